@@ -1,0 +1,25 @@
+"Package metadata lives in settings.ini: edit there, not here."
+from configparser import ConfigParser
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+root = Path(__file__).parent
+config = ConfigParser(delimiters=["="])
+config.read(root/"settings.ini", encoding="utf-8")
+cfg = config["DEFAULT"]
+extras = {k.removesuffix("_requirements"): v.split() for k, v in cfg.items() if k.endswith("_requirements")}
+readme = root/"README.md"
+
+setup(
+    name=cfg["lib_name"], version=cfg["version"], description=cfg["description"], keywords=cfg["keywords"],
+    author=cfg["author"], author_email=cfg["author_email"], license="Apache-2.0", url=cfg["git_url"],
+    long_description=readme.read_text(encoding="utf-8") if readme.exists() else "",
+    long_description_content_type="text/markdown",
+    classifiers=["Development Status :: 3 - Alpha", "Intended Audience :: Science/Research", "Intended Audience :: Healthcare Industry",
+                 "Programming Language :: Python :: 3", "Topic :: Scientific/Engineering :: Image Recognition",
+                 "Topic :: Scientific/Engineering :: Medical Science Apps."],
+    packages=find_packages(include=[f"{cfg['lib_path']}*"]), include_package_data=True, zip_safe=False,
+    python_requires=f">={cfg['min_python']}", install_requires=cfg["requirements"].split(), extras_require=extras,
+    entry_points={"console_scripts": cfg["console_scripts"].split(), "nbdev": [f"{cfg['lib_path']}={cfg['lib_path']}._modidx:d"]},
+)

@@ -1,0 +1,103 @@
+"""Work on the notebooks: `python tools/nb.py [PATH ...]` (default: all) takes each one through the whole round.
+
+sync    the newer of `nbs/X.ipynb` and its text `nbs/_py/X.py` updates the other; outputs and cell ids are kept
+export  the `#| export` cells are written to `ctseg/`
+run     the notebook runs top to bottom and keeps its outputs (`--no-run` skips this; folders with `.notest` always do)
+clean   nbdev's cleaning: no execution counts, no stray metadata
+mirror  the text is written again from the notebook
+"""
+import argparse, os, subprocess, sys
+from pathlib import Path
+
+import jupytext
+from execnb.nbio import read_nb, write_nb
+from execnb.shell import CaptureShell
+from fastcore.xtras import working_directory
+from nbdev.clean import clean_nb
+from nbdev.config import get_config
+from nbdev.doclinks import _build_modidx
+from nbdev.export import nb_export
+from nbdev.process import NBProcessor
+
+ROOT = Path(__file__).resolve().parent.parent
+NBS = ROOT/"nbs"
+KERNEL = {"display_name": "python3", "language": "python", "name": "python3"}
+os.environ.setdefault("MPLBACKEND", "module://matplotlib_inline.backend_inline")
+
+
+def mirror_path(nb: Path) -> Path: return nb.parent/"_py"/f"{nb.stem}.py"
+
+
+def notebooks() -> list[Path]:
+    "Every notebook, also those that so far exist only as text."
+    text = {p.parent.parent/f"{p.stem}.ipynb" for p in NBS.rglob("_py/*.py")}
+    both = text | set(NBS.rglob("*.ipynb"))
+    return sorted(p for p in both if not any(q.startswith((".", "_")) for q in p.relative_to(NBS).parts))
+
+
+def sync(nb: Path):
+    py = mirror_path(nb)
+    if not py.exists(): return
+    if not nb.exists():
+        new = jupytext.read(py)
+        new.metadata = {"kernelspec": KERNEL}
+        jupytext.write(new, nb)
+    elif py.stat().st_mtime > nb.stat().st_mtime and mirror_text(nb) != py.read_text():
+        subprocess.run([sys.executable, "-m", "jupytext", "--quiet", "--update", "--to", "ipynb", "--output", str(nb), str(py)],
+                       check=True, cwd=ROOT)
+        full = read_nb(nb)
+        full.metadata = {"kernelspec": KERNEL}
+        write_nb(full, nb)
+
+
+def run(nb: Path):
+    "Run in place. Cells that nbdev would skip in a test (`eval: false`, test flags) keep the outputs they have."
+    flags = set(get_config().tst_flags.split())
+    note = NBProcessor(nb, rm_directives=False, process=True).nb
+
+    def skip(cell):
+        d = getattr(cell, "directives_", {})
+        return (cell.cell_type != "code" or "nbdev_export(" in cell.source
+                or d.get("eval:", [""])[0].lower() == "false" or bool(flags & d.keys()))
+    shell = CaptureShell(nb)
+    with working_directory(nb.parent): shell.run_all(note, exc_stop=True, preproc=skip)
+    write_nb(note, nb)
+
+
+def clean(nb: Path):
+    note = read_nb(nb)
+    clean_nb(note)
+    write_nb(note, nb)
+
+
+def mirror_text(nb: Path) -> str:
+    out = subprocess.run([sys.executable, "-m", "jupytext", "--quiet", "--to", "py:percent", "--output", "-", str(nb)],
+                         check=True, cwd=ROOT, capture_output=True, text=True)
+    return out.stdout
+
+
+def mirror(nb: Path):
+    py = mirror_path(nb)
+    py.parent.mkdir(exist_ok=True)
+    if not py.exists() or py.read_text() != (text := mirror_text(nb)): py.write_text(text if py.exists() else mirror_text(nb))
+    os.utime(nb)
+    os.utime(py, (nb.stat().st_atime, nb.stat().st_mtime))
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("paths", nargs="*", type=Path)
+    p.add_argument("--no-run", action="store_true", help="keep the outputs as they are")
+    args = p.parse_args()
+    paths = [q.resolve() for q in args.paths] or notebooks()
+    paths = [q.parent.parent/f"{q.stem}.ipynb" if q.suffix == ".py" else q for q in paths]
+    for nb in paths: sync(nb); nb_export(nb)
+    _build_modidx()
+    for nb in paths:
+        notest = any((d/".notest").exists() for d in nb.parents if NBS in (d, *d.parents))
+        if not args.no_run and (not notest or args.paths): run(nb)
+        clean(nb); mirror(nb)
+        print("done", nb.relative_to(ROOT), flush=True)
+
+
+if __name__ == "__main__": main()
