@@ -1,0 +1,37 @@
+# Two commands from a bare clone with Python >= 3.10 and make: `make demo` and `make test`. Each sets up .venv once.
+PYTHON ?= python3
+VENV ?= .venv
+PY := $(VENV)/bin/python
+READY := $(VENV)/.ready
+
+.PHONY: help setup demo test prepare docs report kaggle wheel clean
+
+help:
+	@echo "make demo     the whole job on data_sample, in minutes on a CPU, into runs/demo"
+	@echo "make test     every test and every notebook"
+	@echo "make prepare  after an edit: sync text and notebooks, export, run, clean, README, test"
+
+setup: $(READY)
+
+$(READY): settings.ini setup.py pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("ctseg needs Python 3.10 or newer, this is " + sys.version.split()[0]) if sys.version_info < (3, 10) else None'
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(READY)
+	$(PY) -m ctseg demo --out runs/demo --overwrite
+
+test: $(READY)
+	$(PY) -m pytest -q tests
+
+prepare: $(READY)
+	$(PY) tools/nb.py
+	$(PY) tools/readme.py
+	$(PY) -m pytest -q tests
+
+wheel: $(READY)
+	$(PY) -m pip wheel --quiet --no-deps -w dist .
+
+clean:
+	rm -rf build dist *.egg-info _proc _docs .pytest_cache
