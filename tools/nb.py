@@ -71,15 +71,17 @@ def clean(nb: Path):
 
 
 def mirror_text(nb: Path) -> str:
-    out = subprocess.run([sys.executable, "-m", "jupytext", "--quiet", "--to", "py:percent", "--output", "-", str(nb)],
-                         check=True, cwd=ROOT, capture_output=True, text=True)
-    return out.stdout
+    "The notebook as percent text: no header, no metadata but tags."
+    note = jupytext.read(nb)
+    note.metadata = {"jupytext": {"notebook_metadata_filter": "-all", "cell_metadata_filter": "tags,-all"}}
+    return jupytext.writes(note, fmt="py:percent")
 
 
 def mirror(nb: Path):
     py = mirror_path(nb)
     py.parent.mkdir(exist_ok=True)
-    if not py.exists() or py.read_text() != (text := mirror_text(nb)): py.write_text(text if py.exists() else mirror_text(nb))
+    text = mirror_text(nb)
+    if not py.exists() or py.read_text() != text: py.write_text(text)
     os.utime(nb)
     os.utime(py, (nb.stat().st_atime, nb.stat().st_mtime))
 
