@@ -1,0 +1,124 @@
+# %% [markdown]
+# # Recipes
+#
+# > Named, frozen choices of method, model, loss, augmentation and schedule; and `fit`, which carries one out.
+#
+# - skip_showdoc: true
+
+# %%
+#| default_exp recipes
+
+# %% [markdown]
+# A recipe is a name for a set of choices that somebody has measured. To use one is to say "what they did"; to change one field is to run an experiment.
+#
+# | recipe | what it is |
+# |---|---|
+# | `seed-attunet` | the original project's baseline: Attention U-Net, Dice loss only, everything unexamined read as background |
+# | `masked` | sigmoid outputs; only examined cells are taught |
+# | `marginal` | softmax outputs; unexamined structures and background are one class as far as the truth can tell |
+
+# %%
+#| export
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+
+from ctseg.data import SliceSet, read_challenge
+from ctseg.device import DevicePlan, pick_device
+from ctseg.files import InputError, atomic_path, did_you_mean, write_json
+from ctseg.methods.supervised import supervised
+from ctseg.predict import choose_rule, load_predictor, Rule
+from ctseg.train import Job, Recipe, Run, apply_settings, plot_curves
+
+# %%
+#| hide
+import tempfile
+import pandas as pd
+from fastcore.test import test_eq
+
+# %% [markdown]
+# ## The table
+
+# %%
+#| export
+METHODS = {"supervised": supervised}
+
+RECIPES = {r.name: r for r in [
+    Recipe("seed-attunet", "the original baseline: Dice loss only, zeros read as background, argmax", loss="dice", tune_rule=False),
+    Recipe("masked", "supervised; sigmoid outputs, Dice and binary cross-entropy on known cells", loss="masked"),
+    Recipe("marginal", "supervised; softmax outputs, marginal cross-entropy and Dice on known cells", loss="marginal"),
+]}
+DEFAULT_RECIPE = "marginal"
+
+def get_recipe(name: str) -> Recipe:
+    "The recipe called `name`; an unknown name shows the nearest ones."
+    if name not in RECIPES: raise did_you_mean("recipe", name, RECIPES)
+    return RECIPES[name]
+
+# %%
+pd.DataFrame([dict(name=r.name, method=r.method, model=r.model, loss=r.loss, about=r.about) for r in RECIPES.values()]).set_index("name")
+
+# %% [markdown]
+# ## Fit
+#
+# `fit` opens the run folder, runs the method's phases, chooses the decision rule on the held-out slices, and writes the end of the story. It is what `ctseg fit` calls.
+
+# %%
+#| export
+def fit(
+    data: SliceSet|str|Path, # the slices, or a challenge folder
+    recipe: Recipe|str = DEFAULT_RECIPE,
+    out: str|Path = "runs/run", # the run folder
+    seed: int = 0,
+    resume: bool = False, # continue a run that was cut
+    device: str = "auto",
+    progress: bool = True,
+    **read, # for `read_challenge`, e.g. annotated="all"
+) -> Run:
+    "Train by a recipe; the finished run folder."
+    recipe = get_recipe(recipe) if isinstance(recipe, str) else recipe
+    if recipe.method not in METHODS: raise did_you_mean("method", recipe.method, METHODS)
+    plan = pick_device(device, recipe.precision)
+    slices = data if isinstance(data, SliceSet) else read_challenge(data, **read)
+    run = Run(out)
+    job = Job(recipe, slices, run, plan, seed, progress)
+    job.make_model()  # a misspelt model or an impossible size is told before the folder exists
+    run.open(asdict(recipe), slices, seed, resume)
+    METHODS[recipe.method](job)
+    finish(job)
+    return run
+
+# %%
+#| export
+def finish(job: Job):
+    "Choose the rule, write `metrics.json` and `curves.png`."
+    import matplotlib.pyplot as plt
+    best = job.history[-1]
+    facts = {"phases": job.done, "epochs": len(job.history), "dice held out, argmax": best["dice"]}
+    rule = Rule()
+    if job.recipe.tune_rule and len(job.holdout):
+        rule, scores = choose_rule(load_predictor(job.run.folder, job.plan), job.holdout)
+        facts["dice held out, chosen rule"] = max(scores)
+    write_json(facts | {"rule": asdict(rule)}, job.run/"metrics.json")
+    fig = plot_curves(job.run.read_history())
+    with atomic_path(job.run/"curves.png") as tmp: fig.savefig(tmp, dpi=120)
+    plt.close(fig)
+
+# %% [markdown]
+# A small run on the sample, start to finish:
+
+# %%
+small = apply_settings(get_recipe("marginal"), ["width=4", "epochs=2", "image_size=64", "folds=5"])
+with tempfile.TemporaryDirectory() as d:
+    run = fit("../data_sample", small, Path(d)/"run", progress=False)
+    print(sorted(str(p.relative_to(run.folder)) for p in run.folder.rglob("*") if p.is_file()))
+    again = fit("../data_sample", small, Path(d)/"run", progress=False, resume=True)  # finished: nothing is trained again
+    for other in [dict(recipe=replace(small, lr=1e-4)), dict(recipe=small, seed=1)]:
+        try: fit("../data_sample", out=Path(d)/"run", progress=False, resume=True, **other)
+        except InputError as e: print(str(e).replace(d, "…"))
+
+# %%
+#| hide
+import nbdev; nbdev.nbdev_export()

@@ -1,0 +1,82 @@
+"""Repeat a fixed table of training runs: `python tools/bench.py TABLE --data DIR` (a challenge folder whose test slices have truth).
+
+Every run is `ctseg fit` by a recipe with settings and a seed; what is kept of it is `nbs/benchmarks/results/TABLE/NAME-sSEED.npz`: the Dice of every (test slice, class)
+under several decision rules, from one set of probabilities. The benchmark notebooks compute everything they show from these files. A run that is there is not repeated; one
+that was cut is resumed. The tables are at the end of this file.
+"""
+import argparse, dataclasses, json, os, sys, time
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT/"nbs"/"benchmarks"/"results"
+
+
+def one(task):
+    "Train, predict the test slices, keep the Dice table."
+    table, name, recipe, settings, seed, data, runs, threads = task
+    import numpy as np, torch
+    torch.set_num_threads(threads)
+    from ctseg.data import read_challenge
+    from ctseg.files import atomic_path
+    from ctseg.metrics import dice_table
+    from ctseg.predict import RULES, Rule, load_predictor, predict_masks, score_rules
+    from ctseg.recipes import apply_settings, fit, get_recipe
+    from ctseg.train import Job
+    target = RESULTS/table/f"{name}-s{seed}.npz"
+    if target.exists(): return f"have {target.name}"
+    start = time.monotonic()
+    r = apply_settings(get_recipe(recipe), settings)
+    train, test = read_challenge(data), read_challenge(data, "test")
+    run = fit(train, r, Path(runs)/table/f"{name}-s{seed}", seed, resume=True, device="auto", progress=False)
+    seconds = time.monotonic() - start
+    predictor = load_predictor(run.folder)
+    rules = {"argmax": Rule()}
+    held = Job(r, train, run, predictor.plan, seed).holdout
+    if len(held):
+        scores = dict(zip(RULES, score_rules(predictor, held)))
+        best = lambda keep: max((q for q in RULES if keep(q)), key=scores.get)
+        rules |= {"threshold": best(lambda q: q.gate == 0), "gate": best(lambda q: q.threshold is None), "both": best(lambda q: True), "chosen": predictor.rule}
+    masks = predict_masks(predictor, test.images, list(rules.values()))
+    C = len(test.classes)
+    keep = {f"dice_{k}": dice_table(m, test.masks, C).astype(np.float32) for k, m in zip(rules, masks)}
+    areas = {f"area_{k}": np.stack([np.bincount(x.ravel(), minlength=C + 1)[1:] for x in m]).astype(np.int32) for k, m in zip(rules, masks)}
+    facts = dict(name=name, recipe=recipe, settings=list(settings), seed=seed, seconds=round(seconds), epochs=len(run.read_history()),
+                 rules={k: dataclasses.asdict(v) for k, v in rules.items()}, metrics=json.loads((run/"metrics.json").read_text()))
+    with atomic_path(target) as tmp:
+        np.savez_compressed(tmp, **keep, **areas, truth=test.present, groups=test.groups, classes=np.array(test.classes.names), facts=json.dumps(facts))
+    means = {k: round(float(np.nanmean(np.nanmean(v, 0))), 4) for k, v in keep.items()}
+    return f"{target.stem}  {means}  {seconds:.0f} s"
+
+
+BASE = ("width=16", "epochs=40", "batch_size=16")
+TABLES = {
+    "supervised": [(name, recipe, BASE + extra) for name, recipe, extra in [
+        ("seed-attunet", "seed-attunet", ()),
+        ("marginal", "marginal", ()),
+        ("masked", "masked", ()),
+        ("marginal-image", "marginal", ("reduction=image",)),
+        ("masked-image", "masked", ("reduction=image",)),
+        ("masked-nopixel", "masked", ("pixel_known=no",)),
+        ("ce-dice-zeros", "marginal", ("loss=ce-dice",)),
+    ]],
+}
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("table", choices=TABLES)
+    p.add_argument("--data", type=Path, required=True)
+    p.add_argument("--runs", type=Path, default=ROOT/"runs"/"bench")
+    p.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    p.add_argument("--only", nargs="+", default=[], help="names of rows")
+    p.add_argument("--jobs", type=int, default=2)
+    p.add_argument("--threads", type=int, default=1, help="of each job")
+    a = p.parse_args()
+    rows = [t for t in TABLES[a.table] if not a.only or t[0] in a.only]
+    tasks = [(a.table, *row, seed, a.data.resolve(), a.runs.resolve(), a.threads) for seed in a.seeds for row in rows]
+    with ProcessPoolExecutor(a.jobs) as pool:
+        for f in [pool.submit(one, t) for t in tasks]: print(f.result(), flush=True)
+
+
+if __name__ == "__main__": main()
