@@ -10,6 +10,7 @@ help:
 	@echo "make demo     the whole job on data_sample, in minutes on a CPU, into runs/demo"
 	@echo "make test     every test and every notebook"
 	@echo "make prepare  after an edit: sync text and notebooks, export, run, clean, README, test"
+	@echo "make docs     the documentation site, into _docs"
 
 setup: $(READY)
 
@@ -29,6 +30,9 @@ prepare: $(READY)
 	$(PY) tools/nb.py
 	$(PY) tools/readme.py
 	$(PY) -m pytest -q tests
+
+docs: $(READY)
+	$(PY) tools/docs.py
 
 wheel: $(READY)
 	$(PY) -m pip wheel --quiet --no-deps -w dist .

@@ -76,15 +76,22 @@ def stage_page(old: Path, new: Path):
     nb = read_nb(old)
     reveal(nb)
     Filter()(nb)
-    host, up = "{doc_host}{doc_baseurl}/".format(**get_config().d), "../"*(len(new.relative_to(PROC).parts) - 1)
+    cfg, depth = get_config(), len(new.relative_to(PROC).parts) - 1
+    host, up = f"{cfg.doc_host}{cfg.doc_baseurl}/", "../"*depth
+    outside = re.compile(rf"\]\((?:\.\./){{{depth + 1}}}(?=\w)")  # a file of the repository that is not a page
+
+    def local(text: str) -> str:
+        text = outside.sub(f"]({cfg.git_url}/blob/{cfg.branch}/", text.replace(f"]({host}", f"]({up}"))
+        return re.sub(r"\]\(((?!\w+:)[^)\s]*?\.ipynb)", lambda m: f"]({unnumbered(m[1])}", text)
+
     for cell in nb.cells:
         if cell.cell_type == "raw": cell.source = re.sub(r"^(output-file|skip_showdoc): .*\n?", "", cell.source, flags=re.M)
         if cell.cell_type == "markdown":
-            cell.source = re.sub(r"\]\(((?!\w+:)[^)\s]*?\.ipynb)", lambda m: f"]({unnumbered(m[1])}", cell.source)
-        cell.source = cell.source.replace(f"]({host}", f"]({up}").replace('code-fold: show\n#| code-summary: "Exported source"', FOLD)
+            cell.source = local(cell.source)
+        cell.source = cell.source.replace('code-fold: show\n#| code-summary: "Exported source"', FOLD)
         for out in cell.get("outputs", []):
             data = out.get("data", {})
-            if "text/markdown" in data: data["text/markdown"] = "".join(data["text/markdown"]).replace(f"]({host}", f"]({up}")
+            if "text/markdown" in data: data["text/markdown"] = local("".join(data["text/markdown"])).splitlines(True)
     new.parent.mkdir(parents=True, exist_ok=True)
     write_nb(nb, new)
 
