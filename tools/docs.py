@@ -2,7 +2,7 @@
 
 stage   nbdev resolves the notebooks into `_proc`: directives, `show_doc`, links between symbols. The result is a plain Quarto project
 render  smalldocs reads that project and writes the pages; `--builder quarto` lets Quarto read the very same files
-finish  no request leaves the site: KaTeX is put beside the pages where npm is at hand (otherwise formulas load it from its CDN)
+vendor  KaTeX is put beside the pages where npm is at hand, so that nothing is fetched from elsewhere; otherwise formulas load it from its CDN
 check   every link, picture and in-page anchor must lead somewhere; exit status 1 if one does not
 """
 import argparse, ast, importlib, os, re, shutil, subprocess, sys
@@ -14,7 +14,6 @@ import yaml
 from execnb.nbio import read_nb, write_nb
 from nbdev.config import get_config
 from nbdev.processors import FilterDefaults, exec_show_docs
-from nbdev.quarto import refresh_quarto_yml
 from nbdev.showdoc import show_doc
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -58,9 +57,8 @@ def _fits(name: str, pattern: str) -> bool: return name.count("/") == pattern.co
 def unnumbered(name: str) -> str: return re.sub(r"(^|/)\d+[a-z]?_(?=[^/]*$)", r"\1", name)
 
 
-def stage() -> Path:
+def stage():
     "nbdev's half: a folder with Quarto's settings and the notebooks, every directive resolved and no number in a page's address."
-    refresh_quarto_yml()
     shutil.rmtree(PROC, ignore_errors=True)
     shutil.copytree(NBS, PROC, ignore=shutil.ignore_patterns("_py", ".*", "*.ipynb"))
     os.environ["IN_TEST"] = "1"  # what nbdev sets while it prepares a page
@@ -68,7 +66,9 @@ def stage() -> Path:
     for name in names: stage_page(NBS/name, PROC/unnumbered(name))
     contents = [{"section": s, "contents": [unnumbered(n) for n in found]} for s, found in grouped(names).items()]
     (PROC/"sidebar.yml").write_text(yaml.safe_dump({"website": {"sidebar": {"contents": contents}}}, sort_keys=False))
-    return PROC
+    cfg = get_config()
+    site = {"title": cfg.title, "site-url": f"{cfg.doc_host}{cfg.doc_baseurl}", "description": cfg.description, "repo-branch": cfg.branch, "repo-url": cfg.git_url}
+    (PROC/"nbdev.yml").write_text(yaml.safe_dump({"project": {"output-dir": SITE.name}, "website": site}, sort_keys=False))
 
 
 def stage_page(old: Path, new: Path):
@@ -135,10 +135,20 @@ class Filter(FilterDefaults):
     def base_procs(self): return [run_show_docs if p is exec_show_docs else p for p in super().base_procs()]
 
 
-def finish():
-    "Serve everything from the site itself: fonts from the reader's system, KaTeX from npm (kept in `.cache` for the next time)."
+def render(builder: str) -> bool:
+    "Pages from the staged project; True if the builder had nothing to complain about. No font is fetched from elsewhere."
+    command = {"quarto": ["quarto", "render", str(PROC), "--no-execute"],
+               "smalldocs": [sys.executable, "-m", "smalldocs.cli", "render", "--strict", "--quiet", str(PROC)]}[builder]
+    ok = subprocess.run(command).returncode == 0
+    shutil.rmtree(SITE, ignore_errors=True)
+    shutil.move(PROC/SITE.name, SITE)
     for p in SITE.rglob("*.css"):
         if "fonts.googleapis" in (text := p.read_text()): p.write_text(re.sub(r"@import\s*url\([^)]*fonts\.googleapis[^)]*\);?", "", text))
+    return ok
+
+
+def vendor_katex():
+    "Serve KaTeX from the site itself, if npm can bring it; it is kept in `.cache` for the next time."
     dist = ROOT/".cache"/"katex"/"node_modules"/"katex"/"dist"
     if not dist.exists() and shutil.which("npm"):
         subprocess.run(["npm", "install", "--silent", "--no-audit", "--no-fund", "--prefix", str(ROOT/".cache"/"katex"), f"katex@{KATEX}"])
@@ -186,17 +196,13 @@ def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--builder", choices=["smalldocs", "quarto"], default="smalldocs")
     args = p.parse_args()
-    proc = stage()
-    render = {"quarto": ["quarto", "render", str(proc), "--no-execute"],
-              "smalldocs": [sys.executable, "-m", "smalldocs.cli", "render", "--strict", "--quiet", str(proc)]}[args.builder]
-    warned = subprocess.run(render).returncode
-    shutil.rmtree(SITE, ignore_errors=True)
-    shutil.move(proc/SITE.name, SITE)
-    finish()
+    stage()
+    ok = render(args.builder)
+    vendor_katex()
     problems = broken(SITE)
     for line in problems: print(line, file=sys.stderr)
-    print(f"{len(list(SITE.rglob('*.html')))} pages in {SITE.name}, {len(problems)} broken link(s){', with warnings' if warned else ''}")
-    sys.exit(bool(problems or warned))
+    print(f"{len(list(SITE.rglob('*.html')))} pages in {SITE.name}, {len(problems)} broken link(s){'' if ok else ', with warnings'}")
+    sys.exit(bool(problems) or not ok)
 
 
 if __name__ == "__main__": main()
