@@ -104,7 +104,7 @@ def reveal(nb):
         body = ast.parse(re.sub(r"^#\|.*$", "", cell.source, flags=re.M)).body
         if all(isinstance(x, (ast.Import, ast.ImportFrom)) for x in body): continue
         public = [x for x in body if isinstance(x, DEFS) and not x.name.startswith("_")]
-        private = FOLD.replace("Source", "Source of " + ", ".join(defined(body)))
+        private = "#| " + FOLD.replace("Source", "Source of " + ", ".join(defined(body)))
         cell.source = re.sub(r"^#\|\s*export\s*$", lambda m: "#| exports" if public else private, cell.source, count=1, flags=re.M).lstrip()
 
 
