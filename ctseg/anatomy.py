@@ -31,7 +31,7 @@ def lateral_pairs(
 
 # %% ../nbs/00_anatomy.ipynb #442e22b4
 def _palette() -> tuple[np.ndarray, np.ndarray]:
-    "Candidate colours in CIELAB, float [K,2,3]: a darker and a lighter one of each hue; and which of the two a screen can show, bool [K,2]."
+    "Candidate colours in CIELAB, float [K,2,3] (a darker and a lighter one), and which a screen can show, bool [K,2]."
     hue, chroma, light = np.meshgrid(np.radians(np.arange(0, 360, 6)), np.arange(32, 100, 12), np.arange(36, 80, 6), indexing="ij")
     one = np.stack([light, chroma*np.cos(hue), chroma*np.sin(hue)], -1).reshape(-1, 3)
     lab = np.stack([one, one + [22, 0, 0]], 1)
@@ -70,11 +70,12 @@ class ClassMap:
         _check(self.names, self.pairs)
 
     def __len__(self): return len(self.names)
-    def __repr__(self): return f"ClassMap({len(self)}: {', '.join(self.names[:3])}{', …' if len(self) > 3 else ''}; {len(self.pairs)} pairs)"
+    def __repr__(self):
+        return f"ClassMap({len(self)}: {', '.join(self.names[:3])}{', …' if len(self) > 3 else ''}; pairs: {len(self.pairs)})"
 
     def name(self, id: int) -> str:
         "The name of class `id`; 0 is the background."
-        if not 0 <= id <= len(self): raise InputError(f"there is no class {id}; ids go from 1 ({self.names[0]}) to {len(self)} ({self.names[-1]})")
+        if not 0 <= id <= len(self): raise InputError(f"there is no class {id}; ids go from 1 to {len(self)} ({self.names[-1]})")
         return self.names[id - 1] if id else "background"
 
     def id(self, name: str) -> int:

@@ -9,6 +9,7 @@ __all__ = ['SliceSet', 'present_classes', 'cache_dir', 'read_masks', 'write_mask
 
 # %% ../nbs/10_data.ipynb #97e4c5d0
 import contextlib, csv as csvlib, gzip, hashlib, io, math, os, re, time, warnings, zlib
+from collections import Counter
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -37,7 +38,8 @@ class SliceSet:
     def __post_init__(self):
         object.__setattr__(self, "names", tuple(self.names))
         n, c = len(self.images), len(self.classes)
-        want = dict(images=(np.uint8, np.shape(self.images)), masks=(np.uint8, np.shape(self.images)), known=(np.bool_, (n, c)), groups=(np.int64, (n,)))
+        pixels = (np.uint8, np.shape(self.images))
+        want = dict(images=pixels, masks=pixels, known=(np.bool_, (n, c)), groups=(np.int64, (n,)))
         for name, (dtype, shape) in want.items():
             a = getattr(self, name)
             if not isinstance(a, np.ndarray) or a.dtype != dtype or a.shape != shape:
@@ -50,7 +52,8 @@ class SliceSet:
     def __len__(self): return len(self.images)
     def __repr__(self):
         h, w = self.images.shape[1:]
-        return f"SliceSet({len(self)} slices {h}x{w}, {self.labelled.sum()} labelled, {len(self.classes)} classes, {len(np.unique(self.groups))} groups)"
+        groups = len(np.unique(self.groups))
+        return f"SliceSet({len(self)} slices {h}x{w}, {self.labelled.sum()} labelled, {len(self.classes)} classes, {groups} groups)"
 
     @property
     def labelled(self) -> np.ndarray: return self.known.any(1)  # bool [N]
@@ -59,7 +62,8 @@ class SliceSet:
 
     def __getitem__(self, idx):
         idx = np.arange(len(self))[idx].reshape(-1)
-        return replace(self, **{k: getattr(self, k)[idx] for k in ("images", "masks", "known", "groups")}, names=[self.names[i] for i in idx])
+        arrays = {k: getattr(self, k)[idx] for k in ("images", "masks", "known", "groups")}
+        return replace(self, **arrays, names=[self.names[i] for i in idx])
     def concat(self, other): return _concat(self, other)  # the slices of both
     def fingerprint(self) -> str: return _fingerprint(self)  # a hash of everything in it
 
@@ -70,7 +74,8 @@ def present_classes(
 ) -> np.ndarray: # bool [N,C]
     "Which classes have at least one pixel on each image. Values above `C` are not looked at."
     seen = np.zeros((len(masks), 256), bool)
-    for row, mask in zip(seen, masks): row[mask.ravel()] = True
+    for row, mask in zip(seen, np.reshape(masks, (len(masks), int(np.prod(masks.shape[1:]))))):
+        row[mask[:1]] = row[mask[1:][mask[1:] != mask[:-1]]] = True
     return seen[:, 1:C + 1]
 
 def _check_masks(s: SliceSet):
@@ -80,13 +85,13 @@ def _check_masks(s: SliceSet):
         raise InputError(f"mask of {s.names[n]} holds {s.masks[n, y, x]} at ({y}, {x}); there are {len(s.classes)} classes")
     if (bad := s.present & ~s.known).any():
         n, c = np.argwhere(bad)[0]
-        raise InputError(f"mask of {s.names[n]} has pixels of class {c + 1} ({s.classes.name(c + 1)}), but known says it was not examined there")
+        raise InputError(f"mask of {s.names[n]} has pixels of class {c + 1} ({s.classes.name(c + 1)}), which known says was not examined")
 
 # %% ../nbs/10_data.ipynb #2a13bece
 def _concat(a: SliceSet, b: SliceSet) -> SliceSet:
     "The slices of `a`, then those of `b`. Group numbers are kept: equal numbers mean the same group."
     if a.classes != b.classes: raise InputError(f"cannot join sets with other classes: {a.classes} and {b.classes}")
-    if a.images.shape[1:] != b.images.shape[1:]: raise InputError(f"cannot join images of {a.images.shape[1:]} and {b.images.shape[1:]} pixels")
+    if a.images.shape[1:] != b.images.shape[1:]: raise InputError(f"cannot join images of {_size(a.images)} and {_size(b.images)} pixels")
     return SliceSet(*(np.concatenate([getattr(a, k), getattr(b, k)]) for k in ("images", "masks", "known")), a.names + b.names,
                     np.concatenate([a.groups, b.groups]), a.classes)
 
@@ -128,10 +133,10 @@ def _explain_rows(path, raw: bytes, first: int, columns) -> InputError:
     for k, line in enumerate(raw.decode("utf-8", "replace").splitlines(), first):
         label, *values = line.split(",")
         if label.strip('"') != f"Pixel {k}":
-            return InputError(f"{path}, line {k + 2}: row {label[:20]!r} where 'Pixel {k}' was expected; rows must be Pixel 0, 1, 2, … in order")
-        for name, v in zip(columns, values):
-            if not re.fullmatch(r"\d{1,3}", v, re.ASCII) or int(v) > 255:
-                return InputError(f"{path}, row Pixel {k}, column {name}: {v[:20]!r} is not a whole number from 0 to 255; {again}")
+            return InputError(f"{path}, line {k + 2}: row {label[:20]!r}, expected 'Pixel {k}'; rows must be Pixel 0, 1, 2, … in order")
+        odd = [(n, v) for n, v in zip(columns, values) if not re.fullmatch(r"\d{1,3}", v, re.ASCII) or int(v) > 255]
+        if odd and len(values) >= len(columns):
+            return InputError(f"{path}, row Pixel {k}, column {odd[0][0]}: {odd[0][1][:20]!r} is not a whole number from 0 to 255; {again}")
         if len(values) != len(columns):
             return InputError(f"{path}, row Pixel {k}: {len(values)} values, expected {len(columns)}, one for each image; {again}")
     return InputError(f"{path}, near row Pixel {first}: not a table of whole numbers; {again}")
@@ -144,7 +149,7 @@ def _open_csv(path):
         with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as f: yield f
     except FileNotFoundError: raise InputError(f"{path}: no such file") from None
     except IsADirectoryError: raise InputError(f"{path}: is a folder, expected a CSV file") from None
-    except (EOFError, zlib.error, gzip.BadGzipFile) as e: raise InputError(f"{path}: damaged gzip file ({e}); copy or write it again") from None
+    except (EOFError, zlib.error, gzip.BadGzipFile) as e: raise InputError(f"{path}: damaged gzip file ({e}); copy it again") from None
 
 def _header(path) -> list[str]:
     "The names of the images in the first line of a mask table."
@@ -152,11 +157,9 @@ def _header(path) -> list[str]:
     try: names = next(csvlib.reader([line.decode("utf-8-sig")]), [])[1:]
     except UnicodeDecodeError: raise InputError(f"{path}: not a text file; expected a CSV with a column for each image") from None
     if not names: raise InputError(f"{path}: the first line names no images; expected ',0.png,1.png,…'")
-    if names[0].startswith("Pixel"): raise InputError(f"{path}: rows are images and columns pixels; turn the table (in pandas: df.T) and write it again")
-    seen = set()
-    for name in names:
-        if name in seen: raise InputError(f"{path}: column {name} is there twice; each image has one column")
-        seen.add(name)
+    if names[0].startswith("Pixel"): raise InputError(f"{path}: a row is an image, expected a column; turn the table (pandas: df.T)")
+    twice = [n for n, k in Counter(names).items() if k > 1]
+    if twice: raise InputError(f"{path}: column {twice[0]} is there twice; each image has one column")
     return names
 
 # %% ../nbs/10_data.ipynb #8f60aba7
@@ -180,7 +183,7 @@ def _read_table(path, columns, rows: int|None) -> np.ndarray:
             if not raw.strip(): continue
             block = _parse_rows(raw, k, len(columns))
             if block is None: raise _explain_rows(path, raw, k, columns)
-            if k + len(block) > rows: raise InputError(f"{path}: more than {rows} rows, which is the number of pixels of an image")
+            if k + len(block) > rows: raise InputError(f"{path}: more than {rows} rows, the pixels of an image; is it for other images?")
             out[:, k:k + len(block)] = block.T
             k += len(block)
     if k < rows: raise InputError(f"{path}: {k} rows, expected {rows}, the number of pixels of an image; the file may be cut off")
@@ -219,16 +222,18 @@ def _cached(kind: str, paths, make, on: bool = True) -> np.ndarray:
     return array
 
 # %% ../nbs/10_data.ipynb #7689f1e0
-def _same_names(found, expected, where, what="column"):
-    "Raise an `InputError` unless the names are the expected ones, in order; it tells missing from extra from misplaced."
+def _same_names(found, expected, where, among=None):
+    "Raise an `InputError` unless the columns are the expected ones, in order; it tells missing from extra from misplaced."
     if list(found) == list(expected): return
-    have, want = set(found), set(expected)
-    if lost := [n for n in expected if n not in have]: tell = f"no {what} for {lost[0]}" + (f" and {len(lost) - 1} more" if len(lost) > 1 else "")
-    elif extra := [n for n in found if n not in want]: tell = f"{what} {extra[0]} belongs to no image" + (f" (nor do {len(extra) - 1} more)" if len(extra) > 1 else "")
+    extra = [n for n in found if n not in set(among or expected)]
+    lost = [n for n in expected if n not in set(found)]
+    more = lambda names: f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+    if extra: tell = f"column {extra[0]}{more(extra)} belongs to no image; remove it, or add the image"
+    elif lost: tell = f"no column for {lost[0]}{more(lost)}; add it"
     else:
         i = next(i for i, (a, b) in enumerate(zip(found, expected)) if a != b)
-        tell = f"{what} {i + 1} is {found[i]}, expected {expected[i]}: names must be in numeric order"
-    raise InputError(f"{where}: {tell}; expected {len(expected)} names, {expected[0]} … {expected[-1]}")
+        tell = f"column {i + 1} is {found[i]}, expected {expected[i]}; put the columns into numeric order"
+    raise InputError(f"{where}: {tell} (expected are {len(expected)} columns, {expected[0]} … {expected[-1]})")
 
 def _pixels(path, count: int, size) -> tuple[int, int]:
     "The height and width of masks of `count` pixels."
@@ -292,12 +297,12 @@ def natural_key(name: str):
 def _read_png(path: Path) -> np.ndarray:
     "One image, uint8 [H,W]."
     try: image = imread(path)
-    except Exception as e: raise InputError(f"{path}: not a readable image ({str(e).splitlines()[0][:60] if str(e) else e!r}); copy it again") from None
-    if image.dtype != np.uint8: raise InputError(f"{path}: {image.dtype.itemsize*8}-bit image, expected 8-bit grayscale; window it to 0…255 first")
+    except Exception: raise InputError(f"{path}: not a readable image; it is damaged or no PNG, copy it again") from None
+    if image.dtype != np.uint8: raise InputError(f"{path}: {image.dtype.itemsize*8}-bit image, expected 8 bits; window it to 0…255 first")
     if image.ndim == 3:
-        if image.shape[-1] == 4 and (image[..., 3] == 255).all() or image.shape[-1] == 2 and (image[..., 1] == 255).all(): image = image[..., :-1]
+        if image.shape[-1] in (2, 4) and (image[..., -1] == 255).all(): image = image[..., :-1]  # an opaque alpha channel says nothing
         if image.shape[-1] not in (1, 3) or (image != image[..., :1]).any():
-            raise InputError(f"{path}: colour image, its channels differ; expected 8-bit grayscale")
+            raise InputError(f"{path}: a colour image whose channels differ, expected grayscale; convert it to 8-bit grey")
         image = image[..., 0]
     if image.ndim != 2: raise InputError(f"{path}: an image of {image.ndim} dimensions, expected one 2D image")
     return np.ascontiguousarray(image)
@@ -309,21 +314,26 @@ def read_images(
     "Read all PNG files of a folder, all of one size."
     folder = Path(folder)
     if not folder.is_dir(): raise InputError(f"{folder}: no such folder; expected a folder of PNG images")
-    paths = sorted((p for p in folder.iterdir() if p.suffix.lower() == ".png" and not p.name.startswith(".")), key=lambda p: natural_key(p.name))
+    paths = [p for p in folder.iterdir() if p.suffix.lower() == ".png" and not p.name.startswith(".")]
+    paths.sort(key=lambda p: natural_key(p.name))
     if not paths:
         inner = next((p for p in folder.iterdir() if p.is_dir() and any(p.glob("*.png"))), None)
-        raise InputError(f"{folder}: no PNG images" + (f"; they are in {inner}, move them up" if inner else ""))
+        todo = f"move those in {inner.name}/ up" if inner else "put the slices there, 0.png, 1.png, …"
+        raise InputError(f"{folder}: no PNG images in it; {todo}")
     return [p.name for p in paths], _cached("images1", paths, lambda: _read_pngs(paths), cache)
 
 def _read_pngs(paths) -> np.ndarray:
+    "Images of one size, uint8 [N,H,W]."
     first = _read_png(paths[0])
     images = np.empty((len(paths), *first.shape), np.uint8)
     for i, p in enumerate(paths):
         image = _read_png(p) if i else first
         if image.shape != first.shape:
-            raise InputError(f"{p}: {'x'.join(map(str, image.shape))} pixels, expected {'x'.join(map(str, first.shape))} like {paths[0].name}")
+            raise InputError(f"{p}: {_size(image)} pixels, expected {_size(first)} like {paths[0].name}; resize it")
         images[i] = image
     return images
+
+def _size(images) -> str: return "x".join(map(str, images.shape[-2:]))  # as people write it
 
 # %% ../nbs/10_data.ipynb #db74ee41
 def _csv_path(folder: Path, split: str) -> Path|None:
@@ -340,11 +350,11 @@ def read_classes(folder) -> ClassMap:
 def _read_annotated(path: Path, n: int, C: int) -> np.ndarray:
     "`annotated_labels.json` as bool [n,C]."
     if not path.exists():
-        raise InputError(f"{path}: no such file, so absent cannot be told from unknown; choose annotated='all' (every class was examined on "
-                         "every image of the CSV) or annotated='present' (only classes with pixels are known)")
+        raise InputError(f"{path}: no such file, so absent cannot be told from unknown; choose annotated='all' (every class was "
+                         "examined on every image of the CSV) or annotated='present' (only classes with pixels are known)")
     lists = read_json(path)
     if not isinstance(lists, list): raise InputError(f"{path}: expected a list with a list of class ids for each training image")
-    if len(lists) != n: raise InputError(f"{path}: {len(lists)} lists for {n} training images; expected one for each, empty where nothing was examined")
+    if len(lists) != n: raise InputError(f"{path}: {len(lists)} lists for {n} training images; give each a list, empty if not examined")
     known = np.zeros((n, C), bool)
     for i, ids in enumerate(lists):
         if not isinstance(ids, list): raise InputError(f"{path}, entry {i}: {ids!r} is not a list of class ids")
@@ -362,11 +372,11 @@ def _known(folder: Path, csv: Path, names, masks, labelled: int, classes: ClassM
     else: return present_classes(masks, C)
     if known[labelled:].any():
         i = labelled + int(np.argmax(known[labelled:].any(1)))
-        raise InputError(f"{csv}: no column for {names[i]}, which annotated_labels.json (entry {i}) says was examined; add it or empty the list")
+        raise InputError(f"{csv}: no column for {names[i]}, which annotated_labels.json says was examined; add it, or empty entry {i}")
     if (bad := present_classes(masks, C) & ~known).any():
         i, c = np.argwhere(bad)[0]
-        raise InputError(f"{csv}, column {names[i]}: has pixels of class {c + 1} ({classes.name(c + 1)}), which annotated_labels.json (entry {i}) "
-                         "does not list; add it there, or check that both files belong to the same images")
+        raise InputError(f"{csv}, column {names[i]}: pixels of class {c + 1} ({classes.name(c + 1)}), not in entry {i} of "
+                         "annotated_labels.json; add it there, or check that both files belong to the same images")
     return known
 
 def _read_groups(folder: Path, split: str, images: np.ndarray) -> np.ndarray:
@@ -376,7 +386,8 @@ def _read_groups(folder: Path, split: str, images: np.ndarray) -> np.ndarray:
     table = read_json(path)
     if not isinstance(table, dict) or not isinstance(table.get(split), list):
         raise InputError(f'{path}: expected {{"{split}": [...]}} with the patient of each image')
-    if len(table[split]) != len(images): raise InputError(f"{path}: {len(table[split])} patients under {split!r}, expected one for each of {len(images)} images")
+    if len(table[split]) != len(images):
+        raise InputError(f"{path}: {len(table[split])} patients under {split!r} for {len(images)} images; give one for each image")
     if all(type(p) is int for p in table[split]): return np.array(table[split], np.int64)
     return np.unique([str(p) for p in table[split]], return_inverse=True)[1].astype(np.int64)
 
@@ -393,15 +404,16 @@ def read_challenge(
     if annotated not in (options := ("json", "all", "present")): raise did_you_mean("value of annotated", annotated, options)
     if not folder.is_dir(): raise InputError(f"{folder}: no such folder; expected one with {split}-images/ and y_{split}.csv")
     if not (folder/f"{split}-images").is_dir():
-        raise InputError(f"{folder}: {'an empty folder' if not any(folder.iterdir()) else f'has no {split}-images/'}; expected {split}-images/ and y_{split}.csv")
+        what = f"has no {split}-images/" if any(folder.iterdir()) else "is an empty folder"
+        raise InputError(f"{folder}: {what}; expected {split}-images/ and y_{split}.csv, as unpacked from the challenge")
     csv, classes = _csv_path(folder, split), read_classes(folder)
-    if csv is None and split == "train": raise InputError(f"{folder}: no y_train.csv or y_train.csv.gz; expected the masks of the training images")
+    if csv is None and split == "train": raise InputError(f"{folder}: no y_train.csv or y_train.csv.gz; put the table of masks there")
     names, images = read_images(folder/f"{split}-images", cache)
     masks, known = np.zeros_like(images), np.zeros((len(names), len(classes)), bool)
     if csv is not None:
         columns = _header(csv)
         k = len(columns) if split == "train" else len(names)  # training images after the CSV's last one are unlabelled
-        _same_names(columns, names[:k] if set(columns) <= set(names) else names, csv)
+        _same_names(columns, names[:k], csv, among=names)
         masks[:k] = read_masks(csv, columns, images.shape[1:], classes, cache)[1]
         known = _known(folder, csv, names, masks, k, classes, annotated) if split == "train" else ~known
     return SliceSet(images, masks, known, names, _read_groups(folder, split, images), classes)
@@ -427,7 +439,8 @@ def write_challenge(
             (images := hold(folder/f"{split}-images")).mkdir()
             for name, image in zip(s.names, s.images): imsave(images/name, image, check_contrast=False)
             if split == "train" or s.labelled.any(): write_masks(s.masks, s.names, hold(table))
-            if split == "train": write_json([(np.flatnonzero(k) + 1).tolist() for k in s.known], hold(folder/"annotated_labels.json"), indent=None)
+            lists = [(np.flatnonzero(k) + 1).tolist() for k in s.known]
+            if split == "train": write_json(lists, hold(folder/"annotated_labels.json"), indent=None)
             s.classes.to_json(hold(folder/"class_names.json"))
             write_json(groups, hold(patients), indent=None)
     except BaseException:
@@ -441,7 +454,8 @@ def _check_writable(s: SliceSet, folder: Path, split: str):
     if not len(s): raise InputError(f"{folder}: nothing to write, the set has no slices")
     bad = [n for n in s.names if Path(n).name != n or not n.lower().endswith(".png") or n.startswith(".")]
     if bad: raise InputError(f"{folder}: {bad[0]!r} cannot be an image's file name; expected names such as 0.png")
-    if len(set(s.names)) < len(s): raise InputError(f"{folder}: two slices are called {next(n for n in s.names if s.names.count(n) > 1)}; names must differ")
+    twice = [n for n, k in Counter(s.names).items() if k > 1]
+    if twice: raise InputError(f"{folder}: two slices are called {twice[0]}; rename one")
     if split == "test" and s.labelled.any() and not s.known.all():
         raise InputError(f"{folder}: a test split is annotated fully or not at all; this one is in part")
     if (folder/"class_names.json").exists() and read_classes(folder) != s.classes:
@@ -453,8 +467,10 @@ def near_duplicates(
     threshold: float = .98, # correlation of 16x16 thumbnails above which two slices belong together
 ) -> np.ndarray: # int64 [N]: group numbers, 0 … in order of first appearance
     "Group near-duplicate slices (and what is linked through them)."
-    thumbs = [F.adaptive_avg_pool2d(torch.from_numpy(images[i:i + 256]).float()[:, None], 16).flatten(1) for i in range(0, len(images), 256)]
-    v = torch.cat(thumbs).numpy() if thumbs else np.zeros((0, 256), np.float32)
+    thumbs = [np.zeros((0, 256), np.float32)]
+    for i in range(0, len(images), 256):
+        thumbs.append(F.adaptive_avg_pool2d(torch.from_numpy(images[i:i + 256])[:, None].float(), 16).flatten(1).numpy())
+    v = np.concatenate(thumbs)
     v -= v.mean(1, keepdims=True)
     v /= np.maximum(np.linalg.norm(v, axis=1, keepdims=True), 1e-6)  # an even image has no direction and no duplicate
     links = [np.argwhere(v[i:i + 512] @ v.T > threshold) + [i, 0] for i in range(0, len(v), 512)]
@@ -495,7 +511,7 @@ def select_labelled(
     "Keep the annotation of `n` labelled slices, chosen by whole groups; the rest become unlabelled (nothing known, mask 0)."
     if n is None: return slices
     labelled = np.flatnonzero(slices.labelled)
-    if not 1 <= n <= len(labelled): raise InputError(f"cannot keep {n} labelled slices; there are {len(labelled)}, choose 1 to {len(labelled)}")
+    if not 1 <= n <= len(labelled): raise InputError(f"cannot keep {n} labelled slices of {len(labelled)}; choose 1 to {len(labelled)}")
     group, member = np.unique(slices.groups, return_inverse=True)
     rank = np.random.default_rng(seed).permutation(len(group))[member]
     keep = np.isin(np.arange(len(slices)), labelled[np.argsort(rank[labelled], kind="stable")[:n]])
@@ -504,13 +520,14 @@ def select_labelled(
 # %% ../nbs/10_data.ipynb #e96742d7
 def _facts(s: SliceSet) -> dict:
     "What there is in a set, in numbers."
-    lab = s.labelled
-    positive = s.present.sum(0)
-    return dict(images=len(s), size="x".join(map(str, s.images.shape[1:])), labelled=int(lab.sum()), unlabelled=int((~lab).sum()),
+    lab, positive = s.labelled, s.present.sum(0)
+    names = s.classes.names if lab.any() else ()
+    share = lambda cells: round(float(cells.mean()), 4)
+    return dict(images=len(s), size=_size(s.images), labelled=int(lab.sum()), unlabelled=int((~lab).sum()),
                 annotated_but_empty=int((lab & ~s.present.any(1)).sum()), groups=len(np.unique(s.groups)),
-                cells_present=round(float(s.present.mean()), 4), cells_absent=round(float((s.known & ~s.present).mean()), 4),
-                cells_unknown=round(float((~s.known).mean()), 4), classes_never_seen=[s.classes.names[c] for c in np.flatnonzero(positive == 0)] if lab.any() else [],
-                rarest_classes={s.classes.names[c]: int(positive[c]) for c in np.argsort(positive, kind="stable") if positive[c]} if lab.any() else {})
+                cells=dict(present=share(s.present), absent=share(s.known & ~s.present), unknown=share(~s.known)),
+                classes_never_seen=[n for n, k in zip(names, positive) if not k],
+                images_with_class={n: int(k) for k, n in sorted(zip(positive, names)) if k})
 
 def check_challenge(
     folder,
@@ -521,7 +538,8 @@ def check_challenge(
     facts = dict(classes=len(read_classes(folder)), train=_facts(train := read_challenge(folder, "train", annotated)))
     if (folder/"test-images").exists():
         test = read_challenge(folder, "test")
-        if test.images.shape[1:] != train.images.shape[1:]: raise InputError(f"{folder}: training images are {facts['train']['size']}, test images {_facts(test)['size']}")
+        if (sizes := [_size(x.images) for x in (train, test)])[0] != sizes[1]:
+            raise InputError(f"{folder}: training images are {sizes[0]}, test images {sizes[1]}; resize one of them")
         facts["test"] = _facts(test)
     return facts
 
@@ -534,7 +552,7 @@ def check_submission(
     classes = read_classes(folder)
     masks = read_masks(csv, names, images.shape[1:], classes, cache=False)[1]
     present = present_classes(masks, len(classes))
-    return dict(images=len(names), size="x".join(map(str, images.shape[1:])), classes_used=int(present.any(0).sum()), classes=len(classes),
+    return dict(images=len(names), size=_size(images), classes_used=int(present.any(0).sum()), classes=len(classes),
                 empty_images=int((~present.any(1)).sum()))
 
 # %% ../nbs/10_data.ipynb #91eaed54
@@ -612,7 +630,8 @@ class EpochSampler:
         order = self.order(epoch)
         need = self.batch_size if self.n < self.batch_size else -(-self.n//self.world)*self.world
         order = np.resize(order, need)[:len(self)*self.batch_size]  # repeats from the start where there are too few
-        return [torch.from_numpy(order[i:i + self.batch_size][self.rank::self.world].astype(np.int64)) for i in range(0, len(order), self.batch_size)]
+        whole = [order[i:i + self.batch_size] for i in range(0, len(order), self.batch_size)]
+        return [torch.from_numpy(b[self.rank::self.world].astype(np.int64)) for b in whole]
 
 # %% ../nbs/10_data.ipynb #661c991a
 def rare_weights(

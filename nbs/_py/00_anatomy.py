@@ -1,17 +1,3 @@
-# ---
-# jupyter:
-#   jupytext:
-#     text_representation:
-#       extension: .py
-#       format_name: percent
-#       format_version: '1.3'
-#       jupytext_version: 1.19.6
-#   kernelspec:
-#     display_name: python3
-#     language: python
-#     name: python3
-# ---
-
 # %% [markdown]
 # # Anatomy
 #
@@ -23,9 +9,9 @@
 #| default_exp anatomy
 
 # %% [markdown]
-# A mask is an array of small integers. What the integers mean is kept in one place: a `ClassMap`. Everything else in `ctseg` asks it
-# *how many classes are there*, *what is number 36 called*, *which number becomes which when the image is mirrored*, and *what colour
-# is it drawn in*. Nothing may assume the 54 classes of the challenge: the same code runs on seven organs of the neck.
+# A mask is an array of small integers. What the integers mean is kept in one place: a `ClassMap`. Everything else in `ctseg` asks it *how
+# many classes are there*, *what is number 36 called*, *which number becomes which when the image is mirrored*, and *what colour is it
+# drawn in*. Nothing may assume the 54 classes of the challenge: the same code runs on seven organs of the neck.
 
 # %%
 #| export
@@ -51,8 +37,8 @@ from fastcore.test import test_eq, test_fail
 # ## Left and right
 #
 # A mirrored body is still a body, but its left kidney has become a right one. So the classes that come in a left and a right version have
-# to be known. Their names already say it: two names that differ only in the word *left* or *right* are partners. Only whole words
-# count, or the *bright* in some future name would be somebody's right.
+# to be known. Their names already say it: two names that differ only in the word *left* or *right* are partners. Only whole words count,
+# or the *bright* in some future name would be somebody's right.
 
 # %%
 #| export
@@ -78,17 +64,17 @@ test_eq(lateral_pairs(["parotid_right", "parotid_left", "rib_left"]), ((2, 1),))
 # ## Colours that can be told apart
 #
 # Fifty-four structures in one picture need fifty-four colours, none of which the eye takes for another. Equal steps in RGB are not equal
-# steps for the eye; in the CIELAB space they nearly are, so distances are measured there. The choice is greedy: each structure
-# takes the colour that is *farthest from all colours taken so far* and from black, the background. Greys are left out, because the CT underneath
-# is grey.
+# steps for the eye; in the CIELAB space they nearly are, so distances are measured there. The choice is greedy: each structure takes the
+# colour that is *farthest from all colours taken so far* and from black, the background. Greys are left out, because the CT underneath is
+# grey.
 #
-# Lateral partners should look like relatives: the same hue, the left one darker, the right one lighter. So a pair takes two
-# colours at once, from the same place of the colour wheel.
+# Lateral partners should look like relatives: the same hue, the left one darker, the right one lighter. So a pair takes two colours at
+# once, from the same place of the colour wheel.
 
 # %%
 #| export
 def _palette() -> tuple[np.ndarray, np.ndarray]:
-    "Candidate colours in CIELAB, float [K,2,3]: a darker and a lighter one of each hue; and which of the two a screen can show, bool [K,2]."
+    "Candidate colours in CIELAB, float [K,2,3] (a darker and a lighter one), and which a screen can show, bool [K,2]."
     hue, chroma, light = np.meshgrid(np.radians(np.arange(0, 360, 6)), np.arange(32, 100, 12), np.arange(36, 80, 6), indexing="ij")
     one = np.stack([light, chroma*np.cos(hue), chroma*np.sin(hue)], -1).reshape(-1, 3)
     lab = np.stack([one, one + [22, 0, 0]], 1)
@@ -120,8 +106,9 @@ def _choose_colours(n: int, pairs) -> np.ndarray:
 # %% [markdown]
 # ## The class map
 #
-# It is frozen: two class maps with the same names are the same class map, and can be compared and hashed. What follows from the names
-# is computed when first asked for. `colours` and `swap` are lookup tables: index them with a whole mask and every pixel is translated at once.
+# It is frozen: two class maps with the same names are the same class map, and can be compared and hashed. What follows from the names is
+# computed when first asked for. `colours` and `swap` are lookup tables: index them with a whole mask and every pixel is translated at
+# once.
 
 # %%
 #| export
@@ -137,11 +124,12 @@ class ClassMap:
         _check(self.names, self.pairs)
 
     def __len__(self): return len(self.names)
-    def __repr__(self): return f"ClassMap({len(self)}: {', '.join(self.names[:3])}{', …' if len(self) > 3 else ''}; {len(self.pairs)} pairs)"
+    def __repr__(self):
+        return f"ClassMap({len(self)}: {', '.join(self.names[:3])}{', …' if len(self) > 3 else ''}; pairs: {len(self.pairs)})"
 
     def name(self, id: int) -> str:
         "The name of class `id`; 0 is the background."
-        if not 0 <= id <= len(self): raise InputError(f"there is no class {id}; ids go from 1 ({self.names[0]}) to {len(self)} ({self.names[-1]})")
+        if not 0 <= id <= len(self): raise InputError(f"there is no class {id}; ids go from 1 to {len(self)} ({self.names[-1]})")
         return self.names[id - 1] if id else "background"
 
     def id(self, name: str) -> int:
@@ -168,8 +156,8 @@ class ClassMap:
 
 
 # %% [markdown]
-# The checks stand apart, so that the class stays readable. A class map on disk is the JSON object that the challenge's tools use,
-# `{"1": "brainstem", "2": "spinal_cord", …}`. Its ids must run from 1 to C without a gap: a gap would be a class that nobody can have, and most
+# The checks stand apart, so that the class stays readable. A class map on disk is the JSON object that the challenge's tools use, `{"1":
+# "brainstem", "2": "spinal_cord", …}`. Its ids must run from 1 to C without a gap: a gap would be a class that nobody can have, and most
 # likely is a slip of whoever wrote the file.
 
 # %%
@@ -221,8 +209,8 @@ except InputError as e: print(e)
 #
 # The ENS/Raidium challenge numbers its structures in the alphabetical order of the [TotalSegmentator](https://arxiv.org/abs/2208.05868)
 # (v1) classes, after merging the lung lobes, the vertebrae, the ribs of each side and the chambers of the heart. Some names are Latin or
-# old-fashioned (*autochthon*: the deep muscles of the back; *iliac vena*: the iliac vein). They are kept, since
-# files in the world use them.
+# old-fashioned (*autochthon*: the deep muscles of the back; *iliac vena*: the iliac vein). They are kept, since files in the world use
+# them.
 
 # %%
 #| export
@@ -235,8 +223,8 @@ RAIDIUM54 = ClassMap.from_names("""
     trachea urinary_bladder vertebrae_cervical vertebrae_lumbar vertebrae_thoracic""".split())
 
 # %% [markdown]
-# The order is alphabetical, which guards against a slip of the list; the lateral pairs, found by name, are the sixteen that
-# participants of the challenge list by number.
+# The order is alphabetical, which guards against a slip of the list; the lateral pairs, found by name, are the sixteen that participants
+# of the challenge list by number.
 
 # %%
 test_eq(len(RAIDIUM54), 54)
@@ -247,8 +235,8 @@ test_eq([RAIDIUM54.id(n) for n in ("brain", "iliac_vena_left", "liver", "vertebr
 
 
 # %% [markdown]
-# How well can the colours be told apart? In CIELAB a difference of about 2 is just noticeable side by side. The closest two of
-# the 55 are several times that apart, and lateral partners are plainly different but of one hue.
+# How well can the colours be told apart? In CIELAB a difference of about 2 is just noticeable side by side. The closest two of the 55 are
+# several times that apart, and lateral partners are plainly different but of one hue.
 
 # %%
 def apart(colours): # smallest CIELAB distance between any two rows
@@ -258,7 +246,7 @@ def apart(colours): # smallest CIELAB distance between any two rows
 
 lab = rgb2lab(RAIDIUM54.colours/255)
 partners = [np.linalg.norm(lab[a] - lab[b]) for a, b in RAIDIUM54.pairs]
-print(f"closest two of all: {apart(RAIDIUM54.colours):.1f}    partners: {min(partners):.1f} to {max(partners):.1f}    4 classes: {apart(cm.colours):.1f}")
+print(f"closest two of 55: {apart(RAIDIUM54.colours):.1f}; partners: {min(partners):.1f} to {max(partners):.1f}")
 assert apart(RAIDIUM54.colours) > 12
 test_eq(len(np.unique(RAIDIUM54.colours, axis=0)), 55)
 
@@ -275,7 +263,8 @@ ax.axis("off");
 # %% [markdown]
 # A mask can be mirrored now. Flip the pixels *and* translate the ids; forgetting the second half teaches a network that left and right do
 # not matter. (In the challenge's frame, which is turned by 90 degrees, the anatomical mirror is a flip of the *rows*.) The picture also
-# shows what no swap can mend: the mirrored liver lies on the left, as in one person of ten thousand. That is why mirroring is never on by default.
+# shows what no swap can mend: the mirrored liver lies on the left, as in one person of ten thousand. That is why mirroring is never on by
+# default.
 
 # %%
 left, right, liver = (RAIDIUM54.id(n) for n in ("kidney_left", "kidney_right", "liver"))
@@ -287,7 +276,8 @@ fig, axes = plt.subplots(1, 3, figsize=(8, 2.9), layout="constrained")
 for ax, m, t in zip(axes, (mask, mask[::-1], mirrored), ("a mask", "wrong: pixels flipped only", "right: ids swapped too")):
     ax.imshow(RAIDIUM54.colourise(m)); ax.set_title(t, fontsize=10); ax.axis("off")
     for id in (left, right, liver):
-        if (m == id).any(): ax.text(*np.argwhere(m == id).mean(0)[::-1], RAIDIUM54.name(id), color="w", ha="center", va="center", fontsize=7)
+        if len(at := np.argwhere(m == id)):
+            ax.text(*at.mean(0)[::-1], RAIDIUM54.name(id), color="w", ha="center", va="center", fontsize=7)
 
 # %%
 #| hide

@@ -10,12 +10,13 @@
 
 # %% [markdown]
 # This is the notebook the rest of `ctseg` stands on. It turns a folder of PNG files and one very wide CSV into arrays, tells mistakes in
-# one line, splits without leaking, and feeds batches. But first it settles what a **zero** means, because the largest
-# gain in this whole project comes from taking that question seriously.
+# one line, splits without leaking, and feeds batches. But first it settles what a **zero** means, because the largest gain in this whole
+# project comes from taking that question seriously.
 
 # %%
 #| export
 import contextlib, csv as csvlib, gzip, hashlib, io, math, os, re, time, warnings, zlib
+from collections import Counter
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -43,8 +44,8 @@ from skimage.draw import ellipse
 # %% [markdown]
 # ## Three states, not two
 #
-# Outlining 54 organs on one slice takes an expert an hour. So each expert outlines *some* of them, and the mask says 0 everywhere else. Take a toy
-# slice with four organs, and two annotators. One was asked for liver and spleen, the other for the kidneys and the spleen.
+# Outlining 54 organs on one slice takes an expert an hour. So each expert outlines *some* of them, and the mask says 0 everywhere else.
+# Take a toy slice with four organs, and two annotators. One was asked for liver and spleen, the other for the kidneys and the spleen.
 
 # %%
 toy_classes = ClassMap.from_names(["liver", "spleen", "kidney_left", "kidney_right"])
@@ -58,7 +59,7 @@ def toy_slice(seed, size=64, spleen=True):
         rr, cc = ellipse(*(size*(np.array([y, x]) + move)), size*ry*rng.uniform(.9, 1.1), size*rx*rng.uniform(.9, 1.1), shape=truth.shape)
         image[rr, cc] = grey
         if id is not None: truth[rr, cc] = id
-    organ(.5, .5, .40, .46, 95)
+    organ(.5, .5, .38, .42, 95)
     organ(.40, .30, .22, .17, 140, 1)
     if spleen: organ(.42, .76, .11, .08, 150, 2)
     organ(.62, .68, .08, .055, 175, 3)
@@ -77,12 +78,14 @@ for ax, m, title in zip(axes, [None, truth, *stored], titles):
     ax.imshow(image, cmap="gray", vmin=0, vmax=255)
     if m is not None: ax.imshow(np.dstack([toy_classes.colourise(m), (m > 0)*170]).astype(np.uint8))
     ax.set_title(title, fontsize=10); ax.axis("off")
-for id in range(1, 5): axes[1].text(*np.argwhere(truth == id).mean(0)[::-1], toy_classes.name(id), color="w", ha="center", va="center", fontsize=7)
+for id in range(1, 5):
+    y, x = np.argwhere(truth == id).mean(0)
+    axes[1].text(x, y, toy_classes.name(id), color="w", ha="center", va="center", fontsize=7)
 
 # %% [markdown]
-# Both files hold a 0 where the slice plainly shows an organ. A zero is *not* "background"; it is "background, **or a structure nobody was asked
-# about**". Which of the two can be told only with the list of what was asked, `annotated_labels.json`. With it, each cell (image, class) is
-# in one of three states:
+# Both files hold a 0 where the slice plainly shows an organ. A zero is *not* "background"; it is "background, **or a structure nobody was
+# asked about**". Which of the two can be told only with the list of what was asked, `annotated_labels.json`. With it, each cell (image,
+# class) is in one of three states:
 #
 # | class was examined | pixels of it | state | what a loss may conclude |
 # |---|---|---|---|
@@ -110,14 +113,14 @@ ax.set_title("state of each (image, class) cell", fontsize=10);
 
 
 # %% [markdown]
-# Note the third row: *absent* is knowledge. An image whose mask is empty may still carry a dozen certain absences, so it must not be thrown
-# away. Such images exist: in the challenge 41 of the 800 annotated ones.
+# Note the third row: *absent* is knowledge. An image whose mask is empty may still carry a dozen certain absences, so it must not be
+# thrown away. Such images exist: in the challenge 41 of the 800 annotated ones.
 #
 # ## SliceSet: the arrays
 #
-# Everything in `ctseg` passes slices around as one `SliceSet`. Images and masks stay 8-bit (a factor of 4 to 8 in memory), `known` is the third state,
-# and `groups` says which slices are related and must not be torn apart by a split. It is frozen, and it checks
-# itself: a set that breaks the rule *a labelled pixel's class is known* cannot be made.
+# Everything in `ctseg` passes slices around as one `SliceSet`. Images and masks stay 8-bit (a factor of 4 to 8 in memory), `known` is the
+# third state, and `groups` says which slices are related and must not be torn apart by a split. It is frozen, and it checks itself: a set
+# that breaks the rule *a labelled pixel's class is known* cannot be made.
 
 # %%
 #| export
@@ -134,7 +137,8 @@ class SliceSet:
     def __post_init__(self):
         object.__setattr__(self, "names", tuple(self.names))
         n, c = len(self.images), len(self.classes)
-        want = dict(images=(np.uint8, np.shape(self.images)), masks=(np.uint8, np.shape(self.images)), known=(np.bool_, (n, c)), groups=(np.int64, (n,)))
+        pixels = (np.uint8, np.shape(self.images))
+        want = dict(images=pixels, masks=pixels, known=(np.bool_, (n, c)), groups=(np.int64, (n,)))
         for name, (dtype, shape) in want.items():
             a = getattr(self, name)
             if not isinstance(a, np.ndarray) or a.dtype != dtype or a.shape != shape:
@@ -147,7 +151,8 @@ class SliceSet:
     def __len__(self): return len(self.images)
     def __repr__(self):
         h, w = self.images.shape[1:]
-        return f"SliceSet({len(self)} slices {h}x{w}, {self.labelled.sum()} labelled, {len(self.classes)} classes, {len(np.unique(self.groups))} groups)"
+        groups = len(np.unique(self.groups))
+        return f"SliceSet({len(self)} slices {h}x{w}, {self.labelled.sum()} labelled, {len(self.classes)} classes, {groups} groups)"
 
     @property
     def labelled(self) -> np.ndarray: return self.known.any(1)  # bool [N]
@@ -156,13 +161,15 @@ class SliceSet:
 
     def __getitem__(self, idx):
         idx = np.arange(len(self))[idx].reshape(-1)
-        return replace(self, **{k: getattr(self, k)[idx] for k in ("images", "masks", "known", "groups")}, names=[self.names[i] for i in idx])
+        arrays = {k: getattr(self, k)[idx] for k in ("images", "masks", "known", "groups")}
+        return replace(self, **arrays, names=[self.names[i] for i in idx])
     def concat(self, other): return _concat(self, other)  # the slices of both
     def fingerprint(self) -> str: return _fingerprint(self)  # a hash of everything in it
 
 
 # %% [markdown]
-# Which classes have pixels is asked often, so it is computed once. The check uses it too.
+# Which classes have pixels is asked often, so it is computed once, and fast: masks consist of long runs of one value, and every class that
+# occurs starts a run somewhere, so only the pixels that differ from the one before are looked at (ten times faster than looking at all).
 
 # %%
 #| export
@@ -172,7 +179,8 @@ def present_classes(
 ) -> np.ndarray: # bool [N,C]
     "Which classes have at least one pixel on each image. Values above `C` are not looked at."
     seen = np.zeros((len(masks), 256), bool)
-    for row, mask in zip(seen, masks): row[mask.ravel()] = True
+    for row, mask in zip(seen, np.reshape(masks, (len(masks), int(np.prod(masks.shape[1:]))))):
+        row[mask[:1]] = row[mask[1:][mask[1:] != mask[:-1]]] = True
     return seen[:, 1:C + 1]
 
 def _check_masks(s: SliceSet):
@@ -182,7 +190,7 @@ def _check_masks(s: SliceSet):
         raise InputError(f"mask of {s.names[n]} holds {s.masks[n, y, x]} at ({y}, {x}); there are {len(s.classes)} classes")
     if (bad := s.present & ~s.known).any():
         n, c = np.argwhere(bad)[0]
-        raise InputError(f"mask of {s.names[n]} has pixels of class {c + 1} ({s.classes.name(c + 1)}), but known says it was not examined there")
+        raise InputError(f"mask of {s.names[n]} has pixels of class {c + 1} ({s.classes.name(c + 1)}), which known says was not examined")
 
 
 # %%
@@ -209,15 +217,15 @@ for change in (dict(masks=toy.masks.astype(int)), dict(known=~toy.known), dict(m
 
 
 # %% [markdown]
-# Two sets can be joined, and a set has a fingerprint: a hash of all it holds. A run writes it down, so that later one can
-# tell whether two results came from the same data.
+# Two sets can be joined, and a set has a fingerprint: a hash of all it holds. A run writes it down, so that later one can tell whether two
+# results came from the same data.
 
 # %%
 #| export
 def _concat(a: SliceSet, b: SliceSet) -> SliceSet:
     "The slices of `a`, then those of `b`. Group numbers are kept: equal numbers mean the same group."
     if a.classes != b.classes: raise InputError(f"cannot join sets with other classes: {a.classes} and {b.classes}")
-    if a.images.shape[1:] != b.images.shape[1:]: raise InputError(f"cannot join images of {a.images.shape[1:]} and {b.images.shape[1:]} pixels")
+    if a.images.shape[1:] != b.images.shape[1:]: raise InputError(f"cannot join images of {_size(a.images)} and {_size(b.images)} pixels")
     return SliceSet(*(np.concatenate([getattr(a, k), getattr(b, k)]) for k in ("images", "masks", "known")), a.names + b.names,
                     np.concatenate([a.groups, b.groups]), a.classes)
 
@@ -237,14 +245,15 @@ assert toy[[1, 0]].fingerprint() != toy[[0, 1]].fingerprint()
 # %% [markdown]
 # ## Masks: one very wide CSV
 #
-# The challenge stores all masks of a split in one text table that is *transposed*: a row for each pixel (`Pixel 0` … `Pixel 65535`, row by row
-# through the image), a column for each image. With 2000 columns that is 255 MB. The obvious `pandas.read_csv(index_col=0).T` needs ten seconds and
+# The challenge stores all masks of a split in one text table that is *transposed*: a row for each pixel (`Pixel 0` … `Pixel 65535`, row by
+# row through the image), a column for each image. With 2000 columns that is 255 MB. The obvious `pandas.read_csv(index_col=0).T` needs ten
+# seconds and
 # 2 GB, because every number takes eight bytes and the whole table is held twice.
 #
-# The table is so regular that a reader needs no general CSV machinery. Read a few hundred lines at a time and look
-# at their bytes as an array: find all separators at once; the byte before each is the last digit, and only where the gap is wider is there another.
-# Then write the block, turned, into the final `uint8` array. Nothing is ever held twice, and it is several times faster than both pandas and
-# Arrow's CSV reader (measured in [benchmarks/data_reading](benchmarks/data_reading.ipynb)).
+# The table is so regular that a reader needs no general CSV machinery. Read a few hundred lines at a time and look at their bytes as an
+# array: find all separators at once; the byte before each is the last digit, and only where the gap is wider is there another. Then write
+# the block, turned, into the final `uint8` array. Nothing is ever held twice, and it is several times faster than both pandas and Arrow's
+# CSV reader (measured in [benchmarks/data_reading](benchmarks/data_reading.ipynb)).
 
 # %%
 #| export
@@ -275,13 +284,13 @@ def _parse_rows(
 
 # %%
 test_eq(_parse_rows(b"Pixel 7,0,12\nPixel 8,255,3\n", 7, 2), [[0, 12], [255, 3]])
-for bad in (b"Pixel 7,0\n", b"Pixel 7,0,1,2\n", b"Pixel 8,0,1\n", b"Pixel 7,0,-1\n", b"Pixel 7,0,256\n", b"Pixel 7,0,1.0\n", b"Pixel 7,0,\n", b"Pixel 7,0,a\n"):
-    test_eq(_parse_rows(bad, 7, 2), None)
+for bad in ("7,0", "7,0,1,2", "8,0,1", "7,0,-1", "7,0,256", "7,0,1.0", "7,0,", "7,0,a"):
+    test_eq(_parse_rows(f"Pixel {bad}\n".encode(), 7, 2), None)
 
 
 # %% [markdown]
-# When the fast way meets anything unexpected it returns nothing, and the few hundred lines are read again slowly, to find the first
-# defect and tell it exactly: the file, the row, the column, the value, and what to do.
+# When the fast way meets anything unexpected it returns nothing, and the few hundred lines are read again slowly, to find the first defect
+# and tell it exactly: the file, the row, the column, the value, and what to do.
 
 # %%
 #| export
@@ -291,18 +300,18 @@ def _explain_rows(path, raw: bytes, first: int, columns) -> InputError:
     for k, line in enumerate(raw.decode("utf-8", "replace").splitlines(), first):
         label, *values = line.split(",")
         if label.strip('"') != f"Pixel {k}":
-            return InputError(f"{path}, line {k + 2}: row {label[:20]!r} where 'Pixel {k}' was expected; rows must be Pixel 0, 1, 2, … in order")
-        for name, v in zip(columns, values):
-            if not re.fullmatch(r"\d{1,3}", v, re.ASCII) or int(v) > 255:
-                return InputError(f"{path}, row Pixel {k}, column {name}: {v[:20]!r} is not a whole number from 0 to 255; {again}")
+            return InputError(f"{path}, line {k + 2}: row {label[:20]!r}, expected 'Pixel {k}'; rows must be Pixel 0, 1, 2, … in order")
+        odd = [(n, v) for n, v in zip(columns, values) if not re.fullmatch(r"\d{1,3}", v, re.ASCII) or int(v) > 255]
+        if odd and len(values) >= len(columns):
+            return InputError(f"{path}, row Pixel {k}, column {odd[0][0]}: {odd[0][1][:20]!r} is not a whole number from 0 to 255; {again}")
         if len(values) != len(columns):
             return InputError(f"{path}, row Pixel {k}: {len(values)} values, expected {len(columns)}, one for each image; {again}")
     return InputError(f"{path}, near row Pixel {first}: not a table of whole numbers; {again}")
 
 
 # %% [markdown]
-# The file may be plain or gzipped. Its first line holds the names of the images. People do write the table the other way round; that
-# is recognised and told.
+# The file may be plain or gzipped. Its first line holds the names of the images. People do write the table the other way round; that is
+# recognised and told.
 
 # %%
 #| export
@@ -313,7 +322,7 @@ def _open_csv(path):
         with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as f: yield f
     except FileNotFoundError: raise InputError(f"{path}: no such file") from None
     except IsADirectoryError: raise InputError(f"{path}: is a folder, expected a CSV file") from None
-    except (EOFError, zlib.error, gzip.BadGzipFile) as e: raise InputError(f"{path}: damaged gzip file ({e}); copy or write it again") from None
+    except (EOFError, zlib.error, gzip.BadGzipFile) as e: raise InputError(f"{path}: damaged gzip file ({e}); copy it again") from None
 
 def _header(path) -> list[str]:
     "The names of the images in the first line of a mask table."
@@ -321,11 +330,9 @@ def _header(path) -> list[str]:
     try: names = next(csvlib.reader([line.decode("utf-8-sig")]), [])[1:]
     except UnicodeDecodeError: raise InputError(f"{path}: not a text file; expected a CSV with a column for each image") from None
     if not names: raise InputError(f"{path}: the first line names no images; expected ',0.png,1.png,…'")
-    if names[0].startswith("Pixel"): raise InputError(f"{path}: rows are images and columns pixels; turn the table (in pandas: df.T) and write it again")
-    seen = set()
-    for name in names:
-        if name in seen: raise InputError(f"{path}: column {name} is there twice; each image has one column")
-        seen.add(name)
+    if names[0].startswith("Pixel"): raise InputError(f"{path}: a row is an image, expected a column; turn the table (pandas: df.T)")
+    twice = [n for n, k in Counter(names).items() if k > 1]
+    if twice: raise InputError(f"{path}: column {twice[0]} is there twice; each image has one column")
     return names
 
 
@@ -354,7 +361,7 @@ def _read_table(path, columns, rows: int|None) -> np.ndarray:
             if not raw.strip(): continue
             block = _parse_rows(raw, k, len(columns))
             if block is None: raise _explain_rows(path, raw, k, columns)
-            if k + len(block) > rows: raise InputError(f"{path}: more than {rows} rows, which is the number of pixels of an image")
+            if k + len(block) > rows: raise InputError(f"{path}: more than {rows} rows, the pixels of an image; is it for other images?")
             out[:, k:k + len(block)] = block.T
             k += len(block)
     if k < rows: raise InputError(f"{path}: {k} rows, expected {rows}, the number of pixels of an image; the file may be cut off")
@@ -368,9 +375,9 @@ def _read_table(path, columns, rows: int|None) -> np.ndarray:
 # `CTSEG_CACHE`), never inside the data folder, which may be read-only. The name of the file is a hash of the **content** read, so an
 # edited CSV is another CSV, whatever its name and date.
 #
-# Hashing 255 MB still takes a quarter of a second. Git has the same problem with its index and we take its way out: remember the hash together
-# with the file's size, inode and times, and trust it while none has changed. The kernel sets the change time, so no edit escapes; a file
-# younger than two seconds is not remembered, because its clock may be too coarse to show a second edit.
+# Hashing 255 MB still takes a quarter of a second. Git has the same problem with its index and we take its way out: remember the hash
+# together with the file's size, inode and times, and trust it while none has changed. The kernel sets the change time, so no edit escapes;
+# a file younger than two seconds is not remembered, because its clock may be too coarse to show a second edit.
 #
 # A cache must never be in the way: a damaged entry is made again, and where the cache cannot be written there is a warning, not an error.
 
@@ -409,21 +416,23 @@ def _cached(kind: str, paths, make, on: bool = True) -> np.ndarray:
 
 
 # %% [markdown]
-# `read_masks` puts it together. What the caller expects (the names, the size, the number of classes) is checked after the cache, so a cached table is
-# held to the same standard as a fresh one.
+# `read_masks` puts it together. What the caller expects (the names, the size, the number of classes) is checked after the cache, so a
+# cached table is held to the same standard as a fresh one.
 
 # %%
 #| export
-def _same_names(found, expected, where, what="column"):
-    "Raise an `InputError` unless the names are the expected ones, in order; it tells missing from extra from misplaced."
+def _same_names(found, expected, where, among=None):
+    "Raise an `InputError` unless the columns are the expected ones, in order; it tells missing from extra from misplaced."
     if list(found) == list(expected): return
-    have, want = set(found), set(expected)
-    if lost := [n for n in expected if n not in have]: tell = f"no {what} for {lost[0]}" + (f" and {len(lost) - 1} more" if len(lost) > 1 else "")
-    elif extra := [n for n in found if n not in want]: tell = f"{what} {extra[0]} belongs to no image" + (f" (nor do {len(extra) - 1} more)" if len(extra) > 1 else "")
+    extra = [n for n in found if n not in set(among or expected)]
+    lost = [n for n in expected if n not in set(found)]
+    more = lambda names: f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+    if extra: tell = f"column {extra[0]}{more(extra)} belongs to no image; remove it, or add the image"
+    elif lost: tell = f"no column for {lost[0]}{more(lost)}; add it"
     else:
         i = next(i for i, (a, b) in enumerate(zip(found, expected)) if a != b)
-        tell = f"{what} {i + 1} is {found[i]}, expected {expected[i]}: names must be in numeric order"
-    raise InputError(f"{where}: {tell}; expected {len(expected)} names, {expected[0]} … {expected[-1]}")
+        tell = f"column {i + 1} is {found[i]}, expected {expected[i]}; put the columns into numeric order"
+    raise InputError(f"{where}: {tell} (expected are {len(expected)} columns, {expected[0]} … {expected[-1]})")
 
 def _pixels(path, count: int, size) -> tuple[int, int]:
     "The height and width of masks of `count` pixels."
@@ -458,8 +467,8 @@ def read_masks(
 # %% [markdown]
 # ### Writing
 #
-# The same trick backwards: a table of the 256 possible tokens, padded with zero bytes; look up all tokens of a thousand rows, drop the padding, write. The
-# result is byte for byte what pandas' `to_csv` writes, which is what the challenge's site expects.
+# The same trick backwards: a table of the 256 possible tokens, padded with zero bytes; look up all tokens of a thousand rows, drop the
+# padding, write. The result is byte for byte what pandas' `to_csv` writes, which is what the challenge's site expects.
 
 # %%
 #| export
@@ -509,8 +518,9 @@ with tempfile.TemporaryDirectory() as d:
     print("\n".join(line[:48] for line in (d/"y.csv").read_text().splitlines()[:3]))
 
     text = (d/"y.csv").read_text()
-    for bad in (text[:-9], text.replace("Pixel 5,0", "Pixel 5,0.5"), text.replace("Pixel 9,0", "Pixel 9,77"), text.replace("Pixel 40,0,", "Pixel 40,"),
-                text.replace(",2.png", ",7.png"), text.replace("Pixel 40,", "Pixel 41,")):
+    edits = [("Pixel 5,0", "Pixel 5,0.5"), ("Pixel 9,0", "Pixel 9,77"), ("Pixel 40,0,", "Pixel 40,"), ("Pixel 40,", "Pixel 41,"),
+             (",2.png", ",7.png"), (",2.png,3.png", ",3.png,2.png")]
+    for bad in (text[:-9], *(text.replace(*edit) for edit in edits)):
         (d/"bad.csv").write_text(bad)
         try: read_masks(d/"bad.csv", toy.names, (64, 64), toy.classes)
         except InputError as e: print("-", str(e).replace(str(d), "…"))
@@ -531,24 +541,24 @@ def natural_key(name: str):
 
 
 # %%
-test_eq(sorted(["10.png", "2.png", "a10.png", "a9.png", "01.png", "1.png"], key=natural_key), ["01.png", "1.png", "2.png", "10.png", "a9.png", "a10.png"])
+test_eq(sorted("10.png 2.png a10.png a9.png 01.png 1.png".split(), key=natural_key), "01.png 1.png 2.png 10.png a9.png a10.png".split())
 
 
 # %% [markdown]
-# An image is a grayscale PNG of 8 bits. Colour is accepted only if it is grey in disguise. A 16-bit image is refused, not squeezed: how to map
-# Hounsfield units to 256 greys (the *window*) is a decision, and not one for a file reader.
+# An image is a grayscale PNG of 8 bits. Colour is accepted only if it is grey in disguise. A 16-bit image is refused, not squeezed: how to
+# map Hounsfield units to 256 greys (the *window*) is a decision, and not one for a file reader.
 
 # %%
 #| export
 def _read_png(path: Path) -> np.ndarray:
     "One image, uint8 [H,W]."
     try: image = imread(path)
-    except Exception as e: raise InputError(f"{path}: not a readable image ({str(e).splitlines()[0][:60] if str(e) else e!r}); copy it again") from None
-    if image.dtype != np.uint8: raise InputError(f"{path}: {image.dtype.itemsize*8}-bit image, expected 8-bit grayscale; window it to 0…255 first")
+    except Exception: raise InputError(f"{path}: not a readable image; it is damaged or no PNG, copy it again") from None
+    if image.dtype != np.uint8: raise InputError(f"{path}: {image.dtype.itemsize*8}-bit image, expected 8 bits; window it to 0…255 first")
     if image.ndim == 3:
-        if image.shape[-1] == 4 and (image[..., 3] == 255).all() or image.shape[-1] == 2 and (image[..., 1] == 255).all(): image = image[..., :-1]
+        if image.shape[-1] in (2, 4) and (image[..., -1] == 255).all(): image = image[..., :-1]  # an opaque alpha channel says nothing
         if image.shape[-1] not in (1, 3) or (image != image[..., :1]).any():
-            raise InputError(f"{path}: colour image, its channels differ; expected 8-bit grayscale")
+            raise InputError(f"{path}: a colour image whose channels differ, expected grayscale; convert it to 8-bit grey")
         image = image[..., 0]
     if image.ndim != 2: raise InputError(f"{path}: an image of {image.ndim} dimensions, expected one 2D image")
     return np.ascontiguousarray(image)
@@ -560,21 +570,26 @@ def read_images(
     "Read all PNG files of a folder, all of one size."
     folder = Path(folder)
     if not folder.is_dir(): raise InputError(f"{folder}: no such folder; expected a folder of PNG images")
-    paths = sorted((p for p in folder.iterdir() if p.suffix.lower() == ".png" and not p.name.startswith(".")), key=lambda p: natural_key(p.name))
+    paths = [p for p in folder.iterdir() if p.suffix.lower() == ".png" and not p.name.startswith(".")]
+    paths.sort(key=lambda p: natural_key(p.name))
     if not paths:
         inner = next((p for p in folder.iterdir() if p.is_dir() and any(p.glob("*.png"))), None)
-        raise InputError(f"{folder}: no PNG images" + (f"; they are in {inner}, move them up" if inner else ""))
+        todo = f"move those in {inner.name}/ up" if inner else "put the slices there, 0.png, 1.png, …"
+        raise InputError(f"{folder}: no PNG images in it; {todo}")
     return [p.name for p in paths], _cached("images1", paths, lambda: _read_pngs(paths), cache)
 
 def _read_pngs(paths) -> np.ndarray:
+    "Images of one size, uint8 [N,H,W]."
     first = _read_png(paths[0])
     images = np.empty((len(paths), *first.shape), np.uint8)
     for i, p in enumerate(paths):
         image = _read_png(p) if i else first
         if image.shape != first.shape:
-            raise InputError(f"{p}: {'x'.join(map(str, image.shape))} pixels, expected {'x'.join(map(str, first.shape))} like {paths[0].name}")
+            raise InputError(f"{p}: {_size(image)} pixels, expected {_size(first)} like {paths[0].name}; resize it")
         images[i] = image
     return images
+
+def _size(images) -> str: return "x".join(map(str, images.shape[-2:]))  # as people write it
 
 
 # %% [markdown]
@@ -590,9 +605,9 @@ def _read_pngs(paths) -> np.ndarray:
 # | `class_names.json` | optional: `{"1": "brainstem", …}`; without it the 54 structures of the challenge |
 # | `patients.json` | optional: `{"train": [...], "test": [...]}`, the patient of each slice |
 #
-# Without `annotated_labels.json` nobody can tell absent from unknown. A reader that guessed would be right on somebody's data and ruin another's, so
-# the user must say it: `annotated="all"` (every class was examined on every image of the CSV, as in a fully annotated set) or `annotated="present"`
-# (only classes with pixels are known: the cautious reading, without certain absences).
+# Without `annotated_labels.json` nobody can tell absent from unknown. A reader that guessed would be right on somebody's data and ruin
+# another's, so the user must say it: `annotated="all"` (every class was examined on every image of the CSV, as in a fully annotated set)
+# or `annotated="present"` (only classes with pixels are known: the cautious reading, without certain absences).
 
 # %%
 #| export
@@ -610,11 +625,11 @@ def read_classes(folder) -> ClassMap:
 def _read_annotated(path: Path, n: int, C: int) -> np.ndarray:
     "`annotated_labels.json` as bool [n,C]."
     if not path.exists():
-        raise InputError(f"{path}: no such file, so absent cannot be told from unknown; choose annotated='all' (every class was examined on "
-                         "every image of the CSV) or annotated='present' (only classes with pixels are known)")
+        raise InputError(f"{path}: no such file, so absent cannot be told from unknown; choose annotated='all' (every class was "
+                         "examined on every image of the CSV) or annotated='present' (only classes with pixels are known)")
     lists = read_json(path)
     if not isinstance(lists, list): raise InputError(f"{path}: expected a list with a list of class ids for each training image")
-    if len(lists) != n: raise InputError(f"{path}: {len(lists)} lists for {n} training images; expected one for each, empty where nothing was examined")
+    if len(lists) != n: raise InputError(f"{path}: {len(lists)} lists for {n} training images; give each a list, empty if not examined")
     known = np.zeros((n, C), bool)
     for i, ids in enumerate(lists):
         if not isinstance(ids, list): raise InputError(f"{path}, entry {i}: {ids!r} is not a list of class ids")
@@ -625,8 +640,8 @@ def _read_annotated(path: Path, n: int, C: int) -> np.ndarray:
 
 
 # %% [markdown]
-# With the file, the masks and the lists must agree. A pixel of a class that was supposedly never examined means that one of the two is wrong, most likely
-# shifted by some rows, and then everything learnt from them is wrong.
+# With the file, the masks and the lists must agree. A pixel of a class that was supposedly never examined means that one of the two is
+# wrong, most likely shifted by some rows, and then everything learnt from them is wrong.
 
 # %%
 #| export
@@ -638,11 +653,11 @@ def _known(folder: Path, csv: Path, names, masks, labelled: int, classes: ClassM
     else: return present_classes(masks, C)
     if known[labelled:].any():
         i = labelled + int(np.argmax(known[labelled:].any(1)))
-        raise InputError(f"{csv}: no column for {names[i]}, which annotated_labels.json (entry {i}) says was examined; add it or empty the list")
+        raise InputError(f"{csv}: no column for {names[i]}, which annotated_labels.json says was examined; add it, or empty entry {i}")
     if (bad := present_classes(masks, C) & ~known).any():
         i, c = np.argwhere(bad)[0]
-        raise InputError(f"{csv}, column {names[i]}: has pixels of class {c + 1} ({classes.name(c + 1)}), which annotated_labels.json (entry {i}) "
-                         "does not list; add it there, or check that both files belong to the same images")
+        raise InputError(f"{csv}, column {names[i]}: pixels of class {c + 1} ({classes.name(c + 1)}), not in entry {i} of "
+                         "annotated_labels.json; add it there, or check that both files belong to the same images")
     return known
 
 def _read_groups(folder: Path, split: str, images: np.ndarray) -> np.ndarray:
@@ -652,7 +667,8 @@ def _read_groups(folder: Path, split: str, images: np.ndarray) -> np.ndarray:
     table = read_json(path)
     if not isinstance(table, dict) or not isinstance(table.get(split), list):
         raise InputError(f'{path}: expected {{"{split}": [...]}} with the patient of each image')
-    if len(table[split]) != len(images): raise InputError(f"{path}: {len(table[split])} patients under {split!r}, expected one for each of {len(images)} images")
+    if len(table[split]) != len(images):
+        raise InputError(f"{path}: {len(table[split])} patients under {split!r} for {len(images)} images; give one for each image")
     if all(type(p) is int for p in table[split]): return np.array(table[split], np.int64)
     return np.unique([str(p) for p in table[split]], return_inverse=True)[1].astype(np.int64)
 
@@ -671,15 +687,16 @@ def read_challenge(
     if annotated not in (options := ("json", "all", "present")): raise did_you_mean("value of annotated", annotated, options)
     if not folder.is_dir(): raise InputError(f"{folder}: no such folder; expected one with {split}-images/ and y_{split}.csv")
     if not (folder/f"{split}-images").is_dir():
-        raise InputError(f"{folder}: {'an empty folder' if not any(folder.iterdir()) else f'has no {split}-images/'}; expected {split}-images/ and y_{split}.csv")
+        what = f"has no {split}-images/" if any(folder.iterdir()) else "is an empty folder"
+        raise InputError(f"{folder}: {what}; expected {split}-images/ and y_{split}.csv, as unpacked from the challenge")
     csv, classes = _csv_path(folder, split), read_classes(folder)
-    if csv is None and split == "train": raise InputError(f"{folder}: no y_train.csv or y_train.csv.gz; expected the masks of the training images")
+    if csv is None and split == "train": raise InputError(f"{folder}: no y_train.csv or y_train.csv.gz; put the table of masks there")
     names, images = read_images(folder/f"{split}-images", cache)
     masks, known = np.zeros_like(images), np.zeros((len(names), len(classes)), bool)
     if csv is not None:
         columns = _header(csv)
         k = len(columns) if split == "train" else len(names)  # training images after the CSV's last one are unlabelled
-        _same_names(columns, names[:k] if set(columns) <= set(names) else names, csv)
+        _same_names(columns, names[:k], csv, among=names)
         masks[:k] = read_masks(csv, columns, images.shape[1:], classes, cache)[1]
         known = _known(folder, csv, names, masks, k, classes, annotated) if split == "train" else ~known
     return SliceSet(images, masks, known, names, _read_groups(folder, split, images), classes)
@@ -713,7 +730,8 @@ def write_challenge(
             (images := hold(folder/f"{split}-images")).mkdir()
             for name, image in zip(s.names, s.images): imsave(images/name, image, check_contrast=False)
             if split == "train" or s.labelled.any(): write_masks(s.masks, s.names, hold(table))
-            if split == "train": write_json([(np.flatnonzero(k) + 1).tolist() for k in s.known], hold(folder/"annotated_labels.json"), indent=None)
+            lists = [(np.flatnonzero(k) + 1).tolist() for k in s.known]
+            if split == "train": write_json(lists, hold(folder/"annotated_labels.json"), indent=None)
             s.classes.to_json(hold(folder/"class_names.json"))
             write_json(groups, hold(patients), indent=None)
     except BaseException:
@@ -727,7 +745,8 @@ def _check_writable(s: SliceSet, folder: Path, split: str):
     if not len(s): raise InputError(f"{folder}: nothing to write, the set has no slices")
     bad = [n for n in s.names if Path(n).name != n or not n.lower().endswith(".png") or n.startswith(".")]
     if bad: raise InputError(f"{folder}: {bad[0]!r} cannot be an image's file name; expected names such as 0.png")
-    if len(set(s.names)) < len(s): raise InputError(f"{folder}: two slices are called {next(n for n in s.names if s.names.count(n) > 1)}; names must differ")
+    twice = [n for n, k in Counter(s.names).items() if k > 1]
+    if twice: raise InputError(f"{folder}: two slices are called {twice[0]}; rename one")
     if split == "test" and s.labelled.any() and not s.known.all():
         raise InputError(f"{folder}: a test split is annotated fully or not at all; this one is in part")
     if (folder/"class_names.json").exists() and read_classes(folder) != s.classes:
@@ -757,14 +776,15 @@ with tempfile.TemporaryDirectory() as d:
 # %% [markdown]
 # ## Near-duplicates and folds
 #
-# Slices of a challenge come shuffled, without patient numbers, but some are neighbours in one body, nearly the same picture. If one is trained on and
-# the other validated on, the validation score is a lie. So near-duplicates are found and kept together.
+# Slices of a challenge come shuffled, without patient numbers, but some are neighbours in one body, nearly the same picture. If one is
+# trained on and the other validated on, the validation score is a lie. So near-duplicates are found and kept together.
 #
 # Each slice is shrunk to a 16x16 thumbnail; two slices are near-duplicates if their thumbnails correlate above .98; and what is linked
-# through others is one group. *Correlation* means that the mean is removed before taking the cosine: each slice was windowed on its own, and
-# correlation does not see brightness and contrast. It also matters for a less obvious reason: grey values are positive, so *all* CT slices have a high plain
-# cosine. On 2000 head-and-neck slices of 242 patients, of the pairs above .98 the correlation found 74 % to be of one patient and the plain
-# cosine only 52 %. Neither finds all slices of a patient: where the patients are known, `patients.json` should say so.
+# through others is one group. *Correlation* means that the mean is removed before taking the cosine: each slice was windowed on its own,
+# and correlation does not see brightness and contrast. It also matters for a less obvious reason: grey values are positive, so *all* CT
+# slices have a high plain cosine. On 2000 head-and-neck slices of 242 patients, of the pairs above .98 the correlation found 74 % to be of
+# one patient and the plain cosine only 52 %. Neither finds all slices of a patient: where the patients are known, `patients.json` should
+# say so.
 #
 # All pairs are compared by one matrix product, a block of rows at a time, so 2500 images take about a second.
 
@@ -775,8 +795,10 @@ def near_duplicates(
     threshold: float = .98, # correlation of 16x16 thumbnails above which two slices belong together
 ) -> np.ndarray: # int64 [N]: group numbers, 0 … in order of first appearance
     "Group near-duplicate slices (and what is linked through them)."
-    thumbs = [F.adaptive_avg_pool2d(torch.from_numpy(images[i:i + 256]).float()[:, None], 16).flatten(1) for i in range(0, len(images), 256)]
-    v = torch.cat(thumbs).numpy() if thumbs else np.zeros((0, 256), np.float32)
+    thumbs = [np.zeros((0, 256), np.float32)]
+    for i in range(0, len(images), 256):
+        thumbs.append(F.adaptive_avg_pool2d(torch.from_numpy(images[i:i + 256])[:, None].float(), 16).flatten(1).numpy())
+    v = np.concatenate(thumbs)
     v -= v.mean(1, keepdims=True)
     v /= np.maximum(np.linalg.norm(v, axis=1, keepdims=True), 1e-6)  # an even image has no direction and no duplicate
     links = [np.argwhere(v[i:i + 512] @ v.T > threshold) + [i, 0] for i in range(0, len(v), 512)]
@@ -793,13 +815,13 @@ test_eq(len(near_duplicates(toy.images[:0])), 0)
 
 
 # %% [markdown]
-# Folds for cross-validation have three wishes. A group stays whole (always). Each rare class should be in as many folds as possible: with six positive
-# images of a class, a random split easily leaves a fold with none, and its score says nothing about the class. And folds should
-# be of about one size.
+# Folds for cross-validation have three wishes. A group stays whole (always). Each rare class should be in as many folds as possible: with
+# six positive images of a class, a random split easily leaves a fold with none, and its score says nothing about the class. And folds
+# should be of about one size.
 #
-# A greedy scheme does it, *iterative stratification* ([Sechidis et al. 2011](https://doi.org/10.1007/978-3-642-23808-6_10)), here over groups instead of
-# images: take the class with the fewest positive images not yet placed; hand out its groups, largest first, each to the fold that still lacks most of that class;
-# repeat. What has no class at all is placed last, where there is room.
+# A greedy scheme does it, *iterative stratification* ([Sechidis et al. 2011](https://doi.org/10.1007/978-3-642-23808-6_10)), here over
+# groups instead of images: take the class with the fewest positive images not yet placed; hand out its groups, largest first, each to the
+# fold that still lacks most of that class; repeat. What has no class at all is placed last, where there is room.
 
 # %%
 #| export
@@ -838,7 +860,8 @@ patient = np.sort(rng.integers(0, 100, 300))
 has = rng.random((100, 20)) < np.geomspace(.03, .5, 20)
 masks = np.zeros((300, 4, 5), np.uint8)
 masks.reshape(300, 20)[:] = np.arange(1, 21)*(has[patient] & (rng.random((300, 20)) < .7))
-many = SliceSet(masks, masks, np.ones((300, 20), bool), [f"{i}.png" for i in range(300)], patient, ClassMap.from_names([f"class {c}" for c in range(1, 21)]))
+twenty = ClassMap([f"class {c}" for c in range(20)])
+many = SliceSet(masks, masks, np.ones((300, 20), bool), [f"{i}.png" for i in range(300)], patient, twenty)
 
 def spread(fold): return np.array([len(np.unique(fold[many.present[:, c]])) for c in range(20)])  # folds in which each class is found
 possible = np.array([min(5, len(np.unique(patient[many.present[:, c]]))) for c in range(20)])
@@ -852,16 +875,19 @@ order = np.argsort(many.present.sum(0), kind="stable")
 ax.bar(range(20), possible[order], color="#e8e8e8", label="possible")
 ax.plot(range(20), spread(fold)[order], "o", color="#2f9e5b", label="grouped_folds")
 ax.plot(range(20), chance[order], "x", color="#c0504d", label="groups at random (mean of 50)")
-ax.set_xticks(range(20), many.present.sum(0)[order]); ax.set(xlabel="positive images of the class", ylabel="folds with the class", ylim=(0, 5.4))
-ax.legend(fontsize=8, loc="lower right"); print("images in each fold:", np.bincount(fold))
+ax.set_xticks(range(20), many.present.sum(0)[order])
+ax.set(xlabel="positive images of the class", ylabel="folds with the class", ylim=(0, 5.4))
+ax.legend(fontsize=8, loc="lower right")
+print("images in each fold:", np.bincount(fold))
 
 
 # %% [markdown]
 # ## Fewer labels
 #
-# How well does a method do with 50 annotated slices? With 200? `select_labelled` keeps the annotation of some slices and erases that of the
-# others, which stay as unlabelled ones. It takes whole groups in a random order, so that "50 slices" means a few patients, as in
-# life; only the last group may be cut. For one seed the smaller choice is part of the larger, which makes curves over the number of labels smooth.
+# How well does a method do with 50 annotated slices? With 200? `select_labelled` keeps the annotation of some slices and erases that of
+# the others, which stay as unlabelled ones. It takes whole groups in a random order, so that "50 slices" means a few patients, as in life;
+# only the last group may be cut. For one seed the smaller choice is part of the larger, which makes curves over the number of labels
+# smooth.
 
 # %%
 #| export
@@ -873,7 +899,7 @@ def select_labelled(
     "Keep the annotation of `n` labelled slices, chosen by whole groups; the rest become unlabelled (nothing known, mask 0)."
     if n is None: return slices
     labelled = np.flatnonzero(slices.labelled)
-    if not 1 <= n <= len(labelled): raise InputError(f"cannot keep {n} labelled slices; there are {len(labelled)}, choose 1 to {len(labelled)}")
+    if not 1 <= n <= len(labelled): raise InputError(f"cannot keep {n} labelled slices of {len(labelled)}; choose 1 to {len(labelled)}")
     group, member = np.unique(slices.groups, return_inverse=True)
     rank = np.random.default_rng(seed).permutation(len(group))[member]
     keep = np.isin(np.arange(len(slices)), labelled[np.argsort(rank[labelled], kind="stable")[:n]])
@@ -893,20 +919,21 @@ test_fail(lambda: select_labelled(many, 301), contains="choose 1 to 300")
 # %% [markdown]
 # ## Checking
 #
-# Before hours of training, or before an upload, one wants to know that a folder or a submission is in order. Reading is checking, so these only
-# collect what was read into a few facts.
+# Before hours of training, or before an upload, one wants to know that a folder or a submission is in order. Reading is checking, so these
+# only collect what was read into a few facts.
 
 # %%
 #| export
 def _facts(s: SliceSet) -> dict:
     "What there is in a set, in numbers."
-    lab = s.labelled
-    positive = s.present.sum(0)
-    return dict(images=len(s), size="x".join(map(str, s.images.shape[1:])), labelled=int(lab.sum()), unlabelled=int((~lab).sum()),
+    lab, positive = s.labelled, s.present.sum(0)
+    names = s.classes.names if lab.any() else ()
+    share = lambda cells: round(float(cells.mean()), 4)
+    return dict(images=len(s), size=_size(s.images), labelled=int(lab.sum()), unlabelled=int((~lab).sum()),
                 annotated_but_empty=int((lab & ~s.present.any(1)).sum()), groups=len(np.unique(s.groups)),
-                cells_present=round(float(s.present.mean()), 4), cells_absent=round(float((s.known & ~s.present).mean()), 4),
-                cells_unknown=round(float((~s.known).mean()), 4), classes_never_seen=[s.classes.names[c] for c in np.flatnonzero(positive == 0)] if lab.any() else [],
-                rarest_classes={s.classes.names[c]: int(positive[c]) for c in np.argsort(positive, kind="stable") if positive[c]} if lab.any() else {})
+                cells=dict(present=share(s.present), absent=share(s.known & ~s.present), unknown=share(~s.known)),
+                classes_never_seen=[n for n, k in zip(names, positive) if not k],
+                images_with_class={n: int(k) for k, n in sorted(zip(positive, names)) if k})
 
 def check_challenge(
     folder,
@@ -917,7 +944,8 @@ def check_challenge(
     facts = dict(classes=len(read_classes(folder)), train=_facts(train := read_challenge(folder, "train", annotated)))
     if (folder/"test-images").exists():
         test = read_challenge(folder, "test")
-        if test.images.shape[1:] != train.images.shape[1:]: raise InputError(f"{folder}: training images are {facts['train']['size']}, test images {_facts(test)['size']}")
+        if (sizes := [_size(x.images) for x in (train, test)])[0] != sizes[1]:
+            raise InputError(f"{folder}: training images are {sizes[0]}, test images {sizes[1]}; resize one of them")
         facts["test"] = _facts(test)
     return facts
 
@@ -930,7 +958,7 @@ def check_submission(
     classes = read_classes(folder)
     masks = read_masks(csv, names, images.shape[1:], classes, cache=False)[1]
     present = present_classes(masks, len(classes))
-    return dict(images=len(names), size="x".join(map(str, images.shape[1:])), classes_used=int(present.any(0).sum()), classes=len(classes),
+    return dict(images=len(names), size=_size(images), classes_used=int(present.any(0).sum()), classes=len(classes),
                 empty_images=int((~present.any(1)).sum()))
 
 
@@ -951,8 +979,8 @@ with tempfile.TemporaryDirectory() as d:
 # %% [markdown]
 # ## Batches
 #
-# A network eats `Batch`es. The images are floats in 0…1, the masks integers, and `known` comes along. `weight` is for the methods that trust some pixels less than
-# others; `index` says which slices these are.
+# A network eats `Batch`es. The images are floats in 0…1, the masks integers, and `known` comes along. `weight` is for the methods that
+# trust some pixels less than others; `index` says which slices these are.
 
 # %%
 #| export
@@ -969,9 +997,9 @@ class Batch:
 
 
 # %% [markdown]
-# The whole challenge, 2000 slices of 256x256 with masks, is 262 MB in 8 bits. That fits on any GPU. So `SliceData` keeps it there, and a batch is a lookup
-# and a conversion on the device: no worker processes, no copies from the host, no waiting. It is a PyTorch map dataset as well, for those who
-# prefer a `DataLoader`.
+# The whole challenge, 2000 slices of 256x256 with masks, is 262 MB in 8 bits. That fits on any GPU. So `SliceData` keeps it there, and a
+# batch is a lookup and a conversion on the device: no worker processes, no copies from the host, no waiting. It is a PyTorch map dataset
+# as well, for those who prefer a `DataLoader`.
 
 # %%
 #| export
@@ -1021,11 +1049,13 @@ test_eq((image.shape, i.tolist()), ((3, 1, 64, 64), [0, 1, 2]))
 # %% [markdown]
 # ### Which slices, in which order
 #
-# A run that was cut must go on *as if it had not been*. The simplest way to get there is to have nothing to restore: the order of epoch 7 is a
-# pure function of the seed and the number 7. And on several GPUs every process computes the same global batches and takes its own part of each.
+# A run that was cut must go on *as if it had not been*. The simplest way to get there is to have nothing to restore: the order of epoch 7
+# is a pure function of the seed and the number 7. And on several GPUs every process computes the same global batches and takes its own
+# part of each.
 #
-# With `weights`, slices are drawn in proportion to them, for rare classes. Plain random draws would add luck: a slice with weight 1 may come not at all or thrice.
-# *Systematic* sampling draws at even steps along the summed weights instead, so each slice comes as often as its weight says, give or take one.
+# With `weights`, slices are drawn in proportion to them, for rare classes. Plain random draws would add luck: a slice with weight 1 may
+# come not at all or thrice. *Systematic* sampling draws at even steps along the summed weights instead, so each slice comes as often as
+# its weight says, give or take one.
 
 # %%
 #| export
@@ -1060,7 +1090,8 @@ class EpochSampler:
         order = self.order(epoch)
         need = self.batch_size if self.n < self.batch_size else -(-self.n//self.world)*self.world
         order = np.resize(order, need)[:len(self)*self.batch_size]  # repeats from the start where there are too few
-        return [torch.from_numpy(order[i:i + self.batch_size][self.rank::self.world].astype(np.int64)) for i in range(0, len(order), self.batch_size)]
+        whole = [order[i:i + self.batch_size] for i in range(0, len(order), self.batch_size)]
+        return [torch.from_numpy(b[self.rank::self.world].astype(np.int64)) for b in whole]
 
 
 # %%
@@ -1075,9 +1106,10 @@ test_eq([len(b) for b in EpochSampler(3, 8).batches(0)], [8])
 
 
 # %% [markdown]
-# Which weights? A class with 6 positive images should be seen more often than one with 600, but not a hundred times as often, or six images
-# are learnt by heart. Following the repeat factors of [LVIS (Gupta et al. 2019, section 5)](https://arxiv.org/abs/1908.03195): a class
-# of f positive images counts $(m/f)^{power}$, but at least 1, where m is the median over classes; a slice takes the largest of its classes; and `cap` bounds it.
+# Which weights? A class with 6 positive images should be seen more often than one with 600, but not a hundred times as often, or six
+# images are learnt by heart. Following the repeat factors of [LVIS (Gupta et al. 2019, section 5)](https://arxiv.org/abs/1908.03195): a
+# class of f positive images counts $(m/f)^{power}$, but at least 1, where m is the median over classes; a slice takes the largest of its
+# classes; and `cap` bounds it.
 
 # %%
 #| export
@@ -1098,8 +1130,9 @@ w = rare_weights(many)
 drawn = np.concatenate([EpochSampler(300, 10, weights=w).order(e) for e in range(50)])
 times = np.bincount(drawn, minlength=300)/50
 assert np.abs(times - 300*w/w.sum()).max() < .5
-rarest = many.present.sum(0).argmin()
-print(f"a slice of the rarest class ({many.present[:, rarest].sum()} images) comes {times[many.present[:, rarest]].mean():.1f} times an epoch, one without weight {times[w == 1].mean():.1f} times")
+rarest = many.present[:, many.present.sum(0).argmin()]
+print(f"a slice with the rarest class ({rarest.sum()} images) comes {times[rarest].mean():.1f} times an epoch, "
+      f"one with only common classes {times[w == 1].mean():.1f} times")
 test_eq(rare_weights(select_labelled(many, 20))[~fewer.labelled].max(), 1)
 
 # %%
