@@ -49,7 +49,7 @@ def one(task):
     return f"{target.stem}  {means}  {seconds:.0f} s"
 
 
-BASE = ("width=16", "epochs=40", "batch_size=16")
+BASE = ("width=16", "epochs=40", "batch_size=16", "precision=bf16")
 TABLES = {
     "supervised": [(name, recipe, BASE + extra) for name, recipe, extra in [
         ("seed-attunet", "seed-attunet", ()),

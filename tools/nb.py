@@ -9,6 +9,8 @@ mirror  the text is written again from the notebook
 import argparse, os, subprocess, sys
 from pathlib import Path
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the networks here are tiny, and outputs do not depend on the number of cores
+
 import jupytext
 from execnb.nbio import read_nb, write_nb
 from execnb.shell import CaptureShell

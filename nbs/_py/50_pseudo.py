@@ -62,6 +62,7 @@ def soft_dice_confidence(
     inside = flat.new_zeros(B, C + 1).scatter_add_(1, cls, at)[:, 1:]
     return torch.where(area > 0, 2*inside/(flat.sum(2) + area).clamp(min=1e-12), 0)
 
+
 # %% [markdown]
 # Two cells of equal area. In the first the teacher is sure inside and silent outside; in the second half of the probability lies outside the label. By hand: $2\cdot 3.6/(3.6+4)$ and $2\cdot 2.4/(4.0+4)$.
 
@@ -73,6 +74,7 @@ lab = torch.zeros(1, 4, 4, dtype=torch.uint8); lab[0, :2, :2] = 1
 for p, by_hand in [(sure, 7.2/7.6), (vague, 4.8/8.0)]:
     test_close(soft_dice_confidence(p[None, None], lab).item(), by_hand, eps=1e-6)
 print(f"{7.2/7.6:.3f} {4.8/8.0:.3f}")
+
 
 # %%
 #| export
@@ -97,6 +99,7 @@ def mean_found(cells: torch.Tensor, found: torch.Tensor) -> torch.Tensor:
     "Mean of `cells` [B, C] over the classes that were found; 0 where none was."
     return (cells*found).sum(1)/found.sum(1).clamp(min=1)
 
+
 # %% [markdown]
 # ## What the teacher says
 #
@@ -120,6 +123,7 @@ class PseudoLabels:
     def __getitem__(self, idx):
         return PseudoLabels(*(getattr(self, k)[idx] for k in ("labels", "certainty", "sdc", "peak", "agreement")), {k: v[idx] for k, v in self.scores.items()})
 
+
 # %%
 #| export
 def pairwise_dice(labels: list[torch.Tensor], C: int) -> torch.Tensor:
@@ -130,6 +134,7 @@ def pairwise_dice(labels: list[torch.Tensor], C: int) -> torch.Tensor:
         total = onehot_area(a) + onehot_area(b)
         return torch.where(total > 0, 2*onehot_area(a, a == b)/total.clamp(min=1), 1)
     return torch.stack([dice(a, b) for a, b in pairs]).mean(0)
+
 
 # %%
 #| export
@@ -155,6 +160,7 @@ def pseudo_label(
     arrays = [torch.cat(p).cpu().numpy() for p in zip(*parts)]
     return PseudoLabels(*arrays[:5], dict(zip(scores, arrays[5:])))
 
+
 # %%
 #| export
 def label_and_certainty(prob: torch.Tensor, activation: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -163,6 +169,7 @@ def label_and_certainty(prob: torch.Tensor, activation: str) -> tuple[torch.Tens
     background = 1 - prob.sum(1) if activation == "softmax" else 1 - best
     fg = best > background
     return torch.where(fg, label + 1, 0).to(torch.uint8), torch.where(fg, best, background).clamp(0, 1)
+
 
 # %% [markdown]
 # ## Choosing whole images: the original's way
@@ -182,6 +189,7 @@ def keep_images(
     n = min(len(slices), round(keep*len(slices)) if keep <= 1 else int(keep))
     best = np.sort(np.argsort(-pseudo.scores[score], kind="stable")[:n])
     return replace(slices[best], masks=pseudo.labels[best], known=np.ones((n, len(slices.classes)), bool))
+
 
 # %% [markdown]
 # ## Choosing cells
@@ -210,6 +218,7 @@ def accept_cells(
         present[order, c] = conf[order, c] >= gate
     return present, ~known & ~pseudo.found & (pseudo.peak < absent)
 
+
 # %%
 #| export
 def complete(
@@ -226,6 +235,7 @@ def complete(
     unsure = free & ~sure & (cell | present.any(1)[:, None, None])
     return replace(slices, masks=masks, known=slices.known | present | absent), ~unsure
 
+
 # %%
 #| export
 def check_truth_kept(before: SliceSet, after: SliceSet):
@@ -234,6 +244,7 @@ def check_truth_kept(before: SliceSet, after: SliceSet):
     if not np.array_equal(before.masks[labelled], after.masks[labelled]): raise AssertionError("a labelled pixel was overwritten")
     if (before.known & ~after.known).any(): raise AssertionError("an examined cell became unknown")
     if (before.known & ~before.present & after.present).any(): raise AssertionError("a class that people found absent was drawn in")
+
 
 # %%
 #| hide

@@ -16,6 +16,7 @@
 #| export
 from ctseg.train import Job
 
+
 # %%
 #| export
 def supervised(
@@ -23,6 +24,7 @@ def supervised(
 ): # the trained, averaged model
     "One phase on the annotated slices; unlabelled slices are not used."
     return job.train("supervised")
+
 
 # %%
 #| hide

@@ -38,6 +38,7 @@ from ctseg.train import Recipe, Run, argmax_labels, load_weights
 import matplotlib.pyplot as plt
 from fastcore.test import test_eq, test_close
 
+
 # %% [markdown]
 # ## The rule
 #
@@ -66,6 +67,7 @@ def decide(
     best, label = (prob*here).max(1)
     return torch.where(best > background, label + 1, 0).to(torch.uint8)
 
+
 # %% [markdown]
 # Two structures on one row of pixels. The second never gets beyond 0.6, and only at one pixel: argmax invents it, the gate does not.
 
@@ -75,6 +77,7 @@ for rule in [Rule(), Rule(threshold=0.25), Rule(gate=0.7)]: print(f"{str(rule):<
 test_eq(decide(row, Rule(), "softmax"), argmax_labels(row, "softmax"))
 test_eq(decide(row, Rule(), "sigmoid"), argmax_labels(row, "sigmoid"))
 test_eq(decide(row, Rule(gate=0.7), "softmax").flatten().tolist(), [1, 1, 1, 0, 0, 0, 0])
+
 
 # %% [markdown]
 # ## A predictor
@@ -106,6 +109,7 @@ class Predictor:
         for model, loss, size in zip(self.models, self.losses, self.image_sizes): total = total + self._one(model, loss, size, x)
         return total/len(self.models)
 
+
 # %%
 #| export
 def _one(self, model, loss, size, x):
@@ -119,6 +123,7 @@ def _one(self, model, loss, size, x):
     return prob if prob.shape[-2:] == x.shape[-2:] else F.interpolate(prob, x.shape[-2:], mode="bilinear", align_corners=False)
 
 Predictor._one = _one
+
 
 # %%
 #| export
@@ -140,6 +145,7 @@ def load_predictor(
     models, losses, sizes = map(list, zip(*parts))
     return Predictor(models, losses, sizes, classes, plan, _saved_rule(runs))
 
+
 # %%
 #| export
 def _load_model(run: Run, spec: dict, plan: DevicePlan):
@@ -154,6 +160,7 @@ def _saved_rule(runs: list[Run]) -> Rule:
     for run in runs:
         if (run/"metrics.json").exists() and "rule" in (m := read_json(run/"metrics.json")): return Rule(**m["rule"])
     return Rule()
+
 
 # %% [markdown]
 # ## Labels for many images
@@ -175,6 +182,7 @@ def predict_masks(
         prob = predictor.probabilities(images[i:i + batch_size])
         for r, rule in enumerate(todo): out[r, i:i + batch_size] = decide(prob, rule, predictor.activation).cpu().numpy()
     return out if rules else out[0]
+
 
 # %% [markdown]
 # ## Choosing the rule
@@ -202,6 +210,7 @@ def choose_rule(predictor: Predictor, held_out: SliceSet, rules: list[Rule] = RU
     close = [r for r, s in zip(rules, scores) if s >= max(scores) - margin]
     return min(close, key=lambda r: (r.threshold is not None, r.gate)), scores
 
+
 # %% [markdown]
 # ## A submission
 
@@ -210,6 +219,7 @@ def choose_rule(predictor: Predictor, held_out: SliceSet, rules: list[Rule] = RU
 def write_submission(masks: np.ndarray, names, path):
     "The challenge's submission: a row `Pixel k` a pixel, a column an image; whole or not at all."
     write_masks(masks, names, path)
+
 
 # %%
 #| hide

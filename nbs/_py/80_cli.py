@@ -33,6 +33,7 @@ from fastcore.test import test_eq
 app = typer.Typer(name="ctseg", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
                   help="Learn to segment CT slices from partly labelled and unlabelled images.")
 
+
 # %% [markdown]
 # ## Training
 
@@ -55,6 +56,7 @@ def fit(
     _print_facts(read_json(run/"metrics.json"))
     print(f"run folder: {run.folder}")
 
+
 # %%
 #| export
 def _print_facts(facts: dict, indent: str = ""):
@@ -64,6 +66,7 @@ def _print_facts(facts: dict, indent: str = ""):
         elif isinstance(v, list) and v and isinstance(v[0], dict):
             for i, x in enumerate(v): print(f"{indent}{k} {i}:"); _print_facts(x, indent + "  ")
         else: print(f"{indent}{k}: {f'{v:.4f}' if isinstance(v, float) else v}")
+
 
 # %% [markdown]
 # ## Prediction and scoring
@@ -87,6 +90,7 @@ def predict(
     write_submission(predict_masks(predictor, pixels, batch_size=batch_size), names, out)
     print(f"{len(names)} images, {len(predictor.models)} model(s), {predictor.rule}\nsubmission: {out}")
 
+
 # %%
 #| export
 @app.command()
@@ -105,6 +109,7 @@ def evaluate(
     _print_facts({k: v for k, v in result["facts"].items() if k != "per_class"})
     if json: write_json(result["facts"], json)
 
+
 # %%
 #| export
 @app.command()
@@ -117,6 +122,7 @@ def check(
     from ctseg.data import check_challenge, check_submission
     _print_facts(check_submission(submission, data) if submission else check_challenge(data, annotated=annotated))
     print("ok")
+
 
 # %% [markdown]
 # ## Making things, listing things
@@ -136,6 +142,7 @@ def phantom(
     from ctseg.phantom import make_phantom
     make_phantom(out, labelled, unlabelled, test, size, seed)
     print(f"challenge folder: {out}")
+
 
 # %%
 #| export
@@ -157,6 +164,7 @@ def doctor():
     from ctseg.device import doctor
     _print_facts(doctor())
 
+
 # %% [markdown]
 # ## The demo
 #
@@ -174,6 +182,7 @@ def demo(
     from ctseg.demo import run_demo
     run_demo(out, data, overwrite)
 
+
 # %% [markdown]
 # ## Mistakes
 
@@ -187,6 +196,7 @@ def main():
         sys.exit(2)
     except BrokenPipeError:  # `ctseg … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
 
 # %%
 runner = CliRunner()

@@ -1,0 +1,116 @@
+# %% [markdown]
+# # Mean Teacher
+#
+# > The student's own running average is the teacher; the two must agree where nobody knows the truth.
+#
+# - skip_showdoc: true
+
+# %%
+#| default_exp methods.mean_teacher
+
+# %% [markdown]
+# Two phases are a blunt instrument: the teacher is frozen at its worst. [Tarvainen & Valpola 2017](https://arxiv.org/abs/1703.01780) let it improve *while* the student learns: the teacher is the exponential moving average of the student,
+#
+# $$\theta'_t = \alpha_t\,\theta'_{t-1} + (1-\alpha_t)\,\theta_t, \qquad \alpha_t = \min\!\big(\alpha, \tfrac{1+t}{10+t}\big),$$
+#
+# and the student is asked to give, for a *perturbed* image, what the teacher gives for the plain one:
+#
+# $$\mathcal L = \mathcal L_\text{known} + w(t)\,\operatorname{mean}_{(i,c)\ \text{unknown}} \big(p^\text{student}_{ic} - p^\text{teacher}_{ic}\big)^2 .$$
+#
+# Our [loop](train.html) keeps that average already (weights *and* buffers). What is left is the consistency term, and three decisions the original project did not get to.
+
+# %%
+#| export
+import math
+
+import torch
+
+from ctseg.augment import strong
+from ctseg.files import did_you_mean
+from ctseg.losses import consistency_loss
+from ctseg.methods.teacher_student import join
+from ctseg.train import Job, Method, generator
+
+# %%
+#| hide
+import matplotlib.pyplot as plt
+from fastcore.test import test_eq
+
+# %% [markdown]
+# ## Where to compare
+#
+# On an unlabelled slice everything is unknown. On an annotated one half of the structures are, and they are compared too; what people examined is left to the supervised loss. So is every pixel that belongs to an outlined structure.
+
+# %%
+#| export
+def unknown_cells(
+    mask: torch.Tensor, # int64 [B, H, W]
+    known: torch.Tensor, # bool [B, C] or [B, C, H, W]
+) -> torch.Tensor: # bool [B, C, H, W]: where the truth says nothing
+    "The (class, pixel) pairs about which the truth says nothing."
+    k = known if known.ndim == 4 else known[:, :, None, None]
+    return ~(k | (mask > 0)[:, None])
+
+# %%
+mask = torch.tensor([[[0, 2]], [[0, 0]]])
+known = torch.tensor([[False, True], [False, False]])
+test_eq(unknown_cells(mask, known).int().tolist(), [[[[1, 0]], [[0, 0]]], [[[1, 1]], [[1, 1]]]])
+
+# %% [markdown]
+# ## How much
+#
+# A young teacher is no teacher. The weight rises as $w(t) = w_\max \exp(-5(1-t/T)^2)$ over the first $T$ steps.
+
+# %%
+#| export
+def ramp_up(step: int, length: int) -> float:
+    "From nearly 0 to 1 over `length` steps: exp(-5 (1 - t/T)^2) (Laine & Aila 2017, arXiv 1610.02242)."
+    return 1.0 if step >= length else math.exp(-5*(1 - step/length)**2)
+
+# %%
+fig, ax = plt.subplots(figsize=(5, 1.8))
+ax.plot([ramp_up(s, 80) for s in range(120)]); ax.set(xlabel="step", ylabel="share of the weight"); plt.show()
+
+# %% [markdown]
+# ## How to perturb
+#
+# The perturbation decides what the consistency teaches. `noise` is the classic (Gaussian, clipped at ±0.2); `strong` adds the photometric changes a scanner and a window could make; `dropout` hides whole feature channels.
+
+# %%
+#| export
+def perturb_noise(image, gen):
+    noise = torch.randn(image.shape, generator=gen, device=image.device)*0.1
+    return image + noise.clamp(-0.2, 0.2)
+
+PERTURB = {"noise": perturb_noise, "strong": strong, "none": lambda image, gen: image}
+
+class MeanTeacher(Method):
+    "Consistency of the student, on a perturbed image, with its own average, on the plain one."
+    def __init__(self, weight: float = 1.0, ramp: float = 0.3, perturb: str = "strong"):
+        if perturb not in PERTURB: raise did_you_mean("perturbation", perturb, PERTURB)
+        self.weight, self.ramp, self.perturb = weight, ramp, PERTURB[perturb]
+
+    def loss(self, trainer, batch):
+        more = trainer.extra_images()
+        if more is not None: more = trainer.augment(more, trainer.rng("extra"), trainer.slices.classes)
+        both, n = join(batch, more), len(batch.image)
+        with torch.no_grad(): q = trainer.loss.probabilities(trainer.ema.model(both.image))
+        logits = trainer.model(torch.cat([batch.image, self.perturb(both.image, trainer.rng("perturb"))]) if self.weight else batch.image)
+        total = trainer.loss(logits[:n], batch.mask, batch.known, batch.weight)
+        where = unknown_cells(both.mask, both.known)
+        w = self.weight*ramp_up(trainer.step_no, round(self.ramp*trainer.total))
+        return total + w*consistency_loss(trainer.loss.probabilities(logits[n:]), q, where) if self.weight else total
+
+# %% [markdown]
+# ## The script
+
+# %%
+#| export
+def mean_teacher(job: Job):
+    "One phase; the averaged model that every run returns is the teacher (`consistency`, `ramp`, `perturb`)."
+    r = job.recipe
+    return job.train("mean-teacher", method=MeanTeacher(r.consistency, r.ramp, r.perturb), extra=job.unlabelled)
+
+# %%
+#| hide
+import nbdev; nbdev.nbdev_export()
