@@ -326,7 +326,7 @@ def cut(
     rng = np.random.default_rng([how.seed, zlib.crc32(salt.encode())])
     stack, mm = as_slices(v.hu, v.affine, how.orientation), np.linalg.norm(v.affine[:3, :3], axis=0)[axes[1:]]
     size = _scaled(stack.shape[1:], mm, how)
-    keep = _choose(stack > _BODY, mm, how, rng) if slices is None else np.asarray(slices)
+    keep = _choose(stack > _BODY, mm, how, rng) if slices is None else np.asarray(slices, int)
     if windows is None: windows = [draw_window(rng) if how.window == "random" else how.level_width for _ in keep]
     images = np.zeros((len(keep), *size), np.uint8)
     for i, (hu, w) in enumerate(zip(_resize(stack[keep], size, "image"), windows)): images[i] = to_8bit(hu, *w)
