@@ -26,10 +26,11 @@ def overlaps(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]: # |A and B|, |A|, |B|: int64 [N,C] each
     "Pixels of each image and class that both have, that the prediction has, that the truth has."
     pred, truth = _checked(pred, truth, C)
-    K = C + 1
-    out = np.empty((3, len(truth), C), np.int64)
-    for n, (p, t) in enumerate(zip(pred, truth)):
-        pairs = np.bincount((p.astype(np.uint16)*K + t).ravel(), minlength=K*K).reshape(K, K)
+    K, out = C + 1, np.empty((3, len(truth), C), np.int64)
+    for n in range(len(truth)):
+        p, t = pred[n].ravel(), truth[n].ravel()
+        ends = np.append(np.flatnonzero((p[1:] != p[:-1]) | (t[1:] != t[:-1])), p.size - 1)  # the last pixel of each run
+        pairs = np.bincount(p[ends].astype(int)*K + t[ends], np.diff(ends, prepend=-1), K*K).reshape(K, K)
         out[:, n] = pairs.diagonal()[1:], pairs.sum(1)[1:], pairs.sum(0)[1:]
     return tuple(out)
 
@@ -128,7 +129,8 @@ def surface_dice(
         for c, box in enumerate(boxes, 1):
             if box is None: continue
             a, b = p[box[1:]] == c, t[box[1:]] == c
-            out[n, c - 1] = (_near(a, b, tolerance) + _near(b, a, tolerance))/(a.sum() + b.sum()) if a.any() and b.any() else 0
+            near = _near(a, b, tolerance) + _near(b, a, tolerance) if a.any() and b.any() else 0
+            out[n, c - 1] = near/(a.sum() + b.sum())
     return out
 
 # %% ../nbs/22_metrics.ipynb #f2e3b361
@@ -152,7 +154,9 @@ def _scores(tables, groups, reps, seed):
     s = _nanmean(_nanmean(cells, 2), 0)
     return s[0], s[1:], G
 
-def _interval(x, level): return tuple(float(v) for v in np.nanquantile(x, [(1 - level)/2, (1 + level)/2]))
+def _interval(x, level):
+    x = x[~np.isnan(x)]
+    return tuple(map(float, np.quantile(x, [(1 - level)/2, (1 + level)/2]))) if len(x) else (np.nan, np.nan)
 
 # %% ../nbs/22_metrics.ipynb #c82c652d
 def bootstrap_mean(
@@ -176,8 +180,9 @@ def paired_bootstrap(
     seed: int = 0,
 ) -> dict: # a, b, difference a - b, low, high, p_better (share of draws in which a is better), groups, level, reps
     "Is a better than b? The difference of their scores with a percentile interval over groups."
-    (a, draws_a, G), (b, draws_b, H) = (_scores(t, groups, reps, seed) for t in (table_a, table_b))
-    if np.shape(table_a)[-2:] != np.shape(table_b)[-2:]: raise InputError(f"tables of {np.shape(table_a)} and {np.shape(table_b)}: expected the same images and classes")
+    if np.shape(table_a)[-2:] != np.shape(table_b)[-2:]:
+        raise InputError(f"tables of {np.shape(table_a)} and {np.shape(table_b)}: expected the same images and classes")
+    (a, draws_a, G), (b, draws_b, _) = (_scores(t, groups, reps, seed) for t in (table_a, table_b))
     low, high = _interval(draws_a - draws_b, level)
     return dict(a=float(a), b=float(b), difference=float(a - b), low=low, high=high,
                 p_better=float(np.mean(draws_a > draws_b)), groups=G, level=level, reps=reps)
@@ -196,8 +201,10 @@ def evaluate(
     partial = known is not None and not np.all(known)
     scored = np.where(known, table, np.nan) if partial else table
     b = bootstrap_mean(scored, groups, reps)
-    out = dict(dice=_plain(b["mean"]), interval=[_plain(b["low"]), _plain(b["high"])], level=b["level"], images=len(truth), groups=b["groups"])
-    if partial: out |= dict(dice_optimistic=_plain(b["mean"]), dice_pessimistic=_plain(mean_dice(table)), cells_examined=int(np.sum(known)))
+    out = dict(dice=_plain(b["mean"]), interval=[_plain(b["low"]), _plain(b["high"])], level=b["level"], images=len(truth),
+               groups=b["groups"])
+    if partial:
+        out |= dict(dice_optimistic=out["dice"], dice_pessimistic=_plain(mean_dice(table)), cells_examined=int(np.sum(known)))
     out |= dict(classes_scored=int((~np.isnan(scored)).any(0).sum()), invented=int(rows.invented.sum()), missed=int(rows.missed.sum()),
                 silent=list(rows.index[rows.silent]), unreliable=list(rows.index[rows.unreliable]))
     return out | dict(per_class=[{k: _plain(v) for k, v in r.items()} for r in rows.reset_index().to_dict("records")])
