@@ -431,9 +431,8 @@ class Job:
         if recipe.labelled: slices = select_labelled(slices, recipe.labelled, seed)
         labelled, self.unlabelled = slices[slices.labelled], slices[~slices.labelled]
         if recipe.fold >= recipe.folds: raise InputError(f"fold = {recipe.fold}: there are {recipe.folds} folds, numbered from 0 (-1 holds out none)")
-        out = grouped_folds(labelled, recipe.folds, seed=0) == recipe.fold
+        out = grouped_folds(labelled, recipe.folds, seed=0) == recipe.fold if recipe.fold >= 0 else np.zeros(len(labelled), bool)
         self.labelled, self.holdout = labelled[~out], labelled[out]
-        if not len(self.labelled): raise InputError(f"{len(labelled)} annotated images are too few for {recipe.folds} folds; --set fold=-1 holds out none")
         self.loss = create_loss(recipe.loss, **recipe.loss_options())
         self.history, self.done = [], []
 

@@ -57,8 +57,11 @@ def get_recipe(name: str) -> Recipe:
     if name not in RECIPES: raise did_you_mean("recipe", name, RECIPES)
     return RECIPES[name]
 
+
 # %%
-pd.DataFrame([dict(name=r.name, method=r.method, model=r.model, loss=r.loss, about=r.about) for r in RECIPES.values()]).set_index("name")
+pd.set_option("display.max_colwidth", None)
+pd.DataFrame([dict(name=r.name, method=r.method, loss=r.loss, about=r.about) for r in RECIPES.values()]).set_index("name")
+
 
 # %% [markdown]
 # ## Fit
@@ -90,6 +93,7 @@ def fit(
     finish(job)
     return run
 
+
 # %%
 #| export
 def finish(job: Job):
@@ -106,11 +110,12 @@ def finish(job: Job):
     with atomic_path(job.run/"curves.png") as tmp: fig.savefig(tmp, dpi=120)
     plt.close(fig)
 
+
 # %% [markdown]
 # A small run on the sample, start to finish:
 
 # %%
-small = apply_settings(get_recipe("marginal"), ["width=4", "epochs=2", "image_size=64", "folds=5"])
+small = apply_settings(get_recipe("marginal"), ["width=4", "epochs=2", "image_size=64", "folds=4"])
 with tempfile.TemporaryDirectory() as d:
     run = fit("../data_sample", small, Path(d)/"run", progress=False)
     print(sorted(str(p.relative_to(run.folder)) for p in run.folder.rglob("*") if p.is_file()))

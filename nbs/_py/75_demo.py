@@ -32,6 +32,7 @@ from ctseg.recipes import apply_settings, fit, get_recipe
 #| hide
 import matplotlib.pyplot as plt
 
+
 # %% [markdown]
 # ## The picture
 #
@@ -55,6 +56,7 @@ def plot_predictions(slices: SliceSet, pred: np.ndarray, order=None, rows: int =
     for ax in axes.flat: ax.set(xticks=[], yticks=[])
     return fig
 
+
 # %% [markdown]
 # ## The job
 
@@ -62,7 +64,7 @@ def plot_predictions(slices: SliceSet, pred: np.ndarray, order=None, rows: int =
 #| export
 DEMO = ("width=16", "image_size=128", "epochs=120", "batch_size=5", "fold=-1")
 
-def run_demo(out, data="data_sample", overwrite: bool = False, settings=DEMO):
+def run_demo(out, data="data_sample", overwrite: bool = False, settings=DEMO, progress: bool = True):
     "Train on `data`, predict its test slices, score, draw; everything lands in `out`."
     out, data, start = Path(out), Path(data), time.monotonic()
     if out.exists() and overwrite: shutil.rmtree(out)
@@ -70,7 +72,7 @@ def run_demo(out, data="data_sample", overwrite: bool = False, settings=DEMO):
         data = out.parent/f"{out.name}_data"
         print(f"no sample here: drawing one into {data}")
         make_phantom(data, labelled=10, unlabelled=14, test=8, size=256, seed=0)
-    run = fit(data, apply_settings(get_recipe("marginal"), settings), out)
+    run = fit(data, apply_settings(get_recipe("marginal"), settings), out, progress=progress)
     test = read_challenge(data, "test")
     pred = predict_masks(load_predictor(run.folder, pick_device()), test.images)
     write_submission(pred, test.names, run/"submission.csv")
@@ -78,6 +80,7 @@ def run_demo(out, data="data_sample", overwrite: bool = False, settings=DEMO):
     result = evaluate_files(truth, run/"submission.csv")
     report_demo(run, test, pred, result)
     print(f"{time.monotonic() - start:.0f} s in all")
+
 
 # %%
 #| export
@@ -92,13 +95,14 @@ def report_demo(run, test: SliceSet, pred: np.ndarray, result: dict):
     print(f"\nDice on {len(test)} test slices, mean of all classes: {result['facts']['dice']:.3f}")
     for name in ("submission.csv", "predictions.png", "curves.png", "history.csv"): print(run/name)
 
+
 # %% [markdown]
 # A toy version of the toy, to see that it runs (the real one is `make demo`):
 
 # %%
 import contextlib, io, tempfile
 with tempfile.TemporaryDirectory() as d, contextlib.redirect_stdout(io.StringIO()) as said:
-    run_demo(Path(d)/"demo", "../data_sample", settings=("width=4", "image_size=64", "epochs=2", "fold=-1"))
+    run_demo(Path(d)/"demo", "../data_sample", settings=("width=4", "image_size=64", "epochs=2", "fold=-1"), progress=False)
     img = plt.imread(Path(d)/"demo"/"predictions.png")
 plt.figure(figsize=(6, 6)); plt.imshow(img); plt.axis("off"); plt.show()
 
