@@ -108,23 +108,28 @@ def _parse_rows(
     n: int, # number of values in a line
 ) -> np.ndarray|None: # uint8 [lines, n]; None if anything at all is not as it should be
     "Read the lines of a mask table by array operations on their bytes."
-    a, k = np.frombuffer(raw, np.uint8), raw.count(b"\n")
-    sep = np.flatnonzero((a == ord(",")) | (a == ord("\n")))
-    if len(sep) != k*(n + 1): return None
-    sep = sep.reshape(k, n + 1)
-    starts = [0, *(sep[:-1, -1] + 1).tolist()]
-    labels = [raw[i:j].strip(b'"') for i, j in zip(starts, sep[:, 0].tolist())]
-    if (a[sep[:, -1]] != ord("\n")).any() or labels != [b"Pixel %d" % i for i in range(first, first + k)]: return None
-    end, width = sep[:, 1:].ravel(), np.diff(sep, axis=1).ravel() - 1
-    if width.min() < 1 or width.max() > 3: return None
-    value = a[end - 1] - np.uint8(ord("0"))
-    if value.max() > 9: return None
-    for place, power in (2, 10), (3, 100):  # tens and hundreds, only where there are any
-        more = np.flatnonzero(width >= place)
-        digit = a[end[more] - place] - np.uint8(ord("0"))
-        if len(more) and (digit.max() > 9 or (value[more] + digit.astype(int)*power).max() > 255): return None
-        value[more] += digit*np.uint8(power)
-    return value.reshape(k, n)
+    if b'"' in raw: raw = raw.replace(b'"', b"")  # some writers quote the labels
+    lines = raw.split(b"\n")[:-1]
+    if not all(line.startswith(b"Pixel %d," % k) for k, line in enumerate(lines, first)): return None
+    a, k = np.frombuffer(raw, np.uint8), len(lines)
+    digit, stop = a - np.uint8(ord("0")), (a == ord(",")) | (a == ord("\n"))
+    at = np.flatnonzero(stop)
+    if len(at) != k*(n + 1) or (a[at[n::n + 1]] != ord("\n")).any(): return None  # ragged
+    if np.count_nonzero(digit > 9) != len(at) + k*len("Pixel ") or (stop[1:] & stop[:-1]).any(): return None  # no digit, or empty
+    value = np.zeros_like(a)
+    value[2:] = digit[1:-1] + digit[:-2]*~stop[:-2]*np.uint8(10)
+    value = value.take(at).reshape(k, n + 1)[:, 1:]
+    long = stop[3:] & ~(stop[2:-1] | stop[1:-2] | stop[:-3])  # three bytes or more, as every label has
+    return value if np.count_nonzero(long) == k else _add_hundreds(value, digit, at.reshape(k, n + 1))
+
+def _add_hundreds(value, digit, at):
+    "The third digits, which are rare; `None` where a number is above 255."
+    end, width = at[:, 1:], np.diff(at, axis=1) - 1
+    big = width >= 3
+    total = value[big] + 100*digit[end[big] - 3].astype(int)
+    if width.max() > 3 or total.max() > 255: return None
+    value[big] = total
+    return value
 
 # %% ../nbs/10_data.ipynb #f5e9d0a0
 def _explain_rows(path, raw: bytes, first: int, columns) -> InputError:
@@ -163,14 +168,16 @@ def _header(path) -> list[str]:
     return names
 
 # %% ../nbs/10_data.ipynb #8f60aba7
-def _blocks(f, size: int = 1 << 21):
-    "Cut what is left of a file into blocks of whole lines, with unix line ends."
+def _blocks(f, size: int = 1 << 20):
+    "Cut what is left of a file into blocks of whole lines, each ended by a newline alone; empty lines at the end are dropped."
     rest = b""
     while chunk := f.read(size):
-        cut = chunk.rfind(b"\n") + 1
-        if cut: yield (rest + chunk[:cut]).replace(b"\r\n", b"\n").rstrip(b"\n") + b"\n"
-        rest = chunk[cut:] if cut else rest + chunk
-    if rest.strip(): yield rest.strip(b"\r\n") + b"\n"
+        block = rest + chunk
+        cut = block.rfind(b"\n") + 1
+        lines, rest = block[:cut], block[cut:]
+        if b"\r" in lines: lines = lines.replace(b"\r\n", b"\n")
+        if lines := lines.rstrip(b"\n"): yield lines + b"\n"
+    if rest := rest.rstrip(b"\r"): yield rest + b"\n"
 
 def _read_table(path, columns, rows: int|None) -> np.ndarray:
     "Read a mask table: uint8 [images, rows]. `rows=None`: as many as there are."
@@ -180,7 +187,6 @@ def _read_table(path, columns, rows: int|None) -> np.ndarray:
     with _open_csv(path) as f:
         f.readline()
         for raw in _blocks(f):
-            if not raw.strip(): continue
             block = _parse_rows(raw, k, len(columns))
             if block is None: raise _explain_rows(path, raw, k, columns)
             if k + len(block) > rows: raise InputError(f"{path}: more than {rows} rows, the pixels of an image; is it for other images?")
