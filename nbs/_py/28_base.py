@@ -1,17 +1,3 @@
-# ---
-# jupyter:
-#   jupytext:
-#     text_representation:
-#       extension: .py
-#       format_name: percent
-#       format_version: '1.3'
-#       jupytext_version: 1.19.6
-#   kernelspec:
-#     display_name: python3
-#     language: python
-#     name: python3
-# ---
-
 # %% [markdown]
 # # What a model is
 #
@@ -37,7 +23,7 @@
 
 # %%
 #| export
-import pickle
+import pickle, sys
 from pathlib import Path
 
 import torch
@@ -65,10 +51,11 @@ from fastcore.test import test_eq, test_close
 #| export
 def pad_to(
     x: torch.Tensor, # [B,C,H,W]
-    stride: int, # the sides become multiples of this, and at least twice as long
+    stride: int|tuple[int, int], # the sides become multiples of this (or of these), and at least twice as long
 ) -> torch.Tensor: # [B,C,H',W'], zeros on the right and below
     "Pad with zeros so that a network that divides the image by `stride` can take it."
-    h, w = (max(2*stride, -(-n//stride)*stride) - n for n in x.shape[-2:])
+    strides = (stride, stride) if isinstance(stride, int) else stride
+    h, w = (max(2*s, -(-n//s)*s) - n for n, s in zip(x.shape[-2:], strides))
     return F.pad(x, (0, w, 0, h)) if h or w else x
 
 def crop_to(x: torch.Tensor, size) -> torch.Tensor:
@@ -271,6 +258,79 @@ with tempfile.TemporaryDirectory() as d:
 
 
 # %% [markdown]
+# ## Logits at several sizes
+#
+# A deeply supervised network (nnU-Net) answers in training with a *list*: logits at full size, half, quarter and so on, and each is held against the truth at its own
+# size. This helper lets the loop forget about it: any loss, one tensor or a list. The weights are those of nnU-Net, $1/2^i$ normalised to sum to one; nnU-Net gives the coarsest output
+# none, here it keeps its few per cent so that every parameter learns.
+
+# %%
+#| export
+def deep_supervised(
+    loss, # loss(logits, mask, known, weight) -> scalar
+    logits: torch.Tensor|list[torch.Tensor], # full size, or a list from fine to coarse
+    mask: torch.Tensor, known: torch.Tensor, weight: torch.Tensor|None = None, # at full size; `known` [B,C] or [B,C,H,W]
+) -> torch.Tensor:
+    "`loss` of logits at one size, or its mean over several sizes, each finer one twice as heavy as the next."
+    if not isinstance(logits, list): return loss(logits, mask, known, weight)
+    def near(t, size):  # every k-th pixel: labels stay labels
+        if t is None or t.ndim == 2: return t
+        y, x = (torch.arange(n, device=t.device)*m//n for n, m in zip(size, t.shape[-2:]))
+        return t[..., y[:, None], x]
+    total, scale = 0., sum(2.**-i for i in range(len(logits)))
+    for i, z in enumerate(logits):
+        size = z.shape[-2:]
+        total = total + 2.**-i/scale*loss(z, near(mask, size), near(known, size), near(weight, size))
+    return total
+
+
+# %%
+ce = lambda z, mask, known, weight: F.cross_entropy(z, mask)
+truth = torch.randint(0, 3, (2, 61, 47))
+full, half = torch.randn(2, 3, 61, 47), torch.randn(2, 3, 31, 24)
+test_eq(deep_supervised(ce, full, truth, None), ce(full, truth, None, None))
+test_close(deep_supervised(ce, [full, half], truth, None), 2/3*ce(full, truth, None, None) + 1/3*ce(half, truth[:, ::2, ::2], None, None), 1e-6)
+
+
+# %% [markdown]
+# ## Packages that may be missing
+#
+# Two families of networks come from other packages. They are an extra, `ctseg[zoo]`, and asked for only when such a network is built.
+#
+# timm is always there, but it imports torchvision, and torchvision built for CUDA beside a PyTorch for the CPU stops with "operator torchvision::nms does not exist": its compiled half cannot be
+# loaded. Nothing here needs that half, so declaring the two operators' signatures is enough. Where torchvision is sound this does nothing.
+
+# %%
+#| export
+def import_timm():
+    "timm, also beside a torchvision whose compiled operators cannot be loaded."
+    try: import torchvision
+    except RuntimeError as e:
+        if "torchvision::nms" not in str(e): raise
+        for m in [m for m in sys.modules if m.split(".")[0] == "torchvision"]: del sys.modules[m]
+        lib = torch.library.Library("torchvision", "DEF")
+        for op in ("nms", "qnms"): lib.define(f"{op}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        import torchvision
+        torchvision._ctseg_lib = lib  # the declaration lives as long as this object
+    import timm
+    return timm
+
+def import_zoo(module: str, model: str):
+    "Import `module` of an optional package; if it is missing, an `InputError` tells how to get it."
+    import importlib
+    import_timm()
+    try: return importlib.import_module(module)
+    except ImportError as e:
+        raise InputError(f"model {model!r} needs the package {module.split('.')[0]} ({e}); install it with: pip install 'ctseg[zoo]'") from None
+
+
+# %%
+test_eq(import_timm().__name__, "timm")
+try: import_zoo("no_such_package.unet", "nnunet")
+except InputError as e: print(e)
+
+
+# %% [markdown]
 # ## Can it learn at all?
 #
 # The oldest sanity check of a network: let it see the same four slices thirty times. A network with a broken gradient, a misplaced skip or a
@@ -290,7 +350,7 @@ def toy_slices(
     inside = lambda cy, cx, ry, rx: ((y - cy)/ry)**2 + ((x - cx)/rx)**2 < 1
     dy, dx = r(-.1, .1), r(-.1, .1)
     body = inside(dy, dx, r(.7, .85), r(.8, .95))
-    organs = [inside(dy - .1, dx - .42, r(.3, .45), r(.2, .3)), inside(dy - .1, dx + .42, r(.3, .45), r(.2, .3)), inside(dy + .4, dx, r(.15, .2), r(.15, .2))]
+    organs = [inside(dy - .1, dx - .42, r(.3, .45), r(.2, .3)), inside(dy - .1, dx + .42, r(.3, .45), r(.2, .3)), inside(dy + .45, dx, r(.2, .26), r(.2, .26))]
     image, mask = body*.5, torch.zeros(n, size, size, dtype=torch.long)
     for c, (where, grey) in enumerate(zip(organs, (.15, .15, .8)), 1):
         image, mask = torch.where(where, torch.tensor(grey), image), torch.where(where, c, mask)
@@ -303,8 +363,10 @@ def overfit(
     model: EncoderDecoder, images: torch.Tensor, masks: torch.Tensor, # a handful of slices
     steps: int = 30, lr: float = .01,
 ) -> tuple[list[float], torch.Tensor]: # the loss of each step; then, in eval mode, the Dice of each class but the background
-    "Show the same slices again and again with cross-entropy plus Dice; a sound network learns them by heart."
+    "Show the same slices again and again with balanced cross-entropy plus Dice; a sound network learns them by heart."
     target = F.one_hot(masks).movedim(-1, 1).float()
+    rare = target.mean((0, 2, 3))**-.5  # with so few steps, small classes need a louder voice
+    weight = rare*len(rare)/rare.sum()
     dice = lambda p: 2*(p*target).sum((0, 2, 3))/(p.sum((0, 2, 3)) + target.sum((0, 2, 3))).clamp(min=1e-6)
     opt = torch.optim.AdamW(model.train().parameters(), lr=lr)
     sched = torch.optim.lr_scheduler.OneCycleLR(opt, lr, total_steps=steps, pct_start=.2)
@@ -312,8 +374,9 @@ def overfit(
     for _ in range(steps):
         out = model(images)
         out = out[0] if isinstance(out, list) else out  # deep supervision: the finest
-        loss = F.cross_entropy(out, masks) + 1 - dice(out.softmax(1)).mean()
-        opt.zero_grad(); loss.backward(); opt.step(); sched.step()
+        loss = F.cross_entropy(out, masks, weight) + 1 - dice(out.softmax(1)).mean()
+        opt.zero_grad(); loss.backward(); nn.utils.clip_grad_norm_(model.parameters(), 1.)
+        opt.step(); sched.step()
         losses.append(loss.item())
     with torch.no_grad():
         for _ in range(20): model(images)  # no learning: the running averages of batch normalisation lag behind thirty quick steps

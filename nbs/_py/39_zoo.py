@@ -86,7 +86,7 @@ def model_entry(name: str) -> ModelEntry:
 #| export
 for name, build, paper, about in [
     ("attunet", AttentionUNet, "Oktay et al. 2018, arXiv 1804.03999", "U-Net with attention gates; the default"),
-]: register_model(name, paper, about)(build)
+]: build = register_model(name, paper, about)(build)
 
 
 # %% [markdown]

@@ -1,0 +1,356 @@
+# %% [markdown]
+# # MISSFormer
+#
+# > A U-shaped transformer whose levels talk to each other before they are decoded.
+#
+# - skip_showdoc: true
+
+# %%
+#| default_exp models.missformer
+
+# %% [markdown]
+# A convolution looks at nine pixels. To connect the left kidney with the spine it needs many layers. Attention connects everything with everything in one
+# layer, but knows nothing of neighbourhood. **MISSFormer** ([Huang et al. 2021](https://arxiv.org/abs/2109.07162)) wants both, with two ideas:
+#
+# 1. an *enhanced Mix-FFN*: inside each transformer block a small depthwise convolution brings in the neighbours;
+# 2. a *context bridge*: the features of all four levels become one long sequence of tokens, attend to each other, and are sorted back into their levels.
+#
+# It is trained from scratch; no ImageNet weights are involved.
+
+# %%
+#| hide
+import matplotlib.pyplot as plt
+from fastcore.test import test_eq, test_close, test_fail
+from ctseg.models.base import count_parameters, overfit, toy_slices
+from ctseg.models.attunet import AttentionUNet
+
+# %%
+#| export
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ctseg.files import InputError
+from ctseg.models.base import EncoderDecoder, check_counts, crop_to, pad_to
+
+# %%
+#| hide
+fig, ax = plt.subplots(figsize=(9, 3.5))
+txt = dict(ha="center", va="center", fontsize=9)
+for k, c in enumerate("1 2 5 8".split()):
+    y = -k
+    ax.text(-3.2 + k*.3, y, f"blocks\n{64*int(c)}", bbox=dict(boxstyle="round", fc="#cfe3f5", ec="#4477aa"), **txt)
+    ax.text(3.2 - k*.3, y, "blocks" if k < 3 else "expand", bbox=dict(boxstyle="round", fc="#d8ecd2", ec="#338833"), **txt)
+    ax.annotate("", (-.95, y), (-2.7 + k*.3, y), arrowprops=dict(arrowstyle="->", color="#777777"))
+    ax.annotate("", (2.75 - k*.3, y), (.95, y), arrowprops=dict(arrowstyle="->", color="#777777"))
+    ax.text(0, y, "□ "*int(c) + "tokens", color="#884400", **txt)
+    ax.text(5., y, f"1/{4*2**k}", color="#777777", **txt)
+    if k < 3:
+        ax.annotate("", (-3.2 + (k+1)*.3, y - .72), (-3.2 + k*.3, y - .28), arrowprops=dict(arrowstyle="->"))
+        ax.annotate("", (3.2 - k*.3, y - .22), (3.2 - (k+1)*.3, y - .8), arrowprops=dict(arrowstyle="->"))
+ax.add_patch(plt.Rectangle((-.95, -3.4), 1.9, 3.8, fc="#fbe2b4", ec="#cc7711", alpha=.5))
+ax.text(0, .6, "context bridge, four layers", color="#884400", **txt)
+ax.text(-4.4, 0, "image", **txt); ax.annotate("", (-3.7, 0), (-4.1, 0), arrowprops=dict(arrowstyle="->"))
+ax.text(4.4, .5, "x4, logits", **txt); ax.annotate("", (4.1, .4), (3.65, .1), arrowprops=dict(arrowstyle="->"))
+ax.set(xlim=(-4.8, 5.3), ylim=(-3.7, .9)); ax.axis("off"); fig.tight_layout()
+
+
+# %% [markdown]
+# In this notebook feature maps are held as `[B,H,W,C]`: linear layers and layer norms act on the last axis, and a sequence of tokens is merely another view
+# of the same memory. Only the convolutions need a turn.
+#
+# ## Attention that can afford an image
+#
+# An image of 256x256 has 4096 tokens at a quarter of its size, and plain attention is quadratic. *Efficient* attention (from SegFormer) lets every
+# pixel ask, but only a reduced image answer: keys and values come from a strided convolution that shrinks the map by `reduce`.
+
+# %%
+#| export
+def conv_last(conv: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    "Apply a convolution to `x [B,H,W,C]`."
+    return conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+def attend(q: torch.Tensor, kv: torch.Tensor, heads: int) -> torch.Tensor:
+    "Softmax attention of queries [B,N,C] to keys and values stacked as [B,M,2C]."
+    split = lambda t: t.unflatten(-1, (heads, -1)).transpose(1, 2)
+    k, v = kv.chunk(2, -1)
+    return F.scaled_dot_product_attention(split(q), split(k), split(v)).transpose(1, 2).flatten(2)
+
+class EfficientAttention(nn.Module):
+    "Self-attention of a map [B,H,W,C]; keys and values are reduced by `reduce` along both sides."
+    def __init__(self, dim: int, heads: int, reduce: int):
+        super().__init__()
+        self.heads = heads
+        self.q, self.kv, self.out = nn.Linear(dim, dim), nn.Linear(dim, 2*dim), nn.Linear(dim, dim)
+        self.reduce = nn.Conv2d(dim, dim, reduce, reduce) if reduce > 1 else None
+        self.norm = nn.LayerNorm(dim) if reduce > 1 else None
+
+    def forward(self, x):
+        small = self.norm(conv_last(self.reduce, x)) if self.reduce else x
+        return self.out(attend(self.q(x).flatten(1, 2), self.kv(small).flatten(1, 2), self.heads)).view_as(x)
+
+
+# %% [markdown]
+# ## The enhanced Mix-FFN
+#
+# The usual feed-forward layer treats every token alone. Here (the paper's equation 4) a 3x3 depthwise convolution adds what the neighbours have to say, *beside* a skip that
+# keeps the token's own voice, and the sum is normalised before the nonlinearity:
+#
+# $$y = \mathrm{LN}\big(\mathrm{DWConv}(\mathrm{FC}(x)) + \mathrm{FC}(x)\big), \qquad \mathrm{out} = \mathrm{FC}(\mathrm{GELU}(y))$$
+#
+# The convolution also tells a token where it is, by way of the zero padding, so no position embedding is needed, and the network takes any image size.
+
+# %%
+#| export
+class EnhancedMixFFN(nn.Module):
+    "Feed-forward layer of a map [B,H,W,C] with a depthwise convolution inside."
+    def __init__(self, dim: int, expand: int = 4):
+        super().__init__()
+        wide = dim*expand
+        self.fc1, self.fc2, self.norm = nn.Linear(dim, wide), nn.Linear(wide, dim), nn.LayerNorm(wide)
+        self.near = nn.Conv2d(wide, wide, 3, padding=1, groups=wide)
+
+    def forward(self, x):
+        x = self.fc1(x)
+        return self.fc2(F.gelu(self.norm(conv_last(self.near, x) + x)))
+
+class TransformerBlock(nn.Module):
+    "Attention, then Mix-FFN, each after a layer norm and beside a skip."
+    def __init__(self, dim: int, heads: int, reduce: int):
+        super().__init__()
+        self.norm1, self.attention = nn.LayerNorm(dim), EfficientAttention(dim, heads, reduce)
+        self.norm2, self.ffn = nn.LayerNorm(dim), EnhancedMixFFN(dim)
+
+    def forward(self, x):
+        x = x + self.attention(self.norm1(x))
+        return x + self.ffn(self.norm2(x))
+
+
+# %%
+torch.manual_seed(0)
+block = TransformerBlock(32, heads=2, reduce=4)
+test_eq(block(torch.rand(2, 16, 8, 32)).shape, (2, 16, 8, 32))
+a = EfficientAttention(8, 2, 1); t = torch.rand(1, 4, 3, 8)
+# by hand, for one head of one pixel: a softmax-weighted mean of the values
+q, (k, v) = a.q(t).flatten(1, 2), a.kv(t).flatten(1, 2).chunk(2, -1)
+w = (q[0, 5, :4] @ k[0, :, :4].T/4**.5).softmax(-1)
+test_close(attend(q, torch.cat([k, v], -1), 2)[0, 5, :4].detach(), (w @ v[0, :, :4]).detach(), 1e-5)
+
+
+# %% [markdown]
+# ## A level of the encoder
+#
+# Patches overlap (a 7x7 convolution with stride 4 at first, then 3x3 with stride 2), so that no seam runs between them.
+
+# %%
+#| export
+class Stage(nn.Module):
+    "Shrink a map with overlapping patches, then transform it: [B,H,W,i] -> [B,H/stride,W/stride,o]."
+    def __init__(self, i: int, o: int, stride: int, heads: int, reduce: int, depth: int = 2):
+        super().__init__()
+        kernel = 7 if stride == 4 else 3
+        self.patch, self.norm_in = nn.Conv2d(i, o, kernel, stride, kernel//2), nn.LayerNorm(o)
+        self.blocks = nn.Sequential(*[TransformerBlock(o, heads, reduce) for _ in range(depth)])
+        self.norm_out = nn.LayerNorm(o)
+
+    def forward(self, x): return self.norm_out(self.blocks(self.norm_in(conv_last(self.patch, x))))
+
+
+# %% [markdown]
+# ## The context bridge
+#
+# The levels have 64, 128, 320 and 512 channels (1, 2, 5 and 8 times the first). So a pixel of the second level is cut into two tokens of 64 numbers, one of the third into
+# five, and so on: every token has the same length, and all levels fit into one sequence. Each token asks; reduced levels answer (by 8, 4, 2, 1, so that each level
+# contributes from the same coarse grid). After the attention the tokens return to their levels, where a Mix-FFN of their own width treats them.
+
+# %%
+#| export
+class BridgeLayer(nn.Module):
+    "Attention among the tokens of all levels, then a Mix-FFN for each level."
+    def __init__(self, width: int, times=(1, 2, 5, 8)):
+        super().__init__()
+        self.width = width
+        self.norm1, self.norm_small = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.q, self.kv, self.out = nn.Linear(width, width), nn.Linear(width, 2*width), nn.Linear(width, width)
+        self.reduce = nn.ModuleList(nn.Conv2d(width*t, width*t, r, r) for t, r in zip(times, (8, 4, 2)))
+        self.norm2 = nn.LayerNorm(width)
+        self.ffn = nn.ModuleList(EnhancedMixFFN(width*t) for t in times)
+
+    def tokens(self, maps): return torch.cat([m.reshape(len(m), -1, self.width) for m in maps], 1)
+
+    def sort_back(self, tokens, like):
+        "Cut the sequence up again into maps shaped like `like`."
+        parts = tokens.split([m[0].numel()//self.width for m in like], 1)
+        return [p.reshape(m.shape) for p, m in zip(parts, like)]
+
+    def forward(self, maps):
+        x = self.tokens(maps)
+        normed = self.sort_back(self.norm1(x), maps)
+        small = [conv_last(r, m) for r, m in zip(self.reduce, normed)] + [normed[3]]
+        x = x + self.out(attend(self.q(self.tokens(normed)), self.kv(self.norm_small(self.tokens(small))), 1))
+        normed = self.sort_back(self.norm2(x), maps)
+        return self.sort_back(x + self.tokens([f(m) for f, m in zip(self.ffn, normed)]), maps)
+
+
+# %%
+bridge = BridgeLayer(8)
+maps = [torch.rand(2, 16//2**k, 24//2**k, 8*t) for k, t in enumerate((1, 2, 5, 8))]
+print("maps", [tuple(m.shape[1:]) for m in maps], "-> tokens", tuple(bridge.tokens(maps).shape))
+for m, back in zip(maps, bridge.sort_back(bridge.tokens(maps), maps)): test_eq(m, back)   # nothing gets lost or mixed up
+test_eq([m.shape for m in bridge(maps)], [m.shape for m in maps])
+
+
+# %% [markdown]
+# ## Up again
+#
+# *Patch expanding* is the opposite of patch merging: a linear layer makes more channels, which are then laid out as pixels.
+
+# %%
+#| export
+class PatchExpand(nn.Module):
+    "Enlarge a map: [B,H,W,dim] -> [B,s*H,s*W,out], by a linear layer and rearranging."
+    def __init__(self, dim: int, out: int, scale: int):
+        super().__init__()
+        self.scale, self.expand, self.norm = scale, nn.Linear(dim, out*scale**2, bias=False), nn.LayerNorm(out)
+
+    def forward(self, x):
+        b, h, w, _ = x.shape
+        s = self.scale
+        x = self.expand(x).view(b, h, w, s, s, -1).permute(0, 1, 3, 2, 4, 5)
+        return self.norm(x.reshape(b, h*s, w*s, -1))
+
+class Merge(nn.Module):
+    "A decoder level: join what comes from below with the skip, transform, enlarge."
+    def __init__(self, below: int, dim: int, heads: int, reduce: int, out: int, scale: int = 2):
+        super().__init__()
+        self.join = nn.Linear(below + dim, dim)
+        self.blocks = nn.Sequential(*[TransformerBlock(dim, heads, reduce) for _ in range(2)])
+        self.expand = PatchExpand(dim, out, scale)
+
+    def forward(self, x, skip): return self.expand(self.blocks(self.join(torch.cat([x, skip], -1))))
+
+
+# %% [markdown]
+# ## First weights
+#
+# A transformer trained from scratch is choosy about its first weights. These are those of SegFormer, whose encoder MISSFormer takes over: small linear layers, and
+# convolutions scaled by what leaves them. With PyTorch's defaults the thirty steps at the end of this page get nowhere.
+
+# %%
+#| export
+def init_transformer(m: nn.Module):
+    "First weights of a linear layer or a convolution: normal with deviation .02, or sqrt(2/fan_out). For `model.apply`."
+    if isinstance(m, nn.Linear): nn.init.trunc_normal_(m.weight, std=.02)
+    elif isinstance(m, nn.Conv2d): nn.init.normal_(m.weight, 0, (2*m.groups/(m.out_channels*m.kernel_size[0]*m.kernel_size[1]))**.5)
+    else: return
+    if m.bias is not None: nn.init.zeros_(m.bias)
+
+
+# %% [markdown]
+# ## The network
+
+# %%
+#| export
+class MISSFormer(EncoderDecoder):
+    "MISSFormer (Huang et al. 2021, arXiv 2109.07162). 35,452,745 parameters at width 64 for 3 -> 9 channels."
+    stride = 32
+
+    def __init__(self,
+        in_chans: int = 1, out_chans: int = 55,
+        width: int = 64, # length of a token; the levels have 1, 2, 5 and 8 times as many channels. An even number
+        bridge: int = 4, # layers of the context bridge
+    ):
+        super().__init__()
+        check_counts("missformer", in_chans=in_chans, out_chans=out_chans, width=width)
+        if width % 2: raise InputError(f"missformer: width is {width}, expected an even number (patch expanding halves it)")
+        w, heads, reduce = width, (1, 2, 5, 8), (8, 4, 2, 1)
+        self.channels = cs = tuple(w*h for h in heads)
+        self.stages = nn.ModuleList(Stage(i, o, 2 if k else 4, heads[k], reduce[k]) for k, (i, o) in enumerate(zip((in_chans, *cs), cs)))
+        self.bridge = nn.Sequential(*[BridgeLayer(w) for _ in range(bridge)])
+        self.deepest = PatchExpand(8*w, 4*w, 2)
+        self.merges = nn.ModuleList([Merge(4*w, 5*w, 5, 2, 5*w//2), Merge(5*w//2, 2*w, 2, 4, w), Merge(w, w, 1, 8, w, scale=4)])
+        self.head = nn.Conv2d(w, out_chans, 1)
+        self.apply(init_transformer)
+
+    def encode(self, x):
+        x, maps = pad_to(x, self.stride).permute(0, 2, 3, 1), []
+        for stage in self.stages: maps.append(x := stage(x))
+        return [m.permute(0, 3, 1, 2) for m in self.bridge(maps)]
+
+    def decode(self, features, size):
+        *skips, x = [f.permute(0, 2, 3, 1) for f in features]
+        x = self.deepest(x)
+        for merge, skip in zip(self.merges, reversed(skips)): x = merge(x, skip)
+        return crop_to(conv_last(self.head, x).permute(0, 3, 1, 2), size)
+
+
+# %%
+torch.manual_seed(0)
+model = MISSFormer(1, 55, width=16)
+x = torch.rand(2, 1, 61, 47)
+for f in model.encode(x): print("feature", tuple(f.shape))
+print("logits ", tuple(model(x).shape))
+test_eq([f.shape[1] for f in model.encode(x)], model.channels)
+
+# %% [markdown]
+# ## Is it the published network?
+#
+# The authors' implementation ([ZhifangDeng/MISSFormer](https://github.com/ZhifangDeng/MISSFormer), commit 007424e) instantiated at its published settings (224x224, 3 -> 9
+# channels) counts 42,462,537 parameters. Ours has 35,452,745. The whole difference is parameters *that never take part*: running a backward pass through theirs leaves
+# 7,009,792 parameters without a gradient.
+#
+# | in the authors' code, but never called | parameters |
+# |---|---|
+# | the lowest decoder level owns a join layer and two transformer blocks, but its forward pass only expands | 6,876,672 |
+# | every Mix-FFN owns three layer norms, its forward pass uses the first | 133,120 |
+
+# %%
+test_eq(count_parameters(MISSFormer(3, 9)), 42_462_537 - 7_009_792)
+test_eq(6_876_672 + 133_120, 7_009_792)
+print(f"{count_parameters(MISSFormer(1, 55)):,} parameters for 1 -> 55 channels")
+
+
+# %% [markdown]
+# Two differences leave the count alone. They repeat a grey image three times, ours simply has one input channel. And where their bridge reduces a level, the
+# result is cut into tokens along another axis than the queries are; here both are cut alike. The code here was written from the paper and these facts; none was copied.
+#
+# ## What does a pixel see?
+#
+# The gradient of one output pixel with respect to the image shows what that pixel looks at. Before any training, a convolutional network looks at its surroundings; the
+# transformer already at the whole image.
+
+# %%
+def field(model, size=128, n=8):
+    "Mean absolute gradient of the logits at the centre, over random images."
+    torch.manual_seed(0)
+    x = torch.rand(n, 1, size, size, requires_grad=True)
+    model(x)[:, :, size//2, size//2].sum().backward()
+    return x.grad.abs().mean((0, 1))
+
+torch.manual_seed(0)
+fig, ax = plt.subplots(1, 2, figsize=(6.2, 3))
+for a, (name, m) in zip(ax, {"Attention U-Net": AttentionUNet(1, 4, 8), "MISSFormer": MISSFormer(1, 4, 8)}.items()):
+    f = field(m.eval())
+    a.imshow((f/f.max() + 1e-7).log10(), cmap="magma", vmin=-5, vmax=0); a.set_title(name, fontsize=10); a.axis("off")
+    print(f"{name}: {100*(f > 0).float().mean():.0f} % of the image reaches the centre")
+fig.tight_layout()
+
+# %% [markdown]
+# ## Thirty steps
+
+# %%
+images, masks = toy_slices()
+torch.manual_seed(0)
+losses, dice = overfit(MISSFormer(1, 4, width=16), images, masks, lr=.005)
+print("Dice: left {:.3f}, right {:.3f}, bright {:.3f}".format(*dice))
+assert dice.min() > .9
+
+# %%
+model = MISSFormer(1, 4, width=4)
+model(images).square().mean().backward()
+test_eq([n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()], [])   # every parameter takes part
+test_fail(lambda: MISSFormer(width=7), contains="even number")
+
+# %%
+#| hide
+import nbdev; nbdev.nbdev_export()

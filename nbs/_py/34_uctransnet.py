@@ -1,0 +1,305 @@
+# %% [markdown]
+# # UCTransNet
+#
+# > A U-Net whose skip connections first ask each other, channel by channel, what they have.
+#
+# - skip_showdoc: true
+
+# %%
+#| default_exp models.uctransnet
+
+# %% [markdown]
+# Are a U-Net's skip connections always good? [Wang et al. (2022)](https://arxiv.org/abs/2109.04335) took them away one by one and found that some *hurt*: what a shallow level
+# passes over need not fit what the decoder has on the other side (they call it a semantic gap). **UCTransNet** therefore keeps the U-Net and replaces its
+# skips by a transformer. Its attention is unusual: it compares not pixels but **channels**. Each channel of each level asks all channels of all levels, "which of you
+# shows something I could use?" A second, smaller attention then chooses channels on the way into the decoder.
+#
+# With channels as tokens the attention matrix has a fixed size, whatever the image's.
+
+# %%
+#| hide
+import matplotlib.pyplot as plt
+from fastcore.test import test_eq, test_close
+from ctseg.models.base import count_parameters, overfit, toy_slices
+
+# %%
+#| export
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ctseg.models.base import EncoderDecoder, check_counts, crop_to, pad_to
+
+# %%
+#| hide
+fig, ax = plt.subplots(figsize=(9, 3.4))
+txt = dict(ha="center", va="center", fontsize=9)
+for k, (c, o) in enumerate([(64, 64), (128, 64), (256, 128), (512, 256), (512, None)]):
+    ax.text(-3.4 + k*.35, -k, f"{c}", bbox=dict(boxstyle="round", fc="#cfe3f5", ec="#4477aa"), **txt)
+    if k: ax.annotate("", (-3.4 + k*.35, -k + .25), (-3.4 + (k-1)*.35, -k + .75), arrowprops=dict(arrowstyle="->"))
+    if o is None: continue
+    ax.text(3.6 - k*.35, -k, f"{o}", bbox=dict(boxstyle="round", fc="#d8ecd2", ec="#338833"), **txt)
+    ax.text(2. - k*.2, -k, "choose", bbox=dict(boxstyle="circle,pad=.15", fc="#fbe2b4", ec="#cc7711"), ha="center", va="center", fontsize=7)
+    ax.annotate("", (-.95, -k), (-3.1 + k*.35, -k), arrowprops=dict(arrowstyle="->", color="#777777"))
+    ax.annotate("", (1.65 - k*.2, -k), (.95, -k), arrowprops=dict(arrowstyle="->", color="#777777"))
+    ax.annotate("", (3.3 - k*.35, -k), (2.35 - k*.2, -k), arrowprops=dict(arrowstyle="->", color="#777777"))
+    below = (3.6 - (k+1)*.35, -k - .75) if k < 3 else (-3.4 + 4*.35 + .3, -4)
+    ax.annotate("", (3.6 - k*.35, -k - .25), below, arrowprops=dict(arrowstyle="->"))
+    ax.text(0, -k, f"{c} channels", color="#884400", **txt)
+ax.add_patch(plt.Rectangle((-.95, -3.4), 1.9, 3.8, fc="#fbe2b4", ec="#cc7711", alpha=.5))
+ax.text(0, .62, "channel transformer, four layers", color="#884400", **txt)
+ax.text(-4.5, 0, "image", **txt); ax.annotate("", (-3.8, 0), (-4.2, 0), arrowprops=dict(arrowstyle="->"))
+ax.text(4.7, 0, "logits", **txt); ax.annotate("", (4.4, 0), (3.95, 0), arrowprops=dict(arrowstyle="->"))
+ax.set(xlim=(-4.9, 5.1), ylim=(-4.4, .9)); ax.axis("off"); fig.tight_layout()
+
+
+# %% [markdown]
+# ## Tokens
+#
+# All four levels are cut into the same 16x16-pixel patches of the image (16x16 feature pixels at full resolution, 2x2 at an eighth), so patch *n* means the same place on every
+# level. A learned position embedding is added. It is made for one image size and interpolated for others.
+
+# %%
+#| export
+class ConvNormReLU(nn.Sequential):
+    "3x3 convolution, batch normalisation, ReLU."
+    def __init__(self, i: int, o: int): super().__init__(nn.Conv2d(i, o, 3, padding=1), nn.BatchNorm2d(o), nn.ReLU(inplace=True))
+
+class PatchTokens(nn.Module):
+    "Cut a map [B,C,H,W] into patches: tokens [B,N,C], with a position embedding of `grid` x `grid`."
+    def __init__(self, dim: int, patch: int, grid: int, dropout: float):
+        super().__init__()
+        self.cut, self.drop = nn.Conv2d(dim, dim, patch, patch), nn.Dropout(dropout)
+        self.position = nn.Parameter(torch.zeros(1, dim, grid, grid))
+
+    def forward(self, x):
+        x = self.cut(x)
+        same = x.shape[-2:] == self.position.shape[-2:]
+        place = self.position if same else F.interpolate(self.position, size=x.shape[-2:], mode="bilinear", align_corners=False)
+        return self.drop((x + place).flatten(2).transpose(1, 2))
+
+
+# %% [markdown]
+# ## Attention among channels
+#
+# In ordinary attention the matrix is tokens x tokens. Here (the paper's equations 2 and 3) queries and keys are transposed before they are multiplied, so it is *channels x channels*:
+#
+# $$\mathrm{CA}_i = \mathrm{softmax}\left[\psi\left(\frac{Q_i^\top K}{\sqrt{C_\Sigma}}\right)\right] V^\top$$
+#
+# with $Q_i$ from level $i$, and $K, V$ from all levels side by side ($C_\Sigma$ channels). $\psi$ is an instance normalisation of each matrix: without it the differences
+# between channels would be too small for the softmax to notice. The four heads are averaged.
+
+# %%
+#| export
+class ChannelAttention(nn.Module):
+    "Every channel of every level attends to all channels of all levels."
+    def __init__(self, dims: tuple[int, ...], heads: int = 4, dropout: float = .1):
+        super().__init__()
+        total = sum(dims)
+        self.heads, self.scale = heads, total**-.5
+        linear = lambda i, o: nn.Linear(i, o, bias=False)
+        self.q, self.out = nn.ModuleList(linear(d, d*heads) for d in dims), nn.ModuleList(linear(d, d) for d in dims)
+        self.k, self.v = linear(total, total*heads), linear(total, total*heads)
+        self.psi, self.drop = nn.InstanceNorm2d(heads), nn.Dropout(dropout)
+
+    def forward(self,
+        levels: list[torch.Tensor], # [B,N,dims[i]] each
+        joint: torch.Tensor, # all side by side [B,N,sum(dims)]
+    ) -> list[torch.Tensor]:
+        split = lambda t: t.unflatten(-1, (self.heads, -1)).transpose(1, 2)      # [B,heads,N,c]
+        k, v = split(self.k(joint)), split(self.v(joint)).transpose(-1, -2)
+        new = []
+        for x, q, out in zip(levels, self.q, self.out):
+            a = self.psi(split(q(x)).transpose(-1, -2) @ k*self.scale).softmax(-1)    # [B,heads,c_i,C]
+            new.append(self.drop(out((self.drop(a) @ v).mean(1).transpose(-1, -2))))
+        return new
+
+
+# %% [markdown]
+# A layer of the transformer is the usual one: attention and a feed-forward network, each after a layer norm and beside a skip, for four streams at once.
+
+# %%
+#| export
+class ChannelLayer(nn.Module):
+    "One layer of the channel transformer for the tokens of all levels."
+    def __init__(self, dims: tuple[int, ...], heads: int, dropout: float, expand: int = 4):
+        super().__init__()
+        norms = lambda: nn.ModuleList(nn.LayerNorm(d, eps=1e-6) for d in dims)
+        self.norm1, self.norm_joint, self.norm2 = norms(), nn.LayerNorm(sum(dims), eps=1e-6), norms()
+        self.attention = ChannelAttention(dims, heads, dropout)
+        self.ffn = nn.ModuleList(nn.Sequential(nn.Linear(d, d*expand), nn.GELU(), nn.Linear(d*expand, d)) for d in dims)
+
+    def forward(self, levels):
+        joint = self.norm_joint(torch.cat(levels, -1))
+        new = self.attention([n(x) for n, x in zip(self.norm1, levels)], joint)
+        levels = [x + y for x, y in zip(levels, new)]
+        return [x + f(n(x)) for x, n, f in zip(levels, self.norm2, self.ffn)]
+
+
+# %% [markdown]
+# ## Instead of skips
+#
+# Back from tokens to maps: enlarge, a 1x1 convolution, batch normalisation, ReLU, and add the original features. Repeating pixels and 1x1
+# convolutions can be exchanged, so we convolve first and enlarge last, which at full resolution saves a factor of 256.
+
+# %%
+#| export
+class ChannelTransformer(nn.Module):
+    "What UCTransNet has in place of skip connections: maps in, maps of the same shapes out."
+    def __init__(self, dims: tuple[int, ...], grid: int, heads: int = 4, layers: int = 4, dropout: float = .1):
+        super().__init__()
+        self.tokens = nn.ModuleList(PatchTokens(d, 16//2**k, grid, dropout) for k, d in enumerate(dims))
+        self.layers = nn.Sequential(*[ChannelLayer(dims, heads, dropout) for _ in range(layers)])
+        self.norm = nn.ModuleList(nn.LayerNorm(d, eps=1e-6) for d in dims)
+        self.back = nn.ModuleList(nn.Sequential(nn.Conv2d(d, d, 1), nn.BatchNorm2d(d), nn.ReLU(inplace=True)) for d in dims)
+
+    def forward(self, maps):
+        grid = [n//16 for n in maps[0].shape[-2:]]
+        tokens = self.layers([t(m) for t, m in zip(self.tokens, maps)])
+        new = [b(n(t).transpose(1, 2).unflatten(2, grid)) for t, n, b in zip(tokens, self.norm, self.back)]
+        return [m + F.interpolate(x, size=m.shape[-2:]) for m, x in zip(maps, new)]
+
+
+# %%
+torch.manual_seed(0)
+maps = [torch.rand(2, 8*min(2**k, 8), 64//2**k, 48//2**k) for k in range(4)]
+t = ChannelTransformer((8, 16, 32, 64), grid=4)
+print("maps", [tuple(m.shape[1:]) for m in maps], "-> tokens", [tuple(k(m).shape[1:]) for k, m in zip(t.tokens, maps)])
+test_eq([m.shape for m in t(maps)], [m.shape for m in maps])
+conv, x = nn.Conv2d(8, 8, 1), torch.rand(1, 8, 3, 4)     # the exchange: first convolve, then enlarge
+test_close(conv(F.interpolate(x, scale_factor=4)).detach(), F.interpolate(conv(x), scale_factor=4).detach(), 1e-6)
+
+
+# %% [markdown]
+# ## Choosing channels
+#
+# In the decoder, a *channel-wise cross attention* (equations 5 and 6): the mean of each channel of the skip and of the decoder's map decide how much
+# of each skip channel comes through. It is the attention gate of the [Attention U-Net](attunet.html) turned around: that one weighs pixels, this one channels.
+
+# %%
+#| export
+class ChooseChannels(nn.Module):
+    "Weigh the channels of a skip by what both sides have on average."
+    def __init__(self, dim: int):
+        super().__init__()
+        self.skip, self.below = nn.Linear(dim, dim), nn.Linear(dim, dim)
+
+    def forward(self, skip, below):
+        mean = lambda t: t.mean((2, 3))
+        weight = torch.sigmoid((self.skip(mean(skip)) + self.below(mean(below)))/2)
+        return F.relu(skip*weight[..., None, None])
+
+class UpBlock(nn.Module):
+    "A decoder level: enlarge, choose among the skip's channels, join, convolve twice."
+    def __init__(self, i: int, o: int):
+        super().__init__()
+        self.choose, self.convs = ChooseChannels(i//2), nn.Sequential(ConvNormReLU(i, o), ConvNormReLU(o, o))
+
+    def forward(self, x, skip):
+        x = F.interpolate(x, scale_factor=2)
+        return self.convs(torch.cat([self.choose(skip, x), x], 1))
+
+
+# %% [markdown]
+# ## The network
+
+# %%
+#| export
+class UCTransNet(EncoderDecoder):
+    "UCTransNet (Wang et al. 2022, arXiv 2109.04335). 66,430,657 parameters at width 64 for 3 -> 1 channels."
+    stride = 16
+
+    def __init__(self,
+        in_chans: int = 1, out_chans: int = 55,
+        width: int = 64, # channels at full resolution
+        image_size: int = 224, # for which the position embedding is made; other sizes interpolate it
+        heads: int = 4, layers: int = 4, # of the channel transformer
+        dropout: float = .1, # in the channel transformer
+    ):
+        super().__init__()
+        check_counts("uctransnet", in_chans=in_chans, out_chans=out_chans, width=width, image_size=image_size, heads=heads, layers=layers)
+        w = width
+        self.channels = cs = (w, 2*w, 4*w, 8*w, 8*w)
+        self.first = ConvNormReLU(in_chans, w)
+        self.down = nn.ModuleList(nn.Sequential(nn.MaxPool2d(2), ConvNormReLU(i, o), ConvNormReLU(o, o)) for i, o in zip(cs, cs[1:]))
+        self.bridge = ChannelTransformer(cs[:4], max(image_size//16, 1), heads, layers, dropout)
+        self.up = nn.ModuleList(UpBlock(i, o) for i, o in ((16*w, 4*w), (8*w, 2*w), (4*w, w), (2*w, w)))
+        self.head = nn.Conv2d(w, out_chans, 1)
+
+    def encode(self, x):
+        maps = [self.first(pad_to(x, self.stride))]
+        for down in self.down: maps.append(down(maps[-1]))
+        return [*self.bridge(maps[:4]), maps[4]]
+
+    def decode(self, features, size):
+        *skips, x = features
+        for up, skip in zip(self.up, reversed(skips)): x = up(x, skip)
+        return crop_to(self.head(x), size)
+
+
+# %%
+torch.manual_seed(0)
+model = UCTransNet(1, 55, width=8)
+x = torch.rand(2, 1, 61, 47)
+for f in model.encode(x): print("feature", tuple(f.shape))
+print("logits ", tuple(model(x).shape))
+test_eq([f.shape[1] for f in model.encode(x)], model.channels)
+
+# %% [markdown]
+# ## Is it the published network?
+#
+# The authors' implementation ([McGregorWwww/UCTransNet](https://github.com/McGregorWwww/UCTransNet), commit 493bd81), instantiated at its published settings (224x224, 3 -> 1 channels,
+# base 64, patches 16, 8, 4, 2, four heads, four layers), counts 66,430,657 parameters. Nearly four fifths are in the channel transformer.
+
+# %%
+model = UCTransNet(3, 1)
+test_eq(count_parameters(model), 66_430_657)
+test_eq(count_parameters(model.bridge), 52_374_144)
+print(f"{count_parameters(UCTransNet(1, 55)):,} parameters for 1 -> 55 channels; {count_parameters(UCTransNet(1, 55, width=16)):,} at width 16")
+
+# %% [markdown]
+# The paper's formula for a layer adds the feed-forward output to the *queries*; its implementation, and ours, to the tokens, as transformers usually do. Theirs ends in a sigmoid when there
+# is one class; our models always return logits. The code was written from the paper and these facts; none was copied.
+#
+# ## Thirty steps, and what the channels ask
+
+# %%
+images, masks = toy_slices()
+torch.manual_seed(0)
+model = UCTransNet(1, 4, width=16, image_size=64)
+losses, dice = overfit(model, images, masks, lr=.02)
+print("Dice: left {:.3f}, right {:.3f}, bright {:.3f}".format(*dice))
+assert dice.min() > .9
+
+
+# %%
+def channel_maps(model, x):
+    "The channel attention of the last layer for each level, averaged over batch and heads."
+    maps, att = [], model.bridge.layers[-1].attention
+    hook = att.psi.register_forward_hook(lambda m, i, o: maps.append(o.softmax(-1).mean((0, 1))))
+    with torch.no_grad(): model.eval()(x)
+    hook.remove()
+    return maps
+
+maps = channel_maps(model, images)
+edges = [0, 16, 48, 112, 240]
+fig, ax = plt.subplots(4, 1, figsize=(9, 5.2), gridspec_kw=dict(height_ratios=[1, 1.4, 2, 3]), sharex=True)
+for k, (a, m) in enumerate(zip(ax, maps)):
+    a.imshow(m*m.shape[1], cmap="viridis", vmin=0, vmax=4, aspect="auto", interpolation="nearest")
+    for e in edges[1:-1]: a.axvline(e - .5, color="w", lw=.8)
+    a.set(yticks=[]); a.set_ylabel(f"level {k + 1}", rotation=0, ha="right", va="center")
+ax[-1].set(xticks=[(a + b)/2 for a, b in zip(edges, edges[1:])]); ax[-1].set_xticklabels([f"channels of level {k + 1}" for k in range(4)])
+fig.tight_layout()
+
+# %% [markdown]
+# A row is a channel that asks, a column a channel that answers; the white lines separate the levels. Bright columns are channels that many find useful, and they are not all
+# on the asker's own level: that is the exchange that a plain skip connection cannot make.
+
+# %%
+model = UCTransNet(1, 4, width=4)
+model(images).square().mean().backward()
+test_eq([n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()], [])   # every parameter takes part
+
+# %%
+#| hide
+import nbdev; nbdev.nbdev_export()

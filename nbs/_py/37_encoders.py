@@ -1,0 +1,344 @@
+# %% [markdown]
+# # Pretrained encoders
+#
+# > Encoders that have seen a million photographs, under decoders for segmentation.
+#
+# - skip_showdoc: true
+
+# %%
+#| default_exp models.encoders
+
+# %% [markdown]
+# The best rule-abiding entries of the challenge do not start from nothing. Their encoders were trained on ImageNet, or on web images without labels (DINOv2, DINOv3), and edges and textures of
+# photographs turn out to be useful in CT. A model is named by its two halves, `DECODER:ENCODER`:
+#
+# | name | decoder | encoder |
+# |---|---|---|
+# | `unet:resnet34` | U-Net | ResNet-34, ImageNet; 0.6089 in the challenge with one model |
+# | `unet:efficientnet_b7` | U-Net | EfficientNet-B7, ImageNet |
+# | `segformer:mit_b3` | SegFormer's: all levels to one size, one convolution | Mix Transformer, ImageNet |
+# | `dpt:vit_small_patch16_dinov3.lvd1689m` | DPT: levels made out of a plain ViT | DINOv3 |
+# | `dpt:vit_small_patch14_dinov2.lvd142m` | DPT | DINOv2 |
+#
+# but any encoder that [timm](https://github.com/huggingface/pytorch-image-models) knows will do. The decoders are those of
+# [segmentation-models-pytorch](https://github.com/qubvel-org/segmentation_models.pytorch); this notebook fits both to the contract of [base](base.html): one grey channel, any image size, encode and decode apart,
+# and **no pretrained name that silently means random numbers**.
+
+# %%
+#| hide
+import tempfile
+from pathlib import Path
+import matplotlib.pyplot as plt
+from fastcore.test import test_eq, test_close
+from ctseg.models.base import count_parameters, overfit, toy_slices
+
+# %%
+#| export
+import os, socket
+from urllib.parse import urlparse
+
+import torch
+from torch import nn
+
+from ctseg.files import InputError, did_you_mean
+from ctseg.models.base import EncoderDecoder, check_counts, crop_to, import_timm, import_zoo, load_weights, pad_to, read_weights
+
+# %% [markdown]
+# ## Which encoder is meant?
+#
+# Names are timm's. Where timm has the network but no weights for it (`efficientnet_b7`) or not the network (`mit_b3`), segmentation-models-pytorch may have them
+# under a similar name.
+
+# %%
+#| export
+_SMP = "segmentation_models_pytorch"
+_DECODERS = {"unet": "Unet", "segformer": "Segformer", "dpt": "DPT"}
+
+def find_encoder(
+    name: str, # timm's name, with or without the tag of its weights: resnet34, vit_small_patch14_dinov2.lvd142m
+    model: str = "", # whose encoder this is, for messages
+) -> tuple[str, str|None]: # segmentation-models-pytorch's name for it; the hub repository of its weights, None if there are none
+    "Look an encoder up in timm and in segmentation-models-pytorch."
+    timm, native = import_timm(), import_zoo(_SMP, model or name).encoders.encoders
+    bare, _, tag = name.partition(".")
+    known = timm.is_model(bare)
+    if tag and known and name not in timm.list_models(f"{bare}.*", pretrained=True):
+        raise did_you_mean("pretrained encoder", name, timm.list_models(f"{bare}.*", pretrained=True))
+    cfg = timm.get_pretrained_cfg(name) if known else None
+    if cfg is not None and cfg.has_weights: return f"tu-{name}", cfg.hf_hub_id
+    for alias in (name, name.replace("_", "-")):
+        if alias in native: return alias, native[alias]["pretrained_settings"]["imagenet"]["repo_id"]
+    if known: return f"tu-{name}", None
+    raise did_you_mean("encoder", name, sorted(set(timm.list_models(f"{bare[:4]}*")) | set(native)))
+
+
+# %%
+for name in "resnet34", "efficientnet_b7", "mit_b3", "vit_small_patch16_dinov3.lvd1689m": print(f"{name:35}", *find_encoder(name))
+for name in "resnet43", "resnet34.a5_in1k":
+    try: find_encoder(name)
+    except InputError as e: print(e)
+
+
+# %% [markdown]
+# ## Weights, or a clear refusal
+#
+# `pretrained=True` is the default, because that is the point of these names. If the weights are neither in the local cache nor to be had, the hub's client would retry for a minute and a half and then print a
+# page; so we look first. The answer says what to do, and random weights are only ever given on request.
+
+# %%
+#| export
+def _at_hand(repo: str) -> bool:
+    "Are the weights of a hub repository in the cache, or can the hub be reached at all?"
+    from huggingface_hub import constants, try_to_load_from_cache
+    if any(isinstance(try_to_load_from_cache(repo, f), str) for f in ("model.safetensors", "pytorch_model.bin")): return True
+    if constants.HF_HUB_OFFLINE: return False
+    if any(k.lower() in ("https_proxy", "all_proxy") for k in os.environ): return True
+    try: return bool(socket.getaddrinfo(urlparse(constants.ENDPOINT).hostname, 443))
+    except OSError: return False
+
+def _no_weights(model: str, repo: str|None) -> InputError:
+    if repo is None: return InputError(f"{model}: nobody publishes pretrained weights for this encoder; give pretrained=False for random ones, or weights=FILE")
+    return InputError(f"{model}: the pretrained weights cannot be downloaded here; take model.safetensors from the hub repository {repo}, put it anywhere, "
+                      f"and give weights=PATH/model.safetensors (or pretrained=False for random weights)")
+
+
+# %% [markdown]
+# ## The parts
+#
+# Three details of vision transformers. Their position embeddings are made for one image size: timm interpolates them when asked for `dynamic_img_size`. DINOv2 cuts the image into patches
+# of 14 pixels, which no decoder likes: timm resamples the patch embedding to 16 pixels, a known and harmless operation, and asking for an image of 16/14 of the size keeps the grid of positions. And
+# parts that only the classifier used (the last norm) would never get a gradient, so they go.
+
+# %%
+#| export
+def _vit_options(name: str) -> dict:
+    "Options for timm that make a ViT take any image size, in patches of 16 pixels."
+    timm = import_timm()
+    side = timm.get_pretrained_cfg(name).input_size[-1]
+    patch14 = dict(patch_size=16, img_size=side*16//14) if "patch14" in name else {}
+    return dict(dynamic_img_size=True, num_classes=0, **patch14)
+
+def _build(decoder: str, encoder: str, in_chans: int, out_chans: int, pretrained: bool, state: dict|None) -> nn.Module:
+    "A network of segmentation-models-pytorch. `state`: the encoder's weights as timm publishes them."
+    kw = dict(encoder_name=encoder, in_channels=in_chans, classes=out_chans, encoder_weights="imagenet" if pretrained else None)
+    if encoder.startswith("tu-"):
+        if decoder == "dpt": kw |= _vit_options(encoder[3:])
+        if pretrained: kw["encoder_weights"] = True
+        if state is not None: kw |= dict(encoder_weights=True, pretrained_cfg_overlay=dict(state_dict=state))
+    net = getattr(import_zoo(_SMP, decoder), _DECODERS[decoder])(**kw)
+    if decoder == "dpt":
+        vit = net.encoder.model
+        for unused in ("norm", "fc_norm", "attn_pool", "head_drop"):
+            if isinstance(getattr(vit, unused, None), nn.Module): setattr(vit, unused, nn.Identity())
+    return net
+
+
+# %% [markdown]
+# A file is checked before it is used. timm loads leniently (it must: classifiers differ), and a file of another network would leave everything random without a word.
+
+# %%
+#| export
+def _check_encoder_state(encoder: str, state: dict, path) -> None:
+    "Raise an `InputError` unless `state` holds every tensor of timm's encoder (its classifier aside) in the right shape."
+    timm = import_timm()
+    with torch.device("meta"): plain = timm.create_model(encoder)
+    last = plain.pretrained_cfg.get("classifier") or ()
+    last = (last,) if isinstance(last, str) else tuple(last)
+    want = {k: v for k, v in plain.state_dict().items() if not k.startswith(last)} if last else plain.state_dict()
+    wrong = [f"{k} is {tuple(state[k].shape)}, expected {tuple(v.shape)}" for k, v in want.items() if k in state and state[k].shape != v.shape]
+    wrong += [f"{k} is missing" for k in want if k not in state and not k.endswith("num_batches_tracked")]
+    if wrong: raise InputError(f"{path}: not the weights of {encoder}: {'; '.join(wrong[:3])}" + (f" (and {len(wrong) - 3} more)" if len(wrong) > 3 else ""))
+
+def group_norm(module: nn.Module):
+    "Replace every batch normalisation inside `module` by group normalisation, eight channels a group where that is possible."
+    for name, m in module.named_children():
+        if isinstance(m, nn.BatchNorm2d): setattr(module, name, nn.GroupNorm(max(m.num_features//8, 1) if m.num_features % 8 == 0 else 1, m.num_features))
+        else: group_norm(m)
+
+
+# %% [markdown]
+# ## The network
+#
+# Photographs were normalised before these encoders saw them, so images in 0..1 are too, here inside, with ImageNet's mean and deviation averaged over the colours. With one input channel the first layer's weights are
+# summed over the colours, which is exactly as if the grey image had been given three times.
+
+# %%
+#| export
+class EncoderNet(EncoderDecoder):
+    "A decoder of segmentation-models-pytorch over a pretrained encoder. Needs `ctseg[zoo]`."
+    stride = 32
+
+    def __init__(self,
+        in_chans: int = 1, out_chans: int = 55,
+        decoder: str = "unet", # unet, segformer or dpt (for plain ViTs)
+        encoder: str = "resnet34", # timm's name
+        pretrained: bool = True, # take the published weights; an error if they cannot be had
+        weights=None, # a file instead: of the encoder as timm publishes it, or of this whole model as a run stores it
+        frozen: bool = False, # the encoder does not learn
+        norm: str = "batch", # of the decoder: "batch", or "group" where batches are small
+    ):
+        super().__init__()
+        if decoder not in _DECODERS: raise did_you_mean("decoder", decoder, _DECODERS)
+        if norm not in ("batch", "group"): raise did_you_mean("norm", norm, ("batch", "group"))
+        self.name, self.kind, self.frozen = f"{decoder}:{encoder}", decoder, frozen
+        check_counts(self.name, in_chans=in_chans, out_chans=out_chans)
+        known_as, repo = find_encoder(encoder, self.name)
+        if decoder == "dpt" and (not known_as.startswith("tu-") or "vit" not in encoder): raise InputError(f"{self.name}: dpt is for plain vision transformers (vit_…); take unet:{encoder} or segformer:{encoder}")
+        net = self._make(known_as, repo, in_chans, out_chans, pretrained, weights)
+        self.encoder, self.decoder, self.out = net.encoder, net.decoder, net.segmentation_head
+        if norm == "group": group_norm(self.decoder); group_norm(self.out)
+        if frozen: self.encoder.requires_grad_(False)
+        self.channels = tuple(c for c in net.encoder.out_channels[decoder != "dpt":] if c)
+        if weights is not None and not self._of_encoder: load_weights(self, self._state)
+        self._state = None
+
+    def _make(self, known_as, repo, in_chans, out_chans, pretrained, weights):
+        "Build the network with random weights, with those of the hub, or with those of a file."
+        self._state, self._of_encoder = None, False
+        if weights is not None:
+            self._state = read_weights(weights)
+            self._of_encoder = not any(k.startswith("decoder.") for k in self._state)
+            if not self._of_encoder: return _build(self.kind, known_as, in_chans, out_chans, False, None)
+            if known_as.startswith("tu-"):
+                _check_encoder_state(known_as[3:], self._state, weights)
+                return _build(self.kind, known_as, in_chans, out_chans, False, self._state)
+            net, native = _build(self.kind, known_as, in_chans, out_chans, False, None), import_zoo(_SMP, self.name).encoders
+            net.encoder = native.get_encoder(known_as)
+            load_weights(net.encoder, {k: v for k, v in self._state.items() if not k.startswith(("fc.", "_fc.", "head."))})
+            net.encoder.set_in_channels(in_chans, pretrained=True)
+            return net
+        if not pretrained: return _build(self.kind, known_as, in_chans, out_chans, False, None)
+        if repo is None or not _at_hand(repo): raise _no_weights(self.name, repo)
+        try: return _build(self.kind, known_as, in_chans, out_chans, True, None)
+        except OSError as e: raise _no_weights(self.name, repo) from e
+
+    @property
+    def head(self): return [m for m in self.out.modules() if isinstance(m, nn.Conv2d)][-1]
+
+    def train(self, mode: bool = True):
+        super().train(mode)
+        if self.frozen: self.encoder.eval()  # its batch statistics stay as they are
+        return self
+
+    def encode(self, x):
+        features = self.encoder((pad_to(x, self.stride) - .449)/.226)
+        if self.kind == "dpt": return [read(f, token) for read, f, token in zip(self.decoder.projection_blocks, *features)]
+        return [f for f in features[1:] if f.shape[1]]  # without the image itself and empty placeholders
+
+    def decode(self, features, size):
+        if self.kind == "dpt":
+            x = None
+            maps = [make(f) for make, f in zip(self.decoder.reassemble_blocks, features)]
+            for fuse, m in zip(self.decoder.fusion_blocks, reversed(maps)): x = fuse(m, x)
+        else:
+            b, _, h, w = features[0].shape
+            empty = [features[0].new_empty(b, 0, 2**k*h, 2**k*w) for k in reversed(range(1, 7 - len(features)))]  # the placeholders again
+            x = self.decoder([*empty, *features])
+        return crop_to(self.out(x), size)
+
+
+# %%
+for name in "unet:resnet18", "segformer:mit_b0", "dpt:vit_tiny_patch16_224":
+    torch.manual_seed(0)
+    model = EncoderNet(1, 7, *name.split(":"), pretrained=False).eval()
+    x = torch.rand(2, 1, 61, 47)
+    with torch.no_grad(): features, logits = model.encode(x), model(x)
+    print(f"{name}: features {[tuple(f.shape[1:]) for f in features]}, logits {tuple(logits.shape)}, {count_parameters(model):,} parameters")
+    test_eq(logits.shape, (2, 7, 61, 47)); test_eq(tuple(f.shape[1] for f in features), model.channels)
+
+
+# %% [markdown]
+# Without a network, a pretrained name is refused, not faked:
+
+# %%
+def say(*args, **kw):
+    try: EncoderNet(1, 7, *args, **kw)
+    except InputError as e: print(e)
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+from huggingface_hub import constants
+constants.HF_HUB_OFFLINE = True   # as on Kaggle with the internet switched off
+
+# %%
+say("unet", "resnet34")
+say("unet", "efficientnet_b1_pruned.none")
+say("dpt", "resnet34")
+say("unett", "resnet34")
+
+# %% [markdown]
+# A file works. Here it is made on the spot; on Kaggle it would be a data set with timm's `model.safetensors` in it. And the file of another network is told apart:
+
+# %%
+with tempfile.TemporaryDirectory() as d:
+    timm, p = import_timm(), Path(d)/"resnet18.pth"
+    torch.manual_seed(0)
+    state = timm.create_model("resnet18").state_dict()
+    torch.save(state, p)
+    model = EncoderNet(1, 7, "unet", "resnet18", weights=p)
+    got = model.encoder.model
+    test_eq(got.layer2[0].conv1.weight.detach(), state["layer2.0.conv1.weight"])
+    test_close(got.conv1.weight.detach(), state["conv1.weight"].sum(1, keepdim=True), 1e-6)      # grey = the sum over colours
+    torch.save(model.state_dict(), Path(d)/"whole.pth")
+    again = EncoderNet(1, 7, "unet", "resnet18", weights=Path(d)/"whole.pth")
+    assert torch.equal(again.head.weight, model.head.weight)
+    try: EncoderNet(1, 7, "unet", "resnet34", weights=p)
+    except InputError as e: print(str(e).replace(d, "…"))
+
+
+# %% [markdown]
+# ## Two speeds
+#
+# Pretrained weights are worth keeping: the encoder usually learns more slowly than the fresh decoder, by a factor of 3 for a ResNet and of 10 to 40 for a ViT.
+
+# %%
+#| export
+def param_groups(
+    model: nn.Module,
+    lr: float, # of everything else
+    encoder_lr: float|None = None, # of `model.encoder`; default: the same
+) -> list[dict]: # for an optimiser
+    "Groups of the parameters that learn, with the encoder's learning rate apart."
+    learn = [p for p in model.parameters() if p.requires_grad]
+    if encoder_lr is None or encoder_lr == lr: return [dict(params=learn, lr=lr)]
+    if not isinstance(model, EncoderNet): raise InputError(f"{type(model).__name__} has no pretrained encoder to give a learning rate of its own; leave encoder_lr out")
+    slow = {id(p) for p in model.encoder.parameters()}
+    groups = [dict(params=[p for p in learn if id(p) not in slow], lr=lr), dict(params=[p for p in learn if id(p) in slow], lr=encoder_lr)]
+    return [g for g in groups if g["params"]]
+
+
+# %%
+model = EncoderNet(1, 7, "unet", "resnet18", pretrained=False)
+groups = param_groups(model, 3e-4, 1e-4)
+print([(g["lr"], sum(p.numel() for p in g["params"])) for g in groups])
+test_eq(sum(len(g["params"]) for g in groups), len(list(model.parameters())))
+frozen = EncoderNet(1, 7, "unet", "resnet18", pretrained=False, frozen=True, norm="group").train()
+test_eq(len(param_groups(frozen, 3e-4, 1e-4)), 1)
+assert not frozen.encoder.training and not any(isinstance(m, nn.BatchNorm2d) for m in frozen.decoder.modules())
+
+# %% [markdown]
+# ## Thirty steps
+#
+# From random weights, which is not what they are for; but the parts must work.
+
+# %%
+images, masks = toy_slices()
+fig, ax = plt.subplots(figsize=(4.5, 2.6))
+for name, lr in ("unet:resnet18", .01), ("segformer:mit_b0", .003):
+    torch.manual_seed(0)
+    losses, dice = overfit(EncoderNet(1, 4, *name.split(":"), pretrained=False), images, masks, lr=lr)
+    ax.plot(losses, label=name)
+    print(name, "Dice: left {:.2f}, right {:.2f}, bright {:.2f}".format(*dice))
+ax.set(xlabel="step", ylabel="loss"); ax.legend(); fig.tight_layout()
+
+# %% [markdown]
+# Every parameter of a ViT with DPT takes part, too (timm's last norm and classifier, which nothing here uses, are gone). Its keys' bias has a gradient of zero by nature: it shifts all
+# attention scores of a query alike, and the softmax does not see that.
+
+# %%
+model = EncoderNet(1, 4, "dpt", "vit_tiny_patch16_224", pretrained=False)
+model(images).square().mean().backward()
+test_eq([n for n, p in model.named_parameters() if p.grad is None], [])
+
+# %%
+#| hide
+import nbdev; nbdev.nbdev_export()
