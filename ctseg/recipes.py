@@ -15,17 +15,27 @@ import torch
 from .data import SliceSet, read_challenge
 from .device import DevicePlan, pick_device
 from .files import InputError, atomic_path, did_you_mean, write_json
+from .methods.mean_teacher import mean_teacher
+from .methods.self_training import self_training
 from .methods.supervised import supervised
+from .methods.teacher_student import pretrain_finetune, teacher_student
+from .methods.unimatch import unimatch
 from .predict import choose_rule, load_predictor, Rule
 from .train import Job, Recipe, Run, apply_settings, plot_curves
 
 # %% ../nbs/70_recipes.ipynb #3e4f6252
-METHODS = {"supervised": supervised}
+METHODS = {"supervised": supervised, "teacher-student": teacher_student, "pretrain-finetune": pretrain_finetune, "mean-teacher": mean_teacher,
+           "unimatch": unimatch, "self-training": self_training}
 
 RECIPES = {r.name: r for r in [
     Recipe("seed-attunet", "the original baseline: Dice loss only, zeros read as background, argmax", loss="dice", tune_rule=False),
     Recipe("masked", "supervised; sigmoid outputs, Dice and binary cross-entropy on known cells", loss="masked"),
     Recipe("marginal", "supervised; softmax outputs, marginal cross-entropy and Dice on known cells", loss="marginal"),
+    Recipe("seed-teacher-student", "the original method: teacher, the 800 surest slices, student with Dice + L2", "teacher-student", loss="dice", confidence="max", tune_rule=False),
+    Recipe("seed-pretrain-finetune", "the original's variant: pretrain on pseudo-labels, fine-tune on truth", "pretrain-finetune", loss="dice", confidence="max", tune_rule=False),
+    Recipe("mean-teacher", "consistency with the student's own average wherever the truth is silent", "mean-teacher"),
+    Recipe("unimatch", "a sure teacher completes the truth for two strong views", "unimatch", ramp=0.1),
+    Recipe("self-training", "out-of-fold teachers complete slices cell by cell; a noisy student; a fine-tune", "self-training"),
 ]}
 DEFAULT_RECIPE = "marginal"
 

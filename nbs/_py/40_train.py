@@ -327,6 +327,8 @@ class Trainer:
     holdout: SliceSet|None = None        # scored after every epoch
     extra: SliceSet|None = None          # further images for the method (unlabelled or pseudo-labelled)
     extra_batch: int = 0                 # how many of them a step; 0: `batch_size`
+    pixel_weights: np.ndarray|None = None        # bool [N, H, W]: which pixels of `slices` teach; None: all
+    extra_pixel_weights: np.ndarray|None = None  # the same for `extra`
     method: Method|None = None
     folder: Path|None = None             # for checkpoints; None keeps none
     phase: str = "train"
@@ -341,7 +343,7 @@ class Trainer:
         self.acc = make_accelerator(self.plan)
         self.device, self.epoch, self.step_no, self.history = self.acc.device, 0, 0, []
         if self.channels_last: self.model = self.model.to(memory_format=torch.channels_last)
-        self.data = SliceData(self.slices, self.device, self.image_size)
+        self.data = self.stream(self.slices, self.pixel_weights)
         self.sampler = EpochSampler(len(self.slices), self.batch_size, derived_seed(self.seed, self.phase) % 2**31, self.sample_weights,
                                     rank=self.acc.process_index, world=self.acc.num_processes)
         self.total = self.epochs*len(self.sampler.batches(0))
@@ -377,11 +379,27 @@ def rng(self, purpose: str) -> torch.Generator:
 
 # %%
 #| export
+class WeightedSlices:
+    "Slices on the device, with a weight for each pixel."
+    def __init__(self, slices: SliceSet, weights, device, image_size):
+        self.data = SliceData(slices, device, image_size)
+        self.weights = SliceData(replace(slices, images=np.asarray(weights, np.uint8)*255), device, image_size)
+    def __len__(self): return len(self.data)
+    def batch(self, index): return replace(self.data.batch(index), weight=self.weights.batch(index).image)
+
+@patch_to(Trainer)
+def stream(self, slices: SliceSet, weights=None):
+    "`slices` on the training device, at the network's size."
+    return SliceData(slices, self.device, self.image_size) if weights is None else WeightedSlices(slices, weights, self.device, self.image_size)
+
+
+# %%
+#| export
 @patch_to(Trainer)
 def _start_extra(self):
     "The second stream, if there are images for it."
     if self.extra is None or not len(self.extra): self.extra_data = None; return
-    self.extra_data = SliceData(self.extra, self.device, self.image_size)
+    self.extra_data = self.stream(self.extra, self.extra_pixel_weights)
     self.extra_sampler = EpochSampler(len(self.extra), self.extra_batch or self.batch_size, derived_seed(self.seed, self.phase, "extra") % 2**31,
                                       rank=self.acc.process_index, world=self.acc.num_processes)
     self._extra_epoch = (-1, [])
@@ -539,6 +557,13 @@ assert all(torch.equal(a, b) for a, b in zip(again.ema.model.state_dict().values
 
 # %%
 #| export
+def _write_rows(rows: list[dict], path):
+    "A CSV with a column for every key, in the order they first appear; whole or not at all."
+    columns = list(dict.fromkeys(k for r in rows for k in r))
+    with atomic_path(path) as tmp, open(tmp, "w", newline="") as f:
+        out = csv.DictWriter(f, columns)
+        out.writeheader(); out.writerows(rows)
+
 class Run:
     "A run folder: knows its files, writes each whole or not at all."
     def __init__(self, folder): self.folder = Path(folder)
@@ -548,11 +573,7 @@ class Run:
 
     def write_history(self, rows: list[dict]):
         "All rows so far; columns are those of any row, in the order they first appeared."
-        columns = list(dict.fromkeys(k for r in rows for k in r))
-        with atomic_path(self/"history.csv") as tmp:
-            with open(tmp, "w", newline="") as f:
-                out = csv.DictWriter(f, columns)
-                out.writeheader(); out.writerows(rows)
+        _write_rows(rows, self/"history.csv")
 
     def read_history(self):
         import pandas as pd
@@ -625,6 +646,24 @@ class Recipe:
     fold: int = 0                      # and this one is held out; -1: none
     tune_rule: bool = True             # choose threshold and gate on the held-out slices; else argmax
     precision: str = "auto"            # "auto", "fp32", "fp16", "bf16"
+    # semi-supervised methods
+    confidence: str = "sdc"            # score by which pseudo-labelled images are ranked
+    keep: float = 800                  # how many to keep: a count, or a share if at most 1
+    consistency: float = 1.0           # weight of the consistency term
+    ramp: float = 0.3                  # share of the steps in which it rises
+    perturb: str = "strong"            # mean teacher: "noise", "strong", "none"
+    tau: float = 0.95                  # unimatch: certainty of the teacher that settles a pixel
+    views: int = 2                     # unimatch: strong views
+    feature_dropout: float = 0.5       # unimatch: share of channels dropped in the feature stream; 0: no such stream
+    rebalance: bool = False            # unimatch: thresholds by class
+    teachers: int = 3                  # self-training: folds, and so teachers
+    rounds: int = 1                    # self-training
+    quota: float = 0.5                 # self-training: share of a class's cells to accept at most
+    gate: float = 0.7                  # self-training: least confidence of a cell
+    absent: float = 0.1                # self-training: a class whose peak stays below is absent
+    pixel: float = 0.8                 # self-training: least certainty of a pixel
+    finetune_epochs: int = 10
+    finetune_lr: float = 2e-4
     channels_last: bool = True
 
 
@@ -672,7 +711,9 @@ def apply_settings(recipe: Recipe, settings) -> Recipe:
 # %%
 #| export
 _LIMITS = {"width": (0, None), "epochs": (1, None), "batch_size": (1, None), "lr": (0, None), "weight_decay": (0, None), "warmup": (0, 1), "ema": (0, 1),
-           "clip": (0, None), "rare_power": (0, None), "image_size": (0, None), "labelled": (0, None), "folds": (2, None), "fold": (-1, None)}
+           "clip": (0, None), "rare_power": (0, None), "image_size": (0, None), "labelled": (0, None), "folds": (2, None), "fold": (-1, None),
+           "keep": (0, None), "consistency": (0, None), "ramp": (0, 1), "tau": (0.5, 1), "views": (1, None), "feature_dropout": (0, 0.99), "teachers": (2, None),
+           "rounds": (1, None), "quota": (0, 1), "gate": (0, 1), "absent": (0, 1), "pixel": (0, 1), "finetune_epochs": (0, None), "finetune_lr": (0, None)}
 
 def _checked(recipe: Recipe) -> Recipe:
     "`recipe` itself, if its numbers are possible."
@@ -714,6 +755,30 @@ class Job:
         self.labelled, self.holdout = labelled[~out], labelled[out]
         self.loss = create_loss(recipe.loss, **recipe.loss_options())
         self.history, self.done = [], []
+
+
+# %%
+#| export
+@patch_to(Job)
+def nothing_to_add(self, model):
+    "What a semi-supervised method comes down to without unlabelled images; says so."
+    warnings.warn("no unlabelled images: the supervised model is the result")
+    return model
+
+@patch_to(Job)
+def note_pseudo(self, pseudo, kept: SliceSet):
+    "Keep what the teacher said, in short: a row an image with its scores and whether it was kept."
+    names, kept = self.unlabelled.names, set(kept.names)
+    rows = [{"image": n, "kept": int(n in kept), **{k: round(float(v[i]), 5) for k, v in pseudo.scores.items()}} for i, n in enumerate(names)]
+    _write_rows(rows, self.run/"pseudo_labels.csv")
+
+@patch_to(Job)
+def note_completed(self, before: SliceSet, after: SliceSet):
+    "Keep how many cells of each class people gave and how many teachers added."
+    rows = [{"class": n, "present": int(before.present[:, c].sum()), "absent": int((before.known & ~before.present)[:, c].sum()),
+             "present added": int((after.present & ~before.known)[:, c].sum()), "absent added": int((after.known & ~before.known & ~after.present)[:, c].sum())}
+            for c, n in enumerate(before.classes.names)]
+    _write_rows(rows, self.run/"pseudo_cells.csv")
 
 
 # %%

@@ -31,6 +31,7 @@ from ctseg.losses import consistency_loss
 from ctseg.pseudo import PseudoLabels, keep_images, pseudo_label
 from ctseg.train import Job, Method
 
+
 # %% [markdown]
 # ## The student's step
 #
@@ -47,6 +48,7 @@ def join(a: Batch, b: Batch|None) -> Batch:
     if a.weight is not None or b.weight is not None:
         weight = torch.cat([torch.ones_like(x.image) if x.weight is None else x.weight for x in (a, b)])
     return Batch(torch.cat([a.image, b.image]), torch.cat([a.mask, b.mask]), torch.cat(known), weight, torch.cat([a.index, b.index]))
+
 
 # %%
 #| export
@@ -66,6 +68,7 @@ class Student(Method):
         if not self.weight: return total
         with torch.no_grad(): q = trainer.loss.probabilities(self.teacher(more.image))
         return total + self.weight*consistency_loss(trainer.loss.probabilities(logits[len(batch.image):]), q)
+
 
 # %% [markdown]
 # ## The scripts
@@ -87,6 +90,7 @@ def teacher_student(job: Job):
     _, kept = label_unlabelled(job, teacher)
     return job.train("student", method=Student(teacher, job.recipe.consistency), extra=kept)
 
+
 # %%
 #| export
 def pretrain_finetune(job: Job):
@@ -97,6 +101,7 @@ def pretrain_finetune(job: Job):
     steps = len(job.labelled)//r.batch_size*r.epochs  # as many steps as the other methods take
     pretrained = job.train("pretrain", kept, epochs=max(1, round(steps/max(1, len(kept)//r.batch_size))))
     return job.train("finetune", init=pretrained, epochs=r.finetune_epochs, lr=r.finetune_lr)
+
 
 # %%
 #| hide

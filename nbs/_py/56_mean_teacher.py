@@ -36,6 +36,7 @@ from ctseg.train import Job, Method, generator
 import matplotlib.pyplot as plt
 from fastcore.test import test_eq
 
+
 # %% [markdown]
 # ## Where to compare
 #
@@ -51,10 +52,12 @@ def unknown_cells(
     k = known if known.ndim == 4 else known[:, :, None, None]
     return ~(k | (mask > 0)[:, None])
 
+
 # %%
 mask = torch.tensor([[[0, 2]], [[0, 0]]])
 known = torch.tensor([[False, True], [False, False]])
 test_eq(unknown_cells(mask, known).int().tolist(), [[[[1, 0]], [[0, 0]]], [[[1, 1]], [[1, 1]]]])
+
 
 # %% [markdown]
 # ## How much
@@ -67,9 +70,11 @@ def ramp_up(step: int, length: int) -> float:
     "From nearly 0 to 1 over `length` steps: exp(-5 (1 - t/T)^2) (Laine & Aila 2017, arXiv 1610.02242)."
     return 1.0 if step >= length else math.exp(-5*(1 - step/length)**2)
 
+
 # %%
 fig, ax = plt.subplots(figsize=(5, 1.8))
 ax.plot([ramp_up(s, 80) for s in range(120)]); ax.set(xlabel="step", ylabel="share of the weight"); plt.show()
+
 
 # %% [markdown]
 # ## How to perturb
@@ -101,6 +106,7 @@ class MeanTeacher(Method):
         w = self.weight*ramp_up(trainer.step_no, round(self.ramp*trainer.total))
         return total + w*consistency_loss(trainer.loss.probabilities(logits[n:]), q, where) if self.weight else total
 
+
 # %% [markdown]
 # ## The script
 
@@ -110,6 +116,7 @@ def mean_teacher(job: Job):
     "One phase; the averaged model that every run returns is the teacher (`consistency`, `ramp`, `perturb`)."
     r = job.recipe
     return job.train("mean-teacher", method=MeanTeacher(r.consistency, r.ramp, r.perturb), extra=job.unlabelled)
+
 
 # %%
 #| hide

@@ -17,18 +17,21 @@
 
 # %%
 #| export
-import torch
 from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
 
 from ctseg.augment import cutmix, strong
 from ctseg.data import Batch
 from ctseg.methods.mean_teacher import ramp_up
 from ctseg.methods.teacher_student import join
-from ctseg.train import Job, Method
+from ctseg.train import Job, Method, patch_to
 
 # %%
 #| hide
 from fastcore.test import test_eq
+
 
 # %% [markdown]
 # ## Completing the truth
@@ -56,6 +59,7 @@ def complete_batch(
     mask = torch.where(free, label, batch.mask)
     return replace(batch, mask=mask, known=known | settled | ~free[:, None])
 
+
 # %%
 #| export
 def _complete_softmax(prob, known, tau):
@@ -70,6 +74,7 @@ def _complete_sigmoid(prob, known, tau):
     yes = best >= tau[c]
     return torch.where(yes, c + 1, 0), (prob >= t) | (prob <= 1 - t) | yes[:, None]
 
+
 # %% [markdown]
 # Four pixels, three structures, of which the second was examined. Read the result row by row: the first pixel carries a label, it stays; at the second the teacher is sure of structure 1; at the third it is sure of structure 2, which people looked for and did not find, so it is
 # *not* taken (what remains after renormalising is background); at the fourth the teacher does not know.
@@ -82,6 +87,90 @@ print("mask ", done.mask.flatten().tolist())
 for c in range(3): print(f"known {c + 1}", done.known[0, c].int().flatten().tolist())
 test_eq(done.mask.flatten().tolist(), [2, 1, 0, 0])
 test_eq(done.known[0].int()[:, 0].tolist(), [[1, 1, 0, 0], [1, 1, 1, 1], [1, 1, 0, 0]])
+
+
+# %% [markdown]
+# Raising $\tau$ for classes the teacher is always sure of, and lowering it for the rest, is an option (`rebalance`): a class's bar is $\tau$ times its mean peak certainty relative to the surest class, as in
+# [FlexMatch](https://arxiv.org/abs/2110.08263), never below one half. It is off by default.
+
+# %%
+#| export
+class ClassThresholds:
+    "Per-class thresholds that follow how sure the teacher gets (Zhang et al. 2021, arXiv 2110.08263, eq. 6, with a running mean)."
+    def __init__(self, tau: float, classes: int, decay: float = 0.99): self.tau, self.decay, self.sure = tau, decay, torch.zeros(classes)
+
+    def __call__(self, prob: torch.Tensor) -> torch.Tensor: # [C]
+        self.sure = self.sure.to(prob.device).lerp(prob.amax((0, 2, 3)).float(), 1 - self.decay)
+        return (self.tau*self.sure/self.sure.max().clamp(min=1e-6)).clamp(min=0.5)
+
+
+# %% [markdown]
+# ## The step
+#
+# Weak views of labelled and unlabelled slices go to the averaged teacher, which completes their truth. Two strong views of each are CutMixed with a shuffled copy, and a third stream sees the weak view through a network that has lost half of its feature channels
+# (that is why our models are split into `encode` and `decode`). All share the same completed truth and the same loss $\ell$:
+#
+# $$\mathcal L = \ell(\text{labelled}) + w(t)\,\big[\tfrac12\,\overline{\ell}(\text{strong views}) + \tfrac12\,\ell(\text{features dropped})\big].$$
+
+# %%
+#| export
+class UniMatch(Method):
+    "Weak-to-strong consistency by completed labels (Yang et al. 2023, arXiv 2208.09910), for partly known truth."
+    def __init__(self, weight: float = 1.0, tau: float = 0.95, ramp: float = 0.1, views: int = 2, feature_dropout: float = 0.5, rebalance: bool = False):
+        self.weight, self.tau, self.ramp, self.views, self.feature_dropout, self.rebalance = weight, tau, ramp, views, feature_dropout, rebalance
+
+    def start(self, trainer): self.bars = ClassThresholds(self.tau, len(trainer.slices.classes)) if self.rebalance else None
+    def state_dict(self): return {"sure": self.bars.sure} if self.bars else {}
+    def load_state_dict(self, state):
+        if self.bars: self.bars.sure = state["sure"]
+
+
+# %%
+#| export
+@patch_to(UniMatch)
+def loss(self, trainer, batch):
+    more = trainer.extra_images()
+    if more is None or not self.weight: return Method.loss(self, trainer, batch)
+    both = join(batch, trainer.augment(more, trainer.rng("extra"), trainer.slices.classes))
+    with torch.no_grad(): prob = trainer.loss.probabilities(trainer.ema.model(both.image))
+    done = complete_batch(both, prob, self.bars(prob) if self.bars else self.tau, trainer.loss.activation)
+    views, n = [self.strong_view(done, trainer, k) for k in range(self.views)], len(batch)
+    logits = trainer.model(torch.cat([batch.image, *(v.image for v in views)]))
+    total = trainer.loss(logits[:n], batch.mask, batch.known, batch.weight)
+    parts = [trainer.loss(z, v.mask, v.known, v.weight) for z, v in zip(logits[n:].split(len(done)), views)]
+    extra = torch.stack(parts).mean()
+    if self.feature_dropout: extra = (extra + self.dropped_features(done, trainer))/2
+    return total + self.weight*ramp_up(trainer.step_no, round(self.ramp*trainer.total))*extra
+
+
+# %%
+#| export
+@patch_to(UniMatch)
+def strong_view(self, done: Batch, trainer, k: int) -> Batch:
+    "A photometrically ruined copy, CutMixed with a shuffled one."
+    rng = trainer.rng(f"view {k}")
+    ruined = replace(done, image=strong(done.image, rng))
+    other = torch.randperm(len(done), generator=rng, device=rng.device)
+    pick = lambda t: None if t is None else t[other]
+    return cutmix(ruined, Batch(*(pick(getattr(ruined, f)) for f in ("image", "mask", "known", "weight", "index"))), rng, p=0.5)
+
+@patch_to(UniMatch)
+def dropped_features(self, done: Batch, trainer):
+    "The loss when whole feature channels are missing between encoder and decoder."
+    features = [F.dropout2d(f, self.feature_dropout) for f in trainer.raw.encode(done.image)]
+    return trainer.loss(trainer.raw.decode(features, done.image.shape[-2:]), done.mask, done.known, done.weight)
+
+
+# %% [markdown]
+# ## The script
+
+# %%
+#| export
+def unimatch(job: Job):
+    "One phase (`consistency`, `tau`, `ramp`, `views`, `feature_dropout`, `rebalance`)."
+    r = job.recipe
+    return job.train("unimatch", method=UniMatch(r.consistency, r.tau, r.ramp, r.views, r.feature_dropout, r.rebalance), extra=job.unlabelled)
+
 
 # %%
 #| hide

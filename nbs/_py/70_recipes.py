@@ -16,6 +16,11 @@
 # | `seed-attunet` | the original project's baseline: Attention U-Net, Dice loss only, everything unexamined read as background |
 # | `masked` | sigmoid outputs; only examined cells are taught |
 # | `marginal` | softmax outputs; unexamined structures and background are one class as far as the truth can tell |
+# | `seed-teacher-student` | the original method: teacher → 800 surest slices → student with Dice + L2 |
+# | `seed-pretrain-finetune` | its variant: pretrain on the pseudo-labelled, fine-tune on the annotated |
+# | `mean-teacher` | consistency with the averaged model wherever the truth is silent |
+# | `unimatch` | completed truth for strong views, CutMix, feature dropout |
+# | `self-training` | out-of-fold teachers, cells accepted by confidence, noisy student, fine-tune |
 
 # %%
 #| export
@@ -28,7 +33,11 @@ import torch
 from ctseg.data import SliceSet, read_challenge
 from ctseg.device import DevicePlan, pick_device
 from ctseg.files import InputError, atomic_path, did_you_mean, write_json
+from ctseg.methods.mean_teacher import mean_teacher
+from ctseg.methods.self_training import self_training
 from ctseg.methods.supervised import supervised
+from ctseg.methods.teacher_student import pretrain_finetune, teacher_student
+from ctseg.methods.unimatch import unimatch
 from ctseg.predict import choose_rule, load_predictor, Rule
 from ctseg.train import Job, Recipe, Run, apply_settings, plot_curves
 
@@ -43,12 +52,18 @@ from fastcore.test import test_eq
 
 # %%
 #| export
-METHODS = {"supervised": supervised}
+METHODS = {"supervised": supervised, "teacher-student": teacher_student, "pretrain-finetune": pretrain_finetune, "mean-teacher": mean_teacher,
+           "unimatch": unimatch, "self-training": self_training}
 
 RECIPES = {r.name: r for r in [
     Recipe("seed-attunet", "the original baseline: Dice loss only, zeros read as background, argmax", loss="dice", tune_rule=False),
     Recipe("masked", "supervised; sigmoid outputs, Dice and binary cross-entropy on known cells", loss="masked"),
     Recipe("marginal", "supervised; softmax outputs, marginal cross-entropy and Dice on known cells", loss="marginal"),
+    Recipe("seed-teacher-student", "the original method: teacher, the 800 surest slices, student with Dice + L2", "teacher-student", loss="dice", confidence="max", tune_rule=False),
+    Recipe("seed-pretrain-finetune", "the original's variant: pretrain on pseudo-labels, fine-tune on truth", "pretrain-finetune", loss="dice", confidence="max", tune_rule=False),
+    Recipe("mean-teacher", "consistency with the student's own average wherever the truth is silent", "mean-teacher"),
+    Recipe("unimatch", "a sure teacher completes the truth for two strong views", "unimatch", ramp=0.1),
+    Recipe("self-training", "out-of-fold teachers complete slices cell by cell; a noisy student; a fine-tune", "self-training"),
 ]}
 DEFAULT_RECIPE = "marginal"
 

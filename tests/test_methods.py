@@ -1,0 +1,183 @@
+"Every method on a toy problem: it trains, resumes exactly, and without unlabelled images is the supervised method."
+import warnings
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from ctseg.anatomy import ClassMap
+from ctseg.data import SliceSet, grouped_folds
+from ctseg.files import InputError
+from ctseg.methods import self_training, teacher_student
+from ctseg.pseudo import PseudoLabels, accept_cells, check_truth_kept, complete, keep_images, pseudo_label
+from ctseg.recipes import METHODS, apply_settings, fit, get_recipe
+from ctseg.train import Job, Method, Run, Trainer
+
+SMALL = ["width=4", "epochs=2", "batch_size=4", "folds=4", "teachers=2", "finetune_epochs=1", "keep=0.5", "quota=1", "gate=0", "pixel=0", "absent=1"]
+SEMI = {"teacher-student": "seed-teacher-student", "pretrain-finetune": "seed-pretrain-finetune", "mean-teacher": "mean-teacher",
+        "unimatch": "unimatch", "self-training": "self-training"}
+
+
+def toy(n=24, labelled=12, size=32, seed=0, every=False) -> SliceSet:
+    "A disc left, a disc right and a bright bar; two of three classes examined on each labelled slice."
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:size, :size]
+    images, masks = np.zeros((2, n, size, size), np.uint8)
+    for i in range(n):
+        for c, (cx, level) in enumerate([(size//4, 120), (3*size//4, 120), (size//2, 220)], 1):
+            if rng.random() < 0.3: continue
+            cy, cx = rng.integers(8, size - 8), cx + rng.integers(-2, 3)
+            m = (y - cy)**2 + (x - cx)**2 < 20 if c < 3 else (abs(y - cy) < 2) & (abs(x - cx) < 4)
+            images[i][m], masks[i][m] = level, c
+        images[i] = np.clip(images[i] + rng.normal(40, 8, (size, size)), 0, 255)
+    known = np.zeros((n, 3), bool)
+    for i in range(labelled): known[i, rng.choice(3, 3 if every else 2, replace=False)] = True
+    for c in range(3): masks[~known[:, c][:, None, None] & (masks == c + 1)] = 0
+    return SliceSet(images, masks, known, [f"{i}.png" for i in range(n)], np.arange(n)//2, ClassMap.from_names(["disc_left", "disc_right", "bar"]))
+
+
+def weights(run): return torch.cat([v.flatten().float() for v in torch_load(run).values()])
+
+
+def torch_load(run):
+    from safetensors.torch import load_file
+    return load_file(run.weights)
+
+
+@pytest.mark.parametrize("name", ["masked", *SEMI.values()])
+@pytest.mark.parametrize("loss", ["marginal", "masked"])
+def test_a_run_cut_in_any_phase_ends_as_the_whole_one(tmp_path, monkeypatch, name, loss):
+    if name.startswith("seed") and loss == "masked": pytest.skip("the original has one loss")
+    recipe = apply_settings(get_recipe(name), SMALL + ([] if name.startswith("seed") else [f"loss={loss}"]))
+    whole = fit(toy(), recipe, tmp_path/"whole", device="cpu", progress=False)
+    ends, real = [], Trainer.end_epoch
+
+    def cut(self, losses):
+        real(self, losses)
+        ends.append(self.phase)
+        if len(ends) == at: raise KeyboardInterrupt
+    total = len(whole.read_history())
+    for at in {1, total//2, total - 1}:
+        ends.clear()
+        monkeypatch.setattr(Trainer, "end_epoch", cut)
+        with pytest.raises(KeyboardInterrupt): fit(toy(), recipe, tmp_path/f"cut{at}", device="cpu", progress=False)
+        monkeypatch.setattr(Trainer, "end_epoch", real)
+        again = fit(toy(), recipe, tmp_path/f"cut{at}", device="cpu", progress=False, resume=True)
+        assert torch.equal(weights(again), weights(whole))
+        assert (again/"history.csv").read_text() == (whole/"history.csv").read_text()
+
+
+@pytest.mark.parametrize("name", ["seed-teacher-student", "seed-pretrain-finetune", "mean-teacher", "unimatch"])
+def test_without_unlabelled_images_a_method_is_its_supervised_form(tmp_path, name):
+    slices = toy(n=12, labelled=12, every=True)  # nothing is unknown: no term of any method has anything to act on
+    recipe = apply_settings(get_recipe(name), SMALL + ["consistency=0"] if name == "mean-teacher" else SMALL)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        run = fit(slices, recipe, tmp_path/"semi", device="cpu", progress=False)
+    phase = run.read_history().phase.iloc[0]
+    base = replace(recipe, method="supervised")
+    job = Job(base, slices, Run(tmp_path/"sup"), seed=0, progress=False)
+    job.train(phase)  # the same name, so the same random numbers
+    assert torch.equal(weights(run), weights(job.run))
+
+
+def test_a_student_with_perfect_pseudo_labels_beats_its_teacher(tmp_path):
+    few, truth = toy(n=60, labelled=8, seed=1), toy(n=60, labelled=60, seed=1, every=True)
+    assert np.array_equal(few.images, truth.images)
+    unlabelled = truth[~few.labelled]
+    test = toy(n=40, labelled=40, seed=2, every=True)
+    recipe = apply_settings(get_recipe("marginal"), ["width=4", "epochs=30", "batch_size=4", "fold=-1", "augment=none", "lr=0.005"])
+    job = Job(recipe, few, Run(tmp_path/"run"), progress=False)
+    teacher = job.train("teacher")
+    student = job.train("student", method=teacher_student.Student(teacher, weight=0), extra=unlabelled)
+
+    def dice(model):
+        from ctseg.metrics import challenge_dice
+        from ctseg.train import predict_labels
+        return challenge_dice(predict_labels(model, test, job.loss, "cpu"), test.masks, 3)
+    assert dice(student) > dice(teacher) + 0.02
+
+
+def some_pseudo(slices, seed=0):
+    rng = np.random.default_rng(seed)
+    n, c = len(slices), len(slices.classes)
+    labels = rng.integers(0, c + 1, slices.masks.shape).astype(np.uint8)
+    sdc = rng.random((n, c)).astype(np.float32)
+    return PseudoLabels(labels, rng.integers(0, 256, labels.shape).astype(np.uint8), sdc, rng.random((n, c)).astype(np.float32),
+                        np.full((n, c), np.nan, np.float32), {"max": rng.random(n), "sdc": rng.random(n)})
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_truth_is_never_overwritten(seed):
+    slices = toy(seed=seed)
+    pseudo = some_pseudo(slices, seed)
+    present, absent = accept_cells(pseudo, slices.known, quota=1, gate=0, absent=1)
+    assert not (present & slices.known).any() and not (absent & slices.known).any()
+    done, teaches = complete(slices, pseudo, present, absent, pixel=0.5)
+    check_truth_kept(slices, done)
+    assert (done.masks != slices.masks).any()
+    assert teaches[slices.masks > 0].all()
+    broken = replace(done, masks=np.where(slices.masks > 0, 0, done.masks))
+    with pytest.raises(AssertionError): check_truth_kept(slices, broken)
+
+
+def test_quotas_are_by_class():
+    slices = toy(labelled=0)
+    pseudo = some_pseudo(slices)
+    sure = replace_array(pseudo, "sdc", pseudo.sdc*np.float32([1, 1, 0.01]))  # the third class is never confident
+    present, _ = accept_cells(sure, slices.known, quota=0.25, gate=0.0)
+    assert present.sum(0).tolist() == [6, 6, 6]
+    assert sure.sdc[:, 0][present[:, 0]].min() >= sure.sdc[:, 0][~present[:, 0]].max()
+
+
+def replace_array(p, name, value): return replace(p, **{name: value})
+
+
+def test_keeping_images():
+    slices = toy(labelled=0)
+    pseudo = some_pseudo(slices)
+    kept = keep_images(pseudo, slices, 5, "max")
+    assert len(kept) == 5 and kept.known.all()
+    lowest = min(pseudo.scores["max"][slices.names.index(n)] for n in kept.names)
+    assert lowest >= np.sort(pseudo.scores["max"])[-5]
+    assert len(keep_images(pseudo, slices, 0.25)) == 6 and len(keep_images(pseudo, slices, 999)) == 24
+    with pytest.raises(InputError, match="did you mean"): keep_images(pseudo, slices, 5, "maks")
+
+
+def test_pixels_of_weight_zero_never_reach_the_gradient():
+    from ctseg.losses import create_loss
+    for name in ("marginal", "masked"):
+        loss = create_loss(name)
+        mask, known = torch.zeros(2, 8, 8, dtype=torch.long), torch.ones(2, 3, dtype=torch.bool)
+        mask[:, 2:4, 2:4] = 1
+        weight = torch.ones(2, 1, 8, 8)
+        weight[:, :, :, 4:] = 0
+        z = torch.randn(2, loss.out_chans(3), 8, 8, requires_grad=True)
+        loss(z, mask, known, weight).backward()
+        assert z.grad[..., 4:].abs().max() == 0 and z.grad[..., :4].abs().max() > 0
+
+
+def test_teachers_never_saw_the_truth_they_complete(tmp_path, monkeypatch):
+    seen, real = {}, Job.train
+
+    def spy(self, phase, slices=None, *a, **kw):
+        seen[phase] = set((self.labelled if slices is None else slices).groups.tolist())
+        return real(self, phase, slices, *a, **kw)
+    monkeypatch.setattr(Job, "train", spy)
+    filled = []
+    monkeypatch.setattr(self_training, "fill_in", lambda job, teachers, slices, real=self_training.fill_in: filled.append((len(teachers), set(slices.groups.tolist()), slices.labelled.all())) or real(job, teachers, slices))
+    recipe = apply_settings(get_recipe("self-training"), SMALL + ["rounds=2"])
+    fit(toy(), recipe, tmp_path/"run", device="cpu", progress=False)
+    out_of_fold = [g for n, g, labelled in filled if labelled and n == 1]
+    assert len(out_of_fold) == 2
+    for k, groups in enumerate(out_of_fold, 1):
+        for n in (1, 2): assert not seen[f"teacher-{n}-{k}"] & groups
+
+
+def test_a_teacher_sure_of_nothing_adds_nothing(tmp_path):
+    recipe = apply_settings(get_recipe("self-training"), SMALL[:7] + ["gate=1", "absent=0"])
+    run = fit(toy(), recipe, tmp_path/"run", device="cpu", progress=False)
+    cells = pd.read_csv(run/"pseudo_cells.csv")
+    assert cells["present added"].sum() == 0 and cells["absent added"].sum() == 0
