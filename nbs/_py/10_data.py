@@ -250,11 +250,11 @@ assert toy[[1, 0]].fingerprint() != toy[[0, 1]].fingerprint()
 # seconds and
 # 2 GB, because every number takes eight bytes and the whole table is held twice.
 #
-# The table is so regular that a reader needs no general CSV machinery. Read a few hundred lines at a time and look at their bytes as an
-# array: find all separators at once. The byte before a separator is the last digit of a number; the byte before that is its tens, unless
-# it is a separator itself. So *for every byte of the block, the number that would end there* is a sum of two shifted arrays, and the
-# numbers are picked from it at the separators. A block goes, turned, into the final `uint8` array. Nothing is ever held twice, and it is
-# several times faster than both pandas and Arrow's CSV reader (measured in [benchmarks/data_reading](benchmarks/data_reading.ipynb)).
+# The table is so regular that a reader needs no general CSV machinery. Read some lines at a time and look at their bytes as an array: find
+# all separators at once. The byte before a separator is the last digit of a number; the byte before that is its tens, unless it is a
+# separator itself. So *for every byte of the block, the number that would end there* is a sum of two shifted arrays, and the numbers are
+# picked from it at the separators. A block goes, turned, into the final `uint8` array. Nothing is ever held twice, and it is several times
+# faster than both pandas and Arrow's CSV reader (measured in [benchmarks/data_reading](benchmarks/data_reading.ipynb)).
 #
 # Being fast must not mean being lax. Every line must begin with its own label and have its own number of values; apart from the labels and
 # separators there may be nothing but digits; no value may be empty or above 255.
@@ -299,8 +299,8 @@ for bad in ("7,0", "7,0,1,2", "8,0,1", "7,0,-1", "7,0,256", "7,0,1.0", "7,0,", "
 
 
 # %% [markdown]
-# When the fast way meets anything unexpected it returns nothing, and the few hundred lines are read again slowly, to find the first defect
-# and tell it exactly: the file, the row, the column, the value, and what to do.
+# When the fast way meets anything unexpected it returns nothing, and those lines are read again slowly, to find the first defect and tell
+# it exactly: the file, the row, the column, the value, and what to do.
 
 # %%
 #| export
@@ -351,7 +351,7 @@ def _header(path) -> list[str]:
 
 # %%
 #| export
-def _blocks(f, size: int = 1 << 20):
+def _blocks(f, size: int = 1 << 17):  # small: its arrays stay in the processor's cache, and the allocator reuses them
     "Cut what is left of a file into blocks of whole lines, each ended by a newline alone; empty lines at the end are dropped."
     rest = b""
     while chunk := f.read(size):
