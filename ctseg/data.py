@@ -122,6 +122,7 @@ def _parse_rows(
     long = stop[3:] & ~(stop[2:-1] | stop[1:-2] | stop[:-3])  # three bytes or more, as every label has
     return value if np.count_nonzero(long) == k else _add_hundreds(value, digit, at.reshape(k, n + 1))
 
+# %% ../nbs/10_data.ipynb #75aadeac
 def _add_hundreds(value, digit, at):
     "The third digits, which are rare; `None` where a number is above 255."
     end, width = at[:, 1:], np.diff(at, axis=1) - 1
@@ -179,6 +180,7 @@ def _blocks(f, size: int = 1 << 17):  # small: its arrays stay in the processor'
         if lines := lines.rstrip(b"\n"): yield lines + b"\n"
     if rest := rest.rstrip(b"\r"): yield rest + b"\n"
 
+# %% ../nbs/10_data.ipynb #f801b5eb
 def _read_table(path, columns, rows: int|None) -> np.ndarray:
     "Read a mask table: uint8 [images, rows]. `rows=None`: as many as there are."
     if rows is None:
@@ -216,6 +218,7 @@ def _digest(paths) -> str:
         with contextlib.suppress(OSError, InputError), atomic_path(memo) as tmp: tmp.write_text(digest)
     return digest
 
+# %% ../nbs/10_data.ipynb #34346f42
 def _cached(kind: str, paths, make, on: bool = True) -> np.ndarray:
     "`make()`, kept on disk by the content of the files it reads."
     if not on: return make()
@@ -313,6 +316,7 @@ def _read_png(path: Path) -> np.ndarray:
     if image.ndim != 2: raise InputError(f"{path}: an image of {image.ndim} dimensions, expected one 2D image")
     return np.ascontiguousarray(image)
 
+# %% ../nbs/10_data.ipynb #5bab226d
 def read_images(
     folder, # a folder of PNG files
     cache: bool = True, # keep the array, by content
@@ -328,6 +332,7 @@ def read_images(
         raise InputError(f"{folder}: no PNG images in it; {todo}")
     return [p.name for p in paths], _cached("images1", paths, lambda: _read_pngs(paths), cache)
 
+# %% ../nbs/10_data.ipynb #809335ad
 def _read_pngs(paths) -> np.ndarray:
     "Images of one size, uint8 [N,H,W]."
     first = _read_png(paths[0])
@@ -353,6 +358,7 @@ def read_classes(folder) -> ClassMap:
     path = Path(folder)/"class_names.json"
     return ClassMap.from_json(path) if path.exists() else RAIDIUM54
 
+# %% ../nbs/10_data.ipynb #a13de1cf
 def _read_annotated(path: Path, n: int, C: int) -> np.ndarray:
     "`annotated_labels.json` as bool [n,C]."
     if not path.exists():
@@ -385,6 +391,7 @@ def _known(folder: Path, csv: Path, names, masks, labelled: int, classes: ClassM
                          "annotated_labels.json; add it there, or check that both files belong to the same images")
     return known
 
+# %% ../nbs/10_data.ipynb #ce06430f
 def _read_groups(folder: Path, split: str, images: np.ndarray) -> np.ndarray:
     "The group of each image, int64 [N]: its patient in `patients.json`, else near-duplicates share one."
     path = folder/"patients.json"
@@ -455,6 +462,7 @@ def write_challenge(
         raise
     for old in {folder/f"y_{split}.csv", folder/f"y_{split}.csv.gz"} - ({table} if table.exists() else set()): old.unlink(missing_ok=True)
 
+# %% ../nbs/10_data.ipynb #678aae10
 def _check_writable(s: SliceSet, folder: Path, split: str):
     "Raise an `InputError` for a set that the format of the challenge cannot hold."
     if not len(s): raise InputError(f"{folder}: nothing to write, the set has no slices")
@@ -535,6 +543,7 @@ def _facts(s: SliceSet) -> dict:
                 classes_never_seen=[n for n, k in zip(names, positive) if not k],
                 images_with_class={n: int(k) for k, n in sorted(zip(positive, names)) if k})
 
+# %% ../nbs/10_data.ipynb #311a49cb
 def check_challenge(
     folder,
     annotated: str = "json", # json, all or present, as for `read_challenge`
@@ -549,6 +558,7 @@ def check_challenge(
         facts["test"] = _facts(test)
     return facts
 
+# %% ../nbs/10_data.ipynb #2d1c6cf2
 def check_submission(
     csv, # the submission
     folder, # the challenge folder whose `test-images` it is for
@@ -598,6 +608,7 @@ class SliceData(torch.utils.data.Dataset):
         b = self.batch([i])
         return b.image[0], b.mask[0], b.known[0], i
 
+# %% ../nbs/10_data.ipynb #94974e0b
 def _resized(x: np.ndarray, size, device, **how) -> torch.Tensor:
     "uint8 [N,H,W] on the device, resized if `size` is given; some at a time, since floats are four times as large."
     x = torch.from_numpy(np.ascontiguousarray(x)).to(device)
