@@ -84,11 +84,11 @@ def test_without_unlabelled_images_a_method_is_its_supervised_form(tmp_path, nam
 
 
 def test_a_student_with_perfect_pseudo_labels_beats_its_teacher(tmp_path):
-    few, truth = toy(n=60, labelled=8, seed=1), toy(n=60, labelled=60, seed=1, every=True)
+    few, truth = toy(n=60, labelled=3, seed=1, size=24), toy(n=60, labelled=60, seed=1, size=24, every=True)
     assert np.array_equal(few.images, truth.images)
     unlabelled = truth[~few.labelled]
-    test = toy(n=40, labelled=40, seed=2, every=True)
-    recipe = apply_settings(get_recipe("marginal"), ["width=4", "epochs=30", "batch_size=4", "fold=-1", "augment=none", "lr=0.005"])
+    test = toy(n=40, labelled=40, seed=2, size=24, every=True)
+    recipe = apply_settings(get_recipe("marginal"), ["width=8", "epochs=80", "batch_size=4", "fold=-1", "augment=none", "lr=0.01", "ema=0.9"])
     job = Job(recipe, few, Run(tmp_path/"run"), progress=False)
     teacher = job.train("teacher")
     student = job.train("student", method=teacher_student.Student(teacher, weight=0), extra=unlabelled)
@@ -97,7 +97,7 @@ def test_a_student_with_perfect_pseudo_labels_beats_its_teacher(tmp_path):
         from ctseg.metrics import challenge_dice
         from ctseg.train import predict_labels
         return challenge_dice(predict_labels(model, test, job.loss, "cpu"), test.masks, 3)
-    assert dice(student) > dice(teacher) + 0.02
+    assert dice(student) > dice(teacher) + 0.2
 
 
 def some_pseudo(slices, seed=0):

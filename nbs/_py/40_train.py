@@ -625,7 +625,7 @@ class Recipe:
     width: int = 0                     # channels at full resolution; 0: the model's own default
     pretrained: bool = False           # encoders with published weights only
     weights: str = ""                  # or a file of weights to start the encoder from
-    loss: str = "marginal"             # "marginal", "masked", "dice", "ce-dice"
+    loss: str = "masked"               # "masked", "marginal", "dice", "ce-dice"
     reduction: str = "batch"           # of the Dice term: "batch" or "image"
     pixel_known: bool = True           # a pixel of one structure is a certain negative for all others
     w_dice: float = 1.0
@@ -741,7 +741,7 @@ for wrong in ["with=16", "width=wide", "width", "epochs=0"]:
 
 # %%
 #| export
-_AUGMENT = {"none": NO_AUGMENT, "mild": MILD, "strong": STRONG}
+AUGMENT = {"none": NO_AUGMENT, "mild": MILD, "strong": STRONG}
 
 class Job:
     "A recipe at work on a set of slices: `train` runs one phase, or returns its result if it has been run."
@@ -754,6 +754,8 @@ class Job:
         out = grouped_folds(labelled, recipe.folds, seed=0) == recipe.fold if recipe.fold >= 0 else np.zeros(len(labelled), bool)
         self.labelled, self.holdout = labelled[~out], labelled[out]
         self.loss = create_loss(recipe.loss, **recipe.loss_options())
+        if recipe.augment not in AUGMENT: raise did_you_mean("augment", recipe.augment, AUGMENT)
+        self.augment = AUGMENT[recipe.augment].with_mirror(recipe.mirror)
         self.history, self.done = [], []
 
 
@@ -798,11 +800,10 @@ def train(self, phase: str, slices=None, method=None, init=None, **changes) -> n
     r, slices = self.recipe, self.labelled if slices is None else slices
     model, folder = self.make_model(), self.run/"checkpoints"/phase
     if init is not None: model.load_state_dict(init.state_dict())
-    augment = _AUGMENT.get(r.augment) or _unknown_augment(r.augment)
     weights = rare_weights(slices, r.rare_power) if r.rare_power else None
     settings = dict(epochs=r.epochs, batch_size=r.batch_size, lr=r.lr, weight_decay=r.weight_decay, warmup=r.warmup, clip=r.clip,
                     ema_decay=r.ema, image_size=r.image_size or None, channels_last=r.channels_last)
-    t = Trainer(model, self.loss, slices, augment=augment.with_mirror(r.mirror), sample_weights=weights, holdout=self.holdout, method=method,
+    t = Trainer(model, self.loss, slices, augment=self.augment, sample_weights=weights, holdout=self.holdout, method=method,
                 folder=folder, phase=phase, seed=self.seed, plan=self.plan, progress=self.progress, **settings | changes)
     earlier = list(self.history)
     def keep(t): self.run.write_history(earlier + t.history)
@@ -811,8 +812,6 @@ def train(self, phase: str, slices=None, method=None, init=None, **changes) -> n
     self.done.append(phase)
     if t.acc.is_main_process: save_weights(model, self.run.weights)
     return model
-
-def _unknown_augment(name): raise did_you_mean("augment", name, _AUGMENT)
 
 
 # %% [markdown]

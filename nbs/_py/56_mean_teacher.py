@@ -96,15 +96,16 @@ class MeanTeacher(Method):
         self.weight, self.ramp, self.perturb = weight, ramp, PERTURB[perturb]
 
     def loss(self, trainer, batch):
+        if not self.weight: return super().loss(trainer, batch)
         more = trainer.extra_images()
         if more is not None: more = trainer.augment(more, trainer.rng("extra"), trainer.slices.classes)
         both, n = join(batch, more), len(batch.image)
         with torch.no_grad(): q = trainer.loss.probabilities(trainer.ema.model(both.image))
-        logits = trainer.model(torch.cat([batch.image, self.perturb(both.image, trainer.rng("perturb"))]) if self.weight else batch.image)
+        logits = trainer.model(torch.cat([batch.image, self.perturb(both.image, trainer.rng("perturb"))]))
         total = trainer.loss(logits[:n], batch.mask, batch.known, batch.weight)
         where = unknown_cells(both.mask, both.known)
         w = self.weight*ramp_up(trainer.step_no, round(self.ramp*trainer.total))
-        return total + w*consistency_loss(trainer.loss.probabilities(logits[n:]), q, where) if self.weight else total
+        return total + w*consistency_loss(trainer.loss.probabilities(logits[n:]), q, where)
 
 
 # %% [markdown]

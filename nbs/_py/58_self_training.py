@@ -66,6 +66,18 @@ def fill_in(job: Job, teachers: list, slices: SliceSet) -> tuple[SliceSet, np.nd
     return done, teaches
 
 
+# %%
+#| export
+def out_of_fold(job: Job, teachers: list, slices: SliceSet, fold: np.ndarray) -> tuple[SliceSet, np.ndarray]:
+    "`slices`, in their order, each completed by the one teacher that never saw it (teacher k did not see fold k)."
+    masks, known, teaches = slices.masks.copy(), slices.known.copy(), np.ones(slices.masks.shape, bool)
+    for k, teacher in enumerate(teachers):
+        mine = np.flatnonzero(fold == k)
+        done, teaches[mine] = fill_in(job, [teacher], slices[mine])
+        masks[mine], known[mine] = done.masks, done.known
+    return replace(slices, masks=masks, known=known), teaches
+
+
 # %% [markdown]
 # ## The script
 #
@@ -82,9 +94,7 @@ def self_training(job: Job):
         teachers = [job.train(f"teacher-{n + 1}-{k + 1}", labelled[fold != k], NoisyStudent() if n else None, **own[k]).to(job.plan.device) for k in range(r.teachers)]
         for k, t in enumerate(teachers):
             if n + 1 < r.rounds: own[k] = _extra(*fill_in(job, [t], job.unlabelled))
-    parts = [fill_in(job, [t], labelled[fold == k]) for k, t in enumerate(teachers)]
-    done, teaches = parts[0][0], np.concatenate([w for _, w in parts])
-    for s, _ in parts[1:]: done = done.concat(s)
+    done, teaches = out_of_fold(job, teachers, labelled, fold)
     job.note_completed(labelled, done)
     student = job.train("student", done, NoisyStudent(), pixel_weights=teaches, **_extra(*fill_in(job, teachers, job.unlabelled)))
     return job.train("finetune", init=student, epochs=r.finetune_epochs, lr=r.finetune_lr) if r.finetune_epochs else student

@@ -101,7 +101,7 @@ def by_class(name, rule="chosen"):
     return pd.DataFrame({"Dice": dice.round(3), "invented": invented.round(1), "missed": missed.round(1), "silent": np.round(silent*len(rows)).astype(int)}, index=classes)
 
 wide = pd.concat({n: by_class(n) for n in ("seed-attunet", "masked", "marginal")}, axis=1)
-wide.insert(0, "slices", truth.sum(0))
+wide.insert(0, ("", "slices"), truth.sum(0))
 wide
 
 # %% [markdown]

@@ -1,0 +1,113 @@
+"The command line as a user meets it: the whole job, and one clear line with exit status 2 for every mistake."
+import contextlib, errno, io, subprocess, sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ctseg.cli import main
+from ctseg.data import read_challenge
+from ctseg.files import InputError
+
+ROOT = Path(__file__).resolve().parent.parent
+SAMPLE = str(ROOT/"data_sample")
+TINY = [x for s in ("width=4", "epochs=1", "image_size=32", "fold=-1") for x in ("--set", s)]
+
+
+def ctseg(*args):
+    "The command in this process: (status, standard output, standard error without progress bars)."
+    out, err, argv = io.StringIO(), io.StringIO(), sys.argv
+    sys.argv = ["ctseg", *map(str, args)]
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as stop: main()
+    finally: sys.argv = argv
+    return stop.value.code, out.getvalue(), err.getvalue()
+
+
+def test_the_installed_command():
+    "Once as a process: the module's entry, the exit status, no traceback."
+    p = subprocess.run([sys.executable, "-m", "ctseg", "check", "no-such-folder"], capture_output=True, text=True, cwd=ROOT)
+    assert p.returncode == 2 and p.stderr.startswith("ctseg: no-such-folder") and len(p.stderr.splitlines()) == 1
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs")/"a"
+    code, _, err = ctseg("fit", SAMPLE, "--out", out, *TINY)
+    assert code == 0, err
+    return out
+
+
+def test_fit_predict_check_evaluate(run, tmp_path):
+    sub = tmp_path/"submission.csv"
+    code, out, err = ctseg("predict", run, "--images", f"{SAMPLE}/test-images", "--out", sub)
+    assert code == 0 and "8 images" in out, err
+    code, out, err = ctseg("check", SAMPLE, "--submission", sub)
+    assert code == 0 and out.endswith("ok\n"), err
+    code, out, err = ctseg("evaluate", f"{SAMPLE}/y_test.csv.gz", sub, "--json", tmp_path/"m.json")
+    assert code == 0 and "dice:" in out and (tmp_path/"m.json").exists(), err
+    assert {"recipe.json", "history.csv", "metrics.json", "curves.png", "checkpoints"} <= {p.name for p in run.iterdir()}
+
+
+def test_a_perfect_submission_scores_one(tmp_path):
+    from ctseg.predict import write_submission
+    test = read_challenge(SAMPLE, "test")
+    write_submission(test.masks, test.names, tmp_path/"s.csv")
+    code, out, _ = ctseg("evaluate", f"{SAMPLE}/y_test.csv.gz", tmp_path/"s.csv")
+    assert code == 0 and "dice: 1.0000" in out
+
+
+def test_two_runs_are_averaged_as_probabilities(run, tmp_path):
+    from ctseg.predict import load_predictor
+    images = read_challenge(SAMPLE, "test").images[:1]
+    one, two = load_predictor(run), load_predictor([run, run])
+    assert np.allclose(one.probabilities(images), two.probabilities(images), atol=1e-6)
+
+
+@pytest.mark.parametrize("args, says", [
+    (["fit", SAMPLE, "--out", "{new}", "--recipe", "seed-atunet"], "did you mean seed-attunet"),
+    (["fit", SAMPLE, "--out", "{new}", "--set", "widht=16"], "did you mean width"),
+    (["fit", SAMPLE, "--out", "{new}", "--set", "epochs=ten"], "epochs takes a int"),
+    (["fit", SAMPLE, "--out", "{new}", "--set", "epochs=0"], "epochs = 0"),
+    (["fit", SAMPLE, "--out", "{new}", "--set", "model=atunet", "--set", "fold=-1"], "did you mean attunet"),
+    (["fit", SAMPLE, "--out", "{new}", "--set", "loss=maskd", "--set", "fold=-1"], "did you mean masked"),
+    (["fit", SAMPLE, "--out", "{new}", "--set", "augment=mld", "--set", "fold=-1"], "did you mean mild"),
+    (["fit", SAMPLE, "--out", "{new}", "--set", "folds=99"], "99 folds"),
+    (["fit", SAMPLE, "--out", "{new}", "--set", "labelled=99"], "99"),
+    (["fit", SAMPLE, "--out", "{new}", "--set", "precision=fp16"], "fp16 needs a GPU"),
+    (["fit", "no-such-folder", "--out", "{new}"], "no-such-folder"),
+    (["fit", SAMPLE, "--out", "{run}", *TINY], "--resume"),
+    (["fit", SAMPLE, "--out", "{run}", "--resume", *TINY, "--set", "lr=0.1"], "started with lr = 0.002"),
+    (["predict", "no-such-run", "--images", SAMPLE, "--out", "{new}"], "no run here"),
+    (["predict", "{run}", "--images", "no-such-folder", "--out", "{new}"], "no-such-folder"),
+    (["evaluate", "no.csv", "no.csv"], "no.csv"),
+    (["check", "no-such-folder"], "no-such-folder"),
+])
+def test_a_mistake_is_one_line_and_status_2(run, tmp_path, args, says):
+    new = tmp_path/"new"
+    code, out, err = ctseg(*[a.replace("{new}", str(new)).replace("{run}", str(run)) for a in args])
+    assert code == 2, err
+    assert says in err and len(err.strip().splitlines()) == 1 and "Traceback" not in err
+    assert not new.exists() and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("number, words", [(errno.ENOSPC, "disk is full"), (errno.EROFS, "read-only")])
+def test_a_disk_that_fails_is_told_and_nothing_is_left(tmp_path, monkeypatch, number, words):
+    from ctseg import files
+    from ctseg.predict import write_submission
+    real = files.os.replace
+
+    def fail(*a): raise OSError(number, "as if")
+    monkeypatch.setattr(files.os, "replace", fail)
+    with pytest.raises(InputError, match=words): write_submission(np.zeros((1, 4, 4), np.uint8), ["0.png"], tmp_path/"s.csv")
+    monkeypatch.setattr(files.os, "replace", real)
+    assert not list(tmp_path.iterdir())
+
+
+def test_lists():
+    code, out, _ = ctseg("recipes")
+    assert code == 0 and "(default)" in out and "seed-teacher-student" in out
+    code, out, _ = ctseg("models")
+    assert code == 0 and "attunet" in out
+    code, out, _ = ctseg("doctor")
+    assert code == 0 and "torch" in out
