@@ -82,6 +82,9 @@ def test_two_runs_are_averaged_as_probabilities(run, tmp_path):
     (["predict", "{run}", "--images", "no-such-folder", "--out", "{new}"], "no-such-folder"),
     (["evaluate", "no.csv", "no.csv"], "no.csv"),
     (["check", "no-such-folder"], "no-such-folder"),
+    (["import", "nifty", SAMPLE, "{new}"], "did you mean nifti"),
+    (["import", "nifti", "no-such-folder", "{new}"], "no-such-folder"),
+    (["export", "nifti", SAMPLE, "{new}"], "--masks"),
 ])
 def test_a_mistake_is_one_line_and_status_2(run, tmp_path, args, says):
     new = tmp_path/"new"

@@ -125,6 +125,67 @@ def check(
 
 
 # %% [markdown]
+# ## Volumes in, volumes out
+#
+# Hospitals keep volumes, the challenge has slices. `import` cuts the one into the other and notes where each slice came from; `export` puts predictions back.
+
+# %%
+#| export
+def _slicing(default, **given):
+    "`default` with the options that were given."
+    from dataclasses import replace
+    return replace(default, **{k: v for k, v in given.items() if v is not None})
+
+@app.command("import")
+def import_(
+    kind: Annotated[str, typer.Argument(help="openkbp, nifti, dicom or totalsegmentator")],
+    src: Annotated[Path, typer.Argument(help="the folder to read")],
+    out: Annotated[Path, typer.Argument(help="the challenge folder to write")],
+    window: Annotated[Optional[str], typer.Option(help="display window: soft, lung, bone, … or random")] = None,
+    every: Annotated[Optional[int], typer.Option(help="each n-th slice")] = None,
+    per_volume: Annotated[Optional[int], typer.Option(help="at most so many slices of a volume")] = None,
+    size: Annotated[Optional[int], typer.Option(help="pixels a side")] = None,
+    classes: Annotated[Optional[Path], typer.Option(help="class_names.json (nifti, dicom, totalsegmentator)")] = None,
+    test_share: Annotated[float, typer.Option(help="share of the patients set aside as a test (nifti, dicom)")] = 0.0,
+):
+    "Cut volumes into a challenge folder; structures nobody contoured stay unknown."
+    import inspect
+    from ctseg import datasets, dicom, volumes
+    from ctseg.files import did_you_mean
+    kinds = {"openkbp": datasets.import_openkbp, "nifti": volumes.import_nifti, "dicom": dicom.import_dicom, "totalsegmentator": datasets.import_totalsegmentator}
+    if kind not in kinds: raise did_you_mean("kind of data", kind, kinds)
+    takes = inspect.signature(kinds[kind]).parameters
+    more = {k: v for k, v in dict(classes=classes and str(classes), test_share=test_share or None).items() if v is not None}
+    if odd := more.keys() - takes.keys(): raise InputError(f"--{odd.pop().replace('_', '-')} is not an option of `ctseg import {kind}`")
+    _print_facts(kinds[kind](src, out, slicing=_slicing(takes["slicing"].default, window=window, every=every, per_volume=per_volume, size=size), **more))
+    print(f"challenge folder: {out}")
+
+
+# %%
+#| export
+@app.command("export")
+def export_(
+    kind: Annotated[str, typer.Argument(help="nifti, dicom-seg or nnunet")],
+    folder: Annotated[Path, typer.Argument(help="the challenge folder")],
+    out: Annotated[Path, typer.Argument(help="the folder to write")],
+    masks: Annotated[Optional[Path], typer.Option(help="the submission to put back onto the volumes (nifti, dicom-seg)")] = None,
+    source: Annotated[Optional[Path], typer.Option(help="the DICOM folder it was imported from (dicom-seg)")] = None,
+    split: Annotated[str, typer.Option(help="the slices the submission is of: test or train")] = "test",
+):
+    "Put predictions back onto their volumes, or write the folder for nnU-Net."
+    from ctseg import datasets, dicom, volumes
+    from ctseg.files import did_you_mean
+    if kind not in (kinds := ("nifti", "dicom-seg", "nnunet")): raise did_you_mean("kind of export", kind, kinds)
+    if kind != "nnunet" and masks is None: raise InputError(f"`ctseg export {kind}` needs --masks SUBMISSION.csv")
+    if kind == "dicom-seg" and source is None: raise InputError("`ctseg export dicom-seg` needs --source, the DICOM folder that was imported")
+    if kind == "nifti": facts = volumes.export_nifti(masks, folder, out, split)
+    elif kind == "dicom-seg": facts = dicom.export_dicom_seg(masks, folder, source, out, split)
+    else: facts = datasets.export_nnunet(folder, out)
+    _print_facts(facts or {})
+    print(f"written: {out}")
+
+
+# %% [markdown]
 # ## Making things, listing things
 
 # %%
