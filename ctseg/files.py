@@ -45,6 +45,7 @@ def atomic_path(
 ): # yields a temporary `Path` beside it, with the same suffixes
     "Write to a temporary name; rename to `path` when the block ends well, remove when it fails."
     path = Path(path)
+    new = [p for p in path.parents if not p.exists()]  # folders made for this file go again when it fails, the innermost first
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         hold = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
@@ -53,7 +54,11 @@ def atomic_path(
             yield tmp
             if tmp.is_dir() and path.is_dir(): os.replace(path, hold/".old")  # a folder cannot be renamed over a full one
             os.replace(tmp, path)
-        finally: shutil.rmtree(hold, ignore_errors=True)
+        finally:
+            shutil.rmtree(hold, ignore_errors=True)
+            if not path.exists():
+                with contextlib.suppress(OSError):
+                    for p in new: p.rmdir()
 
 # %% ../nbs/02_files.ipynb #64c4834d
 def read_json(path):
