@@ -18,7 +18,8 @@ from .files import InputError, atomic_path
 from .metrics import evaluate_files
 from .phantom import make_phantom
 from .predict import load_predictor, predict_masks, write_submission
-from .recipes import apply_settings, fit, get_recipe
+from .recipes import DEFAULT_RECIPE, fit, get_recipe
+from .train import apply_settings
 
 # %% ../nbs/75_demo.ipynb #4fbee772
 def plot_predictions(slices: SliceSet, pred: np.ndarray, order=None, rows: int = 4, titles=None):
@@ -38,7 +39,7 @@ def plot_predictions(slices: SliceSet, pred: np.ndarray, order=None, rows: int =
     return fig
 
 # %% ../nbs/75_demo.ipynb #4b3e17cd
-DEMO = ("width=16", "image_size=128", "epochs=120", "batch_size=5", "fold=-1")
+DEMO = ("width=16", "image_size=64", "epochs=400", "batch_size=5", "lr=0.004", "fold=-1")
 
 def run_demo(out, data="data_sample", overwrite: bool = False, settings=DEMO, progress: bool = True):
     "Train on `data`, predict its test slices, score, draw; everything lands in `out`."
@@ -48,7 +49,7 @@ def run_demo(out, data="data_sample", overwrite: bool = False, settings=DEMO, pr
         data = out.parent/f"{out.name}_data"
         print(f"no sample here: drawing one into {data}")
         make_phantom(data, labelled=10, unlabelled=14, test=8, size=256, seed=0)
-    run = fit(data, apply_settings(get_recipe("marginal"), settings), out, progress=progress)
+    run = fit(data, apply_settings(get_recipe(DEFAULT_RECIPE), settings), out, progress=progress)
     test = read_challenge(data, "test")
     pred = predict_masks(load_predictor(run.folder, pick_device()), test.images)
     write_submission(pred, test.names, run/"submission.csv")

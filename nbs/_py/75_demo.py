@@ -26,7 +26,8 @@ from ctseg.files import InputError, atomic_path
 from ctseg.metrics import evaluate_files
 from ctseg.phantom import make_phantom
 from ctseg.predict import load_predictor, predict_masks, write_submission
-from ctseg.recipes import apply_settings, fit, get_recipe
+from ctseg.recipes import DEFAULT_RECIPE, fit, get_recipe
+from ctseg.train import apply_settings
 
 # %%
 #| hide
@@ -62,7 +63,7 @@ def plot_predictions(slices: SliceSet, pred: np.ndarray, order=None, rows: int =
 
 # %%
 #| export
-DEMO = ("width=16", "image_size=128", "epochs=120", "batch_size=5", "fold=-1")
+DEMO = ("width=16", "image_size=64", "epochs=400", "batch_size=5", "lr=0.004", "fold=-1")
 
 def run_demo(out, data="data_sample", overwrite: bool = False, settings=DEMO, progress: bool = True):
     "Train on `data`, predict its test slices, score, draw; everything lands in `out`."
@@ -72,7 +73,7 @@ def run_demo(out, data="data_sample", overwrite: bool = False, settings=DEMO, pr
         data = out.parent/f"{out.name}_data"
         print(f"no sample here: drawing one into {data}")
         make_phantom(data, labelled=10, unlabelled=14, test=8, size=256, seed=0)
-    run = fit(data, apply_settings(get_recipe("marginal"), settings), out, progress=progress)
+    run = fit(data, apply_settings(get_recipe(DEFAULT_RECIPE), settings), out, progress=progress)
     test = read_challenge(data, "test")
     pred = predict_masks(load_predictor(run.folder, pick_device()), test.images)
     write_submission(pred, test.names, run/"submission.csv")
