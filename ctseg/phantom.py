@@ -4,19 +4,20 @@
 
 # %% auto #0
 __all__ = ['Atom', 'OUTER', 'INNER', 'HEAD', 'VERTEBRAE', 'spine_y', 'spine_slope', 'PHASES', 'PLAIN', 'Part', 'FILL', 'REGIONS',
-           'MUSCLE', 'BONE', 'RIBS', 'STUDIES', 'Shot', 'dot', 'ball_distance', 'capsule_distance', 'triangle_distance',
-           'smin', 'rotation', 'Ball', 'Chain', 'Tube', 'Sheet', 'Loft', 'waves', 'wave_values', 'Patient', 'belly_at',
-           'Move', 'Body', 'parts_in_sight', 'Cut', 'diaphragm', 'fat_under_skin', 'outlines', 'fill', 'texture',
-           'paint', 'paint_outside', 'render', 'view', 'limbs', 'lung_fill', 'unit', 'vessel_tree', 'lungs', 'heart',
-           'vessels', 'stomach_fill', 'upper_belly', 'stool_fill', 'chyme_fill', 'snake', 'bowel', 'kidney_fill',
-           'deep_belly', 'muscles', 'vertebra', 'spine', 'ribs', 'shoulders', 'limb_bones', 'brain_fill', 'head',
-           'face', 'scanner_noise', 'random_window', 'to_grey', 'plan_patient', 'patient_slices', 'phantom_slices',
-           'hide_labels', 'make_phantom']
+           'MUSCLE', 'BONE', 'RIBS', 'STUDIES', 'Shot', 'SAMPLE', 'dot', 'ball_distance', 'capsule_distance',
+           'triangle_distance', 'smin', 'rotation', 'Ball', 'Chain', 'Tube', 'Sheet', 'Loft', 'waves', 'wave_values',
+           'Patient', 'belly_at', 'Move', 'Body', 'parts_in_sight', 'Cut', 'diaphragm', 'fat_under_skin', 'outlines',
+           'fill', 'texture', 'paint', 'paint_outside', 'render', 'view', 'limbs', 'lung_fill', 'unit', 'vessel_tree',
+           'lungs', 'heart', 'vessels', 'stomach_fill', 'upper_belly', 'stool_fill', 'chyme_fill', 'snake', 'bowel',
+           'kidney_fill', 'deep_belly', 'muscles', 'vertebra', 'spine', 'ribs', 'shoulders', 'limb_bones', 'brain_fill',
+           'head', 'face', 'scanner_noise', 'random_window', 'to_grey', 'plan_patient', 'patient_slices',
+           'phantom_slices', 'hide_labels', 'make_phantom', 'make_sample']
 
 # %% ../nbs/12_phantom.ipynb #205f288a
 from collections import namedtuple
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from functools import lru_cache
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -101,15 +102,21 @@ class Chain:
         return [Atom(capsule_distance, (start[i], along[i], r0[i], dr[i], self.flat), lo[i], hi[i]) for i in range(self.n)]
 
 # %% ../nbs/12_phantom.ipynb #99443e7b
+@lru_cache(maxsize=2048)
+def _spline(points: bytes, step: float):
+    "Points of a Catmull-Rom spline through `points` (float64 [n,3]) about every `step` mm, and how far along they lie."
+    pts = np.frombuffer(points).reshape(-1, 3)
+    s = np.r_[0, np.cumsum(np.linalg.norm(np.diff(pts, axis=0), axis=1))]
+    at = np.linspace(0, s[-1], max(2, int(s[-1]/step) + 1))
+    return CubicHermiteSpline(s, pts, np.gradient(pts, s, axis=0))(at), s, at
+
 class Tube(Chain):
     "A smooth tube through points (x, y, z, radius), or (x, y, z) and one radius `r`, in pieces of about `step` mm."
     def __init__(self, points, r=None, flat=(1, 1, 1), step=9.):
         points = np.array(points, float)
         pts, radii = points[:, :3], points[:, 3] if r is None else np.broadcast_to(r, len(points))
-        s = np.r_[0, np.cumsum(np.linalg.norm(np.diff(pts, axis=0), axis=1))]
-        at = np.linspace(0, s[-1], max(2, int(s[-1]/step) + 1))
-        slope = np.gradient(pts, s, axis=0)  # a Catmull-Rom spline: local, and no linear system whose rounding depends on the machine
-        path, r = CubicHermiteSpline(s, pts, slope)(at), np.interp(at, s, radii)
+        path, s, at = _spline(pts.tobytes(), step)
+        r = np.interp(at, s, radii)
         super().__init__(path[:-1], path[1:], r[:-1], r[1:], flat)
 
 class Sheet:
@@ -384,7 +391,7 @@ def paint_outside(cut, hu, edge):
     fat = b.hu["fat"] + 9*noise[24] + 6*noise[9]
     for f, value in ((couch, b.hu["couch skin"]), (couch + 2.5, b.hu["couch"]), (F["skin"], b.hu["skin"]), (F["skin"] + 2, fat),
                      (F["outer"], b.hu["muscle"] + 6*noise[24] + 5*noise[9])): paint(hu, everywhere, f, value, edge)
-    septa = np.minimum(11*np.abs(noise[70]) - 1.1, 7*np.abs(noise[40] + .4) - .7)
+    septa = np.minimum(11*np.abs(noise[70]) - 1.1, 8*np.abs(noise[40] + .4) - .55)
     wall = np.where((z > 90) & (z < 395) & (y < -40), np.minimum(np.abs(np.abs(x) - 66 - 6*noise[70]) - 2, np.abs(x) - 2.5),
         9)      # beside the rectus
     coat = np.where((z > 190) & (z < 370) & (np.abs(y) < 60), np.minimum(np.abs(F["inner"] - 4.5),
@@ -546,8 +553,8 @@ def upper_belly(b):
     for _ in range(b.rng.poisson(.5)):
         b.add(None, "cyst", Ball(b.rng.uniform((-110, -50, 340), (-45, 40, 410)), np.full(3, b.rng.uniform(3, 14))), within=[("inner", 12),
               ("below", 10)])
-    b.add("spleen", "spleeny", Ball((98, 46, 388), (26, 46, 48), (22, 10, 32)), within=here, rough=2, sway=6, grow=.12)
-    b.add("stomach", [(0., "bowel"), (4., "gastric")], Tube([(56, 20, 424, 33), (76, 6, 406, 36), (82, -26, 378, 33), (72, -54, 348, 28),
+    b.add("spleen", "spleeny", Ball((99, 46, 388), (28, 50, 52), (22, 10, 32)), within=here, rough=2, sway=6, grow=.12)
+    b.add("stomach", [(0., "bowel"), (4., "gastric")], Tube([(50, 16, 424, 32), (68, 0, 406, 34), (76, -30, 378, 32), (70, -56, 348, 28),
           (40, -66, 330, 22),
           (8, -60, 326, 17), (-14, -48, 330, 11)], step=11.), within=here, rough=2.5, sway=5, grow=.13)
     if b.has_gallbladder: b.add("gallbladder", [(0., "wall"), (2., "bile")], Ball((-48, -52, 326), (15, 27, 20), (28, 0, 20)),
@@ -570,7 +577,7 @@ def snake(rng, x, y, z):
         layer = [(u, v, h) for j, v in enumerate(y) for u in (x if j % 2 == 0 else x[::-1])]
         pts += layer if k % 2 == 0 else layer[::-1]
     pts = np.array(pts, float) + rng.normal(0, 5, (len(pts), 3))
-    return Tube(np.c_[pts, np.repeat(rng.uniform(9.5, 12, len(pts)//3 + 1), 3)[:len(pts)]], step=10.)
+    return Tube(np.c_[pts, np.repeat(rng.uniform(10.5, 14, len(pts)//3 + 1), 3)[:len(pts)]], step=10.)
 
 # %% ../nbs/12_phantom.ipynb #18ab5123
 def bowel(b):
@@ -581,7 +588,7 @@ def bowel(b):
           snake(b.rng, np.linspace(14, 92, 4), np.linspace(-70, 0, 3), np.linspace(268, 318, 3)), within=here, rough=1.5, sway=5)
     path = np.array([(-82, -30, 158, 27), (-92, -18, 185, 26), (-98, 5, 225, 23), (-98, 18, 270, 22), (-88, 6, 308, 22),
         (-72, -42, 296, 20), (-38, -74, 272, 19),
-            (5, -80, 258, 19), (45, -78, 274, 18), (78, -58, 318, 18), (100, -8, 362, 18), (108, 28, 362, 17), (106, 36, 320, 16),
+            (5, -80, 258, 19), (45, -78, 274, 18), (78, -58, 310, 18), (98, -14, 338, 17), (106, 18, 338, 16), (106, 34, 305, 15),
                 (102, 28, 260, 15),
             (100, 12, 205, 15), (88, -8, 170, 15), (58, -18, 140, 14), (22, -30, 150, 14), (-14, -18, 142, 14), (-16, 20, 128, 15),
                 (4, 52, 120, 18),
@@ -840,9 +847,8 @@ def to_grey(hu, level: float, width: float) -> np.ndarray: # uint8
 
 # %% ../nbs/12_phantom.ipynb #7e5d4980
 # share, z from, z to, field of view from, to (mm)
-STUDIES = [(.25, 440, 608, 310, 440), (.25, 185, 470, 310, 450), (.23, 88, 465, 320, 450), (.16, 88, 592, 330, 450),
-    (.04, -40, 215, 330, 440),
-           (.035, 750, 915, 215, 300), (.025, 600, 790, 220, 400), (.01, -150, 926, 420, 500)]
+STUDIES = [(.25, 440, 606, 290, 400), (.25, 185, 470, 290, 410), (.23, 88, 465, 300, 415), (.16, 88, 592, 310, 420), (.04, -40, 215, 320, 420),
+           (.035, 750, 915, 205, 280), (.025, 600, 790, 220, 390), (.01, -150, 926, 410, 490)]
 
 Shot = namedtuple("Shot", "kind at fov tilt ends window noise")  # `window` and `noise` are seeds
 
@@ -945,8 +951,10 @@ def make_phantom(
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} exists and is not empty; name a new folder")
-    sets, first = [], 0
-    for n in (labelled, unlabelled, test):
+    counts, sets, first = (labelled, unlabelled, test), [], 0
+    if min(counts) < 0: raise InputError(f"{counts[0]} labelled, {counts[1]} unlabelled, {counts[2]} test slices; none of these can be below 0")
+    if not sum(counts): raise InputError("a phantom of nothing: 0 labelled, 0 unlabelled and 0 test slices; ask for at least 1")
+    for n in counts:
         sets.append(phantom_slices(n, size, seed, first, workers) if n else None)
         if n: first = int(sets[-1].groups.max()) + 1
     some, none, last = sets
@@ -964,3 +972,10 @@ def _after(a: SliceSet, b: SliceSet) -> SliceSet:
     "Both, numbered through."
     both = a.concat(b)
     return replace(both, names=tuple(f"{i}.png" for i in range(len(both))))
+
+# %% ../nbs/12_phantom.ipynb #5e380999
+SAMPLE = 2500  # the seed of `data_sample`
+
+def make_sample(folder):
+    "Write the folder that is kept in the repository as `data_sample`: 24 training slices (10 annotated, one of them empty), 8 test slices."
+    make_phantom(folder, labelled=10, unlabelled=14, test=8, size=256, seed=SAMPLE, empty=.1, compress=True)

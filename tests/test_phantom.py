@@ -1,0 +1,140 @@
+"The phantom: reproducible, complete, the right way round, and the sample in the repository is what it says."
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ctseg.anatomy import RAIDIUM54
+from ctseg.data import near_duplicates, read_challenge, read_masks
+from ctseg.files import InputError
+from ctseg.phantom import Body, hide_labels, make_phantom, make_sample, phantom_slices, plan_patient, render, view
+
+SAMPLE = Path(__file__).resolve().parent.parent/"data_sample"
+ID = {n: RAIDIUM54.id(n) for n in RAIDIUM54.names}
+
+
+@pytest.fixture(scope="module")
+def world(): return phantom_slices(120, size=64, seed=2)
+
+
+def rows_of(label, name): return np.argwhere(label == ID[name])
+
+
+def test_a_slice_is_a_function_of_its_seed():
+    again = phantom_slices(6, size=64, seed=7)
+    assert again.fingerprint() == phantom_slices(6, size=64, seed=7).fingerprint()
+    assert again.fingerprint() != phantom_slices(6, size=64, seed=8).fingerprint()
+
+
+def test_workers_change_nothing():
+    assert phantom_slices(4, size=32, seed=3, workers=2).fingerprint() == phantom_slices(4, size=32, seed=3).fingerprint()
+
+
+def test_a_region_of_the_body_leaves_the_others_alone():
+    from ctseg.phantom import head, limbs, lungs
+    whole, part = Body(4), Body(4, [limbs, lungs, head])
+    assert (whole.scale == part.scale).all() and whole.hu == part.hu
+    lung = [p for p in whole.parts if p.label == ID["lung_left"]][0], [p for p in part.parts if p.label == ID["lung_left"]][0]
+    assert (lung[0].atoms[0].lo == lung[1].atoms[0].lo).all()
+
+
+def test_every_class_occurs(world):
+    missing = [n for n, seen in zip(RAIDIUM54.names, world.present.any(0)) if not seen]
+    whole = Body(0)
+    for y in range(-70, 100, 12):  # what 120 slices may lack, frontal cuts of one body must have
+        label = render(view(whole, "coronal", (0, y, 390), 1100, 256))[1]
+        missing = [n for n in missing if not (label == ID[n]).any()]
+    assert not [n for n in missing if n != "gallbladder" or whole.has_gallbladder]
+    assert world.present.any(0).sum() >= 50
+
+
+def test_statistics_are_in_the_spirit_of_the_challenge(world):
+    shown = hide_labels(world)
+    assert 4.5 < shown.present.sum(1).mean() < 8 and 9 < world.present.sum(1).mean() < 16
+    assert .01 < (~shown.present.any(1)).mean() < .12
+    often = world.present.mean(0)
+    assert often[ID["aorta"] - 1] > .4 > .12 > often[ID["brain"] - 1] > 0
+    kinds = [shot.kind for k in range(800) for shot in plan_patient(0, k)]
+    assert .16 < np.mean([k != "axial" for k in kinds]) < .22
+    dup = np.bincount(near_duplicates(world.images))
+    assert .04 < dup[dup > 1].sum()/len(world) < .3
+
+
+def test_windows_and_grey_values(world):
+    assert world.images.dtype == np.uint8 and len(set(np.percentile(world.images, 90, axis=(1, 2)))) > 60
+    hu, label = render(view(Body(1), "axial", (0, 4, 520), 360, 128))
+    inside = lambda n: np.median(hu[label == ID[n]])
+    assert inside("lung_left") < -700 and inside("rib_left") > 200 and 20 < inside("autochthon_left") < 90
+    assert hu.min() >= -1100
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_left_is_left_and_a_mirror_is_a_vertical_flip(seed):
+    body, seen = Body(seed), 0
+    for kind, at in [("axial", (0, 4, z)) for z in (560, 330, 130, 90)] + [("coronal", (0, 20, 390))]:
+        label = render(view(body, kind, at, 460 if kind == "axial" else 1000, 128))[1]
+        for left, right in RAIDIUM54.pairs:
+            a, b = np.argwhere(label == left), np.argwhere(label == right)
+            if len(a) < 12 or len(b) < 12: continue
+            assert a[:, 0].mean() > b[:, 0].mean() + 2, RAIDIUM54.name(left)  # rows run from the patient's right to the left
+            seen += 1
+    assert seen > 20
+    label = render(view(body, "axial", (0, 4, 370), 400, 128))[1]
+    assert rows_of(label, "liver")[:, 0].mean() < 64 < rows_of(label, "stomach")[:, 0].mean()  # and nothing else tells left from right
+    spine = np.argwhere((label == ID["vertebrae_thoracic"]) | (label == ID["vertebrae_lumbar"]))
+    assert spine[:, 1].mean() < rows_of(label, "liver")[:, 1].mean()                            # columns run from back to front
+
+
+def test_hidden_labels_are_hidden_and_shown_ones_true(world):
+    for examined in (1, 27, 54):
+        shown = hide_labels(world, examined, empty=0, seed=1)
+        assert (shown.known.sum(1) == examined).all()
+        assert (shown.present == (world.present & shown.known)).all()
+        assert (shown.masks[shown.masks > 0] == world.masks[shown.masks > 0]).all()
+    assert (shown.masks == world.masks).all()  # all 54 examined: nothing is hidden
+    empty = hide_labels(world, 27, empty=.5, seed=1)
+    assert (~empty.present.any(1)).sum() >= 56 and (empty.known.sum(1) == 27).all()
+
+
+def test_a_folder(tmp_path):
+    make_phantom(tmp_path/"a", labelled=6, unlabelled=4, test=3, size=32, seed=1, truth=True)
+    train, test = read_challenge(tmp_path/"a", cache=False), read_challenge(tmp_path/"a", "test", cache=False)
+    assert train.labelled.tolist() == [True]*6 + [False]*4 and test.known.all() and len(test) == 3
+    assert not set(train.groups[:6]) & set(train.groups[6:]) and not set(train.groups) & set(test.groups)
+    full = read_masks(tmp_path/"a"/"y_train_full.csv", cache=False)[1]
+    assert (full[train.masks > 0] == train.masks[train.masks > 0]).all() and (full[6:] > 0).any()
+    make_phantom(tmp_path/"b", labelled=6, unlabelled=4, test=3, size=32, seed=1)
+    assert read_challenge(tmp_path/"b", cache=False).fingerprint() == train.fingerprint()
+    make_phantom(tmp_path/"c", labelled=0, unlabelled=0, test=2, size=32)
+    assert len(read_challenge(tmp_path/"c", "test", cache=False)) == 2
+
+
+@pytest.mark.parametrize("ask, says", [(dict(labelled=0, unlabelled=0, test=0), "nothing"), (dict(size=8), "16x16"), (dict(labelled=-1), "-1"),
+                                       (dict(examined=60), "60 classes")])
+def test_bad_requests_leave_nothing(tmp_path, ask, says):
+    with pytest.raises(InputError, match=says): make_phantom(tmp_path/"x", **(dict(labelled=1, unlabelled=0, test=0, size=16) | ask))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_folder_is_not_overwritten(tmp_path):
+    (tmp_path/"mine.txt").write_text("precious")
+    with pytest.raises(InputError, match="not empty"): make_phantom(tmp_path, 1, 0, 0, size=16)
+    assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_the_sample_is_what_it_says():
+    train, test = read_challenge(SAMPLE, cache=False), read_challenge(SAMPLE, "test", cache=False)
+    assert train.images.shape == (24, 256, 256) and test.images.shape == (8, 256, 256)
+    assert train.labelled.tolist() == [True]*10 + [False]*14 and (train.known[:10].sum(1) == 27).all()
+    assert (~train.present[:10].any(1)).sum() == 1 and train.present.any(0).sum() >= 30
+    assert test.known.all() and not set(train.groups) & set(test.groups)
+    assert sum(p.stat().st_size for p in SAMPLE.rglob("*") if p.is_file()) < 3*2**20
+
+
+def test_the_sample_is_made_again(tmp_path):
+    make_sample(tmp_path/"again")
+    for split in ("train", "test"):
+        kept, made = read_challenge(SAMPLE, split, cache=False), read_challenge(tmp_path/"again", split, cache=False)
+        assert kept.names == made.names and (kept.known == made.known).all() and (kept.groups == made.groups).all()
+        assert (kept.masks != made.masks).mean() < 1e-3  # 0 on the machine that made it; another may round a distance differently
+        assert (np.abs(kept.images.astype(int) - made.images) > 1).mean() < 1e-3
