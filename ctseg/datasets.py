@@ -55,7 +55,7 @@ def read_openkbp(
         if (folder/f"{name}.csv").exists():
             structures[id] = np.zeros(_KBP_SIDE**3, bool)
             structures[id][_sparse(folder/f"{name}.csv", False)[0]] = True
-    labels, overlap = combine(shape, {id: m.reshape(shape) for id, m in structures.items()})
+    labels, overlap = combine(shape, structures.items(), by_size=False)
     affine = np.array([[0, -mm[1], 0, 0], [-mm[0], 0, 0, 0], [0, 0, -mm[2], 0], [0, 0, 0, 1.]])  # back, left, down
     return Volume(grey.clip(0, 4095).reshape(shape) - 1024, affine, labels, np.isin(np.arange(1, 8), list(structures)), kind="openkbp", overlap=overlap)
 

@@ -7,7 +7,7 @@ __all__ = ['WINDOWS', 'slice_axes', 'as_slices', 'as_volume', 'to_8bit', 'draw_w
            'Case', 'write_volumes', 'restack', 'read_nifti', 'combine', 'import_nifti', 'read_index', 'export_nifti']
 
 # %% ../nbs/14_volumes.ipynb #ae4eecf3
-import csv, re, shutil, zlib
+import csv, functools, re, shutil, zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -327,7 +327,7 @@ def _need(module: str):
 
 def read_nifti(
     path, # `.nii` or `.nii.gz`
-    dtype=np.float32, # of the voxels
+    dtype=np.float32, # of the voxels; `None`: as in the file
 ) -> tuple[np.ndarray, np.ndarray]: # voxels [I,J,K], affine float64 [4,4]
     "Read a 3D NIfTI volume; `InputError` for one that is damaged, not 3D, or has no affine."
     nib = _need("nibabel")
@@ -344,29 +344,34 @@ def read_nifti(
         raise InputError(f"{path}: has no affine (sform and qform codes are 0), so left and right cannot be told; export it again with one")
     A = image.affine
     if not np.isfinite(A).all() or abs(np.linalg.det(A[:3, :3])) < 1e-9: raise InputError(f"{path}: its affine cannot be inverted; export it again")
-    return np.nan_to_num(data, nan=-1024).astype(dtype) if data.dtype.kind == "f" else data.astype(dtype), A
+    return data if dtype is None else np.nan_to_num(data.astype(dtype), nan=-1024), A
 
 # %% ../nbs/14_volumes.ipynb #5815b49e
 def _read_labels(path, shape, affine) -> np.ndarray:
     "A label map or a structure's mask, uint8 [I,J,K], checked to lie on the grid of its image."
-    data, A = read_nifti(path, np.float64)
+    data, A = read_nifti(path, None)
     if data.shape != tuple(shape): raise InputError(f"{path}: {'x'.join(map(str, data.shape))} voxels, its image has {'x'.join(map(str, shape))}; resample it")
     corners = np.array(np.meshgrid(*[(0, n - 1) for n in shape])).reshape(3, -1)
     if (off := np.abs((A - affine)[:3, :3] @ corners + (A - affine)[:3, 3:]).max()) > .1:
         raise InputError(f"{path}: lies up to {off:.1f} mm from its image (the affines differ); resample it onto the image")
-    if (data != np.round(data)).any() or data.min() < 0 or data.max() > 255: raise InputError(f"{path}: not a label map; expected whole numbers from 0 to 255")
+    if (data.dtype.kind == "f" and (data != np.round(data)).any()) or data.min() < 0 or data.max() > 255:
+        raise InputError(f"{path}: not a label map; expected whole numbers from 0 to 255")
     return data.astype(np.uint8)
 
 def combine(
     shape, # of the volume
-    structures: dict[int, np.ndarray], # class id → bool [I,J,K]
+    structures, # pairs of a class id and its mask, bool [I,J,K]; may be made one at a time
+    by_size: bool = True, # the smaller structure wins; else the one with the larger id
 ) -> tuple[np.ndarray, int]: # labels uint8 [I,J,K] and the number of voxels that two structures claim
-    "One label map from single structures. Where they overlap the smaller one wins, so that none is swallowed."
-    labels, claims = np.zeros(shape, np.uint8), np.zeros(shape, np.uint8)
-    for id, m in sorted(structures.items(), key=lambda x: (-int(x[1].sum()), x[0])):
-        labels[m] = id
-        claims += m
-    return labels, int((claims > 1).sum())
+    "One label map from single structures. Where they overlap the smaller one wins, so that none is swallowed; or the later one."
+    labels, twice, rank = np.zeros(np.prod(shape), np.uint8), np.zeros(np.prod(shape), bool), np.full(256, np.inf)
+    for id, mask in structures:
+        at = np.flatnonzero(mask)
+        rank[id] = len(at)*256*by_size - id  # the lower rank wins
+        there = labels[at]
+        twice[at[there > 0]] = True
+        labels[at[rank[there] > rank[id]]] = id
+    return labels.reshape(shape), int(twice.sum())
 
 # %% ../nbs/14_volumes.ipynb #c843c1fd
 def _stem(p: Path) -> str: return re.sub(r"(_0000)?\.nii(\.gz)?$", "", p.name)
@@ -444,8 +449,8 @@ def _structure_folders(src: Path) -> dict[Path, tuple[Path, dict[str, Path]]]:
 def _load_structures(ct: Path, files: dict[str, Path], parts: dict[int, list], C: int) -> Volume:
     "A CT and its structures. `parts`: class id → names of the files whose union it is, all of which exist."
     hu, A = read_nifti(ct)
-    union = {id: np.any([_read_labels(files[n], hu.shape, A) > 0 for n in names], axis=0) for id, names in parts.items()}
-    labels, overlap = combine(hu.shape, union)
+    union = lambda names: functools.reduce(np.logical_or, (_read_labels(files[n], hu.shape, A) > 0 for n in names))
+    labels, overlap = combine(hu.shape, ((id, union(names)) for id, names in parts.items()))
     return Volume(hu, A, labels, np.isin(np.arange(1, C + 1), list(parts)), overlap=overlap)
 
 # %% ../nbs/14_volumes.ipynb #a9a7ca63

@@ -159,17 +159,18 @@ _DICOMDIR = "1.2.840.10008.1.3.10"  # a table of contents
 def _headers(folder: Path, src: Path) -> tuple[list, list]:
     "The CT headers and the label objects (RTSTRUCT, SEG) of one folder, as (path, header)."
     pydicom = _need("pydicom")
-    images, labels = [], []
+    images, labels, damaged = [], [], []
     for p in sorted((p for p in folder.iterdir() if p.is_file() and not p.name.startswith(".")), key=lambda p: natural_key(p.name)):
         with open(p, "rb") as f:
             if f.read(132)[128:] != b"DICM": continue  # no DICOM file; a folder may hold anything
         try: h = pydicom.dcmread(p, stop_before_pixels=True)
-        except Exception as e: raise InputError(f"{p.name}: a damaged DICOM file ({type(e).__name__}); copy it again") from None
+        except Exception: damaged.append(p); continue
         modality = str(h.get("Modality", ""))
         if modality in ("RTSTRUCT", "SEG"): labels.append((p, h))
         elif modality in _PASSED or h.file_meta.get("MediaStorageSOPClassUID") == _DICOMDIR or "LOCALIZER" in h.get("ImageType", []): continue
         elif modality != "CT": raise InputError(f"{_shown(p, src, h)}: modality {modality or 'not told'}, expected CT; take this series out of the folder")
         else: images.append((p, h))
+    if damaged: raise InputError(f"{_shown(damaged[0], src, *[h for _, h in images[:1]])}: a damaged DICOM file; copy it again")
     return images, labels
 
 
@@ -363,20 +364,24 @@ def _slice_of(s: Series, points: np.ndarray) -> np.ndarray:
     near = far.min(0) < .5*(np.diff(at @ N).max() if len(at) > 1 else 1) + .01
     return np.c_[inplane, np.where(near, k, -1)]
 
-def _contours(path: Path, s: Series) -> dict[str, np.ndarray]:
+def _rings(h) -> dict[str, list]:
+    "The closed contours in an RTSTRUCT, for each structure that has any: name → list of float [n,3]."
+    names = {int(r.ROINumber): str(r.ROIName) for r in h.get("StructureSetROISequence", [])}
+    out = {}
+    for roi in h.get("ROIContourSequence", []):
+        rings = [np.array(c.ContourData, float).reshape(-1, 3) for c in roi.get("ContourSequence", None) or [] if len(c.ContourData) >= 9]
+        if rings: out[names.get(int(roi.ReferencedROINumber), "")] = rings
+    return out
+
+def _contours(h, s: Series) -> dict[str, np.ndarray]:
     "The structures of an RTSTRUCT that have contours: name → bool [I,J,K]."
-    ds = _need("pydicom").dcmread(path)
-    names = {int(r.ROINumber): str(r.ROIName) for r in ds.get("StructureSetROISequence", [])}
     shape, out = (int(s.headers[0].Columns), int(s.headers[0].Rows), len(s.paths)), {}
-    for roi in ds.get("ROIContourSequence", []):
-        mask = np.zeros(shape, bool)
-        rings = [c for c in roi.get("ContourSequence", []) or [] if len(c.ContourData) >= 9]
-        for c in rings:
-            v = _slice_of(s, np.array(c.ContourData, float).reshape(-1, 3))
+    for name, rings in _rings(h).items():
+        out[name] = np.zeros(shape, bool)
+        for v in (_slice_of(s, points) for points in rings):
             if (k := int(v[0, 2])) < 0: continue
             i, j = polygon(v[:, 0], v[:, 1], shape[:2])
-            mask[i, j, k] ^= True
-        if rings: out[names.get(int(roi.ReferencedROINumber), "")] = mask
+            out[name][i, j, k] ^= True
     return out
 
 
@@ -405,7 +410,7 @@ angle = np.linspace(0, 2*np.pi, 60, endpoint=False)
 circle = lambda r: [34, 38] + r*np.c_[np.cos(angle), np.sin(angle)]
 s, hu = read_series(work/"clinic"/"oblique, unevenly spaced")
 write_contours(work/"rtstruct", s, {"Ring": [(k, circle(r)) for k in (9, 10, 11) for r in (20.2, 12.2)], "Never drawn": []})
-drawn = _contours(work/"rtstruct", s)
+drawn = _contours(pydicom.dcmread(work/"rtstruct"), s)
 test_eq(list(drawn), ["Ring"])
 test_eq(drawn["Ring"].any((0, 1)).nonzero()[0], [9, 10, 11])
 r, c = np.mgrid[:76, :68]
@@ -439,16 +444,18 @@ def class_name(label: str) -> str:
     "A structure's name as class names are written: `Parotid L ` → `parotid_l`."
     return re.sub(r"[^0-9a-z]+", "_", label.lower()).strip("_")
 
+def _translated(label: str, rename: dict[str, str]) -> str: return rename.get(label.strip(), rename.get(class_name(label), class_name(label)))
+
 def _structures(objects, s: Series, src: Path, rename: dict[str, str]) -> dict[str, np.ndarray]:
     "All structures that label objects hold for a series, by class name."
     out = {}
     for p, h in objects:
-        try: found = (_contours if h.Modality == "RTSTRUCT" else _segments)(p, s)
+        try: found = _contours(h, s) if h.Modality == "RTSTRUCT" else _segments(p, s)
         except InputError: raise
         except Exception as e:
             raise InputError(f"{_shown(p, src, h)}: its {h.Modality} does not fit the series or is damaged ({type(e).__name__}); export it again") from None
         for label, mask in found.items():
-            name = rename.get(label.strip(), rename.get(class_name(label), class_name(label)))
+            name = _translated(label, rename)
             out[name] = out[name] | mask if name in out else mask
     return out
 
@@ -477,7 +484,7 @@ def _load(s: Series, objects, src: Path, classes: ClassMap, rename) -> Volume:
     "The voxels of a series with its labels."
     structures = {classes.id(n): m for n, m in _structures(objects, s, src, rename).items() if n in classes.names}
     hu = _voxels(s, src)
-    labels, overlap = combine(hu.shape, structures)
+    labels, overlap = combine(hu.shape, structures.items())
     return Volume(hu, s.affine, labels if structures else None, np.isin(np.arange(1, len(classes) + 1), list(structures)),
                   s.positions, "dicom", s.digest, overlap)
 
@@ -494,7 +501,8 @@ def import_dicom(
     "Cut DICOM CT series into a challenge folder with an index. Nothing that names a patient or a date gets into it."
     src, rename = Path(src), rename if isinstance(rename, dict) else read_json(rename) if rename is not None else {}
     found = _find(src, gaps)
-    names = [set(_structures(objects, s, src, rename)) for s, objects in found]
+    labels = lambda h: _rings(h) if h.Modality == "RTSTRUCT" else [str(d.SegmentLabel) for d in h.SegmentSequence]
+    names = [{_translated(n, rename) for _, h in objects for n in labels(h)} for _, objects in found]
     if classes is None: classes = ClassMap.from_names(sorted(set().union(*names))) if any(names) else RAIDIUM54
     elif not isinstance(classes, ClassMap): classes = ClassMap.from_json(classes)
     cases = []
@@ -654,9 +662,10 @@ def _seg(s: Series, labels: np.ndarray, classes: ClassMap, id: str):
     "A DICOM SEG of a label map [I,J,K] on a series, with a segment for each class that occurs."
     hd = _need("highdicom")
     ids = [int(i) for i in np.unique(labels) if 0 < i <= len(classes)]
-    frames = np.stack([labels == i for i in ids], -1).transpose(2, 1, 0, 3).astype(np.uint8)
+    number = np.zeros(256, np.uint8)
+    number[ids] = range(1, len(ids) + 1)
     parts = [_segment(n, classes.name(i), classes.colours[i]) for n, i in enumerate(ids, 1)]
-    return hd.seg.Segmentation([_nameless(h, id) for h in s.headers], frames, "BINARY", parts, hd.UID(), 100, hd.UID(), 1, "ctseg", "ctseg", __version__, "0",
+    return hd.seg.Segmentation([_nameless(h, id) for h in s.headers], number[labels].transpose(2, 1, 0), "BINARY", parts, hd.UID(), 100, hd.UID(), 1, "ctseg", "ctseg", __version__, "0",
                                content_label="CTSEG", content_description="Made by ctseg; not a diagnosis")
 
 def export_dicom_seg(
