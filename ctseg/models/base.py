@@ -135,8 +135,8 @@ def deep_supervised(
     if not isinstance(logits, list): return loss(logits, mask, known, weight)
     def near(t, size):  # every k-th pixel: labels stay labels
         if t is None or t.ndim == 2: return t
-        y, x = (torch.arange(n, device=t.device)*m//n for n, m in zip(size, t.shape[-2:]))
-        return t[..., y[:, None], x]
+        y, x = (torch.arange(n, device=t.device)*-(-m//n) for n, m in zip(size, t.shape[-2:]))
+        return t[..., y.clamp(max=t.shape[-2] - 1)[:, None], x.clamp(max=t.shape[-1] - 1)]
     total, scale = 0., sum(2.**-i for i in range(len(logits)))
     for i, z in enumerate(logits):
         size = z.shape[-2:]
@@ -177,8 +177,9 @@ def toy_slices(
     y, x = torch.meshgrid(*[torch.linspace(-1, 1, size)]*2, indexing="ij")
     inside = lambda cy, cx, ry, rx: ((y - cy)/ry)**2 + ((x - cx)/rx)**2 < 1
     dy, dx = r(-.1, .1), r(-.1, .1)
-    body = inside(dy, dx, r(.7, .85), r(.8, .95))
-    organs = [inside(dy - .1, dx - .42, r(.3, .45), r(.2, .3)), inside(dy - .1, dx + .42, r(.3, .45), r(.2, .3)), inside(dy + .45, dx, r(.2, .26), r(.2, .26))]
+    body = inside(dy, dx, r(.8, .9), r(.85, .95))
+    organs = [inside(dy + y0, dx + x0, r(*ry), r(*rx)) for y0, x0, ry, rx in ((-.15, -.48, (.3, .45), (.22, .28)), (-.15, .48, (.3, .45), (.22, .28)),
+                                                                              (.45, 0, (.25, .3), (.25, .3)))]
     image, mask = body*.5, torch.zeros(n, size, size, dtype=torch.long)
     for c, (where, grey) in enumerate(zip(organs, (.15, .15, .8)), 1):
         image, mask = torch.where(where, torch.tensor(grey), image), torch.where(where, c, mask)
@@ -191,17 +192,17 @@ def overfit(
 ) -> tuple[list[float], torch.Tensor]: # the loss of each step; then, in eval mode, the Dice of each class but the background
     "Show the same slices again and again with balanced cross-entropy plus Dice; a sound network learns them by heart."
     target = F.one_hot(masks).movedim(-1, 1).float()
-    rare = target.mean((0, 2, 3))**-.5  # with so few steps, small classes need a louder voice
+    rare = target.mean((0, 2, 3))**-.7  # with so few steps, small classes need a louder voice
     weight = rare*len(rare)/rare.sum()
     dice = lambda p: 2*(p*target).sum((0, 2, 3))/(p.sum((0, 2, 3)) + target.sum((0, 2, 3))).clamp(min=1e-6)
-    opt = torch.optim.AdamW(model.train().parameters(), lr=lr)
-    sched = torch.optim.lr_scheduler.OneCycleLR(opt, lr, total_steps=steps, pct_start=.2)
+    opt = torch.optim.AdamW(model.train().parameters(), lr=lr, betas=(.9, .95))
+    sched = torch.optim.lr_scheduler.OneCycleLR(opt, lr, total_steps=steps, pct_start=.3, cycle_momentum=False)
     losses = []
     for _ in range(steps):
         out = model(images)
         out = out[0] if isinstance(out, list) else out  # deep supervision: the finest
         loss = F.cross_entropy(out, masks, weight) + 1 - dice(out.softmax(1)).mean()
-        opt.zero_grad(); loss.backward(); nn.utils.clip_grad_norm_(model.parameters(), 1.)
+        opt.zero_grad(); loss.backward(); nn.utils.clip_grad_norm_(model.parameters(), .5)
         opt.step(); sched.step()
         losses.append(loss.item())
     with torch.no_grad():

@@ -56,7 +56,10 @@ class NNUNet(EncoderDecoder):
         strides = plan_2d(tuple(max(n, 8) for n in size))
         net = _build(self.kind, in_chans, out_chans, strides, width)
         self.encoder, self.decoder, self.deep_supervision = net.encoder, net.decoder, deep_supervision
-        self.decoder.encoder = None  # it holds a second reference; one is enough in a state dict
+        self.decoder.encoder = None  # a second reference to the encoder; one is enough in a state dict
+        for m in self.modules():     # and each of its blocks holds its layers twice
+            if hasattr(m, "all_modules"):
+                for twin in ("conv", "norm", "nonlin"): m.__dict__["_modules"].pop(twin, None)
         self.encoder.return_skips = True
         self.channels, self.strides = tuple(net.encoder.output_channels), strides
         self.stride = tuple(2**sum(s[i] == 2 for s in strides) for i in (0, 1))

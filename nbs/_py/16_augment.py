@@ -37,7 +37,9 @@ from ctseg.files import InputError, did_you_mean
 # %%
 #| hide
 import matplotlib.pyplot as plt
+import numpy as np
 from fastcore.test import test_eq, test_close, test_fail
+from ctseg.data import SliceData, read_challenge
 
 
 # %%
@@ -294,14 +296,22 @@ NO_AUGMENT = Augment(*[0.]*7)
 MILD = Augment()
 STRONG = Augment(degrees=25., scale=.25, shift=.1, brightness=.15, contrast=.3, gamma=.3, noise=.04)
 
+# %% [markdown]
+# On slices of `data_sample` (whose left and right lie at top and bottom, as in the challenge):
+
 # %%
+slices = read_challenge("../data_sample", "train")
+richest = np.argsort(slices.present.sum(1))[-2:].copy()
+real = SliceData(slices, "cpu").batch(torch.from_numpy(richest))
 g = torch.Generator().manual_seed(1)
 fig, ax = plt.subplots(2, 6, figsize=(12, 4.4))
-for row, aug, name in zip(ax, (MILD, STRONG), ("MILD", "STRONG")):
-    for a in row:
-        new = aug(batch, g, classes)
-        overlay(a, new.image[0], new.mask[0], classes, alpha=.25)
-    row[0].set_title(name, fontsize=10)
+for b, (row, aug, name) in enumerate(zip(ax, (MILD, STRONG.with_mirror()), ("MILD", "STRONG, mirrored now and then"))):
+    overlay(row[0], real.image[b], real.mask[b], slices.classes, "as it is")
+    for a in row[1:]:
+        new = aug(real, g, slices.classes)
+        overlay(a, new.image[b], new.mask[b], slices.classes)
+        assert set(new.mask.unique().tolist()) <= set(real.mask.unique().tolist()) | set(slices.classes.swap[real.mask.unique()].tolist())
+    row[1].set_title(name, fontsize=9, loc="left")
 fig.tight_layout()
 
 # %%

@@ -1,21 +1,7 @@
-# ---
-# jupyter:
-#   jupytext:
-#     text_representation:
-#       extension: .py
-#       format_name: percent
-#       format_version: '1.3'
-#       jupytext_version: 1.19.6
-#   kernelspec:
-#     display_name: python3
-#     language: python
-#     name: python3
-# ---
-
 # %% [markdown]
 # # The zoo
 #
-# > Every architecture by its name.
+# > Every architecture by its name, and what each one costs.
 #
 # - skip_showdoc: true
 
@@ -28,17 +14,27 @@
 
 # %%
 #| export
-import inspect
+import inspect, threading, time
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Callable
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from ctseg.files import InputError, did_you_mean
 from ctseg.models.base import EncoderDecoder, check_counts, count_parameters, load_weights, with_presence
 from ctseg.models.attunet import AttentionUNet
+from ctseg.models.encoders import EncoderNet
+from ctseg.models.missformer import MISSFormer
+from ctseg.models.nnunet import NNUNet, NNUNetResEnc
+from ctseg.models.uctransnet import UCTransNet
 
 # %%
 #| hide
-import torch
+import pandas as pd
 from torch import nn
 from fastcore.test import test_eq
 
@@ -73,20 +69,44 @@ def register_model(
     return enter
 
 def list_models() -> list[str]:
-    "The names that `create_model` takes."
+    "The names that `create_model` takes. `DECODER:ENCODER` with other encoders of timm works as well."
     return list(_MODELS)
-
-def model_entry(name: str) -> ModelEntry:
-    "The row of the table for `name`; an unknown name raises an `InputError` with the nearest ones."
-    if name in _MODELS: return _MODELS[name]
-    raise did_you_mean("model", name, _MODELS)
 
 
 # %%
 #| export
 for name, build, paper, about in [
     ("attunet", AttentionUNet, "Oktay et al. 2018, arXiv 1804.03999", "U-Net with attention gates; the default"),
-]: build = register_model(name, paper, about)(build)
+    ("missformer", MISSFormer, "Huang et al. 2021, arXiv 2109.07162", "U-shaped transformer with a bridge across its levels"),
+    ("uctransnet", UCTransNet, "Wang et al. 2022, arXiv 2109.04335", "U-Net with attention among channels instead of skips"),
+    ("nnunet", NNUNet, "Isensee et al. 2021, doi 10.1038/s41592-020-01008-z", "nnU-Net's plain U-Net, planned for the image size"),
+    ("nnunet-resenc", NNUNetResEnc, "Isensee et al. 2024, arXiv 2404.09556", "nnU-Net's residual-encoder U-Net"),
+]: register_model(name, paper, about)(build);
+
+for name, paper, about in [
+    ("unet:resnet34", "He et al. 2016, arXiv 1512.03385", "ImageNet ResNet-34 under a U-Net decoder"),
+    ("unet:efficientnet_b7", "Tan and Le 2019, arXiv 1905.11946", "ImageNet EfficientNet-B7 under a U-Net decoder"),
+    ("segformer:mit_b3", "Xie et al. 2021, arXiv 2105.15203", "ImageNet Mix Transformer under SegFormer's decoder"),
+    ("dpt:vit_small_patch16_dinov3.lvd1689m", "Siméoni et al. 2025, arXiv 2508.10104; Ranftl et al. 2021, arXiv 2103.13413", "DINOv3 ViT-S under a DPT decoder"),
+    ("dpt:vit_small_patch14_dinov2.lvd142m", "Oquab et al. 2023, arXiv 2304.07193; Ranftl et al. 2021, arXiv 2103.13413", "DINOv2 ViT-S under a DPT decoder"),
+]: register_model(name, paper, about)(partial(EncoderNet, **dict(zip(("decoder", "encoder"), name.split(":")))));
+
+
+# %% [markdown]
+# The encoders in the table are those that were tried; every other one of timm's is reached by the same form of name.
+
+# %%
+#| export
+def model_entry(name: str) -> ModelEntry:
+    "The row of the table for `name`; an unknown name raises an `InputError` with the nearest ones."
+    if name in _MODELS: return _MODELS[name]
+    decoder, colon, encoder = name.partition(":")
+    if colon and encoder: return ModelEntry(name, partial(EncoderNet, decoder=decoder, encoder=encoder), "", f"{encoder} under a {decoder} decoder")
+    raise did_you_mean("model", name, _MODELS)
+
+
+# %%
+pd.DataFrame([(e.name, e.about, e.paper) for e in map(model_entry, list_models())], columns=["name", "what", "paper"]).style.hide(axis="index")
 
 
 # %% [markdown]
@@ -98,28 +118,34 @@ for name, build, paper, about in [
 # %%
 #| export
 def create_model(
-    name: str, # one of `list_models()`
+    name: str, # one of `list_models()`, or DECODER:ENCODER
     in_chans: int = 1, # channels of the image
     out_chans: int = 55, # channels of the logits; a loss tells how many it wants (`loss.out_chans(C)`)
     presence: int = 0, # classes of a presence head; 0: no head
-    weights=None, # a local weights file of this very network
+    weights=None, # a local weights file of this very network, or of a pretrained encoder
     **kw, # the network's own settings, e.g. `width=16`
 ) -> EncoderDecoder:
     "Build a network by name. Unknown names and keywords, impossible sizes and unfit weights raise an `InputError`."
     entry = model_entry(name)
     check_counts(name, in_chans=in_chans, out_chans=out_chans)
-    own = [k for k in inspect.signature(entry.build).parameters if k not in ("self", "in_chans", "out_chans")]
+    own = model_keywords(name)
     for k in kw:
-        if k not in own: raise did_you_mean(f"{name} keyword", k, [*own, "presence", "weights"])
-    model = entry.build(in_chans, out_chans, **kw)
-    if presence: with_presence(model, presence)
-    return load_weights(model, weights) if weights is not None else model
+        if k not in own: raise did_you_mean(f"{name} keyword", k, [*own, "presence"])
+    itself = "weights" in own  # a pretrained encoder reads its files itself
+    model = entry.build(in_chans, out_chans, **kw, **(dict(weights=weights) if itself else {}))
+    if weights is not None and not itself: load_weights(model, weights)
+    return with_presence(model, presence) if presence else model
+
+def model_keywords(name: str) -> list[str]:
+    "The keywords that `create_model` takes for this network, beside `presence` and `weights`."
+    return [k for k in inspect.signature(model_entry(name).build).parameters if k not in ("self", "in_chans", "out_chans", "decoder", "encoder")]
 
 
 # %%
 model = create_model("attunet", 1, 8, width=8, presence=7)
 logits, there = model(torch.rand(2, 1, 61, 47), presence=True)
 test_eq((logits.shape, there.shape), ((2, 8, 61, 47), (2, 7)))
+for name in "attunet", "uctransnet", "unet:resnet34": print(name, model_keywords(name))
 
 
 # %%
@@ -131,6 +157,8 @@ say("atunet")
 say("attunet", widht=16)
 say("attunet", 1, 0)
 say("attunet", width=0)
+say("attunet", weights="nowhere.safetensors")
+say("unnet:resnet34")
 
 
 # %% [markdown]
@@ -146,7 +174,106 @@ class OneConv(EncoderDecoder):
     def decode(self, features, size): return self.head(features[0])
 
 test_eq(create_model("one-conv", 1, 3)(torch.rand(1, 1, 5, 6)).shape, (1, 3, 5, 6))
-print(list_models())
+
+
+# %% [markdown]
+# ## What does it cost?
+#
+# Four numbers tell whether a network fits a machine and an evening. Two are properties of the network: its parameters and its multiply-adds for one image. PyTorch counts the latter
+# by passing a *meta* tensor through, which has a shape but no content, so it costs nothing. (Attention is counted in its plain form, whatever kernel will run.)
+
+# %%
+#| export
+def multiply_adds(model: EncoderDecoder, size: int = 256, in_chans: int = 1) -> int:
+    "Multiplications with addition in a forward pass of one `size` x `size` image. The model's weights are lost: it ends on the meta device."
+    model = model.to("meta").eval()
+    with FlopCounterMode(display=False) as flops, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
+        model(torch.empty(1, in_chans, size, size, device="meta"))
+    return flops.get_total_flops()//2
+
+
+# %%
+test_eq(multiply_adds(create_model("one-conv", 1, 3), 10), 3*9*100)       # 3 outputs of 9 weights at 100 pixels
+print(f"attunet, 1 -> 55 channels, 256x256: {multiply_adds(create_model('attunet'))/1e9:.1f} billion")
+
+
+# %% [markdown]
+# The other two belong to the machine as well: the time of a training step for each image, and the peak of memory in it. On a GPU, PyTorch keeps book of the memory. On a CPU nobody does, so
+# a thread watches what the process occupies; that is a little coarse, and only Linux tells it.
+
+# %%
+#| export
+class PeakMemory:
+    "Context: `.mb` is the peak of memory inside, beyond what was in use at the start. NaN where the system does not tell."
+    def __init__(self, device): self.device, self.mb = torch.device(device), float("nan")
+
+    def _used(self): return int(Path("/proc/self/statm").read_text().split()[1])*4096
+
+    def _watch(self):
+        while not self._stop.wait(.002): self._peak = max(self._peak, self._used())
+
+    def __enter__(self):
+        self._stop = threading.Event()
+        if self.device.type == "cuda": torch.cuda.reset_peak_memory_stats(self.device); self._start = torch.cuda.memory_allocated(self.device)
+        elif Path("/proc/self/statm").exists():
+            self._start = self._peak = self._used()
+            self._thread = threading.Thread(target=self._watch, daemon=True); self._thread.start()
+        return self
+
+    def __exit__(self, *exc):
+        self._stop.set()
+        if self.device.type == "cuda": self.mb = (torch.cuda.max_memory_allocated(self.device) - self._start)/2**20
+        elif hasattr(self, "_thread"): self._thread.join(); self.mb = (max(self._peak, self._used()) - self._start)/2**20
+
+
+# %%
+#| export
+def step_cost(
+    model: EncoderDecoder, size: int = 256, batch: int = 2, in_chans: int = 1,
+    device="cpu", steps: int = 3, # timed, after one to warm up
+) -> tuple[float, float]: # milliseconds for an image (the fastest step); peak MB
+    "Time and memory of a training step (forward, backward, AdamW) with random images."
+    with PeakMemory(device) as peak:
+        model = model.to(device).train()
+        opt = torch.optim.AdamW(model.parameters())
+        x, best = torch.rand(batch, in_chans, size, size, device=device), float("inf")
+        wait = torch.cuda.synchronize if torch.device(device).type == "cuda" else lambda: None
+        for i in range(steps + 1):
+            wait(); t = time.perf_counter()
+            out = model(x)
+            loss = sum(z.float().square().mean() for z in (out if isinstance(out, list) else [out]))
+            opt.zero_grad(); loss.backward(); opt.step(); wait()
+            if i: best = min(best, time.perf_counter() - t)
+    return 1000*best/batch, peak.mb
+
+def model_facts(
+    name: str, # one of `list_models()`
+    size: int = 256, out_chans: int = 55, in_chans: int = 1,
+    device="cpu", batch: int = 2,
+    measure: bool = True, # also run training steps; large networks take seconds on a CPU
+    **kw, # for `create_model`
+) -> dict:
+    "What a network costs: parameters, multiply-adds, and measured time and memory of a training step."
+    if "pretrained" in model_keywords(name): kw = dict(pretrained=False) | kw  # the same network, without its download
+    make = lambda: create_model(name, in_chans, out_chans, **kw)
+    model = make()
+    facts = dict(name=name, parameters=count_parameters(model), multiply_adds=multiply_adds(model, size, in_chans), size=size, device=str(device))
+    if measure: facts["ms_per_image"], facts["peak_mb"] = step_cost(make(), size, batch, in_chans, device)
+    return facts | dict(paper=model_entry(name).paper, about=model_entry(name).about)
+
+
+# %%
+facts = model_facts("attunet", size=64, width=8)
+print({k: v for k, v in facts.items() if k not in ("ms_per_image", "peak_mb")})    # the other two differ from run to run
+assert facts["ms_per_image"] > 0 and (facts["peak_mb"] > 1 or facts["peak_mb"] != facts["peak_mb"])
+
+# %% [markdown]
+# The sizes of all, without running them:
+
+# %%
+rows = [model_facts(n, measure=False) for n in list_models() if n != "one-conv"]
+pd.DataFrame([(f["name"], f"{f['parameters']/1e6:.1f}", f"{f['multiply_adds']/1e9:.1f}") for f in rows],
+             columns=["name", "million parameters", "billion multiply-adds at 256x256"]).style.hide(axis="index")
 
 # %%
 #| hide
