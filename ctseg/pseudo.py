@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from .data import SliceData, SliceSet
 from .files import InputError, atomic_path, did_you_mean
@@ -91,7 +92,7 @@ def pseudo_label(
     data, parts, act = SliceData(slices, device, image_size), [], loss.activation
     for index in torch.arange(len(slices)).split(batch_size):
         x = data.batch(index).image.contiguous(memory_format=torch.channels_last)
-        probs = [loss.probabilities(t(x)) for t in teachers]
+        probs = [_at_size(loss.probabilities(t(x)), slices.images.shape[1:]) for t in teachers]
         prob = torch.stack(probs).mean(0)
         label, certainty = label_and_certainty(prob, act)
         agree = pairwise_dice([label_and_certainty(p, act)[0] for p in probs], prob.shape[1]) if len(probs) > 1 else torch.full(prob.shape[:2], torch.nan)
@@ -103,6 +104,10 @@ def pseudo_label(
     return PseudoLabels(*arrays[:5], dict(zip(scores, arrays[5:])))
 
 # %% ../nbs/50_pseudo.ipynb #bb723ad1
+def _at_size(prob, size):
+    "Probabilities at the images' own size, where the network works at another."
+    return prob if prob.shape[2:] == tuple(size) else F.interpolate(prob, size, mode="bilinear", align_corners=False)
+
 def label_and_certainty(prob: torch.Tensor, activation: str) -> tuple[torch.Tensor, torch.Tensor]:
     "The argmax label uint8 [B, H, W] and the probability of that label (of background, where it is 0)."
     best, label = prob.max(1)

@@ -176,6 +176,11 @@ def test_teachers_never_saw_the_truth_they_complete(tmp_path, monkeypatch):
         for n in (1, 2): assert not seen[f"teacher-{n}-{k}"] & groups
 
 
+@pytest.mark.parametrize("name", SEMI.values())
+def test_a_network_may_work_at_another_size_than_the_images(tmp_path, name):
+    fit(toy(), apply_settings(get_recipe(name), SMALL + ["image_size=16", "epochs=1"]), tmp_path/"run", device="cpu", progress=False)
+
+
 def test_a_teacher_sure_of_nothing_adds_nothing(tmp_path):
     recipe = apply_settings(get_recipe("self-training"), SMALL[:7] + ["gate=1", "absent=0"])
     run = fit(toy(), recipe, tmp_path/"run", device="cpu", progress=False)

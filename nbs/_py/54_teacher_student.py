@@ -31,6 +31,17 @@ from ctseg.losses import consistency_loss
 from ctseg.pseudo import PseudoLabels, keep_images, pseudo_label
 from ctseg.train import Job, Method
 
+# %%
+#| hide
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pandas as pd
+from ctseg.data import read_challenge
+from ctseg.train import Recipe, Run, plot_curves
+
 
 # %% [markdown]
 # ## The student's step
@@ -102,6 +113,34 @@ def pretrain_finetune(job: Job):
     pretrained = job.train("pretrain", kept, epochs=max(1, round(steps/max(1, len(kept)//r.batch_size))))
     return job.train("finetune", init=pretrained, epochs=r.finetune_epochs, lr=r.finetune_lr)
 
+
+# %% [markdown]
+# ## A small run
+#
+# Ten annotated slices, fourteen others, a small network: far too little to learn 54 structures, enough to see the two phases. This is the original's learning-curve figure, with the point where the teacher hands over.
+
+# %%
+small = Recipe(method="teacher-student", loss="dice", width=8, epochs=40, batch_size=5, lr=4e-3, image_size=64, fold=-1, keep=0.5, confidence="max")
+slices = read_challenge("../data_sample", cache=False)
+with tempfile.TemporaryDirectory() as d:
+    job = Job(small, slices, Run(Path(d)), progress=False)
+    student = teacher_student(job)
+    history, scores = job.run.read_history(), pd.read_csv(job.run/"pseudo_labels.csv")
+plot_curves(history); plt.show()
+
+# %% [markdown]
+# And this is what the filter did: one row of pictures kept, one rejected, with the original's score (the mean of the largest probability over *all* pixels). Look at what it likes: **slices with much air and little anatomy**, where being sure is easy. That is
+# why it was a weak filter; [`sdc`](pseudo.html) looks at the structures only.
+
+# %%
+fig, axes = plt.subplots(2, 5, figsize=(9, 4), layout="constrained")
+for row, kept in zip(axes, (1, 0)):
+    chosen = scores[scores.kept == kept].sort_values("max", ascending=not kept).head(5)
+    for ax, (_, r) in zip(row, chosen.iterrows()):
+        ax.imshow(slices.images[slices.names.index(r["image"])], cmap="gray"); ax.set_title(f"{r['max']:.2f}", fontsize=9)
+    row[0].set_ylabel("kept" if kept else "rejected")
+for ax in axes.flat: ax.set(xticks=[], yticks=[])
+plt.show()
 
 # %%
 #| hide

@@ -30,7 +30,10 @@ from ctseg.train import Job, Method, patch_to
 
 # %%
 #| hide
+import matplotlib.pyplot as plt
+import numpy as np
 from fastcore.test import test_eq
+from ctseg.data import read_challenge
 
 
 # %% [markdown]
@@ -159,6 +162,35 @@ def dropped_features(self, done: Batch, trainer):
     "The loss when whole feature channels are missing between encoder and decoder."
     features = [F.dropout2d(f, self.feature_dropout) for f in trainer.raw.encode(done.image)]
     return trainer.loss(trainer.raw.decode(features, done.image.shape[-2:]), done.mask, done.known, done.weight)
+
+
+# %% [markdown]
+# Three slices on their way through a step. To see what is done rather than how well, the teacher is replaced by the truth of the test slices of the sample: sure (0.98) on one side of each slice, unsure (0.6) on the other; of each slice, only half of the structures count as examined.
+# White in the last column is what stays unknown: it teaches nothing.
+
+# %%
+test = read_challenge("../data_sample", "test", cache=False)[:3]
+rng = np.random.default_rng(0)
+truth = torch.from_numpy(test.masks).long()
+known = torch.from_numpy(rng.random((3, 54)) < 0.5)
+examined = torch.cat([torch.ones(3, 1, dtype=bool), known], 1).gather(1, truth.flatten(1)).reshape(truth.shape)
+batch = Batch(torch.from_numpy(test.images)[:, None]/255, truth*examined, known, None, torch.arange(3))
+certainty = torch.where(torch.arange(256) < 128, 0.98, 0.6)
+prob = F.one_hot(truth, 55).permute(0, 3, 1, 2)[:, 1:]*certainty
+prob += torch.where(truth == 0, 1 - certainty, 0)[:, None]/54  # what is left where it is background
+done = complete_batch(batch, prob, 0.95, "softmax")
+
+# %%
+gen = torch.Generator().manual_seed(3)
+view = cutmix(replace(done, image=strong(done.image, gen)), Batch(*(t.roll(1, 0) if t is not None else None for t in (done.image, done.mask, done.known, None, done.index))), gen)
+colour = lambda m: test.classes.colourise(m.numpy())
+settled = lambda b: np.where(b.known.all(1)[..., None], colour(b.mask), np.where((b.mask > 0)[..., None], colour(b.mask), 255))
+columns = {"slice": batch.image[:, 0], "what people outlined": colour(batch.mask), "completed": settled(done), "strong view, mixed": view.image[:, 0], "its target": settled(view)}
+fig, axes = plt.subplots(3, 5, figsize=(10, 6), layout="constrained")
+for i, row in enumerate(axes):
+    for ax, (name, pictures) in zip(row, columns.items()):
+        ax.imshow(pictures[i], cmap="gray"); ax.set(xticks=[], yticks=[], title=name if i == 0 else "")
+plt.show()
 
 
 # %% [markdown]
