@@ -61,6 +61,8 @@ def run(nb: Path):
         d = getattr(cell, "directives_", {})
         return (cell.cell_type != "code" or "nbdev_export(" in cell.source
                 or d.get("eval:", [""])[0].lower() == "false" or bool(flags & d.keys()))
+    for cell in note.cells:
+        if not skip(cell): cell.outputs = []  # execnb leaves the old outputs of a cell that now prints nothing
     shell = CaptureShell(nb)
     with working_directory(nb.parent): shell.run_all(note, exc_stop=True, preproc=skip)
     write_nb(note, nb)
