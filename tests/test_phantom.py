@@ -54,7 +54,7 @@ def test_statistics_are_in_the_spirit_of_the_challenge(world):
     assert .01 < (~shown.present.any(1)).mean() < .12
     often = world.present.mean(0)
     assert often[ID["aorta"] - 1] > .4 > .12 > often[ID["brain"] - 1] > 0
-    kinds = [shot.kind for k in range(800) for shot in plan_patient(0, k)]
+    kinds = [shot.kind for k in range(2500) for shot in plan_patient(0, k)]
     assert .16 < np.mean([k != "axial" for k in kinds]) < .22
     dup = np.bincount(near_duplicates(world.images))
     assert .04 < dup[dup > 1].sum()/len(world) < .3
