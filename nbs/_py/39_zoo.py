@@ -106,7 +106,7 @@ def model_entry(name: str) -> ModelEntry:
 
 
 # %%
-pd.DataFrame([(e.name, e.about, e.paper) for e in map(model_entry, list_models())], columns=["name", "what", "paper"]).style.hide(axis="index")
+pd.DataFrame([(e.name, e.about, e.paper) for e in map(model_entry, list_models())], columns=["name", "what", "paper"]).style.set_uuid("zoo").hide(axis="index")
 
 
 # %% [markdown]
@@ -273,7 +273,7 @@ assert facts["ms_per_image"] > 0 and (facts["peak_mb"] > 1 or facts["peak_mb"] !
 # %%
 rows = [model_facts(n, measure=False) for n in list_models() if n != "one-conv"]
 pd.DataFrame([(f["name"], f"{f['parameters']/1e6:.1f}", f"{f['multiply_adds']/1e9:.1f}") for f in rows],
-             columns=["name", "million parameters", "billion multiply-adds at 256x256"]).style.hide(axis="index")
+             columns=["name", "million parameters", "billion multiply-adds at 256x256"]).style.set_uuid("zoo").hide(axis="index")
 
 # %%
 #| hide
