@@ -110,9 +110,9 @@ def _open(known, s, dtype):
 
 # %% ../nbs/20_losses.ipynb #308235c9
 class _SoftmaxSums(torch.autograd.Function):
-    "z [B,C+1,N], mask [B,N], known [B,C+1,1|N], weight [B,1,N] or None → P, TP [B,C+1] and L [B]."
+    "z [B,C+1,N], mask [B,N], known [B,C+1,1|N], weight [B,1,N] or None, that of the cross-entropy v [B,N] → P, TP [B,C+1] and L [B]."
     @staticmethod
-    def forward(ctx, z, mask, known, weight, pixel_known):
+    def forward(ctx, z, mask, known, weight, v, pixel_known):
         j, wy = _label(z, mask, known, weight, pixel_known, 0)
         zy, K, P = _pick(z, j).to(wy.dtype), z.shape[1], 0
         lse, log_q = torch.empty_like(zy), torch.empty_like(zy)
@@ -123,14 +123,14 @@ class _SoftmaxSums(torch.autograd.Function):
         nll = lse - zy
         nll = torch.where(mask > 0, nll, torch.minimum(nll, -log_q))
         ctx.args = mask, known, weight, pixel_known
-        ctx.save_for_backward(z, j, wy, zy, lse, nll)
-        return P, _table(j, _exp(zy - lse)*wy, K), (nll if weight is None else nll*weight[:, 0]).sum(-1)
+        ctx.save_for_backward(z, j, wy, zy, lse, nll, v)
+        return P, _table(j, _exp(zy - lse)*wy, K), (nll*v).sum(-1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, gP, gTP, gL):
-        (z, j, wy, zy, lse, nll), (mask, known, weight, _) = ctx.saved_tensors, ctx.args
-        v = (gL[:, None] if weight is None else gL[:, None]*weight[:, 0]).to(wy.dtype).expand_as(wy)
+        (z, j, wy, zy, lse, nll, v), (mask, known, *_) = ctx.saved_tensors, ctx.args
+        v = gL[:, None]*v
         gy, r = _exp(zy - lse)*wy*gTP.gather(1, j), v*(mask == 0)*_exp(nll.clamp(max=80))
         grad = torch.empty_like(z)
         for s in _slices(z):
@@ -138,7 +138,7 @@ class _SoftmaxSums(torch.autograd.Function):
             g = h - ((p*h).sum(1, keepdim=True) + (gy - v)[:, None, s])
             grad[..., s] = g.sub_(_open(known, s, p.dtype)*r[:, None, s]).mul_(p)
         gy = gy - v*(mask > 0)
-        return grad.scatter_add_(1, j[:, None], gy.to(grad.dtype)[:, None]), None, None, None, None
+        return grad.scatter_add_(1, j[:, None], gy.to(grad.dtype)[:, None]), None, None, None, None, None
 
 # %% ../nbs/20_losses.ipynb #3ac49ed9
 def _dice(P, TP, T, reduction, eps):
@@ -209,12 +209,14 @@ def _reduction(name):
 class _SoftmaxLoss(PartialLoss):
     def _sums(self, logits, mask, known, weight, pixel_known=False):
         "P, TP, T [B,C+1] and the mean cross-entropy. Without `known`, all counts as examined."
-        z, y, k, w = self._flat(logits, mask, logits.new_ones(len(logits), logits.shape[1] - 1) if known is None else known, weight)
-        if known is not None: w = (k.any(1) | (y > 0))[:, None]*(1. if w is None else w)
+        heard = known is not None
+        if not heard: known = logits.new_ones(len(logits), logits.shape[1] - 1)
+        z, y, k, w = self._flat(logits, mask, known, weight)
+        v = torch.ones_like(y, dtype=torch.promote_types(z.dtype, torch.float32)) if w is None else w[:, 0]
+        if heard: v = v*(k.any(1) | (y > 0))
         k = torch.cat([torch.ones_like(k[:, :1]), k], 1)
-        P, TP, L = _SoftmaxSums.apply(z, y, k, w, pixel_known)
-        n = y.numel() if w is None else w.sum().clamp(min=1e-12)
-        return P, TP, _table(*_label(z, y, k, w, pixel_known, 0), z.shape[1]), L.sum()/n
+        P, TP, L = _SoftmaxSums.apply(z, y, k, w, v, pixel_known)
+        return P, TP, _table(*_label(z, y, k, w, pixel_known, 0), z.shape[1]), L.sum()/v.sum().clamp(min=1e-12)
 
 class MarginalSoftmaxLoss(_SoftmaxLoss):
     "Cross-entropy that asks of a zero only to be background or something unknown, and Dice of each class where it is known."
