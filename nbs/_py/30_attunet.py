@@ -1,17 +1,3 @@
-# ---
-# jupyter:
-#   jupytext:
-#     text_representation:
-#       extension: .py
-#       format_name: percent
-#       format_version: '1.3'
-#       jupytext_version: 1.19.6
-#   kernelspec:
-#     display_name: python3
-#     language: python
-#     name: python3
-# ---
-
 # %% [markdown]
 # # Attention U-Net
 #
@@ -188,7 +174,7 @@ for w in 8, 16, 32, 64: print(f"width {w:2}: {count_parameters(AttentionUNet(1, 
 images, masks = toy_slices()
 torch.manual_seed(0)
 model = AttentionUNet(1, 4, width=16)
-losses, dice = overfit(model, images, masks, lr=.04)
+losses, dice = overfit(model, images, masks, lr=.03)
 print("Dice: left {:.3f}, right {:.3f}, bright {:.3f}".format(*dice))
 assert dice.min() > .9
 
@@ -213,8 +199,9 @@ for a, t in zip(ax[0], ["image", "gate at 1/8", "gate at 1/4", "gate at 1/2", "g
 fig.tight_layout()
 
 # %% [markdown]
-# Bright means "let this through". Nobody told the gates where the organs are. The deepest ones only treat the left and the right differently, which is what
-# the look-alike organs call for; the last one shuts out the body around the organs. A gate's map is not an explanation, though: it weighs *features*, and the decoder can undo it.
+# Bright means "let this through". Nobody told the gates where the organs are, and they share the work: the deepest only tell regions apart, the next lets one of the
+# look-alikes through, the one after it the other and the bright organ, and the last follows outlines. A gate's map is not an explanation, though: it weighs *features*, and the
+# decoder can undo it.
 #
 # Every parameter must get a gradient, or part of the network is decoration:
 

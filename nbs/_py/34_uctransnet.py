@@ -288,7 +288,7 @@ for k, (a, m) in enumerate(zip(ax, maps)):
     a.imshow(m*m.shape[1], cmap="viridis", vmin=0, vmax=4, aspect="auto", interpolation="nearest")
     for e in edges[1:-1]: a.axvline(e - .5, color="w", lw=.8)
     a.set(yticks=[]); a.set_ylabel(f"level {k + 1}", rotation=0, ha="right", va="center")
-ax[-1].set(xticks=[(a + b)/2 for a, b in zip(edges, edges[1:])]); ax[-1].set_xticklabels([f"channels of level {k + 1}" for k in range(4)])
+ax[-1].set(xticks=[(a + b)/2 for a, b in zip(edges, edges[1:])]); ax[-1].set_xticklabels([f"level {k + 1}" for k in range(4)]); ax[-1].set_xlabel("channels of …")
 fig.tight_layout()
 
 # %% [markdown]

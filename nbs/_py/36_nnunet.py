@@ -67,9 +67,9 @@ test_eq(plan_2d((512, 512)), [(1, 1)] + [(2, 2)]*7)
 fig, ax = plt.subplots(figsize=(8, 2.6))
 for k, (w, side) in enumerate(zip((32, 64, 128, 256, 512, 512, 512), (256, 128, 64, 32, 16, 8, 4))):
     h = .35 + .28*(side/256)**.5*4
-    ax.add_patch(plt.Rectangle((k, -h/2), .25 + .4*w/512, h, fc="#cfe3f5", ec="#4477aa"))
+    ax.add_patch(plt.Rectangle((k, -h/2), .2 + .3*w/512, h, fc="#cfe3f5", ec="#4477aa"))
     ax.text(k + .25, -h/2 - .16, f"{side}²\n{w}", ha="center", va="top", fontsize=8)
-    if k: ax.annotate("", (k - .05, 0), (k - .4, 0), arrowprops=dict(arrowstyle="->", color="#777777"))
+    if k: ax.annotate("", (k - .04, 0), (k - .4, 0), arrowprops=dict(arrowstyle="->", color="#777777"))
 ax.set(xlim=(-.1, 7.2), ylim=(-1.5, .8)); ax.axis("off"); ax.set_title("the plan for 256x256: seven levels (side and channels)", fontsize=10); fig.tight_layout()
 
 # %% [markdown]
