@@ -7,8 +7,7 @@ __all__ = ['OPENKBP', 'read_openkbp', 'import_openkbp', 'total_parts', 'total_ve
            'export_nnunet']
 
 # %% ../nbs/18_datasets.ipynb #f4e14bad
-import re
-from dataclasses import replace
+import functools, re
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +17,8 @@ from skimage.io import imsave
 from .anatomy import RAIDIUM54, ClassMap
 from .data import grouped_folds, natural_key, read_challenge
 from .files import InputError, atomic_path, did_you_mean, read_json, write_json
-from .volumes import (Case, Slicing, Volume, _corners, _entry, _load_structures, _new_folder, _niftis, _paste, _write_folder, combine, cut,
-                           write_volumes)
+from .volumes import (Case, Slicing, Volume, _corners, _entry, _load_structures, _new_folder, _niftis, _paste, _write_folder, combine,
+                           cut, flags, write_volumes)
 
 # %% ../nbs/18_datasets.ipynb #08bdc83a
 OPENKBP = ClassMap.from_names("brainstem spinal_cord parotid_right parotid_left esophagus larynx mandible".split())
@@ -29,16 +28,20 @@ _KBP_SIDE = 128
 def _sparse(path: Path, values: bool) -> tuple[np.ndarray, np.ndarray|None]:
     "The voxel numbers in a sparse CSV, and their values."
     try: table = pd.read_csv(path, index_col=0)
-    except (OSError, ValueError, UnicodeDecodeError) as e: raise InputError(f"{path}: not a readable CSV ({type(e).__name__}); clone the repository again") from None
+    except (OSError, ValueError, UnicodeDecodeError) as e:
+        raise InputError(f"{path}: not a readable CSV ({type(e).__name__}); clone the repository again") from None
     at = table.index.to_numpy()
     if list(table.columns) != ["data"] or (len(at) and at.dtype.kind != "i"):
         raise InputError(f"{path}: expected the columns '' (voxel numbers) and 'data', as OpenKBP has them")
-    if len(at) and not 0 <= at.min() <= at.max() < _KBP_SIDE**3: raise InputError(f"{path}: voxel number {at.max() if at.max() >= _KBP_SIDE**3 else at.min()} is outside "
+    if len(at) and not 0 <= at.min() <= at.max() < _KBP_SIDE**3:
+        raise InputError(f"{path}: voxel number {at.max() if at.max() >= _KBP_SIDE**3 else at.min()} is outside "
                                                                                  f"the grid of {_KBP_SIDE} voxels a side")
     if not values: return at, None
-    if not len(at) or table.data.dtype.kind not in "if" or table.data.isna().any(): raise InputError(f"{path}: the values are missing or not numbers; clone the repository again")
+    if not len(at) or table.data.dtype.kind not in "if" or table.data.isna().any():
+        raise InputError(f"{path}: the values are missing or not numbers; clone the repository again")
     return at, table.data.to_numpy()
 
+# %% ../nbs/18_datasets.ipynb #7634d869
 def read_openkbp(
     folder, # of one patient, `…/pt_1`
 ) -> Volume: # with labels and what is known
@@ -57,15 +60,18 @@ def read_openkbp(
             structures[id][_sparse(folder/f"{name}.csv", False)[0]] = True
     labels, overlap = combine(shape, structures.items(), by_size=False)
     affine = np.array([[0, -mm[1], 0, 0], [-mm[0], 0, 0, 0], [0, 0, -mm[2], 0], [0, 0, 0, 1.]])  # back, left, down
-    return Volume(grey.clip(0, 4095).reshape(shape) - 1024, affine, labels, np.isin(np.arange(1, 8), list(structures)), kind="openkbp", overlap=overlap)
+    return Volume(grey.clip(0, 4095).reshape(shape) - 1024, affine, labels, flags(structures, 7), kind="openkbp", overlap=overlap)
 
 # %% ../nbs/18_datasets.ipynb #a2a8e48a
 def _kbp_patients(src) -> dict[int, Path]:
     "Patient number → folder."
     src = Path(src)
     root = src/"provided-data" if (src/"provided-data").is_dir() else src
-    found = {int(d.name[3:]): d for d in sorted(root.glob("*-pats/pt_*"), key=lambda d: natural_key(d.name)) if d.is_dir() and d.name[3:].isdigit()}
-    if not found: raise InputError(f"{src}: no patients in it; expected a clone of ababier/open-kbp with provided-data/train-pats/pt_1/ct.csv and so on")
+    folders = sorted(root.glob("*-pats/pt_*"), key=lambda d: natural_key(d.name))
+    found = {int(d.name[3:]): d for d in folders if d.is_dir() and d.name[3:].isdigit()}
+    if not found:
+        raise InputError(f"{src}: no patients in it; "
+                         f"expected a clone of ababier/open-kbp with provided-data/train-pats/pt_1/ct.csv and so on")
     return found
 
 def import_openkbp(
@@ -88,17 +94,21 @@ def _choice(path) -> tuple[int, dict[str, list]]:
     "A table of chosen slices: the size of the images and the rows of each split."
     table = read_json(path)
     try:
-        rows = {s: [(int(p), int(z), (float(l), float(w)), [int(c) for c in k]) for p, z, l, w, k in table[s]] for s in ("train", "test") if s in table}
+        row = lambda p, z, level, width, k: (int(p), int(z), (float(level), float(width)), [int(c) for c in k])
+        rows = {s: [row(*r) for r in table[s]] for s in ("train", "test") if s in table}
         return int(table["size"]), rows
-    except (KeyError, TypeError, ValueError): raise InputError(f'{path}: expected {{"size": 64, "train": [[patient, slice, level, width, [classes]], …]}}') from None
+    except (KeyError, TypeError, ValueError):
+        raise InputError(f'{path}: expected {{"size": 64, "train": [[patient, slice, level, width, [classes]], …]}}') from None
 
 def _import_like(patients: dict[int, Path], out, like) -> dict:
     "Repeat a choice of slices."
     out, (side, rows) = _new_folder(out), _choice(like)
     wanted = sorted({p for r in rows.values() for p, *_ in r})
-    if lost := [p for p in wanted if p not in patients]: raise InputError(f"{like}: patient pt_{lost[0]} is not in the clone ({len(lost)} are missing); clone all of it")
+    if lost := [p for p in wanted if p not in patients]:
+        raise InputError(f"{like}: patient pt_{lost[0]} is not in the clone ({len(lost)} are missing); clone all of it")
     how, C = Slicing(size=side), len(OPENKBP)
-    arrays = {s: (np.zeros((len(r), side, side), np.uint8), np.zeros((len(r), side, side), np.uint8), np.zeros((len(r), C), bool), [f"{i}.png" for i in range(len(r))],
+    zeros = lambda *shape, dtype=np.uint8: np.zeros(shape, dtype)
+    arrays = {s: (zeros(n := len(r), side, side), zeros(n, side, side), zeros(n, C, dtype=bool), [f"{i}.png" for i in range(n)],
                   np.array([p for p, *_ in r], np.int64)) for s, r in rows.items()}
     lines, volumes = {s: dict.fromkeys(a[3]) for s, a in arrays.items()}, {}
     for p in wanted:
@@ -110,7 +120,7 @@ def _import_like(patients: dict[int, Path], out, like) -> dict:
             corners = _corners(part, side)
             images[at], masks[at] = _paste(part.images, corners, (side,)*2, 0), _paste(part.masks, corners, (side,)*2, 0)
             for j, i in enumerate(at):
-                known[i] = np.isin(np.arange(1, C + 1), rows[s][i][3]) & v.known
+                known[i] = flags(rows[s][i][3], C) & v.known
                 masks[i] *= np.r_[False, known[i]].astype(np.uint8)[masks[i]]
                 lines[s][names[i]] = dict(volume=f"pt_{p}", slice=rows[s][i][1], window=list(rows[s][i][2]), corner=corners[j].tolist())
     counts = _write_folder(out, OPENKBP, volumes, {s: (arrays[s], lines[s]) for s in rows})
@@ -124,9 +134,11 @@ def total_parts(
     parts = {n: (n,) for n in RAIDIUM54.names}
     parts |= {"lung_left": ("lung_upper_lobe_left", "lung_lower_lobe_left"),
               "lung_right": ("lung_upper_lobe_right", "lung_middle_lobe_right", "lung_lower_lobe_right")}
-    parts |= {f"vertebrae_{region}": tuple(f"vertebrae_{c}{i}" for i in range(1, n + 1)) for region, c, n in (("cervical", "C", 7), ("thoracic", "T", 12), ("lumbar", "L", 5))}
+    for region, letter, n in ("cervical", "C", 7), ("thoracic", "T", 12), ("lumbar", "L", 5):
+        parts[f"vertebrae_{region}"] = tuple(f"vertebrae_{letter}{i}" for i in range(1, n + 1))
     parts |= {f"rib_{side}": tuple(f"rib_{side}_{i}" for i in range(1, 13)) for side in ("left", "right")}
-    if version == 1: parts["heart"] = ("heart_myocardium", "heart_atrium_left", "heart_ventricle_left", "heart_atrium_right", "heart_ventricle_right")
+    if version == 1:
+        parts["heart"] = ("heart_myocardium", "heart_atrium_left", "heart_ventricle_left", "heart_atrium_right", "heart_ventricle_right")
     else:
         parts["sacrum"] = ("sacrum", "vertebrae_S1")
         for gone in ("face", "pulmonary_artery"): del parts[gone]
@@ -144,7 +156,8 @@ def _meta_split(src: Path) -> dict[str, str]:
     try:
         table = pd.read_csv(path, sep=";", dtype=str)
         return dict(zip(table["image_id"], table["split"]))
-    except (KeyError, ValueError): raise InputError(f"{path}: expected a table with the columns image_id;…;split;…, as TotalSegmentator has it") from None
+    except (KeyError, ValueError):
+        raise InputError(f"{path}: expected a table with the columns image_id;…;split;…, as TotalSegmentator has it") from None
 
 def import_totalsegmentator(
     src, # the data set's folder, version 1 or 2: s0000/ct.nii.gz, s0000/segmentations/*.nii.gz, meta.csv
@@ -159,15 +172,17 @@ def import_totalsegmentator(
     for n in classes.names:
         if n not in RAIDIUM54.names: raise did_you_mean("class", n, RAIDIUM54.names)
     splits, cases, left_out = _meta_split(src), [], 0
-    for d in sorted((d for d in src.iterdir() if (d/"ct.nii.gz").exists() or (d/"segmentations").is_dir()), key=lambda d: natural_key(d.name)):
+    subjects = [d for d in src.iterdir() if (d/"ct.nii.gz").exists() or (d/"segmentations").is_dir()]
+    for d in sorted(subjects, key=lambda d: natural_key(d.name)):
         files = _niftis(d/"segmentations")
         parts = {classes.id(n): p for n, p in total_parts(total_version(files)).items() if n in classes.names and set(p) <= set(files)}
-        known = np.isin(np.arange(1, len(classes) + 1), list(parts))
+        known = flags(parts, len(classes))
         split = "test" if splits.get(d.name) == "test" else "train"
         if split == "test" and not known.all(): left_out += 1; continue
-        load = lambda d=d, files=files, parts=parts: replace(_load_structures(d/"ct.nii.gz", files, parts, len(classes)), kind="totalsegmentator")
+        load = functools.partial(_load_structures, d/"ct.nii.gz", files, parts, len(classes), "totalsegmentator")
         cases.append(Case(d.name, load, None, known, split, d.name if re.fullmatch(r"s\d{4}", d.name) else "", str(d)))
-    if not cases: raise InputError(f"{src}: no subjects in it; expected s0000/ct.nii.gz and s0000/segmentations/, unpacked from the Zenodo file")
+    if not cases:
+        raise InputError(f"{src}: no subjects in it; expected s0000/ct.nii.gz and s0000/segmentations/, unpacked from the Zenodo file")
     return write_volumes(cases, out, classes, slicing) | dict(test_subjects_left_out=left_out)
 
 # %% ../nbs/18_datasets.ipynb #e07223ab
@@ -187,6 +202,7 @@ def _nnunet_labels(s, unknown: str) -> np.ndarray:
     if unknown == "background": return s.masks
     return np.where((s.masks == 0) & ~s.known.all(1)[:, None, None], np.uint8(len(s.classes) + 1), s.masks)
 
+# %% ../nbs/18_datasets.ipynb #e14c3ae8
 def export_nnunet(
     folder, # a challenge folder
     out, # the folder nnUNet_raw, in which `Dataset501_ctseg` is made
@@ -200,9 +216,11 @@ def export_nnunet(
     if not s.labelled.any(): raise InputError(f"{folder}: no labelled training images; nnU-Net needs some")
     kept = s[s.labelled]
     labels, C = _nnunet_labels(kept, unknown), len(s.classes)
-    if unknown == "ignore" and C == 255: raise InputError("255 classes leave no number for nnU-Net's ignore label; choose unknown='background'")
+    if unknown == "ignore" and C == 255:
+        raise InputError("255 classes leave no number for nnU-Net's ignore label; choose unknown='background'")
     if not (labels == 0).any():
-        raise InputError(f"{folder}: no image is fully known, so with unknown='ignore' there is no background to learn from; nnU-Net cannot learn from such "
+        raise InputError(f"{folder}: no image is fully known, so with unknown='ignore' there is no background to learn from; "
+                         f"nnU-Net cannot learn from such "
                          "labels as they are, choose unknown='background' to read unknown as background, which is false but runs")
     title = f"Dataset{id:03}_{name}"
     test = read_challenge(folder, "test") if (folder/"test-images").is_dir() else None
@@ -214,7 +232,7 @@ def export_nnunet(
     return dict(dataset=title, train=len(kept), left_out=len(s) - len(kept), test=0 if test is None else len(test), unknown=unknown,
                 pixels=dict(labelled=share(kept.masks > 0), background=share(labels == 0), ignored=share(labels > C)))
 
-# %% ../nbs/18_datasets.ipynb #e14c3ae8
+# %% ../nbs/18_datasets.ipynb #6c4c7126
 def _nnunet_files(root: Path, suffix: str, prefix: str, s, labels) -> list[str]:
     "Write images and labels as PNG; the names of the cases come back."
     cases = [f"{prefix}_{Path(n).stem.zfill(5)}" for n in s.names]
@@ -226,7 +244,7 @@ def _nnunet_files(root: Path, suffix: str, prefix: str, s, labels) -> list[str]:
 
 def _nnunet_json(root: Path, s, cases, unknown: str, title: str, dropped: int):
     "dataset.json, splits_final.json and the README."
-    labels = {"background": 0} | {n: i for i, n in enumerate(s.classes.names, 1)} | ({"ignore": len(s.classes) + 1} if unknown == "ignore" else {})
+    labels = {n: i for i, n in enumerate(["background", *s.classes.names, *["ignore"]*(unknown == "ignore")])}
     # the channel is not called CT: the slices are windowed, and nnU-Net would normalise a "CT" by Hounsfield units
     write_json(dict(channel_names={"0": "windowed_CT"}, labels=labels, numTraining=len(s), file_ending=".png",
                     overwrite_image_reader_writer="NaturalImage2DIO"), root/"dataset.json")
@@ -235,4 +253,5 @@ def _nnunet_json(root: Path, s, cases, unknown: str, title: str, dropped: int):
         fold = grouped_folds(s, k=min(5, groups))
         pick = lambda where: [c for c, w in zip(cases, where) if w]
         write_json([dict(train=pick(fold != f), val=pick(fold == f)) for f in range(fold.max() + 1)], root/"splits_final.json")
-    (root/"README.txt").write_text(_NNUNET_README.format(unknown=unknown, meaning=_NNUNET_MEANING[unknown], cells=float((~s.known).mean()), dropped=dropped, name=title))
+    text = dict(unknown=unknown, meaning=_NNUNET_MEANING[unknown], cells=float((~s.known).mean()), dropped=dropped, name=title)
+    (root/"README.txt").write_text(_NNUNET_README.format(**text))

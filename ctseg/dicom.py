@@ -17,14 +17,15 @@ from . import __version__
 from .anatomy import RAIDIUM54, ClassMap
 from .data import natural_key, read_classes
 from .files import InputError, atomic_path, read_json
-from .volumes import Case, Slicing, Volume, _by_volume, _need, _new_folder, combine, write_volumes
+from .volumes import Case, Slicing, Volume, _by_volume, _need, _new_folder, combine, flags, write_volumes
 
 # %% ../nbs/15_dicom.ipynb #1d198b9b
 def _shown(path: Path, src: Path, *headers) -> str:
     "The path below `src` as a message may show it: without what the headers say of the patient."
     text = str(path.relative_to(src)) if path != src else src.name
     for h in headers:
-        words = re.findall(r"\w{2,}", str(h.get("PatientName", ""))) + [str(h.get(t, "")) for t in ("PatientID", "AccessionNumber", "StudyID")]
+        words = re.findall(r"\w{2,}", str(h.get("PatientName", "")))
+        words += [str(h.get(t, "")) for t in ("PatientID", "AccessionNumber", "StudyID")]
         days = [str(e.value) for e in h if e.VR == "DA" and e.value]
         words += days + [f"{d[:4]}{s}{d[4:6]}{s}{d[6:]}" for d in days for s in "-_."]
         for w in sorted(filter(None, words), key=len, reverse=True): text = re.sub(re.escape(w), "…", text, flags=re.IGNORECASE)
@@ -44,13 +45,17 @@ def _headers(folder: Path, src: Path) -> tuple[list, list]:
         except Exception: damaged.append(p); continue
         modality = str(h.get("Modality", ""))
         if modality in ("RTSTRUCT", "SEG"): labels.append((p, h))
-        elif modality in _PASSED or h.file_meta.get("MediaStorageSOPClassUID") == _DICOMDIR or "LOCALIZER" in h.get("ImageType", []): continue
-        elif modality != "CT": raise InputError(f"{_shown(p, src, h)}: modality {modality or 'not told'}, expected CT; take this series out of the folder")
+        elif modality in _PASSED or "LOCALIZER" in h.get("ImageType", []): continue
+        elif h.file_meta.get("MediaStorageSOPClassUID") == _DICOMDIR: continue
+        elif modality != "CT":
+            raise InputError(f"{_shown(p, src, h)}: modality {modality or 'not told'}, expected CT; take this series out of the folder")
         else: images.append((p, h))
     if damaged: raise InputError(f"{_shown(damaged[0], src, *[h for _, h in images[:1]])}: a damaged DICOM file; copy it again")
     return images, labels
 
 # %% ../nbs/15_dicom.ipynb #a0417fd4
+_NEEDED = "ImagePositionPatient ImageOrientationPatient PixelSpacing Rows Columns SOPInstanceUID SeriesInstanceUID".split()
+
 def _agree(images, src: Path):
     "Raise an `InputError` unless the headers belong to one series on one grid."
     same = dict(SeriesInstanceUID="series", PatientID="patients", FrameOfReferenceUID="frames of reference", Rows="sizes", Columns="sizes",
@@ -58,8 +63,9 @@ def _agree(images, src: Path):
     first, h0 = images[0]
     for p, h in images:
         where = _shown(p, src, h, h0)
-        if int(h.get("NumberOfFrames", 1) or 1) > 1: raise InputError(f"{where}: an enhanced multi-frame CT; convert it to single-frame CT images first")
-        for tag in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "Rows", "Columns", "SOPInstanceUID", "SeriesInstanceUID"):
+        if int(h.get("NumberOfFrames", 1) or 1) > 1:
+            raise InputError(f"{where}: an enhanced multi-frame CT; convert it to single-frame CT images first")
+        for tag in _NEEDED:
             if h.get(tag) in (None, ""): raise InputError(f"{where}: {tag} is missing, so its place is not known; export the series again")
         if h.get("RescaleSlope") in (None, "") or h.get("RescaleIntercept") in (None, ""):
             raise InputError(f"{where}: no RescaleSlope and RescaleIntercept, so there are no Hounsfield units; export the original series")
@@ -84,15 +90,18 @@ def _sorted(images, src: Path) -> tuple[list, np.ndarray, np.ndarray, np.ndarray
     steps = np.diff(pos @ N)
     if len(steps) and steps.min() < .01:
         k = int(steps.argmin())
-        raise InputError(f"{_shown(images[k + 1][0], src, h0)}: duplicate slice, in the same place as {_shown(images[k][0], src, h0)}; remove one of them")
+        raise InputError(f"{_shown(images[k + 1][0], src, h0)}: duplicate slice, "
+                         f"in the same place as {_shown(images[k][0], src, h0)}; remove one of them")
     drift = np.linalg.norm(np.cross(pos - pos[0], N), axis=1).max()
     tilt = float(np.degrees(np.arctan2(drift, steps.sum()))) if len(steps) else 0.
     said = abs(float(h0.get("GantryDetectorTilt") or 0))
     if tilt > .2 or said > .2:
         raise InputError(f"{folder}: gantry tilt of {tilt if tilt > .2 else said:.1f}°, so the slices are sheared against each other; "
-                         "resample the series to a straight grid first" + ("" if tilt > .2 else " (if that has been done, set GantryDetectorTilt to 0)"))
+                         "resample the series to a straight grid first" +
+                         ("" if tilt > .2 else " (if that has been done, set GantryDetectorTilt to 0)"))
     return images, pos, X, Y
 
+# %% ../nbs/15_dicom.ipynb #1c2eb138
 def _even(steps) -> bool: return not len(steps) or np.ptp(steps) <= max(.02*np.median(steps), .01)
 
 def _check_gaps(images, steps, src: Path):
@@ -108,7 +117,8 @@ def _check_gaps(images, steps, src: Path):
     if by_number.any() or (multiple.any() and (multiple == odd).all() and odd.sum() <= max(1, len(steps)//10)):
         k = int(np.flatnonzero(by_number if by_number.any() else multiple)[0])
         names = [_shown(images[i][0], src, images[i][1]) for i in (k, k + 1)]
-        raise InputError(f"{names[0]}: missing slice, the next one ({Path(names[1]).name}) is {steps[k]:.1f} mm away where {usual:.1f} mm are usual; "
+        raise InputError(f"{names[0]}: missing slice, the next one ({Path(names[1]).name}) "
+                         f"is {steps[k]:.1f} mm away where {usual:.1f} mm are usual; "
                          "export the series again, or choose gaps=True to take the spacing as it is")
 
 # %% ../nbs/15_dicom.ipynb #d7965973
@@ -145,10 +155,11 @@ def _pixels(path: Path, header, shown: str) -> np.ndarray:
     syntax = header.file_meta.TransferSyntaxUID
     try: raw = pydicom.dcmread(path).pixel_array
     except Exception as e:
-        missing = syntax.is_compressed and isinstance(e, (RuntimeError, NotImplementedError, ImportError)) and "missing dependencies" in str(e)
-        if missing: raise InputError(f"{shown}: its pixels are compressed ({syntax.name}) and no decoder for that is installed; "
+        if syntax.is_compressed and "missing dependencies" in str(e):
+            raise InputError(f"{shown}: its pixels are compressed ({syntax.name}) and no decoder for that is installed; "
                                      "run: pip install pylibjpeg pylibjpeg-libjpeg pylibjpeg-openjpeg, or export it uncompressed") from None
-        raise InputError(f"{shown}: its pixels cannot be read ({type(e).__name__}); the file is damaged or cut off, copy it again") from None
+        raise InputError(f"{shown}: its pixels cannot be read ({type(e).__name__}); the file is damaged or cut off, "
+                         f"copy it again") from None
     return (raw*np.float32(header.RescaleSlope) + np.float32(header.RescaleIntercept)).astype(np.float32).T
 
 def read_series(
@@ -218,8 +229,11 @@ def class_name(label: str) -> str:
     "A structure's name as class names are written: `Parotid L ` → `parotid_l`."
     return re.sub(r"[^0-9a-z]+", "_", label.lower()).strip("_")
 
-def _translated(label: str, rename: dict[str, str]) -> str: return rename.get(label.strip(), rename.get(class_name(label), class_name(label)))
+def _translated(label: str, rename: dict[str, str]) -> str:
+    "The class name of a label: as `rename` says, else as class names are written."
+    return rename.get(label.strip(), rename.get(class_name(label), class_name(label)))
 
+# %% ../nbs/15_dicom.ipynb #bee6dfdf
 def _structures(objects, s: Series, src: Path, rename: dict[str, str]) -> dict[str, np.ndarray]:
     "All structures that label objects hold for a series, by class name."
     out = {}
@@ -227,7 +241,8 @@ def _structures(objects, s: Series, src: Path, rename: dict[str, str]) -> dict[s
         try: found = _contours(h, s) if h.Modality == "RTSTRUCT" else _segments(p, s)
         except InputError: raise
         except Exception as e:
-            raise InputError(f"{_shown(p, src, h)}: its {h.Modality} does not fit the series or is damaged ({type(e).__name__}); export it again") from None
+            raise InputError(f"{_shown(p, src, h)}: its {h.Modality} does not fit the series or is damaged ({type(e).__name__}); "
+                             f"export it again") from None
         for label, mask in found.items():
             name = _translated(label, rename)
             out[name] = out[name] | mask if name in out else mask
@@ -251,14 +266,15 @@ def _load(s: Series, objects, src: Path, classes: ClassMap, rename) -> Volume:
     structures = {classes.id(n): m for n, m in _structures(objects, s, src, rename).items() if n in classes.names}
     hu = _voxels(s, src)
     labels, overlap = combine(hu.shape, structures.items())
-    return Volume(hu, s.affine, labels if structures else None, np.isin(np.arange(1, len(classes) + 1), list(structures)),
+    return Volume(hu, s.affine, labels if structures else None, flags(structures, len(classes)),
                   s.positions, "dicom", s.digest, overlap)
 
+# %% ../nbs/15_dicom.ipynb #8e660536
 def import_dicom(
     src, # a folder with DICOM CT series, one in each (sub)folder, and their RTSTRUCT or SEG objects
     out, # the challenge folder, new
     slicing: Slicing = Slicing(),
-    classes: ClassMap|str|None = None, # a `ClassMap` or the path of a `class_names.json`; `None`: the structures found, else the 54 of the challenge
+    classes: ClassMap|str|None = None, # a `ClassMap` or the path of a `class_names.json`; `None`: the structures found, else the 54
     rename: dict|str|None = None, # structure's label → class name, or the path of such a JSON
     test_share: float = 0., # share of the patients set aside as a test; 1: all, as for a prediction
     gaps: bool = False, # take gaps that look like missing slices as they are
@@ -344,18 +360,20 @@ def snomed(
 def _segment(number: int, name: str, colour):
     "A segment's description: name, codes, colour."
     hd, Code = _need("highdicom"), _need("pydicom.sr.coding").Code
-    kind, side, region = snomed(name)
+    code = lambda c: c and Code(c[0], "SCT", c[1])
+    kind, side, region = map(code, snomed(name))
     private = Code(name.upper() if len(name) <= 16 else f"{name.upper()[:8]}{zlib.crc32(name.encode()):08X}", "99CTSEG", name[:64])
     family = Code("123109", "DCM", "Artificial Intelligence")
-    d = hd.seg.SegmentDescription(
-        number, name[:64], Code("123037004", "SCT", "Anatomical Structure"), Code(kind[0], "SCT", kind[1]) if kind else private, "AUTOMATIC",
-        hd.AlgorithmIdentificationSequence("ctseg", family, __version__), anatomic_regions=[Code(region[0], "SCT", region[1])] if region else None,
-        display_color=hd.color.CIELabColor.from_rgb(*map(int, colour)))
-    if side: d.SegmentedPropertyTypeCodeSequence[0].SegmentedPropertyTypeModifierCodeSequence = [hd.sr.CodedConcept(side[0], "SCT", side[1])]
+    made_by = hd.AlgorithmIdentificationSequence("ctseg", family, __version__)
+    d = hd.seg.SegmentDescription(number, name[:64], Code("123037004", "SCT", "Anatomical Structure"), kind or private, "AUTOMATIC",
+                                  made_by, anatomic_regions=[region] if region else None,
+                                  display_color=hd.color.CIELabColor.from_rgb(*map(int, colour)))
+    if side: d.SegmentedPropertyTypeCodeSequence[0].SegmentedPropertyTypeModifierCodeSequence = [hd.sr.CodedConcept.from_code(side)]
     return d
 
-_KEPT = ("SOPClassUID SOPInstanceUID StudyInstanceUID SeriesInstanceUID FrameOfReferenceUID Modality Rows Columns PixelSpacing SliceThickness "
-         "ImageOrientationPatient ImagePositionPatient").split()
+_KEPT = ("SOPClassUID SOPInstanceUID StudyInstanceUID SeriesInstanceUID FrameOfReferenceUID Modality Rows Columns PixelSpacing "
+         "SliceThickness ImageOrientationPatient ImagePositionPatient").split()
+_BLANK = "PatientName PatientBirthDate PatientSex AccessionNumber StudyID StudyDate StudyTime ReferringPhysicianName".split()
 
 def _nameless(h, id: str):
     "A header with the geometry and the numbers of the slice, and nothing of the patient."
@@ -365,7 +383,7 @@ def _nameless(h, id: str):
     out.file_meta.TransferSyntaxUID = h.file_meta.TransferSyntaxUID
     for tag in _KEPT:
         if tag in h: setattr(out, tag, h[tag].value)
-    for tag in "PatientName PatientBirthDate PatientSex AccessionNumber StudyID StudyDate StudyTime ReferringPhysicianName".split(): setattr(out, tag, "")
+    for tag in _BLANK: setattr(out, tag, "")
     out.PatientID, out.PatientIdentityRemoved, out.DeidentificationMethod = id, "YES", "ctseg: geometry and UIDs only"
     return out
 
@@ -377,8 +395,11 @@ def _seg(s: Series, labels: np.ndarray, classes: ClassMap, id: str):
     number = np.zeros(256, np.uint8)
     number[ids] = range(1, len(ids) + 1)
     parts = [_segment(n, classes.name(i), classes.colours[i]) for n, i in enumerate(ids, 1)]
-    return hd.seg.Segmentation([_nameless(h, id) for h in s.headers], number[labels].transpose(2, 1, 0), "BINARY", parts, hd.UID(), 100, hd.UID(), 1, "ctseg", "ctseg", __version__, "0",
+    about = dict(series_instance_uid=hd.UID(), series_number=100, sop_instance_uid=hd.UID(), instance_number=1, manufacturer="ctseg",
+                 manufacturer_model_name="ctseg", software_versions=__version__, device_serial_number="0")
+    return hd.seg.Segmentation([_nameless(h, id) for h in s.headers], number[labels].transpose(2, 1, 0), "BINARY", parts, **about,
                                content_label="CTSEG", content_description="Made by ctseg; not a diagnosis")
+
 
 def export_dicom_seg(
     masks, # a submission (CSV) or uint8 [N,H,W], in the order of the images
@@ -395,7 +416,9 @@ def export_dicom_seg(
         tmp.mkdir()
         for id, entry, labels, _ in _by_volume(masks, folder, split, 0):
             if entry["kind"] != "dicom": raise InputError(f"{folder}: volume {id} was not imported from DICOM; use export nifti")
-            if entry["digest"] not in series: raise InputError(f"{source}: the series of volume {id} is not in it, or its files have changed; give the folder it was imported from")
+            if entry["digest"] not in series:
+                raise InputError(f"{source}: the series of volume {id} is not in it, or its files have changed; "
+                                 f"give the folder it was imported from")
             facts[id] = len([i for i in np.unique(labels) if i])
             if facts[id]: _seg(series[entry["digest"]], labels, classes, id).save_as(tmp/f"{id}.dcm")
     return facts

@@ -16,8 +16,8 @@ from ctseg.data import read_challenge, write_masks
 from ctseg.datasets import OPENKBP, _KBP_FILES, export_nnunet, import_openkbp, import_totalsegmentator, total_parts, total_version
 from ctseg.dicom import export_dicom_seg, import_dicom, read_series, snomed
 from ctseg.files import InputError
-from ctseg.volumes import (WINDOWS, Case, Slicing, Volume, as_slices, as_volume, combine, export_nifti, import_nifti, read_index, restack, slice_axes,
-                           to_8bit, write_volumes)
+from ctseg.volumes import (WINDOWS, Case, Slicing, Volume, as_slices, as_volume, combine, export_nifti, import_nifti, read_index, restack,
+                           slice_axes, to_8bit, write_volumes)
 
 NAME, DAY, NUMBER = "Planted^Patience", "19370401", "QX-4711"
 TWO = ClassMap.from_names(["kidney_left", "kidney_right"])
@@ -63,8 +63,9 @@ def test_the_patients_left_is_on_the_right():
     assert tuple(np.argwhere(as_slices(a, np.eye(4), "SPL"))[0]) == (5, 0, 3)
     assert tuple(np.argwhere(as_slices(a, np.eye(4), "SLA"))[0]) == (5, 3, 4)
 
-@pytest.mark.parametrize("kw", [dict(orientation="SPP"), dict(orientation="XYZ"), dict(orientation=""), dict(window="sofd"), dict(window=(40, 0)), dict(every=0),
-                                dict(size=-1), dict(spacing="fit"), dict(spacing=-1.), dict(spacing="wide", size=4), dict(per_volume=0)])
+@pytest.mark.parametrize("kw", [dict(orientation="SPP"), dict(orientation="XYZ"), dict(orientation=""), dict(window="sofd"),
+                                dict(window=(40, 0)), dict(every=0), dict(size=-1), dict(spacing="fit"), dict(spacing=-1.),
+                                dict(spacing="wide", size=4), dict(per_volume=0)])
 def test_bad_slicing(kw):
     with pytest.raises(InputError) as e: Slicing(**kw)
     one_line(e)
@@ -107,7 +108,8 @@ def test_overlap_the_smaller_one_wins():
 
 def test_test_patients_are_whole_and_fully_known(tmp_path):
     part = np.array([True, False])
-    cases = [Case(f"c{i}", lambda k=k: volume(0, known=k, labels=k.all()), f"p{i//2}", k) for i, k in enumerate([np.ones(2, bool)]*4 + [part]*4)]
+    ks = [np.ones(2, bool)]*4 + [part]*4
+    cases = [Case(f"c{i}", lambda k=k: volume(0, known=k, labels=k.all()), f"p{i//2}", k) for i, k in enumerate(ks)]
     write_volumes(cases, tmp_path/"out", TWO, Slicing(), test_share=.25)
     s, t = read_challenge(tmp_path/"out"), read_challenge(tmp_path/"out", "test")
     assert t.known.all() and not set(t.groups) & set(s.groups) and len(t) == 2*len(as_slices(volume(0).hu, volume(0).affine))
@@ -149,7 +151,10 @@ def cut_off(path):
 def colour(path): nib.save(nib.Nifti1Image(np.zeros((4, 4, 4), [("R", "u1"), ("G", "u1"), ("B", "u1")]), GRID), path)
 
 @pytest.mark.parametrize("make, says", [
-    (lambda p: save(np.zeros((4, 4, 4, 3), np.int16), p), "4D"), (lambda p: save(np.zeros((4, 4), np.int16), p), "2D"), (no_affine, "has no affine"), (singular, "affine"),
+    (lambda p: save(np.zeros((4, 4, 4, 3), np.int16), p), "4D"),
+    (lambda p: save(np.zeros((4, 4), np.int16), p), "2D"),
+    (no_affine, "has no affine"),
+    (singular, "affine"),
     (cut_off, "not a readable NIfTI"), (lambda p: p.write_text("hello"), "not a readable NIfTI"), (colour, "plain numbers")])
 def test_bad_nifti(tmp_path, make, says):
     (tmp_path/"src").mkdir()
@@ -158,7 +163,8 @@ def test_bad_nifti(tmp_path, make, says):
     assert says in one_line(e) and "a.nii.gz" in str(e.value) and not (tmp_path/"out").exists()
 
 @pytest.mark.parametrize("labels, A, says", [
-    (np.zeros((9, 12, 4), np.uint8), GRID, "its image has"), (np.zeros((9, 12, 5), np.uint8), GRID @ np.diag([1, 1, -1, 1]), "affines differ"),
+    (np.zeros((9, 12, 4), np.uint8), GRID, "its image has"),
+    (np.zeros((9, 12, 5), np.uint8), GRID @ np.diag([1, 1, -1, 1]), "affines differ"),
     (np.full((9, 12, 5), .5, np.float32), GRID, "whole numbers"), (np.full((9, 12, 5), 7, np.uint8), GRID, "there are 2 classes")])
 def test_bad_labels(tmp_path, labels, A, says):
     save(HU, tmp_path/"src/images/a.nii.gz"); save(labels, tmp_path/"src/labels/a.nii.gz", A)
@@ -192,7 +198,8 @@ def test_structure_files_three_states(tmp_path):
     import_nifti(tmp_path/"src", tmp_path/"out")
     s = read_challenge(tmp_path/"out")
     known, present = ([a[s.groups == g].any(0).tolist() for g in range(3)] for a in (s.known, s.present))
-    assert s.classes == TWO and known == [[True, False], [True, True], [False, False]] and present == [[True, False], [False, False], [False, False]]
+    assert s.classes == TWO and known == [[True, False], [True, True], [False, False]]
+    assert present == [[True, False], [False, False], [False, False]]
 
 def test_export_nifti_keeps_no_header(tmp_path):
     image = nib.Nifti1Image(HU, GRID)
@@ -212,7 +219,8 @@ def test_export_nifti_keeps_no_header(tmp_path):
     with pytest.raises(InputError) as e: export_nifti(masks, tmp_path/"out", tmp_path/"back2")
     assert "ctseg import" in one_line(e)
 
-@pytest.mark.parametrize("module, call", [("nibabel", lambda t: import_nifti(t/"src", t/"out")), ("pydicom", lambda t: import_dicom(t/"src", t/"out")),
+@pytest.mark.parametrize("module, call", [("nibabel", lambda t: import_nifti(t/"src", t/"out")),
+                                          ("pydicom", lambda t: import_dicom(t/"src", t/"out")),
                                           ("highdicom", lambda t: export_dicom_seg(np.zeros((1, 4, 4), np.uint8), t, t, t/"out"))])
 def test_missing_dependency_is_named(tmp_path, monkeypatch, module, call):
     (tmp_path/"src").mkdir(); (tmp_path/"src/a.nii").write_text("x"); (tmp_path/"src/b").write_text("x")
@@ -257,10 +265,12 @@ def write_series(folder, X, Y, pos, shape=(10, 8), seed=0, **tags):
 
 def leaks(folder): # files below whose bytes or names show the patient
     secrets = [x.lower().encode() for x in ("Planted", "Patience", DAY, "1937-04-01", NUMBER)]
-    return [p for p in Path(folder).rglob("*") if p.is_file() and any(x in p.read_bytes().lower() + str(p.relative_to(folder)).lower().encode() for x in secrets)]
+    text = lambda p: p.read_bytes().lower() + str(p.relative_to(folder)).lower().encode()
+    return [p for p in Path(folder).rglob("*") if p.is_file() and any(x in text(p) for x in secrets)]
 
 GRIDS = {"axial": planes(), "reversed": planes(axis=(0, 1, 0), degrees=180), "oblique": planes(axis=(1, 2, .5), degrees=25),
-         "oblique uneven": planes(axis=(1, 2, .5), degrees=25, gaps=[1, 1, 2.5, 2.5, 4, 7.3]), "sagittal": planes(axis=(1, 1, 1), degrees=120),
+         "oblique uneven": planes(axis=(1, 2, .5), degrees=25, gaps=[1, 1, 2.5, 2.5, 4, 7.3]),
+         "sagittal": planes(axis=(1, 1, 1), degrees=120),
          "uneven, even at the ends": planes(gaps=[3, 3, 3, 4.4, 4.4, 4.4]), "one slice": planes(1, gaps=[])}
 
 @pytest.mark.parametrize("grid", GRIDS)
@@ -293,14 +303,16 @@ def test_dicom_round_trip(tmp_path, grid):
     assert export_dicom_seg(tmp_path/"sub.csv", tmp_path/"out", tmp_path/"src", tmp_path/"seg") == {"v000": 2}
     import highdicom
     seg = highdicom.seg.segread(tmp_path/"seg/v000.dcm")
-    frames = seg.get_pixels_by_source_instance([h.SOPInstanceUID for h in s.headers], combine_segments=True, assert_missing_frames_are_empty=True)
+    uids = [h.SOPInstanceUID for h in s.headers]
+    frames = seg.get_pixels_by_source_instance(uids, combine_segments=True, assert_missing_frames_are_empty=True)
     assert (frames.T == truth).all()
     assert [d.SegmentLabel for d in seg.SegmentSequence] == list(TWO.names)
     code = seg.SegmentSequence[1].SegmentedPropertyTypeCodeSequence[0]
     assert (code.CodeValue, code.SegmentedPropertyTypeModifierCodeSequence[0].CodeMeaning) == ("64033007", "Right")
     for made in ("out", "nii", "seg"): assert not leaks(tmp_path/made)
     assert len(leaks(tmp_path/"src")) == len(pos)
-    again = import_dicom((shutil.copy(tmp_path/"seg/v000.dcm", tmp_path/"src"), tmp_path/"src")[1], tmp_path/"again", how)  # the SEG is read as labels
+    shutil.copy(tmp_path/"seg/v000.dcm", tmp_path/"src")  # the SEG is read as labels
+    again = import_dicom(tmp_path/"src", tmp_path/"again", how)
     back = put_back(read_challenge(tmp_path/"again"), tmp_path/"again")["v000"]
     assert (back == truth).all() and again["classes"] == 2
 
@@ -334,17 +346,26 @@ BAD = {
     "missing, by number": (lambda f: drop(f, 3), "missing slice"), "missing, renumbered": (lambda f: drop(f, 3, False), "missing slice"),
     "duplicate file": (lambda f: shutil.copy(f[2], f[2].with_name("copy.dcm")), "duplicate slice"),
     "duplicate place": (lambda f: edit(f[2], ImagePositionPatient=pydicom.dcmread(f[4]).ImagePositionPatient), "duplicate slice"),
-    "mixed series": (second_series, "mixed slices, two series"), "mixed patients": (lambda f: edit(f[2], PatientID="someone else"), "mixed slices, two patients"),
+    "mixed series": (second_series, "mixed slices, two series"),
+    "mixed patients": (lambda f: edit(f[2], PatientID="someone else"), "mixed slices, two patients"),
     "mixed orientation": (lambda f: edit(f[2], ImageOrientationPatient=[0, 1, 0, 0, 0, -1]), "mixed slices, two orientations"),
-    "mixed spacing": (lambda f: edit(f[2], PixelSpacing=[1.5, .8]), "mixed slices, two pixel spacings"), "mixed size": (lambda f: edit(f[2], Rows=5), "mixed slices, two sizes"),
-    "modality MR": (lambda f: [edit(x, Modality="MR") for x in f], "modality MR, expected CT"), "modality PT in one": (lambda f: edit(f[3], Modality="PT"), "modality PT"),
+    "mixed spacing": (lambda f: edit(f[2], PixelSpacing=[1.5, .8]), "mixed slices, two pixel spacings"),
+    "mixed size": (lambda f: edit(f[2], Rows=5), "mixed slices, two sizes"),
+    "modality MR": (lambda f: [edit(x, Modality="MR") for x in f], "modality MR, expected CT"),
+    "modality PT in one": (lambda f: edit(f[3], Modality="PT"), "modality PT"),
     "no modality": (lambda f: edit(f[3], Modality=None), "not told"),
-    "compressed": (compress, "no decoder"), "gantry tilt": (shear, "gantry tilt"), "gantry tilt, header": (lambda f: [edit(x, GantryDetectorTilt=-15) for x in f], "gantry tilt of 15"),
-    "no position": (lambda f: edit(f[3], ImagePositionPatient=None), "ImagePositionPatient is missing"), "no spacing": (lambda f: edit(f[0], PixelSpacing=None), "PixelSpacing"),
-    "no rescale": (lambda f: edit(f[0], RescaleSlope=None), "Hounsfield"), "cut off": (lambda f: f[3].write_bytes(f[3].read_bytes()[:-50]), "damaged or cut off"),
-    "cut off in the header": (lambda f: f[3].write_bytes(f[3].read_bytes()[:900]), ""), "multi-frame": (lambda f: edit(f[0], NumberOfFrames=4), "multi-frame"),
+    "compressed": (compress, "no decoder"),
+    "gantry tilt": (shear, "gantry tilt"),
+    "gantry tilt, header": (lambda f: [edit(x, GantryDetectorTilt=-15) for x in f], "gantry tilt of 15"),
+    "no position": (lambda f: edit(f[3], ImagePositionPatient=None), "ImagePositionPatient is missing"),
+    "no spacing": (lambda f: edit(f[0], PixelSpacing=None), "PixelSpacing"),
+    "no rescale": (lambda f: edit(f[0], RescaleSlope=None), "Hounsfield"),
+    "cut off": (lambda f: f[3].write_bytes(f[3].read_bytes()[:-50]), "damaged or cut off"),
+    "cut off in the header": (lambda f: f[3].write_bytes(f[3].read_bytes()[:900]), ""),
+    "multi-frame": (lambda f: edit(f[0], NumberOfFrames=4), "multi-frame"),
     "skewed axes": (lambda f: [edit(x, ImageOrientationPatient=[1, 0, 0, .3, .9, 0]) for x in f], "right angle"),
-    "nothing": (lambda f: [x.unlink() for x in f], "no DICOM CT images"), "no DICOM": (lambda f: [x.write_text("hello"*99) for x in f], "no DICOM CT images"),
+    "nothing": (lambda f: [x.unlink() for x in f], "no DICOM CT images"),
+    "no DICOM": (lambda f: [x.write_text("hello"*99) for x in f], "no DICOM CT images"),
     "not there": (lambda f: shutil.rmtree(f[0].parent.parent), "no such folder")}
 
 @pytest.mark.parametrize("case", BAD)
@@ -391,14 +412,18 @@ def test_contours(tmp_path, grid):
     square = lambda a, b: [(a, a), (b, a), (b, b), (a, b)]
     at = lambda k, ring: [f"{v:.5f}" for i, j in ring for v in pos[k] + i*.75*X + j*1.5*Y]
     ring = [item(ContourGeometricType="CLOSED_PLANAR", ContourData=at(2, square(a, b))) for a, b in ((2.5, 12.5), (5.5, 8.5))]
-    far = [item(ContourGeometricType="CLOSED_PLANAR", ContourData=[f"{v:.3f}" for v in np.ravel(np.array([pos[0], pos[0] + X, pos[0] + Y]) - 50*np.cross(X, Y))])]
+    below = np.array([pos[0], pos[0] + X, pos[0] + Y]) - 50*np.cross(X, Y)
+    far = [item(ContourGeometricType="CLOSED_PLANAR", ContourData=[f"{v:.3f}" for v in below.ravel()])]
     rt = item(Modality="RTSTRUCT", SOPClassUID="1.2.840.10008.5.1.4.1.1.481.3", SOPInstanceUID=generate_uid(), PatientName=NAME,
-              StructureSetROISequence=[item(ROINumber=1, ROIName="Niere li"), item(ROINumber=2, ROIName="Kidney Right"), item(ROINumber=3, ROIName="PTV")],
-              ROIContourSequence=[item(ReferencedROINumber=1, ContourSequence=ring + far), item(ReferencedROINumber=2), item(ReferencedROINumber=3, ContourSequence=ring)])
+              StructureSetROISequence=[item(ROINumber=i, ROIName=n) for i, n in ((1, "Niere li"), (2, "Kidney Right"), (3, "PTV"))],
+              ROIContourSequence=[item(ReferencedROINumber=1, ContourSequence=ring + far), item(ReferencedROINumber=2),
+                                  item(ReferencedROINumber=3, ContourSequence=ring)])
     uid = pydicom.dcmread(next((tmp_path/"src").glob("*"))).SeriesInstanceUID
-    rt.ReferencedFrameOfReferenceSequence = [item(RTReferencedStudySequence=[item(RTReferencedSeriesSequence=[item(SeriesInstanceUID=uid)])])]
+    study = item(RTReferencedSeriesSequence=[item(SeriesInstanceUID=uid)])
+    rt.ReferencedFrameOfReferenceSequence = [item(RTReferencedStudySequence=[study])]
     rt.file_meta = FileMetaDataset()
-    rt.file_meta.TransferSyntaxUID, rt.file_meta.MediaStorageSOPClassUID, rt.file_meta.MediaStorageSOPInstanceUID = ExplicitVRLittleEndian, rt.SOPClassUID, rt.SOPInstanceUID
+    rt.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    rt.file_meta.MediaStorageSOPClassUID, rt.file_meta.MediaStorageSOPInstanceUID = rt.SOPClassUID, rt.SOPInstanceUID
     rt.save_as(tmp_path/"src"/"rt.dcm", enforce_file_format=True)
     import_dicom(tmp_path/"src", tmp_path/"out", Slicing(), TWO, {"Niere li": "kidney_left"})
     s = read_challenge(tmp_path/"out")
@@ -419,7 +444,8 @@ def test_seg_export_needs_its_own_series(tmp_path):
     assert export_dicom_seg(masks, tmp_path/"out", tmp_path/"src", tmp_path/"seg") == {"v000": 0}  # nothing predicted, no file
     save(HU, tmp_path/"nii/a.nii.gz")
     import_nifti(tmp_path/"nii", tmp_path/"out2", classes=TWO, test_share=1.)
-    with pytest.raises(InputError) as e: export_dicom_seg(read_challenge(tmp_path/"out2", "test").masks, tmp_path/"out2", tmp_path/"src", tmp_path/"seg2")
+    with pytest.raises(InputError) as e:
+        export_dicom_seg(read_challenge(tmp_path/"out2", "test").masks, tmp_path/"out2", tmp_path/"src", tmp_path/"seg2")
     assert "export nifti" in one_line(e)
 
 def test_every_class_of_ours_has_a_code():
@@ -451,7 +477,8 @@ def test_openkbp(tmp_path):
     assert s.known[s.groups == 3][0].tolist() == [True, False, False, False, False, False, True]
     z = t.masks[1]  # rows to the back, columns to the left; slices upwards, where OpenKBP counts down
     assert (z[65:69, 45:50] == 6).all() and (t.images[0, 30:90, 40:80] == 128).all() and t.images[0, :30].max() == 0
-    assert read_index(tmp_path/"out", "test")[0].keys() == {"pt_3", "pt_210", "pt_300", "pt_301"} and [x["slice"] for x in read_index(tmp_path/"out", "test")[1].values()] == [64, 65, 66, 67]
+    assert read_index(tmp_path/"out", "test")[0].keys() == {"pt_3", "pt_210", "pt_300", "pt_301"}
+    assert [x["slice"] for x in read_index(tmp_path/"out", "test")[1].values()] == [64, 65, 66, 67]
     A = np.array(read_index(tmp_path/"out", "test")[0]["pt_300"]["affine"])
     assert nib.aff2axcodes(A) == ("P", "L", "I") and np.allclose(np.linalg.norm(A[:3, :3], axis=0), [3.906, 3.906, 2.5])
     back = put_back(t, tmp_path/"out", "test")["pt_300"]
@@ -459,7 +486,8 @@ def test_openkbp(tmp_path):
 
 def test_openkbp_repeats_a_choice(tmp_path):
     patient(tmp_path/"kbp/train-pats/pt_3", ["Brainstem", "Mandible"]); patient(tmp_path/"kbp/test-pats/pt_9", _KBP_FILES)
-    choice = dict(size=64, train=[[9, 65, 40., 400., [1, 2]], [3, 65, 0., 900., []], [3, 66, 40., 400., [1, 2]]], test=[[9, 66, 40., 400., list(range(1, 8))]])
+    choice = dict(size=64, train=[[9, 65, 40., 400., [1, 2]], [3, 65, 0., 900., []], [3, 66, 40., 400., [1, 2]]],
+                  test=[[9, 66, 40., 400., list(range(1, 8))]])
     (tmp_path/"like.json").write_text(json.dumps(choice))
     import_openkbp(tmp_path/"kbp", tmp_path/"out", like=tmp_path/"like.json")
     s, t = read_challenge(tmp_path/"out"), read_challenge(tmp_path/"out", "test")
@@ -476,8 +504,10 @@ def test_openkbp_repeats_a_choice(tmp_path):
 
 @pytest.mark.parametrize("spoil, says", [
     (lambda d: (d/"ct.csv").unlink(), "clone the whole"), (lambda d: (d/"ct.csv").write_text(""), "not a readable CSV"),
-    (lambda d: (d/"ct.csv").write_text(",data\n5,\n"), "values are missing"), (lambda d: (d/"ct.csv").write_text("version https://git-lfs\noid 5\n"), "expected the columns"),
-    (lambda d: (d/"Brainstem.csv").write_text(",data\n2097152,\n"), "outside"), (lambda d: (d/"Brainstem.csv").write_text(",data\n-1,\n"), "outside"),
+    (lambda d: (d/"ct.csv").write_text(",data\n5,\n"), "values are missing"),
+    (lambda d: (d/"ct.csv").write_text("version https://git-lfs\noid 5\n"), "expected the columns"),
+    (lambda d: (d/"Brainstem.csv").write_text(",data\n2097152,\n"), "outside"),
+    (lambda d: (d/"Brainstem.csv").write_text(",data\n-1,\n"), "outside"),
     (lambda d: (d/"voxel_dimensions.csv").write_text("3.9\n3.9\n"), "three sizes"), (lambda d: shutil.rmtree(d), "no patients")])
 def test_bad_openkbp(tmp_path, spoil, says):
     patient(tmp_path/"kbp/train-pats/pt_3", ["Brainstem"])
@@ -514,12 +544,14 @@ def test_totalsegmentator(tmp_path):
     s, t = read_challenge(tmp_path/"out"), read_challenge(tmp_path/"out", "test")
     known, present = ({g: a[s.groups == g].any(0) for g in np.unique(s.groups)} for a in (s.known, s.present))
     first, second, third = sorted(known)
-    assert known[first].all() and {n for n, i in ids.items() if present[first][i]} == {"face", "heart", "rib_left", "vertebrae_thoracic", "lung_right"}
+    assert known[first].all()
+    assert {n for n, i in ids.items() if present[first][i]} == {"face", "heart", "rib_left", "vertebrae_thoracic", "lung_right"}
     assert {n for n, i in ids.items() if not known[second][i]} == {"face", "pulmonary_artery"}
     assert {n for n, i in ids.items() if present[second][i]} == {"heart", "sacrum"}  # S1 belongs to the sacrum, the skull to nobody
     assert {n for n, i in ids.items() if not known[third][i]} == {"face", "pulmonary_artery", "vertebrae_lumbar"}
     assert {n for n, i in ids.items() if present[third][i]} == {"liver"}  # L1 is erased with the unknown region
-    assert facts["test_subjects_left_out"] == 1 and t.known.all() and t.present.any(0).all() and set(read_index(tmp_path/"out", "test")[1]["0.png"]["volume"]) <= set("s0003")
+    assert facts["test_subjects_left_out"] == 1 and t.known.all() and t.present.any(0).all()
+    assert set(read_index(tmp_path/"out", "test")[1]["0.png"]["volume"]) <= set("s0003")
     fewer = ClassMap.from_names([n for n in RAIDIUM54.names if n not in ("face", "pulmonary_artery")])
     assert import_totalsegmentator(src, tmp_path/"out52", Slicing(), fewer)["test_subjects_left_out"] == 0
 
@@ -545,14 +577,18 @@ def test_totalsegmentator_versions_and_errors(tmp_path):
 def test_nnunet(tmp_path, unknown):
     ks = [np.array(k) for k in ([True, True], [True, False], [False, False], [True, True])]
     vs = [volume(i, known=k, labels=False) for i, k in enumerate(ks)]
-    vs = [Volume(v.hu, v.affine, np.where(np.r_[True, v.known][a := volume(i).labels], a, 0).astype(np.uint8), v.known) for i, v in enumerate(vs)]
-    write_volumes([Case(f"c{i}", lambda v=v: v, known=v.known) for i, v in enumerate(vs)], tmp_path/"data", TWO, Slicing(window="soft"), test_share=.25)
+    erased = lambda i, k: volume(i).labels*np.r_[True, k][volume(i).labels]
+    vs = [Volume(v.hu, v.affine, erased(i, v.known).astype(np.uint8), v.known) for i, v in enumerate(vs)]
+    cases = [Case(f"c{i}", lambda v=v: v, known=v.known) for i, v in enumerate(vs)]
+    write_volumes(cases, tmp_path/"data", TWO, Slicing(window="soft"), test_share=.25)
     facts = export_nnunet(tmp_path/"data", tmp_path/"raw", unknown=unknown)
     s, root = read_challenge(tmp_path/"data"), tmp_path/"raw"/"Dataset501_ctseg"
     labels = json.load(open(root/"dataset.json"))
     assert labels["labels"] == {"background": 0, "kidney_left": 1, "kidney_right": 2} | ({"ignore": 3} if unknown == "ignore" else {})
-    assert labels["numTraining"] == s.labelled.sum() == facts["train"] == len(list((root/"imagesTr").iterdir())) and facts["left_out"] == (~s.labelled).sum()
-    assert labels["channel_names"]["0"].casefold() != "ct" and labels["file_ending"] == ".png" and labels["overwrite_image_reader_writer"] == "NaturalImage2DIO"
+    assert labels["numTraining"] == s.labelled.sum() == facts["train"] == len(list((root/"imagesTr").iterdir()))
+    assert facts["left_out"] == (~s.labelled).sum()
+    assert labels["channel_names"]["0"].casefold() != "ct" and labels["file_ending"] == ".png"
+    assert labels["overwrite_image_reader_writer"] == "NaturalImage2DIO"
     for i in np.flatnonzero(s.labelled):
         stem = f"train_{i:05}"
         assert (imread(root/"imagesTr"/f"{stem}_0000.png") == s.images[i]).all()

@@ -47,8 +47,8 @@ from ctseg.data import read_challenge, write_masks
 # %% [markdown]
 # ## An array is not a place
 #
-# Here is a body, as a function of *where*: millimetres to the patient's **R**ight, to the front (**A**nterior) and upwards (**S**uperior). The liver is
-# on the right, as it should be.
+# Here is a body, as a function of *where*: millimetres to the patient's **R**ight, to the front (**A**nterior) and upwards
+# (**S**uperior). The liver is on the right, as it should be.
 
 # %%
 CLASSES = ClassMap.from_names(["liver", "stomach", "lung_left", "lung_right", "vertebrae"])
@@ -75,9 +75,9 @@ def scan(affine, shape):
 
 
 # %% [markdown]
-# Now three scans of this one body. They differ only in the **affine**, the 4x4 matrix that takes a voxel (i, j, k, 1) to (x, y, z, 1) in
-# millimetres. The first is stored as NIfTI tools like it, the second as many scanners do, with its axes in another order and turned round, and
-# the third is *oblique*: the patient lay askew, so the scan was tilted and turned with him.
+# Now three scans of this one body. They differ only in the **affine**, the 4x4 matrix that takes a voxel (i, j, k, 1) to (x, y, z,
+# 1) in millimetres. The first is stored as NIfTI tools like it, the second as many scanners do, with its axes in another order and
+# turned round, and the third is *oblique*: the patient lay askew, so the scan was tilted and turned with him.
 
 # %%
 def affine_of(columns, shape):
@@ -99,14 +99,14 @@ scans = [scan(A, s) for A, s in zip(affines, shapes.values())]
 affines[1]
 
 # %% [markdown]
-# A slicer that only knows arrays takes `a[:, :, k]` and hopes. One that reads the affine asks: *which array axis runs most nearly up, which to the
-# back, which to the left?* and *in which direction?* The answer is a permutation and some reversals; no voxel is resampled, so nothing is lost
-# and everything can be undone.
+# A slicer that only knows arrays takes `a[:, :, k]` and hopes. One that reads the affine asks: *which array axis runs most nearly
+# up, which to the back, which to the left?* and *in which direction?* The answer is a permutation and some reversals; no voxel is
+# resampled, so nothing is lost and everything can be undone.
 #
-# The orientation is named as in [NIfTI tools](https://nipy.org/nibabel/coordinate_systems.html), by the direction in which an index *grows*:
-# `SPL` means that slices go up (**S**), rows go to the back (**P**) and columns go to the patient's **L**eft. That is how radiologists look at a
-# slice: from the feet, the patient's right on the viewer's left. The challenge's frame is turned by 90 degrees against it: there an
-# upright flip exchanges left and right, as in `SLA`. And `AIL` would cut coronal slices.
+# The orientation is named as in [NIfTI tools](https://nipy.org/nibabel/coordinate_systems.html), by the direction in which an index
+# *grows*: `SPL` means that slices go up (**S**), rows go to the back (**P**) and columns go to the patient's **L**eft. That is how
+# radiologists look at a slice: from the feet, the patient's right on the viewer's left. The challenge's frame is turned by 90
+# degrees against it: there an upright flip exchanges left and right, as in `SLA`. And `AIL` would cut coronal slices.
 
 # %%
 #| export
@@ -153,8 +153,9 @@ for ax in axes.flat: ax.set(xticks=[], yticks=[])
 axes[1, 0].text(3, 42, "R", color="w", va="center"); axes[1, 0].text(103, 42, "L", color="w", va="center");
 
 # %% [markdown]
-# Above, three pictures that have little to do with each other, one of them not even axial. Below, the same liver in the same place. The oblique scan stays
-# askew, because its own planes are kept; turning it straight would mean inventing voxels between voxels, and no way back.
+# Above, three pictures that have little to do with each other, one of them not even axial. Below, the same liver in the same place.
+# The oblique scan stays askew, because its own planes are kept; turning it straight would mean inventing voxels between voxels, and
+# no way back.
 #
 # That the way back is exact is checked for every orientation there is, and the choice of axes against nibabel's.
 
@@ -171,9 +172,9 @@ test_fail(lambda: slice_axes(affines[0], "SPQ"), contains="three letters")
 # %% [markdown]
 # ## From Hounsfield units to 256 greys
 #
-# A CT voxel has some 4000 possible values, a PNG pixel 256. The **window** chooses which part of the range is shown: all below it is black, all above
-# white. With level $c$ and width $w$ the grey is $255\,(\frac{x - c}{w} + \frac12)$, clipped
-# ([DICOM PS3.3, C.11.2.1.3.2](https://dicom.nema.org/medical/dicom/current/output/chtml/part03/sect_C.11.2.html), LINEAR_EXACT).
+# A CT voxel has some 4000 possible values, a PNG pixel 256. The **window** chooses which part of the range is shown: all below it
+# is black, all above white. With level $c$ and width $w$ the grey is $255\,(\frac{x - c}{w} + \frac12)$, clipped ([DICOM PS3.3,
+# C.11.2.1.3.2](https://dicom.nema.org/medical/dicom/current/output/chtml/part03/sect_C.11.2.html), LINEAR_EXACT).
 #
 # In the challenge each slice was windowed on its own before the 8 bits were written. `"random"` does the like: it draws one of
 # the usual windows for each slice and varies it. A network trained so does not care how somebody else windows; the index keeps
@@ -212,10 +213,10 @@ for ax, name in zip(axes, ["soft", "lung", "bone", "random"]):
 # %% [markdown]
 # ## How to cut
 #
-# All decisions about cutting are fields of one object. By default nothing is lost: every slice, every pixel. Images of one challenge folder must
-# have one size, and square, because a CSV of masks tells only how many pixels there are; so smaller ones get a black margin.
-# `size` alone crops around the middle of the body, `spacing` resamples to millimetres per pixel first, and `spacing="fit"` makes the whole slice fit.
-# Only resampling costs exactness on the way back.
+# All decisions about cutting are fields of one object. By default nothing is lost: every slice, every pixel. Images of one
+# challenge folder must have one size, and square, because a CSV of masks tells only how many pixels there are; so smaller ones get
+# a margin of air. `size` alone crops around the middle of the body, `spacing` resamples to millimetres per pixel first, and
+# `spacing="fit"` makes the whole slice fit. Only resampling costs exactness on the way back.
 
 # %%
 #| export
@@ -235,15 +236,19 @@ class Slicing:
         slice_axes(np.eye(4), self.orientation)
         if isinstance(self.window, str):
             if self.window not in (names := [*WINDOWS, "random"]): raise did_you_mean("window", self.window, names)
-        elif len(self.window) != 2 or not self.window[1] > 0: raise InputError(f"window {self.window}: expected (level, width) with a width above 0")
+        elif len(self.window) != 2 or not self.window[1] > 0:
+            raise InputError(f"window {self.window}: expected (level, width) with a width above 0")
         for name in ("every", "per_volume", "size"):
-            if (v := getattr(self, name)) is not None and (type(v) is not int or v < 1): raise InputError(f"{name} {v!r}: expected a whole number from 1")
-        if self.spacing == "fit" and self.size is None: raise InputError("spacing='fit' needs a size to fit into; give size, for instance 256")
+            if (v := getattr(self, name)) is not None and (type(v) is not int or v < 1):
+                raise InputError(f"{name} {v!r}: expected a whole number from 1")
+        if self.spacing == "fit" and self.size is None:
+            raise InputError("spacing='fit' needs a size to fit into; give size, for instance 256")
         if not (self.spacing in (None, "fit") or (not isinstance(self.spacing, str) and self.spacing > 0)):
             raise InputError(f"spacing {self.spacing!r}: expected mm per pixel above 0, or 'fit'")
 
     @property
-    def level_width(self): return tuple(map(float, WINDOWS[self.window] if isinstance(self.window, str) else self.window))  # not for "random"
+    def level_width(self) -> tuple[float, float]:  # of a fixed window
+        return tuple(map(float, WINDOWS[self.window] if isinstance(self.window, str) else self.window))
 
 
 # %% [markdown]
@@ -263,6 +268,11 @@ class Volume:
     kind: str = "nifti" # where it came from
     digest: str = "" # tells whether another file is the same one, without naming it
     overlap: int = 0 # voxels claimed by two structures
+
+
+# %%
+#| export
+def flags(ids, C: int) -> np.ndarray: return np.isin(np.arange(1, C + 1), list(ids))  # class ids as bool [C]
 
 
 # %% [markdown]
@@ -306,8 +316,8 @@ def _choose(body, mm, how: Slicing, rng) -> np.ndarray:
 
 def _middle(body, size) -> np.ndarray:
     "The centroid of the body on each slice [n,h,w], in pixels of slices resized to `size`: float [n,2]. Without a body, of the frame."
-    at = [np.argwhere(b).mean(0) if b.any() else (np.array(b.shape) - 1)/2 for b in body]
-    return np.array(at).reshape(-1, 2)*np.array(size)/body.shape[1:]
+    at = [[n @ np.arange(len(n))/max(n.sum(), 1) for n in (b.sum(1), b.sum(0))] if b.any() else (np.array(b.shape) - 1)/2 for b in body]
+    return np.array(at, float).reshape(-1, 2)*np.array(size)/body.shape[1:]
 
 
 # %%
@@ -322,7 +332,8 @@ def cut(
     "Cut a volume into 8-bit slices and masks."
     axes, _ = slice_axes(v.affine, how.orientation)
     if v.positions is not None and axes[0] != 2:
-        raise InputError(f"orientation {how.orientation} cuts across the scan's own slices, which are unevenly spaced; choose another orientation")
+        raise InputError(f"orientation {how.orientation} cuts across the scan's own slices, which are unevenly spaced; "
+                         f"choose another orientation")
     rng = np.random.default_rng([how.seed, zlib.crc32(salt.encode())])
     stack, mm = as_slices(v.hu, v.affine, how.orientation), np.linalg.norm(v.affine[:3, :3], axis=0)[axes[1:]]
     size = _scaled(stack.shape[1:], mm, how)
@@ -336,13 +347,14 @@ def cut(
 
 
 # %% [markdown]
-# Placing is one function in both directions. Pasting an image onto a canvas at a corner crops and pads at once, and pasting the *canvas* onto the image
-# at the opposite corner is the way back. A margin that has to be added shows air through the slice's own window.
+# Placing is one function in both directions. Pasting an image onto a canvas at a corner crops and pads at once, and pasting the
+# *canvas* onto the image at the opposite corner is the way back. A margin that has to be added shows air through the slice's own
+# window.
 
 # %%
 #| export
 def _paste(stack: np.ndarray, corners, size, fill) -> np.ndarray:
-    "Slices [n,h,w] on canvases [n,*size], pixel (0, 0) of each at its corner, which may lie outside; the rest is `fill` (one, or one each)."
+    "Slices [n,h,w] on canvases [n,*size], pixel (0, 0) of each at its corner, which may lie outside; `fill` (one, or one each) around."
     out = np.empty((len(stack), *size), stack.dtype)
     out[:] = np.reshape(fill, (-1, 1, 1))
     for canvas, image, corner in zip(out, stack, corners):
@@ -372,8 +384,9 @@ test_eq(_paste(square, [(9, 0)], (4, 4), 0).max(), 0)
 # where does a pixel lie in the patient?* For each volume it holds the shape, the affine, the orientation and the size after resampling; for
 # each image the volume, the slice number, the window and the corner where it was placed.
 #
-# What it must **not** hold is a patient. File and folder names are names of people more often than one would think, so volumes are called `v000`, `v001`, …
-# in the order of the source. Who needs to go back to the source asks for a `key`, a table outside the folder, and keeps it to himself.
+# What it must **not** hold is a patient. File and folder names are names of people more often than one would think, so volumes are
+# called `v000`, `v001`, … in the order of the source. Who needs to go back to the source asks for a `key`, a table outside the
+# folder, and keeps it private.
 
 # %%
 #| export
@@ -434,7 +447,8 @@ def _known(v: Volume, C: int, where: str) -> np.ndarray:
     if there[C:].any(): raise InputError(f"{where}: the label map holds {int(np.flatnonzero(there).max()) + 1}, but there are {C} classes")
     if v.known is None: return there[:C]
     if (odd := there[:C] & ~v.known).any():
-        raise InputError(f"{where}: labels of class {int(odd.argmax()) + 1}, which is not among the classes examined on it; add it there or remove them")
+        raise InputError(f"{where}: labels of class {int(odd.argmax()) + 1}, which is not among the classes examined on it; "
+                         f"add it there or remove them")
     return v.known
 
 def _entry(v: Volume, how: Slicing, patient: int) -> dict:
@@ -445,7 +459,8 @@ def _entry(v: Volume, how: Slicing, patient: int) -> dict:
 def _new_folder(out) -> Path:
     "The output folder, which must not hold anything yet."
     out = Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())): raise InputError(f"{out}: already exists and is not empty; choose a new folder")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"{out}: already exists and is not empty; choose a new folder")
     return out
 
 
@@ -467,7 +482,7 @@ def _gather(rows, C: int, side: int) -> tuple[tuple, dict]:
     return (images, masks, known, list(lines), groups), lines
 
 def _write_folder(out, classes: ClassMap, volumes: dict, splits: dict) -> dict:
-    "Write the challenge folder and its index, whole or not at all. `splits`: split → (arrays, lines); the number of images of each comes back."
+    "Write a challenge folder and its index, whole or not at all. `splits`: split → (arrays, lines). Returns how many images each has."
     with atomic_path(out) as tmp:
         for split, (arrays, lines) in splits.items():
             if lines: write_challenge(SliceSet(*arrays, classes), tmp, split)
@@ -488,7 +503,8 @@ def write_volumes(
 ) -> dict: # facts about what was written
     "Cut volumes into a challenge folder with an `index.json`. Each volume is loaded once and let go."
     out = _new_folder(out)
-    if key is not None and out.resolve() in Path(key).resolve().parents: raise InputError(f"key {key} lies in {out}; it names patients, keep it elsewhere")
+    if key is not None and out.resolve() in Path(key).resolve().parents:
+        raise InputError(f"key {key} lies in {out}; it names patients, keep it elsewhere")
     if not cases: raise InputError(f"{out}: no volumes to write")
     _name(cases)
     _set_aside(cases, test_share, how.seed)
@@ -498,12 +514,14 @@ def write_volumes(
         rows[case.split].append((case, _known(v, len(classes), case.shown or case.id), cut(v, how, case.id), _entry(v, how, case.patient)))
         overlap += v.overlap
     every = [r for split in rows.values() for r in split]
-    if not any(len(part.slices) for _, _, part, _ in every): raise InputError(f"{out}: no slice is left; lower min_body ({how.min_body} cm²)")
+    if not any(len(part.slices) for _, _, part, _ in every):
+        raise InputError(f"{out}: no slice is left; lower min_body ({how.min_body} cm²)")
     side = how.size or max(max(part.images.shape[1:]) for _, _, part, _ in every)
     splits = {split: _gather(r, len(classes), side) for split, r in rows.items()}
     facts = _write_folder(out, classes, {case.id: entry for case, _, _, entry in every}, splits)
     if key is not None: _write_key(cases, key)
-    return dict(volumes=len(cases), patients=len({c.patient for c in cases}), classes=len(classes)) | facts | dict(size=side, overlapping_voxels=overlap)
+    counted = dict(volumes=len(cases), patients=len({c.patient for c in cases}), classes=len(classes))
+    return counted | facts | dict(size=side, overlapping_voxels=overlap)
 
 def _write_key(cases, key):
     "The private table: which volume came from where."
@@ -512,8 +530,8 @@ def _write_key(cases, key):
 
 
 # %% [markdown]
-# Try it with the three scans, straight from memory. In the first scan only the liver and the stomach were examined; in the second everything; the third
-# has no labels.
+# Try it with the three scans, straight from memory. In the first scan only the liver and the stomach were examined; in the second
+# everything; the third has no labels.
 
 # %%
 def case(i, **kw):
@@ -607,14 +625,17 @@ def read_nifti(
         image = nib.load(path)
         data = np.asanyarray(image.dataobj)
     except Exception as e:  # nibabel, gzip and zlib raise a dozen kinds for a damaged file
-        raise InputError(f"{path}: not a readable NIfTI file ({type(e).__name__}); it is damaged or something else, copy it again") from None
+        raise InputError(f"{path}: not a readable NIfTI file ({type(e).__name__}); it is damaged or something else, "
+                         f"copy it again") from None
     if not isinstance(image, nib.Nifti1Image): raise InputError(f"{path}: not a NIfTI file; expected .nii or .nii.gz")
-    if data.ndim != 3: raise InputError(f"{path}: {data.ndim}D, {'x'.join(map(str, data.shape))}; expected one 3D volume, split a series into volumes")
+    if data.ndim != 3:
+        raise InputError(f"{path}: {data.ndim}D, {'x'.join(map(str, data.shape))}; expected one 3D volume, split a series into volumes")
     if data.dtype.kind not in "iuf": raise InputError(f"{path}: voxels of type {data.dtype}; expected plain numbers")
     if not image.header["sform_code"] and not image.header["qform_code"]:
         raise InputError(f"{path}: has no affine (sform and qform codes are 0), so left and right cannot be told; export it again with one")
     A = image.affine
-    if not np.isfinite(A).all() or abs(np.linalg.det(A[:3, :3])) < 1e-9: raise InputError(f"{path}: its affine cannot be inverted; export it again")
+    if not np.isfinite(A).all() or abs(np.linalg.det(A[:3, :3])) < 1e-9:
+        raise InputError(f"{path}: its affine cannot be inverted; export it again")
     return data if dtype is None else np.nan_to_num(data.astype(dtype), nan=-1024), A
 
 
@@ -630,7 +651,8 @@ def read_nifti(
 def _read_labels(path, shape, affine) -> np.ndarray:
     "A label map or a structure's mask, uint8 [I,J,K], checked to lie on the grid of its image."
     data, A = read_nifti(path, None)
-    if data.shape != tuple(shape): raise InputError(f"{path}: {'x'.join(map(str, data.shape))} voxels, its image has {'x'.join(map(str, shape))}; resample it")
+    if data.shape != tuple(shape):
+        raise InputError(f"{path}: {'x'.join(map(str, data.shape))} voxels, its image has {'x'.join(map(str, shape))}; resample it")
     corners = np.array(np.meshgrid(*[(0, n - 1) for n in shape])).reshape(3, -1)
     if (off := np.abs((A - affine)[:3, :3] @ corners + (A - affine)[:3, 3:]).max()) > .1:
         raise InputError(f"{path}: lies up to {off:.1f} mm from its image (the affines differ); resample it onto the image")
@@ -692,29 +714,35 @@ def _nifti_classes(src: Path, classes, found) -> ClassMap:
     if (src/"class_names.json").exists(): return ClassMap.from_json(src/"class_names.json")
     if (src/"dataset.json").exists():
         table = read_json(src/"dataset.json").get("labels", {})
-        names = [n for n, i in sorted(table.items(), key=lambda x: x[1] if type(x[1]) is int else 0) if type(i) is int and i > 0 and n != "ignore"]
-        if names and [table[n] for n in names] == list(range(1, len(names) + 1)): return ClassMap.from_names(names)
-        raise InputError(f"{src/'dataset.json'}: labels must be names numbered 0, 1, 2, … without regions; write a class_names.json instead")
+        ids = {i: n for n, i in table.items() if type(i) is int and i > 0 and n != "ignore"}
+        if ids and sorted(ids) == list(range(1, len(ids) + 1)): return ClassMap.from_names([ids[i] for i in sorted(ids)])
+        raise InputError(f"{src/'dataset.json'}: labels must be names numbered 0, 1, 2, … without regions; "
+                         f"write a class_names.json instead")
     return ClassMap.from_names(sorted(found)) if found else RAIDIUM54
 
 
 # %%
 #| export
+_LAYOUTS = [("images", "labels", "train"), ("imagesTr", "labelsTr", "train"), ("imagesTs", "labelsTs", "test"), (".", None, "train")]
+
 def _map_cases(src: Path, classes: ClassMap, annotated: str) -> list[Case]:
     "Cases of the layout with label maps, and of bare volumes."
     cases, lists = [], None
-    for images, labels, split in ("images", "labels", "train"), ("imagesTr", "labelsTr", "train"), ("imagesTs", "labelsTs", "test"), (".", None, "train"):
+    for images, labels, split in _LAYOUTS:
         vols = _niftis(src/images)
         maps = _niftis(src/labels) if labels else {}
-        if lost := [n for n in maps if n not in vols]: raise InputError(f"{src/labels/maps[lost[0]].name}: there is no image of that name in {images}/")
+        if lost := [n for n in maps if n not in vols]:
+            raise InputError(f"{src/labels/maps[lost[0]].name}: there is no image of that name in {images}/")
         for n, p in vols.items():
             known = np.zeros(len(classes), bool) if n not in maps else None
             if n in maps and annotated == "all": known = ~np.zeros(len(classes), bool)
             if n in maps and annotated == "json":
                 lists = _annotated(src/"annotated_labels.json", classes) if lists is None else lists
-                if n not in lists: raise InputError(f"{src/'annotated_labels.json'}: does not say what was examined on {n}; add it, [] for nothing")
+                if n not in lists:
+                    raise InputError(f"{src/'annotated_labels.json'}: does not say what was examined on {n}; add it, [] for nothing")
                 known = lists[n]
-            cases.append(Case(str(p.relative_to(src)), lambda p=p, m=maps.get(n), k=known: _load_map(p, m, k), None, known, split, shown=str(p)))
+            load = functools.partial(_load_map, p, maps.get(n), known)
+            cases.append(Case(str(p.relative_to(src)), load, None, known, split, shown=str(p)))
     return cases
 
 
@@ -728,15 +756,18 @@ def _load_map(path, labels, known) -> Volume:
 def _annotated(path: Path, classes: ClassMap) -> dict[str, np.ndarray]:
     "`annotated_labels.json` of a folder of volumes: case → bool [C]."
     if not path.exists():
-        raise InputError(f"{path}: no such file, so absent cannot be told from unknown; write {{\"case\": [\"{classes.names[0]}\", …]}}, or choose "
-                         "annotated='all' (every class was examined on every labelled volume) or annotated='present' (only classes with voxels are known)")
+        raise InputError(f"{path}: no such file, so absent cannot be told from unknown; write {{\"case\": [\"{classes.names[0]}\", "
+                         f"…]}}, or choose "
+                         "annotated='all' (every class was examined on every labelled volume) or annotated='present' (only classes with "
+                         "voxels are known)")
     table = read_json(path)
     if not isinstance(table, dict) or not all(isinstance(v, list) for v in table.values()):
         raise InputError(f"{path}: expected an object with a list of class names for each case")
     ids = {n: [classes.id(x) if isinstance(x, str) else x for x in v] for n, v in table.items()}
     for n, v in ids.items():
-        if bad := [x for x in v if type(x) is not int or not 1 <= x <= len(classes)]: raise InputError(f"{path}, {n}: {bad[0]!r} is not a class")
-    return {n: np.isin(np.arange(1, len(classes) + 1), v) for n, v in ids.items()}
+        if bad := [x for x in v if type(x) is not int or not 1 <= x <= len(classes)]:
+            raise InputError(f"{path}, {n}: {bad[0]!r} is not a class")
+    return {n: flags(v, len(classes)) for n, v in ids.items()}
 
 
 # %%
@@ -745,18 +776,19 @@ def _structure_folders(src: Path) -> dict[Path, tuple[Path, dict[str, Path]]]:
     "Cases of the layout with one file per structure: folder → (the CT, structure name → its file)."
     out = {}
     for d in sorted((d for d in src.iterdir() if d.is_dir() and not d.name.startswith(".")), key=lambda d: natural_key(d.name)):
-        if d.name in ("images", "labels", "imagesTr", "labelsTr", "imagesTs", "labelsTs") or not (files := _niftis(d)): continue
+        if d.name in sum(_LAYOUTS, ()) or not (files := _niftis(d)): continue
         ct = files.get("ct") or files.get("image") or (next(iter(files.values())) if len(files) == 1 else None)
-        if ct is None: raise InputError(f"{d}: {len(files)} NIfTI files and none is called ct.nii.gz; put the structures into {d.name}/segmentations/")
+        if ct is None:
+            raise InputError(f"{d}: {len(files)} NIfTI files and none is called ct.nii.gz; put the structures into {d.name}/segmentations/")
         out[d] = ct, _niftis(d/"segmentations")
     return out
 
-def _load_structures(ct: Path, files: dict[str, Path], parts: dict[int, list], C: int) -> Volume:
+def _load_structures(ct: Path, files: dict[str, Path], parts: dict[int, list], C: int, kind: str = "nifti") -> Volume:
     "A CT and its structures. `parts`: class id → names of the files whose union it is, all of which exist."
     hu, A = read_nifti(ct)
     union = lambda names: functools.reduce(np.logical_or, (_read_labels(files[n], hu.shape, A) > 0 for n in names))
     labels, overlap = combine(hu.shape, ((id, union(names)) for id, names in parts.items()))
-    return Volume(hu, A, labels, np.isin(np.arange(1, C + 1), list(parts)), overlap=overlap)
+    return Volume(hu, A, labels, flags(parts, C), kind=kind, overlap=overlap)
 
 
 # %%
@@ -780,8 +812,8 @@ def import_nifti(
     cases = _map_cases(src, classes, annotated)
     for d, (ct, files) in folders.items():
         parts = {classes.id(n): [n] for n in files if n in classes.names}
-        load = lambda ct=ct, files=files, parts=parts: _load_structures(ct, files, parts, len(classes))
-        cases.append(Case(str(d.relative_to(src)), load, None, np.isin(np.arange(1, len(classes) + 1), list(parts)), shown=str(d)))
+        load = functools.partial(_load_structures, ct, files, parts, len(classes))
+        cases.append(Case(str(d.relative_to(src)), load, None, flags(parts, len(classes)), shown=str(d)))
     if not cases: raise InputError(f"{src}: no NIfTI volumes in it; expected images/ and labels/, or a folder per case with ct.nii.gz")
     if keep_names:
         for c in cases: c.id = _stem(Path(c.source))
@@ -830,14 +862,16 @@ def read_index(
     try: volumes, images = index["volumes"], index["images"]
     except (KeyError, TypeError): raise InputError(f"{path}: not an index of volumes; import the volumes again") from None
     if not images.get(split):
-        raise InputError(f"{path}: there are no images of the split {split!r}; choose {' or '.join(s for s in images if images[s]) or 'another folder'}")
+        raise InputError(f"{path}: there are no images of the split {split!r}; "
+                         f"choose {' or '.join(s for s in images if images[s]) or 'another folder'}")
     return volumes, images[split]
 
 def _by_volume(masks, folder, split: str, missing: int):
     "For each volume of a split: (id, entry, the masks restacked uint8 [I,J,K], how many of its slices have a prediction)."
     volumes, lines = read_index(folder, split)
     if not isinstance(masks, np.ndarray): masks = read_masks(masks, list(lines))[1]
-    if len(masks) != len(lines): raise InputError(f"{len(masks)} masks for the {len(lines)} {split} images of {folder}; give one for each, in numeric order")
+    if len(masks) != len(lines):
+        raise InputError(f"{len(masks)} masks for the {len(lines)} {split} images of {folder}; give one for each, in numeric order")
     where = {}
     for i, line in enumerate(lines.values()): where.setdefault(line["volume"], []).append(i)
     lines = list(lines.values())

@@ -9,9 +9,9 @@
 #| default_exp dicom
 
 # %% [markdown]
-# A DICOM CT is not a volume. It is a heap of files, one per slice, each of which says for itself where it lies. Nothing in the format promises that the heap
-# is complete, that its slices are parallel, evenly spaced, sorted, or of one patient. Most tools sort by file name and hope. Here the
-# geometry of every slice is read and the heap must *prove* that it is a volume.
+# A DICOM CT is not a volume. It is a heap of files, one per slice, each of which says for itself where it lies. Nothing in the
+# format promises that the heap is complete, that its slices are parallel, evenly spaced, sorted, or of one patient. Most tools sort
+# by file name and hope. Here the geometry of every slice is read and the heap must *prove* that it is a volume.
 #
 # What a volume is, how it is cut, and the index that leads back are in [volumes](14_volumes.ipynb). This notebook adds the DICOM ends.
 
@@ -28,7 +28,7 @@ from ctseg import __version__
 from ctseg.anatomy import RAIDIUM54, ClassMap
 from ctseg.data import natural_key, read_classes
 from ctseg.files import InputError, atomic_path, read_json
-from ctseg.volumes import Case, Slicing, Volume, _by_volume, _need, _new_folder, combine, write_volumes
+from ctseg.volumes import Case, Slicing, Volume, _by_volume, _need, _new_folder, combine, flags, write_volumes
 
 # %%
 #| hide
@@ -50,10 +50,11 @@ from ctseg.volumes import as_slices, export_nifti, read_index, to_8bit
 # %% [markdown]
 # ## Where a slice says it is
 #
-# Three attributes place a slice ([DICOM PS3.3 C.7.6.2.1.1](https://dicom.nema.org/medical/dicom/current/output/chtml/part03/sect_C.7.6.2.html#sect_C.7.6.2.1.1)):
-# `ImagePositionPatient`, the centre of its first pixel in mm; `ImageOrientationPatient`, the directions $X$ in which columns grow and $Y$ in which rows
-# grow; and `PixelSpacing`, first between rows, then between columns. DICOM counts towards the patient's left and back (LPS), NIfTI
-# and our affines to the right and front (RAS), so two signs change.
+# Three attributes place a slice ([DICOM PS3.3
+# C.7.6.2.1.1](https://dicom.nema.org/medical/dicom/current/output/chtml/part03/sect_C.7.6.2.html#sect_C.7.6.2.1.1)):
+# `ImagePositionPatient`, the centre of its first pixel in mm; `ImageOrientationPatient`, the directions $X$ in which columns grow
+# and $Y$ in which rows grow; and `PixelSpacing`, first between rows, then between columns. DICOM counts towards the patient's left
+# and back (LPS), NIfTI and our affines to the right and front (RAS), so two signs change.
 #
 # To see what can go wrong, take a head and four ways in which a scanner may lay its slices. Drawn from the side, each line is one slice.
 
@@ -64,13 +65,14 @@ def head(x, y, z):
     hu, label = np.full(np.shape(x), -1000.), np.zeros(np.shape(x), np.uint8)
     for c, r, value, id in [((0, 0, 0), (78, 98, 92), 60, 0), ((0, -92, -28), (9, 20, 16), 60, 0), ((0, 0, 0), (72, 92, 86), 950, 1),
                             ((0, 0, 0), (65, 85, 79), 36, 2), ((10, 5, 16), (11, 38, 12), 6, 2), ((-10, 5, 16), (11, 38, 12), 6, 2),
-                            ((0, -52, -42), (14, 20, 12), -950, 0), ((32, -72, -20), (15, 15, 15), 15, 3), ((-32, -72, -20), (15, 15, 15), 15, 4)]:
+                            ((0, -52, -42), (14, 20, 12), -950, 0), ((32, -72, -20), (15, 15, 15), 15, 3),
+                            ((-32, -72, -20), (15, 15, 15), 15, 4)]:
         m = inside(c, r)
         hu[m], label[m] = value, id
     return hu, label
 
 def slices(n=24, tilt=0., gaps=5., shear=False):
-    "Position and orientation of n slices: tilted about the left-right axis, `gaps` mm apart; with `shear` stacked along the table, not the normal."
+    "Orientation and positions of n slices, tilted about the left-right axis, `gaps` mm apart; `shear`: stacked along the table instead."
     c, s = np.cos(np.radians(tilt)), np.sin(np.radians(tilt))
     X, Y = np.array([1., 0, 0]), np.array([0, c, s])
     along = np.array([0, 0, 1.]) if shear else np.cross(X, Y)
@@ -89,9 +91,10 @@ for ax, (name, (iop, pos)) in zip(axes, series.items()):
     ax.set(title=name, xlim=(-110, 110), ylim=(-110, 110)); ax.axis("off")
 
 # %% [markdown]
-# The first three are volumes. The third has no affine, since its steps differ, but every slice knows its place, so nothing is lost as long as the places
-# are kept. The fourth is a trap: with a tilted *gantry* the slices are turned, but the table moved straight on, so each is shifted against the one before.
-# Taken for a box, it makes a sheared head. It cannot be put right without resampling, so it is refused.
+# The first three are volumes. The third has no affine, since its steps differ, but every slice knows its place, so nothing is lost
+# as long as the places are kept. The fourth is a trap: with a tilted *gantry* the slices are turned, but the table moved straight
+# on, so each is shifted against the one before. Taken for a box, it makes a sheared head. It cannot be put right without
+# resampling, so it is refused.
 #
 # Now write these series to disk, as a scanner would: shuffled file names, a name and dates of a patient in every file.
 
@@ -135,11 +138,12 @@ print(*sorted(p.name for p in (work/"clinic"/"axial").iterdir())[:4], "…")
 # %% [markdown]
 # ## Reading a heap
 #
-# First all headers, without pixels. What is not DICOM is passed over, and so are scout images, plans, doses and reports; segmentations and contours are set
-# aside as labels. An image of another modality is an error, since someone will believe that it was used.
+# First all headers, without pixels. What is not DICOM is passed over, and so are scout images, plans, doses and reports;
+# segmentations and contours are set aside as labels. An image of another modality is an error, since someone will believe that it
+# was used.
 #
-# Error messages must not become a leak. They tell the path of a file below the source, and even that goes through a filter, because people do name folders after
-# patients: words of the name, the number and the dates in the header are blotted out.
+# Error messages must not become a leak. They tell the path of a file below the source, and even that goes through a filter, because
+# people do name folders after patients: words of the name, the number and the dates in the header are blotted out.
 
 # %%
 #| export
@@ -147,7 +151,8 @@ def _shown(path: Path, src: Path, *headers) -> str:
     "The path below `src` as a message may show it: without what the headers say of the patient."
     text = str(path.relative_to(src)) if path != src else src.name
     for h in headers:
-        words = re.findall(r"\w{2,}", str(h.get("PatientName", ""))) + [str(h.get(t, "")) for t in ("PatientID", "AccessionNumber", "StudyID")]
+        words = re.findall(r"\w{2,}", str(h.get("PatientName", "")))
+        words += [str(h.get(t, "")) for t in ("PatientID", "AccessionNumber", "StudyID")]
         days = [str(e.value) for e in h if e.VR == "DA" and e.value]
         words += days + [f"{d[:4]}{s}{d[4:6]}{s}{d[6:]}" for d in days for s in "-_."]
         for w in sorted(filter(None, words), key=len, reverse=True): text = re.sub(re.escape(w), "…", text, flags=re.IGNORECASE)
@@ -167,19 +172,23 @@ def _headers(folder: Path, src: Path) -> tuple[list, list]:
         except Exception: damaged.append(p); continue
         modality = str(h.get("Modality", ""))
         if modality in ("RTSTRUCT", "SEG"): labels.append((p, h))
-        elif modality in _PASSED or h.file_meta.get("MediaStorageSOPClassUID") == _DICOMDIR or "LOCALIZER" in h.get("ImageType", []): continue
-        elif modality != "CT": raise InputError(f"{_shown(p, src, h)}: modality {modality or 'not told'}, expected CT; take this series out of the folder")
+        elif modality in _PASSED or "LOCALIZER" in h.get("ImageType", []): continue
+        elif h.file_meta.get("MediaStorageSOPClassUID") == _DICOMDIR: continue
+        elif modality != "CT":
+            raise InputError(f"{_shown(p, src, h)}: modality {modality or 'not told'}, expected CT; take this series out of the folder")
         else: images.append((p, h))
     if damaged: raise InputError(f"{_shown(damaged[0], src, *[h for _, h in images[:1]])}: a damaged DICOM file; copy it again")
     return images, labels
 
 
 # %% [markdown]
-# A folder must hold one series. Two in a folder would be stacked into each other; and even within one series everything that makes up the grid has to
-# agree. The message names the first file that differs.
+# A folder must hold one series. Two in a folder would be stacked into each other; and even within one series everything that makes
+# up the grid has to agree. The message names the first file that differs.
 
 # %%
 #| export
+_NEEDED = "ImagePositionPatient ImageOrientationPatient PixelSpacing Rows Columns SOPInstanceUID SeriesInstanceUID".split()
+
 def _agree(images, src: Path):
     "Raise an `InputError` unless the headers belong to one series on one grid."
     same = dict(SeriesInstanceUID="series", PatientID="patients", FrameOfReferenceUID="frames of reference", Rows="sizes", Columns="sizes",
@@ -187,8 +196,9 @@ def _agree(images, src: Path):
     first, h0 = images[0]
     for p, h in images:
         where = _shown(p, src, h, h0)
-        if int(h.get("NumberOfFrames", 1) or 1) > 1: raise InputError(f"{where}: an enhanced multi-frame CT; convert it to single-frame CT images first")
-        for tag in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "Rows", "Columns", "SOPInstanceUID", "SeriesInstanceUID"):
+        if int(h.get("NumberOfFrames", 1) or 1) > 1:
+            raise InputError(f"{where}: an enhanced multi-frame CT; convert it to single-frame CT images first")
+        for tag in _NEEDED:
             if h.get(tag) in (None, ""): raise InputError(f"{where}: {tag} is missing, so its place is not known; export the series again")
         if h.get("RescaleSlope") in (None, "") or h.get("RescaleIntercept") in (None, ""):
             raise InputError(f"{where}: no RescaleSlope and RescaleIntercept, so there are no Hounsfield units; export the original series")
@@ -207,9 +217,10 @@ def _agree(images, src: Path):
 # slice are looked at.
 #
 # - Two slices in one place are **duplicates**.
-# - A stack that drifts sideways was made with a **tilted gantry**. (A tilt noted in the header of a straight stack is a contradiction, and refused too.)
-# - A gap can be a **missing** slice or an honest change of spacing. It is taken for missing when the slice numbers jump there, or when one gap among even
-#   ones is a whole multiple of the rest. `gaps=True` overrules this for those who know better.
+# - A stack that drifts sideways was made with a **tilted gantry**. (A tilt noted in the header of a straight stack is a contradiction,
+#   and refused too.)
+# - A gap can be a **missing** slice or an honest change of spacing. It is taken for missing when the slice numbers jump there, or when
+#   one gap among even ones is a whole multiple of the rest. `gaps=True` overrules this for those who know better.
 
 # %%
 #| export
@@ -226,15 +237,20 @@ def _sorted(images, src: Path) -> tuple[list, np.ndarray, np.ndarray, np.ndarray
     steps = np.diff(pos @ N)
     if len(steps) and steps.min() < .01:
         k = int(steps.argmin())
-        raise InputError(f"{_shown(images[k + 1][0], src, h0)}: duplicate slice, in the same place as {_shown(images[k][0], src, h0)}; remove one of them")
+        raise InputError(f"{_shown(images[k + 1][0], src, h0)}: duplicate slice, "
+                         f"in the same place as {_shown(images[k][0], src, h0)}; remove one of them")
     drift = np.linalg.norm(np.cross(pos - pos[0], N), axis=1).max()
     tilt = float(np.degrees(np.arctan2(drift, steps.sum()))) if len(steps) else 0.
     said = abs(float(h0.get("GantryDetectorTilt") or 0))
     if tilt > .2 or said > .2:
         raise InputError(f"{folder}: gantry tilt of {tilt if tilt > .2 else said:.1f}°, so the slices are sheared against each other; "
-                         "resample the series to a straight grid first" + ("" if tilt > .2 else " (if that has been done, set GantryDetectorTilt to 0)"))
+                         "resample the series to a straight grid first" +
+                         ("" if tilt > .2 else " (if that has been done, set GantryDetectorTilt to 0)"))
     return images, pos, X, Y
 
+
+# %%
+#| export
 def _even(steps) -> bool: return not len(steps) or np.ptp(steps) <= max(.02*np.median(steps), .01)
 
 def _check_gaps(images, steps, src: Path):
@@ -250,7 +266,8 @@ def _check_gaps(images, steps, src: Path):
     if by_number.any() or (multiple.any() and (multiple == odd).all() and odd.sum() <= max(1, len(steps)//10)):
         k = int(np.flatnonzero(by_number if by_number.any() else multiple)[0])
         names = [_shown(images[i][0], src, images[i][1]) for i in (k, k + 1)]
-        raise InputError(f"{names[0]}: missing slice, the next one ({Path(names[1]).name}) is {steps[k]:.1f} mm away where {usual:.1f} mm are usual; "
+        raise InputError(f"{names[0]}: missing slice, the next one ({Path(names[1]).name}) "
+                         f"is {steps[k]:.1f} mm away where {usual:.1f} mm are usual; "
                          "export the series again, or choose gaps=True to take the spacing as it is")
 
 
@@ -295,10 +312,11 @@ def _pixels(path: Path, header, shown: str) -> np.ndarray:
     syntax = header.file_meta.TransferSyntaxUID
     try: raw = pydicom.dcmread(path).pixel_array
     except Exception as e:
-        missing = syntax.is_compressed and isinstance(e, (RuntimeError, NotImplementedError, ImportError)) and "missing dependencies" in str(e)
-        if missing: raise InputError(f"{shown}: its pixels are compressed ({syntax.name}) and no decoder for that is installed; "
+        if syntax.is_compressed and "missing dependencies" in str(e):
+            raise InputError(f"{shown}: its pixels are compressed ({syntax.name}) and no decoder for that is installed; "
                                      "run: pip install pylibjpeg pylibjpeg-libjpeg pylibjpeg-openjpeg, or export it uncompressed") from None
-        raise InputError(f"{shown}: its pixels cannot be read ({type(e).__name__}); the file is damaged or cut off, copy it again") from None
+        raise InputError(f"{shown}: its pixels cannot be read ({type(e).__name__}); the file is damaged or cut off, "
+                         f"copy it again") from None
     return (raw*np.float32(header.RescaleSlope) + np.float32(header.RescaleIntercept)).astype(np.float32).T
 
 def read_series(
@@ -328,8 +346,8 @@ try: read_series(work/"clinic"/"gantry tilt")
 except InputError as e: print("-", e)
 
 # %% [markdown]
-# What would have happened without the positions? The same voxels from the side, once stacked as a block, as many tools do, and once drawn where the
-# slices say they are. The block squeezes the crown and has lost the tilt.
+# What would have happened without the positions? The same voxels from the side, once stacked as a block, as many tools do, and once
+# drawn where the slices say they are. The block squeezes the crown and has lost the tilt.
 
 # %%
 fig, axes = plt.subplots(1, 2, figsize=(8.5, 3.6), layout="constrained")
@@ -346,9 +364,9 @@ axes[1].set(title="where the slices say they are", xlabel="mm to the front", yla
 # %% [markdown]
 # ## Labels in DICOM
 #
-# Contours drawn in a radiotherapy system come as an **RTSTRUCT**: polygons in millimetres, each with a structure's name. A structure that was never contoured has no
-# polygons, or is not listed; either way it is *unknown* for this patient. A pixel belongs to a structure if its centre lies within an odd number
-# of its polygons on that slice, so an inner polygon is a hole.
+# Contours drawn in a radiotherapy system come as an **RTSTRUCT**: polygons in millimetres, each with a structure's name. A
+# structure that was never contoured has no polygons, or is not listed; either way it is *unknown* for this patient. A pixel belongs
+# to a structure if its centre lies within an odd number of its polygons on that slice, so an inner polygon is a hole.
 
 # %%
 #| export
@@ -401,7 +419,8 @@ def write_contours(path, s, rings):
     study = item(RTReferencedSeriesSequence=[item(SeriesInstanceUID=s.headers[0].SeriesInstanceUID)])
     ds.ReferencedFrameOfReferenceSequence = [item(RTReferencedStudySequence=[study])]
     ds.StructureSetROISequence = [item(ROINumber=i, ROIName=n) for i, n in enumerate(rings)]
-    at = lambda k, ring: s.headers[k].ImagePositionPatient + ring @ (np.reshape(s.headers[k].ImageOrientationPatient, (2, 3))*[[2.5], [2.8]])
+    axes = np.reshape(s.headers[0].ImageOrientationPatient, (2, 3))*[[2.5], [2.8]]
+    at = lambda k, ring: s.headers[k].ImagePositionPatient + ring @ axes
     contour = lambda k, ring: item(ContourGeometricType="CLOSED_PLANAR", ContourData=[f"{v:.4f}" for v in at(k, ring).ravel()])
     ds.ROIContourSequence = [item(ReferencedROINumber=i, ContourSequence=[contour(*r) for r in rs]) for i, rs in enumerate(rings.values())]
     ds.save_as(path, enforce_file_format=True)
@@ -444,8 +463,13 @@ def class_name(label: str) -> str:
     "A structure's name as class names are written: `Parotid L ` → `parotid_l`."
     return re.sub(r"[^0-9a-z]+", "_", label.lower()).strip("_")
 
-def _translated(label: str, rename: dict[str, str]) -> str: return rename.get(label.strip(), rename.get(class_name(label), class_name(label)))
+def _translated(label: str, rename: dict[str, str]) -> str:
+    "The class name of a label: as `rename` says, else as class names are written."
+    return rename.get(label.strip(), rename.get(class_name(label), class_name(label)))
 
+
+# %%
+#| export
 def _structures(objects, s: Series, src: Path, rename: dict[str, str]) -> dict[str, np.ndarray]:
     "All structures that label objects hold for a series, by class name."
     out = {}
@@ -453,7 +477,8 @@ def _structures(objects, s: Series, src: Path, rename: dict[str, str]) -> dict[s
         try: found = _contours(h, s) if h.Modality == "RTSTRUCT" else _segments(p, s)
         except InputError: raise
         except Exception as e:
-            raise InputError(f"{_shown(p, src, h)}: its {h.Modality} does not fit the series or is damaged ({type(e).__name__}); export it again") from None
+            raise InputError(f"{_shown(p, src, h)}: its {h.Modality} does not fit the series or is damaged ({type(e).__name__}); "
+                             f"export it again") from None
         for label, mask in found.items():
             name = _translated(label, rename)
             out[name] = out[name] | mask if name in out else mask
@@ -463,8 +488,8 @@ def _structures(objects, s: Series, src: Path, rename: dict[str, str]) -> dict[s
 # %% [markdown]
 # ## Import
 #
-# Each folder below the source that holds CT images is one series; contours and segmentations may lie anywhere and find their series by its number. Clinics
-# spell structures in many ways, so `rename` translates: `{"Parotis li": "parotid_left"}`.
+# Each folder below the source that holds CT images is one series; contours and segmentations may lie anywhere and find their series
+# by its number. Clinics spell structures in many ways, so `rename` translates: `{"Parotis li": "parotid_left"}`.
 
 # %%
 #| export
@@ -485,14 +510,17 @@ def _load(s: Series, objects, src: Path, classes: ClassMap, rename) -> Volume:
     structures = {classes.id(n): m for n, m in _structures(objects, s, src, rename).items() if n in classes.names}
     hu = _voxels(s, src)
     labels, overlap = combine(hu.shape, structures.items())
-    return Volume(hu, s.affine, labels if structures else None, np.isin(np.arange(1, len(classes) + 1), list(structures)),
+    return Volume(hu, s.affine, labels if structures else None, flags(structures, len(classes)),
                   s.positions, "dicom", s.digest, overlap)
 
+
+# %%
+#| export
 def import_dicom(
     src, # a folder with DICOM CT series, one in each (sub)folder, and their RTSTRUCT or SEG objects
     out, # the challenge folder, new
     slicing: Slicing = Slicing(),
-    classes: ClassMap|str|None = None, # a `ClassMap` or the path of a `class_names.json`; `None`: the structures found, else the 54 of the challenge
+    classes: ClassMap|str|None = None, # a `ClassMap` or the path of a `class_names.json`; `None`: the structures found, else the 54
     rename: dict|str|None = None, # structure's label → class name, or the path of such a JSON
     test_share: float = 0., # share of the patients set aside as a test; 1: all, as for a prediction
     gaps: bool = False, # take gaps that look like missing slices as they are
@@ -533,9 +561,10 @@ for ax, i in zip(axes, [7, 14, 24 + 10, 48 + 11, 48 + 18]):
 # ## Predictions as DICOM SEG
 #
 # A label map is of little use to a radiologist; a **DICOM Segmentation** opens in any viewer, lies on the scan by itself, and says
-# what it shows in a language that machines share: [SNOMED CT](https://www.snomed.org/) codes. The table has the structures of the challenge and of the
-# real-CT benchmark. The side is not part of the code; it is a *modifier*, left or right. For codes we follow
-# [TotalSegmentator's table](https://github.com/wasserth/TotalSegmentator/blob/master/totalsegmentator/resources/totalsegmentator_snomed_mapping.csv)
+# what it shows in a language that machines share: [SNOMED CT](https://www.snomed.org/) codes. The table has the structures of the
+# challenge and of the real-CT benchmark. The side is not part of the code; it is a *modifier*, left or right. For codes we follow
+# [TotalSegmentator's
+# table](https://github.com/wasserth/TotalSegmentator/blob/master/totalsegmentator/resources/totalsegmentator_snomed_mapping.csv)
 # and, for head and neck, the code sets of DICOM itself. The regions of the spine are *vertebra* with the region beside it.
 
 # %%
@@ -621,27 +650,30 @@ print("not in it:", *[n for n in SNOMED if n not in known])
 
 
 # %% [markdown]
-# A class that has no code gets a private one, as the standard asks. highdicom writes the rest. It would also copy the patient's name, number and dates from the scan into
-# the segmentation. We hand it headers from which all that is left out: only what is needed to place the segments on *these* slices stays,
-# and these are numbers of the study, the series and the slices. A viewer finds the scan by them.
+# A class that has no code gets a private one, as the standard asks. highdicom writes the rest. It would also copy the patient's
+# name, number and dates from the scan into the segmentation. We hand it headers from which all that is left out: only what is
+# needed to place the segments on *these* slices stays, and these are numbers of the study, the series and the slices. A viewer
+# finds the scan by them.
 
 # %%
 #| export
 def _segment(number: int, name: str, colour):
     "A segment's description: name, codes, colour."
     hd, Code = _need("highdicom"), _need("pydicom.sr.coding").Code
-    kind, side, region = snomed(name)
+    code = lambda c: c and Code(c[0], "SCT", c[1])
+    kind, side, region = map(code, snomed(name))
     private = Code(name.upper() if len(name) <= 16 else f"{name.upper()[:8]}{zlib.crc32(name.encode()):08X}", "99CTSEG", name[:64])
     family = Code("123109", "DCM", "Artificial Intelligence")
-    d = hd.seg.SegmentDescription(
-        number, name[:64], Code("123037004", "SCT", "Anatomical Structure"), Code(kind[0], "SCT", kind[1]) if kind else private, "AUTOMATIC",
-        hd.AlgorithmIdentificationSequence("ctseg", family, __version__), anatomic_regions=[Code(region[0], "SCT", region[1])] if region else None,
-        display_color=hd.color.CIELabColor.from_rgb(*map(int, colour)))
-    if side: d.SegmentedPropertyTypeCodeSequence[0].SegmentedPropertyTypeModifierCodeSequence = [hd.sr.CodedConcept(side[0], "SCT", side[1])]
+    made_by = hd.AlgorithmIdentificationSequence("ctseg", family, __version__)
+    d = hd.seg.SegmentDescription(number, name[:64], Code("123037004", "SCT", "Anatomical Structure"), kind or private, "AUTOMATIC",
+                                  made_by, anatomic_regions=[region] if region else None,
+                                  display_color=hd.color.CIELabColor.from_rgb(*map(int, colour)))
+    if side: d.SegmentedPropertyTypeCodeSequence[0].SegmentedPropertyTypeModifierCodeSequence = [hd.sr.CodedConcept.from_code(side)]
     return d
 
-_KEPT = ("SOPClassUID SOPInstanceUID StudyInstanceUID SeriesInstanceUID FrameOfReferenceUID Modality Rows Columns PixelSpacing SliceThickness "
-         "ImageOrientationPatient ImagePositionPatient").split()
+_KEPT = ("SOPClassUID SOPInstanceUID StudyInstanceUID SeriesInstanceUID FrameOfReferenceUID Modality Rows Columns PixelSpacing "
+         "SliceThickness ImageOrientationPatient ImagePositionPatient").split()
+_BLANK = "PatientName PatientBirthDate PatientSex AccessionNumber StudyID StudyDate StudyTime ReferringPhysicianName".split()
 
 def _nameless(h, id: str):
     "A header with the geometry and the numbers of the slice, and nothing of the patient."
@@ -651,7 +683,7 @@ def _nameless(h, id: str):
     out.file_meta.TransferSyntaxUID = h.file_meta.TransferSyntaxUID
     for tag in _KEPT:
         if tag in h: setattr(out, tag, h[tag].value)
-    for tag in "PatientName PatientBirthDate PatientSex AccessionNumber StudyID StudyDate StudyTime ReferringPhysicianName".split(): setattr(out, tag, "")
+    for tag in _BLANK: setattr(out, tag, "")
     out.PatientID, out.PatientIdentityRemoved, out.DeidentificationMethod = id, "YES", "ctseg: geometry and UIDs only"
     return out
 
@@ -665,8 +697,11 @@ def _seg(s: Series, labels: np.ndarray, classes: ClassMap, id: str):
     number = np.zeros(256, np.uint8)
     number[ids] = range(1, len(ids) + 1)
     parts = [_segment(n, classes.name(i), classes.colours[i]) for n, i in enumerate(ids, 1)]
-    return hd.seg.Segmentation([_nameless(h, id) for h in s.headers], number[labels].transpose(2, 1, 0), "BINARY", parts, hd.UID(), 100, hd.UID(), 1, "ctseg", "ctseg", __version__, "0",
+    about = dict(series_instance_uid=hd.UID(), series_number=100, sop_instance_uid=hd.UID(), instance_number=1, manufacturer="ctseg",
+                 manufacturer_model_name="ctseg", software_versions=__version__, device_serial_number="0")
+    return hd.seg.Segmentation([_nameless(h, id) for h in s.headers], number[labels].transpose(2, 1, 0), "BINARY", parts, **about,
                                content_label="CTSEG", content_description="Made by ctseg; not a diagnosis")
+
 
 def export_dicom_seg(
     masks, # a submission (CSV) or uint8 [N,H,W], in the order of the images
@@ -683,7 +718,9 @@ def export_dicom_seg(
         tmp.mkdir()
         for id, entry, labels, _ in _by_volume(masks, folder, split, 0):
             if entry["kind"] != "dicom": raise InputError(f"{folder}: volume {id} was not imported from DICOM; use export nifti")
-            if entry["digest"] not in series: raise InputError(f"{source}: the series of volume {id} is not in it, or its files have changed; give the folder it was imported from")
+            if entry["digest"] not in series:
+                raise InputError(f"{source}: the series of volume {id} is not in it, or its files have changed; "
+                                 f"give the folder it was imported from")
             facts[id] = len([i for i in np.unique(labels) if i])
             if facts[id]: _seg(series[entry["digest"]], labels, classes, id).save_as(tmp/f"{id}.dcm")
     return facts
@@ -692,8 +729,9 @@ def export_dicom_seg(
 # %% [markdown]
 # ## There and back
 #
-# The strictest test: predict perfectly. The truth of the three series is cut like the images, written as a submission, exported both ways, and read again with
-# other people's readers. It must be the truth again, voxel for voxel, on an oblique grid with voxels of 2.8 x 2.5 mm and uneven steps.
+# The strictest test: predict perfectly. The truth of the three series is cut like the images, written as a submission, exported
+# both ways, and read again with other people's readers. It must be the truth again, voxel for voxel, on an oblique grid with voxels
+# of 2.8 x 2.5 mm and uneven steps.
 
 # %%
 names = [n for n in series if not n.startswith("gantry")]
@@ -715,8 +753,8 @@ for v, name in enumerate(names):
     s, hu = read_series(work/"clinic"/name)
     test_close(image.affine, s.affine, eps=1e-4)
     seg = hd.seg.segread(work/"seg"/f"v{v:03}.dcm")
-    frames = seg.get_pixels_by_source_instance([h.SOPInstanceUID for h in s.headers], combine_segments=True, assert_missing_frames_are_empty=True)
-    test_eq(frames.T, truth[name])
+    uids = [h.SOPInstanceUID for h in s.headers]
+    test_eq(seg.get_pixels_by_source_instance(uids, combine_segments=True, assert_missing_frames_are_empty=True).T, truth[name])
     places = {h.SOPInstanceUID: h.ImagePositionPatient for h in s.headers}
     for f in seg.PerFrameFunctionalGroupsSequence:
         uid = f.DerivationImageSequence[0].SourceImageSequence[0].ReferencedSOPInstanceUID
@@ -744,14 +782,15 @@ print({n: "unknown" if not k else "present" for n, k in zip(CLASSES.names, train
 # %% [markdown]
 # ## Nobody's name
 #
-# The planted name, the number and the date are in every file of the clinic. They must be in none of ours: not in the index, not in the PNGs, not
-# in the segmentations.
+# The planted name, the number and the date are in every file of the clinic. They must be in none of ours: not in the index, not in
+# the PNGs, not in the segmentations.
 
 # %%
 def found_in(folder):
     "The files whose bytes or name contain something of the patient."
     words = [w.encode() for w in ("Planted", "Patience", DAY, "A77", "P-1937")]
-    return [p.name for p in folder.rglob("*") if p.is_file() and any(w.lower() in p.read_bytes().lower() + p.name.encode().lower() for w in words)]
+    shows = lambda p: any(w.lower() in p.read_bytes().lower() + p.name.encode().lower() for w in words)
+    return [p.name for p in folder.rglob("*") if p.is_file() and shows(p)]
 
 test_eq(len(found_in(work/"clinic/axial")), 24)
 print({d: found_in(work/d) for d in ("heads", "again", "nifti", "seg")})

@@ -9,14 +9,13 @@
 #| default_exp datasets
 
 # %% [markdown]
-# Two public CT collections fit the questions of this project, and one public program is the baseline everybody asks for. Their formats are simple; the
-# traps are in what they do *not* say. A structure without a file: is it not there, or did nobody look? Each converter below answers that question
-# openly.
+# Two public CT collections fit the questions of this project, and one public program is the baseline everybody asks for. Their
+# formats are simple; the traps are in what they do *not* say. A structure without a file: is it not there, or did nobody look? Each
+# converter below answers that question openly.
 
 # %%
 #| export
-import re
-from dataclasses import replace
+import functools, re
 from pathlib import Path
 
 import numpy as np
@@ -26,8 +25,8 @@ from skimage.io import imsave
 from ctseg.anatomy import RAIDIUM54, ClassMap
 from ctseg.data import grouped_folds, natural_key, read_challenge
 from ctseg.files import InputError, atomic_path, did_you_mean, read_json, write_json
-from ctseg.volumes import (Case, Slicing, Volume, _corners, _entry, _load_structures, _new_folder, _niftis, _paste, _write_folder, combine, cut,
-                           write_volumes)
+from ctseg.volumes import (Case, Slicing, Volume, _corners, _entry, _load_structures, _new_folder, _niftis, _paste, _write_folder, combine,
+                           cut, flags, write_volumes)
 
 # %%
 #| hide
@@ -41,23 +40,23 @@ from skimage.io import imread
 # %% [markdown]
 # ## OpenKBP: head and neck, 340 patients
 #
-# [OpenKBP](https://github.com/ababier/open-kbp) (Babier et al., [Medical Physics 48, 2021](https://doi.org/10.1002/mp.14845)) was made to predict radiation doses.
-# It comes with planning CTs, resampled to 128 voxels a side, and with the clinic's own contours of seven organs at risk. Its authors left out
-# a mask "if the organ was not contoured in the original clinical plan": real partial labels, in the way they arise in life.
-# (They have a weakness of life, too: a clinic draws the esophagus or the cord only as far as the plan needs it, and beyond its last
-# contour we count it as absent.)
+# [OpenKBP](https://github.com/ababier/open-kbp) (Babier et al., [Medical Physics 48, 2021](https://doi.org/10.1002/mp.14845)) was
+# made to predict radiation doses. It comes with planning CTs, resampled to 128 voxels a side, and with the clinic's own contours of
+# seven organs at risk. Its authors left out a mask "if the organ was not contoured in the original clinical plan": real partial
+# labels, in the way they arise in life. (They have a weakness of life, too: a clinic draws the esophagus or the cord only as far as
+# the plan needs it, and beyond its last contour we count it as absent.)
 #
-#     provided-data/train-pats/pt_1/ct.csv                  ,data         only voxels above 0: their number in the flattened grid, and their value
-#                                                           745178,935.0
-#     provided-data/train-pats/pt_1/Brainstem.csv           ,data         only the numbers of the voxels
-#                                                           1040394,
-#     provided-data/train-pats/pt_1/voxel_dimensions.csv    3.906  3.906  2.5, a line each
+#     provided-data/train-pats/pt_1/ct.csv                 ,data           only voxels above 0: their number in the
+#                                                          745178,935.0    flattened grid, and their value
+#     provided-data/train-pats/pt_1/Brainstem.csv          ,data           only the numbers of the voxels
+#                                                          1040394,
+#     provided-data/train-pats/pt_1/voxel_dimensions.csv   3.906           three lines: 3.906, 3.906, 2.5
 #
-# Three facts about the grid are not written anywhere. The values are Hounsfield units plus 1024, to be clipped to 0…4095 (the data description
-# says that 12-bit and 16-bit files are mixed). The first index runs to the back, the second to the patient's left, the third *downwards*:
-# in all 326 patients with both parotids the right one has the smaller second index, in all 212 with a mandible and a cord the
-# mandible has the smaller first, and in all 157 with brainstem and larynx the brainstem has the smaller third. And structures may overlap, though by
-# only 1,668 of 1.4 million voxels; there the later one in the list of classes wins.
+# Three facts about the grid are not written anywhere. The values are Hounsfield units plus 1024, to be clipped to 0…4095 (the data
+# description says that 12-bit and 16-bit files are mixed). The first index runs to the back, the second to the patient's left, the
+# third *downwards*: in all 326 patients with both parotids the right one has the smaller second index, in all 212 with a mandible
+# and a cord the mandible has the smaller first, and in all 157 with brainstem and larynx the brainstem has the smaller third. And
+# structures may overlap, though by only 1,668 of 1.4 million voxels; there the later one in the list of classes wins.
 
 # %%
 #| export
@@ -68,16 +67,22 @@ _KBP_SIDE = 128
 def _sparse(path: Path, values: bool) -> tuple[np.ndarray, np.ndarray|None]:
     "The voxel numbers in a sparse CSV, and their values."
     try: table = pd.read_csv(path, index_col=0)
-    except (OSError, ValueError, UnicodeDecodeError) as e: raise InputError(f"{path}: not a readable CSV ({type(e).__name__}); clone the repository again") from None
+    except (OSError, ValueError, UnicodeDecodeError) as e:
+        raise InputError(f"{path}: not a readable CSV ({type(e).__name__}); clone the repository again") from None
     at = table.index.to_numpy()
     if list(table.columns) != ["data"] or (len(at) and at.dtype.kind != "i"):
         raise InputError(f"{path}: expected the columns '' (voxel numbers) and 'data', as OpenKBP has them")
-    if len(at) and not 0 <= at.min() <= at.max() < _KBP_SIDE**3: raise InputError(f"{path}: voxel number {at.max() if at.max() >= _KBP_SIDE**3 else at.min()} is outside "
+    if len(at) and not 0 <= at.min() <= at.max() < _KBP_SIDE**3:
+        raise InputError(f"{path}: voxel number {at.max() if at.max() >= _KBP_SIDE**3 else at.min()} is outside "
                                                                                  f"the grid of {_KBP_SIDE} voxels a side")
     if not values: return at, None
-    if not len(at) or table.data.dtype.kind not in "if" or table.data.isna().any(): raise InputError(f"{path}: the values are missing or not numbers; clone the repository again")
+    if not len(at) or table.data.dtype.kind not in "if" or table.data.isna().any():
+        raise InputError(f"{path}: the values are missing or not numbers; clone the repository again")
     return at, table.data.to_numpy()
 
+
+# %%
+#| export
 def read_openkbp(
     folder, # of one patient, `…/pt_1`
 ) -> Volume: # with labels and what is known
@@ -96,7 +101,7 @@ def read_openkbp(
             structures[id][_sparse(folder/f"{name}.csv", False)[0]] = True
     labels, overlap = combine(shape, structures.items(), by_size=False)
     affine = np.array([[0, -mm[1], 0, 0], [-mm[0], 0, 0, 0], [0, 0, -mm[2], 0], [0, 0, 0, 1.]])  # back, left, down
-    return Volume(grey.clip(0, 4095).reshape(shape) - 1024, affine, labels, np.isin(np.arange(1, 8), list(structures)), kind="openkbp", overlap=overlap)
+    return Volume(grey.clip(0, 4095).reshape(shape) - 1024, affine, labels, flags(structures, 7), kind="openkbp", overlap=overlap)
 
 
 # %% [markdown]
@@ -108,9 +113,9 @@ def ellipsoid(c, r, g=np.indices((128,)*3)): return sum(((g[i] - c[i])/r[i])**2 
 def write_patient(folder, structures, shift=0):
     "A toy patient in OpenKBP's layout; indices run back, left, down."
     Path(folder).mkdir(parents=True)
-    organ = dict(Brainstem=((66, 64, 40 + shift), (5, 6, 12)), SpinalCord=((74, 64, 85 + shift), (3, 3, 40)), RightParotid=((62, 47, 55 + shift), (7, 6, 9)),
-                 LeftParotid=((62, 81, 55 + shift), (7, 6, 9)), Esophagus=((66, 64, 105), (3, 5, 14)), Larynx=((56, 64, 85 + shift), (7, 7, 8)),
-                 Mandible=((50, 64, 66 + shift), (8, 15, 6)))
+    organ = dict(Brainstem=((66, 64, 40 + shift), (5, 6, 12)), SpinalCord=((74, 64, 85 + shift), (3, 3, 40)),
+                 RightParotid=((62, 47, 55 + shift), (7, 6, 9)), LeftParotid=((62, 81, 55 + shift), (7, 6, 9)),
+                 Esophagus=((66, 64, 105), (3, 5, 14)), Larynx=((56, 64, 85 + shift), (7, 7, 8)), Mandible=((50, 64, 66 + shift), (8, 15, 6)))
     grey = np.zeros((128,)*3)
     grey[ellipsoid((64, 64, 64), (30, 26, 90))] = 1040
     grey[ellipsoid((72, 64, 64), (8, 8, 90))] = 1500
@@ -127,19 +132,20 @@ clone = work/"open-kbp"
 write_patient(clone/"provided-data/train-pats/pt_1", ["Brainstem", "SpinalCord", "LeftParotid"])
 write_patient(clone/"provided-data/valid-pats/pt_201", ["Mandible", "Larynx"], 3)
 write_patient(clone/"provided-data/test-pats/pt_241", _KBP_FILES, -3)
-print((clone/"provided-data/train-pats/pt_1/ct.csv").read_text()[:40].splitlines(), (clone/"provided-data/train-pats/pt_1/Brainstem.csv").read_text()[:20].splitlines())
+for name in ("ct", "Brainstem"): print((clone/f"provided-data/train-pats/pt_1/{name}.csv").read_text().splitlines()[:3])
 v = read_openkbp(clone/"provided-data/train-pats/pt_1")
 print("HU", v.hu.min(), "to", v.hu.max(), {n: bool(k) for n, k in zip(OPENKBP.names, v.known)})
 
 
 # %% [markdown]
-# The import groups slices by patient, keeps the patients' public numbers, and takes a few slices of each, because neighbours 2.5 mm apart are nearly the same
-# picture. The official test patients go into the test if all seven organs were contoured (the challenge's form has no partly annotated
-# test); the others of them are as good as any for training.
+# The import groups slices by patient, keeps the patients' public numbers, and takes a few slices of each, because neighbours 2.5 mm
+# apart are nearly the same picture. The official test patients go into the test if all seven organs were contoured (the challenge's
+# form has no partly annotated test); the others of them are as good as any for training.
 #
-# With `like`, the import repeats a given choice of slices exactly: a JSON with, for each image, the patient, the slice, the window and the classes
-# counted as examined. That is how our real-CT benchmark can be had again from the public data: `like="nbs/benchmarks/realct_slices.json"` gives its 2000
-# training and 300 test slices of 257 patients bit for bit. (Choose on it, then, and do not train on *all* of OpenKBP first: the patients of the test are in there.)
+# With `like`, the import repeats a given choice of slices exactly: a JSON with, for each image, the patient, the slice, the window
+# and the classes counted as examined. That is how our real-CT benchmark can be had again from the public data:
+# `like="nbs/benchmarks/realct_slices.json"` gives its 2000 training and 300 test slices of 257 patients bit for bit. (Choose on it,
+# then, and do not train on *all* of OpenKBP first: the patients of the test are in there.)
 
 # %%
 #| export
@@ -147,8 +153,11 @@ def _kbp_patients(src) -> dict[int, Path]:
     "Patient number → folder."
     src = Path(src)
     root = src/"provided-data" if (src/"provided-data").is_dir() else src
-    found = {int(d.name[3:]): d for d in sorted(root.glob("*-pats/pt_*"), key=lambda d: natural_key(d.name)) if d.is_dir() and d.name[3:].isdigit()}
-    if not found: raise InputError(f"{src}: no patients in it; expected a clone of ababier/open-kbp with provided-data/train-pats/pt_1/ct.csv and so on")
+    folders = sorted(root.glob("*-pats/pt_*"), key=lambda d: natural_key(d.name))
+    found = {int(d.name[3:]): d for d in folders if d.is_dir() and d.name[3:].isdigit()}
+    if not found:
+        raise InputError(f"{src}: no patients in it; "
+                         f"expected a clone of ababier/open-kbp with provided-data/train-pats/pt_1/ct.csv and so on")
     return found
 
 def import_openkbp(
@@ -173,7 +182,8 @@ print(facts)
 train, test = read_challenge(work/"kbp"), read_challenge(work/"kbp", "test")
 print(train, {f"pt_{g}": int((train.groups == g).sum()) for g in np.unique(train.groups)})
 first = lambda s, g, name: (s, int(np.argmax((s.groups == g) & s.present[:, OPENKBP.id(name) - 1])))
-chosen = [first(train, 1, "parotid_left"), first(train, 1, "brainstem"), first(train, 201, "larynx"), first(test, 241, "parotid_right"), first(test, 241, "mandible")]
+chosen = [first(train, 1, "parotid_left"), first(train, 1, "brainstem"), first(train, 201, "larynx"), first(test, 241, "parotid_right"),
+          first(test, 241, "mandible")]
 fig, axes = plt.subplots(1, 5, figsize=(11, 2.5), layout="constrained")
 for ax, (s, i) in zip(axes, chosen):
     ax.imshow(s.images[i], cmap="gray", vmin=0, vmax=255)
@@ -181,7 +191,8 @@ for ax, (s, i) in zip(axes, chosen):
     ax.set_title(f"pt_{s.groups[i]}: {s.known[i].sum()} of 7 known", fontsize=9); ax.axis("off")
 
 # %% [markdown]
-# The patient's right is on the left of the picture, as it should be: the left parotid of the first patient is on the right. Nothing is said of his right one.
+# The patient's right is on the left of the picture, as it should be: the left parotid of the first patient is on the right. Nothing
+# is said of his right one.
 
 # %%
 left = np.argwhere(train.masks[train.groups == 1] == OPENKBP.id("parotid_left"))[:, 2].mean()
@@ -190,8 +201,8 @@ test_eq(train.known[train.groups == 1][0], [True, True, False, True, False, Fals
 
 
 # %% [markdown]
-# Now the repetition. The table is compact, `{"size": 64, "train": [[patient, slice, level, width, [classes]], …], "test": […]}`, an entry for each image in the
-# order of the images. Labels of classes that do not count as examined are erased.
+# Now the repetition. The table is compact, `{"size": 64, "train": [[patient, slice, level, width, [classes]], …], "test": […]}`, an
+# entry for each image in the order of the images. Labels of classes that do not count as examined are erased.
 
 # %%
 #| export
@@ -199,17 +210,21 @@ def _choice(path) -> tuple[int, dict[str, list]]:
     "A table of chosen slices: the size of the images and the rows of each split."
     table = read_json(path)
     try:
-        rows = {s: [(int(p), int(z), (float(l), float(w)), [int(c) for c in k]) for p, z, l, w, k in table[s]] for s in ("train", "test") if s in table}
+        row = lambda p, z, level, width, k: (int(p), int(z), (float(level), float(width)), [int(c) for c in k])
+        rows = {s: [row(*r) for r in table[s]] for s in ("train", "test") if s in table}
         return int(table["size"]), rows
-    except (KeyError, TypeError, ValueError): raise InputError(f'{path}: expected {{"size": 64, "train": [[patient, slice, level, width, [classes]], …]}}') from None
+    except (KeyError, TypeError, ValueError):
+        raise InputError(f'{path}: expected {{"size": 64, "train": [[patient, slice, level, width, [classes]], …]}}') from None
 
 def _import_like(patients: dict[int, Path], out, like) -> dict:
     "Repeat a choice of slices."
     out, (side, rows) = _new_folder(out), _choice(like)
     wanted = sorted({p for r in rows.values() for p, *_ in r})
-    if lost := [p for p in wanted if p not in patients]: raise InputError(f"{like}: patient pt_{lost[0]} is not in the clone ({len(lost)} are missing); clone all of it")
+    if lost := [p for p in wanted if p not in patients]:
+        raise InputError(f"{like}: patient pt_{lost[0]} is not in the clone ({len(lost)} are missing); clone all of it")
     how, C = Slicing(size=side), len(OPENKBP)
-    arrays = {s: (np.zeros((len(r), side, side), np.uint8), np.zeros((len(r), side, side), np.uint8), np.zeros((len(r), C), bool), [f"{i}.png" for i in range(len(r))],
+    zeros = lambda *shape, dtype=np.uint8: np.zeros(shape, dtype)
+    arrays = {s: (zeros(n := len(r), side, side), zeros(n, side, side), zeros(n, C, dtype=bool), [f"{i}.png" for i in range(n)],
                   np.array([p for p, *_ in r], np.int64)) for s, r in rows.items()}
     lines, volumes = {s: dict.fromkeys(a[3]) for s, a in arrays.items()}, {}
     for p in wanted:
@@ -221,7 +236,7 @@ def _import_like(patients: dict[int, Path], out, like) -> dict:
             corners = _corners(part, side)
             images[at], masks[at] = _paste(part.images, corners, (side,)*2, 0), _paste(part.masks, corners, (side,)*2, 0)
             for j, i in enumerate(at):
-                known[i] = np.isin(np.arange(1, C + 1), rows[s][i][3]) & v.known
+                known[i] = flags(rows[s][i][3], C) & v.known
                 masks[i] *= np.r_[False, known[i]].astype(np.uint8)[masks[i]]
                 lines[s][names[i]] = dict(volume=f"pt_{p}", slice=rows[s][i][1], window=list(rows[s][i][2]), corner=corners[j].tolist())
     counts = _write_folder(out, OPENKBP, volumes, {s: (arrays[s], lines[s]) for s in rows})
@@ -229,7 +244,8 @@ def _import_like(patients: dict[int, Path], out, like) -> dict:
 
 
 # %%
-choice = {"size": 64, "train": [[201, 60, 40, 400, [7]], [1, 80, 0, 600, [1, 4]], [1, 60, 40, 400, []]], "test": [[241, 65, 40, 400, [1, 2, 3, 4, 5, 6, 7]]]}
+choice = {"size": 64, "train": [[201, 60, 40, 400, [7]], [1, 80, 0, 600, [1, 4]], [1, 60, 40, 400, []]],
+          "test": [[241, 65, 40, 400, [1, 2, 3, 4, 5, 6, 7]]]}
 (work/"choice.json").write_text(str(choice).replace("'", '"'))
 print(import_openkbp(clone, work/"again", like=work/"choice.json"))
 again = read_challenge(work/"again")
@@ -239,12 +255,14 @@ print(again, [np.flatnonzero(k).tolist() for k in again.known], again.groups)
 # %% [markdown]
 # ## TotalSegmentator: 1,228 subjects, 104 structures
 #
-# The [TotalSegmentator](https://arxiv.org/abs/2208.05868) data set ([Zenodo](https://doi.org/10.5281/zenodo.6802613)) is where the challenge's 54 classes come from: version 1 has 104 structures, and four
-# merges make 54 of them. Each subject is a folder with `ct.nii.gz` and a file for each structure.
+# The [TotalSegmentator](https://arxiv.org/abs/2208.05868) data set ([Zenodo](https://doi.org/10.5281/zenodo.6802613)) is where the
+# challenge's 54 classes come from: version 1 has 104 structures, and four merges make 54 of them. Each subject is a folder with
+# `ct.nii.gz` and a file for each structure.
 #
-# Version 2 changed the list. The five parts of the heart became one `heart`; `face` and `pulmonary_artery` are gone from it; the first sacral vertebra is a
-# structure of its own now, where version 1 counted it to the sacrum. So a converter that looks for a file and, finding none, says *absent*, teaches that
-# nobody has a face. Here a class is known only if **all** its parts have a file.
+# Version 2 changed the list. The five parts of the heart became one `heart`; `face` and `pulmonary_artery` are gone from it; the
+# first sacral vertebra is a structure of its own now, where version 1 counted it to the sacrum. So a converter that looks for a
+# file and, finding none, says *absent*, teaches that nobody has a face. Here a class is known only if **all** its parts have a
+# file.
 
 # %%
 #| export
@@ -255,9 +273,11 @@ def total_parts(
     parts = {n: (n,) for n in RAIDIUM54.names}
     parts |= {"lung_left": ("lung_upper_lobe_left", "lung_lower_lobe_left"),
               "lung_right": ("lung_upper_lobe_right", "lung_middle_lobe_right", "lung_lower_lobe_right")}
-    parts |= {f"vertebrae_{region}": tuple(f"vertebrae_{c}{i}" for i in range(1, n + 1)) for region, c, n in (("cervical", "C", 7), ("thoracic", "T", 12), ("lumbar", "L", 5))}
+    for region, letter, n in ("cervical", "C", 7), ("thoracic", "T", 12), ("lumbar", "L", 5):
+        parts[f"vertebrae_{region}"] = tuple(f"vertebrae_{letter}{i}" for i in range(1, n + 1))
     parts |= {f"rib_{side}": tuple(f"rib_{side}_{i}" for i in range(1, 13)) for side in ("left", "right")}
-    if version == 1: parts["heart"] = ("heart_myocardium", "heart_atrium_left", "heart_ventricle_left", "heart_atrium_right", "heart_ventricle_right")
+    if version == 1:
+        parts["heart"] = ("heart_myocardium", "heart_atrium_left", "heart_ventricle_left", "heart_atrium_right", "heart_ventricle_right")
     else:
         parts["sacrum"] = ("sacrum", "vertebrae_S1")
         for gone in ("face", "pulmonary_artery"): del parts[gone]
@@ -276,8 +296,8 @@ print({n: p for n, p in total_parts(2).items() if len(p) > 1 and "rib" not in n 
 
 
 # %% [markdown]
-# Who goes into the test is written in `meta.csv`. A test subject of whom not every class is known (all of version 2, unless `classes` leaves
-# out face and pulmonary artery) cannot be one in the challenge's form; it is left out, not trained on.
+# Who goes into the test is written in `meta.csv`. A test subject of whom not every class is known (all of version 2, unless
+# `classes` leaves out face and pulmonary artery) cannot be one in the challenge's form; it is left out, not trained on.
 #
 # Participants of the challenge should note that its rules are said to forbid outside radiological data.
 
@@ -290,7 +310,8 @@ def _meta_split(src: Path) -> dict[str, str]:
     try:
         table = pd.read_csv(path, sep=";", dtype=str)
         return dict(zip(table["image_id"], table["split"]))
-    except (KeyError, ValueError): raise InputError(f"{path}: expected a table with the columns image_id;…;split;…, as TotalSegmentator has it") from None
+    except (KeyError, ValueError):
+        raise InputError(f"{path}: expected a table with the columns image_id;…;split;…, as TotalSegmentator has it") from None
 
 def import_totalsegmentator(
     src, # the data set's folder, version 1 or 2: s0000/ct.nii.gz, s0000/segmentations/*.nii.gz, meta.csv
@@ -305,15 +326,17 @@ def import_totalsegmentator(
     for n in classes.names:
         if n not in RAIDIUM54.names: raise did_you_mean("class", n, RAIDIUM54.names)
     splits, cases, left_out = _meta_split(src), [], 0
-    for d in sorted((d for d in src.iterdir() if (d/"ct.nii.gz").exists() or (d/"segmentations").is_dir()), key=lambda d: natural_key(d.name)):
+    subjects = [d for d in src.iterdir() if (d/"ct.nii.gz").exists() or (d/"segmentations").is_dir()]
+    for d in sorted(subjects, key=lambda d: natural_key(d.name)):
         files = _niftis(d/"segmentations")
         parts = {classes.id(n): p for n, p in total_parts(total_version(files)).items() if n in classes.names and set(p) <= set(files)}
-        known = np.isin(np.arange(1, len(classes) + 1), list(parts))
+        known = flags(parts, len(classes))
         split = "test" if splits.get(d.name) == "test" else "train"
         if split == "test" and not known.all(): left_out += 1; continue
-        load = lambda d=d, files=files, parts=parts: replace(_load_structures(d/"ct.nii.gz", files, parts, len(classes)), kind="totalsegmentator")
+        load = functools.partial(_load_structures, d/"ct.nii.gz", files, parts, len(classes), "totalsegmentator")
         cases.append(Case(d.name, load, None, known, split, d.name if re.fullmatch(r"s\d{4}", d.name) else "", str(d)))
-    if not cases: raise InputError(f"{src}: no subjects in it; expected s0000/ct.nii.gz and s0000/segmentations/, unpacked from the Zenodo file")
+    if not cases:
+        raise InputError(f"{src}: no subjects in it; expected s0000/ct.nii.gz and s0000/segmentations/, unpacked from the Zenodo file")
     return write_volumes(cases, out, classes, slicing) | dict(test_subjects_left_out=left_out)
 
 
@@ -337,23 +360,27 @@ print(import_totalsegmentator(total, work/"ts", Slicing(per_volume=2)))
 s = read_challenge(work/"ts")
 for g in range(3):
     one = s[s.groups == g][0]
-    print(f"s{g:04}: {one.known.sum()} of 54 known, {one.present.sum()} present;",
-          {n: "unknown" if not one.known[0, i] else "present" if one.present[0, i] else "absent" for n in ("face", "heart", "sacrum", "spleen", "lung_left")
-           for i in [RAIDIUM54.id(n) - 1]})
+    state = np.where(one.known[0], np.where(one.present[0], "present", "absent"), "unknown")
+    some = {n: str(state[RAIDIUM54.id(n) - 1]) for n in ("face", "heart", "sacrum", "spleen", "lung_left")}
+    print(f"s{g:04}: {one.known.sum()} of 54 known, {one.present.sum()} present;", some)
 
 # %% [markdown]
 # ## nnU-Net: the baseline everybody asks for
 #
-# [nnU-Net](https://github.com/MIC-DKFZ/nnUNet) (version 2) wants a folder `Dataset501_ctseg` with `imagesTr`, `labelsTr` and a `dataset.json`; 2D PNG files are read by its `NaturalImage2DIO`.
-# That is quickly written. But its softmax knows classes, background, and an **ignore** label; it has *no way to say* "this pixel may be a kidney,
-# because nobody looked for kidneys here, but it is certainly not liver". Unknown cells can only be approximated, in one of two ways:
+# [nnU-Net](https://github.com/MIC-DKFZ/nnUNet) (version 2) wants a folder `Dataset501_ctseg` with `imagesTr`, `labelsTr` and a
+# `dataset.json`; 2D PNG files are read by its `NaturalImage2DIO`. That is quickly written. But its softmax knows classes,
+# background, and an **ignore** label; it has *no way to say* "this pixel may be a kidney, because nobody looked for kidneys here,
+# but it is certainly not liver". Unknown cells can only be approximated, in one of two ways:
 #
-# - `"ignore"`: on an image with any unknown class, every unlabelled pixel is ignored. True, but wasteful: all certain absences are lost, and if *no*
-#   image is fully known, there is no background left to learn from. Then it is refused, because such a network paints organs on air.
-# - `"background"`: unknown is read as background. This is what most people do when they run nnU-Net on such data. It is false, and the network learns to keep silent.
+# - `"ignore"`: on an image with any unknown class, every unlabelled pixel is ignored. True, but wasteful: all certain absences are
+#   lost, and if *no* image is fully known, there is no background left to learn from. Then it is refused, because such a network
+#   paints organs on air.
+# - `"background"`: unknown is read as background. This is what most people do when they run nnU-Net on such data. It is false, and the
+#   network learns to keep silent.
 #
-# The choice is written into a README inside. Images without labels are left out, as nnU-Net cannot use them. Its random five folds would also put slices of one patient on
-# both sides; so our grouped folds come along as `splits_final.json`, to be copied into the folder of preprocessed data.
+# The choice is written into a README inside. Images without labels are left out, as nnU-Net cannot use them. Its random five folds
+# would also put slices of one patient on both sides; so our grouped folds come along as `splits_final.json`, to be copied into the
+# folder of preprocessed data.
 
 # %%
 #| export
@@ -373,6 +400,9 @@ def _nnunet_labels(s, unknown: str) -> np.ndarray:
     if unknown == "background": return s.masks
     return np.where((s.masks == 0) & ~s.known.all(1)[:, None, None], np.uint8(len(s.classes) + 1), s.masks)
 
+
+# %%
+#| export
 def export_nnunet(
     folder, # a challenge folder
     out, # the folder nnUNet_raw, in which `Dataset501_ctseg` is made
@@ -386,9 +416,11 @@ def export_nnunet(
     if not s.labelled.any(): raise InputError(f"{folder}: no labelled training images; nnU-Net needs some")
     kept = s[s.labelled]
     labels, C = _nnunet_labels(kept, unknown), len(s.classes)
-    if unknown == "ignore" and C == 255: raise InputError("255 classes leave no number for nnU-Net's ignore label; choose unknown='background'")
+    if unknown == "ignore" and C == 255:
+        raise InputError("255 classes leave no number for nnU-Net's ignore label; choose unknown='background'")
     if not (labels == 0).any():
-        raise InputError(f"{folder}: no image is fully known, so with unknown='ignore' there is no background to learn from; nnU-Net cannot learn from such "
+        raise InputError(f"{folder}: no image is fully known, so with unknown='ignore' there is no background to learn from; "
+                         f"nnU-Net cannot learn from such "
                          "labels as they are, choose unknown='background' to read unknown as background, which is false but runs")
     title = f"Dataset{id:03}_{name}"
     test = read_challenge(folder, "test") if (folder/"test-images").is_dir() else None
@@ -414,7 +446,7 @@ def _nnunet_files(root: Path, suffix: str, prefix: str, s, labels) -> list[str]:
 
 def _nnunet_json(root: Path, s, cases, unknown: str, title: str, dropped: int):
     "dataset.json, splits_final.json and the README."
-    labels = {"background": 0} | {n: i for i, n in enumerate(s.classes.names, 1)} | ({"ignore": len(s.classes) + 1} if unknown == "ignore" else {})
+    labels = {n: i for i, n in enumerate(["background", *s.classes.names, *["ignore"]*(unknown == "ignore")])}
     # the channel is not called CT: the slices are windowed, and nnU-Net would normalise a "CT" by Hounsfield units
     write_json(dict(channel_names={"0": "windowed_CT"}, labels=labels, numTraining=len(s), file_ending=".png",
                     overwrite_image_reader_writer="NaturalImage2DIO"), root/"dataset.json")
@@ -423,7 +455,8 @@ def _nnunet_json(root: Path, s, cases, unknown: str, title: str, dropped: int):
         fold = grouped_folds(s, k=min(5, groups))
         pick = lambda where: [c for c, w in zip(cases, where) if w]
         write_json([dict(train=pick(fold != f), val=pick(fold == f)) for f in range(fold.max() + 1)], root/"splits_final.json")
-    (root/"README.txt").write_text(_NNUNET_README.format(unknown=unknown, meaning=_NNUNET_MEANING[unknown], cells=float((~s.known).mean()), dropped=dropped, name=title))
+    text = dict(unknown=unknown, meaning=_NNUNET_MEANING[unknown], cells=float((~s.known).mean()), dropped=dropped, name=title)
+    (root/"README.txt").write_text(_NNUNET_README.format(**text))
 
 
 # %% [markdown]
