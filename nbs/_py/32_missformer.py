@@ -43,7 +43,7 @@ for k, c in enumerate("1 2 5 8".split()):
     ax.text(3.2 - k*.3, y, "blocks" if k < 3 else "expand", bbox=dict(boxstyle="round", fc="#d8ecd2", ec="#338833"), **txt)
     ax.annotate("", (-.95, y), (-2.7 + k*.3, y), arrowprops=dict(arrowstyle="->", color="#777777"))
     ax.annotate("", (2.75 - k*.3, y), (.95, y), arrowprops=dict(arrowstyle="->", color="#777777"))
-    ax.text(0, y, "□ "*int(c) + "tokens", color="#884400", **txt)
+    ax.text(0, y, "□"*int(c) + " tokens", color="#884400", **txt)
     ax.text(5., y, f"1/{4*2**k}", color="#777777", **txt)
     if k < 3:
         ax.annotate("", (-3.2 + (k+1)*.3, y - .72), (-3.2 + k*.3, y - .28), arrowprops=dict(arrowstyle="->"))
@@ -317,7 +317,7 @@ print(f"{count_parameters(MISSFormer(1, 55)):,} parameters for 1 -> 55 channels"
 # ## What does a pixel see?
 #
 # The gradient of one output pixel with respect to the image shows what that pixel looks at. Before any training, a convolutional network looks mostly at its
-# surroundings, although its deepest level could tell it more; the transformer looks at the whole image evenly.
+# surroundings, although its deepest level could tell it more; the transformer already sees all of the image.
 
 # %%
 def field(model, size=128, n=8):

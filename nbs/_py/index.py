@@ -1,0 +1,210 @@
+# %% [markdown]
+# # ctseg
+#
+# > Learn to segment CT slices from partly labelled and unlabelled images.
+
+# %% [markdown]
+# On most CT data only *some* structures were outlined on *some* slices, and on many slices none at all. `ctseg` learns from all of it: it keeps
+# **unknown** apart from **absent** in the data, the losses and the scores, so that a structure nobody looked for is never taught as background, and
+# slices without any outline still help. It is a Python package, a `ctseg` command, and a set of notebooks that explain the code they export; one
+# modest GPU is enough, and the demo needs none.
+
+# %%
+#| hide
+import csv, json, re
+from pathlib import Path
+import matplotlib.pyplot as plt
+import numpy as np
+from IPython.display import Markdown
+from matplotlib.colors import ListedColormap
+from matplotlib.patches import Patch
+from ctseg.data import read_challenge, read_masks
+from ctseg.recipes import DEFAULT_RECIPE, RECIPES
+
+# %%
+#| hide
+RESULTS = Path("benchmarks/results")  # written by the benchmark notebooks; nothing on this page is typed by hand
+plt.rcParams.update({"hatch.linewidth": 0.6, "figure.dpi": 55})
+
+def rows(name):
+    "The rows of a results file, or none while it has not been measured."
+    path = RESULTS/name
+    return list(csv.DictReader(path.open(encoding="utf-8"))) if path.exists() else []
+
+def table(columns, rows):
+    "A Markdown table."
+    line = lambda cells: "| " + " | ".join(map(str, cells)) + " |"
+    return Markdown("\n".join([line(columns), line("---" for _ in columns), *map(line, rows)]))
+
+
+# %%
+#| hide
+STATES = {"unknown: nobody looked": "#e6eaee", "absent: looked, not there": "#9db4c8", "present: outlined": "#0b7285"}
+
+def paint(ax, slices, i, mask, title):
+    "A slice in grey with a label map over it."
+    grey = np.repeat(slices.images[i][..., None], 3, -1)
+    ax.imshow(np.where((mask > 0)[..., None], 0.35*grey + 0.65*slices.classes.colourise(mask), grey).astype(np.uint8))
+    ax.set_title(title, fontsize=9); ax.axis("off")
+
+def front_picture(train, test):
+    i = int((train.present.sum(1)*(train.masks > 0).mean((1, 2))).argmax())  # the annotated slice with the most to see
+    fig, axes = plt.subplots(1, 5, figsize=(12, 2.9), layout="constrained")
+    paint(axes[0], train, i, np.zeros_like(train.masks[i]), "a training slice")
+    paint(axes[1], train, i, train.masks[i], "its truth: what is hatched is\nbackground, or was never outlined")
+    hidden = (train.masks[i] == 0) & (train.images[i] > 15)
+    for c in [axes[1].contourf(hidden, levels=[.5, 1.5], colors="none", hatches=["////"])]: c.set(edgecolor="#ffffffb0", linewidth=0)
+    cells = np.where(~train.known, 0, np.where(train.present, 2, 1))
+    axes[2].imshow(cells.T, cmap=ListedColormap(list(STATES.values())), aspect="auto", interpolation="nearest")
+    axes[2].set(xticks=[], yticks=[], xlabel=f"{len(train)} training slices", ylabel=f"{len(train.classes)} structures")
+    axes[2].set_title("`known`: every slice and structure\nis in one of three states".replace("`", ""), fontsize=9)
+    axes[2].legend(handles=[Patch(color=c, label=n) for n, c in reversed(STATES.items())], fontsize=6.5, loc="lower right")
+    prediction = RESULTS/"demo_submission.csv.gz"
+    shown = [("truth of a test slice", test.masks)]
+    if prediction.exists(): shown.insert(0, ("prediction of `make demo`".replace("`", ""), read_masks(prediction)[1]))
+    j = int(test.present.sum(1).argmax())
+    for ax, (title, masks) in zip(axes[3:], shown): paint(ax, test, j, masks[j], title)
+    for ax in axes[3 + len(shown):]: ax.axis("off")
+
+
+# %%
+#| echo: false
+#| label: index-three-states
+#| fig-alt: "A CT slice; its partial truth; the table of what is present, absent and unknown; a prediction on a test slice; the truth of that slice"
+front_picture(read_challenge("../data_sample", cache=False), read_challenge("../data_sample", "test", cache=False)); plt.show()
+
+# %% [markdown]
+# ## Two commands
+#
+# ```sh
+# make demo   # train on data_sample, predict, score, draw
+# make test   # every test and every notebook
+# ```
+#
+# A clone, Python 3.10 or newer and `make` are all they need: each sets up `.venv` the first time (1 to 2 GB on disk) and never again.
+
+# %%
+#| echo: false
+demo = rows("demo.csv")
+said = (RESULTS/"demo.txt").read_text(encoding="utf-8").rstrip() if demo else ""
+Markdown(f"`make demo` needs {float(demo[0]['cpu_minutes']):.0f} minutes of one processor core, half of that on two, and ends like this:\n\n```\n{said}\n```\n"
+         if demo else "`make demo` ends with a score, the paths it wrote and a picture.")
+
+# %% [markdown]
+# Ten annotated slices teach nobody 54 structures: the demo shows the whole job, not a good score. `make test` takes up to ten minutes on two cores and ends
+# with pytest's summary, `N passed`.
+#
+# ## Install
+#
+# ```sh
+# pip install -c constraints.txt -e .
+# ```
+#
+# `-c constraints.txt` names the versions tried together, for a machine without a GPU. With a GPU, install the torch that suits it first and leave `-c` out.
+# `'.[volumes]'` adds DICOM and NIfTI, `'.[zoo]'` further architectures. `ctseg doctor` says what was found.
+#
+# ## What `known` means
+#
+# A zero in a mask is ambiguous: nothing there, or nobody looked. So beside `masks` there is always `known[n, c]`, *was structure c looked for on slice n?*
+#
+# - **present**: known, and it has pixels. They are learnt, and every other pixel of the slice is a certain no.
+# - **absent**: known, and it has none. Every pixel of the slice is a certain no.
+# - **unknown**: not known. Nothing is taught about it and nothing is scored; [the explanation](explanations/three_states.ipynb) shows what goes wrong otherwise.
+#
+# ## Which recipe to start with
+
+# %%
+#| echo: false
+first = RECIPES[DEFAULT_RECIPE]
+Markdown(f"With **`{first.name}`**: it is the default. A recipe is a named choice of method, model, loss, augmentation and schedule; "
+         "`--set KEY=VALUE` changes any part of it, `ctseg recipes` lists them:")
+
+# %%
+#| echo: false
+table(["recipe", "what it does"], [(f"`{r.name}`", r.about) for r in RECIPES.values()])
+
+# %% [markdown]
+# ## Bring your own data
+#
+# A challenge folder is all that is needed. Any number of structures, any image size:
+#
+# ```
+# my_data/
+#   train-images/0.png, 1.png, …    8-bit grey slices of one size
+#   y_train.csv                     a column per annotated slice, a row per pixel, values 0 … C
+#   annotated_labels.json           per slice, the ids that were looked for: [[1, 4, 7], [], …]
+#   class_names.json                {"1": "liver", "2": "spleen", …}; without it, the challenge's 54
+#   test-images/                    what to predict
+# ```
+#
+# ```sh
+# ctseg check my_data
+# ctseg fit my_data --out runs/first --set epochs=40
+# ctseg predict runs/first --images my_data/test-images --out submission.csv
+# ctseg evaluate my_data/y_test.csv submission.csv      # where there is a truth
+# ```
+#
+# From DICOM, NIfTI, [OpenKBP](https://github.com/ababier/open-kbp) or TotalSegmentator, `ctseg import` writes such a folder, and structures that nobody contoured stay
+# unknown; `ctseg export` puts predictions back onto the volumes. From arrays, use `ctseg.data.write_challenge`.
+#
+# Images that the CSV does not mention are unlabelled. Without `annotated_labels.json` say what a zero means: `--annotated all` (everything was looked
+# for) or `--annotated present` (only what has pixels was). A mistake in the data is told in one line that names the file; nothing is half-written;
+# `--resume` continues a run that was cut.
+#
+# ## On Kaggle
+#
+# `make wheel` builds a wheel of a few hundred kB. Attach it to a notebook as a data set, with the competition's data, and no internet is needed:
+#
+# ```sh
+# !pip install -q --no-index --no-deps /kaggle/input/*/ctseg-*.whl
+# !ctseg fit /kaggle/input/my_data --out /kaggle/working/run
+# !ctseg predict /kaggle/working/run --images /kaggle/input/my_data/test-images --out /kaggle/working/submission.csv
+# ```
+#
+# Half precision is chosen by what the card can do. If the session is cut, attach its output, copy the run folder to `/kaggle/working` and add `--resume`.
+#
+# ## What was measured
+
+# %%
+#| echo: false
+measured = rows("realct_supervised.csv")
+table(list(measured[0]), [r.values() for r in measured]) if measured else Markdown("*The first benchmark is still running.*")
+
+
+# %% [markdown]
+# Real head-and-neck CT (OpenKBP, 64×64, seven organs, 800 slices with up to four of them examined), a small Attention U-Net of width 16, equal steps for all,
+# the challenge's metric, intervals from a paired bootstrap over patients. [The notebook](benchmarks/realct_supervised.ipynb) has the terms, the organs
+# one by one, and each choice switched off in turn. Nothing here was scored on the challenge's hidden test set.
+#
+# ## Read the notebooks
+#
+# Every module is a notebook: why, then a short cell of code, then what it does. This is the order to read them in; the
+# [three states](explanations/three_states.ipynb) and the [ten-minute tutorial](tutorials/first_run.ipynb) come before.
+
+# %%
+#| echo: false
+def facts(path):
+    "Module, title and one-line description of a notebook."
+    cells = ["".join(c["source"]) for c in json.loads(path.read_text(encoding="utf-8"))["cells"]]
+    title, about = re.search(r"^# (.*)", cells[0], re.M)[1], re.search(r"^> (.*)", cells[0], re.M)[1]
+    module = next((m[1] for c in cells if (m := re.search(r"^#\|\s*default_exp\s+(\S+)", c, re.M))), None)
+    return f"[{title}]({path.name})", f"`ctseg.{module}`", about
+
+table(["notebook", "module", "what it is about"], [facts(p) for p in sorted(Path().glob("[0-9]*.ipynb"))])
+
+# %% [markdown]
+# [CONTRIBUTING](../CONTRIBUTING.md) tells how to change one; [CHANGELOG](../CHANGELOG.md) what has changed.
+#
+# ## Licence and warning
+#
+# Apache-2.0, see [LICENSE](../LICENSE). The files of the ENS/Raidium challenge may not be passed on and are not here; `data_sample` shows no patient, it is
+# [drawn from a seed](12_phantom.ipynb).
+#
+# ::: {.callout-warning}
+#
+# `ctseg` is for research and teaching. It is not a medical device: do not diagnose, plan or treat with what it predicts.
+#
+# :::
+#
+# It grew out of a course project by Guillaume Henon-Just and Emilie Pic (MVA, ENS Paris-Saclay) for the
+# [ENS/Raidium challenge](https://challengedata.ens.fr/participants/challenges/165/).

@@ -1,0 +1,188 @@
+# %% [markdown]
+# # Three states, not two
+#
+# > Present, absent, unknown: why a zero in a mask is not background, and where the third state travels.
+
+# %% [markdown]
+# Outlining all structures on one CT slice takes an expert an hour. So real data sets are outlined in part: on this slice the liver and the kidneys, on
+# that one the bones, on most nothing. The file still needs a number for every pixel, and where nobody drew, that number is **0**, the same 0 that stands for
+# *there is nothing here*. A network that takes the file at its word learns that most livers are not livers.
+#
+# This page shows the distinction on the sample that comes with the repository, what the mistake does to a gradient, and how `ctseg` keeps clear of it.
+
+# %%
+#| hide
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from fastcore.test import test_eq
+from matplotlib.colors import ListedColormap
+from matplotlib.patches import Patch
+from ctseg.data import read_challenge
+from ctseg.losses import CrossEntropyDiceLoss, MarginalSoftmaxLoss, MaskedSigmoidLoss
+plt.rcParams["hatch.linewidth"] = 0.6
+
+# %% [markdown]
+# ## One structure, three slices
+#
+# `known[n, c]` says whether structure `c` was *looked for* on slice `n`, whatever was found. The challenge's file `annotated_labels.json` holds exactly this:
+# a list of the examined structures for each slice.
+
+# %%
+slices = read_challenge("../../data_sample", cache=False)
+slices, slices.known.shape, slices.known.sum(1)
+
+# %% [markdown]
+# Each annotated slice was examined for 27 of the 54 structures. Take the liver and three slices: on the first it was looked for and found, on the second it was
+# looked for and is not there, on the third nobody looked.
+
+# %%
+#| hide
+COLOURS = {"present": "#0b7285", "absent": "#9db4c8", "unknown": "#e6eaee"}
+states = np.where(~slices.known, 0, np.where(slices.present, 2, 1))  # [N,C]: 0 unknown, 1 absent, 2 present
+labelled = np.flatnonzero(slices.labelled)
+liver = slices.classes.id("liver") - 1                               # its column
+three = [slices.names.index(n) for n in ("0.png", "5.png", "4.png")]
+test_eq(states[three, liver], [2, 1, 0])
+
+def draw(ax, n, c, title):
+    "What slice n says about structure c, pixel by pixel."
+    image = slices.images[n]
+    ax.imshow(image, cmap="gray")
+    if states[n, c] == 0: ax.contourf(np.ones_like(image), levels=[.5, 1.5], colors="none", hatches=["///"]).set(edgecolor="#ffffff90", linewidth=0)
+    else:
+        tint = np.zeros((*image.shape, 4))
+        tint[...] = (.30, .55, 1., .38)                              # a certain no
+        tint[slices.masks[n] == c + 1] = (1., .75, .1, .95)          # a certain yes
+        ax.imshow(tint)
+    ax.set_title(title, fontsize=10); ax.axis("off")
+
+
+# %%
+#| echo: false
+#| label: fig-one-structure
+fig, axes = plt.subplots(1, 3, figsize=(9.5, 3.7), layout="constrained")
+for ax, n, title in zip(axes, three, ("present: every pixel\nhas an answer", "absent: every pixel\nis a certain no", "unknown: no pixel\nsays anything")):
+    draw(ax, n, liver, title)
+fig.legend(handles=[Patch(color="#ffbf1a", label="liver"), Patch(color="#4d8cff", label="certainly not liver"),
+                    Patch(facecolor="#555", edgecolor="w", hatch="////", label="no statement")], loc="outside lower center", ncols=3, frameon=False); plt.show()
+
+# %% [markdown]
+# Anybody can see the liver on the third slice. The file cannot: there it looks exactly like the second one, without a single liver pixel. Only `known` tells
+# them apart.
+
+# %%
+for n in three: print(f"{slices.names[n]}: {(slices.masks[n] == liver + 1).sum():5} liver pixels in the mask, known = {slices.known[n, liver]}")
+
+# %% [markdown]
+# ## All of them
+#
+# A cell is one structure on one slice. Here is every cell of the sample. *Absent* is worth having: to know on which slices a structure is **not** is how a network
+# learns not to invent it. That is why even a slice whose mask is empty, but which was examined, belongs to the annotated ones.
+
+# %%
+#| echo: false
+#| label: fig-cells
+fig, ax = plt.subplots(figsize=(9.5, 3.6), layout="constrained")
+ax.imshow(states, cmap=ListedColormap([COLOURS[s] for s in ("unknown", "absent", "present")]), aspect="auto", interpolation="nearest")
+ax.set(xlabel="structure", ylabel="slice", xticks=range(0, 54, 6), xticklabels=range(1, 55, 6), yticks=range(0, 24, 2))
+ax.legend(handles=[Patch(color=v, label=f"{k} ({(states == i).mean():.0%})") for i, (k, v) in zip((2, 1, 0), COLOURS.items())], loc="lower right"); plt.show()
+
+# %%
+empty = [slices.names[n] for n in labelled if not slices.present[n].any()]
+print("examined, and nothing found:", empty)
+test_eq(slices.masks[~slices.labelled].max(), 0)       # slices that nobody looked at
+assert (slices.present <= slices.known).all()          # what was outlined was looked for
+
+# %% [markdown]
+# ## How much a zero hides
+#
+# The test slices are fully outlined, so we can play the annotator: hide 27 structures at random and count how many pixels of real structures the file
+# would then call 0.
+
+# %%
+test = read_challenge("../../data_sample", "test", cache=False)
+rng = np.random.default_rng(0)
+looked_for = np.stack([rng.permutation(np.arange(1, 55))[:27] for _ in range(len(test))])
+hidden = np.array([(~np.isin(m, ids) & (m > 0)).sum()/(m > 0).sum() for m, ids in zip(test.masks, looked_for)])
+print("share of structure pixels stored as 0, slice by slice:", hidden.round(2))
+
+# %% [markdown]
+# ## What a loss tells one pixel
+#
+# Take one pixel, stored as 0, and four structures. Liver was not examined on this slice; spleen and the two kidneys were, and are not at this pixel. The network is
+# rather sure that the pixel is liver, and it is right. What does each loss tell it to do? The bars show the push on each output, $-\partial L/\partial z$:
+# upwards means *more of this*, and all panels have one scale.
+
+# %%
+names = ["background", "liver", "spleen", "kidney\nright", "kidney\nleft"]
+known = torch.tensor([[False, True, True, True]])       # liver: nobody looked
+softmax = torch.tensor([0., 2., 0., 0., 0.])            # the network believes: liver
+sigmoid = torch.tensor([2., -1., -1., -1.])
+
+def push(loss, z, label):
+    "The negative gradient of `loss` at one pixel with the stored `label`."
+    z = z.clone().reshape(1, -1, 1, 1).requires_grad_()
+    loss(z, torch.full((1, 1, 1), label), known).backward()
+    return -z.grad.flatten()
+
+losses = {"zero read as background\n(CrossEntropyDiceLoss)": (CrossEntropyDiceLoss(w_dice=0.), softmax),
+          "softmax, unknown left open\n(MarginalSoftmaxLoss)": (MarginalSoftmaxLoss(w_dice=0.), softmax),
+          "one yes/no per structure\n(MaskedSigmoidLoss)": (MaskedSigmoidLoss(w_dice=0., w_bce=1.), sigmoid)}
+
+def bars(ax, loss, z, label):
+    p = push(loss, z, label)
+    where = range(5 - len(p), 5)
+    ax.bar(where, p, color=["#c92a2a" if v < -1e-6 else "#2b8a3e" for v in p])
+    for x, v in zip(where, p): ax.text(x, v, f"{v:+.2f}" if abs(v) > 5e-3 else "0", ha="center", va="bottom" if v >= -1e-6 else "top", fontsize=8)
+    ax.set(xticks=range(5), xlim=(-.6, 4.6), yticks=[], ylim=(-1.15, 1.15)); ax.set_xticklabels(names, fontsize=7.5); ax.axhline(0, color="k", lw=.6)
+
+
+# %%
+#| echo: false
+#| label: fig-push
+fig, axes = plt.subplots(1, 3, figsize=(10.5, 2.9), layout="constrained")
+for ax, (title, (loss, z)) in zip(axes, losses.items()): bars(ax, loss, z, 0); ax.set_title(title, fontsize=9)
+plt.show()
+
+# %% [markdown]
+# * **Zero read as background.** The correct belief is pushed down as hard as a mistake would be. Over a thousand slices the network
+#   learns to keep silent. Participants of the challenge saw naive cross-entropy collapse where the same network with a marginal loss did well.
+# * **Marginal softmax.** *Background or liver* is one answer as far as the file can tell. The belief in liver may stay; only what was looked for is pushed down.
+# * **Masked sigmoid.** Each structure is its own question, and the question that nobody asked is not graded: its gradient is not small, it is zero.
+
+# %%
+z = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0)).requires_grad_()
+MaskedSigmoidLoss()(z, torch.zeros(2, 8, 8, dtype=torch.long), known.expand(2, 4)).backward()
+assert (z.grad[:, 0] == 0).all() and (z.grad[:, 1:] != 0).all()
+
+# %% [markdown]
+# ## A pixel knows more than its slice
+#
+# Now the pixel is outlined as *spleen*. Liver was still not examined on this slice, but two structures do not share a pixel, so *here* it is certainly not
+# liver. Known cells are one row a slice; a labelled pixel adds a certain *no* for every other structure. The losses do this by default (`pixel_known=True`).
+
+# %%
+#| echo: false
+#| label: fig-pixel
+fig, axes = plt.subplots(1, 2, figsize=(7.2, 2.9), layout="constrained")
+for ax, on in zip(axes, (False, True)):
+    bars(ax, MaskedSigmoidLoss(w_dice=0., w_bce=1., pixel_known=on), sigmoid, 2); ax.set_title(f"pixel_known={on}", fontsize=9)
+plt.show()
+
+# %% [markdown]
+# ## Where the third state travels
+#
+# It would be easy to be careful in the loss and careless one step before. These are the places where *unknown* could decay into *background*, and what carries it there:
+#
+# | place | what carries it |
+# |---|---|
+# | on disk | `annotated_labels.json`: the structures examined, a list a slice. Without it you must say what zeros mean; it is never guessed |
+# | in memory | `known`, bool `[N, C]`, in every [`SliceSet`](../10_data.ipynb) |
+# | a batch | `known` `[B, C]`, beside image and mask; `[B, C, H, W]` once [CutMix](../16_augment.ipynb) has put pieces of two slices into one |
+# | rotation, shift | what comes into the frame from outside gets weight 0: nobody looked there either |
+# | the [loss](../20_losses.ipynb) | no gradient in unknown cells |
+# | [pseudo-labels](../50_pseudo.ipynb) | they may fill unknown cells, and never overwrite a known one |
+# | the [score](../22_metrics.ipynb) | cells that nobody examined are left out, or bounded from both sides |
+#
+# Next: the [ten-minute tutorial](../tutorials/first_run.ipynb), or [the losses](../20_losses.ipynb) in full.
