@@ -19,10 +19,15 @@ class DoubleConv(nn.Sequential):
         super().__init__(nn.Conv2d(i, o, 3, padding=1), nn.BatchNorm2d(o), nn.ReLU(inplace=True),
                          nn.Conv2d(o, o, 3, padding=1), nn.BatchNorm2d(o), nn.ReLU(inplace=True))
 
+# %% ../../nbs/30_attunet.ipynb #5d3c8c47
 class UpConv(nn.Sequential):
-    "Double the size by repeating pixels, then smooth with a 3x3 convolution (no checkerboard, unlike a transposed convolution)."
-    def __init__(self, i: int, o: int):
-        super().__init__(nn.Upsample(scale_factor=2), nn.Conv2d(i, o, 3, padding=1), nn.BatchNorm2d(o), nn.ReLU(inplace=True))
+    "Double the size by repeating pixels, then a 3x3 convolution, batch normalisation, ReLU."
+    def __init__(self, i: int, o: int): super().__init__(nn.Conv2d(i, o, 3, padding=1), nn.BatchNorm2d(o), nn.ReLU(inplace=True))
+
+    def forward(self, x):
+        conv, norm, relu = self
+        kernel = 4*F.avg_pool2d(F.pad(conv.weight.flip(2, 3), (1, 1, 1, 1)), 2, 1).transpose(0, 1)  # sums of 2x2 weights: [i,o,4,4]
+        return relu(norm(F.conv_transpose2d(x, kernel, conv.bias, stride=2, padding=1)))
 
 # %% ../../nbs/30_attunet.ipynb #50a116c8
 class AttentionGate(nn.Module):

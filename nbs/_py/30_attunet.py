@@ -17,7 +17,7 @@
 # %%
 #| hide
 import matplotlib.pyplot as plt
-from fastcore.test import test_eq
+from fastcore.test import test_close, test_eq
 from ctseg.models.base import toy_slices, overfit
 
 # %%
@@ -65,10 +65,28 @@ class DoubleConv(nn.Sequential):
         super().__init__(nn.Conv2d(i, o, 3, padding=1), nn.BatchNorm2d(o), nn.ReLU(inplace=True),
                          nn.Conv2d(o, o, 3, padding=1), nn.BatchNorm2d(o), nn.ReLU(inplace=True))
 
+
+# %% [markdown]
+# On the way up, pixels are repeated and a 3x3 convolution smooths the steps. Done literally this wastes work: each output pixel multiplies nine inputs of which at most four differ. Adding up the
+# weights that meet the same input gives a 4x4 kernel for a transposed convolution of the small map, with the same result and 2.25 times fewer multiplications.
+
+# %%
+#| export
 class UpConv(nn.Sequential):
-    "Double the size by repeating pixels, then smooth with a 3x3 convolution (no checkerboard, unlike a transposed convolution)."
-    def __init__(self, i: int, o: int):
-        super().__init__(nn.Upsample(scale_factor=2), nn.Conv2d(i, o, 3, padding=1), nn.BatchNorm2d(o), nn.ReLU(inplace=True))
+    "Double the size by repeating pixels, then a 3x3 convolution, batch normalisation, ReLU."
+    def __init__(self, i: int, o: int): super().__init__(nn.Conv2d(i, o, 3, padding=1), nn.BatchNorm2d(o), nn.ReLU(inplace=True))
+
+    def forward(self, x):
+        conv, norm, relu = self
+        kernel = 4*F.avg_pool2d(F.pad(conv.weight.flip(2, 3), (1, 1, 1, 1)), 2, 1).transpose(0, 1)  # sums of 2x2 weights: [i,o,4,4]
+        return relu(norm(F.conv_transpose2d(x, kernel, conv.bias, stride=2, padding=1)))
+
+
+# %%
+torch.manual_seed(0)
+up, x = UpConv(6, 5).eval(), torch.rand(2, 6, 7, 9)
+plain = up[2](up[1](up[0](F.interpolate(x, scale_factor=2))))
+test_close(up(x).detach(), plain.detach(), 1e-6)
 
 
 # %% [markdown]
