@@ -217,9 +217,8 @@ for a, t in zip(ax[0], ["image", "gate at 1/8", "gate at 1/4", "gate at 1/2", "g
 fig.tight_layout()
 
 # %% [markdown]
-# Bright means "let this through". Nobody told the gates where the organs are, and they share the work: the deepest only tell regions apart, the next lets one of the
-# look-alikes through, the one after it the other and the bright organ, and the last follows outlines. A gate's map is not an explanation, though: it weighs *features*, and the
-# decoder can undo it.
+# Bright means "let this through". Nobody told the gates where the organs are, and they share the work: the deepest only tells regions apart, the next two pick out organs, and
+# the last follows outlines. A gate's map is not an explanation, though: it weighs *features*, and the decoder can undo it.
 #
 # Every parameter must get a gradient, or part of the network is decoration:
 
