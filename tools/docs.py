@@ -63,7 +63,9 @@ def stage():
     shutil.copytree(NBS, PROC, ignore=shutil.ignore_patterns("_py", ".*", "*.ipynb"))
     os.environ["IN_TEST"] = "1"  # what nbdev sets while it prepares a page
     names = pages()
-    for name in names: stage_page(NBS/name, PROC/unnumbered(name))
+    shown = set().union(*(stage_page(NBS/name, PROC/unnumbered(name)) for name in names))
+    for p in PROC.rglob("*.ipynb"):  # a method without a place of its own is explained where its class is
+        p.write_text(re.sub(r"(\.html#)(\w+)(\.\w+)\)", lambda m: m[0] if m[2] + m[3] in shown else f"{m[1]}{m[2]})", p.read_text()))
     contents = [{"section": s, "contents": [unnumbered(n) for n in found]} for s, found in grouped(names).items()]
     (PROC/"sidebar.yml").write_text(yaml.safe_dump({"website": {"sidebar": {"contents": contents}}}, sort_keys=False))
     cfg = get_config()
@@ -71,8 +73,8 @@ def stage():
     (PROC/"nbdev.yml").write_text(yaml.safe_dump({"project": {"output-dir": SITE.name}, "website": site}, sort_keys=False))
 
 
-def stage_page(old: Path, new: Path):
-    "One notebook through nbdev's processors, under the name of its page, with links between pages that work wherever the site stands."
+def stage_page(old: Path, new: Path) -> set[str]:
+    "One notebook through nbdev's processors, under the name of its page, with links that work wherever the site stands; the anchors of its symbols."
     nb = read_nb(old)
     reveal(nb)
     Filter()(nb)
@@ -94,6 +96,7 @@ def stage_page(old: Path, new: Path):
             if "text/markdown" in data: data["text/markdown"] = local("".join(data["text/markdown"])).splitlines(True)
     new.parent.mkdir(parents=True, exist_ok=True)
     write_nb(nb, new)
+    return {m[1].lower() for c in nb.cells for m in re.finditer(r"^show_doc\(([\w.]+)", c.source, re.M)}
 
 
 def reveal(nb):

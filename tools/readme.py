@@ -11,7 +11,7 @@ from execnb.nbio import read_nb
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOK, IMAGES = ROOT/"nbs"/"index.ipynb", Path("nbs/images")
-CALLOUT = re.compile(r"^:{3,} *\{\.callout-(\w+)[^}]*\}\n(.*?)\n:{3,}\s*$", re.M | re.S)
+CALLOUT = re.compile(r"^:{3,} *\{\.callout-(\w+)[^}]*\}\n(.*?)\n:{3,}[ \t]*$", re.M | re.S)
 
 
 def text(x) -> str: return x if isinstance(x, str) else "".join(x)

@@ -48,7 +48,7 @@ def paint(ax, slices, i, mask, title):
     ax.set_title(title, fontsize=9); ax.axis("off")
 
 def front_picture(train, test):
-    i = int((train.present.sum(1)*(train.masks > 0).mean((1, 2))).argmax())  # the annotated slice with the most to see
+    i, j = train.names.index("0.png"), test.names.index("3.png")
     fig, axes = plt.subplots(1, 5, figsize=(12, 2.9), layout="constrained")
     paint(axes[0], train, i, np.zeros_like(train.masks[i]), "a training slice")
     paint(axes[1], train, i, train.masks[i], "its truth: what is hatched is\nbackground, or was never outlined")
@@ -57,12 +57,11 @@ def front_picture(train, test):
     cells = np.where(~train.known, 0, np.where(train.present, 2, 1))
     axes[2].imshow(cells.T, cmap=ListedColormap(list(STATES.values())), aspect="auto", interpolation="nearest")
     axes[2].set(xticks=[], yticks=[], xlabel=f"{len(train)} training slices", ylabel=f"{len(train.classes)} structures")
-    axes[2].set_title("`known`: every slice and structure\nis in one of three states".replace("`", ""), fontsize=9)
+    axes[2].set_title("known: every slice and structure\nis in one of three states", fontsize=9)
     axes[2].legend(handles=[Patch(color=c, label=n) for n, c in reversed(STATES.items())], fontsize=6.5, loc="lower right")
     prediction = RESULTS/"demo_submission.csv.gz"
-    shown = [("truth of a test slice", test.masks)]
-    if prediction.exists(): shown.insert(0, ("prediction of `make demo`".replace("`", ""), read_masks(prediction)[1]))
-    j = int(test.present.sum(1).argmax())
+    shown = [("the truth of that test slice", test.masks)]
+    if prediction.exists(): shown.insert(0, ("what make demo predicts\non a test slice", read_masks(prediction)[1]))
     for ax, (title, masks) in zip(axes[3:], shown): paint(ax, test, j, masks[j], title)
     for ax in axes[3 + len(shown):]: ax.axis("off")
 
@@ -74,6 +73,10 @@ def front_picture(train, test):
 front_picture(read_challenge("../data_sample", cache=False), read_challenge("../data_sample", "test", cache=False)); plt.show()
 
 # %% [markdown]
+# - **What `known` means**: structure c was looked for on slice n. If not, its zeros say nothing. [More](#what-known-means)
+# - **Which recipe to start with**: the default, `ctseg`. [All of them](#which-recipe-to-start-with)
+# - **Your own data**: PNG slices, one CSV of masks and a list of what was looked for; or DICOM, NIfTI. [How](#bring-your-own-data)
+#
 # ## Two commands
 #
 # ```sh
@@ -153,10 +156,10 @@ table(["recipe", "what it does"], [(f"`{r.name}`", r.about) for r in RECIPES.val
 #
 # ## On Kaggle
 #
-# `make wheel` builds a wheel of a few hundred kB. Attach it to a notebook as a data set, with the competition's data, and no internet is needed:
+# `make wheel` builds a small wheel in `dist/`. Attach it to a notebook as a data set, beside the slices, and no internet is needed:
 #
 # ```sh
-# !pip install -q --no-index --no-deps /kaggle/input/*/ctseg-*.whl
+# !pip install -q --no-index --no-deps $(find /kaggle/input -name 'ctseg-*.whl')
 # !ctseg fit /kaggle/input/my_data --out /kaggle/working/run
 # !ctseg predict /kaggle/working/run --images /kaggle/input/my_data/test-images --out /kaggle/working/submission.csv
 # ```

@@ -6,7 +6,7 @@
 # - skip_showdoc: true
 
 # %% [markdown]
-# [Metrics](../22_metrics.html) defines the score by two loops and computes it from one table of (predicted, true) pairs an image.
+# [Metrics](../22_metrics.ipynb) defines the score by two loops and computes it from one table of (predicted, true) pairs an image.
 # Validation runs it every epoch and the choice of a decision rule runs it dozens of times, so the difference is felt. Both are timed in
 # one process on the same masks, taking turns, three rounds, and the least CPU time counts (all are single-threaded).
 

@@ -19,7 +19,7 @@ import torch
 
 from ctseg.models import create_model
 from ctseg.models.base import count_parameters, import_timm
-from ctseg.models.zoo import step_cost
+from ctseg.models.zoo import multiply_adds
 
 # %%
 torch.set_num_threads(1)
@@ -30,8 +30,8 @@ size, width, classes = 128, 32, 55
 
 
 # %% [markdown]
-# MONAI's `AttentionUnet` with the same five levels and channels (32 to 512). It enlarges by transposed convolution and has one convolution fewer here and there, so the two do not have exactly the
-# same number of parameters; the table says how many.
+# MONAI's `AttentionUnet` with the same five levels and channels (32 to 512). It enlarges by 3x3 transposed convolutions, so the two have neither exactly the same number of parameters nor of
+# multiply-adds; the table says how many. All models run in channels-last memory, as ctseg's training loop runs them.
 
 # %%
 def ours_attention(): return create_model("attunet", 1, classes, width=width)
@@ -65,14 +65,14 @@ def alternate(makes, batch=4, rounds=6):
     x, runs = torch.rand(batch, 1, size, size), []
     for make in makes:
         torch.manual_seed(0)
-        m = make().train()
+        m = make().to(memory_format=torch.channels_last).train()
         runs.append((m, torch.optim.AdamW(m.parameters())))
         step(*runs[-1], x)
     best = [float("inf")]*len(runs)
     for _ in range(rounds):
         for i, r in enumerate(runs):
             t = time.process_time(); step(*r, x); best[i] = min(best[i], time.process_time() - t)
-    return best, [count_parameters(m) for m, _ in runs]
+    return best, [count_parameters(m) for m, _ in runs], [multiply_adds(make(), size) for make in makes]
 
 
 # %% [markdown]
@@ -82,10 +82,10 @@ def alternate(makes, batch=4, rounds=6):
 rows = []
 for name, (needs, ours, theirs) in PAIRS.items():
     if not have[needs]: print(f"{needs} is not installed: {name} left out"); continue
-    (a, b), (pa, pb) = alternate([ours, theirs])
-    rows.append((name, pa, pb, a/b))
-speed = pd.DataFrame(rows, columns=["ours / theirs", "parameters, ours", "parameters, theirs", "time ratio"])
-speed.style.format({"time ratio": "{:.2f}"}, thousands=",").hide(axis="index")
+    (a, b), (pa, pb), (ma, mb) = alternate([ours, theirs])
+    rows.append((name, pa, pb, ma/mb, a/b))
+speed = pd.DataFrame(rows, columns=["ours / theirs", "parameters, ours", "parameters, theirs", "multiply-adds ratio", "time ratio"])
+speed.style.set_uuid("speed").format({"time ratio": "{:.2f}", "multiply-adds ratio": "{:.2f}"}, thousands=",").hide(axis="index")
 
 # %% [markdown]
 # Memory: the peak of a training step beyond what was there before, each in its own process.
@@ -102,7 +102,7 @@ exec(src, ns)
 x = torch.rand(4, 1, {size}, {size})
 warm = torch.nn.Conv2d(1, 8, 3); warm(x).sum().backward()
 with PeakMemory("cpu") as peak:
-    m = ns[{fn!r}]().train(); opt = torch.optim.AdamW(m.parameters())
+    m = ns[{fn!r}]().to(memory_format=torch.channels_last).train(); opt = torch.optim.AdamW(m.parameters())
     for _ in range(2): ns["step"](m, opt, x)
 print(peak.mb)
 """

@@ -1,0 +1,152 @@
+# %% [markdown]
+# # What do the losses cost?
+#
+# > Forward and backward of each loss against the same loss through one-hot tensors, and against MONAI's: time and extra memory.
+#
+# - skip_showdoc: true
+
+# %% [markdown]
+# [Losses](../20_losses.ipynb) never builds a one-hot tensor and states its own gradients. Is that worth the trouble? The one-hot forms
+# below are the same formulas in the ordinary PyTorch way, as one would write them without thinking of memory; both give the same value
+# and gradient (checked here too). MONAI's `DiceCELoss`, which cannot express unknown cells, is measured where it happens to be installed.
+#
+# How it is measured: float32 logits, one thread, **CPU time** of the process (user + system, so that other work on the machine does not
+# count), the forms taking turns, five rounds, the least counts. Memory is the peak resident set during one forward and backward minus
+# what was resident before (so the gradient itself, as large as the logits, is in it), each in a process of its own.
+
+# %%
+import importlib.metadata, json, platform, subprocess, sys, time
+
+import pandas as pd
+import torch
+from torch.nn import functional as F
+
+from ctseg.losses import create_loss
+torch.set_num_threads(1)
+
+# %%
+ONE_HOT = '''
+def dice(p, y, w):
+    TP, P, T = (p*y*w).sum((0, 2, 3)), (p*w).sum((0, 2, 3)), (y*w).sum((0, 2, 3))
+    return (1 - 2*TP/(P + T + 1e-5))[T > 0].mean()
+
+def masked(z, mask, known):
+    y = F.one_hot(mask, z.shape[1] + 1).permute(0, 3, 1, 2)[:, 1:].float()
+    w = (known[..., None, None] | (mask > 0)[:, None]).float()
+    return .5*(F.binary_cross_entropy_with_logits(z, y, reduction="none")*w).sum()/w.sum() + dice(z.sigmoid(), y, w)
+
+def marginal(z, mask, known):
+    y = F.one_hot(mask, z.shape[1]).permute(0, 3, 1, 2).float()
+    w = (known[..., None, None] | (mask > 0)[:, None]).float()
+    allowed = torch.where((mask > 0)[:, None], y, torch.cat([torch.ones_like(known[:, :1]), ~known], 1)[..., None, None].float())
+    p = z.softmax(1)
+    return -torch.log((p*allowed).sum(1)).mean() + dice(p[:, 1:], y[:, 1:], w)
+
+def ce_dice(z, mask, known):
+    y = F.one_hot(mask, z.shape[1]).permute(0, 3, 1, 2).float()
+    return F.cross_entropy(z, mask) + dice(z.softmax(1)[:, 1:], y[:, 1:], torch.ones(()))
+
+def seed_dice(z, mask, known):
+    y, p = F.one_hot(mask, z.shape[1]).permute(0, 3, 1, 2).float(), z.softmax(1)
+    return 1 - (2*(p*y).sum((0, 2, 3))/((p + y).sum((0, 2, 3)) + 1e-6)).mean()
+'''
+exec(ONE_HOT)
+PAIRS = {"masked": "masked", "marginal": "marginal", "ce-dice": "ce_dice", "dice": "seed_dice"}
+
+# %% [markdown]
+# Truth in blocks of 16 pixels with all 54 classes, half of them examined on each image: the worst case, as real masks are emptier.
+
+# %%
+DATA = '''
+def data(B, C, chans):
+    g = torch.Generator().manual_seed(0)
+    mask = torch.randint(0, C + 1, (B, 16, 16), generator=g).repeat_interleave(16, 1).repeat_interleave(16, 2)
+    known = torch.rand(B, C, generator=g) < .5
+    mask = mask*torch.cat([torch.ones(B, 1, dtype=torch.bool), known], 1).gather(1, mask.flatten(1)).view_as(mask)
+    return torch.randn(B, chans, 256, 256, generator=g).requires_grad_(), mask, known
+'''
+exec(DATA)
+MONAI = '''
+from monai.losses import DiceCELoss
+monai_loss = DiceCELoss(to_onehot_y=True, softmax=True)
+monai = lambda z, mask, known: monai_loss(z, mask[:, None])
+'''
+try:
+    exec(MONAI)
+    versions = f", MONAI {importlib.metadata.version('monai')}"
+except ImportError: monai, versions = None, ""
+
+def seconds(forms, B, C, chans, rounds=5):
+    "Least CPU time of forward + backward of each form, taking turns."
+    z, mask, known = data(B, C, chans)
+    best = dict.fromkeys(forms, float("inf"))
+    for _ in range(rounds):
+        for name, f in forms.items():
+            z.grad = None
+            start = time.process_time()
+            f(z, mask, known).backward()
+            best[name] = min(best[name], time.process_time() - start)
+    return best
+
+
+# %%
+PROGRAM = f'''
+import sys; sys.path += {{path!r}}
+import torch
+from torch.nn import functional as F
+from ctseg.losses import create_loss
+torch.set_num_threads(1)
+{ONE_HOT}{DATA}
+{{loss}}
+z, mask, known = data(*{{shape}})
+f(z[..., :16, :16].contiguous(), mask[:, :16, :16].contiguous(), known).backward()  # loads what is loaded on first use
+z.grad = None
+status = lambda key: next(int(l.split()[1]) for l in open("/proc/self/status") if l.startswith(key))/1024
+open("/proc/self/clear_refs", "w").write("5")  # the peak starts again from here
+before = status("VmRSS")
+f(z, mask, known).backward()
+print(status("VmHWM") - before)
+'''
+
+def memory(loss, *shape):
+    "Extra peak memory of forward + backward in MB, in a fresh process."
+    code = PROGRAM.format(path=[p for p in sys.path if p], loss=loss, shape=shape)
+    return float(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout)
+
+
+# %% [markdown]
+# ## Against one-hot tensors, at 4 x 55 x 256 x 256
+
+# %%
+cpu = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), platform.processor())
+print(f"{cpu}, one thread; Python {platform.python_version()}, PyTorch {torch.__version__}{versions}")
+rows = []
+for name, plain in PAIRS.items():
+    loss, chans = create_loss(name), 54 + (name != "masked")
+    z, mask, known = data(1, 54, chans)
+    a, b = loss(z, mask, known), globals()[plain](z, mask, known)
+    assert torch.allclose(a, b, rtol=1e-4) and torch.allclose(*(torch.autograd.grad(v, z)[0] for v in (a, b)), rtol=1e-3, atol=1e-8), name
+    t = seconds({"ctseg": loss, "one-hot": globals()[plain]}, 4, 54, chans)
+    m = {"ctseg": memory(f"f = create_loss({name!r})", 4, 54, chans), "one-hot": memory(f"f = {plain}", 4, 54, chans)}
+    rows.append({"loss": name, "ctseg s": t["ctseg"], "one-hot s": t["one-hot"], "time ratio": t["ctseg"]/t["one-hot"],
+                 "ctseg MB": m["ctseg"], "one-hot MB": m["one-hot"], "memory ratio": m["ctseg"]/m["one-hot"]})
+rows = pd.DataFrame(rows).set_index("loss")
+rows.round({"ctseg s": 3, "one-hot s": 3, "time ratio": 2, "ctseg MB": 0, "one-hot MB": 0, "memory ratio": 2})
+
+# %%
+assert (rows["time ratio"] <= .5).all() and (rows["memory ratio"] <= .7).all()
+
+# %% [markdown]
+# The logits, and so their gradient, are 55 MB: that much no form can avoid. Ours needs little else.
+#
+# ## Against MONAI's DiceCE, at 8 x 54 x 256 x 256
+
+# %%
+rows, shape = [], (8, 53, 54)
+base = memory(MONAI + "\nf = monai", *shape) if monai else None
+for name in PAIRS if monai else ():
+    own = (8, 54, 54) if name == "masked" else shape  # a sigmoid has no background channel
+    t, m = seconds({"monai": monai}, *shape) | seconds({name: create_loss(name)}, *own), memory(f"f = create_loss({name!r})", *own)
+    rows.append({"loss": name, "ctseg s": t[name], "MONAI s": t["monai"], "times faster": t["monai"]/t[name],
+                 "ctseg MB": m, "MONAI MB": base, "memory ratio": m/base})
+pd.DataFrame(rows).round({"ctseg s": 3, "MONAI s": 3, "times faster": 2, "ctseg MB": 0, "MONAI MB": 0, "memory ratio": 2})

@@ -1,0 +1,171 @@
+# %% [markdown]
+# # A first run in ten minutes
+#
+# > From slices and half-finished outlines to a trained network, a submission and a score, on data like your own.
+
+# %% [markdown]
+# You have CT slices, a few structures that interest you, and outlines that are far from complete. This page takes such data through the whole package: into a folder,
+# through a training, to a score and a picture. It runs as it stands, on a processor, in well under a minute; the data are
+# [phantom](../12_phantom.ipynb) slices, so nothing has to be downloaded and we know the whole truth at the end.
+#
+# Three answers first, since everything below turns on them:
+#
+# - **What does `known` mean?** `known[n, c]` is true if somebody *looked for* structure c on slice n, whatever they found. Where it is false, a zero in the mask says nothing.
+# - **Which recipe do I start with?** The default, `ctseg`. It is what measured best; you change parts of it by name, not by editing code.
+# - **How do I bring my own data?** Write a *challenge folder*: PNG slices, one CSV with the masks, one JSON with what was looked for. Step 2.
+
+# %%
+#| hide
+import os, tempfile
+import matplotlib.pyplot as plt
+import numpy as np
+from fastcore.test import test_eq
+from ctseg.anatomy import ClassMap
+from ctseg.data import SliceSet, check_challenge, read_challenge, write_challenge
+from ctseg.demo import plot_predictions
+from ctseg.metrics import dice_table, evaluate_files
+from ctseg.phantom import phantom_slices
+from ctseg.predict import load_predictor, predict_masks, write_submission
+from ctseg.recipes import fit, get_recipe
+from ctseg.train import apply_settings
+os.chdir(tempfile.mkdtemp())  # everything below is written into a fresh folder
+
+# %% [markdown]
+# ## 1. Slices and a class list of your own
+#
+# Some slices of 64×64 pixels. The phantom outlines 54 structures; say that four groups of them are what you care about. A
+# [`ClassMap`](../00_anatomy.ipynb) gives them their numbers: 1 is the first name, 0 is background.
+
+# %%
+body = phantom_slices(80, size=64, seed=3).concat(phantom_slices(30, size=64, seed=3, first=1000))  # the last 30: other patients
+groups = {"lung": ["lung"], "bone": ["rib", "vertebrae", "hip", "sacrum", "femur", "humerus", "scapula", "clavicula"],
+          "muscle": ["gluteus", "autochthon", "iliopsoas"],
+          "organ": ["liver", "spleen", "kidney", "pancreas", "stomach", "duodenum", "small_bowel", "colon"]}
+classes = ClassMap.from_names(groups)
+
+number = np.zeros(55, np.uint8)  # old number -> new number
+for new, begins in enumerate(groups.values(), 1):
+    for old, name in enumerate(body.classes.names, 1):
+        if name.startswith(tuple(begins)): number[old] = new
+truth = number[body.masks]
+truth.shape, classes
+
+# %% [markdown]
+# Now play the annotators. Time was short: on each of the first 50 slices they were asked for **two of the four** groups, on the next 30 for none. The last 30 slices are of
+# other patients and are outlined completely; they are the test.
+
+# %%
+rng = np.random.default_rng(0)
+n, C = len(truth), len(classes)
+known = rng.random((n, C)).argsort(1) < 2           # two of four, at random
+known[50:80], known[80:] = False, True
+asked = np.concatenate([np.zeros((n, 1), bool), known], 1)
+masks = np.where(np.take_along_axis(asked, truth.reshape(n, -1), 1).reshape(truth.shape), truth, 0).astype(np.uint8)
+test_eq(np.intersect1d(body.groups[:80], body.groups[80:]), [])  # no patient on both sides
+
+print(f"structure pixels of the annotated slices: {(truth[:50] > 0).sum()}, outlined: {(masks[:50] > 0).sum()}")
+
+# %% [markdown]
+# A large part of what is there was never outlined, and the file says 0 for it. That is the situation this package is made for.
+
+# %%
+#| echo: false
+#| label: fig-annotators
+fig, axes = plt.subplots(2, 5, figsize=(9.5, 4.1), layout="constrained")
+for col, i in zip(axes.T, (truth[:50] > 0).mean((1, 2)).argsort()[::-1][:5]):
+    for ax, m in zip(col, (truth[i], masks[i])):
+        grey = np.repeat(body.images[i][..., None], 3, -1)
+        ax.imshow(np.where((m > 0)[..., None], .35*grey + .65*classes.colourise(m), grey).astype(np.uint8)); ax.set(xticks=[], yticks=[])
+    col[1].set_xlabel("asked for " + ", ".join(classes.name(c + 1) for c in np.flatnonzero(known[i])), fontsize=8)
+axes[0, 0].set_ylabel("what is there"); axes[1, 0].set_ylabel("what was outlined"); plt.show()
+
+# %% [markdown]
+# ## 2. The folder
+#
+# A [`SliceSet`](../10_data.ipynb) holds the slices with all that is known about them, `groups` (the patient of each slice) included, so that no patient is ever trained on and
+# validated on at once. `write_challenge` makes a folder of it. If your data are DICOM or NIfTI, `ctseg import` does both steps; if you write the folder with your own tools,
+# this is all it has to contain:
+
+# %%
+slices = SliceSet(body.images, masks, known, tuple(f"{i}.png" for i in range(n)), body.groups, classes)
+write_challenge(slices[:80], "hospital", "train")
+test = slices[80:]
+write_challenge(test, "hospital", "test")
+for folder, _, files in sorted(os.walk("hospital")): print(f"{folder}/  {', '.join(sorted(files)[:4])}{f' … {len(files)} files' if len(files) > 4 else ''}")
+
+# %% [markdown]
+# Check it before training for hours. What is wrong is told in one line, with the file, the image or the pixel; what is right is counted:
+
+# %%
+check_challenge("hospital")
+
+# %% [markdown]
+# ## 3. Train
+#
+# A [recipe](../70_recipes.ipynb) says everything about a training. Here the default one, shrunk to toy size: a network of 8 channels instead of 64, images of 32 pixels. On a GPU you would set
+# none of these. One fifth of the annotated patients is held out (`folds=5`); it draws the learning curve and chooses the decision rule.
+
+# %%
+settings = ["width=8", "image_size=32", "epochs=60", "lr=0.005", "folds=5"]
+recipe = apply_settings(get_recipe("ctseg"), settings)
+run = fit("hospital", recipe, out="runs/first", progress=False)
+sorted(p.name for p in run.folder.iterdir())
+
+# %% [markdown]
+# The run folder is complete: the recipe with versions, seed and the data's fingerprint, the weights, the history. Had the session been cut, `fit(…, resume=True)` would have continued to the
+# same result. The curves:
+
+# %%
+#| echo: false
+#| label: fig-curves
+plt.figure(figsize=(7, 4)); plt.imshow(plt.imread(run/"curves.png")); plt.axis("off"); plt.show()
+
+# %% [markdown]
+# ## 4. Predict and score
+#
+# The prediction goes to the challenge's submission format, and the score is computed from the two files, as for any entrant.
+
+# %%
+images = read_challenge("hospital", "test").images
+prediction = predict_masks(load_predictor(run.folder), images)
+write_submission(prediction, test.names, "submission.csv")
+result = evaluate_files("hospital/y_test.csv", "submission.csv")
+print(f"Dice: {result['facts']['dice']:.2f}")
+result["table"][["support", "dice", "invented", "missed"]].round(2)
+
+# %%
+#| hide
+assert result["facts"]["dice"] > 0.2
+
+# %% [markdown]
+# *Support* counts the test slices that show the structure, *invented* those where it was drawn and is not, *missed* those where it was not drawn and is. Half a minute, eight channels and a hundred outlines
+# do not make a good network; but every group was learnt, although most slices say nothing about it. Not a selection, but the whole range: the best slice, the one in
+# the middle, the worst. A slice scores 0 when something is drawn where nothing is: the skull, for one, is none of the phantom's structures, so bone drawn on
+# a head is an invention, and the metric is strict about inventions.
+
+# %%
+#| echo: false
+#| label: fig-prediction
+score = np.array([np.nanmean(d) if np.isfinite(d).any() else np.nan for d in dice_table(prediction, test.masks, C)])
+order = [i for i in score.argsort()[::-1] if np.isfinite(score[i])]
+plot_predictions(test, prediction, [order[0], order[len(order)//2], order[-1]], rows=3, titles=[f"Dice {v:.2f}" for v in score]); plt.show()
+
+# %% [markdown]
+# ## 5. The same from the command line
+#
+# ```sh
+# ctseg check hospital
+# ctseg fit hospital --out runs/first --set width=8 --set image_size=32 --set epochs=60 --set lr=0.005 --set folds=5
+# ctseg predict runs/first --images hospital/test-images --out submission.csv
+# ctseg evaluate hospital/y_test.csv submission.csv
+# ```
+#
+# ## Where to go from here
+#
+# | you want to | |
+# |---|---|
+# | use the 30 slices nobody outlined | `--recipe unimatch`, `mean-teacher` or `self-training`: see [the recipes](../70_recipes.ipynb) and the methods' pages |
+# | know why unknown must not be background | [three states, not two](../explanations/three_states.ipynb) |
+# | read DICOM or NIfTI, with contours for some structures only | [volumes](../14_volumes.ipynb), [DICOM](../15_dicom.ipynb), `ctseg import --help` |
+# | another network | `--set model=…`, one of [the zoo](../39_zoo.ipynb) |
+# | see every option | `ctseg fit --help`, [`Recipe`](../40_train.ipynb) |
