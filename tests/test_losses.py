@@ -68,7 +68,8 @@ def make(seed, B=3, C=5, H=4, W=6, per_pixel=False, unlabelled=True, dtype=torch
 
 CASES = ([(MaskedSigmoidLoss, plain_sigmoid, dict(reduction=r, pixel_known=k, focal_gamma=f))
           for r, k, f in itertools.product(("image", "batch"), (True, False), (0., 2.))]
-         + [(MarginalSoftmaxLoss, plain_marginal, dict(reduction=r, pixel_known=k)) for r, k in itertools.product(("image", "batch"), (True, False))]
+         + [(MarginalSoftmaxLoss, plain_marginal, dict(reduction=r, pixel_known=k))
+            for r, k in itertools.product(("image", "batch"), (True, False))]
          + [(CrossEntropyDiceLoss, plain_ce_dice, dict(reduction=r)) for r in ("image", "batch")] + [(DiceLoss, plain_seed, {})])
 
 
@@ -95,3 +96,140 @@ def test_gradcheck(cls, plain, kw):
     loss = cls(**kw)
     z = z[:, :loss.out_chans(3)].contiguous().requires_grad_()
     assert torch.autograd.gradcheck(lambda z: loss(z, mask, known, weight), z)
+
+
+ALL = [MaskedSigmoidLoss(), MaskedSigmoidLoss(reduction="image", focal_gamma=1.5), MarginalSoftmaxLoss(),
+       MarginalSoftmaxLoss(reduction="image"), CrossEntropyDiceLoss(), DiceLoss()]
+ids = lambda loss: type(loss).__name__
+
+
+@pytest.mark.parametrize("loss", ALL, ids=ids)
+def test_slices_do_not_matter(loss, monkeypatch):
+    "The pixels in slices of seven give what all at once give."
+    import ctseg.losses as module
+    for per_pixel in (False, True):
+        z, mask, known, weight = make(3, per_pixel=per_pixel)
+        z = z[:, :loss.out_chans(5)].contiguous().requires_grad_()
+        whole = loss(z, mask, known, weight)
+        grad, = torch.autograd.grad(whole, z)
+        with monkeypatch.context() as m:
+            m.setattr(module, "_slices", lambda z: [slice(i, i + 7) for i in range(0, z.shape[-1], 7)])
+            parts = loss(z, mask, known, weight)
+            torch.testing.assert_close(parts, whole)
+            torch.testing.assert_close(torch.autograd.grad(parts, z)[0], grad)
+
+
+@pytest.mark.parametrize("loss", ALL, ids=ids)
+def test_memory_layout_and_second_backward(loss):
+    z, mask, known, weight = make(4)
+    z = z[:, :loss.out_chans(5)]
+    a, b = z.clone().requires_grad_(), z.clone(memory_format=torch.channels_last).requires_grad_()
+    value = loss(a, mask, known, weight)
+    value.backward(retain_graph=True)
+    first = a.grad.clone()
+    value.backward()
+    torch.testing.assert_close(a.grad, 2*first)
+    loss(b, mask, known, weight).backward()
+    torch.testing.assert_close(b.grad, first)
+
+
+@pytest.mark.parametrize("loss", ALL, ids=ids)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision(loss, dtype):
+    "The value is float32 and the gradient that of the rounded logits, under autocast too."
+    z, mask, known, _ = make(5, H=16, W=16, dtype=torch.float32)
+    half = z[:, :loss.out_chans(5)].contiguous().to(dtype).requires_grad_()
+    full = half.detach().float().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16): a = loss(half, mask, known)
+    b = loss(full, mask, known)
+    assert a.dtype == torch.float32
+    torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+    (a*1024).backward(); b.backward()
+    torch.testing.assert_close(half.grad.float()/1024, full.grad, rtol=.02, atol=1e-5)
+
+
+@pytest.mark.parametrize("loss", ALL, ids=ids)
+@pytest.mark.parametrize("scale", [30., 300., 65000.])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_never_nan(loss, scale, dtype):
+    "Whatever the network is sure of, also of what is excluded, and with weights of zero."
+    for seed in range(3):
+        z, mask, known, weight = make(seed, H=16, W=16, dtype=torch.float32)
+        z = (z[:, :loss.out_chans(5)].clamp(-1, 1)*scale).to(dtype).contiguous().requires_grad_()
+        for w in (None, weight, weight*0):
+            value = loss(z, mask, known, w)
+            value.backward()
+            assert value.isfinite() and z.grad.isfinite().all()
+        z.grad = None
+        loss(z, mask, known, weight*0).backward()
+        if type(loss) is not DiceLoss: assert (z.grad == 0).all()
+
+
+def test_sure_of_the_impossible():
+    "A known-absent class at overwhelming probability is pushed down with full strength, though the allowed probability underflows."
+    z = torch.tensor([0., 200., 1.]).view(1, 3, 1, 1).requires_grad_()
+    value = MarginalSoftmaxLoss(w_dice=0)(z, torch.zeros(1, 1, 1, dtype=torch.long), torch.tensor([[True, False]]))
+    value.backward()
+    assert 198 < value < 200.1 and abs(z.grad[0, 1, 0, 0] - 1) < 1e-6 and (z.grad[0, [0, 2], 0, 0] <= 0).all()
+
+
+@pytest.mark.parametrize("pixel_known", [False, True])
+@pytest.mark.parametrize("reduction", ["image", "batch"])
+@pytest.mark.parametrize("per_pixel", [False, True])
+def test_unknown_gets_no_gradient(pixel_known, reduction, per_pixel):
+    for seed in range(5):
+        z, mask, known, _ = make(seed, H=16, W=16, per_pixel=per_pixel, dtype=torch.float32)
+        z = z[:, :5].contiguous().requires_grad_()
+        MaskedSigmoidLoss(reduction=reduction, pixel_known=pixel_known)(z, mask, known).backward()
+        k = plain_known(known, mask, pixel_known)
+        assert (z.grad[~k] == 0).all() and (z.grad[k] != 0).all()
+
+
+@pytest.mark.parametrize("loss", ALL[:4], ids=ids)
+def test_nothing_known_and_unlabelled_images(loss):
+    z, mask, known, _ = make(6, dtype=torch.float32)
+    z = z[:, :loss.out_chans(5)].contiguous().requires_grad_()
+    value = loss(z, mask*0, known & False)
+    value.backward()
+    assert value == 0 and (z.grad == 0).all()
+    torch.testing.assert_close(loss(z, mask, known), loss(z[:-1], mask[:-1], known[:-1]))  # the last image is unlabelled
+
+
+def test_shapes_are_checked():
+    z, mask, known, weight = make(0)
+    for bad in ((z, mask[:, 1:], known), (z, mask, known[:, 1:]), (z[:, :5], mask, known), (z, mask, known[..., None, None])):
+        with pytest.raises(ValueError, match="expected"): MarginalSoftmaxLoss()(*bad)
+    with pytest.raises(ValueError, match="one weight a pixel"): MarginalSoftmaxLoss()(z, mask, known, weight.expand(-1, 5, -1, -1))
+
+
+def test_out_chans_and_probabilities():
+    for loss in ALL:
+        z = torch.randn(2, loss.out_chans(5), 4, 4, dtype=torch.float16)
+        p = loss.probabilities(z)
+        assert p.shape == (2, 5, 4, 4) and p.dtype == torch.float32 and (p > 0).all() and (p < 1).all()
+        head = torch.nn.Conv2d(3, loss.out_chans(5), 1)
+        before = head.bias.clone()
+        loss.init_head(head, 5)
+        assert torch.equal(before, head.bias) == (loss.activation == "softmax")
+
+
+def test_consistency():
+    g = torch.Generator().manual_seed(0)
+    s, t = torch.randn(2, 4, 6, 6, generator=g).requires_grad_(), torch.randn(2, 4, 6, 6, generator=g).requires_grad_()
+    sure = torch.rand(2, 6, 6, generator=g) < .5
+    for kind, activation, student in (("l2", "softmax", s.softmax(1)), ("ce", "softmax", s), ("ce", "sigmoid", s)):
+        value = consistency_loss(student, t.softmax(1), sure, kind, activation)
+        s.grad = None
+        value.backward(retain_graph=True)
+        assert t.grad is None and (s.grad.permute(0, 2, 3, 1)[~sure] == 0).all() and (s.grad.permute(0, 2, 3, 1)[sure] != 0).any()
+        torch.testing.assert_close(value, consistency_loss(student, t.softmax(1), sure[:, None].float(), kind, activation))
+    hard = F.one_hot(t.argmax(1), 4).permute(0, 3, 1, 2)
+    torch.testing.assert_close(consistency_loss(s, hard, kind="ce"), F.cross_entropy(s, t.argmax(1)))
+    with pytest.raises(ValueError, match="l2"): consistency_loss(s, t, kind="l1")
+
+
+def test_names():
+    assert type(create_loss("masked", reduction="image")) is MaskedSigmoidLoss
+    for name, kw, tell in (("maskd", {}, "did you mean masked"), ("masked", {"w_dic": 1}, "did you mean w_dice"),
+                           ("masked", {"reduction": "images"}, "image")):
+        with pytest.raises(ValueError, match=tell): create_loss(name, **kw)

@@ -83,6 +83,7 @@ def stage_page(old: Path, new: Path) -> set[str]:
     outside = re.compile(rf"\]\((?:\.\./){{{depth + 1}}}(?=\w)")  # a file of the repository that is not a page
 
     def local(text: str) -> str:
+        text = re.sub(r"\[\[(`[^`]+`)\]\([^)]*\)\]\(", r"[\1](", text)  # nbdev links a symbol inside a link's own text once more
         text = outside.sub(f"]({cfg.git_url}/blob/{cfg.branch}/", text.replace(f"]({host}", f"]({up}"))
         return re.sub(r"\]\(((?!\w+:)[^)\s]*?\.ipynb)", lambda m: f"]({unnumbered(m[1])}", text)
 

@@ -62,7 +62,7 @@ test_eq(unknown_cells(mask, known).int().tolist(), [[[[1, 0]], [[0, 0]]], [[[1, 
 # %% [markdown]
 # ## How much
 #
-# A young teacher is no teacher. The weight rises as $w(t) = w_\max \exp(-5(1-t/T)^2)$ over the first $T$ steps.
+# A young teacher is no teacher. The weight rises as $w(t) = w_{\max} \exp(-5(1-t/T)^2)$ over the first $T$ steps.
 
 # %%
 #| export

@@ -90,7 +90,7 @@ front_picture(read_challenge("../data_sample", cache=False), read_challenge("../
 #| echo: false
 demo = rows("demo.csv")
 said = (RESULTS/"demo.txt").read_text(encoding="utf-8").rstrip() if demo else ""
-Markdown(f"`make demo` needs {float(demo[0]['cpu_minutes']):.0f} minutes of one processor core, half of that on two, and ends like this:\n\n```\n{said}\n```\n"
+Markdown(f"`make demo` needs {float(demo[0]['cpu_minutes']):.0f} minutes of processor time and ends like this:\n\n```\n{said}\n```\n"
          if demo else "`make demo` ends with a score, the paths it wrote and a picture.")
 
 # %% [markdown]
@@ -129,14 +129,14 @@ table(["recipe", "what it does"], [(f"`{r.name}`", r.about) for r in RECIPES.val
 # %% [markdown]
 # ## Bring your own data
 #
-# A challenge folder is all that is needed. Any number of structures, any image size:
+# A challenge folder is all that is needed. Any number of structures (without `class_names.json` the challenge's 54), any image size:
 #
 # ```
 # my_data/
 #   train-images/0.png, 1.png, …    8-bit grey slices of one size
 #   y_train.csv                     a column per annotated slice, a row per pixel, values 0 … C
 #   annotated_labels.json           per slice, the ids that were looked for: [[1, 4, 7], [], …]
-#   class_names.json                {"1": "liver", "2": "spleen", …}; without it, the challenge's 54
+#   class_names.json                {"1": "liver", "2": "spleen", …}
 #   test-images/                    what to predict
 # ```
 #
