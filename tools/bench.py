@@ -1,8 +1,9 @@
 """Repeat a fixed table of training runs: `python tools/bench.py TABLE --data DIR` (a challenge folder whose test slices have truth).
 
 Every run is `ctseg fit` by a recipe with settings and a seed; what is kept of it is `nbs/benchmarks/results/TABLE/NAME-sSEED.npz`: the Dice of every (test slice, class)
-under several decision rules, from one set of probabilities. The benchmark notebooks compute everything they show from these files. A run that is there is not repeated; one
-that was cut is resumed. The tables are at the end of this file.
+under several decision rules, from one set of probabilities, the learning curve, and the predicted masks of a few slices to look at (their images and truth lie in TABLE.npz beside
+the folder). The benchmark notebooks and REPORT.pdf compute everything they show from these files. A run that is there is not repeated; one that was cut is resumed. The tables
+are at the end of this file.
 """
 import argparse, dataclasses, json, os, sys, time
 from concurrent.futures import ProcessPoolExecutor
@@ -41,10 +42,15 @@ def one(task):
     C = len(test.classes)
     keep = {f"dice_{k}": dice_table(m, test.masks, C).astype(np.float32) for k, m in zip(rules, masks)}
     areas = {f"area_{k}": np.stack([np.bincount(x.ravel(), minlength=C + 1)[1:] for x in m]).astype(np.int32) for k, m in zip(rules, masks)}
+    shown = np.linspace(0, len(test) - 1, 12).astype(int)
+    looks = RESULTS/f"{table}.npz"
+    if not looks.exists():
+        with atomic_path(looks) as tmp: np.savez_compressed(tmp, index=shown, images=test.images[shown], truth=test.masks[shown], colours=test.classes.colours, classes=np.array(test.classes.names))
     facts = dict(name=name, recipe=recipe, settings=list(settings), seed=seed, seconds=round(seconds), epochs=len(run.read_history()),
                  rules={k: dataclasses.asdict(v) for k, v in rules.items()}, metrics=json.loads((run/"metrics.json").read_text()))
     with atomic_path(target) as tmp:
-        np.savez_compressed(tmp, **keep, **areas, truth=test.present, groups=test.groups, classes=np.array(test.classes.names), facts=json.dumps(facts))
+        np.savez_compressed(tmp, **keep, **areas, truth=test.present, groups=test.groups, classes=np.array(test.classes.names), facts=json.dumps(facts),
+                            shown=masks[list(rules).index("chosen" if "chosen" in rules else "argmax")][shown], history=(run/"history.csv").read_text())
     means = {k: round(float(np.nanmean(np.nanmean(v, 0))), 4) for k, v in keep.items()}
     return f"{target.stem}  {means}  {seconds:.0f} s"
 
