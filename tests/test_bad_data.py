@@ -353,9 +353,9 @@ def test_cache_follows_content(data, monkeypatch):
     monkeypatch.setattr(D.time, "time_ns", lambda: real() + 10**10)  # as if the files were old enough for their hashes to be remembered
     first = read_challenge(data)
     calls = []
-    table, pngs = D._read_table, D._read_pngs
+    table, pngs = D._read_table, D.read_pngs
     monkeypatch.setattr(D, "_read_table", lambda *a: calls.append("table") or table(*a))
-    monkeypatch.setattr(D, "_read_pngs", lambda *a: calls.append("images") or pngs(*a))
+    monkeypatch.setattr(D, "read_pngs", lambda *a: calls.append("images") or pngs(*a))
     assert read_challenge(data).fingerprint() == first.fingerprint() and not calls  # nothing is read again
     path = data/CSV
     stat = path.stat()

@@ -488,7 +488,7 @@ def read_masks(
 # %% [markdown]
 # ### Writing
 #
-# The same trick backwards: a table of the 256 possible tokens, padded with zero bytes; look up all tokens of 512 rows, drop the padding,
+# The same trick backwards: a table of the 256 possible tokens, padded with zero bytes; look up the tokens of some rows, drop the padding,
 # write. The result is byte for byte what pandas' `to_csv` writes, which is what the challenge's site expects.
 
 # %%
@@ -512,8 +512,9 @@ def write_masks(
         head = io.StringIO()
         csvlib.writer(head, lineterminator="\n").writerow(["", *names])
         f.write(head.getvalue().encode())
-        for k in range(0, table.shape[1], 512):
-            block = table[:, k:k + 512].T
+        rows = max(1, min(512, 2**18//len(names)))  # at a time: the memory needed does not grow with the number of images
+        for k in range(0, table.shape[1], rows):
+            block = table[:, k:k + rows].T
             labels = np.array([f"Pixel {i}," for i in range(k, k + len(block))], "S20").view(np.uint8).reshape(-1, 20)
             text = np.concatenate([labels, _TOKENS[block[:, :-1]].reshape(len(block), -1), _LAST[block[:, -1]]], 1)
             f.write(text[text != 0])
@@ -587,32 +588,41 @@ def _read_png(path: Path) -> np.ndarray:
 
 # %%
 #| export
+def image_paths(
+    folder, # a folder of PNG files
+) -> list[Path]: # in numeric order
+    "The PNG files of a folder; `InputError` where there are none."
+    folder = Path(folder)
+    if not folder.is_dir(): raise InputError(f"{folder}: no such folder; expected a folder of PNG images")
+    paths = [p for p in folder.iterdir() if p.suffix.lower() == ".png" and not p.name.startswith(".")]
+    if not paths:
+        inner = next((p for p in folder.iterdir() if p.is_dir() and any(p.glob("*.png"))), None)
+        todo = f"move those in {inner.name}/ up" if inner else "put the slices there, 0.png, 1.png, …"
+        raise InputError(f"{folder}: no PNG images in it; {todo}")
+    return sorted(paths, key=lambda p: natural_key(p.name))
+
 def read_images(
     folder, # a folder of PNG files
     cache: bool = True, # keep the array, by content
 ) -> tuple[list[str], np.ndarray]: # names in numeric order, images uint8 [N,H,W]
     "Read all PNG files of a folder, all of one size."
-    folder = Path(folder)
-    if not folder.is_dir(): raise InputError(f"{folder}: no such folder; expected a folder of PNG images")
-    paths = [p for p in folder.iterdir() if p.suffix.lower() == ".png" and not p.name.startswith(".")]
-    paths.sort(key=lambda p: natural_key(p.name))
-    if not paths:
-        inner = next((p for p in folder.iterdir() if p.is_dir() and any(p.glob("*.png"))), None)
-        todo = f"move those in {inner.name}/ up" if inner else "put the slices there, 0.png, 1.png, …"
-        raise InputError(f"{folder}: no PNG images in it; {todo}")
-    return [p.name for p in paths], _cached("images1", paths, lambda: _read_pngs(paths), cache)
+    paths = image_paths(folder)
+    return [p.name for p in paths], _cached("images1", paths, lambda: read_pngs(paths), cache)
 
 
 # %%
 #| export
-def _read_pngs(paths) -> np.ndarray:
-    "Images of one size, uint8 [N,H,W]."
+def read_pngs(
+    paths, # PNG files
+    size: tuple[int, int]|None = None, # the height and width they must have; `None`: those of the first
+) -> np.ndarray: # uint8 [N,H,W]
+    "Read images of one size. (A folder too large for the memory is read by parts of `image_paths`.)"
     first = _read_png(paths[0])
-    images = np.empty((len(paths), *first.shape), np.uint8)
+    size, like = (size, "the others") if size else (first.shape, paths[0].name)
+    images = np.empty((len(paths), *size), np.uint8)
     for i, p in enumerate(paths):
         image = _read_png(p) if i else first
-        if image.shape != first.shape:
-            raise InputError(f"{p}: {_size(image)} pixels, expected {_size(first)} like {paths[0].name}; resize it")
+        if image.shape != tuple(size): raise InputError(f"{p}: {_size(image)} pixels, expected {'x'.join(map(str, size))} like {like}; resize it")
         images[i] = image
     return images
 
