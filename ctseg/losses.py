@@ -141,11 +141,11 @@ class _SoftmaxSums(torch.autograd.Function):
         return grad, None, None, None, None, None
 
 # %% ../nbs/20_losses.ipynb #3ac49ed9
-def _dice(P, TP, T, reduction, eps):
+def _dice(P, TP, T, reduction, eps, log=False):
     "Mean Dice loss of the cells [B,C] with a known positive: each by itself (\"image\"), or added up over the images first (\"batch\")."
     if reduction == "batch": P, TP, T = P.sum(0), TP.sum(0), T.sum(0)
-    here = T > 0
-    return ((1 - 2*TP/(P + T + eps))*here).sum() / here.sum().clamp(min=1)
+    here, D = T > 0, (2*TP + eps*log)/(P + T + eps)
+    return ((-torch.where(here, D, 1).log() if log else 1 - D)*here).sum() / here.sum().clamp(min=1)
 
 # %% ../nbs/20_losses.ipynb #ba306dc2
 class PartialLoss(nn.Module):
@@ -184,18 +184,19 @@ class MaskedSigmoidLoss(PartialLoss):
         reduction: str = "batch", # of the Dice: "batch" or "image"
         pixel_known: bool = True, # a labelled pixel is known to be none of the other classes
         focal_gamma: float = 0., # 0: plain cross-entropy
+        log_dice: bool = False, # −ln Dice instead of 1 − Dice: a class that is missed altogether is heard
         eps: float = 1e-5, # of the Dice; keep it negligible
         prior: float = .01, # probability at the start of training, through `init_head`
     ):
         super().__init__()
         self.w_dice, self.w_bce, self.reduction, self.pixel_known = w_dice, w_bce, _reduction(reduction), pixel_known
-        self.focal_gamma, self.eps, self.prior = focal_gamma, eps, prior
+        self.focal_gamma, self.log_dice, self.eps, self.prior = focal_gamma, log_dice, eps, prior
 
     def forward(self, logits, mask, known, weight=None):
         z, y, k, w = self._flat(logits, mask, known, weight)
         P, TP, L, N = _SigmoidSums.apply(z, y, k, w, self.pixel_known, self.focal_gamma)
         T = _table(*_label(z, y, k, w, self.pixel_known, 1), z.shape[1])
-        return self.w_bce*L.sum()/N.sum().clamp(min=1e-12) + self.w_dice*_dice(P, TP, T, self.reduction, self.eps)
+        return self.w_bce*L.sum()/N.sum().clamp(min=1e-12) + self.w_dice*_dice(P, TP, T, self.reduction, self.eps, self.log_dice)
 
     def init_head(self, conv, C):
         "Start every class at `prior` (Lin et al. 2017, arXiv 1708.02002, section 4.1)."
@@ -225,14 +226,16 @@ class MarginalSoftmaxLoss(_SoftmaxLoss):
         w_ce: float = 1., # weight of the cross-entropy, a mean over pixels
         reduction: str = "batch", # of the Dice: "batch" or "image"
         pixel_known: bool = True, # a labelled pixel is known to be none of the other classes, for the Dice too
+        log_dice: bool = False, # −ln Dice instead of 1 − Dice: a class that is missed altogether is heard
         eps: float = 1e-5, # of the Dice; keep it negligible
     ):
         super().__init__()
-        self.w_dice, self.w_ce, self.reduction, self.pixel_known, self.eps = w_dice, w_ce, _reduction(reduction), pixel_known, eps
+        self.w_dice, self.w_ce, self.reduction, self.pixel_known = w_dice, w_ce, _reduction(reduction), pixel_known
+        self.log_dice, self.eps = log_dice, eps
 
     def forward(self, logits, mask, known, weight=None):
         P, TP, T, ce = self._sums(logits, mask, known, weight, self.pixel_known)
-        return self.w_ce*ce + self.w_dice*_dice(P[:, 1:], TP[:, 1:], T[:, 1:], self.reduction, self.eps)
+        return self.w_ce*ce + self.w_dice*_dice(P[:, 1:], TP[:, 1:], T[:, 1:], self.reduction, self.eps, self.log_dice)
 
 # %% ../nbs/20_losses.ipynb #f1198767
 class DiceLoss(_SoftmaxLoss):

@@ -9,10 +9,10 @@ from ctseg.losses import CrossEntropyDiceLoss, DiceLoss, MarginalSoftmaxLoss, Ma
 
 
 # ---- the formulas, plainly ------------------------------------------------------------------------------------------
-def plain_dice(p, y, w, reduction, eps, every=False):
+def plain_dice(p, y, w, reduction, eps, every=False, log=False):
     dims = (0, 2, 3) if reduction == "batch" else (2, 3)
     TP, P, T = (p*y*w).sum(dims), (p*w).sum(dims), (y*w).sum(dims)
-    loss = 1 - 2*TP/(P + T + eps)
+    loss = -torch.log((2*TP + eps)/(P + T + eps)) if log else 1 - 2*TP/(P + T + eps)
     if every: return loss.mean()
     return loss[T > 0].mean() if (T > 0).any() else loss.sum()*0
 
@@ -20,14 +20,14 @@ def plain_known(known, mask, pixel_known):
     k = known if known.ndim == 4 else known[..., None, None].expand(*known.shape, *mask.shape[1:])
     return k | (mask > 0)[:, None] if pixel_known else k
 
-def plain_sigmoid(z, mask, known, weight=None, w_dice=1., w_bce=.5, reduction="batch", pixel_known=True, focal_gamma=0., eps=1e-5):
+def plain_sigmoid(z, mask, known, weight=None, w_dice=1., w_bce=.5, reduction="batch", pixel_known=True, focal_gamma=0., eps=1e-5, log_dice=False):
     y = F.one_hot(mask, z.shape[1] + 1).permute(0, 3, 1, 2)[:, 1:].to(z.dtype)
     w = plain_known(known, mask, pixel_known).to(z.dtype) * (1 if weight is None else weight)
     p = z.sigmoid()
     bce = F.binary_cross_entropy_with_logits(z, y, reduction="none") * (1 - (p*y + (1 - p)*(1 - y)))**focal_gamma
-    return w_bce*(bce*w).sum()/w.sum().clamp(min=1e-12) + w_dice*plain_dice(p, y, w, reduction, eps)
+    return w_bce*(bce*w).sum()/w.sum().clamp(min=1e-12) + w_dice*plain_dice(p, y, w, reduction, eps, log=log_dice)
 
-def plain_marginal(z, mask, known, weight=None, w_dice=1., w_ce=1., reduction="batch", pixel_known=True, eps=1e-5):
+def plain_marginal(z, mask, known, weight=None, w_dice=1., w_ce=1., reduction="batch", pixel_known=True, eps=1e-5, log_dice=False):
     y = F.one_hot(mask, z.shape[1]).permute(0, 3, 1, 2).to(z.dtype)
     k = plain_known(known, mask, False)
     allowed = torch.cat([torch.ones_like(k[:, :1]), ~k], 1) & (mask == 0)[:, None] | (y > 0)
@@ -36,7 +36,7 @@ def plain_marginal(z, mask, known, weight=None, w_dice=1., w_ce=1., reduction="b
     v = 1 if weight is None else weight[:, 0]
     k = plain_known(known, mask, pixel_known).to(z.dtype)
     n = (k.any(1)*v).sum().clamp(min=1e-12)
-    return w_ce*(nll*v).sum()/n + w_dice*plain_dice(p[:, 1:], y[:, 1:], k if weight is None else k*weight, reduction, eps)
+    return w_ce*(nll*v).sum()/n + w_dice*plain_dice(p[:, 1:], y[:, 1:], k if weight is None else k*weight, reduction, eps, log=log_dice)
 
 def plain_ce_dice(z, mask, known=None, weight=None, w_dice=1., w_ce=1., reduction="batch", eps=1e-5):
     y = F.one_hot(mask, z.shape[1]).permute(0, 3, 1, 2).to(z.dtype)
@@ -70,6 +70,7 @@ CASES = ([(MaskedSigmoidLoss, plain_sigmoid, dict(reduction=r, pixel_known=k, fo
           for r, k, f in itertools.product(("image", "batch"), (True, False), (0., 2.))]
          + [(MarginalSoftmaxLoss, plain_marginal, dict(reduction=r, pixel_known=k))
             for r, k in itertools.product(("image", "batch"), (True, False))]
+         + [(c, f, dict(reduction=r, log_dice=True)) for c, f in ((MaskedSigmoidLoss, plain_sigmoid), (MarginalSoftmaxLoss, plain_marginal)) for r in ("image", "batch")]
          + [(CrossEntropyDiceLoss, plain_ce_dice, dict(reduction=r)) for r in ("image", "batch")] + [(DiceLoss, plain_seed, {})])
 
 
@@ -99,7 +100,7 @@ def test_gradcheck(cls, plain, kw):
 
 
 ALL = [MaskedSigmoidLoss(), MaskedSigmoidLoss(reduction="image", focal_gamma=1.5), MarginalSoftmaxLoss(),
-       MarginalSoftmaxLoss(reduction="image"), CrossEntropyDiceLoss(), DiceLoss()]
+       MarginalSoftmaxLoss(reduction="image"), MaskedSigmoidLoss(log_dice=True), MarginalSoftmaxLoss(log_dice=True), CrossEntropyDiceLoss(), DiceLoss()]
 ids = lambda loss: type(loss).__name__
 
 
