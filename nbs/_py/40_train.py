@@ -628,6 +628,7 @@ class Recipe:
     loss: str = "masked"               # "masked", "marginal", "dice", "ce-dice"
     reduction: str = "batch"           # of the Dice term: "batch" or "image"
     pixel_known: bool = True           # a pixel of one structure is a certain negative for all others
+    log_dice: bool = False             # −ln Dice instead of 1 − Dice ("masked", "marginal")
     w_dice: float = 1.0
     w_pixel: float = 1.0               # of the cross-entropy term
     epochs: int = 90                   # passes over the labelled images, in each phase
@@ -677,8 +678,8 @@ def loss_options(self) -> dict:
     "The keywords for `create_loss`."
     common = dict(w_dice=self.w_dice, reduction=self.reduction)
     return {"dice": {}, "ce-dice": common | {"w_ce": self.w_pixel},
-            "marginal": common | {"w_ce": self.w_pixel, "pixel_known": self.pixel_known},
-            "masked": common | {"w_bce": self.w_pixel, "pixel_known": self.pixel_known}}.get(self.loss, {})
+            "marginal": common | {"w_ce": self.w_pixel, "pixel_known": self.pixel_known, "log_dice": self.log_dice},
+            "masked": common | {"w_bce": self.w_pixel, "pixel_known": self.pixel_known, "log_dice": self.log_dice}}.get(self.loss, {})
 
 @patch_to(Recipe)
 def model_options(self, trained: bool = False) -> dict:
