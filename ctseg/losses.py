@@ -151,6 +151,7 @@ def _dice(P, TP, T, reduction, eps, log=False):
 class PartialLoss(nn.Module):
     "What every loss offers besides `loss(logits, mask, known, weight=None)`. Softmax with background as channel 0, unless said otherwise."
     activation = "softmax"
+    gather = staticmethod(lambda t: t)  # the rows [b,…] of one process → those of all; set by the trainer where there are several
     def out_chans(self, C: int) -> int:
         "The output channels a model needs for `C` classes."
         return C + (self.activation == "softmax")
@@ -196,6 +197,7 @@ class MaskedSigmoidLoss(PartialLoss):
         z, y, k, w = self._flat(logits, mask, known, weight)
         P, TP, L, N = _SigmoidSums.apply(z, y, k, w, self.pixel_known, self.focal_gamma)
         T = _table(*_label(z, y, k, w, self.pixel_known, 1), z.shape[1])
+        P, TP, L, N, T = map(self.gather, (P, TP, L, N, T))
         return self.w_bce*L.sum()/N.sum().clamp(min=1e-12) + self.w_dice*_dice(P, TP, T, self.reduction, self.eps, self.log_dice)
 
     def init_head(self, conv, C):
@@ -217,7 +219,8 @@ class _SoftmaxLoss(PartialLoss):
         if heard: v = v*(k.any(1) | (y > 0))
         k = torch.cat([torch.ones_like(k[:, :1]), k], 1)
         P, TP, L = _SoftmaxSums.apply(z, y, k, w, v, pixel_known)
-        return P, TP, _table(*_label(z, y, k, w, pixel_known, 0), z.shape[1]), L.sum()/v.sum().clamp(min=1e-12)
+        P, TP, T, L, v = map(self.gather, (P, TP, _table(*_label(z, y, k, w, pixel_known, 0), z.shape[1]), L, v.sum(1)))
+        return P, TP, T, L.sum()/v.sum().clamp(min=1e-12)
 
 class MarginalSoftmaxLoss(_SoftmaxLoss):
     "Cross-entropy that asks of a zero only to be background or something unknown, and Dice of each class where it is known."
@@ -265,6 +268,7 @@ def consistency_loss(
     where: torch.Tensor|None = None, # bool or weights [B,H,W], [B,1,H,W] or, unless softmax "ce", [B,K,H,W]; None: everywhere
     kind: str = "l2", # "l2": mean squared difference; "ce": cross-entropy
     activation: str = "softmax", # for "ce": how the student's logits are to be read, "softmax" or "sigmoid"
+    gather = lambda t: t, # as `PartialLoss.gather`
 ) -> torch.Tensor: # scalar; 0 if nothing is compared
     "How far a student is from its teacher, averaged over the pixels `where`."
     teacher, student = teacher.detach().float(), student.float()
@@ -272,9 +276,10 @@ def consistency_loss(
     elif kind != "ce": raise did_you_mean("kind of consistency", kind, ["l2", "ce"])
     elif activation == "softmax": d = -(teacher*student.log_softmax(1)).sum(1, keepdim=True)
     else: d = F.binary_cross_entropy_with_logits(student, teacher, reduction="none")
-    if where is None: return d.mean()
+    if where is None: return gather(d.flatten(1).mean(1)).mean()
     w = (where[:, None] if where.ndim == 3 else where).float().expand_as(d)
-    return (d*w).sum() / w.sum().clamp(min=1e-12)
+    total, weight = (gather(t.flatten(1).sum(1)).sum() for t in (d*w, w))
+    return total/weight.clamp(min=1e-12)
 
 # %% ../nbs/20_losses.ipynb #0b5876d6
 LOSSES = {"dice": DiceLoss, "ce-dice": CrossEntropyDiceLoss, "masked": MaskedSigmoidLoss, "marginal": MarginalSoftmaxLoss}

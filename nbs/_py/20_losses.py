@@ -389,12 +389,16 @@ ax.spines[["top", "right"]].set_visible(False); fig.tight_layout()
 # All are called in the same way: `loss(logits, mask, known, weight=None)` with a mask int64 `[B,H,W]`, `known` bool `[B,C]` or, after
 # CutMix, `[B,C,H,W]`, and `weight` multiplying pixels. They also know how their outputs become probabilities and what the last layer of a
 # model must look like.
+#
+# The sums of one image are a row of a small table. Where several processes share a batch, each has the rows of its own images, and `gather` puts all rows
+# together before any ratio is taken ([several processes](parallel.html)).
 
 # %%
 #| export
 class PartialLoss(nn.Module):
     "What every loss offers besides `loss(logits, mask, known, weight=None)`. Softmax with background as channel 0, unless said otherwise."
     activation = "softmax"
+    gather = staticmethod(lambda t: t)  # the rows [b,…] of one process → those of all; set by the trainer where there are several
     def out_chans(self, C: int) -> int:
         "The output channels a model needs for `C` classes."
         return C + (self.activation == "softmax")
@@ -449,6 +453,7 @@ class MaskedSigmoidLoss(PartialLoss):
         z, y, k, w = self._flat(logits, mask, known, weight)
         P, TP, L, N = _SigmoidSums.apply(z, y, k, w, self.pixel_known, self.focal_gamma)
         T = _table(*_label(z, y, k, w, self.pixel_known, 1), z.shape[1])
+        P, TP, L, N, T = map(self.gather, (P, TP, L, N, T))
         return self.w_bce*L.sum()/N.sum().clamp(min=1e-12) + self.w_dice*_dice(P, TP, T, self.reduction, self.eps, self.log_dice)
 
     def init_head(self, conv, C):
@@ -494,7 +499,8 @@ class _SoftmaxLoss(PartialLoss):
         if heard: v = v*(k.any(1) | (y > 0))
         k = torch.cat([torch.ones_like(k[:, :1]), k], 1)
         P, TP, L = _SoftmaxSums.apply(z, y, k, w, v, pixel_known)
-        return P, TP, _table(*_label(z, y, k, w, pixel_known, 0), z.shape[1]), L.sum()/v.sum().clamp(min=1e-12)
+        P, TP, T, L, v = map(self.gather, (P, TP, _table(*_label(z, y, k, w, pixel_known, 0), z.shape[1]), L, v.sum(1)))
+        return P, TP, T, L.sum()/v.sum().clamp(min=1e-12)
 
 class MarginalSoftmaxLoss(_SoftmaxLoss):
     "Cross-entropy that asks of a zero only to be background or something unknown, and Dice of each class where it is known."
@@ -735,6 +741,7 @@ def consistency_loss(
     where: torch.Tensor|None = None, # bool or weights [B,H,W], [B,1,H,W] or, unless softmax "ce", [B,K,H,W]; None: everywhere
     kind: str = "l2", # "l2": mean squared difference; "ce": cross-entropy
     activation: str = "softmax", # for "ce": how the student's logits are to be read, "softmax" or "sigmoid"
+    gather = lambda t: t, # as `PartialLoss.gather`
 ) -> torch.Tensor: # scalar; 0 if nothing is compared
     "How far a student is from its teacher, averaged over the pixels `where`."
     teacher, student = teacher.detach().float(), student.float()
@@ -742,9 +749,10 @@ def consistency_loss(
     elif kind != "ce": raise did_you_mean("kind of consistency", kind, ["l2", "ce"])
     elif activation == "softmax": d = -(teacher*student.log_softmax(1)).sum(1, keepdim=True)
     else: d = F.binary_cross_entropy_with_logits(student, teacher, reduction="none")
-    if where is None: return d.mean()
+    if where is None: return gather(d.flatten(1).mean(1)).mean()
     w = (where[:, None] if where.ndim == 3 else where).float().expand_as(d)
-    return (d*w).sum() / w.sum().clamp(min=1e-12)
+    total, weight = (gather(t.flatten(1).sum(1)).sum() for t in (d*w, w))
+    return total/weight.clamp(min=1e-12)
 
 
 # %%
