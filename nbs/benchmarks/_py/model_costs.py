@@ -1,0 +1,21 @@
+# %% [markdown]
+# # What each architecture costs
+#
+# > Parameters and multiply-adds of every network in the zoo.
+#
+# - skip_showdoc: true
+
+# %% [markdown]
+# Two sizes that do not depend on the machine: parameters, and multiply-adds for a forward pass of one 256×256 slice with 55 outputs. [The zoo](../39_zoo.ipynb) counts them with PyTorch's own counter. Time and memory beside other
+# implementations are in [models: time and memory](models_speed.ipynb).
+
+# %%
+import pandas as pd
+
+from ctseg.models import list_models
+from ctseg.models.zoo import model_facts
+
+# %%
+table = pd.DataFrame([model_facts(n, measure=False) for n in list_models()])[["name", "parameters", "multiply_adds", "about", "paper"]]
+table.to_csv("results/models.csv", index=False)
+table.style.set_uuid("costs").format({"parameters": "{:,}", "multiply_adds": lambda v: f"{v/1e9:.1f} billion"}).hide(axis="index")
