@@ -1,0 +1,140 @@
+# %% [markdown]
+# # Ensemble and submission
+#
+# > Average several networks, trained on different parts of the annotated slices, and write the submission; on Kaggle.
+
+# %% [markdown]
+# The other three: [supervised](https://ctseg.github.io/ctseg/kaggle/supervised/supervised.html), [teacher and student](https://ctseg.github.io/ctseg/kaggle/teacher_student/teacher_student.html), [self-training](https://ctseg.github.io/ctseg/kaggle/self_training/self_training.html)
+#
+# Two U-Nets that were trained a little differently make different mistakes. The mean of their probabilities makes fewer: where both are right nothing changes, where one of them errs the other often outvotes it. It is the most
+# dependable gain there is, and it costs what it says: twice the training, twice the prediction. This notebook
+#
+# * takes every **finished run that is attached** (outputs of the other three notebooks, of any recipe, as long as they know the same structures),
+# * trains `members` more, each holding out **another part** of the annotated slices, one on each card at a time: runs that need not talk to each other use two cards perfectly,
+# * averages them all and writes the submission.
+#
+# The outputs below are from a rehearsal: a phantom of 24 small slices, tiny networks and minutes of one CPU, in folders mounted as Kaggle mounts them and without network, with the finished runs of the other rehearsals attached.
+# They show that everything runs; the scores mean nothing.
+
+# %% [markdown]
+# ## Before you start
+#
+# 1. **Two data sets**, both under *Add Input* at the right: `ctseg-wheel` (from `make kaggle`; the package, 150 kB) and the challenge's files (`train-images`, `test-images`, `y_train.csv`, `annotated_labels.json`;
+#    as they come from the organisers or zipped, in one data set or in several).
+#    Add the outputs of the other notebooks, if you have any.
+# 2. **Accelerator**: *GPU T4 x2*. Both cards are used. **Internet**: off.
+# 3. *Save Version → Save & Run All*. The notebook stops itself before Kaggle would.
+#
+# **If it says "not finished"**, nothing is lost: attach the output of that version as a third input (*Add Input → Your Work → Notebooks*; or *New Dataset* on its output page) and run the notebook again, with the same parameters.
+# It finds the run, copies it to where it can be written, and goes on at the very step where it was cut.
+
+# %% [markdown]
+# ## Parameters
+#
+# Everything that you may want to change stands here. A tool like papermill can set the same names: `papermill notebook.ipynb out.ipynb -p seed 1`.
+
+# %%
+recipe = "ctseg"   # `ctseg recipes` lists them
+settings = []       # "KEY=VALUE" for any field of the recipe, e.g. ["epochs=40", "model=unet:resnet34"]
+seed = 0
+hours = 8.5           # Kaggle stops a session after 9 to 12 hours; this notebook stops before, with everything saved
+processes = 0         # 0: one a GPU
+match = ""            # where several data sets fit: a part of the path of the right one
+members = 2           # how many runs to train here; 0: only average what is attached
+
+# %% [markdown]
+# ## The package
+#
+# There is no internet, so the package comes from the attached wheel. `--no-deps`: everything it needs is in Kaggle's image already, and pip must not go looking for it.
+
+# %%
+import os, subprocess, sys, time
+from pathlib import Path
+
+start = time.monotonic()
+root = Path(os.environ.get("CTSEG_KAGGLE_ROOT", "/kaggle"))
+package = max(root.glob("input/**/ctseg-*.whl"), default=None)
+assert package, "attach the data set ctseg-wheel: Add Input, at the right"
+subprocess.run([sys.executable, "-m", "pip", "install", "-q", "--no-index", "--no-deps", str(package)], check=True)
+
+# %%
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from ctseg.data import check_submission, read_challenge, read_images
+from ctseg.kaggle import carry_on, find_challenge, find_runs, train_each
+from ctseg.metrics import challenge_dice
+from ctseg.predict import load_predictor, predict_masks, write_submission
+from ctseg.train import Run
+
+# %% [markdown]
+# ## The data
+
+# %%
+data = find_challenge(match)
+slices = read_challenge(data)
+print(slices)
+
+# %% [markdown]
+# ## The members
+#
+# Those trained here are called `fold-0`, `fold-1` …: fold k holds out the k-th tenth of the annotated slices. Their lines go to `fold-0.log` and so on. If time runs out, the finished ones are used, and the others go on next time.
+
+# %%
+runs = {carry_on(f"fold-{k}"): [*settings, f"fold={k}"] for k in range(members)}
+trained = train_each(data, runs, recipe, seed, 60*hours - (time.monotonic() - start)/60)
+attached = [r for r in find_runs(finished=True) if r.name not in {t.name for t in runs}]
+ensemble = [*trained, *attached]
+finished = bool(ensemble)
+print(f"{len(trained)} of {members} trained here, {len(attached)} attached")
+if len(trained) < members: print("not finished: attach this output to the next session and run again")
+
+
+# %% [markdown]
+# Each member with the Dice of *its own* held-out slices. These are different slices for each, so small differences between the rows mean nothing; and the ensemble as a whole has seen all of them, so there is no honest score
+# for it here. The organisers have one.
+
+# %%
+def facts(run):
+    last = Run(run).read_history().iloc[-1]
+    return {"run": run.name, "last phase": last.phase, "epochs": len(Run(run).read_history()), "Dice, its held-out slices": round(float(last.dice), 3)}
+
+pd.DataFrame([facts(r) for r in ensemble])
+
+# %% [markdown]
+# ## Do they disagree?
+#
+# If all members said the same, averaging would change nothing. The Dice between each two of them, on the test slices: the lower, the more there is to gain (or the worse they are).
+
+# %%
+if finished:
+    names, images = read_images(data/"test-images")
+    each = [predict_masks(load_predictor(r), images) for r in ensemble]
+    C = len(slices.classes)
+    between = pd.DataFrame([[challenge_dice(a, b, C) for a in each] for b in each], [r.name for r in ensemble], [r.name for r in ensemble])
+    display(between.round(2))
+
+# %% [markdown]
+# ## The submission
+#
+# Every test slice, label by label, in the challenge's form: a row a pixel, a column an image. `check_submission` holds the file against the test images before you upload it to the organisers' site.
+
+# %%
+if finished:
+    names, images = read_images(data/"test-images")
+    masks = predict_masks(load_predictor(ensemble), images)
+    write_submission(masks, names, "submission.csv")
+    print(check_submission("submission.csv", data))
+
+# %%
+if finished:
+    order = np.argsort([-(m > 0).sum() for m in masks])[:3]
+    fig, axes = plt.subplots(3, 3, figsize=(8, 8), layout="constrained")
+    for row, n in zip(axes, order):
+        votes = sum((m[n] != masks[n]) for m in each)
+        row[0].imshow(images[n], cmap="gray"); row[1].imshow(slices.classes.colourise(masks[n])); row[2].imshow(votes, cmap="magma", vmin=0, vmax=len(each))
+        row[0].set_ylabel(names[n])
+        for ax, title in zip(row, ("image", "the ensemble", "members that disagree with it")):
+            ax.set(xticks=[], yticks=[])
+            if n == order[0]: ax.set_title(title, fontsize=9)
+    plt.show()

@@ -1,0 +1,117 @@
+# %% [markdown]
+# # Self-training, cell by cell
+#
+# > Fill in what nobody examined, structure by structure, with teachers that never saw the slice's truth; on Kaggle.
+
+# %% [markdown]
+# The other three: [supervised](https://ctseg.github.io/ctseg/kaggle/supervised/supervised.html), [teacher and student](https://ctseg.github.io/ctseg/kaggle/teacher_student/teacher_student.html), [ensemble and submission](https://ctseg.github.io/ctseg/kaggle/ensemble_submission/ensemble_submission.html)
+#
+# [Teacher and student](https://ctseg.github.io/ctseg/kaggle/teacher_student/teacher_student.html) keeps or drops whole *images*. But a teacher is rarely right about everything on an image, and the annotated images have gaps as well: half of their
+# structures were never looked for. So this method works on **cells**, one structure on one slice:
+#
+# 1. **Several teachers**, each trained without one part of the annotated slices. A slice's gaps are filled only by a teacher that never saw its truth: about an image it has learnt by heart, a network is always sure.
+# 2. A cell is **accepted** if the teachers are sure of it, and for each structure at most a share (`quota`) of the cells found, so that the easy organs do not drown the rare ones. A structure that the teachers see nowhere on the
+#    slice is accepted as *absent*: that is knowledge too.
+# 3. Pixels that the teachers are not sure of **teach nothing**, even in an accepted cell.
+# 4. The **student** learns from the completed slices, with pictures distorted and cut up much more strongly than usual: it must get the teachers' answer from a worse picture, and so cannot just copy them.
+# 5. A short **fine-tune** on what people outlined, with a small learning rate, has the last word.
+#
+# What people outlined is never overwritten. The method takes `teachers + 1` trainings and a bit, four times the supervised one; on Kaggle that is the run that needs more than one session.
+#
+# The outputs below are from a rehearsal: a phantom of 24 small slices, a tiny network and minutes of one CPU, in folders mounted as Kaggle mounts them and without network. They show that everything runs; the scores mean nothing.
+
+# %% [markdown]
+# ## Before you start
+#
+# 1. **Two data sets**, both under *Add Input* at the right: `ctseg-wheel` (from `make kaggle`; the package, 150 kB) and the challenge's files (`train-images`, `test-images`, `y_train.csv`, `annotated_labels.json`;
+#    as they come from the organisers or zipped, in one data set or in several).
+# 2. **Accelerator**: *GPU T4 x2*. Both cards are used. **Internet**: off.
+# 3. *Save Version → Save & Run All*. The notebook stops itself before Kaggle would.
+#
+# **If it says "not finished"**, nothing is lost: attach the output of that version as a third input (*Add Input → Your Work → Notebooks*; or *New Dataset* on its output page) and run the notebook again, with the same parameters.
+# It finds the run, copies it to where it can be written, and goes on at the very step where it was cut.
+
+# %% [markdown]
+# ## Parameters
+#
+# Everything that you may want to change stands here. A tool like papermill can set the same names: `papermill notebook.ipynb out.ipynb -p seed 1`.
+
+# %%
+recipe = "self-training"   # `ctseg recipes` lists them
+settings = []       # "KEY=VALUE" for any field of the recipe, e.g. ["epochs=40", "model=unet:resnet34"]
+seed = 0
+hours = 8.5           # Kaggle stops a session after 9 to 12 hours; this notebook stops before, with everything saved
+processes = 0         # 0: one a GPU
+match = ""            # where several data sets fit: a part of the path of the right one
+
+# %% [markdown]
+# ## The package
+#
+# There is no internet, so the package comes from the attached wheel. `--no-deps`: everything it needs is in Kaggle's image already, and pip must not go looking for it.
+
+# %%
+import os, subprocess, sys, time
+from pathlib import Path
+
+start = time.monotonic()
+root = Path(os.environ.get("CTSEG_KAGGLE_ROOT", "/kaggle"))
+package = max(root.glob("input/**/ctseg-*.whl"), default=None)
+assert package, "attach the data set ctseg-wheel: Add Input, at the right"
+subprocess.run([sys.executable, "-m", "pip", "install", "-q", "--no-index", "--no-deps", str(package)], check=True)
+
+# %%
+import matplotlib.pyplot as plt
+import pandas as pd
+from ctseg.data import check_submission, read_challenge, read_images
+from ctseg.kaggle import carry_on, find_challenge, train
+from ctseg.predict import load_predictor, predict_masks, write_submission
+from ctseg.recipes import get_recipe
+from ctseg.train import Run, apply_settings, plot_curves
+
+# %% [markdown]
+# ## The data
+
+# %%
+data = find_challenge(match)
+slices = read_challenge(data)
+print(slices)
+
+# %% [markdown]
+# ## Training
+#
+# All phases are in one run folder; a phase that is finished is not repeated when the run goes on in another session.
+
+# %%
+print(apply_settings(get_recipe(recipe), settings))
+run = carry_on("self-training")
+finished = train(data, run, recipe, settings, seed, 60*hours - (time.monotonic() - start)/60, processes)
+print("finished" if finished else "not finished: attach this output to the next session and run again")
+
+# %% [markdown]
+# The teachers come first, each with its own held-out slices; then the student, then the fine-tune.
+
+# %%
+if (run/"history.csv").exists(): plot_curves(Run(run).read_history()); plt.show()
+
+# %% [markdown]
+# ## What was filled in
+#
+# Cells of each structure: found by people, declared absent by people, and what the teachers added to either. A structure without additions was too uncertain everywhere; that is a result, not a fault.
+
+# %%
+if (run/"pseudo_cells.csv").exists():
+    added = pd.read_csv(run/"pseudo_cells.csv").set_index("class")
+    print(added.sum().to_string())
+    display(added.sort_values("present added", ascending=False).head(12))
+
+# %% [markdown]
+# ## The submission
+#
+# Every test slice, label by label, in the challenge's form: a row a pixel, a column an image. `check_submission` holds the file against the test images before you upload it to the organisers' site.
+
+# %%
+if finished:
+    names, images = read_images(data/"test-images")
+    masks = predict_masks(load_predictor(run), images)
+    write_submission(masks, names, "submission.csv")
+    print(check_submission("submission.csv", data))

@@ -1,0 +1,140 @@
+# %% [markdown]
+# # Supervised
+#
+# > The baseline on Kaggle: learn from the annotated slices alone, without teaching that unknown is background.
+
+# %% [markdown]
+# [Open in Colab](https://colab.research.google.com/github/ctseg/ctseg/blob/main/nbs/kaggle/supervised/supervised.ipynb) (on a small phantom) · the other three: [teacher and student](https://ctseg.github.io/ctseg/kaggle/teacher_student/teacher_student.html),
+# [self-training](https://ctseg.github.io/ctseg/kaggle/self_training/self_training.html), [ensemble and submission](https://ctseg.github.io/ctseg/kaggle/ensemble_submission/ensemble_submission.html)
+#
+# You know a U-Net: an image goes in, a probability for every pixel and structure comes out, and the loss compares it with an outline that somebody drew. One thing is different here. On every annotated slice only 27 of the 54
+# structures were *looked for*. Where a mask says 0, there is nothing, **or nobody looked**. A network that is punished for finding a liver that nobody outlined learns not to find livers. So beside each mask comes a row of
+# yes and no, `known`: was this structure looked for on this slice? The loss is silent wherever the answer is no. That is the whole difference to a U-Net tutorial, and it was worth more than any architecture
+# measured on this data ([why](https://ctseg.github.io/ctseg/explanations/three_states.html)).
+#
+# The outputs below are from a rehearsal: a phantom of 24 small slices, a tiny network and two minutes of one CPU, in folders mounted as Kaggle mounts them and without network. They show that everything runs; the scores mean nothing.
+
+# %% [markdown]
+# ## Before you start
+#
+# 1. **Two data sets**, both under *Add Input* at the right: `ctseg-wheel` (from `make kaggle`; the package, 150 kB) and the challenge's files (`train-images`, `test-images`, `y_train.csv`, `annotated_labels.json`;
+#    as they come from the organisers or zipped, in one data set or in several).
+# 2. **Accelerator**: *GPU T4 x2*. Both cards are used. **Internet**: off.
+# 3. *Save Version → Save & Run All*. The notebook stops itself before Kaggle would.
+#
+# **If it says "not finished"**, nothing is lost: attach the output of that version as a third input (*Add Input → Your Work → Notebooks*; or *New Dataset* on its output page) and run the notebook again, with the same parameters.
+# It finds the run, copies it to where it can be written, and goes on at the very step where it was cut.
+
+# %% [markdown]
+# ## Parameters
+#
+# Everything that you may want to change stands here. A tool like papermill can set the same names: `papermill notebook.ipynb out.ipynb -p seed 1`.
+
+# %%
+recipe = "ctseg"   # `ctseg recipes` lists them
+settings = []       # "KEY=VALUE" for any field of the recipe, e.g. ["epochs=40", "model=unet:resnet34"]
+seed = 0
+hours = 8.5           # Kaggle stops a session after 9 to 12 hours; this notebook stops before, with everything saved
+processes = 0         # 0: one a GPU
+match = ""            # where several data sets fit: a part of the path of the right one
+
+# %% [markdown]
+# ## The package
+#
+# There is no internet, so the package comes from the attached wheel. `--no-deps`: everything it needs is in Kaggle's image already, and pip must not go looking for it. Opened in Colab instead, the notebook takes the package from GitHub and, having no challenge there, draws itself a phantom.
+
+# %%
+import os, subprocess, sys, time
+from pathlib import Path
+
+start = time.monotonic()
+colab = "google.colab" in sys.modules
+if colab: os.environ["CTSEG_KAGGLE_ROOT"] = "/content/kaggle"
+root = Path(os.environ.get("CTSEG_KAGGLE_ROOT", "/kaggle"))
+package = "git+https://github.com/ctseg/ctseg" if colab else max(root.glob("input/**/ctseg-*.whl"), default=None)
+assert package, "attach the data set ctseg-wheel: Add Input, at the right"
+subprocess.run([sys.executable, "-m", "pip", "install", "-q", *([] if colab else ["--no-index"]), "--no-deps", str(package)], check=True)
+
+# %%
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from ctseg.data import check_submission, read_challenge, read_images
+from ctseg.demo import plot_predictions
+from ctseg.kaggle import cards, carry_on, find_challenge, train
+from ctseg.predict import load_predictor, predict_masks, write_submission
+from ctseg.recipes import get_recipe
+from ctseg.train import Run, apply_settings, plot_curves
+
+# %% [markdown]
+# ## The data
+#
+# `find_challenge` looks through everything that is attached. The first reading of the big CSV takes a minute; the arrays are kept for later.
+
+# %%
+if colab and not (root/"input").exists():
+    from ctseg.phantom import make_phantom
+    (root/"working").mkdir(parents=True)
+    make_phantom(root/"input"/"phantom", labelled=80, unlabelled=120, test=20, size=128)
+data = find_challenge(match)
+slices = read_challenge(data)
+print(slices)
+cells = {"present": slices.present, "absent": slices.known & ~slices.present, "unknown": ~slices.known}
+print({state: f"{cell.mean():.1%} of all cells (slice, structure)" for state, cell in cells.items()})
+
+# %% [markdown]
+# Three annotated slices. In the middle what was outlined; at the right, how many structures were looked for and found, looked for and not there, or not looked for at all.
+
+# %%
+show = np.flatnonzero(slices.labelled)[:3]
+fig, axes = plt.subplots(3, 3, figsize=(8, 7.5), layout="constrained")
+for row, n in zip(axes, show):
+    row[0].imshow(slices.images[n], cmap="gray"); row[1].imshow(slices.classes.colourise(slices.masks[n]))
+    row[2].bar(list(cells), [cell[n].sum() for cell in cells.values()], color=["#0b7285", "#9db4c8", "#e6eaee"]); row[2].set_ylim(0, len(slices.classes))
+    row[0].set_ylabel(slices.names[n])
+    for ax in row[:2]: ax.set(xticks=[], yticks=[])
+plt.show()
+
+# %% [markdown]
+# ## Training
+#
+# A *recipe* is a named set of choices: method, network, loss, augmentation, schedule. This one trains an Attention U-Net with one yes/no output per structure, and counts only what was looked for. A tenth of the annotated
+# slices (whole groups of near-duplicates, so that no slice is tested on its twin) is held out: it draws the learning curve and chooses how sure the network must be before a structure is drawn.
+#
+# Training runs as a process of its own, on all cards. `carry_on` is the line that makes it survive the end of a session.
+
+# %%
+print(apply_settings(get_recipe(recipe), settings))
+run = carry_on("supervised")
+finished = train(data, run, recipe, settings, seed, 60*hours - (time.monotonic() - start)/60, processes)
+print("finished" if finished else "not finished: attach this output to the next session and run again")
+
+# %% [markdown]
+# The loss should fall; the Dice of the held-out slices should rise, quickly at first, for the large organs, and slowly for a long time after. If it is still rising at the end, add `epochs`.
+
+# %%
+if (run/"history.csv").exists(): plot_curves(Run(run).read_history()); plt.show()
+
+# %% [markdown]
+# ## The submission
+#
+# Every test slice, label by label, in the challenge's form: a row a pixel, a column an image. `check_submission` holds the file against the test images before you upload it to the organisers' site.
+
+# %%
+if finished:
+    names, images = read_images(data/"test-images")
+    masks = predict_masks(load_predictor(run), images)
+    write_submission(masks, names, "submission.csv")
+    print(check_submission("submission.csv", data))
+
+# %% [markdown]
+# Look at what will be uploaded. Without a truth beside it, a picture still shows the coarse mistakes: organs on the wrong side, islands, whole slices left empty.
+
+# %%
+if finished:
+    order = np.argsort([-(m > 0).sum() for m in masks])[:3]
+    fig, axes = plt.subplots(2, 3, figsize=(8, 5.5), layout="constrained")
+    for col, n in zip(axes.T, order):
+        col[0].imshow(images[n], cmap="gray"); col[0].set_title(names[n]); col[1].imshow(slices.classes.colourise(masks[n]))
+        for ax in col: ax.axis("off")
+    plt.show()

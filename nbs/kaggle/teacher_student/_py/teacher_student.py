@@ -1,0 +1,124 @@
+# %% [markdown]
+# # Teacher and student
+#
+# > The original project's method on Kaggle: a teacher labels what nobody annotated, the surest images are kept, a student learns from both.
+
+# %% [markdown]
+# [Open in Colab](https://colab.research.google.com/github/ctseg/ctseg/blob/main/nbs/kaggle/teacher_student/teacher_student.ipynb) (on a small phantom) · the other three: [supervised](https://ctseg.github.io/ctseg/kaggle/supervised/supervised.html),
+# [self-training](https://ctseg.github.io/ctseg/kaggle/self_training/self_training.html), [ensemble and submission](https://ctseg.github.io/ctseg/kaggle/ensemble_submission/ensemble_submission.html)
+#
+# You know a U-Net, trained on images with outlines. Of the challenge's 2000 slices 1200 have none. The oldest way to use them:
+#
+# 1. a **teacher**, an ordinary U-Net, learns from the annotated slices;
+# 2. it **labels** the others, and says how sure it is of each;
+# 3. the surest images (`keep=800` of them) go back into the training set with the teacher's labels as if they were truth (**pseudo-labels**);
+# 4. a **student**, a fresh U-Net, learns from both.
+#
+# Why should a student know more than its teacher? It sees more anatomy, and mistakes that differ from image to image average out. Mistakes that the teacher makes *every time* do not: they are learnt. The original project
+# gained 0.01 of Dice this way. What it lost elsewhere was more: its loss read every unexamined structure as background. Here the loss leaves unknown alone (`loss=masked`) and images are ranked by the Dice
+# they can be expected to have (`confidence=sdc`) instead of by the mean certainty of their pixels, which mostly measures how much empty background there is. To repeat the original as it was, set `settings = []`.
+#
+# The outputs below are from a rehearsal: a phantom of 24 small slices, a tiny network and minutes of one CPU, in folders mounted as Kaggle mounts them and without network; and on purpose it was cut half-way and continued from its own
+# output. They show that everything runs; the scores mean nothing.
+
+# %% [markdown]
+# ## Before you start
+#
+# 1. **Two data sets**, both under *Add Input* at the right: `ctseg-wheel` (from `make kaggle`; the package, 150 kB) and the challenge's files (`train-images`, `test-images`, `y_train.csv`, `annotated_labels.json`;
+#    as they come from the organisers or zipped, in one data set or in several).
+# 2. **Accelerator**: *GPU T4 x2*. Both cards are used. **Internet**: off.
+# 3. *Save Version → Save & Run All*. The notebook stops itself before Kaggle would.
+#
+# **If it says "not finished"**, nothing is lost: attach the output of that version as a third input (*Add Input → Your Work → Notebooks*; or *New Dataset* on its output page) and run the notebook again, with the same parameters.
+# It finds the run, copies it to where it can be written, and goes on at the very step where it was cut.
+
+# %% [markdown]
+# ## Parameters
+#
+# Everything that you may want to change stands here. A tool like papermill can set the same names: `papermill notebook.ipynb out.ipynb -p seed 1`.
+
+# %%
+recipe = "seed-teacher-student"   # `ctseg recipes` lists them
+settings = ["loss=masked", "confidence=sdc", "tune_rule=yes"]       # "KEY=VALUE" for any field of the recipe, e.g. ["epochs=40", "model=unet:resnet34"]
+seed = 0
+hours = 8.5           # Kaggle stops a session after 9 to 12 hours; this notebook stops before, with everything saved
+processes = 0         # 0: one a GPU
+match = ""            # where several data sets fit: a part of the path of the right one
+
+# %% [markdown]
+# ## The package
+#
+# There is no internet, so the package comes from the attached wheel. `--no-deps`: everything it needs is in Kaggle's image already, and pip must not go looking for it. Opened in Colab instead, the notebook takes the package from GitHub and, having no challenge there, draws itself a phantom.
+
+# %%
+import os, subprocess, sys, time
+from pathlib import Path
+
+start = time.monotonic()
+colab = "google.colab" in sys.modules
+if colab: os.environ["CTSEG_KAGGLE_ROOT"] = "/content/kaggle"
+root = Path(os.environ.get("CTSEG_KAGGLE_ROOT", "/kaggle"))
+package = "git+https://github.com/ctseg/ctseg" if colab else max(root.glob("input/**/ctseg-*.whl"), default=None)
+assert package, "attach the data set ctseg-wheel: Add Input, at the right"
+subprocess.run([sys.executable, "-m", "pip", "install", "-q", *([] if colab else ["--no-index"]), "--no-deps", str(package)], check=True)
+
+# %%
+import matplotlib.pyplot as plt
+import pandas as pd
+from ctseg.data import check_submission, read_challenge, read_images
+from ctseg.kaggle import carry_on, find_challenge, train
+from ctseg.predict import load_predictor, predict_masks, write_submission
+from ctseg.recipes import get_recipe
+from ctseg.train import Run, apply_settings, plot_curves
+
+# %% [markdown]
+# ## The data
+
+# %%
+if colab and not (root/"input").exists():
+    from ctseg.phantom import make_phantom
+    (root/"working").mkdir(parents=True)
+    make_phantom(root/"input"/"phantom", labelled=80, unlabelled=120, test=20, size=128)
+data = find_challenge(match)
+slices = read_challenge(data)
+print(slices)
+
+# %% [markdown]
+# ## Training, in two phases
+#
+# Teacher and student are two phases of one run, trained one after the other in the same folder. If the session is cut in the middle of the student, the teacher is not trained again.
+
+# %%
+print(apply_settings(get_recipe(recipe), settings))
+run = carry_on("teacher-student")
+finished = train(data, run, recipe, settings, seed, 60*hours - (time.monotonic() - start)/60, processes)
+print("finished" if finished else "not finished: attach this output to the next session and run again")
+
+# %% [markdown]
+# The dotted line is where the student begins. Compare the ends of the two Dice curves: that is the gain, on a tenth of the annotated slices; a difference of a hundredth is within what another `seed` would change.
+
+# %%
+if (run/"history.csv").exists(): plot_curves(Run(run).read_history()); plt.show()
+
+# %% [markdown]
+# ## What the teacher said
+#
+# A row an unlabelled image: its scores, and whether it was kept. If the kept images are all of one kind (all chests, say), the student learns nothing about the others.
+
+# %%
+if (run/"pseudo_labels.csv").exists():
+    said = pd.read_csv(run/"pseudo_labels.csv")
+    print(f"kept {said.kept.sum()} of {len(said)}")
+    display(said.groupby("kept").mean(numeric_only=True).round(3))
+
+# %% [markdown]
+# ## The submission
+#
+# Every test slice, label by label, in the challenge's form: a row a pixel, a column an image. `check_submission` holds the file against the test images before you upload it to the organisers' site.
+
+# %%
+if finished:
+    names, images = read_images(data/"test-images")
+    masks = predict_masks(load_predictor(run), images)
+    write_submission(masks, names, "submission.csv")
+    print(check_submission("submission.csv", data))
