@@ -1,7 +1,7 @@
 # %% [markdown]
 # # Prediction
 #
-# > From a trained run to a label map: probabilities, the decision rule, the submission file.
+# > From trained runs to label maps: probabilities, their averages, the decision rule, the submission file.
 #
 # - skip_showdoc: true
 
@@ -12,48 +12,64 @@
 # A network gives probabilities; the challenge wants one label a pixel. What lies between is a **decision rule**, and it deserves more care than it usually gets, because of the
 # metric: *a structure predicted on a slice where it is absent scores 0 for that slice*, as badly as a missed one, however few pixels were invented. A few stray pixels of larynx in the abdomen cost as much as not
 # finding a larynx at all.
+#
+# From the rule we go to the probabilities, from one model to several, from slices in memory to folders that do not fit into it. One principle runs through all of it: **whatever is chosen is chosen on slices that
+# the model has never trained on**, and what did not help there stays off.
 
 # %%
 #| export
-import itertools, warnings
-from dataclasses import dataclass
+import contextlib, itertools, json, math, warnings, zipfile
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from skimage.measure import label as components
 from torch import nn
 import torch.nn.functional as F
 
 from ctseg.anatomy import ClassMap
-from ctseg.data import SliceSet, write_masks
+from ctseg.data import SliceSet, _blocks, _explain_rows, _header, _open_csv, _parse_rows, _same_names, image_paths, read_pngs, write_masks
 from ctseg.device import DevicePlan, pick_device
-from ctseg.files import InputError, read_json
+from ctseg.files import InputError, atomic_path, read_json
 from ctseg.losses import create_loss
-from ctseg.metrics import dice_table
+from ctseg.metrics import dice_table, mean_dice
 from ctseg.models import create_model
-from ctseg.train import Recipe, Run, argmax_labels, load_weights
+from ctseg.train import AUGMENT, Job, Recipe, Run, argmax_labels, load_weights
 
 # %%
 #| hide
+import tempfile
 import matplotlib.pyplot as plt
 from fastcore.test import test_eq, test_close
+from ctseg.data import read_challenge, read_masks
+from ctseg.recipes import fit
+from ctseg.train import apply_settings
 
 
 # %% [markdown]
 # ## The rule
 #
-# Two numbers, the same for all classes. (Thresholds per class look tempting and overfit: three entrants of the challenge found so independently.)
+# Four numbers, the same for all classes. (Thresholds per class look tempting and overfit: three entrants of the challenge found so independently.)
 #
 # * **threshold**: a pixel is foreground where its most probable structure reaches this probability. `None` compares with the background's own probability instead (plain argmax).
 # * **gate**: a structure stays on a slice only if its probability reaches this value *somewhere* on the slice. It asks "is it here at all?", which is a different question from "is this pixel part of it?".
+# * **island**: connected pieces of fewer pixels are removed.
+# * **rescue**: a slice left empty gets its most probable structure after all, if that reaches this value somewhere: an empty answer scores 0 wherever there was something to find.
 
 # %%
 #| export
 @dataclass(frozen=True)
 class Rule:
-    "How probabilities become labels; one threshold and one gate for all classes."
+    "How probabilities become labels; the same for all classes. 0 switches gate, island and rescue off."
     threshold: float|None = None   # least probability of a foreground pixel; None: more probable than background
     gate: float = 0.0              # least peak probability of a class on the image
+    island: int = 0                # connected pieces of fewer pixels are removed
+    rescue: float = 0.0            # an empty image gets its likeliest class, if that peaks at this or above
+
+    def __str__(self):
+        parts = ["argmax" if self.threshold is None else f"threshold {self.threshold:g}"]
+        return ", ".join(parts + [f"{k} {v:g}" for k in ("gate", "island", "rescue") if (v := getattr(self, k))])
 
 def decide(
     prob: torch.Tensor, # [B, C, H, W] foreground probabilities
@@ -65,107 +81,263 @@ def decide(
     if rule.threshold is None and activation == "softmax": background = 1 - prob.sum(1)
     else: background = 0.5 if rule.threshold is None else rule.threshold
     best, label = (prob*here).max(1)
-    return torch.where(best > background, label + 1, 0).to(torch.uint8)
+    label = torch.where(best > background, label + 1, 0).to(torch.uint8)
+    if rule.island: label = drop_islands(label, rule.island)
+    return rescue(label, prob, rule.rescue) if rule.rescue else label
+
+
+# %%
+#| export
+def drop_islands(label: torch.Tensor, least: int) -> torch.Tensor:
+    "uint8 [B, H, W] without connected pieces (8 neighbours) of fewer than `least` pixels."
+    out = label.cpu().numpy().copy()
+    for m in out:
+        pieces = components(m, background=0, connectivity=2)
+        m[(np.bincount(pieces.ravel()) < least)[pieces]] = 0
+    return torch.from_numpy(out).to(label.device)
+
+def rescue(label: torch.Tensor, prob: torch.Tensor, least: float) -> torch.Tensor:
+    "Give each empty image of `label` its class of highest peak, where it has at least half of it, if the peak reaches `least`."
+    peak, cls = prob.amax((2, 3)).max(1)
+    one = prob[torch.arange(len(prob)), cls]
+    todo = (label == 0).flatten(1).all(1) & (peak >= least)
+    drawn = (one >= peak[:, None, None]/2)*(cls + 1)[:, None, None]
+    return torch.where(todo[:, None, None], drawn.to(torch.uint8), label)
 
 
 # %% [markdown]
-# Two structures on one row of pixels. The second never gets beyond 0.6, and only at one pixel: argmax invents it, the gate does not.
+# Two structures on one row of pixels. The second never gets beyond 0.6, and only at one pixel: argmax invents it. The gate does not, and neither does a least size of two pixels.
 
 # %%
 row = torch.tensor([[.9, .9, .8, .2, .1, .0, .0], [.0, .0, .1, .2, .3, .6, .3]]).reshape(1, 2, 1, 7)
-for rule in [Rule(), Rule(threshold=0.25), Rule(gate=0.7)]: print(f"{str(rule):<38}", decide(row, rule, "softmax").flatten().tolist())
+for rule in [Rule(), Rule(threshold=0.25), Rule(gate=0.7), Rule(island=2), Rule(threshold=0.95), Rule(threshold=0.95, rescue=0.5)]:
+    print(f"{rule!s:<28}", decide(row, rule, "sigmoid").flatten().tolist())
 test_eq(decide(row, Rule(), "softmax"), argmax_labels(row, "softmax"))
 test_eq(decide(row, Rule(), "sigmoid"), argmax_labels(row, "sigmoid"))
 test_eq(decide(row, Rule(gate=0.7), "softmax").flatten().tolist(), [1, 1, 1, 0, 0, 0, 0])
+test_eq(decide(row, Rule(threshold=0.95, rescue=0.95), "softmax").max(), 0)  # nothing is likely enough to be rescued
 
 
 # %% [markdown]
 # ## A predictor
 #
-# It holds one or more trained runs and gives probabilities at the images' own size. Several runs are averaged *as probabilities*, with equal weights.
+# It holds one or more trained runs and gives probabilities at the images' own size. Several runs are averaged *as probabilities*, with equal weights: averaging masks would throw away how sure each of them was, and weights searched on held-out slices did not
+# carry over to the test for those who tried.
 
 # %%
 #| export
+@dataclass(frozen=True)
+class Member:
+    "One trained network of an ensemble."
+    model: nn.Module
+    loss: nn.Module                 # knows how the model's logits become probabilities
+    image_size: int|None = None     # the size it works at; None: the images' own
+    temperature: float = 1.0        # its logits are divided by this; see calibration
+    run: Run|None = None            # where it comes from
+    mirror: str|None = None         # the axis it was mirrored along in training, if it was
+    trained_at: tuple|None = None   # height and width of the images it was trained on
+
 @dataclass
 class Predictor:
-    "Probabilities of one or more models, averaged."
-    models: list[nn.Module]
-    losses: list[nn.Module]          # each knows how its model's logits become probabilities
-    image_sizes: list[int|None]      # the size each network works at; None: the image's own
+    "Probabilities of one or more models, averaged over them and over views."
+    members: list[Member]
     classes: ClassMap
     plan: DevicePlan
     rule: Rule = Rule()
+    views: int = 1                  # test-time augmentation: views of each image; 1: only the image itself
 
     @property
     def activation(self) -> str:
-        kinds = {l.activation for l in self.losses}
+        kinds = {m.loss.activation for m in self.members}
         return kinds.pop() if len(kinds) == 1 else "sigmoid"  # mixed ensembles have no background channel in common
 
-    @torch.inference_mode()
-    def probabilities(self, images: np.ndarray) -> torch.Tensor:
-        "float32 [B, C, H, W] for uint8 images [B, H, W]."
-        x = torch.from_numpy(np.ascontiguousarray(images)).to(self.plan.device)[:, None].float()/255
-        total = 0
-        for model, loss, size in zip(self.models, self.losses, self.image_sizes): total = total + self._one(model, loss, size, x)
-        return total/len(self.models)
+    @property
+    def mirror(self) -> str|None:
+        axes = {m.mirror for m in self.members}
+        return axes.pop() if len(axes) == 1 else None  # only what every member has learnt to look at
 
 
 # %%
 #| export
-def _one(self, model, loss, size, x):
-    "One model's probabilities, resized back to the image's size where the network works at another."
-    small = x if size in (None, x.shape[-1]) and x.shape[-2] == x.shape[-1] else x if size is None else F.interpolate(
-        x, (size, size), mode="bilinear", antialias=True, align_corners=False)
-    kind = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.plan.precision, torch.float32)
-    with torch.autocast(self.plan.device.type, kind, enabled=kind != torch.float32):
-        logits = model(small.contiguous(memory_format=torch.channels_last))
-    prob = loss.probabilities(logits.float())
+@torch.inference_mode()
+def member_logits(member: Member, x: torch.Tensor, plan: DevicePlan, **more):
+    "Logits at the network's own size for images f32 [B, 1, H, W] in 0…1, divided by the member's temperature; with `presence=True` those of the presence head [B, C] as well."
+    size = member.image_size
+    if size and tuple(x.shape[-2:]) != (size, size): x = F.interpolate(x, (size, size), mode="bilinear", antialias=True, align_corners=False)
+    kind = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(plan.precision, torch.float32)
+    with torch.autocast(plan.device.type, kind, enabled=kind != torch.float32):
+        out = member.model(x.contiguous(memory_format=torch.channels_last), **more)
+    return (out[0].float()/member.temperature, out[1].float()) if more else out.float()/member.temperature
+
+def member_probabilities(member: Member, x: torch.Tensor, plan: DevicePlan) -> torch.Tensor:
+    "f32 [B, C, H, W] at the images' size; with a presence head, times the probability that the class is on the image at all."
+    if getattr(member.model, "presence", None) is None: prob = member.loss.probabilities(member_logits(member, x, plan))
+    else:
+        logits, there = member_logits(member, x, plan, presence=True)
+        prob = member.loss.probabilities(logits)*there.sigmoid()[..., None, None]
     return prob if prob.shape[-2:] == x.shape[-2:] else F.interpolate(prob, x.shape[-2:], mode="bilinear", align_corners=False)
 
-Predictor._one = _one
 
+# %% [markdown]
+# ## Views
+#
+# *Test-time augmentation*: the network looks at the slice turned a little, or enlarged, its answer is turned back, and the answers are averaged. What it is only sure of from one angle gets less sure.
+#
+# A mirrored view shows a body with its liver on the wrong side. A network that never saw one in training cannot be expected to make sense of it, so mirrors are used only for runs **trained** with mirrors, along
+# their axis, and the left kidney it finds there is the right one: the channels of lateral partners are swapped back.
+
+# %%
+#| export
+@dataclass(frozen=True)
+class View:
+    "A way to look at an image, and the way back for its probabilities."
+    degrees: float = 0.0
+    zoom: float = 1.0
+    mirror: str|None = None  # "vertical" or "horizontal"
+
+    def _sample(self, x, inverse=False):
+        "x [B, C, H, W] turned and enlarged about its middle, or back; 0 outside the frame."
+        (h, w), a = x.shape[-2:], math.radians(self.degrees)
+        m = np.array([[math.cos(a), -math.sin(a)*h/w], [math.sin(a)*w/h, math.cos(a)]])/self.zoom
+        theta = torch.tensor(np.c_[np.linalg.inv(m) if inverse else m, [0, 0]], dtype=x.dtype, device=x.device)
+        grid = F.affine_grid(theta.expand(len(x), 2, 3), x.shape, align_corners=False)
+        return F.grid_sample(x, grid, mode="bilinear", align_corners=False)
+
+    def show(self, image: torch.Tensor) -> torch.Tensor:
+        "f32 [B, 1, H, W] as seen in this view."
+        if self.mirror: image = image.flip({"vertical": -2, "horizontal": -1}[self.mirror])
+        return image if (self.degrees, self.zoom) == (0, 1) else self._sample(image)
+
+    def undo(self, prob: torch.Tensor, classes: ClassMap) -> tuple[torch.Tensor, torch.Tensor|float]:
+        "Probabilities of the view, put back onto the image, and how much of each pixel the view had in its frame."
+        seen = 1.0
+        if (self.degrees, self.zoom) != (0, 1): prob, seen = self._sample(prob, True), self._sample(torch.ones_like(prob[:, :1]), True)
+        if self.mirror: prob = prob.flip({"vertical": -2, "horizontal": -1}[self.mirror])[:, classes.swap[1:] - 1]
+        return prob, seen
+
+
+# %%
+#| export
+_TURNS = [(0, 1), (8, 1), (-8, 1), (0, 1.08), (0, 1/1.08), (8, 1.08), (-8, 1/1.08), (-8, 1.08), (8, 1/1.08)]
+
+def tta_views(n: int, mirror: str|None = None) -> list[View]:
+    "The first `n` views, the plain one first; with `mirror` every second one is mirrored along that axis."
+    views = [View(d, z, m) for d, z in _TURNS for m in ([None, mirror] if mirror else [None])]
+    if not 1 <= n <= len(views): raise InputError(f"{n} views (--tta): expected 1 to {len(views)}" + ("" if mirror else "; mirrored ones only where every run was trained with mirror=yes"))
+    return views[:n]
+
+def probabilities(self, images: np.ndarray) -> torch.Tensor:
+    "float32 [B, C, H, W] for uint8 images [B, H, W]."
+    x = torch.from_numpy(np.ascontiguousarray(images)).to(self.plan.device)[:, None].float()/255
+    total, weight = 0, 0
+    for view in tta_views(self.views, self.mirror):
+        seen = view.show(x)
+        mean = sum(member_probabilities(m, seen, self.plan) for m in self.members)/len(self.members)
+        prob, part = view.undo(mean, self.classes)
+        total, weight = total + prob, weight + part
+    return total/weight
+
+Predictor.probabilities = probabilities
+
+
+# %% [markdown]
+# Does a view's way back undo its way there? Take a "network" that answers with the image itself, so that its probabilities must come back where they were. And let it call everything in the upper half *left*: mirrored, the lower
+# half is at the top and is called left, which means right.
+
+# %%
+class Echo(nn.Module):
+    "Answers with the image in the channel 'left' where it lies in the upper half, in 'right' in the lower half."
+    activation = "sigmoid"
+    def forward(self, x):
+        upper = (torch.arange(x.shape[-2]) < x.shape[-2]//2)[:, None]
+        return torch.cat([x*upper, x*~upper], 1)
+    def probabilities(self, logits): return logits
+
+y, x = np.mgrid[:60, :44]
+spots = 255*np.exp(-((y - 18)**2 + (x - 14)**2)/60) + 200*np.exp(-((y - 44)**2 + (x - 30)**2)/40)
+image = torch.tensor(spots/255)[None, None].float()
+two, echo = ClassMap.from_names(["left", "right"]), Echo()
+fig, ax = plt.subplots(2, 5, figsize=(10, 4.6), layout="constrained")
+for (top, bottom), view in zip(ax.T, [View(), View(8), View(0, 1.3), View(-20, 0.8), View(8, 1.1, "vertical")]):
+    shown = view.show(image)
+    back, seen = view.undo(echo(shown), two)
+    top.imshow(shown[0, 0], cmap="gray", vmin=0, vmax=1); bottom.imshow(np.dstack([back[0, 0], back[0, 1], 0*back[0, 0]]).clip(0, 1))
+    top.set_title(f"{view.degrees:g}°, x{view.zoom:g}" + (", mirrored" if view.mirror else ""), fontsize=9)
+    whole = torch.as_tensor(seen).expand(1, 1, 60, 44) > 0.99
+    test_close(back.sum(1, keepdim=True)[whole], image[whole], eps=0.05)  # two resamplings blur a little
+for a in ax.flat: a.set(xticks=[], yticks=[])
+ax[0, 0].set_ylabel("what it sees"); ax[1, 0].set_ylabel("its answer, put back\nred: left, green: right")
+left, right = View(mirror="vertical").undo(echo(View(mirror="vertical").show(image)), two)[0][0]
+test_close(left[:30], image[0, 0, :30]); test_close(right[30:], image[0, 0, 30:])  # to the bit: the upper spot is left again
+
+# %%
+plain = Predictor([Member(echo, echo, mirror="vertical")]*2, two, pick_device("cpu"))
+images = spots[None].round().astype(np.uint8)
+test_close(plain.probabilities(images), echo(torch.tensor(images)[:, None]/255))
+many = replace(plain, views=18)
+test_close(many.probabilities(images), plain.probabilities(images), eps=0.12)
+test_eq(len(tta_views(5)), 5)
+for wrong in (lambda: tta_views(10), lambda: tta_views(0)):
+    try: wrong()
+    except InputError as e: print(e)
+
+
+# %% [markdown]
+# ## Loading runs
+#
+# Runs can be averaged if they know the same classes in the same order. The rule is that of the first run that has one; for an ensemble a rule of its own is chosen [below](#An-ensemble-is-tuned-out-of-fold).
 
 # %%
 #| export
 def load_predictor(
     runs, # one run folder or several
     plan: DevicePlan|None = None,
+    views: int = 1, # of each image, see `tta_views`
+    calibrated: bool = False, # divide logits by the temperature that each run has in its metrics.json
 ) -> Predictor:
     "The trained models of finished runs, ready to predict; the rule is that of the first run that has one."
     runs, plan = [Run(r) for r in ([runs] if isinstance(runs, (str, Path)) else runs)], plan or pick_device()
-    parts, specs = [], []
-    for run in runs:
-        if not (run/"recipe.json").exists(): raise InputError(f"{run.folder}: no run here (no recipe.json)")
-        if not run.weights.exists(): raise InputError(f"{run.folder}: this run has not finished a phase yet; continue it with `ctseg fit … --resume`")
-        specs.append(spec := read_json(run/"recipe.json"))
-        parts.append(_load_model(run, spec, plan))
-    if len({tuple(s["classes"].items()) for s in specs}) > 1:
-        raise InputError(f"{', '.join(str(r.folder) for r in runs)}: these runs know different classes and cannot be averaged")
-    classes = ClassMap.from_names(list(specs[0]["classes"].values()))
-    models, losses, sizes = map(list, zip(*parts))
-    return Predictor(models, losses, sizes, classes, plan, _saved_rule(runs))
+    specs = [run_spec(r) for r in runs]
+    if odd := [r for r, s in zip(runs, specs) if list(s["classes"].values()) != list(specs[0]["classes"].values())]:
+        raise InputError(f"{odd[0].folder}: knows other classes than {runs[0].folder}; runs of different classes cannot be averaged")
+    members = [load_member(run, spec, plan, calibrated) for run, spec in zip(runs, specs)]
+    predictor = Predictor(members, ClassMap.from_names(list(specs[0]["classes"].values())), plan, _saved_rule(runs, calibrated), views)
+    tta_views(views, predictor.mirror)  # an impossible number is told now
+    return predictor
+
+def run_spec(run: Run) -> dict:
+    "The `recipe.json` of a finished run."
+    if not (run/"recipe.json").exists(): raise InputError(f"{run.folder}: no run here (no recipe.json)")
+    if not run.weights.exists(): raise InputError(f"{run.folder}: this run has not finished a phase yet; continue it with `ctseg fit … --resume`")
+    return read_json(run/"recipe.json")
 
 
 # %%
 #| export
-def _load_model(run: Run, spec: dict, plan: DevicePlan):
-    "(model, loss, image size) of one run."
+def load_member(run: Run, spec: dict, plan: DevicePlan, calibrated: bool = False, weights: Path|None = None) -> Member:
+    "The network of one run (its final one, or another file of `weights`)."
     recipe = Recipe(**spec["recipe"])
     loss = create_loss(recipe.loss, **recipe.loss_options())
-    model = create_model(recipe.model, 1, loss.out_chans(len(spec["classes"])), **recipe.model_options(trained=True))
-    load_weights(model, run.weights)
-    return model.to(plan.device, memory_format=torch.channels_last).eval(), loss, recipe.image_size or None
+    model = create_model(recipe.model, 1, loss.out_chans(len(spec["classes"])), **recipe.model_options(len(spec["classes"]), trained=True))
+    load_weights(model, weights or run.weights)
+    return Member(model.to(plan.device, memory_format=torch.channels_last).eval(), loss, recipe.image_size or None,
+                  _calibration(run)["temperature"] if calibrated else 1.0, run,
+                  AUGMENT[recipe.augment].mirror_axis if recipe.mirror else None, tuple(spec["image_shape"]))
 
-def _saved_rule(runs: list[Run]) -> Rule:
+def _calibration(run: Run) -> dict:
+    found = read_json(run/"metrics.json").get("calibration") if (run/"metrics.json").exists() else None
+    if not found: raise InputError(f"{run.folder}: this run was not calibrated (it held out no slices, or is older); leave out --calibrated, or add --tune DATA")
+    return found
+
+def _saved_rule(runs: list[Run], calibrated: bool = False) -> Rule:
+    if calibrated: return Rule(**_calibration(runs[0])["rule"])
     for run in runs:
         if (run/"metrics.json").exists() and "rule" in (m := read_json(run/"metrics.json")): return Rule(**m["rule"])
     return Rule()
 
 
 # %% [markdown]
-# ## Labels for many images
-#
-# Images are read and decided a few at a time, so memory does not grow with their number (the label maps themselves take a byte a pixel).
+# ## Labels for slices in memory
 
 # %%
 #| export
@@ -187,39 +359,253 @@ def predict_masks(
 # %% [markdown]
 # ## Choosing the rule
 #
-# On the held-out annotated slices, all candidate rules are tried on the same probabilities and scored on the examined cells only. The grid is coarse on purpose: with some tens of slices a fine one would fit
-# their noise. And a tuned rule must *earn* its place: among rules within a whisker of the best, the one nearest to plain argmax is taken.
+# On held-out annotated slices, all candidate rules are tried on the same probabilities and scored on the examined cells only. The grid is coarse on purpose: with some tens of slices a fine one would fit
+# their noise. And a tuned rule must *earn* its place: among rules within a whisker of the best, the plainest is taken. Then the small repairs get their chance, one after the other, on top of what was chosen: least sizes of islands, as shares of the slice's area, and
+# the rescue of empty slices. On most data they earn nothing and stay off.
 
 # %%
 #| export
 RULES = [Rule(t, g) for t, g in itertools.product([None, 0.3, 0.4, 0.5, 0.6], [0.0, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95])]
+_ISLANDS = (1/2000, 1/1000, 1/500)
+_RESCUES = (0.1, 0.2, 0.3)
 
-def score_rules(predictor: Predictor, held_out: SliceSet, rules: list[Rule] = RULES, batch_size: int = 16) -> list[float]:
-    "The challenge's Dice on the examined cells of `held_out` under each rule."
-    masks = predict_masks(predictor, held_out.images, rules, batch_size)
-    def score(pred):
-        table = np.where(held_out.known, dice_table(pred, held_out.masks, len(held_out.classes)), np.nan)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", RuntimeWarning)  # a class nobody was examined for has no mean
-            return float(np.nanmean(np.nanmean(table, 0)))
-    return [score(m) for m in masks]
+def rule_tables(
+    parts: list[tuple[Predictor, SliceSet]], # held-out slices, each with the predictor that may be asked about them
+    rules: list[Rule],
+    batch_size: int = 16,
+) -> np.ndarray: # float32 [R, N, C]: Dice of the examined cells, else NaN
+    "The challenge's Dice of each rule, slice and class; needs the memory of one batch."
+    out = [[] for _ in rules]
+    for predictor, slices in parts:
+        for i in range(0, len(slices), batch_size):
+            part = slices[np.arange(i, min(i + batch_size, len(slices)))]
+            prob = predictor.probabilities(part.images)
+            for rows, rule in zip(out, rules):
+                pred = decide(prob, rule, predictor.activation).cpu().numpy()
+                rows.append(np.where(part.known, dice_table(pred, part.masks, len(part.classes)), np.nan).astype(np.float32))
+    return np.stack([np.concatenate(rows) for rows in out])
 
-def choose_rule(predictor: Predictor, held_out: SliceSet, rules: list[Rule] = RULES, margin: float = 0.002) -> tuple[Rule, list[float]]:
-    "The simplest rule within `margin` of the best on held-out slices, and the scores of all."
-    scores = score_rules(predictor, held_out, rules)
-    close = [r for r, s in zip(rules, scores) if s >= max(scores) - margin]
-    return min(close, key=lambda r: (r.threshold is not None, r.gate)), scores
+
+# %%
+#| export
+def score_rules(predictor: Predictor, held_out, rules: list[Rule] = RULES, batch_size: int = 16) -> list[float]:
+    "The challenge's Dice on the examined cells of `held_out` (a `SliceSet`, or the parts of `out_of_fold`) under each rule."
+    parts = [(predictor, held_out)] if isinstance(held_out, SliceSet) else held_out
+    return [mean_dice(t) for t in rule_tables(parts, rules, batch_size)]
+
+def choose_rule(
+    predictor: Predictor,
+    held_out, # a `SliceSet` that no member has trained on, or the parts of `out_of_fold`
+    rules: list[Rule] = RULES,
+    margin: float = 0.002, # what is not better by more than this stays off
+) -> tuple[Rule, dict[Rule, float]]: # the rule, and the score of every rule tried
+    "The plainest rule within `margin` of the best on held-out slices."
+    scores = {}
+    def plainest(rules):
+        scores.update(zip(rules, score_rules(predictor, held_out, rules)))
+        best = max(scores[r] for r in rules)
+        return min((r for r in rules if scores[r] >= best - margin), key=lambda r: (r.island, r.rescue, r.threshold is not None, r.gate))
+    rule = plainest(rules)
+    area = np.prod((held_out if isinstance(held_out, SliceSet) else held_out[0][1]).images.shape[1:])
+    rule = plainest([rule] + [replace(rule, island=n) for n in sorted({max(2, round(area*s)) for s in _ISLANDS})])
+    return plainest([rule] + [replace(rule, rescue=r) for r in _RESCUES]), scores
+
+
+# %% [markdown]
+# ## An ensemble is tuned out of fold
+#
+# A run holds out one fold of the annotated slices. Five runs of five folds have held out all of them, but each slice was held out by *one* run and **trained on by the four others**. Tuning the five on those slices together would mostly measure how well they remember.
+# So each slice is scored only by the runs that held it out: by all of them if they differ in their seeds only, by one if they differ in their folds.
+
+# %%
+#| export
+def held_out_by(run: Run, slices: SliceSet, plan: DevicePlan|None = None) -> np.ndarray:
+    "bool [N]: the annotated slices that `run` has kept apart; `slices` must be what it was trained on."
+    spec = run_spec(run)
+    if slices.fingerprint() != spec["data"]["fingerprint"]:
+        raise InputError(f"{run.folder}: trained on other data than this, so which slices it has seen is not known; give the folder it was trained on")
+    job = Job(Recipe(**spec["recipe"]), slices, run, plan or pick_device("cpu"), spec["seed"])
+    return np.isin(slices.names, job.holdout.names)
+
+def out_of_fold(predictor: Predictor, slices: SliceSet) -> list[tuple[Predictor, SliceSet]]:
+    "The held-out slices, in parts that the same runs held out; with each part the predictor of those runs alone."
+    table = np.stack([held_out_by(m.run, slices, predictor.plan) for m in predictor.members], 1)
+    parts = [(replace(predictor, members=[m for m, out in zip(predictor.members, who) if out]), slices[(table == who).all(1)])
+             for who in np.unique(table[table.any(1)], axis=0)]
+    if not parts: raise InputError("these runs held out no slices (fold=-1), so no rule can be chosen; give --threshold and --gate")
+    return parts
+
+
+# %% [markdown]
+# Three small runs: two of the first fold and one of the second. Every part is checked against what its runs trained on.
+
+# %%
+slices = read_challenge("../data_sample", cache=False)
+small = [f"{k}={v}" for k, v in dict(width=4, epochs=2, image_size=64, folds=4, batch_size=5, tune_rule="no").items()]
+keep = tempfile.TemporaryDirectory()
+def small_run(name, seed, *settings):
+    return fit(slices, apply_settings(Recipe("small", loss="masked"), small + list(settings)), Path(keep.name)/name, seed, device="cpu", progress=False)
+runs = [small_run("a", 0, "fold=0"), small_run("b", 1, "fold=0"), small_run("c", 0, "fold=1")]
+
+ensemble = load_predictor([r.folder for r in runs], pick_device("cpu"))
+for predictor, part in out_of_fold(ensemble, slices):
+    print("+".join(m.run.folder.name for m in predictor.members), "may be asked about", ", ".join(part.names))
+    for m in predictor.members:
+        spec = run_spec(m.run)
+        learnt = Job(Recipe(**spec["recipe"]), slices, m.run, seed=spec["seed"]).labelled
+        assert not set(learnt.names) & set(part.names) and not set(learnt.groups) & set(part.groups)
+rule, scores = choose_rule(ensemble, out_of_fold(ensemble, slices))
+print(f"{len(scores)} rules tried; chosen: {rule}")
+test_close(ensemble.probabilities(slices.images[:2]), torch.stack([load_predictor(r.folder, pick_device("cpu")).probabilities(slices.images[:2]) for r in runs]).mean(0), eps=1e-6)
+try: out_of_fold(ensemble, slices[:20])
+except InputError as e: print(str(e).replace(keep.name, "…"))
+
+
+# %% [markdown]
+# ## Probabilities on disk
+#
+# To average runs that live on different machines, or to try other rules tomorrow, one wants the probabilities themselves. For 500 slices of 256×256 and 54 classes they are 7 GB of floats, nearly all of them zero. The file keeps what matters:
+#
+# * of each image, only the classes that reach 1/2048 anywhere, as `float16` [k, H, W];
+# * rounded to steps of 1/1024, which a `float16` holds exactly and which compress well;
+# * each in a member of a zip archive, `NAME.npy`, so that one image can be read without the others (`numpy.load` opens the file, too);
+# * and `index.json` with the classes, the images' size, and which classes were kept for each image.
+
+# %%
+#| export
+@contextlib.contextmanager
+def write_probabilities(path, classes: ClassMap, activation: str, size: tuple[int, int]):
+    "Yields `add(name, prob)` for f32 [C, H, W]; the file is complete or not there."
+    index = {"format": "ctseg probabilities 1", "size": [int(s) for s in size], "activation": activation, "classes": list(classes.names), "images": {}}
+    with atomic_path(path) as tmp, zipfile.ZipFile(tmp, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as z:
+        def add(name: str, prob: np.ndarray):
+            half = (np.round(prob*1024)/1024).astype(np.float16)
+            kept = np.flatnonzero(half.any((1, 2)))
+            with z.open(f"{name}.npy", "w") as f: np.lib.format.write_array(f, half[kept])
+            index["images"][name] = (kept + 1).tolist()
+        yield add
+        z.writestr("index.json", json.dumps(index))
+
+
+# %%
+#| export
+class StoredProbabilities:
+    "What `write_probabilities` wrote: `names`, `classes`, `activation`, `size`; `stored[name]` is float32 [C, H, W], read when asked for."
+    def __init__(self, path):
+        try:
+            self.zip = zipfile.ZipFile(path)
+            index = json.loads(self.zip.read("index.json"))
+            self.images, self.size, self.activation = index["images"], tuple(index["size"]), index["activation"]
+            self.classes = ClassMap.from_names(index["classes"])
+        except FileNotFoundError: raise InputError(f"{path}: no such file") from None
+        except (zipfile.BadZipFile, KeyError, ValueError, OSError): raise InputError(f"{path}: not a file of probabilities, or damaged; write it again with `ctseg predict … --probabilities`") from None
+
+    names = property(lambda self: list(self.images))
+    def __len__(self): return len(self.images)
+    def __enter__(self): return self
+    def __exit__(self, *error): self.zip.close()
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        out = np.zeros((len(self.classes), *self.size), np.float32)
+        with self.zip.open(f"{name}.npy") as f: out[np.array(self.images[name], int) - 1] = np.lib.format.read_array(f)
+        return out
+
+
+# %%
+prob = ensemble.probabilities(slices.images[:3]).numpy()
+path = Path(keep.name)/"prob.zip"
+with write_probabilities(path, ensemble.classes, ensemble.activation, prob.shape[2:]) as add:
+    for name, p in zip(slices.names, prob): add(name, p)
+with StoredProbabilities(path) as stored:
+    test_eq(stored.names, list(slices.names[:3]))
+    for name, p in zip(slices.names, prob): assert np.abs(stored[name] - p).max() <= 1/2048
+    same = decide(torch.from_numpy(stored["2.png"])[None], Rule(0.3), stored.activation)
+test_eq((same != decide(torch.from_numpy(prob[2:]), Rule(0.3), "sigmoid")).float().mean() < 0.01, True)
+print(f"{prob.nbytes/1e6:.0f} MB of floats in {path.stat().st_size/1e6:.1f} MB")
 
 
 # %% [markdown]
 # ## A submission
+#
+# A column an image, a row a pixel: the whole table has to be turned before the first line can be written. So label maps go into a file that is mapped into memory, images and probabilities only ever exist a batch at a time, and **memory does not grow with the number of images**.
+#
+# The table takes its final name only after it has been read back and compared: header, order of rows, every value. A broken upload costs one of the day's few submissions.
 
 # %%
 #| export
-def write_submission(masks: np.ndarray, names, path):
-    "The challenge's submission: a row `Pixel k` a pixel, a column an image; whole or not at all."
-    write_masks(masks, names, path)
+def check_written(path, names, masks):
+    "Read a mask table back, block by block; `InputError` unless it is the challenge's form of exactly these masks."
+    table, k = masks.reshape(len(masks), -1), 0
+    _same_names(_header(path), list(names), path)
+    with _open_csv(path) as f:
+        f.readline()
+        for raw in _blocks(f):
+            block = _parse_rows(raw, k, len(names))
+            if block is None: raise _explain_rows(path, raw, k, names)
+            if not np.array_equal(block, table[:, k:k + len(block)].T): raise InputError(f"{path}, near row Pixel {k}: other values than were predicted; is the disk failing?")
+            k += len(block)
+    if k != table.shape[1]: raise InputError(f"{path}: {k} rows, expected {table.shape[1]}, the number of pixels")
 
+def write_submission(masks: np.ndarray, names, path):
+    "The challenge's submission: a row `Pixel k` a pixel, a column an image; whole, read back, or not at all."
+    with atomic_path(path) as tmp:
+        write_masks(masks, names, tmp)
+        check_written(tmp, names, masks)
+
+
+# %%
+#| export
+def predict_folder(
+    predictor: Predictor,
+    images, # a folder of PNG slices
+    out, # the submission to write, .csv or .csv.gz
+    probabilities=None, # also write them into this file
+    batch_size: int = 16,
+) -> dict: # facts for people
+    "Write the submission for a folder of images of any number."
+    if not str(out).endswith((".csv", ".csv.gz")): raise InputError(f"{out}: a submission is called something.csv or something.csv.gz")
+    paths = image_paths(images)
+    names, size, seen = [p.name for p in paths], read_pngs(paths[:1]).shape[1:], set()
+    _warn_size(predictor, size)
+    with contextlib.ExitStack() as stack:
+        tmp = stack.enter_context(atomic_path(out))
+        add = stack.enter_context(write_probabilities(probabilities, predictor.classes, predictor.activation, size)) if probabilities else None
+        masks = np.memmap(tmp.parent/"masks", np.uint8, "w+", shape=(len(paths), *size))
+        for i in range(0, len(paths), batch_size):
+            prob = predictor.probabilities(read_pngs(paths[i:i + batch_size], size))
+            masks[i:i + batch_size] = labels = decide(prob, predictor.rule, predictor.activation).cpu().numpy()
+            seen |= set(np.unique(labels).tolist())
+            for name, p in zip(names[i:], prob.cpu().numpy() if add else ()): add(name, p)
+        empty = sum(not m.any() for m in masks)
+        write_submission(masks, names, tmp)
+    return {"images": len(paths), "models": len(predictor.members), "views": predictor.views, "rule": str(predictor.rule),
+            "classes used": f"{len(seen - {0})} of {len(predictor.classes)}", "empty images": empty}
+
+
+# %%
+#| export
+def _warn_size(predictor: Predictor, size):
+    "A network without an image size of its own sees structures as large as they are in pixels."
+    odd = next((m for m in predictor.members if not m.image_size and m.trained_at and m.trained_at != tuple(size)), None)
+    if odd: warnings.warn(f"{odd.run.folder.name} was trained on images of {'x'.join(map(str, odd.trained_at))} pixels, these are {'x'.join(map(str, size))}: what it knows of sizes will not fit")
+
+
+# %%
+one = load_predictor(runs[0].folder, pick_device("cpu"), views=3)
+csv, store = Path(keep.name)/"submission.csv.gz", Path(keep.name)/"again.zip"
+print(predict_folder(replace(one, rule=Rule(0.01)), "../data_sample/test-images", csv, store, batch_size=3))
+test = read_challenge("../data_sample", "test", cache=False)
+names, masks = read_masks(csv, test.names, test.images.shape[1:], test.classes, cache=False)
+test_eq(masks, predict_masks(replace(one, rule=Rule(0.01)), test.images, batch_size=3))
+test_eq(StoredProbabilities(store).names, names)
+
+wrong = masks.copy(); wrong[3, 40, 50] += 1
+try: check_written(csv, names, wrong)
+except InputError as e: print(str(e).replace(keep.name, "…"))
+
+# %%
+#| hide
+keep.cleanup()
 
 # %%
 #| hide

@@ -1,0 +1,263 @@
+# %% [markdown]
+# # Calibration
+#
+# > When the network says 80 %, is it right four times out of five? A thermometer, and the one number that mends most of it.
+#
+# - skip_showdoc: true
+
+# %%
+#| default_exp calibrate
+
+# %% [markdown]
+# A probability is a promise about frequencies. It matters here in three places: the [threshold and the gate](predict.html) compare probabilities of all classes with one number, an ensemble averages them, and
+# [pseudo-labels](pseudo.html) are believed or not by them. Networks break the promise in a regular way: trained to the end with a Dice term, they say 99 % where they should say 90 %.
+#
+# *Temperature scaling* (Guo et al. 2017, [arXiv 1706.04599](https://arxiv.org/abs/1706.04599), section 4.2) divides the logits by one number $T$, fitted on slices the network has not seen. $T>1$ makes it humbler. The order of the pixels within a class stays, so
+# with sigmoid outputs no pixel that was above another falls below it; only the scale becomes honest.
+#
+# What is special here: **only what was examined can be checked**. A pixel stored as 0 says nothing about a class that nobody looked for. The pairs (pixel, class) that count are those of classes examined on the image, and those of pixels labelled as something else.
+
+# %%
+#| export
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy.optimize import minimize_scalar
+
+from ctseg.data import SliceData, SliceSet, read_challenge
+from ctseg.device import DevicePlan, pick_device
+from ctseg.files import InputError, read_json, write_json
+from ctseg.losses import create_loss
+from ctseg.predict import Member, Predictor, choose_rule, held_out_by, load_predictor, member_logits, out_of_fold
+from ctseg.train import Run
+
+# %%
+#| hide
+import tempfile
+import matplotlib.pyplot as plt
+from fastcore.test import test_eq, test_close
+from ctseg.phantom import phantom_slices
+from ctseg.recipes import fit
+from ctseg.train import Recipe
+
+
+# %% [markdown]
+# ## Held-out logits
+#
+# Neighbouring pixels tell nearly the same, so a few thousand of each slice are enough. They are kept as images of one row, which the losses take like any other.
+
+# %%
+#| export
+def sample_logits(
+    member: Member,
+    slices: SliceSet, # held out
+    plan: DevicePlan,
+    pixels: int = 4096, # of each slice, at random
+    batch_size: int = 16,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]: # logits f32 [N,K,1,P], mask i64 [N,1,P], known bool [N,C]; on the CPU
+    "Logits and truth of the same random pixels, at the size the network works at."
+    data, rng, out = SliceData(slices, plan.device, member.image_size), torch.Generator().manual_seed(0), []
+    for index in torch.arange(len(slices)).split(batch_size):
+        b = data.batch(index)
+        logits, mask = member_logits(member, b.image, plan).flatten(2).cpu(), b.mask.flatten(1).cpu()
+        at = torch.stack([torch.randperm(mask.shape[1], generator=rng)[:pixels] for _ in index])
+        out.append((logits.gather(2, at[:, None].expand(-1, logits.shape[1], -1))[:, :, None], mask.gather(1, at)[:, None], b.known.cpu()))
+    return tuple(torch.cat(x) for x in zip(*out))
+
+
+# %% [markdown]
+# ## The temperature
+#
+# Which $T$? The one with the least negative log-likelihood of what is known. That is the cross-entropy term of the [losses](losses.html), which know how to leave the unknown out: the masked binary one for sigmoid outputs, the marginal one for
+# softmax outputs. One number, one dimension: a bounded search over $\log T$ finds it in twenty evaluations.
+
+# %%
+#| export
+def known_nll(logits, mask, known, activation: str) -> float:
+    "Mean negative log-likelihood of what is known, from the pixel terms of `MaskedSigmoidLoss` and `MarginalSoftmaxLoss`."
+    loss = create_loss("masked", w_dice=0, w_bce=1) if activation == "sigmoid" else create_loss("marginal", w_dice=0, w_ce=1)
+    with torch.no_grad(): return loss(logits, mask, known).item()
+
+def fit_temperature(logits, mask, known, activation: str) -> float:
+    "The T in 1/8…8 for which logits/T are likeliest (Guo et al. 2017, section 4.2)."
+    found = minimize_scalar(lambda t: known_nll(logits/np.exp(t), mask, known, activation), bounds=(-np.log(8), np.log(8)), method="bounded", options={"xatol": 1e-3})
+    return float(np.exp(found.x))
+
+
+# %% [markdown]
+# Does it find what is there? Draw labels from known probabilities, then exaggerate the logits by a factor. The fit must return the factor, for both kinds of outputs, and although half of the cells are unknown.
+
+# %%
+g = torch.Generator().manual_seed(0)
+true = torch.randn(20, 4, 1, 2000, generator=g)*1.5 - 1
+known = torch.rand(20, 3, generator=g) < 0.5
+known[:, 0] = True
+drawn = torch.multinomial(true.softmax(1).movedim(1, -1).flatten(0, 2), 1, generator=g).reshape(20, 1, 2000)  # one of four, 0 is background
+stored = torch.where((drawn == 0) | known.gather(1, (drawn - 1).clamp(min=0)[:, 0]).reshape(drawn.shape), drawn, 0)
+for factor in (0.5, 1, 2.5):
+    t = fit_temperature(true*factor, stored, known, "softmax")
+    print(f"exaggerated {factor:g} times: T = {t:.2f}")
+    test_close(t, factor, eps=0.05*factor)
+
+single = true[:, 1:2]
+hit = (torch.rand(single.shape, generator=g) < single.sigmoid())[:, 0].long()
+test_close(fit_temperature(single*3, hit, known[:, :1], "sigmoid"), 3, eps=0.15)
+
+
+# %% [markdown]
+# ## The thermometer
+#
+# A reliability diagram sorts the pairs (pixel, class) by what the network said and compares with how often it was so; the *expected calibration error* (ECE) is the mean distance between the two. Nearly all pairs are trivial, a lung class at a pixel of the brain, and would drown
+# the rest; so the pairs are those to which the network *as it came* gives at least 1 %, before and after alike.
+
+# %%
+#| export
+def known_pairs(mask, known) -> torch.Tensor:
+    "bool [N, C, 1, P]: the class was examined on the image, or the pixel is labelled."
+    return known[:, :, None, None] | (mask > 0)[:, None]
+
+def reliability(
+    prob: torch.Tensor, # f32 [M], what was said
+    hit: torch.Tensor, # bool [M], whether it was so
+    bins: int = 15,
+) -> tuple[list[tuple[float, float, int]], float]: # (said, was so, pairs) of each bin that has any; the ECE
+    "The points of a reliability diagram with bins of equal width, and the expected calibration error (Guo et al. 2017, equation 3)."
+    at = (prob*bins).long().clamp(max=bins - 1)
+    n = torch.bincount(at, minlength=bins)
+    said, was = (torch.bincount(at, x.double(), minlength=bins)/n.clamp(min=1) for x in (prob, hit))
+    ece = (n*(said - was).abs()).sum()/n.sum().clamp(min=1)
+    return [(round(s, 4), round(w, 4), k) for s, w, k in zip(said.tolist(), was.tolist(), n.tolist()) if k], ece.item()
+
+
+# %%
+p = torch.tensor([0.1]*10 + [0.9]*10)
+bins, ece = reliability(p, torch.tensor([True] + [False]*9 + [True]*7 + [False]*3), bins=5)
+test_eq(bins, [(0.1, 0.1, 10), (0.9, 0.7, 10)])
+test_close(ece, 0.1, eps=1e-6)  # half of the pairs are off by 0.2
+
+
+# %% [markdown]
+# A temperature is one number, yet to judge it on the slices it was fitted on would still be a little too kind. So "after" is measured crosswise: the patients are cut in two halves, and each half is judged by the temperature of the other. The temperature that is kept comes from all.
+
+# %%
+#| export
+def calibrate(
+    member: Member,
+    slices: SliceSet, # held out, annotated
+    plan: DevicePlan,
+) -> dict: # temperature, ECE and likelihood before and after, the points of both diagrams
+    "Fit the temperature on what is known of `slices`, and tell what it does."
+    groups = np.unique(slices.groups)
+    if len(groups) < 2: raise InputError(f"calibration needs held-out slices of at least two patients or groups, there are {len(groups)}")
+    logits, mask, known = sample_logits(replace(member, temperature=1.0), slices, plan)
+    act, prob = member.loss.activation, member.loss.probabilities
+    after, half = torch.empty_like(logits), torch.from_numpy(np.isin(slices.groups, groups[::2]))
+    for h in (half, ~half): after[h] = logits[h]/fit_temperature(logits[~h], mask[~h], known[~h], act)
+    p, q = prob(logits), prob(after)
+    pairs = known_pairs(mask, known) & (p >= 0.01)
+    hit = (mask[:, None] == torch.arange(1, p.shape[1] + 1)[:, None, None])[pairs]
+    (points, ece), (points_after, ece_after) = reliability(p[pairs], hit), reliability(q[pairs], hit)
+    return {"temperature": round(fit_temperature(logits, mask, known, act), 4), "slices": len(slices), "pairs": int(pairs.sum()),
+            "ece before": ece, "ece after": ece_after, "nll before": known_nll(logits, mask, known, act), "nll after": known_nll(after, mask, known, act),
+            "points before": points, "points after": points_after}
+
+
+# %%
+#| export
+def plot_reliability(calibration: dict, ax=None):
+    "The reliability diagram before and after."
+    import matplotlib.pyplot as plt
+    ax = ax or plt.subplots(figsize=(3.6, 3.4), layout="constrained")[1]
+    ax.plot([0, 1], [0, 1], color="0.6", lw=1, ls=":")
+    for when, colour in (("before", "C1"), ("after", "C0")):
+        said, was, _ = zip(*calibration[f"points {when}"])
+        ax.plot(said, was, "o-", color=colour, ms=4, label=f"{when}: ECE {calibration[f'ece {when}']:.3f}")
+    ax.set(xlabel="what the network says", ylabel="how often it is so", xlim=(0, 1), ylim=(0, 1), aspect="equal")
+    ax.legend(frameon=False)
+    return ax.figure
+
+
+# %% [markdown]
+# ## A small network, far too sure
+#
+# Thirty phantom slices, a network trained on them until it knows them by heart, and ten others to ask.
+
+# %%
+slices = phantom_slices(40, 64, seed=3)
+recipe = Recipe("small", loss="masked", width=8, epochs=30, batch_size=6, lr=4e-3, folds=4, augment="none", tune_rule=False)
+keep = tempfile.TemporaryDirectory()
+run = fit(slices, recipe, Path(keep.name)/"run", device="cpu", progress=False)
+predictor = load_predictor(run.folder, pick_device("cpu"))
+held_out = slices[held_out_by(run, slices)]
+calibration = calibrate(predictor.members[0], held_out, predictor.plan)
+plot_reliability(calibration); plt.show()
+print({k: round(v, 3) for k, v in calibration.items() if not k.startswith("points")})
+
+
+# %% [markdown]
+# ## Kept in the run, used when asked
+#
+# `metrics.json` keeps the temperature and the points of the diagram. A threshold of 0.3 means something else once the probabilities have changed, so a rule is chosen again for the calibrated ones and kept beside it.
+
+# %%
+#| export
+def calibrate_run(run: Run, held_out: SliceSet, plan: DevicePlan|None = None, tune_rule: bool = True) -> dict:
+    "Calibrate a finished run on the slices it held out; the result is also kept in its `metrics.json`."
+    predictor = load_predictor(run.folder, plan)
+    found = calibrate(predictor.members[0], held_out, predictor.plan)
+    cool = replace(predictor, members=[replace(predictor.members[0], temperature=found["temperature"])])
+    found["rule"] = asdict(choose_rule(cool, held_out)[0] if tune_rule else predictor.rule)
+    metrics = read_json(run/"metrics.json") if (run/"metrics.json").exists() else {}
+    write_json(metrics | {"calibration": found}, run/"metrics.json")
+    return found
+
+
+# %% [markdown]
+# `prepare` makes an ensemble ready, as `ctseg predict` has it: load, calibrate if asked, and either take the saved rule or choose one for all members together, out of fold.
+
+# %%
+#| export
+def prepare(
+    runs, # run folders
+    plan: DevicePlan|None = None,
+    views: int = 1,
+    calibrated: bool = False,
+    tune=None, # the challenge folder (or its slices) that the runs were trained on: choose the rule out of fold; None: the first run's
+    annotated: str = "json",
+    **rule, # threshold, gate, …: fields of the rule to overrule; None leaves them
+) -> Predictor:
+    "A predictor of one or more runs with its rule."
+    predictor = load_predictor(runs, plan, views, calibrated and tune is None)
+    if tune is not None:
+        slices = tune if isinstance(tune, SliceSet) else read_challenge(tune, annotated=annotated)
+        if calibrated:
+            own = lambda m: slices[held_out_by(m.run, slices, predictor.plan)]
+            predictor.members = [replace(m, temperature=calibrate(m, own(m), predictor.plan)["temperature"]) for m in predictor.members]
+        predictor.rule, _ = choose_rule(predictor, out_of_fold(predictor, slices))
+    for key in ("threshold", "gate", "rescue"):
+        if (v := rule.get(key)) is not None and not 0 <= v <= 1: raise InputError(f"--{key} {v:g}: expected a probability, 0 to 1")
+    predictor.rule = replace(predictor.rule, **{k: v for k, v in rule.items() if v is not None})
+    return predictor
+
+
+# %%
+kept = calibrate_run(run, held_out, pick_device("cpu"))
+test_eq(read_json(run/"metrics.json")["calibration"]["temperature"], calibration["temperature"])
+plain, cool = prepare(run.folder, pick_device("cpu")), prepare(run.folder, pick_device("cpu"), calibrated=True)
+test_eq(cool.members[0].temperature, calibration["temperature"])
+p, q = plain.probabilities(held_out.images[:2]), cool.probabilities(held_out.images[:2])
+test_close(q.logit(), p.logit()/calibration["temperature"], eps=0.05)
+print("rule before:", plain.rule, "| calibrated:", cool.rule, "| tuned out of fold:", prepare(run.folder, pick_device("cpu"), tune=slices).rule)
+test_eq(prepare(run.folder, pick_device("cpu"), threshold=0.3).rule.threshold, 0.3)
+try: prepare(run.folder, pick_device("cpu"), gate=7)
+except InputError as e: print(e)
+
+# %%
+#| hide
+keep.cleanup()
+
+# %%
+#| hide
+import nbdev; nbdev.nbdev_export()
