@@ -6,7 +6,7 @@
 __all__ = ['METHODS', 'RECIPES', 'DEFAULT_RECIPE', 'get_recipe', 'fit', 'finish']
 
 # %% ../nbs/70_recipes.ipynb #52a1ca91
-import time
+import math, time
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -20,8 +20,9 @@ from .methods.self_training import self_training
 from .methods.supervised import supervised
 from .methods.teacher_student import pretrain_finetune, teacher_student
 from .methods.unimatch import unimatch
+from .parallel import main_first, on_main
 from .predict import choose_rule, load_predictor, Rule
-from .train import Job, Recipe, Run, apply_settings, plot_curves
+from .train import Deadline, Job, Recipe, Run, apply_settings, make_accelerator, plot_curves, read_duration
 
 # %% ../nbs/70_recipes.ipynb #3e4f6252
 METHODS = {"supervised": supervised, "teacher-student": teacher_student, "pretrain-finetune": pretrain_finetune, "mean-teacher": mean_teacher,
@@ -34,6 +35,7 @@ RECIPES = {r.name: r for r in [
     Recipe("marginal", "supervised; softmax outputs, marginal cross-entropy and Dice on known cells", loss="marginal"),
     Recipe("seed-teacher-student", "the original method: teacher, the 800 surest slices, student with Dice + L2", "teacher-student", loss="dice", confidence="max", tune_rule=False),
     Recipe("seed-pretrain-finetune", "the original's variant: pretrain on pseudo-labels, fine-tune on truth", "pretrain-finetune", loss="dice", confidence="max", tune_rule=False),
+    Recipe("teacher-student", "the original method on better ground: unknown stays unknown, Soft Dice Confidence", "teacher-student", log_dice=True),
     Recipe("mean-teacher", "consistency with the student's own average wherever the truth is silent", "mean-teacher"),
     Recipe("unimatch", "a sure teacher completes the truth for two strong views", "unimatch", ramp=0.1),
     Recipe("self-training", "out-of-fold teachers complete slices cell by cell; a noisy student; a fine-tune", "self-training"),
@@ -54,32 +56,35 @@ def fit(
     resume: bool = False, # continue a run that was cut
     device: str = "auto",
     progress: bool = True,
+    time_limit: str = "", # stop in time before so much has passed, e.g. "8h30m"
     **read, # for `read_challenge`, e.g. annotated="all"
 ) -> Run:
     "Train by a recipe; the finished run folder."
     recipe = get_recipe(recipe) if isinstance(recipe, str) else recipe
     if recipe.method not in METHODS: raise did_you_mean("method", recipe.method, METHODS)
-    plan = pick_device(device, recipe.precision)
-    slices = data if isinstance(data, SliceSet) else read_challenge(data, **read)
-    run = Run(out)
-    job = Job(recipe, slices, run, plan, seed, progress)
-    job.make_model()  # a misspelt model or an impossible size is told before the folder exists
-    run.open(asdict(recipe), slices, seed, resume)
-    METHODS[recipe.method](job)
-    finish(job)
+    plan, run = pick_device(device, recipe.precision), Run(out)
+    with Deadline(read_duration(time_limit) if time_limit else math.inf) as deadline:
+        make_accelerator(plan)  # connects the processes, if there are several
+        slices = data if isinstance(data, SliceSet) else main_first(lambda: read_challenge(data, **read))
+        job = Job(recipe, slices, run, plan, seed, progress, deadline)
+        job.make_model()  # a misspelt model or an impossible size is told before the folder exists
+        on_main(lambda: run.open(asdict(recipe), slices, seed, resume))
+        if (run/"metrics.json").exists(): return run  # resumed after its end
+        METHODS[recipe.method](job)
+        on_main(lambda: finish(job))
     return run
 
 # %% ../nbs/70_recipes.ipynb #81b697f2
 def finish(job: Job):
-    "Choose the rule, write `metrics.json` and `curves.png`."
+    "Choose the rule, write `curves.png` and, as the sign that the run is finished, `metrics.json`."
     import matplotlib.pyplot as plt
     best = job.history[-1]
     facts = {"phases": job.done, "epochs": len(job.history), "dice held out, argmax": best["dice"]}
     rule = Rule()
     if job.recipe.tune_rule and len(job.holdout):
         rule, scores = choose_rule(load_predictor(job.run.folder, job.plan), job.holdout)
-        facts["dice held out, chosen rule"] = max(scores)
-    write_json(facts | {"rule": asdict(rule)}, job.run/"metrics.json")
+        facts["dice held out, chosen rule"] = scores[rule]
     fig = plot_curves(job.run.read_history())
     with atomic_path(job.run/"curves.png") as tmp: fig.savefig(tmp, dpi=120)
     plt.close(fig)
+    write_json(facts | {"rule": asdict(rule)}, job.run/"metrics.json")

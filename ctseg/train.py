@@ -4,30 +4,37 @@
 
 # %% auto #0
 __all__ = ['AUGMENT', 'patch_to', 'derived_seed', 'generator', 'lr_factor', 'EMA', 'save_weights', 'load_weights', 'Checkpoints',
-           'Method', 'argmax_labels', 'make_accelerator', 'Trainer', 'WeightedSlices', 'predict_labels', 'Run',
-           'Recipe', 'apply_settings', 'Job', 'plot_curves']
+           'Stopped', 'read_duration', 'Deadline', 'Method', 'take', 'argmax_labels', 'make_accelerator', 'Trainer',
+           'WeightedSlices', 'finest', 'presence_loss', 'out_of_memory', 'predict_labels', 'Run', 'BaseRecipe',
+           'Recipe', 'apply_settings', 'Job', 'plot_curves', 'Watch', 'in_notebook']
 
 # %% ../nbs/40_train.ipynb #d6ab6b20
-import builtins, copy, csv, hashlib, math, shutil, sys, warnings
-from dataclasses import dataclass, fields, replace
+import builtins, contextlib, copy, csv, hashlib, math, re, shutil, signal, sys, threading, time, warnings
+from dataclasses import dataclass, field, fields, replace
+from datetime import timedelta
 from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from .augment import MILD, NO_AUGMENT, STRONG
-from .data import EpochSampler, SliceData, SliceSet, grouped_folds, rare_weights, select_labelled
+from .data import Batch, EpochSampler, SliceData, SliceSet, grouped_folds, rare_weights, select_labelled
 from .device import DevicePlan, pick_device
 from .files import InputError, atomic_path, did_you_mean, read_json, write_json
 from .losses import create_loss
 from .metrics import dice_table
 from .models import create_model
+from .models.base import deep_supervised
+from .models.encoders import param_groups
+from .models.zoo import model_keywords
+from .parallel import agree, collect, gather_rows, on_main, own_share, rank, synchronise, world
 
 # %% ../nbs/40_train.ipynb #d6c6005a
 def patch_to(cls):
@@ -91,38 +98,92 @@ def load_weights(model: nn.Module, path):
 
 # %% ../nbs/40_train.ipynb #b0ebf849
 class Checkpoints:
-    "The checkpoints of one phase: `epoch-0012/` holds the weights, their average and the optimiser's state after 12 epochs."
+    "The checkpoints of one phase: `step-0000120/` holds the weights, their average and the optimiser's state after 120 steps; `final/` what is needed of a finished phase."
     def __init__(self, folder, keep: int = 2): self.folder, self.keep = Path(folder), keep
 
-    def saved(self) -> list[Path]: return sorted(self.folder.glob("epoch-*"), reverse=True)
+    def saved(self) -> list[Path]: return sorted(self.folder.glob("step-*"), reverse=True)
 
-    def save(self, epoch: int, weights: dict[str, nn.Module], state: dict):
-        with atomic_path(self.folder/f"epoch-{epoch:04d}") as tmp:
-            tmp.mkdir()
-            for name, model in weights.items(): save_weights(model, tmp/f"{name}.safetensors")
-            torch.save(state, tmp/"state.pt")
+    def save(self, step: int, weights: dict[str, nn.Module], state: dict):
+        self._write(f"step-{step:07d}", weights, state)
         for old in self.saved()[self.keep:]: shutil.rmtree(old)
 
-    def load(self, weights: dict[str, nn.Module]) -> dict|None:
-        "Load the newest checkpoint that is whole into `weights`; its state, or None where there is none."
-        for path in self.saved():
-            try:
-                state = torch.load(path/"state.pt", map_location="cpu", weights_only=True)
-                for name, model in weights.items(): load_weights(model, path/f"{name}.safetensors")
-                return state
-            except Exception as e: warnings.warn(f"{path} is damaged ({type(e).__name__}); going back to the checkpoint before it")
-        return None
+    def finish(self, weights: dict[str, nn.Module], state: dict):
+        "The phase is over: keep what later phases and predictions need, and give the disk back the rest."
+        self._write("final", weights, state)
+        for old in self.saved(): shutil.rmtree(old)
+
+    def _write(self, name, weights, state):
+        with atomic_path(self.folder/name) as tmp:
+            tmp.mkdir()
+            for part, model in weights.items(): save_weights(model, tmp/f"{part}.safetensors")
+            torch.save(state, tmp/"state.pt")
+
+# %% ../nbs/40_train.ipynb #8e8eb2d9
+@patch_to(Checkpoints)
+def load(self, weights: dict[str, nn.Module]) -> dict|None:
+    "Load the newest checkpoint that is whole into `weights`; its state, or None where there is none."
+    for path in self.saved():
+        if (state := _read_checkpoint(path, weights, "going back to the checkpoint before it")) is not None: return state
+
+@patch_to(Checkpoints)
+def final(self, weights: dict[str, nn.Module]) -> dict|None:
+    "Load a finished phase into `weights`; its state, or None if it has not finished."
+    if (self.folder/"final").exists(): return _read_checkpoint(self.folder/"final", weights, "training this phase again")
+
+def _read_checkpoint(path, weights, remedy):
+    try:
+        state = torch.load(path/"state.pt", map_location="cpu", weights_only=True)
+        for name, model in weights.items(): load_weights(model, path/f"{name}.safetensors")
+        return state
+    except Exception as e: warnings.warn(f"{path} is damaged ({type(e).__name__}); {remedy}")
 
 # %% ../nbs/40_train.ipynb #688eedab
+class Stopped(Exception): "The run was stopped on purpose, with everything saved; the text says where and why."
+
+def read_duration(text: str) -> float: # seconds
+    "Read a length of time such as `8h30m`, `90m` or `45s`."
+    parts = re.findall(r"(\d+(?:\.\d+)?)([dhms])", text.replace(" ", ""))
+    if not parts or "".join(n + u for n, u in parts) != text.replace(" ", ""): raise InputError(f"time limit {text!r}: expected a length of time such as 8h30m, 90m or 45s")
+    return sum(float(n)*{"d": 86400, "h": 3600, "m": 60, "s": 1}[u] for n, u in parts)
+
+class Deadline:
+    "When to stop: a time limit comes near, or the host asks for it (SIGTERM, which a `with` block listens to)."
+    def __init__(self, limit: float = math.inf): # seconds from now
+        self.end, self.margin, self.asked = time.monotonic() + limit, min(60, 1 + 0.02*limit), False
+
+    def why(self, need: float = 0.) -> str: # `need`: seconds that the next piece of work and a checkpoint may take
+        "The reason to stop now, or '' if there is none."
+        return "SIGTERM" if self.asked else "time limit" if time.monotonic() + 2*need + self.margin > self.end else ""
+
+    def __enter__(self):
+        def ask(*_): self.asked = True
+        self.main = threading.current_thread() is threading.main_thread()  # Python delivers signals nowhere else
+        if self.main: self.before = signal.signal(signal.SIGTERM, ask)
+        return self
+    def __exit__(self, *_):
+        if self.main: signal.signal(signal.SIGTERM, self.before)
+
+# %% ../nbs/40_train.ipynb #2d6e61e9
 class Method:
     "What a method adds to the step. This one, supervised learning, adds nothing."
     def start(self, trainer): "Called once, when model and data are on the device."
-    def loss(self, trainer, batch) -> torch.Tensor:
-        "The loss of one augmented batch of labelled images."
-        return trainer.loss(trainer.model(batch.image), batch.mask, batch.known, batch.weight)
+
+    def views(self, trainer, batch: Batch, more: Batch|None) -> dict[str, Batch]:
+        "What the network shall see of the labelled `batch` and of `more` images (of the second stream, if there is one), both augmented."
+        return {"labelled": batch}
+
+    def loss(self, trainer, views: dict[str, Batch]) -> torch.Tensor:
+        "The loss, from a share of the views. A term that is no `PartialLoss` must `trainer.loss.gather` its sums before it divides them."
+        logits, = trainer.answers(views["labelled"])
+        return trainer.supervise(logits, views["labelled"])
+
     def after_step(self, trainer): "Called after every optimiser step."
     def state_dict(self) -> dict: return {}
     def load_state_dict(self, state: dict): pass
+
+def take(batch: Batch, rows) -> Batch:
+    "Some rows of a batch: a slice, or indices."
+    return Batch(*(None if t is None else t[rows] for t in (batch.image, batch.mask, batch.known, batch.weight, batch.index)))
 
 # %% ../nbs/40_train.ipynb #978ef133
 def argmax_labels(
@@ -136,10 +197,11 @@ def argmax_labels(
 
 # %% ../nbs/40_train.ipynb #699815e0
 def make_accelerator(plan: DevicePlan) -> Accelerator:
-    "An `Accelerator` for the planned device and precision; replaces one with other settings."
+    "An `Accelerator` for the planned device and precision; replaces one with other settings. Started by torchrun, it connects the processes."
     mixed = {"fp32": "no"}.get(plan.precision, plan.precision)
     if AcceleratorState._shared_state and AcceleratorState().mixed_precision != mixed: AcceleratorState._reset_state(True)
-    return Accelerator(mixed_precision=mixed, cpu=plan.device.type == "cpu")
+    patience = InitProcessGroupKwargs(timeout=timedelta(hours=2))  # process 0 may be busy for a while, choosing a rule
+    return Accelerator(mixed_precision=mixed, cpu=plan.device.type == "cpu", kwargs_handlers=[patience, DistributedDataParallelKwargs(broadcast_buffers=False)])
 
 # %% ../nbs/40_train.ipynb #c5929832
 @dataclass
@@ -149,11 +211,12 @@ class Trainer:
     loss: nn.Module                      # from `ctseg.losses`
     slices: SliceSet                     # the images to learn from
     epochs: int                          # passes over `slices`
-    batch_size: int = 8
+    batch_size: int = 8                  # of all processes together
     lr: float = 1e-3                     # peak learning rate
+    encoder_lr: float|None = None        # of a pretrained encoder; None: the same
     weight_decay: float = 1e-2
     warmup: float = 0.1                  # share of the steps
-    clip: float = 1.0                    # largest gradient norm
+    clip: float = 1.0                    # largest gradient norm; 0: any
     ema_decay: float = 0.99
     augment: object = NO_AUGMENT
     sample_weights: np.ndarray|None = None
@@ -163,44 +226,53 @@ class Trainer:
     pixel_weights: np.ndarray|None = None        # bool [N, H, W]: which pixels of `slices` teach; None: all
     extra_pixel_weights: np.ndarray|None = None  # the same for `extra`
     method: Method|None = None
+    presence: float = 0.0                # weight of the presence head's loss
+    pieces: int = 1                      # passes a batch is cut into; doubled where memory runs out
+    skip_limit: int = 10                 # so many steps without a finite loss in a row end the run
     folder: Path|None = None             # for checkpoints; None keeps none
     phase: str = "train"
     seed: int = 0
     image_size: int|None = None          # None: as they are
     channels_last: bool = True
+    compile: bool = False                # torch.compile
     plan: DevicePlan|None = None
+    deadline: Deadline|None = None
     progress: bool = True
 
-    def __post_init__(self):
-        self.plan, self.method = self.plan or pick_device("cpu"), self.method or Method()
-        self.acc = make_accelerator(self.plan)
-        self.device, self.epoch, self.step_no, self.history = self.acc.device, 0, 0, []
-        if self.channels_last: self.model = self.model.to(memory_format=torch.channels_last)
-        self.data = self.stream(self.slices, self.pixel_weights)
-        self.sampler = EpochSampler(len(self.slices), self.batch_size, derived_seed(self.seed, self.phase) % 2**31, self.sample_weights,
-                                    rank=self.acc.process_index, world=self.acc.num_processes)
-        self.total = self.epochs*len(self.sampler.batches(0))
-        self._start_extra()
-        opt = torch.optim.AdamW(self.parameter_groups(), lr=self.lr, weight_decay=self.weight_decay)
-        self.base = [g["lr"] for g in opt.param_groups]
-        self.raw = self.model.to(self.device)
-        self.ema = EMA(self.raw, self.ema_decay)
-        self.model, self.opt = self.acc.prepare(self.raw, opt)
-        self.method.start(self)
+    def __post_init__(self): self.start()
+
+# %% ../nbs/40_train.ipynb #65e67fb5
+@patch_to(Trainer)
+def start(self):
+    "Data, model and optimiser on the device; nothing has been learnt."
+    self.plan, self.method = self.plan or pick_device("cpu"), self.method or Method()
+    self.acc = make_accelerator(self.plan)
+    self.device, self.epoch, self.step_no, self.history = self.acc.device, 0, 0, []
+    self.losses, self.skipped, self.in_a_row, self.costs = [], 0, 0, {"step": 0., "epoch": 0.}
+    self.data, self.extra_data = self.stream(self.slices, self.pixel_weights), None
+    self.sampler = self.sampler_of(self.slices, self.batch_size, self.sample_weights)
+    if self.extra is not None and len(self.extra):
+        self.extra_data = self.stream(self.extra, self.extra_pixel_weights)
+        self.extra_sampler = self.sampler_of(self.extra, self.extra_batch or self.batch_size, None, "extra")
+    self.steps = len(self.sampler)  # an epoch
+    self.total = self.epochs*self.steps
+    self._start_model()
+    self.method.start(self)
+
+@patch_to(Trainer)
+def _start_model(self):
+    "Model, optimiser and average on the device, wrapped for precision and processes."
+    if self.channels_last: self.model = self.model.to(memory_format=torch.channels_last)
+    self.raw = synchronise(self.model.to(self.device))
+    if hasattr(self.raw, "deep_supervision"): self.raw.deep_supervision = True  # in training it then answers at several sizes
+    if world() > 1: self.loss.gather = gather_rows
+    self.ema = EMA(self.raw, self.ema_decay)
+    opt = torch.optim.AdamW(param_groups(self.raw, self.lr, self.encoder_lr), lr=self.lr, weight_decay=self.weight_decay)
+    self.base = [g["lr"] for g in opt.param_groups]
+    if self.compile and not self.plan.can_compile: raise InputError(f"compile = True: {self.plan.name} is older than torch.compile supports (7.0); leave it off")
+    self.model, self.opt = self.acc.prepare(torch.compile(self.raw) if self.compile else self.raw, opt)
 
 # %% ../nbs/40_train.ipynb #5b8c06dd
-@patch_to(Trainer)
-def parameter_groups(self) -> list[dict]:
-    "The model's own groups if it has any, else all parameters together."
-    own = getattr(self.model, "param_groups", None)
-    return own(self.lr) if own else [{"params": [p for p in self.model.parameters() if p.requires_grad]}]
-
-@patch_to(Trainer)
-def rng(self, purpose: str) -> torch.Generator:
-    "The generator of this step for one purpose; see *a loop that can be cut*."
-    return generator(self.device, self.seed, self.phase, self.step_no, purpose, self.acc.process_index)
-
-# %% ../nbs/40_train.ipynb #243eb971
 class WeightedSlices:
     "Slices on the device, with a weight for each pixel."
     def __init__(self, slices: SliceSet, weights, device, image_size):
@@ -214,44 +286,154 @@ def stream(self, slices: SliceSet, weights=None):
     "`slices` on the training device, at the network's size."
     return SliceData(slices, self.device, self.image_size) if weights is None else WeightedSlices(slices, weights, self.device, self.image_size)
 
-# %% ../nbs/40_train.ipynb #1b9d83d1
 @patch_to(Trainer)
-def _start_extra(self):
-    "The second stream, if there are images for it."
-    if self.extra is None or not len(self.extra): self.extra_data = None; return
-    self.extra_data = self.stream(self.extra, self.extra_pixel_weights)
-    self.extra_sampler = EpochSampler(len(self.extra), self.extra_batch or self.batch_size, derived_seed(self.seed, self.phase, "extra") % 2**31,
-                                      rank=self.acc.process_index, world=self.acc.num_processes)
-    self._extra_epoch = (-1, [])
+def sampler_of(self, slices: SliceSet, batch_size: int, weights=None, *name) -> EpochSampler:
+    "The order of `slices`, for all processes together."
+    if batch_size % world(): raise InputError(f"batch_size = {batch_size}: expected a multiple of the {world()} processes, which share each batch")
+    return EpochSampler(len(slices), batch_size, derived_seed(self.seed, self.phase, *name) % 2**31, weights)
+
+# %% ../nbs/40_train.ipynb #1a5f47dd
+@patch_to(Trainer)
+def rng(self, purpose: str) -> torch.Generator:
+    "The generator of this step for one purpose, the same in every process; see *a loop that can be cut*."
+    return generator(self.device, self.seed, self.phase, self.step_no, purpose)
 
 @patch_to(Trainer)
-def extra_images(self):
-    "This step's batch of the second stream as it is stored (no augmentation), or None where there is none."
+def extra_index(self) -> torch.Tensor|None:
+    "Which images of the second stream this step takes."
     if self.extra_data is None: return None
-    if self._extra_epoch[0] < 0: self._extra_epoch = (0, self.extra_sampler.batches(0))
-    epoch, place = divmod(self.step_no, len(self._extra_epoch[1]))
-    if epoch != self._extra_epoch[0]: self._extra_epoch = (epoch, self.extra_sampler.batches(epoch))
-    return self.extra_data.batch(self._extra_epoch[1][place])
+    epoch, place = divmod(self.step_no, len(self.extra_sampler))
+    if getattr(self, "_extra_epoch", (None,))[0] != epoch: self._extra_epoch = epoch, self.extra_sampler.batches(epoch)
+    return self._extra_epoch[1][place]
+
+@patch_to(Trainer)
+@torch.no_grad()
+def look(self, index) -> dict[str, Batch]:
+    "The views of this step: augmented, for all processes together."
+    batch, more = self.augment(self.data.batch(index), self.rng("augment"), self.slices.classes), None
+    if (extra := self.extra_index()) is not None: more = self.augment(self.extra_data.batch(extra), self.rng("extra"), self.slices.classes)
+    return self.method.views(self, batch, more)
+
+# %% ../nbs/40_train.ipynb #243eb971
+@patch_to(Trainer)
+def answers(self, *views: Batch, **more) -> list:
+    "The network's logits for each of the views, from one pass; `more` goes to the network."
+    x = torch.cat([v.image for v in views])
+    if self.channels_last: x = x.contiguous(memory_format=torch.channels_last)
+    if self.presence:
+        out, there = self.model(x, presence=True, **more)
+        self.heard = [(t, v) for t, v in zip(there.split([len(v) for v in views]), views)]
+    else: out = self.model(x, **more)
+    split = lambda z: z.split([len(v) for v in views])
+    return [list(z) for z in zip(*map(split, out))] if isinstance(out, list) else list(split(out))
+
+@patch_to(Trainer)
+def supervise(self, logits, view: Batch) -> torch.Tensor:
+    "The loss of logits at one size or several, against what is known of `view`."
+    return deep_supervised(self.loss, logits, view.mask, view.known, view.weight)
+
+def finest(logits) -> torch.Tensor:
+    "The logits at full size."
+    return logits[0] if isinstance(logits, list) else logits
+
+@patch_to(Trainer)
+@torch.no_grad()
+def ask(self, teacher: nn.Module, image: torch.Tensor) -> torch.Tensor:
+    "A teacher's probabilities."
+    if self.channels_last: image = image.contiguous(memory_format=torch.channels_last)
+    with self.acc.autocast(): return torch.cat([self.loss.probabilities(teacher(x)) for x in image.tensor_split(min(self.pieces, len(image)))])
+
+# %% ../nbs/40_train.ipynb #1b9d83d1
+def presence_loss(
+    there: torch.Tensor, # [B, C] logits of the presence head
+    view: Batch,
+    gather = lambda t: t, # as `PartialLoss.gather`
+) -> torch.Tensor:
+    "Binary cross-entropy over the cells (image, class) that are known: present if any pixel says so, absent if examined everywhere."
+    B, C = there.shape
+    present = torch.zeros(B, C + 1, device=there.device).scatter_(1, view.mask.flatten(1), 1.)[:, 1:]
+    known = (view.known if view.known.ndim == 2 else view.known.flatten(2).all(2)) | (present > 0)
+    each = F.binary_cross_entropy_with_logits(there.float(), present, reduction="none")
+    total, n = (gather(t.sum(1)).sum() for t in (each*known, known.float()))
+    return total/n.clamp(min=1)
 
 # %% ../nbs/40_train.ipynb #eab34fd2
 @patch_to(Trainer)
-def step(self, index) -> torch.Tensor:
-    "One optimiser step on the images `index`; the loss, still on the device."
-    torch.manual_seed(derived_seed(self.seed, self.phase, self.step_no, self.acc.process_index))  # dropout
-    for group, base in zip(self.opt.param_groups, self.base): group["lr"] = base*lr_factor(self.step_no, self.total, self.warmup)
-    self.raw.train()
-    batch = self.augment(self.data.batch(index), self.rng("augment"), self.slices.classes)
-    if self.channels_last: batch.image = batch.image.contiguous(memory_format=torch.channels_last)
-    with self.acc.autocast(): loss = self.method.loss(self, batch)
-    self.acc.backward(loss)
-    if self.clip: self.acc.clip_grad_norm_(self.model.parameters(), self.clip)
-    self.opt.step(); self.opt.zero_grad()
-    self.step_no += 1
-    self.ema.update(self.raw)
-    self.method.after_step(self)
-    return loss.detach()
+def gradients(self, index) -> tuple[float, float]:
+    "Gradients of one batch, not yet used: the loss, and the gradient's norm before clipping."
+    views, total = self.look(index), 0.
+    for k in range(self.pieces):
+        self.rows = slice(rank() + world()*k, None, world()*self.pieces)
+        torch.manual_seed(derived_seed(self.seed, self.phase, self.step_no, rank(), k))  # dropout
+        share, self.heard = {name: take(v, self.rows) for name, v in views.items()}, []
+        with contextlib.nullcontext() if k == self.pieces - 1 else self.acc.no_sync(self.model):
+            with self.acc.autocast():
+                loss = self.method.loss(self, share)
+                for there, view in self.heard: loss = loss + self.presence/len(self.heard)*presence_loss(there, view, self.loss.gather)
+            self.acc.backward(loss/self.pieces)
+        total = total + loss.detach()/self.pieces
+    norm = self.acc.clip_grad_norm_(self.model.parameters(), self.clip or math.inf)
+    return tuple(torch.stack([total.float(), norm.float()]).tolist())
 
 # %% ../nbs/40_train.ipynb #2d349a48
+@patch_to(Trainer)
+def step(self, index) -> float:
+    "One optimiser step on the images `index`; the loss, or NaN where the step had to be skipped."
+    for group, base in zip(self.opt.param_groups, self.base): group["lr"] = base*lr_factor(self.step_no, self.total, self.warmup)
+    self.raw.train()
+    undo = self._undo()
+    loss, norm = self._attempt(index, undo)
+    scaled = self.acc.scaler is not None  # float16: a gradient too large is the scaler's business, which makes its own steps smaller
+    fine = math.isfinite(loss) and (scaled or math.isfinite(norm))
+    if fine or scaled: self.opt.step()
+    if fine: self.ema.update(self.raw); self.method.after_step(self)
+    else: undo()
+    self.opt.zero_grad()
+    if not fine: self._skip(index, loss)
+    else: self.in_a_row = 0
+    self.step_no += 1
+    return loss if fine else math.nan
+
+@patch_to(Trainer)
+def _undo(self):
+    "A function that restores what an attempt changes beside gradients."
+    buffers, state = [b.clone() for b in self.raw.buffers()], self.method.state_dict()
+    def undo():
+        with torch.no_grad():
+            for b, old in zip(self.raw.buffers(), buffers): b.copy_(old)
+        self.method.load_state_dict(state)
+        self.opt.zero_grad()
+    return undo
+
+# %% ../nbs/40_train.ipynb #053d41a6
+def out_of_memory(e: Exception) -> bool:
+    "Is this how PyTorch says so, on a card or on a CPU?"
+    return isinstance(e, torch.OutOfMemoryError) or "can't allocate memory" in str(e)
+
+@patch_to(Trainer)
+def _attempt(self, index, undo):
+    "`gradients`, with twice as many pieces as long as memory runs out."
+    while True:
+        try: return self.gradients(index)
+        except RuntimeError as e:
+            if not out_of_memory(e): raise
+            if world() > 1: raise InputError(f"out of memory with {world()} processes; take a smaller batch_size, or add --set pieces={2*self.pieces}") from e
+            if 2*self.pieces > len(index): raise InputError(f"out of memory with a single image of {tuple(self.data.batch(index[:1]).image.shape[2:])}; take a smaller image_size, model or width") from e
+        undo()
+        self.pieces *= 2
+        if self.device.type == "cuda": torch.cuda.empty_cache()
+        warnings.warn(f"out of memory: from here on each batch of {len(index)} is worked off in {self.pieces} pieces, whose gradients are added up (batch statistics and the Dice over the batch are those of a piece)")
+
+@patch_to(Trainer)
+def _skip(self, index, loss: float):
+    "Count a skipped step; too many in a row end the run."
+    self.skipped, self.in_a_row = self.skipped + 1, self.in_a_row + 1
+    if self.in_a_row < self.skip_limit: return
+    names = [self.slices.names[i] for i in index] + ([] if self.extra_data is None else [self.extra.names[i] for i in self.extra_index()])
+    raise InputError(f"{self.phase}, step {self.step_no}: no finite loss or gradient in {self.in_a_row} steps in a row (loss {loss}); "
+                     f"lower lr, or look at the images of the last batch: {', '.join(names)}")
+
+# %% ../nbs/40_train.ipynb #22287791
 @torch.no_grad()
 def predict_labels(model, slices: SliceSet, loss, device, image_size=None, batch_size: int = 16, autocast=None) -> np.ndarray:
     "uint8 [N, H, W]: the argmax labels of a model, at the network's image size."
@@ -266,55 +448,80 @@ def predict_labels(model, slices: SliceSet, loss, device, image_size=None, batch
 def score(self) -> float:
     "The challenge's Dice of the averaged model on the examined cells of the held-out slices, or NaN without any."
     if self.holdout is None or not len(self.holdout): return float("nan")
-    pred = predict_labels(self.ema.model, self.holdout, self.loss, self.device, self.image_size, self.batch_size, self.acc.autocast)
+    own = predict_labels(self.ema.model, self.holdout[own_share(len(self.holdout)).numpy()], self.loss, self.device, self.image_size, self.batch_size, self.acc.autocast)
+    pred = collect(torch.from_numpy(own), len(self.holdout)).numpy()
     truth = SliceData(self.holdout, "cpu", self.image_size).batch(torch.arange(len(self.holdout))).mask.numpy().astype(np.uint8)
     table = np.where(self.holdout.known, dice_table(pred, truth, len(self.holdout.classes)), np.nan)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # a class that no held-out slice was examined for has no mean
         return float(np.nanmean(np.nanmean(table, 0)))
 
-# %% ../nbs/40_train.ipynb #22287791
-@patch_to(Trainer)
-def end_epoch(self, losses: list[torch.Tensor]):
-    "Score, note the epoch in the history, and keep a checkpoint."
-    self.epoch += 1
-    row = {"phase": self.phase, "epoch": self.epoch, "step": self.step_no, "lr": self.opt.param_groups[0]["lr"],
-           "loss": torch.stack(losses).mean().item(), "dice": self.score()}
-    if not math.isfinite(row["loss"]): raise FloatingPointError(f"{self.phase}, epoch {self.epoch}: the loss is {row['loss']}; lower `lr`")
-    self.history.append(row)
-    if self.folder and self.acc.is_main_process:
-        scaler = getattr(self.acc, "scaler", None)
-        state = {"epoch": self.epoch, "step": self.step_no, "ema_steps": self.ema.steps, "history": self.history,
-                 "opt": self.opt.state_dict(), "scaler": scaler.state_dict() if scaler else {}, "method": self.method.state_dict()}
-        Checkpoints(self.folder).save(self.epoch, {"model": self.raw, "ema": self.ema.model}, state)
-
-@patch_to(Trainer)
-def resume(self) -> bool:
-    "Continue from the newest whole checkpoint of this phase, if there is one."
-    state = Checkpoints(self.folder).load({"model": self.raw, "ema": self.ema.model}) if self.folder else None
-    if state is None: return False
-    self.epoch, self.step_no, self.ema.steps, self.history = state["epoch"], state["step"], state["ema_steps"], state["history"]
-    self.opt.load_state_dict(state["opt"]); self.method.load_state_dict(state["method"])
-    if state["scaler"]: self.acc.scaler.load_state_dict(state["scaler"])
-    return True
-
 # %% ../nbs/40_train.ipynb #0eec697b
 @patch_to(Trainer)
+def end_epoch(self):
+    "Score, note the epoch in the history, keep a checkpoint."
+    self.epoch += 1
+    heard = [x for x in self.losses if math.isfinite(x)]
+    self.history.append({"phase": self.phase, "epoch": self.epoch, "step": self.step_no, "lr": self.opt.param_groups[0]["lr"],
+                         "loss": math.fsum(heard)/len(heard) if heard else math.nan, "dice": self.score(), "skipped": self.skipped})
+    self.losses, self.skipped = [], 0
+    self.checkpoint()
+
+_STATE = ("epoch", "step_no", "history", "losses", "skipped", "in_a_row", "pieces")
+
+@patch_to(Trainer)
+def checkpoint(self):
+    "Keep everything that the next step depends on."
+    if not self.folder or rank(): return
+    state = {k: getattr(self, k) for k in _STATE} | {"ema_steps": self.ema.steps, "opt": self.opt.state_dict(), "method": self.method.state_dict(),
+                                                      "scaler": self.acc.scaler.state_dict() if self.acc.scaler else {}}
+    Checkpoints(self.folder).save(self.step_no, {"model": self.raw, "ema": self.ema.model}, state)
+
+@patch_to(Trainer)
+def resume(self):
+    "Continue from the newest whole checkpoint of this phase, if there is one."
+    state = Checkpoints(self.folder).load({"model": self.raw, "ema": self.ema.model}) if self.folder else None
+    if state is None: return
+    for k in _STATE: setattr(self, k, state[k])
+    self.ema.steps = state["ema_steps"]
+    self.opt.load_state_dict(state["opt"]); self.method.load_state_dict(state["method"])
+    if state["scaler"]: self.acc.scaler.load_state_dict(state["scaler"])
+
+# %% ../nbs/40_train.ipynb #b292f72b
+@patch_to(Trainer)
 def fit(self, on_epoch=None) -> nn.Module:
-    "Train from wherever the phase stands to its end; returns the averaged model."
+    "Train from wherever the phase stands to its end; returns the averaged model. Raises `Stopped` if the deadline comes first."
     self.resume()
-    steps = len(self.sampler.batches(0))
-    bar = tqdm(total=self.total, initial=self.step_no, desc=self.phase, unit="step", disable=not (self.progress and self.acc.is_main_process))
-    while self.epoch < self.epochs:
-        losses = []
-        for index in self.sampler.batches(self.epoch):
-            losses.append(self.step(index))
-            bar.update()
-        self.end_epoch(losses)
-        bar.set_postfix(epoch=f"{self.epoch}/{self.epochs}", loss=f"{self.history[-1]['loss']:.3f}", dice=f"{self.history[-1]['dice']:.3f}")
-        if on_epoch: on_epoch(self)
-    bar.close()
+    bar = tqdm(total=self.total, initial=self.step_no, desc=self.phase, unit="step", disable=not self.progress or rank() > 0)
+    with bar:
+        while self.epoch < self.epochs:
+            for index in self.sampler.batches(self.epoch)[self.step_no - self.epoch*self.steps:]:
+                with self.timed("step"): self.losses.append(self.step(index))
+                bar.update()
+                self.stop_in_time()
+            with self.timed("epoch"): self.end_epoch()
+            row = self.history[-1]
+            bar.set_postfix(epoch=f"{self.epoch}/{self.epochs}", loss=f"{row['loss']:.3f}", dice=f"{row['dice']:.3f}")
+            if on_epoch: on_epoch(self)
+    if self.folder and not rank(): Checkpoints(self.folder).finish({"ema": self.ema.model}, {k: getattr(self, k) for k in _STATE})
     return self.ema.model
+
+@patch_to(Trainer)
+@contextlib.contextmanager
+def timed(self, what):
+    "Remember the slowest."
+    start = time.monotonic()
+    yield
+    self.costs[what] = max(self.costs[what], time.monotonic() - start)
+
+@patch_to(Trainer)
+def stop_in_time(self):
+    "Checkpoint and raise `Stopped` if any process has reason to."
+    if self.deadline is None: return
+    why = self.deadline.why(sum(self.costs.values()))
+    if not agree(bool(why)): return
+    self.checkpoint()
+    raise Stopped(f"{why or 'another process'}: stopped in phase {self.phase}, epoch {self.epoch + 1} of {self.epochs}, after {self.step_no} of {self.total} steps")
 
 # %% ../nbs/40_train.ipynb #e21d0ef2
 def _write_rows(rows: list[dict], path):
@@ -339,6 +546,10 @@ class Run:
         import pandas as pd
         return pd.read_csv(self/"history.csv")
 
+    def read_pseudo(self) -> dict[str, np.ndarray]:
+        "What the teacher said about the unlabelled images: `labels` uint8 [N, H, W], `kept` bool [N], `names`, and the confidences [N] by name."
+        with np.load(self/"pseudo_labels.npz") as z: return dict(z)
+
 # %% ../nbs/40_train.ipynb #8d8207f4
 _VERSIONED = ("ctseg", "torch", "timm", "numpy", "accelerate")
 
@@ -348,6 +559,7 @@ def open(self, recipe: dict, slices: SliceSet, seed: int, resume: bool = False):
     spec = {"recipe": recipe, "seed": seed, "data": {"fingerprint": slices.fingerprint(), "images": len(slices), "labelled": int(slices.labelled.sum())},
             "classes": {str(i + 1): n for i, n in enumerate(slices.classes.names)}, "image_shape": list(slices.images.shape[1:])}
     path = self/"recipe.json"
+    for left in [*self.folder.glob(".*"), *self.folder.glob("checkpoints/*/.*")]: shutil.rmtree(left, ignore_errors=True)  # of a file that was being written when a run was killed
     if path.exists():
         if not resume: raise InputError(f"{self.folder} already holds a run; add --resume to continue it or choose another --out")
         old = read_json(path)
@@ -363,15 +575,19 @@ def open(self, recipe: dict, slices: SliceSet, seed: int, resume: bool = False):
 
 # %% ../nbs/40_train.ipynb #0972ebb3
 @dataclass(frozen=True)
-class Recipe:
-    "What a run does. Frozen: change a copy with `dataclasses.replace` or `apply_settings`."
+class BaseRecipe:
+    "What any run does: the fields that do not belong to one method."
     name: str = "custom"
     about: str = ""
     method: str = "supervised"         # which script of phases
     model: str = "attunet"             # see `ctseg models`
     width: int = 0                     # channels at full resolution; 0: the model's own default
-    pretrained: bool = False           # encoders with published weights only
-    weights: str = ""                  # or a file of weights to start the encoder from
+    pretrained: bool = True            # encoders that have published weights start from them
+    weights: str = ""                  # or from this file
+    frozen: bool = False               # such an encoder does not learn
+    encoder_lr: float = 0.0            # or more gently than the rest; 0: alike
+    norm: str = "batch"                # of the decoder above it: "batch", or "group" for small batches
+    presence: float = 0.0              # weight of a presence head (is the class on this image at all?); 0: no such head
     loss: str = "masked"               # "masked", "marginal", "dice", "ce-dice"
     reduction: str = "batch"           # of the Dice term: "batch" or "image"
     pixel_known: bool = True           # a pixel of one structure is a certain negative for all others
@@ -379,7 +595,8 @@ class Recipe:
     w_dice: float = 1.0
     w_pixel: float = 1.0               # of the cross-entropy term
     epochs: int = 90                   # passes over the labelled images, in each phase
-    batch_size: int = 8
+    batch_size: int = 8                # of all processes together
+    pieces: int = 1                    # passes that a batch is worked off in, to save memory
     lr: float = 2e-3                   # peak
     weight_decay: float = 1e-2
     warmup: float = 0.1                # share of the steps in which the rate rises
@@ -394,7 +611,14 @@ class Recipe:
     fold: int = 0                      # and this one is held out; -1: none
     tune_rule: bool = True             # choose threshold and gate on the held-out slices; else argmax
     precision: str = "auto"            # "auto", "fp32", "fp16", "bf16"
-    # semi-supervised methods
+    channels_last: bool = True
+    compile: bool = False              # torch.compile: slow to start, then faster
+    skip_limit: int = 10               # so many steps in a row without a finite loss end the run
+
+# %% ../nbs/40_train.ipynb #56faf5c8
+@dataclass(frozen=True)
+class Recipe(BaseRecipe):
+    "What a run does, with the fields of the semi-supervised methods. Frozen: change a copy with `dataclasses.replace` or `apply_settings`."
     confidence: str = "sdc"            # score by which pseudo-labelled images are ranked
     keep: float = 800                  # how many to keep: a count, or a share if at most 1
     consistency: float = 1.0           # weight of the consistency term
@@ -412,7 +636,6 @@ class Recipe:
     pixel: float = 0.8                 # self-training: least certainty of a pixel
     finetune_epochs: int = 10
     finetune_lr: float = 2e-4
-    channels_last: bool = True
 
 # %% ../nbs/40_train.ipynb #7d3ea895
 @patch_to(Recipe)
@@ -424,11 +647,12 @@ def loss_options(self) -> dict:
             "masked": common | {"w_bce": self.w_pixel, "pixel_known": self.pixel_known, "log_dice": self.log_dice}}.get(self.loss, {})
 
 @patch_to(Recipe)
-def model_options(self, trained: bool = False) -> dict:
+def model_options(self, classes: int, trained: bool = False) -> dict:
     "The keywords for `create_model`; a model whose weights will be loaded anyway (`trained`) fetches none."
-    kw = {"width": self.width} if self.width else {}
-    if trained: return kw
-    return kw | ({"pretrained": True} if self.pretrained else {}) | ({"weights": self.weights} if self.weights else {})
+    known = model_keywords(self.model)
+    given = dict(width=self.width, frozen=self.frozen, norm=self.norm if self.norm != "batch" else "", presence=classes if self.presence else 0, weights="" if trained else self.weights)
+    return {k: v for k, v in given.items() if v} | ({"pretrained": self.pretrained and not trained and not self.weights} if "pretrained" in known else {}) | (
+        {"image_size": self.image_size} if self.image_size and "image_size" in known else {})  # nnU-Net plans its depth for it
 
 # %% ../nbs/40_train.ipynb #a27e4d5f
 _BOOL = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
@@ -447,7 +671,7 @@ def apply_settings(recipe: Recipe, settings) -> Recipe:
 
 # %% ../nbs/40_train.ipynb #7b4f4b5b
 _LIMITS = {"width": (0, None), "epochs": (1, None), "batch_size": (1, None), "lr": (0, None), "weight_decay": (0, None), "warmup": (0, 1), "ema": (0, 1),
-           "clip": (0, None), "rare_power": (0, None), "image_size": (0, None), "labelled": (0, None), "folds": (2, None), "fold": (-1, None),
+           "clip": (0, None), "pieces": (1, None), "skip_limit": (1, None), "presence": (0, None), "encoder_lr": (0, None), "rare_power": (0, None), "image_size": (0, None), "labelled": (0, None), "folds": (2, None), "fold": (-1, None),
            "keep": (0, None), "consistency": (0, None), "ramp": (0, 1), "tau": (0.5, 1), "views": (1, None), "feature_dropout": (0, 0.99), "teachers": (2, None),
            "rounds": (1, None), "quota": (0, 1), "gate": (0, 1), "absent": (0, 1), "pixel": (0, 1), "finetune_epochs": (0, None), "finetune_lr": (0, None)}
 
@@ -465,8 +689,8 @@ AUGMENT = {"none": NO_AUGMENT, "mild": MILD, "strong": STRONG}
 
 class Job:
     "A recipe at work on a set of slices: `train` runs one phase, or returns its result if it has been run."
-    def __init__(self, recipe, slices: SliceSet, run: Run, plan: DevicePlan|None = None, seed: int = 0, progress: bool = True):
-        self.recipe, self.run, self.plan, self.seed, self.progress = recipe, run, plan or pick_device(), seed, progress
+    def __init__(self, recipe, slices: SliceSet, run: Run, plan: DevicePlan|None = None, seed: int = 0, progress: bool = True, deadline: Deadline|None = None):
+        self.recipe, self.run, self.plan, self.seed, self.progress, self.deadline = recipe, run, plan or pick_device(), seed, progress, deadline
         if not slices.labelled.any(): raise InputError("no image is annotated: there is nothing to learn from")
         if recipe.labelled: slices = select_labelled(slices, recipe.labelled, seed)
         labelled, self.unlabelled = slices[slices.labelled], slices[~slices.labelled]
@@ -476,7 +700,7 @@ class Job:
         self.loss = create_loss(recipe.loss, **recipe.loss_options())
         if recipe.augment not in AUGMENT: raise did_you_mean("augment", recipe.augment, AUGMENT)
         self.augment = AUGMENT[recipe.augment].with_mirror(recipe.mirror)
-        self.history, self.done = [], []
+        self.history, self.done, self.pieces, self.watch = [], [], recipe.pieces, None
 
 # %% ../nbs/40_train.ipynb #e604acbb
 @patch_to(Job)
@@ -488,13 +712,17 @@ def nothing_to_add(self, model):
 @patch_to(Job)
 def note_pseudo(self, pseudo, kept: SliceSet):
     "Keep what the teacher said, in short: a row an image with its scores and whether it was kept."
+    if rank(): return
     names, kept = self.unlabelled.names, set(kept.names)
     rows = [{"image": n, "kept": int(n in kept), **{k: round(float(v[i]), 5) for k, v in pseudo.scores.items()}} for i, n in enumerate(names)]
     _write_rows(rows, self.run/"pseudo_labels.csv")
+    with atomic_path(self.run/"pseudo_labels.npz") as tmp:
+        np.savez_compressed(tmp, labels=pseudo.labels, kept=np.array([n in kept for n in names]), names=np.array(names), **pseudo.scores)
 
 @patch_to(Job)
 def note_completed(self, before: SliceSet, after: SliceSet):
     "Keep how many cells of each class people gave and how many teachers added."
+    if rank(): return
     rows = [{"class": n, "present": int(before.present[:, c].sum()), "absent": int((before.known & ~before.present)[:, c].sum()),
              "present added": int((after.present & ~before.known)[:, c].sum()), "absent added": int((after.known & ~before.known & ~after.present)[:, c].sum())}
             for c, n in enumerate(before.classes.names)]
@@ -506,28 +734,47 @@ def make_model(self) -> nn.Module:
     "A fresh model of the recipe, its weights a function of the seed."
     torch.manual_seed(derived_seed(self.seed, "weights"))
     classes = len(self.labelled.classes)
-    model = create_model(self.recipe.model, 1, self.loss.out_chans(classes), **self.recipe.model_options())
+    model = create_model(self.recipe.model, 1, self.loss.out_chans(classes), **self.recipe.model_options(classes))
     self.loss.init_head(model.head, classes)
     return model
 
 @patch_to(Job)
 def train(self, phase: str, slices=None, method=None, init=None, **changes) -> nn.Module:
     "Run one phase (or load it, if finished): a model trained on `slices`, started from the weights of `init` if given; `changes` go to the `Trainer`."
-    r, slices = self.recipe, self.labelled if slices is None else slices
-    model, folder = self.make_model(), self.run/"checkpoints"/phase
-    if init is not None: model.load_state_dict(init.state_dict())
-    weights = rare_weights(slices, r.rare_power) if r.rare_power else None
-    settings = dict(epochs=r.epochs, batch_size=r.batch_size, lr=r.lr, weight_decay=r.weight_decay, warmup=r.warmup, clip=r.clip,
-                    ema_decay=r.ema, image_size=r.image_size or None, channels_last=r.channels_last)
-    t = Trainer(model, self.loss, slices, augment=self.augment, sample_weights=weights, holdout=self.holdout, method=method,
-                folder=folder, phase=phase, seed=self.seed, plan=self.plan, progress=self.progress, **settings | changes)
-    earlier = list(self.history)
-    def keep(t): self.run.write_history(earlier + t.history)
-    model = t.fit(on_epoch=keep)
-    self.history = earlier + t.history
+    model, folder, earlier = self.make_model(), self.run/"checkpoints"/phase, list(self.history)
+    if (state := Checkpoints(folder).final({"ema": model})) is not None:
+        model.to(self.plan.device, memory_format=torch.channels_last if self.recipe.channels_last else torch.preserve_format).eval().requires_grad_(False)
+        history, self.pieces = state["history"], state["pieces"]
+    else:
+        if init is not None: model.load_state_dict(init.state_dict())
+        t = self.trainer(model, phase, self.labelled if slices is None else slices, method, folder, **changes)
+        model = t.fit(on_epoch=lambda t: self.note_epoch(earlier + t.history))
+        history, self.pieces = t.history, t.pieces
+    self.history = earlier + history
     self.done.append(phase)
-    if t.acc.is_main_process: save_weights(model, self.run.weights)
+    if rank() == 0:
+        self.run.write_history(self.history)
+        save_weights(model, self.run.weights)
     return model
+
+# %% ../nbs/40_train.ipynb #fc80aeb2
+@patch_to(Job)
+def trainer(self, model, phase: str, slices: SliceSet, method=None, folder=None, **changes) -> Trainer:
+    "The trainer of one phase, set up as the recipe says; `changes` come last."
+    r = self.recipe
+    settings = {k: getattr(r, k) for k in ("epochs", "batch_size", "lr", "weight_decay", "warmup", "clip", "channels_last", "compile", "presence", "skip_limit")}
+    settings |= dict(ema_decay=r.ema, image_size=r.image_size or None, encoder_lr=r.encoder_lr or None, pieces=self.pieces, augment=self.augment, holdout=self.holdout,
+                     sample_weights=rare_weights(slices, r.rare_power) if r.rare_power else None, phase=phase, seed=self.seed, plan=self.plan, deadline=self.deadline,
+                     progress=self.progress)
+    return Trainer(model, self.loss, slices, method=method, folder=folder, **settings | changes)
+
+@patch_to(Job)
+def note_epoch(self, history: list[dict]):
+    "After each epoch: `history.csv`, and the curves for whoever is watching."
+    if rank(): return
+    self.run.write_history(history)
+    if self.watch is None and self.progress: self.watch = Watch(self.run/"tensorboard")
+    if self.watch: self.watch(history)
 
 # %% ../nbs/40_train.ipynb #4ace4801
 def plot_curves(history, ax=None):
@@ -544,3 +791,32 @@ def plot_curves(history, ax=None):
     axes[0].set(xlabel="epoch", ylabel="training loss"); axes[1].set(xlabel="epoch", ylabel="Dice, held-out slices (examined classes)")
     axes[0].legend(frameon=False)
     return axes[0].figure
+
+# %% ../nbs/40_train.ipynb #42d972a6
+class Watch:
+    "Curves in a notebook, and for TensorBoard where it is installed."
+    def __init__(self, folder):
+        self.handle, self.board = None, None
+        with contextlib.suppress(ImportError):
+            from torch.utils.tensorboard import SummaryWriter
+            self.board = SummaryWriter(folder)
+
+    def __call__(self, history: list[dict]):
+        row = history[-1]
+        if self.board:
+            for k in ("loss", "dice", "lr", "skipped"): self.board.add_scalar(f"{row['phase']}/{k}", row[k], row["step"])
+            self.board.flush()
+        if in_notebook(): self.draw(history)
+
+    def draw(self, history):
+        import matplotlib.pyplot as plt, pandas as pd
+        from IPython.display import display
+        fig = plot_curves(pd.DataFrame(history))
+        if self.handle: self.handle.update(fig)
+        else: self.handle = display(fig, display_id=True)
+        plt.close(fig)
+
+def in_notebook() -> bool:
+    "Is somebody watching through Jupyter's front end?"
+    ipython = sys.modules.get("IPython")
+    return bool(ipython) and type(ipython.get_ipython()).__name__ == "ZMQInteractiveShell"

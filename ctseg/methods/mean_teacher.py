@@ -7,6 +7,7 @@ __all__ = ['PERTURB', 'unknown_cells', 'ramp_up', 'perturb_noise', 'MeanTeacher'
 
 # %% ../../nbs/56_mean_teacher.ipynb #eff9542b
 import math
+from dataclasses import replace
 
 import torch
 
@@ -14,7 +15,7 @@ from ..augment import strong
 from ..files import did_you_mean
 from ..losses import consistency_loss
 from .teacher_student import join
-from ..train import Job, Method, generator
+from ..train import Job, Method, finest, generator
 
 # %% ../../nbs/56_mean_teacher.ipynb #6dc8f29c
 def unknown_cells(
@@ -43,17 +44,19 @@ class MeanTeacher(Method):
         if perturb not in PERTURB: raise did_you_mean("perturbation", perturb, PERTURB)
         self.weight, self.ramp, self.perturb = weight, ramp, PERTURB[perturb]
 
-    def loss(self, trainer, batch):
-        if not self.weight: return super().loss(trainer, batch)
-        more = trainer.extra_images()
-        if more is not None: more = trainer.augment(more, trainer.rng("extra"), trainer.slices.classes)
-        both, n = join(batch, more), len(batch.image)
-        with torch.no_grad(): q = trainer.loss.probabilities(trainer.ema.model(both.image))
-        logits = trainer.model(torch.cat([batch.image, self.perturb(both.image, trainer.rng("perturb"))]))
-        total = trainer.loss(logits[:n], batch.mask, batch.known, batch.weight)
-        where = unknown_cells(both.mask, both.known)
+    def views(self, trainer, batch, more):
+        if not self.weight: return {"labelled": batch}
+        plain = join(batch, more)
+        return {"labelled": batch, "plain": plain, "perturbed": replace(plain, image=self.perturb(plain.image, trainer.rng("perturb")))}
+
+    def loss(self, trainer, views):
+        if not self.weight: return super().loss(trainer, views)
+        batch, plain, perturbed = views.values()
+        q = trainer.ask(trainer.ema.model, plain.image)
+        logits, other = trainer.answers(batch, perturbed)
+        where = unknown_cells(plain.mask, plain.known)
         w = self.weight*ramp_up(trainer.step_no, round(self.ramp*trainer.total))
-        return total + w*consistency_loss(trainer.loss.probabilities(logits[n:]), q, where)
+        return trainer.supervise(logits, batch) + w*consistency_loss(trainer.loss.probabilities(finest(other)), q, where, gather=trainer.loss.gather)
 
 # %% ../../nbs/56_mean_teacher.ipynb #621de53d
 def mean_teacher(job: Job):

@@ -11,25 +11,20 @@ import torch
 from dataclasses import replace
 
 from ..augment import cutmix, strong
-from ..data import Batch, SliceSet, grouped_folds
+from ..data import SliceSet, grouped_folds
 from .teacher_student import join
 from ..pseudo import accept_cells, check_truth_kept, complete, pseudo_label
-from ..train import Job, Method
+from ..train import Job, Method, take
 
 # %% ../../nbs/58_self_training.ipynb #ccd82429
 class NoisyStudent(Method):
     "Labelled and pseudo-labelled slices in one batch, the pictures ruined and CutMixed (Xie et al. 2020, arXiv 1911.04252)."
     def __init__(self, mix: float = 0.5): self.mix = mix
 
-    def loss(self, trainer, batch):
-        more = trainer.extra_images()
-        if more is not None: batch = join(batch, trainer.augment(more, trainer.rng("extra"), trainer.slices.classes))
-        rng = trainer.rng("student")
-        ruined = replace(batch, image=strong(batch.image, rng))
-        other = torch.randperm(len(batch), generator=rng, device=rng.device)
-        pick = lambda t: None if t is None else t[other]
-        mixed = cutmix(ruined, Batch(*(pick(getattr(ruined, f)) for f in ("image", "mask", "known", "weight", "index"))), rng, p=self.mix)
-        return trainer.loss(trainer.model(mixed.image), mixed.mask, mixed.known, mixed.weight)
+    def views(self, trainer, batch, more):
+        rng, both = trainer.rng("student"), join(batch, more)
+        ruined = replace(both, image=strong(both.image, rng))
+        return {"labelled": cutmix(ruined, take(ruined, torch.randperm(len(both), generator=rng, device=rng.device)), rng, p=self.mix)}
 
 # %% ../../nbs/58_self_training.ipynb #58e4fa7d
 def fill_in(job: Job, teachers: list, slices: SliceSet) -> tuple[SliceSet, np.ndarray]:

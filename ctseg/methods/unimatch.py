@@ -9,13 +9,13 @@ __all__ = ['complete_batch', 'ClassThresholds', 'UniMatch', 'unimatch']
 from dataclasses import replace
 
 import torch
-import torch.nn.functional as F
 
 from ..augment import cutmix, strong
 from ..data import Batch
 from .mean_teacher import ramp_up
 from .teacher_student import join
-from ..train import Job, Method, patch_to
+from ..parallel import gather_rows, rank, world
+from ..train import Job, Method, patch_to, take
 
 # %% ../../nbs/57_unimatch.ipynb #b316404c
 def complete_batch(
@@ -53,14 +53,15 @@ class ClassThresholds:
     def __init__(self, tau: float, classes: int, decay: float = 0.99): self.tau, self.decay, self.sure = tau, decay, torch.zeros(classes)
 
     def __call__(self, prob: torch.Tensor) -> torch.Tensor: # [C]
-        self.sure = self.sure.to(prob.device).lerp(prob.amax((0, 2, 3)).float(), 1 - self.decay)
+        peak = gather_rows(prob.amax((2, 3))).amax(0)  # of the images of all processes
+        self.sure = self.sure.to(prob.device).lerp(peak.float(), 1 - self.decay)
         return (self.tau*self.sure/self.sure.max().clamp(min=1e-6)).clamp(min=0.5)
 
 # %% ../../nbs/57_unimatch.ipynb #75d1c871
 class UniMatch(Method):
     "Weak-to-strong consistency by completed labels (Yang et al. 2023, arXiv 2208.09910), for partly known truth."
     def __init__(self, weight: float = 1.0, tau: float = 0.95, ramp: float = 0.1, views: int = 2, feature_dropout: float = 0.5, rebalance: bool = False):
-        self.weight, self.tau, self.ramp, self.views, self.feature_dropout, self.rebalance = weight, tau, ramp, views, feature_dropout, rebalance
+        self.weight, self.tau, self.ramp, self.views_, self.feature_dropout, self.rebalance = weight, tau, ramp, views, feature_dropout, rebalance
 
     def start(self, trainer): self.bars = ClassThresholds(self.tau, len(trainer.slices.classes)) if self.rebalance else None
     def state_dict(self): return {"sure": self.bars.sure} if self.bars else {}
@@ -69,35 +70,45 @@ class UniMatch(Method):
 
 # %% ../../nbs/57_unimatch.ipynb #c05a533c
 @patch_to(UniMatch)
-def loss(self, trainer, batch):
-    more = trainer.extra_images()
-    if more is None or not self.weight: return Method.loss(self, trainer, batch)
-    both = join(batch, trainer.augment(more, trainer.rng("extra"), trainer.slices.classes))
-    with torch.no_grad(): prob = trainer.loss.probabilities(trainer.ema.model(both.image))
-    done = complete_batch(both, prob, self.bars(prob) if self.bars else self.tau, trainer.loss.activation)
-    views, n = [self.strong_view(done, trainer, k) for k in range(self.views)], len(batch)
-    logits = trainer.model(torch.cat([batch.image, *(v.image for v in views)]))
-    total = trainer.loss(logits[:n], batch.mask, batch.known, batch.weight)
-    parts = [trainer.loss(z, v.mask, v.known, v.weight) for z, v in zip(logits[n:].split(len(done)), views)]
-    extra = torch.stack(parts).mean()
-    if self.feature_dropout: extra = (extra + self.dropped_features(done, trainer))/2
-    return total + self.weight*ramp_up(trainer.step_no, round(self.ramp*trainer.total))*extra
+def views(self, trainer, batch, more):
+    "The labelled batch; labelled and unlabelled together with completed truth, strong and weak."
+    if more is None or not self.weight: return {"labelled": batch}
+    both = join(batch, more)
+    own = take(both, slice(rank(), None, world()))  # with several processes the teacher's work is shared
+    prob = trainer.ask(trainer.ema.model, own.image)
+    done = complete_batch(own, prob, self.bars(prob) if self.bars else self.tau, trainer.loss.activation)
+    done = replace(both, mask=gather_rows(done.mask), known=gather_rows(done.known))
+    strong_views = {f"strong {k}": self.strong_view(done, trainer, k) for k in range(self.views_)}
+    return {"labelled": batch} | strong_views | ({"weak": done} if self.feature_dropout else {})
 
-# %% ../../nbs/57_unimatch.ipynb #b91b66dc
 @patch_to(UniMatch)
 def strong_view(self, done: Batch, trainer, k: int) -> Batch:
     "A photometrically ruined copy, CutMixed with a shuffled one."
     rng = trainer.rng(f"view {k}")
     ruined = replace(done, image=strong(done.image, rng))
-    other = torch.randperm(len(done), generator=rng, device=rng.device)
-    pick = lambda t: None if t is None else t[other]
-    return cutmix(ruined, Batch(*(pick(getattr(ruined, f)) for f in ("image", "mask", "known", "weight", "index"))), rng, p=0.5)
+    return cutmix(ruined, take(ruined, torch.randperm(len(done), generator=rng, device=rng.device)), rng, p=0.5)
+
+# %% ../../nbs/57_unimatch.ipynb #b91b66dc
+@patch_to(UniMatch)
+def loss(self, trainer, views):
+    if len(views) == 1: return Method.loss(self, trainer, views)
+    between = self.drop_channels(trainer, len(views["weak"])) if self.feature_dropout else None
+    first, *rest = [trainer.supervise(z, v) for z, v in zip(trainer.answers(*views.values(), between=between), views.values())]
+    extra = torch.stack(rest[:self.views_]).mean()
+    if self.feature_dropout: extra = (extra + rest[-1])/2
+    return first + self.weight*ramp_up(trainer.step_no, round(self.ramp*trainer.total))*extra
 
 @patch_to(UniMatch)
-def dropped_features(self, done: Batch, trainer):
-    "The loss when whole feature channels are missing between encoder and decoder."
-    features = [F.dropout2d(f, self.feature_dropout) for f in trainer.raw.encode(done.image)]
-    return trainer.loss(trainer.raw.decode(features, done.image.shape[-2:]), done.mask, done.known, done.weight)
+def drop_channels(self, trainer, n: int):
+    "A function that zeroes whole feature channels of the last `n` images, and scales up the rest."
+    whole, p, rng = n*world()*trainer.pieces, self.feature_dropout, trainer.rng("features")
+    def between(features):
+        out = []
+        for f in features:
+            keep = (torch.rand(whole, f.shape[1], generator=rng, device=rng.device) >= p)[trainer.rows][:n].to(f.dtype)/(1 - p)
+            out.append(torch.cat([f[:-n], f[-n:]*keep.view(*keep.shape, *[1]*(f.ndim - 2))]))
+        return out
+    return between
 
 # %% ../../nbs/57_unimatch.ipynb #7fbe3a09
 def unimatch(job: Job):

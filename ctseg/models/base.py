@@ -47,8 +47,10 @@ class EncoderDecoder(nn.Module):
     def forward(self,
         x: torch.Tensor, # f32 [B,in_chans,H,W]
         presence: bool = False, # also return the presence logits [B,C]
+        between = None, # function of the list of features, called between encoder and decoder
     ):
         features = self.encode(x)
+        if between: features = between(features)
         logits = self.decode(features, x.shape[-2:])
         return (logits, self.presence(features)) if presence else logits
 

@@ -76,8 +76,8 @@ test_eq(pad_to(torch.zeros(1, 1, 5, 32), 16).shape, (1, 1, 32, 32))
 # A subclass sets `stride` (what to pad to), `channels` (of each feature map) and `head` (the last convolution, whose bias a loss may want to set),
 # and writes the two halves.
 #
-# With `presence=True` the call returns a second output, the logits of the presence head below. It is an argument of `forward`, not a
-# separate method, because with several GPUs only `forward` passes through the wrapper that averages gradients.
+# With `presence=True` the call returns a second output, the logits of the presence head below; `between` lets a method act on the features. Both are arguments of `forward`, not
+# separate methods, because with several GPUs only `forward` passes through the wrapper that averages gradients.
 
 # %%
 #| export
@@ -97,8 +97,10 @@ class EncoderDecoder(nn.Module):
     def forward(self,
         x: torch.Tensor, # f32 [B,in_chans,H,W]
         presence: bool = False, # also return the presence logits [B,C]
+        between = None, # function of the list of features, called between encoder and decoder
     ):
         features = self.encode(x)
+        if between: features = between(features)
         logits = self.decode(features, x.shape[-2:])
         return (logits, self.presence(features)) if presence else logits
 

@@ -209,7 +209,9 @@ def on_main(f):
     if rank() == 0: raise problem
     raise Elsewhere(failed[0])
 
-class Elsewhere(InputError): "Process 0 has failed, and has told why."
+class Elsewhere(InputError):
+    "Process 0 has failed, and has told why."
+    told = True
 
 def main_first(f):
     "Call `f` in process 0, then in the others (which then find its cache)."

@@ -26,6 +26,7 @@ import torch.nn.functional as F
 
 from ctseg.data import SliceData, SliceSet
 from ctseg.files import InputError, atomic_path, did_you_mean
+from ctseg.parallel import collect, own_share, world
 
 # %%
 #| hide
@@ -146,9 +147,10 @@ def pseudo_label(
     loss, # knows how logits become probabilities
     device="cpu", image_size: int|None = None, batch_size: int = 16,
 ) -> PseudoLabels:
-    "Label `slices` by the mean of the teachers, with every confidence."
-    data, parts, act = SliceData(slices, device, image_size), [], loss.activation
-    for index in torch.arange(len(slices)).split(batch_size):
+    "Label `slices` by the mean of the teachers, with every confidence. Several processes share the work, and all get the whole."
+    own, parts, act = own_share(len(slices)), [], loss.activation
+    data = SliceData(slices if world() == 1 else slices[own.numpy()], device, image_size)
+    for index in torch.arange(len(own)).split(batch_size):
         x = data.batch(index).image.contiguous(memory_format=torch.channels_last)
         probs = [_at_size(loss.probabilities(t(x)), slices.images.shape[1:]) for t in teachers]
         prob = torch.stack(probs).mean(0)
@@ -158,7 +160,7 @@ def pseudo_label(
         sdc = soft_dice_confidence(prob, label)
         if len(probs) > 1: scores["agreement"] = mean_found(agree, sdc > 0)
         parts.append((label, (certainty*255).round().to(torch.uint8), sdc, prob.amax((2, 3)), agree, *scores.values()))
-    arrays = [torch.cat(p).cpu().numpy() for p in zip(*parts)]
+    arrays = [collect(torch.cat(p).cpu(), len(slices)).numpy() for p in zip(*parts)]
     return PseudoLabels(*arrays[:5], dict(zip(scores, arrays[5:])))
 
 

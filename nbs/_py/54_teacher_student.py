@@ -29,7 +29,7 @@ from ctseg.augment import NO_AUGMENT
 from ctseg.data import Batch, SliceSet
 from ctseg.losses import consistency_loss
 from ctseg.pseudo import PseudoLabels, keep_images, pseudo_label
-from ctseg.train import Job, Method
+from ctseg.train import Job, Method, finest
 
 # %%
 #| hide
@@ -69,16 +69,17 @@ class Student(Method):
 
     def start(self, trainer): self.teacher = self.teacher.to(trainer.device).eval()
 
-    def loss(self, trainer, batch):
-        more = trainer.extra_images()
-        if more is None: return super().loss(trainer, batch)
-        more = trainer.augment(more, trainer.rng("extra"), trainer.slices.classes)
-        both = join(batch, more)
-        logits = trainer.model(both.image)
-        total = trainer.loss(logits, both.mask, both.known, both.weight)
+    def views(self, trainer, batch, more): return {"labelled": batch} | ({} if more is None else {"kept": more})
+
+    def loss(self, trainer, views):
+        if "kept" not in views: return super().loss(trainer, views)
+        batch, kept = views.values()
+        both = join(batch, kept)
+        logits, = trainer.answers(both)
+        total = trainer.supervise(logits, both)
         if not self.weight: return total
-        with torch.no_grad(): q = trainer.loss.probabilities(self.teacher(more.image))
-        return total + self.weight*consistency_loss(trainer.loss.probabilities(logits[len(batch.image):]), q)
+        p, q = trainer.loss.probabilities(finest(logits)[len(batch):]), trainer.ask(self.teacher, kept.image)
+        return total + self.weight*consistency_loss(p, q, gather=trainer.loss.gather)
 
 
 # %% [markdown]

@@ -18,13 +18,14 @@
 # | `marginal` | softmax outputs; unexamined structures and background are one class as far as the truth can tell |
 # | `seed-teacher-student` | the original method: teacher → 800 surest slices → student with Dice + L2 |
 # | `seed-pretrain-finetune` | its variant: pretrain on the pseudo-labelled, fine-tune on the annotated |
+# | `teacher-student` | the original method with the masked loss and a confidence that measures something |
 # | `mean-teacher` | consistency with the averaged model wherever the truth is silent |
 # | `unimatch` | completed truth for strong views, CutMix, feature dropout |
 # | `self-training` | out-of-fold teachers, cells accepted by confidence, noisy student, fine-tune |
 
 # %%
 #| export
-import time
+import math, time
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -38,8 +39,9 @@ from ctseg.methods.self_training import self_training
 from ctseg.methods.supervised import supervised
 from ctseg.methods.teacher_student import pretrain_finetune, teacher_student
 from ctseg.methods.unimatch import unimatch
+from ctseg.parallel import main_first, on_main
 from ctseg.predict import choose_rule, load_predictor, Rule
-from ctseg.train import Job, Recipe, Run, apply_settings, plot_curves
+from ctseg.train import Deadline, Job, Recipe, Run, apply_settings, make_accelerator, plot_curves, read_duration
 
 # %%
 #| hide
@@ -56,15 +58,16 @@ METHODS = {"supervised": supervised, "teacher-student": teacher_student, "pretra
            "unimatch": unimatch, "self-training": self_training}
 
 RECIPES = {r.name: r for r in [
-    Recipe("ctseg", "the best known so far: `masked`, until a semi-supervised recipe has been measured to beat it"),
+    Recipe("ctseg", "the best known so far: `masked` with the logarithm of the Dice, which leaves no class silent", log_dice=True),
     Recipe("seed-attunet", "the original baseline: Dice loss only, zeros read as background, argmax", loss="dice", tune_rule=False),
     Recipe("masked", "supervised; sigmoid outputs, Dice and binary cross-entropy on known cells", loss="masked"),
     Recipe("marginal", "supervised; softmax outputs, marginal cross-entropy and Dice on known cells", loss="marginal"),
     Recipe("seed-teacher-student", "the original method: teacher, the 800 surest slices, student with Dice + L2", "teacher-student", loss="dice", confidence="max", tune_rule=False),
     Recipe("seed-pretrain-finetune", "the original's variant: pretrain on pseudo-labels, fine-tune on truth", "pretrain-finetune", loss="dice", confidence="max", tune_rule=False),
-    Recipe("mean-teacher", "consistency with the student's own average wherever the truth is silent", "mean-teacher"),
-    Recipe("unimatch", "a sure teacher completes the truth for two strong views", "unimatch", ramp=0.1),
-    Recipe("self-training", "out-of-fold teachers complete slices cell by cell; a noisy student; a fine-tune", "self-training"),
+    Recipe("teacher-student", "the original method on better ground: unknown stays unknown, Soft Dice Confidence", "teacher-student", log_dice=True),
+    Recipe("mean-teacher", "consistency with the student's own average wherever the truth is silent", "mean-teacher", log_dice=True),
+    Recipe("unimatch", "a sure teacher completes the truth for two strong views", "unimatch", ramp=0.1, log_dice=True),
+    Recipe("self-training", "out-of-fold teachers complete slices cell by cell; a noisy student; a fine-tune", "self-training", log_dice=True),
 ]}
 DEFAULT_RECIPE = "ctseg"
 
@@ -83,6 +86,8 @@ pd.DataFrame([dict(name=r.name, method=r.method, loss=r.loss, about=r.about) for
 # ## Fit
 #
 # `fit` opens the run folder, runs the method's phases, chooses the decision rule on the held-out slices, and writes the end of the story. It is what `ctseg fit` calls.
+#
+# It may end in three ways: finished; stopped by a time limit or SIGTERM, with everything saved (`Stopped`); or killed. In the latter two `resume=True` carries on, to the same result. With [several processes](parallel.html) all call `fit`, and the first one writes.
 
 # %%
 #| export
@@ -94,37 +99,40 @@ def fit(
     resume: bool = False, # continue a run that was cut
     device: str = "auto",
     progress: bool = True,
+    time_limit: str = "", # stop in time before so much has passed, e.g. "8h30m"
     **read, # for `read_challenge`, e.g. annotated="all"
 ) -> Run:
     "Train by a recipe; the finished run folder."
     recipe = get_recipe(recipe) if isinstance(recipe, str) else recipe
     if recipe.method not in METHODS: raise did_you_mean("method", recipe.method, METHODS)
-    plan = pick_device(device, recipe.precision)
-    slices = data if isinstance(data, SliceSet) else read_challenge(data, **read)
-    run = Run(out)
-    job = Job(recipe, slices, run, plan, seed, progress)
-    job.make_model()  # a misspelt model or an impossible size is told before the folder exists
-    run.open(asdict(recipe), slices, seed, resume)
-    METHODS[recipe.method](job)
-    finish(job)
+    plan, run = pick_device(device, recipe.precision), Run(out)
+    with Deadline(read_duration(time_limit) if time_limit else math.inf) as deadline:
+        make_accelerator(plan)  # connects the processes, if there are several
+        slices = data if isinstance(data, SliceSet) else main_first(lambda: read_challenge(data, **read))
+        job = Job(recipe, slices, run, plan, seed, progress, deadline)
+        job.make_model()  # a misspelt model or an impossible size is told before the folder exists
+        on_main(lambda: run.open(asdict(recipe), slices, seed, resume))
+        if (run/"metrics.json").exists(): return run  # resumed after its end
+        METHODS[recipe.method](job)
+        on_main(lambda: finish(job))
     return run
 
 
 # %%
 #| export
 def finish(job: Job):
-    "Choose the rule, write `metrics.json` and `curves.png`."
+    "Choose the rule, write `curves.png` and, as the sign that the run is finished, `metrics.json`."
     import matplotlib.pyplot as plt
     best = job.history[-1]
     facts = {"phases": job.done, "epochs": len(job.history), "dice held out, argmax": best["dice"]}
     rule = Rule()
     if job.recipe.tune_rule and len(job.holdout):
         rule, scores = choose_rule(load_predictor(job.run.folder, job.plan), job.holdout)
-        facts["dice held out, chosen rule"] = max(scores)
-    write_json(facts | {"rule": asdict(rule)}, job.run/"metrics.json")
+        facts["dice held out, chosen rule"] = scores[rule]
     fig = plot_curves(job.run.read_history())
     with atomic_path(job.run/"curves.png") as tmp: fig.savefig(tmp, dpi=120)
     plt.close(fig)
+    write_json(facts | {"rule": asdict(rule)}, job.run/"metrics.json")
 
 
 # %% [markdown]

@@ -14,7 +14,7 @@
 
 # %%
 #| export
-import json, os, sys
+import json, os, sys, warnings
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -33,12 +33,16 @@ from fastcore.test import test_eq
 app = typer.Typer(name="ctseg", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
                   help="Learn to segment CT slices from partly labelled and unlabelled images.")
 
-
 # %% [markdown]
 # ## Training
+#
+# `torchrun --standalone --nproc_per_node=2 -m ctseg fit …` uses [two cards](parallel.html); one of the processes speaks. A run that stops before its end, because of `--time-limit` or because the host sends SIGTERM, says so in one line and ends with
+# status 75, which means "try again later" to Unix mail programs, and here: run the same command with `--resume`.
 
 # %%
 #| export
+SPEAKS = os.environ.get("RANK", "0") == "0"  # set by torchrun
+
 @app.command()
 def fit(
     data: Annotated[Path, typer.Argument(help="a challenge folder")],
@@ -46,15 +50,21 @@ def fit(
     recipe: Annotated[str, typer.Option(help="see `ctseg recipes`")] = "",
     set: Annotated[list[str], typer.Option(help="KEY=VALUE for any field of the recipe; may be repeated")] = [],
     seed: Annotated[int, typer.Option()] = 0,
-    resume: Annotated[bool, typer.Option("--resume", help="continue a run that was cut")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="continue a run that was cut or stopped")] = False,
+    time_limit: Annotated[str, typer.Option(help="stop in time, with everything saved, before so much has passed: 8h30m, 90m, …")] = "",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
     annotated: Annotated[str, typer.Option(help="json: read annotated_labels.json; all: every class was examined; present: only classes with pixels were")] = "json",
 ):
-    "Train by a recipe."
+    "Train by a recipe. Exit status 75: stopped by the time limit or SIGTERM, to be continued with --resume."
     from ctseg.recipes import DEFAULT_RECIPE, apply_settings, fit, get_recipe
-    run = fit(data, apply_settings(get_recipe(recipe or DEFAULT_RECIPE), set), out, seed, resume, device, annotated=annotated)
-    _print_facts(read_json(run/"metrics.json"))
-    print(f"run folder: {run.folder}")
+    from ctseg.train import Stopped
+    try: run = fit(data, apply_settings(get_recipe(recipe or DEFAULT_RECIPE), set), out, seed, resume, device, time_limit=time_limit, annotated=annotated)
+    except Stopped as e:
+        if SPEAKS: print(f"ctseg: {e}; everything is saved, continue with the same command and --resume", file=sys.stderr)
+        raise typer.Exit(75)
+    if SPEAKS:
+        _print_facts(read_json(run/"metrics.json"))
+        print(f"run folder: {run.folder}")
 
 
 # %%
@@ -75,20 +85,26 @@ def _print_facts(facts: dict, indent: str = ""):
 #| export
 @app.command()
 def predict(
-    runs: Annotated[list[Path], typer.Argument(help="one run folder, or several to average")],
+    runs: Annotated[list[Path], typer.Argument(help="one run folder, or several to average as probabilities")],
     images: Annotated[Path, typer.Option(help="a folder of PNG slices")],
     out: Annotated[Path, typer.Option(help="the submission to write (.csv or .csv.gz)")],
+    tta: Annotated[int, typer.Option(help="views of each image to average: turned, enlarged, and mirrored if the runs were trained so")] = 1,
+    probabilities: Annotated[Optional[Path], typer.Option(help="also keep the probabilities, as float16, in this file")] = None,
+    threshold: Annotated[Optional[float], typer.Option(help="least probability of a foreground pixel, instead of the chosen rule's")] = None,
+    gate: Annotated[Optional[float], typer.Option(help="least peak probability of a class on an image, instead of the chosen rule's")] = None,
+    tune: Annotated[Optional[Path], typer.Option(help="the folder the runs were trained on: choose one rule for all of them on the slices they held out")] = None,
+    calibrated: Annotated[bool, typer.Option("--calibrated", help="divide logits by the runs' temperatures")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
-    batch_size: Annotated[int, typer.Option()] = 16,
+    batch_size: Annotated[int, typer.Option(min=1)] = 16,
+    annotated: Annotated[str, typer.Option(help="of --tune: json, all or present, as in `ctseg fit`")] = "json",
 ):
     "Write the submission for a folder of images."
-    from ctseg.data import read_images
     from ctseg.device import pick_device
-    from ctseg.predict import load_predictor, predict_masks, write_submission
-    predictor = load_predictor(runs, pick_device(device))
-    names, pixels = read_images(images)
-    write_submission(predict_masks(predictor, pixels, batch_size=batch_size), names, out)
-    print(f"{len(names)} images, {len(predictor.models)} model(s), {predictor.rule}\nsubmission: {out}")
+    from ctseg.calibrate import prepare
+    from ctseg.predict import predict_folder
+    predictor = prepare(runs, pick_device(device), tta, calibrated, tune, annotated, threshold=threshold, gate=gate)
+    _print_facts(predict_folder(predictor, images, out, probabilities, batch_size))
+    print(f"submission: {out}" + (f"\nprobabilities: {probabilities}" if probabilities else ""))
 
 
 # %%
@@ -108,6 +124,28 @@ def evaluate(
     print(table.to_string(float_format=lambda v: f"{v:.3f}"))
     _print_facts({k: v for k, v in result["facts"].items() if k != "per_class"})
     if json: write_json(result["facts"], json)
+
+
+# %%
+#| export
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="a run folder; or several, to compare them with the first")],
+    data: Annotated[Optional[Path], typer.Option(help="the folder they were trained on: its slices are scored and shown")] = None,
+    split: Annotated[str, typer.Option(help="held-out: annotated slices that the runs have not trained on; test: the test slices, if their truth is there")] = "held-out",
+    out: Annotated[Optional[Path], typer.Option(help="the page to write; default: report.html, or comparison.html, in the first run's folder")] = None,
+    slices: Annotated[int, typer.Option(min=1, help="at most so many on the page")] = 300,
+    annotated: Annotated[str, typer.Option(help="json, all or present, as in `ctseg fit`")] = "json",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
+):
+    "Write one self-contained page about a run, or one that compares several."
+    from ctseg.device import pick_device
+    from ctseg.report import report, report_comparison
+    if len(runs) == 1: print(f"page: {report(runs[0], data, split, out, slices, annotated, pick_device(device))}"); return
+    page, records = report_comparison(runs, data, split, out, annotated, pick_device(device))
+    for r in records:
+        print(f"{r['run']:<24}Dice {r['dice']:.4f} [{r['interval'][0]:.3f}, {r['interval'][1]:.3f}]   to the first {r['difference']:+.4f} [{r['paired'][0]:+.3f}, {r['paired'][1]:+.3f}]   silent: {', '.join(r['silent']) or 'none'}")
+    print(f"page: {page}")
 
 
 # %%
@@ -214,10 +252,21 @@ def recipes():
     for r in RECIPES.values(): print(f"{r.name:<24}{r.about}{'  (default)' if r.name == DEFAULT_RECIPE else ''}")
 
 @app.command()
-def models():
-    "List the models."
+def models(
+    names: Annotated[Optional[list[str]], typer.Argument(help="which ones; default: all")] = None,
+    plain: Annotated[bool, typer.Option("--plain", help="without running training steps, which takes seconds for each model")] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
+):
+    "What each model costs: parameters, multiply-adds at 256x256, and a training step on this device."
+    from ctseg.device import pick_device
     from ctseg.models import list_models
-    for name in list_models(): print(name)
+    from ctseg.models.zoo import model_facts
+    where = pick_device(device).device
+    line = f"{{:<40}}{{:>12}}{{:>14}}" + ("" if plain else f"{{:>10}}{{:>9}}") + "  {}"
+    print(line.format("model", "parameters", "multiply-adds", *(() if plain else ("ms/image", "peak MB")), f"paper   (256x256, 54 classes, {where}, batches of 2)"))
+    for name in names or list_models():
+        f = model_facts(name, device=where, measure=not plain)
+        print(line.format(name, f"{f['parameters']:,}", f"{f['multiply_adds']/1e9:.1f} G", *(() if plain else (f"{f['ms_per_image']:.0f}", f"{f['peak_mb']:.0f}")), f["paper"]), flush=True)
 
 @app.command()
 def doctor():
@@ -251,10 +300,14 @@ def demo(
 #| export
 def main():
     "The console script: `app`, with mistakes told in one line and exit status 2."
+    if not SPEAKS: warnings.simplefilter("ignore")
     try: app()
     except InputError as e:
-        print(f"ctseg: {e}", file=sys.stderr)
+        if not getattr(e, "told", False): print(f"ctseg: {e}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        if SPEAKS: print("\nctseg: interrupted", file=sys.stderr)
+        sys.exit(130)
     except BrokenPipeError:  # `ctseg … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
