@@ -16,7 +16,7 @@ from scipy.optimize import minimize_scalar
 
 from .data import SliceData, SliceSet, read_challenge
 from .device import DevicePlan, pick_device
-from .files import InputError, read_json, write_json
+from .files import InputError, atomic_path, read_json, write_json
 from .losses import create_loss
 from .predict import Member, Predictor, choose_rule, held_out_by, load_predictor, member_logits, out_of_fold
 from .train import Run
@@ -102,13 +102,15 @@ def plot_reliability(calibration: dict, ax=None):
 
 # %% ../nbs/62_calibrate.ipynb #e60168cc
 def calibrate_run(run: Run, held_out: SliceSet, plan: DevicePlan|None = None, tune_rule: bool = True) -> dict:
-    "Calibrate a finished run on the slices it held out; the result is also kept in its `metrics.json`."
+    "Calibrate a finished run on the slices it held out; what is found is also kept in the run."
     predictor = load_predictor(run.folder, plan)
     found = calibrate(predictor.members[0], held_out, predictor.plan)
     cool = replace(predictor, members=[replace(predictor.members[0], temperature=found["temperature"])])
     found["rule"] = asdict(choose_rule(cool, held_out)[0] if tune_rule else predictor.rule)
-    metrics = read_json(run/"metrics.json") if (run/"metrics.json").exists() else {}
-    write_json(metrics | {"calibration": found}, run/"metrics.json")
+    rows = [[when, *point] for when in ("before", "after") for point in found.pop(f"points {when}")]
+    with atomic_path(run/"reliability.csv") as tmp:
+        tmp.write_text("when,said,was,pairs\n" + "".join(",".join(map(str, r)) + "\n" for r in rows), encoding="utf-8")
+    if (run/"metrics.json").exists(): write_json(read_json(run/"metrics.json") | {"calibration": found}, run/"metrics.json")
     return found
 
 # %% ../nbs/62_calibrate.ipynb #34e2e231
