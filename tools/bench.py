@@ -57,6 +57,27 @@ def one(task):
     return f"{target.stem}  {means}  {seconds:.0f} s"
 
 
+def confidences(table, name, seeds, data, runs):
+    "How sure the runs of one row are of each test slice and cell, and how right: one teacher (the first seed), and the mean of all."
+    import numpy as np, torch
+    from ctseg.data import read_challenge
+    from ctseg.files import atomic_path
+    from ctseg.metrics import dice_table
+    from ctseg.predict import load_predictor
+    from ctseg.pseudo import pseudo_label
+    torch.set_num_threads(1)
+    test = read_challenge(data, "test")
+    teachers = [load_predictor(Path(runs)/table/f"{name}-s{s}") for s in seeds]
+    keep = {}
+    for kind, use in (("one", teachers[:1]), ("mean", teachers)):
+        p = pseudo_label([t.models[0] for t in use], test, teachers[0].losses[0], "cpu", batch_size=25)
+        keep |= {f"{kind}_{k}": v for k, v in p.scores.items()} | {f"{kind}_cell_sdc": p.sdc, f"{kind}_cell_peak": p.peak, f"{kind}_cell_agreement": p.agreement,
+                 f"{kind}_dice": dice_table(p.labels, test.masks, len(test.classes)).astype(np.float32)}
+    target = RESULTS/"confidence"/f"{table}-{name}.npz"
+    with atomic_path(target) as tmp: np.savez_compressed(tmp, **keep, groups=test.groups, classes=np.array(test.classes.names), seeds=np.array(seeds))
+    return f"{target}"
+
+
 BASE = ("width=16", "epochs=40", "batch_size=16", "precision=bf16")
 
 # The semi-supervised methods from two starting points, the original's loss and ours. One strong view and no feature stream for UniMatch: 3 instead of 7 times a supervised step.
@@ -101,8 +122,12 @@ def main():
     p.add_argument("--only", nargs="+", default=[], help="names of rows")
     p.add_argument("--jobs", type=int, default=2)
     p.add_argument("--threads", type=int, default=1, help="of each job")
+    p.add_argument("--confidence", action="store_true", help="do not train; write how sure the finished runs of each row are of each test slice, and how right")
     a = p.parse_args()
     rows = [t for t in TABLES[a.table] if not a.only or t[0] in a.only]
+    if a.confidence:
+        for name, *_ in rows: print(confidences(a.table, name, a.seeds, a.data, a.runs), flush=True)
+        return
     tasks = [(a.table, *row, seed, a.data.resolve(), a.runs.resolve(), a.threads) for seed in a.seeds for row in rows]
     with ProcessPoolExecutor(a.jobs) as pool:
         for f in [pool.submit(one, t) for t in tasks]: print(f.result(), flush=True)

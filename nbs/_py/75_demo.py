@@ -1,7 +1,7 @@
 # %% [markdown]
 # # Demo
 #
-# > The whole job on a small sample: train, predict, score, and a picture to look at.
+# > The whole teacher–student job on a small sample: teacher, pseudo-labels, filter, student, submission, score, and pictures to look at.
 #
 # - skip_showdoc: true
 
@@ -10,12 +10,12 @@
 
 # %% [markdown]
 # `make demo` is what a newcomer runs first. It has to show the real thing, in minutes, on a laptop: ten annotated slices, fourteen without annotation, eight test slices, 54 structures. Nobody learns 54 structures from ten
-# slices; the point is that every step is the one a real run takes, and that the large structures come out.
+# slices; the point is that every step is the one a real run takes, and that the large structures come out. The steps are the project's story in small: a teacher learns from the annotated slices, labels the others,
+# the surest of these are kept, and a student learns from both.
 
 # %%
 #| export
 import shutil, time
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +26,7 @@ from ctseg.files import InputError, atomic_path
 from ctseg.metrics import evaluate_files
 from ctseg.phantom import make_phantom
 from ctseg.predict import load_predictor, predict_masks, write_submission
-from ctseg.recipes import DEFAULT_RECIPE, fit, get_recipe
+from ctseg.recipes import fit, get_recipe
 from ctseg.train import apply_settings
 
 # %%
@@ -59,42 +59,67 @@ def plot_predictions(slices: SliceSet, pred: np.ndarray, order=None, rows: int =
 
 
 # %% [markdown]
+# The teacher's labels for the slices nobody annotated, the surest first. What is left of the line is taught to the student as if it were true; the number is the confidence ([Soft Dice Confidence](pseudo.html)).
+
+# %%
+#| export
+def plot_pseudo(unlabelled: SliceSet, labels: np.ndarray, scores: np.ndarray, kept: np.ndarray, columns: int = 7):
+    "Pseudo-labels uint8 [N, H, W] over their images, by falling score; those not kept are faded and crossed out."
+    import matplotlib.pyplot as plt
+    order = np.argsort(-scores, kind="stable")
+    rows = -(-len(order)//columns)
+    fig, axes = plt.subplots(rows, columns, figsize=(1.5*columns, 1.75*rows), layout="constrained", squeeze=False)
+    for ax in axes.flat: ax.axis("off")
+    for ax, i in zip(axes.flat, order):
+        grey, colour = np.repeat(unlabelled.images[i][..., None], 3, -1), unlabelled.classes.colourise(labels[i])
+        shown = np.where((labels[i] > 0)[..., None], 0.35*grey + 0.65*colour, grey)
+        ax.imshow((shown if kept[i] else 0.45*shown).astype(np.uint8))
+        ax.set_title(f"{scores[i]:.2f}" + ("" if kept[i] else ", rejected"), fontsize=8, color="0" if kept[i] else "C3")
+        if not kept[i]: ax.plot([0, 1], [0, 1], transform=ax.transAxes, color="C3", lw=0.8)
+    return fig
+
+
+# %% [markdown]
 # ## The job
 
 # %%
 #| export
-DEMO = ("width=16", "image_size=64", "epochs=400", "batch_size=5", "lr=0.004", "fold=-1")
+DEMO = ("width=16", "image_size=64", "epochs=250", "batch_size=5", "lr=0.004", "fold=-1", "keep=8")
 
 def run_demo(out, data="data_sample", overwrite: bool = False, settings=DEMO, progress: bool = True):
-    "Train on `data`, predict its test slices, score, draw; everything lands in `out`."
+    "Teacher and student on `data`, predict its test slices, score, draw; everything lands in `out`."
     out, data, start = Path(out), Path(data), time.monotonic()
     if out.exists() and overwrite: shutil.rmtree(out)
     if not data.exists():
         data = out.parent/f"{out.name}_data"
         print(f"no sample here: drawing one into {data}")
         make_phantom(data, labelled=10, unlabelled=14, test=8, size=256, seed=0)
-    run = fit(data, apply_settings(get_recipe(DEFAULT_RECIPE), settings), out, progress=progress)
+    run = fit(data, apply_settings(get_recipe("teacher-student"), settings), out, progress=progress)
     test = read_challenge(data, "test")
     pred = predict_masks(load_predictor(run.folder, pick_device()), test.images)
     write_submission(pred, test.names, run/"submission.csv")
     truth = next(p for p in (data/"y_test.csv", data/"y_test.csv.gz") if p.exists())
     result = evaluate_files(truth, run/"submission.csv")
-    report_demo(run, test, pred, result)
+    report_demo(run, read_challenge(data), test, pred, result)
     print(f"{time.monotonic() - start:.0f} s in all")
 
 
 # %%
 #| export
-def report_demo(run, test: SliceSet, pred: np.ndarray, result: dict):
-    "Print the score and the best classes; save the picture."
-    import matplotlib.pyplot as plt
-    table = result["table"]
+def report_demo(run, train: SliceSet, test: SliceSet, pred: np.ndarray, result: dict):
+    "Print the score and the best classes; save the pictures."
+    table, pseudo = result["table"], run.read_pseudo()
     print(table.loc[table.support > 0, ["support", "dice"]].sort_values("dice", ascending=False).head(10).to_string(float_format="{:.2f}".format))
-    fig = plot_predictions(test, pred)
-    with atomic_path(run/"predictions.png") as tmp: fig.savefig(tmp, dpi=110)
+    _save(plot_predictions(test, pred), run/"predictions.png")
+    _save(plot_pseudo(train[~train.labelled], pseudo["labels"], pseudo["sdc"], pseudo["kept"]), run/"pseudo_labels.png")
+    print(f"\nthe teacher labelled {len(pseudo['kept'])} slices, the student learnt from the {pseudo['kept'].sum()} surest")
+    print(f"Dice on {len(test)} test slices, mean of all classes: {result['facts']['dice']:.3f}")
+    for name in ("submission.csv", "predictions.png", "pseudo_labels.png", "curves.png", "history.csv"): print(run/name)
+
+def _save(fig, path):
+    import matplotlib.pyplot as plt
+    with atomic_path(path) as tmp: fig.savefig(tmp, dpi=110)
     plt.close(fig)
-    print(f"\nDice on {len(test)} test slices, mean of all classes: {result['facts']['dice']:.3f}")
-    for name in ("submission.csv", "predictions.png", "curves.png", "history.csv"): print(run/name)
 
 
 # %% [markdown]
@@ -103,9 +128,9 @@ def report_demo(run, test: SliceSet, pred: np.ndarray, result: dict):
 # %%
 import contextlib, io, tempfile
 with tempfile.TemporaryDirectory() as d, contextlib.redirect_stdout(io.StringIO()) as said:
-    run_demo(Path(d)/"demo", "../data_sample", settings=("width=4", "image_size=64", "epochs=2", "fold=-1"), progress=False)
-    img = plt.imread(Path(d)/"demo"/"predictions.png")
-plt.figure(figsize=(6, 6)); plt.imshow(img); plt.axis("off"); plt.show()
+    run_demo(Path(d)/"demo", "../data_sample", settings=("width=4", "image_size=64", "epochs=2", "fold=-1", "keep=8"), progress=False)
+    pictures = [plt.imread(Path(d)/"demo"/f"{n}.png") for n in ("predictions", "pseudo_labels")]
+for img in pictures: plt.figure(figsize=(8, 6)); plt.imshow(img); plt.axis("off"); plt.show()
 
 # %%
 #| hide
