@@ -70,7 +70,7 @@ def confidences(table, name, seeds, data, runs):
     teachers = [load_predictor(Path(runs)/table/f"{name}-s{s}") for s in seeds]
     keep = {}
     for kind, use in (("one", teachers[:1]), ("mean", teachers)):
-        p = pseudo_label([t.models[0] for t in use], test, teachers[0].losses[0], "cpu", batch_size=25)
+        p = pseudo_label([t.members[0].model for t in use], test, teachers[0].members[0].loss, "cpu", batch_size=25)
         keep |= {f"{kind}_{k}": v for k, v in p.scores.items()} | {f"{kind}_cell_sdc": p.sdc, f"{kind}_cell_peak": p.peak, f"{kind}_cell_agreement": p.agreement,
                  f"{kind}_dice": dice_table(p.labels, test.masks, len(test.classes)).astype(np.float32)}
     target = RESULTS/"confidence"/f"{table}-{name}.npz"

@@ -973,6 +973,7 @@ class BaseRecipe:
 @dataclass(frozen=True)
 class Recipe(BaseRecipe):
     "What a run does, with the fields of the semi-supervised methods. Frozen: change a copy with `dataclasses.replace` or `apply_settings`."
+    unlabelled: int = -1               # use only so many images without annotation, drawn by the seed; -1: all
     confidence: str = "sdc"            # score by which pseudo-labelled images are ranked
     keep: float = 800                  # how many to keep: a count, or a share if at most 1
     consistency: float = 1.0           # weight of the consistency term
@@ -1037,7 +1038,7 @@ def apply_settings(recipe: Recipe, settings) -> Recipe:
 # %%
 #| export
 _LIMITS = {"width": (0, None), "epochs": (1, None), "batch_size": (1, None), "lr": (0, None), "weight_decay": (0, None), "warmup": (0, 1), "ema": (0, 1),
-           "clip": (0, None), "pieces": (1, None), "skip_limit": (1, None), "presence": (0, None), "encoder_lr": (0, None), "rare_power": (0, None), "image_size": (0, None), "labelled": (0, None), "folds": (2, None), "fold": (-1, None),
+           "clip": (0, None), "pieces": (1, None), "skip_limit": (1, None), "presence": (0, None), "encoder_lr": (0, None), "rare_power": (0, None), "image_size": (0, None), "labelled": (0, None), "unlabelled": (-1, None), "folds": (2, None), "fold": (-1, None),
            "keep": (0, None), "consistency": (0, None), "ramp": (0, 1), "tau": (0.5, 1), "views": (1, None), "feature_dropout": (0, 0.99), "teachers": (2, None),
            "rounds": (1, None), "quota": (0, 1), "gate": (0, 1), "absent": (0, 1), "pixel": (0, 1), "finetune_epochs": (0, None), "finetune_lr": (0, None)}
 
@@ -1076,6 +1077,7 @@ class Job:
         if not slices.labelled.any(): raise InputError("no image is annotated: there is nothing to learn from")
         if recipe.labelled: slices = select_labelled(slices, recipe.labelled, seed)
         labelled, self.unlabelled = slices[slices.labelled], slices[~slices.labelled]
+        if recipe.unlabelled >= 0: self.unlabelled = self.unlabelled[np.sort(np.random.default_rng(seed).permutation(len(self.unlabelled))[:recipe.unlabelled])]
         if recipe.fold >= recipe.folds: raise InputError(f"fold = {recipe.fold}: there are {recipe.folds} folds, numbered from 0 (-1 holds out none)")
         out = grouped_folds(labelled, recipe.folds, seed=0) == recipe.fold if recipe.fold >= 0 else np.zeros(len(labelled), bool)
         self.labelled, self.holdout = labelled[~out], labelled[out]
