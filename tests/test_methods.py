@@ -189,7 +189,7 @@ def test_a_teacher_sure_of_nothing_adds_nothing(tmp_path):
 
 
 def test_unlabelled_images_can_be_rationed(tmp_path):
-    job = lambda *more: Job(apply_settings(get_recipe("mean-teacher"), more), toy(), Run(tmp_path), seed=3)
+    job = lambda *more: Job(apply_settings(get_recipe("mean-teacher"), [*SMALL, *more]), toy(), Run(tmp_path), seed=3)
     assert [len(job(f"unlabelled={n}").unlabelled) for n in (-1, 0, 5, 99)] == [12, 0, 5, 12]
     few, more = job("unlabelled=4").unlabelled.names, job("unlabelled=8").unlabelled.names
     assert set(few) < set(more) and len(job("unlabelled=4").labelled) == len(job().labelled)
