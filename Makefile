@@ -11,6 +11,7 @@ help:
 	@echo "make test     every test and every notebook"
 	@echo "make prepare  after an edit: sync text and notebooks, export, run, clean, README, test"
 	@echo "make docs     the documentation site, into _docs"
+	@echo "make report   REPORT.pdf again, from the results of the benchmarks"
 	@echo "make kaggle   the wheel as a data set and four notebooks, checked, into dist/kaggle (KAGGLE_USER=you)"
 
 setup: $(READY)
@@ -34,6 +35,9 @@ prepare: $(READY)
 
 docs: $(READY)
 	$(PY) tools/docs.py
+
+report: $(READY)
+	$(PY) report/build.py
 
 kaggle: $(READY)
 	$(PY) tools/on_kaggle.py build $(if $(KAGGLE_USER),--user $(KAGGLE_USER))

@@ -85,10 +85,10 @@ def looks(results, folder):
     while len(pick) < 4: pick.append(max((i for i in range(len(parts)) if i not in pick), key=lambda i: (len(parts[i] - set().union(*(parts[j] for j in pick))), len(parts[i]), -i)))
     columns = [("image", None), ("truth", d["truth"]), *((n, runs[n][seed]["shown"]) for n in names)]
     fig, ax = plt.subplots(len(pick), len(columns), figsize=(COLUMN, COLUMN*len(pick)/len(columns) + .16), gridspec_kw=dict(wspace=.03, hspace=.03, left=0, right=1, top=1 - .16/(COLUMN*len(pick)/len(columns) + .16), bottom=0))
-    for line, i in zip(ax, sorted(pick)):
+    for k, (line, i) in enumerate(zip(ax, sorted(pick))):
         box = slice(8, 58), slice(7, 57)
         for a, (name, masks) in zip(line, columns):
-            show(a, d["images"][i][box], None if masks is None else masks[i][box], d["colours"], {"seed-attunet": "original"}.get(name, name) if line is ax[0] else "")
+            show(a, d["images"][i][box], None if masks is None else masks[i][box], d["colours"], {"seed-attunet": "original"}.get(name, name) if k == 0 else "")
     return fig
 
 def curves(supervised, semi):
@@ -109,8 +109,8 @@ def curves(supervised, semi):
         for r in rs: ax[0, 1].plot([float(x["dice"]) for x in history(r)], color=c, lw=.5, alpha=.4)
         ax[0, 1].plot(m, color=c, lw=1.4, label=PHASES[n])
         for k in range(1, len(h)):
-            if h[k]["phase"] != h[k - 1]["phase"]: ax[0, 1].plot([k - .5]*2, [0, m.max()*1.08], color=c, lw=.7, ls=":"); ax[0, 1].text(k, m.max()*1.1, h[k]["phase"], color=c, fontsize=6.5)
-    if phased: ax[0, 1].set(xlabel="pass of the run, all phases in a row", ylim=(0, None)); ax[0, 1].legend(loc="lower right", handlelength=1.2)
+            if h[k]["phase"] != h[k - 1]["phase"]: ax[0, 1].plot([k - .5]*2, [0, m.max()*1.08], color=c, lw=.7, ls=":"); ax[0, 1].text(k, m.max()*(1.1 if n == "seed-teacher-student" else 1.02), h[k]["phase"], color=c, fontsize=6.5)
+    if phased: ax[0, 1].set(xlabel="pass of the run, all phases in a row", ylim=(0, None)); ax[0, 1].legend(loc="lower right", handlelength=1.2, frameon=True, facecolor="white", edgecolor="none", framealpha=.85)
     return fig
 
 def two_metrics(rows):
@@ -123,29 +123,33 @@ def two_metrics(rows):
     ax.set(xlabel="the challenge's metric", ylabel="transposed", xlim=(lo, hi)); ax.legend(fontsize=6.2, handletextpad=.1, labelspacing=.25, loc="center left", bbox_to_anchor=(1, .5))
     return fig
 
-def methods(t):
-    "Each semi-supervised method against the supervised run that starts from the same loss."
-    pairs = [(s, c["method"], c[s]) for s in ("seed", "masked") for c in t["cells"] if c[s] and c[s]["vs"] and c["method"] != "supervised"]
+def methods(tables):
+    "Each semi-supervised method against the supervised run that starts from the same loss, a panel a table {title: table}."
+    names = {"teacher-student": "teacher–student", "pretrain-finetune": "pretrain, fine-tune", "mean-teacher": "Mean Teacher", "unimatch": "UniMatch"}
+    label = lambda s, m, r: f'{names.get(m, m)}, {"Dice only" if s == "seed" else "masked"} ({r["vs"]["seeds"]})'
+    pairs = {k: [(s, c["method"], c[s]) for s in ("seed", "masked") for c in t["cells"] if c[s] and c[s]["vs"] and c["method"] != "supervised"] for k, t in tables.items()}
+    pairs = {k: p for k, p in pairs.items() if p}
     if not pairs: return None
-    fig, ax = plt.subplots(figsize=(COLUMN, .2*len(pairs) + .55), layout="constrained")
-    for y, (s, m, r) in enumerate(pairs[::-1]):
-        c, v = (SOFT if s == "seed" else LINES[0]), r["vs"]
-        ax.plot([v["low"], v["high"]], [y, y], color=c, lw=3, alpha=.4, solid_capstyle="butt"); ax.plot(v["difference"], y, "|", color=ACCENT, ms=8, mew=1.5)
-        ax.plot(v["by_seed"], [y]*len(v["by_seed"]), "o", ms=2.5, mew=0, color=c)
-    ax.axvline(0, color=INK, lw=.6); ax.set(yticks=range(len(pairs)), yticklabels=[f'{m}, from {"Dice only" if s == "seed" else "masked"} ({r["vs"]["seeds"]})' for s, m, r in pairs[::-1]], xlabel="Dice more than supervised", ylim=(-.6, len(pairs) - .4))
-    ax.tick_params(axis="y", length=0); ax.spines["left"].set_visible(False)
+    fig, axes = plt.subplots(1, len(pairs), figsize=(PAGE if len(pairs) > 1 else COLUMN, .17*max(map(len, pairs.values())) + .6), layout="constrained", squeeze=False, sharex=True)
+    for ax, (title, some) in zip(axes[0], pairs.items()):
+        for y, (s, m, r) in enumerate(some[::-1]):
+            c, v = (SOFT if s == "seed" else LINES[0]), r["vs"]
+            ax.plot([v["low"], v["high"]], [y, y], color=c, lw=3.5, alpha=.35, solid_capstyle="butt"); ax.plot(v["by_seed"], [y]*len(v["by_seed"]), "o", ms=2.6, mew=0, color=c)
+            ax.plot(v["difference"], y, "|", color=ACCENT, ms=7, mew=1.5)
+        ax.axvline(0, color=INK, lw=.6); ax.set(yticks=range(len(some)), yticklabels=[label(*x) for x in some[::-1]], xlabel="Dice more than supervised", ylim=(-.6, len(some) - .4)); ax.set_title(title)
+        ax.tick_params(axis="y", length=0); ax.spines["left"].set_visible(False)
     return fig
 
 
-def draw(data: dict, results: Path, out: Path) -> dict[str, str]:
-    "Write every figure that there is something for into `out`; {name: file}."
+def draw(data: dict, results: Path, out: Path) -> dict[str, dict]:
+    "Write every figure that there is something for into `out`; {name: its file, and whether it spans the page}."
     made = {"states": lambda: states()}
     if t := data["supervised"]:
         made |= {"scores": lambda: scores(t), "by_class": lambda: by_class(t), "looks": lambda: looks(results, results/"supervised"),
                  "curves": lambda: curves(results/"supervised", next((results/k for k in ("semi800", "semi100") if data[k]), None))}
     if data["transposed"]: made["two_metrics"] = lambda: two_metrics(data["transposed"])
-    for k in ("semi100", "semi800"):
-        if data[k]: made[f"methods_{k}"] = lambda k=k: methods(data[k])
+    semi = {f"{n} annotated slices": data[k] for k, n in (("semi100", 100), ("semi800", data["realct"]["labelled"])) if data[k]}
+    if semi: made["methods"] = lambda: methods(semi)
     files = {}
     with plt.rc_context(STYLE), warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -154,5 +158,6 @@ def draw(data: dict, results: Path, out: Path) -> dict[str, str]:
             fig = make()
             if fig is None: continue
             fig.savefig(out/f"{name}.svg", metadata={"Date": None})
-            plt.close(fig); files[name] = f"{name}.svg"
+            files[name] = {"file": f"{name}.svg", "wide": bool(fig.get_figwidth() > COLUMN)}
+            plt.close(fig)
     return files

@@ -3,7 +3,6 @@
 `collect()` gives a dictionary of plain numbers, strings and lists. report.typ prints it, figures.py draws from the same runs; nothing else knows a number.
 """
 import csv, io, json
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -88,12 +87,33 @@ def semi(folder: Path):
     start = {"seed": "seed-attunet", "masked": "masked"}
     cells = [dict(method=m, **{s: by.get(start[s] if m == "supervised" else f"{s}-{m}") for s in start})
              for m in ("supervised", "teacher-student", "pretrain-finetune", "mean-teacher", "unimatch", "self-training")]
-    return t | dict(cells=[c for c in cells if c["seed"] or c["masked"]], loss=compare(runs, "masked", "seed-attunet"))
+    epochs = next((v.split("=")[1] for v in reversed(t["rows"][0]["settings"]) if v.startswith("epochs=")), "")
+    phases = {}
+    for name in ("seed-teacher-student", "seed-pretrain-finetune"):  # mean held-out Dice at the end of each phase
+        last = [{r["phase"]: float(r["dice"]) for r in history(run)} for run in runs.get(name, {}).values() if history(run)]
+        if last: phases[name] = [dict(phase=p, dice=float(np.mean([x[p] for x in last]))) for p in last[0]]
+    return t | dict(epochs=epochs, phases=phases, cells=[c for c in cells if c["seed"] or c["masked"]], loss=compare(runs, "masked", "seed-attunet"))
 
+
+def confidence(folder: Path):
+    "How well each confidence ranks the test slices of a teacher by their Dice: rank correlation, and area under the risk-coverage curve (lower is better)."
+    made = []
+    for path in sorted(folder.glob("*.npz")):
+        t, (table, _, name) = np.load(path), path.stem.partition("-")
+        row = dict(table=table, name=name, seeds=len(t["seeds"]))
+        for kind in ("one", "mean"):  # the first teacher; the mean of all
+            dice = t[f"{kind}_dice"]
+            some = np.isfinite(dice).any(1)
+            d = np.nanmean(dice[some], 1)
+            risk = lambda v: float(np.mean(1 - np.cumsum(d[np.argsort(-v, kind="stable")])/np.arange(1, len(d) + 1)))
+            row[kind] = {"slices": len(d), "chance": float(1 - d.mean()), "perfect": risk(d)} | {
+                s: dict(rank=float(stats.spearmanr(t[f"{kind}_{s}"][some], d)[0]), aurc=risk(t[f"{kind}_{s}"][some])) for s in ("max", "entropy", "foreground", "sdc", "agreement") if f"{kind}_{s}" in t}
+        made.append(row)
+    return made
 
 def realct():
     "What the list of slices says of the real-CT benchmark."
-    spec = json.loads((RESULTS.parent/"realct_slices.json").read_text())
+    spec = json.loads((ROOT/"nbs"/"benchmarks"/"realct_slices.json").read_text())
     some = [s for s in spec["train"] if s[4]]
     none = [s for s in spec["train"] if not s[4]]
     patients = lambda ss: len({s[0] for s in ss})
@@ -110,9 +130,10 @@ def phantom():
                 present=share(s.present & s.known), absent=share(~s.present & s.known), unknown=share(~s.known))
 
 def terms(t):
-    "The fields of the default recipe as the supervised runs used them, and of the augmentation."
+    "What the text says of the recipe, as the supervised runs used it, and of the augmentation."
     settings = next((r["settings"] for r in t["rows"] if r["name"] == "masked"), ()) if t else ()
-    return asdict(apply_settings(get_recipe("masked"), settings)) | {"augmentation": asdict(MILD)}
+    r = apply_settings(get_recipe("masked"), settings)
+    return {k: getattr(r, k) for k in ("width", "epochs", "batch_size", "lr", "weight_decay", "clip", "ema", "folds", "tau", "teachers")} | {"augmentation": {k: getattr(MILD, k) for k in ("degrees", "scale", "shift")}}
 
 def plain(x):
     "Only what JSON knows; floats to 6 digits, so that the last bit of a sum does not matter."
@@ -131,4 +152,4 @@ def collect(results: Path = RESULTS) -> dict:
     tables = {k: [{c: number(v) for c, v in r.items()} for r in rows(results/f"{k}.csv")] for k in ("models", "faults", "transposed", "demo")}
     main = supervised(results/"supervised")
     return plain(dict(realct=realct(), phantom=phantom(), terms=terms(main), supervised=main, semi100=semi(results/"semi100"), semi800=semi(results/"semi800"),
-                      on_phantom=table(results/"phantom"), claim=json.loads(claim.read_text()) if claim.exists() else None, **tables))
+                      on_phantom=table(results/"phantom"), confidence=confidence(results/"confidence"), claim=json.loads(claim.read_text()) if claim.exists() else None, **tables))
