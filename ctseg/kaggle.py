@@ -73,13 +73,14 @@ def carry_on(name: str = "run") -> Path:
 
 # %% ../nbs/85_kaggle.ipynb #edb0cbf2
 def _watch(command: list[str], env: dict = {}, show=print):
-    "Run `command`, show its lines as they come; `InputError` with the last of them if it fails."
+    "Run `command` and show its lines as they come; `InputError` with the last of them if it fails. A run that stopped in time has not failed."
     settings = {**os.environ, "TQDM_MININTERVAL": "60", "TQDM_MAXINTERVAL": "60", "PYTHONUNBUFFERED": "1", **env}
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=settings) as p:
-        last = ""
+        last, stopped = "", False
         for line in p.stdout:
+            stopped |= "everything is saved" in line  # torchrun has a status of its own, so the line counts
             if line.strip(): show(last := line.rstrip())
-    if p.returncode: raise InputError(f"the training stopped with status {p.returncode}: {last}")
+    if p.returncode and not stopped: raise InputError(f"the training ended with status {p.returncode}: {last}")
 
 # %% ../nbs/85_kaggle.ipynb #6ee9d4c3
 def cards() -> int:
@@ -87,10 +88,10 @@ def cards() -> int:
     import torch
     return torch.cuda.device_count()
 
-def _fit_command(data, run, recipe, settings, seed, minutes, processes: int = 1) -> list[str]:
+def _fit_command(data, run, recipe, settings, seed, seconds, processes: int = 1) -> list[str]:
     "`ctseg fit`, as one process or as several."
     start = [sys.executable, "-m"] + (["torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", "-m"] if processes > 1 else [])
-    options = [x for s in settings for x in ("--set", s)] + (["--time-limit", f"{max(minutes, 0.1):.1f}m"] if minutes else [])
+    options = [x for s in settings for x in ("--set", s)] + (["--time-limit", f"{max(seconds, 1):.0f}s"] if seconds else [])
     return [*start, "ctseg", "fit", str(data), "--out", str(run), "--recipe", recipe, "--seed", str(seed), "--resume", *options]
 
 # %% ../nbs/85_kaggle.ipynb #c70297ee
@@ -100,11 +101,11 @@ def train(
     recipe: str,
     settings = (), # `KEY=VALUE`, as for `ctseg fit --set`
     seed: int = 0,
-    minutes: float|None = None, # stop, cleanly, after so long
+    seconds: float = 0, # stop, with everything saved, before so much has passed; 0: no limit
     processes: int = 0, # 0: one a GPU
 ) -> bool: # whether the run is finished; if not, attach the output and go on in another session
     "Train, or go on training, in processes of its own."
-    _watch(_fit_command(data, run, recipe, settings, seed, minutes, processes or max(1, cards())))
+    _watch(_fit_command(data, run, recipe, settings, seed, seconds, processes or max(1, cards())))
     return (Run(run)/"metrics.json").exists()
 
 # %% ../nbs/85_kaggle.ipynb #cc65f4ab
@@ -113,18 +114,18 @@ def train_each(
     runs: dict, # run folder -> its settings
     recipe: str,
     seed: int = 0,
-    minutes: float|None = None, # for all of them together
+    seconds: float = 0, # for all of them together; 0: no limit
 ) -> list[Path]: # those that are finished
     "Train several runs, one at a time on each card."
-    free, end = SimpleQueue(), time.monotonic() + 60*(minutes or 0)
+    free, end = SimpleQueue(), time.monotonic() + seconds
     for card in range(max(1, cards())): free.put(card)
 
     def one(run, settings):
-        card, left = free.get(), (end - time.monotonic())/60
+        card, left = free.get(), end - time.monotonic()
         try:
-            if minutes and left <= 0: return
+            if seconds and left <= 0: return
             with open(f"{run}.log", "a") as log:
-                _watch(_fit_command(data, run, recipe, settings, seed, minutes and left), {"CUDA_VISIBLE_DEVICES": str(card)}, lambda s: print(s, file=log, flush=True))
+                _watch(_fit_command(data, run, recipe, settings, seed, seconds and left), {"CUDA_VISIBLE_DEVICES": str(card)}, lambda s: print(s, file=log, flush=True))
         finally: free.put(card)
 
     with ThreadPoolExecutor(max(1, cards())) as pool: list(pool.map(lambda item: one(*item), runs.items()))

@@ -5,7 +5,7 @@ build     the wheel as a data set and the four notebooks as kernels, into `dist/
 rehearse  run a notebook top to bottom by papermill as Kaggle would: `/kaggle/input` read-only, `/kaggle/working` empty, no network, the package from the wheel, a phantom as
           the challenge. Needs root and `unshare` for that; without them a temporary root stands in for `/kaggle` (CTSEG_KAGGLE_ROOT), and the network stays. `--keep` keeps the outputs
 """
-import argparse, json, os, re, shutil, subprocess, sys, sysconfig, time
+import argparse, json, os, re, shutil, signal, subprocess, sys, sysconfig, threading, time
 from pathlib import Path
 from unittest import mock
 
@@ -19,7 +19,7 @@ OWNER = "ctseg"  # in the tracked files; `--user` takes its place
 # What the notebooks find installed: Colab's image of 2026-08-19 (github.com/googlecolab/backend-info, commit a724079), on which Kaggle builds its own. matplotlib is what
 # Kaggle's kaggle_requirements.txt pins below. Nothing that ctseg imports is missing, so the data set holds one wheel and no dependencies.
 IMAGE = {"torch": "2.11.0", "timm": "1.0.28", "numpy": "2.1.3", "pandas": "2.2.3", "scikit-image": "0.25.2", "matplotlib": "3.10.0", "accelerate": "1.14.0",
-         "safetensors": "0.8.0", "tqdm": "4.67.3", "typer": "0.27.1", "pyarrow": "18.1.0"}
+         "safetensors": "0.8.0", "tqdm": "4.67.3", "typer": "0.27.1", "pyarrow": "18.1.0", "scipy": "1.16.3", "jinja2": "3.1.6"}
 
 
 def missing(requirements, image=IMAGE) -> list[str]:
@@ -123,9 +123,10 @@ def _settings():
 TINY = ["width=4", "image_size=32", "batch_size=5", "folds=4"]
 REHEARSALS = {  # parameters that make each notebook short
     "supervised": dict(settings=[*TINY, "epochs=6"]),
-    "teacher_student": dict(settings=[*TINY, "epochs=8", "keep=0.5", "loss=masked", "confidence=sdc", "tune_rule=yes"]),
+    "teacher_student": dict(settings=[*TINY, "epochs=24", "keep=0.5", "loss=masked", "confidence=sdc", "tune_rule=yes"]),
     "self_training": dict(settings=[*TINY, "epochs=4", "teachers=2", "finetune_epochs=2", "gate=0"]),
     "ensemble_submission": dict(settings=[*TINY, "epochs=4"], members=2)}
+CUT_AT = "student"  # the host ends a session of `teacher_student` when two epochs of this phase are done
 
 
 def make_image(folder: Path) -> Path:
@@ -160,7 +161,17 @@ def isolated() -> bool:
     return os.name == "posix" and shutil.which("unshare") is not None and subprocess.run(["unshare", "-m", "-n", "true"], capture_output=True).returncode == 0
 
 
-def execute(notebook: Path, root: Path, python: Path, parameters: dict, isolate: bool|None = None, timeout: float = 600) -> subprocess.CompletedProcess:
+def end_session(root: Path, phase: str, over: threading.Event):
+    "What a host does: SIGTERM to the training of this session, as soon as two epochs of `phase` are done."
+    while not over.wait(0.2):
+        if not any(p.read_text().count(f"\n{phase},") >= 2 for p in (root/"working").glob("*/history.csv")): continue
+        for p in Path("/proc").glob("[0-9]*"):
+            try: ours = b"fit" in (p/"cmdline").read_bytes().split(b"\0") and os.path.samestat((p/"cwd").stat(), (root/"working").stat())
+            except OSError: continue  # it has just ended
+            if ours: os.kill(int(p.name), signal.SIGTERM); return
+
+
+def execute(notebook: Path, root: Path, python: Path, parameters: dict, isolate: bool|None = None, cut: str = "", timeout: float = 1200) -> subprocess.CompletedProcess:
     "One session: papermill runs the notebook in `root/working`, as `/kaggle/working` where that can be had."
     isolate = isolated() if isolate is None else isolate
     here = "/kaggle" if isolate else root
@@ -170,7 +181,10 @@ def execute(notebook: Path, root: Path, python: Path, parameters: dict, isolate:
     env.pop("MPLBACKEND", None)
     if not isolate: env["CTSEG_KAGGLE_ROOT"] = str(root)
     elif isolate: command = ["unshare", "-m", "-n", "bash", "-c", SESSION.format(root=root, python=python, command=" ".join(map(_quote, command)))]
-    return subprocess.run(command, env=env, cwd=root/"working", capture_output=True, text=True, timeout=timeout)
+    over = threading.Event()
+    if cut: threading.Thread(target=end_session, args=(root, cut, over), daemon=True).start()
+    try: return subprocess.run(command, env=env, cwd=root/"working", capture_output=True, text=True, timeout=timeout)
+    finally: over.set()
 
 
 def _quote(x: str) -> str:
@@ -198,18 +212,31 @@ def keep_outputs(root: Path, name: str):
     subprocess.run([sys.executable, str(ROOT/"tools"/"nb.py"), "--no-run", str(path)], check=True)
 
 
+def session(name: str, root: Path, python: Path, cut: str = ""):
+    "Execute a notebook and tell how long it took and what it left; stop with the notebook's error if it fails."
+    start = time.monotonic()
+    done = execute(KERNELS/name/f"{name}.ipynb", root, python, REHEARSALS[name], cut=cut)
+    if done.returncode: raise SystemExit(f"{name}: status {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}")
+    files = sorted(str(p.relative_to(root/"working")) for p in (root/"working").rglob("*") if p.is_file() and "checkpoints" not in p.parts)
+    print(f"{name}: {time.monotonic() - start:.0f} s; beside checkpoints: {', '.join(files)}", flush=True)
+    for line in outputs(root):
+        if "finished" in line or "going on" in line: print("   ", line.strip().splitlines()[-1])
+
+
 def rehearse(names, top: Path, keep: bool):
-    "The notebooks one after the other; each session's output is there for the next ones to attach."
+    "The notebooks one after the other. `teacher_student` is cut in the middle and continued with its own output attached; the last one gets the outputs of the others."
     python, earlier = make_image(top/"image"), {}
+    print("mounted at /kaggle, no network" if isolated() else f"no root here: {top} stands in for /kaggle, and the network stays")
     for name in names:
-        root, start = top/name, time.monotonic()
-        mount_inputs(root, earlier if name == "ensemble_submission" else {})
-        done = execute(KERNELS/name/f"{name}.ipynb", root, python, REHEARSALS[name])
-        if done.returncode: raise SystemExit(f"{name}: status {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}")
-        files = sorted(str(p.relative_to(root/"working")) for p in (root/"working").rglob("*") if p.is_file() and "checkpoints" not in p.parts)
-        print(f"{name}: {time.monotonic() - start:.0f} s, {len(files)} files beside checkpoints: {', '.join(files)}", flush=True)
-        earlier[f"ctseg-{name.replace('_', '-')}"] = root/"working"
-        if keep: keep_outputs(root, name)
+        slug, attached = f"ctseg-{name.replace('_', '-')}", earlier if name == "ensemble_submission" else {}
+        if name == "teacher_student":
+            mount_inputs(top/f"{name}-cut", {})
+            session(name, top/f"{name}-cut", python, CUT_AT)
+            attached = {slug: top/f"{name}-cut"/"working"}
+        mount_inputs(top/name, attached)
+        session(name, top/name, python)
+        earlier[slug] = top/name/"working"
+        if keep: keep_outputs(top/name, name)
 
 
 def main():

@@ -28,7 +28,7 @@ from ctseg.train import Run
 
 # %%
 #| hide
-import contextlib, io
+import contextlib, io, re
 from fastcore.test import test_eq
 from ctseg.data import read_challenge
 
@@ -168,13 +168,14 @@ assert (run/"new").exists() and not carry_on("other").exists()
 # %%
 #| export
 def _watch(command: list[str], env: dict = {}, show=print):
-    "Run `command`, show its lines as they come; `InputError` with the last of them if it fails."
+    "Run `command` and show its lines as they come; `InputError` with the last of them if it fails. A run that stopped in time has not failed."
     settings = {**os.environ, "TQDM_MININTERVAL": "60", "TQDM_MAXINTERVAL": "60", "PYTHONUNBUFFERED": "1", **env}
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=settings) as p:
-        last = ""
+        last, stopped = "", False
         for line in p.stdout:
+            stopped |= "everything is saved" in line  # torchrun has a status of its own, so the line counts
             if line.strip(): show(last := line.rstrip())
-    if p.returncode: raise InputError(f"the training stopped with status {p.returncode}: {last}")
+    if p.returncode and not stopped: raise InputError(f"the training ended with status {p.returncode}: {last}")
 
 
 # %%
@@ -184,10 +185,10 @@ def cards() -> int:
     import torch
     return torch.cuda.device_count()
 
-def _fit_command(data, run, recipe, settings, seed, minutes, processes: int = 1) -> list[str]:
+def _fit_command(data, run, recipe, settings, seed, seconds, processes: int = 1) -> list[str]:
     "`ctseg fit`, as one process or as several."
     start = [sys.executable, "-m"] + (["torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", "-m"] if processes > 1 else [])
-    options = [x for s in settings for x in ("--set", s)] + (["--time-limit", f"{max(minutes, 0.1):.1f}m"] if minutes else [])
+    options = [x for s in settings for x in ("--set", s)] + (["--time-limit", f"{max(seconds, 1):.0f}s"] if seconds else [])
     return [*start, "ctseg", "fit", str(data), "--out", str(run), "--recipe", recipe, "--seed", str(seed), "--resume", *options]
 
 
@@ -199,11 +200,11 @@ def train(
     recipe: str,
     settings = (), # `KEY=VALUE`, as for `ctseg fit --set`
     seed: int = 0,
-    minutes: float|None = None, # stop, cleanly, after so long
+    seconds: float = 0, # stop, with everything saved, before so much has passed; 0: no limit
     processes: int = 0, # 0: one a GPU
 ) -> bool: # whether the run is finished; if not, attach the output and go on in another session
     "Train, or go on training, in processes of its own."
-    _watch(_fit_command(data, run, recipe, settings, seed, minutes, processes or max(1, cards())))
+    _watch(_fit_command(data, run, recipe, settings, seed, seconds, processes or max(1, cards())))
     return (Run(run)/"metrics.json").exists()
 
 
@@ -217,18 +218,18 @@ def train_each(
     runs: dict, # run folder -> its settings
     recipe: str,
     seed: int = 0,
-    minutes: float|None = None, # for all of them together
+    seconds: float = 0, # for all of them together; 0: no limit
 ) -> list[Path]: # those that are finished
     "Train several runs, one at a time on each card."
-    free, end = SimpleQueue(), time.monotonic() + 60*(minutes or 0)
+    free, end = SimpleQueue(), time.monotonic() + seconds
     for card in range(max(1, cards())): free.put(card)
 
     def one(run, settings):
-        card, left = free.get(), (end - time.monotonic())/60
+        card, left = free.get(), end - time.monotonic()
         try:
-            if minutes and left <= 0: return
+            if seconds and left <= 0: return
             with open(f"{run}.log", "a") as log:
-                _watch(_fit_command(data, run, recipe, settings, seed, minutes and left), {"CUDA_VISIBLE_DEVICES": str(card)}, lambda s: print(s, file=log, flush=True))
+                _watch(_fit_command(data, run, recipe, settings, seed, seconds and left), {"CUDA_VISIBLE_DEVICES": str(card)}, lambda s: print(s, file=log, flush=True))
         finally: free.put(card)
 
     with ThreadPoolExecutor(max(1, cards())) as pool: list(pool.map(lambda item: one(*item), runs.items()))
@@ -247,6 +248,14 @@ assert "2/2" in said.getvalue() and "run folder:" in said.getvalue()
 members = {kaggle_root()/"working"/f"fold-{k}": [*tiny, f"fold={k}"] for k in range(2)}
 test_eq([r.name for r in train_each(sample, members, "masked")], ["fold-0", "fold-1"])
 test_eq(len(Run(run).read_history()), 2)
+
+# %% [markdown]
+# A run that may not take longer stops with everything saved, and is not finished; the next call, or the next session, goes on:
+
+# %%
+slow = kaggle_root()/"working"/"slow"
+with contextlib.redirect_stdout(io.StringIO()) as said: done = train(sample, slow, "masked", [*tiny, "epochs=1000"], seconds=8)
+print(done, re.sub(r"epoch \d+, step \d+", "epoch …, step …", re.search("ctseg: (.*)", said.getvalue())[1]))
 
 # %% [markdown]
 # A mistake in the settings is the same one line as in a terminal:

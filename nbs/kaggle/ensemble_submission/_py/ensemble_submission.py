@@ -65,6 +65,7 @@ from ctseg.data import check_submission, read_challenge, read_images
 from ctseg.kaggle import carry_on, find_challenge, find_runs, train_each
 from ctseg.metrics import challenge_dice
 from ctseg.predict import load_predictor, predict_masks, write_submission
+from ctseg.report import report
 from ctseg.train import Run
 
 # %% [markdown]
@@ -82,7 +83,7 @@ print(slices)
 
 # %%
 runs = {carry_on(f"fold-{k}"): [*settings, f"fold={k}"] for k in range(members)}
-trained = train_each(data, runs, recipe, seed, 60*hours - (time.monotonic() - start)/60)
+trained = train_each(data, runs, recipe, seed, 3600*hours - (time.monotonic() - start))
 attached = [r for r in find_runs(finished=True) if r.name not in {t.name for t in runs}]
 ensemble = [*trained, *attached]
 finished = bool(ensemble)
@@ -138,3 +139,12 @@ if finished:
             ax.set(xticks=[], yticks=[])
             if n == order[0]: ax.set_title(title, fontsize=9)
     plt.show()
+
+# %% [markdown]
+# ## The report
+#
+# One page that needs nothing else: curves, every structure with its Dice, slices to leaf through with truth, prediction and the regions nobody looked at, and how sure the network is when it is right and when it is wrong; here one for each member trained in this session.
+# Open it from the *Output* tab.
+
+# %%
+for r in trained: print(report(r, data, out=f"report-{r.name}.html"))

@@ -66,6 +66,7 @@ from ctseg.data import check_submission, read_challenge, read_images
 from ctseg.kaggle import carry_on, find_challenge, train
 from ctseg.predict import load_predictor, predict_masks, write_submission
 from ctseg.recipes import get_recipe
+from ctseg.report import report
 from ctseg.train import Run, apply_settings, plot_curves
 
 # %% [markdown]
@@ -84,7 +85,7 @@ print(slices)
 # %%
 print(apply_settings(get_recipe(recipe), settings))
 run = carry_on("self-training")
-finished = train(data, run, recipe, settings, seed, 60*hours - (time.monotonic() - start)/60, processes)
+finished = train(data, run, recipe, settings, seed, 3600*hours - (time.monotonic() - start), processes)
 print("finished" if finished else "not finished: attach this output to the next session and run again")
 
 # %% [markdown]
@@ -115,3 +116,12 @@ if finished:
     masks = predict_masks(load_predictor(run), images)
     write_submission(masks, names, "submission.csv")
     print(check_submission("submission.csv", data))
+
+# %% [markdown]
+# ## The report
+#
+# One page that needs nothing else: curves, every structure with its Dice, slices to leaf through with truth, prediction and the regions nobody looked at, and how sure the network is when it is right and when it is wrong.
+# Open it from the *Output* tab.
+
+# %%
+if finished: print(report(run, data, out="report.html"))

@@ -64,6 +64,7 @@ from ctseg.demo import plot_predictions
 from ctseg.kaggle import cards, carry_on, find_challenge, train
 from ctseg.predict import load_predictor, predict_masks, write_submission
 from ctseg.recipes import get_recipe
+from ctseg.report import report
 from ctseg.train import Run, apply_settings, plot_curves
 
 # %% [markdown]
@@ -106,7 +107,7 @@ plt.show()
 # %%
 print(apply_settings(get_recipe(recipe), settings))
 run = carry_on("supervised")
-finished = train(data, run, recipe, settings, seed, 60*hours - (time.monotonic() - start)/60, processes)
+finished = train(data, run, recipe, settings, seed, 3600*hours - (time.monotonic() - start), processes)
 print("finished" if finished else "not finished: attach this output to the next session and run again")
 
 # %% [markdown]
@@ -138,3 +139,12 @@ if finished:
         col[0].imshow(images[n], cmap="gray"); col[0].set_title(names[n]); col[1].imshow(slices.classes.colourise(masks[n]))
         for ax in col: ax.axis("off")
     plt.show()
+
+# %% [markdown]
+# ## The report
+#
+# One page that needs nothing else: curves, every structure with its Dice, slices to leaf through with truth, prediction and the regions nobody looked at, and how sure the network is when it is right and when it is wrong.
+# Open it from the *Output* tab.
+
+# %%
+if finished: print(report(run, data, out="report.html"))
