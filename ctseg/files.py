@@ -28,6 +28,7 @@ def did_you_mean(
 # %% ../nbs/02_files.ipynb #6dd0ac91
 _DISK = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up", errno.EROFS: "the disk is read-only",
          errno.EACCES: "permission denied", errno.EPERM: "permission denied", errno.ENOTDIR: "a part of the path is a file, not a folder",
+         errno.EEXIST: "a part of the path is a file, not a folder",
          errno.EISDIR: "it is a folder"}
 
 @contextlib.contextmanager

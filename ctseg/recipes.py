@@ -10,8 +10,10 @@ import math, time
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
+from .calibrate import calibrate_run
 from .data import SliceSet, read_challenge
 from .device import DevicePlan, pick_device
 from .files import InputError, atomic_path, did_you_mean, write_json
@@ -29,16 +31,16 @@ METHODS = {"supervised": supervised, "teacher-student": teacher_student, "pretra
            "unimatch": unimatch, "self-training": self_training}
 
 RECIPES = {r.name: r for r in [
-    Recipe("ctseg", "the best known so far: `masked`, until a semi-supervised recipe has been measured to beat it"),
+    Recipe("ctseg", "the best known so far: `masked` with the logarithm of the Dice, which leaves no class silent", log_dice=True),
     Recipe("seed-attunet", "the original baseline: Dice loss only, zeros read as background, argmax", loss="dice", tune_rule=False),
     Recipe("masked", "supervised; sigmoid outputs, Dice and binary cross-entropy on known cells", loss="masked"),
     Recipe("marginal", "supervised; softmax outputs, marginal cross-entropy and Dice on known cells", loss="marginal"),
     Recipe("seed-teacher-student", "the original method: teacher, the 800 surest slices, student with Dice + L2", "teacher-student", loss="dice", confidence="max", tune_rule=False),
     Recipe("seed-pretrain-finetune", "the original's variant: pretrain on pseudo-labels, fine-tune on truth", "pretrain-finetune", loss="dice", confidence="max", tune_rule=False),
     Recipe("teacher-student", "the original method on better ground: unknown stays unknown, Soft Dice Confidence", "teacher-student", log_dice=True),
-    Recipe("mean-teacher", "consistency with the student's own average wherever the truth is silent", "mean-teacher"),
-    Recipe("unimatch", "a sure teacher completes the truth for two strong views", "unimatch", ramp=0.1),
-    Recipe("self-training", "out-of-fold teachers complete slices cell by cell; a noisy student; a fine-tune", "self-training"),
+    Recipe("mean-teacher", "consistency with the student's own average wherever the truth is silent", "mean-teacher", log_dice=True),
+    Recipe("unimatch", "a sure teacher completes the truth for two strong views", "unimatch", ramp=0.1, log_dice=True),
+    Recipe("self-training", "out-of-fold teachers complete slices cell by cell; a noisy student; a fine-tune", "self-training", log_dice=True),
 ]}
 DEFAULT_RECIPE = "ctseg"
 
@@ -76,7 +78,7 @@ def fit(
 
 # %% ../nbs/70_recipes.ipynb #81b697f2
 def finish(job: Job):
-    "Choose the rule, write `curves.png` and, as the sign that the run is finished, `metrics.json`."
+    "Choose the rule, calibrate, write `curves.png` and, as the sign that the run is finished, `metrics.json`."
     import matplotlib.pyplot as plt
     best = job.history[-1]
     facts = {"phases": job.done, "epochs": len(job.history), "dice held out, argmax": best["dice"]}
@@ -84,6 +86,7 @@ def finish(job: Job):
     if job.recipe.tune_rule and len(job.holdout):
         rule, scores = choose_rule(load_predictor(job.run.folder, job.plan), job.holdout)
         facts["dice held out, chosen rule"] = scores[rule]
+    if len(np.unique(job.holdout.groups)) > 1: facts["calibration"] = calibrate_run(job.run, job.holdout, job.plan, job.recipe.tune_rule)
     fig = plot_curves(job.run.read_history())
     with atomic_path(job.run/"curves.png") as tmp: fig.savefig(tmp, dpi=120)
     plt.close(fig)

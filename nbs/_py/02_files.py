@@ -67,6 +67,7 @@ print(did_you_mean("recipe", "?", ["seed-attunet", "masked", "marginal"]))
 #| export
 _DISK = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up", errno.EROFS: "the disk is read-only",
          errno.EACCES: "permission denied", errno.EPERM: "permission denied", errno.ENOTDIR: "a part of the path is a file, not a folder",
+         errno.EEXIST: "a part of the path is a file, not a folder",
          errno.EISDIR: "it is a folder"}
 
 @contextlib.contextmanager

@@ -512,7 +512,7 @@ def write_masks(
         head = io.StringIO()
         csvlib.writer(head, lineterminator="\n").writerow(["", *names])
         f.write(head.getvalue().encode())
-        rows = max(1, min(512, 2**18//len(names)))  # at a time: the memory needed does not grow with the number of images
+        rows = max(1, min(512, 2**16//len(names)))  # at a time: the memory needed does not grow with the number of images
         for k in range(0, table.shape[1], rows):
             block = table[:, k:k + rows].T
             labels = np.array([f"Pixel {i}," for i in range(k, k + len(block))], "S20").view(np.uint8).reshape(-1, 20)

@@ -29,8 +29,10 @@ import math, time
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
+from ctseg.calibrate import calibrate_run
 from ctseg.data import SliceSet, read_challenge
 from ctseg.device import DevicePlan, pick_device
 from ctseg.files import InputError, atomic_path, did_you_mean, write_json
@@ -121,7 +123,7 @@ def fit(
 # %%
 #| export
 def finish(job: Job):
-    "Choose the rule, write `curves.png` and, as the sign that the run is finished, `metrics.json`."
+    "Choose the rule, calibrate, write `curves.png` and, as the sign that the run is finished, `metrics.json`."
     import matplotlib.pyplot as plt
     best = job.history[-1]
     facts = {"phases": job.done, "epochs": len(job.history), "dice held out, argmax": best["dice"]}
@@ -129,6 +131,7 @@ def finish(job: Job):
     if job.recipe.tune_rule and len(job.holdout):
         rule, scores = choose_rule(load_predictor(job.run.folder, job.plan), job.holdout)
         facts["dice held out, chosen rule"] = scores[rule]
+    if len(np.unique(job.holdout.groups)) > 1: facts["calibration"] = calibrate_run(job.run, job.holdout, job.plan, job.recipe.tune_rule)
     fig = plot_curves(job.run.read_history())
     with atomic_path(job.run/"curves.png") as tmp: fig.savefig(tmp, dpi=120)
     plt.close(fig)

@@ -1,0 +1,342 @@
+"From runs to a submission: rules, views, ensembles tuned without leaking, the float16 store, streaming, calibration; and every mistake in one line."
+import tracemalloc, zipfile
+from dataclasses import asdict, replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given, settings, strategies as st
+from hypothesis.extra.numpy import arrays
+from scipy import ndimage
+from skimage.io import imsave
+from torch import nn
+
+from ctseg import predict as P
+from ctseg.anatomy import ClassMap
+from ctseg.calibrate import calibrate, calibrate_run, fit_temperature, known_nll, prepare, reliability
+from ctseg.data import SliceSet, read_masks, write_challenge
+from ctseg.device import pick_device
+from ctseg.files import InputError, read_json, write_json
+from ctseg.predict import Member, Predictor, Rule, StoredProbabilities, View, decide, drop_islands, load_predictor, out_of_fold, predict_folder, predict_masks, rescue, tta_views
+from ctseg.train import Job, Recipe, Run, save_weights
+
+from test_cli import ctseg
+from test_methods import toy
+
+CPU = pick_device("cpu")
+LR = ClassMap.from_names(["disc_left", "disc_right", "bar"])
+
+
+def fake_run(folder, slices, seed=0, rule=None, **recipe) -> Run:
+    "A run folder as `fit` leaves it, of a network that was never trained: quick, and as good as any to be loaded."
+    recipe = Recipe("fake", **dict(model="attunet", width=4, folds=4, loss="masked") | recipe)
+    run = Run(folder)
+    run.open(asdict(recipe), slices, seed)
+    save_weights(Job(recipe, slices, run, CPU, seed).make_model(), run.weights)
+    if rule: write_json({"rule": rule}, run/"metrics.json")
+    return run
+
+
+class Fixed(nn.Module):
+    "A 'network' whose answer is a function of the image; it remembers what it was shown."
+    activation = "sigmoid"
+    def __init__(self, f): super().__init__(); self.f, self.shown = f, []
+    def forward(self, x): self.shown += [i.numpy().tobytes() for i in x]; return self.f(x)
+    def probabilities(self, logits): return logits
+
+
+def fixed(f, classes=LR, **kw): return Predictor([Member(m := Fixed(f), m, **kw)], classes, CPU)
+
+
+# ---- rules
+
+@settings(max_examples=60, deadline=None)
+@given(arrays(np.uint8, (2, 9, 8), elements=st.integers(0, 3)), st.integers(1, 6))
+def test_no_small_island_is_left_and_nothing_else_is_touched(label, least):
+    out = drop_islands(torch.from_numpy(label), least).numpy()
+    want = label.copy()
+    for m in want:
+        for c in (1, 2, 3):
+            pieces, n = ndimage.label(m == c, np.ones((3, 3)))
+            for k in range(1, n + 1):
+                if (pieces == k).sum() < least: m[pieces == k] = 0
+    assert np.array_equal(out, want)
+
+
+def test_rescue_fills_empty_images_only():
+    prob = torch.rand(4, 3, 5, 5, generator=torch.Generator().manual_seed(0))*0.4
+    prob[2] *= 0.1
+    label = torch.zeros(4, 5, 5, dtype=torch.uint8)
+    label[1, 0, 0] = 3
+    out = rescue(label, prob, 0.2)
+    assert torch.equal(out[1], label[1]) and not out[2].any() and out[0].any() and out[3].any()
+    assert set(out[0].unique().tolist()) <= {0, int(prob[0].amax((1, 2)).argmax()) + 1}
+
+
+class Script:
+    "A predictor for `choose_rule` whose probabilities are given."
+    activation = "sigmoid"
+    def __init__(self, slices, prob): self.at = {i.tobytes(): p for i, p in zip(slices.images, prob)}
+    def probabilities(self, images): return torch.stack([self.at[i.tobytes()] for i in images])
+
+
+def truth_as_probability(slices, sure=0.9):
+    return torch.stack([torch.from_numpy((slices.masks == c)*sure) for c in (1, 2, 3)], 1).float()
+
+
+def test_what_does_not_help_stays_off():
+    slices = toy(24, labelled=24, every=True)
+    rule, scores = P.choose_rule(Script(slices, truth_as_probability(slices)), slices)
+    assert rule == Rule() and scores[rule] == 1
+
+
+def test_islands_and_rescue_are_switched_on_where_they_help():
+    slices = toy(24, labelled=24, every=True)
+    salted = truth_as_probability(slices)
+    salted[:, 2, ::16, ::16] = 0.95  # single pixels of the bar everywhere: no threshold or gate can tell them from bars
+    rule, scores = P.choose_rule(Script(slices, salted), slices)
+    assert rule.island >= 2 and scores[rule] > scores[Rule()] + 0.1
+    timid = truth_as_probability(slices, sure=0.25)  # nothing reaches any threshold of the grid
+    rule, scores = P.choose_rule(Script(slices, timid), slices)
+    assert rule.rescue and scores[rule] > 0.3 > scores[Rule()] + 0.2
+
+
+# ---- views
+
+@pytest.mark.parametrize("axis", ["vertical", "horizontal"])
+def test_a_mirrored_view_swaps_left_and_right_back(axis):
+    prob = torch.rand(2, 3, 10, 12, generator=torch.Generator().manual_seed(0))
+    flip = {"vertical": -2, "horizontal": -1}[axis]
+    back, seen = View(mirror=axis).undo(prob, LR)
+    assert seen == 1 and torch.equal(back[:, 0], prob[:, 1].flip(flip)) and torch.equal(back[:, 2], prob[:, 2].flip(flip))
+
+
+def test_views_of_a_network_that_does_not_care_change_little():
+    y, x = np.mgrid[:48, :40]
+    blob = (255*np.exp(-((y - 20)**2 + (x - 22)**2)/90)).astype(np.uint8)[None]
+    p = fixed(lambda x: x.repeat(1, 3, 1, 1), mirror="horizontal")
+    assert (replace(p, views=18).probabilities(blob) - p.probabilities(blob)).abs().max() < 0.35  # the average of blobs on both sides
+    p = fixed(lambda x: x.repeat(1, 3, 1, 1))
+    assert (replace(p, views=9).probabilities(blob) - p.probabilities(blob)).abs().max() < 0.06
+
+
+def test_only_what_every_run_has_learnt_is_mirrored(tmp_path):
+    a, b = fake_run(tmp_path/"a", toy(), mirror=True), fake_run(tmp_path/"b", toy(), seed=1)
+    assert load_predictor(a.folder, CPU).mirror == "vertical"
+    assert load_predictor([a.folder, b.folder], CPU).mirror is None
+    assert sum(v.mirror is not None for v in tta_views(6, "vertical")) == 3
+    load_predictor(a.folder, CPU, views=18)
+    with pytest.raises(InputError, match="expected 1 to 9"): load_predictor([a.folder, b.folder], CPU, views=10)
+
+
+# ---- ensembles
+
+def test_runs_of_other_classes_cannot_be_averaged(tmp_path):
+    a = fake_run(tmp_path/"a", toy())
+    b = fake_run(tmp_path/"b", replace(toy(), classes=ClassMap.from_names(["disc_right", "disc_left", "bar"])))  # the same names in another order
+    with pytest.raises(InputError, match="b: knows other classes than .*a; runs of different classes"): load_predictor([a.folder, b.folder], CPU)
+
+
+def test_no_network_is_asked_about_a_slice_it_was_trained_on(tmp_path):
+    slices = toy(32, labelled=24)
+    runs = [fake_run(tmp_path/str(i), slices, seed, fold=fold) for i, (seed, fold) in enumerate([(0, 0), (1, 0), (0, 1), (0, 3)])]
+    p = load_predictor([r.folder for r in runs], CPU)
+    seen = []
+    for i, m in enumerate(p.members):
+        m.model.register_forward_hook(lambda model, args, out, i=i: seen.extend((i, x.mul(255).round().byte().numpy().tobytes()) for x in args[0]))
+    parts = out_of_fold(p, slices)
+    assert sorted(n for _, s in parts for n in s.names) == sorted(set(n for _, s in parts for n in s.names))
+    P.choose_rule(p, parts)
+    for i, run in enumerate(runs):
+        job = Job(Recipe(**read_json(run/"recipe.json")["recipe"]), slices, run, CPU, read_json(run/"recipe.json")["seed"])
+        asked, learnt = {x for k, x in seen if k == i}, {x.tobytes() for x in job.labelled.images}
+        assert asked and not asked & learnt
+        assert asked == {x.tobytes() for x in job.holdout.images}
+
+
+def test_a_run_that_held_nothing_out_or_saw_other_data(tmp_path):
+    slices = toy()
+    none = load_predictor(fake_run(tmp_path/"none", slices, fold=-1).folder, CPU)
+    with pytest.raises(InputError, match="held out no slices"): out_of_fold(none, slices)
+    with pytest.raises(InputError, match="trained on other data"): out_of_fold(none, slices[:20])
+
+
+# ---- the store
+
+def test_stored_probabilities(tmp_path):
+    rng = np.random.default_rng(0)
+    prob = rng.random((3, 3, 6, 5), np.float32)*(rng.random((3, 3, 6, 5)) < 0.3)
+    prob[:, 1] = 0.0004  # below half a step: not worth a class
+    with P.write_probabilities(tmp_path/"p.zip", LR, "sigmoid", (6, 5)) as add:
+        for i in (2, 0, 1): add(f"{i}.png", prob[i])
+    with StoredProbabilities(tmp_path/"p.zip") as s:
+        assert (s.names, len(s), s.size, s.activation, s.classes) == (["2.png", "0.png", "1.png"], 3, (6, 5), "sigmoid", LR)
+        assert all(np.abs(s[f"{i}.png"] - prob[i]).max() <= 1/2048 for i in range(3)) and s.images["0.png"] == [1, 3]
+    with np.load(tmp_path/"p.zip") as plain: assert plain["0.png"].dtype == np.float16 and plain["0.png"].shape == (2, 6, 5)
+
+
+@pytest.mark.parametrize("damage", ["missing", "text", "cut", "no index"])
+def test_a_damaged_store_is_told(tmp_path, damage):
+    path = tmp_path/"p.zip"
+    with P.write_probabilities(path, LR, "sigmoid", (6, 5)) as add: add("0.png", np.ones((3, 6, 5), np.float32))
+    if damage == "missing": path.unlink()
+    if damage == "text": path.write_text("no")
+    if damage == "cut": path.write_bytes(path.read_bytes()[:-40])
+    if damage == "no index":
+        with zipfile.ZipFile(path, "w") as z: z.writestr("a", "b")
+    with pytest.raises(InputError, match="no such file" if damage == "missing" else "not a file of probabilities"): StoredProbabilities(path)
+
+
+def test_a_store_that_fails_half_way_leaves_nothing(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        with P.write_probabilities(tmp_path/"p.zip", LR, "sigmoid", (6, 5)) as add:
+            add("0.png", np.ones((3, 6, 5), np.float32))
+            raise KeyboardInterrupt
+    assert not list(tmp_path.iterdir())
+
+
+# ---- the submission
+
+def write_pngs(folder, images):
+    folder.mkdir()
+    for i, image in enumerate(images): imsave(folder/f"{i}.png", image, check_contrast=False)
+    return folder
+
+
+def bright(x): return torch.cat([(x > t).float() for t in (0.5, 0.7, 0.9)], 1)*torch.tensor([0.6, 0.7, 0.8])[:, None, None]
+
+
+def test_a_folder_of_any_size_takes_the_same_memory(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (390, 96, 96), np.uint8)
+
+    class Forgetful(Fixed):
+        def forward(self, x): return self.f(x)
+    p = Predictor([Member(m := Forgetful(bright), m)], LR, CPU)
+
+    def peak(n):
+        folder = write_pngs(tmp_path/f"i{n}", images[:n])
+        tracemalloc.start()
+        predict_folder(p, folder, tmp_path/f"{n}.csv", tmp_path/f"{n}.zip", batch_size=8)
+        top = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return top
+    few, many = peak(130), peak(390)
+    assert many - few < 0.25*260*96*96, f"{few} bytes for 130 images, {many} for 390: their masks alone are {260*96*96} bytes more"
+    names, masks = read_masks(tmp_path/"390.csv", cache=False)
+    assert names == [f"{i}.png" for i in range(390)] and np.array_equal(masks, predict_masks(p, images))
+
+
+def test_the_file_is_what_pandas_would_write(tmp_path):
+    images = np.random.default_rng(1).integers(0, 256, (12, 7, 9), np.uint8)
+    facts = predict_folder(fixed(bright), write_pngs(tmp_path/"images", images), tmp_path/"s.csv", batch_size=5)
+    flat = predict_masks(fixed(bright), images).reshape(12, -1)
+    want = pd.DataFrame(flat.T, index=[f"Pixel {k}" for k in range(63)], columns=[f"{i}.png" for i in range(12)]).to_csv()
+    assert (tmp_path/"s.csv").read_text() == want and facts["images"] == 12 and facts["rule"] == "argmax"
+    assert {p.name for p in tmp_path.iterdir()} == {"images", "s.csv"}
+
+
+@pytest.mark.parametrize("edit", [lambda t: t.replace("Pixel 3,", "Pixel 4,"), lambda t: t[:-30], lambda t: t.replace(",1", ",2", 1), lambda t: t.replace("0.png,1.png", "1.png,0.png")])
+def test_a_submission_that_was_written_wrongly_never_gets_its_name(tmp_path, monkeypatch, edit):
+    real = P.write_masks
+    def wrong(masks, names, path):
+        real(masks, names, path)
+        path.write_text(edit(path.read_text()))
+    monkeypatch.setattr(P, "write_masks", wrong)
+    masks = np.arange(32, dtype=np.uint8).reshape(2, 4, 4) % 3
+    with pytest.raises(InputError): P.write_submission(masks, ["0.png", "1.png"], tmp_path/"s.csv")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_disk_that_fails_on_the_way_leaves_nothing(tmp_path, monkeypatch):
+    folder = write_pngs(tmp_path/"images", np.zeros((6, 8, 8), np.uint8))
+    calls = []
+    def fails(self, images):
+        calls.append(1)
+        if len(calls) == 2: raise OSError(28, "No space left on device")
+        return torch.zeros(len(images), 3, 8, 8)
+    monkeypatch.setattr(Predictor, "probabilities", fails)
+    with pytest.raises(InputError, match="disk is full"): predict_folder(fixed(bright), folder, tmp_path/"s.csv", tmp_path/"p.zip", batch_size=3)
+    assert {p.name for p in tmp_path.iterdir()} == {"images"}
+
+
+# ---- calibration
+
+def test_unknown_cells_say_nothing():
+    g = torch.Generator().manual_seed(0)
+    logits, mask = torch.randn(6, 3, 1, 400, generator=g)*3, torch.randint(0, 2, (6, 1, 400), generator=g)
+    known = torch.tensor([[True, True, False]]*6)
+    loud = logits.clone()
+    loud[:, 2][mask == 0] = 40.  # the unexamined class, at pixels of which nobody said anything
+    assert fit_temperature(logits, mask, known, "sigmoid") == fit_temperature(loud, mask, known, "sigmoid")
+    assert known_nll(logits, mask, known, "sigmoid") != known_nll(loud, mask, known | True, "sigmoid")
+
+
+def test_reliability_is_its_definition():
+    rng = np.random.default_rng(0)
+    p, hit = torch.from_numpy(rng.random(5000)).float(), torch.from_numpy(rng.random(5000) < 0.4)
+    points, ece = reliability(p, hit, 10)
+    want = 0
+    for b in range(10):
+        m = (p*10).long().clamp(max=9) == b
+        want += m.float().mean()*abs(p[m].mean() - hit[m].float().mean())
+    assert abs(ece - want) < 1e-5 and len(points) == 10 and sum(k for *_, k in points) == 5000
+
+
+def test_a_run_keeps_its_temperature_and_uses_it_when_asked(tmp_path):
+    slices = toy(32, labelled=24)
+    run = fake_run(tmp_path/"run", slices, rule={"threshold": 0.5, "gate": 0.0})
+    with pytest.raises(InputError, match="not calibrated"): prepare(run.folder, CPU, calibrated=True)
+    held = slices[P.held_out_by(run, slices)]
+    found = calibrate_run(run, held, CPU)
+    metrics = read_json(run/"metrics.json")
+    assert metrics["calibration"] == found and metrics["rule"] == {"threshold": 0.5, "gate": 0.0}
+    p = prepare(run.folder, CPU, calibrated=True)
+    assert p.members[0].temperature == found["temperature"] and asdict(p.rule) == found["rule"]
+    assert prepare(run.folder, CPU).members[0].temperature == 1
+    assert list(pd.read_csv(run/"reliability.csv").columns) == ["when", "said", "was", "pairs"]
+    with pytest.raises(InputError, match="at least two"): calibrate(p.members[0], held[[0]], CPU)
+
+
+# ---- the command
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    "A challenge folder and two runs of it."
+    base, slices = tmp_path_factory.mktemp("world"), toy(32, labelled=24)
+    write_challenge(slices, base/"data")
+    write_challenge(replace(toy(10, labelled=10, seed=5, every=True)), base/"data", "test")
+    from ctseg.data import read_challenge
+    train = read_challenge(base/"data")
+    fake_run(base/"a", train), fake_run(base/"b", train, fold=1), fake_run(base/"none", train, fold=-1)
+    fake_run(base/"other", replace(train, classes=ClassMap.from_names(["x", "y", "z"])))
+    imsave(write_pngs(base/"mixed", train.images[:3])/"3.png", np.zeros((8, 8), np.uint8), check_contrast=False)
+    return base
+
+
+def test_the_command_with_everything(world, tmp_path):
+    code, out, err = ctseg("predict", world/"a", world/"b", "--images", world/"data"/"test-images", "--out", tmp_path/"s.csv.gz", "--tta", 3, "--tune", world/"data",
+                           "--probabilities", tmp_path/"p.zip", "--threshold", 0.2, "--batch-size", 4, "--device", "cpu")
+    assert code == 0 and "images: 10" in out and "models: 2" in out and "views: 3" in out and "threshold 0.2" in out, err
+    code, out, err = ctseg("check", world/"data", "--submission", tmp_path/"s.csv.gz")
+    assert code == 0, err
+    with StoredProbabilities(tmp_path/"p.zip") as s:
+        names, masks = read_masks(tmp_path/"s.csv.gz", cache=False)
+        again = decide(torch.stack([torch.from_numpy(s[n]) for n in names]), Rule(0.2), s.activation).numpy()
+        assert s.names == names and (again != masks).mean() < 0.01
+
+
+@pytest.mark.parametrize("args, says", [
+    (["{w}/a", "{w}/other"], "knows other classes"), (["{w}/a", "--tta", "0"], "expected 1 to 9"), (["{w}/a", "--tta", "99"], "expected 1 to 9"),
+    (["{w}/a", "--threshold", "2"], "--threshold 2: expected a probability"), (["{w}/a", "--gate=-0.1"], "--gate -0.1: expected a probability"),
+    (["{w}/a", "--calibrated"], "not calibrated"), (["{w}/none", "--tune", "{w}/data"], "held out no slices"), (["{w}/a", "--tune", "{w}/mixed"], "train-images"),
+    (["{w}/a", "--images", "{w}/mixed"], "8x8 pixels, expected 32x32"), (["{w}/a", "--out", "{new}.txt"], "something.csv"), (["{w}"], "no run here"),
+    (["{w}/a", "--probabilities", "{w}/data/class_names.json/p"], "a part of the path is a file"),
+])
+def test_a_mistake_is_one_line_and_leaves_nothing(world, tmp_path, args, says):
+    given = [a.replace("{w}", str(world)).replace("{new}", str(tmp_path/"s")) for a in args]
+    for option, value in (("--images", world/"data"/"test-images"), ("--out", tmp_path/"s.csv")):
+        if option not in given: given += [option, value]
+    code, out, err = ctseg("predict", *given, "--device", "cpu")
+    assert code == 2 and says in err and len(err.strip().splitlines()) == 1, err
+    assert not list(tmp_path.iterdir())
