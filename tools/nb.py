@@ -68,9 +68,14 @@ def run(nb: Path):
     write_nb(note, nb)
 
 
+def cleaned(note):
+    "nbdev's cleaning, in place; `tags` stay: papermill finds a notebook's parameters by one."
+    clean_nb(note, allowed_cell_metadata_keys=get_config().allowed_cell_metadata_keys.split())
+    return note
+
+
 def clean(nb: Path):
-    note = read_nb(nb)
-    clean_nb(note)
+    note = cleaned(read_nb(nb))
     write_nb(note, nb)
 
 

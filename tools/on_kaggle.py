@@ -120,7 +120,7 @@ def _settings():
 
 # ---- the rehearsal ----
 
-TINY = ["width=4", "image_size=32", "batch_size=5", "folds=4"]
+TINY = ["width=4", "image_size=32", "batch_size=5", "folds=4"]  # the phantom below has ten annotated slices
 REHEARSALS = {  # parameters that make each notebook short
     "supervised": dict(settings=[*TINY, "epochs=6"]),
     "teacher_student": dict(settings=[*TINY, "epochs=24", "keep=0.5", "loss=masked", "confidence=sdc", "tune_rule=yes"]),

@@ -36,7 +36,7 @@
 #
 # Everything that you may want to change stands here. A tool like papermill can set the same names: `papermill notebook.ipynb out.ipynb -p seed 1`.
 
-# %%
+# %% tags=["parameters"]
 recipe = "self-training"   # `ctseg recipes` lists them
 settings = []       # "KEY=VALUE" for any field of the recipe, e.g. ["epochs=40", "model=unet:resnet34"]
 seed = 0
