@@ -1,0 +1,111 @@
+# %% [markdown]
+# # Confidence
+#
+# > A teacher labels what nobody annotated. Which of it should a student believe?
+
+# %% [markdown]
+# Every semi-supervised method stands on one number: *how sure is the teacher?* UniMatch asks it of each pixel, self-training of each structure on a slice, the original project asked it of each slice and kept the surest 800 of 1200. The number has to have one virtue
+# only: **what it ranks higher must be better**. It need not be a probability, and it need not be large.
+#
+# This page explains the scores that `ctseg` offers and why the most obvious one is weak. How they are computed is in [the notebook of pseudo-labels](../50_pseudo.ipynb).
+
+# %%
+#| hide
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import torch
+from fastcore.test import test_close
+from pathlib import Path
+from scipy.stats import spearmanr
+from ctseg.pseudo import image_confidence, soft_dice_confidence
+
+# %% [markdown]
+# ## Two slices
+#
+# Two slices, one structure. On the first the teacher sees a large organ and is fairly sure of it. On the second it sees four doubtful pixels and nothing else. Which pseudo-label would you rather learn from?
+
+# %%
+size = 64
+y, x = np.mgrid[:size, :size]
+organ, speck = (y - 32)**2 + (x - 28)**2 < 300, (abs(y - 40) < 1) & (abs(x - 44) < 2)
+prob = torch.full((2, 1, size, size), 1e-3)
+prob[0, 0][torch.tensor(organ)], prob[1, 0][torch.tensor(speck)] = .85, .55
+label = (prob[:, 0] > .5).long()
+scores = image_confidence(prob, label, "sigmoid")
+table = pd.DataFrame({k: v.numpy() for k, v in scores.items()}, ["the organ", "the speck"]).T
+table["prefers"] = table.idxmax(axis=1)
+table.round(3)
+
+# %%
+#| hide
+assert table.prefers["max"] == "the speck" and table.prefers["sdc"] == "the organ"
+
+# %% [markdown]
+# * **`max`**, the original's filter, is the mean certainty of all pixels. Nearly all pixels are background and nearly certain, so the score measures *how little is on the slice*. It prefers the speck, and empty slices most of all.
+# * **`entropy`** is the same thought with another function of the probability, and the same fault.
+# * **`foreground`** looks at the pixels that were given a label. It no longer counts air, but it is blind to what was left out.
+# * **`sdc`**, the soft Dice confidence, asks the question that matters: *if the probabilities are right, what Dice can this label map expect?* For a label $L$ and probabilities $p$ it is
+#
+# $$\mathrm{SDC} = \frac{2\sum_i p_i L_i}{\sum_i p_i + \sum_i L_i},$$
+#
+# averaged over the structures found ([Borges et al. 2024](https://arxiv.org/abs/2402.10665)). A halo of doubtful pixels around the label, or a label of doubtful pixels, both lower it. For *one* structure it has a second use: it is the confidence of a **cell**, by which
+# [self-training](../58_self_training.ipynb) accepts structures one by one.
+# * **`agreement`** needs several teachers: the Dice between what each of them draws. It catches what a single network cannot know, namely where it is sure and would have been sure of something else with another seed.
+#
+# SDC is the expected Dice, nearly. To see it, draw truths from the probabilities and measure:
+
+# %%
+rng = np.random.default_rng(0)
+p = np.clip(np.exp(-((y - 32)**2 + (x - 30)**2)/260)*1.1, 0, .97)
+L = p > .5
+drawn = rng.random((400, size, size)) < p                   # 400 truths, pixel by pixel
+real = (2*(drawn & L).sum((1, 2))/(drawn.sum((1, 2)) + L.sum())).mean()
+said = soft_dice_confidence(torch.tensor(p)[None, None].float(), torch.tensor(L)[None].long())[0, 0].item()
+print(f"mean Dice of 400 drawn truths {real:.3f}, soft Dice confidence {said:.3f}")
+test_close(real, said, eps=.01)
+
+# %% [markdown]
+# (Real mistakes are not independent from pixel to pixel, and a network's probabilities are not [calibrated](../62_calibrate.ipynb): the number is not to be taken at its word. For a ranking it need not be.)
+#
+# ## Does it rank better on real CT?
+#
+# 300 slices whose truth the teacher never saw; for each slice the teacher's score and the Dice it really reached. Rank correlation is 1 if the score sorts the slices as their Dice does, and 0 if it knows nothing.
+
+# %%
+#| echo: false
+def slice_dice(dice):
+    n = np.isfinite(dice).sum(1)
+    return np.where(n > 0, np.nansum(dice, 1)/np.maximum(n, 1), np.nan)
+
+SCORES = ["max", "entropy", "foreground", "sdc", "agreement"]
+FILES = sorted(Path("../benchmarks/results/confidence").glob("*.npz"))
+runs = {p.stem: dict(np.load(p)) for p in FILES}
+
+def ranks(t, kind):
+    dice = slice_dice(t[f"{kind}_dice"])
+    ok = np.isfinite(dice)
+    return {s: spearmanr(t[f"{kind}_{s}"][ok], dice[ok])[0] for s in SCORES if f"{kind}_{s}" in t}
+
+found = pd.DataFrame({(name.split("-", 1)[1], "one teacher" if kind == "one" else "mean of three"): ranks(t, kind) for name, t in runs.items() for kind in ("one", "mean")}).T
+found.reindex(columns=SCORES).style.format(precision=2, na_rep="")
+
+# %%
+#| echo: false
+#| label: fig-scatter
+name = next(n for n in runs if n.endswith("-masked"))
+t = runs[name]
+dice = slice_dice(t["mean_dice"]); ok = np.isfinite(dice)
+fig, axes = plt.subplots(1, 3, figsize=(10, 3), layout="constrained", sharey=True)
+for ax, s in zip(axes, ("max", "sdc", "agreement")):
+    ax.plot(t[f"mean_{s}"][ok], dice[ok], ".", ms=4, alpha=.5, color="#0b7285"); ax.set(xlabel=s, title=f"rank correlation {spearmanr(t[f'mean_{s}'][ok], dice[ok])[0]:.2f}"); ax.title.set_fontsize(10)
+axes[0].set_ylabel("Dice the slice really reached"); plt.show()
+
+# %% [markdown]
+# Each dot is a slice. What a filter keeps is a right-hand part of such a cloud; a good score has its dots on a rising line. The clump of well-segmented slices at the right of the middle cloud is what a filter by SDC keeps; in the left one
+# there is nothing to hold on to. A negative number in the table is worse than chance: a filter by `max` then keeps the *worse* part.
+#
+# ## What a score cannot do
+#
+# It cannot tell what the teacher has never learnt. A structure that a teacher never draws has no low confidence: it has none. That is why [cells](../50_pseudo.ipynb) are accepted structure by structure with a quota for each, why a class is accepted
+# as *absent* only if its highest probability anywhere on the slice is tiny, and why nothing a person has examined is ever overwritten.

@@ -1,0 +1,52 @@
+# %% [markdown]
+# # The command line
+#
+# > Every command of `ctseg`, with all its options. This page is written by the program itself.
+
+# %% [markdown]
+# Whatever a notebook can do, a terminal can do with one line. Most days need four:
+#
+# ```sh
+# ctseg check my_data                                              # is the folder right? what is in it?
+# ctseg fit my_data --out runs/first --set epochs=40               # train by the default recipe
+# ctseg predict runs/first --images my_data/test-images --out submission.csv
+# ctseg evaluate my_data/y_test.csv submission.csv                 # where there is a truth
+# ```
+#
+# * A mistake is one line on standard error and exit status 2; nothing half-written is left.
+# * A run that was cut goes on with the same command and `--resume`.
+# * `--set KEY=VALUE` reaches every field of a [recipe](../70_recipes.ipynb); the fields, with what they mean, are those of [`Recipe`](../40_train.ipynb#a-recipe).
+# * `python -m ctseg` is the same program, for machines where the command is not on the path.
+#
+# What follows is what `ctseg COMMAND --help` says, put into tables.
+
+# %%
+#| hide
+import typer
+from IPython.display import Markdown
+from ctseg.cli import app
+
+
+# %%
+#| hide
+def option_row(names, help):
+    "One argument or option as a line of a table; what stands in brackets behind its explanation gets a column."
+    text, _, rest = help.rpartition("  [") if "  [" in help else ("", "", help[1:]) if help.startswith("[") else (help, "", "]")
+    clean = lambda t: t.replace("|", "\\|").replace("<", "&lt;")
+    return f"| `{names}` | {clean(text)} | {rest[:-1].removeprefix('default: ')} |"
+
+def command_page(name, command):
+    "Heading, usage, description and table of one command."
+    ctx = command.make_context(f"ctseg {name}", [], resilient_parsing=True)
+    rows = [option_row(*p.get_help_record(ctx)) for p in command.params]
+    usage = " ".join(command.get_usage(ctx).removeprefix("Usage: ").split())
+    return "\n".join([f"## ctseg {name}", "", command.help or "", "", f"```\n{usage}\n```", "", "| | | default |", "|---|---|---|", *rows, ""] if rows else [f"## ctseg {name}", "", command.help or "", ""])
+
+
+# %%
+#| echo: false
+#| output: asis
+Markdown("\n".join(command_page(name, c) for name, c in typer.main.get_command(app).commands.items()))
+
+# %% [markdown]
+# How the commands are made: [the notebook of the command line](../80_cli.ipynb).
