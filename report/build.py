@@ -1,6 +1,7 @@
-"""REPORT.pdf: `python report/build.py`. Numbers from measured.py, plots from figures.py, text from report.typ, set by typst; nothing is fetched.
+"""REPORT.pdf: `python report/build.py`. Numbers from measured.py, plots from figures.py, text from report.typ; nothing is fetched.
 
-The same files and versions give the same bytes: no date, no clock and no path enters. report/numbers.json keeps every number of the PDF and the versions that made it.
+The same files and versions give the same bytes: no date, no clock and no path enters. report/numbers.json keeps every number of the PDF
+and the versions that made it.
 """
 import argparse, json, shutil, sys, tempfile
 from importlib import metadata
@@ -24,7 +25,9 @@ def typeset(data: dict, folder: Path, drawn: dict, form: str = "pdf", ppi: float
     made = compiler.compile(format=form, timestamp=0) if form == "pdf" else compiler.compile(format=form, ppi=ppi)
     return made if isinstance(made, list) else [made]
 
-def numbers(data: dict) -> str: return json.dumps({"versions": versions(), "numbers": data}, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+def numbers(data: dict) -> str:
+    "What is kept beside the PDF."
+    return json.dumps({"versions": versions(), "numbers": data}, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

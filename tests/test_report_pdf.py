@@ -1,6 +1,7 @@
 """REPORT.pdf says what the results say: built again it is the same file, and another result gives another file.
 
-Bytes are promised for the versions of typst and matplotlib that report/numbers.json names (settings.ini and constraints.txt pin them). With others the numbers are compared and the bytes are not.
+Bytes are promised for the versions of typst and matplotlib that report/numbers.json names (settings.ini and constraints.txt pin them).
+With others the numbers are compared and the bytes are not.
 """
 import copy, json, re, shutil, sys
 from pathlib import Path
@@ -29,10 +30,11 @@ def pdf(data, drawn): return build.typeset(data, *drawn)[0]
 
 def differences(a, b, where=""):
     "Paths at which two structures differ by more than rounding."
-    if isinstance(a, dict) and isinstance(b, dict): return [x for k in sorted({*a, *b}) for x in differences(a.get(k, "missing"), b.get(k, "missing"), f"{where}/{k}")]
-    if isinstance(a, list) and isinstance(b, list) and len(a) == len(b): return [x for i, (u, v) in enumerate(zip(a, b)) for x in differences(u, v, f"{where}/{i}")]
-    if isinstance(a, (int, float)) and isinstance(b, (int, float)): return [] if np.isclose(a, b, rtol=0, atol=2e-6) else [f"{where}: {a} {b}"]
-    return [] if a == b else [f"{where}: {a!r} {b!r}"]
+    kind = lambda *types: isinstance(a, types) and isinstance(b, types)
+    if kind(list) and len(a) == len(b): a, b = dict(enumerate(a)), dict(enumerate(b))
+    if kind(dict): return [x for k in sorted({*a, *b}) for x in differences(a.get(k, "missing"), b.get(k, "missing"), f"{where}/{k}")]
+    same = np.isclose(a, b, rtol=0, atol=2e-6) if kind(int, float) else a == b
+    return [] if same else [f"{where}: {a!r} {b!r}"]
 
 
 def test_numbers_are_those_of_the_results(data):
@@ -42,7 +44,7 @@ def test_numbers_are_those_of_the_results(data):
 
 def test_pdf_is_built_from_them(pdf):
     made_with = json.loads(build.NUMBERS.read_text(encoding="utf-8"))["versions"]
-    if made_with != build.versions(): pytest.skip(f"REPORT.pdf was made with {made_with}, here are {build.versions()}: only the numbers were compared")
+    if made_with != (here := build.versions()): pytest.skip(f"REPORT.pdf was made with {made_with}, here are {here}: only its numbers were compared")
     assert build.PDF.read_bytes() == pdf, f"REPORT.pdf is behind the results, the text or the figures: {HINT}"
 
 
@@ -69,7 +71,8 @@ def test_another_result_gives_another_number(data, tmp_path):
 
 def test_it_renders_without_any_result(data, drawn):
     "Sections without results say so; nothing breaks."
-    none = data | dict(supervised=None, semi100=None, semi800=None, on_phantom=None, claim=None, models=[], faults=[], transposed=[], demo=[], confidence=[])
+    none = data | dict.fromkeys(("supervised", "semi100", "semi800", "on_phantom", "claim")) | {
+        k: [] for k in ("models", "faults", "transposed", "demo", "confidence")}
     assert build.typeset(none, drawn[0], {"states": drawn[1]["states"]})[0].startswith(b"%PDF")
 
 
