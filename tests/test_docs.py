@@ -42,13 +42,25 @@ def test_nothing_is_fetched_for_the_look(site):
     assert not [p for p in site.rglob("*.css") if re.search(r"@import\s*url\(.{0,3}http", p.read_text())]
 
 
+def test_command_line_page_has_every_command_and_option():
+    import typer
+    from ctseg.cli import app
+    cells = json.loads((ROOT/"nbs"/"guides"/"command_line.ipynb").read_text())["cells"]
+    page = "".join("".join(o["data"].get("text/markdown", [])) for c in cells for o in c.get("outputs", []) if "data" in o)
+    for name, command in typer.main.get_command(app).commands.items():
+        part = re.search(rf"^## ctseg {name}$(.*?)(?=^## |\Z)", page, re.M | re.S)
+        assert part, f"`ctseg {name}` is not on the page: run python tools/nb.py nbs/guides/command_line.ipynb"
+        lost = [o for p in command.params for o in p.opts if f"`{o}" not in part[1]]
+        assert not lost, f"`ctseg {name}`: {lost} not on the page: run python tools/nb.py nbs/guides/command_line.ipynb"
+
+
 def test_groups():
     names = ["index.ipynb", "00_anatomy.ipynb", "02_files.ipynb", "10_data.ipynb", "20_losses.ipynb", "57_unimatch.ipynb", "80_cli.ipynb",
-             "tutorials/first_run.ipynb", "tutorials/a.ipynb", "benchmarks/x.ipynb", "explanations/y.ipynb"]
+             "tutorials/first_run.ipynb", "tutorials/a.ipynb", "benchmarks/x.ipynb", "explanations/y.ipynb", "kaggle/b/b.ipynb", "kaggle/supervised/supervised.ipynb"]
     assert tool.grouped(names) == {
         "Start": ["index.ipynb", "tutorials/first_run.ipynb", "tutorials/a.ipynb"], "Data": ["00_anatomy.ipynb", "10_data.ipynb"],
         "Learning": ["20_losses.ipynb"], "Methods": ["57_unimatch.ipynb"], "Using": ["02_files.ipynb", "80_cli.ipynb"],
-        "Benchmarks": ["benchmarks/x.ipynb"], "Explanations": ["explanations/y.ipynb"]}
+        "Benchmarks": ["benchmarks/x.ipynb"], "Explanations": ["explanations/y.ipynb"], "Kaggle": ["kaggle/supervised/supervised.ipynb", "kaggle/b/b.ipynb"]}
     with pytest.raises(SystemExit, match="odd/z.ipynb"): tool.grouped(["odd/z.ipynb"])
     assert [tool.unnumbered(n) for n in ("00_anatomy.ipynb", "benchmarks/03a_x.ipynb", "index.ipynb")] == ["anatomy.ipynb", "benchmarks/x.ipynb", "index.ipynb"]
 

@@ -25,14 +25,16 @@ DEFS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 # Which page stands where: the first section with a pattern that fits. Numbers order the pages inside a section.
 SECTIONS = {
     "Start": ["index.ipynb", "tutorials/*", "guides/*"],
+    "Explanations": ["explanations/*"],
+    "Kaggle": ["kaggle/*/*"],
     "Data": ["00_*", "1?_*"],
     "Learning": ["2?_*", "3?_*", "4?_*"],
     "Methods": ["5?_*"],
-    "Using": ["0?_*", "6?_*", "7?_*", "8?_*", "9?_*", "kaggle/*"],
+    "Using": ["0?_*", "6?_*", "7?_*", "8?_*", "9?_*"],
     "Benchmarks": ["benchmarks/*"],
-    "Explanations": ["explanations/*"],
 }
-FIRST = ["index.ipynb", "tutorials/first_run.ipynb", "explanations/three_states.ipynb"]  # before the others of their section
+FIRST = ["index.ipynb", "tutorials/first_run.ipynb", "tutorials/your_own_dicom.ipynb", "guides/choosing_a_recipe.ipynb", "explanations/three_states.ipynb",
+         "explanations/dice_alone.ipynb", *(f"kaggle/{n}/{n}.ipynb" for n in ("supervised", "teacher_student"))]  # before the others of their section
 
 
 def pages() -> list[str]:

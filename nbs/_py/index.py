@@ -74,8 +74,9 @@ front_picture(read_challenge("../data_sample", cache=False), read_challenge("../
 
 # %% [markdown]
 # - **What `known` means**: structure c was looked for on slice n. If not, its zeros say nothing. [More](#what-known-means)
-# - **Which recipe to start with**: the default, `ctseg`. [All of them](#which-recipe-to-start-with)
-# - **Your own data**: PNG slices, one CSV of masks and a list of what was looked for; or DICOM, NIfTI. [How](#bring-your-own-data)
+# - **Which recipe to start with**: the default, `ctseg`. [All of them](#which-recipe-to-start-with); [for 1, 6 or 30 hours of a GPU](guides/choosing_a_recipe.ipynb)
+# - **Your own data**: PNG slices, one CSV of masks and a list of what was looked for; or DICOM, NIfTI. [How](#bring-your-own-data); [DICOM, step by step](tutorials/your_own_dicom.ipynb)
+# - **First steps**: [ten minutes](tutorials/first_run.ipynb), from half-finished outlines to a trained network and a score.
 #
 # ## Two commands
 #
@@ -156,15 +157,15 @@ table(["recipe", "what it does"], [(f"`{r.name}`", r.about) for r in RECIPES.val
 #
 # ## On Kaggle
 #
-# `make wheel` builds a small wheel in `dist/`. Attach it to a notebook as a data set, beside the slices, and no internet is needed:
+# Four notebooks, ready to push, without internet and on both T4: [supervised](kaggle/supervised/supervised.ipynb), [teacher and student](kaggle/teacher_student/teacher_student.ipynb),
+# [self-training](kaggle/self_training/self_training.ipynb), [ensemble and submission](kaggle/ensemble_submission/ensemble_submission.ipynb). Each finds the data wherever they are mounted, stops before Kaggle does, and goes on from its own output in the
+# next session. The first two also open in [Colab](https://colab.research.google.com/github/ctseg/ctseg/blob/main/nbs/kaggle/supervised/supervised.ipynb).
 #
 # ```sh
-# !pip install -q --no-index --no-deps $(find /kaggle/input -name 'ctseg-*.whl')
-# !ctseg fit /kaggle/input/my_data --out /kaggle/working/run
-# !ctseg predict /kaggle/working/run --images /kaggle/input/my_data/test-images --out /kaggle/working/submission.csv
+# make kaggle KAGGLE_USER=you                          # the wheel as a data set and the notebooks, checked by Kaggle's own client
+# kaggle datasets create -p dist/kaggle/ctseg-wheel
+# kaggle kernels push -p dist/kaggle/supervised        # after adding the challenge's files as your data set raidium-ct
 # ```
-#
-# Half precision is chosen by what the card can do. If the session is cut, attach its output, copy the run folder to `/kaggle/working` and add `--resume`.
 #
 # ## What was measured
 

@@ -176,7 +176,7 @@ assert not Path("nowhere").exists()
 # ## 2. Train
 #
 # The default recipe, shrunk to a toy: half a minute on a processor instead of hours on a GPU. Patients are kept whole: the held-out ones, which draw the curve and choose the decision rule, share no slice with the others. One setting is worth knowing
-# for contours like these: the eyes are on 19 of 126 slices, and `rare_power` shows a network the slices with rare structures more often.
+# for contours like these: each eye is outlined on about ten of 126 slices, and `rare_power` shows a network the slices with rare structures more often.
 
 # %%
 settings = ["width=8", "epochs=30", "lr=0.006", "folds=7", "batch_size=7", "image_size=32", "rare_power=0.7"]

@@ -1,0 +1,87 @@
+"The Kaggle notebooks: metadata by Kaggle's own client, the wheel, and a session that is cut and continued."
+import importlib.util, json, os, sys, zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+spec = importlib.util.spec_from_file_location("on_kaggle", ROOT/"tools"/"on_kaggle.py")
+tool = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(tool)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory): return tool.write_dataset(tmp_path_factory.mktemp("kaggle")/"ctseg-wheel", "somebody")
+
+
+def test_image_has_what_the_package_needs():
+    assert tool.missing(tool._settings()["requirements"].split()) == []
+    assert tool.missing(["torch>=99", "nowhere", "numpy>=1"]) == ["torch>=99", "nowhere"]
+
+
+def test_wheel(dataset):
+    wheel, = dataset.glob("*.whl")
+    with zipfile.ZipFile(wheel) as z:
+        names = z.namelist()
+        said = z.read(next(n for n in names if n.endswith("dist-info/METADATA"))).decode()
+        scripts = z.read(next(n for n in names if n.endswith("entry_points.txt"))).decode()
+    assert wheel.name.endswith("-py3-none-any.whl") and "ctseg/models/attunet.py" in names and "ctseg/methods/unimatch.py" in names
+    assert not [n for n in names if not n.startswith("ctseg")], "something beside the package is in the wheel"
+    assert "ctseg = ctseg.cli:main" in scripts
+    assert "Requires-Python: >=3.10" in said and "Provides-Extra: volumes" in said and "License: Apache-2.0" in said and "# ctseg" in said
+    modules = {p.relative_to(ROOT).as_posix() for p in (ROOT/"ctseg").rglob("*.py")}
+    assert modules == {n for n in names if n.endswith(".py")}
+
+
+def test_dataset_metadata(dataset):
+    facts = tool.check_dataset(dataset)
+    assert facts["slug"] == "somebody/ctseg-wheel" and len(facts["files"]) == 1
+
+
+@pytest.mark.parametrize("name", tool.NAMES)
+def test_kernel_metadata(name, tmp_path):
+    facts = tool.check_kernel(tool.write_kernel(name, tmp_path/name, "somebody"))
+    assert facts["slug"] == f"somebody/ctseg-{name.replace('_', '-')}" and "somebody/ctseg-wheel" in facts["inputs"] and not facts["internet"]
+
+
+@pytest.mark.parametrize("change, why", [({"language": "pyhton"}, "language"), ({"dataset_sources": ["ctseg-wheel"]}, "form"), ({"enable_internet": True}, "internet"),
+                                         ({"title": "another title"}, "address"), ({"code_file": "gone.ipynb"}, "not found"), ({"machine_shape": "NvidiaTeslaP100"}, "T4")])
+def test_wrong_kernel_metadata_is_refused(change, why, tmp_path):
+    folder = tool.write_kernel("supervised", tmp_path/"k", "somebody")
+    meta = json.loads((folder/"kernel-metadata.json").read_text())
+    (folder/"kernel-metadata.json").write_text(json.dumps(meta | change))
+    with pytest.raises(ValueError, match=why): tool.check_kernel(folder)
+
+
+@pytest.mark.parametrize("name", tool.NAMES)
+def test_notebook_is_made_for_kaggle(name):
+    cells = json.loads((tool.KERNELS/name/f"{name}.ipynb").read_text())["cells"]
+    tagged = ["".join(c["source"]) for c in cells if "parameters" in c["metadata"].get("tags", [])]
+    code = "".join("".join(c["source"]) for c in cells if c["cell_type"] == "code")
+    assert len(tagged) == 1 and all(f"{p} =" in tagged[0] for p in ("recipe", "settings", "seed", "hours"))
+    assert "--no-index" in code and "--no-deps" in code and "/kaggle/input" not in code, "inputs are found, not assumed"
+    assert set(tool.REHEARSALS[name]) <= {line.split(" =")[0] for line in tagged[0].splitlines() if " =" in line}
+
+
+def test_a_session_is_cut_and_continued(tmp_path):
+    "Without root the environment's root stands in for /kaggle; `CTSEG_REHEARSAL=mount` mounts it and cuts the network."
+    isolate = os.environ.get("CTSEG_REHEARSAL") == "mount"
+    python, notebook = tool.make_image(tmp_path/"image"), tool.KERNELS/"supervised"/"supervised.ipynb"
+    settings = dict(settings=[*tool.TINY, "epochs=2"])
+
+    first = tmp_path/"first"
+    tool.mount_inputs(first, size=32)
+    done = tool.execute(notebook, first, python, settings | {"hours": 0.0001}, isolate)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert any("not finished" in t for t in tool.outputs(first)) and not (first/"working"/"submission.csv").exists()
+
+    second = tmp_path/"second"
+    tool.mount_inputs(second, {"ctseg-supervised": first/"working"}, size=32)
+    done = tool.execute(notebook, second, python, settings, isolate)
+    assert done.returncode == 0, done.stderr[-3000:]
+    said = "\n".join(tool.outputs(second))
+    assert "going on from" in said and "finished" in said and "not finished" not in said
+    from ctseg.data import check_submission
+    check_submission(second/"working"/"submission.csv", second/"input"/"datasets"/"somebody"/"raidium-ct")
+    assert (second/"working"/"report.html").stat().st_size > 10_000
+    assert (second/"working"/"supervised"/"recipe.json").read_bytes() == (first/"working"/"supervised"/"recipe.json").read_bytes(), "another run was started"
