@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['STYLE', 'MACROS', 'PAGE_TOP', 'PAGE_SLICES', 'PAGE_NUMBERS', 'SCRIPT', 'COMPARISON', 'scored_slices', 'confusion',
-           'sides', 'picture', 'pack', 'safe_name', 'spread', 'pack_slices', 'svg', 'kept_and_rejected', 'run_facts',
-           'slice_facts', 'pseudo_facts', 'render', 'page_data', 'report', 'common_slices', 'compare',
+           'sides', 'picture', 'pack', 'safe_name', 'spread', 'pack_slices', 'svg', 'curves', 'kept_and_rejected',
+           'run_facts', 'slice_facts', 'pseudo_facts', 'render', 'page_data', 'report', 'common_slices', 'compare',
            'report_comparison']
 
 # %% ../nbs/64_report.ipynb #2a515e17
@@ -50,11 +50,13 @@ def confusion(
     truth: np.ndarray, # the same; 0 = background or unknown
     C: int,
 ) -> np.ndarray: # float64 [C, C+1]: share of the pixels of class c+1 that were called 0 … C; NaN for classes without pixels
-    "What the labelled pixels of each class were called."
-    count = np.zeros((C + 1, C + 1))
-    for p, t in zip(pred, truth): count += np.bincount(t.ravel().astype(int)*(C + 1) + p.ravel(), minlength=(C + 1)**2).reshape(C + 1, C + 1)
-    total = count[1:].sum(1, keepdims=True)
-    return np.divide(count[1:], total, out=np.full((C, C + 1), np.nan), where=total > 0)
+    "What the labelled pixels of each class were called, averaged over the slices that have it."
+    total, slices = np.zeros((C, C + 1)), np.zeros((C, 1))
+    for p, t in zip(pred, truth):
+        count = np.bincount(t.ravel().astype(int)*(C + 1) + p.ravel(), minlength=(C + 1)**2).reshape(C + 1, C + 1)[1:]
+        area = count.sum(1, keepdims=True)
+        total, slices = total + count/np.maximum(area, 1), slices + (area > 0)
+    return np.divide(total, slices, out=np.full((C, C + 1), np.nan), where=slices > 0)
 
 def sides(table: np.ndarray, classes: ClassMap) -> list[dict]:
     "For each lateral structure that occurs: how much of it was called by its own side's name, and by the other's."
@@ -112,6 +114,12 @@ def svg(fig, salt: str) -> Markup:
     text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg"):], flags=re.S)
     return Markup(re.sub(r' id="\w+_\d+"', "", text.replace("#000000", "currentColor")))
 
+def curves(run: Run) -> Markup:
+    "Loss and held-out Dice over the epochs."
+    fig = plot_curves(run.read_history())
+    fig.axes[1].set_ylabel("Dice, held-out slices")
+    return svg(fig, "curves")
+
 def kept_and_rejected(table: pd.DataFrame, score: str):
     "How the pseudo-labelled slices are spread over the score they were ranked by."
     import matplotlib.pyplot as plt
@@ -130,7 +138,7 @@ body { margin: 0 auto; padding: 1rem clamp(.8rem, 3vw, 2rem) 4rem; max-width: 68
 h1 { font-size: 1.7rem; margin: .4rem 0 0; overflow-wrap: anywhere; }
 h2 { font-size: 1.25rem; margin: 2.6rem 0 .6rem; padding-top: .4rem; border-top: 1px solid var(--line); }
 p { margin: .5rem 0; max-width: 46rem; }
-.soft, caption, figcaption { color: var(--soft); font-size: .9rem; }
+.soft, figcaption { color: var(--soft); font-size: .9rem; }
 nav { display: flex; flex-wrap: wrap; gap: .2rem 1rem; margin: .6rem 0; font-size: .95rem; }
 a { color: var(--accent); }
 dl.facts { display: flex; flex-wrap: wrap; gap: .6rem; margin: 1rem 0; padding: 0; }
@@ -139,16 +147,19 @@ dl.facts dt { color: var(--soft); font-size: .82rem; }
 dl.facts dd { margin: 0; font-size: 1.15rem; font-variant-numeric: tabular-nums; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
-caption { text-align: left; padding-bottom: .3rem; }
 th, td { padding: .18rem .6rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; }
 thead th { color: var(--soft); font-weight: 600; vertical-align: bottom; }
 tr.silent td, .bad { color: var(--bad); }
 .dot { display: inline-block; width: .75em; height: .75em; border-radius: 2px; margin-right: .45em; background: var(--c); }
-.bar { display: inline-block; min-width: 7rem; padding-right: .3rem; background: linear-gradient(to right, color-mix(in srgb, var(--accent) 38%, transparent) calc(var(--v)*100%), transparent 0); }
+.bar { display: inline-block; width: 5rem; height: .7em; margin-right: .6em; background: linear-gradient(to right, var(--accent) calc(var(--v)*100%), var(--line) 0); }
 table.heat th.turn { writing-mode: vertical-rl; transform: rotate(180deg); font-weight: 400; padding: .3rem 0; }
 table.heat td:not(:first-child) { min-width: 2.3rem; padding: .18rem .2rem; text-align: center; background: color-mix(in srgb, var(--accent) calc(var(--v, 0)*65%), transparent); }
-svg { max-width: 100%; height: auto; }
+.scroll.small svg { min-width: 0; max-width: 22rem; }
+.scroll svg { display: block; width: 100%; min-width: 30rem; max-width: 46rem; height: auto; }
+svg text { fill: currentColor; }
+table.plain td { text-align: left; white-space: normal; overflow-wrap: anywhere; }
+td.wrap { white-space: normal; min-width: 8rem; }
 """
 
 # %% ../nbs/64_report.ipynb #1096064a
@@ -157,14 +168,14 @@ STYLE += """
 .controls label { display: grid; gap: .1rem; font-size: .85rem; color: var(--soft); }
 select, button, input { font: inherit; color: inherit; accent-color: var(--accent); }
 select, button { background: var(--card); border: 1px solid var(--line); border-radius: .4rem; padding: .25rem .5rem; max-width: 15rem; }
-.flip { display: flex; gap: .5rem; align-items: center; }
+.flip { display: flex; gap: .5rem; align-items: center; max-width: 52rem; }
 .flip button { font-size: 1.2rem; min-width: 3rem; }
 .flip input { flex: 1; min-width: 0; }
 .panels { display: grid; grid-template-columns: 1fr 1fr; gap: .6rem; max-width: 52rem; }
 .panels figure { margin: 0; }
 .panels canvas { width: 100%; image-rendering: pixelated; background: #000; border-radius: .3rem; display: block; }
 #slice { font-weight: 600; margin: .4rem 0; min-height: 1.6em; }
-#cells { list-style: none; padding: 0; margin: .4rem 0; display: grid; grid-template-columns: repeat(auto-fill, minmax(15rem, 1fr)); gap: .1rem .8rem; font-size: .92rem; min-height: 6rem; align-content: start; }
+#cells { list-style: none; padding: 0; margin: .4rem 0; display: grid; grid-template-columns: repeat(auto-fill, minmax(15rem, 1fr)); gap: .1rem .8rem; font-size: .92rem; min-height: 3.6rem; align-content: start; }
 #ends { display: flex; gap: .4rem; overflow-x: auto; padding: .3rem 0; }
 #ends button { padding: .2rem; line-height: 1.2; font-size: .78rem; }
 #ends canvas { width: 5rem; display: block; border-radius: .2rem; image-rendering: pixelated; }
@@ -196,9 +207,7 @@ PAGE_TOP = """{{ head("ctseg: " ~ run) }}<body>
 <div><dt>silent classes</dt><dd{% if score.silent %} class="bad"{% endif %}>{{ score.silent|length }} of {{ names|length - 1 }}</dd></div>
 <div><dt>decision</dt><dd>{{ rule }}</dd></div>
 </dl>
-<p>Scored on {{ scored_on }}{% if score.cells_examined is defined %}, on the {{ score.cells_examined }} cells (slice, structure) that people examined; what was predicted elsewhere can be neither right nor wrong{% endif %}.
-{% if kind %}The decision rule was chosen on these very slices, so the score is a little kind; the test slices have no part in it (<code>--split test</code>).{% endif %}
-The interval is a bootstrap over groups of related slices; it does not contain the luck of training.</p>
+<p>Scored on {{ scored_on }}{% if score.cells_examined is defined %}, on the {{ score.cells_examined }} cells (slice, structure) that people examined; what was predicted elsewhere can be neither right nor wrong{% endif %}. {% if kind %}The decision rule was chosen on these very slices, so the score is a little kind; the test slices have no part in it (<code>--split test</code>). {% endif %}The interval is a bootstrap over groups of related slices; it does not contain the luck of training.</p>
 {% if score.silent %}<p class="bad">Never drawn though it was there: {{ score.silent|join(", ") }}.</p>{% endif %}
 {% else %}<p>No slices were given, so this page shows the training only. <code>ctseg report RUN --data FOLDER</code> scores and shows the slices that the run held out.</p>{% endif %}
 """
@@ -226,10 +235,11 @@ PAGE_SLICES = """
 {% endif %}
 {% if rows %}
 <section id="classes"><h2>Structures</h2>
-<div class="scroll"><table><caption>Over the slices on which a structure was examined. <em>Dice</em> counts an invention as 0, <em>where present</em> leaves inventions out.</caption>
+<p class="soft">Over the slices on which a structure was examined. <em>Dice</em> counts an invention as 0, <em>where present</em> leaves inventions out.</p>
+<div class="scroll"><table>
 <thead><tr><th>structure</th><th>slices</th><th>Dice</th><th>where present</th><th>absent</th><th>invented</th><th>missed</th><th></th></tr></thead><tbody>
 {% for r in rows %}<tr{% if r.silent %} class="silent"{% endif %}><td>{{ structure(r.id) }}</td><td>{{ r.support }}</td>
-<td>{% if r.dice is not none %}<span class="bar" style="--v: {{ r.dice }}">{{ number(r.dice) }}</span>{% else %}–{% endif %}</td>
+<td>{% if r.dice is not none %}<span class="bar" style="--v: {{ r.dice }}"></span>{{ number(r.dice) }}{% else %}–{% endif %}</td>
 <td>{{ number(r.dice_present) }}</td><td>{{ r.absent }}</td><td>{{ r.invented }}</td><td>{{ r.missed }}</td>
 <td>{{ "silent" if r.silent else "few slices" if r.unreliable and r.support else "" }}</td></tr>
 {% endfor %}</tbody></table></div></section>
@@ -240,26 +250,30 @@ PAGE_SLICES = """
 PAGE_NUMBERS = """
 {% if heat %}
 <section id="confusion"><h2>What is taken for what</h2>
-{% if sides %}<div class="scroll"><table><caption>Left and right: share of the pixels called by their own name, and by that of the other side</caption>
+{% if sides %}<p class="soft">Left and right: share of the pixels called by their own name, and by that of the other side</p>
+<div class="scroll"><table>
 <thead><tr><th>structure</th><th>own side</th><th>other side</th></tr></thead><tbody>
 {% for s in sides %}<tr><td>{{ structure(s.id) }}</td><td>{{ number(s.own) }}</td><td{% if s.other > 0.05 %} class="bad"{% endif %}>{{ number(s.other) }}</td></tr>
 {% endfor %}</tbody></table></div>{% endif %}
-<div class="scroll"><table class="heat"><caption>Rows: true structures; columns: what their pixels were called, in percent</caption>
+<p class="soft">Rows: true structures; columns: what their pixels were called, in percent</p>
+<div class="scroll"><table class="heat">
 <thead><tr><th></th>{% for c in heat.columns %}<th class="turn">{{ names[c] }}</th>{% endfor %}</tr></thead><tbody>
 {% for id, row in heat.rows %}<tr><td>{{ structure(id) }}</td>{% for v in row %}<td{% if v >= 0.005 %} style="--v: {{ "%.2f"|format(v) }}"{% endif %}>{% if v >= 0.005 %}{{ (100*v)|round|int }}{% endif %}</td>{% endfor %}</tr>
 {% endfor %}</tbody></table></div></section>
 {% endif %}
-{% if curves %}<section id="curves"><h2>Training</h2>{{ curves }}
+{% if curves %}<section id="curves"><h2>Training</h2><div class="scroll">{{ curves }}</div>
 {% if times %}<div class="scroll"><table><thead><tr><th>phase</th><th>epochs</th><th>minutes</th><th>seconds an epoch</th></tr></thead><tbody>
 {% for t in times %}<tr><td>{{ t.phase }}</td><td>{{ t.epochs }}</td><td>{{ number(t.minutes, 1) }}</td><td>{{ number(t.seconds, 1) }}</td></tr>{% endfor %}</tbody></table></div>{% endif %}</section>{% endif %}
 {% if pseudo or cells %}<section id="pseudo"><h2>Pseudo-labels</h2>
-{% if pseudo %}<p>Of {{ pseudo.images }} slices that nobody annotated, the teacher's answer was kept for {{ pseudo.kept }}, those of highest <em>{{ pseudo.score }}</em>, and rejected for {{ pseudo.images - pseudo.kept }}.{% if pseudo.shown %} Both are among the slices above.{% endif %}</p>{{ pseudo.figure }}{% endif %}
-{% if cells %}<div class="scroll"><table><caption>Cells (slice, structure) known from people, and those that teachers added</caption>
+{% if pseudo %}<p>Of {{ pseudo.images }} slices that nobody annotated, the teacher's answer was kept for {{ pseudo.kept }}, those of highest <em>{{ pseudo.score }}</em>, and rejected for {{ pseudo.images - pseudo.kept }}.{% if pseudo.shown %} Both are among the slices above.{% endif %}</p><div class="scroll">{{ pseudo.figure }}</div>{% endif %}
+{% if cells %}<p class="soft">Cells (slice, structure) known from people, and those that teachers added</p>
+<div class="scroll"><table>
 <thead><tr>{% for k in cells[0] %}<th>{{ k }}</th>{% endfor %}</tr></thead><tbody>{% for r in cells %}<tr>{% for v in r.values() %}<td>{{ v }}</td>{% endfor %}</tr>{% endfor %}</tbody></table></div>{% endif %}</section>{% endif %}
 {% if reliability %}<section id="calibration"><h2>Calibration</h2>
-<p>What the network said, and how often it was so, for pairs (pixel, structure) that were examined. Temperature {{ number(temperature) }}; “after” is measured crosswise. <code>ctseg predict --calibrated</code> uses it.</p>{{ reliability }}</section>{% endif %}
+<p>What the network said, and how often it was so, for pairs (pixel, structure) that were examined. Temperature {{ number(temperature) }}; “after” is measured crosswise. <code>ctseg predict --calibrated</code> uses it.</p><div class="scroll small">{{ reliability }}</div></section>{% endif %}
 <section id="recipe"><h2>Recipe</h2>
-<div class="scroll"><table><caption>Bold: not the default. Seed {{ seed }}; {{ data.images }} images, {{ data.labelled }} annotated; data {{ data.fingerprint }}</caption><tbody>
+<p class="soft">Bold: not the default. Seed {{ seed }}; {{ data.images }} images, {{ data.labelled }} annotated; data {{ data.fingerprint }}</p>
+<div class="scroll"><table class="plain"><tbody>
 {% for k, v, odd in recipe %}<tr><td>{% if odd %}<strong>{{ k }}</strong>{% else %}{{ k }}{% endif %}</td><td>{% if odd %}<strong>{{ v }}</strong>{% else %}{{ v }}{% endif %}</td></tr>{% endfor %}</tbody></table></div>
 <p class="soft">{% for k, v in versions.items() %}{{ k }} {{ v }}{{ " · " if not loop.last }}{% endfor %}</p></section>
 </main>
@@ -375,7 +389,7 @@ def run_facts(run: Run, spec: dict) -> dict:
     plain = lambda v: re.split(r"[/\\]", v)[-1] if isinstance(v, str) else v
     facts = dict(run=run.folder.resolve().name, recipe_name=given.get("name", "custom"), about=given.get("about", ""), seed=spec["seed"], data=spec["data"], versions=spec["versions"],
                  recipe=[(k, plain(v), v != getattr(default, k, None)) for k, v in given.items() if k not in ("name", "about")], curves=None, times=None, reliability=None, temperature=None)
-    if (run/"history.csv").exists(): facts["curves"] = svg(plot_curves(run.read_history()), "curves")
+    if (run/"history.csv").exists(): facts["curves"] = curves(run)
     if (run/"timings.csv").exists():
         seconds = pd.read_csv(run/"timings.csv").groupby("phase", sort=False).seconds
         facts["times"] = [{"phase": p, "epochs": len(s), "minutes": float(s.sum()/60), "seconds": float(s.median())} for p, s in seconds]
@@ -487,14 +501,15 @@ def compare(runs: list[Run], slices: SliceSet, plan: DevicePlan|None = None) -> 
 COMPARISON = """{{ head("ctseg: " ~ records|length ~ " runs") }}<body>
 <header><h1>{{ records|length }} runs compared</h1></header><main>
 <p>{{ scored_on }}, {{ groups }} groups of related slices. Differences are to the first run, slice by slice; intervals (95 %) come from drawing groups, the same for both runs. They hold the choice of slices, not the luck of training: for that, compare several seeds.</p>
-<div class="scroll"><table><thead><tr><th>run</th><th>recipe</th><th>Dice</th><th>95 %</th><th>difference</th><th>95 %</th><th>better in</th><th>invented</th><th>missed</th><th>silent</th><th>decision</th></tr></thead><tbody>
-{% for r in records %}<tr><td>{{ r.run }}</td><td>{{ r.recipe }}</td><td>{{ number(r.dice) }}</td><td>{{ interval(r.interval) }}</td>
-{% if loop.first %}<td>–</td><td>–</td><td>–</td>{% else %}<td>{{ "%+.3f"|format(r.difference) }}</td><td>{{ "%+.3f … %+.3f"|format(*r.paired) }}</td><td>{{ "%.0f"|format(100*r.better) }} % of draws</td>{% endif %}
-<td>{{ r.invented }}</td><td>{{ r.missed }}</td><td{% if r.silent %} class="bad"{% endif %}>{{ r.silent|join(", ") or "none" }}</td><td>{{ r.rule }}</td></tr>
+<div class="scroll"><table><thead><tr><th>run</th><th>Dice [95 %]</th><th>difference [95 %]</th><th>better in</th><th>invented</th><th>missed</th><th>silent</th><th>decision</th></tr></thead><tbody>
+{% for r in records %}<tr><td>{{ r.run }}</td><td>{{ "%.3f [%.3f, %.3f]"|format(r.dice, *r.interval) }}</td>
+{% if loop.first %}<td>–</td><td>–</td>{% else %}<td>{{ "%+.3f [%+.3f, %+.3f]"|format(r.difference, *r.paired) }}</td><td>{{ "%.0f"|format(100*r.better) }} % of draws</td>{% endif %}
+<td>{{ r.invented }}</td><td>{{ r.missed }}</td><td class="wrap{{ " bad" if r.silent }}">{{ r.silent|join(", ") or "none" }}</td><td>{{ r.rule }}</td></tr>
 {% endfor %}</tbody></table></div>
 <h2>Structures</h2>
-<div class="scroll"><table><caption>Dice; an invention counts 0</caption><thead><tr><th>structure</th>{% for r in records %}<th>{{ r.run }}</th>{% endfor %}</tr></thead><tbody>
-{% for c in scored %}<tr><td>{{ structure(c + 1) }}</td>{% for r in records %}<td><span class="bar" style="--v: {{ r.per_class[c] or 0 }}">{{ number(r.per_class[c]) }}</span></td>{% endfor %}</tr>
+<p class="soft">Dice; an invention counts 0</p>
+<div class="scroll"><table><thead><tr><th>structure</th>{% for r in records %}<th>{{ r.run }}</th>{% endfor %}</tr></thead><tbody>
+{% for c in scored %}<tr><td>{{ structure(c + 1) }}</td>{% for r in records %}<td><span class="bar" style="--v: {{ r.per_class[c] or 0 }}"></span>{{ number(r.per_class[c]) }}</td>{% endfor %}</tr>
 {% endfor %}</tbody></table></div>
 <h2>What was done differently</h2>
 <div class="scroll"><table><thead><tr><th>field</th>{% for r in records %}<th>{{ r.run }}</th>{% endfor %}</tr></thead><tbody>
