@@ -102,7 +102,7 @@ def semi(folder: Path):
     ours = "log" if any(n.startswith("log") for n in runs) else "masked"
     start = {"seed": "seed-attunet", "ours": ours}
     t = table(folder, lambda name: start["seed" if name.startswith("seed") else "ours"])
-    if t is None: return None
+    if t is None or not set(runs) - set(start.values()): return None
     by = {r["name"]: r for r in t["rows"]}
     cell = lambda k, m: by.get(start[k] if m == "supervised" else f"{'seed' if k == 'seed' else ours}-{m}")
     cells = [dict(method=m, **{k: cell(k, m) for k in start}) for m in METHODS]
