@@ -72,13 +72,14 @@ class GlooBatchNorm(nn.BatchNorm2d):
         return self.act(self.drop(x)) if hasattr(self, "act") else x
 
     def _over_all(self, x):
-        n, channel = _SumAll.apply(x.new_tensor([x.numel()/x.shape[1]])), lambda t: t[:, None, None]
-        mean = _SumAll.apply(x.sum((0, 2, 3)))/n
-        var = _SumAll.apply((x - channel(mean)).square().sum((0, 2, 3)))/n
+        n, channel = world()*x.numel()/x.shape[1], lambda t: t.to(x.dtype)[:, None, None]  # all processes have equally many images
+        wide = x.double()
+        mean, square = _SumAll.apply(torch.stack([wide.sum((0, 2, 3)), wide.square().sum((0, 2, 3))])/n)
+        var = square - mean.square()
         with torch.no_grad():
             self.num_batches_tracked += 1
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(var*n/(n - 1), self.momentum)
+            self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
+            self.running_var.lerp_((var*n/(n - 1)).to(self.running_var.dtype), self.momentum)
         return (x - channel(mean))*channel((var + self.eps).rsqrt()*self.weight) + channel(self.bias)
 
 # %% ../nbs/38_parallel.ipynb #0953398f

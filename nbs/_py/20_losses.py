@@ -453,7 +453,7 @@ class MaskedSigmoidLoss(PartialLoss):
         z, y, k, w = self._flat(logits, mask, known, weight)
         P, TP, L, N = _SigmoidSums.apply(z, y, k, w, self.pixel_known, self.focal_gamma)
         T = _table(*_label(z, y, k, w, self.pixel_known, 1), z.shape[1])
-        P, TP, L, N, T = map(self.gather, (P, TP, L, N, T))
+        P, TP, L, N, T = self.gather(torch.stack((P, TP, L, N, T), 1)).unbind(1)
         return self.w_bce*L.sum()/N.sum().clamp(min=1e-12) + self.w_dice*_dice(P, TP, T, self.reduction, self.eps, self.log_dice)
 
     def init_head(self, conv, C):
@@ -499,8 +499,10 @@ class _SoftmaxLoss(PartialLoss):
         if heard: v = v*(k.any(1) | (y > 0))
         k = torch.cat([torch.ones_like(k[:, :1]), k], 1)
         P, TP, L = _SoftmaxSums.apply(z, y, k, w, v, pixel_known)
-        P, TP, T, L, v = map(self.gather, (P, TP, _table(*_label(z, y, k, w, pixel_known, 0), z.shape[1]), L, v.sum(1)))
-        return P, TP, T, L.sum()/v.sum().clamp(min=1e-12)
+        T = _table(*_label(z, y, k, w, pixel_known, 0), z.shape[1])
+        P, TP, T, ce = self.gather(torch.cat([P, TP, T, torch.stack([L, v.sum(1)], 1)], 1)).split([P.shape[1]]*3 + [2], 1)
+        L, v = ce.sum(0)
+        return P, TP, T, L/v.clamp(min=1e-12)
 
 class MarginalSoftmaxLoss(_SoftmaxLoss):
     "Cross-entropy that asks of a zero only to be background or something unknown, and Dice of each class where it is known."

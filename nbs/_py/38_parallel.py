@@ -111,7 +111,7 @@ test_eq(own_share(5).tolist(), [0, 1, 2, 3, 4])
 # %% [markdown]
 # ## Batch normalisation
 #
-# PyTorch has a `SyncBatchNorm`, for cards only. On CPUs (where we test) the same is quickly written: two sums over all processes. timm's variety of batch normalisation, with dropout and activation built in, keeps them.
+# PyTorch has a `SyncBatchNorm`, for cards only. On CPUs (where we test) the same is quickly written: sums of $x$ and $x^2$ over all processes, in double precision because they will be subtracted. timm's variety of batch normalisation, with dropout and activation built in, keeps them.
 
 # %%
 #| export
@@ -130,13 +130,14 @@ class GlooBatchNorm(nn.BatchNorm2d):
         return self.act(self.drop(x)) if hasattr(self, "act") else x
 
     def _over_all(self, x):
-        n, channel = _SumAll.apply(x.new_tensor([x.numel()/x.shape[1]])), lambda t: t[:, None, None]
-        mean = _SumAll.apply(x.sum((0, 2, 3)))/n
-        var = _SumAll.apply((x - channel(mean)).square().sum((0, 2, 3)))/n
+        n, channel = world()*x.numel()/x.shape[1], lambda t: t.to(x.dtype)[:, None, None]  # all processes have equally many images
+        wide = x.double()
+        mean, square = _SumAll.apply(torch.stack([wide.sum((0, 2, 3)), wide.square().sum((0, 2, 3))])/n)
+        var = square - mean.square()
         with torch.no_grad():
             self.num_batches_tracked += 1
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(var*n/(n - 1), self.momentum)
+            self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
+            self.running_var.lerp_((var*n/(n - 1)).to(self.running_var.dtype), self.momentum)
         return (x - channel(mean))*channel((var + self.eps).rsqrt()*self.weight) + channel(self.bias)
 
 

@@ -462,7 +462,9 @@ def _start_model(self):
     opt = torch.optim.AdamW(param_groups(self.raw, self.lr, self.encoder_lr), lr=self.lr, weight_decay=self.weight_decay)
     self.base = [g["lr"] for g in opt.param_groups]
     if self.compile and not self.plan.can_compile: raise InputError(f"compile = True: {self.plan.name} is older than torch.compile supports (7.0); leave it off")
-    self.model, self.opt = self.acc.prepare(torch.compile(self.raw) if self.compile else self.raw, opt)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`broadcast_buffers`", FutureWarning)  # accelerate does not know the new name yet
+        self.model, self.opt = self.acc.prepare(torch.compile(self.raw) if self.compile else self.raw, opt)
 
 
 # %% [markdown]

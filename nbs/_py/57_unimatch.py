@@ -105,7 +105,7 @@ class ClassThresholds:
 
     def __call__(self, prob: torch.Tensor) -> torch.Tensor: # [C]
         peak = gather_rows(prob.amax((2, 3))).amax(0)  # of the images of all processes
-        self.sure = self.sure.to(prob.device).lerp(peak.float(), 1 - self.decay)
+        self.sure = self.sure.to(prob.device).lerp(peak.to(self.sure.dtype), 1 - self.decay)
         return (self.tau*self.sure/self.sure.max().clamp(min=1e-6)).clamp(min=0.5)
 
 

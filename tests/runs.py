@@ -1,0 +1,108 @@
+"Runs in processes of their own that start fast: forked, so that nothing is imported again. One thread each."
+import json, multiprocessing as mp, os, random, signal, socket, time, traceback
+
+import torch
+import torch.nn.functional as F
+from accelerate.state import AcceleratorState
+from torch import nn
+
+from ctseg.data import SliceData
+from ctseg.models.base import EncoderDecoder, crop_to, pad_to
+from ctseg.models.zoo import register_model
+from ctseg.recipes import fit
+from ctseg.train import Job, Trainer
+
+fork = mp.get_context("fork")
+
+
+@register_model("tiny-for-tests")
+class Tiny(EncoderDecoder):
+    "The smallest network that has everything that could go wrong: batch statistics, two levels of features, a head."
+    stride, channels = 2, (4, 8)
+
+    def __init__(self, in_chans, out_chans, width=4):
+        super().__init__()
+        block = lambda i, o: nn.Sequential(nn.Conv2d(i, o, 3, padding=1), nn.BatchNorm2d(o), nn.ReLU())
+        self.fine, self.coarse, self.join, self.head = block(in_chans, width), block(width, 2*width), block(3*width, width), nn.Conv2d(width, out_chans, 1)
+        self.channels = (width, 2*width)
+
+    def encode(self, x):
+        fine = self.fine(pad_to(x, 2))
+        return [fine, self.coarse(F.max_pool2d(fine, 2))]
+
+    def decode(self, features, size):
+        fine, coarse = features
+        return crop_to(self.head(self.join(torch.cat([fine, F.interpolate(coarse, scale_factor=2)], 1))), size)
+
+
+def start(f, *args, env={}):
+    "`f(*args)` in a forked process; its exit code is 1 if it raises."
+    def child():
+        os.environ.update(env)
+        AcceleratorState._reset_state(True)
+        torch.set_num_threads(1)
+        f(*args)
+    p = fork.Process(target=child)
+    p.start()
+    return p
+
+
+def together(n, f, *args):
+    "`f(*args)` in `n` processes that know of each other, as torchrun would start them."
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = str(s.getsockname()[1])
+    env = dict(MASTER_ADDR="127.0.0.1", MASTER_PORT=port, WORLD_SIZE=str(n), LOCAL_WORLD_SIZE=str(n)) if n > 1 else {}
+    ps = [start(f, *args, env=env | (dict(RANK=str(r), LOCAL_RANK=str(r)) if n > 1 else {})) for r in range(n)]
+    for p in ps: p.join()
+    assert [p.exitcode for p in ps] == [0]*n
+
+
+def losses_of(slices, recipes, out):
+    """Fit each recipe; process 0 writes the loss of every step by recipe and phase. In double precision: where a gradient is zero but for rounding (a bias before batch
+    normalisation), Adam makes a whole step of the rounding, and in float32 any other order of a sum is visible after some steps, with one process as with several."""
+    real, seen, batch = Trainer.step, {}, SliceData.batch
+    make = Job.make_model
+    Job.make_model = lambda self: make(self).double()
+    nn.Dropout.forward = lambda self, x: x  # each process draws its own inside the network; everything else must agree
+    def wide(self, index):
+        b = batch(self, index)
+        b.image = b.image.double()
+        return b
+    SliceData.batch = wide
+
+    def spy(self, index):
+        loss = real(self, index)
+        seen.setdefault(name, {}).setdefault(self.phase, []).append(loss)
+        return loss
+    Trainer.step = spy
+    for name, recipe in recipes.items(): fit(slices, recipe, out/name, device="cpu", progress=False)
+    if os.environ.get("RANK", "0") == "0": (out/"losses.json").write_text(json.dumps(seen))
+
+
+def fit_quietly(slices, recipe, out): fit(slices, recipe, out, device="cpu", progress=False, resume=True)
+
+
+def kill_and_resume(slices, recipe, out, whole_seconds, kills, rng):
+    "Start, kill after a random while, start again …, and let it end at last. Returns where each kill struck: (checkpoints finished, epochs in history)."
+    struck = []
+    for _ in range(kills):
+        p = start(fit_quietly, slices, recipe, out)
+        p.join(rng.uniform(0, 1)*whole_seconds)
+        if p.exitcode is None: os.kill(p.pid, signal.SIGKILL)
+        p.join()
+        if p.exitcode == 0: break  # it was over before the kill
+        assert p.exitcode == -signal.SIGKILL, f"the resumed run failed by itself (exit code {p.exitcode})"
+        history = out/"history.csv"
+        struck.append((len(list(out.glob("checkpoints/*/final"))), len(history.read_text().splitlines()) - 1 if history.exists() else 0))
+    p = start(fit_quietly, slices, recipe, out)
+    p.join()
+    assert p.exitcode == 0
+    return struck
+
+
+def contents(run):
+    "What must not depend on how often a run was interrupted: every file but the log for TensorBoard."
+    files = [p for p in sorted(run.rglob("*")) if p.is_file() and "tensorboard" not in p.parts and p.suffix != ".png"]
+    read = lambda p: repr(torch.load(p, weights_only=True)) if p.suffix == ".pt" else p.read_bytes()  # pickles of equal content may differ in bytes
+    return {str(p.relative_to(run)): read(p) for p in files}
