@@ -141,6 +141,7 @@ p { margin: .5rem 0; max-width: 46rem; }
 .soft, figcaption { color: var(--soft); font-size: .9rem; }
 nav { display: flex; flex-wrap: wrap; gap: .2rem 1rem; margin: .6rem 0; font-size: .95rem; }
 a { color: var(--accent); }
+code { white-space: nowrap; }
 dl.facts { display: flex; flex-wrap: wrap; gap: .6rem; margin: 1rem 0; padding: 0; }
 dl.facts div { background: var(--card); border-radius: .5rem; padding: .5rem .9rem; }
 dl.facts dt { color: var(--soft); font-size: .82rem; }
@@ -156,6 +157,7 @@ tr.silent td, .bad { color: var(--bad); }
 table.heat th.turn { writing-mode: vertical-rl; transform: rotate(180deg); font-weight: 400; padding: .3rem 0; }
 table.heat td:not(:first-child) { min-width: 2.3rem; padding: .18rem .2rem; text-align: center; background: color-mix(in srgb, var(--accent) calc(var(--v, 0)*65%), transparent); }
 .scroll.small svg { min-width: 0; max-width: 22rem; }
+.scroll.middle svg { min-width: 0; max-width: 34rem; }
 .scroll svg { display: block; width: 100%; min-width: 30rem; max-width: 46rem; height: auto; }
 svg text { fill: currentColor; }
 table.plain td { text-align: left; white-space: normal; overflow-wrap: anywhere; }
@@ -265,7 +267,7 @@ PAGE_NUMBERS = """
 {% if times %}<div class="scroll"><table><thead><tr><th>phase</th><th>epochs</th><th>minutes</th><th>seconds an epoch</th></tr></thead><tbody>
 {% for t in times %}<tr><td>{{ t.phase }}</td><td>{{ t.epochs }}</td><td>{{ number(t.minutes, 1) }}</td><td>{{ number(t.seconds, 1) }}</td></tr>{% endfor %}</tbody></table></div>{% endif %}</section>{% endif %}
 {% if pseudo or cells %}<section id="pseudo"><h2>Pseudo-labels</h2>
-{% if pseudo %}<p>Of {{ pseudo.images }} slices that nobody annotated, the teacher's answer was kept for {{ pseudo.kept }}, those of highest <em>{{ pseudo.score }}</em>, and rejected for {{ pseudo.images - pseudo.kept }}.{% if pseudo.shown %} Both are among the slices above.{% endif %}</p><div class="scroll">{{ pseudo.figure }}</div>{% endif %}
+{% if pseudo %}<p>Of {{ pseudo.images }} slices that nobody annotated, the teacher's answer was kept for {{ pseudo.kept }}, those of highest <em>{{ pseudo.score }}</em>, and rejected for {{ pseudo.images - pseudo.kept }}.{% if pseudo.shown %} Both are among the slices above.{% endif %}</p><div class="scroll middle">{{ pseudo.figure }}</div>{% endif %}
 {% if cells %}<p class="soft">Cells (slice, structure) known from people, and those that teachers added</p>
 <div class="scroll"><table>
 <thead><tr>{% for k in cells[0] %}<th>{{ k }}</th>{% endfor %}</tr></thead><tbody>{% for r in cells %}<tr>{% for v in r.values() %}<td>{{ v }}</td>{% endfor %}</tr>{% endfor %}</tbody></table></div>{% endif %}</section>{% endif %}

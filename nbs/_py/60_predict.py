@@ -285,7 +285,7 @@ for wrong in (lambda: tta_views(10), lambda: tta_views(0)):
 # %% [markdown]
 # ## Loading runs
 #
-# Runs can be averaged if they know the same classes in the same order. The rule is that of the first run that has one; for an ensemble a rule of its own is chosen [below](#An-ensemble-is-tuned-out-of-fold).
+# Runs can be averaged if they know the same classes in the same order. The rule is that of the first run that has one; for an ensemble a rule of its own is chosen [below](#an-ensemble-is-tuned-out-of-fold).
 
 # %%
 #| export

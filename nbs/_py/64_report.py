@@ -15,7 +15,7 @@
 # The page is **one file**. Pictures, numbers and script are in it, nothing is loaded from anywhere, so it can be kept beside the weights, mailed, opened on a phone. That sets a budget: 300 slices in less than 5 MB. And it must be fit to be shown: no patient's name, no date,
 # no path of anybody's disk.
 #
-# The parts: [what is scored](#What-is-scored), [the numbers](#The-numbers), [the slices](#The-slices-in-little-space), [the page](#The-page) and, for several runs, [the comparison](#Several-runs).
+# The parts: [what is scored](#what-is-scored), [the numbers](#the-numbers), [the slices](#the-slices-in-little-space), [the page](#the-page) and, for several runs, [the comparison](#several-runs).
 
 # %%
 #| export
@@ -231,6 +231,7 @@ p { margin: .5rem 0; max-width: 46rem; }
 .soft, figcaption { color: var(--soft); font-size: .9rem; }
 nav { display: flex; flex-wrap: wrap; gap: .2rem 1rem; margin: .6rem 0; font-size: .95rem; }
 a { color: var(--accent); }
+code { white-space: nowrap; }
 dl.facts { display: flex; flex-wrap: wrap; gap: .6rem; margin: 1rem 0; padding: 0; }
 dl.facts div { background: var(--card); border-radius: .5rem; padding: .5rem .9rem; }
 dl.facts dt { color: var(--soft); font-size: .82rem; }
@@ -246,6 +247,7 @@ tr.silent td, .bad { color: var(--bad); }
 table.heat th.turn { writing-mode: vertical-rl; transform: rotate(180deg); font-weight: 400; padding: .3rem 0; }
 table.heat td:not(:first-child) { min-width: 2.3rem; padding: .18rem .2rem; text-align: center; background: color-mix(in srgb, var(--accent) calc(var(--v, 0)*65%), transparent); }
 .scroll.small svg { min-width: 0; max-width: 22rem; }
+.scroll.middle svg { min-width: 0; max-width: 34rem; }
 .scroll svg { display: block; width: 100%; min-width: 30rem; max-width: 46rem; height: auto; }
 svg text { fill: currentColor; }
 table.plain td { text-align: left; white-space: normal; overflow-wrap: anywhere; }
@@ -364,7 +366,7 @@ PAGE_NUMBERS = """
 {% if times %}<div class="scroll"><table><thead><tr><th>phase</th><th>epochs</th><th>minutes</th><th>seconds an epoch</th></tr></thead><tbody>
 {% for t in times %}<tr><td>{{ t.phase }}</td><td>{{ t.epochs }}</td><td>{{ number(t.minutes, 1) }}</td><td>{{ number(t.seconds, 1) }}</td></tr>{% endfor %}</tbody></table></div>{% endif %}</section>{% endif %}
 {% if pseudo or cells %}<section id="pseudo"><h2>Pseudo-labels</h2>
-{% if pseudo %}<p>Of {{ pseudo.images }} slices that nobody annotated, the teacher's answer was kept for {{ pseudo.kept }}, those of highest <em>{{ pseudo.score }}</em>, and rejected for {{ pseudo.images - pseudo.kept }}.{% if pseudo.shown %} Both are among the slices above.{% endif %}</p><div class="scroll">{{ pseudo.figure }}</div>{% endif %}
+{% if pseudo %}<p>Of {{ pseudo.images }} slices that nobody annotated, the teacher's answer was kept for {{ pseudo.kept }}, those of highest <em>{{ pseudo.score }}</em>, and rejected for {{ pseudo.images - pseudo.kept }}.{% if pseudo.shown %} Both are among the slices above.{% endif %}</p><div class="scroll middle">{{ pseudo.figure }}</div>{% endif %}
 {% if cells %}<p class="soft">Cells (slice, structure) known from people, and those that teachers added</p>
 <div class="scroll"><table>
 <thead><tr>{% for k in cells[0] %}<th>{{ k }}</th>{% endfor %}</tr></thead><tbody>{% for r in cells %}<tr>{% for v in r.values() %}<td>{{ v }}</td>{% endfor %}</tr>{% endfor %}</tbody></table></div>{% endif %}</section>{% endif %}
@@ -534,7 +536,7 @@ def slice_facts(slices: SliceSet, pred: np.ndarray) -> dict:
 
 
 # %% [markdown]
-# What teachers said, if there was one: the original method keeps or rejects whole slices, [self-training](methods.self_training.html) accepts cells.
+# What teachers said, if there was one: the original method keeps or rejects whole slices, [self-training](self_training.html) accepts cells.
 
 # %%
 #| export
@@ -608,7 +610,7 @@ def report(
 # %% [markdown]
 # ## Several runs
 #
-# Is B better than A? Two intervals side by side are the wrong answer: a hard patient weighs on both runs. The difference is taken slice by slice, and its interval comes from drawing whole groups of slices, [the same for both](metrics.html#How-far-to-trust-it). Held out must be a slice by **all** the runs to count.
+# Is B better than A? Two intervals side by side are the wrong answer: a hard patient weighs on both runs. The difference is taken slice by slice, and its interval comes from drawing whole groups of slices, [the same for both](metrics.html#how-far-to-trust-it). Held out must be a slice by **all** the runs to count.
 
 # %%
 #| export
@@ -686,7 +688,7 @@ def report_comparison(
 # %% [markdown]
 # ## A page to try
 #
-# A torso of four ellipses, three structures examined on each annotated slice, and the [teacher–student](methods.teacher_student.html) method, small enough to train while you read. The page below is the real one: click into it and use the arrow keys.
+# A torso of four ellipses, three structures examined on each annotated slice, and the [teacher–student](teacher_student.html) method, small enough to train while you read. The page below is the real one: click into it and use the arrow keys.
 
 # %%
 def torso(n=60, size=48, seed=0):
