@@ -27,7 +27,8 @@ NAMES = {"seed-attunet": "original: Dice only", "masked": "masked sigmoid", "mar
 MAIN = {"seed-attunet": SOFT, "marginal": AMBER, "masked": BLUE, "masked-log": VIOLET}  # shown in detail, with their colours
 METHODS = {"teacher-student": "teacher–student", "pretrain-finetune": "pretrain, fine-tune", "mean-teacher": "Mean Teacher",
            "unimatch": "UniMatch"}
-PHASED = {"seed-teacher-student": ("teacher, then student", AMBER), "seed-pretrain-finetune": ("teacher, pretrain, fine-tune", BLUE)}
+PHASED = {"seed-teacher-student": ("teacher, student; Dice only", AMBER), "seed-pretrain-finetune": ("teacher, pretrain, fine-tune; Dice only", ACCENT),
+          "log-teacher-student": ("teacher, student; our loss", BLUE), "log-pretrain-finetune": ("teacher, pretrain, fine-tune; our loss", VIOLET)}
 
 
 def show(ax, image, mask=None, colours=None, title=""):
@@ -146,7 +147,7 @@ def curves(supervised, semi):
         if n in have: curve(ax[0, 0], have[n], c, NAMES[n])
     ax[0, 0].set(xlabel="pass over the annotated slices", ylabel="Dice, held-out cells")
     for i, (n, (label, c)) in enumerate(PHASED.items()):
-        if n in phased: curve(ax[0, 1], phased[n], c, label); hand_overs(ax[0, 1], phased[n][0], c, .94 - .08*i)
+        if n in phased: curve(ax[0, 1], phased[n], c, label); hand_overs(ax[0, 1], phased[n][0], c, .94 - .075*(i % 2))
     if phased: ax[0, 1].set(xlabel="pass of the run, all phases in a row")
     for a in ax[0]:
         a.set_ylim(0, a.get_ylim()[1]*(1 if a is ax[0, 0] else 1.12))

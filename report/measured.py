@@ -22,6 +22,7 @@ ABLATIONS = [("masked-log", "masked", LOG), ("marginal-log", "marginal", LOG), (
 COMPARISONS = [("masked-log", "seed-attunet"), ("masked", "seed-attunet"), ("marginal", "seed-attunet"), ("masked", "marginal")]
 RULED = ("masked-log", "masked", "marginal", "seed-attunet")  # whose decision rules are told
 METHODS = ("supervised", "teacher-student", "pretrain-finetune", "mean-teacher", "unimatch", "self-training")
+PHASED = ("seed-teacher-student", "seed-pretrain-finetune", "log-teacher-student", "log-pretrain-finetune")  # the original's two methods
 SCORES = ("max", "entropy", "foreground", "sdc", "agreement")
 
 
@@ -106,7 +107,7 @@ def semi(folder: Path):
     by = {r["name"]: r for r in t["rows"]}
     cell = lambda k, m: by.get(start[k] if m == "supervised" else f"{'seed' if k == 'seed' else ours}-{m}")
     cells = [dict(method=m, **{k: cell(k, m) for k in start}) for m in METHODS]
-    told = {n: phases(runs.get(n, {})) for n in ("seed-teacher-student", "seed-pretrain-finetune")}
+    told = {n: phases(runs.get(n, {})) for n in PHASED}
     return t | dict(ours=ours, cells=[c for c in cells if c["seed"] or c["ours"]], loss=compare(runs, ours, "seed-attunet"),
                     phases={n: p for n, p in told.items() if p},
                     epochs=next((v.split("=")[1] for v in reversed(t["rows"][0]["settings"]) if v.startswith("epochs=")), ""))
