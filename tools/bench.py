@@ -5,7 +5,7 @@ under several decision rules, from one set of probabilities, the learning curve,
 the folder). The benchmark notebooks and REPORT.pdf compute everything they show from these files. A run that is there is not repeated; one that was cut is resumed. The tables
 are at the end of this file.
 """
-import argparse, dataclasses, json, os, sys, time
+import argparse, dataclasses, json, os, re, sys, time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -53,7 +53,7 @@ def one(task):
     with atomic_path(target) as tmp:
         np.savez_compressed(tmp, **keep, **areas, truth=test.present, groups=test.groups, classes=np.array(test.classes.names), facts=json.dumps(facts),
                             shown=final[shown], transposed=mean_dice(by_pixel), history=(run/"history.csv").read_text())
-    means = {k: round(float(np.nanmean(np.nanmean(v, 0))), 4) for k, v in keep.items()}
+    means = {k: round(float(mean_dice(v)), 4) for k, v in keep.items()}
     return f"{target.stem}  {means}  {seconds:.0f} s"
 
 
@@ -75,6 +75,38 @@ def confidences(table, name, seeds, data, runs):
                  f"{kind}_dice": dice_table(p.labels, test.masks, len(test.classes)).astype(np.float32)}
     target = RESULTS/"confidence"/f"{table}-{name}.npz"
     with atomic_path(target) as tmp: np.savez_compressed(tmp, **keep, groups=test.groups, classes=np.array(test.classes.names), seeds=np.array(seeds))
+    return f"{target}"
+
+
+STEPS = {  # what is added, one after the other: views, then how the rule is chosen
+    "ensemble": dict(views=1, rule="argmax"), "tta": dict(views=5, rule="argmax"), "rule": dict(views=1, rule="chosen"), "tta-rule": dict(views=5, rule="chosen"),
+    "calibrated-rule": dict(views=1, rule="chosen", calibrated=True)}
+
+
+def ensembles(table, name, seeds, data, runs):
+    "The finished runs of one row together (its seeds, or its folds `name-f*`): each alone (argmax, and its own rule), their mean, and what views, an out-of-fold rule and calibration add."
+    import numpy as np, torch
+    from ctseg.calibrate import prepare
+    from ctseg.data import read_challenge
+    from ctseg.device import pick_device
+    from ctseg.files import atomic_path
+    from ctseg.metrics import dice_table, mean_dice
+    from ctseg.predict import Rule, predict_masks
+    torch.set_num_threads(1)
+    train, test, plan = read_challenge(data), read_challenge(data, "test"), pick_device("auto", "bf16")
+    folders = sorted(f for s in seeds for form in (f"{name}-f*-s{s}", f"{name}-s{s}") for f in (Path(runs)/table).glob(form) if (f/"metrics.json").exists())
+    if not folders: sys.exit(f"no finished run of {name} under {Path(runs)/table}; train the table first")
+    score = lambda masks: dice_table(masks, test.masks, len(test.classes)).astype(np.float32)
+    each = [prepare(f, plan) for f in folders]
+    alone = [[score(m) for m in predict_masks(p, test.images, [Rule(), p.rule])] for p in each]
+    keep, facts = {"dice_single": np.stack([a for a, _ in alone]), "dice_single-rule": np.stack([b for _, b in alone])}, {"runs": [f.name for f in folders], "single-rule": [str(p.rule) for p in each]}
+    for step, how in STEPS.items():
+        p = prepare(folders, plan, how["views"], how.get("calibrated", False), train if how["rule"] == "chosen" else None)
+        rule = p.rule if how["rule"] == "chosen" else Rule()
+        keep[f"dice_{step}"], facts[step] = score(predict_masks(p, test.images, [rule])[0]), str(rule)
+        print(f"{name}  {step:<16}{mean_dice(keep[f'dice_{step}']):.4f}  {rule}", flush=True)
+    target = RESULTS/"ensemble"/f"{table}-{name}.npz"
+    with atomic_path(target) as tmp: np.savez_compressed(tmp, **keep, groups=test.groups, truth=test.present, classes=np.array(test.classes.names), facts=json.dumps(facts))
     return f"{target}"
 
 
@@ -110,6 +142,7 @@ TABLES = {
     ]],
     "semi100": [(name, recipe, BASE + ("labelled=100", "epochs=120") + extra) for name, recipe, extra in SEMI],
     "semi800": [(name, recipe, BASE + extra) for name, recipe, extra in SEMI],
+    "ensemble": [(f"{name}-f{k}", "masked", BASE + ("log_dice=yes", "folds=5", f"fold={k}") + extra) for name, extra in (("log", ()), ("presence", ("presence=0.3",))) for k in range(5)],
 }
 
 
@@ -123,7 +156,11 @@ def main():
     p.add_argument("--jobs", type=int, default=2)
     p.add_argument("--threads", type=int, default=1, help="of each job")
     p.add_argument("--confidence", action="store_true", help="do not train; write how sure the finished runs of each row are of each test slice, and how right")
+    p.add_argument("--ensemble", action="store_true", help="do not train; average the finished runs of a row, its seeds or its folds NAME-f0, NAME-f1, … (--only NAME)")
     a = p.parse_args()
+    if a.ensemble:
+        for name in a.only or sorted({re.sub(r"-f\d+$", "", row[0]) for row in TABLES[a.table]}): print(ensembles(a.table, name, a.seeds, a.data, a.runs), flush=True)
+        return
     rows = [t for t in TABLES[a.table] if not a.only or t[0] in a.only]
     if a.confidence:
         for name, *_ in rows: print(confidences(a.table, name, a.seeds, a.data, a.runs), flush=True)
