@@ -87,6 +87,7 @@ def stage_page(old: Path, new: Path) -> set[str]:
     def local(text: str) -> str:
         text = re.sub(r"\[\[(`[^`]+`)\]\([^)]*\)\]\(", r"[\1](", text)  # nbdev links a symbol inside a link's own text once more
         text = outside.sub(f"]({cfg.git_url}/blob/{cfg.branch}/", text.replace(f"]({host}", f"]({up}"))
+        text = re.sub(r"\]\((?!\w+:)([^)\s#]*)#([^)\s]+)\)", lambda m: f"]({m[1]}#{m[2].lower()})", text)  # Jupyter's anchors keep capitals, a page's do not
         return re.sub(r"\]\(((?!\w+:)[^)\s]*?\.ipynb)", lambda m: f"]({unnumbered(m[1])}", text)
 
     for cell in nb.cells:

@@ -65,6 +65,7 @@ said = soft_dice_confidence(torch.tensor(p)[None, None].float(), torch.tensor(L)
 print(f"mean Dice of 400 drawn truths {real:.3f}, soft Dice confidence {said:.3f}")
 test_close(real, said, eps=.01)
 
+
 # %% [markdown]
 # (Real mistakes are not independent from pixel to pixel, and a network's probabilities are not [calibrated](../62_calibrate.ipynb): the number is not to be taken at its word. For a ranking it need not be.)
 #

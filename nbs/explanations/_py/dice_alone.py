@@ -19,12 +19,17 @@ from ctseg.losses import CrossEntropyDiceLoss, DiceLoss, MarginalSoftmaxLoss
 from pathlib import Path
 RESULTS = Path("../benchmarks/results")
 
+
 # %% [markdown]
 # ## One derivative
 #
 # Take one structure. $P_i$ is the network's probability at pixel $i$, $T_i$ is 1 where somebody outlined it and 0 elsewhere, and the sums run over the batch:
 #
-# $$D = \frac{2\sum_i P_i T_i}{\sum_i P_i + \sum_i T_i} = \frac{2A}{S}, \qquad -\frac{\partial (1 - D)}{\partial P_i} = \frac{2T_i - D}{S}.$$
+# $$D = \frac{2\sum_i P_i T_i}{\sum_i P_i + \sum_i T_i} = \frac{2A}{S}$$
+#
+# The loss is $1 - D$, so each pixel is pushed by
+#
+# $$\frac{\partial D}{\partial P_i} = \frac{2T_i - D}{S}.$$
 #
 # That is all. Every pixel outside the outline is pushed down with the same strength, $D/S$; every pixel inside is pushed up with $(2 - D)/S$. Three things follow.
 #

@@ -8,12 +8,12 @@
 #
 # | you have | run | why |
 # |---|---|---|
-# | **an hour** | `--recipe ctseg --set model=unet:resnet34 --set pretrained=yes` | one network with a pretrained encoder, a seventh of the default network's arithmetic. Entrants of the challenge report 0.61 for this kind of model, without any unlabelled slice, in an hour of a T4 |
-# | without internet | the same with `--set weights=FILE`, or `--recipe ctseg` as it is | weights have to come from somewhere |
-# | **six hours**: most slices annotated | three to five folds of the above, averaged ([Kaggle notebook](../kaggle/ensemble_submission/ensemble_submission.ipynb)) | the most dependable gain there is |
-# | six hours: few slices annotated | `--recipe unimatch` or `mean-teacher` | they use slices without any outline, and the unexamined half of the others |
-# | **thirty hours** (Kaggle's week) | `--recipe self-training` in several sessions, then an ensemble of its student with supervised folds | best known entries without outside data (0.63) combine semi-supervision and folds |
-# | a question of method | `seed-attunet`, `seed-teacher-student` against `masked` at equal `epochs`, three seeds each | the original project's numbers, comparable |
+# | **an hour** | the default with `model=unet:resnet34` | one network with a pretrained encoder, a seventh of the default network's arithmetic. Entrants of the challenge report 0.61 for this kind of model, without any unlabelled slice, in an hour of a T4 |
+# | an hour, no internet | the same with `weights=FILE`, or the default as it is | the encoder's weights have to come from somewhere |
+# | **six hours**, most slices annotated | three to five folds of it, averaged: [on Kaggle](../kaggle/ensemble_submission/ensemble_submission.ipynb) | the most dependable gain there is |
+# | six hours, few slices annotated | `mean-teacher`, `unimatch` | they use slices without any outline, and the unexamined half of the others; look at the costs below before choosing `epochs` |
+# | **thirty hours** (Kaggle's week) | `self-training` in several sessions, then an ensemble of its student with supervised folds | the best entries known without outside data (0.63) combine semi-supervision and folds |
+# | a question of method | `seed-attunet`, `seed-teacher-student` against `masked` at equal `epochs`, three seeds each | the original project's methods, on equal terms |
 #
 # The scores in this table are what teams [reported for the challenge](https://challengedata.ens.fr/participants/challenges/165/), not ours: nothing here was scored on its hidden test set. Our own measurements are
 # [on real CT](../benchmarks/realct_supervised.ipynb), at small width on a processor.
@@ -29,6 +29,7 @@ from ctseg.models import zoo
 from ctseg.recipes import RECIPES, fit
 from ctseg.train import apply_settings
 torch.set_num_threads(1)
+
 
 # %% [markdown]
 # ## What a method costs
