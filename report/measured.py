@@ -151,7 +151,7 @@ def phantom() -> dict:
 def terms(t) -> dict:
     "What the text says of the recipe, as the supervised runs used it, and of the augmentation."
     r = apply_settings(get_recipe("masked"), next((r["settings"] for r in t["rows"] if r["name"] == "masked"), ()) if t else ())
-    told = ("width", "epochs", "batch_size", "lr", "weight_decay", "clip", "ema", "folds", "tau", "teachers")
+    told = ("width", "epochs", "batch_size", "lr", "weight_decay", "clip", "ema", "folds")
     return {k: getattr(r, k) for k in told} | {"augmentation": {k: getattr(MILD, k) for k in ("degrees", "scale", "shift")}}
 
 
