@@ -114,18 +114,21 @@ BASE = ("width=16", "epochs=40", "batch_size=16", "precision=bf16")
 
 # The semi-supervised methods from two starting points, the original's loss and ours. One strong view and no feature stream for UniMatch: 3 instead of 7 times a supervised step.
 SEED, OURS = ("loss=dice", "tune_rule=no"), ("loss=masked", "log_dice=yes", "confidence=sdc", "tune_rule=yes")
+ONE_VIEW, COLD = ("views=1", "feature_dropout=0"), ("warm=no", "tau=0.95")
 SEMI = [
     ("seed-attunet", "seed-attunet", ()),
     ("log", "masked", ("log_dice=yes",)),
     ("log-mean-teacher", "mean-teacher", OURS),
-    ("log-unimatch", "unimatch", OURS + ("views=1", "feature_dropout=0")),
+    ("log-longer", "masked", ("log_dice=yes", "epochs=240")),  # of 100 slices: as many steps as both phases of the next row
+    ("log-warm-unimatch", "unimatch", OURS + ONE_VIEW),
+    ("log-unimatch", "unimatch", OURS + ONE_VIEW + COLD),
     ("log-self-training", "self-training", OURS),
     ("log-teacher-student", "seed-teacher-student", OURS),
     ("log-pretrain-finetune", "seed-pretrain-finetune", OURS),
     ("seed-teacher-student", "seed-teacher-student", ()),
     ("seed-pretrain-finetune", "seed-pretrain-finetune", ()),
     ("seed-mean-teacher", "mean-teacher", SEED),
-    ("seed-unimatch", "unimatch", SEED + ("views=1", "feature_dropout=0")),
+    ("seed-unimatch", "unimatch", SEED + ONE_VIEW + COLD),
     ("seed-self-training", "self-training", SEED),
 ]
 TABLES = {
@@ -141,7 +144,7 @@ TABLES = {
         ("ce-dice-zeros", "marginal", ("loss=ce-dice",)),
     ]],
     "semi100": [(name, recipe, BASE + ("labelled=100", "epochs=120") + extra) for name, recipe, extra in SEMI],
-    "semi800": [(name, recipe, BASE + extra) for name, recipe, extra in SEMI],
+    "semi800": [(name, recipe, BASE + extra + (("second=0.5",) if "warm" in name else ())) for name, recipe, extra in SEMI if name != "log-longer"],
     "ensemble": [(f"{name}-f{k}", "masked", BASE + ("log_dice=yes", "folds=5", f"fold={k}") + extra) for name, extra in (("log", ()), ("presence", ("presence=0.3",))) for k in range(5)],
 }
 

@@ -112,6 +112,10 @@ def drop_channels(self, trainer, n: int):
 
 # %% ../../nbs/57_unimatch.ipynb #7fbe3a09
 def unimatch(job: Job):
-    "One phase (`consistency`, `tau`, `ramp`, `views`, `feature_dropout`, `rebalance`)."
+    "A supervised phase (`warm`), then one with all images (`second`, `second_lr`, `consistency`, `tau`, `ramp`, `views`, `feature_dropout`, `rebalance`)."
     r = job.recipe
-    return job.train("unimatch", method=UniMatch(r.consistency, r.tau, r.ramp, r.views, r.feature_dropout, r.rebalance), extra=job.unlabelled)
+    method = UniMatch(r.consistency, r.tau, r.ramp, r.views, r.feature_dropout, r.rebalance)
+    if not r.warm: return job.train("unimatch", method=method, extra=job.unlabelled)
+    start = job.train("supervised")
+    if not len(job.unlabelled): return job.nothing_to_add(start)
+    return job.train("unimatch", method=method, extra=job.unlabelled, init=start, epochs=max(1, round(r.second*r.epochs)), lr=r.second_lr)

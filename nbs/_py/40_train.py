@@ -981,7 +981,10 @@ class Recipe(BaseRecipe):
     consistency: float = 1.0           # weight of the consistency term
     ramp: float = 0.3                  # share of the steps in which it rises
     perturb: str = "strong"            # mean teacher: "noise", "strong", "none"
-    tau: float = 0.95                  # unimatch: certainty of the teacher that settles a pixel
+    warm: bool = True                  # unimatch: learn from truth alone first
+    second: float = 1.0                # unimatch: length of the phase after that, in parts of `epochs`
+    second_lr: float = 1e-3            # unimatch: its peak rate
+    tau: float = 0.9                   # unimatch: certainty of the teacher that settles a pixel
     views: int = 2                     # unimatch: strong views
     feature_dropout: float = 0.5       # unimatch: share of channels dropped in the feature stream; 0: no such stream
     rebalance: bool = False            # unimatch: thresholds by class
@@ -1041,7 +1044,7 @@ def apply_settings(recipe: Recipe, settings) -> Recipe:
 #| export
 _LIMITS = {"width": (0, None), "epochs": (1, None), "batch_size": (1, None), "lr": (0, None), "weight_decay": (0, None), "warmup": (0, 1), "ema": (0, 1),
            "clip": (0, None), "pieces": (1, None), "skip_limit": (1, None), "presence": (0, None), "encoder_lr": (0, None), "rare_power": (0, None), "image_size": (0, None), "labelled": (0, None), "unlabelled": (-1, None), "folds": (2, None), "fold": (-1, None),
-           "keep": (0, None), "consistency": (0, None), "ramp": (0, 1), "tau": (0.5, 1), "views": (1, None), "feature_dropout": (0, 0.99), "teachers": (2, None),
+           "keep": (0, None), "consistency": (0, None), "ramp": (0, 1), "tau": (0.5, 1), "second": (0, None), "second_lr": (0, None), "views": (1, None), "feature_dropout": (0, 0.99), "teachers": (2, None),
            "rounds": (1, None), "quota": (0, 1), "gate": (0, 1), "absent": (0, 1), "pixel": (0, 1), "finetune_epochs": (0, None), "finetune_lr": (0, None)}
 
 def _checked(recipe: Recipe) -> Recipe:

@@ -1,0 +1,33 @@
+"The tables of runs that the benchmarks stand on: one row, from training to the kept arrays."
+import sys
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT/"tools"))
+import bench
+from ctseg.data import read_challenge
+from ctseg.metrics import mean_dice
+from ctseg.recipes import apply_settings, get_recipe
+
+
+def test_every_row_of_every_table_is_a_recipe():
+    for rows in bench.TABLES.values():
+        assert len({name for name, *_ in rows}) == len(rows)
+        for _, recipe, settings in rows: apply_settings(get_recipe(recipe), settings)
+
+
+def test_a_run_is_kept_once_with_all_that_the_notebooks_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(bench, "RESULTS", tmp_path/"results")
+    task = ("toy", "masked", "masked", ("width=4", "epochs=1", "image_size=32", "folds=4"), 0, ROOT/"data_sample", tmp_path/"runs", 1)
+    assert "masked-s0" in bench.one(task)
+    test = read_challenge(ROOT/"data_sample", "test")
+    with np.load(tmp_path/"results"/"toy"/"masked-s0.npz") as z:
+        assert z["dice_chosen"].shape == z["truth"].shape == (len(test), len(test.classes))
+        assert np.isfinite(mean_dice(z["dice_argmax"])) and len(str(z["history"]).splitlines()) == 2
+    assert "have" in bench.one(task)
+    bench.confidences("toy", "masked", [0, 0], ROOT/"data_sample", tmp_path/"runs")
+    with np.load(tmp_path/"results"/"confidence"/"toy-masked.npz") as z:
+        np.testing.assert_array_equal(z["one_sdc"], z["mean_sdc"])  # the same run twice is no other teacher
+        assert (z["mean_cell_agreement"] == 1).all()
