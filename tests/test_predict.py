@@ -340,3 +340,21 @@ def test_a_mistake_is_one_line_and_leaves_nothing(world, tmp_path, args, says):
     code, out, err = ctseg("predict", *given, "--device", "cpu")
     assert code == 2 and says in err and len(err.strip().splitlines()) == 1, err
     assert not list(tmp_path.iterdir())
+
+
+# ---- the benchmark
+
+def test_the_benchmark_of_ensembles_scores_what_the_command_would_write(world, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(P.Path(__file__).resolve().parent.parent/"tools"))
+    import bench
+    from ctseg.data import read_challenge
+    from ctseg.metrics import dice_table
+    monkeypatch.setattr(bench, "RESULTS", tmp_path/"results")
+    train, test = read_challenge(world/"data"), read_challenge(world/"data", "test")
+    for k in (0, 1): fake_run(tmp_path/"runs"/"t"/f"log-f{k}-s0", train, rule={"threshold": 0.009, "gate": 0.0}, fold=k)
+    with np.load(bench.ensembles("t", "log", [0], world/"data", tmp_path/"runs")) as z:
+        both = load_predictor(sorted((tmp_path/"runs"/"t").iterdir()), pick_device("cpu", "bf16"))
+        want = dice_table(predict_masks(both, test.images, [Rule()])[0], test.masks, 3)
+        assert z["dice_single"].shape == z["dice_single-rule"].shape == (2, 10, 3) and {f"dice_{s}" for s in bench.STEPS} <= set(z.files)
+        np.testing.assert_array_equal(z["dice_ensemble"], want.astype(np.float32))
+    with pytest.raises(SystemExit): bench.ensembles("t", "nothing", [0], world/"data", tmp_path/"runs")
