@@ -95,13 +95,15 @@ class Predictor:
 
     @property
     def activation(self) -> str:
+        "How the probabilities of a pixel hang together: softmax (with background they sum to 1) or sigmoid."
         kinds = {m.loss.activation for m in self.members}
         return kinds.pop() if len(kinds) == 1 else "sigmoid"  # mixed ensembles have no background channel in common
 
     @property
     def mirror(self) -> str|None:
+        "The axis along which every member has seen mirrored images in training, if there is one."
         axes = {m.mirror for m in self.members}
-        return axes.pop() if len(axes) == 1 else None  # only what every member has learnt to look at
+        return axes.pop() if len(axes) == 1 else None
 
 # %% ../nbs/60_predict.ipynb #4369a6d9
 @torch.inference_mode()
