@@ -120,12 +120,12 @@ def _settings():
 
 # ---- the rehearsal ----
 
-TINY = ["width=4", "image_size=32", "batch_size=5", "folds=4"]  # the phantom below has ten annotated slices
+TINY = ["width=8", "image_size=32", "batch_size=4", "folds=5", "lr=0.01"]  # the phantom below has ten annotated slices
 REHEARSALS = {  # parameters that make each notebook short
-    "supervised": dict(settings=[*TINY, "epochs=6"]),
-    "teacher_student": dict(settings=[*TINY, "epochs=24", "keep=0.5", "loss=masked", "confidence=sdc", "tune_rule=yes"]),
-    "self_training": dict(settings=[*TINY, "epochs=4", "teachers=2", "finetune_epochs=2", "gate=0"]),
-    "ensemble_submission": dict(settings=[*TINY, "epochs=4"], members=2)}
+    "supervised": dict(settings=[*TINY, "epochs=60"]),
+    "teacher_student": dict(settings=[*TINY, "epochs=40", "keep=0.5", "loss=masked", "log_dice=yes", "confidence=sdc", "tune_rule=yes"]),
+    "self_training": dict(settings=[*TINY, "epochs=30", "teachers=2", "finetune_epochs=2", "gate=0"]),
+    "ensemble_submission": dict(settings=[*TINY, "epochs=40"], members=2)}
 CUT_AT = "student"  # the host ends a session of `teacher_student` when two epochs of this phase are done
 
 
@@ -177,7 +177,7 @@ def execute(notebook: Path, root: Path, python: Path, parameters: dict, isolate:
     here = "/kaggle" if isolate else root
     command = [str(python), "-m", "papermill", str(notebook), f"{here}/working/__notebook__.ipynb", "-k", "python3", "--no-progress-bar", "-y", json.dumps(parameters)]
     env = {k: v for k, v in os.environ.items() if k not in ("CTSEG_KAGGLE_ROOT", "PYTHONPATH", "VIRTUAL_ENV")}
-    env |= {"PATH": f"{python.parent}:{env['PATH']}", "CTSEG_CACHE": str(root/"cache"), "OMP_NUM_THREADS": "1", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+    env |= {"PATH": f"{python.parent}:{env['PATH']}", "CTSEG_CACHE": str(root/"cache"), "OMP_NUM_THREADS": "1", "PYDEVD_DISABLE_FILE_VALIDATION": "1", "PYTHONWARNINGS": "ignore:IProgress not found"}
     env.pop("MPLBACKEND", None)
     if not isolate: env["CTSEG_KAGGLE_ROOT"] = str(root)
     elif isolate: command = ["unshare", "-m", "-n", "bash", "-c", SESSION.format(root=root, python=python, command=" ".join(map(_quote, command)))]
@@ -220,7 +220,7 @@ def session(name: str, root: Path, python: Path, cut: str = ""):
     files = sorted(str(p.relative_to(root/"working")) for p in (root/"working").rglob("*") if p.is_file() and "checkpoints" not in p.parts)
     print(f"{name}: {time.monotonic() - start:.0f} s; beside checkpoints: {', '.join(files)}", flush=True)
     for line in outputs(root):
-        if "finished" in line or "going on" in line: print("   ", line.strip().splitlines()[-1])
+        if any(w in line for w in ("finished", "going on", "Dice on the test")): print("   ", line.strip().splitlines()[-1])
 
 
 def rehearse(names, top: Path, keep: bool):

@@ -12,7 +12,7 @@
 # yes and no, `known`: was this structure looked for on this slice? The loss is silent wherever the answer is no. That is the whole difference to a U-Net tutorial, and it was worth more than any architecture
 # measured on this data ([why](https://ctseg.github.io/ctseg/explanations/three_states.html)).
 #
-# The outputs below are from a rehearsal: a phantom of 24 small slices, a tiny network and two minutes of one CPU, in folders mounted as Kaggle mounts them and without network. They show that everything runs; the scores mean nothing.
+# The outputs below are from a rehearsal: a phantom of 24 small slices, a tiny network and two minutes of one CPU, in folders mounted as Kaggle mounts them and without network. They show that everything runs; what ten slices can teach is little, and 54 structures are many.
 
 # %% [markdown]
 # ## Before you start
@@ -32,7 +32,7 @@
 
 # %% tags=["parameters"]
 recipe = "ctseg"   # `ctseg recipes` lists them
-settings = []       # "KEY=VALUE" for any field of the recipe, e.g. ["epochs=40", "model=unet:resnet34"]
+settings = []       # "KEY=VALUE" for any field of the recipe, e.g. ["epochs=40"]
 seed = 0
 hours = 8.5           # Kaggle stops a session after 9 to 12 hours; this notebook stops before, with everything saved
 processes = 0         # 0: one a GPU
@@ -53,15 +53,15 @@ if colab: os.environ["CTSEG_KAGGLE_ROOT"] = "/content/kaggle"
 root = Path(os.environ.get("CTSEG_KAGGLE_ROOT", "/kaggle"))
 package = "git+https://github.com/ctseg/ctseg" if colab else max(root.glob("input/**/ctseg-*.whl"), default=None)
 assert package, "attach the data set ctseg-wheel: Add Input, at the right"
-subprocess.run([sys.executable, "-m", "pip", "install", "-q", *([] if colab else ["--no-index"]), "--no-deps", str(package)], check=True)
+subprocess.run([sys.executable, "-m", "pip", "install", "-q", *([] if colab else ["--no-index"]), "--no-deps", str(package)], check=True);
 
 # %%
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from ctseg.data import check_submission, read_challenge, read_images
-from ctseg.demo import plot_predictions
-from ctseg.kaggle import cards, carry_on, find_challenge, train
+from ctseg.kaggle import carry_on, find_challenge, train
+from ctseg.metrics import evaluate_files
 from ctseg.predict import load_predictor, predict_masks, write_submission
 from ctseg.recipes import get_recipe
 from ctseg.report import report
@@ -105,7 +105,9 @@ plt.show()
 # Training runs as a process of its own, on all cards. `carry_on` is the line that makes it survive the end of a session.
 
 # %%
-print(apply_settings(get_recipe(recipe), settings))
+chosen = apply_settings(get_recipe(recipe), settings)
+print(chosen.about)
+print({k: getattr(chosen, k) for k in ("method", "model", "width", "loss", "epochs", "batch_size", "lr", "image_size")})
 run = carry_on("supervised")
 finished = train(data, run, recipe, settings, seed, 3600*hours - (time.monotonic() - start), processes)
 print("finished" if finished else "not finished: attach this output to the next session and run again")
@@ -127,6 +129,8 @@ if finished:
     masks = predict_masks(load_predictor(run), images)
     write_submission(masks, names, "submission.csv")
     print(check_submission("submission.csv", data))
+    truth = next(data.glob("y_test.csv*"), None)  # the challenge keeps it; a phantom and your own data may have one
+    if truth: print(f"Dice on the test slices: {evaluate_files(truth, 'submission.csv')['facts']['dice']:.3f}")
 
 # %% [markdown]
 # Look at what will be uploaded. Without a truth beside it, a picture still shows the coarse mistakes: organs on the wrong side, islands, whole slices left empty.
