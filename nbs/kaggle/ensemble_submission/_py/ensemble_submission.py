@@ -90,6 +90,7 @@ finished = bool(ensemble)
 print(f"{len(trained)} of {members} trained here, {len(attached)} attached")
 if len(trained) < members: print("not finished: attach this output to the next session and run again")
 
+
 # %% [markdown]
 # Each member with the Dice of *its own* held-out slices. These are different slices for each, so small differences between the rows mean nothing; and the ensemble as a whole has seen all of them, so there is no honest score
 # for it here. The organisers have one.
