@@ -105,4 +105,8 @@ def doctor() -> dict:
         facts["gpus"].append({"name": torch.cuda.get_device_name(i), "capability": f"sm_{cap[0]}{cap[1]}", "kernels": ok,
                               "precision": pick_precision(cap), "torch.compile": cap >= (7, 0),
                               "free GiB": round(free[0]/2**30, 1), "total GiB": round(free[1]/2**30, 1)})
+    try:
+        plan = pick_device()
+        facts["training would use"] = f"{plan.device} ({plan.name}), {plan.precision}; torch.compile {'possible' if plan.can_compile else 'refused by this card'}"
+    except InputError as e: facts["training would use"] = str(e)
     return facts

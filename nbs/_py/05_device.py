@@ -166,7 +166,7 @@ for wish in [dict(device="cpu", precision="fp16"), dict(device="gpu"), dict(prec
 # %% [markdown]
 # ## The doctor
 #
-# `ctseg doctor` prints these facts; they are the first thing to ask for in a bug report.
+# `ctseg doctor` prints these facts; they are the first thing to ask for in a bug report. *Training would use* is the plan that `ctseg fit` would make here, or the reason why it would refuse.
 
 # %%
 #| export
@@ -185,6 +185,10 @@ def doctor() -> dict:
         facts["gpus"].append({"name": torch.cuda.get_device_name(i), "capability": f"sm_{cap[0]}{cap[1]}", "kernels": ok,
                               "precision": pick_precision(cap), "torch.compile": cap >= (7, 0),
                               "free GiB": round(free[0]/2**30, 1), "total GiB": round(free[1]/2**30, 1)})
+    try:
+        plan = pick_device()
+        facts["training would use"] = f"{plan.device} ({plan.name}), {plan.precision}; torch.compile {'possible' if plan.can_compile else 'refused by this card'}"
+    except InputError as e: facts["training would use"] = str(e)
     return facts
 
 
