@@ -1,0 +1,52 @@
+# %% [markdown]
+# # Killed at any moment
+#
+# > Fifty SIGKILLs at random moments over runs of every method: does each, resumed, end exactly as the run that was left alone?
+#
+# - skip_showdoc: true
+
+# %% [markdown]
+# [The loop](../40_train.ipynb) claims that a run can be cut *anywhere* and ends with bit-identical weights and history. SIGKILL cannot be caught, so nothing is tidied up: it strikes in the middle of a step, while a checkpoint is being
+# written, between two phases, while a teacher labels. Each run below is killed again and again after a random part of its time and resumed each time, then left to end. All its files (weights, averages, history, pseudo-labels, the chosen rule) are compared
+# byte by byte with those of a run that nobody disturbed. Toy slices and a tiny network, since what is tested is the book-keeping.
+#
+# The short version is in `tests/test_train.py`; the helpers are its own.
+
+# %%
+import platform, random, sys, tempfile, time
+from pathlib import Path
+
+import pandas as pd
+import torch
+sys.path.insert(0, "../../tests")
+from runs import contents, fit_quietly, kill_and_resume, start
+from test_methods import SMALL, toy
+from ctseg.recipes import apply_settings, get_recipe
+
+# %%
+KILLS = {"masked": 8, "seed-teacher-student": 8, "seed-pretrain-finetune": 8, "mean-teacher": 8, "unimatch": 9, "self-training": 9}
+rows, moments, slices = [], [], toy()
+for name, kills in KILLS.items():
+    recipe = apply_settings(get_recipe(name), SMALL + ["epochs=3", "model=tiny-for-tests"])
+    with tempfile.TemporaryDirectory() as d:
+        d, begin = Path(d), time.monotonic()
+        p = start(fit_quietly, slices, recipe, d/"whole"); p.join()
+        seconds, whole, rng = time.monotonic() - begin, contents(d/"whole"), random.Random(name)
+        struck, same, runs = [], True, 0
+        while len(struck) < kills:  # a run may reach its end before it has been killed often enough
+            runs += 1
+            struck += kill_and_resume(slices, recipe, d/f"cut-{runs}", seconds, min(4, kills - len(struck)), rng)
+            same &= contents(d/f"cut-{runs}") == whole
+        rows.append({"recipe": name, "runs": runs, "kills": len(struck), "files compared": len(whole), "all identical": same})
+        moments += [{"recipe": name, "finished phases": p, "epochs": e} for p, e in struck]
+print(f"Python {platform.python_version()}, torch {torch.__version__}, CPU, one thread")
+pd.DataFrame(rows).set_index("recipe")
+
+# %% [markdown]
+# How far the runs had got when they were killed (0 and 0: during the start or the first epoch):
+
+# %%
+pd.crosstab(pd.DataFrame(moments).recipe, pd.DataFrame(moments).epochs)
+
+# %%
+assert all(r["all identical"] for r in rows) and sum(r["kills"] for r in rows) >= 50
