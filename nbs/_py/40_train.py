@@ -979,7 +979,7 @@ class Recipe(BaseRecipe):
     confidence: str = "sdc"            # score by which pseudo-labelled images are ranked
     keep: float = 800                  # how many to keep: a count, or a share if at most 1
     consistency: float = 1.0           # weight of the consistency term
-    ramp: float = 0.3                  # share of the steps in which it rises
+    ramp: float = 0.1                  # share of the steps in which it rises
     perturb: str = "strong"            # mean teacher: "noise", "strong", "none"
     warm: bool = True                  # unimatch: learn from truth alone first
     second: float = 1.0                # unimatch: length of the phase after that, in parts of `epochs`

@@ -13,14 +13,17 @@
 #
 # | recipe | what it is |
 # |---|---|
+# | `ctseg` | the default: `masked-log`, then a phase with all images, in which a sure teacher completes the truth |
+# | `ctseg-1h`, `ctseg-30h` | smaller and larger, for other budgets |
 # | `seed-attunet` | the original project's baseline: Attention U-Net, Dice loss only, everything unexamined read as background |
 # | `masked` | sigmoid outputs; only examined cells are taught |
+# | `masked-log` | the same with the logarithm of the Dice; the best supervised recipe |
 # | `marginal` | softmax outputs; unexamined structures and background are one class as far as the truth can tell |
 # | `seed-teacher-student` | the original method: teacher → 800 surest slices → student with Dice + L2 |
 # | `seed-pretrain-finetune` | its variant: pretrain on the pseudo-labelled, fine-tune on the annotated |
 # | `teacher-student` | the original method with the masked loss and a confidence that measures something |
 # | `mean-teacher` | consistency with the averaged model wherever the truth is silent |
-# | `unimatch` | completed truth for strong views, CutMix, feature dropout |
+# | `unimatch` | completed truth for strong views, CutMix, feature dropout: the whole method, for a GPU |
 # | `self-training` | out-of-fold teachers, cells accepted by confidence, noisy student, fine-tune |
 
 # %%
@@ -60,15 +63,18 @@ METHODS = {"supervised": supervised, "teacher-student": teacher_student, "pretra
            "unimatch": unimatch, "self-training": self_training}
 
 RECIPES = {r.name: r for r in [
-    Recipe("ctseg", "the best known so far: `masked` with the logarithm of the Dice, which leaves no class silent", log_dice=True),
+    Recipe("ctseg", "the best known: `masked-log`, then all images by UniMatch's rule, in one strong view", "unimatch", log_dice=True, second=0.5, views=1, feature_dropout=0),
+    Recipe("ctseg-1h", "for about an hour of a T4: `masked-log` at half the width", log_dice=True, width=32, epochs=300),
+    Recipe("ctseg-30h", "for about thirty hours of a T4: `ctseg`, twice as long, the second phase as long as the first", "unimatch", log_dice=True, epochs=360, views=1, feature_dropout=0),
     Recipe("seed-attunet", "the original baseline: Dice loss only, zeros read as background, argmax", loss="dice", tune_rule=False),
     Recipe("masked", "supervised; sigmoid outputs, Dice and binary cross-entropy on known cells", loss="masked"),
+    Recipe("masked-log", "supervised; `masked` with the logarithm of the Dice, which leaves no class silent", log_dice=True),
     Recipe("marginal", "supervised; softmax outputs, marginal cross-entropy and Dice on known cells", loss="marginal"),
     Recipe("seed-teacher-student", "the original method: teacher, the 800 surest slices, student with Dice + L2", "teacher-student", loss="dice", confidence="max", tune_rule=False),
     Recipe("seed-pretrain-finetune", "the original's variant: pretrain on pseudo-labels, fine-tune on truth", "pretrain-finetune", loss="dice", confidence="max", tune_rule=False),
     Recipe("teacher-student", "the original method on better ground: unknown stays unknown, Soft Dice Confidence", "teacher-student", log_dice=True),
-    Recipe("mean-teacher", "consistency with the student's own average wherever the truth is silent", "mean-teacher", log_dice=True),
-    Recipe("unimatch", "a sure teacher completes the truth for two strong views", "unimatch", ramp=0.1, log_dice=True),
+    Recipe("mean-teacher", "consistency with the student's own average wherever the truth is silent", "mean-teacher", log_dice=True, ramp=0.3),
+    Recipe("unimatch", "a sure teacher completes the truth for two strong views", "unimatch", log_dice=True),
     Recipe("self-training", "out-of-fold teachers complete slices cell by cell; a noisy student; a fine-tune", "self-training", log_dice=True),
 ]}
 DEFAULT_RECIPE = "ctseg"
@@ -85,6 +91,9 @@ pd.DataFrame([dict(name=r.name, method=r.method, loss=r.loss, about=r.about) for
 
 
 # %% [markdown]
+# What each step of the default brings is measured [for the loss](benchmarks/realct_supervised.html) and [for the unlabelled images](benchmarks/realct_semi.html). The hours in the names are arithmetic, not measurement: multiply-adds of a 256×256 slice, 800 of them annotated, and a third of a T4's
+# peak at half precision.
+#
 # ## Fit
 #
 # `fit` opens the run folder, runs the method's phases, chooses the decision rule on the held-out slices, and writes the end of the story. It is what `ctseg fit` calls.

@@ -143,7 +143,7 @@ def front(name):
     scores = [mean_dice(chosen(r)) for r in runs[name].values()]
     silent = sorted({c for r in runs[name].values() for c, drawn in zip(classes, (r.get("area_chosen", r["area_argmax"]) > 0).any(0)) if not drawn})
     d = interval(name, "seed-attunet") if name != "seed-attunet" else None
-    return {"recipe": {"masked-log": "**`ctseg`** (`masked`, −ln Dice)"}.get(name, f"`{name}`"), "Dice, 300 slices of 15 patients": f"{np.mean(scores):.3f} ± {np.std(scores, ddof=1):.3f} ({len(scores)} seeds)",
+    return {"recipe": f"`{name}`", "Dice, 300 slices of 15 patients": f"{np.mean(scores):.3f} ± {np.std(scores, ddof=1):.3f} ({len(scores)} seeds)",
             "more than `seed-attunet` [95 %]": f"{d['difference']:+.3f} [{d['low']:+.3f}, {d['high']:+.3f}]" if d else "",
             "silent in some seed": ", ".join(silent) or "none"}
 
