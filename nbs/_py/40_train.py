@@ -522,7 +522,7 @@ def look(self, index) -> dict[str, Batch]:
 # %% [markdown]
 # ### What it answers
 #
-# All views of a share go through the network in *one* pass: one set of batch statistics, and the wrapper that averages gradients wants to be called once. A network with [deep supervision](models.base.html) answers with a list from fine to coarse, and
+# All views of a share go through the network in *one* pass: one set of batch statistics, and the wrapper that averages gradients wants to be called once. A network with [deep supervision](base.html) answers with a list from fine to coarse, and
 # each size has its loss. If the recipe asks for a presence head, what it says about each view is remembered, and held against the cells that are known.
 
 # %%
