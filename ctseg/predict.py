@@ -360,8 +360,8 @@ def predict_folder(
     batch_size: int = 16,
 ) -> dict: # facts for people
     "Write the submission for a folder of images of any number."
-    if not str(out).endswith((".csv", ".csv.gz")): raise InputError(f"{out}: a submission is called something.csv or something.csv.gz")
     paths = image_paths(images)
+    if not str(out).endswith((".csv", ".csv.gz")): raise InputError(f"{out}: a submission is called something.csv or something.csv.gz")
     names, size, seen = [p.name for p in paths], read_pngs(paths[:1]).shape[1:], set()
     _warn_size(predictor, size)
     with contextlib.ExitStack() as stack:

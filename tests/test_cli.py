@@ -41,7 +41,7 @@ def run(tmp_path_factory):
 def test_fit_predict_check_evaluate(run, tmp_path):
     sub = tmp_path/"submission.csv"
     code, out, err = ctseg("predict", run, "--images", f"{SAMPLE}/test-images", "--out", sub)
-    assert code == 0 and "8 images" in out, err
+    assert code == 0 and "images: 8" in out, err
     code, out, err = ctseg("check", SAMPLE, "--submission", sub)
     assert code == 0 and out.endswith("ok\n"), err
     code, out, err = ctseg("evaluate", f"{SAMPLE}/y_test.csv.gz", sub, "--json", tmp_path/"m.json")
