@@ -6,7 +6,7 @@
 __all__ = ['kaggle_root', 'find_challenge', 'find_runs', 'carry_on', 'cards', 'train', 'train_each']
 
 # %% ../nbs/85_kaggle.ipynb #67925ffa
-import os, shutil, subprocess, sys, tempfile, time
+import math, os, shutil, subprocess, sys, tempfile, time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
@@ -74,12 +74,13 @@ def carry_on(name: str = "run") -> Path:
 # %% ../nbs/85_kaggle.ipynb #edb0cbf2
 def _watch(command: list[str], env: dict = {}, show=print):
     "Run `command` and show its lines as they come; `InputError` with the last of them if it fails. A run that stopped in time has not failed."
-    settings = {**os.environ, "TQDM_MININTERVAL": "60", "TQDM_MAXINTERVAL": "60", "PYTHONUNBUFFERED": "1", **env}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=settings) as p:
-        last, stopped = "", False
-        for line in p.stdout:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1", **env}) as p:
+        last, stopped, told = "", False, -math.inf
+        for line in filter(str.strip, p.stdout):
+            if "%|" in line and "100%|" not in line and time.monotonic() - told < 60: continue  # the progress bar, redrawn
             stopped |= "everything is saved" in line  # torchrun has a status of its own, so the line counts
-            if line.strip(): show(last := line.rstrip())
+            show(last := line.rstrip())
+            if "%|" in line: told = time.monotonic()
     if p.returncode and not stopped: raise InputError(f"the training ended with status {p.returncode}: {last}")
 
 # %% ../nbs/85_kaggle.ipynb #6ee9d4c3

@@ -18,7 +18,7 @@
 
 # %%
 #| export
-import os, shutil, subprocess, sys, tempfile, time
+import math, os, shutil, subprocess, sys, tempfile, time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
@@ -163,18 +163,19 @@ assert (run/"new").exists() and not carry_on("other").exists()
 # ## Training
 #
 # Training runs as a process of its own, started as anybody would start it in a terminal: `ctseg fit`, through `torchrun` when there are several cards. A notebook cannot do this by itself: functions
-# defined in its cells do not exist in other processes. Lines are shown as they come; the progress bar, redrawn ten times a second in a terminal, becomes a line a minute.
+# defined in its cells do not exist in other processes. Lines are shown as they come; the progress bar, which a terminal redraws all the time, becomes a line a minute.
 
 # %%
 #| export
 def _watch(command: list[str], env: dict = {}, show=print):
     "Run `command` and show its lines as they come; `InputError` with the last of them if it fails. A run that stopped in time has not failed."
-    settings = {**os.environ, "TQDM_MININTERVAL": "60", "TQDM_MAXINTERVAL": "60", "PYTHONUNBUFFERED": "1", **env}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=settings) as p:
-        last, stopped = "", False
-        for line in p.stdout:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1", **env}) as p:
+        last, stopped, told = "", False, -math.inf
+        for line in filter(str.strip, p.stdout):
+            if "%|" in line and "100%|" not in line and time.monotonic() - told < 60: continue  # the progress bar, redrawn
             stopped |= "everything is saved" in line  # torchrun has a status of its own, so the line counts
-            if line.strip(): show(last := line.rstrip())
+            show(last := line.rstrip())
+            if "%|" in line: told = time.monotonic()
     if p.returncode and not stopped: raise InputError(f"the training ended with status {p.returncode}: {last}")
 
 
@@ -255,7 +256,7 @@ test_eq(len(Run(run).read_history()), 2)
 # %%
 slow = kaggle_root()/"working"/"slow"
 with contextlib.redirect_stdout(io.StringIO()) as said: done = train(sample, slow, "masked", [*tiny, "epochs=1000"], seconds=8)
-print(done, re.sub(r"epoch \d+, step \d+", "epoch …, step …", re.search("ctseg: (.*)", said.getvalue())[1]))
+print(done, re.sub(r"\d+ of", "… of", re.search("ctseg: (.*)", said.getvalue())[1]))
 
 # %% [markdown]
 # A mistake in the settings is the same one line as in a terminal:
