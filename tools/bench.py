@@ -119,7 +119,7 @@ SEMI = [
     ("seed-attunet", "seed-attunet", ()),
     ("log", "masked", ("log_dice=yes",)),
     ("log-mean-teacher", "mean-teacher", OURS),
-    ("log-longer", "masked", ("log_dice=yes", "epochs=240")),  # of 100 slices: as many steps as both phases of the next row
+    ("log-longer", "unimatch", OURS + ONE_VIEW + ("consistency=0",)),  # both phases of the next row, the second without the unlabelled images
     ("log-warm-unimatch", "unimatch", OURS + ONE_VIEW),
     ("log-unimatch", "unimatch", OURS + ONE_VIEW + COLD),
     ("log-self-training", "self-training", OURS),
@@ -144,7 +144,7 @@ TABLES = {
         ("ce-dice-zeros", "marginal", ("loss=ce-dice",)),
     ]],
     "semi100": [(name, recipe, BASE + ("labelled=100", "epochs=120") + extra) for name, recipe, extra in SEMI],
-    "semi800": [(name, recipe, BASE + extra + (("second=0.5",) if "warm" in name else ())) for name, recipe, extra in SEMI if name != "log-longer"],
+    "semi800": [(name, recipe, BASE + extra + (("second=0.5",) if name in ("log-longer", "log-warm-unimatch") else ())) for name, recipe, extra in SEMI],
     "ensemble": [(f"{name}-f{k}", "masked", BASE + ("log_dice=yes", "folds=5", f"fold={k}") + extra) for name, extra in (("log", ()), ("presence", ("presence=0.3",))) for k in range(5)],
 }
 

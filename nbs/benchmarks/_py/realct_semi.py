@@ -11,7 +11,7 @@
 # **The terms.** Attention U-Net of width 16, batches of 16 annotated slices, 600 optimiser steps a phase with 100 annotations and 1800 with 800. Every method is run from two starting points: the original's (`seed-…`: Dice only, zeros as background) and ours (`log-…`: masked sigmoid loss with the logarithm
 # of the Dice). UniMatch runs with one strong view and no feature stream, which is what a processor can pay for.
 #
-# `log-warm-unimatch` is the default recipe, `ctseg`: a supervised phase, then one with all images, as long again with 100 annotations and half as long with 800. It takes more steps than `log`, so with 100 annotations there is also `log-longer`, the supervised recipe with as many steps. `log-unimatch` has all images from the
+# `log-warm-unimatch` is the default recipe, `ctseg`: a supervised phase, then one with all images, as long again with 100 annotations and half as long with 800. It takes more steps than `log`, so there is also `log-longer`: the same two phases, the second without the unlabelled images (`consistency=0`). `log-unimatch` has all images from the
 # first step, as the papers do. Settings are those the recipes were written with; the warm start came after the cold one had failed on seed 0, and was then run on the other seeds as it was.
 #
 # ```
@@ -56,7 +56,6 @@ def line(budget, name):
 table = pd.DataFrame([line(b, n) for b in runs for n in runs[b]])
 table = table.sort_values(["labelled", "Dice"], ascending=[True, False]).reset_index(drop=True)
 table.drop(columns="minutes").style.format(precision=3, na_rep="").hide(axis="index")
-
 
 # %%
 fig, axes = plt.subplots(1, 2, figsize=(11, 3.6), layout="constrained")
