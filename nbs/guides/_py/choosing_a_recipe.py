@@ -4,19 +4,19 @@
 # > For one, six or thirty hours of a GPU: what to run, what it costs compared with a plain U-Net, and what has been measured.
 
 # %% [markdown]
-# **In one line:** start with the default, `ctseg`. Spend further hours on more *members* of it before you spend them on a cleverer method, and on semi-supervision when few slices are annotated.
+# **In one line:** start with the default, `ctseg`. With few annotated slices its second phase is what pays; with many, average several networks before anything cleverer.
 #
 # | you have | run | why |
 # |---|---|---|
-# | **an hour** | the default with `model=unet:resnet34` | one network with a pretrained encoder, a seventh of the default network's arithmetic. Entrants of the challenge report 0.61 for this kind of model, without any unlabelled slice, in an hour of a T4 |
-# | an hour, no internet | the same with `weights=FILE`, or the default as it is | the encoder's weights have to come from somewhere |
-# | **six hours**, most slices annotated | three to five folds of it, averaged: [on Kaggle](../kaggle/ensemble_submission/ensemble_submission.ipynb) | the most dependable gain there is |
-# | six hours, few slices annotated | `mean-teacher`, `unimatch` | they use slices without any outline, and the unexamined half of the others; look at the costs below before choosing `epochs` |
-# | **thirty hours** (Kaggle's week) | `self-training` in several sessions, then an ensemble of its student with supervised folds | the best entries known without outside data (0.63) combine semi-supervision and folds |
+# | **an hour** | `masked-log` with `model=unet:resnet34` | one network with a pretrained encoder, a seventh of the default network's arithmetic. Entrants of the challenge report 0.61 for this kind of model, without any unlabelled slice, in an hour of a T4 |
+# | an hour, no internet | the same with `weights=FILE`, or `ctseg-1h` | the encoder's weights have to come from somewhere |
+# | **six hours**, most slices annotated | three to five folds of `masked-log`, averaged: [on Kaggle](../kaggle/ensemble_submission/ensemble_submission.ipynb) | the [most dependable gain](../benchmarks/realct_ensemble.ipynb) there is |
+# | six hours, few slices annotated | `ctseg` with `second=1` | the [largest gain measured](../benchmarks/realct_semi.ipynb) for a single network: it uses slices without any outline, and the unexamined half of the others |
+# | **thirty hours** (Kaggle's week) | folds of `ctseg-30h`, averaged | both of the above |
 # | a question of method | `seed-attunet`, `seed-teacher-student` against `masked` at equal `epochs`, three seeds each | the original project's methods, on equal terms |
 #
 # The scores in this table are what teams [reported for the challenge](https://challengedata.ens.fr/participants/challenges/165/), not ours: nothing here was scored on its hidden test set. Our own measurements are
-# [on real CT](../benchmarks/realct_supervised.ipynb), at small width on a processor.
+# [on real CT](../benchmarks/realct_supervised.ipynb), at small width on a processor; no recipe has been timed on a T4.
 
 # %%
 #| hide
@@ -54,7 +54,7 @@ def passes(recipe):
 SLICES = read_challenge("../../data_sample", cache=False)
 small = ["width=4", "image_size=32", "epochs=4", "batch_size=5", "fold=-1", "tune_rule=no", "finetune_epochs=0"]
 keep = {"seed-teacher-student": ["keep=0.67"], "seed-pretrain-finetune": ["keep=0.67"], "self-training": ["teachers=3"]}
-cost = {name: passes(apply_settings(r, small + keep.get(name, []))) for name, r in RECIPES.items() if name not in ("ctseg", "marginal", "seed-attunet")}
+cost = {name: passes(apply_settings(r, small + keep.get(name, []))) for name, r in RECIPES.items() if name not in ("ctseg-1h", "masked-log", "marginal", "seed-attunet")}
 pd.Series(cost, name="supervised runs").sort_values().round(1).to_frame()
 
 # %% [markdown]
