@@ -110,7 +110,9 @@ def test_a_disk_that_fails_is_told_and_nothing_is_left(tmp_path, monkeypatch, nu
 def test_lists():
     code, out, _ = ctseg("recipes")
     assert code == 0 and "(default)" in out and "seed-teacher-student" in out
-    code, out, _ = ctseg("models")
-    assert code == 0 and "attunet" in out
+    code, out, _ = ctseg("models", "attunet", "--plain")  # all of them, with measured steps, takes minutes
+    assert code == 0 and "34,880,931" in out
+    code, _, err = ctseg("models", "atunet")
+    assert code == 2 and "attunet" in err
     code, out, _ = ctseg("doctor")
     assert code == 0 and "torch" in out
