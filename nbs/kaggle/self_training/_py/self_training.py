@@ -18,7 +18,7 @@
 #
 # What people outlined is never overwritten. The method takes `teachers + 1` trainings and a bit, four times the supervised one; on Kaggle that is the run that needs more than one session.
 #
-# The outputs below are from a rehearsal: a phantom of 24 small slices, a tiny network and minutes of one CPU, in folders mounted as Kaggle mounts them and without network. They show that everything runs; what ten slices can teach is little, and 54 structures are many.
+# The outputs below are from a rehearsal (progress lines removed): a phantom of 24 small slices, a tiny network and minutes of one CPU, in folders mounted as Kaggle mounts them and without network. They show that everything runs; what ten slices can teach is little, and 54 structures are many.
 
 # %% [markdown]
 # ## Before you start

@@ -12,7 +12,7 @@
 # yes and no, `known`: was this structure looked for on this slice? The loss is silent wherever the answer is no. That is the whole difference to a U-Net tutorial, and it was worth more than any architecture
 # measured on this data ([why](https://ctseg.github.io/ctseg/explanations/three_states.html)).
 #
-# The outputs below are from a rehearsal: a phantom of 24 small slices, a tiny network and two minutes of one CPU, in folders mounted as Kaggle mounts them and without network. They show that everything runs; what ten slices can teach is little, and 54 structures are many.
+# The outputs below are from a rehearsal (progress lines removed): a phantom of 24 small slices, a tiny network and a few minutes of one busy CPU, in folders mounted as Kaggle mounts them and without network. They show that everything runs; what ten slices can teach is little, and 54 structures are many.
 
 # %% [markdown]
 # ## Before you start

@@ -18,7 +18,7 @@
 # gained 0.01 of Dice this way. What it lost elsewhere was more: its loss read every unexamined structure as background. Here the loss leaves unknown alone (`loss=masked`, with the logarithm of the Dice, which keeps rare structures from falling silent) and images are ranked by the Dice
 # they can be expected to have (`confidence=sdc`) instead of by the mean certainty of their pixels, which mostly measures how much empty background there is. To repeat the original as it was, set `settings = []`.
 #
-# The outputs below are from a rehearsal: a phantom of 24 small slices, a tiny network and minutes of one CPU, in folders mounted as Kaggle mounts them and without network; and on purpose it was cut half-way and continued from its own
+# The outputs below are from a rehearsal (progress lines removed; without `log_dice=yes`): a phantom of 24 small slices, a tiny network and minutes of one CPU, in folders mounted as Kaggle mounts them and without network; and on purpose it was cut half-way and continued from its own
 # output. They show that everything runs; what ten slices can teach is little, and 54 structures are many.
 
 # %% [markdown]
