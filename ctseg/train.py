@@ -544,6 +544,12 @@ class Run:
         "All rows so far; columns are those of any row, in the order they first appeared."
         _write_rows(rows, self/"history.csv")
 
+    def note_seconds(self, row: dict, seconds: float):
+        "Add an epoch to `timings.csv`, which stands apart from the history because it differs from run to run."
+        path = self/"timings.csv"
+        old = list(csv.DictReader(path.read_text().splitlines())) if path.exists() else []
+        _write_rows(old + [{"phase": row["phase"], "epoch": row["epoch"], "seconds": round(seconds, 2)}], path)
+
     def read_history(self):
         import pandas as pd
         return pd.read_csv(self/"history.csv")
@@ -707,7 +713,7 @@ class Job:
         self.loss = create_loss(recipe.loss, **recipe.loss_options())
         if recipe.augment not in AUGMENT: raise did_you_mean("augment", recipe.augment, AUGMENT)
         self.augment = AUGMENT[recipe.augment].with_mirror(recipe.mirror)
-        self.history, self.done, self.pieces, self.watch = [], [], recipe.pieces, None
+        self.history, self.done, self.pieces, self.watch, self.clock = [], [], recipe.pieces, None, time.monotonic()
 
 # %% ../nbs/40_train.ipynb #e604acbb
 @patch_to(Job)
@@ -780,6 +786,8 @@ def note_epoch(self, history: list[dict]):
     "After each epoch: `history.csv`, and the curves for whoever is watching."
     if rank(): return
     self.run.write_history(history)
+    self.run.note_seconds(history[-1], time.monotonic() - self.clock)
+    self.clock = time.monotonic()
     if self.watch is None and self.progress: self.watch = Watch(self.run/"tensorboard")
     if self.watch: self.watch(history)
 

@@ -102,7 +102,7 @@ def kill_and_resume(slices, recipe, out, whole_seconds, kills, rng):
 
 
 def contents(run):
-    "What must not depend on how often a run was interrupted: every file but the log for TensorBoard."
-    files = [p for p in sorted(run.rglob("*")) if p.is_file() and "tensorboard" not in p.parts and p.suffix != ".png"]
+    "What must not depend on how often a run was interrupted: every file but the log for TensorBoard and the times."
+    files = [p for p in sorted(run.rglob("*")) if p.is_file() and "tensorboard" not in p.parts and p.suffix != ".png" and p.name != "timings.csv"]
     read = lambda p: repr(torch.load(p, weights_only=True)) if p.suffix == ".pt" else p.read_bytes()  # pickles of equal content may differ in bytes
     return {str(p.relative_to(run)): read(p) for p in files}
