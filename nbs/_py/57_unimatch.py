@@ -209,7 +209,7 @@ plt.show()
 # ## The script: a teacher worth listening to
 #
 # From the first step on, this method fools itself. A sigmoid network begins with every class at one percent everywhere, which is below $1-\tau$: an untrained teacher is *sure* that every unexamined structure is absent, and its student learns to be silent. The rare classes suffer first. So truth has the word
-# alone at first: a supervised phase, and only then, from its weights and at a lower rate, the phase with all images. On real CT with 100 annotated slices this turned a loss into the largest gain of any method ([the table](../benchmarks/realct_semi.html)).
+# alone at first: a supervised phase, and only then, from its weights and at a lower rate, the phase with all images. On real CT with 100 annotated slices this turned a loss into the largest gain of any method ([the table](benchmarks/realct_semi.html)).
 #
 # `warm=False` starts at once, as the papers do.
 

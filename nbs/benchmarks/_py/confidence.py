@@ -94,7 +94,7 @@ print(f"{name}: rank correlation of `max` with the number of structures drawn: {
 # %% [markdown]
 # ## Of a cell
 #
-# [Self-training](../methods.self_training.html) believes cells, one structure on one slice. Over all cells that a teacher drew (inventions have Dice 0): `sdc`, `agreement`, their product (which `accept_cells` uses), and the peak probability. `within a class` correlates class by class and takes the mean, because quotas are by class.
+# [Self-training](../self_training.html) believes cells, one structure on one slice. Over all cells that a teacher drew (inventions have Dice 0): `sdc`, `agreement`, their product (which `accept_cells` uses), and the peak probability. `within a class` correlates class by class and takes the mean, because quotas are by class.
 
 # %%
 def cells(t, kind="mean"):
