@@ -21,7 +21,7 @@ ABLATIONS = [("masked-log", "masked", LOG), ("marginal-log", "marginal", LOG), (
              ("marginal", "ce-dice-zeros", "unknown kept apart from background")]
 COMPARISONS = [("masked-log", "seed-attunet"), ("masked", "seed-attunet"), ("marginal", "seed-attunet"), ("masked", "marginal")]
 RULED = ("masked-log", "masked", "marginal", "seed-attunet")  # whose decision rules are told
-METHODS = ("supervised", "teacher-student", "pretrain-finetune", "mean-teacher", "unimatch", "self-training")
+METHODS = ("supervised", "teacher-student", "pretrain-finetune", "mean-teacher", "unimatch", "longer", "warm-unimatch", "self-training")
 PHASED = ("seed-teacher-student", "seed-pretrain-finetune", "log-teacher-student", "log-pretrain-finetune")  # the original's two methods
 SCORES = ("max", "entropy", "foreground", "sdc", "agreement")
 
