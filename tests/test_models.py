@@ -25,7 +25,7 @@ def make(name, out_chans=7, **kw):
 
 def test_small_stands_for_every_listed_model():
     "Each listed name has its family in SMALL, so a new architecture cannot be forgotten here."
-    assert {n.partition(":")[0] for n in list_models()} <= {n.partition(":")[0] for n in SMALL}
+    assert {n.partition(":")[0] for n in list_models() if n != "tiny-for-tests"} <= {n.partition(":")[0] for n in SMALL}
 
 @pytest.mark.parametrize("name", SMALL)
 def test_contract(name):
