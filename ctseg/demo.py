@@ -54,7 +54,7 @@ def plot_pseudo(unlabelled: SliceSet, labels: np.ndarray, scores: np.ndarray, ke
     return fig
 
 # %% ../nbs/75_demo.ipynb #4b3e17cd
-DEMO = ("width=16", "image_size=64", "epochs=180", "batch_size=5", "lr=0.004", "fold=-1", "keep=8")
+DEMO = ("width=16", "image_size=64", "epochs=250", "batch_size=5", "lr=0.004", "fold=-1", "keep=8")
 
 def run_demo(out, data="data_sample", overwrite: bool = False, settings=DEMO, progress: bool = True):
     "Teacher and student on `data`, predict its test slices, score, draw; everything lands in `out`."
