@@ -48,3 +48,14 @@ def test_text_mirror_agrees(nb):
 
 @pytest.mark.parametrize("nb", NBS, ids=name)
 def test_text_has_a_notebook(nb): assert nb.exists()
+
+
+@pytest.mark.parametrize("nb", NBS, ids=name)
+def test_exported_cells_are_short(nb):
+    cells = [c.source for c in read_nb(nb).cells if c.cell_type == "code" and c.source.startswith("#| export")]
+    long = [s.splitlines()[1] for s in cells if len(s.strip().splitlines()) > 45]
+    assert not long, f"cut these cells up, each part with its reason and something to see: {long}"
+
+
+@pytest.mark.parametrize("nb", NBS, ids=name)
+def test_notebook_is_small(nb): assert nb.stat().st_size < 2e6, "smaller pictures: fewer panels, fewer dots, or jpeg where they show noise"

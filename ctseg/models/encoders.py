@@ -91,6 +91,46 @@ def group_norm(module: nn.Module):
         if isinstance(m, nn.BatchNorm2d): setattr(module, name, nn.GroupNorm(max(m.num_features//8, 1) if m.num_features % 8 == 0 else 1, m.num_features))
         else: group_norm(m)
 
+# %% ../../nbs/37_encoders.ipynb #c862aa1d
+def _from_file(model: str, decoder: str, known_as: str, in_chans: int, out_chans: int, path) -> tuple[nn.Module, dict|None]:
+    "A network with its encoder's weights out of a file, and None; or with random weights, and the tensors of the whole model that the file holds."
+    state = read_weights(path)
+    if any(k.startswith("decoder.") for k in state): return _build(decoder, known_as, in_chans, out_chans, False, None), state
+    if known_as.startswith("tu-"):
+        _check_encoder_state(known_as[3:], state, path)
+        return _build(decoder, known_as, in_chans, out_chans, False, state), None
+    net = _build(decoder, known_as, in_chans, out_chans, False, None)
+    net.encoder = import_zoo(_SMP, model).encoders.get_encoder(known_as)  # with three colours, as the file has them
+    load_weights(net.encoder, {k: v for k, v in state.items() if not k.startswith(("fc.", "_fc.", "head."))})
+    net.encoder.set_in_channels(in_chans, pretrained=True)
+    return net, None
+
+def _network(model: str, decoder: str, encoder: str, in_chans: int, out_chans: int, pretrained: bool, weights) -> tuple[nn.Module, dict|None]:
+    "The network with the weights of a file, of the hub, or random ones on request; and tensors that are still to be loaded into the whole model, if any."
+    known_as, repo = find_encoder(encoder, model)
+    if decoder == "dpt" and (not known_as.startswith("tu-") or "vit" not in encoder): raise InputError(f"{model}: dpt is for plain vision transformers (vit_…); take unet:{encoder} or segformer:{encoder}")
+    if weights is not None: return _from_file(model, decoder, known_as, in_chans, out_chans, weights)
+    if not pretrained: return _build(decoder, known_as, in_chans, out_chans, False, None), None
+    if repo is None or not _at_hand(repo): raise _no_weights(model, repo)
+    try: return _build(decoder, known_as, in_chans, out_chans, True, None), None
+    except OSError as e: raise _no_weights(model, repo) from e
+
+# %% ../../nbs/37_encoders.ipynb #9182fb63
+def _features(decoder: nn.Module, kind: str, out) -> list[torch.Tensor]:
+    "What perturbations may touch of an encoder's output: maps of shape (B, channels, h, w), finest first (DPT: shallowest first, all of one size)."
+    if kind == "dpt": return [read(f, token) for read, f, token in zip(decoder.projection_blocks, *out)]
+    return [f for f in out[1:] if f.shape[1]]  # without the image itself and empty placeholders
+
+def _decode(decoder: nn.Module, kind: str, features: list[torch.Tensor]) -> torch.Tensor:
+    "The inverse errand: the decoder's map of shape (B, channels, h, w) from such features."
+    if kind != "dpt":
+        b, _, h, w = features[0].shape
+        empty = [features[0].new_empty(b, 0, 2**k*h, 2**k*w) for k in reversed(range(1, 7 - len(features)))]  # the placeholders again
+        return decoder([*empty, *features])
+    x, maps = None, [make(f) for make, f in zip(decoder.reassemble_blocks, features)]
+    for fuse, m in zip(decoder.fusion_blocks, reversed(maps)): x = fuse(m, x)
+    return x
+
 # %% ../../nbs/37_encoders.ipynb #c666c6b9
 class EncoderNet(EncoderDecoder):
     "A decoder of segmentation-models-pytorch over a pretrained encoder. Needs `ctseg[zoo]`."
@@ -110,35 +150,12 @@ class EncoderNet(EncoderDecoder):
         if norm not in ("batch", "group"): raise did_you_mean("norm", norm, ("batch", "group"))
         self.name, self.kind, self.frozen = f"{decoder}:{encoder}", decoder, frozen
         check_counts(self.name, in_chans=in_chans, out_chans=out_chans)
-        known_as, repo = find_encoder(encoder, self.name)
-        if decoder == "dpt" and (not known_as.startswith("tu-") or "vit" not in encoder): raise InputError(f"{self.name}: dpt is for plain vision transformers (vit_…); take unet:{encoder} or segformer:{encoder}")
-        net = self._make(known_as, repo, in_chans, out_chans, pretrained, weights)
+        net, state = _network(self.name, decoder, encoder, in_chans, out_chans, pretrained, weights)
         self.encoder, self.decoder, self.out = net.encoder, net.decoder, net.segmentation_head
         if norm == "group": group_norm(self.decoder); group_norm(self.out)
         if frozen: self.encoder.requires_grad_(False)
         self.channels = tuple(c for c in net.encoder.out_channels[decoder != "dpt":] if c)
-        if weights is not None and not self._of_encoder: load_weights(self, self._state)
-        self._state = None
-
-    def _make(self, known_as, repo, in_chans, out_chans, pretrained, weights):
-        "Build the network with random weights, with those of the hub, or with those of a file."
-        self._state, self._of_encoder = None, False
-        if weights is not None:
-            self._state = read_weights(weights)
-            self._of_encoder = not any(k.startswith("decoder.") for k in self._state)
-            if not self._of_encoder: return _build(self.kind, known_as, in_chans, out_chans, False, None)
-            if known_as.startswith("tu-"):
-                _check_encoder_state(known_as[3:], self._state, weights)
-                return _build(self.kind, known_as, in_chans, out_chans, False, self._state)
-            net, native = _build(self.kind, known_as, in_chans, out_chans, False, None), import_zoo(_SMP, self.name).encoders
-            net.encoder = native.get_encoder(known_as)
-            load_weights(net.encoder, {k: v for k, v in self._state.items() if not k.startswith(("fc.", "_fc.", "head."))})
-            net.encoder.set_in_channels(in_chans, pretrained=True)
-            return net
-        if not pretrained: return _build(self.kind, known_as, in_chans, out_chans, False, None)
-        if repo is None or not _at_hand(repo): raise _no_weights(self.name, repo)
-        try: return _build(self.kind, known_as, in_chans, out_chans, True, None)
-        except OSError as e: raise _no_weights(self.name, repo) from e
+        if state is not None: load_weights(self, state)
 
     @property
     def head(self): return [m for m in self.out.modules() if isinstance(m, nn.Conv2d)][-1]
@@ -148,21 +165,8 @@ class EncoderNet(EncoderDecoder):
         if self.frozen: self.encoder.eval()  # its batch statistics stay as they are
         return self
 
-    def encode(self, x):
-        features = self.encoder((pad_to(x, self.stride) - .449)/.226)
-        if self.kind == "dpt": return [read(f, token) for read, f, token in zip(self.decoder.projection_blocks, *features)]
-        return [f for f in features[1:] if f.shape[1]]  # without the image itself and empty placeholders
-
-    def decode(self, features, size):
-        if self.kind == "dpt":
-            x = None
-            maps = [make(f) for make, f in zip(self.decoder.reassemble_blocks, features)]
-            for fuse, m in zip(self.decoder.fusion_blocks, reversed(maps)): x = fuse(m, x)
-        else:
-            b, _, h, w = features[0].shape
-            empty = [features[0].new_empty(b, 0, 2**k*h, 2**k*w) for k in reversed(range(1, 7 - len(features)))]  # the placeholders again
-            x = self.decoder([*empty, *features])
-        return crop_to(self.out(x), size)
+    def encode(self, x): return _features(self.decoder, self.kind, self.encoder((pad_to(x, self.stride) - .449)/.226))
+    def decode(self, features, size): return crop_to(self.out(_decode(self.decoder, self.kind, features)), size)
 
 # %% ../../nbs/37_encoders.ipynb #4ded0fbc
 def param_groups(

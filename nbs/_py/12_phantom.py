@@ -48,7 +48,9 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from fastcore.test import test_eq, test_fail
 from ctseg.data import near_duplicates, read_challenge
-plt.rcParams.update({"figure.dpi": 80, "image.cmap": "gray", "font.size": 8})
+from matplotlib_inline.backend_inline import set_matplotlib_formats
+set_matplotlib_formats("jpeg", pil_kwargs=dict(quality=85))  # grey noise: a quarter of a PNG
+plt.rcParams.update({"figure.dpi": 100, "image.cmap": "gray", "font.size": 8})
 
 
 # %% [markdown]

@@ -39,7 +39,10 @@ from ctseg.files import InputError, did_you_mean
 import matplotlib.pyplot as plt
 import numpy as np
 from fastcore.test import test_eq, test_close, test_fail
+from matplotlib_inline.backend_inline import set_matplotlib_formats
 from ctseg.data import SliceData, read_challenge
+set_matplotlib_formats("jpeg", pil_kwargs=dict(quality=85))  # grey noise: a quarter of a PNG
+plt.rcParams["figure.dpi"] = 100
 
 
 # %%

@@ -157,6 +157,79 @@ def group_norm(module: nn.Module):
 
 
 # %% [markdown]
+# Without a network, a pretrained name is refused, not faked. A file may hold the encoder alone, as timm publishes it, or this whole model, as a run stores it; the whole model is loaded when its layers are in their final form, so its
+# tensors are handed on.
+
+# %%
+#| export
+def _from_file(model: str, decoder: str, known_as: str, in_chans: int, out_chans: int, path) -> tuple[nn.Module, dict|None]:
+    "A network with its encoder's weights out of a file, and None; or with random weights, and the tensors of the whole model that the file holds."
+    state = read_weights(path)
+    if any(k.startswith("decoder.") for k in state): return _build(decoder, known_as, in_chans, out_chans, False, None), state
+    if known_as.startswith("tu-"):
+        _check_encoder_state(known_as[3:], state, path)
+        return _build(decoder, known_as, in_chans, out_chans, False, state), None
+    net = _build(decoder, known_as, in_chans, out_chans, False, None)
+    net.encoder = import_zoo(_SMP, model).encoders.get_encoder(known_as)  # with three colours, as the file has them
+    load_weights(net.encoder, {k: v for k, v in state.items() if not k.startswith(("fc.", "_fc.", "head."))})
+    net.encoder.set_in_channels(in_chans, pretrained=True)
+    return net, None
+
+def _network(model: str, decoder: str, encoder: str, in_chans: int, out_chans: int, pretrained: bool, weights) -> tuple[nn.Module, dict|None]:
+    "The network with the weights of a file, of the hub, or random ones on request; and tensors that are still to be loaded into the whole model, if any."
+    known_as, repo = find_encoder(encoder, model)
+    if decoder == "dpt" and (not known_as.startswith("tu-") or "vit" not in encoder): raise InputError(f"{model}: dpt is for plain vision transformers (vit_…); take unet:{encoder} or segformer:{encoder}")
+    if weights is not None: return _from_file(model, decoder, known_as, in_chans, out_chans, weights)
+    if not pretrained: return _build(decoder, known_as, in_chans, out_chans, False, None), None
+    if repo is None or not _at_hand(repo): raise _no_weights(model, repo)
+    try: return _build(decoder, known_as, in_chans, out_chans, True, None), None
+    except OSError as e: raise _no_weights(model, repo) from e
+
+
+# %%
+os.environ["HF_HUB_OFFLINE"] = "1"
+from huggingface_hub import constants
+constants.HF_HUB_OFFLINE = True   # as on Kaggle with the internet switched off
+
+for encoder, pretrained in ("resnet34", False), ("resnet34", True), ("efficientnet_b1_pruned.none", True):
+    try: print(encoder, f"{count_parameters(_network(encoder, 'unet', encoder, 1, 7, pretrained, None)[0]):,} parameters")
+    except InputError as e: print(e)
+
+
+# %% [markdown]
+# ## Features in, logits out
+#
+# The contract of [base](base.html) wants the features between encoder and decoder, because methods perturb them there. A convolutional encoder gives a pyramid; its decoder expects the image itself and some empty maps as well. A plain ViT
+# gives tokens of one size from several depths: DPT reads them into maps, resizes these to a pyramid, and fuses it from the coarsest on.
+
+# %%
+#| export
+def _features(decoder: nn.Module, kind: str, out) -> list[torch.Tensor]:
+    "What perturbations may touch of an encoder's output: maps of shape (B, channels, h, w), finest first (DPT: shallowest first, all of one size)."
+    if kind == "dpt": return [read(f, token) for read, f, token in zip(decoder.projection_blocks, *out)]
+    return [f for f in out[1:] if f.shape[1]]  # without the image itself and empty placeholders
+
+def _decode(decoder: nn.Module, kind: str, features: list[torch.Tensor]) -> torch.Tensor:
+    "The inverse errand: the decoder's map of shape (B, channels, h, w) from such features."
+    if kind != "dpt":
+        b, _, h, w = features[0].shape
+        empty = [features[0].new_empty(b, 0, 2**k*h, 2**k*w) for k in reversed(range(1, 7 - len(features)))]  # the placeholders again
+        return decoder([*empty, *features])
+    x, maps = None, [make(f) for make, f in zip(decoder.reassemble_blocks, features)]
+    for fuse, m in zip(decoder.fusion_blocks, reversed(maps)): x = fuse(m, x)
+    return x
+
+
+# %%
+torch.manual_seed(0)
+for name in "unet:resnet18", "dpt:vit_tiny_patch16_224":
+    kind, encoder = name.split(":")
+    net = _network(name, kind, encoder, 1, 7, False, None)[0].eval()
+    with torch.no_grad(): features = _features(net.decoder, kind, net.encoder(torch.rand(1, 1, 64, 96)))
+    print(f"{name:26}", *(tuple(f.shape[1:]) for f in features), "→", tuple(_decode(net.decoder, kind, features).shape[1:]))
+
+
+# %% [markdown]
 # ## The network
 #
 # Photographs were normalised before these encoders saw them, so images in 0..1 are too, here inside, with ImageNet's mean and deviation averaged over the colours. With one input channel the first layer's weights are
@@ -182,35 +255,12 @@ class EncoderNet(EncoderDecoder):
         if norm not in ("batch", "group"): raise did_you_mean("norm", norm, ("batch", "group"))
         self.name, self.kind, self.frozen = f"{decoder}:{encoder}", decoder, frozen
         check_counts(self.name, in_chans=in_chans, out_chans=out_chans)
-        known_as, repo = find_encoder(encoder, self.name)
-        if decoder == "dpt" and (not known_as.startswith("tu-") or "vit" not in encoder): raise InputError(f"{self.name}: dpt is for plain vision transformers (vit_…); take unet:{encoder} or segformer:{encoder}")
-        net = self._make(known_as, repo, in_chans, out_chans, pretrained, weights)
+        net, state = _network(self.name, decoder, encoder, in_chans, out_chans, pretrained, weights)
         self.encoder, self.decoder, self.out = net.encoder, net.decoder, net.segmentation_head
         if norm == "group": group_norm(self.decoder); group_norm(self.out)
         if frozen: self.encoder.requires_grad_(False)
         self.channels = tuple(c for c in net.encoder.out_channels[decoder != "dpt":] if c)
-        if weights is not None and not self._of_encoder: load_weights(self, self._state)
-        self._state = None
-
-    def _make(self, known_as, repo, in_chans, out_chans, pretrained, weights):
-        "Build the network with random weights, with those of the hub, or with those of a file."
-        self._state, self._of_encoder = None, False
-        if weights is not None:
-            self._state = read_weights(weights)
-            self._of_encoder = not any(k.startswith("decoder.") for k in self._state)
-            if not self._of_encoder: return _build(self.kind, known_as, in_chans, out_chans, False, None)
-            if known_as.startswith("tu-"):
-                _check_encoder_state(known_as[3:], self._state, weights)
-                return _build(self.kind, known_as, in_chans, out_chans, False, self._state)
-            net, native = _build(self.kind, known_as, in_chans, out_chans, False, None), import_zoo(_SMP, self.name).encoders
-            net.encoder = native.get_encoder(known_as)
-            load_weights(net.encoder, {k: v for k, v in self._state.items() if not k.startswith(("fc.", "_fc.", "head."))})
-            net.encoder.set_in_channels(in_chans, pretrained=True)
-            return net
-        if not pretrained: return _build(self.kind, known_as, in_chans, out_chans, False, None)
-        if repo is None or not _at_hand(repo): raise _no_weights(self.name, repo)
-        try: return _build(self.kind, known_as, in_chans, out_chans, True, None)
-        except OSError as e: raise _no_weights(self.name, repo) from e
+        if state is not None: load_weights(self, state)
 
     @property
     def head(self): return [m for m in self.out.modules() if isinstance(m, nn.Conv2d)][-1]
@@ -220,21 +270,8 @@ class EncoderNet(EncoderDecoder):
         if self.frozen: self.encoder.eval()  # its batch statistics stay as they are
         return self
 
-    def encode(self, x):
-        features = self.encoder((pad_to(x, self.stride) - .449)/.226)
-        if self.kind == "dpt": return [read(f, token) for read, f, token in zip(self.decoder.projection_blocks, *features)]
-        return [f for f in features[1:] if f.shape[1]]  # without the image itself and empty placeholders
-
-    def decode(self, features, size):
-        if self.kind == "dpt":
-            x = None
-            maps = [make(f) for make, f in zip(self.decoder.reassemble_blocks, features)]
-            for fuse, m in zip(self.decoder.fusion_blocks, reversed(maps)): x = fuse(m, x)
-        else:
-            b, _, h, w = features[0].shape
-            empty = [features[0].new_empty(b, 0, 2**k*h, 2**k*w) for k in reversed(range(1, 7 - len(features)))]  # the placeholders again
-            x = self.decoder([*empty, *features])
-        return crop_to(self.out(x), size)
+    def encode(self, x): return _features(self.decoder, self.kind, self.encoder((pad_to(x, self.stride) - .449)/.226))
+    def decode(self, features, size): return crop_to(self.out(_decode(self.decoder, self.kind, features)), size)
 
 
 # %%
@@ -246,24 +283,13 @@ for name in "unet:resnet18", "segformer:mit_b0", "dpt:vit_tiny_patch16_224":
     print(f"{name}: features {[tuple(f.shape[1:]) for f in features]}, logits {tuple(logits.shape)}, {count_parameters(model):,} parameters")
     test_eq(logits.shape, (2, 7, 61, 47)); test_eq(tuple(f.shape[1] for f in features), model.channels)
 
-
 # %% [markdown]
-# Without a network, a pretrained name is refused, not faked:
+# Halves that do not fit, or do not exist, are refused by name:
 
 # %%
-def say(*args, **kw):
-    try: EncoderNet(1, 7, *args, **kw)
+for decoder, encoder in ("dpt", "resnet34"), ("unett", "resnet34"):
+    try: EncoderNet(1, 7, decoder, encoder)
     except InputError as e: print(e)
-
-os.environ["HF_HUB_OFFLINE"] = "1"
-from huggingface_hub import constants
-constants.HF_HUB_OFFLINE = True   # as on Kaggle with the internet switched off
-
-# %%
-say("unet", "resnet34")
-say("unet", "efficientnet_b1_pruned.none")
-say("dpt", "resnet34")
-say("unett", "resnet34")
 
 # %% [markdown]
 # A file works. Here it is made on the spot; on Kaggle it would be a data set with timm's `model.safetensors` in it. And the file of another network is told apart:
