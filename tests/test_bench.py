@@ -9,6 +9,7 @@ sys.path.insert(0, str(ROOT/"tools"))
 import bench
 from ctseg.data import read_challenge
 from ctseg.metrics import mean_dice
+from ctseg.phantom import make_phantom
 from ctseg.recipes import apply_settings, get_recipe
 
 
@@ -31,3 +32,12 @@ def test_a_run_is_kept_once_with_all_that_the_notebooks_read(tmp_path, monkeypat
     with np.load(tmp_path/"results"/"confidence"/"toy-masked.npz") as z:
         np.testing.assert_array_equal(z["one_sdc"], z["mean_sdc"])  # the same run twice is no other teacher
         assert (z["mean_cell_agreement"] == 1).all()
+
+
+def test_full_contours_come_from_beside_the_challenge(tmp_path):
+    make_phantom(tmp_path/"c", 2, 1, 1, 48, seed=1, truth=True)
+    some = read_challenge(tmp_path/"c")
+    full = bench.fully_annotated(some, tmp_path/"c")
+    seen = some.known[:, :, None, None] & (some.masks[:, None] == np.arange(1, 55)[None, :, None, None])
+    assert full.known.all() and full.labelled.sum() == 3 > some.labelled.sum()
+    assert (full.masks > 0).sum() > (some.masks > 0).sum() and (np.where(seen.any(1), full.masks, 0) == some.masks).all()

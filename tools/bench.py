@@ -13,6 +13,14 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT/"nbs"/"benchmarks"/"results"
 
 
+def fully_annotated(train, data: Path):
+    "The same training slices with every contour, out of the `y_train_full.csv` that a phantom can be written with."
+    import numpy as np
+    from dataclasses import replace
+    from ctseg.data import read_masks
+    return replace(train, masks=read_masks(data/"y_train_full.csv", train.names)[1], known=np.ones_like(train.known))
+
+
 def one(task):
     "Train, predict the test slices, keep the Dice table."
     table, name, recipe, settings, seed, data, runs, threads = task
@@ -29,6 +37,7 @@ def one(task):
     start = time.monotonic()
     r = apply_settings(get_recipe(recipe), settings)
     train, test = read_challenge(data), read_challenge(data, "test")
+    if name.startswith("full-"): train = fully_annotated(train, data)
     run = fit(train, r, Path(runs)/table/f"{name}-s{seed}", seed, resume=True, device="auto", progress=False)
     seconds = time.monotonic() - start
     predictor = load_predictor(run.folder)
@@ -131,6 +140,24 @@ SEMI = [
     ("seed-unimatch", "unimatch", SEED + ONE_VIEW + COLD),
     ("seed-self-training", "self-training", SEED),
 ]
+# How the gain grows with the number of unlabelled images (all 1900 are the row above), and every network for as long as `attunet` trains (epochs out of the measured cost of a step).
+COUNTS = [(f"log-warm-unimatch-u{n}", "unimatch", OURS + ONE_VIEW + (f"unlabelled={n}",)) for n in (300, 600, 1200)]
+NETWORKS = [
+    ("missformer", ("model=missformer", "width=32", "epochs=27")),
+    ("uctransnet", ("model=uctransnet", "image_size=64", "epochs=23")),
+    ("nnunet", ("model=nnunet", "width=32", "image_size=64", "epochs=19")),
+    ("unet-resnet34", ("model=unet:resnet34", "width=0", "pretrained=no", "epochs=26")),
+    ("segformer-b0", ("model=segformer:mit_b0", "width=0", "pretrained=no", "epochs=49")),
+]
+# On `ctseg phantom --labelled 100 --unlabelled 500 --test 150 --size 128` (with every contour kept aside for the rows "full"); as many steps for all.
+PHANTOM = [(name, recipe, ("width=16", "epochs=60", "batch_size=8", "precision=bf16") + extra) for name, recipe, extra in [
+    ("seed-attunet", "seed-attunet", ()),
+    ("log", "masked", ("log_dice=yes",)),
+    ("full-seed-attunet", "seed-attunet", ("epochs=10",)),
+    ("log-warm-unimatch", "unimatch", OURS + ONE_VIEW + ("second=0.5",)),
+    ("seed-teacher-student", "seed-teacher-student", ("keep=300",)),
+]]
+
 TABLES = {
     "supervised": [(name, recipe, BASE + extra) for name, recipe, extra in [
         ("seed-attunet", "seed-attunet", ()),
@@ -143,8 +170,10 @@ TABLES = {
         ("masked-nopixel", "masked", ("pixel_known=no",)),
         ("ce-dice-zeros", "marginal", ("loss=ce-dice",)),
     ]],
-    "semi100": [(name, recipe, BASE + ("labelled=100", "epochs=120") + extra) for name, recipe, extra in SEMI],
+    "semi100": [(name, recipe, BASE + ("labelled=100", "epochs=120") + extra) for name, recipe, extra in SEMI + COUNTS],
     "semi800": [(name, recipe, BASE + extra + (("second=0.5",) if name in ("log-longer", "log-warm-unimatch") else ())) for name, recipe, extra in SEMI],
+    "networks": [(name, "masked", BASE + ("log_dice=yes",) + extra) for name, extra in NETWORKS],
+    "phantom": PHANTOM,
     "ensemble": [(f"{name}-f{k}", "masked", BASE + ("log_dice=yes", "folds=5", f"fold={k}") + extra) for name, extra in (("log", ()), ("presence", ("presence=0.3",))) for k in range(5)],
 }
 
