@@ -14,33 +14,25 @@
 # ```
 # python tools/bench.py supervised --data FOLDER
 # ```
+#
+# Numbers are computed by the functions that REPORT.pdf uses.
 
 # %%
-import json
+import sys
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from ctseg.metrics import mean_dice, paired_bootstrap
-
+sys.path.insert(0, "../../report")
+from measured import area, chosen, compare, load, row, rule_gain
 
 # %%
-def load(folder):
-    "The kept tables of all runs: {name: {seed: arrays}}."
-    runs = {}
-    for path in sorted(Path(folder).glob("*.npz")):
-        name, _, seed = path.stem.rpartition("-s")
-        runs.setdefault(name, {})[int(seed)] = dict(np.load(path))
-    return runs
-
-runs = load("results/supervised")
+runs = load(Path("results/supervised"))
 first = next(iter(runs["marginal"].values()))
 truth, groups, classes = first["truth"], first["groups"], list(first["classes"])
-facts = {n: json.loads(str(next(iter(r.values()))["facts"])) for n, r in runs.items()}
 print(f"{len(truth)} test slices of {len(np.unique(groups))} patients; runs: " + ", ".join(f"{n} x{len(r)}" for n, r in runs.items()))
-
 
 # %% [markdown]
 # ## The score
@@ -48,28 +40,15 @@ print(f"{len(truth)} test slices of {len(np.unique(groups))} patients; runs: " +
 # `chosen` is what `ctseg predict` gives: the rule that `fit` chose on the held-out slices (argmax for the original, which knew no other). Differences are paired by seed and patient; the interval is a bootstrap over the 15 test patients of the mean over the seeds. Fifteen patients is few, and the intervals say so.
 
 # %%
-def chosen(run): return run["dice_chosen"] if "dice_chosen" in run else run["dice_argmax"]
-
-def interval(a, b, of=chosen):
-    "Mean difference over the seeds both have, and its 95 % interval over patients."
-    seeds = sorted(runs[a].keys() & runs[b].keys())
-    out = paired_bootstrap(np.stack([of(runs[a][s]) for s in seeds]), np.stack([of(runs[b][s]) for s in seeds]), groups)
-    return out
-
-def row(name):
-    scores = [mean_dice(chosen(r)) for r in runs[name].values()]
-    argmax = [mean_dice(r["dice_argmax"]) for r in runs[name].values()]
-    return {"seeds": len(scores), "Dice": np.mean(scores), "sd": np.std(scores, ddof=1) if len(scores) > 1 else np.nan, "Dice, argmax": np.mean(argmax)}
-
-table = pd.DataFrame({n: row(n) for n in runs}).T.astype({"seeds": int}).sort_values("Dice", ascending=False)
-table.round(3)
+lines = {n: row(runs, n, lambda name: "seed-attunet") for n in runs}
+table = pd.DataFrame({n: {"seeds": r["seeds"], "Dice": np.mean(r["scores"]), "sd": r["sd"], "Dice, argmax": r["argmax"]} for n, r in lines.items()}).T.astype({"seeds": int}).sort_values("Dice", ascending=False)
+table.astype(float).round(3).astype({"seeds": int})
 
 
 # %%
-def difference(a, b, what, of=chosen):
-    d = interval(a, b, of)
-    return {"comparison": what, "first": d["a"], "second": d["b"], "difference": d["difference"], "low": d["low"], "high": d["high"],
-            "seeds": len(seeds := runs[a].keys() & runs[b].keys()), "better in": sum(mean_dice(of(runs[a][s])) > mean_dice(of(runs[b][s])) for s in seeds)}
+def difference(a, b, what):
+    d = compare(runs, a, b)
+    return {"comparison": what, "first": d["a"], "second": d["b"], "difference": d["difference"], "low": d["low"], "high": d["high"], "seeds": d["seeds"], "better in": d["wins"]}
 
 pairs = [("marginal", "seed-attunet"), ("masked", "seed-attunet"), ("masked-log", "seed-attunet"), ("marginal", "masked"), ("masked-log", "masked")]
 main = pd.DataFrame([difference(a, b, f"{a} − {b}") for a, b in pairs if a in runs]).set_index("comparison")
@@ -78,7 +57,7 @@ main.round(3)
 # %%
 fig, ax = plt.subplots(figsize=(7, 0.42*len(table) + 1), layout="constrained")
 for y, name in enumerate(reversed(table.index)):
-    scores = [mean_dice(chosen(r)) for r in runs[name].values()]
+    scores = lines[name]["scores"]
     ax.plot(scores, [y]*len(scores), "o", color="0.6", ms=4); ax.plot(np.mean(scores), y, "|", color="C3", ms=16, mew=2.5)
 ax.set(yticks=range(len(table)), yticklabels=reversed(table.index), xlabel="Dice on 300 slices of 15 other patients (grey: a seed, red: their mean)")
 ax.spines[["top", "right"]].set_visible(False)
@@ -91,12 +70,8 @@ plt.show()
 # `invented` counts slices on which a class was drawn though it is absent (each scores 0), `missed` slices that have it and got none; both are means over the seeds. A class is *silent* if it is never drawn.
 
 # %%
-def by_class(name, rule="chosen"):
-    rows = []
-    for r in runs[name].values():
-        area = r.get(f"area_{rule}", r["area_argmax"]) > 0
-        dice = r.get(f"dice_{rule}", r["dice_argmax"])
-        rows.append(np.stack([np.nanmean(dice, 0), (area & ~truth).sum(0), (~area & truth).sum(0), ~area.any(0)]))
+def by_class(name):
+    rows = [np.stack([np.nanmean(chosen(r), 0), (area(r) & ~truth).sum(0), (~area(r) & truth).sum(0), ~area(r).any(0)]) for r in runs[name].values()]
     dice, invented, missed, silent = np.mean(rows, 0)
     return pd.DataFrame({"Dice": dice.round(3), "invented": invented.round(1), "missed": missed.round(1), "silent": np.round(silent*len(rows)).astype(int)}, index=classes)
 
@@ -116,19 +91,14 @@ ablations = [("marginal", "marginal-image", "Dice over the batch − per image")
 done = pd.DataFrame([{"comparison": "", **difference(a, b, f"{a} − {b}: {what}")} for a, b, what in ablations if b in runs], columns=main.reset_index().columns).set_index("comparison")
 done.round(3)
 
-
 # %% [markdown]
 # ## The decision rule
 #
 # The same probabilities, decided in four ways. Threshold and gate are one number each for all classes, chosen on the held-out tenth of the annotated patients.
 
 # %%
-def rule_gain(name, rule):
-    seeds = list(runs[name])
-    d = paired_bootstrap(np.stack([runs[name][s][f"dice_{rule}"] for s in seeds]), np.stack([runs[name][s]["dice_argmax"] for s in seeds]), groups)
-    return {"recipe": name, "rule": rule, "argmax": d["b"], "with rule": d["a"], "gain": d["difference"], "low": d["low"], "high": d["high"]}
-
-rules = pd.DataFrame([rule_gain(n, r) for n in ("seed-attunet", "masked", "marginal", "masked-log") if n in runs for r in ("threshold", "gate", "both")]).set_index(["recipe", "rule"])
+gains = [rule_gain(runs[n], n, r) for n in ("seed-attunet", "masked", "marginal", "masked-log") if n in runs for r in ("threshold", "gate", "both")]
+rules = pd.DataFrame([{"recipe": d["name"], "rule": d["rule"], "argmax": d["b"], "with rule": d["a"], "gain": d["difference"], "low": d["low"], "high": d["high"]} for d in gains]).set_index(["recipe", "rule"])
 rules.round(3)
 
 # %% [markdown]
@@ -140,12 +110,10 @@ pd.concat([main, done]).reset_index().round(4).to_csv("results/supervised/differ
 
 def front(name):
     "A line for the front page."
-    scores = [mean_dice(chosen(r)) for r in runs[name].values()]
-    silent = sorted({c for r in runs[name].values() for c, drawn in zip(classes, (r.get("area_chosen", r["area_argmax"]) > 0).any(0)) if not drawn})
-    d = interval(name, "seed-attunet") if name != "seed-attunet" else None
-    return {"recipe": f"`{name}`", "Dice, 300 slices of 15 patients": f"{np.mean(scores):.3f} ± {np.std(scores, ddof=1):.3f} ({len(scores)} seeds)",
+    r, d = lines[name], compare(runs, name, "seed-attunet") if name != "seed-attunet" else None
+    return {"recipe": f"`{name}`", "Dice, 300 slices of 15 patients": f"{np.mean(r['scores']):.3f} ± {r['sd']:.3f} ({r['seeds']} seeds)",
             "more than `seed-attunet` [95 %]": f"{d['difference']:+.3f} [{d['low']:+.3f}, {d['high']:+.3f}]" if d else "",
-            "silent in some seed": ", ".join(silent) or "none"}
+            "silent in some seed": ", ".join(r["silent"]) or "none"}
 
 pd.DataFrame([front(n) for n in ("masked-log", "masked", "marginal", "seed-attunet") if n in runs]).to_csv("results/realct_supervised.csv", index=False)
 sorted(str(p) for p in Path("results").rglob("*.csv"))
