@@ -2,7 +2,7 @@
 
 `collect()` gives a dictionary of plain numbers, strings and lists: report.typ prints it, figures.py draws from the same runs.
 """
-import csv, io, json
+import csv, io, json, re
 from pathlib import Path
 
 import numpy as np
@@ -64,9 +64,8 @@ def row(runs, name, reference):
         silent=sorted(set.union(*silent)), by_class=[mean(lambda r: np.nanmean(chosen(r)[:, c])) for c in range(len(classes))],
         vs=compare(runs, name, reference(name)) if reference(name) != name else None, settings=mine[0]["facts"]["settings"])
 
-def table(folder: Path, reference=lambda name: "seed-attunet"):
-    "All recipes of a table, the best first. None if there is no such table yet."
-    runs = load(folder)
+def table(runs: dict, reference=lambda name: "seed-attunet"):
+    "All recipes of a table, the best first. None if it is empty."
     if not runs: return None
     first = next(iter(next(iter(runs.values())).values()))
     return dict(rows=sorted([row(runs, n, reference) for n in runs], key=lambda r: -r["dice"]), runs=sum(map(len, runs.values())),
@@ -83,7 +82,7 @@ def rule_gain(by_seed, name, rule):
 
 def supervised(folder: Path):
     "The supervised table with its ablations and decision rules."
-    t, runs = table(folder), load(folder)
+    t = table(runs := load(folder))
     if t is None: return None
     done = lambda found: [d for d in found if d]
     best = max((n for n in ("masked", "masked-log") if n in runs), key=lambda n: (len(runs[n]), n), default="")  # log when it has the seeds
@@ -99,10 +98,10 @@ def phases(by_seed) -> list[dict]:
 
 def semi(folder: Path):
     "A semi-supervised table: each method against the supervised run of the same loss, the original's (seed-…) or ours (log-…, masked-…)."
-    runs = load(folder)
+    runs = {n: r for n, r in load(folder).items() if not re.search(r"-u\d+$", n)}  # those with fewer unlabelled images are the notebook's
     ours = "log" if any(n.startswith("log") for n in runs) else "masked"
     start = {"seed": "seed-attunet", "ours": ours}
-    t = table(folder, lambda name: start["seed" if name.startswith("seed") else "ours"])
+    t = table(runs, lambda name: start["seed" if name.startswith("seed") else "ours"])
     if t is None or not set(runs) - set(start.values()): return None
     by = {r["name"]: r for r in t["rows"]}
     cell = lambda k, m: by.get(start[k] if m == "supervised" else f"{'seed' if k == 'seed' else ours}-{m}")
@@ -172,6 +171,6 @@ def collect(results: Path = RESULTS) -> dict:
     read = lambda k: [{c: number(v) for c, v in r.items()} for r in rows(results/f"{k}.csv")]
     tables = {k: read(k) for k in ("models", "faults", "transposed", "demo")}
     return plain(tables | dict(
-        realct=realct(), phantom=phantom(), terms=terms(main), supervised=main, on_phantom=table(results/"phantom"),
+        realct=realct(), phantom=phantom(), terms=terms(main), supervised=main, on_phantom=table(load(results/"phantom")),
         semi100=semi(results/"semi100"), semi800=semi(results/"semi800"), confidence=confidence(results/"confidence"),
         claim=json.loads(claim.read_text()) if claim.exists() else None))

@@ -235,11 +235,13 @@ def phantom(
     unlabelled: Annotated[int, typer.Option(help="training slices without annotation")] = 1200,
     test: Annotated[int, typer.Option(help="test slices, with truth")] = 500,
     size: Annotated[int, typer.Option(help="pixels a side")] = 256,
+    examined: Annotated[int, typer.Option(help="structures examined on an annotated slice")] = 27,
+    truth: Annotated[bool, typer.Option("--truth", help="also write y_train_full.csv: every contour of every training slice")] = False,
     seed: Annotated[int, typer.Option()] = 0,
 ):
     "Write a challenge folder of a procedural body: no patient, full truth, any number of slices."
     from ctseg.phantom import make_phantom
-    make_phantom(out, labelled, unlabelled, test, size, seed)
+    make_phantom(out, labelled, unlabelled, test, size, seed, examined, truth=truth)
     print(f"challenge folder: {out}")
 
 

@@ -36,6 +36,7 @@ from ctseg.metrics import mean_dice
 
 RESULTS = Path("results")
 runs = {budget: load(RESULTS/f"semi{budget}") for budget in (100, 800)}
+fewer = {n: runs[100].pop(n) for n in list(runs[100]) if "-u" in n and n.rsplit("-u")[1].isdigit()}  # the default with fewer unlabelled slices: below
 {b: {n: sorted(r) for n, r in t.items()} for b, t in runs.items()}
 
 
@@ -69,6 +70,23 @@ for ax, budget in zip(axes, runs):
     ax.spines[["top", "right"]].set_visible(False)
 plt.show()
 
+
+# %% [markdown]
+# ## How many unlabelled slices?
+#
+# The default recipe with 100 annotated slices and ever more of the others, as many steps for all. Without any the method is supervised learning of the same length, `log-longer`; 1900 is all there are. Grey: one training each.
+
+# %%
+def dice(s): return [mean_dice(chosen(r)) for _, r in sorted(s.items())]
+
+points = {0: dice(runs[100]["log-longer"])} | {int(n.rsplit("-u")[1]): dice(s) for n, s in fewer.items()} | {1900: dice(runs[100]["log-warm-unimatch"])}
+points = dict(sorted(points.items()))
+fig, ax = plt.subplots(figsize=(5.5, 3), layout="constrained")
+for n, d in points.items(): ax.plot([n]*len(d), d, "o", color="0.65", ms=5)
+ax.plot(list(points), [d[0] for d in points.values()], "-", color="C0", label="seed 0")
+ax.set(xlabel="unlabelled slices", ylabel="Dice, 15 other patients"); ax.legend(frameon=False); ax.spines[["top", "right"]].set_visible(False)
+plt.show()
+pd.DataFrame({"unlabelled slices": list(points), "seeds": [len(d) for d in points.values()], "Dice, seed 0": [d[0] for d in points.values()], "Dice, mean": [np.mean(d) for d in points.values()]}).style.format(precision=3).hide(axis="index")
 
 # %% [markdown]
 # ## By class
