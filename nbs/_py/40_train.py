@@ -459,7 +459,7 @@ def _start_model(self):
     if hasattr(self.raw, "deep_supervision"): self.raw.deep_supervision = True  # in training it then answers at several sizes
     if world() > 1: self.loss.gather = gather_rows
     self.ema = EMA(self.raw, self.ema_decay)
-    opt = torch.optim.AdamW(param_groups(self.raw, self.lr, self.encoder_lr), lr=self.lr, weight_decay=self.weight_decay)
+    opt = torch.optim.AdamW(param_groups(self.raw, self.lr, self.encoder_lr), lr=self.lr, weight_decay=self.weight_decay, fused=self.device.type == "cpu" or None)  # a quarter of the time there
     self.base = [g["lr"] for g in opt.param_groups]
     if self.compile and not self.plan.can_compile: raise InputError(f"compile = True: {self.plan.name} is older than torch.compile supports (7.0); leave it off")
     with warnings.catch_warnings():
