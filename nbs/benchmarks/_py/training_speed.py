@@ -111,7 +111,7 @@ memory.round({"ours, MB": 0, "usual, MB": 0, "ratio": 2})
 # ## (b) Time of a step
 
 # %%
-def fastest(*steps, rounds=2):
+def fastest(*steps, rounds=8):
     "Least CPU seconds of each kind of step, taking turns after one step to warm up."
     best = [float("inf")]*len(steps)
     for r in range(rounds + 1):
