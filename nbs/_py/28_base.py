@@ -86,6 +86,7 @@ class EncoderDecoder(nn.Module):
     stride = 1                    # sides are padded to a multiple of this
     channels: tuple[int, ...] = ()  # of the features that `encode` returns
     head: nn.Module               # the last convolution
+    memory_format = torch.channels_last  # of the weights, where the recipe does not forbid it: what convolutions like; instance normalisation does not
 
     def __init__(self):
         super().__init__()
@@ -103,6 +104,22 @@ class EncoderDecoder(nn.Module):
         if between: features = between(features)
         logits = self.decode(features, x.shape[-2:])
         return (logits, self.presence(features)) if presence else logits
+
+
+# %% [markdown]
+# The order of the numbers in memory decides how fast a processor or a tensor core gets at them. Convolutions want the channels of a pixel side by side; a network that normalises image by image would be rearranged at every such layer. The weights
+# carry the layout, and the maps follow them.
+
+# %%
+#| export
+def place(model: nn.Module, device, layout: bool = True) -> nn.Module:
+    "Move a network to a device, with its weights in the layout that suits it if `layout`."
+    return model.to(device, memory_format=getattr(model, "memory_format", torch.channels_last) if layout else torch.preserve_format)
+
+
+# %%
+conv = place(nn.Sequential(nn.Conv2d(1, 8, 3), nn.Conv2d(8, 8, 3)), "cpu")
+conv(torch.rand(2, 1, 9, 9)).is_contiguous(memory_format=torch.channels_last)
 
 
 # %% [markdown]

@@ -100,7 +100,7 @@ def _build(kind, in_chans, out_chans, strides, width):
 #| export
 class NNUNet(EncoderDecoder):
     "nnU-Net's plain U-Net (Isensee et al. 2021), planned for `image_size`; other sizes are padded. Needs `ctseg[zoo]`."
-    kind = _PLAIN
+    kind, memory_format = _PLAIN, torch.contiguous_format  # its instance normalisations would rearrange the map, each time
 
     def __init__(self,
         in_chans: int = 1, out_chans: int = 55,

@@ -38,7 +38,7 @@ from ctseg.files import InputError, atomic_path, did_you_mean, read_json, write_
 from ctseg.losses import create_loss
 from ctseg.metrics import dice_table
 from ctseg.models import create_model
-from ctseg.models.base import deep_supervised
+from ctseg.models.base import deep_supervised, place
 from ctseg.models.encoders import param_groups
 from ctseg.models.zoo import model_keywords
 from ctseg.parallel import agree, collect, gather_rows, on_main, own_share, rank, synchronise, world
@@ -454,8 +454,7 @@ def start(self):
 @patch_to(Trainer)
 def _start_model(self):
     "Model, optimiser and average on the device, wrapped for precision and processes."
-    if self.channels_last: self.model = self.model.to(memory_format=torch.channels_last)
-    self.raw = synchronise(self.model.to(self.device))
+    self.raw = synchronise(place(self.model, self.device, self.channels_last))
     if hasattr(self.raw, "deep_supervision"): self.raw.deep_supervision = True  # in training it then answers at several sizes
     if world() > 1: self.loss.gather = gather_rows
     self.ema = EMA(self.raw, self.ema_decay)
@@ -531,7 +530,6 @@ def look(self, index) -> dict[str, Batch]:
 def answers(self, *views: Batch, **more) -> list:
     "The network's logits for each of the views, from one pass; `more` goes to the network."
     x = torch.cat([v.image for v in views])
-    if self.channels_last: x = x.contiguous(memory_format=torch.channels_last)
     if self.presence:
         out, there = self.model(x, presence=True, **more)
         self.heard = [(t, v) for t, v in zip(there.split([len(v) for v in views]), views)]
@@ -552,7 +550,6 @@ def finest(logits) -> torch.Tensor:
 @torch.no_grad()
 def ask(self, teacher: nn.Module, image: torch.Tensor) -> torch.Tensor:
     "A teacher's probabilities."
-    if self.channels_last: image = image.contiguous(memory_format=torch.channels_last)
     with self.acc.autocast(): return torch.cat([self.loss.probabilities(teacher(x)) for x in image.tensor_split(min(self.pieces, len(image)))])
 
 
@@ -687,8 +684,7 @@ def predict_labels(model, slices: SliceSet, loss, device, image_size=None, batch
     data, out = SliceData(slices, device, image_size), []
     with autocast() if autocast else torch.no_grad():
         for index in torch.arange(len(slices)).split(batch_size):
-            image = data.batch(index).image.contiguous(memory_format=torch.channels_last)
-            out.append(argmax_labels(loss.probabilities(model(image)), loss.activation).cpu())
+            out.append(argmax_labels(loss.probabilities(model(data.batch(index).image)), loss.activation).cpu())
     return torch.cat(out).numpy()
 
 @patch_to(Trainer)
@@ -1142,7 +1138,7 @@ def train(self, phase: str, slices=None, method=None, init=None, **changes) -> n
     "Run one phase (or load it, if finished): a model trained on `slices`, started from the weights of `init` if given; `changes` go to the `Trainer`."
     model, folder, earlier = self.make_model(), self.run/"checkpoints"/phase, list(self.history)
     if (state := Checkpoints(folder).final({"ema": model})) is not None:
-        model.to(self.plan.device, memory_format=torch.channels_last if self.recipe.channels_last else torch.preserve_format).eval().requires_grad_(False)
+        place(model, self.plan.device, self.recipe.channels_last).eval().requires_grad_(False)
         history, self.pieces = state["history"], state["pieces"]
     else:
         if init is not None: model.load_state_dict(init.state_dict())

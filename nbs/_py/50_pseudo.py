@@ -151,7 +151,7 @@ def pseudo_label(
     own, parts, act = own_share(len(slices)), [], loss.activation
     data = SliceData(slices if world() == 1 else slices[own.numpy()], device, image_size)
     for index in torch.arange(len(own)).split(batch_size):
-        x = data.batch(index).image.contiguous(memory_format=torch.channels_last)
+        x = data.batch(index).image
         probs = [_at_size(loss.probabilities(t(x)), slices.images.shape[1:]) for t in teachers]
         prob = torch.stack(probs).mean(0)
         label, certainty = label_and_certainty(prob, act)

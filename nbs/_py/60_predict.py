@@ -35,6 +35,7 @@ from ctseg.files import InputError, atomic_path, read_json
 from ctseg.losses import create_loss
 from ctseg.metrics import dice_table, mean_dice
 from ctseg.models import create_model
+from ctseg.models.base import place
 from ctseg.train import AUGMENT, Job, Recipe, Run, argmax_labels, load_weights
 
 # %%
@@ -168,7 +169,7 @@ def member_logits(member: Member, x: torch.Tensor, plan: DevicePlan, **more):
     if size and tuple(x.shape[-2:]) != (size, size): x = F.interpolate(x, (size, size), mode="bilinear", antialias=True, align_corners=False)
     kind = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(plan.precision, torch.float32)
     with torch.autocast(plan.device.type, kind, enabled=kind != torch.float32):
-        out = member.model(x.contiguous(memory_format=torch.channels_last), **more)
+        out = member.model(x, **more)
     return (out[0].float()/member.temperature, out[1].float()) if more else out.float()/member.temperature
 
 def member_probabilities(member: Member, x: torch.Tensor, plan: DevicePlan) -> torch.Tensor:
@@ -322,7 +323,7 @@ def load_member(run: Run, spec: dict, plan: DevicePlan, calibrated: bool = False
     loss = create_loss(recipe.loss, **recipe.loss_options())
     model = create_model(recipe.model, 1, loss.out_chans(len(spec["classes"])), **recipe.model_options(len(spec["classes"]), trained=True))
     load_weights(model, weights or run.weights)
-    return Member(model.to(plan.device, memory_format=torch.channels_last).eval(), loss, recipe.image_size or None,
+    return Member(place(model, plan.device).eval(), loss, recipe.image_size or None,
                   _calibration(run)["temperature"] if calibrated else 1.0, run,
                   AUGMENT[recipe.augment].mirror_axis if recipe.mirror else None, tuple(spec["image_shape"]))
 
