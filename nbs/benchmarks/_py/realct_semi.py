@@ -88,6 +88,7 @@ ax.set(xlabel="unlabelled slices", ylabel="Dice, 15 other patients"); ax.legend(
 plt.show()
 pd.DataFrame({"unlabelled slices": list(points), "seeds": [len(d) for d in points.values()], "Dice, seed 0": [d[0] for d in points.values()], "Dice, mean": [np.mean(d) for d in points.values()]}).style.format(precision=3).hide(axis="index")
 
+
 # %% [markdown]
 # ## By class
 #
