@@ -150,10 +150,10 @@ NETWORKS = [
     ("segformer-b0", ("model=segformer:mit_b0", "width=0", "pretrained=no", "epochs=49")),
 ]
 # On `ctseg phantom --labelled 100 --unlabelled 500 --test 150 --size 128` (with every contour kept aside for the rows "full"); as many steps for all.
-PHANTOM = [(name, recipe, ("width=16", "epochs=60", "batch_size=8", "precision=bf16") + extra) for name, recipe, extra in [
+PHANTOM = [(name, recipe, ("width=16", "epochs=40", "batch_size=8", "precision=bf16") + extra) for name, recipe, extra in [
     ("seed-attunet", "seed-attunet", ()),
     ("log", "masked", ("log_dice=yes",)),
-    ("full-seed-attunet", "seed-attunet", ("epochs=10",)),
+    ("full-seed-attunet", "seed-attunet", ("epochs=7",)),
     ("log-warm-unimatch", "unimatch", OURS + ONE_VIEW + ("second=0.5",)),
     ("seed-teacher-student", "seed-teacher-student", ("keep=300",)),
 ]]

@@ -38,7 +38,7 @@ from ctseg.metrics import bootstrap_mean, mean_dice, paired_bootstrap
 # %%
 STEPS = {"single": "single, argmax", "single-rule": "single + rule", "ensemble": "ensemble, argmax", "tta": "ensemble + views", "rule": "ensemble + rule",
          "tta-rule": "ensemble + views + rule", "calibrated-rule": "ensemble + calibration + rule"}
-TITLES = {"supervised-masked": "masked, three seeds", "ensemble-log": "masked, log Dice, five folds", "ensemble-presence": "the same with a presence head"}
+TITLES = {"supervised-masked": "masked, three seeds", "ensemble-log": "masked, log Dice, five folds", "ensemble-presence": "the same with a presence head, three folds"}
 found = {n: dict(np.load(p)) for n in TITLES if (p := Path("results/ensemble")/f"{n}.npz").exists()}
 facts = {n: json.loads(str(f["facts"])) for n, f in found.items()}
 for n, f in facts.items(): print(f"{TITLES[n]}: {', '.join(f['runs'])}\n    rules of the runs: {'; '.join(f['single-rule'])}\n    of the ensemble: {f['rule']}; with views: {f['tta-rule']}; calibrated: {f['calibrated-rule']}")
@@ -85,9 +85,10 @@ def effect(data, a, b, what):
 effects = {n: pd.DataFrame([effect(d, *p) for p in pairs]).set_index("what") for n, d in found.items()}
 if {"ensemble-log", "ensemble-presence"} <= found.keys():
     a, b = found["ensemble-presence"], found["ensemble-log"]
-    for step in ("ensemble", "tta-rule"):
-        d = paired_bootstrap(a[f"dice_{step}"], b[f"dice_{step}"], a["groups"])
-        effects["ensemble-presence"].loc[f"the presence head ({STEPS[step]})"] = [d["difference"], d["low"], d["high"], "helps" if d["low"] > 0 else "harms" if d["high"] < 0 else "no"]
+    for step in ("single", "single-rule"):  # the folds that both have, each against itself
+        n = len(a[f"dice_{step}"])
+        d = paired_bootstrap(a[f"dice_{step}"], b[f"dice_{step}"][:n], a["groups"])
+        effects["ensemble-presence"].loc[f"the presence head ({STEPS[step]}, {n} folds)"] = [d["difference"], d["low"], d["high"], "helps" if d["low"] > 0 else "harms" if d["high"] < 0 else "no"]
 pd.concat({TITLES[n]: t for n, t in effects.items()}).round(4)
 
 # %% [markdown]
