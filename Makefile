@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
+TEST := $(PY) -m pytest -q -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder tests
 
 .PHONY: help setup demo test prepare docs report kaggle wheel clean
 
@@ -26,12 +27,12 @@ demo: $(READY)
 	$(PY) -m ctseg demo --out runs/demo --overwrite
 
 test: $(READY)
-	$(PY) -m pytest -q tests
+	$(TEST)
 
 prepare: $(READY)
 	$(PY) tools/nb.py
 	$(PY) tools/readme.py
-	$(PY) -m pytest -q tests
+	$(TEST)
 
 docs: $(READY)
 	$(PY) tools/docs.py

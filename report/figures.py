@@ -199,7 +199,7 @@ def draw(data: dict, results: Path, out: Path) -> dict[str, dict]:
     if semi: made["methods"] = lambda: methods(semi)
     files = {}
     logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # it has not got typst's font and measures with the next
-    with plt.rc_context(STYLE), warnings.catch_warnings():
+    with plt.style.context(["default", STYLE]), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         for name, make in made.items():
             if (fig := make()) is None: continue

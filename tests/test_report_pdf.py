@@ -6,6 +6,7 @@ With others the numbers are compared and the bytes are not.
 import copy, json, re, shutil, sys
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import pytest
 
@@ -49,7 +50,8 @@ def test_pdf_is_built_from_them(pdf):
 
 
 def test_building_twice_gives_the_same_bytes(data, drawn, pdf, tmp_path):
-    again = figures.draw(data, measured.RESULTS, tmp_path)
+    with matplotlib.rc_context({"font.size": 15, "figure.dpi": 50, "image.cmap": "gray"}):  # whatever ran before in this process
+        again = figures.draw(data, measured.RESULTS, tmp_path)
     assert again == drawn[1] and all((tmp_path/f["file"]).read_bytes() == (drawn[0]/f["file"]).read_bytes() for f in again.values())
     assert build.typeset(data, tmp_path, again)[0] == pdf
 
