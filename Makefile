@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
-TEST := $(PY) -m pytest -q -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder tests
+TEST := $(PY) -m pytest -q -n auto --maxprocesses 4 --dist worksteal tests
 
 .PHONY: help setup demo test prepare docs report kaggle wheel clean
 
