@@ -499,7 +499,7 @@ def fit(self, on_epoch=None) -> nn.Module:
                 self.stop_in_time()
             with self.timed("epoch"): self.end_epoch()
             row = self.history[-1]
-            bar.set_postfix(epoch=f"{self.epoch}/{self.epochs}", loss=f"{row['loss']:.3f}", dice=f"{row['dice']:.3f}")
+            bar.set_postfix(epoch=f"{self.epoch}/{self.epochs}", loss=f"{row['loss']:.3f}", **({"dice": f"{row['dice']:.3f}"} if row["dice"] == row["dice"] else {}))  # without held-out slices there is none
             if on_epoch: on_epoch(self)
     if self.folder and not rank(): Checkpoints(self.folder).finish({"ema": self.ema.model}, {k: getattr(self, k) for k in _STATE})
     return self.ema.model

@@ -52,7 +52,8 @@ def line(name):
 
 table = pd.DataFrame([line(n) for n in runs]).sort_values("Dice", ascending=False)
 table.to_csv(RESULTS/"networks.csv", index=False, float_format="%.4f")
-table.style.format(precision=3, na_rep="").format({"parameters (M)": "{:.1f}", "multiply-adds, 64×64 (G)": "{:.2f}"}).format({"width": "{:.0f}"}, na_rep="").hide(axis="index")
+three = dict.fromkeys(["Dice", "sd", "minus attunet", "low", "high"], "{:.3f}")
+table.style.format(three | {"parameters (M)": "{:.1f}", "multiply-adds, 64×64 (G)": "{:.2f}", "width": "{:.0f}"}, na_rep="").hide(axis="index")
 
 # %%
 fig, ax = plt.subplots(figsize=(6.4, 3.2), layout="constrained")
@@ -61,7 +62,7 @@ for name, seeds in runs.items():
     scores = row(runs, name, lambda n: "attunet")["scores"]
     ax.plot([r["parameters (M)"]]*len(scores), scores, "o", color="C3" if name == "attunet" else "C0", alpha=.7)
     ax.annotate(r["network"], (r["parameters (M)"], np.mean(scores)), xytext=(7, -3), textcoords="offset points", fontsize=8)
-ax.set(xlabel="parameters (millions)", ylabel="Dice, 15 other patients", xscale="log", xlim=(1.5, 90)); ax.spines[["top", "right"]].set_visible(False)
+ax.set(xlabel="parameters (millions)", ylabel="Dice, 15 other patients", xscale="log", xlim=(1.5, 90)); ax.set_xticks([2, 5, 10, 20, 50], ["2", "5", "10", "20", "50"]); ax.minorticks_off(); ax.spines[["top", "right"]].set_visible(False)
 plt.show()
 
 # %% [markdown]
