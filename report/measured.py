@@ -169,7 +169,7 @@ def collect(results: Path = RESULTS) -> dict:
     "All of it."
     main, claim = supervised(results/"supervised"), results/"original_claim.json"
     read = lambda k: [{c: number(v) for c, v in r.items()} for r in rows(results/f"{k}.csv")]
-    tables = {k: read(k) for k in ("models", "faults", "transposed", "demo")}
+    tables = {k: read(k) for k in ("models", "networks", "faults", "transposed", "demo")}
     return plain(tables | dict(
         realct=realct(), phantom=phantom(), terms=terms(main), supervised=main, on_phantom=table(load(results/"phantom")),
         semi100=semi(results/"semi100"), semi800=semi(results/"semi800"), confidence=confidence(results/"confidence"),

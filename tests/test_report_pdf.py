@@ -74,7 +74,7 @@ def test_another_result_gives_another_number(data, tmp_path):
 def test_it_renders_without_any_result(data, drawn):
     "Sections without results say so; nothing breaks."
     none = data | dict.fromkeys(("supervised", "semi100", "semi800", "on_phantom", "claim")) | {
-        k: [] for k in ("models", "faults", "transposed", "demo", "confidence")}
+        k: [] for k in ("models", "networks", "faults", "transposed", "demo", "confidence")}
     assert build.typeset(none, drawn[0], {"states": drawn[1]["states"]})[0].startswith(b"%PDF")
 
 
