@@ -95,6 +95,9 @@ pd.concat({TITLES[n]: t for n, t in effects.items()}).round(4)
 # **Averaging the runs is worth 0.03 to 0.05**, for three seeds of one recipe as for five folds. **A rule chosen out of fold is worth another 0.02 for the five folds**, whose held-out slices together are all 800 annotated ones; for the three seeds, which all hold out the same tenth, it changes nothing. **Views harm or do nothing**: the networks were
 # trained with turns and scales, and slices of 64 pixels lose detail when they are resampled. Calibration before the rule does not help either: a temperature of about 2 makes the probabilities [more honest](../calibrate.html), but it keeps the order within a class. So `ctseg predict` averages the runs it is given, `--tune FOLDER` chooses such a rule, and views and calibration are off unless asked for.
 #
+# **A presence head** (three folds) is worth 0.017 to a single run decided by argmax, as one more thing that the encoder has to know; with each run's own rule the gain is 0.005 and not shown. For the ensemble of three it is a warning: the gate that was best on each run's held-out slices **harms** the average (−0.028), whose peaks are lower than a single
+# run's. Rules for a few folds with a presence head should be chosen after calibration, or left out. It stays off in every recipe.
+#
 # The lines above, for the report:
 
 # %%
