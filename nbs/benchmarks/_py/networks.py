@@ -75,5 +75,5 @@ by_class.insert(0, "test slices", first["truth"].sum(0))
 by_class.T.style.format(precision=2)
 
 # %% [markdown]
-# What this says: at equal processor time, from random weights, on small slices, **nothing beats the small Attention U-Net**, which gets the most passes over the data for its time. nnU-Net's plain U-Net, with three and a half times its parameters, comes within the spread of its trainings; the transformers trail, most of all where the decoder works at a
+# What this says: at equal processor time, from random weights, on small slices, **nothing beats the small Attention U-Net**, one of the smallest of them. nnU-Net's plain U-Net, with three and a half times its parameters, comes close (the interval of the difference holds 0); the transformers trail, most of all where the decoder works at a
 # quarter of the resolution (SegFormer), as is known of transformers that start from nothing on few images. What it does not say: one training each, a learning rate found with another network, 64×64 pixels, and no pretraining, which is why the last two exist.
