@@ -104,7 +104,7 @@ axes[0].set_ylabel("Dice the slice really reached"); plt.show()
 
 # %% [markdown]
 # Each dot is a slice. What a filter keeps is a right-hand part of such a cloud; a good score has its dots on a rising line. The clump of well-segmented slices at the right of the middle cloud is what a filter by SDC keeps; in the left one
-# there is nothing to hold on to. A negative number in the table is worse than chance: a filter by `max` then keeps the *worse* part.
+# there is nothing to hold on to. A negative number in the table is worse than chance: a filter by `max` then keeps the *worse* part. [The benchmark](../benchmarks/confidence.ipynb) has all five scores, four teachers, and the risk at every share kept.
 #
 # ## What a score cannot do
 #

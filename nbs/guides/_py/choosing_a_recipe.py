@@ -10,7 +10,7 @@
 # |---|---|---|
 # | **an hour** | `masked-log` with `model=unet:resnet34` | one network with a pretrained encoder, a seventh of the default network's arithmetic. Entrants of the challenge report 0.61 for this kind of model, without any unlabelled slice, in an hour of a T4 |
 # | an hour, no internet | the same with `weights=FILE`, or `ctseg-1h` | the encoder's weights have to come from somewhere |
-# | **six hours**, most slices annotated | three to five folds of `masked-log`, averaged: [on Kaggle](../kaggle/ensemble_submission/ensemble_submission.ipynb) | the [most dependable gain](../benchmarks/realct_ensemble.ipynb) there is |
+# | **six hours**, most slices annotated | three to five folds of `masked-log`, averaged: [on Kaggle](../kaggle/ensemble_submission/ensemble_submission.ipynb) | the [most dependable gain](../benchmarks/realct_ensemble.ipynb) there is; `ctseg predict FOLDS… --tune DATA` chooses one rule for them out of fold, which was worth as much again as half of the averaging |
 # | six hours, few slices annotated | `ctseg` with `second=1` | the [largest gain measured](../benchmarks/realct_semi.ipynb) for a single network: it uses slices without any outline, and the unexamined half of the others |
 # | **thirty hours** (Kaggle's week) | folds of `ctseg-30h`, averaged | both of the above |
 # | a question of method | `seed-attunet`, `seed-teacher-student` against `masked` at equal `epochs`, three seeds each | the original project's methods, on equal terms |
@@ -63,7 +63,8 @@ pd.Series(cost, name="supervised runs").sort_values().round(1).to_frame()
 #
 # ## What a network costs
 #
-# Multiply-adds of one 256×256 slice, for a training step three times as much. The default Attention U-Net of the original project is an expensive one.
+# Multiply-adds of one 256×256 slice, for a training step three times as much. The default Attention U-Net of the original project is an expensive one at its full width. From random weights, with the same processor time for each, [no other network beat it](../benchmarks/networks.ipynb) on real CT at width 16; pretrained weights could not be
+# tried there.
 
 # %%
 #| echo: false
