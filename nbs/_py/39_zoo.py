@@ -14,7 +14,7 @@
 
 # %%
 #| export
-import inspect, threading, time
+import ctypes, gc, inspect, threading, time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -216,6 +216,8 @@ class PeakMemory:
         self._stop = threading.Event()
         if self.device.type == "cuda": torch.cuda.reset_peak_memory_stats(self.device); self._start = torch.cuda.memory_allocated(self.device)
         elif Path("/proc/self/statm").exists():
+            gc.collect()
+            if trim := getattr(ctypes.CDLL(None), "malloc_trim", None): trim(0)  # what was freed and kept for later would hide what comes
             self._start = self._peak = self._used()
             self._thread = threading.Thread(target=self._watch, daemon=True); self._thread.start()
         return self
