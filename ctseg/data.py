@@ -510,7 +510,7 @@ def grouped_folds(
 ) -> np.ndarray: # int64 [N]: the fold, 0…k-1, of each image
     "Split into folds: groups whole, rare classes spread, sizes even."
     group, member = np.unique(slices.groups, return_inverse=True)
-    if not 2 <= k <= len(group): raise InputError(f"cannot make {k} folds of {len(group)} groups; choose 2 to {len(group)}")
+    if not 2 <= k <= len(group): raise InputError(f"{k} folds of {len(group)} group{'s'*(len(group) != 1)} of slices: at least 2 folds, and a group (a patient, or near duplicates) for each")
     # a row per group: positives of each class, then labelled images, then images
     counts = np.zeros((len(group), len(slices.classes) + 2))
     np.add.at(counts, member, np.column_stack([slices.present, slices.labelled, np.ones(len(slices))]))

@@ -704,7 +704,8 @@ class Job:
         labelled, self.unlabelled = slices[slices.labelled], slices[~slices.labelled]
         if recipe.unlabelled >= 0: self.unlabelled = self.unlabelled[np.sort(np.random.default_rng(seed).permutation(len(self.unlabelled))[:recipe.unlabelled])]
         if recipe.fold >= recipe.folds: raise InputError(f"fold = {recipe.fold}: there are {recipe.folds} folds, numbered from 0 (-1 holds out none)")
-        out = grouped_folds(labelled, recipe.folds, seed=0) == recipe.fold if recipe.fold >= 0 else np.zeros(len(labelled), bool)
+        try: out = grouped_folds(labelled, recipe.folds, seed=0) == recipe.fold if recipe.fold >= 0 else np.zeros(len(labelled), bool)
+        except InputError as e: raise InputError(f"{e}; choose fewer folds, or fold = -1 to hold out none") from None
         self.labelled, self.holdout = labelled[~out], labelled[out]
         self.loss = create_loss(recipe.loss, **recipe.loss_options())
         if recipe.augment not in AUGMENT: raise did_you_mean("augment", recipe.augment, AUGMENT)

@@ -2,7 +2,7 @@
 
 `collect()` gives a dictionary of plain numbers, strings and lists: report.typ prints it, figures.py draws from the same runs.
 """
-import csv, io, json, re
+import csv, io, json
 from pathlib import Path
 
 import numpy as np
@@ -41,14 +41,17 @@ def history(run) -> list[dict]: return list(csv.DictReader(io.StringIO(str(run["
 def rows(path) -> list[dict]: return list(csv.DictReader(path.open(encoding="utf-8"))) if path.exists() else []
 
 
-def compare(runs, a, b, of=chosen):
-    "a - b over the seeds that both have, or None. The interval is over patients; `by_seed` and `half_seeds` tell of the luck of training."
-    if a not in runs or b not in runs or not (seeds := sorted(runs[a].keys() & runs[b].keys())): return None
-    ta, tb = (np.stack([of(runs[n][s]) for s in seeds]) for n in (a, b))
-    by_seed, n = [mean_dice(x) - mean_dice(y) for x, y in zip(ta, tb)], len(seeds)
+def paired(a, b, groups) -> dict:
+    "The difference of two rows of Dice tables [N,C], seed by seed. The interval is over patients; `by_seed`, `wins` and `half_seeds` tell of the luck of training."
+    by_seed, n = [mean_dice(x) - mean_dice(y) for x, y in zip(a, b)], len(a)
     half = stats.t.ppf(.975, n - 1)*np.std(by_seed, ddof=1)/np.sqrt(n) if n > 1 else None  # t interval of the mean over trainings
-    return paired_bootstrap(ta, tb, runs[a][seeds[0]]["groups"]) | dict(
-        first=a, second=b, seeds=n, by_seed=by_seed, wins=sum(d > 0 for d in by_seed), half_seeds=half)
+    return paired_bootstrap(np.stack(a), np.stack(b), groups) | dict(seeds=n, by_seed=by_seed, wins=sum(d > 0 for d in by_seed), half_seeds=half)
+
+def compare(runs, a, b, of=chosen):
+    "a - b over the seeds that both have, or None."
+    if a not in runs or b not in runs or not (seeds := sorted(runs[a].keys() & runs[b].keys())): return None
+    ta, tb = ([of(runs[n][s]) for s in seeds] for n in (a, b))
+    return paired(ta, tb, runs[a][seeds[0]]["groups"]) | dict(first=a, second=b)
 
 def row(runs, name, reference):
     "What a table says of one recipe; means over its seeds."
@@ -64,6 +67,19 @@ def row(runs, name, reference):
         silent=sorted(set.union(*silent)), by_class=[mean(lambda r: np.nanmean(chosen(r)[:, c])) for c in range(len(classes))],
         vs=compare(runs, name, reference(name)) if reference(name) != name else None, settings=mine[0]["facts"]["settings"])
 
+def line(runs, name, reference: str) -> dict:
+    "The same as the notebooks show it; `difference` is to the row `reference`."
+    r = row(runs, name, lambda _: reference)
+    vs = r["vs"] or {}
+    return {"seeds": r["seeds"], "Dice": float(np.mean(r["scores"])), "sd": r["sd"]} | {k: vs.get(k) for k in ("difference", "low", "high")} | {
+        "paired seeds": vs.get("seeds"), "better in": vs.get("wins"), "invented": r["invented"], "missed": r["missed"], "silent": ", ".join(r["silent"])}
+
+def told(line: dict) -> list[str]:
+    "Its Dice, its difference and what is silent, as the front page tells it."
+    spread = f" ± {line['sd']:.3f}" if line["sd"] is not None else ""
+    return [f"{line['Dice']:.3f}{spread} ({line['seeds']} seed{'s' if line['seeds'] > 1 else ''})",
+            f"{line['difference']:+.3f} [{line['low']:+.3f}, {line['high']:+.3f}]" if line["difference"] is not None else "", line["silent"] or "none"]
+
 def table(runs: dict, reference=lambda name: "seed-attunet"):
     "All recipes of a table, the best first. None if it is empty."
     if not runs: return None
@@ -76,9 +92,7 @@ def table(runs: dict, reference=lambda name: "seed-attunet"):
 def rule_gain(by_seed, name, rule):
     "A decision rule against argmax, on the same probabilities; None if no seed has it."
     some = [r for r in by_seed.values() if f"dice_{rule}" in r]
-    if not some: return None
-    ruled, plain = (np.stack([r[f"dice_{k}"] for r in some]) for k in (rule, "argmax"))
-    return paired_bootstrap(ruled, plain, some[0]["groups"]) | dict(name=name, rule=rule, seeds=len(some))
+    return paired([r[f"dice_{rule}"] for r in some], [r["dice_argmax"] for r in some], some[0]["groups"]) | dict(name=name, rule=rule) if some else None
 
 def supervised(folder: Path):
     "The supervised table with its ablations and decision rules."
@@ -98,7 +112,7 @@ def phases(by_seed) -> list[dict]:
 
 def semi(folder: Path):
     "A semi-supervised table: each method against the supervised run of the same loss, the original's (seed-…) or ours (log-…, masked-…)."
-    runs = {n: r for n, r in load(folder).items() if not re.search(r"-u\d+$", n)}  # those with fewer unlabelled images are the notebook's
+    runs = load(folder)
     ours = "log" if any(n.startswith("log") for n in runs) else "masked"
     start = {"seed": "seed-attunet", "ours": ours}
     t = table(runs, lambda name: start["seed" if name.startswith("seed") else "ours"])

@@ -140,8 +140,7 @@ SEMI = [
     ("seed-unimatch", "unimatch", SEED + ONE_VIEW + COLD),
     ("seed-self-training", "self-training", SEED),
 ]
-# How the gain grows with the number of unlabelled images (all 1900 are the row above), and every network for as long as `attunet` trains (epochs out of the measured cost of a step).
-COUNTS = [(f"log-warm-unimatch-u{n}", "unimatch", OURS + ONE_VIEW + (f"unlabelled={n}",)) for n in (300, 600, 1200)]
+# Every network for as long as `attunet` trains: epochs out of the measured cost of a step.
 NETWORKS = [
     ("missformer", ("model=missformer", "width=32", "epochs=27")),
     ("uctransnet", ("model=uctransnet", "image_size=64", "epochs=23")),
@@ -149,14 +148,26 @@ NETWORKS = [
     ("unet-resnet34", ("model=unet:resnet34", "width=0", "pretrained=no", "epochs=26")),
     ("segformer-b0", ("model=segformer:mit_b0", "width=0", "pretrained=no", "epochs=49")),
 ]
-# On `ctseg phantom --labelled 100 --unlabelled 500 --test 150 --size 128` (with every contour kept aside for the rows "full"); as many steps for all.
-PHANTOM = [(name, recipe, ("width=16", "epochs=40", "batch_size=8", "precision=bf16") + extra) for name, recipe, extra in [
-    ("seed-attunet", "seed-attunet", ()),
-    ("log", "masked", ("log_dice=yes",)),
-    ("full-seed-attunet", "seed-attunet", ("epochs=7",)),
-    ("log-warm-unimatch", "unimatch", OURS + ONE_VIEW + ("second=0.5",)),
-    ("seed-teacher-student", "seed-teacher-student", ("keep=300",)),
-]]
+# As many steps for all. The rows "full" have every contour, which `ctseg phantom --truth` keeps aside.
+def phantom(epochs: int, full_epochs: int, keep: int):
+    rows = [
+        ("seed-attunet", "seed-attunet", ()),
+        ("log", "masked", ("log_dice=yes",)),
+        ("full-seed-attunet", "seed-attunet", (f"epochs={full_epochs}",)),
+        ("log-warm-unimatch", "unimatch", OURS + ONE_VIEW + ("second=0.5",)),
+        ("seed-teacher-student", "seed-teacher-student", (f"keep={keep}",)),
+    ]
+    return [(name, recipe, ("width=16", f"epochs={epochs}", "batch_size=8", "precision=bf16") + extra) for name, recipe, extra in rows]
+
+# One thing changed at a time, from the row `log` of semi100.
+ABLATION = [
+    ("even", ("rare_power=0",)),  # every slice as often as any other
+    ("no-ema", ("ema=0",)),
+    ("mirror", ("mirror=yes",)),
+    ("augment-none", ("augment=none",)),
+    ("augment-strong", ("augment=strong",)),
+    ("size-96", ("image_size=96",)),
+]
 
 TABLES = {
     "supervised": [(name, recipe, BASE + extra) for name, recipe, extra in [
@@ -170,10 +181,13 @@ TABLES = {
         ("masked-nopixel", "masked", ("pixel_known=no",)),
         ("ce-dice-zeros", "marginal", ("loss=ce-dice",)),
     ]],
-    "semi100": [(name, recipe, BASE + ("labelled=100", "epochs=120") + extra) for name, recipe, extra in SEMI + COUNTS],
+    "semi100": [(name, recipe, BASE + ("labelled=100", "epochs=120") + extra) for name, recipe, extra in SEMI],
+    "counts": [(f"log-warm-unimatch-u{n}", "unimatch", BASE + ("labelled=100", "epochs=120") + OURS + ONE_VIEW + (f"unlabelled={n}",)) for n in (300, 600, 1200)],  # the row of semi100 with fewer unlabelled images
     "semi800": [(name, recipe, BASE + extra + (("second=0.5",) if name in ("log-longer", "log-warm-unimatch") else ())) for name, recipe, extra in SEMI],
     "networks": [(name, "masked", BASE + ("log_dice=yes",) + extra) for name, extra in NETWORKS],
-    "phantom": PHANTOM,
+    "phantom": phantom(40, 7, 300),      # ctseg phantom FOLDER --labelled 100 --unlabelled 500 --test 150 --size 128 --truth
+    "phantom240": phantom(44, 18, 240),  # ctseg phantom FOLDER --labelled 240 --unlabelled 360 --test 150 --size 128 --truth --seed 1
+    "ablation": [(name, "masked", BASE + ("log_dice=yes", "labelled=100", "epochs=120") + extra) for name, extra in ABLATION],
     "ensemble": [(f"{name}-f{k}", "masked", BASE + ("log_dice=yes", "folds=5", f"fold={k}") + extra) for name, extra in (("log", ()), ("presence", ("presence=0.3",))) for k in range(5)],
 }
 

@@ -13,11 +13,10 @@
 import sys
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 sys.path.insert(0, "../../report")
-from measured import compare, load
+from measured import compare, load, rule_gain
 
 RESULTS = Path("results")
 runs = {t: load(RESULTS/t) for t in ("supervised", "semi100", "semi800")}
@@ -57,15 +56,10 @@ for claim, source, table, a, b in CLAIMS:
 # The presence gate is a rule, not a training: the same probabilities decided with it and without.
 
 # %%
-from ctseg.metrics import paired_bootstrap
 for name in ("marginal", "masked", "masked-log"):
-    mine = runs["supervised"].get(name, {})
-    if not mine: continue
-    gate, plain = (np.stack([r[f"dice_{k}"] for r in mine.values()]) for k in ("gate", "argmax"))
-    d = paired_bootstrap(gate, plain, next(iter(mine.values()))["groups"])
-    wins = sum(np.nanmean(np.nanmean(g, 0)) > np.nanmean(np.nanmean(p, 0)) for g, p in zip(gate, plain))
-    rows.append({"claim": "A gate on the class's peak probability removes inventions", "who says so": "first trials, +.02", "measured": f"{name}: gate − argmax", "difference": d["difference"], "low": d["low"], "high": d["high"], "seeds": len(mine),
-                 "verdict": verdict(d | {"seeds": len(mine), "wins": wins})})
+    d = rule_gain(runs["supervised"].get(name, {}), name, "gate")
+    if d: rows.append({"claim": "A gate on the class's peak probability removes inventions", "who says so": "first trials, +.02", "measured": f"{name}: gate − argmax",
+                       "difference": d["difference"], "low": d["low"], "high": d["high"], "seeds": d["seeds"], "verdict": verdict(d)})
 
 # %% [markdown]
 # And the confidences, by area under the risk–coverage curve (lower is better), three teachers averaged:

@@ -25,7 +25,9 @@ import numpy as np
 import pandas as pd
 
 sys.path.insert(0, "../../report")
-from measured import chosen, compare, load, row
+from measured import chosen, line, load
+
+from ctseg.metrics import mean_dice
 
 from ctseg.losses import create_loss
 from ctseg.models import create_model
@@ -42,15 +44,14 @@ runs = load(RESULTS/"networks") | {"attunet": load(RESULTS/"supervised")["masked
 # Rows of **one seed** say how one training went; three trainings of `attunet` are shown, so that its spread can be seen beside them. The difference to `attunet` is over the seeds that both have, its interval a bootstrap over the 15 test patients.
 
 # %%
-def line(name):
+def network(name):
     facts = next(iter(runs[name].values()))["facts"]
     recipe = apply_settings(get_recipe(facts["recipe"]), facts["settings"])
     net = create_model(recipe.model, 1, create_loss(recipe.loss).out_chans(7), **recipe.model_options(7, trained=True))
-    r, d = row(runs, name, lambda n: "attunet"), compare(runs, name, "attunet") if name != "attunet" else None
-    return {"network": recipe.model, "width": recipe.width or None, "parameters (M)": count_parameters(net)/1e6, "multiply-adds, 64×64 (G)": multiply_adds(net, 64)/1e9, "epochs": recipe.epochs,
-            "seeds": r["seeds"], "Dice": np.mean(r["scores"]), "sd": r["sd"], "minus attunet": d and d["difference"], "low": d and d["low"], "high": d and d["high"], "silent": ", ".join(r["silent"])}
+    return {"network": recipe.model, "width": recipe.width or None, "parameters (M)": count_parameters(net)/1e6, "multiply-adds, 64×64 (G)": multiply_adds(net, 64)/1e9, "epochs": recipe.epochs} | line(runs, name, "attunet")
 
-table = pd.DataFrame([line(n) for n in runs]).sort_values("Dice", ascending=False)
+table = pd.DataFrame([network(n) for n in runs], index=list(runs)).sort_values("Dice", ascending=False)
+table = table.drop(columns=["paired seeds", "better in", "invented", "missed"]).rename(columns={"difference": "minus attunet"})
 table.to_csv(RESULTS/"networks.csv", index=False, float_format="%.4f")
 three = dict.fromkeys(["Dice", "sd", "minus attunet", "low", "high"], "{:.3f}")
 table.style.format(three | {"parameters (M)": "{:.1f}", "multiply-adds, 64×64 (G)": "{:.2f}", "width": "{:.0f}"}, na_rep="").hide(axis="index")
@@ -58,8 +59,7 @@ table.style.format(three | {"parameters (M)": "{:.1f}", "multiply-adds, 64×64 (
 # %%
 fig, ax = plt.subplots(figsize=(6.4, 3.2), layout="constrained")
 for name, seeds in runs.items():
-    r = line(name)
-    scores = row(runs, name, lambda n: "attunet")["scores"]
+    r, scores = table.loc[name], [mean_dice(chosen(x)) for x in seeds.values()]
     ax.plot([r["parameters (M)"]]*len(scores), scores, "o", color="C3" if name == "attunet" else "C0", alpha=.7)
     ax.annotate(r["network"], (r["parameters (M)"], np.mean(scores)), xytext=(7, -3), textcoords="offset points", fontsize=8)
 ax.set(xlabel="parameters (millions)", ylabel="Dice, 15 other patients", xscale="log", xlim=(1.5, 90)); ax.set_xticks([2, 5, 10, 20, 50], ["2", "5", "10", "20", "50"]); ax.minorticks_off(); ax.spines[["top", "right"]].set_visible(False)

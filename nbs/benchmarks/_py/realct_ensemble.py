@@ -33,7 +33,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from ctseg.metrics import bootstrap_mean, mean_dice, paired_bootstrap
+from ctseg.metrics import paired_bootstrap
 
 # %%
 STEPS = {"single": "single, argmax", "single-rule": "single + rule", "ensemble": "ensemble, argmax", "tta": "ensemble + views", "rule": "ensemble + rule",
@@ -50,12 +50,11 @@ for n, f in facts.items(): print(f"{TITLES[n]}: {', '.join(f['runs'])}\n    rule
 # Differences are to the single runs with argmax, paired by patient (15 of them, 2000 draws). Where the interval holds 0, the step has not been shown to help.
 
 # %%
-def line(data, step):
-    of = lambda k: data[f"dice_{k}"]
-    d = paired_bootstrap(of(step), of("single"), data["groups"])
-    return {"step": STEPS[step], "Dice": d["a"], "difference": d["difference"], "low": d["low"], "high": d["high"]}
+def against(a, b, groups):
+    d = paired_bootstrap(a, b, groups)
+    return {"Dice": d["a"], **{k: d[k] for k in ("difference", "low", "high")}, "shown": "helps" if d["low"] > 0 else "harms" if d["high"] < 0 else "no"}
 
-tables = {n: pd.DataFrame([line(d, s) for s in STEPS]).set_index("step") for n, d in found.items()}
+tables = {n: pd.DataFrame([{"step": what, **against(d[f"dice_{k}"], d["dice_single"], d["groups"])} for k, what in STEPS.items()]).set_index("step").drop(columns="shown") for n, d in found.items()}
 pd.concat({TITLES[n]: t for n, t in tables.items()}).round(4)
 
 # %%
@@ -78,17 +77,13 @@ pairs = [("ensemble", "single", "averaging the runs (argmax)"), ("rule", "single
          ("tta-rule", "rule", "five views (with a rule)"), ("rule", "ensemble", "a rule"), ("calibrated-rule", "rule", "calibration before the rule")]
 pd.set_option("display.width", 160)
 
-def effect(data, a, b, what):
-    d = paired_bootstrap(data[f"dice_{a}"], data[f"dice_{b}"], data["groups"])
-    return {"what": what, "difference": d["difference"], "low": d["low"], "high": d["high"], "shown": "helps" if d["low"] > 0 else "harms" if d["high"] < 0 else "no"}
-
-effects = {n: pd.DataFrame([effect(d, *p) for p in pairs]).set_index("what") for n, d in found.items()}
+effects = {n: {what: against(d[f"dice_{a}"], d[f"dice_{b}"], d["groups"]) for a, b, what in pairs} for n, d in found.items()}
 if {"ensemble-log", "ensemble-presence"} <= found.keys():
     a, b = found["ensemble-presence"], found["ensemble-log"]
     for step in ("single", "single-rule"):  # the folds that both have, each against itself
         n = len(a[f"dice_{step}"])
-        d = paired_bootstrap(a[f"dice_{step}"], b[f"dice_{step}"][:n], a["groups"])
-        effects["ensemble-presence"].loc[f"the presence head ({STEPS[step]}, {n} folds)"] = [d["difference"], d["low"], d["high"], "helps" if d["low"] > 0 else "harms" if d["high"] < 0 else "no"]
+        effects["ensemble-presence"][f"the presence head ({STEPS[step]}, {n} folds)"] = against(a[f"dice_{step}"], b[f"dice_{step}"][:n], a["groups"])
+effects = {n: pd.DataFrame.from_dict(e, orient="index").rename_axis("what").drop(columns="Dice") for n, e in effects.items()}
 pd.concat({TITLES[n]: t for n, t in effects.items()}).round(4)
 
 # %% [markdown]

@@ -16,6 +16,7 @@
 #
 # ```
 # python tools/bench.py semi100 --data FOLDER
+# python tools/bench.py counts --data FOLDER
 # python tools/bench.py semi800 --data FOLDER
 # ```
 #
@@ -30,13 +31,12 @@ import numpy as np
 import pandas as pd
 
 sys.path.insert(0, "../../report")
-from measured import area, chosen, compare, history, load, row
+from measured import chosen, compare, history, line, load, told
 
 from ctseg.metrics import mean_dice
 
 RESULTS = Path("results")
 runs = {budget: load(RESULTS/f"semi{budget}") for budget in (100, 800)}
-fewer = {n: runs[100].pop(n) for n in list(runs[100]) if "-u" in n and n.rsplit("-u")[1].isdigit()}  # the default with fewer unlabelled slices: below
 {b: {n: sorted(r) for n, r in t.items()} for b, t in runs.items()}
 
 
@@ -48,13 +48,11 @@ fewer = {n: runs[100].pop(n) for n in list(runs[100]) if "-u" in n and n.rsplit(
 # %%
 def baseline(name): return "seed-attunet" if name.startswith("seed") else "log"
 
-def line(budget, name):
-    r, d = row(runs[budget], name, baseline), compare(runs[budget], name, baseline(name)) if name != baseline(name) else None
+def recipe(budget, name):
     minutes = np.mean([x["facts"]["seconds"] for x in runs[budget][name].values()])/60
-    return {"labelled": budget, "recipe": name, "seeds": r["seeds"], "Dice": np.mean(r["scores"]), "sd": r["sd"], "minus supervised": d and d["difference"], "low": d and d["low"], "high": d and d["high"],
-            "paired seeds": d and d["seeds"], "better in": d and d["wins"], "invented": r["invented"], "missed": r["missed"], "silent in some seed": ", ".join(r["silent"]), "minutes": minutes}
+    return {"labelled": budget, "recipe": name} | line(runs[budget], name, baseline(name)) | {"minutes": minutes}
 
-table = pd.DataFrame([line(b, n) for b in runs for n in runs[b]])
+table = pd.DataFrame([recipe(b, n) for b in runs for n in runs[b]]).rename(columns={"difference": "minus supervised", "silent": "silent in some seed"})
 table = table.sort_values(["labelled", "Dice"], ascending=[True, False]).reset_index(drop=True)
 table.drop(columns="minutes").style.format(precision=3, na_rep="").hide(axis="index")
 
@@ -79,6 +77,7 @@ plt.show()
 # %%
 def dice(s): return [mean_dice(chosen(r)) for _, r in sorted(s.items())]
 
+fewer = load(RESULTS/"counts")  # named by the number
 points = {0: dice(runs[100]["log-longer"])} | {int(n.rsplit("-u")[1]): dice(s) for n, s in fewer.items()} | {1900: dice(runs[100]["log-warm-unimatch"])}
 points = dict(sorted(points.items()))
 fig, ax = plt.subplots(figsize=(5.5, 3), layout="constrained")
@@ -117,7 +116,7 @@ def whole(other):
     seeds, d = sorted(ours.keys() & theirs.keys()), compare(runs[800], "log-warm-unimatch", other)
     classes = np.mean([np.nanmean(chosen(ours[s]), 0) - np.nanmean(chosen(theirs[s]), 0) for s in seeds], axis=0)
     return {"ctseg minus": other, "ctseg": d["a"], "other": d["b"], "difference": d["difference"], "low": d["low"], "high": d["high"], "seeds": len(seeds), "better in": d["wins"],
-            "worst class": f"{ours[seeds[0]]['classes'][classes.argmin()]} {classes.min():+.3f}", "silent in ctseg": ", ".join(row(runs[800], "log-warm-unimatch", baseline)["silent"]) or "none"}
+            "worst class": f"{ours[seeds[0]]['classes'][classes.argmin()]} {classes.min():+.3f}", "silent in ctseg": line(runs[800], "log-warm-unimatch", "log")["silent"] or "none"}
 
 pd.DataFrame([whole(n) for n in ("seed-teacher-student", "seed-attunet") if n in runs[800]]).style.format(precision=3).hide(axis="index")
 
@@ -152,12 +151,8 @@ cost.pivot_table(index="recipe", columns="labelled", values="ratio").round(1)
 table.round(4).to_csv(RESULTS/"realct_semi.csv", index=False)
 
 NAMES = {"seed-attunet": "`seed-attunet`", "seed-teacher-student": "`seed-teacher-student`", "log": "`masked-log`", "log-warm-unimatch": "**`ctseg`**: `masked-log`, then all images"}
-def front(budget, name):
-    r, d = row(runs[budget], name, baseline), compare(runs[budget], name, "log") if name != "log" else None
-    spread = f" ± {r['sd']:.3f}" if r["sd"] is not None else ""
-    return {"annotated slices": budget, "recipe": NAMES[name], "Dice": f"{np.mean(r['scores']):.3f}{spread} ({r['seeds']} seed{'s' if r['seeds'] > 1 else ''})",
-            "more than `masked-log` [95 %]": f"{d['difference']:+.3f} [{d['low']:+.3f}, {d['high']:+.3f}]" if d else "", "silent in some seed": ", ".join(r["silent"]) or "none"}
+def front(budget, name): return [budget, NAMES[name], *told(line(runs[budget], name, "log"))]
 
-lines = pd.DataFrame([front(b, n) for b in runs for n in NAMES if n in runs[b]])
+lines = pd.DataFrame([front(b, n) for b in runs for n in NAMES if n in runs[b]], columns=["annotated slices", "recipe", "Dice", "more than `masked-log` [95 %]", "silent in some seed"])
 lines.to_csv(RESULTS/"realct_front.csv", index=False)
 lines

@@ -26,7 +26,7 @@ import numpy as np
 import pandas as pd
 
 sys.path.insert(0, "../../report")
-from measured import area, chosen, compare, load, row, rule_gain
+from measured import area, chosen, compare, line, load, row, rule_gain, told
 
 # %%
 runs = load(Path("results/supervised"))
@@ -108,12 +108,6 @@ rules.round(3)
 table.reset_index(names="recipe").round(4).to_csv("results/supervised/summary.csv", index=False)
 pd.concat([main, done]).reset_index().round(4).to_csv("results/supervised/differences.csv", index=False)
 
-def front(name):
-    "A line for the front page."
-    r, d = lines[name], compare(runs, name, "seed-attunet") if name != "seed-attunet" else None
-    return {"recipe": f"`{name}`", "Dice, 300 slices of 15 patients": f"{np.mean(r['scores']):.3f} ± {r['sd']:.3f} ({r['seeds']} seeds)",
-            "more than `seed-attunet` [95 %]": f"{d['difference']:+.3f} [{d['low']:+.3f}, {d['high']:+.3f}]" if d else "",
-            "silent in some seed": ", ".join(r["silent"]) or "none"}
-
-pd.DataFrame([front(n) for n in ("masked-log", "masked", "marginal", "seed-attunet") if n in runs]).to_csv("results/realct_supervised.csv", index=False)
+front = [[f"`{n}`", *told(line(runs, n, "seed-attunet"))] for n in ("masked-log", "masked", "marginal", "seed-attunet") if n in runs]
+pd.DataFrame(front, columns=["recipe", "Dice, 300 slices of 15 patients", "more than `seed-attunet` [95 %]", "silent in some seed"]).to_csv("results/realct_supervised.csv", index=False)
 sorted(str(p) for p in Path("results").rglob("*.csv"))
