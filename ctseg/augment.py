@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NO_AUGMENT', 'MILD', 'STRONG', 'affine_grid', 'NearestPixel', 'warp', 'photometric', 'mirror', 'Augment',
-           'gaussian_blur', 'random_boxes', 'strong', 'cutmix']
+           'gaussian_blur', 'random_boxes', 'strong', 'cutmix', 'strong_mix']
 
 # %% ../nbs/16_augment.ipynb #c75aa808
 import math
@@ -205,3 +205,9 @@ def cutmix(
         one = a.image.new_ones(n, 1, *size)
         weight = mix(one if a.weight is None else a.weight, one if b.weight is None else b.weight)
     return replace(a, image=mix(a.image, b.image), mask=torch.where(box, b.mask, a.mask), known=mix(as_map(a.known), as_map(b.known)), weight=weight)
+
+# %% ../nbs/16_augment.ipynb #ce96ebc7
+def strong_mix(batch: Batch, generator: torch.Generator, p: float = .5) -> Batch:
+    "A strong view: the appearance ruined, and with probability `p` a rectangle of another, as ruined, slice of the batch."
+    ruined = replace(batch, image=strong(batch.image, generator))
+    return cutmix(ruined, ruined[torch.randperm(len(batch), generator=generator, device=generator.device)], generator, p)

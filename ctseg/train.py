@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['AUGMENT', 'patch_to', 'derived_seed', 'generator', 'lr_factor', 'EMA', 'save_weights', 'load_weights', 'Checkpoints',
-           'Stopped', 'read_duration', 'Deadline', 'Method', 'take', 'argmax_labels', 'make_accelerator', 'Trainer',
+           'Stopped', 'read_duration', 'Deadline', 'Method', 'argmax_labels', 'make_accelerator', 'Trainer',
            'WeightedSlices', 'finest', 'presence_loss', 'out_of_memory', 'predict_labels', 'Run', 'BaseRecipe',
            'Recipe', 'apply_settings', 'Job', 'plot_curves', 'Watch', 'in_notebook']
 
@@ -180,10 +180,6 @@ class Method:
     def after_step(self, trainer): "Called after every optimiser step."
     def state_dict(self) -> dict: return {}
     def load_state_dict(self, state: dict): pass
-
-def take(batch: Batch, rows) -> Batch:
-    "Some rows of a batch: a slice, or indices."
-    return Batch(*(None if t is None else t[rows] for t in (batch.image, batch.mask, batch.known, batch.weight, batch.index)))
 
 # %% ../nbs/40_train.ipynb #978ef133
 def argmax_labels(
@@ -364,7 +360,7 @@ def gradients(self, index) -> tuple[float, float]:
     for k in range(self.pieces):
         self.rows = slice(rank() + world()*k, None, world()*self.pieces)
         torch.manual_seed(derived_seed(self.seed, self.phase, self.step_no, rank(), k))  # dropout
-        share, self.heard = {name: take(v, self.rows) for name, v in views.items()}, []
+        share, self.heard = {name: v[self.rows] for name, v in views.items()}, []
         with contextlib.nullcontext() if k == self.pieces - 1 else self.acc.no_sync(self.model):
             with self.acc.autocast():
                 loss = self.method.loss(self, share)
@@ -636,6 +632,7 @@ class Recipe(BaseRecipe):
     views: int = 2                     # unimatch: strong views
     feature_dropout: float = 0.5       # unimatch: share of channels dropped in the feature stream; 0: no such stream
     rebalance: bool = False            # unimatch: thresholds by class
+    cutmix: float = 0.5                # unimatch, self-training: share of the strong views that get a rectangle of another
     teachers: int = 3                  # self-training: folds, and so teachers
     rounds: int = 1                    # self-training
     quota: float = 0.5                 # self-training: share of a class's cells to accept at most
@@ -680,7 +677,7 @@ def apply_settings(recipe: Recipe, settings) -> Recipe:
 # %% ../nbs/40_train.ipynb #7b4f4b5b
 _LIMITS = {"width": (0, None), "epochs": (1, None), "batch_size": (1, None), "lr": (0, None), "weight_decay": (0, None), "warmup": (0, 1), "ema": (0, 1),
            "clip": (0, None), "pieces": (1, None), "skip_limit": (1, None), "presence": (0, None), "encoder_lr": (0, None), "rare_power": (0, None), "image_size": (0, None), "labelled": (0, None), "unlabelled": (-1, None), "folds": (2, None), "fold": (-1, None),
-           "keep": (0, None), "consistency": (0, None), "ramp": (0, 1), "tau": (0.5, 1), "second": (0, None), "second_lr": (0, None), "views": (1, None), "feature_dropout": (0, 0.99), "teachers": (2, None),
+           "keep": (0, None), "consistency": (0, None), "ramp": (0, 1), "tau": (0.5, 1), "second": (0, None), "second_lr": (0, None), "views": (1, None), "feature_dropout": (0, 0.99), "cutmix": (0, 1), "teachers": (2, None),
            "rounds": (1, None), "quota": (0, 1), "gate": (0, 1), "absent": (0, 1), "pixel": (0, 1), "finetune_epochs": (0, None), "finetune_lr": (0, None)}
 
 def _checked(recipe: Recipe) -> Recipe:

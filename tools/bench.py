@@ -159,14 +159,16 @@ def phantom(epochs: int, full_epochs: int, keep: int):
     ]
     return [(name, recipe, ("width=16", f"epochs={epochs}", "batch_size=8", "precision=bf16") + extra) for name, recipe, extra in rows]
 
-# One thing changed at a time, from the row `log` of semi100.
+# One thing changed at a time, from the rows `log` and `log-warm-unimatch` of semi100.
+LOG = ("log_dice=yes",)
 ABLATION = [
-    ("even", ("rare_power=0",)),  # every slice as often as any other
-    ("no-ema", ("ema=0",)),
-    ("mirror", ("mirror=yes",)),
-    ("augment-none", ("augment=none",)),
-    ("augment-strong", ("augment=strong",)),
-    ("size-96", ("image_size=96",)),
+    ("even", "masked", LOG + ("rare_power=0",)),  # every slice as often as any other
+    ("no-ema", "masked", LOG + ("ema=0",)),
+    ("mirror", "masked", LOG + ("mirror=yes",)),
+    ("augment-none", "masked", LOG + ("augment=none",)),
+    ("augment-strong", "masked", LOG + ("augment=strong",)),
+    ("size-96", "masked", LOG + ("image_size=96",)),
+    ("no-cutmix", "unimatch", OURS + ONE_VIEW + ("cutmix=0",)),
 ]
 
 TABLES = {
@@ -187,7 +189,7 @@ TABLES = {
     "networks": [(name, "masked", BASE + ("log_dice=yes",) + extra) for name, extra in NETWORKS],
     "phantom": phantom(40, 7, 300),      # ctseg phantom FOLDER --labelled 100 --unlabelled 500 --test 150 --size 128 --truth
     "phantom240": phantom(44, 18, 240),  # ctseg phantom FOLDER --labelled 240 --unlabelled 360 --test 150 --size 128 --truth --seed 1
-    "ablation": [(name, "masked", BASE + ("log_dice=yes", "labelled=100", "epochs=120") + extra) for name, extra in ABLATION],
+    "ablation": [(name, recipe, BASE + ("labelled=100", "epochs=120") + extra) for name, recipe, extra in ABLATION],
     "ensemble": [(f"{name}-f{k}", "masked", BASE + ("log_dice=yes", "folds=5", f"fold={k}") + extra) for name, extra in (("log", ()), ("presence", ("presence=0.3",))) for k in range(5)],
 }
 

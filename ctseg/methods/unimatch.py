@@ -10,12 +10,12 @@ from dataclasses import replace
 
 import torch
 
-from ..augment import cutmix, strong
+from ..augment import strong_mix
 from ..data import Batch
 from .mean_teacher import ramp_up
 from .teacher_student import join
 from ..parallel import gather_rows, rank, world
-from ..train import Job, Method, patch_to, take
+from ..train import Job, Method, patch_to
 
 # %% ../../nbs/57_unimatch.ipynb #b316404c
 def complete_batch(
@@ -60,8 +60,8 @@ class ClassThresholds:
 # %% ../../nbs/57_unimatch.ipynb #75d1c871
 class UniMatch(Method):
     "Weak-to-strong consistency by completed labels (Yang et al. 2023, arXiv 2208.09910), for partly known truth."
-    def __init__(self, weight: float = 1.0, tau: float = 0.95, ramp: float = 0.1, views: int = 2, feature_dropout: float = 0.5, rebalance: bool = False):
-        self.weight, self.tau, self.ramp, self.views_, self.feature_dropout, self.rebalance = weight, tau, ramp, views, feature_dropout, rebalance
+    def __init__(self, weight: float = 1.0, tau: float = 0.95, ramp: float = 0.1, views: int = 2, feature_dropout: float = 0.5, rebalance: bool = False, cutmix: float = 0.5):
+        self.weight, self.tau, self.ramp, self.views_, self.feature_dropout, self.rebalance, self.cutmix = weight, tau, ramp, views, feature_dropout, rebalance, cutmix
 
     def start(self, trainer): self.bars = ClassThresholds(self.tau, len(trainer.slices.classes)) if self.rebalance else None
     def state_dict(self): return {"sure": self.bars.sure} if self.bars else {}
@@ -74,19 +74,12 @@ def views(self, trainer, batch, more):
     "The labelled batch; labelled and unlabelled together with completed truth, strong and weak."
     if more is None or not self.weight: return {"labelled": batch}
     both = join(batch, more)
-    own = take(both, slice(rank(), None, world()))  # with several processes the teacher's work is shared
+    own = both[rank()::world()]  # with several processes the teacher's work is shared
     prob = trainer.ask(trainer.ema.model, own.image)
     done = complete_batch(own, prob, self.bars(prob) if self.bars else self.tau, trainer.loss.activation)
     done = replace(both, mask=gather_rows(done.mask), known=gather_rows(done.known))
-    strong_views = {f"strong {k}": self.strong_view(done, trainer, k) for k in range(self.views_)}
+    strong_views = {f"strong {k}": strong_mix(done, trainer.rng(f"view {k}"), self.cutmix) for k in range(self.views_)}
     return {"labelled": batch} | strong_views | ({"weak": done} if self.feature_dropout else {})
-
-@patch_to(UniMatch)
-def strong_view(self, done: Batch, trainer, k: int) -> Batch:
-    "A photometrically ruined copy, CutMixed with a shuffled one."
-    rng = trainer.rng(f"view {k}")
-    ruined = replace(done, image=strong(done.image, rng))
-    return cutmix(ruined, take(ruined, torch.randperm(len(done), generator=rng, device=rng.device)), rng, p=0.5)
 
 # %% ../../nbs/57_unimatch.ipynb #b91b66dc
 @patch_to(UniMatch)
@@ -112,9 +105,9 @@ def drop_channels(self, trainer, n: int):
 
 # %% ../../nbs/57_unimatch.ipynb #7fbe3a09
 def unimatch(job: Job):
-    "A supervised phase (`warm`), then one with all images (`second`, `second_lr`, `consistency`, `tau`, `ramp`, `views`, `feature_dropout`, `rebalance`)."
+    "A supervised phase (`warm`), then one with all images (`second`, `second_lr`, `consistency`, `tau`, `ramp`, `views`, `feature_dropout`, `rebalance`, `cutmix`)."
     r = job.recipe
-    method = UniMatch(r.consistency, r.tau, r.ramp, r.views, r.feature_dropout, r.rebalance)
+    method = UniMatch(r.consistency, r.tau, r.ramp, r.views, r.feature_dropout, r.rebalance, r.cutmix)
     if not r.warm: return job.train("unimatch", method=method, extra=job.unlabelled)
     start = job.train("supervised")
     if not len(job.unlabelled): return job.nothing_to_add(start)

@@ -1070,6 +1070,7 @@ class Batch:
     index: torch.Tensor|None = None # int64 [B]: positions in the `SliceSet`
 
     def __len__(self): return len(self.image)
+    def __getitem__(self, rows): return replace(self, **{k: t[rows] for k, t in vars(self).items() if t is not None}) # rows: a slice, or indices
 
 
 # %% [markdown]

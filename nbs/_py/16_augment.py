@@ -461,6 +461,22 @@ test_eq(mixed.weight[:, 0][box].unique().tolist(), [1.]); test_eq(mixed.weight[:
 never = cutmix(batch, flipped, torch.Generator(), p=0.)
 test_eq(never.image, batch.image)
 
+
+# %% [markdown]
+# Strong views are made of both: ruin the appearance, then mix each slice with another one of the batch.
+
+# %%
+#| export
+def strong_mix(batch: Batch, generator: torch.Generator, p: float = .5) -> Batch:
+    "A strong view: the appearance ruined, and with probability `p` a rectangle of another, as ruined, slice of the batch."
+    ruined = replace(batch, image=strong(batch.image, generator))
+    return cutmix(ruined, ruined[torch.randperm(len(batch), generator=generator, device=generator.device)], generator, p)
+
+
+# %%
+view = strong_mix(batch, torch.Generator().manual_seed(1), 0.)
+test_eq(view.mask, batch.mask); assert (view.known == batch.known[:, :, None, None]).all() and (view.image != batch.image).any()
+
 # %% [markdown]
 # Mixed batches can be warped and mirrored like any other, since the maps travel along. A known map of a mirrored mixture has its left and
 # right columns swapped *and* is flipped:

@@ -23,11 +23,11 @@ import numpy as np
 import torch
 from dataclasses import replace
 
-from ctseg.augment import cutmix, strong
+from ctseg.augment import strong_mix
 from ctseg.data import SliceSet, grouped_folds
 from ctseg.methods.teacher_student import join
 from ctseg.pseudo import accept_cells, check_truth_kept, complete, pseudo_label
-from ctseg.train import Job, Method, take
+from ctseg.train import Job, Method
 
 
 # %% [markdown]
@@ -37,12 +37,10 @@ from ctseg.train import Job, Method, take
 #| export
 class NoisyStudent(Method):
     "Labelled and pseudo-labelled slices in one batch, the pictures ruined and CutMixed (Xie et al. 2020, arXiv 1911.04252)."
-    def __init__(self, mix: float = 0.5): self.mix = mix
+    def __init__(self, cutmix: float = 0.5): self.cutmix = cutmix
 
     def views(self, trainer, batch, more):
-        rng, both = trainer.rng("student"), join(batch, more)
-        ruined = replace(both, image=strong(both.image, rng))
-        return {"labelled": cutmix(ruined, take(ruined, torch.randperm(len(both), generator=rng, device=rng.device)), rng, p=self.mix)}
+        return {"labelled": strong_mix(join(batch, more), trainer.rng("student"), self.cutmix)}
 
 
 # %% [markdown]
@@ -81,17 +79,17 @@ def out_of_fold(job: Job, teachers: list, slices: SliceSet, fold: np.ndarray) ->
 # %%
 #| export
 def self_training(job: Job):
-    "K out-of-fold teachers, cells accepted by confidence, a student, a fine-tune (`teachers`, `rounds`, `quota`, `gate`, `absent`, `pixel`)."
+    "K out-of-fold teachers, cells accepted by confidence, a student, a fine-tune (`teachers`, `rounds`, `quota`, `gate`, `absent`, `pixel`, `cutmix`)."
     r, labelled = job.recipe, job.labelled
     fold = grouped_folds(labelled, r.teachers, seed=job.seed)
     own = [dict() for _ in range(r.teachers)]  # what each teacher learns from, beside its own folds' truth
     for n in range(r.rounds):
-        teachers = [job.train(f"teacher-{n + 1}-{k + 1}", labelled[fold != k], NoisyStudent() if n else None, **own[k]).to(job.plan.device) for k in range(r.teachers)]
+        teachers = [job.train(f"teacher-{n + 1}-{k + 1}", labelled[fold != k], NoisyStudent(r.cutmix) if n else None, **own[k]).to(job.plan.device) for k in range(r.teachers)]
         for k, t in enumerate(teachers):
             if n + 1 < r.rounds: own[k] = _extra(*fill_in(job, [t], job.unlabelled))
     done, teaches = out_of_fold(job, teachers, labelled, fold)
     job.note_completed(labelled, done)
-    student = job.train("student", done, NoisyStudent(), pixel_weights=teaches, **_extra(*fill_in(job, teachers, job.unlabelled)))
+    student = job.train("student", done, NoisyStudent(r.cutmix), pixel_weights=teaches, **_extra(*fill_in(job, teachers, job.unlabelled)))
     return job.train("finetune", init=student, epochs=r.finetune_epochs, lr=r.finetune_lr) if r.finetune_epochs else student
 
 
