@@ -89,6 +89,13 @@ def table(runs: dict, reference=lambda name: "seed-attunet"):
                 support=first["truth"].sum(0).tolist())
 
 
+def verdict(d) -> str:
+    "In words, for a difference (`paired`) that is claimed to be positive: both the patients' interval and every training must agree."
+    if d["seeds"] < 3: return f"one seed: {'for it' if d['difference'] > 0 else 'against it'}" if d["seeds"] == 1 else "two seeds"
+    if d["low"] > 0 and min(d["by_seed"]) > 0: return "held"
+    if d["high"] < 0 and max(d["by_seed"]) < 0: return "the opposite"
+    return "not seen"
+
 def rule_gain(by_seed, name, rule):
     "A decision rule against argmax, on the same probabilities; None if no seed has it."
     some = [r for r in by_seed.values() if f"dice_{rule}" in r]

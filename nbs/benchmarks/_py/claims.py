@@ -16,20 +16,12 @@ from pathlib import Path
 import pandas as pd
 
 sys.path.insert(0, "../../report")
-from measured import compare, load, rule_gain
+from measured import compare, load, rule_gain, verdict
 
 RESULTS = Path("results")
 runs = {t: load(RESULTS/t) for t in ("supervised", "semi100", "semi800")}
 
-
 # %%
-def verdict(d):
-    "In words, for a difference that the claim says is positive."
-    if d["seeds"] < 3: return f"one seed: {'for it' if d['difference'] > 0 else 'against it'}" if d["seeds"] == 1 else "two seeds"
-    if d["low"] > 0 and d["wins"] == d["seeds"]: return "held"
-    if d["high"] < 0 and d["wins"] == 0: return "the opposite"
-    return "not seen"
-
 CLAIMS = [
     ("A loss that knows what is unknown beats zeros as background", "MultiTalent; marginal loss (Shi et al. 2021)", "supervised", "masked", "seed-attunet"),
     ("Cross-entropy that reads unknown as background is harmful", "field practice", "supervised", "marginal", "ce-dice-zeros"),
