@@ -247,7 +247,7 @@ def _same_names(found, expected, where, among=None):
 
 def _pixels(path, count: int, size) -> tuple[int, int]:
     "The height and width of masks of `count` pixels."
-    h, w = size or (math.isqrt(count),)*2
+    h, w = (1, count) if size == (1, -1) else size or (math.isqrt(count),)*2
     if h*w == count and count: return h, w
     if size: raise InputError(f"{path}: {count} rows, expected {h*w} for images of {h}x{w} pixels")
     raise InputError(f"{path}: {count} rows are no square image; give size=(height, width), or the file is cut off")
@@ -256,7 +256,7 @@ def _pixels(path, count: int, size) -> tuple[int, int]:
 def read_masks(
     csv, # a `.csv` or `.csv.gz` in the challenge's form
     names=None, # the image names it must have, in order; `None`: take them from the file
-    size: tuple[int, int]|None = None, # height and width; `None`: a square
+    size: tuple[int, int]|None = None, # height and width; `None`: a square; (1, -1): all pixels in one row
     classes: ClassMap|int|None = None, # no value may be above this many classes; `None`: any
     cache: bool = True, # keep the array, by content
 ) -> tuple[list[str], np.ndarray]: # names and masks uint8 [N,H,W]
@@ -264,7 +264,7 @@ def read_masks(
     path = Path(csv)
     columns = _header(path)
     if names is not None: _same_names(columns, names, path)
-    table = _cached("masks1", [path], lambda: _read_table(path, columns, size[0]*size[1] if size else None), cache)
+    table = _cached("masks1", [path], lambda: _read_table(path, columns, size[0]*size[1] if size and size[1] > 0 else None), cache)
     h, w = _pixels(path, table.shape[1], size)
     C = classes if isinstance(classes, int) else 255 if classes is None else len(classes)
     if table.max() > C:

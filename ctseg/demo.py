@@ -56,22 +56,29 @@ def plot_pseudo(unlabelled: SliceSet, labels: np.ndarray, scores: np.ndarray, ke
 # %% ../nbs/75_demo.ipynb #4b3e17cd
 DEMO = ("width=16", "image_size=64", "epochs=250", "batch_size=5", "lr=0.004", "fold=-1", "keep=8")
 
-def run_demo(out, data="data_sample", overwrite: bool = False, settings=DEMO, progress: bool = True):
-    "Teacher and student on `data`, predict its test slices, score, draw; everything lands in `out`."
-    out, data, start = Path(out), Path(data), time.monotonic()
-    if out.exists() and overwrite: shutil.rmtree(out)
-    if not data.exists():
-        data = out.parent/f"{out.name}_data"
-        print(f"no sample here: drawing one into {data}")
-        make_phantom(data, labelled=10, unlabelled=14, test=8, size=256, seed=0)
+def run_demo(out, data=None, overwrite: bool = False, settings=DEMO, progress: bool = True):
+    "Teacher and student on `data` (None: `data_sample`, or a phantom where there is none), predict its test slices, score, draw; everything lands in `out`."
+    out, start = Path(out), time.monotonic()
+    data = Path(data) if data else _sample(out)
+    test, truth = read_challenge(data, "test"), [p for p in (data/"y_test.csv", data/"y_test.csv.gz") if p.exists()]
+    if not truth: raise InputError(f"{data}: no y_test.csv; the demo scores its test slices")
+    if out.exists() and overwrite:
+        if not (out/"recipe.json").exists() and any(out.iterdir()): raise InputError(f"{out} holds no run and is not overwritten; choose another --out")
+        shutil.rmtree(out)
     run = fit(data, apply_settings(get_recipe("teacher-student"), settings), out, progress=progress)
-    test = read_challenge(data, "test")
     pred = predict_masks(load_predictor(run.folder, pick_device()), test.images)
     write_submission(pred, test.names, run/"submission.csv")
-    truth = next(p for p in (data/"y_test.csv", data/"y_test.csv.gz") if p.exists())
+    truth, = truth
     result = evaluate_files(truth, run/"submission.csv")
     report_demo(run, read_challenge(data), test, pred, result)
     print(f"{time.monotonic() - start:.0f} s in all")
+
+def _sample(out: Path) -> Path:
+    if (data := Path("data_sample")).exists(): return data
+    data = out.parent/f"{out.name}_data"
+    print(f"no sample here: drawing one into {data}")
+    make_phantom(data, labelled=10, unlabelled=14, test=8, size=256, seed=0)
+    return data
 
 # %% ../nbs/75_demo.ipynb #73bbce30
 def report_demo(run, train: SliceSet, test: SliceSet, pred: np.ndarray, result: dict):

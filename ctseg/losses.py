@@ -185,7 +185,7 @@ class MaskedSigmoidLoss(PartialLoss):
         reduction: str = "batch", # of the Dice: "batch" or "image"
         pixel_known: bool = True, # a labelled pixel is known to be none of the other classes
         focal_gamma: float = 0., # 0: plain cross-entropy
-        log_dice: bool = False, # −ln Dice instead of 1 − Dice: a class that is missed altogether is heard
+        log_dice: bool = False, # −ln Dice instead of 1 − Dice: a class that is missed altogether keeps its gradient
         eps: float = 1e-5, # of the Dice; keep it negligible
         prior: float = .01, # probability at the start of training, through `init_head`
     ):
@@ -231,7 +231,7 @@ class MarginalSoftmaxLoss(_SoftmaxLoss):
         w_ce: float = 1., # weight of the cross-entropy, a mean over pixels
         reduction: str = "batch", # of the Dice: "batch" or "image"
         pixel_known: bool = True, # a labelled pixel is known to be none of the other classes, for the Dice too
-        log_dice: bool = False, # −ln Dice instead of 1 − Dice: a class that is missed altogether is heard
+        log_dice: bool = False, # −ln Dice instead of 1 − Dice: a class that is missed altogether keeps its gradient
         eps: float = 1e-5, # of the Dice; keep it negligible
     ):
         super().__init__()

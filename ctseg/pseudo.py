@@ -13,8 +13,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from .data import SliceData, SliceSet
+from .data import SliceData, SliceSet, present_classes
 from .files import InputError, atomic_path, did_you_mean
+from .models.base import class_probabilities
 from .parallel import collect, own_share, world
 
 # %% ../nbs/50_pseudo.ipynb #8ebe2c7e
@@ -24,7 +25,7 @@ def soft_dice_confidence(
     prob: torch.Tensor, # [B, C, H, W]
     label: torch.Tensor, # [B, H, W], 0 is background
 ) -> torch.Tensor: # [B, C]; 0 where the label map lacks the class
-    "Soft Dice Confidence of every (image, class) cell: the expected Dice under the probabilities (Borges et al. 2024, arXiv 2402.10665)."
+    "Soft Dice Confidence of every (image, class) cell: about the Dice to be expected under the probabilities (Borges et al. 2024, arXiv 2402.10665)."
     B, C = prob.shape[:2]
     flat, cls = prob.flatten(2), label.flatten(1).long()
     area = flat.new_zeros(B, C + 1).scatter_add_(1, cls, torch.ones_like(cls, dtype=flat.dtype))[:, 1:]
@@ -94,7 +95,7 @@ def pseudo_label(
     data = SliceData(slices if world() == 1 else slices[own.numpy()], device, image_size)
     for index in torch.arange(len(own)).split(batch_size):
         x = data.batch(index).image
-        probs = [_at_size(loss.probabilities(t(x)), slices.images.shape[1:]) for t in teachers]
+        probs = [_at_size(class_probabilities(t, loss, x), slices.images.shape[1:]) for t in teachers]
         prob = torch.stack(probs).mean(0)
         label, certainty = label_and_certainty(prob, act)
         agree = pairwise_dice([label_and_certainty(p, act)[0] for p in probs], prob.shape[1]) if len(probs) > 1 else torch.full(prob.shape[:2], torch.nan)
@@ -158,9 +159,10 @@ def complete(
     cell = np.take_along_axis(np.pad(present, ((0, 0), (1, 0))), pseudo.labels.reshape(len(slices), -1).astype(int), 1).reshape(pseudo.labels.shape)
     free = slices.masks == 0
     sure = pseudo.certainty >= round(255*pixel)
-    masks = np.where(free & cell & sure, pseudo.labels, slices.masks)
+    drawn = np.where(free & cell & sure, pseudo.labels, 0)
     unsure = free & ~sure & (cell | present.any(1)[:, None, None])
-    return replace(slices, masks=masks, known=slices.known | present | absent), ~unsure
+    present = present & present_classes(drawn, present.shape[1])  # a cell of which no pixel is sure stays unknown: empty and known would mean absent
+    return replace(slices, masks=np.where(drawn > 0, drawn, slices.masks), known=slices.known | present | absent), ~unsure
 
 # %% ../nbs/50_pseudo.ipynb #afcc5050
 def check_truth_kept(before: SliceSet, after: SliceSet):

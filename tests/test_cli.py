@@ -72,7 +72,7 @@ def test_two_runs_are_averaged_as_probabilities(run, tmp_path):
     (["fit", SAMPLE, "--out", "{new}", "--set", "model=atunet", "--set", "fold=-1"], "did you mean attunet"),
     (["fit", SAMPLE, "--out", "{new}", "--set", "loss=maskd", "--set", "fold=-1"], "did you mean masked"),
     (["fit", SAMPLE, "--out", "{new}", "--set", "augment=mld", "--set", "fold=-1"], "did you mean mild"),
-    (["fit", SAMPLE, "--out", "{new}", "--set", "folds=99"], "99 folds of 5 groups of slices: at least 2 folds, and a group (a patient, or near duplicates) for each; choose fewer folds, or fold = -1"),
+    (["fit", SAMPLE, "--out", "{new}", "--set", "folds=99"], "99 folds of 6 groups of slices: at least 2 folds, and a group (a patient, or near duplicates) for each; choose fewer folds, or fold = -1"),
     (["fit", SAMPLE, "--out", "{new}", "--set", "labelled=99"], "99"),
     (["fit", SAMPLE, "--out", "{new}", "--set", "precision=fp16"], "fp16 needs a GPU"),
     (["fit", "no-such-folder", "--out", "{new}"], "no-such-folder"),

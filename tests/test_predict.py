@@ -122,8 +122,8 @@ def test_views_of_a_network_that_does_not_care_change_little():
 
 
 def test_only_what_every_run_has_learnt_is_mirrored(tmp_path):
-    a, b = fake_run(tmp_path/"a", toy(), mirror=True), fake_run(tmp_path/"b", toy(), seed=1)
-    assert load_predictor(a.folder, CPU).mirror == "vertical"
+    a, b = fake_run(tmp_path/"a", toy(), mirror="horizontal"), fake_run(tmp_path/"b", toy(), seed=1)
+    assert load_predictor(a.folder, CPU).mirror == "horizontal"
     assert load_predictor([a.folder, b.folder], CPU).mirror is None
     assert sum(v.mirror is not None for v in tta_views(6, "vertical")) == 3
     load_predictor(a.folder, CPU, views=18)

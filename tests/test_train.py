@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from test_methods import SMALL, toy
 
 from ctseg.augment import MILD
-from ctseg.files import InputError
+from ctseg.files import PART, InputError
 from ctseg.losses import create_loss
 from ctseg.models import create_model
 from ctseg.models.base import import_timm
@@ -59,7 +59,7 @@ def test_a_kill_while_a_file_is_written_leaves_a_run_that_can_be_resumed(tmp_pat
     for left in ("recipe.json", "checkpoints/supervised/step-0000002"):
         run = tmp_path/left.replace("/", "-")
         (run/left).parent.mkdir(parents=True)
-        hold = (run/left).parent/f".{(run/left).name}.abc"
+        hold = (run/left).parent/f".{(run/left).name}.abc{PART}"
         hold.mkdir(); (hold/"half").write_text("half")
         if left != "recipe.json": (run/"recipe.json").write_bytes((tmp_path/"whole"/"recipe.json").read_bytes())
         fit(slices, recipe, run, device="cpu", progress=False, resume=True)

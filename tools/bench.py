@@ -1,7 +1,7 @@
 """Repeat a fixed table of training runs: `python tools/bench.py TABLE --data DIR` (a challenge folder whose test slices have truth).
 
 Every run is `ctseg fit` by a recipe with settings and a seed; what is kept of it is `nbs/benchmarks/results/TABLE/NAME-sSEED.npz`: the Dice of every (test slice, class)
-under several decision rules, from one set of probabilities, the learning curve, and the predicted masks of a few slices to look at (their images and truth lie in TABLE.npz beside
+under several decision rules, from one set of probabilities, the same of the annotated slices that were left out (`labelled`), the learning curve, and the predicted masks of a few slices to look at (their images and truth lie in TABLE.npz beside
 the folder). The benchmark notebooks and REPORT.pdf compute everything they show from these files. A run that is there is not repeated; one that was cut is resumed. The tables
 are at the end of this file.
 """
@@ -19,6 +19,19 @@ def fully_annotated(train, data: Path):
     from dataclasses import replace
     from ctseg.data import read_masks
     return replace(train, masks=read_masks(data/"y_train_full.csv", train.names)[1], known=np.ones_like(train.known))
+
+
+def on_left_out(train, recipe, seed, predict):
+    "Dice tables [annotated slices, classes] of what `predict` makes of the slices whose annotation the setting `labelled` leaves out: choices are made on these, so that the test slices only judge. NaN where nothing is known."
+    import numpy as np
+    from ctseg.data import select_labelled
+    from ctseg.metrics import dice_table
+    rest = np.flatnonzero(train.labelled & ~select_labelled(train, recipe.labelled, seed).labelled)
+    at, tables = np.searchsorted(np.flatnonzero(train.labelled), rest), []
+    for masks in predict(train.images[rest]):
+        tables.append(np.full((train.labelled.sum(), len(train.classes)), np.nan, np.float32))
+        tables[-1][at] = np.where(train.known[rest], dice_table(masks, train.masks[rest], len(train.classes)), np.nan)
+    return tables
 
 
 def one(task):
@@ -51,6 +64,10 @@ def one(task):
     C = len(test.classes)
     keep = {f"dice_{k}": dice_table(m, test.masks, C).astype(np.float32) for k, m in zip(rules, masks)}
     areas = {f"area_{k}": np.stack([np.bincount(x.ravel(), minlength=C + 1)[1:] for x in m]).astype(np.int32) for k, m in zip(rules, masks)}
+    if r.labelled:
+        some = {k: rules[k] for k in ("argmax", "chosen") if k in rules}
+        tables = on_left_out(train, r, seed, lambda images: predict_masks(predictor, images, list(some.values())))
+        keep |= {f"rest_{k}": t for k, t in zip(some, tables)} | {"rest_groups": train.groups[train.labelled]}
     final = masks[list(rules).index("chosen" if "chosen" in rules else "argmax")]
     by_pixel = dice_table(*(m.reshape(len(m), -1).T[:, None] for m in (final, test.masks)), C)  # as the original's training loop scored: each pixel's place over the images
     shown = np.linspace(0, len(test) - 1, 12).astype(int)
@@ -130,6 +147,7 @@ SEMI = [
     ("log-mean-teacher", "mean-teacher", OURS),
     ("log-longer", "unimatch", OURS + ONE_VIEW + ("consistency=0",)),  # both phases of the next row, the second without the unlabelled images
     ("log-warm-unimatch", "unimatch", OURS + ONE_VIEW),
+    ("ctseg", "ctseg", ()),  # the same with a second phase half as long
     ("log-unimatch", "unimatch", OURS + ONE_VIEW + COLD),
     ("log-self-training", "self-training", OURS),
     ("log-teacher-student", "seed-teacher-student", OURS),
@@ -154,21 +172,23 @@ def phantom(epochs: int, full_epochs: int, keep: int):
         ("seed-attunet", "seed-attunet", ()),
         ("log", "masked", ("log_dice=yes",)),
         ("full-seed-attunet", "seed-attunet", (f"epochs={full_epochs}",)),
-        ("log-warm-unimatch", "unimatch", OURS + ONE_VIEW + ("second=0.5",)),
+        ("ctseg", "ctseg", ()),
         ("seed-teacher-student", "seed-teacher-student", (f"keep={keep}",)),
     ]
     return [(name, recipe, ("width=16", f"epochs={epochs}", "batch_size=8", "precision=bf16") + extra) for name, recipe, extra in rows]
 
-# One thing changed at a time, from the rows `log` and `log-warm-unimatch` of semi100.
+# One thing changed at a time: of `log` (supervised), of `ctseg` (both phases).
 LOG = ("log_dice=yes",)
 ABLATION = [
-    ("even", "masked", LOG + ("rare_power=0",)),  # every slice as often as any other
+    ("ctseg", "ctseg", ()),
+    ("log", "masked", LOG),  # the first phase of `ctseg`
+    ("no-cutmix", "ctseg", ("cutmix=0",)),
+    ("rare", "masked", LOG + ("rare_power=0.5",)),  # slices with rare classes shown more often
     ("no-ema", "masked", LOG + ("ema=0",)),
-    ("mirror", "masked", LOG + ("mirror=yes",)),
+    ("mirror", "masked", LOG + ("mirror=horizontal",)),
     ("augment-none", "masked", LOG + ("augment=none",)),
     ("augment-strong", "masked", LOG + ("augment=strong",)),
     ("size-96", "masked", LOG + ("image_size=96",)),
-    ("no-cutmix", "unimatch", OURS + ONE_VIEW + ("cutmix=0",)),
 ]
 
 TABLES = {
@@ -184,8 +204,8 @@ TABLES = {
         ("ce-dice-zeros", "marginal", ("loss=ce-dice",)),
     ]],
     "semi100": [(name, recipe, BASE + ("labelled=100", "epochs=120") + extra) for name, recipe, extra in SEMI],
-    "counts": [(f"log-warm-unimatch-u{n}", "unimatch", BASE + ("labelled=100", "epochs=120") + OURS + ONE_VIEW + (f"unlabelled={n}",)) for n in (300, 600, 1200)],  # the row of semi100 with fewer unlabelled images
-    "semi800": [(name, recipe, BASE + extra + (("second=0.5",) if name in ("log-longer", "log-warm-unimatch") else ())) for name, recipe, extra in SEMI],
+    "counts": [(f"ctseg-u{n}", "ctseg", BASE + ("labelled=100", "epochs=120", f"unlabelled={n}")) for n in (300, 600, 1200)],  # the row of `ablation` with fewer unlabelled images
+    "semi800": [(name, recipe, BASE + extra) for name, recipe, extra in SEMI],
     "networks": [(name, "masked", BASE + ("log_dice=yes",) + extra) for name, extra in NETWORKS],
     "phantom": phantom(40, 7, 300),      # ctseg phantom FOLDER --labelled 100 --unlabelled 500 --test 150 --size 128 --truth
     "phantom240": phantom(44, 18, 240),  # ctseg phantom FOLDER --labelled 240 --unlabelled 360 --test 150 --size 128 --truth --seed 1
@@ -201,6 +221,7 @@ def main():
     p.add_argument("--runs", type=Path, default=ROOT/"runs"/"bench")
     p.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     p.add_argument("--only", nargs="+", default=[], help="names of rows")
+    p.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", dest="settings", help="for every row, after its own: precision=fp32 where the processor has no bf16")
     p.add_argument("--jobs", type=int, default=2)
     p.add_argument("--threads", type=int, default=1, help="of each job")
     p.add_argument("--confidence", action="store_true", help="do not train; write how sure the finished runs of each row are of each test slice, and how right")
@@ -213,7 +234,7 @@ def main():
     if a.confidence:
         for name, *_ in rows: print(confidences(a.table, name, a.seeds, a.data, a.runs), flush=True)
         return
-    tasks = [(a.table, *row, seed, a.data.resolve(), a.runs.resolve(), a.threads) for seed in a.seeds for row in rows]
+    tasks = [(a.table, name, recipe, settings + tuple(a.settings), seed, a.data.resolve(), a.runs.resolve(), a.threads) for seed in a.seeds for name, recipe, settings in rows]
     with ProcessPoolExecutor(a.jobs) as pool:
         for f in [pool.submit(one, t) for t in tasks]: print(f.result(), flush=True)
 

@@ -38,18 +38,18 @@ def complete_batch(
 def _complete_softmax(prob, known, tau):
     allowed = torch.cat([(1 - prob.sum(1, keepdim=True)).clamp(min=0), prob*~known], 1)
     sure, label = (allowed/allowed.sum(1, keepdim=True).clamp(min=1e-12)).max(1)
-    ok = sure >= torch.cat([tau.mean()[None], tau])[label]
+    ok = sure >= torch.cat([tau.amax()[None], tau])[label]
     return torch.where(ok, label, 0), ok[:, None]
 
 def _complete_sigmoid(prob, known, tau):
     t = tau[None, :, None, None]
     best, c = (prob*~known).max(1)
     yes = best >= tau[c]
-    return torch.where(yes, c + 1, 0), (prob >= t) | (prob <= 1 - t) | yes[:, None]
+    return torch.where(yes, c + 1, 0), (prob >= t) | (prob <= 1 - tau.amax()) | yes[:, None]
 
 # %% ../../nbs/57_unimatch.ipynb #355a3411
 class ClassThresholds:
-    "Per-class thresholds that follow how sure the teacher gets (Zhang et al. 2021, arXiv 2110.08263, eq. 6, with a running mean)."
+    "Per-class thresholds that follow how sure the teacher gets: after Zhang et al. 2021 (arXiv 2110.08263), with the running mean of a class's peak probability in the place of their count of confident predictions."
     def __init__(self, tau: float, classes: int, decay: float = 0.99): self.tau, self.decay, self.sure = tau, decay, torch.zeros(classes)
 
     def __call__(self, prob: torch.Tensor) -> torch.Tensor: # [C]
@@ -111,4 +111,5 @@ def unimatch(job: Job):
     if not r.warm: return job.train("unimatch", method=method, extra=job.unlabelled)
     start = job.train("supervised")
     if not len(job.unlabelled): return job.nothing_to_add(start)
+    if not r.second: return start
     return job.train("unimatch", method=method, extra=job.unlabelled, init=start, epochs=max(1, round(r.second*r.epochs)), lr=r.second_lr)

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['pad_to', 'crop_to', 'EncoderDecoder', 'place', 'PresenceHead', 'with_presence', 'check_counts', 'count_parameters',
-           'read_weights', 'load_weights', 'deep_supervised', 'import_timm', 'import_zoo', 'toy_slices', 'overfit']
+           'read_weights', 'load_weights', 'deep_supervised', 'class_probabilities', 'import_timm', 'import_zoo',
+           'toy_slices', 'overfit']
 
 # %% ../../nbs/28_base.ipynb #c2578edc
 import pickle, sys
@@ -150,6 +151,18 @@ def deep_supervised(
         size = z.shape[-2:]
         total = total + 2.**-i/scale*loss(z, near(mask, size), near(known, size), near(weight, size))
     return total
+
+# %% ../../nbs/28_base.ipynb #6eee1461
+def class_probabilities(
+    model: nn.Module,
+    loss, # knows how logits become probabilities (`ctseg.losses`)
+    x: torch.Tensor, # f32 [B,1,H,W] in 0..1
+    temperature: float = 1., # by which the logits are divided
+) -> torch.Tensor: # [B,C,H,W]
+    "The foreground probabilities of a network in evaluation; with a presence head, times the probability that the class is on the image at all."
+    if getattr(model, "presence", None) is None: return loss.probabilities(model(x).float()/temperature)
+    logits, there = model(x, presence=True)
+    return loss.probabilities(logits.float()/temperature)*there.float().sigmoid()[..., None, None]
 
 # %% ../../nbs/28_base.ipynb #c757a731
 def import_timm():

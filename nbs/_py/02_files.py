@@ -81,6 +81,8 @@ def disk_errors(path):
 
 # %%
 #| export
+PART = ".part"  # how the names of unfinished files end
+
 @contextlib.contextmanager
 def atomic_path(
     path, # the final path, a file or a folder
@@ -90,7 +92,7 @@ def atomic_path(
     new = [p for p in path.parents if not p.exists()]  # folders made for this file go again when it fails, the innermost first
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        hold = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        hold = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=PART, dir=path.parent))
         tmp = hold/path.name
         try:
             yield tmp
@@ -136,8 +138,13 @@ def read_json(path):
     except json.JSONDecodeError as e: raise InputError(f"{path}, line {e.lineno}: not valid JSON ({e.msg})") from None
 
 def write_json(obj, path, indent: int|None = 1):
-    "Write `obj` as JSON, whole or not at all."
-    with atomic_path(path) as tmp: tmp.write_text(json.dumps(obj, indent=indent) + "\n", encoding="utf-8")
+    "Write `obj` as JSON, whole or not at all; a number that is none (NaN) becomes null, because other readers know no NaN."
+    with atomic_path(path) as tmp: tmp.write_text(json.dumps(_no_nan(obj), indent=indent) + "\n", encoding="utf-8")
+
+def _no_nan(x):
+    if isinstance(x, dict): return {k: _no_nan(v) for k, v in x.items()}
+    if isinstance(x, (list, tuple)): return [_no_nan(v) for v in x]
+    return None if isinstance(x, float) and x != x else x
 
 
 # %%

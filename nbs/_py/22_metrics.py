@@ -519,7 +519,7 @@ def evaluate_files(
     "Score a submission file against a truth file. `InputError` for whatever does not fit."
     truth = Path(truth)
     cm = ClassMap.from_json(classes) if classes else read_classes(truth.parent)
-    names, t = read_masks(truth, classes=cm)
+    names, t = read_masks(truth, classes=cm, size=(1, -1))  # the shape of the images does not matter to a Dice
     _, p = read_masks(prediction, names=names, size=t.shape[1:], classes=cm, cache=False)
     known = _read_annotated(Path(annotated), len(t), len(cm)) if annotated else None
     return dict(table=per_class(p, t, cm, known), facts=evaluate(t, p, cm, known, _patients(truth, len(t))))

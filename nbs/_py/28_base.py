@@ -312,6 +312,35 @@ test_close(deep_supervised(ce, [full, half], truth, None), 2/3*ce(full, truth, N
 
 
 # %% [markdown]
+# ## From a network to probabilities
+#
+# Whoever asks a network, the trainer after an epoch, a teacher that labels slices, the prediction in the end, must ask in the same way: where there is a presence head, it has its say.
+
+# %%
+#| export
+def class_probabilities(
+    model: nn.Module,
+    loss, # knows how logits become probabilities (`ctseg.losses`)
+    x: torch.Tensor, # f32 [B,1,H,W] in 0..1
+    temperature: float = 1., # by which the logits are divided
+) -> torch.Tensor: # [B,C,H,W]
+    "The foreground probabilities of a network in evaluation; with a presence head, times the probability that the class is on the image at all."
+    if getattr(model, "presence", None) is None: return loss.probabilities(model(x).float()/temperature)
+    logits, there = model(x, presence=True)
+    return loss.probabilities(logits.float()/temperature)*there.float().sigmoid()[..., None, None]
+
+
+# %%
+from types import SimpleNamespace
+net = with_presence(Tiny(1, 3), 3).eval()
+with torch.no_grad():
+    net.presence.linear.weight.zero_(); net.presence.linear.bias.copy_(torch.tensor([0., 9., -9.]))  # "perhaps, surely, never"
+    x = torch.rand(1, 1, 16, 16)
+    plain, heard = SimpleNamespace(probabilities=torch.sigmoid).probabilities(net(x)), class_probabilities(net, SimpleNamespace(probabilities=torch.sigmoid), x)
+(heard/plain).mean((0, 2, 3))
+
+
+# %% [markdown]
 # ## Packages that may be missing
 #
 # Two families of networks come from other packages. They are an extra, `ctseg[zoo]`, and asked for only when such a network is built.

@@ -30,15 +30,17 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
+try: import fcntl
+except ImportError: fcntl = None  # Windows
 
 from ctseg.augment import MILD, NO_AUGMENT, STRONG
 from ctseg.data import Batch, EpochSampler, SliceData, SliceSet, grouped_folds, rare_weights, select_labelled
 from ctseg.device import DevicePlan, pick_device
-from ctseg.files import InputError, atomic_path, did_you_mean, read_json, write_json
+from ctseg.files import PART, InputError, atomic_path, did_you_mean, read_json, write_json
 from ctseg.losses import create_loss
 from ctseg.metrics import dice_table
 from ctseg.models import create_model
-from ctseg.models.base import deep_supervised, place
+from ctseg.models.base import class_probabilities, deep_supervised, place
 from ctseg.models.encoders import param_groups
 from ctseg.models.zoo import model_keywords
 from ctseg.parallel import agree, collect, gather_rows, on_main, own_share, rank, synchronise, world
@@ -380,7 +382,8 @@ test_eq(argmax_labels(torch.tensor([[0.3, 0.45], [0.1, 0.6]]).reshape(2, 2, 1, 1
 def make_accelerator(plan: DevicePlan) -> Accelerator:
     "An `Accelerator` for the planned device and precision; replaces one with other settings. Started by torchrun, it connects the processes."
     mixed = {"fp32": "no"}.get(plan.precision, plan.precision)
-    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != mixed: AcceleratorState._reset_state(True)
+    if AcceleratorState._shared_state and (AcceleratorState().mixed_precision != mixed or AcceleratorState().device.type != plan.device.type): AcceleratorState._reset_state(True)
+    if plan.device.type == "cuda": torch.cuda.set_device(plan.device)  # accelerate says "cuda", which is the current card
     patience = InitProcessGroupKwargs(timeout=timedelta(hours=2))  # process 0 may be busy for a while, choosing a rule
     return Accelerator(mixed_precision=mixed, cpu=plan.device.type == "cpu", kwargs_handlers=[patience, DistributedDataParallelKwargs(broadcast_buffers=False)])
 
@@ -546,7 +549,7 @@ def finest(logits) -> torch.Tensor:
 @torch.no_grad()
 def ask(self, teacher: nn.Module, image: torch.Tensor) -> torch.Tensor:
     "A teacher's probabilities."
-    with self.acc.autocast(): return torch.cat([self.loss.probabilities(teacher(x)) for x in image.tensor_split(min(self.pieces, len(image)))])
+    with self.acc.autocast(): return torch.cat([class_probabilities(teacher, self.loss, x) for x in image.tensor_split(min(self.pieces, len(image)))])
 
 
 # %%
@@ -613,9 +616,10 @@ def step(self, index) -> float:
     self.raw.train()
     undo = self._undo()
     loss, norm = self._attempt(index, undo)
-    scaled = self.acc.scaler is not None  # float16: a gradient too large is the scaler's business, which makes its own steps smaller
+    scaled = self.acc.scaler is not None  # float16: where a gradient is too large, the scaler leaves the step out and makes its scale smaller
     fine = math.isfinite(loss) and (scaled or math.isfinite(norm))
     if fine or scaled: self.opt.step()
+    fine = fine and not self.acc.optimizer_step_was_skipped
     if fine: self.ema.update(self.raw); self.method.after_step(self)
     else: undo()
     self.opt.zero_grad()
@@ -660,7 +664,7 @@ def _attempt(self, index, undo):
 def _skip(self, index, loss: float):
     "Count a skipped step; too many in a row end the run."
     self.skipped, self.in_a_row = self.skipped + 1, self.in_a_row + 1
-    if self.in_a_row < self.skip_limit: return
+    if self.in_a_row < self.skip_limit + (16 if self.acc.scaler else 0): return  # its first scale, 2^16, may be halved so often
     names = [self.slices.names[i] for i in index] + ([] if self.extra_data is None else [self.extra.names[i] for i in self.extra_index()])
     raise InputError(f"{self.phase}, step {self.step_no}: no finite loss or gradient in {self.in_a_row} steps in a row (loss {loss}); "
                      f"lower lr, or look at the images of the last batch: {', '.join(names)}")
@@ -680,7 +684,7 @@ def predict_labels(model, slices: SliceSet, loss, device, image_size=None, batch
     data, out = SliceData(slices, device, image_size), []
     with autocast() if autocast else torch.no_grad():
         for index in torch.arange(len(slices)).split(batch_size):
-            out.append(argmax_labels(loss.probabilities(model(data.batch(index).image)), loss.activation).cpu())
+            out.append(argmax_labels(class_probabilities(model, loss, data.batch(index).image), loss.activation).cpu())
     return torch.cat(out).numpy()
 
 @patch_to(Trainer)
@@ -903,7 +907,6 @@ def open(self, recipe: dict, slices: SliceSet, seed: int, resume: bool = False):
     spec = {"recipe": recipe, "seed": seed, "data": {"fingerprint": slices.fingerprint(), "images": len(slices), "labelled": int(slices.labelled.sum())},
             "classes": {str(i + 1): n for i, n in enumerate(slices.classes.names)}, "image_shape": list(slices.images.shape[1:])}
     path = self/"recipe.json"
-    for left in [*self.folder.glob(".*"), *self.folder.glob("checkpoints/*/.*")]: shutil.rmtree(left, ignore_errors=True)  # of a file that was being written when a run was killed
     if path.exists():
         if not resume: raise InputError(f"{self.folder} already holds a run; add --resume to continue it or choose another --out")
         old = read_json(path)
@@ -912,10 +915,25 @@ def open(self, recipe: dict, slices: SliceSet, seed: int, resume: bool = False):
             diff = [k for k in spec[part] if old[part].get(k) != spec[part][k]] if isinstance(spec[part], dict) else []
             what = f"{diff[0]} = {old[part].get(diff[0])!r}, not {spec[part][diff[0]]!r}" if diff else f"{part} = {old[part]!r}, not {spec[part]!r}"
             raise InputError(f"{path}: this run was started with {what}; continue with the same, or choose another --out")
-    elif self.folder.exists() and any(self.folder.iterdir()):
+    elif self.folder.exists() and any(not p.name.endswith(PART) for p in self.folder.iterdir()):
         raise InputError(f"{self.folder} is not empty and holds no run; choose another --out")
     else: write_json(spec | {"versions": {"python": sys.version.split()[0], **{p: metadata.version(p) for p in _VERSIONED}}}, path)
+    self.lock()
+    for left in [*self.folder.glob(f".*{PART}"), *self.folder.glob(f"checkpoints/*/.*{PART}")]: shutil.rmtree(left, ignore_errors=True)  # of files that were being written when a run was killed
     return self
+
+@patch_to(Run)
+def lock(self):
+    "Until `unlock`, or the end of this process, no other may train in the folder."
+    if fcntl is None: return
+    self._lock = builtins.open(self/"recipe.json")
+    try: fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError: raise InputError(f"{self.folder}: another process is training in it; wait for it, or choose another --out") from None
+    except OSError: pass  # a file system without locks
+
+@patch_to(Run)
+def unlock(self):
+    if getattr(self, "_lock", None): self._lock.close()
 
 
 # %% [markdown]
@@ -955,7 +973,7 @@ class BaseRecipe:
     clip: float = 1.0                  # largest gradient norm
     ema: float = 0.99                  # decay of the averaged weights
     augment: str = "mild"              # "none", "mild", "strong"
-    mirror: bool = False               # flip left-right, swapping lateral labels
+    mirror: str = ""                   # flip left-right, swapping lateral labels: "vertical" for the challenge's images, "horizontal" for imported volumes; "": never
     rare_power: float = 0.0            # 0: all images alike; 0.5: images with rare structures more often
     image_size: int = 0                # the network's; 0: the images' own
     labelled: int = 0                  # use only so many annotated images; the rest join the unlabelled; 0: all
@@ -1050,14 +1068,16 @@ def _checked(recipe: Recipe) -> Recipe:
     "`recipe` itself, if its numbers are possible."
     for key, (low, high) in _LIMITS.items():
         v = getattr(recipe, key)
-        if v < low or (high is not None and v > high) or v != v:
+        if v < low or (high is not None and v > high) or not math.isfinite(v):
             raise InputError(f"{key} = {v}: expected {f'{low} to {high}' if high is not None else f'at least {low}'}")
+    if 0 < recipe.image_size < 16: raise InputError(f"image_size = {recipe.image_size}: expected at least 16, or 0 for the images' own")
+    if recipe.mirror and recipe.mirror not in (axes := ("vertical", "horizontal")): raise did_you_mean("mirror axis", recipe.mirror, axes)
     if recipe.reduction not in (kinds := ("batch", "image")): raise did_you_mean("reduction", recipe.reduction, kinds)
     return recipe
 
 
 # %%
-print(apply_settings(Recipe(), ["width=16", "epochs=40", "mirror=yes"]))
+print(apply_settings(Recipe(), ["width=16", "epochs=40", "mirror=vertical"]))
 for wrong in ["with=16", "width=wide", "width", "epochs=0"]:
     try: apply_settings(Recipe(), [wrong])
     except InputError as e: print(e)
@@ -1070,6 +1090,32 @@ for wrong in ["with=16", "width=wide", "width", "epochs=0"]:
 #
 # A few labelled slices, whole groups of them, are held out (`folds` = 10, `fold` = 0: a tenth). They draw the learning curve and, at the end, choose the threshold. `fold=-1` holds out none.
 
+# %% [markdown]
+# A setting that the recipe never reads would be worse than an unknown one: whoever tries it concludes that it has no effect. The command line therefore refuses it.
+
+# %%
+#| export
+_READ_BY = {
+    "method": {"teacher-student pretrain-finetune mean-teacher unimatch self-training": "unlabelled", "teacher-student pretrain-finetune": "confidence keep",
+               "teacher-student mean-teacher unimatch": "consistency", "mean-teacher unimatch": "ramp", "mean-teacher": "perturb",
+               "unimatch": "warm second second_lr tau views feature_dropout rebalance", "unimatch self-training": "cutmix",
+               "self-training": "teachers rounds quota gate absent pixel", "pretrain-finetune self-training": "finetune_epochs finetune_lr"},
+    "loss": {"masked marginal ce-dice": "w_dice w_pixel reduction", "masked marginal": "pixel_known log_dice"}}
+
+def check_read(recipe: Recipe, settings):
+    "`InputError` for a `KEY=VALUE` that the recipe's method or loss does not read."
+    for s in settings:
+        for kind, table in _READ_BY.items():
+            for readers, keys in table.items():
+                if s.partition("=")[0] in keys.split() and getattr(recipe, kind) not in readers.split():
+                    raise InputError(f"--set {s}: the {kind} {getattr(recipe, kind)!r} does not read it, only {', '.join(readers.split())}")
+
+
+# %%
+try: check_read(Recipe(), ["width=8", "tau=0.8"])
+except InputError as e: print(e)
+assert {k for t in _READ_BY.values() for ks in t.values() for k in ks.split()} <= {f.name for f in fields(Recipe)}
+
 # %%
 #| export
 AUGMENT = {"none": NO_AUGMENT, "mild": MILD, "strong": STRONG}
@@ -1077,7 +1123,7 @@ AUGMENT = {"none": NO_AUGMENT, "mild": MILD, "strong": STRONG}
 class Job:
     "A recipe at work on a set of slices: `train` runs one phase, or returns its result if it has been run."
     def __init__(self, recipe, slices: SliceSet, run: Run, plan: DevicePlan|None = None, seed: int = 0, progress: bool = True, deadline: Deadline|None = None):
-        self.recipe, self.run, self.plan, self.seed, self.progress, self.deadline = recipe, run, plan or pick_device(), seed, progress, deadline
+        self.recipe, self.run, self.plan, self.seed, self.progress, self.deadline = _checked(recipe), run, plan or pick_device(), seed, progress, deadline
         if not slices.labelled.any(): raise InputError("no image is annotated: there is nothing to learn from")
         if recipe.labelled: slices = select_labelled(slices, recipe.labelled, seed)
         labelled, self.unlabelled = slices[slices.labelled], slices[~slices.labelled]

@@ -24,8 +24,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ctseg.data import SliceData, SliceSet
+from ctseg.data import SliceData, SliceSet, present_classes
 from ctseg.files import InputError, atomic_path, did_you_mean
+from ctseg.models.base import class_probabilities
 from ctseg.parallel import collect, own_share, world
 
 # %%
@@ -36,14 +37,14 @@ from fastcore.test import test_eq, test_close
 # %% [markdown]
 # ## Confidence
 #
-# Five measures, from one pass over the probabilities. With $p$ the teacher's probabilities on one image, $m_c$ the pixels it labels $c$, $b = \max_c p_c$ (background included):
+# Five measures, from one pass over the probabilities. With $p$ the teacher's probabilities on one image, $m_c$ the pixels it labels $c$, $b = \max_c p_c$ (softmax, background included; with sigmoid outputs, where each structure is a question of its own, $b$ is the mean over $c$ of $\max(p_c, 1-p_c)$):
 #
 # | name | of | formula | remark |
 # |---|---|---|---|
 # | `max` | image | mean of $b$ over **all** pixels | the original project's filter; most pixels are air or easy background, so an empty slice looks confident |
 # | `foreground` | image | mean of $b$ over pixels labelled as a structure | |
 # | `entropy` | image | 1 − mean normalised entropy over all pixels | |
-# | `sdc` | cell | $2\sum p_c m_c / (\sum p_c + \sum m_c)$ | Soft Dice Confidence ([Borges et al. 2024](https://arxiv.org/abs/2402.10665)): the Dice one would *expect* if the probabilities are calibrated |
+# | `sdc` | cell | $2\sum p_c m_c / (\sum p_c + \sum m_c)$ | Soft Dice Confidence ([Borges et al. 2024](https://arxiv.org/abs/2402.10665)): about the Dice to be *expected* if the probabilities are calibrated |
 # | `agreement` | cell | mean pairwise Dice of several teachers' $m_c$ | needs an ensemble; catches confident errors |
 #
 # A cell is one structure on one image. `sdc` and `agreement` become image scores by averaging over the structures that the teacher found there.
@@ -56,7 +57,7 @@ def soft_dice_confidence(
     prob: torch.Tensor, # [B, C, H, W]
     label: torch.Tensor, # [B, H, W], 0 is background
 ) -> torch.Tensor: # [B, C]; 0 where the label map lacks the class
-    "Soft Dice Confidence of every (image, class) cell: the expected Dice under the probabilities (Borges et al. 2024, arXiv 2402.10665)."
+    "Soft Dice Confidence of every (image, class) cell: about the Dice to be expected under the probabilities (Borges et al. 2024, arXiv 2402.10665)."
     B, C = prob.shape[:2]
     flat, cls = prob.flatten(2), label.flatten(1).long()
     area = flat.new_zeros(B, C + 1).scatter_add_(1, cls, torch.ones_like(cls, dtype=flat.dtype))[:, 1:]
@@ -66,7 +67,7 @@ def soft_dice_confidence(
 
 
 # %% [markdown]
-# Two cells of equal area. In the first the teacher is sure inside and silent outside; in the second half of the probability lies outside the label. By hand: $2\cdot 3.6/(3.6+4)$ and $2\cdot 2.4/(4.0+4)$.
+# Two cells of equal area. In the first the teacher is sure inside and silent outside; in the second two fifths of the probability lie outside the label. By hand: $2\cdot 3.6/(3.6+4)$ and $2\cdot 2.4/(4.0+4)$.
 
 # %%
 sure, vague = torch.zeros(2, 4, 4)
@@ -152,7 +153,7 @@ def pseudo_label(
     data = SliceData(slices if world() == 1 else slices[own.numpy()], device, image_size)
     for index in torch.arange(len(own)).split(batch_size):
         x = data.batch(index).image
-        probs = [_at_size(loss.probabilities(t(x)), slices.images.shape[1:]) for t in teachers]
+        probs = [_at_size(class_probabilities(t, loss, x), slices.images.shape[1:]) for t in teachers]
         prob = torch.stack(probs).mean(0)
         label, certainty = label_and_certainty(prob, act)
         agree = pairwise_dice([label_and_certainty(p, act)[0] for p in probs], prob.shape[1]) if len(probs) > 1 else torch.full(prob.shape[:2], torch.nan)
@@ -201,7 +202,7 @@ def keep_images(
 # %% [markdown]
 # ## Choosing cells
 #
-# A slice may show the liver beyond doubt and be hopeless about the pancreas. Believing or refusing the whole slice wastes one or poisons the other. A **cell** (structure, image) is accepted on its own confidence, and
+# A slice may show the liver beyond doubt and be hopeless about the pancreas. Accepting the whole slice lets in the bad pancreas; rejecting it throws away the good liver. A **cell** (structure, image) is accepted on its own confidence, and
 # a cell that is refused stays unknown. Confidence is compared *within a class* (a quota), because a network is less sure of the pancreas than of the lung even when it is right, and a common bar would keep lungs only.
 # Confident absences, where the class's peak probability stays low everywhere, are kept as negatives.
 #
@@ -238,9 +239,10 @@ def complete(
     cell = np.take_along_axis(np.pad(present, ((0, 0), (1, 0))), pseudo.labels.reshape(len(slices), -1).astype(int), 1).reshape(pseudo.labels.shape)
     free = slices.masks == 0
     sure = pseudo.certainty >= round(255*pixel)
-    masks = np.where(free & cell & sure, pseudo.labels, slices.masks)
+    drawn = np.where(free & cell & sure, pseudo.labels, 0)
     unsure = free & ~sure & (cell | present.any(1)[:, None, None])
-    return replace(slices, masks=masks, known=slices.known | present | absent), ~unsure
+    present = present & present_classes(drawn, present.shape[1])  # a cell of which no pixel is sure stays unknown: empty and known would mean absent
+    return replace(slices, masks=np.where(drawn > 0, drawn, slices.masks), known=slices.known | present | absent), ~unsure
 
 
 # %%

@@ -16,9 +16,9 @@
 # 3. give each slice a confidence and keep the surest (800 of 1200);
 # 4. train a fresh **student** on annotated + kept slices, with the loss
 #
-# $$\mathcal L = \mathcal L_\text{Dice}(\text{labelled} \cup \text{kept}) \;+\; \lambda \cdot \frac{1}{|\Omega|} \sum_{i \in \Omega} \lVert p^\text{student}_i - p^\text{teacher}_i \rVert^2_2,$$
+# $$\mathcal L = \mathcal L_\text{Dice}(\text{labelled} \cup \text{kept}) \;+\; \frac{\lambda}{C\,|\Omega|} \sum_{i \in \Omega} \lVert p^\text{student}_i - p^\text{teacher}_i \rVert^2_2,$$
 #
-# the second term over the pixels $\Omega$ of the kept slices. It gained 0.01 Dice, within noise. Here the whole method is a script of two phases, and each of its choices is a field of the recipe, so that one can find out which of them was the weak one.
+# the second term over the pixels $\Omega$ of the kept slices and the $C$ structures (the mean over both, so that $\lambda$ means the same for any number of them). It gained 0.01 Dice, within noise. Here the whole method is a script of two phases, and each of its choices is a field of the recipe, so that one can find out which of them was the weak one.
 
 # %%
 #| export
@@ -110,7 +110,7 @@ def pretrain_finetune(job: Job):
     teacher, r = job.train("teacher"), job.recipe
     if not len(job.unlabelled): return job.nothing_to_add(teacher)
     _, kept = label_unlabelled(job, teacher)
-    steps = len(job.labelled)//r.batch_size*r.epochs  # as many steps as the other methods take
+    steps = max(1, len(job.labelled)//r.batch_size)*r.epochs  # as many steps as the other methods take
     pretrained = job.train("pretrain", kept, epochs=max(1, round(steps/max(1, len(kept)//r.batch_size))))
     return job.train("finetune", init=pretrained, epochs=r.finetune_epochs, lr=r.finetune_lr)
 
@@ -130,7 +130,7 @@ with tempfile.TemporaryDirectory() as d:
 plot_curves(history); plt.show()
 
 # %% [markdown]
-# The run folder keeps what the filter did: a row an unlabelled slice, with every score and whether it was kept. At this size the teacher knows next to nothing (a mean largest probability of 0.04 among 55 channels is hardly more than chance), and so the ranking means
+# The run folder keeps what the filter did: a row an unlabelled slice, with every score and whether it was kept. At this size the teacher knows next to nothing (its mean largest probability stands in the column `max`; chance is 0.02 among 55 channels), and so the ranking means
 # nothing either; how well each score ranks a teacher that *has* learnt something is a question for [pseudo-labels](pseudo.html).
 
 # %%

@@ -9,7 +9,7 @@
 #| default_exp methods.mean_teacher
 
 # %% [markdown]
-# Two phases are a blunt instrument: the teacher is frozen at its worst. [Tarvainen & Valpola 2017](https://arxiv.org/abs/1703.01780) let it improve *while* the student learns: the teacher is the exponential moving average of the student,
+# With two phases the teacher never improves: it is frozen before it has seen any unlabelled slice. [Tarvainen & Valpola 2017](https://arxiv.org/abs/1703.01780) let it improve *while* the student learns: the teacher is the exponential moving average of the student,
 #
 # $$\theta'_t = \alpha_t\,\theta'_{t-1} + (1-\alpha_t)\,\theta_t, \qquad \alpha_t = \min\!\big(\alpha, \tfrac{1+t}{10+t}\big),$$
 #
@@ -17,7 +17,7 @@
 #
 # $$\mathcal L = \mathcal L_\text{known} + w(t)\,\operatorname{mean}_{(i,c)\ \text{unknown}} \big(p^\text{student}_{ic} - p^\text{teacher}_{ic}\big)^2 .$$
 #
-# Our [loop](train.html) keeps that average already (weights *and* buffers). What is left is the consistency term, and three decisions the original project did not get to.
+# Our [loop](train.html) keeps that average already (weights *and* buffers). What is left is the consistency term, and three decisions: on which pixels, from when on, and against which perturbation.
 
 # %%
 #| export
@@ -80,7 +80,7 @@ ax.plot([ramp_up(s, 80) for s in range(120)]); ax.set(xlabel="step", ylabel="sha
 # %% [markdown]
 # ## How to perturb
 #
-# The perturbation decides what the consistency teaches. `noise` is the classic (Gaussian, clipped at ±0.2); `strong` adds the photometric changes a scanner and a window could make; `dropout` hides whole feature channels.
+# The perturbation decides what the consistency teaches. `noise` is the classic (Gaussian, clipped at ±0.2); `strong` adds the photometric changes a scanner and a window could make; `none` is there as a control.
 
 # %%
 #| export

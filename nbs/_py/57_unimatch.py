@@ -12,7 +12,7 @@
 # [FixMatch](https://arxiv.org/abs/2001.07685) turned consistency into labels: what the teacher is *sure* of on a weakly augmented image becomes the target on a strongly augmented one. [UniMatch](https://arxiv.org/abs/2208.09910) (Yang et al. 2023) uses two strong views and one
 # with dropped features; its second version ([2410.10777](https://arxiv.org/abs/2410.10777)) lets an averaged model be the teacher. All of that assumes that an image is either labelled or not.
 #
-# Ours is partly labelled everywhere. The step that adapts the method is small and does all the work: **complete the truth**. Where people said something, it stands. Where they did not, the teacher's answer is taken if it is sure; what neither knows stays
+# Every annotated image of ours is both. The step that adapts the method is small and does all the work: **complete the truth**. Where people said something, it stands. Where they did not, the teacher's answer is taken if it is sure; what neither knows stays
 # unknown. The result is again a batch with `mask` and `known`, so CutMix can mix it and the ordinary partial-label loss can learn from it. There is no second kind of loss.
 
 # %%
@@ -43,7 +43,7 @@ from ctseg.data import read_challenge
 # Softmax: at a pixel without a label, the truth still forbids something, namely the structures that were examined and not found there. The teacher's probabilities are renormalised over what is *allowed* (background and the unexamined structures), and if one of these reaches the threshold,
 # the pixel is settled for all classes.
 #
-# Sigmoid: each unexamined structure is settled on its own, as present above $\tau$ and as absent below $1-\tau$.
+# Sigmoid: each unexamined structure is settled on its own, as present above $\tau$ and as absent below $1-\tau$. Where classes have thresholds of their own, an absence needs the highest of them: a class that is allowed to be believed early should not be forgotten early.
 
 # %%
 #| export
@@ -69,18 +69,18 @@ def complete_batch(
 def _complete_softmax(prob, known, tau):
     allowed = torch.cat([(1 - prob.sum(1, keepdim=True)).clamp(min=0), prob*~known], 1)
     sure, label = (allowed/allowed.sum(1, keepdim=True).clamp(min=1e-12)).max(1)
-    ok = sure >= torch.cat([tau.mean()[None], tau])[label]
+    ok = sure >= torch.cat([tau.amax()[None], tau])[label]
     return torch.where(ok, label, 0), ok[:, None]
 
 def _complete_sigmoid(prob, known, tau):
     t = tau[None, :, None, None]
     best, c = (prob*~known).max(1)
     yes = best >= tau[c]
-    return torch.where(yes, c + 1, 0), (prob >= t) | (prob <= 1 - t) | yes[:, None]
+    return torch.where(yes, c + 1, 0), (prob >= t) | (prob <= 1 - tau.amax()) | yes[:, None]
 
 
 # %% [markdown]
-# Four pixels, three structures, of which the second was examined. Read the result row by row: the first pixel carries a label, it stays; at the second the teacher is sure of structure 1; at the third it is sure of structure 2, which people looked for and did not find, so it is
+# Four pixels, three structures, of which the second was examined. Read the result column by column: the first pixel carries a label, it stays; at the second the teacher is sure of structure 1; at the third it is sure of structure 2, which people looked for and did not find, so it is
 # *not* taken (what remains after renormalising is background); at the fourth the teacher does not know.
 
 # %%
@@ -94,13 +94,13 @@ test_eq(done.known[0].int()[:, 0].tolist(), [[1, 1, 0, 0], [1, 1, 1, 1], [1, 1, 
 
 
 # %% [markdown]
-# Raising $\tau$ for classes the teacher is always sure of, and lowering it for the rest, is an option (`rebalance`): a class's bar is $\tau$ times its mean peak certainty relative to the surest class, as in
-# [FlexMatch](https://arxiv.org/abs/2110.08263), never below one half. It is off by default.
+# Lowering $\tau$ for the classes of which the teacher is less sure than of its surest is an option (`rebalance`): a class's bar is $\tau$ times its mean peak certainty relative to the surest class, after the idea of
+# [FlexMatch](https://arxiv.org/abs/2110.08263), which counts confident predictions instead; never below one half. It is off by default.
 
 # %%
 #| export
 class ClassThresholds:
-    "Per-class thresholds that follow how sure the teacher gets (Zhang et al. 2021, arXiv 2110.08263, eq. 6, with a running mean)."
+    "Per-class thresholds that follow how sure the teacher gets: after Zhang et al. 2021 (arXiv 2110.08263), with the running mean of a class's peak probability in the place of their count of confident predictions."
     def __init__(self, tau: float, classes: int, decay: float = 0.99): self.tau, self.decay, self.sure = tau, decay, torch.zeros(classes)
 
     def __call__(self, prob: torch.Tensor) -> torch.Tensor: # [C]
@@ -201,8 +201,9 @@ plt.show()
 # %% [markdown]
 # ## The script: a teacher worth listening to
 #
-# From the first step on, this method fools itself. A sigmoid network begins with every class at one percent everywhere, which is below $1-\tau$: an untrained teacher is *sure* that every unexamined structure is absent, and its student learns to be silent. The rare classes suffer first. So truth has the word
-# alone at first: a supervised phase, and only then, from its weights and at a lower rate, the phase with all images. On real CT with 100 annotated slices this turned a loss into the largest gain of any method ([the table](benchmarks/realct_semi.html)).
+# From the first step on, this method fools itself. A sigmoid network begins with every class at one percent everywhere, which is below $1-\tau$: an untrained teacher is *sure* that every unexamined structure is absent, and its student learns to be silent. The rare classes suffer first. So at first only
+# the annotations teach: a supervised phase, and only then, from its weights and at a lower rate, the phase with all images. On real CT with 100 annotated slices the cold start brought nothing, and this the largest gain of any method ([the table](benchmarks/realct_semi.html)). The recipe `ctseg` is this with one strong view and no feature
+# stream, $\mathcal L = \ell(\text{labelled}) + w(t)\,\ell(\text{strong})$, for the price of a few supervised trainings.
 #
 # `warm=False` starts at once, as the papers do.
 
@@ -215,6 +216,7 @@ def unimatch(job: Job):
     if not r.warm: return job.train("unimatch", method=method, extra=job.unlabelled)
     start = job.train("supervised")
     if not len(job.unlabelled): return job.nothing_to_add(start)
+    if not r.second: return start
     return job.train("unimatch", method=method, extra=job.unlabelled, init=start, epochs=max(1, round(r.second*r.epochs)), lr=r.second_lr)
 
 

@@ -19,6 +19,7 @@
 # %%
 #| export
 import contextlib, itertools, json, math, warnings, zipfile
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -35,7 +36,7 @@ from ctseg.files import InputError, atomic_path, read_json
 from ctseg.losses import create_loss
 from ctseg.metrics import dice_table, mean_dice
 from ctseg.models import create_model
-from ctseg.models.base import place
+from ctseg.models.base import class_probabilities, place
 from ctseg.train import AUGMENT, Job, Recipe, Run, argmax_labels, load_weights
 
 # %%
@@ -163,21 +164,16 @@ class Predictor:
 # %%
 #| export
 @torch.inference_mode()
-def member_logits(member: Member, x: torch.Tensor, plan: DevicePlan, **more):
-    "Logits at the network's own size for images f32 [B, 1, H, W] in 0…1, divided by the member's temperature; with `presence=True` those of the presence head [B, C] as well."
+def ask(member: Member, x: torch.Tensor, plan: DevicePlan, how: Callable) -> torch.Tensor:
+    "f32: what `how` makes of the member's network and images f32 [B, 1, H, W] in 0…1, brought to the size it works at, in the planned precision."
     size = member.image_size
     if size and tuple(x.shape[-2:]) != (size, size): x = F.interpolate(x, (size, size), mode="bilinear", antialias=True, align_corners=False)
     kind = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(plan.precision, torch.float32)
-    with torch.autocast(plan.device.type, kind, enabled=kind != torch.float32):
-        out = member.model(x, **more)
-    return (out[0].float()/member.temperature, out[1].float()) if more else out.float()/member.temperature
+    with torch.autocast(plan.device.type, kind, enabled=kind != torch.float32): return how(member.model, x).float()
 
 def member_probabilities(member: Member, x: torch.Tensor, plan: DevicePlan) -> torch.Tensor:
-    "f32 [B, C, H, W] at the images' size; with a presence head, times the probability that the class is on the image at all."
-    if getattr(member.model, "presence", None) is None: prob = member.loss.probabilities(member_logits(member, x, plan))
-    else:
-        logits, there = member_logits(member, x, plan, presence=True)
-        prob = member.loss.probabilities(logits)*there.sigmoid()[..., None, None]
+    "f32 [B, C, H, W] at the images' size."
+    prob = ask(member, x, plan, lambda model, x: class_probabilities(model, member.loss, x, member.temperature))
     return prob if prob.shape[-2:] == x.shape[-2:] else F.interpolate(prob, x.shape[-2:], mode="bilinear", align_corners=False)
 
 
@@ -325,7 +321,7 @@ def load_member(run: Run, spec: dict, plan: DevicePlan, calibrated: bool = False
     load_weights(model, weights or run.weights)
     return Member(place(model, plan.device).eval(), loss, recipe.image_size or None,
                   _calibration(run)["temperature"] if calibrated else 1.0, run,
-                  AUGMENT[recipe.augment].mirror_axis if recipe.mirror else None, tuple(spec["image_shape"]))
+                  recipe.mirror or None, tuple(spec["image_shape"]))
 
 def _calibration(run: Run) -> dict:
     found = read_json(run/"metrics.json").get("calibration") if (run/"metrics.json").exists() else None
@@ -406,8 +402,8 @@ def choose_rule(
     scores = {}
     def plainest(rules):
         scores.update(zip(rules, score_rules(predictor, held_out, rules)))
-        best = max(scores[r] for r in rules)
-        return min((r for r in rules if scores[r] >= best - margin), key=lambda r: (r.island, r.rescue, r.threshold is not None, r.gate))
+        worth = {r: -math.inf if math.isnan(scores[r]) else scores[r] for r in rules}  # nothing was there to be scored
+        return min((r for r in rules if worth[r] >= max(worth.values()) - margin), key=lambda r: (r.island, r.rescue, r.threshold is not None, r.gate))
     rule = plainest(rules)
     area = np.prod((held_out if isinstance(held_out, SliceSet) else held_out[0][1]).images.shape[1:])
     rule = plainest([rule] + [replace(rule, island=n) for n in sorted({max(2, round(area*s)) for s in _ISLANDS})])

@@ -1,7 +1,7 @@
 # %% [markdown]
 # # Calibration
 #
-# > When the network says 80 %, is it right four times out of five? A thermometer, and the one number that mends most of it.
+# > When the network says 80 %, is it right four times out of five? A thermometer, and the one number that mends some of it.
 #
 # - skip_showdoc: true
 
@@ -12,8 +12,8 @@
 # A probability is a promise about frequencies. It matters here in three places: the [threshold and the gate](predict.html) compare probabilities of all classes with one number, an ensemble averages them, and
 # [pseudo-labels](pseudo.html) are believed or not by them. Networks break the promise in a regular way: trained to the end with a Dice term, they say 99 % where they should say 90 %.
 #
-# *Temperature scaling* (Guo et al. 2017, [arXiv 1706.04599](https://arxiv.org/abs/1706.04599), section 4.2) divides the logits by one number $T$, fitted on slices the network has not seen. $T>1$ makes it humbler. The order of the pixels within a class stays, so
-# with sigmoid outputs no pixel that was above another falls below it; only the scale becomes honest.
+# *Temperature scaling* (Guo et al. 2017, [arXiv 1706.04599](https://arxiv.org/abs/1706.04599), section 4.2) divides the logits by one number $T$, fitted on slices the network has not seen. $T>1$ makes it humbler. With sigmoid outputs the order of the pixels within
+# a class stays and only the scale becomes more honest; with softmax the order may change.
 #
 # What is special here: **only what was examined can be checked**. A pixel stored as 0 says nothing about a class that nobody looked for. The pairs (pixel, class) that count are those of classes examined on the image, and those of pixels labelled as something else.
 
@@ -30,7 +30,7 @@ from ctseg.data import SliceData, SliceSet, read_challenge
 from ctseg.device import DevicePlan, pick_device
 from ctseg.files import InputError, atomic_path, read_json, write_json
 from ctseg.losses import create_loss
-from ctseg.predict import Member, Predictor, choose_rule, held_out_by, load_predictor, member_logits, out_of_fold
+from ctseg.predict import Member, Predictor, ask, choose_rule, held_out_by, load_predictor, out_of_fold
 from ctseg.train import Run
 
 # %%
@@ -61,7 +61,7 @@ def sample_logits(
     data, rng, out = SliceData(slices, plan.device, member.image_size), torch.Generator().manual_seed(0), []
     for index in torch.arange(len(slices)).split(batch_size):
         b = data.batch(index)
-        logits, mask = member_logits(member, b.image, plan).flatten(2).cpu(), b.mask.flatten(1).cpu()
+        logits, mask = ask(member, b.image, plan, lambda model, x: model(x)/member.temperature).flatten(2).cpu(), b.mask.flatten(1).cpu()
         at = torch.stack([torch.randperm(mask.shape[1], generator=rng)[:pixels] for _ in index])
         out.append((logits.gather(2, at[:, None].expand(-1, logits.shape[1], -1))[:, :, None], mask.gather(1, at)[:, None], b.known.cpu()))
     return tuple(torch.cat(x) for x in zip(*out))

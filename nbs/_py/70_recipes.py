@@ -36,16 +36,18 @@ import numpy as np
 import torch
 
 from ctseg.calibrate import calibrate_run
-from ctseg.data import SliceSet, read_challenge
+from ctseg.data import SliceSet, grouped_folds, read_challenge
 from ctseg.device import DevicePlan, pick_device
 from ctseg.files import InputError, atomic_path, did_you_mean, write_json
-from ctseg.methods.mean_teacher import mean_teacher
+from ctseg.methods.mean_teacher import PERTURB, mean_teacher
 from ctseg.methods.self_training import self_training
 from ctseg.methods.supervised import supervised
 from ctseg.methods.teacher_student import pretrain_finetune, teacher_student
 from ctseg.methods.unimatch import unimatch
-from ctseg.parallel import main_first, on_main
+from ctseg.models.encoders import param_groups
+from ctseg.parallel import main_first, on_main, world
 from ctseg.predict import choose_rule, load_predictor, Rule
+from ctseg.pseudo import IMAGE_SCORES
 from ctseg.train import Deadline, Job, Recipe, Run, apply_settings, make_accelerator, plot_curves, read_duration
 
 # %%
@@ -64,15 +66,15 @@ METHODS = {"supervised": supervised, "teacher-student": teacher_student, "pretra
 
 RECIPES = {r.name: r for r in [
     Recipe("ctseg", "the best known: `masked-log`, then all images by UniMatch's rule, in one strong view", "unimatch", log_dice=True, second=0.5, views=1, feature_dropout=0),
-    Recipe("ctseg-1h", "for about an hour of a T4: `masked-log` at half the width", log_dice=True, width=32, epochs=300),
-    Recipe("ctseg-30h", "for about thirty hours of a T4: `ctseg`, twice as long, the second phase as long as the first", "unimatch", log_dice=True, epochs=360, views=1, feature_dropout=0),
+    Recipe("ctseg-1h", "an hour of a T4 at most (estimated): `masked-log` at half the width", log_dice=True, width=32, epochs=300),
+    Recipe("ctseg-30h", "thirty hours of a T4 at most (estimated): `ctseg`, four times as long, the second phase as long as the first", "unimatch", log_dice=True, epochs=360, views=1, feature_dropout=0),
     Recipe("seed-attunet", "the original baseline: Dice loss only, zeros read as background, argmax", loss="dice", tune_rule=False),
     Recipe("masked", "supervised; sigmoid outputs, Dice and binary cross-entropy on known cells", loss="masked"),
-    Recipe("masked-log", "supervised; `masked` with the logarithm of the Dice, which leaves no class silent", log_dice=True),
+    Recipe("masked-log", "supervised; `masked` with the logarithm of the Dice, so that a missed class keeps its gradient", log_dice=True),
     Recipe("marginal", "supervised; softmax outputs, marginal cross-entropy and Dice on known cells", loss="marginal"),
     Recipe("seed-teacher-student", "the original method: teacher, the 800 surest slices, student with Dice + L2", "teacher-student", loss="dice", confidence="max", tune_rule=False),
     Recipe("seed-pretrain-finetune", "the original's variant: pretrain on pseudo-labels, fine-tune on truth", "pretrain-finetune", loss="dice", confidence="max", tune_rule=False),
-    Recipe("teacher-student", "the original method on better ground: unknown stays unknown, Soft Dice Confidence", "teacher-student", log_dice=True),
+    Recipe("teacher-student", "the original method with our loss, which leaves the unknown of annotated slices unknown, and Soft Dice Confidence", "teacher-student", log_dice=True),
     Recipe("mean-teacher", "consistency with the student's own average wherever the truth is silent", "mean-teacher", log_dice=True, ramp=0.3),
     Recipe("unimatch", "a sure teacher completes the truth for two strong views", "unimatch", log_dice=True),
     Recipe("self-training", "out-of-fold teachers complete slices cell by cell; a noisy student; a fine-tune", "self-training", log_dice=True),
@@ -91,14 +93,31 @@ pd.DataFrame([dict(name=r.name, method=r.method, loss=r.loss, about=r.about) for
 
 
 # %% [markdown]
-# What each step of the default brings is measured [for the loss](benchmarks/realct_supervised.html) and [for the unlabelled images](benchmarks/realct_semi.html). The hours in the names are arithmetic, not measurement: multiply-adds of a 256×256 slice, 800 of them annotated, and a third of a T4's
-# peak at half precision.
+# What each step of the default brings is measured [for the loss](benchmarks/realct_supervised.html) and [for the unlabelled images](benchmarks/realct_semi.html). The hours in the names are arithmetic, not measurement, and cautious: the multiply-adds of a 256×256 slice, 800 of them annotated, at a twelfth of a T4's
+# peak at half precision. A loop that keeps the card busy should need a third of the time; `--time-limit` sees to it that none is lost if it needs more.
 #
 # ## Fit
 #
 # `fit` opens the run folder, runs the method's phases, chooses the decision rule on the held-out slices, and writes the end of the story. It is what `ctseg fit` calls.
 #
 # It may end in three ways: finished; stopped by a time limit or SIGTERM, with everything saved (`Stopped`); or killed. In the latter two `resume=True` carries on, to the same result. With [several processes](parallel.html) all call `fit`, and the first one writes.
+
+# %% [markdown]
+# What can be known to fail is told before the run folder exists, so that a slip of the pen costs neither a teacher's training nor the folder's name.
+
+# %%
+#| export
+def check_job(job: Job):
+    "`InputError` for what would stop the run later: the model, the methods' own fields, how batches are divided."
+    r = job.recipe
+    param_groups(job.make_model(), r.lr, r.encoder_lr or None)
+    if r.batch_size % world(): raise InputError(f"batch_size = {r.batch_size}: expected a multiple of the {world()} processes")
+    if world()*r.pieces > (most := min(r.batch_size, len(job.labelled))): raise InputError(f"pieces = {r.pieces}: a batch of {most} slices cannot be cut into so many")
+    if r.method == "mean-teacher" and r.perturb not in PERTURB: raise did_you_mean("perturbation", r.perturb, PERTURB)
+    if r.method in ("teacher-student", "pretrain-finetune") and r.confidence not in (scores := [s for s in IMAGE_SCORES if s != "agreement"]):
+        raise did_you_mean("confidence score of one teacher", r.confidence, scores)
+    if r.method == "self-training": grouped_folds(job.labelled, r.teachers)
+
 
 # %%
 #| export
@@ -121,11 +140,13 @@ def fit(
         make_accelerator(plan)  # connects the processes, if there are several
         slices = data if isinstance(data, SliceSet) else main_first(lambda: read_challenge(data, **read))
         job = Job(recipe, slices, run, plan, seed, progress, deadline)
-        job.make_model()  # a misspelt model or an impossible size is told before the folder exists
-        on_main(lambda: run.open(asdict(recipe), slices, seed, resume))
-        if (run/"metrics.json").exists(): return run  # resumed after its end
-        METHODS[recipe.method](job)
-        on_main(lambda: finish(job))
+        check_job(job)
+        try:
+            on_main(lambda: run.open(asdict(recipe), slices, seed, resume))
+            if (run/"metrics.json").exists(): return run  # resumed after its end
+            METHODS[recipe.method](job)
+            on_main(lambda: finish(job))
+        finally: run.unlock()
     return run
 
 

@@ -95,7 +95,7 @@ Markdown(f"`make demo` needs {float(demo[0]['cpu_minutes']):.0f} minutes of proc
          if demo else "`make demo` ends with a score, the paths it wrote and a picture.")
 
 # %% [markdown]
-# Ten annotated slices teach nobody 54 structures: the demo shows the whole job, not a good score (nor a steady one: with so little truth the rounding of another thread count or version decides, and 0.06, 0.09 and 0.10 have been seen). `make test` takes six to eight minutes on two cores and ends
+# Ten annotated slices teach nobody 54 structures: the demo shows the whole job, not a good score (nor a steady one: a different number of threads, or version of a library, changes the rounding, and that is enough to change the score: 0.06, 0.09 and 0.10 have been seen). `make test` takes six to eight minutes on two cores and ends
 # with pytest's summary, `N passed`.
 #
 # ## Install
@@ -176,8 +176,8 @@ table(list(measured[0]), [r.values() for r in measured]) if measured else Markdo
 
 
 # %% [markdown]
-# Real head-and-neck CT (OpenKBP, 64×64, seven organs, 800 slices with up to four of them examined), a small Attention U-Net of width 16, equal steps for all but `ctseg`, whose
-# second phase comes on top (`masked-log` with as many steps gains nothing by them),
+# Real head-and-neck CT (OpenKBP, 64×64, seven organs, 800 slices with up to four of them examined), a small Attention U-Net of width 16, equal steps in each phase; `ctseg` and `seed-teacher-student` have two
+# (with 100 slices, `masked-log` gains nothing by as many steps as `ctseg` takes),
 # the challenge's metric, intervals from a paired bootstrap over patients. `seed-attunet` is the original project's baseline, `seed-teacher-student` its method, whole. Two notebooks have the terms, the organs one by one and what did not work: [the losses](benchmarks/realct_supervised.ipynb), each choice switched
 # off in turn, and [the unlabelled slices](benchmarks/realct_semi.ipynb); [a table](benchmarks/claims.ipynb) says which published advice held. [REPORT.pdf](../REPORT.pdf) tells it as a paper. Nothing here was scored on the challenge's hidden test set.
 #
