@@ -21,7 +21,7 @@ ABLATIONS = [("masked-log", "masked", LOG), ("marginal-log", "marginal", LOG), (
              ("marginal", "ce-dice-zeros", "unknown kept apart from background")]
 COMPARISONS = [("masked-log", "seed-attunet"), ("masked", "seed-attunet"), ("marginal", "seed-attunet"), ("masked", "marginal")]
 RULED = ("masked-log", "masked", "marginal", "seed-attunet")  # whose decision rules are told
-METHODS = ("supervised", "teacher-student", "pretrain-finetune", "mean-teacher", "unimatch", "longer", "warm-unimatch", "self-training")
+METHODS = ("supervised", "teacher-student", "pretrain-finetune", "mean-teacher", "unimatch", "longer", "warm-unimatch", "ctseg", "self-training")
 PHASED = ("seed-teacher-student", "seed-pretrain-finetune", "log-teacher-student", "log-pretrain-finetune")  # the original's two methods
 SCORES = ("max", "entropy", "foreground", "sdc", "agreement")
 
@@ -125,7 +125,7 @@ def semi(folder: Path):
     t = table(runs, lambda name: start["seed" if name.startswith("seed") else "ours"])
     if t is None or not set(runs) - set(start.values()): return None
     by = {r["name"]: r for r in t["rows"]}
-    cell = lambda k, m: by.get(start[k] if m == "supervised" else f"{'seed' if k == 'seed' else ours}-{m}")
+    cell = lambda k, m: by.get(start[k] if m == "supervised" else m if (m, k) == ("ctseg", "ours") else f"{'seed' if k == 'seed' else ours}-{m}")
     cells = [dict(method=m, **{k: cell(k, m) for k in start}) for m in METHODS]
     told = {n: phases(runs.get(n, {})) for n in PHASED}
     return t | dict(ours=ours, cells=[c for c in cells if c["seed"] or c["ours"]], loss=compare(runs, ours, "seed-attunet"),

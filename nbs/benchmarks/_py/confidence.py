@@ -73,10 +73,10 @@ plt.show()
 # %% [markdown]
 # ## Why the original's filter was weak
 #
-# It ranked slices by the largest probability of each pixel, averaged over **all** pixels. Nine pixels of ten are air or easy background: the score says how much there is to segment, hardly how well it was done. Each dot is a slice; its colour is the share of its pixels that were given a structure.
+# It ranked slices by the largest probability of each pixel, averaged over **all** pixels. Nine pixels of ten are air or easy background: the score says how much there is to segment, hardly how well it was done. Each dot is a slice; its colour says how many structures were drawn on it.
 
 # %%
-name = next(n for n in teachers if n.startswith("seed-attunet"))
+name = "seed-attunet, 800"
 t = teachers[name]
 dice, scores = measure(t, "one")
 ok = np.isfinite(slice_dice(t["one_dice"]))

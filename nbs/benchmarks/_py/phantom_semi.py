@@ -9,7 +9,7 @@
 # On the phantom every contour is known, so the question that real data leave open has an answer. Of 600 training slices, 100 are annotated for 27 of the 54 structures each; the ceiling is the same network with the same loss after as many
 # steps on **all contours of all 600**. With S the original's supervised score and F that ceiling, a method has closed the share
 #
-# $$\\frac{\\text{method} - S}{F - S}$$
+# $$\frac{\text{method} - S}{F - S}$$
 #
 # of the gap. Slices of 128×128 pixels, Attention U-Net of width 16, batches of 8, 40 passes over the annotated slices in each phase (20 in the second of `log-warm-unimatch`, the default recipe `ctseg`); 150 test slices of other phantom patients. The intervals
 # are over those patients. `seeds` tells how many trainings stand behind a row: with one, it says how that one went.

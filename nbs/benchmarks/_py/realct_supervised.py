@@ -50,7 +50,7 @@ def difference(a, b, what):
     d = compare(runs, a, b)
     return {"comparison": what, "first": d["a"], "second": d["b"], "difference": d["difference"], "low": d["low"], "high": d["high"], "seeds": d["seeds"], "better in": d["wins"]}
 
-pairs = [("marginal", "seed-attunet"), ("masked", "seed-attunet"), ("masked-log", "seed-attunet"), ("marginal", "masked"), ("masked-log", "masked")]
+pairs = [("marginal", "seed-attunet"), ("masked", "seed-attunet"), ("masked-log", "seed-attunet"), ("ce-dice-zeros", "seed-attunet"), ("marginal", "masked"), ("masked-log", "masked")]
 main = pd.DataFrame([difference(a, b, f"{a} − {b}") for a, b in pairs if a in runs]).set_index("comparison")
 main.round(3)
 

@@ -4,8 +4,8 @@
 # > The original project dropped cross-entropy "because labels are incomplete". What that mends, what it does not, and why, in one derivative.
 
 # %% [markdown]
-# Where many structures were never outlined, a common advice is: *use the Dice loss only*. The original project followed it, and it is not bad advice. Cross-entropy with zeros read as background is worse. But it mends the problem by
-# accident and by half, and this page shows which half. You need to know what [known](three_states.ipynb) means; the rest is one line of calculus.
+# Where many structures were never outlined, a common advice is: *use the Dice loss only*. The original project followed it, and there is a reason for it: cross-entropy *alone*, with zeros read as background, is worse. But the Dice mends the problem by
+# accident and by half, and this page shows which half. Measured, it lost even to Dice and cross-entropy together that make the same mistake (at the end). You need to know what [known](three_states.ipynb) means; the rest is one line of calculus.
 
 # %%
 #| hide
@@ -98,7 +98,7 @@ assert push(dice, 7, False) < push(dice, 1, False) < 0 and push(CrossEntropyDice
 # %% [markdown]
 # ## And rare structures
 #
-# $1/S$ is also why a small structure is heard at all among large ones: the push on its pixels is divided by *its* size, not by the image's. That part of Dice is worth keeping, and all losses of `ctseg` keep it. But they add the sums only over images
+# $1/S$ is also why a small structure counts at all among large ones: the push on its pixels is divided by *its* size, not by the image's. That part of Dice is worth keeping, and all losses of `ctseg` keep it. But they add the sums only over images
 # on which the structure was **examined**, present or absent: then rule 2 does no harm, and rule 3 becomes the cure for inventions.
 #
 # ## Measured
