@@ -151,6 +151,7 @@ def _dice(P, TP, T, reduction, eps, log=False):
 class PartialLoss(nn.Module):
     "What every loss offers besides `loss(logits, mask, known, weight=None)`. Softmax with background as channel 0, unless said otherwise."
     activation = "softmax"
+    reads_known = True  # False: unknown is taken for background
     gather = staticmethod(lambda t: t)  # the rows [b,…] of one process → those of all; set by the trainer where there are several
     def out_chans(self, C: int) -> int:
         "The output channels a model needs for `C` classes."
@@ -245,6 +246,7 @@ class MarginalSoftmaxLoss(_SoftmaxLoss):
 # %% ../nbs/20_losses.ipynb #f1198767
 class DiceLoss(_SoftmaxLoss):
     "The original project's loss: Dice over all softmax channels, background too, zeros as background. `known` is not looked at."
+    reads_known = False
     def __init__(self, eps: float = 1e-6):
         super().__init__()
         self.eps = eps
@@ -255,6 +257,7 @@ class DiceLoss(_SoftmaxLoss):
 
 class CrossEntropyDiceLoss(_SoftmaxLoss):
     "Cross-entropy and Dice that read unknown as background. This is the mistake, kept to be measured; `known` is not looked at."
+    reads_known = False
     def __init__(self, w_dice: float = 1., w_ce: float = 1., reduction: str = "batch", eps: float = 1e-5):
         super().__init__()
         self.w_dice, self.w_ce, self.reduction, self.eps = w_dice, w_ce, _reduction(reduction), eps

@@ -75,6 +75,10 @@ def test_two_runs_are_averaged_as_probabilities(run, tmp_path):
     (["fit", SAMPLE, "--out", "{new}", "--set", "folds=99"], "99 folds of 6 groups of slices: at least 2 folds, and a group (a patient, or near duplicates) for each; choose fewer folds, or fold = -1"),
     (["fit", SAMPLE, "--out", "{new}", "--set", "labelled=99"], "99"),
     (["fit", SAMPLE, "--out", "{new}", "--set", "precision=fp16"], "fp16 needs a GPU"),
+    (["fit", SAMPLE, "--out", "{new}", "--set", "w_dice=nan"], "w_dice = nan"),
+    (["fit", SAMPLE, "--out", "{new}", "--seed", "-1"], "seed = -1"),
+    (["fit", SAMPLE, "--out", f"{SAMPLE}/class_names.json", *TINY], "class_names.json is a file"),
+    (["demo", "--out", f"{SAMPLE}/class_names.json", "--data", SAMPLE, "--overwrite"], "class_names.json holds no run"),
     (["fit", "no-such-folder", "--out", "{new}"], "no-such-folder"),
     (["fit", SAMPLE, "--out", "{run}", *TINY], "--resume"),
     (["fit", SAMPLE, "--out", "{run}", "--resume", *TINY, "--set", "lr=0.1"], "started with lr = 0.002"),
@@ -116,3 +120,17 @@ def test_lists():
     assert code == 2 and "attunet" in err
     code, out, _ = ctseg("doctor")
     assert code == 0 and "torch" in out
+
+
+def test_a_setting_that_nobody_reads_is_told(tmp_path):
+    code, _, err = ctseg("fit", SAMPLE, "--out", tmp_path/"a", "--recipe", "masked", *TINY, "--set", "tau=0.8")
+    assert code == 0 and err.startswith("ctseg: --set tau=0.8 changes nothing: the method 'supervised' does not read it, only unimatch\n"), err
+
+
+def test_the_demo_needs_no_sample(monkeypatch, tmp_path):
+    from ctseg import demo
+    made = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(demo, "make_phantom", lambda out, **kw: made.append((out, kw)) or sys.exit(7))
+    code, out, _ = ctseg("demo")
+    assert code == 7 and made[0][0] == Path("runs/demo_data") and "no sample here" in out

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from ctseg.anatomy import ClassMap
-from ctseg.data import SliceSet, grouped_folds
+from ctseg.data import Batch, SliceSet, grouped_folds
 from ctseg.files import InputError
 from ctseg.methods import self_training, teacher_student
+from ctseg.methods.unimatch import UniMatch, complete_batch
 from ctseg.pseudo import PseudoLabels, accept_cells, check_truth_kept, complete, keep_images, pseudo_label
 from ctseg.recipes import METHODS, apply_settings, fit, get_recipe
 from ctseg.train import Job, Method, Run, Trainer
@@ -195,3 +196,30 @@ def test_unlabelled_images_can_be_rationed(tmp_path):
     assert [len(job(f"unlabelled={n}").unlabelled) for n in (-1, 0, 5, 99)] == [12, 0, 5, 12]
     few, more = job("unlabelled=4").unlabelled.names, job("unlabelled=8").unlabelled.names
     assert set(few) < set(more) and len(job("unlabelled=4").labelled) == len(job().labelled)
+
+
+def test_unknown_is_no_background_for_the_unlabelled_whatever_the_loss(tmp_path):
+    "A teacher sure of nothing: its student's strong views of unlabelled images teach nothing, also by losses that do not read `known`."
+    for loss in ("dice", "ce-dice", "marginal", "masked"):
+        job = Job(apply_settings(get_recipe("unimatch"), [*SMALL, f"loss={loss}", "feature_dropout=0", "cutmix=0"]), toy(), Run(tmp_path/loss), progress=False)
+        t = job.trainer(job.make_model(), "unimatch", job.labelled, UniMatch(feature_dropout=0, cutmix=0), None, extra=job.unlabelled)
+        t.ask = lambda teacher, image: torch.full((len(image), 3, 32, 32), .3 if job.loss.activation == "sigmoid" else .25)
+        view = t.look(torch.arange(4))["strong 0"][4:]
+        logits = torch.randn(4, job.loss.out_chans(3), 32, 32, requires_grad=True)
+        job.loss(logits, view.mask, view.known, view.weight).backward()
+        assert logits.grad.abs().max() == 0, loss
+
+
+def test_every_class_above_its_own_bar_is_believed():
+    "Thresholds by class: the surest class may fail a bar that a less sure one passes."
+    b = Batch(torch.zeros(1, 1, 1, 2), torch.zeros(1, 1, 2, dtype=torch.long), torch.zeros(1, 2, dtype=bool), None, torch.tensor([0]))
+    prob = torch.tensor([[.85, .05], [.6, .05]]).reshape(1, 2, 1, 2)
+    done = complete_batch(b, prob, torch.tensor([.9, .5]), "sigmoid")
+    assert done.mask.flatten().tolist() == [2, 0] and done.known.all()
+
+
+@pytest.mark.parametrize("name", ["seed-teacher-student", "seed-pretrain-finetune"])
+def test_a_filter_that_keeps_nothing_leaves_the_teacher(tmp_path, name):
+    with pytest.warns(UserWarning, match="none that is kept"):
+        run = fit(toy(), apply_settings(get_recipe(name), [*SMALL, "keep=0"]), tmp_path/"a", device="cpu", progress=False)
+    assert set(run.read_history().phase) == {"teacher"} and (run/"metrics.json").exists()

@@ -1,5 +1,6 @@
 "The loop under the accidents of real life: killed, stopped, short of memory, not finite, and in several processes."
 import json, math, os, random, signal, sys, time, warnings
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -82,6 +83,26 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, damage):
     for f in [newest/damage] if damage else list(newest.iterdir()): f.write_bytes(f.read_bytes()[:100])
     with pytest.warns(UserWarning, match="step-0000004 is damaged"): fit(slices, recipe, run, device="cpu", progress=False, resume=True)
     assert contents(run) == contents(whole.folder)
+
+
+@pytest.mark.parametrize("damage", ["model.safetensors", "ema.safetensors"])
+def test_the_only_checkpoint_damaged_is_a_fresh_start(tmp_path, damage):
+    recipe, slices = small("masked"), toy()
+    whole = fit(slices, recipe, tmp_path/"whole", device="cpu", progress=False)
+    with pytest.raises(KeyboardInterrupt), pytest.MonkeyPatch.context() as m:
+        m.setattr(Trainer, "stop_in_time", lambda self: (_ for _ in ()).throw(KeyboardInterrupt) if self.step_no > 2 else None)
+        fit(slices, recipe, tmp_path/"cut", device="cpu", progress=False)
+    only, = (tmp_path/"cut"/"checkpoints"/"supervised").glob("step-*")
+    (only/damage).write_bytes((only/damage).read_bytes()[:100])
+    with pytest.warns(UserWarning, match="is damaged"): run = fit(slices, recipe, tmp_path/"cut", device="cpu", progress=False, resume=True)
+    assert contents(run.folder) == contents(whole.folder)
+
+
+def test_a_reworded_recipe_may_go_on(tmp_path):
+    recipe, slices = small("masked"), toy()
+    fit(slices, recipe, tmp_path/"a", device="cpu", progress=False)
+    fit(slices, replace(recipe, about="in other words"), tmp_path/"a", device="cpu", progress=False, resume=True)
+    with pytest.raises(InputError, match="started with lr"): fit(slices, replace(recipe, lr=1.), tmp_path/"a", device="cpu", progress=False, resume=True)
 
 
 def test_a_checkpoint_runs_no_code(tmp_path):

@@ -42,10 +42,9 @@ def _complete_softmax(prob, known, tau):
     return torch.where(ok, label, 0), ok[:, None]
 
 def _complete_sigmoid(prob, known, tau):
-    t = tau[None, :, None, None]
-    best, c = (prob*~known).max(1)
-    yes = best >= tau[c]
-    return torch.where(yes, c + 1, 0), (prob >= t) | (prob <= 1 - tau.amax()) | yes[:, None]
+    best, c = (prob*~known*(prob >= tau[:, None, None])).max(1)
+    yes = best > 0
+    return torch.where(yes, c + 1, 0), (prob <= 1 - tau.amax()) | yes[:, None]
 
 # %% ../../nbs/57_unimatch.ipynb #355a3411
 class ClassThresholds:
@@ -78,6 +77,7 @@ def views(self, trainer, batch, more):
     prob = trainer.ask(trainer.ema.model, own.image)
     done = complete_batch(own, prob, self.bars(prob) if self.bars else self.tau, trainer.loss.activation)
     done = replace(both, mask=gather_rows(done.mask), known=gather_rows(done.known))
+    if not trainer.loss.reads_known: done = replace(done, weight=done.known.any(1, keepdim=True).float())  # it hears "unknown" by weight alone
     strong_views = {f"strong {k}": strong_mix(done, trainer.rng(f"view {k}"), self.cutmix) for k in range(self.views_)}
     return {"labelled": batch} | strong_views | ({"weak": done} if self.feature_dropout else {})
 

@@ -966,7 +966,7 @@ def select_labelled(
     n: int|None, # how many annotated slices to keep; `None`: all
     seed: int = 0,
 ) -> SliceSet:
-    "Keep the annotation of `n` labelled slices, chosen by whole groups; the rest become unlabelled (nothing known, mask 0)."
+    "Keep the annotation of `n` labelled slices, chosen by groups (of the last one, as many as are still missing); the rest become unlabelled (nothing known, mask 0)."
     if n is None: return slices
     labelled = np.flatnonzero(slices.labelled)
     if not 1 <= n <= len(labelled): raise InputError(f"cannot keep {n} labelled slices of {len(labelled)}; choose 1 to {len(labelled)}")

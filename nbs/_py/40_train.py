@@ -257,7 +257,12 @@ def final(self, weights: dict[str, nn.Module]) -> dict|None:
 def _read_checkpoint(path, weights, remedy):
     try:
         state = torch.load(path/"state.pt", map_location="cpu", weights_only=True)
-        for name, model in weights.items(): load_weights(model, path/f"{name}.safetensors")
+        before = [copy.deepcopy(model.state_dict()) for model in weights.values()]
+        try:
+            for name, model in weights.items(): load_weights(model, path/f"{name}.safetensors")
+        except Exception:
+            for model, old in zip(weights.values(), before): model.load_state_dict(old)  # all of a checkpoint or nothing
+            raise
         return state
     except Exception as e: warnings.warn(f"{path} is damaged ({type(e).__name__}); {remedy}")
 
@@ -410,8 +415,7 @@ class Trainer:
     augment: object = NO_AUGMENT
     sample_weights: np.ndarray|None = None
     holdout: SliceSet|None = None        # scored after every epoch
-    extra: SliceSet|None = None          # further images for the method (unlabelled or pseudo-labelled)
-    extra_batch: int = 0                 # how many of them a step; 0: `batch_size`
+    extra: SliceSet|None = None          # further images for the method (unlabelled or pseudo-labelled), `batch_size` of them a step
     pixel_weights: np.ndarray|None = None        # bool [N, H, W]: which pixels of `slices` teach; None: all
     extra_pixel_weights: np.ndarray|None = None  # the same for `extra`
     method: Method|None = None
@@ -444,7 +448,7 @@ def start(self):
     self.sampler = self.sampler_of(self.slices, self.batch_size, self.sample_weights)
     if self.extra is not None and len(self.extra):
         self.extra_data = self.stream(self.extra, self.extra_pixel_weights)
-        self.extra_sampler = self.sampler_of(self.extra, self.extra_batch or self.batch_size, None, "extra")
+        self.extra_sampler = self.sampler_of(self.extra, self.batch_size, None, "extra")
     self.steps = len(self.sampler)  # an epoch
     self.total = self.epochs*self.steps
     self._start_model()
@@ -459,7 +463,6 @@ def _start_model(self):
     self.ema = EMA(self.raw, self.ema_decay)
     opt = torch.optim.AdamW(param_groups(self.raw, self.lr, self.encoder_lr), lr=self.lr, weight_decay=self.weight_decay, fused=self.device.type == "cpu" or None)  # a quarter of the time there
     self.base = [g["lr"] for g in opt.param_groups]
-    if self.compile and not self.plan.can_compile: raise InputError(f"compile = True: {self.plan.name} is older than torch.compile supports (7.0); leave it off")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`broadcast_buffers`", FutureWarning)  # accelerate does not know the new name yet
         self.model, self.opt = self.acc.prepare(torch.compile(self.raw) if self.compile else self.raw, opt)
@@ -907,13 +910,15 @@ def open(self, recipe: dict, slices: SliceSet, seed: int, resume: bool = False):
     spec = {"recipe": recipe, "seed": seed, "data": {"fingerprint": slices.fingerprint(), "images": len(slices), "labelled": int(slices.labelled.sum())},
             "classes": {str(i + 1): n for i, n in enumerate(slices.classes.names)}, "image_shape": list(slices.images.shape[1:])}
     path = self/"recipe.json"
+    if self.folder.exists() and not self.folder.is_dir(): raise InputError(f"{self.folder} is a file; choose another --out")
     if path.exists():
         if not resume: raise InputError(f"{self.folder} already holds a run; add --resume to continue it or choose another --out")
         old = read_json(path)
         for part in ("recipe", "seed", "data"):
-            if old[part] == spec[part]: continue
-            diff = [k for k in spec[part] if old[part].get(k) != spec[part][k]] if isinstance(spec[part], dict) else []
-            what = f"{diff[0]} = {old[part].get(diff[0])!r}, not {spec[part][diff[0]]!r}" if diff else f"{part} = {old[part]!r}, not {spec[part]!r}"
+            was, now = ({k: v for k, v in x[part].items() if k != "about"} if isinstance(x[part], dict) else x[part] for x in (old, spec))  # a reworded description is no other recipe
+            if was == now: continue
+            diff = [k for k in now if was.get(k) != now[k]] if isinstance(now, dict) else []
+            what = f"{diff[0]} = {was.get(diff[0])!r}, not {now[diff[0]]!r}" if diff else f"{part} = {was!r}, not {now!r}"
             raise InputError(f"{path}: this run was started with {what}; continue with the same, or choose another --out")
     elif self.folder.exists() and any(not p.name.endswith(PART) for p in self.folder.iterdir()):
         raise InputError(f"{self.folder} is not empty and holds no run; choose another --out")
@@ -1060,7 +1065,7 @@ def apply_settings(recipe: Recipe, settings) -> Recipe:
 # %%
 #| export
 _LIMITS = {"width": (0, None), "epochs": (1, None), "batch_size": (1, None), "lr": (0, None), "weight_decay": (0, None), "warmup": (0, 1), "ema": (0, 1),
-           "clip": (0, None), "pieces": (1, None), "skip_limit": (1, None), "presence": (0, None), "encoder_lr": (0, None), "rare_power": (0, None), "image_size": (0, None), "labelled": (0, None), "unlabelled": (-1, None), "folds": (2, None), "fold": (-1, None),
+           "clip": (0, None), "pieces": (1, None), "skip_limit": (1, None), "w_dice": (0, None), "w_pixel": (0, None), "presence": (0, None), "encoder_lr": (0, None), "rare_power": (0, None), "image_size": (0, None), "labelled": (0, None), "unlabelled": (-1, None), "folds": (2, None), "fold": (-1, None),
            "keep": (0, None), "consistency": (0, None), "ramp": (0, 1), "tau": (0.5, 1), "second": (0, None), "second_lr": (0, None), "views": (1, None), "feature_dropout": (0, 0.99), "cutmix": (0, 1), "teachers": (2, None),
            "rounds": (1, None), "quota": (0, 1), "gate": (0, 1), "absent": (0, 1), "pixel": (0, 1), "finetune_epochs": (0, None), "finetune_lr": (0, None)}
 
@@ -1091,7 +1096,7 @@ for wrong in ["with=16", "width=wide", "width", "epochs=0"]:
 # A few labelled slices, whole groups of them, are held out (`folds` = 10, `fold` = 0: a tenth). They draw the learning curve and, at the end, choose the threshold. `fold=-1` holds out none.
 
 # %% [markdown]
-# A setting that the recipe never reads would be worse than an unknown one: whoever tries it concludes that it has no effect. The command line therefore refuses it.
+# Not every method reads every field. Whoever changes one that is never read might conclude that it has no effect; so `ctseg fit` says it. It goes on all the same: the same settings may well be tried on several recipes.
 
 # %%
 #| export
@@ -1102,18 +1107,16 @@ _READ_BY = {
                "self-training": "teachers rounds quota gate absent pixel", "pretrain-finetune self-training": "finetune_epochs finetune_lr"},
     "loss": {"masked marginal ce-dice": "w_dice w_pixel reduction", "masked marginal": "pixel_known log_dice"}}
 
-def check_read(recipe: Recipe, settings):
-    "`InputError` for a `KEY=VALUE` that the recipe's method or loss does not read."
-    for s in settings:
-        for kind, table in _READ_BY.items():
-            for readers, keys in table.items():
-                if s.partition("=")[0] in keys.split() and getattr(recipe, kind) not in readers.split():
-                    raise InputError(f"--set {s}: the {kind} {getattr(recipe, kind)!r} does not read it, only {', '.join(readers.split())}")
+def unread(recipe: Recipe, settings) -> list[str]: # a sentence each
+    "Which of the `KEY=VALUE` texts the recipe's method or loss does not read."
+    return [f"--set {s} changes nothing: the {kind} {getattr(recipe, kind)!r} does not read it, only {', '.join(readers.split())}"
+            for s in settings for kind, table in _READ_BY.items() for readers, keys in table.items()
+            if s.partition("=")[0] in keys.split() and getattr(recipe, kind) not in readers.split()]
 
 
 # %%
-try: check_read(Recipe(), ["width=8", "tau=0.8"])
-except InputError as e: print(e)
+print(*unread(Recipe(), ["width=8", "tau=0.8"]))
+test_eq(unread(Recipe(method="unimatch"), ["width=8", "tau=0.8"]), [])
 assert {k for t in _READ_BY.values() for ks in t.values() for k in ks.split()} <= {f.name for f in fields(Recipe)}
 
 # %%
@@ -1124,6 +1127,7 @@ class Job:
     "A recipe at work on a set of slices: `train` runs one phase, or returns its result if it has been run."
     def __init__(self, recipe, slices: SliceSet, run: Run, plan: DevicePlan|None = None, seed: int = 0, progress: bool = True, deadline: Deadline|None = None):
         self.recipe, self.run, self.plan, self.seed, self.progress, self.deadline = _checked(recipe), run, plan or pick_device(), seed, progress, deadline
+        if seed < 0: raise InputError(f"seed = {seed}: expected 0 or more")
         if not slices.labelled.any(): raise InputError("no image is annotated: there is nothing to learn from")
         if recipe.labelled: slices = select_labelled(slices, recipe.labelled, seed)
         labelled, self.unlabelled = slices[slices.labelled], slices[~slices.labelled]
@@ -1143,7 +1147,7 @@ class Job:
 @patch_to(Job)
 def nothing_to_add(self, model):
     "What a semi-supervised method comes down to without unlabelled images; says so."
-    warnings.warn("no unlabelled images: the supervised model is the result")
+    warnings.warn("no unlabelled images, or none that is kept: the supervised model is the result")
     return model
 
 @patch_to(Job)

@@ -100,6 +100,7 @@ def teacher_student(job: Job):
     teacher = job.train("teacher")
     if not len(job.unlabelled): return job.nothing_to_add(teacher)
     _, kept = label_unlabelled(job, teacher)
+    if not len(kept): return job.nothing_to_add(teacher)
     return job.train("student", method=Student(teacher, job.recipe.consistency), extra=kept)
 
 
@@ -110,6 +111,7 @@ def pretrain_finetune(job: Job):
     teacher, r = job.train("teacher"), job.recipe
     if not len(job.unlabelled): return job.nothing_to_add(teacher)
     _, kept = label_unlabelled(job, teacher)
+    if not len(kept): return job.nothing_to_add(teacher)
     steps = max(1, len(job.labelled)//r.batch_size)*r.epochs  # as many steps as the other methods take
     pretrained = job.train("pretrain", kept, epochs=max(1, round(steps/max(1, len(kept)//r.batch_size))))
     return job.train("finetune", init=pretrained, epochs=r.finetune_epochs, lr=r.finetune_lr)

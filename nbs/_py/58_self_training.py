@@ -86,18 +86,18 @@ def self_training(job: Job):
     for n in range(r.rounds):
         teachers = [job.train(f"teacher-{n + 1}-{k + 1}", labelled[fold != k], NoisyStudent(r.cutmix) if n else None, **own[k]).to(job.plan.device) for k in range(r.teachers)]
         for k, t in enumerate(teachers):
-            if n + 1 < r.rounds: own[k] = _extra(*fill_in(job, [t], job.unlabelled))
+            if n + 1 < r.rounds: own[k] = _extra(job, *fill_in(job, [t], job.unlabelled))
     done, teaches = out_of_fold(job, teachers, labelled, fold)
     job.note_completed(labelled, done)
-    student = job.train("student", done, NoisyStudent(r.cutmix), pixel_weights=teaches, **_extra(*fill_in(job, teachers, job.unlabelled)))
+    student = job.train("student", done, NoisyStudent(r.cutmix), pixel_weights=teaches, **_extra(job, *fill_in(job, teachers, job.unlabelled)))
     return job.train("finetune", init=student, epochs=r.finetune_epochs, lr=r.finetune_lr) if r.finetune_epochs else student
 
 
 # %%
 #| export
-def _extra(slices: SliceSet, teaches: np.ndarray) -> dict:
-    "The trainer's second stream: those of `slices` on which anything is known by now."
-    use = slices.labelled
+def _extra(job: Job, slices: SliceSet, teaches: np.ndarray) -> dict:
+    "The trainer's second stream: those of `slices` on which anything is known by now; for a loss that does not read `known`, anything drawn."
+    use = slices.labelled if job.loss.reads_known else slices.present.any(1)
     return dict(extra=slices[use], extra_pixel_weights=teaches[use]) if use.any() else {}
 
 

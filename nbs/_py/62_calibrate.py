@@ -56,15 +56,42 @@ def sample_logits(
     plan: DevicePlan,
     pixels: int = 4096, # of each slice, at random
     batch_size: int = 16,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]: # logits f32 [N,K,1,P], mask i64 [N,1,P], known bool [N,C]; on the CPU
+) -> tuple: # logits f32 [N,K,1,P], mask i64 [N,1,P], known bool [N,C], and the presence head's logits f32 [N,C] or None; on the CPU
     "Logits and truth of the same random pixels, at the size the network works at."
+    head = getattr(member.model, "presence", None) is not None
     data, rng, out = SliceData(slices, plan.device, member.image_size), torch.Generator().manual_seed(0), []
     for index in torch.arange(len(slices)).split(batch_size):
         b = data.batch(index)
-        logits, mask = ask(member, b.image, plan, lambda model, x: model(x)/member.temperature).flatten(2).cpu(), b.mask.flatten(1).cpu()
+        logits, mask = ask(member, b.image, plan, lambda model, x: model(x)).flatten(2).cpu(), b.mask.flatten(1).cpu()
+        there = ask(member, b.image, plan, lambda model, x: model(x, presence=True)[1]).cpu() if head else torch.empty(len(index), 0)
         at = torch.stack([torch.randperm(mask.shape[1], generator=rng)[:pixels] for _ in index])
-        out.append((logits.gather(2, at[:, None].expand(-1, logits.shape[1], -1))[:, :, None], mask.gather(1, at)[:, None], b.known.cpu()))
-    return tuple(torch.cat(x) for x in zip(*out))
+        out.append((logits.gather(2, at[:, None].expand(-1, logits.shape[1], -1))[:, :, None], mask.gather(1, at)[:, None], b.known.cpu(), there))
+    *found, there = (torch.cat(x) for x in zip(*out))
+    return *found, there if head else None
+
+
+# %% [markdown]
+# What a network *says* are its logits over the temperature, as probabilities; with a [presence head](base.html), times the probability that the structure is on the slice at all. The product has logits too, and they are what is judged below.
+
+# %%
+#| export
+def said(
+    loss, # knows how logits become probabilities
+    logits: torch.Tensor, # [N,K,1,P]
+    there: torch.Tensor|None, # [N,C]
+    temperature: float = 1.,
+) -> torch.Tensor: # [N,K,1,P]
+    "The logits of the probabilities that the network gives at this temperature, as `class_probabilities` has them."
+    if there is None: return logits/temperature
+    p = (loss.probabilities(logits/temperature)*there.sigmoid()[..., None, None]).clamp(1e-7, 1 - 1e-7)
+    if loss.activation == "sigmoid": return p.logit()
+    return torch.cat([(1 - p.sum(1, keepdim=True)).clamp(min=1e-7), p], 1).log()
+
+
+# %%
+z, t = torch.tensor([0., 1., -2.]).reshape(1, 3, 1, 1), torch.tensor([[0., 2.]])
+for loss, logits in ((create_loss("marginal"), z), (create_loss("masked"), z[:, 1:])):
+    test_close(loss.probabilities(said(loss, logits, t, 2.)), loss.probabilities(logits/2)*t.sigmoid()[..., None, None], eps=1e-6)
 
 
 # %% [markdown]
@@ -80,9 +107,9 @@ def known_nll(logits, mask, known, activation: str) -> float:
     loss = create_loss("masked", w_dice=0, w_bce=1) if activation == "sigmoid" else create_loss("marginal", w_dice=0, w_ce=1)
     with torch.no_grad(): return loss(logits, mask, known).item()
 
-def fit_temperature(logits, mask, known, activation: str) -> float:
-    "The T in 1/8…8 for which logits/T are likeliest (Guo et al. 2017, section 4.2)."
-    found = minimize_scalar(lambda t: known_nll(logits/np.exp(t), mask, known, activation), bounds=(-np.log(8), np.log(8)), method="bounded", options={"xatol": 1e-3})
+def fit_temperature(logits, mask, known, activation: str, at=lambda logits, t: logits/t) -> float:
+    "The T in 1/8…8 for which logits/T, or what `at` makes of logits and T, are likeliest (Guo et al. 2017, section 4.2)."
+    found = minimize_scalar(lambda t: known_nll(at(logits, np.exp(t)), mask, known, activation), bounds=(-np.log(8), np.log(8)), method="bounded", options={"xatol": 1e-3})
     return float(np.exp(found.x))
 
 
@@ -151,16 +178,19 @@ def calibrate(
     "Fit the temperature on what is known of `slices`, and tell what it does."
     groups = np.unique(slices.groups)
     if len(groups) < 2: raise InputError(f"calibration needs held-out slices of at least two patients or groups, there are {len(groups)}")
-    logits, mask, known = sample_logits(replace(member, temperature=1.0), slices, plan)
+    logits, mask, known, there = sample_logits(member, slices, plan)
     act, prob = member.loss.activation, member.loss.probabilities
-    after, half = torch.empty_like(logits), torch.from_numpy(np.isin(slices.groups, groups[::2]))
-    for h in (half, ~half): after[h] = logits[h]/fit_temperature(logits[~h], mask[~h], known[~h], act)
-    p, q = prob(logits), prob(after)
+    def at(h): return lambda z, t: said(member.loss, z, there if there is None else there[h], t)
+    def fitted(h): return fit_temperature(logits[h], mask[h], known[h], act, at(h))
+    every, half = torch.ones(len(slices), dtype=bool), torch.from_numpy(np.isin(slices.groups, groups[::2]))
+    before, after = at(every)(logits, 1.), torch.empty_like(logits)
+    for h in (half, ~half): after[h] = at(h)(logits[h], fitted(~h))
+    p, q = prob(before), prob(after)
     pairs = known_pairs(mask, known) & (p >= 0.01)
     hit = (mask[:, None] == torch.arange(1, p.shape[1] + 1)[:, None, None])[pairs]
     (points, ece), (points_after, ece_after) = reliability(p[pairs], hit), reliability(q[pairs], hit)
-    return {"temperature": round(fit_temperature(logits, mask, known, act), 4), "slices": len(slices), "pairs": int(pairs.sum()),
-            "ece before": ece, "ece after": ece_after, "nll before": known_nll(logits, mask, known, act), "nll after": known_nll(after, mask, known, act),
+    return {"temperature": round(fitted(every), 4), "slices": len(slices), "pairs": int(pairs.sum()),
+            "ece before": ece, "ece after": ece_after, "nll before": known_nll(before, mask, known, act), "nll after": known_nll(after, mask, known, act),
             "points before": points, "points after": points_after}
 
 
@@ -172,8 +202,8 @@ def plot_reliability(calibration: dict, ax=None):
     ax = ax or plt.subplots(figsize=(3.6, 3.4), layout="constrained")[1]
     ax.plot([0, 1], [0, 1], color="0.6", lw=1, ls=":")
     for when, colour in (("before", "C1"), ("after", "C0")):
-        said, was, _ = zip(*calibration[f"points {when}"])
-        ax.plot(said, was, "o-", color=colour, ms=4, label=f"{when}: ECE {calibration[f'ece {when}']:.3f}")
+        points = np.array(calibration[f"points {when}"]).reshape(-1, 3)  # none where everything is thought impossible
+        ax.plot(points[:, 0], points[:, 1], "o-", color=colour, ms=4, label=f"{when}: ECE {calibration[f'ece {when}']:.3f}")
     ax.set(xlabel="what the network says", ylabel="how often it is so", xlim=(0, 1), ylim=(0, 1), aspect="equal")
     ax.legend(frameon=False)
     return ax.figure

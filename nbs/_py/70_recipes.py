@@ -112,7 +112,8 @@ def check_job(job: Job):
     r = job.recipe
     param_groups(job.make_model(), r.lr, r.encoder_lr or None)
     if r.batch_size % world(): raise InputError(f"batch_size = {r.batch_size}: expected a multiple of the {world()} processes")
-    if world()*r.pieces > (most := min(r.batch_size, len(job.labelled))): raise InputError(f"pieces = {r.pieces}: a batch of {most} slices cannot be cut into so many")
+    if world()*r.pieces > r.batch_size: raise InputError(f"pieces = {r.pieces}: a batch of {r.batch_size} slices, of {world()} process{'es'*(world() > 1)}, cannot be cut into so many")
+    if r.compile and not job.plan.can_compile: raise InputError(f"compile = True: {job.plan.name} is older than torch.compile supports (7.0); leave it off")
     if r.method == "mean-teacher" and r.perturb not in PERTURB: raise did_you_mean("perturbation", r.perturb, PERTURB)
     if r.method in ("teacher-student", "pretrain-finetune") and r.confidence not in (scores := [s for s in IMAGE_SCORES if s != "agreement"]):
         raise did_you_mean("confidence score of one teacher", r.confidence, scores)
@@ -155,12 +156,11 @@ def fit(
 def finish(job: Job):
     "Choose the rule, calibrate, write `curves.png` and, as the sign that the run is finished, `metrics.json`."
     import matplotlib.pyplot as plt
-    best = job.history[-1]
-    facts = {"phases": job.done, "epochs": len(job.history), "dice held out, argmax": best["dice"]}
+    facts = {"phases": job.done, "epochs": len(job.history), "dice held out, argmax": job.history[-1]["dice"]}
     rule = Rule()
     if job.recipe.tune_rule and len(job.holdout):
         rule, scores = choose_rule(load_predictor(job.run.folder, job.plan), job.holdout)
-        facts["dice held out, chosen rule"] = scores[rule]
+        facts |= {"dice held out, argmax": scores[Rule()], "dice held out, chosen rule": scores[rule]}  # both at the images' own size
     if len(np.unique(job.holdout.groups)) > 1: facts["calibration"] = calibrate_run(job.run, job.holdout, job.plan, job.recipe.tune_rule)
     fig = plot_curves(job.run.read_history())
     with atomic_path(job.run/"curves.png") as tmp: fig.savefig(tmp, dpi=120)

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ctseg.data import SliceSet, read_challenge, read_masks
+from ctseg.data import SliceSet, read_challenge
 from ctseg.device import pick_device
 from ctseg.files import InputError, atomic_path
 from ctseg.metrics import evaluate_files
@@ -37,7 +37,7 @@ import matplotlib.pyplot as plt
 # %% [markdown]
 # ## The picture
 #
-# A row a slice: what the scanner saw, the truth, what was predicted. Slices are chosen to show the range: the best, the median and the worst.
+# A row a slice: what the scanner saw, the truth, what was predicted; the first four, or those asked for.
 
 # %%
 #| export
@@ -92,15 +92,16 @@ def run_demo(out, data=None, overwrite: bool = False, settings=DEMO, progress: b
     data = Path(data) if data else _sample(out)
     test, truth = read_challenge(data, "test"), [p for p in (data/"y_test.csv", data/"y_test.csv.gz") if p.exists()]
     if not truth: raise InputError(f"{data}: no y_test.csv; the demo scores its test slices")
+    if (train := read_challenge(data)).labelled.all(): raise InputError(f"{data}: every slice is annotated; the demo shows what slices without annotation are good for")
     if out.exists() and overwrite:
-        if not (out/"recipe.json").exists() and any(out.iterdir()): raise InputError(f"{out} holds no run and is not overwritten; choose another --out")
+        if not out.is_dir() or not (out/"recipe.json").exists() and any(out.iterdir()): raise InputError(f"{out} holds no run and is not overwritten; choose another --out")
         shutil.rmtree(out)
-    run = fit(data, apply_settings(get_recipe("teacher-student"), settings), out, progress=progress)
+    run = fit(train, apply_settings(get_recipe("teacher-student"), settings), out, progress=progress)
     pred = predict_masks(load_predictor(run.folder, pick_device()), test.images)
     write_submission(pred, test.names, run/"submission.csv")
     truth, = truth
     result = evaluate_files(truth, run/"submission.csv")
-    report_demo(run, read_challenge(data), test, pred, result)
+    report_demo(run, train, test, pred, result)
     print(f"{time.monotonic() - start:.0f} s in all")
 
 def _sample(out: Path) -> Path:

@@ -57,8 +57,11 @@ def fit(
 ):
     "Train by a recipe. Exit status 75: stopped by the time limit or SIGTERM, to be continued with --resume."
     from ctseg.recipes import DEFAULT_RECIPE, apply_settings, fit, get_recipe
-    from ctseg.train import Stopped
-    try: run = fit(data, apply_settings(get_recipe(recipe or DEFAULT_RECIPE), set), out, seed, resume, device, time_limit=time_limit, annotated=annotated)
+    from ctseg.train import Stopped, unread
+    chosen = apply_settings(get_recipe(recipe or DEFAULT_RECIPE), set)
+    for told in unread(chosen, set):
+        if SPEAKS: print(f"ctseg: {told}", file=sys.stderr)
+    try: run = fit(data, chosen, out, seed, resume, device, time_limit=time_limit, annotated=annotated)
     except Stopped as e:
         if SPEAKS: print(f"ctseg: {e}; everything is saved, continue with the same command and --resume", file=sys.stderr)
         raise typer.Exit(75)
@@ -287,7 +290,7 @@ def doctor():
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="the folder to write")] = Path("runs/demo"),
-    data: Annotated[Path, typer.Option(help="a challenge folder with test truth")] = Path("data_sample"),
+    data: Annotated[Optional[Path], typer.Option(help="a challenge folder with test truth; left out: data_sample, or a phantom where there is none")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace an earlier demo")] = False,
 ):
     "Train, predict, score and draw on data_sample, in minutes on a CPU."
