@@ -5,16 +5,19 @@
 # %% auto #0
 __all__ = ['pad_to', 'crop_to', 'EncoderDecoder', 'place', 'PresenceHead', 'with_presence', 'check_counts', 'count_parameters',
            'read_weights', 'load_weights', 'deep_supervised', 'class_probabilities', 'import_timm', 'import_zoo',
-           'toy_slices', 'overfit']
+           'toy_slices', 'toy_set', 'overfit']
 
 # %% ../../nbs/28_base.ipynb #c2578edc
 import pickle, sys
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..anatomy import ClassMap
+from ..data import SliceSet
 from ..files import InputError
 
 # %% ../../nbs/28_base.ipynb #3c9e1dae
@@ -205,6 +208,24 @@ def toy_slices(
     for c, (where, grey) in enumerate(zip(organs, (.15, .15, .8)), 1):
         image, mask = torch.where(where, torch.tensor(grey), image), torch.where(where, c, mask)
     return (image + .05*torch.randn(n, size, size, generator=g)).clamp(0, 1)[:, None], mask
+
+# %% ../../nbs/28_base.ipynb #f2db8c63
+def toy_set(
+    n: int = 40,
+    labelled: int = 10, # the first ones; on each, two structures count as examined
+    size: int = 48,
+    seed: int = 0,
+) -> tuple[SliceSet, np.ndarray]: # the slices, and the whole truth uint8 [n,size,size]
+    "Noisy, partly annotated `toy_slices`, two a patient, with the truth that nobody outlined."
+    images, masks = (t.numpy().astype(np.float32) for t in toy_slices(n, size, seed))
+    rng, truth, known = np.random.default_rng(seed), masks.astype(np.uint8), np.zeros((n, 3), bool)
+    for i in range(n):
+        gone = np.isin(truth[i], 1 + np.flatnonzero(rng.random(3) < .25)) & (truth[i] > 0)
+        truth[i][gone], images[i, 0][gone] = 0, .5
+        if i < labelled: known[i, rng.choice(3, 2, replace=False)] = True
+    grey = (.35 + .4*images[:, 0] + rng.normal(0, .08, truth.shape)).clip(0, 1)
+    outlined = np.where(np.pad(known, ((0, 0), (1, 0)))[np.arange(n)[:, None, None], truth], truth, 0)
+    return SliceSet((255*grey).astype(np.uint8), outlined, known, [f"{i}.png" for i in range(n)], np.arange(n)//2, ClassMap.from_names(["lung_right", "lung_left", "heart"])), truth
 
 # %% ../../nbs/28_base.ipynb #a110ebf2
 def overfit(

@@ -26,10 +26,13 @@
 import pickle, sys
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ctseg.anatomy import ClassMap
+from ctseg.data import SliceSet
 from ctseg.files import InputError
 
 # %%
@@ -404,6 +407,40 @@ def toy_slices(
     for c, (where, grey) in enumerate(zip(organs, (.15, .15, .8)), 1):
         image, mask = torch.where(where, torch.tensor(grey), image), torch.where(where, c, mask)
     return (image + .05*torch.randn(n, size, size, generator=g)).clamp(0, 1)[:, None], mask
+
+
+# %% [markdown]
+# The pages on [teacher and student](teacher_student.html) and its kin need the same bodies as people annotate them: in noise, each structure missing on every fourth slice, and a few slices on which two of the three were looked for.
+
+# %%
+#| export
+def toy_set(
+    n: int = 40,
+    labelled: int = 10, # the first ones; on each, two structures count as examined
+    size: int = 48,
+    seed: int = 0,
+) -> tuple[SliceSet, np.ndarray]: # the slices, and the whole truth uint8 [n,size,size]
+    "Noisy, partly annotated `toy_slices`, two a patient, with the truth that nobody outlined."
+    images, masks = (t.numpy().astype(np.float32) for t in toy_slices(n, size, seed))
+    rng, truth, known = np.random.default_rng(seed), masks.astype(np.uint8), np.zeros((n, 3), bool)
+    for i in range(n):
+        gone = np.isin(truth[i], 1 + np.flatnonzero(rng.random(3) < .25)) & (truth[i] > 0)
+        truth[i][gone], images[i, 0][gone] = 0, .5
+        if i < labelled: known[i, rng.choice(3, 2, replace=False)] = True
+    grey = (.35 + .4*images[:, 0] + rng.normal(0, .08, truth.shape)).clip(0, 1)
+    outlined = np.where(np.pad(known, ((0, 0), (1, 0)))[np.arange(n)[:, None, None], truth], truth, 0)
+    return SliceSet((255*grey).astype(np.uint8), outlined, known, [f"{i}.png" for i in range(n)], np.arange(n)//2, ClassMap.from_names(["lung_right", "lung_left", "heart"])), truth
+
+
+# %%
+toys, truth = toy_set(4, 2)
+fig, axes = plt.subplots(3, 4, figsize=(7, 5), layout="constrained")
+for i, (image, top, bottom) in enumerate(axes.T):
+    image.imshow(toys.images[i], cmap="gray", vmin=0, vmax=255); top.imshow(toys.classes.colourise(truth[i])); bottom.imshow(toys.classes.colourise(toys.masks[i]))
+    image.set_title("looked for: " + (", ".join(n for n, k in zip(toys.classes.names, toys.known[i]) if k) or "nothing"), fontsize=7)
+for ax, label in zip(axes[:, 0], ("slice", "truth", "outlined")): ax.set_ylabel(label)
+for ax in axes.flat: ax.set(xticks=[], yticks=[])
+plt.show()
 
 
 # %%

@@ -233,9 +233,9 @@ def complete(
     slices: SliceSet, # with whatever truth there is
     pseudo: PseudoLabels,
     present: np.ndarray, absent: np.ndarray, # from `accept_cells`
-    pixel: float = 0.8, # certainty below which a pixel of an accepted cell teaches nothing
-) -> tuple[SliceSet, np.ndarray]: # the completed slices; pixel weights bool [N, H, W]
-    "Truth, completed by the accepted cells; pixels that the teacher is unsure of get weight 0. Truth is never changed."
+    pixel: float = 0.8, # certainty below which a pixel says nothing about accepted cells
+) -> tuple[SliceSet, np.ndarray]: # the completed slices; where the teacher is sure enough, bool [N, H, W]
+    "Truth, completed by the accepted cells, and the pixels where these may be believed. Truth is never changed."
     cell = np.take_along_axis(np.pad(present, ((0, 0), (1, 0))), pseudo.labels.reshape(len(slices), -1).astype(int), 1).reshape(pseudo.labels.shape)
     free = slices.masks == 0
     sure = pseudo.certainty >= round(255*pixel)
