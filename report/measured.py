@@ -47,11 +47,16 @@ def paired(a, b, groups) -> dict:
     half = stats.t.ppf(.975, n - 1)*np.std(by_seed, ddof=1)/np.sqrt(n) if n > 1 else None  # t interval of the mean over trainings
     return paired_bootstrap(np.stack(a), np.stack(b), groups) | dict(seeds=n, by_seed=by_seed, wins=sum(d > 0 for d in by_seed), half_seeds=half)
 
-def compare(runs, a, b, of=chosen):
+def compare(runs, a, b, of=chosen, groups="groups"):
     "a - b over the seeds that both have, or None."
     if a not in runs or b not in runs or not (seeds := sorted(runs[a].keys() & runs[b].keys())): return None
     ta, tb = ([of(runs[n][s]) for s in seeds] for n in (a, b))
-    return paired(ta, tb, runs[a][seeds[0]]["groups"]) | dict(first=a, second=b)
+    return paired(ta, tb, runs[a][seeds[0]][groups]) | dict(first=a, second=b)
+
+def compare_left_out(runs, a, b):
+    "The same on the annotated slices that the setting `labelled` left out, over the runs that kept them."
+    kept = {n: {s: r for s, r in runs.get(n, {}).items() if "rest_groups" in r} for n in (a, b)}
+    return compare(kept, a, b, lambda r: r.get("rest_chosen", r["rest_argmax"]), "rest_groups")
 
 def row(runs, name, reference):
     "What a table says of one recipe; means over its seeds."
@@ -117,12 +122,18 @@ def phases(by_seed) -> list[dict]:
     last = [{r["phase"]: float(r["dice"]) for r in history(run)} for run in by_seed.values() if history(run)]
     return [dict(phase=p, dice=float(np.mean([x[p] for x in last]))) for p in last[0]] if last else []
 
+def baseline(runs, name) -> str:
+    "The supervised row that a semi-supervised one is compared with: of the same loss, the original's (seed-…) or ours, and of the same precision if there is one."
+    if name.startswith("seed"): return "seed-attunet"
+    exact = any("precision=fp32" in r["facts"]["settings"] for r in runs[name].values())
+    return "log-fp32" if exact and "log-fp32" in runs else "log"
+
 def semi(folder: Path):
-    "A semi-supervised table: each method against the supervised run of the same loss, the original's (seed-…) or ours (log-…, masked-…)."
+    "A semi-supervised table: each method against its supervised baseline."
     runs = load(folder)
-    ours = "log" if any(n.startswith("log") for n in runs) else "masked"
+    ours = "log"
     start = {"seed": "seed-attunet", "ours": ours}
-    t = table(runs, lambda name: start["seed" if name.startswith("seed") else "ours"])
+    t = table(runs, lambda name: baseline(runs, name))
     if t is None or not set(runs) - set(start.values()): return None
     by = {r["name"]: r for r in t["rows"]}
     cell = lambda k, m: by.get(start[k] if m == "supervised" else m if (m, k) == ("ctseg", "ours") else f"{'seed' if k == 'seed' else ours}-{m}")

@@ -183,6 +183,7 @@ def phantom(epochs: int, full_epochs: int, keep: int):
 LOG = ("log_dice=yes",)
 ABLATION = [
     ("no-cutmix", "ctseg", ("cutmix=0",)),
+    ("ctseg-strong", "ctseg", ("augment=strong",)),
     ("rare", "masked", LOG + ("rare_power=0.5",)),  # slices with rare classes shown more often
     ("no-ema", "masked", LOG + ("ema=0",)),
     ("mirror", "masked", LOG + ("mirror=horizontal",)),

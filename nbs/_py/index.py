@@ -176,8 +176,8 @@ table(list(measured[0]), [r.values() for r in measured]) if measured else Markdo
 
 
 # %% [markdown]
-# Real head-and-neck CT (OpenKBP, 64×64, seven organs, 800 slices with up to four of them examined), a small Attention U-Net of width 16, equal steps in each phase; `ctseg` and `seed-teacher-student` have two
-# (with 100 slices, `masked-log` gains nothing by as many steps as `ctseg` takes),
+# Real head-and-neck CT (OpenKBP, 64×64, seven organs, 800 slices with up to four of them examined), a small Attention U-Net of width 16, equal steps in each phase; `seed-teacher-student` has two of them and `ctseg` one and a half
+# (with 100 slices, `masked-log` gains nothing by twice the steps),
 # the challenge's metric, intervals from a paired bootstrap over patients. `seed-attunet` is the original project's baseline, `seed-teacher-student` its method, whole. Two notebooks have the terms, the organs one by one and what did not work: [the losses](benchmarks/realct_supervised.ipynb), each choice switched
 # off in turn, and [the unlabelled slices](benchmarks/realct_semi.ipynb); [a table](benchmarks/claims.ipynb) says which published advice held. [REPORT.pdf](../REPORT.pdf) tells it as a paper. Nothing here was scored on the challenge's hidden test set.
 #

@@ -35,7 +35,7 @@ CLAIMS = [
     ("Weak-to-strong consistency from the first step helps", "UniMatch (Yang et al. 2023)", "semi100", "log-unimatch", "log"),
     ("… after a supervised phase, against that phase alone", "ours; stage 4 of others' recipes", "semi100", "log-warm-unimatch", "log"),
     ("… against as many supervised steps", "the same", "semi100", "log-warm-unimatch", "log-longer"),
-    ("… the second phase half as long (the recipe `ctseg`)", "the same", "semi100", "ctseg", "log"),
+    ("… the second phase half as long (the recipe `ctseg`)", "the same", "semi100", "ctseg", "log-fp32"),
     ("… with 800 annotated slices", "the same", "semi800", "ctseg", "log"),
     ("Out-of-fold self-training, cell by cell, helps", "noisy student (Xie et al. 2020); FLARE22", "semi100", "log-self-training", "log"),
     ("Teacher and student, as in the original, 800 annotated", "the original, +.01", "semi800", "seed-teacher-student", "seed-attunet"),

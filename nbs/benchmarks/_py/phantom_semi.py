@@ -11,7 +11,7 @@
 #
 # $$\frac{\text{method} - S}{F - S}$$
 #
-# of the gap. Slices of 128×128 pixels, Attention U-Net of width 16, batches of 8, 40 passes over the annotated slices in each phase (20 in the second of `log-warm-unimatch`, the default recipe `ctseg`); 150 test slices of other phantom patients. The intervals
+# of the gap. Slices of 128×128 pixels, Attention U-Net of width 16, batches of 8, 40 passes over the annotated slices in each phase (20 in the second of the default recipe, `ctseg`); 150 test slices of other phantom patients. The intervals
 # are over those patients. `seeds` tells how many trainings stand behind a row: with one, it says how that one went.
 #
 # ```
