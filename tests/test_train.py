@@ -131,7 +131,7 @@ def write(slices, folder):
 @pytest.mark.parametrize("how", ["time limit", "SIGTERM"])
 def test_stopped_by_the_clock_or_the_host(tmp_path, how, capfd):
     data = write(toy(), tmp_path/"data")
-    fit_args = ["fit", data, "--recipe", "mean-teacher", "--device", "cpu", *[x for s in SMALL + ["epochs=8", "model=tiny-for-tests"] for x in ("--set", s)]]
+    fit_args = ["fit", data, "--recipe", "mean-teacher", "--device", "cpu", *[x for s in SMALL[:4] + ["epochs=8", "model=tiny-for-tests"] for x in ("--set", s)]]
     p = start(command, *fit_args, "--out", tmp_path/"whole"); p.join()
     assert p.exitcode == 0
     run, stops = tmp_path/"run", 0
@@ -145,7 +145,7 @@ def test_stopped_by_the_clock_or_the_host(tmp_path, how, capfd):
         assert p.exitcode == 75
         stops += 1
     assert stops and contents(run) == contents(tmp_path/"whole")
-    said = [line for line in capfd.readouterr().err.splitlines() if line.startswith("ctseg:") and "changes nothing" not in line]  # what is said of unread settings is not of stopping
+    said = [line for line in capfd.readouterr().err.splitlines() if line.startswith("ctseg:")]
     assert len(said) == stops and all(how in line and "--resume" in line for line in said)
 
 
