@@ -7,6 +7,7 @@ __all__ = ['sample_logits', 'said', 'known_nll', 'fit_temperature', 'known_pairs
            'calibrate_run', 'prepare']
 
 # %% ../nbs/62_calibrate.ipynb #f768a005
+import warnings
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -120,12 +121,12 @@ def plot_reliability(calibration: dict, ax=None):
     return ax.figure
 
 # %% ../nbs/62_calibrate.ipynb #e60168cc
-def calibrate_run(run: Run, held_out: SliceSet, plan: DevicePlan|None = None, tune_rule: bool = True) -> dict:
+def calibrate_run(run: Run, held_out: SliceSet, plan: DevicePlan|None = None, tune_rule: bool = True, each=None) -> dict:
     "Calibrate a finished run on the slices it held out; what is found is also kept in the run."
     predictor = load_predictor(run.folder, plan)
     found = calibrate(predictor.members[0], held_out, predictor.plan)
     cool = replace(predictor, members=[replace(predictor.members[0], temperature=found["temperature"])])
-    found["rule"] = asdict(choose_rule(cool, held_out)[0] if tune_rule else predictor.rule)
+    found["rule"] = asdict(choose_rule(cool, held_out, each=each)[0] if tune_rule else predictor.rule)
     rows = [[when, *point] for when in ("before", "after") for point in found.pop(f"points {when}")]
     with atomic_path(run/"reliability.csv") as tmp:
         tmp.write_text("when,said,was,pairs\n" + "".join(",".join(map(str, r)) + "\n" for r in rows), encoding="utf-8")
@@ -144,6 +145,8 @@ def prepare(
 ) -> Predictor:
     "A predictor of one or more runs with its rule."
     predictor = load_predictor(runs, plan, views, calibrated and tune is None)
+    for m in predictor.members:
+        if not (m.run/"metrics.json").exists(): warnings.warn(f"{m.run.folder} is not finished: these are the weights of a phase on the way, and no rule was chosen; continue it with `ctseg fit … --resume`")
     if tune is not None:
         slices = tune if isinstance(tune, SliceSet) else read_challenge(tune, annotated=annotated)
         if calibrated:

@@ -157,6 +157,7 @@ def _open_csv(path):
     except FileNotFoundError: raise InputError(f"{path}: no such file") from None
     except IsADirectoryError: raise InputError(f"{path}: is a folder, expected a CSV file") from None
     except (EOFError, zlib.error, gzip.BadGzipFile) as e: raise InputError(f"{path}: damaged gzip file ({e}); copy it again") from None
+    except OSError as e: raise InputError(f"{path}: cannot be read ({e.strerror})") from None
 
 def _header(path) -> list[str]:
     "The names of the images in the first line of a mask table."
@@ -370,13 +371,14 @@ def read_classes(folder) -> ClassMap:
     return ClassMap.from_json(path) if path.exists() else RAIDIUM54
 
 # %% ../nbs/10_data.ipynb #a13de1cf
-def _read_annotated(path: Path, n: int, C: int) -> np.ndarray:
-    "`annotated_labels.json` as bool [n,C]."
+def _read_annotated(path: Path, n: int|None, C: int) -> np.ndarray:
+    "`annotated_labels.json` as bool [n,C]; `n = None`: as many as there are."
     if not path.exists():
-        raise InputError(f"{path}: no such file, so absent cannot be told from unknown; choose annotated='all' (every class was "
+        raise InputError(f"{path}: no such file, so absent cannot be told from unknown; choose annotated='all' (--annotated all: every class was "
                          "examined on every image of the CSV) or annotated='present' (only classes with pixels are known)")
     lists = read_json(path)
     if not isinstance(lists, list): raise InputError(f"{path}: expected a list with a list of class ids for each training image")
+    n = len(lists) if n is None else n
     if len(lists) != n: raise InputError(f"{path}: {len(lists)} lists for {n} training images; give each a list, empty if not examined")
     known = np.zeros((n, C), bool)
     for i, ids in enumerate(lists):
@@ -412,7 +414,7 @@ def _read_groups(folder: Path, split: str, images: np.ndarray) -> np.ndarray:
         raise InputError(f'{path}: expected {{"{split}": [...]}} with the patient of each image')
     if len(table[split]) != len(images):
         raise InputError(f"{path}: {len(table[split])} patients under {split!r} for {len(images)} images; give one for each image")
-    if all(type(p) is int for p in table[split]): return np.array(table[split], np.int64)
+    if all(type(p) is int and abs(p) < 2**63 for p in table[split]): return np.array(table[split], np.int64)
     return np.unique([str(p) for p in table[split]], return_inverse=True)[1].astype(np.int64)
 
 # %% ../nbs/10_data.ipynb #be30e65b

@@ -42,6 +42,11 @@ def _sparse(path: Path, values: bool) -> tuple[np.ndarray, np.ndarray|None]:
     return at, table.data.to_numpy()
 
 # %% ../nbs/18_datasets.ipynb #7634d869
+def _sizes(path: Path) -> np.ndarray:
+    "The numbers of a small text file; none if it holds anything else."
+    try: return np.loadtxt(path).ravel()
+    except ValueError: return np.zeros(0)
+
 def read_openkbp(
     folder, # of one patient, `…/pt_1`
 ) -> Volume: # with labels and what is known
@@ -49,7 +54,7 @@ def read_openkbp(
     folder, shape = Path(folder), (_KBP_SIDE,)*3
     for name in ("ct.csv", "voxel_dimensions.csv"):
         if not (folder/name).exists(): raise InputError(f"{folder/name}: no such file; clone the whole repository ababier/open-kbp")
-    grey, mm = np.zeros(_KBP_SIDE**3, np.float32), np.loadtxt(folder/"voxel_dimensions.csv").ravel()
+    grey, mm = np.zeros(_KBP_SIDE**3, np.float32), _sizes(folder/"voxel_dimensions.csv")
     if mm.shape != (3,) or not (mm > 0).all(): raise InputError(f"{folder/'voxel_dimensions.csv'}: expected three sizes in mm")
     at, value = _sparse(folder/"ct.csv", True)
     grey[at] = value
@@ -58,9 +63,9 @@ def read_openkbp(
         if (folder/f"{name}.csv").exists():
             structures[id] = np.zeros(_KBP_SIDE**3, bool)
             structures[id][_sparse(folder/f"{name}.csv", False)[0]] = True
-    labels, overlap = combine(shape, structures.items(), by_size=False)
+    labels, overlap, drawn = combine(shape, structures.items(), by_size=False)
     affine = np.array([[0, -mm[1], 0, 0], [-mm[0], 0, 0, 0], [0, 0, -mm[2], 0], [0, 0, 0, 1.]])  # back, left, down
-    return Volume(grey.clip(0, 4095).reshape(shape) - 1024, affine, labels, flags(structures, 7), kind="openkbp", overlap=overlap)
+    return Volume(grey.clip(0, 4095).reshape(shape) - 1024, affine, labels, flags(structures, 7), kind="openkbp", overlap=overlap, drawn=drawn)
 
 # %% ../nbs/18_datasets.ipynb #a2a8e48a
 def _kbp_patients(src) -> dict[int, Path]:
@@ -221,7 +226,7 @@ def export_nnunet(
     if not (labels == 0).any():
         raise InputError(f"{folder}: no image is fully known, so with unknown='ignore' there is no background to learn from; "
                          f"nnU-Net cannot learn from such "
-                         "labels as they are, choose unknown='background' to read unknown as background, which is false but runs")
+                         "labels as they are, choose unknown='background' (--unknown background) to read unknown as background, which is false but runs")
     title = f"Dataset{id:03}_{name}"
     test = read_challenge(folder, "test") if (folder/"test-images").is_dir() else None
     with atomic_path(_new_folder(Path(out)/title)) as tmp:
@@ -236,6 +241,7 @@ def export_nnunet(
 def _nnunet_files(root: Path, suffix: str, prefix: str, s, labels) -> list[str]:
     "Write images and labels as PNG; the names of the cases come back."
     cases = [f"{prefix}_{Path(n).stem.zfill(5)}" for n in s.names]
+    if twice := [n for n, c in zip(s.names, cases) if cases.count(c) > 1]: raise InputError(f"{twice[0]} and {twice[1]} would be one case of nnU-Net; rename one")
     for kind, stack, end in ("images", s.images, "_0000"), ("labels", labels, ""):
         if stack is None: continue
         (root/f"{kind}{suffix}").mkdir(parents=True)

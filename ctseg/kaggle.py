@@ -125,6 +125,7 @@ def train_each(
         card, left = free.get(), end - time.monotonic()
         try:
             if seconds and left <= 0: return
+            Path(run).parent.mkdir(parents=True, exist_ok=True)
             with open(f"{run}.log", "a") as log:
                 _watch(_fit_command(data, run, recipe, settings, seed, seconds and left), {"CUDA_VISIBLE_DEVICES": str(card)}, lambda s: print(s, file=log, flush=True))
         finally: free.put(card)

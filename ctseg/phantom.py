@@ -952,6 +952,7 @@ def make_phantom(
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} exists and is not empty; name a new folder")
     counts, sets, first = (labelled, unlabelled, test), [], 0
+    if seed < 0: raise InputError(f"seed = {seed}: expected at least 0")
     if min(counts) < 0: raise InputError(f"{counts[0]} labelled, {counts[1]} unlabelled, {counts[2]} test slices; none of these can be below 0")
     if not sum(counts): raise InputError("a phantom of nothing: 0 labelled, 0 unlabelled and 0 test slices; ask for at least 1")
     for n in counts:

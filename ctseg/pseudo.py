@@ -89,11 +89,12 @@ def pseudo_label(
     slices: SliceSet, # images to be labelled; masks and known are not looked at
     loss, # knows how logits become probabilities
     device="cpu", image_size: int|None = None, batch_size: int = 16,
+    each=None, # goes through the batches, and may stop; None: simply
 ) -> PseudoLabels:
     "Label `slices` by the mean of the teachers, with every confidence. Several processes share the work, and all get the whole."
     own, parts, act = own_share(len(slices)), [], loss.activation
     data = SliceData(slices if world() == 1 else slices[own.numpy()], device, image_size)
-    for index in torch.arange(len(own)).split(batch_size):
+    for index in (each or iter)(torch.arange(len(own)).split(batch_size)):
         x = data.batch(index).image
         probs = [_at_size(class_probabilities(t, loss, x), slices.images.shape[1:]) for t in teachers]
         prob = torch.stack(probs).mean(0)

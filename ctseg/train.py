@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['AUGMENT', 'patch_to', 'derived_seed', 'generator', 'lr_factor', 'EMA', 'save_weights', 'load_weights', 'Checkpoints',
            'Stopped', 'read_duration', 'Deadline', 'Method', 'argmax_labels', 'make_accelerator', 'Trainer',
-           'WeightedSlices', 'finest', 'presence_loss', 'out_of_memory', 'predict_labels', 'Run', 'BaseRecipe',
-           'Recipe', 'apply_settings', 'unread', 'Job', 'plot_curves', 'Watch', 'in_notebook']
+           'WeightedSlices', 'finest', 'presence_loss', 'out_of_memory', 'predict_labels', 'Run', 'read_spec',
+           'BaseRecipe', 'Recipe', 'apply_settings', 'unread', 'Job', 'plot_curves', 'Watch', 'in_notebook']
 
 # %% ../nbs/40_train.ipynb #d6ab6b20
-import builtins, contextlib, copy, csv, hashlib, math, re, shutil, signal, sys, threading, time, warnings
+import builtins, contextlib, copy, csv, hashlib, io, math, re, shutil, signal, sys, threading, time, warnings
 from dataclasses import dataclass, field, fields, replace
 from datetime import timedelta
 from importlib import metadata
@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from accelerate.state import AcceleratorState
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load as read_tensors, save as tensor_bytes
 from torch import nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
@@ -29,7 +29,7 @@ except ImportError: fcntl = None  # Windows
 from .augment import MILD, NO_AUGMENT, STRONG
 from .data import Batch, EpochSampler, SliceData, SliceSet, grouped_folds, rare_weights, select_labelled
 from .device import DevicePlan, pick_device
-from .files import PART, InputError, atomic_path, did_you_mean, read_json, write_json
+from .files import PART, InputError, atomic_path, did_you_mean, disk_errors, read_json, write_json
 from .losses import create_loss
 from .metrics import dice_table
 from .models import create_model
@@ -85,12 +85,13 @@ class EMA:
 # %% ../nbs/40_train.ipynb #187fd039
 def save_weights(model: nn.Module, path):
     "The model's weights and buffers as safetensors, whole or not at all."
-    with atomic_path(path) as tmp: save_file({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}, tmp)
+    with atomic_path(path) as tmp: tmp.write_bytes(tensor_bytes({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}))  # by Python, whose errors tell a full disk
 
 def load_weights(model: nn.Module, path):
     "Load what `save_weights` wrote; the first tensors that do not fit are named."
-    try: new = load_file(path)
+    try: new = read_tensors(Path(path).read_bytes())
     except FileNotFoundError: raise InputError(f"{path}: no such file") from None
+    except OSError as e: raise InputError(f"{path}: cannot be read ({e.strerror})") from None
     except Exception as e: raise InputError(f"{path}: not a readable safetensors file ({e})") from None
     have = model.state_dict()
     wrong = [f"{k} {tuple(new[k].shape) if k in new else 'missing'} instead of {tuple(v.shape)}"
@@ -118,7 +119,8 @@ class Checkpoints:
         with atomic_path(self.folder/name) as tmp:
             tmp.mkdir()
             for part, model in weights.items(): save_weights(model, tmp/f"{part}.safetensors")
-            torch.save(state, tmp/"state.pt")
+            torch.save(state, whole := io.BytesIO())
+            (tmp/"state.pt").write_bytes(whole.getbuffer())
 
 # %% ../nbs/40_train.ipynb #8e8eb2d9
 @patch_to(Checkpoints)
@@ -161,6 +163,15 @@ class Deadline:
     def why(self, need: float = 0.) -> str: # `need`: seconds that the next piece of work and a checkpoint may take
         "The reason to stop now, or '' if there is none."
         return "SIGTERM" if self.asked else "time limit" if time.monotonic() + 2*need + self.margin > self.end else ""
+
+    def each(self, items, what: str):
+        "Go through `items`; raises `Stopped` before one that may not end in time, judged by the slowest so far. The first is always done."
+        slowest = None
+        for x in items:
+            if slowest is not None and (why := self.why(slowest)): raise Stopped(f"{why}: stopped {what}")
+            start = time.monotonic()
+            yield x
+            slowest = max(slowest or 0., time.monotonic() - start)
 
     def __enter__(self):
         def ask(*_): self.asked = True
@@ -560,16 +571,27 @@ class Run:
 # %% ../nbs/40_train.ipynb #8d8207f4
 _VERSIONED = ("ctseg", "torch", "timm", "numpy", "accelerate")
 
+def read_spec(path) -> dict:
+    "A `recipe.json`; `InputError` for one that is none, or that another version of ctseg has written."
+    spec = read_json(path)
+    try: recipe, by = {k: spec[k] for k in ("recipe", "seed", "data", "classes", "image_shape")}["recipe"], spec.get("versions", {}).get("ctseg", "?")
+    except (TypeError, KeyError, AttributeError): raise InputError(f"{path}: not the recipe of a run") from None
+    names = [f.name for f in fields(Recipe)]
+    odd = [k for k in recipe if k not in names] if isinstance(recipe, dict) else ["recipe"]
+    if odd: raise InputError(f"{path}: the field {odd[0]!r} is unknown to this ctseg ({metadata.version('ctseg')}); the run was made by {by}")
+    return spec
+
 @patch_to(Run)
 def open(self, recipe: dict, slices: SliceSet, seed: int, resume: bool = False):
     "Start the folder, or check that it is this recipe's, on this data, and may be continued."
     spec = {"recipe": recipe, "seed": seed, "data": {"fingerprint": slices.fingerprint(), "images": len(slices), "labelled": int(slices.labelled.sum())},
             "classes": {str(i + 1): n for i, n in enumerate(slices.classes.names)}, "image_shape": list(slices.images.shape[1:])}
     path = self/"recipe.json"
-    if self.folder.exists() and not self.folder.is_dir(): raise InputError(f"{self.folder} is a file; choose another --out")
+    with disk_errors(self.folder):
+        if self.folder.exists() and not self.folder.is_dir(): raise InputError(f"{self.folder} is a file; choose another --out")
     if path.exists():
         if not resume: raise InputError(f"{self.folder} already holds a run; add --resume to continue it or choose another --out")
-        old = read_json(path)
+        old = read_spec(path)
         for part in ("recipe", "seed", "data"):
             was, now = ({k: v for k, v in x[part].items() if k != "about"} if isinstance(x[part], dict) else x[part] for x in (old, spec))  # a reworded description is no other recipe
             if was == now: continue
@@ -580,7 +602,7 @@ def open(self, recipe: dict, slices: SliceSet, seed: int, resume: bool = False):
         raise InputError(f"{self.folder} is not empty and holds no run; choose another --out")
     else: write_json(spec | {"versions": {"python": sys.version.split()[0], **{p: metadata.version(p) for p in _VERSIONED}}}, path)
     self.lock()
-    for left in [*self.folder.glob(f".*{PART}"), *self.folder.glob(f"checkpoints/*/.*{PART}")]: shutil.rmtree(left, ignore_errors=True)  # of files that were being written when a run was killed
+    for left in [*self.folder.glob(f".*{PART}"), *self.folder.glob(f"checkpoints/.*{PART}"), *self.folder.glob(f"checkpoints/*/.*{PART}")]: shutil.rmtree(left, ignore_errors=True)  # of files that were being written when a run was killed
     return self
 
 @patch_to(Run)
@@ -765,6 +787,11 @@ def note_pseudo(self, pseudo, kept: SliceSet):
     _write_rows(rows, self.run/"pseudo_labels.csv")
     with atomic_path(self.run/"pseudo_labels.npz") as tmp:
         np.savez_compressed(tmp, labels=pseudo.labels, kept=np.array([n in kept for n in names]), names=np.array(names), **pseudo.scores)
+
+@patch_to(Job)
+def in_time(self, what: str):
+    "What loops outside of training go through their batches with, so that they too stop in time; None if nothing limits them (or several processes work together, which must not part)."
+    return None if self.deadline is None or world() > 1 else lambda items: self.deadline.each(items, what)
 
 @patch_to(Job)
 def note_completed(self, before: SliceSet, after: SliceSet):

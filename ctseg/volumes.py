@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 
 from .anatomy import RAIDIUM54, ClassMap
-from .data import SliceSet, natural_key, read_masks, write_challenge
+from .data import SliceSet, natural_key, present_classes, read_classes, read_masks, read_pngs, write_challenge
 from .files import InputError, atomic_path, did_you_mean, read_json, write_json
 
 # %% ../nbs/14_volumes.ipynb #d23f630a
@@ -110,6 +110,7 @@ class Volume:
     kind: str = "nifti" # where it came from
     digest: str = "" # tells whether another file is the same one, without naming it
     overlap: int = 0 # voxels claimed by two structures
+    drawn: list|None = None # where structures were drawn before one hid another: for each axis bool [256,n], by class id; `None`: as in `labels`
 
 # %% ../nbs/14_volumes.ipynb #ec9866e0
 def flags(ids, C: int) -> np.ndarray: return np.isin(np.arange(1, C + 1), list(ids))  # class ids as bool [C]
@@ -242,6 +243,14 @@ def _known(v: Volume, C: int, where: str) -> np.ndarray:
                          f"add it there or remove them")
     return v.known
 
+def _known_by_slice(v: Volume, known: np.ndarray, part: Part, how: Slicing) -> np.ndarray:
+    "`known` [C] of each slice, bool [n,C]; but a class that was drawn on the slice, and of which other structures or a coarser grid have left no pixel, is unknown there: it is not absent."
+    axes, flip = slice_axes(v.affine, how.orientation)
+    if v.labels is None: return np.repeat(known[None], len(part.slices), 0)
+    if v.drawn is None: drawn = present_classes(as_slices(v.labels, v.affine, how.orientation)[part.slices], len(known))
+    else: drawn = v.drawn[axes[0]][1:len(known) + 1, ::-1 if flip[0] else 1][:, part.slices].T
+    return known & ~(drawn & ~present_classes(part.masks, len(known)))
+
 def _entry(v: Volume, how: Slicing, patient: int) -> dict:
     "What the index says of a volume, before its slices have a place."
     return dict(kind=v.kind, patient=patient, shape=list(v.hu.shape), affine=np.asarray(v.affine).tolist(), orientation=how.orientation,
@@ -256,7 +265,7 @@ def _new_folder(out) -> Path:
 
 # %% ../nbs/14_volumes.ipynb #5f5902b0
 def _gather(rows, C: int, side: int) -> tuple[tuple, dict]:
-    "The arrays of a `SliceSet` (images, masks, known, names, groups) and the lines of the index. `rows`: (case, known, part, entry)."
+    "The arrays of a `SliceSet` (images, masks, known, names, groups) and the lines of the index. `rows`: (case, known [n,C], part, entry)."
     n = sum(len(part.slices) for _, _, part, _ in rows)
     images, masks = np.zeros((n, side, side), np.uint8), np.zeros((n, side, side), np.uint8)
     known, groups, lines, i = np.zeros((n, C), bool), np.zeros(n, np.int64), {}, 0
@@ -295,10 +304,14 @@ def write_volumes(
     if not cases: raise InputError(f"{out}: no volumes to write")
     _name(cases)
     _set_aside(cases, test_share, how.seed)
-    rows, overlap = {"train": [], "test": []}, 0
+    rows, overlap, lost = {"train": [], "test": []}, 0, 0
     for case in cases:
         v = case.load()
-        rows[case.split].append((case, _known(v, len(classes), case.shown or case.id), cut(v, how, case.id), _entry(v, how, case.patient)))
+        part, known = cut(v, how, case.id), _known(v, len(classes), case.shown or case.id)
+        k = _known_by_slice(v, known, part, how)
+        lost += int((known & ~k).sum())
+        if case.split == "test": k[:] = known  # a test has no file that could say so
+        rows[case.split].append((case, k, part, _entry(v, how, case.patient)))
         overlap += v.overlap
     every = [r for split in rows.values() for r in split]
     if not any(len(part.slices) for _, _, part, _ in every):
@@ -308,7 +321,7 @@ def write_volumes(
     facts = _write_folder(out, classes, {case.id: entry for case, _, _, entry in every}, splits)
     if key is not None: _write_key(cases, key)
     counted = dict(volumes=len(cases), patients=len({c.patient for c in cases}), classes=len(classes))
-    return counted | facts | dict(size=side, overlapping_voxels=overlap)
+    return counted | facts | dict(size=side, overlapping_voxels=overlap, hidden_cells=lost)
 
 def _write_key(cases, key):
     "The private table: which volume came from where."
@@ -380,16 +393,18 @@ def combine(
     shape, # of the volume
     structures, # pairs of a class id and its mask, bool [I,J,K]; may be made one at a time
     by_size: bool = True, # the smaller structure wins; else the one with the larger id
-) -> tuple[np.ndarray, int]: # labels uint8 [I,J,K] and the number of voxels that two structures claim
+) -> tuple[np.ndarray, int, list]: # labels uint8 [I,J,K]; how many voxels two structures claim; for each axis bool [256,n]: where along it a class was drawn
     "One label map from single structures. Where they overlap the smaller one wins, so that none is swallowed; or the later one."
+    drawn = [np.zeros((256, n), bool) for n in shape]
     labels, twice, rank = np.zeros(np.prod(shape), np.uint8), np.zeros(np.prod(shape), bool), np.full(256, np.inf)
     for id, mask in structures:
+        for axis, d in enumerate(drawn): d[id] |= mask.reshape(shape).any(tuple({0, 1, 2} - {axis}))
         at = np.flatnonzero(mask)
         rank[id] = len(at)*256*by_size - id  # the lower rank wins
         there = labels[at]
         twice[at[there > 0]] = True
         labels[at[rank[there] > rank[id]]] = id
-    return labels.reshape(shape), int(twice.sum())
+    return labels.reshape(shape), int(twice.sum()), drawn
 
 # %% ../nbs/14_volumes.ipynb #c843c1fd
 def _stem(p: Path) -> str: return re.sub(r"(_0000)?\.nii(\.gz)?$", "", p.name)
@@ -410,7 +425,9 @@ def _nifti_classes(src: Path, classes, found) -> ClassMap:
     if classes is not None: return ClassMap.from_json(classes)
     if (src/"class_names.json").exists(): return ClassMap.from_json(src/"class_names.json")
     if (src/"dataset.json").exists():
-        table = read_json(src/"dataset.json").get("labels", {})
+        table = read_json(src/"dataset.json")
+        table = table.get("labels") if isinstance(table, dict) else None
+        table = table if isinstance(table, dict) else {}
         ids = {i: n for n, i in table.items() if type(i) is int and i > 0 and n != "ignore"}
         if ids and sorted(ids) == list(range(1, len(ids) + 1)): return ClassMap.from_names([ids[i] for i in sorted(ids)])
         raise InputError(f"{src/'dataset.json'}: labels must be names numbered 0, 1, 2, … without regions; "
@@ -451,8 +468,8 @@ def _annotated(path: Path, classes: ClassMap) -> dict[str, np.ndarray]:
     if not path.exists():
         raise InputError(f"{path}: no such file, so absent cannot be told from unknown; write {{\"case\": [\"{classes.names[0]}\", "
                          f"…]}}, or choose "
-                         "annotated='all' (every class was examined on every labelled volume) or annotated='present' (only classes with "
-                         "voxels are known)")
+                         "annotated='all' (--annotated all: every class was examined on every labelled volume) or annotated='present' (only classes "
+                         "with voxels are known)")
     table = read_json(path)
     if not isinstance(table, dict) or not all(isinstance(v, list) for v in table.values()):
         raise InputError(f"{path}: expected an object with a list of class names for each case")
@@ -478,8 +495,8 @@ def _load_structures(ct: Path, files: dict[str, Path], parts: dict[int, list], C
     "A CT and its structures. `parts`: class id → names of the files whose union it is, all of which exist."
     hu, A = read_nifti(ct)
     union = lambda names: functools.reduce(np.logical_or, (_read_labels(files[n], hu.shape, A) > 0 for n in names))
-    labels, overlap = combine(hu.shape, ((id, union(names)) for id, names in parts.items()))
-    return Volume(hu, A, labels, flags(parts, C), kind=kind, overlap=overlap)
+    labels, overlap, drawn = combine(hu.shape, ((id, union(names)) for id, names in parts.items()))
+    return Volume(hu, A, labels, flags(parts, C), kind=kind, overlap=overlap, drawn=drawn)
 
 # %% ../nbs/14_volumes.ipynb #a9a7ca63
 def import_nifti(
@@ -527,7 +544,10 @@ def read_index(
 def _by_volume(masks, folder, split: str, missing: int):
     "For each volume of a split: (id, entry, the masks restacked uint8 [I,J,K], how many of its slices have a prediction)."
     volumes, lines = read_index(folder, split)
-    if not isinstance(masks, np.ndarray): masks = read_masks(masks, list(lines))[1]
+    classes, side = read_classes(folder), read_pngs([Path(folder)/f"{split}-images"/next(iter(lines))]).shape[1:]
+    if not isinstance(masks, np.ndarray): masks = read_masks(masks, list(lines), side, classes)[1]
+    if masks.shape[1:] != side: raise InputError(f"masks of {'x'.join(map(str, masks.shape[1:]))} pixels for images of {side[0]}x{side[1]} in {folder}; predict these images")
+    if masks.max(initial=0) > len(classes): raise InputError(f"masks with the value {masks.max()}, but {folder} has {len(classes)} classes; predict with a run that knows the same")
     if len(masks) != len(lines):
         raise InputError(f"{len(masks)} masks for the {len(lines)} {split} images of {folder}; give one for each, in numeric order")
     where = {}

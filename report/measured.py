@@ -179,6 +179,10 @@ def phantom() -> dict:
     return dict(slices=len(s), labelled=int(s.labelled.sum()), test=len(t), classes=len(s.classes), examined=int(s.known.sum(1).max()),
                 present=share(s.present & s.known), absent=share(~s.present & s.known), unknown=share(~s.known))
 
+def on_phantom(results: Path) -> list[dict]|None:
+    "The tables of phantom folders with 600 slices, by how many of them are annotated."
+    return [t | {"annotated": n} for n, folder in ((240, "phantom240"), (100, "phantom")) if (t := table(load(results/folder)))] or None
+
 def terms(t) -> dict:
     "What the text says of the recipe, as the supervised runs used it, and of the augmentation."
     r = apply_settings(get_recipe("masked"), next((r["settings"] for r in t["rows"] if r["name"] == "masked"), ()) if t else ())
@@ -203,6 +207,6 @@ def collect(results: Path = RESULTS) -> dict:
     read = lambda k: [{c: number(v) for c, v in r.items()} for r in rows(results/f"{k}.csv")]
     tables = {k: read(k) for k in ("models", "networks", "faults", "transposed", "demo")}
     return plain(tables | dict(
-        realct=realct(), phantom=phantom(), terms=terms(main), supervised=main, on_phantom=table(load(results/"phantom")),
+        realct=realct(), phantom=phantom(), terms=terms(main), supervised=main, on_phantom=on_phantom(results),
         semi100=semi(results/"semi100"), semi800=semi(results/"semi800"), confidence=confidence(results/"confidence"),
         claim=json.loads(claim.read_text()) if claim.exists() else None))

@@ -89,6 +89,13 @@ def test_two_runs_are_averaged_as_probabilities(run, tmp_path):
     (["import", "nifty", SAMPLE, "{new}"], "did you mean nifti"),
     (["import", "nifti", "no-such-folder", "{new}"], "no-such-folder"),
     (["export", "nifti", SAMPLE, "{new}"], "--masks"),
+    (["export", "nnunet", SAMPLE, "{new}", "--unknown", "absent"], "there are: background, ignore"),
+    (["import", "openkbp", SAMPLE, "{new}", "--gaps"], "--gaps is not an option of `ctseg import openkbp`"),
+    (["import", "nifti", SAMPLE, "{new}", "--annotated", "al"], "did you mean all"),
+    (["phantom", "{new}", "--seed", "-1"], "seed = -1"),
+    (["evaluate", f"{SAMPLE}/class_names.json/foo", "no.csv"], "class_names.json/foo: cannot be read"),
+    (["predict", "{run}", "--images", f"{SAMPLE}/test-images", "--out", "{new}.csv", "--probabilities", "{new}.csv"], "a file each"),
+    (["fit", SAMPLE, "--out", "{new}" + "x"*300, *TINY], "name is too long"),
 ])
 def test_a_mistake_is_one_line_and_status_2(run, tmp_path, args, says):
     new = tmp_path/"new"
@@ -134,3 +141,53 @@ def test_the_demo_needs_no_sample(monkeypatch, tmp_path):
     monkeypatch.setattr(demo, "make_phantom", lambda out, **kw: made.append((out, kw)) or sys.exit(7))
     code, out, _ = ctseg("demo")
     assert code == 7 and made[0][0] == Path("runs/demo_data") and "no sample here" in out
+    made[0][0].mkdir(parents=True)
+    for name in ("y_train.csv", "y_test.csv"): (made[0][0]/name).touch()  # has been drawn
+    code, _, _ = ctseg("demo")
+    assert code != 7 and len(made) == 1
+
+
+def test_fully_labelled_volumes_need_no_list(tmp_path, monkeypatch):
+    "nnU-Net's folder as it is; the private key where it was asked for."
+    import nibabel as nib
+    monkeypatch.setenv("CTSEG_CACHE", str(tmp_path/"cache"))
+    for kind, dtype in (("imagesTr", np.int16), ("labelsTr", np.uint8)):
+        (tmp_path/"src"/kind).mkdir(parents=True)
+        nib.save(nib.Nifti1Image(np.ones((6, 6, 3), dtype), np.eye(4)), tmp_path/"src"/kind/f"a{'_0000' if kind == 'imagesTr' else ''}.nii.gz")
+    (tmp_path/"classes.json").write_text('{"1": "liver", "2": "spleen"}')
+    args = ["import", "nifti", tmp_path/"src", tmp_path/"out", "--classes", tmp_path/"classes.json"]
+    code, _, err = ctseg(*args)
+    assert code == 2 and "--annotated all" in err
+    code, _, err = ctseg(*args, "--annotated", "all", "--key", tmp_path/"key.csv")
+    assert code == 0 and read_challenge(tmp_path/"out").known.all(), err
+    assert "a_0000.nii.gz" in (tmp_path/"key.csv").read_text()
+
+
+def test_numbers_are_not_read_by_other_names(run, tmp_path):
+    from ctseg.data import write_challenge
+    from ctseg.anatomy import ClassMap
+    from dataclasses import replace
+    test = read_challenge(SAMPLE, "test")[:2]
+    write_challenge(replace(test, classes=ClassMap.from_names([f"c{i}" for i in range(54)])), tmp_path/"other", "test")
+    code, _, err = ctseg("predict", run, "--images", tmp_path/"other"/"test-images", "--out", tmp_path/"s.csv")
+    assert code == 2 and "other classes than the run's (1 is adrenal_gland_left for the run and c0 for the folder)" in err and not (tmp_path/"s.csv").exists()
+
+
+def test_a_run_on_its_way_says_so(run, tmp_path):
+    import shutil
+    shutil.copytree(run, tmp_path/"r")
+    (tmp_path/"r"/"metrics.json").unlink()
+    p = subprocess.run([sys.executable, "-m", "ctseg", "predict", tmp_path/"r", "--images", f"{SAMPLE}/test-images", "--out", tmp_path/"s.csv"], capture_output=True, text=True)
+    assert p.returncode == 0 and len(p.stderr.splitlines()) == 1 and p.stderr.startswith(f"ctseg: {tmp_path/'r'} is not finished"), p.stderr
+
+
+@pytest.mark.parametrize("text, says", [("[]", "not the recipe of a run"), (None, "'old_field' is unknown to this ctseg")])
+def test_a_recipe_of_another_version(run, tmp_path, text, says):
+    import json, shutil
+    shutil.copytree(run, tmp_path/"r")
+    spec = json.loads((run/"recipe.json").read_text())
+    spec["recipe"]["old_field"] = 1
+    (tmp_path/"r"/"recipe.json").write_text(text or json.dumps(spec))
+    for args in (["predict", tmp_path/"r", "--images", f"{SAMPLE}/test-images", "--out", tmp_path/"s.csv"], ["fit", SAMPLE, "--out", tmp_path/"r", "--resume", *TINY]):
+        code, _, err = ctseg(*args)
+        assert code == 2 and says in err and len(err.strip().splitlines()) == 1

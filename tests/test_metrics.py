@@ -164,6 +164,25 @@ def test_files(tmp_path):
     r = evaluate_files(tmp_path/"y_test.csv", tmp_path/"sub.csv", tmp_path/"annotated.json")
     assert r["facts"]["cells_examined"] == 8 and list(r["table"].support) == [3, 3, 2]
     write_json([[1]], tmp_path/"annotated.json")
-    with pytest.raises(InputError, match="1 lists for 5"): evaluate_files(tmp_path/"y_test.csv", tmp_path/"sub.csv", tmp_path/"annotated.json")
+    with pytest.raises(InputError, match="1 images .* 5 columns"): evaluate_files(tmp_path/"y_test.csv", tmp_path/"sub.csv", tmp_path/"annotated.json")
     write_masks(np.full((5, 8, 8), 4, np.uint8), names, tmp_path/"sub.csv")
     with pytest.raises(InputError, match="value 4"): evaluate_files(tmp_path/"y_test.csv", tmp_path/"sub.csv")
+
+
+def test_partial_truth_is_known_by_the_file_beside_it(tmp_path):
+    "The training truth has a column for each annotated image, `annotated_labels.json` an entry for each image."
+    truth = np.zeros((3, 4, 4), np.uint8)
+    truth[0, 0], truth[1, 1], truth[2, 2] = 1, 2, 1
+    names = [f"{i}.png" for i in range(3)]
+    ClassMap.from_names(["a", "b"]).to_json(tmp_path/"class_names.json")
+    write_masks(truth, names, tmp_path/"y_train.csv")
+    pred = truth.copy()
+    pred[0, 3] = 2  # nobody looked for it there
+    write_masks(pred, names, tmp_path/"sub.csv")
+    write_json({"train": [0, 0, 1, 1, 1]}, tmp_path/"patients.json")
+    write_json([[1], [1, 2], [1], [], []], tmp_path/"annotated_labels.json")
+    facts = evaluate_files(tmp_path/"y_train.csv", tmp_path/"sub.csv")["facts"]
+    assert facts["dice"] == 1 and facts["invented"] == 0 and facts["cells_examined"] == 4 and facts["groups"] == 2
+    for wrong, told in (([[1, 2], [1], [1], [], []], "class 2"), ([[1], [1, 2]], "3 columns"), ([[1], [1, 2], [1], [], [2]], "3 columns")):
+        write_json(wrong, tmp_path/"annotated_labels.json")
+        with pytest.raises(InputError, match=told): evaluate_files(tmp_path/"y_train.csv", tmp_path/"sub.csv")

@@ -108,6 +108,18 @@ def world(tmp_path_factory):
     return base
 
 
+def test_pseudo_labels_are_drawn_on_their_own_slices_only(world, tmp_path):
+    "Another folder may have slices of the same names, fewer of them, or a test alone."
+    for name, n in (("same", 40), ("fewer", 34)): write_challenge(toy(n, labelled=32, seed=7), tmp_path/name)
+    (tmp_path/"alone").mkdir()
+    for name in ("same", "fewer", "alone"):
+        write_challenge(toy(10, labelled=10, seed=5, every=True), tmp_path/name, "test")
+        page = report(world/"full", tmp_path/name, "test", tmp_path/f"{name}.html", plan=CPU).read_text()
+        assert [s["name"] for s in data_of(page)["sets"]] == ["test slices"]
+    page = report(world/"full", world/"data", "test", tmp_path/"one.html", most=1, plan=CPU).read_text()
+    assert [len(s["slices"]) for s in data_of(page)["sets"]] == [1, 1, 1]
+
+
 def test_everything_is_there(world):
     page = (world/"full"/"report.html").read_text()
     for id in ("slices", "classes", "confusion", "curves", "pseudo", "calibration", "recipe"): assert f'<section id="{id}">' in page and f'href="#{id}"' in page

@@ -149,6 +149,44 @@ def test_stopped_by_the_clock_or_the_host(tmp_path, how, capfd):
     assert len(said) == stops and all(how in line and "--resume" in line for line in said)
 
 
+def test_stopped_while_the_rule_is_chosen(tmp_path, monkeypatch):
+    "What is trained is not trained again, and the end is the same."
+    import ctseg.recipes
+    recipe, choose = tiny("masked", "folds=3"), ctseg.recipes.choose_rule
+    whole = fit(toy(), recipe, tmp_path/"whole", device="cpu", progress=False)
+    assert 0 < len(Job(recipe, toy(), whole).holdout) <= 16
+    monkeypatch.setattr(ctseg.recipes, "choose_rule", lambda *a, each: choose(*a, each=lambda items: Deadline(0).each([*items]*2, "here")))
+    with pytest.raises(Stopped, match="time limit: stopped here"): fit(toy(), recipe, tmp_path/"run", device="cpu", progress=False, time_limit="1h")
+    final = tmp_path/"run"/"checkpoints"/"supervised"/"final"
+    before = final.stat().st_mtime_ns
+    assert not (tmp_path/"run"/"metrics.json").exists()
+    monkeypatch.setattr(ctseg.recipes, "choose_rule", choose)
+    fit(toy(), recipe, tmp_path/"run", device="cpu", progress=False, resume=True)
+    assert contents(tmp_path/"run") == contents(tmp_path/"whole") and final.stat().st_mtime_ns == before
+
+
+def test_stopped_while_the_teacher_labels(tmp_path, monkeypatch):
+    from ctseg import pseudo
+    from ctseg.methods import teacher_student
+    label = pseudo.pseudo_label
+    monkeypatch.setattr(teacher_student, "pseudo_label", lambda *a: label(*a[:-1], lambda items: Deadline(0).each([*items]*2, "there")))
+    with pytest.raises(Stopped, match="stopped there"): fit(toy(), tiny("seed-teacher-student"), tmp_path/"run", device="cpu", progress=False, time_limit="1h")
+    assert (tmp_path/"run"/"checkpoints"/"teacher"/"final").exists()
+
+
+def test_a_full_disk_is_told_by_a_checkpoint_too(tmp_path, monkeypatch):
+    import errno
+    from pathlib import Path
+    def full(self, data): raise OSError(errno.ENOSPC, "No space left on device")
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(InputError, match="the disk is full"): fit(toy(), tiny("masked", "fold=-1"), tmp_path/"run", device="cpu", progress=False)
+
+
+def test_what_others_may_read_they_may_load(tmp_path):
+    run = fit(toy(), tiny("masked", "fold=-1"), tmp_path/"run", device="cpu", progress=False)
+    assert run.weights.stat().st_mode == (run/"recipe.json").stat().st_mode
+
+
 def trainer(model=None, **kw):
     slices = toy(labelled=24)
     loss = create_loss("masked")

@@ -102,7 +102,7 @@ def test_crop_and_left_out_slices_are_missing_not_background(tmp_path):
 def test_overlap_the_smaller_one_wins():
     big, small = np.ones((4, 4, 4), bool), np.zeros((4, 4, 4), bool)
     small[0, 0] = True
-    labels, overlap = combine((4, 4, 4), [(1, small), (2, big)])
+    labels, overlap, drawn = combine((4, 4, 4), [(1, small), (2, big)])
     assert (labels[0, 0] == 1).all() and overlap == 4 and (labels == 2).sum() == 60
     assert (combine((4, 4, 4), [(1, small), (2, big)], by_size=False)[0] == 2).all()
 
@@ -404,6 +404,19 @@ def item(**tags):
     for k, v in tags.items(): setattr(d, k, v)
     return d
 
+def write_rt(src, rois):
+    "An RTSTRUCT beside a series: pairs of a name and its contours."
+    rt = item(Modality="RTSTRUCT", SOPClassUID="1.2.840.10008.5.1.4.1.1.481.3", SOPInstanceUID=generate_uid(), PatientName=NAME,
+              StructureSetROISequence=[item(ROINumber=i, ROIName=n) for i, (n, _) in enumerate(rois, 1)],
+              ROIContourSequence=[item(ReferencedROINumber=i, **({"ContourSequence": c} if c else {})) for i, (_, c) in enumerate(rois, 1)])
+    uid = pydicom.dcmread(next(src.glob("*"))).SeriesInstanceUID
+    study = item(RTReferencedSeriesSequence=[item(SeriesInstanceUID=uid)])
+    rt.ReferencedFrameOfReferenceSequence = [item(RTReferencedStudySequence=[study])]
+    rt.file_meta = FileMetaDataset()
+    rt.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    rt.file_meta.MediaStorageSOPClassUID, rt.file_meta.MediaStorageSOPInstanceUID = rt.SOPClassUID, rt.SOPInstanceUID
+    rt.save_as(src/"rt.dcm", enforce_file_format=True)
+
 @pytest.mark.parametrize("grid", ["axial", "oblique", "oblique uneven"])
 def test_contours(tmp_path, grid):
     "A square with a square hole on one slice; an empty structure stays unknown; names are translated; off-grid contours are passed over."
@@ -414,17 +427,7 @@ def test_contours(tmp_path, grid):
     ring = [item(ContourGeometricType="CLOSED_PLANAR", ContourData=at(2, square(a, b))) for a, b in ((2.5, 12.5), (5.5, 8.5))]
     below = np.array([pos[0], pos[0] + X, pos[0] + Y]) - 50*np.cross(X, Y)
     far = [item(ContourGeometricType="CLOSED_PLANAR", ContourData=[f"{v:.3f}" for v in below.ravel()])]
-    rt = item(Modality="RTSTRUCT", SOPClassUID="1.2.840.10008.5.1.4.1.1.481.3", SOPInstanceUID=generate_uid(), PatientName=NAME,
-              StructureSetROISequence=[item(ROINumber=i, ROIName=n) for i, n in ((1, "Niere li"), (2, "Kidney Right"), (3, "PTV"))],
-              ROIContourSequence=[item(ReferencedROINumber=1, ContourSequence=ring + far), item(ReferencedROINumber=2),
-                                  item(ReferencedROINumber=3, ContourSequence=ring)])
-    uid = pydicom.dcmread(next((tmp_path/"src").glob("*"))).SeriesInstanceUID
-    study = item(RTReferencedSeriesSequence=[item(SeriesInstanceUID=uid)])
-    rt.ReferencedFrameOfReferenceSequence = [item(RTReferencedStudySequence=[study])]
-    rt.file_meta = FileMetaDataset()
-    rt.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    rt.file_meta.MediaStorageSOPClassUID, rt.file_meta.MediaStorageSOPInstanceUID = rt.SOPClassUID, rt.SOPInstanceUID
-    rt.save_as(tmp_path/"src"/"rt.dcm", enforce_file_format=True)
+    write_rt(tmp_path/"src", [("Niere li", ring + far), ("Kidney Right", []), ("PTV", ring)])
     import_dicom(tmp_path/"src", tmp_path/"out", Slicing(), TWO, {"Niere li": "kidney_left"})
     s = read_challenge(tmp_path/"out")
     assert s.known.all(0).tolist() == [True, False] and not s.known[:, 1].any()
@@ -434,6 +437,60 @@ def test_contours(tmp_path, grid):
     assert (put_back(s, tmp_path/"out")["v000"] == want).all()
     facts = import_dicom(tmp_path/"src", tmp_path/"all")  # without classes: all that was contoured
     assert facts["classes"] == 2 and read_challenge(tmp_path/"all").classes.names == ("niere_li", "ptv")
+
+def box(z, a, b, kind="CLOSED_PLANAR"): # in mm, on the plane z of the axial grid
+    return item(ContourGeometricType=kind, ContourData=[f"{v:.5f}" for i, j in ((a, a), (b, a), (b, b), (a, b)) for v in (i*.75, j*1.5, z)])
+
+def test_planes_between_slices_do_not_erase_each_other(tmp_path):
+    "Drawn every millimetre, sliced every two: of the planes near a slice the nearest counts, and each slice keeps its square."
+    X, Y, _ = GRIDS["axial"]
+    write_series(tmp_path/"src", X, Y, np.c_[np.zeros((5, 2)), 2.*np.arange(5)], shape=(20, 18))
+    write_rt(tmp_path/"src", [("a", [box(z, 2.5, 8.5) for z in (2, 3, 4, 5, 6)]), ("line", [box(2, 2.5, 8.5, "OPEN_PLANAR")])])
+    import_dicom(tmp_path/"src", tmp_path/"out")
+    s = read_challenge(tmp_path/"out")
+    assert s.classes.names == ("a",) and (s.masks > 0).sum((1, 2)).tolist() == [0, 36, 36, 36, 0]
+
+def test_regions_of_one_name_are_put_together(tmp_path):
+    X, Y, _ = GRIDS["axial"]
+    write_series(tmp_path/"src", X, Y, np.c_[np.zeros((5, 2)), 2.*np.arange(5)], shape=(20, 18))
+    write_rt(tmp_path/"src", [("Node", [box(2, 2.5, 8.5)]), ("Node", [box(6, 2.5, 6.5)])])
+    import_dicom(tmp_path/"src", tmp_path/"out")
+    assert (read_challenge(tmp_path/"out").masks > 0).sum((1, 2)).tolist() == [0, 36, 0, 16, 0]
+
+@pytest.mark.parametrize("data", [None, ["1"]*10], ids=["none", "ten numbers"])
+def test_damaged_contours(tmp_path, data):
+    X, Y, _ = GRIDS["axial"]
+    write_series(tmp_path/"src", X, Y, np.c_[np.zeros((3, 2)), 2.*np.arange(3)], shape=(20, 18))
+    write_rt(tmp_path/"src", [("a", [item(ContourGeometricType="CLOSED_PLANAR", **({"ContourData": data} if data else {}))])])
+    if data is None: assert import_dicom(tmp_path/"src", tmp_path/"out", classes=TWO)["train"] == 3 and not read_challenge(tmp_path/"out").known.any()
+    else:
+        with pytest.raises(InputError) as e: import_dicom(tmp_path/"src", tmp_path/"out")
+        assert "RTSTRUCT" in one_line(e)
+
+def test_what_others_hide_is_unknown_not_absent(tmp_path):
+    "Both lungs cover `lungs` on the two lower slices; on the third some of it is left. What a coarser grid swallows is not absent either."
+    left, right, lungs = (np.zeros((8, 8, 4), np.uint8) for _ in range(3))
+    left[1:3, 2:6, :3], right[5:7, 2:6, :3] = 1, 1
+    lungs[:] = left | right
+    lungs[3:5, 2:6, 2] = 1
+    for n, m in (("left", left), ("lungs", lungs), ("right", right)): save(m, tmp_path/f"src/a/segmentations/{n}.nii.gz", np.eye(4))
+    save(np.zeros((8, 8, 4), np.int16), tmp_path/"src/a/ct.nii.gz", np.eye(4))
+    facts = import_nifti(tmp_path/"src", tmp_path/"out", Slicing(min_body=0))
+    s = read_challenge(tmp_path/"out")
+    assert s.classes.names == ("left", "lungs", "right") and facts["hidden_cells"] == 2
+    assert s.known[:, 1].tolist() == [False, False, True, True] and s.present[:, 1].tolist() == [False, False, True, False] and s.known[:, [0, 2]].all()
+    dot = Volume(np.zeros((9, 9, 2), np.float32), np.eye(4), np.zeros((9, 9, 2), np.uint8), np.ones(2, bool))
+    dot.labels[0, 0, 0] = 1
+    write_volumes([Case("dot", lambda: dot)], tmp_path/"small", TWO, Slicing(size=3, spacing="fit", min_body=0))
+    assert read_challenge(tmp_path/"small").known.tolist() == [[False, True], [True, True]]
+
+def test_export_checks_the_masks(tmp_path):
+    save(HU, tmp_path/"nii/a.nii.gz")
+    import_nifti(tmp_path/"nii", tmp_path/"out", classes=TWO, test_share=1.)
+    masks = read_challenge(tmp_path/"out", "test").masks
+    for bad, told in ((masks[:, 1:, 1:], "pixels"), (masks + 3, "value 3")):
+        with pytest.raises(InputError) as e: export_nifti(bad, tmp_path/"out", tmp_path/"back")
+        assert told in one_line(e) and not (tmp_path/"back").exists()
 
 def test_seg_export_needs_its_own_series(tmp_path):
     write_series(tmp_path/"src", *planes(3)); write_series(tmp_path/"other", *planes(3))
@@ -514,6 +571,15 @@ def test_bad_openkbp(tmp_path, spoil, says):
     spoil(tmp_path/"kbp/train-pats/pt_3")
     with pytest.raises(InputError) as e: import_openkbp(tmp_path/"kbp", tmp_path/"out")
     assert says in one_line(e) and not (tmp_path/"out").exists()
+
+
+def test_two_names_that_nnunet_would_call_the_same(tmp_path):
+    s = read_challenge(Path(__file__).parent.parent/"data_sample", "test")[:2]
+    from dataclasses import replace
+    from ctseg.data import write_challenge
+    write_challenge(replace(s, names=["1.png", "01.png"]), tmp_path/"in")
+    with pytest.raises(InputError) as e: export_nnunet(tmp_path/"in", tmp_path/"raw")
+    assert "1.png" in one_line(e) and not (tmp_path/"raw").exists()
 
 
 # TotalSegmentator

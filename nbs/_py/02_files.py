@@ -68,7 +68,7 @@ print(did_you_mean("recipe", "?", ["seed-attunet", "masked", "marginal"]))
 _DISK = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up", errno.EROFS: "the disk is read-only",
          errno.EACCES: "permission denied", errno.EPERM: "permission denied", errno.ENOTDIR: "a part of the path is a file, not a folder",
          errno.EEXIST: "a part of the path is a file, not a folder",
-         errno.EISDIR: "it is a folder"}
+         errno.EISDIR: "it is a folder", errno.ENAMETOOLONG: "the name is too long"}
 
 @contextlib.contextmanager
 def disk_errors(path):
@@ -134,6 +134,7 @@ def read_json(path):
     try: return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError: raise InputError(f"{path}: no such file") from None
     except IsADirectoryError: raise InputError(f"{path}: is a folder, expected a JSON file") from None
+    except OSError as e: raise InputError(f"{path}: cannot be read ({e.strerror})") from None
     except UnicodeDecodeError: raise InputError(f"{path}: not UTF-8 text, expected a JSON file") from None
     except json.JSONDecodeError as e: raise InputError(f"{path}, line {e.lineno}: not valid JSON ({e.msg})") from None
 

@@ -23,7 +23,7 @@
 
 # %%
 #| export
-import os, platform, sys
+import os, platform, re, sys
 from dataclasses import dataclass, field
 from importlib import metadata
 
@@ -137,7 +137,7 @@ def pick_device(
     if device == "cpu":
         if precision == "fp16": raise InputError("precision fp16 needs a GPU; on a CPU use fp32 or bf16")
         return DevicePlan(torch.device("cpu"), "fp32" if precision == "auto" else precision, platform.processor() or platform.machine())
-    if device.partition(":")[0] != "cuda": raise did_you_mean("device", device, ["auto", "cpu", "cuda"])
+    if not re.fullmatch(r"cuda(:\d+)?", device): raise did_you_mean("device", device, ["auto", "cpu", "cuda"])
     if not torch.cuda.is_available(): raise InputError(f"device {device!r}: torch {torch.__version__} sees no GPU; use --device cpu")
     return _pick_gpu(device, precision)
 

@@ -17,7 +17,7 @@
 
 # %%
 #| export
-import hashlib, re, zlib
+import contextlib, hashlib, re, zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -268,7 +268,7 @@ def _check_gaps(images, steps, src: Path):
         names = [_shown(images[i][0], src, images[i][1]) for i in (k, k + 1)]
         raise InputError(f"{names[0]}: missing slice, the next one ({Path(names[1]).name}) "
                          f"is {steps[k]:.1f} mm away where {usual:.1f} mm are usual; "
-                         "export the series again, or choose gaps=True to take the spacing as it is")
+                         "export the series again, or choose gaps=True (--gaps) to take the spacing as it is")
 
 
 # %%
@@ -371,35 +371,44 @@ axes[1].set(title="where the slices say they are", xlabel="mm to the front", yla
 # %%
 #| export
 def _slice_of(s: Series, points: np.ndarray) -> np.ndarray:
-    "Voxel coordinates (column, row, slice) of points [n,3] in DICOM's mm; the slice is the number of the nearest one, -1 if none is near."
+    "Voxel coordinates (column, row, slice) of points [n,3] in DICOM's mm and how far they lie off that slice, in mm; the slice is the number of the nearest one, -1 if none is near."
     ras = points*[-1, -1, 1]
     N = np.cross(s.affine[:3, 0], s.affine[:3, 1])
     N *= np.sign(N @ s.affine[:3, 2])/np.linalg.norm(N)
     at = (s.positions if s.positions is not None else s.affine[:3, 3] + np.arange(len(s.paths))[:, None]*s.affine[:3, 2])
-    far = np.abs((at @ N)[:, None] - ras @ N)
-    k = far.argmin(0)
+    off = ras @ N - (at @ N)[:, None]
+    k = np.abs(off).argmin(0)
+    off = off[k, np.arange(len(ras))]
     inplane = np.linalg.lstsq(s.affine[:3, :2], (ras - at[k]).T, rcond=None)[0].T
-    near = far.min(0) < .5*(np.diff(at @ N).max() if len(at) > 1 else 1) + .01
-    return np.c_[inplane, np.where(near, k, -1)]
+    near = np.abs(off) < .5*(np.diff(at @ N).max() if len(at) > 1 else 1) + .01
+    return np.c_[inplane, np.where(near, k, -1), off]
 
-def _rings(h) -> dict[str, list]:
-    "The closed contours in an RTSTRUCT, for each structure that has any: name → list of float [n,3]."
-    names = {int(r.ROINumber): str(r.ROIName) for r in h.get("StructureSetROISequence", [])}
-    out = {}
+def _rings(h) -> list[tuple[str, list]]:
+    "The regions of an RTSTRUCT that have closed contours: (name, list of float [n,3]). Two may have one name."
+    names = {int(r.ROINumber): str(r.get("ROIName", "")) for r in h.get("StructureSetROISequence", [])}
+    closed = lambda c: c.get("ContourGeometricType", "CLOSED_PLANAR").startswith("CLOSED") and len(c.get("ContourData") or []) >= 9
+    out = []
     for roi in h.get("ROIContourSequence", []):
-        rings = [np.array(c.ContourData, float).reshape(-1, 3) for c in roi.get("ContourSequence", None) or [] if len(c.ContourData) >= 9]
-        if rings: out[names.get(int(roi.ReferencedROINumber), "")] = rings
+        rings = [np.array(c.ContourData, float).reshape(-1, 3) for c in roi.get("ContourSequence", None) or [] if closed(c)]
+        if rings: out.append((names.get(int(roi.ReferencedROINumber), ""), rings))
     return out
 
-def _contours(h, s: Series) -> dict[str, np.ndarray]:
-    "The structures of an RTSTRUCT that have contours: name → bool [I,J,K]."
-    shape, out = (int(s.headers[0].Columns), int(s.headers[0].Rows), len(s.paths)), {}
-    for name, rings in _rings(h).items():
-        out[name] = np.zeros(shape, bool)
+_ONE_PLANE = .1  # mm: rings no farther apart lie in one plane
+
+def _contours(h, s: Series) -> list[tuple[str, np.ndarray]]:
+    "The regions of an RTSTRUCT that have contours: (name, bool [I,J,K]). Of a plane, a ring within a ring is a hole; of several planes near one slice, the nearest counts."
+    shape, out = (int(s.headers[0].Columns), int(s.headers[0].Rows), len(s.paths)), []
+    for name, rings in _rings(h):
+        mask, on = np.zeros(shape, bool), {}
         for v in (_slice_of(s, points) for points in rings):
-            if (k := int(v[0, 2])) < 0: continue
-            i, j = polygon(v[:, 0], v[:, 1], shape[:2])
-            out[name][i, j, k] ^= True
+            if v[0, 2] >= 0: on.setdefault(int(v[0, 2]), []).append(v)
+        for k, vs in on.items():
+            nearest = min((v[0, 3] for v in vs), key=abs)
+            for v in vs:
+                if abs(v[0, 3] - nearest) > _ONE_PLANE: continue
+                i, j = polygon(v[:, 0], v[:, 1], shape[:2])
+                mask[i, j, k] ^= True
+        out.append((name, mask))
     return out
 
 
@@ -430,14 +439,15 @@ circle = lambda r: [34, 38] + r*np.c_[np.cos(angle), np.sin(angle)]
 s, hu = read_series(work/"clinic"/"oblique, unevenly spaced")
 write_contours(work/"rtstruct", s, {"Ring": [(k, circle(r)) for k in (9, 10, 11) for r in (20.2, 12.2)], "Never drawn": []})
 drawn = _contours(pydicom.dcmread(work/"rtstruct"), s)
-test_eq(list(drawn), ["Ring"])
-test_eq(drawn["Ring"].any((0, 1)).nonzero()[0], [9, 10, 11])
+(name, ring), = drawn
+test_eq(name, "Ring")
+test_eq(ring.any((0, 1)).nonzero()[0], [9, 10, 11])
 r, c = np.mgrid[:76, :68]
 radius = np.hypot(c - 34, r - 38)
-assert (drawn["Ring"][..., 10].T == ((radius < 20.1) & (radius > 12.2)))[abs(radius - 20.2) > .3].all()
+assert (ring[..., 10].T == ((radius < 20.1) & (radius > 12.2)))[abs(radius - 20.2) > .3].all()
 fig, ax = plt.subplots(figsize=(2.6, 2.6), layout="constrained")
 ax.imshow(to_8bit(hu[..., 10].T, 40, 200), cmap="gray")
-ax.imshow(drawn["Ring"][..., 10].T[..., None]*np.uint8([230, 160, 60, 140])); ax.axis("off");
+ax.imshow(ring[..., 10].T[..., None]*np.uint8([230, 160, 60, 140])); ax.axis("off");
 
 
 # %% [markdown]
@@ -445,11 +455,11 @@ ax.imshow(drawn["Ring"][..., 10].T[..., None]*np.uint8([230, 160, 60, 140])); ax
 
 # %%
 #| export
-def _segments(path: Path, s: Series) -> dict[str, np.ndarray]:
-    "The segments of a DICOM SEG: name → bool [I,J,K]."
+def _segments(path: Path, s: Series) -> list[tuple[str, np.ndarray]]:
+    "The segments of a DICOM SEG: (name, bool [I,J,K]). Two may have one name."
     seg = _need("highdicom").seg.segread(path)
     frames = seg.get_pixels_by_source_instance([h.SOPInstanceUID for h in s.headers], assert_missing_frames_are_empty=True)
-    return {str(d.SegmentLabel): (frames[..., i] > .5).T for i, d in enumerate(seg.SegmentSequence)}
+    return [(str(d.SegmentLabel), (frames[..., i] > .5).T) for i, d in enumerate(seg.SegmentSequence)]
 
 def _refers_to(h) -> set[str]:
     "The series a label object is about."
@@ -470,16 +480,24 @@ def _translated(label: str, rename: dict[str, str]) -> str:
 
 # %%
 #| export
+@contextlib.contextmanager
+def _told(path: Path, h, src: Path):
+    "Whatever goes wrong with a label object is told in one line."
+    try: yield
+    except InputError: raise
+    except Exception as e:
+        raise InputError(f"{_shown(path, src, h)}: its {h.Modality} does not fit the series or is damaged ({type(e).__name__}); export it again") from None
+
+def _labels(path: Path, h, src: Path) -> list[str]:
+    "The names of what a label object holds."
+    with _told(path, h, src): return [name for name, _ in _rings(h)] if h.Modality == "RTSTRUCT" else [str(d.SegmentLabel) for d in h.SegmentSequence]
+
 def _structures(objects, s: Series, src: Path, rename: dict[str, str]) -> dict[str, np.ndarray]:
-    "All structures that label objects hold for a series, by class name."
+    "All structures that label objects hold for a series, by class name; those of one name are put together."
     out = {}
     for p, h in objects:
-        try: found = _contours(h, s) if h.Modality == "RTSTRUCT" else _segments(p, s)
-        except InputError: raise
-        except Exception as e:
-            raise InputError(f"{_shown(p, src, h)}: its {h.Modality} does not fit the series or is damaged ({type(e).__name__}); "
-                             f"export it again") from None
-        for label, mask in found.items():
+        with _told(p, h, src): found = _contours(h, s) if h.Modality == "RTSTRUCT" else _segments(p, s)
+        for label, mask in found:
             name = _translated(label, rename)
             out[name] = out[name] | mask if name in out else mask
     return out
@@ -509,9 +527,9 @@ def _load(s: Series, objects, src: Path, classes: ClassMap, rename) -> Volume:
     "The voxels of a series with its labels."
     structures = {classes.id(n): m for n, m in _structures(objects, s, src, rename).items() if n in classes.names}
     hu = _voxels(s, src)
-    labels, overlap = combine(hu.shape, structures.items())
+    labels, overlap, drawn = combine(hu.shape, structures.items())
     return Volume(hu, s.affine, labels if structures else None, flags(structures, len(classes)),
-                  s.positions, "dicom", s.digest, overlap)
+                  s.positions, "dicom", s.digest, overlap, drawn)
 
 
 # %%
@@ -529,8 +547,7 @@ def import_dicom(
     "Cut DICOM CT series into a challenge folder with an index. Nothing that names a patient or a date gets into it."
     src, rename = Path(src), rename if isinstance(rename, dict) else read_json(rename) if rename is not None else {}
     found = _find(src, gaps)
-    labels = lambda h: _rings(h) if h.Modality == "RTSTRUCT" else [str(d.SegmentLabel) for d in h.SegmentSequence]
-    names = [{_translated(n, rename) for _, h in objects for n in labels(h)} for _, objects in found]
+    names = [{_translated(n, rename) for p, h in objects for n in _labels(p, h, src)} for _, objects in found]
     if classes is None: classes = ClassMap.from_names(sorted(set().union(*names))) if any(names) else RAIDIUM54
     elif not isinstance(classes, ClassMap): classes = ClassMap.from_json(classes)
     cases = []
@@ -684,6 +701,7 @@ def _nameless(h, id: str):
     for tag in _KEPT:
         if tag in h: setattr(out, tag, h[tag].value)
     for tag in _BLANK: setattr(out, tag, "")
+    if "SliceThickness" not in out: out.SliceThickness = None  # may be empty, but must be there
     out.PatientID, out.PatientIdentityRemoved, out.DeidentificationMethod = id, "YES", "ctseg: geometry and UIDs only"
     return out
 
@@ -693,7 +711,9 @@ def _nameless(h, id: str):
 def _seg(s: Series, labels: np.ndarray, classes: ClassMap, id: str):
     "A DICOM SEG of a label map [I,J,K] on a series, with a segment for each class that occurs."
     hd = _need("highdicom")
-    ids = [int(i) for i in np.unique(labels) if 0 < i <= len(classes)]
+    ids = [int(i) for i in np.unique(labels) if i]
+    if lost := [t for t in ("StudyInstanceUID", "FrameOfReferenceUID") if not s.headers[0].get(t)]:
+        raise InputError(f"{id}: its CT has no {lost[0]}, without which a SEG cannot refer to it; use export nifti")
     number = np.zeros(256, np.uint8)
     number[ids] = range(1, len(ids) + 1)
     parts = [_segment(n, classes.name(i), classes.colours[i]) for n, i in enumerate(ids, 1)]

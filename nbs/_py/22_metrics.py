@@ -24,7 +24,7 @@ import pandas as pd
 from scipy import ndimage
 
 from ctseg.anatomy import ClassMap
-from ctseg.data import _read_annotated, read_classes, read_masks
+from ctseg.data import _read_annotated, present_classes, read_classes, read_masks
 from ctseg.files import InputError, read_json
 
 # %%
@@ -513,7 +513,7 @@ test_close([r["dice"], r["dice_pessimistic"]], partial_bounds(pred, partial, kno
 def evaluate_files(
     truth, # the true masks, a CSV in the challenge's form
     prediction, # a submission
-    annotated=None, # `annotated_labels.json` where the truth is partial
+    annotated=None, # `annotated_labels.json` where the truth is partial; None: the one beside `y_train.csv`
     classes=None, # `class_names.json`; None: the one beside the truth, else the challenge's 54
 ) -> dict: # "table": `per_class`; "facts": `evaluate`
     "Score a submission file against a truth file. `InputError` for whatever does not fit."
@@ -521,15 +521,27 @@ def evaluate_files(
     cm = ClassMap.from_json(classes) if classes else read_classes(truth.parent)
     names, t = read_masks(truth, classes=cm, size=(1, -1))  # the shape of the images does not matter to a Dice
     _, p = read_masks(prediction, names=names, size=t.shape[1:], classes=cm, cache=False)
-    known = _read_annotated(Path(annotated), len(t), len(cm)) if annotated else None
+    beside = truth.parent/"annotated_labels.json"
+    if annotated is None and truth.name.split(".")[0] == "y_train" and beside.exists(): annotated = beside
+    known = _examined(Path(annotated), t, cm, truth) if annotated else None
     return dict(table=per_class(p, t, cm, known), facts=evaluate(t, p, cm, known, _patients(truth, len(t))))
 
+def _examined(path: Path, masks: np.ndarray, classes: ClassMap, truth: Path) -> np.ndarray:
+    "What is known of the images of a truth file, bool [N,C]. The list goes on with the images without annotation, which have no column."
+    known, n = _read_annotated(path, None, len(classes)), len(masks)
+    if len(known) < n or known[n:].any():
+        raise InputError(f"{path}: says of {max(len(known), 1 + int(np.flatnonzero(known.any(1)).max(initial=-1)))} images what was examined, but {truth} has {n} columns; give the two that belong together")
+    if truth.name.split(".")[0] == "y_train" and (bad := present_classes(masks, len(classes)) & ~known[:n]).any():  # a whole truth may be scored in part
+        i, c = np.argwhere(bad)[0]
+        raise InputError(f"{truth}, column {i + 1}: pixels of class {c + 1} ({classes.name(c + 1)}), not in entry {i} of {path.name}; give the two that belong together")
+    return known[:n]
+
 def _patients(truth: Path, n: int):
-    "The patients of the images of `y_SPLIT.csv` from the `patients.json` beside it, None if they are not told."
+    "The patients of the images of `y_SPLIT.csv` from the `patients.json` beside it, None if they are not told. The list goes on with the images without annotation."
     path = truth.parent/"patients.json"
     table = read_json(path) if path.exists() else {}
-    ids = table.get(truth.name.split(".")[0].removeprefix("y_")) if isinstance(table, dict) else None
-    return np.array([str(i) for i in ids]) if isinstance(ids, list) and len(ids) == n else None
+    ids = table.get(truth.name.split(".")[0].removeprefix("y_").removesuffix("_full")) if isinstance(table, dict) else None
+    return np.array([str(i) for i in ids[:n]]) if isinstance(ids, list) and len(ids) >= n else None
 
 
 # %%

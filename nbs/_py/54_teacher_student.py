@@ -91,7 +91,7 @@ class Student(Method):
 def label_unlabelled(job: Job, teacher) -> tuple[PseudoLabels, SliceSet]:
     "The teacher's labels for the unlabelled slices, and the slices that are kept."
     r = job.recipe
-    pseudo = pseudo_label([teacher.to(job.plan.device)], job.unlabelled, job.loss, job.plan.device, r.image_size or None, r.batch_size)
+    pseudo = pseudo_label([teacher.to(job.plan.device)], job.unlabelled, job.loss, job.plan.device, r.image_size or None, r.batch_size, job.in_time("while the teacher labelled; its training is saved"))
     kept = keep_images(pseudo, job.unlabelled, r.keep, r.confidence)
     job.note_pseudo(pseudo, kept)
     return pseudo, kept

@@ -85,7 +85,7 @@ def fill_in(job: Job, teachers: list, slices: SliceSet) -> tuple[SliceSet, np.nd
     "`slices` completed by the mean of `teachers`, and where these are sure enough (bool [N, H, W])."
     r = job.recipe
     if not len(slices): return slices, np.ones(slices.masks.shape, bool)
-    pseudo = pseudo_label(teachers, slices, job.loss, job.plan.device, batch_size=r.batch_size, image_size=r.image_size or None)
+    pseudo = pseudo_label(teachers, slices, job.loss, job.plan.device, batch_size=r.batch_size, image_size=r.image_size or None, each=job.in_time("while teachers labelled; their training is saved"))
     present, absent = accept_cells(pseudo, slices.known, r.quota, r.gate, r.absent)
     done, teaches = complete(slices, pseudo, present, absent, r.pixel)
     check_truth_kept(slices, done)

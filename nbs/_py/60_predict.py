@@ -37,7 +37,7 @@ from ctseg.losses import create_loss
 from ctseg.metrics import dice_table, mean_dice
 from ctseg.models import create_model
 from ctseg.models.base import class_probabilities, place
-from ctseg.train import AUGMENT, Job, Recipe, Run, argmax_labels, load_weights
+from ctseg.train import AUGMENT, Job, Recipe, Run, argmax_labels, load_weights, read_spec
 
 # %%
 #| hide
@@ -222,7 +222,7 @@ _TURNS = [(0, 1), (8, 1), (-8, 1), (0, 1.08), (0, 1/1.08), (8, 1.08), (-8, 1/1.0
 def tta_views(n: int, mirror: str|None = None) -> list[View]:
     "The first `n` views, the plain one first; with `mirror` every second one is mirrored along that axis."
     views = [View(d, z, m) for d, z in _TURNS for m in ([None, mirror] if mirror else [None])]
-    if not 1 <= n <= len(views): raise InputError(f"{n} views (--tta): expected 1 to {len(views)}" + ("" if mirror else "; mirrored ones only where every run was trained with mirror=yes"))
+    if not 1 <= n <= len(views): raise InputError(f"{n} views (--tta): expected 1 to {len(views)}" + ("" if mirror else "; mirrored ones only where every run was trained with mirror=vertical or mirror=horizontal"))
     return views[:n]
 
 def probabilities(self, images: np.ndarray) -> torch.Tensor:
@@ -308,7 +308,7 @@ def run_spec(run: Run) -> dict:
     "The `recipe.json` of a finished run."
     if not (run/"recipe.json").exists(): raise InputError(f"{run.folder}: no run here (no recipe.json)")
     if not run.weights.exists(): raise InputError(f"{run.folder}: this run has not finished a phase yet; continue it with `ctseg fit … --resume`")
-    return read_json(run/"recipe.json")
+    return read_spec(run/"recipe.json")
 
 
 # %%
@@ -372,11 +372,12 @@ def rule_tables(
     parts: list[tuple[Predictor, SliceSet]], # held-out slices, each with the predictor that may be asked about them
     rules: list[Rule],
     batch_size: int = 16,
+    each=None, # goes through the batches, and may stop; None: simply
 ) -> np.ndarray: # float32 [R, N, C]: Dice of the examined cells, else NaN
     "The challenge's Dice of each rule, slice and class; needs the memory of one batch."
     out = [[] for _ in rules]
     for predictor, slices in parts:
-        for i in range(0, len(slices), batch_size):
+        for i in (each or iter)(range(0, len(slices), batch_size)):
             part = slices[np.arange(i, min(i + batch_size, len(slices)))]
             prob = predictor.probabilities(part.images)
             for rows, rule in zip(out, rules):
@@ -387,21 +388,22 @@ def rule_tables(
 
 # %%
 #| export
-def score_rules(predictor: Predictor, held_out, rules: list[Rule] = RULES, batch_size: int = 16) -> list[float]:
+def score_rules(predictor: Predictor, held_out, rules: list[Rule] = RULES, batch_size: int = 16, each=None) -> list[float]:
     "The challenge's Dice on the examined cells of `held_out` (a `SliceSet`, or the parts of `out_of_fold`) under each rule."
     parts = [(predictor, held_out)] if isinstance(held_out, SliceSet) else held_out
-    return [mean_dice(t) for t in rule_tables(parts, rules, batch_size)]
+    return [mean_dice(t) for t in rule_tables(parts, rules, batch_size, each)]
 
 def choose_rule(
     predictor: Predictor,
     held_out, # a `SliceSet` that no member has trained on, or the parts of `out_of_fold`
     rules: list[Rule] = RULES,
     margin: float = 0.002, # what is not better by more than this stays off
+    each=None, # goes through the batches, and may stop; None: simply
 ) -> tuple[Rule, dict[Rule, float]]: # the rule, and the score of every rule tried
     "The plainest rule within `margin` of the best on held-out slices."
     scores = {}
     def plainest(rules):
-        scores.update(zip(rules, score_rules(predictor, held_out, rules)))
+        scores.update(zip(rules, score_rules(predictor, held_out, rules, each=each)))
         worth = {r: -math.inf if math.isnan(scores[r]) else scores[r] for r in rules}  # nothing was there to be scored
         return min((r for r in rules if worth[r] >= max(worth.values()) - margin), key=lambda r: (r.island, r.rescue, r.threshold is not None, r.gate))
     rule = plainest(rules)
@@ -554,6 +556,12 @@ def write_submission(masks: np.ndarray, names, path):
 
 # %%
 #| export
+def _same_classes(predictor: Predictor, path: Path):
+    "`InputError` if the folder of the images names other structures: its numbers would be read by those names."
+    if path.exists() and (theirs := ClassMap.from_json(path)).names != predictor.classes.names:
+        odd = next((f"{i} is {a} for the run and {b} for the folder" for i, (a, b) in enumerate(zip(predictor.classes.names, theirs.names), 1) if a != b), f"{len(predictor.classes)} and {len(theirs)} of them")
+        raise InputError(f"{path}: other classes than the run's ({odd}); give the folder the class_names.json that the run was trained with (`ctseg import … --classes`)")
+
 def predict_folder(
     predictor: Predictor,
     images, # a folder of PNG slices
@@ -565,6 +573,8 @@ def predict_folder(
     paths = image_paths(images)
     if not str(out).endswith((".csv", ".csv.gz")): raise InputError(f"{out}: a submission is called something.csv or something.csv.gz")
     names, size, seen = [p.name for p in paths], read_pngs(paths[:1]).shape[1:], set()
+    if probabilities and Path(probabilities).resolve() == Path(out).resolve(): raise InputError(f"{out}: the submission and the probabilities need a file each")
+    _same_classes(predictor, Path(images).parent/"class_names.json")
     _warn_size(predictor, size)
     with contextlib.ExitStack() as stack:
         tmp = stack.enter_context(atomic_path(out))

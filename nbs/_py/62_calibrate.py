@@ -19,6 +19,7 @@
 
 # %%
 #| export
+import warnings
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -243,12 +244,12 @@ print({k: round(v, 3) for k, v in calibration.items() if not k.startswith("point
 
 # %%
 #| export
-def calibrate_run(run: Run, held_out: SliceSet, plan: DevicePlan|None = None, tune_rule: bool = True) -> dict:
+def calibrate_run(run: Run, held_out: SliceSet, plan: DevicePlan|None = None, tune_rule: bool = True, each=None) -> dict:
     "Calibrate a finished run on the slices it held out; what is found is also kept in the run."
     predictor = load_predictor(run.folder, plan)
     found = calibrate(predictor.members[0], held_out, predictor.plan)
     cool = replace(predictor, members=[replace(predictor.members[0], temperature=found["temperature"])])
-    found["rule"] = asdict(choose_rule(cool, held_out)[0] if tune_rule else predictor.rule)
+    found["rule"] = asdict(choose_rule(cool, held_out, each=each)[0] if tune_rule else predictor.rule)
     rows = [[when, *point] for when in ("before", "after") for point in found.pop(f"points {when}")]
     with atomic_path(run/"reliability.csv") as tmp:
         tmp.write_text("when,said,was,pairs\n" + "".join(",".join(map(str, r)) + "\n" for r in rows), encoding="utf-8")
@@ -272,6 +273,8 @@ def prepare(
 ) -> Predictor:
     "A predictor of one or more runs with its rule."
     predictor = load_predictor(runs, plan, views, calibrated and tune is None)
+    for m in predictor.members:
+        if not (m.run/"metrics.json").exists(): warnings.warn(f"{m.run.folder} is not finished: these are the weights of a phase on the way, and no rule was chosen; continue it with `ctseg fit … --resume`")
     if tune is not None:
         slices = tune if isinstance(tune, SliceSet) else read_challenge(tune, annotated=annotated)
         if calibrated:

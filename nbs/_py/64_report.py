@@ -590,13 +590,15 @@ def report(
     facts = run_facts(run, spec) | dict(score=None, rows=None, heat=None, sides=None, sets=None, rule=None, scored_on=None, kind=False)
     pseudo, extra = pseudo_facts(run, spec, None, 0) if data is None else (None, [])
     if data is not None:
-        train = data if isinstance(data, SliceSet) else read_challenge(data, "train", annotated)
+        none = split == "test" and not isinstance(data, SliceSet) and not (Path(data)/"train-images").is_dir()  # a folder may hold a test alone
+        train = data if isinstance(data, SliceSet) else None if none else read_challenge(data, "train", annotated)
+        own = train if train is not None and train.fingerprint() == spec["data"]["fingerprint"] else None  # another folder may have slices of the same names
         slices = scored_slices(run, train if split == "held-out" else data, split, annotated)
         predictor = prepare(run.folder, plan)
         pred = predict_masks(predictor, slices.images)
-        pseudo, extra = pseudo_facts(run, spec, train, max(1, most//6))
+        pseudo, extra = pseudo_facts(run, spec, own, max(1, most//6))
         what = "test slices" if split == "test" else "annotated slices that this run held out"
-        sets = [{"name": what if split == "test" else "held-out slices", "truth": True, "slices": pack_slices(slices, pred, most - sum(len(s["slices"]) for s in extra))}]
+        sets = [{"name": what if split == "test" else "held-out slices", "truth": True, "slices": pack_slices(slices, pred, max(1, most - sum(len(s["slices"]) for s in extra)))}]
         facts |= slice_facts(slices, pred) | dict(sets=page_data(sets + extra, slices), rule=str(predictor.rule), scored_on=f"{len(slices)} {what}",
                                                   kind=split == "held-out" and predictor.rule != Rule())
     facts |= pseudo

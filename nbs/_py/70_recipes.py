@@ -45,10 +45,10 @@ from ctseg.methods.supervised import supervised
 from ctseg.methods.teacher_student import pretrain_finetune, teacher_student
 from ctseg.methods.unimatch import unimatch
 from ctseg.models.encoders import param_groups
-from ctseg.parallel import main_first, on_main, world
+from ctseg.parallel import agree, main_first, on_main, world
 from ctseg.predict import choose_rule, load_predictor, Rule
 from ctseg.pseudo import IMAGE_SCORES
-from ctseg.train import Deadline, Job, Recipe, Run, apply_settings, make_accelerator, plot_curves, read_duration
+from ctseg.train import Deadline, Job, Recipe, Run, Stopped, apply_settings, make_accelerator, plot_curves, read_duration
 
 # %%
 #| hide
@@ -146,22 +146,29 @@ def fit(
             on_main(lambda: run.open(asdict(recipe), slices, seed, resume))
             if (run/"metrics.json").exists(): return run  # resumed after its end
             METHODS[recipe.method](job)
-            on_main(lambda: finish(job))
+            stopped = on_main(lambda: _finish_in_time(job))
+            if agree(bool(stopped)): raise Stopped(stopped or "another process stopped")
         finally: run.unlock()
     return run
 
 
 # %%
 #| export
+def _finish_in_time(job: Job) -> str:
+    "`finish`; the reason if the deadline came first."
+    try: finish(job)
+    except Stopped as e: return str(e)
+    return ""
+
 def finish(job: Job):
     "Choose the rule, calibrate, write `curves.png` and, as the sign that the run is finished, `metrics.json`."
     import matplotlib.pyplot as plt
     facts = {"phases": job.done, "epochs": len(job.history), "dice held out, argmax": job.history[-1]["dice"]}
-    rule = Rule()
+    rule, each = Rule(), job.deadline and (lambda items: job.deadline.each(items, "while the decision rule was chosen; all phases are trained"))
     if job.recipe.tune_rule and len(job.holdout):
-        rule, scores = choose_rule(load_predictor(job.run.folder, job.plan), job.holdout)
+        rule, scores = choose_rule(load_predictor(job.run.folder, job.plan), job.holdout, each=each)
         facts |= {"dice held out, argmax": scores[Rule()], "dice held out, chosen rule": scores[rule]}  # both at the images' own size
-    if len(np.unique(job.holdout.groups)) > 1: facts["calibration"] = calibrate_run(job.run, job.holdout, job.plan, job.recipe.tune_rule)
+    if len(np.unique(job.holdout.groups)) > 1: facts["calibration"] = calibrate_run(job.run, job.holdout, job.plan, job.recipe.tune_rule, each)
     fig = plot_curves(job.run.read_history())
     with atomic_path(job.run/"curves.png") as tmp: fig.savefig(tmp, dpi=120)
     plt.close(fig)

@@ -89,13 +89,14 @@ DEMO = ("width=16", "image_size=64", "epochs=250", "batch_size=5", "lr=0.004", "
 def run_demo(out, data=None, overwrite: bool = False, settings=DEMO, progress: bool = True):
     "Teacher and student on `data` (None: `data_sample`, or a phantom where there is none), predict its test slices, score, draw; everything lands in `out`."
     out, start = Path(out), time.monotonic()
+    if out.exists() and any(out.iterdir() if out.is_dir() else [out]):
+        if not overwrite: raise InputError(f"{out} is not empty; add --overwrite, or choose another --out")
+        if not (out/"recipe.json").exists(): raise InputError(f"{out} holds no run and is not overwritten; choose another --out")
     data = Path(data) if data else _sample(out)
     test, truth = read_challenge(data, "test"), [p for p in (data/"y_test.csv", data/"y_test.csv.gz") if p.exists()]
     if not truth: raise InputError(f"{data}: no y_test.csv; the demo scores its test slices")
     if (train := read_challenge(data)).labelled.all(): raise InputError(f"{data}: every slice is annotated; the demo shows what slices without annotation are good for")
-    if out.exists() and overwrite:
-        if not out.is_dir() or not (out/"recipe.json").exists() and any(out.iterdir()): raise InputError(f"{out} holds no run and is not overwritten; choose another --out")
-        shutil.rmtree(out)
+    if out.exists(): shutil.rmtree(out)
     run = fit(train, apply_settings(get_recipe("teacher-student"), settings), out, progress=progress)
     pred = predict_masks(load_predictor(run.folder, pick_device()), test.images)
     write_submission(pred, test.names, run/"submission.csv")
@@ -107,6 +108,7 @@ def run_demo(out, data=None, overwrite: bool = False, settings=DEMO, progress: b
 def _sample(out: Path) -> Path:
     if (data := Path("data_sample")).exists(): return data
     data = out.parent/f"{out.name}_data"
+    if all((data/f).exists() for f in ("y_train.csv", "y_test.csv")): return data  # drawn by an earlier call
     print(f"no sample here: drawing one into {data}")
     make_phantom(data, labelled=10, unlabelled=14, test=8, size=256, seed=0)
     return data

@@ -188,6 +188,10 @@ def import_(
     size: Annotated[Optional[int], typer.Option(help="pixels a side")] = None,
     classes: Annotated[Optional[Path], typer.Option(help="class_names.json (nifti, dicom, totalsegmentator)")] = None,
     test_share: Annotated[float, typer.Option(help="share of the patients set aside as a test (nifti, dicom)")] = 0.0,
+    annotated: Annotated[Optional[str], typer.Option(help="what a zero of a label map means: json, all (everything was looked for) or present (nifti)")] = None,
+    rename: Annotated[Optional[Path], typer.Option(help="a JSON, label of a structure → name of its class (dicom)")] = None,
+    gaps: Annotated[bool, typer.Option("--gaps", help="take a gap that looks like a missing slice as it is (dicom)")] = False,
+    key: Annotated[Optional[Path], typer.Option(help="write here, for yourself, which volume came from which file; it may name patients (nifti, dicom)")] = None,
 ):
     "Cut volumes into a challenge folder; structures nobody contoured stay unknown."
     import inspect
@@ -196,7 +200,7 @@ def import_(
     kinds = {"openkbp": datasets.import_openkbp, "nifti": volumes.import_nifti, "dicom": dicom.import_dicom, "totalsegmentator": datasets.import_totalsegmentator}
     if kind not in kinds: raise did_you_mean("kind of data", kind, kinds)
     takes = inspect.signature(kinds[kind]).parameters
-    more = {k: v for k, v in dict(classes=classes and str(classes), test_share=test_share or None).items() if v is not None}
+    more = {k: v for k, v in dict(classes=classes and str(classes), test_share=test_share or None, annotated=annotated, rename=rename, gaps=gaps or None, key=key).items() if v is not None}
     if odd := more.keys() - takes.keys(): raise InputError(f"--{odd.pop().replace('_', '-')} is not an option of `ctseg import {kind}`")
     _print_facts(kinds[kind](src, out, slicing=_slicing(takes["slicing"].default, window=window, every=every, per_volume=per_volume, size=size), **more))
     print(f"challenge folder: {out}")
@@ -212,6 +216,7 @@ def export_(
     masks: Annotated[Optional[Path], typer.Option(help="the submission to put back onto the volumes (nifti, dicom-seg)")] = None,
     source: Annotated[Optional[Path], typer.Option(help="the DICOM folder it was imported from (dicom-seg)")] = None,
     split: Annotated[str, typer.Option(help="the slices the submission is of: test or train")] = "test",
+    unknown: Annotated[str, typer.Option(help="what nobody looked for becomes: ignore, or background, which is false but runs (nnunet)")] = "ignore",
 ):
     "Put predictions back onto their volumes, or write the folder for nnU-Net."
     from ctseg import datasets, dicom, volumes
@@ -221,7 +226,7 @@ def export_(
     if kind == "dicom-seg" and source is None: raise InputError("`ctseg export dicom-seg` needs --source, the DICOM folder that was imported")
     if kind == "nifti": facts = volumes.export_nifti(masks, folder, out, split)
     elif kind == "dicom-seg": facts = dicom.export_dicom_seg(masks, folder, source, out, split)
-    else: facts = datasets.export_nnunet(folder, out)
+    else: facts = datasets.export_nnunet(folder, out, unknown)
     _print_facts(facts or {})
     print(f"written: {out}")
 
@@ -306,6 +311,8 @@ def demo(
 def main():
     "The console script: `app`, with mistakes told in one line and exit status 2."
     if not SPEAKS: warnings.simplefilter("ignore")
+    elsewhere = warnings.formatwarning
+    warnings.formatwarning = lambda message, category, filename, *a: f"ctseg: {message}\n" if Path(filename).is_relative_to(Path(__file__).parent) else elsewhere(message, category, filename, *a)
     try: app()
     except InputError as e:
         if not getattr(e, "told", False): print(f"ctseg: {e}", file=sys.stderr)
