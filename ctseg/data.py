@@ -599,7 +599,7 @@ class Batch:
 
 # %% ../nbs/10_data.ipynb #949cd96d
 class SliceData(torch.utils.data.Dataset):
-    "A `SliceSet` on a device: `data.batch(index)` is a `Batch`; `data[i]` is (image, mask, known, i), for a `DataLoader`."
+    "A `SliceSet` on a device: `data.batch(index)` is a `Batch`; `data[i]` is (image, mask, known, i), for a `DataLoader`. A structure of which a smaller size leaves no pixel is unknown there, not absent."
     def __init__(self,
         slices: SliceSet,
         device = "cpu",
@@ -609,7 +609,8 @@ class SliceData(torch.utils.data.Dataset):
         if size == slices.images.shape[1:]: size = None
         self.images = _resized(slices.images, size, device, mode="bilinear", antialias=True)
         self.masks = _resized(slices.masks, size, device, mode="nearest-exact")
-        self.known = torch.tensor(slices.known, device=device)
+        known = slices.known if size is None else slices.known & ~(slices.present & ~present_classes(self.masks.cpu().numpy(), slices.known.shape[1]))
+        self.known = torch.tensor(known, device=device)
 
     def __len__(self): return len(self.images)
 

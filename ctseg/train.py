@@ -462,8 +462,8 @@ def score(self) -> float:
     if self.holdout is None or not len(self.holdout): return float("nan")
     own = predict_labels(self.ema.model, self.holdout[own_share(len(self.holdout)).numpy()], self.loss, self.device, self.image_size, self.batch_size, self.acc.autocast)
     pred = collect(torch.from_numpy(own), len(self.holdout)).numpy()
-    truth = SliceData(self.holdout, "cpu", self.image_size).batch(torch.arange(len(self.holdout))).mask.numpy().astype(np.uint8)
-    table = np.where(self.holdout.known, dice_table(pred, truth, len(self.holdout.classes)), np.nan)
+    truth = SliceData(self.holdout, "cpu", self.image_size)
+    table = np.where(truth.known.numpy(), dice_table(pred, truth.masks.numpy(), len(self.holdout.classes)), np.nan)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # a class that no held-out slice was examined for has no mean
         return float(np.nanmean(np.nanmean(table, 0)))

@@ -1083,7 +1083,7 @@ class Batch:
 # %%
 #| export
 class SliceData(torch.utils.data.Dataset):
-    "A `SliceSet` on a device: `data.batch(index)` is a `Batch`; `data[i]` is (image, mask, known, i), for a `DataLoader`."
+    "A `SliceSet` on a device: `data.batch(index)` is a `Batch`; `data[i]` is (image, mask, known, i), for a `DataLoader`. A structure of which a smaller size leaves no pixel is unknown there, not absent."
     def __init__(self,
         slices: SliceSet,
         device = "cpu",
@@ -1093,7 +1093,8 @@ class SliceData(torch.utils.data.Dataset):
         if size == slices.images.shape[1:]: size = None
         self.images = _resized(slices.images, size, device, mode="bilinear", antialias=True)
         self.masks = _resized(slices.masks, size, device, mode="nearest-exact")
-        self.known = torch.tensor(slices.known, device=device)
+        known = slices.known if size is None else slices.known & ~(slices.present & ~present_classes(self.masks.cpu().numpy(), slices.known.shape[1]))
+        self.known = torch.tensor(known, device=device)
 
     def __len__(self): return len(self.images)
 
@@ -1124,6 +1125,8 @@ test_close(b.image[1, 0].numpy(), toy.images[3]/255, eps=1e-6)
 small = SliceData(toy, image_size=32)
 test_eq(small.batch([0]).image.shape, (1, 1, 32, 32))
 assert set(np.unique(small.masks)) <= set(np.unique(toy.masks))  # no class is invented between two others
+dot = replace(toy[:1], masks=np.uint8(np.arange(64*64) == 10*64 + 10).reshape(1, 64, 64), known=np.ones((1, 4), bool))  # one pixel, too small to survive
+test_eq([SliceData(dot, image_size=n).known[0].tolist() for n in (64, 32)], [[True]*4, [False, True, True, True]])
 image, mask, known, i = next(iter(torch.utils.data.DataLoader(data, batch_size=3)))
 test_eq((image.shape, i.tolist()), ((3, 1, 64, 64), [0, 1, 2]))
 

@@ -700,6 +700,10 @@ test_eq(combine((2, 3, 4), [(2, big), (1, small)])[0], labels)  # in whatever or
 
 
 # %% [markdown]
+# Some structures are nothing but the union of others, `lungs` of both sides. On a slice where nothing is left of them they are *not absent*, though a table of one number a pixel cannot show them: such a cell is written as unknown and counted in
+# `hidden_cells`. So is one of which a coarser grid has left no pixel. What lies outside of a cropped picture, however, is truly not on it.
+
+# %% [markdown]
 # Three layouts of folders are understood:
 #
 #     SRC/images/p1.nii.gz   SRC/labels/p1.nii.gz          label maps; also nnU-Net's imagesTr, labelsTr, imagesTs, labelsTs

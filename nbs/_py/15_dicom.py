@@ -366,7 +366,8 @@ axes[1].set(title="where the slices say they are", xlabel="mm to the front", yla
 #
 # Contours drawn in a radiotherapy system come as an **RTSTRUCT**: polygons in millimetres, each with a structure's name. A
 # structure that was never contoured has no polygons, or is not listed; either way it is *unknown* for this patient. A pixel belongs
-# to a structure if its centre lies within an odd number of its polygons on that slice, so an inner polygon is a hole.
+# to a structure if its centre lies within an odd number of its polygons on that slice, so an inner polygon is a hole. Polygons may be drawn on planes that are no slices: of the planes near a slice only the nearest counts, or two outlines of the
+# same thing would erase each other. Regions of one name are put together.
 
 # %%
 #| export
