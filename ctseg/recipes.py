@@ -26,7 +26,7 @@ from .models.encoders import param_groups
 from .parallel import agree, main_first, on_main, world
 from .predict import choose_rule, load_predictor, Rule
 from .pseudo import IMAGE_SCORES
-from .train import Deadline, Job, Recipe, Run, Stopped, apply_settings, make_accelerator, plot_curves, read_duration
+from .train import Deadline, Job, Recipe, Run, Stopped, apply_settings, make_accelerator, out_of_memory, plot_curves, read_duration
 
 # %% ../nbs/70_recipes.ipynb #3e4f6252
 METHODS = {"supervised": supervised, "teacher-student": teacher_student, "pretrain-finetune": pretrain_finetune, "mean-teacher": mean_teacher,
@@ -91,7 +91,10 @@ def fit(
         try:
             on_main(lambda: run.open(asdict(recipe), slices, seed, resume))
             if (run/"metrics.json").exists(): return run  # resumed after its end
-            METHODS[recipe.method](job)
+            try: METHODS[recipe.method](job)
+            except RuntimeError as e:  # a step has its own remedy; this was the data, or a prediction
+                if not out_of_memory(e): raise
+                raise InputError(f"{plan.name}: out of memory; choose a smaller image_size, batch_size or width") from e
             stopped = on_main(lambda: _finish_in_time(job))
             if agree(bool(stopped)): raise Stopped(stopped or "another process stopped")
         finally: run.unlock()

@@ -225,6 +225,13 @@ def test_pieces_add_up_to_the_whole_where_nothing_depends_on_the_batch():
     assert np.allclose(norms, norms[0], rtol=1e-6)
 
 
+def test_memory_that_fails_outside_of_a_step_is_told(tmp_path, monkeypatch):
+    from ctseg import recipes
+    def fails(job): raise torch.OutOfMemoryError("fake")
+    monkeypatch.setitem(recipes.METHODS, "supervised", fails)
+    with pytest.raises(InputError, match="out of memory; choose a smaller image_size"): fit(toy(), tiny("masked", "fold=-1"), tmp_path/"run", device="cpu", progress=False)
+
+
 def test_memory_that_never_suffices_is_told():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -177,6 +177,7 @@ def phantom(epochs: int, full_epochs: int, keep: int):
         ("marginal-log", "marginal", ("log_dice=yes",)),
         ("full-seed-attunet", "seed-attunet", (f"epochs={full_epochs}",)),
         ("ctseg", "ctseg", ()),
+        ("ctseg-marginal", "ctseg", ("loss=marginal",)),
         ("seed-teacher-student", "seed-teacher-student", (f"keep={keep}",)),
     ]
     return [(name, recipe, ("width=16", f"epochs={epochs}", "batch_size=8", "precision=bf16") + extra) for name, recipe, extra in rows]

@@ -48,7 +48,7 @@ from ctseg.models.encoders import param_groups
 from ctseg.parallel import agree, main_first, on_main, world
 from ctseg.predict import choose_rule, load_predictor, Rule
 from ctseg.pseudo import IMAGE_SCORES
-from ctseg.train import Deadline, Job, Recipe, Run, Stopped, apply_settings, make_accelerator, plot_curves, read_duration
+from ctseg.train import Deadline, Job, Recipe, Run, Stopped, apply_settings, make_accelerator, out_of_memory, plot_curves, read_duration
 
 # %%
 #| hide
@@ -145,7 +145,10 @@ def fit(
         try:
             on_main(lambda: run.open(asdict(recipe), slices, seed, resume))
             if (run/"metrics.json").exists(): return run  # resumed after its end
-            METHODS[recipe.method](job)
+            try: METHODS[recipe.method](job)
+            except RuntimeError as e:  # a step has its own remedy; this was the data, or a prediction
+                if not out_of_memory(e): raise
+                raise InputError(f"{plan.name}: out of memory; choose a smaller image_size, batch_size or width") from e
             stopped = on_main(lambda: _finish_in_time(job))
             if agree(bool(stopped)): raise Stopped(stopped or "another process stopped")
         finally: run.unlock()
