@@ -150,6 +150,8 @@ SEMI = [
     ("log-warm-unimatch", "unimatch", OURS + ONE_VIEW),
     ("ctseg", "ctseg", ()),  # the same with a second phase half as long
     ("log-fp32", "masked", ("log_dice=yes", "precision=fp32")),  # its first phase, where it was trained in fp32
+    ("marginal-log", "marginal", ("log_dice=yes",)),
+    ("ctseg-marginal", "ctseg", ("loss=marginal",)),
     ("log-unimatch", "unimatch", OURS + ONE_VIEW + COLD),
     ("log-self-training", "self-training", OURS),
     ("log-teacher-student", "seed-teacher-student", OURS),
