@@ -21,7 +21,7 @@ ABLATIONS = [("masked-log", "masked", LOG), ("marginal-log", "marginal", LOG), (
              ("marginal", "ce-dice-zeros", "unknown kept apart from background")]
 COMPARISONS = [("masked-log", "seed-attunet"), ("masked", "seed-attunet"), ("marginal", "seed-attunet"), ("masked", "marginal")]
 RULED = ("masked-log", "masked", "marginal", "seed-attunet")  # whose decision rules are told
-METHODS = ("supervised", "teacher-student", "pretrain-finetune", "mean-teacher", "unimatch", "longer", "warm-unimatch", "ctseg", "self-training")
+METHODS = ("supervised", "teacher-student", "pretrain-finetune", "mean-teacher", "unimatch", "longer", "warm-unimatch", "ctseg-sigmoid", "ctseg", "self-training")
 PHASED = ("seed-teacher-student", "seed-pretrain-finetune", "log-teacher-student", "log-pretrain-finetune")  # the original's two methods
 SCORES = ("max", "entropy", "foreground", "sdc", "agreement")
 
@@ -125,6 +125,7 @@ def phases(by_seed) -> list[dict]:
 def baseline(runs, name) -> str:
     "The supervised row that a semi-supervised one is compared with: of the same loss, the original's (seed-…) or ours, and of the same precision if there is one."
     if name.startswith("seed"): return "seed-attunet"
+    if name == "ctseg": return "marginal-log" if "marginal-log" in runs else "log"
     exact = any("precision=fp32" in r["facts"]["settings"] for r in runs[name].values())
     return "log-fp32" if exact and "log-fp32" in runs else "log"
 
@@ -136,7 +137,7 @@ def semi(folder: Path):
     t = table(runs, lambda name: baseline(runs, name))
     if t is None or not set(runs) - set(start.values()): return None
     by = {r["name"]: r for r in t["rows"]}
-    cell = lambda k, m: by.get(start[k] if m == "supervised" else m if (m, k) == ("ctseg", "ours") else f"{'seed' if k == 'seed' else ours}-{m}")
+    cell = lambda k, m: by.get(start[k] if m == "supervised" else m if k == "ours" and m in ("ctseg", "ctseg-sigmoid") else f"{'seed' if k == 'seed' else ours}-{m}")
     cells = [dict(method=m, **{k: cell(k, m) for k in start}) for m in METHODS]
     told = {n: phases(runs.get(n, {})) for n in PHASED}
     return t | dict(ours=ours, cells=[c for c in cells if c["seed"] or c["ours"]], loss=compare(runs, ours, "seed-attunet"),

@@ -148,10 +148,10 @@ SEMI = [
     ("log-mean-teacher", "mean-teacher", OURS),
     ("log-longer", "unimatch", OURS + ONE_VIEW + ("consistency=0",)),  # both phases of the next row, the second without the unlabelled images
     ("log-warm-unimatch", "unimatch", OURS + ONE_VIEW),
-    ("ctseg", "ctseg", ()),  # the same with a second phase half as long
+    ("ctseg-sigmoid", "ctseg", ("loss=masked",)),  # the same with a second phase half as long
     ("log-fp32", "masked", ("log_dice=yes", "precision=fp32")),  # its first phase, where it was trained in fp32
-    ("marginal-log", "marginal", ("log_dice=yes",)),
-    ("ctseg-marginal", "ctseg", ("loss=marginal",)),
+    ("marginal-log", "marginal", ("log_dice=yes",)),  # the first phase of the next
+    ("ctseg", "ctseg", ()),
     ("log-unimatch", "unimatch", OURS + ONE_VIEW + COLD),
     ("log-self-training", "self-training", OURS),
     ("log-teacher-student", "seed-teacher-student", OURS),
@@ -178,17 +178,17 @@ def phantom(epochs: int, full_epochs: int, keep: int):
         ("masked", "masked", ()),
         ("marginal-log", "marginal", ("log_dice=yes",)),
         ("full-seed-attunet", "seed-attunet", (f"epochs={full_epochs}",)),
+        ("ctseg-sigmoid", "ctseg", ("loss=masked",)),
         ("ctseg", "ctseg", ()),
-        ("ctseg-marginal", "ctseg", ("loss=marginal",)),
         ("seed-teacher-student", "seed-teacher-student", (f"keep={keep}",)),
     ]
     return [(name, recipe, ("width=16", f"epochs={epochs}", "batch_size=8", "precision=bf16") + extra) for name, recipe, extra in rows]
 
-# One thing changed at a time: of `log-fp32` (supervised), of `ctseg` (both phases), which are in the table semi100.
+# One thing changed at a time: of `log-fp32` (supervised), of `ctseg-sigmoid` (both phases), which are in the table semi100.
 LOG = ("log_dice=yes",)
 ABLATION = [
-    ("no-cutmix", "ctseg", ("cutmix=0",)),
-    ("ctseg-strong", "ctseg", ("augment=strong",)),
+    ("no-cutmix", "ctseg", ("loss=masked", "cutmix=0")),
+    ("ctseg-strong", "ctseg", ("loss=masked", "augment=strong")),
     ("rare", "masked", LOG + ("rare_power=0.5",)),  # slices with rare classes shown more often
     ("no-ema", "masked", LOG + ("ema=0",)),
     ("mirror", "masked", LOG + ("mirror=horizontal",)),
@@ -210,7 +210,7 @@ TABLES = {
         ("ce-dice-zeros", "marginal", ("loss=ce-dice",)),
     ]],
     "semi100": [(name, recipe, BASE + ("labelled=100", "epochs=120") + extra) for name, recipe, extra in SEMI],
-    "counts": [(f"ctseg-u{n}", "ctseg", BASE + ("labelled=100", "epochs=120", f"unlabelled={n}")) for n in (300, 600, 1200)],  # the row of `ablation` with fewer unlabelled images
+    "counts": [(f"ctseg-u{n}", "ctseg", BASE + ("labelled=100", "epochs=120", "loss=masked", f"unlabelled={n}")) for n in (300, 600, 1200)],  # the row of `ablation` with fewer unlabelled images
     "semi800": [(name, recipe, BASE + extra) for name, recipe, extra in SEMI],
     "networks": [(name, "masked", BASE + ("log_dice=yes",) + extra) for name, extra in NETWORKS],
     "phantom": phantom(40, 7, 300),      # ctseg phantom FOLDER --labelled 100 --unlabelled 500 --test 150 --size 128 --truth

@@ -11,10 +11,10 @@
 # **The terms.** Attention U-Net of width 16, batches of 16 annotated slices, 600 optimiser steps a phase with 100 annotations and 1800 with 800. Methods are run from two starting points: the original's (`seed-…`: Dice only, zeros as background) and ours (`log-…`: masked sigmoid loss with the logarithm
 # of the Dice; `log` alone is the recipe `masked-log`). A row that is missing was not run. UniMatch runs with one strong view and no feature stream, which is what a processor can pay for.
 #
-# `ctseg` is the default recipe: a supervised phase, then one with all images, half as long; `log-warm-unimatch` is the same with a second phase as long as the first (`second=1`). Both take more steps than `log`, so there is also `log-longer`: two phases of equal length, the second without the unlabelled images (`consistency=0`). `log-unimatch` has all images from the
+# `ctseg` is the default recipe: a supervised phase with softmax outputs (`marginal-log`), then one with all images, half as long; `ctseg-sigmoid` is the same with our sigmoid loss (`loss=masked`), which was the default until [54 structures](phantom_semi.html) had shown the difference. `log-warm-unimatch` is that with a second phase as long as the first (`second=1`). Both take more steps than `log`, so there is also `log-longer`: two phases of equal length, the second without the unlabelled images (`consistency=0`). `log-unimatch` has all images from the
 # first step, as the papers do.
 #
-# Most runs are in bf16. Some were made on a processor that has none, in fp32: `ctseg` with 100 slices is compared with `log-fp32`, which is its own first phase, scored by itself; the others of them are marked below. Settings are those the recipes were written with; with our loss the warm start came after the cold one had failed on seed 0, and was then run on the other seeds as it was.
+# Most runs are in bf16. Some were made on a processor that has none, in fp32: `ctseg-sigmoid` with 100 slices is compared with `log-fp32`, which is its own first phase, scored by itself; the others of them are marked below. Settings are those the recipes were written with; with our loss the warm start came after the cold one had failed on seed 0, and was then run on the other seeds as it was.
 #
 # ```
 # python tools/bench.py semi100 --data FOLDER
@@ -73,18 +73,18 @@ plt.show()
 
 # %% [markdown]
 # With 100 slices the unlabelled ones help the original's loss most, because it has most to gain: `seed-unimatch` adds 0.11 in all three trainings, self-training 0.06 in two of three, the original's own teacher and student 0.07 in its one. Yet the best of them ends far below what a loss that
-# leaves the unknown alone reaches without any unlabelled slice (`log`). On top of *that*, only the second phase of `ctseg` has a dependable gain.
+# leaves the unknown alone reaches without any unlabelled slice (`log`). On top of *that*, only the second phase of `ctseg-sigmoid` and `ctseg` has a dependable gain.
 
 # %% [markdown]
 # ## How many unlabelled slices?
 #
-# The default recipe with 100 annotated slices and ever more of the others, as many steps for all. Without any, its second phase falls away and `log` is what is left; 1900 is all there are. Grey: one training each; the line follows seed 0, whose first phase is the same in all of them.
+# `ctseg-sigmoid` with 100 annotated slices and ever more of the others, as many steps for all. Without any, its second phase falls away and `log` is what is left; 1900 is all there are. Grey: one training each; the line follows seed 0, whose first phase is the same in all of them.
 
 # %%
 def dice(s): return [mean_dice(chosen(r)) for _, r in sorted(s.items())]
 
 fewer = load(RESULTS/"counts")  # named by the number
-points = {0: dice(runs[100]["log-fp32"])} | {int(n.rsplit("-u")[1]): dice(s) for n, s in fewer.items()} | {1900: dice(runs[100]["ctseg"])}
+points = {0: dice(runs[100]["log-fp32"])} | {int(n.rsplit("-u")[1]): dice(s) for n, s in fewer.items()} | {1900: dice(runs[100]["ctseg-sigmoid"])}
 points = dict(sorted(points.items()))
 fig, ax = plt.subplots(figsize=(5.5, 3), layout="constrained")
 for n, d in points.items(): ax.plot([n]*len(d), d, "o", color="0.65", ms=5)
@@ -92,7 +92,7 @@ ax.plot(list(points), [d[0] for d in points.values()], "-", color="C0", label="s
 ax.set(xlabel="unlabelled slices", ylabel="Dice, 15 other patients"); ax.legend(frameon=False); ax.spines[["top", "right"]].set_visible(False)
 plt.show()
 pd.DataFrame({"unlabelled slices": list(points), "seeds": [len(d) for d in points.values()], "Dice, seed 0": [d[0] for d in points.values()], "Dice, mean": [np.mean(d) for d in points.values()],
-              "left out, seed 0": [mean_dice(r["rest_chosen"]) for r in (runs[100]["log-fp32"][0], *(fewer[f"ctseg-u{n}"][0] for n in list(points)[1:-1]), runs[100]["ctseg"][0])]}).style.format(precision=3).hide(axis="index")
+              "left out, seed 0": [mean_dice(r["rest_chosen"]) for r in (runs[100]["log-fp32"][0], *(fewer[f"ctseg-u{n}"][0] for n in list(points)[1:-1]), runs[100]["ctseg-sigmoid"][0])]}).style.format(precision=3).hide(axis="index")
 
 # %% [markdown]
 # Three hundred slices bring most of it. What comes after is no more than the luck of one training, on the test slices and on the 700 left-out ones (`left out`) alike.
@@ -100,7 +100,7 @@ pd.DataFrame({"unlabelled slices": list(points), "seeds": [len(d) for d in point
 # %% [markdown]
 # ## Two remedies for one illness
 #
-# Most of what is lost is lost to *inventions*: a structure drawn on a slice that has none scores 0 there. The decision rule gates them away; the second phase of `ctseg` teaches them away. Each helps without the other, and together they help less than the sum: with 800 annotated slices there is nothing left for the
+# Most of what is lost is lost to *inventions*: a structure drawn on a slice that has none scores 0 there. The decision rule gates them away; the second phase teaches them away. Each helps without the other, and together they help less than the sum: with 800 annotated slices there is nothing left for the
 # second phase once the rule has been chosen.
 
 # %%
@@ -109,9 +109,9 @@ def remedies(budget, a, b):
     plain, ruled = compare(runs[budget], a, b, argmax), compare(runs[budget], a, b)
     tell = lambda d: "{difference:+.3f} [{low:+.3f}, {high:+.3f}]".format(**d)
     return {"labelled": budget, "difference": f"{a} − {b}", "seeds": plain["seeds"], "both by argmax": tell(plain), "both with their rules": tell(ruled)} | {
-        f"rule, in {n}": float(np.mean([mean_dice(chosen(r)) - mean_dice(argmax(r)) for r in runs[budget][n].values()])) for n in ("log", "ctseg")}
+        f"rule, in {n}": float(np.mean([mean_dice(chosen(r)) - mean_dice(argmax(r)) for r in runs[budget][n].values()])) for n in ("log", "ctseg-sigmoid")}
 
-pd.DataFrame([remedies(100, "ctseg", "log-fp32"), remedies(800, "ctseg", "log")]).style.format(precision=3).hide(axis="index")
+pd.DataFrame([remedies(100, "ctseg-sigmoid", "log-fp32"), remedies(800, "ctseg-sigmoid", "log")]).style.format(precision=3).hide(axis="index")
 
 # %% [markdown]
 # ## How lucky was a training?
@@ -142,17 +142,17 @@ for b in runs:
 # %% [markdown]
 # ## The default against the original, whole
 #
-# `ctseg` as a single network, against the original's teacher and student and against its supervised baseline, over the seeds that both have. `worst class` is the smallest difference of any organ, means over those seeds.
+# `ctseg` and `ctseg-sigmoid` as single networks, against the original's teacher and student and against its supervised baseline, over the seeds that both have. `worst class` is the smallest difference of any organ, means over those seeds.
 
 # %%
-def whole(other):
-    ours, theirs = runs[800]["ctseg"], runs[800][other]
-    seeds, d = sorted(ours.keys() & theirs.keys()), compare(runs[800], "ctseg", other)
+def whole(mine, other):
+    ours, theirs = runs[800][mine], runs[800][other]
+    seeds, d = sorted(ours.keys() & theirs.keys()), compare(runs[800], mine, other)
     classes = np.mean([np.nanmean(chosen(ours[s]), 0) - np.nanmean(chosen(theirs[s]), 0) for s in seeds], axis=0)
-    return {"ctseg minus": other, "ctseg": d["a"], "other": d["b"], "difference": d["difference"], "low": d["low"], "high": d["high"], "seeds": len(seeds), "better in": d["wins"],
-            "worst class": f"{ours[seeds[0]]['classes'][classes.argmin()]} {classes.min():+.3f}", "silent in ctseg": line(runs[800], "ctseg", "log")["silent"] or "none"}
+    return {"recipe": mine, "minus": other, "Dice": d["a"], "other": d["b"], "difference": d["difference"], "low": d["low"], "high": d["high"], "seeds": len(seeds), "better in": d["wins"],
+            "worst class": f"{ours[seeds[0]]['classes'][classes.argmin()]} {classes.min():+.3f}", "silent": line(runs[800], mine, "log")["silent"] or "none"}
 
-pd.DataFrame([whole(n) for n in ("seed-teacher-student", "seed-attunet") if n in runs[800]]).style.format(precision=3).hide(axis="index")
+pd.DataFrame([whole(m, n) for m in ("ctseg", "ctseg-sigmoid") for n in ("seed-teacher-student", "seed-attunet")]).style.format(precision=3).hide(axis="index")
 
 # %% [markdown]
 # ## The original's two phases
@@ -184,8 +184,8 @@ cost.dropna(subset="ratio").pivot_table(index="recipe", columns="labelled", valu
 # %%
 table.round(4).to_csv(RESULTS/"realct_semi.csv", index=False)
 
-NAMES = {"seed-attunet": "`seed-attunet`", "seed-teacher-student": "`seed-teacher-student`", "log": "`masked-log`", "log-fp32": "`masked-log`, the first phase of the next row", "ctseg": "**`ctseg`**: `masked-log`, then all images", "log-warm-unimatch": "`ctseg` with `second=1`"}
-def front(budget, name): return [budget, NAMES[name], *told(line(runs[budget], name, baseline(runs[budget], name) if name in ("ctseg", "log-fp32") else "log"))]
+NAMES = {"seed-attunet": "`seed-attunet`", "seed-teacher-student": "`seed-teacher-student`", "log": "`masked-log`", "log-fp32": "`masked-log`, the first phase of the next row", "ctseg-sigmoid": "`ctseg` with `loss=masked`: `masked-log`, then all images", "marginal-log": "`marginal-log`, the first phase of the next row", "ctseg": "**`ctseg`**: `marginal-log`, then all images"}
+def front(budget, name): return [budget, NAMES[name], *told(line(runs[budget], name, baseline(runs[budget], name) if name in ("ctseg-sigmoid", "log-fp32") else "log"))]
 
 lines = pd.DataFrame([front(b, n) for b in runs for n in NAMES if n in runs[b]], columns=["annotated slices", "recipe", "Dice", "more than `masked-log` [95 %]", "silent in some seed"])
 lines.to_csv(RESULTS/"realct_front.csv", index=False)

@@ -175,7 +175,7 @@ assert not Path("nowhere").exists()
 # %% [markdown]
 # ## 2. Train
 #
-# `masked-log`, the supervised first half of the default recipe, shrunk to a toy: half a minute on a processor instead of hours on a GPU. Patients are kept whole: the held-out ones, which draw the curve and choose the decision rule, share no slice with the others. One setting is worth knowing
+# `masked-log`, a supervised recipe that suits a few structures, shrunk to a toy: half a minute on a processor instead of hours on a GPU. Patients are kept whole: the held-out ones, which draw the curve and choose the decision rule, share no slice with the others. One setting is worth knowing
 # for contours like these: each eye is outlined on about ten of 126 slices, and `rare_power` shows a network the slices with rare structures more often.
 
 # %%

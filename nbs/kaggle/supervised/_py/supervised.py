@@ -99,7 +99,7 @@ plt.show()
 # %% [markdown]
 # ## Training
 #
-# A *recipe* is a named set of choices: method, network, loss, augmentation, schedule. This one trains an Attention U-Net with one yes/no output per structure, and counts only what was looked for. A tenth of the annotated
+# A *recipe* is a named set of choices: method, network, loss, augmentation, schedule. This one trains an Attention U-Net in which the structures compete for every pixel (a softmax), and counts only what was looked for. A tenth of the annotated
 # slices (whole groups of near-duplicates, so that no slice is tested on its twin) is held out: it draws the learning curve and chooses how sure the network must be before a structure is drawn.
 #
 # Training runs as a process of its own, on all cards. `carry_on` is the line that makes it survive the end of a session.
