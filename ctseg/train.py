@@ -569,8 +569,6 @@ class Run:
         with np.load(self/"pseudo_labels.npz") as z: return dict(z)
 
 # %% ../nbs/40_train.ipynb #8d8207f4
-_VERSIONED = ("ctseg", "torch", "timm", "numpy", "accelerate")
-
 def read_spec(path) -> dict:
     "A `recipe.json`; `InputError` for one that is none, or that another version of ctseg has written."
     spec = read_json(path)
@@ -580,6 +578,9 @@ def read_spec(path) -> dict:
     odd = [k for k in recipe if k not in names] if isinstance(recipe, dict) else ["recipe"]
     if odd: raise InputError(f"{path}: the field {odd[0]!r} is unknown to this ctseg ({metadata.version('ctseg')}); the run was made by {by}")
     return spec
+
+# %% ../nbs/40_train.ipynb #5d0e0d88
+_VERSIONED = ("ctseg", "torch", "timm", "numpy", "accelerate")
 
 @patch_to(Run)
 def open(self, recipe: dict, slices: SliceSet, seed: int, resume: bool = False):

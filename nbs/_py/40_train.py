@@ -913,8 +913,6 @@ class Run:
 
 # %%
 #| export
-_VERSIONED = ("ctseg", "torch", "timm", "numpy", "accelerate")
-
 def read_spec(path) -> dict:
     "A `recipe.json`; `InputError` for one that is none, or that another version of ctseg has written."
     spec = read_json(path)
@@ -924,6 +922,14 @@ def read_spec(path) -> dict:
     odd = [k for k in recipe if k not in names] if isinstance(recipe, dict) else ["recipe"]
     if odd: raise InputError(f"{path}: the field {odd[0]!r} is unknown to this ctseg ({metadata.version('ctseg')}); the run was made by {by}")
     return spec
+
+
+# %% [markdown]
+# Opening the folder is where a run that continues is checked: it must be the same recipe, seed and data.
+
+# %%
+#| export
+_VERSIONED = ("ctseg", "torch", "timm", "numpy", "accelerate")
 
 @patch_to(Run)
 def open(self, recipe: dict, slices: SliceSet, seed: int, resume: bool = False):
