@@ -15,7 +15,7 @@ import pandas as pd
 from scipy import ndimage
 
 from .anatomy import ClassMap
-from .data import _read_annotated, present_classes, read_classes, read_masks
+from .data import _check_looked_for, _read_annotated, read_classes, read_masks
 from .files import InputError, read_json
 
 # %% ../nbs/22_metrics.ipynb #5948032f
@@ -227,19 +227,19 @@ def evaluate_files(
     names, t = read_masks(truth, classes=cm, size=(1, -1))  # the shape of the images does not matter to a Dice
     _, p = read_masks(prediction, names=names, size=t.shape[1:], classes=cm, cache=False)
     beside = truth.parent/"annotated_labels.json"
-    if annotated is None and truth.name.split(".")[0] == "y_train" and beside.exists(): annotated = beside
-    known = _examined(Path(annotated), t, cm, truth) if annotated else None
+    if annotated is None and _is_partial(truth) and beside.exists(): annotated = beside
+    known = _examined(Path(annotated), t, names, cm, truth) if annotated else None
     return dict(table=per_class(p, t, cm, known), facts=evaluate(t, p, cm, known, _patients(truth, len(t))))
 
-def _examined(path: Path, masks: np.ndarray, classes: ClassMap, truth: Path) -> np.ndarray:
+def _examined(path: Path, masks: np.ndarray, names, classes: ClassMap, truth: Path) -> np.ndarray:
     "What is known of the images of a truth file, bool [N,C]. The list goes on with the images without annotation, which have no column."
     known, n = _read_annotated(path, None, len(classes)), len(masks)
     if len(known) < n or known[n:].any():
         raise InputError(f"{path}: says of {max(len(known), 1 + int(np.flatnonzero(known.any(1)).max(initial=-1)))} images what was examined, but {truth} has {n} columns; give the two that belong together")
-    if truth.name.split(".")[0] == "y_train" and (bad := present_classes(masks, len(classes)) & ~known[:n]).any():  # a whole truth may be scored in part
-        i, c = np.argwhere(bad)[0]
-        raise InputError(f"{truth}, column {i + 1}: pixels of class {c + 1} ({classes.name(c + 1)}), not in entry {i} of {path.name}; give the two that belong together")
+    if _is_partial(truth): _check_looked_for(known[:n], masks, names, truth, classes)  # a whole truth may be scored in part
     return known[:n]
+
+def _is_partial(truth: Path) -> bool: return truth.name.split(".")[0] == "y_train"
 
 def _patients(truth: Path, n: int):
     "The patients of the images of `y_SPLIT.csv` from the `patients.json` beside it, None if they are not told. The list goes on with the images without annotation."

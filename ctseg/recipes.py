@@ -112,7 +112,7 @@ def finish(job: Job):
     "Choose the rule, calibrate, write `curves.png` and, as the sign that the run is finished, `metrics.json`."
     import matplotlib.pyplot as plt
     facts = {"phases": job.done, "epochs": len(job.history), "dice held out, argmax": job.history[-1]["dice"]}
-    rule, each = Rule(), job.deadline and (lambda items: job.deadline.each(items, "while the decision rule was chosen; all phases are trained"))
+    rule, each = Rule(), job.in_time("while the decision rule was chosen; all phases are trained", together=False)
     if job.recipe.tune_rule and len(job.holdout):
         rule, scores = choose_rule(load_predictor(job.run.folder, job.plan), job.holdout, each=each)
         facts |= {"dice held out, argmax": scores[Rule()], "dice held out, chosen rule": scores[rule]}  # both at the images' own size

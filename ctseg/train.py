@@ -572,11 +572,10 @@ class Run:
 def read_spec(path) -> dict:
     "A `recipe.json`; `InputError` for one that is none, or that another version of ctseg has written."
     spec = read_json(path)
-    try: recipe, by = {k: spec[k] for k in ("recipe", "seed", "data", "classes", "image_shape")}["recipe"], spec.get("versions", {}).get("ctseg", "?")
-    except (TypeError, KeyError, AttributeError): raise InputError(f"{path}: not the recipe of a run") from None
-    names = [f.name for f in fields(Recipe)]
-    odd = [k for k in recipe if k not in names] if isinstance(recipe, dict) else ["recipe"]
-    if odd: raise InputError(f"{path}: the field {odd[0]!r} is unknown to this ctseg ({metadata.version('ctseg')}); the run was made by {by}")
+    if not isinstance(spec, dict) or not {"recipe", "seed", "data", "classes", "image_shape"} <= spec.keys() or not isinstance(spec["recipe"], dict):
+        raise InputError(f"{path}: not the recipe of a run")
+    if odd := spec["recipe"].keys() - {f.name for f in fields(Recipe)}:
+        raise InputError(f"{path}: the field {min(odd)!r} is unknown to this ctseg ({metadata.version('ctseg')}); the run was made by {spec.get('versions', {}).get('ctseg', 'another')}")
     return spec
 
 # %% ../nbs/40_train.ipynb #5d0e0d88
@@ -765,7 +764,7 @@ class Job:
         if recipe.unlabelled >= 0: self.unlabelled = self.unlabelled[np.sort(np.random.default_rng(seed).permutation(len(self.unlabelled))[:recipe.unlabelled])]
         if recipe.fold >= recipe.folds: raise InputError(f"fold = {recipe.fold}: there are {recipe.folds} folds, numbered from 0 (-1 holds out none)")
         try: out = grouped_folds(labelled, recipe.folds, seed=0) == recipe.fold if recipe.fold >= 0 else np.zeros(len(labelled), bool)
-        except InputError as e: raise InputError(f"{e}; choose fewer folds, or fold = -1 to hold out none") from None
+        except InputError as e: raise InputError(f"{e}; choose fewer folds, or fold = -1 to hold out none (--set fold=-1)") from None
         self.labelled, self.holdout = labelled[~out], labelled[out]
         self.loss = create_loss(recipe.loss, **recipe.loss_options())
         if recipe.augment not in AUGMENT: raise did_you_mean("augment", recipe.augment, AUGMENT)
@@ -790,9 +789,9 @@ def note_pseudo(self, pseudo, kept: SliceSet):
         np.savez_compressed(tmp, labels=pseudo.labels, kept=np.array([n in kept for n in names]), names=np.array(names), **pseudo.scores)
 
 @patch_to(Job)
-def in_time(self, what: str):
-    "What loops outside of training go through their batches with, so that they too stop in time; None if nothing limits them (or several processes work together, which must not part)."
-    return None if self.deadline is None or world() > 1 else lambda items: self.deadline.each(items, what)
+def in_time(self, what: str, together: bool = True):
+    "What loops outside of training go through their batches with, so that they too stop in time; None if nothing limits them, or if several processes do the work `together` and must not part."
+    return None if self.deadline is None or together and world() > 1 else lambda items: self.deadline.each(items, what)
 
 @patch_to(Job)
 def note_completed(self, before: SliceSet, after: SliceSet):

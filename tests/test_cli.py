@@ -75,6 +75,8 @@ def test_two_runs_are_averaged_as_probabilities(run, tmp_path):
     (["fit", SAMPLE, "--out", "{new}", "--set", "folds=99"], "99 folds of 6 groups of slices: at least 2 folds, and a group (a patient, or near duplicates) for each; choose fewer folds, or fold = -1"),
     (["fit", SAMPLE, "--out", "{new}", "--set", "labelled=99"], "99"),
     (["fit", SAMPLE, "--out", "{new}", "--set", "precision=fp16"], "fp16 needs a GPU"),
+    (["fit", SAMPLE, "--out", "{new}", "--device", "cuda:x", *TINY], "unknown device 'cuda:x'"),
+    (["fit", SAMPLE, "--out", "{new}"], "--set fold=-1"),
     (["fit", SAMPLE, "--out", "{new}", "--set", "w_dice=nan"], "w_dice = nan"),
     (["fit", SAMPLE, "--out", "{new}", "--seed", "-1"], "seed = -1"),
     (["fit", SAMPLE, "--out", f"{SAMPLE}/class_names.json", *TINY], "class_names.json is a file"),

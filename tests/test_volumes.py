@@ -492,6 +492,34 @@ def test_export_checks_the_masks(tmp_path):
         with pytest.raises(InputError) as e: export_nifti(bad, tmp_path/"out", tmp_path/"back")
         assert told in one_line(e) and not (tmp_path/"back").exists()
 
+@pytest.mark.parametrize("tag, needed", [("SliceThickness", False), ("FrameOfReferenceUID", True), ("StudyInstanceUID", True)])
+def test_seg_export_of_a_ct_that_lacks_a_tag(tmp_path, tag, needed):
+    write_series(tmp_path/"src", *planes(3))
+    for p in (tmp_path/"src").iterdir():
+        ds = pydicom.dcmread(p)
+        if tag in ds: delattr(ds, tag)
+        ds.save_as(p)
+    import_dicom(tmp_path/"src", tmp_path/"out", classes=TWO, test_share=1.)
+    masks = read_challenge(tmp_path/"out", "test").masks
+    masks[:, 2:4, 2:4] = 1
+    if not needed: assert export_dicom_seg(masks, tmp_path/"out", tmp_path/"src", tmp_path/"seg") == {"v000": 1}
+    else:
+        with pytest.raises(InputError) as e: export_dicom_seg(masks, tmp_path/"out", tmp_path/"src", tmp_path/"seg")
+        assert tag in one_line(e) and not (tmp_path/"seg").exists()
+
+def test_labels_that_are_a_list(tmp_path):
+    save(HU, tmp_path/"imagesTr/a_0000.nii.gz")
+    (tmp_path/"dataset.json").write_text('{"labels": ["background", "liver"]}')
+    with pytest.raises(InputError) as e: import_nifti(tmp_path, tmp_path/"out")
+    assert "labels must be names numbered" in one_line(e)
+
+def test_sizes_of_voxels_that_are_none(tmp_path):
+    from ctseg.datasets import read_openkbp
+    (tmp_path/"ct.csv").write_text(",data\n0,1\n")
+    (tmp_path/"voxel_dimensions.csv").write_text("x,y,z\n1,1,1\n")
+    with pytest.raises(InputError) as e: read_openkbp(tmp_path)
+    assert "expected three sizes in mm" in one_line(e)
+
 def test_seg_export_needs_its_own_series(tmp_path):
     write_series(tmp_path/"src", *planes(3)); write_series(tmp_path/"other", *planes(3))
     import_dicom(tmp_path/"src", tmp_path/"out", classes=TWO, test_share=1.)

@@ -175,7 +175,6 @@ def phantom(epochs: int, full_epochs: int, keep: int):
     rows = [
         ("seed-attunet", "seed-attunet", ()),
         ("log", "masked", ("log_dice=yes",)),
-        ("masked", "masked", ()),
         ("marginal-log", "marginal", ("log_dice=yes",)),
         ("full-seed-attunet", "seed-attunet", (f"epochs={full_epochs}",)),
         ("ctseg-sigmoid", "ctseg", ("loss=masked",)),

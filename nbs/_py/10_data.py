@@ -194,6 +194,14 @@ def _check_masks(s: SliceSet):
         n, c = np.argwhere(bad)[0]
         raise InputError(f"mask of {s.names[n]} has pixels of class {c + 1} ({s.classes.name(c + 1)}), which known says was not examined")
 
+def still_known(
+    known: np.ndarray, # bool [N,C]
+    drawn: np.ndarray, # bool [N,C]: what the slices showed
+    masks: np.ndarray, # uint8 [N,H,W]: what they show now, smaller, or with one structure over another
+) -> np.ndarray: # bool [N,C]
+    "`known`, without the structures that were drawn and of which no pixel is left: they are not absent."
+    return known & ~(drawn & ~present_classes(masks, known.shape[1]))
+
 
 # %%
 def toy_set(n=6, size=64, seed=0):
@@ -696,11 +704,15 @@ def _known(folder: Path, csv: Path, names, masks, labelled: int, classes: ClassM
     if known[labelled:].any():
         i = labelled + int(np.argmax(known[labelled:].any(1)))
         raise InputError(f"{csv}: no column for {names[i]}, which annotated_labels.json says was examined; add it, or empty entry {i}")
-    if (bad := present_classes(masks, C) & ~known).any():
+    _check_looked_for(known, masks, names, csv, classes)
+    return known
+
+def _check_looked_for(known, masks, names, csv: Path, classes: ClassMap):
+    "`InputError` for pixels of a class that nobody looked for."
+    if (bad := present_classes(masks, len(classes)) & ~known).any():
         i, c = np.argwhere(bad)[0]
         raise InputError(f"{csv}, column {names[i]}: pixels of class {c + 1} ({classes.name(c + 1)}), not in entry {i} of "
                          "annotated_labels.json; add it there, or check that both files belong to the same images")
-    return known
 
 
 # %%
@@ -1093,7 +1105,7 @@ class SliceData(torch.utils.data.Dataset):
         if size == slices.images.shape[1:]: size = None
         self.images = _resized(slices.images, size, device, mode="bilinear", antialias=True)
         self.masks = _resized(slices.masks, size, device, mode="nearest-exact")
-        known = slices.known if size is None else slices.known & ~(slices.present & ~present_classes(self.masks.cpu().numpy(), slices.known.shape[1]))
+        known = slices.known if size is None else still_known(slices.known, slices.present, self.masks.cpu().numpy())
         self.known = torch.tensor(known, device=device)
 
     def __len__(self): return len(self.images)

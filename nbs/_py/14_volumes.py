@@ -30,7 +30,7 @@ import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 
 from ctseg.anatomy import RAIDIUM54, ClassMap
-from ctseg.data import SliceSet, natural_key, present_classes, read_classes, read_masks, read_pngs, write_challenge
+from ctseg.data import SliceSet, natural_key, present_classes, read_classes, read_masks, read_pngs, still_known, write_challenge
 from ctseg.files import InputError, atomic_path, did_you_mean, read_json, write_json
 
 # %%
@@ -453,12 +453,12 @@ def _known(v: Volume, C: int, where: str) -> np.ndarray:
     return v.known
 
 def _known_by_slice(v: Volume, known: np.ndarray, part: Part, how: Slicing) -> np.ndarray:
-    "`known` [C] of each slice, bool [n,C]; but a class that was drawn on the slice, and of which other structures or a coarser grid have left no pixel, is unknown there: it is not absent."
+    "`known` [C] of each slice, bool [n,C], without what other structures or a coarser grid have hidden."
     axes, flip = slice_axes(v.affine, how.orientation)
     if v.labels is None: return np.repeat(known[None], len(part.slices), 0)
     if v.drawn is None: drawn = present_classes(as_slices(v.labels, v.affine, how.orientation)[part.slices], len(known))
     else: drawn = v.drawn[axes[0]][1:len(known) + 1, ::-1 if flip[0] else 1][:, part.slices].T
-    return known & ~(drawn & ~present_classes(part.masks, len(known)))
+    return still_known(np.repeat(known[None], len(drawn), 0), drawn, part.masks)
 
 def _entry(v: Volume, how: Slicing, patient: int) -> dict:
     "What the index says of a volume, before its slices have a place."
