@@ -43,10 +43,10 @@ RECIPES = {r.name: r for r in [
     Recipe("marginal-log", "supervised; `marginal` with the logarithm of the Dice; with dozens of structures the better one", loss="marginal", log_dice=True),
     Recipe("seed-teacher-student", "the original method: teacher, the 800 surest slices, student with Dice + L2", "teacher-student", loss="dice", confidence="max", tune_rule=False),
     Recipe("seed-pretrain-finetune", "the original's variant: pretrain on pseudo-labels, fine-tune on truth", "pretrain-finetune", loss="dice", confidence="max", tune_rule=False),
-    Recipe("teacher-student", "the original method with our loss, which leaves the unknown of annotated slices unknown, and Soft Dice Confidence", "teacher-student", log_dice=True),
-    Recipe("mean-teacher", "consistency with the student's own average wherever the truth is silent", "mean-teacher", log_dice=True, ramp=0.3),
-    Recipe("unimatch", "a sure teacher completes the truth for two strong views", "unimatch", log_dice=True),
-    Recipe("self-training", "out-of-fold teachers complete slices cell by cell; a noisy student; a fine-tune", "self-training", log_dice=True),
+    Recipe("teacher-student", "the original method with our loss, which leaves the unknown of annotated slices unknown, and Soft Dice Confidence", "teacher-student", loss="marginal", log_dice=True),
+    Recipe("mean-teacher", "consistency with the student's own average wherever the truth is silent", "mean-teacher", loss="marginal", log_dice=True, ramp=0.3),
+    Recipe("unimatch", "a sure teacher completes the truth for two strong views", "unimatch", loss="marginal", log_dice=True),
+    Recipe("self-training", "out-of-fold teachers complete slices cell by cell; a noisy student; a fine-tune", "self-training", loss="marginal", log_dice=True),
 ]}
 DEFAULT_RECIPE = "ctseg"
 

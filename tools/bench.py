@@ -194,6 +194,10 @@ ABLATION = [
     ("augment-none", "masked", LOG + ("augment=none",)),
     ("augment-strong", "masked", LOG + ("augment=strong",)),
     ("size-96", "masked", LOG + ("image_size=96",)),
+    # of `log-self-training` and of `log-teacher-student`, in semi100
+    ("no-quota", "self-training", OURS + ("quota=1", "precision=bf16")),
+    ("two-rounds", "self-training", OURS + ("rounds=2", "precision=bf16")),
+    ("max-confidence", "seed-teacher-student", OURS + ("confidence=max", "precision=bf16")),
 ]
 
 TABLES = {

@@ -17,11 +17,12 @@
 # | `ctseg-1h`, `ctseg-30h` | smaller and larger, for other budgets |
 # | `seed-attunet` | the original project's baseline: Attention U-Net, Dice loss only, everything unexamined read as background |
 # | `masked` | sigmoid outputs; only examined cells are taught |
-# | `masked-log` | the same with the logarithm of the Dice; the best supervised recipe |
+# | `masked-log` | the same with the logarithm of the Dice |
 # | `marginal` | softmax outputs; unexamined structures and background are one class as far as the truth can tell |
+# | `marginal-log` | the same with the logarithm of the Dice; the supervised recipe to begin with, and the start of all the methods below but the original's |
 # | `seed-teacher-student` | the original method: teacher → 800 surest slices → student with Dice + L2 |
 # | `seed-pretrain-finetune` | its variant: pretrain on the pseudo-labelled, fine-tune on the annotated |
-# | `teacher-student` | the original method with the masked loss and a confidence that measures something |
+# | `teacher-student` | the original method with a loss that leaves unknown alone and a confidence that measures something |
 # | `mean-teacher` | consistency with the averaged model wherever the truth is silent |
 # | `unimatch` | completed truth for strong views, CutMix, feature dropout: the whole method, for a GPU |
 # | `self-training` | out-of-fold teachers, cells accepted by confidence, noisy student, fine-tune |
@@ -75,10 +76,10 @@ RECIPES = {r.name: r for r in [
     Recipe("marginal-log", "supervised; `marginal` with the logarithm of the Dice; with dozens of structures the better one", loss="marginal", log_dice=True),
     Recipe("seed-teacher-student", "the original method: teacher, the 800 surest slices, student with Dice + L2", "teacher-student", loss="dice", confidence="max", tune_rule=False),
     Recipe("seed-pretrain-finetune", "the original's variant: pretrain on pseudo-labels, fine-tune on truth", "pretrain-finetune", loss="dice", confidence="max", tune_rule=False),
-    Recipe("teacher-student", "the original method with our loss, which leaves the unknown of annotated slices unknown, and Soft Dice Confidence", "teacher-student", log_dice=True),
-    Recipe("mean-teacher", "consistency with the student's own average wherever the truth is silent", "mean-teacher", log_dice=True, ramp=0.3),
-    Recipe("unimatch", "a sure teacher completes the truth for two strong views", "unimatch", log_dice=True),
-    Recipe("self-training", "out-of-fold teachers complete slices cell by cell; a noisy student; a fine-tune", "self-training", log_dice=True),
+    Recipe("teacher-student", "the original method with our loss, which leaves the unknown of annotated slices unknown, and Soft Dice Confidence", "teacher-student", loss="marginal", log_dice=True),
+    Recipe("mean-teacher", "consistency with the student's own average wherever the truth is silent", "mean-teacher", loss="marginal", log_dice=True, ramp=0.3),
+    Recipe("unimatch", "a sure teacher completes the truth for two strong views", "unimatch", loss="marginal", log_dice=True),
+    Recipe("self-training", "out-of-fold teachers complete slices cell by cell; a noisy student; a fine-tune", "self-training", loss="marginal", log_dice=True),
 ]}
 DEFAULT_RECIPE = "ctseg"
 

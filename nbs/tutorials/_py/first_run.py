@@ -102,12 +102,12 @@ check_challenge("hospital")
 # %% [markdown]
 # ## 3. Train
 #
-# A [recipe](../70_recipes.ipynb) says everything about a training. Here `masked-log`, the supervised first half of the default one, shrunk to toy size: a network of 8 channels instead of 64, images of 32 pixels. On a GPU you would set
+# A [recipe](../70_recipes.ipynb) says everything about a training. Here `marginal-log`, the supervised first half of the default one, shrunk to toy size: a network of 8 channels instead of 64, images of 32 pixels. On a GPU you would set
 # none of these. One fifth of the annotated patients is held out (`folds=5`); it draws the learning curve and chooses the decision rule.
 
 # %%
 settings = ["width=8", "image_size=32", "epochs=60", "lr=0.005", "folds=5"]
-recipe = apply_settings(get_recipe("masked-log"), settings)
+recipe = apply_settings(get_recipe("marginal-log"), settings)
 run = fit("hospital", recipe, out="runs/first", progress=False)
 sorted(p.name for p in run.folder.iterdir())
 
