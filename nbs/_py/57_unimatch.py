@@ -210,7 +210,7 @@ plt.show()
 # ## The script: a teacher worth listening to
 #
 # From the first step on, this method fools itself. A sigmoid network begins with every class at one percent everywhere, which is below $1-\tau$: an untrained teacher is *sure* that every unexamined structure is absent, and its student learns to be silent. The rare classes suffer first. So at first only
-# the annotations teach: a supervised phase, and only then, from its weights and at a lower rate, the phase with all images. On real CT with 100 annotated slices and this loss the cold start brought nothing, and the warm one the largest gain of any method ([the table](benchmarks/realct_semi.html)). (A softmax begins undecided, and so is sure of nothing before it has learnt something: from the original's loss even the cold start helps.) The recipe `ctseg` is this with one strong view and no feature
+# the annotations teach: a supervised phase, and only then, from its weights and at a lower rate, the phase with all images. On real CT with 100 annotated slices and the sigmoid loss the cold start brought nothing, and the warm one the largest gain of any method; with 800, where annotations speak louder, the cold start is as good ([the table](benchmarks/realct_semi.html)). (A softmax begins undecided, and so is sure of nothing before it has learnt something: from the original's loss even the cold start helps.) The recipe `ctseg` is this with one strong view and no feature
 # stream, $\mathcal L = \ell(\text{labelled}) + w(t)\,\ell(\text{strong})$, for the price of a few supervised trainings.
 #
 # `warm=False` starts at once, as the papers do.
