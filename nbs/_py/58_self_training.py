@@ -142,7 +142,7 @@ def _extra(job: Job, slices: SliceSet, teaches: np.ndarray) -> dict:
 
 # %%
 slices, truth = toy_set(54, 24)
-small = Recipe(method="self-training", log_dice=True, width=4, epochs=60, batch_size=5, lr=1e-2, fold=-1, teachers=3, quota=0.9, gate=0.5, finetune_epochs=5, finetune_lr=1e-3)
+small = Recipe(method="self-training", loss="marginal", log_dice=True, width=4, epochs=60, batch_size=5, lr=1e-2, fold=-1, teachers=3, quota=0.9, gate=0.5, finetune_epochs=5, finetune_lr=1e-3)
 with tempfile.TemporaryDirectory() as d:
     job = Job(small, slices, Run(Path(d)), progress=False)
     student = self_training(job)

@@ -9,7 +9,7 @@
 #| default_exp recipes
 
 # %% [markdown]
-# A recipe is a name for a set of choices that somebody has measured. To use one is to say "what they did"; to change one field is to run an experiment.
+# A recipe is a name for a set of choices. To use one is to say "what they did"; to change one field is to run an experiment. Most of them have been measured; not as they stand were `ctseg-1h` and `ctseg-30h` (no GPU was at hand), nor the last four, of which the parts were: the methods with a sigmoid loss, the softmax without them and in `ctseg`.
 #
 # | recipe | what it is |
 # |---|---|
@@ -66,14 +66,14 @@ METHODS = {"supervised": supervised, "teacher-student": teacher_student, "pretra
            "unimatch": unimatch, "self-training": self_training}
 
 RECIPES = {r.name: r for r in [
-    Recipe("ctseg", "the best known: `marginal-log`, then all images by UniMatch's rule, in one strong view", "unimatch", loss="marginal", log_dice=True, second=0.5, views=1, feature_dropout=0),
+    Recipe("ctseg", "`marginal-log`, then a phase half as long with all images, by UniMatch's rule in one strong view", "unimatch", loss="marginal", log_dice=True, second=0.5, views=1, feature_dropout=0),
     Recipe("ctseg-1h", "an hour of a T4 at most (estimated): `marginal-log` at half the width", loss="marginal", log_dice=True, width=32, epochs=300),
     Recipe("ctseg-30h", "thirty hours of a T4 at most (estimated): `ctseg`, four times as long, the second phase as long as the first", "unimatch", loss="marginal", log_dice=True, epochs=360, views=1, feature_dropout=0),
     Recipe("seed-attunet", "the original baseline: Dice loss only, zeros read as background, argmax", loss="dice", tune_rule=False),
     Recipe("masked", "supervised; sigmoid outputs, Dice and binary cross-entropy on known cells", loss="masked"),
     Recipe("masked-log", "supervised; `masked` with the logarithm of the Dice, so that a missed class keeps its gradient", log_dice=True),
     Recipe("marginal", "supervised; softmax outputs, marginal cross-entropy and Dice on known cells", loss="marginal"),
-    Recipe("marginal-log", "supervised; `marginal` with the logarithm of the Dice; with dozens of structures the better one", loss="marginal", log_dice=True),
+    Recipe("marginal-log", "supervised; `marginal` with the logarithm of the Dice; with the phantom's 54 structures the better one", loss="marginal", log_dice=True),
     Recipe("seed-teacher-student", "the original method: teacher, the 800 surest slices, student with Dice + L2", "teacher-student", loss="dice", confidence="max", tune_rule=False),
     Recipe("seed-pretrain-finetune", "the original's variant: pretrain on pseudo-labels, fine-tune on truth", "pretrain-finetune", loss="dice", confidence="max", tune_rule=False),
     Recipe("teacher-student", "the original method with our loss, which leaves the unknown of annotated slices unknown, and Soft Dice Confidence", "teacher-student", loss="marginal", log_dice=True),
@@ -95,7 +95,7 @@ pd.DataFrame([dict(name=r.name, method=r.method, loss=r.loss, about=r.about) for
 
 
 # %% [markdown]
-# What each step of the default brings is measured [for the loss](benchmarks/realct_supervised.html) and [for the unlabelled images](benchmarks/realct_semi.html). The hours in the names are arithmetic, not measurement, and cautious: the multiply-adds of a 256×256 slice, 800 of them annotated, at a twelfth of a T4's
+# What each step of the default brings is measured with [few and with many annotated slices](benchmarks/realct_semi.html) and with [54 structures](benchmarks/phantom_semi.html), for which it has a softmax; [choice by choice](benchmarks/ablations.html). The hours in the names are arithmetic, not measurement, and cautious: the multiply-adds of a 256×256 slice, 800 of them annotated, at a twelfth of a T4's
 # peak at half precision. A loop that keeps the card busy should need a third of the time; `--time-limit` sees to it that none is lost if it needs more.
 #
 # ## Fit
