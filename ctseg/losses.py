@@ -268,17 +268,18 @@ class CrossEntropyDiceLoss(_SoftmaxLoss):
 
 # %% ../nbs/20_losses.ipynb #1c99a9e5
 def consistency_loss(
-    student: torch.Tensor, # [B,K,H,W]: probabilities for "l2", logits for "ce"
+    student: torch.Tensor, # [B,K,H,W]: probabilities for "l2" and "brier", logits for "ce"
     teacher: torch.Tensor, # probabilities [B,K,H,W]; no gradient flows into them
-    where: torch.Tensor|None = None, # bool or weights [B,H,W], [B,1,H,W] or, unless softmax "ce", [B,K,H,W]; None: everywhere
-    kind: str = "l2", # "l2": mean squared difference; "ce": cross-entropy
+    where: torch.Tensor|None = None, # bool or weights [B,H,W], [B,1,H,W] or, for "l2" and sigmoid "ce", [B,K,H,W]; None: everywhere
+    kind: str = "l2", # "l2": mean squared difference; "brier": its sum over the channels of a pixel; "ce": cross-entropy
     activation: str = "softmax", # for "ce": how the student's logits are to be read, "softmax" or "sigmoid"
     gather = lambda t: t, # as `PartialLoss.gather`
 ) -> torch.Tensor: # scalar; 0 if nothing is compared
     "How far a student is from its teacher, averaged over the pixels `where`."
     teacher, student = teacher.detach().float(), student.float()
     if kind == "l2": d = (student - teacher).square()
-    elif kind != "ce": raise did_you_mean("kind of consistency", kind, ["l2", "ce"])
+    elif kind == "brier": d = (student - teacher).square().sum(1, keepdim=True)
+    elif kind != "ce": raise did_you_mean("kind of consistency", kind, ["l2", "brier", "ce"])
     elif activation == "softmax": d = -(teacher*student.log_softmax(1)).sum(1, keepdim=True)
     else: d = F.binary_cross_entropy_with_logits(student, teacher, reduction="none")
     if where is None: return gather(d.flatten(1).mean(1)).mean()

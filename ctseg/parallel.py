@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['world', 'rank', 'gather_rows', 'own_share', 'collect', 'GlooBatchNorm', 'synchronise', 'on_main', 'Elsewhere',
-           'main_first', 'agree']
+           'main_first', 'agree', 'must_be_alike']
 
 # %% ../nbs/38_parallel.ipynb #d7c6db69
 import torch
@@ -122,3 +122,10 @@ def agree(flag: bool) -> bool:
     t = torch.tensor([float(flag)], device=_wire())
     dist.all_reduce(t, dist.ReduceOp.MAX)
     return bool(t.item())
+
+def must_be_alike(value: int, complaint: str):
+    "`InputError` in all processes, told once, unless all have the same `value`."
+    if world() == 1: return
+    t = torch.tensor([float(value), -float(value)], device=_wire())
+    dist.all_reduce(t, dist.ReduceOp.MAX)
+    if t[0] + t[1]: raise (Elsewhere if rank() else InputError)(complaint)

@@ -265,11 +265,12 @@ def choose_rule(
     rules: list[Rule] = RULES,
     margin: float = 0.002, # what is not better by more than this stays off
     each=None, # goes through the batches, and may stop; None: simply
+    batch_size: int = 16,
 ) -> tuple[Rule, dict[Rule, float]]: # the rule, and the score of every rule tried
     "The plainest rule within `margin` of the best on held-out slices."
     scores = {}
     def plainest(rules):
-        scores.update(zip(rules, score_rules(predictor, held_out, rules, each=each)))
+        scores.update(zip(rules, score_rules(predictor, held_out, rules, batch_size, each)))
         worth = {r: -math.inf if math.isnan(scores[r]) else scores[r] for r in rules}  # nothing was there to be scored
         return min((r for r in rules if worth[r] >= max(worth.values()) - margin), key=lambda r: (r.island, r.rescue, r.threshold is not None, r.gate))
     rule = plainest(rules)

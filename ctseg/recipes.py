@@ -92,11 +92,12 @@ def fit(
         try:
             on_main(lambda: run.open(asdict(recipe), slices, seed, resume))
             if (run/"metrics.json").exists(): return run  # resumed after its end
-            try: METHODS[recipe.method](job)
+            try:
+                METHODS[recipe.method](job)
+                stopped = on_main(lambda: _finish_in_time(job))
             except RuntimeError as e:  # a step has its own remedy; this was the data, or a prediction
                 if not out_of_memory(e): raise
                 raise InputError(f"{plan.name}: out of memory; choose a smaller image_size, batch_size or width") from e
-            stopped = on_main(lambda: _finish_in_time(job))
             if agree(bool(stopped)): raise Stopped(stopped or "another process stopped")
         finally: run.unlock()
     return run
@@ -113,10 +114,11 @@ def finish(job: Job):
     import matplotlib.pyplot as plt
     facts = {"phases": job.done, "epochs": len(job.history), "dice held out, argmax": job.history[-1]["dice"]}
     rule, each = Rule(), job.in_time("while the decision rule was chosen; all phases are trained", together=False)
+    share = min(16, max(1, job.recipe.batch_size//job.pieces))  # what training had room for
     if job.recipe.tune_rule and len(job.holdout):
-        rule, scores = choose_rule(load_predictor(job.run.folder, job.plan), job.holdout, each=each)
+        rule, scores = choose_rule(load_predictor(job.run.folder, job.plan), job.holdout, each=each, batch_size=share)
         facts |= {"dice held out, argmax": scores[Rule()], "dice held out, chosen rule": scores[rule]}  # both at the images' own size
-    if len(np.unique(job.holdout.groups)) > 1: facts["calibration"] = calibrate_run(job.run, job.holdout, job.plan, job.recipe.tune_rule, each)
+    if len(np.unique(job.holdout.groups)) > 1: facts["calibration"] = calibrate_run(job.run, job.holdout, job.plan, job.recipe.tune_rule, each, share)
     fig = plot_curves(job.run.read_history())
     with atomic_path(job.run/"curves.png") as tmp: fig.savefig(tmp, dpi=120)
     plt.close(fig)

@@ -161,14 +161,22 @@ test_eq(NearestPixel(nothing)(m), m)  # the map that does nothing does nothing, 
 # - A map `[B,C,H,W]` or a `weight` speaks of single pixels, and nobody said anything about these: they become False and 0.
 #
 # (A mask that is 0 outside needs no weight of its own, so a batch without `weight` stays without.)
+#
+# **Lost on the way.** A structure of one or two pixels can fall between the points that are picked. It is not absent for that: if nothing of a structure is left, it is no longer known.
 
 # %%
 #| export
+def shown(mask: torch.Tensor, C: int) -> torch.Tensor: # bool [B,C]
+    "Which classes have a pixel in `mask` [B,H,W]."
+    return torch.zeros(len(mask), C + 1, dtype=torch.bool, device=mask.device).scatter_(1, mask.flatten(1), True)[:, 1:]
+
 def warp(batch: Batch, grid: torch.Tensor) -> Batch:
     "Sample image (bilinear), mask, known map and weight (nearest) with the same grid."
     pick = NearestPixel(grid)
+    mask, known = pick(batch.mask), pick(batch.known)
+    if known.ndim == 2: known &= shown(mask, known.shape[1]) | ~shown(batch.mask, known.shape[1])
     image = F.grid_sample(batch.image, grid.to(batch.image.dtype), mode="bilinear", padding_mode="zeros", align_corners=False)
-    return replace(batch, image=image, mask=pick(batch.mask), known=pick(batch.known), weight=None if batch.weight is None else pick(batch.weight))
+    return replace(batch, image=image, mask=mask, known=known, weight=None if batch.weight is None else pick(batch.weight))
 
 
 # %%

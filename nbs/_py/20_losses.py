@@ -737,22 +737,24 @@ for dtype in (torch.float16, torch.bfloat16):
 # ## Agreeing with a teacher
 #
 # Semi-supervised methods compare a student with a teacher on images without labels. `where` says on which pixels, typically those where
-# the teacher is sure.
+# the teacher is sure. The mean over channels (`l2`) is right for sigmoids, which are that many answers. The channels of a softmax are one answer: two that disagree completely
+# are 2 apart in the squares' sum (the Brier score) whether there are 3 classes or 54, while the mean would be 18 times less.
 
 # %%
 #| export
 def consistency_loss(
-    student: torch.Tensor, # [B,K,H,W]: probabilities for "l2", logits for "ce"
+    student: torch.Tensor, # [B,K,H,W]: probabilities for "l2" and "brier", logits for "ce"
     teacher: torch.Tensor, # probabilities [B,K,H,W]; no gradient flows into them
-    where: torch.Tensor|None = None, # bool or weights [B,H,W], [B,1,H,W] or, unless softmax "ce", [B,K,H,W]; None: everywhere
-    kind: str = "l2", # "l2": mean squared difference; "ce": cross-entropy
+    where: torch.Tensor|None = None, # bool or weights [B,H,W], [B,1,H,W] or, for "l2" and sigmoid "ce", [B,K,H,W]; None: everywhere
+    kind: str = "l2", # "l2": mean squared difference; "brier": its sum over the channels of a pixel; "ce": cross-entropy
     activation: str = "softmax", # for "ce": how the student's logits are to be read, "softmax" or "sigmoid"
     gather = lambda t: t, # as `PartialLoss.gather`
 ) -> torch.Tensor: # scalar; 0 if nothing is compared
     "How far a student is from its teacher, averaged over the pixels `where`."
     teacher, student = teacher.detach().float(), student.float()
     if kind == "l2": d = (student - teacher).square()
-    elif kind != "ce": raise did_you_mean("kind of consistency", kind, ["l2", "ce"])
+    elif kind == "brier": d = (student - teacher).square().sum(1, keepdim=True)
+    elif kind != "ce": raise did_you_mean("kind of consistency", kind, ["l2", "brier", "ce"])
     elif activation == "softmax": d = -(teacher*student.log_softmax(1)).sum(1, keepdim=True)
     else: d = F.binary_cross_entropy_with_logits(student, teacher, reduction="none")
     if where is None: return gather(d.flatten(1).mean(1)).mean()
@@ -768,6 +770,7 @@ test_eq(consistency_loss(t, t), 0)
 test_close(consistency_loss(z, t, sure, "ce"), -(t*z.log_softmax(1)).sum(1)[sure].mean(), 1e-6)
 test_close(consistency_loss(z.sigmoid(), t, sure), (z.sigmoid() - t).square().permute(0, 2, 3, 1)[sure].mean(), 1e-6)
 test_eq(consistency_loss(z, t, sure & False, "ce").item(), 0)
+test_close(consistency_loss(z.sigmoid(), t, sure, "brier"), 4*consistency_loss(z.sigmoid(), t, sure), 1e-5)
 
 # %% [markdown]
 # ## By name

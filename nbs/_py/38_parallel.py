@@ -227,6 +227,13 @@ def agree(flag: bool) -> bool:
     dist.all_reduce(t, dist.ReduceOp.MAX)
     return bool(t.item())
 
+def must_be_alike(value: int, complaint: str):
+    "`InputError` in all processes, told once, unless all have the same `value`."
+    if world() == 1: return
+    t = torch.tensor([float(value), -float(value)], device=_wire())
+    dist.all_reduce(t, dist.ReduceOp.MAX)
+    if t[0] + t[1]: raise (Elsewhere if rank() else InputError)(complaint)
+
 
 # %% [markdown]
 # ## Starting them

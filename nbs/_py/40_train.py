@@ -43,7 +43,7 @@ from ctseg.models import create_model
 from ctseg.models.base import class_probabilities, deep_supervised, place
 from ctseg.models.encoders import param_groups
 from ctseg.models.zoo import model_keywords
-from ctseg.parallel import agree, collect, gather_rows, on_main, own_share, rank, synchronise, world
+from ctseg.parallel import agree, collect, gather_rows, must_be_alike, on_main, own_share, rank, synchronise, world
 
 # %%
 #| hide
@@ -308,11 +308,11 @@ class Deadline:
         "The reason to stop now, or '' if there is none."
         return "SIGTERM" if self.asked else "time limit" if time.monotonic() + 2*need + self.margin > self.end else ""
 
-    def each(self, items, what: str):
+    def each(self, items, what: str, ask=bool): # `ask`: `agree`, where several processes have equally many items and must not part
         "Go through `items`; raises `Stopped` before one that may not end in time, judged by the slowest so far. The first is always done."
         slowest = None
         for x in items:
-            if slowest is not None and (why := self.why(slowest)): raise Stopped(f"{why}: stopped {what}")
+            if slowest is not None and ask(bool(why := self.why(slowest))): raise Stopped(f"{why or 'another process'}: stopped {what}")
             start = time.monotonic()
             yield x
             slowest = max(slowest or 0., time.monotonic() - start)
@@ -667,7 +667,7 @@ def _attempt(self, index, undo):
         try: return self.gradients(index)
         except RuntimeError as e:
             if not out_of_memory(e): raise
-            if world() > 1: raise InputError(f"out of memory with {world()} processes; take a smaller batch_size, or add --set pieces={2*self.pieces}") from e
+            if world() > 1: raise InputError(f"out of memory with {world()} processes; take a smaller batch_size, or continue it with --resume --set pieces={2*self.pieces}") from e
             if 2*self.pieces > len(index): raise InputError(f"out of memory with a single image of {tuple(self.data.batch(index[:1]).image.shape[2:])}; take a smaller image_size, model or width") from e
         undo()
         self.pieces *= 2
@@ -745,11 +745,14 @@ def checkpoint(self):
 def resume(self):
     "Continue from the newest whole checkpoint of this phase, if there is one."
     state = Checkpoints(self.folder).load({"model": self.raw, "ema": self.ema.model}) if self.folder else None
+    must_be_alike(state["step_no"] if state else -1, f"the processes do not see the same checkpoints in {self.folder}: it must be on a disk of all of them")
     if state is None: return
+    pieces = self.pieces
     for k in _STATE: setattr(self, k, state[k])
+    self.pieces = min(max(pieces, self.pieces), max(1, self.batch_size//world()))
     self.ema.steps = state["ema_steps"]
     self.opt.load_state_dict(state["opt"]); self.method.load_state_dict(state["method"])
-    if state["scaler"]: self.acc.scaler.load_state_dict(state["scaler"])
+    if state["scaler"] and self.acc.scaler: self.acc.scaler.load_state_dict(state["scaler"])  # the card before may have had float16, and this one not
 
 
 # %%
@@ -786,7 +789,7 @@ def stop_in_time(self):
     if self.deadline is None: return
     why = self.deadline.why(sum(self.costs.values()))
     if not agree(bool(why)): return
-    self.checkpoint()
+    on_main(self.checkpoint)  # and the others wait: a launcher kills what is left as soon as the first process has ended
     raise Stopped(f"{why or 'another process'}: stopped in phase {self.phase}, epoch {self.epoch + 1} of {self.epochs}, after {self.step_no} of {self.total} steps")
 
 
@@ -941,8 +944,9 @@ def open(self, recipe: dict, slices: SliceSet, seed: int, resume: bool = False):
     if path.exists():
         if not resume: raise InputError(f"{self.folder} already holds a run; add --resume to continue it or choose another --out")
         old = read_spec(path)
+        free = ("about", "pieces")  # a reworded description is no other recipe; nor is another card's memory
         for part in ("recipe", "seed", "data"):
-            was, now = ({k: v for k, v in x[part].items() if k != "about"} if isinstance(x[part], dict) else x[part] for x in (old, spec))  # a reworded description is no other recipe
+            was, now = ({k: v for k, v in x[part].items() if k not in free} if isinstance(x[part], dict) else x[part] for x in (old, spec))
             if was == now: continue
             diff = [k for k in now if was.get(k) != now[k]] if isinstance(now, dict) else []
             what = f"{diff[0]} = {was.get(diff[0])!r}, not {now[diff[0]]!r}" if diff else f"{part} = {was!r}, not {now!r}"
@@ -1189,8 +1193,8 @@ def note_pseudo(self, pseudo, kept: SliceSet):
 
 @patch_to(Job)
 def in_time(self, what: str, together: bool = True):
-    "What loops outside of training go through their batches with, so that they too stop in time; None if nothing limits them, or if several processes do the work `together` and must not part."
-    return None if self.deadline is None or together and world() > 1 else lambda items: self.deadline.each(items, what)
+    "What loops outside of training go through their batches with, so that they too stop in time; None if nothing limits them. Several processes that do the work `together` stop together."
+    return None if self.deadline is None else lambda items: self.deadline.each(items, what, agree if together else bool)
 
 @patch_to(Job)
 def note_completed(self, before: SliceSet, after: SliceSet):
@@ -1217,9 +1221,11 @@ def make_model(self) -> nn.Module:
 def train(self, phase: str, slices=None, method=None, init=None, **changes) -> nn.Module:
     "Run one phase (or load it, if finished): a model trained on `slices`, started from the weights of `init` if given; `changes` go to the `Trainer`."
     model, folder, earlier = self.make_model(), self.run/"checkpoints"/phase, list(self.history)
-    if (state := Checkpoints(folder).final({"ema": model})) is not None:
+    state = Checkpoints(folder).final({"ema": model})
+    must_be_alike(state is not None, f"the processes do not see the same finished phases in {self.run.folder}: it must be on a disk of all of them")
+    if state is not None:
         place(model, self.plan.device, self.recipe.channels_last).eval().requires_grad_(False)
-        history, self.pieces = state["history"], state["pieces"]
+        history, self.pieces = state["history"], max(self.pieces, state["pieces"])
     else:
         if init is not None: model.load_state_dict(init.state_dict())
         t = self.trainer(model, phase, self.labelled if slices is None else slices, method, folder, **changes)

@@ -17,6 +17,8 @@
 #
 # $$\mathcal L = \mathcal L_\text{known} + w(t)\,\operatorname{mean}_{(i,c)\ \text{unknown}} \big(p^\text{student}_{ic} - p^\text{teacher}_{ic}\big)^2 .$$
 #
+# With a softmax the structures and background share one probability, and the sum over the unknown becomes one over what the truth leaves *open* ([below](#where-to-compare)).
+#
 # Our [loop](train.html) keeps that average already (weights *and* buffers). What is left is the consistency term, and three decisions: on which pixels, from when on, and against which perturbation.
 
 # %%
@@ -40,7 +42,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from fastcore.test import test_eq
+from fastcore.test import test_close, test_eq
 from ctseg.data import SliceData
 from ctseg.metrics import challenge_dice
 from ctseg.models.base import toy_set
@@ -68,6 +70,36 @@ def unknown_cells(
 mask = torch.tensor([[[0, 2]], [[0, 0]]])
 known = torch.tensor([[False, True], [False, False]])
 test_eq(unknown_cells(mask, known).int().tolist(), [[[[1, 0]], [[0, 0]]], [[[1, 1]], [[1, 1]]]])
+
+
+# %% [markdown]
+# A softmax has one answer a pixel, and background has a part in it. Where some structures are unknown, truth still says something: what was looked for and not found is *not* it. So the teacher is asked for the shares of what is left open, background and the unknown structures, and the student is held to those. Were the unknown
+# structures compared alone, with the teacher's probabilities as they are, the probability that a teacher gives to a structure people did not find would be taken from the unknown ones and pass to background: unknown would be taught as absent.
+
+# %%
+#| export
+def open_shares(
+    prob: torch.Tensor, # [B, C, H, W], of a softmax
+    where: torch.Tensor, # bool [B, C, H, W], from `unknown_cells`
+) -> torch.Tensor: # [B, 1 + C, H, W]: background first; 0 for what truth has excluded
+    "A teacher's distribution over background and the unknown structures, given that it is none of the others."
+    left = torch.cat([(1 - prob.sum(1, keepdim=True)).clamp(min=0), prob*where], 1)
+    return left/left.sum(1, keepdim=True).clamp(min=1e-12)
+
+def disagreement(student, teacher, where, activation: str, gather=lambda t: t) -> torch.Tensor:
+    "Squared distance of the probabilities [B, C, H, W] where truth says nothing: mean over cells (sigmoid), Brier score of what is left open (softmax)."
+    if activation == "sigmoid": return consistency_loss(student, teacher, where, gather=gather)
+    mine = torch.cat([1 - student.sum(1, keepdim=True), student*where], 1)
+    return consistency_loss(mine, open_shares(teacher, where), where.any(1), "brier", gather=gather)
+
+
+# %% [markdown]
+# One pixel: the first structure is unknown, people did not find the second; the teacher says .3 and .6, which leaves .1 for background. Of what is open, three quarters are the first structure's. A student that says so, and nothing else, agrees.
+
+# %%
+q, open_ = torch.tensor([.3, .6]).view(1, 2, 1, 1), torch.tensor([True, False]).view(1, 2, 1, 1)
+test_close(open_shares(q, open_).flatten().tolist(), [.25, .75, 0], 1e-6)
+test_close(disagreement(torch.tensor([.75, 0.]).view(1, 2, 1, 1), q, open_, "softmax").item(), 0, 1e-6)
 
 
 # %% [markdown]
@@ -118,7 +150,7 @@ class MeanTeacher(Method):
         logits, other = trainer.answers(batch, perturbed)
         where = unknown_cells(plain.mask, plain.known)
         w = self.weight*ramp_up(trainer.step_no, round(self.ramp*trainer.total))
-        return trainer.supervise(logits, batch) + w*consistency_loss(trainer.loss.probabilities(finest(other)), q, where, gather=trainer.loss.gather)
+        return trainer.supervise(logits, batch) + w*disagreement(trainer.loss.probabilities(finest(other)), q, where, trainer.loss.activation, trainer.loss.gather)
 
 
 # %% [markdown]

@@ -55,8 +55,9 @@ def sample_logits(
     member: Member,
     slices: SliceSet, # held out
     plan: DevicePlan,
-    pixels: int = 4096, # of each slice, at random
+    pixels: int = 4096, # of each slice, at random; fewer where all of them would be more than `most` numbers
     batch_size: int = 16,
+    most: int = 2**27,
 ) -> tuple: # logits f32 [N,K,1,P], mask i64 [N,1,P], known bool [N,C], and the presence head's logits f32 [N,C] or None; on the CPU
     "Logits and truth of the same random pixels, at the size the network works at."
     head = getattr(member.model, "presence", None) is not None
@@ -65,7 +66,8 @@ def sample_logits(
         b = data.batch(index)
         logits, mask = ask(member, b.image, plan, lambda model, x: model(x)).flatten(2).cpu(), b.mask.flatten(1).cpu()
         there = ask(member, b.image, plan, lambda model, x: model(x, presence=True)[1]).cpu() if head else torch.empty(len(index), 0)
-        at = torch.stack([torch.randperm(mask.shape[1], generator=rng)[:pixels] for _ in index])
+        few = min(pixels, max(64, most//(len(slices)*logits.shape[1])))
+        at = torch.stack([torch.randperm(mask.shape[1], generator=rng)[:few] for _ in index])
         out.append((logits.gather(2, at[:, None].expand(-1, logits.shape[1], -1))[:, :, None], mask.gather(1, at)[:, None], b.known.cpu(), there))
     *found, there = (torch.cat(x) for x in zip(*out))
     return *found, there if head else None
@@ -175,11 +177,12 @@ def calibrate(
     member: Member,
     slices: SliceSet, # held out, annotated
     plan: DevicePlan,
+    batch_size: int = 16,
 ) -> dict: # temperature, ECE and likelihood before and after, the points of both diagrams
     "Fit the temperature on what is known of `slices`, and tell what it does."
     groups = np.unique(slices.groups)
     if len(groups) < 2: raise InputError(f"calibration needs held-out slices of at least two patients or groups, there are {len(groups)}")
-    logits, mask, known, there = sample_logits(member, slices, plan)
+    logits, mask, known, there = sample_logits(member, slices, plan, batch_size=batch_size)
     act, prob = member.loss.activation, member.loss.probabilities
     def at(h): return lambda z, t: said(member.loss, z, there if there is None else there[h], t)
     def fitted(h): return fit_temperature(logits[h], mask[h], known[h], act, at(h))
@@ -244,12 +247,12 @@ print({k: round(v, 3) for k, v in calibration.items() if not k.startswith("point
 
 # %%
 #| export
-def calibrate_run(run: Run, held_out: SliceSet, plan: DevicePlan|None = None, tune_rule: bool = True, each=None) -> dict:
+def calibrate_run(run: Run, held_out: SliceSet, plan: DevicePlan|None = None, tune_rule: bool = True, each=None, batch_size: int = 16) -> dict:
     "Calibrate a finished run on the slices it held out; what is found is also kept in the run."
     predictor = load_predictor(run.folder, plan)
-    found = calibrate(predictor.members[0], held_out, predictor.plan)
+    found = calibrate(predictor.members[0], held_out, predictor.plan, batch_size)
     cool = replace(predictor, members=[replace(predictor.members[0], temperature=found["temperature"])])
-    found["rule"] = asdict(choose_rule(cool, held_out, each=each)[0] if tune_rule else predictor.rule)
+    found["rule"] = asdict(choose_rule(cool, held_out, each=each, batch_size=batch_size)[0] if tune_rule else predictor.rule)
     rows = [[when, *point] for when in ("before", "after") for point in found.pop(f"points {when}")]
     with atomic_path(run/"reliability.csv") as tmp:
         tmp.write_text("when,said,was,pairs\n" + "".join(",".join(map(str, r)) + "\n" for r in rows), encoding="utf-8")

@@ -221,8 +221,8 @@ def train_each(
     seed: int = 0,
     seconds: float = 0, # for all of them together; 0: no limit
 ) -> list[Path]: # those that are finished
-    "Train several runs, one at a time on each card."
-    free, end = SimpleQueue(), time.monotonic() + seconds
+    "Train several runs, one at a time on each card. One that fails is told of, and does not keep the others from being used; `InputError` if none is finished and one has failed."
+    free, end, failed = SimpleQueue(), time.monotonic() + seconds, []
     for card in range(max(1, cards())): free.put(card)
 
     def one(run, settings):
@@ -232,10 +232,13 @@ def train_each(
             Path(run).parent.mkdir(parents=True, exist_ok=True)
             with open(f"{run}.log", "a") as log:
                 _watch(_fit_command(data, run, recipe, settings, seed, seconds and left), {"CUDA_VISIBLE_DEVICES": str(card)}, lambda s: print(s, file=log, flush=True))
+        except InputError as e: failed.append(e); print(f"{run}: {e}")
         finally: free.put(card)
 
     with ThreadPoolExecutor(max(1, cards())) as pool: list(pool.map(lambda item: one(*item), runs.items()))
-    return [Path(r) for r in runs if (Path(r)/"metrics.json").exists()]
+    done = [Path(r) for r in runs if (Path(r)/"metrics.json").exists()]
+    if failed and not done: raise failed[0]
+    return done
 
 
 # %% [markdown]
