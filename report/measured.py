@@ -125,7 +125,7 @@ def phases(by_seed) -> list[dict]:
 def baseline(runs, name) -> str:
     "The supervised row that a semi-supervised one is compared with: of the same loss, the original's (seed-…) or ours, and of the same precision if there is one."
     if name.startswith("seed"): return "seed-attunet"
-    if name == "ctseg": return "marginal-log" if "marginal-log" in runs else "log"
+    if name in ("ctseg", "marginal-mean-teacher"): return "marginal-log" if "marginal-log" in runs else "log"
     exact = any("precision=fp32" in r["facts"]["settings"] for r in runs[name].values())
     return "log-fp32" if exact and "log-fp32" in runs else "log"
 

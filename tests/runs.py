@@ -7,6 +7,7 @@ from accelerate.state import AcceleratorState
 from torch import nn
 
 from ctseg.data import SliceData
+from ctseg.files import InputError
 from ctseg.models.base import EncoderDecoder, crop_to, pad_to
 from ctseg.models.zoo import register_model
 from ctseg.recipes import fit
@@ -56,6 +57,14 @@ def together(n, f, *args):
     ps = [start(f, *args, env=env | (dict(RANK=str(r), LOCAL_RANK=str(r)) if n > 1 else {})) for r in range(n)]
     for p in ps: p.join()
     assert [p.exitcode for p in ps] == [0]*n
+
+
+def apart(slices, recipe, folder):
+    "Go on with a run of which every process has another folder; what is said."
+    mine = folder/os.environ["RANK"]
+    mine.mkdir(exist_ok=True)
+    try: fit(slices, recipe, mine/"run", device="cpu", progress=False, resume=True)
+    except InputError as e: (mine/"said").write_text(str(e))
 
 
 def losses_of(slices, recipes, out):

@@ -85,3 +85,19 @@ def test_a_session_is_cut_and_continued(tmp_path):
     check_submission(second/"working"/"submission.csv", second/"input"/"datasets"/"somebody"/"raidium-ct")
     assert (second/"working"/"report.html").stat().st_size > 10_000
     assert (second/"working"/"supervised"/"recipe.json").read_bytes() == (first/"working"/"supervised"/"recipe.json").read_bytes(), "another run was started"
+
+
+def test_one_failed_member_leaves_the_others(tmp_path, capsys, monkeypatch):
+    from ctseg import kaggle
+    from ctseg.files import InputError
+    def watch(command, *_):
+        run = next(Path(x) for x in command if "fold-" in str(x))
+        if run.name in bad: raise InputError("the training ended with status 2: no finite loss")
+        run.mkdir(parents=True, exist_ok=True); (run/"metrics.json").write_text("{}")
+    monkeypatch.setattr(kaggle, "_watch", watch)
+    runs = {tmp_path/f"fold-{k}": [] for k in range(3)}
+    bad = ["fold-1"]
+    assert kaggle.train_each("data", runs, "masked") == [tmp_path/"fold-0", tmp_path/"fold-2"]
+    assert f"{tmp_path/'fold-1'}: the training ended with status 2: no finite loss" in capsys.readouterr().out
+    bad, runs = ["fold-7", "fold-8"], {tmp_path/"fold-7": [], tmp_path/"fold-8": []}
+    with pytest.raises(InputError, match="no finite loss"): kaggle.train_each("data", runs, "masked")

@@ -223,3 +223,36 @@ def test_a_filter_that_keeps_nothing_leaves_the_teacher(tmp_path, name):
     with pytest.warns(UserWarning, match="none that is kept"):
         run = fit(toy(), apply_settings(get_recipe(name), [*SMALL, "keep=0"]), tmp_path/"a", device="cpu", progress=False)
     assert set(run.read_history().phase) == {"teacher"} and (run/"metrics.json").exists()
+
+
+def test_consistency_does_not_turn_unknown_into_background():
+    "One free pixel with an unknown structure and one that people looked for in vain: between loss and teacher, the student ends at the teacher's shares of what is open."
+    from ctseg.losses import create_loss
+    from ctseg.methods.mean_teacher import disagreement, unknown_cells
+    loss, mask, known = create_loss("marginal", w_dice=0.), torch.zeros(1, 1, 1, dtype=torch.long), torch.tensor([[False, True]])
+    teacher, where = torch.tensor([.3, .6]).view(1, 2, 1, 1), unknown_cells(mask, known)
+    z = torch.tensor([.1, .3, .6]).log().view(1, 3, 1, 1).requires_grad_()
+    opt = torch.optim.Adam([z], lr=.05)
+    for _ in range(400):
+        opt.zero_grad()
+        (loss(z, mask, known) + disagreement(loss.probabilities(z), teacher, where, loss.activation)).backward()
+        opt.step()
+    assert torch.allclose(z.softmax(1).flatten(), torch.tensor([.25, .75, 0]), atol=.02)
+
+
+@pytest.mark.parametrize("C", [3, 54])
+def test_consistency_means_the_same_for_any_number_of_classes(C):
+    from ctseg.methods.mean_teacher import disagreement
+    a, b = (torch.zeros(1, C, 2, 2).index_fill(1, torch.tensor([c]), 1.) for c in (0, 1))
+    assert disagreement(a, b, torch.ones(1, C, 2, 2, dtype=torch.bool), "softmax") == 2
+
+
+def test_a_structure_that_a_warp_loses_is_unknown():
+    from ctseg.augment import MILD, warp
+    mask = torch.zeros(200, 32, 32, dtype=torch.long)
+    mask[:, 16, 16], mask[:, 4:12, 4:12] = 1, 2
+    b = Batch(torch.zeros(200, 1, 32, 32), mask, torch.ones(200, 3, dtype=torch.bool), None, torch.arange(200))
+    new = MILD(b, torch.Generator().manual_seed(0))
+    there = torch.stack([(new.mask == c).flatten(1).any(1) for c in (1, 2, 3)], 1)
+    assert 0 < (~there[:, 0]).sum() < 50 and torch.equal(new.known[:, 0], there[:, 0])  # some are lost, and those only are unknown
+    assert there[:, 1].all() and new.known[:, 1:].all() and b.known.all()

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from runs import contents, fit_quietly, kill_and_resume, losses_of, start, together
+from runs import apart, contents, fit_quietly, kill_and_resume, losses_of, start, together
 from safetensors.torch import load_file
 from test_methods import SMALL, toy
 
@@ -155,7 +155,7 @@ def test_stopped_while_the_rule_is_chosen(tmp_path, monkeypatch):
     recipe, choose = tiny("masked", "folds=3"), ctseg.recipes.choose_rule
     whole = fit(toy(), recipe, tmp_path/"whole", device="cpu", progress=False)
     assert 0 < len(Job(recipe, toy(), whole).holdout) <= 16
-    monkeypatch.setattr(ctseg.recipes, "choose_rule", lambda *a, each: choose(*a, each=lambda items: Deadline(0).each([*items]*2, "here")))
+    monkeypatch.setattr(ctseg.recipes, "choose_rule", lambda *a, each, batch_size: choose(*a, batch_size=batch_size, each=lambda items: Deadline(0).each([*items]*2, "here")))
     with pytest.raises(Stopped, match="time limit: stopped here"): fit(toy(), recipe, tmp_path/"run", device="cpu", progress=False, time_limit="1h")
     final = tmp_path/"run"/"checkpoints"/"supervised"/"final"
     before = final.stat().st_mtime_ns
@@ -163,6 +163,46 @@ def test_stopped_while_the_rule_is_chosen(tmp_path, monkeypatch):
     monkeypatch.setattr(ctseg.recipes, "choose_rule", choose)
     fit(toy(), recipe, tmp_path/"run", device="cpu", progress=False, resume=True)
     assert contents(tmp_path/"run") == contents(tmp_path/"whole") and final.stat().st_mtime_ns == before
+
+
+def test_float16_goes_on_where_there_is_none(tmp_path):
+    "A session on one card, the next on another: the scaler's state has nowhere to go."
+    with pytest.raises(Stopped): fit_some(tmp_path, 1)
+    state = next((tmp_path/"run"/"checkpoints"/"supervised").glob("*/state.pt"))
+    kept = torch.load(state, weights_only=True)
+    torch.save(kept | {"scaler": {"scale": 65536., "growth_factor": 2., "backoff_factor": .5, "growth_interval": 2000, "_growth_tracker": 0}}, state)
+    fit(toy(), tiny("masked", "fold=-1", "epochs=3"), tmp_path/"run", device="cpu", progress=False, resume=True)
+    fit(toy(), tiny("masked", "fold=-1", "epochs=3"), tmp_path/"whole", device="cpu", progress=False)
+    assert contents(tmp_path/"run") == contents(tmp_path/"whole")
+
+
+def fit_some(tmp_path, epochs, *settings):
+    "A run that is cut when so many epochs are done."
+    real = Trainer.end_epoch
+    def cut(self):
+        real(self)
+        if self.epoch == epochs: raise Stopped("cut")
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(Trainer, "end_epoch", cut)
+        fit(toy(), tiny("masked", "fold=-1", "epochs=3", *settings), tmp_path/"run", device="cpu", progress=False)
+
+
+def test_pieces_may_change_when_a_run_goes_on(tmp_path):
+    "Two processes that ran out of memory are told to; nothing that is trained is lost, and no piece is forgotten later."
+    with pytest.raises(Stopped): fit_some(tmp_path, 1)
+    seen, real = [], Trainer.step
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(Trainer, "step", lambda self, index: seen.append((self.step_no, self.pieces)) or real(self, index))
+        fit(toy(), tiny("masked", "fold=-1", "epochs=3", "pieces=2"), tmp_path/"run", device="cpu", progress=False, resume=True)
+    assert seen == [(n, 2) for n in range(3, 9)]  # the first epoch had steps 0, 1, 2
+    with pytest.raises(InputError, match="width = 4, not 8"): fit(toy(), tiny("masked", "fold=-1", "epochs=3", "width=8"), tmp_path/"run", device="cpu", progress=False, resume=True)
+
+
+def test_processes_that_see_different_folders_are_told(tmp_path):
+    fit(toy(), tiny("masked", "fold=-1"), tmp_path/"0"/"run", device="cpu", progress=False)
+    (tmp_path/"0"/"run"/"metrics.json").unlink()
+    together(2, apart, toy(), tiny("masked", "fold=-1"), tmp_path)
+    assert [(tmp_path/r/"said").read_text().count("must be on a disk of all of them") for r in "01"] == [1, 1]
 
 
 def test_stopped_while_the_teacher_labels(tmp_path, monkeypatch):
@@ -230,6 +270,18 @@ def test_memory_that_fails_outside_of_a_step_is_told(tmp_path, monkeypatch):
     def fails(job): raise torch.OutOfMemoryError("fake")
     monkeypatch.setitem(recipes.METHODS, "supervised", fails)
     with pytest.raises(InputError, match="out of memory; choose a smaller image_size"): fit(toy(), tiny("masked", "fold=-1"), tmp_path/"run", device="cpu", progress=False)
+
+
+def test_memory_that_fails_at_the_end_is_told_and_batches_are_as_small_as_in_training(tmp_path, monkeypatch):
+    from ctseg import recipes
+    sizes = []
+    def fails(*a, batch_size, **kw): sizes.append(batch_size); raise torch.OutOfMemoryError("fake")
+    with monkeypatch.context() as m:
+        m.setattr(recipes, "choose_rule", fails)
+        with pytest.raises(InputError, match="out of memory"): fit(toy(), tiny("masked", "folds=3", "pieces=2"), tmp_path/"run", device="cpu", progress=False)
+    assert sizes == [2]
+    fit(toy(), tiny("masked", "folds=3", "pieces=2"), tmp_path/"run", device="cpu", progress=False, resume=True)  # with room enough it ends
+    assert (tmp_path/"run"/"metrics.json").exists()
 
 
 def test_memory_that_never_suffices_is_told():

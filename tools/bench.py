@@ -152,6 +152,7 @@ SEMI = [
     ("log-fp32", "masked", ("log_dice=yes", "precision=fp32")),  # its first phase, where it was trained in fp32
     ("marginal-log", "marginal", ("log_dice=yes",)),  # the first phase of the next
     ("ctseg", "ctseg", ()),
+    ("marginal-mean-teacher", "mean-teacher", ()),
     ("log-unimatch", "unimatch", OURS + ONE_VIEW + COLD),
     ("log-self-training", "self-training", OURS),
     ("log-teacher-student", "seed-teacher-student", OURS),
