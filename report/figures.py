@@ -26,7 +26,7 @@ NAMES = {"seed-attunet": "original: Dice only", "masked": "masked sigmoid", "mar
          "masked-nopixel": "masked, no per-pixel known", "ce-dice-zeros": "CE + Dice, unknown = background"}
 MAIN = {"seed-attunet": SOFT, "marginal": AMBER, "masked": BLUE, "masked-log": VIOLET}  # shown in detail, with their colours
 METHODS = {"teacher-student": "teacher–student", "pretrain-finetune": "pretrain, fine-tune", "mean-teacher": "Mean Teacher",
-           "unimatch": "UniMatch", "warm-unimatch": "supervised, then UniMatch", "ctseg-sigmoid": "then UniMatch, half as long", "ctseg": "the default (with softmax)", "longer": "supervised, longer"}
+           "unimatch": "UniMatch", "warm-unimatch": "supervised, then UniMatch", "ctseg-sigmoid": "then UniMatch, half as long", "ctseg": "the default (with softmax)", "marginal-log": "supervised, softmax", "marginal-mean-teacher": "Mean Teacher, softmax", "longer": "supervised, longer"}
 PHASED = {"seed-teacher-student": ("teacher, student; Dice only", AMBER), "seed-pretrain-finetune": ("teacher, pretrain, fine-tune; Dice only", ACCENT),
           "log-teacher-student": ("teacher, student; our loss", BLUE), "log-pretrain-finetune": ("teacher, pretrain, fine-tune; our loss", VIOLET)}
 

@@ -21,7 +21,8 @@ ABLATIONS = [("masked-log", "masked", LOG), ("marginal-log", "marginal", LOG), (
              ("marginal", "ce-dice-zeros", "unknown kept apart from background")]
 COMPARISONS = [("masked-log", "seed-attunet"), ("masked", "seed-attunet"), ("marginal", "seed-attunet"), ("masked", "marginal")]
 RULED = ("masked-log", "masked", "marginal", "seed-attunet")  # whose decision rules are told
-METHODS = ("supervised", "teacher-student", "pretrain-finetune", "mean-teacher", "unimatch", "longer", "warm-unimatch", "ctseg-sigmoid", "ctseg", "self-training")
+METHODS = ("supervised", "marginal-log", "teacher-student", "pretrain-finetune", "mean-teacher", "marginal-mean-teacher", "unimatch", "longer", "warm-unimatch", "ctseg-sigmoid", "ctseg", "self-training")
+WHOLE = ("marginal-log", "marginal-mean-teacher", "ctseg", "ctseg-sigmoid")  # rows that have no counterpart from the other start
 PHASED = ("seed-teacher-student", "seed-pretrain-finetune", "log-teacher-student", "log-pretrain-finetune")  # the original's two methods
 SCORES = ("max", "entropy", "foreground", "sdc", "agreement")
 
@@ -137,7 +138,7 @@ def semi(folder: Path):
     t = table(runs, lambda name: baseline(runs, name))
     if t is None or not set(runs) - set(start.values()): return None
     by = {r["name"]: r for r in t["rows"]}
-    cell = lambda k, m: by.get(start[k] if m == "supervised" else m if k == "ours" and m in ("ctseg", "ctseg-sigmoid") else f"{'seed' if k == 'seed' else ours}-{m}")
+    cell = lambda k, m: by.get(start[k] if m == "supervised" else m if k == "ours" and m in WHOLE else f"{'seed' if k == 'seed' else ours}-{m}")
     cells = [dict(method=m, **{k: cell(k, m) for k in start}) for m in METHODS]
     told = {n: phases(runs.get(n, {})) for n in PHASED}
     return t | dict(ours=ours, cells=[c for c in cells if c["seed"] or c["ours"]], loss=compare(runs, ours, "seed-attunet"),

@@ -123,7 +123,7 @@ def _settings():
 TINY = ["width=8", "image_size=32", "batch_size=4", "folds=5", "lr=0.01"]  # the phantom below has ten annotated slices
 REHEARSALS = {  # parameters that make each notebook short
     "supervised": dict(settings=[*TINY, "epochs=60"]),
-    "teacher_student": dict(settings=[*TINY, "epochs=40", "keep=0.5", "loss=masked", "log_dice=yes", "confidence=sdc", "tune_rule=yes"]),
+    "teacher_student": dict(settings=[*TINY, "epochs=40", "keep=0.5"]),
     "self_training": dict(settings=[*TINY, "epochs=30", "teachers=2", "finetune_epochs=2", "gate=0"]),
     "ensemble_submission": dict(settings=[*TINY, "epochs=40"], members=2)}
 CUT_AT = "student"  # the host ends a session of `teacher_student` when two epochs of this phase are done

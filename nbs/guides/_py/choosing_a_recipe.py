@@ -8,12 +8,12 @@
 #
 # | you have | run | why |
 # |---|---|---|
-# | **an hour** | `marginal-log` with `model=unet:resnet34` | one network with a pretrained encoder, a seventh of the default network's arithmetic. Entrants of the challenge report 0.61 for this kind of model, without any unlabelled slice, in an hour of a T4 |
+# | **an hour** | `marginal-log` with `model=unet:resnet34` (`'.[zoo]'`) | one network with a pretrained encoder, a seventh of the default network's arithmetic. Entrants of the challenge report 0.61 for this network with a masked sigmoid loss (`masked`), without any unlabelled slice, in an hour of a T4 |
 # | an hour, no internet | the same with `weights=FILE`, or `ctseg-1h` | the encoder's weights have to come from somewhere |
-# | **six hours**, most slices annotated | three to five folds of `marginal-log`, averaged: [on Kaggle](../kaggle/ensemble_submission/ensemble_submission.ipynb) | the [most dependable gain](../benchmarks/realct_ensemble.ipynb) there is; `ctseg predict FOLDS… --tune DATA` chooses one rule for them out of fold, which added about half as much again as the averaging |
-# | six hours, few slices annotated | `ctseg` with `second=1` | the [largest gain measured](../benchmarks/realct_semi.ipynb) for a single network: it uses slices without any outline, and the unexamined half of the others |
-# | **thirty hours** (Kaggle's week) | folds of `ctseg-30h`, averaged | both of the above |
-# | a question of method | `seed-attunet`, `seed-teacher-student` against `masked` at equal `epochs`, three seeds each | the original project's methods; teacher and student take two phases of such a length |
+# | **six hours**, most slices annotated | three to five folds of `marginal-log`, averaged: [on Kaggle](../kaggle/ensemble_submission/ensemble_submission.ipynb) with `recipe = "marginal-log"`, `members = 4` | the [most dependable gain](../benchmarks/realct_ensemble.ipynb) there is; `ctseg predict FOLDS… --tune DATA` chooses one rule for them out of fold, which added about half as much again as the averaging (measured for five folds of `masked-log`) |
+# | six hours, few slices annotated | `ctseg` with `second=1` | the [largest gain measured](../benchmarks/realct_semi.ipynb) for a single network (with `loss=masked`; with softmax the shorter second phase of the default was measured): it uses slices without any outline, and the unexamined half of the others |
+# | **thirty hours** (Kaggle's week) | one `ctseg-30h`; or two or three folds of `ctseg`, averaged | both of the above; not measured |
+# | a question of method | `seed-attunet`, `seed-teacher-student` against `marginal-log` at equal `epochs`, three seeds each | the original project's methods; teacher and student take two phases of such a length |
 #
 # The scores in this table are what teams of [the challenge](https://challengedata.ens.fr/participants/challenges/165/) reported in their repositories, not ours: nothing here was scored on its hidden test set. Our own measurements are
 # [on real CT](../benchmarks/realct_supervised.ipynb), at small width on a processor; no recipe has been timed on a T4.

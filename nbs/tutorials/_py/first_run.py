@@ -155,7 +155,7 @@ plot_predictions(test, prediction, [order[0], order[len(order)//2], order[-1]], 
 #
 # ```sh
 # ctseg check hospital
-# ctseg fit hospital --out runs/first --set width=8 --set image_size=32 --set epochs=60 --set lr=0.005 --set folds=5
+# ctseg fit hospital --out runs/first --recipe marginal-log --set width=8 --set image_size=32 --set epochs=60 --set lr=0.005 --set folds=5
 # ctseg predict runs/first --images hospital/test-images --out submission.csv
 # ctseg evaluate hospital/y_test.csv submission.csv
 # ```

@@ -5,7 +5,7 @@
 
 # %% [markdown]
 # In a clinic contours are drawn for a purpose. For this patient the eyes mattered, for that one the brain; nobody ever draws everything, and most scans have no contours at all. Such a collection is what `ctseg` is made for, and
-# this page takes one through the whole way. It needs the optional part: `pip install 'ctseg[volumes]'`.
+# this page takes one through the whole way. It needs the optional part: `pip install -e '.[volumes]'` in the clone.
 #
 # - **What counts as known?** A structure with at least one contour in a patient's RTSTRUCT or SEG was *looked for in that patient*: on the slices where it is not drawn it is certainly **absent**. A structure without any
 #   contour is **unknown** in that patient, and nothing is taught about it there.
@@ -130,7 +130,7 @@ rename = {"Auge re": "eye_right", "Auge li": "eye_left"}
 import_dicom("clinic", "heads", Slicing(window="soft"), classes, rename)
 
 # %% [markdown]
-# In a terminal this is `ctseg import dicom clinic heads --classes class_names.json`, with `rename` left to the function. What the doctor looked for, patient by patient, has become `known`, slice by slice:
+# In a terminal this is `ctseg import dicom clinic heads --classes class_names.json --rename rename.json`. What the doctor looked for, patient by patient, has become `known`, slice by slice:
 
 # %%
 #| echo: false
@@ -175,7 +175,7 @@ assert not Path("nowhere").exists()
 # %% [markdown]
 # ## 2. Train
 #
-# `masked-log`, a supervised recipe that suits a few structures, shrunk to a toy: half a minute on a processor instead of hours on a GPU. Patients are kept whole: the held-out ones, which draw the curve and choose the decision rule, share no slice with the others. One setting is worth knowing
+# `masked-log`, a supervised recipe with one yes-or-no question for each structure (with so few of them it does as well as the default's softmax), shrunk to a toy: half a minute on a processor instead of hours on a GPU. Patients are kept whole: the held-out ones, which draw the curve and choose the decision rule, share no slice with the others. One setting is worth knowing
 # for contours like these: each eye is outlined on about ten of 126 slices, and `rare_power` shows a network the slices with rare structures more often.
 
 # %%
@@ -259,5 +259,5 @@ assert (score.min() > .5).all()
 # | know how contours become masks, and what is refused | [DICOM](../15_dicom.ipynb) |
 # | use the scans without any contour | they are in the folder already: the default recipe, or another that [uses unlabelled slices](../guides/choosing_a_recipe.ipynb) |
 # | NIfTI, OpenKBP, TotalSegmentator | [volumes](../14_volumes.ipynb), [public data sets](../18_datasets.ipynb), `ctseg import --help` |
-# | keep a table of which volume was which patient | `import_dicom(…, key="private.csv")`, written outside the challenge folder |
+# | keep a table of which volume was which patient | `ctseg import … --key private.csv`, written outside the challenge folder |
 # | understand *unknown* | [three states, not two](../explanations/three_states.ipynb) |

@@ -9,8 +9,8 @@
 #
 # You know a U-Net: an image goes in, a probability for every pixel and structure comes out, and the loss compares it with an outline that somebody drew. One thing is different here. On every annotated slice only 27 of the 54
 # structures were *looked for*. Where a mask says 0, there is nothing, **or nobody looked**. A network that is punished for finding a liver that nobody outlined learns not to find livers. So beside each mask comes a row of
-# yes and no, `known`: was this structure looked for on this slice? The loss is silent wherever the answer is no. That is the whole difference to a U-Net tutorial, and it was worth more than any architecture
-# measured on this data ([why](https://ctseg.github.io/ctseg/explanations/three_states.html)).
+# yes and no, `known`: was this structure looked for on this slice? The loss is silent wherever the answer is no. That is the whole difference to a U-Net tutorial, and teams of the challenge found it decisive
+# ([why](https://ctseg.github.io/ctseg/explanations/three_states.html)).
 #
 # The outputs below are from a rehearsal (progress lines removed): a phantom of 24 small slices, a tiny network and a few minutes of one busy CPU, in folders mounted as Kaggle mounts them and without network. They show that everything runs; what ten slices can teach is little, and 54 structures are many.
 
@@ -31,7 +31,7 @@
 # Everything that you may want to change stands here. A tool like papermill can set the same names: `papermill notebook.ipynb out.ipynb -p seed 1`.
 
 # %% tags=["parameters"]
-recipe = "ctseg"   # `ctseg recipes` lists them
+recipe = "marginal-log"   # `ctseg recipes` lists them
 settings = []       # "KEY=VALUE" for any field of the recipe, e.g. ["epochs=40"]
 seed = 0
 hours = 8.5           # Kaggle stops a session after 9 to 12 hours; this notebook stops before, with everything saved

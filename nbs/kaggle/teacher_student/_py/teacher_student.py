@@ -16,9 +16,9 @@
 #
 # Why should a student know more than its teacher? It sees more anatomy, and mistakes that differ from image to image average out. Mistakes that the teacher makes *every time* do not: they are learnt. The original project
 # gained 0.01 of Dice this way. What it lost elsewhere was more: its loss read every unexamined structure as background. Here the loss leaves unknown alone (`loss=marginal`, with the logarithm of the Dice, which keeps rare structures from falling silent) and images are ranked by the Dice
-# they can be expected to have (`confidence=sdc`) instead of by the mean certainty of their pixels, which mostly measures how much empty background there is. To repeat the original as it was, set `settings = []`.
+# they can be expected to have (`confidence=sdc`) instead of by the mean certainty of their pixels, which mostly measures how much empty background there is. To repeat the original as it was, set `recipe = "seed-teacher-student"`.
 #
-# The outputs below are from a rehearsal (progress lines removed; without `log_dice=yes`): a phantom of 24 small slices, a tiny network and minutes of one CPU, in folders mounted as Kaggle mounts them and without network; and on purpose it was cut half-way and continued from its own
+# The outputs below are from a rehearsal (progress lines removed): a phantom of 24 small slices, a tiny network and minutes of one CPU, in folders mounted as Kaggle mounts them and without network; and on purpose it was cut half-way and continued from its own
 # output. They show that everything runs; what ten slices can teach is little, and 54 structures are many.
 
 # %% [markdown]
@@ -38,8 +38,8 @@
 # Everything that you may want to change stands here. A tool like papermill can set the same names: `papermill notebook.ipynb out.ipynb -p seed 1`.
 
 # %% tags=["parameters"]
-recipe = "seed-teacher-student"   # `ctseg recipes` lists them
-settings = ["loss=marginal", "log_dice=yes", "confidence=sdc", "tune_rule=yes"]       # "KEY=VALUE" for any field of the recipe, e.g. ["epochs=40"]
+recipe = "teacher-student"   # `ctseg recipes` lists them
+settings = []       # "KEY=VALUE" for any field of the recipe, e.g. ["epochs=40"]
 seed = 0
 hours = 8.5           # Kaggle stops a session after 9 to 12 hours; this notebook stops before, with everything saved
 processes = 0         # 0: one a GPU
