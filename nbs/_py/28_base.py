@@ -481,7 +481,7 @@ losses, dice = overfit(Tiny(1, 4), images, masks, steps=60, lr=.1)
 fig, ax = plt.subplots(1, 5, figsize=(11, 2.3))
 for a, i, m in zip(ax, images, masks):
     a.imshow(i[0], cmap="gray"); a.imshow(torch.where(m > 0, m, torch.nan), alpha=.5, cmap="brg", vmin=1, vmax=3); a.axis("off")
-ax[4].plot(losses); ax[4].set(title="Tiny's loss", xlabel="step"); fig.tight_layout()
+ax[4].plot(losses); ax[4].set(title="Tiny's loss", xlabel="step", ylabel="loss"); fig.tight_layout()
 print("Dice of Tiny: left {:.2f}, right {:.2f}, bright {:.2f}".format(*dice))
 assert dice.min() < .8
 

@@ -91,7 +91,7 @@ show = np.flatnonzero(slices.labelled)[:3]
 fig, axes = plt.subplots(3, 3, figsize=(8, 7.5), layout="constrained")
 for row, n in zip(axes, show):
     row[0].imshow(slices.images[n], cmap="gray"); row[1].imshow(slices.classes.colourise(slices.masks[n]))
-    row[2].bar(list(cells), [cell[n].sum() for cell in cells.values()], color=["#0b7285", "#9db4c8", "#e6eaee"]); row[2].set_ylim(0, len(slices.classes))
+    row[2].bar(list(cells), [cell[n].sum() for cell in cells.values()], color=["#0b7285", "#9db4c8", "#e6eaee"]); row[2].set(ylim=(0, len(slices.classes)), ylabel="structures")
     row[0].set_ylabel(slices.names[n])
     for ax in row[:2]: ax.set(xticks=[], yticks=[])
 plt.show()
