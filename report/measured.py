@@ -24,6 +24,7 @@ RULED = ("masked-log", "masked", "marginal", "seed-attunet")  # whose decision r
 METHODS = ("supervised", "marginal-log", "teacher-student", "pretrain-finetune", "mean-teacher", "marginal-mean-teacher", "unimatch", "longer", "warm-unimatch", "ctseg-sigmoid", "ctseg", "self-training")
 WHOLE = ("marginal-log", "marginal-mean-teacher", "ctseg", "ctseg-sigmoid")  # rows that have no counterpart from the other start
 PHASED = ("seed-teacher-student", "seed-pretrain-finetune", "log-teacher-student", "log-pretrain-finetune")  # the original's two methods
+ALL_IMAGES = ("ctseg", "ctseg-sigmoid", "log-unimatch")  # our loss with all images, of the rows with several seeds
 SCORES = ("max", "entropy", "foreground", "sdc", "agreement")
 
 
@@ -141,7 +142,8 @@ def semi(folder: Path):
     cell = lambda k, m: by.get(start[k] if m == "supervised" else m if k == "ours" and m in WHOLE else f"{'seed' if k == 'seed' else ours}-{m}")
     cells = [dict(method=m, **{k: cell(k, m) for k in start}) for m in METHODS]
     told = {n: phases(runs.get(n, {})) for n in PHASED}
-    return t | dict(ours=ours, cells=[c for c in cells if c["seed"] or c["ours"]], loss=compare(runs, ours, "seed-attunet"),
+    plain = [compare(runs, n, baseline(runs, n), lambda r: r["dice_argmax"]) for n in ALL_IMAGES if n in runs]
+    return t | dict(ours=ours, by_argmax=[d for d in plain if d["seeds"] > 1], cells=[c for c in cells if c["seed"] or c["ours"]], loss=compare(runs, ours, "seed-attunet"),
                     phases={n: p for n, p in told.items() if p},
                     epochs=next((v.split("=")[1] for v in reversed(t["rows"][0]["settings"]) if v.startswith("epochs=")), ""))
 
