@@ -95,7 +95,7 @@ Markdown(f"`make demo` needs {float(demo[0]['cpu_minutes']):.0f} minutes of proc
          if demo else "`make demo` ends with a score, the paths it wrote and a picture.")
 
 # %% [markdown]
-# Ten annotated slices teach nobody 54 structures: the demo shows the whole job, not a good score (nor a steady one: a different number of threads, or version of a library, changes the rounding, and that is enough to change the score: 0.06, 0.08, 0.09 and 0.10 have been seen). `make test` takes six to eight minutes on two cores and ends
+# Ten annotated slices teach nobody 54 structures: the demo shows the whole job, not a good score (nor a steady one: a different number of threads, or version of a library, changes the rounding, and that is enough to change the score by some hundredths). `make test` takes six to eight minutes on two cores and ends
 # with pytest's summary, `N passed`.
 #
 # ## Install
