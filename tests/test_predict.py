@@ -358,3 +358,11 @@ def test_the_benchmark_of_ensembles_scores_what_the_command_would_write(world, t
         assert z["dice_single"].shape == z["dice_single-rule"].shape == (2, 10, 3) and {f"dice_{s}" for s in bench.STEPS} <= set(z.files)
         np.testing.assert_array_equal(z["dice_ensemble"], want.astype(np.float32))
     with pytest.raises(SystemExit): bench.ensembles("t", "nothing", [0], world/"data", tmp_path/"runs")
+
+
+def test_calibration_takes_fewer_pixels_where_slices_and_classes_are_many():
+    from ctseg.calibrate import sample_logits
+    from ctseg.losses import create_loss
+    member, slices = Member(nn.Conv2d(1, 4, 1), create_loss("marginal")), toy()
+    sizes = [sample_logits(member, slices, CPU, most=most)[0].shape[-1] for most in (2**27, 24*4*100, 1)]
+    assert sizes == [1024, 100, 64]  # all of 32x32; as many as fit; never fewer than 64

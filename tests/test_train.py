@@ -205,6 +205,12 @@ def test_processes_that_see_different_folders_are_told(tmp_path):
     assert [(tmp_path/r/"said").read_text().count("must be on a disk of all of them") for r in "01"] == [1, 1]
 
 
+def test_what_another_process_hears_stops_this_one_too():
+    heard = iter([False, True])
+    with pytest.raises(Stopped, match="another process: stopped here"): [*Deadline().each(range(9), "here", lambda mine: mine or next(heard))]
+    assert list(heard) == []
+
+
 def test_stopped_while_the_teacher_labels(tmp_path, monkeypatch):
     from ctseg import pseudo
     from ctseg.methods import teacher_student
