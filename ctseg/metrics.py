@@ -183,9 +183,11 @@ def paired_bootstrap(
     if np.shape(table_a)[-2:] != np.shape(table_b)[-2:]:
         raise InputError(f"tables of {np.shape(table_a)} and {np.shape(table_b)}: expected the same images and classes")
     (a, draws_a, G), (b, draws_b, _) = (_scores(t, groups, reps, seed) for t in (table_a, table_b))
-    low, high = _interval(draws_a - draws_b, level)
+    draws = draws_a - draws_b
+    draws = draws[~np.isnan(draws)]  # a draw of groups without any score says nothing
+    low, high = _interval(draws, level)
     return dict(a=float(a), b=float(b), difference=float(a - b), low=low, high=high,
-                p_better=float(np.mean(draws_a > draws_b)), groups=G, level=level, reps=reps)
+                p_better=float(np.mean(draws > 0)) if len(draws) else np.nan, groups=G, level=level, reps=reps)
 
 # %% ../nbs/22_metrics.ipynb #9459af2a
 def evaluate(

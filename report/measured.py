@@ -38,6 +38,7 @@ def load(table: Path) -> dict:
     return runs
 
 def chosen(run): return run.get("dice_chosen", run["dice_argmax"])
+def argmax(run): return run["dice_argmax"]
 def area(run): return run.get("area_chosen", run["area_argmax"]) > 0
 def history(run) -> list[dict]: return list(csv.DictReader(io.StringIO(str(run["history"])))) if "history" in run else []
 def rows(path) -> list[dict]: return list(csv.DictReader(path.open(encoding="utf-8"))) if path.exists() else []
@@ -69,7 +70,7 @@ def row(runs, name, reference):
     mean = lambda f: float(np.mean([f(r) for r in mine]))
     return dict(
         name=name, seeds=len(mine), scores=scores, dice=b["mean"], low=b["low"], high=b["high"],
-        sd=float(np.std(scores, ddof=1)) if len(mine) > 1 else None, argmax=mean(lambda r: mean_dice(r["dice_argmax"])),
+        sd=float(np.std(scores, ddof=1)) if len(mine) > 1 else None, argmax=mean(lambda r: mean_dice(argmax(r))),
         invented=mean(lambda r: (area(r) & ~truth).sum()), missed=mean(lambda r: (~area(r) & truth).sum()),
         silent=sorted(set.union(*silent)), by_class=[mean(lambda r: np.nanmean(chosen(r)[:, c])) for c in range(len(classes))],
         vs=compare(runs, name, reference(name)) if reference(name) != name else None, settings=mine[0]["facts"]["settings"])
@@ -142,7 +143,7 @@ def semi(folder: Path):
     cell = lambda k, m: by.get(start[k] if m == "supervised" else m if k == "ours" and m in WHOLE else f"{'seed' if k == 'seed' else ours}-{m}")
     cells = [dict(method=m, **{k: cell(k, m) for k in start}) for m in METHODS]
     told = {n: phases(runs.get(n, {})) for n in PHASED}
-    plain = [compare(runs, n, baseline(runs, n), lambda r: r["dice_argmax"]) for n in ALL_IMAGES if n in runs]
+    plain = [compare(runs, n, baseline(runs, n), argmax) for n in ALL_IMAGES if n in runs]
     return t | dict(ours=ours, by_argmax=[d for d in plain if d["seeds"] > 1], cells=[c for c in cells if c["seed"] or c["ours"]], loss=compare(runs, ours, "seed-attunet"),
                     phases={n: p for n, p in told.items() if p},
                     epochs=next((v.split("=")[1] for v in reversed(t["rows"][0]["settings"]) if v.startswith("epochs=")), ""))

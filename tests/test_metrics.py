@@ -101,6 +101,7 @@ def test_bootstrap_is_the_metric_of_the_drawn_images(seed, G, S):
     score = lambda t, i: np.mean([x for x in (mean_dice(run[i]) for run in t) if x == x])
     slow = [score(tables[0], pick(d)) - score(tables[1], pick(d)) for d in draws]
     np.testing.assert_allclose([r["low"], r["high"]], np.nanquantile(slow, [.025, .975]), atol=1e-12)  # a draw without any score is left out
+    np.testing.assert_allclose(r["p_better"], np.mean([d > 0 for d in slow if d == d]))
     np.testing.assert_allclose(r["difference"], score(tables[0], np.arange(17)) - score(tables[1], np.arange(17)), atol=1e-12)
 
 

@@ -12,7 +12,7 @@ import torch
 
 from ..augment import strong_mix
 from ..data import Batch
-from .mean_teacher import ramp_up
+from .mean_teacher import open_shares, ramp_up
 from .teacher_student import join
 from ..parallel import gather_rows, rank, world
 from ..train import Job, Method, patch_to
@@ -36,8 +36,7 @@ def complete_batch(
 
 # %% ../../nbs/57_unimatch.ipynb #baeee20b
 def _complete_softmax(prob, known, tau):
-    allowed = torch.cat([(1 - prob.sum(1, keepdim=True)).clamp(min=0), prob*~known], 1)
-    sure, label = (allowed/allowed.sum(1, keepdim=True).clamp(min=1e-12)).max(1)
+    sure, label = open_shares(prob, ~known).max(1)
     ok = sure >= torch.cat([tau.amax()[None], tau])[label]
     return torch.where(ok, label, 0), ok[:, None]
 

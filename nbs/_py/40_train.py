@@ -33,7 +33,7 @@ from tqdm.auto import tqdm
 try: import fcntl
 except ImportError: fcntl = None  # Windows
 
-from ctseg.augment import MILD, NO_AUGMENT, STRONG
+from ctseg.augment import MILD, NO_AUGMENT, STRONG, shown
 from ctseg.data import Batch, EpochSampler, SliceData, SliceSet, grouped_folds, rare_weights, select_labelled
 from ctseg.device import DevicePlan, pick_device
 from ctseg.files import PART, InputError, atomic_path, did_you_mean, disk_errors, read_json, write_json
@@ -574,10 +574,9 @@ def presence_loss(
     gather = lambda t: t, # as `PartialLoss.gather`
 ) -> torch.Tensor:
     "Binary cross-entropy over the cells (image, class) that are known: present if any pixel says so, absent if examined everywhere."
-    B, C = there.shape
-    present = torch.zeros(B, C + 1, device=there.device).scatter_(1, view.mask.flatten(1), 1.)[:, 1:]
-    known = (view.known if view.known.ndim == 2 else view.known.flatten(2).all(2)) | (present > 0)
-    each = F.binary_cross_entropy_with_logits(there.float(), present, reduction="none")
+    present = shown(view.mask, there.shape[1])
+    known = (view.known if view.known.ndim == 2 else view.known.flatten(2).all(2)) | present
+    each = F.binary_cross_entropy_with_logits(there.float(), present.float(), reduction="none")
     total, n = (gather(t.sum(1)).sum() for t in (each*known, known.float()))
     return total/n.clamp(min=1)
 

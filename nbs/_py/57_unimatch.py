@@ -23,7 +23,7 @@ import torch
 
 from ctseg.augment import strong_mix
 from ctseg.data import Batch
-from ctseg.methods.mean_teacher import ramp_up
+from ctseg.methods.mean_teacher import open_shares, ramp_up
 from ctseg.methods.teacher_student import join
 from ctseg.parallel import gather_rows, rank, world
 from ctseg.train import Job, Method, patch_to
@@ -76,8 +76,7 @@ def complete_batch(
 # %%
 #| export
 def _complete_softmax(prob, known, tau):
-    allowed = torch.cat([(1 - prob.sum(1, keepdim=True)).clamp(min=0), prob*~known], 1)
-    sure, label = (allowed/allowed.sum(1, keepdim=True).clamp(min=1e-12)).max(1)
+    sure, label = open_shares(prob, ~known).max(1)
     ok = sure >= torch.cat([tau.amax()[None], tau])[label]
     return torch.where(ok, label, 0), ok[:, None]
 

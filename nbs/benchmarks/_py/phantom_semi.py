@@ -35,7 +35,7 @@ import pandas as pd
 
 sys.path.insert(0, "../../report")
 from IPython.display import display
-from measured import chosen, compare, line, load
+from measured import argmax, chosen, compare, line, load
 
 from ctseg.data import read_challenge
 from ctseg.metrics import mean_dice
@@ -43,7 +43,6 @@ from ctseg.metrics import mean_dice
 RESULTS = Path("results")
 runs = {240: load(RESULTS/"phantom240"), 100: load(RESULTS/"phantom")}
 S, F = "seed-attunet", "full-seed-attunet"
-argmax = lambda r: r["dice_argmax"]
 
 
 # %%

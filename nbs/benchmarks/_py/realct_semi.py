@@ -33,7 +33,7 @@ import numpy as np
 import pandas as pd
 
 sys.path.insert(0, "../../report")
-from measured import baseline, chosen, compare, history, line, load, told
+from measured import argmax, baseline, chosen, compare, history, line, load, told
 
 from ctseg.metrics import mean_dice
 
@@ -94,6 +94,7 @@ plt.show()
 pd.DataFrame({"unlabelled slices": list(points), "seeds": [len(d) for d in points.values()], "Dice, seed 0": [d[0] for d in points.values()], "Dice, mean": [np.mean(d) for d in points.values()],
               "left out, seed 0": [mean_dice(r["rest_chosen"]) for r in (runs[100]["log-fp32"][0], *(fewer[f"ctseg-u{n}"][0] for n in list(points)[1:-1]), runs[100]["ctseg-sigmoid"][0])]}).style.format(precision=3).hide(axis="index")
 
+
 # %% [markdown]
 # Three hundred slices bring most of it. What comes after is no more than the luck of one training, on the test slices and on the 700 left-out ones (`left out`) alike.
 
@@ -103,7 +104,6 @@ pd.DataFrame({"unlabelled slices": list(points), "seeds": [len(d) for d in point
 # Of each class's score, what is missing to 1 is lost in three ways: the structure is drawn on a slice that has none (0 there), it is not found where there is one (0 again), or its outline is inexact. Decided by argmax, mean over classes and seeds:
 
 # %%
-argmax = lambda r: r["dice_argmax"]
 def lost(run, of):
     "Inventions, misses, inexact outlines: each a mean over the scored slices of a class, then over classes."
     d, truth = of(run), run["truth"].astype(bool)
