@@ -25,10 +25,12 @@ NAMES = {"seed-attunet": "original: Dice only", "masked": "masked sigmoid", "mar
          "marginal-log": "marginal, log Dice", "marginal-image": "marginal, Dice per image", "masked-image": "masked, Dice per image",
          "masked-nopixel": "masked, no per-pixel known", "ce-dice-zeros": "CE + Dice, unknown = background"}
 MAIN = {"seed-attunet": SOFT, "marginal": AMBER, "masked": BLUE, "masked-log": VIOLET}  # shown in detail, with their colours
-METHODS = {"teacher-student": "teacher–student", "pretrain-finetune": "pretrain, fine-tune", "mean-teacher": "Mean Teacher",
-           "unimatch": "UniMatch", "warm-unimatch": "supervised, then UniMatch", "ctseg-sigmoid": "then UniMatch, half as long", "ctseg": "the default (with softmax)", "marginal-log": "supervised, softmax", "marginal-mean-teacher": "Mean Teacher, softmax", "longer": "supervised, longer"}
+METHODS = {"teacher-student": "teacher–student", "pretrain-finetune": "pretrain, fine-tune", "mean-teacher": "Mean Teacher", "unimatch": "UniMatch", "self-training": "self-training",
+           "warm-unimatch": "supervised, then UniMatch", "ctseg": "then UniMatch, half as long", "ctseg-longer": "the same, both twice as long", "longer": "supervised, longer"}
+FROM = {"seed": ("Dice only", SOFT), "sigmoid": ("sigmoid", BLUE), "softmax": ("softmax", GREEN)}
 PHASED = {"seed-teacher-student": ("teacher, student; Dice only", AMBER), "seed-pretrain-finetune": ("teacher, pretrain, fine-tune; Dice only", ACCENT),
-          "log-teacher-student": ("teacher, student; our loss", BLUE), "log-pretrain-finetune": ("teacher, pretrain, fine-tune; our loss", VIOLET)}
+          "log-teacher-student": ("teacher, student; sigmoid", BLUE), "log-pretrain-finetune": ("teacher, pretrain, fine-tune; sigmoid", VIOLET),
+          "marginal-teacher-student": ("teacher, student; softmax", GREEN), "marginal-pretrain-finetune": ("teacher, pretrain, fine-tune; softmax", INK)}
 
 
 def show(ax, image, mask=None, colours=None, title=""):
@@ -172,17 +174,17 @@ def methods(tables):
     "Each semi-supervised method against the supervised run of the same loss; a panel a table {title: table}. None without any."
     pairs = {}
     for title, t in tables.items():
-        cells = [(k, c["method"], c[k]["vs"]) for k in ("seed", "ours") for c in t["cells"] if c["method"] != "supervised" and c[k]]
+        cells = [(k, c["method"], c[k]["vs"]) for k in FROM for c in t["cells"] if c["method"] != "supervised" and c[k]]
         cells = [c for c in cells if c[2]]
         if cells: pairs[title] = cells[::-1]
     if not pairs: return None
     size = PAGE if len(pairs) > 1 else COLUMN, .17*max(map(len, pairs.values())) + .6
     fig, axes = plt.subplots(1, len(pairs), figsize=size, layout="constrained", squeeze=False, sharex=True)
     for ax, (title, cells) in zip(axes[0], pairs.items()):
-        for y, (k, _, v) in enumerate(cells): band(ax, y, v["low"], v["high"], v["difference"], v["by_seed"], SOFT if k == "seed" else BLUE)
+        for y, (k, _, v) in enumerate(cells): band(ax, y, v["low"], v["high"], v["difference"], v["by_seed"], FROM[k][1])
         ax.axvline(0, color=INK, lw=.6)
         ax.set_title(title)
-        label = lambda k, m, v: f'{METHODS.get(m, m)}, {"Dice only" if k == "seed" else "ours"} ({v["seeds"]})'
+        label = lambda k, m, v: f'{METHODS.get(m, m)}, {FROM[k][0]} ({v["seeds"]})'
         lines(ax, [label(*c) for c in cells], "Dice more than supervised")
     return fig
 

@@ -21,10 +21,12 @@ ABLATIONS = [("masked-log", "masked", LOG), ("marginal-log", "marginal", LOG), (
              ("marginal", "ce-dice-zeros", "unknown kept apart from background")]
 COMPARISONS = [("masked-log", "seed-attunet"), ("masked", "seed-attunet"), ("marginal", "seed-attunet"), ("masked", "marginal")]
 RULED = ("masked-log", "masked", "marginal", "seed-attunet")  # whose decision rules are told
-METHODS = ("supervised", "marginal-log", "teacher-student", "pretrain-finetune", "mean-teacher", "marginal-mean-teacher", "unimatch", "longer", "warm-unimatch", "ctseg-sigmoid", "ctseg", "self-training")
-WHOLE = ("marginal-log", "marginal-mean-teacher", "ctseg", "ctseg-sigmoid")  # rows that have no counterpart from the other start
-PHASED = ("seed-teacher-student", "seed-pretrain-finetune", "log-teacher-student", "log-pretrain-finetune")  # the original's two methods
-ALL_IMAGES = ("ctseg", "ctseg-sigmoid", "log-unimatch")  # our loss with all images, of the rows with several seeds
+METHODS = ("supervised", "teacher-student", "pretrain-finetune", "mean-teacher", "unimatch", "self-training", "longer", "warm-unimatch", "ctseg", "ctseg-longer")
+STARTS = {"seed": "seed-attunet", "sigmoid": "log", "softmax": "marginal-log"}  # the supervised row of each loss
+PREFIX = {"seed": "seed", "sigmoid": "log", "softmax": "marginal"}
+NAMED = {("sigmoid", "ctseg"): "ctseg-sigmoid", ("softmax", "ctseg"): "ctseg", ("softmax", "ctseg-longer"): "ctseg-longer"}  # the rows not called PREFIX-METHOD
+PHASED = tuple(f"{p}-{m}" for p in PREFIX.values() for m in ("teacher-student", "pretrain-finetune"))  # the original's two methods
+ALL_IMAGES = {"ctseg": "ctseg", "ctseg-sigmoid": "ctseg", "log-unimatch": "unimatch"}  # our loss with all images, of the rows with several seeds
 SCORES = ("max", "entropy", "foreground", "sdc", "agreement")
 
 
@@ -125,27 +127,28 @@ def phases(by_seed) -> list[dict]:
     last = [{r["phase"]: float(r["dice"]) for r in history(run)} for run in by_seed.values() if history(run)]
     return [dict(phase=p, dice=float(np.mean([x[p] for x in last]))) for p in last[0]] if last else []
 
+def start_of(name) -> str:
+    "Which loss a row of a semi-supervised table has, a key of `STARTS`."
+    if name.startswith("seed"): return "seed"
+    return "softmax" if name.startswith("marginal") or (name.startswith("ctseg") and name != "ctseg-sigmoid") else "sigmoid"
+
 def baseline(runs, name) -> str:
-    "The supervised row that a semi-supervised one is compared with: of the same loss, the original's (seed-…) or ours, and of the same precision if there is one."
-    if name.startswith("seed"): return "seed-attunet"
-    if name in ("ctseg", "marginal-mean-teacher"): return "marginal-log" if "marginal-log" in runs else "log"
+    "The supervised row that a semi-supervised one is compared with: of the same loss, and of the same precision if there is one."
     exact = any("precision=fp32" in r["facts"]["settings"] for r in runs[name].values())
-    return "log-fp32" if exact and "log-fp32" in runs else "log"
+    first = STARTS[start_of(name)]
+    return "log-fp32" if first == "log" and exact and "log-fp32" in runs else first
 
 def semi(folder: Path):
-    "A semi-supervised table: each method against its supervised baseline."
+    "A semi-supervised table: each method against its supervised baseline, by the loss it starts from."
     runs = load(folder)
-    ours = "log"
-    start = {"seed": "seed-attunet", "ours": ours}
     t = table(runs, lambda name: baseline(runs, name))
-    if t is None or not set(runs) - set(start.values()): return None
+    if t is None or not set(runs) - set(STARTS.values()): return None
     by = {r["name"]: r for r in t["rows"]}
-    cell = lambda k, m: by.get(start[k] if m == "supervised" else m if k == "ours" and m in WHOLE else f"{'seed' if k == 'seed' else ours}-{m}")
-    cells = [dict(method=m, **{k: cell(k, m) for k in start}) for m in METHODS]
-    told = {n: phases(runs.get(n, {})) for n in PHASED}
-    plain = [compare(runs, n, baseline(runs, n), argmax) for n in ALL_IMAGES if n in runs]
-    return t | dict(ours=ours, by_argmax=[d for d in plain if d["seeds"] > 1], cells=[c for c in cells if c["seed"] or c["ours"]], loss=compare(runs, ours, "seed-attunet"),
-                    phases={n: p for n, p in told.items() if p},
+    cell = lambda k, m: by.get(STARTS[k] if m == "supervised" else NAMED.get((k, m), f"{PREFIX[k]}-{m}"))
+    cells = [dict(method=m, **{k: cell(k, m) for k in STARTS}) for m in METHODS]
+    told = {n: dict(start=start_of(n), method=n.partition("-")[2], ends=p) for n in PHASED if (p := phases(runs.get(n, {})))}
+    plain = [compare(runs, n, baseline(runs, n), argmax) | dict(start=start_of(n), method=m) for n, m in ALL_IMAGES.items() if n in runs]
+    return t | dict(by_argmax=[d for d in plain if d["seeds"] > 1], cells=[c for c in cells if any(c[k] for k in STARTS)], loss=compare(runs, "log", "seed-attunet"), phases=told,
                     epochs=next((v.split("=")[1] for v in reversed(t["rows"][0]["settings"]) if v.startswith("epochs=")), ""))
 
 def ranking(score, dice) -> dict:

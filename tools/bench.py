@@ -141,6 +141,7 @@ BASE = ("width=16", "epochs=40", "batch_size=16", "precision=bf16")
 
 # The semi-supervised methods from two starting points, the original's loss and ours. One strong view and no feature stream for UniMatch: 3 instead of 7 times a supervised step.
 SEED, OURS = ("loss=dice", "tune_rule=no"), ("loss=masked", "log_dice=yes", "confidence=sdc", "tune_rule=yes")
+SOFTMAX = ("loss=marginal",) + OURS[1:]  # as the recipes are now
 ONE_VIEW, COLD = ("views=1", "feature_dropout=0"), ("warm=no", "tau=0.95")
 SEMI = [
     ("seed-attunet", "seed-attunet", ()),
@@ -153,6 +154,9 @@ SEMI = [
     ("marginal-log", "marginal", ("log_dice=yes",)),  # the first phase of the next
     ("ctseg", "ctseg", ()),
     ("marginal-mean-teacher", "mean-teacher", ()),
+    ("marginal-teacher-student", "teacher-student", ()),
+    ("marginal-pretrain-finetune", "seed-pretrain-finetune", SOFTMAX),
+    ("marginal-self-training", "self-training", ()),
     ("log-unimatch", "unimatch", OURS + ONE_VIEW + COLD),
     ("log-self-training", "self-training", OURS),
     ("log-teacher-student", "seed-teacher-student", OURS),
@@ -180,7 +184,15 @@ def phantom(epochs: int, full_epochs: int, keep: int):
         ("full-seed-attunet", "seed-attunet", (f"epochs={full_epochs}",)),
         ("ctseg-sigmoid", "ctseg", ("loss=masked",)),
         ("ctseg", "ctseg", ()),
+        ("marginal-mean-teacher", "mean-teacher", ()),
+        ("marginal-teacher-student", "teacher-student", (f"keep={keep}",)),
+        ("marginal-pretrain-finetune", "seed-pretrain-finetune", SOFTMAX + (f"keep={keep}",)),
+        ("marginal-self-training", "self-training", ()),
         ("seed-teacher-student", "seed-teacher-student", (f"keep={keep}",)),
+        ("seed-pretrain-finetune", "seed-pretrain-finetune", (f"keep={keep}",)),
+        ("seed-mean-teacher", "mean-teacher", SEED),
+        ("seed-unimatch", "unimatch", SEED + ONE_VIEW + COLD),
+        ("seed-self-training", "self-training", SEED),
     ]
     return [(name, recipe, ("width=16", f"epochs={epochs}", "batch_size=8", "precision=bf16") + extra) for name, recipe, extra in rows]
 
@@ -215,7 +227,7 @@ TABLES = {
     ]],
     "semi100": [(name, recipe, BASE + ("labelled=100", "epochs=120") + extra) for name, recipe, extra in SEMI],
     "counts": [(f"ctseg-u{n}", "ctseg", BASE + ("labelled=100", "epochs=120", "loss=masked", f"unlabelled={n}")) for n in (300, 600, 1200)],  # the row of `ablation` with fewer unlabelled images
-    "semi800": [(name, recipe, BASE + extra) for name, recipe, extra in SEMI],
+    "semi800": [(name, recipe, BASE + extra) for name, recipe, extra in SEMI + [("ctseg-longer", "ctseg", ("epochs=80",))]],
     "networks": [(name, "masked", BASE + ("log_dice=yes",) + extra) for name, extra in NETWORKS],
     "phantom": phantom(40, 7, 300),      # ctseg phantom FOLDER --labelled 100 --unlabelled 500 --test 150 --size 128 --truth
     "phantom240": phantom(30, 12, 240),  # ctseg phantom FOLDER --labelled 240 --unlabelled 360 --test 150 --size 128 --truth --seed 1
