@@ -27,9 +27,9 @@ def _table(j, v, K):
 
 # %% ../nbs/20_losses.ipynb #b2fb55f3
 def _slices(z):
-    "Slices of the pixel axis of `z` [B,K,N]: on a CPU one fits the cache, on a GPU one is usually all."
+    "Slices of the pixel axis of `z` [B,K,N]: on a CPU one fits the cache, on a GPU a few make up a batch."
     B, K, N = z.shape
-    n = max(1, (2**18 if z.device.type == "cpu" else 2**27) // (B*K))
+    n = max(1, (2**18 if z.device.type == "cpu" else 2**24) // (B*K))
     return [slice(i, i + n) for i in range(0, N, n)]
 
 def _at(t, s): return t if t.shape[-1] == 1 else t[..., s]  # a last axis of 1 means: the same for every pixel

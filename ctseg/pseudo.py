@@ -7,6 +7,7 @@ __all__ = ['IMAGE_SCORES', 'soft_dice_confidence', 'image_confidence', 'mean_fou
            'pseudo_label', 'label_and_certainty', 'keep_images', 'accept_cells', 'complete', 'check_truth_kept']
 
 # %% ../nbs/50_pseudo.ipynb #326ab9b4
+import warnings
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -128,7 +129,9 @@ def keep_images(
 ) -> SliceSet: # with the pseudo-labels as masks and everything known
     "The most confident images with their pseudo-labels as if they were truth."
     if score not in pseudo.scores: raise did_you_mean("confidence score", score, pseudo.scores)
-    n = min(len(slices), round(keep*len(slices)) if keep <= 1 else int(keep))
+    wanted = round(keep*len(slices)) if keep <= 1 else int(keep)
+    n = min(wanted, len(slices))
+    if wanted > n: warnings.warn(f"keep = {wanted}: there are only {n} images without annotation; all are kept")
     best = np.sort(np.argsort(-pseudo.scores[score], kind="stable")[:n])
     return replace(slices[best], masks=pseudo.labels[best], known=np.ones((n, len(slices.classes)), bool))
 
@@ -140,9 +143,8 @@ def accept_cells(
     gate: float = 0.7, # and only above this confidence
     absent: float = 0.1, # a class whose peak probability stays below this is absent
 ) -> tuple[np.ndarray, np.ndarray]: # accepted as present, accepted as absent: bool [N, C]
-    "Cells to believe, chosen class by class: `sdc`, times agreement where there are several teachers."
-    agree = np.where(np.isnan(pseudo.agreement), 1, pseudo.agreement)
-    conf = np.where(pseudo.found & ~known, pseudo.sdc*agree, 0)
+    "Cells to believe, chosen class by class by their Soft Dice Confidence."
+    conf = np.where(pseudo.found & ~known, pseudo.sdc, 0)
     present = np.zeros_like(known)
     for c in range(known.shape[1]):
         order = np.argsort(-conf[:, c], kind="stable")[:int(np.ceil(quota*(conf[:, c] > 0).sum()))]
@@ -157,7 +159,8 @@ def complete(
     pixel: float = 0.8, # certainty below which a pixel says nothing about accepted cells
 ) -> tuple[SliceSet, np.ndarray]: # the completed slices; where the teacher is sure enough, bool [N, H, W]
     "Truth, completed by the accepted cells, and the pixels where these may be believed. Truth is never changed."
-    cell = np.take_along_axis(np.pad(present, ((0, 0), (1, 0))), pseudo.labels.reshape(len(slices), -1).astype(int), 1).reshape(pseudo.labels.shape)
+    cell = np.zeros(pseudo.labels.shape, bool)
+    for out, ok, labels in zip(cell, np.pad(present, ((0, 0), (1, 0))), pseudo.labels): out[:] = ok[labels]  # an index takes eight bytes a pixel, so slice by slice
     free = slices.masks == 0
     sure = pseudo.certainty >= round(255*pixel)
     drawn = np.where(free & cell & sure, pseudo.labels, 0)

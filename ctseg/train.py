@@ -381,8 +381,9 @@ def gradients(self, index) -> tuple[float, float]:
             with self.acc.autocast():
                 loss = self.method.loss(self, share)
                 for there, view in self.heard: loss = loss + self.presence/len(self.heard)*presence_loss(there, view, self.loss.gather)
-            self.acc.backward(loss/self.pieces)
-        total = total + loss.detach()/self.pieces
+            part = sum(i//world() % self.pieces == k for i in range(len(index)))/len(index)  # the last pieces may be smaller
+            self.acc.backward(loss*part)
+        total = total + loss.detach()*part
     norm = self.acc.clip_grad_norm_(self.model.parameters(), self.clip or math.inf)
     return tuple(torch.stack([total.float(), norm.float()]).tolist())
 
@@ -430,11 +431,11 @@ def _attempt(self, index, undo):
         except RuntimeError as e:
             if not out_of_memory(e): raise
             if world() > 1: raise InputError(f"out of memory with {world()} processes; take a smaller batch_size, or continue it with --resume --set pieces={2*self.pieces}") from e
-            if 2*self.pieces > len(index): raise InputError(f"out of memory with a single image of {tuple(self.data.batch(index[:1]).image.shape[2:])}; take a smaller image_size, model or width") from e
+            if self.pieces >= len(index): raise InputError(f"out of memory with a single image of {tuple(self.data.batch(index[:1]).image.shape[2:])}; take a smaller image_size, model or width") from e
         undo()
-        self.pieces *= 2
+        self.pieces = min(2*self.pieces, len(index))
         if self.device.type == "cuda": torch.cuda.empty_cache()
-        warnings.warn(f"out of memory: from here on each batch of {len(index)} is worked off in {self.pieces} pieces, whose gradients are added up (batch statistics and the Dice over the batch are those of a piece)")
+        warnings.warn(f"out of memory: from here on each batch of {len(index)} is worked off in {self.pieces} pieces, whose gradients are added up (batch statistics, the Dice over the batch and the count of known pixels are those of a piece)")
 
 @patch_to(Trainer)
 def _skip(self, index, loss: float):
@@ -751,7 +752,9 @@ def unread(recipe: Recipe, settings) -> list[str]: # a sentence each
     "Which of the `KEY=VALUE` texts the recipe's method or loss does not read."
     return [f"--set {s} changes nothing: the {kind} {getattr(recipe, kind)!r} does not read it, only {', '.join(readers.split())}"
             for s in settings for kind, table in _READ_BY.items() for readers, keys in table.items()
-            if s.partition("=")[0] in keys.split() and getattr(recipe, kind) not in readers.split()]
+            if s.partition("=")[0] in keys.split() and getattr(recipe, kind) not in readers.split()] + [
+            f"--set {s} changes nothing: with warm=no there is one phase, of `epochs` and `lr`" for s in settings
+            if s.partition("=")[0] in ("second", "second_lr") and recipe.method == "unimatch" and not recipe.warm]
 
 # %% ../nbs/40_train.ipynb #c1e6dc81
 AUGMENT = {"none": NO_AUGMENT, "mild": MILD, "strong": STRONG}
@@ -777,8 +780,8 @@ class Job:
 # %% ../nbs/40_train.ipynb #e604acbb
 @patch_to(Job)
 def nothing_to_add(self, model):
-    "What a semi-supervised method comes down to without unlabelled images; says so."
-    warnings.warn("no unlabelled images, or none that is kept: the supervised model is the result")
+    "What a semi-supervised method comes down to if it has nothing beside the truth to learn from; says so."
+    warnings.warn("nothing beside the truth to learn from (no unlabelled images, or none that is kept): the supervised model is the result")
     return model
 
 @patch_to(Job)
@@ -812,7 +815,7 @@ def make_model(self) -> nn.Module:
     torch.manual_seed(derived_seed(self.seed, "weights"))
     classes = len(self.labelled.classes)
     model = create_model(self.recipe.model, 1, self.loss.out_chans(classes), **self.recipe.model_options(classes))
-    self.loss.init_head(model.head, classes)
+    for head in getattr(model, "heads", [model.head]): self.loss.init_head(head, classes)
     return model
 
 @patch_to(Job)
@@ -845,6 +848,7 @@ def trainer(self, model, phase: str, slices: SliceSet, method=None, folder=None,
     settings |= dict(ema_decay=r.ema, image_size=r.image_size or None, encoder_lr=r.encoder_lr or None, pieces=self.pieces, augment=self.augment, holdout=self.holdout,
                      sample_weights=rare_weights(slices, r.rare_power) if r.rare_power else None, phase=phase, seed=self.seed, plan=self.plan, deadline=self.deadline,
                      progress=self.progress)
+    if "lr" in changes and r.lr: changes = {"encoder_lr": r.encoder_lr*changes["lr"]/r.lr or None} | changes  # a gentler phase is so for the encoder too
     return Trainer(model, self.loss, slices, method=method, folder=folder, **settings | changes)
 
 @patch_to(Job)

@@ -86,6 +86,16 @@ def test_without_unlabelled_images_a_method_is_its_supervised_form(tmp_path, nam
     assert torch.equal(weights(run), weights(job.run))
 
 
+def test_unimatch_completes_annotated_slices_where_none_is_unlabelled(tmp_path):
+    recipe = apply_settings(get_recipe("ctseg"), [*SMALL, "tau=0.5", "second=1"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run = fit(toy(n=12, labelled=12), recipe, tmp_path/"a", device="cpu", progress=False)
+    assert run.read_history().phase.tolist() == ["supervised"]*2 + ["unimatch"]*2
+    still = fit(toy(n=12, labelled=12), replace(recipe, consistency=0.), tmp_path/"b", device="cpu", progress=False)
+    assert not torch.equal(weights(run), weights(still))  # the unexamined structures have taught something
+
+
 def test_a_student_with_perfect_pseudo_labels_beats_its_teacher(tmp_path):
     few, truth = toy(n=60, labelled=3, seed=1, size=24), toy(n=60, labelled=60, seed=1, size=24, every=True)
     assert np.array_equal(few.images, truth.images)
@@ -145,7 +155,8 @@ def test_keeping_images():
     assert len(kept) == 5 and kept.known.all()
     lowest = min(pseudo.scores["max"][slices.names.index(n)] for n in kept.names)
     assert lowest >= np.sort(pseudo.scores["max"])[-5]
-    assert len(keep_images(pseudo, slices, 0.25)) == 6 and len(keep_images(pseudo, slices, 999)) == 24
+    assert len(keep_images(pseudo, slices, 0.25)) == 6
+    with pytest.warns(UserWarning, match="only 24"): assert len(keep_images(pseudo, slices, 999)) == 24
     with pytest.raises(InputError, match="did you mean"): keep_images(pseudo, slices, 5, "maks")
 
 
@@ -230,7 +241,7 @@ def test_consistency_does_not_turn_unknown_into_background():
     from ctseg.losses import create_loss
     from ctseg.methods.mean_teacher import disagreement, unknown_cells
     loss, mask, known = create_loss("marginal", w_dice=0.), torch.zeros(1, 1, 1, dtype=torch.long), torch.tensor([[False, True]])
-    teacher, where = torch.tensor([.3, .6]).view(1, 2, 1, 1), unknown_cells(mask, known)
+    teacher, where = torch.tensor([.45, .4]).view(1, 2, 1, 1), unknown_cells(mask, known)
     z = torch.tensor([.1, .3, .6]).log().view(1, 3, 1, 1).requires_grad_()
     opt = torch.optim.Adam([z], lr=.05)
     for _ in range(400):
@@ -238,6 +249,19 @@ def test_consistency_does_not_turn_unknown_into_background():
         (loss(z, mask, known) + disagreement(loss.probabilities(z), teacher, where, loss.activation)).backward()
         opt.step()
     assert torch.allclose(z.softmax(1).flatten(), torch.tensor([.25, .75, 0]), atol=.02)
+
+
+def test_a_teacher_that_contradicts_the_truth_is_not_heard():
+    "The left kidney was looked for in vain, the right one not looked for; a teacher sure of the left one knows nothing of the right."
+    from ctseg.methods.mean_teacher import disagreement, unknown_cells
+    from ctseg.methods.unimatch import complete_batch
+    p = torch.tensor([[.97, .001, .03], [.002, .0, .02]]).reshape(1, 2, 1, 3)  # contradicts; sure of background; sure of background
+    b = Batch(torch.zeros(1, 1, 1, 3), torch.zeros(1, 1, 3, dtype=torch.long), torch.tensor([[True, False]]), None, torch.tensor([0]))
+    done = complete_batch(b, p, .9, "softmax")
+    assert done.known[0, :, 0].int().tolist() == [[1, 1, 1], [0, 1, 1]] and not done.mask.any()
+    student = torch.tensor([.5, .4]).view(1, 2, 1, 1).requires_grad_()
+    disagreement(student, p[..., :1], unknown_cells(b.mask, b.known)[..., :1], "softmax").backward()
+    assert student.grad.abs().max() == 0
 
 
 @pytest.mark.parametrize("C", [3, 54])

@@ -189,6 +189,15 @@ def test_deep_supervision():
     ones = deep_supervised(lambda z, m, k, w: z.mean(), [torch.full((1, 1, 8//2**i, 8//2**i), float(i == 0)) for i in range(3)], torch.zeros(1, 8, 8), None)
     assert abs(ones.item() - 4/7) < 1e-6
 
+def test_coarse_sizes_teach_nobody_that_a_small_structure_is_absent():
+    "A 3x3 structure that falls between the rows of a coarser size is unknown there; one that is absent stays absent. Rows are where the network's strides put them."
+    heard, sizes = [], [(130, 130), (65, 65), (33, 33), (17, 17), (9, 9)]
+    mask = torch.zeros(1, 130, 130, dtype=torch.long)
+    mask[0, 65:68, 65:68], mask[0, :, 128:] = 1, 3
+    deep_supervised(lambda z, m, k, w: heard.append((m, k[0].tolist())) or z.sum(), [torch.zeros(1, 4, *s) for s in sizes], mask, torch.tensor([[True, True, True]]))
+    for m, known in heard: assert known == [bool((m == 1).any()), True, True] and (m[0, :, -1] == 3).all()
+    assert [known[0] for _, known in heard] == [True, True, False, False, False]
+
 def test_counts_published():
     "Parameter counts at the published settings; see the notebooks for the sources."
     count = lambda name, *a, **k: sum(p.numel() for p in create_model(name, *a, **k).to("meta").parameters())

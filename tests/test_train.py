@@ -261,9 +261,17 @@ def test_out_of_memory_halves_the_pieces_and_is_the_same_as_having_asked_for_the
     assert all(torch.equal(x, y) for x, y in zip(a.raw.state_dict().values(), b.raw.state_dict().values()))
 
 
+def test_memory_for_one_image_suffices():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        t = trainer(fails_above(1), batch_size=6)
+        t.fit()
+    assert t.pieces == 6  # 2, 4, 6: not "a single image" before one has been tried
+
+
 def test_pieces_add_up_to_the_whole_where_nothing_depends_on_the_batch():
     norms = []
-    for pieces in (1, 2, 4):
+    for pieces in (1, 2, 3, 4, 8):  # 3: pieces of 3, 3 and 2 images
         torch.manual_seed(0)
         model = torch.nn.Conv2d(1, 3, 3, padding=1)
         t = Trainer(model, create_loss("masked", reduction="image", w_dice=0.), toy(n=24, labelled=24, every=True), epochs=1, batch_size=8, pieces=pieces, progress=False)
@@ -330,11 +338,12 @@ def test_too_many_such_steps_end_the_run_and_name_the_images():
 
 def test_the_loop_trains_every_output_of_a_deeply_supervised_network(tmp_path):
     pytest.importorskip("dynamic_network_architectures")
-    for name in ("mean-teacher", "seed-teacher-student"):
+    for name in ("mean-teacher", "seed-teacher-student", "masked"):
         recipe = small(name, "model=nnunet", "image_size=16", "epochs=1")
         job = Job(recipe, toy(), Run(tmp_path/name), progress=False)
         t = job.trainer(job.make_model(), "x", job.labelled)
         before = [p.clone() for p in t.raw.decoder.seg_layers.parameters()]
+        if job.loss.activation == "sigmoid": assert all((h.bias == t.raw.head.bias[0]).all() for h in t.raw.heads)  # each size starts at the prior
         t.step(t.sampler.batches(0)[0])
         assert len(before) > 2 and all((a != b).any() for a, b in zip(before, t.raw.decoder.seg_layers.parameters()))
         fit(toy(), recipe, tmp_path/f"{name}-run", device="cpu", progress=False)
@@ -362,7 +371,9 @@ def test_an_encoder_may_learn_more_gently_or_not_at_all():
     for settings, moves in [(["frozen=yes"], False), (["encoder_lr=0.0001"], True)]:
         job = Job(small("masked", *common, *settings), toy(), Run("nowhere"), progress=False)
         t = job.trainer(job.make_model(), "x", job.labelled)
-        if moves: assert sorted(t.base) == [0.0001, 0.002]
+        if moves:
+            assert sorted(t.base) == [0.0001, 0.002]
+            assert np.allclose(sorted(job.trainer(job.make_model(), "y", job.labelled, lr=2e-4).base), [0.00001, 0.0002])  # a fine-tune at a tenth of the rate
         before = [p.clone() for p in t.raw.encoder.parameters()]
         t.step(t.sampler.batches(0)[0])
         assert any((a != b).any() for a, b in zip(before, t.raw.encoder.parameters())) == moves

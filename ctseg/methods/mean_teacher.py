@@ -30,16 +30,18 @@ def unknown_cells(
 def open_shares(
     prob: torch.Tensor, # [B, C, H, W], of a softmax
     where: torch.Tensor, # bool [B, C, H, W], from `unknown_cells`
-) -> torch.Tensor: # [B, 1 + C, H, W]: background first; 0 for what truth has excluded
-    "A teacher's distribution over background and the unknown structures, given that it is none of the others."
+) -> tuple[torch.Tensor, torch.Tensor]: # shares [B, 1 + C, H, W], background first, 0 for what truth has excluded; bool [B, H, W]: where the teacher does not contradict the truth
+    "A teacher's distribution over background and the unknown structures, given that it is none of the others; and where at least half of what it said was about these."
     left = torch.cat([(1 - prob.sum(1, keepdim=True)).clamp(min=0), prob*where], 1)
-    return left/left.sum(1, keepdim=True).clamp(min=1e-12)
+    mass = left.sum(1, keepdim=True)
+    return left/mass.clamp(min=1e-12), mass[:, 0] >= .5
 
 def disagreement(student, teacher, where, activation: str, gather=lambda t: t) -> torch.Tensor:
     "Squared distance of the probabilities [B, C, H, W] where truth says nothing: mean over cells (sigmoid), Brier score of what is left open (softmax)."
     if activation == "sigmoid": return consistency_loss(student, teacher, where, gather=gather)
     mine = torch.cat([1 - student.sum(1, keepdim=True), student*where], 1)
-    return consistency_loss(mine, open_shares(teacher, where), where.any(1), "brier", gather=gather)
+    shares, heard = open_shares(teacher, where)
+    return consistency_loss(mine, shares, where.any(1) & heard, "brier", gather=gather)
 
 # %% ../../nbs/56_mean_teacher.ipynb #5c66e932
 def ramp_up(step: int, length: int) -> float:

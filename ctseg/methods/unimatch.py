@@ -36,8 +36,9 @@ def complete_batch(
 
 # %% ../../nbs/57_unimatch.ipynb #baeee20b
 def _complete_softmax(prob, known, tau):
-    sure, label = open_shares(prob, ~known).max(1)
-    ok = sure >= torch.cat([tau.amax()[None], tau])[label]
+    shares, heard = open_shares(prob, ~known)
+    sure, label = shares.max(1)
+    ok = heard & (sure >= torch.cat([tau.amax()[None], tau])[label])
     return torch.where(ok, label, 0), ok[:, None]
 
 def _complete_sigmoid(prob, known, tau):
@@ -70,7 +71,7 @@ class UniMatch(Method):
 @patch_to(UniMatch)
 def views(self, trainer, batch, more):
     "The labelled batch; labelled and unlabelled together with completed truth, strong and weak."
-    if more is None or not self.weight: return {"labelled": batch}
+    if not self.weight: return {"labelled": batch}
     both = join(batch, more)
     own = both[rank()::world()]  # with several processes the teacher's work is shared
     prob = trainer.ask(trainer.ema.model, own.image)
@@ -106,9 +107,10 @@ def drop_channels(self, trainer, n: int):
 def unimatch(job: Job):
     "A supervised phase (`warm`), then one with all images (`second`, `second_lr`, `consistency`, `tau`, `ramp`, `views`, `feature_dropout`, `rebalance`, `cutmix`)."
     r = job.recipe
-    method = UniMatch(r.consistency, r.tau, r.ramp, r.views, r.feature_dropout, r.rebalance, r.cutmix)
+    unknown = len(job.unlabelled) or not job.labelled.known.all()
+    method = UniMatch(r.consistency if unknown else 0, r.tau, r.ramp, r.views, r.feature_dropout, r.rebalance, r.cutmix)
     if not r.warm: return job.train("unimatch", method=method, extra=job.unlabelled)
     start = job.train("supervised")
-    if not len(job.unlabelled): return job.nothing_to_add(start)
+    if not unknown: return job.nothing_to_add(start)
     if not r.second: return start
     return job.train("unimatch", method=method, extra=job.unlabelled, init=start, epochs=max(1, round(r.second*r.epochs)), lr=r.second_lr)

@@ -8,7 +8,7 @@ __all__ = ['pad_to', 'crop_to', 'EncoderDecoder', 'place', 'PresenceHead', 'with
            'toy_slices', 'toy_set', 'overfit']
 
 # %% ../../nbs/28_base.ipynb #c2578edc
-import pickle, sys
+import math, pickle, sys
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..anatomy import ClassMap
+from ..augment import shown
 from ..data import SliceSet
 from ..files import InputError
 
@@ -147,12 +148,13 @@ def deep_supervised(
     if not isinstance(logits, list): return loss(logits, mask, known, weight)
     def near(t, size):  # every k-th pixel: labels stay labels
         if t is None or t.ndim == 2: return t
-        y, x = (torch.arange(n, device=t.device)*-(-m//n) for n, m in zip(size, t.shape[-2:]))
+        y, x = (torch.arange(n, device=t.device)*2**math.ceil(math.log2(m/n)) for n, m in zip(size, t.shape[-2:]))  # networks halve
         return t[..., y.clamp(max=t.shape[-2] - 1)[:, None], x.clamp(max=t.shape[-1] - 1)]
     total, scale = 0., sum(2.**-i for i in range(len(logits)))
     for i, z in enumerate(logits):
-        size = z.shape[-2:]
-        total = total + 2.**-i/scale*loss(z, near(mask, size), near(known, size), near(weight, size))
+        small, k = (near(t, z.shape[-2:]) for t in (mask, known))
+        if k is not None and k.ndim == 2: k = k & (shown(small, k.shape[1]) | ~shown(mask, k.shape[1]))
+        total = total + 2.**-i/scale*loss(z, small, k, near(weight, z.shape[-2:]))
     return total
 
 # %% ../../nbs/28_base.ipynb #6eee1461

@@ -127,6 +127,9 @@ class NNUNet(EncoderDecoder):
     @property
     def head(self): return self.decoder.seg_layers[-1]
 
+    @property
+    def heads(self): return list(self.decoder.seg_layers)  # of all sizes
+
     def encode(self, x): return self.encoder(pad_to(x, self.stride))
 
     def decode(self, features, size):

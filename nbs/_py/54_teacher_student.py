@@ -18,7 +18,7 @@
 #
 # $$\mathcal L = \mathcal L_\text{Dice}(\text{labelled} \cup \text{kept}) \;+\; \frac{\lambda}{C\,|\Omega|} \sum_{i \in \Omega} \lVert p^\text{student}_i - p^\text{teacher}_i \rVert^2_2,$$
 #
-# the second term, as the original has it, the mean over the pixels $\Omega$ of the kept slices and the $C$ structures. (The probabilities of a softmax sum to 1, so the same $\lambda$ weighs less the more structures there are.) It gained 0.01 Dice, within noise. Here the whole method is a script of two phases, and each of its choices is a field of the recipe, so that one can find out which of them was the weak one.
+# where $p_i$ are the probabilities at pixel $i$ and $\lambda$ is the recipe's `consistency`. The second term is, as in the original, a mean over the pixels $\Omega$ of the kept slices and the $C$ structures. (The probabilities of a softmax sum to 1, so the same $\lambda$ weighs less the more structures there are.) It gained 0.01 Dice, within noise. Here the whole method is a script of two phases, and each of its choices is a field of the recipe, so that one can find out which of them was the weak one.
 
 # %%
 #| export
@@ -177,7 +177,7 @@ ranked[ranked.of == "rank correlation"][["teacher", "asked", "max", "entropy", "
 # %% [markdown]
 # ## What it brought
 #
-# On [real CT](benchmarks/realct_semi.html) (`labelled` annotated slices; `seed-…`: with the original's loss), compared with supervised training on the same slices. Rows of one seed say how one training went. The rows `log-…` have the sigmoid loss with the logarithm of the Dice (`loss=masked`); the recipe `teacher-student` has had a softmax since (`loss=marginal`), with which only `ctseg` has been measured.
+# On [real CT](benchmarks/realct_semi.html) (`labelled` annotated slices; `seed-…`: with the original's loss), compared with supervised training on the same slices. Rows of one seed say how one training went. The rows `log-…` have the sigmoid loss with the logarithm of the Dice (`loss=masked`); the recipe `teacher-student` now has a softmax (`loss=marginal`); rows with that loss, if there are any, are called `marginal-…`.
 
 # %%
 told = pd.read_csv("benchmarks/results/realct_semi.csv")

@@ -17,6 +17,8 @@
 #
 # $$\mathcal L = \mathcal L_\text{known} + w(t)\,\operatorname{mean}_{(i,c)\ \text{unknown}} \big(p^\text{student}_{ic} - p^\text{teacher}_{ic}\big)^2 .$$
 #
+# Here $\theta$ are the student's weights and $\theta'$ the teacher's, $t$ is the step and $\alpha$ the decay (`ema`); $p_{ic}$ is the probability of structure $c$ at pixel $i$, $\mathcal L_\text{known}$ the ordinary loss on what people examined, and $w(t)$ a weight that [rises slowly](#how-much).
+#
 # With a softmax the structures and background share one probability, and the sum over the unknown becomes one over what the truth leaves *open* ([below](#where-to-compare)).
 #
 # Our [loop](train.html) keeps that average already (weights *and* buffers). What is left is the consistency term, and three decisions: on which pixels, from when on, and against which perturbation.
@@ -76,30 +78,36 @@ test_eq(unknown_cells(mask, known).int().tolist(), [[[[1, 0]], [[0, 0]]], [[[1, 
 # %% [markdown]
 # A softmax has one answer a pixel, and background has a part in it. Where some structures are unknown, truth still says something: what was looked for and not found is *not* it. So the teacher is asked for the shares of what is left open, background and the unknown structures, and the student is held to those. Were the unknown
 # structures compared alone, with the teacher's probabilities as they are, the probability that a teacher gives to a structure people did not find would be taken from the unknown ones and pass to background: unknown would be taught as absent.
+#
+# Shares can be made of any remainder, however small. A teacher that is sure of the left kidney where people looked for it in vain has all but nothing left, and what becomes of that is chance: most likely background, and with it the absence of a right kidney that nobody examined. So a teacher is heard only where it gives at least half of its probability to what is open.
 
 # %%
 #| export
 def open_shares(
     prob: torch.Tensor, # [B, C, H, W], of a softmax
     where: torch.Tensor, # bool [B, C, H, W], from `unknown_cells`
-) -> torch.Tensor: # [B, 1 + C, H, W]: background first; 0 for what truth has excluded
-    "A teacher's distribution over background and the unknown structures, given that it is none of the others."
+) -> tuple[torch.Tensor, torch.Tensor]: # shares [B, 1 + C, H, W], background first, 0 for what truth has excluded; bool [B, H, W]: where the teacher does not contradict the truth
+    "A teacher's distribution over background and the unknown structures, given that it is none of the others; and where at least half of what it said was about these."
     left = torch.cat([(1 - prob.sum(1, keepdim=True)).clamp(min=0), prob*where], 1)
-    return left/left.sum(1, keepdim=True).clamp(min=1e-12)
+    mass = left.sum(1, keepdim=True)
+    return left/mass.clamp(min=1e-12), mass[:, 0] >= .5
 
 def disagreement(student, teacher, where, activation: str, gather=lambda t: t) -> torch.Tensor:
     "Squared distance of the probabilities [B, C, H, W] where truth says nothing: mean over cells (sigmoid), Brier score of what is left open (softmax)."
     if activation == "sigmoid": return consistency_loss(student, teacher, where, gather=gather)
     mine = torch.cat([1 - student.sum(1, keepdim=True), student*where], 1)
-    return consistency_loss(mine, open_shares(teacher, where), where.any(1), "brier", gather=gather)
+    shares, heard = open_shares(teacher, where)
+    return consistency_loss(mine, shares, where.any(1) & heard, "brier", gather=gather)
 
 
 # %% [markdown]
-# One pixel: the first structure is unknown, people did not find the second; the teacher says .3 and .6, which leaves .1 for background. Of what is open, three quarters are the first structure's. A student that says so, and nothing else, agrees.
+# One pixel: the first structure is unknown, people did not find the second; the teacher says .45 and .4, which leaves .15 for background. Of what is open, three quarters are the first structure's. A student that says so, and nothing else, agrees. Had the teacher said .1 and .8, it would not be heard.
 
 # %%
-q, open_ = torch.tensor([.3, .6]).view(1, 2, 1, 1), torch.tensor([True, False]).view(1, 2, 1, 1)
-test_close(open_shares(q, open_).flatten().tolist(), [.25, .75, 0], 1e-6)
+q, open_ = torch.tensor([.45, .4]).view(1, 2, 1, 1), torch.tensor([True, False]).view(1, 2, 1, 1)
+shares, heard = open_shares(q, open_)
+test_close(shares.flatten().tolist(), [.25, .75, 0], 1e-6)
+test_eq([heard.item(), open_shares(q.new_tensor([.1, .8]).view(1, 2, 1, 1), open_)[1].item()], [True, False])
 test_close(disagreement(torch.tensor([.75, 0.]).view(1, 2, 1, 1), q, open_, "softmax").item(), 0, 1e-6)
 
 
@@ -204,7 +212,7 @@ with tempfile.TemporaryDirectory() as d: alone = mean_teacher(Job(replace(small,
 # %% [markdown]
 # ## What it brought
 #
-# On [real CT](benchmarks/realct_semi.html), compared with supervised training on the same annotated slices. A network that agrees with itself need not be right: what the average has wrong, the student is asked to keep. The rows `log-…` have the sigmoid loss with the logarithm of the Dice (`loss=masked`); the recipe has had a softmax since (`loss=marginal`), with which only `ctseg` has been measured.
+# On [real CT](benchmarks/realct_semi.html), compared with supervised training on the same annotated slices. A network that agrees with itself need not be right: what the average has wrong, the student is asked to keep. The rows `log-…` have the sigmoid loss with the logarithm of the Dice (`loss=masked`); the recipe now has a softmax (`loss=marginal`): that is the row `marginal-mean-teacher`.
 
 # %%
 told = pd.read_csv("benchmarks/results/realct_semi.csv")

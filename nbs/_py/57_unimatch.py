@@ -49,8 +49,8 @@ torch.set_num_threads(1)  # so few slices: another order of a sum is another net
 # %% [markdown]
 # ## Completing the truth
 #
-# Softmax: at a pixel without a label, the truth still forbids something, namely the structures that were examined and not found there. The teacher's probabilities are renormalised over what is *allowed* (background and the unexamined structures), and if one of these reaches the threshold,
-# the pixel is settled for all classes.
+# Softmax: at a pixel without a label, the truth still forbids something, namely the structures that were examined and not found there. The teacher's probabilities are renormalised over what is *allowed* (background and the unexamined structures), and if one of these reaches the threshold $\tau$,
+# the pixel is settled for all classes; but not [where the teacher contradicts the truth](mean_teacher.html#where-to-compare).
 #
 # Sigmoid: each unexamined structure is settled on its own, as present above $\tau$ and as absent below $1-\tau$. Where classes have thresholds of their own, an absence needs the highest of them: a class that is allowed to be believed early should not be forgotten early.
 
@@ -76,8 +76,9 @@ def complete_batch(
 # %%
 #| export
 def _complete_softmax(prob, known, tau):
-    sure, label = open_shares(prob, ~known).max(1)
-    ok = sure >= torch.cat([tau.amax()[None], tau])[label]
+    shares, heard = open_shares(prob, ~known)
+    sure, label = shares.max(1)
+    ok = heard & (sure >= torch.cat([tau.amax()[None], tau])[label])
     return torch.where(ok, label, 0), ok[:, None]
 
 def _complete_sigmoid(prob, known, tau):
@@ -122,7 +123,9 @@ class ClassThresholds:
 # Weak views of labelled and unlabelled slices go to the averaged teacher, which completes their truth. Two strong views of each are CutMixed with a shuffled copy, and a third stream sees the weak view through a network that has lost half of its feature channels
 # (that is why our models are split into `encode` and `decode`, and let a method act `between` the two). All go through the network in one pass and share the same completed truth and the same loss $\ell$:
 #
-# $$\mathcal L = \ell(\text{labelled}) + w(t)\,\big[\tfrac12\,\overline{\ell}(\text{strong views}) + \tfrac12\,\ell(\text{features dropped})\big].$$
+# $$\mathcal L = \ell(\text{labelled}) + w(t)\,\big[\tfrac12\,\overline{\ell}(\text{strong views}) + \tfrac12\,\ell(\text{features dropped})\big],$$
+#
+# where $\overline\ell$ is the mean over the strong views and $w(t)$ the weight `consistency`, which rises over the first steps as in [Mean Teacher](mean_teacher.html).
 
 # %%
 #| export
@@ -142,7 +145,7 @@ class UniMatch(Method):
 @patch_to(UniMatch)
 def views(self, trainer, batch, more):
     "The labelled batch; labelled and unlabelled together with completed truth, strong and weak."
-    if more is None or not self.weight: return {"labelled": batch}
+    if not self.weight: return {"labelled": batch}
     both = join(batch, more)
     own = both[rank()::world()]  # with several processes the teacher's work is shared
     prob = trainer.ask(trainer.ema.model, own.image)
@@ -211,21 +214,22 @@ plt.show()
 #
 # From the first step on, this method can fool itself. A sigmoid network begins with every class at one percent everywhere, which is below $1-\tau$: an untrained teacher is *sure* that every unexamined structure is absent, and its student learns to be silent. The rare classes suffer first. So at first only
 # the annotations teach: a supervised phase, and only then, from its weights and at a lower rate, the phase with all images. With sigmoid outputs and 100 annotated slices of [real CT](benchmarks/realct_semi.html) the cold start brought nothing in its one training, and the warm one, which takes twice the steps, 0.09 in all three; with 800, where the annotations speak
-# louder, the cold start was not worse. A softmax begins undecided, and so is sure of nothing before it has learnt something. With it the cold start has only been tried from the original's loss, which it helped; the warm start is kept for its sake by analogy.
+# louder, the cold start was not worse. A softmax begins undecided, and so is sure of nothing before it has learnt something. With a softmax the cold start was tried only with the original's loss, which it helped. The recipes start warm all the same, by analogy with the sigmoid.
 #
 # The recipe `ctseg` is this with one strong view, no feature stream and a second phase half as long as the first, $\mathcal L = \ell(\text{labelled}) + w(t)\,\ell(\text{strong})$, for the price of a few supervised trainings.
 #
-# `warm=False` starts at once, as the papers do.
+# `warm=False` starts at once, as the papers do. Without unlabelled slices the second phase has the unexamined structures of the annotated ones to complete; only where nothing at all is unknown is there none.
 
 # %%
 #| export
 def unimatch(job: Job):
     "A supervised phase (`warm`), then one with all images (`second`, `second_lr`, `consistency`, `tau`, `ramp`, `views`, `feature_dropout`, `rebalance`, `cutmix`)."
     r = job.recipe
-    method = UniMatch(r.consistency, r.tau, r.ramp, r.views, r.feature_dropout, r.rebalance, r.cutmix)
+    unknown = len(job.unlabelled) or not job.labelled.known.all()
+    method = UniMatch(r.consistency if unknown else 0, r.tau, r.ramp, r.views, r.feature_dropout, r.rebalance, r.cutmix)
     if not r.warm: return job.train("unimatch", method=method, extra=job.unlabelled)
     start = job.train("supervised")
-    if not len(job.unlabelled): return job.nothing_to_add(start)
+    if not unknown: return job.nothing_to_add(start)
     if not r.second: return start
     return job.train("unimatch", method=method, extra=job.unlabelled, init=start, epochs=max(1, round(r.second*r.epochs)), lr=r.second_lr)
 
@@ -269,7 +273,7 @@ score = lambda m: round(challenge_dice(pseudo_label([m], fresh, job.loss).labels
 # %% [markdown]
 # ## What it brought
 #
-# On [real CT](benchmarks/realct_semi.html), compared with supervised training on the same annotated slices. One strong view and no feature stream in all of them; `warm` and `ctseg` rows have the two phases, the second of `ctseg` half as long, and the others start cold. The rows `log-…` and `ctseg-sigmoid` have the sigmoid loss with the logarithm of the Dice (`loss=masked`); the recipe has had a softmax since (`loss=marginal`), with which only `ctseg` has been measured.
+# On [real CT](benchmarks/realct_semi.html), compared with supervised training on the same annotated slices. One strong view and no feature stream in all of them; `warm` and `ctseg` rows have the two phases, the second of `ctseg` half as long, and the others start cold. The rows `log-…` and `ctseg-sigmoid` have the sigmoid loss with the logarithm of the Dice (`loss=masked`); the recipes `unimatch` and `ctseg` now have a softmax (`loss=marginal`).
 
 # %%
 told = pd.read_csv("benchmarks/results/realct_semi.csv")
