@@ -1343,7 +1343,7 @@ with tempfile.TemporaryDirectory() as d:
 # %% [markdown]
 # ## How near to the challenge?
 #
-# Its published statistics beside those of a small phantom world. (`benchmarks/phantom` has the same table, class by class, for 2500 slices, and the time they take.)
+# Its published statistics beside those of a small phantom world. (Where they differ most: near-duplicates are rarer here.)
 
 # %%
 world = phantom_slices(100, size=64, seed=11)

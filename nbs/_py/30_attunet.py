@@ -127,8 +127,8 @@ class AttentionGate(nn.Module):
 # %% [markdown]
 # ## The network
 #
-# `width` is the number of channels at full resolution; each level below has twice as many. 64 is the published size; 16 learns sixteen times faster
-# on a CPU and is what the tests use.
+# `width` is the number of channels at full resolution; each level below has twice as many. 64 is the published size; 16 has a sixteenth of the parameters
+# and is what the tests use.
 #
 # Nothing here reshapes, so the model may live in channels-last memory (`model.to(memory_format=torch.channels_last)`), which on a CPU makes a
 # training step about 1.35 times faster.

@@ -6,8 +6,8 @@
 # %% [markdown]
 # On most CT data only *some* structures were outlined on *some* slices, and on many slices none at all. `ctseg` learns from all of it: it keeps
 # **unknown** apart from **absent** in the data, the losses and the scores, so that a structure nobody looked for is never taught as background, and
-# slices without any outline still help. It is a Python package, a `ctseg` command, and a set of notebooks that explain the code they export; one
-# modest GPU is enough, and the demo needs none.
+# slices without any outline still help. It is a Python package, a `ctseg` command, and a set of notebooks that explain the code they export; it is
+# made for one modest GPU, and the demo needs none.
 
 # %%
 #| hide
@@ -91,7 +91,7 @@ front_picture(read_challenge("../data_sample", cache=False), read_challenge("../
 #| echo: false
 demo = rows("demo.csv")
 said = (RESULTS/"demo.txt").read_text(encoding="utf-8").rstrip() if demo else ""
-Markdown(f"`make demo` needs {float(demo[0]['cpu_minutes']):.0f} minutes of processor time and ends like this:\n\n```\n{said}\n```\n"
+Markdown(f"`make demo` needs {float(demo[0]['cpu_minutes']):.0f} minutes of processor time and ends like this (the ten best-drawn structures; `support`: the test slices that show them):\n\n```\n{said}\n```\n"
          if demo else "`make demo` ends with a score, the paths it wrote and a picture.")
 
 # %% [markdown]
@@ -111,7 +111,7 @@ Markdown(f"`make demo` needs {float(demo[0]['cpu_minutes']):.0f} minutes of proc
 #
 # A zero in a mask is ambiguous: nothing there, or nobody looked. So beside `masks` there is always `known[n, c]`, *was structure c looked for on slice n?*
 #
-# - **present**: known, and it has pixels. They are learnt, and every other pixel of the slice is a certain no.
+# - **present**: known, and it has pixels. Those are taught as a yes, every other pixel of the slice as a certain no.
 # - **absent**: known, and it has none. Every pixel of the slice is a certain no.
 # - **unknown**: not known. Nothing is taught about it and nothing is scored; [the explanation](explanations/three_states.ipynb) shows what goes wrong otherwise.
 #
@@ -181,7 +181,7 @@ Markdown(f"What the second phase of `ctseg`, with all images, adds to its first:
 
 
 # %% [markdown]
-# Real head-and-neck CT (OpenKBP, 64×64, 300 test slices of 15 other patients, seven organs; up to four of them examined on an annotated slice), a small Attention U-Net of width 16, the challenge's metric. Phases have equally many steps; `seed-teacher-student` has two, `ctseg` one and a half.
+# Real head-and-neck CT (OpenKBP, 64×64, 300 test slices of 15 other patients, seven organs; up to four of them examined on an annotated slice), a small Attention U-Net of width 16, trained on CPUs, the challenge's metric. Phases have equally many steps; `seed-teacher-student` has two, `ctseg` one and a half.
 # ±: the standard deviation over seeds; in brackets a paired bootstrap over patients, for the seeds that both rows have; *silent*: drawn on no test slice. `seed-attunet` is the original project's baseline, `seed-teacher-student` its method, whole.
 #
 # With these seven organs softmax (`marginal`) and sigmoid (`masked`) do equally well; the default has a softmax because of [54 structures on the phantom](benchmarks/phantom_semi.ipynb). More: [the losses](benchmarks/realct_supervised.ipynb), [the unlabelled slices](benchmarks/realct_semi.ipynb), [every choice by itself](benchmarks/ablations.ipynb),
@@ -189,7 +189,7 @@ Markdown(f"What the second phase of `ctseg`, with all images, adds to its first:
 #
 # ## Read the notebooks
 #
-# Every module is a notebook: why, then a short cell of code, then what it does. This is the order to read them in; the
+# Every module is a notebook: why, then a short cell of code, then what it does. This is the order to read them in. In a hurry, read [Data](10_data.ipynb), [Losses](20_losses.ipynb), [Training](40_train.ipynb), [UniMatch](57_unimatch.ipynb) and [Prediction](60_predict.ipynb). The
 # [three states](explanations/three_states.ipynb) and the [ten-minute tutorial](tutorials/first_run.ipynb) come before.
 
 # %%

@@ -43,7 +43,7 @@ print(f"Python {platform.python_version()}, torch {torch.__version__}, CPU, one 
 pd.DataFrame(rows).set_index("recipe")
 
 # %% [markdown]
-# How far the runs had got when they were killed (0 and 0: during the start or the first epoch):
+# How many epochs the runs had finished when they were killed (0: during the start or the first epoch):
 
 # %%
 pd.crosstab(pd.DataFrame(moments).recipe, pd.DataFrame(moments).epochs)

@@ -17,7 +17,7 @@ import pandas as pd
 from ctseg.metrics import bootstrap_mean, dice_table, paired_bootstrap, surface_dice
 
 # %% [markdown]
-# Masks like the challenge's test set: about twelve structures a slice, between 40 and 19,000 pixels, predicted with a small shift.
+# Up to twelve discs a slice, with radii of 4 to 59 pixels, the later ones over the earlier; the prediction draws nine of ten of them, two columns off.
 
 # %%
 rng = np.random.default_rng(0)

@@ -30,8 +30,8 @@ size, width, classes = 128, 32, 55
 
 
 # %% [markdown]
-# MONAI's `AttentionUnet` with the same five levels and channels (32 to 512) is a smaller network: one convolution where the decoder's levels of the paper's (and of ours) have two, and 3x3 transposed convolutions. So it is
-# compared three times: at the same channels, where ours does a third more arithmetic, and at about the same number of parameters, with ours made narrower or theirs wider. (30 and 34 channels suit a processor's vectors
+# MONAI's `AttentionUnet` with the same five levels and channels (32 to 512) is a smaller network: its decoder has one convolution a level where the paper's (and ours) has two, and it upsamples by 3x3 transposed convolutions. So it is
+# compared three times: at the same channels, where ours does a third more arithmetic, and twice at about the same number of parameters, with ours made narrower and with theirs made wider. (30 and 34 channels suit a processor's vectors
 # less well than 32; the truth lies between the two.) All models run in channels-last memory, as ctseg's training loop runs them.
 
 # %%

@@ -10,7 +10,7 @@
 # [the real-CT slices](realct_supervised.html) (64×64 pixels, 800 partly annotated). The cost of a step was measured first, alternating with `attunet`, and gives the number of epochs. Everything else is the recipe `masked-log`: loss,
 # augmentation, schedule, and a learning rate of 2e-3, which was found with `attunet` and may suit the transformers less.
 #
-# All start from random weights. That is a handicap for the last two, which exist for the sake of their pretrained encoders; there is no network where these runs were made.
+# All start from random weights. That is a handicap for `unet:resnet34` and `segformer:mit_b0`, which exist for the sake of their pretrained encoders; there is no network where these runs were made.
 #
 # ```
 # python tools/bench.py networks --data FOLDER
@@ -76,4 +76,4 @@ by_class.T.style.format(precision=2)
 
 # %% [markdown]
 # What this says: at equal processor time, from random weights, on small slices, **nothing beats the small Attention U-Net**, one of the smallest of them. nnU-Net's plain U-Net, with three and a half times its parameters, comes close (the interval of the difference holds 0); the transformers trail, most of all where the decoder works at a
-# quarter of the resolution (SegFormer), as is known of transformers that start from nothing on few images. What it does not say: one training each, a learning rate found with another network, 64×64 pixels, and no pretraining, which is why the last two exist.
+# quarter of the resolution (SegFormer), as is known of transformers that start from nothing on few images. What it does not say: one training each, a learning rate found with another network, 64×64 pixels, and no pretraining, for the sake of which `unet:resnet34` and `segformer:mit_b0` exist.

@@ -86,7 +86,7 @@ def our_steps(make, batch=BATCH):
 
 
 # %% [markdown]
-# ## (d) Memory by batch size
+# ## Memory by batch size
 #
 # Peak of the resident memory in two steps, beyond what the process had before; each in a process of its own. This comes first, while the parent is still small.
 
@@ -108,7 +108,7 @@ memory.round({"ours, MB": 0, "usual, MB": 0, "ratio": 2})
 
 
 # %% [markdown]
-# ## (b) Time of a step
+# ## Time of a step
 
 # %%
 def fastest(*steps, rounds=8):
@@ -174,7 +174,7 @@ if importlib.util.find_spec("nnunetv2"):
 else: print("nnU-Net is not installed: left out")
 
 # %% [markdown]
-# ## (c) Prediction
+# ## Prediction
 #
 # Images a second (of CPU time) from bytes to label maps: one pass, probabilities, the decision rule.
 
@@ -192,8 +192,8 @@ predictions = pd.DataFrame(rows).set_index("model")
 predictions.round(1)
 
 # %% [markdown]
-# What these runs say, and what they do not. The Attention U-Net takes about 1.4 times less time in our loop and two thirds of the memory at batch 8; the ResNet-34 U-Net, with eleven times as many parameters, about 1.2 times less. The target, 1.5 times, is missed: on one thread of a processor nearly all of a step is the network's own
-# convolutions, which are the same on both sides, and nnU-Net's trainer, whose augmentation is lean and whose step keeps no averaged model, is as fast as ours. What a GPU makes of it, where convolutions are fast and a loader on the processor is not, could not be measured here, and a card's share of its ceiling is not known.
+# What these runs say, and what they do not. Our loop is about 1.4 times as fast with the Attention U-Net, with two thirds of the memory at batch 8, and about 1.25 times as fast with the ResNet-34 U-Net, which has eleven times as many parameters. We had aimed at 1.5 times and missed it: on one thread of a processor nearly all of a step is the network's own
+# convolutions, which are the same on both sides, and nnU-Net's trainer, whose augmentation is lean and whose step keeps no averaged model, is as fast as ours. What a GPU makes of it, where convolutions are fast and a loader on the processor is not, has not been measured.
 
 # %%
 results = Path("results")

@@ -33,7 +33,7 @@ RESULTS = Path("../benchmarks/results")
 #
 # That is all. Every pixel outside the outline is pushed down with the same strength, $D/S$; every pixel inside is pushed up with $(2 - D)/S$. Three things follow.
 #
-# 1. **A structure that is nowhere outlined in the batch has $A = 0$, so $D = 0$: nothing is pushed.** Not a single pixel of an unexamined liver is told to be something else. This is the half that works; cross-entropy would push on every one of them.
+# 1. **A structure that is nowhere outlined in the batch has $A = 0$, so $D = 0$: nothing is pushed.** Its own term does not tell a single pixel of an unexamined liver to be something else. (The Dice of the *background* channel still does, a little; the figure shows it.) This is the half that works; cross-entropy would push on every one of them.
 # 2. **A structure that somebody outlined on *one* image of the batch is pushed down on *all* others**, examined or not, with the strength $D/S$. The better the network knows the liver ($D$ near 1), the harder it is told that the livers nobody outlined
 #    are not livers. Larger batches make it worse, since there is nearly always one image with an outline.
 # 3. **A structure that was looked for and is absent is not pushed either**, as long as no other image of the batch has it. What cures inventions is thrown away together with what does harm.
@@ -99,7 +99,7 @@ assert push(dice, 7, False) < push(dice, 1, False) < 0 and push(CrossEntropyDice
 # ## And rare structures
 #
 # $1/S$ is also why a small structure counts at all among large ones: the push on its pixels is divided by *its* size, not by the image's. That part of Dice is worth keeping, and all losses of `ctseg` keep it. But they add the sums only over images
-# on which the structure was **examined**, present or absent: then rule 2 does no harm, and rule 3 becomes the cure for inventions.
+# on which the structure was **examined**, present or absent: then the push of rule 2 falls only on slices where the structure is certainly absent, and what was harm becomes the cure for inventions. Where no image of the batch has the structure (rule 3), the cross-entropy teaches its absence.
 #
 # ## Measured
 #
@@ -113,7 +113,6 @@ pd.set_option("display.max_colwidth", None)
 found.assign(interval=[f"[{a:+.3f}, {b:+.3f}]" for a, b in zip(found.low, found.high)])[["first", "second", "difference", "interval", "seeds"]].round(3)
 
 # %% [markdown]
-# `seed-attunet` is Dice only, `ce-dice-zeros` reads everything unexamined as background in both terms. The row *over the batch − per image* is about how the Dice is added up: over the batch with the absent images in the denominator, or image by image where the structure is present. The last column says how many seeds there were;
-# one or two are a hint, not a law.
+# `seed-attunet` is Dice only, `ce-dice-zeros` reads everything unexamined as background in both terms. The row *over the batch − per image* is about how the Dice is added up: over the batch with the absent images in the denominator, or image by image where the structure is present. `first` and `second` are the mean scores of the two, over the number of seeds in the last column.
 #
 # Next: [the losses in full](../20_losses.ipynb), [which confidence to trust](confidence.ipynb).

@@ -8,9 +8,9 @@
 #
 # | you have | run | why |
 # |---|---|---|
-# | **an hour** | `marginal-log` with `model=unet:resnet34` (`'.[zoo]'`) | one network with a pretrained encoder, a seventh of the default network's arithmetic. Entrants of the challenge report 0.61 for this network with a masked sigmoid loss (`masked`), without any unlabelled slice, in an hour of a T4 |
+# | **an hour** | `marginal-log` with `model=unet:resnet34` (`'.[zoo]'`) | one network with a pretrained encoder, a seventh of the default network's arithmetic. Entrants of the challenge report 0.61 for this network with a masked sigmoid loss and a presence head, without any unlabelled slice, in an hour of a T4 |
 # | an hour, no internet | the same with `weights=FILE`, or `ctseg-1h` | the encoder's weights have to come from somewhere |
-# | **six hours**, most slices annotated | three to five folds of `marginal-log`, averaged: [on Kaggle](../kaggle/ensemble_submission/ensemble_submission.ipynb) with `recipe = "marginal-log"`, `members = 4` | the [most dependable gain](../benchmarks/realct_ensemble.ipynb) there is; `ctseg predict FOLDS… --tune DATA` chooses one rule for them out of fold, which added about half as much again as the averaging (measured for five folds of `masked-log`) |
+# | **six hours**, most slices annotated | three to five folds of `marginal-log`, averaged: [on Kaggle](../kaggle/ensemble_submission/ensemble_submission.ipynb) with `recipe = "marginal-log"`, `members = 4` | the [most dependable gain](../benchmarks/realct_ensemble.ipynb) there is; `ctseg predict FOLDS… --tune DATA` chooses one rule for them out of fold, which added 0.018 to the 0.032 of the averaging (measured for five folds of `masked-log`) |
 # | six hours, few slices annotated | `ctseg` with `second=1` | the [largest gain measured](../benchmarks/realct_semi.ipynb) for a single network (with `loss=masked`; with softmax the shorter second phase of the default was measured): it uses slices without any outline, and the unexamined half of the others |
 # | **thirty hours** (Kaggle's week) | one `ctseg-30h`; or two or three folds of `ctseg`, averaged | both of the above; not measured |
 # | a question of method | `seed-attunet`, `seed-teacher-student` against `marginal-log` at equal `epochs`, three seeds each | the original project's methods; teacher and student take two phases of such a length |
@@ -58,7 +58,7 @@ cost = {name: passes(apply_settings(r, small + keep.get(name, []))) for name, r 
 pd.Series(cost, name="supervised runs").sort_values().round(1).to_frame()
 
 # %% [markdown]
-# At equal `epochs` a semi-supervised recipe takes this many times a supervised run. So there are two fair questions: is it better at equal *steps* (the method is better), and is it better at equal *time* (use it)? Ask the second by giving the supervised
+# At equal `epochs` a semi-supervised recipe takes this many times a supervised run. (All were counted with the same `epochs`. `ctseg-30h` asks for 360 instead of 90, so its whole run costs four times what its row says.) So there are two fair questions: is it better at equal *steps* (the method is better), and is it better at equal *time* (use it)? Ask the second by giving the supervised
 # recipe as many more `epochs`, or as many folds.
 #
 # ## What a network costs

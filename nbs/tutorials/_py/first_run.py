@@ -102,7 +102,7 @@ check_challenge("hospital")
 # %% [markdown]
 # ## 3. Train
 #
-# A [recipe](../70_recipes.ipynb) says everything about a training. Here `marginal-log`, the supervised first half of the default one, shrunk to toy size: a network of 8 channels instead of 64, images of 32 pixels. On a GPU you would set
+# A [recipe](../70_recipes.ipynb) says everything about a training. Here it is `marginal-log`, the supervised first phase of the default, shrunk to toy size: a network of 8 channels instead of 64, images of 32 pixels. On a GPU you would set
 # none of these. One fifth of the annotated patients is held out (`folds=5`); it draws the learning curve and chooses the decision rule.
 
 # %%
@@ -113,7 +113,7 @@ sorted(p.name for p in run.folder.iterdir())
 
 # %% [markdown]
 # The run folder is complete: the recipe with versions, seed and the data's fingerprint, the weights, the history. Had the session been cut, `fit(…, resume=True)` would have continued to the
-# same result. The curves:
+# same result. The curves show the training loss on the left, which should fall, and the Dice of the held-out slices on the right, which should rise:
 
 # %%
 #| echo: false
@@ -138,7 +138,7 @@ result["table"][["support", "dice", "invented", "missed"]].round(2)
 assert result["facts"]["dice"] > 0.2
 
 # %% [markdown]
-# *Support* counts the test slices that show the structure, *invented* those where it was drawn and is not, *missed* those where it was not drawn and is. Half a minute, eight channels and a hundred outlines
+# *Support* counts the test slices that show the structure, *invented* those where it was drawn and is not, *missed* those where it was not drawn and is. Half a minute, eight channels and fifty partly outlined slices
 # do not make a good network; but every group was learnt, although most slices say nothing about it. Not a selection, but the whole range: the best slice, the one in
 # the middle, the worst. A slice scores 0 when something is drawn where nothing is: the skull, for one, is none of the phantom's structures, so bone drawn on
 # a head is an invention, and the metric is strict about inventions.

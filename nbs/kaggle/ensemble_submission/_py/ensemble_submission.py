@@ -7,7 +7,7 @@
 # The other three: [supervised](https://ctseg.github.io/ctseg/kaggle/supervised/supervised.html), [teacher and student](https://ctseg.github.io/ctseg/kaggle/teacher_student/teacher_student.html), [self-training](https://ctseg.github.io/ctseg/kaggle/self_training/self_training.html)
 #
 # Two U-Nets that were trained a little differently make different mistakes. The mean of their probabilities makes fewer: where both are right nothing changes, where one of them errs the other often outvotes it. It is the most
-# dependable gain there is, and it costs what it says: twice the training, twice the prediction. This notebook
+# dependable gain there is, and its price is plain: two networks take twice the training and twice the prediction. This notebook
 #
 # * takes every **finished run that is attached** (outputs of the other three notebooks, of any recipe, as long as they know the same structures),
 # * trains `members` more, each holding out **another part** of the annotated slices, one on each card at a time: runs that need not talk to each other use two cards perfectly,
@@ -61,7 +61,9 @@ subprocess.run([sys.executable, "-m", "pip", "install", "-q", "--no-index", "--n
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from ctseg.calibrate import prepare
 from ctseg.data import check_submission, read_challenge, read_images
+from ctseg.files import InputError
 from ctseg.kaggle import carry_on, find_challenge, find_runs, train_each
 from ctseg.metrics import challenge_dice, evaluate_files
 from ctseg.predict import load_predictor, predict_masks, write_submission
@@ -118,12 +120,18 @@ if finished:
 # %% [markdown]
 # ## The submission
 #
-# Every test slice, label by label, in the challenge's form: a row a pixel, a column an image. `check_submission` holds the file against the test images before you upload it to the organisers' site.
+# The mean of several networks has lower peaks than one of them, so the rule that suited one does not suit the mean. `prepare` chooses a rule for all together **out of fold**: on each annotated slice by those members that did not learn from it.
+#
+# Then every test slice, label by label, in the challenge's form: a row a pixel, a column an image. `check_submission` holds the file against the test images before you upload it to the organisers' site.
 
 # %%
 if finished:
-    names, images = read_images(data/"test-images")
-    masks = predict_masks(load_predictor(ensemble), images)
+    try: predictor = prepare(ensemble, tune=slices)
+    except InputError as e:  # an attached run that learnt from other slices, or held none out
+        print(e, "| taking the rule of the first run")
+        predictor = load_predictor(ensemble)
+    print(predictor.rule)
+    masks = predict_masks(predictor, images)
     write_submission(masks, names, "submission.csv")
     print(check_submission("submission.csv", data))
     truth = next(data.glob("y_test.csv*"), None)  # the challenge keeps it; a phantom and your own data may have one
