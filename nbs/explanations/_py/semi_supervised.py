@@ -1,0 +1,118 @@
+# %% [markdown]
+# # What an unlabelled slice can teach
+#
+# > A network that teaches itself cannot know more than it did before. Why it learns all the same, how it goes wrong, and how five methods differ.
+
+# %% [markdown]
+# A slice that nobody annotated has no answers in it. So where should anything new come from? Two things can be had from it:
+#
+# * **The network's own sure answers, as exercises.** A network that recognises a liver in a clear slice can be asked to recognise the same liver with the contrast changed, noise added, or a part of the slice covered. It knew the answer to the easy question; the harder question is new.
+# * **What images look like.** Structures have compact shapes and clear edges, and appear in ever the same places. A boundary through the middle of an organ is unlikely, on whatever slice.
+#
+# All methods of this package use the first, the second comes along with it, and all share one danger, which this page makes visible: **an answer that is sure and wrong is learnt too**. You need to know what [known](three_states.ipynb) means.
+
+# %%
+#| hide
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from fastcore.test import test_eq
+from ctseg.methods.supervised import supervised
+from ctseg.models.base import class_probabilities, toy_set
+from ctseg.train import Job, Recipe, Run
+torch.set_num_threads(1)  # so few slices: another order of a sum is another network
+
+# %% [markdown]
+# ## A teacher, and slices it has never seen
+#
+# [Toy bodies](../28_base.ipynb) with two lungs and a heart. Eight slices are annotated, completely, to keep this page to one difficulty; a small network learns from these. Then it is asked about ninety slices that nobody annotated. (We know their truth; it does not.)
+
+# %%
+#| echo: false
+slices, truth = toy_set(98, 8)
+slices = replace(slices, masks=np.where(slices.labelled[:, None, None], truth, 0).astype(np.uint8), known=np.repeat(slices.labelled[:, None], 3, 1))
+recipe = Recipe(loss="marginal", log_dice=True, width=4, epochs=150, batch_size=4, lr=1e-2, fold=-1)
+with tempfile.TemporaryDirectory() as d:
+    job = Job(recipe, slices, Run(Path(d)), progress=False)
+    teacher = supervised(job)
+new, hidden = slices[~slices.labelled], truth[~slices.labelled]
+with torch.no_grad(): p = class_probabilities(teacher, job.loss, torch.from_numpy(new.images)[:, None]/255)
+p = torch.cat([1 - p.sum(1, keepdim=True), p], 1).numpy()  # background first
+certainty, answer = p.max(1), p.argmax(1)
+
+# %%
+#| echo: false
+tau = 0.9
+wrong = (certainty >= tau) & (answer != hidden)
+some = np.argsort(-wrong.sum((1, 2)))[[2, 20, 60]]
+paint = new.classes.colourise
+fig, axes = plt.subplots(3, 5, figsize=(9.5, 5.8), layout="constrained")
+for row, i in zip(axes, some):
+    believed = np.where((certainty[i] >= tau)[..., None], paint(answer[i].astype(np.uint8)), 255)
+    mistakes = np.where(wrong[i][..., None], [230, 60, 40], 60 + new.images[i][..., None]//2).astype(np.uint8)
+    pictures = {"slice": new.images[i], "truth, hidden": paint(hidden[i]), "how sure the teacher is": certainty[i], f"its answer, where surer than {tau}": believed, "sure and wrong": mistakes}
+    for ax, (name, picture) in zip(row, pictures.items()):
+        ax.imshow(picture, cmap="gray", vmin=0, vmax=1 if picture.dtype.kind == "f" else 255)
+        ax.set(xticks=[], yticks=[])
+        if i == some[0]: ax.set_title(name, fontsize=8)
+plt.show()
+
+# %% [markdown]
+# In the third column the teacher is sure (white) inside two of the structures and far away from all of them, and unsure (dark) along their edges, and in the whole of the left lung (at the right of the picture, as radiologists look at it): it has not learnt that one, and would rather say "nothing here", but is not sure. In the fourth column, white is what it does not dare to say.
+# What is coloured or black there is a **pseudo-label**: an answer with holes. The last column shows in red what it gets wrong.
+#
+# ## The trade
+#
+# How sure must it be? Ask for more certainty and fewer answers remain, but more of them are right. It matters what happens to the pixels that *truly belong to a structure*: found, given to another structure, **taught as absent**, or left unknown.
+
+# %%
+#| echo: false
+inside = hidden > 0
+def fate(tau):
+    sure = (certainty >= tau)[inside]
+    a, t = answer[inside], hidden[inside]
+    return [(sure & (a == t)).mean(), (sure & (a > 0) & (a != t)).mean(), (sure & (a == 0)).mean(), (~sure).mean()]
+
+bars = np.concatenate([np.linspace(.34, .95, 40), 1 - np.geomspace(.05, .0005, 40)])
+parts = np.array([fate(t) for t in bars])
+test_eq(np.allclose(parts.sum(1), 1), True)
+bars = bars[bars <= np.sort(certainty.ravel())[-200]]  # beyond, nothing is believed
+parts = parts[:len(bars)]
+right = [(answer == hidden)[certainty >= t].mean() for t in bars]
+fig, (a, b) = plt.subplots(1, 2, figsize=(10, 3.2), layout="constrained")
+a.stackplot(range(len(bars)), parts.T, labels=["found", "another structure", "taught as absent", "left unknown"], colors=["tab:green", "tab:orange", "tab:red", "0.85"])
+b.plot(range(len(bars)), right, label="right, of what is believed"); b.plot(range(len(bars)), [(certainty >= t).mean() for t in bars], label="believed, of all pixels")
+ticks = [int(np.abs(bars - t).argmin()) for t in (.4, .6, .8, .95, .99, .999)]
+for ax in (a, b): ax.set(xticks=ticks, xticklabels=["0.4", "0.6", "0.8", "0.95", "0.99", "0.999"], xlabel="certainty asked for")
+a.set(ylabel="pixels of true structures", xlim=(0, len(bars) - 1), ylim=(0, 1)); a.legend(loc="lower left", fontsize=8); b.legend(loc="lower left", fontsize=8)
+b.set(ylim=(0, 1.02)); plt.show()
+print("with a certainty of 0.9: found {:.0%}, another structure {:.1%}, taught as absent {:.1%}, left unknown {:.0%}".format(*fate(.9)))
+
+# %% [markdown]
+# Read the left picture from left to right. Without any bar, everything the teacher misses is taught as absent (red), two pixels of five: that is what happens when whole slices are believed, as in the original project. A student of this teacher would be *told* that there is no left lung. With a bar, nearly all of the red turns grey:
+# *unknown*, which teaches nothing and harms nothing. Set the bar too high, and little is left to learn from.
+#
+# What remains red, here along some edges, is sure and wrong. No bar removes all of it, because the teacher does not know that it is wrong. A student that learns it becomes surer of it, and so does its next teacher. This is called **confirmation bias**, and it is how a semi-supervised method can make a network worse.
+#
+# The right picture hides all this. By pixels the teacher is right more than nine times of ten even without a bar, because most of a slice is background; so a confidence that averages over all pixels says nearly nothing ([more](confidence.ipynb)).
+#
+# ## What is done about it
+#
+# Five methods, in the order of the notebooks. They differ in who teaches, in what is believed, and in how the student is kept from merely repeating it.
+#
+# | method | the teacher | what is believed | what makes the student's question harder | what can go wrong |
+# |---|---|---|---|---|
+# | [teacher–student](../54_teacher_student.ipynb) | a finished network, frozen | whole slices, the surest ones | nothing (a fresh start; a distance to the teacher's probabilities) | everything the teacher missed on them is taught as absent |
+# | [pretrain, then fine-tune](../54_teacher_student.ipynb) | the same | the same | the last word is the truth's | the same, softened by the fine-tune |
+# | [Mean Teacher](../56_mean_teacher.ipynb) | the student's own running average | its probabilities, sure or not, where truth is silent | noise and contrast on the image | nothing is settled: a wrong average pulls its student along |
+# | [UniMatch](../57_unimatch.ipynb) | the running average | single pixels, where it is surer than a threshold | strong contrast changes, CutMix, lost features | sure mistakes, above all early on: so truth alone teaches first |
+# | [self-training](../58_self_training.ipynb) | networks that never saw the slice's truth | single structures on single slices, the surest of each class | strong contrast changes, CutMix; a fine-tune on truth | rare structures are seldom accepted |
+#
+# Three safeguards are common to them. **Truth is never overwritten**: where people looked, their answer stands. **What is not believed stays unknown**, so the losses skip it. And every gain is measured against the same network trained on the same annotated slices *without* the others, several times over, because the luck of
+# one training is larger than most gains.
+#
+# Do they help? [With few annotated slices](../benchmarks/realct_semi.ipynb) some of them do, and clearly; with many, a little; and several do not. The page tells which. Before any of them, though, comes the choice of [a loss that leaves the unknown alone](../benchmarks/realct_supervised.ipynb), which brings more.
