@@ -151,7 +151,7 @@ table(["recipe", "what it does"], [(f"`{r.name}`", r.about) for r in RECIPES.val
 # From DICOM, NIfTI, [OpenKBP](https://github.com/ababier/open-kbp) or TotalSegmentator, `ctseg import` writes such a folder, and structures that nobody contoured stay
 # unknown; `ctseg export` puts predictions back onto the volumes. From arrays, use `ctseg.data.write_challenge`.
 #
-# Images that the CSV does not mention are unlabelled. Without `annotated_labels.json` say what a zero means: `--annotated all` (everything was looked
+# The CSV has a column for each of the first images, in numeric order; those after its last one are unlabelled. Without `annotated_labels.json` say what a zero means: `--annotated all` (everything was looked
 # for) or `--annotated present` (only what has pixels was). A mistake in the data is told in one line that names the file; nothing is half-written;
 # `--resume` continues a run that was cut.
 #
@@ -190,7 +190,7 @@ Markdown(f"What the second phase of `ctseg`, with all images, adds to its first:
 # ## Read the notebooks
 #
 # Every module is a notebook: why, then a short cell of code, then what it does. This is the order to read them in. In a hurry, read [Data](10_data.ipynb), [Losses](20_losses.ipynb), [Training](40_train.ipynb), [UniMatch](57_unimatch.ipynb) and [Prediction](60_predict.ipynb). The
-# [three states](explanations/three_states.ipynb) and the [ten-minute tutorial](tutorials/first_run.ipynb) come before.
+# [three states](explanations/three_states.ipynb), [what an unlabelled slice can teach](explanations/semi_supervised.ipynb) and the [ten-minute tutorial](tutorials/first_run.ipynb) come before. [How it is built](guides/how_it_is_built.ipynb) has the layers and the words, and [another page](guides/when_it_goes_wrong.ipynb) what to do when something goes wrong.
 
 # %%
 #| echo: false

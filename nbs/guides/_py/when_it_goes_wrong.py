@@ -1,0 +1,43 @@
+# %% [markdown]
+# # When it goes wrong
+#
+# > By symptom: what the cause mostly is, how to see it, and what helps.
+
+# %% [markdown]
+# Start with `ctseg doctor`, which tells what it finds of Python, torch, the card and the packages, and `ctseg check DATA`, which reads a folder as training will and says in one line what is wrong with it.
+#
+# ## Before the first step
+#
+# | symptom | cause | what helps |
+# |---|---|---|
+# | "… is not among the cards this torch … was built for" | the installed torch has no kernels for this card (Kaggle's retired P100, say) | the message names a torch that has; or another accelerator |
+# | "precision bf16: … only emulates it" | the card is older than compute capability 8.0 | leave `precision` alone: `auto` takes fp16 there |
+# | "the pretrained weights cannot be downloaded here" | no network, as on Kaggle | the message names the file; put it beside the data and give `--set weights=FILE`, or `--set pretrained=no`. Nothing falls back to random weights silently |
+# | "model … needs the package …" | the further architectures are optional | install the extra `zoo`: in a clone, `pip install -e '.[zoo]'`; or take `attunet`, which needs nothing |
+# | "annotated_labels.json: no such file, so absent cannot be told from unknown" | the folder does not say what was looked for | write the list, or say `--annotated all` (everything was looked for) or `--annotated present` (only what has pixels) |
+# | the import says that labels were ignored | names in the files match no class | give `--rename FILE` with `{"name in the file": "name of the class"}` |
+# | Kaggle: "attach …" or "attached twice" | an input is missing, or there are two | *Add Input*; where several fit, set `match` to a part of the right path |
+#
+# ## While it trains
+#
+# | symptom | cause | what helps |
+# |---|---|---|
+# | a warning about memory, and "worked off in … pieces" | the batch did not fit; it is cut, and the run goes on by itself | nothing; to save the failed first step, `--set pieces=2` from the start. With several processes the run ends instead, with that hint: continue it with `--resume --set pieces=2` |
+# | "out of memory with a single image" | the network is too large for the card | smaller `image_size`, `width` or `model` |
+# | "no finite loss or gradient in … steps in a row" | the learning rate is too high, a slice is broken, or fp16 overflows | halve `lr`; look at the images that the message names; `--set precision=fp32` |
+# | the loss falls and the held-out Dice stays near 0 | a few dozen steps are not enough for many structures; the averaged weights lag behind | more `epochs`; for very short runs `--set ema=0.9` |
+# | the second phase makes it worse | the teacher is sure and wrong | look at the [pseudo-labels](../explanations/semi_supervised.ipynb); a higher `tau`, or less `consistency`; with very few annotated slices, `marginal-log` alone |
+# | it was cut | a time limit, a full session | run the same command with `--resume` added: it ends as if it had never been cut. On Kaggle attach the output and run again |
+#
+# ## When the result disappoints
+#
+# | symptom | cause | what helps |
+# |---|---|---|
+# | a structure is never drawn | it is rare, or was hardly ever looked for, or zeros were read as background | `ctseg check` counts the slices that show each structure; the report shows each with its support. Take a loss that leaves unknown alone (all recipes but `seed-…`), with `log_dice` |
+# | many structures drawn where there are none | each one costs a whole cell | the gate of the decision rule: it is chosen on held-out slices; `ctseg predict … --gate 0.5` overrules it |
+# | held-out Dice and leaderboard disagree | partial truth: on held-out slices only examined cells are scored, so inventions elsewhere are not seen | trust differences between runs more than the number; [what is bounded and what is not](../22_metrics.ipynb) |
+# | two trainings differ by more than your change | that is normal with few slices | three seeds at least, and [a paired interval](../22_metrics.ipynb) over patients |
+# | left and right are confused | the pictures were mirrored without exchanging the names | `mirror` exchanges them for classes named `…_left` and `…_right`; which axis is left–right differs: `vertical` for the challenge's images, `horizontal` for imported volumes |
+# | the submission is refused | columns or rows differ | `ctseg check DATA --submission FILE` names the first difference |
+#
+# If none of this is it: the error is one line on purpose, and `history.csv`, `recipe.json` and the versions in it say everything about the run. They belong into a bug report.
