@@ -17,16 +17,24 @@ from skimage.color import lab2rgb, rgb2lab
 from .files import InputError, did_you_mean, read_json, write_json
 
 # %% ../nbs/00_anatomy.ipynb #c6d3927d
-_SIDE = re.compile(r"(?<![a-z])(left|right)(?![a-z])", re.IGNORECASE)
+_SIDE = re.compile(r"(?<![^\W\d_])(left|right)(?![^\W\d_])|(?<![^\W_])(lt|rt|l|r)(?![^\W_])", re.IGNORECASE)  # letters of any script
+_OTHER = dict(left="right", lt="rt", l="r")
+_HEART = re.compile(r"(?<![a-z])(heart|cardiac|atri(um|al)|ventric(le|ular))(?![a-z])", re.IGNORECASE)  # its sides are no mirror images
+_BRAIN = re.compile(r"(?<![a-z])lat(eral)?(?![a-z])", re.IGNORECASE)  # the lateral ventricles of the brain are
+
+def _side(name: str) -> str:
+    "The word for the side in a name, in small letters: left, right, l, r, lt or rt; \"\" if it has none, or two."
+    words = [] if _HEART.search(name) and not _BRAIN.search(name) else [m[0].lower() for m in _SIDE.finditer(name)]
+    return words[0] if len(words) == 1 else ""
 
 def lateral_pairs(
     names, # the class names; name i belongs to id i+1
 ) -> tuple[tuple[int, int], ...]: # (id of the left one, id of the right one), by the left one's id
-    "Find the classes that are each other's mirror image by the words left and right in their names."
+    "Find the classes that are each other's mirror image by the words for left and right in their names."
     ids = {n.lower(): i for i, n in enumerate(names, 1)}
     pairs = []
     for name, i in ids.items():
-        if [s.lower() for s in _SIDE.findall(name)] == ["left"] and (j := ids.get(_SIDE.sub("right", name))): pairs.append((i, j))
+        if (right := _OTHER.get(_side(name))) and (j := ids.get(_SIDE.sub(right, name))): pairs.append((i, j))
     return tuple(pairs)
 
 # %% ../nbs/00_anatomy.ipynb #442e22b4
@@ -90,12 +98,15 @@ class ClassMap:
         for a, b in self.pairs: swap[a], swap[b] = b, a
         return swap
 
+    @property
+    def unpaired_sides(self) -> tuple[str, ...]: return _unpaired_sides(self)  # names of one side without a partner: do not mirror these
+
     @cached_property
     def colours(self) -> np.ndarray: return _choose_colours(len(self), self.pairs)  # uint8 [C+1,3], row 0 black
     def colourise(self, mask) -> np.ndarray: return self.colours[np.asarray(mask)]  # integers [...] -> uint8 RGB [...,3]
 
     @classmethod
-    def from_names(cls, names): return cls(tuple(names), lateral_pairs(names))  # pairs inferred from left and right
+    def from_names(cls, names): return cls(names := tuple(names), lateral_pairs(names))  # pairs inferred from left and right
     @classmethod
     def from_json(cls, path): return cls.from_names(_read_names(path))
     def to_json(self, path): write_json({str(i): n for i, n in enumerate(self.names, 1)}, path)
@@ -109,6 +120,11 @@ def _check(names, pairs):
     if twice: raise InputError(f"the class name {twice[0]!r} is given twice; give every class a name of its own")
     if len(set(ids)) < len(ids) or not set(ids) <= set(range(1, len(names) + 1)):
         raise InputError(f"lateral pairs {pairs} must use ids 1 to {len(names)}, each at most once")
+
+def _unpaired_sides(cm: ClassMap) -> tuple[str, ...]:
+    "The classes of one side whose partner is missing: a mirrored kidney_left, without a kidney_right to become, would be a lie."
+    paired = {i for p in cm.pairs for i in p}
+    return tuple(n for i, n in enumerate(cm.names, 1) if i not in paired and _side(n))
 
 def _read_names(path) -> list[str]:
     "The names in a `class_names.json`, in the order of their ids."

@@ -212,16 +212,27 @@ def cache_dir() -> Path:
     "Where arrays read before are kept: the environment's `CTSEG_CACHE`, else `~/.cache/ctseg`. Safe to delete."
     return Path(os.environ.get("CTSEG_CACHE") or Path.home()/".cache"/"ctseg")
 
+@contextlib.contextmanager
+def _reading(path):
+    "A file that cannot be read (a link to nowhere, a folder, no permission) is told in one line."
+    try: yield
+    except OSError as e: raise InputError(f"{path}: cannot be read ({e.strerror})") from None
+
+def _stat(path: Path) -> tuple:
+    "What changes when a file does."
+    with _reading(path): s = path.stat()
+    return str(path.resolve()), s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns
+
 def _digest(paths) -> str:
     "A hash of the content of the files, looked up if none has changed since it was computed."
-    stats = [(str(p.resolve()), (s := p.stat()).st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for p in paths]
+    stats = [_stat(p) for p in paths]
     memo = cache_dir()/"seen"/hashlib.sha256(repr(stats).encode()).hexdigest()[:32]
     with contextlib.suppress(OSError, ValueError):
         if len(known := memo.read_text()) == 32: return known
     digest = hashlib.sha256()
     for p, s in zip(paths, stats):
         digest.update(b"%d:" % s[3])
-        with open(p, "rb") as f:
+        with _reading(p), open(p, "rb") as f:
             while chunk := f.read(1 << 20): digest.update(chunk)
     digest = digest.hexdigest()[:32]
     if time.time_ns() - max(max(s[4:]) for s in stats) > 2e9:
@@ -311,13 +322,14 @@ def write_masks(
 # %% ../nbs/10_data.ipynb #e0cb93c9
 def natural_key(name: str):
     "A sorting key that compares the numbers in names as numbers: 2.png before 10.png."
-    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", name)] + [(2, 0, name)]
+    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", name)] + [(2, 0, name)]
 
 # %% ../nbs/10_data.ipynb #70d67646
 def _read_png(path: Path) -> np.ndarray:
     "One image, uint8 [H,W]."
     try: image = imread(path)
     except Exception: raise InputError(f"{path}: not a readable image; it is damaged or no PNG, copy it again") from None
+    if image.dtype == bool: raise InputError(f"{path}: a 1-bit image, black and white, expected 8 bits; write the grey values")
     if image.dtype != np.uint8: raise InputError(f"{path}: {image.dtype.itemsize*8}-bit image, expected 8 bits; window it to 0…255 first")
     if image.ndim == 3:
         if image.shape[-1] in (2, 4) and (image[..., -1] == 255).all(): image = image[..., :-1]  # an opaque alpha channel says nothing
@@ -426,8 +438,15 @@ def _read_groups(folder: Path, split: str, images: np.ndarray) -> np.ndarray:
         raise InputError(f'{path}: expected {{"{split}": [...]}} with the patient of each image')
     if len(table[split]) != len(images):
         raise InputError(f"{path}: {len(table[split])} patients under {split!r} for {len(images)} images; give one for each image")
+    _check_patients(table[split], path)
     if all(type(p) is int and abs(p) < 2**63 for p in table[split]): return np.array(table[split], np.int64)
     return np.unique([str(p) for p in table[split]], return_inverse=True)[1].astype(np.int64)
+
+def _check_patients(ids: list, path):
+    "`InputError` for an image whose patient is not told: all such would be taken for one person."
+    for i, p in enumerate(ids):
+        if type(p) not in (str, int, float) or p == "":
+            raise InputError(f"{path}, entry {i}: {p!r} is no patient; give a name or a number, one of its own if the patient is not known")
 
 # %% ../nbs/10_data.ipynb #be30e65b
 def read_challenge(
@@ -466,17 +485,20 @@ def write_challenge(
     "Write a split of a challenge folder, so that `read_challenge` gives the same slices back."
     folder = Path(folder)
     if split not in (options := ("train", "test")): raise did_you_mean("split", split, options)
-    s = slices[sorted(range(len(slices)), key=lambda i: natural_key(slices.names[i]))]
+    order = sorted(range(len(slices)), key=lambda i: natural_key(slices.names[i]))
+    s = slices if order == list(range(len(slices))) else slices[order]  # no copy of what is in order
     _check_writable(s, folder, split)
     table, patients = folder/f"y_{split}.csv{'.gz'*compress}", folder/"patients.json"
-    groups = (read_json(patients) if patients.exists() else {}) | {split: s.groups.tolist()}
-    new = not folder.exists()
+    groups = read_json(patients) if patients.exists() else {}
+    if not isinstance(groups, dict): raise InputError(f'{patients}: expected {{"train": [...], "test": [...]}}; correct it, or choose another folder')
+    groups |= {split: s.groups.tolist()}
+    new, masked = not folder.exists(), split == "train" or bool(s.labelled.any())  # a test without truth has no table
     try:
         with contextlib.ExitStack() as stack:
             hold = lambda path: stack.enter_context(atomic_path(path))
             (images := hold(folder/f"{split}-images")).mkdir()
             for name, image in zip(s.names, s.images): imsave(images/name, image, check_contrast=False)
-            if split == "train" or s.labelled.any(): write_masks(s.masks, s.names, hold(table))
+            if masked: write_masks(s.masks, s.names, hold(table))
             lists = [(np.flatnonzero(k) + 1).tolist() for k in s.known]
             if split == "train": write_json(lists, hold(folder/"annotated_labels.json"), indent=None)
             s.classes.to_json(hold(folder/"class_names.json"))
@@ -485,7 +507,7 @@ def write_challenge(
         with contextlib.suppress(OSError):
             if new: folder.rmdir()  # only if it is empty
         raise
-    for old in {folder/f"y_{split}.csv", folder/f"y_{split}.csv.gz"} - ({table} if table.exists() else set()): old.unlink(missing_ok=True)
+    for old in {folder/f"y_{split}.csv", folder/f"y_{split}.csv.gz"} - ({table} if masked else set()): old.unlink(missing_ok=True)
 
 # %% ../nbs/10_data.ipynb #678aae10
 def _check_writable(s: SliceSet, folder: Path, split: str):
@@ -497,7 +519,7 @@ def _check_writable(s: SliceSet, folder: Path, split: str):
     if twice: raise InputError(f"{folder}: two slices are called {twice[0]}; rename one")
     if split == "test" and s.labelled.any() and not s.known.all():
         raise InputError(f"{folder}: a test split is annotated fully or not at all; this one is in part")
-    if (folder/"class_names.json").exists() and read_classes(folder) != s.classes:
+    if (folder/"class_names.json").exists() and read_classes(folder).names != s.classes.names:  # the file has no place for pairs
         raise InputError(f"{folder}/class_names.json: names other classes than the slices to be written; choose another folder")
 
 # %% ../nbs/10_data.ipynb #e0a3602c

@@ -7,7 +7,7 @@ __all__ = ['OPENKBP', 'read_openkbp', 'import_openkbp', 'total_parts', 'total_ve
            'export_nnunet']
 
 # %% ../nbs/18_datasets.ipynb #f4e14bad
-import functools, re
+import functools, math, re
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +30,7 @@ def _sparse(path: Path, values: bool) -> tuple[np.ndarray, np.ndarray|None]:
     try: table = pd.read_csv(path, index_col=0)
     except (OSError, ValueError, UnicodeDecodeError) as e:
         raise InputError(f"{path}: not a readable CSV ({type(e).__name__}); clone the repository again") from None
-    at = table.index.to_numpy()
+    at = table.index.to_numpy() if len(table) else np.zeros(0, np.int64)  # of no lines pandas makes no numbers
     if list(table.columns) != ["data"] or (len(at) and at.dtype.kind != "i"):
         raise InputError(f"{path}: expected the columns '' (voxel numbers) and 'data', as OpenKBP has them")
     if len(at) and not 0 <= at.min() <= at.max() < _KBP_SIDE**3:
@@ -100,10 +100,15 @@ def _choice(path) -> tuple[int, dict[str, list]]:
     table = read_json(path)
     try:
         row = lambda p, z, level, width, k: (int(p), int(z), (float(level), float(width)), [int(c) for c in k])
-        rows = {s: [row(*r) for r in table[s]] for s in ("train", "test") if s in table}
-        return int(table["size"]), rows
+        rows, side = {s: [row(*r) for r in table[s]] for s in ("train", "test") if s in table}, int(table["size"])
     except (KeyError, TypeError, ValueError):
         raise InputError(f'{path}: expected {{"size": 64, "train": [[patient, slice, level, width, [classes]], …]}}') from None
+    for s, chosen in rows.items():
+        for i, (_, z, (level, width), k) in enumerate(chosen):
+            if not 0 <= z < _KBP_SIDE: raise InputError(f"{path}, {s}, entry {i}: slice {z}, expected 0 to {_KBP_SIDE - 1}")
+            if not (math.isfinite(level) and 0 < width < math.inf): raise InputError(f"{path}, {s}, entry {i}: window ({level:g}, {width:g}), expected (level, width) with a width above 0")
+            if bad := [c for c in k if not 1 <= c <= len(OPENKBP)]: raise InputError(f"{path}, {s}, entry {i}: class {bad[0]}, expected 1 to {len(OPENKBP)}")
+    return side, rows
 
 def _import_like(patients: dict[int, Path], out, like) -> dict:
     "Repeat a choice of slices."

@@ -6,7 +6,7 @@
 __all__ = ['PART', 'InputError', 'did_you_mean', 'disk_errors', 'atomic_path', 'read_json', 'write_json']
 
 # %% ../nbs/02_files.ipynb #18756ae1
-import contextlib, difflib, errno, json, os, shutil, tempfile
+import contextlib, difflib, errno, json, math, os, shutil, tempfile
 from pathlib import Path
 
 # %% ../nbs/02_files.ipynb #77fdf6f9
@@ -58,7 +58,9 @@ def atomic_path(
             if tmp.is_dir() and path.is_dir(): os.replace(path, hold/".old")  # a folder cannot be renamed over a full one
             os.replace(tmp, path)
         finally:
-            shutil.rmtree(hold, ignore_errors=True)
+            if not path.exists() and (hold/".old").exists():  # cut between the two renames: the old folder goes back
+                with contextlib.suppress(OSError): os.rename(hold/".old", path)
+            if path.exists() or not (hold/".old").exists(): shutil.rmtree(hold, ignore_errors=True)  # never the only copy
             if not path.exists():
                 with contextlib.suppress(OSError):
                     for p in new: p.rmdir()
@@ -75,10 +77,10 @@ def read_json(path):
     except json.JSONDecodeError as e: raise InputError(f"{path}, line {e.lineno}: not valid JSON ({e.msg})") from None
 
 def write_json(obj, path, indent: int|None = 1):
-    "Write `obj` as JSON, whole or not at all; a number that is none (NaN) becomes null, because other readers know no NaN."
-    with atomic_path(path) as tmp: tmp.write_text(json.dumps(_no_nan(obj), indent=indent) + "\n", encoding="utf-8")
+    "Write `obj` as JSON, whole or not at all; a number that is none (NaN) or infinite becomes null, because JSON has no such numbers."
+    with atomic_path(path) as tmp: tmp.write_text(json.dumps(_finite(obj), indent=indent, allow_nan=False) + "\n", encoding="utf-8")
 
-def _no_nan(x):
-    if isinstance(x, dict): return {k: _no_nan(v) for k, v in x.items()}
-    if isinstance(x, (list, tuple)): return [_no_nan(v) for v in x]
-    return None if isinstance(x, float) and x != x else x
+def _finite(x):
+    if isinstance(x, dict): return {k: _finite(v) for k, v in x.items()}
+    if isinstance(x, (list, tuple)): return [_finite(v) for v in x]
+    return None if isinstance(x, float) and not math.isfinite(x) else x

@@ -15,7 +15,7 @@ import pandas as pd
 from scipy import ndimage
 
 from .anatomy import ClassMap
-from .data import _check_looked_for, _read_annotated, read_classes, read_masks
+from .data import _check_looked_for, _check_patients, _read_annotated, present_classes, read_classes, read_masks
 from .files import InputError, read_json
 
 # %% ../nbs/22_metrics.ipynb #5948032f
@@ -220,7 +220,7 @@ def _plain(v):
 def evaluate_files(
     truth, # the true masks, a CSV in the challenge's form
     prediction, # a submission
-    annotated=None, # `annotated_labels.json` where the truth is partial; None: the one beside `y_train.csv`
+    annotated=None, # `annotated_labels.json` where the truth is partial, or "all" or "present"; None: the file beside `y_train.csv`
     classes=None, # `class_names.json`; None: the one beside the truth, else the challenge's 54
 ) -> dict: # "table": `per_class`; "facts": `evaluate`
     "Score a submission file against a truth file. `InputError` for whatever does not fit."
@@ -228,9 +228,9 @@ def evaluate_files(
     cm = ClassMap.from_json(classes) if classes else read_classes(truth.parent)
     names, t = read_masks(truth, classes=cm, size=(1, -1))  # the shape of the images does not matter to a Dice
     _, p = read_masks(prediction, names=names, size=t.shape[1:], classes=cm, cache=False)
-    beside = truth.parent/"annotated_labels.json"
-    if annotated is None and _is_partial(truth) and beside.exists(): annotated = beside
-    known = _examined(Path(annotated), t, names, cm, truth) if annotated else None
+    if annotated is None and _is_partial(truth): annotated = truth.parent/"annotated_labels.json"  # if it is not there, `_examined` says so
+    if str(annotated) == "present": known = present_classes(t, len(cm))
+    else: known = _examined(Path(annotated), t, names, cm, truth) if annotated and str(annotated) != "all" else None
     return dict(table=per_class(p, t, cm, known), facts=evaluate(t, p, cm, known, _patients(truth, len(t))))
 
 def _examined(path: Path, masks: np.ndarray, names, classes: ClassMap, truth: Path) -> np.ndarray:
@@ -248,4 +248,6 @@ def _patients(truth: Path, n: int):
     path = truth.parent/"patients.json"
     table = read_json(path) if path.exists() else {}
     ids = table.get(truth.name.split(".")[0].removeprefix("y_").removesuffix("_full")) if isinstance(table, dict) else None
-    return np.array([str(i) for i in ids[:n]]) if isinstance(ids, list) and len(ids) >= n else None
+    if not isinstance(ids, list) or len(ids) < n: return None
+    _check_patients(ids, path)
+    return np.array([str(i) for i in ids[:n]])

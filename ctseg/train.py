@@ -774,6 +774,8 @@ class Job:
         self.labelled, self.holdout = labelled[~out], labelled[out]
         self.loss = create_loss(recipe.loss, **recipe.loss_options())
         if recipe.augment not in AUGMENT: raise did_you_mean("augment", recipe.augment, AUGMENT)
+        if recipe.mirror and (odd := slices.classes.unpaired_sides):
+            raise InputError(f"mirror = {recipe.mirror}: {', '.join(odd[:3])}{' …' if len(odd) > 3 else ''} has no counterpart on the other side among the classes, so a mirrored slice would teach the wrong side; leave mirror out")
         self.augment = AUGMENT[recipe.augment].with_mirror(recipe.mirror)
         self.history, self.done, self.pieces, self.watch, self.clock = [], [], recipe.pieces, None, time.monotonic()
 

@@ -8,7 +8,7 @@ __all__ = ['WINDOWS', 'slice_axes', 'as_slices', 'as_volume', 'to_8bit', 'draw_w
            'export_nifti']
 
 # %% ../nbs/14_volumes.ipynb #ae4eecf3
-import csv, functools, re, shutil, zlib
+import contextlib, csv, functools, re, shutil, zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -211,6 +211,10 @@ def _name(cases: list[Case]):
     for i, c in enumerate(cases):
         c.id = c.id or f"v{i:0{digits}}"
         if c.patient is None: c.patient = c.source
+    first = {}
+    for c in cases:
+        if (other := first.setdefault(c.id, c)) is not c:
+            raise InputError(f"{c.shown or c.source}: would be called {c.id}, as {other.shown or other.source} is; rename one, or let ctseg number the volumes")
     if not all(type(c.patient) is int for c in cases):
         number = {}
         for c in cases: c.patient = number.setdefault(str(c.patient), len(number))
@@ -231,11 +235,19 @@ def _set_aside(cases: list[Case], share: float, seed: int):
     for c in cases:
         if c.patient in [full[i] for i in chosen]: c.split = "test"
 
+def _check_test(cases: list[Case]):
+    "Raise an `InputError` for a test of which some volumes are annotated, but not all of them fully; what is not known yet is passed over."
+    tests = [c for c in cases if c.split == "test" and c.known is not None]
+    part = [c for c in tests if not c.known.all()]
+    if part and any(c.known.any() for c in tests):
+        raise InputError(f"{part[0].shown or part[0].id}: a test volume on which {'not every' if part[0].known.any() else 'no'} class was examined; "
+                         "a test is annotated fully or not at all, move this one to the training volumes or take it out")
+
 # %% ../nbs/14_volumes.ipynb #e19f712e
 def _known(v: Volume, C: int, where: str) -> np.ndarray:
     "The classes known of a volume, bool [C]; labels outside of them are a contradiction."
     if v.labels is None: return np.zeros(C, bool)
-    there = np.bincount(v.labels.ravel(), minlength=256)[1:] > 0
+    there = present_classes(v.labels, 255).any(0)  # plane by plane: a histogram would widen all voxels to 8 bytes
     if there[C:].any(): raise InputError(f"{where}: the label map holds {int(np.flatnonzero(there).max()) + 1}, but there are {C} classes")
     if v.known is None: return there[:C]
     if (odd := there[:C] & ~v.known).any():
@@ -265,11 +277,13 @@ def _new_folder(out) -> Path:
 
 # %% ../nbs/14_volumes.ipynb #5f5902b0
 def _gather(rows, C: int, side: int) -> tuple[tuple, dict]:
-    "The arrays of a `SliceSet` (images, masks, known, names, groups) and the lines of the index. `rows`: (case, known [n,C], part, entry)."
+    "The arrays of a `SliceSet` (images, masks, known, names, groups) and the lines of the index. `rows`: (case, known [n,C], part, entry); emptied, so that each part is let go once it is pasted."
     n = sum(len(part.slices) for _, _, part, _ in rows)
     images, masks = np.zeros((n, side, side), np.uint8), np.zeros((n, side, side), np.uint8)
     known, groups, lines, i = np.zeros((n, C), bool), np.zeros(n, np.int64), {}, 0
-    for case, k, part, entry in rows:
+    rows.reverse()
+    while rows:
+        case, k, part, entry = rows.pop()
         to, corners = slice(i, i + len(part.slices)), _corners(part, side)
         images[to] = _paste(part.images, corners, (side,)*2, [to_8bit(-1024, *w) for w in part.windows])
         masks[to], known[to], groups[to] = _paste(part.masks, corners, (side,)*2, 0), k, case.patient
@@ -304,29 +318,42 @@ def write_volumes(
     if not cases: raise InputError(f"{out}: no volumes to write")
     _name(cases)
     _set_aside(cases, test_share, how.seed)
+    _check_test(cases)
     rows, overlap, lost = {"train": [], "test": []}, 0, 0
     for case in cases:
-        v = case.load()
-        part, known = cut(v, how, case.id), _known(v, len(classes), case.shown or case.id)
-        k = _known_by_slice(v, known, part, how)
-        lost += int((known & ~k).sum())
-        if case.split == "test": k[:] = known  # a test has no file that could say so
-        rows[case.split].append((case, k, part, _entry(v, how, case.patient)))
-        overlap += v.overlap
-    every = [r for split in rows.values() for r in split]
-    if not any(len(part.slices) for _, _, part, _ in every):
-        raise InputError(f"{out}: no slice is left; lower min_body ({how.min_body} cm²)")
-    side = how.size or max(max(part.images.shape[1:]) for _, _, part, _ in every)
+        row, hidden, twice = _cut_case(case, classes, how)
+        rows[case.split].append(row)
+        overlap, lost = overlap + twice, lost + hidden
+    _check_test(cases)
+    shapes = [part.images.shape for split in rows.values() for _, _, part, _ in split]
+    if not sum(n for n, *_ in shapes): raise InputError(f"{out}: no slice is left; lower min_body ({how.min_body} cm²)")
+    side = how.size or max(max(size) for _, *size in shapes)
+    labelled = sum(int(k.any(1).sum()) for split in rows.values() for _, k, *_ in split)
+    volumes = {case.id: entry for split in rows.values() for case, _, _, entry in split}
     splits = {split: _gather(r, len(classes), side) for split, r in rows.items()}
-    facts = _write_folder(out, classes, {case.id: entry for case, _, _, entry in every}, splits)
-    if key is not None: _write_key(cases, key)
+    with _key(cases, key): counts = _write_folder(out, classes, volumes, splits)
     counted = dict(volumes=len(cases), patients=len({c.patient for c in cases}), classes=len(classes))
-    return counted | facts | dict(size=side, overlapping_voxels=overlap, hidden_cells=lost)
+    return counted | counts | dict(labelled=labelled, size=side, overlapping_voxels=overlap, hidden_cells=lost)
 
-def _write_key(cases, key):
-    "The private table: which volume came from where."
-    with atomic_path(key) as tmp, open(tmp, "w", newline="", encoding="utf-8") as f:
-        csv.writer(f, lineterminator="\n").writerows([("volume", "source"), *((c.id, c.source) for c in cases)])
+# %% ../nbs/14_volumes.ipynb #6082e1a9
+def _cut_case(case: Case, classes: ClassMap, how: Slicing) -> tuple[tuple, int, int]:
+    "Load a volume, cut it, and let it go: (case, known [n,C], part, entry), how many cells are hidden, how many voxels two structures claim."
+    v = case.load()
+    part, case.known = cut(v, how, case.id), _known(v, len(classes), case.shown or case.id)
+    k = _known_by_slice(v, case.known, part, how)
+    hidden = int((case.known & ~k).sum())
+    if case.split == "test": k[:] = case.known  # a test has no file that could say so
+    return (case, k, part, _entry(v, how, case.patient)), hidden, v.overlap
+
+@contextlib.contextmanager
+def _key(cases: list[Case], path):
+    "Write the private table, which volume came from where, before the block; it takes its name when the block ends well. `None`: no table."
+    if path is None: yield; return
+    if Path(path).is_dir(): raise InputError(f"key {path}: is a folder; give the name of a table to write, such as {Path(path)/'key.csv'}")
+    with atomic_path(path) as tmp:
+        with open(tmp, "w", newline="", encoding="utf-8") as f:
+            csv.writer(f, lineterminator="\n").writerows([("volume", "source"), *((c.id, c.source) for c in cases)])
+        yield
 
 # %% ../nbs/14_volumes.ipynb #f244b424
 def restack(
@@ -366,6 +393,7 @@ def read_nifti(
         raise InputError(f"{path}: not a readable NIfTI file ({type(e).__name__}); it is damaged or something else, "
                          f"copy it again") from None
     if not isinstance(image, nib.Nifti1Image): raise InputError(f"{path}: not a NIfTI file; expected .nii or .nii.gz")
+    while data.ndim > 3 and data.shape[-1] == 1: data = data[..., 0]  # "a series of one volume", as some tools write
     if data.ndim != 3:
         raise InputError(f"{path}: {data.ndim}D, {'x'.join(map(str, data.shape))}; expected one 3D volume, split a series into volumes")
     if data.dtype.kind not in "iuf": raise InputError(f"{path}: voxels of type {data.dtype}; expected plain numbers")
@@ -374,7 +402,7 @@ def read_nifti(
     A = image.affine
     if not np.isfinite(A).all() or abs(np.linalg.det(A[:3, :3])) < 1e-9:
         raise InputError(f"{path}: its affine cannot be inverted; export it again")
-    return data if dtype is None else np.nan_to_num(data.astype(dtype), nan=-1024), A
+    return data if dtype is None else np.nan_to_num(data.astype(dtype), copy=False, nan=-1024), A
 
 # %% ../nbs/14_volumes.ipynb #5815b49e
 def _read_labels(path, shape, affine) -> np.ndarray:
@@ -407,16 +435,20 @@ def combine(
     return labels.reshape(shape), int(twice.sum()), drawn
 
 # %% ../nbs/14_volumes.ipynb #c843c1fd
-def _stem(p: Path) -> str: return re.sub(r"(_0000)?\.nii(\.gz)?$", "", p.name)
+def _stem(p: Path) -> str: return re.sub(r"(_0000)?\.nii(\.gz)?$", "", p.name, flags=re.IGNORECASE)
 
 def _niftis(folder: Path) -> dict[str, Path]:
     "The NIfTI files of a folder by case name, in natural order."
-    files = sorted((p for p in folder.iterdir() if p.is_file() and p.name.endswith((".nii", ".nii.gz")) and not p.name.startswith(".")),
+    files = sorted((p for p in folder.iterdir() if p.is_file() and p.name.lower().endswith((".nii", ".nii.gz")) and not p.name.startswith(".")),
                    key=lambda p: natural_key(p.name)) if folder.is_dir() else []
     out = {}
     for p in files:
         if _stem(p) in out: raise InputError(f"{folder}: {out[_stem(p)].name} and {p.name} are the same case; remove one")
         out[_stem(p)] = p
+    if folder.name in ("imagesTr", "imagesTs"):  # elsewhere _0001 may be the number of a case
+        for n, p in out.items():
+            if (m := re.fullmatch(r"(.+)_\d{4}", n)) and m[1] in out:
+                raise InputError(f"{folder}: {out[m[1]].name} and {p.name} are channels of one case; keep the CT and take the others out")
     return out
 
 def _nifti_classes(src: Path, classes, found) -> ClassMap:
@@ -439,10 +471,10 @@ _LAYOUTS = [("images", "labels", "train"), ("imagesTr", "labelsTr", "train"), ("
 
 def _map_cases(src: Path, classes: ClassMap, annotated: str) -> list[Case]:
     "Cases of the layout with label maps, and of bare volumes."
+    flat = lambda name: {} if (src/name/"segmentations").is_dir() else _niftis(src/name)  # else a case of that name, with a file per structure
     cases, lists = [], None
     for images, labels, split in _LAYOUTS:
-        vols = _niftis(src/images)
-        maps = _niftis(src/labels) if labels else {}
+        vols, maps = flat(images), flat(labels) if labels else {}
         if lost := [n for n in maps if n not in vols]:
             raise InputError(f"{src/labels/maps[lost[0]].name}: there is no image of that name in {images}/")
         for n, p in vols.items():
@@ -482,9 +514,10 @@ def _annotated(path: Path, classes: ClassMap) -> dict[str, np.ndarray]:
 # %% ../nbs/14_volumes.ipynb #218d35fa
 def _structure_folders(src: Path) -> dict[Path, tuple[Path, dict[str, Path]]]:
     "Cases of the layout with one file per structure: folder → (the CT, structure name → its file)."
-    out = {}
+    out, layouts = {}, {n for images, labels, _ in _LAYOUTS for n in (images, labels)}
+    if (src/"segmentations").is_dir(): raise InputError(f"{src}: is one case itself (it has segmentations/); give the folder above it")
     for d in sorted((d for d in src.iterdir() if d.is_dir() and not d.name.startswith(".")), key=lambda d: natural_key(d.name)):
-        if d.name in sum(_LAYOUTS, ()) or not (files := _niftis(d)): continue
+        if d.name in layouts and not (d/"segmentations").is_dir() or not (files := _niftis(d)): continue
         ct = files.get("ct") or files.get("image") or (next(iter(files.values())) if len(files) == 1 else None)
         if ct is None:
             raise InputError(f"{d}: {len(files)} NIfTI files and none is called ct.nii.gz; put the structures into {d.name}/segmentations/")
@@ -500,7 +533,7 @@ def _load_structures(ct: Path, files: dict[str, Path], parts: dict[int, list], C
 
 # %% ../nbs/14_volumes.ipynb #a9a7ca63
 def import_nifti(
-    src, # a folder in one of the three layouts
+    src, # a folder in one of the three layouts; a `patients.json` in it, {case: patient}, keeps the scans of a patient together
     out, # the challenge folder, new
     slicing: Slicing = Slicing(),
     classes: ClassMap|str|None = None, # a `ClassMap` or the path of a `class_names.json`; `None`: look in `src`
@@ -514,16 +547,31 @@ def import_nifti(
     if annotated not in (options := ("json", "all", "present")): raise did_you_mean("value of annotated", annotated, options)
     if not src.is_dir(): raise InputError(f"{src}: no such folder; expected a folder of NIfTI volumes")
     folders = _structure_folders(src)
-    classes = _nifti_classes(src, classes, {n for _, files in folders.values() for n in files})
+    found = sorted({n for _, files in folders.values() for n in files})
+    classes = _nifti_classes(src, classes, found)
     cases = _map_cases(src, classes, annotated)
     for d, (ct, files) in folders.items():
         parts = {classes.id(n): [n] for n in files if n in classes.names}
         load = functools.partial(_load_structures, ct, files, parts, len(classes))
         cases.append(Case(str(d.relative_to(src)), load, None, flags(parts, len(classes)), shown=str(d)))
     if not cases: raise InputError(f"{src}: no NIfTI volumes in it; expected images/ and labels/, or a folder per case with ct.nii.gz")
+    ignored = [n for n in found if n not in classes.names]
+    if ignored and len(ignored) == len(found):
+        raise InputError(f"{src}: none of the {len(found)} structures drawn is a class ({did_you_mean('class', found[0], classes.names)}); rename the files or the classes")
+    _read_patients(src/"patients.json", cases)
     if keep_names:
         for c in cases: c.id = _stem(Path(c.source))
-    return write_volumes(cases, out, classes, slicing, test_share, key)
+    return write_volumes(cases, out, classes, slicing, test_share, key) | dict(ignored_labels=ignored)
+
+def _read_patients(path: Path, cases: list[Case]):
+    "Give the cases the patients that a `patients.json`, {case: patient}, says, if it is there."
+    if not path.exists(): return
+    table, names = read_json(path), {_stem(Path(c.source)) for c in cases}
+    if not isinstance(table, dict) or not all(type(p) in (str, int) for p in table.values()):
+        raise InputError(f'{path}: expected an object from cases to patients, such as {{"{sorted(names)[0]}": "p1", …}}')
+    if lost := sorted(names - set(table)): raise InputError(f"{path}: does not say whose scan {lost[0]} is; add it ({len(lost)} are missing)")
+    if odd := sorted(set(table) - names): raise did_you_mean(f"case in {path}", odd[0], names)
+    for c in cases: c.patient = f"patient {table[_stem(Path(c.source))]}"  # text, so that a number is compared only, and not written anywhere
 
 # %% ../nbs/14_volumes.ipynb #886295dd
 def read_index(

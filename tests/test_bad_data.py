@@ -9,9 +9,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
+from PIL import Image
 from skimage.io import imsave
 
 import ctseg.data as D
+import ctseg.files as F
 from ctseg.anatomy import ClassMap
 from ctseg.data import (EpochSampler, SliceSet, check_challenge, check_submission, grouped_folds, near_duplicates, read_challenge,
                         read_masks, select_labelled, write_challenge, write_masks)
@@ -138,6 +140,9 @@ BROKEN = {
     "flipped bytes": (lambda d: (d/IMG).write_bytes((d/IMG).read_bytes()[:60] + b"12345678"*30),
                       ("4.png", "not a readable")),
     "empty image": (lambda d: (d/IMG).write_bytes(b""), ("4.png", "not a readable image")),
+    "1 bit": (lambda d: Image.fromarray(rng_image(SIZE, SIZE)).convert("1").save(d/IMG), ("4.png", "1-bit image", "expected 8 bits")),
+    "a link to nowhere": (lambda d: ((d/IMG).unlink(), (d/IMG).symlink_to("nowhere")), ("4.png",)),
+    "a folder called png": (lambda d: ((d/IMG).unlink(), (d/IMG).mkdir()), ("4.png",)),
     "text called png": (lambda d: (d/"train-images/0.png").write_text("hello"), ("0.png", "not a readable image")),
     # annotated_labels.json
     "json of another length": (set_json(JSON, lambda x: x[:-1]), (JSON, "11 lists for 12")),
@@ -158,6 +163,9 @@ BROKEN = {
     "class name twice": (set_json("class_names.json", lambda x: {**x, "2": "liver"}), ("class_names.json", "'liver' is given twice")),
     "fewer classes": (set_json("class_names.json", lambda x: {"1": "liver"}), (CSV, "there are 1 classes")),
     "patients of another length": (set_json("patients.json", lambda x: {**x, "train": [1, 2]}), ("2 patients", "12 images")),
+    "a patient not told": (set_json("patients.json", lambda x: {**x, "train": [None]*2 + x["train"][2:]}), ("patients.json", "entry 0", "no patient")),
+    "patients lists": (set_json("patients.json", lambda x: {**x, "train": [[1]]*N}), ("patients.json", "entry 0", "no patient")),
+    "patients a list": (set_json("patients.json", lambda x: [1]), ("patients.json", "expected")),
     "patients without the split": (set_json("patients.json", lambda x: {"test": x["test"]}), ("patients.json", "train")),
     # folders
     "no table": (lambda d: (d/CSV).unlink(), ("data", "no y_train.csv")),
@@ -297,6 +305,73 @@ def test_unwritable_sets(tmp_path):
     other = SliceSet(s.images, s.masks, s.known, s.names, s.groups, ClassMap(["a", "b", "c", "d"]))
     told(lambda: write_challenge(other, out), "class_names.json", "other classes")
     assert tree(out) == before
+
+
+def test_a_test_without_truth_over_one_with_truth(data):
+    "The older table would be read as the truth of the new slices."
+    new = toy(8, seed=2, full=True)
+    blank = SliceSet(new.images, 0*new.masks, ~new.known, new.names, new.groups, CLASSES)
+    for compress in (False, True):
+        write_challenge(toy(8, seed=1, full=True), data, "test", compress=compress)
+        write_challenge(blank, data, "test")
+        s = read_challenge(data, "test")
+        assert not s.known.any() and not s.masks.any() and not list(data.glob("y_test*")) and (data/CSV).exists()
+
+
+def test_patients_that_are_a_list_are_not_written_over(data):
+    (data/"patients.json").write_text("[1]")
+    before = tree(data)
+    told(lambda: write_challenge(toy(), data), "patients.json", "expected")
+    assert tree(data) == before
+
+
+def test_pairs_are_no_reason_to_refuse(tmp_path):
+    "`class_names.json` holds names only; a map with other pairs is the same to the folder."
+    classes = ClassMap(CLASSES.names, ((1, 2),))
+    s = toy(full=True)
+    s = SliceSet(s.images, s.masks, s.known, s.names, s.groups, classes)
+    write_challenge(s, tmp_path/"out")
+    write_challenge(s, tmp_path/"out", "test")
+    assert read_challenge(tmp_path/"out", "test").classes.names == classes.names
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(errno.ENOSPC, "as if")])
+def test_a_folder_is_not_lost_between_two_renames(tmp_path, monkeypatch, error):
+    "The old folder is moved aside before the new one takes its place; cut in between, it goes back."
+    (tmp_path/"old").mkdir()
+    (tmp_path/"old"/"a.png").write_text("old")
+    before, real, calls = tree(tmp_path), os.replace, []
+    def cut(a, b):
+        calls.append(a)
+        if len(calls) == 2: raise error
+        real(a, b)
+    monkeypatch.setattr(F.os, "replace", cut)
+    with pytest.raises((InputError, KeyboardInterrupt)), F.atomic_path(tmp_path/"old") as tmp:
+        tmp.mkdir()
+        (tmp/"b.png").write_text("new")
+    assert len(calls) == 2 and tree(tmp_path) == before
+
+
+def test_json_has_no_infinity(tmp_path):
+    F.write_json({"a": [float("inf"), -np.inf, np.float64("nan"), 1.5]}, tmp_path/"a.json")
+    assert json.loads((tmp_path/"a.json").read_text(), parse_constant=lambda c: pytest.fail(c)) == {"a": [None, None, None, 1.5]}
+
+
+@pytest.mark.parametrize("names, pairs, unpaired", [
+    (["parotid_l", "parotid_r"], ((1, 2),), ()), (["Lens RT", "Lens LT"], ((2, 1),), ()), (["kidney_left", "liver"], (), ("kidney_left",)),
+    (["vertebrae_L1", "vertebrae_L2", "hilum"], (), ()), (["parotid_left", "parotid_r"], (), ("parotid_left", "parotid_r")),
+    (["heart_atrium_left", "heart_atrium_right", "heart_ventricle_left", "heart_ventricle_right"], (), ()), (["upright_l_r"], (), ())])
+def test_sides(names, pairs, unpaired):
+    for given in (names, (n for n in names)):
+        classes = ClassMap.from_names(given)
+        assert (classes.pairs, classes.unpaired_sides) == (pairs, unpaired)
+
+
+def test_slices_in_order_are_not_copied(tmp_path, monkeypatch):
+    s, calls = toy(), []
+    monkeypatch.setattr(SliceSet, "__getitem__", lambda *a: calls.append(a))
+    write_challenge(s, tmp_path/"out")
+    assert not calls and read_challenge(tmp_path/"out").fingerprint() == s.fingerprint()
 
 
 @pytest.mark.parametrize("code, words", [(errno.ENOSPC, "disk is full"), (errno.EROFS, "read-only"), (errno.EACCES, "permission denied")])

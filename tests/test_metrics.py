@@ -188,3 +188,19 @@ def test_partial_truth_is_known_by_the_file_beside_it(tmp_path):
     for wrong, told in (([[1, 2], [1], [1], [], []], "class 2"), ([[1], [1, 2]], "3 columns"), ([[1], [1, 2], [1], [], [2]], "3 columns")):
         write_json(wrong, tmp_path/"annotated_labels.json")
         with pytest.raises(InputError, match=told): evaluate_files(tmp_path/"y_train.csv", tmp_path/"sub.csv")
+
+
+def test_partial_truth_whose_list_is_missing_is_not_taken_for_whole(tmp_path):
+    truth = np.zeros((2, 4, 4), np.uint8)
+    truth[0, 0], truth[1, 1] = 1, 2
+    names = ["0.png", "1.png"]
+    ClassMap.from_names(["a", "b"]).to_json(tmp_path/"class_names.json")
+    for name in ("y_train.csv.gz", "y_train_full.csv"): write_masks(truth, names, tmp_path/name)
+    score = lambda name, **kw: evaluate_files(tmp_path/name, tmp_path/name, **kw)["facts"]
+    with pytest.raises(InputError, match="annotated_labels.json: no such file.*--annotated all"): score("y_train.csv.gz")
+    assert score("y_train.csv.gz", annotated="all") == score("y_train_full.csv") and "cells_examined" not in score("y_train_full.csv")
+    assert score("y_train.csv.gz", annotated="present")["cells_examined"] == 2
+    write_json([[1], [1, 2]], tmp_path/"list.json")
+    assert score("y_train.csv.gz", annotated=tmp_path/"list.json")["cells_examined"] == 3
+    write_json({"train": ["p", None]}, tmp_path/"patients.json")
+    with pytest.raises(InputError, match="entry 1: None is no patient"): score("y_train.csv.gz", annotated="all")

@@ -379,6 +379,17 @@ def test_an_encoder_may_learn_more_gently_or_not_at_all():
         assert any((a != b).any() for a, b in zip(before, t.raw.encoder.parameters())) == moves
 
 
+def test_a_side_without_its_counterpart_is_not_mirrored(tmp_path):
+    from dataclasses import replace
+    from ctseg.anatomy import ClassMap
+    slices = toy()
+    alone = replace(slices, classes=ClassMap.from_names(["kidney_left", "liver", "spleen"]))
+    Job(small("masked"), alone, Run(tmp_path/"a"), progress=False)
+    with pytest.raises(InputError, match="kidney_left"): Job(small("masked", "mirror=vertical"), alone, Run(tmp_path/"b"), progress=False)
+    pair = replace(slices, classes=ClassMap.from_names(["kidney_l", "kidney_r", "spleen"]))
+    assert Job(small("masked", "mirror=vertical"), pair, Run(tmp_path/"c"), progress=False).augment.mirror
+
+
 def test_a_trained_encoder_is_not_downloaded_again():
     recipe = small("masked", "model=unet:resnet34")
     assert recipe.model_options(3)["pretrained"] is True and recipe.model_options(3, trained=True)["pretrained"] is False

@@ -191,6 +191,91 @@ def test_label_maps_and_what_was_examined(tmp_path):
         s = read_challenge(tmp_path/how)
         assert s.known[s.groups == 1][0].tolist() == want
 
+def test_two_cases_of_one_name(tmp_path):
+    src = tmp_path/"src"
+    save(HU, src/"imagesTr/c1_0000.nii.gz"); save(HU[:4], src/"imagesTs/c1_0000.nii.gz")
+    with pytest.raises(InputError) as e: import_nifti(src, tmp_path/"out", classes=TWO, keep_names=True)
+    assert "imagesTr" in one_line(e) and "imagesTs" in str(e.value) and not (tmp_path/"out").exists()
+    assert import_nifti(src, tmp_path/"out", classes=TWO)["volumes"] == 2
+
+def test_channels_of_one_case(tmp_path):
+    src = tmp_path/"src"
+    for k in (0, 1): save(HU, src/f"imagesTr/c1_{k:04}.nii.gz")
+    with pytest.raises(InputError) as e: import_nifti(src, tmp_path/"out", classes=TWO)
+    assert "channels" in one_line(e) and "c1_0001" in str(e.value)
+    (src/"imagesTr").rename(src/"images")  # two numbered scans
+    assert import_nifti(src, tmp_path/"out", classes=TWO)["volumes"] == 2
+
+def test_scans_of_one_patient_stay_together(tmp_path):
+    src, names = tmp_path/"src", ("a1", "a2", "b", "c")
+    for n in names[:2]: save(HU, src/f"images/{n}.nii.gz")
+    for n in names[2:]: save(HU, src/n/"ct.nii.gz")
+    say = lambda table: (src/"patients.json").write_text(json.dumps(table))
+    say({"a1": NAME, "a2": NAME, "b": 4711, "c": 4712})
+    facts = import_nifti(src, tmp_path/"out", classes=TWO)
+    groups = read_challenge(tmp_path/"out").groups
+    assert facts["patients"] == 3 and sorted(np.unique(groups, return_counts=True)[1]) == [5, 5, 10] and groups.max() == 2  # 4711 is not kept
+    assert not leaks(tmp_path/"out")
+    for bad, says in (({"a1": "a"}, "whose scan a2"), ({n: "p" for n in (*names, "a3")}, "did you mean"), (["a"], "object"), ({n: None for n in names}, "object")):
+        say(bad)
+        with pytest.raises(InputError) as e: import_nifti(src, tmp_path/"out2", classes=TWO)
+        assert says in one_line(e) and "patients.json" in str(e.value) and not (tmp_path/"out2").exists()
+
+def test_structures_that_are_no_class_are_told(tmp_path):
+    mask = (volume(0).labels == 1).astype(np.uint8)
+    save(HU, tmp_path/"src/p1/ct.nii.gz"); save(mask, tmp_path/"src/p1/segmentations/kidney-left.nii.gz")
+    with pytest.raises(InputError) as e: import_nifti(tmp_path/"src", tmp_path/"out", classes=TWO)
+    assert "did you mean kidney_left" in one_line(e) and not (tmp_path/"out").exists()
+    save(mask, tmp_path/"src/p1/segmentations/kidney_left.nii.gz")
+    facts = import_nifti(tmp_path/"src", tmp_path/"out", classes=TWO)
+    assert facts["ignored_labels"] == ["kidney-left"] and facts["labelled"] == 5
+
+def test_a_test_labelled_in_part_is_told_before_loading(tmp_path):
+    src = tmp_path/"src"
+    for n in ("t1", "t2"): save(HU, src/f"imagesTs/{n}.nii.gz")
+    save(volume(0).labels, src/"labelsTs/t1.nii.gz")
+    (src/"imagesTs/t1.nii.gz").write_text("never read")
+    with pytest.raises(InputError) as e: import_nifti(src, tmp_path/"out", classes=TWO, annotated="all")
+    assert "imagesTs/t2.nii.gz" in one_line(e) and ".part" not in str(e.value)
+    save(HU, src/"imagesTs/t1.nii.gz"); save(volume(0).labels, src/"labelsTs/t2.nii.gz"); save(volume(0).labels % 2, src/"labelsTs/t1.nii.gz")
+    with pytest.raises(InputError) as e: import_nifti(src, tmp_path/"out", classes=TWO, annotated="present")  # known only from the voxels
+    assert "imagesTs/t1.nii.gz" in one_line(e) and ".part" not in str(e.value) and not (tmp_path/"out").exists()
+
+@pytest.mark.parametrize("name", ["train", "test", "images", "labels"])
+def test_a_case_may_be_called_anything(tmp_path, name):
+    for p in (name, "p2"):
+        save(HU, tmp_path/f"src/{p}/ct.nii.gz"); save((volume(0).labels == 1).astype(np.uint8), tmp_path/f"src/{p}/segmentations/kidney_left.nii.gz")
+    facts = import_nifti(tmp_path/"src", tmp_path/"out")
+    assert facts["volumes"] == 2 and read_challenge(tmp_path/"out").known.all()
+    with pytest.raises(InputError) as e: import_nifti(tmp_path/"src"/name, tmp_path/"out2")
+    assert "is one case itself" in one_line(e)
+
+def test_capital_endings_and_a_fourth_axis_of_one(tmp_path):
+    save(HU[..., None], tmp_path/"src/a.nii.gz"); save(HU, tmp_path/"src/b.nii.gz")
+    (tmp_path/"src/b.nii.gz").rename(tmp_path/"src/B.NII.GZ")
+    import_nifti(tmp_path/"src", tmp_path/"out", classes=TWO)
+    s = read_challenge(tmp_path/"out")
+    assert len(s) == 10 and (s.images[:5] == s.images[5:]).all()
+
+def test_a_key_that_cannot_be_written(tmp_path):
+    save(HU, tmp_path/"src/a.nii.gz")
+    (tmp_path/"file").write_text("")
+    for key in (tmp_path/"file"/"key.csv", tmp_path/"src"):
+        with pytest.raises(InputError) as e: import_nifti(tmp_path/"src", tmp_path/"out", classes=TWO, key=key)
+        assert str(key) in one_line(e) and not (tmp_path/"out").exists()
+
+def test_memory_of_an_import(tmp_path):
+    "Each part is let go when it is pasted: the arrays are not held two or three times."
+    import tracemalloc
+    shape, n = (64, 64, 40), 20
+    cases = [Case(f"c{i}", lambda: Volume(np.full(shape, 40, np.float32), np.eye(4), np.ones(shape, np.uint8), np.ones(1, bool))) for i in range(n)]
+    tracemalloc.start()
+    try:
+        write_volumes(cases, tmp_path/"out", ClassMap(("x",)), Slicing())
+        peak = tracemalloc.get_traced_memory()[1]
+    finally: tracemalloc.stop()
+    assert peak < 2.4*n*2*np.prod(shape)  # the parts, and the arrays they are pasted into
+
 def test_structure_files_three_states(tmp_path):
     for p, names in ("p1", ["kidney_left"]), ("p2", ["kidney_left", "kidney_right"]), ("p3", []):
         save(HU, tmp_path/f"src/{p}/ct.nii.gz")
@@ -406,7 +491,7 @@ def item(**tags):
 
 def write_rt(src, rois):
     "An RTSTRUCT beside a series: pairs of a name and its contours."
-    rt = item(Modality="RTSTRUCT", SOPClassUID="1.2.840.10008.5.1.4.1.1.481.3", SOPInstanceUID=generate_uid(), PatientName=NAME,
+    rt = item(SpecificCharacterSet="ISO_IR 192", Modality="RTSTRUCT", SOPClassUID="1.2.840.10008.5.1.4.1.1.481.3", SOPInstanceUID=generate_uid(), PatientName=NAME,
               StructureSetROISequence=[item(ROINumber=i, ROIName=n) for i, (n, _) in enumerate(rois, 1)],
               ROIContourSequence=[item(ReferencedROINumber=i, **({"ContourSequence": c} if c else {})) for i, (_, c) in enumerate(rois, 1)])
     uid = pydicom.dcmread(next(src.glob("*"))).SeriesInstanceUID
@@ -466,6 +551,115 @@ def test_damaged_contours(tmp_path, data):
     else:
         with pytest.raises(InputError) as e: import_dicom(tmp_path/"src", tmp_path/"out")
         assert "RTSTRUCT" in one_line(e)
+
+def flat_series(folder, n=5): # n slices, 2 mm apart
+    X, Y, _ = GRIDS["axial"]
+    return write_series(folder, X, Y, np.c_[np.zeros((n, 2)), 2.*np.arange(n)], shape=(20, 18))
+
+def test_slices_between_contours_are_unknown(tmp_path):
+    "Every second slice contoured: those in between may hold the structure; beyond the ends it is absent."
+    flat_series(tmp_path/"src", 7)
+    write_rt(tmp_path/"src", [("cord", [box(z, 2.5, 8.5) for z in (2, 6)]), ("Node", [box(2, 9.5, 12.5)]), ("Node", [box(8, 9.5, 12.5)])])
+    facts = import_dicom(tmp_path/"src", tmp_path/"out")
+    s = read_challenge(tmp_path/"out")
+    assert s.classes.names == ("cord", "node") and facts["hidden_cells"] == 1 and facts["labelled"] == 7
+    assert s.known[:, 0].tolist() == [True, True, False, True, True, True, True] and s.known[:, 1].all()  # two regions, each on one slice
+    assert s.present[:, 0].nonzero()[0].tolist() == [1, 3]
+
+@pytest.mark.parametrize("labels", [("肝脏", "脾脏"), ("Foie è", "Foie é")])
+def test_labels_in_any_script_stay_apart(tmp_path, labels):
+    flat_series(tmp_path/"src")
+    write_rt(tmp_path/"src", [(labels[0], [box(2, 2.5, 8.5)]), (labels[1], [box(2, 9.5, 12.5)])])
+    import_dicom(tmp_path/"src", tmp_path/"out")
+    s = read_challenge(tmp_path/"out")
+    assert s.classes.names == tuple(n.lower().replace(" ", "_") for n in labels) and s.present[1].all()
+    export_dicom_seg(s.masks, tmp_path/"out", tmp_path/"src", tmp_path/"seg", "train")
+    (tmp_path/"src"/"rt.dcm").unlink()
+    shutil.copy(tmp_path/"seg"/"v000.dcm", tmp_path/"src")
+    import_dicom(tmp_path/"src", tmp_path/"again")
+    assert read_challenge(tmp_path/"again").classes == s.classes
+
+def test_two_labels_are_not_merged_silently(tmp_path):
+    flat_series(tmp_path/"src")
+    write_rt(tmp_path/"src", [("GTV+", [box(2, 2.5, 8.5)]), ("GTV-", [box(2, 9.5, 12.5)]), ("PTV 1", [box(4, 2.5, 8.5)]), ("ptv_1", [box(6, 2.5, 8.5)])])
+    read = lambda out, **kw: (import_dicom(tmp_path/"src", tmp_path/out, **kw), read_challenge(tmp_path/out))
+    for rename in ({}, {"GTV+": "gtv"}):
+        with pytest.raises(InputError) as e: read("out", rename=rename)
+        assert "'GTV+' and 'GTV-'" in one_line(e) and "--rename" in str(e.value) and not (tmp_path/"out").exists()
+    assert read("apart", rename={"gtv+": "hot", "GTV-": "cold"})[1].classes.names == ("cold", "hot", "ptv_1")
+    facts, s = read("together", rename={"GTV+": "gtv", "GTV-": "gtv"})
+    assert s.classes.names == ("gtv", "ptv_1") and (s.masks[1] == 1).sum() == 45 and facts["ignored_labels"] == []
+    facts, s = read("one", classes=ClassMap.from_names(["ptv_1"]))  # what nobody wants cannot be confused
+    assert facts["ignored_labels"] == ["GTV+", "GTV-"] and s.present[:, 0].nonzero()[0].tolist() == [2, 3]
+
+def test_a_label_without_a_name(tmp_path):
+    flat_series(tmp_path/"src")
+    write_rt(tmp_path/"src", [("+", [box(2, 2.5, 8.5)])])
+    with pytest.raises(InputError) as e: import_dicom(tmp_path/"src", tmp_path/"out")
+    assert "'+'" in one_line(e)
+    import_dicom(tmp_path/"src", tmp_path/"out", rename={"+": "plus"})
+    assert read_challenge(tmp_path/"out").classes.names == ("plus",)
+
+def test_labels_that_cannot_be_used_are_told(tmp_path):
+    flat_series(tmp_path/"src")
+    write_rt(tmp_path/"src", [("Kidney L", [box(2, 2.5, 8.5)]), ("PTV", [box(2, 9.5, 12.5)])])
+    with pytest.raises(InputError) as e: import_dicom(tmp_path/"src", tmp_path/"out", classes=TWO)
+    assert "none of the 2 labels" in one_line(e) and not (tmp_path/"out").exists()
+    facts = import_dicom(tmp_path/"src", tmp_path/"out", classes=TWO, rename={"KIDNEY_L": "kidney_left"})
+    assert facts["ignored_labels"] == ["PTV"] and facts["labelled"] == 5 and facts["label_objects_without_series"] == 0
+    flat_series(tmp_path/"other")
+    shutil.copy(tmp_path/"src"/"rt.dcm", tmp_path/"other")  # the contours of another series
+    with pytest.raises(InputError) as e: import_dicom(tmp_path/"other", tmp_path/"out2")
+    assert "rt.dcm" in one_line(e) and "series that is not in the folder" in str(e.value) and not (tmp_path/"out2").exists()
+    write_rt(tmp_path/"other", [("PTV", [box(2, 2.5, 8.5)])])
+    shutil.copy(tmp_path/"src"/"rt.dcm", tmp_path/"other"/"lost.dcm")
+    assert import_dicom(tmp_path/"other", tmp_path/"out2")["label_objects_without_series"] == 1
+
+@pytest.mark.parametrize("table", ['["a"]', '{"PTV": 3}', '{"PTV": ["x"]}', '{"PTV": " "}', "{"])
+def test_a_bad_rename(tmp_path, table):
+    flat_series(tmp_path/"src")
+    (tmp_path/"rename.json").write_text(table)
+    with pytest.raises(InputError) as e: import_dicom(tmp_path/"src", tmp_path/"out", rename=tmp_path/"rename.json")
+    assert "rename.json" in one_line(e)
+
+def patch(files, old, new): # bytes that pydicom would not write
+    for f in files:
+        raw = f.read_bytes()
+        assert old in raw
+        f.write_bytes(raw.replace(old, new, 1))
+
+def no_syntax(files):
+    for f in files:
+        ds = pydicom.dcmread(f)
+        del ds.file_meta.TransferSyntaxUID
+        ds.save_as(f, enforce_file_format=False, implicit_vr=False, little_endian=True)
+
+@pytest.mark.parametrize("spoil, says", [
+    (lambda f: patch(f, b"1.5\\0.75", b"1,5\\0,75"), "PixelSpacing"), (lambda f: patch(f, b"1.5\\0.75", b"1.50000 "), "PixelSpacing"),
+    (lambda f: patch(f, b"1.5\\0.75", b"0.0\\0.75"), "PixelSpacing"), (lambda f: [edit(x, ImageOrientationPatient=[1, 0, 0]) for x in f], "ImageOrientationPatient"),
+    (lambda f: edit(f[1], ImagePositionPatient=[0, 0]), "ImagePositionPatient"), (lambda f: patch(f, b"-1024", b"-10,4"), "RescaleIntercept"),
+    (lambda f: [edit(x, SliceThickness=[2, 3]) for x in f], "SliceThickness"),
+    (no_syntax, "TransferSyntaxUID")])
+def test_malformed_headers(tmp_path, spoil, says):
+    flat_series(tmp_path/"src")
+    spoil(sorted((tmp_path/"src").iterdir()))
+    with pytest.raises(InputError) as e: import_dicom(tmp_path/"src", tmp_path/"out", classes=TWO)
+    assert says in one_line(e) and "IM00" in str(e.value) and not (tmp_path/"out").exists()
+
+def test_a_malformed_element_that_does_not_matter(tmp_path):
+    X, Y, _ = GRIDS["axial"]
+    write_series(tmp_path/"src", X, Y, np.c_[np.zeros((3, 2)), 2.*np.arange(3)], PatientWeight="70.5")
+    patch((tmp_path/"src").iterdir(), b"70.5", b"70,5")
+    assert import_dicom(tmp_path/"src", tmp_path/"out")["train"] == 3
+
+def test_a_label_object_without_the_number_of_its_series(tmp_path):
+    flat_series(tmp_path/"src")
+    write_rt(tmp_path/"src", [("a", [box(2, 2.5, 8.5)])])
+    ds = pydicom.dcmread(tmp_path/"src"/"rt.dcm")
+    del ds.ReferencedFrameOfReferenceSequence[0].RTReferencedStudySequence[0].RTReferencedSeriesSequence[0].SeriesInstanceUID
+    ds.save_as(tmp_path/"src"/"rt.dcm")
+    with pytest.raises(InputError) as e: import_dicom(tmp_path/"src", tmp_path/"out")
+    assert "rt.dcm" in one_line(e)
 
 def test_what_others_hide_is_unknown_not_absent(tmp_path):
     "Both lungs cover `lungs` on the two lower slices; on the third some of it is left. What a coarser grid swallows is not absent either."
@@ -583,9 +777,22 @@ def test_openkbp_repeats_a_choice(tmp_path):
     (tmp_path/"like.json").write_text(json.dumps(choice))
     with pytest.raises(InputError) as e: import_openkbp(tmp_path/"kbp", tmp_path/"out2", like=tmp_path/"like.json")
     assert "pt_77" in one_line(e)
+    for at, value, says in ((1, 128, "slice 128"), (1, -1, "slice -1"), (3, 0., "window"), (2, float("nan"), "window"), (4, [1, 8], "class 8")):
+        bad = [9, 65, 40., 400., [1]]
+        bad[at] = value
+        (tmp_path/"like.json").write_text(json.dumps(choice | {"train": [bad]}))
+        with pytest.raises(InputError) as e: import_openkbp(tmp_path/"kbp", tmp_path/"out2", like=tmp_path/"like.json")
+        assert f"train, entry 0: {says}" in one_line(e) and not (tmp_path/"out2").exists()
     (tmp_path/"like.json").write_text('{"size": 64, "train": [[1, 2]]}')
     with pytest.raises(InputError) as e: import_openkbp(tmp_path/"kbp", tmp_path/"out2", like=tmp_path/"like.json")
     one_line(e)
+
+def test_openkbp_structure_without_voxels_is_absent(tmp_path):
+    from ctseg.datasets import read_openkbp
+    patient(tmp_path/"pt_3", ["Brainstem", "Larynx"])
+    (tmp_path/"pt_3/Brainstem.csv").write_text(",data\n")
+    v = read_openkbp(tmp_path/"pt_3")
+    assert v.known.tolist() == [True, False, False, False, False, True, False] and not (v.labels == 1).any() and (v.labels == 6).any()
 
 @pytest.mark.parametrize("spoil, says", [
     (lambda d: (d/"ct.csv").unlink(), "clone the whole"), (lambda d: (d/"ct.csv").write_text(""), "not a readable CSV"),

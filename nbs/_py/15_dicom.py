@@ -147,13 +147,21 @@ print(*sorted(p.name for p in (work/"clinic"/"axial").iterdir())[:4], "…")
 
 # %%
 #| export
+def _days(h) -> list[str]:
+    "The dates in a header, `YYYYMMDD`."
+    days = []
+    for tag in h.keys():
+        with contextlib.suppress(Exception):  # an element is parsed when it is looked at, and any one may be malformed
+            if h[tag].VR == "DA" and h[tag].value: days.append(str(h[tag].value))
+    return days
+
 def _shown(path: Path, src: Path, *headers) -> str:
     "The path below `src` as a message may show it: without what the headers say of the patient."
     text = str(path.relative_to(src)) if path != src else src.name
     for h in headers:
         words = re.findall(r"\w{2,}", str(h.get("PatientName", "")))
         words += [str(h.get(t, "")) for t in ("PatientID", "AccessionNumber", "StudyID")]
-        days = [str(e.value) for e in h if e.VR == "DA" and e.value]
+        days = _days(h)
         words += days + [f"{d[:4]}{s}{d[4:6]}{s}{d[6:]}" for d in days for s in "-_."]
         for w in sorted(filter(None, words), key=len, reverse=True): text = re.sub(re.escape(w), "…", text, flags=re.IGNORECASE)
     return text
@@ -172,7 +180,7 @@ def _headers(folder: Path, src: Path) -> tuple[list, list]:
         except Exception: damaged.append(p); continue
         modality = str(h.get("Modality", ""))
         if modality in ("RTSTRUCT", "SEG"): labels.append((p, h))
-        elif modality in _PASSED or "LOCALIZER" in h.get("ImageType", []): continue
+        elif modality in _PASSED or "LOCALIZER" in (h.get("ImageType") or []): continue
         elif h.file_meta.get("MediaStorageSOPClassUID") == _DICOMDIR: continue
         elif modality != "CT":
             raise InputError(f"{_shown(p, src, h)}: modality {modality or 'not told'}, expected CT; take this series out of the folder")
@@ -188,7 +196,36 @@ def _headers(folder: Path, src: Path) -> tuple[list, list]:
 # %%
 #| export
 _NEEDED = "ImagePositionPatient ImageOrientationPatient PixelSpacing Rows Columns SOPInstanceUID SeriesInstanceUID".split()
+_NUMBERS = dict(ImagePositionPatient=3, ImageOrientationPatient=6, PixelSpacing=2, RescaleSlope=1, RescaleIntercept=1)  # how many each holds
+_MAY_LACK = "GantryDetectorTilt SliceThickness InstanceNumber NumberOfFrames SamplesPerPixel".split()
 
+def _said(h, tag: str, where: str):
+    "The value of an element; an `InputError` if it is malformed (pydicom parses it only now)."
+    try: value = h.get(tag)
+    except Exception: raise InputError(f"{where}: {tag} cannot be read, it is malformed; export the series again") from None
+    return None if value == "" else value
+
+def _check_header(h, where: str):
+    "Raise an `InputError` unless a header has all it needs to place the slice and to read its pixels, well formed."
+    if not h.file_meta.get("TransferSyntaxUID"):
+        raise InputError(f"{where}: TransferSyntaxUID is missing, so its pixels cannot be read; export the series again")
+    for tag in _NEEDED:
+        if _said(h, tag, where) is None: raise InputError(f"{where}: {tag} is missing, so its place is not known; export the series again")
+    if _said(h, "RescaleSlope", where) is None or _said(h, "RescaleIntercept", where) is None:
+        raise InputError(f"{where}: no RescaleSlope and RescaleIntercept, so there are no Hounsfield units; export the original series")
+    for tag, n in _NUMBERS.items():
+        try: v = np.array(h.get(tag), float).reshape(-1)
+        except (TypeError, ValueError): v = np.zeros(0)
+        if len(v) != n or not np.isfinite(v).all() or (tag == "PixelSpacing" and v.min() <= 0):
+            raise InputError(f"{where}: {tag} is {str(h.get(tag))[:60]!r}, expected {n} {'positive ' * (tag == 'PixelSpacing')}"
+                             f"number{'s' * (n > 1)}; export the series again")
+    for tag in _MAY_LACK:
+        try: float(_said(h, tag, where) or 0)
+        except (TypeError, ValueError): raise InputError(f"{where}: {tag} is {str(h.get(tag))[:60]!r}, expected one number; export the series again") from None
+
+
+# %%
+#| export
 def _agree(images, src: Path):
     "Raise an `InputError` unless the headers belong to one series on one grid."
     same = dict(SeriesInstanceUID="series", PatientID="patients", FrameOfReferenceUID="frames of reference", Rows="sizes", Columns="sizes",
@@ -196,12 +233,9 @@ def _agree(images, src: Path):
     first, h0 = images[0]
     for p, h in images:
         where = _shown(p, src, h, h0)
-        if int(h.get("NumberOfFrames", 1) or 1) > 1:
+        if int(_said(h, "NumberOfFrames", where) or 1) > 1:
             raise InputError(f"{where}: an enhanced multi-frame CT; convert it to single-frame CT images first")
-        for tag in _NEEDED:
-            if h.get(tag) in (None, ""): raise InputError(f"{where}: {tag} is missing, so its place is not known; export the series again")
-        if h.get("RescaleSlope") in (None, "") or h.get("RescaleIntercept") in (None, ""):
-            raise InputError(f"{where}: no RescaleSlope and RescaleIntercept, so there are no Hounsfield units; export the original series")
+        _check_header(h, where)
         if int(h.get("SamplesPerPixel", 1)) != 1: raise InputError(f"{where}: a colour image, expected CT; take it out of the folder")
         for tag, what in same.items():
             a, b = h.get(tag), h0.get(tag)
@@ -365,9 +399,12 @@ axes[1].set(title="where the slices say they are", xlabel="mm to the front", yla
 # ## Labels in DICOM
 #
 # Contours drawn in a radiotherapy system come as an **RTSTRUCT**: polygons in millimetres, each with a structure's name. A
-# structure that was never contoured has no polygons, or is not listed; either way it is *unknown* for this patient. A pixel belongs
-# to a structure if its centre lies within an odd number of its polygons on that slice, so an inner polygon is a hole. Polygons may be drawn on planes that are no slices: of the planes near a slice only the nearest counts, or two outlines of the
-# same thing would erase each other. Regions of one name are put together.
+# structure that was never contoured has no polygons, or is not listed; either way it is *unknown* for this patient. Many people contour
+# every third slice and let their planning system fill in the rest; so a slice *between* the first and the last contour that has none
+# itself is *unknown* as well, and only beyond them the structure is absent. A pixel belongs
+# to a structure if its centre lies within an odd number of its polygons on that slice, so an inner polygon is a hole. Polygons may be
+# drawn on planes that are no slices: of the planes near a slice only the nearest counts, or two outlines of the same thing would erase
+# each other. Regions of one name are put together.
 
 # %%
 #| export
@@ -396,8 +433,8 @@ def _rings(h) -> list[tuple[str, list]]:
 
 _ONE_PLANE = .1  # mm: rings no farther apart lie in one plane
 
-def _contours(h, s: Series) -> list[tuple[str, np.ndarray]]:
-    "The regions of an RTSTRUCT that have contours: (name, bool [I,J,K]). Of a plane, a ring within a ring is a hole; of several planes near one slice, the nearest counts."
+def _contours(h, s: Series) -> list[tuple[str, np.ndarray, np.ndarray]]:
+    "The regions of an RTSTRUCT that have contours: (name, bool [I,J,K], bool [K]: the slices from its first contour to its last). Of a plane, a ring within a ring is a hole; of several planes near one slice, the nearest counts."
     shape, out = (int(s.headers[0].Columns), int(s.headers[0].Rows), len(s.paths)), []
     for name, rings in _rings(h):
         mask, on = np.zeros(shape, bool), {}
@@ -409,7 +446,9 @@ def _contours(h, s: Series) -> list[tuple[str, np.ndarray]]:
                 if abs(v[0, 3] - nearest) > _ONE_PLANE: continue
                 i, j = polygon(v[:, 0], v[:, 1], shape[:2])
                 mask[i, j, k] ^= True
-        out.append((name, mask))
+        drawn = np.zeros(shape[2], bool)
+        if on: drawn[min(on):max(on) + 1] = True
+        out.append((name, mask, drawn))
     return out
 
 
@@ -440,9 +479,10 @@ circle = lambda r: [34, 38] + r*np.c_[np.cos(angle), np.sin(angle)]
 s, hu = read_series(work/"clinic"/"oblique, unevenly spaced")
 write_contours(work/"rtstruct", s, {"Ring": [(k, circle(r)) for k in (9, 10, 11) for r in (20.2, 12.2)], "Never drawn": []})
 drawn = _contours(pydicom.dcmread(work/"rtstruct"), s)
-(name, ring), = drawn
+(name, ring, between), = drawn
 test_eq(name, "Ring")
 test_eq(ring.any((0, 1)).nonzero()[0], [9, 10, 11])
+test_eq(between.nonzero()[0], [9, 10, 11])
 r, c = np.mgrid[:76, :68]
 radius = np.hypot(c - 34, r - 38)
 assert (ring[..., 10].T == ((radius < 20.1) & (radius > 12.2)))[abs(radius - 20.2) > .3].all()
@@ -456,11 +496,12 @@ ax.imshow(ring[..., 10].T[..., None]*np.uint8([230, 160, 60, 140])); ax.axis("of
 
 # %%
 #| export
-def _segments(path: Path, s: Series) -> list[tuple[str, np.ndarray]]:
-    "The segments of a DICOM SEG: (name, bool [I,J,K]). Two may have one name."
+def _segments(path: Path, s: Series) -> list[tuple[str, np.ndarray, np.ndarray]]:
+    "The segments of a DICOM SEG: (name, bool [I,J,K], bool [K]: the slices it is drawn on). Two may have one name."
     seg = _need("highdicom").seg.segread(path)
     frames = seg.get_pixels_by_source_instance([h.SOPInstanceUID for h in s.headers], assert_missing_frames_are_empty=True)
-    return [(str(d.SegmentLabel), (frames[..., i] > .5).T) for i, d in enumerate(seg.SegmentSequence)]
+    masks = [(frames[..., i] > .5).T for i in range(len(seg.SegmentSequence))]
+    return [(str(d.SegmentLabel), m, m.any((0, 1))) for d, m in zip(seg.SegmentSequence, masks)]
 
 def _refers_to(h) -> set[str]:
     "The series a label object is about."
@@ -470,13 +511,58 @@ def _refers_to(h) -> set[str]:
             out |= {str(r.SeriesInstanceUID) for r in study.get("RTReferencedSeriesSequence", [])}
     return out
 
+
+# %% [markdown]
+# Clinics spell structures in many ways, `Parotid L`, `PAROTID_L`, `Parotis li`. A class name has small letters, of any script, and `_` for
+# whatever lies between them. Two labels of *one* series that differ in more than case and separators must not fall together by that:
+# `GTV+` and `GTV-` are two things. Only `rename` can make them one class, and it must name each.
+
+# %%
+#| export
 def class_name(label: str) -> str:
     "A structure's name as class names are written: `Parotid L ` → `parotid_l`."
-    return re.sub(r"[^0-9a-z]+", "_", label.lower()).strip("_")
+    return re.sub(r"[\W_]+", "_", label.lower()).strip("_")
 
-def _translated(label: str, rename: dict[str, str]) -> str:
-    "The class name of a label: as `rename` says, else as class names are written."
-    return rename.get(label.strip(), rename.get(class_name(label), class_name(label)))
+def _spelled(label: str) -> str:
+    "A label without case and without the kind of separator: `Parotid L` and `PAROTID-L` are one, `GTV+` and `GTV-` two."
+    return re.sub(r"(?<=\w)[\s_.,-]+(?=\w)", "_", label.lower().strip(" \t_"))
+
+def _translated(label: str, rename: dict[str, str]) -> tuple[str, bool]:
+    "The class name of a label, as `rename` says, else as class names are written; and whether `rename` has this label."
+    same = {_spelled(k): v for k, v in rename.items()} | {k.strip(): v for k, v in rename.items()}
+    for key in (label.strip(), _spelled(label)):
+        if key in same: return same[key], True
+    return rename.get(class_name(label), class_name(label)), False
+
+
+# %%
+test_eq([class_name(n) for n in ("Parotid L ", "Œil-G", "肝脏", "+")], ["parotid_l", "œil_g", "肝脏", ""])
+test_eq(_translated("Parotid L", {"PAROTID_L": "parotid_left"}), ("parotid_left", True))
+test_eq(_translated("GTV-", {"GTV+": "tumour"}), ("gtv", False))
+
+
+# %%
+#| export
+def _renaming(rename) -> dict[str, str]:
+    "`rename` as a dictionary; read if it is a path, and checked."
+    if rename is None: return {}
+    table, where = (rename, "rename") if isinstance(rename, dict) else (read_json(rename), rename)
+    if not isinstance(table, dict) or not all(isinstance(x, str) and x.strip() for pair in table.items() for x in pair):
+        raise InputError(f'{where}: expected an object from labels to class names, such as {{"Parotis li": "parotid_left"}}')
+    return table
+
+def _check_apart(labels, rename: dict[str, str], wanted, where: str):
+    "Raise an `InputError` if two different labels of a series would become one of the `wanted` classes (`None`: all), though `rename` does not name both; or if a label gives no name."
+    reach = {}
+    for label in labels:
+        name, said = _translated(label, rename)
+        if wanted is None and not name:
+            raise InputError(f"{where}: the label {label!r} has neither letters nor numbers for a class name; give it one by rename (--rename)")
+        if wanted is None or name in wanted: reach.setdefault(name, {})[_spelled(label)] = label, said
+    for name, those in reach.items():
+        if len(those) > 1 and not all(said for _, said in those.values()):
+            a, b = [label for label, _ in those.values()][:2]
+            raise InputError(f"{where}: the labels {a!r} and {b!r} would both become the class {name!r}; say by rename (--rename) what each of them is")
 
 
 # %%
@@ -493,27 +579,29 @@ def _labels(path: Path, h, src: Path) -> list[str]:
     "The names of what a label object holds."
     with _told(path, h, src): return [name for name, _ in _rings(h)] if h.Modality == "RTSTRUCT" else [str(d.SegmentLabel) for d in h.SegmentSequence]
 
-def _structures(objects, s: Series, src: Path, rename: dict[str, str]) -> dict[str, np.ndarray]:
-    "All structures that label objects hold for a series, by class name; those of one name are put together."
-    out = {}
+def _structures(objects, s: Series, src: Path, rename: dict[str, str], wanted) -> tuple[dict, dict]:
+    "The `wanted` structures that label objects hold for a series, by class name: masks bool [I,J,K], and on which slices they were drawn or may be, bool [K]. Those of one name are put together."
+    masks, drawn = {}, {}
     for p, h in objects:
         with _told(p, h, src): found = _contours(h, s) if h.Modality == "RTSTRUCT" else _segments(p, s)
-        for label, mask in found:
-            name = _translated(label, rename)
-            out[name] = out[name] | mask if name in out else mask
-    return out
+        for label, mask, on in found:
+            if (name := _translated(label, rename)[0]) not in wanted: continue
+            masks[name] = masks[name] | mask if name in masks else mask
+            drawn[name] = drawn[name] | on if name in drawn else on
+    return masks, drawn
 
 
 # %% [markdown]
 # ## Import
 #
 # Each folder below the source that holds CT images is one series; contours and segmentations may lie anywhere and find their series
-# by its number. Clinics spell structures in many ways, so `rename` translates: `{"Parotis li": "parotid_left"}`.
+# by its number. `rename` translates: `{"Parotis li": "parotid_left"}`. What could not be used is told among the facts: labels that are no
+# class, and label objects whose series is not there. If *nothing* of what was drawn can be used, that is an error.
 
 # %%
 #| export
-def _find(src: Path, gaps: bool) -> list[tuple[Series, list]]:
-    "All series below `src`, each with the label objects that refer to it."
+def _find(src: Path, gaps: bool) -> tuple[list[tuple[Series, list]], list]:
+    "All series below `src`, each with the label objects that refer to it; and the label objects that refer to none of them."
     if not src.is_dir(): raise InputError(f"{src}: no such folder; expected DICOM CT series, one in each folder")
     folders = [src, *sorted((d for d in src.rglob("*") if d.is_dir()), key=lambda d: natural_key(str(d.relative_to(src))))]
     found, objects = [], []
@@ -522,15 +610,37 @@ def _find(src: Path, gaps: bool) -> list[tuple[Series, list]]:
         objects += labels
         if images: found.append(_series(images, src, gaps))
     if not found: raise InputError(f"{src}: no DICOM CT images in it or in its folders")
-    return [(s, [(p, h) for p, h in objects if str(s.headers[0].SeriesInstanceUID) in _refers_to(h)]) for s in found]
+    about = []
+    for p, h in objects:
+        with _told(p, h, src): about.append(_refers_to(h))
+    numbers = [str(s.headers[0].SeriesInstanceUID) for s in found]
+    mine = [(s, [o for o, series in zip(objects, about) if n in series]) for s, n in zip(found, numbers)]
+    return mine, [o for o, series in zip(objects, about) if not series & set(numbers)]
 
 def _load(s: Series, objects, src: Path, classes: ClassMap, rename) -> Volume:
     "The voxels of a series with its labels."
-    structures = {classes.id(n): m for n, m in _structures(objects, s, src, rename).items() if n in classes.names}
+    masks, between = _structures(objects, s, src, rename, classes.names)
+    structures = {classes.id(n): m for n, m in masks.items()}
     hu = _voxels(s, src)
     labels, overlap, drawn = combine(hu.shape, structures.items())
+    for n, on in between.items(): drawn[2][classes.id(n)] |= on  # a slice among contours that has none itself: unknown
     return Volume(hu, s.affine, labels if structures else None, flags(structures, len(classes)),
                   s.positions, "dicom", s.digest, overlap, drawn)
+
+
+# %%
+#| export
+def _unused(labels: list[list[str]], lost: list, rename: dict[str, str], classes: ClassMap, src: Path) -> dict:
+    "Facts about what was drawn and is not used: `labels` of each series, `lost` label objects without a series. An `InputError` if nothing is used."
+    every = sorted({n.strip() for have in labels for n in have})
+    ignored = [n for n in every if _translated(n, rename)[0] not in classes.names]
+    if ignored and len(ignored) == len(every):
+        raise InputError(f"{src}: none of the {len(ignored)} labels drawn ({ignored[0]!r}{', …' * (len(ignored) > 1)}) is one of the classes "
+                         f"({classes.names[0]!r}{', …' * (len(classes) > 1)}); translate them by rename (--rename), or take the RTSTRUCT and SEG objects away")
+    if lost and not every:
+        raise InputError(f"{_shown(lost[0][0], src, lost[0][1])}: its {lost[0][1].Modality} is about a series that is not in the folder, and nothing "
+                         "else is labelled; put that series there, or take the object away")
+    return dict(ignored_labels=ignored, label_objects_without_series=len(lost))
 
 
 # %%
@@ -546,11 +656,15 @@ def import_dicom(
     key = None, # where to write the private table volume → source folder
 ) -> dict: # facts
     "Cut DICOM CT series into a challenge folder with an index. Nothing that names a patient or a date gets into it."
-    src, rename = Path(src), rename if isinstance(rename, dict) else read_json(rename) if rename is not None else {}
-    found = _find(src, gaps)
-    names = [{_translated(n, rename) for p, h in objects for n in _labels(p, h, src)} for _, objects in found]
+    src, rename = Path(src), _renaming(rename)
+    if classes is not None and not isinstance(classes, ClassMap): classes = ClassMap.from_json(classes)
+    found, lost = _find(src, gaps)
+    labels = [[n for p, h in objects for n in _labels(p, h, src)] for _, objects in found]
+    for (s, _), have in zip(found, labels):
+        _check_apart(have, rename, classes and classes.names, _shown(s.paths[0].parent, src, s.headers[0]))
+    names = [{_translated(n, rename)[0] for n in have} for have in labels]
     if classes is None: classes = ClassMap.from_names(sorted(set().union(*names))) if any(names) else RAIDIUM54
-    elif not isinstance(classes, ClassMap): classes = ClassMap.from_json(classes)
+    unused = _unused(labels, lost, rename, classes, src)
     cases = []
     for (s, objects), have in zip(found, names):
         h = s.headers[0]
@@ -558,7 +672,7 @@ def import_dicom(
         load = lambda s=s, objects=objects: _load(s, objects, src, classes, rename)
         cases.append(Case(str(s.paths[0].parent.relative_to(src)), load, f"patient {patient}", np.array([n in have for n in classes.names]),
                           shown=_shown(s.paths[0].parent, src, h)))
-    return write_volumes(cases, out, classes, slicing, test_share, key)
+    return write_volumes(cases, out, classes, slicing, test_share, key) | unused
 
 
 # %%
@@ -720,8 +834,10 @@ def _seg(s: Series, labels: np.ndarray, classes: ClassMap, id: str):
     parts = [_segment(n, classes.name(i), classes.colours[i]) for n, i in enumerate(ids, 1)]
     about = dict(series_instance_uid=hd.UID(), series_number=100, sop_instance_uid=hd.UID(), instance_number=1, manufacturer="ctseg",
                  manufacturer_model_name="ctseg", software_versions=__version__, device_serial_number="0")
-    return hd.seg.Segmentation([_nameless(h, id) for h in s.headers], number[labels].transpose(2, 1, 0), "BINARY", parts, **about,
-                               content_label="CTSEG", content_description="Made by ctseg; not a diagnosis")
+    seg = hd.seg.Segmentation([_nameless(h, id) for h in s.headers], number[labels].transpose(2, 1, 0), "BINARY", parts, **about,
+                              content_label="CTSEG", content_description="Made by ctseg; not a diagnosis")
+    seg.SpecificCharacterSet = "ISO_IR 192"  # UTF-8: names of classes may be in any script
+    return seg
 
 
 def export_dicom_seg(
@@ -734,7 +850,7 @@ def export_dicom_seg(
     "Put predicted masks back onto their DICOM series as DICOM Segmentation objects, without the patient's name and dates."
     _need("highdicom")
     out, classes, facts = _new_folder(out), read_classes(folder), {}
-    series = {s.digest: s for s, _ in _find(Path(source), gaps=True)}
+    series = {s.digest: s for s, _ in _find(Path(source), gaps=True)[0]}
     with atomic_path(out) as tmp:
         tmp.mkdir()
         for id, entry, labels, _ in _by_volume(masks, folder, split, 0):
@@ -850,6 +966,7 @@ broken(lambda f: shutil.copy(f[3], f[3].with_name("copy")))
 broken(lambda f: edit(f[5], SeriesInstanceUID=generate_uid()))
 broken(lambda f: edit(f[5], ImageOrientationPatient=[0, 1, 0, -1, 0, 0]))
 broken(lambda f: None, Modality="MR")
+broken(lambda f: [edit(p, ImageOrientationPatient=[1, 0, 0]) for p in f])
 broken(lambda f: None, GantryDetectorTilt=12.)
 broken(compress)
 broken(lambda f: f[2].write_bytes(f[2].read_bytes()[:-100]))

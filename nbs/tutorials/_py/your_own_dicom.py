@@ -7,8 +7,8 @@
 # In a clinic contours are drawn for a purpose. For this patient the eyes mattered, for that one the brain; nobody ever draws everything, and most scans have no contours at all. Such a collection is what `ctseg` is made for, and
 # this page takes one through the whole way. It needs the optional part: `pip install -e '.[volumes]'` in the clone.
 #
-# - **What counts as known?** A structure with at least one contour in a patient's RTSTRUCT or SEG was *looked for in that patient*: on the slices where it is not drawn it is certainly **absent**. A structure without any
-#   contour is **unknown** in that patient, and nothing is taught about it there.
+# - **What counts as known?** A structure with at least one contour in a patient's RTSTRUCT or SEG was *looked for in that patient*: on the slices above its last contour and below its first it is certainly **absent**. A slice
+#   between two contours that has none itself may have been left for the planning system to fill in: there it is **unknown**. A structure without any contour is unknown in the whole patient, and nothing is taught about it there.
 # - **Which recipe?** The default.
 # - **What leaves the scanner's files?** Pixels and geometry. Names, numbers and dates of patients get into no file, message or log that `ctseg` writes.
 
@@ -157,7 +157,7 @@ for p in Path("heads").rglob("*"):
 #
 # ## One thing only you can know
 #
-# An RTSTRUCT does not say whether a structure was contoured *to its ends*. If somebody outlined the spinal cord on every fifth slice, or only near the tumour, the slices between would be read as *absent*. Take such structures out
+# An RTSTRUCT does not say whether a structure was contoured *to its ends*. If somebody outlined the spinal cord only near the tumour, the slices beyond would be read as *absent*. Take such structures out
 # (leave them off the class list), or import them and edit `annotated_labels.json`: it is a plain list of the structures examined on each slice, in the order of the images.
 #
 # :::
