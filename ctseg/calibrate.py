@@ -17,9 +17,9 @@ from scipy.optimize import minimize_scalar
 
 from .data import SliceData, SliceSet, read_challenge
 from .device import DevicePlan, pick_device
-from .files import InputError, atomic_path, read_json, write_json
+from .files import InputError, atomic_path, did_you_mean, read_json, write_json
 from .losses import create_loss
-from .predict import Member, Predictor, ask, choose_rule, held_out_by, load_predictor, out_of_fold
+from .predict import Member, Predictor, Rule, ask, choose_rule, held_out_by, load_predictor, out_of_fold
 from .train import Run
 
 # %% ../nbs/62_calibrate.ipynb #b8d064e6
@@ -139,24 +139,34 @@ def calibrate_run(run: Run, held_out: SliceSet, plan: DevicePlan|None = None, tu
 # %% ../nbs/62_calibrate.ipynb #34e2e231
 def prepare(
     runs, # run folders
-    plan: DevicePlan|None = None,
+    plan: DevicePlan|str|None = None, # see `load_predictor`
     views: int = 1,
     calibrated: bool = False,
     tune=None, # the challenge folder (or its slices) that the runs were trained on: choose the rule out of fold; None: the first run's
     annotated: str = "json",
-    **rule, # threshold, gate, …: fields of the rule to overrule; None leaves them
+    batch_size: int = 16,
+    rule: str = "saved", # or "argmax"
+    **fields, # threshold, gate, …: fields of the rule to overrule; None leaves them
 ) -> Predictor:
     "A predictor of one or more runs with its rule."
+    if rule not in (options := ("saved", "argmax")): raise did_you_mean("rule", rule, options)
+    if rule == "argmax" and tune is not None: raise InputError("--rule argmax and --tune: give one of the two")
+    for key in ("threshold", "gate", "rescue"):
+        if (v := fields.get(key)) is not None and not 0 <= v <= 1: raise InputError(f"--{key} {v:g}: expected a probability, 0 to 1")
     predictor = load_predictor(runs, plan, views, calibrated and tune is None)
     for m in predictor.members:
         if not (m.run/"metrics.json").exists(): warnings.warn(f"{m.run.folder} is not finished: these are the weights of a phase on the way, and no rule was chosen; continue it with `ctseg fit … --resume`")
-    if tune is not None:
-        slices = tune if isinstance(tune, SliceSet) else read_challenge(tune, annotated=annotated)
-        if calibrated:
-            own = lambda m: slices[held_out_by(m.run, slices, predictor.plan)]
-            predictor.members = [replace(m, temperature=calibrate(m, own(m), predictor.plan)["temperature"]) for m in predictor.members]
-        predictor.rule, _ = choose_rule(predictor, out_of_fold(predictor, slices))
-    for key in ("threshold", "gate", "rescue"):
-        if (v := rule.get(key)) is not None and not 0 <= v <= 1: raise InputError(f"--{key} {v:g}: expected a probability, 0 to 1")
-    predictor.rule = replace(predictor.rule, **{k: v for k, v in rule.items() if v is not None})
-    return predictor
+    if tune is not None: predictor = _tune(predictor, tune if isinstance(tune, SliceSet) else read_challenge(tune, annotated=annotated), calibrated, batch_size)
+    if rule == "argmax": predictor.rule = Rule()
+    given = {k: v for k, v in fields.items() if v is not None}
+    return replace(predictor, rule=replace(predictor.rule, **given), tuned=predictor.tuned if not given else None)  # the score is of the rule as it was chosen
+
+# %% ../nbs/62_calibrate.ipynb #91566fe2
+def _tune(predictor: Predictor, slices: SliceSet, calibrated: bool, batch_size: int) -> Predictor:
+    "`predictor` with a rule for all its members, and before that their temperatures, from the slices that each of them held out."
+    if calibrated:
+        own = lambda m: slices[held_out_by(m.run, slices, predictor.plan)]
+        predictor = replace(predictor, members=[replace(m, temperature=calibrate(m, own(m), predictor.plan, batch_size)["temperature"]) for m in predictor.members])
+    rule, scores = choose_rule(predictor, out_of_fold(predictor, slices), batch_size=batch_size)
+    tuned = {"Dice out of fold, argmax": scores[Rule()], "Dice out of fold, this rule": scores[rule]}
+    return replace(predictor, rule=rule, rule_size=slices.images.shape[1:], tuned=tuned)

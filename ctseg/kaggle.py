@@ -6,7 +6,7 @@
 __all__ = ['kaggle_root', 'find_challenge', 'find_runs', 'carry_on', 'cards', 'train', 'train_each']
 
 # %% ../nbs/85_kaggle.ipynb #67925ffa
-import math, os, shutil, subprocess, sys, tempfile, time
+import math, os, re, shutil, subprocess, sys, tempfile, time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
@@ -72,16 +72,19 @@ def carry_on(name: str = "run") -> Path:
     return run
 
 # %% ../nbs/85_kaggle.ipynb #edb0cbf2
+_CAUSE = re.compile(r"ctseg: |(\[rank\d+\]: *)?[\w.]+(Error|Exception)\b(?<!ChildFailedError)")  # ChildFailedError: torchrun's, of a process that has said why
+
 def _watch(command: list[str], env: dict = {}, show=print):
-    "Run `command` and show its lines as they come; `InputError` with the last of them if it fails. A run that stopped in time has not failed."
+    "Run `command` and show its lines as they come; `InputError` with the one that tells why if it fails. A run that stopped in time has not failed."
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1", **env}) as p:
-        last, stopped, told = "", False, -math.inf
+        last, cause, stopped, told = "", "", False, -math.inf
         for line in filter(str.strip, p.stdout):
             if "%|" in line and "100%|" not in line and time.monotonic() - told < 60: continue  # the progress bar, redrawn
             stopped |= "everything is saved" in line  # torchrun has a status of its own, so the line counts
             show(last := line.rstrip())
+            if _CAUSE.match(line): cause = last  # after it torchrun prints a page of its own
             if "%|" in line: told = time.monotonic()
-    if p.returncode and not stopped: raise InputError(f"the training ended with status {p.returncode}: {last}")
+    if p.returncode and not stopped: raise InputError(f"the training ended with status {p.returncode}: {cause or last}")
 
 # %% ../nbs/85_kaggle.ipynb #6ee9d4c3
 def cards() -> int:
@@ -93,7 +96,8 @@ def _fit_command(data, run, recipe, settings, seed, seconds, processes: int = 1)
     "`ctseg fit`, as one process or as several."
     start = [sys.executable, "-m"] + (["torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", "-m"] if processes > 1 else [])
     options = [x for s in settings for x in ("--set", s)] + (["--time-limit", f"{max(seconds, 1):.0f}s"] if seconds else [])
-    return [*start, "ctseg", "fit", str(data), "--out", str(run), "--recipe", recipe, "--seed", str(seed), "--resume", *options]
+    if (Path(run)/"recipe.json").exists(): options.append("--resume")
+    return [*start, "ctseg", "fit", str(data), "--out", str(run), "--recipe", recipe, "--seed", str(seed), *options]
 
 # %% ../nbs/85_kaggle.ipynb #c70297ee
 def train(

@@ -6,10 +6,10 @@
 __all__ = ['RULES', 'Rule', 'decide', 'drop_islands', 'rescue', 'Member', 'Predictor', 'ask', 'member_probabilities', 'View',
            'tta_views', 'probabilities', 'load_predictor', 'run_spec', 'load_member', 'predict_masks', 'rule_tables',
            'score_rules', 'choose_rule', 'held_out_by', 'out_of_fold', 'write_probabilities', 'StoredProbabilities',
-           'check_written', 'write_submission', 'predict_folder']
+           'check_written', 'write_submission', 'check_files', 'label_file', 'predict_folder']
 
 # %% ../nbs/60_predict.ipynb #85d68fa0
-import contextlib, itertools, json, math, warnings, zipfile
+import contextlib, errno, itertools, json, math, os, warnings, zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +19,7 @@ import torch
 from skimage.measure import label as components
 from torch import nn
 import torch.nn.functional as F
+from tqdm import tqdm
 
 from .anatomy import ClassMap
 from .data import SliceSet, _blocks, _explain_rows, _header, _open_csv, _parse_rows, _same_names, image_paths, read_pngs, write_masks
@@ -94,6 +95,8 @@ class Predictor:
     plan: DevicePlan
     rule: Rule = Rule()
     views: int = 1                  # test-time augmentation: views of each image; 1: only the image itself
+    rule_size: tuple|None = None    # height and width of the images that rules are meant for; None: any
+    tuned: dict|None = None         # Dice out of fold of argmax and of the rule, where it was chosen just now
 
     @property
     def activation(self) -> str:
@@ -106,6 +109,11 @@ class Predictor:
         "The axis along which every member has seen mirrored images in training, if there is one."
         axes = {m.mirror for m in self.members}
         return axes.pop() if len(axes) == 1 else None
+
+    def fitted(self, rule: Rule, size) -> Rule:
+        "`rule` for images of `size`: an island is the same share of the area as in the images that the rule was chosen on."
+        if not rule.island or not self.rule_size or tuple(size) == self.rule_size: return rule
+        return replace(rule, island=max(1, round(rule.island*math.prod(size)/math.prod(self.rule_size))))
 
 # %% ../nbs/60_predict.ipynb #4369a6d9
 @torch.inference_mode()
@@ -167,31 +175,48 @@ def probabilities(self, images: np.ndarray) -> torch.Tensor:
         mean = sum(member_probabilities(m, seen, self.plan) for m in self.members)/len(self.members)
         prob, part = view.undo(mean, self.classes)
         total, weight = total + prob, weight + part
-    return total/weight
+    if not (total := total/weight).sum().isfinite(): raise self._not_finite(x)  # NaN is above no threshold: the submission would be empty
+    return total
 
-Predictor.probabilities = probabilities
+def _not_finite(self, x: torch.Tensor) -> InputError: # x f32 [B, 1, H, W]
+    "The error for probabilities that are no numbers; it names the runs they come from."
+    bad = [m for m in self.members if not member_probabilities(m, x, self.plan).sum().isfinite()] or self.members
+    remedy = "its numbers are too large for that precision: predict with --precision fp32, or train with --set precision=fp32" if self.plan.precision != "fp32" else "its weights are damaged, or the training went wrong: train it again with a smaller lr"
+    return InputError(f"{', '.join(str(m.run.folder) for m in bad if m.run) or 'the model'}: the probabilities are not finite (in {self.plan.precision}); {remedy}")
+
+Predictor.probabilities, Predictor._not_finite = probabilities, _not_finite
 
 # %% ../nbs/60_predict.ipynb #038e1f7d
 def load_predictor(
     runs, # one run folder or several
-    plan: DevicePlan|None = None,
+    plan: DevicePlan|str|None = None, # or a device such as "cpu", in the precision the runs were trained in; None: the device at hand
     views: int = 1, # of each image, see `tta_views`
     calibrated: bool = False, # divide logits by the temperature that each run has in its metrics.json
 ) -> Predictor:
     "The trained models of finished runs, ready to predict; the rule is that of the first run that has one."
-    runs, plan = [Run(r) for r in ([runs] if isinstance(runs, (str, Path)) else runs)], plan or pick_device()
+    runs = [Run(r) for r in ([runs] if isinstance(runs, (str, Path)) else runs)]
     specs = [run_spec(r) for r in runs]
+    if not isinstance(plan, DevicePlan): plan = _plan_as_trained(specs, plan or "auto")
     if odd := [r for r, s in zip(runs, specs) if list(s["classes"].values()) != list(specs[0]["classes"].values())]:
         raise InputError(f"{odd[0].folder}: knows other classes than {runs[0].folder}; runs of different classes cannot be averaged")
     members = [load_member(run, spec, plan, calibrated) for run, spec in zip(runs, specs)]
-    predictor = Predictor(members, ClassMap.from_names(list(specs[0]["classes"].values())), plan, _saved_rule(runs, calibrated), views)
+    rule, size = _saved_rule(runs, calibrated)
+    predictor = Predictor(members, ClassMap.from_names(list(specs[0]["classes"].values())), plan, rule, views, size)
     tta_views(views, predictor.mirror)  # an impossible number is told now
     return predictor
 
-def run_spec(run: Run) -> dict:
-    "The `recipe.json` of a finished run."
+def _plan_as_trained(specs: list[dict], device: str) -> DevicePlan:
+    "The device in the most exact precision that any of the runs asked for; in its usual one where it has no such."
+    wishes = {s["recipe"].get("precision", "auto") for s in specs} - {"auto"}
+    for precision in ("fp32", "bf16", "fp16"):
+        if precision in wishes:
+            with contextlib.suppress(InputError): return pick_device(device, precision)
+    return pick_device(device)
+
+def run_spec(run: Run, weights: bool = True) -> dict: # `weights`: there must be some already
+    "The `recipe.json` of a run."
     if not (run/"recipe.json").exists(): raise InputError(f"{run.folder}: no run here (no recipe.json)")
-    if not run.weights.exists(): raise InputError(f"{run.folder}: this run has not finished a phase yet; continue it with `ctseg fit … --resume`")
+    if weights and not run.weights.exists(): raise InputError(f"{run.folder}: this run has not finished a phase yet; continue it with `ctseg fit … --resume`")
     return read_spec(run/"recipe.json")
 
 # %% ../nbs/60_predict.ipynb #e96fadb0
@@ -210,11 +235,13 @@ def _calibration(run: Run) -> dict:
     if not found: raise InputError(f"{run.folder}: this run was not calibrated (it held out no slices, or is older); leave out --calibrated, or add --tune DATA")
     return found
 
-def _saved_rule(runs: list[Run], calibrated: bool = False) -> Rule:
-    if calibrated: return Rule(**_calibration(runs[0])["rule"])
+def _saved_rule(runs: list[Run], calibrated: bool = False) -> tuple[Rule, tuple]:
+    "The rule, and height and width of the images it was chosen on."
+    size = lambda run: tuple(run_spec(run)["image_shape"])
+    if calibrated: return Rule(**_calibration(runs[0])["rule"]), size(runs[0])
     for run in runs:
-        if (run/"metrics.json").exists() and "rule" in (m := read_json(run/"metrics.json")): return Rule(**m["rule"])
-    return Rule()
+        if (run/"metrics.json").exists() and "rule" in (m := read_json(run/"metrics.json")): return Rule(**m["rule"]), size(run)
+    return Rule(), size(runs[0])
 
 # %% ../nbs/60_predict.ipynb #8c169681
 def predict_masks(
@@ -224,7 +251,7 @@ def predict_masks(
     batch_size: int = 16,
 ) -> np.ndarray: # uint8 [N, H, W], or [R, N, H, W] for several rules
     "Label maps of all images."
-    todo = rules or [predictor.rule]
+    todo = [predictor.fitted(r, images.shape[1:]) for r in rules or [predictor.rule]]
     out = np.zeros((len(todo), *images.shape), np.uint8)
     for i in range(0, len(images), batch_size):
         prob = predictor.probabilities(images[i:i + batch_size])
@@ -283,7 +310,7 @@ def held_out_by(run: Run, slices: SliceSet, plan: DevicePlan|None = None) -> np.
     "bool [N]: the annotated slices that `run` has kept apart; `slices` must be what it was trained on."
     spec = run_spec(run)
     if slices.fingerprint() != spec["data"]["fingerprint"]:
-        raise InputError(f"{run.folder}: trained on other data than this, so which slices it has seen is not known; give the folder it was trained on")
+        raise InputError(f"{run.folder}: trained on other data than this, so which slices it has seen is not known; give the folder it was trained on, and --annotated as it was in training")
     job = Job(Recipe(**spec["recipe"]), slices, run, plan or pick_device("cpu"), spec["seed"])
     return np.isin(slices.names, job.holdout.names)
 
@@ -358,32 +385,51 @@ def _same_classes(predictor: Predictor, path: Path):
         odd = next((f"{i} is {a} for the run and {b} for the folder" for i, (a, b) in enumerate(zip(predictor.classes.names, theirs.names), 1) if a != b), f"{len(predictor.classes)} and {len(theirs)} of them")
         raise InputError(f"{path}: other classes than the run's ({odd}); give the folder the class_names.json that the run was trained with (`ctseg import … --classes`)")
 
+def check_files(images, out, probabilities=None) -> list[Path]:
+    "The images; `InputError` for names that `predict_folder` could not use, which is better told before the work than after it."
+    paths = image_paths(images)
+    if not str(out).endswith((".csv", ".csv.gz")): raise InputError(f"{out}: a submission is called something.csv or something.csv.gz")
+    if probabilities and Path(probabilities).resolve() == Path(out).resolve(): raise InputError(f"{out}: the submission and the probabilities need a file each")
+    for path in (out, probabilities):
+        if path and Path(path).is_dir(): raise InputError(f"cannot write {path}: it is a folder")
+    return paths
+
+def label_file(path: Path, shape) -> np.ndarray: # uint8, all 0
+    "An array in a file, whose room on the disk is taken at once: a disk that gets full under a mapped file kills the process."
+    with open(path, "wb") as f:
+        f.truncate(math.prod(shape))
+        try: getattr(os, "posix_fallocate", lambda *_: None)(f.fileno(), 0, math.prod(shape))
+        except OSError as e:
+            if e.errno not in (errno.EOPNOTSUPP, errno.EINVAL): raise  # the others: a file system that cannot
+    return np.memmap(path, np.uint8, "r+", shape=shape)
+
+# %% ../nbs/60_predict.ipynb #c9c6b85f
 def predict_folder(
     predictor: Predictor,
     images, # a folder of PNG slices
     out, # the submission to write, .csv or .csv.gz
     probabilities=None, # also write them into this file
     batch_size: int = 16,
+    progress: bool = False, # show a bar in a terminal if it takes long
 ) -> dict: # facts for people
     "Write the submission for a folder of images of any number."
-    paths = image_paths(images)
-    if not str(out).endswith((".csv", ".csv.gz")): raise InputError(f"{out}: a submission is called something.csv or something.csv.gz")
+    paths = check_files(images, out, probabilities)
     names, size, seen = [p.name for p in paths], read_pngs(paths[:1]).shape[1:], set()
-    if probabilities and Path(probabilities).resolve() == Path(out).resolve(): raise InputError(f"{out}: the submission and the probabilities need a file each")
-    _same_classes(predictor, Path(images).parent/"class_names.json")
+    _same_classes(predictor, Path(os.path.abspath(images)).parent/"class_names.json")  # not resolved: beside a link lie the files it belongs to
     _warn_size(predictor, size)
+    rule = predictor.fitted(predictor.rule, size)
     with contextlib.ExitStack() as stack:
         tmp = stack.enter_context(atomic_path(out))
         add = stack.enter_context(write_probabilities(probabilities, predictor.classes, predictor.activation, size)) if probabilities else None
-        masks = np.memmap(tmp.parent/"masks", np.uint8, "w+", shape=(len(paths), *size))
-        for i in range(0, len(paths), batch_size):
+        masks = label_file(tmp.parent/"masks", (len(paths), *size))
+        for i in tqdm(range(0, len(paths), batch_size), "predict", unit="batch", delay=5, disable=None if progress else True):  # None: only in a terminal
             prob = predictor.probabilities(read_pngs(paths[i:i + batch_size], size))
-            masks[i:i + batch_size] = labels = decide(prob, predictor.rule, predictor.activation).cpu().numpy()
+            masks[i:i + batch_size] = labels = decide(prob, rule, predictor.activation).cpu().numpy()
             seen |= set(np.unique(labels).tolist())
             for name, p in zip(names[i:], prob.cpu().numpy() if add else ()): add(name, p)
         empty = sum(not m.any() for m in masks)
         write_submission(masks, names, tmp)
-    return {"images": len(paths), "models": len(predictor.members), "views": predictor.views, "rule": str(predictor.rule),
+    return {"images": len(paths), "models": len(predictor.members), "views": predictor.views, "rule": str(rule), **(predictor.tuned or {}),
             "classes used": f"{len(seen - {0})} of {len(predictor.classes)}", "empty images": empty}
 
 # %% ../nbs/60_predict.ipynb #2fed3308

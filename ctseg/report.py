@@ -6,7 +6,7 @@
 __all__ = ['STYLE', 'MACROS', 'PAGE_TOP', 'PAGE_SLICES', 'PAGE_NUMBERS', 'SCRIPT', 'COMPARISON', 'scored_slices', 'confusion',
            'sides', 'picture', 'pack', 'safe_name', 'spread', 'pack_slices', 'svg', 'curves', 'kept_and_rejected',
            'run_facts', 'slice_facts', 'pseudo_facts', 'render', 'page_data', 'report', 'common_slices', 'compare',
-           'report_comparison']
+           'run_names', 'report_comparison']
 
 # %% ../nbs/64_report.ipynb #2a515e17
 import base64, io, json, re, zlib
@@ -24,7 +24,7 @@ from .calibrate import plot_reliability, prepare
 from .data import SliceSet, read_challenge
 from .device import DevicePlan, pick_device
 from .files import InputError, atomic_path, did_you_mean, read_json
-from .metrics import bootstrap_mean, dice_table, evaluate, overlaps, paired_bootstrap, per_class
+from .metrics import bootstrap_mean, dice_table, evaluate, mean_dice, overlaps, paired_bootstrap, per_class
 from .predict import Rule, held_out_by, predict_masks, run_spec
 from .train import Recipe, Run, plot_curves
 
@@ -443,6 +443,9 @@ def page_data(sets: list, slices: SliceSet) -> Markup:
     return Markup(json.dumps(dict(names=["background", *slices.classes.names], colours=colours, height=h, width=w, sets=sets), separators=(",", ":")).replace("<", "\\u003c"))
 
 # %% ../nbs/64_report.ipynb #f197ae33
+def _no_folder(out):
+    if out and Path(out).is_dir(): raise InputError(f"cannot write {out}: it is a folder")
+
 def report(
     run, # a run folder
     data=None, # the challenge folder it was trained on; None: only what the run folder holds
@@ -450,11 +453,13 @@ def report(
     out=None, # the page; default: report.html in the run folder
     most: int = 300, # slices on the page
     annotated: str = "json",
-    plan: DevicePlan|None = None,
+    plan: DevicePlan|str|None = None, # see `load_predictor`
+    batch_size: int = 16,
 ) -> Path: # where it was written
-    "Write the page of one run."
+    "Write the page of one run. Without `data` the run may still be in its first phase."
     run = Run(run)
-    spec = run_spec(run)
+    spec = run_spec(run, weights=data is not None)
+    _no_folder(out)
     classes = ClassMap.from_names(list(spec["classes"].values()))
     facts = run_facts(run, spec) | dict(score=None, rows=None, heat=None, sides=None, sets=None, rule=None, scored_on=None, kind=False)
     pseudo, extra = pseudo_facts(run, spec, None, 0) if data is None else (None, [])
@@ -464,7 +469,7 @@ def report(
         own = train if train is not None and train.fingerprint() == spec["data"]["fingerprint"] else None  # another folder may have slices of the same names
         slices = scored_slices(run, train if split == "held-out" else data, split, annotated)
         predictor = prepare(run.folder, plan)
-        pred = predict_masks(predictor, slices.images)
+        pred = predict_masks(predictor, slices.images, batch_size=batch_size)
         pseudo, extra = pseudo_facts(run, spec, own, max(1, most//6))
         what = "test slices" if split == "test" else "annotated slices that this run held out"
         sets = [{"name": what if split == "test" else "held-out slices", "truth": True, "slices": pack_slices(slices, pred, max(1, most - sum(len(s["slices"]) for s in extra)))}]
@@ -486,28 +491,40 @@ def common_slices(runs: list[Run], data, split: str = "held-out", annotated: str
     if not names: raise InputError("no slice was held out by all of these runs; compare them with --split test")
     return found[0][np.isin(found[0].names, list(names))]
 
-def compare(runs: list[Run], slices: SliceSet, plan: DevicePlan|None = None) -> list[dict]:
-    "A record for each run: score with interval, and the difference to the first run with its paired interval."
+def compare(runs: list[Run], slices: SliceSet, plan: DevicePlan|str|None = None, batch_size: int = 16) -> list[dict]:
+    "A record for each run: score with interval, by its rule and by argmax, and the difference to the first run with its paired interval."
     known, C, records, first = slices.known, len(slices.classes), [], None
-    for run in runs:
+    for run, name in zip(runs, run_names(runs)):
         predictor = prepare(run.folder, plan)
-        pred = predict_masks(predictor, slices.images)
-        table = np.where(known, dice_table(pred, slices.masks, C), np.nan)
-        rows, b = per_class(pred, slices.masks, slices.classes, known), bootstrap_mean(table, slices.groups)
-        first = table if first is None else first
-        d = paired_bootstrap(table, first, slices.groups)
-        records.append({"run": run.folder.resolve().name, "recipe": run_spec(run)["recipe"].get("name", "custom"), "rule": str(predictor.rule), "dice": b["mean"], "interval": (b["low"], b["high"]),
-                        "difference": d["difference"], "paired": (d["low"], d["high"]), "better": d["p_better"], "invented": int(rows.invented.sum()), "missed": int(rows.missed.sum()),
+        preds = predict_masks(predictor, slices.images, [predictor.rule, Rule()], batch_size)
+        tables = [np.where(known, dice_table(pred, slices.masks, C), np.nan) for pred in preds]
+        first = first or tables
+        rows, score = per_class(preds[0], slices.masks, slices.classes, known), bootstrap_mean(tables[0], slices.groups)
+        own, plain = (paired_bootstrap(t, f, slices.groups) for t, f in zip(tables, first))
+        records.append({"run": name, "recipe": run_spec(run)["recipe"].get("name", "custom"), "rule": str(predictor.rule), "chosen": predictor.rule != Rule(), "dice": score["mean"], "interval": (score["low"], score["high"]),
+                        "difference": own["difference"], "paired": (own["low"], own["high"]), "better": own["p_better"],
+                        "argmax": mean_dice(tables[1]), "argmax_difference": plain["difference"], "argmax_paired": (plain["low"], plain["high"]),
+                        "invented": int(rows.invented.sum()), "missed": int(rows.missed.sum()),
                         "silent": list(rows.index[rows.silent]), "per_class": [None if np.isnan(v) else float(v) for v in rows.dice]})
     return records
 
-# %% ../nbs/64_report.ipynb #ceae9113
+def run_names(runs: list[Run]) -> list[str]:
+    "The folders' names; of two that share one, as much of their paths as tells them apart."
+    paths = [r.folder.resolve() for r in runs]
+    def name(p):
+        ends = ("/".join(p.parts[-k:]) for k in range(1, len(p.parts)))
+        return next((end for end in ends if not any(q != p and f"/{q.as_posix()}".endswith(f"/{end}") for q in paths)), str(p))
+    return [name(p) for p in paths]
+
+# %% ../nbs/64_report.ipynb #05edefaa
 COMPARISON = """{{ head("ctseg: " ~ records|length ~ " runs") }}<body>
 <header><h1>{{ records|length }} runs compared</h1></header><main>
 <p>{{ scored_on }}, {{ groups }} groups of related slices. Differences are to the first run, slice by slice; intervals (95 %) come from drawing groups, the same for both runs. They hold the choice of slices, not the luck of training: for that, compare several seeds.</p>
-<div class="scroll"><table><thead><tr><th>run</th><th>Dice [95 %]</th><th>difference [95 %]</th><th>better in</th><th>invented</th><th>missed</th><th>silent</th><th>decision</th></tr></thead><tbody>
+{% if by_argmax and held_out %}<p>A rule that was chosen on a run's held-out slices has seen its answer: the score by it is a little kind, and a run that uses plain argmax has no such advantage. Here the fair comparison is the one by argmax; on test slices (<code>--split test</code>) both are.</p>{% endif %}
+<div class="scroll"><table><thead><tr><th>run</th><th>Dice [95 %]</th><th>difference [95 %]</th><th>better in</th>{% if by_argmax %}<th>Dice by argmax</th><th>difference by argmax [95 %]</th>{% endif %}<th>invented</th><th>missed</th><th>silent</th><th>decision</th></tr></thead><tbody>
 {% for r in records %}<tr><td>{{ r.run }}</td><td>{{ "%.3f [%.3f, %.3f]"|format(r.dice, *r.interval) }}</td>
 {% if loop.first %}<td>–</td><td>–</td>{% else %}<td>{{ "%+.3f [%+.3f, %+.3f]"|format(r.difference, *r.paired) }}</td><td>{{ "%.0f"|format(100*r.better) }} % of draws</td>{% endif %}
+{% if by_argmax %}<td>{{ "%.3f"|format(r.argmax) }}</td><td>{% if loop.first %}–{% else %}{{ "%+.3f [%+.3f, %+.3f]"|format(r.argmax_difference, *r.argmax_paired) }}{% endif %}</td>{% endif %}
 <td>{{ r.invented }}</td><td>{{ r.missed }}</td><td class="wrap{{ " bad" if r.silent }}">{{ r.silent|join(", ") or "none" }}</td><td>{{ r.rule }}</td></tr>
 {% endfor %}</tbody></table></div>
 <h2>Structures</h2>
@@ -521,25 +538,28 @@ COMPARISON = """{{ head("ctseg: " ~ records|length ~ " runs") }}<body>
 </main></body></html>
 """
 
-# %% ../nbs/64_report.ipynb #05edefaa
+# %% ../nbs/64_report.ipynb #532d6df7
 def report_comparison(
     runs, # run folders, the first is what the others are compared with
     data, # the challenge folder they were trained on
     split: str = "held-out", # slices that all of them held out; or "test"
     out=None, # the page; default: comparison.html in the first run's folder
     annotated: str = "json",
-    plan: DevicePlan|None = None,
+    plan: DevicePlan|str|None = None, # see `load_predictor`
+    batch_size: int = 16,
 ) -> tuple[Path, list[dict]]: # where it was written; a record for each run
     "Write the page that compares several runs."
     runs = [Run(r) for r in runs]
     specs = [run_spec(r) for r in runs]
     if data is None: raise InputError("comparing runs needs slices to score them on: give --data FOLDER")
+    _no_folder(out)
     slices = common_slices(runs, data, split, annotated)
-    records = compare(runs, slices, plan)
+    records = compare(runs, slices, plan, batch_size)
     same = lambda k: len({json.dumps(s["recipe"].get(k)) for s in specs}) == 1
     fields = [("seed", [s["seed"] for s in specs])] + [(k, [s["recipe"].get(k, "–") for s in specs]) for k in specs[0]["recipe"] if k not in ("about", "weights") and not same(k)]
     what = f"{len(slices)} " + ("test slices" if split == "test" else "annotated slices that all of them held out")
     scored = [c for c in range(len(slices.classes)) if any(r["per_class"][c] is not None for r in records)]
-    page = render(COMPARISON, slices.classes, records=records, scored_on=what, groups=len(np.unique(slices.groups)), scored=scored, settings=fields)
+    page = render(COMPARISON, slices.classes, records=records, scored_on=what, groups=len(np.unique(slices.groups)), scored=scored, settings=fields,
+                  by_argmax=any(r["chosen"] for r in records), held_out=split == "held-out")
     with atomic_path(out := Path(out or runs[0]/"comparison.html")) as tmp: tmp.write_text(page, encoding="utf-8")
     return out, records

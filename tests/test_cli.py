@@ -1,5 +1,5 @@
 "The command line as a user meets it: the whole job, and one clear line with exit status 2 for every mistake."
-import contextlib, errno, io, subprocess, sys
+import contextlib, errno, io, json, os, shutil, signal, subprocess, sys, time
 from pathlib import Path
 
 import numpy as np
@@ -84,7 +84,7 @@ def test_two_runs_are_averaged_as_probabilities(run, tmp_path):
     (["fit", "no-such-folder", "--out", "{new}"], "no-such-folder"),
     (["fit", SAMPLE, "--out", "{run}", *TINY], "--resume"),
     (["fit", SAMPLE, "--out", "{run}", "--resume", *TINY, "--set", "lr=0.1"], "started with lr = 0.002"),
-    (["predict", "no-such-run", "--images", SAMPLE, "--out", "{new}"], "no run here"),
+    (["predict", "no-such-run", "--images", f"{SAMPLE}/test-images", "--out", "{new}.csv"], "no run here"),
     (["predict", "{run}", "--images", "no-such-folder", "--out", "{new}"], "no-such-folder"),
     (["evaluate", "no.csv", "no.csv"], "no.csv"),
     (["check", "no-such-folder"], "no-such-folder"),
@@ -98,6 +98,18 @@ def test_two_runs_are_averaged_as_probabilities(run, tmp_path):
     (["evaluate", f"{SAMPLE}/class_names.json/foo", "no.csv"], "class_names.json/foo: cannot be read"),
     (["predict", "{run}", "--images", f"{SAMPLE}/test-images", "--out", "{new}.csv", "--probabilities", "{new}.csv"], "a file each"),
     (["fit", SAMPLE, "--out", "{new}" + "x"*300, *TINY], "name is too long"),
+    (["fit", SAMPLE, "--out", "{new}", "--set", "seed=3"], "give --seed 3"),
+    (["fit", SAMPLE, "--out", "{new}", "--set", "time_limit=1h"], "give --time-limit 1h"),
+    (["fit", "no-such-folder", "--out", "{run}", *TINY], "already holds a run"),
+    (["fit", SAMPLE, "--out", "{new}", "--recipe", "no-such/recipe.json"], "no-such/recipe.json: no such file"),
+    (["fit", SAMPLE, "--out", "{new}", "--recipe", f"{SAMPLE}/class_names.json"], "not the recipe of a run"),
+    (["demo", "--out", "{run}", "--data", SAMPLE, "--overwrite"], "holds a run that is no demo"),
+    (["recipes", "maskd"], "did you mean masked"),
+    (["ftt"], "no such command 'ftt'"),
+    (["fit"], "missing argument 'data' (see `ctseg fit --help`)"),
+    (["fit", SAMPLE, "--out", "{new}", "--sede", "3"], "no such option: --sede"),
+    (["fit", SAMPLE, "--out", "{new}", "--seed", "three"], "invalid value for '--seed'"),
+    (["report", "{run}", "{run}", "--slices", "0"], "invalid value for '--slices'"),
 ])
 def test_a_mistake_is_one_line_and_status_2(run, tmp_path, args, says):
     new = tmp_path/"new"
@@ -118,6 +130,15 @@ def test_a_disk_that_fails_is_told_and_nothing_is_left(tmp_path, monkeypatch, nu
     with pytest.raises(InputError, match=words): write_submission(np.zeros((1, 4, 4), np.uint8), ["0.png"], tmp_path/"s.csv")
     monkeypatch.setattr(files.os, "replace", real)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("error, says", [(OSError(errno.EIO, "as if", "some/file"), "ctseg: some/file: as if"), (OSError("odd"), "ctseg: odd")])
+def test_a_disk_error_that_nothing_nearer_tells(monkeypatch, error, says):
+    from ctseg import data
+    def fail(*a, **kw): raise error
+    monkeypatch.setattr(data, "check_challenge", fail)
+    code, _, err = ctseg("check", SAMPLE)
+    assert code == 2 and err.strip() == says
 
 
 def test_lists():
@@ -193,3 +214,118 @@ def test_a_recipe_of_another_version(run, tmp_path, text, says):
     for args in (["predict", tmp_path/"r", "--images", f"{SAMPLE}/test-images", "--out", tmp_path/"s.csv"], ["fit", SAMPLE, "--out", tmp_path/"r", "--resume", *TINY]):
         code, _, err = ctseg(*args)
         assert code == 2 and says in err and len(err.strip().splitlines()) == 1
+
+
+def test_help_and_version_are_no_mistakes():
+    from importlib.metadata import version
+    assert ctseg("--version") == (0, f"ctseg {version('ctseg')}\n", "")
+    assert ctseg("--help")[0] == ctseg("fit", "--help")[0] == 0
+    code, out, err = ctseg()
+    assert "Commands:" in out + err and "Traceback" not in err
+
+
+def test_the_fields_of_a_recipe(run):
+    from ctseg.recipes import get_recipe, recipe_fields
+    _, out, _ = ctseg("recipes", "marginal-log")
+    assert "\n  log_dice = True  (default: False)" in out and "−ln Dice instead of 1 − Dice" in out and "\n  tau = 0.9" in out
+    _, out, _ = ctseg("recipes", run/"recipe.json")
+    assert "\n  width = 4  (default: 0)" in out
+    without = {k for k, _, _, meaning in recipe_fields(get_recipe("masked")) if not meaning}
+    assert len(without) < 10 and "threshold" not in without
+
+
+def test_the_recipe_of_a_run_can_be_used_again(run, tmp_path):
+    code, _, err = ctseg("fit", SAMPLE, "--out", tmp_path/"again", "--recipe", run/"recipe.json", "--seed", 1)
+    assert code == 0, err
+    assert json.loads((tmp_path/"again"/"recipe.json").read_text())["recipe"] == json.loads((run/"recipe.json").read_text())["recipe"]
+    spec = json.loads((run/"recipe.json").read_text())
+    spec["recipe"]["epochs"] = "ten"
+    (tmp_path/"odd.json").write_text(json.dumps(spec))
+    code, _, err = ctseg("fit", SAMPLE, "--out", tmp_path/"new", "--recipe", tmp_path/"odd.json")
+    assert code == 2 and "epochs = 'ten': expected int" in err
+
+
+def test_a_stopped_run_has_its_status_and_a_new_one_says_so(tmp_path):
+    code, _, err = ctseg("fit", SAMPLE, "--out", tmp_path/"a", "--resume", "--time-limit", "0.001s", *TINY, "--set", "epochs=50")
+    assert code == 75 and err.startswith(f"ctseg: no run in {tmp_path/'a'} yet: starting one\n") and "everything is saved" in err, err
+    code, _, err = ctseg("fit", SAMPLE, "--out", tmp_path/"a", "--resume", "--time-limit", "0.001s", *TINY, "--set", "epochs=50")
+    assert code == 75 and "starting one" not in err
+
+
+def test_a_folder_that_holds_a_run_is_refused_before_anything_is_read(run, monkeypatch):
+    from ctseg import recipes
+    monkeypatch.setattr(recipes, "read_challenge", lambda *a, **k: pytest.fail("the data is read"))
+    code, _, err = ctseg("fit", SAMPLE, "--out", run, *TINY)
+    assert code == 2 and "already holds a run; add --resume" in err
+
+
+def test_slices_that_were_read_are_not_read_in_another_way(tmp_path):
+    from ctseg.recipes import fit
+    slices = read_challenge(SAMPLE)
+    with pytest.raises(InputError, match="give it to read_challenge"): fit(slices, out=tmp_path/"a", annotated="all")
+    with pytest.raises(TypeError): fit(slices, out=tmp_path/"a", anotated="all")
+
+
+@pytest.fixture
+def deaf():
+    "SIGTERM does nothing to this process but what the command does about it."
+    before = signal.signal(signal.SIGTERM, lambda *_: None)
+    yield
+    assert signal.signal(signal.SIGTERM, before).__name__ == "<lambda>", "the handler was not put back"
+
+
+def test_sigterm_leaves_nothing_half_written(tmp_path, monkeypatch, deaf):
+    from ctseg import phantom
+    from ctseg.files import atomic_path
+    def slow(out, *a, **k):
+        with atomic_path(out) as tmp:
+            tmp.mkdir()
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.1)
+            (tmp/"late").touch()
+    monkeypatch.setattr(phantom, "make_phantom", slow)
+    code, out, err = ctseg("phantom", tmp_path/"new")
+    assert (code, out, err) == (143, "", "") and not list(tmp_path.iterdir())
+
+
+def test_sigterm_stops_a_training_with_everything_saved(tmp_path, monkeypatch, deaf):
+    from ctseg.train import Trainer
+    real = Trainer.end_epoch
+    def once(self): real(self); os.kill(os.getpid(), signal.SIGTERM)
+    monkeypatch.setattr(Trainer, "end_epoch", once)
+    code, _, err = ctseg("fit", SAMPLE, "--out", tmp_path/"a", *TINY, "--set", "epochs=50")
+    assert code == 75 and "SIGTERM" in err and list((tmp_path/"a").glob("checkpoints/*/step-*"))
+
+
+# ---- the demo
+
+QUICK = ("width=4", "image_size=32", "epochs=1", "fold=-1", "keep=8")
+
+
+def test_a_demo_replaces_a_demo_when_it_is_finished_and_no_training(tmp_path, monkeypatch, capsys):
+    from ctseg import demo as module
+    from ctseg.train import Run
+    monkeypatch.setattr(module, "draw_demo", lambda *a: None)  # most of the time
+    demo = lambda **kw: module.run_demo(tmp_path/"demo", SAMPLE, settings=QUICK, progress=False, **kw)
+    left = lambda: [p.name for p in tmp_path.iterdir()]
+    demo()
+    old = (tmp_path/"demo"/"submission.csv").stat().st_mtime_ns
+    assert str(tmp_path/"demo"/"submission.csv") in capsys.readouterr().out and left() == ["demo"]
+    with pytest.raises(InputError, match="add --overwrite"): demo()
+    with monkeypatch.context() as m:
+        m.setattr(module, "write_submission", lambda *a: (_ for _ in ()).throw(InputError("as if")))
+        with pytest.raises(InputError, match="as if"): demo(overwrite=True)
+    assert (tmp_path/"demo"/"submission.csv").stat().st_mtime_ns == old and left() == ["demo"]
+    demo(overwrite=True)
+    assert (tmp_path/"demo"/"submission.csv").stat().st_mtime_ns > old and left() == ["demo"]
+
+    busy = Run(tmp_path/"demo")
+    busy.lock()
+    with pytest.raises(InputError, match="another process is training in it"): demo(overwrite=True)
+    busy.unlock()
+    path = tmp_path/"demo"/"recipe.json"
+    spec = json.loads(path.read_text())
+    spec["recipe"]["width"] = 48
+    path.write_text(json.dumps(spec))
+    with pytest.raises(InputError, match="a run that is no demo"): demo(overwrite=True)
+    assert (tmp_path/"demo"/"submission.csv").exists()

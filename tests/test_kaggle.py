@@ -101,3 +101,32 @@ def test_one_failed_member_leaves_the_others(tmp_path, capsys, monkeypatch):
     assert f"{tmp_path/'fold-1'}: the training ended with status 2: no finite loss" in capsys.readouterr().out
     bad, runs = ["fold-7", "fold-8"], {tmp_path/"fold-7": [], tmp_path/"fold-8": []}
     with pytest.raises(InputError, match="no finite loss"): kaggle.train_each("data", runs, "masked")
+
+
+TORCHRUN = """W1128 09:00:00.000 api.py:900] Sending process 7 closing signal SIGTERM
+E1128 09:00:00.001 api.py:874] failed (exitcode: 2) local_rank: 0 (pid: 6) of binary: python
+Traceback (most recent call last):
+  File "run.py", line 900, in main
+torch.distributed.elastic.multiprocessing.errors.ChildFailedError:
+============================================================
+ctseg FAILED
+============================================================
+"""
+
+
+@pytest.mark.parametrize("before, told", [("ctseg: data/y_train.csv: no such file", "ctseg: data/y_train.csv: no such file"),
+                                          ("ctseg: a warning\n[rank0]: RuntimeError: a defect", "[rank0]: RuntimeError: a defect"), ("Killed", "====")])
+def test_the_mistake_is_told_not_torchruns_page_about_it(before, told, capsys):
+    from ctseg import kaggle
+    from ctseg.files import InputError
+    with pytest.raises(InputError) as e: kaggle._watch([sys.executable, "-c", f"import sys; print({before + chr(10) + TORCHRUN!r}); sys.exit(1)"])
+    assert str(e.value).startswith("the training ended with status 1: " + told) and "ChildFailedError" in capsys.readouterr().out
+
+
+def test_a_run_is_continued_only_where_there_is_one(tmp_path):
+    "So that no line about a missing run frightens anybody in the first session."
+    from ctseg import kaggle
+    command = lambda: kaggle._fit_command("data", tmp_path, "masked", ["width=4"], 0, 0)
+    assert "--resume" not in command()
+    (tmp_path/"recipe.json").touch()
+    assert "--resume" in command()

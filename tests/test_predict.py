@@ -260,6 +260,59 @@ def test_a_disk_that_fails_on_the_way_leaves_nothing(tmp_path, monkeypatch):
     assert {p.name for p in tmp_path.iterdir()} == {"images"}
 
 
+def test_room_for_the_labels_is_taken_before_they_are_mapped(tmp_path, monkeypatch):
+    "A mapped file on a disk that gets full is a bus error, which nobody can catch."
+    import os
+    folder = write_pngs(tmp_path/"images", np.zeros((3, 8, 8), np.uint8))
+    def full(*_): raise OSError(28, "No space left on device")
+    monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
+    with pytest.raises(InputError, match="disk is full"): predict_folder(fixed(bright), folder, tmp_path/"s.csv")
+    assert {p.name for p in tmp_path.iterdir()} == {"images"}
+    def cannot(*_): raise OSError(95, "Operation not supported")  # not every file system can
+    monkeypatch.setattr(os, "posix_fallocate", cannot)
+    assert predict_folder(fixed(bright), folder, tmp_path/"s.csv")["images"] == 3
+
+
+def test_islands_are_a_share_of_the_area(tmp_path):
+    "A rule chosen on 8x8 pixels means four times as many pixels at 16x16."
+    image = np.zeros((1, 16, 16), np.uint8)
+    image[0, 2:5, 2:5] = 255  # nine pixels
+    p = replace(fixed(bright), rule=Rule(island=4), rule_size=(8, 8))
+    assert not predict_masks(p, image).any() and predict_masks(replace(p, rule_size=(16, 16)), image).any() and predict_masks(replace(p, rule_size=None), image).any()
+    assert predict_folder(p, write_pngs(tmp_path/"images", image), tmp_path/"s.csv")["rule"] == "argmax, island 16"
+    assert load_predictor(fake_run(tmp_path/"run", toy()).folder, CPU).rule_size == (32, 32)
+
+
+# ---- precision
+
+def test_runs_predict_in_the_precision_they_were_trained_in(tmp_path, monkeypatch):
+    runs = {}
+    for precision in ("auto", "fp32", "fp16", "bf16"):
+        run = runs[precision] = fake_run(tmp_path/precision, toy())
+        spec = read_json(run/"recipe.json")
+        write_json(spec | {"recipe": spec["recipe"] | {"precision": precision}}, run/"recipe.json")
+    used = lambda *which, plan="cpu": load_predictor([runs[k].folder for k in which], plan).plan.precision
+    assert [used(k) for k in runs] == ["fp32", "fp32", "fp32", "bf16"]  # a CPU has no float16
+    assert used("bf16", "fp32") == "fp32" and used("bf16", "auto") == "bf16" and used("bf16", plan=CPU) == "fp32"
+    assert prepare(runs["bf16"].folder, "cpu").plan.precision == "bf16"
+    asked = []
+    monkeypatch.setattr(P, "pick_device", lambda *a: asked.append(a) or CPU)
+    load_predictor(runs["fp32"].folder)
+    assert asked == [("auto", "fp32")]
+
+
+def test_probabilities_that_are_no_numbers_are_no_empty_submission(tmp_path):
+    runs = [fake_run(tmp_path/name, toy(), seed) for seed, name in enumerate("ab")]
+    model = load_predictor(runs[1].folder, CPU).members[0].model
+    next(model.parameters()).data.fill_(torch.nan)
+    save_weights(model, runs[1].weights)
+    images = write_pngs(tmp_path/"images", toy().images[:2])
+    code, _, err = ctseg("predict", *(r.folder for r in runs), "--images", images, "--out", tmp_path/"s.csv", "--device", "cpu")
+    assert code == 2 and err.startswith(f"ctseg: {runs[1].folder}: the probabilities are not finite (in fp32)") and len(err.splitlines()) == 1 and not (tmp_path/"s.csv").exists()
+    code, _, err = ctseg("predict", runs[1].folder, "--images", images, "--out", tmp_path/"s.csv", "--device", "cpu", "--precision", "bf16")
+    assert code == 2 and "(in bf16)" in err and "--precision fp32" in err
+
+
 # ---- calibration
 
 def test_unknown_cells_say_nothing():
@@ -340,6 +393,53 @@ def test_a_mistake_is_one_line_and_leaves_nothing(world, tmp_path, args, says):
     code, out, err = ctseg("predict", *given, "--device", "cpu")
     assert code == 2 and says in err and len(err.strip().splitlines()) == 1, err
     assert not list(tmp_path.iterdir())
+
+
+def test_argmax_can_be_had_and_tuning_says_what_it_found(world, tmp_path):
+    run = fake_run(tmp_path/"tuned", toy(), rule={"threshold": 0.4, "gate": 0.6})
+    args = ["predict", "--images", world/"data"/"test-images", "--out", tmp_path/"s.csv", "--device", "cpu"]
+    rules = [ctseg(*args, run.folder, *more)[1].split("rule: ")[1].splitlines()[0] for more in ([], ["--rule", "argmax"], ["--rule", "argmax", "--gate", "0.5"])]
+    assert rules == ["threshold 0.4, gate 0.6", "argmax", "argmax, gate 0.5"]
+    _, out, _ = ctseg(*args, world/"a", "--tune", world/"data")
+    assert "Dice out of fold, argmax: 0." in out and "Dice out of fold, this rule: 0." in out
+    assert "out of fold" not in ctseg(*args, world/"a", "--tune", world/"data", "--gate", "0.9")[1]  # that is another rule than was scored
+    for more, says in ((["--rule", "agmax"], "did you mean argmax"), (["--rule", "argmax", "--tune", world/"data"], "one of the two")):
+        code, _, err = ctseg(*args, run.folder, *more)
+        assert code == 2 and says in err and len(err.splitlines()) == 1
+
+
+def test_what_cannot_be_written_is_told_before_the_work(world, tmp_path, monkeypatch):
+    (tmp_path/"s.csv").mkdir()
+    monkeypatch.setattr("ctseg.calibrate.prepare", lambda *a, **k: pytest.fail("the work has begun"))
+    for more in (["--out", tmp_path/"s.csv"], ["--out", tmp_path/"t.csv", "--probabilities", tmp_path/"s.csv"]):
+        code, _, err = ctseg("predict", world/"a", "--images", world/"data"/"test-images", *more)
+        assert code == 2 and err == f"ctseg: cannot write {tmp_path/'s.csv'}: it is a folder\n"
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory."), RuntimeError("DefaultCPUAllocator: can't allocate memory"), MemoryError()])
+def test_a_lack_of_memory_is_one_line(world, tmp_path, monkeypatch, error):
+    def fails(self, images): raise error
+    monkeypatch.setattr(Predictor, "probabilities", fails)
+    for args in (["predict", world/"a", "--images", world/"data"/"test-images", "--out", tmp_path/"s.csv"],
+                 ["report", world/"a", "--data", world/"data", "--out", tmp_path/"r.html", "--batch-size", 2], ["report", world/"a", world/"a", "--data", world/"data", "--out", tmp_path/"r.html"]):
+        code, _, err = ctseg(*args, "--device", "cpu")
+        assert code == 2 and err.endswith("ctseg: out of memory; take a smaller --batch-size, or --device cpu\n") and "Traceback" not in err
+    assert not list(tmp_path.iterdir())
+
+
+def test_any_other_runtime_error_is_not_hidden(world, tmp_path, monkeypatch):
+    def fails(self, images): raise RuntimeError("a defect")
+    monkeypatch.setattr(Predictor, "probabilities", fails)
+    with pytest.raises(RuntimeError, match="a defect"):
+        from ctseg.cli import app
+        app(["predict", str(world/"a"), "--images", str(world/"data"/"test-images"), "--out", str(tmp_path/"s.csv")], standalone_mode=False)
+
+
+def test_the_names_of_the_classes_are_found_from_inside_the_folder(world, tmp_path, monkeypatch):
+    write_challenge(replace(toy(4, labelled=4, every=True), classes=ClassMap.from_names(["x", "y", "z"])), tmp_path/"other", "test")
+    monkeypatch.chdir(tmp_path/"other"/"test-images")
+    code, _, err = ctseg("predict", world/"a", "--images", ".", "--out", tmp_path/"s.csv", "--device", "cpu")
+    assert code == 2 and "other classes than the run's" in err and not (tmp_path/"s.csv").exists()
 
 
 # ---- the benchmark

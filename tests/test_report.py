@@ -222,6 +222,52 @@ def test_the_command(world, tmp_path):
     assert code == 0 and out.count("Dice ") == 2 and (tmp_path/"c.html").exists(), err
 
 
+@pytest.mark.parametrize("args, says", [
+    (["{w}/a", "--split", "nonsense"], "--split needs --data"), (["{w}/a", "--slices", "5"], "--slices needs --data"),
+    (["{w}/a", "{w}/b", "--data", "{w}/data", "--slices", "5"], "a comparison shows no slices"), (["{w}/a", "--data", "{w}/data", "--out", "{w}"], "it is a folder"),
+    (["{w}/a", "{w}/b", "--data", "{w}/data", "--out", "{w}"], "it is a folder"), (["{w}/a", "--data", "{w}/data", "--annotated", "all"], "--annotated as it was in training"),
+])
+def test_an_option_that_would_do_nothing_is_refused(world, args, says):
+    code, _, err = ctseg("report", *[a.replace("{w}", str(world)) for a in args], "--device", "cpu")
+    assert code == 2 and says in err and len(err.strip().splitlines()) == 1, err
+
+
+def test_a_chosen_rule_is_compared_by_argmax_too(world, tmp_path):
+    "The rule has seen the held-out slices; a run that uses argmax has no such advantage."
+    train = read_challenge(world/"data")
+    plain = fake_run(tmp_path/"plain", train, seed=3, rule={"threshold": None, "gate": 0.0})
+    def page(*runs, **kw):
+        path, records = report_comparison(runs, world/"data", out=tmp_path/"c.html", plan=CPU, **kw)
+        return path.read_text(), records
+    text, (own, other) = page(world/"a", plain.folder)
+    from ctseg.predict import Rule, load_predictor, predict_masks
+    from ctseg.metrics import mean_dice
+    held = common_slices([Run(world/"a"), plain], world/"data")
+    table = lambda run: np.where(held.known, dice_table(predict_masks(load_predictor(run, CPU), held.images, [Rule()])[0], held.masks, 3), np.nan)
+    assert own["argmax"] == mean_dice(table(world/"a")) != own["dice"] and other["argmax"] == other["dice"] and own["chosen"] and not other["chosen"]
+    assert abs(other["argmax_difference"] - (other["argmax"] - own["argmax"])) < 1e-12
+    assert "Dice by argmax" in text and "has seen its answer" in text
+    text, _ = page(world/"a", plain.folder, split="test")
+    assert "Dice by argmax" in text and "has seen its answer" not in text  # no rule was chosen on those
+    text, _ = page(plain.folder, plain.folder)
+    assert "Dice by argmax" not in text and "has seen its answer" not in text
+
+
+def test_runs_of_one_name_are_told_apart(world, tmp_path):
+    for name in ("monday", "tuesday"): shutil.copytree(world/"a", tmp_path/name/"run")
+    path, records = report_comparison([tmp_path/"monday"/"run", tmp_path/"tuesday"/"run", world/"b"], world/"data", plan=CPU)
+    assert [r["run"] for r in records] == ["monday/run", "tuesday/run", "b"] and str(tmp_path) not in path.read_text()
+
+
+def test_a_run_in_its_first_phase_has_curves(world, tmp_path):
+    shutil.copytree(world/"full", tmp_path/"run")
+    for name in ("checkpoints", "metrics.json", "reliability.csv"): shutil.rmtree(tmp_path/"run"/name) if name == "checkpoints" else (tmp_path/"run"/name).unlink()
+    code, out, err = ctseg("report", tmp_path/"run", "--out", tmp_path/"r.html")
+    assert code == 0 and '<section id="curves">' in (tmp_path/"r.html").read_text(), err
+    code, _, err = ctseg("report", tmp_path/"run", "--data", world/"data", "--out", tmp_path/"s.html")
+    assert code == 2 and "has not finished a phase yet" in err
+
+
 # ---- in a browser
 
 CHROMIUM = next((p for n in ("chromium", "chromium-browser", "google-chrome") if (p := shutil.which(n))), None)

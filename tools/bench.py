@@ -41,6 +41,7 @@ def one(task):
     import numpy as np, torch
     torch.set_num_threads(threads)
     from ctseg.data import read_challenge
+    from ctseg.device import pick_device
     from ctseg.files import atomic_path
     from ctseg.metrics import dice_table, mean_dice
     from ctseg.predict import RULES, Rule, load_predictor, predict_masks, score_rules
@@ -54,7 +55,7 @@ def one(task):
     if name.startswith("full-"): train = fully_annotated(train, data)
     run = fit(train, r, Path(runs)/table/f"{name}-s{seed}", seed, resume=True, device="auto", progress=False)
     seconds = time.monotonic() - start
-    predictor = load_predictor(run.folder)
+    predictor = load_predictor(run.folder, pick_device("auto"))  # not in the training's bf16, which a processor without it would have to emulate
     rules = {"argmax": Rule()}
     held = Job(r, train, run, predictor.plan, seed).holdout
     if len(held):
@@ -88,13 +89,14 @@ def confidences(table, name, seeds, data, runs):
     "How sure the runs of one row are of each test slice and cell, and how right: one teacher (the first seed), and the mean of all."
     import numpy as np, torch
     from ctseg.data import read_challenge
+    from ctseg.device import pick_device
     from ctseg.files import atomic_path
     from ctseg.metrics import dice_table
     from ctseg.predict import load_predictor
     from ctseg.pseudo import pseudo_label
     torch.set_num_threads(1)
     test = read_challenge(data, "test")
-    teachers = [load_predictor(Path(runs)/table/f"{name}-s{s}") for s in seeds]
+    teachers = [load_predictor(Path(runs)/table/f"{name}-s{s}", pick_device("auto")) for s in seeds]
     keep = {}
     for kind, use in (("one", teachers[:1]), ("mean", teachers)):
         p = pseudo_label([t.members[0].model for t in use], test, teachers[0].members[0].loss, teachers[0].plan.device, batch_size=25)

@@ -9,7 +9,7 @@
 #| default_exp recipes
 
 # %% [markdown]
-# A recipe is a name for a set of choices. To use one is to say "what they did"; to change one field is to run an experiment. Most of them have been measured; not as they stand were `ctseg-1h` and `ctseg-30h` (no GPU was at hand), nor the last four, of which the parts were: the methods with a sigmoid loss, the softmax without them and in `ctseg`.
+# A recipe is a name for a set of choices. To use one is to say "what they did"; to change one field is to run an experiment. Not all of them have been measured as they stand. `ctseg-1h` and `ctseg-30h` have not, for want of a GPU. Of the last four, `mean-teacher` has been run once on real CT; the methods of the other three were measured with a sigmoid loss or the original's, and their softmax loss only without them and in `ctseg`.
 #
 # | recipe | what it is |
 # |---|---|
@@ -29,8 +29,8 @@
 
 # %%
 #| export
-import math, time
-from dataclasses import asdict, replace
+import inspect, math, re, time
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +39,7 @@ import torch
 from ctseg.calibrate import calibrate_run
 from ctseg.data import SliceSet, grouped_folds, read_challenge
 from ctseg.device import DevicePlan, pick_device
-from ctseg.files import InputError, atomic_path, did_you_mean, write_json
+from ctseg.files import InputError, atomic_path, did_you_mean, disk_errors, write_json
 from ctseg.methods.mean_teacher import PERTURB, mean_teacher
 from ctseg.methods.self_training import self_training
 from ctseg.methods.supervised import supervised
@@ -49,7 +49,7 @@ from ctseg.models.encoders import param_groups
 from ctseg.parallel import agree, main_first, on_main, world
 from ctseg.predict import choose_rule, load_predictor, Rule
 from ctseg.pseudo import IMAGE_SCORES
-from ctseg.train import Deadline, Job, Recipe, Run, Stopped, apply_settings, make_accelerator, out_of_memory, plot_curves, read_duration
+from ctseg.train import BaseRecipe, Deadline, Job, Recipe, Run, Stopped, apply_settings, make_accelerator, out_of_memory, plot_curves, read_duration, read_spec
 
 # %%
 #| hide
@@ -66,7 +66,7 @@ METHODS = {"supervised": supervised, "teacher-student": teacher_student, "pretra
            "unimatch": unimatch, "self-training": self_training}
 
 RECIPES = {r.name: r for r in [
-    Recipe("ctseg", "`marginal-log`, then a phase half as long with all images, by UniMatch's rule in one strong view", "unimatch", loss="marginal", log_dice=True, second=0.5, views=1, feature_dropout=0),
+    Recipe("ctseg", "supervised (`marginal-log`), then a phase half as long with all images, in which a sure teacher fills in what nobody examined (UniMatch)", "unimatch", loss="marginal", log_dice=True, second=0.5, views=1, feature_dropout=0),
     Recipe("ctseg-1h", "an hour of a T4 at most (estimated): `marginal-log` at half the width", loss="marginal", log_dice=True, width=32, epochs=300),
     Recipe("ctseg-30h", "thirty hours of a T4 at most (estimated): `ctseg`, four times as long, the second phase as long as the first", "unimatch", loss="marginal", log_dice=True, epochs=360, views=1, feature_dropout=0),
     Recipe("seed-attunet", "the original baseline: Dice loss only, zeros read as background, argmax", loss="dice", tune_rule=False),
@@ -84,14 +84,39 @@ RECIPES = {r.name: r for r in [
 DEFAULT_RECIPE = "ctseg"
 
 def get_recipe(name: str) -> Recipe:
-    "The recipe called `name`; an unknown name shows the nearest ones."
+    "The recipe called `name`, or that of a run, by the path of its `recipe.json`; an unknown name shows the nearest ones."
+    if str(name).endswith(".json"): return _recipe_of(Path(name))
     if name not in RECIPES: raise did_you_mean("recipe", name, RECIPES)
     return RECIPES[name]
+
+def _recipe_of(path: Path) -> Recipe:
+    given = read_spec(path)["recipe"]
+    for k, v in given.items():
+        kind = type(getattr(Recipe(), k))
+        if type(v) is not kind and (kind, type(v)) != (float, int): raise InputError(f"{path}: {k} = {v!r}: expected {kind.__name__}")
+    return Recipe(**given)
+
+
+# %% [markdown]
+# What the fields mean stands beside them in the source of [`Recipe`](train.html), and is read from there, so that `ctseg recipes NAME` cannot tell anything else.
+
+# %%
+#| export
+def recipe_fields(recipe: Recipe) -> list[tuple[str, object, object, str]]: # name, value, default, meaning
+    "Every field of a recipe but its name and description."
+    try: source = inspect.getsource(BaseRecipe) + inspect.getsource(Recipe)
+    except OSError: source = ""  # an installation without sources
+    meaning = dict(re.findall(r"^    (\w+): .*?  # (.*)$", source, re.M))
+    return [(f.name, getattr(recipe, f.name), f.default, meaning.get(f.name, "")) for f in fields(recipe) if f.name not in ("name", "about")]
 
 
 # %%
 pd.set_option("display.max_colwidth", None)
 pd.DataFrame([dict(name=r.name, method=r.method, loss=r.loss, about=r.about) for r in RECIPES.values()]).set_index("name")
+
+# %%
+changed = [f for f in recipe_fields(get_recipe("ctseg")) if f[1] != f[2]]
+pd.DataFrame(changed, columns=["field", "value", "default", "meaning"]).set_index("field")
 
 
 # %% [markdown]
@@ -124,24 +149,31 @@ def check_job(job: Job):
 
 # %%
 #| export
+def _refuse_taken(run: Run, resume: bool):
+    "`Run.open` refuses a folder that holds a run, too, but only after all the data has been read."
+    with disk_errors(run.folder): there = (run/"recipe.json").exists()
+    if there and not resume: raise InputError(f"{run.folder} already holds a run; add --resume to continue it or choose another --out")
+
 def fit(
     data: SliceSet|str|Path, # the slices, or a challenge folder
-    recipe: Recipe|str = DEFAULT_RECIPE,
+    recipe: Recipe|str = DEFAULT_RECIPE, # or its name, or the `recipe.json` of a run
     out: str|Path = "runs/run", # the run folder
     seed: int = 0,
     resume: bool = False, # continue a run that was cut
     device: str = "auto",
     progress: bool = True,
     time_limit: str = "", # stop in time before so much has passed, e.g. "8h30m"
-    **read, # for `read_challenge`, e.g. annotated="all"
+    annotated: str = "json", # of a challenge folder: what was examined, see `read_challenge`
 ) -> Run:
     "Train by a recipe; the finished run folder."
     recipe = get_recipe(recipe) if isinstance(recipe, str) else recipe
     if recipe.method not in METHODS: raise did_you_mean("method", recipe.method, METHODS)
+    if isinstance(data, SliceSet) and annotated != "json": raise InputError(f"annotated={annotated!r} is for reading a challenge folder, and these slices have been read; give it to read_challenge")
     plan, run = pick_device(device, recipe.precision), Run(out)
     with Deadline(read_duration(time_limit) if time_limit else math.inf) as deadline:
         make_accelerator(plan)  # connects the processes, if there are several
-        slices = data if isinstance(data, SliceSet) else main_first(lambda: read_challenge(data, **read))
+        on_main(lambda: _refuse_taken(run, resume))
+        slices = data if isinstance(data, SliceSet) else main_first(lambda: read_challenge(data, annotated=annotated))
         job = Job(recipe, slices, run, plan, seed, progress, deadline)
         check_job(job)
         try:
@@ -191,6 +223,7 @@ with tempfile.TemporaryDirectory() as d:
     run = fit("../data_sample", small, Path(d)/"run", progress=False)
     print(sorted(str(p.relative_to(run.folder)) for p in run.folder.rglob("*") if p.is_file()))
     again = fit("../data_sample", small, Path(d)/"run", progress=False, resume=True)  # finished: nothing is trained again
+    test_eq(get_recipe(str(run/"recipe.json")), small)
     for other in [dict(recipe=replace(small, lr=1e-4)), dict(recipe=small, seed=1)]:
         try: fit("../data_sample", out=Path(d)/"run", progress=False, resume=True, **other)
         except InputError as e: print(str(e).replace(d, "…"))

@@ -15,19 +15,18 @@
 
 # %%
 #| export
-import shutil, time
+import time
 from pathlib import Path
 
 import numpy as np
 
 from ctseg.data import SliceSet, read_challenge
-from ctseg.device import pick_device
 from ctseg.files import InputError, atomic_path
 from ctseg.metrics import evaluate_files
 from ctseg.phantom import make_phantom
 from ctseg.predict import load_predictor, predict_masks, write_submission
 from ctseg.recipes import fit, get_recipe
-from ctseg.train import apply_settings
+from ctseg.train import Run, apply_settings, read_spec
 
 # %%
 #| hide
@@ -81,29 +80,42 @@ def plot_pseudo(unlabelled: SliceSet, labels: np.ndarray, scores: np.ndarray, ke
 
 # %% [markdown]
 # ## The job
+#
+# `--overwrite` is a dangerous word. It replaces an earlier demo and nothing else: a folder with a recipe of another kind may be a week of training. Nor does the earlier demo go before the new one is finished; until then everything is kept in a temporary folder beside it.
 
 # %%
 #| export
 DEMO = ("width=16", "image_size=64", "epochs=250", "batch_size=5", "lr=0.004", "fold=-1", "keep=8")
 
 def run_demo(out, data=None, overwrite: bool = False, settings=DEMO, progress: bool = True):
-    "Teacher and student on `data` (None: `data_sample`, or a phantom where there is none), predict its test slices, score, draw; everything lands in `out`."
-    out, start = Path(out), time.monotonic()
+    "Teacher and student on `data` (None: `data_sample`, or a phantom where there is none), predict its test slices, score, draw; everything lands in `out`, or nothing."
+    out, start, recipe = Path(out), time.monotonic(), apply_settings(get_recipe("teacher-student"), settings)
+    earlier = _may_write(out, overwrite, recipe, settings)
+    try:
+        data = Path(data) if data else _sample(out)
+        test, truth = read_challenge(data, "test"), [p for p in (data/"y_test.csv", data/"y_test.csv.gz") if p.exists()]
+        if not truth: raise InputError(f"{data}: no y_test.csv; the demo scores its test slices")
+        if (train := read_challenge(data)).labelled.all(): raise InputError(f"{data}: every slice is annotated; the demo shows what slices without annotation are good for")
+        with atomic_path(out) as tmp:
+            run = fit(train, recipe, tmp, progress=progress)
+            pred = predict_masks(load_predictor(run.folder), test.images)
+            write_submission(pred, test.names, run/"submission.csv")
+            result = evaluate_files(truth[0], run/"submission.csv")
+            draw_demo(run, train, test, pred)
+    finally: earlier.unlock()
+    report_demo(Run(out), test, result)
+    print(f"{time.monotonic() - start:.0f} s in all")
+
+def _may_write(out: Path, overwrite: bool, recipe, settings) -> Run:
+    "`InputError` unless `out` is free, or an earlier demo that may be replaced; that one is locked, so that nobody trains in it meanwhile."
+    run = Run(out)
     if out.exists() and any(out.iterdir() if out.is_dir() else [out]):
         if not overwrite: raise InputError(f"{out} is not empty; add --overwrite, or choose another --out")
         if not (out/"recipe.json").exists(): raise InputError(f"{out} holds no run and is not overwritten; choose another --out")
-    data = Path(data) if data else _sample(out)
-    test, truth = read_challenge(data, "test"), [p for p in (data/"y_test.csv", data/"y_test.csv.gz") if p.exists()]
-    if not truth: raise InputError(f"{data}: no y_test.csv; the demo scores its test slices")
-    if (train := read_challenge(data)).labelled.all(): raise InputError(f"{data}: every slice is annotated; the demo shows what slices without annotation are good for")
-    if out.exists(): shutil.rmtree(out)
-    run = fit(train, apply_settings(get_recipe("teacher-student"), settings), out, progress=progress)
-    pred = predict_masks(load_predictor(run.folder, pick_device()), test.images)
-    write_submission(pred, test.names, run/"submission.csv")
-    truth, = truth
-    result = evaluate_files(truth, run/"submission.csv")
-    report_demo(run, train, test, pred, result)
-    print(f"{time.monotonic() - start:.0f} s in all")
+        theirs, keys = read_spec(out/"recipe.json")["recipe"], ["name", *(s.partition("=")[0] for s in settings)]
+        if any(theirs.get(k) != getattr(recipe, k) for k in keys): raise InputError(f"{out} holds a run that is no demo and is not overwritten; choose another --out")
+        run.lock()
+    return run
 
 def _sample(out: Path) -> Path:
     if (data := Path("data_sample")).exists(): return data
@@ -116,13 +128,17 @@ def _sample(out: Path) -> Path:
 
 # %%
 #| export
-def report_demo(run, train: SliceSet, test: SliceSet, pred: np.ndarray, result: dict):
-    "Print the score and the best classes; save the pictures."
-    table, pseudo = result["table"], run.read_pseudo()
-    print(table.loc[table.support > 0, ["support", "dice"]].sort_values("dice", ascending=False).head(10).to_string(float_format="{:.2f}".format))
+def draw_demo(run: Run, train: SliceSet, test: SliceSet, pred: np.ndarray):
+    "Save the pictures."
+    pseudo = run.read_pseudo()
     _save(plot_predictions(test, pred), run/"predictions.png")
     _save(plot_pseudo(train[~train.labelled], pseudo["labels"], pseudo["sdc"], pseudo["kept"]), run/"pseudo_labels.png")
-    print(f"\nthe teacher labelled {len(pseudo['kept'])} slices, the student learnt from the {pseudo['kept'].sum()} surest")
+
+def report_demo(run: Run, test: SliceSet, result: dict):
+    "Print the score, the best classes, and where everything is."
+    table, kept = result["table"], run.read_pseudo()["kept"]
+    print(table.loc[table.support > 0, ["support", "dice"]].sort_values("dice", ascending=False).head(10).to_string(float_format="{:.2f}".format))
+    print(f"\nthe teacher labelled {len(kept)} slices, the student learnt from the {kept.sum()} surest")
     print(f"Dice on {len(test)} test slices, mean of all classes: {result['facts']['dice']:.3f}")
     for name in ("submission.csv", "predictions.png", "pseudo_labels.png", "curves.png", "history.csv"): print(run/name)
 

@@ -14,7 +14,7 @@
 
 # %%
 #| export
-import json, os, sys, warnings
+import contextlib, json, os, signal, sys, threading, warnings
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -33,6 +33,16 @@ from fastcore.test import test_eq
 app = typer.Typer(name="ctseg", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
                   help="Learn to segment CT slices from partly labelled and unlabelled images.")
 
+def _show_version(asked: bool):
+    if not asked: return
+    from importlib.metadata import version
+    print(f"ctseg {version('ctseg')}")
+    raise typer.Exit()
+
+@app.callback()
+def _options(version: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True, help="show the version and stop")] = False): pass
+
+
 # %% [markdown]
 # ## Training
 #
@@ -47,7 +57,7 @@ SPEAKS = os.environ.get("RANK", "0") == "0"  # set by torchrun
 def fit(
     data: Annotated[Path, typer.Argument(help="a challenge folder")],
     out: Annotated[Path, typer.Option(help="the run folder to write")],
-    recipe: Annotated[str, typer.Option(help="see `ctseg recipes`")] = "",
+    recipe: Annotated[str, typer.Option(help="see `ctseg recipes`; or the recipe.json of a run")] = "",
     set: Annotated[list[str], typer.Option(help="KEY=VALUE for any field of the recipe; may be repeated")] = [],
     seed: Annotated[int, typer.Option()] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="continue a run that was cut or stopped")] = False,
@@ -58,7 +68,9 @@ def fit(
     "Train by a recipe. Exit status 75: stopped by the time limit or SIGTERM, to be continued with --resume."
     from ctseg.recipes import DEFAULT_RECIPE, apply_settings, fit, get_recipe
     from ctseg.train import Stopped, unread
+    _refuse_options(set)
     chosen = apply_settings(get_recipe(recipe or DEFAULT_RECIPE), set)
+    if SPEAKS and resume and not os.path.exists(out/"recipe.json"): print(f"ctseg: no run in {out} yet: starting one", file=sys.stderr)
     for told in unread(chosen, set):
         if SPEAKS: print(f"ctseg: {told}", file=sys.stderr)
     try: run = fit(data, chosen, out, seed, resume, device, time_limit=time_limit, annotated=annotated)
@@ -72,6 +84,11 @@ def fit(
 
 # %%
 #| export
+def _refuse_options(settings):
+    "`InputError` for a setting that is no field of the recipe but an option of the command."
+    for key, value in (s.partition("=")[::2] for s in settings):
+        if key in ("seed", "device", "recipe", "out", "time_limit", "annotated"): raise InputError(f"--set {key}={value}: not a field of the recipe but an option; give --{key.replace('_', '-')} {value}")
+
 def _print_facts(facts: dict, indent: str = ""):
     "A line a fact; nested facts are indented."
     for k, v in facts.items():
@@ -83,6 +100,27 @@ def _print_facts(facts: dict, indent: str = ""):
 
 # %% [markdown]
 # ## Prediction and scoring
+#
+# Networks predict in the precision they were trained in, unless another is asked for.
+
+# %%
+#| export
+PRECISION = Annotated[Optional[str], typer.Option(help="fp32, fp16, bf16, or auto for the device's own; left out: as the runs were trained")]
+
+def _where(device: str, precision: Optional[str]):
+    "The plan for a device and precision; without a precision the device, for `load_predictor`."
+    from ctseg.device import pick_device
+    return pick_device(device, precision) if precision else device
+
+@contextlib.contextmanager
+def _memory_errors():
+    "Tell that memory has run out in one line."
+    try: yield
+    except (RuntimeError, MemoryError) as e:
+        from ctseg.train import out_of_memory
+        if not isinstance(e, MemoryError) and not out_of_memory(e): raise
+        raise InputError("out of memory; take a smaller --batch-size, or --device cpu") from e
+
 
 # %%
 #| export
@@ -93,6 +131,7 @@ def predict(
     out: Annotated[Path, typer.Option(help="the submission to write (.csv or .csv.gz)")],
     tta: Annotated[int, typer.Option(help="views of each image to average: turned, enlarged, and mirrored if the runs were trained so")] = 1,
     probabilities: Annotated[Optional[Path], typer.Option(help="also keep the probabilities, as float16, in this file")] = None,
+    rule: Annotated[str, typer.Option(help="saved: the one chosen in training; argmax: none, the most probable class")] = "saved",
     threshold: Annotated[Optional[float], typer.Option(help="least probability of a foreground pixel, instead of the chosen rule's")] = None,
     gate: Annotated[Optional[float], typer.Option(help="least peak probability of a class on an image, instead of the chosen rule's")] = None,
     tune: Annotated[Optional[Path], typer.Option(help="the folder the runs were trained on: choose one rule for all of them on the slices they held out")] = None,
@@ -100,13 +139,15 @@ def predict(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
     batch_size: Annotated[int, typer.Option(min=1)] = 16,
     annotated: Annotated[str, typer.Option(help="of --tune: json, all or present, as in `ctseg fit`")] = "json",
+    precision: PRECISION = None,
 ):
     "Write the submission for a folder of images."
-    from ctseg.device import pick_device
     from ctseg.calibrate import prepare
-    from ctseg.predict import predict_folder
-    predictor = prepare(runs, pick_device(device), tta, calibrated, tune, annotated, threshold=threshold, gate=gate)
-    _print_facts(predict_folder(predictor, images, out, probabilities, batch_size))
+    from ctseg.predict import check_files, predict_folder
+    check_files(images, out, probabilities)
+    with _memory_errors():
+        predictor = prepare(runs, _where(device, precision), tta, calibrated, tune, annotated, batch_size, rule, threshold=threshold, gate=gate)
+        _print_facts(predict_folder(predictor, images, out, probabilities, batch_size, progress=True))
     print(f"submission: {out}" + (f"\nprobabilities: {probabilities}" if probabilities else ""))
 
 
@@ -116,7 +157,7 @@ def predict(
 def evaluate(
     truth: Annotated[Path, typer.Argument(help="the truth, in the challenge's CSV form")],
     prediction: Annotated[Path, typer.Argument(help="a submission")],
-    annotated: Annotated[Optional[Path], typer.Option(help="annotated_labels.json, where the truth is partial")] = None,
+    annotated: Annotated[Optional[Path], typer.Option(help="annotated_labels.json, where the truth is partial (default: the one beside a y_train.csv); or all: every class was examined; or present: only classes with pixels were")] = None,
     classes: Annotated[Optional[Path], typer.Option(help="class_names.json; default: the one beside the truth, else the challenge's 54")] = None,
     json: Annotated[Optional[Path], typer.Option(help="write all figures here")] = None,
 ):
@@ -135,19 +176,26 @@ def evaluate(
 def report(
     runs: Annotated[list[Path], typer.Argument(help="a run folder; or several, to compare them with the first")],
     data: Annotated[Optional[Path], typer.Option(help="the folder they were trained on: its slices are scored and shown")] = None,
-    split: Annotated[str, typer.Option(help="held-out: annotated slices that the runs have not trained on; test: the test slices, if their truth is there")] = "held-out",
+    split: Annotated[Optional[str], typer.Option(help="held-out (default): annotated slices that the runs have not trained on; test: the test slices, if their truth is there")] = None,
     out: Annotated[Optional[Path], typer.Option(help="the page to write; default: report.html, or comparison.html, in the first run's folder")] = None,
-    slices: Annotated[int, typer.Option(min=1, help="at most so many on the page")] = 300,
+    slices: Annotated[Optional[int], typer.Option(min=1, help="at most so many on the page of one run (default: 300)")] = None,
     annotated: Annotated[str, typer.Option(help="json, all or present, as in `ctseg fit`")] = "json",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
+    batch_size: Annotated[int, typer.Option(min=1)] = 16,
+    precision: PRECISION = None,
 ):
     "Write one self-contained page about a run, or one that compares several."
-    from ctseg.device import pick_device
     from ctseg.report import report, report_comparison
-    if len(runs) == 1: print(f"page: {report(runs[0], data, split, out, slices, annotated, pick_device(device))}"); return
-    page, records = report_comparison(runs, data, split, out, annotated, pick_device(device))
+    for option, value in (("--split", split), ("--slices", slices)):
+        if value and not data: raise InputError(f"{option} needs --data FOLDER: without it no slices are scored or shown")
+    if slices and len(runs) > 1: raise InputError("--slices is for the page of one run; a comparison shows no slices")
+    with _memory_errors():
+        if len(runs) == 1: print(f"page: {report(runs[0], data, split or 'held-out', out, slices or 300, annotated, _where(device, precision), batch_size)}"); return
+        page, records = report_comparison(runs, data, split or "held-out", out, annotated, _where(device, precision), batch_size)
+    wide = max(23, *(len(r["run"]) for r in records)) + 1
     for r in records:
-        print(f"{r['run']:<24}Dice {r['dice']:.4f} [{r['interval'][0]:.3f}, {r['interval'][1]:.3f}]   to the first {r['difference']:+.4f} [{r['paired'][0]:+.3f}, {r['paired'][1]:+.3f}]   silent: {', '.join(r['silent']) or 'none'}")
+        argmax = f"   by argmax {r['argmax']:.4f}, to the first {r['argmax_difference']:+.4f} [{r['argmax_paired'][0]:+.3f}, {r['argmax_paired'][1]:+.3f}]" if any(x["chosen"] for x in records) else ""
+        print(f"{r['run']:<{wide}}Dice {r['dice']:.4f} [{r['interval'][0]:.3f}, {r['interval'][1]:.3f}]   to the first {r['difference']:+.4f} [{r['paired'][0]:+.3f}, {r['paired'][1]:+.3f}]{argmax}   silent: {', '.join(r['silent']) or 'none'}")
     print(f"page: {page}")
 
 
@@ -180,12 +228,12 @@ def _slicing(default, **given):
 @app.command("import")
 def import_(
     kind: Annotated[str, typer.Argument(help="openkbp, nifti, dicom or totalsegmentator")],
-    src: Annotated[Path, typer.Argument(help="the folder to read")],
+    src: Annotated[Path, typer.Argument(help="the folder to read; a patients.json in it, {case: patient}, keeps the scans of a patient together (nifti)")],
     out: Annotated[Path, typer.Argument(help="the challenge folder to write")],
     window: Annotated[Optional[str], typer.Option(help="display window: soft, lung, bone, … or random")] = None,
     every: Annotated[Optional[int], typer.Option(help="each n-th slice")] = None,
     per_volume: Annotated[Optional[int], typer.Option(help="at most so many slices of a volume")] = None,
-    size: Annotated[Optional[int], typer.Option(help="pixels a side")] = None,
+    size: Annotated[Optional[int], typer.Option(help="side of the images in pixels: of larger slices the part around the body is kept (openkbp, nifti, dicom), or they are shrunk (totalsegmentator)")] = None,
     classes: Annotated[Optional[Path], typer.Option(help="class_names.json (nifti, dicom, totalsegmentator)")] = None,
     test_share: Annotated[float, typer.Option(help="share of the patients set aside as a test (nifti, dicom)")] = 0.0,
     annotated: Annotated[Optional[str], typer.Option(help="what a zero of a label map means: json, all (everything was looked for) or present (nifti)")] = None,
@@ -256,10 +304,16 @@ def phantom(
 # %%
 #| export
 @app.command()
-def recipes():
-    "List the recipes."
-    from ctseg.recipes import DEFAULT_RECIPE, RECIPES
-    for r in RECIPES.values(): print(f"{r.name:<24}{r.about}{'  (default)' if r.name == DEFAULT_RECIPE else ''}")
+def recipes(name: Annotated[Optional[str], typer.Argument(help="one of them, or the recipe.json of a run: list its fields")] = None):
+    "List the recipes, or the fields of one: value, the default where it is another, meaning."
+    from ctseg.recipes import DEFAULT_RECIPE, RECIPES, get_recipe, recipe_fields
+    if name is None:
+        for r in RECIPES.values(): print(f"{r.name:<24}{r.about}{'  (default)' if r.name == DEFAULT_RECIPE else ''}")
+        return
+    print(f"{(r := get_recipe(name)).name}: {r.about}")
+    for key, value, default, meaning in recipe_fields(r):
+        shown = f"{key} = {value if value != '' else '(none)'}" + (f"  (default: {default if default != '' else '(none)'})" if value != default else "")
+        print(f"  {shown:<42}  {meaning}".rstrip())
 
 @app.command()
 def models(
@@ -300,11 +354,38 @@ def demo(
 ):
     "Train, predict, score and draw on data_sample, in minutes on a CPU."
     from ctseg.demo import run_demo
-    run_demo(out, data, overwrite)
+    from ctseg.train import Stopped
+    try: run_demo(out, data, overwrite)
+    except Stopped: raise typer.Exit(143)  # by SIGTERM; half a demo is none
 
 
 # %% [markdown]
 # ## Mistakes
+#
+# A misspelt option is a mistake like any other, so typer's own three lines become one. And SIGTERM, by which hosts and batch systems end a process, ends a command as Ctrl-C does: nothing half-written stays. `fit` listens to it in its own way, and stops with everything saved.
+
+# %%
+#| export
+_UsageError = typer.BadParameter.__base__  # typer brings a click of its own, older ones use the package
+
+def _usage(e) -> str:
+    "A wrong command line in one line; the help where there was none at all."
+    text = e.format_message()
+    if type(e).__name__ == "NoArgsIsHelpError": return text
+    text = " ".join(text.split()).rstrip(".")
+    return f"ctseg: {text[:1].lower()}{text[1:]} (see `{e.ctx.command_path if e.ctx else 'ctseg'} --help`)"
+
+@contextlib.contextmanager
+def _clean_end():
+    "SIGTERM becomes an exit with status 143, on the way to which temporary files are removed."
+    def stop(*_):
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not interrupt that
+        raise SystemExit(143)
+    if threading.current_thread() is not threading.main_thread(): yield; return  # Python delivers signals nowhere else
+    before = signal.signal(signal.SIGTERM, stop)
+    try: yield
+    finally: signal.signal(signal.SIGTERM, before)
+
 
 # %%
 #| export
@@ -313,15 +394,27 @@ def main():
     if not SPEAKS: warnings.simplefilter("ignore")
     elsewhere = warnings.formatwarning
     warnings.formatwarning = lambda message, category, filename, *a: f"ctseg: {message}\n" if Path(filename).is_relative_to(Path(__file__).parent) else elsewhere(message, category, filename, *a)
-    try: app()
+    try:
+        with _clean_end(): status = app(prog_name="ctseg", standalone_mode=False) or 0  # of a `typer.Exit`; commands return nothing
+        if status == 130: raise KeyboardInterrupt
+        sys.exit(status)
+    except _UsageError as e:
+        if SPEAKS: print(_usage(e), file=sys.stderr)
+        sys.exit(2)
+    except MemoryError:
+        print("ctseg: out of memory", file=sys.stderr)
+        sys.exit(2)
     except InputError as e:
         if not getattr(e, "told", False): print(f"ctseg: {e}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort):
         if SPEAKS: print("\nctseg: interrupted", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:  # `ctseg … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as e:  # a disk or a file that nothing nearer has told of
+        print(f"ctseg: {f'{e.filename}: ' if e.filename else ''}{e.strerror or e}", file=sys.stderr)
+        sys.exit(2)
 
 
 # %%

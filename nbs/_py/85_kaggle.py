@@ -18,7 +18,7 @@
 
 # %%
 #| export
-import math, os, shutil, subprocess, sys, tempfile, time
+import math, os, re, shutil, subprocess, sys, tempfile, time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
@@ -28,7 +28,7 @@ from ctseg.train import Run
 
 # %%
 #| hide
-import contextlib, io, re
+import contextlib, io
 from fastcore.test import test_eq
 from ctseg.data import read_challenge
 
@@ -158,7 +158,6 @@ test_eq((run/"checkpoints"/"x").read_text(), "tuesday")
 test_eq(carry_on("run"), run)  # a second call, in the same session, changes nothing
 assert (run/"new").exists() and not carry_on("other").exists()
 
-
 # %% [markdown]
 # ## Training
 #
@@ -167,16 +166,19 @@ assert (run/"new").exists() and not carry_on("other").exists()
 
 # %%
 #| export
+_CAUSE = re.compile(r"ctseg: |(\[rank\d+\]: *)?[\w.]+(Error|Exception)\b(?<!ChildFailedError)")  # ChildFailedError: torchrun's, of a process that has said why
+
 def _watch(command: list[str], env: dict = {}, show=print):
-    "Run `command` and show its lines as they come; `InputError` with the last of them if it fails. A run that stopped in time has not failed."
+    "Run `command` and show its lines as they come; `InputError` with the one that tells why if it fails. A run that stopped in time has not failed."
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1", **env}) as p:
-        last, stopped, told = "", False, -math.inf
+        last, cause, stopped, told = "", "", False, -math.inf
         for line in filter(str.strip, p.stdout):
             if "%|" in line and "100%|" not in line and time.monotonic() - told < 60: continue  # the progress bar, redrawn
             stopped |= "everything is saved" in line  # torchrun has a status of its own, so the line counts
             show(last := line.rstrip())
+            if _CAUSE.match(line): cause = last  # after it torchrun prints a page of its own
             if "%|" in line: told = time.monotonic()
-    if p.returncode and not stopped: raise InputError(f"the training ended with status {p.returncode}: {last}")
+    if p.returncode and not stopped: raise InputError(f"the training ended with status {p.returncode}: {cause or last}")
 
 
 # %%
@@ -190,7 +192,8 @@ def _fit_command(data, run, recipe, settings, seed, seconds, processes: int = 1)
     "`ctseg fit`, as one process or as several."
     start = [sys.executable, "-m"] + (["torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", "-m"] if processes > 1 else [])
     options = [x for s in settings for x in ("--set", s)] + (["--time-limit", f"{max(seconds, 1):.0f}s"] if seconds else [])
-    return [*start, "ctseg", "fit", str(data), "--out", str(run), "--recipe", recipe, "--seed", str(seed), "--resume", *options]
+    if (Path(run)/"recipe.json").exists(): options.append("--resume")
+    return [*start, "ctseg", "fit", str(data), "--out", str(run), "--recipe", recipe, "--seed", str(seed), *options]
 
 
 # %%
