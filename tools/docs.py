@@ -33,7 +33,7 @@ SECTIONS = {
     "Using": ["0?_*", "6?_*", "7?_*", "8?_*", "9?_*"],
     "Benchmarks": ["benchmarks/*"],
 }
-FIRST = ["index.ipynb", "tutorials/first_run.ipynb", "tutorials/your_own_dicom.ipynb", "guides/choosing_a_recipe.ipynb", "explanations/three_states.ipynb",
+FIRST = ["index.ipynb", "tutorials/first_run.ipynb", "tutorials/your_own_dicom.ipynb", "guides/choosing_a_recipe.ipynb", "explanations/three_states.ipynb", "explanations/semi_supervised.ipynb",
          "explanations/dice_alone.ipynb", *(f"kaggle/{n}/{n}.ipynb" for n in ("supervised", "teacher_student"))]  # before the others of their section
 
 

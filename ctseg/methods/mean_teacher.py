@@ -30,11 +30,12 @@ def unknown_cells(
 def open_shares(
     prob: torch.Tensor, # [B, C, H, W], of a softmax
     where: torch.Tensor, # bool [B, C, H, W], from `unknown_cells`
-) -> tuple[torch.Tensor, torch.Tensor]: # shares [B, 1 + C, H, W], background first, 0 for what truth has excluded; bool [B, H, W]: where the teacher does not contradict the truth
-    "A teacher's distribution over background and the unknown structures, given that it is none of the others; and where at least half of what it said was about these."
+) -> tuple[torch.Tensor, torch.Tensor]: # shares [B, 1 + C, H, W], background first, 0 for what truth has excluded; bool [B, H, W]: where these may be believed
+    "A teacher's distribution over background and the unknown structures, given that it is none of the others. Where it contradicts the truth (less than half of its probability is left) only background is to be believed."
     left = torch.cat([(1 - prob.sum(1, keepdim=True)).clamp(min=0), prob*where], 1)
     mass = left.sum(1, keepdim=True)
-    return left/mass.clamp(min=1e-12), mass[:, 0] >= .5
+    shares = left/mass.clamp(min=1e-12)
+    return shares, (mass[:, 0] >= .5) | (shares.argmax(1) == 0)
 
 def disagreement(student, teacher, where, activation: str, gather=lambda t: t) -> torch.Tensor:
     "Squared distance of the probabilities [B, C, H, W] where truth says nothing: mean over cells (sigmoid), Brier score of what is left open (softmax)."

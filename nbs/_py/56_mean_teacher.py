@@ -79,18 +79,20 @@ test_eq(unknown_cells(mask, known).int().tolist(), [[[[1, 0]], [[0, 0]]], [[[1, 
 # A softmax has one answer a pixel, and background has a part in it. Where some structures are unknown, truth still says something: what was looked for and not found is *not* it. So the teacher is asked for the shares of what is left open, background and the unknown structures, and the student is held to those. Were the unknown
 # structures compared alone, with the teacher's probabilities as they are, the probability that a teacher gives to a structure people did not find would be taken from the unknown ones and pass to background: unknown would be taught as absent.
 #
-# Shares can be made of any remainder, however small. A teacher that is sure of the left kidney where people looked for it in vain has all but nothing left, and what becomes of that is chance: most likely background, and with it the absence of a right kidney that nobody examined. So a teacher is heard only where it gives at least half of its probability to what is open.
+# Shares can be made of any remainder, however small. A teacher that is sure of the left kidney where people looked for it in vain has all but nothing left, and the largest share of that is a poor guess. How poor can be seen where the whole truth is known: on annotated slices of a phantom (240 annotated of 600, the first phase of `ctseg`), where such a teacher's remainder reached $\tau$, background was right 96 times of a hundred,
+# another structure 51 times. Where the teacher does not contradict the truth it was right 99 times. So a teacher that gives less than half of its probability to what is open is heard only if the largest share is background's.
 
 # %%
 #| export
 def open_shares(
     prob: torch.Tensor, # [B, C, H, W], of a softmax
     where: torch.Tensor, # bool [B, C, H, W], from `unknown_cells`
-) -> tuple[torch.Tensor, torch.Tensor]: # shares [B, 1 + C, H, W], background first, 0 for what truth has excluded; bool [B, H, W]: where the teacher does not contradict the truth
-    "A teacher's distribution over background and the unknown structures, given that it is none of the others; and where at least half of what it said was about these."
+) -> tuple[torch.Tensor, torch.Tensor]: # shares [B, 1 + C, H, W], background first, 0 for what truth has excluded; bool [B, H, W]: where these may be believed
+    "A teacher's distribution over background and the unknown structures, given that it is none of the others. Where it contradicts the truth (less than half of its probability is left) only background is to be believed."
     left = torch.cat([(1 - prob.sum(1, keepdim=True)).clamp(min=0), prob*where], 1)
     mass = left.sum(1, keepdim=True)
-    return left/mass.clamp(min=1e-12), mass[:, 0] >= .5
+    shares = left/mass.clamp(min=1e-12)
+    return shares, (mass[:, 0] >= .5) | (shares.argmax(1) == 0)
 
 def disagreement(student, teacher, where, activation: str, gather=lambda t: t) -> torch.Tensor:
     "Squared distance of the probabilities [B, C, H, W] where truth says nothing: mean over cells (sigmoid), Brier score of what is left open (softmax)."
@@ -101,13 +103,13 @@ def disagreement(student, teacher, where, activation: str, gather=lambda t: t) -
 
 
 # %% [markdown]
-# One pixel: the first structure is unknown, people did not find the second; the teacher says .45 and .4, which leaves .15 for background. Of what is open, three quarters are the first structure's. A student that says so, and nothing else, agrees. Had the teacher said .1 and .8, it would not be heard.
+# One pixel: the first structure is unknown, people did not find the second; the teacher says .45 and .4, which leaves .15 for background. Of what is open, three quarters are the first structure's. A student that says so, and nothing else, agrees. Had the teacher said .15 and .75, it would not be heard.
 
 # %%
 q, open_ = torch.tensor([.45, .4]).view(1, 2, 1, 1), torch.tensor([True, False]).view(1, 2, 1, 1)
 shares, heard = open_shares(q, open_)
 test_close(shares.flatten().tolist(), [.25, .75, 0], 1e-6)
-test_eq([heard.item(), open_shares(q.new_tensor([.1, .8]).view(1, 2, 1, 1), open_)[1].item()], [True, False])
+test_eq([heard.item(), open_shares(q.new_tensor([.15, .75]).view(1, 2, 1, 1), open_)[1].item()], [True, False])
 test_close(disagreement(torch.tensor([.75, 0.]).view(1, 2, 1, 1), q, open_, "softmax").item(), 0, 1e-6)
 
 

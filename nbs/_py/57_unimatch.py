@@ -50,7 +50,7 @@ torch.set_num_threads(1)  # so few slices: another order of a sum is another net
 # ## Completing the truth
 #
 # Softmax: at a pixel without a label, the truth still forbids something, namely the structures that were examined and not found there. The teacher's probabilities are renormalised over what is *allowed* (background and the unexamined structures), and if one of these reaches the threshold $\tau$,
-# the pixel is settled for all classes; but not [where the teacher contradicts the truth](mean_teacher.html#where-to-compare).
+# the pixel is settled for all classes. (Where the teacher [contradicts the truth](mean_teacher.html#where-to-compare), only as background.)
 #
 # Sigmoid: each unexamined structure is settled on its own, as present above $\tau$ and as absent below $1-\tau$. Where classes have thresholds of their own, an absence needs the highest of them: a class that is allowed to be believed early should not be forgotten early.
 

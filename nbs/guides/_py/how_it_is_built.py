@@ -52,7 +52,7 @@ import pandas as pd
 #| echo: false
 def told(path):
     title, *rest = "".join(json.loads(path.read_text(encoding="utf-8"))["cells"][0]["source"]).splitlines()
-    return {"page": f'<a href="../benchmarks/{path.stem}.html">{title.removeprefix("# ")}</a>', "what it asks": next(line[2:] for line in rest if line.startswith("> "))}
+    return {"page": f'<a href="../benchmarks/{path.stem}.html">{title.removeprefix("# ").replace("`", "")}</a>', "what it asks": next(line[2:] for line in rest if line.startswith("> "))}
 
 pd.set_option("display.max_colwidth", None)
 pd.DataFrame([told(p) for p in sorted(Path("../benchmarks").glob("*.ipynb"))]).style.hide(axis="index").set_properties(**{"text-align": "left"})
