@@ -209,6 +209,7 @@ ABLATION = [
     ("augment-none", "masked", LOG + ("augment=none",)),
     ("augment-strong", "masked", LOG + ("augment=strong",)),
     ("size-96", "masked", LOG + ("image_size=96",)),
+    ("labelled-only", "ctseg", ("unlabelled=0", "precision=bf16")),  # the second phase on the annotated slices alone, of which half of the cells are unknown; of `marginal-log` in semi100
     # of `log-self-training` and of `log-teacher-student`, in semi100
     ("no-quota", "self-training", OURS + ("quota=1", "precision=bf16")),
     ("two-rounds", "self-training", OURS + ("rounds=2", "precision=bf16")),

@@ -177,7 +177,7 @@ ranked[ranked.of == "rank correlation"][["teacher", "asked", "max", "entropy", "
 # %% [markdown]
 # ## What it brought
 #
-# On [real CT](benchmarks/realct_semi.html) (`labelled` annotated slices; `seed-…`: with the original's loss), compared with supervised training on the same slices. Rows of one seed say how one training went. The rows `log-…` have the sigmoid loss with the logarithm of the Dice (`loss=masked`); the recipe `teacher-student` now has a softmax (`loss=marginal`); rows with that loss, if there are any, are called `marginal-…`.
+# On [real CT](benchmarks/realct_semi.html) (`labelled` annotated slices; `seed-…`: with the original's loss), compared with supervised training on the same slices. Rows of one seed say how one training went. The rows `log-…` have the sigmoid loss with the logarithm of the Dice (`loss=masked`); the rows `marginal-…` have a softmax (`loss=marginal`), as the recipe `teacher-student` has now.
 
 # %%
 told = pd.read_csv("benchmarks/results/realct_semi.csv")

@@ -9,7 +9,7 @@
 #| default_exp recipes
 
 # %% [markdown]
-# A recipe is a name for a set of choices. To use one is to say "what they did"; to change one field is to run an experiment. Not all of them have been measured as they stand. `ctseg-1h` and `ctseg-30h` have not, for want of a GPU. Of the last four, `mean-teacher` has been run once on real CT; the methods of the other three were measured with a sigmoid loss or the original's, and their softmax loss only without them and in `ctseg`.
+# A recipe is a name for a set of choices. To use one is to say "what they did"; to change one field is to run an experiment. Not all of them have been measured as they stand. `ctseg-1h` and `ctseg-30h` have not, for want of a GPU. Of the last four, `teacher-student` and `mean-teacher` have been run once each on real CT; the methods of `unimatch` (two strong views and a feature stream) and `self-training` were measured with other losses, or in part.
 #
 # | recipe | what it is |
 # |---|---|

@@ -30,7 +30,7 @@ from measured import compare, compare_left_out, load, rule_gain, verdict
 
 RESULTS = Path("results")
 many, few, lots, one, phantom = (load(RESULTS/t) for t in ("supervised", "semi100", "semi800", "ablation", "phantom240"))
-told_by_cell = one | {n: few[n] for n in ("log-self-training", "log-teacher-student")}  # in bf16
+told_by_cell = one | {n: few[n] for n in ("log-self-training", "log-teacher-student", "marginal-log")}  # in bf16
 one |= {"ctseg-sigmoid": few["ctseg-sigmoid"], "log": few["log-fp32"]}  # all of these in fp32
 
 # %%
@@ -49,6 +49,7 @@ CHOICES = [  # part, choice, table, with it, without it
     ("unlabelled", "the second phase of `ctseg`, with all slices, half as many steps on top", one, "ctseg-sigmoid", "log"),
     ("unlabelled", "the unlabelled slices, against as many steps", few, "log-warm-unimatch", "log-longer"),
     ("unlabelled", "truth alone first, on top of as many steps with all", few, "log-warm-unimatch", "log-unimatch"),
+    ("unlabelled", "the second phase, where there are none: on 100 annotated slices, half of whose cells are unknown", told_by_cell, "labelled-only", "marginal-log"),
     ("unlabelled", "CutMix in the strong view", one, "ctseg-sigmoid", "no-cutmix"),
     ("unlabelled", "strong augmentation, not mild, before the strong view", one, "ctseg-strong", "ctseg-sigmoid"),
     ("both", "softmax, not sigmoid: 7 structures, 800 annotated", lots, "ctseg", "ctseg-sigmoid"),

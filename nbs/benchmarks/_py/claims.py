@@ -53,7 +53,13 @@ CLAIMS = [
     ("Teacher and student, as in the original, 800 annotated", "the original, +.01", "semi800", "seed-teacher-student", "seed-attunet"),
     ("Weak-to-strong consistency with the original's loss, 800 annotated", "UniMatch (Yang et al. 2023)", "semi800", "seed-unimatch", "seed-attunet"),
     ("… with ours", "the same", "semi800", "log-unimatch", "log"),
-    ("Mean Teacher, 800 annotated", "Tarvainen & Valpola 2017", "semi800", "log-mean-teacher", "log"),
+    ("Mean Teacher with the original's loss, 800 annotated", "Tarvainen & Valpola 2017", "semi800", "seed-mean-teacher", "seed-attunet"),
+    ("… with ours, softmax", "the same", "semi800", "marginal-mean-teacher", "marginal-log"),
+    ("Teacher and student with our softmax loss and Soft Dice Confidence, 800 annotated", "Lee 2013; ST++", "semi800", "marginal-teacher-student", "marginal-log"),
+    ("Pretrain on pseudo-labels, fine-tune on truth, as in the original, 800 annotated", "the original", "semi800", "seed-pretrain-finetune", "seed-attunet"),
+    ("… with our softmax loss", "the same", "semi800", "marginal-pretrain-finetune", "marginal-log"),
+    ("Teacher and student, as in the original, 54 structures (phantom)", "the original, +.01", "phantom240", "seed-teacher-student", "seed-attunet"),
+    ("Training twice as long adds to the default", "common", "semi800", "ctseg-longer", "ctseg"),
     ("Out-of-fold self-training, 800 annotated", "noisy student; FLARE22", "semi800", "log-self-training", "log"),
 ]
 rows = []
