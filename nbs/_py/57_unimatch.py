@@ -218,7 +218,7 @@ plt.show()
 #
 # The recipe `ctseg` is this with one strong view, no feature stream and a second phase half as long as the first, $\mathcal L = \ell(\text{labelled}) + w(t)\,\ell(\text{strong})$, for the price of a few supervised trainings.
 #
-# `warm=False` starts at once, as the papers do. Without unlabelled slices the second phase has the unexamined structures of the annotated ones to complete; only where nothing at all is unknown is there none.
+# `warm=False` starts at once, as the papers do. Without unlabelled slices the second phase has the unexamined structures of the annotated ones to complete; only where nothing at all is unknown is there none. (With 100 annotated slices of real CT and no others, [it added 0.02](benchmarks/ablations.html), in each of three trainings.)
 
 # %%
 #| export
