@@ -24,7 +24,7 @@ from tqdm import tqdm
 from .anatomy import ClassMap
 from .data import SliceSet, _blocks, _explain_rows, _header, _open_csv, _parse_rows, _same_names, image_paths, read_pngs, write_masks
 from .device import DevicePlan, pick_device
-from .files import InputError, atomic_path, read_json
+from .files import InputError, atomic_path, read_json, refuse_folder
 from .losses import create_loss
 from .metrics import dice_table, mean_dice
 from .models import create_model
@@ -390,8 +390,7 @@ def check_files(images, out, probabilities=None) -> list[Path]:
     paths = image_paths(images)
     if not str(out).endswith((".csv", ".csv.gz")): raise InputError(f"{out}: a submission is called something.csv or something.csv.gz")
     if probabilities and Path(probabilities).resolve() == Path(out).resolve(): raise InputError(f"{out}: the submission and the probabilities need a file each")
-    for path in (out, probabilities):
-        if path and Path(path).is_dir(): raise InputError(f"cannot write {path}: it is a folder")
+    for path in (out, probabilities): refuse_folder(path)
     return paths
 
 def label_file(path: Path, shape) -> np.ndarray: # uint8, all 0

@@ -23,7 +23,7 @@ from .anatomy import ClassMap
 from .calibrate import plot_reliability, prepare
 from .data import SliceSet, read_challenge
 from .device import DevicePlan, pick_device
-from .files import InputError, atomic_path, did_you_mean, read_json
+from .files import InputError, atomic_path, did_you_mean, read_json, refuse_folder
 from .metrics import bootstrap_mean, dice_table, evaluate, mean_dice, overlaps, paired_bootstrap, per_class
 from .predict import Rule, held_out_by, predict_masks, run_spec
 from .train import Recipe, Run, plot_curves
@@ -443,9 +443,6 @@ def page_data(sets: list, slices: SliceSet) -> Markup:
     return Markup(json.dumps(dict(names=["background", *slices.classes.names], colours=colours, height=h, width=w, sets=sets), separators=(",", ":")).replace("<", "\\u003c"))
 
 # %% ../nbs/64_report.ipynb #f197ae33
-def _no_folder(out):
-    if out and Path(out).is_dir(): raise InputError(f"cannot write {out}: it is a folder")
-
 def report(
     run, # a run folder
     data=None, # the challenge folder it was trained on; None: only what the run folder holds
@@ -459,7 +456,7 @@ def report(
     "Write the page of one run. Without `data` the run may still be in its first phase."
     run = Run(run)
     spec = run_spec(run, weights=data is not None)
-    _no_folder(out)
+    refuse_folder(out)
     classes = ClassMap.from_names(list(spec["classes"].values()))
     facts = run_facts(run, spec) | dict(score=None, rows=None, heat=None, sides=None, sets=None, rule=None, scored_on=None, kind=False)
     pseudo, extra = pseudo_facts(run, spec, None, 0) if data is None else (None, [])
@@ -552,7 +549,7 @@ def report_comparison(
     runs = [Run(r) for r in runs]
     specs = [run_spec(r) for r in runs]
     if data is None: raise InputError("comparing runs needs slices to score them on: give --data FOLDER")
-    _no_folder(out)
+    refuse_folder(out)
     slices = common_slices(runs, data, split, annotated)
     records = compare(runs, slices, plan, batch_size)
     same = lambda k: len({json.dumps(s["recipe"].get(k)) for s in specs}) == 1

@@ -590,10 +590,8 @@ def open(self, recipe: dict, slices: SliceSet, seed: int, resume: bool = False):
     spec = {"recipe": recipe, "seed": seed, "data": {"fingerprint": slices.fingerprint(), "images": len(slices), "labelled": int(slices.labelled.sum())},
             "classes": {str(i + 1): n for i, n in enumerate(slices.classes.names)}, "image_shape": list(slices.images.shape[1:])}
     path = self/"recipe.json"
-    with disk_errors(self.folder):
-        if self.folder.exists() and not self.folder.is_dir(): raise InputError(f"{self.folder} is a file; choose another --out")
+    self.check_free(resume)
     if path.exists():
-        if not resume: raise InputError(f"{self.folder} already holds a run; add --resume to continue it or choose another --out")
         old = read_spec(path)
         free = ("about", "pieces")  # a reworded description is no other recipe; nor is another card's memory
         for part in ("recipe", "seed", "data"):
@@ -602,12 +600,20 @@ def open(self, recipe: dict, slices: SliceSet, seed: int, resume: bool = False):
             diff = [k for k in now if was.get(k) != now[k]] if isinstance(now, dict) else []
             what = f"{diff[0]} = {was.get(diff[0])!r}, not {now[diff[0]]!r}" if diff else f"{part} = {was!r}, not {now!r}"
             raise InputError(f"{path}: this run was started with {what}; continue with the same, or choose another --out")
-    elif self.folder.exists() and any(not p.name.endswith(PART) for p in self.folder.iterdir()):
-        raise InputError(f"{self.folder} is not empty and holds no run; choose another --out")
     else: write_json(spec | {"versions": {"python": sys.version.split()[0], **{p: metadata.version(p) for p in _VERSIONED}}}, path)
     self.lock()
     for left in [*self.folder.glob(f".*{PART}"), *self.folder.glob(f"checkpoints/.*{PART}"), *self.folder.glob(f"checkpoints/*/.*{PART}")]: shutil.rmtree(left, ignore_errors=True)  # of files that were being written when a run was killed
     return self
+
+@patch_to(Run)
+def check_free(self, resume: bool = False):
+    "`InputError` unless a run can start in the folder, or with `resume` go on; `open` asks again, but by then all the data has been read."
+    with disk_errors(self.folder):
+        if self.folder.exists() and not self.folder.is_dir(): raise InputError(f"{self.folder} is a file; choose another --out")
+        if (self/"recipe.json").exists():
+            if not resume: raise InputError(f"{self.folder} already holds a run; add --resume to continue it or choose another --out")
+        elif self.folder.exists() and any(not p.name.endswith(PART) for p in self.folder.iterdir()):
+            raise InputError(f"{self.folder} is not empty and holds no run; choose another --out")
 
 @patch_to(Run)
 def lock(self):

@@ -20,7 +20,7 @@ from scipy.optimize import linear_sum_assignment
 
 from .anatomy import RAIDIUM54, ClassMap
 from .data import SliceSet, natural_key, present_classes, read_classes, read_masks, read_pngs, still_known, write_challenge
-from .files import InputError, atomic_path, did_you_mean, read_json, write_json
+from .files import InputError, atomic_path, did_you_mean, read_json, refuse_folder, write_json
 
 # %% ../nbs/14_volumes.ipynb #d23f630a
 _TOWARD = {"R": (0, 1), "L": (0, -1), "A": (1, 1), "P": (1, -1), "S": (2, 1), "I": (2, -1)}
@@ -349,7 +349,7 @@ def _cut_case(case: Case, classes: ClassMap, how: Slicing) -> tuple[tuple, int, 
 def _key(cases: list[Case], path):
     "Write the private table, which volume came from where, before the block; it takes its name when the block ends well. `None`: no table."
     if path is None: yield; return
-    if Path(path).is_dir(): raise InputError(f"key {path}: is a folder; give the name of a table to write, such as {Path(path)/'key.csv'}")
+    refuse_folder(path)
     with atomic_path(path) as tmp:
         with open(tmp, "w", newline="", encoding="utf-8") as f:
             csv.writer(f, lineterminator="\n").writerows([("volume", "source"), *((c.id, c.source) for c in cases)])

@@ -18,5 +18,5 @@ NBS = sorted(p for p in (ROOT/"nbs").rglob("*.ipynb") if runs_here(p))
 
 @pytest.mark.parametrize("path", NBS, ids=lambda p: p.stem)
 def test_notebook(path):
-    run = lambda: run_nb(path, skip_flags=get_config(ROOT).tst_flags.split(), basepath=ROOT)[0]
-    assert run() or (path.stem == "38_parallel" and run())  # on a busy machine its two processes have failed to meet
+    ok, _ = run_nb(path, skip_flags=get_config(ROOT).tst_flags.split(), basepath=ROOT)
+    assert ok

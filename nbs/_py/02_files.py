@@ -106,6 +106,10 @@ def atomic_path(
                 with contextlib.suppress(OSError):
                     for p in new: p.rmdir()
 
+def refuse_folder(path):
+    "`InputError` if a file shall be written where a folder is. `atomic_path` says so too, but after the work."
+    if path and Path(path).is_dir(): raise InputError(f"cannot write {path}: it is a folder")
+
 
 # %%
 with tempfile.TemporaryDirectory() as d:

@@ -31,7 +31,7 @@ from scipy.optimize import linear_sum_assignment
 
 from ctseg.anatomy import RAIDIUM54, ClassMap
 from ctseg.data import SliceSet, natural_key, present_classes, read_classes, read_masks, read_pngs, still_known, write_challenge
-from ctseg.files import InputError, atomic_path, did_you_mean, read_json, write_json
+from ctseg.files import InputError, atomic_path, did_you_mean, read_json, refuse_folder, write_json
 
 # %%
 #| hide
@@ -565,7 +565,7 @@ def _cut_case(case: Case, classes: ClassMap, how: Slicing) -> tuple[tuple, int, 
 def _key(cases: list[Case], path):
     "Write the private table, which volume came from where, before the block; it takes its name when the block ends well. `None`: no table."
     if path is None: yield; return
-    if Path(path).is_dir(): raise InputError(f"key {path}: is a folder; give the name of a table to write, such as {Path(path)/'key.csv'}")
+    refuse_folder(path)
     with atomic_path(path) as tmp:
         with open(tmp, "w", newline="", encoding="utf-8") as f:
             csv.writer(f, lineterminator="\n").writerows([("volume", "source"), *((c.id, c.source) for c in cases)])

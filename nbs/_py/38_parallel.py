@@ -180,12 +180,11 @@ for step in range(3):
     if rank() == 0: print(f"{loss.item():.5f}", end=" ")
 mean = next(m for m in model.modules() if isinstance(m, nn.BatchNorm2d)).running_mean
 if rank() == 0: print("  running means", [round(v, 4) for v in mean.tolist()])
-if world() > 1: dist.destroy_process_group()
 """
 with tempfile.TemporaryDirectory() as d:
     path = Path(d)/"two.py"
     path.write_text(script)
-    run = lambda *command: subprocess.run([sys.executable, *command], capture_output=True, text=True, check=True).stdout.strip()
+    run = lambda *command: subprocess.run([sys.executable, *command], stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
     one, two = run(path), run("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", path, "gloo")
 print("one process   ", one)
 print("two processes ", two)

@@ -33,7 +33,7 @@ from tqdm import tqdm
 from ctseg.anatomy import ClassMap
 from ctseg.data import SliceSet, _blocks, _explain_rows, _header, _open_csv, _parse_rows, _same_names, image_paths, read_pngs, write_masks
 from ctseg.device import DevicePlan, pick_device
-from ctseg.files import InputError, atomic_path, read_json
+from ctseg.files import InputError, atomic_path, read_json, refuse_folder
 from ctseg.losses import create_loss
 from ctseg.metrics import dice_table, mean_dice
 from ctseg.models import create_model
@@ -599,8 +599,7 @@ def check_files(images, out, probabilities=None) -> list[Path]:
     paths = image_paths(images)
     if not str(out).endswith((".csv", ".csv.gz")): raise InputError(f"{out}: a submission is called something.csv or something.csv.gz")
     if probabilities and Path(probabilities).resolve() == Path(out).resolve(): raise InputError(f"{out}: the submission and the probabilities need a file each")
-    for path in (out, probabilities):
-        if path and Path(path).is_dir(): raise InputError(f"cannot write {path}: it is a folder")
+    for path in (out, probabilities): refuse_folder(path)
     return paths
 
 def label_file(path: Path, shape) -> np.ndarray: # uint8, all 0

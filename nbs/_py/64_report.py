@@ -33,7 +33,7 @@ from ctseg.anatomy import ClassMap
 from ctseg.calibrate import plot_reliability, prepare
 from ctseg.data import SliceSet, read_challenge
 from ctseg.device import DevicePlan, pick_device
-from ctseg.files import InputError, atomic_path, did_you_mean, read_json
+from ctseg.files import InputError, atomic_path, did_you_mean, read_json, refuse_folder
 from ctseg.metrics import bootstrap_mean, dice_table, evaluate, mean_dice, overlaps, paired_bootstrap, per_class
 from ctseg.predict import Rule, held_out_by, predict_masks, run_spec
 from ctseg.train import Recipe, Run, plot_curves
@@ -574,9 +574,6 @@ def page_data(sets: list, slices: SliceSet) -> Markup:
 
 # %%
 #| export
-def _no_folder(out):
-    if out and Path(out).is_dir(): raise InputError(f"cannot write {out}: it is a folder")
-
 def report(
     run, # a run folder
     data=None, # the challenge folder it was trained on; None: only what the run folder holds
@@ -590,7 +587,7 @@ def report(
     "Write the page of one run. Without `data` the run may still be in its first phase."
     run = Run(run)
     spec = run_spec(run, weights=data is not None)
-    _no_folder(out)
+    refuse_folder(out)
     classes = ClassMap.from_names(list(spec["classes"].values()))
     facts = run_facts(run, spec) | dict(score=None, rows=None, heat=None, sides=None, sets=None, rule=None, scored_on=None, kind=False)
     pseudo, extra = pseudo_facts(run, spec, None, 0) if data is None else (None, [])
@@ -699,7 +696,7 @@ def report_comparison(
     runs = [Run(r) for r in runs]
     specs = [run_spec(r) for r in runs]
     if data is None: raise InputError("comparing runs needs slices to score them on: give --data FOLDER")
-    _no_folder(out)
+    refuse_folder(out)
     slices = common_slices(runs, data, split, annotated)
     records = compare(runs, slices, plan, batch_size)
     same = lambda k: len({json.dumps(s["recipe"].get(k)) for s in specs}) == 1

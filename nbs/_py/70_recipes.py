@@ -39,7 +39,7 @@ import torch
 from ctseg.calibrate import calibrate_run
 from ctseg.data import SliceSet, grouped_folds, read_challenge
 from ctseg.device import DevicePlan, pick_device
-from ctseg.files import InputError, atomic_path, did_you_mean, disk_errors, write_json
+from ctseg.files import InputError, atomic_path, did_you_mean, write_json
 from ctseg.methods.mean_teacher import PERTURB, mean_teacher
 from ctseg.methods.self_training import self_training
 from ctseg.methods.supervised import supervised
@@ -149,11 +149,6 @@ def check_job(job: Job):
 
 # %%
 #| export
-def _refuse_taken(run: Run, resume: bool):
-    "`Run.open` refuses a folder that holds a run, too, but only after all the data has been read."
-    with disk_errors(run.folder): there = (run/"recipe.json").exists()
-    if there and not resume: raise InputError(f"{run.folder} already holds a run; add --resume to continue it or choose another --out")
-
 def fit(
     data: SliceSet|str|Path, # the slices, or a challenge folder
     recipe: Recipe|str = DEFAULT_RECIPE, # or its name, or the `recipe.json` of a run
@@ -172,7 +167,7 @@ def fit(
     plan, run = pick_device(device, recipe.precision), Run(out)
     with Deadline(read_duration(time_limit) if time_limit else math.inf) as deadline:
         make_accelerator(plan)  # connects the processes, if there are several
-        on_main(lambda: _refuse_taken(run, resume))
+        on_main(lambda: run.check_free(resume))
         slices = data if isinstance(data, SliceSet) else main_first(lambda: read_challenge(data, annotated=annotated))
         job = Job(recipe, slices, run, plan, seed, progress, deadline)
         check_job(job)
