@@ -582,6 +582,17 @@ def read_spec(path) -> dict:
     return spec
 
 # %% ../nbs/40_train.ipynb #5d0e0d88
+@patch_to(Run)
+def check_free(self, resume: bool = False):
+    "`InputError` unless a run can start in the folder, or with `resume` go on; `open` asks again, but by then all the data has been read."
+    with disk_errors(self.folder):
+        if self.folder.exists() and not self.folder.is_dir(): raise InputError(f"{self.folder} is a file; choose another --out")
+        if (self/"recipe.json").exists():
+            if not resume: raise InputError(f"{self.folder} already holds a run; add --resume to continue it or choose another --out")
+        elif self.folder.exists() and any(not p.name.endswith(PART) for p in self.folder.iterdir()):
+            raise InputError(f"{self.folder} is not empty and holds no run; choose another --out")
+
+# %% ../nbs/40_train.ipynb #664a6745
 _VERSIONED = ("ctseg", "torch", "timm", "numpy", "accelerate")
 
 @patch_to(Run)
@@ -604,16 +615,6 @@ def open(self, recipe: dict, slices: SliceSet, seed: int, resume: bool = False):
     self.lock()
     for left in [*self.folder.glob(f".*{PART}"), *self.folder.glob(f"checkpoints/.*{PART}"), *self.folder.glob(f"checkpoints/*/.*{PART}")]: shutil.rmtree(left, ignore_errors=True)  # of files that were being written when a run was killed
     return self
-
-@patch_to(Run)
-def check_free(self, resume: bool = False):
-    "`InputError` unless a run can start in the folder, or with `resume` go on; `open` asks again, but by then all the data has been read."
-    with disk_errors(self.folder):
-        if self.folder.exists() and not self.folder.is_dir(): raise InputError(f"{self.folder} is a file; choose another --out")
-        if (self/"recipe.json").exists():
-            if not resume: raise InputError(f"{self.folder} already holds a run; add --resume to continue it or choose another --out")
-        elif self.folder.exists() and any(not p.name.endswith(PART) for p in self.folder.iterdir()):
-            raise InputError(f"{self.folder} is not empty and holds no run; choose another --out")
 
 @patch_to(Run)
 def lock(self):
