@@ -1,5 +1,5 @@
 "From runs to a submission: rules, views, ensembles tuned without leaking, the float16 store, streaming, calibration; and every mistake in one line."
-import tracemalloc, zipfile
+import itertools, tracemalloc, zipfile
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -72,6 +72,87 @@ def test_rescue_fills_empty_images_only():
     out = rescue(label, prob, 0.2)
     assert torch.equal(out[1], label[1]) and not out[2].any() and out[0].any() and out[3].any()
     assert set(out[0].unique().tolist()) <= {0, int(prob[0].amax((1, 2)).argmax()) + 1}
+
+
+# ---- is it there at all?
+
+def ratio(keep, p, d, prior=0.5): return ((keep*p*d).sum() + prior)/(p.sum() + (keep*(1 - p)).sum() + 1)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.tuples(st.floats(0.02, 0.98), st.floats(0.02, 1)), min_size=1, max_size=9))
+def test_no_other_choice_of_structures_has_a_higher_expected_score(cells):
+    "Dinkelbach's turns against all subsets. The slice that holds the estimate scores as all together, so it is taken from the answer."
+    p, d = np.array(cells).T
+    usual = float(P.usual_dice(p[:, None], d[:, None], np.ones((len(p), 1), bool))[0])
+    pooled = usual*(p.sum() + ((1 - p)*(keep := p*d > (1 - p)*usual)).sum() + 1) - (keep*p*d).sum()
+    best = max(ratio(np.array(bits), p, d, pooled) for bits in itertools.product([False, True], repeat=len(p)))
+    assert ratio(keep, p, d, pooled) == pytest.approx(usual) == pytest.approx(best, abs=1e-9)
+
+
+def test_a_structure_is_kept_if_its_odds_exceed_usual_over_stake():
+    prob = torch.zeros(2, 2, 4, 4)
+    prob[0, 0, :2] = 0.8; prob[0, 1, 3, :2] = 0.6; prob[1, 0, 0, 0] = 0.8
+    label = decide(prob, Rule(), "sigmoid")
+    e = P.ExpectedDice(bias=0.5, peak=1.0, area=0.3, usual=(0.7, 0.2))
+    odds = lambda peak, pixels: np.exp(0.5 + np.log(peak/(1 - peak)) + 0.3*np.log(pixels/16))
+    for n, c, peak, pixels in [(0, 0, .8, 8), (0, 1, .6, 2), (1, 0, .8, 1)]:
+        stake = 2*pixels*peak/(pixels + pixels*peak)
+        for usual in (0.98*odds(peak, pixels)*stake, 1.02*odds(peak, pixels)*stake):
+            e = replace(e, usual=tuple(usual if k == c else 0.0 for k in (0, 1)))
+            out = decide(prob, Rule(expected=e), "sigmoid")
+            assert torch.equal(out[n] == c + 1, (label[n] == c + 1) & bool(usual < odds(peak, pixels)*stake))
+            assert torch.equal(out == 2 - c, label == 2 - c)  # the other class stays
+
+
+def test_what_is_kept_does_not_depend_on_the_size_of_the_image():
+    prob = torch.rand(3, 4, 8, 8, generator=torch.Generator().manual_seed(1))**6
+    e = P.ExpectedDice(1.0, 1.0, 1.5, (0.3, 0.5, 0.7, 0.9))
+    big = prob.repeat_interleave(3, 2).repeat_interleave(3, 3)
+    small, large = (decide(x, Rule(expected=e), "sigmoid") for x in (prob, big))
+    assert torch.equal(large, small.repeat_interleave(3, 1).repeat_interleave(3, 2)) and not torch.equal(small, decide(prob, Rule(), "sigmoid"))
+
+
+def cells(n=4000, seed=0):
+    "Drawn structures whose chance to be there is known: logit = 1 + 2·(logit of the peak) + 0.5·ln(share)."
+    rng = np.random.default_rng(seed)
+    found = np.stack([rng.normal(1, 1, (n, 2)), rng.normal(-4, 1, (n, 2)), rng.random((n, 2))])
+    chance = 1/(1 + np.exp(-(1 + 2*found[0] + .5*found[1])))
+    return found, rng.random((n, 2)) < chance, np.ones((n, 2), bool)
+
+
+def test_the_chance_of_being_there_is_learnt_from_what_was_looked_for():
+    found, present, known = cells()
+    e = P.fit_expected_dice(found, present, known)
+    assert (e.bias, e.peak, e.area) == pytest.approx((1, 2, .5), abs=0.2) and 0 < min(e.usual) <= max(e.usual) < 1
+    half = known.copy(); half[::2] = False
+    spoilt, wrong = found.copy(), present.copy()
+    spoilt[:, ::2], wrong[::2] = 9, ~present[::2]
+    assert P.fit_expected_dice(spoilt, wrong, half) == P.fit_expected_dice(found[:, 1::2], present[1::2], known[1::2])
+    not_drawn = found.copy(); not_drawn[1, ::2] = -np.inf
+    assert P.fit_expected_dice(not_drawn, wrong, known) == P.fit_expected_dice(found[:, 1::2], present[1::2], known[1::2])
+    for certain in (present & False, present | True): assert P.fit_expected_dice(found, certain, known) is None
+    assert P.fit_expected_dice(found, present, known & False) is None
+
+
+def test_inventions_are_dropped_though_they_peak_as_high():
+    slices = toy(24, labelled=24, every=True)
+    prob = truth_as_probability(slices)
+    absent = torch.from_numpy(~slices.present)[:, :, None, None]
+    stain = torch.zeros_like(prob); stain[:, :, 3, 5:7] = 0.9  # two pixels in another place
+    rule, scores = P.choose_rule(Script(slices, prob + (prob == 0)*absent*stain), slices)
+    assert rule.expected and rule.expected.area > 0 and scores[rule] > scores[Rule()] + 0.2
+    gate, by_gate = P.choose_rule(Script(slices, prob + (prob == 0)*absent*stain), slices, expected=False)
+    assert gate.expected is None and max(v for r, v in by_gate.items() if not r.island) < scores[rule] - 0.1  # no gate can tell them apart
+
+
+def test_a_rule_outlives_its_file(tmp_path):
+    e = P.ExpectedDice(0.1, 1.2, -0.3, (0.25, 0.5, 0.75))
+    run = fake_run(tmp_path/"a", toy(), rule=asdict(Rule(0.4, expected=e)))
+    p = load_predictor(run.folder, CPU)
+    assert p.rule == Rule(0.4, expected=e) and str(p.rule) == "threshold 0.4, expected Dice"
+    assert prepare(run.folder, CPU, threshold=0.6).rule == Rule(0.6, expected=e) and prepare(run.folder, CPU, rule="argmax").rule == Rule()
+    assert load_predictor(fake_run(tmp_path/"old", toy(), rule={"threshold": None, "gate": 0.5}).folder, CPU).rule == Rule(gate=0.5)
 
 
 class Script:

@@ -25,6 +25,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from scipy.optimize import minimize
+from scipy.special import expit, logit
 from skimage.measure import label as components
 from torch import nn
 import torch.nn.functional as F
@@ -38,6 +40,7 @@ from ctseg.losses import create_loss
 from ctseg.metrics import dice_table, mean_dice
 from ctseg.models import create_model
 from ctseg.models.base import class_probabilities, place
+from ctseg.pseudo import soft_dice_confidence
 from ctseg.train import AUGMENT, Job, Recipe, Run, argmax_labels, load_weights, read_spec
 
 # %%
@@ -53,27 +56,46 @@ from ctseg.train import apply_settings
 # %% [markdown]
 # ## The rule
 #
-# Four numbers, the same for all classes. (Thresholds per class look tempting and overfit: three entrants of the challenge found this independently.)
+# First, which pixels; then, which of the structures drawn on a slice to keep. Thresholds and gates are the same for all classes. (Those per class look tempting and overfit: three entrants of the challenge found this independently.)
 #
 # * **threshold**: a pixel is foreground where its most probable structure reaches this probability. `None` compares with the background's own probability instead (plain argmax).
 # * **gate**: a structure stays on a slice only if its probability reaches this value *somewhere* on the slice. It asks "is it here at all?", which is a different question from "is this pixel part of it?".
 # * **island**: connected pieces of fewer pixels are removed. The pixels are those of the images the rule was chosen on; at another size the same share of the area is meant.
+# * **expected**: a structure stays only if that raises the score to be expected. It answers the gate's question by more than the peak; [below](#is-it-there-at-all).
 # * **rescue**: a slice left empty gets its most probable structure after all, if that reaches this value somewhere: an empty answer scores 0 wherever there was something to find.
 
 # %%
 #| export
 @dataclass(frozen=True)
+class ExpectedDice:
+    "Which drawn structures to keep, such that the expected score is highest. Fitted by `fit_expected_dice`."
+    bias: float
+    peak: float                 # these three: logit of the chance that a drawn structure is there =
+    area: float                 #   bias + peak·logit(peak probability) + area·ln(share of the image)
+    usual: tuple[float, ...]    # [C] Dice that each class may expect in general
+
+@dataclass(frozen=True)
 class Rule:
-    "How probabilities become labels; the same for all classes. 0 switches gate, island and rescue off."
-    threshold: float|None = None   # least probability of a foreground pixel; None: more probable than background
-    gate: float = 0.0              # least peak probability of a class on the image
-    island: int = 0                # connected pieces of fewer pixels are removed
-    rescue: float = 0.0            # an empty image gets its likeliest class, if that peaks at this or above
+    "How probabilities become labels. 0 switches gate, island and rescue off."
+    threshold: float|None = None        # least probability of a foreground pixel; None: more probable than background
+    gate: float = 0.0                   # least peak probability of a class on the image
+    island: int = 0                     # connected pieces of fewer pixels are removed
+    rescue: float = 0.0                 # an empty image gets its likeliest class, if that peaks at this or above
+    expected: ExpectedDice|None = None  # keep what is worth the risk; None: keep all
 
     def __str__(self):
         parts = ["argmax" if self.threshold is None else f"threshold {self.threshold:g}"]
-        return ", ".join(parts + [f"{k} {v:g}" for k in ("gate", "island", "rescue") if (v := getattr(self, k))])
+        parts += [f"{k} {v:g}" for k in ("gate", "island", "rescue") if (v := getattr(self, k))]
+        return ", ".join(parts + ["expected Dice"]*(self.expected is not None))
 
+def read_rule(d: dict) -> Rule:
+    "A rule out of a run's `metrics.json`."
+    e = d.get("expected")
+    return Rule(**d | {"expected": e and ExpectedDice(**e | {"usual": tuple(e["usual"])})})
+
+
+# %%
+#| export
 def decide(
     prob: torch.Tensor, # [B, C, H, W] foreground probabilities
     rule: Rule,
@@ -86,6 +108,7 @@ def decide(
     best, label = (prob*here).max(1)
     label = torch.where(best > background, label + 1, 0).to(torch.uint8)
     if rule.island: label = drop_islands(label, rule.island)
+    if rule.expected: label = keep_expected(label, prob, rule.expected)
     return rescue(label, prob, rule.rescue) if rule.rescue else label
 
 
@@ -120,6 +143,102 @@ test_eq(decide(row, Rule(), "sigmoid"), argmax_labels(row, "sigmoid"))
 test_eq(decide(row, Rule(gate=0.7), "softmax").flatten().tolist(), [1, 1, 1, 0, 0, 0, 0])
 test_eq(decide(row, Rule(threshold=0.95, rescue=0.95), "softmax").max(), 0)  # nothing is likely enough to be rescued
 
+
+# %% [markdown]
+# ## Is it there at all?
+#
+# To draw a structure on a slice is a bet. A class's score is a mean over the slices where it is drawn or present: a sum $N$ of Dice over a count $D$, so far with the ratio $m = N/D$. Let the network have drawn the class on one more slice, let $p$ be the chance that it is there, and $d$ the Dice that the
+# outline would then get.
+#
+# * Kept and there: the sum gains $d$; the slice is counted in any case.
+# * Kept and not there: the sum gains nothing, and the count grows by 1.
+#
+# To be expected are $N + p\,d$ and $D + (1 - p)$, and such a fraction grows exactly if what is added has a larger ratio than it has itself:
+#
+# $$\frac{p\,d}{1-p} > m \qquad\text{or}\qquad \frac{p}{1-p} > \frac{m}{d}.$$
+#
+# **Keep a structure if its odds of being there exceed its usual Dice over the Dice at stake.** Where usual and stake are alike that means $p > 1/2$. But a class that is mostly drawn badly has little to lose: at $m = 0.05$ an outline worth 0.2 is kept from $p = 0.2$ on; and a scrap of a class that usually gets 0.9 must be nearly certain. No gate that is the same for all can do both.
+# (Ratios like this, and the thresholds that are best for them: [Koyejo et al. 2014](https://proceedings.neurips.cc/paper/2014/hash/30c8e1ca872524fbf7ea5c519ca397ee-Abstract.html).)
+#
+# None of the three is known, but each can be estimated without looking at one class alone, which would overfit:
+#
+# * $d$ is what [Soft Dice Confidence](50_pseudo.ipynb) was made for: the Dice to be expected under the probabilities, if the structure is there;
+# * $p$ is a logistic regression over *all* drawn structures of the held-out slices, on their peak probability and their area: three numbers in all;
+# * $m$ is the ratio of the sums, over the structures that are kept. Whether one is kept depends on $m$, so the two are found in turns, which soon ends ([Dinkelbach 1967](https://doi.org/10.1287/mnsc.13.7.492)). It is found for each class, but from estimated $p$ and $d$ rather than from the few slices' truth, and held by one slice that scores like all classes together.
+
+# %%
+#| export
+def drawn_structures(label: torch.Tensor, prob: torch.Tensor) -> torch.Tensor: # f32 [3, B, C]
+    "Of every class on every image of `label` [B, H, W]: logit of its peak probability, ln of its share of the image (−inf: not drawn), its Soft Dice Confidence."
+    B, C, H, W = prob.shape
+    cls = label.flatten(1).long()
+    area = prob.new_zeros(B, C + 1).scatter_add_(1, cls, torch.ones_like(cls, dtype=prob.dtype))[:, 1:]
+    return torch.stack([prob.amax((2, 3)).clamp(1e-3, 1 - 1e-3).logit(), (area/(H*W)).log(), soft_dice_confidence(prob, label)])
+
+def keep_expected(label: torch.Tensor, prob: torch.Tensor, e: ExpectedDice) -> torch.Tensor:
+    "`label` [B, H, W] without the structures whose odds of being there are below usual Dice over expected Dice."
+    peak, area, dice = drawn_structures(label, prob)
+    odds = (e.bias + e.peak*peak + e.area*area).exp()
+    keep = torch.cat([torch.ones_like(odds[:, :1], dtype=torch.bool), odds*dice > torch.tensor(e.usual).to(odds)], 1)
+    return label*keep.gather(1, label.flatten(1).long()).view_as(label)
+
+
+# %%
+#| export
+def fit_expected_dice(
+    found: np.ndarray, # [3, N, C], see `drawn_structures`
+    present: np.ndarray, # bool [N, C]: what is there
+    known: np.ndarray, # bool [N, C]: what was looked for
+) -> ExpectedDice|None: # None: nothing can be learnt where no structure, or every structure, or none of those drawn is there
+    "The estimates of *Is it there at all?*, from held-out slices."
+    drawn = np.isfinite(found[1]) & known
+    x, y = found[:2, drawn].T.astype(float), present[drawn].astype(float)
+    if len(y) == 0 or y.min() == y.max(): return None
+    mean, spread = x.mean(0), x.std(0) + 1e-6
+    z = np.c_[np.ones(len(y)), (x - mean)/spread]
+    def loss(w):  # logistic regression; a standard normal prior on both slopes keeps them finite
+        t = z@w
+        return np.logaddexp(0, t).sum() - y@t + (w[1:]@w[1:])/2, z.T@(expit(t) - y) + np.r_[0, w[1:]]
+    w = minimize(loss, np.zeros(3), jac=True).x
+    slopes = w[1:]/spread
+    p = np.where(drawn, expit(w[0] + ((np.moveaxis(np.where(drawn, found[:2], 0), 0, -1) - mean)@slopes)), 0)
+    return ExpectedDice(*(round(float(v), 4) for v in (w[0] - mean@slopes, *slopes)), tuple(usual_dice(p, np.where(drawn, found[2], 0), drawn).round(4).tolist()))
+
+def usual_dice(p: np.ndarray, d: np.ndarray, drawn: np.ndarray) -> np.ndarray: # all [N, C]; -> [C]
+    "Dice that each class may expect over its drawn structures, if those are kept that raise it."
+    keep = drawn
+    for _ in range(100):
+        total, count = (keep*p*d).sum(0), (drawn*p).sum(0) + (keep*(1 - p)).sum(0)
+        usual = (total + total.sum()/count.sum())/(count + 1)
+        before, keep = keep, drawn & (p*d > (1 - p)*usual)
+        if (keep == before).all(): break
+    return usual
+
+
+# %% [markdown]
+# Two classes on twenty thousand slices, of which the chances and the Dice are known: *large* is drawn well and mostly where it is, *rare* badly and mostly where it is not. The score of each against a gate on the chance alone, and what the rule above makes of it:
+
+# %%
+rng = np.random.default_rng(0)
+chance = np.stack([rng.beta(3, 1, 20000), rng.beta(0.6, 2, 20000)], 1)
+dice = np.stack([rng.beta(12, 2, 20000), rng.beta(1, 3, 20000)], 1)
+there = rng.random(chance.shape) < chance
+score = lambda keep: (dice*(keep & there)).sum(0)/(keep | there).sum(0)
+usual = usual_dice(chance, dice, np.ones_like(there))
+gates = np.linspace(0, .95, 39)
+by_gate = np.array([score(chance > g) for g in gates])
+rule_score = score(chance*dice > (1 - chance)*usual)
+fig, axes = plt.subplots(1, 2, figsize=(9, 2.8), layout="constrained")
+for c, (ax, name) in enumerate(zip(axes, ("large", "rare"))):
+    ax.plot(gates, by_gate[:, c], label="a gate on the chance"); ax.axhline(rule_score[c], color="C1", label="expected Dice")
+    ax.set(title=name, xlabel="least chance", ylabel="score"); ax.spines[["top", "right"]].set_visible(False)
+axes[0].legend(frameon=False); plt.show()
+print("usual Dice", usual.round(3), " best gates", gates[by_gate.argmax(0)].round(2), " scores", by_gate.max(0).round(3), " expected Dice", rule_score.round(3))
+assert (rule_score > by_gate.max(0)).all()
+
+
+# %% [markdown]
+# Each class would want another gate, and even with its own it does not get what weighing chance against stake gives the rare one.
 
 # %% [markdown]
 # ## A predictor
@@ -360,9 +479,9 @@ def _calibration(run: Run) -> dict:
 def _saved_rule(runs: list[Run], calibrated: bool = False) -> tuple[Rule, tuple]:
     "The rule, and height and width of the images it was chosen on."
     size = lambda run: tuple(run_spec(run)["image_shape"])
-    if calibrated: return Rule(**_calibration(runs[0])["rule"]), size(runs[0])
+    if calibrated: return read_rule(_calibration(runs[0])["rule"]), size(runs[0])
     for run in runs:
-        if (run/"metrics.json").exists() and "rule" in (m := read_json(run/"metrics.json")): return Rule(**m["rule"]), size(run)
+        if (run/"metrics.json").exists() and "rule" in (m := read_json(run/"metrics.json")): return read_rule(m["rule"]), size(run)
     return Rule(), size(runs[0])
 
 
@@ -389,13 +508,16 @@ def predict_masks(
 # %% [markdown]
 # ## Choosing the rule
 #
-# On held-out annotated slices, all candidate rules are tried on the same probabilities and scored on the examined cells only. The grid is coarse on purpose: with some tens of slices a fine one would fit
-# their noise. And a tuned rule must *earn* its place: among rules within a whisker of the best, the plainest is taken. Then the small repairs get their chance, one after the other, on top of what was chosen: least sizes of islands, as shares of the slice's area, and
+# On held-out annotated slices, candidate rules are tried on the same probabilities and scored on the examined cells only. The grid of thresholds is coarse on purpose: with some tens of slices a fine one would fit
+# their noise. Each threshold draws other structures, so each gets its own estimates of what to keep; then the best threshold is taken. And a tuned rule must *earn* its place: among those within a whisker of the best, the plainest is taken. Then the small repairs get their chance, one after the other, on top of what was chosen: least sizes of islands, as shares of the slice's area, and
 # the rescue of empty slices. On most data they earn nothing and stay off.
+#
+# What the expected Dice brings over the gate that was chosen here before it, and over plain argmax, is measured on [real CT and on the phantom](benchmarks/decision_rule.ipynb).
 
 # %%
 #| export
-RULES = [Rule(t, g) for t, g in itertools.product([None, 0.3, 0.4, 0.5, 0.6], [0.0, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95])]
+THRESHOLDS = (None, 0.3, 0.4, 0.5, 0.6)
+GATES = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 _ISLANDS = (1/2000, 1/1000, 1/500)
 _RESCUES = (0.1, 0.2, 0.3)
 
@@ -404,42 +526,54 @@ def rule_tables(
     rules: list[Rule],
     batch_size: int = 16,
     each=None, # goes through the batches, and may stop; None: simply
-) -> np.ndarray: # float32 [R, N, C]: Dice of the examined cells, else NaN
-    "The challenge's Dice of each rule, slice and class; needs the memory of one batch."
-    out = [[] for _ in rules]
+) -> tuple[np.ndarray, np.ndarray]: # float32 [R, N, C]: Dice of the examined cells, else NaN; float32 [R, 3, N, C]: see `drawn_structures`
+    "The challenge's Dice of each rule, slice and class, and what was drawn; needs the memory of one batch."
+    out = [([], []) for _ in rules]
     for predictor, slices in parts:
         for i in (each or iter)(range(0, len(slices), batch_size)):
             part = slices[np.arange(i, min(i + batch_size, len(slices)))]
             prob = predictor.probabilities(part.images)
-            for rows, rule in zip(out, rules):
-                pred = decide(prob, rule, predictor.activation).cpu().numpy()
-                rows.append(np.where(part.known, dice_table(pred, part.masks, len(part.classes)), np.nan).astype(np.float32))
-    return np.stack([np.concatenate(rows) for rows in out])
+            for (dice, found), rule in zip(out, rules):
+                label = decide(prob, rule, predictor.activation)
+                dice.append(np.where(part.known, dice_table(label.cpu().numpy(), part.masks, len(part.classes)), np.nan).astype(np.float32))
+                found.append(drawn_structures(label, prob).cpu().numpy())
+    return np.stack([np.concatenate(dice) for dice, _ in out]), np.stack([np.concatenate(found, 1) for _, found in out])
+
+def in_parts(predictor: Predictor, held_out) -> list[tuple[Predictor, SliceSet]]:
+    "`held_out` (a `SliceSet`, or already the parts of `out_of_fold`) with who may be asked about it."
+    return [(predictor, held_out)] if isinstance(held_out, SliceSet) else held_out
 
 
 # %%
 #| export
-def score_rules(predictor: Predictor, held_out, rules: list[Rule] = RULES, batch_size: int = 16, each=None) -> list[float]:
+def score_rules(predictor: Predictor, held_out, rules: list[Rule], batch_size: int = 16, each=None) -> list[float]:
     "The challenge's Dice on the examined cells of `held_out` (a `SliceSet`, or the parts of `out_of_fold`) under each rule."
-    parts = [(predictor, held_out)] if isinstance(held_out, SliceSet) else held_out
-    return [mean_dice(t) for t in rule_tables(parts, rules, batch_size, each)]
+    return [mean_dice(t) for t in rule_tables(in_parts(predictor, held_out), rules, batch_size, each)[0]]
+
+def expected_rules(parts, batch_size: int = 16, each=None) -> list[Rule]:
+    "Each threshold with its estimates of what to keep."
+    plain = [Rule(t) for t in THRESHOLDS]
+    _, found = rule_tables(parts, plain, batch_size, each)
+    join = lambda name: np.concatenate([getattr(s, name) for _, s in parts])
+    return [replace(r, expected=fit_expected_dice(f, join("present"), join("known"))) for r, f in zip(plain, found)]
 
 def choose_rule(
     predictor: Predictor,
     held_out, # a `SliceSet` that no member has trained on, or the parts of `out_of_fold`
-    rules: list[Rule] = RULES,
+    expected: bool = True, # keep by expected Dice; False: by one gate for all
     margin: float = 0.002, # what is not better by more than this stays off
     each=None, # goes through the batches, and may stop; None: simply
     batch_size: int = 16,
 ) -> tuple[Rule, dict[Rule, float]]: # the rule, and the score of every rule tried
     "The plainest rule within `margin` of the best on held-out slices."
-    scores = {}
-    def plainest(rules):
-        scores.update(zip(rules, score_rules(predictor, held_out, rules, batch_size, each)))
+    scores, parts = {}, in_parts(predictor, held_out)
+    def plainest(rules, also=()):
+        tried = list(dict.fromkeys([*rules, *also]))
+        scores.update(zip(tried, score_rules(predictor, parts, tried, batch_size, each)))
         worth = {r: -math.inf if math.isnan(scores[r]) else scores[r] for r in rules}  # nothing was there to be scored
         return min((r for r in rules if worth[r] >= max(worth.values()) - margin), key=lambda r: (r.island, r.rescue, r.threshold is not None, r.gate))
-    rule = plainest(rules)
-    area = np.prod((held_out if isinstance(held_out, SliceSet) else held_out[0][1]).images.shape[1:])
+    rule = plainest(expected_rules(parts, batch_size, each) if expected else [Rule(t, g) for t, g in itertools.product(THRESHOLDS, GATES)], [Rule()])
+    area = np.prod(parts[0][1].images.shape[1:])
     rule = plainest([rule] + [replace(rule, island=n) for n in sorted({max(2, round(area*s)) for s in _ISLANDS})])
     return plainest([rule] + [replace(rule, rescue=r) for r in _RESCUES]), scores
 
