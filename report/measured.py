@@ -39,9 +39,10 @@ def load(table: Path) -> dict:
         runs.setdefault(name, {})[int(seed)] = arrays | {"facts": json.loads(str(arrays["facts"]))}
     return runs
 
-def chosen(run): return run.get("dice_chosen", run["dice_argmax"])
+def _by_rule(run, what): return next(run[k] for k in (f"{what}_gated", f"{what}_chosen", f"{what}_argmax") if k in run)
+def chosen(run): return _by_rule(run, "dice")  # by threshold and gate, as in most runs of the tables: a table must not mix them with the expected Dice, which `fit` chooses now
 def argmax(run): return run["dice_argmax"]
-def area(run): return run.get("area_chosen", run["area_argmax"]) > 0
+def area(run): return _by_rule(run, "area") > 0
 def history(run) -> list[dict]: return list(csv.DictReader(io.StringIO(str(run["history"])))) if "history" in run else []
 def rows(path) -> list[dict]: return list(csv.DictReader(path.open(encoding="utf-8"))) if path.exists() else []
 

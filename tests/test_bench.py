@@ -25,9 +25,14 @@ def test_a_run_is_kept_once_with_all_that_the_notebooks_read(tmp_path, monkeypat
     assert "masked-s0" in bench.one(task)
     test = read_challenge(ROOT/"data_sample", "test")
     with np.load(tmp_path/"results"/"toy"/"masked-s0.npz") as z:
-        assert z["dice_chosen"].shape == z["truth"].shape == (len(test), len(test.classes))
+        assert z["dice_chosen"].shape == z["dice_gated"].shape == z["truth"].shape == (len(test), len(test.classes))
+        chosen, argmax = z["dice_chosen"], z["dice_argmax"]
         assert np.isfinite(mean_dice(z["dice_argmax"])) and len(str(z["history"]).splitlines()) == 2
     assert "have" in bench.one(task)
+    assert "toy-masked-s0" in bench.decisions("toy", "masked", 0, ROOT/"data_sample", tmp_path/"runs")
+    with np.load(tmp_path/"results"/"decision"/"toy-masked-s0.npz") as z:
+        np.testing.assert_array_equal(z["dice_expected"], chosen); np.testing.assert_array_equal(z["dice_argmax"], argmax)
+    assert "no finished run" in bench.decisions("toy", "masked", 1, ROOT/"data_sample", tmp_path/"runs")
     bench.confidences("toy", "masked", [0, 0], ROOT/"data_sample", tmp_path/"runs")
     with np.load(tmp_path/"results"/"confidence"/"toy-masked.npz") as z:
         np.testing.assert_array_equal(z["one_sdc"], z["mean_sdc"])  # the same run twice is no other teacher

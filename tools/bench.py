@@ -35,6 +35,18 @@ def on_left_out(train, recipe, seed, predict):
     return tables
 
 
+def candidates(predictor, held) -> dict:
+    "Decision rules by name: argmax; the best threshold, gate, and both together on the held-out slices; `gated`, chosen of those as `fit` once did; `chosen`, as it does now. The last two are argmax where the recipe asks for no rule."
+    from ctseg.predict import GATES, THRESHOLDS, Rule, choose_rule
+    rules = {"argmax": Rule()}
+    if not len(held): return rules
+    gated, scores = choose_rule(predictor, held, expected=False)
+    grid = [Rule(t, g) for t in THRESHOLDS for g in GATES]
+    best = lambda keep: max((q for q in grid if keep(q)), key=scores.get)
+    rules |= {"threshold": best(lambda q: q.gate == 0), "gate": best(lambda q: q.threshold is None), "both": best(lambda q: True)}
+    return rules | {"gated": gated if predictor.rule != Rule() else Rule(), "chosen": predictor.rule}
+
+
 def one(task):
     "Train, predict the test slices, keep the Dice table."
     table, name, recipe, settings, seed, data, runs, threads = task
@@ -44,7 +56,7 @@ def one(task):
     from ctseg.device import pick_device
     from ctseg.files import atomic_path
     from ctseg.metrics import dice_table, mean_dice
-    from ctseg.predict import RULES, Rule, load_predictor, predict_masks, score_rules
+    from ctseg.predict import load_predictor, predict_masks
     from ctseg.recipes import apply_settings, fit, get_recipe
     from ctseg.train import Job
     target = RESULTS/table/f"{name}-s{seed}.npz"
@@ -56,12 +68,7 @@ def one(task):
     run = fit(train, r, Path(runs)/table/f"{name}-s{seed}", seed, resume=True, device="auto", progress=False)
     seconds = time.monotonic() - start
     predictor = load_predictor(run.folder, pick_device("auto"))  # not in the training's bf16, which a processor without it would have to emulate
-    rules = {"argmax": Rule()}
-    held = Job(r, train, run, predictor.plan, seed).holdout
-    if len(held):
-        scores = dict(zip(RULES, score_rules(predictor, held)))
-        best = lambda keep: max((q for q in RULES if keep(q)), key=scores.get)
-        rules |= {"threshold": best(lambda q: q.gate == 0), "gate": best(lambda q: q.threshold is None), "both": best(lambda q: True), "chosen": predictor.rule}
+    rules = candidates(predictor, Job(r, train, run, predictor.plan, seed).holdout)
     masks = predict_masks(predictor, test.images, list(rules.values()))
     C = len(test.classes)
     keep = {f"dice_{k}": dice_table(m, test.masks, C).astype(np.float32) for k, m in zip(rules, masks)}
@@ -105,6 +112,27 @@ def confidences(table, name, seeds, data, runs):
     target = RESULTS/"confidence"/f"{table}-{name}.npz"
     with atomic_path(target) as tmp: np.savez_compressed(tmp, **keep, groups=test.groups, classes=np.array(test.classes.names), seeds=np.array(seeds))
     return f"{target}"
+
+
+def decisions(table, name, seed, data, runs):
+    "A finished run's test slices, decided in three ways from the same probabilities: argmax, by the gate that `fit` once chose, by the expected Dice that it chooses now; the rules from the slices that the run held out."
+    import numpy as np, torch
+    from ctseg.data import read_challenge
+    from ctseg.device import pick_device
+    from ctseg.files import atomic_path
+    from ctseg.metrics import dice_table, mean_dice
+    from ctseg.predict import Rule, choose_rule, load_predictor, predict_masks, run_spec
+    from ctseg.train import Job, Recipe, Run
+    torch.set_num_threads(1)
+    folder, train, test = Path(runs)/table/f"{name}-s{seed}", read_challenge(data), read_challenge(data, "test")
+    if not (folder/"metrics.json").exists(): return f"no finished run in {folder}"
+    predictor, run = load_predictor(folder, pick_device("auto")), Run(folder)
+    held = Job(Recipe(**run_spec(run)["recipe"]), train, run, predictor.plan, seed).holdout
+    rules = {"argmax": Rule()} | {k: choose_rule(predictor, held, expected=k == "expected")[0] for k in ("gated", "expected")}
+    keep = {f"dice_{k}": dice_table(m, test.masks, len(test.classes)).astype(np.float32) for k, m in zip(rules, predict_masks(predictor, test.images, list(rules.values())))}
+    target = RESULTS/"decision"/f"{table}-{name}-s{seed}.npz"
+    with atomic_path(target) as tmp: np.savez_compressed(tmp, **keep, groups=test.groups, truth=test.present, classes=np.array(test.classes.names), facts=json.dumps({"rules": {k: dataclasses.asdict(v) for k, v in rules.items()}, "held out": len(held)}))
+    return f"{target.stem}  { {k: round(mean_dice(v), 4) for k, v in keep.items()} }"
 
 
 STEPS = {  # what is added, one after the other: views, then how the rule is chosen
@@ -250,6 +278,7 @@ def main():
     p.add_argument("--jobs", type=int, default=2)
     p.add_argument("--threads", type=int, default=1, help="of each job")
     p.add_argument("--confidence", action="store_true", help="do not train; write how sure the finished runs of each row are of each test slice, and how right")
+    p.add_argument("--decisions", action="store_true", help="do not train; decide what the finished runs of each row predict in several ways")
     p.add_argument("--ensemble", action="store_true", help="do not train; average the finished runs of a row, its seeds or its folds NAME-f0, NAME-f1, … (--only NAME)")
     a = p.parse_args()
     if a.ensemble:
@@ -258,6 +287,10 @@ def main():
     rows = [t for t in TABLES[a.table] if not a.only or t[0] in a.only]
     if a.confidence:
         for name, *_ in rows: print(confidences(a.table, name, a.seeds, a.data, a.runs), flush=True)
+        return
+    if a.decisions:
+        with ProcessPoolExecutor(a.jobs) as pool:
+            for f in [pool.submit(decisions, a.table, name, s, a.data.resolve(), a.runs.resolve()) for name, *_ in rows for s in a.seeds]: print(f.result(), flush=True)
         return
     tasks = [(a.table, name, recipe, settings + tuple(a.settings), seed, a.data.resolve(), a.runs.resolve(), a.threads) for seed in a.seeds for name, recipe, settings in rows]
     with ProcessPoolExecutor(a.jobs) as pool:
