@@ -1,4 +1,4 @@
-# Two commands from a bare clone with Python >= 3.10 and make: `make demo` and `make test`. Each sets up .venv once.
+# Two commands from a bare clone with Python >= 3.11 and make: `make demo` and `make test`. Each sets up .venv once.
 PYTHON ?= python3
 VENV ?= .venv
 PY := $(VENV)/bin/python
@@ -18,7 +18,7 @@ help:
 setup: $(READY)
 
 $(READY): settings.ini setup.py pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit("ctseg needs Python 3.10 or newer, this is " + sys.version.split()[0]) if sys.version_info < (3, 10) else None'
+	@$(PYTHON) -c 'import sys; sys.exit("ctseg needs Python 3.11 or newer, this is " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,volumes,zoo]'
 	@touch $@

@@ -1,5 +1,5 @@
 "The Kaggle notebooks: metadata by Kaggle's own client, the wheel, and a session that is cut and continued."
-import importlib.util, json, os, sys, zipfile
+import importlib.util, json, os, re, sys, zipfile
 from pathlib import Path
 
 import pytest
@@ -28,7 +28,10 @@ def test_wheel(dataset):
     assert wheel.name.endswith("-py3-none-any.whl") and "ctseg/models/attunet.py" in names and "ctseg/methods/unimatch.py" in names
     assert not [n for n in names if not n.startswith("ctseg")], "something beside the package is in the wheel"
     assert "ctseg = ctseg.cli:main" in scripts
-    assert "Requires-Python: >=3.10" in said and "Provides-Extra: volumes" in said and "License: Apache-2.0" in said and "# ctseg" in said
+    assert "Requires-Python: >=3.11" in said and "Provides-Extra: volumes" in said and "License: Apache-2.0" in said and "# ctseg" in said
+    links = re.findall(r"\]\(([^)\s]+)", said)
+    assert len(links) > 50 and not [x for x in links if not x.startswith("https://")], "a package index has none of the repository's files"
+    assert "](https://github.com/ctseg/ctseg/raw/main/nbs/images/index-three-states.png)" in said and "](https://github.com/ctseg/ctseg/blob/main/REPORT.pdf)" in said
     modules = {p.relative_to(ROOT).as_posix() for p in (ROOT/"ctseg").rglob("*.py")}
     assert modules == {n for n in names if n.endswith(".py")}
 

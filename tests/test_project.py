@@ -1,9 +1,12 @@
 "The package, the notebooks and their text mirror agree, and every notebook is clean."
-import os, shutil, subprocess, sys
+import ast, configparser, os, re, shutil, subprocess, sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 from execnb.nbio import read_nb
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT/"tools"))
@@ -59,3 +62,31 @@ def test_exported_cells_are_short(nb):
 
 @pytest.mark.parametrize("nb", NBS, ids=name)
 def test_notebook_is_small(nb): assert nb.stat().st_size < 2e6, "smaller pictures: fewer panels, fewer dots, or jpeg where they show noise"
+
+
+def requirements(*extras):
+    cfg = configparser.ConfigParser(delimiters=["="])
+    cfg.read(ROOT/"settings.ini", encoding="utf-8")
+    return cfg["DEFAULT"], [Requirement(r) for e in extras for r in cfg["DEFAULT"][f"{e}requirements"].split()]
+
+
+def test_what_is_imported_is_required_and_what_is_required_is_imported():
+    homes = metadata.packages_distributions()
+    def packages(nodes):
+        modules = {a.name for n in nodes if isinstance(n, ast.Import) for a in n.names} | {n.module for n in nodes if isinstance(n, ast.ImportFrom) and not n.level}
+        outside = {m.split(".")[0] for m in modules} - set(sys.stdlib_module_names) - {"ctseg"}
+        return {re.sub(r"[-_.]+", "-", homes[m][0] if m in homes else m).lower() for m in outside}
+    trees = [ast.parse(p.read_text(encoding="utf-8")) for p in (ROOT/"ctseg").rglob("*.py")]
+    at_import, anywhere = packages([n for t in trees for n in t.body]), packages([n for t in trees for n in ast.walk(t)])
+    required = {r.name for r in requirements("")[1]}
+    assert at_import <= required <= anywhere, (at_import - required, required - anywhere)
+
+
+def test_one_python_is_promised_and_everything_pinned_runs_on_it():
+    cfg, pinned = requirements("dev_")
+    least = cfg["min_python"]
+    for f, said in {"Makefile": rf"Python >= {least} .*Python {least} or newer.*< \(3, {least[2:]}\)", "README.md": f"Python {least} or newer", ".github/workflows/ci.yml": rf'python: \["{least}", '}.items():
+        assert re.search(said, (ROOT/f).read_text(encoding="utf-8"), re.S), f"{f}: not the Python {least} of settings.ini"
+    pinned = [r for r in pinned if "==" in str(r)] + [Requirement(r) for r in (ROOT/"constraints.txt").read_text().splitlines() if not r.startswith("#")]
+    needs = {r: metadata.metadata(r.name)["Requires-Python"] or "" for r in pinned if r.specifier.contains(metadata.version(r.name))}  # with a GPU torch is another
+    assert len(needs) > 3 and not {r: n for r, n in needs.items() if not SpecifierSet(n).contains(f"{least}.0")}

@@ -19,7 +19,7 @@ OWNER = "ctseg"  # in the tracked files; `--user` takes its place
 # What the notebooks find installed: Colab's image of 2026-08-19 (github.com/googlecolab/backend-info, commit a724079), on which Kaggle builds its own. matplotlib is what
 # Kaggle's kaggle_requirements.txt pins below. Nothing that ctseg imports is missing, so the data set holds one wheel and no dependencies.
 IMAGE = {"torch": "2.11.0", "timm": "1.0.28", "numpy": "2.1.3", "pandas": "2.2.3", "scikit-image": "0.25.2", "matplotlib": "3.10.0", "accelerate": "1.14.0",
-         "safetensors": "0.8.0", "tqdm": "4.67.3", "typer": "0.27.1", "pyarrow": "18.1.0", "scipy": "1.16.3", "jinja2": "3.1.6"}
+         "safetensors": "0.8.0", "tqdm": "4.67.3", "typer": "0.27.1", "scipy": "1.16.3", "jinja2": "3.1.6", "markupsafe": "3.0.3", "pillow": "11.3.0"}
 
 
 def missing(requirements, image=IMAGE) -> list[str]:

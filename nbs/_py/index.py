@@ -85,7 +85,7 @@ front_picture(read_challenge("../data_sample", cache=False), read_challenge("../
 # make test   # every test and every notebook
 # ```
 #
-# `git clone https://github.com/ctseg/ctseg`, `cd ctseg`, Python 3.10 or newer and `make` are all they need: each sets up `.venv` the first time (1 to 2 GB on disk) and never again. The command below is then `.venv/bin/ctseg`, or `ctseg` after `. .venv/bin/activate`.
+# `git clone https://github.com/ctseg/ctseg`, `cd ctseg`, Python 3.11 or newer and `make` are all they need: each sets up `.venv` the first time (1 to 2 GB on disk) and never again. The command below is then `.venv/bin/ctseg`, or `ctseg` after `. .venv/bin/activate`.
 
 # %%
 #| echo: false
