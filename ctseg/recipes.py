@@ -6,16 +6,16 @@
 __all__ = ['METHODS', 'RECIPES', 'DEFAULT_RECIPE', 'get_recipe', 'recipe_fields', 'check_job', 'fit', 'finish']
 
 # %% ../nbs/70_recipes.ipynb #52a1ca91
-import inspect, math, re, time
-from dataclasses import asdict, fields, replace
+import inspect, math, re
+from dataclasses import asdict, fields
 from pathlib import Path
+from typing import get_type_hints
 
 import numpy as np
-import torch
 
 from .calibrate import calibrate_run
 from .data import SliceSet, grouped_folds, read_challenge
-from .device import DevicePlan, pick_device
+from .device import pick_device
 from .files import InputError, atomic_path, did_you_mean, write_json
 from .methods.mean_teacher import PERTURB, mean_teacher
 from .methods.self_training import self_training
@@ -57,10 +57,9 @@ def get_recipe(name: str) -> Recipe:
     return RECIPES[name]
 
 def _recipe_of(path: Path) -> Recipe:
-    given = read_spec(path)["recipe"]
+    given, kinds = read_spec(path)["recipe"], get_type_hints(Recipe)
     for k, v in given.items():
-        kind = type(getattr(Recipe(), k))
-        if type(v) is not kind and (kind, type(v)) != (float, int): raise InputError(f"{path}: {k} = {v!r}: expected {kind.__name__}")
+        if type(v) is not kinds[k] and (kinds[k], type(v)) != (float, int): raise InputError(f"{path}: {k} = {v!r}: expected {kinds[k].__name__}")
     return Recipe(**given)
 
 # %% ../nbs/70_recipes.ipynb #82299696

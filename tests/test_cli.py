@@ -1,6 +1,8 @@
 "The command line as a user meets it: the whole job, and one clear line with exit status 2 for every mistake."
 import contextlib, errno, io, json, os, shutil, signal, subprocess, sys, time
+from dataclasses import fields
 from pathlib import Path
+from typing import get_type_hints
 
 import numpy as np
 import pytest
@@ -8,6 +10,8 @@ import pytest
 from ctseg.cli import main
 from ctseg.data import read_challenge
 from ctseg.files import InputError
+from ctseg.recipes import get_recipe
+from ctseg.train import Recipe
 
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLE = str(ROOT/"data_sample")
@@ -225,7 +229,7 @@ def test_help_and_version_are_no_mistakes():
 
 
 def test_the_fields_of_a_recipe(run):
-    from ctseg.recipes import get_recipe, recipe_fields
+    from ctseg.recipes import recipe_fields
     _, out, _ = ctseg("recipes", "marginal-log")
     assert "\n  log_dice = True  (default: False)" in out and "−ln Dice instead of 1 − Dice" in out and "\n  tau = 0.9" in out
     _, out, _ = ctseg("recipes", run/"recipe.json")
@@ -243,6 +247,18 @@ def test_the_recipe_of_a_run_can_be_used_again(run, tmp_path):
     (tmp_path/"odd.json").write_text(json.dumps(spec))
     code, _, err = ctseg("fit", SAMPLE, "--out", tmp_path/"new", "--recipe", tmp_path/"odd.json")
     assert code == 2 and "epochs = 'ten': expected int" in err
+
+
+@pytest.mark.parametrize("keep", ["0.5", "4"])
+def test_the_recipe_of_a_run_that_keeps_a_share_or_a_count(keep, tmp_path):
+    code, _, err = ctseg("fit", SAMPLE, "--out", tmp_path/"a", *TINY, "--recipe", "masked", "--set", f"keep={keep}")
+    assert code == 0, err
+    spec = json.loads((tmp_path/"a"/"recipe.json").read_text())
+    for value in (float(keep), *([int(keep)] if keep.isdigit() else [])):
+        (tmp_path/"kept.json").write_text(json.dumps(spec | {"recipe": spec["recipe"] | {"keep": value}}))
+        assert get_recipe(str(tmp_path/"kept.json")).keep == float(keep)
+    kinds = get_type_hints(Recipe)
+    assert not [f.name for f in fields(Recipe) if type(f.default) is not kinds[f.name]]
 
 
 def test_a_stopped_run_has_its_status_and_a_new_one_says_so(tmp_path):

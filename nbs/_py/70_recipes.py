@@ -29,16 +29,16 @@
 
 # %%
 #| export
-import inspect, math, re, time
-from dataclasses import asdict, fields, replace
+import inspect, math, re
+from dataclasses import asdict, fields
 from pathlib import Path
+from typing import get_type_hints
 
 import numpy as np
-import torch
 
 from ctseg.calibrate import calibrate_run
 from ctseg.data import SliceSet, grouped_folds, read_challenge
-from ctseg.device import DevicePlan, pick_device
+from ctseg.device import pick_device
 from ctseg.files import InputError, atomic_path, did_you_mean, write_json
 from ctseg.methods.mean_teacher import PERTURB, mean_teacher
 from ctseg.methods.self_training import self_training
@@ -54,6 +54,7 @@ from ctseg.train import BaseRecipe, Deadline, Job, Recipe, Run, Stopped, apply_s
 # %%
 #| hide
 import tempfile
+from dataclasses import replace
 import pandas as pd
 from fastcore.test import test_eq
 
@@ -90,10 +91,9 @@ def get_recipe(name: str) -> Recipe:
     return RECIPES[name]
 
 def _recipe_of(path: Path) -> Recipe:
-    given = read_spec(path)["recipe"]
+    given, kinds = read_spec(path)["recipe"], get_type_hints(Recipe)
     for k, v in given.items():
-        kind = type(getattr(Recipe(), k))
-        if type(v) is not kind and (kind, type(v)) != (float, int): raise InputError(f"{path}: {k} = {v!r}: expected {kind.__name__}")
+        if type(v) is not kinds[k] and (kinds[k], type(v)) != (float, int): raise InputError(f"{path}: {k} = {v!r}: expected {kinds[k].__name__}")
     return Recipe(**given)
 
 
