@@ -1,5 +1,7 @@
 """Every network of the zoo keeps the contract of `EncoderDecoder`, on odd sizes, and bad input ends in one line."""
-import copy
+import copy, csv
+from pathlib import Path
+
 import pytest, torch
 from safetensors.torch import save_file
 
@@ -7,8 +9,9 @@ from ctseg.files import InputError
 from ctseg.models import create_model, list_models
 from ctseg.models.base import deep_supervised, import_timm, read_weights
 from ctseg.models.encoders import find_encoder, param_groups
-from ctseg.models.zoo import model_keywords, multiply_adds
+from ctseg.models.zoo import model_facts, model_keywords, multiply_adds
 
+ROOT = Path(__file__).resolve().parent.parent
 torch.set_num_threads(1)
 SMALL = {
     "attunet": dict(width=4), "missformer": dict(width=4), "uctransnet": dict(width=4, image_size=64), "nnunet": dict(width=4, image_size=64),
@@ -213,3 +216,10 @@ def test_multiply_adds_by_hand():
         def decode(self, f, size): return self.head(f[0])
     assert multiply_adds(One(), 16, in_chans=2) == 2*5*9*256
     assert "width" in model_keywords("attunet")
+
+@pytest.mark.parametrize("name", ["attunet", "missformer", "uctransnet"])
+def test_published_costs_are_those_of_the_code(name):
+    "The table that the pages read. The networks that need an extra are counted when it is written."
+    with (ROOT/"nbs"/"benchmarks"/"results"/"models.csv").open(encoding="utf-8", newline="") as f: row, = (r for r in csv.DictReader(f) if r["name"] == name)
+    facts = model_facts(name, measure=False)
+    assert {k: int(row[k]) for k in ("parameters", "multiply_adds")} == {k: facts[k] for k in ("parameters", "multiply_adds")}, "run nbs/benchmarks/model_costs.ipynb"
