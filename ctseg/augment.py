@@ -71,6 +71,7 @@ def warp(batch: Batch, grid: torch.Tensor) -> Batch:
     pick = NearestPixel(grid)
     mask, known = pick(batch.mask), pick(batch.known)
     if known.ndim == 2: known &= shown(mask, known.shape[1]) | ~shown(batch.mask, known.shape[1])
+    else: known |= ~pick.inside[:, None] & batch.known.flatten(2).all(2)[:, :, None, None]  # a class known all over the image is so in the corners that a turn brings in
     image = F.grid_sample(batch.image, grid.to(batch.image.dtype), mode="bilinear", padding_mode="zeros", align_corners=False)
     return replace(batch, image=image, mask=mask, known=known, weight=None if batch.weight is None else pick(batch.weight))
 

@@ -139,7 +139,7 @@ def keep_images(
 def accept_cells(
     pseudo: PseudoLabels,
     known: np.ndarray, # bool [N, C]: what was examined by people; such cells are not touched
-    quota: float = 0.5, # at most this share of the found cells of each class, the surest ones
+    quota: float = 0.5, # this share of the found cells of each class, rounded up, the surest ones
     gate: float = 0.7, # and only above this confidence
     absent: float = 0.1, # a class whose peak probability stays below this is absent
 ) -> tuple[np.ndarray, np.ndarray]: # accepted as present, accepted as absent: bool [N, C]
@@ -164,7 +164,8 @@ def complete(
     free = slices.masks == 0
     sure = pseudo.certainty >= round(255*pixel)
     drawn = np.where(free & cell & sure, pseudo.labels, 0)
-    unsure = free & ~sure & (cell | present.any(1)[:, None, None])
+    denied = np.stack([np.pad(k, (1, 0))[labels] for k, labels in zip(slices.known, pseudo.labels)]) & free  # drawn where people looked for that class and saw none
+    unsure = free & (~sure | denied) & (cell | present.any(1)[:, None, None])
     present = present & present_classes(drawn, present.shape[1])  # a cell of which no pixel is sure stays unknown: empty and known would mean absent
     return replace(slices, masks=np.where(drawn > 0, drawn, slices.masks), known=slices.known | present | absent), ~unsure
 

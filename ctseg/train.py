@@ -6,7 +6,8 @@
 __all__ = ['AUGMENT', 'patch_to', 'derived_seed', 'generator', 'lr_factor', 'EMA', 'save_weights', 'load_weights', 'Checkpoints',
            'Stopped', 'read_duration', 'Deadline', 'Method', 'argmax_labels', 'make_accelerator', 'Trainer',
            'WeightedSlices', 'finest', 'presence_loss', 'out_of_memory', 'predict_labels', 'Run', 'read_spec',
-           'BaseRecipe', 'Recipe', 'apply_settings', 'unread', 'Job', 'plot_curves', 'Watch', 'in_notebook']
+           'BaseRecipe', 'Recipe', 'apply_settings', 'unread', 'close_unexamined', 'Job', 'plot_curves', 'Watch',
+           'in_notebook']
 
 # %% ../nbs/40_train.ipynb #d6ab6b20
 import builtins, contextlib, copy, csv, hashlib, io, math, re, shutil, signal, sys, threading, time, warnings
@@ -31,7 +32,7 @@ from .data import Batch, EpochSampler, SliceData, SliceSet, grouped_folds, rare_
 from .device import DevicePlan, pick_device
 from .files import PART, InputError, atomic_path, did_you_mean, disk_errors, read_json, write_json
 from .losses import create_loss
-from .metrics import dice_table
+from .metrics import dice_table, mean_dice
 from .models import create_model
 from .models.base import class_probabilities, deep_supervised, place
 from .models.encoders import param_groups
@@ -186,6 +187,10 @@ class Method:
     "What a method adds to the step. This one, supervised learning, adds nothing."
     def start(self, trainer): "Called once, when model and data are on the device."
 
+    def read(self, trainer, batch: Batch, extra: bool = False) -> Batch:
+        "What a batch (of the second stream: `extra`) is to teach, before it is augmented: afterwards left may be right."
+        return batch
+
     def views(self, trainer, batch: Batch, more: Batch|None) -> dict[str, Batch]:
         "What the network shall see of the labelled `batch` and of `more` images (of the second stream, if there is one), both augmented."
         return {"labelled": batch}
@@ -324,8 +329,8 @@ def extra_index(self) -> torch.Tensor|None:
 @torch.no_grad()
 def look(self, index) -> dict[str, Batch]:
     "The views of this step: augmented, for all processes together."
-    batch, more = self.augment(self.data.batch(index), self.rng("augment"), self.slices.classes), None
-    if (extra := self.extra_index()) is not None: more = self.augment(self.extra_data.batch(extra), self.rng("extra"), self.slices.classes)
+    batch, more = self.augment(self.method.read(self, self.data.batch(index)), self.rng("augment"), self.slices.classes), None
+    if (extra := self.extra_index()) is not None: more = self.augment(self.method.read(self, self.extra_data.batch(extra), True), self.rng("extra"), self.slices.classes)
     return self.method.views(self, batch, more)
 
 # %% ../nbs/40_train.ipynb #243eb971
@@ -351,9 +356,9 @@ def finest(logits) -> torch.Tensor:
 
 @patch_to(Trainer)
 @torch.no_grad()
-def ask(self, teacher: nn.Module, image: torch.Tensor) -> torch.Tensor:
-    "A teacher's probabilities."
-    with self.acc.autocast(): return torch.cat([class_probabilities(teacher, self.loss, x) for x in image.tensor_split(min(self.pieces, len(image)))])
+def ask(self, teacher: nn.Module, image: torch.Tensor, presence: bool = True) -> torch.Tensor:
+    "A teacher's probabilities; without `presence` those of its pixels alone, to be compared with a student's."
+    with self.acc.autocast(): return torch.cat([class_probabilities(teacher, self.loss, x, presence=presence) for x in image.tensor_split(min(self.pieces, len(image)))])
 
 # %% ../nbs/40_train.ipynb #1b9d83d1
 def presence_loss(
@@ -463,10 +468,7 @@ def score(self) -> float:
     own = predict_labels(self.ema.model, self.holdout[own_share(len(self.holdout)).numpy()], self.loss, self.device, self.image_size, self.batch_size, self.acc.autocast)
     pred = collect(torch.from_numpy(own), len(self.holdout)).numpy()
     truth = SliceData(self.holdout, "cpu", self.image_size)
-    table = np.where(truth.known.numpy(), dice_table(pred, truth.masks.numpy(), len(self.holdout.classes)), np.nan)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # a class that no held-out slice was examined for has no mean
-        return float(np.nanmean(np.nanmean(table, 0)))
+    return mean_dice(np.where(truth.known.numpy(), dice_table(pred, truth.masks.numpy(), len(self.holdout.classes)), np.nan))
 
 # %% ../nbs/40_train.ipynb #0eec697b
 @patch_to(Trainer)
@@ -662,7 +664,7 @@ class BaseRecipe:
     mirror: str = ""                   # flip left-right, swapping lateral labels: "vertical" for the challenge's images, "horizontal" for imported volumes; "": never
     rare_power: float = 0.0            # 0: all images alike; 0.5: images with rare structures more often
     image_size: int = 0                # the network's; 0: the images' own
-    labelled: int = 0                  # use only so many annotated images; the rest join the unlabelled; 0: all
+    labelled: int = 0                  # use only so many annotated images, the held-out ones among them; the rest join the unlabelled; 0: all
     folds: int = 10                    # the annotated images are cut into so many groups of patients,
     fold: int = 0                      # and this one is held out; -1: none
     tune_rule: bool = True             # choose threshold and gate on the held-out slices; else argmax
@@ -677,7 +679,7 @@ class Recipe(BaseRecipe):
     "What a run does, with the fields of the semi-supervised methods. Frozen: change a copy with `dataclasses.replace` or `apply_settings`."
     unlabelled: int = -1               # use only so many images without annotation, drawn by the seed; -1: all
     confidence: str = "sdc"            # score by which pseudo-labelled images are ranked
-    keep: float = 800                  # how many to keep: a count, or a share if at most 1
+    keep: float = 800.0                # how many to keep: a count, or a share if at most 1
     consistency: float = 1.0           # weight of the consistency term
     ramp: float = 0.1                  # share of the steps in which it rises
     perturb: str = "strong"            # mean teacher: "noise", "strong", "none"
@@ -766,6 +768,10 @@ def unread(recipe: Recipe, settings) -> list[str]: # a sentence each
 # %% ../nbs/40_train.ipynb #c1e6dc81
 AUGMENT = {"none": NO_AUGMENT, "mild": MILD, "strong": STRONG}
 
+def close_unexamined(slices: SliceSet) -> SliceSet:
+    "Classes that were looked for on none of the slices, as absent from all of them: a softmax that hears nothing of a class, not even that it is absent, may draw it anywhere."
+    return replace(slices, known=slices.known | (slices.labelled[:, None] & ~slices.known.any(0)))
+
 class Job:
     "A recipe at work on a set of slices: `train` runs one phase, or returns its result if it has been run."
     def __init__(self, recipe, slices: SliceSet, run: Run, plan: DevicePlan|None = None, seed: int = 0, progress: bool = True, deadline: Deadline|None = None):
@@ -778,7 +784,11 @@ class Job:
         if recipe.fold >= recipe.folds: raise InputError(f"fold = {recipe.fold}: there are {recipe.folds} folds, numbered from 0 (-1 holds out none)")
         try: out = grouped_folds(labelled, recipe.folds, seed=0) == recipe.fold if recipe.fold >= 0 else np.zeros(len(labelled), bool)
         except InputError as e: raise InputError(f"{e}; choose fewer folds, or fold = -1 to hold out none (--set fold=-1)") from None
-        self.labelled, self.holdout = labelled[~out], labelled[out]
+        self.labelled, self.holdout = close_unexamined(labelled[~out]), labelled[out]
+        self.held_out = np.flatnonzero(slices.labelled)[out]  # where the holdout lies among the slices
+        if (never := ~labelled[~out].known.any(0)).any():
+            names = [n for n, c in zip(slices.classes.names, never) if c]
+            warnings.warn(f"nobody looked for {', '.join(names[:5])}{f' and {len(names) - 5} more' if len(names) > 5 else ''} on any slice to learn from: never drawn")
         self.loss = create_loss(recipe.loss, **recipe.loss_options())
         if recipe.augment not in AUGMENT: raise did_you_mean("augment", recipe.augment, AUGMENT)
         if recipe.mirror and (odd := slices.classes.unpaired_sides):
@@ -838,12 +848,12 @@ def train(self, phase: str, slices=None, method=None, init=None, **changes) -> n
         history, self.pieces = state["history"], max(self.pieces, state["pieces"])
     else:
         if init is not None: model.load_state_dict(init.state_dict())
-        t = self.trainer(model, phase, self.labelled if slices is None else slices, method, folder, **changes)
+        t = self.trainer(model, phase, self.labelled if slices is None else close_unexamined(slices), method, folder, **changes)
         model = t.fit(on_epoch=lambda t: self.note_epoch(earlier + t.history))
         history, self.pieces = t.history, t.pieces
     self.history = earlier + history
     self.done.append(phase)
-    if rank() == 0:
+    if rank() == 0 and not (self.run/"metrics.json").exists():  # a finished run that is looked into again stays what it is
         self.run.write_history(self.history)
         save_weights(model, self.run.weights)
     return model

@@ -10,7 +10,7 @@ import torch
 from ctseg.anatomy import ClassMap
 from ctseg.data import Batch, SliceSet, grouped_folds
 from ctseg.files import InputError
-from ctseg.methods import self_training, teacher_student
+from ctseg.methods import mean_teacher, self_training, teacher_student
 from ctseg.methods.unimatch import UniMatch, complete_batch
 from ctseg.pseudo import PseudoLabels, accept_cells, check_truth_kept, complete, keep_images, pseudo_label
 from ctseg.recipes import METHODS, apply_settings, fit, get_recipe
@@ -280,3 +280,113 @@ def test_a_structure_that_a_warp_loses_is_unknown():
     there = torch.stack([(new.mask == c).flatten(1).any(1) for c in (1, 2, 3)], 1)
     assert 0 < (~there[:, 0]).sum() < 50 and torch.equal(new.known[:, 0], there[:, 0])  # some are lost, and those only are unknown
     assert there[:, 1].all() and new.known[:, 1:].all() and b.known.all()
+
+
+def unexamined(slices, c):
+    "The same, nobody having looked for class c + 1."
+    known = slices.known.copy(); known[:, c] = False
+    return replace(slices, known=known, masks=np.where(slices.masks == c + 1, 0, slices.masks))
+
+
+@pytest.mark.parametrize("c", [0, 2])
+def test_what_nobody_looked_for_is_never_drawn(tmp_path, c):
+    "A softmax that hears nothing of a class, not even that it is absent, may put it anywhere: as good as background wherever another class is unknown."
+    slices = unexamined(toy(n=16, labelled=16, size=24, every=True), c)
+    job = Job(apply_settings(get_recipe("marginal-log"), ["width=4", "epochs=15", "batch_size=4", "fold=-1", "augment=none", "lr=0.01", "ema=0.8"]), slices, Run(tmp_path), progress=False)
+    from ctseg.train import predict_labels
+    assert not (predict_labels(job.train("supervised"), slices, job.loss, "cpu") == c + 1).any()
+
+
+def test_closing_what_nobody_looked_for_says_so_and_leaves_the_rest(tmp_path):
+    slices = unexamined(toy(), 1)
+    with pytest.warns(UserWarning, match="nobody looked for disc_right on any slice"):
+        job = Job(apply_settings(get_recipe("masked"), SMALL), slices, Run(tmp_path), progress=False)
+    kept = np.isin(slices.names, job.labelled.names)
+    assert job.labelled.known[:, 1].all() and not job.holdout.known[:, 1].any() and not job.unlabelled.known.any()
+    np.testing.assert_array_equal(job.labelled.known[:, [0, 2]], slices.known[kept][:, [0, 2]])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Job(apply_settings(get_recipe("masked"), SMALL), toy(), Run(tmp_path), progress=False)
+
+
+def test_a_teacher_cannot_call_absent_what_it_was_never_told_about(tmp_path, monkeypatch):
+    job = Job(apply_settings(get_recipe("self-training"), [*SMALL, "fold=-1"]), toy(), Run(tmp_path), progress=False)
+    slices, fold = job.labelled, np.arange(len(job.labelled)) % 2
+    known = slices.known.copy(); known[fold == 1, 0] = False  # so teacher 0, which learns from fold 1, knows nothing of class 1
+    masks = np.where((slices.masks == 1) & (fold == 1)[:, None, None], 0, slices.masks)
+    monkeypatch.setattr(self_training, "fill_in", lambda job, teachers, s: (replace(s, known=np.ones_like(s.known)), np.ones(s.masks.shape, bool)))
+    done, _ = self_training.out_of_fold(job, [None, None], replace(slices, known=known, masks=masks), fold)
+    np.testing.assert_array_equal(done.known[fold == 0][:, 0], known[fold == 0][:, 0])
+    assert done.known[fold == 1].all() and done.known[:, 1:].all()
+
+
+def test_a_mirrored_slice_keeps_what_people_looked_for_on_its_own_side(tmp_path):
+    job = Job(apply_settings(get_recipe("self-training"), [*SMALL, "fold=-1", "augment=none", "mirror=horizontal"]), toy(), Run(tmp_path), progress=False)
+    people = np.zeros((len(job.labelled), 3), bool); people[:, 1] = True
+    done = replace(job.labelled, known=np.ones_like(people))
+    sure = np.ones(done.masks.shape, np.uint8); sure[:, :, :10] = 0  # at the left border only people are to be heard
+    t = job.trainer(job.make_model(), "student", done, self_training.NoisyStudent(0, people), None, pixel_weights=sure)
+    known = t.look(torch.arange(len(done)))["labelled"].known
+    plain = torch.ones(3, 32, 32, dtype=torch.bool); plain[[0, 2], :, :10] = False
+    mirrored = plain.flip(-1)[[1, 0, 2]]
+    n = sum(torch.equal(k, mirrored) for k in known)
+    assert 0 < n < len(done) and n + sum(torch.equal(k, plain) for k in known) == len(done)
+
+
+def test_a_turn_brings_in_corners_as_known_as_the_rest():
+    from ctseg.augment import affine_grid, warp
+    known = torch.tensor([[True, False, True]]).view(1, 3, 1, 1).repeat(4, 1, 16, 16)
+    known[:, 2, 5:7] = False
+    b = Batch(torch.ones(4, 1, 16, 16), torch.zeros(4, 16, 16, dtype=torch.long), known, None, torch.arange(4))
+    new = warp(b, affine_grid(4, (16, 16), torch.Generator().manual_seed(0), degrees=40, scale=0, shift=0))
+    corner = new.image[:, 0] == 0
+    assert corner.any() and new.known[:, 0].all() and not new.known[:, 1].any() and not new.known[:, 2][corner].any()
+
+
+def test_consistency_leaves_a_presence_head_unasked_on_both_sides(tmp_path):
+    "The student's pixels are compared with the teacher's pixels; with the teacher's presence in its answer alone, the two could never agree."
+    for name, extra in (("mean-teacher", "perturb=none"), ("teacher-student", "keep=4")):
+        job = Job(apply_settings(get_recipe(name), [*SMALL, "presence=1", "loss=masked", extra]), toy(), Run(tmp_path/name), progress=False)
+        model = job.make_model()
+        torch.nn.init.constant_(model.presence.linear.bias, -3.)  # presence far from 1
+        asked, real = [], Trainer.ask
+        def ask(self, teacher, image, presence=True):
+            asked.append(presence)
+            out = real(self, teacher, image, presence)
+            assert torch.equal(out, job.loss.probabilities(teacher(image).detach().float()))
+            return out
+        t = job.trainer(model, "x", job.labelled, teacher_student.Student(model) if name == "teacher-student" else mean_teacher.MeanTeacher(), None, extra=job.unlabelled)
+        t.ask = ask.__get__(t)
+        t.method.start(t) if name == "teacher-student" else t.ema.model.eval()
+        t.method.loss(t, t.look(torch.arange(4)))
+        assert asked == [False]
+
+
+def test_a_structure_that_people_looked_for_in_vain_is_no_evidence_of_background():
+    "Left kidney: looked for, absent; right kidney: not looked for. Where the teacher is sure of a left one, nothing is known of the right one."
+    known = np.array([[True, False]])
+    slices = SliceSet(np.zeros((1, 1, 10), np.uint8), np.zeros((1, 1, 10), np.uint8), known, ["0.png"], np.zeros(1, int), ClassMap.from_names(["kidney_left", "kidney_right"]))
+    labels = np.array([[[2]*5 + [1]*3 + [0]*2]], np.uint8)
+    pseudo = PseudoLabels(labels, np.full(labels.shape, 250, np.uint8), np.array([[.9, .9]], np.float32), np.array([[.9, .9]], np.float32), np.full((1, 2), np.nan, np.float32), {})
+    done, teaches = complete(slices, pseudo, *accept_cells(pseudo, known, quota=1))
+    assert done.masks.flatten().tolist() == [2]*5 + [0]*5 and done.known.all()
+    assert teaches.flatten().tolist() == [True]*5 + [False]*3 + [True]*2
+
+
+def test_a_finished_run_that_is_looked_into_stays_what_it_is(tmp_path):
+    recipe = apply_settings(get_recipe("seed-teacher-student"), SMALL)
+    run = fit(toy(), recipe, tmp_path/"a", device="cpu", progress=False)
+    before = weights(run), (run/"history.csv").read_text()
+    teacher = Job(recipe, toy(), run, progress=False).train("teacher")
+    assert (run/"history.csv").read_text() == before[1] and torch.equal(weights(run), before[0])
+    assert not torch.equal(torch.cat([v.flatten().float() for v in teacher.state_dict().values()]), before[0])
+
+
+def test_slices_of_the_same_name_are_not_mistaken_for_one_another(tmp_path):
+    from ctseg.predict import held_out_by
+    a, b = toy(12, 12), toy(12, 12, seed=1)
+    both = a.concat(replace(b, groups=b.groups + 100))
+    recipe = apply_settings(get_recipe("masked"), [*SMALL, "epochs=1"])
+    run = fit(both, recipe, tmp_path/"a", device="cpu", progress=False)
+    out, job = held_out_by(run, both), Job(recipe, both, run, progress=False)
+    assert out.sum() == len(job.holdout) and np.array_equal(both[out].images, job.holdout.images)

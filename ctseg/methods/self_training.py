@@ -31,8 +31,10 @@ class NoisyStudent(Method):
     "Labelled and pseudo-labelled slices in one batch, the pictures ruined and CutMixed (Xie et al. 2020, arXiv 1911.04252)."
     def __init__(self, cutmix: float = 0.5, people: np.ndarray|None = None): self.cutmix, self.people = cutmix, people
 
+    def read(self, trainer, batch, extra=False):
+        return silence(batch, None if extra else self.people) if trainer.loss.reads_known and batch.weight is not None else batch
+
     def views(self, trainer, batch, more):
-        if trainer.loss.reads_known: batch, more = (silence(b, p) if b is not None and b.weight is not None else b for b, p in ((batch, self.people), (more, None)))
         return {"labelled": strong_mix(join(batch, more), trainer.rng("student"), self.cutmix)}
 
 # %% ../../nbs/58_self_training.ipynb #58e4fa7d
@@ -51,9 +53,9 @@ def out_of_fold(job: Job, teachers: list, slices: SliceSet, fold: np.ndarray) ->
     "`slices`, in their order, each completed by the one teacher that never saw it (teacher k did not see fold k)."
     masks, known, teaches = slices.masks.copy(), slices.known.copy(), np.ones(slices.masks.shape, bool)
     for k, teacher in enumerate(teachers):
-        mine = np.flatnonzero(fold == k)
+        mine, learnt = np.flatnonzero(fold == k), slices[fold != k].known.any(0)  # what it was never told about it cannot call absent
         done, teaches[mine] = fill_in(job, [teacher], slices[mine])
-        masks[mine], known[mine] = done.masks, done.known
+        masks[mine], known[mine] = done.masks, slices.known[mine] | (done.known & learnt)
     return replace(slices, masks=masks, known=known), teaches
 
 # %% ../../nbs/58_self_training.ipynb #b62845e3

@@ -42,7 +42,7 @@ class Student(Method):
         logits, = trainer.answers(both)
         total = trainer.supervise(logits, both)
         if not self.weight: return total
-        p, q = trainer.loss.probabilities(finest(logits)[len(batch):]), trainer.ask(self.teacher, kept.image)
+        p, q = trainer.loss.probabilities(finest(logits)[len(batch):]), trainer.ask(self.teacher, kept.image, presence=False)
         return total + self.weight*consistency_loss(p, q, gather=trainer.loss.gather)
 
 # %% ../../nbs/54_teacher_student.ipynb #d71e5700

@@ -59,7 +59,7 @@ class ClassThresholds:
 # %% ../../nbs/57_unimatch.ipynb #75d1c871
 class UniMatch(Method):
     "Weak-to-strong consistency by completed labels (Yang et al. 2023, arXiv 2208.09910), for partly known truth."
-    def __init__(self, weight: float = 1.0, tau: float = 0.95, ramp: float = 0.1, views: int = 2, feature_dropout: float = 0.5, rebalance: bool = False, cutmix: float = 0.5):
+    def __init__(self, weight: float = 1.0, tau: float = 0.9, ramp: float = 0.1, views: int = 2, feature_dropout: float = 0.5, rebalance: bool = False, cutmix: float = 0.5):
         self.weight, self.tau, self.ramp, self.views_, self.feature_dropout, self.rebalance, self.cutmix = weight, tau, ramp, views, feature_dropout, rebalance, cutmix
 
     def start(self, trainer): self.bars = ClassThresholds(self.tau, len(trainer.slices.classes)) if self.rebalance else None

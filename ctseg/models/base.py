@@ -163,9 +163,10 @@ def class_probabilities(
     loss, # knows how logits become probabilities (`ctseg.losses`)
     x: torch.Tensor, # f32 [B,1,H,W] in 0..1
     temperature: float = 1., # by which the logits are divided
+    presence: bool = True, # False: leave a presence head unasked
 ) -> torch.Tensor: # [B,C,H,W]
     "The foreground probabilities of a network in evaluation; with a presence head, times the probability that the class is on the image at all."
-    if getattr(model, "presence", None) is None: return loss.probabilities(model(x).float()/temperature)
+    if not presence or getattr(model, "presence", None) is None: return loss.probabilities(model(x).float()/temperature)
     logits, there = model(x, presence=True)
     return loss.probabilities(logits.float()/temperature)*there.float().sigmoid()[..., None, None]
 

@@ -83,8 +83,8 @@ for b, a in enumerate(ax): overlay(a, batch.image[b], batch.mask[b], classes, ["
 # %% [markdown]
 # ## One number for each image
 #
-# Random numbers are drawn where the generator lives. The training loop's generator lives on the CPU, whose numbers are the same on every machine; a few numbers a
-# batch are quickly sent to a GPU. Only noise needs a number per pixel: it is drawn on the device, by a generator seeded from the first.
+# Random numbers are drawn where the generator lives. The training loop's lives on the training device, so nothing has to be sent there; a generator of the CPU gives the same numbers on every machine, and serves as well: only noise needs a number per pixel, and
+# that is then drawn on the device, by a generator seeded from the first.
 
 # %%
 #| export
@@ -175,6 +175,7 @@ def warp(batch: Batch, grid: torch.Tensor) -> Batch:
     pick = NearestPixel(grid)
     mask, known = pick(batch.mask), pick(batch.known)
     if known.ndim == 2: known &= shown(mask, known.shape[1]) | ~shown(batch.mask, known.shape[1])
+    else: known |= ~pick.inside[:, None] & batch.known.flatten(2).all(2)[:, :, None, None]  # a class known all over the image is so in the corners that a turn brings in
     image = F.grid_sample(batch.image, grid.to(batch.image.dtype), mode="bilinear", padding_mode="zeros", align_corners=False)
     return replace(batch, image=image, mask=mask, known=known, weight=None if batch.weight is None else pick(batch.weight))
 

@@ -145,7 +145,7 @@ PERTURB = {"noise": perturb_noise, "strong": strong, "none": lambda image, gen: 
 
 class MeanTeacher(Method):
     "Consistency of the student, on a perturbed image, with its own average, on the plain one."
-    def __init__(self, weight: float = 1.0, ramp: float = 0.3, perturb: str = "strong"):
+    def __init__(self, weight: float = 1.0, ramp: float = 0.1, perturb: str = "strong"):
         if perturb not in PERTURB: raise did_you_mean("perturbation", perturb, PERTURB)
         self.weight, self.ramp, self.perturb = weight, ramp, PERTURB[perturb]
 
@@ -157,7 +157,7 @@ class MeanTeacher(Method):
     def loss(self, trainer, views):
         if not self.weight: return super().loss(trainer, views)
         batch, plain, perturbed = views.values()
-        q = trainer.ask(trainer.ema.model, plain.image)
+        q = trainer.ask(trainer.ema.model, plain.image, presence=False)
         logits, other = trainer.answers(batch, perturbed)
         where = unknown_cells(plain.mask, plain.known)
         w = self.weight*ramp_up(trainer.step_no, round(self.ramp*trainer.total))

@@ -592,7 +592,7 @@ def held_out_by(run: Run, slices: SliceSet, plan: DevicePlan|None = None) -> np.
     if slices.fingerprint() != spec["data"]["fingerprint"]:
         raise InputError(f"{run.folder}: trained on other data than this, so which slices it has seen is not known; give the folder it was trained on, and --annotated as it was in training")
     job = Job(Recipe(**spec["recipe"]), slices, run, plan or pick_device("cpu"), spec["seed"])
-    return np.isin(slices.names, job.holdout.names)
+    return np.isin(np.arange(len(slices)), job.held_out)
 
 def out_of_fold(predictor: Predictor, slices: SliceSet) -> list[tuple[Predictor, SliceSet]]:
     "The held-out slices, in parts that the same runs held out; with each part the predictor of those runs alone."
