@@ -91,6 +91,8 @@ def rng_image(*shape, top=256, dtype=np.uint8): return np.random.default_rng(5).
 BROKEN = {
     # images against columns
     "missing image": (lambda d: (d/"train-images/3.png").unlink(), (CSV, "3.png", "belongs to no image")),
+    "an image that is no PNG": (lambda d: (d/"train-images/3.png").rename(d/"train-images/3.jpg"), (CSV, "3.jpg is there, expected 3.png; convert it")),
+    "an image in capitals": (lambda d: (d/"train-images/3.png").rename(d/"train-images/3.PNG"), (CSV, "3.PNG is there, expected 3.png; rename it")),
     "extra image inside": (save("5b.png", rng_image(SIZE, SIZE)), (CSV, "no column for 5b.png")),
     "extra image at the end": (save("12.png", rng_image(SIZE, SIZE)), (JSON, "12 lists for 13")),
     "missing column": (lambda d: columns(d, [i for i in range(N) if i != 5]), (CSV, "no column for 5.png")),
@@ -281,6 +283,11 @@ def test_bad_submission(data, tmp_path, what):
     assert check_submission(path, data)["images"] == 8
     change(good).to_csv(path)
     told(lambda: check_submission(path, data), "submission.csv", *parts)
+
+
+def test_submission_for_an_image_that_is_no_png(data):
+    (data/"test-images/3.png").rename(data/"test-images/3.jpg")
+    told(lambda: check_submission(data/"y_test.csv", data), "y_test.csv", "3.jpg is there, expected 3.png; convert it")
 
 
 def test_no_submission(data): told(lambda: check_submission(data/"nothing.csv", data), "nothing.csv", "no such file")

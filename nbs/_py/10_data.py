@@ -29,7 +29,7 @@ from scipy.sparse.csgraph import connected_components
 from skimage.io import imread, imsave
 
 from ctseg.anatomy import RAIDIUM54, ClassMap
-from ctseg.files import InputError, atomic_path, did_you_mean, disk_errors, read_json, write_json
+from ctseg.files import InputError, atomic_path, did_you_mean, read_json, write_json
 
 # %%
 #| hide
@@ -462,13 +462,15 @@ def _cached(kind: str, paths, make, on: bool = True) -> np.ndarray:
 
 # %%
 #| export
-def _same_names(found, expected, where, among=None):
-    "Raise an `InputError` unless the columns are the expected ones, in order; it tells missing from extra from misplaced."
+def _same_names(found, expected, where, among=None, folder=None):
+    "Raise an `InputError` unless the columns are the expected ones, in order; it tells missing from extra from misplaced, and from an image in `folder` that is no `.png`."
     if list(found) == list(expected): return
     extra = [n for n in found if n not in set(among or expected)]
     lost = [n for n in expected if n not in set(found)]
     more = lambda names: f" (and {len(names) - 1} more)" if len(names) > 1 else ""
-    if extra: tell = f"column {extra[0]}{more(extra)} belongs to no image; remove it, or add the image"
+    other = next((p for p in Path(folder).iterdir() if p.stem == Path(extra[0]).stem), None) if extra and folder and extra[0].endswith(".png") else None
+    if other: tell = f"{other.name} is there, expected {extra[0]}; {'rename' if other.suffix.lower() == '.png' else 'convert'} it"
+    elif extra: tell = f"column {extra[0]}{more(extra)} belongs to no image; remove it, or add the image"
     elif lost: tell = f"no column for {lost[0]}{more(lost)}; add it"
     else:
         i = next(i for i, (a, b) in enumerate(zip(found, expected)) if a != b)
@@ -772,7 +774,7 @@ def read_challenge(
     if csv is not None:
         columns = _header(csv)
         k = len(columns) if split == "train" else len(names)  # training images after the CSV's last one are unlabelled
-        _same_names(columns, names[:k], csv, among=names)
+        _same_names(columns, names[:k], csv, names, folder/f"{split}-images")
         masks[:k] = read_masks(csv, columns, images.shape[1:], classes, cache)[1]
         known = _known(folder, csv, names, masks, k, classes, annotated) if split == "train" else ~known
     return SliceSet(images, masks, known, names, _read_groups(folder, split, images), classes)
@@ -1068,6 +1070,7 @@ def check_submission(
     "Check a submission against the test images: columns, order, rows and values; `InputError` for what is wrong."
     names, images = read_images(Path(folder)/"test-images")
     classes = read_classes(folder)
+    _same_names(_header(Path(csv)), names, csv, folder=Path(folder)/"test-images")
     masks = read_masks(csv, names, images.shape[1:], classes, cache=False)[1]
     present = present_classes(masks, len(classes))
     return dict(images=len(names), size=_size(images), classes_used=int(present.any(0).sum()), classes=len(classes),
