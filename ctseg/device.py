@@ -7,7 +7,7 @@ __all__ = ['PRECISIONS', 'pick_precision', 'has_kernels', 'require_kernels', 'De
 
 # %% ../nbs/05_device.ipynb #180c2f7e
 import os, platform, re, sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib import metadata
 
 import torch

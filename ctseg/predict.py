@@ -32,9 +32,9 @@ from .files import InputError, atomic_path, read_json, refuse_folder
 from .losses import create_loss
 from .metrics import dice_table, mean_dice
 from .models import create_model
-from .models.base import class_probabilities, place
+from .models.base import class_probabilities, load_weights, place
 from .pseudo import soft_dice_confidence
-from .train import AUGMENT, Job, Recipe, Run, argmax_labels, load_weights, read_spec
+from .train import Job, Recipe, Run, read_spec
 
 # %% ../nbs/60_predict.ipynb #3a36dfef
 @dataclass(frozen=True)

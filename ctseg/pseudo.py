@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from .data import SliceData, SliceSet, present_classes
-from .files import InputError, atomic_path, did_you_mean
+from .files import did_you_mean
 from .models.base import class_probabilities
 from .parallel import collect, own_share, world
 

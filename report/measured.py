@@ -123,6 +123,19 @@ def supervised(folder: Path):
         ablations=[d | dict(what=what) for a, b, what in ABLATIONS if (d := compare(runs, a, b))],
         rules=done(rule_gain(runs.get(n, {}), n, rule) for n in RULED for rule in ("threshold", "gate", "both")))
 
+DECIDED = {"phantom240": "phantom, 240 annotated", "semi800": "real CT, 800", "semi100": "real CT, 100"}
+
+def decisions(folder: Path) -> list[dict]:
+    "The same trained networks decided by argmax, by one gate, and by the expected Dice."
+    found = []
+    for name, by_seed in load(folder).items():
+        table = name.split("-")[0]
+        d = {k: [r[f"dice_{k}"] for _, r in sorted(by_seed.items())] for k in ("argmax", "gated", "expected")}
+        groups = next(iter(by_seed.values()))["groups"]
+        found.append(dict(where=DECIDED[table], name=name.removeprefix(table + "-"), seeds=len(by_seed)) | {k: float(np.mean([mean_dice(t) for t in v])) for k, v in d.items()}
+                     | {f"over_{k}": paired(d["expected"], d[k], groups) for k in ("argmax", "gated")})
+    return sorted(found, key=lambda r: (list(DECIDED.values()).index(r["where"]), -r["expected"]))
+
 def phases(by_seed) -> list[dict]:
     "Mean held-out Dice at the end of each phase of a recipe."
     last = [{r["phase"]: float(r["dice"]) for r in history(run)} for run in by_seed.values() if history(run)]
@@ -217,5 +230,5 @@ def collect(results: Path = RESULTS) -> dict:
     tables = {k: read(k) for k in ("models", "networks", "faults", "transposed", "demo")}
     return plain(tables | dict(
         realct=realct(), phantom=phantom(), terms=terms(main), supervised=main, on_phantom=on_phantom(results),
-        semi100=semi(results/"semi100"), semi800=semi(results/"semi800"), confidence=confidence(results/"confidence"),
+        semi100=semi(results/"semi100"), semi800=semi(results/"semi800"), confidence=confidence(results/"confidence"), decisions=decisions(results/"decision"),
         claim=json.loads(claim.read_text()) if claim.exists() else None))

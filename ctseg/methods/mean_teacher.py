@@ -15,7 +15,7 @@ from ..augment import strong
 from ..files import did_you_mean
 from ..losses import consistency_loss
 from .teacher_student import join
-from ..train import Job, Method, finest, generator
+from ..train import Job, Method, finest
 
 # %% ../../nbs/56_mean_teacher.ipynb #6dc8f29c
 def unknown_cells(

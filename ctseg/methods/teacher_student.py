@@ -6,10 +6,8 @@
 __all__ = ['join', 'Student', 'label_unlabelled', 'teacher_student', 'pretrain_finetune']
 
 # %% ../../nbs/54_teacher_student.ipynb #df183537
-import numpy as np
 import torch
 
-from ..augment import NO_AUGMENT
 from ..data import Batch, SliceSet
 from ..losses import consistency_loss
 from ..pseudo import PseudoLabels, keep_images, pseudo_label

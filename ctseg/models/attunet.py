@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .base import EncoderDecoder, check_counts, count_parameters, crop_to, pad_to
+from .base import EncoderDecoder, check_counts, crop_to, pad_to
 
 # %% ../../nbs/30_attunet.ipynb #27dc02c6
 class DoubleConv(nn.Sequential):

@@ -24,7 +24,7 @@
 # %%
 #| export
 import os, platform, re, sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib import metadata
 
 import torch

@@ -18,7 +18,7 @@
 #| hide
 import matplotlib.pyplot as plt
 from fastcore.test import test_close, test_eq
-from ctseg.models.base import toy_slices, overfit
+from ctseg.models.base import count_parameters, overfit, toy_slices
 
 # %%
 #| export
@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ctseg.models.base import EncoderDecoder, check_counts, count_parameters, crop_to, pad_to
+from ctseg.models.base import EncoderDecoder, check_counts, crop_to, pad_to
 
 # %%
 #| hide

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from accelerate.state import AcceleratorState
-from safetensors.torch import load as read_tensors, save as tensor_bytes
+from safetensors.torch import save as tensor_bytes
 from torch import nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
@@ -40,7 +40,7 @@ from ctseg.files import PART, InputError, atomic_path, did_you_mean, disk_errors
 from ctseg.losses import create_loss
 from ctseg.metrics import dice_table, mean_dice
 from ctseg.models import create_model
-from ctseg.models.base import class_probabilities, deep_supervised, place
+from ctseg.models.base import class_probabilities, deep_supervised, load_weights, place
 from ctseg.models.encoders import param_groups
 from ctseg.models.zoo import model_keywords
 from ctseg.parallel import agree, collect, gather_rows, must_be_alike, on_main, own_share, rank, synchronise, world
@@ -194,18 +194,6 @@ test_close(moved, [0.9]*len(moved), eps=1e-5)  # the buffers follow: a tenth of 
 def save_weights(model: nn.Module, path):
     "The model's weights and buffers as safetensors, whole or not at all."
     with atomic_path(path) as tmp: tmp.write_bytes(tensor_bytes({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}))  # by Python, whose errors tell a full disk
-
-def load_weights(model: nn.Module, path):
-    "Load what `save_weights` wrote; the first tensors that do not fit are named."
-    try: new = read_tensors(Path(path).read_bytes())
-    except FileNotFoundError: raise InputError(f"{path}: no such file") from None
-    except OSError as e: raise InputError(f"{path}: cannot be read ({e.strerror})") from None
-    except Exception as e: raise InputError(f"{path}: not a readable safetensors file ({e})") from None
-    have = model.state_dict()
-    wrong = [f"{k} {tuple(new[k].shape) if k in new else 'missing'} instead of {tuple(v.shape)}"
-             for k, v in have.items() if k not in new or new[k].shape != v.shape] + [f"{k} unexpected" for k in new if k not in have]
-    if wrong: raise InputError(f"{path}: weights of another architecture: {'; '.join(wrong[:3])}{' …' if len(wrong) > 3 else ''}")
-    model.load_state_dict(new)
 
 
 # %%

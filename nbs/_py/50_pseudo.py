@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 
 from ctseg.data import SliceData, SliceSet, present_classes
-from ctseg.files import InputError, atomic_path, did_you_mean
+from ctseg.files import did_you_mean
 from ctseg.models.base import class_probabilities
 from ctseg.parallel import collect, own_share, world
 

@@ -22,10 +22,8 @@
 
 # %%
 #| export
-import numpy as np
 import torch
 
-from ctseg.augment import NO_AUGMENT
 from ctseg.data import Batch, SliceSet
 from ctseg.losses import consistency_loss
 from ctseg.pseudo import PseudoLabels, keep_images, pseudo_label
@@ -38,6 +36,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 from ctseg.metrics import challenge_dice, dice_table
 from ctseg.models.base import toy_set

@@ -34,7 +34,7 @@ from ctseg.augment import strong
 from ctseg.files import did_you_mean
 from ctseg.losses import consistency_loss
 from ctseg.methods.teacher_student import join
-from ctseg.train import Job, Method, finest, generator
+from ctseg.train import Job, Method, finest
 
 # %%
 #| hide
@@ -49,7 +49,7 @@ from ctseg.data import SliceData
 from ctseg.metrics import challenge_dice
 from ctseg.models.base import toy_set
 from ctseg.pseudo import pseudo_label
-from ctseg.train import Recipe, Run
+from ctseg.train import Recipe, Run, generator
 torch.set_num_threads(1)  # so few slices: another order of a sum is another network
 
 

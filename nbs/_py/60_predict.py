@@ -39,9 +39,9 @@ from ctseg.files import InputError, atomic_path, read_json, refuse_folder
 from ctseg.losses import create_loss
 from ctseg.metrics import dice_table, mean_dice
 from ctseg.models import create_model
-from ctseg.models.base import class_probabilities, place
+from ctseg.models.base import class_probabilities, load_weights, place
 from ctseg.pseudo import soft_dice_confidence
-from ctseg.train import AUGMENT, Job, Recipe, Run, argmax_labels, load_weights, read_spec
+from ctseg.train import Job, Recipe, Run, read_spec
 
 # %%
 #| hide
@@ -50,7 +50,7 @@ import matplotlib.pyplot as plt
 from fastcore.test import test_eq, test_close
 from ctseg.data import read_challenge, read_masks
 from ctseg.recipes import fit
-from ctseg.train import apply_settings
+from ctseg.train import apply_settings, argmax_labels
 
 
 # %% [markdown]

@@ -74,7 +74,8 @@ pd.DataFrame([told(p) for p in sorted(Path("../benchmarks").glob("*.ipynb"))]).s
 # | **EMA, averaged model** | the exponential moving average of a network's weights; what every run returns |
 # | **quota** | of the cells of a class that teachers found, the share that self-training accepts at most |
 # | **gate** | in self-training the least confidence of an accepted cell; in a decision rule the least peak that a class needs to be drawn on a slice at all |
-# | **decision rule** | how probabilities become labels: threshold, gate, islands, rescue; chosen on held-out slices |
+# | **decision rule** | how probabilities become labels: threshold, expected Dice, islands, rescue, or a gate; chosen on held-out slices |
+# | **expected Dice** | of a drawn structure: kept if its odds of being there exceed the class's usual Dice over the Dice to be expected of this outline |
 # | **argmax** | the plainest rule: the likeliest structure, or background |
 # | **silent** | a class that a network draws on no test slice |
 # | **invented, missed** | cells drawn though absent; cells present and not drawn. Both score 0 |
