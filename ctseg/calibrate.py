@@ -9,14 +9,13 @@ __all__ = ['sample_logits', 'said', 'known_nll', 'fit_temperature', 'known_pairs
 # %% ../nbs/62_calibrate.ipynb #f768a005
 import warnings
 from dataclasses import asdict, replace
-from pathlib import Path
 
 import numpy as np
 import torch
 from scipy.optimize import minimize_scalar
 
 from .data import SliceData, SliceSet, read_challenge
-from .device import DevicePlan, pick_device
+from .device import DevicePlan
 from .files import InputError, atomic_path, did_you_mean, read_json, write_json
 from .losses import create_loss
 from .predict import Member, Predictor, Rule, ask, choose_rule, held_out_by, load_predictor, out_of_fold
@@ -141,7 +140,7 @@ def prepare(
     runs, # run folders
     plan: DevicePlan|str|None = None, # see `load_predictor`
     views: int = 1,
-    calibrated: bool = False,
+    calibrated: bool = False, # divide logits by the runs' temperatures; a run has one if it held out at least two patients or groups
     tune=None, # the challenge folder (or its slices) that the runs were trained on: choose the rule out of fold; None: the first run's
     annotated: str = "json",
     batch_size: int = 16,

@@ -10,7 +10,6 @@ __all__ = ['STYLE', 'MACROS', 'PAGE_TOP', 'PAGE_SLICES', 'PAGE_NUMBERS', 'SCRIPT
 
 # %% ../nbs/64_report.ipynb #2a515e17
 import base64, io, json, re, zlib
-from dataclasses import replace
 from pathlib import Path
 
 import jinja2
@@ -22,7 +21,7 @@ from PIL import Image
 from .anatomy import ClassMap
 from .calibrate import plot_reliability, prepare
 from .data import SliceSet, read_challenge
-from .device import DevicePlan, pick_device
+from .device import DevicePlan
 from .files import InputError, atomic_path, did_you_mean, read_json, refuse_folder
 from .metrics import bootstrap_mean, dice_table, evaluate, mean_dice, overlaps, paired_bootstrap, per_class
 from .predict import Rule, held_out_by, predict_masks, run_spec

@@ -58,7 +58,7 @@ def test_a_perfect_submission_scores_one(tmp_path):
     test = read_challenge(SAMPLE, "test")
     write_submission(test.masks, test.names, tmp_path/"s.csv")
     code, out, _ = ctseg("evaluate", f"{SAMPLE}/y_test.csv.gz", tmp_path/"s.csv")
-    assert code == 0 and "dice: 1.0000" in out
+    assert code == 0 and "dice: 1.0000" in out and "\nsilent: none\n" in out and "\ninterval: 1.0000, 1.0000\n" in out
 
 
 def test_two_runs_are_averaged_as_probabilities(run, tmp_path):
@@ -74,6 +74,8 @@ def test_two_runs_are_averaged_as_probabilities(run, tmp_path):
     (["fit", SAMPLE, "--out", "{new}", "--set", "epochs=ten"], "epochs takes a int"),
     (["fit", SAMPLE, "--out", "{new}", "--set", "epochs=0"], "epochs = 0"),
     (["fit", SAMPLE, "--out", "{new}", "--set", "model=atunet", "--set", "fold=-1"], "did you mean attunet"),
+    (["fit", SAMPLE, "--out", "{new}", "--set", "model=unet", "--set", "fold=-1"], "did you mean unet:resnet34 or"),
+    (["fit", SAMPLE, "--out", "{new}", "--set", "frozen=yes", "--set", "fold=-1"], "attunet has no pretrained encoder; 'frozen' is for unet:"),
     (["fit", SAMPLE, "--out", "{new}", "--set", "loss=maskd", "--set", "fold=-1"], "did you mean masked"),
     (["fit", SAMPLE, "--out", "{new}", "--set", "augment=mld", "--set", "fold=-1"], "did you mean mild"),
     (["fit", SAMPLE, "--out", "{new}", "--set", "folds=99"], "99 folds of 6 groups of slices: at least 2 folds, and a group (a patient, or near duplicates) for each; choose fewer folds, or fold = -1"),

@@ -91,6 +91,8 @@ def says(match, name, *args, **kw):
 @pytest.mark.parametrize("match, args, kw", [
     ("did you mean attunet", ("atunet",), {}),
     ("did you mean missformer", ("missfromer",), {}),
+    ("did you mean unet:resnet34 or", ("unet",), {}), ("did you mean segformer:mit_b3", ("segformer",), {}),
+    ("attunet has no pretrained encoder; 'frozen' is for unet:…", ("attunet",), dict(frozen=True)),
     ("did you mean width", ("attunet",), dict(widht=4)),
     ("in_chans is 0", ("attunet", 0), {}),
     ("out_chans is 0", ("uctransnet", 1, 0), {}),

@@ -102,6 +102,7 @@ def model_entry(name: str) -> ModelEntry:
     if name in _MODELS: return _MODELS[name]
     decoder, colon, encoder = name.partition(":")
     if colon and encoder: return ModelEntry(name, partial(EncoderNet, decoder=decoder, encoder=encoder), "", f"{encoder} under a {decoder} decoder")
+    if whole := [m for m in _MODELS if m.startswith(f"{name}:")]: raise InputError(f"unknown model {name!r}; did you mean {' or '.join(whole)}?")
     raise did_you_mean("model", name, _MODELS)
 
 
@@ -130,7 +131,9 @@ def create_model(
     check_counts(name, in_chans=in_chans, out_chans=out_chans)
     own = model_keywords(name)
     for k in kw:
-        if k not in own: raise did_you_mean(f"{name} keyword", k, [*own, "presence"])
+        if k in own: continue
+        if k in model_keywords("unet:resnet34"): raise InputError(f"{name} has no pretrained encoder; {k!r} is for unet:…, segformer:…, dpt:…")
+        raise did_you_mean(f"{name} keyword", k, [*own, "presence"])
     itself = "weights" in own  # a pretrained encoder reads its files itself
     model = entry.build(in_chans, out_chans, **kw, **(dict(weights=weights) if itself else {}))
     if weights is not None and not itself: load_weights(model, weights)
@@ -159,6 +162,8 @@ say("attunet", 1, 0)
 say("attunet", width=0)
 say("attunet", weights="nowhere.safetensors")
 say("unnet:resnet34")
+say("unet")
+say("attunet", frozen=True)
 
 
 # %% [markdown]

@@ -9,7 +9,7 @@
 #| default_exp calibrate
 
 # %% [markdown]
-# A probability is a promise about frequencies. It matters here in three places: the [threshold and the gate](predict.html) compare probabilities of all classes with one number, an ensemble averages them, and
+# A probability is a promise about frequencies. It matters here in three places: the [decision rule](predict.html) compares the probabilities of all classes with one number, an ensemble averages them, and
 # [pseudo-labels](pseudo.html) are believed or not by them. Networks break the promise in a regular way: trained to the end with a Dice term, they say 99 % where they should say 90 %.
 #
 # *Temperature scaling* (Guo et al. 2017, [arXiv 1706.04599](https://arxiv.org/abs/1706.04599), section 4.2) divides the logits by one number $T$, fitted on slices the network has not seen. $T>1$ makes it humbler. With sigmoid outputs the order of the pixels within
@@ -21,14 +21,13 @@
 #| export
 import warnings
 from dataclasses import asdict, replace
-from pathlib import Path
 
 import numpy as np
 import torch
 from scipy.optimize import minimize_scalar
 
 from ctseg.data import SliceData, SliceSet, read_challenge
-from ctseg.device import DevicePlan, pick_device
+from ctseg.device import DevicePlan
 from ctseg.files import InputError, atomic_path, did_you_mean, read_json, write_json
 from ctseg.losses import create_loss
 from ctseg.predict import Member, Predictor, Rule, ask, choose_rule, held_out_by, load_predictor, out_of_fold
@@ -37,9 +36,11 @@ from ctseg.train import Run
 # %%
 #| hide
 import tempfile
+from pathlib import Path
 import matplotlib.pyplot as plt
 from fastcore.test import test_eq, test_close
 from ctseg.anatomy import ClassMap
+from ctseg.device import pick_device
 from ctseg.recipes import fit
 from ctseg.train import Recipe
 
@@ -269,7 +270,7 @@ def prepare(
     runs, # run folders
     plan: DevicePlan|str|None = None, # see `load_predictor`
     views: int = 1,
-    calibrated: bool = False,
+    calibrated: bool = False, # divide logits by the runs' temperatures; a run has one if it held out at least two patients or groups
     tune=None, # the challenge folder (or its slices) that the runs were trained on: choose the rule out of fold; None: the first run's
     annotated: str = "json",
     batch_size: int = 16,

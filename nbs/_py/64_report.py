@@ -20,7 +20,6 @@
 # %%
 #| export
 import base64, io, json, re, zlib
-from dataclasses import replace
 from pathlib import Path
 
 import jinja2
@@ -32,7 +31,7 @@ from PIL import Image
 from ctseg.anatomy import ClassMap
 from ctseg.calibrate import plot_reliability, prepare
 from ctseg.data import SliceSet, read_challenge
-from ctseg.device import DevicePlan, pick_device
+from ctseg.device import DevicePlan
 from ctseg.files import InputError, atomic_path, did_you_mean, read_json, refuse_folder
 from ctseg.metrics import bootstrap_mean, dice_table, evaluate, mean_dice, overlaps, paired_bootstrap, per_class
 from ctseg.predict import Rule, held_out_by, predict_masks, run_spec
@@ -41,8 +40,10 @@ from ctseg.train import Recipe, Run, plot_curves
 # %%
 #| hide
 import tempfile
+from dataclasses import replace
 import matplotlib.pyplot as plt
 from fastcore.test import test_eq, test_close
+from ctseg.device import pick_device
 from ctseg.recipes import fit
 
 

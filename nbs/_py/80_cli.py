@@ -95,7 +95,11 @@ def _print_facts(facts: dict, indent: str = ""):
         if isinstance(v, dict): print(f"{indent}{k}:"); _print_facts(v, indent + "  ")
         elif isinstance(v, list) and v and isinstance(v[0], dict):
             for i, x in enumerate(v): print(f"{indent}{k} {i}:"); _print_facts(x, indent + "  ")
-        else: print(f"{indent}{k}: {f'{v:.4f}' if isinstance(v, float) else v}")
+        else: print(f"{indent}{k}: {_shown(v)}")
+
+def _shown(v) -> str:
+    if isinstance(v, list): return ", ".join(map(_shown, v)) or "none"
+    return f"{v:.4f}" if isinstance(v, float) else str(v)
 
 
 # %% [markdown]
@@ -135,7 +139,7 @@ def predict(
     threshold: Annotated[Optional[float], typer.Option(help="least probability of a foreground pixel, instead of the chosen rule's")] = None,
     gate: Annotated[Optional[float], typer.Option(help="least peak probability of a class on an image, instead of the chosen rule's")] = None,
     tune: Annotated[Optional[Path], typer.Option(help="the folder the runs were trained on: choose one rule for all of them on the slices they held out")] = None,
-    calibrated: Annotated[bool, typer.Option("--calibrated", help="divide logits by the runs' temperatures")] = False,
+    calibrated: Annotated[bool, typer.Option("--calibrated", help="divide logits by the runs' temperatures; a run has one if it held out at least two patients or groups")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
     batch_size: Annotated[int, typer.Option(min=1)] = 16,
     annotated: Annotated[str, typer.Option(help="of --tune: json, all or present, as in `ctseg fit`")] = "json",
