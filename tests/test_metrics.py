@@ -171,6 +171,15 @@ def test_files(tmp_path):
     with pytest.raises(InputError, match="value 4"): evaluate_files(tmp_path/"y_test.csv", tmp_path/"sub.csv")
 
 
+def test_pixels_are_counted_once(tmp_path, monkeypatch):
+    from ctseg import metrics
+    count, calls = metrics.overlaps, []
+    monkeypatch.setattr(metrics, "overlaps", lambda *a: calls.append(1) or count(*a))
+    write_masks(np.ones((2, 4, 4), np.uint8), ["0.png", "1.png"], tmp_path/"y_test.csv")
+    result = evaluate_files(tmp_path/"y_test.csv", tmp_path/"y_test.csv")
+    assert len(calls) == 1 and list(result) == ["table", "facts"]
+
+
 def test_partial_truth_is_known_by_the_file_beside_it(tmp_path):
     "The training truth has a column for each annotated image, `annotated_labels.json` an entry for each image."
     truth = np.zeros((3, 4, 4), np.uint8)

@@ -136,8 +136,9 @@ def dice_table(
     C: int, # number of classes
 ) -> np.ndarray: # float64 [N,C], NaN where neither has the class
     "The challenge's Dice of every image and class."
-    both, a, b = overlaps(pred, truth, C)
-    return np.divide(2.*both, a + b, out=np.full(both.shape, np.nan), where=a + b > 0)
+    return _dice(*overlaps(pred, truth, C))
+
+def _dice(both, a, b): return np.divide(2.*both, a + b, out=np.full(both.shape, np.nan), where=a + b > 0)
 
 def mean_dice(
     table: np.ndarray, # [N,C] from `dice_table`
@@ -269,10 +270,14 @@ def per_class(
     known: np.ndarray|None = None, # bool [N,C]; None: everything was examined
 ) -> pd.DataFrame: # a row a class, by name
     "What happens to each class: its score, how often it is there, invented, missed, silent."
-    both, a, b = overlaps(pred, truth, len(classes))
+    return _class_rows(overlaps(pred, truth, len(classes)), classes, known)
+
+def _class_rows(counts, classes: ClassMap, known) -> pd.DataFrame:
+    "`per_class` of what `overlaps` has counted."
+    _, a, b = counts
     k = np.ones(b.shape, bool) if known is None else np.asarray(known, bool)
     there, gone, said = k & (b > 0), k & (b == 0), k & (a > 0)
-    dice = np.divide(2.*both, a + b, out=np.full(b.shape, np.nan), where=k & (a + b > 0))
+    dice = np.where(k, _dice(*counts), np.nan)
     support, absent, invented = there.sum(0), gone.sum(0), (gone & said).sum(0)
     return pd.DataFrame(dict(
         id=np.arange(1, len(classes) + 1), support=support, absent=absent, dice=_nanmean(dice, 0),
@@ -476,17 +481,22 @@ def evaluate(
     reps: int = 2000, # bootstrap draws
 ) -> dict: # plain numbers, strings and lists: ready for JSON
     "The score with its interval, bounds where the truth is partial, inventions, misses, silent classes and a record for each class."
-    table, rows = dice_table(pred, truth, len(classes)), per_class(pred, truth, classes, known)
+    return _table_and_facts(overlaps(pred, truth, len(classes)), classes, known, groups, reps)["facts"]
+
+def _table_and_facts(counts, classes: ClassMap, known=None, groups=None, reps: int = 2000) -> dict:
+    "`per_class` and `evaluate` of what `overlaps` has counted."
+    table, rows = _dice(*counts), _class_rows(counts, classes, known)
     partial = known is not None and not np.all(known)
     scored = np.where(known, table, np.nan) if partial else table
     b = bootstrap_mean(scored, groups, reps)
-    out = dict(dice=_plain(b["mean"]), interval=[_plain(b["low"]), _plain(b["high"])], level=b["level"], images=len(truth),
+    out = dict(dice=_plain(b["mean"]), interval=[_plain(b["low"]), _plain(b["high"])], level=b["level"], images=len(table),
                groups=b["groups"])
     if partial:
         out |= dict(dice_optimistic=out["dice"], dice_pessimistic=_plain(mean_dice(table)), cells_examined=int(np.sum(known)))
     out |= dict(classes_scored=int((~np.isnan(scored)).any(0).sum()), invented=int(rows.invented.sum()), missed=int(rows.missed.sum()),
                 silent=list(rows.index[rows.silent]), unreliable=list(rows.index[rows.unreliable]))
-    return out | dict(per_class=[{k: _plain(v) for k, v in r.items()} for r in rows.reset_index().to_dict("records")])
+    out |= dict(per_class=[{k: _plain(v) for k, v in r.items()} for r in rows.reset_index().to_dict("records")])
+    return dict(table=rows, facts=out)
 
 def _plain(v):
     "A number for JSON: no NumPy types, None for NaN."
@@ -526,7 +536,7 @@ def evaluate_files(
     if annotated is None and _is_partial(truth): annotated = truth.parent/"annotated_labels.json"  # if it is not there, `_examined` says so
     if str(annotated) == "present": known = present_classes(t, len(cm))
     else: known = _examined(Path(annotated), t, names, cm, truth) if annotated and str(annotated) != "all" else None
-    return dict(table=per_class(p, t, cm, known), facts=evaluate(t, p, cm, known, _patients(truth, len(t))))
+    return _table_and_facts(overlaps(p, t, len(cm)), cm, known, _patients(truth, len(t)))
 
 def _examined(path: Path, masks: np.ndarray, names, classes: ClassMap, truth: Path) -> np.ndarray:
     "What is known of the images of a truth file, bool [N,C]. The list goes on with the images without annotation, which have no column."
