@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from scipy.optimize import minimize
-from scipy.special import expit, logit
+from scipy.special import expit
 from skimage.measure import label as components
 from torch import nn
 import torch.nn.functional as F
@@ -299,7 +299,7 @@ def load_member(run: Run, spec: dict, plan: DevicePlan, calibrated: bool = False
 
 def _calibration(run: Run) -> dict:
     found = read_json(run/"metrics.json").get("calibration") if (run/"metrics.json").exists() else None
-    if not found: raise InputError(f"{run.folder}: this run was not calibrated (it held out no slices, or is older); leave out --calibrated, or add --tune DATA")
+    if not found: raise InputError(f"{run.folder}: this run was not calibrated: it held out slices of fewer than two patients or groups, or is older (then add --tune DATA); leave out --calibrated")
     return found
 
 def _saved_rule(runs: list[Run], calibrated: bool = False) -> tuple[Rule, tuple]:

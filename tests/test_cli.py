@@ -71,7 +71,7 @@ def test_two_runs_are_averaged_as_probabilities(run, tmp_path):
 @pytest.mark.parametrize("args, says", [
     (["fit", SAMPLE, "--out", "{new}", "--recipe", "seed-atunet"], "did you mean seed-attunet"),
     (["fit", SAMPLE, "--out", "{new}", "--set", "widht=16"], "did you mean width"),
-    (["fit", SAMPLE, "--out", "{new}", "--set", "epochs=ten"], "epochs takes a int"),
+    (["fit", SAMPLE, "--out", "{new}", "--set", "epochs=ten"], "epochs takes a whole number"),
     (["fit", SAMPLE, "--out", "{new}", "--set", "epochs=0"], "epochs = 0"),
     (["fit", SAMPLE, "--out", "{new}", "--set", "model=atunet", "--set", "fold=-1"], "did you mean attunet"),
     (["fit", SAMPLE, "--out", "{new}", "--set", "model=unet", "--set", "fold=-1"], "did you mean unet:resnet34 or"),
@@ -248,7 +248,7 @@ def test_the_recipe_of_a_run_can_be_used_again(run, tmp_path):
     spec["recipe"]["epochs"] = "ten"
     (tmp_path/"odd.json").write_text(json.dumps(spec))
     code, _, err = ctseg("fit", SAMPLE, "--out", tmp_path/"new", "--recipe", tmp_path/"odd.json")
-    assert code == 2 and "epochs = 'ten': expected int" in err
+    assert code == 2 and "epochs = 'ten': expected a whole number" in err
 
 
 @pytest.mark.parametrize("keep", ["0.5", "4"])

@@ -128,7 +128,8 @@ def decisions(table, name, seed, data, runs):
     if not (folder/"metrics.json").exists(): return f"no finished run in {folder}"
     predictor, run = load_predictor(folder, pick_device("auto")), Run(folder)
     held = Job(Recipe(**run_spec(run)["recipe"]), train, run, predictor.plan, seed).holdout
-    rules = {"argmax": Rule()} | {k: choose_rule(predictor, held, expected=k == "expected")[0] for k in ("gated", "expected")}
+    gated = predictor.rule if predictor.rule.expected is None else choose_rule(predictor, held, expected=False)[0]  # older runs have one
+    rules = {"argmax": Rule(), "gated": gated, "expected": choose_rule(predictor, held)[0]}
     keep = {f"dice_{k}": dice_table(m, test.masks, len(test.classes)).astype(np.float32) for k, m in zip(rules, predict_masks(predictor, test.images, list(rules.values())))}
     target = RESULTS/"decision"/f"{table}-{name}-s{seed}.npz"
     with atomic_path(target) as tmp: np.savez_compressed(tmp, **keep, groups=test.groups, truth=test.present, classes=np.array(test.classes.names), facts=json.dumps({"rules": {k: dataclasses.asdict(v) for k, v in rules.items()}, "held out": len(held)}))

@@ -42,7 +42,7 @@ row
 
 # %%
 with (RESULTS/"demo.csv").open("w", newline="") as f:
-    table = csv.DictWriter(f, row); table.writeheader(); table.writerow(row)
+    table = csv.DictWriter(f, row, lineterminator="\n"); table.writeheader(); table.writerow(row)
 (RESULTS/"demo.txt").write_text("\n".join(said).strip("\n") + "\n", encoding="utf-8")
 with (RESULTS/"demo_submission.csv.gz").open("wb") as f, gzip.GzipFile("", "wb", 9, f, mtime=0) as z: z.write((run/"submission.csv").read_bytes())
 folder.cleanup()
