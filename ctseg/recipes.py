@@ -26,7 +26,7 @@ from .models.encoders import param_groups
 from .parallel import agree, main_first, on_main, world
 from .predict import choose_rule, load_predictor, Rule
 from .pseudo import IMAGE_SCORES
-from .train import BaseRecipe, Deadline, Job, Recipe, Run, Stopped, apply_settings, make_accelerator, out_of_memory, plot_curves, read_duration, read_spec, _KINDS
+from .train import BaseRecipe, Deadline, Job, Recipe, Run, Stopped, apply_settings, make_accelerator, out_of_memory, plot_curves, read_duration, read_spec, IN_WORDS
 
 # %% ../nbs/70_recipes.ipynb #3e4f6252
 METHODS = {"supervised": supervised, "teacher-student": teacher_student, "pretrain-finetune": pretrain_finetune, "mean-teacher": mean_teacher,
@@ -59,7 +59,7 @@ def get_recipe(name: str) -> Recipe:
 def _recipe_of(path: Path) -> Recipe:
     given, kinds = read_spec(path)["recipe"], get_type_hints(Recipe)
     for k, v in given.items():
-        if type(v) is not kinds[k] and (kinds[k], type(v)) != (float, int): raise InputError(f"{path}: {k} = {v!r}: expected {_KINDS[kinds[k]]}")
+        if type(v) is not kinds[k] and (kinds[k], type(v)) != (float, int): raise InputError(f"{path}: {k} = {v!r}: expected {IN_WORDS[kinds[k]]}")
     return Recipe(**given)
 
 # %% ../nbs/70_recipes.ipynb #82299696

@@ -1081,7 +1081,7 @@ def model_options(self, classes: int, trained: bool = False) -> dict:
 # %%
 #| export
 _BOOL = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
-_KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+IN_WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
 
 def apply_settings(recipe: Recipe, settings) -> Recipe:
     "A copy of `recipe` with `KEY=VALUE` texts applied."
@@ -1092,7 +1092,7 @@ def apply_settings(recipe: Recipe, settings) -> Recipe:
         if key not in types: raise did_you_mean("recipe field", key, types)
         kind = types[key] if isinstance(types[key], type) else {"int": int, "float": float, "bool": bool}.get(types[key], str)
         try: new[key] = _BOOL[value.lower()] if kind is bool else kind(value)
-        except (ValueError, KeyError): raise InputError(f"--set {s}: {key} takes {_KINDS[kind]}, not {value!r}") from None
+        except (ValueError, KeyError): raise InputError(f"--set {s}: {key} takes {IN_WORDS[kind]}, not {value!r}") from None
     return _checked(replace(recipe, **new))
 
 

@@ -49,7 +49,7 @@ from ctseg.models.encoders import param_groups
 from ctseg.parallel import agree, main_first, on_main, world
 from ctseg.predict import choose_rule, load_predictor, Rule
 from ctseg.pseudo import IMAGE_SCORES
-from ctseg.train import BaseRecipe, Deadline, Job, Recipe, Run, Stopped, apply_settings, make_accelerator, out_of_memory, plot_curves, read_duration, read_spec, _KINDS
+from ctseg.train import BaseRecipe, Deadline, Job, Recipe, Run, Stopped, apply_settings, make_accelerator, out_of_memory, plot_curves, read_duration, read_spec, IN_WORDS
 
 # %%
 #| hide
@@ -93,7 +93,7 @@ def get_recipe(name: str) -> Recipe:
 def _recipe_of(path: Path) -> Recipe:
     given, kinds = read_spec(path)["recipe"], get_type_hints(Recipe)
     for k, v in given.items():
-        if type(v) is not kinds[k] and (kinds[k], type(v)) != (float, int): raise InputError(f"{path}: {k} = {v!r}: expected {_KINDS[kinds[k]]}")
+        if type(v) is not kinds[k] and (kinds[k], type(v)) != (float, int): raise InputError(f"{path}: {k} = {v!r}: expected {IN_WORDS[kinds[k]]}")
     return Recipe(**given)
 
 
