@@ -22,7 +22,7 @@
 # python tools/bench.py semi800 --data FOLDER
 # ```
 #
-# Numbers are computed by the functions that REPORT.pdf uses.
+# Where a rule was chosen, it is a threshold and [one gate for all classes](decision_rule.html), as `fit` chose it for these runs; what it chooses now is compared there. Numbers are computed by the functions that REPORT.pdf uses.
 
 # %%
 import sys
