@@ -14,7 +14,6 @@ import torch
 from ..augment import strong
 from ..files import did_you_mean
 from ..losses import consistency_loss
-from .teacher_student import join
 from ..train import Job, Method, finest
 
 # %% ../../nbs/56_mean_teacher.ipynb #6dc8f29c
@@ -64,7 +63,7 @@ class MeanTeacher(Method):
 
     def views(self, trainer, batch, more):
         if not self.weight: return {"labelled": batch}
-        plain = join(batch, more)
+        plain = batch.concat(more)
         return {"labelled": batch, "plain": plain, "perturbed": replace(plain, image=self.perturb(plain.image, trainer.rng("perturb")))}
 
     def loss(self, trainer, views):

@@ -12,7 +12,6 @@ from dataclasses import replace
 
 from ..augment import strong_mix
 from ..data import Batch, SliceSet, grouped_folds
-from .teacher_student import join
 from ..pseudo import accept_cells, check_truth_kept, complete, pseudo_label
 from ..train import Job, Method
 
@@ -35,7 +34,7 @@ class NoisyStudent(Method):
         return silence(batch, None if extra else self.people) if trainer.loss.reads_known and batch.weight is not None else batch
 
     def views(self, trainer, batch, more):
-        return {"labelled": strong_mix(join(batch, more), trainer.rng("student"), self.cutmix)}
+        return {"labelled": strong_mix(batch.concat(more), trainer.rng("student"), self.cutmix)}
 
 # %% ../../nbs/58_self_training.ipynb #58e4fa7d
 def fill_in(job: Job, teachers: list, slices: SliceSet) -> tuple[SliceSet, np.ndarray]:

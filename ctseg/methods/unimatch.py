@@ -13,7 +13,6 @@ import torch
 from ..augment import strong_mix
 from ..data import Batch
 from .mean_teacher import open_shares, ramp_up
-from .teacher_student import join
 from ..parallel import gather_rows, rank, world
 from ..train import Job, Method, patch_to
 
@@ -72,7 +71,7 @@ class UniMatch(Method):
 def views(self, trainer, batch, more):
     "The labelled batch; labelled and unlabelled together with completed truth, strong and weak."
     if not self.weight: return {"labelled": batch}
-    both = join(batch, more)
+    both = batch.concat(more)
     own = both[rank()::world()]  # with several processes the teacher's work is shared
     prob = trainer.ask(trainer.ema.model, own.image)
     done = complete_batch(own, prob, self.bars(prob) if self.bars else self.tau, trainer.loss.activation)

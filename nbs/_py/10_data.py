@@ -1111,6 +1111,16 @@ class Batch:
     def __len__(self): return len(self.image)
     def __getitem__(self, rows): return replace(self, **{k: t[rows] for k, t in vars(self).items() if t is not None}) # rows: a slice, or indices
 
+    def concat(self, other: "Batch|None") -> "Batch":
+        "Two batches as one (`None`: only this one); where one of them alone has weights, those of the other are 1."
+        if other is None: return self
+        both = self, other
+        as_map = lambda b: b.known if b.known.ndim == 4 else b.known[:, :, None, None].expand(-1, -1, *b.mask.shape[1:])
+        known = [b.known for b in both] if self.known.ndim == other.known.ndim else [as_map(b) for b in both]
+        weight = None if self.weight is None and other.weight is None else torch.cat([torch.ones_like(b.image) if b.weight is None else b.weight for b in both])
+        image, mask, index = (torch.cat([getattr(b, k) for b in both]) for k in ("image", "mask", "index"))
+        return Batch(image, mask, torch.cat(known), weight, index)
+
 
 # %% [markdown]
 # The whole challenge, 2000 slices of 256x256 with masks, is 262 MB in 8 bits. That fits on any GPU. So `SliceData` keeps it there, and a

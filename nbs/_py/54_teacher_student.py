@@ -24,7 +24,7 @@
 #| export
 import torch
 
-from ctseg.data import Batch, SliceSet
+from ctseg.data import SliceSet
 from ctseg.losses import consistency_loss
 from ctseg.pseudo import PseudoLabels, keep_images, pseudo_label
 from ctseg.train import Job, Method, finest
@@ -51,19 +51,6 @@ torch.set_num_threads(1)  # so few slices: another order of a sum is another net
 
 # %%
 #| export
-def join(a: Batch, b: Batch|None) -> Batch:
-    "Two batches as one; weights default to 1 where only one of them has some."
-    if b is None: return a
-    known = [a.known, b.known]
-    if known[0].ndim != known[1].ndim: known = [k if k.ndim == 4 else k[:, :, None, None].expand(-1, -1, *a.mask.shape[1:]) for k in known]
-    weight = None
-    if a.weight is not None or b.weight is not None:
-        weight = torch.cat([torch.ones_like(x.image) if x.weight is None else x.weight for x in (a, b)])
-    return Batch(torch.cat([a.image, b.image]), torch.cat([a.mask, b.mask]), torch.cat(known), weight, torch.cat([a.index, b.index]))
-
-
-# %%
-#| export
 class Student(Method):
     "Adds the kept pseudo-labelled slices to every batch, and the L2 distance to the teacher's probabilities on them."
     def __init__(self, teacher, weight: float = 1.0): self.teacher, self.weight = teacher, weight
@@ -75,7 +62,7 @@ class Student(Method):
     def loss(self, trainer, views):
         if "kept" not in views: return super().loss(trainer, views)
         batch, kept = views.values()
-        both = join(batch, kept)
+        both = batch.concat(kept)
         logits, = trainer.answers(both)
         total = trainer.supervise(logits, both)
         if not self.weight: return total

@@ -33,7 +33,6 @@ import torch
 from ctseg.augment import strong
 from ctseg.files import did_you_mean
 from ctseg.losses import consistency_loss
-from ctseg.methods.teacher_student import join
 from ctseg.train import Job, Method, finest
 
 # %%
@@ -151,7 +150,7 @@ class MeanTeacher(Method):
 
     def views(self, trainer, batch, more):
         if not self.weight: return {"labelled": batch}
-        plain = join(batch, more)
+        plain = batch.concat(more)
         return {"labelled": batch, "plain": plain, "perturbed": replace(plain, image=self.perturb(plain.image, trainer.rng("perturb")))}
 
     def loss(self, trainer, views):

@@ -24,7 +24,6 @@ import torch
 from ctseg.augment import strong_mix
 from ctseg.data import Batch
 from ctseg.methods.mean_teacher import open_shares, ramp_up
-from ctseg.methods.teacher_student import join
 from ctseg.parallel import gather_rows, rank, world
 from ctseg.train import Job, Method, patch_to
 
@@ -146,7 +145,7 @@ class UniMatch(Method):
 def views(self, trainer, batch, more):
     "The labelled batch; labelled and unlabelled together with completed truth, strong and weak."
     if not self.weight: return {"labelled": batch}
-    both = join(batch, more)
+    both = batch.concat(more)
     own = both[rank()::world()]  # with several processes the teacher's work is shared
     prob = trainer.ask(trainer.ema.model, own.image)
     done = complete_batch(own, prob, self.bars(prob) if self.bars else self.tau, trainer.loss.activation)

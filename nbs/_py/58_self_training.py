@@ -25,7 +25,6 @@ from dataclasses import replace
 
 from ctseg.augment import strong_mix
 from ctseg.data import Batch, SliceSet, grouped_folds
-from ctseg.methods.teacher_student import join
 from ctseg.pseudo import accept_cells, check_truth_kept, complete, pseudo_label
 from ctseg.train import Job, Method
 
@@ -68,7 +67,7 @@ class NoisyStudent(Method):
         return silence(batch, None if extra else self.people) if trainer.loss.reads_known and batch.weight is not None else batch
 
     def views(self, trainer, batch, more):
-        return {"labelled": strong_mix(join(batch, more), trainer.rng("student"), self.cutmix)}
+        return {"labelled": strong_mix(batch.concat(more), trainer.rng("student"), self.cutmix)}
 
 
 # %% [markdown]
