@@ -133,3 +133,17 @@ def test_a_run_is_continued_only_where_there_is_one(tmp_path):
     assert "--resume" not in command()
     (tmp_path/"recipe.json").touch()
     assert "--resume" in command()
+
+
+def test_the_run_that_got_furthest_is_gone_on_with(tmp_path, monkeypatch):
+    "Finished before cut, then by epochs, then by steps within an epoch; the path decides last."
+    from ctseg import kaggle
+    monkeypatch.setattr(kaggle, "kaggle_root", lambda: tmp_path)
+    for name, epochs, step, finished in [("a", 3, 40, False), ("b", 3, 120, False), ("c", 2, 999, False), ("d", 3, None, True), ("e", 3, 120, False)]:
+        run = tmp_path/"input"/name/"run"
+        run.mkdir(parents=True)
+        (run/"recipe.json").write_text("{}"); (run/"history.csv").write_text("epoch\n" + "1\n"*epochs)
+        if step: (run/"checkpoints"/"student"/f"step-{step:07d}").mkdir(parents=True)
+        if finished: (run/"metrics.json").write_text("{}")
+    assert [r.parent.name for r in kaggle.find_runs("run")] == ["d", "b", "e", "a", "c"]
+    assert [r.parent.name for r in kaggle.find_runs("run", finished=True)] == ["d"]

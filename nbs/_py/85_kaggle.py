@@ -129,9 +129,11 @@ shutil.rmtree(root/"input"/"again")
 #| export
 def find_runs(name: str = "*", finished: bool = False) -> list[Path]:
     "Run folders among the inputs, the one that got furthest first."
-    def epochs(run): return (run/"history.csv").read_text().count("\n") if (run/"history.csv").exists() else 0
+    def reached(run):  # finished, epochs, then steps: a run is cut within epochs too
+        steps = [p.name for p in run.glob("checkpoints/*/step-*")]
+        return (run/"metrics.json").exists(), (run/"history.csv").read_text().count("\n") if (run/"history.csv").exists() else 0, max(steps, default="")
     found = [Path(folder) for folder, inner, files in os.walk(kaggle_root()/"input") if "recipe.json" in files and Path(folder).match(name)]
-    return sorted((r for r in found if not finished or (r/"metrics.json").exists()), key=lambda r: (-epochs(r), str(r)))
+    return sorted((r for r in sorted(found, key=str) if not finished or (r/"metrics.json").exists()), key=reached, reverse=True)
 
 def carry_on(name: str = "run") -> Path:
     "The folder `name` in `/kaggle/working`, filled from an earlier session's output if one is attached."
