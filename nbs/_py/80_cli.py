@@ -137,7 +137,7 @@ def predict(
     probabilities: Annotated[Optional[Path], typer.Option(help="also keep the probabilities, as float16, in this file")] = None,
     rule: Annotated[str, typer.Option(help="saved: the one chosen in training; argmax: none, the most probable class")] = "saved",
     threshold: Annotated[Optional[float], typer.Option(help="least probability of a foreground pixel, instead of the chosen rule's")] = None,
-    gate: Annotated[Optional[float], typer.Option(help="least peak probability of a class on an image, instead of the chosen rule's")] = None,
+    gate: Annotated[Optional[float], typer.Option(help="least peak probability of a class on an image, instead of the chosen rule's, if it has one")] = None,
     tune: Annotated[Optional[Path], typer.Option(help="the folder the runs were trained on: choose one rule for all of them on the slices they held out")] = None,
     calibrated: Annotated[bool, typer.Option("--calibrated", help="divide logits by the runs' temperatures; a run has one if it held out at least two patients or groups")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
