@@ -158,7 +158,8 @@ test_eq(NearestPixel(nothing)(m), m)  # the map that does nothing does nothing, 
 #
 # - `[B,C]` says "class c was examined on this image, and it is where the mask says". That stays true of the turned image: its black corners
 #   hold no organ. Real slices have black borders too, and a network must learn to leave them empty, so they take part in the loss.
-# - A map `[B,C,H,W]` or a `weight` speaks of single pixels, and nobody said anything about these: they become False and 0.
+# - A map `[B,C,H,W]` or a `weight` speaks of single pixels, and nobody said anything about these: they become False and 0. A class whose map is known all over the slice is the first case in another
+#   form, and stays known.
 #
 # (A mask that is 0 outside needs no weight of its own, so a batch without `weight` stays without.)
 #
