@@ -68,11 +68,11 @@ from ctseg.train import apply_settings, argmax_labels
 #| export
 @dataclass(frozen=True)
 class ExpectedDice:
-    "Which drawn structures to keep, such that the expected score is highest. Fitted by `fit_expected_dice`."
+    "Which drawn structures to keep, for the highest score to be expected. The chance that one is there has the logit `bias + peak·logit(its peak probability) + area·ln(its share of the image)`. See `fit_expected_dice`."
     bias: float
-    peak: float                 # these three: logit of the chance that a drawn structure is there =
-    area: float                 #   bias + peak·logit(peak probability) + area·ln(share of the image)
-    usual: tuple[float, ...]    # [C] Dice that each class may expect in general
+    peak: float
+    area: float
+    usual: tuple[float, ...]  # [C] the Dice that each class may expect in general
 
 @dataclass(frozen=True)
 class Rule:
