@@ -330,6 +330,7 @@ def main():
     try:
         with _clean_end(): status = app(prog_name="ctseg", standalone_mode=False) or 0  # of a `typer.Exit`; commands return nothing
         if status == 130: raise KeyboardInterrupt
+        if "ctseg.parallel" in sys.modules: sys.modules["ctseg.parallel"].leave(status)
         sys.exit(status)
     except _UsageError as e:
         if SPEAKS: print(_usage(e), file=sys.stderr)
