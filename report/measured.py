@@ -230,5 +230,5 @@ def collect(results: Path = RESULTS) -> dict:
     tables = {k: read(k) for k in ("models", "networks", "faults", "transposed", "demo")}
     return plain(tables | dict(
         realct=realct(), phantom=phantom(), terms=terms(main), supervised=main, on_phantom=on_phantom(results),
-        semi100=semi(results/"semi100"), semi800=semi(results/"semi800"), confidence=confidence(results/"confidence"), decisions=decisions(results/"decision"),
+        semi100=semi(results/"semi100"), semi800=semi(results/"semi800"), confidence=confidence(results/"confidence"), decisions=decisions(results/"decision"), second_opinion=decisions(results/"decision_other"),
         claim=json.loads(claim.read_text()) if claim.exists() else None))

@@ -114,8 +114,8 @@ def confidences(table, name, seeds, data, runs):
     return f"{target}"
 
 
-def decisions(table, name, seed, data, runs):
-    "A finished run's test slices, decided in three ways from the same probabilities: argmax, by the gate that `fit` once chose, by the expected Dice that it chooses now; the rules from the slices that the run held out."
+def decisions(table, name, seed, data, runs, test=None):
+    "A finished run's test slices, decided in three ways from the same probabilities: argmax, by the gate that `fit` once chose, by the expected Dice that it chooses now; the rules from the slices that the run held out. `test`: another folder, whose test slices are taken."
     import numpy as np, torch
     from ctseg.data import read_challenge
     from ctseg.device import pick_device
@@ -124,14 +124,15 @@ def decisions(table, name, seed, data, runs):
     from ctseg.predict import Rule, choose_rule, load_predictor, predict_masks, run_spec
     from ctseg.train import Job, Recipe, Run
     torch.set_num_threads(1)
-    folder, train, test = Path(runs)/table/f"{name}-s{seed}", read_challenge(data), read_challenge(data, "test")
+    folder, train, other = Path(runs)/table/f"{name}-s{seed}", read_challenge(data), test
+    test = read_challenge(other or data, "test")
     if not (folder/"metrics.json").exists(): return f"no finished run in {folder}"
     predictor, run = load_predictor(folder, pick_device("auto")), Run(folder)
     held = Job(Recipe(**run_spec(run)["recipe"]), train, run, predictor.plan, seed).holdout
     gated = predictor.rule if predictor.rule.expected is None else choose_rule(predictor, held, expected=False)[0]  # older runs have one
     rules = {"argmax": Rule(), "gated": gated, "expected": choose_rule(predictor, held)[0]}
     keep = {f"dice_{k}": dice_table(m, test.masks, len(test.classes)).astype(np.float32) for k, m in zip(rules, predict_masks(predictor, test.images, list(rules.values())))}
-    target = RESULTS/"decision"/f"{table}-{name}-s{seed}.npz"
+    target = RESULTS/("decision_other" if other else "decision")/f"{table}-{name}-s{seed}.npz"
     with atomic_path(target) as tmp: np.savez_compressed(tmp, **keep, groups=test.groups, truth=test.present, classes=np.array(test.classes.names), facts=json.dumps({"rules": {k: dataclasses.asdict(v) for k, v in rules.items()}, "held out": len(held)}))
     return f"{target.stem}  { {k: round(mean_dice(v), 4) for k, v in keep.items()} }"
 
@@ -280,6 +281,7 @@ def main():
     p.add_argument("--threads", type=int, default=1, help="of each job")
     p.add_argument("--confidence", action="store_true", help="do not train; write how sure the finished runs of each row are of each test slice, and how right")
     p.add_argument("--decisions", action="store_true", help="do not train; decide what the finished runs of each row predict in several ways")
+    p.add_argument("--test", type=Path, help="with --decisions: the test slices of this folder, for a second opinion")
     p.add_argument("--ensemble", action="store_true", help="do not train; average the finished runs of a row, its seeds or its folds NAME-f0, NAME-f1, … (--only NAME)")
     a = p.parse_args()
     if a.ensemble:
@@ -291,7 +293,7 @@ def main():
         return
     if a.decisions:
         with ProcessPoolExecutor(a.jobs) as pool:
-            for f in [pool.submit(decisions, a.table, name, s, a.data.resolve(), a.runs.resolve()) for name, *_ in rows for s in a.seeds]: print(f.result(), flush=True)
+            for f in [pool.submit(decisions, a.table, name, s, a.data.resolve(), a.runs.resolve(), a.test and a.test.resolve()) for name, *_ in rows for s in a.seeds]: print(f.result(), flush=True)
         return
     tasks = [(a.table, name, recipe, settings + tuple(a.settings), seed, a.data.resolve(), a.runs.resolve(), a.threads) for seed in a.seeds for name, recipe, settings in rows]
     with ProcessPoolExecutor(a.jobs) as pool:
