@@ -6,9 +6,9 @@
 __all__ = ['THRESHOLDS', 'GATES', 'ExpectedDice', 'Rule', 'read_rule', 'decide', 'drop_islands', 'rescue', 'drawn_structures',
            'keep_expected', 'fit_expected_dice', 'usual_dice', 'Member', 'Predictor', 'ask', 'member_probabilities',
            'View', 'tta_views', 'probabilities', 'load_predictor', 'run_spec', 'load_member', 'predict_masks',
-           'rule_tables', 'in_parts', 'score_rules', 'expected_rules', 'choose_rule', 'held_out_by', 'out_of_fold',
-           'write_probabilities', 'StoredProbabilities', 'check_written', 'write_submission', 'check_files',
-           'label_file', 'predict_folder']
+           'examined_dice', 'rule_tables', 'in_parts', 'score_rules', 'expected_rules', 'choose_rule', 'held_out_by',
+           'out_of_fold', 'write_probabilities', 'StoredProbabilities', 'check_written', 'write_submission',
+           'check_files', 'label_file', 'predict_folder']
 
 # %% ../nbs/60_predict.ipynb #85d68fa0
 import contextlib, errno, itertools, json, math, os, warnings, zipfile
@@ -331,23 +331,25 @@ GATES = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 _ISLANDS = (1/2000, 1/1000, 1/500)
 _RESCUES = (0.1, 0.2, 0.3)
 
+def examined_dice(label, prob, slices: SliceSet) -> np.ndarray: # float32 [B, C]
+    "The challenge's Dice of the examined cells, else NaN."
+    return np.where(slices.known, dice_table(label.cpu().numpy(), slices.masks, len(slices.classes)), np.nan).astype(np.float32)
+
 def rule_tables(
     parts: list[tuple[Predictor, SliceSet]], # held-out slices, each with the predictor that may be asked about them
     rules: list[Rule],
     batch_size: int = 16,
     each=None, # goes through the batches, and may stop; None: simply
-) -> tuple[np.ndarray, np.ndarray]: # float32 [R, N, C]: Dice of the examined cells, else NaN; float32 [R, 3, N, C]: see `drawn_structures`
-    "The challenge's Dice of each rule, slice and class, and what was drawn; needs the memory of one batch."
-    out = [([], []) for _ in rules]
+    measure=examined_dice, # what to make of label [B, H, W], prob [B, C, H, W] and the slices: an array [B, ...]
+) -> np.ndarray: # [R, N, ...]
+    "What `measure` says of each rule and slice; needs the memory of one batch."
+    out = [[] for _ in rules]
     for predictor, slices in parts:
         for i in (each or iter)(range(0, len(slices), batch_size)):
             part = slices[np.arange(i, min(i + batch_size, len(slices)))]
             prob = predictor.probabilities(part.images)
-            for (dice, found), rule in zip(out, rules):
-                label = decide(prob, rule, predictor.activation)
-                dice.append(np.where(part.known, dice_table(label.cpu().numpy(), part.masks, len(part.classes)), np.nan).astype(np.float32))
-                found.append(drawn_structures(label, prob).cpu().numpy())
-    return np.stack([np.concatenate(dice) for dice, _ in out]), np.stack([np.concatenate(found, 1) for _, found in out])
+            for rows, rule in zip(out, rules): rows.append(measure(decide(prob, rule, predictor.activation), prob, part))
+    return np.stack([np.concatenate(rows) for rows in out])
 
 def in_parts(predictor: Predictor, held_out) -> list[tuple[Predictor, SliceSet]]:
     "`held_out` (a `SliceSet`, or already the parts of `out_of_fold`) with who may be asked about it."
@@ -356,14 +358,14 @@ def in_parts(predictor: Predictor, held_out) -> list[tuple[Predictor, SliceSet]]
 # %% ../nbs/60_predict.ipynb #ffed9336
 def score_rules(predictor: Predictor, held_out, rules: list[Rule], batch_size: int = 16, each=None) -> list[float]:
     "The challenge's Dice on the examined cells of `held_out` (a `SliceSet`, or the parts of `out_of_fold`) under each rule."
-    return [mean_dice(t) for t in rule_tables(in_parts(predictor, held_out), rules, batch_size, each)[0]]
+    return [mean_dice(t) for t in rule_tables(in_parts(predictor, held_out), rules, batch_size, each)]
 
 def expected_rules(parts, batch_size: int = 16, each=None) -> list[Rule]:
     "Each threshold with its estimates of what to keep."
     plain = [Rule(t) for t in THRESHOLDS]
-    _, found = rule_tables(parts, plain, batch_size, each)
+    found = rule_tables(parts, plain, batch_size, each, lambda label, prob, _: drawn_structures(label, prob).movedim(0, 1).cpu().numpy())
     join = lambda name: np.concatenate([getattr(s, name) for _, s in parts])
-    return [replace(r, expected=fit_expected_dice(f, join("present"), join("known"))) for r, f in zip(plain, found)]
+    return [replace(r, expected=fit_expected_dice(np.moveaxis(f, 1, 0), join("present"), join("known"))) for r, f in zip(plain, found)]
 
 def choose_rule(
     predictor: Predictor,

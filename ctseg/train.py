@@ -775,9 +775,7 @@ class Job:
         except InputError as e: raise InputError(f"{e}; choose fewer folds, or fold = -1 to hold out none (--set fold=-1)") from None
         self.labelled, self.holdout = close_unexamined(labelled[~out]), labelled[out]
         self.held_out = np.flatnonzero(slices.labelled)[out]  # where the holdout lies among the slices
-        if (never := ~labelled[~out].known.any(0)).any():
-            names = [n for n, c in zip(slices.classes.names, never) if c]
-            warnings.warn(f"nobody looked for {', '.join(names[:5])}{f' and {len(names) - 5} more' if len(names) > 5 else ''} on any slice to learn from: never drawn")
+        self.unexamined = [n for n, c in zip(slices.classes.names, ~labelled[~out].known.any(0)) if c]  # that nobody looked for
         self.loss = create_loss(recipe.loss, **recipe.loss_options())
         if recipe.augment not in AUGMENT: raise did_you_mean("augment", recipe.augment, AUGMENT)
         if recipe.mirror and (odd := slices.classes.unpaired_sides):

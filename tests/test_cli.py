@@ -347,3 +347,11 @@ def test_a_demo_replaces_a_demo_when_it_is_finished_and_no_training(tmp_path, mo
     path.write_text(json.dumps(spec))
     with pytest.raises(InputError, match="a run that is no demo"): demo(overwrite=True)
     assert (tmp_path/"demo"/"submission.csv").exists()
+
+
+def test_a_finished_run_tells_its_rules_in_words(tmp_path):
+    "Not the numbers of every class that stand behind them."
+    out = tmp_path/"run"
+    code, said, _ = ctseg("fit", SAMPLE, "--out", str(out), "--recipe", "masked", *(x for s in ("epochs=1", "width=4", "image_size=32", "folds=4") for x in ("--set", s)))
+    rules = [line.strip() for line in said.splitlines() if line.strip().startswith("rule:")]
+    assert code == 0 and rules and all(r.startswith(("rule: argmax", "rule: threshold")) for r in rules) and "usual" not in said

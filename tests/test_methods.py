@@ -13,7 +13,7 @@ from ctseg.files import InputError
 from ctseg.methods import mean_teacher, self_training, teacher_student
 from ctseg.methods.unimatch import UniMatch, complete_batch
 from ctseg.pseudo import PseudoLabels, accept_cells, check_truth_kept, complete, keep_images, pseudo_label
-from ctseg.recipes import METHODS, apply_settings, fit, get_recipe
+from ctseg.recipes import METHODS, apply_settings, check_job, fit, get_recipe
 from ctseg.train import Job, Method, Run, Trainer
 
 SMALL = ["width=4", "epochs=2", "batch_size=4", "folds=4", "teachers=2", "finetune_epochs=1", "keep=0.5", "quota=1", "gate=0", "pixel=0", "absent=1"]
@@ -300,13 +300,14 @@ def test_what_nobody_looked_for_is_never_drawn(tmp_path, c):
 def test_closing_what_nobody_looked_for_says_so_and_leaves_the_rest(tmp_path):
     slices = unexamined(toy(), 1)
     with pytest.warns(UserWarning, match="nobody looked for disc_right on any slice"):
-        job = Job(apply_settings(get_recipe("masked"), SMALL), slices, Run(tmp_path), progress=False)
+        check_job(job := Job(apply_settings(get_recipe("masked"), SMALL), slices, Run(tmp_path), progress=False))
     kept = np.isin(slices.names, job.labelled.names)
     assert job.labelled.known[:, 1].all() and not job.holdout.known[:, 1].any() and not job.unlabelled.known.any()
     np.testing.assert_array_equal(job.labelled.known[:, [0, 2]], slices.known[kept][:, [0, 2]])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        Job(apply_settings(get_recipe("masked"), SMALL), toy(), Run(tmp_path), progress=False)
+        check_job(Job(apply_settings(get_recipe("masked"), SMALL), toy(), Run(tmp_path), progress=False))
+        Job(apply_settings(get_recipe("masked"), SMALL), slices, Run(tmp_path), progress=False)  # said where a training begins, not wherever somebody asks what a run has held out
 
 
 def test_a_teacher_cannot_call_absent_what_it_was_never_told_about(tmp_path, monkeypatch):

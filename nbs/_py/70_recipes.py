@@ -29,7 +29,7 @@
 
 # %%
 #| export
-import inspect, math, re
+import inspect, math, re, warnings
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import get_type_hints
@@ -145,6 +145,7 @@ def check_job(job: Job):
     if r.method in ("teacher-student", "pretrain-finetune") and r.confidence not in (scores := [s for s in IMAGE_SCORES if s != "agreement"]):
         raise did_you_mean("confidence score of one teacher", r.confidence, scores)
     if r.method == "self-training": grouped_folds(job.labelled, r.teachers)
+    if n := job.unexamined: warnings.warn(f"nobody looked for {', '.join(n[:5])}{f' and {len(n) - 5} more' if len(n) > 5 else ''} on any slice to learn from: never drawn")
 
 
 # %%

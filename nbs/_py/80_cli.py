@@ -66,6 +66,7 @@ def fit(
     annotated: Annotated[str, typer.Option(help="json: read annotated_labels.json; all: every class was examined; present: only classes with pixels were")] = "json",
 ):
     "Train by a recipe. Exit status 75: stopped by the time limit or SIGTERM, to be continued with --resume."
+    from ctseg.predict import read_rule
     from ctseg.recipes import DEFAULT_RECIPE, apply_settings, fit, get_recipe
     from ctseg.train import Stopped, unread
     _refuse_options(set)
@@ -78,7 +79,9 @@ def fit(
         if SPEAKS: print(f"ctseg: {e}; everything is saved, continue with the same command and --resume", file=sys.stderr)
         raise typer.Exit(75)
     if SPEAKS:
-        _print_facts(read_json(run/"metrics.json"))
+        facts = read_json(run/"metrics.json")
+        for part in (facts, facts.get("calibration", {})): part |= {"rule": str(read_rule(part["rule"]))} if part else {}
+        _print_facts(facts)
         print(f"run folder: {run.folder}")
 
 
