@@ -10,8 +10,8 @@ from ctseg.data import SliceData
 from ctseg.files import InputError
 from ctseg.models.base import EncoderDecoder, crop_to, pad_to
 from ctseg.models.zoo import register_model
-from ctseg.recipes import fit
-from ctseg.train import Job, Trainer
+from ctseg.recipes import fit, get_recipe
+from ctseg.train import Job, Run, Trainer, apply_settings
 
 fork = mp.get_context("fork")
 
@@ -108,6 +108,20 @@ def kill_and_resume(slices, recipe, out, whole_seconds, kills, rng):
     p.join()
     assert p.exitcode == 0
     return struck
+
+
+def cut(data, out, settings, after, device):
+    "Fit `marginal-log`, or go on with it, cut as by a kill when it has `after` epochs (0: never); the epochs so far, and whether the run is finished."
+    class Cut(Exception): pass
+    note = Job.note_epoch
+    def note_and_cut(self, history):
+        note(self, history)
+        if len(history) == after: raise Cut
+    Job.note_epoch = note_and_cut
+    try: fit(data, apply_settings(get_recipe("marginal-log"), settings), out, device=device, progress=False, resume=True)
+    except Cut: pass
+    finally: Job.note_epoch = note
+    return Run(out).read_history().epoch.tolist(), (out/"metrics.json").exists()
 
 
 def contents(run):
