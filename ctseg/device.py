@@ -56,6 +56,8 @@ class DevicePlan:
     name: str                                  # of the card or processor
     capability: tuple[int, int]|None = None    # None on a CPU
 
+    def __str__(self): return f"{self.device} ({self.name}), {self.precision}"
+
     @property
     def can_compile(self) -> bool:
         "Triton, on which `torch.compile` stands, refuses cards below 7.0."
@@ -107,6 +109,6 @@ def doctor() -> dict:
                               "free GiB": round(free[0]/2**30, 1), "total GiB": round(free[1]/2**30, 1)})
     try:
         plan = pick_device()
-        facts["training would use"] = f"{plan.device} ({plan.name}), {plan.precision}; torch.compile {'possible' if plan.can_compile else 'refused by this card'}"
+        facts["training would use"] = f"{plan}; torch.compile {'possible' if plan.can_compile else 'refused by this card'}"
     except InputError as e: facts["training would use"] = str(e)
     return facts

@@ -94,6 +94,11 @@ def cards() -> int:
     import torch
     return torch.cuda.device_count()
 
+def _cards() -> int:
+    "`cards`, but one without any; which is told, since a session starts without a GPU unless one was chosen."
+    if not (n := cards()): print("no GPU: this trains on the CPU, many times slower. On Kaggle choose GPU T4 x2 under Settings, Accelerator", flush=True)
+    return max(1, n)
+
 def _fit_command(data, run, recipe, settings, seed, seconds, processes: int = 1) -> list[str]:
     "`ctseg fit`, as one process or as several."
     start = [sys.executable, "-m"] + (["torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", "-m"] if processes > 1 else [])
@@ -112,7 +117,7 @@ def train(
     processes: int = 0, # 0: one a GPU
 ) -> bool: # whether the run is finished; if not, attach the output and go on in another session
     "Train, or go on training, in processes of its own."
-    _watch(_fit_command(data, run, recipe, settings, seed, seconds, processes or max(1, cards())))
+    _watch(_fit_command(data, run, recipe, settings, seed, seconds, processes or _cards()))
     return (Run(run)/"metrics.json").exists()
 
 # %% ../nbs/85_kaggle.ipynb #cc65f4ab
@@ -125,7 +130,8 @@ def train_each(
 ) -> list[Path]: # those that are finished
     "Train several runs, one at a time on each card. One that fails is told of, and does not keep the others from being used; `InputError` if none is finished and one has failed."
     free, end, failed = SimpleQueue(), time.monotonic() + seconds, []
-    for card in range(max(1, cards())): free.put(card)
+    workers = _cards()
+    for card in range(workers): free.put(card)
 
     def one(run, settings):
         card, left = free.get(), end - time.monotonic()
@@ -137,7 +143,7 @@ def train_each(
         except InputError as e: failed.append(e); print(f"{run}: {e}")
         finally: free.put(card)
 
-    with ThreadPoolExecutor(max(1, cards())) as pool: list(pool.map(lambda item: one(*item), runs.items()))
+    with ThreadPoolExecutor(workers) as pool: list(pool.map(lambda item: one(*item), runs.items()))
     done = [Path(r) for r in runs if (Path(r)/"metrics.json").exists()]
     if failed and not done: raise failed[0]
     return done

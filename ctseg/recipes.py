@@ -6,7 +6,7 @@
 __all__ = ['METHODS', 'RECIPES', 'DEFAULT_RECIPE', 'get_recipe', 'recipe_fields', 'check_job', 'fit', 'finish']
 
 # %% ../nbs/70_recipes.ipynb #52a1ca91
-import inspect, math, re, warnings
+import inspect, math, re, sys, warnings
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import get_type_hints
@@ -23,7 +23,7 @@ from .methods.supervised import supervised
 from .methods.teacher_student import pretrain_finetune, teacher_student
 from .methods.unimatch import unimatch
 from .models.encoders import param_groups
-from .parallel import agree, main_first, on_main, world
+from .parallel import agree, main_first, on_main, rank, world
 from .predict import choose_rule, load_predictor, Rule
 from .pseudo import IMAGE_SCORES
 from .train import BaseRecipe, Deadline, Job, Recipe, Run, Stopped, apply_settings, make_accelerator, out_of_memory, plot_curves, read_duration, read_spec, IN_WORDS
@@ -110,6 +110,7 @@ def fit(
         try:
             on_main(lambda: run.open(asdict(recipe), slices, seed, resume))
             if (run/"metrics.json").exists(): return run  # resumed after its end
+            if progress and not rank(): print(f"training on {job.where}", file=sys.stderr, flush=True)  # a forgotten GPU is better seen now than in the morning
             try:
                 METHODS[recipe.method](job)
                 stopped = on_main(lambda: _finish_in_time(job))

@@ -263,8 +263,8 @@ PAGE_NUMBERS = """
 {% endfor %}</tbody></table></div></section>
 {% endif %}
 {% if curves %}<section id="curves"><h2>Training</h2><div class="scroll">{{ curves }}</div>
-{% if times %}<div class="scroll"><table><thead><tr><th>phase</th><th>epochs</th><th>minutes</th><th>seconds an epoch</th></tr></thead><tbody>
-{% for t in times %}<tr><td>{{ t.phase }}</td><td>{{ t.epochs }}</td><td>{{ number(t.minutes, 1) }}</td><td>{{ number(t.seconds, 1) }}</td></tr>{% endfor %}</tbody></table></div>{% endif %}</section>{% endif %}
+{% if times %}<div class="scroll"><table><thead><tr><th>phase</th><th>epochs</th><th>minutes</th><th>seconds an epoch</th><th>on</th></tr></thead><tbody>
+{% for t in times %}<tr><td>{{ t.phase }}</td><td>{{ t.epochs }}</td><td>{{ number(t.minutes, 1) }}</td><td>{{ number(t.seconds, 1) }}</td><td>{{ t.where }}</td></tr>{% endfor %}</tbody></table></div>{% endif %}</section>{% endif %}
 {% if pseudo or cells %}<section id="pseudo"><h2>Pseudo-labels</h2>
 {% if pseudo %}<p>Of {{ pseudo.images }} slices that nobody annotated, the teacher's answer was kept for {{ pseudo.kept }}, those of highest <em>{{ pseudo.score }}</em>, and rejected for {{ pseudo.images - pseudo.kept }}.{% if pseudo.shown %} Both are among the slices above.{% endif %}</p><div class="scroll middle">{{ pseudo.figure }}</div>{% endif %}
 {% if cells %}<p class="soft">Cells (slice, structure) known from people, and those that teachers added</p>
@@ -392,8 +392,10 @@ def run_facts(run: Run, spec: dict) -> dict:
                  recipe=[(k, plain(v), v != getattr(default, k, None)) for k, v in given.items() if k not in ("name", "about")], curves=None, times=None, reliability=None, temperature=None)
     if (run/"history.csv").exists(): facts["curves"] = curves(run)
     if (run/"timings.csv").exists():
-        seconds = pd.read_csv(run/"timings.csv").groupby("phase", sort=False).seconds
-        facts["times"] = [{"phase": p, "epochs": len(s), "minutes": float(s.sum()/60), "seconds": float(s.median())} for p, s in seconds]
+        timings = pd.read_csv(run/"timings.csv")
+        if "where" not in timings: timings["where"] = ""  # a run of an older ctseg
+        facts["times"] = [{"phase": p, "epochs": len(t), "minutes": float(t.seconds.sum()/60), "seconds": float(t.seconds.median()), "where": "; ".join(t["where"].dropna().unique())}
+                          for p, t in timings.groupby("phase", sort=False)]
     found = (read_json(run/"metrics.json") if (run/"metrics.json").exists() else {}).get("calibration")
     if found and (run/"reliability.csv").exists():
         points = {f"points {when}": rows[["said", "was", "pairs"]].values.tolist() for when, rows in pd.read_csv(run/"reliability.csv").groupby("when")}

@@ -48,7 +48,7 @@ def refusals() -> dict:
 
 def fits(data: str, out: str, jobs: str) -> dict:
     "Fit and predict on the card: `jobs` is JSON, a name to (recipe, settings). The epochs of each, and what was said."
-    import numpy as np
+    import pandas as pd
     import runs  # noqa: F401 the smallest network
     from ctseg.data import read_challenge
     from ctseg.predict import load_predictor, predict_masks
@@ -61,7 +61,7 @@ def fits(data: str, out: str, jobs: str) -> dict:
             run = fit(slices, apply_settings(get_recipe(recipe), settings), Path(out)/name, device="cuda", progress=False)
         predictor = load_predictor(run.folder, "cuda", views=2)
         assert {p.device.type for m in predictor.members for p in m.model.parameters()} == {"cuda"}
-        told[name] = dict(precision=predictor.plan.precision, history=json.loads(run.read_history().to_json(orient="records")), labels=predict_masks(predictor, slices.images).ravel().tolist(),
+        told[name] = dict(where=sorted(set(pd.read_csv(run/"timings.csv")["where"])), precision=predictor.plan.precision, history=json.loads(run.read_history().to_json(orient="records")), labels=predict_masks(predictor, slices.images).ravel().tolist(),
                           said=[str(w.message) for w in said if "ctseg" in w.filename])
     return told
 

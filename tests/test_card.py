@@ -69,7 +69,7 @@ def test_half_precision(card, tmp_path):
     "float16 below 8.0, bfloat16 from there on: both learn nearly what float32 learns. Where the scale of the loss is too high to begin with, steps are left out and nothing else goes wrong."
     jobs = json.dumps({"tiny": ("ctseg", [*TINY, "epochs=12", "second=0.5", "lr=0.05"]), "large": ("marginal-log", [*TINY, "model=attunet", "epochs=6"])})
     half, brain = (card(capability, "fits", DATA, tmp_path/capability, jobs) for capability in ("7.5", "8.0"))
-    assert half["tiny"]["precision"] == "fp16" and brain["tiny"]["precision"] == "bf16"
+    assert half["tiny"]["where"] == ["cuda:0 (pretended card), fp16"] and half["tiny"]["precision"] == "fp16" and brain["tiny"]["precision"] == "bf16"
     plain = fit(DATA, apply_settings(get_recipe("ctseg"), json.loads(jobs)["tiny"][1]), tmp_path/"cpu", device="cpu", progress=False).read_history()
     for told in half, brain: np.testing.assert_allclose(losses(told["tiny"]["history"]), plain.loss, rtol=.025)
     assert plain.loss[11] < .93*plain.loss[0]

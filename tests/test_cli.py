@@ -1,5 +1,5 @@
 "The command line as a user meets it: the whole job, and one clear line with exit status 2 for every mistake."
-import contextlib, errno, io, json, os, shutil, signal, subprocess, sys, time
+import contextlib, errno, io, json, os, re, shutil, signal, subprocess, sys, time
 from dataclasses import fields
 from pathlib import Path
 from typing import get_type_hints
@@ -38,7 +38,7 @@ def test_the_installed_command():
 def run(tmp_path_factory):
     out = tmp_path_factory.mktemp("runs")/"a"
     code, _, err = ctseg("fit", SAMPLE, "--out", out, *TINY)
-    assert code == 0, err
+    assert code == 0 and re.search(r"^training on (cpu|cuda:0) \(.+\), \w+$", err, re.M), err
     return out
 
 

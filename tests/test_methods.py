@@ -61,7 +61,7 @@ def test_a_run_cut_in_any_phase_ends_as_the_whole_one(tmp_path, monkeypatch, nam
         if len(ends) == at: raise KeyboardInterrupt
     total = len(whole.read_history())
     times = pd.read_csv(whole/"timings.csv")
-    assert len(times) == total and (times.seconds > 0).all()
+    assert len(times) == total and (times.seconds > 0).all() and times["where"].str.fullmatch(r"cpu \(.+\), fp32").all()
     for at in {1, total//2, total - 1}:
         ends.clear()
         monkeypatch.setattr(Trainer, "end_epoch", cut)

@@ -117,6 +117,8 @@ class DevicePlan:
     name: str                                  # of the card or processor
     capability: tuple[int, int]|None = None    # None on a CPU
 
+    def __str__(self): return f"{self.device} ({self.name}), {self.precision}"
+
     @property
     def can_compile(self) -> bool:
         "Triton, on which `torch.compile` stands, refuses cards below 7.0."
@@ -158,6 +160,7 @@ def _pick_gpu(device: str, precision: str) -> DevicePlan:
 # %%
 plan = pick_device("cpu")
 test_eq((plan.device.type, plan.precision), ("cpu", "fp32"))
+test_eq(str(DevicePlan(torch.device("cuda:0"), "fp16", "Tesla T4", (7, 5))), "cuda:0 (Tesla T4), fp16")  # as `ctseg fit` tells it
 for wish in [dict(device="cpu", precision="fp16"), dict(device="gpu"), dict(precision="half")]:
     try: pick_device(**wish)
     except InputError as e: print(e)
@@ -187,7 +190,7 @@ def doctor() -> dict:
                               "free GiB": round(free[0]/2**30, 1), "total GiB": round(free[1]/2**30, 1)})
     try:
         plan = pick_device()
-        facts["training would use"] = f"{plan.device} ({plan.name}), {plan.precision}; torch.compile {'possible' if plan.can_compile else 'refused by this card'}"
+        facts["training would use"] = f"{plan}; torch.compile {'possible' if plan.can_compile else 'refused by this card'}"
     except InputError as e: facts["training would use"] = str(e)
     return facts
 

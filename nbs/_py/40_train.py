@@ -864,7 +864,7 @@ except InputError as e: print(e)
 # | `checkpoints/model.safetensors` | the model that predicts |
 # | `metrics.json`, `curves.png` | written at the end: score, decision rule, calibration; the learning curves |
 # | `reliability.csv` | the points of the reliability diagram, where slices were held out |
-# | `timings.csv` | seconds of each epoch; apart from the history, because it differs from run to run |
+# | `timings.csv` | seconds of each epoch, and where it was trained; apart from the history, because it differs from run to run |
 # | `pseudo_labels.npz`, `pseudo_cells.csv` | what teachers said (teacher–student) or added (self-training) |
 # | `report.html` | the page that `ctseg report` writes |
 # | `tensorboard/` | the curves again, where TensorBoard is installed |
@@ -889,11 +889,11 @@ class Run:
         "All rows so far; columns are those of any row, in the order they first appeared."
         _write_rows(rows, self/"history.csv")
 
-    def note_seconds(self, row: dict, seconds: float):
-        "Add an epoch to `timings.csv`, which stands apart from the history because it differs from run to run."
+    def note_seconds(self, row: dict, seconds: float, where: str = ""):
+        "Add an epoch to `timings.csv`, which stands apart from the history because it differs from run to run. `where`: device and precision."
         path = self/"timings.csv"
         old = list(csv.DictReader(path.read_text().splitlines())) if path.exists() else []
-        _write_rows(old + [{"phase": row["phase"], "epoch": row["epoch"], "seconds": round(seconds, 2)}], path)
+        _write_rows(old + [{"phase": row["phase"], "epoch": row["epoch"], "seconds": round(seconds, 2), "where": where}], path)
 
     def read_history(self):
         import pandas as pd
@@ -1189,6 +1189,11 @@ class Job:
         self.augment = AUGMENT[recipe.augment].with_mirror(recipe.mirror)
         self.history, self.done, self.pieces, self.watch, self.clock = [], [], recipe.pieces, None, time.monotonic()
 
+    @property
+    def where(self) -> str:
+        "Device and precision, for people."
+        return f"{self.plan}, {world()} processes" if world() > 1 else str(self.plan)
+
 
 # %%
 #| export
@@ -1274,7 +1279,7 @@ def note_epoch(self, history: list[dict]):
     "After each epoch: `history.csv`, and the curves for whoever is watching."
     if rank(): return
     self.run.write_history(history)
-    self.run.note_seconds(history[-1], time.monotonic() - self.clock)
+    self.run.note_seconds(history[-1], time.monotonic() - self.clock, self.where)
     self.clock = time.monotonic()
     if self.watch is None and self.progress: self.watch = Watch(self.run/"tensorboard")
     if self.watch: self.watch(history)

@@ -29,7 +29,7 @@
 
 # %%
 #| export
-import inspect, math, re, warnings
+import inspect, math, re, sys, warnings
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import get_type_hints
@@ -46,7 +46,7 @@ from ctseg.methods.supervised import supervised
 from ctseg.methods.teacher_student import pretrain_finetune, teacher_student
 from ctseg.methods.unimatch import unimatch
 from ctseg.models.encoders import param_groups
-from ctseg.parallel import agree, main_first, on_main, world
+from ctseg.parallel import agree, main_first, on_main, rank, world
 from ctseg.predict import choose_rule, load_predictor, Rule
 from ctseg.pseudo import IMAGE_SCORES
 from ctseg.train import BaseRecipe, Deadline, Job, Recipe, Run, Stopped, apply_settings, make_accelerator, out_of_memory, plot_curves, read_duration, read_spec, IN_WORDS
@@ -175,6 +175,7 @@ def fit(
         try:
             on_main(lambda: run.open(asdict(recipe), slices, seed, resume))
             if (run/"metrics.json").exists(): return run  # resumed after its end
+            if progress and not rank(): print(f"training on {job.where}", file=sys.stderr, flush=True)  # a forgotten GPU is better seen now than in the morning
             try:
                 METHODS[recipe.method](job)
                 stopped = on_main(lambda: _finish_in_time(job))
