@@ -1,7 +1,7 @@
 """A pretended CUDA card for machines without one, to run what only a card would: `python card.py LIBRARY CAPABILITY FUNCTION [ARGUMENT …]` prints what the function returns.
 
 The library (card.cpp) makes tensors of `cuda:0` out of the host's memory and the CPU's kernels; here `torch.cuda` is told to answer as a card of that capability would."""
-import contextlib, ctypes, importlib.util, json, sys, warnings
+import contextlib, ctypes, importlib.util, json, os, sys, warnings
 from pathlib import Path
 
 
@@ -91,4 +91,5 @@ if __name__ == "__main__":
     library, capability, function, *args = sys.argv[1:]
     pretend(library, tuple(map(int, capability.split("."))))
     with contextlib.redirect_stdout(sys.stderr): result = globals()[function](*args)
-    print(json.dumps(result))
+    print(json.dumps(result), flush=True)
+    os._exit(0)  # the thread that PyTorch keeps for gradients of the card does not know that there is none, and would not end in peace

@@ -15,9 +15,12 @@ from test_models import SMALL, ZOO
 HAS_ZOO = all(map(importlib.util.find_spec, ("segmentation_models_pytorch", "dynamic_network_architectures")))
 HERE = Path(__file__).resolve().parent
 DATA = HERE.parent/"data_sample"
-TINY = ["model=tiny-for-tests", "width=4", "image_size=32", "folds=3", "batch_size=4", "epochs=3", "tune_rule=no"]
-RECIPES = {"ctseg": ["second=0.7"], "seed-attunet": [], "seed-teacher-student": ["keep=2"], "seed-pretrain-finetune": ["keep=2", "finetune_epochs=1"], "mean-teacher": [],
-           "self-training": ["teachers=2", "finetune_epochs=1"]}
+TINY = ["model=tiny-for-tests", "width=4", "image_size=32", "folds=3", "batch_size=4", "epochs=2", "tune_rule=no"]
+RECIPES = {  # every method, and every way of it that draws or builds something of its own
+    "ctseg": ("ctseg", ["second=0.7"]), "unimatch, all of it": ("unimatch", ["views=2", "feature_dropout=0.5", "rebalance=yes"]), "the original": ("seed-teacher-student", ["keep=2"]),
+    "pretrain": ("seed-pretrain-finetune", ["keep=2", "finetune_epochs=1"]), "mean-teacher": ("mean-teacher", []), "mean-teacher, noise": ("mean-teacher", ["perturb=noise"]),
+    "self-training": ("self-training", ["teachers=2", "finetune_epochs=1"]), "presence": ("masked", ["presence=0.5", "rare_power=0.5"])}
+
 
 @pytest.fixture(scope="module")
 def card(request):
@@ -53,7 +56,7 @@ def losses(history): return [row["loss"] for row in history]
 
 def test_every_recipe_learns_on_a_card_what_it_learns_without(card, tmp_path):
     "In float32 the same losses, but for the order of sums; masks, pseudo-labels, averages and draws are those of the CPU."
-    jobs = {name: (name, [*TINY, "precision=fp32", *more]) for name, more in RECIPES.items()}
+    jobs = {name: (recipe, [*TINY, "precision=fp32", *more]) for name, (recipe, more) in RECIPES.items()}
     told = card("7.5", "fits", DATA, tmp_path/"card", json.dumps(jobs))
     slices = read_challenge(DATA)
     for name, (recipe, settings) in jobs.items():
@@ -79,7 +82,7 @@ def test_half_precision(card, tmp_path):
 
 def test_a_run_moves_between_card_and_cpu(card, tmp_path):
     "Cut on a card with float16, continued on the CPU, which has no loss scaler; and the other way round."
-    settings = [*TINY, "method=supervised"]
+    settings = [*TINY, "epochs=3", "method=supervised"]
     for first, then in (("card", "cpu"), ("cpu", "card")):
         out = tmp_path/f"{first}-{then}"
         for where, after in ((first, 2), (then, 0)):
