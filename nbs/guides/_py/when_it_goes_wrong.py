@@ -11,6 +11,7 @@
 # | symptom | cause | what helps |
 # |---|---|---|
 # | "… is not among the cards this torch … was built for" | the installed torch has no kernels for this card (Kaggle's retired P100, say) | the message names a torch that has; or another accelerator |
+# | "training on cpu …" though there is a GPU | a torch for the CPU is installed (`constraints.txt` names one), or the session was started without a GPU | `ctseg doctor` shows what torch sees; install [the torch for your card](https://pytorch.org/get-started/locally/) first and ctseg without `-c`; on Kaggle: *Settings*, *Accelerator* |
 # | "precision bf16: … only emulates it" | the card is older than compute capability 8.0 | leave `precision` alone: `auto` takes fp16 there |
 # | "the pretrained weights cannot be downloaded here" | no network, as on Kaggle | the message names the file; put it beside the data and give `--set weights=FILE`, or `--set pretrained=no`. Nothing falls back to random weights silently |
 # | "model … needs the package …" | the further architectures are optional | install the extra `zoo`: in a clone, `pip install -e '.[zoo]'`; or take `attunet`, which needs nothing |
