@@ -66,6 +66,40 @@ def fits(data: str, out: str, jobs: str) -> dict:
     return told
 
 
+def waits(data: str, out: str, jobs: str) -> dict:
+    "How often a step of each phase waits for the card: `jobs` as for `fits`; a phase to the number of times, and the lines of ctseg that do it."
+    import traceback
+    from collections import Counter
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+    import runs  # noqa: F401
+    from ctseg.recipes import fit, get_recipe
+    from ctseg.train import Trainer, apply_settings
+    steps, times, lines, phase, real = Counter(), Counter(), {}, [None], Trainer.step
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, f, types, args=(), kwargs=None):
+            result, name = f(*args, **kwargs or {}), f._schema.name.split("::")[1]
+            tensors = [t for a in args for t in (a if isinstance(a, (list, tuple)) else [a]) if isinstance(t, torch.Tensor)]
+            if phase[0] and any(t.is_cuda for t in tensors):
+                asked = name in ("_local_scalar_dense", "nonzero", "masked_select") or name.startswith(("index", "_index")) and any(t.dtype == torch.bool for t in tensors[1:])  # a mask has to be counted
+                back = name in ("_to_copy", "copy_") and not result.is_cuda
+                if asked or back:
+                    times[phase[0]] += 1
+                    lines.setdefault(phase[0], set()).add(next((f"{Path(x.filename).name}: {x.line}" for x in reversed(traceback.extract_stack()) if "ctseg" in Path(x.filename).parts), "?"))
+            return result
+
+    def step(self, index):
+        phase[0] = self.phase
+        steps[self.phase] += 1
+        try: return real(self, index)
+        finally: phase[0] = None
+    Trainer.step = step
+    for name, (recipe, settings) in json.loads(jobs).items():
+        with Watch(): fit(data, apply_settings(get_recipe(recipe), settings), Path(out)/name, device="cuda", progress=False)
+    return {p: [times[p]/steps[p], sorted(lines.get(p, ()))] for p in steps}
+
+
 def cut_on_card(data: str, out: str, settings: str, after: str) -> tuple:
     "See `runs.cut`."
     from runs import cut

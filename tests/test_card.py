@@ -80,6 +80,13 @@ def test_half_precision(card, tmp_path):
     assert skipped == sorted(skipped, reverse=True) and 0 < sum(skipped) < len(skipped) and not any(r["skipped"] for r in brain["large"]["history"])
     assert [r["loss"] is None for r in half["large"]["history"]] == [s == 1 for s in skipped]  # one step an epoch: nothing was learnt in it
 
+def test_a_step_waits_for_the_card_once(card, tmp_path):
+    "For its loss and the norm of its gradient, in one piece: whatever else it asked of the card would keep the processor from preparing what comes next."
+    jobs = {name: (recipe, [*TINY, "precision=fp32", *more]) for name, (recipe, more) in RECIPES.items() if name in ("ctseg", "mean-teacher", "self-training")}
+    told = card("7.5", "waits", DATA, tmp_path, json.dumps(jobs))
+    assert {"supervised", "unimatch", "mean-teacher", "student", "finetune"} <= told.keys()
+    for phase, (times, lines) in told.items(): assert times == 1, (phase, lines)
+
 def test_a_run_moves_between_card_and_cpu(card, tmp_path):
     "Cut on a card with float16, continued on the CPU, which has no loss scaler; and the other way round."
     settings = [*TINY, "epochs=3", "method=supervised"]
