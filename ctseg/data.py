@@ -651,11 +651,13 @@ class SliceData(torch.utils.data.Dataset):
         slices: SliceSet,
         device = "cpu",
         image_size: int|tuple[int, int]|None = None, # resize to this; `None`: as they are
+        weights: np.ndarray|None = None, # bool [N, H, W]: which pixels teach; `None`: all
     ):
         size = (image_size,)*2 if isinstance(image_size, int) else image_size
         if size == slices.images.shape[1:]: size = None
         self.images = _resized(slices.images, size, device, mode="bilinear", antialias=True)
         self.masks = _resized(slices.masks, size, device, mode="nearest-exact")
+        self.weights = None if weights is None else _resized(np.asarray(weights, np.uint8)*255, size, device, mode="bilinear", antialias=True)
         known = slices.known if size is None else still_known(slices.known, slices.present, self.masks.cpu().numpy())
         self.known = torch.tensor(known, device=device)
 
@@ -664,7 +666,8 @@ class SliceData(torch.utils.data.Dataset):
     def batch(self, index) -> Batch:
         "The slices at `index` (integers)."
         i = torch.as_tensor(index, dtype=torch.int64, device=self.images.device)
-        return Batch(self.images[i][:, None].float()/255, self.masks[i].long(), self.known[i], None, i)
+        unit = lambda x: x[i][:, None].float()/255
+        return Batch(unit(self.images), self.masks[i].long(), self.known[i], None if self.weights is None else unit(self.weights), i)
 
     def __getitem__(self, i):
         b = self.batch([i])

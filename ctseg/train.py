@@ -4,10 +4,9 @@
 
 # %% auto #0
 __all__ = ['IN_WORDS', 'AUGMENT', 'patch_to', 'derived_seed', 'generator', 'lr_factor', 'EMA', 'save_weights', 'Checkpoints',
-           'Stopped', 'read_duration', 'Deadline', 'Method', 'argmax_labels', 'make_accelerator', 'Trainer',
-           'WeightedSlices', 'finest', 'presence_loss', 'out_of_memory', 'predict_labels', 'Run', 'read_spec',
-           'BaseRecipe', 'Recipe', 'apply_settings', 'unread', 'close_unexamined', 'Job', 'plot_curves', 'Watch',
-           'in_notebook']
+           'Stopped', 'read_duration', 'Deadline', 'Method', 'argmax_labels', 'make_accelerator', 'Trainer', 'finest',
+           'presence_loss', 'out_of_memory', 'predict_labels', 'Run', 'read_spec', 'BaseRecipe', 'Recipe',
+           'apply_settings', 'unread', 'close_unexamined', 'Job', 'plot_curves', 'Watch', 'in_notebook']
 
 # %% ../nbs/40_train.ipynb #d6ab6b20
 import builtins, contextlib, copy, csv, hashlib, io, math, re, shutil, signal, sys, threading, time, warnings
@@ -280,18 +279,10 @@ def _start_model(self):
         self.model, self.opt = self.acc.prepare(torch.compile(self.raw) if self.compile else self.raw, opt)
 
 # %% ../nbs/40_train.ipynb #5b8c06dd
-class WeightedSlices:
-    "Slices on the device, with a weight for each pixel."
-    def __init__(self, slices: SliceSet, weights, device, image_size):
-        self.data = SliceData(slices, device, image_size)
-        self.weights = SliceData(replace(slices, images=np.asarray(weights, np.uint8)*255), device, image_size)
-    def __len__(self): return len(self.data)
-    def batch(self, index): return replace(self.data.batch(index), weight=self.weights.batch(index).image)
-
 @patch_to(Trainer)
 def stream(self, slices: SliceSet, weights=None):
     "`slices` on the training device, at the network's size."
-    return SliceData(slices, self.device, self.image_size) if weights is None else WeightedSlices(slices, weights, self.device, self.image_size)
+    return SliceData(slices, self.device, self.image_size, weights)
 
 @patch_to(Trainer)
 def sampler_of(self, slices: SliceSet, batch_size: int, weights=None, *name) -> EpochSampler:

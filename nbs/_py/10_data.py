@@ -1135,11 +1135,13 @@ class SliceData(torch.utils.data.Dataset):
         slices: SliceSet,
         device = "cpu",
         image_size: int|tuple[int, int]|None = None, # resize to this; `None`: as they are
+        weights: np.ndarray|None = None, # bool [N, H, W]: which pixels teach; `None`: all
     ):
         size = (image_size,)*2 if isinstance(image_size, int) else image_size
         if size == slices.images.shape[1:]: size = None
         self.images = _resized(slices.images, size, device, mode="bilinear", antialias=True)
         self.masks = _resized(slices.masks, size, device, mode="nearest-exact")
+        self.weights = None if weights is None else _resized(np.asarray(weights, np.uint8)*255, size, device, mode="bilinear", antialias=True)
         known = slices.known if size is None else still_known(slices.known, slices.present, self.masks.cpu().numpy())
         self.known = torch.tensor(known, device=device)
 
@@ -1148,7 +1150,8 @@ class SliceData(torch.utils.data.Dataset):
     def batch(self, index) -> Batch:
         "The slices at `index` (integers)."
         i = torch.as_tensor(index, dtype=torch.int64, device=self.images.device)
-        return Batch(self.images[i][:, None].float()/255, self.masks[i].long(), self.known[i], None, i)
+        unit = lambda x: x[i][:, None].float()/255
+        return Batch(unit(self.images), self.masks[i].long(), self.known[i], None if self.weights is None else unit(self.weights), i)
 
     def __getitem__(self, i):
         b = self.batch([i])
@@ -1171,6 +1174,8 @@ test_eq((b.image.shape, b.mask.dtype, b.known.shape, b.index.tolist()), ((2, 1, 
 test_close(b.image[1, 0].numpy(), toy.images[3]/255, eps=1e-6)
 small = SliceData(toy, image_size=32)
 test_eq(small.batch([0]).image.shape, (1, 1, 32, 32))
+half = SliceData(toy, weights=np.arange(64) < np.full((len(toy), 64, 1), 32)).batch([1])  # only the left half teaches
+test_eq((half.weight.shape, half.weight[0, 0, 0, [0, 31, 32]].tolist(), b.weight), ((1, 1, 64, 64), [1, 1, 0], None))
 assert set(np.unique(small.masks)) <= set(np.unique(toy.masks))  # no class is invented between two others
 dot = replace(toy[:1], masks=np.uint8(np.arange(64*64) == 10*64 + 10).reshape(1, 64, 64), known=np.ones((1, 4), bool))  # one pixel, too small to survive
 test_eq([SliceData(dot, image_size=n).known[0].tolist() for n in (64, 32)], [[True]*4, [False, True, True, True]])

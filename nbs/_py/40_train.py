@@ -479,18 +479,10 @@ def _start_model(self):
 
 # %%
 #| export
-class WeightedSlices:
-    "Slices on the device, with a weight for each pixel."
-    def __init__(self, slices: SliceSet, weights, device, image_size):
-        self.data = SliceData(slices, device, image_size)
-        self.weights = SliceData(replace(slices, images=np.asarray(weights, np.uint8)*255), device, image_size)
-    def __len__(self): return len(self.data)
-    def batch(self, index): return replace(self.data.batch(index), weight=self.weights.batch(index).image)
-
 @patch_to(Trainer)
 def stream(self, slices: SliceSet, weights=None):
     "`slices` on the training device, at the network's size."
-    return SliceData(slices, self.device, self.image_size) if weights is None else WeightedSlices(slices, weights, self.device, self.image_size)
+    return SliceData(slices, self.device, self.image_size, weights)
 
 @patch_to(Trainer)
 def sampler_of(self, slices: SliceSet, batch_size: int, weights=None, *name) -> EpochSampler:
