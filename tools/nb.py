@@ -6,7 +6,7 @@ run     the notebook runs top to bottom and keeps its outputs (`--no-run` skips 
 clean   nbdev's cleaning: no execution counts, no stray metadata
 mirror  the text is written again from the notebook
 """
-import argparse, os, subprocess, sys
+import argparse, os, re, subprocess, sys
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the networks here are tiny, and outputs do not depend on the number of cores
@@ -71,7 +71,17 @@ def run(nb: Path):
 def cleaned(note):
     "nbdev's cleaning, in place; `tags` stay: papermill finds a notebook's parameters by one."
     clean_nb(note, allowed_cell_metadata_keys=get_config().allowed_cell_metadata_keys.split())
+    number_tables(note)
     return note
+
+
+def number_tables(note):
+    "pandas draws an id for every styled table; numbered instead, a second run changes nothing."
+    ids = {}
+    number = lambda text: re.sub(r"\bT_[0-9a-f]{5}(?![0-9a-f])", lambda m: ids.setdefault(m[0], f"T_{len(ids):05x}"), text)
+    for data in (o["data"] for c in note.cells for o in c.get("outputs", []) if "text/html" in o.get("data", {})):
+        html = data["text/html"]
+        data["text/html"] = number(html) if isinstance(html, str) else [number(x) for x in html]
 
 
 def clean(nb: Path):
