@@ -61,6 +61,10 @@ CLAIMS = [
     ("Teacher and student, as in the original, 54 structures (phantom)", "the original, +.01", "phantom240", "seed-teacher-student", "seed-attunet"),
     ("Training twice as long adds to the default", "common", "semi800", "ctseg-longer", "ctseg"),
     ("Out-of-fold self-training, 800 annotated", "noisy student; FLARE22", "semi800", "log-self-training", "log"),
+    ("… with softmax", "the same", "semi800", "marginal-self-training", "marginal-log"),
+    ("… with softmax, 54 structures (phantom)", "the same", "phantom240", "marginal-self-training", "marginal-log"),
+    ("Weak-to-strong consistency with the original's loss, 54 structures (phantom)", "UniMatch (Yang et al. 2023)", "phantom240", "seed-unimatch", "seed-attunet"),
+    ("Mean Teacher with the original's loss, 54 structures (phantom)", "Tarvainen & Valpola 2017", "phantom240", "seed-mean-teacher", "seed-attunet"),
 ]
 rows = []
 for claim, source, table, a, b in CLAIMS:
