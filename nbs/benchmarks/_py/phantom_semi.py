@@ -54,7 +54,7 @@ def recipe(budget, name):
 
 table = pd.DataFrame([recipe(b, n) for b in runs for n in runs[b]]).rename(columns={"difference": "minus original"}).sort_values(["annotated", "Dice"], ascending=False)
 table.to_csv(RESULTS/"phantom_semi.csv", index=False, float_format="%.4f")
-table.style.format(precision=3, na_rep="").format("{:.2f}", subset=["share closed", "share, all by argmax"]).hide(axis="index")
+table.style.format(precision=3, na_rep="").format("{:.2f}", subset=["share closed", "share, all by argmax"]).format("{:.0f}", subset=["invented", "missed"]).hide(axis="index")
 
 
 # %% [markdown]

@@ -54,7 +54,7 @@ def recipe(budget, name):
 
 table = pd.DataFrame([recipe(b, n) for b in runs for n in runs[b]]).rename(columns={"difference": "minus supervised", "silent": "silent in some seed"})
 table = table.sort_values(["labelled", "Dice"], ascending=[True, False]).reset_index(drop=True)
-table.style.format(precision=3, na_rep="").hide(axis="index")
+table.style.format(precision=3, na_rep="").format("{:.0f}", na_rep="", subset=["paired seeds", "better in", "invented", "missed"]).hide(axis="index")
 
 # %%
 fig, axes = plt.subplots(1, 2, figsize=(11, 3.6), layout="constrained")
