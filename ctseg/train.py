@@ -759,12 +759,13 @@ class Job:
         if seed < 0: raise InputError(f"seed = {seed}: expected 0 or more")
         if not slices.labelled.any(): raise InputError("no image is annotated: there is nothing to learn from")
         if recipe.labelled: slices = select_labelled(slices, recipe.labelled, seed)
-        labelled, self.unlabelled = slices[slices.labelled], slices[~slices.labelled]
-        if recipe.unlabelled >= 0: self.unlabelled = self.unlabelled[np.sort(np.random.default_rng(seed).permutation(len(self.unlabelled))[:recipe.unlabelled])]
+        labelled, unlabelled = slices[slices.labelled], slices[~slices.labelled]
         if recipe.fold >= recipe.folds: raise InputError(f"fold = {recipe.fold}: there are {recipe.folds} folds, numbered from 0 (-1 holds out none)")
         try: out = grouped_folds(labelled, recipe.folds, seed=0) == recipe.fold if recipe.fold >= 0 else np.zeros(len(labelled), bool)
         except InputError as e: raise InputError(f"{e}; choose fewer folds, or fold = -1 to hold out none (--set fold=-1)") from None
         self.labelled, self.holdout = close_unexamined(labelled[~out]), labelled[out]
+        self.unlabelled = unlabelled[~np.isin(unlabelled.groups, self.holdout.groups)]
+        if recipe.unlabelled >= 0: self.unlabelled = self.unlabelled[np.sort(np.random.default_rng(seed).permutation(len(self.unlabelled))[:recipe.unlabelled])]
         self.held_out = np.flatnonzero(slices.labelled)[out]  # where the holdout lies among the slices
         self.unexamined = [n for n, c in zip(slices.classes.names, ~labelled[~out].known.any(0)) if c]  # that nobody looked for
         self.loss = create_loss(recipe.loss, **recipe.loss_options())

@@ -9,12 +9,13 @@ import torch
 
 from ctseg.anatomy import ClassMap
 from ctseg.data import Batch, SliceSet, grouped_folds
+from ctseg.device import pick_device
 from ctseg.files import InputError
 from ctseg.methods import mean_teacher, self_training, teacher_student
 from ctseg.methods.unimatch import UniMatch, complete_batch
 from ctseg.pseudo import PseudoLabels, accept_cells, check_truth_kept, complete, keep_images, pseudo_label
 from ctseg.recipes import METHODS, apply_settings, check_job, fit, get_recipe
-from ctseg.train import Job, Method, Run, Trainer
+from ctseg.train import Job, Method, Recipe, Run, Trainer
 
 SMALL = ["width=4", "epochs=2", "batch_size=4", "folds=4", "teachers=2", "finetune_epochs=1", "keep=0.5", "quota=1", "gate=0", "pixel=0", "absent=1"]
 SEMI = {"teacher-student": "seed-teacher-student", "pretrain-finetune": "seed-pretrain-finetune", "mean-teacher": "mean-teacher",
@@ -391,3 +392,15 @@ def test_slices_of_the_same_name_are_not_mistaken_for_one_another(tmp_path):
     run = fit(both, recipe, tmp_path/"a", device="cpu", progress=False)
     out, job = held_out_by(run, both), Job(recipe, both, run, progress=False)
     assert out.sum() == len(job.holdout) and np.array_equal(both[out].images, job.holdout.images)
+
+
+def test_nothing_of_a_held_out_patient_is_learnt_from(tmp_path):
+    "Neither its truth nor its pictures: unlabelled slices of held-out groups stay out, the others stay, and as many are chosen as were asked for."
+    slices = replace(toy(24, labelled=12), groups=np.r_[np.arange(12)//2, np.arange(12)//2])  # each patient has two annotated slices and two others
+    recipe = Recipe("x", "", "unimatch", width=4, folds=3)
+    for fold in range(3):
+        job = Job(replace(recipe, fold=fold), slices, Run(tmp_path/str(fold)), pick_device("cpu"))
+        assert len(job.holdout) == 4 and not set(job.holdout.groups) & (set(job.labelled.groups) | set(job.unlabelled.groups))
+        assert len(job.labelled) == len(job.unlabelled) == 8
+        assert len(Job(replace(recipe, fold=fold, unlabelled=5), slices, Run(tmp_path/"some"), pick_device("cpu")).unlabelled) == 5
+    assert len(Job(replace(recipe, fold=-1), slices, Run(tmp_path/"all"), pick_device("cpu")).unlabelled) == 12

@@ -12,6 +12,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the networks here are tiny, and outputs do not depend on the number of cores
 
 import jupytext
+import matplotlib
 from execnb.nbio import read_nb, write_nb
 from execnb.shell import CaptureShell
 from fastcore.xtras import working_directory
@@ -64,7 +65,7 @@ def run(nb: Path):
     for cell in note.cells:
         if not skip(cell): cell.outputs = []  # execnb leaves the old outputs of a cell that now prints nothing
     shell = CaptureShell(nb)
-    with working_directory(nb.parent): shell.run_all(note, exc_stop=True, preproc=skip)
+    with working_directory(nb.parent), matplotlib.rc_context(): shell.run_all(note, exc_stop=True, preproc=skip)  # what one notebook sets for its figures is not for the next
     write_nb(note, nb)
 
 
