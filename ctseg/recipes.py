@@ -82,6 +82,7 @@ def check_job(job: Job):
     if r.method in ("teacher-student", "pretrain-finetune") and r.confidence not in (scores := [s for s in IMAGE_SCORES if s != "agreement"]):
         raise did_you_mean("confidence score of one teacher", r.confidence, scores)
     if r.method == "self-training": grouped_folds(job.labelled, r.teachers)
+    if job.kept_out and r.method != "supervised": warnings.warn(f"{job.kept_out} unlabelled images are of held-out patients (or near-duplicates of their images) and stay out; --set fold=-1 holds out none")
     if n := job.unexamined: warnings.warn(f"nobody looked for {', '.join(n[:5])}{f' and {len(n) - 5} more' if len(n) > 5 else ''} on any slice to learn from: never drawn")
 
 # %% ../nbs/70_recipes.ipynb #ff606adb

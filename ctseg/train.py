@@ -538,7 +538,7 @@ class Run:
         "All rows so far; columns are those of any row, in the order they first appeared."
         _write_rows(rows, self/"history.csv")
 
-    def note_seconds(self, row: dict, seconds: float, where: str = ""):
+    def note_seconds(self, row: dict, seconds: float, where: str):
         "Add an epoch to `timings.csv`, which stands apart from the history because it differs from run to run. `where`: device and precision."
         path = self/"timings.csv"
         old = list(csv.DictReader(path.read_text().splitlines())) if path.exists() else []
@@ -764,7 +764,8 @@ class Job:
         try: out = grouped_folds(labelled, recipe.folds, seed=0) == recipe.fold if recipe.fold >= 0 else np.zeros(len(labelled), bool)
         except InputError as e: raise InputError(f"{e}; choose fewer folds, or fold = -1 to hold out none (--set fold=-1)") from None
         self.labelled, self.holdout = close_unexamined(labelled[~out]), labelled[out]
-        self.unlabelled = unlabelled[~np.isin(unlabelled.groups, self.holdout.groups)]
+        theirs = np.isin(unlabelled.groups, self.holdout.groups)
+        self.unlabelled, self.kept_out = unlabelled[~theirs], int(theirs.sum())
         if recipe.unlabelled >= 0: self.unlabelled = self.unlabelled[np.sort(np.random.default_rng(seed).permutation(len(self.unlabelled))[:recipe.unlabelled])]
         self.held_out = np.flatnonzero(slices.labelled)[out]  # where the holdout lies among the slices
         self.unexamined = [n for n, c in zip(slices.classes.names, ~labelled[~out].known.any(0)) if c]  # that nobody looked for

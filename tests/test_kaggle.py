@@ -2,7 +2,7 @@
 import importlib.util, json, os, re, sys, zipfile
 from pathlib import Path
 
-import pytest
+import pytest, torch
 
 ROOT = Path(__file__).resolve().parent.parent
 spec = importlib.util.spec_from_file_location("on_kaggle", ROOT/"tools"/"on_kaggle.py")
@@ -97,13 +97,13 @@ def test_one_failed_member_leaves_the_others(tmp_path, capsys, monkeypatch):
         run = next(Path(x) for x in command if "fold-" in str(x))
         if run.name in bad: raise InputError("the training ended with status 2: no finite loss")
         run.mkdir(parents=True, exist_ok=True); (run/"metrics.json").write_text("{}")
-    monkeypatch.setattr(kaggle, "_watch", watch); monkeypatch.setattr(kaggle, "cards", lambda: 0)
+    monkeypatch.setattr(kaggle, "_watch", watch); monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     runs = {tmp_path/f"fold-{k}": [] for k in range(3)}
     bad = ["fold-1"]
     assert kaggle.train_each("data", runs, "masked") == [tmp_path/"fold-0", tmp_path/"fold-2"]
     said = capsys.readouterr().out
     assert f"{tmp_path/'fold-1'}: the training ended with status 2: no finite loss" in said and said.count("no GPU: ") == 1
-    monkeypatch.setattr(kaggle, "cards", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     bad, runs = ["fold-7", "fold-8"], {tmp_path/"fold-7": [], tmp_path/"fold-8": []}
     with pytest.raises(InputError, match="no finite loss"): kaggle.train_each("data", runs, "masked")
     assert "no GPU" not in capsys.readouterr().out

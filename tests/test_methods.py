@@ -402,5 +402,6 @@ def test_nothing_of_a_held_out_patient_is_learnt_from(tmp_path):
         job = Job(replace(recipe, fold=fold), slices, Run(tmp_path/str(fold)), pick_device("cpu"))
         assert len(job.holdout) == 4 and not set(job.holdout.groups) & (set(job.labelled.groups) | set(job.unlabelled.groups))
         assert len(job.labelled) == len(job.unlabelled) == 8
+        with pytest.warns(UserWarning, match="4 unlabelled images are of held-out patients"): check_job(job)
         assert len(Job(replace(recipe, fold=fold, unlabelled=5), slices, Run(tmp_path/"some"), pick_device("cpu")).unlabelled) == 5
     assert len(Job(replace(recipe, fold=-1), slices, Run(tmp_path/"all"), pick_device("cpu")).unlabelled) == 12

@@ -18,17 +18,20 @@ from ..train import Job, Method
 # %% ../../nbs/58_self_training.ipynb #ccd82429
 def silence(
     batch: Batch, # with weights: 0 where a teacher is unsure
-    people: np.ndarray|None, # bool [N, C]: what people examined on the slices that `batch.index` counts; None: nothing
+    people: torch.Tensor|None, # bool [N, C]: what people examined on the slices that `batch.index` counts; None: nothing
 ) -> Batch: # `known` is [B, C, H, W], no weights
     "Unsure pixels are unknown for all classes but those that people examined."
     B, C = batch.known.shape
     sure = batch.weight > .5
-    if people is not None: sure = sure | torch.from_numpy(people).to(sure.device)[batch.index.to(sure.device)].view(B, C, 1, 1)
+    if people is not None: sure = sure | people[batch.index].view(B, C, 1, 1)
     return replace(batch, known=batch.known[:, :, None, None] & sure, weight=None)
 
 class NoisyStudent(Method):
     "Labelled and pseudo-labelled slices in one batch, the pictures ruined and CutMixed (Xie et al. 2020, arXiv 1911.04252)."
     def __init__(self, cutmix: float = 0.5, people: np.ndarray|None = None): self.cutmix, self.people = cutmix, people
+
+    def start(self, trainer):
+        if self.people is not None: self.people = torch.as_tensor(self.people, device=trainer.device)
 
     def read(self, trainer, batch, extra=False):
         return silence(batch, None if extra else self.people) if trainer.loss.reads_known and batch.weight is not None else batch

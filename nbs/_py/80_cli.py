@@ -79,9 +79,8 @@ def fit(
         if SPEAKS: print(f"ctseg: {e}; everything is saved, continue with the same command and --resume", file=sys.stderr)
         raise typer.Exit(75)
     if SPEAKS:
-        facts = read_json(run/"metrics.json")
-        for part in (facts, facts.get("calibration", {})): part |= {"rule": str(read_rule(part["rule"]))} if part else {}
-        _print_facts(facts)
+        in_words = lambda facts: {k: str(read_rule(v)) if k == "rule" else in_words(v) if isinstance(v, dict) else v for k, v in facts.items()}
+        _print_facts(in_words(read_json(run/"metrics.json")))
         print(f"run folder: {run.folder}")
 
 

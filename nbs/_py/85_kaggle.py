@@ -185,14 +185,10 @@ def _watch(command: list[str], env: dict = {}, show=print):
 
 # %%
 #| export
-def cards() -> int:
-    "How many GPUs there are."
+def workers() -> int:
+    "How many processes can train at once: one a GPU. Without any it is one on the CPU, which is told, since a session has no GPU unless one was chosen."
     import torch
-    return torch.cuda.device_count()
-
-def _cards() -> int:
-    "`cards`, but one without any; which is told, since a session starts without a GPU unless one was chosen."
-    if not (n := cards()): print("no GPU: this trains on the CPU, many times slower. On Kaggle choose GPU T4 x2 under Settings, Accelerator", flush=True)
+    if not (n := torch.cuda.device_count()): print("no GPU: this trains on the CPU, many times slower. On Kaggle choose GPU T4 x2 under Settings, Accelerator", flush=True)
     return max(1, n)
 
 def _fit_command(data, run, recipe, settings, seed, seconds, processes: int = 1) -> list[str]:
@@ -215,7 +211,7 @@ def train(
     processes: int = 0, # 0: one a GPU
 ) -> bool: # whether the run is finished; if not, attach the output and go on in another session
     "Train, or go on training, in processes of its own."
-    _watch(_fit_command(data, run, recipe, settings, seed, seconds, processes or _cards()))
+    _watch(_fit_command(data, run, recipe, settings, seed, seconds, processes or workers()))
     return (Run(run)/"metrics.json").exists()
 
 
@@ -233,8 +229,8 @@ def train_each(
 ) -> list[Path]: # those that are finished
     "Train several runs, one at a time on each card. One that fails is told of, and does not keep the others from being used; `InputError` if none is finished and one has failed."
     free, end, failed = SimpleQueue(), time.monotonic() + seconds, []
-    workers = _cards()
-    for card in range(workers): free.put(card)
+    n = workers()
+    for card in range(n): free.put(card)
 
     def one(run, settings):
         card, left = free.get(), end - time.monotonic()
@@ -246,7 +242,7 @@ def train_each(
         except InputError as e: failed.append(e); print(f"{run}: {e}")
         finally: free.put(card)
 
-    with ThreadPoolExecutor(workers) as pool: list(pool.map(lambda item: one(*item), runs.items()))
+    with ThreadPoolExecutor(n) as pool: list(pool.map(lambda item: one(*item), runs.items()))
     done = [Path(r) for r in runs if (Path(r)/"metrics.json").exists()]
     if failed and not done: raise failed[0]
     return done
