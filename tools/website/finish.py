@@ -1,0 +1,98 @@
+"What is done to the finished pages: nothing is fetched from elsewhere, and no link leads nowhere."
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+KATEX = "0.16.11"
+CDN = re.compile(r"https://cdn\.jsdelivr\.net/npm/katex@[\d.]+/dist")
+FONTS = re.compile(r"@import\s*url\([^)]*fonts\.googleapis[^)]*\);?")
+
+
+def drop_fonts(site: Path) -> None:
+    "Take the themes' web fonts out; the pages use those of the reader's system."
+    for path in site.rglob("*.css"):
+        text = path.read_text()
+        if FONTS.search(text):
+            path.write_text(FONTS.sub("", text))
+
+
+def vendor_katex(site: Path, cache: Path) -> bool:
+    "Serve KaTeX from the site itself, if npm can bring it; it is kept in `cache` for the next time. True if it is."
+    dist = cache/"node_modules"/"katex"/"dist"
+    if not dist.exists() and shutil.which("npm"):
+        command = ["npm", "install", "--silent", "--no-audit", "--no-fund", "--prefix", str(cache), f"katex@{KATEX}"]
+        subprocess.run(command)
+    if not dist.exists():
+        return False
+    fonts = [f"fonts/{p.name}" for p in dist.glob("fonts/*.woff2")]
+    for name in ["katex.min.css", "katex.min.js", "contrib/auto-render.min.js", *fonts]:
+        new = site/"site_libs"/"katex"/name
+        new.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(dist/name, new)
+    for path in site.rglob("*.html"):
+        up = "../"*(len(path.relative_to(site).parts) - 1)
+        path.write_text(CDN.sub(f"{up}site_libs/katex", path.read_text()))
+    return True
+
+
+class Links(HTMLParser):
+    "The ids of a page, what it links to, and what it fetches to be shown."
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.ids, self.links, self.fetched, self.twice = set(), set(), set(), set()
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        "Note one tag."
+        found = dict(attrs)
+        if found.get("id"):
+            self.twice |= {found["id"]} & self.ids if not found["id"].startswith("T_") else set()  # pandas' tables
+            self.ids.add(found["id"])
+        if tag == "a" and found.get("name"):
+            self.ids.add(found["name"])
+        here = {found[k] for k in ("href", "src") if found.get(k) and not found[k].startswith(("data:", "javascript:"))}
+        self.links |= here
+        if tag in ("script", "img", "iframe") or (tag == "link" and found.get("rel") in ("stylesheet", "icon")):
+            self.fetched |= here
+
+
+def broken(site: Path) -> list[str]:
+    "A line for each link or anchor inside the site that leads nowhere, and for each id that a page has twice."
+    site = site.resolve()
+    found = {path: Links(path.read_text()) for path in sorted(site.rglob("*.html"))}
+    out = []
+    for page, facts in found.items():
+        name = page.relative_to(site)
+        out += [f"{name}: {problem}" for link in sorted(facts.links) if (problem := trouble(link, page, found))]
+        out += [f"{name}: two places are called #{twice}" for twice in sorted(facts.twice)]
+    return out
+
+
+def trouble(link: str, page: Path, found: dict[Path, Links]) -> str | None:
+    "What is wrong with a link on a page, or None."
+    parts = urlsplit(link)
+    if parts.scheme or parts.netloc:
+        return None
+    target = (page.parent/unquote(parts.path)).resolve() if parts.path else page
+    if target.is_dir():
+        target /= "index.html"
+    if not target.exists():
+        return f"{link} does not exist"
+    if parts.fragment and target in found and unquote(parts.fragment) not in found[target].ids | {"", "top"}:
+        return f"{link}: no such place on that page"
+    return None
+
+
+def fetched_elsewhere(site: Path) -> list[str]:
+    "A line for each script, style, font or picture that a page or style sheet takes from another host."
+    out = []
+    for path in sorted(site.rglob("*.html")):
+        out += [f"{path.relative_to(site)}: {link}" for link in sorted(Links(path.read_text()).fetched) if urlsplit(link).netloc]
+    for path in sorted(site.rglob("*.css")):
+        urls = re.findall(r"url\(['\"]?(https?:[^)'\"]+)|@import\s+['\"](https?:[^'\"]+)", path.read_text())
+        out += [f"{path.relative_to(site)}: {a or b}" for a, b in urls]
+    return out

@@ -1,0 +1,75 @@
+"The page that lists every public name of every module: name, first sentence, link."
+from website.layout import unnumbered
+from website.pages import Site, call_of, in_table, linked
+from website.symbols import Module, Symbol
+
+PAGE = "api.qmd"
+LONG = 64  # a value whose text is longer than this is cut
+FRONT = """---
+title: API index
+description: Every public name of the package, its first sentence, and a link to its place.
+toc-depth: 3
+---"""
+
+
+def api_index(groups: dict[str, list[str]], site: Site) -> str:
+    "The Markdown of the page: the sections of the sidebar, and in each a table a module."
+    parts = [FRONT]
+    outside = [m for m in site.modules.values() if m.name not in site.homes and m.offered]
+    if outside:
+        parts += ["## Names to import", *(re_exports(m, site) for m in outside)]
+    modules = {page: site.modules[name] for name, page in site.homes.items() if name in site.modules}
+    for section, notebooks in groups.items():
+        pages = [unnumbered(name).replace(".ipynb", ".html") for name in notebooks]
+        found = [modules[page] for page in pages if page in modules and modules[page].public]
+        if found:
+            parts += [f"## {section}", *(module_table(m, site) for m in found)]
+    return "\n\n".join(parts) + "\n"
+
+
+def module_table(module: Module, site: Site) -> str:
+    "A heading that leads to the module's page, and a row for each public name."
+    rows = [row(symbol, module, site) for symbol in module.public]
+    page = site.homes[module.name].replace(".html", ".ipynb")
+    return "\n".join([heading(module), "", f"[Its page]({page})", "", "| Name | |", "|:--|:--|", *rows])
+
+
+def re_exports(module: Module, site: Site) -> str:
+    "The names that a module without a page offers; each leads to where it is defined."
+    rows = []
+    for name in module.offered:
+        origin, there = module.imported.get(name, (module.name, name))
+        place = site.places.get(f"{origin}.{there}")
+        symbol = site.modules[origin].symbols.get(there) if origin in site.modules else None
+        target = f"[`{name}`]({place})" if place else f"`{name}`"
+        rows.append(f"| {target} | {about(symbol, site) if symbol else ''} |")
+    return "\n".join([heading(module), "", "| Name | |", "|:--|:--|", *rows])
+
+
+def heading(module: Module) -> str:
+    "The heading of a module, with an anchor of its own."
+    return f"### {module.name} {{#{module.name.replace('.', '-')}}}"
+
+
+def row(symbol: Symbol, module: Module, site: Site) -> str:
+    "A public name with a link to its place, its first sentence, and the methods of a class."
+    page = site.homes[module.name]
+    text = about(symbol, site)
+    methods = [f"[`{call_of(m)}`]({page}#{m.anchor})" for m in methods_of(symbol, module)]
+    if methods:
+        text += f"<br>{' '.join(methods)}"
+    return f"| [`{symbol.name}`]({page}#{symbol.anchor}) | {in_table(text)} |"
+
+
+def methods_of(symbol: Symbol, module: Module) -> list[Symbol]:
+    "The public methods of a class in source order, those patched into it by the same module included."
+    found = [s for name, s in module.symbols.items() if name.startswith(f"{symbol.name}.")]
+    return sorted((s for s in found if not s.name.split(".")[-1].startswith("_")), key=lambda s: s.line)
+
+
+def about(symbol: Symbol, site: Site) -> str:
+    "The first sentence about a name; of a value without a comment, its text."
+    if symbol.summary or symbol.kind != "value":
+        return linked(symbol.summary, "api.html", site, None)
+    text = " ".join(symbol.header.split())
+    return f"`{text if len(text) <= LONG else text[:LONG] + '…'}`"
