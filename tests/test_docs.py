@@ -1,45 +1,190 @@
-"The docs site can be built from the notebooks, finds a place for every page, and no link leads nowhere."
-import json, re, sys
+"""The docs site: a place for every page, every heading about its own object, source links that reach their line,
+definitions in source order, code that is scrolled and not cut, an index of all names, a dark side; no link leads nowhere."""
+import ast
+import json
+import re
+import sys
+from html import unescape
 from pathlib import Path
 
 import pytest
+import yaml
+from execnb.nbio import mk_cell, new_nb, write_nb
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT/"tools"))
 import docs as tool
+from website import finish, layout, pages, symbols
+
+NAMES = layout.pages(ROOT/"nbs")
+SOURCE = r'<a href="https://github\.com/[^"]+/blob/main/(?P<path>ctseg/[\w/]+\.py)#L(?P<line>[^"]*)">source</a>'
+HEADING = re.compile(
+    r'<h(?P<level>[34])[^>]*data-anchor-id="(?P<anchor>[^"]+)"[^>]*>(?P<name>[\w.]+)</h[34]>\s*'
+    rf'<div class="symbol-source">\s*<p>{SOURCE}</p>\s*</div>\s*<div[^>]*><div[^>]*><pre[^>]*>(?P<code>.*?)</pre>(?P<rest>.*?)'
+    r"(?=<section|<details|</section>|\Z)", re.S)
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory):
-    patch, folder = pytest.MonkeyPatch(), tmp_path_factory.mktemp("site")
-    patch.setattr(tool, "PROC", folder/"_proc")
-    patch.setattr(tool, "SITE", folder/"_docs")
-    tool.stage()
-    assert tool.render("smalldocs"), "smalldocs had something to complain about; see its lines above"
-    yield folder/"_docs"
-    patch.undo()
+def project(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("site")
+    tool.stage(folder/"_proc")
+    return folder/"_proc"
+
+
+@pytest.fixture(scope="module")
+def site(project):
+    out = project.parent/"_docs"
+    assert tool.render(project, out), "smalldocs had something to complain about; see its lines above"
+    return out
+
+
+@pytest.fixture(scope="module")
+def modules():
+    return symbols.read_package(ROOT/"ctseg")
+
+
+@pytest.fixture(scope="module")
+def headings(site):
+    "Every heading that documents a name: page and match."
+    found = [(p, m) for p in sorted(site.rglob("*.html")) for m in HEADING.finditer(p.read_text())]
+    assert len(found) == sum(len(re.findall(r'<section id="[^"]*" class="level\d symbol', p.read_text())) for p in site.rglob("*.html"))
+    return found
+
+
+def plain(html: str) -> str:
+    "The text of a piece of HTML."
+    return unescape(re.sub(r"<[^>]+>", "", html))
+
+
+def definition_at(path: str, line: int) -> ast.AST:
+    "The definition that begins on a line of a file of the package."
+    tree = ast.parse((ROOT/path).read_text())
+    return next(n for n in ast.walk(tree) if isinstance(n, symbols.DEFINITIONS) and n.lineno == line)
 
 
 def test_every_notebook_is_a_page(site):
-    assert {tool.unnumbered(n).replace(".ipynb", ".html") for n in tool.pages()} <= {str(p.relative_to(site)) for p in site.rglob("*.html")}
+    assert {layout.unnumbered(n).replace(".ipynb", ".html") for n in NAMES} <= {str(p.relative_to(site)) for p in site.rglob("*.html")}
 
 
-def test_no_link_leads_nowhere(site): assert tool.broken(site) == []
+def test_no_link_leads_nowhere(site):
+    assert finish.broken(site) == []
+
+
+def test_every_heading_documents_its_own_object(headings):
+    for page, m in headings:
+        where = f"{page.name}: {m['name']}"
+        node = definition_at(m["path"], int(m["line"]))
+        assert node.name == m["name"].split(".")[-1], f"{where}: its source link reaches {node.name}"
+        kind = "class" if isinstance(node, ast.ClassDef) else "def"
+        assert re.search(rf"^(async )?{kind} {node.name}\b", plain(m["code"]), re.M), f"{where}: another signature"
+        first = (ast.get_docstring(node) or "").strip().split("\n")[0]
+        words = re.findall(r"[A-Za-z]{4,}", first.split("`")[0].split("[")[0])[:4]
+        assert all(w in plain(m["rest"]) for w in words), f"{where}: not its docstring ({first})"
+
+
+def test_every_source_link_reaches_a_definition(site):
+    count = 0
+    for page in site.rglob("*.html"):
+        for m in re.finditer(SOURCE, page.read_text()):
+            assert m["line"].isdecimal(), f"{page.name}: {m[0]}"
+            definition_at(m["path"], int(m["line"]))
+            count += 1
+    assert count > 100
+
+
+def test_definitions_stand_in_source_order(headings):
+    last = {}
+    for page, m in headings:
+        key = (page, m["path"])
+        assert int(m["line"]) > last.get(key, 0), f"{page.name}: {m['name']} stands before what its module defines earlier"
+        last[key] = int(m["line"])
+
+
+def test_every_public_definition_has_a_heading(headings, modules):
+    shown = {(m["path"], m["name"]) for _, m in headings}
+    places = [pages.module_of(pages.read_nb(ROOT/"nbs"/n), "ctseg") for n in NAMES]
+    for module in (modules[name] for name in places if name in modules):
+        assert not [s.name for s in module.public if s.kind != "value" and (module.path, s.name) not in shown]
+
+
+def test_index_has_every_public_name(site, modules):
+    text = (site/"api.html").read_text()
+    for module in modules.values():
+        part = re.search(rf'data-anchor-id="{module.name.replace(".", "-")}".*?(?=<h[23]|\Z)', text, re.S)
+        assert part or not module.offered, f"{module.name} is not in the index"
+        rows = {plain(m[1]) for m in re.finditer(r"<tr>\s*<td[^>]*>(.*?)</td>", part[0], re.S)} if part else set()
+        assert rows == set(module.offered), f"{module.name}: {rows ^ set(module.offered)}"
+    places = re.findall(r'<td[^>]*><a href="([\w/]+\.html#[^"]+)"><code>', text)
+    assert len(places) > 300
+
+
+def test_repository_and_both_looks_are_at_hand(site):
+    for name in ("index.html", "api.html", *(f"{n}.html" for n in ("benchmarks/killed", "guides/command_line"))):
+        text = (site/name).read_text()
+        bar = re.search(r"<nav class=\"navbar.*?</nav>", text, re.S)[0]
+        assert 'href="https://github.com/ctseg/ctseg"' in bar, f"{name}: no link to the repository"
+        assert "smalldocsToggleScheme" in bar, f"{name}: no switch to the dark"
+        assert "prefers-color-scheme: dark" in text, f"{name}: the system's choice is not followed"
+        assert "smalldocs-scheme" in text, f"{name}: the reader's choice is not remembered"
+
+
+def colours(css: str, selector: str) -> dict[str, str]:
+    "The variables that a rule sets."
+    body = css[css.index(selector):].split("{", 1)[1].split("}", 1)[0]
+    return dict(re.findall(r"(--ct-[\w-]+):\s*([^;]+);", body))
+
+
+def luminance(colour: str) -> float:
+    "Relative luminance of `#rgb` or `#rrggbb`, as WCAG 2 defines it."
+    digits = colour.lstrip("#")
+    digits = "".join(2*c for c in digits) if len(digits) == 3 else digits
+    parts = [int(digits[i:i + 2], 16)/255 for i in (0, 2, 4)]
+    linear = [c/12.92 if c <= .03928 else ((c + .055)/1.055)**2.4 for c in parts]
+    return .2126*linear[0] + .7152*linear[1] + .0722*linear[2]
+
+
+@pytest.mark.parametrize("selector", [":root {", ':root[data-scheme="alternate"]'])
+def test_text_can_be_read_in_both_looks(selector):
+    found = colours((ROOT/"nbs"/"styles.css").read_text(), selector)
+    for text in ("text", "soft", "ink", "accent", "code-text"):
+        for ground in ("page", "code", "hover"):
+            a, b = sorted((luminance(found[f"--ct-{text}"]), luminance(found[f"--ct-{ground}"])))
+            assert (b + .05)/(a + .05) >= 4.5, f"{text} on {ground}"
+
+
+def test_code_is_scrolled_and_not_cut():
+    css = (ROOT/"nbs"/"styles.css").read_text()
+    rule = re.search(r"^main\.content pre \{(.*?)\n\}", css, re.M | re.S)[1]
+    assert "overflow-x: auto" in rule and "max-width: 100%" in rule
 
 
 def test_search_finds_the_loss(site):
     found = [r for r in json.loads((site/"search.json").read_text()) if "MaskedSigmoidLoss" in json.dumps(r)]
-    assert any("losses.html" in json.dumps(r) for r in found)
+    assert any("losses" in json.dumps(r) and "#maskedsigmoidloss" in json.dumps(r) for r in found)
 
 
-def test_public_code_is_documented_and_shown(site):
-    page = (site/"losses.html").read_text()
-    assert 'id="maskedsigmoidloss"' in page and "<details" in page
-    assert "_dice" in page, "the body of the loss is not on its page"
+def test_bodies_of_exported_code_are_on_the_pages(site, modules):
+    text = "".join(plain(p.read_text()) for p in site.rglob("*.html"))
+    for name in ("_dice", "_weights"):  # private: no documentation, but part of the lesson
+        assert f"def {name}(" in text, f"the body of {name} is on no page"
 
 
-def test_nothing_is_fetched_for_the_look(site):
-    assert not [p for p in site.rglob("*.css") if re.search(r"@import\s*url\(.{0,3}http", p.read_text())]
+def test_nothing_is_fetched_from_elsewhere(site):
+    math = [line for line in finish.fetched_elsewhere(site) if "npm/katex@" not in line]  # until npm has brought it
+    assert not math
+
+
+def test_katex_comes_from_the_site_when_it_is_there(tmp_path):
+    dist = tmp_path/"cache"/"node_modules"/"katex"/"dist"
+    for name in ("katex.min.css", "katex.min.js", "contrib/auto-render.min.js", "fonts/a.woff2"):
+        (dist/name).parent.mkdir(parents=True, exist_ok=True)
+        (dist/name).write_text("")
+    page = tmp_path/"site"/"sub"/"p.html"
+    page.parent.mkdir(parents=True)
+    page.write_text('<script src="https://cdn.jsdelivr.net/npm/katex@0.16.11/dist/katex.min.js"></script>')
+    assert finish.fetched_elsewhere(tmp_path/"site") == ["sub/p.html: https://cdn.jsdelivr.net/npm/katex@0.16.11/dist/katex.min.js"]
+    assert finish.vendor_katex(tmp_path/"site", tmp_path/"cache")
+    assert finish.fetched_elsewhere(tmp_path/"site") == [] == finish.broken(tmp_path/"site")
 
 
 def test_command_line_page_has_every_command_and_option():
@@ -54,20 +199,130 @@ def test_command_line_page_has_every_command_and_option():
         assert not lost, f"`ctseg {name}`: {lost} not on the page: run python tools/nb.py nbs/guides/command_line.ipynb"
 
 
+def test_sidebar_follows_the_folders_of_the_design(project):
+    contents = yaml.safe_load((project/"sidebar.yml").read_text())["website"]["sidebar"]["contents"]
+    assert {n for s in contents for n in s.get("contents", [])} == {layout.unnumbered(n) for n in NAMES}
+    assert {"text": "API index", "href": "api.qmd"} in contents
+
+
 def test_groups():
-    names = ["index.ipynb", "00_anatomy.ipynb", "02_files.ipynb", "10_data.ipynb", "20_losses.ipynb", "57_unimatch.ipynb", "80_cli.ipynb",
-             "tutorials/first_run.ipynb", "tutorials/a.ipynb", "benchmarks/x.ipynb", "explanations/y.ipynb", "kaggle/b/b.ipynb", "kaggle/supervised/supervised.ipynb"]
-    assert tool.grouped(names) == {
-        "Start": ["index.ipynb", "tutorials/first_run.ipynb", "tutorials/a.ipynb"], "Data": ["00_anatomy.ipynb", "10_data.ipynb"],
-        "Learning": ["20_losses.ipynb"], "Methods": ["57_unimatch.ipynb"], "Using": ["02_files.ipynb", "80_cli.ipynb"],
-        "Benchmarks": ["benchmarks/x.ipynb"], "Explanations": ["explanations/y.ipynb"], "Kaggle": ["kaggle/supervised/supervised.ipynb", "kaggle/b/b.ipynb"]}
-    with pytest.raises(SystemExit, match="odd/z.ipynb"): tool.grouped(["odd/z.ipynb"])
-    assert [tool.unnumbered(n) for n in ("00_anatomy.ipynb", "benchmarks/03a_x.ipynb", "index.ipynb")] == ["anatomy.ipynb", "benchmarks/x.ipynb", "index.ipynb"]
+    names = ["data/10_slices.ipynb", "core/02_settings.ipynb", "core/01_files.ipynb", "benchmarks/x.ipynb", "explanations/y.ipynb",
+             "index.ipynb", "80_cli.ipynb", "00_anatomy.ipynb", "cli/02_serve.ipynb", "guides/b.ipynb", "tutorials/a.ipynb",
+             "tutorials/first_run.ipynb", "kaggle/b/b.ipynb", "kaggle/supervised/supervised.ipynb", "methods/deep/er/1_x.ipynb"]
+    groups = layout.grouped(names)
+    assert list(groups) == ["Start", "Explanations", "Kaggle", "Package", "Core", "Data", "Methods", "Benchmarks"]
+    assert groups["Start"] == ["index.ipynb", "tutorials/first_run.ipynb", "tutorials/a.ipynb", "guides/b.ipynb"]
+    assert groups["Package"] == ["00_anatomy.ipynb", "80_cli.ipynb", "cli/02_serve.ipynb"]
+    assert groups["Core"] == ["core/01_files.ipynb", "core/02_settings.ipynb"]
+    assert groups["Kaggle"] == ["kaggle/supervised/supervised.ipynb", "kaggle/b/b.ipynb"]
+    with pytest.raises(SystemExit, match="odd/z.ipynb"):
+        layout.grouped(["odd/z.ipynb"])
+
+
+def test_addresses_have_no_numbers():
+    names = ("00_anatomy.ipynb", "benchmarks/03a_x.ipynb", "index.ipynb", "core/01_files.ipynb")
+    assert [layout.unnumbered(n) for n in names] == ["anatomy.ipynb", "benchmarks/x.ipynb", "index.ipynb", "core/files.ipynb"]
+
+
+CELL = '''class Box(Base):
+    """A box: holds things.
+
+    Args:
+        size: in mm
+    """
+    size: int = 3  # in mm
+    _hidden: int = 0
+
+    @property
+    def volume(self) -> int:
+        "Its volume, mm³."
+        return self.size**3
+
+    def open(self, *, wide: bool = False):  # always: with care
+        "Open it. Then close it."
+        return wide
+
+def first(a: int, # a number
+          b=None): return a
+
+def second(): return first(1)'''
+
+
+@pytest.fixture
+def toy(tmp_path):
+    "A package of two modules in folders, with its notebooks, staged."
+    (tmp_path/"toy"/"core").mkdir(parents=True)
+    (tmp_path/"toy"/"__init__.py").write_text('from .core.box import Box\n__all__ = ["Box"]\n')
+    header = '"""Boxes."""\n__all__ = ["Box", "first", "second", "LIMIT"]\n'
+    (tmp_path/"toy"/"core"/"box.py").write_text(f"{header}{CELL}\n\nLIMIT = 4  # boxes at most\n")
+    nbs = tmp_path/"nbs"
+    for name, module, *cells in (
+            ("core/01_box.ipynb", "core.box", f"#| export\n{CELL}", "#| export\nLIMIT = 4  # boxes at most"),
+            ("data/02_use.ipynb", None, "markdown: Use `Box.open()`, `first`, `toy.Box` and [here](../core/01_box.ipynb#Box), `other`, [`LIMIT`](x).")):
+        (nbs/name).parent.mkdir(parents=True, exist_ok=True)
+        title = mk_cell("# A title\n\n> What it is about", "markdown")
+        made = [mk_cell(c.removeprefix("markdown: "), "markdown" if c.startswith("markdown: ") else "code") for c in cells]
+        write_nb(new_nb([title, *([mk_cell(f"#| default_exp {module}")] if module else []), *made]), nbs/name)
+    names = layout.pages(nbs)
+    site = pages.survey(nbs, names, symbols.read_package(tmp_path/"toy"), "toy", "https://x.org/r/blob/main", "https://x.org/toy/")
+    for name in names:
+        pages.stage_page(name, tmp_path/"out", site, "toy")
+    return tmp_path/"out", site
+
+
+def test_a_page_in_a_folder_documents_its_module(toy):
+    out, site = toy
+    cells = pages.read_nb(out/"core"/"box.ipynb").cells
+    texts = [c.source for c in cells if c.cell_type == "markdown" and ".symbol}" in c.source]
+    assert [re.search(r"^### (\w+)", t)[1] for t in texts] == ["Box", "first", "second"]
+    box = texts[0]
+    assert "[source](https://x.org/r/blob/main/toy/core/box.py#L3)" in box
+    assert "class Box(Base):\n    size: int = 3  # in mm\n```" in box and "_hidden" not in box
+    assert "Args:\n\n- size: in mm" in box
+    assert "`volume` | Its volume, mm³. | [source](https://x.org/r/blob/main/toy/core/box.py#L13)" in box
+    assert '<span id="box.open"></span>`open(wide)` | Open it. |' in box
+    assert "```python\ndef first(a: int, # a number\n          b=None):\n```" in texts[1]
+    assert any('<span id="limit"></span>' in c.source for c in cells)
+    assert sum("code-fold: true" in c.source for c in cells) == 2
+
+
+def test_names_lead_to_their_places_from_any_folder(toy):
+    out, _ = toy
+    text = "\n".join(c.source for c in pages.read_nb(out/"data"/"use.ipynb").cells)
+    assert "[`Box.open()`](../core/box.html#box.open)" in text
+    assert "[`first`](../core/box.html#first)" in text and "[`toy.Box`](../core/box.html#box)" in text
+    assert "[here](../core/box.ipynb#box)" in text
+    assert " `other`, [`LIMIT`](x)" in text
+
+
+def test_names_that_two_modules_share_need_their_long_form():
+    place = {"a.x": "a.html#x", "b.x": "b.html#x"}
+    site = pages.Site(Path(), {}, {}, place, "", "", {})
+    assert pages.linked("`x` `a.x`", "c.html", site, None) == "`x` [`a.x`](a.html#x)"
+    assert pages.linked("`x`", "b.html", site, "b") == "[`x`](#x)"
+    assert pages.linked("```\n`a.x`\n```\n# `a.x`", "c.html", site, None) == "```\n`a.x`\n```\n# `a.x`"
+
+
+def test_a_method_patched_into_its_class_is_not_taken_for_something_else(tmp_path):
+    (tmp_path/"p").mkdir()
+    (tmp_path/"p"/"m.py").write_text('class Run:\n    "A run."\n\n@patch_to(Run)\ndef open(self, recipe):\n    "Open it."\n    return recipe\n')
+    module = symbols.read_module(tmp_path/"p"/"m.py", tmp_path)
+    found = module.symbols["Run.open"]
+    assert (found.line, found.header, found.summary) == (5, "def open(self, recipe):", "Open it.")
+
+
+def test_anchors_that_differ_only_in_capitals_are_kept_apart(tmp_path):
+    (tmp_path/"p").mkdir()
+    (tmp_path/"p"/"m.py").write_text("class UniMatch: pass\ndef unimatch(): pass\n")
+    module = symbols.read_module(tmp_path/"p"/"m.py", tmp_path)
+    assert {s.name: s.anchor for s in module.symbols.values()} == {"UniMatch": "unimatch", "unimatch": "unimatch-2"}
 
 
 def test_broken_links_are_found(tmp_path):
     (tmp_path/"sub").mkdir()
-    (tmp_path/"index.html").write_text('<h2 id="a">x</h2><a href="#a"></a><a href="#b"></a><a href="sub/p.html#q"></a><a href="https://x.org"></a><img src="no.png">')
+    links = '<a href="#a"></a><a href="#b"></a><a href="sub/p.html#q"></a><a href="https://x.org"></a><img src="no.png">'
+    (tmp_path/"index.html").write_text(f'<h2 id="a">x</h2><h2 id="a">y</h2>{links}')
     (tmp_path/"sub"/"p.html").write_text('<a href="../index.html#a"></a><a href="../gone.html"></a><a href="../"></a>')
-    assert tool.broken(tmp_path) == ["index.html: #b: no such place on that page", "index.html: no.png does not exist",
-                                     "index.html: sub/p.html#q: no such place on that page", "sub/p.html: ../gone.html does not exist"]
+    assert finish.broken(tmp_path) == ["index.html: #b: no such place on that page", "index.html: no.png does not exist",
+                                       "index.html: sub/p.html#q: no such place on that page", "index.html: two places are called #a",
+                                       "sub/p.html: ../gone.html does not exist"]

@@ -30,8 +30,10 @@ def api_index(groups: dict[str, list[str]], site: Site) -> str:
 def module_table(module: Module, site: Site) -> str:
     "A heading that leads to the module's page, and a row for each public name."
     rows = [row(symbol, module, site) for symbol in module.public]
-    page = site.homes[module.name].replace(".html", ".ipynb")
-    return "\n".join([heading(module), "", f"[Its page]({page})", "", "| Name | |", "|:--|:--|", *rows])
+    page = site.homes[module.name]
+    title, about_page = site.titles[module.name]
+    lead = f"[{title}]({page}): {linked(about_page, 'api.html', site, None)}"
+    return "\n".join([heading(module), "", lead, "", *table(rows)])
 
 
 def re_exports(module: Module, site: Site) -> str:
@@ -43,7 +45,12 @@ def re_exports(module: Module, site: Site) -> str:
         symbol = site.modules[origin].symbols.get(there) if origin in site.modules else None
         target = f"[`{name}`]({place})" if place else f"`{name}`"
         rows.append(f"| {target} | {about(symbol, site) if symbol else ''} |")
-    return "\n".join([heading(module), "", "| Name | |", "|:--|:--|", *rows])
+    return "\n".join([heading(module), "", *table(rows)])
+
+
+def table(rows: list[str]) -> list[str]:
+    "The rows under their header, as wide as the text."
+    return ["::: {.names}", "| Name | What it is |", "|:--|:--|", *rows, ":::"]
 
 
 def heading(module: Module) -> str:

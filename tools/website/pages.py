@@ -40,6 +40,7 @@ class Site:
     places: dict[str, str]  # public name, in every form that prose uses -> `page#anchor`
     repository: str  # where the files of the repository can be read: `https://…/blob/main`
     host: str  # the published address of the site, ending in a slash
+    titles: dict[str, tuple[str, str]]  # module -> title and one-line description of its page
 
     def source(self, module: Module, symbol: Symbol) -> str:
         "The address of a definition's line in the repository."
@@ -54,12 +55,22 @@ def module_of(nb, package: str) -> str | None:
     return None
 
 
+def title_of(nb) -> tuple[str, str]:
+    "The title and the one-line description of a notebook, from its first Markdown cell."
+    text = next((c.source for c in nb.cells if c.cell_type == "markdown"), "")
+    title = re.search(r"^#\s+(.+)$", text, re.M)
+    about = re.search(r"^>\s+(.+)$", text, re.M)
+    return title[1].strip() if title else "", about[1].strip() if about else ""
+
+
 def survey(nbs: Path, names: list[str], modules: dict[str, Module], package: str, repository: str, host: str) -> Site:
     "Find the page of each module and the place of each public name. A name that two modules share has only its long forms."
-    homes = {}
+    homes, titles = {}, {}
     for name in names:
-        if module := module_of(read_nb(nbs/name), package):
+        nb = read_nb(nbs/name)
+        if module := module_of(nb, package):
             homes[module] = unnumbered(name).replace(".ipynb", ".html")
+            titles[module] = title_of(nb)
     short, long = {}, dict(homes)
     for module in modules.values():
         page = homes.get(module.name)
@@ -75,7 +86,7 @@ def survey(nbs: Path, names: list[str], modules: dict[str, Module], package: str
         for name, (origin, there) in module.imported.items():
             if name in module.offered and f"{origin}.{there}" in places:
                 places[f"{module.name}.{name}"] = places[f"{origin}.{there}"]
-    return Site(nbs, modules, homes, places, repository, host)
+    return Site(nbs, modules, homes, places, repository, host, titles)
 
 
 def cell_names(source: str) -> list[str]:

@@ -29,8 +29,8 @@ class Symbol:
         "The first sentence of its docstring, on one line."
         paragraph = re.split(r"\n\s*\n", self.doc.strip())[0]
         text = " ".join(paragraph.split())
-        end = re.search(r"(?<=[\w`)\]'\"])[.:](?=\s+[A-Z`(])", text)
-        return text[:end.start() + 1].rstrip(":") if end else text
+        end = re.search(r"(?<=[\w`)\]'\"])\.(?=\s+[A-Z`(])", text)
+        return text[:end.start() + 1] if end else text
 
 
 @dataclass
