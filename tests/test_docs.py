@@ -115,12 +115,12 @@ def test_index_has_every_public_name(site, modules):
         rows = {plain(m[1]) for m in re.finditer(r"<tr>\s*<td[^>]*>(.*?)</td>", part[0], re.S)} if part else set()
         assert rows == set(module.offered), f"{module.name}: {rows ^ set(module.offered)}"
     places = re.findall(r'<td[^>]*><a href="([\w/]+\.html#[^"]+)"><code>', text)
-    assert len(places) > 300
+    assert len(places) > 100
 
 
 def test_repository_and_both_looks_are_at_hand(site):
-    for name in ("index.html", "api.html", *(f"{n}.html" for n in ("benchmarks/killed", "guides/command_line"))):
-        text = (site/name).read_text()
+    for page in site.rglob("*.html"):
+        name, text = page.name, page.read_text()
         bar = re.search(r"<nav class=\"navbar.*?</nav>", text, re.S)[0]
         assert 'href="https://github.com/ctseg/ctseg"' in bar, f"{name}: no link to the repository"
         assert "smalldocsToggleScheme" in bar, f"{name}: no switch to the dark"
@@ -154,19 +154,23 @@ def test_text_can_be_read_in_both_looks(selector):
 
 def test_code_is_scrolled_and_not_cut():
     css = (ROOT/"nbs"/"styles.css").read_text()
-    rule = re.search(r"^main\.content pre \{(.*?)\n\}", css, re.M | re.S)[1]
+    rule = re.search(r"^main\.content pre, main\.content table \{(.*?)\n\}", css, re.M | re.S)[1]
     assert "overflow-x: auto" in rule and "max-width: 100%" in rule
 
 
-def test_search_finds_the_loss(site):
-    found = [r for r in json.loads((site/"search.json").read_text()) if "MaskedSigmoidLoss" in json.dumps(r)]
-    assert any("losses" in json.dumps(r) and "#maskedsigmoidloss" in json.dumps(r) for r in found)
+def test_search_finds_every_documented_name(site, headings):
+    found = {r["href"] for r in json.loads((site/"search.json").read_text())}
+    lost = {f"{p.relative_to(site)}#{m['anchor']}" for p, m in headings if m["level"] == "3"} - found
+    assert not lost
 
 
 def test_bodies_of_exported_code_are_on_the_pages(site, modules):
-    text = "".join(plain(p.read_text()) for p in site.rglob("*.html"))
-    for name in ("_dice", "_weights"):  # private: no documentation, but part of the lesson
-        assert f"def {name}(" in text, f"the body of {name} is on no page"
+    for page in NAMES:
+        module = modules.get(pages.module_of(pages.read_nb(ROOT/"nbs"/page), "ctseg"))
+        text = plain((site/layout.unnumbered(page).replace(".ipynb", ".html")).read_text()) if module else ""
+        for name, symbol in module.symbols.items() if module else ():
+            if symbol.kind == "function":
+                assert f"def {name.split('.')[-1]}(" in text, f"the body of {name} is not on the page of {module.name}"
 
 
 def test_nothing_is_fetched_from_elsewhere(site):
