@@ -1,5 +1,5 @@
-"""The docs site: a place for every page, every heading about its own object, source links that reach their line,
-definitions in source order, code that is scrolled and not cut, an index of all names, a dark side; no link leads nowhere."""
+"""The docs site: a place for every page, headings about their own objects, source links that reach their line,
+definitions in source order, code that is scrolled, an index of all names, a dark side; no dead link."""
 import ast
 import json
 import re
@@ -17,10 +17,13 @@ import docs as tool
 from website import finish, layout, pages, symbols
 
 NAMES = layout.pages(ROOT/"nbs")
-SOURCE = r'<a href="https://github\.com/[^"]+/blob/main/(?P<path>ctseg/[\w/]+\.py)#L(?P<line>[^"]*)">source</a>'
+SOURCE = (
+    r'<a href="https://github\.com/ctseg/ctseg/blob/main/'
+    r'(?P<path>ctseg/[\w/]+\.py)#L(?P<line>[^"]*)">source</a>')
 HEADING = re.compile(
     r'<h(?P<level>[34])[^>]*data-anchor-id="(?P<anchor>[^"]+)"[^>]*>(?P<name>[\w.]+)</h[34]>\s*'
-    rf'<div class="symbol-source">\s*<p>{SOURCE}</p>\s*</div>\s*<div[^>]*><div[^>]*><pre[^>]*>(?P<code>.*?)</pre>(?P<rest>.*?)'
+    rf'<div class="symbol-source">\s*<p>{SOURCE}</p>\s*</div>\s*'
+    r"<div[^>]*><div[^>]*><pre[^>]*>(?P<code>.*?)</pre>(?P<rest>.*?)"
     r"(?=<section|<details|</section>|\Z)", re.S)
 
 
@@ -47,7 +50,8 @@ def modules():
 def headings(site):
     "Every heading that documents a name: page and match."
     found = [(p, m) for p in sorted(site.rglob("*.html")) for m in HEADING.finditer(p.read_text())]
-    assert len(found) == sum(len(re.findall(r'<section id="[^"]*" class="level\d symbol', p.read_text())) for p in site.rglob("*.html"))
+    section = re.compile(r'<section id="[^"]*" class="level\d symbol')
+    assert len(found) == sum(len(section.findall(p.read_text())) for p in site.rglob("*.html")) > 0
     return found
 
 
@@ -63,7 +67,8 @@ def definition_at(path: str, line: int) -> ast.AST:
 
 
 def test_every_notebook_is_a_page(site):
-    assert {layout.unnumbered(n).replace(".ipynb", ".html") for n in NAMES} <= {str(p.relative_to(site)) for p in site.rglob("*.html")}
+    wanted = {layout.unnumbered(n).replace(".ipynb", ".html") for n in NAMES}
+    assert wanted <= {p.relative_to(site).as_posix() for p in site.rglob("*.html")}
 
 
 def test_no_link_leads_nowhere(site):
@@ -76,7 +81,8 @@ def test_every_heading_documents_its_own_object(headings):
         node = definition_at(m["path"], int(m["line"]))
         assert node.name == m["name"].split(".")[-1], f"{where}: its source link reaches {node.name}"
         kind = "class" if isinstance(node, ast.ClassDef) else "def"
-        assert re.search(rf"^(async )?{kind} {node.name}\b", plain(m["code"]), re.M), f"{where}: another signature"
+        own = rf"^(async )?{kind} {node.name}\b"
+        assert re.search(own, plain(m["code"]), re.M), f"{where}: another signature"
         first = (ast.get_docstring(node) or "").strip().split("\n")[0]
         words = re.findall(r"[A-Za-z]{4,}", first.split("`")[0].split("[")[0])[:4]
         assert all(w in plain(m["rest"]) for w in words), f"{where}: not its docstring ({first})"
@@ -96,7 +102,7 @@ def test_definitions_stand_in_source_order(headings):
     last = {}
     for page, m in headings:
         key = (page, m["path"])
-        assert int(m["line"]) > last.get(key, 0), f"{page.name}: {m['name']} stands before what its module defines earlier"
+        assert int(m["line"]) > last.get(key, 0), f"{page.name}: {m['name']} stands too late"
         last[key] = int(m["line"])
 
 
@@ -112,7 +118,8 @@ def test_index_has_every_public_name(site, modules):
     for module in modules.values():
         part = re.search(rf'data-anchor-id="{module.name.replace(".", "-")}".*?(?=<h[23]|\Z)', text, re.S)
         assert part or not module.offered, f"{module.name} is not in the index"
-        rows = {plain(m[1]) for m in re.finditer(r"<tr>\s*<td[^>]*>(.*?)</td>", part[0], re.S)} if part else set()
+        first = re.findall(r"<tr>\s*<td[^>]*>(.*?)</td>", part[0], re.S) if part else []
+        rows = {plain(cell) for cell in first}
         assert rows == set(module.offered), f"{module.name}: {rows ^ set(module.offered)}"
     places = re.findall(r'<td[^>]*><a href="([\w/]+\.html#[^"]+)"><code>', text)
     assert len(places) > 100
@@ -170,12 +177,13 @@ def test_bodies_of_exported_code_are_on_the_pages(site, modules):
         text = plain((site/layout.unnumbered(page).replace(".ipynb", ".html")).read_text()) if module else ""
         for name, symbol in module.symbols.items() if module else ():
             if symbol.kind == "function":
-                assert f"def {name.split('.')[-1]}(" in text, f"the body of {name} is not on the page of {module.name}"
+                body = f"def {name.split('.')[-1]}("
+                assert body in text, f"the body of {name} is not on the page of {module.name}"
 
 
 def test_nothing_is_fetched_from_elsewhere(site):
-    math = [line for line in finish.fetched_elsewhere(site) if "npm/katex@" not in line]  # until npm has brought it
-    assert not math
+    fetched = [line for line in finish.fetched_elsewhere(site) if "npm/katex@" not in line]  # see the next test
+    assert not fetched
 
 
 def test_katex_comes_from_the_site_when_it_is_there(tmp_path):
@@ -185,8 +193,9 @@ def test_katex_comes_from_the_site_when_it_is_there(tmp_path):
         (dist/name).write_text("")
     page = tmp_path/"site"/"sub"/"p.html"
     page.parent.mkdir(parents=True)
-    page.write_text('<script src="https://cdn.jsdelivr.net/npm/katex@0.16.11/dist/katex.min.js"></script>')
-    assert finish.fetched_elsewhere(tmp_path/"site") == ["sub/p.html: https://cdn.jsdelivr.net/npm/katex@0.16.11/dist/katex.min.js"]
+    script = "https://cdn.jsdelivr.net/npm/katex@0.16.11/dist/katex.min.js"
+    page.write_text(f'<script src="{script}"></script>')
+    assert finish.fetched_elsewhere(tmp_path/"site") == [f"sub/p.html: {script}"]
     assert finish.vendor_katex(tmp_path/"site", tmp_path/"cache")
     assert finish.fetched_elsewhere(tmp_path/"site") == [] == finish.broken(tmp_path/"site")
 
@@ -195,12 +204,14 @@ def test_command_line_page_has_every_command_and_option():
     import typer
     from ctseg.cli import app
     cells = json.loads((ROOT/"nbs"/"guides"/"command_line.ipynb").read_text())["cells"]
-    page = "".join("".join(o["data"].get("text/markdown", [])) for c in cells for o in c.get("outputs", []) if "data" in o)
+    outputs = [o["data"] for c in cells for o in c.get("outputs", []) if "data" in o]
+    page = "".join("".join(data.get("text/markdown", [])) for data in outputs)
+    remedy = "run python tools/nb.py nbs/guides/command_line.ipynb"
     for name, command in typer.main.get_command(app).commands.items():
         part = re.search(rf"^## ctseg {name}$(.*?)(?=^## |\Z)", page, re.M | re.S)
-        assert part, f"`ctseg {name}` is not on the page: run python tools/nb.py nbs/guides/command_line.ipynb"
+        assert part, f"`ctseg {name}` is not on the page: {remedy}"
         lost = [o for p in command.params for o in p.opts if f"`{o}" not in part[1]]
-        assert not lost, f"`ctseg {name}`: {lost} not on the page: run python tools/nb.py nbs/guides/command_line.ipynb"
+        assert not lost, f"`ctseg {name}`: {lost} not on the page: {remedy}"
 
 
 def test_sidebar_follows_the_folders_of_the_design(project):
@@ -210,12 +221,15 @@ def test_sidebar_follows_the_folders_of_the_design(project):
 
 
 def test_groups():
-    names = ["data/10_slices.ipynb", "core/02_settings.ipynb", "core/01_files.ipynb", "benchmarks/x.ipynb", "explanations/y.ipynb",
-             "index.ipynb", "80_cli.ipynb", "00_anatomy.ipynb", "cli/02_serve.ipynb", "guides/b.ipynb", "tutorials/a.ipynb",
-             "tutorials/first_run.ipynb", "kaggle/b/b.ipynb", "kaggle/supervised/supervised.ipynb", "methods/deep/er/1_x.ipynb"]
+    names = [
+        "data/10_slices.ipynb", "core/02_settings.ipynb", "core/01_files.ipynb", "methods/deep/er/1_x.ipynb",
+        "index.ipynb", "80_cli.ipynb", "00_anatomy.ipynb", "cli/02_serve.ipynb", "guides/b.ipynb",
+        "tutorials/a.ipynb", "tutorials/first_run.ipynb", "explanations/y.ipynb", "benchmarks/x.ipynb",
+        "kaggle/b/b.ipynb", "kaggle/supervised/supervised.ipynb"]
     groups = layout.grouped(names)
-    assert list(groups) == ["Start", "Explanations", "Kaggle", "Package", "Core", "Data", "Methods", "Benchmarks"]
-    assert groups["Start"] == ["index.ipynb", "tutorials/first_run.ipynb", "tutorials/a.ipynb", "guides/b.ipynb"]
+    assert list(groups) == "Start Explanations Kaggle Package Core Data Methods Benchmarks".split()
+    start = ["index.ipynb", "tutorials/first_run.ipynb", "tutorials/a.ipynb", "guides/b.ipynb"]
+    assert groups["Start"] == start
     assert groups["Package"] == ["00_anatomy.ipynb", "80_cli.ipynb", "cli/02_serve.ipynb"]
     assert groups["Core"] == ["core/01_files.ipynb", "core/02_settings.ipynb"]
     assert groups["Kaggle"] == ["kaggle/supervised/supervised.ipynb", "kaggle/b/b.ipynb"]
@@ -224,8 +238,9 @@ def test_groups():
 
 
 def test_addresses_have_no_numbers():
-    names = ("00_anatomy.ipynb", "benchmarks/03a_x.ipynb", "index.ipynb", "core/01_files.ipynb")
-    assert [layout.unnumbered(n) for n in names] == ["anatomy.ipynb", "benchmarks/x.ipynb", "index.ipynb", "core/files.ipynb"]
+    old = ("00_anatomy.ipynb", "benchmarks/03a_x.ipynb", "index.ipynb", "core/01_files.ipynb")
+    new = ["anatomy.ipynb", "benchmarks/x.ipynb", "index.ipynb", "core/files.ipynb"]
+    assert [layout.unnumbered(n) for n in old] == new
 
 
 CELL = '''class Box(Base):
@@ -252,23 +267,26 @@ def first(a: int, # a number
 def second(): return first(1)'''
 
 
+USE = "Use `Box.open()`, `first`, `toy.Box` and [here](../core/01_box.ipynb#Box), `other`, [`LIMIT`](x)."
+
+
 @pytest.fixture
 def toy(tmp_path):
     "A package of two modules in folders, with its notebooks, staged."
-    (tmp_path/"toy"/"core").mkdir(parents=True)
-    (tmp_path/"toy"/"__init__.py").write_text('from .core.box import Box\n__all__ = ["Box"]\n')
+    limit = "LIMIT = 4  # boxes at most"
+    package, nbs = tmp_path/"toy", tmp_path/"nbs"
+    for folder in (package/"core", nbs/"core", nbs/"data"):
+        folder.mkdir(parents=True)
+    (package/"__init__.py").write_text('from .core.box import Box\n__all__ = ["Box"]\n')
     header = '"""Boxes."""\n__all__ = ["Box", "first", "second", "LIMIT"]\n'
-    (tmp_path/"toy"/"core"/"box.py").write_text(f"{header}{CELL}\n\nLIMIT = 4  # boxes at most\n")
-    nbs = tmp_path/"nbs"
-    for name, module, *cells in (
-            ("core/01_box.ipynb", "core.box", f"#| export\n{CELL}", "#| export\nLIMIT = 4  # boxes at most"),
-            ("data/02_use.ipynb", None, "markdown: Use `Box.open()`, `first`, `toy.Box` and [here](../core/01_box.ipynb#Box), `other`, [`LIMIT`](x).")):
-        (nbs/name).parent.mkdir(parents=True, exist_ok=True)
-        title = mk_cell("# A title\n\n> What it is about", "markdown")
-        made = [mk_cell(c.removeprefix("markdown: "), "markdown" if c.startswith("markdown: ") else "code") for c in cells]
-        write_nb(new_nb([title, *([mk_cell(f"#| default_exp {module}")] if module else []), *made]), nbs/name)
+    (package/"core"/"box.py").write_text(f"{header}{CELL}\n\n{limit}\n")
+    title = mk_cell("# A title\n\n> What it is about", "markdown")
+    code = [mk_cell(f"#| {text}") for text in ("default_exp core.box", f"export\n{CELL}", f"export\n{limit}")]
+    write_nb(new_nb([title, *code]), nbs/"core"/"01_box.ipynb")
+    write_nb(new_nb([title, mk_cell(USE, "markdown")]), nbs/"data"/"02_use.ipynb")
     names = layout.pages(nbs)
-    site = pages.survey(nbs, names, symbols.read_package(tmp_path/"toy"), "toy", "https://x.org/r/blob/main", "https://x.org/toy/")
+    modules = symbols.read_package(package)
+    site = pages.survey(nbs, names, modules, "toy", "https://x.org/r/blob/main", "https://x.org/toy/")
     for name in names:
         pages.stage_page(name, tmp_path/"out", site, "toy")
     return tmp_path/"out", site
@@ -309,7 +327,8 @@ def test_names_that_two_modules_share_need_their_long_form():
 
 def test_a_method_patched_into_its_class_is_not_taken_for_something_else(tmp_path):
     (tmp_path/"p").mkdir()
-    (tmp_path/"p"/"m.py").write_text('class Run:\n    "A run."\n\n@patch_to(Run)\ndef open(self, recipe):\n    "Open it."\n    return recipe\n')
+    method = 'def open(self, recipe):\n    "Open it."\n    return recipe\n'
+    (tmp_path/"p"/"m.py").write_text(f'class Run:\n    "A run."\n\n@patch_to(Run)\n{method}')
     module = symbols.read_module(tmp_path/"p"/"m.py", tmp_path)
     found = module.symbols["Run.open"]
     assert (found.line, found.header, found.summary) == (5, "def open(self, recipe):", "Open it.")
@@ -319,14 +338,20 @@ def test_anchors_that_differ_only_in_capitals_are_kept_apart(tmp_path):
     (tmp_path/"p").mkdir()
     (tmp_path/"p"/"m.py").write_text("class UniMatch: pass\ndef unimatch(): pass\n")
     module = symbols.read_module(tmp_path/"p"/"m.py", tmp_path)
-    assert {s.name: s.anchor for s in module.symbols.values()} == {"UniMatch": "unimatch", "unimatch": "unimatch-2"}
+    anchors = {s.name: s.anchor for s in module.symbols.values()}
+    assert anchors == {"UniMatch": "unimatch", "unimatch": "unimatch-2"}
 
 
 def test_broken_links_are_found(tmp_path):
     (tmp_path/"sub").mkdir()
-    links = '<a href="#a"></a><a href="#b"></a><a href="sub/p.html#q"></a><a href="https://x.org"></a><img src="no.png">'
-    (tmp_path/"index.html").write_text(f'<h2 id="a">x</h2><h2 id="a">y</h2>{links}')
-    (tmp_path/"sub"/"p.html").write_text('<a href="../index.html#a"></a><a href="../gone.html"></a><a href="../"></a>')
-    assert finish.broken(tmp_path) == ["index.html: #b: no such place on that page", "index.html: no.png does not exist",
-                                       "index.html: sub/p.html#q: no such place on that page", "index.html: two places are called #a",
-                                       "sub/p.html: ../gone.html does not exist"]
+    targets = ("#a", "#b", "sub/p.html#q", "https://x.org")
+    links = "".join(f'<a href="{t}"></a>' for t in targets)
+    (tmp_path/"index.html").write_text(f'<h2 id="a">x</h2><h2 id="a">y</h2>{links}<img src="no.png">')
+    back = "".join(f'<a href="{t}"></a>' for t in ("../index.html#a", "../gone.html", "../"))
+    (tmp_path/"sub"/"p.html").write_text(back)
+    assert finish.broken(tmp_path) == [
+        "index.html: #b: no such place on that page",
+        "index.html: no.png does not exist",
+        "index.html: sub/p.html#q: no such place on that page",
+        "index.html: two places are called #a",
+        "sub/p.html: ../gone.html does not exist"]

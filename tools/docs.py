@@ -1,8 +1,8 @@
 """Build the docs site into `_docs`: `python tools/docs.py` (`make docs`).
 
-stage   the notebooks become a plain Quarto project in `_proc`: names documented from the package's text, links between them
-render  smalldocs reads that project and writes the pages; `--builder quarto` lets Quarto read the very same files
-vendor  KaTeX is put beside the pages where npm is at hand, so that nothing is fetched from elsewhere; else it comes from its CDN
+stage   the notebooks become a plain Quarto project in `_proc`: names documented from the package's text
+render  smalldocs reads that project and writes the pages; `--builder quarto` lets Quarto read the same files
+vendor  KaTeX is put beside the pages where npm is at hand; otherwise the pages load it from its CDN
 check   every link, picture and in-page anchor must lead somewhere; exit status 1 if one does not
 """
 import argparse
@@ -41,7 +41,7 @@ def stage(proc: Path, nbs: Path = NBS) -> None:
 
 
 def write_settings(proc: Path, names: list[str], settings) -> None:
-    "Write what `_quarto.yml` cannot know: the sidebar, and the site's names and addresses from `settings.ini`."
+    "Write what `_quarto.yml` cannot know: the sidebar, and names and addresses from `settings.ini`."
     sidebar = {"website": {"sidebar": {"contents": layout.sidebar(names, index.PAGE)}}}
     (proc/"sidebar.yml").write_text(yaml.safe_dump(sidebar, sort_keys=False))
     repository = {"icon": "github", "href": settings.git_url, "aria-label": "The repository"}
@@ -78,7 +78,8 @@ def render(proc: Path, site: Path, builder: str = "smalldocs") -> bool:
 
 def main():
     "Build, check, and say how many pages there are and what is wrong with them."
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    plain = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=plain)
     parser.add_argument("--builder", choices=["smalldocs", "quarto"], default="smalldocs")
     args = parser.parse_args()
     stage(PROC)

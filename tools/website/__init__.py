@@ -1,1 +1,1 @@
-"The parts of `tools/docs.py`: layout (which page stands where), symbols (the package's names), pages, index, finish."
+"The parts of `tools/docs.py`: layout of the sidebar, symbols of the package, pages, index, finish."

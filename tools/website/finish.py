@@ -20,11 +20,11 @@ def drop_fonts(site: Path) -> None:
 
 
 def vendor_katex(site: Path, cache: Path) -> bool:
-    "Serve KaTeX from the site itself, if npm can bring it; it is kept in `cache` for the next time. True if it is."
+    "Serve KaTeX from the site itself, if npm can bring it (kept in `cache`). True if it is served so."
     dist = cache/"node_modules"/"katex"/"dist"
     if not dist.exists() and shutil.which("npm"):
-        command = ["npm", "install", "--silent", "--no-audit", "--no-fund", "--prefix", str(cache), f"katex@{KATEX}"]
-        subprocess.run(command)
+        quiet = ["--silent", "--no-audit", "--no-fund"]
+        subprocess.run(["npm", "install", *quiet, "--prefix", str(cache), f"katex@{KATEX}"])
     if not dist.exists():
         return False
     fonts = [f"fonts/{p.name}" for p in dist.glob("fonts/*.woff2")]
@@ -49,25 +49,30 @@ class Links(HTMLParser):
     def handle_starttag(self, tag, attrs):
         "Note one tag."
         found = dict(attrs)
-        if found.get("id"):
-            self.twice |= {found["id"]} & self.ids if not found["id"].startswith("T_") else set()  # pandas' tables
-            self.ids.add(found["id"])
+        name = found.get("id")
+        if name in self.ids and not name.startswith("T_"):  # pandas' tables come with ids of their own
+            self.twice.add(name)
+        if name:
+            self.ids.add(name)
         if tag == "a" and found.get("name"):
             self.ids.add(found["name"])
-        here = {found[k] for k in ("href", "src") if found.get(k) and not found[k].startswith(("data:", "javascript:"))}
+        targets = [found[k] for k in ("href", "src") if found.get(k)]
+        here = {t for t in targets if not t.startswith(("data:", "javascript:"))}
         self.links |= here
-        if tag in ("script", "img", "iframe") or (tag == "link" and found.get("rel") in ("stylesheet", "icon")):
+        shown = tag in ("script", "img", "iframe")
+        if shown or (tag == "link" and found.get("rel") in ("stylesheet", "icon")):
             self.fetched |= here
 
 
 def broken(site: Path) -> list[str]:
-    "A line for each link or anchor inside the site that leads nowhere, and for each id that a page has twice."
+    "A line for each link inside the site that leads nowhere, and for each id that a page has twice."
     site = site.resolve()
     found = {path: Links(path.read_text()) for path in sorted(site.rglob("*.html"))}
     out = []
     for page, facts in found.items():
         name = page.relative_to(site)
-        out += [f"{name}: {problem}" for link in sorted(facts.links) if (problem := trouble(link, page, found))]
+        problems = [trouble(link, page, found) for link in sorted(facts.links)]
+        out += [f"{name}: {problem}" for problem in problems if problem]
         out += [f"{name}: two places are called #{twice}" for twice in sorted(facts.twice)]
     return out
 
@@ -91,7 +96,8 @@ def fetched_elsewhere(site: Path) -> list[str]:
     "A line for each script, style, font or picture that a page or style sheet takes from another host."
     out = []
     for path in sorted(site.rglob("*.html")):
-        out += [f"{path.relative_to(site)}: {link}" for link in sorted(Links(path.read_text()).fetched) if urlsplit(link).netloc]
+        links = sorted(Links(path.read_text()).fetched)
+        out += [f"{path.relative_to(site)}: {link}" for link in links if urlsplit(link).netloc]
     for path in sorted(site.rglob("*.css")):
         urls = re.findall(r"url\(['\"]?(https?:[^)'\"]+)|@import\s+['\"](https?:[^'\"]+)", path.read_text())
         out += [f"{path.relative_to(site)}: {a or b}" for a, b in urls]

@@ -2,8 +2,8 @@
 import re
 from pathlib import Path
 
-# Section of the sidebar -> folders (or single notebooks) of `nbs`. The library's folders stand in the order of the design:
-# a folder imports only from those above it. "." is `nbs` itself, where the modules of no folder are.
+# Section of the sidebar -> folders (or single notebooks) of `nbs`. The library's folders stand in the order
+# of the design: a folder imports only from those above it. "." is `nbs` itself, for the modules of no folder.
 SECTIONS = {
     "Start": ("index.ipynb", "tutorials", "guides"),
     "Explanations": ("explanations",),
@@ -28,7 +28,7 @@ SECTIONS = {
 }
 PROSE = ("Start", "Explanations", "Kaggle")  # the index of all names stands between these and the library
 
-# Pages that stand before the others of their folder. Everything else follows by the name of its file, and so by its number.
+# Pages that stand before the others of their folder. The rest follows by file name, and so by number.
 FIRST = (
     "tutorials/first_run.ipynb",
     "tutorials/your_own_dicom.ipynb",
@@ -53,13 +53,14 @@ def unnumbered(name: str) -> str:
 
 
 def section_of(name: str) -> str:
-    "The sidebar's section of a notebook, from its folder. A page that fits nowhere is an error, not a page that nobody finds."
+    "The sidebar's section of a notebook, from its folder. A page that fits nowhere is an error."
     folder = name.split("/")[0] if "/" in name else "."
     for place in (name, folder):
         for section, places in SECTIONS.items():
             if place in places:
                 return section
-    raise SystemExit(f"tools/docs.py: {name} fits no section of the sidebar; add its folder to SECTIONS in tools/website/layout.py")
+    remedy = "add its folder to SECTIONS in tools/website/layout.py"
+    raise SystemExit(f"tools/docs.py: {name} fits no section of the sidebar; {remedy}")
 
 
 def place(name: str) -> tuple:

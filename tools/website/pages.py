@@ -1,14 +1,15 @@
 """A notebook becomes a page: exported cells are documented and shown, names in backticks become links.
 
-nbdev leaves exported cells out of a page and puts `show_doc` in their place. In a literate project the body belongs to
-the text. So a cell with public names shows the documentation of each, in the order of the cell, and then its source, folded.
-A cell without a public name shows only its source, folded.
+nbdev leaves exported cells out of a page and puts `show_doc` in their place. In a literate project the body
+belongs to the text. So a cell with public names shows the documentation of each, in the order of the cell, and
+then its source, folded. A cell without a public name shows only its source, folded.
 """
 import ast
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from posixpath import relpath
+from typing import NamedTuple
 
 from execnb.nbio import mk_cell, read_nb, write_nb
 from nbdev.processors import FilterDefaults
@@ -63,8 +64,15 @@ def title_of(nb) -> tuple[str, str]:
     return title[1].strip() if title else "", about[1].strip() if about else ""
 
 
-def survey(nbs: Path, names: list[str], modules: dict[str, Module], package: str, repository: str, host: str) -> Site:
-    "Find the page of each module and the place of each public name. A name that two modules share has only its long forms."
+def survey(
+    nbs: Path,  # the folder of the notebooks
+    names: list[str],  # those that become pages, relative to `nbs`
+    modules: dict[str, Module],
+    package: str,  # the name of the package
+    repository: str,
+    host: str,
+) -> Site:
+    "Find the page of each module and the place of each public name; one of two modules has only long forms."
     homes, titles = {}, {}
     for name in names:
         nb = read_nb(nbs/name)
@@ -101,8 +109,7 @@ def statements(source: str) -> list[ast.stmt]:
     "The statements of a cell, those inside a `try` or `if` at its top level included."
     todo, out = list(ast.parse(re.sub(r"^[#%]\|?.*$", "", source, flags=re.M)).body), []
     for node in todo:
-        inner = [*getattr(node, "body", []), *getattr(node, "orelse", [])] if isinstance(node, (ast.Try, ast.If)) else []
-        out += inner or [node]
+        out += [*node.body, *node.orelse] if isinstance(node, (ast.Try, ast.If)) else [node]
     return out
 
 
@@ -145,7 +152,8 @@ def methods_table(symbol: Symbol, module: Module, site: Site, placed: set[str]) 
     for method in symbol.members:
         anchor = "" if method.name in placed else place_of(method)
         call = in_table(call_of(method))
-        rows.append(f"| {anchor}`{call}` | {in_table(method.summary)} | [source]({site.source(module, method)}) |")
+        link = f"[source]({site.source(module, method)})"
+        rows.append(f"| {anchor}`{call}` | {in_table(method.summary)} | {link} |")
     return "\n".join(["| Method | | |", "|:--|:--|--:|", *rows]) if rows else ""
 
 
@@ -155,7 +163,7 @@ def place_of(symbol: Symbol) -> str:
 
 
 def call_of(method: Symbol) -> str:
-    "How a method is called: its name and parameters without `self`, types and comments; a property is its name."
+    "How a method is called: its name and parameters without `self` and types; a property is its name."
     node = ast.parse(method.header + ("" if method.header.endswith(":") else ":") + "\n    pass").body[0]
     name = method.name.split(".")[-1]
     kinds = {ast.unparse(d) for d in node.decorator_list}
@@ -193,23 +201,36 @@ def reveal(nb, name: str | None, site: Site) -> None:
         asked = SHOW_DOC.search(cell.source) if cell.cell_type == "code" else None
         module = site.modules.get(f"{package}.{place[1]}" if place and place[1] else name or "")
         if asked and module and asked[1] in module.symbols:
-            cells.append(mk_cell(documentation(module.symbols[asked[1]], module, site, shown | patched), "markdown"))
+            text = documentation(module.symbols[asked[1]], module, site, shown | patched)
+            cells.append(mk_cell(text, "markdown"))
             continue
         if place and module and not only_imports(cell.source):
             names = cell_names(cell.source)
-            cells += documented(cell, names, module, site, shown, patched)
+            cells += documented(cell, names, module, site, Placed(shown, patched))
             shown |= set(names)
             continue
         cells.append(cell)
     nb.cells = cells
 
 
-def documented(cell, names: list[str], module: Module, site: Site, shown: set[str], patched: set[str]) -> list:
+class Placed(NamedTuple):
+    "The names that have, or will have, a heading of their own on the page."
+    shown: set[str]  # documented by an earlier cell, or by `show_doc` somewhere
+    patched: set[str]  # methods that a cell of their own puts into a class
+
+    @property
+    def all(self) -> set[str]:
+        "Both kinds."
+        return self.shown | self.patched
+
+
+def documented(cell, names: list[str], module: Module, site: Site, placed: Placed) -> list:
     "The cells that stand for one exported cell: what documents its public names, then its folded source."
     symbols = [module.symbols[n] for n in names if n in module.symbols and is_public(n)]
-    headed = [s for s in symbols if s.kind != "value" and s.name not in shown]
-    values = [s for s in symbols if s.kind == "value" and s.name in module.offered and s.name not in shown]
-    texts = [documentation(s, module, site, shown | patched) for s in headed]
+    headed = [s for s in symbols if s.kind != "value" and s.name not in placed.shown]
+    offered = [s for s in symbols if s.kind == "value" and s.name in module.offered]
+    values = [s for s in offered if s.name not in placed.shown]
+    texts = [documentation(s, module, site, placed.all) for s in headed]
     if values:
         texts.append("".join(place_of(s) for s in values))
     cell.source = folded(cell.source, [] if headed else names)
@@ -217,7 +238,7 @@ def documented(cell, names: list[str], module: Module, site: Site, shown: set[st
 
 
 def linked(text: str, page: str, site: Site, module: str | None) -> str:
-    "Markdown in which every public name in backticks leads to its place; code, headings and links stay as they are."
+    "Markdown in which public names in backticks lead to their place; code, headings and links stay."
     lines, fence = [], False
     for line in text.splitlines():
         if FENCE.match(line):
@@ -241,9 +262,10 @@ def link_of(match: re.Match, page: str, site: Site, module: str | None) -> str:
 
 
 def local(text: str, page: str, site: Site) -> str:
-    "Markdown whose links work wherever the site stands: to pages by their address, to other files in the repository."
+    "Markdown whose links work wherever the site stands: to pages, and to other files in the repository."
     depth = page.count("/")
-    outside = re.compile(rf"\]\((?:\.\./){{{depth + 1}}}(?=\w)")  # a file of the repository that is not a page
+    # so many steps up lead out of `nbs`: to a file of the repository that is not a page
+    outside = re.compile(rf"\]\((?:\.\./){{{depth + 1}}}(?=\w)")
     text = outside.sub(f"]({site.repository}/", text.replace(f"]({site.host}", f"]({'../' * depth}"))
     # Jupyter's anchors keep capitals, a page's do not
     text = re.sub(r"\]\((?!\w+:)([^)\s#]*)#([^)\s]+)\)", lambda m: f"]({m[1]}#{m[2].lower()})", text)
@@ -251,7 +273,7 @@ def local(text: str, page: str, site: Site) -> str:
 
 
 def part_headings(nb, module: Module | None) -> None:
-    "Give a heading of the prose another anchor where it would have that of a name of the module (`CutMix`, `Style`)."
+    "Give a heading of the prose another anchor where it would have that of a name of the module (`Style`)."
     anchors = {s.anchor for s in module.symbols.values()} if module else set()
 
     def parted(match: re.Match) -> str:

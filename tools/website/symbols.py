@@ -1,7 +1,7 @@
 """The names of the package, read from its text.
 
-Nothing is imported, so a heading can document no other object than its own: the signature, the comments beside the
-parameters, the docstring and the line all come from the definition itself.
+Nothing is imported, so a heading can document no other object than its own: the signature, the comments
+beside the parameters, the docstring and the line all come from the definition itself.
 """
 import ast
 import re
@@ -58,7 +58,7 @@ def patched_class(node: ast.AST) -> str | None:
 
 
 def qualified(node: ast.AST) -> str:
-    "The name of a definition at the top level of a module or cell: `read`, or `Run.open` under `@patch_to(Run)`."
+    "The name of a definition at the top level: `read`, or `Run.open` under `@patch_to(Run)`."
     owner = patched_class(node)
     return f"{owner}.{node.name}" if owner else node.name
 
@@ -85,7 +85,7 @@ def dedented(lines: list[str]) -> str:
 
 
 def signature(node: ast.AST, lines: list[str]) -> str:
-    "A definition up to its body, as it is written, with its decorators and the comments beside its parameters."
+    "A definition up to its body, as it is written: with decorators and the comments beside parameters."
     decorators = [d for d in node.decorator_list if not ast.unparse(d).startswith("patch_to")]
     above = [line for d in decorators for line in lines[d.lineno - 1:d.end_lineno]]
     first = node.body[0]
@@ -151,12 +151,14 @@ def defined(node: ast.AST, lines: list[str], owner: str = "") -> Symbol:
     if not isinstance(node, ast.ClassDef):
         return Symbol(name, node.lineno, "function", signature(node, lines), docstring(node))
     methods = [x for x in node.body if isinstance(x, FUNCTIONS) and is_public(x.name)]
-    members = {m.name: defined(m, lines, owner=name) for m in methods}  # the last of overloads and setters wins
-    return Symbol(name, node.lineno, "class", class_header(node, lines), docstring(node), list(members.values()))
+    # of overloads, or a property and its setter, the last one stays
+    members = {m.name: defined(m, lines, owner=name) for m in methods}
+    header = class_header(node, lines)
+    return Symbol(name, node.lineno, "class", header, docstring(node), list(members.values()))
 
 
 def values(node: ast.AST, lines: list[str]) -> list[Symbol]:
-    "The symbols of an assignment: its text is its signature, the comment at its end or above it its docstring."
+    "The symbols of an assignment. The comment at its end or above it serves as docstring."
     text = dedented(lines[node.lineno - 1:node.end_lineno])
     beside = re.search(r"\s#\s*(.+)$", lines[node.end_lineno - 1])
     above = lines[node.lineno - 2].strip() if node.lineno > 1 else ""
@@ -181,12 +183,12 @@ def read_module(path: Path, root: Path) -> Module:
     offered = next((ast.literal_eval(s.value) for s in tree.body if own_value(s) == ["__all__"]), None)
     if offered is None:
         offered = [n for n, s in symbols.items() if s.kind != "value" and is_public(n) and "." not in n]
-    package = parts[:-1]
-    return Module(name, relative.as_posix(), ast.get_docstring(tree) or "", symbols, offered, imports(tree, package))
+    doc = ast.get_docstring(tree) or ""
+    return Module(name, relative.as_posix(), doc, symbols, offered, imports(tree, parts[:-1]))
 
 
 def set_anchors(symbols: Iterable[Symbol]) -> None:
-    "Give each symbol an anchor of its own, small letters as in every address: `UniMatch` beside `unimatch` gets a number."
+    "Give each symbol an anchor of its own, in small letters; `unimatch` after `UniMatch` gets a number."
     taken = {}
     for symbol in symbols:
         anchor = symbol.name.lower()
