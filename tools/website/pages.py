@@ -1,8 +1,8 @@
 """A notebook becomes a page: exported cells are documented and shown, names in backticks become links.
 
 nbdev leaves exported cells out of a page and puts `show_doc` in their place. In a literate project the body
-belongs to the text. So a cell with public names shows the documentation of each, in the order of the cell, and
-then its source, folded. A cell without a public name shows only its source, folded.
+belongs to the text. So a cell with public names shows the documentation of each, in the order of the cell,
+and then its source, folded. A cell without a public name shows only its source, folded.
 """
 import ast
 import re
