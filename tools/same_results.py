@@ -37,7 +37,7 @@ OF_RECIPE = {  # low thresholds: networks this small are sure of little, and not
     "seed-pretrain-finetune": {"keep": 0.5, "finetune_epochs": 1},
     "mean-teacher": {},
     "unimatch": {"tau": 0.5},
-    "self-training": {"teachers": 2, "gate": 0.1, "absent": 0.3, "pixel": 0.2, "finetune_epochs": 1},
+    "self-training": {"teachers": 2, "gate": 0.0, "absent": 0.3, "pixel": 0.1, "finetune_epochs": 1},
 }
 SPELLINGS = {  # of a setting -> the later ones; `method.NAME` is tried last in any case
     "gate": ["cell_confidence"],
