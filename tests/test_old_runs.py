@@ -1,6 +1,8 @@
-"""Run folders of an earlier ctseg (commit 7f454fd; see `fixtures/make_runs.py`) still predict, score and report as they did, by the command line alone.
+"""Run folders of an earlier ctseg still predict, score and report as they did, by the command line alone.
 
-The expected files were written by that version and are never written again: where a test fails, ctseg has changed what users get from runs on their disks."""
+The runs and the expected files were written at commit 7f454fd (see `fixtures/make_runs.py`), once and for all.
+Where a test fails, ctseg has changed what users get from the runs on their disks.
+"""
 import contextlib
 import gzip
 import hashlib
@@ -18,6 +20,8 @@ from ctseg.cli import main
 RUNS = Path(__file__).resolve().parent/"fixtures"/"runs"
 DATA, EXPECTED = RUNS/"challenge", RUNS/"expected"
 FINISHED = ["ctseg", "seed-teacher-student", "self-training"]
+FACTS = json.loads((EXPECTED/"facts.json").read_text())
+OF_RUN = ("width", "epochs", "batch_size", "lr", "ema", "image_size", "folds", "precision", "augment")
 TOLERANCE = 1e-6
 
 
@@ -26,14 +30,16 @@ def ctseg(*args) -> tuple[int, str, str]:
     out, err, argv = io.StringIO(), io.StringIO(), sys.argv
     sys.argv = ["ctseg", *map(str, args)]
     try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as stop:
-            main()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            with pytest.raises(SystemExit) as stop:
+                main()
     finally:
         sys.argv = argv
     return stop.value.code or 0, out.getvalue(), err.getvalue()
 
 
 def unpacked(path: Path) -> bytes:
+    "What a .gz holds."
     return gzip.decompress(path.read_bytes())
 
 
@@ -46,17 +52,29 @@ def copied(tmp_path):
 @pytest.mark.parametrize("name", FINISHED)
 def test_an_old_run_predicts_what_it_predicted(copied, tmp_path, name):
     submission = tmp_path/"submission.csv"
-    status, _, err = ctseg("predict", copied(name), "--images", DATA/"test-images", "--out", submission, "--device", "cpu")
+    given = ["--images", DATA/"test-images", "--out", submission, "--device", "cpu"]
+    status, printed, err = ctseg("predict", copied(name), *given)
     assert status == 0, err
+    assert FACTS[name]["rule"] in printed.splitlines()
     expected = unpacked(EXPECTED/f"{name}.csv.gz")
     assert re.search(rb",[1-9]", expected), "the stored submission is empty and would prove nothing"
     assert submission.read_bytes() == expected
 
 
 @pytest.mark.parametrize("name", FINISHED)
+def test_with_its_temperature_and_a_threshold_too(copied, tmp_path, name):
+    submission = tmp_path/"submission.csv"
+    given = ["--images", DATA/"test-images", "--out", submission, "--device", "cpu"]
+    status, _, err = ctseg("predict", copied(name), *given, "--calibrated", "--threshold", 0.6)
+    assert status == 0, err
+    expected = unpacked(EXPECTED/f"{name}-strict.csv.gz")
+    assert expected != unpacked(EXPECTED/f"{name}.csv.gz"), "the options change nothing"
+    assert submission.read_bytes() == expected
+
+
+@pytest.mark.parametrize("name", FINISHED)
 def test_the_stored_submission_is_the_one_that_was_hashed(name):
-    hashes = json.loads((EXPECTED/"sha256.json").read_text())
-    assert hashlib.sha256(unpacked(EXPECTED/f"{name}.csv.gz")).hexdigest() == hashes[name]
+    assert hashlib.sha256(unpacked(EXPECTED/f"{name}.csv.gz")).hexdigest() == FACTS[name]["sha256"]
 
 
 @pytest.mark.parametrize("name", FINISHED)
@@ -86,10 +104,10 @@ def test_an_unfinished_old_run_goes_on_or_says_in_one_line_why_not(copied):
     "To be adapted once: a version that cannot continue such a run refuses, and leaves the folder as it was."
     run = copied("unfinished")
     settings = json.loads((run/"recipe.json").read_text())["recipe"]
-    given = [f"--set={key}={settings[key]}" for key in ("width", "epochs", "batch_size", "lr", "ema", "image_size", "folds", "precision", "augment")]
+    given = [f"--set={key}={settings[key]}" for key in OF_RUN]
     before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
     assert not (run/"metrics.json").exists() and list(run.glob("checkpoints/*/step-*"))
-    status, _, err = ctseg("fit", DATA, "--out", run, "--recipe", "ctseg", "--device", "cpu", "--resume", *given)
+    status, _, err = ctseg("fit", DATA, "--out", run, "--device", "cpu", "--resume", *given)
     if status == 0:
         assert (run/"metrics.json").exists()
         return
@@ -100,6 +118,6 @@ def test_an_unfinished_old_run_goes_on_or_says_in_one_line_why_not(copied):
 def test_no_place_of_a_machine_is_named_in_the_fixtures():
     texts = [p for p in RUNS.rglob("*") if p.suffix in (".json", ".csv")]
     assert len(texts) > 10
-    named = [p.name for p in texts if re.search(r"(^|[\s\"',])(/|~/|[A-Z]:\\)\w", p.read_text(encoding="utf-8"))]
-    assert not named
+    place = re.compile(r"(^|[\s\"',])(/|~/|[A-Z]:\\)\w")
+    assert not [p.name for p in texts if place.search(p.read_text(encoding="utf-8"))]
     assert sum(p.stat().st_size for p in RUNS.rglob("*") if p.is_file()) < 600_000

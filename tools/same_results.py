@@ -1,11 +1,14 @@
-"""Do whole trainings still end bit for bit as they did? `python tools/same_results.py OUT.json [--compare OTHER.json]`
+"""Do whole trainings still end bit for bit as they did? `python tools/same_results.py OUT.json`
 
-Before a refactoring: `python tools/same_results.py before.json`. After it: `python tools/same_results.py after.json --compare before.json`,
-which exits with 1 if a hash differs. Each recipe below trains at small size (CPU, float32, one thread, seed 0) on two folders: the one given by `--data`, and a
-phantom drawn from a seed. Then its run predicts the test images by its saved rule. Hashed are the final weights, `history.csv`, `metrics.json` and the submission.
+Before a refactoring: `python tools/same_results.py before.json`. After it:
+`python tools/same_results.py after.json --compare before.json`, which exits with 1 if a hash differs.
 
-Everything goes through the command line, so that the same file works before and after modules move. Names that change get their new spelling in `RECIPES` and
-`SPELLINGS`: the first that this version of ctseg accepts is used. Hashes hold for one machine and one set of package versions; those are written down too.
+Each recipe below trains at small size (CPU, float32, one thread, seed 0) on two folders: the one given by
+`--data`, and a phantom drawn from a seed. Then its run predicts the test images by its saved rule. Hashed are
+the final weights, `history.csv`, `metrics.json` and the submission.
+
+Everything goes through the command line, so that the same file works before and after modules move. Names that
+change get their new spelling in `RECIPES` and `SPELLINGS`: the first that this ctseg accepts is used. Hashes hold for one machine and one set of package versions; those are written down too.
 """
 import argparse
 import hashlib
@@ -29,8 +32,8 @@ RECIPES = {  # name -> its spellings, the old one first
     "unimatch": ["unimatch"],
     "self-training": ["self-training"],
 }
-COMMON = {"width": 8, "epochs": 10, "batch_size": 2, "lr": 0.01, "ema": 0.9, "image_size": 48, "labelled": 9, "unlabelled": 8,
-          "folds": 3, "fold": 0, "precision": "fp32"}
+COMMON = {"width": 8, "epochs": 10, "batch_size": 2, "lr": 0.01, "ema": 0.9, "image_size": 48,
+          "precision": "fp32", "labelled": 9, "unlabelled": 8, "folds": 3, "fold": 0}
 OF_RECIPE = {  # low thresholds: networks this small are sure of little, and nothing would be filled in
     "ctseg": {"tau": 0.5},
     "seed-teacher-student": {"keep": 0.5},
@@ -64,7 +67,7 @@ def ctseg_or_stop(*args):
 
 
 class Spelling:
-    "How this version of ctseg spells the names of recipes and settings: the first spelling that it does not refuse."
+    "How this version of ctseg spells recipes and settings: the first spelling that it does not refuse."
     def __init__(self):
         self.open = {("recipe", name): list(names) for name, names in RECIPES.items()}
 
@@ -84,12 +87,13 @@ class Spelling:
 
 
 def train(recipe: str, data: Path, out: Path, spelling: Spelling) -> str:
-    "Train `recipe` on `data` into `out`; the fold that was held out (-1: none, where there are too few patients)."
+    "Train `recipe` on `data` into `out`; the fold held out (-1: none, where there are too few patients)."
     settings = COMMON | OF_RECIPE[recipe]
     names = [("recipe", recipe), *(("setting", key) for key in settings)]
     while True:
         given = [f"--set={spelling.of('setting', key)}={value}" for key, value in settings.items()]
-        done = ctseg("fit", data, "--out", out, "--recipe", spelling.of("recipe", recipe), "--device", "cpu", "--seed", 0, *given)
+        spelt = spelling.of("recipe", recipe)
+        done = ctseg("fit", data, "--out", out, "--recipe", spelt, "--device", "cpu", "--seed", 0, *given)
         if done.returncode == 0:
             return str(settings["fold"])
         if done.returncode == 2 and spelling.refused(done.stderr, names):
@@ -111,7 +115,8 @@ def digest(*parts: bytes) -> str:
 def data_hash(folder: Path) -> str:
     "sha256 of what is read of a challenge folder: names and contents of images, tables and JSON files."
     files = [p for p in sorted(folder.rglob("*")) if p.is_file() and p.suffix != ".md"]
-    return digest(*(part for p in files for part in (p.relative_to(folder).as_posix().encode(), p.read_bytes())))
+    named = [(p.relative_to(folder).as_posix().encode(), p.read_bytes()) for p in files]
+    return digest(*(part for pair in named for part in pair))
 
 
 def results_only(value):
@@ -148,7 +153,8 @@ def record(data: Path, work: Path, only: list[str]) -> dict:
         for recipe in only or RECIPES:
             start, out, submission = time.monotonic(), work/f"{recipe}-{kind}", work/f"{recipe}-{kind}.csv"
             fold = train(recipe, folder, out, spelling)
-            ctseg_or_stop("predict", out, "--images", folder/"test-images", "--out", submission, "--device", "cpu")
+            images = folder/"test-images"
+            ctseg_or_stop("predict", out, "--images", images, "--out", submission, "--device", "cpu")
             found["runs"][f"{recipe} {kind}"] = hashes = run_hashes(out, submission)
             print(row(f"{recipe} {kind}", hashes, time.monotonic() - start, fold), flush=True)
     return found
@@ -156,21 +162,27 @@ def record(data: Path, work: Path, only: list[str]) -> dict:
 
 def differences(old: dict, new: dict) -> list[str]:
     "A line for each hash of `new` that `old` has otherwise or not at all."
-    lines = [f"{name}: another {kind}" for name, hashes in new["runs"].items() for kind, value in hashes.items()
-             if old["runs"].get(name, {}).get(kind) != value]
-    reasons = [f"the {kind} data are others" for kind, value in new["data"].items() if old["data"][kind] != value]
-    reasons += [f"{name} {new['packages'][name]}, it was {version}" for name, version in old["packages"].items()
-                if new["packages"].get(name) != version]
-    return [f"not comparable: {r}" for r in reasons] + lines if lines else lines
+    lines = []
+    for name, hashes in new["runs"].items():
+        before = old["runs"].get(name, {})
+        lines += [f"{name}: another {kind}" for kind, value in hashes.items() if before.get(kind) != value]
+    if not lines:
+        return []
+    now = new["packages"]
+    reasons = [f"other data: {kind}" for kind, value in new["data"].items() if old["data"][kind] != value]
+    reasons += [f"{p} {now.get(p)}, it was {was}" for p, was in old["packages"].items() if now.get(p) != was]
+    return [f"not comparable: {r}" for r in reasons] + lines
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", type=Path, help="the JSON file to write")
-    parser.add_argument("--data", type=Path, default=ROOT/"data_sample", help="a challenge folder with test images")
-    parser.add_argument("--work", type=Path, help="keep the runs in this folder, which must be new or empty; left out: they are deleted")
-    parser.add_argument("--compare", type=Path, metavar="OTHER.json", help="print which hashes differ, and exit with 1 if any does")
-    parser.add_argument("--only", nargs="+", default=[], choices=RECIPES, help="these recipes alone")
+    as_written = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=as_written)
+    add = parser.add_argument
+    add("out", type=Path, help="the JSON file to write")
+    add("--data", type=Path, default=ROOT/"data_sample", help="a challenge folder with test images")
+    add("--work", type=Path, help="keep the runs in this folder, new or empty; left out: they are deleted")
+    add("--compare", type=Path, metavar="OTHER.json", help="print which hashes differ; 1 if any does")
+    add("--only", nargs="+", default=[], choices=RECIPES, help="these recipes alone")
     args = parser.parse_args()
     old = json.loads(args.compare.read_text(encoding="utf-8")) if args.compare else None
     if args.work and args.work.exists() and any(args.work.iterdir()):
