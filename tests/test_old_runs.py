@@ -1,6 +1,6 @@
 """Run folders of an earlier ctseg still predict, score and report as they did, by the command line alone.
 
-The runs and the expected files were written at commit 7f454fd (see `fixtures/make_runs.py`), once and for all.
+Runs and expected files were written at commit 7f454fd (see `fixtures/make_runs.py`), once and for all.
 Where a test fails, ctseg has changed what users get from the runs on their disks.
 """
 import contextlib
