@@ -7,8 +7,8 @@ Each recipe below trains at small size (CPU, float32, one thread, seed 0) on two
 `--data`, and a phantom drawn from a seed. Then its run predicts the test images by its saved rule. Hashed are
 the final weights, `history.csv`, `metrics.json` and the submission.
 
-Everything goes through the command line, so that the same file works before and after modules move. Names that
-change get their new spelling in `RECIPES` and `SPELLINGS`: the first that this ctseg accepts is used. Hashes
+Everything goes through the command line, so that the same file works before and after modules move. Names
+that change get their new spelling in `RECIPES` and `SPELLINGS`: the first that this ctseg accepts is used. Hashes
 hold for one machine and one set of package versions; those are written down too.
 """
 import argparse
