@@ -158,6 +158,32 @@ def test_lists():
     assert code == 0 and "torch" in out
 
 
+def openmp_of(args, cwd, **env):
+    "OpenMP's variables after a command in a process of its own: number of threads, policy, spin count."
+    code = ("import os, sys\n"
+            "from ctseg.cli import app\n"
+            "try: app(sys.argv[1:], standalone_mode=False)\n"
+            "except BaseException: pass\n"
+            "print('openmp', *(os.environ.get(k) for k in ('OMP_NUM_THREADS', 'OMP_WAIT_POLICY', 'GOMP_SPINCOUNT')))")
+    clean = {k: v for k, v in os.environ.items() if k not in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")}
+    p = subprocess.run([sys.executable, "-c", code, *map(str, args)], capture_output=True, text=True, cwd=cwd, env=clean | {"PYTHONPATH": str(ROOT)} | env)
+    return re.search(r"^openmp (.*)$", p.stdout, re.M)[1]
+
+
+def test_threads_sleep_and_the_users_number_stays(tmp_path):
+    assert openmp_of(["doctor"], tmp_path, OMP_NUM_THREADS="3") == "3 PASSIVE None"
+    assert openmp_of(["predict"], tmp_path, OMP_NUM_THREADS="3", GOMP_SPINCOUNT="5") == "3 None 5"
+    assert openmp_of(["check", "nowhere"], tmp_path) == "None None None"  # computes nothing
+
+
+def test_a_resumed_run_keeps_its_threads(tmp_path):
+    (tmp_path/"run").mkdir()
+    (tmp_path/"run"/"recipe.json").write_text('{"threads": 5}')
+    fit = ["fit", "nowhere", "--out", "run", "--resume"]
+    assert openmp_of(fit, tmp_path) == "5 PASSIVE None"
+    assert openmp_of(fit, tmp_path, OMP_NUM_THREADS="2") == "2 PASSIVE None"
+
+
 def test_a_setting_that_nobody_reads_is_told(tmp_path):
     code, _, err = ctseg("fit", SAMPLE, "--out", tmp_path/"a", "--recipe", "masked", *TINY, "--set", "tau=0.8")
     assert code == 0 and err.startswith("ctseg: --set tau=0.8 changes nothing: the method 'supervised' does not read it, only unimatch\n"), err
