@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 
 # %% ../nbs/04_threads.ipynb #e887838e
-CGROUP = Path("/sys/fs/cgroup/cpu.max")  # two numbers: microseconds of processor time for each period of so many microseconds
+CGROUP = Path("/sys/fs/cgroup/cpu.max")  # processor time allowed in a period, and the period, in microseconds
 
 def allowed_cpus() -> list[int]:
     "The numbers of the processors that this process may run on."
@@ -45,7 +45,7 @@ def free_threads(
     return None if free >= cpus else max(1, free)
 
 # %% ../nbs/04_threads.ipynb #2692f1f7
-POLICIES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")  # how waiting threads wait, by OpenMP and by its two libraries
+POLICIES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")  # how threads wait: OpenMP, GNU, Intel
 
 def set_threads(
     env: MutableMapping = os.environ, # changed, unless the user has decided

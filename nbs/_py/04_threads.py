@@ -35,7 +35,7 @@ from fastcore.test import test_eq
 
 # %%
 #| export
-CGROUP = Path("/sys/fs/cgroup/cpu.max")  # two numbers: microseconds of processor time for each period of so many microseconds
+CGROUP = Path("/sys/fs/cgroup/cpu.max")  # processor time allowed in a period, and the period, in microseconds
 
 def allowed_cpus() -> list[int]:
     "The numbers of the processors that this process may run on."
@@ -105,7 +105,7 @@ test_eq(free_threads(1, float("inf"), 1.0), 1)
 
 # %%
 #| export
-POLICIES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")  # how waiting threads wait, by OpenMP and by its two libraries
+POLICIES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")  # how threads wait: OpenMP, GNU, Intel
 
 def set_threads(
     env: MutableMapping = os.environ, # changed, unless the user has decided

