@@ -116,8 +116,8 @@ def _no_weights(model: str, encoder: str, repo: str|None) -> InputError:
     elif repo is None:
         told = f"nobody publishes pretrained weights for this encoder; {otherwise}"
     else:
-        told = ("the pretrained weights cannot be downloaded here; take model.safetensors from the hub repository "
-                f"{repo}, put it anywhere, and give weights=PATH/model.safetensors "
+        told = ("the pretrained weights cannot be downloaded here; take model.safetensors from the hub "
+                f"repository {repo}, put it anywhere, and give weights=PATH/model.safetensors "
                 "(or pretrained=False for random weights)")
     return InputError(f"{model}: {told}")
 
@@ -172,7 +172,7 @@ def _drop_unused(vit: nn.Module):
 
 # %% ../../nbs/37_encoders.ipynb #71e23b61
 def _check_encoder_state(encoder: str, state: dict, path) -> None:
-    "`InputError` unless `state` holds every tensor of timm's encoder (its classifier aside), of the right shape."
+    "`InputError` unless `state` holds every tensor of timm's encoder (but its classifier), of the right shape."
     plain = _plain(encoder)
     last = plain.pretrained_cfg.get("classifier") or ()
     last = (last,) if isinstance(last, str) else tuple(last)
@@ -185,7 +185,7 @@ def _check_encoder_state(encoder: str, state: dict, path) -> None:
     raise InputError(f"{path}: not the weights of {encoder}: {'; '.join(wrong[:3])}{more}")
 
 def group_norm(module: nn.Module):
-    "Replace batch normalisation inside `module` by group normalisation, of eight channels a group if possible."
+    "Replace batch by group normalisation inside `module`, with eight channels a group if possible."
     for name, m in module.named_children():
         if not isinstance(m, nn.BatchNorm2d):
             group_norm(m)
@@ -233,7 +233,7 @@ def _published(net: _Wanted) -> tuple[nn.Module, str]:
     return built, f"the {'cache' if cached else 'hub'} ({repo})"
 
 def _network(net: _Wanted, pretrained: bool, weights) -> tuple[nn.Module, dict|None, str]:
-    """The network; the tensors still to be loaded into the whole of it, if any; and where its weights are from.
+    """The network; the tensors still to be loaded into the whole of it, if any; where its weights are from.
 
     The last in words; "" means random.
     """
@@ -325,8 +325,8 @@ def param_groups(
     learn = [p for p in model.parameters() if p.requires_grad]
     if encoder_lr is None or encoder_lr == lr: return [dict(params=learn, lr=lr)]
     if not isinstance(model, EncoderNet):
-        raise InputError(f"{type(model).__name__} has no pretrained encoder to give a learning rate of its own; "
-                         "leave encoder_lr out")
+        kind = type(model).__name__
+        raise InputError(f"{kind} has no pretrained encoder to give a learning rate of its own; leave encoder_lr out")
     in_encoder = {id(p) for p in model.encoder.parameters()}
     fast = [p for p in learn if id(p) not in in_encoder]
     slow = [p for p in learn if id(p) in in_encoder]
