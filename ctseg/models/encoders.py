@@ -152,6 +152,7 @@ class _Wanted:
     @property
     def known_as(self) -> str: return find_encoder(self.encoder, self.model)[0]
 
+# %% ../../nbs/37_encoders.ipynb #9bc89ba1
 def _build(net: _Wanted, pretrained: bool = False, state: dict|None = None) -> nn.Module:
     "A network of segmentation-models-pytorch. `state`: the encoder's weights as timm publishes them."
     known_as = net.known_as
