@@ -267,6 +267,12 @@ def _decode(decoder: nn.Module, kind: str, features: list[torch.Tensor]) -> torc
     return x
 
 # %% ../../nbs/37_encoders.ipynb #c666c6b9
+def _check_choices(decoder: str, norm: str):
+    "`InputError` for a decoder or a normalisation that does not exist."
+    if decoder not in _DECODERS: raise did_you_mean("decoder", decoder, _DECODERS)
+    if norm not in ("batch", "group"): raise did_you_mean("norm", norm, ("batch", "group"))
+
+# %% ../../nbs/37_encoders.ipynb #055c1465
 class EncoderNet(EncoderDecoder):
     """A decoder of segmentation-models-pytorch over a pretrained encoder. Needs `ctseg[zoo]`.
 
@@ -284,8 +290,7 @@ class EncoderNet(EncoderDecoder):
         norm: str = "batch", # of the decoder: "batch", or "group" where batches are small
     ):
         super().__init__()
-        if decoder not in _DECODERS: raise did_you_mean("decoder", decoder, _DECODERS)
-        if norm not in ("batch", "group"): raise did_you_mean("norm", norm, ("batch", "group"))
+        _check_choices(decoder, norm)
         self.name, self.kind, self.frozen = f"{decoder}:{encoder}", decoder, frozen
         check_counts(self.name, in_chans=in_chans, out_chans=out_chans)
         wanted = _Wanted(decoder, encoder, in_chans, out_chans)
@@ -309,8 +314,7 @@ class EncoderNet(EncoderDecoder):
 
     def encode(self, x):
         "The features of images f32 [B, in_chans, H, W] in 0…1, see `channels`."
-        normalised = (pad_to(x, self.stride) - .449)/.226
-        return _features(self.decoder, self.kind, self.encoder(normalised))
+        return _features(self.decoder, self.kind, self.encoder((pad_to(x, self.stride) - .449)/.226))
 
     def decode(self, features, size):
         "Logits [B, out_chans, H, W] of `size` = (H, W)."
