@@ -128,7 +128,7 @@ def plot_pseudo(
     return fig
 
 # %% ../nbs/75_demo.ipynb #70b0b86e
-COMMON = ("fold=-1", "keep=120")
+COMMON = ("fold=-1", "keep=120", "mirror=horizontal")
 ENCODER = "tf_efficientnet_lite0"
 PRETRAINED = (*COMMON, f"model=unet:{ENCODER}", "image_size=96", "epochs=18", "batch_size=8", "ema=0.98")
 SMALL = (*COMMON, "width=16", "image_size=64", "epochs=40", "batch_size=8", "lr=0.004")

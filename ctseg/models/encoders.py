@@ -307,7 +307,6 @@ class EncoderNet(EncoderDecoder):
         return [m for m in self.out.modules() if isinstance(m, nn.Conv2d)][-1]
 
     def train(self, mode: bool = True):
-        "Training or evaluation; a frozen encoder always evaluates."
         super().train(mode)
         if self.frozen: self.encoder.eval()  # its batch statistics stay as they are
         return self

@@ -183,7 +183,7 @@ plot_pseudo(toy, truth, np.linspace(.9, .4, 6), np.arange(6) < 4, columns=6); pl
 
 # %%
 #| export
-COMMON = ("fold=-1", "keep=120")
+COMMON = ("fold=-1", "keep=120", "mirror=horizontal")
 ENCODER = "tf_efficientnet_lite0"
 PRETRAINED = (*COMMON, f"model=unet:{ENCODER}", "image_size=96", "epochs=18", "batch_size=8", "ema=0.98")
 SMALL = (*COMMON, "width=16", "image_size=64", "epochs=40", "batch_size=8", "lr=0.004")
