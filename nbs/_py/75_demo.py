@@ -183,7 +183,7 @@ plot_pseudo(toy, truth, np.linspace(.9, .4, 6), np.arange(6) < 4, columns=6); pl
 
 # %%
 #| export
-COMMON = ("fold=-1", "keep=120", "mirror=horizontal")
+COMMON = ("fold=-1", "keep=120")
 ENCODER = "tf_efficientnet_lite0"
 PRETRAINED = (*COMMON, f"model=unet:{ENCODER}", "image_size=96", "epochs=18", "batch_size=8", "ema=0.98")
 SMALL = (*COMMON, "width=16", "image_size=64", "epochs=40", "batch_size=8", "lr=0.004")
@@ -219,10 +219,11 @@ def run_demo(
     """
     out, start = Path(out), time.monotonic()
     settings = demo_settings() if settings is None else settings
-    recipe = apply_settings(get_recipe("teacher-student"), settings)
     earlier = _may_write(out, overwrite, (settings, PRETRAINED, SMALL))
     try:
-        train, test = demo_slices(Path(data) if data else _sample(out))
+        folder, mirror = (Path(data), "") if data else _sample(out)
+        train, test = demo_slices(folder)
+        recipe = apply_settings(get_recipe("teacher-student"), (*settings, f"mirror={mirror}"))
         with atomic_path(out) as tmp:
             run = fit(train, recipe, tmp, seed=seed, progress=progress)
             networks = both_networks(run)
@@ -278,14 +279,14 @@ def _is_demo(theirs: dict, settings) -> bool:
     keys = ["name", *(s.partition("=")[0] for s in settings)]
     return all(theirs.get(k) == getattr(demo, k) for k in keys)
 
-def _sample(out: Path) -> Path:
-    "The sample of the repository; elsewhere a phantom, drawn once beside `out`."
-    if (data := Path("data_sample")).exists(): return data
+def _sample(out: Path) -> tuple[Path, str]:
+    "The repository's sample, elsewhere a phantom, drawn once beside `out`; and the axis to mirror it along."
+    if (data := Path("data_sample")).exists(): return data, "horizontal"
     data = out.parent/f"{out.name}_data"
-    if all((data/f).exists() for f in ("y_train.csv", "y_test.csv")): return data  # drawn by an earlier call
+    if all((data/f).exists() for f in ("y_train.csv", "y_test.csv")): return data, "vertical"  # drawn earlier
     print(f"no sample here: drawing one into {data}")
     make_phantom(data, labelled=160, unlabelled=240, test=60, size=96, seed=0)
-    return data
+    return data, "vertical"
 
 
 # %% [markdown]

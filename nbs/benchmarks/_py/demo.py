@@ -26,18 +26,19 @@ RESULTS, SAMPLE, SEEDS = Path("results"), Path("../../data_sample"), (0, 1, 2)
 
 # %%
 folder = tempfile.TemporaryDirectory()
+Path(folder.name, "data_sample").symlink_to(SAMPLE.resolve())
 
 def run_demo(seed: int) -> tuple[list[str], float, int]: # what it printed, processor seconds, MB
     "The command, in a process of its own."
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    out = subprocess.run([sys.executable, "-m", "ctseg", "demo", "--out", f"runs/{seed}", "--data", str(SAMPLE.resolve()), "--seed", str(seed)],
+    out = subprocess.run([sys.executable, "-m", "ctseg", "demo", "--out", f"runs/{seed}", "--seed", str(seed)],
                          cwd=folder.name, check=True, capture_output=True, text=True, env={**os.environ, "CTSEG_CACHE": f"{folder.name}/cache"})
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     lines = [line for line in out.stdout.splitlines() if not line.endswith(" s in all")]  # the clock's time depends on the machine's other work
     return lines, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, after.ru_maxrss//1024
 
 said = {seed: run_demo(seed) for seed in SEEDS}
-lines = [line.replace(f"runs/0/", "runs/demo/") for line in said[0][0]]
+lines = [line.replace("runs/0/", "runs/demo/") for line in said[0][0]]
 print("\n".join(lines))
 
 # %% [markdown]
