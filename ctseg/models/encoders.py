@@ -293,8 +293,7 @@ class EncoderNet(EncoderDecoder):
         _check_choices(decoder, norm)
         self.name, self.kind, self.frozen = f"{decoder}:{encoder}", decoder, frozen
         check_counts(self.name, in_chans=in_chans, out_chans=out_chans)
-        wanted = _Wanted(decoder, encoder, in_chans, out_chans)
-        net, state, self.weights_from = _network(wanted, pretrained, weights)
+        net, state, self.weights_from = _network(_Wanted(decoder, encoder, in_chans, out_chans), pretrained, weights)
         self.encoder, self.decoder, self.out = net.encoder, net.decoder, net.segmentation_head
         if norm == "group": group_norm(self.decoder); group_norm(self.out)
         if frozen: self.encoder.requires_grad_(False)
