@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['Atom', 'OUTER', 'INNER', 'HEAD', 'VERTEBRAE', 'spine_y', 'spine_slope', 'PHASES', 'PLAIN', 'Part', 'FILL', 'REGIONS',
-           'MUSCLE', 'BONE', 'RIBS', 'STUDIES', 'Shot', 'SAMPLE', 'dot', 'ball_distance', 'capsule_distance',
-           'triangle_distance', 'smin', 'rotation', 'Ball', 'Chain', 'Tube', 'Sheet', 'Loft', 'waves', 'wave_values',
-           'Patient', 'belly_at', 'Move', 'Body', 'parts_in_sight', 'Cut', 'diaphragm', 'fat_under_skin', 'outlines',
-           'fill', 'texture', 'paint', 'paint_outside', 'render', 'view', 'limbs', 'lung_fill', 'unit', 'vessel_tree',
-           'lungs', 'heart', 'vessels', 'stomach_fill', 'upper_belly', 'stool_fill', 'chyme_fill', 'snake', 'bowel',
-           'kidney_fill', 'deep_belly', 'muscles', 'vertebra', 'spine', 'ribs', 'shoulders', 'limb_bones', 'brain_fill',
-           'head', 'face', 'scanner_noise', 'random_window', 'to_grey', 'plan_patient', 'patient_slices',
-           'phantom_slices', 'hide_labels', 'make_phantom', 'make_sample']
+           'MUSCLE', 'BONE', 'RIBS', 'STUDIES', 'Shot', 'dot', 'ball_distance', 'capsule_distance', 'triangle_distance',
+           'smin', 'rotation', 'Ball', 'Chain', 'Tube', 'Sheet', 'Loft', 'waves', 'wave_values', 'Patient', 'belly_at',
+           'Move', 'Body', 'parts_in_sight', 'Cut', 'diaphragm', 'fat_under_skin', 'outlines', 'fill', 'texture',
+           'paint', 'paint_outside', 'render', 'view', 'limbs', 'lung_fill', 'unit', 'vessel_tree', 'lungs', 'heart',
+           'vessels', 'stomach_fill', 'upper_belly', 'stool_fill', 'chyme_fill', 'snake', 'bowel', 'kidney_fill',
+           'deep_belly', 'muscles', 'vertebra', 'spine', 'ribs', 'shoulders', 'limb_bones', 'brain_fill', 'head',
+           'face', 'scanner_noise', 'random_window', 'to_grey', 'plan_patient', 'patient_slices', 'phantom_slices',
+           'hide_labels', 'make_phantom']
 
 # %% ../nbs/12_phantom.ipynb #205f288a
 from collections import namedtuple
@@ -973,10 +973,3 @@ def _after(a: SliceSet, b: SliceSet) -> SliceSet:
     "Both, numbered through."
     both = a.concat(b)
     return replace(both, names=tuple(f"{i}.png" for i in range(len(both))))
-
-# %% ../nbs/12_phantom.ipynb #5e380999
-SAMPLE = 2500  # the seed of `data_sample`
-
-def make_sample(folder):
-    "Write the folder that is kept in the repository as `data_sample`: 24 training slices (10 annotated, one of them empty), 8 test slices."
-    make_phantom(folder, labelled=10, unlabelled=14, test=8, size=256, seed=SAMPLE, empty=.1, compress=True)

@@ -71,10 +71,10 @@ def recipe_fields(recipe: Recipe) -> list[tuple[str, object, object, str]]: # na
     return [(f.name, getattr(recipe, f.name), f.default, meaning.get(f.name, "")) for f in fields(recipe) if f.name not in ("name", "about")]
 
 # %% ../nbs/70_recipes.ipynb #a00ffc33
-def check_job(job: Job):
+def check_job(job: Job) -> str: # where a pretrained encoder's weights come from; "" without one
     "`InputError` for what would stop the run later: the model, the methods' own fields, how batches are divided."
-    r = job.recipe
-    param_groups(job.make_model(), r.lr, r.encoder_lr or None)
+    r, model = job.recipe, job.make_model()
+    param_groups(model, r.lr, r.encoder_lr or None)
     if r.batch_size % world(): raise InputError(f"batch_size = {r.batch_size}: expected a multiple of the {world()} processes")
     if world()*r.pieces > r.batch_size: raise InputError(f"pieces = {r.pieces}: a batch of {r.batch_size} slices, of {world()} process{'es'*(world() > 1)}, cannot be cut into so many")
     if r.compile and not job.plan.can_compile: raise InputError(f"compile = True: {job.plan.name} is older than torch.compile supports (7.0); leave it off")
@@ -84,6 +84,7 @@ def check_job(job: Job):
     if r.method == "self-training": grouped_folds(job.labelled, r.teachers)
     if job.kept_out and r.method != "supervised": warnings.warn(f"{job.kept_out} unlabelled images are of held-out patients (or near-duplicates of their images) and stay out; --set fold=-1 holds out none")
     if n := job.unexamined: warnings.warn(f"nobody looked for {', '.join(n[:5])}{f' and {len(n) - 5} more' if len(n) > 5 else ''} on any slice to learn from: never drawn")
+    return getattr(model, "weights_from", "")
 
 # %% ../nbs/70_recipes.ipynb #ff606adb
 def fit(
@@ -107,11 +108,13 @@ def fit(
         on_main(lambda: run.check_free(resume))
         slices = data if isinstance(data, SliceSet) else main_first(lambda: read_challenge(data, annotated=annotated))
         job = Job(recipe, slices, run, plan, seed, progress, deadline)
-        check_job(job)
+        source = check_job(job)
         try:
             on_main(lambda: run.open(asdict(recipe), slices, seed, resume))
             if (run/"metrics.json").exists(): return run  # resumed after its end
-            if progress and not rank(): print(f"training on {job.where}", file=sys.stderr, flush=True)  # a forgotten GPU is better seen now than in the morning
+            if progress and not rank():  # a forgotten GPU is better seen now than in the morning
+                print(f"training on {job.where}", file=sys.stderr, flush=True)
+                if source: print(f"the encoder starts from {source}", file=sys.stderr, flush=True)
             try:
                 METHODS[recipe.method](job)
                 stopped = on_main(lambda: _finish_in_time(job))

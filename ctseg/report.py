@@ -115,9 +115,7 @@ def svg(fig, salt: str) -> Markup:
 
 def curves(run: Run) -> Markup:
     "Loss and held-out Dice over the epochs."
-    fig = plot_curves(run.read_history())
-    fig.axes[1].set_ylabel("Dice, held-out slices")
-    return svg(fig, "curves")
+    return svg(plot_curves(run.read_history()), "curves")
 
 def kept_and_rejected(table: pd.DataFrame, score: str):
     "How the pseudo-labelled slices are spread over the score they were ranked by."

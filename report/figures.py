@@ -9,8 +9,7 @@ import numpy as np
 from matplotlib.colors import ListedColormap
 from matplotlib.patches import Patch
 
-from ctseg.data import read_challenge
-from measured import ROOT, history, load
+from measured import history, load, small_phantom
 
 COLUMN, PAGE = 3.31, 6.85  # widths in inches
 INK, ACCENT, SOFT, BLUE, AMBER, VIOLET, GREEN = "#1f2933", "#b3261e", "#7b8794", "#0b7285", "#c77700", "#5b3a8c", "#5a7d2b"
@@ -54,8 +53,8 @@ def lines(ax, labels, xlabel):
 
 
 def states():
-    "A phantom slice as it is, as it is written down, and the table of what is known of the sample."
-    train, test = (read_challenge(ROOT/"data_sample", s, cache=False) for s in ("train", "test"))
+    "A phantom slice as it is, as it is written down, and the table of what is known of all training slices."
+    train, test = small_phantom()
     i, C = int(test.present.sum(1).argmax()), len(test.classes)
     image, truth = test.images[i], test.masks[i]
     looked_for = np.random.default_rng(1).permutation(np.arange(1, C + 1))[:C//2]

@@ -2,15 +2,17 @@
 
 `collect()` gives a dictionary of plain numbers, strings and lists: report.typ prints it, figures.py draws from the same runs.
 """
-import csv, io, json
+import csv, io, json, tempfile
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 from scipy import stats
 
 from ctseg.augment import MILD
-from ctseg.data import read_challenge
+from ctseg.data import SliceSet, read_challenge
 from ctseg.metrics import bootstrap_mean, mean_dice, paired_bootstrap
+from ctseg.phantom import make_phantom
 from ctseg.recipes import apply_settings, get_recipe
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -194,9 +196,17 @@ def realct() -> dict:
                 known_labelled=sum(len(s[4]) for s in some)/(len(some)*C), unlabelled=len(none), unlabelled_patients=patients(none),
                 test=len(spec["test"]), test_patients=patients(spec["test"]))
 
+@lru_cache
+def small_phantom() -> tuple[SliceSet, SliceSet]:
+    "A phantom folder to show what partial annotation is: 24 training slices, 10 of them annotated, and 8 test slices."
+    with tempfile.TemporaryDirectory() as folder:
+        data = Path(folder)/"phantom"
+        make_phantom(data, labelled=10, unlabelled=14, test=8, size=256, seed=2500, empty=0.1)
+        return read_challenge(data, cache=False), read_challenge(data, "test", cache=False)
+
 def phantom() -> dict:
-    "The sample that comes with the repository."
-    s, t = (read_challenge(ROOT/"data_sample", split, cache=False) for split in ("train", "test"))
+    "What there is in `small_phantom`."
+    s, t = small_phantom()
     share = lambda x: float(x.sum()/s.known.size)
     return dict(slices=len(s), labelled=int(s.labelled.sum()), test=len(t), classes=len(s.classes), examined=int(s.known.sum(1).max()),
                 present=share(s.present & s.known), absent=share(~s.present & s.known), unknown=share(~s.known))

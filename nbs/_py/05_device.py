@@ -29,6 +29,7 @@ from importlib import metadata
 
 import torch
 from ctseg.files import InputError, did_you_mean
+from ctseg.threads import POLICIES, allowed_cpus, busy_cpus
 
 # %%
 #| hide
@@ -173,6 +174,12 @@ for wish in [dict(device="cpu", precision="fp16"), dict(device="gpu"), dict(prec
 
 # %%
 #| export
+def thread_facts() -> dict:
+    "The processors for this process, how busy others keep them, and what was [decided](threads.html) on that."
+    waiting = [f"{k}={os.environ[k]}" for k in POLICIES if k in os.environ]
+    return {"cpus for ctseg": len(allowed_cpus()), "of them busy": round(busy_cpus(), 1),
+            "torch threads": torch.get_num_threads(), "waiting threads": ", ".join(waiting) or "OpenMP's default"}
+
 def doctor() -> dict:
     "Versions, devices, precision and memory: what a bug report needs."
     def version(p):
@@ -181,7 +188,7 @@ def doctor() -> dict:
     packages = ["ctseg", "torch", "timm", "accelerate", "numpy", "pandas", "scikit-image", "safetensors"]
     extras = ["segmentation-models-pytorch", "dynamic-network-architectures", "nibabel", "pydicom", "highdicom", "tensorboard"]
     facts = {"python": sys.version.split()[0], "system": f"{platform.system()} {platform.machine()}", "cpus": os.cpu_count(),
-             "torch threads": torch.get_num_threads(), **{p: version(p) for p in packages + extras}, "gpus": []}
+             **thread_facts(), **{p: version(p) for p in packages + extras}, "gpus": []}
     for i in range(torch.cuda.device_count()):
         cap, free = torch.cuda.get_device_capability(i), torch.cuda.mem_get_info(i)
         ok = has_kernels(cap, torch.cuda.get_arch_list())

@@ -860,9 +860,9 @@ with tempfile.TemporaryDirectory() as d:
     test_eq(read_challenge(data, annotated="present").known, toy12.present)
 
 # %% [markdown]
-# A real folder now, `data_sample`: 24 slices of a synthetic body of 54 structures ([Phantom](12_phantom.ipynb) makes it), ten of them
-# annotated. On the left one annotated slice, with what was outlined on it. On the right *all* that is known about the 24: a row for each
-# slice, a column for each class. Most of it is grey.
+# A real folder now, `data_sample`: 400 head-and-neck CT slices of [OpenKBP](18_datasets.ipynb), 160 of them annotated for three or four of
+# seven organs. On the left is one annotated slice with its outlines. On the right is *all* that is known about the 400: a column for each
+# slice, a row for each class. Most of it is grey.
 
 # %%
 sample = read_challenge("../data_sample", cache=False)
@@ -876,9 +876,9 @@ left.imshow(sample.images[i], cmap="gray")
 left.imshow(np.dstack([sample.classes.colourise(sample.masks[i]), (sample.masks[i] > 0)*150]).astype(np.uint8))
 left.set_title(f"{sample.names[i]}: {sample.known[i].sum()} classes examined, {sample.present[i].sum()} found", fontsize=10)
 left.axis("off")
-right.imshow(state, cmap=ListedColormap(["#e8e8e8", "#7aa6d8", "#2f9e5b"]), vmin=0, vmax=2, aspect="auto", interpolation="nearest")
-right.set_xticks([0, 9, 19, 29, 39, 49, 53], [1, 10, 20, 30, 40, 50, 54])
-right.set(xlabel="class", ylabel="slice", title="green: present, blue: absent, grey: unknown");
+right.imshow(state.T, cmap=ListedColormap(["#e8e8e8", "#7aa6d8", "#2f9e5b"]), vmin=0, vmax=2, aspect="auto", interpolation="nearest")
+right.set_yticks(range(len(sample.classes)), sample.classes.names)
+right.set(xlabel="slice", title="green: present, blue: absent, grey: unknown");
 
 
 # %% [markdown]

@@ -40,7 +40,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 from fastcore.test import test_eq, test_close, test_fail
 from matplotlib_inline.backend_inline import set_matplotlib_formats
-from ctseg.data import SliceData, read_challenge
+from ctseg.data import SliceData
+from ctseg.phantom import phantom_slices
 set_matplotlib_formats("jpeg", pil_kwargs=dict(quality=85))  # grey noise: a quarter of a PNG
 plt.rcParams["figure.dpi"] = 100
 
@@ -310,10 +311,10 @@ MILD = Augment()
 STRONG = Augment(degrees=25., scale=.25, shift=.1, brightness=.15, contrast=.3, gamma=.3, noise=.04)
 
 # %% [markdown]
-# On slices of `data_sample` (whose left and right lie at top and bottom, as in the challenge):
+# On two [phantom](12_phantom.ipynb) slices, whose left and right lie at top and bottom, as in the challenge:
 
 # %%
-slices = read_challenge("../data_sample", "train")
+slices = phantom_slices(8, size=256, seed=2500)
 richest = np.argsort(slices.present.sum(1))[-2:].copy()
 real = SliceData(slices, "cpu").batch(torch.from_numpy(richest))
 g = torch.Generator().manual_seed(1)

@@ -55,11 +55,11 @@ from ctseg.data import read_challenge
 # %% [markdown]
 # ## Stage one: a loop
 #
-# Twenty-four slices, ten of them annotated, a small Attention U-Net, a loss that respects what is unknown. `SliceData` keeps the slices on the device as
+# Every tenth slice of the sample, 16 of these 40 annotated, a small Attention U-Net, a loss that respects what is unknown. `SliceData` keeps the slices on the device as
 # bytes and makes a batch from a list of numbers; that is all the data loading there is.
 
 # %%
-slices = read_challenge("../data_sample", cache=False)
+slices = read_challenge("../data_sample", cache=False)[::10]
 labelled = slices[slices.labelled]
 data = SliceData(labelled, "cpu", image_size=64)
 loss_fn = create_loss("marginal")
@@ -935,7 +935,8 @@ _VERSIONED = ("ctseg", "torch", "timm", "numpy", "accelerate")
 def open(self, recipe: dict, slices: SliceSet, seed: int, resume: bool = False):
     "Start the folder, or check that it is this recipe's, on this data, and may be continued."
     spec = {"recipe": recipe, "seed": seed, "data": {"fingerprint": slices.fingerprint(), "images": len(slices), "labelled": int(slices.labelled.sum())},
-            "classes": {str(i + 1): n for i, n in enumerate(slices.classes.names)}, "image_shape": list(slices.images.shape[1:])}
+            "classes": {str(i + 1): n for i, n in enumerate(slices.classes.names)}, "image_shape": list(slices.images.shape[1:]),
+            "threads": torch.get_num_threads()}  # their number decides the order of sums on a CPU, and so the rounding
     path = self/"recipe.json"
     self.check_free(resume)
     if path.exists():
@@ -1286,18 +1287,24 @@ def note_epoch(self, history: list[dict]):
 
 # %%
 #| export
-def plot_curves(history, ax=None):
-    "Loss and held-out Dice over the epochs of all phases; `history` is a table with the columns of `history.csv`."
+def plot_curves(history, axes=None):
+    "Loss over the epochs of all phases, and Dice beside it where slices were held out; `history` is a table with the columns of `history.csv`."
     import matplotlib.pyplot as plt
-    axes = plt.subplots(1, 2, figsize=(9, 3), layout="constrained")[1] if ax is None else ax
+    panels = {"loss": "training loss"}
+    if history.dice.notna().any(): panels["dice"] = "Dice on the held-out slices (examined classes)"
+    if axes is None:
+        _, axes = plt.subplots(1, len(panels), figsize=(4.5*len(panels), 3), layout="constrained", squeeze=False)
+    axes = np.ravel(axes)
     start = 0
     for phase, rows in history.groupby("phase", sort=False):
         epochs = start + np.arange(1, len(rows) + 1)
-        for a, column in zip(axes, ("loss", "dice")): a.plot(epochs, rows[column], label=phase)
-        if start:
-            for a in axes: a.axvline(start + 0.5, color="0.7", lw=1, ls=":")
+        for ax, column in zip(axes, panels):
+            ax.plot(epochs, rows[column], label=phase)
+            if start: ax.axvline(start + 0.5, color="0.7", lw=1, ls=":")
         start = epochs[-1]
-    axes[0].set(xlabel="epoch", ylabel="training loss"); axes[1].set(xlabel="epoch", ylabel="Dice, held-out slices (examined classes)")
+    for ax, title in zip(axes, panels.values()):
+        ax.set_title(title, fontsize=10)
+        ax.set_xlabel("epoch")
     axes[0].legend(frameon=False)
     return axes[0].figure
 

@@ -37,9 +37,10 @@ import numpy as np
 import pandas as pd
 import torch.nn.functional as F
 from fastcore.test import test_eq
-from ctseg.data import SliceData, read_challenge
+from ctseg.data import SliceData
 from ctseg.metrics import challenge_dice
 from ctseg.models.base import toy_set
+from ctseg.phantom import phantom_slices
 from ctseg.pseudo import pseudo_label
 from ctseg.train import Recipe, Run
 torch.set_num_threads(1)  # so few slices: another order of a sum is another network
@@ -180,11 +181,11 @@ def drop_channels(self, trainer, n: int):
 
 
 # %% [markdown]
-# Three slices on their way through a step. To see what is done rather than how well, the teacher is replaced by the truth of the test slices of the sample: sure (0.98) on one side of each slice, unsure (0.6) on the other; of each slice, only half of the structures count as examined.
+# Three slices on their way through a step. To see what is done rather than how well, the teacher is replaced by the truth of three [phantom](12_phantom.ipynb) slices: sure (0.98) on one side of each slice, unsure (0.6) on the other; of each slice, only half of the structures count as examined.
 # White in the last column is what stays unknown: it teaches nothing.
 
 # %%
-test = read_challenge("../data_sample", "test", cache=False)[:3]
+test = phantom_slices(3, size=256, seed=2500)
 rng = np.random.default_rng(0)
 truth = torch.from_numpy(test.masks).long()
 known = torch.from_numpy(rng.random((3, 54)) < 0.5)

@@ -44,6 +44,7 @@ from dataclasses import replace
 import matplotlib.pyplot as plt
 from fastcore.test import test_eq, test_close
 from ctseg.device import pick_device
+from ctseg.phantom import phantom_slices
 from ctseg.recipes import fit
 
 
@@ -163,7 +164,7 @@ def pack_slices(
 
 
 # %%
-sample = read_challenge("../data_sample", "test", cache=False)
+sample = phantom_slices(8, size=256, seed=2500)
 nearly = np.roll(sample.masks, 3, axis=2)
 packed = pack_slices(sample, nearly)
 test_eq([s["dice"] for s in packed], sorted(s["dice"] for s in packed))
@@ -195,9 +196,7 @@ def svg(fig, salt: str) -> Markup:
 
 def curves(run: Run) -> Markup:
     "Loss and held-out Dice over the epochs."
-    fig = plot_curves(run.read_history())
-    fig.axes[1].set_ylabel("Dice, held-out slices")
-    return svg(fig, "curves")
+    return svg(plot_curves(run.read_history()), "curves")
 
 def kept_and_rejected(table: pd.DataFrame, score: str):
     "How the pseudo-labelled slices are spread over the score they were ranked by."

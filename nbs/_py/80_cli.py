@@ -10,7 +10,7 @@
 
 # %% [markdown]
 # Nothing happens here that a notebook could not do with the same function. Two rules: a user's mistake is **one line on standard error and exit status 2**; and results go to standard output in a form
-# that reads well and parses easily. Heavy imports wait until a command needs them, so that `ctseg --help` answers at once.
+# that reads well and parses easily. Heavy imports wait until a command needs them, so that `ctseg --help` answers at once. Before torch is imported, the [number of threads](threads.html) is chosen.
 
 # %%
 #| export
@@ -21,6 +21,7 @@ from typing import Annotated, Optional
 import typer
 
 from ctseg.files import InputError, read_json, write_json
+from ctseg.threads import set_threads
 
 # %%
 #| hide
@@ -39,8 +40,14 @@ def _show_version(asked: bool):
     print(f"ctseg {version('ctseg')}")
     raise typer.Exit()
 
+COMPUTES = ("predict", "report", "models", "doctor", "demo")  # with torch; `fit` may have to continue as it began
+
 @app.callback()
-def _options(version: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True, help="show the version and stop")] = False): pass
+def _options(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True, help="show the version and stop")] = False,
+):
+    if context.invoked_subcommand in COMPUTES: _set_threads(None)
 
 
 # %% [markdown]
@@ -66,6 +73,7 @@ def fit(
     annotated: Annotated[str, typer.Option(help="json: read annotated_labels.json; all: every class was examined; present: only classes with pixels were")] = "json",
 ):
     "Train by a recipe. Exit status 75: stopped by the time limit or SIGTERM, to be continued with --resume."
+    _set_threads(out if resume else None)
     from ctseg.predict import read_rule
     from ctseg.recipes import DEFAULT_RECIPE, apply_settings, fit, get_recipe
     from ctseg.train import Stopped, unread
@@ -86,6 +94,13 @@ def fit(
 
 # %%
 #| export
+def _set_threads(run: Path|None):
+    "Choose the number of threads, before torch is loaded; for a `run` that is continued, the number it was started with."
+    if "torch" in sys.modules: return
+    began = read_json(run/"recipe.json") if run and (run/"recipe.json").exists() else {}
+    number = began.get("threads") if isinstance(began, dict) else None
+    set_threads(number=number if isinstance(number, int) and number > 0 else None)
+
 def _refuse_options(settings):
     "`InputError` for a setting that is no field of the recipe but an option of the command."
     for key, value in (s.partition("=")[::2] for s in settings):
@@ -357,11 +372,12 @@ def demo(
     out: Annotated[Path, typer.Option(help="the folder to write")] = Path("runs/demo"),
     data: Annotated[Optional[Path], typer.Option(help="a challenge folder with test truth; left out: data_sample, or a phantom where there is none")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace an earlier demo")] = False,
+    seed: Annotated[int, typer.Option(min=0, help="of the networks' first weights and of the order of the slices")] = 0,
 ):
-    "Train, predict, score and draw on data_sample, in minutes on a CPU."
+    "Train teacher and student, predict, score and draw on data_sample, in minutes on a CPU."
     from ctseg.demo import run_demo
     from ctseg.train import Stopped
-    try: run_demo(out, data, overwrite)
+    try: run_demo(out, data, overwrite, seed=seed)
     except Stopped: raise typer.Exit(143)  # by SIGTERM; half a demo is none
 
 

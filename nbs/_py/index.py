@@ -91,11 +91,12 @@ front_picture(read_challenge("../data_sample", cache=False), read_challenge("../
 #| echo: false
 demo = rows("demo.csv")
 said = (RESULTS/"demo.txt").read_text(encoding="utf-8").rstrip() if demo else ""
-Markdown(f"`make demo` needs {float(demo[0]['cpu_minutes']):.0f} minutes of processor time and ends like this (the ten best-drawn structures; `support`: the test slices that show them):\n\n```\n{said}\n```\n"
+Markdown(f"`make demo` needs {float(demo[0]['cpu_minutes']):.0f} minutes of processor time and ends like this (`slices`: the test slices that show the organ):\n\n```\n{said}\n```\n"
          if demo else "`make demo` ends with a score, the paths it wrote and a picture.")
 
 # %% [markdown]
-# Ten annotated slices teach nobody 54 structures: the demo shows the whole job, not a good score (nor a steady one: a different number of threads, or version of a library, changes the rounding, and that is enough to change the score by some hundredths). `make test` takes six to eight minutes on two cores and ends
+# A different number of threads, or version of a library, changes the rounding, and so the scores by some hundredths ([three seeds](benchmarks/demo.ipynb)).
+# `make test` takes six to eight minutes on two cores and ends
 # with pytest's summary, `N passed`.
 #
 # ## Install
@@ -105,7 +106,7 @@ Markdown(f"`make demo` needs {float(demo[0]['cpu_minutes']):.0f} minutes of proc
 # ```
 #
 # `-c constraints.txt` names the versions tried together, for a machine without a GPU. With a GPU, install the torch that suits it first and leave `-c` out.
-# `'.[volumes]'` adds DICOM and NIfTI, `'.[zoo]'` further architectures. `ctseg doctor` says what was found.
+# `'.[volumes]'` adds DICOM and NIfTI, `'.[zoo]'` further architectures, `'.[weights]'` a pretrained encoder without a download from a hub. `ctseg doctor` says what was found.
 #
 # ## What `known` means
 #

@@ -8,10 +8,11 @@
 # that one the bones, on most nothing. The file still needs a number for every pixel, and where nobody drew, that number is **0**, the same 0 that stands for
 # *there is nothing here*. A network that takes the file at its word learns that most livers are not livers.
 #
-# This page shows the distinction on the sample that comes with the repository, what the mistake does to a gradient, and how `ctseg` keeps clear of it.
+# This page shows the distinction on a small [phantom](../12_phantom.ipynb), a world of 54 structures drawn from a seed, what the mistake does to a gradient, and how `ctseg` keeps clear of it.
 
 # %%
 #| hide
+import tempfile
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from matplotlib.colors import ListedColormap
 from matplotlib.patches import Patch
 from ctseg.data import read_challenge
 from ctseg.losses import CrossEntropyDiceLoss, MarginalSoftmaxLoss, MaskedSigmoidLoss
+from ctseg.phantom import make_phantom
 plt.rcParams["hatch.linewidth"] = 0.6
 
 # %% [markdown]
@@ -29,7 +31,9 @@ plt.rcParams["hatch.linewidth"] = 0.6
 # a list of the examined structures for each slice.
 
 # %%
-slices = read_challenge("../../data_sample", cache=False)
+folder = tempfile.TemporaryDirectory()
+make_phantom(f"{folder.name}/phantom", labelled=10, unlabelled=14, test=8, size=256, seed=2500, empty=0.1)
+slices = read_challenge(f"{folder.name}/phantom", cache=False)
 slices, slices.known.shape, slices.known.sum(1)
 
 # %% [markdown]
@@ -77,7 +81,7 @@ for n in three: print(f"{slices.names[n]}: {(slices.masks[n] == liver + 1).sum()
 # %% [markdown]
 # ## All of them
 #
-# A cell is one structure on one slice. Here is every cell of the sample. *Absent* is worth having: to know on which slices a structure is **not** is how a network
+# A cell is one structure on one slice. Here is every cell of the phantom. *Absent* is worth having: to know on which slices a structure is **not** is how a network
 # learns not to invent it. That is why even a slice whose mask is empty, but which was examined, belongs to the annotated ones.
 
 # %%
@@ -101,7 +105,8 @@ assert (slices.present <= slices.known).all()          # what was outlined was l
 # would then call 0.
 
 # %%
-test = read_challenge("../../data_sample", "test", cache=False)
+test = read_challenge(f"{folder.name}/phantom", "test", cache=False)
+folder.cleanup()
 rng = np.random.default_rng(0)
 looked_for = np.stack([rng.permutation(np.arange(1, 55))[:27] for _ in range(len(test))])
 hidden = np.array([(~np.isin(m, ids) & (m > 0)).sum()/(m > 0).sum() for m, ids in zip(test.masks, looked_for)])

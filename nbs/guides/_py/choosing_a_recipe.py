@@ -26,6 +26,7 @@ import torch
 from ctseg.data import read_challenge
 from ctseg.models.attunet import AttentionUNet
 from ctseg.models import zoo
+from ctseg.phantom import make_phantom
 from ctseg.recipes import RECIPES, fit
 from ctseg.train import apply_settings
 torch.set_num_threads(1)
@@ -35,7 +36,7 @@ pd.set_option("display.max_colwidth", None)
 # %% [markdown]
 # ## What a method costs
 #
-# Counted, not timed: every image that goes through the network in a short run on the sample (10 annotated slices, 14 without, about the challenge's proportion), with a gradient (counted as 3: once forward, twice backward) or without (1). The unit is one
+# Counted, not timed: every image that goes through the network in a short run on a phantom (10 annotated slices, 14 without, about the challenge's proportion), with a gradient (counted as 3: once forward, twice backward) or without (1). The unit is one
 # pass of supervised learning over the annotated slices.
 
 # %%
@@ -52,7 +53,9 @@ def passes(recipe):
     finally: AttentionUNet.encode = real
     return (3*seen[True] + seen[False])/(3*10*recipe.epochs)
 
-SLICES = read_challenge("../../data_sample", cache=False)
+with tempfile.TemporaryDirectory() as d:
+    make_phantom(f"{d}/phantom", labelled=10, unlabelled=14, test=0, size=32)
+    SLICES = read_challenge(f"{d}/phantom", cache=False)
 small = ["width=4", "image_size=32", "epochs=4", "batch_size=5", "fold=-1", "tune_rule=no", "finetune_epochs=0"]
 keep = {m: ["keep=0.67"] for m in ("teacher-student", "pretrain-finetune")}  # the original's 800 of 1200
 cost = {name: passes(apply_settings(r, small + keep.get(r.method, []))) for name, r in RECIPES.items() if name not in ("ctseg-1h", "masked-log", "marginal", "marginal-log", "seed-attunet")}
