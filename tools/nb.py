@@ -6,13 +6,15 @@ run     the notebook runs top to bottom and keeps its outputs (`--no-run` skips 
 clean   nbdev's cleaning: no execution counts, no stray metadata
 mirror  the text is written again from the notebook
 """
-import argparse, os, re, subprocess, sys
+import argparse, contextlib, os, re, subprocess, sys
 from pathlib import Path
+from textwrap import TextWrapper
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the networks here are tiny, and outputs do not depend on the number of cores
 
 import jupytext
 import matplotlib
+import nbdev.maker
 from execnb.nbio import read_nb, write_nb
 from execnb.shell import CaptureShell
 from fastcore.xtras import working_directory
@@ -26,6 +28,15 @@ ROOT = Path(__file__).resolve().parent.parent
 NBS = ROOT/"nbs"
 KERNEL = {"display_name": "python3", "language": "python", "name": "python3"}
 os.environ.setdefault("MPLBACKEND", "module://matplotlib_inline.backend_inline")
+NAMES_WIDTH = 98  # of the lines in `__all__`; with the indent of the first they stay within 110 columns
+
+
+def narrow_names(width: int, **options) -> TextWrapper:
+    "What nbdev wraps `__all__` with, at our width in place of its own."
+    return TextWrapper(NAMES_WIDTH, **options)
+
+
+nbdev.maker.TextWrapper = narrow_names
 
 
 def mirror_path(nb: Path) -> Path: return nb.parent/"_py"/f"{nb.stem}.py"
@@ -53,6 +64,16 @@ def sync(nb: Path):
         write_nb(full, nb)
 
 
+@contextlib.contextmanager
+def own_registries():
+    "What a notebook registers is not for the next; nor is what it sets for its figures."
+    from ctseg.runs.recipe import REGISTRIES
+    kept = [(registry, dict(registry.entries)) for registry in REGISTRIES.values()]
+    yield
+    for registry, entries in kept:
+        registry.entries = entries
+
+
 def run(nb: Path):
     "Run in place. Cells that nbdev would skip in a test (`eval: false`, test flags) keep the outputs they have."
     flags = set(get_config().tst_flags.split())
@@ -65,7 +86,8 @@ def run(nb: Path):
     for cell in note.cells:
         if not skip(cell): cell.outputs = []  # execnb leaves the old outputs of a cell that now prints nothing
     shell = CaptureShell(nb)
-    with working_directory(nb.parent), matplotlib.rc_context(): shell.run_all(note, exc_stop=True, preproc=skip)  # what one notebook sets for its figures is not for the next
+    with working_directory(nb.parent), matplotlib.rc_context(), own_registries():
+        shell.run_all(note, exc_stop=True, preproc=skip)
     write_nb(note, nb)
 
 

@@ -1,39 +1,20 @@
 "Runs in processes of their own that start fast: forked, so that nothing is imported again. One thread each."
-import json, multiprocessing as mp, os, random, signal, socket, time, traceback
+import json, multiprocessing as mp, os, signal, socket
 
 import torch
-import torch.nn.functional as F
 from accelerate.state import AcceleratorState
 from torch import nn
 
-from ctseg.data import SliceData
-from ctseg.files import InputError
-from ctseg.models.base import EncoderDecoder, crop_to, pad_to
-from ctseg.models.zoo import register_model
-from ctseg.recipes import fit, get_recipe
-from ctseg.train import Job, Run, Trainer, apply_settings
+from ctseg.data.batches import SliceData
+from ctseg.core.files import InputError
+from ctseg.recipes.fit import fit
+from ctseg.recipes.table import get_recipe
+from ctseg.runs.job import Job
+from ctseg.runs.folder import Run
+from ctseg.training.loop import Trainer
+from ctseg.runs.recipe import apply_settings
 
 fork = mp.get_context("fork")
-
-
-@register_model("tiny-for-tests")
-class Tiny(EncoderDecoder):
-    "The smallest network that has everything that could go wrong: batch statistics, two levels of features, a head."
-    stride, channels = 2, (4, 8)
-
-    def __init__(self, in_chans, out_chans, width=4):
-        super().__init__()
-        block = lambda i, o: nn.Sequential(nn.Conv2d(i, o, 3, padding=1), nn.BatchNorm2d(o), nn.ReLU())
-        self.fine, self.coarse, self.join, self.head = block(in_chans, width), block(width, 2*width), block(3*width, width), nn.Conv2d(width, out_chans, 1)
-        self.channels = (width, 2*width)
-
-    def encode(self, x):
-        fine = self.fine(pad_to(x, 2))
-        return [fine, self.coarse(F.max_pool2d(fine, 2))]
-
-    def decode(self, features, size):
-        fine, coarse = features
-        return crop_to(self.head(self.join(torch.cat([fine, F.interpolate(coarse, scale_factor=2)], 1))), size)
 
 
 def start(f, *args, env={}):
@@ -82,7 +63,7 @@ def losses_of(slices, recipes, out):
 
     def spy(self, index):
         loss = real(self, index)
-        seen.setdefault(name, {}).setdefault(self.phase, []).append(loss)
+        seen.setdefault(name, {}).setdefault(self.phase.name, []).append(loss)
         return loss
     Trainer.step = spy
     for name, recipe in recipes.items(): fit(slices, recipe, out/name, device="cpu", progress=False)

@@ -49,11 +49,12 @@ def refusals() -> dict:
 def fits(data: str, out: str, jobs: str) -> dict:
     "Fit and predict on the card: `jobs` is JSON, a name to (recipe, settings). The epochs of each, and what was said."
     import pandas as pd
-    import runs  # noqa: F401 the smallest network
-    from ctseg.data import read_challenge
-    from ctseg.predict import load_predictor, predict_masks
-    from ctseg.recipes import fit, get_recipe
-    from ctseg.train import apply_settings
+    from helpers import toys  # noqa: F401 the smallest network
+    from ctseg.data.challenge import read_challenge
+    from ctseg.prediction.predictor import load_predictor, predict_masks
+    from ctseg.recipes.fit import fit
+    from ctseg.recipes.table import get_recipe
+    from ctseg.runs.recipe import apply_settings
     slices, told = read_challenge(data), {}
     for name, (recipe, settings) in json.loads(jobs).items():
         with warnings.catch_warnings(record=True) as said:
@@ -72,9 +73,11 @@ def waits(data: str, out: str, jobs: str) -> dict:
     from collections import Counter
     import torch
     from torch.utils._python_dispatch import TorchDispatchMode
-    import runs  # noqa: F401
-    from ctseg.recipes import fit, get_recipe
-    from ctseg.train import Trainer, apply_settings
+    from helpers import toys  # noqa: F401 the smallest network
+    from ctseg.recipes.fit import fit
+    from ctseg.recipes.table import get_recipe
+    from ctseg.training.loop import Trainer
+    from ctseg.runs.recipe import apply_settings
     steps, times, lines, phase, real = Counter(), Counter(), {}, [None], Trainer.step
 
     class Watch(TorchDispatchMode):
@@ -90,8 +93,8 @@ def waits(data: str, out: str, jobs: str) -> dict:
             return result
 
     def step(self, index):
-        phase[0] = self.phase
-        steps[self.phase] += 1
+        phase[0] = self.phase.name
+        steps[phase[0]] += 1
         try: return real(self, index)
         finally: phase[0] = None
     Trainer.step = step
@@ -101,15 +104,16 @@ def waits(data: str, out: str, jobs: str) -> dict:
 
 
 def cut_on_card(data: str, out: str, settings: str, after: str) -> tuple:
-    "See `runs.cut`."
-    from runs import cut
+    "See `helpers.runs.cut`."
+    from helpers import toys  # noqa: F401 the smallest network
+    from helpers.runs import cut
     return cut(data, Path(out), json.loads(settings), int(after), "cuda")
 
 
 def networks(names: str) -> dict:
     "A step of each network in float16; the largest difference of its logits to those in float32 on the CPU, and which parameters got no finite gradient."
     import torch
-    from test_models import make
+    from helpers.toys import make
     told = {}
     for name in names.split(","):
         model, x = make(name).eval(), torch.rand(2, 1, 64, 64)
@@ -122,6 +126,7 @@ def networks(names: str) -> dict:
 
 
 if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)  # as pytest has it
     library, capability, function, *args = sys.argv[1:]
     pretend(library, tuple(map(int, capability.split("."))))
     with contextlib.redirect_stdout(sys.stderr): result = globals()[function](*args)

@@ -1,0 +1,18 @@
+"Run folders that were never trained."
+from ctseg.core.device import pick_device
+from ctseg.core.files import write_json
+from ctseg.runs.folder import Run, make_spec, start_run
+from ctseg.runs.job import Job
+from ctseg.runs.recipe import Recipe
+from ctseg.training.checkpoints import save_weights
+
+CPU = pick_device("cpu")
+
+
+def fake_run(folder, slices, seed=0, rule=None, **recipe) -> Run:
+    "A run folder as `fit` leaves it, of a network that was never trained: quick, and as good as any to be loaded."
+    recipe = Recipe("fake").change(**dict(model="attunet", width=4, folds=4, loss="masked") | recipe)
+    run = start_run(Run(folder), make_spec(recipe, slices, seed))
+    save_weights(Job(recipe, slices, run, CPU, seed).make_model(), run.weights)
+    if rule: write_json({"rule": rule}, run/"metrics.json")
+    return run

@@ -1,0 +1,82 @@
+"The slices, recipes and networks that many tests share: small enough to train in seconds."
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ctseg.core.anatomy import ClassMap
+from ctseg.core.optional import import_timm
+from ctseg.data.slices import SliceSet
+from ctseg.models import create_model
+from ctseg.models.base import EncoderDecoder, crop_to, pad_to
+from ctseg.models.zoo import register_model
+from ctseg.recipes.table import get_recipe
+from ctseg.runs.recipe import CHOICES, apply_settings, names_of
+
+SMALL_RUN = ["width=4", "epochs=2", "batch_size=4", "folds=4", "teachers=2", "finetune_epochs=1", "keep=0.5", "quota=1", "cell_confidence=0", "pixel_confidence=0", "absent_peak=1"]
+SMALL_NETWORKS = {
+    "attunet": dict(width=4), "missformer": dict(width=4), "uctransnet": dict(width=4, image_size=64), "nnunet": dict(width=4, image_size=64),
+    "nnunet-resenc": dict(width=4, image_size=64), "unet:resnet18": dict(pretrained=False), "segformer:mit_b0": dict(pretrained=False),
+    "dpt:vit_tiny_patch16_224": dict(pretrained=False),
+}
+ZOO = ("nnunet", "unet:", "segformer:", "dpt:")
+
+
+@register_model("tiny-for-tests")
+class Tiny(EncoderDecoder):
+    "The smallest network that has everything that could go wrong: batch statistics, two levels of features, a head."
+    stride, channels = 2, (4, 8)
+
+    def __init__(self, in_chans, out_chans, width=4):
+        super().__init__()
+        block = lambda i, o: nn.Sequential(nn.Conv2d(i, o, 3, padding=1), nn.BatchNorm2d(o), nn.ReLU())
+        self.fine, self.coarse, self.join, self.head = block(in_chans, width), block(width, 2*width), block(3*width, width), nn.Conv2d(width, out_chans, 1)
+        self.channels = (width, 2*width)
+
+    def encode(self, x):
+        fine = self.fine(pad_to(x, 2))
+        return [fine, self.coarse(F.max_pool2d(fine, 2))]
+
+    def decode(self, features, size):
+        fine, coarse = features
+        return crop_to(self.head(self.join(torch.cat([fine, F.interpolate(coarse, scale_factor=2)], 1))), size)
+
+
+def toy(n=24, labelled=12, size=32, seed=0, every=False) -> SliceSet:
+    "A disc left, a disc right and a bright bar; two of three classes examined on each labelled slice."
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:size, :size]
+    images, masks = np.zeros((2, n, size, size), np.uint8)
+    for i in range(n):
+        for c, (cx, level) in enumerate([(size//4, 120), (3*size//4, 120), (size//2, 220)], 1):
+            if rng.random() < 0.3: continue
+            cy, cx = rng.integers(8, size - 8), cx + rng.integers(-2, 3)
+            m = (y - cy)**2 + (x - cx)**2 < 20 if c < 3 else (abs(y - cy) < 2) & (abs(x - cx) < 4)
+            images[i][m], masks[i][m] = level, c
+        images[i] = np.clip(images[i] + rng.normal(40, 8, (size, size)), 0, 255)
+    known = np.zeros((n, 3), bool)
+    for i in range(labelled): known[i, rng.choice(3, 3 if every else 2, replace=False)] = True
+    for c in range(3): masks[~known[:, c][:, None, None] & (masks == c + 1)] = 0
+    return SliceSet(images, masks, known, [f"{i}.png" for i in range(n)], np.arange(n)//2, ClassMap.from_names(["disc_left", "disc_right", "bar"]))
+
+
+def applicable(recipe, settings) -> list[str]:
+    "Those of the KEY=VALUE texts whose setting the recipe has."
+    known = {name for group in recipe.groups().values() for name in names_of(group)}
+    return [s for s in settings if s.partition("=")[0].rpartition(".")[2] in known | set(CHOICES)]
+
+
+def small(name, *settings):
+    "A recipe at small size: `SMALL_RUN` as far as it has these settings, then `settings`."
+    chosen = apply_settings(get_recipe(name), [s for s in settings if s.partition("=")[0] in CHOICES])
+    return apply_settings(chosen, [*applicable(chosen, SMALL_RUN), *settings])
+
+
+def tiny(name, *settings): return small(name, "model=tiny-for-tests", *settings)
+
+
+def make(name, out_chans=7, **kw):
+    if name.startswith(ZOO): import_timm(); pytest.importorskip("segmentation_models_pytorch"); pytest.importorskip("dynamic_network_architectures")
+    torch.manual_seed(0)
+    return create_model(name, 1, out_chans, **SMALL_NETWORKS[name] | kw)
