@@ -6,15 +6,7 @@
 # - skip_showdoc: true
 
 # %%
-#| default_exp threads
-
-# %% [markdown]
-# torch cuts each operation into as many pieces as there are processors, and waits until the last piece is ready. The threads that are ready earlier wait in a busy loop. This is the fastest way on an idle machine.
-# Beside another busy process it is the slowest: one thread has lost its processor to that process, and all others burn theirs until it comes back, hundreds of times a training step. Training then takes
-# twelve times as long, where it should take twice as long.
-#
-# The remedy is to look first, and to take as many threads as there are free processors. This must happen before torch is loaded, since OpenMP reads its settings once. So the
-# [command line](cli.html) does it, and this module imports nothing heavy.
+#| default_exp core.threads
 
 # %%
 #| export
@@ -26,7 +18,15 @@ import psutil
 
 # %%
 #| hide
+import tempfile
+from pathlib import Path
+
 from fastcore.test import test_eq
+
+# %% [markdown]
+# torch cuts each operation into as many pieces as there are processors, and waits until the last piece is ready. Threads that are ready earlier wait in a busy loop. This is the fastest way on an idle machine. Beside another busy process it is the slowest: one thread has lost its processor to that process, and all others burn theirs until it comes back, hundreds of times a training step.
+#
+# The remedy is to look first, and to take as many threads as there are free processors. This must happen before torch is loaded, since OpenMP reads its settings once. So the [command line](../cli/10_console.ipynb) does it, and this module imports nothing heavy.
 
 # %% [markdown]
 # ## How many processors are there for us?
@@ -42,15 +42,23 @@ def allowed_cpus() -> list[int]:
     if hasattr(os, "sched_getaffinity"): return sorted(os.sched_getaffinity(0))
     return list(range(os.cpu_count() or 1))
 
+
+# %%
+assert len(allowed_cpus()) >= 1
+
+
+# %%
+#| export
 def cpu_share(path: Path = CGROUP) -> float:
     "How many processors' time a container's control group may use; infinite without a limit."
-    try: time, period = path.read_text().split()
-    except (OSError, ValueError): return float("inf")
+    try:
+        time, period = path.read_text().split()
+    except (OSError, ValueError):
+        return float("inf")
     return float("inf") if time == "max" else int(time)/int(period)
 
 
 # %%
-import tempfile
 with tempfile.TemporaryDirectory() as d:
     limit = Path(d)/"cpu.max"
     for text in "max 100000", "150000 100000":
@@ -68,9 +76,9 @@ with tempfile.TemporaryDirectory() as d:
 def busy_cpus(
     seconds: float = 0.25, # to look for
 ) -> float: # in processors: 1.5 is one and a half of them
-    "How much of our processors other processes use. Our own process sleeps meanwhile."
-    each, mine = psutil.cpu_percent(seconds, percpu=True), allowed_cpus()
-    return sum(each[i] for i in mine if i < len(each))/100
+    "How much of our processors other processes use, in processors; our own process sleeps meanwhile."
+    percent = psutil.cpu_percent(seconds, percpu=True)
+    return sum(percent[i] for i in allowed_cpus() if i < len(percent))/100
 
 
 # %%
@@ -88,8 +96,8 @@ def free_threads(
     cpus: int, # that this process may run on
     share: float, # of their time, in processors, see `cpu_share`
     busy: float, # processors that others use
-) -> int|None: # None: torch's own choice is fine
-    "How many threads to compute with."
+) -> int | None: # None: torch's own choice is fine
+    "How many threads to compute with; None: torch's own choice is fine."
     free = round(min(cpus - busy, share))
     return None if free >= cpus else max(1, free)
 
@@ -100,8 +108,7 @@ for cpus, share, busy in (2, float("inf"), 0.1), (2, float("inf"), 1.0), (2, flo
 test_eq(free_threads(1, float("inf"), 1.0), 1)
 
 # %% [markdown]
-# Other work may also begin later, when the threads have been chosen. So a thread that waits is asked to sleep. On two processors with about four busy processes beside it, a small network made 0.5 steps a second
-# with two threads that spin, 12 to 20 with two that sleep, and 9 to 11 with one. Whoever sets OpenMP's variables is not overruled.
+# Other work may also begin later, when the threads have been chosen. So a thread that waits is asked to sleep instead of spinning. Whoever sets OpenMP's variables is not overruled.
 
 # %%
 #| export
@@ -110,13 +117,16 @@ POLICIES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")  # how threads
 def set_threads(
     env: MutableMapping = os.environ, # changed, unless the user has decided
     look: Callable[[], float] = busy_cpus, # how many processors are busy
-    number: int|None = None, # of threads, where it must be this one; None: by the look
-):
+    number: int | None = None, # of threads, where it must be this one; None: by the look
+) -> None:
     "Tell OpenMP how many threads to use and how they wait. To be called before torch is loaded."
-    if not any(k in env for k in POLICIES): env["OMP_WAIT_POLICY"] = "PASSIVE"
+    if not any(name in env for name in POLICIES):
+        env["OMP_WAIT_POLICY"] = "PASSIVE"
     if "OMP_NUM_THREADS" in env: return
-    if number is None: number = free_threads(len(allowed_cpus()), cpu_share(), look())
-    if number is not None: env["OMP_NUM_THREADS"] = str(number)
+    if number is None:
+        number = free_threads(len(allowed_cpus()), cpu_share(), look())
+    if number is not None:
+        env["OMP_NUM_THREADS"] = str(number)
 
 
 # %%
@@ -127,7 +137,3 @@ for given in {}, {"OMP_NUM_THREADS": "7"}, {"OMP_WAIT_POLICY": "ACTIVE"}:
 
 # %% [markdown]
 # The number of threads changes the order in which numbers are added up, so results differ by rounding. So `ctseg fit --resume` takes the number that the run was started with; `recipe.json` holds it.
-
-# %%
-#| hide
-import nbdev; nbdev.nbdev_export()

@@ -1,0 +1,406 @@
+# %% [markdown]
+# # Files and errors
+#
+# > A file is whole or not there, and a mistake is told in one line.
+#
+# - skip_showdoc: true
+
+# %%
+#| default_exp core.files
+
+# %%
+#| export
+import contextlib
+import difflib
+import errno
+import glob
+import json
+import math
+import os
+import re
+import shutil
+import tempfile
+import time
+import unicodedata
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+# %%
+#| hide
+import contextlib
+import os
+import tempfile
+from pathlib import Path
+
+from fastcore.test import test_eq
+
+
+# %% [markdown]
+# Two promises hold everywhere in `ctseg`, so they are made once, here. A user's mistake ends in **one clear line** and exit status 2, not in a traceback. A file has either its old content or its whole new content, **never half of it**.
+#
+# ## One line for a mistake
+#
+# An `InputError` says what is wrong, where, what was expected, and how to mend it. The command line prints its text and stops with status 2. In a notebook it is an ordinary `ValueError`.
+
+# %%
+#| export
+class InputError(ValueError):
+    "A mistake in what the user gave: told in one line, without a traceback, exit status 2."
+
+
+# %% [markdown]
+# The commonest mistake is a misspelt name. The answer should be the right name.
+
+# %%
+#| export
+def did_you_mean(
+    kind: str, # what the name is a name of, e.g. "recipe"
+    name: str, # the unknown name
+    options: Iterable, # the valid names
+) -> InputError: # to be raised by the caller
+    "An error for an unknown name that shows the nearest valid ones; the caller raises it."
+    valid = sorted(map(str, options))
+    near = difflib.get_close_matches(str(name), valid, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(valid)}"
+    return InputError(f"unknown {kind} {name!r}; {hint}")
+
+
+# %%
+print(did_you_mean("recipe", "marginl", ["original-attunet", "masked", "marginal"]))
+print(did_you_mean("recipe", "?", ["original-attunet", "masked", "marginal"]))
+
+# %% [markdown]
+# ## A disk that refuses
+#
+# A disk that is full or read-only is the user's to mend. Such a failure becomes an `InputError` that names the file. Other failures stay what they are.
+
+# %%
+#| export
+DISK_ERRORS = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EROFS: "the disk is read-only",
+    errno.EACCES: "permission denied",
+    errno.EPERM: "permission denied",
+    errno.ENOTDIR: "a part of the path is a file, not a folder",
+    errno.EEXIST: "a part of the path is a file, not a folder",
+    errno.EISDIR: "it is a folder",
+    errno.ENAMETOOLONG: "the name is too long",
+    errno.ESPIPE: "this kind of file needs a file on a disk, not a pipe",
+    errno.EPIPE: "nobody reads the pipe any more",
+}
+
+@contextlib.contextmanager
+def disk_errors(path: str | Path) -> Iterator[None]:
+    "Within the block, a failure of the disk becomes an `InputError` that names `path`."
+    try:
+        yield
+    except OSError as e:
+        if e.errno not in DISK_ERRORS: raise
+        raise InputError(f"cannot write {path}: {DISK_ERRORS[e.errno]}") from e
+
+def refuse_folder(path: str | Path | None) -> None:
+    "`InputError` if a file shall be written where a folder is. `atomic_path` says so too, but after the work."
+    if path and Path(path).is_dir():
+        raise InputError(f"cannot write {path}: it is a folder")
+
+
+# %%
+try:
+    with disk_errors("scores.csv"): raise OSError(errno.ENOSPC, "No space left on device")
+except InputError as e: print(e)
+
+# %% [markdown]
+# ## A file is whole or it is not there
+#
+# `atomic_path` hands out a temporary name *in the same folder*, because a rename is atomic only within one file system. If the block ends well, the temporary file takes the final name. If it fails, nothing is left, not even a folder made for the file.
+#
+# A folder cannot be renamed over a full one. The old folder is moved aside first, and goes back if the second rename fails.
+#
+# Two things are no files to be replaced. A link stays a link: the file it points to is written. A pipe, a terminal or `/dev/null` is written to directly.
+
+# %%
+#| export
+_DESCRIPTOR = re.compile(r"/dev/(stdin|stdout|stderr|fd/\d+)|/proc/.+/fd/\d+")  # open files of any kind
+
+def _is_stream(path: Path) -> bool:
+    "Is there something at `path` that is neither a file nor a folder, such as a pipe, a terminal or `/dev/null`?"
+    if _DESCRIPTOR.fullmatch(str(path)): return True
+    return path.exists() and not path.is_file() and not path.is_dir()
+
+def _final_path(path: Path) -> Path:
+    "Where a write to `path` ends up: the target of a link, else `path` itself."
+    return Path(os.path.realpath(path)) if path.is_symlink() else path
+
+
+# %%
+with tempfile.TemporaryDirectory() as d:
+    link = Path(d)/"latest.json"
+    link.symlink_to("2024.json")
+    test_eq(_final_path(link).name, "2024.json")
+    test_eq([_is_stream(Path(p)) for p in ("/dev/null", "/dev/stdout", d, link)], [True, True, False, False])
+
+# %%
+#| export
+PART = ".part"  # how the names of unfinished files end
+
+def _missing_parents(path: Path) -> list[Path]:
+    "The folders above `path` that do not exist yet, the innermost first."
+    return [folder for folder in path.parents if not folder.exists()]
+
+def _put_in_place(new: Path, path: Path, aside: Path) -> None:
+    "Rename `new` to `path`; a folder that is there already is moved to `aside` first."
+    if new.is_dir() and path.is_dir(): os.replace(path, aside)
+    os.replace(new, path)
+
+def _put_back(path: Path, aside: Path) -> None:
+    "Undo the first half of `_put_in_place` where the second did not happen."
+    if path.exists() or not aside.exists(): return
+    with contextlib.suppress(OSError): os.rename(aside, path)
+
+def _remove_empty(folders: list[Path]) -> None:
+    "Remove the folders that are empty, the first one first, up to one that is not."
+    with contextlib.suppress(OSError):
+        for folder in folders: folder.rmdir()
+
+
+# %%
+with tempfile.TemporaryDirectory() as d:
+    deep = Path(d)/"one"/"two"/"file.txt"
+    test_eq([folder.name for folder in _missing_parents(deep)], ["two", "one"])
+    deep.parent.mkdir(parents=True)
+    _remove_empty([deep.parent, deep.parent.parent])
+    test_eq(list(Path(d).iterdir()), [])
+
+
+# %% [markdown]
+# A process that is killed cannot tidy up. The next writer of the same file does it: it removes the temporary folders of writers that live no more. A living writer holds a lock on its folder, which the system takes away when the process ends.
+
+# %%
+#| export
+def _lock_folder(folder: Path) -> int | None:
+    "A descriptor that locks the folder until it is closed; None if another process holds the lock, or none can be had."
+    if fcntl is None: return None
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+def sweep(path: Path, older_than: float = 60.) -> None:
+    "Remove what killed writers of `path` left beside it; a folder younger than `older_than` seconds may not be locked yet."
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*{PART}"):
+        with contextlib.suppress(OSError):
+            if time.time() - left.stat().st_mtime < older_than: continue
+            lock = _lock_folder(left)
+            if lock is None: continue
+            _put_back(path, left/".old")
+            shutil.rmtree(left, ignore_errors=True)
+            os.close(lock)
+
+
+# %%
+with tempfile.TemporaryDirectory() as d:
+    left = Path(d)/f".a.txt.killed{PART}"
+    left.mkdir()
+    lock = _lock_folder(left)                    # as a living writer does
+    sweep(Path(d)/"a.txt", older_than=-1)
+    test_eq(left.exists(), True)
+    if lock is not None: os.close(lock)         # as the system does when the writer ends
+    sweep(Path(d)/"a.txt", older_than=-1)
+    print("removed" if not left.exists() else "no locks on this system")
+
+
+# %% [markdown]
+# A rename that survives a power cut needs the data on the disk first, and the new name after it.
+
+# %%
+#| export
+def flush_to_disk(path: Path) -> None:
+    "Wait until a file, or a folder with all it holds, is on the disk; folders only where the system can do that."
+    if path.is_dir():
+        inside = [p for p in path.rglob("*") if not p.is_symlink()]
+        with ThreadPoolExecutor(16) as pool:  # a disk takes many at once
+            list(pool.map(_flush_one, inside))  # raises what went wrong
+    _flush_one(path)
+
+def _flush_one(path: Path) -> None:
+    "Wait until one file, or the names in one folder, are on the disk."
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:
+        return  # a folder on Windows, or a file that may not be read
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        if not path.is_dir(): raise
+    finally:
+        os.close(descriptor)
+
+
+# %%
+with tempfile.TemporaryDirectory() as d:
+    (Path(d)/"a.txt").write_text("kept")
+    flush_to_disk(Path(d))
+    test_eq((Path(d)/"a.txt").read_text(), "kept")
+
+
+# %%
+#| export
+@contextlib.contextmanager
+def atomic_path(
+    path: str | Path, # the final path, a file or a folder
+) -> Iterator[Path]: # a temporary path beside it, with the same name
+    "Write to the temporary path that is yielded; it takes the name `path` when the block ends well, and goes when it fails."
+    path = Path(path)
+    if _is_stream(path):
+        with disk_errors(path): yield path
+        return
+    path = _final_path(path)
+    made = _missing_parents(path)
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        sweep(path)
+        hold = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=PART, dir=path.parent))
+        aside, lock = hold/".old", _lock_folder(hold)
+        try:
+            yield hold/path.name
+            flush_to_disk(hold/path.name)
+            _put_in_place(hold/path.name, path, aside)
+            _flush_one(path.parent)
+        finally:
+            _put_back(path, aside)
+            only_copy = aside.exists() and not path.exists()
+            if not only_copy: shutil.rmtree(hold, ignore_errors=True)
+            if not path.exists(): _remove_empty(made)
+            if lock is not None: os.close(lock)
+
+
+# %%
+with tempfile.TemporaryDirectory() as d:
+    target = Path(d)/"new"/"a.txt"
+    with atomic_path(target) as tmp: tmp.write_text("one")
+    test_eq(target.read_text(), "one")
+    with contextlib.suppress(KeyboardInterrupt):
+        with atomic_path(target) as tmp:
+            tmp.write_text("tw")
+            raise KeyboardInterrupt  # the session is cut in the middle of a write
+    test_eq(target.read_text(), "one")
+    test_eq(list(target.parent.iterdir()), [target])  # and nothing is left over
+    with contextlib.suppress(KeyboardInterrupt):
+        with atomic_path(Path(d)/"never"/"made"/"b.txt") as tmp: raise KeyboardInterrupt
+    test_eq([p.name for p in Path(d).iterdir()], ["new"])  # not even an empty folder
+
+# %% [markdown]
+# ## Names from elsewhere
+#
+# A patient's name, a structure's name or a series description may hold anything: a slash, two dots, a line break, 300 letters. Every file name made of such a text goes through `output_path`.
+
+# %%
+#| export
+_RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # devices, on Windows
+
+def safe_name(text: str, most: int = 80) -> str:
+    "`text` as a file name of at most `most` bytes: letters, digits, `-`, `_` and inner dots; never empty, hidden or a path."
+    name = unicodedata.normalize("NFC", str(text))
+    name = re.sub(r"[^\w.-]+|\.{2,}", "_", name)
+    name = name.encode()[:most].decode(errors="ignore").strip("._-")
+    return f"_{name}" if not name or _RESERVED.fullmatch(name) else name
+
+
+# %%
+for text in ("Anna Müller", "../../etc/passwd", "a/b\\c:d\n", ".hidden", "", "NUL.txt", "x"*300): print(f"{text[:20]!r:26} {safe_name(text)[:20]}")
+
+
+# %%
+#| export
+def output_path(
+    folder: str | Path,
+    text: str, # from a file of somebody else
+    suffix: str = "", # e.g. ".nii.gz"
+    taken: Iterable[str] = (), # file names already given in this folder
+) -> Path:
+    "A file in `folder` named after an untrusted text; where the name is taken, with a number, upper and lower case being equal."
+    used = {name.casefold() for name in taken}
+    name, number = safe_name(text), 1
+    candidate = name + suffix
+    while candidate.casefold() in used:
+        number += 1
+        candidate = f"{name}-{number}{suffix}"
+    return Path(folder)/candidate
+
+
+# %%
+names = []
+for text in ("liver", "Liver", "liver?"): names.append(output_path("out", text, ".nii.gz", names).name)
+test_eq(names, ["liver.nii.gz", "Liver-2.nii.gz", "liver-3.nii.gz"])
+names
+
+
+# %% [markdown]
+# ## JSON
+#
+# Damaged JSON is named with its line, and written JSON is whole. JSON has no NaN and no infinity, so both become null.
+
+# %%
+#| export
+def read_json(path: str | Path):
+    "The content of a JSON file; an `InputError` names the file, and the line where it is damaged."
+    path = Path(path)
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"))  # some editors begin with a byte-order mark
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except IsADirectoryError:
+        raise InputError(f"{path}: is a folder, expected a JSON file") from None
+    except OSError as e:
+        raise InputError(f"{path}: cannot be read ({e.strerror})") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: not UTF-8 text, expected a JSON file") from None
+    except json.JSONDecodeError as e:
+        raise InputError(f"{path}, line {e.lineno}: not valid JSON ({e.msg})") from None
+    except RecursionError:
+        raise InputError(f"{path}: nested too deeply, expected a JSON file of a few levels") from None
+    except ValueError:  # Python refuses to convert thousands of digits
+        raise InputError(f"{path}: holds a number with too many digits") from None
+
+
+# %%
+with tempfile.TemporaryDirectory() as d:
+    path = Path(d)/"a.json"
+    path.write_text('{"1": "liver",\n oops}')
+    try: read_json(path)
+    except InputError as e: print(str(e).replace(d, "…"))
+
+
+# %%
+#| export
+def finite_only(value):
+    "`value` with every number in its lists and dictionaries that is NaN or infinite replaced by None."
+    if isinstance(value, dict):
+        return {k: finite_only(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite_only(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+def write_json(value, path: str | Path, indent: int | None = 1) -> None:
+    "Write a value as JSON, whole or not at all; numbers that are NaN or infinite become null."
+    text = json.dumps(finite_only(value), indent=indent, allow_nan=False)
+    with atomic_path(path) as tmp:
+        tmp.write_text(text + "\n", encoding="utf-8")
+
+
+# %%
+with tempfile.TemporaryDirectory() as d:
+    path = Path(d)/"a.json"
+    write_json({"loss": [float("nan"), float("inf"), .5]}, path)
+    test_eq(read_json(path), {"loss": [None, None, .5]})
+    print(path.read_text())

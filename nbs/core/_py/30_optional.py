@@ -1,0 +1,89 @@
+# %% [markdown]
+# # Optional packages
+#
+# > Packages that are asked for only when they are needed, and what to do where one is missing or broken.
+#
+# - skip_showdoc: true
+
+# %%
+#| default_exp core.optional
+
+# %%
+#| export
+import importlib
+import sys
+from types import ModuleType
+
+import torch
+
+from ctseg.core.files import InputError
+
+# %%
+#| hide
+from fastcore.test import test_eq
+
+from ctseg.core.files import InputError
+
+# %% [markdown]
+# ## A torchvision that does not fit
+#
+# timm is always there, but it imports torchvision. A torchvision built for CUDA beside a PyTorch for the CPU stops with "operator torchvision::nms does not exist", because its compiled half cannot be loaded. Nothing here needs that half, so it is enough to declare the signatures of the two operators. Where torchvision is sound, this does nothing.
+
+# %%
+#| export
+TORCHVISION_OPERATORS = ("nms", "qnms")
+
+def declare_torchvision_operators() -> torch.library.Library:
+    "Declare the operators of torchvision's compiled half; they stay declared as long as the returned object lives."
+    library = torch.library.Library("torchvision", "DEF")
+    for name in TORCHVISION_OPERATORS:
+        library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    return library
+
+def forget_package(name: str) -> None:
+    "Remove a package and its modules, half-imported ones too, from those that are loaded."
+    for module in list(sys.modules):
+        if module.split(".")[0] == name: del sys.modules[module]
+
+def import_timm() -> ModuleType:
+    "timm, also beside a torchvision whose compiled operators cannot be loaded."
+    try:
+        import torchvision
+    except RuntimeError as e:
+        if "torchvision::nms" not in str(e): raise
+        forget_package("torchvision")
+        declared = declare_torchvision_operators()
+        import torchvision
+        setattr(torchvision, "_ctseg_declared", declared)  # lives as long as the module
+    import timm
+    return timm
+
+
+# %%
+test_eq(import_timm().__name__, "timm")
+
+
+# %% [markdown]
+# ## Networks from other packages
+#
+# Two families of networks come from packages of their own, the extra `ctseg[zoo]`.
+
+# %%
+#| export
+def import_zoo(
+    module: str, # e.g. "segmentation_models_pytorch"
+    model: str, # the network that needs it
+) -> ModuleType:
+    "Import a module of the extra `ctseg[zoo]`; if it is missing, an `InputError` tells how to get it."
+    import_timm()
+    try:
+        return importlib.import_module(module)
+    except ImportError as e:
+        package = module.split(".")[0]
+        raise InputError(f"model {model!r} needs the package {package} ({e}); "
+                         "install it with: pip install 'ctseg[zoo]'") from None
+
+
+# %%
+try: import_zoo("no_such_package.unet", "nnunet")
+except InputError as e: print(e)

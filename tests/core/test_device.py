@@ -1,0 +1,64 @@
+"Which device, in which precision, on machines this one is not."
+import pytest
+import torch
+
+from ctseg.core import device
+from ctseg.core.files import InputError
+
+KAGGLE = ["sm_70", "sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120"]
+
+
+@pytest.mark.parametrize("capability, precision", [(None, "fp32"), ((6, 0), "fp16"), ((7, 5), "fp16"), ((8, 0), "bf16"), ((9, 0), "bf16"), ((12, 0), "bf16")])
+def test_precision(capability, precision): assert device.pick_precision(capability) == precision
+
+
+@pytest.mark.parametrize("capability, archs, there", [
+    ((6, 0), KAGGLE, False), ((7, 5), KAGGLE, True), ((8, 9), KAGGLE, True), ((12, 1), KAGGLE, True), ((7, 2), ["sm_75"], False),
+    ((9, 0), ["sm_80", "compute_80"], True), ((7, 5), ["compute_80"], False), ((9, 0), ["sm_90a"], True), ((9, 0), ["gfx90a"], False),
+])
+def test_kernels(capability, archs, there): assert device.has_kernels(capability, archs) == there
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    "A function that makes this a machine with GPUs of one kind."
+    def make(name, capability, count=1, archs=KAGGLE):
+        cuda = dict(is_available=lambda: count > 0, device_count=lambda: count, get_device_name=lambda i: name,
+                    get_device_capability=lambda i: capability, get_arch_list=lambda: archs, mem_get_info=lambda i: (2**33, 2**34))
+        for key, value in cuda.items(): monkeypatch.setattr(torch.cuda, key, value)
+    return make
+
+
+def test_plans(machine, monkeypatch):
+    machine("Tesla T4", (7, 5), count=2)
+    assert str(device.pick_device()) == "cuda:0 (Tesla T4), fp16" and device.pick_device().can_compile
+    assert device.pick_device("cuda:1").device.index == 1
+    assert device.pick_device("cpu").precision == "fp32" and device.pick_device("cpu", "bf16").precision == "bf16"
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert device.pick_device().device.index == 1
+    with pytest.raises(InputError, match="only emulates it; use fp16"): device.pick_device(precision="bf16")
+    with pytest.raises(InputError, match="there are 2 GPUs"): device.pick_device("cuda:2")
+    with pytest.raises(InputError, match="did you mean cuda"): device.pick_device("cuda0")
+
+
+def test_a_card_without_kernels_is_refused_with_a_remedy(machine):
+    machine("Tesla P100", (6, 0))
+    with pytest.raises(InputError, match=r"sm_60.*choose a T4 or newer.*cu126.*--device cpu"): device.pick_device()
+    machine("B300", (10, 3), archs=["sm_90"])
+    with pytest.raises(InputError, match=r"sm_103.*install a newer torch"): device.pick_device()
+
+
+def test_no_gpu(machine):
+    machine("", (0, 0), count=0)
+    assert device.pick_device().device.type == "cpu"
+    with pytest.raises(InputError, match="sees no GPU; use --device cpu"): device.pick_device("cuda")
+
+
+def test_doctor(machine):
+    machine("Tesla T4", (7, 5))
+    facts = device.doctor()
+    assert facts["gpus"] == [{"name": "Tesla T4", "capability": "sm_75", "kernels": True, "precision": "fp16", "torch.compile": True, "free GiB": 8., "total GiB": 16.}]
+    assert facts["training would use"] == "cuda:0 (Tesla T4), fp16; torch.compile possible"
+    assert facts["torch"] == torch.__version__.split("+")[0] or facts["torch"].startswith(torch.__version__.split("+")[0])
+    machine("Tesla P100", (6, 0))
+    assert "choose a T4" in device.doctor()["training would use"]
