@@ -6,14 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 SAMPLE = ROOT/"data_sample"
 sys.path.insert(0, str(ROOT/"tools"))
 
 from make_sample import choose_slices, make_sample, spread_over_patients
 
-from ctseg.data import read_challenge
-from ctseg.files import InputError
+from ctseg.data.challenge import read_challenge
+from ctseg.core.files import InputError
 
 
 @pytest.fixture(scope="module")

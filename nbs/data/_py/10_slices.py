@@ -1,0 +1,397 @@
+# %% [markdown]
+# # Slices
+#
+# > Images and masks with a third array beside them: what was examined.
+#
+# - skip_showdoc: true
+
+# %%
+#| default_exp data.slices
+
+# %% [markdown]
+# A mask stores 0 where an annotator outlined nothing. That 0 means *background*, **or a structure nobody was asked about**. Only the list of
+# examined classes tells which, so this project keeps that list beside every mask, from the file to the loss.
+#
+# ## Three states
+#
+# Outlining 54 organs on thousands of slices is more work than any expert will do. Each annotator therefore outlines *some* organs. Every
+# cell (image, class) is then in one of three states:
+#
+# | class was examined | pixels of it | state | what a loss may conclude |
+# |---|---|---|---|
+# | yes | some | **present** | these pixels are the class, all others are not |
+# | yes | none | **absent** | no pixel of the image is the class: a certain, valuable negative |
+# | no | (stored as 0) | **unknown** | nothing |
+#
+# In the challenge 4.4 % of the cells are present, 15.6 % absent and 80 % unknown. A network that reads unknown as background learns that
+# what nobody looked for is not there.
+
+# %%
+#| export
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from ctseg.core.anatomy import ClassMap
+from ctseg.core.files import InputError, did_you_mean
+
+# %%
+#| hide
+from dataclasses import replace
+
+import matplotlib.pyplot as plt
+import numpy as np
+from fastcore.test import test_eq, test_fail
+
+from ctseg.core.files import InputError
+from ctseg.core.style import class_legend, image_grid, overlay, show_image, show_states, state_legend, states_of
+from ctseg.core.toys import known_part, toy_slices
+
+
+# %% [markdown]
+# ## Which classes have pixels
+#
+# *Present* follows from the masks. It is asked often, so it must be fast: masks consist of long runs of one value, and every class that
+# occurs starts a run somewhere. Only the pixels that differ from the one before are looked at, which is ten times faster than all.
+
+# %%
+#| export
+def present_classes(
+    masks: np.ndarray, # uint8 [N,H,W]
+    C: int, # number of classes
+) -> np.ndarray: # bool [N,C]
+    "Which classes have a pixel on each mask: uint8 [N,H,W] → bool [N,C]. Values above `C` are ignored."
+    seen = np.zeros((len(masks), 256), bool)
+    pixels = int(np.prod(masks.shape[1:]))
+    for row, mask in zip(seen, masks.reshape(len(masks), pixels)):
+        starts = mask[1:] != mask[:-1]
+        row[mask[:1]] = True
+        row[mask[1:][starts]] = True
+    return seen[:, 1:C + 1]
+
+
+# %%
+two = np.array([[[0, 3], [3, 0]], [[1, 1], [0, 0]]], np.uint8)
+test_eq(present_classes(two, 3), [[False, False, True], [True, False, False]])
+test_eq(present_classes(two[:0], 3).shape, (0, 3))
+
+
+# %% [markdown]
+# A structure of a few pixels can vanish when a mask is made smaller, or when a neighbour is drawn over it. It is not absent for that: the
+# annotator saw it. So it becomes unknown.
+
+# %%
+#| export
+def known_after_resize(
+    known: np.ndarray, # bool [N,C]
+    drawn: np.ndarray, # bool [N,C]: the classes that had pixels before
+    masks: np.ndarray, # uint8 [N,H,W]: the masks as they are now
+) -> np.ndarray: # bool [N,C]
+    "`known` [N,C] without the classes that were drawn and of which no pixel is left: these are not absent."
+    lost = drawn & ~present_classes(masks, known.shape[1])
+    return known & ~lost
+
+
+# %%
+spot = np.zeros((1, 4, 4), np.uint8)
+spot[0, 1, 1] = 1  # one pixel of class 1, and class 2 examined in vain
+known = np.array([[True, True]])
+half = spot[:, ::2, ::2]
+test_eq(known_after_resize(known, present_classes(spot, 2), half), [[False, True]])
+
+
+# %% [markdown]
+# ## What a set must fulfil
+#
+# Everything in `ctseg` passes slices around as one `SliceSet`, which checks itself when it is made. Two rules matter: a mask holds no id
+# above the number of classes, and **the class of every labelled pixel is known**. The second one finds masks and lists that do not belong
+# together.
+
+# %%
+#| export
+def _check_array(name: str, array, dtype, shape):
+    "`InputError` unless a field of a `SliceSet` is an array of this type and shape."
+    if isinstance(array, np.ndarray) and array.dtype == dtype and array.shape == shape:
+        return
+    given = f"{array.dtype} {list(array.shape)}" if isinstance(array, np.ndarray) else type(array).__name__
+    raise InputError(f"SliceSet.{name} is {given}; expected {np.dtype(dtype)} {list(shape)}")
+
+
+# %%
+test_fail(lambda: _check_array("masks", np.zeros((2, 4, 4)), np.uint8, (2, 4, 4)), contains="is float64 [2, 4, 4]; expected uint8")
+
+
+# %%
+#| export
+def _check_masks(s: "SliceArrays"):
+    "`InputError` if a mask holds an id above C, or a pixel of a class that is not known on its image."
+    classes = s.classes
+    if s.masks.max(initial=0) > len(classes):
+        n, y, x = np.argwhere(s.masks > len(classes))[0]
+        value = s.masks[n, y, x]
+        raise InputError(f"mask of {s.names[n]} holds {value} at ({y}, {x}); "
+                         f"there are {len(classes)} classes")
+    contradicted = s.present & ~s.known
+    if contradicted.any():
+        n, c = np.argwhere(contradicted)[0]
+        raise InputError(f"mask of {s.names[n]} has pixels of class {c + 1} ({classes.name(c + 1)}), "
+                         "which known says was not examined")
+
+
+# %% [markdown]
+# ## What may be left out
+#
+# Names, groups and classes have harmless defaults. `known` has none: where the masks alone do not say what was examined, somebody must.
+# The words `"all"` and `"present"` say it for the two common cases. Images without masks need no `known`, for nothing was examined on them.
+
+# %%
+#| export
+def _as_classes(classes, masks, known) -> ClassMap:
+    "The classes as a `ClassMap`; if not given, `class_1` … for as many as `known` or the masks show."
+    if isinstance(classes, ClassMap):
+        return classes
+    if classes is not None:
+        return ClassMap.from_names(classes)
+    if isinstance(known, np.ndarray) and known.ndim == 2:
+        count = known.shape[1]
+    else:
+        count = 0 if masks is None else int(np.max(masks, initial=0))
+    if not count:
+        raise InputError("SliceSet: the masks show no class; give classes=, a ClassMap or a list of names")
+    return ClassMap.from_names(f"class_{c}" for c in range(1, count + 1))
+
+
+# %%
+test_eq(_as_classes(None, two, "all").names, ("class_1", "class_2", "class_3"))
+test_fail(lambda: _as_classes(None, 0*two, None), contains="give classes=")
+
+
+# %%
+#| export
+def _as_known(known, masks: np.ndarray, C: int) -> np.ndarray:
+    "`known` as it is, or made from the words \"all\" and \"present\"."
+    if known is None:
+        raise InputError("SliceSet: known is missing, so absent cannot be told from unknown; "
+                         "give bool [N,C], 'all' (every class was examined on every slice) "
+                         "or 'present' (only classes with pixels)")
+    if not isinstance(known, str):
+        return known
+    if known == "all":
+        return np.ones((len(masks), C), bool)
+    if known == "present":
+        return present_classes(masks, C)
+    raise did_you_mean("value of known", known, ("all", "present"))
+
+
+# %%
+test_eq(_as_known("present", two, 3), present_classes(two, 3))
+test_fail(lambda: _as_known("al", two, 3), contains="did you mean all")
+
+
+# %% [markdown]
+# With these, six complete and checked fields are made of whatever was given.
+
+# %%
+#| export
+def _complete(images, masks, known, names, groups, classes) -> dict:
+    "The six fields of a `SliceSet`, checked, from what its caller gave."
+    n = len(images)
+    if masks is None:
+        masks = np.zeros_like(images)
+        known = np.zeros((n, len(_as_classes(classes, masks, known))), bool) if known is None else known
+    shape = np.shape(images)
+    _check_array("images", images, np.uint8, shape)
+    _check_array("masks", masks, np.uint8, shape)
+    if len(shape) != 3:
+        raise InputError(f"SliceSet.images has {len(shape)} dimensions; expected 3: [N,H,W]")
+    classes = _as_classes(classes, masks, known)
+    known = _as_known(known, masks, len(classes))
+    _check_array("known", known, np.bool_, (n, len(classes)))
+    groups = np.arange(n) if groups is None else groups
+    _check_array("groups", groups, np.int64, (n,))
+    names = tuple(f"{i}.png" for i in range(n)) if names is None else tuple(names)
+    if len(names) != n:
+        raise InputError(f"SliceSet.names has {len(names)} names; expected one for each of {n} images")
+    return dict(images=images, masks=masks, known=known, names=names, groups=groups, classes=classes)
+
+
+# %%
+fields = _complete(two, two, "present", None, None, None)
+print({name: value if isinstance(value, tuple) else np.shape(value) for name, value in fields.items() if name != "classes"})
+
+
+# %% [markdown]
+# ## SliceSet
+#
+# Images and masks stay 8-bit, a fourth to an eighth of the memory. `groups` says which slices are related and must not be torn apart by a
+# split. The fields come first, in a class of their own, and then what one does with them.
+
+# %%
+#| export
+@dataclass(frozen=True, init=False, repr=False, eq=False)
+class SliceArrays:
+    "The fields of a `SliceSet`, completed and checked."
+    images: np.ndarray # uint8 [N,H,W]
+    masks: np.ndarray # uint8 [N,H,W]; 0 = background or unknown
+    known: np.ndarray # bool [N,C]: class c+1 was examined on image n
+    names: tuple[str, ...] # N file names
+    groups: np.ndarray # int64 [N]: slices of one patient, or near-duplicates, share a number
+    classes: ClassMap # the C classes
+    present: np.ndarray = field(init=False) # bool [N,C]: the classes that have pixels
+
+    def __init__(self,
+        images: np.ndarray, # uint8 [N,H,W]
+        masks: np.ndarray|None = None, # uint8 [N,H,W]; `None`: nothing was examined
+        known: np.ndarray|str|None = None, # bool [N,C], "all" or "present"; needed where there are masks
+        names: Sequence[str]|None = None, # `None`: 0.png, 1.png, …
+        groups: np.ndarray|None = None, # int64 [N]; `None`: every slice is a group of its own
+        classes: ClassMap|Sequence[str]|None = None, # `None`: class_1, class_2, …
+    ):
+        """Check and keep the arrays. `known` is bool [N,C], "all" or "present"; without masks nothing was examined.
+
+        Left out, names are 0.png, 1.png, …, groups are the slices themselves, classes are class_1, class_2, …"""
+        vars(self).update(_complete(images, masks, known, names, groups, classes))
+        vars(self)["present"] = present_classes(self.masks, len(self.classes))
+        _check_masks(self)
+
+
+# %%
+test_eq(SliceArrays(two, two, "present").present, [[False, False, True], [True, False, False]])
+test_fail(lambda: SliceArrays(two, two, np.zeros((2, 3), bool)), contains="which known says was not examined")
+
+
+# %%
+#| export
+def _describe(s: SliceArrays) -> str:
+    "One line for people: how many slices, what is known of them, which classes."
+    height, width = s.images.shape[1:]
+    groups = len(np.unique(s.groups))
+    names = ", ".join(s.classes.names[:4]) + (", …" if len(s.classes) > 4 else "")
+    cells = f"{s.present.sum()} present, {(s.known & ~s.present).sum()} absent, {(~s.known).sum()} unknown"
+    return (f"SliceSet({len(s.images)} slices {height}x{width}, {s.known.any(1).sum()} labelled, "
+            f"{len(s.classes)} classes, {groups} groups; cells: {cells}; {names})")
+
+
+# %%
+print(_describe(SliceArrays(two, two, "present")))
+
+
+# %%
+#| export
+def _check_joinable(a: SliceArrays, b: SliceArrays):
+    "`InputError` for sets with other classes, or with images of another size."
+    if a.classes != b.classes:
+        raise InputError(f"cannot join sets with other classes: {a.classes} and {b.classes}")
+    sizes = ["x".join(map(str, s.images.shape[1:])) for s in (a, b)]
+    if sizes[0] != sizes[1]:
+        raise InputError(f"cannot join images of {sizes[0]} and {sizes[1]} pixels")
+
+
+# %%
+wider = SliceArrays(np.zeros((1, 2, 3), np.uint8), classes=["class_1", "class_2", "class_3"])
+test_fail(lambda: _check_joinable(wider, SliceArrays(two, two, "all")), contains="images of 2x3 and 2x2 pixels")
+
+
+# %%
+#| export
+class SliceSet(SliceArrays):
+    """N slices of one size with what is known of them, checked when made (`InputError`) and frozen.
+
+    Index it with ints, bools or a slice to get a smaller set. Compare two sets by `fingerprint()`."""
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index) -> "SliceSet":
+        index = np.arange(len(self))[index].reshape(-1)
+        parts = {name: getattr(self, name)[index] for name in ("images", "masks", "known", "groups")}
+        return replace(self, **parts, names=[self.names[i] for i in index])
+
+    def __repr__(self) -> str:
+        return _describe(self)
+
+    @property
+    def labelled(self) -> np.ndarray:
+        "bool [N]: the slices on which at least one class was examined."
+        return self.known.any(1)
+
+    def concat(self, other: "SliceSet") -> "SliceSet":
+        "The slices of both, `other`'s last. Equal group numbers mean the same group."
+        _check_joinable(self, other)
+        arrays = ("images", "masks", "known", "groups")
+        joined = {name: np.concatenate([getattr(self, name), getattr(other, name)]) for name in arrays}
+        return SliceSet(**joined, names=self.names + other.names, classes=self.classes)
+
+    def fingerprint(self) -> str:
+        "A hash of everything in the set, 32 hex digits."
+        header = (self.images.shape, self.names, self.classes.names, self.classes.pairs)
+        digest = hashlib.sha256(repr(header).encode())
+        for array in (self.images, self.masks, self.known, self.groups):
+            digest.update(np.ascontiguousarray(array))
+        return digest.hexdigest()[:32]
+
+
+# %% [markdown]
+# Three slices of a chest: two lungs and a heart. On the first all three were examined and on the second only the heart. The third was never
+# annotated.
+
+# %%
+images, truth = toy_slices(3, 64)
+images, truth = (255*images[:, 0]).byte().numpy(), truth.byte().numpy()
+known = np.array([[True, True, True], [False, False, True], [False, False, False]])
+toy = SliceSet(images, known_part(truth, known), known, classes=["lung_right", "lung_left", "heart"])
+toy
+
+# %%
+fig, (panels,) = image_grid(1, 3)
+for n, (ax, title) in enumerate(zip(panels, ("all three examined", "only the heart examined", "never annotated"))):
+    show_image(ax, overlay(toy.images[n], toy.masks[n], toy.classes), title)
+class_legend(fig, toy.classes)
+
+# %%
+fig, ax = plt.subplots(figsize=(4.5, 1.8), layout="constrained")
+show_states(ax, states_of(toy.present, toy.known), "what is known of each class on each slice")
+ax.set_xticks(range(3), toy.classes.names)
+ax.set_yticks(range(3), toy.names)
+state_legend(fig)
+
+# %% [markdown]
+# A set that breaks a rule cannot be made. Every mistake is one line that says what was expected.
+
+# %%
+wrong = {"masks of another type": {"masks": toy.masks.astype(int)}, "a pixel of an unknown class": {"known": ~toy.known},
+         "an id above C": {"masks": toy.masks + np.uint8(3)}, "too few names": {"names": toy.names[:2]}}
+for change in wrong.values():
+    try:
+        replace(toy, **change)
+    except InputError as e:
+        print("-", e)
+    else:
+        raise AssertionError(change)
+test_eq(toy.labelled, [True, True, False])
+
+# %% [markdown]
+# What may be left out:
+
+# %%
+whole = SliceSet(images, truth, known="all")
+test_eq((whole.names, whole.groups.tolist()), (("0.png", "1.png", "2.png"), [0, 1, 2]))
+test_eq(whole.classes.names, ("class_1", "class_2", "class_3"))
+test_eq(whole.known.all(), True)
+test_eq(SliceSet(images, truth, "present").known, whole.present)
+test_eq(SliceSet(images, classes=toy.classes).known.any(), False)  # images alone: nothing was examined
+test_fail(lambda: SliceSet(images, truth), contains="absent cannot be told from unknown")
+
+# %% [markdown]
+# Some of the slices, two sets joined, and the fingerprint. A run writes the fingerprint down, so that one can tell later whether two
+# results came from the same data.
+
+# %%
+test_eq(toy[[2, 0]].names, ("2.png", "0.png"))
+test_eq(len(toy[toy.labelled]), 2)
+test_eq(len(toy[1]), 1)
+both = toy[:2].concat(toy[2:])
+test_eq(both.fingerprint(), toy.fingerprint())
+assert toy[[1, 0]].fingerprint() != toy[[0, 1]].fingerprint()
+test_fail(lambda: toy.concat(whole), contains="other classes")

@@ -1,0 +1,53 @@
+# %% [markdown]
+# # Toys
+#
+# > A small, partly annotated world for the pages that need slices, with the truth that nobody outlined.
+
+# %%
+#| default_exp data.toys
+
+# %%
+#| export
+import numpy as np
+
+from ctseg.core.toys import toy_world
+from ctseg.data.slices import SliceSet
+
+# %%
+#| hide
+from fastcore.test import test_eq
+
+from ctseg.core.style import state_legend, show_states, states_of, plot_masks
+import matplotlib.pyplot as plt
+
+
+# %% [markdown]
+# The pages on the methods need bodies as people annotate them: noisy images, each structure missing on every fourth slice, and a few slices
+# on which two of the three structures were examined. `toy_set` is the [toy world](../core/toys.html) as a `SliceSet`.
+
+# %%
+#| export
+def toy_set(
+    n: int = 40, # number of slices, two a patient
+    labelled: int = 10, # annotated are the first ones; on each, two structures count as examined
+    size: int = 48, # height and width
+    seed: int = 0,
+) -> tuple[SliceSet, np.ndarray]: # the slices, and the whole truth uint8 [n,size,size]
+    "A noisy, partly annotated `toy_world`, and the whole truth uint8 [n,size,size] that nobody outlined."
+    world = toy_world(n, size, seed, labelled)
+    slices = SliceSet(world.images, world.masks, world.known, world.names, world.groups, world.classes)
+    return slices, world.truth
+
+
+# %%
+toys, truth = toy_set(3, 2)
+plot_masks(toys.images, {"truth": truth, "outlined": toys.masks}, toys.classes, list(toys.names), size=1.7);
+
+# %%
+fig, ax = plt.subplots(figsize=(4.5, 1.8), layout="constrained")
+show_states(ax, states_of(toys.present, toys.known), "what is known of each class on each slice")
+ax.set_xticks(range(3), toys.classes.names)
+ax.set_yticks(range(3), toys.names)
+state_legend(fig)
+test_eq(toys.labelled, [True, True, False])
+assert not (toys.present & ~toys.known).any()

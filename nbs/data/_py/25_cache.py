@@ -1,0 +1,158 @@
+# %% [markdown]
+# # Cache
+#
+# > Arrays read from files, kept by the content of the files.
+#
+# - skip_showdoc: true
+
+# %%
+#| default_exp data.cache
+
+# %% [markdown]
+# Even a fast reader should not read the same file twice. Arrays are kept as `.npy` files in the [cache folder](../core/cache.html), `~/.cache/ctseg` or
+# `CTSEG_CACHE`, never inside the data folder, which may be read-only. The name of such a file is a hash of the **content** read, so an
+# edited CSV is another CSV, whatever its name and date.
+
+# %%
+#| export
+import contextlib
+import hashlib
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from ctseg.core.cache import cache_dir
+from ctseg.core.files import InputError, atomic_path
+
+# %%
+#| hide
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from fastcore.test import test_eq, test_fail
+
+
+# %% [markdown]
+# ## A hash of the content, remembered
+#
+# Hashing 255 MB still takes a quarter of a second. Git has the same problem with its index and we take its way out: remember the hash
+# together with the file's size, inode and times, and trust it while none has changed. The kernel sets the change time, so no edit escapes.
+
+# %%
+#| export
+@contextlib.contextmanager
+def reading(path):
+    "A file that cannot be read (a link to nowhere, a folder, no permission) is told in one line."
+    try:
+        yield
+    except OSError as e:
+        raise InputError(f"{path}: cannot be read ({e.strerror})") from None
+
+
+# %%
+#| export
+def _stat(path: Path) -> tuple:
+    "What changes when a file does: path, device, inode, size in bytes, and two times in nanoseconds."
+    with reading(path):
+        s = path.stat()
+    return str(path.resolve()), s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns
+
+
+# %%
+test_fail(lambda: _stat(Path("no such file")), contains="cannot be read (No such file or directory)")
+
+
+# %%
+#| export
+def _hash_files(paths, sizes) -> str:
+    "A hash of the files' sizes and bytes."
+    digest = hashlib.sha256()
+    for path, size in zip(paths, sizes):
+        digest.update(b"%d:" % size)
+        with reading(path), open(path, "rb") as f:
+            while chunk := f.read(1 << 20):
+                digest.update(chunk)
+    return digest.hexdigest()[:32]
+
+
+# %% [markdown]
+# A file younger than two seconds is not remembered, because its clock may be too coarse to show a second edit.
+
+# %%
+#| export
+def content_digest(paths: list[Path]) -> str:
+    "A hash (32 hex digits) of the content of files, looked up if none has changed since it was computed."
+    stats = [_stat(p) for p in paths]
+    memo = cache_dir()/"seen"/hashlib.sha256(repr(stats).encode()).hexdigest()[:32]
+    with contextlib.suppress(OSError, ValueError):
+        remembered = memo.read_text()
+        if len(remembered) == 32:
+            return remembered
+    digest = _hash_files(paths, [s[3] for s in stats])
+    newest = max(max(s[4:]) for s in stats)
+    if time.time_ns() - newest > 2e9:
+        with contextlib.suppress(OSError, InputError), atomic_path(memo) as tmp:
+            tmp.write_text(digest)
+    return digest
+
+
+# %%
+with tempfile.TemporaryDirectory() as d:
+    os.environ["CTSEG_CACHE"] = f"{d}/cache"
+    a, b = Path(d)/"a.csv", Path(d)/"b.csv"
+    a.write_text("one")
+    b.write_text("one")
+    test_eq(content_digest([a]), content_digest([b]))  # the name does not matter
+    b.write_text("two")
+    assert content_digest([a]) != content_digest([b])
+
+
+# %% [markdown]
+# ## The array itself
+#
+# A cache must never be in the way. A damaged entry is made again, and where the cache cannot be written there is a warning, not an error.
+
+# %%
+#| export
+def cached_array(
+    kind: str, # what the array is, with the version of its reader: "masks1"
+    paths: list[Path], # the files it is read from
+    make: Callable[[], np.ndarray], # reads it
+    on: bool = True, # `False`: always read
+) -> np.ndarray:
+    "`make()`, kept on disk by the content of the files it reads."
+    if not on:
+        return make()
+    file = cache_dir()/f"{kind}-{content_digest(paths)}.npy"
+    with contextlib.suppress(OSError, ValueError, EOFError):  # absent or damaged: make it
+        return np.load(file)
+    array = make()
+    try:
+        with atomic_path(file) as tmp:
+            np.save(tmp, array)
+    except (OSError, InputError) as e:
+        warnings.warn(f"reading will not be faster next time: {e}")
+    return array
+
+
+# %%
+with tempfile.TemporaryDirectory() as d:
+    os.environ["CTSEG_CACHE"] = f"{d}/cache"
+    path = Path(d)/"numbers.txt"
+    path.write_text("1 2 3")
+    reads = []
+
+    def read():
+        reads.append(path.name)
+        return np.array(path.read_text().split(), int)
+    for _ in range(2):
+        test_eq(cached_array("demo1", [path], read), [1, 2, 3])
+    test_eq(len(reads), 1)
+    path.write_text("4 5 6")
+    test_eq(cached_array("demo1", [path], read), [4, 5, 6])
+    print("read", len(reads), "times;", *sorted(p.name[:12] + "….npy" for p in Path(f"{d}/cache").glob("*.npy")))

@@ -1,0 +1,265 @@
+# %% [markdown]
+# # Images
+#
+# > A folder of grayscale PNG files as one array, in numeric order.
+#
+# - skip_showdoc: true
+
+# %%
+#| default_exp data.images
+
+# %% [markdown]
+# The challenge gives its slices as PNG files, `0.png` … `1999.png`. `read_images` reads such a folder into one uint8 array, and refuses what
+# is not an 8-bit grey image instead of converting it silently.
+
+# %%
+#| export
+import re
+import struct
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from ctseg.core.files import InputError
+from ctseg.data.cache import cached_array, reading
+
+# %%
+#| hide
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from fastcore.test import test_eq, test_fail
+from PIL import Image
+from skimage.io import imsave
+
+from ctseg.core.files import InputError
+
+
+# %% [markdown]
+# ## Numeric order
+#
+# `10.png` comes after `2.png`. Alphabetical order would put it before, and every image would silently get the mask of another. So numbers
+# inside names are compared as numbers.
+
+# %%
+#| export
+def natural_key(name: str) -> list:
+    "A sorting key that compares the numbers in names as numbers: 2.png before 10.png."
+    key = []
+    for part in re.split(r"(\d+)", name):
+        key.append((0, int(part), "") if part.isdecimal() else (1, 0, part))
+    return [*key, (2, 0, name)]  # 1.png and 01.png differ, too
+
+
+# %%
+names = "10.png 2.png a10.png a9.png 01.png 1.png ².png".split()
+print(*sorted(names, key=natural_key))
+test_eq(sorted(names, key=natural_key), "01.png 1.png 2.png 10.png a9.png a10.png ².png".split())
+
+
+# %% [markdown]
+# ## One image
+#
+# An image is a grayscale PNG of 8 bits. Colour is accepted only if it is grey in disguise. A 16-bit image is refused, not squeezed: how to
+# map Hounsfield units to 256 greys (the *window*) is a decision, and not one for a file reader.
+
+# %%
+#| export
+def size_text(images) -> str:
+    "Height and width as people write them, such as 256x256, of an array [..., H, W]."
+    return "x".join(map(str, images.shape[-2:]))
+
+
+# %%
+test_eq(size_text(np.zeros((7, 64, 48))), "64x48")
+
+# %% [markdown]
+# A file called `.png` may hold anything. What it is follows from its first bytes, so they are read first. Only a PNG goes to a decoder, and
+# only to the one for PNG: others have had holes, or start programs. The header also gives the size before any memory is taken.
+
+# %%
+#| export
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_OTHER_FORMATS = {
+    b"\xff\xd8\xff": "JPEG", b"\0\0\0\x0cjP": "JPEG 2000", b"GIF8": "GIF", b"BM": "BMP", b"RIFF": "WebP",
+    b"II*\0": "TIFF", b"MM\0*": "TIFF",
+    b"%!PS": "PostScript", b"\xc5\xd0\xd3\xc6": "PostScript", b"%PDF": "PDF",
+}
+_MAX_PIXELS = 1 << 26  # 8192x8192
+
+def _png_header(path: Path) -> tuple[int, int, int]:
+    "Height, width and bits a sample of a PNG, from its first bytes; `InputError` for a file that is none."
+    with reading(path), open(path, "rb") as f:
+        start = f.read(33)
+    other = next((name for magic, name in _OTHER_FORMATS.items() if start.startswith(magic)), None)
+    if other:
+        raise InputError(f"{path}: a {other} file under the name of a PNG; "
+                         "convert it, renaming is not enough")
+    if len(start) < 33 or not start.startswith(_PNG_SIGNATURE) or start[12:16] != b"IHDR":
+        raise InputError(f"{path}: not a readable image; it is damaged or no PNG, copy it again")
+    width, height, bits, _ = struct.unpack(">IIBB", start[16:26])
+    return height, width, bits
+
+
+# %%
+with tempfile.TemporaryDirectory() as d:
+    path = Path(d)/"0.png"
+    Image.new("L", (48, 64)).save(path)
+    print("height, width, bits:", _png_header(path))
+    for kind in ("JPEG", "TIFF", "EPS"):
+        Image.new("L", (48, 64)).save(path, kind)
+        try:
+            _png_header(path)
+        except InputError as e:
+            print("-", str(e).replace(d, "…"))
+
+
+# %%
+#| export
+def _check_header(path: Path):
+    "`InputError` for a PNG that is too large, or not of 8 bits."
+    height, width, bits = _png_header(path)
+    if height*width > _MAX_PIXELS:
+        raise InputError(f"{path}: {height}x{width} pixels, more than 8192x8192; is it a slice? resize it")
+    if bits == 1:
+        raise InputError(f"{path}: a 1-bit image, black and white, expected 8 bits; write the grey values")
+    if bits > 8:
+        raise InputError(f"{path}: {bits}-bit image, expected 8 bits; window it to 0…255 first")
+
+def _decode(path: Path) -> np.ndarray:
+    "The pixels of a PNG, uint8 [H,W] or [H,W,channels]."
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            frames = getattr(image, "n_frames", 1)
+            if image.mode == "P":
+                image = image.convert("RGBA" if "transparency" in image.info else "RGB")
+            pixels = np.asarray(image)
+    except Exception:
+        raise InputError(f"{path}: not a readable image; it is damaged or no PNG, copy it again") from None
+    if frames > 1:
+        raise InputError(f"{path}: an animation of {frames} images, expected one; "
+                         "save each as a file of its own")
+    return pixels
+
+
+# %%
+with tempfile.TemporaryDirectory() as d:
+    path = Path(d)/"0.png"
+    frames = [Image.new("L", (4, 4), grey) for grey in (0, 99)]
+    frames[0].save(path, save_all=True, append_images=frames[1:])
+    test_fail(lambda: _decode(path), contains="an animation of 2 images")
+
+
+# %%
+#| export
+def _read_png(path: Path) -> np.ndarray:
+    "One image, uint8 [H,W]."
+    _check_header(path)
+    return np.ascontiguousarray(_grey(_decode(path), path))
+
+def _grey(image: np.ndarray, path: Path) -> np.ndarray:
+    "uint8 [H,W] of [H,W,channels] whose colours are equal; an opaque alpha channel is dropped."
+    if image.ndim == 2:
+        return image
+    if image.shape[-1] in (2, 4) and (image[..., -1] == 255).all():
+        image = image[..., :-1]
+    if image.shape[-1] not in (1, 3) or (image != image[..., :1]).any():
+        raise InputError(f"{path}: a colour image whose channels differ, expected grayscale; "
+                         "convert it to 8-bit grey")
+    return image[..., 0]
+
+
+# %%
+grey = np.arange(12, dtype=np.uint8).reshape(3, 4)
+kinds = {"grey": grey, "grey in RGB": np.stack([grey]*3, -1), "16-bit": grey*np.uint16(999), "colours": np.stack([grey, grey, 0*grey], -1)}
+with tempfile.TemporaryDirectory() as d:
+    for kind, image in kinds.items():
+        imsave(f"{d}/0.png", image, check_contrast=False)
+        try:
+            test_eq(_read_png(Path(d)/"0.png"), grey)
+            print(f"{kind:12}: read")
+        except InputError as e:
+            print(f"{kind:12}:", str(e).replace(d, "…"))
+
+
+# %% [markdown]
+# ## A folder
+#
+# A folder too large for the memory is read by parts: `image_paths` lists the files and `read_pngs` reads some of them. What other systems
+# leave in folders and archives (`.DS_Store`, `._0.png`, `__MACOSX/`) is passed over.
+
+# %%
+#| export
+def is_system_file(path: Path) -> bool:
+    "Whether an operating system left this file or folder there: it is hidden, or called `__MACOSX`."
+    return path.name.startswith(".") or path.name == "__MACOSX"
+
+
+# %%
+test_eq([is_system_file(Path(name)) for name in (".DS_Store", "._0.png", "__MACOSX", "0.png")], [True, True, True, False])
+
+
+# %%
+#| export
+def image_paths(
+    folder, # a folder of PNG files
+) -> list[Path]: # in numeric order
+    "The PNG files of a folder in numeric order; `InputError` where there are none."
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; expected a folder of PNG images")
+    content = [p for p in folder.iterdir() if not is_system_file(p)]
+    paths = [p for p in content if p.suffix.lower() == ".png"]
+    if paths:
+        return sorted(paths, key=lambda p: natural_key(p.name))
+    inner = next((p for p in content if p.is_dir() and any(p.glob("*.png"))), None)
+    remedy = f"move those in {inner.name}/ up" if inner else "put the slices there, 0.png, 1.png, …"
+    raise InputError(f"{folder}: no PNG images in it; {remedy}")
+
+
+# %%
+#| export
+def read_pngs(
+    paths: list[Path], # PNG files
+    size: tuple[int, int]|None = None, # the height and width they must have; `None`: those of the first
+) -> np.ndarray: # uint8 [N,H,W]
+    "Read images of one size, uint8 [N,H,W]."
+    first = _read_png(paths[0])
+    like = "the others" if size else paths[0].name
+    size = tuple(size or first.shape)
+    images = np.empty((len(paths), *size), np.uint8)
+    for i, path in enumerate(paths):
+        image = first if i == 0 else _read_png(path)
+        if image.shape != size:
+            expected = "x".join(map(str, size))
+            raise InputError(f"{path}: {size_text(image)} pixels, expected {expected} like {like}; resize it")
+        images[i] = image
+    return images
+
+
+# %%
+#| export
+def read_images(
+    folder, # a folder of PNG files
+    cache: bool = True, # keep the array, by content
+) -> tuple[list[str], np.ndarray]: # names in numeric order, images uint8 [N,H,W]
+    "Read all PNG files of a folder, all of one size: their names in numeric order, and uint8 [N,H,W]."
+    paths = image_paths(folder)
+    images = cached_array("images2", paths, lambda: read_pngs(paths), cache)
+    return [p.name for p in paths], images
+
+
+# %%
+with tempfile.TemporaryDirectory() as d:
+    for i in (10, 9, 8):
+        imsave(f"{d}/{i}.png", grey + np.uint8(i), check_contrast=False)
+    names, images = read_images(d, cache=False)
+    print(names, images.shape, images[:, 0, 0])
+    test_eq(images[2], grey + 10)
+    imsave(f"{d}/11.png", grey[:2], check_contrast=False)
+    try:
+        read_images(d, cache=False)
+    except InputError as e:
+        print(str(e).replace(d, "…"))

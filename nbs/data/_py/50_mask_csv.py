@@ -1,0 +1,297 @@
+# %% [markdown]
+# # Mask tables
+#
+# > Read and write all masks of a split as the challenge's CSV.
+#
+# - skip_showdoc: true
+
+# %%
+#| default_exp data.mask_csv
+
+# %% [markdown]
+# A mask table is a CSV with a row for each pixel and a column for each image. [Mask rows](mask_rows.html) reads it block by block; here the
+# blocks become masks, are checked against what the caller expects, and are written again.
+
+# %%
+#| export
+import contextlib
+import gzip
+import io
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import csv as csvlib
+import numpy as np
+
+from ctseg.core.anatomy import ClassMap
+from ctseg.core.files import InputError, atomic_path
+from ctseg.data.cache import cached_array
+from ctseg.data.mask_rows import count_rows, iter_rows, read_header
+
+# %%
+#| hide
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from fastcore.test import test_eq, test_fail
+
+from ctseg.core.files import InputError
+from ctseg.core.toys import toy_slices
+from ctseg.data.mask_rows import read_header
+
+
+# %% [markdown]
+# ## The names
+#
+# The columns must be the images, in order. Missing, extra and misplaced columns have different remedies, so they are told apart. An image
+# that is there as `3.jpg` is told, too.
+
+# %%
+#| export
+def check_names(
+    columns: Sequence[str],
+    expected: Sequence[str], # the images, in order
+    where, # the file, for the error
+    among: Sequence[str]|None = None, # names that belong to some image; `None`: the expected ones
+    folder=None, # the folder of the images
+):
+    "`InputError` unless the columns are the expected images, in order."
+    if list(columns) == list(expected):
+        return
+    extra = [name for name in columns if name not in set(among or expected)]
+    missing = [name for name in expected if name not in set(columns)]
+    if extra:
+        remedy = "remove it, or add the image"
+        message = _other_file(extra[0], folder) or f"column {_first(extra)} belongs to no image; {remedy}"
+    elif missing:
+        message = f"no column for {_first(missing)}; add it"
+    else:
+        i = next(i for i, (a, b) in enumerate(zip(columns, expected)) if a != b)
+        message = (f"column {i + 1} is {columns[i]}, expected {expected[i]}; "
+                   "put the columns into numeric order")
+    these = f"expected are {len(expected)} columns, {expected[0]} … {expected[-1]}"
+    raise InputError(f"{where}: {message} ({these})")
+
+
+# %%
+#| export
+def _first(names: list[str]) -> str:
+    "The first name, and how many more there are."
+    return names[0] + (f" (and {len(names) - 1} more)" if len(names) > 1 else "")
+
+def _other_file(name: str, folder) -> str:
+    "What to do with an image that is in the folder, but not as `name`.png; \"\" if it is not."
+    if not folder or not name.endswith(".png"):
+        return ""
+    other = next((p for p in Path(folder).iterdir() if p.stem == Path(name).stem), None)
+    if other is None:
+        return ""
+    remedy = "rename" if other.suffix.lower() == ".png" else "convert"
+    return f"{other.name} is there, expected {name}; {remedy} it"
+
+
+# %%
+images = ["0.png", "1.png", "2.png"]
+for columns in (["0.png", "1.png"], [*images, "9.png"], ["0.png", "2.png", "1.png"]):
+    try:
+        check_names(columns, images, "y.csv")
+    except InputError as e:
+        print("-", e)
+
+
+# %% [markdown]
+# ## Reading
+#
+# The result is allocated once, in its final shape, and each block of rows goes, turned, into its place. Nothing is ever held twice.
+
+# %%
+#| export
+def _read_table(path: Path, columns, rows: int|None) -> np.ndarray:
+    "Read a mask table: uint8 [images, rows]. `rows=None`: as many as there are."
+    rows = count_rows(path) if rows is None else rows
+    table = np.empty((len(columns), rows), np.uint8)
+    end = 0
+    for first, block in iter_rows(path, columns):
+        end = first + len(block)
+        if end > rows:
+            raise InputError(f"{path}: more than {rows} rows, the pixels of an image; "
+                             "is it for other images?")
+        table[:, first:end] = block.T
+    if end < rows:
+        raise InputError(f"{path}: {end} rows, expected {rows}, the number of pixels of an image; "
+                         "the file may be cut off")
+    return table
+
+
+# %%
+#| export
+def _image_size(path: Path, count: int, size) -> tuple[int, int]:
+    "The height and width of masks of `count` pixels: `size` where it fits, else a square."
+    if size == (1, -1):
+        size = (1, count)
+    height, width = size or (math.isqrt(count), math.isqrt(count))
+    if height*width == count and count:
+        return height, width
+    if size:
+        expected = f"{height*width} for images of {height}x{width} pixels"
+        raise InputError(f"{path}: {count} rows, expected {expected}")
+    raise InputError(f"{path}: {count} rows are no square image; "
+                     "give size=(height, width), or the file is cut off")
+
+
+# %%
+test_eq(_image_size("y.csv", 16, None), (4, 4))
+test_eq(_image_size("y.csv", 15, (1, -1)), (1, 15))
+test_fail(lambda: _image_size("y.csv", 15, None), contains="no square image")
+
+
+# %% [markdown]
+# What the caller expects (the names, the size, the number of classes) is checked after the cache, so a cached table is held to the same
+# standard as a fresh one.
+
+# %%
+#| export
+def _check_values(path: Path, table: np.ndarray, columns, classes):
+    "`InputError` if a value is above the number of classes (a `ClassMap`, a number, or `None`: any)."
+    if classes is None:
+        return
+    C = classes if isinstance(classes, int) else len(classes)
+    if table.max() > C:
+        n, k = np.argwhere(table > C)[0]
+        raise InputError(f"{path}, row Pixel {k}, column {columns[n]}: value {table[n, k]}, "
+                         f"but there are {C} classes (0…{C})")
+
+
+# %%
+test_fail(lambda: _check_values("y.csv", np.array([[0, 3]]), ["0.png"], 2), contains="row Pixel 1, column 0.png: value 3, but there are 2 classes")
+
+
+# %%
+#| export
+def read_masks(
+    csv, # a `.csv` or `.csv.gz` in the challenge's form
+    names: Sequence[str]|None = None, # the image names it must have, in order; `None`: those of the file
+    size: tuple[int, int]|None = None, # height and width; `None`: a square; (1, -1): all pixels in one row
+    classes: ClassMap|int|None = None, # no value may be above this many classes; `None`: any
+    cache: bool = True, # keep the array, by content
+) -> tuple[list[str], np.ndarray]:
+    "Read a mask table: the image names, and masks uint8 [N,H,W]. `InputError` for anything unexpected."
+    path = Path(csv)
+    columns = read_header(path)
+    if names is not None:
+        check_names(columns, names, path)
+    rows = size[0]*size[1] if size and size[1] > 0 else None
+    table = cached_array("masks1", [path], lambda: _read_table(path, columns, rows), cache)
+    height, width = _image_size(path, table.shape[1], size)
+    _check_values(path, table, columns, classes)
+    return columns, table.reshape(-1, height, width)
+
+
+# %%
+os.environ["CTSEG_CACHE"] = tempfile.mkdtemp()
+with tempfile.TemporaryDirectory() as d:
+    path = Path(d)/"y.csv"
+    path.write_text(",0.png,1.png\n" + "".join(f"Pixel {k},{k},0\n" for k in range(4)))
+    names, masks = read_masks(path)
+    print(names, masks.tolist())
+    test_eq(masks, [[[0, 1], [2, 3]], [[0, 0], [0, 0]]])
+    test_fail(lambda: read_masks(path, classes=2), contains="row Pixel 3, column 0.png: value 3, but there are 2 classes")
+
+
+# %% [markdown]
+# ## Writing
+#
+# The same trick backwards: a table of the 256 possible tokens, padded with zero bytes; look up the tokens of some rows, drop the padding,
+# write. The result is byte for byte what pandas' `to_csv` writes, which is what the challenge's site expects.
+
+# %%
+#| export
+def _tokens(separator: str) -> np.ndarray:
+    "The numbers 0…255 as text, each with a separator and padded with zero bytes: uint8 [256,4]."
+    return np.array([f"{v}{separator}" for v in range(256)], "S4").view(np.uint8).reshape(256, 4)
+
+_INNER, _LAST = _tokens(","), _tokens("\n")
+
+def _row_text(block: np.ndarray, first: int) -> np.ndarray:
+    "Rows `first` … of a mask table, uint8 [rows, images], as the bytes of their text."
+    labels = np.array([f"Pixel {k}," for k in range(first, first + len(block))], "S20")
+    labels = labels.view(np.uint8).reshape(-1, 20)
+    inner = _INNER[block[:, :-1]].reshape(len(block), -1)
+    text = np.concatenate([labels, inner, _LAST[block[:, -1]]], 1)
+    return text[text != 0]
+
+
+# %%
+print(_row_text(np.array([[0, 54], [7, 255]], np.uint8), 8).tobytes().decode())
+
+
+# %%
+#| export
+@contextlib.contextmanager
+def _create_csv(path: Path):
+    "A new `.csv` or `.csv.gz` for writing bytes. Gzip's header holds no time: equal masks, equal bytes."
+    with open(path, "wb") as raw:
+        if path.suffix != ".gz":
+            yield raw
+            return
+        with gzip.GzipFile("", "wb", 6, raw, mtime=0) as f:
+            yield f
+
+
+# %%
+with tempfile.TemporaryDirectory() as d:
+    path = Path(d)/"y.csv.gz"
+    sizes = set()
+    for _ in range(2):
+        with _create_csv(path) as f:
+            f.write(b",0.png\nPixel 0,7\n")
+        sizes.add(path.read_bytes())
+    test_eq(len(sizes), 1)
+    test_eq(read_header(path), ["0.png"])
+
+
+# %%
+#| export
+def write_masks(
+    masks: np.ndarray, # uint8 [N,H,W]
+    names: Sequence[str], # N image names
+    path, # `.csv` or `.csv.gz`
+):
+    "Write masks uint8 [N,H,W] as the challenge does: a row a pixel, a column an image. Whole or not at all."
+    masks, path = np.asarray(masks), Path(path)
+    if masks.dtype != np.uint8 or masks.ndim != 3:
+        raise InputError(f"masks are {masks.dtype} {list(masks.shape)}; expected uint8 [N,H,W]")
+    if len(names) != len(masks) or not len(names):
+        raise InputError(f"{len(names)} names for {len(masks)} masks; expected one each")
+    table = masks.reshape(len(masks), -1)
+    rows = max(1, min(512, 2**16//len(names)))  # at a time: memory does not grow with the number of images
+    with atomic_path(path) as tmp, _create_csv(tmp) as f:
+        header = io.StringIO()
+        csvlib.writer(header, lineterminator="\n").writerow(["", *names])
+        f.write(header.getvalue().encode())
+        for first in range(0, table.shape[1], rows):
+            f.write(_row_text(table[:, first:first + rows].T, first))
+
+
+# %% [markdown]
+# Written and read back, also from the cache, and compared with what a participant would write with pandas:
+
+# %%
+masks = toy_slices(6, 64)[1].byte().numpy()
+names = [f"{i}.png" for i in range(6)]
+os.environ["CTSEG_CACHE"] = tempfile.mkdtemp()
+with tempfile.TemporaryDirectory() as d:
+    for end in (".csv", ".csv.gz"):
+        write_masks(masks, names, f"{d}/y{end}")
+        for _ in range(2):  # the second time from the cache
+            back_names, back = read_masks(f"{d}/y{end}", names, classes=3)
+            test_eq(back_names, names)
+            test_eq(back, masks)
+    pixels = [f"Pixel {k}" for k in range(64*64)]
+    pd.DataFrame(masks.reshape(6, -1).T, pixels, names).to_csv(f"{d}/pandas.csv")
+    test_eq(Path(f"{d}/pandas.csv").read_bytes(), Path(f"{d}/y.csv").read_bytes())
+    print("\n".join(line[:48] for line in Path(f"{d}/y.csv").read_text().splitlines()[:3]))

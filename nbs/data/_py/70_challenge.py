@@ -1,0 +1,421 @@
+# %% [markdown]
+# # Challenge folders
+#
+# > From a challenge folder to slices and back, with every mistake told in one line.
+#
+# - skip_showdoc: true
+
+# %%
+#| default_exp data.challenge
+
+# %% [markdown]
+# A challenge folder holds the images of a split, the table of their masks, and the JSON files that say what the zeros in it mean. This page
+# reads one into a [`SliceSet`](slices.html), writes one, and checks one before hours of training.
+#
+# | file | content |
+# |---|---|
+# | `train-images/`, `test-images/` | 8-bit grey PNG files, `0.png`, `1.png`, … |
+# | `y_train.csv` (or `.csv.gz`, or `label_*.csv` as downloaded) | the masks of the first images; those after its last column are unlabelled |
+# | `annotated_labels.json` | the classes examined on each training image |
+# | `y_test.csv`, `class_names.json`, `patients.json` | may be missing: the truth of the test, other classes than the challenge's 54, groups |
+
+# %%
+#| export
+import contextlib
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+from skimage.io import imsave
+
+from ctseg.core.anatomy import ClassMap
+from ctseg.core.files import InputError, atomic_path, did_you_mean, read_json, write_json
+from ctseg.data.annotations import check_examined, read_annotated, read_classes, read_groups
+from ctseg.data.images import natural_key, read_images, size_text
+from ctseg.data.mask_csv import check_names, read_masks, write_masks
+from ctseg.data.mask_rows import read_header
+from ctseg.data.slices import SliceSet, present_classes
+
+# %%
+#| hide
+import json
+import os
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from fastcore.test import test_eq, test_fail
+
+from ctseg.core.files import InputError
+from ctseg.core.style import class_legend, image_grid, overlay, show_image
+from ctseg.data.mask_csv import write_masks
+from ctseg.data.toys import toy_set
+
+# %% [markdown]
+# ## Reading
+
+# %%
+#| export
+_SPLITS = ("train", "test")
+_ANNOTATED = ("json", "all", "present")
+
+def _check_folder(folder: Path, split: str):
+    "`InputError` unless the folder holds the images of a split."
+    if split not in _SPLITS:
+        raise did_you_mean("split", split, _SPLITS)
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; expected one with {split}-images/ and y_{split}.csv")
+    if not (folder/f"{split}-images").is_dir():
+        problem = f"has no {split}-images/" if any(folder.iterdir()) else "is an empty folder"
+        raise InputError(f"{folder}: {problem}; "
+                         f"expected {split}-images/ and y_{split}.csv, as unpacked from the challenge")
+
+
+# %%
+test_fail(lambda: _check_folder(Path("nowhere"), "train"), contains="nowhere: no such folder")
+test_fail(lambda: _check_folder(Path("nowhere"), "tarin"), contains="did you mean train")
+
+
+# %%
+#| export
+def is_train_table(path) -> bool:
+    "Whether a table is of a training split: `y_train.csv`, or `label_*.csv` as the challenge's site has it."
+    stem = Path(path).name.split(".")[0]
+    return stem == "y_train" or stem.startswith("label_")
+
+def _find_table(folder: Path, split: str) -> Path|None:
+    "The mask table of a split, plain or gzipped; `None` for a test split without truth."
+    tables = [p for p in (folder/f"y_{split}.csv", folder/f"y_{split}.csv.gz") if p.exists()]
+    if not tables and split == "train":
+        tables = sorted([*folder.glob("label_*.csv"), *folder.glob("label_*.csv.gz")])
+        if not tables:
+            raise InputError(f"{folder}: no y_train.csv or y_train.csv.gz (nor label_*.csv); "
+                             "put the table of masks there")
+    if len(tables) > 1:
+        raise InputError(f"{folder}: both {tables[0].name} and {tables[1].name} exist; remove one of them")
+    return tables[0] if tables else None
+
+
+# %%
+with tempfile.TemporaryDirectory() as d:
+    for make in (lambda: None, lambda: Path(d, "notes.txt").write_text(""), lambda: Path(d, "train-images").mkdir()):
+        make()
+        try:
+            _check_folder(Path(d), "train")
+            _find_table(Path(d), "train")
+        except InputError as e:
+            print("-", str(e).replace(d, "…"))
+
+
+# %% [markdown]
+# What is known of the training images is read from `annotated_labels.json`, or follows from a word of the caller.
+
+# %%
+#| export
+def _known_of_train(
+    folder: Path, csv: Path, names, masks: np.ndarray,
+    labelled: int, # so many images, the first ones, have a column in the CSV
+    classes: ClassMap,
+    annotated: str, # json, all or present
+) -> np.ndarray: # bool [N,C]
+    "What is known on the training images, bool [N,C]."
+    n, C = len(names), len(classes)
+    if annotated == "present":
+        return present_classes(masks, C)
+    if annotated == "all":
+        has_column = np.arange(n) < labelled
+        return np.repeat(has_column[:, None], C, axis=1)
+    known = read_annotated(folder/"annotated_labels.json", n, C)
+    without_masks = known[labelled:].any(1)
+    if without_masks.any():
+        i = labelled + int(np.argmax(without_masks))
+        raise InputError(f"{csv}: no column for {names[i]}, which annotated_labels.json says was examined; "
+                         f"add it, or empty entry {i}")
+    check_examined(known, masks, names, csv, classes)
+    return known
+
+
+# %%
+#| export
+def read_challenge(
+    folder, # a challenge folder
+    split: str = "train", # train or test
+    annotated: str = "json", # json, all or present: where to learn what was examined (train only)
+    cache: bool = True, # keep the arrays, by content
+) -> SliceSet:
+    "Read and check one split of a challenge folder. Images without annotation have mask 0 and nothing known."
+    folder = Path(folder)
+    _check_folder(folder, split)
+    if annotated not in _ANNOTATED:
+        raise did_you_mean("value of annotated", annotated, _ANNOTATED)
+    csv = _find_table(folder, split)
+    classes = read_classes(folder)
+    names, images = read_images(folder/f"{split}-images", cache)
+    masks = np.zeros_like(images)
+    known = np.zeros((len(names), len(classes)), bool)
+    if csv is not None:
+        columns = read_header(csv)
+        labelled = len(columns) if split == "train" else len(names)  # images after these are unlabelled
+        check_names(columns, names[:labelled], csv, names, folder/f"{split}-images")
+        masks[:labelled] = read_masks(csv, columns, images.shape[1:], classes, cache)[1]
+        known[:] = True  # a test split is annotated fully
+        if split == "train":
+            known = _known_of_train(folder, csv, names, masks, labelled, classes, annotated)
+    return SliceSet(images, masks, known, names, read_groups(folder, split, images), classes)
+
+
+# %%
+with tempfile.TemporaryDirectory() as d:
+    os.environ["CTSEG_CACHE"] = f"{d}/cache"
+    toys, truth = toy_set(4, 2)
+    (folder := Path(d)/"data").mkdir()
+    (folder/"train-images").mkdir()
+    for name, image in zip(toys.names, toys.images):
+        imsave(folder/"train-images"/name, image, check_contrast=False)
+    write_masks(toys.masks[:2], toys.names[:2], folder/"y_train.csv")  # the others are unlabelled
+    toys.classes.to_json(folder/"class_names.json")
+    try:
+        read_challenge(folder)
+    except InputError as e:
+        print(str(e).replace(d, "…"))
+    examined = [[int(c) + 1 for c in np.flatnonzero(k)] for k in toys.known]
+    (folder/"annotated_labels.json").write_text(json.dumps(examined))
+    print(examined)
+    back = read_challenge(folder)
+    print(back)
+    for part in ("images", "masks", "known", "names"):
+        test_eq(getattr(back, part), getattr(toys, part))
+    test_eq(read_challenge(folder, annotated="all").known.sum(1), [3, 3, 0, 0])
+    test_eq(read_challenge(folder, annotated="present").known, toys.present)
+
+# %% [markdown]
+# The slices as they were read, with what was outlined. A missing structure is absent if it was examined, and else unknown.
+
+# %%
+fig, (panels,) = image_grid(1, 4, size=2)
+for n, ax in enumerate(panels):
+    examined = [name for name, known in zip(back.classes.names, back.known[n]) if known]
+    show_image(ax, overlay(back.images[n], back.masks[n], back.classes), "examined:\n" + (", ".join(examined) or "nothing"))
+class_legend(fig, back.classes)
+
+
+# %% [markdown]
+# ## Writing
+#
+# Some sets do not fit the format: it has no place for a test split that is annotated in part, or for two images of one name.
+
+# %%
+#| export
+def _check_writable(s: SliceSet, folder: Path, split: str):
+    "`InputError` for a set that a challenge folder cannot hold."
+    if split not in _SPLITS:
+        raise did_you_mean("split", split, _SPLITS)
+    if not len(s):
+        raise InputError(f"{folder}: nothing to write, the set has no slices")
+    for name in s.names:
+        if Path(name).name != name or not name.lower().endswith(".png") or name.startswith("."):
+            raise InputError(f"{folder}: {name!r} cannot be an image's file name; "
+                             "expected names such as 0.png")
+    twice = [name for name, count in Counter(s.names).items() if count > 1]
+    if twice:
+        raise InputError(f"{folder}: two slices are called {twice[0]}; rename one")
+    if split == "test" and s.labelled.any() and not s.known.all():
+        raise InputError(f"{folder}: a test split is annotated fully or not at all; this one is in part")
+    named = (folder/"class_names.json").exists()
+    if named and read_classes(folder).names != s.classes.names:  # the file has no place for pairs
+        raise InputError(f"{folder}/class_names.json: names other classes than the slices to be written; "
+                         "choose another folder")
+
+
+# %%
+test_fail(lambda: _check_writable(toys, Path("out"), "test"), contains="fully or not at all")
+test_fail(lambda: _check_writable(toys[[0, 0]], Path("out"), "train"), contains="two slices are called 0.png")
+
+
+# %%
+#| export
+def _with_groups(path: Path, split: str, groups: list) -> dict:
+    "The content of `patients.json` with the groups of a split put in; the other split's stay."
+    table = read_json(path) if path.exists() else {}
+    if not isinstance(table, dict):
+        raise InputError(f'{path}: expected {{"train": [...], "test": [...]}}; '
+                         "correct it, or choose another folder")
+    return table | {split: groups}
+
+
+# %%
+test_eq(_with_groups(Path("no such file"), "test", [7, 7]), {"test": [7, 7]})
+
+
+# %%
+#| export
+@contextlib.contextmanager
+def _removed_on_failure(folder: Path):
+    "If the block fails, a folder that it made goes again, if it is empty."
+    new = not folder.exists()
+    try:
+        yield
+    except BaseException:
+        if new:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+        raise
+
+
+# %%
+#| export
+def _sorted(s: SliceSet) -> SliceSet:
+    "The slices in numeric order of their names; no copy of what is in order."
+    order = sorted(range(len(s)), key=lambda i: natural_key(s.names[i]))
+    return s if order == list(range(len(s))) else s[order]
+
+def _write_images(s: SliceSet, folder: Path):
+    "The images of a set as PNG files in a new folder."
+    folder.mkdir()
+    for name, image in zip(s.names, s.images):
+        imsave(folder/name, image, check_contrast=False)
+
+
+# %%
+test_eq(_sorted(toys[[2, 0, 1]]).names, ("0.png", "1.png", "2.png"))
+assert _sorted(toys) is toys
+
+
+# %% [markdown]
+# All files of a split are written under temporary names first, and renamed together only when the last one is complete. The order on disk
+# is numeric, so a shuffled set comes back sorted.
+
+# %%
+#| export
+def write_challenge(
+    slices: SliceSet,
+    folder, # created if needed; the other split in it is kept
+    split: str = "train", # train or test
+    compress: bool = False, # write `.csv.gz`
+):
+    "Write a split of a challenge folder, so that `read_challenge` gives the same slices back."
+    folder = Path(folder)
+    s = _sorted(slices)
+    _check_writable(s, folder, split)
+    patients = _with_groups(folder/"patients.json", split, s.groups.tolist())
+    has_table = split == "train" or bool(s.labelled.any())  # a test without truth has none
+    table = folder/f"y_{split}.csv{'.gz' if compress else ''}" if has_table else None
+    with _removed_on_failure(folder), contextlib.ExitStack() as stack:
+        def hold(name): return stack.enter_context(atomic_path(folder/name))
+        _write_images(s, hold(f"{split}-images"))
+        if table:
+            write_masks(s.masks, s.names, hold(table.name))
+        if split == "train":
+            examined = [(np.flatnonzero(k) + 1).tolist() for k in s.known]
+            write_json(examined, hold("annotated_labels.json"), indent=None)
+        s.classes.to_json(hold("class_names.json"))
+        write_json(patients, hold("patients.json"), indent=None)
+    for old in (folder/f"y_{split}.csv", folder/f"y_{split}.csv.gz"):
+        if old != table:
+            old.unlink(missing_ok=True)
+
+
+# %%
+with tempfile.TemporaryDirectory() as d:
+    os.environ["CTSEG_CACHE"] = f"{d}/cache"
+    data = Path(d)/"data"
+    twelve, _ = toy_set(12, 4)  # 0.png … 11.png: 10.png must not come after 1.png
+    write_challenge(twelve, data)
+    print(*sorted(p.name for p in data.iterdir()), sep="  ")
+    test_eq(read_challenge(data).fingerprint(), twelve.fingerprint())
+    shuffled = twelve[np.random.default_rng(0).permutation(12)]
+    write_challenge(shuffled, data, compress=True)
+    test_eq(read_challenge(data).fingerprint(), twelve.fingerprint())
+
+
+# %% [markdown]
+# ## Checking
+#
+# Before hours of training, or before an upload, one wants to know that a folder or a submission is in order. Reading is checking, so these
+# only collect what was read into a few facts.
+
+# %%
+#| export
+def _facts(s: SliceSet) -> dict:
+    "What there is in a set, in numbers."
+    labelled = s.labelled
+    cells = {"present": s.present, "absent": s.known & ~s.present, "unknown": ~s.known}
+    images = s.present.sum(0)
+    names = s.classes.names if labelled.any() else ()
+    by_frequency = sorted(zip(images, names))
+    return {
+        "images": len(s),
+        "size": size_text(s.images),
+        "labelled": int(labelled.sum()),
+        "unlabelled": int((~labelled).sum()),
+        "annotated_but_empty": int((labelled & ~s.present.any(1)).sum()),
+        "groups": len(np.unique(s.groups)),
+        "cells": {state: round(float(cell.mean()), 4) for state, cell in cells.items()},
+        "classes_never_seen": [name for name, n in zip(names, images) if not n],
+        "images_with_class": {name: int(n) for n, name in by_frequency if n},
+    }
+
+
+# %%
+for name, value in _facts(twelve).items():
+    print(f"{name:20}", value)
+
+
+# %%
+#| export
+def check_challenge(
+    folder,
+    annotated: str = "json", # json, all or present, as for `read_challenge`
+) -> dict: # facts: classes, and for each split what is in it
+    "Read both splits of a folder (the test may be missing): what is in them; `InputError` for what is wrong."
+    folder = Path(folder)
+    classes = len(read_classes(folder))
+    train = read_challenge(folder, "train", annotated)
+    facts = {"classes": classes, "train": _facts(train)}
+    if not (folder/"test-images").exists():
+        return facts
+    test = read_challenge(folder, "test")
+    sizes = [size_text(s.images) for s in (train, test)]
+    if sizes[0] != sizes[1]:
+        raise InputError(f"{folder}: training images are {sizes[0]}, test images {sizes[1]}; "
+                         "resize one of them")
+    return facts | {"test": _facts(test)}
+
+
+# %%
+#| export
+def check_submission(
+    csv, # the submission
+    folder, # the challenge folder whose `test-images` it is for
+) -> dict: # facts: images, size, classes used, images left empty
+    "Check a submission against the test images; `InputError` for wrong columns, order, rows or values."
+    test_images = Path(folder)/"test-images"
+    names, images = read_images(test_images)
+    classes = read_classes(folder)
+    check_names(read_header(Path(csv)), names, csv, folder=test_images)
+    masks = read_masks(csv, names, images.shape[1:], classes, cache=False)[1]
+    present = present_classes(masks, len(classes))
+    return {
+        "images": len(names),
+        "size": size_text(images),
+        "classes_used": int(present.any(0).sum()),
+        "classes": len(classes),
+        "empty_images": int((~present.any(1)).sum()),
+    }
+
+
+# %%
+with tempfile.TemporaryDirectory() as d:
+    os.environ["CTSEG_CACHE"] = f"{d}/cache"
+    write_challenge(twelve, f"{d}/data")
+    test, truth = toy_set(4, 0, seed=9)
+    write_challenge(test, f"{d}/data", "test")
+    test_eq(check_challenge(f"{d}/data")["test"]["labelled"], 0)
+    write_masks(truth, test.names, f"{d}/submission.csv")
+    print(check_submission(f"{d}/submission.csv", f"{d}/data"))
+    write_masks(truth[:, :-1], test.names, f"{d}/submission.csv")
+    try:
+        check_submission(f"{d}/submission.csv", f"{d}/data")
+    except InputError as e:
+        print(str(e).replace(d, "…"))

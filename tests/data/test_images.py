@@ -1,0 +1,97 @@
+"A PNG is a PNG: what a file holds is told by its bytes, and only the decoder for PNG ever sees it."
+import struct
+import warnings
+import zlib
+
+import numpy as np
+import pytest
+from helpers.folders import random_image, told
+from PIL import Image
+
+from ctseg.data.images import image_paths, read_images, read_pngs
+
+
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+
+
+def chunk(kind: bytes, data: bytes) -> bytes: return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png(height, width, bits=8, colour=0, rows=None) -> bytes:
+    "A PNG written by hand; `rows` are its bytes."
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0))
+    return PNG_SIGNATURE + header + chunk(b"IDAT", zlib.compress(b"" if rows is None else rows)) + chunk(b"IEND", b"")
+
+
+@pytest.fixture
+def path(tmp_path): return tmp_path/"0.png"
+
+
+@pytest.mark.parametrize("kind, name", [("JPEG", "JPEG"), ("TIFF", "TIFF"), ("GIF", "GIF"), ("BMP", "BMP"), ("EPS", "PostScript"), ("WEBP", "WebP"), ("PDF", "PDF")])
+def test_another_format_under_the_name(path, kind, name):
+    Image.fromarray(random_image(9, 7)).save(path, kind)
+    told(lambda: read_pngs([path]), "0.png", f"a {name} file under the name of a PNG", "convert it")
+
+
+def test_no_other_decoder_is_asked(path, monkeypatch):
+    "Whatever the bytes are: one list of formats, and it holds PNG alone."
+    real, asked = Image.open, []
+    monkeypatch.setattr(Image, "open", lambda p, formats=None: asked.append(formats) or real(p, formats=formats))
+    path.write_bytes(png(2, 3, rows=b"\0\1\2\3\0\4\5\6"))
+    assert read_pngs([path]).tolist() == [[[1, 2, 3], [4, 5, 6]]] and asked == [["PNG"]]
+    path.write_bytes(b"P5 2 2 255 abcd")  # a format that Pillow knows by other letters
+    told(lambda: read_pngs([path]), "not a readable image")
+    assert asked == [["PNG"]]
+
+
+def test_16_bit_colour_is_16_bit(path):
+    "Pillow alone would halve the bits in silence."
+    path.write_bytes(png(2, 1, 16, 2, b"\0" + b"\1\2"*3 + b"\0" + b"\3\4"*3))
+    told(lambda: read_pngs([path]), "16-bit image, expected 8 bits", "window it")
+    with Image.open(path) as image: assert np.asarray(image).dtype == np.uint8
+
+
+def test_too_large_before_it_is_decoded(path):
+    path.write_bytes(png(60000, 60000))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # Pillow's own limit would warn
+        told(lambda: read_pngs([path]), "60000x60000 pixels", "more than 8192x8192", "resize it")
+
+
+def test_animations(path):
+    frames = [Image.fromarray(random_image(6, 6) + np.uint8(i)) for i in range(3)]
+    frames[0].save(path, save_all=True, append_images=frames[1:])
+    told(lambda: read_pngs([path]), "an animation of 3 images", "expected one")
+
+
+@pytest.mark.parametrize("end", [0, 4, 8, 20, 32, 40])
+def test_cut_anywhere(path, end):
+    Image.fromarray(random_image(9, 7)).save(path)
+    path.write_bytes(path.read_bytes()[:end])
+    told(lambda: read_pngs([path]), "0.png", "not a readable image")
+
+
+def test_grey_in_other_clothes(path):
+    "Palettes, two and four bits, opaque alpha: grey is grey."
+    grey = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    palette = Image.fromarray(255 - grey)
+    palette = Image.frombytes("P", (16, 16), palette.tobytes())
+    palette.putpalette([v for i in range(256) for v in [255 - i]*3])
+    palette.save(path)
+    assert (read_pngs([path])[0] == grey).all()
+    Image.fromarray(np.dstack([grey, 0*grey + 255])).save(path)
+    assert (read_pngs([path])[0] == grey).all()
+    path.write_bytes(png(1, 4, 2, 0, b"\0" + bytes([0b00011011])))
+    assert read_pngs([path]).tolist() == [[[0, 85, 170, 255]]]
+
+    Image.fromarray(np.dstack([grey, grey, 255 - grey])).quantize().save(path)
+    told(lambda: read_pngs([path]), "channels differ")
+
+
+def test_an_image_cached_before_is_checked_again(tmp_path, path):
+    Image.fromarray(random_image(6, 6)).save(path)
+    first = read_images(tmp_path)[1]
+    assert (read_images(tmp_path)[1] == first).all()
+    Image.fromarray(first[0]).save(path, "JPEG")
+    told(lambda: read_images(tmp_path), "JPEG")
+    assert [p.name for p in image_paths(tmp_path)] == ["0.png"]
