@@ -1,0 +1,64 @@
+# %% [markdown]
+# # Outputs
+#
+# > Where files may be written: into a new folder, under a name that cannot leave it.
+
+# %%
+#| default_exp io.outputs
+
+# %%
+#| export
+from pathlib import Path
+
+from ctseg.core.files import InputError
+
+# %%
+#| hide
+import tempfile
+
+from fastcore.test import test_eq, test_fail
+
+
+# %% [markdown]
+# An import or export may take hours. Nothing of the user's may be lost in it, so the folder it writes must be new or empty.
+
+# %%
+#| export
+def new_folder(out) -> Path:
+    "The path of an output folder. Raises `InputError` if it holds anything already."
+    out = Path(out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"{out}: already exists and is not empty; choose a new folder")
+    return out
+
+
+# %%
+work = Path(tempfile.mkdtemp())
+print(new_folder(work/"new").name)
+(work/"mine.txt").write_text("x")
+test_fail(lambda: new_folder(work), contains="already exists and is not empty")
+
+
+# %% [markdown]
+# Names of files often come from other files: an export calls its files as the index of the folder calls the volumes. A name such as
+# `../../.bashrc` would write outside of the folder. So every name that becomes a file goes through one function.
+
+# %%
+#| export
+def output_name(
+    name: str,
+    where: str, # what a message calls the source of the name
+) -> str: # the same name
+    "A name that a file may have. Raises `InputError` for one that could leave its folder or hide in it."
+    plain = isinstance(name, str) and name.isprintable() and not set(name) & set('/\\:')
+    if not plain or not name.strip() or name.startswith("."):
+        raise InputError(f"{where}: {str(name)[:60]!r} cannot be the name of a file; "
+                         "expected a plain name such as v000, without slashes or leading dots")
+    return name
+
+
+# %%
+test_eq([output_name(name, "index.json") for name in ("v000", "Œil gauche 2", "p1.2")], ["v000", "Œil gauche 2", "p1.2"])
+for bad in ("../x", "/etc/x", "a/b", "..", ".hidden", "c:x", "a\\b", "a\nb", "", None):
+    test_fail(lambda: output_name(bad, "index.json"), contains="index.json: ")
+print("refused: 10 of 10")

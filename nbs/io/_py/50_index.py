@@ -1,0 +1,215 @@
+# %% [markdown]
+# # The way back
+#
+# > The index of a challenge folder puts predicted masks back onto the grids of their volumes.
+
+# %%
+#| default_exp io.index
+
+# %%
+#| export
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from ctseg.core.anatomy import ClassMap
+from ctseg.core.files import InputError, read_json
+from ctseg.data.annotations import read_classes
+from ctseg.data.images import read_pngs
+from ctseg.data.mask_csv import read_masks
+from ctseg.io.canvas import paste
+from ctseg.io.geometry import as_volume, slice_axes
+from ctseg.io.outputs import output_name
+from ctseg.io.volumes import resize_slices
+
+# %%
+#| hide
+import os
+import tempfile
+
+from fastcore.test import test_eq, test_fail
+
+from ctseg.data.challenge import read_challenge
+from ctseg.io.cases import Case
+from ctseg.io.folders import write_volumes
+from ctseg.io.slicing import Slicing
+from ctseg.io.toys import TORSO_CLASSES, torso_scans
+
+
+# %% [markdown]
+# A prediction is a stack of masks, one for each PNG of a challenge folder. A hospital wants a label map on the grid of its scan. The
+# folder's `index.json` ([folders](45_folders.ipynb)) knows where each PNG came from.
+
+# %%
+#| export
+def _check_names(volumes: dict[str, dict], images: dict[str, dict[str, dict]], path: Path):
+    "`InputError` for names that cannot be files, and for images of a volume that is not listed."
+    for id in volumes: output_name(id, str(path))
+    for lines in images.values():
+        for name, line in lines.items():
+            output_name(name, str(path))
+            if line["volume"] not in volumes:
+                raise InputError(f"{path}: image {name} is of volume {line['volume']!r}, which is not in it; "
+                                 "import the volumes again")
+
+
+# %%
+_check_names({"v000": {}}, {"test": {"0.png": {"volume": "v000"}}}, "index.json")
+test_fail(lambda: _check_names({"../v000": {}}, {}, "index.json"), contains="cannot be the name of a file")
+test_fail(lambda: _check_names({}, {"test": {"0.png": {"volume": "v000"}}}, "index.json"), contains="is not in it")
+
+
+# %%
+#| export
+def read_index(
+    folder, # a challenge folder made from volumes
+    split: str = "test",
+) -> tuple[dict, dict]: # volume id → its entry; image name → {"volume", "slice", "window", "corner"}
+    "The index of a challenge folder. Raises `InputError` if there is none, or none for this split."
+    path = Path(folder)/"index.json"
+    if not path.exists():
+        raise InputError(f"{path}: no such file; only a folder made by `ctseg import` can be put back into "
+                         "volumes")
+    index = read_json(path)
+    if not isinstance(index, dict) or "volumes" not in index or "images" not in index:
+        raise InputError(f"{path}: not an index of volumes; import the volumes again")
+    volumes, images = index["volumes"], index["images"]
+    _check_names(volumes, images, path)
+    if not images.get(split):
+        others = " or ".join(name for name in images if images[name]) or "another folder"
+        raise InputError(f"{path}: there are no images of the split {split!r}; choose {others}")
+    return volumes, images[split]
+
+
+# %%
+work = Path(tempfile.mkdtemp())
+os.environ["CTSEG_CACHE"] = str(work/"cache")
+scans = list(torso_scans().values())
+write_volumes([Case(f"scan {i}", lambda v=v: v) for i, v in enumerate(scans)], work/"torsos", TORSO_CLASSES, Slicing())
+volumes, lines = read_index(work/"torsos", "train")
+print(*volumes, lines["41.png"])
+test_fail(lambda: read_index(work/"torsos", "test"), contains="choose train")
+
+
+# %% [markdown]
+# `restack` undoes every step of cutting. Slices that were never cut out have no prediction; they are filled with `missing`. Choose 255
+# to keep "nobody looked" apart from "nothing there".
+
+# %%
+#| export
+def restack(
+    masks: np.ndarray, # uint8 [n,H,W], the masks of some slices of one volume
+    entry: dict, # what the index says of the volume
+    lines: list[dict], # what the index says of each mask: its slice number and its corner
+    missing: int = 0, # value where there is no prediction
+) -> np.ndarray: # uint8 [I,J,K], on the grid of the volume
+    "Put masks back on the voxel grid they were cut from. Exact, unless the slices were resampled or cropped."
+    affine = np.array(entry["affine"])
+    axes, _ = slice_axes(affine, entry["orientation"])
+    depth, height, width = (entry["shape"][axis] for axis in axes)
+    back = [[-row, -column] for row, column in (line["corner"] for line in lines)]
+    slices = paste(masks, back, entry["scaled"], missing)
+    stack = np.full((depth, height, width), missing, np.uint8)
+    stack[[line["slice"] for line in lines]] = resize_slices(slices, (height, width), "mask")
+    return as_volume(stack, affine, entry["orientation"])
+
+
+# %% [markdown]
+# Exactly? The labels of the three scans were cut, written as PNG and CSV, and read again. Put back, they are the labels.
+
+# %%
+s = read_challenge(work/"torsos")
+for id, scan in zip(volumes, scans):
+    rows = [i for i, name in enumerate(s.names) if lines[name]["volume"] == id]
+    back = restack(s.masks[rows], volumes[id], [lines[s.names[i]] for i in rows])
+    test_eq(back, scan.labels)
+print("exact on grids of", *[tuple(entry["shape"]) for entry in volumes.values()])
+
+
+# %% [markdown]
+# ## A whole submission
+#
+# A submission must fit the folder: as many masks as images, of their size, with classes that exist.
+
+# %%
+#| export
+def _check_masks(masks: np.ndarray, images: int, size: tuple[int, int], classes: ClassMap, what: str, folder):
+    "`InputError` unless there is a mask of the right size for each image, with classes that exist."
+    if masks.shape[1:] != size:
+        pixels = "x".join(map(str, masks.shape[1:]))
+        raise InputError(f"masks of {pixels} pixels for images of {size[0]}x{size[1]} in {folder}; "
+                         "predict these images")
+    if masks.max(initial=0) > len(classes):
+        raise InputError(f"masks with the value {masks.max()}, but {folder} has {len(classes)} classes; "
+                         "predict with a run that knows the same")
+    if len(masks) != images:
+        raise InputError(f"{len(masks)} masks for the {images} {what} images of {folder}; "
+                         "give one for each, in numeric order")
+
+
+# %%
+s = read_challenge(work/"torsos")
+fits = (len(s), (110, 110), TORSO_CLASSES, "train", "torsos")
+_check_masks(s.masks, *fits)
+test_fail(lambda: _check_masks(s.masks[1:], *fits), contains="give one for each")
+test_fail(lambda: _check_masks(s.masks + 5, *fits), contains="has 5 classes")
+
+
+# %%
+#| export
+def _read_submission(masks, lines: dict[str, dict], folder, split: str) -> np.ndarray:
+    "The masks of a split, uint8 [N,H,W], read if they are a CSV, and checked."
+    first = Path(folder)/f"{split}-images"/next(iter(lines))
+    size = read_pngs([first]).shape[1:]
+    classes = read_classes(folder)
+    if not isinstance(masks, np.ndarray):
+        masks = read_masks(masks, list(lines), size, classes)[1]
+    _check_masks(masks, len(lines), size, classes, split, folder)
+    return masks
+
+
+# %%
+print(_read_submission(work/"torsos"/"y_train.csv", lines, work/"torsos", "train").shape)
+test_fail(lambda: _read_submission(s.masks[1:], lines, work/"torsos", "train"), contains="masks for the")
+test_fail(lambda: _read_submission(s.masks[:, 1:], lines, work/"torsos", "train"), contains="predict these images")
+
+
+# %%
+#| export
+class PredictedVolume(NamedTuple):
+    "A volume with its predicted labels."
+    id: str # its name in the index
+    entry: dict # what the index says of it
+    labels: np.ndarray # uint8 [I,J,K]
+    slices: int # how many of its slices have a prediction
+
+
+# %%
+#| export
+def predicted_volumes(
+    masks, # a submission (CSV), or uint8 [N,H,W] in the order of the images
+    folder, # the challenge folder with its `index.json`
+    split: str, # the images that the masks belong to
+    missing: int = 0, # value where there is no prediction
+) -> Iterator[PredictedVolume]:
+    """The predicted labels of each volume, one volume at a time.
+
+    Raises `InputError` for masks that do not fit the folder.
+    """
+    volumes, lines = read_index(folder, split)
+    masks = _read_submission(masks, lines, folder, split)
+    images_of = {}
+    for i, line in enumerate(lines.values()):
+        images_of.setdefault(line["volume"], []).append(i)
+    ordered = list(lines.values())
+    for id, images in images_of.items():
+        labels = restack(masks[images], volumes[id], [ordered[i] for i in images], missing)
+        yield PredictedVolume(id, volumes[id], labels, len(images))
+
+
+# %%
+for volume, scan in zip(predicted_volumes(work/"torsos"/"y_train.csv", work/"torsos", "train"), scans):
+    print(volume.id, volume.labels.shape, volume.slices, "slices predicted")
+    test_eq(volume.labels, scan.labels)

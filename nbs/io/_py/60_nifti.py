@@ -1,0 +1,306 @@
+# %% [markdown]
+# # NIfTI
+#
+# > Volumes and label maps as NIfTI files, checked as they are read; predictions as NIfTI files.
+
+# %%
+#| default_exp io.nifti
+
+# %%
+#| export
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+
+from ctseg.core.files import InputError, atomic_path, write_json
+from ctseg.data.images import natural_key
+from ctseg.io.geometry import slice_axes
+from ctseg.io.index import PredictedVolume, predicted_volumes
+from ctseg.io.outputs import new_folder
+from ctseg.io.volumes import import_volumes_package
+
+# %%
+#| hide
+import os
+import tempfile
+
+import nibabel as nib
+from fastcore.test import test_close, test_eq, test_fail
+
+from ctseg.data.challenge import read_challenge
+from ctseg.io.cases import Case
+from ctseg.io.folders import write_volumes
+from ctseg.io.slicing import Slicing
+from ctseg.io.toys import TORSO_CLASSES, torso_scans
+
+
+# %% [markdown]
+# [NIfTI](https://nifti.nimh.nih.gov/nifti-1) files hold the affine in their header, in the very convention used here. A file can be
+# damaged, a series of volumes, or without any affine. Each of these is told before it becomes a wrong picture.
+
+# %%
+#| export
+def _load_image(path):
+    "A NIfTI image and its voxels; `InputError` for a file that is damaged or no NIfTI."
+    nib = import_volumes_package("nibabel")
+    if not Path(path).is_file(): raise InputError(f"{path}: no such file")
+    try:
+        image = nib.load(path)
+        voxels = np.asanyarray(image.dataobj)
+    except Exception as e:  # nibabel, gzip and zlib raise a dozen kinds for a damaged file
+        raise InputError(f"{path}: not a readable NIfTI file ({type(e).__name__}); "
+                         "it is damaged or something else, copy it again") from None
+    if not isinstance(image, nib.Nifti1Image):
+        raise InputError(f"{path}: not a NIfTI file; expected .nii or .nii.gz")
+    return image, voxels
+
+
+# %%
+work = Path(tempfile.mkdtemp())
+os.environ["CTSEG_CACHE"] = str(work/"cache")
+scan = torso_scans()["oblique, other voxel sizes"]
+nib.save(nib.Nifti1Image(scan.hu, scan.affine), work/"scan.nii.gz")
+print(_load_image(work/"scan.nii.gz")[0].header.get_zooms())
+(work/"text.nii").write_text("not a volume")
+test_fail(lambda: _load_image(work/"text.nii"), contains="not a readable NIfTI file")
+
+
+# %%
+#| export
+def _check_affine(image, path):
+    "`InputError` for an image of which nobody can say where its voxels lie."
+    if not image.header["sform_code"] and not image.header["qform_code"]:
+        raise InputError(f"{path}: has no affine (sform and qform codes are 0), "
+                         "so left and right cannot be told; export it again with one")
+    affine = image.affine
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
+        raise InputError(f"{path}: its affine cannot be inverted; export it again")
+
+
+# %%
+homeless = nib.Nifti1Image(scan.hu, None)
+homeless.header["sform_code"] = homeless.header["qform_code"] = 0
+test_fail(lambda: _check_affine(homeless, "homeless.nii"), contains="left and right cannot be told")
+
+
+# %%
+#| export
+def read_nifti(
+    path, # `.nii` or `.nii.gz`
+    dtype = np.float32, # of the voxels; `None`: as in the file
+) -> tuple[np.ndarray, np.ndarray]: # voxels [I,J,K], affine float64 [4,4]
+    "Read a 3D NIfTI volume. Raises `InputError` for one that is damaged, not 3D, or has no affine."
+    image, voxels = _load_image(path)
+    while voxels.ndim > 3 and voxels.shape[-1] == 1:  # "a series of one volume", as some tools write
+        voxels = voxels[..., 0]
+    if voxels.ndim != 3:
+        shape = "x".join(map(str, voxels.shape))
+        raise InputError(f"{path}: {voxels.ndim}D, {shape}; expected one 3D volume, "
+                         "split a series into volumes")
+    if voxels.dtype.kind not in "iuf":
+        raise InputError(f"{path}: voxels of type {voxels.dtype}; expected plain numbers")
+    _check_affine(image, path)
+    if dtype is not None:
+        voxels = np.nan_to_num(voxels.astype(dtype), copy=False, nan=-1024)
+    return voxels, image.affine
+
+
+# %%
+hu, affine = read_nifti(work/"scan.nii.gz")
+test_eq(hu, scan.hu)
+test_close(affine, scan.affine, eps=1e-4)  # NIfTI keeps it in 32 bits
+nib.save(nib.Nifti1Image(np.stack([hu]*3, -1), affine), work/"series.nii")
+test_fail(lambda: read_nifti(work/"series.nii"), contains="split a series into volumes")
+
+
+# %% [markdown]
+# ## Labels
+#
+# A label map must lie on the grid of its image and hold whole numbers.
+
+# %%
+#| export
+def _distance_mm(shape, affine: np.ndarray, other: np.ndarray) -> float:
+    "How far apart two affines put the corners of a grid, at most, in mm."
+    ends = [(0, n - 1) for n in shape]
+    corners = np.array(np.meshgrid(*ends)).reshape(3, -1)
+    difference = affine - other
+    return np.abs(difference[:3, :3] @ corners + difference[:3, 3:]).max()
+
+
+# %%
+moved = scan.affine + np.diag([0, 0, .05, 0])
+print("slices 0.05 mm thicker move a corner by", _distance_mm(scan.hu.shape, moved, scan.affine).round(2), "mm")
+
+# %% [markdown]
+# Some tools write labels as floating-point numbers, through a scale factor or after resampling. A value within 0.001 of a whole number
+# is that number. Any other is named.
+
+# %%
+#| export
+_NEARLY = .001  # how far a label may lie from its whole number
+
+def _whole_labels(values: np.ndarray, path) -> np.ndarray:
+    "Label values as uint8; `InputError` for one that is no whole number from 0 to 255."
+    whole = np.round(values) if values.dtype.kind == "f" else values
+    with np.errstate(invalid="ignore"):  # of infinite values, which are odd
+        odd = ~(np.abs(values - whole) <= _NEARLY) | (whole < 0) | (whole > 255)
+    if odd.any():
+        raise InputError(f"{path}: not a label map, it holds {values[odd][0]:g}; "
+                         "expected whole numbers from 0 to 255")
+    return whole.astype(np.uint8)
+
+
+# %%
+print(_whole_labels(np.array([0, 1.0004, 2.9993]), "labels.nii"))
+test_fail(lambda: _whole_labels(np.array([0, 1, .5]), "labels.nii"), contains="holds 0.5; expected whole numbers")
+test_fail(lambda: _whole_labels(np.array([0, 300]), "labels.nii"), contains="holds 300")
+
+
+# %%
+#| export
+def read_label_map(
+    path, # a label map, or the mask of one structure
+    shape: tuple[int, int, int], # of its image
+    affine: np.ndarray, # float [4,4], of its image
+) -> np.ndarray: # uint8 [I,J,K]
+    """Read labels.
+
+    Raises `InputError` unless they lie on the grid of their image and are whole numbers from 0 to 255,
+    within 0.001.
+    """
+    labels, own_affine = read_nifti(path, None)
+    if labels.shape != tuple(shape):
+        sizes = ["x".join(map(str, s)) for s in (labels.shape, shape)]
+        raise InputError(f"{path}: {sizes[0]} voxels, its image has {sizes[1]}; resample it")
+    distance = _distance_mm(shape, own_affine, affine)
+    if distance > .1:
+        raise InputError(f"{path}: lies up to {distance:.1f} mm from its image (the affines differ); "
+                         "resample it onto the image")
+    return _whole_labels(labels, path)
+
+
+# %%
+nib.save(nib.Nifti1Image(scan.labels, scan.affine), work/"labels.nii.gz")
+test_eq(read_label_map(work/"labels.nii.gz", hu.shape, affine), scan.labels)
+test_fail(lambda: read_label_map(work/"labels.nii.gz", hu.shape, np.diag([1, 1, -1, 1]) @ affine), contains="affines differ")
+test_fail(lambda: read_label_map(work/"scan.nii.gz", hu.shape, affine), contains="not a label map")
+
+
+# %% [markdown]
+# ## A folder of files
+#
+# A file's name without its ending is the name of its case. nnU-Net appends `_0000` to it, the number of the channel.
+
+# %%
+#| export
+def case_name(path: Path) -> str:
+    "The name of a case, from its NIfTI file."
+    return re.sub(r"(_0000)?\.nii(\.gz)?$", "", path.name, flags=re.IGNORECASE)
+
+
+# %%
+print([case_name(Path(n)) for n in ("p1.nii.gz", "p1_0000.NII", "s0001_0002.nii")])
+
+
+# %%
+#| export
+def _is_nifti(path: Path) -> bool:
+    "Is this a visible file with the ending of a NIfTI?"
+    name = path.name.lower()
+    return path.is_file() and not name.startswith(".") and name.endswith((".nii", ".nii.gz"))
+
+
+# %%
+print([p.name for p in sorted(work.iterdir()) if _is_nifti(p)])
+
+
+# %%
+#| export
+def nifti_files(folder: Path) -> dict[str, Path]:
+    "The NIfTI files of a folder by case, in natural order. Raises `InputError` for two files of one case."
+    if not folder.is_dir(): return {}
+    cases = {}
+    paths = filter(_is_nifti, folder.iterdir())
+    for path in sorted(paths, key=lambda p: natural_key(p.name)):
+        name = case_name(path)
+        if name in cases:
+            raise InputError(f"{folder}: {cases[name].name} and {path.name} are the same case; remove one")
+        cases[name] = path
+    return cases
+
+
+# %%
+print(list(nifti_files(work)))
+(work/"two").mkdir()
+for ending in (".nii", ".nii.gz"): (work/"two"/f"p1{ending}").touch()
+test_fail(lambda: nifti_files(work/"two"), contains="are the same case")
+
+
+# %% [markdown]
+# ## Predictions as NIfTI
+#
+# A submission, or an array of masks, goes back as one label map a volume, on the original grid. The header is made new; of the
+# source's header only the affine is copied. For an unevenly spaced scan NIfTI cannot say where each slice lies. So the array is
+# exact, the affine uses the mean step, and the true positions are written beside it.
+
+# %%
+#| export
+def _save_volume(volume: PredictedVolume, folder: Path):
+    "Write a label map, and the positions of its slices if no affine can express them."
+    nib = import_volumes_package("nibabel")
+    image = nib.Nifti1Image(volume.labels, np.array(volume.entry["affine"]))
+    image.header.set_xyzt_units("mm")
+    nib.save(image, folder/f"{volume.id}.nii.gz")
+    positions = volume.entry["positions"]
+    if positions:
+        write_json({"positions": positions}, folder/f"{volume.id}.json")
+
+
+# %%
+#| export
+def export_nifti(
+    masks, # a submission (CSV), or uint8 [N,H,W] in the order of the images
+    folder, # the challenge folder with its `index.json`
+    out, # the folder for `v000.nii.gz`, …, new
+    split: str = "test", # the images that the masks belong to
+    missing: int = 0, # value where there is no prediction
+) -> dict[str, tuple[int, int]]: # volume → (slices with a prediction, slices of the volume)
+    "Put predicted masks back onto the grids of their volumes, as NIfTI label maps."
+    import_volumes_package("nibabel")
+    out, facts = new_folder(out), {}
+    with atomic_path(out) as tmp:
+        tmp.mkdir()
+        for volume in predicted_volumes(masks, folder, split, missing):
+            _save_volume(volume, tmp)
+            axes, _ = slice_axes(np.array(volume.entry["affine"]), volume.entry["orientation"])
+            facts[volume.id] = volume.slices, volume.entry["shape"][axes[0]]
+        names = Path(folder)/"class_names.json"
+        if names.exists(): shutil.copy(names, tmp/"class_names.json")
+    return facts
+
+
+# %%
+scans = torso_scans()
+write_volumes([Case(n, lambda v=v: v) for n, v in scans.items()], work/"torsos", TORSO_CLASSES, Slicing())
+s = read_challenge(work/"torsos")
+print(export_nifti(s.masks, work/"torsos", work/"back", "train"))
+for path, scan in zip(nifti_files(work/"back").values(), scans.values()):
+    test_eq(read_label_map(path, scan.hu.shape, scan.affine), scan.labels)
+
+# %% [markdown]
+# Voxel for voxel, for a permuted and an oblique grid alike. With resampling it cannot be exact, but it should be close.
+
+# %%
+case = Case("scan", lambda: scan)
+write_volumes([case], work/"small", TORSO_CLASSES, Slicing(size=64, spacing="fit"))
+export_nifti(read_challenge(work/"small").masks, work/"small", work/"back2", "train")
+back = read_label_map(work/"back2"/"v000.nii.gz", scan.hu.shape, scan.affine) == 1
+liver = scan.labels == 1
+print(f"Dice of the liver after 90x110 → 64x64 → 90x110: {2*(back & liver).sum()/(back.sum() + liver.sum()):.3f}")
+
+# %%
+#| hide
+shutil.rmtree(work)

@@ -1,0 +1,63 @@
+"NIfTI files: predictions go back without a header of the source."
+
+import nibabel as nib
+import numpy as np
+import pytest
+from helpers.volumes import GRID, HU, TWO, leaks, one_line, save, volume
+
+from ctseg.core.files import InputError
+from ctseg.data.challenge import read_challenge
+from ctseg.data.mask_csv import write_masks
+from ctseg.io.index import read_index
+from ctseg.io.nifti import export_nifti, read_label_map
+from ctseg.io.nifti_import import import_nifti
+
+
+def test_export_nifti_keeps_no_header(tmp_path):
+    image = nib.Nifti1Image(HU, GRID)
+    image.header["descrip"], image.header["db_name"] = b"Planted Patience", b"QX-4711"
+    (tmp_path / "src").mkdir()
+    nib.save(image, tmp_path / "src/Planted_Patience_19370401.nii")
+    import_nifti(tmp_path / "src", tmp_path / "out", test_share=1.0, classes=TWO)
+    masks = np.random.default_rng(0).integers(
+        0, 3, read_challenge(tmp_path / "out", "test").masks.shape, dtype=np.uint8
+    )
+    write_masks(masks, list(read_index(tmp_path / "out")[1]), tmp_path / "sub.csv")
+    assert export_nifti(tmp_path / "sub.csv", tmp_path / "out", tmp_path / "back") == {"v000": (5, 5)}
+    assert nib.load(tmp_path / "back/v000.nii.gz").shape == HU.shape
+    assert not leaks(tmp_path / "out") and not leaks(tmp_path / "back")
+    for bad in (masks[:-1], tmp_path / "nothing.csv"):
+        with pytest.raises(InputError) as e:
+            export_nifti(bad, tmp_path / "out", tmp_path / "back2")
+        one_line(e)
+    (tmp_path / "out/index.json").unlink()
+    with pytest.raises(InputError) as e:
+        export_nifti(masks, tmp_path / "out", tmp_path / "back2")
+    assert "ctseg import" in one_line(e)
+
+
+def test_export_checks_the_masks(tmp_path):
+    save(HU, tmp_path / "nii/a.nii.gz")
+    import_nifti(tmp_path / "nii", tmp_path / "out", classes=TWO, test_share=1.0)
+    masks = read_challenge(tmp_path / "out", "test").masks
+    for bad, told in ((masks[:, 1:, 1:], "pixels"), (masks + 3, "value 3")):
+        with pytest.raises(InputError) as e:
+            export_nifti(bad, tmp_path / "out", tmp_path / "back")
+        assert told in one_line(e) and not (tmp_path / "back").exists()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_labels_nearly_whole_are_rounded(tmp_path, dtype):
+    labels = volume(0).labels
+    save(labels + np.where(labels > 0, -0.0009, 0.0004).astype(dtype), tmp_path / "a.nii.gz")
+    assert (read_label_map(tmp_path / "a.nii.gz", labels.shape, GRID) == labels).all()
+
+
+@pytest.mark.parametrize("value", [0.5, 1.002, -1, 256, 300.0, np.nan, np.inf])
+def test_a_label_that_is_none_is_named(tmp_path, value):
+    labels = volume(0).labels.astype(np.float32 if isinstance(value, float) else np.int16)
+    labels[2, 3, 1] = value
+    save(labels, tmp_path / "a.nii.gz")
+    with pytest.raises(InputError) as e:
+        read_label_map(tmp_path / "a.nii.gz", labels.shape, GRID)
+    assert f"it holds {value:g}; expected whole numbers from 0 to 255" in one_line(e)

@@ -1,0 +1,75 @@
+"Names from other files cannot lead out of an output folder."
+
+import json
+
+import numpy as np
+import pytest
+from helpers.volumes import HU, TWO, one_line, save, volume
+
+from ctseg.core.files import InputError
+from ctseg.data.challenge import read_challenge
+from ctseg.integrations.nnunet import export_nnunet
+from ctseg.io.cases import Case
+from ctseg.io.folders import write_volumes
+from ctseg.io.index import read_index
+from ctseg.io.nifti import export_nifti
+from ctseg.io.nifti_import import import_nifti
+from ctseg.io.outputs import output_name
+from ctseg.io.slicing import Slicing
+
+OUTSIDE = ["../evil", "/tmp/evil", "..", ".", "a/../../evil", "a\\evil", "c:evil", ".evil", "", " ", "a\nb"]
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_a_name_that_could_leave_its_folder(name):
+    with pytest.raises(InputError) as e:
+        output_name(name, "index.json")
+    assert "cannot be the name of a file" in one_line(e)
+
+
+@pytest.mark.parametrize("name", ["v000", "s0001", "p1.2", "Œil gauche", "肝脏", "a..b"])
+def test_plain_names(name):
+    assert output_name(name, "index.json") == name
+
+
+@pytest.fixture
+def folder(tmp_path):
+    save(HU, tmp_path / "src/a.nii.gz")
+    import_nifti(tmp_path / "src", tmp_path / "data", classes=TWO, test_share=1.0)
+    return tmp_path / "data"
+
+
+@pytest.mark.parametrize("name", ["../evil", "/evil", ".."])
+def test_an_export_stays_in_its_folder(tmp_path, folder, name):
+    index = json.loads((folder / "index.json").read_text())
+    index["volumes"] = {name: index["volumes"]["v000"]}
+    for line in index["images"]["test"].values():
+        line["volume"] = name
+    (folder / "index.json").write_text(json.dumps(index))
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(InputError) as e:
+        export_nifti(read_challenge(folder, "test").masks, folder, tmp_path / "back" / "deep")
+    assert "index.json" in one_line(e)
+    assert [p for p in sorted(tmp_path.rglob("*")) if "cache" not in p.parts] == [
+        p for p in before if "cache" not in p.parts
+    ]
+
+
+def test_an_image_of_a_volume_that_is_not_there(folder):
+    index = json.loads((folder / "index.json").read_text())
+    index["images"]["test"]["0.png"]["volume"] = "v001"
+    (folder / "index.json").write_text(json.dumps(index))
+    with pytest.raises(InputError) as e:
+        read_index(folder)
+    assert "image 0.png is of volume 'v001'" in one_line(e)
+
+
+def test_names_of_cases_and_of_data_sets(tmp_path, folder):
+    with pytest.raises(InputError) as e:
+        write_volumes([Case("scan", lambda: volume(0), id="../evil")], tmp_path / "out", TWO, Slicing())
+    assert "../evil" in one_line(e) and not (tmp_path / "out").exists()
+    write_volumes([Case("scan", lambda: volume(0))], tmp_path / "train", TWO, Slicing())
+    with pytest.raises(InputError) as e:
+        export_nnunet(tmp_path / "train", tmp_path / "raw", name="x/../../evil")
+    assert "cannot be the name of a file" in one_line(e) and not (tmp_path / "raw").exists()
+    assert np.unique(read_challenge(tmp_path / "train").groups).tolist() == [0]

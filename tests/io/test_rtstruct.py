@@ -1,0 +1,123 @@
+"Contours become masks; what nobody contoured stays unknown."
+
+import numpy as np
+import pytest
+from helpers.dicom import GRIDS, box, flat_series, item, write_rt, write_series
+from helpers.volumes import TWO, one_line, put_back
+
+from ctseg.core.anatomy import ClassMap
+from ctseg.core.files import InputError
+from ctseg.data.challenge import read_challenge
+from ctseg.io.dicom_import import import_dicom
+from ctseg.io.slicing import Slicing
+
+
+@pytest.mark.parametrize("grid", ["axial", "oblique", "oblique uneven"])
+def test_contours(tmp_path, grid):
+    """A square with a square hole on one slice; an empty structure stays unknown.
+
+    Names are translated; off-grid contours are passed over.
+    """
+    X, Y, pos = GRIDS[grid]
+    write_series(tmp_path / "src", X, Y, pos, shape=(20, 18))
+
+    def square(a, b):
+        corners = [(a, a), (b, a), (b, b), (a, b)]
+        points = [f"{v:.5f}" for i, j in corners for v in pos[2] + i * 0.75 * X + j * 1.5 * Y]
+        return item(ContourGeometricType="CLOSED_PLANAR", ContourData=points)
+
+    ring = [square(2.5, 12.5), square(5.5, 8.5)]
+    below = np.array([pos[0], pos[0] + X, pos[0] + Y]) - 50 * np.cross(X, Y)
+    far = [item(ContourGeometricType="CLOSED_PLANAR", ContourData=[f"{v:.3f}" for v in below.ravel()])]
+    write_rt(tmp_path / "src", [("Niere li", ring + far), ("Kidney Right", []), ("PTV", ring)])
+    import_dicom(tmp_path / "src", tmp_path / "out", Slicing(), TWO, {"Niere li": "kidney_left"})
+    s = read_challenge(tmp_path / "out")
+    assert s.known.all(0).tolist() == [True, False] and not s.known[:, 1].any()
+    want = np.zeros((18, 20, len(pos)), np.uint8)
+    want[3:13, 3:13, 2] = 1
+    want[6:9, 6:9, 2] = 0
+    assert (put_back(s, tmp_path / "out")["v000"] == want).all()
+    facts = import_dicom(tmp_path / "src", tmp_path / "all")  # without classes: all that was contoured
+    assert facts["classes"] == 2 and read_challenge(tmp_path / "all").classes.names == ("niere_li", "ptv")
+
+
+def test_planes_between_slices_do_not_erase_each_other(tmp_path):
+    "Drawn every millimetre, sliced every two: each slice keeps the square of the nearest plane."
+    X, Y, _ = GRIDS["axial"]
+    write_series(tmp_path / "src", X, Y, np.c_[np.zeros((5, 2)), 2.0 * np.arange(5)], shape=(20, 18))
+    write_rt(
+        tmp_path / "src",
+        [("a", [box(z, 2.5, 8.5) for z in (2, 3, 4, 5, 6)]), ("line", [box(2, 2.5, 8.5, "OPEN_PLANAR")])],
+    )
+    import_dicom(tmp_path / "src", tmp_path / "out")
+    s = read_challenge(tmp_path / "out")
+    assert s.classes.names == ("a",) and (s.masks > 0).sum((1, 2)).tolist() == [0, 36, 36, 36, 0]
+
+
+def test_regions_of_one_name_are_put_together(tmp_path):
+    X, Y, _ = GRIDS["axial"]
+    write_series(tmp_path / "src", X, Y, np.c_[np.zeros((5, 2)), 2.0 * np.arange(5)], shape=(20, 18))
+    write_rt(tmp_path / "src", [("Node", [box(2, 2.5, 8.5)]), ("Node", [box(6, 2.5, 6.5)])])
+    import_dicom(tmp_path / "src", tmp_path / "out")
+    assert (read_challenge(tmp_path / "out").masks > 0).sum((1, 2)).tolist() == [0, 36, 0, 16, 0]
+
+
+@pytest.mark.parametrize("data", [None, ["1"] * 10], ids=["none", "ten numbers"])
+def test_damaged_contours(tmp_path, data):
+    X, Y, _ = GRIDS["axial"]
+    write_series(tmp_path / "src", X, Y, np.c_[np.zeros((3, 2)), 2.0 * np.arange(3)], shape=(20, 18))
+    write_rt(
+        tmp_path / "src",
+        [("a", [item(ContourGeometricType="CLOSED_PLANAR", **({"ContourData": data} if data else {}))])],
+    )
+    if data is None:
+        assert (
+            import_dicom(tmp_path / "src", tmp_path / "out", classes=TWO)["train"] == 3
+            and not read_challenge(tmp_path / "out").known.any()
+        )
+    else:
+        with pytest.raises(InputError) as e:
+            import_dicom(tmp_path / "src", tmp_path / "out")
+        assert "RTSTRUCT" in one_line(e)
+
+
+def test_slices_between_contours_are_unknown(tmp_path):
+    "Every second slice contoured: those in between may hold the structure; beyond the ends it is absent."
+    flat_series(tmp_path / "src", 7)
+    write_rt(
+        tmp_path / "src",
+        [
+            ("cord", [box(z, 2.5, 8.5) for z in (2, 6)]),
+            ("Node", [box(2, 9.5, 12.5)]),
+            ("Node", [box(8, 9.5, 12.5)]),
+        ],
+    )
+    facts = import_dicom(tmp_path / "src", tmp_path / "out")
+    s = read_challenge(tmp_path / "out")
+    assert s.classes.names == ("cord", "node") and facts["hidden_cells"] == 1 and facts["labelled"] == 7
+    assert (
+        s.known[:, 0].tolist() == [True, True, False, True, True, True, True] and s.known[:, 1].all()
+    )  # two regions, each on one slice
+    assert s.present[:, 0].nonzero()[0].tolist() == [1, 3]
+
+
+def test_a_structure_outside_of_the_volume_is_unknown(tmp_path):
+    "No ring of it meets the volume, above it or beside it: nobody looked for it here, so it is not absent."
+    flat_series(tmp_path / "src")
+    rois = [("inside", [box(2, 2.5, 8.5)]), ("above", [box(105, 2.5, 8.5)]), ("beside", [box(4, 60, 70)])]
+    write_rt(tmp_path / "src", [*rois, ("partly", [box(105, 2.5, 8.5), box(6, 10.5, 30.5)])])
+    classes = ClassMap.from_names(["above", "beside", "inside", "partly"])
+    facts = import_dicom(tmp_path / "src", tmp_path / "out", classes=classes)
+    s = read_challenge(tmp_path / "out")
+    assert s.known.tolist() == [[False, False, True, True]] * 5
+    assert facts["labels_outside"] == ["above", "beside"] and facts["ignored_labels"] == []
+    import_dicom(tmp_path / "src", tmp_path / "all")  # without classes: what was drawn here
+    assert read_challenge(tmp_path / "all").classes.names == ("inside", "partly")
+
+
+def test_nothing_but_structures_outside_of_the_volume(tmp_path):
+    flat_series(tmp_path / "src")
+    write_rt(tmp_path / "src", [("above", [box(105, 2.5, 8.5)])])
+    with pytest.raises(InputError) as e:
+        import_dicom(tmp_path / "src", tmp_path / "out")
+    assert "'above'" in one_line(e) and not (tmp_path / "out").exists()
