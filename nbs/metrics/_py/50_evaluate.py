@@ -1,0 +1,236 @@
+# %% [markdown]
+# # Evaluate
+#
+# > All scores at once, from arrays or from two files: what `ctseg evaluate` prints.
+#
+# - skip_showdoc: true
+
+# %%
+#| default_exp metrics.evaluate
+
+# %%
+#| export
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from ctseg.core.anatomy import ClassMap
+from ctseg.core.files import InputError, read_json
+from ctseg.data.annotations import check_examined, check_patients, read_annotated, read_classes
+from ctseg.data.challenge import is_train_table
+from ctseg.data.mask_csv import read_masks
+from ctseg.data.slices import present_classes
+from ctseg.metrics.bootstrap import bootstrap_mean
+from ctseg.metrics.challenge import Overlaps, class_rows, mean_dice, overlaps
+
+# %%
+#| hide
+import json
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from fastcore.test import test_close, test_eq
+
+from ctseg.core.files import InputError, write_json
+from ctseg.core.toys import toy_prediction, toy_world
+from ctseg.data.mask_csv import write_masks
+from ctseg.metrics.bounds import partial_bounds
+
+
+# %% [markdown]
+# `evaluate` gathers what the other pages of this folder compute: the score with its interval, its bounds where the truth is partial, and a record for each class.
+#
+# ## From arrays
+
+# %%
+#| export
+def plain_value(value):
+    "A value for JSON: Python's types instead of NumPy's, None instead of NaN."
+    value = value.item() if isinstance(value, np.generic) else value
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+# %%
+test_eq([plain_value(v) for v in (np.float64(.5), np.nan, np.int64(3), "liver")], [.5, None, 3, "liver"])
+
+
+# %%
+#| export
+def class_records(rows: pd.DataFrame) -> list[dict]:
+    "The rows of `per_class` as dictionaries of plain values."
+    records = rows.reset_index().to_dict("records")
+    return [{name: plain_value(value) for name, value in record.items()} for record in records]
+
+
+# %%
+class_records(pd.DataFrame({"dice": [.5, np.nan]}, index=pd.Index(["liver", "spleen"], name="name")))
+
+
+# %%
+#| export
+def score_facts(
+    counts: Overlaps,
+    rows: pd.DataFrame, # from `class_rows` of the same counts
+    known: np.ndarray | None = None, # bool [N,C]; None: everything was examined
+    groups: np.ndarray | None = None, # [N] for the interval; None: every image by itself
+    reps: int = 2000, # bootstrap draws
+) -> dict: # plain numbers, strings and lists: ready for JSON
+    "`evaluate` of what `overlaps` has counted."
+    table = counts.dice()
+    partial = known is not None and not np.all(known)
+    scored = np.where(known, table, np.nan) if partial else table
+    score = bootstrap_mean(scored, groups, reps)
+    facts = dict(
+        dice=plain_value(score["mean"]),
+        interval=[plain_value(score["low"]), plain_value(score["high"])],
+        level=score["level"],
+        images=len(table),
+        groups=score["groups"],
+    )
+    if partial:
+        facts["dice_optimistic"] = facts["dice"]
+        facts["dice_pessimistic"] = plain_value(mean_dice(table))
+        facts["cells_examined"] = int(np.sum(known))
+    facts |= dict(
+        classes_scored=int((~np.isnan(scored)).any(0).sum()),
+        invented=int(rows.invented.sum()),
+        missed=int(rows.missed.sum()),
+        silent=list(rows.index[rows.silent]),
+        unreliable=list(rows.index[rows.unreliable]),
+        per_class=class_records(rows),
+    )
+    return facts
+
+
+# %%
+#| export
+def evaluate(
+    truth: np.ndarray, # classes, uint8 [N,H,W]
+    pred: np.ndarray, # the same shape
+    classes: ClassMap,
+    known: np.ndarray | None = None, # bool [N,C]; None: everything was examined
+    groups: np.ndarray | None = None, # [N] for the interval; None: every image by itself
+    reps: int = 2000, # bootstrap draws
+) -> dict: # plain numbers, strings and lists: ready for JSON
+    "The score with its interval, bounds where the truth is partial, inventions, misses and a record for each class."
+    counts = overlaps(pred, truth, len(classes))
+    return score_facts(counts, class_rows(counts, classes, known), known, groups, reps)
+
+
+# %%
+world = toy_world(40, missing=.4, examined=3)
+classes, truth, patients = world.classes, world.truth, np.arange(40)//4
+pred = toy_prediction(world)
+facts = evaluate(truth, pred, classes, groups=patients)
+{name: value for name, value in facts.items() if name != "per_class"}
+
+# %%
+partial = toy_world(40, missing=.4, examined=2)
+facts = evaluate(partial.masks, pred, classes, partial.known, patients)
+test_close([facts["dice"], facts["dice_pessimistic"]], partial_bounds(pred, partial.masks, partial.known), 1e-12)
+json.dumps(evaluate(truth*0, pred*0, classes), allow_nan=False)[:72]  # nothing to score: nulls, no warning
+
+
+# %% [markdown]
+# ## From files
+#
+# The command line scores a submission against a truth file. Three things are read from beside the truth:
+#
+# - `class_names.json`, else the classes are the challenge's 54;
+# - `patients.json`, for the interval; without it every image counts as independent, and the interval is too narrow;
+# - `annotated_labels.json`, for a `y_train.csv`, whose truth is partial. Where it is missing, the caller must say what was examined, as for `read_challenge`.
+
+# %%
+#| export
+def read_examined(
+    path: Path, # `annotated_labels.json`
+    masks: np.ndarray, # uint8 [N,H,W]
+    names: Sequence[str], # N file names
+    classes: ClassMap,
+    truth: Path, # the file of the masks
+) -> np.ndarray: # bool [N,C]
+    "What was examined on the images of a truth file, bool [N,C]; the list goes on with images that have no column there."
+    known, n = read_annotated(path, None, len(classes)), len(masks)
+    if len(known) < n or known[n:].any():
+        examined = np.flatnonzero(known.any(1))
+        listed = max(len(known), 1 + int(examined.max(initial=-1)))
+        raise InputError(f"{path}: says of {listed} images what was examined, "
+                         f"but {truth} has {n} columns; give the two that belong together")
+    if is_train_table(truth):  # a whole truth may be scored in part
+        check_examined(known[:n], masks, names, truth, classes)
+    return known[:n]
+
+
+# %%
+with tempfile.TemporaryDirectory() as d:
+    path = Path(d)/"annotated_labels.json"
+    write_json([[1, 3], [2], []], path)                              # two annotated images, one without annotation
+    known = read_examined(path, truth[:2]*0, world.names[:2], classes, Path(d)/"y_train.csv")
+    test_eq(known, [[True, False, True], [False, True, False]])
+    write_json([[1]], path)
+    try: read_examined(path, truth[:2], world.names[:2], classes, Path("y_train.csv"))
+    except InputError as e: print(str(e).replace(f"{d}/", ""))
+
+
+# %%
+#| export
+def patients_of(truth: Path, n: int) -> np.ndarray | None:
+    "The patients [n] of the images of `y_SPLIT.csv`, from the `patients.json` beside it; None if it does not say them."
+    path = truth.parent/"patients.json"
+    table = read_json(path) if path.exists() else {}
+    stem = truth.name.split(".")[0]
+    split = "train" if is_train_table(truth) else stem.removeprefix("y_").removesuffix("_full")
+    patients = table.get(split) if isinstance(table, dict) else None
+    if not isinstance(patients, list) or len(patients) < n: return None
+    check_patients(patients, path)
+    return np.array([str(p) for p in patients[:n]])  # the list goes on with images without annotation
+
+
+# %%
+with tempfile.TemporaryDirectory() as d:
+    write_json({"test": ["anna", "anna", "bert"]}, f"{d}/patients.json")
+    test_eq(patients_of(Path(d)/"y_test.csv", 2), ["anna", "anna"])
+    assert patients_of(Path(d)/"y_train.csv", 2) is None
+
+
+# %%
+#| export
+def evaluate_files(
+    truth: str | Path, # the true masks, a CSV in the challenge's form
+    prediction: str | Path, # a submission
+    annotated: str | Path | None = None, # a JSON, "all" or "present"; None: that beside `y_train.csv`
+    classes: str | Path | None = None, # `class_names.json`; None: that beside the truth
+) -> dict: # "table": `per_class`; "facts": `evaluate`
+    "Score a submission against a truth file: the `table` of `per_class` and the `facts` of `evaluate`."
+    truth = Path(truth)
+    class_map = ClassMap.from_json(classes) if classes else read_classes(truth.parent)
+    names, true = read_masks(truth, classes=class_map, size=(1, -1))  # a Dice asks for no shape
+    _, predicted = read_masks(prediction, names=names, size=true.shape[1:], classes=class_map, cache=False)
+    if annotated is None:
+        annotated = truth.parent/"annotated_labels.json" if is_train_table(truth) else "all"
+    if str(annotated) == "all":
+        known = None
+    elif str(annotated) == "present":
+        known = present_classes(true, len(class_map))
+    else:
+        known = read_examined(Path(annotated), true, names, class_map, truth)
+    counts = overlaps(predicted, true, len(class_map))
+    rows = class_rows(counts, class_map, known)
+    return dict(table=rows, facts=score_facts(counts, rows, known, patients_of(truth, len(true))))
+
+
+# %%
+with tempfile.TemporaryDirectory() as d:
+    write_masks(truth, world.names, f"{d}/y_test.csv")
+    write_masks(pred, world.names, f"{d}/submission.csv")
+    write_masks(pred[:-1], world.names[:-1], f"{d}/short.csv")
+    classes.to_json(f"{d}/class_names.json")
+    result = evaluate_files(f"{d}/y_test.csv", f"{d}/submission.csv")
+    try: evaluate_files(f"{d}/y_test.csv", f"{d}/short.csv")
+    except InputError as e: print(str(e).replace(f"{d}/", ""))
+test_eq(result["facts"], evaluate(truth, pred, classes))
+result["table"][["support", "dice", "invented", "missed"]].round(3)
