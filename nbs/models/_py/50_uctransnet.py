@@ -8,20 +8,6 @@
 # %%
 #| default_exp models.uctransnet
 
-# %% [markdown]
-# Are a U-Net's skip connections always good? [Wang et al. (2022)](https://arxiv.org/abs/2109.04335) took them away one by one and found that some *hurt*: what a shallow level
-# passes over need not fit what the decoder has on the other side (they call it a semantic gap). **UCTransNet** therefore keeps the U-Net and replaces its
-# skips by a transformer. Its attention is unusual: it compares not pixels but **channels**. Each channel of each level asks all channels of all levels, "which of you
-# shows something I could use?" A second, smaller attention then chooses channels on the way into the decoder.
-#
-# With channels as tokens the attention matrix has a fixed size, whatever the image's.
-
-# %%
-#| hide
-import matplotlib.pyplot as plt
-from fastcore.test import test_eq, test_close
-from ctseg.models.base import count_parameters, overfit, toy_slices
-
 # %%
 #| export
 import torch
@@ -29,6 +15,30 @@ import torch.nn.functional as F
 from torch import nn
 
 from ctseg.models.base import EncoderDecoder, check_counts, crop_to, pad_to
+
+# %%
+#| hide
+import matplotlib.pyplot as plt
+import torch
+import torch.nn.functional as F
+from fastcore.test import test_close, test_eq
+from matplotlib_inline.backend_inline import set_matplotlib_formats
+from torch import nn
+
+from ctseg.core.toys import toy_slices
+from ctseg.models.base import count_parameters, overfit
+
+# %%
+#| hide
+set_matplotlib_formats("jpeg", pil_kwargs=dict(quality=80))  # grey maps: a quarter of a PNG
+
+# %% [markdown]
+# Are a U-Net's skip connections always good? [Wang et al. (2022)](https://arxiv.org/abs/2109.04335) took them away one by one and found that some *hurt*: what a shallow level
+# passes over need not fit what the decoder has on the other side (they call it a semantic gap). **UCTransNet** therefore keeps the U-Net and replaces its
+# skips by a transformer. Its attention is unusual: it compares not pixels but **channels**. Each channel of each level asks all channels of all levels, "which of you
+# shows something I could use?" A second, smaller attention then chooses channels on the way into the decoder.
+#
+# With channels as tokens the attention matrix has a fixed size, whatever the image's.
 
 # %%
 #| hide
@@ -62,21 +72,34 @@ ax.set(xlim=(-4.9, 5.1), ylim=(-4.4, .9)); ax.axis("off"); fig.tight_layout()
 # %%
 #| export
 class ConvNormReLU(nn.Sequential):
-    "3x3 convolution, batch normalisation, ReLU."
-    def __init__(self, i: int, o: int): super().__init__(nn.Conv2d(i, o, 3, padding=1), nn.BatchNorm2d(o), nn.ReLU(inplace=True))
+    "3x3 convolution, batch normalisation, ReLU: [B, i, H, W] -> [B, o, H, W]."
+
+    def __init__(self, i: int, o: int):
+        super().__init__(nn.Conv2d(i, o, 3, padding=1), nn.BatchNorm2d(o), nn.ReLU(inplace=True))
+
 
 class PatchTokens(nn.Module):
-    "Cut a map [B,C,H,W] into patches: tokens [B,N,C], with a position embedding of `grid` x `grid`."
+    "Cut a map [B, C, H, W] into patches: tokens [B, N, C], with a position embedding of `grid` x `grid`."
+
     def __init__(self, dim: int, patch: int, grid: int, dropout: float):
         super().__init__()
-        self.cut, self.drop = nn.Conv2d(dim, dim, patch, patch), nn.Dropout(dropout)
+        self.cut = nn.Conv2d(dim, dim, patch, patch)
+        self.drop = nn.Dropout(dropout)
         self.position = nn.Parameter(torch.zeros(1, dim, grid, grid))
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        "[B, C, H, W] -> [B, N, C]; the embedding is interpolated where the grid has another size."
         x = self.cut(x)
-        same = x.shape[-2:] == self.position.shape[-2:]
-        place = self.position if same else F.interpolate(self.position, size=x.shape[-2:], mode="bilinear", align_corners=False)
+        place = self.position
+        if x.shape[-2:] != place.shape[-2:]:
+            place = F.interpolate(place, size=x.shape[-2:], mode="bilinear", align_corners=False)
         return self.drop((x + place).flatten(2).transpose(1, 2))
+
+
+# %%
+cut = PatchTokens(8, patch=16, grid=4, dropout=0)
+for size in ((64, 64), (64, 48)):
+    print(size, "->", tuple(cut(torch.rand(1, 8, *size)).shape[1:]), "tokens x channels")
 
 
 # %% [markdown]
@@ -92,27 +115,46 @@ class PatchTokens(nn.Module):
 # %%
 #| export
 class ChannelAttention(nn.Module):
-    "Every channel of every level attends to all channels of all levels."
+    "Every channel of every level attends to all channels of all levels (equations 2 and 3)."
+
     def __init__(self, dims: tuple[int, ...], heads: int = 4, dropout: float = .1):
         super().__init__()
         total = sum(dims)
-        self.heads, self.scale = heads, total**-.5
-        linear = lambda i, o: nn.Linear(i, o, bias=False)
-        self.q, self.out = nn.ModuleList(linear(d, d*heads) for d in dims), nn.ModuleList(linear(d, d) for d in dims)
-        self.k, self.v = linear(total, total*heads), linear(total, total*heads)
-        self.psi, self.drop = nn.InstanceNorm2d(heads), nn.Dropout(dropout)
+        self.heads = heads
+        self.scale = total**-.5
+        self.q = nn.ModuleList(nn.Linear(d, d*heads, bias=False) for d in dims)
+        self.out = nn.ModuleList(nn.Linear(d, d, bias=False) for d in dims)
+        self.k = nn.Linear(total, total*heads, bias=False)
+        self.v = nn.Linear(total, total*heads, bias=False)
+        self.psi = nn.InstanceNorm2d(heads)
+        self.drop = nn.Dropout(dropout)
 
-    def forward(self,
-        levels: list[torch.Tensor], # [B,N,dims[i]] each
-        joint: torch.Tensor, # all side by side [B,N,sum(dims)]
+    def split(self, x: torch.Tensor) -> torch.Tensor:
+        "[B, N, heads·c] -> [B, heads, N, c]."
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+    def forward(
+        self,
+        levels: list[torch.Tensor], # [B, N, dims[i]] each
+        joint: torch.Tensor, # all side by side [B, N, sum(dims)]
     ) -> list[torch.Tensor]:
-        split = lambda t: t.unflatten(-1, (self.heads, -1)).transpose(1, 2)      # [B,heads,N,c]
-        k, v = split(self.k(joint)), split(self.v(joint)).transpose(-1, -2)
-        new = []
-        for x, q, out in zip(levels, self.q, self.out):
-            a = self.psi(split(q(x)).transpose(-1, -2) @ k*self.scale).softmax(-1)    # [B,heads,c_i,C]
-            new.append(self.drop(out((self.drop(a) @ v).mean(1).transpose(-1, -2))))
-        return new
+        "What each level hears, [B, N, dims[i]] each."
+        k = self.split(self.k(joint))
+        v = self.split(self.v(joint)).transpose(-1, -2)
+        heard = []
+        for x, ask, out in zip(levels, self.q, self.out):
+            q = self.split(ask(x)).transpose(-1, -2)
+            attention = self.psi(q @ k*self.scale).softmax(-1)  # [B, heads, dims[i], sum(dims)]
+            answers = (self.drop(attention) @ v).mean(1).transpose(-1, -2)
+            heard.append(self.drop(out(answers)))
+        return heard
+
+
+# %%
+torch.manual_seed(0)
+levels = [torch.rand(1, 12, 4), torch.rand(1, 12, 8)]
+attention = ChannelAttention((4, 8), heads=2)
+test_eq([y.shape for y in attention(levels, torch.cat(levels, -1))], [x.shape for x in levels])
 
 
 # %% [markdown]
@@ -120,20 +162,34 @@ class ChannelAttention(nn.Module):
 
 # %%
 #| export
+def layer_norms(dims: tuple[int, ...]) -> nn.ModuleList:
+    "A layer norm for the channels of each level."
+    return nn.ModuleList(nn.LayerNorm(d, eps=1e-6) for d in dims)
+
+
 class ChannelLayer(nn.Module):
     "One layer of the channel transformer for the tokens of all levels."
+
     def __init__(self, dims: tuple[int, ...], heads: int, dropout: float, expand: int = 4):
         super().__init__()
-        norms = lambda: nn.ModuleList(nn.LayerNorm(d, eps=1e-6) for d in dims)
-        self.norm1, self.norm_joint, self.norm2 = norms(), nn.LayerNorm(sum(dims), eps=1e-6), norms()
+        self.norm1 = layer_norms(dims)
+        self.norm_joint = nn.LayerNorm(sum(dims), eps=1e-6)
+        self.norm2 = layer_norms(dims)
         self.attention = ChannelAttention(dims, heads, dropout)
-        self.ffn = nn.ModuleList(nn.Sequential(nn.Linear(d, d*expand), nn.GELU(), nn.Linear(d*expand, d)) for d in dims)
+        layers = [nn.Sequential(nn.Linear(d, d*expand), nn.GELU(), nn.Linear(d*expand, d)) for d in dims]
+        self.ffn = nn.ModuleList(layers)
 
-    def forward(self, levels):
+    def forward(self, levels: list[torch.Tensor]) -> list[torch.Tensor]:
+        "Tokens [B, N, dims[i]] of each level, of the same shapes."
         joint = self.norm_joint(torch.cat(levels, -1))
-        new = self.attention([n(x) for n, x in zip(self.norm1, levels)], joint)
-        levels = [x + y for x, y in zip(levels, new)]
-        return [x + f(n(x)) for x, n, f in zip(levels, self.norm2, self.ffn)]
+        heard = self.attention([norm(x) for norm, x in zip(self.norm1, levels)], joint)
+        levels = [x + y for x, y in zip(levels, heard)]
+        return [x + ffn(norm(x)) for x, norm, ffn in zip(levels, self.norm2, self.ffn)]
+
+
+# %%
+layer = ChannelLayer((4, 8), heads=2, dropout=0)
+test_eq([y.shape for y in layer(levels)], [x.shape for x in levels])
 
 
 # %% [markdown]
@@ -146,18 +202,31 @@ class ChannelLayer(nn.Module):
 #| export
 class ChannelTransformer(nn.Module):
     "What UCTransNet has in place of skip connections: maps in, maps of the same shapes out."
-    def __init__(self, dims: tuple[int, ...], grid: int, heads: int = 4, layers: int = 4, dropout: float = .1):
+
+    def __init__(
+        self,
+        dims: tuple[int, ...],
+        grid: int,
+        heads: int = 4,
+        layers: int = 4,
+        dropout: float = .1,
+    ):
         super().__init__()
         self.tokens = nn.ModuleList(PatchTokens(d, 16//2**k, grid, dropout) for k, d in enumerate(dims))
         self.layers = nn.Sequential(*[ChannelLayer(dims, heads, dropout) for _ in range(layers)])
-        self.norm = nn.ModuleList(nn.LayerNorm(d, eps=1e-6) for d in dims)
-        self.back = nn.ModuleList(nn.Sequential(nn.Conv2d(d, d, 1), nn.BatchNorm2d(d), nn.ReLU(inplace=True)) for d in dims)
+        self.norm = layer_norms(dims)
+        back = [nn.Sequential(nn.Conv2d(d, d, 1), nn.BatchNorm2d(d), nn.ReLU(inplace=True)) for d in dims]
+        self.back = nn.ModuleList(back)
 
-    def forward(self, maps):
+    def forward(self, maps: list[torch.Tensor]) -> list[torch.Tensor]:
+        "Maps [B, dims[k], H/2^k, W/2^k] of the same shapes."
         grid = [n//16 for n in maps[0].shape[-2:]]
-        tokens = self.layers([t(m) for t, m in zip(self.tokens, maps)])
-        new = [b(n(t).transpose(1, 2).unflatten(2, grid)) for t, n, b in zip(tokens, self.norm, self.back)]
-        return [m + F.interpolate(x, size=m.shape[-2:]) for m, x in zip(maps, new)]
+        tokens = self.layers([cut(m) for cut, m in zip(self.tokens, maps)])
+        out = []
+        for m, t, norm, back in zip(maps, tokens, self.norm, self.back):
+            heard = back(norm(t).transpose(1, 2).unflatten(2, grid))
+            out.append(m + F.interpolate(heard, size=m.shape[-2:]))
+        return out
 
 
 # %%
@@ -179,25 +248,37 @@ test_close(conv(F.interpolate(x, scale_factor=4)).detach(), F.interpolate(conv(x
 # %%
 #| export
 class ChooseChannels(nn.Module):
-    "Weigh the channels of a skip by what both sides have on average."
+    "Weigh the channels of a skip by what both sides have on average (equations 5 and 6)."
+
     def __init__(self, dim: int):
         super().__init__()
-        self.skip, self.below = nn.Linear(dim, dim), nn.Linear(dim, dim)
+        self.skip = nn.Linear(dim, dim)
+        self.below = nn.Linear(dim, dim)
 
-    def forward(self, skip, below):
-        mean = lambda t: t.mean((2, 3))
-        weight = torch.sigmoid((self.skip(mean(skip)) + self.below(mean(below)))/2)
+    def forward(self, skip: torch.Tensor, below: torch.Tensor) -> torch.Tensor:
+        "The skip [B, C, H, W], weighted; `below` has its shape."
+        asked = self.skip(skip.mean((2, 3))) + self.below(below.mean((2, 3)))
+        weight = torch.sigmoid(asked/2)
         return F.relu(skip*weight[..., None, None])
+
 
 class UpBlock(nn.Module):
     "A decoder level: enlarge, choose among the skip's channels, join, convolve twice."
+
     def __init__(self, i: int, o: int):
         super().__init__()
-        self.choose, self.convs = ChooseChannels(i//2), nn.Sequential(ConvNormReLU(i, o), ConvNormReLU(o, o))
+        self.choose = ChooseChannels(i//2)
+        self.convs = nn.Sequential(ConvNormReLU(i, o), ConvNormReLU(o, o))
 
-    def forward(self, x, skip):
+    def forward(self, x: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
+        "[B, i/2, H, W] and a skip [B, i/2, 2H, 2W] -> [B, o, 2H, 2W]."
         x = F.interpolate(x, scale_factor=2)
         return self.convs(torch.cat([self.choose(skip, x), x], 1))
+
+
+# %%
+up = UpBlock(16, 4)
+test_eq(up(torch.rand(1, 8, 6, 4), torch.rand(1, 8, 12, 8)).shape, (1, 4, 12, 8))
 
 
 # %% [markdown]
@@ -205,35 +286,61 @@ class UpBlock(nn.Module):
 
 # %%
 #| export
+def down_level(i: int, o: int) -> nn.Sequential:
+    "Half the size and two convolutions: [B, i, H, W] -> [B, o, H/2, W/2]."
+    return nn.Sequential(nn.MaxPool2d(2), ConvNormReLU(i, o), ConvNormReLU(o, o))
+
+
+def up_levels(width: int) -> nn.ModuleList:
+    "The four levels of the decoder, from the deepest to full size."
+    channels = ((16, 4), (8, 2), (4, 1), (2, 1))
+    return nn.ModuleList(UpBlock(i*width, o*width) for i, o in channels)
+
+
+# %%
+print(tuple(down_level(8, 16)(torch.rand(2, 8, 12, 12)).shape))
+test_eq(len(up_levels(4)), 4)
+
+
+# %%
+#| export
 class UCTransNet(EncoderDecoder):
-    "UCTransNet (Wang et al. 2022, arXiv 2109.04335). 66,430,657 parameters at width 64 for 3 -> 1 channels."
+    "UCTransNet (Wang et al. 2022, arXiv 2109.04335)."
     stride = 16
 
-    def __init__(self,
-        in_chans: int = 1, out_chans: int = 55,
-        width: int = 64, # channels at full resolution
-        image_size: int = 224, # for which the position embedding is made; other sizes interpolate it
-        heads: int = 4, layers: int = 4, # of the channel transformer
-        dropout: float = .1, # in the channel transformer
+    def __init__(
+        self,
+        in_chans: int = 1,
+        out_chans: int = 55,
+        width: int = 64, # at full resolution
+        image_size: int = 224, # of the position embedding
+        heads: int = 4, # of the channel transformer
+        layers: int = 4,
+        dropout: float = .1,
     ):
         super().__init__()
-        check_counts("uctransnet", in_chans=in_chans, out_chans=out_chans, width=width, image_size=image_size, heads=heads, layers=layers)
-        w = width
-        self.channels = cs = (w, 2*w, 4*w, 8*w, 8*w)
-        self.first = ConvNormReLU(in_chans, w)
-        self.down = nn.ModuleList(nn.Sequential(nn.MaxPool2d(2), ConvNormReLU(i, o), ConvNormReLU(o, o)) for i, o in zip(cs, cs[1:]))
-        self.bridge = ChannelTransformer(cs[:4], max(image_size//16, 1), heads, layers, dropout)
-        self.up = nn.ModuleList(UpBlock(i, o) for i, o in ((16*w, 4*w), (8*w, 2*w), (4*w, w), (2*w, w)))
-        self.head = nn.Conv2d(w, out_chans, 1)
+        counts = dict(in_chans=in_chans, out_chans=out_chans, width=width, image_size=image_size)
+        check_counts("uctransnet", **counts, heads=heads, layers=layers)
+        levels = tuple(width*k for k in (1, 2, 4, 8, 8))
+        self.channels = levels
+        self.first = ConvNormReLU(in_chans, width)
+        self.down = nn.ModuleList(map(down_level, levels, levels[1:]))
+        self.bridge = ChannelTransformer(levels[:4], max(image_size//16, 1), heads, layers, dropout)
+        self.up = up_levels(width)
+        self.head = nn.Conv2d(width, out_chans, 1)
 
-    def encode(self, x):
+    def encode(self, x: torch.Tensor) -> list[torch.Tensor]:
+        "Features of five levels, 1 to 1/16, of images [B, in_chans, H, W]."
         maps = [self.first(pad_to(x, self.stride))]
-        for down in self.down: maps.append(down(maps[-1]))
+        for down in self.down:
+            maps.append(down(maps[-1]))
         return [*self.bridge(maps[:4]), maps[4]]
 
-    def decode(self, features, size):
+    def decode(self, features: list[torch.Tensor], size: tuple[int, int]) -> torch.Tensor:
+        "Logits [B, out_chans, *size] from the features of `encode`."
         *skips, x = features
-        for up, skip in zip(self.up, reversed(skips)): x = up(x, skip)
+        for up, skip in zip(self.up, reversed(skips)):
+            x = up(x, skip)
         return crop_to(self.head(x), size)
 
 
@@ -299,7 +406,3 @@ fig.tight_layout()
 model = UCTransNet(1, 4, width=4)
 model(images).square().mean().backward()
 test_eq([n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()], [])   # every parameter takes part
-
-# %%
-#| hide
-import nbdev; nbdev.nbdev_export()

