@@ -4,12 +4,14 @@ import pytest
 import torch
 from torch import nn
 
-from ctseg.anatomy import ClassMap
-from ctseg.calibrate import calibrate, fit_temperature, known_nll, reliability
-from ctseg.data import SliceSet
-from ctseg.device import pick_device
-from ctseg.losses import create_loss
-from ctseg.predict import Member
+from ctseg.core.anatomy import ClassMap
+from ctseg.inference.calibration import calibrate, fit_temperature, known_nll, reliability, sample_logits
+from ctseg.inference.loop import Member
+from ctseg.data.slices import SliceSet
+from ctseg.core.device import pick_device
+from ctseg.losses.registry import create_loss
+
+from helpers.toys import toy
 
 
 class Told(nn.Module):
@@ -59,3 +61,30 @@ def test_what_nobody_examined_moves_no_figure():
     found = figures(z, mask, known, loss)
     assert found == figures(torch.where(free, 9 - z, z), mask, known, loss)
     assert found["pairs"] == (~free & (z.sigmoid() >= .01)).sum() == sum(k for *_, k in found["points before"])
+
+
+def test_unknown_cells_say_nothing():
+    g = torch.Generator().manual_seed(0)
+    logits, mask = torch.randn(6, 3, 1, 400, generator=g)*3, torch.randint(0, 2, (6, 1, 400), generator=g)
+    known = torch.tensor([[True, True, False]]*6)
+    loud = logits.clone()
+    loud[:, 2][mask == 0] = 40.  # the unexamined class, at pixels of which nobody said anything
+    assert fit_temperature(logits, mask, known, "sigmoid") == fit_temperature(loud, mask, known, "sigmoid")
+    assert known_nll(logits, mask, known, "sigmoid") != known_nll(loud, mask, known | True, "sigmoid")
+
+
+def test_reliability_is_its_definition():
+    rng = np.random.default_rng(0)
+    p, hit = torch.from_numpy(rng.random(5000)).float(), torch.from_numpy(rng.random(5000) < 0.4)
+    points, ece = reliability(p, hit, 10)
+    want = 0
+    for b in range(10):
+        m = (p*10).long().clamp(max=9) == b
+        want += m.float().mean()*abs(p[m].mean() - hit[m].float().mean())
+    assert abs(ece - want) < 1e-5 and len(points) == 10 and sum(k for *_, k in points) == 5000
+
+
+def test_calibration_takes_fewer_pixels_where_slices_and_classes_are_many():
+    member, slices = Member(nn.Conv2d(1, 4, 1), create_loss("marginal")), toy()
+    sizes = [sample_logits(member, slices, pick_device("cpu"), most=most).logits.shape[-1] for most in (2**27, 24*4*100, 1)]
+    assert sizes == [1024, 100, 64]  # all of 32x32; as many as fit; never fewer than 64
