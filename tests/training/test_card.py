@@ -5,19 +5,21 @@ from pathlib import Path
 import numpy as np
 import pytest, torch
 
-from ctseg.data import read_challenge
-from ctseg.predict import load_predictor, predict_masks
-from ctseg.recipes import fit, get_recipe
-from ctseg.train import apply_settings
-from runs import cut
-from test_models import SMALL, ZOO
+from ctseg.data.challenge import read_challenge
+from ctseg.prediction.predictor import load_predictor, predict_masks
+from ctseg.recipes.fit import fit
+from ctseg.recipes.table import get_recipe
+from ctseg.runs.recipe import apply_settings
+from helpers.runs import cut
+from helpers.toys import SMALL_NETWORKS as SMALL, ZOO
 
 HAS_ZOO = all(map(importlib.util.find_spec, ("segmentation_models_pytorch", "dynamic_network_architectures")))
-HERE = Path(__file__).resolve().parent
+TESTS = Path(__file__).resolve().parent.parent
+HELPERS = TESTS/"helpers"
 TINY = ["model=tiny-for-tests", "width=4", "image_size=32", "folds=3", "batch_size=4", "epochs=2", "tune_rule=no"]
 RECIPES = {  # every method, and every way of it that draws or builds something of its own
-    "ctseg": ("ctseg", ["second=0.7"]), "unimatch, all of it": ("unimatch", ["views=2", "feature_dropout=0.5", "rebalance=yes"]), "the original": ("seed-teacher-student", ["keep=2"]),
-    "pretrain": ("seed-pretrain-finetune", ["keep=2", "finetune_epochs=1"]), "mean-teacher": ("mean-teacher", []), "mean-teacher, noise": ("mean-teacher", ["perturb=noise"]),
+    "ctseg": ("ctseg", ["second_phase=0.7"]), "unimatch, all of it": ("unimatch", ["views=2", "feature_dropout=0.5", "rebalance=yes"]), "the original": ("original-teacher-student", ["keep=2"]),
+    "pretrain": ("original-pretrain-finetune", ["keep=2", "finetune_epochs=1"]), "mean-teacher": ("mean-teacher", []), "mean-teacher, noise": ("mean-teacher", ["perturb=noise"]),
     "self-training": ("self-training", ["teachers=2", "finetune_epochs=1"]), "presence": ("masked", ["presence=0.5", "rare_power=0.5"])}
 
 
@@ -26,7 +28,7 @@ def card(request):
     "Call a function of card.py on a card of some capability; the library is built once for this version of torch."
     if torch.version.cuda or not sys.platform.startswith("linux"): pytest.skip("needs a torch for Linux without CUDA")
     if not (compiler := shutil.which("g++")): pytest.skip("needs g++")
-    source, folder, torch_ = HERE/"card.cpp", Path(request.config.cache.mkdir("card")), Path(torch.__file__).parent
+    source, folder, torch_ = HELPERS/"card.cpp", Path(request.config.cache.mkdir("card")), Path(torch.__file__).parent
     library = folder/f"{hashlib.sha256(source.read_bytes() + torch.__version__.encode()).hexdigest()[:16]}.so"
     with open(folder/"lock", "w") as lock:  # other workers wait for the first
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -37,7 +39,7 @@ def card(request):
             (folder/"new.so").replace(library)
 
     def call(capability, function, *args):
-        done = subprocess.run([sys.executable, str(HERE/"card.py"), str(library), capability, function, *map(str, args)], capture_output=True, text=True)
+        done = subprocess.run([sys.executable, str(HELPERS/"card.py"), str(library), capability, function, *map(str, args)], capture_output=True, text=True)
         assert done.returncode == 0, "\n".join(x for x in done.stderr.splitlines() if "registered at" not in x)[-3000:]
         return json.loads(done.stdout)
     return call
@@ -69,7 +71,7 @@ def test_every_recipe_learns_on_a_card_what_it_learns_without(card, tmp_path, ph
 
 def test_half_precision(card, tmp_path, phantom):
     "float16 below 8.0, bfloat16 from there on: both learn nearly what float32 learns. Where the scale of the loss is too high to begin with, steps are left out and nothing else goes wrong."
-    jobs = json.dumps({"tiny": ("ctseg", [*TINY, "epochs=12", "second=0.5", "lr=0.05"]), "large": ("marginal-log", [*TINY, "model=attunet", "epochs=6"])})
+    jobs = json.dumps({"tiny": ("ctseg", [*TINY, "epochs=12", "second_phase=0.5", "lr=0.05"]), "large": ("marginal-log", [*TINY, "model=attunet", "epochs=6"])})
     half, brain = (card(capability, "fits", phantom, tmp_path/capability, jobs) for capability in ("7.5", "8.0"))
     assert half["tiny"]["where"] == ["cuda:0 (pretended card), fp16"] and half["tiny"]["precision"] == "fp16" and brain["tiny"]["precision"] == "bf16"
     plain = fit(phantom, apply_settings(get_recipe("ctseg"), json.loads(jobs)["tiny"][1]), tmp_path/"cpu", device="cpu", progress=False).read_history()
@@ -88,7 +90,7 @@ def test_a_step_waits_for_the_card_once(card, tmp_path, phantom):
 
 def test_a_run_moves_between_card_and_cpu(card, tmp_path, phantom):
     "Cut on a card with float16, continued on the CPU, which has no loss scaler; and the other way round."
-    settings = [*TINY, "epochs=3", "method=supervised"]
+    settings = [*TINY, "epochs=3"]
     for first, then in (("card", "cpu"), ("cpu", "card")):
         out = tmp_path/f"{first}-{then}"
         for where, after in ((first, 2), (then, 0)):

@@ -1,0 +1,163 @@
+# %% [markdown]
+# # Checkpoints
+#
+# > Everything the next step depends on, written whole, and found again after any accident.
+
+# %%
+#| default_exp training.checkpoints
+
+# %%
+#| export
+import copy
+import io
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save as tensor_bytes
+from torch import nn
+
+from ctseg.core.files import atomic_path
+from ctseg.models.base import load_weights
+
+# %%
+#| hide
+import tempfile
+
+from fastcore.test import test_eq
+
+from ctseg.core.files import InputError
+
+
+# %% [markdown]
+# Weights go to [safetensors](https://github.com/huggingface/safetensors), and everything else is loaded with `weights_only=True`. A checkpoint from the internet therefore cannot run code.
+
+# %%
+#| export
+def save_weights(model: nn.Module, path: str | Path) -> None:
+    "Write the model's weights and buffers as safetensors, whole or not at all."
+    tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+    with atomic_path(path) as tmp:
+        tmp.write_bytes(tensor_bytes(tensors))  # by Python, whose errors tell a full disk
+
+
+# %%
+def toy_model(width=4):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(1, width, 3), nn.BatchNorm2d(width))
+
+model, twin = toy_model(), toy_model()
+with torch.no_grad(): twin[0].weight.zero_()
+with tempfile.TemporaryDirectory() as d:
+    save_weights(model, Path(d)/"a.safetensors")
+    load_weights(twin, Path(d)/"a.safetensors")
+    assert torch.equal(twin[0].weight, model[0].weight)
+    try: load_weights(toy_model(width=5), Path(d)/"a.safetensors")
+    except InputError as e: print(str(e).replace(d, "…"))
+
+# %% [markdown]
+# A checkpoint is loaded whole or not at all: if one of its files is damaged, the models stay as they were.
+
+# %%
+#| export
+Models = dict[str, nn.Module]  # by the names of their files
+State = dict[str, Any]  # tensors and plain values
+
+def read_checkpoint(path: Path, weights: Models, remedy: str) -> State | None:
+    "Load the models of a checkpoint; its other state, or None with a warning that ends with `remedy` if it is damaged."
+    before = [copy.deepcopy(model.state_dict()) for model in weights.values()]
+    try:
+        state = torch.load(path/"state.pt", map_location="cpu", weights_only=True)
+        for name, model in weights.items():
+            load_weights(model, path/f"{name}.safetensors")
+    except Exception as e:  # each way of being damaged has its own
+        for model, old in zip(weights.values(), before):
+            model.load_state_dict(old)
+        warnings.warn(f"{path} is damaged ({type(e).__name__}); {remedy}")
+        return None
+    return state
+
+
+# %%
+with tempfile.TemporaryDirectory() as d, warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    test_eq(read_checkpoint(Path(d), {"model": model}, "training again"), None)
+print(str(caught[0].message).replace(d, "…"))
+
+
+# %% [markdown]
+# The folder of a checkpoint is renamed into place when it is complete.
+
+# %%
+#| export
+def write_checkpoint(path: Path, weights: Models, state: State) -> None:
+    "Write the models and the state as one folder, whole or not at all."
+    whole = io.BytesIO()
+    torch.save(state, whole)
+    with atomic_path(path) as tmp:
+        tmp.mkdir()
+        for part, model in weights.items():
+            save_weights(model, tmp/f"{part}.safetensors")
+        (tmp/"state.pt").write_bytes(whole.getbuffer())
+
+
+# %%
+with tempfile.TemporaryDirectory() as d:
+    write_checkpoint(Path(d)/"step-1", {"model": model}, {"step": 1})
+    print(sorted(p.name for p in (Path(d)/"step-1").iterdir()))
+    test_eq(read_checkpoint(Path(d)/"step-1", {"model": twin}, ""), {"step": 1})
+
+
+# %% [markdown]
+# `Checkpoints` are those of one phase. One earlier checkpoint is kept in case the newest turns out damaged.
+
+# %%
+#| export
+class Checkpoints:
+    """The checkpoints of one phase.
+
+    `step-0000120/` holds weights, average and optimiser after 120 steps, `final/` what is needed of a finished phase."""
+    def __init__(self, folder: str | Path, keep: int = 2):
+        self.folder, self.keep = Path(folder), keep
+
+    def saved(self) -> list[Path]:
+        "The folders of unfinished training, newest first."
+        return sorted(self.folder.glob("step-*"), reverse=True)
+
+    def save(self, step: int, weights: Models, state: State) -> None:
+        "Keep the models and the state after `step` steps, and delete the oldest checkpoint."
+        write_checkpoint(self.folder/f"step-{step:07d}", weights, state)
+        for old in self.saved()[self.keep:]: shutil.rmtree(old)
+
+    def finish(self, weights: Models, state: State) -> None:
+        "Keep what later phases and predictions need, and delete the checkpoints."
+        write_checkpoint(self.folder/"final", weights, state)
+        for old in self.saved(): shutil.rmtree(old)
+
+    def load(self, weights: Models) -> State | None:
+        "Load the newest checkpoint that is whole; its state, or None where there is none."
+        for path in self.saved():
+            state = read_checkpoint(path, weights, "going back to the checkpoint before it")
+            if state is not None: return state
+        return None
+
+    def final(self, weights: Models) -> State | None:
+        "Load a finished phase; its state, or None if it has not finished."
+        path = self.folder/"final"
+        return read_checkpoint(path, weights, "training this phase again") if path.exists() else None
+
+
+# %%
+with tempfile.TemporaryDirectory() as d:
+    checkpoints = Checkpoints(d)
+    for step in (10, 20, 30): checkpoints.save(step, {"model": model}, {"step": step})
+    print([p.name for p in checkpoints.saved()])
+    (Path(d)/"step-0000030"/"model.safetensors").write_bytes(b"cut short")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        test_eq(checkpoints.load({"model": twin}), {"step": 20})
+    print(str(caught[0].message).replace(d, "…"))
+    checkpoints.finish({"model": model}, {"step": 40})
+    test_eq((checkpoints.final({"model": twin}), checkpoints.saved()), ({"step": 40}, []))

@@ -1,0 +1,108 @@
+# %% [markdown]
+# # Curves
+#
+# > Learning curves: after the training, and while it goes on.
+
+# %%
+#| default_exp training.curves
+
+# %%
+#| export
+import contextlib
+import sys
+from pathlib import Path
+
+import numpy as np
+
+# %%
+#| hide
+import tempfile
+
+import matplotlib.pyplot as plt
+import pandas as pd
+
+
+# %% [markdown]
+# The left panel shows the loss, the right one the Dice of the held-out slices. Phases follow each other, and a dotted line marks where one hands over to the next.
+
+# %%
+#| export
+def plot_curves(history, axes=None):
+    """Training loss over the epochs of all phases, and Dice beside it where slices were held out.
+
+    `history` is a table (pandas) with the columns of `history.csv`. Returns the figure."""
+    import matplotlib.pyplot as plt
+    panels = {"loss": "training loss"}
+    if history.dice.notna().any():
+        panels["dice"] = "Dice on the held-out slices (examined classes)"
+    if axes is None:
+        size = (4.5*len(panels), 3)
+        axes = plt.subplots(1, len(panels), figsize=size, layout="constrained", squeeze=False)[1]
+    axes = np.ravel(axes)
+    start = 0
+    for phase, rows in history.groupby("phase", sort=False):
+        epochs = start + np.arange(1, len(rows) + 1)
+        for ax, column in zip(axes, panels):
+            ax.plot(epochs, rows[column], label=phase)
+            if start: ax.axvline(start + 0.5, color="0.7", lw=1, ls=":")
+        start = epochs[-1]
+    for ax, title in zip(axes, panels.values()):
+        ax.set_title(title, fontsize=10)
+        ax.set_xlabel("epoch")
+    axes[0].legend(frameon=False)
+    return axes[0].figure
+
+
+# %%
+def toy_history(phase, epochs, first_step, start):
+    falling = np.exp(-np.arange(epochs)/4)
+    return [dict(phase=phase, epoch=e + 1, step=first_step + 5*(e + 1), lr=1e-3, loss=start*f + .3, dice=.85 - start*f/3, skipped=0) for e, f in enumerate(falling)]
+
+history = toy_history("supervised", 12, 0, 1.5) + toy_history("unimatch", 6, 0, .2)
+plot_curves(pd.DataFrame(history)); plt.show()
+
+
+# %% [markdown]
+# During training the bar shows rate, remaining time and the latest score. In a notebook the curves are drawn anew after each epoch. Where TensorBoard is installed it can follow too: `tensorboard --logdir runs`.
+
+# %%
+#| export
+class Watch:
+    "Curves in a notebook, and for TensorBoard where it is installed; call it with the history after each epoch."
+    def __init__(self, folder: str | Path):
+        self.handle, self.board = None, None
+        with contextlib.suppress(ImportError):
+            from torch.utils.tensorboard import SummaryWriter
+            self.board = SummaryWriter(folder)
+
+    def __call__(self, history: list[dict]):
+        row = history[-1]
+        if self.board:
+            for key in ("loss", "dice", "lr", "skipped"):
+                self.board.add_scalar(f"{row['phase']}/{key}", row[key], row["step"])
+            self.board.flush()
+        if in_notebook(): self.draw(history)
+
+    def draw(self, history: list[dict]) -> None:
+        "Draw the curves, in the place of those drawn before."
+        import matplotlib.pyplot as plt
+        import pandas as pd
+        from IPython.display import display
+        fig = plot_curves(pd.DataFrame(history))
+        if self.handle:
+            self.handle.update(fig)
+        else:
+            self.handle = display(fig, display_id=True)
+        plt.close(fig)
+
+def in_notebook() -> bool:
+    "Is somebody watching through Jupyter's front end?"
+    ipython = sys.modules.get("IPython")
+    return bool(ipython) and type(ipython.get_ipython()).__name__ == "ZMQInteractiveShell"
+
+
+# %%
+with tempfile.TemporaryDirectory() as d:
+    watch = Watch(d)
+    for n in (1, 2): watch(history[:n])
+    print("log for TensorBoard:", len(list(Path(d).iterdir())), "file; in a notebook's front end:", in_notebook())

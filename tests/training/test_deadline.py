@@ -1,0 +1,77 @@
+"Stopped in time: by a limit, by the host, in training and beside it."
+import os
+import signal
+import sys
+import time
+
+import pytest
+from helpers.runs import contents, start
+from helpers.toys import SMALL_RUN as SMALL, tiny, toy
+
+from ctseg.data.challenge import write_challenge
+from ctseg.recipes.fit import fit
+from ctseg.runs.job import Job
+from ctseg.training.deadline import Deadline, Stopped
+
+
+def command(*args):
+    from ctseg import cli
+    sys.argv = ["ctseg", *map(str, args)]
+    cli.main()
+
+
+def write(slices, folder):
+    write_challenge(slices, folder, "train")
+    return folder
+
+
+@pytest.mark.parametrize("how", ["time limit", "SIGTERM"])
+def test_stopped_by_the_clock_or_the_host(tmp_path, how, capfd):
+    data = write(toy(), tmp_path/"data")
+    fit_args = ["fit", data, "--recipe", "mean-teacher", "--device", "cpu", *[x for s in SMALL[:4] + ["epochs=8", "model=tiny-for-tests"] for x in ("--set", s)]]
+    p = start(command, *fit_args, "--out", tmp_path/"whole"); p.join()
+    assert p.exitcode == 0
+    run, stops = tmp_path/"run", 0
+    while stops < 17:  # each gets at least one of the 16 steps done
+        p = start(command, *fit_args, "--out", run, "--resume", *(["--time-limit", "1.2s"] if how == "time limit" else []))
+        if how == "SIGTERM" and not stops:
+            while not (run/"checkpoints").exists(): time.sleep(0.01)
+            os.kill(p.pid, signal.SIGTERM)
+        p.join()
+        if p.exitcode == 0: break
+        assert p.exitcode == 75
+        stops += 1
+    assert stops and contents(run) == contents(tmp_path/"whole")
+    first, *said = [line for line in capfd.readouterr().err.splitlines() if line.startswith("ctseg:")]
+    assert "no run in" in first  # `--resume` from the start says so, once
+    assert len(said) == stops and all(how in line and "--resume" in line for line in said)
+
+
+def test_stopped_while_the_rule_is_chosen(tmp_path, monkeypatch):
+    "What is trained is not trained again, and the end is the same."
+    import ctseg.recipes.fit
+    recipe, choose = tiny("masked", "folds=3"), ctseg.prediction.choose.choose_rule
+    whole = fit(toy(), recipe, tmp_path/"whole", device="cpu", progress=False)
+    assert 0 < len(Job(recipe, toy(), whole).holdout) <= 16
+    monkeypatch.setattr(ctseg.recipes.fit, "choose_rule", lambda *a, each, batch_size: choose(*a, batch_size=batch_size, each=lambda items: Deadline(0).each([*items]*2, "here")))
+    with pytest.raises(Stopped, match="time limit: stopped here"): fit(toy(), recipe, tmp_path/"run", device="cpu", progress=False, time_limit="1h")
+    final = tmp_path/"run"/"checkpoints"/"supervised"/"final"
+    before = final.stat().st_mtime_ns
+    assert not (tmp_path/"run"/"metrics.json").exists()
+    monkeypatch.setattr(ctseg.recipes.fit, "choose_rule", choose)
+    fit(toy(), recipe, tmp_path/"run", device="cpu", progress=False, resume=True)
+    assert contents(tmp_path/"run") == contents(tmp_path/"whole") and final.stat().st_mtime_ns == before
+
+
+def test_what_another_process_hears_stops_this_one_too():
+    heard = iter([False, True])
+    with pytest.raises(Stopped, match="another process: stopped here"): [*Deadline().each(range(9), "here", lambda mine: mine or next(heard))]
+    assert list(heard) == []
+
+
+def test_stopped_while_the_teacher_labels(tmp_path, monkeypatch):
+    from ctseg.methods import pseudo, teacher_student
+    label = pseudo.pseudo_label
+    monkeypatch.setattr(teacher_student, "pseudo_label", lambda *a: label(*a[:-1], lambda items: Deadline(0).each([*items]*2, "there")))
+    with pytest.raises(Stopped, match="stopped there"): fit(toy(), tiny("original-teacher-student"), tmp_path/"run", device="cpu", progress=False, time_limit="1h")
+    assert (tmp_path/"run"/"checkpoints"/"teacher"/"final").exists()
