@@ -1,0 +1,429 @@
+# %% [markdown]
+# # UniMatch for partial labels
+#
+# > A sure teacher completes the truth of a weak view, and strong views learn from it: in unlabelled slices and in the unexamined half of labelled ones.
+
+# %%
+#| default_exp methods.unimatch
+
+# %%
+#| export
+from collections.abc import Callable, Generator
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from ctseg.core.parallel import gather_rows
+from ctseg.core.settings import Settings, setting
+from ctseg.data.strong_views import strong_mix
+from ctseg.data.batches import Batch
+from ctseg.methods.unknown import ramp_up, renormalised_over_unknown
+from ctseg.training.method import JobLike, Method, Phase, StepContext, register_method
+
+# %%
+#| hide
+from types import SimpleNamespace
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from fastcore.test import test_eq
+from matplotlib.colors import to_rgb
+from matplotlib_inline.backend_inline import set_matplotlib_formats
+
+from ctseg.core.settings import describe
+from ctseg.core.style import STATE_COLOURS, class_legend, image_grid, show_image
+from ctseg.data.augment import MILD
+from ctseg.data.batches import Batch, SliceData
+from ctseg.data.toys import toy_set
+from ctseg.losses.registry import create_loss
+from ctseg.methods.in_memory import MemoryJob, toy_score
+from ctseg.models.zoo import create_model
+from ctseg.training.method import Method
+from ctseg.training.setup import ScheduleSettings, Setup
+
+torch.set_num_threads(1)  # so few slices: another order of a sum is another network
+set_matplotlib_formats("jpeg", pil_kwargs={"quality": 80})  # grey noise: a quarter of a PNG
+UNKNOWN = (255*np.array(to_rgb(STATE_COLOURS["unknown"]))).astype(np.uint8)
+
+
+# %% [markdown]
+# [FixMatch](https://arxiv.org/abs/2001.07685) turned consistency into labels: what the teacher is *sure* of on a weakly augmented image becomes the target on a strongly augmented one. [UniMatch](https://arxiv.org/abs/2208.09910) (Yang et al. 2023) uses two strong views and one with dropped features; its second version ([2410.10777](https://arxiv.org/abs/2410.10777)) lets an averaged model be the teacher. All of that assumes that an image is either labelled or not.
+#
+# Every annotated image of ours is both. The step that adapts the method is small: **complete the truth**. Where people said something, it stands. Where they did not, the teacher's answer is taken if it is sure; what neither knows stays unknown. The result is again a batch with `mask` and `known`, so CutMix can mix it and the ordinary partial-label loss can learn from it.
+#
+# ## Completing the truth
+#
+# Softmax: at a pixel without a label, the truth still forbids the structures that were examined and not found there. The teacher's probabilities are [renormalised over what is left](25_unknown.ipynb), and if one of these reaches the threshold $\tau$, the pixel is settled for all classes.
+#
+# Sigmoid: each unexamined structure is settled on its own, as present above $\tau$ and as absent below $1-\tau$. Where classes have thresholds of their own, an absence needs the highest of them: a class that is allowed to be believed early should not be forgotten early.
+
+# %%
+#| export
+def settled_by_softmax(
+    prob: torch.Tensor,
+    known: torch.Tensor,
+    tau: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What a softmax teacher settles: labels int64 `[B, H, W]`, and for which classes: bool `[B, 1, H, W]` (all or none).
+
+    prob: f32 `[B, C, H, W]`. known: bool `[B, C, H, W]`. tau: f32 `[C]`, the certainty each class needs; background
+    needs the highest.
+    """
+    shares, believed = renormalised_over_unknown(prob, ~known)
+    certainty, label = shares.max(1)
+    needed = torch.cat([tau.amax()[None], tau])[label]
+    settled = believed & (certainty >= needed)
+    return torch.where(settled, label, 0), settled[:, None]
+
+
+# %%
+prob = torch.tensor([[.97, .40], [.01, .05]]).view(1, 2, 1, 2)
+unknown, tau = torch.zeros(1, 2, 1, 2, dtype=torch.bool), torch.tensor([.9, .9])
+labels, settled = settled_by_softmax(prob, unknown, tau)
+print(f"labels {labels.flatten().tolist()}, settled for all classes or none {settled[0, 0].int().tolist()}")
+
+
+# %%
+#| export
+def settled_by_sigmoid(
+    prob: torch.Tensor,
+    known: torch.Tensor,
+    tau: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    "The same of a sigmoid teacher, class by class: labels int64 `[B, H, W]`, settled bool `[B, C, H, W]`."
+    candidates = prob*~known*(prob >= tau[:, None, None])
+    best, structure = candidates.max(1)
+    present = best > 0
+    absent = prob <= 1 - tau.amax()
+    return torch.where(present, structure + 1, 0), absent | present[:, None]
+
+
+# %%
+labels, settled = settled_by_sigmoid(prob, unknown, tau)
+print(f"labels {labels.flatten().tolist()}, settled by class {settled[0, :, 0].int().tolist()}")
+
+
+# %%
+#| export
+def complete_batch(
+    batch: Batch,
+    prob: torch.Tensor,
+    tau: float | torch.Tensor,
+    activation: str,
+) -> Batch:
+    """Truth where people gave it, the teacher's answer where it is sure, unknown elsewhere.
+
+    batch: weakly augmented, with whatever truth there is. prob: f32 `[B, C, H, W]`, the teacher's for it. tau: certainty
+    needed; a number, or one for each class `[C]`. activation: "softmax" or "sigmoid". `known` of the result is
+    bool `[B, C, H, W]`.
+    """
+    classes, size = prob.shape[1], batch.mask.shape[1:]
+    known = batch.known if batch.known.ndim == 4 else batch.known[:, :, None, None].expand(-1, -1, *size)
+    free = batch.mask == 0
+    tau = torch.as_tensor(tau, device=prob.device, dtype=prob.dtype).expand(classes)
+    settle = settled_by_softmax if activation == "softmax" else settled_by_sigmoid
+    label, settled = settle(prob, known, tau)
+    mask = torch.where(free, label, batch.mask)
+    return replace(batch, mask=mask, known=known | settled | ~free[:, None])
+
+
+# %% [markdown]
+# Four pixels, three structures, of which the second was examined. Read the result column by column. The first pixel carries a label, it stays. At the second the teacher is sure of structure 1. At the third it is sure of structure 2, which people looked for and did not find, so it is *not* taken; what remains after renormalising is background. At the fourth the teacher does not know.
+
+# %%
+p = torch.tensor([[.1, .96, .02, .4], [.1, .01, .95, .1], [.7, .01, .0, .3]]).view(1, 3, 1, 4)
+b = Batch(torch.zeros(1, 1, 1, 4), torch.tensor([[[2, 0, 0, 0]]]), torch.tensor([[False, True, False]]), None, torch.tensor([0]))
+completed = complete_batch(b, p, 0.95, "softmax")
+print("mask ", completed.mask.flatten().tolist())
+for c in range(3):
+    print(f"known {c + 1}", completed.known[0, c].int().flatten().tolist())
+test_eq(completed.mask.flatten().tolist(), [2, 1, 0, 0])
+test_eq(completed.known[0].int()[:, 0].tolist(), [[1, 1, 0, 0], [1, 1, 1, 1], [1, 1, 0, 0]])
+
+
+# %% [markdown]
+# ## Thresholds by class
+#
+# An option (`rebalance`), off by default: lower $\tau$ for the classes of which the teacher is less sure than of its surest. A class's bar is $\tau$ times its mean peak certainty relative to the surest class, after the idea of [FlexMatch](https://arxiv.org/abs/2110.08263), which counts confident predictions instead; never below one half.
+
+# %%
+#| export
+class ClassThresholds:
+    """Thresholds by class that follow how sure the teacher gets (after Zhang et al. 2021, arXiv 2110.08263).
+
+    A running mean of each class's peak probability stands in the place of their count of confident predictions.
+    """
+    def __init__(self, tau: float, decay: float = 0.99):
+        self.tau, self.decay = tau, decay
+        self.mean_peak: torch.Tensor | None = None  # f32 [C], from the first batch on
+
+    def __call__(self, prob: torch.Tensor) -> torch.Tensor:
+        "Take in the teacher's probabilities of a batch, f32 `[B, C, H, W]`; the thresholds f32 `[C]`."
+        peak = gather_rows(prob.amax((2, 3))).amax(0)  # of the images of all processes
+        before = torch.zeros_like(peak) if self.mean_peak is None else self.mean_peak.to(peak.device)
+        self.mean_peak = before.lerp(peak, 1 - self.decay)
+        relative = self.mean_peak/self.mean_peak.max().clamp(min=1e-6)
+        return (self.tau*relative).clamp(min=0.5)
+
+
+# %%
+thresholds = ClassThresholds(0.9)
+for step in range(3):
+    bars = thresholds(torch.tensor([[0.99, 0.7, 0.2]]).view(1, 3, 1, 1))
+print("peaks of 0.99, 0.7 and 0.2 give the bars", bars.numpy().round(2))
+
+
+# %% [markdown]
+# ## The method
+#
+# Weak views of labelled and unlabelled slices go to the averaged teacher, which completes their truth. Two strong views of each are CutMixed with a shuffled copy, and a third stream sees the weak view through a network that has lost half of its feature channels. (That is why our models are split into `encode` and `decode`, and let a method act `between` the two.) All go through the network in one pass and share the same completed truth and the same loss $\ell$:
+#
+# $$\mathcal L = \ell(\text{labelled}) + w(t)\,\big[\tfrac12\,\overline{\ell}(\text{strong views}) + \tfrac12\,\ell(\text{features dropped})\big],$$
+#
+# where $\overline\ell$ is the mean over the strong views and $w(t)$ the weight `consistency`, which [rises](25_unknown.ipynb#how-much) over the first steps.
+
+# %%
+#| export
+class UniMatchSettings(Settings):
+    "Of the method `unimatch`."
+    consistency: float = setting(1.0, "weight of what the teacher completes", low=0)
+    ramp: float = setting(0.1, "share of the steps in which that weight rises", low=0, high=1)
+    tau: float = setting(0.9, "certainty of the teacher that settles a pixel", low=0.5, high=1)
+    rebalance: bool = setting(False, "thresholds by class, lower where the teacher is less sure")
+    views: int = setting(2, "strong views", low=1)
+    cutmix: float = setting(0.5, "share of the strong views that get a rectangle of another", low=0, high=1)
+    feature_dropout: float = setting(
+        0.5, "share of channels dropped in the feature stream; 0: no such stream", low=0, high=0.99)
+    supervised_first: bool = setting(True, "learn from truth alone in a first phase")
+    second_phase: float = setting(1.0, "length of the phase after that, in parts of `epochs`; 0: none", low=0)
+    second_lr: float = setting(1e-3, "peak learning rate of the second phase", low=0)
+
+
+# %%
+for info in describe(UniMatchSettings):
+    print(f"{info.name:<18}{info.default!s:<7}{info.meaning}")
+
+
+# %%
+#| export
+def channel_dropout(
+    count: int,
+    share: slice,
+    dropped: float,
+    rng: torch.Generator,
+) -> Callable[[list], list]:
+    """A function of a network's features that zeroes whole channels of the last `count` images and scales up the rest.
+
+    share: the rows of the whole batch that these images are, so that all processes draw alike. dropped: the share of
+    channels.
+    """
+    whole = count*share.step
+
+    def between(features: list[torch.Tensor]) -> list[torch.Tensor]:
+        out = []
+        for f in features:
+            kept = torch.rand(whole, f.shape[1], generator=rng, device=rng.device) >= dropped
+            scale = kept[share][:count].to(f.dtype)/(1 - dropped)
+            scale = scale.view(*scale.shape, *[1]*(f.ndim - 2))
+            out.append(torch.cat([f[:-count], f[-count:]*scale]))
+        return out
+    return between
+
+
+# %%
+between = channel_dropout(1, slice(0, None, 1), 0.5, torch.Generator().manual_seed(0))
+features, = between([torch.ones(2, 8, 1, 1)])
+print("image 1", features[0].flatten().tolist())
+print("image 2", features[1].flatten().tolist())
+
+
+# %%
+#| export
+class Completion(Method):
+    "A method whose teacher completes the truth of a batch, by thresholds that a checkpoint keeps."
+    Settings = UniMatchSettings
+
+    def __init__(self, settings: UniMatchSettings | None = None):
+        super().__init__(settings)
+        self.thresholds = ClassThresholds(self.settings.tau) if self.settings.rebalance else None
+
+    def completed(self, ctx: StepContext, both: Batch) -> Batch:
+        "A batch whose truth the teacher has completed; with several processes each asks it about its own share."
+        local = both[ctx.share]
+        prob = ctx.teacher(local.image, presence=True)
+        tau = self.thresholds(prob) if self.thresholds else self.settings.tau
+        local = complete_batch(local, prob, tau, ctx.loss.activation)
+        completed = replace(both, mask=gather_rows(local.mask), known=gather_rows(local.known))
+        if ctx.loss.reads_known:
+            return completed
+        # such a loss leaves out unknown pixels by their weight alone
+        weight = completed.known.any(1, keepdim=True).float()
+        return replace(completed, weight=weight)
+
+    def state_dict(self) -> dict[str, Any]:
+        "The running means behind the thresholds by class."
+        return {"mean_peak": self.thresholds.mean_peak} if self.thresholds else {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        "Go on from what `state_dict` gave."
+        if self.thresholds:
+            self.thresholds.mean_peak = state["mean_peak"]
+
+
+# %% [markdown]
+# With a teacher that is sure of the first structure everywhere, nothing stays unknown.
+
+# %%
+sure = torch.tensor([.98, .005, .005]).view(1, 3, 1, 1)
+ctx = SimpleNamespace(share=slice(0, None, 1), teacher=lambda image, presence: sure.expand(len(image), -1, 1, 4), loss=create_loss("marginal"))
+done = Completion().completed(ctx, b)
+print("mask", done.mask.flatten().tolist(), " all known:", done.known.all().item())
+
+
+# %%
+#| export
+class UniMatchStep(Completion):
+    "Strong views, and a stream with dropped features, learn from the completed truth."
+    def views(self, ctx: StepContext, labelled: Batch, extra: Batch | None) -> dict[str, Batch]:
+        "Labelled; both streams with completed truth, strong and weak."
+        s = self.settings
+        if not s.consistency:
+            return {"labelled": labelled}
+        completed = self.completed(ctx, labelled.concat(extra))
+        views = {"labelled": labelled}
+        for k in range(s.views):
+            views[f"strong {k}"] = strong_mix(completed, ctx.rng(f"view {k}"), s.cutmix)
+        return views | {"weak": completed} if s.feature_dropout else views
+
+    def loss(self, ctx: StepContext, views: dict[str, Batch]) -> torch.Tensor:
+        "Of the labelled batch, plus, weighted, of what the teacher completed."
+        if len(views) == 1:
+            return super().loss(ctx, views)
+        s, between = self.settings, None
+        if s.feature_dropout:
+            rng = ctx.rng("features")
+            between = channel_dropout(len(views["weak"]), ctx.share, s.feature_dropout, rng)
+        all_logits = ctx.student(*views.values(), between=between)
+        named = zip(views, all_logits, views.values())
+        losses = {name: ctx.loss(logits, view) for name, logits, view in named}
+        completed = torch.stack([losses[f"strong {k}"] for k in range(s.views)]).mean()
+        if s.feature_dropout:
+            completed = (completed + losses["weak"])/2
+        weight = s.consistency*ramp_up(ctx.step, round(s.ramp*ctx.total))
+        return losses["labelled"] + weight*completed
+
+
+# %%
+batch = SliceData(toy_set(4, 2)[0], "cpu").batch([0, 1])
+ctx.teacher = lambda image, presence: torch.full((len(image), 3, 48, 48), .25)
+ctx.rng = lambda purpose: torch.Generator().manual_seed(0)
+print("views of a step:", list(UniMatchStep().views(ctx, batch, None)))
+
+
+# %%
+#| export
+@register_method("unimatch")
+class UniMatch(UniMatchStep):
+    "Weak-to-strong consistency by completed labels (Yang et al. 2023, arXiv 2208.09910), for partly known truth."
+    def phases(self, job: JobLike) -> Generator[Phase, nn.Module, nn.Module]:
+        "A supervised phase, unless it starts cold; then one with all images, in which the teacher completes the truth."
+        unknown = len(job.unlabelled) or not job.labelled.known.all()
+        method = self if unknown else None
+        if not self.settings.supervised_first:
+            return (yield Phase("unimatch", job.labelled, method=method, extra=job.unlabelled))
+        start = yield Phase("supervised", job.labelled)
+        if not unknown:
+            return job.nothing_to_add(start)
+        if not self.settings.second_phase:
+            return start
+        epochs = max(1, round(self.settings.second_phase*job.schedule.epochs))
+        return (yield Phase("unimatch", job.labelled, method=method, extra=job.unlabelled, init=start,
+                            epochs=epochs, lr=self.settings.second_lr))
+
+
+# %% [markdown]
+# ## A small run
+#
+# Toy bodies: ten annotated slices, on each of which two of three structures were looked for, and fifty without annotation. One strong view and no feature stream, as in the recipe `ctseg`. The first phase learns from the annotations alone, the second from everything.
+
+# %%
+slices, truth = toy_set(60, 10, seed=10)
+loss = create_loss("marginal", log_dice=True)
+schedule = ScheduleSettings(epochs=60, batch_size=5, lr=1e-2)
+job = MemoryJob(slices, loss, lambda: create_model("attunet", 1, 4, width=4), Setup(schedule=schedule, augment=MILD, progress=False))
+settings = UniMatchSettings(views=1, feature_dropout=0, second_lr=5e-3)
+last = job.run(UniMatch(settings))
+first = job.models["supervised"]
+fresh, answer = toy_set(100, 0, seed=1)
+before, after = (toy_score(model, loss, fresh, answer) for model in (first, last))
+print(f"Dice on fresh slices: after the first phase {before:.3f}, at the end {after:.3f}")
+assert after > before + 0.1
+
+# %% [markdown]
+# What the averaged network adds to the truth of three slices, on two of which people looked for something: after the first phase, and at the end. Light grey is unknown, black is settled as empty. After the first phase it is sure of little; at the end most is settled, and only the rims stay unknown. What people outlined has not moved.
+
+# %%
+some = [1, 4, 30]
+batch = SliceData(slices, "cpu").batch(some)
+colour = slices.classes.colourise
+
+
+def settled(b):
+    "A target in colours; light grey where something is unknown and nothing drawn."
+    open_ = ~b.known.all(1) & (b.mask == 0)
+    return np.where(open_[..., None], UNKNOWN, colour(b.mask))
+
+
+columns = {"slice": 255*batch.image[:, 0], "truth, hidden": colour(truth[some]), "outlined": colour(batch.mask)}
+with torch.no_grad():
+    for title, model in (("after the first phase", first), ("at the end", last)):
+        prob = loss.probabilities(model(batch.image))
+        columns[title] = settled(complete_batch(batch, prob, settings.tau, loss.activation))
+fig, axes = image_grid(3, 5, 1.8)
+for i, row in enumerate(axes):
+    for ax, (title, pictures) in zip(row, columns.items()):
+        show_image(ax, pictures[i], title if i == 0 else "")
+    examined = [name for name, known in zip(slices.classes.names, batch.known[i]) if known]
+    row[0].set_ylabel("looked for\n" + ("\n".join(examined) or "nothing"), fontsize=7)
+class_legend(fig, slices.classes)
+plt.show()
+
+# %% [markdown]
+# A strong view of such a batch, and its target: the picture is ruined and a rectangle comes from another slice, with what is known there.
+
+# %%
+with torch.no_grad():
+    completed = complete_batch(batch, loss.probabilities(last(batch.image)), settings.tau, loss.activation)
+mixed = strong_mix(completed, torch.Generator().manual_seed(5), 1)
+fig, axes = image_grid(2, 3, 1.9)
+for i in range(3):
+    show_image(axes[0, i], 255*mixed.image[i, 0])
+    show_image(axes[1, i], settled(mixed)[i])
+axes[0, 0].set_ylabel("strong view")
+axes[1, 0].set_ylabel("its target")
+class_legend(fig, slices.classes)
+fig.suptitle("What the student sees and what it is told", fontsize=9)
+plt.show()
+
+# %% [markdown]
+# ## Where it fails
+#
+# From the first step on, this method can fool itself. A sigmoid network begins with every class at one percent everywhere, which is below $1-\tau$: an untrained teacher is *sure* that every unexamined structure is absent, and its student learns to be silent. The rare classes suffer first. A softmax begins undecided, and so is sure of nothing before it has learnt something.
+
+# %%
+for name in ("masked", "marginal"):
+    untrained, fresh_loss = create_model("attunet", 1, create_loss(name).out_chans(3), width=4).eval(), create_loss(name)
+    fresh_loss.init_head(untrained.head, 3)
+    with torch.no_grad():
+        prob = fresh_loss.probabilities(untrained(batch.image))
+    done = complete_batch(batch, prob, settings.tau, fresh_loss.activation)
+    newly = (done.known & ~batch.known[:, :, None, None]).float().mean().item()
+    print(f"{name:<9} ({fresh_loss.activation}): an untrained teacher settles {newly:.0%} of all pairs of pixel and class")
+
+# %% [markdown]
+# So a supervised phase comes first, and only then, from its weights and at a lower rate, the phase with all images. `supervised_first=False` starts cold, as the papers do. Without unlabelled slices the second phase has the unexamined structures of the annotated ones to complete; only where nothing at all is unknown is there none.
+#
+# What it brought on real CT and on the phantom: [the tables](../benchmarks/realct_semi.ipynb), [the phantom's](../benchmarks/phantom_semi.ipynb), and what each part of the recipe `ctseg` is worth: [ablations](../benchmarks/ablations.ipynb).
