@@ -17,7 +17,7 @@ import pytest
 
 from ctseg.cli import main
 
-RUNS = Path(__file__).resolve().parent/"fixtures"/"runs"
+RUNS = Path(__file__).resolve().parents[1]/"fixtures"/"runs"
 DATA, EXPECTED = RUNS/"challenge", RUNS/"expected"
 FINISHED = ["ctseg", "seed-teacher-student", "self-training"]
 FACTS = json.loads((EXPECTED/"facts.json").read_text())

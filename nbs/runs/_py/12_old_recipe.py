@@ -1,0 +1,78 @@
+# %% [markdown]
+# # Old recipes
+#
+# > Runs of ctseg 0.1, whose recipe was one flat list, are read through one table of translations.
+
+# %%
+#| default_exp runs.old_recipe
+
+# %%
+#| export
+from importlib import metadata
+from typing import Any
+
+from ctseg.core.files import InputError
+from ctseg.runs.recipe import CHOICES, Recipe, chosen, names_of, recipe_dict
+
+# %%
+#| hide
+from fastcore.test import test_eq
+
+from ctseg.runs.recipe import recipe_from
+
+# %% [markdown]
+# The old recipe had every setting of every method. Those of the run's own method, loss and network are kept under their new names.
+
+# %%
+#| export
+RENAMED = {
+    "warm": "supervised_first", "second": "second_phase",
+    "gate": "cell_confidence", "pixel": "pixel_confidence", "absent": "absent_peak",
+}
+OF_METHODS = """
+    unlabelled confidence keep consistency ramp perturb warm second second_lr tau views feature_dropout
+    rebalance cutmix teachers rounds quota gate absent pixel finetune_epochs finetune_lr"""
+OF_LOSSES_AND_NETWORKS = "w_dice w_pixel reduction pixel_known log_dice pretrained frozen norm"
+NOT_EVERYWHERE = {*OF_METHODS.split(), *OF_LOSSES_AND_NETWORKS.split()}
+ORIGINALS = ("attunet", "teacher-student", "pretrain-finetune")
+OLD_NAMES = {f"seed-{name}": f"original-{name}" for name in ORIGINALS}  # of recipes
+
+def is_old(parts: dict[str, Any]) -> bool:
+    "Is this the flat recipe of ctseg 0.1?"
+    return isinstance(parts.get("method"), str)
+
+def new_place(recipe: Recipe, old: str) -> tuple[str, str] | None:
+    "The group and the name that a setting of ctseg 0.1 has in `recipe`; None if it has none such."
+    for group, settings in recipe.groups().items():
+        for name in (old, RENAMED.get(old)):
+            if name in names_of(settings): return group, name
+    if old in NOT_EVERYWHERE: return None
+    raise InputError(f"the field {old!r} is unknown to this ctseg ({metadata.version('ctseg')})")
+
+
+# %%
+print(new_place(Recipe(), "lr"), new_place(Recipe(), "gate"))
+
+
+# %%
+#| export
+def nested(flat: dict[str, Any]) -> dict[str, Any]:
+    "A flat recipe as nested dictionaries; `InputError` for a setting that ctseg 0.1 did not have."
+    recipe = Recipe(**{group: chosen(group, flat[group]) for group in CHOICES if group in flat})
+    name = flat.get("name", "custom")
+    parts = recipe_dict(recipe) | {"name": OLD_NAMES.get(name, name), "about": flat.get("about", "")}
+    for old in [key for key in flat if key not in ("name", "about", *CHOICES)]:
+        place = new_place(recipe, old)
+        if place is None: continue
+        group, name = place
+        parts[group][name] = flat[old]
+    return parts
+
+
+# %%
+flat = {"name": "marginal-log", "method": "supervised", "loss": "marginal", "log_dice": True, "lr": 0.01, "gate": 0.7, "fold": 1}
+recipe = recipe_from(nested(flat))
+print(recipe)
+test_eq((is_old(flat), is_old(recipe_dict(recipe))), (True, False))
+try: nested(flat | {"colour": "red"})
+except InputError as e: print(e)

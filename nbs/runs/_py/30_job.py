@@ -1,0 +1,319 @@
+# %% [markdown]
+# # Job
+#
+# > A recipe at work on a set of slices: phases that are run, or loaded if they have finished.
+
+# %%
+#| default_exp runs.job
+
+# %%
+#| export
+import time
+import warnings
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from ctseg.core.device import DevicePlan, pick_device
+from ctseg.core.files import InputError, atomic_path
+from ctseg.core.parallel import agree, must_be_alike, rank, world
+from ctseg.data.augmentations import make_augment
+from ctseg.data.slices import SliceSet
+from ctseg.losses.registry import make_loss
+from ctseg.models.base import place
+from ctseg.models.settings import make_model
+from ctseg.runs.folder import Run, write_rows
+from ctseg.runs.recipe import Recipe
+from ctseg.runs.split import split_slices, unexamined_as_absent
+from ctseg.training.checkpoints import Checkpoints, save_weights
+from ctseg.training.curves import Watch
+from ctseg.training.deadline import Deadline
+from ctseg.training.loop import Trainer
+from ctseg.training.method import METHODS, Method, Phase
+from ctseg.training.randomness import derived_seed
+from ctseg.training.setup import ScheduleSettings, Setup
+
+# %%
+#| hide
+import tempfile
+from pathlib import Path
+
+from fastcore.test import test_eq
+
+from ctseg.data.toys import toy_set
+from ctseg.runs.recipe import loss_settings
+
+
+# %% [markdown]
+# Teacher and student, pretraining and fine-tuning, rounds of self-training: all are **phases in a row**, each a training of its own. A job holds what they share: the slices, the folder, the device.
+#
+# ## What a job notes
+#
+# Methods and the loop tell the job what is worth keeping, and it writes that into the run folder.
+
+# %%
+#| export
+def pseudo_rows(scores: dict[str, np.ndarray], names: Iterable[str], kept: set[str]) -> list[dict[str, Any]]:
+    "A row for each pseudo-labelled image: its name, whether it is kept, its confidences [N] by name."
+    rows = []
+    for i, name in enumerate(names):
+        confidences = {k: round(float(v[i]), 5) for k, v in scores.items()}
+        rows.append({"image": name, "kept": int(name in kept)} | confidences)
+    return rows
+
+
+# %%
+pseudo_rows({"sdc": np.array([.9, .4])}, ["7.png", "8.png"], {"7.png"})
+
+
+# %%
+#| export
+class Notes:
+    "What is kept in the run folder while a recipe is at work."
+    def __init__(self, run: Run, unlabelled: SliceSet, where: str, progress: bool):
+        self.run, self.unlabelled, self.where, self.progress = run, unlabelled, where, progress
+        self.watch: Watch | None = None
+        self.clock = time.monotonic()
+
+    def epoch(self, history: list[dict]) -> None:
+        "After each epoch: `history.csv`, `timings.csv`, and curves for whoever is watching."
+        write_rows(history, self.run/"history.csv")
+        seconds, row = time.monotonic() - self.clock, history[-1]
+        self.clock = time.monotonic()
+        epoch = {"phase": row["phase"], "epoch": row["epoch"]}
+        timing = epoch | {"seconds": round(seconds, 2), "where": self.where}
+        write_rows(self.run.read_timings() + [timing], self.run/"timings.csv")
+        if self.progress and self.watch is None:
+            self.watch = Watch(self.run/"tensorboard")
+        if self.watch: self.watch(history)
+
+    def pseudo(self, pseudo: Any, kept: SliceSet) -> None:
+        "What a teacher said of each unlabelled image, and whether it is kept."
+        names, chosen = self.unlabelled.names, set(kept.names)
+        write_rows(pseudo_rows(pseudo.scores, names, chosen), self.run/"pseudo_labels.csv")
+        flags = np.array([n in chosen for n in names])
+        with atomic_path(self.run/"pseudo_labels.npz") as tmp:
+            np.savez_compressed(tmp, labels=pseudo.labels, kept=flags, names=np.array(names), **pseudo.scores)
+
+
+# %%
+print([name for name in vars(Notes) if not name.startswith("_")])
+
+
+# %%
+#| export
+def completed_cells(before: SliceSet, after: SliceSet) -> list[dict[str, Any]]:
+    "A row for each class: how many cells people gave, and how many teachers added."
+    absent = before.known & ~before.present
+    present_added = after.present & ~before.known
+    absent_added = after.known & ~before.known & ~after.present
+    columns = {"present": before.present, "absent": absent, "present added": present_added,
+               "absent added": absent_added}
+    counts = {name: cells.sum(0) for name, cells in columns.items()}  # of each class
+    rows = []
+    for c, name in enumerate(before.classes.names):
+        rows.append({"class": name} | {k: int(n[c]) for k, n in counts.items()})
+    return rows
+
+
+# %%
+slices, truth = toy_set(24, 12)
+filled = replace(slices, masks=truth, known=np.ones_like(slices.known))
+for row in completed_cells(slices, filled): print(row)
+
+
+# %% [markdown]
+# ## The job
+#
+# `train` runs one phase, or loads its result if it has finished. `carry_out` goes through the phases of a method and hands each model back to it.
+
+# %%
+#| export
+class JobBase:
+    "What a recipe's phases share: slices, loss, method, device, notes."
+    def __init__(
+        self, recipe: Recipe, slices: SliceSet, run: Run,
+        plan: DevicePlan | None = None, # None: the device at hand
+        seed: int = 0, progress: bool = True, deadline: Deadline | None = None,
+    ):
+        if seed < 0: raise InputError(f"seed = {seed}: expected 0 or more")
+        self.recipe, self.run, self.plan, self.seed = recipe, run, plan or pick_device(), seed
+        self.split = split_slices(slices, recipe.data, seed)
+        self.loss = make_loss(recipe.loss)
+        self.method: Method = METHODS.get(recipe.method.name)(recipe.method)
+        self.where = f"{self.plan}, {world()} processes" if world() > 1 else str(self.plan)
+        self.notes = Notes(run, self.split.unlabelled, self.where, progress)
+        self.setup = Setup(
+            recipe.schedule, recipe.compute, make_augment(recipe.augment, slices.classes), self.split.holdout,
+            recipe.data.image_size or None, recipe.model.presence, recipe.data.rare_power, seed, self.plan,
+            run/"checkpoints", deadline, progress)
+        self.history: list[dict] = []
+        self.completed: list[str] = []  # phases
+        self.pieces = recipe.compute.pieces
+
+
+# %%
+toy_recipe = Recipe("toy", loss=loss_settings("marginal")(log_dice=True)).change(width=4, epochs=2, folds=4, lr=5e-3)
+job = JobBase(toy_recipe, toy_set(24, 16)[0], Run("nowhere"), progress=False)
+print(job.where.partition(" ")[0], len(job.split.labelled), "slices to learn from,", job.loss.activation)
+
+
+# %% [markdown]
+# Methods see the parts of the split and of the recipe that concern them.
+
+# %%
+#| export
+class JobData(JobBase):
+    "What `Method.phases` may read."
+    @property
+    def labelled(self) -> SliceSet:
+        "Annotated slices to learn from."
+        return self.split.labelled
+
+    @property
+    def unlabelled(self) -> SliceSet:
+        "Slices without annotation to learn from."
+        return self.split.unlabelled
+
+    @property
+    def holdout(self) -> SliceSet:
+        "Annotated slices to be scored on."
+        return self.split.holdout
+
+    @property
+    def schedule(self) -> ScheduleSettings:
+        "Of the recipe."
+        return self.recipe.schedule
+
+    @property
+    def device(self) -> torch.device:
+        "Where to compute."
+        return self.plan.device
+
+    @property
+    def image_size(self) -> int | None:
+        "Height and width that the network works at; None: the images' own."
+        return self.setup.image_size
+
+
+# %%
+job = JobData(toy_recipe, toy_set(24, 16)[0], Run("nowhere"), progress=False)
+print(len(job.labelled), len(job.unlabelled), len(job.holdout), job.schedule, job.image_size)
+
+
+# %%
+#| export
+class MethodJob(JobData):
+    "What a method may tell a job."
+    def in_time(self, what: str, together: bool = True) -> Callable[[Iterable], Iterable] | None:
+        """What loops outside of training go through their batches with, to stop in time; None: nothing limits them.
+
+        Several processes that do the work `together` stop together."""
+        deadline = self.setup.deadline
+        if deadline is None: return None
+        return lambda items: deadline.each(items, what, agree if together else bool)
+
+    def nothing_to_add(self, model: nn.Module) -> nn.Module:
+        "Warn that a semi-supervised method has nothing beside the truth to learn from; returns `model`."
+        problem = "nothing beside the truth to learn from (no unlabelled images, or none that is kept)"
+        warnings.warn(f"{problem}: the supervised model is the result")
+        return model
+
+    def note_pseudo(self, pseudo: Any, kept: SliceSet) -> None:
+        "Keep what the teacher said of the unlabelled slices, and which of them are used."
+        if not rank(): self.notes.pseudo(pseudo, kept)
+
+    def note_completed(self, before: SliceSet, after: SliceSet) -> None:
+        "Keep how many cells of each class people gave and how many teachers added."
+        if not rank():
+            write_rows(completed_cells(before, after), self.run/"pseudo_cells.csv")
+
+    def note_epoch(self, history: list[dict]) -> None:
+        "Keep the history so far."
+        if not rank(): self.notes.epoch(history)
+
+
+# %%
+with tempfile.TemporaryDirectory() as d:
+    job = MethodJob(toy_recipe, toy_set(24, 16)[0], Run(d), progress=False)
+    examined = replace(job.labelled, known=np.ones_like(job.labelled.known))
+    job.note_completed(job.labelled, examined)
+    print((Path(d)/"pseudo_cells.csv").read_text())
+
+
+# %%
+#| export
+class PhaseJob(MethodJob):
+    "A job that trains phases."
+    def make_model(self) -> nn.Module:
+        "A fresh model of the recipe, its weights a function of the seed."
+        torch.manual_seed(derived_seed(self.seed, "weights"))
+        classes = len(self.labelled.classes)
+        model = make_model(self.recipe.model, self.loss.out_chans(classes), classes, self.image_size)
+        for head in getattr(model, "heads", [model.head]):
+            self.loss.init_head(head, classes)
+        return model
+
+    def trainer(self, model: nn.Module, phase: Phase) -> Trainer:
+        "The trainer of one phase, set up as the recipe says."
+        setup = replace(self.setup, compute=replace(self.recipe.compute, pieces=self.pieces))
+        return Trainer(model, self.loss, replace(phase, slices=unexamined_as_absent(phase.slices)), setup)
+
+    def keep(self, model: nn.Module) -> None:
+        "The history, and the weights that predict until the next phase is over. A finished run stays what it is."
+        if rank() or self.run.finished: return
+        write_rows(self.history, self.run/"history.csv")
+        save_weights(model, self.run.weights)
+
+
+# %%
+job = PhaseJob(toy_recipe, toy_set(24, 16)[0], Run("nowhere"), progress=False)
+print(job.trainer(job.make_model(), Phase("supervised", job.labelled)).total, "steps")
+
+
+# %%
+#| export
+class Job(PhaseJob):
+    "A recipe at work on a set of slices."
+    def carry_out(self) -> nn.Module:
+        "Go through the phases of the recipe's method; the final model."
+        phases, model = self.method.phases(self), None
+        while True:
+            try:
+                phase = phases.send(model)
+            except StopIteration as end:
+                return end.value
+            model = self.train(phase)
+
+    def train(self, phase: Phase) -> nn.Module:
+        "The averaged model of one phase: trained, or loaded if the phase has finished."
+        model, earlier = self.make_model(), list(self.history)
+        state = Checkpoints(self.run/"checkpoints"/phase.name).final({"ema": model})
+        folder = f"in {self.run.folder}: it must be on a disk of all of them"
+        must_be_alike(state is not None, f"the processes do not see the same finished phases {folder}")
+        if state is None:
+            if phase.init is not None:
+                model.load_state_dict(phase.init.state_dict())
+            trainer = self.trainer(model, phase)
+            model = trainer.fit(on_epoch=lambda t: self.note_epoch(earlier + t.progress.history))
+            history, self.pieces = trainer.progress.history, trainer.progress.pieces
+        else:
+            place(model, self.device, self.recipe.compute.channels_last).eval().requires_grad_(False)
+            history, self.pieces = state["history"], max(self.pieces, state["pieces"])
+        self.history = earlier + history
+        self.completed.append(phase.name)
+        self.keep(model)
+        return model
+
+
+# %%
+with tempfile.TemporaryDirectory() as d:
+    job = Job(toy_recipe, toy_set(24, 16)[0], Run(d), progress=False)
+    model = job.carry_out()
+    print(job.completed, [round(row["loss"], 3) for row in job.history], sorted(p.name for p in Path(d).iterdir()))
+    again = Job(toy_recipe, toy_set(24, 16)[0], Run(d), progress=False).carry_out()  # loaded
+assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values()))

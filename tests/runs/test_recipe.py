@@ -1,0 +1,56 @@
+"Nested recipes: settings by flat and dotted names, choices, and files."
+import json
+
+import pytest
+
+from ctseg.core.files import InputError
+from ctseg.core.settings import describe
+from ctseg.recipes.table import RECIPES, get_recipe
+from ctseg.runs.recipe import GROUPS, Recipe, apply_settings, locate, recipe_dict, recipe_fields, recipe_from
+
+
+def test_every_setting_of_every_recipe_says_what_it_means():
+    for recipe in RECIPES.values():
+        assert not [name for name, _, _, meaning in recipe_fields(recipe) if not meaning]
+
+
+def test_a_flat_name_is_enough_for_every_setting_of_every_recipe():
+    for recipe in RECIPES.values():
+        for group in GROUPS:
+            for info in describe(type(getattr(recipe, group))):
+                if info.name != "name": assert locate(recipe.groups(), info.name) == (group, info.name), (recipe.name, info.name)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_survives_its_file(name):
+    recipe = get_recipe(name)
+    assert recipe_from(json.loads(json.dumps(recipe_dict(recipe)))) == recipe
+
+
+def test_choices_come_before_what_they_have():
+    recipe = apply_settings(Recipe(), ["tau=0.8", "method=unimatch", "log_dice=yes", "loss=marginal"])
+    assert recipe.method.tau == 0.8 and recipe.loss.name == "marginal" and recipe.loss.log_dice
+
+
+def test_another_choice_keeps_what_was_changed_and_both_have():
+    changed = get_recipe("unimatch").change(consistency=0.5, cutmix=0.25).change(method="mean-teacher")
+    assert changed.method.consistency == 0.5 and not hasattr(changed.method, "cutmix")
+    assert get_recipe("marginal-log").change(loss="masked").loss.log_dice
+    assert get_recipe("ctseg").change(method="mean-teacher").method.ramp == 0.1  # a default is no choice of the user's
+
+
+@pytest.mark.parametrize("settings, message", [
+    (["tau=0.9"], "the method supervised has none of that name, only unimatch"), (["epochs=ten"], "epochs takes a whole number"),
+    (["method.lr=1"], "unknown setting of method"), (["shedule.lr=1"], "did you mean schedule"), (["lr"], "expected KEY=VALUE"),
+    (["method=unimach"], "did you mean unimatch"), (["lr=nan"], "lr = nan: expected at least 0"), (["image_size=8"], "at least 16"),
+    (["mirror=up"], "mirror"), (["reduction=pixel"], "unknown reduction"), (["precision=fp8"], "unknown precision")])
+def test_mistakes_are_one_line(settings, message):
+    with pytest.raises(InputError, match=message) as e: apply_settings(Recipe(), settings)
+    assert "\n" not in str(e.value)
+
+
+def test_a_frozen_recipe_is_not_changed_by_its_copy():
+    recipe = get_recipe("masked")
+    copy = recipe.change(lr=1.0, name="other")
+    assert (recipe.schedule.lr, copy.schedule.lr, copy.name, recipe.name) == (2e-3, 1.0, "other", "masked")
+    with pytest.raises(AttributeError): recipe.schedule.lr = 1.0
