@@ -1,0 +1,480 @@
+# %% [markdown]
+# # Predictor
+#
+# > One or more trained runs, averaged as probabilities, that turn grey images into label maps.
+#
+# - skip_showdoc: true
+
+# %%
+#| default_exp prediction.predictor
+
+# %%
+#| export
+import contextlib
+import math
+import warnings
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ctseg.core.anatomy import ClassMap
+from ctseg.core.device import DevicePlan, pick_device
+from ctseg.core.files import InputError
+from ctseg.inference.loop import Member, over_slices
+from ctseg.inference.rule import Rule, decide
+from ctseg.inference.views import tta_views
+from ctseg.losses.registry import make_loss
+from ctseg.models.settings import make_model
+from ctseg.models.base import load_weights, place
+from ctseg.prediction.saved import SavedCalibration, class_names, read_metrics, run_spec
+from ctseg.runs.folder import Run
+
+# %%
+#| hide
+import tempfile
+import warnings
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from fastcore.test import test_close, test_eq
+from torch import nn
+
+from ctseg.core.anatomy import ClassMap
+from ctseg.core.device import pick_device
+from ctseg.core.files import InputError
+from ctseg.core.style import plot_masks
+from ctseg.data.toys import toy_set
+from ctseg.inference.loop import Member
+from ctseg.inference.rule import Rule
+from ctseg.prediction.saved import run_spec
+from ctseg.recipes.fit import fit
+from ctseg.recipes.table import get_recipe
+from ctseg.runs.folder import Run
+from ctseg.runs.recipe import apply_settings
+
+# %% [markdown]
+# Two runs of different seeds agree where the image is clear and differ where it is not. Their average is wrong less often than either. This page loads runs, averages them and turns the average into label maps.
+#
+# The runs here train for a few seconds each on toy slices. In your own work they are the folders that `ctseg fit` has left:
+#
+#     predictor = load_predictor(["runs/a", "runs/b"])
+#     masks = predictor.predict(images)   # uint8 [N, H, W]
+
+# %%
+slices, truth = toy_set(60, labelled=40, size=48)
+recipe = apply_settings(get_recipe("marginal-log"), ["width=8", "epochs=25", "folds=4", "lr=5e-3"])
+keep = tempfile.TemporaryDirectory()
+folders = [Path(keep.name)/name for name in ("a", "b")]
+for seed, folder in enumerate(folders):
+    fit(slices, recipe, folder, seed, device="cpu", progress=False)
+
+
+# %% [markdown]
+# ## Members
+#
+# A [member](../inference/loop.html) is one trained network, ready to be asked. One that comes from a run folder knows the folder too, so that errors can name it, and what it has seen in training.
+
+# %%
+#| export
+@dataclass(frozen=True)
+class RunMember(Member):
+    "A member whose weights come from a run folder."
+    run: Run | None = None
+    mirror: str | None = None                  # the axis along which it has seen mirrored images, if any
+    trained_at: tuple[int, int] | None = None  # height and width of the images it was trained on
+
+
+# %%
+#| export
+def load_member(
+    run: Run,
+    spec: dict[str, Any], # its `recipe.json`, see `run_spec`
+    plan: DevicePlan,
+    temperature: float = 1.0, # the logits are divided by it
+    weights: Path | None = None, # other weights than the run's final ones
+) -> RunMember:
+    "The network of one run, ready to predict."
+    recipe, classes = spec["recipe"], len(spec["classes"])
+    size, mirror = recipe.data.image_size or None, recipe.augment.mirror or None
+    loss = make_loss(recipe.loss)
+    model = make_model(recipe.model, loss.out_chans(classes), classes, size, trained=True)
+    load_weights(model, weights or run.weights)
+    model = place(model, plan.device).eval()
+    trained_at = tuple(spec["image_shape"])
+    return RunMember(model, loss, size, temperature, run, mirror, trained_at)
+
+
+# %%
+run = Run(folders[0])
+member = load_member(run, run_spec(run), pick_device("cpu"))
+print(type(member.model).__name__, "of", member.run.folder.name, "with", type(member.loss).__name__, "trained at", member.trained_at)
+
+# %%
+x = torch.from_numpy(slices.images[:4])[:, None].float()/255
+prob = member.probabilities(x, pick_device("cpu"))
+print(list(prob.shape), f"largest sum over the classes: {prob.sum(1).max():.3f}")
+assert prob.sum(1).max() < 1 + 1e-5  # the rest is background
+
+
+# %% [markdown]
+# ## Images that are not grey values are refused
+#
+# Training reads 8-bit PNG files, so a network knows grey values from 0 to 255. It would answer to anything: floats from 0 to 1 look black to it, Hounsfield units wrap around, a colour image looks like three or five hundred slices. None of these fails by itself, and each gives masks that look like a poor model. So `predict` refuses them, and says what to do.
+
+# %%
+#| export
+def image_dtype_remedy(images: np.ndarray) -> str:
+    "What to do with images that are not uint8."
+    kind = images.dtype.kind
+    if kind == "b":
+        return "these are masks, or black and white; give the grey values"
+    if kind not in "iuf" or not images.size:
+        return "give the grey values as an array of uint8"
+    low, high = images.min(), images.max()
+    if kind == "f" and 0 <= low and high <= 1:
+        return "of values from 0 to 1, give (255*images).round().astype('uint8')"
+    return f"of values from {low:g} to {high:g}, apply the window of the training images first"
+
+
+# %%
+for images in (slices.images/255, slices.images.astype(np.int16)*8 - 1024, slices.images > 99):
+    print(image_dtype_remedy(images))
+
+# %%
+#| export
+EXPECTED_IMAGES = "expected uint8 [N, H, W] or [H, W], grey values from 0 to 255"
+
+def grey_images(images: Any) -> np.ndarray:
+    "`images` (an array, or lists of it) as uint8 [N, H, W] or [H, W]; `InputError` unless they are 8-bit grey slices."
+    try:
+        images = np.asarray(images)
+    except (ValueError, TypeError, RuntimeError):
+        raise InputError(f"images: not an array, or images of several sizes; {EXPECTED_IMAGES}") from None
+    what = f"images: {images.dtype} {list(images.shape)}; {EXPECTED_IMAGES}"
+    if images.ndim == 4 and 1 in (images.shape[1], images.shape[3]):
+        raise InputError(f"{what}; take out the channel axis")
+    if images.ndim >= 3 and images.shape[-1] <= 4:
+        raise InputError(f"{what}; a colour image has to be made grey first")
+    if images.ndim not in (2, 3) or 0 in images.shape[-2:]:
+        raise InputError(what)
+    if images.dtype != np.uint8:
+        raise InputError(f"{what}; {image_dtype_remedy(images)}")
+    return images
+
+
+# %%
+grey = slices.images[:2]
+assert grey_images(grey) is grey
+colour, channel, ragged = np.stack([grey[0]]*3, -1), grey[:, None], [grey[0], grey[1][1:]]
+wrong = [grey/255, grey.astype(np.uint16)*16, colour, channel, ragged, "slice.png"]
+for images in wrong:
+    try: grey_images(images)
+    except InputError as e: print(e)
+    else: raise AssertionError("not refused")
+
+
+# %% [markdown]
+# ## The predictor
+#
+# Runs are averaged *as probabilities*, with equal weights. An average of masks would throw away how sure each run was, and weights that were searched on held-out slices did not carry over to the test for those who tried. [Views](../inference/views.html) of the same image are averaged in the same way.
+#
+# An average of softmax and sigmoid runs has no background channel in common, so it is read like a sigmoid.
+
+# %%
+#| export
+def in_common(values: list, otherwise: Any = None) -> Any:
+    "The value that all have, or `otherwise`."
+    return values[0] if len(set(values)) == 1 else otherwise
+
+def mean_probabilities(members: list[Member], x: torch.Tensor, plan: DevicePlan) -> torch.Tensor:
+    "f32 [B, C, H, W]: the mean over the members, for images f32 [B, 1, H, W] in 0…1."
+    return sum(m.probabilities(x, plan) for m in members)/len(members)
+
+
+# %%
+members = [load_member(r, run_spec(r), pick_device("cpu")) for r in map(Run, folders)]
+mean = mean_probabilities(members, x, pick_device("cpu"))
+print(f"largest difference of the mean to one of the two: {(mean - prob).abs().max():.2f}")
+test_close(mean - prob, members[1].probabilities(x, pick_device("cpu")) - mean, eps=1e-5)
+
+# %% [markdown]
+# A network may overflow in half precision, and NaN is above no threshold: every mask would be empty, without a word. So probabilities that are not finite are an error, and it names the run.
+
+# %%
+#| export
+HALF_REMEDY = ("its numbers are too large for that precision: "
+               "predict with --precision fp32, or train with --set precision=fp32")
+FULL_REMEDY = "its weights are damaged, or the training went wrong: train it again with a smaller lr"
+
+def not_finite_error(members: list[Member], x: torch.Tensor, plan: DevicePlan) -> InputError:
+    "The error for probabilities of images f32 [B, 1, H, W] that are no numbers; it names the runs they come from."
+    bad = [m for m in members if not m.probabilities(x, plan).sum().isfinite()]
+    names = [str(m.run.folder) for m in bad or members if isinstance(m, RunMember)]
+    who = ", ".join(names) or "the model"
+    remedy = FULL_REMEDY if plan.precision == "fp32" else HALF_REMEDY
+    return InputError(f"{who}: the probabilities are not finite (in {plan.precision}); {remedy}")
+
+
+# %%
+lost = replace(member, model=lambda x: torch.full((len(x), 4, *x.shape[-2:]), torch.nan))
+print(str(not_finite_error([member, lost], x, pick_device("cpu"))).replace(keep.name, "…"))
+
+
+# %%
+#| export
+@dataclass(repr=False)
+class Ensemble:
+    "One or more models whose probabilities are averaged, over models and over views."
+    members: list[Member]
+    classes: ClassMap
+    plan: DevicePlan
+    views: int = 1  # of each image; 1: only the image itself, see `tta_views`
+
+    @property
+    def activation(self) -> str:
+        "`softmax` (with background, the probabilities of a pixel sum to 1) or `sigmoid`."
+        return in_common([m.loss.activation for m in self.members], "sigmoid")
+
+    @property
+    def mirror(self) -> str | None:
+        "The axis along which every member has seen mirrored images in training, if there is one."
+        return in_common([getattr(m, "mirror", None) for m in self.members])
+
+    def probabilities(self, images: np.ndarray) -> torch.Tensor:
+        "f32 [B, C, H, W] for images uint8 [B, H, W]; `InputError` if they are not finite."
+        x = torch.from_numpy(np.ascontiguousarray(images)).to(self.plan.device)
+        x = x[:, None].float()/255
+        total = weight = 0
+        for view in tta_views(self.views, self.mirror):
+            mean = mean_probabilities(self.members, view.show(x), self.plan)
+            prob, seen = view.undo(mean, self.classes)
+            total, weight = total + prob, weight + seen
+        prob = torch.as_tensor(total/weight)
+        if prob.sum().isfinite(): return prob
+        raise not_finite_error(self.members, x, self.plan)
+
+
+# %% [markdown]
+# Any network and loss make an ensemble; no run folder is needed. Here is a "network" that answers with the image itself, so its probabilities must come back as the image.
+
+# %%
+class Echo(nn.Module):
+    "Answers with the image, as the probability of both classes."
+    activation = "sigmoid"
+    def forward(self, x): return x.repeat(1, 2, 1, 1)
+    def probabilities(self, logits): return logits
+
+echo = Echo()
+sides = ClassMap.from_names(["left", "right"])
+two = Ensemble([Member(echo, echo)]*2, sides, pick_device("cpu"))
+test_close(two.probabilities(slices.images[:2])[:, 0], slices.images[:2]/255, eps=1e-6)
+many = replace(two, views=9)
+print(f"nine views, turned and enlarged: {(many.probabilities(slices.images[:2])[:, 0] - x[:2, 0]).abs().mean():.3f} away from the image")
+try: replace(two, views=10).probabilities(slices.images[:2])
+except InputError as e: print(e)
+
+
+# %% [markdown]
+# A predictor is an ensemble with a [decision rule](../inference/rule.html). The rule may drop islands of few pixels. How few depends on the size of the images, so the rule remembers the size it was chosen on.
+
+# %%
+#| export
+def warn_of_size(members: list[Member], size: tuple[int, int]):
+    "A warning if a network has learnt structures at another size, in pixels, than it will see them."
+    for m in members:
+        if not isinstance(m, RunMember) or m.run is None: continue
+        if m.image_size or m.trained_at in (None, tuple(size)): continue
+        learnt, given = ("x".join(map(str, s)) for s in (m.trained_at, size))
+        text = f"{m.run.folder.name} was trained on images of {learnt} pixels, these are {given}"
+        warnings.warn(f"{text}: what it knows of sizes will not fit")
+        return
+
+
+# %%
+with warnings.catch_warnings(record=True) as messages:
+    warnings.simplefilter("always")
+    warn_of_size(members, (32, 32))
+print(messages[0].message)
+
+
+# %%
+#| export
+@dataclass(repr=False)
+class Predictor(Ensemble):
+    "An ensemble with a decision rule: images in, label maps out."
+    rule: Rule = Rule()
+    rule_size: tuple[int, int] | None = None # of the images the rule was chosen on; None: it fits any
+    tuned: dict[str, float] | None = None    # Dice out of fold, where the rule was chosen just now
+
+    def __repr__(self) -> str:
+        names = [m.run.folder.name for m in self.members if isinstance(m, RunMember)]
+        models = ", ".join(names) or f"{len(self.members)} models"
+        views = f"{self.views} view{'s'*(self.views > 1)}"
+        device = f"{self.plan.device} in {self.plan.precision}"
+        return f"Predictor({models}: {len(self.classes)} classes, {views}, {self.rule}, {device})"
+
+    def rule_at(self, size: tuple[int, int], rule: Rule | None = None) -> Rule:
+        "The rule (or another) for images of `size`: an island stays the same share of the area."
+        rule = rule or self.rule
+        if not rule.island or self.rule_size in (None, tuple(size)): return rule
+        island = rule.island*math.prod(size)/math.prod(self.rule_size)
+        return replace(rule, island=max(1, round(island)))
+
+    def predict(self, images: np.ndarray, batch_size: int = 16) -> np.ndarray:
+        "Label maps uint8 [N, H, W] of images uint8 [N, H, W], or [H, W] of one; `InputError` for others."
+        images = grey_images(images)
+        warn_of_size(self.members, images.shape[-2:])
+        if images.ndim == 3:
+            return predict_masks(self, images, batch_size=batch_size)
+        return predict_masks(self, images[None])[0]
+
+
+# %%
+echoes = Predictor(two.members, sides, two.plan, rule=Rule(island=40), rule_size=(256, 256))
+print(echoes)
+test_eq(echoes.rule_at((128, 128)), Rule(island=10))
+
+
+# %% [markdown]
+# ## Loading runs
+#
+# Runs can be averaged if they know the same classes in the same order. The rule is that of the first run that has one; [for an ensemble a rule of its own can be chosen](choose.html).
+#
+# Runs predict in the precision they were trained in. A network that was trained in float32, because float16 could not hold its numbers, must not be asked in float16 when it counts.
+
+# %%
+#| export
+def plan_as_trained(specs: list[dict[str, Any]], device: str) -> DevicePlan:
+    "The device in the most exact precision that any of the runs asked for; in its usual one where it has no such."
+    wishes = {s["recipe"].compute.precision for s in specs}
+    for precision in ("fp32", "bf16", "fp16"):
+        if precision in wishes:
+            with contextlib.suppress(InputError):
+                return pick_device(device, precision)
+    return pick_device(device)
+
+
+# %%
+for precision in ("auto", "bf16"):
+    wish = {"recipe": recipe.change(precision=precision)}
+    print(precision, "→", plan_as_trained([wish, wish], "cpu").precision)
+
+
+# %%
+#| export
+def same_classes(runs: list[Run], specs: list[dict[str, Any]]) -> ClassMap:
+    "The classes of the runs; `InputError` if they differ."
+    names = [class_names(s) for s in specs]
+    odd = next((r for r, n in zip(runs, names) if n != names[0]), None)
+    if odd is None: return ClassMap.from_names(names[0])
+    remedy = "runs of different classes cannot be averaged"
+    raise InputError(f"{odd.folder}: knows other classes than {runs[0].folder}; {remedy}")
+
+
+
+# %%
+same = [run_spec(Run(f)) for f in folders]
+print(same_classes([Run(f) for f in folders], same))
+other = same[1] | {"classes": {"1": "lung_left", "2": "lung_right", "3": "heart"}}
+try: same_classes([Run(f) for f in folders], [same[0], other])
+except InputError as e: print(str(e).replace(keep.name, "…"))
+
+
+# %%
+#| export
+def need_calibration(run: Run, calibration: SavedCalibration | None) -> SavedCalibration:
+    "The calibration of a run; `InputError` if it has none."
+    if calibration is not None: return calibration
+    reason = "it held out slices of fewer than two patients or groups, or is older (then add --tune DATA)"
+    raise InputError(f"{run.folder}: this run was not calibrated: {reason}; leave out --calibrated")
+
+
+# %%
+try: need_calibration(Run(folders[0]), None)
+except InputError as e: print(str(e).replace(keep.name, "…"))
+
+
+# %%
+#| export
+def load_predictor(
+    runs: str | Path | list[str | Path], # one run folder or several
+    plan: DevicePlan | str | None = None, # or a device, in the runs' precision; None: the one at hand
+    views: int = 1, # of each image, see `tta_views`
+    calibrated: bool = False, # divide logits by the runs' temperatures, and use the rule chosen for that
+) -> Predictor:
+    "The trained models of runs, ready to predict; the rule is that of the first run that has one."
+    if isinstance(runs, (str, Path)): runs = [runs]
+    runs = [Run(r) for r in runs]
+    specs = [run_spec(r) for r in runs]
+    if not isinstance(plan, DevicePlan):
+        plan = plan_as_trained(specs, plan or "auto")
+    classes = same_classes(runs, specs)
+    metrics = [read_metrics(r, len(classes)) for r in runs]
+    temperatures = [1.0]*len(runs)
+    rules = [m.rule for m in metrics]
+    if calibrated:
+        calibrations = [need_calibration(r, m.calibration) for r, m in zip(runs, metrics)]
+        temperatures = [c.temperature for c in calibrations]
+        rules = [c.rule for c in calibrations]
+    members = [load_member(r, s, plan, t) for r, s, t in zip(runs, specs, temperatures)]
+    first = next((i for i, rule in enumerate(rules) if rule is not None), 0)
+    size = tuple(specs[first]["image_shape"])
+    predictor = Predictor(members, classes, plan, views, rules[first] or Rule(), size)
+    tta_views(views, predictor.mirror)  # an impossible number is refused now, not at the first image
+    return predictor
+
+
+# %%
+predictor = load_predictor(folders, "cpu")
+print(predictor)
+
+
+# %% [markdown]
+# ## Several rules at once
+#
+# Probabilities are the expensive part, and rules are cheap. `predict_masks` tries several rules on the same probabilities. It takes slices that have been checked, in arrays of any length, and needs the memory of one batch besides.
+
+# %%
+#| export
+def predict_masks(
+    predictor: Predictor,
+    images: np.ndarray, # uint8 [N, H, W]
+    rules: list[Rule] | None = None, # several at once, from the same probabilities; None: the predictor's
+    batch_size: int = 16,
+) -> np.ndarray: # uint8 [N, H, W], or [R, N, H, W] for several rules
+    "Label maps of all images."
+    tried = [predictor.rule_at(images.shape[1:], r) for r in rules or [predictor.rule]]
+
+    def step(part: np.ndarray) -> dict[int, torch.Tensor]:
+        prob = predictor.probabilities(part)
+        return {i: decide(prob, rule, predictor.activation) for i, rule in enumerate(tried)}
+    if not len(images):
+        return np.zeros((len(rules), *images.shape) if rules else images.shape, np.uint8)
+    masks = over_slices(images, step, batch_size)
+    return np.stack(list(masks.values())) if rules else masks[0]
+
+
+# %%
+new, new_truth = toy_set(40, labelled=0, size=48, seed=1)
+masks = predictor.predict(new.images)
+alone = [load_predictor(f, "cpu").predict(new.images) for f in folders]
+for name, m in zip(["a", "b", "both"], [*alone, masks]):
+    print(f"{name}: {(m != new_truth).mean():.2%} of the pixels wrong")
+test_eq(predictor.predict(new.images[3]), masks[3])
+
+# %%
+rules = [Rule(), Rule(0.3), Rule(0.9)]
+by_rule = predict_masks(predictor, new.images, rules)
+worst = int((by_rule[0] != by_rule[2]).sum((1, 2)).argmax())
+shown = {str(rule): mask for rule, mask in zip(rules, by_rule[:, [worst]])}
+fig = plot_masks(new.images[[worst]], shown, new.classes)
+test_eq(by_rule[0], predict_masks(predictor, new.images, [Rule()], batch_size=7)[0])
+
+# %%
+#| hide
+keep.cleanup()

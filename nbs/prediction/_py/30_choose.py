@@ -1,0 +1,338 @@
+# %% [markdown]
+# # Choosing the rule
+#
+# > On held-out slices, candidate rules are tried on the same probabilities, and the plainest of the good ones is kept.
+#
+# - skip_showdoc: true
+
+# %%
+#| default_exp prediction.choose
+
+# %%
+#| export
+import itertools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from ctseg.core.files import InputError
+from ctseg.data.slices import SliceSet
+from ctseg.inference.expected_dice import drawn_structures, fit_expected_dice
+from ctseg.inference.loop import Each, over_slices
+from ctseg.inference.rule import Rule, decide
+from ctseg.metrics.challenge import dice_table, mean_dice
+from ctseg.prediction.predictor import Predictor, RunMember
+from ctseg.prediction.saved import run_spec
+from ctseg.runs.folder import Run
+from ctseg.runs.split import split_slices
+
+# %%
+#| hide
+import tempfile
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from fastcore.test import test_eq
+
+from ctseg.core.device import pick_device
+from ctseg.core.files import InputError
+from ctseg.data.toys import toy_set
+from ctseg.inference.rule import Rule
+from ctseg.prediction.predictor import load_predictor
+from ctseg.prediction.saved import run_spec
+from ctseg.recipes.fit import fit
+from ctseg.recipes.table import get_recipe
+from ctseg.runs.recipe import apply_settings
+
+# %% [markdown]
+# The most probable class of each pixel is not the best label map for the Dice: a structure that is drawn where it is not costs the whole score of its cell. [The decision rule](../inference/rule.html) has a threshold and decides which structures to keep. Slices that the runs have not trained on say which rule is worth it.
+#
+# Three small runs serve as the example: two that held out the first fold, and one that held out the second.
+
+# %%
+slices, _ = toy_set(60, labelled=40, size=48)
+keep = tempfile.TemporaryDirectory()
+def small_run(name, seed, fold):
+    settings = ["width=8", "epochs=12", "folds=4", "lr=5e-3", "tune_rule=no", f"fold={fold}"]
+    recipe = apply_settings(get_recipe("marginal-log"), settings)
+    return fit(slices, recipe, Path(keep.name)/name, seed, device="cpu", progress=False)
+runs = [small_run("a", 0, 0), small_run("b", 1, 0), small_run("c", 0, 1)]
+
+
+# %% [markdown]
+# ## Who may be asked about which slice
+#
+# A run holds out one fold of the annotated slices. Five runs of five folds have held out all of them. Yet each slice was held out by *one* run and **trained on by the four others**. A rule that is tuned for the five on those slices together would mostly measure how well they remember.
+#
+# So each slice is scored only by the runs that held it out: by all of them if they differ in their seeds only, by one if they differ in their folds.
+
+# %%
+#| export
+def held_out_by(run: Run, slices: SliceSet) -> np.ndarray:
+    "bool [N]: the annotated slices that `run` has kept apart; `slices` must be what it was trained on."
+    spec = run_spec(run)
+    if slices.fingerprint() != spec["data"]["fingerprint"]:
+        problem = "trained on other data than this, so which slices it has seen is not known"
+        remedy = "give the folder it was trained on, and --annotated as it was in training"
+        raise InputError(f"{run.folder}: {problem}; {remedy}")
+    split = split_slices(slices, spec["recipe"].data, spec["seed"])
+    return np.isin(np.arange(len(slices)), split.held_out)
+
+
+# %%
+print(", ".join(slices[held_out_by(runs[0], slices)].names))
+try: held_out_by(runs[0], slices[:20])
+except InputError as e: print(str(e).replace(keep.name, "…"))
+
+
+# %%
+#| export
+class Part(NamedTuple):
+    "Slices, and a predictor of which no member has trained on them."
+    predictor: Predictor
+    slices: SliceSet
+
+def out_of_fold(predictor: Predictor, slices: SliceSet) -> list[Part]:
+    "The held-out slices, in parts that the same runs held out; with each part the predictor of those runs alone."
+    table = np.stack([held_out_by(m.run, slices) for m in run_members(predictor)], 1)
+    parts = []
+    for pattern in np.unique(table[table.any(1)], axis=0):
+        members = [m for m, held_out in zip(predictor.members, pattern) if held_out]
+        rows = (table == pattern).all(1)
+        parts.append(Part(replace(predictor, members=members), slices[rows]))
+    if parts: return parts
+    problem = "these runs held out no slices (fold=-1), so no rule can be chosen"
+    raise InputError(f"{problem}; give --threshold and --gate")
+
+def run_members(predictor: Predictor) -> list[RunMember]:
+    "The members of `predictor`; `InputError` unless all of them come from run folders."
+    if all(isinstance(m, RunMember) and m.run for m in predictor.members):
+        return predictor.members
+    problem = "a model without a run folder: which slices it has seen is not known"
+    raise InputError(f"{problem}; load it with load_predictor")
+
+
+# %%
+ensemble = load_predictor([r.folder for r in runs], "cpu")
+for predictor, part in out_of_fold(ensemble, slices):
+    print("+".join(m.run.folder.name for m in predictor.members), "may be asked about", ", ".join(part.names))
+    for m in predictor.members:
+        spec = run_spec(m.run)
+        learnt = split_slices(slices, spec["recipe"].data, spec["seed"]).labelled
+        assert not set(learnt.names) & set(part.names) and not set(learnt.groups) & set(part.groups)
+
+# %% [markdown]
+# ## Several rules on the same probabilities
+#
+# Probabilities are expensive and rules are cheap, so every batch is predicted once and labelled by each rule. What is measured of a label map is the challenge's Dice, on the examined cells only. A class that is absent and not drawn has no Dice, so a rule that invents less is scored over fewer cells.
+
+# %%
+#| export
+Measure = Callable[[torch.Tensor, torch.Tensor, SliceSet], torch.Tensor]
+
+def examined_dice(label: torch.Tensor, prob: torch.Tensor, slices: SliceSet) -> torch.Tensor:
+    "The challenge's Dice f32 [B, C] of labels [B, H, W]; NaN for cells that nobody examined."
+    dice = dice_table(label.cpu().numpy(), slices.masks, len(slices.classes))
+    return torch.from_numpy(np.where(slices.known, dice, np.nan).astype(np.float32))
+
+def structures_drawn(label: torch.Tensor, prob: torch.Tensor, slices: SliceSet) -> torch.Tensor:
+    "What the expected Dice is estimated from, f32 [B, 3, C], see `drawn_structures`."
+    return drawn_structures(label, prob).movedim(0, 1)
+
+
+# %%
+part = slices[:4]
+label = torch.from_numpy(np.roll(part.masks, 1, 1))
+print(examined_dice(label, None, part).numpy().round(2))
+
+
+# %%
+#| export
+def in_parts(predictor: Predictor, held_out: SliceSet | list[Part]) -> list[Part]:
+    "`held_out` (slices, or already the parts of `out_of_fold`) with who may be asked about it."
+    return [Part(predictor, held_out)] if isinstance(held_out, SliceSet) else held_out
+
+def rule_tables(
+    parts: list[Part],
+    rules: list[Rule],
+    batch_size: int = 16,
+    each: Each | None = None, # goes through the batches, and may stop; None: simply
+    measure: Measure = examined_dice, # of labels [B, H, W], probabilities [B, C, H, W] and the slices: [B, …]
+) -> np.ndarray: # [R, N, …]
+    "What `measure` says of each rule and slice; needs the memory of one batch."
+    tables = []
+    for predictor, slices in parts:
+        def step(batch: SliceSet) -> dict[int, torch.Tensor]:
+            prob = predictor.probabilities(batch.images)
+            labels = [decide(prob, rule, predictor.activation) for rule in rules]
+            return {i: measure(label, prob, batch) for i, label in enumerate(labels)}
+        tables.append(np.stack(list(over_slices(slices, step, batch_size, each).values())))
+    return np.concatenate(tables, 1)
+
+
+# %%
+parts = out_of_fold(ensemble, slices)
+tried = [Rule(), Rule(0.3), Rule(0.6)]
+tables = rule_tables(parts, tried)
+print(tables.shape, "rules, slices, classes")
+for rule, table in zip(tried, tables):
+    print(f"{rule}: Dice {mean_dice(table):.3f} over {np.isfinite(table).sum()} cells")
+known = np.concatenate([part.known for _, part in parts])
+assert np.isnan(tables[:, ~known]).all() and np.isfinite(tables[:, known & (tables[0] > 0)]).all()
+
+# %% [markdown]
+# ## The candidates
+#
+# The grid of thresholds is coarse on purpose: with some tens of slices a fine one would fit their noise. Each threshold draws other structures, so each gets its own estimates of which to keep, by their [expected Dice](../inference/expected_dice.html). The alternative is one gate for all classes.
+#
+# What the expected Dice brings over the gate and over plain argmax is measured on [real CT and on the phantom](../benchmarks/decision_rule.html).
+
+# %%
+#| export
+THRESHOLDS = (None, 0.3, 0.4, 0.5, 0.6)
+GATES = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
+ISLANDS = (1/2000, 1/1000, 1/500)  # shares of the area of a slice
+RESCUES = (0.1, 0.2, 0.3)
+
+# %%
+print(len(THRESHOLDS)*len(GATES), "rules with a gate")
+
+
+# %%
+#| export
+def expected_rules(parts: list[Part], batch_size: int = 16, each: Each | None = None) -> list[Rule]:
+    "Each threshold with its estimates of which structures to keep."
+    plain = [Rule(t) for t in THRESHOLDS]
+    tables = rule_tables(parts, plain, batch_size, each, structures_drawn)
+    present = np.concatenate([slices.present for _, slices in parts])
+    known = np.concatenate([slices.known for _, slices in parts])
+    rules = []
+    for rule, table in zip(plain, tables):
+        expected = fit_expected_dice(np.moveaxis(table, 1, 0), present, known)
+        rules.append(replace(rule, expected=expected))
+    return rules
+
+
+# %%
+for rule in expected_rules(parts)[:2]:
+    e = rule.expected
+    print(f"{rule}: chance of being there {e.bias:+.1f} {e.peak:+.1f}·peak {e.area:+.1f}·area" if e else rule)
+
+
+# %%
+#| export
+def gated_rules() -> list[Rule]:
+    "Every threshold with every gate."
+    return [Rule(threshold, gate) for threshold, gate in itertools.product(THRESHOLDS, GATES)]
+
+def with_islands(rule: Rule, area: int) -> list[Rule]:
+    "`rule` alone, and with each least size of an island, for slices of `area` pixels."
+    sizes = sorted({max(2, round(area*share)) for share in ISLANDS})
+    return [rule, *(replace(rule, island=size) for size in sizes)]
+
+def with_rescue(rule: Rule) -> list[Rule]:
+    "`rule` alone, and with each level from which an empty image is rescued."
+    return [rule, *(replace(rule, rescue=level) for level in RESCUES)]
+
+
+# %%
+test_eq(len(gated_rules()), len(THRESHOLDS)*len(GATES))
+print(*with_islands(Rule(0.3), 256*256), *with_rescue(Rule(0.3)), sep=" | ")
+
+
+# %% [markdown]
+# ## The choice
+#
+# A tuned rule must *earn* its place: among those within a whisker of the best, the plainest is taken. Then the small repairs get their chance, one after the other, on top of what was chosen: least sizes of islands, and the rescue of empty slices. On most data they earn nothing and stay off.
+
+# %%
+#| export
+def complexity(rule: Rule) -> tuple:
+    "What makes a rule less plain than another, the most important first."
+    return rule.island, rule.rescue, rule.threshold is not None, rule.gate
+
+
+# %%
+print(*sorted([Rule(0.3, island=4), Rule(0.3), Rule(), Rule(gate=.5)], key=complexity), sep=" | ")
+
+
+# %%
+#| export
+@dataclass
+class RuleSearch:
+    "Tries rules on held-out slices, and remembers what each scored."
+    parts: list[Part]
+    margin: float = 0.002 # what is not better by more than this stays off
+    each: Each | None = None # goes through the batches, and may stop; None: simply
+    batch_size: int = 16
+    scores: dict[Rule, float] = field(default_factory=dict) # the challenge's Dice on the examined cells
+
+    def score(self, rules: list[Rule]):
+        "Score those of `rules` that have not been scored yet."
+        new = [r for r in dict.fromkeys(rules) if r not in self.scores]
+        if not new: return
+        tables = rule_tables(self.parts, new, self.batch_size, self.each)
+        self.scores |= {rule: mean_dice(table) for rule, table in zip(new, tables)}
+
+    def worth(self, rule: Rule) -> float:
+        "The score of a rule; -inf where nothing was there to be scored."
+        score = self.scores[rule]
+        return -math.inf if math.isnan(score) else score
+
+    def plainest(self, rules: list[Rule]) -> Rule:
+        "The plainest of `rules` within the margin of the best."
+        self.score(rules)
+        best = max(map(self.worth, rules))
+        return min((r for r in rules if self.worth(r) >= best - self.margin), key=complexity)
+
+
+# %%
+search = RuleSearch(parts)
+print("plainest within the margin:", search.plainest([Rule(), Rule(0.3), Rule(0.6)]))
+print({str(rule): round(score, 3) for rule, score in search.scores.items()})
+
+
+# %%
+#| export
+def choose_rule(
+    predictor: Predictor,
+    held_out: SliceSet | list[Part], # slices that no member has trained on, or the parts of `out_of_fold`
+    expected: bool = True, # keep structures by expected Dice; False: by one gate for all
+    margin: float = 0.002, # what is not better by more than this stays off
+    each: Each | None = None, # goes through the batches, and may stop; None: simply
+    batch_size: int = 16,
+) -> tuple[Rule, dict[Rule, float]]: # the rule, and the score of every rule tried, argmax among them
+    "The plainest rule within `margin` of the best on held-out slices."
+    parts = in_parts(predictor, held_out)
+    search = RuleSearch(parts, margin, each, batch_size)
+    candidates = expected_rules(parts, batch_size, each) if expected else gated_rules()
+    search.score([*candidates, Rule()])
+    rule = search.plainest(candidates)
+    height, width = parts[0].slices.images.shape[1:]
+    rule = search.plainest(with_islands(rule, height*width))
+    rule = search.plainest(with_rescue(rule))
+    return rule, search.scores
+
+
+# %%
+rule, scores = choose_rule(ensemble, parts)
+print(f"{len(scores)} rules tried; chosen: {rule}; Dice {scores[rule]:.3f}, by argmax {scores[Rule()]:.3f}")
+gated, by_gate = choose_rule(ensemble, parts, expected=False)
+fig, ax = plt.subplots(figsize=(6, 2.4), dpi=72, layout="constrained")
+for threshold in THRESHOLDS:
+    name = "more than background" if threshold is None else f"threshold {threshold}"
+    ax.plot(GATES, [by_gate[Rule(threshold, gate)] for gate in GATES], "o-", ms=3, label=name)
+ax.axhline(scores[rule], color="0.3", ls=":", label=f"chosen: {rule}")
+ax.set(xlabel="gate", ylabel="Dice, held-out cells", title="rules with a gate, and the chosen one")
+ax.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1, .5))
+assert scores[rule] >= scores[Rule()] - 0.002
+
+# %%
+#| hide
+keep.cleanup()

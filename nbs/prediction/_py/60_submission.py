@@ -1,0 +1,282 @@
+# %% [markdown]
+# # Submission
+#
+# > The challenge's CSV for a folder of images of any number, read back before it gets its name.
+#
+# - skip_showdoc: true
+
+# %%
+#| default_exp prediction.submission
+
+# %%
+#| export
+import contextlib
+import errno
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from ctseg.core.anatomy import ClassMap
+from ctseg.core.files import InputError, atomic_path, refuse_folder
+from ctseg.data.images import image_paths, read_pngs
+from ctseg.data.mask_csv import check_names, write_masks
+from ctseg.data.mask_rows import iter_rows, read_header
+from ctseg.inference.loop import Each, batches
+from ctseg.inference.rule import decide
+from ctseg.prediction.predictor import Predictor, warn_of_size
+from ctseg.prediction.store import write_probabilities
+
+# %%
+#| hide
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from fastcore.test import test_eq
+from skimage.io import imsave
+from torch import nn
+
+from ctseg.core.device import pick_device
+from ctseg.core.files import InputError
+from ctseg.data.mask_csv import read_masks, write_masks
+from ctseg.data.toys import toy_set
+from ctseg.inference.loop import Member
+from ctseg.prediction.predictor import Predictor, predict_masks
+from ctseg.prediction.store import StoredProbabilities
+
+
+# %% [markdown]
+# In the challenge's table an image is a column and a pixel is a row. So the whole table has to be turned before its first line can be written. To need no more memory for more images, label maps go into a file that is mapped into memory. Images and probabilities exist a batch at a time only.
+#
+# The example is a "network" that needs no training: it calls dark, middle and bright pixels by three names.
+
+# %%
+class Levels(nn.Module):
+    "Answers by the grey value of each pixel."
+    activation = "sigmoid"
+    def forward(self, x): return torch.cat([(x < .3), (x > .4) & (x < .6), x > .6], 1)*.9
+    def probabilities(self, logits): return logits
+
+slices, _ = toy_set(12, size=32)
+levels = Levels()
+predictor = Predictor([Member(levels, levels)], slices.classes, pick_device("cpu"))
+keep = tempfile.TemporaryDirectory()
+folder = Path(keep.name)
+(folder/"images").mkdir()
+for name, image in zip(slices.names, slices.images): imsave(folder/"images"/name, image, check_contrast=False)
+
+
+# %% [markdown]
+# ## Written, then read back
+#
+# The table takes its final name only after it has been read back and compared: header, order of rows, every value. A broken upload would cost one of the day's few submissions.
+
+# %%
+#| export
+def check_written(path: str | Path, names: list[str], masks: np.ndarray):
+    "Read a mask table back; `InputError` unless it is the challenge's form of exactly these masks uint8 [N, H, W]."
+    table = masks.reshape(len(masks), -1)
+    check_names(read_header(path), names, path)
+    end = 0
+    for start, block in iter_rows(path, names):
+        end = start + len(block)
+        if not np.array_equal(block, table[:, start:end].T):
+            problem = "other values than were predicted; is the disk failing?"
+            raise InputError(f"{path}, near row Pixel {start}: {problem}")
+    if end != table.shape[1]:
+        raise InputError(f"{path}: {end} rows, expected {table.shape[1]}, the number of pixels")
+
+
+# %%
+masks = predict_masks(predictor, slices.images)
+write_masks(masks, slices.names, folder/"first.csv")
+check_written(folder/"first.csv", list(slices.names), masks)
+wrong = masks.copy()
+wrong[3, 20, 9] += 1
+try: check_written(folder/"first.csv", list(slices.names), wrong)
+except InputError as e: print(str(e).replace(keep.name, "…"))
+
+
+# %%
+#| export
+def write_submission(masks: np.ndarray, names: list[str], path: str | Path):
+    "The challenge's submission for masks uint8 [N, H, W] of images `names`: whole and read back, or not there."
+    names = list(names)
+    with atomic_path(path) as tmp:
+        write_masks(masks, names, tmp)
+        check_written(tmp, names, masks)
+
+
+# %%
+write_submission(masks, slices.names, folder/"second.csv")
+print("\n".join((folder/"second.csv").read_text().splitlines()[:3]))
+
+
+# %% [markdown]
+# ## Mistakes are told before the work
+#
+# A run that predicts for an hour and then cannot write its file is a lost hour. So names are checked first. If the folder of the images names other structures than the run knows, its numbers would be read by those names: that is refused too.
+
+# %%
+#| export
+def check_files(images: str | Path, out: str | Path, probabilities: str | Path | None = None) -> list[Path]:
+    "The images of a folder; `InputError` for names that `predict_folder` could not use."
+    paths = image_paths(images)
+    if not str(out).endswith((".csv", ".csv.gz")):
+        raise InputError(f"{out}: a submission is called something.csv or something.csv.gz")
+    if probabilities and Path(probabilities).resolve() == Path(out).resolve():
+        raise InputError(f"{out}: the submission and the probabilities need a file each")
+    for path in (out, probabilities): refuse_folder(path)
+    return paths
+
+
+# %%
+for images, out in ((folder/"images", folder/"masks.txt"), (folder, folder/"s.csv")):
+    try: check_files(images, out)
+    except InputError as e: print(str(e).replace(keep.name, "…"))
+
+
+# %%
+#| export
+def check_class_names(classes: ClassMap, path: Path):
+    "`InputError` if a `class_names.json` (at `path`, if there is one) names other structures than `classes`."
+    if not path.exists(): return
+    theirs = ClassMap.from_json(path)
+    if theirs.names == classes.names: return
+    both = enumerate(zip(classes.names, theirs.names), 1)
+    odd = next((f"{i} is {a} for the run and {b} for the folder" for i, (a, b) in both if a != b),
+               f"{len(classes)} and {len(theirs)} of them")
+    remedy = "give the folder the class_names.json that the run was trained with (`ctseg import … --classes`)"
+    raise InputError(f"{path}: other classes than the run's ({odd}); {remedy}")
+
+def class_names_beside(images: str | Path) -> Path:
+    "The `class_names.json` that belongs to a folder of images."
+    folder = Path(os.path.abspath(images))  # not resolved: beside a link lie the files it belongs to
+    return folder.parent/"class_names.json"
+
+
+# %%
+ClassMap.from_names(["lung_right", "lung_left", "trachea"]).to_json(folder/"class_names.json")
+try: check_class_names(predictor.classes, class_names_beside(folder/"images"))
+except InputError as e: print(str(e).replace(keep.name, "…"))
+(folder/"class_names.json").unlink()
+
+
+# %% [markdown]
+# ## A folder of any number of images
+
+# %%
+#| export
+def label_file(
+    path: Path,
+    shape: tuple[int, ...],
+) -> np.ndarray: # uint8, all 0
+    "An array in a file; its room on the disk is taken at once, since a full disk under a mapped file kills the process."
+    allocate = getattr(os, "posix_fallocate", None)  # Windows has none
+    with open(path, "wb") as f:
+        f.truncate(math.prod(shape))
+        try:
+            if allocate: allocate(f.fileno(), 0, math.prod(shape))
+        except OSError as e:
+            if e.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # these two: a file system that cannot
+                raise
+    return np.memmap(path, np.uint8, "r+", shape=shape)
+
+def progress_bar(shown: bool) -> Each:
+    "Goes through batches; if `shown`, with a bar in a terminal where it takes long."
+    disable = None if shown else True  # None: only a terminal gets a bar
+
+    def each(items):
+        return tqdm(items, "predict", unit="batch", delay=5, disable=disable)
+    return each
+
+def label_facts(masks: np.ndarray, classes: int) -> dict[str, Any]:
+    "How many of so many classes are drawn anywhere on masks uint8 [N, H, W], and how many masks are empty."
+    used, empty = np.zeros(256, bool), 0
+    for mask in masks:  # one at a time: they may be mapped from a file
+        used[np.unique(mask)] = True
+        empty += not mask.any()
+    return {"classes used": f"{used[1:].sum()} of {classes}", "empty images": empty}
+
+
+# %%
+labels = label_file(folder/"labels", (3, 4, 5))
+labels[1] = 3
+print(type(labels).__name__, labels.shape, label_facts(labels, 3), (folder/"labels").stat().st_size, "bytes on disk")
+
+
+# %%
+#| export
+def label_images(
+    predictor: Predictor,
+    paths: list[Path], # N PNG files
+    masks: np.ndarray, # uint8 [N, H, W], to be filled
+    batch_size: int = 16,
+    each: Each | None = None, # goes through the batches; None: simply
+    add: Callable[[str, np.ndarray], None] | None = None, # takes a name and its probabilities f32 [C, H, W]
+):
+    "Fill `masks` with the labels of images that are read a batch at a time."
+    size = masks.shape[1:]
+    rule = predictor.rule_at(size)
+    for index in batches(len(paths), batch_size, each):
+        batch = [paths[i] for i in index]
+        prob = predictor.probabilities(read_pngs(batch, size))
+        masks[index] = decide(prob, rule, predictor.activation).cpu().numpy()
+        if add is None: continue
+        for path, p in zip(batch, prob.cpu().numpy()):
+            add(path.name, p)
+
+
+# %%
+paths = check_files(folder/"images", folder/"s.csv")
+filled = np.zeros_like(slices.images)
+label_images(predictor, paths, filled, batch_size=5)
+test_eq(filled, masks)
+
+
+# %%
+#| export
+def predict_folder(
+    predictor: Predictor,
+    images: str | Path, # a folder of PNG slices
+    out: str | Path, # the submission to write, .csv or .csv.gz
+    probabilities: str | Path | None = None, # also write them into this file
+    batch_size: int = 16,
+    progress: bool = False, # show a bar in a terminal if it takes long
+) -> dict[str, Any]: # facts for people
+    "Write the submission for a folder of images of any number."
+    paths = check_files(images, out, probabilities)
+    size = read_pngs(paths[:1]).shape[1:]
+    check_class_names(predictor.classes, class_names_beside(images))
+    warn_of_size(predictor.members, size)
+    with contextlib.ExitStack() as stack:
+        tmp = stack.enter_context(atomic_path(out))
+        add = None
+        if probabilities:
+            store = write_probabilities(probabilities, predictor.classes, predictor.activation, size)
+            add = stack.enter_context(store)
+        masks = label_file(tmp.parent/"masks", (len(paths), *size))
+        label_images(predictor, paths, masks, batch_size, progress_bar(progress), add)
+        facts = label_facts(masks, len(predictor.classes))
+        write_submission(masks, [p.name for p in paths], tmp)
+    ensemble = {"images": len(paths), "models": len(predictor.members), "views": predictor.views}
+    ensemble["rule"] = str(predictor.rule_at(size))
+    return ensemble | (predictor.tuned or {}) | facts
+
+
+# %%
+facts = predict_folder(predictor, folder/"images", folder/"submission.csv.gz", folder/"prob.zip", batch_size=5)
+print(facts)
+names, masks = read_masks(folder/"submission.csv.gz", slices.names, (32, 32), slices.classes, cache=False)
+test_eq(masks, predict_masks(predictor, slices.images))
+test_eq(StoredProbabilities(folder/"prob.zip").names, names)
+
+# %%
+#| hide
+keep.cleanup()
