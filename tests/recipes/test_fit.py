@@ -1,0 +1,24 @@
+"Errors of `fit`, told in one line."
+import pytest
+import torch
+from helpers.toys import tiny, toy
+
+from ctseg.core.files import InputError
+from ctseg.recipes.fit import fit
+
+
+def test_memory_that_fails_outside_of_a_step_is_told(tmp_path, monkeypatch):
+    def fails(self): raise torch.OutOfMemoryError("fake")
+    monkeypatch.setattr("ctseg.runs.job.Job.carry_out", fails)
+    with pytest.raises(InputError, match="out of memory; choose a smaller image_size"): fit(toy(), tiny("masked", "fold=-1"), tmp_path/"run", device="cpu", progress=False)
+
+
+def test_memory_that_fails_at_the_end_is_told_and_batches_are_as_small_as_in_training(tmp_path, monkeypatch):
+    sizes = []
+    def fails(*a, batch_size, **kw): sizes.append(batch_size); raise torch.OutOfMemoryError("fake")
+    with monkeypatch.context() as m:
+        m.setattr("ctseg.recipes.fit.choose_rule", fails)
+        with pytest.raises(InputError, match="out of memory"): fit(toy(), tiny("masked", "folds=3", "pieces=2"), tmp_path/"run", device="cpu", progress=False)
+    assert sizes == [2]
+    fit(toy(), tiny("masked", "folds=3", "pieces=2"), tmp_path/"run", device="cpu", progress=False, resume=True)  # with room enough it ends
+    assert (tmp_path/"run"/"metrics.json").exists()
