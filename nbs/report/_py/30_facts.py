@@ -1,0 +1,356 @@
+# %% [markdown]
+# # Facts
+#
+# > What the page of a run says: from its folder, and from slices with truth that it has not trained on.
+#
+# - skip_showdoc: true
+
+# %%
+#| default_exp report.facts
+
+# %%
+#| export
+import re
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from pandas.api.types import is_numeric_dtype
+
+from ctseg.core.files import InputError, did_you_mean
+from ctseg.data.challenge import read_challenge
+from ctseg.data.slices import SliceSet
+from ctseg.inference.calibration import plot_reliability
+from ctseg.metrics.evaluate import evaluate
+from ctseg.prediction.choose import held_out_by
+from ctseg.prediction.saved import SavedCalibration, class_names, read_metrics, run_spec
+from ctseg.report.confusion import confusion, heat_table, sides
+from ctseg.report.pictures import curves, kept_and_rejected, pack_slices, spread, svg
+from ctseg.runs.folder import Run
+from ctseg.runs.recipe import recipe_fields
+
+# %%
+#| hide
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from fastcore.test import test_eq
+
+from ctseg.core.files import InputError
+from ctseg.data.toys import toy_set
+from ctseg.prediction.saved import run_spec
+from ctseg.recipes.fit import fit
+from ctseg.recipes.table import get_recipe
+from ctseg.runs.folder import Run
+from ctseg.runs.recipe import apply_settings
+
+# %% [markdown]
+# A page is filled from a dictionary of facts. This module collects them, each group in a function of its own. The example is a small run of the original teacher–student method.
+
+# %%
+slices, _ = toy_set(40, labelled=24, size=48)
+recipe = apply_settings(get_recipe("teacher-student"), ["width=8", "epochs=6", "folds=4", "lr=5e-3", "keep=0.5"])
+keep = tempfile.TemporaryDirectory()
+run = fit(slices, recipe, Path(keep.name)/"toy", device="cpu", progress=False)
+spec = run_spec(run)
+
+# %% [markdown]
+# ## Which slices are scored
+#
+# By default the annotated slices that **this run held out**: the only ones with truth that it has never trained on. With `split="test"` the test slices of the folder, if their truth is there.
+
+# %%
+#| export
+SPLITS = ("held-out", "test")
+
+def scored_slices(
+    run: Run,
+    data: str | Path | SliceSet, # the challenge folder the run was trained on, or its slices
+    split: str = "held-out", # annotated slices kept apart in training; or "test"
+    annotated: str = "json", # of a folder, see `read_challenge`
+) -> SliceSet:
+    "The slices with truth that a run may be judged by."
+    if split not in SPLITS: raise did_you_mean("split", split, SPLITS)
+    if isinstance(data, SliceSet): slices = data
+    else: slices = read_challenge(data, "test" if split == "test" else "train", annotated)
+    if list(slices.classes.names) != class_names(run_spec(run)):
+        raise InputError(f"{run.folder}: knows other classes than the data it is to be scored on")
+    if split == "held-out":
+        slices = slices[held_out_by(run, slices)]
+    if slices.labelled.any():
+        return slices
+    problem = "held out no slices (fold=-1); give --split test"
+    if split == "test":
+        problem = "the test slices have no truth here; leave out --split test"
+    raise InputError(f"{run.folder}: {problem}")
+
+
+# %%
+held_out = scored_slices(run, slices)
+print(held_out)
+try: scored_slices(run, slices, "tset")
+except InputError as e: print(e)
+
+
+# %% [markdown]
+# ## Tables of a run folder
+#
+# The files beside the weights are plain CSV, which people open and save again. One that was damaged on the way is told by name.
+
+# %%
+#| export
+def damaged_file(path: Path, problem: str) -> InputError:
+    "The error for a file of a run folder that is of no use."
+    return InputError(f"{path}: {problem}; copy the run folder again, or delete the file to do without it")
+
+def read_table(
+    path: Path, # a CSV of a run folder
+    numbers: tuple[str, ...], # columns of numbers it must have
+    texts: tuple[str, ...] = (), # other columns it must have
+) -> pd.DataFrame | None: # None: there is no such file
+    "A table that a run has written; `InputError` for a damaged one."
+    if not path.exists(): return None
+    try:
+        table = pd.read_csv(path)
+    except (ValueError, OSError, pd.errors.ParserError):  # `ValueError`: no UTF-8, or empty
+        raise damaged_file(path, "not a readable table") from None
+    for column in (*numbers, *texts):
+        if column not in table:
+            raise damaged_file(path, f"a table without the column {column}")
+    for column in numbers:
+        if not is_numeric_dtype(table[column]):
+            raise damaged_file(path, f"the column {column} holds other things than numbers")
+    return table
+
+
+# %%
+print(read_table(run/"history.csv", ("epoch", "loss", "dice"), ("phase",)).tail(2).round(3)[["phase", "epoch", "loss"]].to_string())
+test_eq(read_table(run/"nothing.csv", ()), None)
+damaged = Path(keep.name)/"history.csv"
+for text in ("", "epoch,loss\n1,0.5\n", "epoch,loss,dice\n1,0.5,broken\n"):
+    damaged.write_text(text)
+    try: read_table(damaged, ("epoch", "loss", "dice"))
+    except InputError as e: print(str(e).replace(keep.name, "…"))
+
+
+# %% [markdown]
+# ## The run itself
+#
+# Recipe, versions, curves, times, calibration. Paths of a disk have no business on a page that is passed on, so of a value with slashes only the last part is shown.
+
+# %%
+#| export
+def shown_value(value: Any) -> Any:
+    "A value of a recipe as the page shows it: of a path only the name."
+    return re.split(r"[/\\]", value)[-1] if isinstance(value, str) else value
+
+def recipe_facts(run: Run, spec: dict[str, Any]) -> dict[str, Any]:
+    "What the page says about the recipe of a run."
+    recipe = spec["recipe"]
+    fields = []
+    for name, value, default, _ in recipe_fields(recipe):
+        fields.append({"name": name, "value": shown_value(value), "changed": value != default})
+    return {
+        "run": run.folder.resolve().name,
+        "recipe_name": recipe.name,
+        "about": recipe.about,
+        "recipe": fields,
+        "seed": spec["seed"],
+        "data": spec["data"],
+        "versions": spec.get("versions", {}),
+    }
+
+
+# %%
+facts = recipe_facts(run, spec)
+print(facts["run"], "|", facts["recipe_name"], "| changed:", ", ".join(f["name"] for f in facts["recipe"] if f["changed"]))
+test_eq(shown_value("/home/jane/encoder.safetensors"), "encoder.safetensors")
+
+
+# %%
+#| export
+def phase_times(run: Run) -> list[dict[str, Any]] | None:
+    "For each phase: epochs, minutes, the median seconds of an epoch, and where it ran; None without `timings.csv`."
+    timings = read_table(run/"timings.csv", ("epoch", "seconds"), ("phase",))
+    if timings is None: return None
+    if "where" not in timings: timings["where"] = ""  # a run of an older ctseg
+    rows = []
+    for phase, epochs in timings.groupby("phase", sort=False):
+        where = epochs["where"].dropna().astype(str).unique()
+        rows.append({
+            "phase": phase,
+            "epochs": len(epochs),
+            "minutes": float(epochs.seconds.sum()/60),
+            "seconds": float(epochs.seconds.median()),
+            "where": "; ".join(where),
+        })
+    return rows
+
+
+# %%
+print([(t["phase"], t["epochs"]) for t in phase_times(run)])
+
+
+# %%
+#| export
+def training_facts(run: Run) -> dict[str, Any]:
+    "Curves as SVG, and the times of the phases; None for what the run folder does not have."
+    history = read_table(run/"history.csv", ("epoch", "loss", "dice"), ("phase",))
+    figure = None if history is None else curves(history)
+    return {"curves": figure, "times": phase_times(run)}
+
+
+# %%
+facts = training_facts(run)
+print(f"{len(facts['curves'])/1e3:.0f} kB of curves, {len(facts['times'])} phases")
+
+
+# %%
+#| export
+def calibration_facts(run: Run, calibration: SavedCalibration | None) -> dict[str, Any]:
+    "The temperature, and the reliability diagram as SVG; None for a run without."
+    points = read_table(run/"reliability.csv", ("said", "was", "pairs"), ("when",))
+    if calibration is None or points is None:
+        return {"temperature": None, "reliability": None}
+    facts = dict(calibration.facts)
+    for when in ("before", "after"):
+        rows = points.loc[points["when"] == when, ["said", "was", "pairs"]]
+        facts[f"points {when}"] = rows.to_numpy().tolist()
+    figure = svg(plot_reliability(facts), "reliability")
+    return {"temperature": calibration.temperature, "reliability": figure}
+
+
+# %%
+facts = calibration_facts(run, read_metrics(run, 3).calibration)
+print(f"temperature {facts['temperature']:.2f}, a diagram of {len(facts['reliability'])/1e3:.0f} kB")
+
+
+# %%
+#| export
+def run_facts(run: Run, spec: dict[str, Any]) -> dict[str, Any]:
+    "What the page says about a run without looking at slices."
+    metrics = read_metrics(run, len(spec["classes"]))
+    return recipe_facts(run, spec) | training_facts(run) | calibration_facts(run, metrics.calibration)
+
+
+# %%
+facts = run_facts(run, spec)
+print(", ".join(facts))
+
+
+# %% [markdown]
+# ## The slices
+#
+# Score with interval, a row for each structure, and [what is taken for what](confusion.html).
+
+# %%
+#| export
+def slice_facts(slices: SliceSet, pred: np.ndarray) -> dict[str, Any]:
+    "Score, rows of the structures, confusion and sides of predictions uint8 [N, H, W] for `slices`."
+    score = evaluate(slices.masks, pred, slices.classes, slices.known, slices.groups)
+    table = confusion(pred, slices.masks, len(slices.classes))
+    rows = sorted(score["per_class"], key=lambda row: (not row["support"], row["id"]))
+    return {"score": score, "rows": rows, "sides": sides(table, slices.classes), "heat": heat_table(table)}
+
+
+# %%
+facts = slice_facts(held_out, np.roll(held_out.masks, 2, axis=1))
+print(f"Dice {facts['score']['dice']:.3f} on {facts['score']['cells_examined']} cells of {len(held_out)} slices")
+print([(r["name"], r["support"], r["dice"] and round(r["dice"], 3)) for r in facts["rows"]])
+
+
+# %% [markdown]
+# ## What teachers said
+#
+# The original method keeps or rejects whole pseudo-labelled slices. [Self-training](../methods/self_training.html) accepts single cells. Numbers come from tables. The slices themselves are shown where the run has kept what the teacher drew, and only on the data it was trained on: another folder may have slices of the same names.
+
+# %%
+#| export
+def read_pseudo_labels(run: Run, slices: SliceSet) -> dict[str, np.ndarray] | None:
+    "What the teacher drew on `slices`, if the run has kept it; `InputError` if it is damaged."
+    path = run/"pseudo_labels.npz"
+    if not path.exists(): return None
+    try:
+        pseudo = run.read_pseudo()
+        fits = pseudo_fits(pseudo, slices)
+    except (KeyError, TypeError, ValueError, OSError, EOFError, zipfile.BadZipFile):
+        fits = False
+    if fits: return pseudo
+    raise damaged_file(path, "not what a teacher drew on these slices")
+
+def pseudo_fits(pseudo: dict[str, np.ndarray], slices: SliceSet) -> bool:
+    "Whether pseudo-labels have a label map for each of their names, of images that are among `slices`."
+    count = len(pseudo["kept"])
+    same_size = pseudo["labels"].shape == (count, *slices.images.shape[1:])
+    names = [str(n) for n in pseudo["names"]]
+    return same_size and len(names) == count and set(names) <= set(slices.names)
+
+
+# %%
+pseudo = read_pseudo_labels(run, slices)
+print({name: values.shape for name, values in pseudo.items()})
+assert not pseudo_fits(pseudo, slices[:5])
+
+
+# %%
+#| export
+def pseudo_sets(
+    pseudo: dict[str, np.ndarray], # from `read_pseudo_labels`
+    score: np.ndarray, # [N], by which they were ranked
+    slices: SliceSet,
+    most: int,
+) -> list[dict[str, Any]]: # name, truth (False), slices
+    "At most `most` slices each that were kept and rejected, for the page."
+    position = {name: i for i, name in enumerate(slices.names)}
+    sets = []
+    for kept, name in ((True, "pseudo-labels kept"), (False, "pseudo-labels rejected")):
+        rows = np.flatnonzero(pseudo["kept"] == kept)
+        rows = rows[spread(score[rows], most)]
+        if not len(rows): continue
+        shown = slices[[position[str(n)] for n in pseudo["names"][rows]]]
+        packed = pack_slices(shown, pseudo["labels"][rows], most, truth=False)
+        sets.append({"name": name, "truth": False, "slices": packed})
+    return sets
+
+
+# %%
+table = pd.read_csv(run/"pseudo_labels.csv")
+for s in pseudo_sets(pseudo, table["sdc"].to_numpy(), slices, 4):
+    print(s["name"], [x["name"] for x in s["slices"]])
+
+
+# %%
+#| export
+def pseudo_facts(
+    run: Run,
+    spec: dict[str, Any], # its `recipe.json`
+    data: SliceSet | None = None, # what it was trained on; None: show no slices
+    most: int = 50, # slices of each kind
+) -> tuple[dict[str, Any], list[dict[str, Any]]]: # facts; sets of slices
+    "Pseudo-labels kept and rejected: numbers, a figure, and slices where the run keeps what the teacher drew."
+    cells = read_table(run/"pseudo_cells.csv", (), ("class",))
+    facts = {"pseudo": None, "cells": None if cells is None else cells.to_dict("records")}
+    score = getattr(spec["recipe"].method, "confidence", "sdc")
+    table = read_table(run/"pseudo_labels.csv", ("kept", score), ("image",))
+    if table is None: return facts, []
+    pseudo = None if data is None else read_pseudo_labels(run, data)
+    sets = [] if pseudo is None else pseudo_sets(pseudo, table[score].to_numpy(), data, most)
+    figure = svg(kept_and_rejected(table, score), "pseudo")
+    numbers = {"images": len(table), "kept": int(table.kept.sum()), "score": score}
+    facts["pseudo"] = numbers | {"figure": figure, "shown": bool(sets)}
+    return facts, sets
+
+
+# %%
+facts, sets = pseudo_facts(run, spec, slices, 4)
+print({k: v for k, v in facts["pseudo"].items() if k != "figure"}, "| cells:", facts["cells"])
+test_eq([len(s["slices"]) for s in sets], [4, 4])
+test_eq(pseudo_facts(run, spec)[1], [])
+(run/"pseudo_labels.npz").write_bytes(b"cut")
+try: pseudo_facts(run, spec, slices)
+except InputError as e: print(str(e).replace(keep.name, "…"))
+keep.cleanup()
