@@ -8,24 +8,15 @@ import numpy as np
 import pytest
 
 from ctseg.cli import main
-from ctseg.data import read_challenge
-from ctseg.files import InputError
-from ctseg.recipes import get_recipe
-from ctseg.train import Recipe
+from ctseg.data.challenge import read_challenge
+from ctseg.core.files import InputError
+from ctseg.recipes.table import RECIPES, get_recipe
 
-ROOT = Path(__file__).resolve().parent.parent
+from helpers.command import ctseg
+
+ROOT = Path(__file__).resolve().parents[2]
 SAMPLE = str(ROOT/"data_sample")
 TINY = [x for s in ("width=4", "epochs=1", "image_size=32", "fold=-1") for x in ("--set", s)]
-
-
-def ctseg(*args):
-    "The command in this process: (status, standard output, standard error without progress bars)."
-    out, err, argv = io.StringIO(), io.StringIO(), sys.argv
-    sys.argv = ["ctseg", *map(str, args)]
-    try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as stop: main()
-    finally: sys.argv = argv
-    return stop.value.code, out.getvalue(), err.getvalue()
 
 
 def test_the_installed_command():
@@ -54,7 +45,7 @@ def test_fit_predict_check_evaluate(run, tmp_path):
 
 
 def test_a_perfect_submission_scores_one(tmp_path):
-    from ctseg.predict import write_submission
+    from ctseg.prediction.submission import write_submission
     test = read_challenge(SAMPLE, "test")
     write_submission(test.masks, test.names, tmp_path/"s.csv")
     code, out, _ = ctseg("evaluate", f"{SAMPLE}/y_test.csv.gz", tmp_path/"s.csv")
@@ -62,27 +53,27 @@ def test_a_perfect_submission_scores_one(tmp_path):
 
 
 def test_two_runs_are_averaged_as_probabilities(run, tmp_path):
-    from ctseg.predict import load_predictor
+    from ctseg.prediction.predictor import load_predictor
     images = read_challenge(SAMPLE, "test").images[:1]
     one, two = load_predictor(run), load_predictor([run, run])
     assert np.allclose(one.probabilities(images), two.probabilities(images), atol=1e-6)
 
 
 @pytest.mark.parametrize("args, says", [
-    (["fit", SAMPLE, "--out", "{new}", "--recipe", "seed-atunet"], "did you mean seed-attunet"),
+    (["fit", SAMPLE, "--out", "{new}", "--recipe", "seed-atunet"], "did you mean original-attunet"),
     (["fit", SAMPLE, "--out", "{new}", "--set", "widht=16"], "did you mean width"),
     (["fit", SAMPLE, "--out", "{new}", "--set", "epochs=ten"], "epochs takes a whole number"),
     (["fit", SAMPLE, "--out", "{new}", "--set", "epochs=0"], "epochs = 0"),
     (["fit", SAMPLE, "--out", "{new}", "--set", "model=atunet", "--set", "fold=-1"], "did you mean attunet"),
     (["fit", SAMPLE, "--out", "{new}", "--set", "model=unet", "--set", "fold=-1"], "did you mean unet:resnet34 or"),
-    (["fit", SAMPLE, "--out", "{new}", "--set", "frozen=yes", "--set", "fold=-1"], "attunet has no pretrained encoder; 'frozen' is for unet:"),
+    (["fit", SAMPLE, "--out", "{new}", "--set", "frozen=yes", "--set", "fold=-1"], "unknown setting 'frozen': the model attunet has none of that name, only unet:resnet34"),
     (["fit", SAMPLE, "--out", "{new}", "--set", "loss=maskd", "--set", "fold=-1"], "did you mean masked"),
     (["fit", SAMPLE, "--out", "{new}", "--set", "augment=mld", "--set", "fold=-1"], "did you mean mild"),
-    (["fit", SAMPLE, "--out", "{new}", "--set", "folds=99"], "99 folds of 96 groups of slices: at least 2 folds, and a group (a patient, or near duplicates) for each; choose fewer folds, or fold = -1"),
+    (["fit", SAMPLE, "--out", "{new}", "--set", "folds=99", "--set", "fold=98"], "folds, numbered from 0 (-1 holds out none)"),
     (["fit", SAMPLE, "--out", "{new}", "--set", "labelled=999"], "999"),
     (["fit", SAMPLE, "--out", "{new}", "--set", "precision=fp16"], "fp16 needs a GPU"),
     (["fit", SAMPLE, "--out", "{new}", "--device", "cuda:x", *TINY], "unknown device 'cuda:x'"),
-    (["fit", SAMPLE, "--out", "{new}", "--set", "labelled=2"], "--set fold=-1"),
+    (["fit", SAMPLE, "--out", "{new}", "--set", "labelled=1"], "10 folds of 1 group of slices: at least 2 folds, and a group (a patient, or near duplicates) for each; choose fewer folds, or fold = -1"),
     (["fit", SAMPLE, "--out", "{new}", "--set", "w_dice=nan"], "w_dice = nan"),
     (["fit", SAMPLE, "--out", "{new}", "--seed", "-1"], "seed = -1"),
     (["fit", SAMPLE, "--out", f"{SAMPLE}/class_names.json", *TINY], "class_names.json is a file"),
@@ -113,7 +104,11 @@ def test_two_runs_are_averaged_as_probabilities(run, tmp_path):
     (["recipes", "maskd"], "did you mean masked"),
     (["ftt"], "no such command 'ftt'"),
     (["fit"], "missing argument 'data' (see `ctseg fit --help`)"),
-    (["fit", SAMPLE, "--out", "{new}", "--sede", "3"], "no such option: --sede"),
+    (["fit", SAMPLE, "--out", "{new}", "--sede", "3"], "no such option: --sede (Possible options: --seed, --set) (see"),
+    (["fit", SAMPLE, "--out", "{new}", "--epochs", "5"], "no such option: --epochs; give --set epochs=5 (see `ctseg fit --help`)"),
+    (["fit", SAMPLE, "--out", "{new}", "--batch-size=4"], "no such option: --batch-size; give --set batch_size=4 (see"),
+    (["fit", SAMPLE, "--out", "{new}", "--frozen"], "no such option: --frozen; give --set frozen=VALUE (see"),
+    (["predict", "{run}", "--images", SAMPLE, "--out", "{new}", "--epochs", "5"], "no such option: --epochs (see `ctseg predict --help`)"),
     (["fit", SAMPLE, "--out", "{new}", "--seed", "three"], "invalid value for '--seed'"),
     (["report", "{run}", "{run}", "--slices", "0"], "invalid value for '--slices'"),
 ])
@@ -127,8 +122,8 @@ def test_a_mistake_is_one_line_and_status_2(run, tmp_path, args, says):
 
 @pytest.mark.parametrize("number, words", [(errno.ENOSPC, "disk is full"), (errno.EROFS, "read-only")])
 def test_a_disk_that_fails_is_told_and_nothing_is_left(tmp_path, monkeypatch, number, words):
-    from ctseg import files
-    from ctseg.predict import write_submission
+    from ctseg.core import files
+    from ctseg.prediction.submission import write_submission
     real = files.os.replace
 
     def fail(*a): raise OSError(number, "as if")
@@ -140,16 +135,18 @@ def test_a_disk_that_fails_is_told_and_nothing_is_left(tmp_path, monkeypatch, nu
 
 @pytest.mark.parametrize("error, says", [(OSError(errno.EIO, "as if", "some/file"), "ctseg: some/file: as if"), (OSError("odd"), "ctseg: odd")])
 def test_a_disk_error_that_nothing_nearer_tells(monkeypatch, error, says):
-    from ctseg import data
+    from ctseg.data import challenge
     def fail(*a, **kw): raise error
-    monkeypatch.setattr(data, "check_challenge", fail)
+    monkeypatch.setattr(challenge, "check_challenge", fail)
     code, _, err = ctseg("check", SAMPLE)
     assert code == 2 and err.strip() == says
 
 
 def test_lists():
     code, out, _ = ctseg("recipes")
-    assert code == 0 and "(default)" in out and "seed-teacher-student" in out
+    assert code == 0 and "(default)" in out and "original-teacher-student   the original method" in out
+    assert "seed-" not in out and "\noriginal-pretrain-finetune " in out
+    assert ctseg("recipes", "seed-attunet") == ctseg("recipes", "original-attunet")  # old names are aliases
     code, out, _ = ctseg("models", "attunet", "--plain")  # all of them, with measured steps, takes minutes
     assert code == 0 and "34,880,931" in out
     code, _, err = ctseg("models", "atunet")
@@ -184,9 +181,10 @@ def test_a_resumed_run_keeps_its_threads(tmp_path):
     assert openmp_of(fit, tmp_path, OMP_NUM_THREADS="2") == "2 PASSIVE None"
 
 
-def test_a_setting_that_nobody_reads_is_told(tmp_path):
+def test_a_setting_that_the_method_has_not_is_refused(tmp_path):
     code, _, err = ctseg("fit", SAMPLE, "--out", tmp_path/"a", "--recipe", "masked", *TINY, "--set", "tau=0.8")
-    assert code == 0 and err.startswith("ctseg: --set tau=0.8 changes nothing: the method 'supervised' does not read it, only unimatch\n"), err
+    assert (code, err) == (2, "ctseg: unknown setting 'tau': the method supervised has none of that name, only unimatch\n")
+    assert not (tmp_path/"a").exists()
 
 
 def test_the_demo_needs_no_sample(monkeypatch, tmp_path):
@@ -219,8 +217,8 @@ def test_fully_labelled_volumes_need_no_list(tmp_path, monkeypatch):
 
 
 def test_numbers_are_not_read_by_other_names(run, tmp_path):
-    from ctseg.data import write_challenge
-    from ctseg.anatomy import ClassMap
+    from ctseg.data.challenge import write_challenge
+    from ctseg.core.anatomy import ClassMap
     from dataclasses import replace
     test = read_challenge(SAMPLE, "test")[:2]
     write_challenge(replace(test, classes=ClassMap.from_names([f"c{i}" for i in range(7)])), tmp_path/"other", "test")
@@ -236,16 +234,35 @@ def test_a_run_on_its_way_says_so(run, tmp_path):
     assert p.returncode == 0 and len(p.stderr.splitlines()) == 1 and p.stderr.startswith(f"ctseg: {tmp_path/'r'} is not finished"), p.stderr
 
 
-@pytest.mark.parametrize("text, says", [("[]", "not the recipe of a run"), (None, "'old_field' is unknown to this ctseg")])
-def test_a_recipe_of_another_version(run, tmp_path, text, says):
-    import json, shutil
+@pytest.mark.parametrize("place, says", [
+    (None, "not the recipe of a run"),
+    (("old_group",), "unknown group of settings 'old_group'"),
+    (("schedule", "old_field"), "unknown setting of schedule 'old_field'"),
+])
+def test_a_recipe_of_another_version(run, tmp_path, place, says):
     shutil.copytree(run, tmp_path/"r")
     spec = json.loads((run/"recipe.json").read_text())
-    spec["recipe"]["old_field"] = 1
-    (tmp_path/"r"/"recipe.json").write_text(text or json.dumps(spec))
+    if place:
+        group = spec["recipe"]
+        for key in place[:-1]: group = group[key]
+        group[place[-1]] = 1
+        says += "; "
+    (tmp_path/"r"/"recipe.json").write_text(json.dumps(spec) if place else "[]")
     for args in (["predict", tmp_path/"r", "--images", f"{SAMPLE}/test-images", "--out", tmp_path/"s.csv"], ["fit", SAMPLE, "--out", tmp_path/"r", "--resume", *TINY]):
         code, _, err = ctseg(*args)
         assert code == 2 and says in err and len(err.strip().splitlines()) == 1
+        assert not place or f"the run was made by ctseg {spec['versions']['ctseg']}" in err
+
+
+def test_a_flat_recipe_with_a_field_that_no_version_had(run, tmp_path):
+    spec = json.loads((run/"recipe.json").read_text())
+    flat = {"name": "masked", "method": "supervised", "loss": "masked", "width": 4}
+    (tmp_path/"flat.json").write_text(json.dumps(spec | {"recipe": flat}))
+    code, out, err = ctseg("recipes", tmp_path/"flat.json")
+    assert code == 0 and "\n  model.width = 4  (default: 0)" in out, err
+    (tmp_path/"flat.json").write_text(json.dumps(spec | {"recipe": flat | {"old_field": 1}}))
+    code, _, err = ctseg("recipes", tmp_path/"flat.json")
+    assert code == 2 and "'old_field' is unknown to this ctseg" in err and len(err.strip().splitlines()) == 1
 
 
 def test_help_and_version_are_no_mistakes():
@@ -257,13 +274,14 @@ def test_help_and_version_are_no_mistakes():
 
 
 def test_the_fields_of_a_recipe(run):
-    from ctseg.recipes import recipe_fields
+    from ctseg.runs.recipe import recipe_fields
     _, out, _ = ctseg("recipes", "marginal-log")
-    assert "\n  log_dice = True  (default: False)" in out and "−ln Dice instead of 1 − Dice" in out and "\n  tau = 0.9" in out
+    assert "\n  loss.log_dice = True  (default: False)" in out and "−ln Dice instead of 1 − Dice" in out and "\n  schedule.epochs = 90 " in out
+    assert "tau" not in out  # of another method
+    assert "\n  method.tau = 0.9" in ctseg("recipes", "unimatch")[1]
     _, out, _ = ctseg("recipes", run/"recipe.json")
-    assert "\n  width = 4  (default: 0)" in out
-    without = {k for k, _, _, meaning in recipe_fields(get_recipe("masked")) if not meaning}
-    assert len(without) < 10 and "threshold" not in without
+    assert "\n  model.width = 4  (default: 0)" in out
+    assert not [key for name in RECIPES for key, _, _, meaning in recipe_fields(get_recipe(name)) if not meaning]
 
 
 def test_the_recipe_of_a_run_can_be_used_again(run, tmp_path):
@@ -271,7 +289,7 @@ def test_the_recipe_of_a_run_can_be_used_again(run, tmp_path):
     assert code == 0, err
     assert json.loads((tmp_path/"again"/"recipe.json").read_text())["recipe"] == json.loads((run/"recipe.json").read_text())["recipe"]
     spec = json.loads((run/"recipe.json").read_text())
-    spec["recipe"]["epochs"] = "ten"
+    spec["recipe"]["schedule"]["epochs"] = "ten"
     (tmp_path/"odd.json").write_text(json.dumps(spec))
     code, _, err = ctseg("fit", SAMPLE, "--out", tmp_path/"new", "--recipe", tmp_path/"odd.json")
     assert code == 2 and "epochs = 'ten': expected a whole number" in err
@@ -279,14 +297,19 @@ def test_the_recipe_of_a_run_can_be_used_again(run, tmp_path):
 
 @pytest.mark.parametrize("keep", ["0.5", "4"])
 def test_the_recipe_of_a_run_that_keeps_a_share_or_a_count(keep, tmp_path):
-    code, _, err = ctseg("fit", SAMPLE, "--out", tmp_path/"a", *TINY, "--recipe", "masked", "--set", f"keep={keep}")
+    code, _, err = ctseg("fit", SAMPLE, "--out", tmp_path/"a", *TINY, "--recipe", "teacher-student", "--set", f"keep={keep}")
     assert code == 0, err
     spec = json.loads((tmp_path/"a"/"recipe.json").read_text())
     for value in (float(keep), *([int(keep)] if keep.isdigit() else [])):
-        (tmp_path/"kept.json").write_text(json.dumps(spec | {"recipe": spec["recipe"] | {"keep": value}}))
-        assert get_recipe(str(tmp_path/"kept.json")).keep == float(keep)
-    kinds = get_type_hints(Recipe)
-    assert not [f.name for f in fields(Recipe) if type(f.default) is not kinds[f.name]]
+        spec["recipe"]["method"]["keep"] = value
+        (tmp_path/"kept.json").write_text(json.dumps(spec))
+        assert get_recipe(str(tmp_path/"kept.json")).value("keep") == float(keep)
+
+
+def test_defaults_are_of_the_type_they_declare():
+    groups = [settings for recipe in RECIPES.values() for settings in recipe.groups().values()]
+    odd = {f"{type(g).__name__}.{f.name}" for g in groups for f in fields(g) if type(f.default) is not get_type_hints(type(g))[f.name]}
+    assert not odd
 
 
 def test_a_stopped_run_has_its_status_and_a_new_one_says_so(tmp_path):
@@ -297,14 +320,13 @@ def test_a_stopped_run_has_its_status_and_a_new_one_says_so(tmp_path):
 
 
 def test_a_folder_that_holds_a_run_is_refused_before_anything_is_read(run, monkeypatch):
-    from ctseg import recipes
-    monkeypatch.setattr(recipes, "read_challenge", lambda *a, **k: pytest.fail("the data is read"))
+    monkeypatch.setattr("ctseg.recipes.fit.read_challenge", lambda *a, **k: pytest.fail("the data is read"))
     code, _, err = ctseg("fit", SAMPLE, "--out", run, *TINY)
     assert code == 2 and "already holds a run; add --resume" in err
 
 
 def test_slices_that_were_read_are_not_read_in_another_way(tmp_path):
-    from ctseg.recipes import fit
+    from ctseg.recipes.fit import fit
     slices = read_challenge(SAMPLE)
     with pytest.raises(InputError, match="give it to read_challenge"): fit(slices, out=tmp_path/"a", annotated="all")
     with pytest.raises(TypeError): fit(slices, out=tmp_path/"a", anotated="all")
@@ -320,7 +342,7 @@ def deaf():
 
 def test_sigterm_leaves_nothing_half_written(tmp_path, monkeypatch, deaf):
     from ctseg import phantom
-    from ctseg.files import atomic_path
+    from ctseg.core.files import atomic_path
     def slow(out, *a, **k):
         with atomic_path(out) as tmp:
             tmp.mkdir()
@@ -333,7 +355,7 @@ def test_sigterm_leaves_nothing_half_written(tmp_path, monkeypatch, deaf):
 
 
 def test_sigterm_stops_a_training_with_everything_saved(tmp_path, monkeypatch, deaf):
-    from ctseg.train import Trainer
+    from ctseg.training.loop import Trainer
     real = Trainer.end_epoch
     def once(self): real(self); os.kill(os.getpid(), signal.SIGTERM)
     monkeypatch.setattr(Trainer, "end_epoch", once)
@@ -348,7 +370,7 @@ QUICK = ("width=4", "image_size=32", "epochs=1", "fold=-1", "keep=8")
 
 def test_a_demo_replaces_a_demo_when_it_is_finished_and_no_training(tmp_path, monkeypatch, capsys):
     from ctseg import demo as module
-    from ctseg.train import Run
+    from ctseg.runs.folder import Run
     monkeypatch.setattr(module, "draw_demo", lambda *a: None)  # most of the time
     demo = lambda **kw: module.run_demo(tmp_path/"demo", SAMPLE, settings=QUICK, progress=False, **kw)
     left = lambda: [p.name for p in tmp_path.iterdir()]
@@ -369,7 +391,7 @@ def test_a_demo_replaces_a_demo_when_it_is_finished_and_no_training(tmp_path, mo
     busy.unlock()
     path = tmp_path/"demo"/"recipe.json"
     spec = json.loads(path.read_text())
-    spec["recipe"]["width"] = 48
+    spec["recipe"]["model"]["width"] = 48
     path.write_text(json.dumps(spec))
     with pytest.raises(InputError, match="a run that is no demo"): demo(overwrite=True)
     assert (tmp_path/"demo"/"submission.csv").exists()

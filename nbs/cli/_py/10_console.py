@@ -1,0 +1,257 @@
+# %% [markdown]
+# # The console
+#
+# > What every command shares: the application, its threads, how facts are printed and how mistakes end.
+#
+# - skip_showdoc: true
+
+# %%
+#| default_exp cli.console
+
+# %%
+#| export
+import contextlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ctseg.core.files import InputError, read_json
+from ctseg.core.threads import set_threads
+
+# %%
+#| hide
+from types import SimpleNamespace
+
+from fastcore.test import test_eq, test_fail
+
+# %% [markdown]
+# Nothing happens in a command that a notebook could not do with the same function. Two rules hold for all of them. A user's mistake is **one
+# line on standard error and exit status 2**. Results go to standard output in a form that reads well and parses easily.
+#
+# Heavy imports wait until a command needs them, so `ctseg --help` answers at once.
+
+# %%
+#| export
+app = typer.Typer(
+    name="ctseg",
+    help="Learn to segment CT slices from partly labelled and unlabelled images.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+SPEAKS = os.environ.get("RANK", "0") == "0"  # of several processes the first one; torchrun sets the variable
+# with torch; `fit` chooses its threads itself, since it may have to continue as it began
+COMPUTES = ("predict", "report", "models", "doctor", "demo")
+
+
+# %% [markdown]
+# ## Threads
+#
+# The [number of threads](../core/threads.html) is chosen before torch is imported. A run that is continued keeps the number it was started
+# with, because another number changes the rounding.
+
+# %%
+#| export
+def choose_threads(run: Path | None = None) -> None:
+    "Choose the number of threads, before torch is loaded; a `run` that is continued keeps its own."
+    if "torch" in sys.modules:
+        return
+    spec = read_json(run/"recipe.json") if run and (run/"recipe.json").exists() else {}
+    number = spec.get("threads") if isinstance(spec, dict) else None
+    valid = isinstance(number, int) and number > 0
+    set_threads(number=number if valid else None)
+
+
+# %%
+import torch  # already loaded: nothing is changed
+before = torch.get_num_threads()
+choose_threads()
+test_eq(torch.get_num_threads(), before)
+
+
+# %%
+#| export
+def show_version(asked: bool) -> None:
+    "Print the version and stop, if asked."
+    if not asked:
+        return
+    from importlib.metadata import version
+    print(f"ctseg {version('ctseg')}")
+    raise typer.Exit()
+
+
+VERSION = typer.Option("--version", callback=show_version, is_eager=True, help="show the version and stop")
+
+@app.callback()
+def before_commands(context: typer.Context, version: Annotated[bool, VERSION] = False) -> None:
+    "Learn to segment CT slices from partly labelled and unlabelled images."
+    if context.invoked_subcommand in COMPUTES:
+        choose_threads()
+
+
+# %%
+show_version(False)
+with contextlib.suppress(typer.Exit): show_version(True)
+
+
+# %% [markdown]
+# ## Facts for people
+#
+# Commands end with facts: a line each, numbers with four decimals, nested ones indented.
+
+# %%
+#| export
+def shown(value) -> str:
+    "A value as people read it."
+    if isinstance(value, list):
+        return ", ".join(map(shown, value)) or "none"
+    return f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
+def print_facts(facts: dict, indent: str = "") -> None:
+    "Print a line a fact; nested facts, and those of each item of a list, are indented."
+    for name, value in facts.items():
+        items = isinstance(value, list) and bool(value) and isinstance(value[0], dict)
+        nested = {f"{name} {i}": x for i, x in enumerate(value)} if items else {}
+        if isinstance(value, dict):
+            nested = {name: value}
+        for title, inner in nested.items():
+            print(f"{indent}{title}:")
+            print_facts(inner, indent + "  ")
+        if not nested:
+            print(f"{indent}{name}: {shown(value)}")
+
+
+# %%
+print_facts({"images": 60, "dice": .51234, "silent": [], "interval": [.49, .53], "calibration": {"temperature": 1.2}, "volume": [{"ml": 3.}]})
+
+
+# %% [markdown]
+# ## Mistakes
+#
+# Memory that runs out is told in one line too.
+
+# %%
+#| export
+@contextlib.contextmanager
+def memory_errors() -> Iterator[None]:
+    "Turn an out-of-memory error inside the block into an `InputError` with a remedy."
+    try:
+        yield
+    except (RuntimeError, MemoryError) as e:
+        from ctseg.training.step import out_of_memory
+        if not isinstance(e, MemoryError) and not out_of_memory(e):
+            raise
+        raise InputError("out of memory; take a smaller --batch-size, or --device cpu") from e
+
+
+# %%
+def too_much():
+    with memory_errors(): raise MemoryError
+
+test_fail(too_much, contains="smaller --batch-size")
+
+# %% [markdown]
+# A misspelt option is a mistake like any other, so typer's own three lines become one.
+
+# %%
+#| export
+UsageError = typer.BadParameter.__base__  # typer brings a click of its own, older ones use the package
+
+
+def value_of(option: str, words: list[str]) -> str:
+    "What stands after `option` (or after its =) on the command line; VALUE where nothing does."
+    for word, after in zip(words, [*words[1:], ""]):
+        if word == option and after and not after.startswith("--"):
+            return after
+        if word.startswith(f"{option}="):
+            return word.partition("=")[2]
+    return "VALUE"
+
+
+def setting_meant(error, words: list[str]) -> str:
+    "The KEY=VALUE that an unknown option of `ctseg fit` means where it is a setting of the recipe; else empty."
+    option = getattr(error, "option_name", None)
+    if not option or error.ctx is None or error.ctx.info_name != "fit":
+        return ""
+    from ctseg.runs.recipe import is_setting
+    key = option.lstrip("-").replace("-", "_")
+    return f"{key}={value_of(option, words)}" if is_setting(key) else ""
+
+
+# %%
+test_eq([value_of("--lr", words.split()) for words in ("fit --lr 0.1", "fit --lr=0.1", "fit --lr --resume")], ["0.1", "0.1", "VALUE"])
+
+
+# %%
+#| export
+def usage_line(error, words: Iterable[str] = ()) -> str:
+    "A wrong command line, of these `words`, in one line; the whole help where nothing was typed at all."
+    text = error.format_message()
+    if type(error).__name__ == "NoArgsIsHelpError":
+        return text
+    command = error.ctx.command_path if error.ctx else "ctseg"
+    text = " ".join(text.split()).rstrip(".")
+    meant = setting_meant(error, list(words))
+    remedy = f"; give --set {meant}" if meant else ""
+    return f"ctseg: {text[:1].lower()}{text[1:]}{remedy} (see `{command} --help`)"
+
+
+# %% [markdown]
+# A setting of the recipe is no option of `fit`. Where one is typed as such, the line says how it is given.
+
+# %%
+mistake = typer.BadParameter("No such option: --epochs.")
+print(usage_line(mistake))
+mistake.option_name, mistake.ctx = "--epochs", SimpleNamespace(info_name="fit", command_path="ctseg fit")
+print(usage_line(mistake, ["fit", "my_data", "--epochs", "5"]))
+
+
+# %% [markdown]
+# SIGTERM, by which hosts and batch systems end a process, ends a command as Ctrl-C does: nothing half-written stays. `fit` listens to it
+# in its own way, and stops with everything saved.
+
+# %%
+#| export
+@contextlib.contextmanager
+def clean_end() -> Iterator[None]:
+    "SIGTERM becomes an exit with status 143, on the way to which temporary files are removed."
+    def stop(*_):
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not interrupt that
+        raise SystemExit(143)
+    if threading.current_thread() is not threading.main_thread():  # Python delivers signals nowhere else
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+# %%
+try:
+    with clean_end(): signal.raise_signal(signal.SIGTERM)
+except SystemExit as e: test_eq(e.code, 143)
+
+
+# %%
+#| export
+def our_warnings(package: Path, other: Callable[..., str]) -> Callable[..., str]:
+    "A formatter that tells warnings of the `package`'s files in one line, and leaves the rest to `other`."
+    def format_warning(message, category, filename, *more) -> str:
+        if Path(filename).is_relative_to(package):
+            return f"ctseg: {message}\n"
+        return other(message, category, filename, *more)
+    return format_warning
+
+
+# %%
+tell = our_warnings(Path("/ctseg"), lambda *a: "of a library")
+test_eq([tell("few patients", UserWarning, f"/{p}/x.py", 1) for p in ("ctseg", "numpy")], ["ctseg: few patients\n", "of a library"])

@@ -1,0 +1,70 @@
+# %% [markdown]
+# # Options
+#
+# > The options that several commands take, each with its help said once.
+#
+# - skip_showdoc: true
+
+# %%
+#| default_exp cli.options
+
+# %%
+#| export
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+# %% [markdown]
+# A type that carries its help text can be used by any command. So the help of `--device` reads alike everywhere.
+
+# %%
+#| export
+Folder = Annotated[Path, typer.Argument(help="a challenge folder")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")]
+Precision = Annotated[
+    Optional[str],
+    typer.Option(help="fp32, fp16, bf16, or auto for the device's own; left out: as the runs were trained"),
+]
+BatchSize = Annotated[int, typer.Option(min=1, help="images at a time")]
+Annotations = Annotated[
+    str,
+    typer.Option(
+        help="json: read annotated_labels.json; all: every class was examined; "
+             "present: only classes with pixels were",
+    ),
+]
+Plugins = Annotated[
+    list[Path],
+    typer.Option(
+        help="a Python file that registers a method, loss, network or augmentation of your own; "
+             "it is executed; may be repeated",
+    ),
+]
+
+# %%
+from typing import get_args
+
+print("--device:", get_args(Device)[1].help)
+
+
+# %%
+#| export
+def load_plugins(paths: list[Path]) -> None:
+    "Execute the plugin files that were given."
+    if not paths:
+        return
+    from ctseg.core.registry import load_plugin
+    for path in paths:
+        load_plugin(path)
+
+
+def device_plan(device: str, precision: Optional[str]):
+    "The plan for a device and precision; without a precision the device, for `load_predictor`."
+    from ctseg.core.device import pick_device
+    return pick_device(device, precision) if precision else device
+
+
+# %%
+load_plugins([])
+print(device_plan("cpu", None), "|", device_plan("cpu", "fp32").precision)

@@ -1,0 +1,239 @@
+# %% [markdown]
+# # Commands that train
+#
+# > `ctseg fit` and `ctseg demo`, and what there is to choose from: `recipes`, `models`, `doctor`.
+#
+# - skip_showdoc: true
+
+# %%
+#| default_exp cli.training
+
+# %%
+#| export
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from ctseg.cli.console import SPEAKS, app, choose_threads, print_facts
+from ctseg.cli.options import Annotations, Device, Folder, Plugins, load_plugins
+from ctseg.core.files import InputError, read_json
+
+# %%
+#| hide
+from fastcore.test import test_eq, test_fail
+from typer.testing import CliRunner
+
+# %% [markdown]
+# ## Fit
+#
+# `torchrun --standalone --nproc_per_node=2 -m ctseg fit …` uses [two cards](../core/parallel.html); one of the processes speaks.
+#
+# A run can stop before its end, because of `--time-limit` or because the host sends SIGTERM. It says so in one line and ends with
+# status 75, which means "try again later". Run the same command with `--resume` to continue.
+
+# %%
+#| export
+OPTIONS = ("seed", "device", "recipe", "out", "time_limit", "annotated", "plugin")
+
+
+def refuse_options(settings: list[str]) -> None:
+    "`InputError` for a setting KEY=VALUE that is no setting of the recipe but an option of the command."
+    for text in settings:
+        key, _, value = text.partition("=")
+        if key in OPTIONS:
+            option = f"--{key.replace('_', '-')} {value}"
+            raise InputError(f"--set {text}: not a field of the recipe but an option; give {option}")
+
+
+# %%
+refuse_options(["epochs=5"])
+test_fail(lambda: refuse_options(["seed=1"]), contains="give --seed 1")
+
+
+# %%
+#| export
+def in_words(facts: dict) -> dict:
+    "The facts of a run with its decision rule as a text."
+    from ctseg.inference.rule import read_rule
+    told = {}
+    for name, value in facts.items():
+        if name == "rule":
+            told[name] = str(read_rule(value))
+        else:
+            told[name] = in_words(value) if isinstance(value, dict) else value
+    return told
+
+
+# %%
+in_words({"epochs": 90, "rule": {"threshold": 0.4, "gate": 0, "island": 0, "rescue": 0, "expected": None}})
+
+# %%
+#| export
+RUN_FOLDER = typer.Option(help="the run folder to write")
+RECIPE = typer.Option(help="see `ctseg recipes`, which names the default; or the recipe.json of a run")
+SETTING = typer.Option(help="KEY=VALUE for any setting of the recipe; may be repeated")
+RESUME = typer.Option("--resume", help="continue a run that was cut or stopped")
+TIME_LIMIT = typer.Option(
+    help="stop in time, with everything saved, before so much has passed: 8h30m, 90m, …",
+)
+SEED = typer.Option(help="of first weights, order of slices and augmentation")
+
+# %%
+print(RESUME.help, "|", SEED.help)
+
+# %%
+#| export
+SAVED = "everything is saved, continue with the same command and --resume"
+
+
+@app.command()
+def fit(
+    data: Folder,
+    out: Annotated[Path, RUN_FOLDER],
+    recipe: Annotated[str, RECIPE] = "",
+    set: Annotated[list[str], SETTING] = [],
+    plugin: Plugins = [],
+    seed: Annotated[int, SEED] = 0,
+    resume: Annotated[bool, RESUME] = False,
+    time_limit: Annotated[str, TIME_LIMIT] = "",
+    device: Device = "auto",
+    annotated: Annotations = "json",
+):
+    "Train by a recipe. Exit status 75: stopped by the time limit or SIGTERM, to be continued with --resume."
+    choose_threads(out if resume else None)
+    from ctseg.recipes.fit import fit
+    from ctseg.recipes.table import DEFAULT_RECIPE, get_recipe
+    from ctseg.runs.recipe import apply_settings
+    from ctseg.training.deadline import Stopped
+    refuse_options(set)
+    load_plugins(plugin)
+    chosen = apply_settings(get_recipe(recipe or DEFAULT_RECIPE), set)
+    if SPEAKS and resume and not os.path.exists(out/"recipe.json"):
+        print(f"ctseg: no run in {out} yet: starting one", file=sys.stderr)
+    choices = dict(time_limit=time_limit, annotated=annotated, plugins=plugin)
+    try:
+        run = fit(data, chosen, out, seed, resume, device, **choices)
+    except Stopped as e:
+        if SPEAKS:
+            print(f"ctseg: {e}; {SAVED}", file=sys.stderr)
+        raise typer.Exit(75)
+    if SPEAKS:
+        print_facts(in_words(read_json(run/"metrics.json")))
+        print(f"run folder: {run.folder}")
+
+
+# %%
+runner = CliRunner()
+wrong = runner.invoke(app, ["fit", "../../data_sample", "--out", "nowhere", "--set", "widht=16"])
+print(wrong.exception)
+assert isinstance(wrong.exception, InputError) and not Path("nowhere").exists()
+
+# %% [markdown]
+# ## Demo
+#
+# The whole job on the sample that comes with the repository, in minutes on a laptop: train, predict, score, and a picture to look at. Where
+# the package was installed without the repository, a sample is drawn on the spot.
+
+# %%
+#| export
+SAMPLE = typer.Option(
+    help="a challenge folder with test truth; left out: data_sample, or a phantom where there is none",
+)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="the folder to write")] = Path("runs/demo"),
+    data: Annotated[Optional[Path], SAMPLE] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace an earlier demo")] = False,
+    seed: Annotated[int, SEED] = 0,
+):
+    "Train teacher and student, predict, score and draw on data_sample, in minutes on a CPU."
+    from ctseg.demo import run_demo
+    from ctseg.training.deadline import Stopped
+    try:
+        run_demo(out, data, overwrite, seed=seed)
+    except Stopped:  # by SIGTERM; half a demo is none
+        raise typer.Exit(143)
+
+
+# %%
+print(runner.invoke(app, ["demo", "--help"]).output)
+
+
+# %% [markdown]
+# ## What there is to choose from
+
+# %%
+#| export
+def setting_line(key: str, value, default, meaning: str) -> str:
+    "A setting as `ctseg recipes NAME` lists it: value, the default where it is another, meaning."
+    text = f"{key} = {value if value != '' else '(none)'}"
+    if value != default:
+        text += f"  (default: {default if default != '' else '(none)'})"
+    return f"  {text:<42}  {meaning}".rstrip()
+
+
+ONE_RECIPE = typer.Argument(help="one of them, or the recipe.json of a run: list its fields")
+
+
+@app.command()
+def recipes(
+    name: Annotated[Optional[str], ONE_RECIPE] = None,
+):
+    "List the recipes, or the fields of one: value, the default where it is another, meaning."
+    from ctseg.recipes.table import DEFAULT_RECIPE, RECIPES, get_recipe
+    from ctseg.runs.recipe import recipe_fields
+    if name is None:
+        for r in RECIPES.values():
+            print(f"{r.name:<27}{r.about}{'  (default)' if r.name == DEFAULT_RECIPE else ''}")
+        return
+    recipe = get_recipe(name)
+    print(f"{recipe.name}: {recipe.about}")
+    for field in recipe_fields(recipe):
+        print(setting_line(*field))
+
+
+# %%
+print(runner.invoke(app, ["recipes"]).output)
+print(runner.invoke(app, ["recipes", "unimatch"]).output[:900])
+
+# %%
+#| export
+PLAIN = typer.Option("--plain", help="without running training steps, which takes seconds for each model")
+
+
+@app.command()
+def models(
+    names: Annotated[Optional[list[str]], typer.Argument(help="which ones; default: all")] = None,
+    plain: Annotated[bool, PLAIN] = False,
+    device: Device = "auto",
+):
+    "What each model costs: parameters, multiply-adds at 256x256, and a training step on this device."
+    from ctseg.core.device import pick_device
+    from ctseg.models import list_models
+    from ctseg.models.costs import model_facts
+    where = pick_device(device).device
+    line = "{:<40}{:>12}{:>14}" + ("" if plain else "{:>10}{:>9}") + "  {}"
+    measured = () if plain else ("ms/image", "peak MB")
+    about = f"paper   (256x256, 54 classes, {where}, batches of 2)"
+    print(line.format("model", "parameters", "multiply-adds", *measured, about))
+    for name in names or list_models():
+        f = model_facts(name, device=where, measure=not plain)
+        cost = () if plain else (f"{f['ms_per_image']:.0f}", f"{f['peak_mb']:.0f}")
+        size = f"{f['parameters']:,}", f"{f['multiply_adds']/1e9:.1f} G"
+        print(line.format(name, *size, *cost, f["paper"]), flush=True)
+
+
+@app.command()
+def doctor():
+    "Versions, devices, precision: what a bug report needs."
+    from ctseg.core.device import doctor
+    print_facts(doctor())
+
+
+# %%
+print(runner.invoke(app, ["models", "attunet", "--plain", "--device", "cpu"]).output)

@@ -1,0 +1,219 @@
+# %% [markdown]
+# # Commands that predict and score
+#
+# > `ctseg predict`, `evaluate` and `report`: from a run to a submission, its score, and a page.
+#
+# - skip_showdoc: true
+
+# %%
+#| default_exp cli.prediction
+
+# %%
+#| export
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from ctseg.cli.console import app, memory_errors, print_facts
+from ctseg.cli.options import Annotations, BatchSize, Device, Plugins, Precision, device_plan, load_plugins
+from ctseg.core.files import InputError, write_json
+
+# %%
+#| hide
+from fastcore.test import test_eq
+from typer.testing import CliRunner
+
+# %% [markdown]
+# ## Predict
+#
+# Networks predict in the precision they were trained in, unless another is asked for. Several runs are averaged as probabilities.
+
+# %%
+#| export
+RUNS = typer.Argument(help="one run folder, or several to average as probabilities")
+SUBMISSION = typer.Option(help="the submission to write (.csv or .csv.gz)")
+VIEWS = typer.Option(
+    help="views of each image to average: turned, enlarged, and mirrored if the runs were trained so",
+)
+STORE = typer.Option(help="also keep the probabilities, as float16, in this file")
+RULE = typer.Option(help="saved: the one chosen in training; argmax: none, the most probable class")
+THRESHOLD = typer.Option(help="least probability of a foreground pixel, instead of the chosen rule's")
+GATE = typer.Option(
+    help="least peak probability of a class on an image, instead of the chosen rule's, if it has one",
+)
+TUNE = typer.Option(
+    help="the folder the runs were trained on: choose one rule for all of them on the slices they held out",
+)
+CALIBRATED = typer.Option(
+    "--calibrated",
+    help="divide logits by the runs' temperatures; "
+         "a run has one if it held out at least two patients or groups",
+)
+TUNED_BY = typer.Option(help="of --tune: json, all or present, as in `ctseg fit`")
+
+# %%
+print("--rule", RULE.help)
+
+
+
+# %%
+#| export
+@app.command()
+def predict(
+    runs: Annotated[list[Path], RUNS],
+    images: Annotated[Path, typer.Option(help="a folder of PNG slices")],
+    out: Annotated[Path, SUBMISSION],
+    tta: Annotated[int, VIEWS] = 1,
+    probabilities: Annotated[Optional[Path], STORE] = None,
+    rule: Annotated[str, RULE] = "saved",
+    threshold: Annotated[Optional[float], THRESHOLD] = None,
+    gate: Annotated[Optional[float], GATE] = None,
+    tune: Annotated[Optional[Path], TUNE] = None,
+    calibrated: Annotated[bool, CALIBRATED] = False,
+    device: Device = "auto",
+    batch_size: BatchSize = 16,
+    annotated: Annotated[str, TUNED_BY] = "json",
+    precision: Precision = None,
+    plugin: Plugins = [],
+):
+    "Write the submission for a folder of images."
+    load_plugins(plugin)
+    from ctseg.prediction.prepare import prepare
+    from ctseg.prediction.submission import check_files, predict_folder
+    check_files(images, out, probabilities)
+    rule_fields = dict(threshold=threshold, gate=gate)
+    with memory_errors():
+        plan = device_plan(device, precision)
+        predictor = prepare(runs, plan, tta, calibrated, tune, annotated, batch_size, rule, **rule_fields)
+        print_facts(predict_folder(predictor, images, out, probabilities, batch_size, progress=True))
+    print(f"submission: {out}")
+    if probabilities:
+        print(f"probabilities: {probabilities}")
+
+
+# %%
+runner = CliRunner()
+print(runner.invoke(app, ["predict", "no-run", "--images", "../../data_sample/test-images", "--out", "s.csv"]).exception)
+
+# %% [markdown]
+# ## Evaluate
+
+# %%
+#| export
+EXAMINED = typer.Option(
+    help="annotated_labels.json, where the truth is partial (default: the one beside a y_train.csv); "
+         "or all: every class was examined; or present: only classes with pixels were",
+)
+CLASSES = typer.Option(help="class_names.json; default: the one beside the truth, else the challenge's 54")
+
+
+@app.command()
+def evaluate(
+    truth: Annotated[Path, typer.Argument(help="the truth, in the challenge's CSV form")],
+    prediction: Annotated[Path, typer.Argument(help="a submission")],
+    annotated: Annotated[Optional[Path], EXAMINED] = None,
+    classes: Annotated[Optional[Path], CLASSES] = None,
+    json: Annotated[Optional[Path], typer.Option(help="write all figures here")] = None,
+):
+    "Score a submission: the challenge's Dice, a row per class, silent classes."
+    from ctseg.metrics.evaluate import evaluate_files
+    result = evaluate_files(truth, prediction, annotated, classes)
+    facts = result["facts"]
+    print(result["table"].to_string(float_format="{:.3f}".format))
+    print_facts({name: value for name, value in facts.items() if name != "per_class"})
+    if json:
+        write_json(facts, json)
+
+
+# %%
+truth = "../../data_sample/y_test.csv.gz"
+print(runner.invoke(app, ["evaluate", truth, truth]).output)  # a truth agrees with itself
+
+
+# %% [markdown]
+# ## Report
+
+# %%
+#| export
+def comparison_line(record: dict, width: int, with_argmax: bool) -> str:
+    "A run of a comparison: its Dice with interval, the difference to the first run, silent classes."
+    low, high = record["interval"]
+    parts = [f"{record['run']:<{width}}Dice {record['dice']:.4f} [{low:.3f}, {high:.3f}]"]
+    low, high = record["paired"]
+    parts.append(f"to the first {record['difference']:+.4f} [{low:+.3f}, {high:+.3f}]")
+    if with_argmax:
+        low, high = record["argmax_paired"]
+        difference = f"{record['argmax_difference']:+.4f} [{low:+.3f}, {high:+.3f}]"
+        parts.append(f"by argmax {record['argmax']:.4f}, to the first {difference}")
+    parts.append(f"silent: {', '.join(record['silent']) or 'none'}")
+    return "   ".join(parts)
+
+
+# %%
+example = dict(run="second", dice=.55, interval=(.52, .58), difference=.03, paired=(.01, .05), silent=[])
+print(comparison_line(example, 24, with_argmax=False))
+
+# %%
+#| export
+SPLIT = typer.Option(
+    help="held-out (default): annotated slices that the runs have not trained on; "
+         "test: the test slices, if their truth is there",
+)
+PAGE = typer.Option(
+    help="the page to write; default: report.html, or comparison.html, in the first run's folder",
+)
+COMPARED = typer.Argument(help="a run folder; or several, to compare them with the first")
+SHOWN = typer.Option(help="the folder they were trained on: its slices are scored and shown")
+MOST = typer.Option(min=1, help="at most so many on the page of one run (default: 300)")
+
+
+def check_shown(runs: list[Path], data: Optional[Path], split: Optional[str], slices: Optional[int]) -> None:
+    "`InputError` for options that need slices where none are shown."
+    for option, value in (("--split", split), ("--slices", slices)):
+        if value and not data:
+            raise InputError(f"{option} needs --data FOLDER: without it no slices are scored or shown")
+    if slices and len(runs) > 1:
+        raise InputError("--slices is for the page of one run; a comparison shows no slices")
+
+
+# %%
+try: check_shown([Path("run")], None, "test", None)
+except InputError as e: print(e)
+
+
+# %%
+#| export
+@app.command()
+def report(
+    runs: Annotated[list[Path], COMPARED],
+    data: Annotated[Optional[Path], SHOWN] = None,
+    split: Annotated[Optional[str], SPLIT] = None,
+    out: Annotated[Optional[Path], PAGE] = None,
+    slices: Annotated[Optional[int], MOST] = None,
+    annotated: Annotations = "json",
+    device: Device = "auto",
+    batch_size: BatchSize = 16,
+    precision: Precision = None,
+    plugin: Plugins = [],
+):
+    "Write one self-contained page about a run, or one that compares several."
+    load_plugins(plugin)
+    from ctseg.report.comparison import report_comparison
+    from ctseg.report.page import report
+    check_shown(runs, data, split, slices)
+    split = split or "held-out"
+    with memory_errors():
+        plan = device_plan(device, precision)
+        if len(runs) == 1:
+            page, records = report(runs[0], data, split, out, slices or 300, annotated, plan, batch_size), []
+        else:
+            page, records = report_comparison(runs, data, split, out, annotated, plan, batch_size)
+    width = max([23, *(len(r["run"]) for r in records)]) + 1
+    for record in records:
+        print(comparison_line(record, width, any(r["chosen"] for r in records)))
+    print(f"page: {page}")
+
+
+# %%
+print(runner.invoke(app, ["report", "no-run", "--split", "test"]).exception)
