@@ -19,7 +19,8 @@ OWNER = "ctseg"  # in the tracked files; `--user` takes its place
 # What the notebooks find installed: Colab's image of 2026-08-19 (github.com/googlecolab/backend-info, commit a724079), on which Kaggle builds its own. matplotlib is what
 # Kaggle's kaggle_requirements.txt pins below. Nothing that ctseg imports is missing, so the data set holds one wheel and no dependencies.
 IMAGE = {"torch": "2.11.0", "timm": "1.0.28", "numpy": "2.1.3", "pandas": "2.2.3", "scikit-image": "0.25.2", "matplotlib": "3.10.0", "accelerate": "1.14.0",
-         "safetensors": "0.8.0", "tqdm": "4.67.3", "typer": "0.27.1", "scipy": "1.16.3", "jinja2": "3.1.6", "markupsafe": "3.0.3", "pillow": "11.3.0"}
+         "safetensors": "0.8.0", "tqdm": "4.67.3", "typer": "0.27.1", "scipy": "1.16.3", "jinja2": "3.1.6", "markupsafe": "3.0.3", "pillow": "11.3.0",
+         "psutil": "5.9.0"}  # psutil is not from the cited list: the image has it, and this is the oldest version that settings.ini allows
 
 
 def missing(requirements, image=IMAGE) -> list[str]:
@@ -31,7 +32,7 @@ def build_wheel(folder: Path) -> Path:
     "The package's wheel, in `folder`; built from a copy, so that nothing of an older build slips in."
     copy = folder/"source"
     shutil.copytree(ROOT/"ctseg", copy/"ctseg", ignore=shutil.ignore_patterns("__pycache__"))
-    for f in ("setup.py", "settings.ini", "pyproject.toml", "README.md", "LICENSE"): shutil.copy(ROOT/f, copy)
+    for f in ("setup.py", "settings.ini", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE"): shutil.copy(ROOT/f, copy)
     subprocess.run([sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "--disable-pip-version-check", "-w", str(folder), str(copy)], check=True)
     shutil.rmtree(copy)
     return next(folder.glob("*.whl"))
@@ -124,7 +125,7 @@ TINY = ["width=8", "image_size=32", "batch_size=4", "folds=5", "lr=0.01"]  # the
 REHEARSALS = {  # parameters that make each notebook short
     "supervised": dict(settings=[*TINY, "epochs=60"]),
     "teacher_student": dict(settings=[*TINY, "epochs=40", "keep=0.5"]),
-    "self_training": dict(settings=[*TINY, "epochs=30", "teachers=2", "finetune_epochs=2", "gate=0"]),
+    "self_training": dict(settings=[*TINY, "epochs=30", "teachers=2", "finetune_epochs=2", "cell_confidence=0"]),
     "ensemble_submission": dict(settings=[*TINY, "epochs=40"], members=2)}
 CUT_AT = "student"  # the host ends a session of `teacher_student` when two epochs of this phase are done
 

@@ -11,34 +11,45 @@
 # %% [markdown]
 # `make demo` is what a newcomer runs first. It does the whole job on real CT, in minutes, on a laptop: 160 slices on which a few of seven organs were contoured, 240 without any contour, 60 test slices.
 # The steps are the project's story in small. A teacher learns from the annotated slices and labels the others; the surest of these are kept; a student learns from both. Both networks start from an
-# [encoder that has seen photographs](models.encoders.html), because 160 slices are few.
+# [encoder that has seen photographs](models/70_encoders.ipynb), because 160 slices are few.
 
 # %%
 #| export
-import sys, time
+import sys
+import time
 from importlib import util
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from ctseg.data import SliceSet, read_challenge
-from ctseg.files import InputError, atomic_path
-from ctseg.metrics import challenge_dice, dice_table, per_class
+from ctseg.core.files import InputError, atomic_path
+from ctseg.core.style import overlay
+from ctseg.data.challenge import read_challenge
+from ctseg.data.slices import SliceSet
+from ctseg.metrics.challenge import challenge_dice, dice_table, per_class
 from ctseg.models.base import load_weights
-from ctseg.models.encoders import wheel_file
+from ctseg.models.weights import wheel_file
 from ctseg.phantom import make_phantom
-from ctseg.predict import Predictor, load_predictor, predict_masks, write_submission
-from ctseg.recipes import fit, get_recipe
-from ctseg.report import report
-from ctseg.train import Run, apply_settings, read_spec
+from ctseg.prediction.predictor import Predictor, load_predictor, predict_masks
+from ctseg.prediction.submission import write_submission
+from ctseg.recipes.fit import fit
+from ctseg.recipes.table import get_recipe
+from ctseg.report.page import report
+from ctseg.runs.folder import Run, read_spec
+from ctseg.runs.recipe import Recipe, apply_settings
 
 # %%
 #| hide
-import contextlib, io, tempfile
+import contextlib
+import io
+import tempfile
+
 import matplotlib.pyplot as plt
-from ctseg.data import read_masks
-from ctseg.models.base import toy_set
+from fastcore.test import test_eq
+
+from ctseg.data.mask_csv import read_masks
+from ctseg.data.toys import toy_set
 
 
 # %% [markdown]
@@ -48,11 +59,6 @@ from ctseg.models.base import toy_set
 
 # %%
 #| export
-def overlay(image: np.ndarray, mask: np.ndarray, classes) -> np.ndarray: # uint8 [H, W, 3]
-    "A grey image uint8 [H, W] with the classes of `mask` [H, W] in their colours over it."
-    grey = np.repeat(image[..., None], 3, -1)
-    return np.where((mask > 0)[..., None], 0.35*grey + 0.65*classes.colourise(mask), grey).astype(np.uint8)
-
 def name_colours(fig, classes, ids, columns: int = 4):
     "Write which colour is which class below a figure, for the classes `ids` (1 … C)."
     import matplotlib.pyplot as plt
@@ -84,7 +90,8 @@ def plot_predictions(
             ax.imshow(overlay(slices.images[i], masks[i], slices.classes))
         label = slices.names[i] if titles is None else f"{slices.names[i]}\n{titles[i]}"
         row[0].set_ylabel(label, fontsize=8)
-    for ax, title in zip(axes[0], ("image", *columns)): ax.set_title(title, fontsize=10)
+    for ax, title in zip(axes[0], ("image", *columns)):
+        ax.set_title(title, fontsize=10)
     for ax in axes.flat: ax.set(xticks=[], yticks=[])
     shown = np.unique([masks[order] for masks in columns.values()])
     name_colours(fig, slices.classes, [int(c) for c in shown if 0 < c <= len(slices.classes)])
@@ -142,7 +149,7 @@ def plot_medians(test: SliceSet, masks: dict[str, np.ndarray]):
 
 
 # %% [markdown]
-# The teacher's labels for slices that nobody annotated, from the surest to the least sure. The kept ones are taught to the student as if they were true; the number is the confidence ([Soft Dice Confidence](pseudo.html)).
+# The teacher's labels for slices that nobody annotated, from the surest to the least sure. The kept ones are taught to the student as if they were true; the number is the confidence ([Soft Dice Confidence](methods/20_pseudo.ipynb)).
 
 # %%
 #| export
@@ -263,8 +270,11 @@ def _may_write(out: Path, overwrite: bool, demos: tuple) -> Run:
     That one is locked, so that nobody trains in it meanwhile.
     """
     run = Run(out)
-    if not out.exists() or not any(out.iterdir() if out.is_dir() else [out]): return run
-    if not overwrite: raise InputError(f"{out} is not empty; add --overwrite, or choose another --out")
+    inside = out.iterdir() if out.is_dir() else [out]
+    if not out.exists() or not any(inside):
+        return run
+    if not overwrite:
+        raise InputError(f"{out} is not empty; add --overwrite, or choose another --out")
     if not (out/"recipe.json").exists():
         raise InputError(f"{out} holds no run and is not overwritten; choose another --out")
     theirs = read_spec(out/"recipe.json")["recipe"]
@@ -273,17 +283,25 @@ def _may_write(out: Path, overwrite: bool, demos: tuple) -> Run:
     run.lock()
     return run
 
-def _is_demo(theirs: dict, settings) -> bool:
-    "Does the recipe of a run agree with the demo's in its name and in every one of these settings?"
+def _is_demo(theirs: Recipe, settings) -> bool:
+    "Is the recipe of a run that of a demo with these settings, mirrored or not?"
     demo = apply_settings(get_recipe("teacher-student"), settings)
-    keys = ["name", *(s.partition("=")[0] for s in settings)]
-    return all(theirs.get(k) == getattr(demo, k) for k in keys)
+    return theirs.change(mirror="") == demo.change(mirror="")
 
+
+# %%
+test_eq(_is_demo(apply_settings(get_recipe("teacher-student"), (*SMALL, "mirror=vertical")), SMALL), True)
+test_eq(_is_demo(get_recipe("teacher-student"), SMALL), False)
+
+
+# %%
+#| export
 def _sample(out: Path) -> tuple[Path, str]:
     "The repository's sample, elsewhere a phantom, drawn once beside `out`; and the axis to mirror it along."
     if (data := Path("data_sample")).exists(): return data, "horizontal"
     data = out.parent/f"{out.name}_data"
-    if all((data/f).exists() for f in ("y_train.csv", "y_test.csv")): return data, "vertical"  # drawn earlier
+    if all((data/f).exists() for f in ("y_train.csv", "y_test.csv")):  # drawn earlier
+        return data, "vertical"
     print(f"no sample here: drawing one into {data}")
     make_phantom(data, labelled=160, unlabelled=240, test=60, size=96, seed=0)
     return data, "vertical"

@@ -8,6 +8,43 @@
 # %%
 #| default_exp kaggle
 
+# %%
+#| export
+import math
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from queue import SimpleQueue
+
+from ctseg.core.files import InputError, atomic_path
+from ctseg.runs.folder import Run
+
+# %%
+#| hide
+import contextlib
+import io
+import os
+import re
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+from fastcore.test import test_eq
+
+from ctseg.core.files import InputError
+from ctseg.data.challenge import read_challenge
+from ctseg.runs.folder import Run
+
+
 # %% [markdown]
 # A Kaggle notebook sees three folders: `/kaggle/input` holds whatever was attached, read-only; `/kaggle/working` is kept as the notebook's output; everything else is gone when the session ends, and the session ends after some
 # hours whether the training has or not. That leaves three chores, which the [four notebooks](kaggle/supervised/supervised.ipynb) share and none of them should have to explain:
@@ -15,23 +52,6 @@
 # 1. **find the data**, since the place where a data set is mounted has changed more than once and depends on who uploaded it, and how;
 # 2. **carry on**: yesterday's output, attached as an input, is copied to where it can be written, and continued;
 # 3. **use the cards**: Kaggle gives two T4, and one process uses one of them.
-
-# %%
-#| export
-import math, os, re, shutil, subprocess, sys, tempfile, time
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from queue import SimpleQueue
-
-from ctseg.files import InputError, atomic_path
-from ctseg.train import Run
-
-# %%
-#| hide
-import contextlib, io
-from fastcore.test import test_eq
-from ctseg.data import read_challenge
-
 
 # %% [markdown]
 # To try a notebook at home, or in a test, the environment's `CTSEG_KAGGLE_ROOT` takes the place of `/kaggle`.
@@ -52,26 +72,55 @@ os.environ["CTSEG_CACHE"] = str(root/"cache")
 # %% [markdown]
 # ## Finding the data
 #
-# A [challenge folder](10_data.ipynb) may be mounted at `/kaggle/input/slug`, at `/kaggle/input/datasets/user/slug`, or deeper, where an archive brought a folder of its own. The images may lie in one data set and the table in
+# A [challenge folder](data/70_challenge.ipynb) may be mounted at `/kaggle/input/slug`, at `/kaggle/input/datasets/user/slug`, or deeper, where an archive brought a folder of its own. The images may lie in one data set and the table in
 # another; and the organisers' server calls the table `label_Hnl61pT.csv`. So every piece is looked for by its name, once, without walking through thousands of images.
 
 # %%
 #| export
-_PIECES = {"train-images": ["train-images"], "test-images": ["test-images"], "y_train.csv": ["y_train.csv", "label_*.csv"], "y_train.csv.gz": ["y_train.csv.gz"],
-           "annotated_labels.json": ["annotated_labels.json"], "class_names.json": ["class_names.json"], "patients.json": ["patients.json"],
-           "y_test.csv": ["y_test.csv"], "y_test.csv.gz": ["y_test.csv.gz"]}
+FOLDERS = ("train-images", "test-images")
+FILES = {
+    "y_train.csv": ("y_train.csv", "label_*.csv"),
+    "y_train.csv.gz": ("y_train.csv.gz", "label_*.csv.gz"),
+    "y_test.csv": ("y_test.csv",),
+    "y_test.csv.gz": ("y_test.csv.gz",),
+    "annotated_labels.json": ("annotated_labels.json",),
+    "class_names.json": ("class_names.json",),
+    "patients.json": ("patients.json",),
+}
 
-def _find_pieces(top: Path, match: str) -> dict[str, list[Path]]:
+
+def is_junk(name: str) -> bool:
+    "What archives and desktops leave behind: `__MACOSX`, `.DS_Store`, `._x.png`."
+    return name == "__MACOSX" or name.startswith(".")
+
+
+def fits(name: str, patterns: tuple[str, ...]) -> bool:
+    "Is this file name one of the `patterns`, and no junk?"
+    return not is_junk(name) and any(Path(name).match(p) for p in patterns)
+
+
+def find_pieces(top: Path, match: str = "") -> dict[str, list[Path]]:
     "Every file or image folder of a challenge below `top` whose path holds `match`, by the name it should have."
-    found = {name: [] for name in _PIECES}
+    found = {name: [] for name in (*FOLDERS, *FILES)}
     for folder, inner, files in os.walk(top):
         here = Path(folder)
-        images = here.name in ("train-images", "test-images") and any(f.lower().endswith(".png") for f in files)
-        if images: inner.clear()  # nothing else is in there
-        for name, patterns in _PIECES.items():
-            hits = [here] if images and here.name == name else [] if "." not in name else [here/f for f in files if any(Path(f).match(p) for p in patterns)]
-            found[name] += [p for p in hits if match in str(p.relative_to(top))]
+        inner[:] = sorted(name for name in inner if not is_junk(name))
+        if match not in str(here.relative_to(top)):
+            continue
+        if here.name in FOLDERS and any(name.lower().endswith(".png") for name in files):
+            found[here.name].append(here)
+            inner.clear()  # nothing else is in there
+        for name, patterns in FILES.items():
+            found[name] += [here/f for f in files if fits(f, patterns)]
     return found
+
+
+# %%
+spread = Path(tempfile.mkdtemp())
+for name in ("raidium/train-images/0.png", "raidium/__MACOSX/train-images/._0.png", "labels/label_Hnl61pT.csv", "labels/._label_Hnl61pT.csv"):
+    (spread/name).parent.mkdir(parents=True, exist_ok=True)
+    (spread/name).touch()
+print({name: [str(p.relative_to(spread)) for p in places] for name, places in find_pieces(spread).items() if places})
 
 
 # %% [markdown]
@@ -79,21 +128,36 @@ def _find_pieces(top: Path, match: str) -> dict[str, list[Path]]:
 
 # %%
 #| export
+def only_one(name: str, places: list[Path]) -> Path:
+    "The one place of a piece; `InputError` where there are two."
+    if len(places) > 1:
+        both = f"{name} is attached twice, as {places[0]} and {places[1]}"
+        raise InputError(f"{both}; detach one, or say which: find_challenge(match=\"…\")")
+    return places[0]
+
+
+def linked_folder(pieces: dict[str, Path]) -> Path:
+    "A new folder with a link to each piece under the name it should have."
+    folder = Path(tempfile.mkdtemp(prefix="challenge-"))
+    for name, place in pieces.items():
+        (folder/name).symlink_to(place, target_is_directory=place.is_dir())
+    return folder
+
+
 def find_challenge(match: str = "") -> Path: # `match`: look only at inputs whose path holds this text
     "The challenge folder among the notebook's inputs; one made of links, if its pieces lie in several places."
     top = kaggle_root()/"input"
-    found = _find_pieces(top, match)
-    for name, places in found.items():
-        if len(places) > 1: raise InputError(f"{name} is attached twice, as {places[0]} and {places[1]}; detach one, or say which: find_challenge(match=\"…\")")
-    have = {name: places[0] for name, places in found.items() if places}
-    lost = [n for n in ("train-images", "test-images", "y_train.csv") if n not in have and f"{n}.gz" not in have]
-    if lost: raise InputError(f"{top}: no {' and no '.join(lost)} anywhere{f' below a path with {match!r}' if match else ''}; "
-                              "attach the data set with the challenge's files (Add Input, at the right)")
-    together = {p.parent for n, p in have.items() if p.name == n}
-    if len(together) == 1 and all(p.name == n for n, p in have.items()): return together.pop()
-    folder = Path(tempfile.mkdtemp(prefix="challenge-"))
-    for name, place in have.items(): (folder/name).symlink_to(place, target_is_directory=place.is_dir())
-    return folder
+    pieces = {name: only_one(name, places) for name, places in find_pieces(top, match).items() if places}
+    needed = (*FOLDERS, "y_train.csv")
+    lost = [name for name in needed if name not in pieces and f"{name}.gz" not in pieces]
+    if lost:
+        where = f" below a path with {match!r}" if match else ""
+        remedy = "attach the data set with the challenge's files (Add Input, at the right)"
+        raise InputError(f"{top}: no {' and no '.join(lost)} anywhere{where}; {remedy}")
+    parents = {place.parent for place in pieces.values()}
+    if len(parents) == 1 and all(place.name == name for name, place in pieces.items()):
+        return parents.pop()
+    return linked_folder(pieces)
 
 
 # %% [markdown]
@@ -127,22 +191,36 @@ shutil.rmtree(root/"input"/"again")
 
 # %%
 #| export
+def progress(run: Path) -> tuple[bool, int, str]:
+    "How far a run got: finished, epochs, and steps, since a run is cut within epochs too."
+    history = run/"history.csv"
+    epochs = history.read_text().count("\n") if history.exists() else 0
+    steps = [p.name for p in run.glob("checkpoints/*/step-*")]
+    return (run/"metrics.json").exists(), epochs, max(steps, default="")
+
+
 def find_runs(name: str = "*", finished: bool = False) -> list[Path]:
-    "Run folders among the inputs, the one that got furthest first."
-    def reached(run):  # finished, epochs, then steps: a run is cut within epochs too
-        steps = [p.name for p in run.glob("checkpoints/*/step-*")]
-        return (run/"metrics.json").exists(), (run/"history.csv").read_text().count("\n") if (run/"history.csv").exists() else 0, max(steps, default="")
-    found = [Path(folder) for folder, inner, files in os.walk(kaggle_root()/"input") if "recipe.json" in files and Path(folder).match(name)]
-    return sorted((r for r in sorted(found, key=str) if not finished or (r/"metrics.json").exists()), key=reached, reverse=True)
+    "Run folders among the inputs whose path ends with `name`, the one that got furthest first."
+    runs = []
+    for folder, _, files in os.walk(kaggle_root()/"input"):
+        run = Path(folder)
+        if "recipe.json" not in files or not run.match(name):
+            continue
+        if not finished or (run/"metrics.json").exists():
+            runs.append(run)
+    return sorted(sorted(runs, key=str), key=progress, reverse=True)
+
 
 def carry_on(name: str = "run") -> Path:
     "The folder `name` in `/kaggle/working`, filled from an earlier session's output if one is attached."
     run = kaggle_root()/"working"/name
     earlier = find_runs(name)
-    if run.exists() or not earlier: return run
+    if run.exists() or not earlier:
+        return run
     with atomic_path(run) as tmp:
         shutil.copytree(earlier[0], tmp, copy_function=shutil.copyfile)
-        for p in [tmp, *tmp.rglob("*")]: p.chmod(0o755 if p.is_dir() else 0o644)  # what is mounted read-only may say so in its modes too
+        for p in [tmp, *tmp.rglob("*")]:  # what is mounted read-only may say so in its modes too
+            p.chmod(0o755 if p.is_dir() else 0o644)
     print(f"going on from {earlier[0]}")
     return run
 
@@ -168,35 +246,96 @@ assert (run/"new").exists() and not carry_on("other").exists()
 
 # %%
 #| export
-_CAUSE = re.compile(r"ctseg: |(\[rank\d+\]: *)?[\w.]+(Error|Exception)\b(?<!ChildFailedError)")  # ChildFailedError: torchrun's, of a process that has said why
+# torchrun's ChildFailedError is that of a process which has said why
+CAUSE = re.compile(r"ctseg: |(\[rank\d+\]: *)?[\w.]+(Error|Exception)\b(?<!ChildFailedError)")
 
-def _watch(command: list[str], env: dict = {}, show=print):
-    "Run `command` and show its lines as they come; `InputError` with the one that tells why if it fails. A run that stopped in time has not failed."
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1", **env}) as p:
-        last, cause, stopped, told = "", "", False, -math.inf
-        for line in filter(str.strip, p.stdout):
-            if "%|" in line and "100%|" not in line and time.monotonic() - told < 60: continue  # the progress bar, redrawn
-            stopped |= "everything is saved" in line  # torchrun has a status of its own, so the line counts
-            show(last := line.rstrip())
-            if _CAUSE.match(line): cause = last  # after it torchrun prints a page of its own
-            if "%|" in line: told = time.monotonic()
-    if p.returncode and not stopped: raise InputError(f"the training ended with status {p.returncode}: {cause or last}")
+
+class Listener:
+    "Shows the lines of a process, and remembers the one that tells why it failed."
+
+    def __init__(self, show: Callable[[str], None] = print):
+        self.show = show
+        self.last = ""           # line shown
+        self.cause = ""          # the last line that names an error; torchrun's own comes after it
+        self.stopped = False     # in time, with everything saved
+        self.bar_shown = -math.inf
+
+    def hear(self, line: str) -> None:
+        "Show a line, but a redrawn progress bar only once a minute."
+        bar, now = "%|" in line, time.monotonic()
+        if bar and "100%|" not in line and now - self.bar_shown < 60:
+            return
+        self.last = line.rstrip()
+        self.show(self.last)
+        self.stopped |= "everything is saved" in line  # torchrun has a status of its own, so the line counts
+        if CAUSE.match(line):
+            self.cause = self.last
+        if bar:
+            self.bar_shown = now
+
+
+# %%
+ears = Listener(show=print)
+for line in ("epoch 1\n", "30%| steps\n", "40%| steps\n", "ctseg: out of memory\n"): ears.hear(line)
+test_eq(ears.cause, "ctseg: out of memory")
 
 
 # %%
 #| export
-def workers() -> int:
-    "How many processes can train at once: one a GPU. Without any it is one on the CPU, which is told, since a session has no GPU unless one was chosen."
-    import torch
-    if not (n := torch.cuda.device_count()): print("no GPU: this trains on the CPU, many times slower. On Kaggle choose GPU T4 x2 under Settings, Accelerator", flush=True)
-    return max(1, n)
+def watch(command: list[str], env: dict[str, str] | None = None, show: Callable[[str], None] = print) -> None:
+    "Run `command` and show its lines as they come; `InputError` if it fails, unless it stopped in time."
+    listener = Listener(show)
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1", **(env or {})}
+    together = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    with subprocess.Popen(command, env=environment, **together) as process:
+        for line in filter(str.strip, process.stdout):
+            listener.hear(line)
+    if process.returncode and not listener.stopped:
+        why = listener.cause or listener.last
+        raise InputError(f"the training ended with status {process.returncode}: {why}")
 
-def _fit_command(data, run, recipe, settings, seed, seconds, processes: int = 1) -> list[str]:
-    "`ctseg fit`, as one process or as several."
-    start = [sys.executable, "-m"] + (["torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", "-m"] if processes > 1 else [])
-    options = [x for s in settings for x in ("--set", s)] + (["--time-limit", f"{max(seconds, 1):.0f}s"] if seconds else [])
-    if (Path(run)/"recipe.json").exists(): options.append("--resume")
-    return [*start, "ctseg", "fit", str(data), "--out", str(run), "--recipe", recipe, "--seed", str(seed), *options]
+
+# %%
+watch([sys.executable, "-c", "print('an epoch'); print('30%| another')"])
+try: watch([sys.executable, "-c", "raise ValueError('no such thing')"], show=lambda line: None)
+except InputError as e: print(e)
+
+# %%
+#| export
+NO_GPU = (
+    "no GPU: this trains on the CPU, many times slower. "
+    "On Kaggle choose GPU T4 x2 under Settings, Accelerator"
+)
+
+
+def workers() -> int:
+    "How many processes can train at once: one a GPU; without any, one on the CPU, which is told."
+    import torch
+    gpus = torch.cuda.device_count()
+    if not gpus:
+        print(NO_GPU, flush=True)
+    return max(1, gpus)
+
+
+def fit_command(
+    data, run, recipe: str, settings=(), seed: int = 0, seconds: float = 0, processes: int = 1,
+) -> list[str]:
+    "The words of `ctseg fit`, as one process or as several; a run that is there is continued."
+    start = [sys.executable, "-m"]
+    if processes > 1:
+        start += ["torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", "-m"]
+    command = [*start, "ctseg", "fit", str(data), "--out", str(run), "--recipe", recipe, "--seed", str(seed)]
+    for setting in settings:
+        command += ["--set", setting]
+    if seconds:
+        command += ["--time-limit", f"{max(seconds, 1):.0f}s"]
+    if (Path(run)/"recipe.json").exists():
+        command.append("--resume")
+    return command
+
+
+# %%
+print(*fit_command("ct", "run", "ctseg", ["epochs=5"], seconds=3600, processes=2)[1:])
 
 
 # %%
@@ -205,18 +344,55 @@ def train(
     data, # the challenge folder
     run, # the run folder; one that is there is continued
     recipe: str,
-    settings = (), # `KEY=VALUE`, as for `ctseg fit --set`
+    settings=(), # `KEY=VALUE`, as for `ctseg fit --set`
     seed: int = 0,
     seconds: float = 0, # stop, with everything saved, before so much has passed; 0: no limit
     processes: int = 0, # 0: one a GPU
 ) -> bool: # whether the run is finished; if not, attach the output and go on in another session
     "Train, or go on training, in processes of its own."
-    _watch(_fit_command(data, run, recipe, settings, seed, seconds, processes or workers()))
+    watch(fit_command(data, run, recipe, settings, seed, seconds, processes or workers()))
     return (Run(run)/"metrics.json").exists()
 
 
 # %% [markdown]
 # Several runs, as for an ensemble, need no communication at all: each card takes the next run as soon as it is free. They share one deadline. The lines of a run go to a file beside it.
+
+# %%
+#| export
+class Fleet:
+    "Runs that take turns on the cards, under one deadline."
+
+    def __init__(self, data, recipe: str, seed: int = 0, seconds: float = 0):
+        self.data, self.recipe, self.seed, self.seconds = data, recipe, seed, seconds
+        self.end = time.monotonic() + seconds
+        self.failed: list[InputError] = []
+        self.cards = SimpleQueue()
+        self.size = workers()
+        for card in range(self.size):
+            self.cards.put(card)
+
+    def train(self, run, settings) -> None:
+        "Train one run on the next free card, its lines going to a file beside it."
+        card = self.cards.get()
+        try:
+            left = self.end - time.monotonic()
+            if self.seconds and left <= 0:
+                return
+            Path(run).parent.mkdir(parents=True, exist_ok=True)
+            command = fit_command(self.data, run, self.recipe, settings, self.seed, self.seconds and left)
+            with open(f"{run}.log", "a") as log:
+                show = partial(print, file=log, flush=True)
+                watch(command, {"CUDA_VISIBLE_DEVICES": str(card)}, show)
+        except InputError as e:
+            self.failed.append(e)
+            print(f"{run}: {e}")
+        finally:
+            self.cards.put(card)
+
+
+# %%
+test_eq(Fleet("ct", "ctseg").size, 1)
+
 
 # %%
 #| export
@@ -227,25 +403,14 @@ def train_each(
     seed: int = 0,
     seconds: float = 0, # for all of them together; 0: no limit
 ) -> list[Path]: # those that are finished
-    "Train several runs, one at a time on each card. One that fails is told of, and does not keep the others from being used; `InputError` if none is finished and one has failed."
-    free, end, failed = SimpleQueue(), time.monotonic() + seconds, []
-    n = workers()
-    for card in range(n): free.put(card)
-
-    def one(run, settings):
-        card, left = free.get(), end - time.monotonic()
-        try:
-            if seconds and left <= 0: return
-            Path(run).parent.mkdir(parents=True, exist_ok=True)
-            with open(f"{run}.log", "a") as log:
-                _watch(_fit_command(data, run, recipe, settings, seed, seconds and left), {"CUDA_VISIBLE_DEVICES": str(card)}, lambda s: print(s, file=log, flush=True))
-        except InputError as e: failed.append(e); print(f"{run}: {e}")
-        finally: free.put(card)
-
-    with ThreadPoolExecutor(n) as pool: list(pool.map(lambda item: one(*item), runs.items()))
-    done = [Path(r) for r in runs if (Path(r)/"metrics.json").exists()]
-    if failed and not done: raise failed[0]
-    return done
+    "Train several runs, one at a time on each card. `InputError` if none is finished and one has failed."
+    fleet = Fleet(data, recipe, seed, seconds)
+    with ThreadPoolExecutor(fleet.size) as pool:
+        list(pool.map(fleet.train, runs.keys(), runs.values()))
+    finished = [Path(run) for run in runs if (Path(run)/"metrics.json").exists()]
+    if fleet.failed and not finished:
+        raise fleet.failed[0]
+    return finished
 
 
 # %% [markdown]
@@ -277,8 +442,3 @@ with contextlib.redirect_stdout(io.StringIO()) as said:
     try: train(sample, run, "masked", ["widht=4"])
     except InputError as e: mistake = e
 print(mistake)
-
-# %%
-#| hide
-shutil.rmtree(root)
-import nbdev; nbdev.nbdev_export()

@@ -61,14 +61,17 @@ subprocess.run([sys.executable, "-m", "pip", "install", "-q", "--no-index", "--n
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from ctseg.calibrate import prepare
-from ctseg.data import check_submission, read_challenge, read_images
-from ctseg.files import InputError
+from ctseg.prediction.prepare import prepare
+from ctseg.data.challenge import check_submission, read_challenge
+from ctseg.data.images import read_images
+from ctseg.core.files import InputError
 from ctseg.kaggle import carry_on, find_challenge, find_runs, train_each
-from ctseg.metrics import challenge_dice, evaluate_files
-from ctseg.predict import load_predictor, predict_masks, write_submission
-from ctseg.report import report
-from ctseg.train import Run
+from ctseg.metrics.challenge import challenge_dice
+from ctseg.metrics.evaluate import evaluate_files
+from ctseg.prediction.predictor import load_predictor, predict_masks
+from ctseg.prediction.submission import write_submission
+from ctseg.report.page import report
+from ctseg.runs.folder import Run
 
 # %% [markdown]
 # ## The data

@@ -59,13 +59,17 @@ subprocess.run([sys.executable, "-m", "pip", "install", "-q", *([] if colab else
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from ctseg.data import check_submission, read_challenge, read_images
+from ctseg.data.challenge import check_submission, read_challenge
+from ctseg.data.images import read_images
 from ctseg.kaggle import carry_on, find_challenge, train
-from ctseg.metrics import evaluate_files
-from ctseg.predict import load_predictor, predict_masks, write_submission
-from ctseg.recipes import get_recipe
-from ctseg.report import report
-from ctseg.train import Run, apply_settings, plot_curves
+from ctseg.metrics.evaluate import evaluate_files
+from ctseg.prediction.predictor import load_predictor, predict_masks
+from ctseg.prediction.submission import write_submission
+from ctseg.recipes.table import get_recipe
+from ctseg.report.page import report
+from ctseg.runs.folder import Run
+from ctseg.runs.recipe import apply_settings
+from ctseg.training.curves import plot_curves
 
 # %% [markdown]
 # ## The data
@@ -107,7 +111,7 @@ plt.show()
 # %%
 chosen = apply_settings(get_recipe(recipe), settings)
 print(chosen.about)
-print({k: getattr(chosen, k) for k in ("method", "model", "width", "loss", "epochs", "batch_size", "lr", "image_size")})
+print({k: chosen.value(k) for k in ("method", "model", "width", "loss", "epochs", "batch_size", "lr", "image_size")})
 run = carry_on("supervised")
 finished = train(data, run, recipe, settings, seed, 3600*hours - (time.monotonic() - start), processes)
 print("finished" if finished else "not finished: attach this output to the next session and run again")

@@ -5,9 +5,10 @@ import pytest
 from matplotlib import pyplot as plt
 
 from ctseg import demo
-from ctseg.recipes import get_recipe
-from ctseg.threads import free_threads
-from ctseg.train import apply_settings, plot_curves
+from ctseg.recipes.table import get_recipe
+from ctseg.core.threads import free_threads
+from ctseg.runs.recipe import apply_settings
+from ctseg.training.curves import plot_curves
 
 
 def test_without_the_wheel_a_small_network_learns_and_one_line_says_so(monkeypatch, capsys):
@@ -52,7 +53,7 @@ def test_predictions_are_named_and_nothing_is_clipped():
 
 
 def get_classes():
-    from ctseg.anatomy import ClassMap
+    from ctseg.core.anatomy import ClassMap
     return ClassMap.from_names(["spinal_cord", "mandible"])
 
 
