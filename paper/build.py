@@ -1,6 +1,6 @@
-"""REPORT.pdf: `python report/build.py`. Numbers from measured.py, plots from figures.py, text from report.typ; nothing is fetched.
+"""REPORT.pdf: `python paper/build.py`. Numbers from measured.py, plots from figures.py, text from report.typ; nothing is fetched.
 
-The same files and versions give the same bytes: no date, no clock and no path enters. report/numbers.json keeps every number of the PDF
+The same files and versions give the same bytes: no date, no clock and no path enters. paper/numbers.json keeps every number of the PDF
 and the versions that made it.
 """
 import argparse, json, shutil, sys, tempfile
@@ -35,7 +35,7 @@ def main():
     p.add_argument("--pages", type=Path, help="also write a PNG a page into this folder")
     a = p.parse_args()
     import figures, measured
-    from ctseg.files import atomic_path
+    from ctseg.core.files import atomic_path
     data = measured.collect()
     with tempfile.TemporaryDirectory() as d:
         drawn = figures.draw(data, measured.RESULTS, Path(d))

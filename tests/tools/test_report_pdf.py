@@ -1,6 +1,6 @@
 """REPORT.pdf says what the results say: built again it is the same file, and another result gives another file.
 
-Bytes are promised for the versions of typst and matplotlib that report/numbers.json names (settings.ini and constraints.txt pin them).
+Bytes are promised for the versions of typst and matplotlib that paper/numbers.json names (settings.ini and constraints.txt pin them).
 With others the numbers are compared and the bytes are not.
 """
 import copy, json, re, shutil, sys
@@ -10,8 +10,8 @@ import matplotlib
 import numpy as np
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT/"report"))
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT/"paper"))
 import build, figures, measured
 
 HINT = "run `make report`"
@@ -40,7 +40,7 @@ def differences(a, b, where=""):
 
 def test_numbers_are_those_of_the_results(data):
     kept = json.loads(build.NUMBERS.read_text(encoding="utf-8"))
-    assert differences(kept["numbers"], json.loads(json.dumps(data)))[:5] == [], f"report/numbers.json is behind nbs/benchmarks/results: {HINT}"
+    assert differences(kept["numbers"], json.loads(json.dumps(data)))[:5] == [], f"paper/numbers.json is behind nbs/benchmarks/results: {HINT}"
 
 
 def test_pdf_is_built_from_them(pdf):
@@ -80,13 +80,13 @@ def test_it_renders_without_any_result(data, drawn):
 
 def test_nothing_is_typed_by_hand():
     "Decimals in the text are literature values (table 1, the original's scores) or part of a definition."
-    text = re.sub(r"^(#let|#set|#show|\s*//).*$", "", (ROOT/"report"/"report.typ").read_text(encoding="utf-8"), flags=re.M)
+    text = re.sub(r"^(#let|#set|#show|\s*//).*$", "", (ROOT/"paper"/"report.typ").read_text(encoding="utf-8"), flags=re.M)
     words = re.sub(r"canvas\(.*?\n\s*\}\)", "", text, flags=re.S)
     found = set(re.findall(r"(?<![\d.#\w])\d\.\d{2,}(?![\d.]*(?:mm|em|pt))", words))
     assert found <= {"0.24", "0.25", "0.27", "0.29", "0.44", "0.557", "0.609", "0.627", "0.01", "0.03", "1.96"}, found
 
 
 def test_every_reference_is_cited():
-    keys = set(re.findall(r"^@\w+\{(\w+),", (ROOT/"report"/"refs.bib").read_text(encoding="utf-8"), re.M))
-    text = (ROOT/"report"/"report.typ").read_text(encoding="utf-8")
+    keys = set(re.findall(r"^@\w+\{(\w+),", (ROOT/"paper"/"refs.bib").read_text(encoding="utf-8"), re.M))
+    text = (ROOT/"paper"/"report.typ").read_text(encoding="utf-8")
     assert keys and {k for k in keys if not re.search(rf"@{k}\b", text)} == set()

@@ -9,11 +9,14 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
-from ctseg.augment import MILD
-from ctseg.data import SliceSet, read_challenge
-from ctseg.metrics import bootstrap_mean, mean_dice, paired_bootstrap
+from ctseg.data.augment import MILD
+from ctseg.data.slices import SliceSet
+from ctseg.data.challenge import read_challenge
+from ctseg.metrics.bootstrap import bootstrap_mean, paired_bootstrap
+from ctseg.metrics.challenge import mean_dice
 from ctseg.phantom import make_phantom
-from ctseg.recipes import apply_settings, get_recipe
+from ctseg.runs.recipe import apply_settings
+from ctseg.recipes.table import get_recipe
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT/"nbs"/"benchmarks"/"results"
@@ -86,12 +89,6 @@ def line(runs, name, reference: str) -> dict:
     vs = r["vs"] or {}
     return {"seeds": r["seeds"], "Dice": float(np.mean(r["scores"])), "sd": r["sd"]} | {k: vs.get(k) for k in ("difference", "low", "high")} | {
         "paired seeds": vs.get("seeds"), "better in": vs.get("wins"), "invented": r["invented"], "missed": r["missed"], "silent": ", ".join(r["silent"])}
-
-def told(line: dict) -> list[str]:
-    "Its Dice, its difference and what is silent, as the front page tells it."
-    spread = f" ± {line['sd']:.3f}" if line["sd"] is not None else ""
-    return [f"{line['Dice']:.3f}{spread} ({line['seeds']} seed{'s' if line['seeds'] > 1 else ''})",
-            f"{line['difference']:+.3f} [{line['low']:+.3f}, {line['high']:+.3f}]" if line["difference"] is not None else "", line["silent"] or "none"]
 
 def table(runs: dict, reference=lambda name: "seed-attunet"):
     "All recipes of a table, the best first. None if it is empty."
@@ -219,7 +216,7 @@ def terms(t) -> dict:
     "What the text says of the recipe, as the supervised runs used it, and of the augmentation."
     r = apply_settings(get_recipe("masked"), next((r["settings"] for r in t["rows"] if r["name"] == "masked"), ()) if t else ())
     told = ("width", "epochs", "batch_size", "lr", "weight_decay", "clip", "ema", "folds")
-    return {k: getattr(r, k) for k in told} | {"augmentation": {k: getattr(MILD, k) for k in ("degrees", "scale", "shift")}}
+    return {k: r.value(k) for k in told} | {"augmentation": {k: getattr(MILD, k) for k in ("degrees", "scale", "shift")}}
 
 
 def plain(x):
