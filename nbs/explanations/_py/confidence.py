@@ -4,10 +4,10 @@
 # > A teacher labels what nobody annotated. Which of it should a student believe?
 
 # %% [markdown]
-# Every semi-supervised method stands on one number: *how sure is the teacher?* UniMatch asks it of each pixel, self-training of each structure on a slice, the original project asked it of each slice and kept the surest 800 of 1200. The number has to have one virtue
+# Every semi-supervised method needs one number: *how sure is the teacher?* UniMatch asks it of each pixel. Self-training asks it of each structure on a slice. The original project asked it of each slice and kept the surest 800 of 1200. The number needs one virtue
 # only: **what it ranks higher must be better**. It need not be a probability, and it need not be large.
 #
-# This page explains the scores that `ctseg` offers and why the most obvious one is weak. How they are computed is in [the notebook of pseudo-labels](../50_pseudo.ipynb).
+# This page explains the scores that `ctseg` offers and why the most obvious one is weak. How they are computed is in [the notebook of pseudo-labels](../methods/20_pseudo.ipynb).
 
 # %%
 #| hide
@@ -18,7 +18,7 @@ import torch
 from fastcore.test import test_close
 from pathlib import Path
 from scipy.stats import spearmanr
-from ctseg.pseudo import image_confidence, soft_dice_confidence
+from ctseg.inference.confidence import image_confidence, soft_dice_confidence
 
 # %% [markdown]
 # ## Two slices
@@ -43,14 +43,14 @@ assert table.prefers["max"] == "the speck" and table.prefers["sdc"] == "the orga
 
 # %% [markdown]
 # * **`max`**, the original's filter, is the mean certainty of all pixels. Nearly all pixels are background and nearly certain, so the score measures *how little is on the slice*. It prefers the speck, and empty slices most of all.
-# * **`entropy`** is the same thought with another function of the probability, and the same fault.
-# * **`foreground`** looks at the pixels that were given a label. It no longer counts air, but it is blind to what was left out.
+# * **`entropy`** averages another function of the probability over all pixels, and has the same fault.
+# * **`foreground`** looks at the pixels that were given a label. It does not count air, but it does not see what was left out.
 # * **`sdc`**, the soft Dice confidence, asks the question that matters: *if the probabilities are right, what Dice can this label map expect?* For a label $L$ and probabilities $p$ it is
 #
 # $$\mathrm{SDC} = \frac{2\sum_i p_i L_i}{\sum_i p_i + \sum_i L_i},$$
 #
-# averaged over the structures found ([Borges et al. 2024](https://arxiv.org/abs/2402.10665)). A halo of doubtful pixels around the label, or a label of doubtful pixels, both lower it. For *one* structure it has a second use: it is the confidence of a **cell**, by which
-# [self-training](../58_self_training.ipynb) accepts structures one by one.
+# averaged over the structures found ([Borges et al. 2024](https://arxiv.org/abs/2402.10665)). A halo of doubtful pixels around the label lowers it, and so does a label of doubtful pixels. For *one* structure it has a second use: it is the confidence of a **cell**, by which
+# [self-training](../methods/60_self_training.ipynb) accepts structures one by one.
 # * **`agreement`** needs several teachers: the Dice between what each of them draws. It catches what a single network cannot know, namely where it is sure and would have been sure of something else with another seed.
 #
 # SDC is the expected Dice, nearly. To see it, draw truths from the probabilities and measure:
@@ -67,11 +67,11 @@ test_close(real, said, eps=.01)
 
 
 # %% [markdown]
-# (Real mistakes are not independent from pixel to pixel, and a network's probabilities are not [calibrated](../62_calibrate.ipynb): the number is not to be taken at its word. For a ranking it need not be.)
+# Real mistakes are not independent from pixel to pixel, and a network's probabilities are not [calibrated](../inference/50_calibration.ipynb). So the number is no forecast of the Dice. A ranking does not need one.
 #
 # ## Does it rank better on real CT?
 #
-# 300 slices whose truth the teacher never saw; for each slice the teacher's score and the Dice it really reached. Rank correlation is 1 if the score sorts the slices as their Dice does, and 0 if it knows nothing. (The .97 of the original's teachers with 100 annotated slices is no triumph: the mean of the three draws nothing at all on most slices, and there both score and Dice are 0.)
+# We take 300 slices whose truth the teacher never saw, and compare its score of each slice with the Dice it really reached. Rank correlation is 1 if the score sorts the slices as their Dice does, and 0 if it knows nothing. The .97 of the original's teachers with 100 annotated slices is a special case: the mean of the three draws nothing at all on most slices, and there both score and Dice are 0.
 
 # %%
 #| echo: false
@@ -88,7 +88,7 @@ def ranks(t, kind):
     ok = np.isfinite(dice)
     return {s: spearmanr(t[f"{kind}_{s}"][ok], dice[ok])[0] for s in SCORES if f"{kind}_{s}" in t}
 
-found = pd.DataFrame({(f"{name.split('-', 1)[1]}, {dict(supervised=800, semi100=100)[name.split('-', 1)[0]]} annotated", "one teacher" if kind == "one" else "mean of three"): ranks(t, kind) for name, t in runs.items() for kind in ("one", "mean")}).T
+found = pd.DataFrame({(f"{name.split('-', 1)[1].replace('seed-', 'original-')}, {dict(supervised=800, semi100=100)[name.split('-', 1)[0]]} annotated", "one teacher" if kind == "one" else "mean of three"): ranks(t, kind) for name, t in runs.items() for kind in ("one", "mean")}).T
 found.reindex(columns=SCORES).style.format(precision=2, na_rep="")
 
 # %%
@@ -103,10 +103,10 @@ for ax, s in zip(axes, ("max", "sdc", "agreement")):
 axes[0].set_ylabel("Dice the slice really reached"); plt.show()
 
 # %% [markdown]
-# Each dot is a slice. What a filter keeps is a right-hand part of such a cloud; a good score has its dots on a rising line. The clump of well-segmented slices at the right of the middle cloud is what a filter by SDC keeps; in the left one
-# there is nothing to hold on to. A negative number in the table is worse than chance: a filter by `max` then keeps the *worse* part. [The benchmark](../benchmarks/confidence.ipynb) adds the risk at every share kept, and the scores of single cells.
+# Each dot is a slice. A filter keeps the right-hand part of such a cloud, so a good score has its dots on a rising line. A filter by SDC keeps the clump of well-segmented slices at the right of the middle cloud. The left cloud
+# has no such clump. A negative number in the table is worse than chance: a filter by `max` then keeps the *worse* part. [The benchmark](../benchmarks/confidence.ipynb) adds the risk at every share kept, and the scores of single cells.
 #
 # ## What a score cannot do
 #
-# It cannot tell what the teacher has never learnt. A structure that a teacher never draws has no low confidence: it has none. That is why [cells](../50_pseudo.ipynb) are accepted structure by structure with a quota for each, why a class is accepted
+# A score cannot tell what the teacher has never learnt. A structure that a teacher never draws has no confidence at all, not even a low one. That is why [cells](../methods/20_pseudo.ipynb) are accepted structure by structure with a quota for each, why a class is accepted
 # as *absent* only if its highest probability anywhere on the slice is tiny, and why nothing a person has examined is ever overwritten.

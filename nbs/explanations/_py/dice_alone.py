@@ -4,8 +4,8 @@
 # > The original project dropped cross-entropy "because labels are incomplete". What that mends, what it does not, and why, in one derivative.
 
 # %% [markdown]
-# Where many structures were never outlined, a common advice is: *use the Dice loss only*. The original project followed it, and there is a reason for it: cross-entropy *alone*, with zeros read as background, is worse. But the Dice mends the problem by
-# accident and by half, and this page shows which half. Measured, it lost even to Dice and cross-entropy together that make the same mistake (at the end). You need to know what [known](three_states.ipynb) means; the rest is one line of calculus.
+# Where many structures were never outlined, a common advice is: *use the Dice loss only*. The original project followed it. The advice has a reason: cross-entropy *alone*, with zeros read as background, is worse.
+# But Dice mends only half of the problem, and by accident. This page shows which half. You need to know what [known](three_states.ipynb) means. The rest is one line of calculus.
 
 # %%
 #| hide
@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import torch
 from fastcore.test import test_close
-from ctseg.losses import CrossEntropyDiceLoss, DiceLoss, MarginalSoftmaxLoss
+from ctseg.losses.fused import CrossEntropyDiceLoss, DiceLoss, MarginalSoftmaxLoss
 from pathlib import Path
 RESULTS = Path("../benchmarks/results")
 
@@ -31,14 +31,14 @@ RESULTS = Path("../benchmarks/results")
 #
 # $$\frac{\partial D}{\partial P_i} = \frac{2T_i - D}{S}.$$
 #
-# That is all. Every pixel outside the outline is pushed down with the same strength, $D/S$; every pixel inside is pushed up with $(2 - D)/S$. Three things follow.
+# Every pixel outside the outline is pushed down with the same strength, $D/S$; every pixel inside is pushed up with $(2 - D)/S$. Three things follow.
 #
-# 1. **A structure that is nowhere outlined in the batch has $A = 0$, so $D = 0$: nothing is pushed.** Its own term does not tell a single pixel of an unexamined liver to be something else. (The Dice of the *background* channel still does, a little; the figure shows it.) This is the half that works; cross-entropy would push on every one of them.
+# 1. **A structure that is nowhere outlined in the batch has $A = 0$, so $D = 0$: nothing is pushed.** Its own term does not tell a single pixel of an unexamined liver to be something else. (The Dice of the *background* channel still does, a little; the figure shows it.) This is the half that works. Cross-entropy would push on every one of them.
 # 2. **A structure that somebody outlined on *one* image of the batch is pushed down on *all* others**, examined or not, with the strength $D/S$. The better the network knows the liver ($D$ near 1), the harder it is told that the livers nobody outlined
 #    are not livers. Larger batches make it worse, since there is nearly always one image with an outline.
-# 3. **A structure that was looked for and is absent is not pushed either**, as long as no other image of the batch has it. What cures inventions is thrown away together with what does harm.
+# 3. **A structure that was looked for and is absent is not pushed either**, as long as no other image of the batch has it. The harmful push is gone, and so is the useful one, which would teach the network not to invent the structure.
 #
-# Let us see all three. A batch of eight images; on some of them a disc is outlined. We look at the push on the outputs in a disc on an image where it was *not* outlined.
+# The figure below shows all three. Each batch has eight images, and on some of them a disc is outlined. We look at the push on the outputs in a disc on an image where it was *not* outlined.
 
 # %%
 def discs(outlined, n=8, size=24, confident=2.):
@@ -85,8 +85,8 @@ for ax, known_last, title in zip(axes, (False, True), ("nobody looked on this im
 axes[0].set_ylabel("push on a pixel the network takes for the disc"); axes[0].legend(frameon=False, fontsize=8); plt.show()
 
 # %% [markdown]
-# On the left the network is right and nobody looked. Cross-entropy tells it that it is wrong, always and equally. Dice does so a little, through the background channel, if no other image has the outline, and more and more as others have it. The
-# marginal loss is silent. On the right (another scale) the network is *wrong*: the structure was looked for and is not there. The marginal loss says so; Dice says exactly what it said on the left, because it cannot know the difference.
+# On the left the network is right and nobody looked. Cross-entropy tells it that it is wrong, always and equally. Dice does so a little through the background channel, and more with every other image that has the outline. The
+# marginal loss pushes nothing. On the right (another scale) the network is *wrong*: the structure was looked for and is not there. The marginal loss says so; Dice pushes exactly as on the left, because it never sees `known`.
 
 # %%
 #| hide
@@ -110,9 +110,11 @@ assert push(dice, 7, False) < push(dice, 1, False) < 0 and push(CrossEntropyDice
 found = pd.read_csv(RESULTS/"supervised"/"differences.csv").set_index("comparison")
 found = found[[any(w in c for w in ("seed-attunet", "ce-dice-zeros", "per image")) for c in found.index]]
 pd.set_option("display.max_colwidth", None)
+found.index = found.index.str.replace("seed-attunet", "original-attunet")
 found.assign(interval=[f"[{a:+.3f}, {b:+.3f}]" for a, b in zip(found.low, found.high)])[["first", "second", "difference", "interval", "seeds"]].round(3)
 
 # %% [markdown]
-# `seed-attunet` is Dice only, `ce-dice-zeros` reads everything unexamined as background in both terms. The row *over the batch − per image* is about how the Dice is added up: over the batch with the absent images in the denominator, or image by image where the structure is present. `first` and `second` are the mean scores of the two, over the number of seeds in the last column.
+# `original-attunet` is Dice only, and `ce-dice-zeros` reads everything unexamined as background in both terms; so Dice alone lost even to the pair that makes the same mistake. The row *over the batch − per image* compares two ways to add up the Dice: over the batch with the absent images in the denominator, or image by image where the structure is present.
+# `first` and `second` are the mean scores of the two, over the number of seeds in the last column. The results file calls the first recipe by its old name, `seed-attunet`.
 #
-# Next: [the losses in full](../20_losses.ipynb), [which confidence to trust](confidence.ipynb).
+# Next: [the losses in full](../losses/20_fused.ipynb), [which confidence to trust](confidence.ipynb).

@@ -1,46 +1,49 @@
 # %% [markdown]
 # # What an unlabelled slice can teach
 #
-# > A network that teaches itself cannot know more than it did before. Why it learns all the same, how it goes wrong, and how five methods differ.
+# > How a network can learn from slices that nobody annotated, how that goes wrong, and how five methods differ.
 
 # %% [markdown]
-# A slice that nobody annotated has no answers in it. So where should anything new come from? Two things can be had from it:
+# A slice that nobody annotated has no answers in it. Two things can still be learnt from it:
 #
-# * **The network's own sure answers, as exercises.** A network that recognises a liver in a clear slice can be asked to recognise the same liver with the contrast changed, noise added, or a part of the slice covered. It knew the answer to the easy question; the harder question is new.
-# * **What images look like.** Structures have compact shapes and clear edges, and appear in ever the same places. A boundary through the middle of an organ is unlikely, on whatever slice.
+# * **The network's own sure answers, as exercises.** A network that recognises a liver in a clear slice can be asked to recognise the same liver with the contrast changed, noise added, or a part of the slice covered. The answer is known from the clear slice. The harder question is new.
+# * **What images look like.** Structures have compact shapes and clear edges, and appear in the same places in every patient. A boundary through the middle of an organ is unlikely on any slice.
 #
-# All methods of this package use the first, the second comes along with it, and all share one danger, which this page makes visible: **an answer that is sure and wrong is learnt too**. You need to know what [known](three_states.ipynb) means.
+# All methods of this package use the first, and the second comes along with it. All share one danger: **an answer that is sure and wrong is learnt too**. This page shows it. You need to know what [known](three_states.ipynb) means. A method at work, in thirty lines, is on [one page](one_sitting.ipynb).
 
 # %%
 #| hide
-import tempfile
 from dataclasses import replace
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from fastcore.test import test_eq
-from ctseg.methods.supervised import supervised
-from ctseg.models.base import class_probabilities, toy_set
-from ctseg.train import Job, Recipe, Run
+
+from ctseg.data.augment import MILD
+from ctseg.data.toys import toy_set
+from ctseg.inference.loop import class_probabilities
+from ctseg.losses.registry import create_loss
+from ctseg.methods.in_memory import MemoryJob
+from ctseg.methods.supervised import Supervised
+from ctseg.models import create_model
+from ctseg.training.setup import ScheduleSettings, Setup
 torch.set_num_threads(1)  # so few slices: another order of a sum is another network
 
 # %% [markdown]
 # ## A teacher, and slices it has never seen
 #
-# [Toy bodies](../28_base.ipynb) with two lungs and a heart. Eight slices are annotated, completely, to keep this page to one difficulty; a small network learns from these. Then it is asked about ninety slices that nobody annotated. (We know their truth; it does not.)
+# The slices are [toy bodies](../core/80_toys.ipynb) with two lungs and a heart. A small network learns from eight slices. These are annotated completely, to keep this page to one difficulty. Then the network is asked about ninety slices that nobody annotated. We know their truth, and the network does not.
 
 # %%
 #| echo: false
 slices, truth = toy_set(98, 8)
 slices = replace(slices, masks=np.where(slices.labelled[:, None, None], truth, 0).astype(np.uint8), known=np.repeat(slices.labelled[:, None], 3, 1))
-recipe = Recipe(loss="marginal", log_dice=True, width=4, epochs=150, batch_size=4, lr=1e-2, fold=-1)
-with tempfile.TemporaryDirectory() as d:
-    job = Job(recipe, slices, Run(Path(d)), progress=False)
-    teacher = supervised(job)
+loss = create_loss("marginal", log_dice=True)
+setup = Setup(ScheduleSettings(epochs=150, batch_size=4, lr=1e-2), augment=MILD, progress=False)
+teacher = MemoryJob(slices, loss, lambda: create_model("attunet", 1, 4, width=4), setup).run(Supervised())
 new, hidden = slices[~slices.labelled], truth[~slices.labelled]
-with torch.no_grad(): p = class_probabilities(teacher, job.loss, torch.from_numpy(new.images)[:, None]/255)
+with torch.no_grad(): p = class_probabilities(teacher, loss, torch.from_numpy(new.images)[:, None]/255)
 p = torch.cat([1 - p.sum(1, keepdim=True), p], 1).numpy()  # background first
 certainty, answer = p.max(1), p.argmax(1)
 
@@ -62,12 +65,12 @@ for row, i in zip(axes, some):
 plt.show()
 
 # %% [markdown]
-# In the third column the teacher is sure (white) inside two of the structures and far away from all of them, and unsure (dark) along their edges, and in the whole of the left lung (at the right of the picture, as radiologists look at it): it has not learnt that one, and would rather say "nothing here", but is not sure. In the fourth column, white is what it does not dare to say.
-# What is coloured or black there is a **pseudo-label**: an answer with holes. The last column shows in red what it gets wrong.
+# In the third column the teacher is sure (white) inside two of the structures and far away from all of them, and unsure (dark) along their edges, and in the whole of the left lung (at the right of the picture, as radiologists look at it): it has not learnt that lung, and leans towards "nothing here". In the fourth column the unsure pixels are white.
+# The others, coloured or black, are a **pseudo-label**: an answer with holes. The last column shows in red what it gets wrong.
 #
 # ## The trade
 #
-# How sure must it be? Ask for more certainty and fewer answers remain, but more of them are right. It matters what happens to the pixels that *truly belong to a structure*: found, given to another structure, **taught as absent**, or left unknown.
+# How sure must the teacher be? With a higher threshold fewer answers remain, and more of them are right. What matters are the pixels that *truly belong to a structure*. Each is found, given to another structure, **taught as absent**, or left unknown.
 
 # %%
 #| echo: false
@@ -93,26 +96,26 @@ b.set(ylim=(0, 1.02)); plt.show()
 print("with a certainty of 0.9: found {:.0%}, another structure {:.1%}, taught as absent {:.1%}, left unknown {:.0%}".format(*fate(.9)))
 
 # %% [markdown]
-# Read the left picture from left to right. Without any bar, everything the teacher misses is taught as absent (red), two pixels of five: that is what happens when whole slices are believed, as in the original project. A student of this teacher would be *told* that there is no left lung. With a bar, nearly all of the red turns grey:
-# *unknown*, which teaches nothing and harms nothing. Set the bar too high, and little is left to learn from.
+# Read the left picture from left to right. Without a threshold, everything the teacher misses is taught as absent (red). That is two pixels of five. It happens when whole slices are believed, as in the original project: a student of this teacher would be *told* that there is no left lung. With a threshold, nearly all of the red turns grey:
+# *unknown*, which teaches nothing and harms nothing. If the threshold is too high, little is left to learn from.
 #
-# What remains red, here along some edges, is sure and wrong. No bar removes all of it, because the teacher does not know that it is wrong. A student that learns it becomes surer of it, and so does its next teacher. This is called **confirmation bias**, and it is how a semi-supervised method can make a network worse.
+# What remains red, here along some edges, is sure and wrong. No threshold removes all of it, because the teacher does not know that it is wrong. A student that learns it becomes surer of it, and so does its next teacher. This is called **confirmation bias**, and it is how a semi-supervised method can make a network worse.
 #
-# The right picture hides all this. By pixels the teacher is right more than nine times of ten even without a bar, because most of a slice is background; so a confidence that averages over all pixels says nearly nothing ([more](confidence.ipynb)).
+# The right picture hides all this. Counted over all pixels the teacher is right more than nine times of ten even without a threshold, because most of a slice is background. So a confidence that averages over all pixels says nearly nothing ([more](confidence.ipynb)).
 #
 # ## What is done about it
 #
-# Five methods, in the order of the notebooks. They differ in who teaches, in what is believed, and in how the student is kept from merely repeating it.
+# Here are five methods, in the order of the notebooks. They differ in who teaches, in what is believed, and in how the student's task is made harder than the teacher's.
 #
 # | method | the teacher | what is believed | what makes the student's question harder | what can go wrong |
 # |---|---|---|---|---|
-# | [teacher–student](../54_teacher_student.ipynb) | a finished network, frozen | whole slices, the surest ones | nothing (a fresh start; a distance to the teacher's probabilities) | everything the teacher missed on them is taught as absent |
-# | [pretrain, then fine-tune](../54_teacher_student.ipynb) | the same | the same | the last word is the truth's | the same, softened by the fine-tune |
-# | [Mean Teacher](../56_mean_teacher.ipynb) | the student's own running average | its probabilities, sure or not, where truth is silent | noise and contrast on the image | nothing is settled: a wrong average pulls its student along |
-# | [UniMatch](../57_unimatch.ipynb) | the running average | single pixels, where it is surer than a threshold | strong contrast changes, CutMix, lost features | sure mistakes, above all early on: so truth alone teaches first |
-# | [self-training](../58_self_training.ipynb) | networks that never saw the slice's truth | single structures on single slices, the surest of each class | strong contrast changes, CutMix; a fine-tune on truth | rare structures are seldom accepted |
+# | [teacher–student](../methods/30_teacher_student.ipynb) | a finished network, frozen | whole slices, the surest ones | nothing (a fresh start; a distance to the teacher's probabilities) | everything the teacher missed on them is taught as absent |
+# | [pretrain, then fine-tune](../methods/30_teacher_student.ipynb) | the same | the same | the last word is the truth's | the same, softened by the fine-tune |
+# | [Mean Teacher](../methods/40_mean_teacher.ipynb) | the student's own running average | its probabilities, sure or not, where truth is silent | noise and contrast on the image | a wrong average pulls its student along |
+# | [UniMatch](../methods/50_unimatch.ipynb) | the running average | single pixels, where it is surer than a threshold | strong contrast changes, CutMix, lost features | sure mistakes, above all early on; so truth alone teaches first |
+# | [self-training](../methods/60_self_training.ipynb) | networks that never saw the slice's truth | single structures on single slices, the surest of each class | strong contrast changes, CutMix; a fine-tune on truth | rare structures are seldom accepted |
 #
-# Three safeguards are common to them. **Truth is never overwritten**: where people looked, their answer stands. **What is not believed stays unknown**, so the losses skip it. And every gain is measured against the same network trained on the same annotated slices *without* the others, several times over, because the luck of
+# They share three safeguards. **Truth is never overwritten**: where people looked, their answer stands. **What is not believed stays unknown**, so the losses skip it. **Every gain is measured** against the same network trained on the same annotated slices *without* the others. This is repeated with several seeds, because the luck of
 # one training is larger than most gains.
 #
-# Do they help? [With few annotated slices](../benchmarks/realct_semi.ipynb) some of them do, and clearly; with many, a little; and several do not. The page tells which. Before any of them, though, comes the choice of [a loss that leaves the unknown alone](../benchmarks/realct_supervised.ipynb), which brings more.
+# [With few annotated slices](../benchmarks/realct_semi.ipynb) some methods help clearly, with many they help a little, and several do not help. The benchmark says which. Choose [a loss that leaves the unknown alone](../benchmarks/realct_supervised.ipynb) first, because it brings more.

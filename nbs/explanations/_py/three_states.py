@@ -5,10 +5,10 @@
 
 # %% [markdown]
 # Nobody has the time to outline every structure on every CT slice. So real data sets are outlined in part: on this slice the liver and the kidneys, on
-# that one the bones, on most nothing. The file still needs a number for every pixel, and where nobody drew, that number is **0**, the same 0 that stands for
-# *there is nothing here*. A network that takes the file at its word learns that most livers are not livers.
+# that one the bones, on most nothing. The file still needs a number for every pixel. Where nobody drew, that number is **0**, and 0 also stands for
+# *there is nothing here*. A network that believes every 0 learns that most livers are not livers.
 #
-# This page shows the distinction on a small [phantom](../12_phantom.ipynb), a world of 54 structures drawn from a seed, what the mistake does to a gradient, and how `ctseg` keeps clear of it.
+# This page shows the difference on a small [phantom](../phantom/90_challenge.ipynb), a world of 54 structures drawn from a seed. It shows what the mistake does to a gradient, and how `ctseg` avoids it. The same idea as a network that learns is on [one page](one_sitting.ipynb).
 
 # %%
 #| hide
@@ -19,15 +19,15 @@ import torch
 from fastcore.test import test_eq
 from matplotlib.colors import ListedColormap
 from matplotlib.patches import Patch
-from ctseg.data import read_challenge
-from ctseg.losses import CrossEntropyDiceLoss, MarginalSoftmaxLoss, MaskedSigmoidLoss
+from ctseg.data.challenge import read_challenge
+from ctseg.losses.fused import CrossEntropyDiceLoss, MarginalSoftmaxLoss, MaskedSigmoidLoss
 from ctseg.phantom import make_phantom
 plt.rcParams["hatch.linewidth"] = 0.6
 
 # %% [markdown]
 # ## One structure, three slices
 #
-# `known[n, c]` says whether structure `c` was *looked for* on slice `n`, whatever was found. The challenge's file `annotated_labels.json` holds exactly this:
+# `known[n, c]` says whether structure `c` was examined on slice `n`, whatever was found. The challenge's file `annotated_labels.json` holds exactly this:
 # a list of the examined structures for each slice.
 
 # %%
@@ -37,8 +37,8 @@ slices = read_challenge(f"{folder.name}/phantom", cache=False)
 slices, slices.known.shape, slices.known.sum(1)
 
 # %% [markdown]
-# Each annotated slice was examined for 27 of the 54 structures. Take the liver and three slices: on the first it was looked for and found, on the second it was
-# looked for and is not there, on the third nobody looked.
+# Each annotated slice was examined for 27 of the 54 structures. Take the liver and three slices. On the first the liver was examined and found. On the second it was
+# examined and is absent. On the third nobody looked.
 
 # %%
 #| hide
@@ -72,8 +72,7 @@ fig.legend(handles=[Patch(color="#ffbf1a", label="liver"), Patch(color="#4d8cff"
                     Patch(facecolor="#555", edgecolor="w", hatch="////", label="no statement")], loc="outside lower center", ncols=3, frameon=False); plt.show()
 
 # %% [markdown]
-# Anybody can see the liver on the third slice. The file cannot: there it looks exactly like the second one, without a single liver pixel. Only `known` tells
-# them apart.
+# Anybody can see the liver on the third slice. The mask does not show it: like the second mask, it has no liver pixel. Only `known` tells the two apart.
 
 # %%
 for n in three: print(f"{slices.names[n]}: {(slices.masks[n] == liver + 1).sum():5} liver pixels in the mask, known = {slices.known[n, liver]}")
@@ -81,8 +80,8 @@ for n in three: print(f"{slices.names[n]}: {(slices.masks[n] == liver + 1).sum()
 # %% [markdown]
 # ## All of them
 #
-# A cell is one structure on one slice. Here is every cell of the phantom. *Absent* is worth having: to know on which slices a structure is **not** is how a network
-# learns not to invent it. That is why even a slice whose mask is empty, but which was examined, belongs to the annotated ones.
+# A cell is one structure on one slice. Here is every cell of the phantom. *Absent* cells are useful: from them a network
+# learns not to invent a structure. So a slice that was examined counts as annotated even if its mask is empty.
 
 # %%
 #| echo: false
@@ -101,7 +100,7 @@ assert (slices.present <= slices.known).all()          # what was outlined was l
 # %% [markdown]
 # ## How much a zero hides
 #
-# The test slices are fully outlined, so we can play the annotator: hide 27 structures at random and count how many pixels of real structures the file
+# The test slices are fully outlined, so we can play the annotator. We hide 27 structures at random and count how many of the structures' pixels the file
 # would then call 0.
 
 # %%
@@ -115,9 +114,9 @@ print("share of structure pixels stored as 0, slice by slice:", hidden.round(2))
 # %% [markdown]
 # ## What a loss tells one pixel
 #
-# Take one pixel, stored as 0, and four structures. Liver was not examined on this slice; spleen and the two kidneys were, and are not at this pixel. The network is
-# rather sure that the pixel is liver, and it is right. What does each loss tell it to do? The bars show the push on each output, $-\partial L/\partial z$:
-# upwards means *more of this*, and all panels have one scale.
+# Take one pixel, stored as 0, and four structures. Liver was not examined on this slice. Spleen and the two kidneys were, and they are not at this pixel. The network is
+# rather sure that the pixel is liver, and it is right. The bars show how each loss pushes each output, $-\partial L/\partial z$.
+# Upwards means *more of this*, and all panels have one scale.
 
 # %%
 names = ["background", "liver", "spleen", "kidney\nright", "kidney\nleft"]
@@ -152,9 +151,9 @@ plt.show()
 
 # %% [markdown]
 # * **Zero read as background.** The correct belief is pushed down as hard as a mistake would be. Over a thousand slices the network
-#   learns to keep silent. Participants of the challenge saw naive cross-entropy collapse where the same network with a marginal loss did well; on [our real CT](../benchmarks/realct_supervised.ipynb), with a Dice term beside it, the mistake cost 0.05 of Dice.
-# * **Marginal softmax.** *Background or liver* is one answer as far as the file can tell. The belief in liver may stay; only what was looked for is pushed down.
-# * **Masked sigmoid.** Each structure is its own question, and the question that nobody asked is not graded: its gradient is not small, it is zero.
+#   learns to draw nothing. Participants of the challenge saw naive cross-entropy collapse where the same network with a marginal loss did well; on [our real CT](../benchmarks/realct_supervised.ipynb), with a Dice term beside it, the mistake cost 0.05 of Dice.
+# * **Marginal softmax.** The file only says *background or liver*, so the loss asks for the two together. The belief in liver may stay. Only examined structures are pushed down.
+# * **Masked sigmoid.** Each structure is a question of its own. Nobody examined the liver, so its gradient is exactly zero.
 
 # %%
 z = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0)).requires_grad_()
@@ -164,8 +163,8 @@ assert (z.grad[:, 0] == 0).all() and (z.grad[:, 1:] != 0).all()
 # %% [markdown]
 # ## A pixel knows more than its slice
 #
-# Now the pixel is outlined as *spleen*. Liver was still not examined on this slice, but two structures do not share a pixel, so *here* it is certainly not
-# liver. Known cells are one row a slice; a labelled pixel adds a certain *no* for every other structure. The losses do this by default (`pixel_known=True`).
+# Now the pixel is outlined as *spleen*. Liver was still not examined on this slice. But two structures do not share a pixel, so *this pixel* is certainly not
+# liver. `known` has one row a slice, and a labelled pixel adds a certain *no* for every other structure. The losses do this by default (`pixel_known=True`).
 
 # %%
 #| echo: false
@@ -178,16 +177,16 @@ plt.show()
 # %% [markdown]
 # ## Where the third state travels
 #
-# It would be easy to be careful in the loss and careless one step before. These are the places where *unknown* could decay into *background*, and what carries it there:
+# A careful loss does not help if *unknown* became *background* one step before it. These are the places where that could happen, and what prevents it:
 #
 # | place | what carries it |
 # |---|---|
 # | on disk | `annotated_labels.json`: the structures examined, a list a slice. Without it you must say what zeros mean; it is never guessed |
-# | in memory | `known`, bool `[N, C]`, in every [`SliceSet`](../10_data.ipynb) |
-# | a batch | `known` `[B, C]`, beside image and mask; `[B, C, H, W]` once [CutMix](../16_augment.ipynb) has put pieces of two slices into one |
-# | rotation, shift | what comes into the frame from outside gets weight 0: nobody looked there either |
-# | the [loss](../20_losses.ipynb) | no gradient in unknown cells |
-# | [pseudo-labels](../50_pseudo.ipynb) | they may fill unknown cells, and never overwrite a known one |
-# | the [score](../22_metrics.ipynb) | cells that nobody examined are left out; a second, pessimistic score counts them as absent |
+# | in memory | `known`, bool `[N, C]`, in every [`SliceSet`](../data/10_slices.ipynb) |
+# | a batch | `known` `[B, C]`, beside image and mask; `[B, C, H, W]` once [CutMix](../data/93_strong_views.ipynb) has put pieces of two slices into one |
+# | rotation, shift | what comes into the frame from outside gets weight 0, because nobody looked there |
+# | the [loss](../losses/20_fused.ipynb) | no gradient in unknown cells |
+# | [pseudo-labels](../methods/20_pseudo.ipynb) | they may fill unknown cells, and they never overwrite a known one |
+# | the [score](../metrics/10_challenge.ipynb) | cells that nobody examined are left out. A second, pessimistic score counts them as absent |
 #
-# Next: the [ten-minute tutorial](../tutorials/first_run.ipynb), or [the losses](../20_losses.ipynb) in full.
+# Next: [one page to read in one sitting](one_sitting.ipynb), the [ten-minute tutorial](../tutorials/first_run.ipynb), or [the losses](../losses/20_fused.ipynb) in full.

@@ -5,14 +5,14 @@
 
 # %% [markdown]
 # You have CT slices, a few structures that interest you, and outlines that are far from complete. This page takes such data through the whole package: into a folder,
-# through a training, to a score and a picture. It runs as it stands, on a processor, in well under a minute; the data are
-# [phantom](../12_phantom.ipynb) slices, so nothing has to be downloaded and we know the whole truth at the end.
+# through a training, to a score and a picture. It runs as it stands in under a minute on a processor. The data are
+# [phantom](../phantom/90_challenge.ipynb) slices, so nothing is downloaded and we know the whole truth at the end.
 #
-# Three answers first, since everything below turns on them:
+# Three questions come up first:
 #
-# - **What does `known` mean?** `known[n, c]` is true if somebody *looked for* structure c on slice n, whatever they found. Where it is false, a zero in the mask says nothing.
-# - **Which recipe do I start with?** The default, `ctseg`. Its parts [were measured](../benchmarks/ablations.ipynb) with few annotated slices, with many, and with 54 structures; you change any of them by name, not by editing code.
-# - **How do I bring my own data?** Write a *challenge folder*: PNG slices, one CSV with the masks, one JSON with what was looked for. Step 2.
+# - **What does `known` mean?** `known[n, c]` is true if somebody examined slice n for structure c, whatever they found. Where it is false, a zero in the mask says nothing ([why](../explanations/three_states.ipynb)).
+# - **Which recipe do I start with?** The default, `ctseg`. Its parts [were measured](../benchmarks/ablations.ipynb) with few annotated slices, with many, and with 54 structures. You change any part by its name, without editing code.
+# - **How do I bring my own data?** Write a *challenge folder*: PNG slices, one CSV with the masks, one JSON with what was examined. Step 2 shows it.
 
 # %%
 #| hide
@@ -20,21 +20,25 @@ import os, tempfile
 import matplotlib.pyplot as plt
 import numpy as np
 from fastcore.test import test_eq
-from ctseg.anatomy import ClassMap
-from ctseg.data import SliceSet, check_challenge, read_challenge, write_challenge
+from ctseg.core.anatomy import ClassMap
+from ctseg.data.slices import SliceSet
+from ctseg.data.challenge import check_challenge, read_challenge, write_challenge
 from ctseg.demo import plot_predictions
-from ctseg.metrics import dice_table, evaluate_files
+from ctseg.metrics.challenge import dice_table
+from ctseg.metrics.evaluate import evaluate_files
 from ctseg.phantom import phantom_slices
-from ctseg.predict import load_predictor, predict_masks, write_submission
-from ctseg.recipes import fit, get_recipe
-from ctseg.train import apply_settings
+from ctseg.prediction.predictor import load_predictor, predict_masks
+from ctseg.prediction.submission import write_submission
+from ctseg.recipes.fit import fit
+from ctseg.recipes.table import get_recipe
+from ctseg.runs.recipe import apply_settings
 os.chdir(tempfile.mkdtemp())  # everything below is written into a fresh folder
 
 # %% [markdown]
 # ## 1. Slices and a class list of your own
 #
-# Some slices of 64×64 pixels. The phantom outlines 54 structures; say that four groups of them are what you care about. A
-# [`ClassMap`](../00_anatomy.ipynb) gives them their numbers: 1 is the first name, 0 is background.
+# We draw slices of 64×64 pixels. The phantom outlines 54 structures. Say that you care about four groups of them. A
+# [`ClassMap`](../core/40_anatomy.ipynb) gives them their numbers: 1 is the first name, 0 is background.
 
 # %%
 body = phantom_slices(80, size=64, seed=3).concat(phantom_slices(30, size=64, seed=3, first=1000))  # the last 30: other patients
@@ -51,8 +55,8 @@ truth = number[body.masks]
 truth.shape, classes
 
 # %% [markdown]
-# Now play the annotators. Time was short: on each of the first 50 slices they were asked for **two of the four** groups, on the next 30 for none. The last 30 slices are of
-# other patients and are outlined completely; they are the test.
+# Now we play the annotators. They had little time: they examined each of the first 50 slices for **two of the four** groups, and the next 30 for none. The last 30 slices are of
+# other patients and are outlined completely. They are the test.
 
 # %%
 rng = np.random.default_rng(0)
@@ -66,7 +70,7 @@ test_eq(np.intersect1d(body.groups[:80], body.groups[80:]), [])  # no patient on
 print(f"structure pixels of the annotated slices: {(truth[:50] > 0).sum()}, outlined: {(masks[:50] > 0).sum()}")
 
 # %% [markdown]
-# A large part of what is there was never outlined, and the file says 0 for it. That is the situation this package is made for.
+# A large part of what is there was never outlined, and the file says 0 for it. This package is made for such data.
 
 # %%
 #| echo: false
@@ -82,8 +86,8 @@ axes[0, 0].set_ylabel("what is there"); axes[1, 0].set_ylabel("what was outlined
 # %% [markdown]
 # ## 2. The folder
 #
-# A [`SliceSet`](../10_data.ipynb) holds the slices with all that is known about them, `groups` (the patient of each slice) included, so that no patient is ever trained on and
-# validated on at once. `write_challenge` makes a folder of it. If your data are DICOM or NIfTI, `ctseg import` does both steps; if you write the folder with your own tools,
+# A [`SliceSet`](../data/10_slices.ipynb) holds the slices and all that is known about them. It includes `groups`, the patient of each slice, so that no patient is trained on and
+# validated on at once. [`write_challenge`](../data/70_challenge.ipynb) makes a folder of it. If your data are DICOM or NIfTI, `ctseg import` does both steps. If you write the folder with your own tools,
 # this is all it has to contain:
 
 # %%
@@ -94,7 +98,7 @@ write_challenge(test, "hospital", "test")
 for folder, _, files in sorted(os.walk("hospital")): print(f"{folder}/  {', '.join(sorted(files)[:4])}{f' … {len(files)} files' if len(files) > 4 else ''}")
 
 # %% [markdown]
-# Check it before training for hours. What is wrong is told in one line, with the file, the image or the pixel; what is right is counted:
+# Check the folder before you train for hours. A fault is reported in one line, with the file, the image or the pixel. If there is none, the check counts what it found:
 
 # %%
 check_challenge("hospital")
@@ -102,8 +106,8 @@ check_challenge("hospital")
 # %% [markdown]
 # ## 3. Train
 #
-# A [recipe](../70_recipes.ipynb) says everything about a training. Here it is `marginal-log`, the supervised first phase of the default, shrunk to toy size: a network of 8 channels instead of 64, images of 32 pixels. On a GPU you would set
-# none of these. One fifth of the annotated patients is held out (`folds=5`); it draws the learning curve and chooses the decision rule.
+# A [recipe](../runs/10_recipe.ipynb) says everything about a training, and [`fit`](../recipes/20_fit.ipynb) runs it. Here it is `marginal-log`, the supervised first phase of the default, shrunk to toy size: a network of 8 channels instead of 64, images of 32 pixels. On a GPU you would set
+# none of these. One fifth of the annotated patients is held out (`folds=5`). It serves for the learning curve and for choosing the decision rule.
 
 # %%
 settings = ["width=8", "image_size=32", "epochs=60", "lr=0.005", "folds=5"]
@@ -112,7 +116,7 @@ run = fit("hospital", recipe, out="runs/first", progress=False)
 sorted(p.name for p in run.folder.iterdir())
 
 # %% [markdown]
-# The run folder is complete: the recipe with versions, seed and the data's fingerprint, the weights, the history. Had the session been cut, `fit(…, resume=True)` would have continued to the
+# The run folder holds everything: the recipe with versions, seed and the data's fingerprint, the weights, and the history. If a session is cut, `fit(…, resume=True)` continues to the
 # same result. The curves show the training loss on the left, which should fall, and the Dice of the held-out slices on the right, which should rise:
 
 # %%
@@ -138,10 +142,9 @@ result["table"][["support", "dice", "invented", "missed"]].round(2)
 assert result["facts"]["dice"] > 0.2
 
 # %% [markdown]
-# *Support* counts the test slices that show the structure, *invented* those where it was drawn and is not, *missed* those where it was not drawn and is. Half a minute, eight channels and fifty partly outlined slices
-# do not make a good network; but every group was learnt, although most slices say nothing about it. Not a selection, but the whole range: the best slice, the one in
-# the middle, the worst. A slice scores 0 when something is drawn where nothing is: the skull, for one, is none of the phantom's structures, so bone drawn on
-# a head is an invention, and the metric is strict about inventions.
+# *Support* counts the test slices that show the structure. *Invented* counts the slices where it was drawn and is absent. *Missed* counts the slices where it is present and was not drawn. Every group was learnt, although half of the annotated slices say nothing about it.
+# The picture shows the whole range: the best slice, the one in the middle, and the worst. A structure scores 0 on a slice where it is drawn and absent. The skull, for example, is none of the phantom's structures, so bone drawn on
+# a head is an invention.
 
 # %%
 #| echo: false
@@ -164,8 +167,9 @@ plot_predictions(test, prediction, [order[0], order[len(order)//2], order[-1]], 
 #
 # | you want to | |
 # |---|---|
-# | use the 30 slices nobody outlined | the default recipe, `ctseg`, adds them in a second phase; for others see [the recipes](../70_recipes.ipynb) and the methods' pages |
+# | use the 30 slices nobody outlined | the default recipe, `ctseg`, adds them in a second phase. For others see [choosing a recipe](../guides/choosing_a_recipe.ipynb) |
+# | understand how unlabelled slices help | [one page to read in one sitting](../explanations/one_sitting.ipynb) |
 # | know why unknown must not be background | [three states, not two](../explanations/three_states.ipynb) |
-# | read DICOM or NIfTI, with contours for some structures only | [volumes](../14_volumes.ipynb), [DICOM](../15_dicom.ipynb), `ctseg import --help` |
-# | another network | `--set model=…`, one of [the zoo](../39_zoo.ipynb) |
-# | see every option | `ctseg fit --help`, [`Recipe`](../40_train.ipynb) |
+# | read DICOM or NIfTI, with contours for some structures only | [volumes](../io/30_volumes.ipynb), [DICOM](../io/78_dicom_import.ipynb), `ctseg import --help` |
+# | another network | `--set model=…`, one of [the zoo](../models/80_zoo.ipynb) |
+# | see every option | `ctseg fit --help`, [`Recipe`](../runs/10_recipe.ipynb) |

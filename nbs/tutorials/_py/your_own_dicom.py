@@ -4,13 +4,13 @@
 # > From a folder of scans and half-finished contours to a segmentation that a viewer lays over the scan.
 
 # %% [markdown]
-# In a clinic contours are drawn for a purpose. For this patient the eyes mattered, for that one the brain; nobody ever draws everything, and most scans have no contours at all. Such a collection is what `ctseg` is made for, and
-# this page takes one through the whole way. It needs the optional part: `pip install -e '.[volumes]'` in the clone.
+# In a clinic contours are drawn for a purpose. For one patient the eyes mattered, for another the brain. Nobody draws everything, and most scans have no contours at all. `ctseg` is made for such a collection, and
+# this page takes one through the whole package. It needs the optional part: `pip install -e '.[volumes]'` in the clone.
 #
-# - **What counts as known?** A structure with at least one contour in a patient's RTSTRUCT or SEG was *looked for in that patient*: on the slices above its last contour and below its first it is certainly **absent**. A slice
-#   between two contours that has none itself may have been left for the planning system to fill in: there it is **unknown**. A structure without any contour is unknown in the whole patient, and nothing is taught about it there.
-# - **Which recipe?** The default.
-# - **What leaves the scanner's files?** Pixels and geometry. Names, numbers and dates of patients get into no file, message or log that `ctseg` writes.
+# - **What counts as known?** A structure with at least one contour in a patient's RTSTRUCT or SEG was *examined in that patient*. It is certainly **absent** on the slices above its last contour and below its first. A slice
+#   between two contours that has none itself may have been left for the planning system to fill in, so there the structure is **unknown**. A structure without any contour is unknown in the whole patient, and the network learns nothing about it there.
+# - **Which recipe?** On your own data, the default. This page uses a supervised one to be quick.
+# - **What leaves the scanner's files?** Pixels and geometry. `ctseg` writes no names, numbers or dates of patients into any file, message or log.
 
 # %%
 #| hide
@@ -27,21 +27,24 @@ from matplotlib.patches import Patch
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 from skimage.measure import find_contours
-from ctseg.anatomy import ClassMap
-from ctseg.data import read_challenge, write_masks
-from ctseg.dicom import export_dicom_seg, import_dicom
-from ctseg.files import InputError
-from ctseg.predict import load_predictor, predict_masks
-from ctseg.recipes import fit, get_recipe
-from ctseg.train import apply_settings
-from ctseg.volumes import Slicing
+from ctseg.core.anatomy import ClassMap
+from ctseg.data.challenge import read_challenge
+from ctseg.data.mask_csv import write_masks
+from ctseg.io.dicom_seg import export_dicom_seg
+from ctseg.io.dicom_import import import_dicom
+from ctseg.core.files import InputError
+from ctseg.prediction.predictor import load_predictor, predict_masks
+from ctseg.recipes.fit import fit
+from ctseg.recipes.table import get_recipe
+from ctseg.runs.recipe import apply_settings
+from ctseg.io.slicing import Slicing
 work = Path(tempfile.mkdtemp())
 os.chdir(work)
 
 # %% [markdown]
 # ## A clinic to play with
 #
-# No patient's scan can be shown here, so we make a scanner: heads out of ellipsoids, different for each patient, written as a CT series of 14 files with shuffled names, as they come off an archive. A doctor then outlines
+# No patient's scan can be shown here, so we make a scanner. It builds heads from ellipsoids, different for each patient, and writes each as a CT series of 14 files with shuffled names, as archives do. A doctor then outlines
 # **some** structures, as an RTSTRUCT in the clinic's own spelling. If you have your own folder, skip to the next section.
 
 # %%
@@ -106,7 +109,7 @@ def contour(folder, name, series, truth, spelling):
 
 
 # %% [markdown]
-# Nine patients: seven with contours of two structures out of four, two with none. And two new ones, for whom we want a segmentation; we keep their truth to ourselves, to see how well it went.
+# There are nine patients: seven with contours of two structures out of four, and two with none. We want a segmentation of two new patients. We keep their truth to ourselves, for the score at the end.
 
 # %%
 SPELLING = {"skull": "Skull", "brain": "Brain", "eye right": "Auge re", "eye left": "Auge li"}
@@ -121,7 +124,7 @@ for folder in sorted(Path("clinic").iterdir())[:3]: print(f"{folder}/  {', '.joi
 # %% [markdown]
 # ## 1. Import
 #
-# The clinic's spelling is translated by `rename`; without it, `Auge li` would become a class `auge_li`. The class list says which structures you want and in which order; left out, it is every structure found.
+# The clinic's spelling is translated by `rename`; without it, `Auge li` would become a class `auge_li`. The class list says which structures you want and in which order. Without it you get every structure found.
 # The window (level 40, width 400 by default) says which Hounsfield units become grey.
 
 # %%
@@ -130,7 +133,7 @@ rename = {"Auge re": "eye_right", "Auge li": "eye_left"}
 import_dicom("clinic", "heads", Slicing(window="soft"), classes, rename)
 
 # %% [markdown]
-# In a terminal this is `ctseg import dicom clinic heads --classes class_names.json --rename rename.json`. What the doctor looked for, patient by patient, has become `known`, slice by slice:
+# In a terminal this is `ctseg import dicom clinic heads --classes class_names.json --rename rename.json`. What the doctor examined, patient by patient, has become `known`, slice by slice:
 
 # %%
 #| echo: false
@@ -151,18 +154,18 @@ for p in Path("heads").rglob("*"):
     if p.is_file(): assert b"Doe" not in p.read_bytes() and b"19370401" not in p.read_bytes()
 
 # %% [markdown]
-# Grey-blue is worth as much as dark blue: in patient 0 the brain was drawn, so the slices above and below it say for certain *no brain here*. Pale is not background: in patient 0 nobody looked at the eyes.
+# Grey-blue teaches as much as dark blue: in patient 0 the brain was drawn, so the slices above and below it say for certain *no brain here*. Pale does not mean background: in patient 0 nobody looked at the eyes.
 #
 # ::: {.callout-warning}
 #
 # ## One thing only you can know
 #
-# An RTSTRUCT does not say whether a structure was contoured *to its ends*. If somebody outlined the spinal cord only near the tumour, the slices beyond would be read as *absent*. Take such structures out
-# (leave them off the class list), or import them and edit `annotated_labels.json`: it is a plain list of the structures examined on each slice, in the order of the images.
+# An RTSTRUCT does not say whether a structure was contoured *to its ends*. If somebody outlined the spinal cord only near the tumour, the slices beyond would be read as *absent*. Leave such structures off the class list,
+# or import them and edit `annotated_labels.json`. It is a plain list of the structures examined on each slice, in the order of the images.
 #
 # :::
 #
-# What cannot be a volume is refused, in one line that names the file and not the patient. Here is what happens when a slice has got lost on the way:
+# Files that do not make a volume are refused, in one line that names the file and not the patient. Here a slice has been lost:
 
 # %%
 shutil.copytree("clinic/patient0", "broken/patient0")
@@ -175,8 +178,8 @@ assert not Path("nowhere").exists()
 # %% [markdown]
 # ## 2. Train
 #
-# `masked-log`, a supervised recipe with one yes-or-no question for each structure (with so few of them it does as well as the default's softmax), shrunk to a toy: half a minute on a processor instead of hours on a GPU. Patients are kept whole: the held-out ones, which draw the curve and choose the decision rule, share no slice with the others. One setting is worth knowing
-# for contours like these: each eye is outlined on about ten of 126 slices, and `rare_power` shows a network the slices with rare structures more often.
+# `masked-log` is a supervised recipe with one yes-or-no question for each structure. Here it is shrunk to a toy, which takes half a minute on a processor. Patients are kept whole: the held-out ones, which serve for the curve and the decision rule, share no slice with the others. Each eye is outlined on about ten of 126 slices,
+# so `rare_power` shows the network the slices with rare structures more often.
 
 # %%
 settings = ["width=8", "epochs=30", "lr=0.006", "folds=7", "batch_size=7", "image_size=32", "rare_power=0.7"]
@@ -186,7 +189,7 @@ run.read_history()[["epoch", "loss", "dice"]].iloc[[0, 9, 29]].round(3)
 # %% [markdown]
 # ## 3. New patients
 #
-# They are imported in the same way and with the same window, all of them as a test (`test_share=1`), then predicted slice by slice.
+# The new patients are imported in the same way and with the same window. All of them are test patients (`test_share=1`). Then they are predicted slice by slice.
 
 # %%
 import_dicom("new", "new_heads", Slicing(window="soft"), classes, test_share=1.)
@@ -197,8 +200,8 @@ write_masks(prediction, test.names, "submission.csv")
 # %% [markdown]
 # ## 4. Back onto the scan
 #
-# `export_dicom_seg` puts every slice back where it came from, in millimetres, and writes one DICOM Segmentation a patient: with structures named in words and in SNOMED CT codes, without the patient's name and dates.
-# The same on the command line: `ctseg export dicom-seg new_heads segmentations --masks submission.csv --source new`. NIfTI comes by `ctseg export nifti`.
+# `export_dicom_seg` puts every slice back where it came from, in millimetres, and writes one DICOM Segmentation a patient. It names the structures in words and in SNOMED CT codes, and leaves out the patient's name and dates.
+# The same on the command line: `ctseg export dicom-seg new_heads segmentations --masks submission.csv --source new`. For NIfTI use `ctseg export nifti`.
 
 # %%
 export_dicom_seg("submission.csv", "new_heads", "new", "segmentations")
@@ -210,7 +213,7 @@ print("patient's name:", repr(str(seg.PatientName)), " patient's number:", seg.P
 
 
 # %% [markdown]
-# Any viewer can open it over the scan. Here another reader's view of the file, on four slices of the first new patient, above the truth that the network never saw:
+# Any viewer can open the file over the scan. Here another program reads it: four slices of the first new patient, above the truth that the network never saw.
 
 # %%
 #| hide
@@ -250,14 +253,14 @@ score
 assert (score.min() > .5).all()
 
 # %% [markdown]
-# Every structure was learnt, although no patient had more than two of them contoured. That is the whole point: nobody had to say *no eyes* about the patients in whom nobody had looked for eyes.
+# Every structure was learnt, although no patient had more than two of them contoured. Nobody had to say *no eyes* about the patients whose eyes were not examined.
 #
 # ## Where to go from here
 #
 # | you want to | |
 # |---|---|
-# | know how contours become masks, and what is refused | [DICOM](../15_dicom.ipynb) |
-# | use the scans without any contour | they are in the folder already: the default recipe, or another that [uses unlabelled slices](../guides/choosing_a_recipe.ipynb) |
-# | NIfTI, OpenKBP, TotalSegmentator | [volumes](../14_volumes.ipynb), [public data sets](../18_datasets.ipynb), `ctseg import --help` |
+# | know how contours become masks, and what is refused | [DICOM](../io/78_dicom_import.ipynb) |
+# | use the scans without any contour | they are in the folder already: take the default recipe, or another that [uses unlabelled slices](../guides/choosing_a_recipe.ipynb) |
+# | NIfTI, OpenKBP, TotalSegmentator | [NIfTI](../io/65_nifti_import.ipynb), [OpenKBP](../io/80_openkbp.ipynb), [TotalSegmentator](../io/85_totalsegmentator.ipynb), `ctseg import --help` |
 # | keep a table of which volume was which patient | `ctseg import … --key private.csv`, written outside the challenge folder |
 # | understand *unknown* | [three states, not two](../explanations/three_states.ipynb) |
