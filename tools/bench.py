@@ -17,16 +17,16 @@ def fully_annotated(train, data: Path):
     "The same training slices with every contour, out of the `y_train_full.csv` that a phantom can be written with."
     import numpy as np
     from dataclasses import replace
-    from ctseg.data import read_masks
+    from ctseg.data.mask_csv import read_masks
     return replace(train, masks=read_masks(data/"y_train_full.csv", train.names)[1], known=np.ones_like(train.known))
 
 
 def on_left_out(train, recipe, seed, predict):
     "Dice tables [annotated slices, classes] of what `predict` makes of the slices of patients whose annotation the setting `labelled` leaves out: choices are made on these, so that the test slices only judge. NaN where nothing is known."
     import numpy as np
-    from ctseg.data import select_labelled
-    from ctseg.metrics import dice_table
-    kept = select_labelled(train, recipe.labelled, seed).labelled
+    from ctseg.data.splits import select_labelled
+    from ctseg.metrics.challenge import dice_table
+    kept = select_labelled(train, recipe.value("labelled"), seed).labelled
     rest = np.flatnonzero(train.labelled & ~np.isin(train.groups, train.groups[kept]))  # of other patients
     at, tables = np.searchsorted(np.flatnonzero(train.labelled), rest), []
     for masks in predict(train.images[rest]):
@@ -37,7 +37,8 @@ def on_left_out(train, recipe, seed, predict):
 
 def candidates(predictor, held) -> dict:
     "Decision rules by name: argmax; the best threshold, gate, and both together on the held-out slices; `gated`, chosen of those as `fit` once did; `chosen`, as it does now. The last two are argmax where the recipe asks for no rule."
-    from ctseg.predict import GATES, THRESHOLDS, Rule, choose_rule
+    from ctseg.prediction.choose import GATES, THRESHOLDS, choose_rule
+    from ctseg.inference.rule import Rule
     rules = {"argmax": Rule()}
     if not len(held): return rules
     gated, scores = choose_rule(predictor, held, expected=False)
@@ -52,13 +53,15 @@ def one(task):
     table, name, recipe, settings, seed, data, runs, threads = task
     import numpy as np, torch
     torch.set_num_threads(threads)
-    from ctseg.data import read_challenge
-    from ctseg.device import pick_device
-    from ctseg.files import atomic_path
-    from ctseg.metrics import dice_table, mean_dice
-    from ctseg.predict import load_predictor, predict_masks
-    from ctseg.recipes import apply_settings, fit, get_recipe
-    from ctseg.train import Job
+    from ctseg.data.challenge import read_challenge
+    from ctseg.core.device import pick_device
+    from ctseg.core.files import atomic_path
+    from ctseg.metrics.challenge import dice_table, mean_dice
+    from ctseg.prediction.predictor import load_predictor, predict_masks
+    from ctseg.runs.recipe import apply_settings
+    from ctseg.recipes.fit import fit
+    from ctseg.recipes.table import get_recipe
+    from ctseg.runs.job import Job
     target = RESULTS/table/f"{name}-s{seed}.npz"
     if target.exists(): return f"have {target.name}"
     start = time.monotonic()
@@ -73,7 +76,7 @@ def one(task):
     C = len(test.classes)
     keep = {f"dice_{k}": dice_table(m, test.masks, C).astype(np.float32) for k, m in zip(rules, masks)}
     areas = {f"area_{k}": np.stack([np.bincount(x.ravel(), minlength=C + 1)[1:] for x in m]).astype(np.int32) for k, m in zip(rules, masks)}
-    if r.labelled:
+    if r.value("labelled"):
         some = {k: rules[k] for k in ("argmax", "chosen") if k in rules}
         tables = on_left_out(train, r, seed, lambda images: predict_masks(predictor, images, list(some.values())))
         keep |= {f"rest_{k}": t for k, t in zip(some, tables)} | {"rest_groups": train.groups[train.labelled]}
@@ -95,12 +98,12 @@ def one(task):
 def confidences(table, name, seeds, data, runs):
     "How sure the runs of one row are of each test slice and cell, and how right: one teacher (the first seed), and the mean of all."
     import numpy as np, torch
-    from ctseg.data import read_challenge
-    from ctseg.device import pick_device
-    from ctseg.files import atomic_path
-    from ctseg.metrics import dice_table
-    from ctseg.predict import load_predictor
-    from ctseg.pseudo import pseudo_label
+    from ctseg.data.challenge import read_challenge
+    from ctseg.core.device import pick_device
+    from ctseg.core.files import atomic_path
+    from ctseg.metrics.challenge import dice_table
+    from ctseg.prediction.predictor import load_predictor
+    from ctseg.methods.pseudo import pseudo_label
     torch.set_num_threads(1)
     test = read_challenge(data, "test")
     teachers = [load_predictor(Path(runs)/table/f"{name}-s{s}", pick_device("auto")) for s in seeds]
@@ -117,18 +120,22 @@ def confidences(table, name, seeds, data, runs):
 def decisions(table, name, seed, data, runs, test=None):
     "A finished run's test slices, decided in three ways from the same probabilities: argmax, by the gate that `fit` once chose, by the expected Dice that it chooses now; the rules from the slices that the run held out. `test`: another folder, whose test slices are taken."
     import numpy as np, torch
-    from ctseg.data import read_challenge
-    from ctseg.device import pick_device
-    from ctseg.files import atomic_path
-    from ctseg.metrics import dice_table, mean_dice
-    from ctseg.predict import Rule, choose_rule, load_predictor, predict_masks, run_spec
-    from ctseg.train import Job, Recipe, Run
+    from ctseg.data.challenge import read_challenge
+    from ctseg.core.device import pick_device
+    from ctseg.core.files import atomic_path
+    from ctseg.metrics.challenge import dice_table, mean_dice
+    from ctseg.inference.rule import Rule
+    from ctseg.prediction.choose import choose_rule
+    from ctseg.prediction.predictor import load_predictor, predict_masks
+    from ctseg.prediction.saved import run_spec
+    from ctseg.runs.job import Job
+    from ctseg.runs.folder import Run
     torch.set_num_threads(1)
     folder, train, other = Path(runs)/table/f"{name}-s{seed}", read_challenge(data), test
     test = read_challenge(other or data, "test")
     if not (folder/"metrics.json").exists(): return f"no finished run in {folder}"
     predictor, run = load_predictor(folder, pick_device("auto")), Run(folder)
-    held = Job(Recipe(**run_spec(run)["recipe"]), train, run, predictor.plan, seed).holdout
+    held = Job(run_spec(run)["recipe"], train, run, predictor.plan, seed).holdout
     gated = predictor.rule if predictor.rule.expected is None else choose_rule(predictor, held, expected=False)[0]  # older runs have one
     rules = {"argmax": Rule(), "gated": gated, "expected": choose_rule(predictor, held)[0]}
     keep = {f"dice_{k}": dice_table(m, test.masks, len(test.classes)).astype(np.float32) for k, m in zip(rules, predict_masks(predictor, test.images, list(rules.values())))}
@@ -145,12 +152,13 @@ STEPS = {  # what is added, one after the other: views, then how the rule is cho
 def ensembles(table, name, seeds, data, runs):
     "The finished runs of one row together (its seeds, or its folds `name-f*`): each alone (argmax, and its own rule), their mean, and what views, an out-of-fold rule and calibration add."
     import numpy as np, torch
-    from ctseg.calibrate import prepare
-    from ctseg.data import read_challenge
-    from ctseg.device import pick_device
-    from ctseg.files import atomic_path
-    from ctseg.metrics import dice_table, mean_dice
-    from ctseg.predict import Rule, predict_masks
+    from ctseg.prediction.prepare import prepare
+    from ctseg.data.challenge import read_challenge
+    from ctseg.core.device import pick_device
+    from ctseg.core.files import atomic_path
+    from ctseg.metrics.challenge import dice_table, mean_dice
+    from ctseg.inference.rule import Rule
+    from ctseg.prediction.predictor import predict_masks
     torch.set_num_threads(1)
     train, test, plan = read_challenge(data), read_challenge(data, "test"), pick_device("auto", "bf16")
     folders = sorted(f for s in seeds for form in (f"{name}-f*-s{s}", f"{name}-s{s}") for f in (Path(runs)/table).glob(form) if (f/"metrics.json").exists())
@@ -172,9 +180,10 @@ def ensembles(table, name, seeds, data, runs):
 BASE = ("width=16", "epochs=40", "batch_size=16", "precision=bf16")
 
 # The semi-supervised methods from two starting points, the original's loss and ours. One strong view and no feature stream for UniMatch: 3 instead of 7 times a supervised step.
-SEED, OURS = ("loss=dice", "tune_rule=no"), ("loss=masked", "log_dice=yes", "confidence=sdc", "tune_rule=yes")
+SEED, OURS = ("loss=dice", "tune_rule=no"), ("loss=masked", "log_dice=yes", "tune_rule=yes")
+SDC = ("confidence=sdc",)
 SOFTMAX = ("loss=marginal",) + OURS[1:]  # as the recipes are now
-ONE_VIEW, COLD = ("views=1", "feature_dropout=0"), ("warm=no", "tau=0.95")
+ONE_VIEW, COLD = ("views=1", "feature_dropout=0"), ("supervised_first=no", "tau=0.95")
 SEMI = [
     ("seed-attunet", "seed-attunet", ()),
     ("log", "masked", ("log_dice=yes",)),
@@ -187,12 +196,12 @@ SEMI = [
     ("ctseg", "ctseg", ()),
     ("marginal-mean-teacher", "mean-teacher", ()),
     ("marginal-teacher-student", "teacher-student", ()),
-    ("marginal-pretrain-finetune", "seed-pretrain-finetune", SOFTMAX),
+    ("marginal-pretrain-finetune", "seed-pretrain-finetune", SOFTMAX + SDC),
     ("marginal-self-training", "self-training", ()),
     ("log-unimatch", "unimatch", OURS + ONE_VIEW + COLD),
     ("log-self-training", "self-training", OURS),
-    ("log-teacher-student", "seed-teacher-student", OURS),
-    ("log-pretrain-finetune", "seed-pretrain-finetune", OURS),
+    ("log-teacher-student", "seed-teacher-student", OURS + SDC),
+    ("log-pretrain-finetune", "seed-pretrain-finetune", OURS + SDC),
     ("seed-teacher-student", "seed-teacher-student", ()),
     ("seed-pretrain-finetune", "seed-pretrain-finetune", ()),
     ("seed-mean-teacher", "mean-teacher", SEED),
@@ -218,7 +227,7 @@ def phantom(epochs: int, full_epochs: int, keep: int):
         ("ctseg", "ctseg", ()),
         ("marginal-mean-teacher", "mean-teacher", ()),
         ("marginal-teacher-student", "teacher-student", (f"keep={keep}",)),
-        ("marginal-pretrain-finetune", "seed-pretrain-finetune", SOFTMAX + (f"keep={keep}",)),
+        ("marginal-pretrain-finetune", "seed-pretrain-finetune", SOFTMAX + SDC + (f"keep={keep}",)),
         ("marginal-self-training", "self-training", ()),
         ("seed-teacher-student", "seed-teacher-student", (f"keep={keep}",)),
         ("seed-pretrain-finetune", "seed-pretrain-finetune", (f"keep={keep}",)),

@@ -7,7 +7,7 @@
 
 # %% [markdown]
 # The default recipe is a heap of choices. Here each is switched off, or exchanged for another, and everything else is left alone: slices, seeds, network and number of steps. Exceptions are said in the line; a second phase comes on top of the first, and `log-unimatch`, which has only one phase, uses the papers' threshold of .95. The data and terms are those of
-# [partial labels on real CT](realct_supervised.html): 64×64 slices of head and neck, seven organs, 300 test slices of 15 patients, an Attention U-Net of width 16.
+# [partial labels on real CT](realct_supervised.ipynb): 64×64 slices of head and neck, seven organs, 300 test slices of 15 patients, an Attention U-Net of width 16.
 #
 # The loss was taken apart with **800** annotated slices. The rest was taken apart with **100**, where a choice has more room to matter and a training takes minutes. That leaves 700 annotated slices of other patients whose outlines no training saw:
 # choices are made on *those* (`left out`, scored where something is known), and the test slices only judge.
@@ -25,7 +25,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import pandas as pd
 
-sys.path.insert(0, "../../report")
+sys.path.insert(0, "../../paper")
 from measured import compare, compare_left_out, load, rule_gain, verdict
 
 RESULTS = Path("results")
@@ -91,6 +91,6 @@ plt.show()
 # strong augmentation, which looked best, adds next to nothing (+.004) once the second phase follows, perhaps because both teach the network to ignore how a slice looks. Mirrors and rare classes were not tried with the second phase. So the default has none of the three.
 #
 # Of the choices about pseudo-labels, one training each, only the quotas show: without them self-training loses another 0.04, on the test slices and on the left-out ones alike. A second round changes nothing. That images are kept by Soft Dice Confidence and not by the original's mean probability does not show either,
-# although it [ranks them better](confidence.html): of 1900 images 800 are kept, and a filter that keeps so many decides little.
+# although it [ranks them better](confidence.ipynb): of 1900 images 800 are kept, and a filter that keeps so many decides little.
 #
-# Averaging several networks, other views of a slice, a rule chosen out of fold, calibration and the presence head are on [a page of their own](realct_ensemble.html); the scores by which pseudo-labels are kept on [another](confidence.html).
+# Averaging several networks, other views of a slice, a rule chosen out of fold, calibration and the presence head are on [a page of their own](realct_ensemble.ipynb); the scores by which pseudo-labels are kept on [another](confidence.ipynb).

@@ -6,8 +6,10 @@
 # - skip_showdoc: true
 
 # %% [markdown]
-# Every verdict is computed from the kept results of [partial labels](realct_supervised.html), [unlabelled slices](realct_semi.html) and [confidence](confidence.html): *held* if the 95 % interval over the test patients is clear of zero on the claimed side **and** every training seed agrees, *the opposite* likewise on the other side, else *not seen*. One
+# Every verdict is computed from the kept results of [partial labels](realct_supervised.ipynb), [unlabelled slices](realct_semi.ipynb) and [confidence](confidence.ipynb): *held* if the 95 % interval over the test patients is clear of zero on the claimed side **and** every training seed agrees, *the opposite* likewise on the other side, else *not seen*. One
 # seed gets no verdict: *one seed: for it* or *against it* gives only the sign of the difference. The confidences, which have no interval, are only *in this order*, *in part* (SDC better than `max`, but not both on their side of chance) or *not seen*. The network is small (width 16), the slices are 64×64, the organs seven: a claim that fails here may hold elsewhere.
+#
+# Recipes with the original's loss are called `original-…` today. The kept tables and pictures, the results files and `tools/bench.py` have the older names, `seed-…`.
 
 # %%
 import sys
@@ -15,7 +17,7 @@ from pathlib import Path
 
 import pandas as pd
 
-sys.path.insert(0, "../../report")
+sys.path.insert(0, "../../paper")
 from measured import compare, decisions, load, rule_gain, verdict
 
 RESULTS = Path("results")

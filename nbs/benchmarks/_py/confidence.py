@@ -6,13 +6,15 @@
 # - skip_showdoc: true
 
 # %% [markdown]
-# Pseudo-labels are chosen by a [confidence](../pseudo.html). A good one has a single virtue: slices it ranks higher are segmented better. That can be measured wherever the truth is known to us and was not to the teacher. Here: 300 test slices of 15 patients
-# of the [real-CT benchmark](realct_supervised.html); three teachers of each kind that differ in their seed (with 100 annotated slices: also in the patients they saw). `one` is the first teacher alone, `mean` the average of the three probabilities.
+# Pseudo-labels are chosen by a [confidence](../methods/20_pseudo.ipynb). A good one has a single virtue: slices it ranks higher are segmented better. That can be measured wherever the truth is known to us and was not to the teacher. Here: 300 test slices of 15 patients
+# of the [real-CT benchmark](realct_supervised.ipynb); three teachers of each kind that differ in their seed (with 100 annotated slices: also in the patients they saw). `one` is the first teacher alone, `mean` the average of the three probabilities.
 #
 # ```
 # python tools/bench.py supervised --data FOLDER --confidence --only seed-attunet masked marginal
 # python tools/bench.py semi100 --data FOLDER --confidence --only seed-attunet log
 # ```
+#
+# Recipes with the original's loss are called `original-…` today. The kept tables and pictures, the results files and `tools/bench.py` have the older names, `seed-…`.
 
 # %%
 from pathlib import Path
@@ -94,7 +96,7 @@ print(f"{name}: rank correlation of `max` with the number of structures drawn: {
 # %% [markdown]
 # ## Of a cell
 #
-# [Self-training](../self_training.html) believes cells, one structure on one slice. Over all cells that a teacher drew (inventions have Dice 0): `sdc`, `agreement`, their product, and the peak probability. `within a class` correlates class by class and takes the mean, because quotas are by class.
+# [Self-training](../methods/60_self_training.ipynb) believes cells, one structure on one slice. Over all cells that a teacher drew (inventions have Dice 0): `sdc`, `agreement`, their product, and the peak probability. `within a class` correlates class by class and takes the mean, because quotas are by class.
 
 # %%
 def cells(t, kind="mean"):
@@ -114,7 +116,7 @@ cell.style.format(precision=3)
 
 # %% [markdown]
 # What to read from it. Over whole slices Soft Dice Confidence has the lowest AURC in all eight rows; `max` is worse than keeping slices at random in seven of them. For the original's own teacher with 800 annotated slices, though, even SDC is hardly better than chance (.451 against .455 for the mean of three). Over cells the product with
-# `agreement` never beats SDC alone, neither by rank correlation over all cells nor by AURC; within a class it does for one teacher of four. So `accept_cells` ranks by SDC alone; the self-training runs of the tables that are called `log-…` and `seed-…` were made when it took the product. For `masked, 800` the plain peak probability ranks best.
+# `agreement` never beats SDC alone, neither by rank correlation over all cells nor by AURC; within a class it does for one teacher of four. So `accept_cells` ranks by SDC alone; the self-training runs of the tables that are called `log-…` and `original-…` were made when it took the product. For `masked, 800` the plain peak probability ranks best.
 #
 # The tables for the report and the pages that quote them:
 

@@ -6,7 +6,7 @@
 # - skip_showdoc: true
 
 # %% [markdown]
-# [Data](../10_data.ipynb) reads `y_train.csv` with a small parser of its own, because the table is so regular. Writing by hand what
+# [Data](../data/70_challenge.ipynb) reads `y_train.csv` with a small parser of its own, because the table is so regular. Writing by hand what
 # well-kept libraries do needs a good reason; this is the measurement of it. The table here has the size and the look of the challenge's
 # (its own may not be redistributed): 2000 masks of
 # 256x256, of which 800 hold up to nine discs of 54 classes.
@@ -20,7 +20,7 @@ import pandas as pd
 import pyarrow
 
 import ctseg
-from ctseg.data import write_masks
+from ctseg.data.mask_csv import write_masks
 
 # %%
 rng = np.random.default_rng(0)
@@ -56,8 +56,8 @@ a, k = np.empty((2000, 65536), np.uint8), 0
 for part in read:
     for j in range(2000): a[j, k:k + part.num_rows] = part.column(j + 1).to_numpy()
     k += part.num_rows"""),
-    "ctseg, first read": ("from ctseg.data import read_masks", "a = read_masks(path, cache=False)[1]"),
-    "ctseg, cached": ("from ctseg.data import read_masks", "a = read_masks(path)[1]"),
+    "ctseg, first read": ("from ctseg.data.mask_csv import read_masks", "a = read_masks(path, cache=False)[1]"),
+    "ctseg, cached": ("from ctseg.data.mask_csv import read_masks", "a = read_masks(path)[1]"),
 }
 PROGRAM = """
 import json, sys, time

@@ -6,7 +6,7 @@
 # - skip_showdoc: true
 
 # %% [markdown]
-# A structure drawn where there is none scores 0 for its slice, as one that is missed. So after the pixels are decided there is a second question, of each drawn structure: is it there at all? [The rule](../predict.html#is-it-there-at-all) that `fit` chooses on held-out slices has two forms:
+# A structure drawn where there is none scores 0 for its slice, as one that is missed. So after the pixels are decided there is a second question, of each drawn structure: is it there at all? [The rule](../inference/45_expected_dice.ipynb#the-chance-of-being-there) that `fit` chooses on held-out slices has two forms:
 #
 # | decision | what stays |
 # | --- | --- |
@@ -14,7 +14,7 @@
 # | gate | what peaks above one probability for all classes; that, a threshold for the pixels and a least size of islands are chosen on the held-out slices. This is what `fit` did for most runs of the other pages |
 # | expected Dice | what raises the score to be expected; its chance to be there is estimated from peak and area on the held-out slices. This is what `fit` does now |
 #
-# Networks and data are those of [unlabelled slices on real CT](realct_semi.html) (seven organs; 800 or 100 annotated slices, of which 77, or 6 to 12, choose the rule) and of [the phantom](phantom_semi.html) (54 structures, 240 annotated slices, of which 25 choose). Nothing was trained again:
+# Networks and data are those of [unlabelled slices on real CT](realct_semi.ipynb) (seven organs; 800 or 100 annotated slices, of which 77, or 6 to 12, choose the rule) and of [the phantom](phantom_semi.ipynb) (54 structures, 240 annotated slices, of which 25 choose). Nothing was trained again:
 #
 # ```
 # python tools/bench.py semi800 --data FOLDER --decisions --only ctseg marginal-log
@@ -28,10 +28,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-sys.path.insert(0, "../../report")
+sys.path.insert(0, "../../paper")
 from measured import DECIDED, decisions, load, paired
 
-from ctseg.metrics import mean_dice
+from ctseg.metrics.challenge import mean_dice
 
 RESULTS = Path("results")
 RULES = {"argmax": "argmax", "gated": "gate", "expected": "expected Dice"}
@@ -107,7 +107,7 @@ shown(second)
 # %% [markdown]
 # ## The default, decided as it is now
 #
-# The numbers of [the original against the default](realct_semi.html#the-default-against-the-original-whole) and of the [closed share](phantom_semi.html) with the rule that `fit` chooses now. The original decides by argmax; it knew no rule.
+# The numbers of [the original against the default](realct_semi.ipynb#the-default-against-the-original-whole) and of the [closed share](phantom_semi.ipynb) with the rule that `fit` chooses now. The original decides by argmax; it knew no rule.
 
 # %%
 ours, theirs = runs["semi800", "ctseg"], kept["semi800"]["seed-teacher-student"]

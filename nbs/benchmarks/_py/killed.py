@@ -6,11 +6,13 @@
 # - skip_showdoc: true
 
 # %% [markdown]
-# [The loop](../40_train.ipynb) claims that a run can be cut *anywhere* and ends with bit-identical weights and history. SIGKILL cannot be caught, so nothing is tidied up: it strikes in the middle of a step, while a checkpoint is being
+# [The loop](../training/70_loop.ipynb) claims that a run can be cut *anywhere* and ends with bit-identical weights and history. SIGKILL cannot be caught, so nothing is tidied up: it strikes in the middle of a step, while a checkpoint is being
 # written, between two phases, while a teacher labels. Each run below is killed again and again after a random part of its time and resumed each time, then left to end. All its files (weights, averages, history, pseudo-labels, the chosen rule) are compared
 # byte by byte with those of a run that nobody disturbed. Toy slices and a tiny network, since what is tested is the book-keeping.
 #
 # The short version is in `tests/test_train.py`; the helpers are its own.
+#
+# Recipes with the original's loss are called `original-…` today. The kept tables and pictures, the results files and `tools/bench.py` have the older names, `seed-…`.
 
 # %%
 import platform, random, sys, tempfile, time
@@ -21,7 +23,8 @@ import torch
 sys.path.insert(0, "../../tests")
 from runs import contents, fit_quietly, kill_and_resume, start
 from test_methods import SMALL, toy
-from ctseg.recipes import apply_settings, get_recipe
+from ctseg.runs.recipe import apply_settings
+from ctseg.recipes.table import get_recipe
 
 # %%
 KILLS = {"masked": 8, "seed-teacher-student": 8, "seed-pretrain-finetune": 8, "mean-teacher": 8, "unimatch": 9, "self-training": 9}

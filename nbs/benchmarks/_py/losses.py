@@ -6,7 +6,7 @@
 # - skip_showdoc: true
 
 # %% [markdown]
-# [Losses](../20_losses.ipynb) never builds a one-hot tensor and states its own gradients. Is that worth the trouble? The one-hot forms
+# [Losses](../losses/20_fused.ipynb) never builds a one-hot tensor and states its own gradients. Is that worth the trouble? The one-hot forms
 # below are the same formulas in the ordinary PyTorch way, as one would write them without thinking of memory; both give the same value
 # and gradient (checked here too). MONAI's `DiceCELoss`, which cannot express unknown cells, is measured where it happens to be installed.
 #
@@ -21,7 +21,7 @@ import pandas as pd
 import torch
 from torch.nn import functional as F
 
-from ctseg.losses import create_loss
+from ctseg.losses.registry import create_loss
 torch.set_num_threads(1)
 
 # %%
@@ -94,7 +94,7 @@ PROGRAM = f'''
 import sys; sys.path += {{path!r}}
 import torch
 from torch.nn import functional as F
-from ctseg.losses import create_loss
+from ctseg.losses.registry import create_loss
 torch.set_num_threads(1)
 {ONE_HOT}{DATA}
 {{loss}}

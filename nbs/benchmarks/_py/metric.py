@@ -6,7 +6,7 @@
 # - skip_showdoc: true
 
 # %% [markdown]
-# [Metrics](../22_metrics.ipynb) defines the score by two loops and computes it from one table of (predicted, true) pairs an image.
+# [Metrics](../metrics/10_challenge.ipynb) defines the score by two loops and computes it from one table of (predicted, true) pairs an image.
 # Validation runs it every epoch and the choice of a decision rule runs it dozens of times, so the difference is felt. Both are timed in
 # one process on the same masks, taking turns, three rounds, and the least CPU time counts (all are single-threaded).
 
@@ -14,7 +14,9 @@
 import platform, time
 import numpy as np
 import pandas as pd
-from ctseg.metrics import bootstrap_mean, dice_table, paired_bootstrap, surface_dice
+from ctseg.metrics.bootstrap import bootstrap_mean, paired_bootstrap
+from ctseg.metrics.challenge import dice_table
+from ctseg.metrics.surface import surface_dice
 
 # %% [markdown]
 # Up to twelve discs a slice, with radii of 4 to 59 pixels, the later ones over the earlier; the prediction draws nine of ten of them, two columns off.

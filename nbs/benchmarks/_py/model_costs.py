@@ -6,14 +6,14 @@
 # - skip_showdoc: true
 
 # %% [markdown]
-# Two sizes that do not depend on the machine: parameters, and multiply-adds for a forward pass of one 256×256 slice with 55 outputs. [The zoo](../39_zoo.ipynb) counts them with PyTorch's own counter. Time and memory beside other
+# Two sizes that do not depend on the machine: parameters, and multiply-adds for a forward pass of one 256×256 slice with 55 outputs. [Costs](../models/90_costs.ipynb) counts them with PyTorch's own counter. Time and memory beside other
 # implementations are in [models: time and memory](models_speed.ipynb).
 
 # %%
 import pandas as pd
 
 from ctseg.models import list_models
-from ctseg.models.zoo import model_facts
+from ctseg.models.costs import model_facts
 
 # %%
 table = pd.DataFrame([model_facts(n, measure=False) for n in list_models()])[["name", "parameters", "multiply_adds", "about", "paper"]]

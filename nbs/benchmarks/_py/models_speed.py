@@ -18,8 +18,9 @@ import pandas as pd
 import torch
 
 from ctseg.models import create_model
-from ctseg.models.base import count_parameters, import_timm
-from ctseg.models.zoo import multiply_adds
+from ctseg.models.base import count_parameters
+from ctseg.core.optional import import_timm
+from ctseg.models.costs import multiply_adds
 
 # %%
 torch.set_num_threads(1)
@@ -101,8 +102,8 @@ speed.style.set_uuid("speed").format({"time ratio": "{:.2f}", "multiply-adds rat
 code = """
 import sys; sys.path[:0] = {path}
 import torch; torch.set_num_threads(1)
-from ctseg.models.base import import_timm; import_timm()
-from ctseg.models.zoo import PeakMemory
+from ctseg.core.optional import import_timm; import_timm()
+from ctseg.models.costs import PeakMemory
 src = {src!r}
 ns = dict()
 exec(src, ns)

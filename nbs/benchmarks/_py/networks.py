@@ -7,7 +7,7 @@
 
 # %% [markdown]
 # The original compared Attention U-Net, MISSFormer and UC-TransNet, each for as many epochs as there was patience. Here each gets the **same processor time**: as long as `attunet` of width 16 needs for its 1800 steps on
-# [the real-CT slices](realct_supervised.html) (64×64 pixels, 800 partly annotated). The cost of a step was measured first, alternating with `attunet`, and gives the number of epochs. Everything else is the recipe `masked-log`: loss,
+# [the real-CT slices](realct_supervised.ipynb) (64×64 pixels, 800 partly annotated). The cost of a step was measured first, alternating with `attunet`, and gives the number of epochs. Everything else is the recipe `masked-log`: loss,
 # augmentation, schedule, and a learning rate of 2e-3, which was found with `attunet` and may suit the transformers less.
 #
 # All start from random weights. That is a handicap for `unet:resnet34` and `segformer:mit_b0`, which exist for the sake of their pretrained encoders; there is no network where these runs were made.
@@ -24,16 +24,17 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-sys.path.insert(0, "../../report")
+sys.path.insert(0, "../../paper")
 from measured import chosen, line, load
 
-from ctseg.metrics import mean_dice
+from ctseg.metrics.challenge import mean_dice
 
-from ctseg.losses import create_loss
-from ctseg.models import create_model
+from ctseg.losses.registry import make_loss
 from ctseg.models.base import count_parameters
-from ctseg.models.zoo import multiply_adds
-from ctseg.recipes import apply_settings, get_recipe
+from ctseg.models.costs import multiply_adds
+from ctseg.models.settings import make_model
+from ctseg.runs.recipe import apply_settings
+from ctseg.recipes.table import get_recipe
 
 RESULTS = Path("results")
 runs = load(RESULTS/"networks") | {"attunet": load(RESULTS/"supervised")["masked-log"]}
@@ -47,8 +48,11 @@ runs = load(RESULTS/"networks") | {"attunet": load(RESULTS/"supervised")["masked
 def network(name):
     facts = next(iter(runs[name].values()))["facts"]
     recipe = apply_settings(get_recipe(facts["recipe"]), facts["settings"])
-    net = create_model(recipe.model, 1, create_loss(recipe.loss).out_chans(7), **recipe.model_options(7, trained=True))
-    return {"network": recipe.model, "width": recipe.width or None, "parameters (M)": count_parameters(net)/1e6, "multiply-adds, 64×64 (G)": multiply_adds(net, 64)/1e9, "epochs": recipe.epochs} | line(runs, name, "attunet")
+    net = make_model(recipe.model, make_loss(recipe.loss).out_chans(7), 7, image_size=64, trained=True)
+    costs = {"parameters (M)": count_parameters(net)/1e6, "multiply-adds, 64×64 (G)": multiply_adds(net, 64)/1e9}
+    named = {"network": recipe.model.name, "width": recipe.value("width") or None}
+    return named | costs | {"epochs": recipe.schedule.epochs} | line(runs, name, "attunet")
+
 
 table = pd.DataFrame([network(n) for n in runs], index=list(runs)).sort_values("Dice", ascending=False)
 table = table.drop(columns=["paired seeds", "better in", "invented", "missed"]).rename(columns={"difference": "minus attunet"})

@@ -7,9 +7,11 @@
 
 # %% [markdown]
 # The project that `ctseg` grew out of reports that its teacher–student method raised the Dice from 0.24 to 0.25, on 160 validation slices, one run each, with a metric that was called with its tables transposed
-# ([how](../22_metrics.ipynb)). We cannot repeat that measurement: its data may not be passed on and its predictions were not kept. We can measure the three things that decide what such a number is worth.
+# ([how](../metrics/10_challenge.ipynb)). We cannot repeat that measurement: its data may not be passed on and its predictions were not kept. We can measure the three things that decide what such a number is worth.
 #
 # All runs are those of [partial labels on real CT](realct_supervised.ipynb); this notebook trains nothing.
+#
+# Recipes with the original's loss are called `original-…` today. The kept tables and pictures, the results files and `tools/bench.py` have the older names, `seed-…`.
 
 # %%
 import json
@@ -19,7 +21,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from ctseg.metrics import dice_table, mean_dice, paired_bootstrap
+from ctseg.metrics.challenge import dice_table, mean_dice
+from ctseg.metrics.bootstrap import paired_bootstrap
 from ctseg.phantom import phantom_slices
 
 # %%
@@ -114,7 +117,7 @@ claim.round(3)
 # ## So what does 0.24 → 0.25 mean?
 #
 # By itself, nothing. On our data two equal trainings differ by four times as much on average; the draw of 160 slices alone moves a difference of two fixed networks by ±0.027 (95 %); and the number is not the challenge's metric. The method may have helped or harmed: one run each cannot tell. What it does when it is repeated, with the right metric
-# and three seeds, is on [another page](realct_semi.html). The numbers, for the report:
+# and three seeds, is on [another page](realct_semi.ipynb). The numbers, for the report:
 
 # %%
 facts = {"pairs_of_seeds": len(luck), "luck_mean": luck.mean(), "luck_max": luck.max(), "sd_160_slices": by_slice.mean(), "sd_160_patients": by_patient.mean(),

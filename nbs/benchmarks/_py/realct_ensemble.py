@@ -6,7 +6,7 @@
 # - skip_showdoc: true
 
 # %% [markdown]
-# **The data** are those of [Partial labels on real CT](realct_supervised.html): 300 test slices of 15 patients, seven organs. **The runs** are finished ones of the tables of `tools/bench.py`; nothing is trained here. Every step is added to the same networks, and scored with the challenge's Dice:
+# **The data** are those of [Partial labels on real CT](realct_supervised.ipynb): 300 test slices of 15 patients, seven organs. **The runs** are finished ones of the tables of `tools/bench.py`; nothing is trained here. Every step is added to the same networks, and scored with the challenge's Dice:
 #
 # | step | what it is |
 # |---|---|
@@ -34,7 +34,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from ctseg.metrics import paired_bootstrap
+from ctseg.metrics.bootstrap import paired_bootstrap
 
 # %%
 STEPS = {"single": "single, argmax", "single-rule": "single + rule", "ensemble": "ensemble, argmax", "tta": "ensemble + views", "rule": "ensemble + rule",
@@ -89,7 +89,7 @@ pd.concat({TITLES[n]: t for n, t in effects.items()}).round(4)
 
 # %% [markdown]
 # **Averaging the runs is worth 0.03 to 0.05**, for three seeds of one recipe as for five folds; it is worth 0.018 for three seeds of the default, whose single runs are better already, and 0.014 for the three folds with a presence head. **A rule chosen out of fold is worth another 0.02 for the five folds**, whose held-out slices together are all 800 annotated ones; for three seeds, which all hold out the same tenth, it changes nothing. **Views harm or do nothing** in the three ensembles without a presence head: the networks were
-# trained with turns and scales, and slices of 64 pixels lose detail when they are resampled. Calibration before the rule does not help these three either: a temperature of about 2 makes the probabilities [more honest](../calibrate.html), which is not the same as making the decisions better. So `ctseg predict` averages the runs it is given, `--tune FOLDER` chooses such a rule, and views and calibration are off unless asked for.
+# trained with turns and scales, and slices of 64 pixels lose detail when they are resampled. Calibration before the rule does not help these three either: a temperature of about 2 makes the probabilities [more honest](../inference/50_calibration.ipynb), which is not the same as making the decisions better. So `ctseg predict` averages the runs it is given, `--tune FOLDER` chooses such a rule, and views and calibration are off unless asked for.
 #
 # **A presence head** (three folds) is worth 0.017 to a single run decided by argmax, as one more thing that the encoder has to know; with each run's own rule the gain is 0.005 and not shown. For the ensemble of three it is a warning: the gate that was best on each run's held-out slices **harms** the average (−0.028), whose peaks are lower than a single
 # run's. (Views and calibration gain 0.037 and 0.040 over that rule, so much of that gain is a repair: over the same ensemble decided by argmax they end 0.009 and 0.013 higher, without an interval.) Rules for a few folds with a presence head should be chosen after calibration, or left out. It stays off in every recipe.

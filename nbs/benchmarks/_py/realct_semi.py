@@ -6,12 +6,12 @@
 # - skip_showdoc: true
 
 # %% [markdown]
-# **The data** are those of [partial labels on real CT](realct_supervised.html): 2000 training slices, of which 100 or 800 are partly annotated, and 300 test slices of 15 other patients. The 100 are those of patients drawn by the seed (the last one gives only as many slices as complete the hundred); the other 700 join the unlabelled.
+# **The data** are those of [partial labels on real CT](realct_supervised.ipynb): 2000 training slices, of which 100 or 800 are partly annotated, and 300 test slices of 15 other patients. The 100 are those of patients drawn by the seed (the last one gives only as many slices as complete the hundred); the other 700 join the unlabelled.
 #
-# **The terms.** Attention U-Net of width 16, batches of 16 annotated slices, 600 optimiser steps a phase with 100 annotations and 1800 with 800. Methods are run from three starting points: the original's loss (`seed-…`: Dice only, zeros as background), our sigmoid loss with the logarithm
+# **The terms.** Attention U-Net of width 16, batches of 16 annotated slices, 600 optimiser steps a phase with 100 annotations and 1800 with 800. Methods are run from three starting points: the original's loss (`original-…`: Dice only, zeros as background), our sigmoid loss with the logarithm
 # of the Dice (`log-…`; `log` alone is the recipe `masked-log`), and our softmax loss (`marginal-…`, from `marginal-log`), which is that of the recipes as they are now. With 800 slices every method was run from the original's loss and from the softmax (where UniMatch is `ctseg`, after a supervised phase), with 100 from the original's and from the sigmoid; other rows that are missing were not run. UniMatch runs with one strong view and no feature stream, which is what a processor can pay for.
 #
-# `ctseg` is the default recipe: a supervised phase with softmax outputs (`marginal-log`), then one with all images, half as long; `ctseg-sigmoid` is the same with our sigmoid loss (`loss=masked`), which was the default until [54 structures](phantom_semi.html) had shown the difference. `log-warm-unimatch` is `ctseg-sigmoid` with a second phase as long as the first (`second=1`). `ctseg-longer` is `ctseg` with twice as many steps in both phases (`epochs=80`). The self-training rows with 100 slices, and `log-self-training`, ranked cells by Soft Dice Confidence times the agreement of teachers, which was dropped since ([why](confidence.html#of-a-cell)), and took a teacher that contradicts people for evidence of background. The recipes with a second phase take more steps than `log`, so there is also `log-longer`: two phases of equal length, the second without the unlabelled images (`consistency=0`). `log-unimatch` has all images from the
+# `ctseg` is the default recipe: a supervised phase with softmax outputs (`marginal-log`), then one with all images, half as long; `ctseg-sigmoid` is the same with our sigmoid loss (`loss=masked`), which was the default until [54 structures](phantom_semi.ipynb) had shown the difference. `log-warm-unimatch` is `ctseg-sigmoid` with a second phase as long as the first (`second_phase=1`). `ctseg-longer` is `ctseg` with twice as many steps in both phases (`epochs=80`). The self-training rows with 100 slices, and `log-self-training`, ranked cells by Soft Dice Confidence times the agreement of teachers, which was dropped since ([why](confidence.ipynb#of-a-cell)), and took a teacher that contradicts people for evidence of background. The recipes with a second phase take more steps than `log`, so there is also `log-longer`: two phases of equal length, the second without the unlabelled images (`consistency=0`). `log-unimatch` has all images from the
 # first step, as the papers do.
 #
 # Most runs are in bf16. Some were made on a processor that has none, in fp32: `ctseg-sigmoid` with 100 slices is compared with `log-fp32`, which is its own first phase, scored by itself; the others of them are marked below. No setting was tuned on these runs, with one exception: the warm start was added after the cold one had failed on seed 0 with our loss; it was then run on the other seeds without further change.
@@ -22,7 +22,9 @@
 # python tools/bench.py semi800 --data FOLDER
 # ```
 #
-# Where a rule was chosen, it is a threshold and [one gate for all classes](decision_rule.html), as `fit` chose it for these runs; what it chooses now is compared there. Numbers are computed by the functions that REPORT.pdf uses.
+# Where a rule was chosen, it is a threshold and [one gate for all classes](decision_rule.ipynb), as `fit` chose it for these runs; what it chooses now is compared there. Numbers are computed by the functions that REPORT.pdf uses.
+#
+# Recipes with the original's loss are called `original-…` today. The kept tables and pictures, the results files and `tools/bench.py` have the older names, `seed-…`.
 
 # %%
 import sys
@@ -32,10 +34,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-sys.path.insert(0, "../../report")
+sys.path.insert(0, "../../paper")
 from measured import argmax, baseline, chosen, compare, history, line, load, start_of, told
 
-from ctseg.metrics import mean_dice
+from ctseg.metrics.challenge import mean_dice
 
 RESULTS = Path("results")
 runs = {budget: load(RESULTS/f"semi{budget}") for budget in (100, 800)}
@@ -72,7 +74,7 @@ plt.show()
 # %% [markdown]
 # Orange: methods that start from the original's loss; blue: from our sigmoid loss; green: from our softmax loss. A pale line has fewer than three pairs of trainings; the number of pairs is in brackets.
 #
-# With 100 slices the unlabelled ones help the original's loss most, which also has most to gain. `seed-unimatch` adds 0.11 on average and gains in all three trainings; self-training adds 0.06 on average and gains in two of three; the original's own teacher and student gained 0.07 in their one training. Yet the best of them ends far below what a loss that
+# With 100 slices the unlabelled ones help the original's loss most, which also has most to gain. `original-unimatch` adds 0.11 on average and gains in all three trainings; self-training adds 0.06 on average and gains in two of three; the original's own teacher and student gained 0.07 in their one training. Yet the best of them ends far below what a loss that
 # leaves the unknown alone reaches without any unlabelled slice (`log`). On top of *that*, only a second phase with all images (`log-warm-unimatch`, `ctseg-sigmoid`, `ctseg`) has gained in three trainings of three; the other methods were run once, and most of them lost. With 800 slices
 # the recipes with our softmax loss bring nothing either: pretraining on pseudo-labels, Mean Teacher and self-training end where they began, and the student of a teacher below it. Twice as many steps in both phases of the default (`ctseg-longer`, one training) are worth no more than another seed. From the original's loss pretraining gained 0.02 in its one training, self-training ended where it began, and Mean Teacher lost 0.03: all of them are within what two seeds differ by.
 
@@ -134,7 +136,7 @@ pd.DataFrame([remedies(*p) for p in pairs]).style.format(precision=3).hide(axis=
 # With 100 annotated slices the unlabelled ones gain by either decision. With 800 they gain a little, and it takes argmax to see it: with sigmoids .012 and .017, clear of zero and in every training (`log-unimatch` takes no more steps than `log`); with the default's softmax .009, in two trainings of three and not clear of zero. Once each network has its own rule, much of that is gone
 # and no interval is clear of zero. The rule is chosen on a tenth of the patients only, and it brings these networks less than their baselines.
 #
-# How much luck there is even with 800: before what a teacher says against the truth was [believed less](../mean_teacher.html#where-to-compare), the same three second phases had ended 0.005 higher (0.009 by argmax); on the held-out slices they had not. Such a difference between two sets of trainings means nothing yet.
+# How much luck there is even with 800: before what a teacher says against the truth was [believed less](../methods/40_mean_teacher.ipynb#where-to-compare), the same three second phases had ended 0.005 higher (0.009 by argmax); on the held-out slices they had not. Such a difference between two sets of trainings means nothing yet.
 
 # %% [markdown]
 # ## How lucky was a training?
@@ -180,7 +182,7 @@ pd.DataFrame([whole(m, n) for m in ("ctseg", "ctseg-sigmoid") for n in ("seed-te
 # %% [markdown]
 # ## The original's two phases
 #
-# Teacher and student of `seed-teacher-student`, as in the original's figure: training loss, and Dice of the held-out slices, one line a seed.
+# Teacher and student of `original-teacher-student`, as in the original's figure: training loss, and Dice of the held-out slices, one line a seed.
 
 # %%
 fig, axes = plt.subplots(1, 2, figsize=(10, 3.2), layout="constrained")

@@ -16,6 +16,8 @@
 # ```
 #
 # Numbers are computed by the functions that REPORT.pdf uses.
+#
+# Recipes with the original's loss are called `original-…` today. The kept tables and pictures, the results files and `tools/bench.py` have the older names, `seed-…`.
 
 # %%
 import sys
@@ -25,7 +27,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-sys.path.insert(0, "../../report")
+sys.path.insert(0, "../../paper")
 from measured import area, chosen, compare, line, load, row, rule_gain, told
 
 # %%

@@ -6,7 +6,7 @@
 # - skip_showdoc: true
 
 # %% [markdown]
-# [The loop](../40_train.ipynb) keeps the slices on the device as bytes, augments whole batches there, and its [losses](../20_losses.ipynb) never build a one-hot tensor. What is that worth, end to end? The usual loop below is written as most
+# [The loop](../training/70_loop.ipynb) keeps the slices on the device as bytes, augments whole batches there, and its [losses](../losses/20_fused.ipynb) never build a one-hot tensor. What is that worth, end to end? The usual loop below is written as most
 # are: a `Dataset` that warps image and mask with scikit-image and changes the contrast in NumPy, a `DataLoader`, the masked loss from one-hot tensors, AdamW. It does *less* than ours, which also clips the gradient, keeps the averaged
 # model, and checks that all is finite.
 #
@@ -22,13 +22,16 @@ import torch
 from skimage.transform import AffineTransform, warp
 from torch.nn import functional as F
 
-from ctseg.augment import MILD
-from ctseg.losses import create_loss
+from ctseg.data.augment import MILD
+from ctseg.losses.registry import create_loss
 from ctseg.models import create_model
-from ctseg.models.base import import_timm, place
-from ctseg.models.zoo import PeakMemory
-from ctseg.phantom import phantom_slices
-from ctseg.train import Trainer
+from ctseg.core.optional import import_timm
+from ctseg.models.base import place
+from ctseg.models.costs import PeakMemory
+from ctseg.phantom.challenge import phantom_slices
+from ctseg.training.loop import Trainer
+from ctseg.training.method import Phase
+from ctseg.training.setup import ScheduleSettings, Setup
 
 # %%
 torch.set_num_threads(1)
@@ -79,10 +82,15 @@ def usual_steps(make, batch=BATCH):
         opt.zero_grad(); loss.backward(); opt.step()
     return step
 
+def our_trainer(model, loss, slices, augment, batch):
+    "A trainer that goes on for as long as it is measured."
+    setup = Setup(ScheduleSettings(epochs=1000, batch_size=batch, lr=1e-3), augment=augment, progress=False)
+    return Trainer(model, loss, Phase("train", slices), setup)
+
 def our_steps(make, batch=BATCH):
     "The same of ours."
-    t = Trainer(make(), create_loss("masked", w_bce=.5), slices, epochs=1000, batch_size=batch, augment=MILD, progress=False)
-    return lambda: t.step(t.sampler.batches(t.step_no)[0])
+    t = our_trainer(make(), create_loss("masked", w_bce=.5), slices, MILD, batch)
+    return lambda: t.step(t.labelled.batches(t.progress.step)[0])
 
 
 # %% [markdown]
@@ -125,8 +133,8 @@ for name, make in MODELS.items():
     ours, usual = fastest(our_steps(make), usual_steps(make))
     data = Usual(slices)
     loaded, = fastest(lambda: [data[i] for i in range(BATCH)])
-    t = Trainer(make(), create_loss("masked"), slices, epochs=9, batch_size=BATCH, augment=MILD, progress=False)
-    looked, = fastest(lambda: t.look(t.sampler.batches(0)[0]))
+    t = our_trainer(make(), create_loss("masked"), slices, MILD, BATCH)
+    looked, = fastest(lambda: t.stepper.make_views(t.labelled.batches(0)[0], step=0))
     rows.append({"model": name, "ours, s": ours, "usual, s": usual, "times faster": usual/ours, "of it augmentation, ours": looked, "usual": loaded})
 steps = pd.DataFrame(rows).set_index("model")
 steps.round(3)
@@ -141,10 +149,10 @@ steps.round(3)
 # %%
 def nnunet_steps(folder, size=128, batch=8):
     "nnU-Net's training step on a phantom, and ours: two functions."
-    from ctseg.augment import STRONG
-    from ctseg.data import read_challenge
+    from ctseg.data.augment import STRONG
+    from ctseg.data.challenge import read_challenge
     from ctseg.models.nnunet import plan_2d
-    from ctseg.phantom import make_phantom
+    from ctseg.phantom.challenge import make_phantom
     os.environ |= {f"nnUNet_{k}": str(folder/k) for k in ("raw", "preprocessed", "results")} | {"nnUNet_n_proc_DA": "1", "nnUNet_compile": "f"}
     for k in ("raw", "preprocessed", "results"): (folder/k).mkdir()
     make_phantom(folder/"challenge", 24, 0, 1, size, seed=0, examined=54)
@@ -164,8 +172,8 @@ def nnunet_steps(folder, size=128, batch=8):
     batches, _ = theirs.get_dataloaders()
     net = create_model("nnunet", 1, 55, image_size=size)
     assert sum(p.numel() for p in net.parameters()) == sum(p.numel() for p in theirs.network.parameters())
-    ours = Trainer(net, create_loss("ce-dice"), read_challenge(folder/"challenge"), epochs=1000, batch_size=batch, augment=STRONG, progress=False)
-    return lambda: ours.step(ours.sampler.batches(ours.step_no)[0]), lambda: theirs.train_step(next(batches))
+    ours = our_trainer(net, create_loss("ce-dice"), read_challenge(folder/"challenge"), STRONG, batch)
+    return lambda: ours.step(ours.labelled.batches(ours.progress.step)[0]), lambda: theirs.train_step(next(batches))
 
 if importlib.util.find_spec("nnunetv2"):
     with tempfile.TemporaryDirectory() as d:
@@ -179,13 +187,13 @@ else: print("nnU-Net is not installed: left out")
 # Images a second (of CPU time) from bytes to label maps: one pass, probabilities, the decision rule.
 
 # %%
-from ctseg.device import pick_device
-from ctseg.predict import Member, Predictor, predict_masks
+from ctseg.core.device import pick_device
+from ctseg.prediction.predictor import Predictor, RunMember, predict_masks
 
 rows = []
 for name, make in MODELS.items():
     model = place(make(), "cpu").eval()
-    predictor = Predictor([Member(model, create_loss("masked"))], slices.classes, pick_device("cpu"))
+    predictor = Predictor([RunMember(model, create_loss("masked"))], slices.classes, pick_device("cpu"))
     took, = fastest(lambda: predict_masks(predictor, slices.images[:16]), rounds=2)
     rows.append({"model": name, "images a second": 16/took})
 predictions = pd.DataFrame(rows).set_index("model")

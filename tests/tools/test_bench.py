@@ -3,14 +3,22 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT/"tools"))
 import bench
-from ctseg.data import read_challenge
-from ctseg.metrics import mean_dice
+from ctseg.core.device import pick_device
+from ctseg.data.challenge import read_challenge, write_challenge
+from ctseg.inference.rule import Rule
+from ctseg.metrics.challenge import dice_table, mean_dice
 from ctseg.phantom import make_phantom
-from ctseg.recipes import apply_settings, get_recipe
+from ctseg.runs.recipe import apply_settings
+from ctseg.prediction.predictor import load_predictor, predict_masks
+from ctseg.recipes.table import get_recipe
+
+from helpers.fake_runs import fake_run
+from helpers.toys import toy
 
 
 def test_every_row_of_every_table_is_a_recipe():
@@ -46,3 +54,20 @@ def test_full_contours_come_from_beside_the_challenge(tmp_path):
     seen = some.known[:, :, None, None] & (some.masks[:, None] == np.arange(1, 55)[None, :, None, None])
     assert full.known.all() and full.labelled.sum() == 3 > some.labelled.sum()
     assert (full.masks > 0).sum() > (some.masks > 0).sum() and (np.where(seen.any(1), full.masks, 0) == some.masks).all()
+
+
+def test_the_benchmark_of_ensembles_scores_what_the_command_would_write(tmp_path, monkeypatch):
+    monkeypatch.setattr(bench, "RESULTS", tmp_path/"results")
+    data, runs = tmp_path/"data", tmp_path/"runs"
+    write_challenge(toy(32, labelled=24), data)
+    write_challenge(toy(10, labelled=10, seed=5, every=True), data, "test")
+    train, test = read_challenge(data), read_challenge(data, "test")
+    rule = {"threshold": 0.009, "gate": 0.0}
+    folders = [fake_run(runs/"t"/f"log-f{fold}-s0", train, rule=rule, fold=fold).folder for fold in (0, 1)]
+    with np.load(bench.ensembles("t", "log", [0], data, runs)) as z:
+        both = load_predictor(folders, pick_device("cpu", "bf16"))
+        expected = dice_table(predict_masks(both, test.images, [Rule()])[0], test.masks, 3)
+        assert z["dice_single"].shape == z["dice_single-rule"].shape == (2, 10, 3)
+        assert {f"dice_{step}" for step in bench.STEPS} <= set(z.files)
+        np.testing.assert_array_equal(z["dice_ensemble"], expected.astype(np.float32))
+    with pytest.raises(SystemExit): bench.ensembles("t", "nothing", [0], data, runs)
