@@ -2,7 +2,7 @@
 
 The front page is written once, as a notebook: the docs site shows it, and this file turns it into what GitHub and PyPI show. Pictures become files
 in `nbs/images`, named by the cell's `#| label:`; callouts become GitHub's alerts; links to notebooks and pictures get the `nbs/` in front.
-The same notebook gives the same bytes; `tests/test_readme.py` fails when README.md is behind.
+The same notebook gives the same bytes; `tests/tools/test_readme.py` fails when README.md is behind.
 """
 import base64, re
 from pathlib import Path

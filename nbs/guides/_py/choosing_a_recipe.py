@@ -11,26 +11,40 @@
 # | **an hour** | `marginal-log` with `model=unet:resnet34` (`'.[zoo]'`) | one network with a pretrained encoder, a seventh of the default network's arithmetic. Entrants of the challenge report 0.61 for this network with a masked sigmoid loss and a presence head, without any unlabelled slice, in an hour of a T4 |
 # | an hour, no internet | the same with `weights=FILE`, or `ctseg-1h` | the encoder's weights have to come from somewhere |
 # | **six hours**, most slices annotated | three to five folds of `marginal-log`, averaged: [on Kaggle](../kaggle/ensemble_submission/ensemble_submission.ipynb) with `recipe = "marginal-log"`, `members = 4` | the [most dependable gain](../benchmarks/realct_ensemble.ipynb) there is: averaging brought 0.014 to 0.046 in the four ensembles measured. One rule for all members, chosen out of fold by `ctseg predict FOLDS… --tune DATA`, brought between −0.028 and +0.018: compare it with `--rule argmax` |
-# | six hours, few slices annotated | `ctseg` with `second=1` | the [largest gain measured](../benchmarks/realct_semi.ipynb) for a single network (with `loss=masked`; with softmax the shorter second phase of the default was measured): it uses slices without any outline, and the unexamined half of the others |
+# | six hours, few slices annotated | `ctseg` with `second_phase=1` | the [largest gain measured](../benchmarks/realct_semi.ipynb) for a single network (with `loss=masked`; with softmax the shorter second phase of the default was measured): it uses slices without any outline, and the unexamined half of the others |
 # | **thirty hours** (Kaggle's week) | one `ctseg-30h`; or two or three folds of `ctseg`, averaged | both of the above; not measured |
-# | a question of method | `seed-attunet`, `seed-teacher-student` against `marginal-log` at equal `epochs`, three seeds each | the original project's methods; teacher and student take two phases of such a length |
+# | a question of method | `original-attunet`, `original-teacher-student` against `marginal-log` at equal `epochs`, three seeds each | the original project's methods; teacher and student take two phases of such a length |
 #
 # The scores in this table are what teams of [the challenge](https://challengedata.ens.fr/participants/challenges/165/) reported in their repositories, not ours: nothing here was scored on its hidden test set. Our own measurements are
 # [on real CT](../benchmarks/realct_supervised.ipynb), at small width on a processor; no recipe has been timed on a T4.
 
 # %%
 #| hide
-import os, tempfile
+import tempfile
+
 import pandas as pd
 import torch
-from ctseg.data import read_challenge
+from IPython.display import Markdown
+
+from ctseg.data.challenge import read_challenge
 from ctseg.models.attunet import AttentionUNet
 from ctseg.models import zoo
 from ctseg.phantom import make_phantom
-from ctseg.recipes import RECIPES, fit
-from ctseg.train import apply_settings
+from ctseg.recipes.table import RECIPES
+from ctseg.recipes.fit import fit
+from ctseg.runs.recipe import apply_settings
 torch.set_num_threads(1)
 pd.set_option("display.max_colwidth", None)
+
+# %% [markdown]
+# ## All recipes
+#
+# A recipe is a named choice of method, network, loss, augmentation and schedule. `--set KEY=VALUE` changes any part of it; `ctseg recipes NAME` lists every setting with its meaning.
+
+# %%
+#| echo: false
+lines = [f"| `{recipe.name}` | {recipe.about} |" for recipe in RECIPES.values()]
+Markdown("\n".join(["| recipe | what it does |", "|---|---|", *lines]))
 
 
 # %% [markdown]
@@ -51,14 +65,17 @@ def passes(recipe):
     try:
         with tempfile.TemporaryDirectory() as d: fit(SLICES, recipe, d + "/run", progress=False)
     finally: AttentionUNet.encode = real
-    return (3*seen[True] + seen[False])/(3*10*recipe.epochs)
+    return (3*seen[True] + seen[False])/(3*10*recipe.value("epochs"))
 
 with tempfile.TemporaryDirectory() as d:
     make_phantom(f"{d}/phantom", labelled=10, unlabelled=14, test=0, size=32)
     SLICES = read_challenge(f"{d}/phantom", cache=False)
-small = ["width=4", "image_size=32", "epochs=4", "batch_size=5", "fold=-1", "tune_rule=no", "finetune_epochs=0"]
-keep = {m: ["keep=0.67"] for m in ("teacher-student", "pretrain-finetune")}  # the original's 800 of 1200
-cost = {name: passes(apply_settings(r, small + keep.get(r.method, []))) for name, r in RECIPES.items() if name not in ("ctseg-1h", "masked-log", "marginal", "marginal-log", "seed-attunet")}
+small = ["width=4", "image_size=32", "epochs=4", "batch_size=5", "fold=-1", "tune_rule=no"]
+EXTRA = {"teacher-student": ["keep=0.67"], "pretrain-finetune": ["keep=0.67", "finetune_epochs=0"],  # 0.67: the original's 800 of 1200
+         "self-training": ["finetune_epochs=0"]}
+LEFT_OUT = ("ctseg-1h", "masked-log", "marginal", "marginal-log", "original-attunet")  # supervised, so like `masked`
+cost = {name: passes(apply_settings(recipe, small + EXTRA.get(recipe.method.name, [])))
+        for name, recipe in RECIPES.items() if name not in LEFT_OUT}
 pd.Series(cost, name="supervised runs").sort_values().round(1).to_frame()
 
 # %% [markdown]

@@ -15,7 +15,7 @@
 #
 # * A mistake is one line on standard error and exit status 2; nothing half-written is left, not even by SIGTERM (status 143).
 # * A run that was cut goes on with the same command and `--resume`. One that stopped in time, by `--time-limit` or SIGTERM, ends with status 75.
-# * `--set KEY=VALUE` reaches every field of a [recipe](../70_recipes.ipynb). `ctseg recipes NAME` lists the fields with their values and what they mean. `--recipe runs/first/recipe.json` takes the recipe of a run.
+# * `--set KEY=VALUE` reaches every field of a [recipe](../recipes/20_fit.ipynb). `ctseg recipes NAME` lists the fields with their values and what they mean. `--recipe runs/first/recipe.json` takes the recipe of a run.
 # * `ctseg predict` decides by the rule that was chosen in training. `--rule argmax` leaves it out; `--tune FOLDER` chooses one anew, for all the runs together, and prints what it scores on the slices they held out.
 # * `ctseg --version` tells the version, `ctseg doctor` what else a bug report needs.
 # * `python -m ctseg` is the same program, for machines where the command is not on the path.
@@ -51,4 +51,4 @@ def command_page(name, command):
 Markdown("\n".join(command_page(name, c) for name, c in typer.main.get_command(app).commands.items()))
 
 # %% [markdown]
-# How the commands are made: [the notebook of the command line](../80_cli.ipynb).
+# How the commands are made: [the notebook of the command line](../cli/90_main.ipynb).

@@ -1,21 +1,41 @@
 # %% [markdown]
 # # How it is built
 #
-# > For whoever changes the package: the layers, the three objects that travel through them, where a method plugs in, where the numbers come from, and the words.
+# > For whoever reads or changes the package: the folders, the contracts, where a method plugs in, where the numbers come from, every notebook, and the words.
 
 # %% [markdown]
-# ## The layers
+# ## From `ls` to a line
 #
-# A module imports only from those above it. So each can be read, tested and replaced without those below.
+# Which line decides whether a pseudo-label is believed? Four steps answer it, without a search tool:
 #
-# | layer | modules | what they know |
+# 1. `ls ctseg` shows the folders of the table below. What a method adds to training is in `methods`.
+# 2. `ls ctseg/methods` shows `pseudo.py` beside one file a method. Its notebook is [methods/20_pseudo](../methods/20_pseudo.ipynb).
+# 3. The functions of that page are `pseudo_label` (what teachers predict), `keep_images` (whole slices) and `accept_cells` (one structure on one slice).
+# 4. `keep_images` ranks the slices by their confidence and keeps the first `count`. `accept_cells` ranks the cells of each class and ends with the line asked for:
+#    `present[surest, c] = of_class[surest] >= cell_confidence`. The number in it is a setting of self-training, `--set cell_confidence=0.8`.
+#
+# ## The folders
+#
+# `ctseg/`, `nbs/` and `tests/` have the same folders, and the sidebar of this site follows them. A folder imports only from those above it; `tests/project/test_house.py` fails otherwise.
+#
+# | folder | what is in it | what it knows |
 # |---|---|---|
-# | ground | [anatomy](../00_anatomy.ipynb), [files](../02_files.ipynb), [device](../05_device.ipynb) | class names and mirror pairs; files that are never half-written; which card, which precision |
-# | data | [data](../10_data.ipynb), [phantom](../12_phantom.ipynb), [volumes](../14_volumes.ipynb), [dicom](../15_dicom.ipynb), [augment](../16_augment.ipynb), [datasets](../18_datasets.ipynb) | slices with their three states, in and out |
-# | what is optimised | [losses](../20_losses.ipynb), [metrics](../22_metrics.ipynb) | what to learn from known cells; how to score |
-# | networks | [base](../28_base.ipynb), one notebook an architecture, [zoo](../39_zoo.ipynb), [parallel](../38_parallel.ipynb) | image to logits; several processes as one |
-# | training | [train](../40_train.ipynb), [pseudo](../50_pseudo.ipynb), the five methods | the one loop, the run folder, what teachers say |
-# | use | [predict](../60_predict.ipynb), [calibrate](../62_calibrate.ipynb), [report](../64_report.ipynb), [recipes](../70_recipes.ipynb), [demo](../75_demo.ipynb), [command line](../80_cli.ipynb), [Kaggle](../85_kaggle.ipynb) | runs to label maps, files and pages |
+# | `core` | files and errors, settings, registry, class names, device, threads, processes, figures | nothing of CT or learning |
+# | `data` | slices with three states, the challenge folder, CSV of masks, splits, sampling, augmentation | slices and what is known of them |
+# | `io` | volumes, NIfTI, DICOM, RTSTRUCT, DICOM SEG, OpenKBP, TotalSegmentator | other people's files, in and out |
+# | `phantom` | a body made of formulas, with 54 structures | a whole challenge folder from one seed |
+# | `losses` | the definitions ([partial](../losses/10_partial.ipynb)), the same without one-hot tensors ([fused](../losses/20_fused.ipynb)), consistency | what to learn from known cells |
+# | `metrics` | the challenge's Dice, bounds for partial truth, surface distances, bootstrap | how to score |
+# | `models` | one notebook an architecture, pretrained encoders, the zoo | image to logits |
+# | `inference` | the only loop from slices to labels, views, the decision rule, calibration | what to make of a model's output; nothing of runs |
+# | `training` | randomness, averaged weights, checkpoints, the method's contract, a step, the loop | the one loop; nothing of any particular method |
+# | `methods` | supervised, pseudo-labels, teacher and student, Mean Teacher, UniMatch, self-training | what a method adds to a step |
+# | `runs` | the recipe, the run folder, held-out slices, the job | a recipe at work in a folder |
+# | `prediction` | predictor, choice of the rule, submission | runs to label maps and files |
+# | `recipes` | the table of recipes, `fit` | named choices, and one call that carries one out |
+# | `report` | figures of a run, pictures, the page | one page a run |
+# | `integrations` | nnU-Net | partial labels inside other people's tools |
+# | top | `demo`, `kaggle`, `cli` | what a user starts |
 #
 # ## What travels through them
 #
@@ -25,37 +45,97 @@
 # | `Batch` | `image` float32 [B, 1, H, W] · `mask` int64 [B, H, W] · `known` bool [B, C], or [B, C, H, W] after mixing · `weight` float32 [B, 1 or C, H, W] or none · `index` int64 [B] | inside a step |
 # | logits | [B, C, H, W] from networks with sigmoid outputs, [B, C+1, H, W] with softmax outputs, channel 0 the background; a list, fine to coarse, from deeply supervised ones in training | network to loss |
 #
-# C, H and W are never constants. And one rule stands above all others: **unknown never turns into background by accident**. Whoever adds a step that changes a mask must say what becomes of `known`: [augmentation](../16_augment.ipynb) does when it moves a structure out of the picture, [CutMix](../16_augment.ipynb) when it pastes a slice on which other
-# structures were looked for, [UniMatch](../57_unimatch.ipynb) when it fills gaps.
+# C, H and W are never constants. One rule stands above all others: **unknown never turns into background by accident**. Every step that changes a mask says what becomes of `known`:
+# [augmentation](../data/90_augment.ipynb) when it moves a structure out of the picture, [CutMix](../data/93_strong_views.ipynb) when it pastes a slice on which other structures were looked for,
+# [UniMatch](../methods/50_unimatch.ipynb) when it fills gaps.
 #
-# ## One loop, many methods
+# ## Settings
 #
-# A method does not copy the training loop. It states what it adds to a step, as [two functions](../40_train.ipynb): `views` says which images the network shall see, `loss` what is made of its answers. A *script* then puts phases in a row; that of teacher and student is ten lines long. Cutting and resuming, several cards, short memory, steps without a finite loss,
-# averaged weights and checkpoints are the loop's business, and every method has them.
-#
-# Everything random in a step is a function of (seed, phase, step). That is why a run that was killed and resumed ends with the same weights as one that was left alone, and why a phase that has finished can be loaded instead of run.
-#
-# ## Where the numbers come from
-#
-# `python tools/bench.py TABLE --data FOLDER` trains the rows of a fixed table of recipes, settings and seeds, and keeps of each run the Dice of every test slice and class in `nbs/benchmarks/results/TABLE/NAME-sSEED.npz`. A run that is there is not repeated. The pages below compute every table from these files, by the functions that REPORT.pdf uses
-# (`report/measured.py`), and the README is written from `nbs/index.ipynb`. So no published number is typed by hand, and a test fails when one is behind.
+# A setting is declared once, where it is used, with its default, range and meaning. `--set`, the help, the error text and `recipe.json` come from that declaration. Here are two, as the package holds them:
 
 # %%
 #| hide
 import json
+import re
 from pathlib import Path
 
 import pandas as pd
+from IPython.display import Markdown
 
+from ctseg.core.files import InputError
+from ctseg.core.settings import describe
+from ctseg.methods.unimatch import UniMatchSettings
+from ctseg.recipes.table import get_recipe
+from ctseg.runs.recipe import apply_settings
+
+# %%
+for info in describe(UniMatchSettings)[:2]:
+    print(f"{info.name} = {info.default!r}: {info.meaning}")
+
+# %% [markdown]
+# A [recipe](../runs/10_recipe.ipynb) is nested: method, model, loss, augmentation, schedule, data, compute, rule. A setting is reached by its name where that is unambiguous, by `group.name` always.
+# A setting that the chosen method does not have is an error:
+
+# %%
+recipe = get_recipe("ctseg")
+print(recipe.value("method"), recipe.value("model"), recipe.value("loss"), recipe.value("schedule.lr"))
+try:
+    apply_settings(recipe, ["cell_confidence=0.8"])
+except InputError as error:
+    print(error)
+
+
+# %% [markdown]
+# ## One loop, many methods
+#
+# A method does not copy the training loop. It is [a class](../training/50_method.ipynb) with three functions: `phases` yields one training after another and receives each averaged model; `views` says which images the network sees in a step;
+# `loss` turns its logits into a number. Resuming, several processes, short memory, averaged weights and checkpoints belong to the [loop](../training/70_loop.ipynb), and every method has them.
+#
+# Everything random in a step is a function of (seed, phase, step). So a run that was killed and resumed ends with the same weights as one that was left alone, and a phase that has finished can be loaded instead of run.
+#
+# ## Plugins
+#
+# Methods, losses, networks and augmentations are found by name in a [registry](../core/70_registry.ipynb). `@register_method("name")` in a file of your own adds one. `--plugin FILE.py` loads that file; an installed package names its module under the entry point `ctseg.plugins`.
+# The run folder keeps a copy of the file, so predictions find it again. [A whole example](your_own_method.ipynb).
+#
+# ## Where the numbers come from
+#
+# `python tools/bench.py TABLE --data FOLDER` trains the rows of a fixed table of recipes, settings and seeds. Of each run it keeps the Dice of every test slice and class in `nbs/benchmarks/results/TABLE/NAME-sSEED.npz`, and it repeats no run that is there. The pages below compute every table from these files,
+# by the functions that REPORT.pdf uses (`paper/measured.py`), and the README is written from `nbs/index.ipynb`. No published number is typed by hand, and a test fails when one is behind.
+
+# %%
+#| hide
+def title_of(path):
+    "Title and one-line description of a notebook."
+    first = "".join(json.loads(path.read_text(encoding="utf-8"))["cells"][0]["source"])
+    return re.search(r"^# (.*)", first, re.M)[1], re.search(r"^> (.*)", first, re.M)[1]
+
+
+def listed(paths):
+    "A Markdown table with a link to each notebook."
+    lines = []
+    for path in paths:
+        title, about = title_of(path)
+        lines.append(f"| [{title}](../{path.relative_to('..').as_posix()}) | {about} |")
+    return "\n".join(["| notebook | what it is about |", "|---|---|", *lines])
+
+
+FOLDERS = ["core", "data", "io", "phantom", "losses", "metrics", "models", "inference", "training", "methods", "runs",
+           "prediction", "recipes", "report", "integrations", "cli"]
 
 # %%
 #| echo: false
-def told(path):
-    title, *rest = "".join(json.loads(path.read_text(encoding="utf-8"))["cells"][0]["source"]).splitlines()
-    return {"page": f'<a href="../benchmarks/{path.stem}.html">{title.removeprefix("# ").replace("`", "")}</a>', "what it asks": next(line[2:] for line in rest if line.startswith("> "))}
+Markdown(listed(sorted(Path("../benchmarks").glob("*.ipynb"))))
 
-pd.set_option("display.max_colwidth", None)
-pd.DataFrame([told(p) for p in sorted(Path("../benchmarks").glob("*.ipynb"))]).style.hide(axis="index").set_properties(**{"text-align": "left"})
+# %% [markdown]
+# ## Every notebook
+#
+# Every module is a notebook: why, a short cell of code, then what it does. In a hurry, read [the challenge folder](../data/70_challenge.ipynb), [the losses](../losses/10_partial.ipynb), [a method](../training/50_method.ipynb), [UniMatch](../methods/50_unimatch.ipynb) and [the predictor](../prediction/20_predictor.ipynb).
+
+# %%
+#| echo: false
+Markdown("\n\n".join(f"### {folder}\n\n{listed(sorted(Path('..', folder).glob('*.ipynb')))}" for folder in FOLDERS)
+         + f"\n\n### top\n\n{listed(sorted(Path('..').glob('[0-9]*.ipynb')))}")
 
 # %% [markdown]
 # ## The words
@@ -65,15 +145,17 @@ pd.DataFrame([told(p) for p in sorted(Path("../benchmarks").glob("*.ipynb"))]).s
 # | **cell** | one structure on one slice; it is present, absent or unknown |
 # | **known** | the structure was looked for on this slice, whether it was found or not |
 # | **phase** | one training from start to end; most methods have several in a row |
-# | **teacher, student** | a network whose answers are learnt from; the one that learns from them |
-# | **pseudo-label** | a teacher's answer, used as if it were truth |
+# | **teacher, student** | a network whose predictions are learnt from; the one that learns from them |
+# | **pseudo-label** | a teacher's prediction, used as if it were truth |
 # | **held out** | annotated slices that a run does not learn from: for the learning curve, the decision rule, calibration (`folds`, `fold`). Unannotated slices of the same patients may be among those that a semi-supervised method learns from, without any truth |
 # | **left out** | annotated slices beyond those that the setting `labelled` keeps; they join the unlabelled ones, and their truth is used to compare settings |
-# | **out of fold** | said of an answer about a slice by a network that did not learn from its truth |
+# | **out of fold** | of a prediction for a slice: by a network that did not learn from its truth |
 # | **weak, strong view** | a slice turned and scaled a little; the same with contrast, noise, blur and a pasted rectangle (CutMix) |
 # | **EMA, averaged model** | the exponential moving average of a network's weights; what every run returns |
 # | **quota** | of the cells of a class that teachers found, the share that self-training accepts at most |
-# | **gate** | in self-training the least confidence of an accepted cell; in a decision rule the least peak that a class needs to be drawn on a slice at all |
+# | **gate** | in a decision rule, the least peak that a class needs to be drawn on a slice at all |
+# | `cell_confidence`, `pixel_confidence` | in self-training, the least confidence of an accepted cell, and of a pixel in it |
+# | `second_phase` | of UniMatch: how long the phase with all images is, as a share of the first |
 # | **decision rule** | how probabilities become labels: threshold, expected Dice, islands, rescue, or a gate; chosen on held-out slices |
 # | **expected Dice** | of a drawn structure: kept if its odds of being there exceed the class's usual Dice over the Dice to be expected of this outline |
 # | **argmax** | the plainest rule: the likeliest structure, or background |
@@ -84,4 +166,4 @@ pd.DataFrame([told(p) for p in sorted(Path("../benchmarks").glob("*.ipynb"))]).s
 # | **closed share** | (method − original) / (every contour − original): how much of what full annotation would bring is had without it |
 # | `log`, `log-…` | in tables: our sigmoid loss with the logarithm of the Dice (the recipe `masked-log`) |
 # | `marginal-…` | in tables: the same with our softmax loss (`marginal-log`) |
-# | `seed-…` | the original project's loss or method; nothing to do with random seeds |
+# | `original-…` | recipes: the original project's loss or method. In the tables of benchmarks and as aliases they are still called `seed-…`, which has nothing to do with random seeds |

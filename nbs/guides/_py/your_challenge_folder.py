@@ -1,0 +1,97 @@
+# %% [markdown]
+# # Your challenge folder
+#
+# > The folder that every command reads: what is in it, how to write one, and what to type then.
+
+# %% [markdown]
+# A challenge folder is all that is needed. It may have any number of structures (without `class_names.json` the challenge's 54) and any image size:
+#
+# ```
+# my_data/
+#   train-images/0.png, 1.png, …    8-bit grey slices of one size
+#   y_train.csv                     a column per annotated slice, a row per pixel, values 0 … C
+#   annotated_labels.json           per slice, the ids that were looked for: [[1, 4, 7], [], …]
+#   class_names.json                {"1": "liver", "2": "spleen", …}
+#   test-images/                    what to predict
+# ```
+#
+# The CSV has a column for each of the first images, in numeric order. The images after its last column are unlabelled.
+# `annotated_labels.json` makes the difference between *absent* and *unknown*: an id in a slice's list was looked for, whether it was found or not.
+# Without that file, say what a zero means: `--annotated all` (everything was looked for) or `--annotated present` (only what has pixels was).
+#
+# ## The commands
+#
+# ```sh
+# ctseg check my_data
+# ctseg fit my_data --out runs/first --set epochs=40
+# ctseg predict runs/first --images my_data/test-images --out submission.csv
+# ctseg evaluate my_data/y_test.csv submission.csv      # where there is a truth
+# ```
+#
+# A mistake in the data is reported in one line that names the file. Nothing is half-written, and `--resume` continues a run that was cut.
+# [All commands and options](command_line.ipynb).
+#
+# ## A folder from arrays
+#
+# Four slices of 32×32 pixels, two structures. On slice 0 both were looked for, on slice 1 only the first; nobody annotated the other two.
+
+# %%
+#| hide
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from ctseg.core.anatomy import ClassMap
+from ctseg.data.challenge import check_challenge, read_challenge, write_challenge
+from ctseg.data.slices import SliceSet
+
+# %%
+images = np.random.default_rng(0).integers(0, 256, (4, 32, 32), dtype=np.uint8)
+masks = np.zeros((4, 32, 32), np.uint8)
+masks[:2, 8:16, 8:16] = 1
+known = np.array([[True, True], [True, False], [False, False], [False, False]])
+names = [f"{i}.png" for i in range(4)]
+slices = SliceSet(images, masks, known, names, np.arange(4), ClassMap.from_names(["liver", "spleen"]))
+
+folder = Path(tempfile.mkdtemp())/"my_data"
+write_challenge(slices, folder)
+print(*sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*.*")), sep="\n")
+print((folder/"annotated_labels.json").read_text())
+
+# %% [markdown]
+# What `read_challenge` gives back has the three states: the liver is present on both annotated slices, the spleen absent on one and unknown on the other.
+
+# %%
+again = read_challenge(folder, cache=False)
+assert np.array_equal(again.known, known) and np.array_equal(again.masks, masks)
+states = np.where(again.known, np.where(again.present, "present", "absent"), "unknown")
+for name, row in zip(again.names, states):
+    print(name, dict(zip(again.classes.names, row.tolist())))
+
+# %% [markdown]
+# `groups` is the patient of each slice. Give it where you know it: then no patient is both learnt from and held out. Without it, near-duplicates are found and kept together.
+#
+# ## From other formats
+#
+# | you have | command |
+# |---|---|
+# | DICOM series with RTSTRUCT or SEG | `ctseg import dicom SRC my_data`, [step by step](../tutorials/your_own_dicom.ipynb) |
+# | NIfTI volumes | `ctseg import nifti SRC my_data` |
+# | [OpenKBP](https://github.com/ababier/open-kbp) | `ctseg import openkbp SRC my_data` |
+# | TotalSegmentator's data set | `ctseg import totalsegmentator SRC my_data` |
+#
+# Structures that nobody contoured stay unknown. `ctseg export` puts predictions back onto the volumes, as NIfTI or DICOM SEG.
+#
+# ## On Kaggle
+#
+# Four notebooks are ready to push; they need no internet and use both T4: [supervised](../kaggle/supervised/supervised.ipynb), [teacher and student](../kaggle/teacher_student/teacher_student.ipynb),
+# [self-training](../kaggle/self_training/self_training.ipynb), [ensemble and submission](../kaggle/ensemble_submission/ensemble_submission.ipynb).
+# Each finds the data wherever they are mounted, stops before Kaggle does, and goes on from its own output in the next session. The first two also open in
+# [Colab](https://colab.research.google.com/github/ctseg/ctseg/blob/main/nbs/kaggle/supervised/supervised.ipynb).
+#
+# ```sh
+# make kaggle KAGGLE_USER=you                          # the wheel as a data set and the notebooks, checked by Kaggle's own client
+# kaggle datasets create -p dist/kaggle/ctseg-wheel
+# kaggle kernels push -p dist/kaggle/supervised        # after adding the challenge's files as your data set raidium-ct
+# ```
