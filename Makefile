@@ -38,7 +38,7 @@ docs: $(READY)
 	$(PY) tools/docs.py
 
 report: $(READY)
-	$(PY) report/build.py
+	$(PY) paper/build.py
 
 kaggle: $(READY)
 	$(PY) tools/on_kaggle.py build $(if $(KAGGLE_USER),--user $(KAGGLE_USER))

@@ -2,7 +2,7 @@
 
 SRC is the real-CT benchmark, which anyone can cut from a clone of `ababier/open-kbp` (MIT licence):
 
-    from ctseg.datasets import import_openkbp
+    from ctseg.io.openkbp import import_openkbp
     import_openkbp("open-kbp", "SRC", like="nbs/benchmarks/realct_slices.json")
 
 Of its slices 160 annotated and 240 unlabelled ones go into OUT for training and 60 with their truth for the test, from as
@@ -14,8 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ctseg.data import SliceSet, read_challenge, write_challenge
-from ctseg.files import InputError
+from ctseg.data.slices import SliceSet
+from ctseg.data.challenge import read_challenge, write_challenge
+from ctseg.core.files import InputError
 
 COUNTS = {"annotated": 160, "unlabelled": 240, "test": 60}
 

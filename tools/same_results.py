@@ -46,7 +46,7 @@ OF_RECIPE = {  # low thresholds: networks this small are sure of little, and not
 SPELLINGS = {  # of a setting -> the later ones; `method.NAME` is tried last in any case
     "gate": ["cell_confidence"],
     "pixel": ["pixel_confidence"],
-    "absent": ["absent_confidence"],
+    "absent": ["absent_peak"],
 }
 PHANTOM = {"labelled": 10, "unlabelled": 8, "test": 4, "size": 64, "seed": 7}
 PACKAGES = ["torch", "numpy", "scipy", "scikit-image", "timm", "accelerate"]

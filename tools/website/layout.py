@@ -32,7 +32,9 @@ PROSE = ("Start", "Explanations", "Kaggle")  # the index of all names stands bet
 FIRST = (
     "tutorials/first_run.ipynb",
     "tutorials/your_own_dicom.ipynb",
+    "guides/your_challenge_folder.ipynb",
     "guides/choosing_a_recipe.ipynb",
+    "explanations/one_sitting.ipynb",
     "explanations/three_states.ipynb",
     "explanations/semi_supervised.ipynb",
     "explanations/dice_alone.ipynb",

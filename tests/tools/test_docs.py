@@ -11,7 +11,7 @@ import pytest
 import yaml
 from execnb.nbio import mk_cell, new_nb, write_nb
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT/"tools"))
 import docs as tool
 from website import finish, layout, pages, symbols

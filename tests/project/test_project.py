@@ -8,7 +8,7 @@ from execnb.nbio import read_nb
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT/"tools"))
 import nb as tool
 
@@ -30,7 +30,8 @@ def test_package_is_what_the_notebooks_export(tmp_path):
         (tmp_path/p.relative_to(ROOT)).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(p, tmp_path/p.relative_to(ROOT))
     env = {k: v for k, v in os.environ.items() if k != "IN_TEST"}  # nbdev sets it when it tests a notebook, and then exports nothing
-    subprocess.run([sys.executable, "-c", "import nbdev; nbdev.nbdev_export()"], cwd=tmp_path, check=True, env=env)
+    subprocess.run([sys.executable, "-c", "import nb, nbdev; nbdev.nbdev_export()"], cwd=tmp_path, check=True,
+                   env=env | {"PYTHONPATH": str(ROOT/"tools")})
     made, kept = python_files(tmp_path/"ctseg"), python_files(ROOT/"ctseg")
     assert sorted(made) == sorted(kept)
     differ = [f for f in made if made[f] != kept[f]]

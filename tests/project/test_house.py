@@ -1,0 +1,54 @@
+"The package keeps to the limits of its style, and folders import only from those above them."
+import ast
+from pathlib import Path
+
+import house
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+ORDER = ["core", "data", "io", "phantom", "losses", "metrics", "models", "inference", "training", "methods",
+         "runs", "prediction", "recipes", "report", "integrations"]
+FIGURES, PLACES = house.measure()
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_limit(name):
+    print(f"{name}: {FIGURES[name]:g}")
+    assert not house.missed(name, FIGURES[name]), f"{FIGURES[name]:g}; {PLACES.get(name, [])[:5]}"
+
+
+def test_faults_are_found():
+    "A text with each fault once: what counts nothing would pass everything."
+    wide = "x = [" + "1, "*40 + "]"
+    text = f"from ctseg.core.files import _private\nf = lambda: 1; y = 2\n{wide}\ndef g(a, b, c, d, e, f, g, h, i): pass\n"
+    text += "if True: " + "z"*80 + "\n"
+    counted = [name for name, _ in house.faults(house.Module("ctseg/x.py", text))]
+    assert sorted(counted) == sorted(house.AT_MOST.keys() & set(counted)) and len(counted) == 6
+
+
+def imports(path: Path) -> list[str]:
+    "The modules of the package that a module imports, as dotted names without `ctseg`."
+    package = path.relative_to(ROOT/"ctseg").parent.parts
+    found = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            found.append(".".join([*package[:len(package) - node.level + 1], node.module or ""]))
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("ctseg."):
+            found.append(node.module.removeprefix("ctseg."))
+    return found
+
+
+@pytest.mark.parametrize("folder", ORDER)
+def test_a_folder_imports_only_from_those_above(folder):
+    below = set(ORDER[ORDER.index(folder) + 1:]) | {"demo", "kaggle", "cli"}
+    paths = sorted((ROOT/"ctseg"/folder).glob("*.py"))
+    wrong = [f"{p.name}: {m}" for p in paths for m in imports(p) if m.split(".")[0] in below]
+    assert paths and not wrong
+
+
+def test_folders_are_alike():
+    "Package, notebooks and tests have the same folders."
+    kept = {p.name for p in (ROOT/"ctseg").iterdir() if p.is_dir() and not p.name.startswith("_")}
+    assert set(ORDER) <= kept <= {*ORDER, "cli"}
+    for other in ("nbs", "tests"):
+        assert set(ORDER) <= {p.name for p in (ROOT/other).iterdir() if p.is_dir()}, other
