@@ -9,6 +9,7 @@ __all__ = ['HISTORY', 'Progress', 'restore_progress', 'last_epoch', 'progress_ba
 
 # %% ../../nbs/training/70_loop.ipynb #10b9f1e9
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
@@ -24,6 +25,7 @@ from ..data.batches import SliceData
 from ..inference.loop import predict_labels
 from ..metrics.challenge import dice_table, mean_dice
 from .checkpoints import Checkpoints
+from .curves import in_notebook
 from .deadline import Pace, Stopped
 from .learner import Learner, learner_state, lr_factor, restore_learner
 from .method import Method, Phase
@@ -76,10 +78,13 @@ def last_epoch(progress: Progress, epochs: int) -> dict[str, str]:
     return short
 
 def progress_bar(session: "Session") -> tqdm:
-    "A bar over the steps of a phase, shown by process 0 where the setup wants one."
+    "A bar over the steps of a phase, shown by process 0 where the setup wants one; in a log only after each epoch."
     silent = not session.setup.progress or rank() > 0
     first, name = session.progress.step, session.phase.name
-    return tqdm(total=session.total, initial=first, desc=name, unit="step", disable=silent)
+    watched = sys.stderr.isatty() or in_notebook()
+    seconds = 0.1 if watched else math.inf  # between two drawings; a log keeps them all
+    options = dict(unit="step", disable=silent, mininterval=seconds)
+    return tqdm(total=session.total, initial=first, desc=name, **options)
 
 # %% ../../nbs/training/70_loop.ipynb #eab34fd2
 def held_out_dice(learner: Learner, loss: nn.Module, setup: Setup) -> float:

@@ -1,7 +1,7 @@
 "Errors of `fit`, told in one line."
 import pytest
 import torch
-from helpers.toys import tiny, toy
+from helpers.toys import small, tiny, toy
 
 from ctseg.core.files import InputError
 from ctseg.recipes.fit import fit
@@ -22,3 +22,10 @@ def test_memory_that_fails_at_the_end_is_told_and_batches_are_as_small_as_in_tra
     assert sizes == [2]
     fit(toy(), tiny("masked", "folds=3", "pieces=2"), tmp_path/"run", device="cpu", progress=False, resume=True)  # with room enough it ends
     assert (tmp_path/"run"/"metrics.json").exists()
+
+
+def test_a_log_gets_a_line_an_epoch(tmp_path, capsys):
+    "Without a terminal a bar that is redrawn at every step would fill the log."
+    fit(toy(), small("masked", "epochs=3"), tmp_path/"run", device="cpu")
+    drawn = [part for part in capsys.readouterr().err.split("\r") if "%|" in part]
+    assert 3 <= len(drawn) <= 5 and "epoch=3/3" in drawn[-1]

@@ -9,6 +9,7 @@
 # %%
 #| export
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
@@ -24,6 +25,7 @@ from ctseg.data.batches import SliceData
 from ctseg.inference.loop import predict_labels
 from ctseg.metrics.challenge import dice_table, mean_dice
 from ctseg.training.checkpoints import Checkpoints
+from ctseg.training.curves import in_notebook
 from ctseg.training.deadline import Pace, Stopped
 from ctseg.training.learner import Learner, learner_state, lr_factor, restore_learner
 from ctseg.training.method import Method, Phase
@@ -193,10 +195,13 @@ def last_epoch(progress: Progress, epochs: int) -> dict[str, str]:
     return short
 
 def progress_bar(session: "Session") -> tqdm:
-    "A bar over the steps of a phase, shown by process 0 where the setup wants one."
+    "A bar over the steps of a phase, shown by process 0 where the setup wants one; in a log only after each epoch."
     silent = not session.setup.progress or rank() > 0
     first, name = session.progress.step, session.phase.name
-    return tqdm(total=session.total, initial=first, desc=name, unit="step", disable=silent)
+    watched = sys.stderr.isatty() or in_notebook()
+    seconds = 0.1 if watched else math.inf  # between two drawings; a log keeps them all
+    options = dict(unit="step", disable=silent, mininterval=seconds)
+    return tqdm(total=session.total, initial=first, desc=name, **options)
 
 
 # %%
