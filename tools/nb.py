@@ -1,18 +1,18 @@
 """Work on the notebooks: `python tools/nb.py [PATH ...]` (default: all) takes each one through the whole round.
 
-sync    the newer of `nbs/X.ipynb` and its text `nbs/_py/X.py` updates the other; outputs and cell ids are kept
+sync    of `nbs/X.ipynb` and its text `nbs/_py/X.py` the one that was edited updates the other; outputs and cell ids are
+        kept. Contents tell which (`tools/pairs.py`); where they do not, `--from text` or `--from notebook` says so
 export  the `#| export` cells are written to `ctseg/`
 run     the notebook runs top to bottom and keeps its outputs (`--no-run` skips this; folders with `.notest` always do)
 clean   nbdev's cleaning: no execution counts, no stray metadata
 mirror  the text is written again from the notebook
 """
-import argparse, contextlib, os, re, subprocess, sys
+import argparse, contextlib, os, re, sys
 from pathlib import Path
 from textwrap import TextWrapper
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the networks here are tiny, and outputs do not depend on the number of cores
 
-import jupytext
 import matplotlib
 import nbdev.maker
 from execnb.nbio import read_nb, write_nb
@@ -23,10 +23,9 @@ from nbdev.config import get_config
 from nbdev.doclinks import _build_modidx
 from nbdev.export import nb_export
 from nbdev.process import NBProcessor
+from pairs import NBS, NOTEBOOK, TEXT, Pair, notebooks, sync
 
 ROOT = Path(__file__).resolve().parent.parent
-NBS = ROOT/"nbs"
-KERNEL = {"display_name": "python3", "language": "python", "name": "python3"}
 os.environ.setdefault("MPLBACKEND", "module://matplotlib_inline.backend_inline")
 NAMES_WIDTH = 98  # of the lines in `__all__`; with the indent of the first they stay within 110 columns
 
@@ -37,31 +36,6 @@ def narrow_names(width: int, **options) -> TextWrapper:
 
 
 nbdev.maker.TextWrapper = narrow_names
-
-
-def mirror_path(nb: Path) -> Path: return nb.parent/"_py"/f"{nb.stem}.py"
-
-
-def notebooks() -> list[Path]:
-    "Every notebook, also those that so far exist only as text."
-    text = {p.parent.parent/f"{p.stem}.ipynb" for p in NBS.rglob("_py/*.py")}
-    both = text | set(NBS.rglob("*.ipynb"))
-    return sorted(p for p in both if not any(q.startswith((".", "_")) for q in p.relative_to(NBS).parts))
-
-
-def sync(nb: Path):
-    py = mirror_path(nb)
-    if not py.exists(): return
-    if not nb.exists():
-        new = jupytext.read(py)
-        new.metadata = {"kernelspec": KERNEL}
-        jupytext.write(new, nb)
-    elif py.stat().st_mtime > nb.stat().st_mtime and mirror_text(nb) != py.read_text():
-        subprocess.run([sys.executable, "-m", "jupytext", "--quiet", "--update", "--to", "ipynb", "--output", str(nb), str(py)],
-                       check=True, cwd=ROOT)
-        full = read_nb(nb)
-        full.metadata = {"kernelspec": KERNEL}
-        write_nb(full, nb)
 
 
 @contextlib.contextmanager
@@ -112,35 +86,26 @@ def clean(nb: Path):
     write_nb(note, nb)
 
 
-def mirror_text(nb: Path) -> str:
-    "The notebook as percent text: no header, no metadata but tags."
-    note = jupytext.read(nb)
-    note.metadata = {"jupytext": {"notebook_metadata_filter": "-all", "cell_metadata_filter": "tags,-all"}}
-    return jupytext.writes(note, fmt="py:percent")
-
-
-def mirror(nb: Path):
-    py = mirror_path(nb)
-    py.parent.mkdir(exist_ok=True)
-    text = mirror_text(nb)
-    if not py.exists() or py.read_text() != text: py.write_text(text)
-    os.utime(nb)
-    os.utime(py, (nb.stat().st_atime, nb.stat().st_mtime))
-
-
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("paths", nargs="*", type=Path)
     p.add_argument("--no-run", action="store_true", help="keep the outputs as they are")
+    p.add_argument("--from", dest="chosen", choices=[TEXT, NOTEBOOK],
+                   help="which of the two holds, for the given PATHs, where contents do not tell")
     args = p.parse_args()
+    if args.chosen and not args.paths: p.error("--from needs the paths it is for")
     paths = [q.resolve() for q in args.paths] or notebooks()
     paths = [q.parent.parent/f"{q.stem}.ipynb" if q.suffix == ".py" else q for q in paths]
-    for nb in paths: sync(nb); nb_export(nb)
+    undecided = sync(paths, args.chosen)
+    if undecided:
+        print(*undecided, "Look at both, then repeat with --from text or --from notebook and their paths.", sep="\n", file=sys.stderr)
+        sys.exit(2)
+    for nb in paths: nb_export(nb)
     _build_modidx()
     for nb in paths:
         notest = any((d/".notest").exists() for d in nb.parents if NBS in (d, *d.parents))
         if not args.no_run and (not notest or args.paths): run(nb)
-        clean(nb); mirror(nb)
+        clean(nb); Pair(nb).mirror()
         print("done", nb.relative_to(ROOT), flush=True)
 
 

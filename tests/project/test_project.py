@@ -11,8 +11,9 @@ from packaging.specifiers import SpecifierSet
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT/"tools"))
 import nb as tool
+from pairs import mirror_path, mirror_text, notebooks
 
-NBS = tool.notebooks()
+NBS = notebooks()
 name = lambda p: str(p.relative_to(ROOT/"nbs"))
 
 
@@ -45,9 +46,9 @@ def test_notebook_is_clean(nb):
 
 @pytest.mark.parametrize("nb", NBS, ids=name)
 def test_text_mirror_agrees(nb):
-    py = tool.mirror_path(nb)
+    py = mirror_path(nb)
     assert py.exists(), "run `make prepare`: the notebook has no text in _py"
-    assert py.read_text() == tool.mirror_text(nb), "run `make prepare`: the notebook and its text differ"
+    assert py.read_text() == mirror_text(nb), "run `make prepare`: the notebook and its text differ"
 
 
 @pytest.mark.parametrize("nb", NBS, ids=name)
