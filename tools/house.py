@@ -20,8 +20,11 @@ LAYOUT = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, toke
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
+DENSEST = "the same in the densest module"
+
 AT_MOST = {
     "syntax nodes a code line": 7.5,
+    DENSEST: 7.5,
     f"lines over {WIDTH} columns": 0,
     "statements that share a line": 0,
     f"one-line compounds over {ONE_LINE} columns": 0,
@@ -165,10 +168,13 @@ def measure(root: Path = ROOT) -> tuple[dict[str, float], dict[str, list[str]]]:
     figures = dict.fromkeys(AT_MOST, 0)
     places = {name: [] for name in AT_MOST}
     nodes = lines = documented = public = 0
+    density = {}
     for module in every:
         code = module.code_lines()
+        inside = sum(getattr(n, "lineno", None) in code for n in ast.walk(module.tree))
         lines += len(code)
-        nodes += sum(getattr(n, "lineno", None) in code for n in ast.walk(module.tree))
+        nodes += inside
+        density[module.name] = round(inside/max(len(code), 1), 2)
         names = module.public()
         public += len(names)
         documented += sum(ast.get_docstring(n) is not None for n in names)
@@ -176,6 +182,8 @@ def measure(root: Path = ROOT) -> tuple[dict[str, float], dict[str, list[str]]]:
             figures[fault] += 1
             places[fault].append(f"{module.name}:{line}")
     figures["syntax nodes a code line"] = round(nodes/lines, 2)
+    figures[DENSEST] = max(density.values())
+    places[DENSEST] = [f"{name} ({value})" for name, value in density.items() if missed(DENSEST, value)]
     figures["longest module, lines"] = max(len(m.source.splitlines()) for m in every)
     figures["most public names in a module"] = max(map(exported_names, every))
     figures["public names with a docstring, %"] = round(100*documented/public, 1)

@@ -42,7 +42,9 @@ def near_duplicates(
         alike = v[start:start + 512] @ v.T > threshold
         links.append(np.argwhere(alike) + [start, 0])
     i, j = np.concatenate(links).T
-    graph = coo_array((np.ones(len(i), bool), (i, j)), (len(v), len(v)))
+    linked = np.ones(len(i), bool)
+    shape = (len(v), len(v))
+    graph = coo_array((linked, (i, j)), shape)
     _, group = connected_components(graph, directed=False)
     return group.astype(np.int64)
 
@@ -51,7 +53,8 @@ class _Folds:
     "Groups on their way into k folds: what each group holds, and what each fold still lacks."
     def __init__(self, counts: np.ndarray, k: int, seed: int):
         self.counts = counts  # [groups, C + 2]: positive images of each class, labelled images, images
-        self.lack = np.tile(counts.sum(0)/k, (k, 1))
+        share = counts.sum(0)/k
+        self.lack = np.tile(share, (k, 1))
         self.fold = np.full(len(counts), -1)
         self.tie = np.random.default_rng(seed).random((len(counts), k))
 
@@ -61,12 +64,19 @@ class _Folds:
 
     def place(self, column: int):
         "Hand out the groups left that hold some of a column, largest first, to the folds that lack it most."
-        groups = np.flatnonzero((self.fold < 0) & (self.counts[:, column] > 0))
-        for g in sorted(groups, key=lambda g: (-self.counts[g, column], self.tie[g, 0])):
-            lack = self.lack
-            best = np.lexsort((self.tie[g], -lack[:, -1], -lack[:, -2], -lack[:, column]))[0]
+        held = self.counts[:, column]
+        groups = np.flatnonzero((self.fold < 0) & (held > 0))
+        largest_first = np.lexsort((self.tie[groups, 0], -held[groups]))
+        for g in groups[largest_first]:
+            best = self.most_lacking(column, self.tie[g])
             self.fold[g] = best
-            lack[best] -= self.counts[g]
+            self.lack[best] -= self.counts[g]
+
+    def most_lacking(self, column: int, tie: np.ndarray) -> int:
+        "The fold that lacks most of a column; of equal ones by labelled images, then by images, then by `tie` [k]."
+        lack = -self.lack
+        last_key_first = (tie, lack[:, -1], lack[:, -2], lack[:, column])
+        return np.lexsort(last_key_first)[0]
 
 # %% ../../nbs/data/60_splits.ipynb #76c6498d
 def _rarest(left: np.ndarray) -> int:
@@ -88,7 +98,8 @@ def grouped_folds(
                       "one for each group (a patient, or near duplicates)")
         k = len(group)
     if not 2 <= k <= len(group):
-        groups = f"{len(group)} group{'s'*(len(group) != 1)} of slices"
+        plural = "s"*(len(group) != 1)
+        groups = f"{len(group)} group{plural} of slices"
         raise InputError(f"{k} folds of {groups}: at least 2 folds, "
                          "and a group (a patient, or near duplicates) for each")
     counts = np.zeros((len(group), len(slices.classes) + 2))
@@ -96,7 +107,8 @@ def grouped_folds(
     np.add.at(counts, member, np.column_stack([slices.present, slices.labelled, images]))
     folds = _Folds(counts, k, seed)
     while (left := folds.left()[:-1]).any():
-        folds.place(_rarest(left))
+        rarest = _rarest(left)
+        folds.place(rarest)
     folds.place(-1)
     return folds.fold[member]
 
@@ -117,4 +129,5 @@ def select_labelled(
     chosen = labelled[np.argsort(rank[labelled], kind="stable")[:n]]
     keep = np.isin(np.arange(len(slices)), chosen)
     masks = slices.masks*keep[:, None, None].astype(np.uint8)
-    return replace(slices, masks=masks, known=slices.known & keep[:, None])
+    known = slices.known & keep[:, None]
+    return replace(slices, masks=masks, known=known)

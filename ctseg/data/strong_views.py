@@ -25,7 +25,8 @@ def gaussian_blur(
     "Blur each image [B,K,H,W] with its own Gaussian, sigma [B] in pixels (at most 2); the border repeats."
     n, c, h, w = image.shape
     offset = torch.arange(-4, 5, device=image.device, dtype=image.dtype)
-    kernel = torch.exp(-offset**2/(2*sigma.view(-1, 1).clamp(min=1e-3)**2))
+    width = sigma.view(-1, 1).clamp(min=1e-3)
+    kernel = torch.exp(-offset**2/(2*width**2))
     kernel = kernel/kernel.sum(1, keepdim=True)
     kernel = kernel.repeat_interleave(c, 0)[:, None]
     x = F.pad(image.reshape(1, n*c, h, w), (4, 4, 4, 4), mode="replicate")
@@ -55,7 +56,9 @@ def random_boxes(
     left = draw(0, 1)*(w - width)
     y = torch.arange(h, device=device)[None, :, None] + .5
     x = torch.arange(w, device=device)[None, None] + .5
-    return (y > top) & (y < top + height) & (x > left) & (x < left + width)
+    in_rows = (y > top) & (y < top + height)
+    in_columns = (x > left) & (x < left + width)
+    return in_rows & in_columns
 
 # %% ../../nbs/data/93_strong_views.ipynb #0e87146d
 def strong(

@@ -14,11 +14,12 @@ from .slices import SliceSet
 # %% ../../nbs/data/20_toys.ipynb #f2db8c63
 def toy_set(
     n: int = 40, # number of slices, two a patient
-    labelled: int = 10, # annotated are the first ones; on each, two structures count as examined
+    labelled: int = 10, # annotated are the first ones
     size: int = 48, # height and width
     seed: int = 0,
+    examined: int = 2, # structures that count as examined on each of them
 ) -> tuple[SliceSet, np.ndarray]: # the slices, and the whole truth uint8 [n,size,size]
     "A noisy, partly annotated `toy_world`, and the whole truth uint8 [n,size,size] that nobody outlined."
-    world = toy_world(n, size, seed, labelled)
+    world = toy_world(n, size, seed, labelled, examined)
     slices = SliceSet(world.images, world.masks, world.known, world.names, world.groups, world.classes)
     return slices, world.truth

@@ -32,9 +32,12 @@ _LAYOUT_FOLDERS = {name for images, labels, _ in _LAYOUTS for name in (images, l
 
 def _ct_of(folder: Path, files: dict[str, Path]) -> Path:
     "The CT among the files of a case; `InputError` if it cannot be told."
-    if "ct" in files: return files["ct"]
-    if "image" in files: return files["image"]
-    if len(files) == 1: return next(iter(files.values()))
+    if "ct" in files:
+        return files["ct"]
+    if "image" in files:
+        return files["image"]
+    if len(files) == 1:
+        return next(iter(files.values()))
     raise InputError(f"{folder}: {len(files)} NIfTI files and none is called ct.nii.gz; "
                      f"put the structures into {folder.name}/segmentations/")
 
@@ -111,8 +114,10 @@ class _Examined:
 
     def known(self, case: str, labelled: bool) -> np.ndarray|None:
         "The classes examined on a case, bool [C]; `None`: those with voxels."
-        if not labelled: return np.zeros(len(self.classes), bool)
-        if self.annotated == "all": return np.ones(len(self.classes), bool)
+        if not labelled:
+            return np.zeros(len(self.classes), bool)
+        if self.annotated == "all":
+            return np.ones(len(self.classes), bool)
         if self.annotated == "present": return None
         if case not in self.table:
             raise InputError(f"{self.path}: does not say what was examined on {case}; add it, [] for nothing")

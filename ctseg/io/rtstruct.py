@@ -50,7 +50,8 @@ def _rings_by_slice(series: Series, rings: list[np.ndarray]) -> dict[int, list[n
     for points in rings:
         located = series.locate(points)
         k = int(located[0, 2])
-        if k >= 0: near.setdefault(k, []).append(located)
+        if k >= 0:
+            near.setdefault(k, []).append(located)
     for k, located in near.items():
         nearest = min((ring[0, 3] for ring in located), key=abs)
         near[k] = [ring for ring in located if abs(ring[0, 3] - nearest) <= _ONE_PLANE]
@@ -85,5 +86,6 @@ def draw_region(series: Series, region: Region) -> DrawnStructure:
         for ring in rings:
             i, j = polygon(ring[:, 0], ring[:, 1], shape[:2])
             mask[i, j, k] ^= True
-    if near: slices[min(near):max(near) + 1] = True
+    if near:
+        slices[min(near):max(near) + 1] = True
     return DrawnStructure(region.name, mask, slices)

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from ..core.anatomy import ClassMap
-from .toys import paint_ellipsoids
+from .toy_scans import paint_ellipsoids
 from .volumes import import_volumes_package
 
 # %% ../../nbs/io/68_toy_dicom.ipynb #0e60b8ea

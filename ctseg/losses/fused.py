@@ -59,19 +59,22 @@ def slices_of(logits: torch.Tensor, target: Target, dtype: torch.dtype) -> Itera
 
 def weighted_sum(values: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     "The sum over the pixels of `values` [B,K,n] times `weight` [B,K,1|n]: [B,K]."
-    if weight.shape[-1] == 1: return values.sum(-1)*weight[..., 0]
+    if weight.shape[-1] == 1:
+        return values.sum(-1)*weight[..., 0]
     return (values*weight).sum(-1)
 
 # %% ../../nbs/losses/20_fused.ipynb #fdb2d661
 def negative_loss(logit: torch.Tensor, gamma: float) -> torch.Tensor:
     "Cross-entropy of a negative, focal if `gamma` > 0; `negative_loss(-logit)` is that of a positive."
-    if not gamma: return F.softplus(logit)
+    if not gamma:
+        return F.softplus(logit)
     return F.softplus(logit) * logit.sigmoid()**gamma
 
 def negative_slope(logit: torch.Tensor, gamma: float) -> torch.Tensor:
     "The derivative of `negative_loss`."
     p = logit.sigmoid()
-    if not gamma: return p
+    if not gamma:
+        return p
     return p**gamma * (p + gamma*(1 - p)*F.softplus(logit))
 
 # %% ../../nbs/losses/20_fused.ipynb #364d0396

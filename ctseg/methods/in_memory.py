@@ -18,7 +18,7 @@ from ..data.slices import SliceSet
 from ..inference.loop import predict_labels
 from ..metrics.challenge import challenge_dice
 from ..training.loop import Trainer
-from ..training.method import Method, Phase
+from ..training.method import Method, Phase, go_through
 from ..training.randomness import derived_seed
 from ..training.setup import ScheduleSettings, Setup
 
@@ -88,13 +88,12 @@ class MemoryJob(MemoryNotes):
     "A method at work: its phases are trained one after the other, and kept in `models`."
     def run(self, method: Method) -> nn.Module:
         "Train every phase of `method`; its final model."
-        phases, model = method.phases(self), None
-        while True:
-            try:
-                phase = phases.send(model)
-            except StopIteration as end:
-                return end.value
-            model = self.models[phase.name] = self.trainer(phase).fit()
+        return go_through(method.phases(self), self.train)
+
+    def train(self, phase: Phase) -> nn.Module:
+        "The averaged network of one phase."
+        self.models[phase.name] = self.trainer(phase).fit()
+        return self.models[phase.name]
 
     def trainer(self, phase: Phase) -> Trainer:
         "The trainer of one phase before its first step."

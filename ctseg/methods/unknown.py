@@ -16,9 +16,10 @@ def unknown_cells(mask: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
 
     mask: int64 `[B, H, W]`; a labelled pixel is known for all classes. known: bool `[B, C]` or `[B, C, H, W]`.
     """
-    known_map = known if known.ndim == 4 else known[:, :, None, None]
+    if known.ndim == 2:
+        known = known[:, :, None, None]
     labelled = (mask > 0)[:, None]
-    return ~(known_map | labelled)
+    return ~(known | labelled)
 
 # %% ../../nbs/methods/25_unknown.ipynb #30db91c7
 def renormalised_over_unknown(prob: torch.Tensor, where: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -28,12 +29,14 @@ def renormalised_over_unknown(prob: torch.Tensor, where: torch.Tensor) -> tuple[
     first, 0 for what the truth has excluded; and bool `[B, H, W]`, where it may be believed: wherever at least half of
     the teacher's probability is left, and wherever background is the likeliest.
     """
-    background = (1 - prob.sum(1, keepdim=True)).clamp(min=0)
+    drawn = prob.sum(1, keepdim=True)
+    background = (1 - drawn).clamp(min=0)
     left = torch.cat([background, prob*where], 1)
     mass = left.sum(1, keepdim=True)
     shares = left/mass.clamp(min=1e-12)
-    believed = (mass[:, 0] >= .5) | (shares.argmax(1) == 0)
-    return shares, believed
+    most_is_left = mass[:, 0] >= .5
+    likely_background = shares.argmax(1) == 0
+    return shares, most_is_left | likely_background
 
 # %% ../../nbs/methods/25_unknown.ipynb #1c5e05c4
 def ramp_up(step: int, length: int) -> float:

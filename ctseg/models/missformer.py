@@ -11,27 +11,30 @@ __all__ = ['HEADS', 'conv_last', 'split_heads', 'attend', 'EfficientAttention', 
 # %% ../../nbs/models/40_missformer.ipynb #bcd02bf9
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from ..core.files import InputError
 from .base import EncoderDecoder, check_counts, crop_to, pad_to
 
 # %% ../../nbs/models/40_missformer.ipynb #d14befd8
-def conv_last(conv: nn.Module, x: torch.Tensor) -> torch.Tensor:
+def conv_last(conv: nn.Module, x: Tensor) -> Tensor:
     "Apply a convolution to a map `x` [B, H, W, C] whose channels come last."
     return conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
-def split_heads(x: torch.Tensor, heads: int) -> torch.Tensor:
+def split_heads(x: Tensor, heads: int) -> Tensor:
     "`[B, N, C]` -> `[B, heads, N, C/heads]`."
     return x.unflatten(-1, (heads, -1)).transpose(1, 2)
 
 
-def attend(q: torch.Tensor, kv: torch.Tensor, heads: int) -> torch.Tensor:
+def attend(q: Tensor, kv: Tensor, heads: int) -> Tensor:
     "Softmax attention of queries [B, N, C] to keys and values stacked as [B, M, 2C]; returns [B, N, C]."
     k, v = kv.chunk(2, -1)
-    by_head = (split_heads(t, heads) for t in (q, k, v))
-    answers = F.scaled_dot_product_attention(*by_head)
+    answers = F.scaled_dot_product_attention(
+        split_heads(q, heads),
+        split_heads(k, heads),
+        split_heads(v, heads),
+    )
     return answers.transpose(1, 2).flatten(2)
 
 # %% ../../nbs/models/40_missformer.ipynb #bcd9865c
@@ -44,15 +47,21 @@ class EfficientAttention(nn.Module):
         self.q = nn.Linear(dim, dim)
         self.kv = nn.Linear(dim, 2*dim)
         self.out = nn.Linear(dim, dim)
-        self.reduce = nn.Conv2d(dim, dim, reduce, reduce) if reduce > 1 else None
-        self.norm = nn.LayerNorm(dim) if reduce > 1 else None
+        self.reduce = None
+        self.norm = None
+        if reduce > 1:
+            self.reduce = nn.Conv2d(dim, dim, reduce, reduce)
+            self.norm = nn.LayerNorm(dim)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         "A map [B, H, W, C] of the same shape."
-        small = self.norm(conv_last(self.reduce, x)) if self.reduce else x
+        small = x
+        if self.reduce is not None:
+            small = self.norm(conv_last(self.reduce, x))
         q = self.q(x).flatten(1, 2)
         kv = self.kv(small).flatten(1, 2)
-        return self.out(attend(q, kv, self.heads)).view_as(x)
+        answers = attend(q, kv, self.heads)
+        return self.out(answers).view_as(x)
 
 # %% ../../nbs/models/40_missformer.ipynb #4ca3834c
 class EnhancedMixFFN(nn.Module):
@@ -66,10 +75,11 @@ class EnhancedMixFFN(nn.Module):
         self.norm = nn.LayerNorm(wide)
         self.near = nn.Conv2d(wide, wide, 3, padding=1, groups=wide)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         "A map [B, H, W, C] of the same shape."
         x = self.fc1(x)
-        mixed = self.norm(conv_last(self.near, x) + x)
+        neighbours = conv_last(self.near, x)
+        mixed = self.norm(neighbours + x)
         return self.fc2(F.gelu(mixed))
 
 
@@ -83,7 +93,7 @@ class TransformerBlock(nn.Module):
         self.norm2 = nn.LayerNorm(dim)
         self.ffn = EnhancedMixFFN(dim)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         "A map [B, H, W, C] of the same shape."
         x = x + self.attention(self.norm1(x))
         return x + self.ffn(self.norm2(x))
@@ -97,25 +107,27 @@ class Stage(nn.Module):
         kernel = 7 if stride == 4 else 3
         self.patch = nn.Conv2d(i, o, kernel, stride, kernel//2)
         self.norm_in = nn.LayerNorm(o)
-        self.blocks = nn.Sequential(*[TransformerBlock(o, heads, reduce) for _ in range(depth)])
+        blocks = [TransformerBlock(o, heads, reduce) for _ in range(depth)]
+        self.blocks = nn.Sequential(*blocks)
         self.norm_out = nn.LayerNorm(o)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         "[B, H, W, i] -> [B, H/stride, W/stride, o]."
         tokens = self.norm_in(conv_last(self.patch, x))
         return self.norm_out(self.blocks(tokens))
 
 # %% ../../nbs/models/40_missformer.ipynb #dbfdcce5
-def to_tokens(maps: list[torch.Tensor], width: int) -> torch.Tensor:
+def to_tokens(maps: list[Tensor], width: int) -> Tensor:
     "Maps [B, h, w, c] as one sequence of tokens [B, N, width]."
     return torch.cat([m.reshape(len(m), -1, width) for m in maps], 1)
 
 
-def sort_back(tokens: torch.Tensor, like: list[torch.Tensor]) -> list[torch.Tensor]:
+def sort_back(tokens: Tensor, like: list[Tensor]) -> list[Tensor]:
     "The sequence [B, N, width] cut up again into maps of the shapes of `like`."
     width = tokens.shape[-1]
     lengths = [m[0].numel()//width for m in like]
-    return [part.reshape(m.shape) for part, m in zip(tokens.split(lengths, 1), like)]
+    parts = tokens.split(lengths, 1)
+    return [part.reshape(m.shape) for part, m in zip(parts, like)]
 
 # %% ../../nbs/models/40_missformer.ipynb #e0ab003b
 class BridgeLayer(nn.Module):
@@ -129,24 +141,30 @@ class BridgeLayer(nn.Module):
         self.q = nn.Linear(width, width)
         self.kv = nn.Linear(width, 2*width)
         self.out = nn.Linear(width, width)
-        self.reduce = nn.ModuleList(nn.Conv2d(width*t, width*t, r, r) for t, r in zip(times, (8, 4, 2)))
+        self.reduce = nn.ModuleList()
+        for t, r in zip(times, (8, 4, 2)):
+            channels = width*t
+            self.reduce.append(nn.Conv2d(channels, channels, r, r))
         self.norm2 = nn.LayerNorm(width)
         self.ffn = nn.ModuleList(EnhancedMixFFN(width*t) for t in times)
 
-    def attention(self, maps: list[torch.Tensor]) -> torch.Tensor:
+    def attention(self, maps: list[Tensor]) -> Tensor:
         "What the tokens [B, N, width] of normalised maps hear from reduced levels."
         reduced = [conv_last(r, m) for r, m in zip(self.reduce, maps)]
         small = to_tokens([*reduced, maps[3]], self.width)
         q = self.q(to_tokens(maps, self.width))
-        return self.out(attend(q, self.kv(self.norm_small(small)), 1))
+        kv = self.kv(self.norm_small(small))
+        return self.out(attend(q, kv, heads=1))
 
-    def forward(self, maps: list[torch.Tensor]) -> list[torch.Tensor]:
+    def forward(self, maps: list[Tensor]) -> list[Tensor]:
         "Maps [B, h, w, c] of the same shapes."
         x = to_tokens(maps, self.width)
-        x = x + self.attention(sort_back(self.norm1(x), maps))
+        normed = sort_back(self.norm1(x), maps)
+        x = x + self.attention(normed)
         normed = sort_back(self.norm2(x), maps)
         mixed = [ffn(m) for ffn, m in zip(self.ffn, normed)]
-        return sort_back(x + to_tokens(mixed, self.width), maps)
+        x = x + to_tokens(mixed, self.width)
+        return sort_back(x, maps)
 
 # %% ../../nbs/models/40_missformer.ipynb #419ba94d
 class PatchExpand(nn.Module):
@@ -158,12 +176,13 @@ class PatchExpand(nn.Module):
         self.expand = nn.Linear(dim, out*scale**2, bias=False)
         self.norm = nn.LayerNorm(out)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         "[B, H, W, dim] -> [B, s·H, s·W, out]."
         b, h, w, _ = x.shape
         s = self.scale
-        pixels = self.expand(x).view(b, h, w, s, s, -1).permute(0, 1, 3, 2, 4, 5)
-        return self.norm(pixels.reshape(b, h*s, w*s, -1))
+        pixels = self.expand(x).view(b, h, w, s, s, -1)
+        in_rows = pixels.permute(0, 1, 3, 2, 4, 5)
+        return self.norm(in_rows.reshape(b, h*s, w*s, -1))
 
 # %% ../../nbs/models/40_missformer.ipynb #59b04459
 class Merge(nn.Module):
@@ -172,10 +191,11 @@ class Merge(nn.Module):
     def __init__(self, below: int, dim: int, heads: int, reduce: int, out: int, scale: int = 2):
         super().__init__()
         self.join = nn.Linear(below + dim, dim)
-        self.blocks = nn.Sequential(*[TransformerBlock(dim, heads, reduce) for _ in range(2)])
+        blocks = [TransformerBlock(dim, heads, reduce) for _ in range(2)]
+        self.blocks = nn.Sequential(*blocks)
         self.expand = PatchExpand(dim, out, scale)
 
-    def forward(self, x: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         "[B, H, W, below] and [B, H, W, dim] -> [B, scale·H, scale·W, out]."
         joined = self.join(torch.cat([x, skip], -1))
         return self.expand(self.blocks(joined))
@@ -186,8 +206,10 @@ def init_transformer(module: nn.Module) -> None:
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=.02)
     elif isinstance(module, nn.Conv2d):
-        fan_out = module.out_channels*module.kernel_size[0]*module.kernel_size[1]
-        nn.init.normal_(module.weight, 0, (2*module.groups/fan_out)**.5)
+        height, width = module.kernel_size
+        fan_out = module.out_channels*height*width
+        deviation = (2*module.groups/fan_out)**.5
+        nn.init.normal_(module.weight, 0, deviation)
     else:
         return
     if module.bias is not None:
@@ -200,7 +222,8 @@ HEADS = (1, 2, 5, 8)  # of the attention at each level; the channels grow alike
 def encoder_stages(in_chans: int, channels: tuple[int, ...]) -> nn.ModuleList:
     "The four stages of the encoder, to 1/4, 1/8, 1/16 and 1/32 of the size."
     inputs = (in_chans, *channels[:-1])
-    strides, reduce = (4, 2, 2, 2), (8, 4, 2, 1)
+    strides = (4, 2, 2, 2)
+    reduce = (8, 4, 2, 1)
     return nn.ModuleList(map(Stage, inputs, channels, strides, HEADS, reduce))
 
 # %% ../../nbs/models/40_missformer.ipynb #d8184196
@@ -215,7 +238,8 @@ def decoder_levels(width: int) -> nn.ModuleList:
 
 def check_even(width: int) -> None:
     "`InputError` for an odd width."
-    if not width % 2: return
+    if not width % 2:
+        return
     why = "patch expanding halves it"
     raise InputError(f"missformer: width is {width}, expected an even number ({why})")
 
@@ -236,14 +260,15 @@ class MISSFormer(EncoderDecoder):
         check_even(width)
         self.channels = tuple(width*h for h in HEADS)
         self.stages = encoder_stages(in_chans, self.channels)
-        self.bridge = nn.Sequential(*[BridgeLayer(width) for _ in range(bridge)])
+        layers = (BridgeLayer(width) for _ in range(bridge))
+        self.bridge = nn.Sequential(*layers)
         self.deepest = PatchExpand(8*width, 4*width, 2)
         self.merges = decoder_levels(width)
         self.head = nn.Conv2d(width, out_chans, 1)
         self.apply(init_transformer)
 
-    def encode(self, x: torch.Tensor) -> list[torch.Tensor]:
-        "Features of four levels, 1/4 to 1/32 of the size, of images [B, in_chans, H, W]."
+    def encode(self, x: Tensor) -> list[Tensor]:
+        "Four levels of features, 1/4 to 1/32 in size, of images [B, in_chans, H, W]."
         maps = []
         x = pad_to(x, self.stride).permute(0, 2, 3, 1)
         for stage in self.stages:
@@ -251,10 +276,11 @@ class MISSFormer(EncoderDecoder):
             maps.append(x)
         return [m.permute(0, 3, 1, 2) for m in self.bridge(maps)]
 
-    def decode(self, features: list[torch.Tensor], size: tuple[int, int]) -> torch.Tensor:
+    def decode(self, features: list[Tensor], size: tuple[int, int]) -> Tensor:
         "Logits [B, out_chans, *size] from the features of `encode`."
         *skips, x = [f.permute(0, 2, 3, 1) for f in features]
         x = self.deepest(x)
         for merge, skip in zip(self.merges, reversed(skips)):
             x = merge(x, skip)
-        return crop_to(conv_last(self.head, x).permute(0, 3, 1, 2), size)
+        logits = conv_last(self.head, x).permute(0, 3, 1, 2)
+        return crop_to(logits, size)

@@ -45,7 +45,8 @@ def block_boxes(points: np.ndarray, block: int) -> tuple[np.ndarray, np.ndarray]
     size = points.shape[-1]
     n = -(-size//block)
     missing = (0, n*block - size)
-    padded = np.pad(points, ((0, 0), missing, missing), mode="edge")
+    more = ((0, 0), missing, missing)
+    padded = np.pad(points, more, mode="edge")
     blocks = padded.reshape(3, n, block, n, block)
     lowest = blocks.min((2, 4))
     highest = blocks.max((2, 4))
@@ -65,20 +66,25 @@ def find_hits(boxes: Boxes, points: dict, block: int = 8) -> dict[int, list[Hit]
     `points` has the bent points [3, size, size] for each space, "bone" and "soft".
     """
     hits = {}
-    for space, in_space in (("bone", boxes.bony), ("soft", ~boxes.bony)):
+    spaces = {"bone": boxes.bony, "soft": ~boxes.bony}
+    for space, in_space in spaces.items():
         low, high = block_boxes(points[space], block)
-        not_above = boxes.low <= high.max((1, 2))
-        not_below = boxes.high >= low.min((1, 2))
-        near = (not_above & not_below).all(1)
-        for i in np.flatnonzero(in_space & near):
+        highest = high.max((1, 2))
+        lowest = low.min((1, 2))
+        near = (boxes.low <= highest) & (boxes.high >= lowest)
+        for i in np.flatnonzero(in_space & near.all(1)):
             not_above = spread(boxes.low[i]) <= high
             not_below = spread(boxes.high[i]) >= low
-            met = (not_above & not_below).all(0)  # [n, n]: blocks
-            if not met.any(): continue
-            top, bottom = _span(met.any(1), block)
-            left, right = _span(met.any(0), block)
+            both = not_above & not_below
+            met = both.all(0)  # [n, n]: blocks
+            if not met.any():
+                continue
+            met_rows, met_columns = met.any(1), met.any(0)
+            top, bottom = _span(met_rows, block)
+            left, right = _span(met_columns, block)
             hit = Hit(boxes.atoms[i], top, bottom, left, right)
-            hits.setdefault(int(boxes.owner[i]), []).append(hit)
+            part = int(boxes.owner[i])
+            hits.setdefault(part, []).append(hit)
     return hits
 
 # %% ../../nbs/phantom/50_cut.ipynb #c43da727
@@ -88,7 +94,8 @@ def bent_points(patient: Patient, points: np.ndarray) -> dict[str, np.ndarray]:
     soft = patient.soft_warp.bend(bone)
     _, y, z = bone
     in_front = np.clip((30 - y)/130, 0, 1)
-    soft[1] += .7*patient.traits.belly*belly_at(z)*in_front
+    belly = patient.traits.belly
+    soft[1] += .7*belly*belly_at(z)*in_front
     return {"bone": bone, "soft": soft}
 
 # %% ../../nbs/phantom/50_cut.ipynb #233bad8e
@@ -107,16 +114,21 @@ def plane_points(origin, row, column, spacing: float, size: int) -> np.ndarray:
 
     Rows run along the unit vector `row` [3], columns along `column` [3].
     """
-    steps = (np.arange(size) - size/2 + .5)*spacing
-    steps = as_float32(steps)
-    down = spread(as_float32(row))*steps[:, None]
-    across = spread(as_float32(column))*steps
-    return spread(as_float32(origin)) + down + across
+    from_middle = np.arange(size) - size/2 + .5
+    steps = as_float32(from_middle*spacing)
+    along_row, along_column = as_float32(row), as_float32(column)
+    down = spread(along_row)*steps[:, None]
+    across = spread(along_column)*steps
+    middle = spread(as_float32(origin))
+    return middle + down + across
 
 # %% ../../nbs/phantom/50_cut.ipynb #5863af49
 def noise_at(patient: Patient, points: np.ndarray) -> dict[int, np.ndarray]:
     "Noise of about unit variance at points [3, H, W]: grain in mm -> [H, W]."
-    return {grain: .5*waves.values(points).sum(0) for grain, waves in patient.noise.items()}
+    noise = {}
+    for grain, waves in patient.noise.items():
+        noise[grain] = .5*waves.values(points).sum(0)
+    return noise
 
 # %% ../../nbs/phantom/50_cut.ipynb #6cbcaf1f
 class Cut:
@@ -128,8 +140,8 @@ class Cut:
         self.spacing = spacing
         self.size = size
         world = plane_points(origin, row, column, spacing, size)
-        scale = as_float32(patient.traits.scale)
-        self.straight = world/spread(scale)  # not bent: as table and scanner are
+        scale = spread(as_float32(patient.traits.scale))
+        self.straight = world/scale  # not bent: as table and scanner are
         self.points = bent_points(patient, self.straight)
         self.noise = noise_at(patient, self.points["soft"])
         self.hits = find_hits(body.boxes, self.points)
@@ -140,19 +152,27 @@ class Cut:
         `outlines` has the distances [size, size] that the part must stay within.
         """
         hits = self.hits.get(number)
-        if not hits: return None
+        if not hits:
+            return None
         organ = self.body.parts[number].organ
         window = joint_window(hits)
-        distance = union_distance(hits, self.points[organ.space], organ.fillet)[window]
+        points = self.points[organ.space]
+        distance = union_distance(hits, points, organ.fillet)[window]
         if organ.roughness:
-            distance = distance + organ.roughness*self.noise[24][window]
+            noise = self.noise[24][window]
+            distance = distance + organ.roughness*noise
         for name, offset in organ.within:
-            distance = np.maximum(distance, outlines[name][window] + offset)
+            limit = outlines[name][window] + offset
+            distance = np.maximum(distance, limit)
         return window, distance
 
 # %% ../../nbs/phantom/50_cut.ipynb #7dd46885
 LEFT, FRONT, UP = np.diag([1., -1, 1])
-VIEWS = {"axial": (LEFT, FRONT), "coronal": (LEFT, UP), "sagittal": (FRONT, UP)}  # along rows, along columns
+VIEWS = {  # along rows, along columns
+    "axial": (LEFT, FRONT),
+    "coronal": (LEFT, UP),
+    "sagittal": (FRONT, UP),
+}
 
 def view(body: Body, kind: str, at, fov: float, size: int, tilt=(0, 0)) -> Cut:
     """An axial, coronal or sagittal cut through the point `at` [3] of the model body, in mm.
@@ -166,4 +186,5 @@ def view(body: Body, kind: str, at, fov: float, size: int, tilt=(0, 0)) -> Cut:
     else:
         turn = rotation(first, 0, second)
     origin = np.asarray(at)*body.patient.traits.scale
-    return Cut(body, origin, turn @ row, turn @ column, fov/size, size)
+    spacing = fov/size
+    return Cut(body, origin, turn @ row, turn @ column, spacing, size)

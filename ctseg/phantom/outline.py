@@ -54,7 +54,8 @@ def superellipse_distance(x, y, width, depth, power: float) -> np.ndarray:
     length = (u_power + v_power)**(1/power)
     du = u_power/u/width
     dv = v_power/v/depth
-    slope = length**(1 - power)*np.sqrt(du**2 + dv**2)
+    steepness = np.sqrt(du**2 + dv**2)
+    slope = length**(1 - power)*steepness
     return (length - 1)/slope
 
 # %% ../../nbs/phantom/20_outline.ipynb #71d634c0
@@ -63,16 +64,17 @@ def superellipse_point(angle: float, width: float, depth: float, power: float) -
     radians = np.radians(angle)
     sine, cosine = np.sin(radians), np.cos(radians)
     exponent = 2/power
-    x = np.sign(sine)*np.abs(sine)**exponent*width
-    y = np.sign(cosine)*np.abs(cosine)**exponent*depth
-    return x, y
+    across = np.sign(sine)*np.abs(sine)**exponent
+    along = np.sign(cosine)*np.abs(cosine)**exponent
+    return across*width, along*depth
 
 # %% ../../nbs/phantom/20_outline.ipynb #f22cb2a8
 def every_millimetre(table: np.ndarray) -> np.ndarray:
     "Smooth curves through rows (z, values …) [N, 1 + K], at each mm from the first to the last z: float32 [K, mm]."
-    heights, values = table[:, 0], table[:, 1:]
-    smooth = PchipInterpolator(heights, values)
-    return as_float32(smooth(np.arange(heights[0], heights[-1] + 1)).T)
+    heights = table[:, 0]
+    smooth = PchipInterpolator(heights, table[:, 1:])
+    every_mm = np.arange(heights[0], heights[-1] + 1)
+    return as_float32(smooth(every_mm).T)
 
 def between_columns(table: np.ndarray, position: np.ndarray) -> np.ndarray:
     "Values [K, ...] of a table [K, N] at positions [...] from 0 to N - 1, with straight lines between its columns."
@@ -107,8 +109,11 @@ class Loft:
 
     def point(self, z: float, angle: float, outside: float = 0.) -> np.ndarray:
         "The point [3] at `z` and `angle` degrees (0 back, 90 left, 180 front), `outside` mm off the surface."
-        (width,), (depth,), (middle,) = self.section(np.array([float(z)]))
-        x, y = superellipse_point(angle, width + outside, depth + outside, self.power)
+        height = np.array([float(z)])
+        (width,), (depth,), (middle,) = self.section(height)
+        width = width + outside
+        depth = depth + outside
+        x, y = superellipse_point(angle, width, depth, self.power)
         return np.array([x, middle + y, z])
 
 # %% ../../nbs/phantom/20_outline.ipynb #b362694d
@@ -137,7 +142,9 @@ def bulged(sections: list[tuple], belly: float) -> list[tuple]:
     wider = []
     for z, width, front, back in sections:
         bulge = belly_at(z)
-        wider.append((z, width + .35*belly*bulge, front - .8*belly*bulge, back))
+        wider_by = .35*belly*bulge
+        forward_by = .8*belly*bulge
+        wider.append((z, width + wider_by, front - forward_by, back))
     return wider
 
 # %% ../../nbs/phantom/20_outline.ipynb #0b18deb7

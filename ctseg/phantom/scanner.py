@@ -52,7 +52,8 @@ def random_window(hu: np.ndarray, rng: np.random.Generator) -> tuple[float, floa
     kinds, shares = zip(*WINDOWS.items())
     kind = kinds[rng.choice(len(kinds), p=shares)]
     if kind == "soft tissue":
-        return rng.normal(45, 22), rng.lognormal(np.log(380), .28)
+        width = np.log(380), .28
+        return rng.normal(45, 22), rng.lognormal(*width)
     if kind == "wide":
         low = rng.uniform(-1020, -500)
         high = rng.uniform(500, 1500)

@@ -19,16 +19,19 @@ from .shapes import load_shapes
 def vessels(patient: Patient, rng: np.random.Generator) -> Iterator[Organ]:
     "Aorta, lower vena cava, iliac vessels; branches of the arch, jugulars, vessels of kidney, gut and thigh."
     shapes = load_shapes("vessels")
-    form = dict(shift=1.5, growth=.05)
-    yield Organ("inferior_vena_cava", Grain("vein", 4, 2), shapes["inferior_vena_cava"], **form)
-    yield Organ("iliac_vena", Grain("vein", 4, 2), shapes["iliac_vena"], pair=True, **form)
-    yield Organ("iliac_artery", "artery", shapes["iliac_artery"], pair=True, **form)
-    yield Organ(None, "artery", shapes["femoral_and_internal_iliac_artery"], pair=True, **form)
-    yield Organ(None, "vein", shapes["femoral_vein"], pair=True, **form)
+    form = {"shift": 1.5, "growth": .05}
+    both_sides = {"pair": True, **form}
+    mixed = Grain("vein", 4, 2)
+    yield Organ("inferior_vena_cava", mixed, shapes["inferior_vena_cava"], **form)
+    yield Organ("iliac_vena", mixed, shapes["iliac_vena"], **both_sides)
+    yield Organ("iliac_artery", "artery", shapes["iliac_artery"], **both_sides)
+    yield Organ(None, "artery", shapes["femoral_and_internal_iliac_artery"], **both_sides)
+    yield Organ(None, "vein", shapes["femoral_vein"], **both_sides)
     yield Organ("aorta", "artery", shapes["aorta"], **form)
     yield Organ(None, "artery", shapes["mesenteric_and_renal_arteries"], shift=1)
     yield Organ(None, "vein", shapes["renal_veins"], shift=1)
-    yield Organ(None, "artery", shapes["branches_of_the_arch"], **form)
-    yield Organ(None, "vein", shapes["jugular_vein"], pair=True, **form)
+    arch = shapes["branches_of_the_arch"]
+    yield Organ(None, "artery", arch, **form)
+    yield Organ(None, "vein", shapes["jugular_vein"], **both_sides)
 
 VESSELS = [Region(8, vessels)]

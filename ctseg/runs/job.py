@@ -31,7 +31,7 @@ from ..training.checkpoints import Checkpoints, save_weights
 from ..training.curves import Watch
 from ..training.deadline import Deadline
 from ..training.loop import Trainer
-from ..training.method import METHODS, Method, Phase
+from ..training.method import METHODS, Method, Phase, go_through
 from ..training.randomness import derived_seed
 from ..training.setup import ScheduleSettings, Setup
 
@@ -200,13 +200,7 @@ class Job(PhaseJob):
     "A recipe at work on a set of slices."
     def carry_out(self) -> nn.Module:
         "Go through the phases of the recipe's method; the final model."
-        phases, model = self.method.phases(self), None
-        while True:
-            try:
-                phase = phases.send(model)
-            except StopIteration as end:
-                return end.value
-            model = self.train(phase)
+        return go_through(self.method.phases(self), self.train)
 
     def train(self, phase: Phase) -> nn.Module:
         "The averaged model of one phase: trained, or loaded if the phase has finished."

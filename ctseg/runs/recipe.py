@@ -36,9 +36,17 @@ def loss_settings(name: str) -> type[Settings]:
     return LOSSES.get(name).Settings
 
 CHOICES: dict[str, Callable[[str], type[Settings]]] = {
-    "method": method_settings, "model": model_settings, "loss": loss_settings, "augment": augment_settings,
+    "method": method_settings,
+    "model": model_settings,
+    "loss": loss_settings,
+    "augment": augment_settings,
 }
-REGISTRIES = {"method": METHODS, "model": MODELS, "loss": LOSSES, "augment": AUGMENTATIONS}
+REGISTRIES = {
+    "method": METHODS,
+    "model": MODELS,
+    "loss": LOSSES,
+    "augment": AUGMENTATIONS,
+}
 GROUPS = (*CHOICES, "schedule", "data", "compute", "rule")
 
 class RuleSettings(Settings):
@@ -76,7 +84,8 @@ def locate(groups: dict[str, Settings], key: str) -> tuple[str, str]:
             raise did_you_mean(f"setting of {group}", name, valid)
         return group, name
     owners = [g for g, settings in groups.items() if key in names_of(settings)]
-    if not owners: raise unknown_setting(groups, key)
+    if not owners:
+        raise unknown_setting(groups, key)
     if len(owners) > 1:
         both = " or ".join(f"{owner}.{key}" for owner in owners)
         raise InputError(f"the setting {key!r} is ambiguous; give {both}")
@@ -86,8 +95,11 @@ def locate(groups: dict[str, Settings], key: str) -> tuple[str, str]:
 def chosen(group: str, name: str, old: Settings | None = None) -> Settings:
     "The settings of what is called `name`; those of `old` that were changed are kept, where both have them."
     kind = CHOICES[group](name)
-    given = {"name": name} if any(info.name == "name" for info in describe(kind)) else {}
-    return kind(**given) if old is None else carried_over(old, kind, **given)
+    takes_name = any(info.name == "name" for info in describe(kind))
+    given = {"name": name} if takes_name else {}
+    if old is None:
+        return kind(**given)
+    return carried_over(old, kind, **given)
 
 # %% ../../nbs/runs/10_recipe.ipynb #5accad78
 @dataclass(frozen=True, repr=False)
@@ -117,7 +129,8 @@ class Recipe:
 
     def value(self, key: str) -> Any:
         "The value of a setting, by its name or by GROUP.NAME; of a choice, the name of what is chosen."
-        if key in CHOICES: return getattr(self, key).name
+        if key in CHOICES:
+            return getattr(self, key).name
         group, name = locate(self.groups(), key)
         return getattr(getattr(self, group), name)
 
@@ -130,7 +143,8 @@ def changed_recipe(recipe: Recipe, values: dict[str, Any]) -> Recipe:
     "A copy with other values, by the names that `Recipe.value` takes; choices by name or as settings."
     given: dict[str, Any] = {}
     for key in ("name", "about", *GROUPS):
-        if key not in values: continue
+        if key not in values:
+            continue
         value = values[key]
         by_name = key in CHOICES and not isinstance(value, Settings)
         given[key] = chosen(key, value, getattr(recipe, key)) if by_name else value
@@ -148,7 +162,8 @@ def apply_settings(recipe: Recipe, settings: Iterable[str]) -> Recipe:
     texts: dict[str, str] = {}
     for text in settings:
         key, eq, value = text.partition("=")
-        if not eq: raise InputError(f"--set {text}: expected KEY=VALUE")
+        if not eq:
+            raise InputError(f"--set {text}: expected KEY=VALUE")
         texts[key] = value
     recipe = recipe.change(**{key: texts.pop(key) for key in CHOICES if key in texts})
     values = {}
@@ -176,7 +191,8 @@ def recipe_dict(recipe: Recipe) -> dict[str, Any]:
 def recipe_from(parts: dict[str, Any]) -> Recipe:
     "The recipe that nested dictionaries describe; `InputError` for an unknown name or a value that does not fit."
     odd = parts.keys() - {"name", "about", *GROUPS}
-    if odd: raise did_you_mean("group of settings", min(odd), GROUPS)
+    if odd:
+        raise did_you_mean("group of settings", min(odd), GROUPS)
     groups = {group: group_from(group, dict(parts.get(group, {}))) for group in GROUPS}
     return Recipe(parts.get("name", "custom"), parts.get("about", ""), **groups)
 
@@ -185,7 +201,8 @@ def group_from(group: str, values: dict[str, Any]) -> Settings:
     default = getattr(Recipe, group)
     start = chosen(group, values.pop("name", default.name)) if group in CHOICES else default
     odd = values.keys() - names_of(start).keys()
-    if odd: raise did_you_mean(f"setting of {group}", min(odd), names_of(start))
+    if odd:
+        raise did_you_mean(f"setting of {group}", min(odd), names_of(start))
     return dataclasses.replace(start, **values)
 
 # %% ../../nbs/runs/10_recipe.ipynb #a27e4d5f

@@ -45,7 +45,8 @@ class Student:
             self.presence_logits = list(zip(present.split(sizes), views))
         else:
             logits = self.model(image, **options)
-        if not isinstance(logits, list): return list(logits.split(sizes))
+        if not isinstance(logits, list):
+            return list(logits.split(sizes))
         by_size = [z.split(sizes) for z in logits]
         return [list(of_view) for of_view in zip(*by_size)]
 
@@ -190,7 +191,8 @@ def out_of_memory(e: Exception) -> bool:
 # %% ../../nbs/training/60_step.ipynb #a13ea35c
 def more_pieces(e: RuntimeError, stepper: Stepper, index: torch.Tensor, pieces: int) -> int:
     "How many pieces to try after memory ran out; raises `e` if it is another error, `InputError` if no more are possible."
-    if not out_of_memory(e): raise e
+    if not out_of_memory(e):
+        raise e
     if world() > 1:
         remedy = f"take a smaller batch_size, or continue it with --resume --set pieces={2*pieces}"
         raise InputError(f"out of memory with {world()} processes; {remedy}") from e

@@ -1,13 +1,12 @@
 "The slices, recipes and networks that many tests share: small enough to train in seconds."
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ctseg.core.anatomy import ClassMap
 from ctseg.core.optional import import_timm
 from ctseg.data.slices import SliceSet
+from ctseg.data.toys import toy_set
 from ctseg.models import create_model
 from ctseg.models.base import EncoderDecoder, crop_to, pad_to
 from ctseg.models.zoo import register_model
@@ -44,21 +43,9 @@ class Tiny(EncoderDecoder):
 
 
 def toy(n=24, labelled=12, size=32, seed=0, every=False) -> SliceSet:
-    "A disc left, a disc right and a bright bar; two of three classes examined on each labelled slice."
-    rng = np.random.default_rng(seed)
-    y, x = np.mgrid[:size, :size]
-    images, masks = np.zeros((2, n, size, size), np.uint8)
-    for i in range(n):
-        for c, (cx, level) in enumerate([(size//4, 120), (3*size//4, 120), (size//2, 220)], 1):
-            if rng.random() < 0.3: continue
-            cy, cx = rng.integers(8, size - 8), cx + rng.integers(-2, 3)
-            m = (y - cy)**2 + (x - cx)**2 < 20 if c < 3 else (abs(y - cy) < 2) & (abs(x - cx) < 4)
-            images[i][m], masks[i][m] = level, c
-        images[i] = np.clip(images[i] + rng.normal(40, 8, (size, size)), 0, 255)
-    known = np.zeros((n, 3), bool)
-    for i in range(labelled): known[i, rng.choice(3, 3 if every else 2, replace=False)] = True
-    for c in range(3): masks[~known[:, c][:, None, None] & (masks == c + 1)] = 0
-    return SliceSet(images, masks, known, [f"{i}.png" for i in range(n)], np.arange(n)//2, ClassMap.from_names(["disc_left", "disc_right", "bar"]))
+    "The toy world as slices; two of the three classes, or every one, are examined on each labelled slice."
+    slices, _ = toy_set(n, labelled, size, seed, examined=3 if every else 2)
+    return slices
 
 
 def applicable(recipe, settings) -> list[str]:

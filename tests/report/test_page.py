@@ -42,7 +42,7 @@ def test_everything_is_there(world):
     assert {s["name"] for s in sets[0]["slices"]} == set(held_out.names)
     assert [s["name"] for s in sets] == ["held-out slices", "pseudo-labels kept", "pseudo-labels rejected"]
     assert [len(s["slices"]) for s in sets[1:]] == [4, 4]
-    for words in ("disc_left", "other side", ">teacher<", "<td>1.5</td>", "present added"):  # three epochs of half a minute
+    for words in ("lung_left", "other side", ">teacher<", "<td>1.5</td>", "present added"):  # three epochs of half a minute
         assert words in page
 
 

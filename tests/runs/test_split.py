@@ -60,7 +60,7 @@ def test_what_nobody_looked_for_is_never_drawn(tmp_path, c):
 
 def test_closing_what_nobody_looked_for_says_so_and_leaves_the_rest(tmp_path):
     slices = unexamined(toy(), 1)
-    with pytest.warns(UserWarning, match="nobody looked for disc_right on any slice"):
+    with pytest.warns(UserWarning, match="nobody looked for lung_left on any slice"):
         check_job(job := Job(small("masked"), slices, Run(tmp_path), progress=False))
     kept = np.isin(slices.names, job.labelled.names)
     assert job.labelled.known[:, 1].all() and not job.holdout.known[:, 1].any() and not job.unlabelled.known.any()

@@ -88,8 +88,10 @@ print(tau.expected)
 #| export
 def typed(info: SettingInfo, value: Any) -> Any:
     "`value` as it is, or a whole number as float where a number is expected; `InputError` for another type."
-    if info.type is float and type(value) is int: return float(value)
-    if type(value) is info.type: return value
+    if info.type is float and type(value) is int:
+        return float(value)
+    if type(value) is info.type:
+        return value
     raise InputError(f"{info.name} = {value!r}: expected {TYPE_WORDS[info.type]}")
 
 def checked(info: SettingInfo, value: Any) -> Any:
@@ -97,7 +99,8 @@ def checked(info: SettingInfo, value: Any) -> Any:
     value = typed(info, value)
     if info.choices is not None and value not in info.choices:
         raise did_you_mean(info.name, value, info.choices)
-    if info.type not in (int, float): return value
+    if info.type not in (int, float):
+        return value
     too_low = info.low is not None and value < info.low
     too_high = info.high is not None and value > info.high
     if too_low or too_high or not math.isfinite(value):
@@ -130,12 +133,14 @@ for function, value in ((checked, 2), (checked, "high"), (parsed, "high")):
 #| export
 def describe(cls: "type[Settings]") -> list[SettingInfo]:
     "The declarations of all settings of a class, inherited ones first."
-    if not dataclasses.is_dataclass(cls): return []
+    if not dataclasses.is_dataclass(cls):
+        return []
     types, infos = get_type_hints(cls), []
     for f in dataclasses.fields(cls):
         facts = {"meaning": "", **f.metadata}
         choices = facts.pop("choices", None)
-        if callable(choices): choices = choices()
+        if callable(choices):
+            choices = choices()
         choices = None if choices is None else tuple(choices)
         infos.append(SettingInfo(f.name, types[f.name], f.default, choices=choices, **facts))
     return infos
@@ -207,7 +212,8 @@ def with_text(settings: Settings, texts: dict[str, str]) -> Settings:
     "A copy of `settings` with the values that the texts spell; `InputError` for an unknown name or an unfit value."
     infos, values = {info.name: info for info in describe(type(settings))}, {}
     for name, text in texts.items():
-        if name not in infos: raise did_you_mean("setting", name, infos)
+        if name not in infos:
+            raise did_you_mean("setting", name, infos)
         values[name] = parsed(infos[name], text)
     return dataclasses.replace(settings, **values)
 
@@ -250,7 +256,8 @@ def settings_of(build: Callable) -> type[Settings]:
     fields: dict[str, Any] = {}
     types: dict[str, type] = {}
     for name, parameter in inspect.signature(build).parameters.items():
-        if type(parameter.default) not in TYPE_WORDS: continue
+        if type(parameter.default) not in TYPE_WORDS:
+            continue
         notes = getattr(parameter.annotation, "__metadata__", ())
         meaning = next((note for note in notes if isinstance(note, str)), "")
         fields[name] = setting(parameter.default, meaning)

@@ -115,8 +115,11 @@ def _check_array(name: str, array, dtype, shape):
     "`InputError` unless a field of a `SliceSet` is an array of this type and shape."
     if isinstance(array, np.ndarray) and array.dtype == dtype and array.shape == shape:
         return
-    given = f"{array.dtype} {list(array.shape)}" if isinstance(array, np.ndarray) else type(array).__name__
-    raise InputError(f"SliceSet.{name} is {given}; expected {np.dtype(dtype)} {list(shape)}")
+    given = type(array).__name__
+    if isinstance(array, np.ndarray):
+        given = f"{array.dtype} {list(array.shape)}"
+    expected = f"{np.dtype(dtype)} {list(shape)}"
+    raise InputError(f"SliceSet.{name} is {given}; expected {expected}")
 
 
 # %%
@@ -135,8 +138,9 @@ def _check_masks(s: "SliceArrays"):
                          f"there are {len(classes)} classes")
     contradicted = s.present & ~s.known
     if contradicted.any():
-        n, c = np.argwhere(contradicted)[0]
-        raise InputError(f"mask of {s.names[n]} has pixels of class {c + 1} ({classes.name(c + 1)}), "
+        n, column = np.argwhere(contradicted)[0]
+        c = column + 1
+        raise InputError(f"mask of {s.names[n]} has pixels of class {c} ({classes.name(c)}), "
                          "which known says was not examined")
 
 
@@ -200,7 +204,9 @@ def _complete(images, masks, known, names, groups, classes) -> dict:
     n = len(images)
     if masks is None:
         masks = np.zeros_like(images)
-        known = np.zeros((n, len(_as_classes(classes, masks, known))), bool) if known is None else known
+        if known is None:
+            C = len(_as_classes(classes, masks, known))
+            known = np.zeros((n, C), bool)
     shape = np.shape(images)
     _check_array("images", images, np.uint8, shape)
     _check_array("masks", masks, np.uint8, shape)
@@ -268,9 +274,15 @@ def _describe(s: SliceArrays) -> str:
     "One line for people: how many slices, what is known of them, which classes."
     height, width = s.images.shape[1:]
     groups = len(np.unique(s.groups))
-    names = ", ".join(s.classes.names[:4]) + (", …" if len(s.classes) > 4 else "")
-    cells = f"{s.present.sum()} present, {(s.known & ~s.present).sum()} absent, {(~s.known).sum()} unknown"
-    return (f"SliceSet({len(s.images)} slices {height}x{width}, {s.known.any(1).sum()} labelled, "
+    names = ", ".join(s.classes.names[:4])
+    if len(s.classes) > 4:
+        names += ", …"
+    present = s.present.sum()
+    absent = (s.known & ~s.present).sum()
+    unknown = (~s.known).sum()
+    cells = f"{present} present, {absent} absent, {unknown} unknown"
+    labelled = s.known.any(1).sum()
+    return (f"SliceSet({len(s.images)} slices {height}x{width}, {labelled} labelled, "
             f"{len(s.classes)} classes, {groups} groups; cells: {cells}; {names})")
 
 

@@ -121,6 +121,11 @@ mean_found(cells, found)
 
 # %%
 #| export
+def p_log_p(prob: torch.Tensor) -> torch.Tensor:
+    "p log p of each probability, the summand of an entropy; 0 where p is 0. Same shape."
+    return prob*prob.clamp(min=1e-12).log()
+
+
 def pixel_sureness(prob: torch.Tensor, activation: str) -> tuple[torch.Tensor, torch.Tensor]:
     """How sure a network is of each pixel, and its entropy there relative to the largest possible one.
 
@@ -130,12 +135,12 @@ def pixel_sureness(prob: torch.Tensor, activation: str) -> tuple[torch.Tensor, t
     if activation == "softmax":
         background = (1 - prob.sum(1, keepdim=True)).clamp(0, 1)
         full = torch.cat([background, prob], 1)
-        bits = full*full.clamp(min=1e-12).log()
-        entropy = -bits.sum(1)/math.log(full.shape[1])
+        largest = math.log(full.shape[1])
+        entropy = -p_log_p(full).sum(1)/largest
         return full.amax(1), entropy
     other = 1 - prob
     sure = torch.maximum(prob, other).mean(1)
-    bits = prob*prob.clamp(min=1e-12).log() + other*other.clamp(min=1e-12).log()
+    bits = p_log_p(prob) + p_log_p(other)
     entropy = -bits.mean(1)/math.log(2)
     return sure, entropy
 
@@ -164,7 +169,8 @@ def image_confidence(
     """
     sure, entropy = pixel_sureness(prob, activation)
     foreground = (label > 0).float()
-    in_foreground = (sure*foreground).sum((1, 2))/foreground.sum((1, 2)).clamp(min=1)
+    area = foreground.sum((1, 2))
+    in_foreground = (sure*foreground).sum((1, 2))/area.clamp(min=1)
     cells = soft_dice_confidence(prob, label)
     return {
         "max": sure.mean((1, 2)),

@@ -22,7 +22,7 @@ from fastcore.test import test_eq, test_fail
 from matplotlib_inline.backend_inline import set_matplotlib_formats
 
 from ctseg.io.geometry import as_slices
-from ctseg.io.toys import torso_scans
+from ctseg.io.toy_scans import torso_scans
 
 # %%
 #| hide

@@ -28,7 +28,7 @@ from fastcore.test import test_eq, test_fail
 from matplotlib_inline.backend_inline import set_matplotlib_formats
 
 from ctseg.core.style import class_legend, image_grid, overlay, show_image
-from ctseg.io.toys import TORSO_CLASSES, torso_scans
+from ctseg.io.toy_scans import TORSO_CLASSES, torso_scans
 
 # %%
 #| hide

@@ -20,7 +20,7 @@ from fastcore.test import test_eq
 from matplotlib_inline.backend_inline import set_matplotlib_formats
 
 from ctseg.io.slicing import Slicing
-from ctseg.io.toys import torso_scans
+from ctseg.io.toy_scans import torso_scans
 from ctseg.io.volumes import cut
 
 # %%

@@ -38,7 +38,7 @@ from matplotlib_inline.backend_inline import set_matplotlib_formats
 from ctseg.core.files import read_json
 from ctseg.core.style import class_legend, image_grid, overlay, show_image
 from ctseg.data.challenge import read_challenge
-from ctseg.io.toys import TORSO_CLASSES, torso_scans
+from ctseg.io.toy_scans import TORSO_CLASSES, torso_scans
 from ctseg.io.volumes import class_flags
 
 # %%

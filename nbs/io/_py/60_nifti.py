@@ -33,7 +33,7 @@ from ctseg.data.challenge import read_challenge
 from ctseg.io.cases import Case
 from ctseg.io.folders import write_volumes
 from ctseg.io.slicing import Slicing
-from ctseg.io.toys import TORSO_CLASSES, torso_scans
+from ctseg.io.toy_scans import TORSO_CLASSES, torso_scans
 
 
 # %% [markdown]

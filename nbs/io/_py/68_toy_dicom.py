@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from ctseg.core.anatomy import ClassMap
-from ctseg.io.toys import paint_ellipsoids
+from ctseg.io.toy_scans import paint_ellipsoids
 from ctseg.io.volumes import import_volumes_package
 
 # %%

@@ -231,7 +231,8 @@ def _check_gaps(stack: _Stack, src: Path):
     if evenly_spaced(steps): return
     by_number = _jumps_by_number(stack)
     missing = by_number if by_number.any() else _multiples(steps)
-    if not missing.any(): return
+    if not missing.any():
+        return
     k = int(np.flatnonzero(missing)[0])
     here, following = (file.shown(src) for file in stack.images[k:k + 2])
     raise InputError(f"{here}: missing slice, the next one ({Path(following).name}) "
@@ -328,7 +329,8 @@ class Series:
 #| export
 def _slice_origins(series: Series) -> np.ndarray:
     "Where the first voxel of each slice lies, float [K,3], mm right, front, up."
-    if series.positions is not None: return series.positions
+    if series.positions is not None:
+        return series.positions
     numbers = np.arange(len(series.paths))[:, None]
     return series.affine[:3, 3] + numbers*series.affine[:3, 2]
 
@@ -372,7 +374,8 @@ def make_series(
     steps, positions, header = stack.steps, stack.positions, stack.images[0].header
     if not gaps: _check_gaps(stack, src)
     between_rows, between_columns = map(float, header.PixelSpacing)
-    if len(steps): step = (positions[-1] - positions[0])/len(steps)
+    if len(steps):
+        step = (positions[-1] - positions[0])/len(steps)
     else: step = stack.normal*float(header.get("SliceThickness") or 1)
     lps = np.eye(4)
     lps[:3] = np.stack([stack.columns*between_columns, stack.rows*between_rows, step, positions[0]], 1)
@@ -401,7 +404,8 @@ def read_series(
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; expected the files of one DICOM CT series")
     images, _ = read_headers(folder, folder)
-    if not images: raise InputError(f"{folder}: no DICOM CT images in it")
+    if not images:
+        raise InputError(f"{folder}: no DICOM CT images in it")
     series = make_series(images, folder, gaps)
     return series, series.read_voxels(folder)
 
@@ -479,7 +483,8 @@ def _match(all_series: list[Series], objects: list[DicomFile], src: Path) -> Fou
             about = referred_series(file.header)
         its_series = [one for one in matched if one.series.number in about]
         for one in its_series: one.labels.append(file)
-        if not its_series: astray.append(file)
+        if not its_series:
+            astray.append(file)
     return matched, astray
 
 
@@ -503,7 +508,8 @@ def find_series(
     for folder in folders:
         images, labels = read_headers(folder, src)
         objects += labels
-        if images: all_series.append(make_series(images, src, gaps))
+        if images:
+            all_series.append(make_series(images, src, gaps))
     if not all_series:
         raise InputError(f"{src}: no DICOM CT images in it or in its folders")
     return _match(all_series, objects, src)

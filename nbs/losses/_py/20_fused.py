@@ -121,7 +121,8 @@ def slices_of(logits: torch.Tensor, target: Target, dtype: torch.dtype) -> Itera
 
 def weighted_sum(values: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     "The sum over the pixels of `values` [B,K,n] times `weight` [B,K,1|n]: [B,K]."
-    if weight.shape[-1] == 1: return values.sum(-1)*weight[..., 0]
+    if weight.shape[-1] == 1:
+        return values.sum(-1)*weight[..., 0]
     return (values*weight).sum(-1)
 
 
@@ -138,13 +139,15 @@ test_eq(weighted_sum(torch.ones(1, 2, 3), torch.tensor([[[2.], [0.]]])), torch.t
 #| export
 def negative_loss(logit: torch.Tensor, gamma: float) -> torch.Tensor:
     "Cross-entropy of a negative, focal if `gamma` > 0; `negative_loss(-logit)` is that of a positive."
-    if not gamma: return F.softplus(logit)
+    if not gamma:
+        return F.softplus(logit)
     return F.softplus(logit) * logit.sigmoid()**gamma
 
 def negative_slope(logit: torch.Tensor, gamma: float) -> torch.Tensor:
     "The derivative of `negative_loss`."
     p = logit.sigmoid()
-    if not gamma: return p
+    if not gamma:
+        return p
     return p**gamma * (p + gamma*(1 - p)*F.softplus(logit))
 
 

@@ -85,7 +85,8 @@ def surface_dice(
     for n, (p, t) in enumerate(zip(outlines(pred), outlines(truth))):
         boxes = ndimage.find_objects(np.stack([p, t]), max_label=C)  # distances matter near a class only
         for c, box in enumerate(boxes, 1):
-            if box is None: continue
+            if box is None:
+                continue
             around = box[1:]
             a, b = p[around] == c, t[around] == c
             near = 0

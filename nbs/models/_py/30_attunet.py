@@ -92,7 +92,11 @@ class UpConv(nn.Sequential):
     "Double the size by repeating pixels, then a 3x3 convolution, batch normalisation, ReLU."
 
     def __init__(self, i: int, o: int):
-        super().__init__(nn.Conv2d(i, o, 3, padding=1), nn.BatchNorm2d(o), nn.ReLU(inplace=True))
+        super().__init__(
+            nn.Conv2d(i, o, 3, padding=1),
+            nn.BatchNorm2d(o),
+            nn.ReLU(inplace=True),
+        )
         axis = torch.tensor([[0., 0, 1], [0, 1, 1], [1, 1, 0], [1, 0, 0]])
         both = torch.kron(axis, axis).T.contiguous()
         self.register_buffer("sums", both, persistent=False)  # [9, 16]

@@ -12,7 +12,7 @@
 #| export
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from ctseg.models.base import EncoderDecoder, check_counts, crop_to, pad_to
 
@@ -75,7 +75,11 @@ class ConvNormReLU(nn.Sequential):
     "3x3 convolution, batch normalisation, ReLU: [B, i, H, W] -> [B, o, H, W]."
 
     def __init__(self, i: int, o: int):
-        super().__init__(nn.Conv2d(i, o, 3, padding=1), nn.BatchNorm2d(o), nn.ReLU(inplace=True))
+        super().__init__(
+            nn.Conv2d(i, o, 3, padding=1),
+            nn.BatchNorm2d(o),
+            nn.ReLU(inplace=True),
+        )
 
 
 class PatchTokens(nn.Module):
@@ -87,13 +91,15 @@ class PatchTokens(nn.Module):
         self.drop = nn.Dropout(dropout)
         self.position = nn.Parameter(torch.zeros(1, dim, grid, grid))
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         "[B, C, H, W] -> [B, N, C]; the embedding is interpolated where the grid has another size."
         x = self.cut(x)
+        size = x.shape[-2:]
         place = self.position
-        if x.shape[-2:] != place.shape[-2:]:
-            place = F.interpolate(place, size=x.shape[-2:], mode="bilinear", align_corners=False)
-        return self.drop((x + place).flatten(2).transpose(1, 2))
+        if size != place.shape[-2:]:
+            place = F.interpolate(place, size=size, mode="bilinear", align_corners=False)
+        tokens = (x + place).flatten(2).transpose(1, 2)
+        return self.drop(tokens)
 
 
 # %%
@@ -122,30 +128,36 @@ class ChannelAttention(nn.Module):
         total = sum(dims)
         self.heads = heads
         self.scale = total**-.5
-        self.q = nn.ModuleList(nn.Linear(d, d*heads, bias=False) for d in dims)
-        self.out = nn.ModuleList(nn.Linear(d, d, bias=False) for d in dims)
+        self.q = nn.ModuleList(
+            nn.Linear(d, d*heads, bias=False) for d in dims
+        )
+        self.out = nn.ModuleList(
+            nn.Linear(d, d, bias=False) for d in dims
+        )
         self.k = nn.Linear(total, total*heads, bias=False)
         self.v = nn.Linear(total, total*heads, bias=False)
         self.psi = nn.InstanceNorm2d(heads)
         self.drop = nn.Dropout(dropout)
 
-    def split(self, x: torch.Tensor) -> torch.Tensor:
+    def split(self, x: Tensor) -> Tensor:
         "[B, N, heads·c] -> [B, heads, N, c]."
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
     def forward(
         self,
-        levels: list[torch.Tensor], # [B, N, dims[i]] each
-        joint: torch.Tensor, # all side by side [B, N, sum(dims)]
-    ) -> list[torch.Tensor]:
+        levels: list[Tensor], # [B, N, dims[i]] each
+        joint: Tensor, # all side by side [B, N, sum(dims)]
+    ) -> list[Tensor]:
         "What each level hears, [B, N, dims[i]] each."
         k = self.split(self.k(joint))
         v = self.split(self.v(joint)).transpose(-1, -2)
         heard = []
         for x, ask, out in zip(levels, self.q, self.out):
             q = self.split(ask(x)).transpose(-1, -2)
-            attention = self.psi(q @ k*self.scale).softmax(-1)  # [B, heads, dims[i], sum(dims)]
-            answers = (self.drop(attention) @ v).mean(1).transpose(-1, -2)
+            alike = q @ k*self.scale  # [B, heads, dims[i], sum(dims)]
+            attention = self.psi(alike).softmax(-1)
+            by_head = self.drop(attention) @ v
+            answers = by_head.mean(1).transpose(-1, -2)
             heard.append(self.drop(out(answers)))
         return heard
 
@@ -167,6 +179,16 @@ def layer_norms(dims: tuple[int, ...]) -> nn.ModuleList:
     return nn.ModuleList(nn.LayerNorm(d, eps=1e-6) for d in dims)
 
 
+def feed_forward(dim: int, expand: int) -> nn.Sequential:
+    "Two linear layers with a GELU between them: tokens [B, N, dim] -> [B, N, dim]."
+    wide = dim*expand
+    return nn.Sequential(
+        nn.Linear(dim, wide),
+        nn.GELU(),
+        nn.Linear(wide, dim),
+    )
+
+
 class ChannelLayer(nn.Module):
     "One layer of the channel transformer for the tokens of all levels."
 
@@ -176,15 +198,17 @@ class ChannelLayer(nn.Module):
         self.norm_joint = nn.LayerNorm(sum(dims), eps=1e-6)
         self.norm2 = layer_norms(dims)
         self.attention = ChannelAttention(dims, heads, dropout)
-        layers = [nn.Sequential(nn.Linear(d, d*expand), nn.GELU(), nn.Linear(d*expand, d)) for d in dims]
-        self.ffn = nn.ModuleList(layers)
+        self.ffn = nn.ModuleList(feed_forward(d, expand) for d in dims)
 
-    def forward(self, levels: list[torch.Tensor]) -> list[torch.Tensor]:
+    def forward(self, levels: list[Tensor]) -> list[Tensor]:
         "Tokens [B, N, dims[i]] of each level, of the same shapes."
         joint = self.norm_joint(torch.cat(levels, -1))
-        heard = self.attention([norm(x) for norm, x in zip(self.norm1, levels)], joint)
+        normed = [norm(x) for norm, x in zip(self.norm1, levels)]
+        heard = self.attention(normed, joint)
         levels = [x + y for x, y in zip(levels, heard)]
-        return [x + ffn(norm(x)) for x, norm, ffn in zip(levels, self.norm2, self.ffn)]
+        normed = [norm(x) for norm, x in zip(self.norm2, levels)]
+        transformed = [ffn(x) for ffn, x in zip(self.ffn, normed)]
+        return [x + y for x, y in zip(levels, transformed)]
 
 
 # %%
@@ -200,6 +224,15 @@ test_eq([y.shape for y in layer(levels)], [x.shape for x in levels])
 
 # %%
 #| export
+def project_back(dim: int) -> nn.Sequential:
+    "A 1x1 convolution, batch normalisation, ReLU: [B, dim, H, W] -> [B, dim, H, W]."
+    return nn.Sequential(
+        nn.Conv2d(dim, dim, 1),
+        nn.BatchNorm2d(dim),
+        nn.ReLU(inplace=True),
+    )
+
+
 class ChannelTransformer(nn.Module):
     "What UCTransNet has in place of skip connections: maps in, maps of the same shapes out."
 
@@ -212,19 +245,23 @@ class ChannelTransformer(nn.Module):
         dropout: float = .1,
     ):
         super().__init__()
-        self.tokens = nn.ModuleList(PatchTokens(d, 16//2**k, grid, dropout) for k, d in enumerate(dims))
-        self.layers = nn.Sequential(*[ChannelLayer(dims, heads, dropout) for _ in range(layers)])
+        self.tokens = nn.ModuleList()
+        for k, dim in enumerate(dims):
+            patch = 16//2**k  # the same grid at every level
+            self.tokens.append(PatchTokens(dim, patch, grid, dropout))
+        in_a_row = [ChannelLayer(dims, heads, dropout) for _ in range(layers)]
+        self.layers = nn.Sequential(*in_a_row)
         self.norm = layer_norms(dims)
-        back = [nn.Sequential(nn.Conv2d(d, d, 1), nn.BatchNorm2d(d), nn.ReLU(inplace=True)) for d in dims]
-        self.back = nn.ModuleList(back)
+        self.back = nn.ModuleList(map(project_back, dims))
 
-    def forward(self, maps: list[torch.Tensor]) -> list[torch.Tensor]:
+    def forward(self, maps: list[Tensor]) -> list[Tensor]:
         "Maps [B, dims[k], H/2^k, W/2^k] of the same shapes."
         grid = [n//16 for n in maps[0].shape[-2:]]
-        tokens = self.layers([cut(m) for cut, m in zip(self.tokens, maps)])
+        tokens = [cut(m) for cut, m in zip(self.tokens, maps)]
         out = []
-        for m, t, norm, back in zip(maps, tokens, self.norm, self.back):
-            heard = back(norm(t).transpose(1, 2).unflatten(2, grid))
+        for m, t, norm, back in zip(maps, self.layers(tokens), self.norm, self.back):
+            channels_first = norm(t).transpose(1, 2)
+            heard = back(channels_first.unflatten(2, grid))
             out.append(m + F.interpolate(heard, size=m.shape[-2:]))
         return out
 
@@ -255,10 +292,11 @@ class ChooseChannels(nn.Module):
         self.skip = nn.Linear(dim, dim)
         self.below = nn.Linear(dim, dim)
 
-    def forward(self, skip: torch.Tensor, below: torch.Tensor) -> torch.Tensor:
+    def forward(self, skip: Tensor, below: Tensor) -> Tensor:
         "The skip [B, C, H, W], weighted; `below` has its shape."
-        asked = self.skip(skip.mean((2, 3))) + self.below(below.mean((2, 3)))
-        weight = torch.sigmoid(asked/2)
+        from_skip = self.skip(skip.mean((2, 3)))
+        from_below = self.below(below.mean((2, 3)))
+        weight = torch.sigmoid((from_skip + from_below)/2)
         return F.relu(skip*weight[..., None, None])
 
 
@@ -270,10 +308,11 @@ class UpBlock(nn.Module):
         self.choose = ChooseChannels(i//2)
         self.convs = nn.Sequential(ConvNormReLU(i, o), ConvNormReLU(o, o))
 
-    def forward(self, x: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         "[B, i/2, H, W] and a skip [B, i/2, 2H, 2W] -> [B, o, 2H, 2W]."
         x = F.interpolate(x, scale_factor=2)
-        return self.convs(torch.cat([self.choose(skip, x), x], 1))
+        chosen = self.choose(skip, x)
+        return self.convs(torch.cat([chosen, x], 1))
 
 
 # %%
@@ -325,18 +364,19 @@ class UCTransNet(EncoderDecoder):
         self.channels = levels
         self.first = ConvNormReLU(in_chans, width)
         self.down = nn.ModuleList(map(down_level, levels, levels[1:]))
-        self.bridge = ChannelTransformer(levels[:4], max(image_size//16, 1), heads, layers, dropout)
+        grid = max(image_size//16, 1)
+        self.bridge = ChannelTransformer(levels[:4], grid, heads, layers, dropout)
         self.up = up_levels(width)
         self.head = nn.Conv2d(width, out_chans, 1)
 
-    def encode(self, x: torch.Tensor) -> list[torch.Tensor]:
+    def encode(self, x: Tensor) -> list[Tensor]:
         "Features of five levels, 1 to 1/16, of images [B, in_chans, H, W]."
         maps = [self.first(pad_to(x, self.stride))]
         for down in self.down:
             maps.append(down(maps[-1]))
         return [*self.bridge(maps[:4]), maps[4]]
 
-    def decode(self, features: list[torch.Tensor], size: tuple[int, int]) -> torch.Tensor:
+    def decode(self, features: list[Tensor], size: tuple[int, int]) -> Tensor:
         "Logits [B, out_chans, *size] from the features of `encode`."
         *skips, x = features
         for up, skip in zip(self.up, reversed(skips)):

@@ -56,9 +56,12 @@ def above_diaphragm(cut: Cut) -> np.ndarray:
     right_dome = 456 - 32*right - 16*right**2
     left_dome = 445 - 32*left - 16*left**2
     domes = np.maximum(right_dome, left_dome)
-    saddle = 432 - 18*((x - 10)/45)**2 - 16*((y + 35)/50)**2
+    from_left = ((x - 10)/45)**2
+    from_behind = ((y + 35)/50)**2
+    saddle = 432 - 18*from_left - 16*from_behind
     top = -smooth_minimum(-domes, -saddle, 12)
-    deeper_behind = 34*np.clip((y - 10)/80, 0, 1)**1.5
+    back = np.clip((y - 10)/80, 0, 1)
+    deeper_behind = 34*back**1.5
     return z - top - cut.patient.traits.breath + deeper_behind
 
 
@@ -79,13 +82,16 @@ def fat_under_skin(patient: Patient, points: np.ndarray) -> np.ndarray:
     "Thickness in mm [H, W] of the skin and the fat under it at points [3, H, W]."
     x, y, z = points
     traits = patient.traits
-    more_behind = 1 + .25*np.tanh((y - 20)/60)*(z < 240)
+    is_low = z < 240
+    more_behind = 1 + .25*np.tanh((y - 20)/60)*is_low
     thickness = 3.5 + traits.fat*at_height("fat", z)*more_behind
     if traits.female:
         across = (np.abs(x) - 72)/42
         along = (z - 500)/48
-        breast = np.exp(-across**2 - along**2)*(y < -20)
-        thickness = thickness + (14 + .5*traits.fat)*breast
+        in_front = y < -20
+        breast = np.exp(-across**2 - along**2)*in_front
+        height = 14 + .5*traits.fat
+        thickness = thickness + height*breast
     return as_float32(thickness)
 
 
@@ -112,7 +118,8 @@ def muscle_outline(cut: Cut) -> np.ndarray:
     outline = smooth_minimum(trunk, head, 14)
     for number, part in enumerate(cut.body.parts):
         found = cut.distance(number, {}) if part.organ.outlines else None
-        if found is None: continue
+        if found is None:
+            continue
         window, distance = found
         outline[window] = smooth_minimum(outline[window], distance, 16)
     return outline
@@ -132,7 +139,8 @@ def draw_outlines(cut: Cut) -> dict[str, np.ndarray]:
     muscles = muscle_outline(cut)
     fat = fat_under_skin(patient, points)*(1 + .1*cut.noise[70])
     above_table = y - as_float32(table_height(patient, z))
-    skin = -smooth_minimum(-(muscles - fat), -above_table, 14)
+    free_skin = muscles - fat
+    skin = -smooth_minimum(-free_skin, -above_table, 14)
     height = above_diaphragm(cut)
     return {
         "muscles": muscles,
@@ -227,8 +235,8 @@ def table_distance(cut: Cut) -> np.ndarray:
     from_middle = x + traits.lie
     top = 107 + .5*traits.fat - from_middle**2/2600
     across = np.abs(from_middle) - 215
-    depth = np.abs(y - top - 14) - 12
-    return np.maximum(depth, across)
+    half_depth = np.abs(y - top - 14)
+    return np.maximum(half_depth - 12, across)
 
 
 # %%
@@ -251,17 +259,21 @@ def fat_sheets(cut: Cut, outlines: dict) -> list[np.ndarray]:
     narrow_septa = 8*np.abs(noise[40] + .4) - .55
     septa = np.minimum(wide_septa, narrow_septa)
 
-    front = (z > 90) & (z < 395) & (y < -40)
-    beside_rectus = np.abs(from_middle - 66 - 6*noise[70]) - 2
+    at_belly = (z > 90) & (z < 395)
+    front = at_belly & (y < -40)
+    rectus_edge = np.abs(from_middle - 66 - 6*noise[70])
+    beside_rectus = rectus_edge - 2
     midline = from_middle - 2.5
     front_wall = np.minimum(beside_rectus, midline)
 
-    flank = (z > 190) & (z < 370) & (np.abs(y) < 60)
+    at_waist = (z > 190) & (z < 370)
+    flank = at_waist & (np.abs(y) < 60)
     inner_coat = np.abs(cavity - 4.5)
     outer_coat = np.abs(cavity - 8.5)
     side_wall = np.minimum(inner_coat, outer_coat) - .6
 
-    over_ribs = np.abs(cavity - 11 - 2*noise[24]) - 1.6
+    rib_surface = np.abs(cavity - 11 - 2*noise[24])
+    over_ribs = rib_surface - 1.6
     return [
         np.maximum(septa, outlines["muscles"] + 3),
         np.where(front, front_wall, nowhere),
@@ -289,7 +301,8 @@ def paint_unlabelled(cut: Cut, outlines: dict, hu: np.ndarray, edge: float) -> N
     paint(hu, EVERYWHERE, skin + 2, fat, edge)
     paint(hu, EVERYWHERE, outlines["muscles"], flesh, edge)
     for sheet in fat_sheets(cut, outlines):
-        paint(hu, EVERYWHERE, np.maximum(sheet, outlines["muscles"] + 1), fat, edge)
+        inside = np.maximum(sheet, outlines["muscles"] + 1)
+        paint(hu, EVERYWHERE, inside, fat, edge)
     paint(hu, EVERYWHERE, outlines["cavity"], fat, edge)
 
 
@@ -317,7 +330,8 @@ def render(cut: Cut) -> tuple[np.ndarray, np.ndarray]:
     paint_unlabelled(cut, outlines, hu, edge)
     for number, part in enumerate(cut.body.parts):
         found = None if part.organ.outlines else cut.distance(number, outlines)
-        if found is None: continue
+        if found is None:
+            continue
         window, distance = found
         if part.label is not None:
             label[window][distance < 0] = part.label

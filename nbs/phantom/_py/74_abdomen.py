@@ -94,8 +94,10 @@ class StomachContent:
 
     def __call__(self, cut: Cut, window, distance) -> np.ndarray:
         "HU [h, w] in a window of a cut; a meal is grainy, water is not."
-        fluid = self.fluid + 22*cut.noise[24][window]*(self.fluid > 40)
-        return np.where(cut.straight[1][window] < self.level, -950, fluid).astype(np.float32)
+        is_meal = self.fluid > 40
+        fluid = self.fluid + 22*cut.noise[24][window]*is_meal
+        air = cut.straight[1][window] < self.level
+        return np.where(air, -950, fluid).astype(np.float32)
 
 
 # %%
@@ -111,7 +113,9 @@ assert (hu[axial.straight[1] < -40] == -950).all()
 def upper_belly(patient: Patient, rng: np.random.Generator) -> Iterator[Organ]:
     "Liver, spleen, stomach, gallbladder."
     shapes = load_shapes("abdomen")
-    content = StomachContent(rng.normal(-45, 22), rng.choice([12., 28., 60., 180.], p=[.4, .3, .2, .1]))
+    level = rng.normal(-45, 22)
+    fluid = rng.choice([12., 28., 60., 180.], p=[.4, .3, .2, .1])
+    content = StomachContent(level, fluid)
     yield from liver(rng)
     place = dict(within=UNDER_DIAPHRAGM)
     yield Organ(
@@ -144,9 +148,12 @@ show_cuts(Body([1, 7], [*LIMBS, *CHEST, Region(5, upper_belly)]), cuts, fov=340,
 #| export
 def stool_texture(cut: Cut, window, distance) -> np.ndarray:
     "HU [h, w] of stool; its bubbles of gas gather in front."
-    coarse, fine = cut.noise[24][window], cut.noise[9][window]
-    gas = coarse + .7*fine - cut.points["soft"][1][window]/60 > 1.
-    return np.where(gas, -930, 25 + 45*fine - 120*np.clip(coarse - .1, 0, .6)).astype(np.float32)
+    coarse = cut.noise[24][window]
+    fine = cut.noise[9][window]
+    behind = cut.points["soft"][1][window]/60
+    gas = coarse + .7*fine - behind > 1.
+    solid = 25 + 45*fine - 120*np.clip(coarse - .1, 0, .6)
+    return np.where(gas, -930, solid).astype(np.float32)
 
 
 # %%

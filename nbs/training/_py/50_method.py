@@ -207,6 +207,37 @@ class Method:
 phases = Method().phases(type("Job", (), {"labelled": toys}))
 print(next(phases).name)
 
+
+# %% [markdown]
+# ## Going through the phases
+#
+# `phases` is a generator: it yields what is to be trained, and is sent the trained network. `go_through` is the other side, for every kind of job: `train` is what the job does with a phase.
+
+# %%
+#| export
+def go_through(
+    phases: Generator[Phase, nn.Module, nn.Module], # from `Method.phases`
+    train: Callable[[Phase], nn.Module], # makes the averaged network of a phase
+) -> nn.Module: # the final network
+    "Have `train` make a network of each phase, send it back to `phases`, and return the final one."
+    model = None
+    while True:
+        try:
+            phase = phases.send(model)
+        except StopIteration as end:
+            return end.value
+        model = train(phase)
+
+
+# %%
+def two_phases():
+    "A method's phases, with names in place of networks."
+    first = yield Phase("first", toys)
+    second = yield Phase("second", toys)
+    return f"{second}, after {first}"
+
+test_eq(go_through(two_phases(), lambda phase: f"network of {phase.name}"), "network of second, after network of first")
+
 # %% [markdown]
 # ## By name
 #

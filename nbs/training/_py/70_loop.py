@@ -191,7 +191,8 @@ def last_epoch(progress: Progress, epochs: int) -> dict[str, str]:
     "The last row of the history, in short; without held-out slices there is no Dice."
     row = progress.history[-1]
     short = {"epoch": f"{progress.epoch}/{epochs}", "loss": f"{row['loss']:.3f}"}
-    if not math.isnan(row["dice"]): short["dice"] = f"{row['dice']:.3f}"
+    if not math.isnan(row["dice"]):
+        short["dice"] = f"{row['dice']:.3f}"
     return short
 
 def progress_bar(session: "Session") -> tqdm:
@@ -216,7 +217,8 @@ print(last_epoch(progress, 3))
 def held_out_dice(learner: Learner, loss: nn.Module, setup: Setup) -> float:
     "The challenge's Dice of the averaged model on the examined cells of the held-out slices, by argmax; NaN without any."
     holdout = setup.holdout
-    if holdout is None or not len(holdout): return math.nan
+    if holdout is None or not len(holdout):
+        return math.nan
     share = holdout[own_share(len(holdout)).numpy()]
     options = setup.image_size, setup.schedule.batch_size, learner.acc.autocast
     local = predict_labels(learner.ema.model, share, loss, learner.acc.device, *options)

@@ -1,10 +1,10 @@
 # %% [markdown]
 # # Toy scans
 #
-# > One torso, scanned three times on three different grids: the toy world of the notebooks on volumes.
+# > One torso, scanned three times on three different grids, for the notebooks on volumes.
 
 # %%
-#| default_exp io.toys
+#| default_exp io.toy_scans
 
 # %%
 #| export
@@ -26,12 +26,20 @@ from ctseg.io.geometry import as_slices
 set_matplotlib_formats("jpeg", pil_kwargs=dict(quality=85))  # grey noise: a quarter of a PNG
 
 # %% [markdown]
-# Every notebook on volumes needs a patient whose anatomy is known at every point. This one is a function of *where*:
+# Pages on slices use the [toy world](../core/80_toys.ipynb) of bodies drawn pixel by pixel. A volume needs more: organs in millimetres that any
+# scan grid can sample, oblique ones too, and a left and a right that differ. So this torso is a function of *where*:
 # millimetres to the patient's **R**ight, to the front (**A**nterior) and upwards (**S**uperior). Its liver is on the right.
+# [DICOM's toy](68_toy_dicom.ipynb), a head, is painted by the same function.
 
 # %%
 #| export
-TORSO_CLASSES = ClassMap.from_names(["liver", "stomach", "lung_left", "lung_right", "vertebrae"])
+TORSO_CLASSES = ClassMap.from_names([
+    "liver",
+    "stomach",
+    "lung_left",
+    "lung_right",
+    "vertebrae",
+])
 
 # centre and radii in mm, Hounsfield units, class id; later parts lie over earlier ones
 _TORSO = [
@@ -53,9 +61,12 @@ def paint_ellipsoids(
     hu = np.full(shape, -1000.)
     label = np.zeros(shape, np.uint8)
     for centre, radii, value, id in parts:
-        distance = sum(((p - c)/r)**2 for p, c, r in zip(points, centre, radii))
-        hu[distance < 1] = value
-        label[distance < 1] = id
+        distance = 0
+        for p, c, r in zip(points, centre, radii):
+            distance = distance + ((p - c)/r)**2
+        inside = distance < 1
+        hu[inside] = value
+        label[inside] = id
     return hu, label
 
 
@@ -81,8 +92,10 @@ def scan_torso(
     points = affine[:3, :3] @ voxels + affine[:3, 3:]
     hu, label = paint_ellipsoids(_TORSO, tuple(points))
     noise = np.random.default_rng(0).normal(0, 12, shape)
-    hu = (hu.reshape(shape) + noise).round().astype(np.float32)
-    return Volume(hu, affine, label.reshape(shape), np.ones(len(TORSO_CLASSES), bool))
+    noisy = hu.reshape(shape) + noise
+    hu = noisy.round().astype(np.float32)
+    known = np.ones(len(TORSO_CLASSES), bool)
+    return Volume(hu, affine, label.reshape(shape), known)
 
 
 # %%
@@ -117,7 +130,8 @@ def _centred_affine(columns: np.ndarray, shape) -> np.ndarray:
     "The affine with these columns, mm per voxel along i, j, k, that puts the grid's middle on the torso's."
     affine = np.eye(4)
     affine[:3, :3] = columns
-    affine[:3, 3] = -columns @ (np.array(shape) - 1)/2 + [0, 0, 30]
+    last_voxel = np.array(shape) - 1
+    affine[:3, 3] = -columns @ last_voxel/2 + [0, 0, 30]
     return affine
 
 
@@ -125,7 +139,11 @@ def _centred_affine(columns: np.ndarray, shape) -> np.ndarray:
 #| export
 def torso_scans() -> dict[str, Volume]:
     "Three scans of one torso, by what is special about their grid."
-    permuted = np.array([[0, 0, -3], [-3, 0, 0], [0, -6, 0]])
+    permuted = np.array([
+        [0, 0, -3],
+        [-3, 0, 0],
+        [0, -6, 0],
+    ])
     oblique = _rotation(14, 12) @ np.diag([-3, -2.8, 5])
     grids = {
         "as NIfTI likes it": (np.diag([3, 3, 6.]), (110, 84, 40)),
@@ -134,7 +152,8 @@ def torso_scans() -> dict[str, Volume]:
     }
     scans = {}
     for name, (columns, shape) in grids.items():
-        scans[name] = scan_torso(_centred_affine(columns, shape), shape)
+        affine = _centred_affine(columns, shape)
+        scans[name] = scan_torso(affine, shape)
     return scans
 
 
