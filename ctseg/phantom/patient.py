@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .outline import CAVITY, CAVITY_POWER, HEAD, HEAD_POWER, TRUNK, TRUNK_POWER, Loft, bulged, read_table
+from .outline import CAVITY, CAVITY_POWER, HEAD, HEAD_POWER, TRUNK, TRUNK_POWER
+from .outline import Loft, bulged, read_table
 from .shapes import as_float32, dot, spread
 
 # %% ../../nbs/phantom/30_patient.ipynb #0987fc35

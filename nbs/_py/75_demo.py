@@ -107,7 +107,8 @@ def plot_predictions(
 
 # %%
 toy, truth = toy_set(6, labelled=6)
-plot_predictions(toy, {"teacher": np.roll(truth, 3, 1), "student": np.roll(truth, 1, 1)}, rows=2); plt.show()
+plot_predictions(toy, {"teacher": np.roll(truth, 3, 1), "student": np.roll(truth, 1, 1)}, rows=2)
+plt.show()
 
 
 # %% [markdown]
@@ -195,7 +196,8 @@ def plot_pseudo(
 
 
 # %%
-plot_pseudo(toy, truth, np.linspace(.9, .4, 6), np.arange(6) < 4, columns=6); plt.show()
+plot_pseudo(toy, truth, np.linspace(.9, .4, 6), np.arange(6) < 4, columns=6)
+plt.show()
 
 # %% [markdown]
 # ## Which network?
@@ -383,7 +385,8 @@ masks = {who: read_masks(results/f"{name}.csv.gz", cache=False)[1] for who, name
 demo_table(test, masks).round(2)
 
 # %%
-plot_medians(test, masks); plt.show()
+plot_medians(test, masks)
+plt.show()
 
 # %% [markdown]
 # And that all of it runs, with a tiny network that has no time to learn:
@@ -391,9 +394,12 @@ plot_medians(test, masks); plt.show()
 # %%
 with tempfile.TemporaryDirectory() as d:
     tiny = ("width=4", "image_size=32", "epochs=1", "fold=-1", "keep=24", "batch_size=16")
-    with contextlib.redirect_stdout(io.StringIO()): run_demo(Path(d)/"demo", "../data_sample", settings=tiny, progress=False)
+    with contextlib.redirect_stdout(io.StringIO()):
+        run_demo(Path(d)/"demo", "../data_sample", settings=tiny, progress=False)
     print(*sorted(p.name for p in (Path(d)/"demo").iterdir()))
 
 # %%
 #| hide
-import nbdev; nbdev.nbdev_export()
+import nbdev
+
+nbdev.nbdev_export()

@@ -117,10 +117,21 @@ def find_pieces(top: Path, match: str = "") -> dict[str, list[Path]]:
 
 # %%
 spread = Path(tempfile.mkdtemp())
-for name in ("raidium/train-images/0.png", "raidium/__MACOSX/train-images/._0.png", "labels/label_Hnl61pT.csv", "labels/._label_Hnl61pT.csv"):
+for name in (
+    "raidium/train-images/0.png",
+    "raidium/__MACOSX/train-images/._0.png",
+    "labels/label_Hnl61pT.csv",
+    "labels/._label_Hnl61pT.csv",
+):
     (spread/name).parent.mkdir(parents=True, exist_ok=True)
     (spread/name).touch()
-print({name: [str(p.relative_to(spread)) for p in places] for name, places in find_pieces(spread).items() if places})
+print(
+    {
+        name: [str(p.relative_to(spread)) for p in places]
+        for name, places in find_pieces(spread).items()
+        if places
+    }
+)
 
 
 # %% [markdown]
@@ -229,7 +240,9 @@ def carry_on(name: str = "run") -> Path:
 for session, rows in (("monday", 2), ("tuesday", 5)):
     past = root/"input"/"notebooks"/"somebody"/session/"run"
     (past/"checkpoints").mkdir(parents=True)
-    (past/"recipe.json").write_text("{}"); (past/"history.csv").write_text("epoch\n"*rows); (past/"checkpoints"/"x").write_text(session)
+    (past/"recipe.json").write_text("{}")
+    (past/"history.csv").write_text("epoch\n"*rows)
+    (past/"checkpoints"/"x").write_text(session)
     past.chmod(0o555)
 with contextlib.redirect_stdout(io.StringIO()) as said: run = carry_on("run")
 print(said.getvalue().replace(str(root), "/kaggle"))
@@ -431,7 +444,8 @@ test_eq(len(Run(run).read_history()), 2)
 
 # %%
 slow = kaggle_root()/"working"/"slow"
-with contextlib.redirect_stdout(io.StringIO()) as said: done = train(sample, slow, "masked", [*tiny, "epochs=1000"], seconds=8)
+with contextlib.redirect_stdout(io.StringIO()) as said:
+    done = train(sample, slow, "masked", [*tiny, "epochs=1000"], seconds=8)
 print(done, re.sub(r"\d+ of", "… of", re.search("ctseg: (.*)", said.getvalue())[1]))
 
 # %% [markdown]

@@ -24,7 +24,8 @@ from ctseg.metrics.challenge import dice_table
 
 # %%
 #| hide
-RESULTS = Path("benchmarks/results")  # written by the benchmark notebooks; no number on this page is typed by hand
+# written by the benchmark notebooks; no number on this page is typed by hand
+RESULTS = Path("benchmarks/results")
 SHOWN = ("52.png", "1.png")  # test slices with four organs
 
 
@@ -67,8 +68,11 @@ plt.show()
 #| echo: false
 demo = pd.read_csv(RESULTS/"demo.csv")
 mean, minutes = demo[list(DRAWN)].mean(), demo.cpu_minutes.max()
-Markdown(f"Real CT from `make demo`: {minutes:.0f} minutes of processor time, no GPU. Two of the better test slices; over all 60 and {len(demo)} seeds, "
-         f"the teacher's mean Dice is {mean['teacher']:.2f}, the student's {mean['student']:.2f}.")
+Markdown(
+    f"Real CT from `make demo`: {minutes:.0f} minutes of processor time, no GPU. Two of the better test "
+    f"slices; over all 60 and {len(demo)} seeds, "
+    f"the teacher's mean Dice is {mean['teacher']:.2f}, the student's {mean['student']:.2f}."
+)
 
 # %% [markdown]
 # ## Install

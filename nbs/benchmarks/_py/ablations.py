@@ -29,8 +29,11 @@ sys.path.insert(0, "../../paper")
 from measured import compare, compare_left_out, load, rule_gain, verdict
 
 RESULTS = Path("results")
-many, few, lots, one, phantom = (load(RESULTS/t) for t in ("supervised", "semi100", "semi800", "ablation", "phantom240"))
-told_by_cell = one | {n: few[n] for n in ("log-self-training", "log-teacher-student", "marginal-log")}  # in bf16
+many, few, lots, one, phantom = (
+    load(RESULTS/t) for t in ("supervised", "semi100", "semi800", "ablation", "phantom240")
+)
+# in bf16
+told_by_cell = one | {n: few[n] for n in ("log-self-training", "log-teacher-student", "marginal-log")}
 one |= {"ctseg-sigmoid": few["ctseg-sigmoid"], "log": few["log-fp32"]}  # all of these in fp32
 
 # %%
@@ -46,27 +49,87 @@ CHOICES = [  # part, choice, table, with it, without it
     ("training", "strong augmentation, not mild", one, "augment-strong", "log"),
     ("training", "left–right mirrors, labels swapped", one, "mirror", "log"),
     ("training", "96 pixels, not 64", one, "size-96", "log"),
-    ("unlabelled", "the second phase of `ctseg`, with all slices, half as many steps on top", one, "ctseg-sigmoid", "log"),
+    (
+        "unlabelled",
+        "the second phase of `ctseg`, with all slices, half as many steps on top",
+        one,
+        "ctseg-sigmoid",
+        "log",
+    ),
     ("unlabelled", "the unlabelled slices, against as many steps", few, "log-warm-unimatch", "log-longer"),
-    ("unlabelled", "truth alone first, on top of as many steps with all", few, "log-warm-unimatch", "log-unimatch"),
-    ("unlabelled", "the second phase, where there are none: on 100 annotated slices, half of whose cells are unknown", told_by_cell, "labelled-only", "marginal-log"),
+    (
+        "unlabelled",
+        "truth alone first, on top of as many steps with all",
+        few,
+        "log-warm-unimatch",
+        "log-unimatch",
+    ),
+    (
+        "unlabelled",
+        "the second phase, where there are none: on 100 annotated slices, half of whose cells are unknown",
+        told_by_cell,
+        "labelled-only",
+        "marginal-log",
+    ),
     ("unlabelled", "CutMix in the strong view", one, "ctseg-sigmoid", "no-cutmix"),
-    ("unlabelled", "strong augmentation, not mild, before the strong view", one, "ctseg-strong", "ctseg-sigmoid"),
+    (
+        "unlabelled",
+        "strong augmentation, not mild, before the strong view",
+        one,
+        "ctseg-strong",
+        "ctseg-sigmoid",
+    ),
     ("both", "softmax, not sigmoid: 7 structures, 800 annotated", lots, "ctseg", "ctseg-sigmoid"),
     ("both", "softmax, not sigmoid: 7 structures, 100 annotated", few, "ctseg", "ctseg-sigmoid"),
     ("both", "softmax, not sigmoid: 54 structures (phantom)", phantom, "ctseg", "ctseg-sigmoid"),
-    ("pseudo-labels", "by cell (five trainings), not by image (two)", few, "log-self-training", "log-teacher-student"),
-    ("pseudo-labels", "at most half of a class's cells, not all above the gate", told_by_cell, "log-self-training", "no-quota"),
+    (
+        "pseudo-labels",
+        "by cell (five trainings), not by image (two)",
+        few,
+        "log-self-training",
+        "log-teacher-student",
+    ),
+    (
+        "pseudo-labels",
+        "at most half of a class's cells, not all above the gate",
+        told_by_cell,
+        "log-self-training",
+        "no-quota",
+    ),
     ("pseudo-labels", "a second round", told_by_cell, "two-rounds", "log-self-training"),
-    ("pseudo-labels", "images ranked by Soft Dice Confidence, not by mean probability", told_by_cell, "log-teacher-student", "max-confidence"),
+    (
+        "pseudo-labels",
+        "images ranked by Soft Dice Confidence, not by mean probability",
+        told_by_cell,
+        "log-teacher-student",
+        "max-confidence",
+    ),
 ]
 def told(part, what, a, b, d, left=None):
-    return {"part": part, "choice": what, "with": a, "without": b} | {k: d[k] for k in ("difference", "low", "high", "seeds")} | {
-        "by seed": ", ".join(f"{x:+.3f}" for x in d["by_seed"]), "left out": left and "{difference:+.3f} [{low:+.3f}, {high:+.3f}]".format(**left), "verdict": verdict(d)}
+    return (
+        {"part": part, "choice": what, "with": a, "without": b}
+        | {k: d[k] for k in ("difference", "low", "high", "seeds")}
+        | {
+            "by seed": ", ".join(f"{x:+.3f}" for x in d["by_seed"]),
+            "left out": left and "{difference:+.3f} [{low:+.3f}, {high:+.3f}]".format(**left),
+            "verdict": verdict(d),
+        }
+    )
 
-rows = [told(part, what, a, b, d, compare_left_out(runs, a, b)) for part, what, runs, a, b in CHOICES if (d := compare(runs, a, b))]
-rows += [told("decision", what, f"masked-log, {rule}", "argmax", d) for rule, what in (("threshold", "a threshold of its own"), ("gate", "a gate on the class's peak"), ("both", "both"))
-         if (d := rule_gain(many["masked-log"], "masked-log", rule))]
+rows = [
+    told(part, what, a, b, d, compare_left_out(runs, a, b))
+    for part, what, runs, a, b in CHOICES
+    if (d := compare(runs, a, b))
+]
+rows += [
+    told("decision", what, f"masked-log, {rule}", "argmax", d)
+    for rule, what in (
+        ("threshold", "a threshold of its own"),
+        ("gate", "a gate on the class's peak"),
+        ("both", "both"),
+    )
+    if (d := rule_gain(many["masked-log"], "masked-log", rule))
+]
 table = pd.DataFrame(rows)
 table.to_csv(RESULTS/"ablations.csv", index=False, float_format="%.4f")
 table.style.format(precision=3, na_rep="").hide(axis="index")
@@ -79,10 +142,22 @@ fig, ax = plt.subplots(figsize=(8, .32*len(table) + .8), layout="constrained")
 colours = dict(zip(table.part.unique(), ("C0", "C2", "C1", "C3", "C5", "C4")))
 for y, (_, r) in enumerate(table[::-1].iterrows()):
     pale = 1 if r.seeds > 2 else .4
-    ax.plot([r.low, r.high], [y, y], color=colours[r.part], lw=2, alpha=pale); ax.plot(r.difference, y, "o", color=colours[r.part], alpha=pale)
+    ax.plot([r.low, r.high], [y, y], color=colours[r.part], lw=2, alpha=pale)
+    ax.plot(r.difference, y, "o", color=colours[r.part], alpha=pale)
 ax.axvline(0, color=".6", lw=1)
-ax.set(yticks=range(len(table)), yticklabels=table.choice[::-1], xlabel="gain in Dice, 15 other patients (95 % over patients)"); ax.spines[["top", "right"]].set_visible(False)
-ax.legend([plt.Line2D([], [], color=c, lw=2) for c in colours.values()], colours, frameon=False, fontsize=8, loc="lower right")
+ax.set(
+    yticks=range(len(table)),
+    yticklabels=table.choice[::-1],
+    xlabel="gain in Dice, 15 other patients (95 % over patients)",
+)
+ax.spines[["top", "right"]].set_visible(False)
+ax.legend(
+    [plt.Line2D([], [], color=c, lw=2) for c in colours.values()],
+    colours,
+    frameon=False,
+    fontsize=8,
+    loc="lower right",
+)
 plt.show()
 
 # %% [markdown]

@@ -25,53 +25,224 @@ runs = {t: load(RESULTS/t) for t in ("supervised", "semi100", "semi800", "phanto
 
 # %%
 CLAIMS = [
-    ("A loss that knows what is unknown beats zeros as background", "MultiTalent; marginal loss (Shi et al. 2021)", "supervised", "masked", "seed-attunet"),
-    ("Cross-entropy that reads unknown as background is harmful", "field practice", "supervised", "marginal", "ce-dice-zeros"),
-    ("With zeros read as background, Dice alone beats Dice and cross-entropy", "the original; field practice", "supervised", "seed-attunet", "ce-dice-zeros"),
-    ("Dice over the batch, absent cells in the denominator, beats Dice per image", "first trials, +.06", "supervised", "marginal", "marginal-image"),
-    ("A labelled pixel is a certain negative for every other class: worth using", "first trials, +.04", "supervised", "masked", "masked-nopixel"),
+    (
+        "A loss that knows what is unknown beats zeros as background",
+        "MultiTalent; marginal loss (Shi et al. 2021)",
+        "supervised",
+        "masked",
+        "seed-attunet",
+    ),
+    (
+        "Cross-entropy that reads unknown as background is harmful",
+        "field practice",
+        "supervised",
+        "marginal",
+        "ce-dice-zeros",
+    ),
+    (
+        "With zeros read as background, Dice alone beats Dice and cross-entropy",
+        "the original; field practice",
+        "supervised",
+        "seed-attunet",
+        "ce-dice-zeros",
+    ),
+    (
+        "Dice over the batch, absent cells in the denominator, beats Dice per image",
+        "first trials, +.06",
+        "supervised",
+        "marginal",
+        "marginal-image",
+    ),
+    (
+        "A labelled pixel is a certain negative for every other class: worth using",
+        "first trials, +.04",
+        "supervised",
+        "masked",
+        "masked-nopixel",
+    ),
     ("Softmax (marginal) beats sigmoid (masked)", "first trials, +.04", "supervised", "marginal", "masked"),
-    ("The logarithm of the Dice rescues small structures", "Wong et al. 2018", "supervised", "masked-log", "masked"),
-    ("Teacher and student, as in the original", "the original, +.01", "semi100", "seed-teacher-student", "seed-attunet"),
-    ("Teacher and student with a better loss and confidence", "Lee 2013; ST++", "semi100", "log-teacher-student", "log"),
-    ("Pretrain on pseudo-labels, fine-tune on truth, as in the original", "the original", "semi100", "seed-pretrain-finetune", "seed-attunet"),
+    (
+        "The logarithm of the Dice rescues small structures",
+        "Wong et al. 2018",
+        "supervised",
+        "masked-log",
+        "masked",
+    ),
+    (
+        "Teacher and student, as in the original",
+        "the original, +.01",
+        "semi100",
+        "seed-teacher-student",
+        "seed-attunet",
+    ),
+    (
+        "Teacher and student with a better loss and confidence",
+        "Lee 2013; ST++",
+        "semi100",
+        "log-teacher-student",
+        "log",
+    ),
+    (
+        "Pretrain on pseudo-labels, fine-tune on truth, as in the original",
+        "the original",
+        "semi100",
+        "seed-pretrain-finetune",
+        "seed-attunet",
+    ),
     ("… with a better loss and confidence", "the same", "semi100", "log-pretrain-finetune", "log-fp32"),
-    ("Mean Teacher helps the original's loss", "Tarvainen & Valpola 2017", "semi100", "seed-mean-teacher", "seed-attunet"),
+    (
+        "Mean Teacher helps the original's loss",
+        "Tarvainen & Valpola 2017",
+        "semi100",
+        "seed-mean-teacher",
+        "seed-attunet",
+    ),
     ("… and ours", "the same", "semi100", "log-mean-teacher", "log"),
-    ("… and ours with softmax, of what is left open", "the same", "semi100", "marginal-mean-teacher", "marginal-log"),
-    ("Weak-to-strong consistency from the first step helps the original's loss", "UniMatch (Yang et al. 2023)", "semi100", "seed-unimatch", "seed-attunet"),
+    (
+        "… and ours with softmax, of what is left open",
+        "the same",
+        "semi100",
+        "marginal-mean-teacher",
+        "marginal-log",
+    ),
+    (
+        "Weak-to-strong consistency from the first step helps the original's loss",
+        "UniMatch (Yang et al. 2023)",
+        "semi100",
+        "seed-unimatch",
+        "seed-attunet",
+    ),
     ("… and ours", "the same", "semi100", "log-unimatch", "log"),
-    ("… after a supervised phase, against that phase alone", "ours; stage 4 of others' recipes", "semi100", "log-warm-unimatch", "log"),
+    (
+        "… after a supervised phase, against that phase alone",
+        "ours; stage 4 of others' recipes",
+        "semi100",
+        "log-warm-unimatch",
+        "log",
+    ),
     ("… against as many supervised steps", "the same", "semi100", "log-warm-unimatch", "log-longer"),
     ("… the second phase half as long", "the same", "semi100", "ctseg-sigmoid", "log-fp32"),
     ("… and with softmax outputs (the recipe `ctseg`)", "the same", "semi100", "ctseg", "marginal-log"),
     ("… with 800 annotated slices", "the same", "semi800", "ctseg-sigmoid", "log"),
     ("… with 800 annotated slices, softmax", "the same", "semi800", "ctseg", "marginal-log"),
-    ("Softmax beats sigmoid, with the second phase, 7 structures", "first trials, +.04", "semi100", "ctseg", "ctseg-sigmoid"),
+    (
+        "Softmax beats sigmoid, with the second phase, 7 structures",
+        "first trials, +.04",
+        "semi100",
+        "ctseg",
+        "ctseg-sigmoid",
+    ),
     ("… 800 annotated", "the same", "semi800", "ctseg", "ctseg-sigmoid"),
     ("… 54 structures (phantom)", "ours", "phantom240", "ctseg", "ctseg-sigmoid"),
-    ("Out-of-fold self-training, cell by cell, helps the original's loss", "noisy student (Xie et al. 2020); FLARE22", "semi100", "seed-self-training", "seed-attunet"),
+    (
+        "Out-of-fold self-training, cell by cell, helps the original's loss",
+        "noisy student (Xie et al. 2020); FLARE22",
+        "semi100",
+        "seed-self-training",
+        "seed-attunet",
+    ),
     ("… and ours", "the same", "semi100", "log-self-training", "log"),
-    ("Teacher and student, as in the original, 800 annotated", "the original, +.01", "semi800", "seed-teacher-student", "seed-attunet"),
-    ("Weak-to-strong consistency with the original's loss, 800 annotated", "UniMatch (Yang et al. 2023)", "semi800", "seed-unimatch", "seed-attunet"),
+    (
+        "Teacher and student, as in the original, 800 annotated",
+        "the original, +.01",
+        "semi800",
+        "seed-teacher-student",
+        "seed-attunet",
+    ),
+    (
+        "Weak-to-strong consistency with the original's loss, 800 annotated",
+        "UniMatch (Yang et al. 2023)",
+        "semi800",
+        "seed-unimatch",
+        "seed-attunet",
+    ),
     ("… with ours", "the same", "semi800", "log-unimatch", "log"),
-    ("Mean Teacher with the original's loss, 800 annotated", "Tarvainen & Valpola 2017", "semi800", "seed-mean-teacher", "seed-attunet"),
+    (
+        "Mean Teacher with the original's loss, 800 annotated",
+        "Tarvainen & Valpola 2017",
+        "semi800",
+        "seed-mean-teacher",
+        "seed-attunet",
+    ),
     ("… with ours, softmax", "the same", "semi800", "marginal-mean-teacher", "marginal-log"),
-    ("Teacher and student with our softmax loss and Soft Dice Confidence, 800 annotated", "Lee 2013; ST++", "semi800", "marginal-teacher-student", "marginal-log"),
-    ("Pretrain on pseudo-labels, fine-tune on truth, as in the original, 800 annotated", "the original", "semi800", "seed-pretrain-finetune", "seed-attunet"),
+    (
+        "Teacher and student with our softmax loss and Soft Dice Confidence, 800 annotated",
+        "Lee 2013; ST++",
+        "semi800",
+        "marginal-teacher-student",
+        "marginal-log",
+    ),
+    (
+        "Pretrain on pseudo-labels, fine-tune on truth, as in the original, 800 annotated",
+        "the original",
+        "semi800",
+        "seed-pretrain-finetune",
+        "seed-attunet",
+    ),
     ("… with our softmax loss", "the same", "semi800", "marginal-pretrain-finetune", "marginal-log"),
-    ("Teacher and student, as in the original, 54 structures (phantom)", "the original, +.01", "phantom240", "seed-teacher-student", "seed-attunet"),
+    (
+        "Teacher and student, as in the original, 54 structures (phantom)",
+        "the original, +.01",
+        "phantom240",
+        "seed-teacher-student",
+        "seed-attunet",
+    ),
     ("Training twice as long adds to the default", "common", "semi800", "ctseg-longer", "ctseg"),
-    ("Out-of-fold self-training, 800 annotated", "noisy student; FLARE22", "semi800", "log-self-training", "log"),
+    (
+        "Out-of-fold self-training, 800 annotated",
+        "noisy student; FLARE22",
+        "semi800",
+        "log-self-training",
+        "log",
+    ),
     ("… with softmax", "the same", "semi800", "marginal-self-training", "marginal-log"),
-    ("… with softmax, 54 structures (phantom)", "the same", "phantom240", "marginal-self-training", "marginal-log"),
-    ("Weak-to-strong consistency with the original's loss, 54 structures (phantom)", "UniMatch (Yang et al. 2023)", "phantom240", "seed-unimatch", "seed-attunet"),
-    ("Mean Teacher with the original's loss, 54 structures (phantom)", "Tarvainen & Valpola 2017", "phantom240", "seed-mean-teacher", "seed-attunet"),
+    (
+        "… with softmax, 54 structures (phantom)",
+        "the same",
+        "phantom240",
+        "marginal-self-training",
+        "marginal-log",
+    ),
+    (
+        "Weak-to-strong consistency with the original's loss, 54 structures (phantom)",
+        "UniMatch (Yang et al. 2023)",
+        "phantom240",
+        "seed-unimatch",
+        "seed-attunet",
+    ),
+    (
+        "Mean Teacher with the original's loss, 54 structures (phantom)",
+        "Tarvainen & Valpola 2017",
+        "phantom240",
+        "seed-mean-teacher",
+        "seed-attunet",
+    ),
 ]
 rows = []
 for claim, source, table, a, b in CLAIMS:
     d = compare(runs[table], a, b)
-    if d: rows.append({"claim": claim, "who says so": source, "measured": f"{a} − {b}" + (" (100 annotated)" if table == "semi100" else " (800 annotated)" if table == "semi800" else " (phantom)" if table == "phantom240" else ""), "difference": d["difference"], "low": d["low"], "high": d["high"], "seeds": d["seeds"], "verdict": verdict(d)})
+    if d:
+        rows.append(
+            {
+                "claim": claim,
+                "who says so": source,
+                "measured": f"{a} − {b}"
+                + (
+                    " (100 annotated)"
+                    if table == "semi100"
+                    else (
+                        " (800 annotated)"
+                        if table == "semi800"
+                        else " (phantom)" if table == "phantom240" else ""
+                    )
+                ),
+                "difference": d["difference"],
+                "low": d["low"],
+                "high": d["high"],
+                "seeds": d["seeds"],
+                "verdict": verdict(d),
+            }
+        )
 
 # %% [markdown]
 # The presence gate is a rule, not a training: the same probabilities decided with it and without.
@@ -79,12 +250,36 @@ for claim, source, table, a, b in CLAIMS:
 # %%
 for name in ("marginal", "masked", "masked-log"):
     d = rule_gain(runs["supervised"].get(name, {}), name, "gate")
-    if d: rows.append({"claim": "A gate on the class's peak probability removes inventions", "who says so": "first trials, +.02", "measured": f"{name}: gate − argmax",
-                       "difference": d["difference"], "low": d["low"], "high": d["high"], "seeds": d["seeds"], "verdict": verdict(d)})
+    if d:
+        rows.append(
+            {
+                "claim": "A gate on the class's peak probability removes inventions",
+                "who says so": "first trials, +.02",
+                "measured": f"{name}: gate − argmax",
+                "difference": d["difference"],
+                "low": d["low"],
+                "high": d["high"],
+                "seeds": d["seeds"],
+                "verdict": verdict(d),
+            }
+        )
 
 for d in decisions(RESULTS/"decision"):
-    if d["seeds"] > 2: rows.append({"claim": "A score that is a ratio is best served by a threshold that depends on what it usually is", "who says so": "Koyejo et al. 2014", "measured": f"{d['name']}: expected Dice − gate ({d['where']} annotated)".replace("annotated annotated", "annotated"),
-                       **{k: d["over_gated"][k] for k in ("difference", "low", "high", "seeds")}, "verdict": verdict(d["over_gated"])})
+    if d["seeds"] > 2:
+        rows.append(
+            {
+                "claim": (
+                    "A score that is a ratio is best served by a threshold that depends on what it "
+                    "usually is"
+                ),
+                "who says so": "Koyejo et al. 2014",
+                "measured": f"{d['name']}: expected Dice − gate ({d['where']} annotated)".replace(
+                    "annotated annotated", "annotated"
+                ),
+                **{k: d["over_gated"][k] for k in ("difference", "low", "high", "seeds")},
+                "verdict": verdict(d["over_gated"]),
+            }
+        )
 
 # %% [markdown]
 # And the confidences, by area under the risk–coverage curve (lower is better), three teachers averaged:
@@ -92,10 +287,26 @@ for d in decisions(RESULTS/"decision"):
 # %%
 conf = RESULTS/"confidence_slices.csv"
 if conf.exists():
-    t = pd.read_csv(conf); t = t[(t.of == "AURC") & (t.iloc[:, 2] == "mean")]
+    t = pd.read_csv(conf)
+    t = t[(t.of == "AURC") & (t.iloc[:, 2] == "mean")]
     for _, r in t.iterrows():
-        rows.append({"claim": "Mean max-probability is a poor filter, Soft Dice Confidence a good one", "who says so": "Borges et al. 2024", "measured": f"AURC, teacher {r.teacher}: max {r['max']:.3f}, chance {r.chance:.3f}, sdc {r.sdc:.3f}",
-                     "difference": r["max"] - r.sdc, "seeds": 3, "verdict": ("in this order" if r.sdc < r.chance < r["max"] else "in part" if r.sdc < r["max"] else "not seen")})
+        rows.append(
+            {
+                "claim": "Mean max-probability is a poor filter, Soft Dice Confidence a good one",
+                "who says so": "Borges et al. 2024",
+                "measured": (
+                    f"AURC, teacher {r.teacher}: max {r['max']:.3f}, chance {r.chance:.3f}, sdc "
+                    f"{r.sdc:.3f}"
+                ),
+                "difference": r["max"] - r.sdc,
+                "seeds": 3,
+                "verdict": (
+                    "in this order"
+                    if r.sdc < r.chance < r["max"]
+                    else "in part" if r.sdc < r["max"] else "not seen"
+                ),
+            }
+        )
 
 table = pd.DataFrame(rows)
 table.round(4).to_csv(RESULTS/"claims.csv", index=False)

@@ -48,7 +48,8 @@ def risk(score, dice):
     return 1 - np.cumsum(dice[order])/np.arange(1, len(dice) + 1)
 
 def measure(t, kind):
-    dice = slice_dice(t[f"{kind}_dice"]); ok = np.isfinite(dice)
+    dice = slice_dice(t[f"{kind}_dice"])
+    ok = np.isfinite(dice)
     scores = {s: t[f"{kind}_{s}"][ok] for s in SCORES if f"{kind}_{s}" in t}
     return dice[ok], scores
 
@@ -56,8 +57,26 @@ rows = []
 for name, t in teachers.items():
     for kind in ("one", "mean"):
         dice, scores = measure(t, kind)
-        rows.append({"teacher": name, "": kind, "slices": len(dice), "of": "AURC", **{s: risk(v, dice).mean() for s, v in scores.items()}, "perfect": risk(dice, dice).mean(), "chance": 1 - dice.mean()})
-        rows.append({"teacher": name, "": kind, "slices": len(dice), "of": "rank correlation", **{s: spearmanr(v, dice)[0] for s, v in scores.items()}})
+        rows.append(
+            {
+                "teacher": name,
+                "": kind,
+                "slices": len(dice),
+                "of": "AURC",
+                **{s: risk(v, dice).mean() for s, v in scores.items()},
+                "perfect": risk(dice, dice).mean(),
+                "chance": 1 - dice.mean(),
+            }
+        )
+        rows.append(
+            {
+                "teacher": name,
+                "": kind,
+                "slices": len(dice),
+                "of": "rank correlation",
+                **{s: spearmanr(v, dice)[0] for s, v in scores.items()},
+            }
+        )
 whole = pd.DataFrame(rows).set_index(["of", "teacher", ""]).sort_index()
 whole.drop(columns="slices").style.format(precision=3, na_rep="")
 
@@ -67,9 +86,12 @@ for ax, (name, t) in zip(np.atleast_1d(axes), teachers.items()):
     dice, scores = measure(t, "mean")
     x = np.arange(1, len(dice) + 1)/len(dice)
     for s, v in scores.items(): ax.plot(x, risk(v, dice), label=s, lw=2 if s in ("max", "sdc") else 1)
-    ax.plot(x, risk(dice, dice), "k:", lw=1, label="perfect"); ax.axhline(1 - dice.mean(), color="0.7", lw=1, zorder=0)
-    ax.set(title=name, xlabel="share of the slices kept"); ax.spines[["top", "right"]].set_visible(False)
-np.atleast_1d(axes)[0].set_ylabel("risk: 1 − Dice of those kept"); np.atleast_1d(axes)[-1].legend(frameon=False, fontsize=8)
+    ax.plot(x, risk(dice, dice), "k:", lw=1, label="perfect")
+    ax.axhline(1 - dice.mean(), color="0.7", lw=1, zorder=0)
+    ax.set(title=name, xlabel="share of the slices kept")
+    ax.spines[["top", "right"]].set_visible(False)
+np.atleast_1d(axes)[0].set_ylabel("risk: 1 − Dice of those kept")
+np.atleast_1d(axes)[-1].legend(frameon=False, fontsize=8)
 plt.show()
 
 # %% [markdown]
@@ -86,11 +108,18 @@ drawn = (t["one_cell_sdc"][ok] > 0).sum(1)
 fig, axes = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained", sharey=True)
 for ax, s in zip(axes, ("max", "sdc")):
     dots = ax.scatter(scores[s], dice, c=drawn, s=14, cmap="viridis", alpha=.8)
-    ax.set(xlabel={"max": "mean max-probability (the original's)", "sdc": "Soft Dice Confidence"}[s], title=f"rank correlation {spearmanr(scores[s], dice)[0]:+.2f}")
+    ax.set(
+        xlabel={"max": "mean max-probability (the original's)", "sdc": "Soft Dice Confidence"}[s],
+        title=f"rank correlation {spearmanr(scores[s], dice)[0]:+.2f}",
+    )
     ax.spines[["top", "right"]].set_visible(False)
-axes[0].set_ylabel("Dice of the slice"); fig.colorbar(dots, ax=axes, label="structures drawn")
+axes[0].set_ylabel("Dice of the slice")
+fig.colorbar(dots, ax=axes, label="structures drawn")
 plt.show()
-print(f"{name}: rank correlation of `max` with the number of structures drawn: {spearmanr(scores['max'], drawn)[0]:+.2f}")
+print(
+    f"{name}: rank correlation of `max` with the number of structures drawn: "
+    f"{spearmanr(scores['max'], drawn)[0]:+.2f}"
+)
 
 
 # %% [markdown]
@@ -110,7 +139,15 @@ for name, t in teachers.items():
     found, dice, measures = cells(t)
     for k, v in measures.items():
         inside = [spearmanr(v[f, c], dice[f, c])[0] for c, f in enumerate(found.T) if f.sum() > 4]
-        rows.append({"teacher": name, "measure": k, "all cells": spearmanr(v[found], dice[found])[0], "within a class": np.nanmean(inside), "AURC": risk(v[found], dice[found]).mean()})
+        rows.append(
+            {
+                "teacher": name,
+                "measure": k,
+                "all cells": spearmanr(v[found], dice[found])[0],
+                "within a class": np.nanmean(inside),
+                "AURC": risk(v[found], dice[found]).mean(),
+            }
+        )
 cell = pd.DataFrame(rows).pivot(index="teacher", columns="measure")
 cell.style.format(precision=3)
 

@@ -38,8 +38,20 @@ RULES = {"argmax": "argmax", "gated": "gate", "expected": "expected Dice"}
 
 def told(d): return f"{d['difference']:+.3f} [{d['low']:+.3f}, {d['high']:+.3f}] {d['wins']}/{d['seeds']}"
 
-def line(r): return {"data": r["where"], "recipe": r["name"], "seeds": r["seeds"]} | {title: r[k] for k, title in RULES.items()} | {"more than the gate": told(r["over_gated"]), "more than argmax": told(r["over_argmax"])}
-def shown(t): return t.style.format(precision=3).hide(axis="index").set_properties(subset=["recipe", "more than the gate", "more than argmax"], **{"white-space": "nowrap"})
+def line(r):
+    return (
+        {"data": r["where"], "recipe": r["name"], "seeds": r["seeds"]}
+        | {title: r[k] for k, title in RULES.items()}
+        | {"more than the gate": told(r["over_gated"]), "more than argmax": told(r["over_argmax"])}
+    )
+def shown(t):
+    return (
+        t.style.format(precision=3)
+        .hide(axis="index")
+        .set_properties(
+            subset=["recipe", "more than the gate", "more than argmax"], **{"white-space": "nowrap"}
+        )
+    )
 
 table = pd.DataFrame([line(r) for r in decisions(RESULTS/"decision")])
 shown(table)
@@ -63,8 +75,13 @@ runs = {tuple(name.split("-", 1)): by_seed for name, by_seed in kept["decision"]
 def counts(key):
     out = {"data": DECIDED[key[0]], "recipe": key[1]}
     for k, title in RULES.items():
-        drawn = [np.isfinite(r[f"dice_{k}"]) & ~r["truth"] for r in runs[key].values()], [(r[f"dice_{k}"] == 0) & r["truth"] for r in runs[key].values()]
-        out |= {f"invented, {title}": np.mean([d.sum() for d in drawn[0]]), f"missed, {title}": np.mean([d.sum() for d in drawn[1]])}
+        drawn = [np.isfinite(r[f"dice_{k}"]) & ~r["truth"] for r in runs[key].values()], [
+            (r[f"dice_{k}"] == 0) & r["truth"] for r in runs[key].values()
+        ]
+        out |= {
+            f"invented, {title}": np.mean([d.sum() for d in drawn[0]]),
+            f"missed, {title}": np.mean([d.sum() for d in drawn[1]]),
+        }
     return out
 
 pd.DataFrame([counts(k) for k in runs]).style.format(precision=0).hide(axis="index")
@@ -76,11 +93,19 @@ pd.DataFrame([counts(k) for k in runs]).style.format(precision=0).hide(axis="ind
 some = list(runs["phantom240", "ctseg"].values())
 gate, expected = (np.mean([np.nanmean(r[f"dice_{k}"], 0) for r in some], 0) for k in ("gated", "expected"))
 fig, ax = plt.subplots(figsize=(4, 4), layout="constrained")
-ax.plot([0, .9], [0, .9], color="0.8", lw=1); ax.plot(gate, expected, "o", ms=4)
-ax.set(xlabel="Dice with the gate", ylabel="Dice with the expected Dice", aspect="equal"); ax.spines[["top", "right"]].set_visible(False)
+ax.plot([0, .9], [0, .9], color="0.8", lw=1)
+ax.plot(gate, expected, "o", ms=4)
+ax.set(xlabel="Dice with the gate", ylabel="Dice with the expected Dice", aspect="equal")
+ax.spines[["top", "right"]].set_visible(False)
 plt.show()
-print(f"better in {int((expected > gate).sum())}, worse in {int((expected < gate).sum())} of {len(gate)} classes; most changed: " +
-      ", ".join(f"{some[0]['classes'][c]} {expected[c] - gate[c]:+.2f}" for c in np.argsort(-np.abs(expected - gate))[:6]))
+print(
+    f"better in {int((expected > gate).sum())}, worse in {int((expected < gate).sum())} of {len(gate)} "
+    f"classes; most changed: "
+    + ", ".join(
+        f"{some[0]['classes'][c]} {expected[c] - gate[c]:+.2f}"
+        for c in np.argsort(-np.abs(expected - gate))[:6]
+    )
+)
 
 # %% [markdown]
 # The gate pays for fewer inventions with structures that it misses. The expected Dice finds some of these again *and* invents less, since a large outline with a middling peak is more likely to be there than a scrap with a high one. It does not need much: three numbers for all classes, and each class's usual Dice.
@@ -111,10 +136,22 @@ shown(second)
 
 # %%
 ours, theirs = runs["semi800", "ctseg"], kept["semi800"]["seed-teacher-student"]
-d = paired([ours[s]["dice_expected"] for s in sorted(ours)], [theirs[s]["dice_argmax"] for s in sorted(ours)], ours[0]["groups"])
+d = paired(
+    [ours[s]["dice_expected"] for s in sorted(ours)],
+    [theirs[s]["dice_argmax"] for s in sorted(ours)],
+    ours[0]["groups"],
+)
 print(f"real CT, 800 slices: ctseg {d['a']:.3f}, the original whole {d['b']:.3f}, {told(d)}")
-mine, low, high = runs["phantom240", "ctseg"], kept["phantom240"]["seed-attunet"], kept["phantom240"]["full-seed-attunet"]
+mine, low, high = (
+    runs["phantom240", "ctseg"],
+    kept["phantom240"]["seed-attunet"],
+    kept["phantom240"]["full-seed-attunet"],
+)
 mean = lambda by_seed, rule: np.array([mean_dice(by_seed[s][rule]) for s in sorted(mine)])
 m, s, f = mean(mine, "dice_expected"), mean(low, "dice_argmax"), mean(high, "dice_argmax")
-print(f"phantom: ctseg {m.mean():.3f}, original {s.mean():.3f}, every contour {f.mean():.3f}: share closed {(m.mean() - s.mean())/(f.mean() - s.mean()):.2f} (by seed {', '.join(f'{x:.2f}' for x in (m - s)/(f - s))})")
+print(
+    f"phantom: ctseg {m.mean():.3f}, original {s.mean():.3f}, every contour {f.mean():.3f}: share closed "
+    f"{(m.mean() - s.mean())/(f.mean() - s.mean()):.2f} (by seed "
+    f"{', '.join(f'{x:.2f}' for x in (m - s)/(f - s))})"
+)
 table.round(4).to_csv(RESULTS/"decision_rule.csv", index=False)

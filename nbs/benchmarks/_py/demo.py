@@ -34,10 +34,17 @@ Path(folder.name, "data_sample").symlink_to(SAMPLE.resolve())
 def run_demo(seed: int) -> tuple[list[str], float, int]: # what it printed, processor seconds, MB
     "The command, in a process of its own."
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    out = subprocess.run([sys.executable, "-m", "ctseg", "demo", "--out", f"runs/{seed}", "--seed", str(seed)],
-                         cwd=folder.name, check=True, capture_output=True, text=True, env={**os.environ, "CTSEG_CACHE": f"{folder.name}/cache"})
+    out = subprocess.run(
+        [sys.executable, "-m", "ctseg", "demo", "--out", f"runs/{seed}", "--seed", str(seed)],
+        cwd=folder.name,
+        check=True,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "CTSEG_CACHE": f"{folder.name}/cache"},
+    )
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    lines = [line for line in out.stdout.splitlines() if not line.endswith(" s in all")]  # the clock's time depends on the machine's other work
+    # the clock's time depends on the machine's other work
+    lines = [line for line in out.stdout.splitlines() if not line.endswith(" s in all")]
     return lines, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, after.ru_maxrss//1024
 
 said = {seed: run_demo(seed) for seed in SEEDS}
@@ -55,11 +62,23 @@ rows = []
 for seed, (printed, seconds, peak) in said.items():
     run = Run(Path(folder.name)/"runs"/str(seed))
     check_submission(run/"submission.csv", SAMPLE)
-    masks = {"teacher": predict_masks(both_networks(run)["teacher"], test.images), "student": read_masks(run/"submission.csv", cache=False)[1]}
+    masks = {
+        "teacher": predict_masks(both_networks(run)["teacher"], test.images),
+        "student": read_masks(run/"submission.csv", cache=False)[1],
+    }
     dice = {who: challenge_dice(pred, test.masks, len(test.classes)) for who, pred in masks.items()}
     assert f"student {dice['student']:.3f}" in "\n".join(printed)
-    rows.append({"seed": seed, **{who: round(d, 4) for who, d in dice.items()}, "cpu_minutes": round(seconds/60, 1), "peak_MB": peak,
-                 "threads": torch.get_num_threads(), "python": platform.python_version(), "torch": torch.__version__})
+    rows.append(
+        {
+            "seed": seed,
+            **{who: round(d, 4) for who, d in dice.items()},
+            "cpu_minutes": round(seconds/60, 1),
+            "peak_MB": peak,
+            "threads": torch.get_num_threads(),
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+        }
+    )
     if seed: continue
     for who, name in ("teacher", "demo_teacher"), ("student", "demo_submission"):
         write_submission(masks[who], test.names, Path(folder.name)/f"{name}.csv")
@@ -84,7 +103,8 @@ with (RESULTS/"demo.csv").open("w", newline="") as f:
 # Those of the first seed, as the command wrote them.
 
 # %%
-for name in "predictions", "pseudo_labels", "curves": display(Image(Path(folder.name)/"runs"/"0"/f"{name}.png"))
+for name in "predictions", "pseudo_labels", "curves":
+    display(Image(Path(folder.name)/"runs"/"0"/f"{name}.png"))
 
 # %%
 folder.cleanup()

@@ -27,20 +27,38 @@ from ctseg.runs.recipe import apply_settings
 from ctseg.recipes.table import get_recipe
 
 # %%
-KILLS = {"masked": 8, "seed-teacher-student": 8, "seed-pretrain-finetune": 8, "mean-teacher": 8, "unimatch": 9, "self-training": 9}
+KILLS = {
+    "masked": 8,
+    "seed-teacher-student": 8,
+    "seed-pretrain-finetune": 8,
+    "mean-teacher": 8,
+    "unimatch": 9,
+    "self-training": 9,
+}
 rows, moments, slices = [], [], toy()
 for name, kills in KILLS.items():
     recipe = apply_settings(get_recipe(name), SMALL + ["epochs=3", "model=tiny-for-tests"])
     with tempfile.TemporaryDirectory() as d:
         d, begin = Path(d), time.monotonic()
-        p = start(fit_quietly, slices, recipe, d/"whole"); p.join()
+        p = start(fit_quietly, slices, recipe, d/"whole")
+        p.join()
         seconds, whole, rng = time.monotonic() - begin, contents(d/"whole"), random.Random(name)
         struck, same, runs = [], True, 0
         while len(struck) < kills:  # a run may reach its end before it has been killed often enough
             runs += 1
-            struck += kill_and_resume(slices, recipe, d/f"cut-{runs}", seconds, min(4, kills - len(struck)), rng)
+            struck += kill_and_resume(
+                slices, recipe, d/f"cut-{runs}", seconds, min(4, kills - len(struck)), rng
+            )
             same &= contents(d/f"cut-{runs}") == whole
-        rows.append({"recipe": name, "runs": runs, "kills": len(struck), "files compared": len(whole), "all identical": same})
+        rows.append(
+            {
+                "recipe": name,
+                "runs": runs,
+                "kills": len(struck),
+                "files compared": len(whole),
+                "all identical": same,
+            }
+        )
         moments += [{"recipe": name, "finished phases": p, "epochs": e} for p, e in struck]
 print(f"Python {platform.python_version()}, torch {torch.__version__}, CPU, one thread")
 pd.DataFrame(rows).set_index("recipe")

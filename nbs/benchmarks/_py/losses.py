@@ -33,12 +33,14 @@ def dice(p, y, w):
 def masked(z, mask, known):
     y = F.one_hot(mask, z.shape[1] + 1).permute(0, 3, 1, 2)[:, 1:].float()
     w = (known[..., None, None] | (mask > 0)[:, None]).float()
-    return .5*(F.binary_cross_entropy_with_logits(z, y, reduction="none")*w).sum()/w.sum() + dice(z.sigmoid(), y, w)
+    cross_entropy = F.binary_cross_entropy_with_logits(z, y, reduction="none")
+    return .5*(cross_entropy*w).sum()/w.sum() + dice(z.sigmoid(), y, w)
 
 def marginal(z, mask, known):
     y = F.one_hot(mask, z.shape[1]).permute(0, 3, 1, 2).float()
     w = (known[..., None, None] | (mask > 0)[:, None]).float()
-    allowed = torch.where((mask > 0)[:, None], y, torch.cat([torch.ones_like(known[:, :1]), ~known], 1)[..., None, None].float())
+    open_answers = torch.cat([torch.ones_like(known[:, :1]), ~known], 1)[..., None, None].float()
+    allowed = torch.where((mask > 0)[:, None], y, open_answers)
     p = z.softmax(1)
     return -torch.log((p*allowed).sum(1)).mean() + dice(p[:, 1:], y[:, 1:], w)
 
@@ -62,7 +64,8 @@ def data(B, C, chans):
     g = torch.Generator().manual_seed(0)
     mask = torch.randint(0, C + 1, (B, 16, 16), generator=g).repeat_interleave(16, 1).repeat_interleave(16, 2)
     known = torch.rand(B, C, generator=g) < .5
-    mask = mask*torch.cat([torch.ones(B, 1, dtype=torch.bool), known], 1).gather(1, mask.flatten(1)).view_as(mask)
+    examined = torch.cat([torch.ones(B, 1, dtype=torch.bool), known], 1)
+    mask = mask*examined.gather(1, mask.flatten(1)).view_as(mask)
     return torch.randn(B, chans, 256, 256, generator=g).requires_grad_(), mask, known
 '''
 exec(DATA)
@@ -99,7 +102,8 @@ torch.set_num_threads(1)
 {ONE_HOT}{DATA}
 {{loss}}
 z, mask, known = data(*{{shape}})
-f(z[..., :16, :16].contiguous(), mask[:, :16, :16].contiguous(), known).backward()  # loads what is loaded on first use
+# loads what is loaded on first use
+f(z[..., :16, :16].contiguous(), mask[:, :16, :16].contiguous(), known).backward()
 z.grad = None
 status = lambda key: next(int(l.split()[1]) for l in open("/proc/self/status") if l.startswith(key))/1024
 open("/proc/self/clear_refs", "w").write("5")  # the peak starts again from here
@@ -111,25 +115,44 @@ print(status("VmHWM") - before)
 def memory(loss, *shape):
     "Extra peak memory of forward + backward in MB, in a fresh process."
     code = PROGRAM.format(path=[p for p in sys.path if p], loss=loss, shape=shape)
-    return float(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout)
+    return float(
+        subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    )
 
 
 # %% [markdown]
 # ## Against one-hot tensors, at 4 x 55 x 256 x 256
 
 # %%
-cpu = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), platform.processor())
+cpu = next(
+    (line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")),
+    platform.processor(),
+)
 print(f"{cpu}, one thread; Python {platform.python_version()}, PyTorch {torch.__version__}{versions}")
 rows = []
 for name, plain in PAIRS.items():
     loss, chans = create_loss(name), 54 + (name != "masked")
     z, mask, known = data(1, 54, chans)
     a, b = loss(z, mask, known), globals()[plain](z, mask, known)
-    assert torch.allclose(a, b, rtol=1e-4) and torch.allclose(*(torch.autograd.grad(v, z)[0] for v in (a, b)), rtol=1e-3, atol=1e-8), name
+    assert torch.allclose(a, b, rtol=1e-4) and torch.allclose(
+        *(torch.autograd.grad(v, z)[0] for v in (a, b)), rtol=1e-3, atol=1e-8
+    ), name
     t = seconds({"ctseg": loss, "one-hot": globals()[plain]}, 4, 54, chans)
-    m = {"ctseg": memory(f"f = create_loss({name!r})", 4, 54, chans), "one-hot": memory(f"f = {plain}", 4, 54, chans)}
-    rows.append({"loss": name, "ctseg s": t["ctseg"], "one-hot s": t["one-hot"], "time ratio": t["ctseg"]/t["one-hot"],
-                 "ctseg MB": m["ctseg"], "one-hot MB": m["one-hot"], "memory ratio": m["ctseg"]/m["one-hot"]})
+    m = {
+        "ctseg": memory(f"f = create_loss({name!r})", 4, 54, chans),
+        "one-hot": memory(f"f = {plain}", 4, 54, chans),
+    }
+    rows.append(
+        {
+            "loss": name,
+            "ctseg s": t["ctseg"],
+            "one-hot s": t["one-hot"],
+            "time ratio": t["ctseg"]/t["one-hot"],
+            "ctseg MB": m["ctseg"],
+            "one-hot MB": m["one-hot"],
+            "memory ratio": m["ctseg"]/m["one-hot"],
+        }
+    )
 rows = pd.DataFrame(rows).set_index("loss")
 rows.round({"ctseg s": 3, "one-hot s": 3, "time ratio": 2, "ctseg MB": 0, "one-hot MB": 0, "memory ratio": 2})
 
@@ -146,7 +169,11 @@ rows, shape = [], (8, 53, 54)
 base = memory(MONAI + "\nf = monai", *shape) if monai else None
 for name in PAIRS if monai else ():
     own = (8, 54, 54) if name == "masked" else shape  # a sigmoid has no background channel
-    t, m = seconds({"monai": monai}, *shape) | seconds({name: create_loss(name)}, *own), memory(f"f = create_loss({name!r})", *own)
+    t, m = seconds({"monai": monai}, *shape) | seconds({name: create_loss(name)}, *own), memory(
+        f"f = create_loss({name!r})", *own
+    )
     rows.append({"loss": name, "ctseg s": t[name], "MONAI s": t["monai"], "times faster": t["monai"]/t[name],
                  "ctseg MB": m, "MONAI MB": base, "memory ratio": m/base})
-pd.DataFrame(rows).round({"ctseg s": 3, "MONAI s": 3, "times faster": 2, "ctseg MB": 0, "MONAI MB": 0, "memory ratio": 2})
+pd.DataFrame(rows).round(
+    {"ctseg s": 3, "MONAI s": 3, "times faster": 2, "ctseg MB": 0, "MONAI MB": 0, "memory ratio": 2}
+)

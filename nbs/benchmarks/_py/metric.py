@@ -29,7 +29,10 @@ for t, p in zip(truth, pred):
     for cy, cx, r, c in rng.integers([30, 30, 4, 1], [226, 226, 60, 55], (12, 4)):
         t[(y - cy)**2 + (x - cx)**2 < r*r] = c
         if rng.random() < .9: p[(y - cy)**2 + (x - cx - 2)**2 < r*r] = c
-print(f"foreground {np.mean(truth > 0):.2f}, classes a slice {np.mean([len(np.unique(t)) - 1 for t in truth]):.1f}")
+print(
+    f"foreground {np.mean(truth > 0):.2f}, classes a slice "
+    f"{np.mean([len(np.unique(t)) - 1 for t in truth]):.1f}"
+)
 
 
 # %%
@@ -57,7 +60,11 @@ def timed(f, *args):
     out = f(*args)
     return time.process_time() - start, out
 
-FORMS = {"double loop, as usually written": double_loop_plain, "double loop, count_nonzero": double_loop, "ctseg": dice_table}
+FORMS = {
+    "double loop, as usually written": double_loop_plain,
+    "double loop, count_nonzero": double_loop,
+    "ctseg": dice_table,
+}
 seconds = {name: [] for name in FORMS}
 for _ in range(3):
     tables = {}
@@ -67,7 +74,10 @@ for _ in range(3):
 for t in tables.values(): np.testing.assert_allclose(t, tables["ctseg"], rtol=0, atol=1e-12)
 
 # %%
-cpu = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), platform.processor())
+cpu = next(
+    (line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")),
+    platform.processor(),
+)
 print(f"{cpu}, Python {platform.python_version()}, NumPy {np.__version__}")
 best = pd.Series({k: min(v) for k, v in seconds.items()})
 pd.DataFrame({"seconds": best.round(2), "times ctseg": (best/best["ctseg"]).round(1)})
@@ -81,5 +91,8 @@ assert best.iloc[0] >= 20*best["ctseg"]
 
 # %%
 groups = np.arange(500)//10
-print(f"paired bootstrap, 2000 draws: {timed(paired_bootstrap, tables['ctseg'], tables['ctseg'], groups)[0]*1e3:.0f} ms")
+print(
+    f"paired bootstrap, 2000 draws: "
+    f"{timed(paired_bootstrap, tables['ctseg'], tables['ctseg'], groups)[0]*1e3:.0f} ms"
+)
 print(f"surface Dice, 500 x 54: {timed(surface_dice, pred, truth, 54)[0]:.1f} s")

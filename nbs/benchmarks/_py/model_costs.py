@@ -16,6 +16,10 @@ from ctseg.models import list_models
 from ctseg.models.costs import model_facts
 
 # %%
-table = pd.DataFrame([model_facts(n, measure=False) for n in list_models()])[["name", "parameters", "multiply_adds", "about", "paper"]]
+table = pd.DataFrame([model_facts(n, measure=False) for n in list_models()])[
+    ["name", "parameters", "multiply_adds", "about", "paper"]
+]
 table.to_csv("results/models.csv", index=False)
-table.style.set_uuid("costs").format({"parameters": "{:,}", "multiply_adds": lambda v: f"{v/1e9:.1f} billion"}).hide(axis="index")
+table.style.set_uuid("costs").format(
+    {"parameters": "{:,}", "multiply_adds": lambda v: f"{v/1e9:.1f} billion"}
+).hide(axis="index")

@@ -25,7 +25,7 @@ from ctseg.models.costs import multiply_adds
 # %%
 torch.set_num_threads(1)
 torch.manual_seed(0)
-import_timm();
+import_timm()
 have = {m: importlib.util.find_spec(m) is not None for m in ("monai", "nnunetv2")}
 size, width, classes = 128, 32, 55
 
@@ -41,32 +41,71 @@ def ours_narrower(): return create_model("attunet", 1, classes, width=30)
 
 def monai_attention():
     from monai.networks.nets import AttentionUnet
-    return AttentionUnet(spatial_dims=2, in_channels=1, out_channels=classes, channels=[width*2**k for k in range(5)], strides=[2]*4)
+    return AttentionUnet(
+        spatial_dims=2,
+        in_channels=1,
+        out_channels=classes,
+        channels=[width*2**k for k in range(5)],
+        strides=[2]*4,
+    )
 
 def monai_wider():
     from monai.networks.nets import AttentionUnet
-    return AttentionUnet(spatial_dims=2, in_channels=1, out_channels=classes, channels=[34*2**k for k in range(5)], strides=[2]*4)
+    return AttentionUnet(
+        spatial_dims=2,
+        in_channels=1,
+        out_channels=classes,
+        channels=[34*2**k for k in range(5)],
+        strides=[2]*4,
+    )
 
 def ours_nnunet(): return create_model("nnunet", 1, classes, image_size=size, deep_supervision=True)
 
 def nnunet_itself():
     from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
     from ctseg.models.nnunet import plan_2d
-    strides = plan_2d((size, size)); n = len(strides)
-    kw = dict(n_stages=n, features_per_stage=[min(32*2**i, 512) for i in range(n)], conv_op="torch.nn.modules.conv.Conv2d", kernel_sizes=[[3, 3]]*n, strides=[list(s) for s in strides],
-              n_conv_per_stage=[2]*n, n_conv_per_stage_decoder=[2]*(n - 1), conv_bias=True, norm_op="torch.nn.modules.instancenorm.InstanceNorm2d", norm_op_kwargs=dict(eps=1e-5, affine=True),
-              dropout_op=None, dropout_op_kwargs=None, nonlin="torch.nn.LeakyReLU", nonlin_kwargs=dict(inplace=True))
-    return get_network_from_plans("dynamic_network_architectures.architectures.unet.PlainConvUNet", kw, ["conv_op", "norm_op", "dropout_op", "nonlin"], 1, classes, deep_supervision=True)
+    strides = plan_2d((size, size))
+    n = len(strides)
+    kw = dict(
+        n_stages=n,
+        features_per_stage=[min(32*2**i, 512) for i in range(n)],
+        conv_op="torch.nn.modules.conv.Conv2d",
+        kernel_sizes=[[3, 3]]*n,
+        strides=[list(s) for s in strides],
+        n_conv_per_stage=[2]*n,
+        n_conv_per_stage_decoder=[2]*(n - 1),
+        conv_bias=True,
+        norm_op="torch.nn.modules.instancenorm.InstanceNorm2d",
+        norm_op_kwargs=dict(eps=1e-5, affine=True),
+        dropout_op=None,
+        dropout_op_kwargs=None,
+        nonlin="torch.nn.LeakyReLU",
+        nonlin_kwargs=dict(inplace=True),
+    )
+    return get_network_from_plans(
+        "dynamic_network_architectures.architectures.unet.PlainConvUNet",
+        kw,
+        ["conv_op", "norm_op", "dropout_op", "nonlin"],
+        1,
+        classes,
+        deep_supervision=True,
+    )
 
-PAIRS = {"attunet / MONAI AttentionUnet, same channels": ("monai", ours_attention, monai_attention), "attunet of 30 channels / MONAI AttentionUnet": ("monai", ours_narrower, monai_attention),
-         "attunet / MONAI AttentionUnet of 34 channels": ("monai", ours_attention, monai_wider), "nnunet / nnU-Net itself": ("nnunetv2", ours_nnunet, nnunet_itself)}
+PAIRS = {
+    "attunet / MONAI AttentionUnet, same channels": ("monai", ours_attention, monai_attention),
+    "attunet of 30 channels / MONAI AttentionUnet": ("monai", ours_narrower, monai_attention),
+    "attunet / MONAI AttentionUnet of 34 channels": ("monai", ours_attention, monai_wider),
+    "nnunet / nnU-Net itself": ("nnunetv2", ours_nnunet, nnunet_itself),
+}
 
 
 # %%
 def step(model, opt, x):
     out = model(x)
     loss = sum(z.square().mean() for z in (out if isinstance(out, (list, tuple)) else [out]))
-    opt.zero_grad(); loss.backward(); opt.step()
+    opt.zero_grad()
+    loss.backward()
+    opt.step()
 
 def alternate(makes, batch=4, rounds=6):
     "The fastest training step of each of several models, timed in turn."
@@ -79,7 +118,9 @@ def alternate(makes, batch=4, rounds=6):
     best = [float("inf")]*len(runs)
     for _ in range(rounds):
         for i, r in enumerate(runs):
-            t = time.process_time(); step(*r, x); best[i] = min(best[i], time.process_time() - t)
+            t = time.process_time()
+            step(*r, x)
+            best[i] = min(best[i], time.process_time() - t)
     return best, [count_parameters(m) for m, _ in runs], [multiply_adds(make(), size) for make in makes]
 
 
@@ -89,11 +130,18 @@ def alternate(makes, batch=4, rounds=6):
 # %%
 rows = []
 for name, (needs, ours, theirs) in PAIRS.items():
-    if not have[needs]: print(f"{needs} is not installed: {name} left out"); continue
+    if not have[needs]:
+        print(f"{needs} is not installed: {name} left out")
+        continue
     (a, b), (pa, pb), (ma, mb) = alternate([ours, theirs])
     rows.append((name, pa, pb, ma/mb, a/b))
-speed = pd.DataFrame(rows, columns=["ours / theirs", "parameters, ours", "parameters, theirs", "multiply-adds ratio", "time ratio"])
-speed.style.set_uuid("speed").format({"time ratio": "{:.2f}", "multiply-adds ratio": "{:.2f}"}, thousands=",").hide(axis="index")
+speed = pd.DataFrame(
+    rows,
+    columns=["ours / theirs", "parameters, ours", "parameters, theirs", "multiply-adds ratio", "time ratio"],
+)
+speed.style.set_uuid("speed").format(
+    {"time ratio": "{:.2f}", "multiply-adds ratio": "{:.2f}"}, thousands=","
+).hide(axis="index")
 
 # %% [markdown]
 # Memory: the peak of a training step beyond what was there before, each in its own process.
@@ -117,9 +165,27 @@ print(peak.mb)
 
 def memory(fn):
     import inspect
-    src = "\n".join(["from ctseg.models import create_model", f"size, width, classes = {size}, {width}, {classes}", inspect.getsource(fn), inspect.getsource(step)])
-    run = subprocess.run([sys.executable, "-c", code.format(path=[p for p in sys.path if p], src=src, size=size, fn=fn.__name__)], capture_output=True, text=True, check=True)
+    src = "\n".join(
+        [
+            "from ctseg.models import create_model",
+            f"size, width, classes = {size}, {width}, {classes}",
+            inspect.getsource(fn),
+            inspect.getsource(step),
+        ]
+    )
+    run = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            code.format(path=[p for p in sys.path if p], src=src, size=size, fn=fn.__name__),
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     return float(run.stdout.split()[-1])
 
 rows = [(name, memory(ours)/memory(theirs)) for name, (needs, ours, theirs) in PAIRS.items() if have[needs]]
-pd.DataFrame(rows, columns=["ours / theirs", "memory ratio"]).style.format({"memory ratio": "{:.2f}"}).hide(axis="index")
+pd.DataFrame(rows, columns=["ours / theirs", "memory ratio"]).style.format({"memory ratio": "{:.2f}"}).hide(
+    axis="index"
+)

@@ -49,24 +49,42 @@ def network(name):
     facts = next(iter(runs[name].values()))["facts"]
     recipe = apply_settings(get_recipe(facts["recipe"]), facts["settings"])
     net = make_model(recipe.model, make_loss(recipe.loss).out_chans(7), 7, image_size=64, trained=True)
-    costs = {"parameters (M)": count_parameters(net)/1e6, "multiply-adds, 64×64 (G)": multiply_adds(net, 64)/1e9}
+    costs = {
+        "parameters (M)": count_parameters(net)/1e6,
+        "multiply-adds, 64×64 (G)": multiply_adds(net, 64)/1e9,
+    }
     named = {"network": recipe.model.name, "width": recipe.value("width") or None}
     return named | costs | {"epochs": recipe.schedule.epochs} | line(runs, name, "attunet")
 
 
 table = pd.DataFrame([network(n) for n in runs], index=list(runs)).sort_values("Dice", ascending=False)
-table = table.drop(columns=["paired seeds", "better in", "invented", "missed"]).rename(columns={"difference": "minus attunet"})
+table = table.drop(columns=["paired seeds", "better in", "invented", "missed"]).rename(
+    columns={"difference": "minus attunet"}
+)
 table.to_csv(RESULTS/"networks.csv", index=False, float_format="%.4f")
 three = dict.fromkeys(["Dice", "sd", "minus attunet", "low", "high"], "{:.3f}")
-table.style.format(three | {"parameters (M)": "{:.1f}", "multiply-adds, 64×64 (G)": "{:.2f}", "width": "{:.0f}"}, na_rep="").hide(axis="index")
+table.style.format(
+    three | {"parameters (M)": "{:.1f}", "multiply-adds, 64×64 (G)": "{:.2f}", "width": "{:.0f}"}, na_rep=""
+).hide(axis="index")
 
 # %%
 fig, ax = plt.subplots(figsize=(6.4, 3.2), layout="constrained")
 for name, seeds in runs.items():
     r, scores = table.loc[name], [mean_dice(chosen(x)) for x in seeds.values()]
-    ax.plot([r["parameters (M)"]]*len(scores), scores, "o", color="C3" if name == "attunet" else "C0", alpha=.7)
-    ax.annotate(r["network"], (r["parameters (M)"], np.mean(scores)), xytext=(7, -3), textcoords="offset points", fontsize=8)
-ax.set(xlabel="parameters (millions)", ylabel="Dice, 15 other patients", xscale="log", xlim=(1.5, 90)); ax.set_xticks([2, 5, 10, 20, 50], ["2", "5", "10", "20", "50"]); ax.minorticks_off(); ax.spines[["top", "right"]].set_visible(False)
+    ax.plot(
+        [r["parameters (M)"]]*len(scores), scores, "o", color="C3" if name == "attunet" else "C0", alpha=.7
+    )
+    ax.annotate(
+        r["network"],
+        (r["parameters (M)"], np.mean(scores)),
+        xytext=(7, -3),
+        textcoords="offset points",
+        fontsize=8,
+    )
+ax.set(xlabel="parameters (millions)", ylabel="Dice, 15 other patients", xscale="log", xlim=(1.5, 90))
+ax.set_xticks([2, 5, 10, 20, 50], ["2", "5", "10", "20", "50"])
+ax.minorticks_off()
+ax.spines[["top", "right"]].set_visible(False)
 plt.show()
 
 # %% [markdown]
@@ -74,7 +92,10 @@ plt.show()
 
 # %%
 first = runs["attunet"][0]
-by_class = pd.DataFrame({n: np.mean([np.nanmean(chosen(r), axis=0) for r in s.values()], axis=0) for n, s in runs.items()}, index=first["classes"])
+by_class = pd.DataFrame(
+    {n: np.mean([np.nanmean(chosen(r), axis=0) for r in s.values()], axis=0) for n, s in runs.items()},
+    index=first["classes"],
+)
 by_class.insert(0, "test slices", first["truth"].sum(0))
 by_class.T.style.format(precision=2)
 

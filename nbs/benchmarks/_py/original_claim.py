@@ -40,8 +40,19 @@ print(", ".join(f"{n} x{len(r)}" for n, r in runs.items()))
 # The same recipe, the same data, another seed: the difference is luck. Here it is for every pair of seeds of every recipe with at least three. (Nothing says that the original's luck was as large, on other data with another schedule; that nobody looked is the point.)
 
 # %%
-luck = np.array([abs(mean_dice(chosen(a)) - mean_dice(chosen(b))) for r in several.values() for i, a in r.items() for j, b in r.items() if i < j])
-print(f"{len(luck)} pairs of equal trainings differ by {luck.mean():.3f} on average, {luck.min():.3f} to {luck.max():.3f}")
+luck = np.array(
+    [
+        abs(mean_dice(chosen(a)) - mean_dice(chosen(b)))
+        for r in several.values()
+        for i, a in r.items()
+        for j, b in r.items()
+        if i < j
+    ]
+)
+print(
+    f"{len(luck)} pairs of equal trainings differ by {luck.mean():.3f} on average, {luck.min():.3f} to "
+    f"{luck.max():.3f}"
+)
 
 
 # %% [markdown]
@@ -55,7 +66,11 @@ print(f"{len(luck)} pairs of equal trainings differ by {luck.mean():.3f} on aver
 def spread(a, b, groups=None, n=160, reps=400, seed=0):
     "Standard deviation of the difference of two networks over draws of about `n` slices."
     rng, ta, tb = np.random.default_rng(seed), chosen(a), chosen(b)
-    members = [np.flatnonzero(groups == g) for g in np.unique(groups)] if groups is not None else [np.array([i]) for i in range(len(ta))]
+    members = (
+        [np.flatnonzero(groups == g) for g in np.unique(groups)]
+        if groups is not None
+        else [np.array([i]) for i in range(len(ta))]
+    )
     take = round(n*len(members)/len(ta))
     diffs = []
     for _ in range(reps):
@@ -66,7 +81,10 @@ def spread(a, b, groups=None, n=160, reps=400, seed=0):
 pairs = [(a, b) for r in several.values() for i, a in r.items() for j, b in r.items() if i < j]
 by_slice = np.array([spread(a, b) for a, b in pairs])
 by_patient = np.array([spread(a, b, a["groups"]) for a, b in pairs])
-print(f"standard deviation of a difference on 160 slices: {by_slice.mean():.3f} (slices drawn), {by_patient.mean():.3f} (patients drawn)")
+print(
+    f"standard deviation of a difference on 160 slices: {by_slice.mean():.3f} (slices drawn), "
+    f"{by_patient.mean():.3f} (patients drawn)"
+)
 print(f"so a 95 % interval is about ±{1.96*by_slice.mean():.3f}, or ±{1.96*by_patient.mean():.3f}")
 
 # %% [markdown]
@@ -75,13 +93,30 @@ print(f"so a 95 % interval is about ±{1.96*by_slice.mean():.3f}, or ±{1.96*by_
 # Called with arrays `[images, pixels]`, the challenge's example function computes, for every *position in the frame*, a Dice over the images, and averages over positions. `tools/bench.py` keeps that number of every run beside the right one.
 
 # %%
-both = pd.DataFrame([{"recipe": n, "seed": s, "right": mean_dice(chosen(r)), "transposed": float(r["transposed"])} for n, by in runs.items() for s, r in by.items() if "transposed" in r])
-swapped = [(both.right[i] - both.right[j])*(both.transposed[i] - both.transposed[j]) < 0 for i in range(len(both)) for j in range(i)]
+both = pd.DataFrame(
+    [
+        {"recipe": n, "seed": s, "right": mean_dice(chosen(r)), "transposed": float(r["transposed"])}
+        for n, by in runs.items()
+        for s, r in by.items()
+        if "transposed" in r
+    ]
+)
+swapped = [
+    (both.right[i] - both.right[j])*(both.transposed[i] - both.transposed[j]) < 0
+    for i in range(len(both))
+    for j in range(i)
+]
 close = [abs(both.right[i] - both.right[j]) < .03 for i in range(len(both)) for j in range(i)]
-print(f"{len(both)} runs: the two disagree about {sum(swapped)} of {len(swapped)} pairs, and about {sum(np.array(swapped) & close)} of the {sum(close)} pairs that are within 0.03 of each other")
+print(
+    f"{len(both)} runs: the two disagree about {sum(swapped)} of {len(swapped)} pairs, and about "
+    f"{sum(np.array(swapped) & close)} of the {sum(close)} pairs that are within 0.03 of each other"
+)
 fig, ax = plt.subplots(figsize=(4.4, 3.6), layout="constrained")
 for n, g in both.groupby("recipe"): ax.plot(g.right, g.transposed, "o", label=n, ms=5)
-ax.plot([.3, .65], [.3, .65], color="0.8", zorder=0); ax.set(xlabel="Dice, the challenge's", ylabel="Dice, transposed"); ax.legend(fontsize=7); ax.spines[["top", "right"]].set_visible(False)
+ax.plot([.3, .65], [.3, .65], color="0.8", zorder=0)
+ax.set(xlabel="Dice, the challenge's", ylabel="Dice, transposed")
+ax.legend(fontsize=7)
+ax.spines[["top", "right"]].set_visible(False)
 plt.show()
 
 
@@ -89,7 +124,8 @@ plt.show()
 # For networks of one kind the two go together. To see where they part, take predictions whose faults we choose: phantom slices with their truth, spoilt in one way at a time.
 
 # %%
-def transposed(pred, truth, C): return mean_dice(dice_table(*(m.reshape(len(m), -1).T[:, None] for m in (pred, truth)), C))
+def transposed(pred, truth, C):
+    return mean_dice(dice_table(*(m.reshape(len(m), -1).T[:, None] for m in (pred, truth)), C))
 
 slices = phantom_slices(160, 96, seed=5)
 truth, C = slices.masks, len(slices.classes)
@@ -107,8 +143,17 @@ def invent(masks, share):
 area = np.array([(truth == c).sum() for c in range(1, C + 1)])
 small = np.argsort(np.where(area > 0, area, area.max() + 1))[:C//4] + 1
 shifted = np.roll(truth, 2, (1, 2))
-faults = {"outlines 2 pixels off": shifted, "  and 3 structures invented on every slice": invent(shifted, 1.), "  and the smallest quarter of the classes silent": np.where(np.isin(shifted, small), 0, shifted)}
-claim = pd.DataFrame([{"prediction": k, "right": mean_dice(dice_table(p, truth, C)), "transposed": transposed(p, truth, C)} for k, p in faults.items()])
+faults = {
+    "outlines 2 pixels off": shifted,
+    "  and 3 structures invented on every slice": invent(shifted, 1.),
+    "  and the smallest quarter of the classes silent": np.where(np.isin(shifted, small), 0, shifted),
+}
+claim = pd.DataFrame(
+    [
+        {"prediction": k, "right": mean_dice(dice_table(p, truth, C)), "transposed": transposed(p, truth, C)}
+        for k, p in faults.items()
+    ]
+)
 claim.round(3)
 
 # %% [markdown]
@@ -120,9 +165,21 @@ claim.round(3)
 # and three seeds, is on [another page](realct_semi.ipynb). The numbers, for the report:
 
 # %%
-facts = {"pairs_of_seeds": len(luck), "luck_mean": luck.mean(), "luck_max": luck.max(), "sd_160_slices": by_slice.mean(), "sd_160_patients": by_patient.mean(),
-         "runs_with_both": len(both), "pairs": len(swapped), "swapped": int(sum(swapped)), "close_pairs": int(sum(close)), "close_swapped": int(sum(np.array(swapped) & close))}
+facts = {
+    "pairs_of_seeds": len(luck),
+    "luck_mean": luck.mean(),
+    "luck_max": luck.max(),
+    "sd_160_slices": by_slice.mean(),
+    "sd_160_patients": by_patient.mean(),
+    "runs_with_both": len(both),
+    "pairs": len(swapped),
+    "swapped": int(sum(swapped)),
+    "close_pairs": int(sum(close)),
+    "close_swapped": int(sum(np.array(swapped) & close)),
+}
 both.round(4).to_csv("results/transposed.csv", index=False)
 claim.assign(prediction=claim.prediction.str.strip()).round(4).to_csv("results/faults.csv", index=False)
-Path("results/original_claim.json").write_text(json.dumps({k: round(float(v), 4) for k, v in facts.items()}, indent=1) + "\n")
+Path("results/original_claim.json").write_text(
+    json.dumps({k: round(float(v), 4) for k, v in facts.items()}, indent=1) + "\n"
+)
 facts

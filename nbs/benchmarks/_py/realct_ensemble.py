@@ -37,12 +37,28 @@ import pandas as pd
 from ctseg.metrics.bootstrap import paired_bootstrap
 
 # %%
-STEPS = {"single": "single, argmax", "single-rule": "single + rule", "ensemble": "ensemble, argmax", "tta": "ensemble + views", "rule": "ensemble + rule",
-         "tta-rule": "ensemble + views + rule", "calibrated-rule": "ensemble + calibration + rule"}
-TITLES = {"supervised-masked": "masked, three seeds", "ensemble-log": "masked, log Dice, five folds", "ensemble-presence": "the same with a presence head, three folds", "semi800-ctseg": "ctseg, the default, three seeds"}
+STEPS = {
+    "single": "single, argmax",
+    "single-rule": "single + rule",
+    "ensemble": "ensemble, argmax",
+    "tta": "ensemble + views",
+    "rule": "ensemble + rule",
+    "tta-rule": "ensemble + views + rule",
+    "calibrated-rule": "ensemble + calibration + rule",
+}
+TITLES = {
+    "supervised-masked": "masked, three seeds",
+    "ensemble-log": "masked, log Dice, five folds",
+    "ensemble-presence": "the same with a presence head, three folds",
+    "semi800-ctseg": "ctseg, the default, three seeds",
+}
 found = {n: dict(np.load(p)) for n in TITLES if (p := Path("results/ensemble")/f"{n}.npz").exists()}
 facts = {n: json.loads(str(f["facts"])) for n, f in found.items()}
-for n, f in facts.items(): print(f"{TITLES[n]}: {', '.join(f['runs'])}\n    rules of the runs: {'; '.join(f['single-rule'])}\n    of the ensemble: {f['rule']}; with views: {f['tta-rule']}; calibrated: {f['calibrated-rule']}")
+for n, f in facts.items():
+    print(
+        f"{TITLES[n]}: {', '.join(f['runs'])}\n    rules of the runs: {'; '.join(f['single-rule'])}\n    of "
+        f"the ensemble: {f['rule']}; with views: {f['tta-rule']}; calibrated: {f['calibrated-rule']}"
+    )
 
 
 # %% [markdown]
@@ -53,18 +69,47 @@ for n, f in facts.items(): print(f"{TITLES[n]}: {', '.join(f['runs'])}\n    rule
 # %%
 def against(a, b, groups):
     d = paired_bootstrap(a, b, groups)
-    return {"Dice": d["a"], **{k: d[k] for k in ("difference", "low", "high")}, "shown": "helps" if d["low"] > 0 else "harms" if d["high"] < 0 else "no"}
+    return {
+        "Dice": d["a"],
+        **{k: d[k] for k in ("difference", "low", "high")},
+        "shown": "helps" if d["low"] > 0 else "harms" if d["high"] < 0 else "no",
+    }
 
-tables = {n: pd.DataFrame([{"step": what, **against(d[f"dice_{k}"], d["dice_single"], d["groups"])} for k, what in STEPS.items()]).set_index("step").drop(columns="shown") for n, d in found.items()}
+tables = {
+    n: pd.DataFrame(
+        [
+            {"step": what, **against(d[f"dice_{k}"], d["dice_single"], d["groups"])}
+            for k, what in STEPS.items()
+        ]
+    )
+    .set_index("step")
+    .drop(columns="shown")
+    for n, d in found.items()
+}
 pd.concat({TITLES[n]: t for n, t in tables.items()}).round(4)
 
 # %%
-fig, axes = plt.subplots(len(tables), 1, figsize=(7, 0.5 + 2.3*len(tables)), layout="constrained", squeeze=False)
+fig, axes = plt.subplots(
+    len(tables), 1, figsize=(7, 0.5 + 2.3*len(tables)), layout="constrained", squeeze=False
+)
 for ax, (n, t) in zip(axes[:, 0], tables.items()):
     y = np.arange(len(t))[::-1]
-    ax.errorbar(t.difference, y, xerr=[t.difference - t.low, t.high - t.difference], fmt="o", color="C0", ecolor="0.6", capsize=3)
+    ax.errorbar(
+        t.difference,
+        y,
+        xerr=[t.difference - t.low, t.high - t.difference],
+        fmt="o",
+        color="C0",
+        ecolor="0.6",
+        capsize=3,
+    )
     ax.axvline(0, color="0.7", lw=1, ls=":")
-    ax.set(yticks=y, yticklabels=t.index, title=TITLES[n], xlabel="Dice, difference to a single run with argmax (95 % over patients)")
+    ax.set(
+        yticks=y,
+        yticklabels=t.index,
+        title=TITLES[n],
+        xlabel="Dice, difference to a single run with argmax (95 % over patients)",
+    )
     ax.spines[["top", "right"]].set_visible(False)
 plt.show()
 
@@ -74,17 +119,31 @@ plt.show()
 # The steps in the table pile up. Here each is held against the same ensemble without it.
 
 # %%
-pairs = [("ensemble", "single", "averaging the runs (argmax)"), ("rule", "single-rule", "averaging the runs (each with a rule)"), ("tta", "ensemble", "five views (argmax)"),
-         ("tta-rule", "rule", "five views (with a rule)"), ("rule", "ensemble", "a rule"), ("calibrated-rule", "rule", "calibration before the rule")]
+pairs = [
+    ("ensemble", "single", "averaging the runs (argmax)"),
+    ("rule", "single-rule", "averaging the runs (each with a rule)"),
+    ("tta", "ensemble", "five views (argmax)"),
+    ("tta-rule", "rule", "five views (with a rule)"),
+    ("rule", "ensemble", "a rule"),
+    ("calibrated-rule", "rule", "calibration before the rule"),
+]
 pd.set_option("display.width", 160)
 
-effects = {n: {what: against(d[f"dice_{a}"], d[f"dice_{b}"], d["groups"]) for a, b, what in pairs} for n, d in found.items()}
+effects = {
+    n: {what: against(d[f"dice_{a}"], d[f"dice_{b}"], d["groups"]) for a, b, what in pairs}
+    for n, d in found.items()
+}
 if {"ensemble-log", "ensemble-presence"} <= found.keys():
     a, b = found["ensemble-presence"], found["ensemble-log"]
     for step in ("single", "single-rule"):  # the folds that both have, each against itself
         n = len(a[f"dice_{step}"])
-        effects["ensemble-presence"][f"the presence head ({STEPS[step]}, {n} folds)"] = against(a[f"dice_{step}"], b[f"dice_{step}"][:n], a["groups"])
-effects = {n: pd.DataFrame.from_dict(e, orient="index").rename_axis("what").drop(columns="Dice") for n, e in effects.items()}
+        effects["ensemble-presence"][f"the presence head ({STEPS[step]}, {n} folds)"] = against(
+            a[f"dice_{step}"], b[f"dice_{step}"][:n], a["groups"]
+        )
+effects = {
+    n: pd.DataFrame.from_dict(e, orient="index").rename_axis("what").drop(columns="Dice")
+    for n, e in effects.items()
+}
 pd.concat({TITLES[n]: t for n, t in effects.items()}).round(4)
 
 # %% [markdown]
@@ -97,6 +156,10 @@ pd.concat({TITLES[n]: t for n, t in effects.items()}).round(4)
 # The lines above, for the report:
 
 # %%
-pd.concat({n: t for n, t in tables.items()}, names=["runs"]).reset_index().round(4).to_csv("results/ensemble/steps.csv", index=False)
-pd.concat({n: t for n, t in effects.items()}, names=["runs"]).reset_index().round(4).to_csv("results/ensemble/effects.csv", index=False)
+pd.concat({n: t for n, t in tables.items()}, names=["runs"]).reset_index().round(4).to_csv(
+    "results/ensemble/steps.csv", index=False
+)
+pd.concat({n: t for n, t in effects.items()}, names=["runs"]).reset_index().round(4).to_csv(
+    "results/ensemble/effects.csv", index=False
+)
 sorted(str(p) for p in Path("results/ensemble").glob("*.csv"))

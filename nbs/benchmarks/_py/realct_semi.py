@@ -52,11 +52,17 @@ runs = {budget: load(RESULTS/f"semi{budget}") for budget in (100, 800)}
 # %%
 def recipe(budget, name):
     exact = any("precision=fp32" in r["facts"]["settings"] for r in runs[budget][name].values())
-    return {"labelled": budget, "recipe": name, "precision": "fp32" if exact else "bf16"} | line(runs[budget], name, baseline(runs[budget], name))
+    return {"labelled": budget, "recipe": name, "precision": "fp32" if exact else "bf16"} | line(
+        runs[budget], name, baseline(runs[budget], name)
+    )
 
-table = pd.DataFrame([recipe(b, n) for b in runs for n in runs[b]]).rename(columns={"difference": "minus supervised", "silent": "silent in some seed"})
+table = pd.DataFrame([recipe(b, n) for b in runs for n in runs[b]]).rename(
+    columns={"difference": "minus supervised", "silent": "silent in some seed"}
+)
 table = table.sort_values(["labelled", "Dice"], ascending=[True, False]).reset_index(drop=True)
-table.style.format(precision=3, na_rep="").format("{:.0f}", na_rep="", subset=["paired seeds", "better in", "invented", "missed"]).hide(axis="index")
+table.style.format(precision=3, na_rep="").format(
+    "{:.0f}", na_rep="", subset=["paired seeds", "better in", "invented", "missed"]
+).hide(axis="index")
 
 # %%
 fig, axes = plt.subplots(1, 2, figsize=(11, 3.6), layout="constrained")
@@ -64,9 +70,15 @@ for ax, budget in zip(axes, runs):
     rows = table[(table.labelled == budget) & table["minus supervised"].notna()].iloc[::-1]
     for y, (_, r) in enumerate(rows.iterrows()):
         colour = {"seed": "tab:orange", "sigmoid": "tab:blue", "softmax": "tab:green"}[start_of(r.recipe)]
-        ax.plot([r.low, r.high], [y, y], color=colour, lw=2, alpha=1 if r["paired seeds"] > 2 else 0.4); ax.plot(r["minus supervised"], y, "o", color=colour)
+        ax.plot([r.low, r.high], [y, y], color=colour, lw=2, alpha=1 if r["paired seeds"] > 2 else 0.4)
+        ax.plot(r["minus supervised"], y, "o", color=colour)
     ax.axvline(0, color="0.6", lw=1)
-    ax.set(yticks=range(len(rows)), yticklabels=[f"{r.recipe} (x{int(r['paired seeds'])})" for _, r in rows.iterrows()], xlabel="Dice minus its supervised baseline", title=f"{budget} annotated slices")
+    ax.set(
+        yticks=range(len(rows)),
+        yticklabels=[f"{r.recipe} (x{int(r['paired seeds'])})" for _, r in rows.iterrows()],
+        xlabel="Dice minus its supervised baseline",
+        title=f"{budget} annotated slices",
+    )
     ax.spines[["top", "right"]].set_visible(False)
 plt.show()
 
@@ -87,15 +99,35 @@ plt.show()
 def dice(s): return [mean_dice(chosen(r)) for _, r in sorted(s.items())]
 
 fewer = load(RESULTS/"counts")  # named by the number
-points = {0: dice(runs[100]["log-fp32"])} | {int(n.rsplit("-u")[1]): dice(s) for n, s in fewer.items()} | {1900: dice(runs[100]["ctseg-sigmoid"])}
+points = (
+    {0: dice(runs[100]["log-fp32"])}
+    | {int(n.rsplit("-u")[1]): dice(s) for n, s in fewer.items()}
+    | {1900: dice(runs[100]["ctseg-sigmoid"])}
+)
 points = dict(sorted(points.items()))
 fig, ax = plt.subplots(figsize=(5.5, 3), layout="constrained")
 for n, d in points.items(): ax.plot([n]*len(d), d, "o", color="0.65", ms=5)
 ax.plot(list(points), [d[0] for d in points.values()], "-", color="C0", label="seed 0")
-ax.set(xlabel="unlabelled slices", ylabel="Dice, 15 other patients"); ax.legend(frameon=False); ax.spines[["top", "right"]].set_visible(False)
+ax.set(xlabel="unlabelled slices", ylabel="Dice, 15 other patients")
+ax.legend(frameon=False)
+ax.spines[["top", "right"]].set_visible(False)
 plt.show()
-pd.DataFrame({"unlabelled slices": list(points), "seeds": [len(d) for d in points.values()], "Dice, seed 0": [d[0] for d in points.values()], "Dice, mean": [np.mean(d) for d in points.values()],
-              "left out, seed 0": [mean_dice(r["rest_chosen"]) for r in (runs[100]["log-fp32"][0], *(fewer[f"ctseg-u{n}"][0] for n in list(points)[1:-1]), runs[100]["ctseg-sigmoid"][0])]}).style.format(precision=3).hide(axis="index")
+pd.DataFrame(
+    {
+        "unlabelled slices": list(points),
+        "seeds": [len(d) for d in points.values()],
+        "Dice, seed 0": [d[0] for d in points.values()],
+        "Dice, mean": [np.mean(d) for d in points.values()],
+        "left out, seed 0": [
+            mean_dice(r["rest_chosen"])
+            for r in (
+                runs[100]["log-fp32"][0],
+                *(fewer[f"ctseg-u{n}"][0] for n in list(points)[1:-1]),
+                runs[100]["ctseg-sigmoid"][0],
+            )
+        ],
+    }
+).style.format(precision=3).hide(axis="index")
 
 
 # %% [markdown]
@@ -111,12 +143,29 @@ def lost(run, of):
     "Inventions, misses, inexact outlines: each a mean over the scored slices of a class, then over classes."
     d, truth = of(run), run["truth"].astype(bool)
     scored, missed = np.isfinite(d), truth & (d == 0)
-    return [float(np.mean(x.sum(0)/scored.sum(0))) for x in (scored & ~truth, missed, np.where(truth & ~missed, 1 - np.nan_to_num(d), 0))]
+    return [
+        float(np.mean(x.sum(0)/scored.sum(0)))
+        for x in (scored & ~truth, missed, np.where(truth & ~missed, 1 - np.nan_to_num(d), 0))
+    ]
 
-def parts(budget, name, of=argmax): return dict(zip(("invented", "missed", "inexact"), np.mean([lost(r, of) for r in runs[budget][name].values()], 0)))
+def parts(budget, name, of=argmax):
+    return dict(
+        zip(("invented", "missed", "inexact"), np.mean([lost(r, of) for r in runs[budget][name].values()], 0))
+    )
 
-pairs = [(100, "ctseg-sigmoid", "log-fp32"), (100, "ctseg", "marginal-log"), (800, "ctseg-sigmoid", "log"), (800, "ctseg", "marginal-log"), (800, "log-unimatch", "log")]
-pd.DataFrame([{"labelled": k, "recipe": n} | parts(k, n) for k, n in dict.fromkeys((k, n) for k, a, b in pairs for n in (b, a))]).style.format(precision=3).hide(axis="index")
+pairs = [
+    (100, "ctseg-sigmoid", "log-fp32"),
+    (100, "ctseg", "marginal-log"),
+    (800, "ctseg-sigmoid", "log"),
+    (800, "ctseg", "marginal-log"),
+    (800, "log-unimatch", "log"),
+]
+pd.DataFrame(
+    [
+        {"labelled": k, "recipe": n} | parts(k, n)
+        for k, n in dict.fromkeys((k, n) for k, a, b in pairs for n in (b, a))
+    ]
+).style.format(precision=3).hide(axis="index")
 
 
 # %% [markdown]
@@ -126,9 +175,17 @@ pd.DataFrame([{"labelled": k, "recipe": n} | parts(k, n) for k, n in dict.fromke
 # %%
 def remedies(budget, a, b):
     tell = lambda d: "{difference:+.3f} [{low:+.3f}, {high:+.3f}], better in {wins} of {seeds}".format(**d)
-    rule = lambda n: float(np.mean([mean_dice(chosen(r)) - mean_dice(argmax(r)) for r in runs[budget][n].values()]))
-    return {"labelled": budget, "difference": f"{a} − {b}", "both by argmax": tell(compare(runs[budget], a, b, argmax)), "both with their rules": tell(compare(runs[budget], a, b)),
-            "the rule brings the first": rule(a), "the second": rule(b)}
+    rule = lambda n: float(
+        np.mean([mean_dice(chosen(r)) - mean_dice(argmax(r)) for r in runs[budget][n].values()])
+    )
+    return {
+        "labelled": budget,
+        "difference": f"{a} − {b}",
+        "both by argmax": tell(compare(runs[budget], a, b, argmax)),
+        "both with their rules": tell(compare(runs[budget], a, b)),
+        "the rule brings the first": rule(a),
+        "the second": rule(b),
+    }
 
 pd.DataFrame([remedies(*p) for p in pairs]).style.format(precision=3).hide(axis="index")
 
@@ -144,7 +201,9 @@ pd.DataFrame([remedies(*p) for p in pairs]).style.format(precision=3).hide(axis=
 # `log` and `log-fp32` are the same recipe, the same slices and the same seed; only the rounding differs. With so few slices that is enough to make another network of it. Differences between single trainings mean as little:
 
 # %%
-pd.DataFrame({n: {f"seed {s}": mean_dice(chosen(r)) for s, r in runs[100][n].items()} for n in ("log", "log-fp32")}).style.format(precision=3)
+pd.DataFrame(
+    {n: {f"seed {s}": mean_dice(chosen(r)) for s, r in runs[100][n].items()} for n in ("log", "log-fp32")}
+).style.format(precision=3)
 
 
 # %% [markdown]
@@ -156,7 +215,13 @@ pd.DataFrame({n: {f"seed {s}": mean_dice(chosen(r)) for s, r in runs[100][n].ite
 def by_class(budget):
     t = runs[budget]
     first = next(iter(next(iter(t.values())).values()))
-    out = pd.DataFrame({n: np.mean([np.nanmean(chosen(r), axis=0) for r in t[n].values()], axis=0) for n in table[table.labelled == budget].recipe}, index=first["classes"])
+    out = pd.DataFrame(
+        {
+            n: np.mean([np.nanmean(chosen(r), axis=0) for r in t[n].values()], axis=0)
+            for n in table[table.labelled == budget].recipe
+        },
+        index=first["classes"],
+    )
     out.insert(0, "test slices", first["truth"].sum(0))
     return out
 
@@ -173,11 +238,26 @@ for b in runs:
 def whole(mine, other):
     ours, theirs = runs[800][mine], runs[800][other]
     seeds, d = sorted(ours.keys() & theirs.keys()), compare(runs[800], mine, other)
-    classes = np.mean([np.nanmean(chosen(ours[s]), 0) - np.nanmean(chosen(theirs[s]), 0) for s in seeds], axis=0)
-    return {"recipe": mine, "minus": other, "Dice": d["a"], "other": d["b"], "difference": d["difference"], "low": d["low"], "high": d["high"], "seeds": len(seeds), "better in": d["wins"],
-            "worst class": f"{ours[seeds[0]]['classes'][classes.argmin()]} {classes.min():+.3f}", "silent": line(runs[800], mine, "log")["silent"] or "none"}
+    classes = np.mean(
+        [np.nanmean(chosen(ours[s]), 0) - np.nanmean(chosen(theirs[s]), 0) for s in seeds], axis=0
+    )
+    return {
+        "recipe": mine,
+        "minus": other,
+        "Dice": d["a"],
+        "other": d["b"],
+        "difference": d["difference"],
+        "low": d["low"],
+        "high": d["high"],
+        "seeds": len(seeds),
+        "better in": d["wins"],
+        "worst class": f"{ours[seeds[0]]['classes'][classes.argmin()]} {classes.min():+.3f}",
+        "silent": line(runs[800], mine, "log")["silent"] or "none",
+    }
 
-pd.DataFrame([whole(m, n) for m in ("ctseg", "ctseg-sigmoid") for n in ("seed-teacher-student", "seed-attunet")]).style.format(precision=3).hide(axis="index")
+pd.DataFrame(
+    [whole(m, n) for m in ("ctseg", "ctseg-sigmoid") for n in ("seed-teacher-student", "seed-attunet")]
+).style.format(precision=3).hide(axis="index")
 
 # %% [markdown]
 # ## The original's two phases
@@ -190,9 +270,13 @@ budget = 800 if "seed-teacher-student" in runs[800] else 100
 for seed, r in sorted(runs[budget].get("seed-teacher-student", {}).items()):
     h = pd.DataFrame(history(r)).astype({"loss": float, "dice": float})
     change = (h.phase == "teacher").sum()
-    for ax, column in zip(axes, ("loss", "dice")): ax.plot(np.arange(1, len(h) + 1), h[column], lw=1.2, label=f"seed {seed}"); ax.axvline(change + .5, color="0.7", ls=":")
-axes[0].set(xlabel="epoch (teacher | student)", ylabel="training loss"); axes[1].set(xlabel="epoch (teacher | student)", ylabel="Dice, held-out slices")
-axes[0].legend(frameon=False); plt.show()
+    for ax, column in zip(axes, ("loss", "dice")):
+        ax.plot(np.arange(1, len(h) + 1), h[column], lw=1.2, label=f"seed {seed}")
+        ax.axvline(change + .5, color="0.7", ls=":")
+axes[0].set(xlabel="epoch (teacher | student)", ylabel="training loss")
+axes[1].set(xlabel="epoch (teacher | student)", ylabel="Dice, held-out slices")
+axes[0].legend(frameon=False)
+plt.show()
 
 # %% [markdown]
 # The tables for the report, and the lines of the front page:
@@ -200,9 +284,18 @@ axes[0].legend(frameon=False); plt.show()
 # %%
 table.round(4).to_csv(RESULTS/"realct_semi.csv", index=False)
 
-NAMES = {"seed-attunet": "`seed-attunet`", "seed-teacher-student": "`seed-teacher-student`", "log": "`masked-log`", "marginal-log": "`marginal-log`", "ctseg": "**`ctseg`**: `marginal-log`, then all images"}
+NAMES = {
+    "seed-attunet": "`seed-attunet`",
+    "seed-teacher-student": "`seed-teacher-student`",
+    "log": "`masked-log`",
+    "marginal-log": "`marginal-log`",
+    "ctseg": "**`ctseg`**: `marginal-log`, then all images",
+}
 def front(budget, name): return [budget, NAMES[name], *told(line(runs[budget], name, "seed-attunet"))]
 
-lines = pd.DataFrame([front(b, n) for b in runs for n in NAMES if n in runs[b]], columns=["annotated slices", "recipe", "Dice", "more than `seed-attunet` [95 %]", "silent in some seed"])
+lines = pd.DataFrame(
+    [front(b, n) for b in runs for n in NAMES if n in runs[b]],
+    columns=["annotated slices", "recipe", "Dice", "more than `seed-attunet` [95 %]", "silent in some seed"],
+)
 lines.to_csv(RESULTS/"realct_front.csv", index=False)
 lines

@@ -34,7 +34,10 @@ from measured import area, chosen, compare, line, load, row, rule_gain, told
 runs = load(Path("results/supervised"))
 first = next(iter(runs["marginal"].values()))
 truth, groups, classes = first["truth"], first["groups"], list(first["classes"])
-print(f"{len(truth)} test slices of {len(np.unique(groups))} patients; runs: " + ", ".join(f"{n} x{len(r)}" for n, r in runs.items()))
+print(
+    f"{len(truth)} test slices of {len(np.unique(groups))} patients; runs: "
+    + ", ".join(f"{n} x{len(r)}" for n, r in runs.items())
+)
 
 # %% [markdown]
 # ## The score
@@ -43,16 +46,41 @@ print(f"{len(truth)} test slices of {len(np.unique(groups))} patients; runs: " +
 
 # %%
 lines = {n: row(runs, n, lambda name: "seed-attunet") for n in runs}
-table = pd.DataFrame({n: {"seeds": r["seeds"], "Dice": np.mean(r["scores"]), "sd": r["sd"], "Dice, argmax": r["argmax"]} for n, r in lines.items()}).T.astype({"seeds": int}).sort_values("Dice", ascending=False)
+table = (
+    pd.DataFrame(
+        {
+            n: {"seeds": r["seeds"], "Dice": np.mean(r["scores"]), "sd": r["sd"], "Dice, argmax": r["argmax"]}
+            for n, r in lines.items()
+        }
+    )
+    .T.astype({"seeds": int})
+    .sort_values("Dice", ascending=False)
+)
 table.astype(float).round(3).astype({"seeds": int})
 
 
 # %%
 def difference(a, b, what):
     d = compare(runs, a, b)
-    return {"comparison": what, "first": d["a"], "second": d["b"], "difference": d["difference"], "low": d["low"], "high": d["high"], "seeds": d["seeds"], "better in": d["wins"]}
+    return {
+        "comparison": what,
+        "first": d["a"],
+        "second": d["b"],
+        "difference": d["difference"],
+        "low": d["low"],
+        "high": d["high"],
+        "seeds": d["seeds"],
+        "better in": d["wins"],
+    }
 
-pairs = [("marginal", "seed-attunet"), ("masked", "seed-attunet"), ("masked-log", "seed-attunet"), ("ce-dice-zeros", "seed-attunet"), ("marginal", "masked"), ("masked-log", "masked")]
+pairs = [
+    ("marginal", "seed-attunet"),
+    ("masked", "seed-attunet"),
+    ("masked-log", "seed-attunet"),
+    ("ce-dice-zeros", "seed-attunet"),
+    ("marginal", "masked"),
+    ("masked-log", "masked"),
+]
 main = pd.DataFrame([difference(a, b, f"{a} − {b}") for a, b in pairs if a in runs]).set_index("comparison")
 main.round(3)
 
@@ -60,8 +88,13 @@ main.round(3)
 fig, ax = plt.subplots(figsize=(7, 0.42*len(table) + 1), layout="constrained")
 for y, name in enumerate(reversed(table.index)):
     scores = lines[name]["scores"]
-    ax.plot(scores, [y]*len(scores), "o", color="0.6", ms=4); ax.plot(np.mean(scores), y, "|", color="C3", ms=16, mew=2.5)
-ax.set(yticks=range(len(table)), yticklabels=reversed(table.index), xlabel="Dice on 300 slices of 15 other patients (grey: a seed, red: their mean)")
+    ax.plot(scores, [y]*len(scores), "o", color="0.6", ms=4)
+    ax.plot(np.mean(scores), y, "|", color="C3", ms=16, mew=2.5)
+ax.set(
+    yticks=range(len(table)),
+    yticklabels=reversed(table.index),
+    xlabel="Dice on 300 slices of 15 other patients (grey: a seed, red: their mean)",
+)
 ax.spines[["top", "right"]].set_visible(False)
 plt.show()
 
@@ -73,11 +106,26 @@ plt.show()
 
 # %%
 def by_class(name):
-    rows = [np.stack([np.nanmean(chosen(r), 0), (area(r) & ~truth).sum(0), (~area(r) & truth).sum(0), ~area(r).any(0)]) for r in runs[name].values()]
+    rows = [
+        np.stack(
+            [np.nanmean(chosen(r), 0), (area(r) & ~truth).sum(0), (~area(r) & truth).sum(0), ~area(r).any(0)]
+        )
+        for r in runs[name].values()
+    ]
     dice, invented, missed, silent = np.mean(rows, 0)
-    return pd.DataFrame({"Dice": dice.round(3), "invented": invented.round(1), "missed": missed.round(1), "silent": np.round(silent*len(rows)).astype(int)}, index=classes)
+    return pd.DataFrame(
+        {
+            "Dice": dice.round(3),
+            "invented": invented.round(1),
+            "missed": missed.round(1),
+            "silent": np.round(silent*len(rows)).astype(int),
+        },
+        index=classes,
+    )
 
-wide = pd.concat({n: by_class(n) for n in ("seed-attunet", "masked", "marginal", "masked-log") if n in runs}, axis=1)
+wide = pd.concat(
+    {n: by_class(n) for n in ("seed-attunet", "masked", "marginal", "masked-log") if n in runs}, axis=1
+)
 wide.insert(0, ("", "slices"), truth.sum(0))
 wide
 
@@ -88,9 +136,17 @@ wide
 # `marginal` with everything unexamined read as background, cross-entropy included. `better in` counts the seeds in which the first of the two was ahead: the patients' interval does not know the luck of a training, which is larger than most choices here.
 
 # %%
-ablations = [("marginal", "marginal-image", "Dice over the batch − per image"), ("masked", "masked-nopixel", "pixel-wise known − not"), ("masked-log", "masked", "−ln Dice − (1 − Dice)"),
-             ("marginal", "ce-dice-zeros", "unknown − unknown read as background"), ("masked", "masked-image", "Dice over the batch − per image (sigmoid)")]
-done = pd.DataFrame([{"comparison": "", **difference(a, b, f"{a} − {b}: {what}")} for a, b, what in ablations if b in runs], columns=main.reset_index().columns).set_index("comparison")
+ablations = [
+    ("marginal", "marginal-image", "Dice over the batch − per image"),
+    ("masked", "masked-nopixel", "pixel-wise known − not"),
+    ("masked-log", "masked", "−ln Dice − (1 − Dice)"),
+    ("marginal", "ce-dice-zeros", "unknown − unknown read as background"),
+    ("masked", "masked-image", "Dice over the batch − per image (sigmoid)"),
+]
+done = pd.DataFrame(
+    [{"comparison": "", **difference(a, b, f"{a} − {b}: {what}")} for a, b, what in ablations if b in runs],
+    columns=main.reset_index().columns,
+).set_index("comparison")
 done.round(3)
 
 # %% [markdown]
@@ -99,8 +155,26 @@ done.round(3)
 # The same probabilities, decided in four ways. Threshold and gate are one number each for all classes, chosen on the held-out tenth of the annotated patients.
 
 # %%
-gains = [rule_gain(runs[n], n, r) for n in ("seed-attunet", "masked", "marginal", "masked-log") if n in runs for r in ("threshold", "gate", "both")]
-rules = pd.DataFrame([{"recipe": d["name"], "rule": d["rule"], "argmax": d["b"], "with rule": d["a"], "gain": d["difference"], "low": d["low"], "high": d["high"]} for d in gains]).set_index(["recipe", "rule"])
+gains = [
+    rule_gain(runs[n], n, r)
+    for n in ("seed-attunet", "masked", "marginal", "masked-log")
+    if n in runs
+    for r in ("threshold", "gate", "both")
+]
+rules = pd.DataFrame(
+    [
+        {
+            "recipe": d["name"],
+            "rule": d["rule"],
+            "argmax": d["b"],
+            "with rule": d["a"],
+            "gain": d["difference"],
+            "low": d["low"],
+            "high": d["high"],
+        }
+        for d in gains
+    ]
+).set_index(["recipe", "rule"])
 rules.round(3)
 
 # %% [markdown]
@@ -115,6 +189,18 @@ rules.round(3)
 table.reset_index(names="recipe").round(4).to_csv("results/supervised/summary.csv", index=False)
 pd.concat([main, done]).reset_index().round(4).to_csv("results/supervised/differences.csv", index=False)
 
-front = [[f"`{n}`", *told(line(runs, n, "seed-attunet"))] for n in ("masked-log", "masked", "marginal", "seed-attunet") if n in runs]
-pd.DataFrame(front, columns=["recipe", "Dice, 300 slices of 15 patients", "more than `seed-attunet` [95 %]", "silent in some seed"]).to_csv("results/realct_supervised.csv", index=False)
+front = [
+    [f"`{n}`", *told(line(runs, n, "seed-attunet"))]
+    for n in ("masked-log", "masked", "marginal", "seed-attunet")
+    if n in runs
+]
+pd.DataFrame(
+    front,
+    columns=[
+        "recipe",
+        "Dice, 300 slices of 15 patients",
+        "more than `seed-attunet` [95 %]",
+        "silent in some seed",
+    ],
+).to_csv("results/realct_supervised.csv", index=False)
 sorted(str(p) for p in Path("results").rglob("*.csv"))

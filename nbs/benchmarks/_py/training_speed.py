@@ -13,7 +13,8 @@
 # Same network, batch of 8 slices of 96x96 pixels, 54 classes, one thread, float32. Time is **CPU time** of the process, since other work runs on this machine; the two take turns, and the fastest step of each counts.
 
 # %%
-import contextlib, importlib.util, io, json, multiprocessing as mp, os, platform, subprocess, sys, tempfile, time, warnings
+import contextlib, importlib.util, io, json, os, platform, subprocess, sys, tempfile, time, warnings
+import multiprocessing as mp
 from pathlib import Path
 
 import numpy as np
@@ -35,12 +36,18 @@ from ctseg.training.setup import ScheduleSettings, Setup
 
 # %%
 torch.set_num_threads(1)
-import_timm();
+import_timm()
 SIZE, BATCH, C = 96, 8, 54
 slices = phantom_slices(16, SIZE, seed=0)
 fork = mp.get_context("fork")
-MODELS = {"attunet, width 16": lambda: create_model("attunet", 1, C, width=16), "unet:resnet34": lambda: create_model("unet:resnet34", 1, C, pretrained=False)}
-print(f"Python {platform.python_version()}, torch {torch.__version__}, CPU ({platform.machine()}), one thread; {len(slices)} phantom slices")
+MODELS = {
+    "attunet, width 16": lambda: create_model("attunet", 1, C, width=16),
+    "unet:resnet34": lambda: create_model("unet:resnet34", 1, C, pretrained=False),
+}
+print(
+    f"Python {platform.python_version()}, torch {torch.__version__}, CPU ({platform.machine()}), one thread; "
+    f"{len(slices)} phantom slices"
+)
 
 
 # %% [markdown]
@@ -53,13 +60,25 @@ class Usual(torch.utils.data.Dataset):
     def __len__(self): return len(self.slices)
     def __getitem__(self, i):
         rng, h = self.rng, SIZE/2
-        turn = AffineTransform(scale=np.exp(rng.uniform(-.11, .11)), rotation=np.radians(rng.uniform(-15, 15)), translation=rng.uniform(-.06, .06, 2)*SIZE)
+        turn = AffineTransform(
+            scale=np.exp(rng.uniform(-.11, .11)),
+            rotation=np.radians(rng.uniform(-15, 15)),
+            translation=rng.uniform(-.06, .06, 2)*SIZE,
+        )
         where = (AffineTransform(translation=(-h, -h)) + turn + AffineTransform(translation=(h, h))).inverse
         image = warp(self.slices.images[i]/255., where, order=1)
         mask = warp(self.slices.masks[i], where, order=0, preserve_range=True).astype(np.int64)
-        image = ((image - image.mean())*np.exp(rng.uniform(-.14, .14)) + image.mean() + rng.uniform(-.08, .08)).clip(0, 1)**np.exp(rng.uniform(-.14, .14))
+        image = (
+            (image - image.mean())*np.exp(rng.uniform(-.14, .14))
+            + image.mean()
+            + rng.uniform(-.08, .08)
+        ).clip(0, 1)**np.exp(rng.uniform(-.14, .14))
         image = (image + rng.uniform(0, .02)*rng.standard_normal(image.shape)).clip(0, 1)
-        return torch.tensor(image, dtype=torch.float32)[None], torch.tensor(mask), torch.tensor(self.slices.known[i])
+        return (
+            torch.tensor(image, dtype=torch.float32)[None],
+            torch.tensor(mask),
+            torch.tensor(self.slices.known[i]),
+        )
 
 def usual_loss(z, mask, known):
     "The masked loss as one would write it."
@@ -67,19 +86,26 @@ def usual_loss(z, mask, known):
     w = (known[..., None, None] | (mask > 0)[:, None]).float()
     p = z.sigmoid()
     TP, P, T = (p*y*w).sum((0, 2, 3)), (p*w).sum((0, 2, 3)), (y*w).sum((0, 2, 3))
-    return .5*(F.binary_cross_entropy_with_logits(z, y, reduction="none")*w).sum()/w.sum() + (1 - 2*TP/(P + T + 1e-5))[T > 0].mean()
+    return (
+        .5*(F.binary_cross_entropy_with_logits(z, y, reduction="none")*w).sum()/w.sum()
+        + (1 - 2*TP/(P + T + 1e-5))[T > 0].mean()
+    )
 
 def usual_steps(make, batch=BATCH):
     "A function that takes one step of the usual loop."
     model = make().train()
-    opt, loader = torch.optim.AdamW(model.parameters(), lr=1e-3), torch.utils.data.DataLoader(Usual(slices), batch, shuffle=True, drop_last=True)
+    opt, loader = torch.optim.AdamW(model.parameters(), lr=1e-3), torch.utils.data.DataLoader(
+        Usual(slices), batch, shuffle=True, drop_last=True
+    )
     def endless():
         while True: yield from loader
     batches = endless()
     def step():
         image, mask, known = next(batches)
         loss = usual_loss(model(image), mask, known)
-        opt.zero_grad(); loss.backward(); opt.step()
+        opt.zero_grad()
+        loss.backward()
+        opt.step()
     return step
 
 def our_trainer(model, loss, slices, augment, batch):
@@ -102,15 +128,20 @@ def our_steps(make, batch=BATCH):
 def peak(steps, batch, queue):
     with PeakMemory("cpu") as m:
         step = steps(MODELS["attunet, width 16"], batch)
-        step(); step()
+        step()
+        step()
     queue.put(m.mb)
 
 def measure(steps, batch):
     queue = fork.Queue()
-    p = fork.Process(target=peak, args=(steps, batch, queue)); p.start(); p.join()
+    p = fork.Process(target=peak, args=(steps, batch, queue))
+    p.start()
+    p.join()
     return queue.get()
 
-memory = pd.DataFrame([{"batch": b, "ours, MB": measure(our_steps, b), "usual, MB": measure(usual_steps, b)} for b in (2, 4, 8)]).set_index("batch")
+memory = pd.DataFrame(
+    [{"batch": b, "ours, MB": measure(our_steps, b), "usual, MB": measure(usual_steps, b)} for b in (2, 4, 8)]
+).set_index("batch")
 memory["ratio"] = memory["ours, MB"]/memory["usual, MB"]
 memory.round({"ours, MB": 0, "usual, MB": 0, "ratio": 2})
 
@@ -124,7 +155,9 @@ def fastest(*steps, rounds=8):
     best = [float("inf")]*len(steps)
     for r in range(rounds + 1):
         for i, s in enumerate(steps):
-            start = time.process_time(); s(); took = time.process_time() - start
+            start = time.process_time()
+            s()
+            took = time.process_time() - start
             if r: best[i] = min(best[i], took)
     return best
 
@@ -135,7 +168,16 @@ for name, make in MODELS.items():
     loaded, = fastest(lambda: [data[i] for i in range(BATCH)])
     t = our_trainer(make(), create_loss("masked"), slices, MILD, BATCH)
     looked, = fastest(lambda: t.stepper.make_views(t.labelled.batches(0)[0], step=0))
-    rows.append({"model": name, "ours, s": ours, "usual, s": usual, "times faster": usual/ours, "of it augmentation, ours": looked, "usual": loaded})
+    rows.append(
+        {
+            "model": name,
+            "ours, s": ours,
+            "usual, s": usual,
+            "times faster": usual/ours,
+            "of it augmentation, ours": looked,
+            "usual": loaded,
+        }
+    )
 steps = pd.DataFrame(rows).set_index("model")
 steps.round(3)
 
@@ -153,31 +195,60 @@ def nnunet_steps(folder, size=128, batch=8):
     from ctseg.data.challenge import read_challenge
     from ctseg.models.nnunet import plan_2d
     from ctseg.phantom.challenge import make_phantom
-    os.environ |= {f"nnUNet_{k}": str(folder/k) for k in ("raw", "preprocessed", "results")} | {"nnUNet_n_proc_DA": "1", "nnUNet_compile": "f"}
+    os.environ |= {f"nnUNet_{k}": str(folder/k) for k in ("raw", "preprocessed", "results")} | {
+        "nnUNet_n_proc_DA": "1",
+        "nnUNet_compile": "f",
+    }
     for k in ("raw", "preprocessed", "results"): (folder/k).mkdir()
     make_phantom(folder/"challenge", 24, 0, 1, size, seed=0, examined=54)
     run = lambda *a: subprocess.run(list(map(str, a)), check=True, capture_output=True)
     run(sys.executable, "-m", "ctseg", "export", "nnunet", folder/"challenge", folder/"raw")
-    run(Path(sys.executable).parent/"nnUNetv2_plan_and_preprocess", "-d", "501", "-c", "2d", "-npfp", "1", "-np", "1")
+    run(
+        Path(sys.executable).parent/"nnUNetv2_plan_and_preprocess",
+        "-d",
+        "501",
+        "-c",
+        "2d",
+        "-npfp",
+        "1",
+        "-np",
+        "1",
+    )
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
     os.environ["nnUNet_n_proc_DA"] = "0"  # its loader in this process, so that its time is counted
-    plans, facts = json.loads((folder/"preprocessed/Dataset501_ctseg/nnUNetPlans.json").read_text()), json.loads((folder/"raw/Dataset501_ctseg/dataset.json").read_text())
-    stages = plan_2d((size, size)); n = len(stages)
+    plans, facts = json.loads(
+        (folder/"preprocessed/Dataset501_ctseg/nnUNetPlans.json").read_text()
+    ), json.loads((folder/"raw/Dataset501_ctseg/dataset.json").read_text())
+    stages = plan_2d((size, size))
+    n = len(stages)
     plans["continue_training"], two = False, plans["configurations"]["2d"]
     two |= {"batch_size": batch, "patch_size": [size, size]}
-    two["architecture"]["arch_kwargs"] |= dict(n_stages=n, features_per_stage=[min(32*2**i, 512) for i in range(n)], kernel_sizes=[[3, 3]]*n, strides=[list(x) for x in stages], n_conv_per_stage=[2]*n, n_conv_per_stage_decoder=[2]*(n - 1))
+    two["architecture"]["arch_kwargs"] |= dict(
+        n_stages=n,
+        features_per_stage=[min(32*2**i, 512) for i in range(n)],
+        kernel_sizes=[[3, 3]]*n,
+        strides=[list(x) for x in stages],
+        n_conv_per_stage=[2]*n,
+        n_conv_per_stage_decoder=[2]*(n - 1),
+    )
     theirs = nnUNetTrainer(plans, "2d", 0, facts, device=torch.device("cpu"))
-    theirs.do_split = lambda: (lambda keys: (keys[2:], keys[:2]))(sorted(theirs.dataset_class.get_identifiers(theirs.preprocessed_dataset_folder)))
-    theirs.initialize(); theirs.network.train()
+    theirs.do_split = lambda: (lambda keys: (keys[2:], keys[:2]))(
+        sorted(theirs.dataset_class.get_identifiers(theirs.preprocessed_dataset_folder))
+    )
+    theirs.initialize()
+    theirs.network.train()
     batches, _ = theirs.get_dataloaders()
     net = create_model("nnunet", 1, 55, image_size=size)
     assert sum(p.numel() for p in net.parameters()) == sum(p.numel() for p in theirs.network.parameters())
     ours = our_trainer(net, create_loss("ce-dice"), read_challenge(folder/"challenge"), STRONG, batch)
-    return lambda: ours.step(ours.labelled.batches(ours.progress.step)[0]), lambda: theirs.train_step(next(batches))
+    return lambda: ours.step(ours.labelled.batches(ours.progress.step)[0]), lambda: theirs.train_step(
+        next(batches)
+    )
 
 if importlib.util.find_spec("nnunetv2"):
     with tempfile.TemporaryDirectory() as d:
-        with contextlib.redirect_stdout(io.StringIO()): ours, theirs = fastest(*nnunet_steps(Path(d)), rounds=5)
+        with contextlib.redirect_stdout(io.StringIO()):
+            ours, theirs = fastest(*nnunet_steps(Path(d)), rounds=5)
     print(f"nnU-Net's trainer {theirs:.2f} s, ours {ours:.2f} s: {theirs/ours:.2f} times faster")
 else: print("nnU-Net is not installed: left out")
 
@@ -206,4 +277,6 @@ predictions.round(1)
 # %%
 results = Path("results")
 results.mkdir(exist_ok=True)
-steps.to_csv(results/"training_step.csv", float_format="%.4f"); memory.to_csv(results/"training_memory.csv", float_format="%.2f"); predictions.to_csv(results/"prediction_speed.csv", float_format="%.2f")
+steps.to_csv(results/"training_step.csv", float_format="%.4f")
+memory.to_csv(results/"training_memory.csv", float_format="%.2f")
+predictions.to_csv(results/"prediction_speed.csv", float_format="%.2f")

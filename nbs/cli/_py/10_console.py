@@ -129,7 +129,16 @@ def print_facts(facts: dict, indent: str = "") -> None:
 
 
 # %%
-print_facts({"images": 60, "dice": .51234, "silent": [], "interval": [.49, .53], "calibration": {"temperature": 1.2}, "volume": [{"ml": 3.}]})
+print_facts(
+    {
+        "images": 60,
+        "dice": .51234,
+        "silent": [],
+        "interval": [.49, .53],
+        "calibration": {"temperature": 1.2},
+        "volume": [{"ml": 3.}],
+    }
+)
 
 
 # %% [markdown]
@@ -186,7 +195,10 @@ def setting_meant(error, words: list[str]) -> str:
 
 
 # %%
-test_eq([value_of("--lr", words.split()) for words in ("fit --lr 0.1", "fit --lr=0.1", "fit --lr --resume")], ["0.1", "0.1", "VALUE"])
+test_eq(
+    [value_of("--lr", words.split()) for words in ("fit --lr 0.1", "fit --lr=0.1", "fit --lr --resume")],
+    ["0.1", "0.1", "VALUE"],
+)
 
 
 # %%
@@ -254,4 +266,7 @@ def our_warnings(package: Path, other: Callable[..., str]) -> Callable[..., str]
 
 # %%
 tell = our_warnings(Path("/ctseg"), lambda *a: "of a library")
-test_eq([tell("few patients", UserWarning, f"/{p}/x.py", 1) for p in ("ctseg", "numpy")], ["ctseg: few patients\n", "of a library"])
+test_eq(
+    [tell("few patients", UserWarning, f"/{p}/x.py", 1) for p in ("ctseg", "numpy")],
+    ["ctseg: few patients\n", "of a library"],
+)

@@ -94,7 +94,11 @@ def predict(
 
 # %%
 runner = CliRunner()
-print(runner.invoke(app, ["predict", "no-run", "--images", "../../data_sample/test-images", "--out", "s.csv"]).exception)
+print(
+    runner.invoke(
+        app, ["predict", "no-run", "--images", "../../data_sample/test-images", "--out", "s.csv"]
+    ).exception
+)
 
 # %% [markdown]
 # ## Evaluate

@@ -90,7 +90,10 @@ def fitting_options(kind: str, takes, options: dict) -> dict:
 # %%
 print(", ".join(importers()))
 test_eq(fitting_options("dicom", {"rename"}, {"rename": "names.json", "key": None}), {"rename": "names.json"})
-test_fail(lambda: fitting_options("nifti", {"classes"}, {"rename": "names.json"}), contains="--rename is not an option")
+test_fail(
+    lambda: fitting_options("nifti", {"classes"}, {"rename": "names.json"}),
+    contains="--rename is not an option",
+)
 
 # %%
 #| export

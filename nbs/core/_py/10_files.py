@@ -317,7 +317,8 @@ def safe_name(text: str, most: int = 80) -> str:
 
 
 # %%
-for text in ("Anna Müller", "../../etc/passwd", "a/b\\c:d\n", ".hidden", "", "NUL.txt", "x"*300): print(f"{text[:20]!r:26} {safe_name(text)[:20]}")
+for text in ("Anna Müller", "../../etc/passwd", "a/b\\c:d\n", ".hidden", "", "NUL.txt", "x"*300):
+    print(f"{text[:20]!r:26} {safe_name(text)[:20]}")
 
 
 # %%

@@ -242,7 +242,9 @@ class OtherSettings(Settings):
     tau: float = setting(0.7, "confidence", low=0, high=1)
     rounds: int = setting(1, "how often", low=1)
 
-test_eq(carried_over(ToySettings(tau=0.8, views=3), OtherSettings, rounds=2), OtherSettings(tau=0.8, rounds=2))
+test_eq(
+    carried_over(ToySettings(tau=0.8, views=3), OtherSettings, rounds=2), OtherSettings(tau=0.8, rounds=2)
+)
 test_eq(carried_over(ToySettings(), OtherSettings), OtherSettings())
 
 
@@ -267,6 +269,9 @@ def settings_of(build: Callable) -> type[Settings]:
 
 
 # %%
-def focal(gamma: Annotated[float, "how strongly easy pixels are played down"] = 2.0, reduction: str = "batch"): pass
+def focal(
+    gamma: Annotated[float, "how strongly easy pixels are played down"] = 2.0, reduction: str = "batch"
+):
+    pass
 
 for info in describe(settings_of(focal)): print(info)

@@ -65,7 +65,14 @@ def side_word(name: str) -> str:
 
 
 # %%
-names = ["kidney_left", "Lens Rt", "bright_spot", "vertebrae_L1", "heart_atrium_left", "lateral_ventricle_left"]
+names = [
+    "kidney_left",
+    "Lens Rt",
+    "bright_spot",
+    "vertebrae_L1",
+    "heart_atrium_left",
+    "lateral_ventricle_left",
+]
 for name in names: print(f"{name:24}{side_word(name) or '-'}")
 
 
@@ -85,10 +92,22 @@ def lateral_pairs(
 
 
 # %%
-test_eq(lateral_pairs(["kidney_left", "liver", "kidney_right", "bright_spot", "Left lung", "right lung"]), ((1, 3), (5, 6)))
-test_eq(lateral_pairs(["parotid_right", "parotid_left", "rib_left"]), ((2, 1),))  # a rib without its partner stays single
-test_eq(lateral_pairs(["parotid_l", "parotid_r", "Lens Lt", "Lens Rt", "vertebrae_L1", "vertebrae_R1"]), ((1, 2), (3, 4)))
-test_eq(lateral_pairs(["heart_atrium_left", "heart_atrium_right", "heart_ventricle_left", "heart_ventricle_right"]), ())
+test_eq(
+    lateral_pairs(["kidney_left", "liver", "kidney_right", "bright_spot", "Left lung", "right lung"]),
+    ((1, 3), (5, 6)),
+)
+# a rib without its partner stays single
+test_eq(lateral_pairs(["parotid_right", "parotid_left", "rib_left"]), ((2, 1),))
+test_eq(
+    lateral_pairs(["parotid_l", "parotid_r", "Lens Lt", "Lens Rt", "vertebrae_L1", "vertebrae_R1"]),
+    ((1, 2), (3, 4)),
+)
+test_eq(
+    lateral_pairs(
+        ["heart_atrium_left", "heart_atrium_right", "heart_ventricle_left", "heart_ventricle_right"]
+    ),
+    (),
+)
 test_eq(lateral_pairs(["lateral_ventricle_left", "lateral_ventricle_right"]), ((1, 2),))  # of the brain
 
 
@@ -146,7 +165,12 @@ def choose_colours(n: int, pairs: Iterable[tuple[int, int]]) -> np.ndarray:
 colours = choose_colours(5, pairs=((1, 2),))
 fig, ax = plt.subplots(figsize=(5, 1), layout="constrained")
 ax.imshow(colours[None])
-ax.set(yticks=[], xticks=range(6), xticklabels=["background", "1 left", "2 right", "3", "4", "5"], title="Five colours, the first two a pair")
+ax.set(
+    yticks=[],
+    xticks=range(6),
+    xticklabels=["background", "1 left", "2 right", "3", "4", "5"],
+    title="Five colours, the first two a pair",
+)
 ax.tick_params(length=0, labelsize=8)
 test_eq(colours[0], [0, 0, 0])
 
@@ -330,9 +354,30 @@ RAIDIUM54 = ClassMap.from_names("""
 # %%
 test_eq(len(RAIDIUM54), 54)
 test_eq(list(RAIDIUM54.names), sorted(RAIDIUM54.names))
-test_eq(RAIDIUM54.pairs, ((1, 2), (4, 5), (7, 8), (13, 14), (16, 17), (18, 19), (20, 21), (23, 24), (25, 26), (27, 28), (29, 30), (31, 32),
-                          (34, 35), (37, 38), (42, 43), (45, 46)))
-test_eq([RAIDIUM54.id(n) for n in ("brain", "iliac_vena_left", "liver", "vertebrae_thoracic")], [6, 29, 36, 54])
+test_eq(
+    RAIDIUM54.pairs,
+    (
+        (1, 2),
+        (4, 5),
+        (7, 8),
+        (13, 14),
+        (16, 17),
+        (18, 19),
+        (20, 21),
+        (23, 24),
+        (25, 26),
+        (27, 28),
+        (29, 30),
+        (31, 32),
+        (34, 35),
+        (37, 38),
+        (42, 43),
+        (45, 46),
+    ),
+)
+test_eq(
+    [RAIDIUM54.id(n) for n in ("brain", "iliac_vena_left", "liver", "vertebrae_thoracic")], [6, 29, 36, 54]
+)
 
 
 # %% [markdown]
@@ -346,7 +391,9 @@ def apart(colours): # smallest CIELAB distance between any two rows
 
 lab = rgb2lab(RAIDIUM54.colours/255)
 partners = [np.linalg.norm(lab[a] - lab[b]) for a, b in RAIDIUM54.pairs]
-print(f"closest two of 55: {apart(RAIDIUM54.colours):.1f}; partners: {min(partners):.1f} to {max(partners):.1f}")
+print(
+    f"closest two of 55: {apart(RAIDIUM54.colours):.1f}; partners: {min(partners):.1f} to {max(partners):.1f}"
+)
 assert apart(RAIDIUM54.colours) > 12
 test_eq(len(np.unique(RAIDIUM54.colours, axis=0)), 55)
 
@@ -358,7 +405,8 @@ for i, name in enumerate(RAIDIUM54.names):
     ax.add_patch(plt.Rectangle((4*x, -y - .9), .6, .8, color=RAIDIUM54.colours[i + 1]/255))
     ax.text(4*x + .7, -y - .5, f"{i + 1}  {name}", va="center", fontsize=8.5)
 ax.set(xlim=(0, 16.5), ylim=(-rows, 0), title="RAIDIUM54: partners share a hue, left darker, right lighter")
-ax.axis("off");
+ax.axis("off")
+plt.show()
 
 # %% [markdown]
 # A mask can be mirrored now. Flip the pixels *and* translate the ids. Without the second half a network learns that left and right do not matter. (In the challenge's frame, which is turned by 90 degrees, the anatomical mirror is a flip of the *rows*.)
@@ -372,10 +420,13 @@ mask[4:12, 20:28], mask[28:36, 18:26], mask[22:38, 4:16] = left, right, liver
 mirrored = RAIDIUM54.swap[mask[::-1]]
 test_eq(RAIDIUM54.swap[mirrored[::-1]], mask)
 fig, axes = plt.subplots(1, 3, figsize=(8, 2.9), layout="constrained")
-for ax, m, title in zip(axes, (mask, mask[::-1], mirrored), ("a mask", "wrong: pixels flipped only", "right: ids swapped too")):
+for ax, m, title in zip(
+    axes, (mask, mask[::-1], mirrored), ("a mask", "wrong: pixels flipped only", "right: ids swapped too")
+):
     ax.imshow(RAIDIUM54.colourise(m))
     ax.set_title(title, fontsize=10)
     ax.axis("off")
     for id in (left, right, liver):
         at = np.argwhere(m == id)
-        if len(at): ax.text(*at.mean(0)[::-1], RAIDIUM54.name(id), color="w", ha="center", va="center", fontsize=7)
+        if len(at):
+            ax.text(*at.mean(0)[::-1], RAIDIUM54.name(id), color="w", ha="center", va="center", fontsize=7)

@@ -183,7 +183,7 @@ def plot_masks(
 
 # %%
 shifted = np.roll(mask, 4, axis=1)
-plot_masks(image[None], {"truth": mask[None], "prediction": shifted[None]}, classes, ["0.png"]);
+_ = plot_masks(image[None], {"truth": mask[None], "prediction": shifted[None]}, classes, ["0.png"])
 
 # %% [markdown]
 # ## Three states
@@ -205,7 +205,10 @@ def states_of(
 
 
 # %%
-test_eq(states_of(present=np.array([True, False, False]), known=np.array([True, True, False])), [PRESENT, ABSENT, UNKNOWN])
+test_eq(
+    states_of(present=np.array([True, False, False]), known=np.array([True, True, False])),
+    [PRESENT, ABSENT, UNKNOWN],
+)
 
 
 # %%

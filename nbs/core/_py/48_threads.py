@@ -103,7 +103,13 @@ def free_threads(
 
 
 # %%
-for cpus, share, busy in (2, float("inf"), 0.1), (2, float("inf"), 1.0), (2, float("inf"), 2.0), (16, float("inf"), 3.2), (16, 4.0, 0.0):
+for cpus, share, busy in (
+    (2, float("inf"), 0.1),
+    (2, float("inf"), 1.0),
+    (2, float("inf"), 2.0),
+    (16, float("inf"), 3.2),
+    (16, 4.0, 0.0),
+):
     print(f"{cpus} processors, share {share}, {busy} busy: {free_threads(cpus, share, busy) or 'all'}")
 test_eq(free_threads(1, float("inf"), 1.0), 1)
 

@@ -263,8 +263,15 @@ leave()
 with tempfile.TemporaryDirectory() as d:
     path = Path(d)/"two.py"
     path.write_text(script)
-    one, two = [subprocess.run([sys.executable, *command], stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
-                for command in ([path], ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", path, "gloo"])]
+    one, two = [
+        subprocess.run(
+            [sys.executable, *command], stdout=subprocess.PIPE, text=True, check=True
+        ).stdout.strip()
+        for command in (
+            [path],
+            ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", path, "gloo"],
+        )
+    ]
 print("one process   ", one)
 print("two processes ", two)
 test_eq(one, two)

@@ -189,7 +189,8 @@ class_legend(fig, world.classes)
 
 # %%
 test_eq(world.known.sum(1), [2, 2, 0, 0])
-test_eq(toy_world(4, seed=3, examined=3).masks, toy_world(4, seed=3, examined=3).truth)  # all examined: the mask is the truth
+# all examined: the mask is the truth
+test_eq(toy_world(4, seed=3, examined=3).masks, toy_world(4, seed=3, examined=3).truth)
 test_eq(toy_world(9, missing=0).truth[4], toy_slices(9, 48)[1][4].numpy())
 
 
@@ -213,6 +214,8 @@ def toy_prediction(world: ToyWorld) -> np.ndarray:
 # %%
 world = toy_world(8, seed=3, examined=3)
 prediction = toy_prediction(world)
-plot_masks(world.images[:3], {"truth": world.truth[:3], "prediction": prediction[:3]}, world.classes, size=1.3)
+plot_masks(
+    world.images[:3], {"truth": world.truth[:3], "prediction": prediction[:3]}, world.classes, size=1.3
+)
 assert (prediction[:, :, 1:][world.truth[:, :, :-1] == 1] == 1).all()  # the right lung, moved by one column
 assert not (prediction == 3).any()

@@ -46,7 +46,15 @@ import numpy as np
 from fastcore.test import test_eq, test_fail
 
 from ctseg.core.files import InputError
-from ctseg.core.style import class_legend, image_grid, overlay, show_image, show_states, state_legend, states_of
+from ctseg.core.style import (
+    class_legend,
+    image_grid,
+    overlay,
+    show_image,
+    show_states,
+    state_legend,
+    states_of,
+)
 from ctseg.core.toys import known_part, toy_slices
 
 
@@ -123,7 +131,10 @@ def _check_array(name: str, array, dtype, shape):
 
 
 # %%
-test_fail(lambda: _check_array("masks", np.zeros((2, 4, 4)), np.uint8, (2, 4, 4)), contains="is float64 [2, 4, 4]; expected uint8")
+test_fail(
+    lambda: _check_array("masks", np.zeros((2, 4, 4)), np.uint8, (2, 4, 4)),
+    contains="is float64 [2, 4, 4]; expected uint8",
+)
 
 
 # %%
@@ -225,7 +236,13 @@ def _complete(images, masks, known, names, groups, classes) -> dict:
 
 # %%
 fields = _complete(two, two, "present", None, None, None)
-print({name: value if isinstance(value, tuple) else np.shape(value) for name, value in fields.items() if name != "classes"})
+print(
+    {
+        name: value if isinstance(value, tuple) else np.shape(value)
+        for name, value in fields.items()
+        if name != "classes"
+    }
+)
 
 
 # %% [markdown]
@@ -303,7 +320,9 @@ def _check_joinable(a: SliceArrays, b: SliceArrays):
 
 # %%
 wider = SliceArrays(np.zeros((1, 2, 3), np.uint8), classes=["class_1", "class_2", "class_3"])
-test_fail(lambda: _check_joinable(wider, SliceArrays(two, two, "all")), contains="images of 2x3 and 2x2 pixels")
+test_fail(
+    lambda: _check_joinable(wider, SliceArrays(two, two, "all")), contains="images of 2x3 and 2x2 pixels"
+)
 
 
 # %%
@@ -357,7 +376,9 @@ toy
 
 # %%
 fig, (panels,) = image_grid(1, 3)
-for n, (ax, title) in enumerate(zip(panels, ("all three examined", "only the heart examined", "never annotated"))):
+for n, (ax, title) in enumerate(
+    zip(panels, ("all three examined", "only the heart examined", "never annotated"))
+):
     show_image(ax, overlay(toy.images[n], toy.masks[n], toy.classes), title)
 class_legend(fig, toy.classes)
 
@@ -372,8 +393,12 @@ state_legend(fig)
 # A set that breaks a rule cannot be made. Every mistake is one line that says what was expected.
 
 # %%
-wrong = {"masks of another type": {"masks": toy.masks.astype(int)}, "a pixel of an unknown class": {"known": ~toy.known},
-         "an id above C": {"masks": toy.masks + np.uint8(3)}, "too few names": {"names": toy.names[:2]}}
+wrong = {
+    "masks of another type": {"masks": toy.masks.astype(int)},
+    "a pixel of an unknown class": {"known": ~toy.known},
+    "an id above C": {"masks": toy.masks + np.uint8(3)},
+    "too few names": {"names": toy.names[:2]},
+}
 for change in wrong.values():
     try:
         replace(toy, **change)

@@ -92,8 +92,15 @@ class Batch:
 
 
 # %%
-one = Batch(torch.zeros(1, 1, 2, 2), torch.zeros(1, 2, 2).long(), torch.tensor([[True, False]]), index=torch.tensor([7]))
-weighted = Batch(one.image, one.mask, known_map(one.known, (2, 2)), torch.full((1, 1, 2, 2), .5), torch.tensor([8]))
+one = Batch(
+    torch.zeros(1, 1, 2, 2),
+    torch.zeros(1, 2, 2).long(),
+    torch.tensor([[True, False]]),
+    index=torch.tensor([7]),
+)
+weighted = Batch(
+    one.image, one.mask, known_map(one.known, (2, 2)), torch.full((1, 1, 2, 2), .5), torch.tensor([8])
+)
 both = one.concat(weighted)
 test_eq((len(both), both.index.tolist(), both.known.shape), (2, [7, 8], (2, 2, 2, 2)))
 test_eq(both.weight.mean((1, 2, 3)).tolist(), [1, .5])
@@ -115,7 +122,10 @@ def class_in_mask(
 
 
 # %%
-test_eq(class_in_mask(torch.tensor([[[0, 3], [3, 0]], [[1, 1], [0, 0]]]), 3).tolist(), [[False, False, True], [True, False, False]])
+test_eq(
+    class_in_mask(torch.tensor([[[0, 3], [3, 0]], [[1, 1], [0, 0]]]), 3).tolist(),
+    [[False, False, True], [True, False, False]],
+)
 
 
 # %% [markdown]
@@ -152,7 +162,10 @@ def _unit(x: torch.Tensor) -> torch.Tensor:
 
 
 # %%
-test_eq(_unit(torch.tensor([[[0, 51, 255]]], dtype=torch.uint8)).flatten().tolist(), [0, torch.tensor(51.)/255, 1])
+test_eq(
+    _unit(torch.tensor([[[0, 51, 255]]], dtype=torch.uint8)).flatten().tolist(),
+    [0, torch.tensor(51.)/255, 1],
+)
 
 
 # %%
@@ -196,7 +209,15 @@ class SliceData(torch.utils.data.Dataset):
 toy, _ = toy_set(6, 4, size=64)
 data = SliceData(toy)
 batch = data.batch([0, 3])
-print("image", list(batch.image.shape), batch.image.dtype, "  mask", batch.mask.dtype, "  known", batch.known.tolist())
+print(
+    "image",
+    list(batch.image.shape),
+    batch.image.dtype,
+    "  mask",
+    batch.mask.dtype,
+    "  known",
+    batch.known.tolist(),
+)
 test_close(batch.image[1, 0].numpy(), toy.images[3]/255, eps=1e-6)
 image, mask, known, i = next(iter(torch.utils.data.DataLoader(data, batch_size=3)))
 test_eq((image.shape, i.tolist()), ((3, 1, 64, 64), [0, 1, 2]))

@@ -42,7 +42,9 @@ def toy_set(
 
 # %%
 toys, truth = toy_set(3, 2)
-plot_masks(toys.images, {"truth": truth, "outlined": toys.masks}, toys.classes, list(toys.names), size=1.7);
+_ = plot_masks(
+    toys.images, {"truth": truth, "outlined": toys.masks}, toys.classes, list(toys.names), size=1.7
+)
 
 # %%
 fig, ax = plt.subplots(figsize=(4.5, 1.8), layout="constrained")

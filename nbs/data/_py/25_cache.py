@@ -155,4 +155,6 @@ with tempfile.TemporaryDirectory() as d:
     test_eq(len(reads), 1)
     path.write_text("4 5 6")
     test_eq(cached_array("demo1", [path], read), [4, 5, 6])
-    print("read", len(reads), "times;", *sorted(p.name[:12] + "….npy" for p in Path(f"{d}/cache").glob("*.npy")))
+    print(
+        "read", len(reads), "times;", *sorted(p.name[:12] + "….npy" for p in Path(f"{d}/cache").glob("*.npy"))
+    )

@@ -173,7 +173,12 @@ def _grey(image: np.ndarray, path: Path) -> np.ndarray:
 
 # %%
 grey = np.arange(12, dtype=np.uint8).reshape(3, 4)
-kinds = {"grey": grey, "grey in RGB": np.stack([grey]*3, -1), "16-bit": grey*np.uint16(999), "colours": np.stack([grey, grey, 0*grey], -1)}
+kinds = {
+    "grey": grey,
+    "grey in RGB": np.stack([grey]*3, -1),
+    "16-bit": grey*np.uint16(999),
+    "colours": np.stack([grey, grey, 0*grey], -1),
+}
 with tempfile.TemporaryDirectory() as d:
     for kind, image in kinds.items():
         imsave(f"{d}/0.png", image, check_contrast=False)
@@ -198,7 +203,10 @@ def is_system_file(path: Path) -> bool:
 
 
 # %%
-test_eq([is_system_file(Path(name)) for name in (".DS_Store", "._0.png", "__MACOSX", "0.png")], [True, True, True, False])
+test_eq(
+    [is_system_file(Path(name)) for name in (".DS_Store", "._0.png", "__MACOSX", "0.png")],
+    [True, True, True, False],
+)
 
 
 # %%

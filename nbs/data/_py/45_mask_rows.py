@@ -220,7 +220,9 @@ def _endless(path: Path) -> InputError:
 
 # %%
 test_eq(_first_line(io.BytesIO(b",0.png\r\nPixel 0,1\r\n"), "y.csv"), b",0.png\r\n")
-test_fail(lambda: _first_line(io.BytesIO(b",0.png\rPixel 0,1\r"), "y.csv"), contains="its lines end with CR alone")
+test_fail(
+    lambda: _first_line(io.BytesIO(b",0.png\rPixel 0,1\r"), "y.csv"), contains="its lines end with CR alone"
+)
 
 
 # %%

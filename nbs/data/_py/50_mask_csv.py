@@ -167,7 +167,10 @@ def _check_values(path: Path, table: np.ndarray, columns, classes):
 
 
 # %%
-test_fail(lambda: _check_values("y.csv", np.array([[0, 3]]), ["0.png"], 2), contains="row Pixel 1, column 0.png: value 3, but there are 2 classes")
+test_fail(
+    lambda: _check_values("y.csv", np.array([[0, 3]]), ["0.png"], 2),
+    contains="row Pixel 1, column 0.png: value 3, but there are 2 classes",
+)
 
 
 # %%
@@ -199,7 +202,10 @@ with tempfile.TemporaryDirectory() as d:
     names, masks = read_masks(path)
     print(names, masks.tolist())
     test_eq(masks, [[[0, 1], [2, 3]], [[0, 0], [0, 0]]])
-    test_fail(lambda: read_masks(path, classes=2), contains="row Pixel 3, column 0.png: value 3, but there are 2 classes")
+    test_fail(
+        lambda: read_masks(path, classes=2),
+        contains="row Pixel 3, column 0.png: value 3, but there are 2 classes",
+    )
 
 
 # %% [markdown]

@@ -65,7 +65,9 @@ def _thumbnails(images: np.ndarray) -> np.ndarray:
 # %%
 toys = (255*toy_slices(6, 64)[0][:, 0]).byte().numpy()
 correlation = _thumbnails(toys) @ _thumbnails(toys).T
-print(f"six toy bodies correlate by {correlation.min():.2f} to {np.sort(correlation, axis=1)[:, -2].max():.2f}")
+print(
+    f"six toy bodies correlate by {correlation.min():.2f} to {np.sort(correlation, axis=1)[:, -2].max():.2f}"
+)
 
 
 # %% [markdown]
@@ -143,7 +145,8 @@ class _Folds:
 
 
 # %%
-folds = _Folds(np.array([[2, 2, 2], [1, 1, 1], [1, 1, 1]]), 2, 0)  # the positives of one class in three groups
+# the positives of one class in three groups
+folds = _Folds(np.array([[2, 2, 2], [1, 1, 1], [1, 1, 1]]), 2, 0)
 folds.place(0)
 print("folds of groups with 2, 1 and 1 positive images:", folds.fold)
 assert folds.fold[0] != folds.fold[1] == folds.fold[2]
@@ -227,7 +230,8 @@ ax.plot(range(20), chance[order], "x", color="#c0504d", label="groups at random 
 ax.set_xticks(range(20), many.present.sum(0)[order])
 ax.set(xlabel="positive images of the class", ylabel="folds with the class", ylim=(0, 5.4))
 ax.set_title("in how many of five folds a class can be judged", fontsize=10)
-ax.legend(fontsize=8, loc="lower right");
+ax.legend(fontsize=8, loc="lower right")
+plt.show()
 
 
 # %% [markdown]
@@ -262,8 +266,16 @@ def select_labelled(
 
 # %%
 few, fewer = select_labelled(many, 60), select_labelled(many, 20)
-print(few.labelled.sum(), "and", fewer.labelled.sum(), "labelled slices, of", len(np.unique(patient[few.labelled])), "and",
-      len(np.unique(patient[fewer.labelled])), "patients")
+print(
+    few.labelled.sum(),
+    "and",
+    fewer.labelled.sum(),
+    "labelled slices, of",
+    len(np.unique(patient[few.labelled])),
+    "and",
+    len(np.unique(patient[fewer.labelled])),
+    "patients",
+)
 assert not (fewer.labelled & ~few.labelled).any()
 cut = [g for g in np.unique(patient) if 0 < few.labelled[patient == g].mean() < 1]
 assert len(cut) <= 1

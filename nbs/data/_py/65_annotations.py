@@ -140,7 +140,10 @@ def check_examined(
 two = ClassMap(["liver", "spleen"])
 spleen = np.full((1, 2, 2), 2, np.uint8)
 check_examined(np.array([[False, True]]), spleen, ["0.png"], "y_train.csv", two)
-test_fail(lambda: check_examined(np.array([[True, False]]), spleen, ["0.png"], "y_train.csv", two), contains="pixels of class 2 (spleen)")
+test_fail(
+    lambda: check_examined(np.array([[True, False]]), spleen, ["0.png"], "y_train.csv", two),
+    contains="pixels of class 2 (spleen)",
+)
 
 
 # %% [markdown]

@@ -99,7 +99,11 @@ def _find_table(folder: Path, split: str) -> Path|None:
 
 # %%
 with tempfile.TemporaryDirectory() as d:
-    for make in (lambda: None, lambda: Path(d, "notes.txt").write_text(""), lambda: Path(d, "train-images").mkdir()):
+    for make in (
+        lambda: None,
+        lambda: Path(d, "notes.txt").write_text(""),
+        lambda: Path(d, "train-images").mkdir(),
+    ):
         make()
         try:
             _check_folder(Path(d), "train")
@@ -196,7 +200,11 @@ with tempfile.TemporaryDirectory() as d:
 fig, (panels,) = image_grid(1, 4, size=2)
 for n, ax in enumerate(panels):
     examined = [name for name, known in zip(back.classes.names, back.known[n]) if known]
-    show_image(ax, overlay(back.images[n], back.masks[n], back.classes), "examined:\n" + (", ".join(examined) or "nothing"))
+    show_image(
+        ax,
+        overlay(back.images[n], back.masks[n], back.classes),
+        "examined:\n" + (", ".join(examined) or "nothing"),
+    )
 class_legend(fig, back.classes)
 
 

@@ -58,7 +58,10 @@ def epoch_order(
 # %%
 print(epoch_order(8, seed=3, epoch=0), epoch_order(8, seed=3, epoch=1))
 half_of_all = np.array([4, 1, 1, 1, 1])/8
-print("weights 4, 1, 1, 1, 1 over 16 draws:", np.bincount(np.concatenate([epoch_order(5, 0, e, half_of_all) for e in range(16)])))
+print(
+    "weights 4, 1, 1, 1, 1 over 16 draws:",
+    np.bincount(np.concatenate([epoch_order(5, 0, e, half_of_all) for e in range(16)])),
+)
 
 
 # %% [markdown]
@@ -130,7 +133,9 @@ class EpochSampler:
 # %%
 sampler = EpochSampler(10, 4, seed=3)
 print([batch.tolist() for batch in sampler.batches(0)])
-test_eq([b.tolist() for b in sampler.batches(7)], [b.tolist() for b in EpochSampler(10, 4, seed=3).batches(7)])
+test_eq(
+    [b.tolist() for b in sampler.batches(7)], [b.tolist() for b in EpochSampler(10, 4, seed=3).batches(7)]
+)
 all_of_them = EpochSampler(10, 4, drop_last=False).batches(0)
 test_eq(sorted(torch.cat(all_of_them).tolist()), list(range(10)))
 parts = [EpochSampler(10, 4, rank=r, world=2).batches(1) for r in range(2)]
@@ -173,7 +178,9 @@ w = rare_weights(many)
 drawn = np.concatenate([EpochSampler(300, 10, weights=w).order(e) for e in range(50)])
 times = np.bincount(drawn, minlength=300)/50
 rarest = many.present[:, many.present.sum(0).argmin()]
-print(f"a slice with the rarest class ({rarest.sum()} images) comes {times[rarest].mean():.1f} times an epoch, "
-      f"one with only common classes {times[w == 1].mean():.1f} times")
+print(
+    f"a slice with the rarest class ({rarest.sum()} images) comes {times[rarest].mean():.1f} times an epoch, "
+    f"one with only common classes {times[w == 1].mean():.1f} times"
+)
 assert np.abs(times - 300*w/w.sum()).max() < .5
 test_eq(rare_weights(many, power=0), np.ones(300))

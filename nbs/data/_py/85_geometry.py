@@ -70,7 +70,12 @@ def example(size=96):
             mask[b][blob(*place)] = c
     mask[1][mask[1] < 3] = 0  # not outlined, because not examined
     noise = torch.randn(image.shape, generator=torch.Generator().manual_seed(0))
-    return Batch((image + .03*noise).clamp(0, 1), mask, torch.tensor([[1, 1, 1], [0, 0, 1]]).bool(), index=torch.arange(2))
+    return Batch(
+        (image + .03*noise).clamp(0, 1),
+        mask,
+        torch.tensor([[1, 1, 1], [0, 0, 1]]).bool(),
+        index=torch.arange(2),
+    )
 
 def show(ax, batch, row=0, title=""):
     "One slice of a batch with its mask."
@@ -210,7 +215,12 @@ def _warp_known(batch: Batch, pick: NearestPixel, mask: torch.Tensor) -> torch.T
 small = replace(batch, mask=torch.zeros_like(batch.mask))
 small.mask[0, 40, 40] = 1  # one pixel, examined and found
 half_size = NearestPixel(2*affine_grid(2, (96, 96), torch.Generator(), degrees=0, scale=0, shift=0))
-print("known before:", small.known[0].tolist(), " at half the size:", _warp_known(small, half_size, half_size(small.mask))[0].tolist())
+print(
+    "known before:",
+    small.known[0].tolist(),
+    " at half the size:",
+    _warp_known(small, half_size, half_size(small.mask))[0].tolist(),
+)
 
 
 # %%
@@ -294,7 +304,9 @@ def mirror(
 
 
 # %%
-one_lung = replace(batch, mask=torch.where(batch.mask == 2, 0, batch.mask), known=torch.tensor([[1, 0, 1], [1, 0, 1]]).bool())
+one_lung = replace(
+    batch, mask=torch.where(batch.mask == 2, 0, batch.mask), known=torch.tensor([[1, 0, 1], [1, 0, 1]]).bool()
+)
 mirrored = mirror(one_lung, classes, "horizontal")
 fig, (panels,) = image_grid(1, 2)
 show(panels[0], one_lung, 0, "examined: right lung, heart")

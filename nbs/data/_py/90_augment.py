@@ -77,7 +77,9 @@ def _noise_like(image: torch.Tensor, generator: torch.Generator) -> torch.Tensor
 
 
 # %%
-print(f"standard deviation {_noise_like(torch.zeros(1, 1, 64, 64), torch.Generator().manual_seed(0)).std():.2f}")
+print(
+    f"standard deviation {_noise_like(torch.zeros(1, 1, 64, 64), torch.Generator().manual_seed(0)).std():.2f}"
+)
 
 
 # %%
@@ -174,7 +176,8 @@ STRONG = Augment(degrees=25., scale=.25, shift=.1, brightness=.15, contrast=.3, 
 same = NO_AUGMENT(batch, torch.Generator(), classes)
 for part in ("image", "mask", "known"):
     test_eq(getattr(same, part), getattr(batch, part))
-    assert getattr(same, part).data_ptr() != getattr(batch, part).data_ptr()  # a copy: what happens to it stays there
+    # a copy: what happens to it stays there
+    assert getattr(same, part).data_ptr() != getattr(batch, part).data_ptr()
 
 # %%
 generator = torch.Generator().manual_seed(1)

@@ -200,7 +200,12 @@ for n, row in enumerate(axes):
     show_image(row[0], overlay(255*mixed.image[n, 0].numpy(), mixed.mask[n].numpy(), TOY_CLASSES), "mixed")
     for c, ax in enumerate(row[1:]):
         outlined = mixed.mask[n] == c + 1
-        show_states(ax, torch.where(mixed.known[n, c], 1 + outlined.long(), 0).numpy(), TOY_CLASSES.name(c + 1), aspect="equal")
+        show_states(
+            ax,
+            torch.where(mixed.known[n, c], 1 + outlined.long(), 0).numpy(),
+            TOY_CLASSES.name(c + 1),
+            aspect="equal",
+        )
 state_legend(fig)
 test_eq((mixed.known.shape, mixed.known.dtype), ((2, 3, 96, 96), torch.bool))
 
@@ -253,7 +258,9 @@ assert (view.known == batch.known[:, :, None, None]).all() and (view.image != ba
 mirrored = mirror(mixed, TOY_CLASSES, "horizontal")
 test_eq(mirrored.known[:, 0], mixed.known[:, 1].flip(-1))
 test_eq(mirrored.known[:, 2], mixed.known[:, 2].flip(-1))
-beyond = warp(mixed, 1.2*affine_grid(2, (96, 96), torch.Generator().manual_seed(0)))  # looks beyond the frame on all sides
+# looks beyond the frame on all sides
+beyond = warp(mixed, 1.2*affine_grid(2, (96, 96), torch.Generator().manual_seed(0)))
 corner = beyond.known[0, :, 0, 0]
-test_eq(corner, mixed.known[0].flatten(1).all(1))  # known in a corner that nobody photographed: what is known all over the slice
+# known in a corner that nobody photographed: what is known all over the slice
+test_eq(corner, mixed.known[0].flatten(1).all(1))
 assert not corner.all() and beyond.weight[0, 0, 0, 0] == 0

@@ -88,7 +88,17 @@ def ranks(t, kind):
     ok = np.isfinite(dice)
     return {s: spearmanr(t[f"{kind}_{s}"][ok], dice[ok])[0] for s in SCORES if f"{kind}_{s}" in t}
 
-found = pd.DataFrame({(f"{name.split('-', 1)[1].replace('seed-', 'original-')}, {dict(supervised=800, semi100=100)[name.split('-', 1)[0]]} annotated", "one teacher" if kind == "one" else "mean of three"): ranks(t, kind) for name, t in runs.items() for kind in ("one", "mean")}).T
+found = pd.DataFrame(
+    {
+        (
+            f"{name.split('-', 1)[1].replace('seed-', 'original-')}, "
+            f"{dict(supervised=800, semi100=100)[name.split('-', 1)[0]]} annotated",
+            "one teacher" if kind == "one" else "mean of three",
+        ): ranks(t, kind)
+        for name, t in runs.items()
+        for kind in ("one", "mean")
+    }
+).T
 found.reindex(columns=SCORES).style.format(precision=2, na_rep="")
 
 # %%
@@ -96,11 +106,15 @@ found.reindex(columns=SCORES).style.format(precision=2, na_rep="")
 #| label: fig-scatter
 name = next(n for n in runs if n.endswith("-masked"))
 t = runs[name]
-dice = slice_dice(t["mean_dice"]); ok = np.isfinite(dice)
+dice = slice_dice(t["mean_dice"])
+ok = np.isfinite(dice)
 fig, axes = plt.subplots(1, 3, figsize=(10, 3), layout="constrained", sharey=True)
 for ax, s in zip(axes, ("max", "sdc", "agreement")):
-    ax.plot(t[f"mean_{s}"][ok], dice[ok], ".", ms=4, alpha=.5, color="#0b7285"); ax.set(xlabel=s, title=f"rank correlation {spearmanr(t[f'mean_{s}'][ok], dice[ok])[0]:.2f}"); ax.title.set_fontsize(10)
-axes[0].set_ylabel("Dice the slice really reached"); plt.show()
+    ax.plot(t[f"mean_{s}"][ok], dice[ok], ".", ms=4, alpha=.5, color="#0b7285")
+    ax.set(xlabel=s, title=f"rank correlation {spearmanr(t[f'mean_{s}'][ok], dice[ok])[0]:.2f}")
+    ax.title.set_fontsize(10)
+axes[0].set_ylabel("Dice the slice really reached")
+plt.show()
 
 # %% [markdown]
 # Each dot is a slice. A filter keeps the right-hand part of such a cloud, so a good score has its dots on a rising line. A filter by SDC keeps the clump of well-segmented slices at the right of the middle cloud. The left cloud

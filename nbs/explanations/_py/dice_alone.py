@@ -74,15 +74,26 @@ test_close(-P.grad, ((2*T - D)/(P.sum() + T.sum())).detach(), eps=1e-7)
 # %%
 #| echo: false
 #| label: fig-push
-kinds = {"cross-entropy, zeros as background": (CrossEntropyDiceLoss(w_dice=0.), "#c92a2a"), "Dice only, zeros as background": (DiceLoss(), "#e8590c"),
-         "marginal: unknown left open": (MarginalSoftmaxLoss(), "#2b8a3e")}
+kinds = {
+    "cross-entropy, zeros as background": (CrossEntropyDiceLoss(w_dice=0.), "#c92a2a"),
+    "Dice only, zeros as background": (DiceLoss(), "#e8590c"),
+    "marginal: unknown left open": (MarginalSoftmaxLoss(), "#2b8a3e"),
+}
 fig, axes = plt.subplots(1, 2, figsize=(10, 3.4), layout="constrained")
-for ax, known_last, title in zip(axes, (False, True), ("nobody looked on this image: should be 0", "looked for, and not there: should be well below 0")):
+for ax, known_last, title in zip(
+    axes,
+    (False, True),
+    ("nobody looked on this image: should be 0", "looked for, and not there: should be well below 0"),
+):
     for name, (loss, colour) in kinds.items():
         values = [push(loss, k, known_last) for k in range(8)]
         ax.plot(range(8), values, "o-", color=colour, label=name, ms=4)
-    ax.axhline(0, color="k", lw=.6); ax.set(title=title, xlabel="images of the batch, of 8, on which the disc is outlined"); ax.title.set_fontsize(10)
-axes[0].set_ylabel("push on a pixel the network takes for the disc"); axes[0].legend(frameon=False, fontsize=8); plt.show()
+    ax.axhline(0, color="k", lw=.6)
+    ax.set(title=title, xlabel="images of the batch, of 8, on which the disc is outlined")
+    ax.title.set_fontsize(10)
+axes[0].set_ylabel("push on a pixel the network takes for the disc")
+axes[0].legend(frameon=False, fontsize=8)
+plt.show()
 
 # %% [markdown]
 # On the left the network is right and nobody looked. Cross-entropy tells it that it is wrong, always and equally. Dice does so a little through the background channel, and more with every other image that has the outline. The
@@ -91,9 +102,13 @@ axes[0].set_ylabel("push on a pixel the network takes for the disc"); axes[0].le
 # %%
 #| hide
 dice, marginal = DiceLoss(), MarginalSoftmaxLoss()
-assert all(abs(push(marginal, k, False)) < 1e-4 for k in range(8)), [push(marginal, k, False) for k in range(8)]
+assert all(abs(push(marginal, k, False)) < 1e-4 for k in range(8)), [
+    push(marginal, k, False) for k in range(8)
+]
 assert all(push(dice, k, False) == push(dice, k, True) for k in range(8))
-assert push(dice, 7, False) < push(dice, 1, False) < 0 and push(CrossEntropyDiceLoss(w_dice=0.), 1, False) < push(dice, 1, False)
+assert push(dice, 7, False) < push(dice, 1, False) < 0 and push(
+    CrossEntropyDiceLoss(w_dice=0.), 1, False
+) < push(dice, 1, False)
 
 # %% [markdown]
 # ## And rare structures
@@ -111,7 +126,9 @@ found = pd.read_csv(RESULTS/"supervised"/"differences.csv").set_index("compariso
 found = found[[any(w in c for w in ("seed-attunet", "ce-dice-zeros", "per image")) for c in found.index]]
 pd.set_option("display.max_colwidth", None)
 found.index = found.index.str.replace("seed-attunet", "original-attunet")
-found.assign(interval=[f"[{a:+.3f}, {b:+.3f}]" for a, b in zip(found.low, found.high)])[["first", "second", "difference", "interval", "seeds"]].round(3)
+found.assign(interval=[f"[{a:+.3f}, {b:+.3f}]" for a, b in zip(found.low, found.high)])[
+    ["first", "second", "difference", "interval", "seeds"]
+].round(3)
 
 # %% [markdown]
 # `original-attunet` is Dice only, and `ce-dice-zeros` reads everything unexamined as background in both terms; so Dice alone lost even to the pair that makes the same mistake. The row *over the batch − per image* compares two ways to add up the Dice: over the batch with the absent images in the denominator, or image by image where the structure is present.

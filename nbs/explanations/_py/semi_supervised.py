@@ -38,7 +38,11 @@ torch.set_num_threads(1)  # so few slices: another order of a sum is another net
 # %%
 #| echo: false
 slices, truth = toy_set(98, 8)
-slices = replace(slices, masks=np.where(slices.labelled[:, None, None], truth, 0).astype(np.uint8), known=np.repeat(slices.labelled[:, None], 3, 1))
+slices = replace(
+    slices,
+    masks=np.where(slices.labelled[:, None, None], truth, 0).astype(np.uint8),
+    known=np.repeat(slices.labelled[:, None], 3, 1),
+)
 loss = create_loss("marginal", log_dice=True)
 setup = Setup(ScheduleSettings(epochs=150, batch_size=4, lr=1e-2), augment=MILD, progress=False)
 teacher = MemoryJob(slices, loss, lambda: create_model("attunet", 1, 4, width=4), setup).run(Supervised())
@@ -57,7 +61,13 @@ fig, axes = plt.subplots(3, 5, figsize=(9.5, 5.8), layout="constrained")
 for row, i in zip(axes, some):
     believed = np.where((certainty[i] >= tau)[..., None], paint(answer[i].astype(np.uint8)), 255)
     mistakes = np.where(wrong[i][..., None], [230, 60, 40], 60 + new.images[i][..., None]//2).astype(np.uint8)
-    pictures = {"slice": new.images[i], "truth, hidden": paint(hidden[i]), "how sure the teacher is": certainty[i], f"its answer, where surer than {tau}": believed, "sure and wrong": mistakes}
+    pictures = {
+        "slice": new.images[i],
+        "truth, hidden": paint(hidden[i]),
+        "how sure the teacher is": certainty[i],
+        f"its answer, where surer than {tau}": believed,
+        "sure and wrong": mistakes,
+    }
     for ax, (name, picture) in zip(row, pictures.items()):
         ax.imshow(picture, cmap="gray", vmin=0, vmax=1 if picture.dtype.kind == "f" else 255)
         ax.set(xticks=[], yticks=[])
@@ -78,7 +88,12 @@ inside = hidden > 0
 def fate(tau):
     sure = (certainty >= tau)[inside]
     a, t = answer[inside], hidden[inside]
-    return [(sure & (a == t)).mean(), (sure & (a > 0) & (a != t)).mean(), (sure & (a == 0)).mean(), (~sure).mean()]
+    return [
+        (sure & (a == t)).mean(),
+        (sure & (a > 0) & (a != t)).mean(),
+        (sure & (a == 0)).mean(),
+        (~sure).mean(),
+    ]
 
 bars = np.concatenate([np.linspace(.34, .95, 40), 1 - np.geomspace(.05, .0005, 40)])
 parts = np.array([fate(t) for t in bars])
@@ -87,13 +102,30 @@ bars = bars[bars <= np.sort(certainty.ravel())[-200]]  # beyond, nothing is beli
 parts = parts[:len(bars)]
 right = [(answer == hidden)[certainty >= t].mean() for t in bars]
 fig, (a, b) = plt.subplots(1, 2, figsize=(10, 3.2), layout="constrained")
-a.stackplot(range(len(bars)), parts.T, labels=["found", "another structure", "taught as absent", "left unknown"], colors=["tab:green", "tab:orange", "tab:red", "0.85"])
-b.plot(range(len(bars)), right, label="right, of what is believed"); b.plot(range(len(bars)), [(certainty >= t).mean() for t in bars], label="believed, of all pixels")
+a.stackplot(
+    range(len(bars)),
+    parts.T,
+    labels=["found", "another structure", "taught as absent", "left unknown"],
+    colors=["tab:green", "tab:orange", "tab:red", "0.85"],
+)
+b.plot(range(len(bars)), right, label="right, of what is believed")
+b.plot(range(len(bars)), [(certainty >= t).mean() for t in bars], label="believed, of all pixels")
 ticks = [int(np.abs(bars - t).argmin()) for t in (.4, .6, .8, .95, .99, .999)]
-for ax in (a, b): ax.set(xticks=ticks, xticklabels=["0.4", "0.6", "0.8", "0.95", "0.99", "0.999"], xlabel="certainty asked for")
-a.set(ylabel="pixels of true structures", xlim=(0, len(bars) - 1), ylim=(0, 1)); a.legend(loc="lower left", fontsize=8); b.legend(loc="lower left", fontsize=8)
-b.set(ylim=(0, 1.02)); plt.show()
-print("with a certainty of 0.9: found {:.0%}, another structure {:.1%}, taught as absent {:.1%}, left unknown {:.0%}".format(*fate(.9)))
+for ax in (a, b):
+    ax.set(
+        xticks=ticks, xticklabels=["0.4", "0.6", "0.8", "0.95", "0.99", "0.999"], xlabel="certainty asked for"
+    )
+a.set(ylabel="pixels of true structures", xlim=(0, len(bars) - 1), ylim=(0, 1))
+a.legend(loc="lower left", fontsize=8)
+b.legend(loc="lower left", fontsize=8)
+b.set(ylim=(0, 1.02))
+plt.show()
+print(
+    "with a certainty of 0.9: found {:.0%}, another structure {:.1%}, taught as absent {:.1%}, left "
+    "unknown {:.0%}".format(
+        *fate(.9)
+    )
+)
 
 # %% [markdown]
 # Read the left picture from left to right. Without a threshold, everything the teacher misses is taught as absent (red). That is two pixels of five. It happens when whole slices are believed, as in the original project: a student of this teacher would be *told* that there is no left lung. With a threshold, nearly all of the red turns grey:

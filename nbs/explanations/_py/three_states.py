@@ -53,29 +53,54 @@ def draw(ax, n, c, title):
     "What slice n says about structure c, pixel by pixel."
     image = slices.images[n]
     ax.imshow(image, cmap="gray")
-    if states[n, c] == 0: ax.contourf(np.ones_like(image), levels=[.5, 1.5], colors="none", hatches=["///"]).set(edgecolor="#ffffff90", linewidth=0)
+    if states[n, c] == 0:
+        ax.contourf(np.ones_like(image), levels=[.5, 1.5], colors="none", hatches=["///"]).set(
+            edgecolor="#ffffff90", linewidth=0
+        )
     else:
         tint = np.zeros((*image.shape, 4))
         tint[...] = (.30, .55, 1., .38)                              # a certain no
         tint[slices.masks[n] == c + 1] = (1., .75, .1, .95)          # a certain yes
         ax.imshow(tint)
-    ax.set_title(title, fontsize=10); ax.axis("off")
+    ax.set_title(title, fontsize=10)
+    ax.axis("off")
 
 
 # %%
 #| echo: false
 #| label: fig-one-structure
 fig, axes = plt.subplots(1, 3, figsize=(9.5, 3.7), layout="constrained")
-for ax, n, title in zip(axes, three, ("present: every pixel\nhas an answer", "absent: every pixel\nis a certain no", "unknown: no pixel\nsays anything")):
+for ax, n, title in zip(
+    axes,
+    three,
+    (
+        "present: every pixel\nhas an answer",
+        "absent: every pixel\nis a certain no",
+        "unknown: no pixel\nsays anything",
+    ),
+):
     draw(ax, n, liver, title)
-fig.legend(handles=[Patch(color="#ffbf1a", label="liver"), Patch(color="#4d8cff", label="certainly not liver"),
-                    Patch(facecolor="#555", edgecolor="w", hatch="////", label="no statement")], loc="outside lower center", ncols=3, frameon=False); plt.show()
+fig.legend(
+    handles=[
+        Patch(color="#ffbf1a", label="liver"),
+        Patch(color="#4d8cff", label="certainly not liver"),
+        Patch(facecolor="#555", edgecolor="w", hatch="////", label="no statement"),
+    ],
+    loc="outside lower center",
+    ncols=3,
+    frameon=False,
+)
+plt.show()
 
 # %% [markdown]
 # Anybody can see the liver on the third slice. The mask does not show it: like the second mask, it has no liver pixel. Only `known` tells the two apart.
 
 # %%
-for n in three: print(f"{slices.names[n]}: {(slices.masks[n] == liver + 1).sum():5} liver pixels in the mask, known = {slices.known[n, liver]}")
+for n in three:
+    print(
+        f"{slices.names[n]}: {(slices.masks[n] == liver + 1).sum():5} liver pixels in the mask, known = "
+        f"{slices.known[n, liver]}"
+    )
 
 # %% [markdown]
 # ## All of them
@@ -87,9 +112,27 @@ for n in three: print(f"{slices.names[n]}: {(slices.masks[n] == liver + 1).sum()
 #| echo: false
 #| label: fig-cells
 fig, ax = plt.subplots(figsize=(9.5, 3.6), layout="constrained")
-ax.imshow(states, cmap=ListedColormap([COLOURS[s] for s in ("unknown", "absent", "present")]), aspect="auto", interpolation="nearest")
-ax.set(xlabel="structure", ylabel="slice", xticks=range(0, 54, 6), xticklabels=range(1, 55, 6), yticks=range(0, 24, 2))
-ax.legend(handles=[Patch(color=v, label=f"{k} ({(states == i).mean():.0%})") for i, (k, v) in zip((2, 1, 0), COLOURS.items())], loc="lower right"); plt.show()
+ax.imshow(
+    states,
+    cmap=ListedColormap([COLOURS[s] for s in ("unknown", "absent", "present")]),
+    aspect="auto",
+    interpolation="nearest",
+)
+ax.set(
+    xlabel="structure",
+    ylabel="slice",
+    xticks=range(0, 54, 6),
+    xticklabels=range(1, 55, 6),
+    yticks=range(0, 24, 2),
+)
+ax.legend(
+    handles=[
+        Patch(color=v, label=f"{k} ({(states == i).mean():.0%})")
+        for i, (k, v) in zip((2, 1, 0), COLOURS.items())
+    ],
+    loc="lower right",
+)
+plt.show()
 
 # %%
 empty = [slices.names[n] for n in labelled if not slices.present[n].any()]
@@ -108,7 +151,9 @@ test = read_challenge(f"{folder.name}/phantom", "test", cache=False)
 folder.cleanup()
 rng = np.random.default_rng(0)
 looked_for = np.stack([rng.permutation(np.arange(1, 55))[:27] for _ in range(len(test))])
-hidden = np.array([(~np.isin(m, ids) & (m > 0)).sum()/(m > 0).sum() for m, ids in zip(test.masks, looked_for)])
+hidden = np.array(
+    [(~np.isin(m, ids) & (m > 0)).sum()/(m > 0).sum() for m, ids in zip(test.masks, looked_for)]
+)
 print("share of structure pixels stored as 0, slice by slice:", hidden.round(2))
 
 # %% [markdown]
@@ -138,15 +183,27 @@ def bars(ax, loss, z, label):
     p = push(loss, z, label)
     where = range(5 - len(p), 5)
     ax.bar(where, p, color=["#c92a2a" if v < -1e-6 else "#2b8a3e" for v in p])
-    for x, v in zip(where, p): ax.text(x, v, f"{v:+.2f}" if abs(v) > 5e-3 else "0", ha="center", va="bottom" if v >= -1e-6 else "top", fontsize=8)
-    ax.set(xticks=range(5), xlim=(-.6, 4.6), yticks=[], ylim=(-1.15, 1.15)); ax.set_xticklabels(names, fontsize=7.5); ax.axhline(0, color="k", lw=.6)
+    for x, v in zip(where, p):
+        ax.text(
+            x,
+            v,
+            f"{v:+.2f}" if abs(v) > 5e-3 else "0",
+            ha="center",
+            va="bottom" if v >= -1e-6 else "top",
+            fontsize=8,
+        )
+    ax.set(xticks=range(5), xlim=(-.6, 4.6), yticks=[], ylim=(-1.15, 1.15))
+    ax.set_xticklabels(names, fontsize=7.5)
+    ax.axhline(0, color="k", lw=.6)
 
 
 # %%
 #| echo: false
 #| label: fig-push
 fig, axes = plt.subplots(1, 3, figsize=(10.5, 2.9), layout="constrained")
-for ax, (title, (loss, z)) in zip(axes, losses.items()): bars(ax, loss, z, 0); ax.set_title(title, fontsize=9)
+for ax, (title, (loss, z)) in zip(axes, losses.items()):
+    bars(ax, loss, z, 0)
+    ax.set_title(title, fontsize=9)
 plt.show()
 
 # %% [markdown]
@@ -171,7 +228,8 @@ assert (z.grad[:, 0] == 0).all() and (z.grad[:, 1:] != 0).all()
 #| label: fig-pixel
 fig, axes = plt.subplots(1, 2, figsize=(7.2, 2.9), layout="constrained")
 for ax, on in zip(axes, (False, True)):
-    bars(ax, MaskedSigmoidLoss(w_dice=0., w_bce=1., pixel_known=on), sigmoid, 2); ax.set_title(f"pixel_known={on}", fontsize=9)
+    bars(ax, MaskedSigmoidLoss(w_dice=0., w_bce=1., pixel_known=on), sigmoid, 2)
+    ax.set_title(f"pixel_known={on}", fontsize=9)
 plt.show()
 
 # %% [markdown]

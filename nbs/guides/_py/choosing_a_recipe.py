@@ -71,9 +71,13 @@ with tempfile.TemporaryDirectory() as d:
     make_phantom(f"{d}/phantom", labelled=10, unlabelled=14, test=0, size=32)
     SLICES = read_challenge(f"{d}/phantom", cache=False)
 small = ["width=4", "image_size=32", "epochs=4", "batch_size=5", "fold=-1", "tune_rule=no"]
-EXTRA = {"teacher-student": ["keep=0.67"], "pretrain-finetune": ["keep=0.67", "finetune_epochs=0"],  # 0.67: the original's 800 of 1200
-         "self-training": ["finetune_epochs=0"]}
-LEFT_OUT = ("ctseg-1h", "masked-log", "marginal", "marginal-log", "original-attunet")  # supervised, so like `masked`
+EXTRA = {
+    "teacher-student": ["keep=0.67"],
+    "pretrain-finetune": ["keep=0.67", "finetune_epochs=0"],  # 0.67: the original's 800 of 1200
+    "self-training": ["finetune_epochs=0"],
+}
+# supervised, so like `masked`
+LEFT_OUT = ("ctseg-1h", "masked-log", "marginal", "marginal-log", "original-attunet")
 cost = {name: passes(apply_settings(recipe, small + EXTRA.get(recipe.method.name, [])))
         for name, recipe in RECIPES.items() if name not in LEFT_OUT}
 pd.Series(cost, name="supervised runs").sort_values().round(1).to_frame()
@@ -90,8 +94,16 @@ pd.Series(cost, name="supervised runs").sort_values().round(1).to_frame()
 # %%
 #| echo: false
 models = pd.read_csv("../benchmarks/results/models.csv")
-models = models.assign(**{"G multiply-adds": (models.multiply_adds/1e9).round(1), "M parameters": (models.parameters/1e6).round(1), "of the default": (models.multiply_adds/models.multiply_adds[0]).round(2)})
-models[["name", "G multiply-adds", "M parameters", "of the default", "about"]].sort_values("G multiply-adds").reset_index(drop=True)
+models = models.assign(
+    **{
+        "G multiply-adds": (models.multiply_adds/1e9).round(1),
+        "M parameters": (models.parameters/1e6).round(1),
+        "of the default": (models.multiply_adds/models.multiply_adds[0]).round(2),
+    }
+)
+models[["name", "G multiply-adds", "M parameters", "of the default", "about"]].sort_values(
+    "G multiply-adds"
+).reset_index(drop=True)
 
 # %% [markdown]
 # ## Before a long run

@@ -33,7 +33,11 @@ from ctseg.cli import app
 #| hide
 def option_row(names, help):
     "One argument or option as a line of a table; what stands in brackets behind its explanation gets a column."
-    text, _, rest = help.rpartition("  [") if "  [" in help else ("", "", help[1:]) if help.startswith("[") else (help, "", "]")
+    text, _, rest = (
+        help.rpartition("  [")
+        if "  [" in help
+        else ("", "", help[1:]) if help.startswith("[") else (help, "", "]")
+    )
     clean = lambda t: t.replace("|", "\\|").replace("<", "&lt;")
     return f"| `{names}` | {clean(text)} | {rest[:-1].removeprefix('default: ')} |"
 
@@ -42,7 +46,22 @@ def command_page(name, command):
     ctx = command.make_context(f"ctseg {name}", [], resilient_parsing=True)
     rows = [option_row(*p.get_help_record(ctx)) for p in command.params]
     usage = " ".join(command.get_usage(ctx).removeprefix("Usage: ").split())
-    return "\n".join([f"## ctseg {name}", "", command.help or "", "", f"```\n{usage}\n```", "", "| | | default |", "|---|---|---|", *rows, ""] if rows else [f"## ctseg {name}", "", command.help or "", ""])
+    return "\n".join(
+        [
+            f"## ctseg {name}",
+            "",
+            command.help or "",
+            "",
+            f"```\n{usage}\n```",
+            "",
+            "| | | default |",
+            "|---|---|---|",
+            *rows,
+            "",
+        ]
+        if rows
+        else [f"## ctseg {name}", "", command.help or "", ""]
+    )
 
 
 # %%

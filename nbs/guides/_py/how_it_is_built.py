@@ -120,8 +120,24 @@ def listed(paths):
     return "\n".join(["| notebook | what it is about |", "|---|---|", *lines])
 
 
-FOLDERS = ["core", "data", "io", "phantom", "losses", "metrics", "models", "inference", "training", "methods", "runs",
-           "prediction", "recipes", "report", "integrations", "cli"]
+FOLDERS = [
+    "core",
+    "data",
+    "io",
+    "phantom",
+    "losses",
+    "metrics",
+    "models",
+    "inference",
+    "training",
+    "methods",
+    "runs",
+    "prediction",
+    "recipes",
+    "report",
+    "integrations",
+    "cli",
+]
 
 # %%
 #| echo: false
@@ -134,8 +150,10 @@ Markdown(listed(sorted(Path("../benchmarks").glob("*.ipynb"))))
 
 # %%
 #| echo: false
-Markdown("\n\n".join(f"### {folder}\n\n{listed(sorted(Path('..', folder).glob('*.ipynb')))}" for folder in FOLDERS)
-         + f"\n\n### top\n\n{listed(sorted(Path('..').glob('[0-9]*.ipynb')))}")
+Markdown(
+    "\n\n".join(f"### {folder}\n\n{listed(sorted(Path('..', folder).glob('*.ipynb')))}" for folder in FOLDERS)
+    + f"\n\n### top\n\n{listed(sorted(Path('..').glob('[0-9]*.ipynb')))}"
+)
 
 # %% [markdown]
 # ## The words

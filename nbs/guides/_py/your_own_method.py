@@ -71,13 +71,21 @@ write_challenge(toys, "toys", "train")
 
 def run(command):
     "Run a command line as a reader would, and print what it prints."
-    done = subprocess.run([sys.executable, "-m", *command.split()], capture_output=True, text=True, env=os.environ | {"PYTHONPATH": home and str(Path(home).parents[1]), "OMP_NUM_THREADS": "1"})
+    done = subprocess.run(
+        [sys.executable, "-m", *command.split()],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": home and str(Path(home).parents[1]), "OMP_NUM_THREADS": "1"},
+    )
     show("$ " + command)
     show(done.stdout + "\n".join(line for line in done.stderr.splitlines() if line.startswith("ctseg:")))
 
 
 # %%
-run("ctseg fit toys --plugin my_method.py --recipe marginal-log --set method=entropy --set weight=0.02 --set epochs=40 --set width=8 --set folds=4 --set lr=0.005 --set ema=0.9 --out runs/mine --device cpu")
+run(
+    "ctseg fit toys --plugin my_method.py --recipe marginal-log --set method=entropy --set weight=0.02 --set "
+    "epochs=40 --set width=8 --set folds=4 --set lr=0.005 --set ema=0.9 --out runs/mine --device cpu"
+)
 run("ctseg fit toys --plugin my_method.py --set method=entropy --set weight=-1 --out runs/wrong --device cpu")
 
 # %% [markdown]

@@ -295,7 +295,9 @@ class Bright(nn.Module):
 
 labels = predict_labels(Bright(), slices, sigmoid, "cpu")
 fig, axes = plt.subplots(1, 3, figsize=(6, 2.2), layout="constrained")
-for ax, (title, picture) in zip(axes, {"slice": slices.images[1], "truth": truth[1], "labels": labels[1]}.items()):
+for ax, (title, picture) in zip(
+    axes, {"slice": slices.images[1], "truth": truth[1], "labels": labels[1]}.items()
+):
     ax.imshow(picture if title == "slice" else slices.classes.colourise(picture), cmap="gray")
     ax.set(title=title, xticks=[], yticks=[])
 plt.show()

@@ -65,7 +65,9 @@ def turn(
 image = toy_slices(1, 64)[0]
 there = turn(image, 20, 1.2)
 fig, axes = plt.subplots(1, 3, figsize=(6, 2.2), layout="constrained")
-for ax, (title, x) in zip(axes, {"image": image, "20°, 1.2 times": there, "and back": turn(there, 20, 1.2, back=True)}.items()):
+for ax, (title, x) in zip(
+    axes, {"image": image, "20°, 1.2 times": there, "and back": turn(there, 20, 1.2, back=True)}.items()
+):
     ax.imshow(x[0, 0], cmap="gray", vmin=0, vmax=1)
     ax.set(title=title, xticks=[], yticks=[])
 plt.show()

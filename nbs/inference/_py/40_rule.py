@@ -232,10 +232,18 @@ def decide(
 
 # %%
 row = torch.tensor([[.9, .9, .8, .2, .1, .0, .0], [.0, .0, .1, .2, .3, .6, .3]]).view(1, 2, 1, 7)
-for rule in [Rule(), Rule(threshold=0.25), Rule(gate=0.7), Rule(island=2), Rule(threshold=0.95), Rule(threshold=0.95, rescue=0.5)]:
+for rule in [
+    Rule(),
+    Rule(threshold=0.25),
+    Rule(gate=0.7),
+    Rule(island=2),
+    Rule(threshold=0.95),
+    Rule(threshold=0.95, rescue=0.5),
+]:
     print(f"{rule!s:<28}", decide(row, rule, "sigmoid").flatten().tolist())
 test_eq(decide(row, Rule(gate=0.7), "softmax").flatten().tolist(), [1, 1, 1, 0, 0, 0, 0])
-test_eq(decide(row, Rule(threshold=0.95, rescue=0.95), "softmax").max(), 0)  # nothing is likely enough to be rescued
+# nothing is likely enough to be rescued
+test_eq(decide(row, Rule(threshold=0.95, rescue=0.95), "softmax").max(), 0)
 
 # %% [markdown]
 # The same on a toy body without its heart. The "network" below knows both lungs, is unsure at their rims, and sees a faint heart where there is none. Argmax draws that heart; a gate leaves it out.
@@ -252,7 +260,9 @@ shown |= {str(rule): decide(blurred, rule, "sigmoid")[0] for rule in (Rule(), Ru
 
 fig, axes = plt.subplots(1, 4, figsize=(8, 2.3), layout="constrained")
 for ax, (title, picture) in zip(axes, shown.items()):
-    ax.imshow(picture, cmap="gray" if title == "slice" else "viridis", vmin=0, vmax=1 if title == "slice" else 3)
+    ax.imshow(
+        picture, cmap="gray" if title == "slice" else "viridis", vmin=0, vmax=1 if title == "slice" else 3
+    )
     ax.set(title=title, xticks=[], yticks=[])
 plt.show()
 test_eq(decide(blurred, Rule(gate=0.8), "sigmoid").unique().tolist(), [0, 1, 2])

@@ -226,7 +226,14 @@ for c, (ax, name) in enumerate(zip(axes, ("large", "rare"))):
     ax.spines[["top", "right"]].set_visible(False)
 axes[0].legend(frameon=False)
 plt.show()
-print("best gates", gates[by_gate.argmax(0)].round(2), " scores", by_gate.max(0).round(3), " expected Dice", by_rule.round(3))
+print(
+    "best gates",
+    gates[by_gate.argmax(0)].round(2),
+    " scores",
+    by_gate.max(0).round(3),
+    " expected Dice",
+    by_rule.round(3),
+)
 assert (by_rule > by_gate.max(0)).all()
 
 

@@ -74,7 +74,9 @@ class PixelSample:
 
 
 # %%
-pixels = PixelSample(torch.randn(5, 2, 1, 100), torch.zeros(5, 1, 100, dtype=torch.int64), torch.ones(5, 2, dtype=torch.bool))
+pixels = PixelSample(
+    torch.randn(5, 2, 1, 100), torch.zeros(5, 1, 100, dtype=torch.int64), torch.ones(5, 2, dtype=torch.bool)
+)
 print("of five slices the first two:", tuple(pixels[:2].logits.shape))
 
 
@@ -130,7 +132,9 @@ def noisy_discs(n=28, size=32, seed=0):
     images = 110 + 22*(masks == 1) - 22*(masks == 2) + rng.normal(0, 32, masks.shape)
     classes = ClassMap.from_names(["bright", "dark"])
     names = [f"{i}.png" for i in range(n)]
-    return SliceSet(images.clip(0, 255).astype(np.uint8), masks, np.ones((n, 2), bool), names, np.arange(n), classes)
+    return SliceSet(
+        images.clip(0, 255).astype(np.uint8), masks, np.ones((n, 2), bool), names, np.arange(n), classes
+    )
 
 
 torch.manual_seed(0)

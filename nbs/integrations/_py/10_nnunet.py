@@ -115,7 +115,10 @@ def _check_labels(labels: np.ndarray, unknown: str, C: int, folder: Path):
 
 # %%
 _check_labels(nnunet_labels(s, "ignore"), "ignore", 2, work)
-test_fail(lambda: _check_labels(nnunet_labels(s[2:4], "ignore"), "ignore", 2, work), contains="no background to learn from")
+test_fail(
+    lambda: _check_labels(nnunet_labels(s[2:4], "ignore"), "ignore", 2, work),
+    contains="no background to learn from",
+)
 
 
 # %% [markdown]

@@ -75,7 +75,8 @@ x, y = np.meshgrid(np.arange(160, -160, -2.), np.arange(110, -110, -2.))
 hu, label = paint_ellipsoids(_TORSO, (x, y, 0*x))
 fig, ax = plt.subplots(figsize=(4, 2.8), layout="constrained")
 ax.imshow(hu, cmap="gray", vmin=-250, vmax=250, extent=(160, -160, -110, 110))
-ax.set(title="the torso at height 0", xlabel="mm to the patient's right", ylabel="mm to the front");
+ax.set(title="the torso at height 0", xlabel="mm to the patient's right", ylabel="mm to the front")
+plt.show()
 
 
 # %% [markdown]

@@ -134,7 +134,8 @@ for ax, (name, v) in zip(axes, scans.items()):
     ax.title.set_fontsize(9)
 height, width = as_slices(scans["as NIfTI likes it"].hu, scans["as NIfTI likes it"].affine).shape[1:]
 axes[0].text(3, height/2, "R", color="w", va="center")
-axes[0].text(width - 8, height/2, "L", color="w", va="center");
+axes[0].text(width - 8, height/2, "L", color="w", va="center")
+plt.show()
 
 # %% [markdown]
 # Now the liver is in the same place on all three. The oblique scan stays askew, because its own planes are kept. Turning it straight
@@ -149,5 +150,7 @@ for v in scans.values():
     for code in codes:
         test_eq(as_volume(as_slices(v.labels, v.affine, code), v.affine, code), v.labels)
     for code in codes[::5]:
-        turn = nib.orientations.ornt_transform(nib.io_orientation(v.affine), nib.orientations.axcodes2ornt(code))
+        turn = nib.orientations.ornt_transform(
+            nib.io_orientation(v.affine), nib.orientations.axcodes2ornt(code)
+        )
         test_eq(as_slices(v.labels, v.affine, code), nib.apply_orientation(v.labels, turn))

@@ -311,4 +311,6 @@ def import_volumes_package(module: str):
 
 
 # %%
-test_fail(lambda: import_volumes_package("no_such_package.inner"), contains="no_such_package is not installed")
+test_fail(
+    lambda: import_volumes_package("no_such_package.inner"), contains="no_such_package is not installed"
+)

@@ -89,7 +89,8 @@ def square_corners(
 # %%
 scan = torso_scans()["as NIfTI likes it"]
 part = cut(scan, Slicing(window="lung"), slices=[28])
-for side in (128, 96, 64): print(f"{part.images.shape[1:]} on a square of {side}:", square_corners(part, side)[0])
+for side in (128, 96, 64):
+    print(f"{part.images.shape[1:]} on a square of {side}:", square_corners(part, side)[0])
 
 
 # %%

@@ -58,7 +58,10 @@ def output_name(
 
 
 # %%
-test_eq([output_name(name, "index.json") for name in ("v000", "Œil gauche 2", "p1.2")], ["v000", "Œil gauche 2", "p1.2"])
+test_eq(
+    [output_name(name, "index.json") for name in ("v000", "Œil gauche 2", "p1.2")],
+    ["v000", "Œil gauche 2", "p1.2"],
+)
 for bad in ("../x", "/etc/x", "a/b", "..", ".hidden", "c:x", "a\\b", "a\nb", "", None):
     test_fail(lambda: output_name(bad, "index.json"), contains="index.json: ")
 print("refused: 10 of 10")

@@ -73,7 +73,10 @@ def _check_unique(cases: list[Case]):
 
 
 # %%
-test_fail(lambda: _check_unique([case, case.__class__("other", lambda: None, id=case.id)]), contains="would be called")
+test_fail(
+    lambda: _check_unique([case, case.__class__("other", lambda: None, id=case.id)]),
+    contains="would be called",
+)
 
 
 # %%
@@ -95,7 +98,8 @@ def name_cases(cases: list[Case]):
 
 
 # %%
-def cases_of(*patients, **kw): return [Case(f"file {i}", lambda: None, p, **kw) for i, p in enumerate(patients)]
+def cases_of(*patients, **kw):
+    return [Case(f"file {i}", lambda: None, p, **kw) for i, p in enumerate(patients)]
 
 cases = cases_of("Jane", "John", "Jane", None)
 name_cases(cases)
@@ -126,8 +130,13 @@ def _check_patients(table, path: Path, names: list[str]):
 
 # %%
 _check_patients({"scan1": "p1", "scan2": 1}, Path("patients.json"), ["scan1", "scan2"])
-test_fail(lambda: _check_patients({"scan1": "p1"}, Path("patients.json"), ["scan1", "scan2"]), contains="whose scan scan2 is")
-test_fail(lambda: _check_patients({"scan1": None}, Path("patients.json"), ["scan1"]), contains="expected an object")
+test_fail(
+    lambda: _check_patients({"scan1": "p1"}, Path("patients.json"), ["scan1", "scan2"]),
+    contains="whose scan scan2 is",
+)
+test_fail(
+    lambda: _check_patients({"scan1": None}, Path("patients.json"), ["scan1"]), contains="expected an object"
+)
 
 
 # %%
@@ -177,7 +186,10 @@ def _testable(cases: list[Case]) -> list:
 
 
 # %%
-print("of three patients:", _testable([Case(f"{i}", lambda: None, i, k) for i, k in enumerate((full, full, part))]))
+print(
+    "of three patients:",
+    _testable([Case(f"{i}", lambda: None, i, k) for i, k in enumerate((full, full, part))]),
+)
 print("of two without labels:", _testable([Case(f"{i}", lambda: None, i, nothing) for i in range(2)]))
 
 
@@ -239,4 +251,6 @@ def check_test(cases: list[Case]):
 # %%
 check_test(cases_of(1, 2, known=nothing, split="test"))
 check_test(cases_of(1, 2, known=part, split="train"))
-test_fail(lambda: check_test(cases_of(1, 2, known=part, split="test")), contains="not every class was examined")
+test_fail(
+    lambda: check_test(cases_of(1, 2, known=part, split="test")), contains="not every class was examined"
+)

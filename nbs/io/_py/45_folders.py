@@ -107,7 +107,9 @@ def known_classes(
 scan = scans["as NIfTI likes it"]
 print(known_classes(scan, 5, "scan"), known_classes(replace(scan, labels=None), 5, "scan"))
 test_fail(lambda: known_classes(scan, 4, "scan"), contains="holds 5, but there are 4 classes")
-test_fail(lambda: known_classes(replace(scan, known=class_flags([1], 5)), 5, "scan"), contains="labels of class 2")
+test_fail(
+    lambda: known_classes(replace(scan, known=class_flags([1], 5)), 5, "scan"), contains="labels of class 2"
+)
 
 
 # %% [markdown]
@@ -154,7 +156,13 @@ coarse = Slicing(size=8, spacing="fit", every=4)
 part = cut(scan, coarse)
 known = known_by_slice(scan, scan.known, part, coarse)
 print("unknown on each slice:", (~known).sum(1))
-print({int(z): [TORSO_CLASSES.names[c] for c in np.flatnonzero(~k)] for z, k in zip(part.slices, known) if not k.all()})
+print(
+    {
+        int(z): [TORSO_CLASSES.names[c] for c in np.flatnonzero(~k)]
+        for z, k in zip(part.slices, known)
+        if not k.all()
+    }
+)
 
 
 # %% [markdown]
@@ -427,5 +435,8 @@ class_legend(fig, TORSO_CLASSES)
 # learns that there are none.
 
 # %%
-test_eq([s.known[s.groups == g][0].tolist() for g in (0, 1, 2)], [[True, True, False, False, False], [True]*5, [False]*5])
+test_eq(
+    [s.known[s.groups == g][0].tolist() for g in (0, 1, 2)],
+    [[True, True, False, False, False], [True]*5, [False]*5],
+)
 test_fail(lambda: write_volumes(cases, work/"torsos", TORSO_CLASSES, Slicing()), contains="not empty")

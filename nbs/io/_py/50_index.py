@@ -58,7 +58,9 @@ def _check_names(volumes: dict[str, dict], images: dict[str, dict[str, dict]], p
 # %%
 _check_names({"v000": {}}, {"test": {"0.png": {"volume": "v000"}}}, "index.json")
 test_fail(lambda: _check_names({"../v000": {}}, {}, "index.json"), contains="cannot be the name of a file")
-test_fail(lambda: _check_names({}, {"test": {"0.png": {"volume": "v000"}}}, "index.json"), contains="is not in it")
+test_fail(
+    lambda: _check_names({}, {"test": {"0.png": {"volume": "v000"}}}, "index.json"), contains="is not in it"
+)
 
 
 # %%
@@ -87,7 +89,9 @@ def read_index(
 work = Path(tempfile.mkdtemp())
 os.environ["CTSEG_CACHE"] = str(work/"cache")
 scans = list(torso_scans().values())
-write_volumes([Case(f"scan {i}", lambda v=v: v) for i, v in enumerate(scans)], work/"torsos", TORSO_CLASSES, Slicing())
+write_volumes(
+    [Case(f"scan {i}", lambda v=v: v) for i, v in enumerate(scans)], work/"torsos", TORSO_CLASSES, Slicing()
+)
 volumes, lines = read_index(work/"torsos", "train")
 print(*volumes, lines["41.png"])
 test_fail(lambda: read_index(work/"torsos", "test"), contains="choose train")
@@ -173,7 +177,9 @@ def _read_submission(masks, lines: dict[str, dict], folder, split: str) -> np.nd
 # %%
 print(_read_submission(work/"torsos"/"y_train.csv", lines, work/"torsos", "train").shape)
 test_fail(lambda: _read_submission(s.masks[1:], lines, work/"torsos", "train"), contains="masks for the")
-test_fail(lambda: _read_submission(s.masks[:, 1:], lines, work/"torsos", "train"), contains="predict these images")
+test_fail(
+    lambda: _read_submission(s.masks[:, 1:], lines, work/"torsos", "train"), contains="predict these images"
+)
 
 
 # %%

@@ -132,7 +132,9 @@ def _distance_mm(shape, affine: np.ndarray, other: np.ndarray) -> float:
 
 # %%
 moved = scan.affine + np.diag([0, 0, .05, 0])
-print("slices 0.05 mm thicker move a corner by", _distance_mm(scan.hu.shape, moved, scan.affine).round(2), "mm")
+print(
+    "slices 0.05 mm thicker move a corner by", _distance_mm(scan.hu.shape, moved, scan.affine).round(2), "mm"
+)
 
 # %% [markdown]
 # Some tools write labels as floating-point numbers, through a scale factor or after resampling. A value within 0.001 of a whole number
@@ -155,7 +157,9 @@ def _whole_labels(values: np.ndarray, path) -> np.ndarray:
 
 # %%
 print(_whole_labels(np.array([0, 1.0004, 2.9993]), "labels.nii"))
-test_fail(lambda: _whole_labels(np.array([0, 1, .5]), "labels.nii"), contains="holds 0.5; expected whole numbers")
+test_fail(
+    lambda: _whole_labels(np.array([0, 1, .5]), "labels.nii"), contains="holds 0.5; expected whole numbers"
+)
 test_fail(lambda: _whole_labels(np.array([0, 300]), "labels.nii"), contains="holds 300")
 
 
@@ -185,7 +189,10 @@ def read_label_map(
 # %%
 nib.save(nib.Nifti1Image(scan.labels, scan.affine), work/"labels.nii.gz")
 test_eq(read_label_map(work/"labels.nii.gz", hu.shape, affine), scan.labels)
-test_fail(lambda: read_label_map(work/"labels.nii.gz", hu.shape, np.diag([1, 1, -1, 1]) @ affine), contains="affines differ")
+test_fail(
+    lambda: read_label_map(work/"labels.nii.gz", hu.shape, np.diag([1, 1, -1, 1]) @ affine),
+    contains="affines differ",
+)
 test_fail(lambda: read_label_map(work/"scan.nii.gz", hu.shape, affine), contains="not a label map")
 
 
@@ -299,7 +306,10 @@ write_volumes([case], work/"small", TORSO_CLASSES, Slicing(size=64, spacing="fit
 export_nifti(read_challenge(work/"small").masks, work/"small", work/"back2", "train")
 back = read_label_map(work/"back2"/"v000.nii.gz", scan.hu.shape, scan.affine) == 1
 liver = scan.labels == 1
-print(f"Dice of the liver after 90x110 → 64x64 → 90x110: {2*(back & liver).sum()/(back.sum() + liver.sum()):.3f}")
+print(
+    f"Dice of the liver after 90x110 → 64x64 → 90x110: "
+    f"{2*(back & liver).sum()/(back.sum() + liver.sum()):.3f}"
+)
 
 # %%
 #| hide

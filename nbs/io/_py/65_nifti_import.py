@@ -258,7 +258,9 @@ for i, scan in enumerate(scans[:2]):
         ending = "_0000.nii.gz" if folder == "imagesTr" else ".nii.gz"
         nib.save(nib.Nifti1Image(voxels, scan.affine), nnunet/folder/f"p{i}{ending}")
 print([list(files) for files in _images_and_labels(nnunet, "imagesTr", "labelsTr")])
-test_fail(lambda: _check_channels(nnunet, {n: Path(n) for n in ("p1", "p1_0001")}), contains="channels of one case")
+test_fail(
+    lambda: _check_channels(nnunet, {n: Path(n) for n in ("p1", "p1_0001")}), contains="channels of one case"
+)
 
 
 # %%
@@ -464,7 +466,10 @@ for g in range(3):
 test_eq(s.known[s.groups == 0].all(), True)
 test_eq(s.known[s.groups == 1][0], [True, False, False, False, True])
 print(import_nifti(nnunet, work/"maps", classes=TORSO_CLASSES, annotated="all"))
-test_fail(lambda: import_nifti(nnunet, work/"never", classes=TORSO_CLASSES), contains="absent cannot be told from unknown")
+test_fail(
+    lambda: import_nifti(nnunet, work/"never", classes=TORSO_CLASSES),
+    contains="absent cannot be told from unknown",
+)
 
 # %%
 #| hide

@@ -61,7 +61,8 @@ across, down = np.mgrid[-110:110:2, -110:110:2]
 hu, label = head(32 + 0*across, across, -down)
 fig, ax = plt.subplots(figsize=(2.6, 2.6), layout="constrained")
 ax.imshow(hu.T, cmap="gray", vmin=-60, vmax=140, extent=(-110, 110, -110, 110))
-ax.set(title="through the left eye", xlabel="mm to the back", ylabel="mm up");
+ax.set(title="through the left eye", xlabel="mm to the back", ylabel="mm up")
+plt.show()
 
 
 # %% [markdown]
@@ -284,7 +285,11 @@ def write_contours(
 
 
 # %%
-write_contours(work/"rtstruct", [header], {"Corner": [(0, np.array([[0, 0], [10, 0], [10, 10]]))], "Never drawn": []})
+write_contours(
+    work/"rtstruct", [header], {"Corner": [(0, np.array([[0, 0], [10, 0], [10, 10]]))], "Never drawn": []}
+)
 rt = pydicom.dcmread(work/"rtstruct")
-print([(r.ROIName, len(c.ContourSequence)) for r, c in zip(rt.StructureSetROISequence, rt.ROIContourSequence)])
+print(
+    [(r.ROIName, len(c.ContourSequence)) for r, c in zip(rt.StructureSetROISequence, rt.ROIContourSequence)]
+)
 shutil.rmtree(work)

@@ -81,7 +81,8 @@ def _whole(value: str) -> str:
 
 
 # %%
-for text in ("Li/slices", "Li1/IM2", "ALI_li"): print(f"{text:10}", re.sub(_whole("Li"), "…", text, flags=re.IGNORECASE))
+for text in ("Li/slices", "Li1/IM2", "ALI_li"):
+    print(f"{text:10}", re.sub(_whole("Li"), "…", text, flags=re.IGNORECASE))
 
 
 # %%
@@ -109,7 +110,12 @@ def _day_patterns(day: str) -> list[str]:
 
 
 # %%
-print(_name_pattern("Planted^Patience"), _number_pattern("A77"), _number_pattern("1"), _day_patterns("19370401")[1])
+print(
+    _name_pattern("Planted^Patience"),
+    _number_pattern("A77"),
+    _number_pattern("1"),
+    _day_patterns("19370401")[1],
+)
 
 # %%
 #| export
@@ -146,7 +152,10 @@ for name in ("Patience Planted 1937-04-01", "PLANTEDPATIENCE_a77", "P-19370401")
     print(f"{name:28}→", path_without_patient(clinic/name/"IM0001", clinic, header))
 numbered = pydicom.Dataset()
 numbered.StudyID, numbered.PatientName, numbered.PatientID = "1", "Li", "4711"
-test_eq(path_without_patient(clinic/"4711"/"slices"/"IM1_4711.dcm", clinic, numbered), "…/slices/IM1_4711.dcm")
+test_eq(
+    path_without_patient(clinic/"4711"/"slices"/"IM1_4711.dcm", clinic, numbered),
+    "…/slices/IM1_4711.dcm",
+)
 
 
 # %% [markdown]
@@ -262,7 +271,10 @@ def read_headers(
 
 
 # %%
-print([len(files) for files in read_headers(clinic/"axial", clinic)], [len(files) for files in read_headers(clinic/"dose", clinic)])
+print(
+    [len(files) for files in read_headers(clinic/"axial", clinic)],
+    [len(files) for files in read_headers(clinic/"dose", clinic)],
+)
 write_series(clinic/"magnet", head_planes(1, gaps=[]), Modality="MR")
 test_fail(lambda: read_headers(clinic/"magnet", clinic), contains="modality MR, expected CT")
 

@@ -147,7 +147,9 @@ def _drift_angle(stack: _Stack) -> float:
 
 # %%
 tilted = _stack(read_headers(clinic/"gantry tilt", clinic)[0], clinic)
-print(f"lean of the oblique series {_drift_angle(stack):.2f}°, of the sheared one {_drift_angle(tilted):.2f}°")
+print(
+    f"lean of the oblique series {_drift_angle(stack):.2f}°, of the sheared one {_drift_angle(tilted):.2f}°"
+)
 
 
 # %%
@@ -430,7 +432,14 @@ where = s.positions[:, None] + rows*s.affine[:3, 1] + column*s.affine[:3, 0]  # 
 axes[1].pcolormesh(where[..., 1], where[..., 2], hu[column].T, cmap="gray", vmin=-60, vmax=140,
                    shading="nearest", rasterized=True)
 axes[1].invert_xaxis()
-axes[1].set(title="where the slices say they are", xlabel="mm to the front", ylabel="mm up", aspect="equal", facecolor="k");
+axes[1].set(
+    title="where the slices say they are",
+    xlabel="mm to the front",
+    ylabel="mm up",
+    aspect="equal",
+    facecolor="k",
+)
+plt.show()
 
 
 # %% [markdown]

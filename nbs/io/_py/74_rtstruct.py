@@ -111,7 +111,10 @@ def _rings_by_slice(series: Series, rings: list[np.ndarray]) -> dict[int, list[n
 # %%
 print({k: len(located) for k, located in _rings_by_slice(s, regions[0].rings).items()})
 half_a_mm_up = [ring + [0, 0, .5] for ring in regions[0].rings]
-print("with other planes nearby:", {k: len(v) for k, v in _rings_by_slice(s, regions[0].rings + half_a_mm_up).items()})
+print(
+    "with other planes nearby:",
+    {k: len(v) for k, v in _rings_by_slice(s, regions[0].rings + half_a_mm_up).items()},
+)
 
 
 # %% [markdown]

@@ -91,9 +91,17 @@ meanings = {}
 for entry in concepts["SCT"].values():
     for code, (meaning, _) in entry.items(): meanings.setdefault(code, []).append(meaning.lower())
 
-def same_words(row): return any(row["meaning"].lower() in m or m in row["meaning"].lower() for m in meanings[row["code"]])
+def same_words(row):
+    return any(row["meaning"].lower() in m or m in row["meaning"].lower() for m in meanings[row["code"]])
 
 shared = {name: row for name, row in _table().items() if row["code"] in meanings}
-print(f"{len(shared)} of the codes are in pydicom's dictionary, {sum(map(same_words, shared.values()))} with the same words")
-print("other words:", {n: (r["meaning"], meanings[r["code"]][0]) for n, r in shared.items() if not same_words(r)})
+print(
+    f"{len(shared)} of the codes are in pydicom's dictionary, "
+    f"{sum(map(same_words, shared.values()))} with the "
+    f"same words"
+)
+print(
+    "other words:",
+    {n: (r["meaning"], meanings[r["code"]][0]) for n, r in shared.items() if not same_words(r)},
+)
 print("not in it:", *[name for name in _table() if name not in shared])

@@ -96,7 +96,13 @@ def _describe(number: int, name: str, colour: np.ndarray):
 # %%
 segment = _describe(1, "eye_left", HEAD_CLASSES.colours[3])
 kind = segment.SegmentedPropertyTypeCodeSequence[0]
-print(segment.SegmentLabel, "|", kind.CodeMeaning, "|", kind.SegmentedPropertyTypeModifierCodeSequence[0].CodeMeaning)
+print(
+    segment.SegmentLabel,
+    "|",
+    kind.CodeMeaning,
+    "|",
+    kind.SegmentedPropertyTypeModifierCodeSequence[0].CodeMeaning,
+)
 
 # %% [markdown]
 # ## Nobody's name
@@ -181,7 +187,9 @@ def make_segmentation(
 # %%
 seg = make_segmentation(s, truth, HEAD_CLASSES, "v000")
 seg.save_as(work/"seg.dcm")
-print([d.SegmentLabel for d in seg.SegmentSequence], "in", len(seg.PerFrameFunctionalGroupsSequence), "frames")
+print(
+    [d.SegmentLabel for d in seg.SegmentSequence], "in", len(seg.PerFrameFunctionalGroupsSequence), "frames"
+)
 written = (work/"seg.dcm").read_bytes()
 assert not any(value.encode() in written for value in PATIENT.values())
 
@@ -232,7 +240,8 @@ def _distance(item, header, tag: str) -> float:
 # %%
 print(repr(_off_grid(seg, s)))
 moved = pydicom.dcmread(work/"seg.dcm")
-for frame in moved.PerFrameFunctionalGroupsSequence: frame.PlanePositionSequence[0].ImagePositionPatient[0] += 5
+for frame in moved.PerFrameFunctionalGroupsSequence:
+    frame.PlanePositionSequence[0].ImagePositionPatient[0] += 5
 print(_off_grid(moved, s))
 
 

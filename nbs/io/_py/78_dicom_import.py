@@ -68,7 +68,9 @@ axial, _ = read_series(clinic/"axial")
 eye = np.array([[39, 7], [53, 7], [53, 17], [39, 17]])
 write_contours(clinic/"contours", axial.headers, {"Eye L": [(k, eye) for k in (6, 7, 8)]})
 (found, *others), astray = find_series(clinic, gaps=False)
-print(found.shown(clinic), "label objects:", len(found.labels), "| others:", [len(one.labels) for one in others])
+print(
+    found.shown(clinic), "label objects:", len(found.labels), "| others:", [len(one.labels) for one in others]
+)
 
 
 # %% [markdown]
@@ -182,7 +184,10 @@ def check_apart(labels: list[str], renaming: Renaming, wanted, where: str):
 
 # %%
 check_apart(["Parotid L", "PAROTID_L"], Renaming(), None, "p1")
-test_fail(lambda: check_apart(["GTV+", "GTV-"], Renaming(), None, "p1"), contains="would both become the class 'gtv'")
+test_fail(
+    lambda: check_apart(["GTV+", "GTV-"], Renaming(), None, "p1"),
+    contains="would both become the class 'gtv'",
+)
 check_apart(["GTV+", "GTV-"], Renaming({"GTV+": "gtv", "GTV-": "gtv"}), None, "p1")
 
 
@@ -378,7 +383,12 @@ def _cases(source: _Source, classes: ClassMap, renaming: Renaming) -> list[Case]
 
 
 # %%
-print([(case.called, case.known.tolist()) for case in _cases(source, HEAD_CLASSES, Renaming({"Eye L": "eye_left"}))])
+print(
+    [
+        (case.called, case.known.tolist())
+        for case in _cases(source, HEAD_CLASSES, Renaming({"Eye L": "eye_left"}))
+    ]
+)
 
 
 # %%
@@ -470,7 +480,9 @@ for v, name in enumerate(truth):
     test_close(image.affine, series.affine, eps=1e-4)
     seg = hd.seg.segread(work/"seg"/f"v{v:03}.dcm")
     uids = [header.SOPInstanceUID for header in series.headers]
-    frames = seg.get_pixels_by_source_instance(uids, combine_segments=True, assert_missing_frames_are_empty=True)
+    frames = seg.get_pixels_by_source_instance(
+        uids, combine_segments=True, assert_missing_frames_are_empty=True
+    )
     test_eq(frames.T, truth[name])
 
 # %% [markdown]
@@ -522,7 +534,13 @@ print({name: files_that_leak(work/name) for name in ("heads", "test", "again", "
 def show_refusal(spoil, **tags):
     "Write an axial series in a folder named after the patient, spoil its files, and print what the import says."
     shutil.rmtree(work/"bad", ignore_errors=True)
-    write_series(work/"bad"/f"{PATIENT['PatientName']} {PATIENT['StudyDate']}", head_planes(8), shape=(20, 18), shuffle=False, **tags)
+    write_series(
+        work/"bad"/f"{PATIENT['PatientName']} {PATIENT['StudyDate']}",
+        head_planes(8),
+        shape=(20, 18),
+        shuffle=False,
+        **tags,
+    )
     spoil(sorted((work/"bad").rglob("IM*")))
     try: import_dicom(work/"bad", work/"never")
     except InputError as e: print("-", str(e).replace(str(work), "…"))

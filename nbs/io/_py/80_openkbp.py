@@ -77,10 +77,15 @@ def ellipsoid(centre, radii): return sum(((g - c)/r)**2 for g, c, r in zip(grid,
 def write_patient(folder, structures, shift=0):
     "A toy patient in OpenKBP's layout; indices run back, left, down."
     Path(folder).mkdir(parents=True)
-    organs = dict(Brainstem=((66, 64, 40 + shift), (5, 6, 12)), SpinalCord=((74, 64, 85 + shift), (3, 3, 40)),
-                  RightParotid=((62, 47, 55 + shift), (7, 6, 9)), LeftParotid=((62, 81, 55 + shift), (7, 6, 9)),
-                  Esophagus=((66, 64, 105), (3, 5, 14)), Larynx=((56, 64, 85 + shift), (7, 7, 8)),
-                  Mandible=((50, 64, 66 + shift), (8, 15, 6)))
+    organs = dict(
+        Brainstem=((66, 64, 40 + shift), (5, 6, 12)),
+        SpinalCord=((74, 64, 85 + shift), (3, 3, 40)),
+        RightParotid=((62, 47, 55 + shift), (7, 6, 9)),
+        LeftParotid=((62, 81, 55 + shift), (7, 6, 9)),
+        Esophagus=((66, 64, 105), (3, 5, 14)),
+        Larynx=((56, 64, 85 + shift), (7, 7, 8)),
+        Mandible=((50, 64, 66 + shift), (8, 15, 6)),
+    )
     grey = np.zeros((128,)*3)
     grey[ellipsoid((64, 64, 64), (30, 26, 90))] = 1040
     grey[ellipsoid((72, 64, 64), (8, 8, 90))] = 1500
@@ -89,7 +94,9 @@ def write_patient(folder, structures, shift=0):
     at = np.flatnonzero(grey)
     pd.DataFrame({"data": grey.ravel()[at]}, index=at).to_csv(Path(folder)/"ct.csv")
     for name in structures:
-        pd.DataFrame({"data": ""}, index=np.flatnonzero(ellipsoid(*organs[name]))).to_csv(Path(folder)/f"{name}.csv")
+        pd.DataFrame({"data": ""}, index=np.flatnonzero(ellipsoid(*organs[name]))).to_csv(
+            Path(folder)/f"{name}.csv"
+        )
     np.savetxt(Path(folder)/"voxel_dimensions.csv", [3.906, 3.906, 2.5])
 
 work = Path(tempfile.mkdtemp())
@@ -98,7 +105,8 @@ clone = work/"open-kbp"
 write_patient(clone/"provided-data/train-pats/pt_1", ["Brainstem", "SpinalCord", "LeftParotid"])
 write_patient(clone/"provided-data/valid-pats/pt_201", ["Mandible", "Larynx"], 3)
 write_patient(clone/"provided-data/test-pats/pt_241", OPENKBP_FILES, -3)
-for name in ("ct", "Brainstem"): print((clone/f"provided-data/train-pats/pt_1/{name}.csv").read_text().splitlines()[:3])
+for name in ("ct", "Brainstem"):
+    print((clone/f"provided-data/train-pats/pt_1/{name}.csv").read_text().splitlines()[:3])
 
 
 # %% [markdown]

@@ -31,7 +31,16 @@ import torch
 from fastcore.test import test_close, test_eq
 from matplotlib_inline.backend_inline import set_matplotlib_formats
 
-from ctseg.core.style import STATE_COLOURS, class_colours, colour_legend, image_grid, overlay, show_image, show_states, states_of
+from ctseg.core.style import (
+    STATE_COLOURS,
+    class_colours,
+    colour_legend,
+    image_grid,
+    overlay,
+    show_image,
+    show_states,
+    states_of,
+)
 from ctseg.core.toys import known_part, toy_world
 set_matplotlib_formats("png")  # one pixel a point: half the width of the default, a quarter of its bytes
 torch.set_num_threads(1)  # sums in one order: the same outputs on every run
@@ -76,7 +85,9 @@ def at(values: torch.Tensor, pixels: slice) -> torch.Tensor:
 
 # %%
 everywhere, one_each = torch.zeros(1, 2, 1), torch.arange(6).reshape(1, 2, 3)
-test_eq((at(everywhere, slice(0, 2)).shape, at(one_each, slice(0, 2)).tolist()), ((1, 2, 1), [[[0, 1], [3, 4]]]))
+test_eq(
+    (at(everywhere, slice(0, 2)).shape, at(one_each, slice(0, 2)).tolist()), ((1, 2, 1), [[[0, 1], [3, 4]]])
+)
 
 
 # %% [markdown]
@@ -155,7 +166,10 @@ def sum_dtype(logits: torch.Tensor) -> torch.dtype:
 
 
 # %%
-test_eq([sum_dtype(torch.zeros(1, dtype=t)) for t in (torch.bfloat16, torch.float32, torch.float64)], [torch.float32, torch.float32, torch.float64])
+test_eq(
+    [sum_dtype(torch.zeros(1, dtype=t)) for t in (torch.bfloat16, torch.float32, torch.float64)],
+    [torch.float32, torch.float32, torch.float64],
+)
 
 
 # %% [markdown]
@@ -232,7 +246,9 @@ def plain_softmax_sums(
 
 # %%
 with_background = torch.tensor([[[True], [True], [False]]])
-sums = plain_softmax_sums(torch.zeros(1, 3, 2), Target(labels, with_background, None, True, first=0), torch.ones(1, 2))
+sums = plain_softmax_sums(
+    torch.zeros(1, 3, 2), Target(labels, with_background, None, True, first=0), torch.ones(1, 2)
+)
 test_close(sums.cross_entropy, -math.log(1/3) - math.log(2/3))  # class 1; background or class 2
 test_close(sums.predicted, torch.tensor([[2/3, 2/3, 1/3]]))
 
@@ -297,10 +313,21 @@ mass = torch.logspace(-2, 3, 200)
 fig, ax = plt.subplots(figsize=(6.5, 3.4), layout="constrained")
 for eps, colour in ((1., "tab:red"), (1e-2, "tab:orange"), (1e-5, "tab:olive")):
     ax.loglog(mass, eps/(mass + eps)**2, c=colour, label=f"absent, per image, ε = {eps:g}")
-ax.loglog(mass, 2*50/(100 + 100 + mass)**2, c="tab:blue", label="absent, over the batch\n(overlap 50, predicted and true 100)")
+ax.loglog(
+    mass,
+    2*50/(100 + 100 + mass)**2,
+    c="tab:blue",
+    label="absent, over the batch\n(overlap 50, predicted and true 100)",
+)
 ax.axhline(2/(1 + 100), c="grey", ls="--", label="present, 100 pixels: the pull up")
-ax.set(xlabel="probability mass on an absent class, pixels", ylabel="push down, each pixel", ylim=(1e-7, 3), title="What an absent class does to its pixels")
-ax.legend(fontsize=8, loc="lower left", frameon=False);
+ax.set(
+    xlabel="probability mass on an absent class, pixels",
+    ylabel="push down, each pixel",
+    ylim=(1e-7, 3),
+    title="What an absent class does to its pixels",
+)
+ax.legend(fontsize=8, loc="lower left", frameon=False)
+plt.show()
 
 # %% [markdown]
 # With ε = 1 a tiny probability on an absent class is pushed down harder than a real structure of 100 pixels is pulled up, and rare structures learn to stay silent. The remedy is a negligible ε (Tilborghs et al. 2022, [arXiv 2207.09521](https://arxiv.org/abs/2207.09521)).
@@ -314,13 +341,20 @@ ax.legend(fontsize=8, loc="lower left", frameon=False);
 # A class at Dice 0.9 hardly notices the factor $1/D$. For a class at 0.01 it is 100.
 
 # %%
-z = torch.linspace(-10, 5, 60, dtype=torch.float64, requires_grad=True)  # the logit of all 100 pixels of a structure
+# the logit of all 100 pixels of a structure
+z = torch.linspace(-10, 5, 60, dtype=torch.float64, requires_grad=True)
 predicted, true = 100*z.sigmoid()[:, None], torch.full((60, 1), 100.)
 fig, ax = plt.subplots(figsize=(6.5, 3), layout="constrained")
 for log, label, colour in ((False, "1 − Dice", "tab:grey"), (True, "−ln Dice", "tab:red")):
-    gradient, = torch.autograd.grad(60*dice_loss(predicted, predicted, true, "image", 0, log), z, retain_graph=True)
+    (gradient,) = torch.autograd.grad(
+        60*dice_loss(predicted, predicted, true, "image", 0, log), z, retain_graph=True
+    )
     ax.loglog(z.detach().sigmoid(), -gradient/100, c=colour, label=label)
-ax.set(xlabel="probability of the structure's pixels", ylabel="pull up, each pixel", title="A structure that is missed altogether")
+ax.set(
+    xlabel="probability of the structure's pixels",
+    ylabel="pull up, each pixel",
+    title="A structure that is missed altogether",
+)
 ax.legend(frameon=False)
 p = z.detach().sigmoid()
 test_close(-gradient, (1 - p)/(1 + p), 1e-8)  # by hand: D = 2p/(1 + p)
@@ -539,7 +573,10 @@ class ClassSums(NamedTuple):
 
 # %%
 table = torch.arange(6.).reshape(2, 3)
-test_eq(ClassSums(table, table, table, torch.tensor(0.)).without_background()[0], torch.tensor([[1., 2.], [4., 5.]]))
+test_eq(
+    ClassSums(table, table, table, torch.tensor(0.)).without_background()[0],
+    torch.tensor([[1., 2.], [4., 5.]]),
+)
 
 
 # %%
@@ -609,7 +646,9 @@ test_close(marginal, -(math.log(1/3) + math.log(2/3))/2 + 1 - (2/3)/(5/3))
 
 # %%
 z = torch.randn(1, 4, 1, 1, generator=torch.Generator().manual_seed(0)).requires_grad_()
-PlainMarginalSoftmaxLoss(w_dice=0)(z, torch.zeros(1, 1, 1, dtype=torch.long), torch.tensor([[True, False, False]])).backward()
+PlainMarginalSoftmaxLoss(w_dice=0)(
+    z, torch.zeros(1, 1, 1, dtype=torch.long), torch.tensor([[True, False, False]])
+).backward()
 p, gradient = z.detach().softmax(1)[0, :, 0, 0], z.grad[0, :, 0, 0]
 q = p[0] + p[2] + p[3]
 test_close(gradient[1], p[1])                              # known to be absent
@@ -679,8 +718,12 @@ test_close(PlainCrossEntropyDiceLoss(eps=0)(z, two_pixels), math.log(3) + .6)
 # Back to the slice at the top, with an undecided network. Each row shows one loss, each column one class. The bottom rows are where it matters: an ordinary loss pushes the heart down *on the heart*.
 
 # %%
-losses = {"masked sigmoid": PlainMaskedSigmoidLoss(), "marginal softmax": PlainMarginalSoftmaxLoss(),
-          "Dice, unknown =\nbackground": PlainDiceLoss(), "cross-entropy + Dice,\nunknown = background": PlainCrossEntropyDiceLoss()}
+losses = {
+    "masked sigmoid": PlainMaskedSigmoidLoss(),
+    "marginal softmax": PlainMarginalSoftmaxLoss(),
+    "Dice, unknown =\nbackground": PlainDiceLoss(),
+    "cross-entropy + Dice,\nunknown = background": PlainCrossEntropyDiceLoss(),
+}
 written, examined = torch.from_numpy(mask).long(), torch.from_numpy(known)
 
 def pushes(loss):
@@ -696,7 +739,9 @@ for row, (name, loss) in zip(axes, losses.items()):
     for ax, push in zip(row[1:], pushes(loss)): ax.imshow(push.sign(), cmap="PuOr", vmin=-1.6, vmax=1.6)
 for ax, title in zip(axes[0], ("slice", *classes.names)): ax.set_title(title, fontsize=9)
 shades = plt.get_cmap("PuOr")
-colour_legend(fig, {"pushed up": shades(.81), "pushed down": shades(.19), "left alone: exactly 0": shades(.5)})
+colour_legend(
+    fig, {"pushed up": shades(.81), "pushed down": shades(.19), "left alone: exactly 0": shades(.5)}
+)
 
 # %% [markdown]
 # The masked form says nothing about the heart outside the lungs. The marginal form lifts it together with background. Both of the others press it down everywhere.
@@ -710,12 +755,22 @@ train, test = toy_world(96, size=24, seed=1, examined=1), toy_world(48, size=24,
 
 def tensors(world):
     "Images f32 [N,1,H,W], masks int64 [N,H,W], known bool [N,C]."
-    return torch.from_numpy(world.images)[:, None]/255, torch.from_numpy(world.masks).long(), torch.from_numpy(world.known)
+    return (
+        torch.from_numpy(world.images)[:, None]/255,
+        torch.from_numpy(world.masks).long(),
+        torch.from_numpy(world.known),
+    )
 
 def learn(loss, steps=300):
     "Train a small network; the Dice of its decisions on full truth, for each class."
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Conv2d(1, 12, 5, padding=2), nn.ReLU(), nn.Conv2d(12, 12, 5, padding=2), nn.ReLU(), nn.Conv2d(12, loss.out_chans(C), 1))
+    net = nn.Sequential(
+        nn.Conv2d(1, 12, 5, padding=2),
+        nn.ReLU(),
+        nn.Conv2d(12, 12, 5, padding=2),
+        nn.ReLU(),
+        nn.Conv2d(12, loss.out_chans(C), 1),
+    )
     loss.init_head(net[-1], C)
     image, written, examined = tensors(train)
     optimiser = torch.optim.Adam(net.parameters(), 1e-2)
@@ -745,7 +800,8 @@ for name, loss in losses.items():
 # %%
 a, b = torch.tensor([[True, False, True]]), torch.tensor([[False, True, True]])
 left = torch.arange(8)[None, :].expand(8, 8) < 4
-mixed = torch.where(left, a[..., None, None], b[..., None, None])   # [1,3,8,8]: the left half from image a, the right half from b
+# [1,3,8,8]: the left half from image a, the right half from b
+mixed = torch.where(left, a[..., None, None], b[..., None, None])
 labels = torch.where(left, torch.randint(0, 2, (1, 8, 8))*3, torch.randint(0, 2, (1, 8, 8))*2)
 z = torch.randn(1, 3, 8, 8, requires_grad=True)
 for pixel_known in (False, True):
@@ -769,7 +825,8 @@ ordinary = .5*F.binary_cross_entropy_with_logits(z, truth[:, 1:]) + textbook_dic
 test_close(PlainMaskedSigmoidLoss()(z, labels, everything), ordinary, 1e-6)
 z = torch.randn(2, 4, 8, 8)
 ordinary = F.cross_entropy(z, labels) + textbook_dice(z.softmax(1)[:, 1:], truth[:, 1:])
-for loss in (PlainMarginalSoftmaxLoss(), PlainCrossEntropyDiceLoss()): test_close(loss(z, labels, everything), ordinary, 1e-6)
+for loss in (PlainMarginalSoftmaxLoss(), PlainCrossEntropyDiceLoss()):
+    test_close(loss(z, labels, everything), ordinary, 1e-6)
 
 # %% [markdown]
 # **With nothing known the loss and its gradient are 0**, and an unlabelled image in the batch changes nothing.

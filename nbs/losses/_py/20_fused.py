@@ -42,7 +42,9 @@ torch.set_num_threads(1)  # sums in one order: the same outputs on every run
 labels = torch.tensor([[0, 1, 0, 0, 1, 2, 0, 0], [3, 0, 0, 3, 0, 0, 0, 0]])
 examined = torch.tensor([[True, True, False], [False, False, True]])[..., None]
 weight = torch.rand(2, 1, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-logits = torch.randn(2, 3, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).requires_grad_()
+logits = torch.randn(
+    2, 3, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1)
+).requires_grad_()
 target = Target(labels, examined, weight, pixel_known=True, first=1)
 plain_sigmoid_sums(logits, target).overlap.detach()  # what idea 1 must reproduce
 
@@ -184,8 +186,13 @@ def sigmoid_forward(
 
 # %%
 plain = plain_sigmoid_sums(logits.detach(), target, gamma=2.)
-predicted, overlap, cross_entropy, counted, _ = sigmoid_forward(logits.detach(), target, channel, label_weight, gamma=2.)
-for value, expected in zip((predicted, overlap, cross_entropy, counted), (plain.predicted, plain.overlap, plain.cross_entropy, plain.weight)):
+predicted, overlap, cross_entropy, counted, _ = sigmoid_forward(
+    logits.detach(), target, channel, label_weight, gamma=2.
+)
+for value, expected in zip(
+    (predicted, overlap, cross_entropy, counted),
+    (plain.predicted, plain.overlap, plain.cross_entropy, plain.weight),
+):
     test_close(value, expected, 1e-12)
 
 
@@ -206,7 +213,10 @@ def add_at_labels(
 
 
 # %%
-test_eq(add_at_labels(torch.zeros(1, 2, 3), of_label, torch.ones(1, 3), slice(0, 3)), torch.tensor([[[1., 0., 0.], [0., 1., 1.]]]))
+test_eq(
+    add_at_labels(torch.zeros(1, 2, 3), of_label, torch.ones(1, 3), slice(0, 3)),
+    torch.tensor([[[1., 0., 0.], [0., 1., 1.]]]),
+)
 
 
 # %%
@@ -238,10 +248,17 @@ def sigmoid_backward(
 
 # %%
 ones = torch.ones(2, 3, dtype=torch.float64)
-saved = logits, channel, label_weight, sigmoid_forward(logits.detach(), target, channel, label_weight, gamma=0.)[-1]
+saved = (
+    logits,
+    channel,
+    label_weight,
+    sigmoid_forward(logits.detach(), target, channel, label_weight, gamma=0.)[-1],
+)
 gradient = sigmoid_backward((ones, ones, ones), saved, target, gamma=0.)
 plain = plain_sigmoid_sums(logits, target)
-expected, = torch.autograd.grad(plain.predicted.sum() + plain.overlap.sum() + plain.cross_entropy.sum(), logits)
+(expected,) = torch.autograd.grad(
+    plain.predicted.sum() + plain.overlap.sum() + plain.cross_entropy.sum(), logits
+)
 test_close(gradient, expected, 1e-12)
 
 
@@ -285,7 +302,9 @@ def fused_sigmoid_sums(logits: torch.Tensor, target: Target, gamma: float = 0.) 
 
 # %%
 for gamma in (0., 2.):
-    for fused, plain in zip(fused_sigmoid_sums(logits, target, gamma), plain_sigmoid_sums(logits, target, gamma)):
+    for fused, plain in zip(
+        fused_sigmoid_sums(logits, target, gamma), plain_sigmoid_sums(logits, target, gamma)
+    ):
         test_close(fused, plain, 1e-12)
 
 # %% [markdown]
@@ -345,7 +364,9 @@ def softmax_forward(
 
 
 # %%
-logits = torch.randn(2, 4, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(2)).requires_grad_()
+logits = torch.randn(
+    2, 4, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(2)
+).requires_grad_()
 target = Target(labels, torch.cat([examined[:, :1] | True, examined], 1), weight, pixel_known=True, first=0)
 channel, label_weight = label_channel(logits, target)
 predicted, overlap, *_, pixel_loss = softmax_forward(logits.detach(), target, channel, label_weight)
@@ -387,8 +408,16 @@ def softmax_backward(
 
 # %%
 four, image = torch.ones(2, 4, dtype=torch.float64), torch.ones(2, dtype=torch.float64)
-saved = logits, channel, label_weight, weight[:, 0], *softmax_forward(logits.detach(), target, channel, label_weight)[2:]
-expected, = torch.autograd.grad(plain.predicted.sum() + plain.overlap.sum() + plain.cross_entropy.sum(), logits)
+saved = (
+    logits,
+    channel,
+    label_weight,
+    weight[:, 0],
+    *softmax_forward(logits.detach(), target, channel, label_weight)[2:],
+)
+(expected,) = torch.autograd.grad(
+    plain.predicted.sum() + plain.overlap.sum() + plain.cross_entropy.sum(), logits
+)
 test_close(softmax_backward((four, four, image), saved, target), expected, 1e-12)
 
 
@@ -414,7 +443,9 @@ class SoftmaxSums(torch.autograd.Function):
 
 
 # %%
-assert torch.autograd.gradcheck(lambda z: SoftmaxSums.apply(z, target, channel, label_weight, weight[:, 0]), logits)
+assert torch.autograd.gradcheck(
+    lambda z: SoftmaxSums.apply(z, target, channel, label_weight, weight[:, 0]), logits
+)
 
 
 # %%
@@ -428,7 +459,9 @@ def fused_softmax_sums(logits: torch.Tensor, target: Target, pixel_weight: torch
 
 
 # %%
-for fused, plain in zip(fused_softmax_sums(logits, target, weight[:, 0]), plain_softmax_sums(logits, target, weight[:, 0])):
+for fused, plain in zip(
+    fused_softmax_sums(logits, target, weight[:, 0]), plain_softmax_sums(logits, target, weight[:, 0])
+):
     test_close(fused, plain, 1e-12)
 
 
@@ -490,4 +523,8 @@ for dtype in (torch.float16, torch.bfloat16):
             z = (torch.randn(2, loss.out_chans(3), 2, 4).clamp(-1, 1)*scale).to(dtype).requires_grad_()
             value = loss(z, mask, known)
             value.backward()
-            assert value.isfinite() and z.grad.isfinite().all() and value.dtype == torch.float32, (loss, dtype, scale)
+            assert value.isfinite() and z.grad.isfinite().all() and value.dtype == torch.float32, (
+                loss,
+                dtype,
+                scale,
+            )

@@ -53,13 +53,19 @@ def pixel_distance(
 
 # %%
 share = torch.linspace(0, 1, 50)
-student = torch.stack([share, 1 - share])[None]                     # two channels; the teacher is sure of the first
+# two channels; the teacher is sure of the first
+student = torch.stack([share, 1 - share])[None]
 teacher = torch.tensor([1., 0.])[None, :, None].expand_as(student)
 fig, ax = plt.subplots(figsize=(5.5, 2.8), layout="constrained")
 for kind in KINDS:
     given = student.clamp(min=1e-3).log() if kind == "ce" else student
     ax.plot(share, pixel_distance(given, teacher, kind).mean((0, 1)), label=kind)
-ax.set(xlabel="student's probability of the teacher's class", ylabel="distance", ylim=(0, 3), title="Three distances from a sure teacher")
+ax.set(
+    xlabel="student's probability of the teacher's class",
+    ylabel="distance",
+    ylim=(0, 3),
+    title="Three distances from a sure teacher",
+)
 ax.legend(frameon=False)
 disagree = pixel_distance(torch.tensor([[0., 1.]]), torch.tensor([[1., 0.]]), "brier")
 test_eq(disagree.item(), 2)
@@ -98,7 +104,19 @@ logits, teacher = torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8).softmax(1)
 sure = teacher.amax(1) > .5
 print(f"teacher sure on {sure.float().mean():.0%} of the pixels")
 test_eq(consistency_loss(teacher, teacher), 0)
-test_close(consistency_loss(logits, teacher, sure, "ce"), -(teacher*logits.log_softmax(1)).sum(1)[sure].mean(), 1e-6)
-test_close(consistency_loss(logits.sigmoid(), teacher, sure), (logits.sigmoid() - teacher).square().permute(0, 2, 3, 1)[sure].mean(), 1e-6)
-test_close(consistency_loss(logits.sigmoid(), teacher, sure, "brier"), 4*consistency_loss(logits.sigmoid(), teacher, sure), 1e-5)
+test_close(
+    consistency_loss(logits, teacher, sure, "ce"),
+    -(teacher*logits.log_softmax(1)).sum(1)[sure].mean(),
+    1e-6,
+)
+test_close(
+    consistency_loss(logits.sigmoid(), teacher, sure),
+    (logits.sigmoid() - teacher).square().permute(0, 2, 3, 1)[sure].mean(),
+    1e-6,
+)
+test_close(
+    consistency_loss(logits.sigmoid(), teacher, sure, "brier"),
+    4*consistency_loss(logits.sigmoid(), teacher, sure),
+    1e-5,
+)
 test_eq(consistency_loss(logits, teacher, sure & False, "ce").item(), 0)

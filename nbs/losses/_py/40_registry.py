@@ -163,7 +163,12 @@ class QuietLoss(MarginalSoftmaxLoss):
         super().__init__()
         self.volume = volume
 
-    def forward(self, logits, mask, known, weight=None): return self.volume*super().forward(logits, mask, known, weight)
+    def forward(self, logits, mask, known, weight=None):
+        return self.volume*super().forward(logits, mask, known, weight)
 
 QuietSettings = LOSSES.get("quiet").Settings
-print(create_loss("quiet", volume=0.1).volume, make_loss(QuietSettings(volume=0.2)).volume, QuietSettings(volume=0.2))
+print(
+    create_loss("quiet", volume=0.1).volume,
+    make_loss(QuietSettings(volume=0.2)).volume,
+    QuietSettings(volume=0.2),
+)

@@ -36,6 +36,11 @@ slices, truth = toy_set(24, 16)
 job = type("Job", (), {"labelled": slices[slices.labelled]})
 phase = next(METHODS.get("supervised")().phases(job))
 loss = create_loss("marginal")
-trainer = Trainer(create_model("attunet", 1, 4, width=4), loss, phase, Setup(ScheduleSettings(epochs=3, lr=5e-3), progress=False))
+trainer = Trainer(
+    create_model("attunet", 1, 4, width=4),
+    loss,
+    phase,
+    Setup(ScheduleSettings(epochs=3, lr=5e-3), progress=False),
+)
 trainer.fit()
 print(phase.name, [round(row["loss"], 3) for row in trainer.progress.history], describe(Supervised.Settings))

@@ -204,7 +204,9 @@ dice = dice_table(pseudo.labels, hidden, 3)
 fig, ax = plt.subplots(figsize=(4.2, 3), layout="constrained")
 for c, name in enumerate(slices.classes.names):
     found = pseudo.found[:, c]
-    ax.scatter(pseudo.sdc[found, c], dice[found, c], s=12, color=slices.classes.colours[c + 1]/255, label=name)
+    ax.scatter(
+        pseudo.sdc[found, c], dice[found, c], s=12, color=slices.classes.colours[c + 1]/255, label=name
+    )
 ax.plot([0, 1], [0, 1], color="0.6", lw=1, ls=":")
 ax.set(xlabel="Soft Dice Confidence", ylabel="true Dice", title="Each dot: one structure on one slice")
 ax.legend(frameon=False, fontsize=8)
@@ -247,7 +249,10 @@ def keep_images(
 # %%
 kept = keep_images(pseudo, unlabelled, 0.3)
 by_name = dict(zip(unlabelled.names, np.nanmean(dice, 1)))
-print(f"mean true Dice of the {len(kept)} kept slices {np.mean([by_name[n] for n in kept.names]):.2f}, of all {np.mean(list(by_name.values())):.2f}")
+print(
+    f"mean true Dice of the {len(kept)} kept slices {np.mean([by_name[n] for n in kept.names]):.2f}, of all "
+    f"{np.mean(list(by_name.values())):.2f}"
+)
 
 
 # %% [markdown]
@@ -288,7 +293,10 @@ def accept_cells(
 nobody = np.zeros_like(unlabelled.known)
 present, absent = accept_cells(pseudo, nobody)
 really_there = np.stack([(hidden == c).any((1, 2)) for c in (1, 2, 3)], 1)
-print(f"present: {present.sum()} of {pseudo.found.sum()} cells accepted, their mean true Dice {np.nanmean(dice[present]):.2f}")
+print(
+    f"present: {present.sum()} of {pseudo.found.sum()} cells accepted, their mean true Dice "
+    f"{np.nanmean(dice[present]):.2f}"
+)
 print(f"absent:  {absent.sum()} cells accepted, {(absent & ~really_there).sum()} of them rightly")
 assert (dice[present] > 0.7).all()
 
@@ -310,7 +318,9 @@ def at_pixels(cells: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 # %%
-test_eq(at_pixels(np.array([[True, False]]), np.array([[[0, 1, 2, 1]]])).tolist(), [[[False, True, False, True]]])
+test_eq(
+    at_pixels(np.array([[True, False]]), np.array([[[0, 1, 2, 1]]])).tolist(), [[[False, True, False, True]]]
+)
 
 
 # %%
@@ -357,7 +367,9 @@ fig, axes = image_grid(1, 5, 2)
 show_image(axes[0, 0], one.images[0], "slice")
 show_image(axes[0, 1], colour(one.masks[0]), "people: heart only")
 show_image(axes[0, 2], colour(said.labels[0]), "\n".join(told))
-show_image(axes[0, 3], np.where(teaches[0][..., None], colour(completed.masks[0]), UNKNOWN), "completed, unsure grey")
+show_image(
+    axes[0, 3], np.where(teaches[0][..., None], colour(completed.masks[0]), UNKNOWN), "completed, unsure grey"
+)
 show_image(axes[0, 4], colour(hidden[i]), "truth, hidden")
 class_legend(fig, slices.classes)
 plt.show()

@@ -161,7 +161,12 @@ class TeacherStudent(Method):
 slices, truth = toy_set(60, 10, seed=1)
 loss = create_loss("marginal", log_dice=True)
 schedule = ScheduleSettings(epochs=60, batch_size=5, lr=1e-2)
-job = MemoryJob(slices, loss, lambda: create_model("attunet", 1, 4, width=4), Setup(schedule=schedule, augment=MILD, progress=False))
+job = MemoryJob(
+    slices,
+    loss,
+    lambda: create_model("attunet", 1, 4, width=4),
+    Setup(schedule=schedule, augment=MILD, progress=False),
+)
 student = job.run(TeacherStudent(TeacherStudentSettings(keep=0.5)))
 teacher = job.models["teacher"]
 fresh, answer = toy_set(100, 0, seed=1)

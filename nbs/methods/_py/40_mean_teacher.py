@@ -182,7 +182,12 @@ class MeanTeacher(Method):
 slices, truth = toy_set(40, 10)
 loss = create_loss("marginal", log_dice=True)
 schedule = ScheduleSettings(epochs=60, batch_size=5, lr=1e-2)
-job = MemoryJob(slices, loss, lambda: create_model("attunet", 1, 4, width=4), Setup(schedule=schedule, augment=MILD, progress=False))
+job = MemoryJob(
+    slices,
+    loss,
+    lambda: create_model("attunet", 1, 4, width=4),
+    Setup(schedule=schedule, augment=MILD, progress=False),
+)
 alone = job.run(MeanTeacher(MeanTeacherSettings(consistency=0)))
 average = job.run(MeanTeacher(MeanTeacherSettings(ramp=0.3)))
 fresh, answer = toy_set(100, 0, seed=1)

@@ -135,7 +135,13 @@ def complete_batch(
 
 # %%
 p = torch.tensor([[.1, .96, .02, .4], [.1, .01, .95, .1], [.7, .01, .0, .3]]).view(1, 3, 1, 4)
-b = Batch(torch.zeros(1, 1, 1, 4), torch.tensor([[[2, 0, 0, 0]]]), torch.tensor([[False, True, False]]), None, torch.tensor([0]))
+b = Batch(
+    torch.zeros(1, 1, 1, 4),
+    torch.tensor([[[2, 0, 0, 0]]]),
+    torch.tensor([[False, True, False]]),
+    None,
+    torch.tensor([0]),
+)
 completed = complete_batch(b, p, 0.95, "softmax")
 print("mask ", completed.mask.flatten().tolist())
 for c in range(3):
@@ -278,7 +284,11 @@ class Completion(Method):
 
 # %%
 sure = torch.tensor([.98, .005, .005]).view(1, 3, 1, 1)
-ctx = SimpleNamespace(share=slice(0, None, 1), teacher=lambda image, presence: sure.expand(len(image), -1, 1, 4), loss=create_loss("marginal"))
+ctx = SimpleNamespace(
+    share=slice(0, None, 1),
+    teacher=lambda image, presence: sure.expand(len(image), -1, 1, 4),
+    loss=create_loss("marginal"),
+)
 done = Completion().completed(ctx, b)
 print("mask", done.mask.flatten().tolist(), " all known:", done.known.all().item())
 
@@ -353,7 +363,12 @@ class UniMatch(UniMatchStep):
 slices, truth = toy_set(60, 10, seed=10)
 loss = create_loss("marginal", log_dice=True)
 schedule = ScheduleSettings(epochs=60, batch_size=5, lr=1e-2)
-job = MemoryJob(slices, loss, lambda: create_model("attunet", 1, 4, width=4), Setup(schedule=schedule, augment=MILD, progress=False))
+job = MemoryJob(
+    slices,
+    loss,
+    lambda: create_model("attunet", 1, 4, width=4),
+    Setup(schedule=schedule, augment=MILD, progress=False),
+)
 settings = UniMatchSettings(views=1, feature_dropout=0, second_lr=5e-3)
 last = job.run(UniMatch(settings))
 first = job.models["supervised"]
@@ -377,7 +392,11 @@ def settled(b):
     return np.where(open_[..., None], UNKNOWN, colour(b.mask))
 
 
-columns = {"slice": 255*batch.image[:, 0], "truth, hidden": colour(truth[some]), "outlined": colour(batch.mask)}
+columns = {
+    "slice": 255*batch.image[:, 0],
+    "truth, hidden": colour(truth[some]),
+    "outlined": colour(batch.mask),
+}
 with torch.no_grad():
     for title, model in (("after the first phase", first), ("at the end", last)):
         prob = loss.probabilities(model(batch.image))
@@ -415,13 +434,19 @@ plt.show()
 
 # %%
 for name in ("masked", "marginal"):
-    untrained, fresh_loss = create_model("attunet", 1, create_loss(name).out_chans(3), width=4).eval(), create_loss(name)
+    untrained, fresh_loss = create_model(
+        "attunet", 1, create_loss(name).out_chans(3), width=4
+    ).eval(), create_loss(name)
     fresh_loss.init_head(untrained.head, 3)
     with torch.no_grad():
         prob = fresh_loss.probabilities(untrained(batch.image))
     done = complete_batch(batch, prob, settings.tau, fresh_loss.activation)
     newly = (done.known & ~batch.known[:, :, None, None]).float().mean().item()
-    print(f"{name:<9} ({fresh_loss.activation}): an untrained teacher settles {newly:.0%} of all pairs of pixel and class")
+    print(
+        f"{name:<9} ({fresh_loss.activation}): an untrained teacher "
+        f"settles {newly:.0%} of all pairs of pixel "
+        f"and class"
+    )
 
 # %% [markdown]
 # So a supervised phase comes first, and only then, from its weights and at a lower rate, the phase with all images. `supervised_first=False` starts cold, as the papers do. Without unlabelled slices the second phase has the unexamined structures of the annotated ones to complete; only where nothing at all is unknown is there none.

@@ -143,7 +143,12 @@ class NoisyStudent(Method):
 gen = torch.Generator().manual_seed(0)
 batch = SliceData(toy_set(2, 2)[0], "cpu").batch([0, 1])
 mixed = NoisyStudent(1.0).views(SimpleNamespace(rng=lambda purpose: gen), batch, None)["labelled"]
-pictures = {"slice 1": batch.image[0], "slice 2": batch.image[1], "what the student": mixed.image[0], "sees of them": mixed.image[1]}
+pictures = {
+    "slice 1": batch.image[0],
+    "slice 2": batch.image[1],
+    "what the student": mixed.image[0],
+    "sees of them": mixed.image[1],
+}
 fig, axes = image_grid(1, 4, 1.8)
 for ax, (title, image) in zip(axes[0], pictures.items()):
     show_image(ax, 255*image[0], title)
@@ -221,7 +226,13 @@ class Undecided(torch.nn.Module):
         return torch.zeros(len(x), 4, *x.shape[2:])
 
 
-job = SimpleNamespace(loss=create_loss("marginal"), device="cpu", image_size=None, schedule=ScheduleSettings(), in_time=lambda what: None)
+job = SimpleNamespace(
+    loss=create_loss("marginal"),
+    device="cpu",
+    image_size=None,
+    schedule=ScheduleSettings(),
+    in_time=lambda what: None,
+)
 filled = CellTeachers(SelfTrainingSettings(absent_peak=0)).fill_in(job, [Undecided()], outlined)
 test_eq(filled.slices.known, outlined.known)
 test_eq(filled.slices.masks, outlined.masks)
@@ -252,7 +263,9 @@ class OutOfFold(CellTeachers):
 
 # %%
 fold = np.array([0, 0, 1, 1])
-everyone = OutOfFold(SelfTrainingSettings(absent_peak=0)).out_of_fold(job, [Undecided(), Undecided()], outlined[:4], fold)
+everyone = OutOfFold(SelfTrainingSettings(absent_peak=0)).out_of_fold(
+    job, [Undecided(), Undecided()], outlined[:4], fold
+)
 print("slices", everyone.slices.names, " pixels that teach:", f"{everyone.teaches.mean():.0%}")
 
 
@@ -292,15 +305,26 @@ class SelfTraining(OutOfFold):
 slices, truth = toy_set(54, 24)
 loss = create_loss("marginal", log_dice=True)
 schedule = ScheduleSettings(epochs=60, batch_size=5, lr=1e-2)
-job = MemoryJob(slices, loss, lambda: create_model("attunet", 1, 4, width=4), Setup(schedule=schedule, augment=MILD, progress=False))
-method = SelfTraining(SelfTrainingSettings(quota=0.9, cell_confidence=0.5, finetune_epochs=5, finetune_lr=1e-3))
+job = MemoryJob(
+    slices,
+    loss,
+    lambda: create_model("attunet", 1, 4, width=4),
+    Setup(schedule=schedule, augment=MILD, progress=False),
+)
+method = SelfTraining(
+    SelfTrainingSettings(quota=0.9, cell_confidence=0.5, finetune_epochs=5, finetune_lr=1e-3)
+)
 student = job.run(method)
 
 before, after = job.notes["before"], job.notes["after"]
 added = after.known & ~before.known
 really_there = np.stack([(truth[:24] == c).any((1, 2)) for c in (1, 2, 3)], 1)
 rightly = (added & (after.present == really_there)).sum()
-print(f"{(~before.known).sum()} unexamined cells, {added.sum()} filled in, {rightly} of them rightly as present or absent")
+print(
+    f"{(~before.known).sum()} unexamined cells, {added.sum()} filled in, "
+    f"{rightly} of them rightly as present "
+    f"or absent"
+)
 assert rightly > 0.9*added.sum()
 
 # %% [markdown]
@@ -315,7 +339,12 @@ colour = slices.classes.colourise
 fig, axes = image_grid(3, 4, 1.9)
 for row, i in zip(axes, np.argsort(-pixels_added, kind="stable")[:3]):
     target = np.where(completed.teaches[i][..., None], colour(completed.slices.masks[i]), UNKNOWN)
-    pictures = {"slice": slices.images[i], "truth, hidden": colour(truth[i]), "outlined": colour(slices.masks[i]), "completed": target}
+    pictures = {
+        "slice": slices.images[i],
+        "truth, hidden": colour(truth[i]),
+        "outlined": colour(slices.masks[i]),
+        "completed": target,
+    }
     for ax, (title, picture) in zip(row, pictures.items()):
         show_image(ax, picture, title if row[0] is axes[0, 0] else "")
     examined = [name for name, known in zip(slices.classes.names, slices.known[i]) if known]
@@ -331,7 +360,9 @@ check_truth_kept(job.labelled, completed.slices)
 fresh, answer = toy_set(100, 0, seed=1)
 of_teachers = [toy_score(teacher, loss, fresh, answer) for teacher in teachers]
 of_student = toy_score(student, loss, fresh, answer)
-print("teachers", np.round(of_teachers, 3), f" their mean {np.mean(of_teachers):.3f}, student {of_student:.3f}")
+print(
+    "teachers", np.round(of_teachers, 3), f" their mean {np.mean(of_teachers):.3f}, student {of_student:.3f}"
+)
 assert of_student > np.mean(of_teachers)
 
 # %% [markdown]

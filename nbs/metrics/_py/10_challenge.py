@@ -39,7 +39,7 @@ set_matplotlib_formats("jpeg", pil_kwargs=dict(quality=85))  # grey noise: a qua
 world = toy_world(40, missing=.4, examined=3)
 classes, truth = world.classes, world.truth
 pred = toy_prediction(world)
-plot_masks(world.images[:3], {"truth": truth[:3], "prediction": pred[:3]}, classes, size=1.7);
+_ = plot_masks(world.images[:3], {"truth": truth[:3], "prediction": pred[:3]}, classes, size=1.7)
 
 
 # %% [markdown]

@@ -48,7 +48,10 @@ def partial_bounds(
 world = toy_world(200, missing=.4, examined=2)
 truth, prediction = world.truth, toy_prediction(world)
 optimistic, pessimistic = partial_bounds(prediction, world.masks, world.known)
-print(f"full truth {challenge_dice(prediction, truth, 3):.3f}; two of three classes examined: optimistic {optimistic:.3f}, pessimistic {pessimistic:.3f}")
+print(
+    f"full truth {challenge_dice(prediction, truth, 3):.3f}; two of three classes examined: optimistic "
+    f"{optimistic:.3f}, pessimistic {pessimistic:.3f}"
+)
 everything = np.ones((len(truth), 3), bool)
 test_eq(partial_bounds(prediction, truth, everything), (challenge_dice(prediction, truth, 3),)*2)
 
@@ -57,4 +60,6 @@ test_eq(partial_bounds(prediction, truth, everything), (challenge_dice(predictio
 
 # %%
 heart = known_part(truth, world.known & [False, False, True]) == 3  # the model draws no heart
-print("hearts that it misses and that nobody examined:", ((truth == 3).any((1, 2)) & ~heart.any((1, 2))).sum())
+print(
+    "hearts that it misses and that nobody examined:", ((truth == 3).any((1, 2)) & ~heart.any((1, 2))).sum()
+)

@@ -186,7 +186,10 @@ right.plot([pair["low"], pair["high"]], [0, 0], "C0", lw=4)
 right.plot(pair["difference"], 0, "ko")
 right.axvline(0, color="grey", ls="--")
 right.set(yticks=[], ylim=(-.6, .6), title="difference on the same draws", xlabel="rival − model")
-print(f"difference {pair['difference']:.3f}, from {pair['low']:.3f} to {pair['high']:.3f}; better in {pair['p_better']:.1%} of the draws")
+print(
+    f"difference {pair['difference']:.3f}, from {pair['low']:.3f} to {pair['high']:.3f}; better in "
+    f"{pair['p_better']:.1%} of the draws"
+)
 
 # %% [markdown]
 # The interval covers the choice of *patients*. It does not cover the luck of training. For that, train several seeds and pass their tables stacked as `[S,N,C]`: the scores are averaged over runs, and the differences between seeds belong beside the interval.

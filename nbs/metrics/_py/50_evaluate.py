@@ -131,7 +131,9 @@ facts = evaluate(truth, pred, classes, groups=patients)
 # %%
 partial = toy_world(40, missing=.4, examined=2)
 facts = evaluate(partial.masks, pred, classes, partial.known, patients)
-test_close([facts["dice"], facts["dice_pessimistic"]], partial_bounds(pred, partial.masks, partial.known), 1e-12)
+test_close(
+    [facts["dice"], facts["dice_pessimistic"]], partial_bounds(pred, partial.masks, partial.known), 1e-12
+)
 json.dumps(evaluate(truth*0, pred*0, classes), allow_nan=False)[:72]  # nothing to score: nulls, no warning
 
 
@@ -168,7 +170,8 @@ def read_examined(
 # %%
 with tempfile.TemporaryDirectory() as d:
     path = Path(d)/"annotated_labels.json"
-    write_json([[1, 3], [2], []], path)                              # two annotated images, one without annotation
+    # two annotated images, one without annotation
+    write_json([[1, 3], [2], []], path)
     known = read_examined(path, truth[:2]*0, world.names[:2], classes, Path(d)/"y_train.csv")
     test_eq(known, [[True, False, True], [False, True, False]])
     write_json([[1]], path)

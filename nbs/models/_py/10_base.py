@@ -160,7 +160,14 @@ class Tiny(EncoderDecoder):
 
 torch.manual_seed(0)
 tiny = Tiny(1, 7)
-print("image", tuple(x.shape), "features", [tuple(f.shape) for f in tiny.encode(x)], "logits", tuple(tiny(x).shape))
+print(
+    "image",
+    tuple(x.shape),
+    "features",
+    [tuple(f.shape) for f in tiny.encode(x)],
+    "logits",
+    tuple(tiny(x).shape),
+)
 assert torch.equal(tiny(x), tiny.decode(tiny.encode(x), x.shape[-2:]))
 
 

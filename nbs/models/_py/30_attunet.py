@@ -41,16 +41,32 @@ for k in range(5):
     ax.text(-3 + k*.62, y, f"{w}", bbox=dict(boxstyle="round", fc="#cfe3f5", ec="#4477aa"), **box)
     if k < 4:
         ax.text(3 - k*.62, y, f"{w}", bbox=dict(boxstyle="round", fc="#d8ecd2", ec="#338833"), **box)
-        ax.text(1.1 - k*.32, y, "gate", bbox=dict(boxstyle="circle,pad=.25", fc="#fbe2b4", ec="#cc7711"), ha="center", va="center", fontsize=8)
-        arrow = lambda a, b, c="k": ax.annotate("", b, a, arrowprops=dict(arrowstyle="->", color=c, shrinkA=11, shrinkB=11))
-        arrow((-3 + k*.62, y), (1.1 - k*.32, y), "#777777"); arrow((1.1 - k*.32, y), (3 - k*.62, y), "#777777")
+        ax.text(
+            1.1 - k*.32,
+            y,
+            "gate",
+            bbox=dict(boxstyle="circle,pad=.25", fc="#fbe2b4", ec="#cc7711"),
+            ha="center",
+            va="center",
+            fontsize=8,
+        )
+        arrow = lambda a, b, c="k": ax.annotate(
+            "", b, a, arrowprops=dict(arrowstyle="->", color=c, shrinkA=11, shrinkB=11)
+        )
+        arrow((-3 + k*.62, y), (1.1 - k*.32, y), "#777777")
+        arrow((1.1 - k*.32, y), (3 - k*.62, y), "#777777")
         arrow((-3 + k*.62, y), (-3 + (k + 1)*.62, y - 1))
         below = (3 - (k + 1)*.62, y - 1) if k < 3 else (-3 + 4*.62, -4)
-        arrow(below, (3 - k*.62, y)); arrow(below, (1.1 - k*.32, y), "#cc7711")
-ax.text(-4.1, 0, "image", **box); ax.text(4.1, 0, "logits", **box)
-ax.annotate("", (-3.2, 0), (-3.8, 0), arrowprops=dict(arrowstyle="->")); ax.annotate("", (3.8, 0), (3.2, 0), arrowprops=dict(arrowstyle="->"))
+        arrow(below, (3 - k*.62, y))
+        arrow(below, (1.1 - k*.32, y), "#cc7711")
+ax.text(-4.1, 0, "image", **box)
+ax.text(4.1, 0, "logits", **box)
+ax.annotate("", (-3.2, 0), (-3.8, 0), arrowprops=dict(arrowstyle="->"))
+ax.annotate("", (3.8, 0), (3.2, 0), arrowprops=dict(arrowstyle="->"))
 for k in range(5): ax.text(5.1, -k, f"1/{2**k}" if k else "full size", color="#777777", **box)
-ax.set(xlim=(-4.6, 5.6), ylim=(-4.5, .5)); ax.axis("off"); fig.tight_layout()
+ax.set(xlim=(-4.6, 5.6), ylim=(-4.5, .5))
+ax.axis("off")
+fig.tight_layout()
 
 
 # %% [markdown]
@@ -238,7 +254,8 @@ test_eq([f.shape[1] for f in features], model.channels)
 # %%
 test_eq(count_parameters(AttentionUNet(3, 1)), 34_878_573)
 test_eq(count_parameters(AttentionUNet(1, 55)), 34_880_931)
-test_eq(34_880_931 - 34_878_573, 54*65 - 2*9*64)  # 54 more outputs of 64 weights and a bias; 2 fewer inputs of 3x3 to 64
+# 54 more outputs of 64 weights and a bias; 2 fewer inputs of 3x3 to 64
+test_eq(34_880_931 - 34_878_573, 54*65 - 2*9*64)
 for w in 8, 16, 32, 64: print(f"width {w:2}: {count_parameters(AttentionUNet(1, 55, w)):11,} parameters")
 
 # %% [markdown]
@@ -271,7 +288,10 @@ for row, b in zip(ax, (0, 2)):
     for a, m in zip(row[1:5], maps): a.imshow(m[b, 0], cmap="inferno", vmin=0, vmax=1)
     row[5].imshow(pred[b], cmap="nipy_spectral", vmin=0, vmax=4)
     for a in row: a.axis("off")
-for a, t in zip(ax[0], ["image", "gate at 1/8", "gate at 1/4", "gate at 1/2", "gate at full size", "prediction"]): a.set_title(t, fontsize=10)
+for a, t in zip(
+    ax[0], ["image", "gate at 1/8", "gate at 1/4", "gate at 1/2", "gate at full size", "prediction"]
+):
+    a.set_title(t, fontsize=10)
 fig.tight_layout()
 
 # %% [markdown]

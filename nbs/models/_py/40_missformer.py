@@ -42,8 +42,20 @@ fig, ax = plt.subplots(figsize=(9, 3.5))
 txt = dict(ha="center", va="center", fontsize=9)
 for k, c in enumerate("1 2 5 8".split()):
     y = -k
-    ax.text(-3.2 + k*.3, y, f"blocks\n{64*int(c)}", bbox=dict(boxstyle="round", fc="#cfe3f5", ec="#4477aa"), **txt)
-    ax.text(3.2 - k*.3, y, "blocks" if k < 3 else "expand", bbox=dict(boxstyle="round", fc="#d8ecd2", ec="#338833"), **txt)
+    ax.text(
+        -3.2 + k*.3,
+        y,
+        f"blocks\n{64*int(c)}",
+        bbox=dict(boxstyle="round", fc="#cfe3f5", ec="#4477aa"),
+        **txt,
+    )
+    ax.text(
+        3.2 - k*.3,
+        y,
+        "blocks" if k < 3 else "expand",
+        bbox=dict(boxstyle="round", fc="#d8ecd2", ec="#338833"),
+        **txt
+    )
     ax.annotate("", (-.95, y), (-2.7 + k*.3, y), arrowprops=dict(arrowstyle="->", color="#777777"))
     ax.annotate("", (2.75 - k*.3, y), (.95, y), arrowprops=dict(arrowstyle="->", color="#777777"))
     ax.text(0, y, "□"*int(c) + " tokens", color="#884400", **txt)
@@ -53,9 +65,13 @@ for k, c in enumerate("1 2 5 8".split()):
         ax.annotate("", (3.2 - k*.3, y - .22), (3.2 - (k+1)*.3, y - .8), arrowprops=dict(arrowstyle="->"))
 ax.add_patch(plt.Rectangle((-.95, -3.4), 1.9, 3.8, fc="#fbe2b4", ec="#cc7711", alpha=.5))
 ax.text(0, .6, "context bridge, four layers", color="#884400", **txt)
-ax.text(-4.4, 0, "image", **txt); ax.annotate("", (-3.7, 0), (-4.1, 0), arrowprops=dict(arrowstyle="->"))
-ax.text(4.4, .5, "x4, logits", **txt); ax.annotate("", (4.1, .4), (3.65, .1), arrowprops=dict(arrowstyle="->"))
-ax.set(xlim=(-4.8, 5.3), ylim=(-3.7, .9)); ax.axis("off"); fig.tight_layout()
+ax.text(-4.4, 0, "image", **txt)
+ax.annotate("", (-3.7, 0), (-4.1, 0), arrowprops=dict(arrowstyle="->"))
+ax.text(4.4, .5, "x4, logits", **txt)
+ax.annotate("", (4.1, .4), (3.65, .1), arrowprops=dict(arrowstyle="->"))
+ax.set(xlim=(-4.8, 5.3), ylim=(-3.7, .9))
+ax.axis("off")
+fig.tight_layout()
 
 
 # %% [markdown]
@@ -243,7 +259,8 @@ def sort_back(tokens: Tensor, like: list[Tensor]) -> list[Tensor]:
 # %%
 maps = [torch.rand(2, 16//2**k, 24//2**k, 8*t) for k, t in enumerate((1, 2, 5, 8))]
 print("maps", [tuple(m.shape[1:]) for m in maps], "-> tokens", tuple(to_tokens(maps, 8).shape))
-for m, back in zip(maps, sort_back(to_tokens(maps, 8), maps)): test_eq(m, back)   # nothing gets lost or mixed up
+# nothing gets lost or mixed up
+for m, back in zip(maps, sort_back(to_tokens(maps, 8), maps)): test_eq(m, back)
 
 
 # %%
@@ -508,10 +525,17 @@ def field(model, size=128, n=8):
 
 torch.manual_seed(0)
 fig, ax = plt.subplots(1, 2, figsize=(6.2, 3))
-for a, (name, m) in zip(ax, {"Attention U-Net": AttentionUNet(1, 4, 8), "MISSFormer": MISSFormer(1, 4, 8)}.items()):
+for a, (name, m) in zip(
+    ax, {"Attention U-Net": AttentionUNet(1, 4, 8), "MISSFormer": MISSFormer(1, 4, 8)}.items()
+):
     f = field(m.eval())
-    a.imshow((f/f.max() + 1e-7).log10(), cmap="magma", vmin=-5, vmax=0); a.set_title(name, fontsize=10); a.axis("off")
-    print(f"{name}: {100*f[44:84, 44:84].sum()/f.sum():.0f} % of the gradient lies in the middle tenth of the image")
+    a.imshow((f/f.max() + 1e-7).log10(), cmap="magma", vmin=-5, vmax=0)
+    a.set_title(name, fontsize=10)
+    a.axis("off")
+    print(
+        f"{name}: {100*f[44:84, 44:84].sum()/f.sum():.0f} % of the gradient lies in the middle tenth of the "
+        f"image"
+    )
 fig.tight_layout()
 
 # %% [markdown]
@@ -530,5 +554,6 @@ assert dice.mean() > .9
 # %%
 model = MISSFormer(1, 4, width=4)
 model(images).square().mean().backward()
-test_eq([n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()], [])   # every parameter takes part
+# every parameter takes part
+test_eq([n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()], [])
 test_fail(lambda: MISSFormer(width=7), contains="even number")

@@ -46,10 +46,24 @@ fig, ax = plt.subplots(figsize=(9, 3.4))
 txt = dict(ha="center", va="center", fontsize=9)
 for k, (c, o) in enumerate([(64, 64), (128, 64), (256, 128), (512, 256), (512, None)]):
     ax.text(-3.4 + k*.35, -k, f"{c}", bbox=dict(boxstyle="round", fc="#cfe3f5", ec="#4477aa"), **txt)
-    if k: ax.annotate("", (-3.4 + k*.35, -k + .25), (-3.4 + (k-1)*.35, -k + .75), arrowprops=dict(arrowstyle="->"))
+    if k:
+        ax.annotate(
+            "",
+            (-3.4 + k*.35, -k + .25),
+            (-3.4 + (k - 1)*.35, -k + .75),
+            arrowprops=dict(arrowstyle="->"),
+        )
     if o is None: continue
     ax.text(3.6 - k*.35, -k, f"{o}", bbox=dict(boxstyle="round", fc="#d8ecd2", ec="#338833"), **txt)
-    ax.text(2. - k*.2, -k, "choose", bbox=dict(boxstyle="circle,pad=.15", fc="#fbe2b4", ec="#cc7711"), ha="center", va="center", fontsize=7)
+    ax.text(
+        2. - k*.2,
+        -k,
+        "choose",
+        bbox=dict(boxstyle="circle,pad=.15", fc="#fbe2b4", ec="#cc7711"),
+        ha="center",
+        va="center",
+        fontsize=7,
+    )
     ax.annotate("", (-.95, -k), (-3.1 + k*.35, -k), arrowprops=dict(arrowstyle="->", color="#777777"))
     ax.annotate("", (1.65 - k*.2, -k), (.95, -k), arrowprops=dict(arrowstyle="->", color="#777777"))
     ax.annotate("", (3.3 - k*.35, -k), (2.35 - k*.2, -k), arrowprops=dict(arrowstyle="->", color="#777777"))
@@ -58,9 +72,13 @@ for k, (c, o) in enumerate([(64, 64), (128, 64), (256, 128), (512, 256), (512, N
     ax.text(0, -k, f"{c} channels", color="#884400", **txt)
 ax.add_patch(plt.Rectangle((-.95, -3.4), 1.9, 3.8, fc="#fbe2b4", ec="#cc7711", alpha=.5))
 ax.text(0, .62, "channel transformer, four layers", color="#884400", **txt)
-ax.text(-4.5, 0, "image", **txt); ax.annotate("", (-3.8, 0), (-4.2, 0), arrowprops=dict(arrowstyle="->"))
-ax.text(4.7, 0, "logits", **txt); ax.annotate("", (4.4, 0), (3.95, 0), arrowprops=dict(arrowstyle="->"))
-ax.set(xlim=(-4.9, 5.1), ylim=(-4.4, .9)); ax.axis("off"); fig.tight_layout()
+ax.text(-4.5, 0, "image", **txt)
+ax.annotate("", (-3.8, 0), (-4.2, 0), arrowprops=dict(arrowstyle="->"))
+ax.text(4.7, 0, "logits", **txt)
+ax.annotate("", (4.4, 0), (3.95, 0), arrowprops=dict(arrowstyle="->"))
+ax.set(xlim=(-4.9, 5.1), ylim=(-4.4, .9))
+ax.axis("off")
+fig.tight_layout()
 
 
 # %% [markdown]
@@ -270,10 +288,17 @@ class ChannelTransformer(nn.Module):
 torch.manual_seed(0)
 maps = [torch.rand(2, 8*min(2**k, 8), 64//2**k, 48//2**k) for k in range(4)]
 t = ChannelTransformer((8, 16, 32, 64), grid=4)
-print("maps", [tuple(m.shape[1:]) for m in maps], "-> tokens", [tuple(k(m).shape[1:]) for k, m in zip(t.tokens, maps)])
+print(
+    "maps",
+    [tuple(m.shape[1:]) for m in maps],
+    "-> tokens",
+    [tuple(k(m).shape[1:]) for k, m in zip(t.tokens, maps)],
+)
 test_eq([m.shape for m in t(maps)], [m.shape for m in maps])
 conv, x = nn.Conv2d(8, 8, 1), torch.rand(1, 8, 3, 4)     # the exchange: first convolve, then enlarge
-test_close(conv(F.interpolate(x, scale_factor=4)).detach(), F.interpolate(conv(x), scale_factor=4).detach(), 1e-6)
+test_close(
+    conv(F.interpolate(x, scale_factor=4)).detach(), F.interpolate(conv(x), scale_factor=4).detach(), 1e-6
+)
 
 
 # %% [markdown]
@@ -402,7 +427,10 @@ test_eq([f.shape[1] for f in model.encode(x)], model.channels)
 model = UCTransNet(3, 1)
 test_eq(count_parameters(model), 66_430_657)
 test_eq(count_parameters(model.bridge), 52_374_144)
-print(f"{count_parameters(UCTransNet(1, 55)):,} parameters for 1 -> 55 channels; {count_parameters(UCTransNet(1, 55, width=16)):,} at width 16")
+print(
+    f"{count_parameters(UCTransNet(1, 55)):,} parameters for 1 -> 55 channels; "
+    f"{count_parameters(UCTransNet(1, 55, width=16)):,} at width 16"
+)
 
 # %% [markdown]
 # The paper's formula for a layer adds the feed-forward output to the *queries*; its implementation, and ours, to the tokens, as transformers usually do. Theirs ends in a sigmoid when there
@@ -434,8 +462,11 @@ fig, ax = plt.subplots(4, 1, figsize=(9, 5.2), gridspec_kw=dict(height_ratios=[1
 for k, (a, m) in enumerate(zip(ax, maps)):
     a.imshow(m*m.shape[1], cmap="viridis", vmin=0, vmax=4, aspect="auto", interpolation="nearest")
     for e in edges[1:-1]: a.axvline(e - .5, color="w", lw=.8)
-    a.set(yticks=[]); a.set_ylabel(f"level {k + 1}", rotation=0, ha="right", va="center")
-ax[-1].set(xticks=[(a + b)/2 for a, b in zip(edges, edges[1:])]); ax[-1].set_xticklabels([f"level {k + 1}" for k in range(4)]); ax[-1].set_xlabel("channels of …")
+    a.set(yticks=[])
+    a.set_ylabel(f"level {k + 1}", rotation=0, ha="right", va="center")
+ax[-1].set(xticks=[(a + b)/2 for a, b in zip(edges, edges[1:])])
+ax[-1].set_xticklabels([f"level {k + 1}" for k in range(4)])
+ax[-1].set_xlabel("channels of …")
 fig.tight_layout()
 
 # %% [markdown]
@@ -445,4 +476,5 @@ fig.tight_layout()
 # %%
 model = UCTransNet(1, 4, width=4)
 model(images).square().mean().backward()
-test_eq([n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()], [])   # every parameter takes part
+# every parameter takes part
+test_eq([n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()], [])

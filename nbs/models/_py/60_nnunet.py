@@ -68,7 +68,8 @@ def plan_2d(
 
 
 # %%
-for size in (256, 256), (512, 512), (192, 256), (64, 64), (320, 40): print(size, "->", len(plan_2d(size)), "levels,", plan_2d(size)[1:])
+for size in (256, 256), (512, 512), (192, 256), (64, 64), (320, 40):
+    print(size, "->", len(plan_2d(size)), "levels,", plan_2d(size)[1:])
 test_eq(plan_2d((256, 256)), [(1, 1)] + [(2, 2)]*6)     # as in nnU-Net's published plans for 256x256 slices
 test_eq(plan_2d((512, 512)), [(1, 1)] + [(2, 2)]*7)
 
@@ -80,7 +81,10 @@ for k, (w, side) in enumerate(zip((32, 64, 128, 256, 512, 512, 512), (256, 128, 
     ax.add_patch(plt.Rectangle((k, -h/2), .2 + .3*w/512, h, fc="#cfe3f5", ec="#4477aa"))
     ax.text(k + .25, -h/2 - .16, f"{side}²\n{w}", ha="center", va="top", fontsize=8)
     if k: ax.annotate("", (k - .04, 0), (k - .4, 0), arrowprops=dict(arrowstyle="->", color="#777777"))
-ax.set(xlim=(-.1, 7.2), ylim=(-1.5, .8)); ax.axis("off"); ax.set_title("the plan for 256x256: seven levels (side and channels)", fontsize=10); fig.tight_layout()
+ax.set(xlim=(-.1, 7.2), ylim=(-1.5, .8))
+ax.axis("off")
+ax.set_title("the plan for 256x256: seven levels (side and channels)", fontsize=10)
+fig.tight_layout()
 
 # %% [markdown]
 # ## The network

@@ -520,7 +520,9 @@ print([(g["lr"], sum(p.numel() for p in g["params"])) for g in groups])
 test_eq(sum(len(g["params"]) for g in groups), len(list(model.parameters())))
 frozen = EncoderNet(1, 7, "unet", "resnet18", pretrained=False, frozen=True, norm="group").train()
 test_eq(len(param_groups(frozen, 3e-4, 1e-4)), 1)
-assert not frozen.encoder.training and not any(isinstance(m, nn.BatchNorm2d) for m in frozen.decoder.modules())
+assert not frozen.encoder.training and not any(
+    isinstance(m, nn.BatchNorm2d) for m in frozen.decoder.modules()
+)
 
 # %% [markdown]
 # ## Thirty steps

@@ -122,8 +122,16 @@ def drum_distance(points, centre, radii, axes, power: float) -> np.ndarray:
 drum = (vector(0, 0, 0), vector(20, 20, 10), upright)
 for height in (9, 11):
     at_rim = vector(15, 0, height)[:, None, None]
-    print(f"15 mm off the axis, {height} mm up: ellipsoid {ellipsoid_distance(at_rim, *drum).item():5.1f}, drum {drum_distance(at_rim, *drum, 8).item():5.1f}")
-assert drum_distance(vector(15, 0, 9)[:, None, None], *drum, 8) < 0 < ellipsoid_distance(vector(15, 0, 9)[:, None, None], *drum)
+    print(
+        f"15 mm off the axis, {height} mm up: "
+        f"ellipsoid {ellipsoid_distance(at_rim, *drum).item():5.1f}, drum "
+        f"{drum_distance(at_rim, *drum, 8).item():5.1f}"
+    )
+assert (
+    drum_distance(vector(15, 0, 9)[:, None, None], *drum, 8)
+    < 0
+    < ellipsoid_distance(vector(15, 0, 9)[:, None, None], *drum)
+)
 
 
 # %% [markdown]
@@ -158,7 +166,9 @@ def capsule_distance(points, start, along, radius, widening, flat) -> np.ndarray
 
 
 # %%
-end_cap = capsule_distance(vector(25, 0, 0)[:, None, None], vector(0, 0, 0), vector(20, 0, 0), 4., -2., vector(1, 1, 1))
+end_cap = capsule_distance(
+    vector(25, 0, 0)[:, None, None], vector(0, 0, 0), vector(20, 0, 0), 4., -2., vector(1, 1, 1)
+)
 print("5 mm beyond the end, which is 2 mm thick:", end_cap.item())
 test_eq(end_cap, 3)
 
@@ -217,7 +227,9 @@ plate = triangle_distance(points, np.array([(-30, 30, 5), (35, 30, -5), (20, -20
 fig, axes = plt.subplots(1, 4, figsize=(8, 2.3), layout="constrained")
 titles = ("ellipsoid", "capsule", "triangle", "both, fillet 20 mm")
 for ax, distance, title in zip(axes, (ball, capsule, plate, smooth_minimum(ball, capsule, 20)), titles):
-    levels = ax.contourf(points[0], points[1], distance, np.arange(-20, 61, 5), cmap="RdBu", vmin=-60, vmax=60)
+    levels = ax.contourf(
+        points[0], points[1], distance, np.arange(-20, 61, 5), cmap="RdBu", vmin=-60, vmax=60
+    )
     ax.contour(points[0], points[1], distance, [0], colors="k")
     ax.set(title=title, xticks=[], yticks=[], aspect="equal")
 fig.colorbar(levels, ax=axes, label="distance (mm)", ticks=[-20, 0, 20, 40, 60])
@@ -473,7 +485,9 @@ class Sheet:
 # %%
 bowed = Tube([(-40, -30, 0, 4), (-10, 20, 0, 12), (20, 5, 0, 8), (40, 30, 0, 3)])
 oval = Tube([(-25, 0, 0), (25, 0, 0)], radius=16, flat=(1, 2.5, 1))
-wing = Sheet([[(-35, -30, 0), (30, -20, 0)], [(-20, 5, 0), (0, 10, 0), (35, 0, 0)], [(10, 35, 0)]], thickness=[1, 2, 4])
+wing = Sheet(
+    [[(-35, -30, 0), (30, -20, 0)], [(-20, 5, 0), (0, 10, 0), (35, 0, 0)], [(10, 35, 0)]], thickness=[1, 2, 4]
+)
 fig, axes = plt.subplots(1, 3, figsize=(6, 2.2), layout="constrained")
 for ax, shape, title in zip(axes, (bowed, oval, wing), ("Tube", "flat Tube", "Sheet")):
     for atom in shape.atoms(still):

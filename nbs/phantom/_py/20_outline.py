@@ -124,7 +124,11 @@ def superellipse_point(angle: float, width: float, depth: float, power: float) -
 
 # %%
 x, y = superellipse_point(30, 40, 20, power=2.4)
-print(f"at 30 degrees: x = {x:.1f}, y = {y:.1f}, and {superellipse_distance(x, y, 40, 20, 2.4):.3f} mm from the curve")
+print(
+    f"at 30 degrees: x = {x:.1f}, y = {y:.1f}, "
+    f"and {superellipse_distance(x, y, 40, 20, 2.4):.3f} mm from the "
+    f"curve"
+)
 assert abs(superellipse_distance(x, y, 40, 20, 2.4)) < .05
 
 
@@ -260,8 +264,15 @@ spine_slope = spine_y.derivative()               # dy/dz
 # %%
 z = np.arange(-100, 940, 4, dtype=np.float32)[:, None]
 across = np.linspace(-190, 190, 96, dtype=np.float32)
-planes = {"from the front": (across, np.zeros_like(across) + 5), "from the left": (np.zeros_like(across), across)}
-outlines = {"trunk": (Loft(TRUNK, TRUNK_POWER), "C0"), "cavity": (Loft(CAVITY, CAVITY_POWER), "C3"), "head": (Loft(HEAD, HEAD_POWER), "C2")}
+planes = {
+    "from the front": (across, np.zeros_like(across) + 5),
+    "from the left": (np.zeros_like(across), across),
+}
+outlines = {
+    "trunk": (Loft(TRUNK, TRUNK_POWER), "C0"),
+    "cavity": (Loft(CAVITY, CAVITY_POWER), "C3"),
+    "head": (Loft(HEAD, HEAD_POWER), "C2"),
+}
 fig, axes = plt.subplots(1, 2, figsize=(4.4, 4.2), layout="constrained")
 for ax, (title, (x, y)) in zip(axes, planes.items()):
     points = np.stack(np.broadcast_arrays(x, y, z))

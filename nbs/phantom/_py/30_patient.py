@@ -14,7 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ctseg.phantom.outline import CAVITY, CAVITY_POWER, HEAD, HEAD_POWER, TRUNK, TRUNK_POWER, Loft, bulged, read_table
+from ctseg.phantom.outline import CAVITY, CAVITY_POWER, HEAD, HEAD_POWER, TRUNK, TRUNK_POWER
+from ctseg.phantom.outline import Loft, bulged, read_table
 from ctseg.phantom.shapes import as_float32, dot, spread
 
 # %%
@@ -127,7 +128,10 @@ def draw_tissues(rng: np.random.Generator, phase: int) -> dict[str, float]:
 
 # %%
 shown = ("artery", "vein", "liver", "spleen", "cortex", "muscle", "urine")
-by_patient = {f"patient {seed}, {PHASES[phase]}": draw_tissues(np.random.default_rng(seed), phase) for seed, phase in enumerate((0, 1, 2, 3))}
+by_patient = {
+    f"patient {seed}, {PHASES[phase]}": draw_tissues(np.random.default_rng(seed), phase)
+    for seed, phase in enumerate((0, 1, 2, 3))
+}
 pd.DataFrame(by_patient).T[list(shown)].round().astype(int)
 
 # %% [markdown]
@@ -166,7 +170,11 @@ s = np.linspace(-120, 120, 120, dtype=np.float32)
 plane = np.stack([*np.meshgrid(s, s), np.zeros((120, 120), np.float32)])
 fig, axes = plt.subplots(1, 4, figsize=(7, 2), layout="constrained")
 for ax, grain in zip(axes, GRAINS):
-    ax.imshow(.5*Waves.draw(np.random.default_rng(1), grain, 8).values(plane).sum(0), cmap="gray", extent=(-120, 120, 120, -120))
+    ax.imshow(
+        .5*Waves.draw(np.random.default_rng(1), grain, 8).values(plane).sum(0),
+        cmap="gray",
+        extent=(-120, 120, 120, -120),
+    )
     ax.set(title=f"noise, {grain} mm", xticks=[-100, 0, 100], yticks=[])
 
 
@@ -228,6 +236,9 @@ class Patient:
 # %%
 patient = Patient(7)
 traits = patient.traits
-print(f"{'woman' if traits.female else 'man'}, {traits.fat:.0f} mm of fat, contrast: {PHASES[traits.phase]}, liver {patient.hu['liver']:.0f} HU")
+print(
+    f"{'woman' if traits.female else 'man'}, {traits.fat:.0f} mm of fat, contrast: {PHASES[traits.phase]}, "
+    f"liver {patient.hu['liver']:.0f} HU"
+)
 test_eq(Patient(7).hu, Patient([7]).hu)
 assert Patient(8).hu != patient.hu

@@ -61,8 +61,15 @@ class Organ:
 
 
 # %%
-rib = Organ("rib", [(0., "bone"), (1.7, "marrow")], [Tube([(20, 60, 0), (90, 20, -30), (40, -70, -60)], radius=4)], pair=True)
-blob = Organ("liver", "liver", [Ball((-60, 0, 0), (60, 70, 70)), Ball((0, -40, 10), (50, 30, 30))], fillet=20, shift=5)
+rib = Organ(
+    "rib",
+    [(0., "bone"), (1.7, "marrow")],
+    [Tube([(20, 60, 0), (90, 20, -30), (40, -70, -60)], radius=4)],
+    pair=True,
+)
+blob = Organ(
+    "liver", "liver", [Ball((-60, 0, 0), (60, 70, 70)), Ball((0, -40, 10), (50, 30, 30))], fillet=20, shift=5
+)
 test_eq(blob.layers, [(0., "liver")])
 test_eq(len(rib.layers), 2)
 

@@ -136,7 +136,9 @@ def find_hits(boxes: Boxes, points: dict, block: int = 8) -> dict[int, list[Hit]
 
 # %%
 def shapes(patient, rng):
-    yield Organ("liver", "liver", [Ball((-50, 0, 350), (50, 60, 60)), Ball((10, -30, 360), (40, 25, 25))], fillet=20)
+    yield Organ(
+        "liver", "liver", [Ball((-50, 0, 350), (50, 60, 60)), Ball((10, -30, 360), (40, 25, 25))], fillet=20
+    )
     yield Organ("aorta", "artery", [Tube([(5, 40, 250), (0, 30, 350), (10, 40, 450)], radius=12)])
 
 body = Body(3, [Region(2, shapes)])
@@ -304,7 +306,11 @@ def view(body: Body, kind: str, at, fov: float, size: int, tilt=(0, 0)) -> Cut:
 # %%
 cuts = {kind: view(body, kind, (-20, 10, 350), 300, 96) for kind in VIEWS}
 fig, axes = plt.subplots(1, 3, figsize=(6, 2.2), layout="constrained")
-labels = {"axial": "right → left, back → front", "coronal": "right → left, feet → head", "sagittal": "back → front, feet → head"}
+labels = {
+    "axial": "right → left, back → front",
+    "coronal": "right → left, feet → head",
+    "sagittal": "back → front, feet → head",
+}
 for ax, (kind, cut) in zip(axes, cuts.items()):
     for number, colour in ((0, "C3"), (1, "C0")):
         window, distance = cut.distance(number, {})
@@ -312,7 +318,24 @@ for ax, (kind, cut) in zip(axes, cuts.items()):
         whole[window] = distance
         ax.contour(whole, [0], colors=colour)
         for hit in cut.hits[number]:
-            ax.add_patch(plt.Rectangle((hit.left, hit.top), hit.right - hit.left, hit.bottom - hit.top, fill=False, ec=colour, lw=.4))
-    ax.set(title=kind, xticks=[], yticks=[], xlim=(0, 96), ylim=(96, 0), aspect="equal", xlabel=f"rows: {labels[kind].split(', ')[0]}")
+            ax.add_patch(
+                plt.Rectangle(
+                    (hit.left, hit.top),
+                    hit.right - hit.left,
+                    hit.bottom - hit.top,
+                    fill=False,
+                    ec=colour,
+                    lw=.4,
+                )
+            )
+    ax.set(
+        title=kind,
+        xticks=[],
+        yticks=[],
+        xlim=(0, 96),
+        ylim=(96, 0),
+        aspect="equal",
+        xlabel=f"rows: {labels[kind].split(', ')[0]}",
+    )
 fig.suptitle("Liver (red) and aorta (blue) with the windows of their atoms")
 test_eq(cuts["axial"].points["bone"].shape, (3, 96, 96))

@@ -104,7 +104,10 @@ def table_height(patient: Patient, z: np.ndarray) -> np.ndarray:
 
 
 # %%
-print(f"fat {cut.patient.traits.fat:.0f} mm; skin and fat in this plane: {fat_under_skin(cut.patient, cut.points['bone']).round(1).min()} mm and more")
+print(
+    f"fat {cut.patient.traits.fat:.0f} mm; skin and fat in this plane: "
+    f"{fat_under_skin(cut.patient, cut.points['bone']).round(1).min()} mm and more"
+)
 assert (fat_under_skin(cut.patient, cut.points["bone"]) >= 3.5).all()
 
 
@@ -153,8 +156,11 @@ def draw_outlines(cut: Cut) -> dict[str, np.ndarray]:
 
 
 # %%
-cuts = {"axial, z = 330": view(body, "axial", (0, 4, 330), 420, 128), "coronal": view(body, "coronal", (0, 4, 400), 1100, 128),
-        "sagittal": view(body, "sagittal", (0, 4, 400), 1100, 128)}
+cuts = {
+    "axial, z = 330": view(body, "axial", (0, 4, 330), 420, 128),
+    "coronal": view(body, "coronal", (0, 4, 400), 1100, 128),
+    "sagittal": view(body, "sagittal", (0, 4, 400), 1100, 128),
+}
 fig, axes = image_grid(1, 3, 2.4)
 colours = {"skin": "C1", "muscles": "C0", "cavity": "C3", "above diaphragm": "C4", "above skull base": "C2"}
 for ax, (title, cut) in zip(axes[0], cuts.items()):
@@ -309,7 +315,10 @@ def paint_unlabelled(cut: Cut, outlines: dict, hu: np.ndarray, edge: float) -> N
 # %%
 air = np.full((128, 128), -1000, np.float32)
 paint_unlabelled(cut, draw_outlines(cut), air, edge=3)
-print(f"{(air < -900).mean():.0%} air, {((air > -140) & (air < -60)).mean():.0%} fat, {((air > 20) & (air < 90)).mean():.0%} flesh")
+print(
+    f"{(air < -900).mean():.0%} air, {((air > -140) & (air < -60)).mean():.0%} fat, "
+    f"{((air > 20) & (air < 90)).mean():.0%} flesh"
+)
 assert air.min() > -1001 and (air > 20).any()
 
 
@@ -347,7 +356,14 @@ def render(cut: Cut) -> tuple[np.ndarray, np.ndarray]:
 
 # %%
 def two_organs(patient, rng):
-    yield Organ("liver", Grain("liver", 3, 3), [Ball((-70, 0, 350), (60, 70, 60))], within=(("cavity", 4),), fillet=10, roughness=1.5)
+    yield Organ(
+        "liver",
+        Grain("liver", 3, 3),
+        [Ball((-70, 0, 350), (60, 70, 60))],
+        within=(("cavity", 4),),
+        fillet=10,
+        roughness=1.5,
+    )
     yield Organ("vertebrae_lumbar", BONE, [Ball((0, 32, 330), (24, 17, 40), power=5)], space="bone")
     yield Organ("aorta", "artery", [Tube([(5, 5, 280), (8, 10, 380)], radius=10)])
 
@@ -357,4 +373,6 @@ fig, axes = image_grid(1, 3, 2.2)
 show_image(axes[0, 0], grey, "challenge's frame")
 show_image(axes[0, 1], np.rot90(grey), "radiologist's frame")
 show_image(axes[0, 2], overlay(np.rot90(grey), np.rot90(label), RAIDIUM54, opacity=.4), "labels")
-test_eq(sorted(RAIDIUM54.name(i) for i in np.unique(label[label > 0])), ["aorta", "liver", "vertebrae_lumbar"])
+test_eq(
+    sorted(RAIDIUM54.name(i) for i in np.unique(label[label > 0])), ["aorta", "liver", "vertebrae_lumbar"]
+)

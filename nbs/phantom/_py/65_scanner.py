@@ -78,7 +78,11 @@ def to_window(hu):
     return (hu + 155)*255/400
 
 fig, axes = image_grid(1, 3, 2.1)
-for ax, image, title in zip(axes[0], (to_window(hu), to_window(noisy), difference + 128), ("formula", "scanned", "difference: 1 HU a grey value")):
+for ax, image, title in zip(
+    axes[0],
+    (to_window(hu), to_window(noisy), difference + 128),
+    ("formula", "scanned", "difference: 1 HU a grey value"),
+):
     show_image(ax, np.rot90(image), title)
 print(f"noise: {difference[label > 0].std():.0f} HU in the structures")
 test_eq(noisy, scanner_noise(hu, np.random.default_rng(3)))
@@ -144,6 +148,12 @@ def to_grey(hu: np.ndarray, level: float, width: float) -> np.ndarray:
 
 # %%
 fig, axes = image_grid(1, 4, 2)
-for ax, title, window in zip(axes[0], ("soft tissue", "lung", "bone", "narrow"), ((45, 400), (-550, 1400), (380, 1700), (90, 180))):
-    show_image(ax, np.rot90(to_grey(noisy, *window)), f"{title}: {window[0] - window[1]//2} to {window[0] + window[1]//2} HU")
+for ax, title, window in zip(
+    axes[0], ("soft tissue", "lung", "bone", "narrow"), ((45, 400), (-550, 1400), (380, 1700), (90, 180))
+):
+    show_image(
+        ax,
+        np.rot90(to_grey(noisy, *window)),
+        f"{title}: {window[0] - window[1]//2} to {window[0] + window[1]//2} HU",
+    )
 test_eq(to_grey(np.array([-1000., -155, 245, 1000]), 45, 400), [0, 0, 255, 255])

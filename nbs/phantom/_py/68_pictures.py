@@ -91,4 +91,5 @@ def show_cuts(body: Body, cuts: list[tuple], fov: float, columns: int = 6, size:
 
 
 # %%
-show_cuts(Body([1, 7], LIMBS), [("axial", (0, 4, 610)), ("coronal", (0, 10, 400)), ("sagittal", (0, 4, 400))], fov=900, columns=3);
+cuts = [("axial", (0, 4, 610)), ("coronal", (0, 10, 400)), ("sagittal", (0, 4, 400))]
+_ = show_cuts(Body([1, 7], LIMBS), cuts, fov=900, columns=3)

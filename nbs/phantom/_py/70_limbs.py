@@ -84,6 +84,9 @@ def limbs(patient: Patient, rng: np.random.Generator) -> Iterator[Organ]:
 LIMBS = [Region(2, limbs)]
 
 # %%
-cuts = [("axial", (0, 4, z)) for z in (720, 610, 480, 260, 90, -60)] + [("coronal", (0, 10, 400)), ("sagittal", (0, 4, 400))]
+cuts = [("axial", (0, 4, z)) for z in (720, 610, 480, 260, 90, -60)] + [
+    ("coronal", (0, 10, 400)),
+    ("sagittal", (0, 4, 400)),
+]
 show_cuts(Body([1, 7], LIMBS), cuts, fov=480, columns=4, size=128)
 test_eq(len(Body([1, 7], LIMBS).parts), 8)  # a left and a right one of four

@@ -82,7 +82,12 @@ tree = vessel_tree(np.random.default_rng(0), (36, 18, 532), side=1)
 fig, ax = plt.subplots(figsize=(3, 2.4), layout="constrained")
 for start, end, radius in zip(tree.points[:tree.count], tree.points[tree.count:], tree.start_radii):
     ax.plot([start[0], end[0]], [start[2], end[2]], color="C3", lw=radius)
-ax.set(title=f"{tree.count} twigs of the left lung, from the front", xlabel="x (mm)", ylabel="z (mm)", aspect="equal")
+ax.set(
+    title=f"{tree.count} twigs of the left lung, from the front",
+    xlabel="x (mm)",
+    ylabel="z (mm)",
+    aspect="equal",
+)
 ax.invert_xaxis()
 
 
@@ -118,8 +123,12 @@ def lungs(patient: Patient, rng: np.random.Generator) -> Iterator[Organ]:
 
 # %%
 body = Body([1, 7], [*LIMBS, Region(3, lungs)])
-cuts = [("axial", (0, 4, z)) for z in (600, 500, 430)] + [("coronal", (0, 0, 480)), ("coronal", (0, 40, 480)), ("sagittal", (-60, 4, 480))]
-show_cuts(body, cuts, fov=360, window=(-500, 1400), painted=[]);
+cuts = [("axial", (0, 4, z)) for z in (600, 500, 430)] + [
+    ("coronal", (0, 0, 480)),
+    ("coronal", (0, 40, 480)),
+    ("sagittal", (-60, 4, 480)),
+]
+_ = show_cuts(body, cuts, fov=360, window=(-500, 1400), painted=[])
 
 
 # %% [markdown]

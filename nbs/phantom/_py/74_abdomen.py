@@ -134,8 +134,16 @@ def upper_belly(patient: Patient, rng: np.random.Generator) -> Iterator[Organ]:
 
 
 # %%
-cuts = [("axial", (0, 4, z)) for z in (425, 390, 350, 320)] + [("coronal", (0, -20, 390)), ("coronal", (0, 20, 390))]
-show_cuts(Body([1, 7], [*LIMBS, *CHEST, Region(5, upper_belly)]), cuts, fov=340, painted=classes_of([Region(5, upper_belly)]));
+cuts = [("axial", (0, 4, z)) for z in (425, 390, 350, 320)] + [
+    ("coronal", (0, -20, 390)),
+    ("coronal", (0, 20, 390)),
+]
+_ = show_cuts(
+    Body([1, 7], [*LIMBS, *CHEST, Region(5, upper_belly)]),
+    cuts,
+    fov=340,
+    painted=classes_of([Region(5, upper_belly)]),
+)
 
 
 # %% [markdown]
@@ -194,7 +202,9 @@ def snake(rng: np.random.Generator, x, y, z) -> Tube:
 
 
 # %%
-loops = snake(np.random.default_rng(0), np.linspace(-78, 80, 7), np.linspace(-76, -14, 3), np.linspace(104, 246, 6))
+loops = snake(
+    np.random.default_rng(0), np.linspace(-78, 80, 7), np.linspace(-76, -14, 3), np.linspace(104, 246, 6)
+)
 length = np.linalg.norm(np.diff(loops.points[:loops.count], axis=0), axis=1).sum()
 print(f"{length/1000:.1f} m of small bowel in {loops.count} pieces")
 assert length > 2000
@@ -229,7 +239,7 @@ def bowel(patient: Patient, rng: np.random.Generator) -> Iterator[Organ]:
 # %%
 regions = [*LIMBS, *CHEST, Region(5, upper_belly), Region(6, bowel)]
 cuts = [("axial", (0, 4, z)) for z in (340, 290, 250, 200, 120)] + [("coronal", (0, -40, 240))]
-show_cuts(Body([1, 7], regions), cuts, fov=340, painted=classes_of([Region(6, bowel)]));
+_ = show_cuts(Body([1, 7], regions), cuts, fov=340, painted=classes_of([Region(6, bowel)]))
 
 
 # %% [markdown]
@@ -306,6 +316,9 @@ ABDOMEN = [Region(5, upper_belly), Region(6, bowel), Region(7, deep_belly)]
 
 # %%
 body = Body([1, 7], [*LIMBS, *CHEST, *ABDOMEN])
-cuts = [("axial", (0, 4, z)) for z in (378, 330, 300, 85)] + [("coronal", (0, 34, 330)), ("sagittal", (0, 4, 240))]
+cuts = [("axial", (0, 4, z)) for z in (378, 330, 300, 85)] + [
+    ("coronal", (0, 34, 330)),
+    ("sagittal", (0, 4, 240)),
+]
 show_cuts(body, cuts, fov=320, painted=classes_of([Region(7, deep_belly)]))
 test_eq(len({part.label for part in body.parts} - {None, 0}), 6 + 4 + 3 + 7)

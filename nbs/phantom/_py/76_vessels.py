@@ -72,7 +72,13 @@ for organ in vessels(None, np.random.default_rng(0)):
         path = np.r_[tube.points[:tube.count], tube.points[-1:]]
         for side in (1, -1) if organ.pair else (1,):
             vein = "ven" in (organ.label or "") or organ.paint == "vein"
-            ax.plot(side*path[:, 0], path[:, 2], color="C0" if vein else "C3", lw=tube.start_radii.mean()/4, alpha=.9 if organ.label else .4)
+            ax.plot(
+                side*path[:, 0],
+                path[:, 2],
+                color="C0" if vein else "C3",
+                lw=tube.start_radii.mean()/4,
+                alpha=.9 if organ.label else .4,
+            )
 for colour, label, alpha in (("C3", "artery", .9), ("C0", "vein", .9), ("0.5", "pale: no class", .5)):
     ax.plot([], [], color=colour, lw=3, alpha=alpha, label=label)
 ax.set(title="Vessels from the front", xlabel="x (mm)", ylabel="z (mm)", aspect="equal")

@@ -60,7 +60,10 @@ def muscle_along_spine() -> Tube:
 
 # %%
 tube = muscle_along_spine()
-print(f"{tube.count} pieces, {tube.start_radii.max():.0f} mm thick at most, {tube.points[:, 1].min() - spine_y(640):.0f} mm or more behind the spine of the neck")
+print(
+    f"{tube.count} pieces, {tube.start_radii.max():.0f} mm thick at most, "
+    f"{tube.points[:, 1].min() - spine_y(640):.0f} mm or more behind the spine of the neck"
+)
 assert (tube.points[:tube.count, 1] > spine_y(tube.points[:tube.count, 2]) + 10).all()
 
 
@@ -126,4 +129,7 @@ MUSCLES = [Region(9, muscles)]
 body = Body([1, 7], [*LIMBS, *CHEST, *ABDOMEN, *VESSELS, *MUSCLES])
 cuts = [("axial", (0, 4, z)) for z in (560, 280, 190, 130, 80)] + [("coronal", (0, 40, 200))]
 show_cuts(body, cuts, fov=400, painted=classes_of(MUSCLES))
-test_eq({part.organ.label for part in body.parts[-20:]}, {None, "autochthon", "iliopsoas", "gluteus_maximus", "gluteus_medius", "gluteus_minimus"})
+test_eq(
+    {part.organ.label for part in body.parts[-20:]},
+    {None, "autochthon", "iliopsoas", "gluteus_maximus", "gluteus_medius", "gluteus_minimus"},
+)

@@ -136,8 +136,14 @@ def ribs(patient: Patient, rng: np.random.Generator) -> Iterator[Organ]:
 
 
 # %%
-cuts = [("axial", (0, 4, z)) for z in (620, 540, 430)] + [("coronal", (0, -60, 500)), ("coronal", (0, 30, 500)), ("sagittal", (90, 4, 500))]
-show_cuts(Body([1, 7], [*BEFORE, Region(10, ribs)]), cuts, fov=360, painted=classes_of([Region(10, ribs)]));
+cuts = [("axial", (0, 4, z)) for z in (620, 540, 430)] + [
+    ("coronal", (0, -60, 500)),
+    ("coronal", (0, 30, 500)),
+    ("sagittal", (90, 4, 500)),
+]
+_ = show_cuts(
+    Body([1, 7], [*BEFORE, Region(10, ribs)]), cuts, fov=360, painted=classes_of([Region(10, ribs)])
+)
 
 
 # %% [markdown]
@@ -237,7 +243,13 @@ for ax, number in zip(axes, (1, 10, 20)):
     plane = np.stack([*np.meshgrid(u, u + np.float32(y + 15)), np.full((90, 90), z - 2, np.float32)])
     bone = [atom for shape in vertebra(number)[0] for atom in shape.atoms(still)]
     ax.contourf(u, u, np.min([atom.distance(plane) for atom in bone], 0), [-50, 0], colors="0.6")
-    ax.set(title=f"{name} from above", aspect="equal", xticks=[], yticks=[], xlabel="right – left" if number == 1 else "")
+    ax.set(
+        title=f"{name} from above",
+        aspect="equal",
+        xticks=[],
+        yticks=[],
+        xlabel="right – left" if number == 1 else "",
+    )
     ax.invert_yaxis()
 
 
@@ -295,8 +307,16 @@ def spine(patient: Patient, rng: np.random.Generator) -> Iterator[Organ]:
 
 
 # %%
-cuts = [("axial", (0, 4, z)) for z in (690, 500, 298, 150)] + [("coronal", (0, 45, 400)), ("sagittal", (0, 4, 400))]
-show_cuts(Body([1, 7], [*BEFORE, Region(10, ribs), Region(11, spine)]), cuts, fov=380, painted=classes_of([Region(11, spine)]));
+cuts = [("axial", (0, 4, z)) for z in (690, 500, 298, 150)] + [
+    ("coronal", (0, 45, 400)),
+    ("sagittal", (0, 4, 400)),
+]
+_ = show_cuts(
+    Body([1, 7], [*BEFORE, Region(10, ribs), Region(11, spine)]),
+    cuts,
+    fov=380,
+    painted=classes_of([Region(11, spine)]),
+)
 
 
 # %% [markdown]
@@ -333,7 +353,10 @@ def upper_arm(patient: Patient) -> list:
 # %%
 for seed in (0, 3):
     _, shaft, _ = upper_arm(Patient(seed))
-    print(f"arms {'up' if Patient(seed).traits.arms_up else 'down'}: the bone ends at z = {shaft.points[-1, 2]:.0f} mm")
+    print(
+        f"arms {'up' if Patient(seed).traits.arms_up else 'down'}: the bone ends at z = "
+        f"{shaft.points[-1, 2]:.0f} mm"
+    )
 
 
 # %%

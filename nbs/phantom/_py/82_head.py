@@ -91,8 +91,18 @@ def head(patient: Patient, rng: np.random.Generator) -> Iterator[Organ]:
 
 
 # %%
-cuts = [("axial", (0, 4, z)) for z in (880, 850, 820)] + [("coronal", (0, 0, 820)), ("sagittal", (3, 4, 820)), ("sagittal", (30, 4, 820))]
-show_cuts(Body([1, 7], [*BEFORE, Region(14, head)]), cuts, fov=240, window=(40, 160), painted=classes_of([Region(14, head)]));
+cuts = [("axial", (0, 4, z)) for z in (880, 850, 820)] + [
+    ("coronal", (0, 0, 820)),
+    ("sagittal", (3, 4, 820)),
+    ("sagittal", (30, 4, 820)),
+]
+_ = show_cuts(
+    Body([1, 7], [*BEFORE, Region(14, head)]),
+    cuts,
+    fov=240,
+    window=(40, 160),
+    painted=classes_of([Region(14, head)]),
+)
 
 
 # %% [markdown]

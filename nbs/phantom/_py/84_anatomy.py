@@ -62,8 +62,10 @@ test_eq(labels, set(range(1, 55)))
 # The whole patient from the front and from the side:
 
 # %%
-cuts = [("coronal", (0, y, 390)) for y in (-40, 0, 30, 60)] + [("sagittal", (x, 4, 390)) for x in (-60, 0, 30, 90)]
-show_cuts(body, cuts, fov=1080, columns=4, size=224);
+cuts = [("coronal", (0, y, 390)) for y in (-40, 0, 30, 60)] + [
+    ("sagittal", (x, 4, 390)) for x in (-60, 0, 30, 90)
+]
+_ = show_cuts(body, cuts, fov=1080, columns=4, size=224)
 
 # %% [markdown]
 # In the challenge's frame the patient lies with the back to the left and the right side on top. So the liver is in the upper half, and the spine on the left:
@@ -91,5 +93,7 @@ seen = []
 for ax, seed in zip(axes[0], range(6)):
     hu, label = render(view(whole_body(seed), "axial", (0, 4, 340), 380, 160))
     seen.append(label)
-    show_image(ax, overlay(hang(to_grey(hu, 45, 420)), hang(label), RAIDIUM54, opacity=.45), f"patient {seed}")
+    show_image(
+        ax, overlay(hang(to_grey(hu, 45, 420)), hang(label), RAIDIUM54, opacity=.45), f"patient {seed}"
+    )
 class_legend(fig, RAIDIUM54, np.stack(seen))

@@ -43,7 +43,15 @@ import pandas as pd
 from fastcore.test import test_eq, test_fail
 from matplotlib_inline.backend_inline import set_matplotlib_formats
 
-from ctseg.core.style import class_legend, image_grid, overlay, show_image, show_states, state_legend, states_of
+from ctseg.core.style import (
+    class_legend,
+    image_grid,
+    overlay,
+    show_image,
+    show_states,
+    state_legend,
+    states_of,
+)
 from ctseg.data.challenge import read_challenge
 from ctseg.data.splits import near_duplicates
 
@@ -294,8 +302,16 @@ partial = hide_labels(slices)
 i = int(slices.present.sum(1).argmax())
 fig, axes = image_grid(1, 3, 2)
 show_image(axes[0, 0], slices.images[i], "image")
-show_image(axes[0, 1], overlay(slices.images[i], slices.masks[i], slices.classes), f"truth: {slices.present[i].sum()} structures")
-show_image(axes[0, 2], overlay(slices.images[i], partial.masks[i], slices.classes), f"as annotated: {partial.present[i].sum()} structures")
+show_image(
+    axes[0, 1],
+    overlay(slices.images[i], slices.masks[i], slices.classes),
+    f"truth: {slices.present[i].sum()} structures",
+)
+show_image(
+    axes[0, 2],
+    overlay(slices.images[i], partial.masks[i], slices.classes),
+    f"as annotated: {partial.present[i].sum()} structures",
+)
 class_legend(fig, slices.classes, slices.masks[i])
 test_eq(np.unique(partial.known.sum(1)), [27])
 assert not (partial.present & ~partial.known).any()                           # what is drawn was examined

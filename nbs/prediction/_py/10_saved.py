@@ -93,7 +93,10 @@ def is_number(value: Any, low: float = -math.inf, high: float = math.inf) -> boo
 
 
 # %%
-test_eq([is_number(v, 0, 1) for v in (0.5, 1, 2, None, "0.5", True, math.nan)], [True, True, False, False, False, False, False])
+test_eq(
+    [is_number(v, 0, 1) for v in (0.5, 1, 2, None, "0.5", True, math.nan)],
+    [True, True, False, False, False, False, False],
+)
 
 
 # %%
@@ -192,9 +195,14 @@ def read_metrics(run: Run, classes: int) -> SavedMetrics:
 
 # %%
 test_eq(read_metrics(run, 3).finished, False)
-write_json({"rule": asdict(rule), "calibration": {"temperature": 1.4, "rule": asdict(Rule(0.3))}}, run/"metrics.json")
+write_json(
+    {"rule": asdict(rule), "calibration": {"temperature": 1.4, "rule": asdict(Rule(0.3))}},
+    run/"metrics.json",
+)
 metrics = read_metrics(run, 3)
-print(metrics.rule, "| calibrated:", metrics.calibration.rule, "| temperature", metrics.calibration.temperature)
+print(
+    metrics.rule, "| calibrated:", metrics.calibration.rule, "| temperature", metrics.calibration.temperature
+)
 test_eq(metrics.rule, rule)
 for damaged in ([], {"rule": asdict(replace(rule, gate=7))}):
     write_json(damaged, run/"metrics.json")

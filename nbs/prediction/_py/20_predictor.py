@@ -112,7 +112,15 @@ def load_member(
 # %%
 run = Run(folders[0])
 member = load_member(run, run_spec(run), pick_device("cpu"))
-print(type(member.model).__name__, "of", member.run.folder.name, "with", type(member.loss).__name__, "trained at", member.trained_at)
+print(
+    type(member.model).__name__,
+    "of",
+    member.run.folder.name,
+    "with",
+    type(member.loss).__name__,
+    "trained at",
+    member.trained_at,
+)
 
 # %%
 x = torch.from_numpy(slices.images[:4])[:, None].float()/255
@@ -274,7 +282,10 @@ sides = ClassMap.from_names(["left", "right"])
 two = Ensemble([Member(echo, echo)]*2, sides, pick_device("cpu"))
 test_close(two.probabilities(slices.images[:2])[:, 0], slices.images[:2]/255, eps=1e-6)
 many = replace(two, views=9)
-print(f"nine views, turned and enlarged: {(many.probabilities(slices.images[:2])[:, 0] - x[:2, 0]).abs().mean():.3f} away from the image")
+print(
+    f"nine views, turned and enlarged: "
+    f"{(many.probabilities(slices.images[:2])[:, 0] - x[:2, 0]).abs().mean():.3f} away from the image"
+)
 try: replace(two, views=10).probabilities(slices.images[:2])
 except InputError as e: print(e)
 

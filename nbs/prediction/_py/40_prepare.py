@@ -50,7 +50,10 @@ from ctseg.runs.recipe import apply_settings
 slices, _ = toy_set(60, labelled=40, size=48)
 recipe = apply_settings(get_recipe("masked"), ["width=8", "epochs=10", "folds=4", "lr=5e-3"])
 keep = tempfile.TemporaryDirectory()
-runs = [fit(slices, recipe, Path(keep.name)/name, seed, device="cpu", progress=False) for seed, name in enumerate("ab")]
+runs = [
+    fit(slices, recipe, Path(keep.name)/name, seed, device="cpu", progress=False)
+    for seed, name in enumerate("ab")
+]
 
 
 # %% [markdown]
@@ -102,7 +105,10 @@ def calibrate_run(
 
 # %%
 facts = calibrate_run(runs[0], slices[held_out_by(runs[0], slices)])
-print(f"temperature {facts['temperature']}; calibration error {facts['ece before']:.3f}, with it {facts['ece after']:.3f}")
+print(
+    f"temperature {facts['temperature']}; calibration error {facts['ece before']:.3f}, with it "
+    f"{facts['ece after']:.3f}"
+)
 test_eq(read_json(runs[0]/"metrics.json")["calibration"]["temperature"], facts["temperature"])
 pd.read_csv(runs[0]/"reliability.csv").tail(3)
 
@@ -222,7 +228,14 @@ run = runs[0].folder
 plain, cool = prepare(run, "cpu"), prepare(run, "cpu", calibrated=True)
 p, q = (x.probabilities(slices.images[:2]) for x in (plain, cool))
 test_close(q.logit(), p.logit()/facts["temperature"], eps=0.05)
-print("saved:", plain.rule, "| calibrated:", cool.rule, "| with a threshold:", prepare(run, "cpu", threshold=0.3).rule)
+print(
+    "saved:",
+    plain.rule,
+    "| calibrated:",
+    cool.rule,
+    "| with a threshold:",
+    prepare(run, "cpu", threshold=0.3).rule,
+)
 test_eq(prepare(run, "cpu", rule="argmax").rule, Rule())
 test_eq(prepare(run, "cpu", tune=slices).rule, tuned(plain, slices).rule)
 

@@ -208,7 +208,13 @@ def label_facts(masks: np.ndarray, classes: int) -> dict[str, Any]:
 # %%
 labels = label_file(folder/"labels", (3, 4, 5))
 labels[1] = 3
-print(type(labels).__name__, labels.shape, label_facts(labels, 3), (folder/"labels").stat().st_size, "bytes on disk")
+print(
+    type(labels).__name__,
+    labels.shape,
+    label_facts(labels, 3),
+    (folder/"labels").stat().st_size,
+    "bytes on disk",
+)
 
 
 # %%
@@ -271,7 +277,9 @@ def predict_folder(
 
 
 # %%
-facts = predict_folder(predictor, folder/"images", folder/"submission.csv.gz", folder/"prob.zip", batch_size=5)
+facts = predict_folder(
+    predictor, folder/"images", folder/"submission.csv.gz", folder/"prob.zip", batch_size=5
+)
 print(facts)
 names, masks = read_masks(folder/"submission.csv.gz", slices.names, (32, 32), slices.classes, cache=False)
 test_eq(masks, predict_masks(predictor, slices.images))

@@ -118,7 +118,9 @@ RECIPES = {recipe.name: recipe for recipe in [*OURS, *BASELINES, *SEMI_SUPERVISE
 
 # %%
 pd.set_option("display.max_colwidth", None)
-pd.DataFrame([dict(name=r.name, method=r.method.name, loss=r.loss.name, about=r.about) for r in RECIPES.values()]).set_index("name")
+pd.DataFrame(
+    [dict(name=r.name, method=r.method.name, loss=r.loss.name, about=r.about) for r in RECIPES.values()]
+).set_index("name")
 
 
 # %% [markdown]

@@ -81,7 +81,9 @@ def warn_of_split(job: Job) -> None:
 
 
 # %%
-toy_job = Job(get_recipe("masked").change(width=4, folds=4), toy_set(16, 12)[0], Run("nowhere"), progress=False)
+toy_job = Job(
+    get_recipe("masked").change(width=4, folds=4), toy_set(16, 12)[0], Run("nowhere"), progress=False
+)
 print(len(toy_job.labelled), "slices to learn from")
 warn_of_split(toy_job)
 
@@ -263,7 +265,8 @@ with tempfile.TemporaryDirectory() as d:
     run = fit(slices, small, Path(d)/"first", device="cpu", progress=False)
     print(str(run).replace(d, "…"))
     print(sorted(str(p.relative_to(run.folder)) for p in run.folder.rglob("*") if p.is_file()))
-    again = fit(slices, small, Path(d)/"first", device="cpu", progress=False, resume=True)  # finished: nothing is trained again
+    # finished: nothing is trained again
+    again = fit(slices, small, Path(d)/"first", device="cpu", progress=False, resume=True)
     test_eq(get_recipe(str(run/"recipe.json")), small)
     for other in [dict(recipe=small.change(lr=1e-4)), dict(recipe=small, seed=1)]:
         try: fit(slices, out=Path(d)/"first", device="cpu", progress=False, resume=True, **other)

@@ -192,7 +192,8 @@ def pack_slices(
 # %%
 nearly = np.roll(truth, 5, axis=2)
 packed = pack_slices(slices, nearly)
-scored = [s for s in packed if s["dice"] is not None]  # on the others nothing that was examined is there, or predicted
+# on the others nothing that was examined is there, or predicted
+scored = [s for s in packed if s["dice"] is not None]
 worst, best = scored[0], scored[-1]
 print(f"worst: {worst['name']}, Dice {worst['dice']}, {worst['cells']}")
 print(f"best: {best['name']}, Dice {best['dice']}, {best['cells']}")
@@ -241,10 +242,18 @@ def curves(history: pd.DataFrame) -> Markup:
 
 # %%
 epoch = np.arange(1, 21)
-history = pd.DataFrame({"phase": "supervised", "epoch": epoch, "loss": np.exp(-epoch/6) + .2, "dice": .8 - .7*np.exp(-epoch/8)})
+history = pd.DataFrame(
+    {
+        "phase": "supervised",
+        "epoch": epoch,
+        "loss": np.exp(-epoch/6) + .2,
+        "dice": .8 - .7*np.exp(-epoch/8),
+    }
+)
 figure = curves(history)
 test_eq(figure, curves(history))
-assert "held-out" in figure and "held-out" not in curves(history.assign(dice=np.nan))  # nothing was held out: one panel
+# nothing was held out: one panel
+assert "held-out" in figure and "held-out" not in curves(history.assign(dice=np.nan))
 SVG(figure.replace("currentColor", "#333"))
 
 

@@ -53,7 +53,9 @@ from ctseg.runs.recipe import apply_settings
 
 # %%
 slices, _ = toy_set(40, labelled=24, size=48)
-recipe = apply_settings(get_recipe("teacher-student"), ["width=8", "epochs=6", "folds=4", "lr=5e-3", "keep=0.5"])
+recipe = apply_settings(
+    get_recipe("teacher-student"), ["width=8", "epochs=6", "folds=4", "lr=5e-3", "keep=0.5"]
+)
 keep = tempfile.TemporaryDirectory()
 run = fit(slices, recipe, Path(keep.name)/"toy", device="cpu", progress=False)
 spec = run_spec(run)
@@ -128,7 +130,12 @@ def read_table(
 
 
 # %%
-print(read_table(run/"history.csv", ("epoch", "loss", "dice"), ("phase",)).tail(2).round(3)[["phase", "epoch", "loss"]].to_string())
+print(
+    read_table(run/"history.csv", ("epoch", "loss", "dice"), ("phase",))
+    .tail(2)
+    .round(3)[["phase", "epoch", "loss"]]
+    .to_string()
+)
 test_eq(read_table(run/"nothing.csv", ()), None)
 damaged = Path(keep.name)/"history.csv"
 for text in ("", "epoch,loss\n1,0.5\n", "epoch,loss,dice\n1,0.5,broken\n"):
@@ -167,7 +174,13 @@ def recipe_facts(run: Run, spec: dict[str, Any]) -> dict[str, Any]:
 
 # %%
 facts = recipe_facts(run, spec)
-print(facts["run"], "|", facts["recipe_name"], "| changed:", ", ".join(f["name"] for f in facts["recipe"] if f["changed"]))
+print(
+    facts["run"],
+    "|",
+    facts["recipe_name"],
+    "| changed:",
+    ", ".join(f["name"] for f in facts["recipe"] if f["changed"]),
+)
 test_eq(shown_value("/home/jane/encoder.safetensors"), "encoder.safetensors")
 
 
@@ -259,7 +272,9 @@ def slice_facts(slices: SliceSet, pred: np.ndarray) -> dict[str, Any]:
 
 # %%
 facts = slice_facts(held_out, np.roll(held_out.masks, 2, axis=1))
-print(f"Dice {facts['score']['dice']:.3f} on {facts['score']['cells_examined']} cells of {len(held_out)} slices")
+print(
+    f"Dice {facts['score']['dice']:.3f} on {facts['score']['cells_examined']} cells of {len(held_out)} slices"
+)
 print([(r["name"], r["support"], r["dice"] and round(r["dice"], 3)) for r in facts["rows"]])
 
 

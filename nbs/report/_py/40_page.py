@@ -59,7 +59,9 @@ from ctseg.runs.recipe import apply_settings
 
 # %%
 slices, _ = toy_set(60, labelled=40, size=64)
-recipe = apply_settings(get_recipe("teacher-student"), ["width=8", "epochs=14", "folds=4", "lr=5e-3", "keep=0.5"])
+recipe = apply_settings(
+    get_recipe("teacher-student"), ["width=8", "epochs=14", "folds=4", "lr=5e-3", "keep=0.5"]
+)
 keep = tempfile.TemporaryDirectory()
 run = fit(slices, recipe, Path(keep.name)/"toy", device="cpu", progress=False)
 (run/"timings.csv").unlink()  # seconds would differ whenever this notebook runs
@@ -68,7 +70,10 @@ run = fit(slices, recipe, Path(keep.name)/"toy", device="cpu", progress=False)
 #| echo: false
 from ctseg.report.page import report
 text = report(run.folder, slices, most=6).read_text(encoding="utf-8")
-frame = f'<iframe title="a report" style="width: 100%; height: 46rem; border: 1px solid #8884" srcdoc="{escape(text)}"></iframe>'
+frame = (
+    f'<iframe title="a report" style="width: 100%; height: 46rem; border: 1px solid #8884" '
+    f'srcdoc="{escape(text)}"></iframe>'
+)
 display({"text/html": frame}, raw=True)
 
 
@@ -121,7 +126,9 @@ def render(template: str, classes: ClassMap, **facts: Any) -> str:
 
 # %%
 rude = ClassMap(["</script><b>liver", "spleen", "kidney"])
-empty = dict(records=[], scored_on="0 slices", groups=0, scored=[0], settings=[], by_argmax=True, held_out=True)
+empty = dict(
+    records=[], scored_on="0 slices", groups=0, scored=[0], settings=[], by_argmax=True, held_out=True
+)
 page = render("comparison.html", rude, **empty)
 assert "<b>liver" not in page and "&lt;b&gt;liver" in page
 print(page[:page.index("<style>")])
@@ -171,7 +178,11 @@ def sections(facts: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 # %%
-print(sections(NO_SLICES | {"curves": "<svg>", "reliability": None, "pseudo": None, "cells": None, "recipe": [1]}))
+print(
+    sections(
+        NO_SLICES | {"curves": "<svg>", "reliability": None, "pseudo": None, "cells": None, "recipe": [1]}
+    )
+)
 
 
 # %%
@@ -201,7 +212,14 @@ def scored_facts(
 # %%
 held_out = scored_slices(run, slices)
 facts = scored_facts(held_out, held_out.masks, "held-out", 3, [])
-print(facts["scored_on"], "| Dice", facts["score"]["dice"], "|", len(json.loads(facts["sets"])["sets"][0]["slices"]), "slices on the page")
+print(
+    facts["scored_on"],
+    "| Dice",
+    facts["score"]["dice"],
+    "|",
+    len(json.loads(facts["sets"])["sets"][0]["slices"]),
+    "slices on the page",
+)
 
 
 # %% [markdown]

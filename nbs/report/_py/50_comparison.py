@@ -116,7 +116,10 @@ def score_tables(
 predictors = [prepare(r.folder, "cpu") for r in runs]
 for run, predictor in zip(runs, predictors):
     _, (by_rule, by_argmax) = score_tables(predictor, common)
-    print(f"{run.folder.name}: Dice {mean_dice(by_rule):.3f} by its rule ({predictor.rule}), {mean_dice(by_argmax):.3f} by argmax")
+    print(
+        f"{run.folder.name}: Dice {mean_dice(by_rule):.3f} by its rule ({predictor.rule}), "
+        f"{mean_dice(by_argmax):.3f} by argmax"
+    )
 
 
 # %%
@@ -136,7 +139,8 @@ def difference_facts(tables: list[np.ndarray], first: list[np.ndarray], groups: 
 
 # %%
 first, second = (score_tables(p, common)[1] for p in predictors)
-for key, value in difference_facts(second, first, common.groups).items(): print(f"{key}: {np.round(value, 3)}")
+for key, value in difference_facts(second, first, common.groups).items():
+    print(f"{key}: {np.round(value, 3)}")
 
 
 # %%
@@ -203,7 +207,18 @@ def compare(
 
 # %%
 records = compare(runs, common, "cpu")
-columns = ["run", "rule", "dice", "difference", "paired", "argmax", "argmax_difference", "invented", "missed", "silent"]
+columns = [
+    "run",
+    "rule",
+    "dice",
+    "difference",
+    "paired",
+    "argmax",
+    "argmax_difference",
+    "invented",
+    "missed",
+    "silent",
+]
 pd.DataFrame(records)[columns].round(3)
 
 

@@ -64,7 +64,12 @@ class RuleSettings(Settings):
 
 
 # %%
-for group, name in {"method": "supervised", "model": "attunet", "loss": "marginal", "augment": "mild"}.items():
+for group, name in {
+    "method": "supervised",
+    "model": "attunet",
+    "loss": "marginal",
+    "augment": "mild",
+}.items():
     print(f"{group} = {name}: {[info.name for info in describe(CHOICES[group](name))]}")
 
 
@@ -205,7 +210,9 @@ def changed_recipe(recipe: Recipe, values: dict[str, Any]) -> Recipe:
 
 
 # %%
-recipe = Recipe("mine", loss=loss_settings("marginal")(log_dice=True)).change(lr=1e-3, model="unet:resnet34", frozen=True)
+recipe = Recipe("mine", loss=loss_settings("marginal")(log_dice=True)).change(
+    lr=1e-3, model="unet:resnet34", frozen=True
+)
 print(recipe)
 print(recipe.value("lr"), recipe.value("loss.log_dice"), recipe.value("model"))
 test_eq(recipe.change(loss="masked").loss, MaskedSettings(log_dice=True))  # what both losses have is kept
@@ -254,7 +261,10 @@ def is_setting(key: str) -> bool:
 
 
 # %%
-test_eq([is_setting(key) for key in ("epochs", "model", "tau", "frozen", "log_dice", "name", "sede")], [True]*5 + [False]*2)
+test_eq(
+    [is_setting(key) for key in ("epochs", "model", "tau", "frozen", "log_dice", "name", "sede")],
+    [True]*5 + [False]*2,
+)
 
 
 # %% [markdown]

@@ -70,7 +70,15 @@ def nested(flat: dict[str, Any]) -> dict[str, Any]:
 
 
 # %%
-flat = {"name": "marginal-log", "method": "supervised", "loss": "marginal", "log_dice": True, "lr": 0.01, "gate": 0.7, "fold": 1}
+flat = {
+    "name": "marginal-log",
+    "method": "supervised",
+    "loss": "marginal",
+    "log_dice": True,
+    "lr": 0.01,
+    "gate": 0.7,
+    "fold": 1,
+}
 recipe = recipe_from(nested(flat))
 print(recipe)
 test_eq((is_old(flat), is_old(recipe_dict(recipe))), (True, False))

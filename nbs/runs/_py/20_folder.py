@@ -130,7 +130,10 @@ with tempfile.TemporaryDirectory() as d:
     write_json(spec_dict(make_spec(Recipe("toy"), toys, seed=0)), Path(d)/"recipe.json")
     spec = read_spec(Path(d)/"recipe.json")
     print(spec["recipe"], spec["data"])
-    write_json(spec_dict(make_spec(Recipe("toy"), toys, 0, [Plugin("my_loss.py", "0"*64)])), Path(d)/"recipe.json")
+    write_json(
+        spec_dict(make_spec(Recipe("toy"), toys, 0, [Plugin("my_loss.py", "0"*64)])),
+        Path(d)/"recipe.json",
+    )
     try: read_spec(Path(d)/"recipe.json")
     except InputError as e: print(str(e).replace(d, "…"))
 
@@ -337,6 +340,9 @@ with tempfile.TemporaryDirectory() as d:
     print(str(run).replace(d, "…"))
     run.unlock()
     start_run(Run(run.folder), make_spec(Recipe("toy"), toys, seed=0), resume=True).unlock()
-    for attempt in (lambda: Run(run.folder).check_free(), lambda: start_run(Run(run.folder), make_spec(Recipe("toy"), toys, seed=1), True)):
+    for attempt in (
+        lambda: Run(run.folder).check_free(),
+        lambda: start_run(Run(run.folder), make_spec(Recipe("toy"), toys, seed=1), True),
+    ):
         try: attempt()
         except InputError as e: print(str(e).replace(d, "…"))

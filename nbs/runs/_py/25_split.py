@@ -66,7 +66,10 @@ def unexamined_as_absent(slices: SliceSet) -> SliceSet:
 # %%
 slices, truth = toy_set(12, 8)
 known, masks = slices.known & [True, False, True], np.where(slices.masks == 2, 0, slices.masks)
-print(unexamined_as_absent(replace(slices, known=known, masks=masks)).known.sum(0), "slices count as examined, class by class")
+print(
+    unexamined_as_absent(replace(slices, known=known, masks=masks)).known.sum(0),
+    "slices count as examined, class by class",
+)
 
 
 # %% [markdown]
@@ -137,7 +140,12 @@ def split_slices(slices: SliceSet, settings: DataSettings, seed: int = 0) -> Spl
 # %%
 slices, truth = toy_set(40, 16)
 split = split_slices(slices, DataSettings(folds=4))
-print(f"{len(split.labelled)} to learn from, {len(split.holdout)} held out, {len(split.unlabelled)} without annotation")
+print(
+    f"{len(split.labelled)} to learn from, {len(split.holdout)} held out, {len(split.unlabelled)} without "
+    f"annotation"
+)
 assert not set(split.holdout.groups) & (set(split.labelled.groups) | set(split.unlabelled.groups))
-few, more = (split_slices(slices, DataSettings(fold=-1, unlabelled=n), seed=3).unlabelled.names for n in (4, 8))
+few, more = (
+    split_slices(slices, DataSettings(fold=-1, unlabelled=n), seed=3).unlabelled.names for n in (4, 8)
+)
 assert len(few) == 4 and set(few) < set(more)  # rationed: more images contain the fewer

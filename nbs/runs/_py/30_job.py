@@ -157,7 +157,9 @@ class JobBase:
 
 
 # %%
-toy_recipe = Recipe("toy", loss=loss_settings("marginal")(log_dice=True)).change(width=4, epochs=2, folds=4, lr=5e-3)
+toy_recipe = Recipe("toy", loss=loss_settings("marginal")(log_dice=True)).change(
+    width=4, epochs=2, folds=4, lr=5e-3
+)
 job = JobBase(toy_recipe, toy_set(24, 16)[0], Run("nowhere"), progress=False)
 print(job.where.partition(" ")[0], len(job.split.labelled), "slices to learn from,", job.loss.activation)
 
@@ -308,6 +310,10 @@ class Job(PhaseJob):
 with tempfile.TemporaryDirectory() as d:
     job = Job(toy_recipe, toy_set(24, 16)[0], Run(d), progress=False)
     model = job.carry_out()
-    print(job.completed, [round(row["loss"], 3) for row in job.history], sorted(p.name for p in Path(d).iterdir()))
+    print(
+        job.completed,
+        [round(row["loss"], 3) for row in job.history],
+        sorted(p.name for p in Path(d).iterdir()),
+    )
     again = Job(toy_recipe, toy_set(24, 16)[0], Run(d), progress=False).carry_out()  # loaded
 assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values()))

@@ -60,12 +60,15 @@ rng = np.random.default_rng(0)
 for step in range(150):
     with torch.no_grad(): net.weight.fill_(1 - 0.97**step + 0.2*rng.normal())
     ema.update(net)
-    weights.append(net.weight.item()); averages.append(ema.model.weight.item())
+    weights.append(net.weight.item())
+    averages.append(ema.model.weight.item())
 
 fig, ax = plt.subplots(figsize=(5, 2), layout="constrained")
 ax.plot(weights, color="0.75", label="weight")
 ax.plot(averages, color="C0", label="average")
-ax.set(xlabel="step", title="The average follows without the noise"); ax.legend(frameon=False); plt.show()
+ax.set(xlabel="step", title="The average follows without the noise")
+ax.legend(frameon=False)
+plt.show()
 
 # %% [markdown]
 # Two properties are tested. The average of a constant is the constant. Buffers are averaged like weights.

@@ -94,7 +94,8 @@ class Deadline:
 
 # %%
 hour = Deadline(3600)
-for need in (0, 1700, 1800): print(f"next step takes {need} s: {hour.why(need) or 'go on'}")  # twice the need, and a margin of a minute
+# twice the need, and a margin of a minute
+for need in (0, 1700, 1800): print(f"next step takes {need} s: {hour.why(need) or 'go on'}")
 with Deadline() as never:
     test_eq(never.why(need=1e6), "")
     signal.raise_signal(signal.SIGTERM)

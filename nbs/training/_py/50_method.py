@@ -236,7 +236,10 @@ def two_phases():
     second = yield Phase("second", toys)
     return f"{second}, after {first}"
 
-test_eq(go_through(two_phases(), lambda phase: f"network of {phase.name}"), "network of second, after network of first")
+test_eq(
+    go_through(two_phases(), lambda phase: f"network of {phase.name}"),
+    "network of second, after network of first",
+)
 
 # %% [markdown]
 # ## By name

@@ -50,7 +50,10 @@ class ScheduleSettings(Settings):
 
 
 # %%
-pd.DataFrame([(i.name, i.default, i.expected, i.meaning) for i in describe(ScheduleSettings)], columns=["setting", "default", "expected", "meaning"])
+pd.DataFrame(
+    [(i.name, i.default, i.expected, i.meaning) for i in describe(ScheduleSettings)],
+    columns=["setting", "default", "expected", "meaning"],
+)
 
 
 # %% [markdown]
@@ -67,7 +70,8 @@ class ComputeSettings(Settings):
 
 
 # %%
-for info in describe(ComputeSettings): print(f"{info.name} = {info.default}: {info.meaning} ({info.expected})")
+for info in describe(ComputeSettings):
+    print(f"{info.name} = {info.default}: {info.meaning} ({info.expected})")
 
 
 # %% [markdown]

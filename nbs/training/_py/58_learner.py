@@ -49,7 +49,8 @@ def lr_factor(
 # %%
 fig, ax = plt.subplots(figsize=(5, 1.8), layout="constrained")
 ax.plot([lr_factor(step, 200) for step in range(200)])
-ax.set(xlabel="step", ylabel="share of the peak", title="Learning rate"); plt.show()
+ax.set(xlabel="step", ylabel="share of the peak", title="Learning rate")
+plt.show()
 
 
 # %%

@@ -77,7 +77,9 @@ def toy_model():
     torch.manual_seed(0)
     return create_model("attunet", 1, loss_fn.out_chans(3), width=4)
 
-phase, setup = Phase("supervised", slices[slices.labelled], extra=slices[~slices.labelled]), Setup(augment=MILD)
+phase, setup = Phase("supervised", slices[slices.labelled], extra=slices[~slices.labelled]), Setup(
+    augment=MILD
+)
 labelled, extra = make_streams(phase, setup)
 batch = labelled.data.batch(torch.arange(6))
 print([tuple(z.shape) for z in Student(toy_model())(batch[:4], batch[4:])])
@@ -305,7 +307,9 @@ def out_of_memory(e: Exception) -> bool:
 
 
 # %%
-print(out_of_memory(torch.OutOfMemoryError("CUDA out of memory")), out_of_memory(RuntimeError("shapes differ")))
+print(
+    out_of_memory(torch.OutOfMemoryError("CUDA out of memory")), out_of_memory(RuntimeError("shapes differ"))
+)
 
 
 # %%

@@ -117,7 +117,12 @@ with tempfile.TemporaryDirectory() as d:
     whole = train(Path(d)/"whole", epochs=2)
     train(Path(d)/"cut", epochs=2, stop_after=1)
     resumed = train(Path(d)/"cut", epochs=2)
-test_eq([torch.equal(a, b) for a, b in zip(resumed.state_dict().values(), whole.state_dict().values())].count(False), 0)
+test_eq(
+    [torch.equal(a, b) for a, b in zip(resumed.state_dict().values(), whole.state_dict().values())].count(
+        False
+    ),
+    0,
+)
 print("the resumed run ends with exactly the weights of the whole one")
 
 
@@ -336,7 +341,9 @@ class SigTerm(Deadline):
     "The host wants the session to end."
     def why(self, need=0): return "SIGTERM"
 
-try: TimedSession(toy_model(), loss_fn, Phase("supervised", labelled), Setup(deadline=SigTerm())).stop_in_time(need=1)
+phase = Phase("supervised", labelled)
+try:
+    TimedSession(toy_model(), loss_fn, phase, Setup(deadline=SigTerm())).stop_in_time(need=1)
 except Stopped as e: print(e)
 
 
@@ -431,7 +438,8 @@ def trainer(folder=None, model=None, deadline=None, method=None, **schedule):
 
 long = trainer(epochs=30)
 long.fit()
-plot_curves(pd.DataFrame(long.progress.history)); plt.show()
+plot_curves(pd.DataFrame(long.progress.history))
+plt.show()
 dice = long.progress.history[-1]["dice"]
 print(f"Dice of the held-out slices: {dice:.3f}")
 assert dice > 0.8

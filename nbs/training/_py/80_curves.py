@@ -56,10 +56,22 @@ def plot_curves(history, axes=None):
 # %%
 def toy_history(phase, epochs, first_step, start):
     falling = np.exp(-np.arange(epochs)/4)
-    return [dict(phase=phase, epoch=e + 1, step=first_step + 5*(e + 1), lr=1e-3, loss=start*f + .3, dice=.85 - start*f/3, skipped=0) for e, f in enumerate(falling)]
+    return [
+        dict(
+            phase=phase,
+            epoch=e + 1,
+            step=first_step + 5*(e + 1),
+            lr=1e-3,
+            loss=start*f + .3,
+            dice=.85 - start*f/3,
+            skipped=0,
+        )
+        for e, f in enumerate(falling)
+    ]
 
 history = toy_history("supervised", 12, 0, 1.5) + toy_history("unimatch", 6, 0, .2)
-plot_curves(pd.DataFrame(history)); plt.show()
+plot_curves(pd.DataFrame(history))
+plt.show()
 
 
 # %% [markdown]
@@ -105,4 +117,9 @@ def in_notebook() -> bool:
 with tempfile.TemporaryDirectory() as d:
     watch = Watch(d)
     for n in (1, 2): watch(history[:n])
-    print("log for TensorBoard:", len(list(Path(d).iterdir())), "file; in a notebook's front end:", in_notebook())
+    print(
+        "log for TensorBoard:",
+        len(list(Path(d).iterdir())),
+        "file; in a notebook's front end:",
+        in_notebook(),
+    )

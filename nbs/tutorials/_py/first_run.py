@@ -41,10 +41,14 @@ os.chdir(tempfile.mkdtemp())  # everything below is written into a fresh folder
 # [`ClassMap`](../core/40_anatomy.ipynb) gives them their numbers: 1 is the first name, 0 is background.
 
 # %%
-body = phantom_slices(80, size=64, seed=3).concat(phantom_slices(30, size=64, seed=3, first=1000))  # the last 30: other patients
-groups = {"lung": ["lung"], "bone": ["rib", "vertebrae", "hip", "sacrum", "femur", "humerus", "scapula", "clavicula"],
-          "muscle": ["gluteus", "autochthon", "iliopsoas"],
-          "organ": ["liver", "spleen", "kidney", "pancreas", "stomach", "duodenum", "small_bowel", "colon"]}
+# the last 30: other patients
+body = phantom_slices(80, size=64, seed=3).concat(phantom_slices(30, size=64, seed=3, first=1000))
+groups = {
+    "lung": ["lung"],
+    "bone": ["rib", "vertebrae", "hip", "sacrum", "femur", "humerus", "scapula", "clavicula"],
+    "muscle": ["gluteus", "autochthon", "iliopsoas"],
+    "organ": ["liver", "spleen", "kidney", "pancreas", "stomach", "duodenum", "small_bowel", "colon"],
+}
 classes = ClassMap.from_names(groups)
 
 number = np.zeros(55, np.uint8)  # old number -> new number
@@ -64,10 +68,14 @@ n, C = len(truth), len(classes)
 known = rng.random((n, C)).argsort(1) < 2           # two of four, at random
 known[50:80], known[80:] = False, True
 asked = np.concatenate([np.zeros((n, 1), bool), known], 1)
-masks = np.where(np.take_along_axis(asked, truth.reshape(n, -1), 1).reshape(truth.shape), truth, 0).astype(np.uint8)
+masks = np.where(np.take_along_axis(asked, truth.reshape(n, -1), 1).reshape(truth.shape), truth, 0).astype(
+    np.uint8
+)
 test_eq(np.intersect1d(body.groups[:80], body.groups[80:]), [])  # no patient on both sides
 
-print(f"structure pixels of the annotated slices: {(truth[:50] > 0).sum()}, outlined: {(masks[:50] > 0).sum()}")
+print(
+    f"structure pixels of the annotated slices: {(truth[:50] > 0).sum()}, outlined: {(masks[:50] > 0).sum()}"
+)
 
 # %% [markdown]
 # A large part of what is there was never outlined, and the file says 0 for it. This package is made for such data.
@@ -79,9 +87,16 @@ fig, axes = plt.subplots(2, 5, figsize=(9.5, 4.1), layout="constrained")
 for col, i in zip(axes.T, (truth[:50] > 0).mean((1, 2)).argsort()[::-1][:5]):
     for ax, m in zip(col, (truth[i], masks[i])):
         grey = np.repeat(body.images[i][..., None], 3, -1)
-        ax.imshow(np.where((m > 0)[..., None], .35*grey + .65*classes.colourise(m), grey).astype(np.uint8)); ax.set(xticks=[], yticks=[])
-    col[1].set_xlabel("asked for " + ", ".join(classes.name(c + 1) for c in np.flatnonzero(known[i])), fontsize=8)
-axes[0, 0].set_ylabel("what is there"); axes[1, 0].set_ylabel("what was outlined"); plt.show()
+        ax.imshow(
+            np.where((m > 0)[..., None], .35*grey + .65*classes.colourise(m), grey).astype(np.uint8)
+        )
+        ax.set(xticks=[], yticks=[])
+    col[1].set_xlabel(
+        "asked for " + ", ".join(classes.name(c + 1) for c in np.flatnonzero(known[i])), fontsize=8
+    )
+axes[0, 0].set_ylabel("what is there")
+axes[1, 0].set_ylabel("what was outlined")
+plt.show()
 
 # %% [markdown]
 # ## 2. The folder
@@ -95,7 +110,8 @@ slices = SliceSet(body.images, masks, known, tuple(f"{i}.png" for i in range(n))
 write_challenge(slices[:80], "hospital", "train")
 test = slices[80:]
 write_challenge(test, "hospital", "test")
-for folder, _, files in sorted(os.walk("hospital")): print(f"{folder}/  {', '.join(sorted(files)[:4])}{f' … {len(files)} files' if len(files) > 4 else ''}")
+for folder, _, files in sorted(os.walk("hospital")):
+    print(f"{folder}/  {', '.join(sorted(files)[:4])}{f' … {len(files)} files' if len(files) > 4 else ''}")
 
 # %% [markdown]
 # Check the folder before you train for hours. A fault is reported in one line, with the file, the image or the pixel. If there is none, the check counts what it found:
@@ -122,7 +138,10 @@ sorted(p.name for p in run.folder.iterdir())
 # %%
 #| echo: false
 #| label: fig-curves
-plt.figure(figsize=(7, 4)); plt.imshow(plt.imread(run/"curves.png")); plt.axis("off"); plt.show()
+plt.figure(figsize=(7, 4))
+plt.imshow(plt.imread(run/"curves.png"))
+plt.axis("off")
+plt.show()
 
 # %% [markdown]
 # ## 4. Predict and score
@@ -149,9 +168,18 @@ assert result["facts"]["dice"] > 0.2
 # %%
 #| echo: false
 #| label: fig-prediction
-score = np.array([np.nanmean(d) if np.isfinite(d).any() else np.nan for d in dice_table(prediction, test.masks, C)])
+score = np.array(
+    [np.nanmean(d) if np.isfinite(d).any() else np.nan for d in dice_table(prediction, test.masks, C)]
+)
 order = [i for i in score.argsort()[::-1] if np.isfinite(score[i])]
-plot_predictions(test, prediction, [order[0], order[len(order)//2], order[-1]], rows=3, titles=[f"Dice {v:.2f}" for v in score]); plt.show()
+plot_predictions(
+    test,
+    prediction,
+    [order[0], order[len(order)//2], order[-1]],
+    rows=3,
+    titles=[f"Dice {v:.2f}" for v in score],
+)
+plt.show()
 
 # %% [markdown]
 # ## 5. The same from the command line

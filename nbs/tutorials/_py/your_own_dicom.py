@@ -58,14 +58,33 @@ def head(seed):
     z, y, x = np.mgrid[:SLICES, :SHAPE[0], :SHAPE[1]].astype(float)
     z, y, x = (z - (SLICES - 1)/2)*STEP, (y - SHAPE[0]/2)*SPACING[0], (x - SHAPE[1]/2)*SPACING[1]
     size, (dy, dx) = rng.uniform(.88, 1.06), rng.uniform(-6, 6, 2)
-    inside = lambda c, r: (((x - dx)/size - c[0])/r[0])**2 + (((y - dy)/size - c[1])/r[1])**2 + ((z/size - c[2])/r[2])**2 < 1
+    inside = (
+        lambda c, r: (((x - dx)/size - c[0])/r[0])**2
+        + (((y - dy)/size - c[1])/r[1])**2
+        + ((z/size - c[2])/r[2])**2
+        < 1
+    )
     bone, brain = inside((0, 0, 0), (72, 92, 86)), inside((0, 0, 0), (64, 84, 78))
     air = inside((0, -52, -42), (14, 20, 12))
-    eyes = {f"eye {side}": inside((sign*32, -72, -20), (19, 18, 24)) for side, sign in (("right", -1), ("left", 1))}
+    eyes = {
+        f"eye {side}": inside((sign*32, -72, -20), (19, 18, 24))
+        for side, sign in (("right", -1), ("left", 1))
+    }
     hu = np.full(x.shape, -1000.)
-    for mask, value in [(inside((0, 0, 0), (80, 100, 94)), 50), (bone, 900), (brain, 36), *((m, 95) for m in eyes.values()), (air, -950)]: hu[mask] = value
+    for mask, value in [
+        (inside((0, 0, 0), (80, 100, 94)), 50),
+        (bone, 900),
+        (brain, 36),
+        *((m, 95) for m in eyes.values()),
+        (air, -950),
+    ]:
+        hu[mask] = value
     brain &= ~air & ~eyes["eye left"] & ~eyes["eye right"]
-    return hu + rng.normal(0, 18, hu.shape), {"skull": bone & ~brain & ~air & ~eyes["eye left"] & ~eyes["eye right"], "brain": brain, **eyes}
+    return hu + rng.normal(0, 18, hu.shape), {
+        "skull": bone & ~brain & ~air & ~eyes["eye left"] & ~eyes["eye right"],
+        "brain": brain,
+        **eyes,
+    }
 
 def item(**tags):
     d = pydicom.Dataset()
@@ -87,10 +106,30 @@ def scan(folder, name, seed):
     hu, truth = head(seed)
     study, series, frame = generate_uid(), generate_uid(), generate_uid()
     for k, file in enumerate(np.random.default_rng(seed).permutation(SLICES)):
-        ds = new_file("1.2.840.10008.5.1.4.1.1.2", name, StudyInstanceUID=study, SeriesInstanceUID=series, FrameOfReferenceUID=frame, Modality="CT", InstanceNumber=k + 1,
-                      ImageType=["ORIGINAL", "PRIMARY", "AXIAL"], ImagePositionPatient=[0, 0, k*STEP], ImageOrientationPatient=[1, 0, 0, 0, 1, 0], PixelSpacing=list(SPACING),
-                      SliceThickness=STEP, Rows=SHAPE[0], Columns=SHAPE[1], SamplesPerPixel=1, PhotometricInterpretation="MONOCHROME2", BitsAllocated=16, BitsStored=16,
-                      HighBit=15, PixelRepresentation=0, RescaleSlope=1, RescaleIntercept=-1024)
+        ds = new_file(
+            "1.2.840.10008.5.1.4.1.1.2",
+            name,
+            StudyInstanceUID=study,
+            SeriesInstanceUID=series,
+            FrameOfReferenceUID=frame,
+            Modality="CT",
+            InstanceNumber=k + 1,
+            ImageType=["ORIGINAL", "PRIMARY", "AXIAL"],
+            ImagePositionPatient=[0, 0, k*STEP],
+            ImageOrientationPatient=[1, 0, 0, 0, 1, 0],
+            PixelSpacing=list(SPACING),
+            SliceThickness=STEP,
+            Rows=SHAPE[0],
+            Columns=SHAPE[1],
+            SamplesPerPixel=1,
+            PhotometricInterpretation="MONOCHROME2",
+            BitsAllocated=16,
+            BitsStored=16,
+            HighBit=15,
+            PixelRepresentation=0,
+            RescaleSlope=1,
+            RescaleIntercept=-1024,
+        )
         ds.PixelData = (hu[k] + 1024).round().clip(0).astype(np.uint16).tobytes()
         ds.save_as(folder/f"IM{file:03}", enforce_file_format=True)
     return series, truth
@@ -100,12 +139,23 @@ def contour(folder, name, series, truth, spelling):
     def rings(mask):
         for k in np.flatnonzero(mask.any((1, 2))):
             for ring in find_contours(np.pad(mask[k], 1).astype(float), .5):
-                yield item(ContourGeometricType="CLOSED_PLANAR", ContourData=[f"{v:.3f}" for r, c in ring - 1 for v in (c*SPACING[1], r*SPACING[0], k*STEP)])
+                yield item(
+                    ContourGeometricType="CLOSED_PLANAR",
+                    ContourData=[
+                        f"{v:.3f}" for r, c in ring - 1 for v in (c*SPACING[1], r*SPACING[0], k*STEP)
+                    ],
+                )
     about = item(RTReferencedSeriesSequence=[item(SeriesInstanceUID=series)])
-    new_file("1.2.840.10008.5.1.4.1.1.481.3", name, Modality="RTSTRUCT",
-             ReferencedFrameOfReferenceSequence=[item(RTReferencedStudySequence=[about])],
-             StructureSetROISequence=[item(ROINumber=i, ROIName=n) for i, n in enumerate(spelling.values())],
-             ROIContourSequence=[item(ReferencedROINumber=i, ContourSequence=list(rings(truth[n]))) for i, n in enumerate(spelling)]).save_as(folder/"contours", enforce_file_format=True)
+    new_file(
+        "1.2.840.10008.5.1.4.1.1.481.3",
+        name,
+        Modality="RTSTRUCT",
+        ReferencedFrameOfReferenceSequence=[item(RTReferencedStudySequence=[about])],
+        StructureSetROISequence=[item(ROINumber=i, ROIName=n) for i, n in enumerate(spelling.values())],
+        ROIContourSequence=[
+            item(ReferencedROINumber=i, ContourSequence=list(rings(truth[n]))) for i, n in enumerate(spelling)
+        ],
+    ).save_as(folder/"contours", enforce_file_format=True)
 
 
 # %% [markdown]
@@ -113,13 +163,27 @@ def contour(folder, name, series, truth, spelling):
 
 # %%
 SPELLING = {"skull": "Skull", "brain": "Brain", "eye right": "Auge re", "eye left": "Auge li"}
-DRAWN = [("skull", "brain"), ("brain", "eye left"), ("eye right", "eye left"), ("skull", "eye right"), ("brain", "eye right"), ("skull", "eye left"), ("skull", "brain"), (), ()]
+DRAWN = [
+    ("skull", "brain"),
+    ("brain", "eye left"),
+    ("eye right", "eye left"),
+    ("skull", "eye right"),
+    ("brain", "eye right"),
+    ("skull", "eye left"),
+    ("skull", "brain"),
+    (),
+    (),
+]
 
 for i, drawn in enumerate(DRAWN):
     series, truth = scan(Path(f"clinic/patient{i}"), f"Doe^{i}", seed=i)
     if drawn: contour(Path(f"clinic/patient{i}"), f"Doe^{i}", series, truth, {n: SPELLING[n] for n in drawn})
 new_truth = [scan(Path(f"new/patient{i}"), f"Roe^{i}", seed=100 + i)[1] for i in range(2)]
-for folder in sorted(Path("clinic").iterdir())[:3]: print(f"{folder}/  {', '.join(sorted(p.name for p in folder.iterdir())[:4])} … {len(list(folder.iterdir()))} files")
+for folder in sorted(Path("clinic").iterdir())[:3]:
+    print(
+        f"{folder}/  {', '.join(sorted(p.name for p in folder.iterdir())[:4])} … {len(list(folder.iterdir()))} "
+        f"files"
+    )
 
 # %% [markdown]
 # ## 1. Import
@@ -141,11 +205,32 @@ import_dicom("clinic", "heads", Slicing(window="soft"), classes, rename)
 slices = read_challenge("heads")
 states = np.where(~slices.known, 0, np.where(slices.present, 2, 1))
 fig, ax = plt.subplots(figsize=(9.5, 1.9), layout="constrained")
-ax.imshow(states.T, cmap=ListedColormap(["#e6eaee", "#9db4c8", "#0b7285"]), aspect="auto", interpolation="nearest", vmin=0, vmax=2)
+ax.imshow(
+    states.T,
+    cmap=ListedColormap(["#e6eaee", "#9db4c8", "#0b7285"]),
+    aspect="auto",
+    interpolation="nearest",
+    vmin=0,
+    vmax=2,
+)
 for k in range(1, len(DRAWN)): ax.axvline(k*SLICES - .5, color="w", lw=2)
-ax.set(yticks=range(4), yticklabels=slices.classes.names, xticks=np.arange(len(DRAWN))*SLICES + SLICES/2, xticklabels=[f"patient {k}" for k in range(len(DRAWN))])
+ax.set(
+    yticks=range(4),
+    yticklabels=slices.classes.names,
+    xticks=np.arange(len(DRAWN))*SLICES + SLICES/2,
+    xticklabels=[f"patient {k}" for k in range(len(DRAWN))],
+)
 ax.tick_params(length=0)
-fig.legend(handles=[Patch(color=c, label=n) for n, c in {"present": "#0b7285", "absent": "#9db4c8", "unknown": "#e6eaee"}.items()], loc="outside lower center", ncols=3, frameon=False); plt.show()
+fig.legend(
+    handles=[
+        Patch(color=c, label=n)
+        for n, c in {"present": "#0b7285", "absent": "#9db4c8", "unknown": "#e6eaee"}.items()
+    ],
+    loc="outside lower center",
+    ncols=3,
+    frameon=False,
+)
+plt.show()
 
 # %%
 #| hide
@@ -208,7 +293,9 @@ export_dicom_seg("submission.csv", "new_heads", "new", "segmentations")
 
 # %%
 seg = hd.seg.segread("segmentations/v000.dcm")
-print([f"{s.SegmentLabel}: {s.SegmentedPropertyTypeCodeSequence[0].CodeMeaning}" for s in seg.SegmentSequence])
+print(
+    [f"{s.SegmentLabel}: {s.SegmentedPropertyTypeCodeSequence[0].CodeMeaning}" for s in seg.SegmentSequence]
+)
 print("patient's name:", repr(str(seg.PatientName)), " patient's number:", seg.PatientID)
 
 
@@ -219,10 +306,18 @@ print("patient's name:", repr(str(seg.PatientName)), " patient's number:", seg.P
 #| hide
 def read_back(i):
     "The label map of patient i, [slice, row, column], as another program reads it; the grey slices; the truth."
-    series = sorted((pydicom.dcmread(p) for p in Path(f"new/patient{i}").iterdir()), key=lambda d: d.ImagePositionPatient[2])
+    series = sorted(
+        (pydicom.dcmread(p) for p in Path(f"new/patient{i}").iterdir()),
+        key=lambda d: d.ImagePositionPatient[2],
+    )
     seg = hd.seg.segread(f"segmentations/v{i:03}.dcm")
-    drawn = seg.get_pixels_by_source_instance([d.SOPInstanceUID for d in series], assert_missing_frames_are_empty=True)
-    label = sum((drawn[..., k] > 0)*np.uint8(classes.id(str(s.SegmentLabel))) for k, s in enumerate(seg.SegmentSequence))
+    drawn = seg.get_pixels_by_source_instance(
+        [d.SOPInstanceUID for d in series], assert_missing_frames_are_empty=True
+    )
+    label = sum(
+        (drawn[..., k] > 0)*np.uint8(classes.id(str(s.SegmentLabel)))
+        for k, s in enumerate(seg.SegmentSequence)
+    )
     true = sum(new_truth[i][n.replace("_", " ")]*np.uint8(c) for c, n in enumerate(classes.names, 1))
     return label, true, [d.pixel_array.astype(float) - 1024 for d in series]
 
@@ -234,16 +329,30 @@ label, true, hu = read_back(0)
 fig, axes = plt.subplots(2, 4, figsize=(9, 5.2), layout="constrained")
 for col, k in zip(axes.T, (3, 5, 7, 10)):
     grey = np.repeat((((hu[k] - 40)/400 + .5)*255).clip(0, 255)[..., None], 3, -1)
-    for ax, m in zip(col, (label[k], true[k])): ax.imshow(np.where((m > 0)[..., None], .4*grey + .6*classes.colourise(m), grey).astype(np.uint8)); ax.set(xticks=[], yticks=[])
+    for ax, m in zip(col, (label[k], true[k])):
+        ax.imshow(
+            np.where((m > 0)[..., None], .4*grey + .6*classes.colourise(m), grey).astype(np.uint8)
+        )
+        ax.set(xticks=[], yticks=[])
     col[0].set_title(f"slice {k}", fontsize=9)
-axes[0, 0].set_ylabel("the SEG"); axes[1, 0].set_ylabel("truth")
-fig.legend(handles=[Patch(color=classes.colours[c]/255, label=n) for c, n in enumerate(classes.names, 1)], loc="outside lower center", ncols=4, frameon=False); plt.show()
+axes[0, 0].set_ylabel("the SEG")
+axes[1, 0].set_ylabel("truth")
+fig.legend(
+    handles=[Patch(color=classes.colours[c]/255, label=n) for c, n in enumerate(classes.names, 1)],
+    loc="outside lower center",
+    ncols=4,
+    frameon=False,
+)
+plt.show()
 
 
 # %%
 def dice(i):
     label, true, _ = read_back(i)
-    return {n: 2*((label == c) & (true == c)).sum()/((label == c).sum() + (true == c).sum()) for c, n in enumerate(classes.names, 1)}
+    return {
+        n: 2*((label == c) & (true == c)).sum()/((label == c).sum() + (true == c).sum())
+        for c, n in enumerate(classes.names, 1)
+    }
 
 score = pd.DataFrame([dice(i) for i in range(2)], [f"new patient {i}" for i in range(2)]).round(2)
 score

@@ -37,7 +37,8 @@
 recipe = "ctseg"   # `ctseg recipes` lists them
 settings = []       # "KEY=VALUE" for any field of the recipe, e.g. ["epochs=40"]
 seed = 0
-hours = 8.5           # Kaggle stops a session after 9 to 12 hours; this notebook stops before, with everything saved
+# Kaggle stops a session after 9 to 12 hours; this notebook stops before, with everything saved
+hours = 8.5
 processes = 0         # 0: one a GPU
 match = ""            # where several data sets fit: a part of the path of the right one
 members = 2           # how many runs to train here; 0: only average what is attached
@@ -55,7 +56,9 @@ start = time.monotonic()
 root = Path(os.environ.get("CTSEG_KAGGLE_ROOT", "/kaggle"))
 package = max(root.glob("input/**/ctseg-*.whl"), default=None)
 assert package, "attach the data set ctseg-wheel: Add Input, at the right"
-subprocess.run([sys.executable, "-m", "pip", "install", "-q", "--no-index", "--no-deps", str(package)], check=True);
+_ = subprocess.run(
+    [sys.executable, "-m", "pip", "install", "-q", "--no-index", "--no-deps", str(package)], check=True
+)
 
 # %%
 import matplotlib.pyplot as plt
@@ -103,7 +106,12 @@ if len(trained) < members: print("not finished: attach this output to the next s
 # %%
 def facts(run):
     last = Run(run).read_history().iloc[-1]
-    return {"run": run.name, "last phase": last.phase, "epochs": len(Run(run).read_history()), "Dice, its held-out slices": round(float(last.dice), 3)}
+    return {
+        "run": run.name,
+        "last phase": last.phase,
+        "epochs": len(Run(run).read_history()),
+        "Dice, its held-out slices": round(float(last.dice), 3),
+    }
 
 pd.DataFrame([facts(r) for r in ensemble])
 
@@ -117,7 +125,11 @@ if finished:
     names, images = read_images(data/"test-images")
     each = [predict_masks(load_predictor(r), images) for r in ensemble]
     C = len(slices.classes)
-    between = pd.DataFrame([[challenge_dice(a, b, C) for a in each] for b in each], [r.name for r in ensemble], [r.name for r in ensemble])
+    between = pd.DataFrame(
+        [[challenge_dice(a, b, C) for a in each] for b in each],
+        [r.name for r in ensemble],
+        [r.name for r in ensemble],
+    )
     display(between.round(2))
 
 # %% [markdown]
@@ -137,8 +149,10 @@ if finished:
     masks = predict_masks(predictor, images)
     write_submission(masks, names, "submission.csv")
     print(check_submission("submission.csv", data))
-    truth = next(data.glob("y_test.csv*"), None)  # the challenge keeps it; a phantom and your own data may have one
-    if truth: print(f"Dice on the test slices: {evaluate_files(truth, 'submission.csv')['facts']['dice']:.3f}")
+    # the challenge keeps it; a phantom and your own data may have one
+    truth = next(data.glob("y_test.csv*"), None)
+    if truth:
+        print(f"Dice on the test slices: {evaluate_files(truth, 'submission.csv')['facts']['dice']:.3f}")
 
 # %%
 if finished:
@@ -146,7 +160,9 @@ if finished:
     fig, axes = plt.subplots(3, 3, figsize=(8, 8), layout="constrained")
     for row, n in zip(axes, order):
         votes = sum((m[n] != masks[n]) for m in each)
-        row[0].imshow(images[n], cmap="gray"); row[1].imshow(slices.classes.colourise(masks[n])); row[2].imshow(votes, cmap="magma", vmin=0, vmax=len(each))
+        row[0].imshow(images[n], cmap="gray")
+        row[1].imshow(slices.classes.colourise(masks[n]))
+        row[2].imshow(votes, cmap="magma", vmin=0, vmax=len(each))
         row[0].set_ylabel(names[n])
         for ax, title in zip(row, ("image", "the ensemble", "members that disagree with it")):
             ax.set(xticks=[], yticks=[])

@@ -34,7 +34,8 @@
 recipe = "marginal-log"   # `ctseg recipes` lists them
 settings = []       # "KEY=VALUE" for any field of the recipe, e.g. ["epochs=40"]
 seed = 0
-hours = 8.5           # Kaggle stops a session after 9 to 12 hours; this notebook stops before, with everything saved
+# Kaggle stops a session after 9 to 12 hours; this notebook stops before, with everything saved
+hours = 8.5
 processes = 0         # 0: one a GPU
 match = ""            # where several data sets fit: a part of the path of the right one
 
@@ -51,9 +52,23 @@ start = time.monotonic()
 colab = "google.colab" in sys.modules
 if colab: os.environ["CTSEG_KAGGLE_ROOT"] = "/content/kaggle"
 root = Path(os.environ.get("CTSEG_KAGGLE_ROOT", "/kaggle"))
-package = "git+https://github.com/ctseg/ctseg" if colab else max(root.glob("input/**/ctseg-*.whl"), default=None)
+package = (
+    "git+https://github.com/ctseg/ctseg" if colab else max(root.glob("input/**/ctseg-*.whl"), default=None)
+)
 assert package, "attach the data set ctseg-wheel: Add Input, at the right"
-subprocess.run([sys.executable, "-m", "pip", "install", "-q", *([] if colab else ["--no-index"]), "--no-deps", str(package)], check=True);
+_ = subprocess.run(
+    [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "-q",
+        *([] if colab else ["--no-index"]),
+        "--no-deps",
+        str(package),
+    ],
+    check=True,
+)
 
 # %%
 import matplotlib.pyplot as plt
@@ -94,8 +109,12 @@ print({state: f"{cell.mean():.1%} of all cells (slice, structure)" for state, ce
 show = np.flatnonzero(slices.labelled)[:3]
 fig, axes = plt.subplots(3, 3, figsize=(8, 7.5), layout="constrained")
 for row, n in zip(axes, show):
-    row[0].imshow(slices.images[n], cmap="gray"); row[1].imshow(slices.classes.colourise(slices.masks[n]))
-    row[2].bar(list(cells), [cell[n].sum() for cell in cells.values()], color=["#0b7285", "#9db4c8", "#e6eaee"]); row[2].set(ylim=(0, len(slices.classes)), ylabel="structures")
+    row[0].imshow(slices.images[n], cmap="gray")
+    row[1].imshow(slices.classes.colourise(slices.masks[n]))
+    row[2].bar(
+        list(cells), [cell[n].sum() for cell in cells.values()], color=["#0b7285", "#9db4c8", "#e6eaee"]
+    )
+    row[2].set(ylim=(0, len(slices.classes)), ylabel="structures")
     row[0].set_ylabel(slices.names[n])
     for ax in row[:2]: ax.set(xticks=[], yticks=[])
 plt.show()
@@ -111,7 +130,12 @@ plt.show()
 # %%
 chosen = apply_settings(get_recipe(recipe), settings)
 print(chosen.about)
-print({k: chosen.value(k) for k in ("method", "model", "width", "loss", "epochs", "batch_size", "lr", "image_size")})
+print(
+    {
+        k: chosen.value(k)
+        for k in ("method", "model", "width", "loss", "epochs", "batch_size", "lr", "image_size")
+    }
+)
 run = carry_on("supervised")
 finished = train(data, run, recipe, settings, seed, 3600*hours - (time.monotonic() - start), processes)
 print("finished" if finished else "not finished: attach this output to the next session and run again")
@@ -120,7 +144,9 @@ print("finished" if finished else "not finished: attach this output to the next 
 # The loss should fall; the Dice of the held-out slices should rise, quickly at first, for the large organs, and slowly for a long time after. If it is still rising at the end, add `epochs`.
 
 # %%
-if (run/"history.csv").exists(): plot_curves(Run(run).read_history()); plt.show()
+if (run/"history.csv").exists():
+    plot_curves(Run(run).read_history())
+    plt.show()
 
 # %% [markdown]
 # ## The submission
@@ -133,8 +159,10 @@ if finished:
     masks = predict_masks(load_predictor(run), images)
     write_submission(masks, names, "submission.csv")
     print(check_submission("submission.csv", data))
-    truth = next(data.glob("y_test.csv*"), None)  # the challenge keeps it; a phantom and your own data may have one
-    if truth: print(f"Dice on the test slices: {evaluate_files(truth, 'submission.csv')['facts']['dice']:.3f}")
+    # the challenge keeps it; a phantom and your own data may have one
+    truth = next(data.glob("y_test.csv*"), None)
+    if truth:
+        print(f"Dice on the test slices: {evaluate_files(truth, 'submission.csv')['facts']['dice']:.3f}")
 
 # %% [markdown]
 # Look at what will be uploaded. Without a truth beside it, a picture still shows the coarse mistakes: organs on the wrong side, islands, whole slices left empty.
@@ -144,7 +172,9 @@ if finished:
     order = np.argsort([-(m > 0).sum() for m in masks])[:3]
     fig, axes = plt.subplots(2, 3, figsize=(8, 5.5), layout="constrained")
     for col, n in zip(axes.T, order):
-        col[0].imshow(images[n], cmap="gray"); col[0].set_title(names[n]); col[1].imshow(slices.classes.colourise(masks[n]))
+        col[0].imshow(images[n], cmap="gray")
+        col[0].set_title(names[n])
+        col[1].imshow(slices.classes.colourise(masks[n]))
         for ax in col: ax.axis("off")
     plt.show()
 

@@ -41,7 +41,8 @@
 recipe = "teacher-student"   # `ctseg recipes` lists them
 settings = []       # "KEY=VALUE" for any field of the recipe, e.g. ["epochs=40"]
 seed = 0
-hours = 8.5           # Kaggle stops a session after 9 to 12 hours; this notebook stops before, with everything saved
+# Kaggle stops a session after 9 to 12 hours; this notebook stops before, with everything saved
+hours = 8.5
 processes = 0         # 0: one a GPU
 match = ""            # where several data sets fit: a part of the path of the right one
 
@@ -58,9 +59,23 @@ start = time.monotonic()
 colab = "google.colab" in sys.modules
 if colab: os.environ["CTSEG_KAGGLE_ROOT"] = "/content/kaggle"
 root = Path(os.environ.get("CTSEG_KAGGLE_ROOT", "/kaggle"))
-package = "git+https://github.com/ctseg/ctseg" if colab else max(root.glob("input/**/ctseg-*.whl"), default=None)
+package = (
+    "git+https://github.com/ctseg/ctseg" if colab else max(root.glob("input/**/ctseg-*.whl"), default=None)
+)
 assert package, "attach the data set ctseg-wheel: Add Input, at the right"
-subprocess.run([sys.executable, "-m", "pip", "install", "-q", *([] if colab else ["--no-index"]), "--no-deps", str(package)], check=True);
+_ = subprocess.run(
+    [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "-q",
+        *([] if colab else ["--no-index"]),
+        "--no-deps",
+        str(package),
+    ],
+    check=True,
+)
 
 # %%
 import matplotlib.pyplot as plt
@@ -97,7 +112,12 @@ print(slices)
 # %%
 chosen = apply_settings(get_recipe(recipe), settings)
 print(chosen.about)
-print({k: chosen.value(k) for k in ("method", "model", "width", "loss", "epochs", "batch_size", "lr", "image_size")})
+print(
+    {
+        k: chosen.value(k)
+        for k in ("method", "model", "width", "loss", "epochs", "batch_size", "lr", "image_size")
+    }
+)
 run = carry_on("teacher-student")
 finished = train(data, run, recipe, settings, seed, 3600*hours - (time.monotonic() - start), processes)
 print("finished" if finished else "not finished: attach this output to the next session and run again")
@@ -106,7 +126,9 @@ print("finished" if finished else "not finished: attach this output to the next 
 # The dotted line is where the student begins. Compare the ends of the two Dice curves: that is the gain, on a tenth of the annotated slices; a difference of a hundredth is within what another `seed` would change.
 
 # %%
-if (run/"history.csv").exists(): plot_curves(Run(run).read_history()); plt.show()
+if (run/"history.csv").exists():
+    plot_curves(Run(run).read_history())
+    plt.show()
 
 # %% [markdown]
 # ## What the teacher said
@@ -130,8 +152,10 @@ if finished:
     masks = predict_masks(load_predictor(run), images)
     write_submission(masks, names, "submission.csv")
     print(check_submission("submission.csv", data))
-    truth = next(data.glob("y_test.csv*"), None)  # the challenge keeps it; a phantom and your own data may have one
-    if truth: print(f"Dice on the test slices: {evaluate_files(truth, 'submission.csv')['facts']['dice']:.3f}")
+    # the challenge keeps it; a phantom and your own data may have one
+    truth = next(data.glob("y_test.csv*"), None)
+    if truth:
+        print(f"Dice on the test slices: {evaluate_files(truth, 'submission.csv')['facts']['dice']:.3f}")
 
 # %% [markdown]
 # ## The report
