@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['STATE_COLOURS', 'UNKNOWN', 'ABSENT', 'PRESENT', 'grey_rgb', 'overlay', 'image_grid',
            'show_image', 'colour_legend', 'class_colours', 'class_legend', 'plot_masks',
-           'states_of', 'show_states', 'state_legend']
+           'states_of', 'show_states', 'state_legend', 'state_overlay']
 
 # %% ../../nbs/core/45_style.ipynb #a984eed2
 import numpy as np
@@ -131,3 +131,15 @@ def show_states(
 def state_legend(fig) -> None:
     "A legend of the three states below the panels of a figure."
     colour_legend(fig, {name: STATE_COLOURS[name] for name in ("present", "absent", "unknown")})
+
+# %% ../../nbs/core/45_style.ipynb #d5f993c5
+def state_overlay(
+    image: np.ndarray, # [H,W], 0 is black and 255 white
+    states: np.ndarray, # uint8 [H,W] from `states_of`
+    opacity: float = .6, # of the colour
+) -> np.ndarray: # uint8 [H,W,3]
+    "The states of the pixels of one class in their colours over the grey image [H,W]: uint8 [H,W,3]."
+    from matplotlib.colors import to_rgb
+    colours = np.array([to_rgb(colour) for colour in STATE_COLOURS.values()])
+    tint = 255*colours[states]
+    return ((1 - opacity)*grey_rgb(image) + opacity*tint).astype(np.uint8)

@@ -13,16 +13,17 @@
 # %%
 #| hide
 import tempfile
+
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from fastcore.test import test_eq
-from matplotlib.colors import ListedColormap
-from matplotlib.patches import Patch
+
+from ctseg.core.style import STATE_COLOURS, image_grid, show_image, show_states
+from ctseg.core.style import state_legend, state_overlay, states_of
 from ctseg.data.challenge import read_challenge
 from ctseg.losses.fused import CrossEntropyDiceLoss, MarginalSoftmaxLoss, MaskedSigmoidLoss
 from ctseg.phantom import make_phantom
-plt.rcParams["hatch.linewidth"] = 0.6
 
 # %% [markdown]
 # ## One structure, three slices
@@ -42,54 +43,27 @@ slices, slices.known.shape, slices.known.sum(1)
 
 # %%
 #| hide
-COLOURS = {"present": "#0b7285", "absent": "#9db4c8", "unknown": "#e6eaee"}
-states = np.where(~slices.known, 0, np.where(slices.present, 2, 1))  # [N,C]: 0 unknown, 1 absent, 2 present
 labelled = np.flatnonzero(slices.labelled)
-liver = slices.classes.id("liver") - 1                               # its column
-three = [slices.names.index(n) for n in ("0.png", "5.png", "4.png")]
+liver = slices.classes.id("liver") - 1  # its column
+states = states_of(slices.present, slices.known)  # [N,C]
+three = [slices.names.index(name) for name in ("0.png", "5.png", "4.png")]
 test_eq(states[three, liver], [2, 1, 0])
-
-def draw(ax, n, c, title):
-    "What slice n says about structure c, pixel by pixel."
-    image = slices.images[n]
-    ax.imshow(image, cmap="gray")
-    if states[n, c] == 0:
-        ax.contourf(np.ones_like(image), levels=[.5, 1.5], colors="none", hatches=["///"]).set(
-            edgecolor="#ffffff90", linewidth=0
-        )
-    else:
-        tint = np.zeros((*image.shape, 4))
-        tint[...] = (.30, .55, 1., .38)                              # a certain no
-        tint[slices.masks[n] == c + 1] = (1., .75, .1, .95)          # a certain yes
-        ax.imshow(tint)
-    ax.set_title(title, fontsize=10)
-    ax.axis("off")
-
 
 # %%
 #| echo: false
 #| label: fig-one-structure
-fig, axes = plt.subplots(1, 3, figsize=(9.5, 3.7), layout="constrained")
-for ax, n, title in zip(
-    axes,
-    three,
-    (
-        "present: every pixel\nhas an answer",
-        "absent: every pixel\nis a certain no",
-        "unknown: no pixel\nsays anything",
-    ),
-):
-    draw(ax, n, liver, title)
-fig.legend(
-    handles=[
-        Patch(color="#ffbf1a", label="liver"),
-        Patch(color="#4d8cff", label="certainly not liver"),
-        Patch(facecolor="#555", edgecolor="w", hatch="////", label="no statement"),
-    ],
-    loc="outside lower center",
-    ncols=3,
-    frameon=False,
-)
+titles = [
+    "present: every pixel\nhas an answer",
+    "absent: every pixel\nis a certain no",
+    "unknown: no pixel\nsays anything",
+]
+fig, (panels,) = image_grid(1, 3, size=3)
+for ax, n, title in zip(panels, three, titles):
+    outlined = slices.masks[n] == liver + 1
+    examined = np.full(outlined.shape, slices.known[n, liver])
+    pixels = states_of(outlined, examined)
+    show_image(ax, state_overlay(slices.images[n], pixels), title)
+state_legend(fig)
 plt.show()
 
 # %% [markdown]
@@ -112,26 +86,11 @@ for n in three:
 #| echo: false
 #| label: fig-cells
 fig, ax = plt.subplots(figsize=(9.5, 3.6), layout="constrained")
-ax.imshow(
-    states,
-    cmap=ListedColormap([COLOURS[s] for s in ("unknown", "absent", "present")]),
-    aspect="auto",
-    interpolation="nearest",
-)
-ax.set(
-    xlabel="structure",
-    ylabel="slice",
-    xticks=range(0, 54, 6),
-    xticklabels=range(1, 55, 6),
-    yticks=range(0, 24, 2),
-)
-ax.legend(
-    handles=[
-        Patch(color=v, label=f"{k} ({(states == i).mean():.0%})")
-        for i, (k, v) in zip((2, 1, 0), COLOURS.items())
-    ],
-    loc="lower right",
-)
+shares = [f"{(states == number).mean():.0%} {name}" for number, name in enumerate(STATE_COLOURS)]
+show_states(ax, states, "All cells: " + ", ".join(reversed(shares)))
+ax.set(xlabel="structure", ylabel="slice")
+ax.set(xticks=range(0, 54, 6), xticklabels=range(1, 55, 6), yticks=range(0, 24, 2))
+state_legend(fig)
 plt.show()
 
 # %%
@@ -151,9 +110,9 @@ test = read_challenge(f"{folder.name}/phantom", "test", cache=False)
 folder.cleanup()
 rng = np.random.default_rng(0)
 looked_for = np.stack([rng.permutation(np.arange(1, 55))[:27] for _ in range(len(test))])
-hidden = np.array(
-    [(~np.isin(m, ids) & (m > 0)).sum()/(m > 0).sum() for m, ids in zip(test.masks, looked_for)]
-)
+structure = test.masks > 0
+unexamined = np.stack([~np.isin(mask, ids) for mask, ids in zip(test.masks, looked_for)])
+hidden = (structure & unexamined).sum((1, 2))/structure.sum((1, 2))
 print("share of structure pixels stored as 0, slice by slice:", hidden.round(2))
 
 # %% [markdown]
@@ -175,26 +134,25 @@ def push(loss, z, label):
     loss(z, torch.full((1, 1, 1), label), known).backward()
     return -z.grad.flatten()
 
-losses = {"zero read as background\n(CrossEntropyDiceLoss)": (CrossEntropyDiceLoss(w_dice=0.), softmax),
-          "softmax, unknown left open\n(MarginalSoftmaxLoss)": (MarginalSoftmaxLoss(w_dice=0.), softmax),
-          "one yes/no per structure\n(MaskedSigmoidLoss)": (MaskedSigmoidLoss(w_dice=0., w_bce=1.), sigmoid)}
+losses = {
+    "zero read as background\n(CrossEntropyDiceLoss)": (CrossEntropyDiceLoss(w_dice=0.), softmax),
+    "softmax, unknown left open\n(MarginalSoftmaxLoss)": (MarginalSoftmaxLoss(w_dice=0.), softmax),
+    "one yes/no per structure\n(MaskedSigmoidLoss)": (MaskedSigmoidLoss(w_dice=0., w_bce=1.), sigmoid),
+}
 
-def bars(ax, loss, z, label):
-    p = push(loss, z, label)
-    where = range(5 - len(p), 5)
-    ax.bar(where, p, color=["#c92a2a" if v < -1e-6 else "#2b8a3e" for v in p])
-    for x, v in zip(where, p):
-        ax.text(
-            x,
-            v,
-            f"{v:+.2f}" if abs(v) > 5e-3 else "0",
-            ha="center",
-            va="bottom" if v >= -1e-6 else "top",
-            fontsize=8,
-        )
-    ax.set(xticks=range(5), xlim=(-.6, 4.6), yticks=[], ylim=(-1.15, 1.15))
-    ax.set_xticklabels(names, fontsize=7.5)
+def bars(ax, loss, z, label, title):
+    "The push on each output as a bar: green is *more of this*, red *less*."
+    pushes = push(loss, z, label)
+    places = range(5 - len(pushes), 5)  # sigmoid outputs have no background
+    for x, value in zip(places, pushes.tolist()):
+        down = value < -1e-6
+        ax.bar(x, value, color="#c92a2a" if down else "#2b8a3e")
+        text = f"{value:+.2f}" if abs(value) > 5e-3 else "0"
+        ax.text(x, value, text, ha="center", va="top" if down else "bottom", fontsize=8)
     ax.axhline(0, color="k", lw=.6)
+    ax.set(xlim=(-.6, 4.6), ylim=(-1.15, 1.15), yticks=[])
+    ax.set_xticks(range(5), names, fontsize=7.5)
+    ax.set_title(title, fontsize=9)
 
 
 # %%
@@ -202,13 +160,12 @@ def bars(ax, loss, z, label):
 #| label: fig-push
 fig, axes = plt.subplots(1, 3, figsize=(10.5, 2.9), layout="constrained")
 for ax, (title, (loss, z)) in zip(axes, losses.items()):
-    bars(ax, loss, z, 0)
-    ax.set_title(title, fontsize=9)
+    bars(ax, loss, z, label=0, title=title)
 plt.show()
 
 # %% [markdown]
 # * **Zero read as background.** The correct belief is pushed down as hard as a mistake would be. Over a thousand slices the network
-#   learns to draw nothing. Participants of the challenge saw naive cross-entropy collapse where the same network with a marginal loss did well; on [our real CT](../benchmarks/realct_supervised.ipynb), with a Dice term beside it, the mistake cost 0.05 of Dice.
+#   learns to draw nothing. Participants of the challenge saw naive cross-entropy collapse where the same network with a marginal loss did well. [What it costs on real CT](../benchmarks/realct_supervised.ipynb) is measured on a page of its own.
 # * **Marginal softmax.** The file only says *background or liver*, so the loss asks for the two together. The belief in liver may stay. Only examined structures are pushed down.
 # * **Masked sigmoid.** Each structure is a question of its own. Nobody examined the liver, so its gradient is exactly zero.
 
@@ -228,8 +185,8 @@ assert (z.grad[:, 0] == 0).all() and (z.grad[:, 1:] != 0).all()
 #| label: fig-pixel
 fig, axes = plt.subplots(1, 2, figsize=(7.2, 2.9), layout="constrained")
 for ax, on in zip(axes, (False, True)):
-    bars(ax, MaskedSigmoidLoss(w_dice=0., w_bce=1., pixel_known=on), sigmoid, 2)
-    ax.set_title(f"pixel_known={on}", fontsize=9)
+    loss = MaskedSigmoidLoss(w_dice=0., w_bce=1., pixel_known=on)
+    bars(ax, loss, sigmoid, label=2, title=f"pixel_known={on}")
 plt.show()
 
 # %% [markdown]
