@@ -40,6 +40,7 @@ FIRST = (
     "explanations/dice_alone.ipynb",
     "kaggle/supervised/supervised.ipynb",
     "kaggle/teacher_student/teacher_student.ipynb",
+    "benchmarks/row_names.ipynb",
 )
 
 

@@ -6,6 +6,12 @@
 # - skip_showdoc: true
 
 # %% [markdown]
+# **Question.** Which confidence picks the pseudo-labels that are right?
+#
+# **Answer.** The Soft Dice Confidence: of whole slices it has the lowest area under the risk–coverage curve in all eight comparisons. The original's mean probability is worse than keeping slices at random in seven of them.
+#
+# ## How it was measured
+#
 # Pseudo-labels are chosen by a [confidence](../methods/20_pseudo.ipynb). A good one has a single virtue: slices it ranks higher are segmented better. That can be measured wherever the truth is known to us and was not to the teacher. Here: 300 test slices of 15 patients
 # of the [real-CT benchmark](realct_supervised.ipynb); three teachers of each kind that differ in their seed (with 100 annotated slices: also in the patients they saw). `one` is the first teacher alone, `mean` the average of the three probabilities.
 #
@@ -14,7 +20,7 @@
 # python tools/bench.py semi100 --data FOLDER --confidence --only seed-attunet log
 # ```
 #
-# Recipes with the original's loss are called `original-…` today. The kept tables and pictures, the results files and `tools/bench.py` have the older names, `seed-…`.
+# [What the rows are called](row_names.ipynb): `seed-…` are the recipes `original-…`.
 
 # %%
 from pathlib import Path
@@ -152,7 +158,9 @@ cell = pd.DataFrame(rows).pivot(index="teacher", columns="measure")
 cell.style.format(precision=3)
 
 # %% [markdown]
-# What to read from it. Over whole slices Soft Dice Confidence has the lowest AURC in all eight rows; `max` is worse than keeping slices at random in seven of them. For the original's own teacher with 800 annotated slices, though, even SDC is hardly better than chance (.451 against .455 for the mean of three). Over cells the product with
+# ## What held, and what did not
+#
+# Over whole slices Soft Dice Confidence has the lowest AURC in all eight rows; `max` is worse than keeping slices at random in seven of them. For the original's own teacher with 800 annotated slices, though, even SDC is hardly better than chance (.451 against .455 for the mean of three). Over cells the product with
 # `agreement` never beats SDC alone, neither by rank correlation over all cells nor by AURC; within a class it does for one teacher of four. So `accept_cells` ranks by SDC alone; the self-training runs of the tables that are called `log-…` and `original-…` were made when it took the product. For `masked, 800` the plain peak probability ranks best.
 #
 # The tables for the report and the pages that quote them:

@@ -6,8 +6,13 @@
 # - skip_showdoc: true
 
 # %% [markdown]
-# [Data](../data/70_challenge.ipynb) reads `y_train.csv` with a small parser of its own, because the table is so regular. Writing by hand what
-# well-kept libraries do needs a good reason; this is the measurement of it. The table here has the size and the look of the challenge's
+# **Question.** Is a parser of our own for the challenge's mask table worth having?
+#
+# **Answer.** Yes: the first read is eight times faster than pandas with a sixth of its peak memory, and three times faster than Arrow. Later reads, from the cache, take a twentieth of a second.
+#
+# ## How it was measured
+#
+# [Data](../data/70_challenge.ipynb) reads `y_train.csv` with a small parser of its own, because the table is so regular. The table here has the size and the look of the challenge's
 # (its own may not be redistributed): 2000 masks of
 # 256x256, of which 800 hold up to nine discs of 54 classes.
 

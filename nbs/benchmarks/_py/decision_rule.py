@@ -6,7 +6,13 @@
 # - skip_showdoc: true
 
 # %% [markdown]
-# A structure drawn where there is none scores 0 for its slice, as one that is missed. So after the pixels are decided there is a second question, of each drawn structure: is it there at all? [The rule](../inference/45_expected_dice.ipynb#the-chance-of-being-there) that `fit` chooses on held-out slices has two forms:
+# **Question.** Which of the drawn structures should be kept?
+#
+# **Answer.** Those that raise the expected Dice. With 54 structures this is worth 0.012 to 0.016 over one gate for all classes and 0.04 to 0.05 over argmax, in every training; with seven organs it is worth a few thousandths.
+#
+# ## How it was measured
+#
+# A structure drawn where there is none scores 0 for its slice, as one that is missed does. So after the pixels are decided, each drawn structure needs a second decision: is it there at all? [The rule](../inference/45_expected_dice.ipynb#the-chance-of-being-there) that `fit` chooses on held-out slices has two forms:
 #
 # | decision | what stays |
 # | --- | --- |

@@ -4,8 +4,13 @@
 # > The demo of the front page, run as a user runs it, with three seeds: what it says at the end, how well it draws, how long it takes.
 
 # %% [markdown]
-# The front page shows a prediction and quotes the demo's last lines. Both are read from the files that this notebook writes, so they are what the command really
-# does. Time is given as the processor's, not the clock's: it does not change when the machine has other work.
+# **Question.** How well does the network of `make demo` draw, and how long does the demo take?
+#
+# **Answer.** The student's mean Dice is 0.48 on 60 test slices with seven organs, above its teacher's 0.44 in each of three seeds. One demo takes about five minutes of processor time.
+#
+# ## How it was measured
+#
+# The command was run as a user runs it, with three seeds. The front page quotes its last lines from the files that this notebook writes. Time is the processor's, not the clock's, so that other work on the machine does not change it.
 #
 # The settings of the demo (`ctseg.demo.PRETRAINED`, and mirrored slices) were compared on other slices of real CT, of patients that were not among those trained on, with one seed each. One earlier
 # setting, without mirrored slices, was scored on these test slices before the last choice: with seed 0 its teacher had 0.470, its student 0.483.

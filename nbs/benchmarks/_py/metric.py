@@ -6,6 +6,12 @@
 # - skip_showdoc: true
 
 # %% [markdown]
+# **Question.** How fast is the challenge's Dice as this package computes it?
+#
+# **Answer.** Five hundred images with 54 classes take 0.04 seconds of processor time. The double loop takes 37 times as long as it is usually written, and nine times as long at its best.
+#
+# ## How it was measured
+#
 # [Metrics](../metrics/10_challenge.ipynb) defines the score by two loops and computes it from one table of (predicted, true) pairs an image.
 # Validation runs it every epoch and the choice of a decision rule runs it dozens of times, so the difference is felt. Both are timed in
 # one process on the same masks, taking turns, three rounds, and the least CPU time counts (all are single-threaded).

@@ -6,6 +6,12 @@
 # - skip_showdoc: true
 
 # %% [markdown]
+# **Question.** How large is each network, and how much does it compute?
+#
+# **Answer.** The default, `attunet`, has 35 million parameters and takes the most arithmetic of all: 56 billion multiply-adds a slice. `unet:resnet34` has 24 million and takes a seventh of it.
+#
+# ## How it was measured
+#
 # Two sizes that do not depend on the machine: parameters, and multiply-adds for a forward pass of one 256×256 slice with 55 outputs. [Costs](../models/90_costs.ipynb) counts them with PyTorch's own counter. Time and memory beside other
 # implementations are in [models: time and memory](models_speed.ipynb).
 

@@ -6,7 +6,13 @@
 # - skip_showdoc: true
 
 # %% [markdown]
-# Absolute times on a shared machine mean little, so every pair is timed *alternately* in the same run: ours, theirs, ours, theirs, and the fastest step of each counts. Memory is measured in a fresh process each, because
+# **Question.** Do our networks cost more time or memory than those of MONAI and nnU-Net?
+#
+# **Answer.** No. At about the same number of parameters our Attention U-Net takes 0.97 to 1.09 times the time of MONAI's for a training step, with three quarters of its memory, and our nnU-Net costs what nnU-Net's own network does.
+#
+# ## How it was measured
+#
+# Absolute times on a shared machine mean little. So every pair is timed *alternately* in the same run: ours, theirs, ours, theirs, and the fastest step of each counts. Memory is measured in a fresh process each, because
 # an allocator that has once grown does not shrink.
 #
 # MONAI and nnU-Net are not needed by `ctseg`; the notebook compares against those that are installed.

@@ -6,6 +6,12 @@
 # - skip_showdoc: true
 
 # %% [markdown]
+# **Question.** Which network is best for the same processor time?
+#
+# **Answer.** From random weights and on small slices none beats the small Attention U-Net. nnU-Net's plain U-Net comes close, and the transformers trail.
+#
+# ## How it was measured
+#
 # The original compared Attention U-Net, MISSFormer and UC-TransNet, each for as many epochs as there was patience. Here each gets the **same processor time**: as long as `attunet` of width 16 needs for its 1800 steps on
 # [the real-CT slices](realct_supervised.ipynb) (64×64 pixels, 800 partly annotated). The cost of a step was measured first, alternating with `attunet`, and gives the number of epochs. Everything else is the recipe `masked-log`: loss,
 # augmentation, schedule, and a learning rate of 2e-3, which was found with `attunet` and may suit the transformers less.
@@ -100,5 +106,11 @@ by_class.insert(0, "test slices", first["truth"].sum(0))
 by_class.T.style.format(precision=2)
 
 # %% [markdown]
-# What this says: at equal processor time, from random weights, on small slices, **nothing beats the small Attention U-Net**, one of the smallest of them. nnU-Net's plain U-Net, with three and a half times its parameters, comes close (the interval of the difference holds 0); the transformers trail, most of all where the decoder works at a
-# quarter of the resolution (SegFormer), as is known of transformers that start from nothing on few images. What it does not say: one training each, a learning rate found with another network, 64×64 pixels, and no pretraining, for the sake of which `unet:resnet34` and `segformer:mit_b0` exist.
+# ## What this says
+#
+# At equal processor time, from random weights, on small slices, **nothing beats the small Attention U-Net**, one of the smallest of them. nnU-Net's plain U-Net, with three and a half times its parameters, comes close (the interval of the difference holds 0); the transformers trail, most of all where the decoder works at a
+# quarter of the resolution (SegFormer), as is known of transformers that start from nothing on few images.
+#
+# ## What it does not say
+#
+# Every network but `attunet` was trained once, with a learning rate found for `attunet`, on 64×64 pixels and without pretraining, for the sake of which `unet:resnet34` and `segformer:mit_b0` exist.

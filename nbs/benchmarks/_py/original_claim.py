@@ -6,12 +6,18 @@
 # - skip_showdoc: true
 
 # %% [markdown]
+# **Question.** What does the original's reported gain, from 0.24 to 0.25, say about its method?
+#
+# **Answer.** By itself nothing. On our data two equal trainings differ by four times as much on average, the draw of 160 slices moves a difference by ±0.027, and the number is not the challenge's metric.
+#
+# ## How it was measured
+#
 # The project that `ctseg` grew out of reports that its teacher–student method raised the Dice from 0.24 to 0.25, on 160 validation slices, one run each, with a metric that was called with its tables transposed
 # ([how](../metrics/10_challenge.ipynb)). We cannot repeat that measurement: its data may not be passed on and its predictions were not kept. We can measure the three things that decide what such a number is worth.
 #
 # All runs are those of [partial labels on real CT](realct_supervised.ipynb); this notebook trains nothing.
 #
-# Recipes with the original's loss are called `original-…` today. The kept tables and pictures, the results files and `tools/bench.py` have the older names, `seed-…`.
+# [What the rows are called](row_names.ipynb): `seed-…` are the recipes `original-…`.
 
 # %%
 import json
