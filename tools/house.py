@@ -35,6 +35,9 @@ AT_MOST = {
     "most public names in a module": 25,
     "exported cell, median characters": 700,
     "exported cell, most characters": 1600,
+    f"lines over {WIDTH} columns in notebooks": 0,
+    "semicolons in notebooks": 0,
+    "colours of the three states outside core.style": 0,
 }
 AT_LEAST = {
     "exported cells followed by a run cell, %": 70,
@@ -126,6 +129,47 @@ def exported_names(module: Module) -> int:
     return 0
 
 
+def code_cells(path: Path) -> list[str]:
+    "The sources of a notebook's code cells; magics and shell lines, which are no Python, are blanked."
+    found = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    sources = ["".join(cell["source"]) for cell in found if cell["cell_type"] == "code"]
+    return [re.sub(r"^\s*[%!].*", "", source, flags=re.M) for source in sources]
+
+
+def notebooks(root: Path = ROOT) -> list[Path]:
+    "Every notebook of the project."
+    found = sorted((root/"nbs").rglob("*.ipynb"))
+    return [p for p in found if not any(part.startswith((".", "_")) for part in p.relative_to(root).parts)]
+
+
+def cell_faults(source: str, state_colours: set[str]) -> Iterator[str]:
+    """What no code cell may hold, exported or not.
+
+    Wide lines of code and of comments count; docstrings and directives (`#|`) do not. state_colours: in small letters.
+    """
+    code = Module("cell", source).code_lines()
+    for number, line in enumerate(source.splitlines(), 1):
+        directive = line.startswith("#|")
+        comment = line.lstrip().startswith("#")
+        if len(line) > WIDTH and not directive and (number in code or comment):
+            yield f"lines over {WIDTH} columns in notebooks"
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.OP and token.string == ";":
+            yield "semicolons in notebooks"
+    written = re.findall(r"#[0-9a-f]{6}\b", source.lower())
+    if state_colours & set(written):
+        yield "colours of the three states outside core.style"
+
+
+def state_colours(root: Path = ROOT) -> set[str]:
+    "The colours that `core.style` declares for present, absent and unknown, in small letters."
+    tree = ast.parse((root/"ctseg"/"core"/"style.py").read_text(encoding="utf-8"))
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "STATE_COLOURS":
+            return {colour.lower() for colour in ast.literal_eval(node.value).values()}
+    raise ValueError("core.style declares no STATE_COLOURS")
+
+
 def kinds_of_cells(path: Path) -> Iterator[tuple[str, int]]:
     "`export` with its characters, or `run`, for each code cell of a notebook that says something."
     for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
@@ -147,9 +191,7 @@ def kinds_of_cells(path: Path) -> Iterator[tuple[str, int]]:
 def cells(root: Path = ROOT) -> dict[str, float]:
     "Sizes of exported cells, and how many of them are followed by a run cell."
     sizes, followed = [], 0
-    for path in sorted((root/"nbs").rglob("*.ipynb")):
-        if any(part.startswith((".", "_")) for part in path.relative_to(root).parts):
-            continue
+    for path in notebooks(root):
         kinds = list(kinds_of_cells(path))
         for i, (kind, size) in enumerate(kinds):
             if kind == "export":
@@ -181,6 +223,12 @@ def measure(root: Path = ROOT) -> tuple[dict[str, float], dict[str, list[str]]]:
         for fault, line in faults(module):
             figures[fault] += 1
             places[fault].append(f"{module.name}:{line}")
+    colours = state_colours(root)
+    for path in notebooks(root):
+        own = set() if path.name == "45_style.ipynb" else colours
+        for fault in (fault for source in code_cells(path) for fault in cell_faults(source, own)):
+            figures[fault] += 1
+            places[fault].append(str(path.relative_to(root)))
     figures["syntax nodes a code line"] = round(nodes/lines, 2)
     figures[DENSEST] = max(density.values())
     places[DENSEST] = [f"{name} ({value})" for name, value in density.items() if missed(DENSEST, value)]

@@ -124,6 +124,7 @@ def write_series(
     shape: tuple[int, int] = (76, 68), # rows, columns
     spacing: tuple[float, float] = (2.8, 2.5), # mm between rows, between columns
     shuffle: bool = True, # file names in no order
+    size: float = 1., # of this patient's head
     **tags, # DICOM elements to set in every file
 ) -> np.ndarray: # uint8 [columns, rows, slices]
     "Scan the head into the files of one CT series. Returns the true classes."
@@ -137,7 +138,7 @@ def write_series(
     for k, first in enumerate(planes.positions):
         along_rows = planes.rows[:, None, None]*row*spacing[0]
         points = first[:, None, None] + planes.columns[:, None, None]*column*spacing[1] + along_rows
-        hu, label = head(*points)
+        hu, label = head(*points/size)
         truth.append(label.T)
         ds = _ct_slice(planes, k, hu, spacing, uids | tags)
         ds.save_as(Path(folder)/f"IM{numbers[k]:04}", enforce_file_format=True)

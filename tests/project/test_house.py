@@ -1,5 +1,6 @@
 "The package keeps to the limits of its style, and folders import only from those above them."
 import ast
+import json
 from pathlib import Path
 
 import house
@@ -24,6 +25,36 @@ def test_faults_are_found():
     text += "if True: " + "z"*80 + "\n"
     counted = [name for name, _ in house.faults(house.Module("ctseg/x.py", text))]
     assert sorted(counted) == sorted(house.AT_MOST.keys() & set(counted)) and len(counted) == 6
+
+
+def test_faults_of_cells_are_found():
+    "Each fault once, in cells that are not exported either; strings, docstrings and directives are none."
+    colour = min(house.state_colours())
+    wide = "y" + " + y"*40
+    counted = list(house.cell_faults(f"{wide}\n# {'z'*120}\nx = 1; y = 2\nz = 3;\nc = '{colour.upper()}'\n", {colour}))
+    assert sorted(counted) == sorted([
+        f"lines over {house.WIDTH} columns in notebooks",
+        f"lines over {house.WIDTH} columns in notebooks",
+        "semicolons in notebooks",
+        "semicolons in notebooks",
+        "colours of the three states outside core.style",
+    ])
+    allowed = f'#| code-summary: "{"a"*120}"\ndef f():\n    "{"d"*120}"\nprint("a; b")\n'
+    assert list(house.cell_faults(allowed, {colour})) == []
+
+
+def test_a_dense_module_is_found(tmp_path):
+    "One module over the limit, among others that are plain."
+    for folder in ("core", "data"):
+        (tmp_path/"ctseg"/folder).mkdir(parents=True)
+    cell = {"cell_type": "code", "source": ["#| export\n", "x = 1"]}
+    (tmp_path/"nbs").mkdir()
+    (tmp_path/"nbs"/"a.ipynb").write_text(json.dumps({"cells": [cell]}))
+    (tmp_path/"ctseg/core/style.py").write_text((ROOT/"ctseg/core/style.py").read_text())
+    (tmp_path/"ctseg/data/dense.py").write_text("__all__ = []\n" + "x = [a + b*c - d for a, b, c, d in zip(e, f, g, h)]\n")
+    figures, places = house.measure(tmp_path)
+    assert house.missed(house.DENSEST, figures[house.DENSEST]) and "dense.py" in places[house.DENSEST][0]
+    assert not house.missed("syntax nodes a code line", figures["syntax nodes a code line"])
 
 
 def imports(path: Path) -> list[str]:

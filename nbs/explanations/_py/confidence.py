@@ -88,18 +88,15 @@ def ranks(t, kind):
     ok = np.isfinite(dice)
     return {s: spearmanr(t[f"{kind}_{s}"][ok], dice[ok])[0] for s in SCORES if f"{kind}_{s}" in t}
 
-found = pd.DataFrame(
-    {
-        (
-            f"{name.split('-', 1)[1].replace('seed-', 'original-')}, "
-            f"{dict(supervised=800, semi100=100)[name.split('-', 1)[0]]} annotated",
-            "one teacher" if kind == "one" else "mean of three",
-        ): ranks(t, kind)
-        for name, t in runs.items()
-        for kind in ("one", "mean")
-    }
-).T
-found.reindex(columns=SCORES).style.format(precision=2, na_rep="")
+BUDGETS = {"supervised": 800, "semi100": 100}  # annotated slices of a table
+KINDS = {"one": "one teacher", "mean": "mean of three"}
+rows = {}
+for name, t in runs.items():
+    table, recipe = name.split("-", 1)
+    teachers = f"{recipe.replace('seed-', 'original-')}, {BUDGETS[table]} annotated"
+    for kind, title in KINDS.items():
+        rows[teachers, title] = ranks(t, kind)
+pd.DataFrame(rows).T.reindex(columns=SCORES).style.format(precision=2, na_rep="")
 
 # %%
 #| echo: false
@@ -110,9 +107,11 @@ dice = slice_dice(t["mean_dice"])
 ok = np.isfinite(dice)
 fig, axes = plt.subplots(1, 3, figsize=(10, 3), layout="constrained", sharey=True)
 for ax, s in zip(axes, ("max", "sdc", "agreement")):
-    ax.plot(t[f"mean_{s}"][ok], dice[ok], ".", ms=4, alpha=.5, color="#0b7285")
-    ax.set(xlabel=s, title=f"rank correlation {spearmanr(t[f'mean_{s}'][ok], dice[ok])[0]:.2f}")
-    ax.title.set_fontsize(10)
+    score = t[f"mean_{s}"]
+    rank = spearmanr(score[ok], dice[ok])[0]
+    ax.plot(score[ok], dice[ok], ".", ms=4, alpha=.5)
+    ax.set_title(f"rank correlation {rank:.2f}", fontsize=10)
+    ax.set_xlabel(s)
 axes[0].set_ylabel("Dice the slice really reached")
 plt.show()
 

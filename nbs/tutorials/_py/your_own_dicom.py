@@ -14,176 +14,95 @@
 
 # %%
 #| hide
-import os, shutil, tempfile
+import os
+import shutil
+import tempfile
 from pathlib import Path
+
 import highdicom as hd
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pydicom
 from fastcore.test import test_eq
-from matplotlib.colors import ListedColormap
-from matplotlib.patches import Patch
-from pydicom.dataset import FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 from skimage.measure import find_contours
-from ctseg.core.anatomy import ClassMap
+
+from ctseg.core.files import InputError
+from ctseg.core.style import class_legend, image_grid, overlay, show_image
+from ctseg.core.style import show_states, state_legend, states_of
 from ctseg.data.challenge import read_challenge
 from ctseg.data.mask_csv import write_masks
-from ctseg.io.dicom_seg import export_dicom_seg
 from ctseg.io.dicom_import import import_dicom
-from ctseg.core.files import InputError
+from ctseg.io.dicom_seg import export_dicom_seg
+from ctseg.io.slicing import Slicing
+from ctseg.io.toy_dicom import HEAD_CLASSES, head_planes, write_contours, write_series
+from ctseg.metrics.challenge import dice_table
 from ctseg.prediction.predictor import load_predictor, predict_masks
 from ctseg.recipes.fit import fit
 from ctseg.recipes.table import get_recipe
 from ctseg.runs.recipe import apply_settings
-from ctseg.io.slicing import Slicing
+
 work = Path(tempfile.mkdtemp())
 os.chdir(work)
 
 # %% [markdown]
 # ## A clinic to play with
 #
-# No patient's scan can be shown here, so we make a scanner. It builds heads from ellipsoids, different for each patient, and writes each as a CT series of 14 files with shuffled names, as archives do. A doctor then outlines
+# No patient's scan can be shown here, so we use the [toy clinic](../io/68_toy_dicom.ipynb): a head made of ellipsoids, written as a scanner writes a CT series, one file a slice, with shuffled names. Each patient's head has its own size and place. A doctor then outlines
 # **some** structures, as an RTSTRUCT in the clinic's own spelling. If you have your own folder, skip to the next section.
 
 # %%
 #| code-fold: true
 #| code-summary: "The scanner and the doctor"
-SHAPE, SPACING, SLICES, STEP = (56, 48), (4.0, 4.0), 14, 13.0
-
-def head(seed):
-    "Hounsfield units [slice, row, column] and a mask for each of four structures."
-    rng = np.random.default_rng(seed)
-    z, y, x = np.mgrid[:SLICES, :SHAPE[0], :SHAPE[1]].astype(float)
-    z, y, x = (z - (SLICES - 1)/2)*STEP, (y - SHAPE[0]/2)*SPACING[0], (x - SHAPE[1]/2)*SPACING[1]
-    size, (dy, dx) = rng.uniform(.88, 1.06), rng.uniform(-6, 6, 2)
-    inside = (
-        lambda c, r: (((x - dx)/size - c[0])/r[0])**2
-        + (((y - dy)/size - c[1])/r[1])**2
-        + ((z/size - c[2])/r[2])**2
-        < 1
-    )
-    bone, brain = inside((0, 0, 0), (72, 92, 86)), inside((0, 0, 0), (64, 84, 78))
-    air = inside((0, -52, -42), (14, 20, 12))
-    eyes = {
-        f"eye {side}": inside((sign*32, -72, -20), (19, 18, 24))
-        for side, sign in (("right", -1), ("left", 1))
-    }
-    hu = np.full(x.shape, -1000.)
-    for mask, value in [
-        (inside((0, 0, 0), (80, 100, 94)), 50),
-        (bone, 900),
-        (brain, 36),
-        *((m, 95) for m in eyes.values()),
-        (air, -950),
-    ]:
-        hu[mask] = value
-    brain &= ~air & ~eyes["eye left"] & ~eyes["eye right"]
-    return hu + rng.normal(0, 18, hu.shape), {
-        "skull": bone & ~brain & ~air & ~eyes["eye left"] & ~eyes["eye right"],
-        "brain": brain,
-        **eyes,
-    }
-
-def item(**tags):
-    d = pydicom.Dataset()
-    for k, v in tags.items(): setattr(d, k, v)
-    return d
-
-def new_file(kind, name, **tags):
-    "A DICOM object of class `kind` with the patient's name in it."
-    ds = item(PatientName=name, PatientID=f"ID-{name}", PatientBirthDate="19370401", **tags)
-    ds.file_meta = FileMetaDataset()
-    ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    ds.SOPClassUID = ds.file_meta.MediaStorageSOPClassUID = kind
-    ds.SOPInstanceUID = ds.file_meta.MediaStorageSOPInstanceUID = generate_uid()
-    return ds
+SLICES = 14
 
 def scan(folder, name, seed):
-    "Write one CT series; returns its number and the truth."
-    folder.mkdir(parents=True)
-    hu, truth = head(seed)
-    study, series, frame = generate_uid(), generate_uid(), generate_uid()
-    for k, file in enumerate(np.random.default_rng(seed).permutation(SLICES)):
-        ds = new_file(
-            "1.2.840.10008.5.1.4.1.1.2",
-            name,
-            StudyInstanceUID=study,
-            SeriesInstanceUID=series,
-            FrameOfReferenceUID=frame,
-            Modality="CT",
-            InstanceNumber=k + 1,
-            ImageType=["ORIGINAL", "PRIMARY", "AXIAL"],
-            ImagePositionPatient=[0, 0, k*STEP],
-            ImageOrientationPatient=[1, 0, 0, 0, 1, 0],
-            PixelSpacing=list(SPACING),
-            SliceThickness=STEP,
-            Rows=SHAPE[0],
-            Columns=SHAPE[1],
-            SamplesPerPixel=1,
-            PhotometricInterpretation="MONOCHROME2",
-            BitsAllocated=16,
-            BitsStored=16,
-            HighBit=15,
-            PixelRepresentation=0,
-            RescaleSlope=1,
-            RescaleIntercept=-1024,
-        )
-        ds.PixelData = (hu[k] + 1024).round().clip(0).astype(np.uint16).tobytes()
-        ds.save_as(folder/f"IM{file:03}", enforce_file_format=True)
-    return series, truth
+    "Scan a patient into a folder; the true classes, uint8 [columns, rows, slices]."
+    rng = np.random.default_rng(seed)
+    planes = head_planes(SLICES, gaps=13.)
+    planes.positions += rng.uniform(-6, 6, 3)  # nobody lies exactly in the middle
+    patient = dict(PatientName=name, PatientID=f"ID-{name}")
+    grid = dict(shape=(54, 44), spacing=(4., 4.))
+    return write_series(folder, planes, size=rng.uniform(.88, 1.06), **grid, **patient)
 
-def contour(folder, name, series, truth, spelling):
-    "Write an RTSTRUCT with the structures in `spelling` (ours -> the clinic's)."
-    def rings(mask):
-        for k in np.flatnonzero(mask.any((1, 2))):
-            for ring in find_contours(np.pad(mask[k], 1).astype(float), .5):
-                yield item(
-                    ContourGeometricType="CLOSED_PLANAR",
-                    ContourData=[
-                        f"{v:.3f}" for r, c in ring - 1 for v in (c*SPACING[1], r*SPACING[0], k*STEP)
-                    ],
-                )
-    about = item(RTReferencedSeriesSequence=[item(SeriesInstanceUID=series)])
-    new_file(
-        "1.2.840.10008.5.1.4.1.1.481.3",
-        name,
-        Modality="RTSTRUCT",
-        ReferencedFrameOfReferenceSequence=[item(RTReferencedStudySequence=[about])],
-        StructureSetROISequence=[item(ROINumber=i, ROIName=n) for i, n in enumerate(spelling.values())],
-        ROIContourSequence=[
-            item(ReferencedROINumber=i, ContourSequence=list(rings(truth[n]))) for i, n in enumerate(spelling)
-        ],
-    ).save_as(folder/"contours", enforce_file_format=True)
+def outline(folder, truth, drawn):
+    "Write an RTSTRUCT with the structures `drawn`, class → the clinic's name for it."
+    headers = [pydicom.dcmread(path, stop_before_pixels=True) for path in folder.iterdir()]
+    headers.sort(key=lambda header: header.InstanceNumber)
+    rings = {}
+    for c, name in drawn.items():
+        rings[name] = []
+        for k in range(SLICES):
+            mask = np.pad(truth[..., k] == c, 1).astype(float)
+            rings[name] += [(k, ring - 1) for ring in find_contours(mask, .5)]
+    write_contours(folder/"contours", headers, rings)
 
 
 # %% [markdown]
 # There are nine patients: seven with contours of two structures out of four, and two with none. We want a segmentation of two new patients. We keep their truth to ourselves, for the score at the end.
 
 # %%
-SPELLING = {"skull": "Skull", "brain": "Brain", "eye right": "Auge re", "eye left": "Auge li"}
+SPELLING = {"skull": "Skull", "brain": "Brain", "eye_right": "Auge re", "eye_left": "Auge li"}
 DRAWN = [
     ("skull", "brain"),
-    ("brain", "eye left"),
-    ("eye right", "eye left"),
-    ("skull", "eye right"),
-    ("brain", "eye right"),
-    ("skull", "eye left"),
+    ("brain", "eye_left"),
+    ("eye_right", "eye_left"),
+    ("skull", "eye_right"),
+    ("brain", "eye_right"),
+    ("skull", "eye_left"),
     ("skull", "brain"),
     (),
     (),
 ]
-
-for i, drawn in enumerate(DRAWN):
-    series, truth = scan(Path(f"clinic/patient{i}"), f"Doe^{i}", seed=i)
-    if drawn: contour(Path(f"clinic/patient{i}"), f"Doe^{i}", series, truth, {n: SPELLING[n] for n in drawn})
-new_truth = [scan(Path(f"new/patient{i}"), f"Roe^{i}", seed=100 + i)[1] for i in range(2)]
+for i, names in enumerate(DRAWN):
+    folder = Path(f"clinic/patient{i}")
+    truth = scan(folder, f"Doe^{i}", seed=i)
+    if names:
+        outline(folder, truth, {HEAD_CLASSES.id(name): SPELLING[name] for name in names})
+new_truth = [scan(Path(f"new/patient{i}"), f"Roe^{i}", seed=100 + i) for i in range(2)]
 for folder in sorted(Path("clinic").iterdir())[:3]:
-    print(
-        f"{folder}/  {', '.join(sorted(p.name for p in folder.iterdir())[:4])} … {len(list(folder.iterdir()))} "
-        f"files"
-    )
+    files = sorted(path.name for path in folder.iterdir())
+    print(f"{folder}/  {', '.join(files[:4])} … {len(files)} files")
 
 # %% [markdown]
 # ## 1. Import
@@ -192,9 +111,8 @@ for folder in sorted(Path("clinic").iterdir())[:3]:
 # The window (level 40, width 400 by default) says which Hounsfield units become grey.
 
 # %%
-classes = ClassMap.from_names(["skull", "brain", "eye_right", "eye_left"])
 rename = {"Auge re": "eye_right", "Auge li": "eye_left"}
-import_dicom("clinic", "heads", Slicing(window="soft"), classes, rename)
+import_dicom("clinic", "heads", Slicing(window="soft"), HEAD_CLASSES, rename)
 
 # %% [markdown]
 # In a terminal this is `ctseg import dicom clinic heads --classes class_names.json --rename rename.json`. What the doctor examined, patient by patient, has become `known`, slice by slice:
@@ -203,40 +121,24 @@ import_dicom("clinic", "heads", Slicing(window="soft"), classes, rename)
 #| echo: false
 #| label: fig-known
 slices = read_challenge("heads")
-states = np.where(~slices.known, 0, np.where(slices.present, 2, 1))
 fig, ax = plt.subplots(figsize=(9.5, 1.9), layout="constrained")
-ax.imshow(
-    states.T,
-    cmap=ListedColormap(["#e6eaee", "#9db4c8", "#0b7285"]),
-    aspect="auto",
-    interpolation="nearest",
-    vmin=0,
-    vmax=2,
-)
-for k in range(1, len(DRAWN)): ax.axvline(k*SLICES - .5, color="w", lw=2)
-ax.set(
-    yticks=range(4),
-    yticklabels=slices.classes.names,
-    xticks=np.arange(len(DRAWN))*SLICES + SLICES/2,
-    xticklabels=[f"patient {k}" for k in range(len(DRAWN))],
-)
+show_states(ax, states_of(slices.present, slices.known).T)
+patients = np.arange(len(DRAWN))
+for k in patients[1:]:
+    ax.axvline(k*SLICES - .5, color="w", lw=2)
+ax.set_xticks((patients + .5)*SLICES, [f"patient {k}" for k in patients])
+ax.set_yticks(range(4), slices.classes.names)
 ax.tick_params(length=0)
-fig.legend(
-    handles=[
-        Patch(color=c, label=n)
-        for n, c in {"present": "#0b7285", "absent": "#9db4c8", "unknown": "#e6eaee"}.items()
-    ],
-    loc="outside lower center",
-    ncols=3,
-    frameon=False,
-)
+state_legend(fig)
 plt.show()
 
 # %%
 #| hide
 test_eq(slices.known.sum(), sum(len(d)*SLICES for d in DRAWN))
 for p in Path("heads").rglob("*"):
-    if p.is_file(): assert b"Doe" not in p.read_bytes() and b"19370401" not in p.read_bytes()
+    if p.is_file():
+        content = p.read_bytes()
+        assert not any(word in content for word in (b"Doe", b"Planted", b"19370401"))
 
 # %% [markdown]
 # Grey-blue teaches as much as dark blue: in patient 0 the brain was drawn, so the slices above and below it say for certain *no brain here*. Pale does not mean background: in patient 0 nobody looked at the eyes.
@@ -254,16 +156,19 @@ for p in Path("heads").rglob("*"):
 
 # %%
 shutil.copytree("clinic/patient0", "broken/patient0")
-number = lambda p: int(pydicom.dcmread(p, stop_before_pixels=True).get("InstanceNumber", 0))
-next(p for p in sorted(Path("broken/patient0").iterdir()) if number(p) == 7).unlink()
-try: import_dicom("broken", "nowhere", Slicing(), classes, rename)
-except InputError as e: print(e)
+for path in Path("broken/patient0").iterdir():
+    if pydicom.dcmread(path, stop_before_pixels=True).get("InstanceNumber") == 7:
+        path.unlink()
+try:
+    import_dicom("broken", "nowhere", Slicing(), HEAD_CLASSES, rename)
+except InputError as e:
+    print(e)
 assert not Path("nowhere").exists()
 
 # %% [markdown]
 # ## 2. Train
 #
-# `masked-log` is a supervised recipe with one yes-or-no question for each structure. Here it is shrunk to a toy, which takes half a minute on a processor. Patients are kept whole: the held-out ones, which serve for the curve and the decision rule, share no slice with the others. Each eye is outlined on about ten of 126 slices,
+# `masked-log` is a supervised recipe with one yes-or-no question for each structure. Here it is shrunk to a toy, which takes half a minute on a processor. Patients are kept whole: the held-out ones, which serve for the curve and the decision rule, share no slice with the others. Each eye is outlined on six or seven of 126 slices,
 # so `rare_power` shows the network the slices with rare structures more often.
 
 # %%
@@ -277,7 +182,7 @@ run.read_history()[["epoch", "loss", "dice"]].iloc[[0, 9, 29]].round(3)
 # The new patients are imported in the same way and with the same window. All of them are test patients (`test_share=1`). Then they are predicted slice by slice.
 
 # %%
-import_dicom("new", "new_heads", Slicing(window="soft"), classes, test_share=1.)
+import_dicom("new", "new_heads", Slicing(window="soft"), HEAD_CLASSES, test_share=1.)
 test = read_challenge("new_heads", "test")
 prediction = predict_masks(load_predictor("runs/heads"), test.images)
 write_masks(prediction, test.names, "submission.csv")
@@ -305,56 +210,42 @@ print("patient's name:", repr(str(seg.PatientName)), " patient's number:", seg.P
 # %%
 #| hide
 def read_back(i):
-    "The label map of patient i, [slice, row, column], as another program reads it; the grey slices; the truth."
-    series = sorted(
-        (pydicom.dcmread(p) for p in Path(f"new/patient{i}").iterdir()),
-        key=lambda d: d.ImagePositionPatient[2],
-    )
+    "Of patient i what another program reads: labels, truth [slice, row, column] and Hounsfield units."
+    series = [pydicom.dcmread(path) for path in Path(f"new/patient{i}").iterdir()]
+    series.sort(key=lambda image: image.ImagePositionPatient[2])
+    numbers = [image.SOPInstanceUID for image in series]
     seg = hd.seg.segread(f"segmentations/v{i:03}.dcm")
-    drawn = seg.get_pixels_by_source_instance(
-        [d.SOPInstanceUID for d in series], assert_missing_frames_are_empty=True
-    )
-    label = sum(
-        (drawn[..., k] > 0)*np.uint8(classes.id(str(s.SegmentLabel)))
-        for k, s in enumerate(seg.SegmentSequence)
-    )
-    true = sum(new_truth[i][n.replace("_", " ")]*np.uint8(c) for c, n in enumerate(classes.names, 1))
-    return label, true, [d.pixel_array.astype(float) - 1024 for d in series]
+    drawn = seg.get_pixels_by_source_instance(numbers, assert_missing_frames_are_empty=True)
+    labels = np.zeros(drawn.shape[:3], np.uint8)
+    for k, segment in enumerate(seg.SegmentSequence):
+        labels[drawn[..., k] > 0] = HEAD_CLASSES.id(str(segment.SegmentLabel))
+    hu = [image.pixel_array*2. - 1024 for image in series]
+    return labels, new_truth[i].T, hu
 
 
 # %%
 #| echo: false
 #| label: fig-seg
-label, true, hu = read_back(0)
-fig, axes = plt.subplots(2, 4, figsize=(9, 5.2), layout="constrained")
-for col, k in zip(axes.T, (3, 5, 7, 10)):
-    grey = np.repeat((((hu[k] - 40)/400 + .5)*255).clip(0, 255)[..., None], 3, -1)
-    for ax, m in zip(col, (label[k], true[k])):
-        ax.imshow(
-            np.where((m > 0)[..., None], .4*grey + .6*classes.colourise(m), grey).astype(np.uint8)
-        )
-        ax.set(xticks=[], yticks=[])
-    col[0].set_title(f"slice {k}", fontsize=9)
+labels, true, hu = read_back(0)
+fig, axes = image_grid(2, 4)
+for column, k in zip(axes.T, (3, 5, 7, 10)):
+    grey = 255*((hu[k] - 40)/400 + .5)
+    show_image(column[0], overlay(grey, labels[k], HEAD_CLASSES), f"slice {k}")
+    show_image(column[1], overlay(grey, true[k], HEAD_CLASSES))
 axes[0, 0].set_ylabel("the SEG")
 axes[1, 0].set_ylabel("truth")
-fig.legend(
-    handles=[Patch(color=classes.colours[c]/255, label=n) for c, n in enumerate(classes.names, 1)],
-    loc="outside lower center",
-    ncols=4,
-    frameon=False,
-)
+class_legend(fig, HEAD_CLASSES)
 plt.show()
 
 
 # %%
-def dice(i):
-    label, true, _ = read_back(i)
-    return {
-        n: 2*((label == c) & (true == c)).sum()/((label == c).sum() + (true == c).sum())
-        for c, n in enumerate(classes.names, 1)
-    }
+def volume_dice(i):
+    "The Dice of each structure in the whole scan of patient i."
+    labels, true, _ = read_back(i)
+    one_image = dice_table(labels.reshape(1, 1, -1), true.reshape(1, 1, -1), len(HEAD_CLASSES))
+    return dict(zip(HEAD_CLASSES.names, one_image[0]))
 
-score = pd.DataFrame([dice(i) for i in range(2)], [f"new patient {i}" for i in range(2)]).round(2)
+score = pd.DataFrame([volume_dice(i) for i in range(2)], ["new patient 0", "new patient 1"]).round(2)
 score
 
 # %%

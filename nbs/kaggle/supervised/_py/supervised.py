@@ -74,6 +74,7 @@ _ = subprocess.run(
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from ctseg.core.style import STATE_COLOURS
 from ctseg.data.challenge import check_submission, read_challenge
 from ctseg.data.images import read_images
 from ctseg.kaggle import carry_on, find_challenge, train
@@ -111,9 +112,8 @@ fig, axes = plt.subplots(3, 3, figsize=(8, 7.5), layout="constrained")
 for row, n in zip(axes, show):
     row[0].imshow(slices.images[n], cmap="gray")
     row[1].imshow(slices.classes.colourise(slices.masks[n]))
-    row[2].bar(
-        list(cells), [cell[n].sum() for cell in cells.values()], color=["#0b7285", "#9db4c8", "#e6eaee"]
-    )
+    for state, cell in cells.items():
+        row[2].bar(state, cell[n].sum(), color=STATE_COLOURS[state])
     row[2].set(ylim=(0, len(slices.classes)), ylabel="structures")
     row[0].set_ylabel(slices.names[n])
     for ax in row[:2]: ax.set(xticks=[], yticks=[])
