@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from fastcore.test import test_eq
 
+from ctseg.core.style import grey_rgb, image_grid, show_image
 from ctseg.data.augment import MILD
 from ctseg.data.toys import toy_set
 from ctseg.inference.loop import class_probabilities
@@ -38,18 +39,23 @@ torch.set_num_threads(1)  # so few slices: another order of a sum is another net
 # %%
 #| echo: false
 slices, truth = toy_set(98, 8)
-slices = replace(
-    slices,
-    masks=np.where(slices.labelled[:, None, None], truth, 0).astype(np.uint8),
-    known=np.repeat(slices.labelled[:, None], 3, 1),
-)
+whole = np.where(slices.labelled[:, None, None], truth, 0).astype(np.uint8)
+everything = np.repeat(slices.labelled[:, None], 3, axis=1)
+slices = replace(slices, masks=whole, known=everything)
 loss = create_loss("marginal", log_dice=True)
 setup = Setup(ScheduleSettings(epochs=150, batch_size=4, lr=1e-2), augment=MILD, progress=False)
-teacher = MemoryJob(slices, loss, lambda: create_model("attunet", 1, 4, width=4), setup).run(Supervised())
+
+def small_network():
+    return create_model("attunet", 1, 4, width=4)
+
+teacher = MemoryJob(slices, loss, small_network, setup).run(Supervised())
 new, hidden = slices[~slices.labelled], truth[~slices.labelled]
-with torch.no_grad(): p = class_probabilities(teacher, loss, torch.from_numpy(new.images)[:, None]/255)
-p = torch.cat([1 - p.sum(1, keepdim=True), p], 1).numpy()  # background first
-certainty, answer = p.max(1), p.argmax(1)
+images = torch.from_numpy(new.images)[:, None]/255
+with torch.no_grad():
+    structures = class_probabilities(teacher, loss, images)
+background = 1 - structures.sum(1, keepdim=True)
+probability = torch.cat([background, structures], 1).numpy()
+certainty, answer = probability.max(1), probability.argmax(1)
 
 # %%
 #| echo: false
@@ -57,21 +63,24 @@ tau = 0.9
 wrong = (certainty >= tau) & (answer != hidden)
 some = np.argsort(-wrong.sum((1, 2)))[[2, 20, 60]]
 paint = new.classes.colourise
-fig, axes = plt.subplots(3, 5, figsize=(9.5, 5.8), layout="constrained")
+titles = [
+    "slice",
+    "truth, hidden",
+    "how sure the teacher is",
+    f"its answer, where surer than {tau}",
+    "sure and wrong",
+]
+fig, axes = image_grid(3, 5, size=1.9)
 for row, i in zip(axes, some):
-    believed = np.where((certainty[i] >= tau)[..., None], paint(answer[i].astype(np.uint8)), 255)
-    mistakes = np.where(wrong[i][..., None], [230, 60, 40], 60 + new.images[i][..., None]//2).astype(np.uint8)
-    pictures = {
-        "slice": new.images[i],
-        "truth, hidden": paint(hidden[i]),
-        "how sure the teacher is": certainty[i],
-        f"its answer, where surer than {tau}": believed,
-        "sure and wrong": mistakes,
-    }
-    for ax, (name, picture) in zip(row, pictures.items()):
-        ax.imshow(picture, cmap="gray", vmin=0, vmax=1 if picture.dtype.kind == "f" else 255)
-        ax.set(xticks=[], yticks=[])
-        if i == some[0]: ax.set_title(name, fontsize=8)
+    sure = (certainty[i] >= tau)[..., None]
+    mistakes = wrong[i][..., None]
+    show_image(row[0], new.images[i])
+    show_image(row[1], paint(hidden[i]))
+    show_image(row[2], 255*certainty[i])
+    show_image(row[3], np.where(sure, paint(answer[i].astype(np.uint8)), 255))
+    show_image(row[4], np.where(mistakes, [230, 60, 40], 60 + grey_rgb(new.images[i])//2))
+for ax, title in zip(axes[0], titles):
+    ax.set_title(title, fontsize=8)
 plt.show()
 
 # %% [markdown]
@@ -85,47 +94,40 @@ plt.show()
 # %%
 #| echo: false
 inside = hidden > 0
-def fate(tau):
-    sure = (certainty >= tau)[inside]
-    a, t = answer[inside], hidden[inside]
-    return [
-        (sure & (a == t)).mean(),
-        (sure & (a > 0) & (a != t)).mean(),
-        (sure & (a == 0)).mean(),
-        (~sure).mean(),
-    ]
 
-bars = np.concatenate([np.linspace(.34, .95, 40), 1 - np.geomspace(.05, .0005, 40)])
-parts = np.array([fate(t) for t in bars])
+def fate(tau):
+    "Shares of the structures' pixels: found, given to another structure, taught as absent, left unknown."
+    sure = (certainty >= tau)[inside]
+    said, true = answer[inside], hidden[inside]
+    found = sure & (said == true)
+    other = sure & (said > 0) & (said != true)
+    absent = sure & (said == 0)
+    return [found.mean(), other.mean(), absent.mean(), (~sure).mean()]
+
+thresholds = np.concatenate([np.linspace(.34, .95, 40), 1 - np.geomspace(.05, .0005, 40)])
+thresholds = thresholds[thresholds <= np.sort(certainty.ravel())[-200]]  # beyond, nothing is believed
+parts = np.array([fate(tau) for tau in thresholds])
 test_eq(np.allclose(parts.sum(1), 1), True)
-bars = bars[bars <= np.sort(certainty.ravel())[-200]]  # beyond, nothing is believed
-parts = parts[:len(bars)]
-right = [(answer == hidden)[certainty >= t].mean() for t in bars]
+believed = [(certainty >= tau).mean() for tau in thresholds]
+right = [(answer == hidden)[certainty >= tau].mean() for tau in thresholds]
+
 fig, (a, b) = plt.subplots(1, 2, figsize=(10, 3.2), layout="constrained")
-a.stackplot(
-    range(len(bars)),
-    parts.T,
-    labels=["found", "another structure", "taught as absent", "left unknown"],
-    colors=["tab:green", "tab:orange", "tab:red", "0.85"],
-)
-b.plot(range(len(bars)), right, label="right, of what is believed")
-b.plot(range(len(bars)), [(certainty >= t).mean() for t in bars], label="believed, of all pixels")
-ticks = [int(np.abs(bars - t).argmin()) for t in (.4, .6, .8, .95, .99, .999)]
-for ax in (a, b):
-    ax.set(
-        xticks=ticks, xticklabels=["0.4", "0.6", "0.8", "0.95", "0.99", "0.999"], xlabel="certainty asked for"
-    )
-a.set(ylabel="pixels of true structures", xlim=(0, len(bars) - 1), ylim=(0, 1))
-a.legend(loc="lower left", fontsize=8)
-b.legend(loc="lower left", fontsize=8)
+places = range(len(thresholds))
+labels = ["found", "another structure", "taught as absent", "left unknown"]
+a.stackplot(places, parts.T, labels=labels, colors=["tab:green", "tab:orange", "tab:red", "0.85"])
+a.set(ylabel="pixels of true structures", xlim=(0, len(thresholds) - 1), ylim=(0, 1))
+b.plot(places, right, label="right, of what is believed")
+b.plot(places, believed, label="believed, of all pixels")
 b.set(ylim=(0, 1.02))
+marked = (.4, .6, .8, .95, .99, .999)
+for ax in (a, b):
+    ax.set_xticks([int(np.abs(thresholds - tau).argmin()) for tau in marked], map(str, marked))
+    ax.set_xlabel("certainty asked for")
+    ax.legend(loc="lower left", fontsize=8)
 plt.show()
-print(
-    "with a certainty of 0.9: found {:.0%}, another structure {:.1%}, taught as absent {:.1%}, left "
-    "unknown {:.0%}".format(
-        *fate(.9)
-    )
-)
+found, other, absent, unknown = fate(.9)
+print(f"with a certainty of 0.9: found {found:.0%}, another structure {other:.1%}, "
+      f"taught as absent {absent:.1%}, left unknown {unknown:.0%}")
 
 # %% [markdown]
 # Read the left picture from left to right. Without a threshold, everything the teacher misses is taught as absent (red). That is two pixels of five. It happens when whole slices are believed, as in the original project: a student of this teacher would be *told* that there is no left lung. With a threshold, nearly all of the red turns grey:

@@ -14,6 +14,14 @@
 # 4. `keep_images` ranks the slices by their confidence and keeps the first `count`. `accept_cells` ranks the cells of each class and ends with the line asked for:
 #    `present[surest, c] = of_class[surest] >= cell_confidence`. The number in it is a setting of self-training, `--set cell_confidence=0.8`.
 #
+# The default recipe, `ctseg`, believes single pixels and not whole cells. Its method is UniMatch, so its line is in `methods/unimatch.py`: `settled_by_softmax` ends with
+# `settled = believed & (certainty >= needed)`, and `needed` comes from `--set tau=0.9`.
+#
+# Two more ways in:
+#
+# * **From `--set tau=2` to its error.** The message, `tau = 2.0: expected 0.5 to 1`, names the setting. `tau` is declared once, beside the method that reads it, in the settings class of `methods/unimatch.py`; `checked` in `core/settings.py` holds the value against the declared range.
+# * **From an idea for a loss to a run with it.** [Your own method in thirty lines](your_own_method.ipynb) is a whole file to copy: a class, its setting, its name, and the command that trains with it.
+#
 # ## The folders
 #
 # `ctseg/`, `nbs/` and `tests/` have the same folders, and the sidebar of this site follows them. A folder imports only from those above it; `tests/project/test_house.py` fails otherwise.
@@ -120,24 +128,10 @@ def listed(paths):
     return "\n".join(["| notebook | what it is about |", "|---|---|", *lines])
 
 
-FOLDERS = [
-    "core",
-    "data",
-    "io",
-    "phantom",
-    "losses",
-    "metrics",
-    "models",
-    "inference",
-    "training",
-    "methods",
-    "runs",
-    "prediction",
-    "recipes",
-    "report",
-    "integrations",
-    "cli",
-]
+FOLDERS = """
+    core data io phantom losses metrics models inference training methods runs prediction recipes report
+    integrations cli
+""".split()
 
 # %%
 #| echo: false
@@ -150,10 +144,9 @@ Markdown(listed(sorted(Path("../benchmarks").glob("*.ipynb"))))
 
 # %%
 #| echo: false
-Markdown(
-    "\n\n".join(f"### {folder}\n\n{listed(sorted(Path('..', folder).glob('*.ipynb')))}" for folder in FOLDERS)
-    + f"\n\n### top\n\n{listed(sorted(Path('..').glob('[0-9]*.ipynb')))}"
-)
+sections = {folder: sorted(Path("..", folder).glob("*.ipynb")) for folder in FOLDERS}
+sections["top"] = sorted(Path("..").glob("[0-9]*.ipynb"))
+Markdown("\n\n".join(f"### {folder}\n\n{listed(paths)}" for folder, paths in sections.items()))
 
 # %% [markdown]
 # ## The words

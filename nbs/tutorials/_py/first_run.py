@@ -16,11 +16,16 @@
 
 # %%
 #| hide
-import os, tempfile
+import os
+import tempfile
+
 import matplotlib.pyplot as plt
 import numpy as np
 from fastcore.test import test_eq
+
 from ctseg.core.anatomy import ClassMap
+from ctseg.core.style import class_legend, image_grid, overlay, show_image
+from ctseg.core.toys import known_part
 from ctseg.data.slices import SliceSet
 from ctseg.data.challenge import check_challenge, read_challenge, write_challenge
 from ctseg.demo import plot_predictions
@@ -41,8 +46,9 @@ os.chdir(tempfile.mkdtemp())  # everything below is written into a fresh folder
 # [`ClassMap`](../core/40_anatomy.ipynb) gives them their numbers: 1 is the first name, 0 is background.
 
 # %%
-# the last 30: other patients
-body = phantom_slices(80, size=64, seed=3).concat(phantom_slices(30, size=64, seed=3, first=1000))
+body = phantom_slices(80, size=64, seed=3)
+other_patients = phantom_slices(30, size=64, seed=3, first=1000)
+body = body.concat(other_patients)
 groups = {
     "lung": ["lung"],
     "bone": ["rib", "vertebrae", "hip", "sacrum", "femur", "humerus", "scapula", "clavicula"],
@@ -54,7 +60,8 @@ classes = ClassMap.from_names(groups)
 number = np.zeros(55, np.uint8)  # old number -> new number
 for new, begins in enumerate(groups.values(), 1):
     for old, name in enumerate(body.classes.names, 1):
-        if name.startswith(tuple(begins)): number[old] = new
+        if name.startswith(tuple(begins)):
+            number[old] = new
 truth = number[body.masks]
 truth.shape, classes
 
@@ -65,17 +72,14 @@ truth.shape, classes
 # %%
 rng = np.random.default_rng(0)
 n, C = len(truth), len(classes)
-known = rng.random((n, C)).argsort(1) < 2           # two of four, at random
-known[50:80], known[80:] = False, True
-asked = np.concatenate([np.zeros((n, 1), bool), known], 1)
-masks = np.where(np.take_along_axis(asked, truth.reshape(n, -1), 1).reshape(truth.shape), truth, 0).astype(
-    np.uint8
-)
+known = rng.random((n, C)).argsort(1) < 2  # two of four, at random
+known[50:80] = False
+known[80:] = True
+masks = known_part(truth, known)  # what nobody looked for becomes 0
 test_eq(np.intersect1d(body.groups[:80], body.groups[80:]), [])  # no patient on both sides
 
-print(
-    f"structure pixels of the annotated slices: {(truth[:50] > 0).sum()}, outlined: {(masks[:50] > 0).sum()}"
-)
+there, outlined = (truth[:50] > 0).sum(), (masks[:50] > 0).sum()
+print(f"structure pixels of the annotated slices: {there}, outlined: {outlined}")
 
 # %% [markdown]
 # A large part of what is there was never outlined, and the file says 0 for it. This package is made for such data.
@@ -83,19 +87,16 @@ print(
 # %%
 #| echo: false
 #| label: fig-annotators
-fig, axes = plt.subplots(2, 5, figsize=(9.5, 4.1), layout="constrained")
-for col, i in zip(axes.T, (truth[:50] > 0).mean((1, 2)).argsort()[::-1][:5]):
-    for ax, m in zip(col, (truth[i], masks[i])):
-        grey = np.repeat(body.images[i][..., None], 3, -1)
-        ax.imshow(
-            np.where((m > 0)[..., None], .35*grey + .65*classes.colourise(m), grey).astype(np.uint8)
-        )
-        ax.set(xticks=[], yticks=[])
-    col[1].set_xlabel(
-        "asked for " + ", ".join(classes.name(c + 1) for c in np.flatnonzero(known[i])), fontsize=8
-    )
+fullest = (truth[:50] > 0).mean((1, 2)).argsort()[::-1][:5]
+fig, axes = image_grid(2, 5, size=1.9)
+for column, i in zip(axes.T, fullest):
+    examined = [classes.name(c + 1) for c in np.flatnonzero(known[i])]
+    show_image(column[0], overlay(body.images[i], truth[i], classes))
+    show_image(column[1], overlay(body.images[i], masks[i], classes))
+    column[1].set_xlabel("asked for " + ", ".join(examined), fontsize=8)
 axes[0, 0].set_ylabel("what is there")
 axes[1, 0].set_ylabel("what was outlined")
+class_legend(fig, classes)
 plt.show()
 
 # %% [markdown]
@@ -111,7 +112,9 @@ write_challenge(slices[:80], "hospital", "train")
 test = slices[80:]
 write_challenge(test, "hospital", "test")
 for folder, _, files in sorted(os.walk("hospital")):
-    print(f"{folder}/  {', '.join(sorted(files)[:4])}{f' … {len(files)} files' if len(files) > 4 else ''}")
+    first = ", ".join(sorted(files)[:4])
+    more = f" … {len(files)} files" if len(files) > 4 else ""
+    print(f"{folder}/  {first}{more}")
 
 # %% [markdown]
 # Check the folder before you train for hours. A fault is reported in one line, with the file, the image or the pixel. If there is none, the check counts what it found:
@@ -168,17 +171,13 @@ assert result["facts"]["dice"] > 0.2
 # %%
 #| echo: false
 #| label: fig-prediction
-score = np.array(
-    [np.nanmean(d) if np.isfinite(d).any() else np.nan for d in dice_table(prediction, test.masks, C)]
-)
-order = [i for i in score.argsort()[::-1] if np.isfinite(score[i])]
-plot_predictions(
-    test,
-    prediction,
-    [order[0], order[len(order)//2], order[-1]],
-    rows=3,
-    titles=[f"Dice {v:.2f}" for v in score],
-)
+cells = dice_table(prediction, test.masks, C)  # NaN where a structure is neither there nor drawn
+scored = np.flatnonzero(np.isfinite(cells).any(1))
+score = np.nanmean(cells[scored], axis=1)
+order = scored[score.argsort()[::-1]]
+three = [order[0], order[len(order)//2], order[-1]]
+titles = {i: f"Dice {value:.2f}" for i, value in zip(scored, score)}
+plot_predictions(test, prediction, three, titles=titles)
 plt.show()
 
 # %% [markdown]
