@@ -1,9 +1,12 @@
 "Teacher and student, and pretrain then fine-tune: how long, how fast, from where, and what the student pays for."
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from helpers.phases import loss_of, make_views, phases, starts_from
 from helpers.toys import small, toy
 
+from ctseg.data.toys import toy_set
 from ctseg.inference.loop import predict_labels
 from ctseg.losses.consistency import consistency_loss
 from ctseg.methods.teacher_student import TeacherStudent, TeacherStudentSettings
@@ -50,11 +53,12 @@ def test_a_student_pays_for_its_distance_to_the_teacher(tmp_path, presence):
 
 
 def test_a_student_with_perfect_pseudo_labels_beats_its_teacher(tmp_path):
-    few, truth = toy(n=60, labelled=3, seed=1, size=24), toy(n=60, labelled=60, seed=1, size=24, every=True)
-    assert np.array_equal(few.images, truth.images)
+    few, whole = toy_set(60, 3, size=24, seed=1)
+    truth = replace(few, masks=whole, known=np.ones_like(few.known))
     unlabelled = truth[~few.labelled]
     test = toy(n=40, labelled=40, seed=2, size=24, every=True)
-    recipe = small("marginal", "width=8", "epochs=80", "batch_size=4", "fold=-1", "augment=none", "lr=0.01", "ema=0.9")
+    recipe = small("marginal", "width=8", "epochs=80", "batch_size=4", "fold=-1", "augment=none", "lr=0.01", "ema=0.9",
+                   "log_dice=yes")
     job = Job(recipe, few, Run(tmp_path/"run"), progress=False)
     teacher = job.train(Phase("teacher", job.labelled))
     method = TeacherStudent(TeacherStudentSettings(consistency=0))
@@ -62,7 +66,7 @@ def test_a_student_with_perfect_pseudo_labels_beats_its_teacher(tmp_path):
 
     def dice(model):
         return challenge_dice(predict_labels(model, test, job.loss, "cpu"), test.masks, 3)
-    assert dice(student) > dice(teacher) + 0.1
+    assert dice(student) > dice(teacher) + 0.2
 
 
 @pytest.mark.parametrize("name", ["original-teacher-student", "original-pretrain-finetune"])

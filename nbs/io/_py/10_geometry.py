@@ -42,7 +42,7 @@ for ax, (name, v) in zip(axes, scans.items()):
     ax.title.set_fontsize(9)
 
 # %% [markdown]
-# These are three scans of one torso ([toy scans](05_toys.ipynb)), and one of the pictures is not even axial.
+# These are three scans of one torso ([toy scans](05_toy_scans.ipynb)), and one of the pictures is not even axial.
 #
 # ## Which axis runs where
 #
