@@ -11,9 +11,10 @@ from matplotlib.patches import Patch
 
 from measured import history, load, small_phantom
 
+from ctseg.core.style import STATE_COLOURS as STATES
+
 COLUMN, PAGE = 3.31, 6.85  # widths in inches
 INK, ACCENT, SOFT, BLUE, AMBER, VIOLET, GREEN = "#1f2933", "#b3261e", "#7b8794", "#0b7285", "#c77700", "#5b3a8c", "#5a7d2b"
-STATES = {"unknown": "#e9edf0", "absent": "#9db4c8", "present": BLUE}
 STYLE = {
     "svg.fonttype": "none", "svg.hashsalt": "ctseg", "font.family": ["Libertinus Serif", "STIXGeneral"], "font.size": 8, "axes.titlesize": 8,
     "axes.labelsize": 8, "xtick.labelsize": 7.5, "ytick.labelsize": 7.5, "legend.fontsize": 7.5, "axes.linewidth": .5, "xtick.major.width": .5,

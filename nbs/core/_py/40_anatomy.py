@@ -354,27 +354,11 @@ RAIDIUM54 = ClassMap.from_names("""
 # %%
 test_eq(len(RAIDIUM54), 54)
 test_eq(list(RAIDIUM54.names), sorted(RAIDIUM54.names))
-test_eq(
-    RAIDIUM54.pairs,
-    (
-        (1, 2),
-        (4, 5),
-        (7, 8),
-        (13, 14),
-        (16, 17),
-        (18, 19),
-        (20, 21),
-        (23, 24),
-        (25, 26),
-        (27, 28),
-        (29, 30),
-        (31, 32),
-        (34, 35),
-        (37, 38),
-        (42, 43),
-        (45, 46),
-    ),
+pairs = (
+    (1, 2), (4, 5), (7, 8), (13, 14), (16, 17), (18, 19), (20, 21), (23, 24),
+    (25, 26), (27, 28), (29, 30), (31, 32), (34, 35), (37, 38), (42, 43), (45, 46),
 )
+test_eq(RAIDIUM54.pairs, pairs)
 test_eq(
     [RAIDIUM54.id(n) for n in ("brain", "iliac_vena_left", "liver", "vertebrae_thoracic")], [6, 29, 36, 54]
 )

@@ -65,9 +65,8 @@ def _thumbnails(images: np.ndarray) -> np.ndarray:
 # %%
 toys = (255*toy_slices(6, 64)[0][:, 0]).byte().numpy()
 correlation = _thumbnails(toys) @ _thumbnails(toys).T
-print(
-    f"six toy bodies correlate by {correlation.min():.2f} to {np.sort(correlation, axis=1)[:, -2].max():.2f}"
-)
+most_alike = np.sort(correlation, axis=1)[:, -2].max()  # of two bodies; the last is a body with itself
+print(f"six toy bodies correlate by {correlation.min():.2f} to {most_alike:.2f}")
 
 
 # %% [markdown]
@@ -266,16 +265,9 @@ def select_labelled(
 
 # %%
 few, fewer = select_labelled(many, 60), select_labelled(many, 20)
-print(
-    few.labelled.sum(),
-    "and",
-    fewer.labelled.sum(),
-    "labelled slices, of",
-    len(np.unique(patient[few.labelled])),
-    "and",
-    len(np.unique(patient[fewer.labelled])),
-    "patients",
-)
+for kept in (few, fewer):
+    patients = np.unique(patient[kept.labelled])
+    print(kept.labelled.sum(), "labelled slices, of", len(patients), "patients")
 assert not (fewer.labelled & ~few.labelled).any()
 cut = [g for g in np.unique(patient) if 0 < few.labelled[patient == g].mean() < 1]
 assert len(cut) <= 1

@@ -434,9 +434,8 @@ plt.show()
 
 # %%
 for name in ("masked", "marginal"):
-    untrained, fresh_loss = create_model(
-        "attunet", 1, create_loss(name).out_chans(3), width=4
-    ).eval(), create_loss(name)
+    fresh_loss = create_loss(name)
+    untrained = create_model("attunet", 1, fresh_loss.out_chans(3), width=4).eval()
     fresh_loss.init_head(untrained.head, 3)
     with torch.no_grad():
         prob = fresh_loss.probabilities(untrained(batch.image))
@@ -444,8 +443,7 @@ for name in ("masked", "marginal"):
     newly = (done.known & ~batch.known[:, :, None, None]).float().mean().item()
     print(
         f"{name:<9} ({fresh_loss.activation}): an untrained teacher "
-        f"settles {newly:.0%} of all pairs of pixel "
-        f"and class"
+        f"settles {newly:.0%} of all pairs of pixel and class"
     )
 
 # %% [markdown]

@@ -322,8 +322,7 @@ really_there = np.stack([(truth[:24] == c).any((1, 2)) for c in (1, 2, 3)], 1)
 rightly = (added & (after.present == really_there)).sum()
 print(
     f"{(~before.known).sum()} unexamined cells, {added.sum()} filled in, "
-    f"{rightly} of them rightly as present "
-    f"or absent"
+    f"{rightly} of them rightly as present or absent"
 )
 assert rightly > 0.9*added.sum()
 

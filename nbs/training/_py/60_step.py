@@ -77,9 +77,8 @@ def toy_model():
     torch.manual_seed(0)
     return create_model("attunet", 1, loss_fn.out_chans(3), width=4)
 
-phase, setup = Phase("supervised", slices[slices.labelled], extra=slices[~slices.labelled]), Setup(
-    augment=MILD
-)
+phase = Phase("supervised", slices[slices.labelled], extra=slices[~slices.labelled])
+setup = Setup(augment=MILD)
 labelled, extra = make_streams(phase, setup)
 batch = labelled.data.batch(torch.arange(6))
 print([tuple(z.shape) for z in Student(toy_model())(batch[:4], batch[4:])])
