@@ -19,13 +19,13 @@ from .dicom import Series, find_series
 from .dicom_headers import Misfit
 from .index import predicted_volumes
 from .outputs import new_folder
+from .result_header import result_header
 from .rtstruct import DrawnStructure
-from .snomed import snomed
+from .snomed import StructureCodes, snomed
 from .volumes import import_volumes_package
 
 # %% ../../nbs/io/76_dicom_seg.ipynb #9da235bf
 _ALGORITHM = ("123109", "DCM", "Artificial Intelligence")  # code, scheme, meaning
-_ANATOMY = ("123037004", "SCT", "Anatomical Structure")
 
 def _code(concept):
     "A SNOMED concept as pydicom writes it."
@@ -38,51 +38,32 @@ def _private_code(name: str):
     return import_volumes_package("pydicom.sr.coding").Code(value, "99CTSEG", name[:64])
 
 # %% ../../nbs/io/76_dicom_seg.ipynb #38e8c5e7
+def _add_side(description, codes: StructureCodes):
+    "Write the side of a class into the description of its segment."
+    if not codes.side: return
+    modifier = import_volumes_package("highdicom").sr.CodedConcept.from_code(_code(codes.side))
+    if codes.side_of_region:
+        description.AnatomicRegionSequence[0].AnatomicRegionModifierSequence = [modifier]
+    else:
+        kind = description.SegmentedPropertyTypeCodeSequence[0]
+        kind.SegmentedPropertyTypeModifierCodeSequence = [modifier]
+
 def _describe(number: int, name: str, colour: np.ndarray):
     "A segment's description: its name, codes and colour (uint8 [3], RGB)."
     hd, Code = import_volumes_package("highdicom"), import_volumes_package("pydicom.sr.coding").Code
     codes = snomed(name)
     description = hd.seg.SegmentDescription(
         number, name[:64],
-        segmented_property_category=Code(*_ANATOMY),
+        segmented_property_category=_code(codes.category),
         segmented_property_type=_code(codes.structure) if codes.structure else _private_code(name),
         algorithm_type="AUTOMATIC",
         algorithm_identification=hd.AlgorithmIdentificationSequence("ctseg", Code(*_ALGORITHM), __version__),
         anatomic_regions=[_code(codes.region)] if codes.region else None,
         display_color=hd.color.CIELabColor.from_rgb(*map(int, colour)))
-    if codes.side:
-        modifier = hd.sr.CodedConcept.from_code(_code(codes.side))
-        kind = description.SegmentedPropertyTypeCodeSequence[0]
-        kind.SegmentedPropertyTypeModifierCodeSequence = [modifier]
+    _add_side(description, codes)
     return description
 
 # %% ../../nbs/io/76_dicom_seg.ipynb #2e87b470
-_KEPT = (
-    "SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID",
-    "Modality", "Rows", "Columns",
-    "PixelSpacing", "SliceThickness", "ImageOrientationPatient", "ImagePositionPatient",
-)
-_EMPTIED = (
-    "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber",
-    "StudyID", "StudyDate", "StudyTime", "ReferringPhysicianName",
-)
-
-def _nameless(header, id: str):
-    "A header with the geometry and the numbers of the slice, and nothing of the patient."
-    pydicom = import_volumes_package("pydicom")
-    out = pydicom.Dataset()
-    out.file_meta = pydicom.dataset.FileMetaDataset()
-    out.file_meta.TransferSyntaxUID = header.file_meta.TransferSyntaxUID
-    for tag in _KEPT:
-        if tag in header: setattr(out, tag, header[tag].value)
-    for tag in _EMPTIED: setattr(out, tag, "")
-    if "SliceThickness" not in out:
-        out.SliceThickness = None  # may be empty, but must be there
-    out.PatientID = id
-    out.PatientIdentityRemoved, out.DeidentificationMethod = "YES", "ctseg: geometry and UIDs only"
-    return out
-
-# %% ../../nbs/io/76_dicom_seg.ipynb #98402d4b
 _ABOUT = {
     "manufacturer": "ctseg",
     "manufacturer_model_name": "ctseg",
@@ -92,6 +73,7 @@ _ABOUT = {
     "instance_number": 1,
     "content_label": "CTSEG",
     "content_description": "Made by ctseg; not a diagnosis",
+    "series_description": "Segmentation by ctseg",
 }
 
 def make_segmentation(
@@ -99,6 +81,7 @@ def make_segmentation(
     labels: np.ndarray, # uint8 [columns, rows, slices], class ids
     classes: ClassMap,
     id: str, # the name of the volume, written as the patient's number
+    keep_patient: bool = False, # copy what the scan says of the patient and the study
 ):
     """A DICOM SEG of a label map, with a segment for each class that occurs.
 
@@ -113,7 +96,7 @@ def make_segmentation(
     number = np.zeros(256, np.uint8)
     number[ids] = range(1, len(ids) + 1)
     segments = [_describe(n, classes.name(i), classes.colours[i]) for n, i in enumerate(ids, 1)]
-    sources = [_nameless(header, id) for header in series.headers]
+    sources = [result_header(header, id, keep_patient) for header in series.headers]
     frames = number[labels].transpose(2, 1, 0)
     uids = {"series_instance_uid": hd.UID(), "sop_instance_uid": hd.UID()}
     segmentation = hd.seg.Segmentation(sources, frames, "BINARY", segments, **uids, **_ABOUT)
@@ -188,8 +171,9 @@ def export_dicom_seg(
     source, # the DICOM folder it was imported from
     out, # the folder for `v000.dcm`, …, new
     split: str = "test", # the images that the masks belong to
+    keep_patient: bool = False, # copy what the scans say of the patient and the study
 ) -> dict[str, int]: # volume → number of segments; no file is written for one with none
-    "Put predicted masks back onto their DICOM series as DICOM SEG, without the patient's name and dates."
+    "Put predicted masks back onto their DICOM series as DICOM SEG, without the patient's name and dates unless asked."
     import_volumes_package("highdicom")
     out, classes, facts = new_folder(out), read_classes(folder), {}
     found, _ = find_series(Path(source), gaps=True)
@@ -200,6 +184,6 @@ def export_dicom_seg(
             its_series = _series_of(volume, series, folder, source)
             facts[volume.id] = len(np.unique(volume.labels[volume.labels > 0]))
             if not facts[volume.id]: continue
-            segmentation = make_segmentation(its_series, volume.labels, classes, volume.id)
+            segmentation = make_segmentation(its_series, volume.labels, classes, volume.id, keep_patient)
             segmentation.save_as(tmp/f"{volume.id}.dcm")
     return facts

@@ -21,8 +21,9 @@ from ctseg.io.dicom import Series, find_series
 from ctseg.io.dicom_headers import Misfit
 from ctseg.io.index import predicted_volumes
 from ctseg.io.outputs import new_folder
+from ctseg.io.result_header import result_header
 from ctseg.io.rtstruct import DrawnStructure
-from ctseg.io.snomed import snomed
+from ctseg.io.snomed import StructureCodes, snomed
 from ctseg.io.volumes import import_volumes_package
 
 # %%
@@ -54,7 +55,6 @@ print(hu.shape, "classes:", np.unique(truth))
 # %%
 #| export
 _ALGORITHM = ("123109", "DCM", "Artificial Intelligence")  # code, scheme, meaning
-_ANATOMY = ("123037004", "SCT", "Anatomical Structure")
 
 def _code(concept):
     "A SNOMED concept as pydicom writes it."
@@ -72,71 +72,50 @@ print(_code(snomed("brain").structure))
 print(_private_code("tumour"), _private_code("lymph_node_of_level_two"))
 
 
+# %% [markdown]
+# The side is a modifier of the structure. Of a cyst or an effusion it is a modifier of the region.
+
 # %%
 #| export
+def _add_side(description, codes: StructureCodes):
+    "Write the side of a class into the description of its segment."
+    if not codes.side: return
+    modifier = import_volumes_package("highdicom").sr.CodedConcept.from_code(_code(codes.side))
+    if codes.side_of_region:
+        description.AnatomicRegionSequence[0].AnatomicRegionModifierSequence = [modifier]
+    else:
+        kind = description.SegmentedPropertyTypeCodeSequence[0]
+        kind.SegmentedPropertyTypeModifierCodeSequence = [modifier]
+
 def _describe(number: int, name: str, colour: np.ndarray):
     "A segment's description: its name, codes and colour (uint8 [3], RGB)."
     hd, Code = import_volumes_package("highdicom"), import_volumes_package("pydicom.sr.coding").Code
     codes = snomed(name)
     description = hd.seg.SegmentDescription(
         number, name[:64],
-        segmented_property_category=Code(*_ANATOMY),
+        segmented_property_category=_code(codes.category),
         segmented_property_type=_code(codes.structure) if codes.structure else _private_code(name),
         algorithm_type="AUTOMATIC",
         algorithm_identification=hd.AlgorithmIdentificationSequence("ctseg", Code(*_ALGORITHM), __version__),
         anatomic_regions=[_code(codes.region)] if codes.region else None,
         display_color=hd.color.CIELabColor.from_rgb(*map(int, colour)))
-    if codes.side:
-        modifier = hd.sr.CodedConcept.from_code(_code(codes.side))
-        kind = description.SegmentedPropertyTypeCodeSequence[0]
-        kind.SegmentedPropertyTypeModifierCodeSequence = [modifier]
+    _add_side(description, codes)
     return description
 
 
 # %%
-segment = _describe(1, "eye_left", HEAD_CLASSES.colours[3])
-kind = segment.SegmentedPropertyTypeCodeSequence[0]
-print(segment.SegmentLabel, "|", kind.CodeMeaning, "|", kind.SegmentedPropertyTypeModifierCodeSequence[0].CodeMeaning)
+for name in ("eye_left", "Eye_L", "kidney_cyst_left"):
+    segment = _describe(1, name, HEAD_CLASSES.colours[3])
+    kind = segment.SegmentedPropertyTypeCodeSequence[0]
+    owner = segment.AnatomicRegionSequence[0] if "AnatomicRegionSequence" in segment else kind
+    modifiers = owner.get("SegmentedPropertyTypeModifierCodeSequence") or owner.AnatomicRegionModifierSequence
+    print(segment.SegmentLabel, "|", kind.CodeMeaning, "|", modifiers[0].CodeMeaning, owner.CodeMeaning)
 
 # %% [markdown]
 # ## Nobody's name
 #
-# highdicom would copy the patient's name, number and dates from the scan into the segmentation. It is handed headers from which all
-# that is left out. Only what is needed to place the segments on *these* slices stays, and these are numbers of the study, the series
-# and the slices. A viewer finds the scan by them.
-
-# %%
-#| export
-_KEPT = (
-    "SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID",
-    "Modality", "Rows", "Columns",
-    "PixelSpacing", "SliceThickness", "ImageOrientationPatient", "ImagePositionPatient",
-)
-_EMPTIED = (
-    "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber",
-    "StudyID", "StudyDate", "StudyTime", "ReferringPhysicianName",
-)
-
-def _nameless(header, id: str):
-    "A header with the geometry and the numbers of the slice, and nothing of the patient."
-    pydicom = import_volumes_package("pydicom")
-    out = pydicom.Dataset()
-    out.file_meta = pydicom.dataset.FileMetaDataset()
-    out.file_meta.TransferSyntaxUID = header.file_meta.TransferSyntaxUID
-    for tag in _KEPT:
-        if tag in header: setattr(out, tag, header[tag].value)
-    for tag in _EMPTIED: setattr(out, tag, "")
-    if "SliceThickness" not in out:
-        out.SliceThickness = None  # may be empty, but must be there
-    out.PatientID = id
-    out.PatientIdentityRemoved, out.DeidentificationMethod = "YES", "ctseg: geometry and UIDs only"
-    return out
-
-
-# %%
-bare = _nameless(s.headers[0], "v000")
-print(bare.PatientID, repr(str(bare.PatientName)), bare.ImagePositionPatient)
-assert not any(value in str(bare) for value in PATIENT.values())
+# highdicom would copy the patient's name, number and dates from the scan into the segmentation. It is handed
+# [headers](73_result_header.ipynb) from which all that is left out.
 
 # %%
 #| export
@@ -149,6 +128,7 @@ _ABOUT = {
     "instance_number": 1,
     "content_label": "CTSEG",
     "content_description": "Made by ctseg; not a diagnosis",
+    "series_description": "Segmentation by ctseg",
 }
 
 def make_segmentation(
@@ -156,6 +136,7 @@ def make_segmentation(
     labels: np.ndarray, # uint8 [columns, rows, slices], class ids
     classes: ClassMap,
     id: str, # the name of the volume, written as the patient's number
+    keep_patient: bool = False, # copy what the scan says of the patient and the study
 ):
     """A DICOM SEG of a label map, with a segment for each class that occurs.
 
@@ -170,7 +151,7 @@ def make_segmentation(
     number = np.zeros(256, np.uint8)
     number[ids] = range(1, len(ids) + 1)
     segments = [_describe(n, classes.name(i), classes.colours[i]) for n, i in enumerate(ids, 1)]
-    sources = [_nameless(header, id) for header in series.headers]
+    sources = [result_header(header, id, keep_patient) for header in series.headers]
     frames = number[labels].transpose(2, 1, 0)
     uids = {"series_instance_uid": hd.UID(), "sop_instance_uid": hd.UID()}
     segmentation = hd.seg.Segmentation(sources, frames, "BINARY", segments, **uids, **_ABOUT)
@@ -184,6 +165,8 @@ seg.save_as(work/"seg.dcm")
 print([d.SegmentLabel for d in seg.SegmentSequence], "in", len(seg.PerFrameFunctionalGroupsSequence), "frames")
 written = (work/"seg.dcm").read_bytes()
 assert not any(value.encode() in written for value in PATIENT.values())
+named = make_segmentation(s, truth, HEAD_CLASSES, "v000", keep_patient=True)
+print(named.PatientName, named.PatientID, named.StudyDate, "|", named.SeriesDescription)
 
 
 # %% [markdown]
@@ -292,8 +275,9 @@ def export_dicom_seg(
     source, # the DICOM folder it was imported from
     out, # the folder for `v000.dcm`, …, new
     split: str = "test", # the images that the masks belong to
+    keep_patient: bool = False, # copy what the scans say of the patient and the study
 ) -> dict[str, int]: # volume → number of segments; no file is written for one with none
-    "Put predicted masks back onto their DICOM series as DICOM SEG, without the patient's name and dates."
+    "Put predicted masks back onto their DICOM series as DICOM SEG, without the patient's name and dates unless asked."
     import_volumes_package("highdicom")
     out, classes, facts = new_folder(out), read_classes(folder), {}
     found, _ = find_series(Path(source), gaps=True)
@@ -304,7 +288,7 @@ def export_dicom_seg(
             its_series = _series_of(volume, series, folder, source)
             facts[volume.id] = len(np.unique(volume.labels[volume.labels > 0]))
             if not facts[volume.id]: continue
-            segmentation = make_segmentation(its_series, volume.labels, classes, volume.id)
+            segmentation = make_segmentation(its_series, volume.labels, classes, volume.id, keep_patient)
             segmentation.save_as(tmp/f"{volume.id}.dcm")
     return facts
 
