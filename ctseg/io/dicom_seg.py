@@ -19,7 +19,7 @@ from .dicom import Series, find_series
 from .dicom_headers import Misfit
 from .index import predicted_volumes
 from .outputs import new_folder
-from .result_header import result_header
+from .result_header import check_referable, result_header
 from .rtstruct import DrawnStructure
 from .snomed import StructureCodes, snomed
 from .volumes import import_volumes_package
@@ -88,10 +88,7 @@ def make_segmentation(
     Raises `InputError` if the CT cannot be referred to.
     """
     hd = import_volumes_package("highdicom")
-    for tag in ("StudyInstanceUID", "FrameOfReferenceUID"):
-        if not series.headers[0].get(tag):
-            raise InputError(f"{id}: its CT has no {tag}, without which a SEG cannot refer to it; "
-                             "use export nifti")
+    check_referable(series.headers[0], id, "SEG")
     ids = [int(i) for i in np.unique(labels) if i]
     number = np.zeros(256, np.uint8)
     number[ids] = range(1, len(ids) + 1)

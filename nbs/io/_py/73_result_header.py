@@ -8,6 +8,7 @@
 
 # %%
 #| export
+from ctseg.core.files import InputError
 from ctseg.io.volumes import import_volumes_package
 
 # %%
@@ -15,7 +16,7 @@ from ctseg.io.volumes import import_volumes_package
 import tempfile
 from pathlib import Path
 
-from fastcore.test import test_eq
+from fastcore.test import test_fail
 
 from ctseg.io.dicom import read_series
 from ctseg.io.toy_dicom import PATIENT, head_planes, write_series
@@ -89,3 +90,26 @@ for keep in (False, True):
     out = result_header(header, "v000", keep)
     print(f"keep_patient={keep!s:6}", out.PatientID, repr(str(out.PatientName)), repr(out.StudyDate), out.ImagePositionPatient)
 assert not any(value in str(result_header(header, "v000")) for value in PATIENT.values())
+
+
+# %% [markdown]
+# A scan without the numbers that a viewer finds it by cannot be referred to.
+
+# %%
+#| export
+def check_referable(
+    header, # of a CT slice
+    id: str, # what a message calls the volume
+    kind: str, # what is to refer to it: "SEG" or "RTSTRUCT"
+):
+    "Raise `InputError` for a CT that no result can refer to."
+    for tag in ("StudyInstanceUID", "FrameOfReferenceUID"):
+        if not header.get(tag):
+            raise InputError(f"{id}: its CT has no {tag}, without which no {kind} can refer to it; "
+                             "export it as NIfTI")
+
+
+# %%
+check_referable(header, "v000", "SEG")
+del header.FrameOfReferenceUID
+test_fail(lambda: check_referable(header, "v000", "SEG"), contains="no FrameOfReferenceUID")

@@ -21,7 +21,7 @@ from ctseg.io.dicom import Series, find_series
 from ctseg.io.dicom_headers import Misfit
 from ctseg.io.index import predicted_volumes
 from ctseg.io.outputs import new_folder
-from ctseg.io.result_header import result_header
+from ctseg.io.result_header import check_referable, result_header
 from ctseg.io.rtstruct import DrawnStructure
 from ctseg.io.snomed import StructureCodes, snomed
 from ctseg.io.volumes import import_volumes_package
@@ -143,10 +143,7 @@ def make_segmentation(
     Raises `InputError` if the CT cannot be referred to.
     """
     hd = import_volumes_package("highdicom")
-    for tag in ("StudyInstanceUID", "FrameOfReferenceUID"):
-        if not series.headers[0].get(tag):
-            raise InputError(f"{id}: its CT has no {tag}, without which a SEG cannot refer to it; "
-                             "use export nifti")
+    check_referable(series.headers[0], id, "SEG")
     ids = [int(i) for i in np.unique(labels) if i]
     number = np.zeros(256, np.uint8)
     number[ids] = range(1, len(ids) + 1)
