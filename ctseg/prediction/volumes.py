@@ -20,7 +20,7 @@ from ..io.canvas import paste, place_on_squares
 from ..io.geometry import as_slices, as_volume
 from ..io.slicing import Slicing
 from ..io.volumes import Part, Volume, cut, resize_slices
-from .predictor import Predictor
+from .predictor import Predictor, warn_of_size
 
 # %% ../../nbs/prediction/75_volumes.ipynb #b294373f
 def cut_in_parts(
@@ -85,6 +85,7 @@ def label_volume(
     for part in cut_in_parts(volume, slicing, batch_size):
         height, width = part.images.shape[1:]
         side = slicing.size or max(height, width)
+        if not part.slices[0]: warn_of_size(predictor.members, (side, side))
         seen = min(side, height)*min(side, width)/(height*width)
         images, _, corners = place_on_squares(part, side)
         prob = predictor.probabilities(images)

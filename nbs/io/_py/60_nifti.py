@@ -17,7 +17,7 @@ import numpy as np
 from ctseg.core.files import InputError, atomic_path, write_json
 from ctseg.data.images import natural_key
 from ctseg.io.geometry import slice_axes
-from ctseg.io.index import PredictedVolume, predicted_volumes
+from ctseg.io.index import predicted_volumes
 from ctseg.io.outputs import new_folder
 from ctseg.io.volumes import import_volumes_package
 
@@ -248,15 +248,27 @@ test_fail(lambda: nifti_files(work/"two"), contains="are the same case")
 
 # %%
 #| export
-def _save_volume(volume: PredictedVolume, folder: Path):
-    "Write a label map, and the positions of its slices if no affine can express them."
+def save_labels(
+    labels: np.ndarray, # uint8 [I,J,K]
+    affine: np.ndarray, # float [4,4]
+    positions, # of the slices, [K,3] in mm, if no affine can express them; else None
+    path: Path, # `….nii.gz`
+):
+    "Write a label map, and beside it as JSON the positions of its slices if they are unevenly spaced."
     nib = import_volumes_package("nibabel")
-    image = nib.Nifti1Image(volume.labels, np.array(volume.entry["affine"]))
+    image = nib.Nifti1Image(labels, np.array(affine))
     image.header.set_xyzt_units("mm")
-    nib.save(image, folder/f"{volume.id}.nii.gz")
-    positions = volume.entry["positions"]
-    if positions:
-        write_json({"positions": positions}, folder/f"{volume.id}.json")
+    nib.save(image, path)
+    if positions is not None and len(positions):
+        beside = path.with_name(path.name.removesuffix(".gz").removesuffix(".nii") + ".json")
+        write_json({"positions": np.asarray(positions).tolist()}, beside)
+
+
+# %%
+save_labels(scan.labels, scan.affine, None, work/"saved.nii.gz")
+test_eq(read_label_map(work/"saved.nii.gz", scan.hu.shape, scan.affine), scan.labels)
+save_labels(scan.labels, scan.affine, np.zeros((50, 3)), work/"uneven.nii.gz")
+print((work/"saved.json").exists(), (work/"uneven.json").exists())
 
 
 # %%
@@ -274,7 +286,8 @@ def export_nifti(
     with atomic_path(out) as tmp:
         tmp.mkdir()
         for volume in predicted_volumes(masks, folder, split, missing):
-            _save_volume(volume, tmp)
+            entry = volume.entry
+            save_labels(volume.labels, np.array(entry["affine"]), entry["positions"], tmp/f"{volume.id}.nii.gz")
             axes, _ = slice_axes(np.array(volume.entry["affine"]), volume.entry["orientation"])
             facts[volume.id] = volume.slices, volume.entry["shape"][axes[0]]
         names = Path(folder)/"class_names.json"

@@ -23,7 +23,7 @@ from ctseg.io.canvas import paste, place_on_squares
 from ctseg.io.geometry import as_slices, as_volume
 from ctseg.io.slicing import Slicing
 from ctseg.io.volumes import Part, Volume, cut, resize_slices
-from ctseg.prediction.predictor import Predictor
+from ctseg.prediction.predictor import Predictor, warn_of_size
 
 # %%
 #| hide
@@ -160,6 +160,7 @@ def label_volume(
     for part in cut_in_parts(volume, slicing, batch_size):
         height, width = part.images.shape[1:]
         side = slicing.size or max(height, width)
+        if not part.slices[0]: warn_of_size(predictor.members, (side, side))
         seen = min(side, height)*min(side, width)/(height*width)
         images, _, corners = place_on_squares(part, side)
         prob = predictor.probabilities(images)
