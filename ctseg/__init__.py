@@ -31,6 +31,7 @@ HOMES = {
     "evaluate_files": "ctseg.metrics.evaluate",
     "get_recipe": "ctseg.recipes.table",
     "fit": "ctseg.recipes.fit",
+    "segment": "ctseg.segmentation",
 }
 SHORT = {"load": "load_predictor", "evaluate": "evaluate_files"}
 
@@ -53,6 +54,7 @@ __all__ = [
     "evaluate_files",
     "get_recipe",
     "fit",
+    "segment",
     "load",
     "evaluate",
 ]
@@ -71,6 +73,7 @@ if TYPE_CHECKING:
     from ctseg.recipes.fit import fit
     from ctseg.recipes.table import get_recipe
     from ctseg.runs.folder import Run
+    from ctseg.segmentation import segment
     from ctseg.training.method import Method, Phase, register_method
 
 

@@ -110,7 +110,7 @@ KEY = typer.Option(
     help="write here, for yourself, which volume came from which file; it may name patients (nifti, dicom)",
 )
 WINDOW = typer.Option(help="display window: soft, lung, bone, … or random")
-NAMES = typer.Option(help="class_names.json (nifti, dicom, totalsegmentator)")
+NAMES = typer.Option(help="class_names.json, or a run that knows the classes (nifti, dicom, totalsegmentator)")
 TEST_SHARE = typer.Option(help="share of the patients set aside as a test (nifti, dicom)")
 RENAME = typer.Option(help="a JSON, label of a structure → name of its class (dicom)")
 GAPS = typer.Option("--gaps", help="take a gap that looks like a missing slice as it is (dicom)")
@@ -162,12 +162,15 @@ print(runner.invoke(app, ["import", "dicm", "scans", "out"]).exception)
 
 # %%
 #| export
-EXPORTS = ("nifti", "dicom-seg", "nnunet")
+EXPORTS = ("nifti", "dicom-seg", "rtstruct", "nnunet")
 UNKNOWN = typer.Option(
     help="what nobody looked for becomes: ignore, or background, which is false but runs (nnunet)",
 )
-MASKS = typer.Option(help="the submission to put back onto the volumes (nifti, dicom-seg)")
-IMPORTED = typer.Option(help="the DICOM folder it was imported from (dicom-seg)")
+MASKS = typer.Option(help="the submission to put back onto the volumes (nifti, dicom-seg, rtstruct)")
+IMPORTED = typer.Option(help="the DICOM folder it was imported from (dicom-seg, rtstruct)")
+KEEP_PATIENT = typer.Option(
+    "--keep-patient", help="copy what the scans say of patient and study (dicom-seg, rtstruct)",
+)
 
 # %%
 print("--unknown", UNKNOWN.help)
@@ -178,27 +181,31 @@ print("--unknown", UNKNOWN.help)
 
 @app.command("export")
 def export_(
-    kind: Annotated[str, typer.Argument(help="nifti, dicom-seg or nnunet")],
+    kind: Annotated[str, typer.Argument(help="nifti, dicom-seg, rtstruct or nnunet")],
     folder: Folder,
     out: Annotated[Path, typer.Argument(help="the folder to write")],
     masks: Annotated[Optional[Path], MASKS] = None,
     source: Annotated[Optional[Path], IMPORTED] = None,
     split: Annotated[str, typer.Option(help="the slices the submission is of: test or train")] = "test",
     unknown: Annotated[str, UNKNOWN] = "ignore",
+    keep_patient: Annotated[bool, KEEP_PATIENT] = False,
 ):
     "Put predictions back onto their volumes, or write the folder for nnU-Net."
     if kind not in EXPORTS:
         raise did_you_mean("kind of export", kind, EXPORTS)
     if kind != "nnunet" and masks is None:
         raise InputError(f"`ctseg export {kind}` needs --masks SUBMISSION.csv")
-    if kind == "dicom-seg" and source is None:
-        raise InputError("`ctseg export dicom-seg` needs --source, the DICOM folder that was imported")
+    if kind in ("dicom-seg", "rtstruct") and source is None:
+        raise InputError(f"`ctseg export {kind}` needs --source, the DICOM folder that was imported")
     if kind == "nifti":
         from ctseg.io.nifti import export_nifti
         facts = export_nifti(masks, folder, out, split)
     elif kind == "dicom-seg":
         from ctseg.io.dicom_seg import export_dicom_seg
-        facts = export_dicom_seg(masks, folder, source, out, split)
+        facts = export_dicom_seg(masks, folder, source, out, split, keep_patient)
+    elif kind == "rtstruct":
+        from ctseg.io.rtstruct_write import export_rtstruct
+        facts = export_rtstruct(masks, folder, source, out, split, keep_patient)
     else:
         from ctseg.integrations.nnunet import export_nnunet
         facts = export_nnunet(folder, out, unknown)

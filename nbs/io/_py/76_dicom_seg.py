@@ -9,6 +9,7 @@
 # %%
 #| export
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -266,6 +267,29 @@ def _series_of(volume, series: dict[str, Series], folder, source) -> Series:
 
 # %%
 #| export
+def export_to_series(
+    masks, # a submission (CSV), or uint8 [N,H,W] in the order of the images
+    folder, # the challenge folder with its `index.json`
+    source, # the DICOM folder it was imported from
+    out, # the folder for the files, new
+    split: str, # the images that the masks belong to
+    write: Callable, # of a series, its labels, the classes, the volume's name and the folder: writes a file
+) -> dict[str, int]: # volume → number of structures; no file is written for one with none
+    "Put predicted masks back onto their DICOM series, one volume at a time."
+    out, classes, facts = new_folder(out), read_classes(folder), {}
+    found, _ = find_series(Path(source), gaps=True)
+    series = {one.series.digest: one.series for one in found}
+    with atomic_path(out) as tmp:
+        tmp.mkdir()
+        for volume in predicted_volumes(masks, folder, split):
+            its_series = _series_of(volume, series, folder, source)
+            facts[volume.id] = len(np.unique(volume.labels[volume.labels > 0]))
+            if facts[volume.id]: write(its_series, volume.labels, classes, volume.id, tmp)
+    return facts
+
+
+# %%
+#| export
 def export_dicom_seg(
     masks, # a submission (CSV), or uint8 [N,H,W] in the order of the images
     folder, # the challenge folder with its `index.json`
@@ -276,18 +300,10 @@ def export_dicom_seg(
 ) -> dict[str, int]: # volume → number of segments; no file is written for one with none
     "Put predicted masks back onto their DICOM series as DICOM SEG, without the patient's name and dates unless asked."
     import_volumes_package("highdicom")
-    out, classes, facts = new_folder(out), read_classes(folder), {}
-    found, _ = find_series(Path(source), gaps=True)
-    series = {one.series.digest: one.series for one in found}
-    with atomic_path(out) as tmp:
-        tmp.mkdir()
-        for volume in predicted_volumes(masks, folder, split):
-            its_series = _series_of(volume, series, folder, source)
-            facts[volume.id] = len(np.unique(volume.labels[volume.labels > 0]))
-            if not facts[volume.id]: continue
-            segmentation = make_segmentation(its_series, volume.labels, classes, volume.id, keep_patient)
-            segmentation.save_as(tmp/f"{volume.id}.dcm")
-    return facts
+
+    def write(series, labels, classes, id, tmp):
+        make_segmentation(series, labels, classes, id, keep_patient).save_as(tmp/f"{id}.dcm")
+    return export_to_series(masks, folder, source, out, split, write)
 
 
 # %%

@@ -14,12 +14,14 @@ from skimage.measure import find_contours
 from ctseg import __version__
 from ctseg.core.anatomy import ClassMap
 from ctseg.io.dicom import Series
+from ctseg.io.dicom_seg import export_to_series
 from ctseg.io.result_header import PATIENT_TAGS, check_referable, result_header
 from ctseg.io.snomed import snomed
 from ctseg.io.volumes import import_volumes_package
 
 # %%
 #| hide
+import os
 import tempfile
 from pathlib import Path
 
@@ -27,7 +29,9 @@ import matplotlib.pyplot as plt
 import pydicom
 from fastcore.test import test_eq
 
+from ctseg.data.challenge import read_challenge
 from ctseg.io.dicom import read_series
+from ctseg.io.dicom_import import import_dicom
 from ctseg.io.rtstruct import draw_region, read_regions
 from ctseg.io.toy_dicom import HEAD_CLASSES, PATIENT, clinic_planes, write_series
 
@@ -248,3 +252,31 @@ for region in read_regions(pydicom.dcmread(work/"rt.dcm")):
 written = (work/"rt.dcm").read_bytes()
 assert not any(value.encode() in written for value in PATIENT.values())
 print(make_rtstruct(s, truth, HEAD_CLASSES, "v000", keep_patient=True).PatientName)
+
+
+# %% [markdown]
+# ## A whole submission
+
+# %%
+#| export
+def export_rtstruct(
+    masks, # a submission (CSV), or uint8 [N,H,W] in the order of the images
+    folder, # the challenge folder with its `index.json`
+    source, # the DICOM folder it was imported from
+    out, # the folder for `v000.dcm`, …, new
+    split: str = "test", # the images that the masks belong to
+    keep_patient: bool = False, # copy what the scans say of the patient and the study
+) -> dict[str, int]: # volume → number of structures; no file is written for one with none
+    "Put predicted masks back onto their DICOM series as RTSTRUCT, without the patient's name and dates unless asked."
+    def write(series, labels, classes, id, tmp):
+        rtstruct = make_rtstruct(series, labels, classes, id, keep_patient)
+        rtstruct.save_as(tmp/f"{id}.dcm", enforce_file_format=True)
+    return export_to_series(masks, folder, source, out, split, write)
+
+
+# %%
+os.environ["CTSEG_CACHE"] = str(work/"cache")
+import_dicom(work/"ct", work/"heads", classes=HEAD_CLASSES, test_share=1.)
+masks = read_challenge(work/"heads", "test").masks
+masks[9:12, 20:30, 20:30] = 2
+print(export_rtstruct(masks, work/"heads", work/"ct", work/"structures"))
