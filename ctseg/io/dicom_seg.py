@@ -180,7 +180,8 @@ def export_to_series(
         for volume in predicted_volumes(masks, folder, split):
             its_series = _series_of(volume, series, folder, source)
             facts[volume.id] = len(np.unique(volume.labels[volume.labels > 0]))
-            if facts[volume.id]: write(its_series, volume.labels, classes, volume.id, tmp)
+            if not facts[volume.id]: continue
+            write(its_series, volume.labels, classes, volume.id, tmp)
     return facts
 
 # %% ../../nbs/io/76_dicom_seg.ipynb #8bfe3ecd

@@ -42,7 +42,7 @@ def _size_of(entries: list[dict], spacing, side: int) -> int | None:
 # %% ../../nbs/io/55_imported.ipynb #0230804d
 def imported_slicing(
     folder: str | Path, # a challenge folder
-) -> dict | None: # orientation, window, size and spacing, as the fields of `Slicing`; None: not made from volumes
+) -> dict | None: # orientation, window, size and spacing, as the fields of `Slicing`; None: no volumes
     "How the images of a folder were cut from volumes. A window that differs from slice to slice is `random`."
     path = Path(folder)/"index.json"
     if not path.exists(): return None

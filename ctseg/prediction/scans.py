@@ -58,8 +58,9 @@ def file_name(text: str) -> str:
 # %% ../../nbs/prediction/70_scans.ipynb #f1676fb0
 def open_dicom(folder: Path, number: str, src: Path, gaps: bool) -> OpenScan:
     "The series with this number. Raises `InputError` unless it is one complete volume."
-    images = [file for file in read_headers(folder, src)[0] if str(file.header.get("SeriesInstanceUID")) == number]
-    series = make_series(images, src, gaps)
+    images, _ = read_headers(folder, src)
+    its_images = [file for file in images if str(file.header.get("SeriesInstanceUID")) == number]
+    series = make_series(its_images, src, gaps)
     volume = Volume(series.read_voxels(src), series.affine, positions=series.positions, kind="dicom")
     return OpenScan(volume, series)
 
@@ -82,7 +83,7 @@ def _series_of(folder: Path, src: Path, gaps: bool, named: bool) -> Iterator[Sca
 
 # %% ../../nbs/prediction/70_scans.ipynb #fd532121
 _LABEL_FOLDERS = re.compile(r"(labels?(tr|ts)?|segmentations?|segs?|masks?)$", re.IGNORECASE)
-_LABEL_FILES = re.compile(r"(.*[_-](segs?|masks?|labels?|segmentations?)|(segmentation|mask|label)[_-].*|segmentation|mask|label)$",
+_LABEL_FILES = re.compile(r"(.*[_-])?(segs?|masks?|labels?|segmentations?)$|(segmentation|mask|label)[_-].*$",
                           re.IGNORECASE)
 
 def open_nifti(path: Path) -> OpenScan:
@@ -106,7 +107,8 @@ def _volumes_in(folder: Path, passed_over: Counter) -> Iterator[Scan]:
     for name, path in files.items():
         channel = re.fullmatch(r"(.+)_\d{4}", name)
         if _LABEL_FILES.match(name): passed_over["label map"] += 1
-        elif channel and channel[1] in files: passed_over["further channel"] += 1
+        elif channel and channel[1] in files:
+            passed_over["further channel"] += 1
         else: yield _nifti_scan(path, name)
 
 # %% ../../nbs/prediction/70_scans.ipynb #3e4780a8
@@ -127,9 +129,9 @@ def _distinct(scans: list[Scan]) -> list[Scan]:
 # %% ../../nbs/prediction/70_scans.ipynb #5af636e0
 def _look_into(found: Found, folder: Path, src: Path, gaps: bool, named: bool):
     "Add the scans whose files lie in a folder, and what is wrong there."
-    for read in (lambda: _series_of(folder, src, gaps, named), lambda: _volumes_in(folder, found.passed_over)):
+    for scans in (_series_of(folder, src, gaps, named), _volumes_in(folder, found.passed_over)):
         try:
-            found.scans += read()
+            found.scans += scans
         except InputError as error:
             found.broken.append((str(folder), str(error)))
 
@@ -143,11 +145,13 @@ def find_scans(
     found = Found()
     for path in map(Path, paths):
         if path.is_dir():
-            for folder in folders_below(path): _look_into(found, folder, path, gaps, named)
+            for folder in folders_below(path):
+                _look_into(found, folder, path, gaps, named)
         elif path.name.lower().endswith((".nii", ".nii.gz")) and path.is_file():
             found.scans.append(_nifti_scan(path, case_name(path)))
         elif path.exists():
-            raise InputError(f"{path}: neither a folder nor a NIfTI file; of DICOM give the folder of the series")
+            raise InputError(f"{path}: neither a folder nor a NIfTI file; "
+                             "of DICOM give the folder of the series")
         else:
             raise InputError(f"{path}: no such file or folder")
     if not found.scans and not found.broken:

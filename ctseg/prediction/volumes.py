@@ -37,7 +37,8 @@ def cut_in_parts(
     stack = as_slices(volume.hu, volume.affine, slicing.orientation)
     for start in range(0, len(stack), at_a_time):
         few = stack[start:start + at_a_time]
-        piece = replace(volume, hu=as_volume(few, volume.affine, slicing.orientation), labels=None, known=None, drawn=None)
+        hu = as_volume(few, volume.affine, slicing.orientation)
+        piece = replace(volume, hu=hu, labels=None, known=None, drawn=None)
         windows = [slicing.level_width]*len(few)
         part = cut(piece, slicing, slices=np.arange(len(few)), windows=windows)
         part.slices = part.slices + start
@@ -47,7 +48,9 @@ def cut_in_parts(
 class ConfidenceSums:
     "Sums over the slices of a volume, by class; `value()` is the confidence."
     def __init__(self, classes: int):
-        self.inside, self.area, self.total = np.zeros((3, classes))  # probability in the label, its pixels, all probability
+        self.inside = np.zeros(classes)  # probability in the label
+        self.area = np.zeros(classes)    # its pixels
+        self.total = np.zeros(classes)   # all probability
 
     def add(self, prob: torch.Tensor, label: torch.Tensor):
         "Add slices: probabilities f32 [B, C, H, W] and labels uint8 [B, H, W]."
@@ -126,12 +129,18 @@ def at_ends(labels: np.ndarray, volume: Volume, slicing: Slicing, classes: int) 
     stack = as_slices(labels, volume.affine, slicing.orientation)
     return np.isin(np.arange(1, classes + 1), [*np.unique(stack[0]), *np.unique(stack[-1])])
 
-def class_rows_of(predicted: LabelledVolume, volume: Volume, slicing: Slicing, names: list[str]) -> list[dict]:
-    "For each class its name, millilitres, slices it is on, confidence (None: drawn nowhere), and whether the scan cuts it off."
+def class_rows_of(
+    predicted: LabelledVolume,
+    volume: Volume,
+    slicing: Slicing,
+    names: list[str], # of the classes
+) -> list[dict]: # structure, ml, slices it is on, confidence (None: drawn nowhere), cut_off
+    "What was found of each class, and whether the scan cuts it off."
     ml = class_ml(predicted.labels, volume, len(names))
     cut_off = at_ends(predicted.labels, volume, slicing, len(names))
     slices = np.zeros(len(names) + 1, int)
-    for image in as_slices(predicted.labels, volume.affine, slicing.orientation): slices[np.unique(image)] += 1
+    for image in as_slices(predicted.labels, volume.affine, slicing.orientation):
+        slices[np.unique(image)] += 1
     rows = []
     for c, name in enumerate(names):
         sure = predicted.confidence[c]

@@ -34,8 +34,8 @@ from ctseg.io.slicing import Slicing
 from ctseg.io.snomed import snomed
 from ctseg.prediction.predictor import Predictor, RunMember
 from ctseg.prediction.prepare import prepare
-from ctseg.prediction.saved import run_spec
 from ctseg.prediction.scans import Found, OpenScan, Scan, find_scans
+from ctseg.prediction.trained_slicing import choose_slicing, trained_slicings
 from ctseg.prediction.volumes import class_rows_of, label_volume
 from ctseg.report.page import write_page
 from ctseg.report.scans import montage, scan_record, scans_page
@@ -90,7 +90,7 @@ class SegmentOptions:
     "What is seldom given to `segment`. Raises `InputError` for an impossible one."
     keep_patient: bool = False                    # copy what a DICOM scan says of the patient and the study
     gaps: bool = False                            # take gaps that look like missing slices as they are
-    window: str | tuple[float, float] | None = None # a name or (level, width) in HU; None: as the runs were trained
+    window: str | tuple[float, float] | None = None # a name or (level, width) in HU; None: as trained
     size: int | None = None                       # side of the images, see `Slicing`; None: as trained
     spacing: float | str | None = None            # mm per pixel, or "fit"; None: as trained
     device: str = "auto"
@@ -125,50 +125,6 @@ test_fail(lambda: SegmentOptions(window="lnug"), contains="did you mean lung")
 
 
 # %% [markdown]
-# ## Cut as the runs were trained
-#
-# A run whose images were cut from volumes knows [how](io/55_imported.ipynb). An older run, or one of loose PNG slices, does not; then the
-# usual window for soft tissue is taken, and the result says so.
-
-# %%
-#| export
-def trained_slicings(predictor: Predictor) -> list[dict | None]:
-    "What each run of a predictor says of how its images were cut."
-    runs = [m.run for m in predictor.members if isinstance(m, RunMember) and m.run is not None]
-    return [run_spec(run).get("slicing") for run in runs]
-
-def _agreed(records: list[dict], given: dict) -> dict:
-    "What the runs agree on; `InputError` where they differ in something that is not given."
-    agreed = dict(records[0]) if records else {}
-    for record in records[1:]:
-        for name, value in record.items():
-            if name not in given and value != agreed.get(name):
-                raise InputError(f"the runs were trained on images of another {name} ({agreed.get(name)} and {value}); "
-                                 f"say which to use by {name} (--{name}), or take runs of one import")
-    return agreed | given
-
-def choose_slicing(records: list[dict | None], given: dict) -> tuple[Slicing, list[str]]:
-    "How to cut scans for runs with these records, and what a user must know of it."
-    known = [record for record in records if record]
-    fields, notes = _agreed(known, given), []
-    if "window" not in fields:
-        notes.append("the run does not say through which window its images were made: soft tissue (level 40, width 400) "
-                     "was taken; if that is wrong, give window (--window)")
-    elif fields["window"] == "random":
-        fields["window"] = "soft"
-        notes.append("trained with random windows: scans are shown through the one for soft tissue")
-    if isinstance(fields.get("window"), list): fields["window"] = tuple(fields["window"])
-    return Slicing(**fields), notes
-
-
-# %%
-record = {"orientation": "SPL", "window": [40., 400.], "size": None, "spacing": None}
-print(choose_slicing([record], {})[0].window, choose_slicing([record], {"window": "lung"})[0].window)
-print(choose_slicing([None], {})[1][0])
-test_fail(lambda: choose_slicing([record, record | {"spacing": 2.}], {}), contains="another spacing")
-
-
-# %% [markdown]
 # ## Files
 #
 # The files of a scan appear together, when all of them are complete. A SEG or RTSTRUCT without any structure is not written.
@@ -180,7 +136,8 @@ def _formats_of(scan: Scan, formats: list[str]) -> list[str]:
     if not formats: return ["dicom-seg" if scan.kind == "dicom" else "nifti"]
     possible = [name for name in formats if scan.kind == "dicom" or name == "nifti"]
     if possible: return possible
-    raise InputError(f"{scan.source}: a NIfTI file has no DICOM slices that {' or '.join(formats)} could refer to; "
+    kinds = " or ".join(formats)
+    raise InputError(f"{scan.source}: a NIfTI file has no DICOM slices that {kinds} could refer to; "
                      "take the format nifti")
 
 def write_results(
@@ -254,7 +211,8 @@ def size_in_words(opened: OpenScan) -> str:
     volume = opened.volume
     mm = np.linalg.norm(volume.affine[:3, :3], axis=0)
     uneven = ", slices unevenly spaced" if volume.positions is not None else ""
-    return f"{' x '.join(map(str, volume.hu.shape))} voxels of {' x '.join(f'{v:.3g}' for v in mm)} mm{uneven}"
+    voxels = " x ".join(map(str, volume.hu.shape))
+    return f"{voxels} voxels of {' x '.join(f'{v:.3g}' for v in mm)} mm{uneven}"
 
 
 @dataclass
@@ -268,16 +226,30 @@ class ScanResult:
     seen: float # share of the slices' area that the network has seen
     page: dict # for the report page
 
+    @property
+    def facts(self) -> dict:
+        "What the summary says of the scan."
+        kept = {"name": self.name, "source": self.source, "size": self.size, "files": self.files}
+        return kept | {"structures": self.rows}
 
+
+# %%
+print(size_in_words(opened))
+
+
+# %%
+#| export
 def segment_scan(job: Job, scan: Scan, picture: bool) -> ScanResult:
     "Open a scan, predict it, and write its files. Raises `InputError` for one that is no volume."
-    formats = _formats_of(scan, job.formats)
+    formats, keep = _formats_of(scan, job.formats), job.options.keep_patient
     opened = scan.open()
     predicted = label_volume(job.predictor, opened.volume, job.slicing, job.options.batch_size)
     with files_of_a_scan(job.out) as folder:
-        files = write_results(opened, predicted.labels, job.classes, folder, scan.name, formats, job.options.keep_patient)
+        files = write_results(opened, predicted.labels, job.classes, folder, scan.name, formats, keep)
     rows = class_rows_of(predicted, opened.volume, job.slicing, list(job.classes.names))
-    image = montage(opened.volume, predicted.labels, job.slicing, job.classes) if picture else None
+    image = None
+    if picture:
+        image = montage(opened.volume, predicted.labels, job.slicing, job.classes)
     size = size_in_words(opened)
     page = scan_record(scan.name, scan.source, size, rows, image)
     return ScanResult(scan.name, scan.source, size, files, rows, predicted.seen, page)
@@ -315,17 +287,24 @@ class Segmented:
     @property
     def summary(self) -> dict:
         "Everything in plain values."
-        scans = [{"name": r.name, "source": r.source, "size": r.size, "files": r.files, "structures": r.rows} for r in self.done]
         failed = [{"source": source, "problem": problem} for source, problem in self.failed]
-        return self.about | {"scans": scans, "failed": failed, "passed_over": dict(self.passed_over), "notes": self.notes}
+        rest = {"failed": failed, "passed_over": dict(self.passed_over), "notes": self.notes}
+        return self.about | {"scans": [r.facts for r in self.done]} | rest
 
 
+# %%
+print(Segmented(work, [result]).summary["scans"][0]["structures"][0])
+
+
+# %%
+#| export
 def problem_of(error: Exception) -> str:
     "What went wrong with a scan, in one line."
     if isinstance(error, InputError): return str(error)
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and out_of_memory(error)):
         return "out of memory; take a smaller batch_size (--batch-size)"
-    return f"could not be read or written ({type(error).__name__}); it is damaged, or ctseg has a fault: please report it"
+    return (f"could not be read or written ({type(error).__name__}); "
+            "it is damaged, or ctseg has a fault: please report it")
 
 
 # %%
@@ -343,12 +322,15 @@ def _work_through(job: Job, scans: list[Scan], result: Segmented):
         except Exception as error:  # of other people's files and libraries, of any kind
             result.failed.append((scan.source, problem_of(error)))
 
+
+# %%
+#| export
 def _add_notes(result: Segmented, job: Job):
     "What is to be known of the results as a whole."
     seen = min((r.seen for r in result.done), default=1)
     if seen < 1:
-        result.notes.append(f"slices were cropped to {job.slicing.size} pixels: up to {1 - seen:.0%} of their area "
-                            "was not looked at, and is background in the results")
+        result.notes.append(f"slices were cropped to {job.slicing.size} pixels: up to {1 - seen:.0%} "
+                            "of their area was not looked at, and is background in the results")
     private = [name for name in job.classes.names if snomed(name).structure is None]
     if private and any(name.endswith(".dcm") for r in result.done for name in r.files):
         result.notes.append(f"without a SNOMED CT code, written under a private one: {', '.join(private)}")
@@ -386,12 +368,18 @@ def _about(predictor: Predictor, slicing: Slicing) -> dict:
     how = {name: asdict(slicing)[name] for name in ("orientation", "window", "size", "spacing")}
     return {"ctseg": __version__, "runs": runs, "rule": str(predictor.rule), "slicing": how}
 
+def _refuse_impossible(found: Found, formats: list[str]):
+    "`InputError` if no scan can be written in any of the formats."
+    if found.scans and all(scan.kind == "nifti" for scan in found.scans):
+        _formats_of(found.scans[0], formats)
+
 def _refuse_all_failed(result: Segmented, existed: bool):
     "`InputError`, with nothing left behind, if no scan could be segmented."
     if result.done: return
     if not existed: shutil.rmtree(result.out, ignore_errors=True)
     source, problem = result.failed[0]
-    if len(result.failed) == 1: raise InputError(problem if source in problem else f"{source}: {problem}")
+    if len(result.failed) == 1:
+        raise InputError(problem if source in problem else f"{source}: {problem}")
     raise InputError(f"none of {len(result.failed)} scans could be segmented; the first, {source}: {problem}")
 
 
@@ -401,7 +389,7 @@ def segment(
     runs: str | Path | list[str | Path] | Predictor, # one run or several, which are averaged
     scans: str | Path | Iterable[str | Path], # NIfTI files, and folders with DICOM or NIfTI in or below them
     out: str | Path, # the folder to write, new
-    formats: str | Sequence[str] | None = None, # dicom-seg, rtstruct, nifti; None: SEG for DICOM, NIfTI for NIfTI
+    formats: str | Sequence[str] | None = None, # dicom-seg, rtstruct, nifti; None: SEG for DICOM, else NIfTI
     **options, # see `SegmentOptions`
 ) -> Segmented:
     """Segment scans of any number, one at a time, onto their own grids.
@@ -427,10 +415,6 @@ def segment(
             _add_notes(result, job)
             write_summary(result, predictor.classes)
     return result
-
-def _refuse_impossible(found: Found, formats: list[str]):
-    "`InputError` if no scan can be written in any of the formats."
-    if found.scans and all(scan.kind == "nifti" for scan in found.scans): _formats_of(found.scans[0], formats)
 
 
 # %% [markdown]

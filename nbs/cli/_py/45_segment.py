@@ -40,9 +40,12 @@ def runs_and_scans(paths: list[str]) -> tuple[list[str], list[str]]:
     first_scan = next((i for i, path in enumerate(paths) if not is_run(path)), len(paths))
     runs, scans = paths[:first_scan], paths[first_scan:]
     late = [path for path in scans if is_run(path)]
-    if not runs: raise InputError(f"{paths[0]}: no run here (no recipe.json); give RUN first, then SCAN")
-    if not scans: raise InputError(f"{paths[-1]}: is a run; give a scan after it, a DICOM folder or a NIfTI file")
-    if late: raise InputError(f"{late[0]}: a run after a scan; give all runs first")
+    if not runs:
+        raise InputError(f"{paths[0]}: no run here (no recipe.json); give RUN first, then SCAN")
+    if not scans:
+        raise InputError(f"{paths[-1]}: is a run; give a DICOM folder or a NIfTI file after it")
+    if late:
+        raise InputError(f"{late[0]}: a run after a scan; give all runs first")
     return runs, scans
 
 
@@ -50,14 +53,15 @@ def runs_and_scans(paths: list[str]) -> tuple[list[str], list[str]]:
 with tempfile.TemporaryDirectory() as d:
     (Path(d)/"recipe.json").touch()
     print([len(part) for part in runs_and_scans([d, "hf://team/model", "a", "b.nii.gz"])])
-    for wrong, says in ((["a"], "no run here"), ([d], "give a scan"), ([d, "a", d], "all runs first")):
+    for wrong, says in ((["a"], "no run here"), ([d], "after it"), ([d, "a", d], "all runs first")):
         test_fail(lambda: runs_and_scans(wrong), contains=says)
 
 # %%
 #| export
 PATHS = typer.Argument(
     metavar="RUN... SCAN...",
-    help="run folders, whose probabilities are averaged; then NIfTI files, or folders with DICOM or NIfTI in or below them",
+    help="run folders, whose probabilities are averaged; "
+         "then NIfTI files, or folders with DICOM or NIfTI in or below them",
 )
 RESULTS = typer.Option(help="the folder to write")
 FORMAT = typer.Option(
@@ -65,7 +69,8 @@ FORMAT = typer.Option(
 )
 KEEP_PATIENT = typer.Option(
     "--keep-patient",
-    help="copy patient and study into the results and call them by the patient's number; left out: neither is in them",
+    help="copy patient and study into the results, and call them by the patient's number; "
+         "left out: neither is in them",
 )
 CUT_WINDOW = typer.Option(help="display window: soft, lung, bone or wide; left out: as the runs were trained")
 CUT_SIZE = typer.Option(help="side of the images in pixels; left out: as the runs were trained")
@@ -96,8 +101,10 @@ def print_results(result) -> None:
         files = ", ".join(scan.files) or "no file, since nothing was found"
         print(f"{scan.name}: {scan.source}, {present} structures: {files}")
     if result.passed_over:
-        print("passed over: " + ", ".join(f"{n} {kind}{'s'*(n > 1)}" for kind, n in result.passed_over.items()))
-    for note in result.notes: print(f"ctseg: {note}", file=sys.stderr)
+        kinds = [f"{n} {kind}{'s'*(n > 1)}" for kind, n in result.passed_over.items()]
+        print("passed over:", ", ".join(kinds))
+    for note in result.notes:
+        print(f"ctseg: {note}", file=sys.stderr)
     for source, problem in result.failed:
         where = "" if source in problem else f"{source}: "
         print(f"ctseg: not segmented: {where}{problem}", file=sys.stderr)
@@ -128,11 +135,12 @@ def segment(
 ):
     "Segment scans: DICOM or NIfTI in; SEG, RTSTRUCT or NIfTI out. Exit status 3: some scans could not be segmented."
     runs, scans = runs_and_scans(paths)
-    how = dict(keep_patient=keep_patient, gaps=gaps, window=window, size=size, spacing=spacing_of(spacing))
+    cut = dict(gaps=gaps, window=window, size=size, spacing=spacing_of(spacing))
+    how = dict(keep_patient=keep_patient, device=device, batch_size=batch_size, views=tta)
     load_plugins(plugin)
     from ctseg.segmentation import segment
     with memory_errors():
-        result = segment(runs, scans, out, format, device=device, batch_size=batch_size, views=tta, progress=True, **how)
+        result = segment(runs, scans, out, format, progress=True, **how, **cut)
     print_results(result)
     if result.failed: raise typer.Exit(SOME_FAILED)
 

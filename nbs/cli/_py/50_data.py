@@ -110,7 +110,9 @@ KEY = typer.Option(
     help="write here, for yourself, which volume came from which file; it may name patients (nifti, dicom)",
 )
 WINDOW = typer.Option(help="display window: soft, lung, bone, … or random")
-NAMES = typer.Option(help="class_names.json, or a run that knows the classes (nifti, dicom, totalsegmentator)")
+NAMES = typer.Option(
+    help="class_names.json, or the folder of a run that knows them (nifti, dicom, totalsegmentator)",
+)
 TEST_SHARE = typer.Option(help="share of the patients set aside as a test (nifti, dicom)")
 RENAME = typer.Option(help="a JSON, label of a structure → name of its class (dicom)")
 GAPS = typer.Option("--gaps", help="take a gap that looks like a missing slice as it is (dicom)")

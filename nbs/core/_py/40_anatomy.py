@@ -187,7 +187,8 @@ def _class_table(path: Path):
     if not path.is_dir(): return read_json(path)
     run = path/"recipe.json"
     if not run.exists():
-        raise InputError(f"{path}: a folder without a run (no recipe.json); give a class_names.json or a run folder")
+        raise InputError(f"{path}: a folder without a run (no recipe.json); "
+                         "give a class_names.json or a run folder")
     spec = read_json(run)
     return spec.get("classes") if isinstance(spec, dict) else None
 

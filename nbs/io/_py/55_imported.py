@@ -90,7 +90,7 @@ print(_spacing_of(list(index["volumes"].values()), 64), _size_of(list(index["vol
 #| export
 def imported_slicing(
     folder: str | Path, # a challenge folder
-) -> dict | None: # orientation, window, size and spacing, as the fields of `Slicing`; None: not made from volumes
+) -> dict | None: # orientation, window, size and spacing, as the fields of `Slicing`; None: no volumes
     "How the images of a folder were cut from volumes. A window that differs from slice to slice is `random`."
     path = Path(folder)/"index.json"
     if not path.exists(): return None

@@ -286,8 +286,8 @@ def export_nifti(
     with atomic_path(out) as tmp:
         tmp.mkdir()
         for volume in predicted_volumes(masks, folder, split, missing):
-            entry = volume.entry
-            save_labels(volume.labels, np.array(entry["affine"]), entry["positions"], tmp/f"{volume.id}.nii.gz")
+            entry, path = volume.entry, tmp/f"{volume.id}.nii.gz"
+            save_labels(volume.labels, np.array(entry["affine"]), entry["positions"], path)
             axes, _ = slice_axes(np.array(volume.entry["affine"]), volume.entry["orientation"])
             facts[volume.id] = volume.slices, volume.entry["shape"][axes[0]]
         names = Path(folder)/"class_names.json"

@@ -284,7 +284,8 @@ def export_to_series(
         for volume in predicted_volumes(masks, folder, split):
             its_series = _series_of(volume, series, folder, source)
             facts[volume.id] = len(np.unique(volume.labels[volume.labels > 0]))
-            if facts[volume.id]: write(its_series, volume.labels, classes, volume.id, tmp)
+            if not facts[volume.id]: continue
+            write(its_series, volume.labels, classes, volume.id, tmp)
     return facts
 
 

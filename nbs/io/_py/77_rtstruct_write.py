@@ -148,7 +148,8 @@ def _frame_of_reference(series: Series):
 
 def _observation(number: int, name: str):
     "What is said of a structure beside its contours: its code, if there is one."
-    item = _item(ObservationNumber=number, ReferencedROINumber=number, RTROIInterpretedType="", ROIInterpreter="")
+    item = _item(ObservationNumber=number, ReferencedROINumber=number)
+    item.RTROIInterpretedType, item.ROIInterpreter = "", ""
     concept = snomed(name).structure
     if concept:
         item.RTROIInterpretedType = "ORGAN"

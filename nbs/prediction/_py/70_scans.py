@@ -62,7 +62,7 @@ class Scan:
 class Found:
     "What lies below some paths."
     scans: list[Scan] = field(default_factory=list)
-    broken: list[tuple[str, str]] = field(default_factory=list) # path, what is wrong with it
+    broken: list[tuple[str, str]] = field(default_factory=list) # source ("": in the text), what is wrong
     passed_over: Counter = field(default_factory=Counter) # what is no scan: kind of file → how many
 
 
@@ -103,8 +103,9 @@ print([str(d.relative_to(export)) for d in folders_below(export)], file_name("Do
 #| export
 def open_dicom(folder: Path, number: str, src: Path, gaps: bool) -> OpenScan:
     "The series with this number. Raises `InputError` unless it is one complete volume."
-    images = [file for file in read_headers(folder, src)[0] if str(file.header.get("SeriesInstanceUID")) == number]
-    series = make_series(images, src, gaps)
+    images, _ = read_headers(folder, src)
+    its_images = [file for file in images if str(file.header.get("SeriesInstanceUID")) == number]
+    series = make_series(its_images, src, gaps)
     volume = Volume(series.read_voxels(src), series.affine, positions=series.positions, kind="dicom")
     return OpenScan(volume, series)
 
@@ -139,7 +140,7 @@ for scan in _series_of(export/"axial", export, False, False): print(scan.source,
 # %%
 #| export
 _LABEL_FOLDERS = re.compile(r"(labels?(tr|ts)?|segmentations?|segs?|masks?)$", re.IGNORECASE)
-_LABEL_FILES = re.compile(r"(.*[_-](segs?|masks?|labels?|segmentations?)|(segmentation|mask|label)[_-].*|segmentation|mask|label)$",
+_LABEL_FILES = re.compile(r"(.*[_-])?(segs?|masks?|labels?|segmentations?)$|(segmentation|mask|label)[_-].*$",
                           re.IGNORECASE)
 
 def open_nifti(path: Path) -> OpenScan:
@@ -165,7 +166,8 @@ def _volumes_in(folder: Path, passed_over: Counter) -> Iterator[Scan]:
     for name, path in files.items():
         channel = re.fullmatch(r"(.+)_\d{4}", name)
         if _LABEL_FILES.match(name): passed_over["label map"] += 1
-        elif channel and channel[1] in files: passed_over["further channel"] += 1
+        elif channel and channel[1] in files:
+            passed_over["further channel"] += 1
         else: yield _nifti_scan(path, name)
 
 
@@ -202,11 +204,11 @@ test_eq([s.name for s in _distinct([Scan(n, "", "", None) for n in ("", "p1", "P
 #| export
 def _look_into(found: Found, folder: Path, src: Path, gaps: bool, named: bool):
     "Add the scans whose files lie in a folder, and what is wrong there."
-    for read in (lambda: _series_of(folder, src, gaps, named), lambda: _volumes_in(folder, found.passed_over)):
+    for scans in (_series_of(folder, src, gaps, named), _volumes_in(folder, found.passed_over)):
         try:
-            found.scans += read()
+            found.scans += scans
         except InputError as error:
-            found.broken.append((str(folder), str(error)))
+            found.broken.append(("", str(error)))  # the message says where, without the patient
 
 
 # %%
@@ -220,11 +222,13 @@ def find_scans(
     found = Found()
     for path in map(Path, paths):
         if path.is_dir():
-            for folder in folders_below(path): _look_into(found, folder, path, gaps, named)
+            for folder in folders_below(path):
+                _look_into(found, folder, path, gaps, named)
         elif path.name.lower().endswith((".nii", ".nii.gz")) and path.is_file():
             found.scans.append(_nifti_scan(path, case_name(path)))
         elif path.exists():
-            raise InputError(f"{path}: neither a folder nor a NIfTI file; of DICOM give the folder of the series")
+            raise InputError(f"{path}: neither a folder nor a NIfTI file; "
+                             "of DICOM give the folder of the series")
         else:
             raise InputError(f"{path}: no such file or folder")
     if not found.scans and not found.broken:
