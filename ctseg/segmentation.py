@@ -65,7 +65,7 @@ class SegmentOptions:
         named = {"window": self.window, "size": self.size, "spacing": self.spacing}
         return {name: value for name, value in named.items() if value is not None}
 
-
+# %% ../nbs/80_segmentation.ipynb #31dd329c
 def check_formats(formats: str | Sequence[str] | None) -> list[str]: # empty: what suits each scan
     "The formats asked for. Raises `InputError` for one that does not exist."
     names = [formats] if isinstance(formats, str) else list(formats or [])

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['AGAINST', 'KIND', 'SOURCE', 'SIZE', 'ZEROS', 'KEY', 'WINDOW', 'NAMES', 'TEST_SHARE', 'RENAME',
-           'GAPS', 'EXPORTS', 'UNKNOWN', 'MASKS', 'IMPORTED', 'KEEP_PATIENT', 'WHOLE', 'check',
-           'importers', 'without_none', 'fitting_options', 'import_', 'export_', 'phantom']
+           'GAPS', 'EXPORTED', 'EXPORTS', 'UNKNOWN', 'MASKS', 'IMPORTED', 'KEEP_PATIENT', 'WHOLE',
+           'check', 'importers', 'without_none', 'fitting_options', 'import_', 'export_',
+           'phantom']
 
 # %% ../../nbs/cli/50_data.ipynb #c8df84f7
 import inspect
@@ -122,6 +123,7 @@ def import_(
     print(f"challenge folder: {out}")
 
 # %% ../../nbs/cli/50_data.ipynb #25833f53
+EXPORTED = typer.Argument(help="nifti, dicom-seg, rtstruct or nnunet")
 EXPORTS = ("nifti", "dicom-seg", "rtstruct", "nnunet")
 UNKNOWN = typer.Option(
     help="what nobody looked for becomes: ignore, or background, which is false but runs (nnunet)",
@@ -135,7 +137,7 @@ KEEP_PATIENT = typer.Option(
 # %% ../../nbs/cli/50_data.ipynb #1ce933d6
 @app.command("export")
 def export_(
-    kind: Annotated[str, typer.Argument(help="nifti, dicom-seg, rtstruct or nnunet")],
+    kind: Annotated[str, EXPORTED],
     folder: Folder,
     out: Annotated[Path, typer.Argument(help="the folder to write")],
     masks: Annotated[Optional[Path], MASKS] = None,

@@ -165,7 +165,7 @@ class ClassMap(ClassTable):
 
     @classmethod
     def from_json(cls, path: str | Path) -> "ClassMap":
-        "The class map in a `class_names.json`, or that of a run by its folder."
+        "That of a `class_names.json`, or of a run folder."
         return cls.from_names(read_class_names(path))
 
     def to_json(self, path: str | Path) -> None:

@@ -109,6 +109,13 @@ class SegmentOptions:
         return {name: value for name, value in named.items() if value is not None}
 
 
+# %%
+print(SegmentOptions(window="lung").given)
+test_fail(lambda: SegmentOptions(window="lnug"), contains="did you mean lung")
+
+
+# %%
+#| export
 def check_formats(formats: str | Sequence[str] | None) -> list[str]: # empty: what suits each scan
     "The formats asked for. Raises `InputError` for one that does not exist."
     names = [formats] if isinstance(formats, str) else list(formats or [])
@@ -119,9 +126,8 @@ def check_formats(formats: str | Sequence[str] | None) -> list[str]: # empty: wh
 
 
 # %%
-print(check_formats("dicom-seg,rtstruct"), check_formats(None), SegmentOptions(window="lung").given)
+print(check_formats("dicom-seg,rtstruct"), check_formats(None))
 test_fail(lambda: check_formats(["rtstrukt"]), contains="did you mean rtstruct")
-test_fail(lambda: SegmentOptions(window="lnug"), contains="did you mean lung")
 
 
 # %% [markdown]

@@ -164,6 +164,7 @@ print(runner.invoke(app, ["import", "dicm", "scans", "out"]).exception)
 
 # %%
 #| export
+EXPORTED = typer.Argument(help="nifti, dicom-seg, rtstruct or nnunet")
 EXPORTS = ("nifti", "dicom-seg", "rtstruct", "nnunet")
 UNKNOWN = typer.Option(
     help="what nobody looked for becomes: ignore, or background, which is false but runs (nnunet)",
@@ -183,7 +184,7 @@ print("--unknown", UNKNOWN.help)
 
 @app.command("export")
 def export_(
-    kind: Annotated[str, typer.Argument(help="nifti, dicom-seg, rtstruct or nnunet")],
+    kind: Annotated[str, EXPORTED],
     folder: Folder,
     out: Annotated[Path, typer.Argument(help="the folder to write")],
     masks: Annotated[Optional[Path], MASKS] = None,

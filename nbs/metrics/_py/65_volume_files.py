@@ -10,6 +10,7 @@
 
 # %%
 #| export
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,9 +23,12 @@ from ctseg.core.files import InputError, read_json
 from ctseg.data.annotations import read_classes
 from ctseg.io.geometry import slice_axes
 from ctseg.io.index import predicted_volumes, read_index
-from ctseg.io.nifti import nifti_files, read_label_map, read_nifti
+from ctseg.io.nifti import read_label_map, read_nifti
 from ctseg.metrics.bootstrap import bootstrap_mean
 from ctseg.metrics.evaluate import plain_value
+from ctseg.metrics.label_folders import (
+    check_same_names, examined_on, label_names, matched_files, patients_of_cases,
+)
 from ctseg.metrics.volumes import MEASURES, VolumeScores, volume_scores
 
 # %%
@@ -36,11 +40,11 @@ import tempfile
 import nibabel as nib
 from fastcore.test import test_close, test_eq, test_fail
 
-from ctseg.core.files import write_json
 from ctseg.data.challenge import read_challenge
 from ctseg.data.mask_csv import write_masks
 from ctseg.io.cases import Case
 from ctseg.io.folders import write_volumes
+from ctseg.io.index import PredictedVolume
 from ctseg.io.nifti import export_nifti
 from ctseg.io.slicing import Slicing
 from ctseg.io.toys import TORSO_CLASSES, torso_scans
@@ -60,109 +64,12 @@ for i, scan in enumerate(torso_scans().values()):
         nib.save(nib.Nifti1Image(labels, scan.affine), work/folder/f"p{i}.nii.gz")
 TORSO_CLASSES.to_json(work/"truth"/"class_names.json")
 
-# %% [markdown]
-# ## Names of the labels
-#
-# They are looked for beside the truth: `class_names.json`, the `dataset.json` of nnU-Net (also one folder up), or a table with a column for
-# the number and one for the name. Without any, labels are called by their numbers.
-
-# %%
-#| export
-_TABLES = ("labels.csv", "labels.tsv", "dseg.tsv")
-_ID_COLUMNS, _NAME_COLUMNS = ("id", "index", "label", "value"), ("name", "structure", "class")
-
-def _names_in_table(path: Path) -> dict[int, str]:
-    "The names in a table of numbers and names; `InputError` for another table."
-    table = pd.read_csv(path, sep="\t" if path.suffix == ".tsv" else ",")
-    columns = {str(column).strip().lower(): column for column in table.columns}
-    id, name = (next((columns[c] for c in known if c in columns), None) for known in (_ID_COLUMNS, _NAME_COLUMNS))
-    if id is None or name is None:
-        raise InputError(f"{path}: expected a column id and a column name, found {', '.join(columns)}")
-    try: return {int(i): str(n) for i, n in zip(table[id], table[name])}
-    except ValueError:
-        raise InputError(f"{path}: expected whole numbers in the column {id}") from None
-
-def _names_in_dataset(path: Path) -> dict[int, str]:
-    "The names in the `dataset.json` of nnU-Net or the Decathlon, whichever way round it has them."
-    table = read_json(path)
-    labels = table.get("labels") if isinstance(table, dict) else None
-    if not isinstance(labels, dict):
-        raise InputError(f"{path}: has no labels")
-    by_number = all(str(key).isdigit() for key in labels)
-    pairs = labels.items() if by_number else [(id, name) for name, id in labels.items()]
-    try: return {int(id): str(name) for id, name in pairs}
-    except (TypeError, ValueError):
-        raise InputError(f"{path}: labels must be names with one number each; write a class_names.json instead") from None
-
-
-# %%
-(work/"labels.csv").write_text("id,name\n1,liver\n2,stomach\n")
-write_json({"labels": {"background": 0, "liver": 1}}, work/"dataset.json")
-print(_names_in_table(work/"labels.csv"), _names_in_dataset(work/"dataset.json"))
-
-
-# %%
-#| export
-def _as_classes(names: dict[int, str], path: Path) -> ClassMap:
-    "A class map of numbered names, without background and ignore; `InputError` unless they are 1, 2, 3, …"
-    kept = {id: name for id, name in names.items() if id and name not in ("background", "ignore")}
-    if set(kept) != set(range(1, len(kept) + 1)) or not kept:
-        raise InputError(f"{path}: expected labels numbered from 1 without a gap")
-    return ClassMap.from_names([kept[id] for id in sorted(kept)])
-
-def label_names(folder: Path) -> ClassMap | None:
-    "The names of the labels in a folder of label maps; `None` if nothing says them."
-    for beside in (folder, folder.parent):
-        if (beside/"class_names.json").exists():
-            return ClassMap.from_json(beside/"class_names.json")
-        if (beside/"dataset.json").exists():
-            return _as_classes(_names_in_dataset(beside/"dataset.json"), beside/"dataset.json")
-    for name in _TABLES:
-        if (folder/name).exists(): return _as_classes(_names_in_table(folder/name), folder/name)
-    return None
-
-
-# %%
-print(label_names(work/"truth"), label_names(work/"pred"))
-(work/"dataset.json").unlink()
-test_eq(label_names(work/"pred"), None)
-
 
 # %% [markdown]
 # ## Pairs
 #
-# A case without a prediction, another grid, or a label that does not exist is refused: an average that leaves one out would be too good.
-
-# %%
-#| export
-def matched_files(truth: Path, prediction: Path) -> dict[str, tuple[Path, Path]]:
-    "Case → its two files. Raises `InputError` for a case without a prediction, and for an empty folder."
-    true, pred = nifti_files(truth), nifti_files(prediction)
-    if not true: raise InputError(f"{truth}: no NIfTI label maps in it")
-    missing = [name for name in true if name not in pred]
-    if missing:
-        more = f" ({len(missing)} are missing)" if len(missing) > 1 else ""
-        raise InputError(f"{prediction}: there is no prediction for {true[missing[0]].name}{more}; "
-                         "predict it, or take its truth away")
-    return {name: (true[name], pred[name]) for name in true}
-
-def check_same_names(truth: ClassMap, prediction: Path):
-    "Raise `InputError` if the prediction's own `class_names.json` or `dataset.json` says other labels."
-    theirs = label_names(prediction)
-    if theirs is None or theirs.names == truth.names: return
-    pairs = enumerate(zip(truth.names, theirs.names), 1)
-    odd = next((f"{i} is {a} and {b}" for i, (a, b) in pairs if a != b), f"{len(truth)} and {len(theirs)} of them")
-    raise InputError(f"{prediction}: other labels than the truth's ({odd}); map them onto the truth's numbers first")
-
-
-# %%
-print(list(matched_files(work/"truth", work/"pred")))
-(work/"few").mkdir()
-shutil.copy(work/"pred"/"p0.nii.gz", work/"few")
-test_fail(lambda: matched_files(work/"truth", work/"few"), contains="no prediction for p1.nii.gz (2 are missing)")
-write_json({"1": "spleen"}, work/"few"/"class_names.json")
-test_fail(lambda: check_same_names(TORSO_CLASSES, work/"few"), contains="1 is liver and spleen")
-
+# Which file belongs to which, and what the labels are called, is settled in [folders of label maps](62_label_folders.ipynb). A truth may hold
+# 255 where nobody looked; these voxels count for neither.
 
 # %%
 #| export
@@ -182,8 +89,8 @@ def spacing_of(affine: np.ndarray, case: str) -> tuple[float, float, float]:
     mm = np.linalg.norm(axes, axis=0)
     between = np.abs((axes/mm).T @ (axes/mm) - np.eye(3)).max()
     if between > .01:
-        raise InputError(f"{case}: the axes of its grid are not at right angles, so distances cannot be measured along "
-                         "them; resample both onto a straight grid")
+        raise InputError(f"{case}: the axes of its grid are not at right angles, "
+                         "so distances cannot be measured along them; resample both onto a straight grid")
     return float(mm[0]), float(mm[1]), float(mm[2])
 
 def score_pair(pair: Pair, known: np.ndarray, tolerance: float) -> VolumeScores:
@@ -206,9 +113,19 @@ test_fail(lambda: spacing_of(np.array([[1, 0, 0, 0], [0, 1, .3, 0], [0, 0, 1, 0]
 
 # %%
 #| export
+def refuse_uneven(*paths: Path):
+    "`InputError` for label maps of unevenly spaced slices, whose positions lie beside them as ctseg writes them."
+    for path in paths:
+        beside = path.with_name(re.sub(r"\.nii(\.gz)?$", ".json", path.name, flags=re.IGNORECASE))
+        facts = read_json(beside) if beside.exists() else None
+        if isinstance(facts, dict) and facts.get("positions"):
+            raise InputError(f"{path}: its slices are unevenly spaced ({beside.name}); "
+                             "distances in mm need an even grid")
+
 def nifti_pairs(files: dict[str, tuple[Path, Path]]) -> Iterator[Pair]:
     "The label maps of each case, one case at a time. Raises `InputError` for a prediction on another grid."
     for case, (true, pred) in files.items():
+        refuse_uneven(true, pred)
         labels, affine = read_nifti(true, None)
         truth = read_label_map(true, labels.shape, affine)
         yield Pair(case, truth, read_label_map(pred, truth.shape, affine), affine)
@@ -216,46 +133,6 @@ def nifti_pairs(files: dict[str, tuple[Path, Path]]) -> Iterator[Pair]:
 
 # %%
 for pair in nifti_pairs(matched_files(work/"truth", work/"pred")): print(pair.case, pair.truth.shape)
-
-
-# %% [markdown]
-# ## What was examined
-#
-# Without an `annotated_labels.json` beside the truth every class counts as examined. With it, the classes that are not on the list of a case
-# are unknown there, and are not scored. `patients.json` says which cases are of one patient.
-
-# %%
-#| export
-def examined_on(folder: Path, annotated: str | None, cases: list[str], classes: ClassMap) -> dict[str, np.ndarray] | None:
-    "Case → bool [C], from a JSON of case → names or numbers; `None`: everything was examined. `InputError` for what does not fit."
-    path = Path(annotated) if annotated not in (None, "all", "present") else folder/"annotated_labels.json"
-    if annotated in ("all", "present") or not path.exists() and annotated is None: return None
-    table = read_json(path)
-    if not isinstance(table, dict) or not all(isinstance(v, list) for v in table.values()):
-        raise InputError(f"{path}: expected an object with a list of classes for each case")
-    known = {}
-    for case in cases:
-        if case not in table:
-            raise InputError(f"{path}: does not say what was examined on {case}; add it, [] for nothing")
-        ids = [classes.id(v) if isinstance(v, str) else v for v in table[case]]
-        known[case] = np.isin(np.arange(1, len(classes) + 1), ids)
-    return known
-
-def patients_of_cases(folder: Path, cases: list[str]) -> np.ndarray | None:
-    "The patient of each case from `patients.json`; `None` if there is none."
-    path = folder/"patients.json"
-    table = read_json(path) if path.exists() else None
-    if not isinstance(table, dict): return None
-    for case in cases:
-        if case not in table: raise InputError(f"{path}: does not say whose scan {case} is; add it")
-    return np.array([str(table[case]) for case in cases])
-
-
-# %%
-write_json({"p0": ["liver"], "p1": [1, 2], "p2": []}, work/"truth"/"annotated_labels.json")
-print(examined_on(work/"truth", None, ["p0", "p2"], TORSO_CLASSES))
-(work/"truth"/"annotated_labels.json").unlink()
-test_eq((examined_on(work/"truth", None, ["p0"], TORSO_CLASSES), patients_of_cases(work/"truth", ["p0"])), (None, None))
 
 
 # %% [markdown]
@@ -285,6 +162,13 @@ class VolumeTable:
         return rows
 
 
+# %%
+table = VolumeTable(["p2"], TORSO_CLASSES, [score_pair(pair, np.array([True, False, True, True, True]), 2.)])
+print([row["structure"] for row in table.per_case()])
+
+
+# %%
+#| export
 def class_table(table: VolumeTable, groups: np.ndarray | None) -> pd.DataFrame:
     "A row a class: its cases, the mean of each measure, the interval of the Dice, how often it was missed or invented."
     rows = {}
@@ -325,6 +209,14 @@ def _numbered(files: dict[str, tuple[Path, Path]]) -> ClassMap:
         highest = max(highest, int(whole[whole < IGNORE].max(initial=0)))
     return ClassMap.from_names([f"label {i}" for i in range(1, highest + 1)])
 
+
+
+# %%
+print(_numbered(matched_files(work/"truth", work/"pred")).names)
+
+
+# %%
+#| export
 def _finished(table: VolumeTable, groups, tolerance: float) -> dict:
     "The result of an evaluation."
     return {"table": class_table(table, groups), "facts": table_facts(table, groups, tolerance)}
@@ -333,7 +225,7 @@ def evaluate_volumes(
     truth: str | Path, # a folder of NIfTI label maps
     prediction: str | Path, # a folder with files of the same names
     classes: str | Path | None = None, # `class_names.json` or a run; None: as the folders say
-    annotated: str | None = None, # a JSON, "all" or "present"; None: `annotated_labels.json` beside the truth, else all
+    annotated: str | None = None, # a JSON, "all" or "present"; None: the JSON beside the truth, else all
     tolerance: float = 2., # of the surface Dice, mm
 ) -> dict: # "table": `class_table`; "facts": `table_facts`
     "Score label maps in mm. Raises `InputError` for a missing case, another grid or other labels."
@@ -345,7 +237,8 @@ def evaluate_volumes(
     known = examined_on(truth, annotated, table.cases, table.classes)
     for pair in nifti_pairs(files):
         examined = known[pair.case] if known else np.ones(len(table.classes), bool)
-        if annotated == "present": examined = np.isin(np.arange(1, len(table.classes) + 1), pair.truth)
+        if annotated == "present":
+            examined = np.isin(np.arange(1, len(table.classes) + 1), pair.truth)
         table.scores.append(score_pair(pair, examined, tolerance))
     return _finished(table, patients_of_cases(truth, table.cases), tolerance)
 
@@ -367,11 +260,23 @@ result["table"].round(3)
 def _whole(volume, axis: int):
     "`InputError` for a volume of which some slices were never cut out."
     if volume.slices < volume.entry["shape"][axis]:
-        raise InputError(f"volume {volume.id}: {volume.slices} of its {volume.entry['shape'][axis]} slices are in the "
-                         "folder; distances in mm need all of them (import without --every and --per-volume)")
+        raise InputError(f"volume {volume.id}: only {volume.slices} of its slices are in the folder; "
+                         "distances in mm need all of them (import without --every and --per-volume)")
     if volume.entry["positions"]:
-        raise InputError(f"volume {volume.id}: its slices are unevenly spaced; distances in mm need an even grid")
+        raise InputError(f"volume {volume.id}: its slices are unevenly spaced; "
+                         "distances in mm need an even grid")
 
+
+# %%
+def volume_of(slices, positions=None): return PredictedVolume("v0", {"shape": [9, 9, 4], "positions": positions}, None, slices)
+
+_whole(volume_of(4), 2)
+test_fail(lambda: _whole(volume_of(2), 2), contains="only 2 of its slices")
+test_fail(lambda: _whole(volume_of(4, [[0, 0, 0]]), 2), contains="unevenly spaced")
+
+
+# %%
+#| export
 def evaluate_csv_volumes(
     truth: str | Path, # the true masks, the CSV of a folder made from volumes
     prediction: str | Path, # a submission
