@@ -58,6 +58,8 @@ class SegmentOptions:
 
     def __post_init__(self):
         Slicing(**self.given)
+        if self.window == "random":
+            raise InputError("window 'random': scans need a fixed window, such as soft, lung or bone")
 
     @property
     def given(self) -> dict:

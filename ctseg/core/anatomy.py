@@ -165,7 +165,7 @@ class ClassMap(ClassTable):
 
     @classmethod
     def from_json(cls, path: str | Path) -> "ClassMap":
-        "That of a `class_names.json`, or of a run folder."
+        "Of a `class_names.json` or a run folder."
         return cls.from_names(read_class_names(path))
 
     def to_json(self, path: str | Path) -> None:

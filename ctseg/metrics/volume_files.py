@@ -56,7 +56,8 @@ def score_pair(pair: Pair, known: np.ndarray, tolerance: float) -> VolumeScores:
         raise InputError(f"{pair.case}: a label {highest}, but there are {len(known)} classes; "
                          "give the class_names.json that belongs to these files (--classes)")
     seen = pair.truth < IGNORE
-    return volume_scores(pair.truth*seen, pair.pred*seen, spacing_of(pair.affine, pair.case), known, tolerance)
+    spacing = spacing_of(pair.affine, pair.case)
+    return volume_scores(pair.truth*seen, pair.pred*seen, spacing, known, tolerance)
 
 # %% ../../nbs/metrics/65_volume_files.ipynb #db3d47f8
 def refuse_uneven(*paths: Path):
