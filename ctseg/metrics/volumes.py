@@ -7,6 +7,7 @@ __all__ = ['MEASURES', 'import_surface_distance', 'VolumeScores', 'surface_score
 
 # %% ../../nbs/metrics/60_volumes.ipynb #01b4e6f8
 import importlib
+import warnings
 from dataclasses import dataclass
 from types import ModuleType
 
@@ -59,7 +60,9 @@ def surface_scores(
 ) -> tuple[float, float]: # surface Dice at the tolerance, HD95 in mm
     "How far two surfaces lie apart."
     package = import_surface_distance()
-    distances = package.compute_surface_distances(truth, pred, spacing)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # it calls scipy by old names
+        distances = package.compute_surface_distances(truth, pred, spacing)
     surface_dice = package.compute_surface_dice_at_tolerance(distances, tolerance)
     return float(surface_dice), float(package.compute_robust_hausdorff(distances, 95))
 
