@@ -41,7 +41,7 @@ class Scan:
 class Found:
     "What lies below some paths."
     scans: list[Scan] = field(default_factory=list)
-    broken: list[tuple[str, str]] = field(default_factory=list) # path, what is wrong with it
+    broken: list[tuple[str, str]] = field(default_factory=list) # source ("": in the text), what is wrong
     passed_over: Counter = field(default_factory=Counter) # what is no scan: kind of file → how many
 
 # %% ../../nbs/prediction/70_scans.ipynb #2abf16f1
@@ -133,7 +133,7 @@ def _look_into(found: Found, folder: Path, src: Path, gaps: bool, named: bool):
         try:
             found.scans += scans
         except InputError as error:
-            found.broken.append((str(folder), str(error)))
+            found.broken.append(("", str(error)))  # the message says where, without the patient
 
 # %% ../../nbs/prediction/70_scans.ipynb #6069bbbd
 def find_scans(
