@@ -36,7 +36,6 @@ def runs_and_scans(paths: list[str]) -> tuple[list[str], list[str]]:
 
 # %% ../../nbs/cli/45_segment.ipynb #5356f827
 PATHS = typer.Argument(
-    metavar="RUN... SCAN...",
     help="run folders, whose probabilities are averaged; "
          "then NIfTI files, or folders with DICOM or NIfTI in or below them",
 )
@@ -88,7 +87,7 @@ SOME_FAILED = 3  # the exit status if some scans could not be segmented
 
 @app.command()
 def segment(
-    paths: Annotated[list[str], PATHS],
+    runs_then_scans: Annotated[list[str], PATHS],
     out: Annotated[Path, RESULTS],
     format: Annotated[list[str], FORMAT] = [],
     keep_patient: Annotated[bool, KEEP_PATIENT] = False,
@@ -102,7 +101,7 @@ def segment(
     plugin: Plugins = [],
 ):
     "Segment scans: DICOM or NIfTI in; SEG, RTSTRUCT or NIfTI out. Exit status 3: some scans could not be segmented."
-    runs, scans = runs_and_scans(paths)
+    runs, scans = runs_and_scans(runs_then_scans)
     cut = dict(gaps=gaps, window=window, size=size, spacing=spacing_of(spacing))
     how = dict(keep_patient=keep_patient, device=device, batch_size=batch_size, views=tta)
     load_plugins(plugin)
