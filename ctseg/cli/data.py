@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['AGAINST', 'KIND', 'SOURCE', 'SIZE', 'ZEROS', 'KEY', 'WINDOW', 'NAMES', 'TEST_SHARE', 'RENAME',
-           'GAPS', 'EXPORTS', 'UNKNOWN', 'MASKS', 'IMPORTED', 'WHOLE', 'check', 'importers',
-           'without_none', 'fitting_options', 'import_', 'export_', 'phantom']
+           'GAPS', 'SKIP', 'WORKERS', 'EXPORTS', 'UNKNOWN', 'MASKS', 'IMPORTED', 'WHOLE', 'check',
+           'importers', 'without_none', 'without_nothing', 'fitting_options', 'import_',
+           'export_', 'phantom']
 
 # %% ../../nbs/cli/50_data.ipynb #c8df84f7
 import inspect
@@ -58,6 +59,11 @@ def without_none(options: dict) -> dict:
     return {name: value for name, value in options.items() if value is not None}
 
 
+def without_nothing(facts: dict) -> dict:
+    "Facts without empty lists and tables, which have nothing to tell."
+    return {name: value for name, value in facts.items() if value != [] and value != {}}
+
+
 def fitting_options(kind: str, takes, options: dict) -> dict:
     "The options that were given, if the importer takes them; `InputError` for one that it does not."
     given = without_none(options)
@@ -87,6 +93,14 @@ NAMES = typer.Option(help="class_names.json (nifti, dicom, totalsegmentator)")
 TEST_SHARE = typer.Option(help="share of the patients set aside as a test (nifti, dicom)")
 RENAME = typer.Option(help="a JSON, label of a structure → name of its class (dicom)")
 GAPS = typer.Option("--gaps", help="take a gap that looks like a missing slice as it is (dicom)")
+SKIP = typer.Option(
+    "--skip-damaged",
+    help="leave out what is damaged and list it at the end (nifti, dicom, totalsegmentator)",
+)
+WORKERS = typer.Option(
+    help="processes that cut volumes; by default as many as processors, if there are many volumes "
+         "(nifti, dicom, totalsegmentator)",
+)
 
 # %% ../../nbs/cli/50_data.ipynb #142b0e88
 @app.command("import")
@@ -103,9 +117,14 @@ def import_(
     annotated: Annotated[Optional[str], ZEROS] = None,
     rename: Annotated[Optional[Path], RENAME] = None,
     gaps: Annotated[bool, GAPS] = False,
+    skip_damaged: Annotated[bool, SKIP] = False,
+    workers: Annotated[Optional[int], WORKERS] = None,
     key: Annotated[Optional[Path], KEY] = None,
 ):
-    "Cut volumes into a challenge folder; structures nobody contoured stay unknown."
+    """Cut volumes into a challenge folder; structures nobody contoured stay unknown.
+
+    Stopped and started again, it goes on where it was.
+    """
     from dataclasses import replace
     kinds = importers()
     if kind not in kinds:
@@ -116,7 +135,12 @@ def import_(
     more = fitting_options(kind, takes, options | dict(gaps=gaps or None, key=key))
     cut = dict(window=window, every=every, per_volume=per_volume, size=size)
     slicing = replace(takes["slicing"].default, **without_none(cut))
-    print_facts(kinds[kind](src, out, slicing=slicing, **more))
+    if "work" in takes:
+        more |= dict(skip_damaged=skip_damaged, workers=workers, progress=True)
+    else:
+        fitting_options(kind, takes, dict(skip_damaged=skip_damaged or None, workers=workers))
+    facts = kinds[kind](src, out, slicing=slicing, **more)
+    print_facts(without_nothing(facts))
     print(f"challenge folder: {out}")
 
 # %% ../../nbs/cli/50_data.ipynb #25833f53
