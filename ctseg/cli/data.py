@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['AGAINST', 'KIND', 'SOURCE', 'SIZE', 'ZEROS', 'KEY', 'WINDOW', 'NAMES', 'TEST_SHARE', 'RENAME',
            'GAPS', 'SKIP', 'WORKERS', 'EXPORTS', 'UNKNOWN', 'MASKS', 'IMPORTED', 'WHOLE', 'check',
-           'importers', 'without_none', 'without_nothing', 'fitting_options', 'import_',
-           'export_', 'phantom']
+           'importers', 'without_none', 'fitting_options', 'import_', 'export_', 'phantom']
 
 # %% ../../nbs/cli/50_data.ipynb #c8df84f7
 import inspect
@@ -57,11 +56,6 @@ def importers() -> dict[str, Callable[..., dict]]:
 def without_none(options: dict) -> dict:
     "The options that were given."
     return {name: value for name, value in options.items() if value is not None}
-
-
-def without_nothing(facts: dict) -> dict:
-    "Facts without empty lists and tables, which have nothing to tell."
-    return {name: value for name, value in facts.items() if value != [] and value != {}}
 
 
 def fitting_options(kind: str, takes, options: dict) -> dict:
@@ -140,7 +134,7 @@ def import_(
     else:
         fitting_options(kind, takes, dict(skip_damaged=skip_damaged or None, workers=workers))
     facts = kinds[kind](src, out, slicing=slicing, **more)
-    print_facts(without_nothing(facts))
+    print_facts({name: value for name, value in facts.items() if value not in ([], {})})
     print(f"challenge folder: {out}")
 
 # %% ../../nbs/cli/50_data.ipynb #25833f53

@@ -78,11 +78,6 @@ def without_none(options: dict) -> dict:
     return {name: value for name, value in options.items() if value is not None}
 
 
-def without_nothing(facts: dict) -> dict:
-    "Facts without empty lists and tables, which have nothing to tell."
-    return {name: value for name, value in facts.items() if value != [] and value != {}}
-
-
 def fitting_options(kind: str, takes, options: dict) -> dict:
     "The options that were given, if the importer takes them; `InputError` for one that it does not."
     given = without_none(options)
@@ -94,7 +89,6 @@ def fitting_options(kind: str, takes, options: dict) -> dict:
 
 # %%
 print(", ".join(importers()))
-test_eq(without_nothing({"volumes": 3, "left_out": []}), {"volumes": 3})
 test_eq(fitting_options("dicom", {"rename"}, {"rename": "names.json", "key": None}), {"rename": "names.json"})
 test_fail(lambda: fitting_options("nifti", {"classes"}, {"rename": "names.json"}), contains="--rename is not an option")
 
@@ -172,7 +166,7 @@ def import_(
     else:
         fitting_options(kind, takes, dict(skip_damaged=skip_damaged or None, workers=workers))
     facts = kinds[kind](src, out, slicing=slicing, **more)
-    print_facts(without_nothing(facts))
+    print_facts({name: value for name, value in facts.items() if value not in ([], {})})
     print(f"challenge folder: {out}")
 
 
