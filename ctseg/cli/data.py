@@ -66,6 +66,13 @@ def fitting_options(kind: str, takes, options: dict) -> dict:
             raise InputError(f"--{name.replace('_', '-')} is not an option of `ctseg import {kind}`")
     return given
 
+# %% ../../nbs/cli/50_data.ipynb #83317e44
+def _work_options(kind: str, takes, skip_damaged: bool, workers: int|None) -> dict:
+    "How an import is carried out, as options of an importer; `InputError` if it cannot be told to."
+    if "work" in takes:
+        return dict(skip_damaged=skip_damaged, workers=workers, progress=True)
+    return fitting_options(kind, takes, dict(skip_damaged=skip_damaged or None, workers=workers))
+
 # %% ../../nbs/cli/50_data.ipynb #b84ba416
 KIND = typer.Argument(help="openkbp, nifti, dicom or totalsegmentator")
 SOURCE = typer.Argument(
@@ -129,10 +136,7 @@ def import_(
     more = fitting_options(kind, takes, options | dict(gaps=gaps or None, key=key))
     cut = dict(window=window, every=every, per_volume=per_volume, size=size)
     slicing = replace(takes["slicing"].default, **without_none(cut))
-    if "work" in takes:
-        more |= dict(skip_damaged=skip_damaged, workers=workers, progress=True)
-    else:
-        fitting_options(kind, takes, dict(skip_damaged=skip_damaged or None, workers=workers))
+    more |= _work_options(kind, takes, skip_damaged, workers)
     facts = kinds[kind](src, out, slicing=slicing, **more)
     print_facts({name: value for name, value in facts.items() if value not in ([], {})})
     print(f"challenge folder: {out}")

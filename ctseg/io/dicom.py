@@ -196,6 +196,7 @@ def _match(entry: Entry, surveyor: _Surveyor):
     for k in about: survey.series[k].labels.append(slim)
     if not about: survey.astray.append(slim)
 
+# %% ../../nbs/io/73_dicom.ipynb #9ca82d7a
 def survey_dicom(
     src: Path,
     gaps: bool = False, # take gaps that look like missing slices as they are

@@ -256,11 +256,22 @@ class _Placer:
         return mask
 
 # %% ../../nbs/io/77_dicom_seg_read.ipynb #053222ff
+def _unpacked(header) -> Iterator[np.ndarray]:
+    "The frames of one bit a pixel. They follow each other without a gap, so one may begin within a byte."
+    shape = int(header.Rows), int(header.Columns)
+    data, size = np.frombuffer(header.PixelData, np.uint8), shape[0]*shape[1]
+    for first in range(0, int(header.NumberOfFrames)*size, size):
+        part = np.unpackbits(data[first//8:(first + size + 7)//8], bitorder="little")
+        yield part[first % 8:first % 8 + size].reshape(shape)
+
 def _decoded(path: Path, header) -> Iterator[np.ndarray]:
     "The frames of a segmentation in order, [rows, columns]."
     if not header.get("NumberOfFrames") or "PixelData" not in header: return
-    iter_pixels = import_volumes_package("pydicom.pixels").iter_pixels
-    if getattr(header, "preamble", None): yield from iter_pixels(path, raw=True)
+    compressed = header.file_meta.TransferSyntaxUID.is_encapsulated
+    if int(header.BitsAllocated) == 1 and not compressed:
+        yield from _unpacked(header)
+    elif getattr(header, "preamble", None):
+        yield from import_volumes_package("pydicom.pixels").iter_pixels(path, raw=True)
     else:
         yield from header.pixel_array.reshape(-1, int(header.Rows), int(header.Columns))
 

@@ -196,7 +196,12 @@ class SliceHeaders(Sequence):
 
 # %% ../../nbs/io/72_dicom_series.ipynb #ad9bf185
 class _Geometry:
-    "Where the voxels of a series lie."
+    "What a series' headers and affine say of it."
+    @property
+    def number(self) -> str:
+        "The number by which label objects refer to it."
+        return str(self.headers[0].SeriesInstanceUID)
+
     @property
     def normal(self) -> np.ndarray:
         "The direction of the stack, a unit vector, right, front, up."
@@ -230,11 +235,6 @@ class Series(_Geometry):
     def shape(self) -> tuple[int, int, int]:
         "Columns, rows, slices."
         return int(self.headers[0].Columns), int(self.headers[0].Rows), len(self.paths)
-
-    @property
-    def number(self) -> str:
-        "The number by which label objects refer to it."
-        return str(self.headers[0].SeriesInstanceUID)
 
     @property
     def uids(self) -> list[str]:

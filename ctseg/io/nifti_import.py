@@ -57,7 +57,8 @@ def case_folders(src: Path) -> dict[Path, CaseFolder]:
         ct, structures = _ct_of(folder, files), nifti_files(folder/"segmentations")
         maps = {name: path for name, path in split_roles(files)[1].items() if path != ct}
         if len(maps) > 1 or (maps and structures):
-            raise InputError(f"{folder}: {next(iter(maps.values())).name} and other labels of one image; keep one of them")
+            raise InputError(f"{folder}: {next(iter(maps.values())).name} and other labels of one image; "
+                             "keep one of them")
         cases[folder] = CaseFolder(ct, structures, next(iter(maps.values()), None))
     return cases
 
@@ -79,7 +80,8 @@ def load_structures(
 
     united = combine(hu.shape, ((id, union(names)) for id, names in parts.items()))
     known = class_flags(parts, C)
-    return Volume(hu, affine, united.labels, known, kind=kind, overlap=united.overlap, drawn=united.drawn, notes=notes)
+    drawn = dict(overlap=united.overlap, drawn=united.drawn)
+    return Volume(hu, affine, united.labels, known, kind=kind, notes=notes, **drawn)
 
 # %% ../../nbs/io/65_nifti_import.ipynb #4909e9c5
 def _class_ids(names: list, classes: ClassMap, where: str) -> list[int]:
@@ -134,8 +136,8 @@ def _load_label_map(path: Path, labels: Path|None, known: np.ndarray|None) -> Vo
     drawn = read_label_map(labels, hu.shape, affine) if labels else None
     notes = scale_notes(hu, path)
     if drawn is not None and known is not None and known.all() and not drawn.any():
-        notes += (f"{labels}: holds no voxel, and will be taught as a volume with nothing on it; if nobody looked "
-                  "at it, choose annotated='present' (--annotated present)",)
+        notes += (f"{labels}: holds no voxel, and will be taught as a volume with nothing on it; "
+                  "if nobody looked at it, choose annotated='present' (--annotated present)",)
     return Volume(hu, affine, drawn, known, notes=notes)
 
 # %% ../../nbs/io/65_nifti_import.ipynb #3a8be3b1

@@ -15,7 +15,10 @@ from ..core.files import InputError
 from .nifti import nifti_files
 
 # %% ../../nbs/io/62_nifti_layouts.ipynb #9797007f
-_LABEL_WORDS = ("segmentations?", "segs?", "masks?", "labels?", "lbl", "gt", "ground_?truth", "annotations?", "contours?", "rois?")
+_LABEL_WORDS = (
+    "segmentations?", "segs?", "masks?", "labels?", "lbl", "gt", "ground_?truth",
+    "annotations?", "contours?", "rois?",
+)
 _IMAGE_WORDS = ("imaging", "images?", "img", "volumes?", "vol", "scans?", "ct", "orig", "original")
 
 class Role(NamedTuple):
@@ -26,7 +29,8 @@ class Role(NamedTuple):
 def _strip(name: str, words: tuple[str, ...]) -> str|None:
     "The name without a word before or after it; `None` if there is none."
     word = f"(?:{'|'.join(words)})"
-    patterns = (rf"{word}", rf"{word}[-_. ]+(?P<key>.+)", rf"{word}(?P<key>\d.*)", rf"(?P<key>.+?)[-_. ]+{word}")
+    before = rf"{word}[-_. ]+(?P<key>.+)", rf"{word}(?P<key>\d.*)"
+    patterns = (word, *before, rf"(?P<key>.+?)[-_. ]+{word}")
     for pattern in patterns:
         found = re.fullmatch(pattern, name, re.IGNORECASE)
         if found: return (found.groupdict().get("key") or "").lower()
@@ -51,11 +55,11 @@ def pair_files(
     for name, path in maps.items():
         owners = [name] if name in volumes else by_key.get(role_of(name).key, [])
         if len(owners) != 1:
-            problem = "there is no image of that name" if not owners else f"{len(owners)} images could be its own"
+            problem = f"{len(owners)} images could be its own" if owners else "there is no image of that name"
             raise InputError(f"{path}: a label map, and {problem}; give both one name, or take it away")
         if owners[0] in paired:
-            raise InputError(f"{path}: a second label map of {volumes[owners[0]].name}, beside {paired[owners[0]].name}; "
-                             "remove one of them")
+            raise InputError(f"{path}: a second label map of {volumes[owners[0]].name}, "
+                             f"beside {paired[owners[0]].name}; remove one of them")
         paired[owners[0]] = path
     return paired
 
@@ -85,8 +89,8 @@ def _flat_folders(src: Path) -> dict[str, str]:
 def _the_one(src: Path, names: list[str]) -> str:
     "The only folder, \"\" if there is none; `InputError` for several."
     if len(names) > 1:
-        raise InputError(f"{src}: both {names[0]}/ and {names[1]}/ are in it, and it is not clear which belong together; "
-                         "keep one")
+        raise InputError(f"{src}: both {names[0]}/ and {names[1]}/ are in it, "
+                         "and it is not clear which belong together; keep one")
     return names[0] if names else ""
 
 # %% ../../nbs/io/62_nifti_layouts.ipynb #81454e7d
@@ -108,7 +112,8 @@ def find_layouts(src: Path) -> list[Layout]:
 def layout_folders(src: Path) -> set[str]:
     "Names of folders that are part of a layout, and no cases."
     of_nnunet = {name for images, labels, _ in _NNUNET for name in (images, labels)}
-    return {name for low, name in _flat_folders(src).items() if low in _IMAGE_FOLDERS | _LABEL_FOLDERS | of_nnunet}
+    shared = _IMAGE_FOLDERS | _LABEL_FOLDERS | of_nnunet
+    return {name for low, name in _flat_folders(src).items() if low in shared}
 
 # %% ../../nbs/io/62_nifti_layouts.ipynb #d3e01520
 def images_and_labels(src: Path, layout: Layout) -> tuple[dict[str, Path], dict[str, Path]]:

@@ -122,7 +122,8 @@ def _tell_empty(csv: Path, masks: np.ndarray):
     "Warn if masks of labelled images uint8 [n,H,W] hold no pixel, where every class counts as examined."
     empty = sum(not mask.any() for mask in masks)
     if not empty: return
-    warnings.warn(f"{csv}: {empty} of {len(masks)} columns hold no pixel, and would be taught as images with nothing on them; "
+    warnings.warn(f"{csv}: {empty} of {len(masks)} columns hold no pixel, "
+                  "and would be taught as images with nothing on them; "
                   "if nobody looked at these, choose annotated='present' (--annotated present)", stacklevel=2)
 
 

@@ -289,6 +289,13 @@ def _match(entry: Entry, surveyor: _Surveyor):
     for k in about: survey.series[k].labels.append(slim)
     if not about: survey.astray.append(slim)
 
+
+# %%
+print(len(careful.heap.labels), "labels to match")
+
+
+# %%
+#| export
 def survey_dicom(
     src: Path,
     gaps: bool = False, # take gaps that look like missing slices as they are

@@ -226,8 +226,9 @@ def import_totalsegmentator(
     subjects = [_subject_case(folder, classes, splits.get(folder.name)) for folder in _subjects(src)]
     cases = [case for case in subjects if case.split == "train" or case.known.all()]
     if not cases and subjects:
-        raise InputError(f"{src}: all {len(subjects)} subjects are of the test split of meta.csv and lack classes, "
-                         "which a test needs; choose fewer classes (--classes), or take meta.csv away")
+        raise InputError(f"{src}: all {len(subjects)} subjects are of the test split of meta.csv "
+                         "and lack classes, which a test needs; "
+                         "choose fewer classes (--classes), or take meta.csv away")
     if not cases:
         raise InputError(f"{src}: no subjects in it; expected s0000/ct.nii.gz and s0000/segmentations/, "
                          "unpacked from the Zenodo file")
