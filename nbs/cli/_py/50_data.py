@@ -12,6 +12,7 @@
 #| export
 import inspect
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -95,15 +96,23 @@ test_fail(lambda: fitting_options("nifti", {"classes"}, {"rename": "names.json"}
 
 # %%
 #| export
-def _work_options(kind: str, takes, skip_damaged: bool, workers: int|None) -> dict:
-    "How an import is carried out, as options of an importer; `InputError` if it cannot be told to."
+def _import(kind: str, paths: tuple[Path, Path], cut: dict, options: dict, work: dict) -> dict:
+    "Import a source into a folder, with the options that were given. Facts about it."
+    kinds = importers()
+    if kind not in kinds: raise did_you_mean("kind of data", kind, kinds)
+    takes = inspect.signature(kinds[kind]).parameters
+    more = fitting_options(kind, takes, options)
     if "work" in takes:
-        return dict(skip_damaged=skip_damaged, workers=workers, progress=True)
-    return fitting_options(kind, takes, dict(skip_damaged=skip_damaged or None, workers=workers))
+        more |= work | {"progress": True}
+    else:
+        fitting_options(kind, takes, {name: value or None for name, value in work.items()})
+    slicing = replace(takes["slicing"].default, **without_none(cut))
+    return kinds[kind](*paths, slicing=slicing, **more)
 
 
 # %%
-print(_work_options("dicom", {"work"}, True, None))
+test_fail(lambda: _import("dicm", (), {}, {}, {}), contains="did you mean dicom")
+test_fail(lambda: _import("openkbp", (), {}, {}, {"workers": 2}), contains="--workers is not an option")
 
 # %%
 #| export
@@ -164,18 +173,10 @@ def import_(
 
     Stopped and started again, it goes on where it was.
     """
-    from dataclasses import replace
-    kinds = importers()
-    if kind not in kinds:
-        raise did_you_mean("kind of data", kind, kinds)
-    takes = inspect.signature(kinds[kind]).parameters
-    names = classes and str(classes)
-    options = dict(classes=names, test_share=test_share or None, annotated=annotated, rename=rename)
-    more = fitting_options(kind, takes, options | dict(gaps=gaps or None, key=key))
+    options = dict(classes=classes and str(classes), test_share=test_share or None, annotated=annotated)
+    options |= dict(rename=rename, gaps=gaps or None, key=key)
     cut = dict(window=window, every=every, per_volume=per_volume, size=size)
-    slicing = replace(takes["slicing"].default, **without_none(cut))
-    more |= _work_options(kind, takes, skip_damaged, workers)
-    facts = kinds[kind](src, out, slicing=slicing, **more)
+    facts = _import(kind, (src, out), cut, options, dict(skip_damaged=skip_damaged, workers=workers))
     print_facts({name: value for name, value in facts.items() if value not in ([], {})})
     print(f"challenge folder: {out}")
 
