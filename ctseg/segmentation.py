@@ -281,15 +281,15 @@ def segment(
     """
     given, wanted, out = SegmentOptions(**options), check_formats(formats), new_folder(out)
     paths = [scans] if isinstance(scans, (str, Path)) else list(scans)
-    found = find_scans(paths, given.gaps, given.keep_patient)
-    _refuse_impossible(found, wanted)
     predictor = _prepared(runs, given)
     slicing, notes = choose_slicing(trained_slicings(predictor), given.given)
+    found = find_scans(paths, given.gaps, given.keep_patient, slicing.orientation)
+    _refuse_impossible(found, wanted)
     existed = out.exists()
     out.mkdir(parents=True, exist_ok=True)
     job = Job(predictor, slicing, wanted, given, out)
-    result = Segmented(out, failed=list(found.broken), passed_over=found.passed_over, notes=notes,
-                       about=_about(predictor, slicing))
+    result = Segmented(out, [], found.broken, found.passed_over, notes + found.notes)
+    result.about = _about(predictor, slicing)
     try:
         _work_through(job, found.scans, result)
         _refuse_all_failed(result, existed)

@@ -57,12 +57,15 @@ def result_header(
 
 # %% ../../nbs/io/73_result_header.ipynb #6c42003c
 def check_referable(
-    header, # of a CT slice
+    headers: list, # of the CT slices
     id: str, # what a message calls the volume
     kind: str, # what is to refer to it: "SEG" or "RTSTRUCT"
 ):
     "Raise `InputError` for a CT that no result can refer to."
     for tag in ("StudyInstanceUID", "FrameOfReferenceUID"):
-        if not header.get(tag):
+        if not headers[0].get(tag):
             raise InputError(f"{id}: its CT has no {tag}, without which no {kind} can refer to it; "
                              "export it as NIfTI")
+    if len({header.SOPInstanceUID for header in headers}) < len(headers):
+        raise InputError(f"{id}: its CT has many slices in one file (enhanced), "
+                         f"which no {kind} of ctseg can refer to yet; export it as NIfTI")

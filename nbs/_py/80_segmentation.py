@@ -50,7 +50,7 @@ from torch import nn
 
 from ctseg.core.device import pick_device
 from ctseg.inference.loop import Member
-from ctseg.io.toy_dicom import HEAD_CLASSES, PATIENT, clinic_planes, write_series
+from ctseg.io.toy_dicom import HEAD_CLASSES, PATIENT, clinic_planes, head_planes, write_series
 
 
 # %% [markdown]
@@ -76,7 +76,9 @@ class ByBrightness(nn.Module):
 network = ByBrightness()
 predictor = Predictor([Member(network, network)], HEAD_CLASSES, pick_device("cpu"))
 work = Path(tempfile.mkdtemp())
-truth = {name: write_series(work/"export"/name, clinic_planes()[name]) for name in ("axial", "oblique, unevenly spaced", "gantry tilt")}
+truth = {name: write_series(work/"export"/name, clinic_planes()[name]) for name in ("axial", "oblique, unevenly spaced")}
+write_series(work/"export"/"lacks a slice", head_planes(12), PatientName="Somebody")
+next((work/"export"/"lacks a slice").glob("IM0004")).unlink()
 
 # %% [markdown]
 # ## What can be asked for
@@ -265,7 +267,7 @@ def segment_scan(job: Job, scan: Scan, picture: bool) -> ScanResult:
 
 # %%
 job = Job(predictor, Slicing(), ["nifti"], SegmentOptions(), work/"one")
-result = segment_scan(job, found.scans[2], picture=False)
+result = segment_scan(job, found.scans[-1], picture=False)
 print(result.files, result.size)
 for row in result.rows[:2]: print(row)
 
@@ -406,15 +408,15 @@ def segment(
     """
     given, wanted, out = SegmentOptions(**options), check_formats(formats), new_folder(out)
     paths = [scans] if isinstance(scans, (str, Path)) else list(scans)
-    found = find_scans(paths, given.gaps, given.keep_patient)
-    _refuse_impossible(found, wanted)
     predictor = _prepared(runs, given)
     slicing, notes = choose_slicing(trained_slicings(predictor), given.given)
+    found = find_scans(paths, given.gaps, given.keep_patient, slicing.orientation)
+    _refuse_impossible(found, wanted)
     existed = out.exists()
     out.mkdir(parents=True, exist_ok=True)
     job = Job(predictor, slicing, wanted, given, out)
-    result = Segmented(out, failed=list(found.broken), passed_over=found.passed_over, notes=notes,
-                       about=_about(predictor, slicing))
+    result = Segmented(out, [], found.broken, found.passed_over, notes + found.notes)
+    result.about = _about(predictor, slicing)
     try:
         _work_through(job, found.scans, result)
         _refuse_all_failed(result, existed)
@@ -426,7 +428,7 @@ def segment(
 
 
 # %% [markdown]
-# Three series, one of them with a tilted gantry:
+# Three series, of which one lacks a slice:
 
 # %%
 result = segment(predictor, work/"export", work/"results", ["dicom-seg", "rtstruct", "nifti"])
@@ -439,9 +441,9 @@ for row in result.table[:3]: print(row)
 # Everything lies on the scan's own grid, and nothing in the folder names the patient.
 
 # %%
-image = nib.load(result.out/"v002.nii.gz")
+image = nib.load(result.out/"v001.nii.gz")
 test_eq(image.shape, truth["oblique, unevenly spaced"].shape)
 for path in result.out.iterdir(): assert not any(value.encode() in path.read_bytes() for value in PATIENT.values())
-test_fail(lambda: segment(predictor, work/"export"/"gantry tilt", work/"never"), contains="gantry tilt")
+test_fail(lambda: segment(predictor, work/"export"/"lacks a slice", work/"never"), contains="missing slice")
 assert not (work/"never").exists()
 shutil.rmtree(work)

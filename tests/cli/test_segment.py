@@ -8,7 +8,7 @@ import numpy as np
 import pydicom
 import pytest
 from helpers.command import ctseg
-from helpers.dicom import GRIDS, drop, shear, write_series
+from helpers.dicom import GRIDS, by_number, drop, shear, write_series
 from helpers.fake_runs import fake_run
 from helpers.predictors import fixed
 from helpers.volumes import HU, NAME, NUMBER, TWO, leaks, one_line, save, volume
@@ -18,7 +18,8 @@ from ctseg.data.challenge import read_challenge
 from ctseg.inference.rule import Rule
 from ctseg.io.dicom import read_series
 from ctseg.io.dicom_import import import_dicom
-from ctseg.io.dicom_seg import export_dicom_seg, make_segmentation, read_segments
+from ctseg.io.dicom_seg import export_dicom_seg, make_segmentation
+from ctseg.io.dicom_seg_read import read_segments
 from ctseg.io.nifti import export_nifti
 from ctseg.io.nifti_import import import_nifti
 from ctseg.io.rtstruct import draw_region, read_regions
@@ -36,11 +37,13 @@ def annotated(slices):
 
 @pytest.fixture(scope="module")
 def clinic(tmp_path_factory):
-    "src: three patients, of whom two are broken. run: a run of two classes whose images were cut with a window of its own."
+    "src: four patients, of whom two are broken. run: a run of two classes whose images were cut with a window of its own."
     base = tmp_path_factory.mktemp("clinic")
-    for name in ("good", "tilted", "gap"):
+    for name in ("good", "tilted", "gap", "cut off"):
         write_series(base/"src"/name, *GRIDS["axial"], shape=(20, 18))
     shear(list((base/"src"/"tilted").iterdir()))
+    path = by_number((base/"src"/"cut off").iterdir())[2]
+    path.write_bytes(path.read_bytes()[:-90])
     drop(list((base/"src"/"gap").iterdir()), 3)
     save(HU, base/"nii"/"p1.nii.gz")
     import_dicom(base/"src"/"good", base/"data", Slicing(window=(500., 3000.)), TWO, test_share=1.)
@@ -55,7 +58,7 @@ def clinic(tmp_path_factory):
 
 def frames(path, series):
     "The structures of a SEG by name."
-    return {s.name: s.mask for s in read_segments(path, series)}
+    return {s.name: s.mask for s in read_segments(path, series).structures}
 
 
 def test_the_same_voxels_as_import_predict_export(clinic, tmp_path):
@@ -76,13 +79,13 @@ def test_the_same_voxels_as_import_predict_export(clinic, tmp_path):
 
 def test_the_command_goes_on_where_a_scan_is_broken(clinic, tmp_path):
     code, out, err = ctseg("segment", clinic/"run", clinic/"src", clinic/"nii", "--out", tmp_path/"out", "--device", "cpu")
-    assert code == 3 and "segmented: 2 of 4" in out, err
+    assert code == 3 and "segmented: 3 of 5" in out, err
     told = [line for line in err.splitlines() if "not segmented" in line]
-    assert len(told) == 2 and any("gantry tilt" in line for line in told) and any("missing slice" in line for line in told)
+    assert len(told) == 2 and any("cannot be read" in line for line in told) and any("missing slice" in line for line in told)
     names = {p.name for p in (tmp_path/"out").iterdir()}
     assert {"v001.seg.dcm", "p1.nii.gz", "volumes.csv", "volumes.json", "report.html"} <= names
     rows = list(csv.DictReader((tmp_path/"out"/"volumes.csv").open()))
-    assert len(rows) == 4 and {row["structure"] for row in rows} == set(TWO.names)
+    assert len(rows) == 6 and {row["structure"] for row in rows} == set(TWO.names)
     facts = read_json(tmp_path/"out"/"volumes.json")
     assert len(facts["failed"]) == 2 and facts["slicing"]["window"] == [500, 3000]
     assert not leaks(tmp_path/"out")

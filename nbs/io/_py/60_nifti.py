@@ -190,6 +190,26 @@ test_fail(lambda: read_label_map(work/"scan.nii.gz", hu.shape, affine), contains
 
 
 # %% [markdown]
+# ## Is it CT?
+#
+# A window needs Hounsfield units, in which air is -1000, fat -100 and water 0. A volume in which nothing is below 0 has another scale: grey values of a
+# picture, or 1024 added. It is read as it is, and told.
+
+# %%
+#| export
+def scale_notes(hu: np.ndarray, path) -> tuple[str, ...]:
+    "What to tell of a volume that is plainly not in Hounsfield units; nothing otherwise."
+    low, high = float(hu.min(initial=0)), float(hu.max(initial=0))
+    if low < 0 or not hu.size: return ()
+    guess = "it may be a label map or a picture" if high <= 255 else "1024 may have been added to them"
+    return (f"{path}: plainly not in Hounsfield units, its values are {low:g} to {high:g} ({guess})",)
+
+
+# %%
+print(scale_notes(hu, "scan.nii"), scale_notes(hu.clip(-1024) + 1024, "scan.nii"))
+
+
+# %% [markdown]
 # ## A folder of files
 #
 # A file's name without its ending is the name of its case. nnU-Net appends `_0000` to it, the number of the channel.

@@ -1,7 +1,7 @@
 # %% [markdown]
 # # DICOM SEG
 #
-# > Predictions that any viewer lays over the scan, without the patient's name; and those of others as labels.
+# > Predictions that any viewer lays over the scan, without the patient's name.
 
 # %%
 #| default_exp io.dicom_seg
@@ -19,11 +19,9 @@ from ctseg.core.anatomy import ClassMap
 from ctseg.core.files import InputError, atomic_path
 from ctseg.data.annotations import read_classes
 from ctseg.io.dicom import Series, find_series
-from ctseg.io.dicom_headers import Misfit
 from ctseg.io.index import predicted_volumes
 from ctseg.io.outputs import new_folder
 from ctseg.io.result_header import check_referable, result_header
-from ctseg.io.rtstruct import DrawnStructure
 from ctseg.io.snomed import StructureCodes, snomed
 from ctseg.io.volumes import import_volumes_package
 
@@ -40,7 +38,7 @@ from ctseg.io.toy_dicom import HEAD_CLASSES, PATIENT, clinic_planes, head_planes
 
 # %% [markdown]
 # A **DICOM SEG** holds masks, frame by frame, with a reference to the slice each belongs to. Here the true classes of a toy series are
-# written as one, and read again.
+# written as one. [Reading](77_dicom_seg_read.ipynb) is another matter, since other programs write them otherwise.
 
 # %%
 work = Path(tempfile.mkdtemp())
@@ -144,12 +142,13 @@ def make_segmentation(
     Raises `InputError` if the CT cannot be referred to.
     """
     hd = import_volumes_package("highdicom")
-    check_referable(series.headers[0], id, "SEG")
+    headers = list(series.headers)  # each is read from its file
+    check_referable(headers, id, "SEG")
     ids = [int(i) for i in np.unique(labels) if i]
     number = np.zeros(256, np.uint8)
     number[ids] = range(1, len(ids) + 1)
     segments = [_describe(n, classes.name(i), classes.colours[i]) for n, i in enumerate(ids, 1)]
-    sources = [result_header(header, id, keep_patient) for header in series.headers]
+    sources = [result_header(header, id, keep_patient) for header in headers]
     frames = number[labels].transpose(2, 1, 0)
     uids = {"series_instance_uid": hd.UID(), "sop_instance_uid": hd.UID()}
     segmentation = hd.seg.Segmentation(sources, frames, "BINARY", segments, **uids, **_ABOUT)
@@ -168,84 +167,6 @@ print(named.PatientName, named.PatientID, named.StudyDate, "|", named.SeriesDesc
 
 
 # %% [markdown]
-# ## Segmentations as labels
-#
-# The other way round, a SEG beside a scan is a label: highdicom reads it, whoever wrote it. Some programs store only a bounding box, or
-# rows and columns in another direction. Their frames do not lie on the pixels of the slices they refer to, so they are refused.
-
-# %%
-#| export
-def _group(frame, shared, sequence: str):
-    "An item that belongs to a frame, or to all of them."
-    items = frame.get(sequence) or shared.get(sequence)
-    return items[0] if items else None
-
-
-# %%
-#| export
-def _off_grid(seg, series: Series) -> str:
-    "How the frames of a segmentation lie off the slices they refer to; \"\" if they do not."
-    columns, rows, _ = series.shape
-    if (seg.Columns, seg.Rows) != (columns, rows):
-        return f"has {seg.Columns}x{seg.Rows} pixels, and its series has {columns}x{rows}"
-    headers = {header.SOPInstanceUID: header for header in series.headers}
-    shared = seg.SharedFunctionalGroupsSequence[0]
-    for frame in seg.PerFrameFunctionalGroupsSequence:
-        source = _group(frame, shared, "DerivationImageSequence").SourceImageSequence[0]
-        header = headers.get(source.ReferencedSOPInstanceUID)
-        orientation = _group(frame, shared, "PlaneOrientationSequence")
-        position = _group(frame, shared, "PlanePositionSequence")
-        if header is None: continue  # highdicom tells which slices are missing
-        if orientation and _distance(orientation, header, "ImageOrientationPatient") > 1e-3:
-            return "has its rows and columns in other directions than its series"
-        if position and _distance(position, header, "ImagePositionPatient") > .1:
-            return "lies beside the slices of its series"
-    return ""
-
-
-# %%
-#| export
-def _distance(item, header, tag: str) -> float:
-    "How far an element of two data sets differs, at most."
-    return np.abs(np.array(item[tag].value, float) - np.array(header[tag].value, float)).max()
-
-
-# %%
-print(repr(_off_grid(seg, s)))
-moved = pydicom.dcmread(work/"seg.dcm")
-for frame in moved.PerFrameFunctionalGroupsSequence: frame.PlanePositionSequence[0].ImagePositionPatient[0] += 5
-print(_off_grid(moved, s))
-
-
-# %%
-#| export
-def read_segments(path: Path, series: Series) -> list[DrawnStructure]:
-    """The segments of a DICOM SEG on the grid of its series. Two may have one name.
-
-    Raises `InputError` for frames that do not lie on the pixels of their slices.
-    """
-    seg = import_volumes_package("highdicom").seg.segread(path)
-    problem = _off_grid(seg, series)
-    if problem:
-        raise Misfit(f"its SEG {problem}; export it on the grid of the series")
-    uids = [header.SOPInstanceUID for header in series.headers]
-    frames = seg.get_pixels_by_source_instance(uids, assert_missing_frames_are_empty=True)
-    structures = []
-    for i, description in enumerate(seg.SegmentSequence):
-        mask = (frames[..., i] > .5).T
-        structures.append(DrawnStructure(str(description.SegmentLabel), mask, mask.any((0, 1))))
-    return structures
-
-
-# %%
-for structure in read_segments(work/"seg.dcm", s):
-    print(f"{structure.name:9}", structure.mask.sum(), "voxels on", structure.slices.sum(), "slices")
-    test_eq(structure.mask, truth == HEAD_CLASSES.id(structure.name))
-
-
-# %% [markdown]
-# Voxel for voxel, on an oblique grid with voxels of 2.8 x 2.5 mm and uneven steps.
-#
 # ## A whole submission
 #
 # The series of the source are found again by their digest. The whole way, from an import to predictions in a viewer, is in
@@ -258,6 +179,9 @@ def _series_of(volume, series: dict[str, Series], folder, source) -> Series:
     if volume.entry["kind"] != "dicom":
         raise InputError(f"{folder}: volume {volume.id} was not imported from DICOM; use export nifti")
     digest = volume.entry["digest"]
+    if digest in series and len(set(series[digest].uids)) < len(series[digest].uids):
+        raise InputError(f"{folder}: volume {volume.id} is an enhanced CT, all slices in one file; "
+                         "use export nifti")
     if digest not in series:
         raise InputError(f"{source}: the series of volume {volume.id} is not in it, "
                          "or its files have changed; "
@@ -277,7 +201,7 @@ def export_to_series(
 ) -> dict[str, int]: # volume → number of structures; no file is written for one with none
     "Put predicted masks back onto their DICOM series, one volume at a time."
     out, classes, facts = new_folder(out), read_classes(folder), {}
-    found, _ = find_series(Path(source), gaps=True)
+    found, _ = find_series(Path(source), gaps=True, skip_damaged=True)
     series = {one.series.digest: one.series for one in found}
     with atomic_path(out) as tmp:
         tmp.mkdir()

@@ -13,8 +13,8 @@ from skimage.measure import find_contours
 
 from ctseg import __version__
 from ctseg.core.anatomy import ClassMap
-from ctseg.io.dicom import Series
 from ctseg.io.dicom_seg import export_to_series
+from ctseg.io.dicom_series import Series
 from ctseg.io.result_header import PATIENT_TAGS, check_referable, result_header
 from ctseg.io.snomed import snomed
 from ctseg.io.volumes import import_volumes_package
@@ -115,11 +115,11 @@ def _image(header):
     "A reference to a slice."
     return _item(ReferencedSOPClassUID=header.SOPClassUID, ReferencedSOPInstanceUID=header.SOPInstanceUID)
 
-def _contours(series: Series, mask: np.ndarray) -> list:
+def _contours(headers: list, mask: np.ndarray) -> list:
     "The contours of a mask, bool [columns, rows, slices], each with the slice it was drawn on."
     contours = []
     for k in np.flatnonzero(mask.any((0, 1))):
-        header = series.headers[k]
+        header = headers[k]
         for ring in outlines_of(mask[:, :, k]):
             contours.append(_item(
                 ContourImageSequence=[_image(header)],
@@ -130,18 +130,18 @@ def _contours(series: Series, mask: np.ndarray) -> list:
 
 
 # %%
-contours = _contours(s, truth == HEAD_CLASSES.id("eye_left"))
+contours = _contours(s.headers, truth == HEAD_CLASSES.id("eye_left"))
 print(len(contours), "contours, the first of", contours[0].NumberOfContourPoints, "points")
 
 # %%
 #| export
 _STUDY_CLASS = "1.2.840.10008.3.1.2.3.1"  # what a reference to a study has as its class
 
-def _frame_of_reference(series: Series):
+def _frame_of_reference(headers: list):
     "The reference to all slices of a series."
-    first = series.headers[0]
+    first = headers[0]
     its_series = _item(SeriesInstanceUID=first.SeriesInstanceUID,
-                       ContourImageSequence=[_image(header) for header in series.headers])
+                       ContourImageSequence=[_image(header) for header in headers])
     study = _item(ReferencedSOPClassUID=_STUDY_CLASS, ReferencedSOPInstanceUID=first.StudyInstanceUID,
                   RTReferencedSeriesSequence=[its_series])
     return _item(FrameOfReferenceUID=first.FrameOfReferenceUID, RTReferencedStudySequence=[study])
@@ -216,14 +216,15 @@ def make_rtstruct(
 
     Raises `InputError` if the CT cannot be referred to.
     """
-    check_referable(series.headers[0], id, "RTSTRUCT")
+    headers = list(series.headers)  # each is read from its file
+    check_referable(headers, id, "RTSTRUCT")
     ds = _new_object(series, id, keep_patient)
-    frame = _frame_of_reference(series)
+    frame = _frame_of_reference(headers)
     ids = [int(i) for i in np.unique(labels) if i]
     structures, drawn, observations = [], [], []
     for number, i in enumerate(ids, 1):
         name, colour = classes.name(i), [int(v) for v in classes.colours[i]]
-        contours = _contours(series, labels == i)
+        contours = _contours(headers, labels == i)
         structures.append(_item(
             ROINumber=number, ReferencedFrameOfReferenceUID=frame.FrameOfReferenceUID,
             ROIName=name[:64], ROIGenerationAlgorithm="AUTOMATIC"))

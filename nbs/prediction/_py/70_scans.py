@@ -18,9 +18,11 @@ from pathlib import Path
 
 from ctseg.core.files import InputError
 from ctseg.data.images import natural_key
-from ctseg.io.dicom import Series, make_series
-from ctseg.io.dicom_headers import path_without_patient, read_headers
+from ctseg.io.dicom import survey_heap
+from ctseg.io.dicom_heap import read_heap
+from ctseg.io.dicom_series import Series
 from ctseg.io.nifti import case_name, nifti_files, read_nifti
+from ctseg.io.nifti_layouts import split_roles
 from ctseg.io.volumes import Volume
 
 # %%
@@ -64,6 +66,7 @@ class Found:
     scans: list[Scan] = field(default_factory=list)
     broken: list[tuple[str, str]] = field(default_factory=list) # source ("": in the text), what is wrong
     passed_over: Counter = field(default_factory=Counter) # what is no scan: kind of file → how many
+    notes: list[str] = field(default_factory=list) # series that were left out, and why
 
 
 # %%
@@ -96,41 +99,38 @@ print([str(d.relative_to(export)) for d in folders_below(export)], file_name("Do
 # %% [markdown]
 # ## DICOM
 #
-# The series of a folder are told apart by their numbers, so a flat export is read as well as a tidy one. A folder that cannot be read is
-# noted, and the others go on. Results are called `v000`, `v001`, …, since the name of a folder is often that of a patient.
+# The [survey](../io/73_dicom.ipynb) of an import finds the series, wherever their files lie, and notes what is damaged. Of a series it keeps
+# one header. Results are called `v000`, `v001`, …, since the name of a folder is often that of a patient.
 
 # %%
 #| export
-def open_dicom(folder: Path, number: str, src: Path, gaps: bool) -> OpenScan:
-    "The series with this number. Raises `InputError` unless it is one complete volume."
-    images, _ = read_headers(folder, src)
-    its_images = [file for file in images if str(file.header.get("SeriesInstanceUID")) == number]
-    series = make_series(its_images, src, gaps)
-    volume = Volume(series.read_voxels(src), series.affine, positions=series.positions, kind="dicom")
-    return OpenScan(volume, series)
+def _dicom_scan(series: Series, src: Path, shown: str, name: str) -> Scan:
+    "A series as a scan."
+    def open_series() -> OpenScan:
+        hu = series.read_voxels(src)
+        return OpenScan(Volume(hu, series.affine, positions=series.positions, kind="dicom"), series)
+    return Scan(name, shown, "dicom", open_series)
+
+def add_dicom(found: Found, src: Path, gaps: bool, named: bool, orientation: str):
+    "Add the CT series below a folder, what is damaged, and what was passed over."
+    survey = survey_heap(read_heap(src), gaps, orientation, skip_damaged=True)
+    folders = Counter(one.series.paths[0].parent for one in survey.series)
+    for one in survey.series:
+        folder, header = one.series.paths[0].parent, one.series.headers[0]
+        shown = str(folder.relative_to(src.parent)) if named else one.shown(src)
+        if folders[folder] > 1:
+            shown = f"{shown}, series of {len(one.series.paths)} slices"
+        name = file_name(str(header.get("PatientID") or "")) if named else ""
+        found.scans.append(_dicom_scan(one.series, src, shown, name))
+    found.broken += [("", problem) for problem in survey.left_out]
+    found.passed_over += survey.passed_over
+    found.notes += [f"left out: {text}" for text in survey.other_planes]
 
 
 # %%
-#| export
-def _series_of(folder: Path, src: Path, gaps: bool, named: bool) -> Iterator[Scan]:
-    "The CT series whose files lie in a folder; `named`: after their patient."
-    first, count = {}, Counter()
-    for file in read_headers(folder, src)[0]:
-        number = str(file.header.get("SeriesInstanceUID"))
-        first.setdefault(number, file)
-        count[number] += 1
-    for number, file in first.items():
-        shown = path_without_patient(folder, src, file.header)
-        if named: shown = str(folder.relative_to(src.parent))
-        if len(first) > 1: shown = f"{shown}, series of {count[number]} slices"
-        name = file_name(str(file.header.get("PatientID") or "")) if named else ""
-
-        def open_it(number=number): return open_dicom(folder, number, src, gaps)
-        yield Scan(name, shown, "dicom", open_it)
-
-
-# %%
-for scan in _series_of(export/"axial", export, False, False): print(scan.source, scan.open().volume.hu.shape)
+found = Found()
+add_dicom(found, export, False, False, "SPL")
+for scan in found.scans: print(scan.source, scan.open().volume.hu.shape)
 
 # %% [markdown]
 # ## NIfTI
@@ -140,9 +140,6 @@ for scan in _series_of(export/"axial", export, False, False): print(scan.source,
 # %%
 #| export
 _LABEL_FOLDERS = re.compile(r"(labels?(tr|ts)?|segmentations?|segs?|masks?)$", re.IGNORECASE)
-_LABEL_FILES = re.compile(r"(.*[_-])?(segs?|masks?|labels?|segmentations?)$|(segmentation|mask|label)[_-].*$",
-                          re.IGNORECASE)
-
 def open_nifti(path: Path) -> OpenScan:
     "A NIfTI volume. Raises `InputError` for one that is damaged or has no affine."
     hu, affine = read_nifti(path)
@@ -163,10 +160,11 @@ def _volumes_in(folder: Path, passed_over: Counter) -> Iterator[Scan]:
         if name in files:
             yield _nifti_scan(files[name], folder.name)
             return
-    for name, path in files.items():
+    images, maps = split_roles(files)
+    if maps: passed_over["label map"] += len(maps)
+    for name, path in images.items():
         channel = re.fullmatch(r"(.+)_\d{4}", name)
-        if _LABEL_FILES.match(name): passed_over["label map"] += 1
-        elif channel and channel[1] in files:
+        if channel and channel[1] in files:
             passed_over["further channel"] += 1
         else: yield _nifti_scan(path, name)
 
@@ -202,13 +200,18 @@ test_eq([s.name for s in _distinct([Scan(n, "", "", None) for n in ("", "p1", "P
 
 # %%
 #| export
-def _look_into(found: Found, folder: Path, src: Path, gaps: bool, named: bool):
-    "Add the scans whose files lie in a folder, and what is wrong there."
-    for scans in (_series_of(folder, src, gaps, named), _volumes_in(folder, found.passed_over)):
-        try:
-            found.scans += scans
-        except InputError as error:
-            found.broken.append(("", str(error)))  # the message says where, without the patient
+def add_nifti(found: Found, folder: Path):
+    "Add the NIfTI volumes whose files lie in a folder, and what is wrong there."
+    try:
+        found.scans += _volumes_in(folder, found.passed_over)
+    except InputError as error:
+        found.broken.append(("", str(error)))
+
+
+# %%
+found = Found()
+add_nifti(found, export)
+print([scan.name for scan in found.scans])
 
 
 # %%
@@ -217,13 +220,14 @@ def find_scans(
     paths: Iterable[str | Path], # NIfTI files, and folders with DICOM or NIfTI in or below them
     gaps: bool = False, # take gaps that look like missing slices as they are
     named: bool = False, # call DICOM scans by the number of their patient
+    orientation: str = "SPL", # of the slicing: DICOM series in another plane are left out
 ) -> Found:
     "All scans below some paths. Raises `InputError` for a path that does not exist, or where none has any scan."
     found = Found()
     for path in map(Path, paths):
         if path.is_dir():
-            for folder in folders_below(path):
-                _look_into(found, folder, path, gaps, named)
+            add_dicom(found, path, gaps, named, orientation)
+            for folder in folders_below(path): add_nifti(found, folder)
         elif path.name.lower().endswith((".nii", ".nii.gz")) and path.is_file():
             found.scans.append(_nifti_scan(path, case_name(path)))
         elif path.exists():
@@ -232,7 +236,9 @@ def find_scans(
         else:
             raise InputError(f"{path}: no such file or folder")
     if not found.scans and not found.broken:
-        raise InputError(f"{', '.join(map(str, paths))}: no CT series and no NIfTI volume in it")
+        left = [*found.notes, *(f"passed over: {n} {kind}" for kind, n in found.passed_over.items())]
+        hint = f" ({'; '.join(left)})" if left else ""
+        raise InputError(f"{', '.join(map(str, paths))}: no CT series and no NIfTI volume in it{hint}")
     found.scans = _distinct(found.scans)
     return found
 
@@ -242,11 +248,7 @@ found = find_scans([export])
 for scan in found.scans: print(scan.name, scan.kind, scan.source)
 print("passed over:", dict(found.passed_over))
 
-# %% [markdown]
-# Whether a heap of files is a volume is seen when it is opened. One of the series was made with a tilted gantry.
-
 # %%
-tilted = next(scan for scan in found.scans if "tilt" in scan.source)
-try: tilted.open()
-except InputError as e: print(e)
+next((export/"oblique").iterdir()).unlink()
+print(*find_scans([export]).broken[0])
 shutil.rmtree(work)
