@@ -29,8 +29,10 @@ HOMES = {
     "load_predictor": "ctseg.prediction.predictor",
     "write_submission": "ctseg.prediction.submission",
     "evaluate_files": "ctseg.metrics.evaluate",
+    "evaluate_volumes": "ctseg.metrics.volume_files",
     "get_recipe": "ctseg.recipes.table",
     "fit": "ctseg.recipes.fit",
+    "segment": "ctseg.segmentation",
 }
 SHORT = {"load": "load_predictor", "evaluate": "evaluate_files"}
 
@@ -51,8 +53,10 @@ __all__ = [
     "load_predictor",
     "write_submission",
     "evaluate_files",
+    "evaluate_volumes",
     "get_recipe",
     "fit",
+    "segment",
     "load",
     "evaluate",
 ]
@@ -64,6 +68,7 @@ if TYPE_CHECKING:
     from ctseg.losses.registry import create_loss, register_loss
     from ctseg.metrics.evaluate import evaluate_files
     from ctseg.metrics.evaluate import evaluate_files as evaluate
+    from ctseg.metrics.volume_files import evaluate_volumes
     from ctseg.models.zoo import create_model, register_model
     from ctseg.prediction.predictor import Predictor, load_predictor
     from ctseg.prediction.predictor import load_predictor as load
@@ -71,6 +76,7 @@ if TYPE_CHECKING:
     from ctseg.recipes.fit import fit
     from ctseg.recipes.table import get_recipe
     from ctseg.runs.folder import Run
+    from ctseg.segmentation import segment
     from ctseg.training.method import Method, Phase, register_method
 
 

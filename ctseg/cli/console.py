@@ -32,7 +32,7 @@ app = typer.Typer(
 )
 SPEAKS = os.environ.get("RANK", "0") == "0"  # of several processes the first one; torchrun sets the variable
 # with torch; `fit` chooses its threads itself, since it may have to continue as it began
-COMPUTES = ("predict", "report", "models", "doctor", "demo")
+COMPUTES = ("predict", "segment", "report", "models", "doctor", "demo")
 
 # %% ../../nbs/cli/10_console.ipynb #d7016d3f
 def choose_threads(run: Path | None = None) -> None:

@@ -40,9 +40,9 @@ def read_annotated(
     "`annotated_labels.json` as bool [n,C]: which classes were examined on each image."
     if not path.exists():
         raise InputError(f"{path}: no such file, so absent cannot be told from unknown; "
-                         "choose annotated='all' (--annotated all: "
-                         "every class was examined on every image of the CSV) "
-                         "or annotated='present' (only classes with pixels are known)")
+                         "choose annotated='present' (--annotated present: "
+                         "only classes with pixels are known) "
+                         "or annotated='all' (every class was examined on every image of the CSV)")
     lists = read_json(path)
     if not isinstance(lists, list):
         raise InputError(f"{path}: expected a list with a list of class ids for each training image")

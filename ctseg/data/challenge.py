@@ -7,6 +7,7 @@ __all__ = ['is_train_table', 'read_challenge', 'write_challenge', 'check_challen
 
 # %% ../../nbs/data/70_challenge.ipynb #2c3e4084
 import contextlib
+import warnings
 from collections import Counter
 from pathlib import Path
 
@@ -55,6 +56,15 @@ def _find_table(folder: Path, split: str) -> Path|None:
     return tables[0] if tables else None
 
 # %% ../../nbs/data/70_challenge.ipynb #64048c3f
+def _tell_empty(csv: Path, masks: np.ndarray):
+    "Warn if masks of labelled images uint8 [n,H,W] hold no pixel, where every class counts as examined."
+    empty = sum(not mask.any() for mask in masks)
+    if not empty: return
+    warnings.warn(f"{csv}: {empty} of {len(masks)} columns hold no pixel, "
+                  "and would be taught as images with nothing on them; "
+                  "if nobody looked at these, choose annotated='present' (--annotated present)", stacklevel=2)
+
+# %% ../../nbs/data/70_challenge.ipynb #76c6667d
 def _known_of_train(
     folder: Path, csv: Path, names, masks: np.ndarray,
     labelled: int, # so many images, the first ones, have a column in the CSV
@@ -67,6 +77,7 @@ def _known_of_train(
         return present_classes(masks, C)
     if annotated == "all":
         has_column = np.arange(n) < labelled
+        _tell_empty(csv, masks[:labelled])
         return np.repeat(has_column[:, None], C, axis=1)
     known = read_annotated(folder/"annotated_labels.json", n, C)
     without_masks = known[labelled:].any(1)

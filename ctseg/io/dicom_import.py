@@ -17,11 +17,13 @@ import numpy as np
 from ..core.anatomy import ClassMap, RAIDIUM54
 from ..core.files import InputError, read_json
 from .cases import Case
-from .dicom import LabelledSeries, find_series
+from .dicom import LabelledSeries, Survey, survey_dicom
 from .dicom_headers import DicomFile, label_errors
-from .dicom_seg import read_segments
+from .dicom_heap import read_file
+from .dicom_seg_read import read_segments, segment_names, segments_outside
+from .cutting import Work, file_stamp
 from .folders import write_volumes
-from .rtstruct import DrawnStructure, draw_region, meets_volume, read_regions
+from .rtstruct import DrawnStructure, draw_region, leaves_plane, meets_volume, read_regions
 from .slicing import Slicing
 from .volumes import Volume, class_flags, combine
 
@@ -97,49 +99,87 @@ def check_apart(labels: list[str], renaming: Renaming, wanted, where: str):
 class Labels:
     "The names of what label objects hold for a series."
     inside: list[str]
-    outside: list[str] # contoured, but no contour meets the volume
+    outside: list[str] # drawn, but nothing of it meets the volume
+    unusable: list[str] # with the reason
+
+def _sort_regions(header, series, labels: Labels):
+    "Put the names of an RTSTRUCT's regions where they belong."
+    for region in read_regions(header):
+        if not region.rings:
+            labels.unusable.append(f"{region.name} (no closed contours)")
+        elif not meets_volume(series, region):
+            labels.outside.append(region.name)
+        elif leaves_plane(series, region):
+            labels.unusable.append(f"{region.name} (not in the plane of the slices)")
+        else: labels.inside.append(region.name)
+
+def _sort_segments(header, series, labels: Labels):
+    "Put the names of a SEG's segments where they belong."
+    outside = segments_outside(header, series)
+    for name in segment_names(header).values():
+        (labels.outside if name in outside else labels.inside).append(name)
 
 # %% ../../nbs/io/78_dicom_import.ipynb #6ed3531d
 def _labels_of(labelled: LabelledSeries, src: Path) -> Labels:
     "The names of what was drawn on a series."
-    labels = Labels([], [])
+    labels = Labels([], [], [])
     for file in labelled.labels:
+        sort = _sort_regions if file.header.Modality == "RTSTRUCT" else _sort_segments
         with label_errors(file, src):
-            if file.header.Modality != "RTSTRUCT":
-                labels.inside += [str(segment.SegmentLabel) for segment in file.header.SegmentSequence]
-                continue
-            for region in read_regions(file.header):
-                meets = meets_volume(labelled.series, region)
-                (labels.inside if meets else labels.outside).append(region.name)
+            sort(read_file(file.path, pixels=False), labelled.series, labels)
     return labels
 
 # %% ../../nbs/io/78_dicom_import.ipynb #49811429
-def _drawn_structures(file: DicomFile, series, src: Path) -> list[DrawnStructure]:
+@dataclass
+class _Drawn:
     "What a label object holds for a series."
+    structures: list[DrawnStructure]
+    notes: list[str]
+
+def _drawn_structures(file: DicomFile, series, src: Path, wanted) -> _Drawn:
+    "The structures of a label object of which `wanted` tells by the name that they are to be read."
     with label_errors(file, src):
         if file.header.Modality != "RTSTRUCT":
-            return read_segments(file.path, series)
-        regions = [region for region in read_regions(file.header) if meets_volume(series, region)]
-        return [draw_region(series, region) for region in regions]
+            segments = read_segments(file.path, series, wanted)
+            return _Drawn(segments.structures, [f"{file.shown(src)}: {note}" for note in segments.notes])
+        regions = [r for r in read_regions(read_file(file.path)) if r.rings and wanted(r.name)]
+        usable = [r for r in regions if meets_volume(series, r) and not leaves_plane(series, r)]
+        return _Drawn([draw_region(series, region) for region in usable], [])
 
 # %% ../../nbs/io/78_dicom_import.ipynb #4e2c3418
-def _united(labelled: LabelledSeries, src: Path, renaming: Renaming, wanted) -> dict[str, DrawnStructure]:
-    "The `wanted` structures drawn on a series, by class name."
-    united = {}
+def _united(
+    labelled: LabelledSeries,
+    src: Path,
+    renaming: Renaming,
+    names, # of the classes to read
+) -> tuple[dict[str, DrawnStructure], list[str]]: # by class name; what was done to make them fit
+    "The structures drawn on a series."
+    united, notes = {}, []
     for file in labelled.labels:
-        for drawn in _drawn_structures(file, labelled.series, src):
-            name = renaming.name(drawn.name)
-            if name not in wanted: continue
-            before = united.setdefault(name, drawn)
-            if before is drawn: continue
-            united[name] = DrawnStructure(name, before.mask | drawn.mask, before.slices | drawn.slices)
-    return united
+        drawn = _drawn_structures(file, labelled.series, src, lambda label: renaming.name(label) in names)
+        notes += drawn.notes
+        for structure in drawn.structures:
+            name = renaming.name(structure.name)
+            before = united.setdefault(name, structure)
+            if before is structure: continue
+            both = before.mask | structure.mask, before.slices | structure.slices
+            united[name] = DrawnStructure(name, *both)
+    return united, notes
 
 # %% ../../nbs/io/78_dicom_import.ipynb #8826f1ce
-def load_series(labelled: LabelledSeries, src: Path, classes: ClassMap, renaming: Renaming) -> Volume:
+def load_series(
+    labelled: LabelledSeries,
+    src: Path,
+    classes: ClassMap,
+    renaming: Renaming,
+    outside: frozenset[str] = frozenset(), # names of classes that were drawn, but not on this series
+) -> Volume:
     "The voxels of a series with its labels. What was not drawn is unknown."
-    series = labelled.series
-    structures = {classes.id(n): s for n, s in _united(labelled, src, renaming, classes.names).items()}
+    series, names = labelled.series, set(classes.names) - outside
+    united, notes = _united(labelled, src, renaming, names)
+    structures = {classes.id(name): structure for name, structure in united.items()}
+    if series.tilted:
+        notes.append(f"{labelled.shown(src)}: made with a tilted gantry; its slices are in their own plane")
     hu = series.read_voxels(src)
     union = combine(hu.shape, ((id, structure.mask) for id, structure in structures.items()))
     for id, structure in structures.items():
@@ -152,30 +192,38 @@ def load_series(labelled: LabelledSeries, src: Path, classes: ClassMap, renaming
         kind="dicom",
         digest=series.digest,
         overlap=union.overlap,
-        drawn=union.drawn)
+        drawn=union.drawn,
+        notes=tuple(notes))
 
 # %% ../../nbs/io/78_dicom_import.ipynb #614f1af6
+def _all_of(labels: list[Labels], field: str) -> list[str]:
+    "The names in a field of all labels, each once."
+    return sorted({label.strip() for its in labels for label in getattr(its, field)})
+
 @dataclass
 class _Source:
     "What was found below a folder."
     src: Path
-    series: list[LabelledSeries]
+    survey: Survey
     labels: list[Labels] # of each series
-    astray: list[DicomFile] # label objects without their series
 
     def unused(self, renaming: Renaming, classes: ClassMap) -> dict:
         "Facts about what was drawn and is not used; `InputError` if nothing is used."
-        every = sorted({label.strip() for labels in self.labels for label in labels.inside})
-        outside = sorted({label.strip() for labels in self.labels for label in labels.outside})
+        every, outside, unusable = (_all_of(self.labels, name) for name in ("inside", "outside", "unusable"))
         ignored = [label for label in every if renaming.name(label) not in classes.names]
+        astray = self.survey.astray
         if ignored and len(ignored) == len(every):
             _nothing_used(self.src, ignored, classes)
         if outside and not every: _all_outside(self.src, outside)
-        if self.astray and not every: _all_astray(self.astray[0], self.src)
+        if unusable and not every: _all_unusable(self.src, unusable)
+        if astray and not every: _all_astray(astray[0], self.src)
         return {
             "ignored_labels": ignored,
             "labels_outside": outside,
-            "label_objects_without_series": len(self.astray),
+            "labels_unusable": unusable,
+            "label_objects_without_series": len(astray),
+            "passed_over": dict(self.survey.passed_over.most_common()),
+            "other_planes": self.survey.other_planes,
         }
 
 # %% ../../nbs/io/78_dicom_import.ipynb #4961cbc2
@@ -194,10 +242,16 @@ def _all_outside(src: Path, labels: list[str]):
                      "meets its series, and nothing else is labelled; "
                      "take the RTSTRUCT away, or put the series there that it was drawn on")
 
+def _all_unusable(src: Path, labels: list[str]):
+    "Tell that nothing that was drawn encloses an area on a slice."
+    more = ", …" if len(labels) > 1 else ""
+    raise InputError(f"{src}: none of the {len(labels)} structures drawn ({labels[0]}{more}) can be used, "
+                     "and nothing else is labelled; take the RTSTRUCT away, or contour on the slices")
+
 def _all_astray(file: DicomFile, src: Path):
     "Tell that the only label objects are about other series."
     raise InputError(f"{file.shown(src)}: its {file.header.Modality} "
-                     "is about a series that is not in the folder, "
+                     "is about a series that is not in the folder, or does not say about which of several, "
                      "and nothing else is labelled; put that series there, or take the object away")
 
 # %% ../../nbs/io/78_dicom_import.ipynb #5182741b
@@ -210,33 +264,57 @@ def _patient(header) -> str:
 def _cases(source: _Source, classes: ClassMap, renaming: Renaming) -> list[Case]:
     "The series as cases. A class drawn on one is known there."
     cases = []
-    for labelled, labels in zip(source.series, source.labels):
+    for labelled, labels in zip(source.survey.series, source.labels):
         names = {renaming.name(label) for label in labels.inside}
+        elsewhere = frozenset(map(renaming.name, labels.outside)) - names
         known = np.array([name in names for name in classes.names])
-        load = functools.partial(load_series, labelled, source.src, classes, renaming)
+        load = functools.partial(load_series, labelled, source.src, classes, renaming, elsewhere)
+        files = [*labelled.series.paths, *(file.path for file in labelled.labels)]
+        stamp = f"{file_stamp(dict.fromkeys(files))} {sorted(renaming.table.items())} {sorted(elsewhere)}"
         folder = str(labelled.series.paths[0].parent.relative_to(source.src))
         patient = _patient(labelled.series.headers[0])
-        cases.append(Case(folder, load, patient, known, display_name=labelled.shown(source.src)))
+        cases.append(Case(folder, load, patient, known, display_name=labelled.shown(source.src), stamp=stamp))
     return cases
 
 # %% ../../nbs/io/78_dicom_import.ipynb #a4bfc178
-def _find_source(src: Path, classes, renaming: Renaming, gaps: bool) -> tuple[_Source, ClassMap]:
+def _read_labels(survey: Survey, src: Path, renaming: Renaming, wanted, skip_damaged: bool) -> list[Labels]:
+    "The labels of each series. One whose labels are damaged or not to be told apart is left out, if that is wished."
+    every, whole = [], []
+    for one in survey.series:
+        try:
+            labels = _labels_of(one, src)
+            check_apart(labels.inside, renaming, wanted, one.shown(src))
+        except InputError as problem:
+            if not skip_damaged: raise
+            survey.left_out.append(str(problem))
+        else:
+            every.append(labels)
+            whole.append(one)
+    survey.series = whole
+    return every
+
+def _find_source(
+    src: Path,
+    classes,
+    renaming: Renaming,
+    **options, # of `survey_dicom`
+) -> tuple[_Source, ClassMap]:
     "What is below a folder, and its classes: as given, or the structures drawn, else the 54 of the challenge."
     if classes is not None and not isinstance(classes, ClassMap):
         classes = ClassMap.from_json(classes)
-    found, astray = find_series(src, gaps)
-    labels = [_labels_of(one, src) for one in found]
+    survey = survey_dicom(src, **options)
     wanted = None if classes is None else classes.names
-    for one, its_labels in zip(found, labels):
-        check_apart(its_labels.inside, renaming, wanted, one.shown(src))
+    labels = _read_labels(survey, src, renaming, wanted, options.get("skip_damaged", False))
+    if not labels:
+        raise InputError(f"{src}: no series in it can be used; such as {survey.left_out[0]}")
     if classes is None:
         names = sorted({renaming.name(label) for its_labels in labels for label in its_labels.inside})
         classes = ClassMap.from_names(names) if names else RAIDIUM54
-    return _Source(src, found, labels, astray), classes
+    return _Source(src, survey, labels), classes
 
 # %% ../../nbs/io/78_dicom_import.ipynb #30666bea
 def import_dicom(
-    src, # a folder with DICOM CT series, one in each (sub)folder, and their RTSTRUCT or SEG objects
+    src, # a folder with DICOM CT series and their RTSTRUCT or SEG objects, in whatever folders
     out, # the challenge folder, new
     slicing: Slicing = Slicing(),
     classes: ClassMap|str|None = None, # or a `class_names.json`; `None`: the structures drawn, else the 54
@@ -244,6 +322,7 @@ def import_dicom(
     test_share: float = 0., # share of the patients set aside as a test; 1: all, as for a prediction
     gaps: bool = False, # take gaps that look like missing slices as they are
     key = None, # where to write the private table volume → source folder
+    **work, # of `Work`: workers, skip_damaged, progress
 ) -> dict: # facts
     """Cut DICOM CT series into a challenge folder with an index.
 
@@ -251,7 +330,10 @@ def import_dicom(
     Raises `InputError` for what is no volume or fits no class.
     """
     renaming = read_renaming(rename)
-    source, classes = _find_source(Path(src), classes, renaming, gaps)
+    work = Work(**work)
+    found = dict(gaps=gaps, orientation=slicing.orientation, skip_damaged=work.skip_damaged)
+    source, classes = _find_source(Path(src), classes, renaming, **found)
     unused = source.unused(renaming, classes)
-    cases = _cases(source, classes, renaming)
-    return write_volumes(cases, out, classes, slicing, test_share, key) | unused
+    work.left_out += source.survey.left_out
+    facts = write_volumes(_cases(source, classes, renaming), out, classes, slicing, test_share, key, work)
+    return facts | unused

@@ -20,7 +20,8 @@ from ..core.files import InputError, read_json
 from ..data.images import natural_key
 from .canvas import place_on_squares
 from .cases import Case
-from .folders import Split, image_line, index_entry, write_splits, write_volumes
+from .cutting import index_entry
+from .folders import Split, image_line, write_splits, write_volumes
 from .outputs import new_folder
 from .slicing import Slicing
 from .volumes import Volume, class_flags, combine, cut

@@ -16,6 +16,7 @@ from ..core.anatomy import ClassMap, RAIDIUM54
 from ..core.files import InputError, did_you_mean
 from ..data.images import natural_key
 from .cases import Case
+from .cutting import Work, file_stamp
 from .folders import write_volumes
 from .nifti import nifti_files
 from .nifti_import import load_structures
@@ -65,7 +66,9 @@ def _meta_splits(src: Path) -> dict[str, str]:
     path = src/"meta.csv"
     if not path.exists(): return {}
     try:
-        table = pd.read_csv(path, sep=";", dtype=str)
+        with open(path, encoding="utf-8-sig") as f: first = f.readline()
+        separator = ";" if ";" in first else ","  # a spreadsheet may have saved it with commas
+        table = pd.read_csv(path, sep=separator, dtype=str, encoding="utf-8-sig")
         return dict(zip(table["image_id"], table["split"]))
     except (KeyError, ValueError):
         raise InputError(f"{path}: expected a table with the columns image_id;…;split;…, "
@@ -82,7 +85,8 @@ def _subject_case(folder: Path, classes: ClassMap, official_split: str|None) -> 
                              kind="totalsegmentator")
     split = "test" if official_split == "test" else "train"
     public_name = folder.name if re.fullmatch(r"s\d{4}", folder.name) else ""
-    return Case(folder.name, load, None, known, split, public_name, str(folder))
+    stamp = file_stamp([folder/"ct.nii.gz", *files.values()]) if (folder/"ct.nii.gz").exists() else ""
+    return Case(folder.name, load, None, known, split, public_name, str(folder), stamp)
 
 # %% ../../nbs/io/85_totalsegmentator.ipynb #be7955ce
 def _checked_classes(classes) -> ClassMap:
@@ -95,26 +99,41 @@ def _checked_classes(classes) -> ClassMap:
     return classes
 
 # %% ../../nbs/io/85_totalsegmentator.ipynb #806c66a2
+def _subjects(src: Path) -> list[Path]:
+    "The folders of the subjects, in natural order."
+    folders = [d for d in src.iterdir() if (d/"ct.nii.gz").exists() or (d/"segmentations").is_dir()]
+    return sorted(folders, key=lambda d: natural_key(d.name))
+
+def _with_subjects(src: Path) -> Path:
+    "The folder that holds the subjects: the one given, or the only one in it, as an archive unpacks."
+    if not src.is_dir():
+        raise InputError(f"{src}: no such folder; expected the TotalSegmentator data set")
+    inner = [d for d in src.iterdir() if d.is_dir() and not d.name.startswith((".", "_"))]
+    deeper = not _subjects(src) and len(inner) == 1 and _subjects(inner[0])
+    return inner[0] if deeper else src
+
+# %% ../../nbs/io/85_totalsegmentator.ipynb #d58da2c2
 def import_totalsegmentator(
     src, # the data set's folder, version 1 or 2: s0000/ct.nii.gz, s0000/segmentations/*.nii.gz, meta.csv
     out, # the challenge folder, new
     slicing: Slicing = Slicing(window="random", per_volume=2, min_body=90., size=256, spacing="fit"),
     classes: ClassMap|str|None = None, # some of the 54 classes, or a `class_names.json`; `None`: all
+    **work, # of `Work`: workers, skip_damaged, progress
 ) -> dict: # facts
     """Cut the data set into a challenge folder with the 54 classes.
 
     A class of which a part has no file is unknown. Raises `InputError` for damaged files and other classes.
     """
-    src = Path(src)
-    if not src.is_dir():
-        raise InputError(f"{src}: no such folder; expected the TotalSegmentator data set")
+    src = _with_subjects(Path(src))
     classes, splits = _checked_classes(classes), _meta_splits(src)
-    folders = [d for d in src.iterdir() if (d/"ct.nii.gz").exists() or (d/"segmentations").is_dir()]
-    folders.sort(key=lambda d: natural_key(d.name))
-    subjects = [_subject_case(folder, classes, splits.get(folder.name)) for folder in folders]
+    subjects = [_subject_case(folder, classes, splits.get(folder.name)) for folder in _subjects(src)]
     cases = [case for case in subjects if case.split == "train" or case.known.all()]
+    if not cases and subjects:
+        raise InputError(f"{src}: all {len(subjects)} subjects are of the test split of meta.csv "
+                         "and lack classes, which a test needs; "
+                         "choose fewer classes (--classes), or take meta.csv away")
     if not cases:
         raise InputError(f"{src}: no subjects in it; expected s0000/ct.nii.gz and s0000/segmentations/, "
                          "unpacked from the Zenodo file")
-    facts = write_volumes(cases, out, classes, slicing)
+    facts = write_volumes(cases, out, classes, slicing, work=Work(**work))
     return facts | {"test_subjects_left_out": len(subjects) - len(cases)}

@@ -34,6 +34,7 @@ class Volume:
     digest: str = "" # tells whether another file is the same one, without naming it
     overlap: int = 0 # voxels claimed by two structures
     drawn: list[np.ndarray]|None = None # `LabelMap.drawn`; `None`: what `labels` shows was all that was drawn
+    notes: tuple[str, ...] = () # what whoever imports it should know, in words
 
 # %% ../../nbs/io/30_volumes.ipynb #1f9d2b24
 def class_flags(
@@ -144,10 +145,10 @@ class Part:
 
 # %% ../../nbs/io/30_volumes.ipynb #300b4f8a
 def _check_cut(volume: Volume, orientation: str):
-    "`InputError` for a cut across slices that are unevenly spaced."
+    "`InputError` for a cut across slices that are unevenly spaced or were made with a tilted gantry."
     if volume.positions is not None and slice_axes(volume.affine, orientation)[0][0] != 2:
         raise InputError(f"orientation {orientation} cuts across the scan's own slices, "
-                         "which are unevenly spaced; "
+                         "which are unevenly spaced or sheared by a gantry tilt; "
                          "choose another orientation")
 
 # %% ../../nbs/io/30_volumes.ipynb #b2120227

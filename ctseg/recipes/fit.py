@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['check_job', 'warn_of_split', 'check_batches', 'save_curves', 'finish', 'finish_in_time',
-           'carry_out', 'FitOptions', 'announce', 'fit']
+           'carry_out', 'FitOptions', 'announce', 'how_cut', 'fit']
 
 # %% ../../nbs/recipes/20_fit.ipynb #aadf2952
 import math
@@ -24,6 +24,7 @@ from ..core.registry import load_plugin
 from ..data.challenge import read_challenge
 from ..data.slices import SliceSet
 from ..inference.rule import Rule
+from ..io.imported import imported_slicing
 from ..prediction.choose import choose_rule
 from ..prediction.predictor import load_predictor
 from ..prediction.prepare import calibrate_run
@@ -146,6 +147,17 @@ def announce(where: str, source: str) -> None:
         print(f"the encoder starts from {source}", file=sys.stderr, flush=True)
 
 # %% ../../nbs/recipes/20_fit.ipynb #54f27f27
+def how_cut(data: SliceSet | str | Path) -> dict[str, Any]:
+    "`slicing`: how the images of a challenge folder were cut from volumes; nothing where they were not."
+    if isinstance(data, SliceSet): return {}
+    try:
+        slicing = imported_slicing(data)
+    except InputError as e:
+        warnings.warn(f"{e}; the run will not know how its images were cut")
+        return {}
+    return {"slicing": slicing} if slicing else {}
+
+# %% ../../nbs/recipes/20_fit.ipynb #f4302709
 def fit(
     data: SliceSet | str | Path, # the slices, or a challenge folder
     recipe: Recipe | str = DEFAULT_RECIPE, # or its name, or the `recipe.json` of a run
@@ -169,7 +181,7 @@ def fit(
         job = Job(recipe, slices, run, plan, seed, progress, deadline)
         source = check_job(job)
         try:
-            on_main(lambda: start_run(run, make_spec(recipe, slices, seed, plugins), resume))
+            on_main(lambda: start_run(run, make_spec(recipe, slices, seed, plugins) | how_cut(data), resume))
             if run.finished: return run  # resumed after its end
             if progress and not rank():
                 announce(job.where, source)

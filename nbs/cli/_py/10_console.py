@@ -47,7 +47,7 @@ app = typer.Typer(
 )
 SPEAKS = os.environ.get("RANK", "0") == "0"  # of several processes the first one; torchrun sets the variable
 # with torch; `fit` chooses its threads itself, since it may have to continue as it began
-COMPUTES = ("predict", "report", "models", "doctor", "demo")
+COMPUTES = ("predict", "segment", "report", "models", "doctor", "demo")
 
 
 # %% [markdown]

@@ -1,7 +1,7 @@
 # %% [markdown]
 # # Commands that predict and score
 #
-# > `ctseg predict`, `evaluate` and `report`: from a run to a submission, its score, and a page.
+# > `ctseg predict` and `report`: from a run to a submission, and a page.
 #
 # - skip_showdoc: true
 
@@ -17,7 +17,7 @@ import typer
 
 from ctseg.cli.console import app, memory_errors, print_facts
 from ctseg.cli.options import Annotations, BatchSize, Device, Plugins, Precision, device_plan, load_plugins
-from ctseg.core.files import InputError, write_json
+from ctseg.core.files import InputError
 
 # %%
 #| hide
@@ -99,40 +99,6 @@ print(
         app, ["predict", "no-run", "--images", "../../data_sample/test-images", "--out", "s.csv"]
     ).exception
 )
-
-# %% [markdown]
-# ## Evaluate
-
-# %%
-#| export
-EXAMINED = typer.Option(
-    help="annotated_labels.json, where the truth is partial (default: the one beside a y_train.csv); "
-         "or all: every class was examined; or present: only classes with pixels were",
-)
-CLASSES = typer.Option(help="class_names.json; default: the one beside the truth, else the challenge's 54")
-
-
-@app.command()
-def evaluate(
-    truth: Annotated[Path, typer.Argument(help="the truth, in the challenge's CSV form")],
-    prediction: Annotated[Path, typer.Argument(help="a submission")],
-    annotated: Annotated[Optional[Path], EXAMINED] = None,
-    classes: Annotated[Optional[Path], CLASSES] = None,
-    json: Annotated[Optional[Path], typer.Option(help="write all figures here")] = None,
-):
-    "Score a submission: the challenge's Dice, a row per class, silent classes."
-    from ctseg.metrics.evaluate import evaluate_files
-    result = evaluate_files(truth, prediction, annotated, classes)
-    facts = result["facts"]
-    print(result["table"].to_string(float_format="{:.3f}".format))
-    print_facts({name: value for name, value in facts.items() if name != "per_class"})
-    if json:
-        write_json(facts, json)
-
-
-# %%
-truth = "../../data_sample/y_test.csv.gz"
-print(runner.invoke(app, ["evaluate", truth, truth]).output)  # a truth agrees with itself
 
 
 # %% [markdown]

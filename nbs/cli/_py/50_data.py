@@ -1,7 +1,7 @@
 # %% [markdown]
 # # Commands for data
 #
-# > `ctseg check`, `import`, `export` and `phantom`: folders checked, cut from volumes, put back, drawn.
+# > `ctseg check`, `import` and `phantom`: folders checked, cut from volumes, drawn.
 #
 # - skip_showdoc: true
 
@@ -12,6 +12,7 @@
 #| export
 import inspect
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -95,6 +96,27 @@ test_fail(
     contains="--rename is not an option",
 )
 
+
+# %%
+#| export
+def _import(kind: str, paths: tuple[Path, Path], cut: dict, options: dict, work: dict) -> dict:
+    "Import a source into a folder, with the options that were given. Facts about it."
+    kinds = importers()
+    if kind not in kinds: raise did_you_mean("kind of data", kind, kinds)
+    takes = inspect.signature(kinds[kind]).parameters
+    more = fitting_options(kind, takes, options)
+    if "work" in takes:
+        more |= work | {"progress": True}
+    else:
+        fitting_options(kind, takes, {name: value or None for name, value in work.items()})
+    slicing = replace(takes["slicing"].default, **without_none(cut))
+    return kinds[kind](*paths, slicing=slicing, **more)
+
+
+# %%
+test_fail(lambda: _import("dicm", (), {}, {}, {}), contains="did you mean dicom")
+test_fail(lambda: _import("openkbp", (), {}, {}, {"workers": 2}), contains="--workers is not an option")
+
 # %%
 #| export
 KIND = typer.Argument(help="openkbp, nifti, dicom or totalsegmentator")
@@ -113,10 +135,20 @@ KEY = typer.Option(
     help="write here, for yourself, which volume came from which file; it may name patients (nifti, dicom)",
 )
 WINDOW = typer.Option(help="display window: soft, lung, bone, … or random")
-NAMES = typer.Option(help="class_names.json (nifti, dicom, totalsegmentator)")
+NAMES = typer.Option(
+    help="class_names.json, or the folder of a run that knows them (nifti, dicom, totalsegmentator)",
+)
 TEST_SHARE = typer.Option(help="share of the patients set aside as a test (nifti, dicom)")
 RENAME = typer.Option(help="a JSON, label of a structure → name of its class (dicom)")
 GAPS = typer.Option("--gaps", help="take a gap that looks like a missing slice as it is (dicom)")
+SKIP = typer.Option(
+    "--skip-damaged",
+    help="leave out what is damaged and list it at the end (nifti, dicom, totalsegmentator)",
+)
+WORKERS = typer.Option(
+    help="processes that cut volumes; by default as many as processors, if there are many volumes "
+         "(nifti, dicom, totalsegmentator)",
+)
 
 # %%
 print("--rename", RENAME.help)
@@ -138,79 +170,24 @@ def import_(
     annotated: Annotated[Optional[str], ZEROS] = None,
     rename: Annotated[Optional[Path], RENAME] = None,
     gaps: Annotated[bool, GAPS] = False,
+    skip_damaged: Annotated[bool, SKIP] = False,
+    workers: Annotated[Optional[int], WORKERS] = None,
     key: Annotated[Optional[Path], KEY] = None,
 ):
-    "Cut volumes into a challenge folder; structures nobody contoured stay unknown."
-    from dataclasses import replace
-    kinds = importers()
-    if kind not in kinds:
-        raise did_you_mean("kind of data", kind, kinds)
-    takes = inspect.signature(kinds[kind]).parameters
-    names = classes and str(classes)
-    options = dict(classes=names, test_share=test_share or None, annotated=annotated, rename=rename)
-    more = fitting_options(kind, takes, options | dict(gaps=gaps or None, key=key))
+    """Cut volumes into a challenge folder; structures nobody contoured stay unknown.
+
+    Stopped and started again, it goes on where it was.
+    """
+    options = dict(classes=classes and str(classes), test_share=test_share or None, annotated=annotated)
+    options |= dict(rename=rename, gaps=gaps or None, key=key)
     cut = dict(window=window, every=every, per_volume=per_volume, size=size)
-    slicing = replace(takes["slicing"].default, **without_none(cut))
-    print_facts(kinds[kind](src, out, slicing=slicing, **more))
+    facts = _import(kind, (src, out), cut, options, dict(skip_damaged=skip_damaged, workers=workers))
+    print_facts({name: value for name, value in facts.items() if value not in ([], {})})
     print(f"challenge folder: {out}")
 
 
 # %%
 print(runner.invoke(app, ["import", "dicm", "scans", "out"]).exception)
-
-# %% [markdown]
-# ## Volumes out
-#
-# `export` puts predictions back onto the volumes, or writes the folder for nnU-Net.
-
-# %%
-#| export
-EXPORTS = ("nifti", "dicom-seg", "nnunet")
-UNKNOWN = typer.Option(
-    help="what nobody looked for becomes: ignore, or background, which is false but runs (nnunet)",
-)
-MASKS = typer.Option(help="the submission to put back onto the volumes (nifti, dicom-seg)")
-IMPORTED = typer.Option(help="the DICOM folder it was imported from (dicom-seg)")
-
-# %%
-print("--unknown", UNKNOWN.help)
-
-
-# %%
-#| export
-
-@app.command("export")
-def export_(
-    kind: Annotated[str, typer.Argument(help="nifti, dicom-seg or nnunet")],
-    folder: Folder,
-    out: Annotated[Path, typer.Argument(help="the folder to write")],
-    masks: Annotated[Optional[Path], MASKS] = None,
-    source: Annotated[Optional[Path], IMPORTED] = None,
-    split: Annotated[str, typer.Option(help="the slices the submission is of: test or train")] = "test",
-    unknown: Annotated[str, UNKNOWN] = "ignore",
-):
-    "Put predictions back onto their volumes, or write the folder for nnU-Net."
-    if kind not in EXPORTS:
-        raise did_you_mean("kind of export", kind, EXPORTS)
-    if kind != "nnunet" and masks is None:
-        raise InputError(f"`ctseg export {kind}` needs --masks SUBMISSION.csv")
-    if kind == "dicom-seg" and source is None:
-        raise InputError("`ctseg export dicom-seg` needs --source, the DICOM folder that was imported")
-    if kind == "nifti":
-        from ctseg.io.nifti import export_nifti
-        facts = export_nifti(masks, folder, out, split)
-    elif kind == "dicom-seg":
-        from ctseg.io.dicom_seg import export_dicom_seg
-        facts = export_dicom_seg(masks, folder, source, out, split)
-    else:
-        from ctseg.integrations.nnunet import export_nnunet
-        facts = export_nnunet(folder, out, unknown)
-    print_facts(facts or {})
-    print(f"written: {out}")
-
-
-# %%
-print(runner.invoke(app, ["export", "nifti", "../../data_sample", "out"]).exception)
 
 # %% [markdown]
 # ## A folder from a seed

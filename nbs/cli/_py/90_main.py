@@ -18,7 +18,7 @@ from pathlib import Path
 import typer
 
 import ctseg
-from ctseg.cli import data, prediction, training  # they enter their commands into `app`
+from ctseg.cli import data, evaluate, export, prediction, segment, training  # they fill `app`
 from ctseg.cli.console import SPEAKS, UsageError, app, clean_end, our_warnings, usage_line
 from ctseg.core.files import InputError
 
@@ -37,6 +37,7 @@ from fastcore.test import test_eq
 # |---|---|
 # | done | 0 |
 # | a user's mistake, a full disk, no memory | 2, one line on standard error |
+# | some scans of many could not be segmented | 3, one line for each |
 # | stopped in time, to be continued | 75 |
 # | interrupted by Ctrl-C | 130 |
 # | ended by SIGTERM | 143 |

@@ -22,6 +22,7 @@
 # %%
 #| export
 import contextlib
+import warnings
 from collections import Counter
 from pathlib import Path
 
@@ -115,6 +116,28 @@ with tempfile.TemporaryDirectory() as d:
 # %% [markdown]
 # What is known of the training images is read from `annotated_labels.json`, or follows from a word of the caller.
 
+# %% [markdown]
+# Many tables have a column for every image, also for those nobody looked at. "Everything was looked for" would teach that nothing is on these,
+# so it is told how many there are.
+
+# %%
+#| export
+def _tell_empty(csv: Path, masks: np.ndarray):
+    "Warn if masks of labelled images uint8 [n,H,W] hold no pixel, where every class counts as examined."
+    empty = sum(not mask.any() for mask in masks)
+    if not empty: return
+    warnings.warn(f"{csv}: {empty} of {len(masks)} columns hold no pixel, "
+                  "and would be taught as images with nothing on them; "
+                  "if nobody looked at these, choose annotated='present' (--annotated present)", stacklevel=2)
+
+
+# %%
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    _tell_empty(Path("y_train.csv"), np.stack([np.zeros((2, 2), np.uint8), np.ones((2, 2), np.uint8)]))
+print(caught[0].message)
+
+
 # %%
 #| export
 def _known_of_train(
@@ -129,6 +152,7 @@ def _known_of_train(
         return present_classes(masks, C)
     if annotated == "all":
         has_column = np.arange(n) < labelled
+        _tell_empty(csv, masks[:labelled])
         return np.repeat(has_column[:, None], C, axis=1)
     known = read_annotated(folder/"annotated_labels.json", n, C)
     without_masks = known[labelled:].any(1)

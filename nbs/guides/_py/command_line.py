@@ -4,13 +4,14 @@
 # > Every command of `ctseg`, with all its options. This page is written by the program itself.
 
 # %% [markdown]
-# Whatever a notebook can do, a terminal can do with one line. Most days need four:
+# Whatever a notebook can do, a terminal can do with one line. Most days need five:
 #
 # ```sh
 # ctseg check my_data                                              # is the folder right? what is in it?
 # ctseg fit my_data --out runs/first --set epochs=40               # train by the default recipe
 # ctseg predict runs/first --images my_data/test-images --out submission.csv
 # ctseg evaluate my_data/y_test.csv submission.csv                 # where there is a truth
+# ctseg segment runs/first scans --out results                     # of DICOM or NIfTI: SEG, RTSTRUCT, NIfTI
 # ```
 #
 # * A mistake is one line on standard error and exit status 2; nothing half-written is left, not even by SIGTERM (status 143).

@@ -53,6 +53,7 @@ class Volume:
     digest: str = "" # tells whether another file is the same one, without naming it
     overlap: int = 0 # voxels claimed by two structures
     drawn: list[np.ndarray]|None = None # `LabelMap.drawn`; `None`: what `labels` shows was all that was drawn
+    notes: tuple[str, ...] = () # what whoever imports it should know, in words
 
 
 # %%
@@ -238,10 +239,10 @@ class Part:
 # %%
 #| export
 def _check_cut(volume: Volume, orientation: str):
-    "`InputError` for a cut across slices that are unevenly spaced."
+    "`InputError` for a cut across slices that are unevenly spaced or were made with a tilted gantry."
     if volume.positions is not None and slice_axes(volume.affine, orientation)[0][0] != 2:
         raise InputError(f"orientation {orientation} cuts across the scan's own slices, "
-                         "which are unevenly spaced; "
+                         "which are unevenly spaced or sheared by a gantry tilt; "
                          "choose another orientation")
 
 

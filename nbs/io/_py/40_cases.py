@@ -43,6 +43,7 @@ class Case:
     split: str = "train" # train or test
     id: str = "" # a public name without a patient in it; "": `v000`, …
     display_name: str = "" # what an error message calls it; "": its id
+    stamp: str = "" # changes when the files do that it is loaded from; "": not known
 
     @property
     def called(self) -> str:

@@ -10,6 +10,7 @@
 #| export
 import contextlib
 import csv
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,13 +19,12 @@ import numpy as np
 from ctseg.core.anatomy import ClassMap
 from ctseg.core.files import InputError, atomic_path, refuse_folder, write_json
 from ctseg.data.challenge import write_challenge
-from ctseg.data.slices import SliceSet, known_after_resize, present_classes
+from ctseg.data.slices import SliceSet
 from ctseg.io.canvas import place_on_squares
 from ctseg.io.cases import Case, check_test, name_cases, set_aside_test
-from ctseg.io.geometry import as_slices, slice_axes
+from ctseg.io.cutting import CutFile, Work, cut_cases, parts_folder
 from ctseg.io.outputs import new_folder, output_name
 from ctseg.io.slicing import Slicing
-from ctseg.io.volumes import Part, Volume, cut
 
 # %%
 #| hide
@@ -45,167 +45,24 @@ from ctseg.io.volumes import class_flags
 #| hide
 set_matplotlib_formats("jpeg", pil_kwargs=dict(quality=85))  # grey noise: a quarter of a PNG
 
-
 # %% [markdown]
 # A challenge folder made from volumes has one file more than others, `index.json`. It answers: *this PNG, which volume and which slice
 # was it, and where does a pixel lie in the patient?* For each volume it holds the shape, the affine, the orientation and the size after
 # resampling. For each image it holds the volume, the slice number, the window and the corner where the slice was placed.
 
 # %%
-#| export
-def index_entry(volume: Volume, slicing: Slicing, patient: int) -> dict:
-    "What the index says of a volume, before its slices have a place."
-    positions = None if volume.positions is None else volume.positions.tolist()
-    return {
-        "kind": volume.kind,
-        "patient": patient,
-        "shape": list(volume.hu.shape),
-        "affine": np.asarray(volume.affine).tolist(),
-        "orientation": slicing.orientation,
-        "positions": positions,
-        "digest": volume.digest,
-    }
-
-
-# %%
 work = Path(tempfile.mkdtemp())
 os.environ["CTSEG_CACHE"] = str(work/"cache")
 scans = torso_scans()
-print(index_entry(scans["as NIfTI likes it"], Slicing(), patient=0))
-
-
-# %% [markdown]
-# ## What is known of a volume, and of its slices
-#
-# A label whose class was not examined would be a contradiction; whoever made the labels is told.
-
-# %%
-#| export
-def known_classes(
-    volume: Volume,
-    C: int, # number of classes
-    where: str, # what a message calls the volume
-) -> np.ndarray: # bool [C]
-    """The classes known of a volume.
-
-    Raises `InputError` for labels of a class that does not exist or was not examined.
-    """
-    if volume.labels is None: return np.zeros(C, bool)
-    present = present_classes(volume.labels, 255).any(0)  # a histogram would widen all voxels to 8 bytes
-    if present[C:].any():
-        highest = int(np.flatnonzero(present).max()) + 1
-        raise InputError(f"{where}: the label map holds {highest}, but there are {C} classes")
-    if volume.known is None: return present[:C]
-    unexamined = present[:C] & ~volume.known
-    if unexamined.any():
-        raise InputError(f"{where}: labels of class {int(unexamined.argmax()) + 1}, "
-                         "which is not among the classes examined on it; add it there or remove them")
-    return volume.known
-
-
-# %%
 scan = scans["as NIfTI likes it"]
-print(known_classes(scan, 5, "scan"), known_classes(replace(scan, labels=None), 5, "scan"))
-test_fail(lambda: known_classes(scan, 4, "scan"), contains="holds 5, but there are 4 classes")
-test_fail(
-    lambda: known_classes(replace(scan, known=class_flags([1], 5)), 5, "scan"), contains="labels of class 2"
-)
-
-
-# %% [markdown]
-# Some structures are nothing but the union of others, such as `lungs` of both sides. On a slice where nothing is left of them they are
-# *not absent*, though one number a pixel cannot show them. Such a cell is written as unknown and counted in `hidden_cells`. So is a
-# structure of which a coarser grid has left no pixel, and a slice between two contours that has none itself
-# ([RTSTRUCT](74_rtstruct.ipynb)). What lies outside of a cropped picture, however, is truly not on it.
-
-# %%
-#| export
-def _drawn_on_slices(volume: Volume, part: Part, C: int, orientation: str) -> np.ndarray:
-    "What was drawn on each slice of a part, before one structure hid another, bool [n,C]."
-    if volume.drawn is None:
-        labels = as_slices(volume.labels, volume.affine, orientation)
-        return present_classes(labels[part.slices], C)
-    axes, flips = slice_axes(volume.affine, orientation)
-    along = volume.drawn[axes[0]][1:C + 1]
-    if flips[0]: along = along[:, ::-1]
-    return along[:, part.slices].T
-
-
-# %%
-part = cut(scan, Slicing(every=13))
-print(_drawn_on_slices(scan, part, 5, "SPL").astype(int))
-
-
-# %%
-#| export
-def known_by_slice(
-    volume: Volume,
-    known: np.ndarray, # bool [C], of the volume
-    part: Part,
-    slicing: Slicing,
-) -> np.ndarray: # bool [n,C]
-    "What is known on each slice: `known`, without what other structures or a coarser grid have hidden."
-    repeated = np.repeat(known[None], len(part.slices), 0)
-    if volume.labels is None: return repeated
-    drawn = _drawn_on_slices(volume, part, len(known), slicing.orientation)
-    return known_after_resize(repeated, drawn, part.masks)
-
-
-# %%
-coarse = Slicing(size=8, spacing="fit", every=4)
-part = cut(scan, coarse)
-known = known_by_slice(scan, scan.known, part, coarse)
-print("unknown on each slice:", (~known).sum(1))
-print(
-    {
-        int(z): [TORSO_CLASSES.names[c] for c in np.flatnonzero(~k)]
-        for z, k in zip(part.slices, known)
-        if not k.all()
-    }
-)
 
 
 # %% [markdown]
 # ## From parts to a folder
 #
-# Each volume is loaded once, cut, and let go. Only its part is kept.
-
-# %%
-#| export
-@dataclass
-class CutCase:
-    "A case of which the slices are cut."
-    case: Case
-    part: Part
-    known: np.ndarray # bool [n,C]
-    entry: dict # of the index
-    hidden_cells: int # (slice, class) cells that are unknown because something hides them
-    overlap: int # voxels that two structures claim
-
-
-# %%
-#| export
-def cut_case(case: Case, classes: ClassMap, slicing: Slicing) -> CutCase:
-    "Load a volume, cut it, and let it go; `case.known` is set. Raises `InputError` for contradictory labels."
-    volume = case.load()
-    part = cut(volume, slicing, case.id)
-    case.known = known_classes(volume, len(classes), case.called)
-    known = known_by_slice(volume, case.known, part, slicing)
-    hidden = int((case.known & ~known).sum())
-    if case.split == "test":
-        known[:] = case.known  # a test has no file that could say so
-    return CutCase(case, part, known, index_entry(volume, slicing, case.patient), hidden, volume.overlap)
-
-
-# %%
-case = Case("scan", lambda: scan, patient=0, id="v000")
-cutting = cut_case(case, TORSO_CLASSES, Slicing(every=8))
-print(cutting.part.images.shape, "known:", cutting.known.sum(0), "hidden:", cutting.hidden_cells)
-
-
-# %% [markdown]
-# The parts of all volumes are pasted into the arrays of one split. A part is dropped as soon as it is pasted, so that the pixels are
-# in memory once and not twice.
+# Each volume is loaded once, cut, and let go ([cutting](42_cutting.ipynb)). Its slices wait in a file until all volumes are cut, since only then is
+# the common size of the images known. Then the parts are pasted into the arrays of one split. These are files as well, looked into as if they
+# were in memory, so that an import needs no more memory for a thousand volumes than for ten.
 
 # %%
 #| export
@@ -219,9 +76,13 @@ class Split:
     lines: dict[str, dict | None] # image name → its line; None: to come
 
     @classmethod
-    def empty(cls, n: int, side: int, C: int) -> "Split":
-        "Arrays for n images of C classes."
-        images, masks = np.zeros((n, side, side), np.uint8), np.zeros((n, side, side), np.uint8)
+    def empty(cls, n: int, side: int, C: int, folder: Path|None = None) -> "Split":
+        "Arrays for n images of C classes, in memory or in files of a folder."
+        def pixels(name):
+            if folder is None or not n:
+                return np.zeros((n, side, side), np.uint8)
+            return np.memmap(folder/name, np.uint8, "w+", shape=(n, side, side))
+        images, masks = pixels("images"), pixels("masks")
         return cls(images, masks, np.zeros((n, C), bool), np.zeros(n, np.int64), {})
 
     def slice_set(self, classes: ClassMap) -> SliceSet:
@@ -243,33 +104,36 @@ print(image_line("v000", 7, (40., 400.), (0, 13)))
 
 # %%
 #| export
-def _paste_case(split: Split, start: int, cutting: CutCase):
+def _paste_case(split: Split, start: int, one: CutFile):
     "Put the slices of a case into the arrays from image `start`."
-    part, case = cutting.part, cutting.case
+    part, case = one.load().part, one.case
     images, masks, corners = place_on_squares(part, split.images.shape[1])
     rows = slice(start, start + len(part.slices))
     split.images[rows] = images
     split.masks[rows] = masks
-    split.known[rows] = cutting.known
+    split.known[rows] = one.known
     split.groups[rows] = case.patient
-    cutting.entry["scaled"] = list(part.images.shape[1:])
+    one.entry["scaled"] = list(part.images.shape[1:])
     for i, z in enumerate(part.slices):
         split.lines[f"{start + i}.png"] = image_line(case.id, z, part.windows[i], corners[i])
 
-
-# %%
-#| export
-def gather_split(cuttings: list[CutCase], C: int, side: int) -> Split:
-    "The arrays of a split. The list is emptied, so that each part is let go once it is pasted."
-    split = Split.empty(sum(len(c.part.slices) for c in cuttings), side, C)
-    cuttings.reverse()
-    while cuttings:
-        _paste_case(split, len(split.lines), cuttings.pop())
+def gather_split(
+    cut: list[CutFile],
+    C: int, # number of classes
+    side: int, # of the images
+    folder: Path|None = None, # where the arrays are kept; `None`: in memory
+) -> Split:
+    "The arrays of a split."
+    if folder: folder.mkdir(exist_ok=True)
+    split = Split.empty(sum(one.shape[0] for one in cut), side, C, folder)
+    for one in cut: _paste_case(split, len(split.lines), one)
     return split
 
 
 # %%
-split = gather_split([cutting], len(TORSO_CLASSES), 64)
+case = Case("scan", lambda: scan, patient=0, id="v000")
+cut = cut_cases([case], work/"one", TORSO_CLASSES, Slicing(every=8), Work())
+split = gather_split(cut, len(TORSO_CLASSES), 64)
 print(split.slice_set(TORSO_CLASSES))
 print(split.lines["2.png"])
 
@@ -296,7 +160,7 @@ def write_splits(
 
 
 # %%
-print(write_splits(work/"one", TORSO_CLASSES, {"v000": cutting.entry}, {"train": split}))
+print(write_splits(work/"one", TORSO_CLASSES, {"v000": cut[0].entry}, {"train": split}))
 print(sorted(p.name for p in (work/"one").iterdir()))
 
 
@@ -331,36 +195,38 @@ print((work/"key.csv").read_text())
 
 # %%
 #| export
-def _cut_all(cases: list[Case], classes: ClassMap, slicing: Slicing) -> tuple[dict[str, list[CutCase]], dict]:
-    "The cases of each split with their slices, and what was hidden on the way."
-    cuttings = {"train": [], "test": []}
-    hidden = {"overlapping_voxels": 0, "hidden_cells": 0}
-    for case in cases:
-        cutting = cut_case(case, classes, slicing)
-        hidden["overlapping_voxels"] += cutting.overlap
-        hidden["hidden_cells"] += cutting.hidden_cells
-        cuttings[case.split].append(cutting)
-    return cuttings, hidden
+def _by_split(cut: list[CutFile]) -> dict[str, list[CutFile]]:
+    "The cut volumes of each split."
+    return {name: [one for one in cut if one.case.split == name] for name in ("train", "test")}
+
+def _common_side(cut: list[CutFile], slicing: Slicing, out: Path) -> int:
+    "The side of all images. `InputError` if no slice is left."
+    if not any(one.shape[0] for one in cut):
+        raise InputError(f"{out}: no slice is left; lower min_body ({slicing.min_body} cm²)")
+    return slicing.size or max(max(one.shape[1:]) for one in cut)
 
 
 # %%
-cuttings, hidden = _cut_all([case], TORSO_CLASSES, Slicing(every=8))
-print({name: len(parts) for name, parts in cuttings.items()}, hidden)
+print("side:", _common_side(cut, Slicing(), work))
+test_fail(lambda: _common_side([], Slicing(), work), contains="no slice is left")
 
 
 # %%
 #| export
-def _common_side(cuttings: dict[str, list[CutCase]], slicing: Slicing, out: Path) -> int:
-    "The side of all images. `InputError` if no slice is left."
-    shapes = [c.part.images.shape for parts in cuttings.values() for c in parts]
-    if not any(n for n, _, _ in shapes):
-        raise InputError(f"{out}: no slice is left; lower min_body ({slicing.min_body} cm²)")
-    return slicing.size or max(max(h, w) for _, h, w in shapes)
+def _check_left(cut: list[CutFile], work: Work, out: Path):
+    "`InputError` if everything was damaged."
+    if cut: return
+    raise InputError(f"{out}: nothing is left to import, all is damaged; such as {work.left_out[0]}")
 
-
-# %%
-print("side:", _common_side(cuttings, Slicing(), work))
-test_fail(lambda: _common_side({"train": []}, Slicing(), work), contains="no slice is left")
+def _facts(cut: list[CutFile], classes: ClassMap, work: Work) -> dict:
+    "Facts about volumes that were cut."
+    patients = {one.case.patient for one in cut}
+    facts = {"volumes": len(cut), "patients": len(patients), "classes": len(classes)}
+    facts["labelled"] = sum(int(one.known.any(1).sum()) for one in cut)
+    facts["overlapping_voxels"] = sum(one.overlap for one in cut)
+    facts["hidden_cells"] = sum(one.hidden_cells for one in cut)
+    facts["notes"] = [note for one in cut for note in one.notes]
+    return facts | {"left_out": list(work.left_out)}
 
 
 # %%
@@ -373,19 +239,8 @@ def _check_outputs(out: Path, key):
 
 # %%
 #| export
-def write_volumes(
-    cases: list[Case],
-    out, # the challenge folder, new
-    classes: ClassMap,
-    slicing: Slicing,
-    test_share: float = 0., # share of the patients set aside as a test
-    key = None, # where to write the table volume → source, outside `out`; `None`: nowhere
-) -> dict: # facts about what was written
-    """Cut volumes into a challenge folder with an `index.json`. Each volume is loaded once and let go.
-
-    Raises `InputError` before anything is written: for a folder in use, for contradictory labels,
-    or for a test that is annotated in part.
-    """
+def _prepare(cases: list[Case], out, slicing: Slicing, test_share: float, key) -> Path:
+    "Check and name the cases and set a test aside. The path of the folder to write."
     out = new_folder(out)
     _check_outputs(out, key)
     if not cases: raise InputError(f"{out}: no volumes to write")
@@ -393,16 +248,44 @@ def write_volumes(
     for case in cases: output_name(case.id, case.display_name or case.source)
     set_aside_test(cases, test_share, slicing.seed)
     check_test(cases)
-    cuttings, hidden = _cut_all(cases, classes, slicing)
-    check_test(cases)
-    side = _common_side(cuttings, slicing, out)
-    labelled = sum(int(c.known.any(1).sum()) for parts in cuttings.values() for c in parts)
-    volumes = {c.case.id: c.entry for parts in cuttings.values() for c in parts}
-    splits = {name: gather_split(parts, len(classes), side) for name, parts in cuttings.items()}
-    with private_key(cases, key):
-        counts = write_splits(out, classes, volumes, splits)
-    facts = {"volumes": len(cases), "patients": len({c.patient for c in cases}), "classes": len(classes)}
-    return facts | counts | {"labelled": labelled, "size": side} | hidden
+    return out
+
+
+# %%
+print(_prepare([replace(case)], work/"new", Slicing(), 0., None).name)
+test_fail(lambda: _prepare([], work/"new", Slicing(), 0., None), contains="no volumes to write")
+
+
+# %%
+#| export
+def write_volumes(
+    cases: list[Case],
+    out, # the challenge folder, new
+    classes: ClassMap,
+    slicing: Slicing,
+    test_share: float = 0., # share of the patients set aside as a test
+    key = None, # where to write the table volume → source, outside `out`; `None`: nowhere
+    work: Work|None = None, # how many processes, what to do with damaged volumes
+) -> dict: # facts about what was written
+    """Cut volumes into a challenge folder with an `index.json`. Each volume is loaded once and let go.
+
+    What is cut waits in a folder `OUT.parts` until all is. Raises `InputError` before the folder is written:
+    if it is in use, for contradictory labels, or for a test that is annotated in part.
+    """
+    work = work or Work()
+    out = _prepare(cases, out, slicing, test_share, key)
+    cut = cut_cases(cases, out, classes, slicing, work)
+    with contextlib.ExitStack() as stack:
+        stack.callback(shutil.rmtree, parts_folder(out), ignore_errors=True)
+        _check_left(cut, work, out)
+        check_test([one.case for one in cut])
+        side, parts = _common_side(cut, slicing, out), _by_split(cut)
+        splits = {}
+        for name, those in parts.items():
+            splits[name] = gather_split(those, len(classes), side, parts_folder(out)/name)
+        with private_key([one.case for one in cut], key):
+            counts = write_splits(out, classes, {one.case.id: one.entry for one in cut}, splits)
+    return _facts(cut, classes, work) | counts | {"size": side}
 
 
 # %% [markdown]

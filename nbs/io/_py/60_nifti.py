@@ -17,7 +17,7 @@ import numpy as np
 from ctseg.core.files import InputError, atomic_path, write_json
 from ctseg.data.images import natural_key
 from ctseg.io.geometry import slice_axes
-from ctseg.io.index import PredictedVolume, predicted_volumes
+from ctseg.io.index import predicted_volumes
 from ctseg.io.outputs import new_folder
 from ctseg.io.volumes import import_volumes_package
 
@@ -197,6 +197,26 @@ test_fail(lambda: read_label_map(work/"scan.nii.gz", hu.shape, affine), contains
 
 
 # %% [markdown]
+# ## Is it CT?
+#
+# A window needs Hounsfield units, in which air is -1000, fat -100 and water 0. A volume in which nothing is below 0 has another scale: grey values of a
+# picture, or 1024 added. It is read as it is, and told.
+
+# %%
+#| export
+def scale_notes(hu: np.ndarray, path) -> tuple[str, ...]:
+    "What to tell of a volume that is plainly not in Hounsfield units; nothing otherwise."
+    low, high = float(hu.min(initial=0)), float(hu.max(initial=0))
+    if low < 0 or not hu.size: return ()
+    guess = "it may be a label map or a picture" if high <= 255 else "1024 may have been added to them"
+    return (f"{path}: plainly not in Hounsfield units, its values are {low:g} to {high:g} ({guess})",)
+
+
+# %%
+print(scale_notes(hu, "scan.nii"), scale_notes(hu.clip(-1024) + 1024, "scan.nii"))
+
+
+# %% [markdown]
 # ## A folder of files
 #
 # A file's name without its ending is the name of its case. nnU-Net appends `_0000` to it, the number of the channel.
@@ -255,15 +275,27 @@ test_fail(lambda: nifti_files(work/"two"), contains="are the same case")
 
 # %%
 #| export
-def _save_volume(volume: PredictedVolume, folder: Path):
-    "Write a label map, and the positions of its slices if no affine can express them."
+def save_labels(
+    labels: np.ndarray, # uint8 [I,J,K]
+    affine: np.ndarray, # float [4,4]
+    positions, # of the slices, [K,3] in mm, if no affine can express them; else None
+    path: Path, # `….nii.gz`
+):
+    "Write a label map, and beside it as JSON the positions of its slices if they are unevenly spaced."
     nib = import_volumes_package("nibabel")
-    image = nib.Nifti1Image(volume.labels, np.array(volume.entry["affine"]))
+    image = nib.Nifti1Image(labels, np.array(affine))
     image.header.set_xyzt_units("mm")
-    nib.save(image, folder/f"{volume.id}.nii.gz")
-    positions = volume.entry["positions"]
-    if positions:
-        write_json({"positions": positions}, folder/f"{volume.id}.json")
+    nib.save(image, path)
+    if positions is not None and len(positions):
+        beside = path.with_name(path.name.removesuffix(".gz").removesuffix(".nii") + ".json")
+        write_json({"positions": np.asarray(positions).tolist()}, beside)
+
+
+# %%
+save_labels(scan.labels, scan.affine, None, work/"saved.nii.gz")
+test_eq(read_label_map(work/"saved.nii.gz", scan.hu.shape, scan.affine), scan.labels)
+save_labels(scan.labels, scan.affine, np.zeros((50, 3)), work/"uneven.nii.gz")
+print((work/"saved.json").exists(), (work/"uneven.json").exists())
 
 
 # %%
@@ -281,7 +313,8 @@ def export_nifti(
     with atomic_path(out) as tmp:
         tmp.mkdir()
         for volume in predicted_volumes(masks, folder, split, missing):
-            _save_volume(volume, tmp)
+            entry, path = volume.entry, tmp/f"{volume.id}.nii.gz"
+            save_labels(volume.labels, np.array(entry["affine"]), entry["positions"], path)
             axes, _ = slice_axes(np.array(volume.entry["affine"]), volume.entry["orientation"])
             facts[volume.id] = volume.slices, volume.entry["shape"][axes[0]]
         names = Path(folder)/"class_names.json"

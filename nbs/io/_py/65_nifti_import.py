@@ -11,6 +11,7 @@
 import functools
 import re
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,8 +19,12 @@ from ctseg.core.anatomy import ClassMap, RAIDIUM54
 from ctseg.core.files import InputError, did_you_mean, read_json
 from ctseg.data.images import natural_key
 from ctseg.io.cases import Case, read_patients
+from ctseg.io.cutting import Work, file_stamp
 from ctseg.io.folders import write_volumes
-from ctseg.io.nifti import case_name, nifti_files, read_label_map, read_nifti
+from ctseg.io.nifti import case_name, nifti_files, read_label_map, read_nifti, scale_notes
+from ctseg.io.nifti_layouts import (
+    find_layouts, images_and_labels, layout_folders, role_of, split_roles,
+)
 from ctseg.io.slicing import Slicing
 from ctseg.io.volumes import Volume, class_flags, combine
 
@@ -38,9 +43,10 @@ from ctseg.io.toy_scans import TORSO_CLASSES, torso_scans
 
 # %% [markdown]
 # Labels come in two shapes. A **label map** holds a class number per voxel. Or there is **one file per structure**, which is the
-# happier form: a file that is empty says *absent*, and one that does not exist says *unknown*. Three layouts of folders are understood:
+# happier form: a file that is empty says *absent*, and one that does not exist says *unknown*. These layouts of folders are understood:
 #
-#     SRC/images/p1.nii.gz   SRC/labels/p1.nii.gz          label maps; also nnU-Net's imagesTr, labelsTr, imagesTs, labelsTs
+#     SRC/images/p1.nii.gz   SRC/labels/p1.nii.gz          label maps; also CT/ and Seg/, nnU-Net's imagesTr, labelsTr, imagesTs, labelsTs
+#     SRC/p1.nii.gz          SRC/p1_seg.nii.gz             label maps beside their images; also p1/imaging.nii.gz, p1/segmentation.nii.gz
 #     SRC/p1/ct.nii.gz       SRC/p1/segmentations/liver.nii.gz …   one file per structure
 #     SRC/p1.nii.gz                                        volumes without labels
 #
@@ -62,27 +68,20 @@ for i, (scan, names) in enumerate(zip(scans, examined)):
         nib.save(nib.Nifti1Image(mask.astype(np.uint8), scan.affine), case/"segmentations"/f"{name}.nii.gz")
 print(*sorted(str(p.relative_to(hospital)) for p in hospital.rglob("*.gz"))[:4], "…", sep="\n")
 
+
 # %% [markdown]
 # ## One file per structure
 
 # %%
 #| export
-_LAYOUTS = [  # folder of images, folder of label maps, split
-    ("images", "labels", "train"),
-    ("imagesTr", "labelsTr", "train"),
-    ("imagesTs", "labelsTs", "test"),
-    (".", None, "train"),
-]
-_LAYOUT_FOLDERS = {name for images, labels, _ in _LAYOUTS for name in (images, labels)}
-
 def _ct_of(folder: Path, files: dict[str, Path]) -> Path:
     "The CT among the files of a case; `InputError` if it cannot be told."
-    if "ct" in files:
-        return files["ct"]
-    if "image" in files:
-        return files["image"]
-    if len(files) == 1:
-        return next(iter(files.values()))
+    if "ct" in files: return files["ct"]
+    if "image" in files: return files["image"]
+    images = [path for name, path in files.items() if not role_of(name).label]
+    if len(images) == 1: return images[0]
+    if not images:
+        raise InputError(f"{folder}: label maps, and no image beside them; put it there, or take them away")
     raise InputError(f"{folder}: {len(files)} NIfTI files and none is called ct.nii.gz; "
                      f"put the structures into {folder.name}/segmentations/")
 
@@ -94,24 +93,33 @@ test_fail(lambda: _ct_of(Path("p1"), {"a": 1, "b": 2}), contains="none is called
 
 # %%
 #| export
-def structure_folders(src: Path) -> dict[Path, tuple[Path, dict[str, Path]]]:
-    "Cases with one file per structure: folder → (the CT, structure name → its file)."
+class CaseFolder(NamedTuple):
+    "A folder that holds one case."
+    ct: Path
+    structures: dict[str, Path] # name → its file
+    labels: Path|None # a label map beside the CT
+
+def case_folders(src: Path) -> dict[Path, CaseFolder]:
+    "Cases that have a folder of their own. Raises `InputError` if it is not clear which file is the CT."
     if (src/"segmentations").is_dir():
         raise InputError(f"{src}: is one case itself (it has segmentations/); give the folder above it")
     folders = [d for d in src.iterdir() if d.is_dir() and not d.name.startswith(".")]
-    cases = {}
+    shared, cases = layout_folders(src), {}
     for folder in sorted(folders, key=lambda d: natural_key(d.name)):
-        if folder.name in _LAYOUT_FOLDERS and not (folder/"segmentations").is_dir():
-            continue
-        files = nifti_files(folder)
-        if files:
-            cases[folder] = _ct_of(folder, files), nifti_files(folder/"segmentations")
+        files = {} if folder.name in shared else nifti_files(folder)
+        if not files: continue
+        ct, structures = _ct_of(folder, files), nifti_files(folder/"segmentations")
+        maps = {name: path for name, path in split_roles(files)[1].items() if path != ct}
+        if len(maps) > 1 or (maps and structures):
+            raise InputError(f"{folder}: {next(iter(maps.values())).name} and other labels of one image; "
+                             "keep one of them")
+        cases[folder] = CaseFolder(ct, structures, next(iter(maps.values()), None))
     return cases
 
 
 # %%
-folders = structure_folders(hospital)
-print({folder.name: list(files) for folder, (ct, files) in folders.items()})
+folders = case_folders(hospital)
+print({folder.name: list(case.structures) for folder, case in folders.items()})
 
 
 # %% [markdown]
@@ -128,6 +136,7 @@ def load_structures(
 ) -> Volume:
     "A CT and its structures. The classes in `parts` are known, the others are not."
     hu, affine = read_nifti(ct)
+    notes = scale_notes(hu, ct)
 
     def union(names) -> np.ndarray:
         masks = (read_label_map(files[name], hu.shape, affine) > 0 for name in names)
@@ -135,11 +144,12 @@ def load_structures(
 
     united = combine(hu.shape, ((id, union(names)) for id, names in parts.items()))
     known = class_flags(parts, C)
-    return Volume(hu, affine, united.labels, known, kind=kind, overlap=united.overlap, drawn=united.drawn)
+    drawn = dict(overlap=united.overlap, drawn=united.drawn)
+    return Volume(hu, affine, united.labels, known, kind=kind, notes=notes, **drawn)
 
 
 # %%
-ct, files = folders[hospital/"patient 0"]
+ct, files, _ = folders[hospital/"patient 0"]
 lungs = load_structures(ct, files, {1: ["lung_left", "lung_right"], 2: ["vertebrae"]}, C=3)
 print("known:", lungs.known, "voxels:", np.bincount(lungs.labels.ravel()))
 
@@ -174,8 +184,8 @@ def _read_examined(path: Path, classes: ClassMap) -> dict[str, np.ndarray]:
         raise InputError(
             f"{path}: no such file, so absent cannot be told from unknown; "
             f"write {{\"case\": [\"{classes.names[0]}\", …]}}, or choose "
-            "annotated='all' (--annotated all: every class was examined on every labelled volume) "
-            "or annotated='present' (only classes with voxels are known)")
+            "annotated='present' (--annotated present: only classes with voxels are known) "
+            "or annotated='all' (every class was examined on every labelled volume)")
     table = read_json(path)
     if not isinstance(table, dict) or not all(isinstance(names, list) for names in table.values()):
         raise InputError(f"{path}: expected an object with a list of class names for each case")
@@ -220,35 +230,8 @@ told = _Examined(work, TORSO_CLASSES, "json")
 print("labelled:", told.known("p1", True), "without a label map:", told.known("p1", False))
 test_fail(lambda: told.known("p3", True), contains="what was examined on p3")
 
-
 # %% [markdown]
-# An image and its label map have one name in two folders. Where nnU-Net's folders hold several channels of a case, the reader cannot
-# know which one is the CT.
-
-# %%
-#| export
-def _images_and_labels(src: Path, images: str, labels: str|None) -> tuple[dict[str, Path], dict[str, Path]]:
-    "The images and the label maps of one layout by case; `InputError` for a label map without its image."
-    def flat_files(name):  # a folder of this name with segmentations/ is a case
-        return {} if (src/name/"segmentations").is_dir() else nifti_files(src/name)
-    volumes, maps = flat_files(images), flat_files(labels) if labels else {}
-    for name, path in maps.items():
-        if name not in volumes:
-            raise InputError(f"{src/labels/path.name}: there is no image of that name in {images}/")
-    if images in ("imagesTr", "imagesTs"): _check_channels(src/images, volumes)
-    return volumes, maps
-
-
-# %%
-#| export
-def _check_channels(folder: Path, volumes: dict[str, Path]):
-    "`InputError` for several channels of one case. (Outside of nnU-Net _0001 may be a case's number.)"
-    for name, path in volumes.items():
-        numbered = re.fullmatch(r"(.+)_\d{4}", name)
-        if numbered and numbered[1] in volumes:
-            raise InputError(f"{folder}: {volumes[numbered[1]].name} and {path.name} "
-                             "are channels of one case; keep the CT and take the others out")
-
+# Which file belongs to which is told by their [names](62_nifti_layouts.ipynb).
 
 # %%
 nnunet = work/"nnunet"
@@ -257,10 +240,7 @@ for i, scan in enumerate(scans[:2]):
         (nnunet/folder).mkdir(parents=True, exist_ok=True)
         ending = "_0000.nii.gz" if folder == "imagesTr" else ".nii.gz"
         nib.save(nib.Nifti1Image(voxels, scan.affine), nnunet/folder/f"p{i}{ending}")
-print([list(files) for files in _images_and_labels(nnunet, "imagesTr", "labelsTr")])
-test_fail(
-    lambda: _check_channels(nnunet, {n: Path(n) for n in ("p1", "p1_0001")}), contains="channels of one case"
-)
+print([list(files) for layout in find_layouts(nnunet) for files in images_and_labels(nnunet, layout)])
 
 
 # %%
@@ -268,7 +248,12 @@ test_fail(
 def _load_label_map(path: Path, labels: Path|None, known: np.ndarray|None) -> Volume:
     "An image and its label map, if it has one."
     hu, affine = read_nifti(path)
-    return Volume(hu, affine, read_label_map(labels, hu.shape, affine) if labels else None, known)
+    drawn = read_label_map(labels, hu.shape, affine) if labels else None
+    notes = scale_notes(hu, path)
+    if drawn is not None and known is not None and known.all() and not drawn.any():
+        notes += (f"{labels}: holds no voxel, and will be taught as a volume with nothing on it; "
+                  "if nobody looked at it, choose annotated='present' (--annotated present)",)
+    return Volume(hu, affine, drawn, known, notes=notes)
 
 
 # %%
@@ -278,15 +263,24 @@ print(volume.hu.shape, "labels:", volume.labels, "known:", volume.known)
 
 # %%
 #| export
+def _map_case(src: Path, path: Path, labels: Path|None, known, split: str, source: Path) -> Case:
+    "An image and its label map as a case."
+    load = functools.partial(_load_label_map, path, labels, known)
+    stamp = file_stamp([path, labels] if labels else [path])
+    return Case(str(source.relative_to(src)), load, None, known, split, display_name=str(path), stamp=stamp)
+
 def _map_cases(src: Path, classes: ClassMap, annotated: str) -> list[Case]:
     "The cases with a label map, and bare volumes."
     cases, examined = [], _Examined(src, classes, annotated)
-    for images, labels, split in _LAYOUTS:
-        volumes, maps = _images_and_labels(src, images, labels)
+    for layout in find_layouts(src):
+        volumes, maps = images_and_labels(src, layout)
         for name, path in volumes.items():
             known = examined.known(name, name in maps)
-            load = functools.partial(_load_label_map, path, maps.get(name), known)
-            cases.append(Case(str(path.relative_to(src)), load, None, known, split, display_name=str(path)))
+            cases.append(_map_case(src, path, maps.get(name), known, layout.split, path))
+    for folder, case in case_folders(src).items():
+        if case.labels:
+            known = examined.known(folder.name, True)
+            cases.append(_map_case(src, case.ct, case.labels, known, "train", folder))
     return cases
 
 
@@ -307,6 +301,7 @@ for case in _map_cases(nnunet, TORSO_CLASSES, "all"):
 def _whole_number(x) -> int|None:
     "A whole number from JSON, also one written as text; else `None`."
     if type(x) is int: return x
+    if type(x) is float and x.is_integer(): return int(x)
     return int(x) if isinstance(x, str) and re.fullmatch(r"\d{1,3}", x, re.ASCII) else None
 
 
@@ -391,11 +386,13 @@ test_fail(lambda: _unused_structures(hospital, ["livr"], TORSO_CLASSES), contain
 def _structure_cases(src: Path, folders: dict, classes: ClassMap) -> list[Case]:
     "The cases with one file per structure."
     cases = []
-    for folder, (ct, files) in folders.items():
+    for folder, (ct, files, labels) in folders.items():
+        if labels: continue
         parts = {classes.id(name): [name] for name in files if name in classes.names}
         load = functools.partial(load_structures, ct, files, parts, len(classes))
-        known = class_flags(parts, len(classes))
-        cases.append(Case(str(folder.relative_to(src)), load, None, known, display_name=str(folder)))
+        known, stamp = class_flags(parts, len(classes)), file_stamp([ct, *files.values()])
+        where = str(folder.relative_to(src))
+        cases.append(Case(where, load, None, known, display_name=str(folder), stamp=stamp))
     return cases
 
 
@@ -407,8 +404,8 @@ print([(case.source, case.known.tolist()) for case in _structure_cases(hospital,
 #| export
 def _find_cases(src: Path, classes, annotated: str) -> tuple[list[Case], ClassMap, list[str]]:
     "The cases of a folder, their classes, and the structures drawn that are no class."
-    folders = structure_folders(src)
-    structures = sorted({name for _, files in folders.values() for name in files})
+    folders = case_folders(src)
+    structures = sorted({name for case in folders.values() for name in case.structures})
     classes = _classes_of(src, classes, structures)
     cases = _map_cases(src, classes, annotated) + _structure_cases(src, folders, classes)
     if not cases:
@@ -433,6 +430,7 @@ def import_nifti(
     test_share: float = 0., # share of the patients set aside as a test
     keep_names: bool = False, # call volumes by their file names; only if these are no names of people
     key = None, # where to write the private table volume → source
+    **work, # of `Work`: workers, skip_damaged, progress
 ) -> dict: # facts
     """Cut a folder of NIfTI volumes into a challenge folder with an index.
 
@@ -448,7 +446,8 @@ def import_nifti(
     read_patients(src/"patients.json", cases, names)
     if keep_names:
         for case, name in zip(cases, names): case.id = name
-    return write_volumes(cases, out, classes, slicing, test_share, key) | {"ignored_labels": unused}
+    facts = write_volumes(cases, out, classes, slicing, test_share, key, Work(**work))
+    return facts | {"ignored_labels": unused}
 
 
 # %%

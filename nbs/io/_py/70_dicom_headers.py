@@ -1,7 +1,7 @@
 # %% [markdown]
 # # DICOM headers
 #
-# > A heap of files, one per slice: what belongs to it, what each must say, and what no message may repeat.
+# > What the header of a slice must say, and what no message may repeat.
 
 # %%
 #| default_exp io.dicom_headers
@@ -10,13 +10,13 @@
 #| export
 import contextlib
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from ctseg.core.files import InputError
-from ctseg.data.images import natural_key
 from ctseg.io.volumes import import_volumes_package
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ import tempfile
 import pydicom
 from fastcore.test import test_eq, test_fail
 
-from ctseg.io.toy_dicom import PATIENT, clinic_planes, head_planes, write_series
+from ctseg.io.toy_dicom import clinic_planes, head_planes, write_series
 
 # %% [markdown]
 # A DICOM CT is not a volume. It is a heap of files, each of which says for itself where its slice lies. Nothing in the format promises
@@ -52,13 +52,20 @@ print(header.ImagePositionPatient, header.ImageOrientationPatient, header.PixelS
 
 # %%
 #| export
+def vr_of(header, tag) -> str:
+    "The type of an element, without parsing its value; \"\" if it is not known."
+    vr = header.get_item(tag).VR
+    if vr: return str(vr)
+    known = import_volumes_package("pydicom.datadict")
+    return known.dictionary_VR(tag) if known.dictionary_has_tag(tag) else ""
+
 def _dates(header) -> list[str]:
     "The dates in a header, `YYYYMMDD`."
     dates = []
     for tag in header.keys():
+        if vr_of(header, tag) != "DA": continue
         with contextlib.suppress(Exception):  # an element is parsed only now, and may be malformed
-            if header[tag].VR == "DA" and header[tag].value:
-                dates.append(str(header[tag].value))
+            if header[tag].value: dates.append(str(header[tag].value))
     return dates
 
 
@@ -137,13 +144,14 @@ def path_without_patient(
     path: Path,
     src: Path, # the source of the import
     *headers, # of the file or of its series
+    patterns: Iterable[str] = (), # further ones, such as `PatientNames` collects
 ) -> str:
     "The path below `src` as a message may show it: without what the headers say of the patient."
     text = path.relative_to(src).as_posix() if path != src else src.name
     if path.is_dir(): text += "/"
-    for header in headers:
-        for pattern in _identifying(header):
-            text = re.sub(pattern, "…", text, flags=re.IGNORECASE)
+    told = [pattern for header in headers for pattern in _identifying(header)]
+    for pattern in dict.fromkeys([*told, *sorted(patterns)]):
+        text = re.sub(pattern, "…", text, flags=re.IGNORECASE)
     return text.rstrip("/")
 
 
@@ -159,6 +167,42 @@ test_eq(
 
 
 # %% [markdown]
+# A damaged or a de-identified file cannot say whose folder it lies in, but its neighbours can. So what any file of a folder tells is blotted
+# out of every path into that folder.
+
+# %%
+#| export
+class PatientNames:
+    "What the files below a source tell of their patients, folder by folder."
+    def __init__(self, src: Path):
+        self.src = src
+        self._told: dict[Path, set[str]] = {}
+
+    def learn(self, path: Path, header):
+        "Remember what a file says, for its folder and for those above it."
+        patterns = _identifying(header)
+        for folder in path.parents:
+            if folder == self.src and path.parent != self.src: break
+            self._told.setdefault(folder, set()).update(patterns)
+            if folder == self.src: break
+
+    def patterns(self, path: Path) -> frozenset[str]:
+        "What to blot out of the path of a file."
+        told = (self._told.get(folder, set()) for folder in path.parents)
+        return frozenset().union(*told)
+
+    def shown(self, path: Path) -> str:
+        "The path of a file as a message may show it."
+        return path_without_patient(path, self.src, patterns=self.patterns(path))
+
+
+# %%
+names = PatientNames(clinic)
+names.learn(clinic/"Planted"/"ct"/"IM0001", header)
+print(names.shown(clinic/"Planted"/"rt"/"damaged.dcm"), names.shown(clinic/"Another"/"IM0001"))
+
+
+# %% [markdown]
 # Whatever goes wrong with a label object, contours or a segmentation, is told in one line.
 
 # %%
@@ -167,10 +211,16 @@ class DicomFile(NamedTuple):
     "A DICOM file and its header."
     path: Path
     header: "Dataset" # without pixels
+    patterns: frozenset[str] = frozenset() # what its neighbours say of the patient, to be blotted out
+    frame: int = 0 # of an image with many
 
     def shown(self, src: Path) -> str:
         "Its path as a message may show it."
-        return path_without_patient(self.path, src, self.header)
+        return path_without_patient(self.path, src, self.header, patterns=self.patterns)
+
+    def shown_folder(self, src: Path) -> str:
+        "The path of its folder as a message may show it."
+        return path_without_patient(self.path.parent, src, self.header, patterns=self.patterns)
 
 class Misfit(InputError):
     "Why a label object does not fit its series; `label_errors` says which one it is."
@@ -195,88 +245,6 @@ file = DicomFile(clinic/"axial"/"IM0000", header)
 def damaged():
     with label_errors(file, clinic): raise KeyError("ContourSequence")
 test_fail(damaged, contains="axial/IM0000: its CT does not fit the series or is damaged (KeyError)")
-
-# %% [markdown]
-# ## Reading a heap
-#
-# What is not DICOM is passed over, and so are scout images, plans, doses and reports. Segmentations and contours are set aside as
-# labels. An image of another modality is an error, since someone will believe that it was used.
-
-# %%
-#| export
-_LABELS = ("RTSTRUCT", "SEG")
-_PASSED_OVER = {"RTPLAN", "RTDOSE", "RTRECORD", "SR", "PR", "KO", "REG", "DOC", "OT", "FID", "RWV"}  # no CT
-_DICOMDIR = "1.2.840.10008.1.3.10"  # a table of contents
-
-def _dicom_paths(folder: Path) -> list[Path]:
-    "The DICOM files of a folder in natural order; a folder may hold anything beside them."
-    paths = []
-    for path in sorted(folder.iterdir(), key=lambda p: natural_key(p.name)):
-        if not path.is_file() or path.name.startswith("."): continue
-        with open(path, "rb") as f:
-            if f.read(132)[128:] == b"DICM": paths.append(path)
-    return paths
-
-
-# %%
-(clinic/"axial"/"notes.txt").write_text("not DICOM")
-print(len(_dicom_paths(clinic/"axial")), "of", len(list((clinic/"axial").iterdir())), "files are DICOM")
-
-
-# %%
-#| export
-def _is_ct(file: DicomFile, src: Path) -> bool:
-    "Is this a CT image? `False` for what is passed over, `InputError` for an image of another modality."
-    header = file.header
-    modality = str(header.get("Modality", ""))
-    if modality in _PASSED_OVER or "LOCALIZER" in (header.get("ImageType") or []):
-        return False
-    if header.file_meta.get("MediaStorageSOPClassUID") == _DICOMDIR:
-        return False
-    if modality != "CT":
-        raise InputError(f"{file.shown(src)}: modality {modality or 'not told'}, expected CT; "
-                         "take this series out of the folder")
-    return True
-
-
-# %%
-print(_is_ct(file, clinic))
-write_series(clinic/"dose", head_planes(1, gaps=[]), Modality="RTDOSE")
-dose = next((clinic/"dose").iterdir())
-print(_is_ct(DicomFile(dose, pydicom.dcmread(dose, stop_before_pixels=True)), clinic))
-
-
-# %%
-#| export
-def read_headers(
-    folder: Path,
-    src: Path, # the source of the import, for messages
-) -> tuple[list[DicomFile], list[DicomFile]]: # the CT images, the label objects
-    "The headers of one folder. Raises `InputError` for a damaged file and for images of another modality."
-    pydicom = import_volumes_package("pydicom")
-    images, labels, damaged = [], [], []
-    for path in _dicom_paths(folder):
-        try: header = pydicom.dcmread(path, stop_before_pixels=True)
-        except Exception:
-            damaged.append(path)
-            continue
-        file = DicomFile(path, header)
-        if str(header.get("Modality", "")) in _LABELS: labels.append(file)
-        elif _is_ct(file, src): images.append(file)
-    if damaged:
-        neighbours = [file.header for file in images[:1]]  # a damaged header cannot say what to blot out
-        shown = path_without_patient(damaged[0], src, *neighbours)
-        raise InputError(f"{shown}: a damaged DICOM file; copy it again")
-    return images, labels
-
-
-# %%
-print(
-    [len(files) for files in read_headers(clinic/"axial", clinic)],
-    [len(files) for files in read_headers(clinic/"dose", clinic)],
-)
-write_series(clinic/"magnet", head_planes(1, gaps=[]), Modality="MR")
-test_fail(lambda: read_headers(clinic/"magnet", clinic), contains="modality MR, expected CT")
 
 
 # %% [markdown]
@@ -373,10 +341,10 @@ odd.PixelSpacing = [0, 2.5]
 test_fail(lambda: check_header(odd, "IM0000"), contains="expected 2 positive numbers")
 
 # %% [markdown]
-# ## One series a folder
+# ## One series, one grid
 #
-# Two series in one folder would be stacked into each other. Even within one series everything that makes up the grid has to agree.
-# The message names the first file that differs.
+# Two series would be stacked into each other. Even within one series everything that makes up the grid has to agree. The message names
+# the first file that differs.
 
 # %%
 #| export
@@ -410,13 +378,11 @@ def check_one_series(images: list[DicomFile], src: Path):
     "Raise `InputError` unless the headers are complete and belong to one series on one grid."
     first = images[0]
     for file in images:
-        where = path_without_patient(file.path, src, file.header, first.header)
+        where = file.shown(src)
         if int(header_value(file.header, "NumberOfFrames", where) or 1) > 1:
-            raise InputError(f"{where}: an enhanced multi-frame CT; "
+            raise InputError(f"{where}: a multi-frame image of a single-frame class; "
                              "convert it to single-frame CT images first")
         check_header(file.header, where)
-        if int(file.header.get("SamplesPerPixel", 1)) != 1:
-            raise InputError(f"{where}: a colour image, expected CT; take it out of the folder")
         what = _differing(file.header, first.header)
         if what:
             raise InputError(f"{where}: mixed slices, two {what} in one folder "
@@ -425,11 +391,12 @@ def check_one_series(images: list[DicomFile], src: Path):
 
 
 # %%
-images, _ = read_headers(clinic/"axial", clinic)
+images = [DicomFile(path, pydicom.dcmread(path, stop_before_pixels=True)) for path in sorted((clinic/"axial").iterdir())]
 check_one_series(images, clinic)
-write_series(clinic/"second", head_planes(2))
-mixed = images + read_headers(clinic/"second", clinic)[0]
-test_fail(lambda: check_one_series(mixed, clinic), contains="two series in one folder")
+write_series(clinic/"second", head_planes(2), PixelSpacing=[1, 1])
+path = next((clinic/"second").iterdir())
+mixed = images + [DicomFile(path, pydicom.dcmread(path, stop_before_pixels=True))]
+test_fail(lambda: check_one_series(mixed, clinic), contains="in one folder")
 
 # %%
 #| hide

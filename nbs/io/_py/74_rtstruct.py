@@ -45,39 +45,62 @@ rings = [(k, circle(radius)) for k in (9, 10, 11) for radius in (20.2, 12.2)]
 write_contours(work/"rtstruct", s.headers, {"Ring": rings, "Never drawn": []})
 header = pydicom.dcmread(work/"rtstruct")
 
-
 # %%
 #| export
+_XOR = "CLOSEDPLANAR_XOR"
+
 class Region(NamedTuple):
-    "A region of an RTSTRUCT that has closed contours."
+    "A region of an RTSTRUCT."
     name: str
-    rings: list[np.ndarray] # points of each, float [n,3], in DICOM's mm
+    rings: list[np.ndarray] # the closed contours: points of each, float [n,3], in DICOM's mm
+    exclusive: tuple[int, ...] = () # numbers of the rings that are to be combined by exclusive or
 
-def _closed_rings(roi) -> list[np.ndarray]:
-    "The closed contours of a region with at least three points."
-    rings = []
+def _read_rings(roi) -> tuple[list[np.ndarray], list[int]]:
+    "The closed contours of a region with at least three points, and which of them are exclusive."
+    rings, exclusive = [], []
     for contour in roi.get("ContourSequence", None) or []:
-        closed = contour.get("ContourGeometricType", "CLOSED_PLANAR").startswith("CLOSED")
-        if closed and len(contour.get("ContourData") or []) >= 9:
-            rings.append(np.array(contour.ContourData, float).reshape(-1, 3))
-    return rings
+        kind = str(contour.get("ContourGeometricType") or "CLOSED_PLANAR")
+        if not kind.startswith("CLOSED") or len(contour.get("ContourData") or []) < 9:
+            continue
+        if kind == _XOR: exclusive.append(len(rings))
+        rings.append(np.array(contour.ContourData, float).reshape(-1, 3))
+    return rings, exclusive
 
 
 # %%
-print([len(_closed_rings(roi)) for roi in header.ROIContourSequence])
+print([len(_read_rings(roi)[0]) for roi in header.ROIContourSequence])
 
+
+# %% [markdown]
+# A name may be missing. Then the observation's label, the description or the number stands in for it.
 
 # %%
 #| export
+def _names_by_number(header) -> dict[int, str]:
+    "Names of regions by their numbers."
+    names = {}
+    for item in header.get("RTROIObservationsSequence") or []:
+        if item.get("ReferencedROINumber") is not None:
+            names[int(item.ReferencedROINumber)] = str(item.get("ROIObservationLabel") or "").strip()
+    for item in header.get("StructureSetROISequence") or []:
+        number = int(item.ROINumber)
+        told = str(item.get("ROIName") or "").strip() or names.get(number)
+        names[number] = told or str(item.get("ROIDescription") or "").strip()
+    return names
+
 def read_regions(header) -> list[Region]:
-    "The regions of an RTSTRUCT that have closed contours. Two may have one name."
-    listed = header.get("StructureSetROISequence", [])
-    names = {int(roi.ROINumber): str(roi.get("ROIName", "")) for roi in listed}
-    regions = []
-    for roi in header.get("ROIContourSequence", []):
-        rings = _closed_rings(roi)
-        if rings:
-            regions.append(Region(names.get(int(roi.ReferencedROINumber), ""), rings))
+    """The regions of an RTSTRUCT for which anything was drawn.
+
+    Those without closed contours have no rings. Two may have one name.
+    """
+    names, regions = _names_by_number(header), []
+    for roi in header.get("ROIContourSequence", None) or []:
+        if not roi.get("ContourSequence"): continue
+        number = int(roi.ReferencedROINumber)
+        rings, exclusive = _read_rings(roi)
+        drawn = any(contour.get("ContourData") for contour in roi.ContourSequence)
+        if drawn:
+            regions.append(Region(names.get(number) or f"roi {number}", rings, tuple(exclusive)))
     return regions
 
 
@@ -86,35 +109,37 @@ regions = read_regions(header)
 print([(region.name, len(region.rings)) for region in regions])
 
 # %% [markdown]
-# A pixel belongs to a structure if its centre lies within an odd number of its polygons on that slice, so an inner polygon is a hole.
-# Polygons may be drawn on planes that are no slices. Of the planes near a slice only the nearest counts, or two outlines of the same
+# A polygon within another one is a hole, and one within the hole is an island. Polygons that overlap in part are one area. Only those of the
+# type `CLOSEDPLANAR_XOR` cancel out where they overlap. Polygons may be drawn on planes that are no slices. Of the planes near a slice only the nearest counts, or two outlines of the same
 # thing would erase each other.
 
 # %%
 #| export
 _ONE_PLANE = .1  # mm: rings no farther apart lie in one plane
 
-def _rings_by_slice(series: Series, rings: list[np.ndarray]) -> dict[int, list[np.ndarray]]:
-    "Slice → its rings as `Series.locate` gives them; of several planes near a slice only the nearest."
+class _Ring(NamedTuple):
+    "A ring on a slice."
+    located: np.ndarray # float [n,4], as `Series.locate` gives it
+    exclusive: bool
+
+def _rings_by_slice(series: Series, region: Region) -> dict[int, list[_Ring]]:
+    "Slice → its rings; of several planes near a slice only the nearest."
     near = {}
-    for points in rings:
+    for number, points in enumerate(region.rings):
         located = series.locate(points)
-        k = int(located[0, 2])
+        k = int(np.median(located[:, 2]))
         if k >= 0:
-            near.setdefault(k, []).append(located)
-    for k, located in near.items():
-        nearest = min((ring[0, 3] for ring in located), key=abs)
-        near[k] = [ring for ring in located if abs(ring[0, 3] - nearest) <= _ONE_PLANE]
+            near.setdefault(k, []).append(_Ring(located, number in region.exclusive))
+    for k, rings in near.items():
+        nearest = min((ring.located[0, 3] for ring in rings), key=abs)
+        near[k] = [ring for ring in rings if abs(ring.located[0, 3] - nearest) <= _ONE_PLANE]
     return near
 
 
 # %%
-print({k: len(located) for k, located in _rings_by_slice(s, regions[0].rings).items()})
-half_a_mm_up = [ring + [0, 0, .5] for ring in regions[0].rings]
-print(
-    "with other planes nearby:",
-    {k: len(v) for k, v in _rings_by_slice(s, regions[0].rings + half_a_mm_up).items()},
-)
+print({k: len(rings) for k, rings in _rings_by_slice(s, regions[0]).items()})
+twice = Region("twice", regions[0].rings + [ring + [0, 0, .5] for ring in regions[0].rings])
+print("with other planes nearby:", {k: len(v) for k, v in _rings_by_slice(s, twice).items()})
 
 
 # %% [markdown]
@@ -130,14 +155,32 @@ def _meets_slice(located: np.ndarray, size: tuple[int, int]) -> bool:
 
 def meets_volume(series: Series, region: Region) -> bool:
     "Does any ring of a region reach into the volume?"
-    rings = [ring for near in _rings_by_slice(series, region.rings).values() for ring in near]
-    return any(_meets_slice(ring, series.shape[:2]) for ring in rings)
+    rings = [ring for near in _rings_by_slice(series, region).values() for ring in near]
+    return any(_meets_slice(ring.located, series.shape[:2]) for ring in rings)
 
 
 # %%
 above = Region("above", [ring + [0, 0, 500] for ring in regions[0].rings])
 beside = Region("beside", [ring + [500, 0, 0] for ring in regions[0].rings])
 print({region.name: meets_volume(s, region) for region in (regions[0], above, beside)})
+
+
+# %% [markdown]
+# A planning system may also hold contours in sagittal or tilted planes. Their rings leave the plane of the slices, and laid flat they would be
+# nonsense. Such a structure is not used, and it is told.
+
+# %%
+#| export
+def leaves_plane(series: Series, region: Region) -> bool:
+    "Does a ring of a region leave the plane of the slices, by more than half the least step?"
+    steps = np.abs(np.diff(series.slice_origins() @ series.normal))
+    most = .5*steps.min(initial=2.) + .01
+    return any(np.ptp(points*[-1, -1, 1] @ series.normal) > most for points in region.rings)
+
+
+# %%
+sagittal = Region("sagittal", [ring[:, [2, 1, 0]] for ring in regions[0].rings])
+print({region.name: leaves_plane(s, region) for region in (regions[0], sagittal)})
 
 
 # %% [markdown]
@@ -156,19 +199,42 @@ class DrawnStructure:
 
 # %%
 #| export
+def _fill(rings: list[_Ring], size: tuple[int, int]) -> np.ndarray:
+    "The area of the rings of one slice, bool [columns, rows]."
+    plain, exclusive = [], np.zeros(size, bool)
+    for ring in rings:
+        i, j = polygon(ring.located[:, 0], ring.located[:, 1], size)
+        if ring.exclusive: exclusive[i, j] ^= True
+        elif len(i):
+            mask = np.zeros(size, bool)
+            mask[i, j] = True
+            plain.append(mask)
+    plain.sort(key=np.sum, reverse=True)
+    different = [m for n, m in enumerate(plain) if not any(np.array_equal(m, other) for other in plain[:n])]
+    area = np.zeros(size, bool)
+    for n, mask in enumerate(different):
+        depth = sum(not (mask & ~larger).any() for larger in different[:n])
+        area[mask] = depth % 2 == 0
+    return area | exclusive
+
 def draw_region(series: Series, region: Region) -> DrawnStructure:
     "The mask of a region on the grid of a series."
     shape = series.shape
     mask, slices = np.zeros(shape, bool), np.zeros(shape[2], bool)
-    near = _rings_by_slice(series, region.rings)
-    for k, rings in near.items():
-        for ring in rings:
-            i, j = polygon(ring[:, 0], ring[:, 1], shape[:2])
-            mask[i, j, k] ^= True
-    if near:
-        slices[min(near):max(near) + 1] = True
+    near = _rings_by_slice(series, region)
+    for k, rings in near.items(): mask[..., k] = _fill(rings, shape[:2])
+    if near: slices[min(near):max(near) + 1] = True
     return DrawnStructure(region.name, mask, slices)
 
+
+# %%
+def square(a, b, exclusive=False):
+    corners = np.array([[a, a], [b, a], [b, b], [a, b]], float)
+    return _Ring(np.c_[corners, np.zeros((4, 2))], exclusive)
+
+nested, overlapping = [square(0, 8), square(2, 6), square(3, 5)], [square(0, 5), square(3, 8)]
+cancelling = [square(0, 5, True), square(3, 8, True)]
+print([int(_fill(rings, (9, 9)).sum()) for rings in (nested, overlapping, cancelling, nested*2)])
 
 # %%
 ring = draw_region(s, regions[0])

@@ -1,7 +1,7 @@
 # %% [markdown]
 # # DICOM SEG
 #
-# > Predictions that any viewer lays over the scan, without the patient's name; and those of others as labels.
+# > Predictions that any viewer lays over the scan, without the patient's name.
 
 # %%
 #| default_exp io.dicom_seg
@@ -9,6 +9,7 @@
 # %%
 #| export
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +19,10 @@ from ctseg.core.anatomy import ClassMap
 from ctseg.core.files import InputError, atomic_path
 from ctseg.data.annotations import read_classes
 from ctseg.io.dicom import Series, find_series
-from ctseg.io.dicom_headers import Misfit
 from ctseg.io.index import predicted_volumes
 from ctseg.io.outputs import new_folder
-from ctseg.io.rtstruct import DrawnStructure
-from ctseg.io.snomed import snomed
+from ctseg.io.result_header import check_referable, result_header
+from ctseg.io.snomed import StructureCodes, snomed
 from ctseg.io.volumes import import_volumes_package
 
 # %%
@@ -38,7 +38,7 @@ from ctseg.io.toy_dicom import HEAD_CLASSES, PATIENT, clinic_planes, head_planes
 
 # %% [markdown]
 # A **DICOM SEG** holds masks, frame by frame, with a reference to the slice each belongs to. Here the true classes of a toy series are
-# written as one, and read again.
+# written as one. [Reading](77_dicom_seg_read.ipynb) is another matter, since other programs write them otherwise.
 
 # %%
 work = Path(tempfile.mkdtemp())
@@ -54,7 +54,6 @@ print(hu.shape, "classes:", np.unique(truth))
 # %%
 #| export
 _ALGORITHM = ("123109", "DCM", "Artificial Intelligence")  # code, scheme, meaning
-_ANATOMY = ("123037004", "SCT", "Anatomical Structure")
 
 def _code(concept):
     "A SNOMED concept as pydicom writes it."
@@ -72,77 +71,50 @@ print(_code(snomed("brain").structure))
 print(_private_code("tumour"), _private_code("lymph_node_of_level_two"))
 
 
+# %% [markdown]
+# The side is a modifier of the structure. Of a cyst or an effusion it is a modifier of the region.
+
 # %%
 #| export
+def _add_side(description, codes: StructureCodes):
+    "Write the side of a class into the description of its segment."
+    if not codes.side: return
+    modifier = import_volumes_package("highdicom").sr.CodedConcept.from_code(_code(codes.side))
+    if codes.side_of_region:
+        description.AnatomicRegionSequence[0].AnatomicRegionModifierSequence = [modifier]
+    else:
+        kind = description.SegmentedPropertyTypeCodeSequence[0]
+        kind.SegmentedPropertyTypeModifierCodeSequence = [modifier]
+
 def _describe(number: int, name: str, colour: np.ndarray):
     "A segment's description: its name, codes and colour (uint8 [3], RGB)."
     hd, Code = import_volumes_package("highdicom"), import_volumes_package("pydicom.sr.coding").Code
     codes = snomed(name)
     description = hd.seg.SegmentDescription(
         number, name[:64],
-        segmented_property_category=Code(*_ANATOMY),
+        segmented_property_category=_code(codes.category),
         segmented_property_type=_code(codes.structure) if codes.structure else _private_code(name),
         algorithm_type="AUTOMATIC",
         algorithm_identification=hd.AlgorithmIdentificationSequence("ctseg", Code(*_ALGORITHM), __version__),
         anatomic_regions=[_code(codes.region)] if codes.region else None,
         display_color=hd.color.CIELabColor.from_rgb(*map(int, colour)))
-    if codes.side:
-        modifier = hd.sr.CodedConcept.from_code(_code(codes.side))
-        kind = description.SegmentedPropertyTypeCodeSequence[0]
-        kind.SegmentedPropertyTypeModifierCodeSequence = [modifier]
+    _add_side(description, codes)
     return description
 
 
 # %%
-segment = _describe(1, "eye_left", HEAD_CLASSES.colours[3])
-kind = segment.SegmentedPropertyTypeCodeSequence[0]
-print(
-    segment.SegmentLabel,
-    "|",
-    kind.CodeMeaning,
-    "|",
-    kind.SegmentedPropertyTypeModifierCodeSequence[0].CodeMeaning,
-)
+for name in ("eye_left", "Eye_L", "kidney_cyst_left"):
+    segment = _describe(1, name, HEAD_CLASSES.colours[3])
+    kind = segment.SegmentedPropertyTypeCodeSequence[0]
+    owner = segment.AnatomicRegionSequence[0] if "AnatomicRegionSequence" in segment else kind
+    modifiers = owner.get("SegmentedPropertyTypeModifierCodeSequence") or owner.AnatomicRegionModifierSequence
+    print(segment.SegmentLabel, "|", kind.CodeMeaning, "|", modifiers[0].CodeMeaning, owner.CodeMeaning)
 
 # %% [markdown]
 # ## Nobody's name
 #
-# highdicom would copy the patient's name, number and dates from the scan into the segmentation. It is handed headers from which all
-# that is left out. Only what is needed to place the segments on *these* slices stays, and these are numbers of the study, the series
-# and the slices. A viewer finds the scan by them.
-
-# %%
-#| export
-_KEPT = (
-    "SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID",
-    "Modality", "Rows", "Columns",
-    "PixelSpacing", "SliceThickness", "ImageOrientationPatient", "ImagePositionPatient",
-)
-_EMPTIED = (
-    "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber",
-    "StudyID", "StudyDate", "StudyTime", "ReferringPhysicianName",
-)
-
-def _nameless(header, id: str):
-    "A header with the geometry and the numbers of the slice, and nothing of the patient."
-    pydicom = import_volumes_package("pydicom")
-    out = pydicom.Dataset()
-    out.file_meta = pydicom.dataset.FileMetaDataset()
-    out.file_meta.TransferSyntaxUID = header.file_meta.TransferSyntaxUID
-    for tag in _KEPT:
-        if tag in header: setattr(out, tag, header[tag].value)
-    for tag in _EMPTIED: setattr(out, tag, "")
-    if "SliceThickness" not in out:
-        out.SliceThickness = None  # may be empty, but must be there
-    out.PatientID = id
-    out.PatientIdentityRemoved, out.DeidentificationMethod = "YES", "ctseg: geometry and UIDs only"
-    return out
-
-
-# %%
-bare = _nameless(s.headers[0], "v000")
-print(bare.PatientID, repr(str(bare.PatientName)), bare.ImagePositionPatient)
-assert not any(value in str(bare) for value in PATIENT.values())
+# highdicom would copy the patient's name, number and dates from the scan into the segmentation. It is handed
+# [headers](73_result_header.ipynb) from which all that is left out.
 
 # %%
 #| export
@@ -155,6 +127,7 @@ _ABOUT = {
     "instance_number": 1,
     "content_label": "CTSEG",
     "content_description": "Made by ctseg; not a diagnosis",
+    "series_description": "Segmentation by ctseg",
 }
 
 def make_segmentation(
@@ -162,21 +135,20 @@ def make_segmentation(
     labels: np.ndarray, # uint8 [columns, rows, slices], class ids
     classes: ClassMap,
     id: str, # the name of the volume, written as the patient's number
+    keep_patient: bool = False, # copy what the scan says of the patient and the study
 ):
     """A DICOM SEG of a label map, with a segment for each class that occurs.
 
     Raises `InputError` if the CT cannot be referred to.
     """
     hd = import_volumes_package("highdicom")
-    for tag in ("StudyInstanceUID", "FrameOfReferenceUID"):
-        if not series.headers[0].get(tag):
-            raise InputError(f"{id}: its CT has no {tag}, without which a SEG cannot refer to it; "
-                             "use export nifti")
+    headers = list(series.headers)  # each is read from its file
+    check_referable(headers, id, "SEG")
     ids = [int(i) for i in np.unique(labels) if i]
     number = np.zeros(256, np.uint8)
     number[ids] = range(1, len(ids) + 1)
     segments = [_describe(n, classes.name(i), classes.colours[i]) for n, i in enumerate(ids, 1)]
-    sources = [_nameless(header, id) for header in series.headers]
+    sources = [result_header(header, id, keep_patient) for header in headers]
     frames = number[labels].transpose(2, 1, 0)
     uids = {"series_instance_uid": hd.UID(), "sop_instance_uid": hd.UID()}
     segmentation = hd.seg.Segmentation(sources, frames, "BINARY", segments, **uids, **_ABOUT)
@@ -192,88 +164,11 @@ print(
 )
 written = (work/"seg.dcm").read_bytes()
 assert not any(value.encode() in written for value in PATIENT.values())
+named = make_segmentation(s, truth, HEAD_CLASSES, "v000", keep_patient=True)
+print(named.PatientName, named.PatientID, named.StudyDate, "|", named.SeriesDescription)
 
 
 # %% [markdown]
-# ## Segmentations as labels
-#
-# The other way round, a SEG beside a scan is a label: highdicom reads it, whoever wrote it. Some programs store only a bounding box, or
-# rows and columns in another direction. Their frames do not lie on the pixels of the slices they refer to, so they are refused.
-
-# %%
-#| export
-def _group(frame, shared, sequence: str):
-    "An item that belongs to a frame, or to all of them."
-    items = frame.get(sequence) or shared.get(sequence)
-    return items[0] if items else None
-
-
-# %%
-#| export
-def _off_grid(seg, series: Series) -> str:
-    "How the frames of a segmentation lie off the slices they refer to; \"\" if they do not."
-    columns, rows, _ = series.shape
-    if (seg.Columns, seg.Rows) != (columns, rows):
-        return f"has {seg.Columns}x{seg.Rows} pixels, and its series has {columns}x{rows}"
-    headers = {header.SOPInstanceUID: header for header in series.headers}
-    shared = seg.SharedFunctionalGroupsSequence[0]
-    for frame in seg.PerFrameFunctionalGroupsSequence:
-        source = _group(frame, shared, "DerivationImageSequence").SourceImageSequence[0]
-        header = headers.get(source.ReferencedSOPInstanceUID)
-        orientation = _group(frame, shared, "PlaneOrientationSequence")
-        position = _group(frame, shared, "PlanePositionSequence")
-        if header is None: continue  # highdicom tells which slices are missing
-        if orientation and _distance(orientation, header, "ImageOrientationPatient") > 1e-3:
-            return "has its rows and columns in other directions than its series"
-        if position and _distance(position, header, "ImagePositionPatient") > .1:
-            return "lies beside the slices of its series"
-    return ""
-
-
-# %%
-#| export
-def _distance(item, header, tag: str) -> float:
-    "How far an element of two data sets differs, at most."
-    return np.abs(np.array(item[tag].value, float) - np.array(header[tag].value, float)).max()
-
-
-# %%
-print(repr(_off_grid(seg, s)))
-moved = pydicom.dcmread(work/"seg.dcm")
-for frame in moved.PerFrameFunctionalGroupsSequence:
-    frame.PlanePositionSequence[0].ImagePositionPatient[0] += 5
-print(_off_grid(moved, s))
-
-
-# %%
-#| export
-def read_segments(path: Path, series: Series) -> list[DrawnStructure]:
-    """The segments of a DICOM SEG on the grid of its series. Two may have one name.
-
-    Raises `InputError` for frames that do not lie on the pixels of their slices.
-    """
-    seg = import_volumes_package("highdicom").seg.segread(path)
-    problem = _off_grid(seg, series)
-    if problem:
-        raise Misfit(f"its SEG {problem}; export it on the grid of the series")
-    uids = [header.SOPInstanceUID for header in series.headers]
-    frames = seg.get_pixels_by_source_instance(uids, assert_missing_frames_are_empty=True)
-    structures = []
-    for i, description in enumerate(seg.SegmentSequence):
-        mask = (frames[..., i] > .5).T
-        structures.append(DrawnStructure(str(description.SegmentLabel), mask, mask.any((0, 1))))
-    return structures
-
-
-# %%
-for structure in read_segments(work/"seg.dcm", s):
-    print(f"{structure.name:9}", structure.mask.sum(), "voxels on", structure.slices.sum(), "slices")
-    test_eq(structure.mask, truth == HEAD_CLASSES.id(structure.name))
-
-
-# %% [markdown]
-# Voxel for voxel, on an oblique grid with voxels of 2.8 x 2.5 mm and uneven steps.
-#
 # ## A whole submission
 #
 # The series of the source are found again by their digest. The whole way, from an import to predictions in a viewer, is in
@@ -286,11 +181,38 @@ def _series_of(volume, series: dict[str, Series], folder, source) -> Series:
     if volume.entry["kind"] != "dicom":
         raise InputError(f"{folder}: volume {volume.id} was not imported from DICOM; use export nifti")
     digest = volume.entry["digest"]
+    if digest in series and len(set(series[digest].uids)) < len(series[digest].uids):
+        raise InputError(f"{folder}: volume {volume.id} is an enhanced CT, all slices in one file; "
+                         "use export nifti")
     if digest not in series:
         raise InputError(f"{source}: the series of volume {volume.id} is not in it, "
                          "or its files have changed; "
                          "give the folder it was imported from")
     return series[digest]
+
+
+# %%
+#| export
+def export_to_series(
+    masks, # a submission (CSV), or uint8 [N,H,W] in the order of the images
+    folder, # the challenge folder with its `index.json`
+    source, # the DICOM folder it was imported from
+    out, # the folder for the files, new
+    split: str, # the images that the masks belong to
+    write: Callable, # of a series, its labels, the classes, the volume's name and the folder: writes a file
+) -> dict[str, int]: # volume → number of structures; no file is written for one with none
+    "Put predicted masks back onto their DICOM series, one volume at a time."
+    out, classes, facts = new_folder(out), read_classes(folder), {}
+    found, _ = find_series(Path(source), gaps=True, skip_damaged=True)
+    series = {one.series.digest: one.series for one in found}
+    with atomic_path(out) as tmp:
+        tmp.mkdir()
+        for volume in predicted_volumes(masks, folder, split):
+            its_series = _series_of(volume, series, folder, source)
+            facts[volume.id] = len(np.unique(volume.labels[volume.labels > 0]))
+            if not facts[volume.id]: continue
+            write(its_series, volume.labels, classes, volume.id, tmp)
+    return facts
 
 
 # %%
@@ -301,21 +223,14 @@ def export_dicom_seg(
     source, # the DICOM folder it was imported from
     out, # the folder for `v000.dcm`, …, new
     split: str = "test", # the images that the masks belong to
+    keep_patient: bool = False, # copy what the scans say of the patient and the study
 ) -> dict[str, int]: # volume → number of segments; no file is written for one with none
-    "Put predicted masks back onto their DICOM series as DICOM SEG, without the patient's name and dates."
+    "Put predicted masks back onto their DICOM series as DICOM SEG, without the patient's name and dates unless asked."
     import_volumes_package("highdicom")
-    out, classes, facts = new_folder(out), read_classes(folder), {}
-    found, _ = find_series(Path(source), gaps=True)
-    series = {one.series.digest: one.series for one in found}
-    with atomic_path(out) as tmp:
-        tmp.mkdir()
-        for volume in predicted_volumes(masks, folder, split):
-            its_series = _series_of(volume, series, folder, source)
-            facts[volume.id] = len(np.unique(volume.labels[volume.labels > 0]))
-            if not facts[volume.id]: continue
-            segmentation = make_segmentation(its_series, volume.labels, classes, volume.id)
-            segmentation.save_as(tmp/f"{volume.id}.dcm")
-    return facts
+
+    def write(series, labels, classes, id, tmp):
+        make_segmentation(series, labels, classes, id, keep_patient).save_as(tmp/f"{id}.dcm")
+    return export_to_series(masks, folder, source, out, split, write)
 
 
 # %%

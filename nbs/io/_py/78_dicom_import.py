@@ -18,11 +18,13 @@ import numpy as np
 from ctseg.core.anatomy import ClassMap, RAIDIUM54
 from ctseg.core.files import InputError, read_json
 from ctseg.io.cases import Case
-from ctseg.io.dicom import LabelledSeries, find_series
+from ctseg.io.dicom import LabelledSeries, Survey, survey_dicom
 from ctseg.io.dicom_headers import DicomFile, label_errors
-from ctseg.io.dicom_seg import read_segments
+from ctseg.io.dicom_heap import read_file
+from ctseg.io.dicom_seg_read import read_segments, segment_names, segments_outside
+from ctseg.io.cutting import Work, file_stamp
 from ctseg.io.folders import write_volumes
-from ctseg.io.rtstruct import DrawnStructure, draw_region, meets_volume, read_regions
+from ctseg.io.rtstruct import DrawnStructure, draw_region, leaves_plane, meets_volume, read_regions
 from ctseg.io.slicing import Slicing
 from ctseg.io.volumes import Volume, class_flags, combine
 
@@ -37,7 +39,6 @@ import nibabel as nib
 import pydicom
 from fastcore.test import test_close, test_eq, test_fail
 from matplotlib_inline.backend_inline import set_matplotlib_formats
-from pydicom.uid import generate_uid
 
 from ctseg.core.style import class_legend, image_grid, overlay, show_image
 from ctseg.data.challenge import read_challenge
@@ -54,9 +55,9 @@ from ctseg.io.toy_dicom import HEAD_CLASSES, PATIENT, clinic_planes, head_planes
 set_matplotlib_formats("jpeg", pil_kwargs=dict(quality=85))  # grey noise: a quarter of a PNG
 
 # %% [markdown]
-# Each folder below the source that holds CT images is one series ([series](72_dicom.ipynb)). Contours and segmentations may lie
-# anywhere and find their series by its number. What nobody drew on a patient is *unknown* there. The clinic here has three series of
-# the toy head; on one of them the left eye was contoured.
+# All CT series below the source are found ([a clinic's folders](73_dicom.ipynb)). Contours and segmentations may lie anywhere and say which
+# series they are about. What nobody drew on a patient is *unknown* there. The clinic here has three series of the toy head; on one of
+# them the left eye was contoured.
 
 # %%
 work = Path(tempfile.mkdtemp())
@@ -67,10 +68,8 @@ truth = {name: write_series(clinic/name, p) for name, p in planes.items()}
 axial, _ = read_series(clinic/"axial")
 eye = np.array([[39, 7], [53, 7], [53, 17], [39, 17]])
 write_contours(clinic/"contours", axial.headers, {"Eye L": [(k, eye) for k in (6, 7, 8)]})
-(found, *others), astray = find_series(clinic, gaps=False)
-print(
-    found.shown(clinic), "label objects:", len(found.labels), "| others:", [len(one.labels) for one in others]
-)
+found, *others = survey_dicom(clinic).series
+print(found.shown(clinic), "label objects:", len(found.labels), "| others:", [len(one.labels) for one in others])
 
 
 # %% [markdown]
@@ -194,7 +193,8 @@ check_apart(["GTV+", "GTV-"], Renaming({"GTV+": "gtv", "GTV-": "gtv"}), None, "p
 # %% [markdown]
 # ## From label objects to structures
 #
-# A structure of which no contour meets the volume is unknown there, and it is told by name.
+# A structure of which no contour meets the volume is unknown there, and it is told by name. So is one that cannot be used: points and open lines
+# enclose nothing, and rings in sagittal or tilted planes lie on no slice.
 
 # %%
 #| export
@@ -202,22 +202,36 @@ check_apart(["GTV+", "GTV-"], Renaming({"GTV+": "gtv", "GTV-": "gtv"}), None, "p
 class Labels:
     "The names of what label objects hold for a series."
     inside: list[str]
-    outside: list[str] # contoured, but no contour meets the volume
+    outside: list[str] # drawn, but nothing of it meets the volume
+    unusable: list[str] # with the reason
+
+def _sort_regions(header, series, labels: Labels):
+    "Put the names of an RTSTRUCT's regions where they belong."
+    for region in read_regions(header):
+        if not region.rings:
+            labels.unusable.append(f"{region.name} (no closed contours)")
+        elif not meets_volume(series, region):
+            labels.outside.append(region.name)
+        elif leaves_plane(series, region):
+            labels.unusable.append(f"{region.name} (not in the plane of the slices)")
+        else: labels.inside.append(region.name)
+
+def _sort_segments(header, series, labels: Labels):
+    "Put the names of a SEG's segments where they belong."
+    outside = segments_outside(header, series)
+    for name in segment_names(header).values():
+        (labels.outside if name in outside else labels.inside).append(name)
 
 
 # %%
 #| export
 def _labels_of(labelled: LabelledSeries, src: Path) -> Labels:
     "The names of what was drawn on a series."
-    labels = Labels([], [])
+    labels = Labels([], [], [])
     for file in labelled.labels:
+        sort = _sort_regions if file.header.Modality == "RTSTRUCT" else _sort_segments
         with label_errors(file, src):
-            if file.header.Modality != "RTSTRUCT":
-                labels.inside += [str(segment.SegmentLabel) for segment in file.header.SegmentSequence]
-                continue
-            for region in read_regions(file.header):
-                meets = meets_volume(labelled.series, region)
-                (labels.inside if meets else labels.outside).append(region.name)
+            sort(read_file(file.path, pixels=False), labelled.series, labels)
     return labels
 
 
@@ -227,17 +241,26 @@ print(_labels_of(found, clinic))
 
 # %%
 #| export
-def _drawn_structures(file: DicomFile, series, src: Path) -> list[DrawnStructure]:
+@dataclass
+class _Drawn:
     "What a label object holds for a series."
+    structures: list[DrawnStructure]
+    notes: list[str]
+
+def _drawn_structures(file: DicomFile, series, src: Path, wanted) -> _Drawn:
+    "The structures of a label object of which `wanted` tells by the name that they are to be read."
     with label_errors(file, src):
         if file.header.Modality != "RTSTRUCT":
-            return read_segments(file.path, series)
-        regions = [region for region in read_regions(file.header) if meets_volume(series, region)]
-        return [draw_region(series, region) for region in regions]
+            segments = read_segments(file.path, series, wanted)
+            return _Drawn(segments.structures, [f"{file.shown(src)}: {note}" for note in segments.notes])
+        regions = [r for r in read_regions(read_file(file.path)) if r.rings and wanted(r.name)]
+        usable = [r for r in regions if meets_volume(series, r) and not leaves_plane(series, r)]
+        return _Drawn([draw_region(series, region) for region in usable], [])
 
 
 # %%
-print([(d.name, d.mask.sum()) for d in _drawn_structures(found.labels[0], found.series, clinic)])
+drawn = _drawn_structures(found.labels[0], found.series, clinic, lambda name: True)
+print([(d.name, d.mask.sum()) for d in drawn.structures], drawn.notes)
 
 
 # %% [markdown]
@@ -246,30 +269,46 @@ print([(d.name, d.mask.sum()) for d in _drawn_structures(found.labels[0], found.
 
 # %%
 #| export
-def _united(labelled: LabelledSeries, src: Path, renaming: Renaming, wanted) -> dict[str, DrawnStructure]:
-    "The `wanted` structures drawn on a series, by class name."
-    united = {}
+def _united(
+    labelled: LabelledSeries,
+    src: Path,
+    renaming: Renaming,
+    names, # of the classes to read
+) -> tuple[dict[str, DrawnStructure], list[str]]: # by class name; what was done to make them fit
+    "The structures drawn on a series."
+    united, notes = {}, []
     for file in labelled.labels:
-        for drawn in _drawn_structures(file, labelled.series, src):
-            name = renaming.name(drawn.name)
-            if name not in wanted: continue
-            before = united.setdefault(name, drawn)
-            if before is drawn: continue
-            united[name] = DrawnStructure(name, before.mask | drawn.mask, before.slices | drawn.slices)
-    return united
+        drawn = _drawn_structures(file, labelled.series, src, lambda label: renaming.name(label) in names)
+        notes += drawn.notes
+        for structure in drawn.structures:
+            name = renaming.name(structure.name)
+            before = united.setdefault(name, structure)
+            if before is structure: continue
+            both = before.mask | structure.mask, before.slices | structure.slices
+            united[name] = DrawnStructure(name, *both)
+    return united, notes
 
 
 # %%
 twice = LabelledSeries(found.series, found.labels*2)
-print({name: drawn.mask.sum() for name, drawn in _united(twice, clinic, Renaming(), ["eye_l"]).items()})
+print({name: drawn.mask.sum() for name, drawn in _united(twice, clinic, Renaming(), ["eye_l"])[0].items()})
 
 
 # %%
 #| export
-def load_series(labelled: LabelledSeries, src: Path, classes: ClassMap, renaming: Renaming) -> Volume:
+def load_series(
+    labelled: LabelledSeries,
+    src: Path,
+    classes: ClassMap,
+    renaming: Renaming,
+    outside: frozenset[str] = frozenset(), # names of classes that were drawn, but not on this series
+) -> Volume:
     "The voxels of a series with its labels. What was not drawn is unknown."
-    series = labelled.series
-    structures = {classes.id(n): s for n, s in _united(labelled, src, renaming, classes.names).items()}
+    series, names = labelled.series, set(classes.names) - outside
+    united, notes = _united(labelled, src, renaming, names)
+    structures = {classes.id(name): structure for name, structure in united.items()}
+    if series.tilted:
+        notes.append(f"{labelled.shown(src)}: made with a tilted gantry; its slices are in their own plane")
     hu = series.read_voxels(src)
     union = combine(hu.shape, ((id, structure.mask) for id, structure in structures.items()))
     for id, structure in structures.items():
@@ -282,7 +321,8 @@ def load_series(labelled: LabelledSeries, src: Path, classes: ClassMap, renaming
         kind="dicom",
         digest=series.digest,
         overlap=union.overlap,
-        drawn=union.drawn)
+        drawn=union.drawn,
+        notes=tuple(notes))
 
 
 # %%
@@ -296,27 +336,34 @@ print(dict(zip(HEAD_CLASSES.names, volume.known.tolist())), "voxels:", (volume.l
 
 # %%
 #| export
+def _all_of(labels: list[Labels], field: str) -> list[str]:
+    "The names in a field of all labels, each once."
+    return sorted({label.strip() for its in labels for label in getattr(its, field)})
+
 @dataclass
 class _Source:
     "What was found below a folder."
     src: Path
-    series: list[LabelledSeries]
+    survey: Survey
     labels: list[Labels] # of each series
-    astray: list[DicomFile] # label objects without their series
 
     def unused(self, renaming: Renaming, classes: ClassMap) -> dict:
         "Facts about what was drawn and is not used; `InputError` if nothing is used."
-        every = sorted({label.strip() for labels in self.labels for label in labels.inside})
-        outside = sorted({label.strip() for labels in self.labels for label in labels.outside})
+        every, outside, unusable = (_all_of(self.labels, name) for name in ("inside", "outside", "unusable"))
         ignored = [label for label in every if renaming.name(label) not in classes.names]
+        astray = self.survey.astray
         if ignored and len(ignored) == len(every):
             _nothing_used(self.src, ignored, classes)
         if outside and not every: _all_outside(self.src, outside)
-        if self.astray and not every: _all_astray(self.astray[0], self.src)
+        if unusable and not every: _all_unusable(self.src, unusable)
+        if astray and not every: _all_astray(astray[0], self.src)
         return {
             "ignored_labels": ignored,
             "labels_outside": outside,
-            "label_objects_without_series": len(self.astray),
+            "labels_unusable": unusable,
+            "label_objects_without_series": len(astray),
+            "passed_over": dict(self.survey.passed_over.most_common()),
+            "other_planes": self.survey.other_planes,
         }
 
 
@@ -339,15 +386,21 @@ def _all_outside(src: Path, labels: list[str]):
                      "meets its series, and nothing else is labelled; "
                      "take the RTSTRUCT away, or put the series there that it was drawn on")
 
+def _all_unusable(src: Path, labels: list[str]):
+    "Tell that nothing that was drawn encloses an area on a slice."
+    more = ", …" if len(labels) > 1 else ""
+    raise InputError(f"{src}: none of the {len(labels)} structures drawn ({labels[0]}{more}) can be used, "
+                     "and nothing else is labelled; take the RTSTRUCT away, or contour on the slices")
+
 def _all_astray(file: DicomFile, src: Path):
     "Tell that the only label objects are about other series."
     raise InputError(f"{file.shown(src)}: its {file.header.Modality} "
-                     "is about a series that is not in the folder, "
+                     "is about a series that is not in the folder, or does not say about which of several, "
                      "and nothing else is labelled; put that series there, or take the object away")
 
 
 # %%
-source = _Source(clinic, [found], [Labels(["Eye L", "PTV"], ["Foot"])], [])
+source = _Source(clinic, Survey([found]), [Labels(["Eye L", "PTV"], ["Foot"], [])])
 print(source.unused(Renaming({"Eye L": "eye_left"}), HEAD_CLASSES))
 test_fail(lambda: source.unused(Renaming(), HEAD_CLASSES), contains="none of the 2 labels drawn")
 
@@ -372,13 +425,16 @@ print(_patient(axial.headers[0]))
 def _cases(source: _Source, classes: ClassMap, renaming: Renaming) -> list[Case]:
     "The series as cases. A class drawn on one is known there."
     cases = []
-    for labelled, labels in zip(source.series, source.labels):
+    for labelled, labels in zip(source.survey.series, source.labels):
         names = {renaming.name(label) for label in labels.inside}
+        elsewhere = frozenset(map(renaming.name, labels.outside)) - names
         known = np.array([name in names for name in classes.names])
-        load = functools.partial(load_series, labelled, source.src, classes, renaming)
+        load = functools.partial(load_series, labelled, source.src, classes, renaming, elsewhere)
+        files = [*labelled.series.paths, *(file.path for file in labelled.labels)]
+        stamp = f"{file_stamp(dict.fromkeys(files))} {sorted(renaming.table.items())} {sorted(elsewhere)}"
         folder = str(labelled.series.paths[0].parent.relative_to(source.src))
         patient = _patient(labelled.series.headers[0])
-        cases.append(Case(folder, load, patient, known, display_name=labelled.shown(source.src)))
+        cases.append(Case(folder, load, patient, known, display_name=labelled.shown(source.src), stamp=stamp))
     return cases
 
 
@@ -391,21 +447,45 @@ print(
 )
 
 
+# %% [markdown]
+# A series whose contours are damaged is not imported without them: nobody would know. It is an error, or with `skip_damaged` the series is left out.
+
 # %%
 #| export
-def _find_source(src: Path, classes, renaming: Renaming, gaps: bool) -> tuple[_Source, ClassMap]:
+def _read_labels(survey: Survey, src: Path, renaming: Renaming, wanted, skip_damaged: bool) -> list[Labels]:
+    "The labels of each series. One whose labels are damaged or not to be told apart is left out, if that is wished."
+    every, whole = [], []
+    for one in survey.series:
+        try:
+            labels = _labels_of(one, src)
+            check_apart(labels.inside, renaming, wanted, one.shown(src))
+        except InputError as problem:
+            if not skip_damaged: raise
+            survey.left_out.append(str(problem))
+        else:
+            every.append(labels)
+            whole.append(one)
+    survey.series = whole
+    return every
+
+def _find_source(
+    src: Path,
+    classes,
+    renaming: Renaming,
+    **options, # of `survey_dicom`
+) -> tuple[_Source, ClassMap]:
     "What is below a folder, and its classes: as given, or the structures drawn, else the 54 of the challenge."
     if classes is not None and not isinstance(classes, ClassMap):
         classes = ClassMap.from_json(classes)
-    found, astray = find_series(src, gaps)
-    labels = [_labels_of(one, src) for one in found]
+    survey = survey_dicom(src, **options)
     wanted = None if classes is None else classes.names
-    for one, its_labels in zip(found, labels):
-        check_apart(its_labels.inside, renaming, wanted, one.shown(src))
+    labels = _read_labels(survey, src, renaming, wanted, options.get("skip_damaged", False))
+    if not labels:
+        raise InputError(f"{src}: no series in it can be used; such as {survey.left_out[0]}")
     if classes is None:
         names = sorted({renaming.name(label) for its_labels in labels for label in its_labels.inside})
         classes = ClassMap.from_names(names) if names else RAIDIUM54
-    return _Source(src, found, labels, astray), classes
+    return _Source(src, survey, labels), classes
 
 
 # %%
@@ -416,7 +496,7 @@ print(source.labels, classes)
 # %%
 #| export
 def import_dicom(
-    src, # a folder with DICOM CT series, one in each (sub)folder, and their RTSTRUCT or SEG objects
+    src, # a folder with DICOM CT series and their RTSTRUCT or SEG objects, in whatever folders
     out, # the challenge folder, new
     slicing: Slicing = Slicing(),
     classes: ClassMap|str|None = None, # or a `class_names.json`; `None`: the structures drawn, else the 54
@@ -424,6 +504,7 @@ def import_dicom(
     test_share: float = 0., # share of the patients set aside as a test; 1: all, as for a prediction
     gaps: bool = False, # take gaps that look like missing slices as they are
     key = None, # where to write the private table volume → source folder
+    **work, # of `Work`: workers, skip_damaged, progress
 ) -> dict: # facts
     """Cut DICOM CT series into a challenge folder with an index.
 
@@ -431,10 +512,13 @@ def import_dicom(
     Raises `InputError` for what is no volume or fits no class.
     """
     renaming = read_renaming(rename)
-    source, classes = _find_source(Path(src), classes, renaming, gaps)
+    work = Work(**work)
+    found = dict(gaps=gaps, orientation=slicing.orientation, skip_damaged=work.skip_damaged)
+    source, classes = _find_source(Path(src), classes, renaming, **found)
     unused = source.unused(renaming, classes)
-    cases = _cases(source, classes, renaming)
-    return write_volumes(cases, out, classes, slicing, test_share, key) | unused
+    work.left_out += source.survey.left_out
+    facts = write_volumes(_cases(source, classes, renaming), out, classes, slicing, test_share, key, work)
+    return facts | unused
 
 
 # %%
@@ -562,11 +646,10 @@ def compress(files):
 
 show_refusal(lambda files: files[3].unlink())
 show_refusal(lambda files: shutil.copy(files[3], files[3].with_name("copy")))
-show_refusal(lambda files: edit(files[5], SeriesInstanceUID=generate_uid()))
+show_refusal(lambda files: edit(files[5], PixelSpacing=[1, 1]))
 show_refusal(lambda files: edit(files[5], ImageOrientationPatient=[0, 1, 0, -1, 0, 0]))
 show_refusal(lambda files: None, Modality="MR")
 show_refusal(lambda files: [edit(path, ImageOrientationPatient=[1, 0, 0]) for path in files])
-show_refusal(lambda files: None, GantryDetectorTilt=12.)
 show_refusal(compress)
 show_refusal(lambda files: files[2].write_bytes(files[2].read_bytes()[:-100]))
 show_refusal(lambda files: [path.unlink() for path in files])

@@ -21,7 +21,8 @@ from ctseg.core.files import InputError, read_json
 from ctseg.data.images import natural_key
 from ctseg.io.canvas import place_on_squares
 from ctseg.io.cases import Case
-from ctseg.io.folders import Split, image_line, index_entry, write_splits, write_volumes
+from ctseg.io.cutting import index_entry
+from ctseg.io.folders import Split, image_line, write_splits, write_volumes
 from ctseg.io.outputs import new_folder
 from ctseg.io.slicing import Slicing
 from ctseg.io.volumes import Volume, class_flags, combine, cut

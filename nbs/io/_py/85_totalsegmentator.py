@@ -18,6 +18,7 @@ from ctseg.core.anatomy import ClassMap, RAIDIUM54
 from ctseg.core.files import InputError, did_you_mean
 from ctseg.data.images import natural_key
 from ctseg.io.cases import Case
+from ctseg.io.cutting import Work, file_stamp
 from ctseg.io.folders import write_volumes
 from ctseg.io.nifti import nifti_files
 from ctseg.io.nifti_import import load_structures
@@ -135,7 +136,9 @@ def _meta_splits(src: Path) -> dict[str, str]:
     path = src/"meta.csv"
     if not path.exists(): return {}
     try:
-        table = pd.read_csv(path, sep=";", dtype=str)
+        with open(path, encoding="utf-8-sig") as f: first = f.readline()
+        separator = ";" if ";" in first else ","  # a spreadsheet may have saved it with commas
+        table = pd.read_csv(path, sep=separator, dtype=str, encoding="utf-8-sig")
         return dict(zip(table["image_id"], table["split"]))
     except (KeyError, ValueError):
         raise InputError(f"{path}: expected a table with the columns image_id;…;split;…, "
@@ -158,7 +161,8 @@ def _subject_case(folder: Path, classes: ClassMap, official_split: str|None) -> 
                              kind="totalsegmentator")
     split = "test" if official_split == "test" else "train"
     public_name = folder.name if re.fullmatch(r"s\d{4}", folder.name) else ""
-    return Case(folder.name, load, None, known, split, public_name, str(folder))
+    stamp = file_stamp([folder/"ct.nii.gz", *files.values()]) if (folder/"ct.nii.gz").exists() else ""
+    return Case(folder.name, load, None, known, split, public_name, str(folder), stamp)
 
 
 # %%
@@ -186,28 +190,49 @@ test_fail(lambda: _checked_classes(ClassMap.from_names(["livr"])), contains="did
 
 # %%
 #| export
+def _subjects(src: Path) -> list[Path]:
+    "The folders of the subjects, in natural order."
+    folders = [d for d in src.iterdir() if (d/"ct.nii.gz").exists() or (d/"segmentations").is_dir()]
+    return sorted(folders, key=lambda d: natural_key(d.name))
+
+def _with_subjects(src: Path) -> Path:
+    "The folder that holds the subjects: the one given, or the only one in it, as an archive unpacks."
+    if not src.is_dir():
+        raise InputError(f"{src}: no such folder; expected the TotalSegmentator data set")
+    inner = [d for d in src.iterdir() if d.is_dir() and not d.name.startswith((".", "_"))]
+    deeper = not _subjects(src) and len(inner) == 1 and _subjects(inner[0])
+    return inner[0] if deeper else src
+
+
+# %%
+print(_with_subjects(total).name, _with_subjects(total.parent).name, [d.name for d in _subjects(total)])
+
+
+# %%
+#| export
 def import_totalsegmentator(
     src, # the data set's folder, version 1 or 2: s0000/ct.nii.gz, s0000/segmentations/*.nii.gz, meta.csv
     out, # the challenge folder, new
     slicing: Slicing = Slicing(window="random", per_volume=2, min_body=90., size=256, spacing="fit"),
     classes: ClassMap|str|None = None, # some of the 54 classes, or a `class_names.json`; `None`: all
+    **work, # of `Work`: workers, skip_damaged, progress
 ) -> dict: # facts
     """Cut the data set into a challenge folder with the 54 classes.
 
     A class of which a part has no file is unknown. Raises `InputError` for damaged files and other classes.
     """
-    src = Path(src)
-    if not src.is_dir():
-        raise InputError(f"{src}: no such folder; expected the TotalSegmentator data set")
+    src = _with_subjects(Path(src))
     classes, splits = _checked_classes(classes), _meta_splits(src)
-    folders = [d for d in src.iterdir() if (d/"ct.nii.gz").exists() or (d/"segmentations").is_dir()]
-    folders.sort(key=lambda d: natural_key(d.name))
-    subjects = [_subject_case(folder, classes, splits.get(folder.name)) for folder in folders]
+    subjects = [_subject_case(folder, classes, splits.get(folder.name)) for folder in _subjects(src)]
     cases = [case for case in subjects if case.split == "train" or case.known.all()]
+    if not cases and subjects:
+        raise InputError(f"{src}: all {len(subjects)} subjects are of the test split of meta.csv "
+                         "and lack classes, which a test needs; "
+                         "choose fewer classes (--classes), or take meta.csv away")
     if not cases:
         raise InputError(f"{src}: no subjects in it; expected s0000/ct.nii.gz and s0000/segmentations/, "
                          "unpacked from the Zenodo file")
-    facts = write_volumes(cases, out, classes, slicing)
+    facts = write_volumes(cases, out, classes, slicing, work=Work(**work))
     return facts | {"test_subjects_left_out": len(subjects) - len(cases)}
 
 

@@ -25,6 +25,7 @@ from ctseg.core.registry import load_plugin
 from ctseg.data.challenge import read_challenge
 from ctseg.data.slices import SliceSet
 from ctseg.inference.rule import Rule
+from ctseg.io.imported import imported_slicing
 from ctseg.prediction.choose import choose_rule
 from ctseg.prediction.predictor import load_predictor
 from ctseg.prediction.prepare import calibrate_run
@@ -221,6 +222,26 @@ def announce(where: str, source: str) -> None:
 announce("cpu, fp32", "")
 
 
+# %% [markdown]
+# Where the slices were cut from volumes, the run keeps how: by this `ctseg segment` cuts new scans alike.
+
+# %%
+#| export
+def how_cut(data: SliceSet | str | Path) -> dict[str, Any]:
+    "`slicing`: how the images of a challenge folder were cut from volumes; nothing where they were not."
+    if isinstance(data, SliceSet): return {}
+    try:
+        slicing = imported_slicing(data)
+    except InputError as e:
+        warnings.warn(f"{e}; the run will not know how its images were cut")
+        return {}
+    return {"slicing": slicing} if slicing else {}
+
+
+# %%
+print(how_cut("../../data_sample"))
+
+
 # %%
 #| export
 def fit(
@@ -246,7 +267,7 @@ def fit(
         job = Job(recipe, slices, run, plan, seed, progress, deadline)
         source = check_job(job)
         try:
-            on_main(lambda: start_run(run, make_spec(recipe, slices, seed, plugins), resume))
+            on_main(lambda: start_run(run, make_spec(recipe, slices, seed, plugins) | how_cut(data), resume))
             if run.finished: return run  # resumed after its end
             if progress and not rank():
                 announce(job.where, source)

@@ -191,7 +191,7 @@ write_masks(prediction, test.names, "submission.csv")
 # ## 4. Back onto the scan
 #
 # `export_dicom_seg` puts every slice back where it came from, in millimetres, and writes one DICOM Segmentation a patient. It names the structures in words and in SNOMED CT codes, and leaves out the patient's name and dates.
-# The same on the command line: `ctseg export dicom-seg new_heads segmentations --masks submission.csv --source new`. For NIfTI use `ctseg export nifti`.
+# The same on the command line: `ctseg export dicom-seg new_heads segmentations --masks submission.csv --source new`. For NIfTI use `ctseg export nifti`, for a planning system `ctseg export rtstruct`. Steps 3 and 4 are [one command](../guides/segment.ipynb) too: `ctseg segment runs/heads new --out results`.
 
 # %%
 export_dicom_seg("submission.csv", "new_heads", "new", "segmentations")

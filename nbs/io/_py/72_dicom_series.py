@@ -4,22 +4,20 @@
 # > A heap of CT slices must prove that it is a volume; then its pixels are read.
 
 # %%
-#| default_exp io.dicom
+#| default_exp io.dicom_series
 
 # %%
 #| export
 import hashlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from ctseg.core.files import InputError
-from ctseg.data.images import natural_key
-from ctseg.io.dicom_headers import (
-    DicomFile, check_one_series, label_errors, path_without_patient, read_headers,
-)
-from ctseg.io.volumes import import_volumes_package
+from ctseg.io.dicom_headers import DicomFile, check_one_series
+from ctseg.io.dicom_heap import Heap, frame_headers, read_file, read_heap
 
 # %%
 #| hide
@@ -27,10 +25,10 @@ import shutil
 import tempfile
 
 import matplotlib.pyplot as plt
-from fastcore.test import test_close, test_eq, test_fail
+from fastcore.test import test_close, test_fail
 from matplotlib_inline.backend_inline import set_matplotlib_formats
 
-from ctseg.io.toy_dicom import clinic_planes, head_planes, write_contours, write_series
+from ctseg.io.toy_dicom import clinic_planes, write_series
 
 # %%
 #| hide
@@ -50,20 +48,42 @@ print(*sorted(d.name for d in clinic.iterdir()), sep=" · ")
 
 
 # %% [markdown]
+# An enhanced CT, which holds all slices in one file, is taken apart here.
+
+# %%
+#| export
+def slices_of(file: DicomFile) -> list[DicomFile]:
+    "A CT image as its slices: one, or the frames of an enhanced image."
+    if not file.header.get("PerFrameFunctionalGroupsSequence"): return [file]
+    return [file._replace(header=one, frame=k) for k, one in enumerate(frame_headers(file.header))]
+
+def slices_in(heap: Heap, entries=None) -> list[DicomFile]:
+    "The CT slices of a heap, or of some of its entries, with their headers."
+    entries = heap.images if entries is None else entries
+    return [one for entry in entries for one in slices_of(heap.file(entry))]
+
+
+# %%
+heap = read_heap(clinic/"oblique")
+images = slices_in(heap)
+print(len(images), images[0].shown(clinic))
+
+
+# %% [markdown]
 # ## Proving that it is a volume
 #
 # The normal $N = X \times Y$ says how to sort: by $N \cdot \text{position}$, never by file name or number. Then three things are
 # looked at.
 #
-# - Two slices in one place are **duplicates**.
-# - A stack that drifts sideways was made with a **tilted gantry**. It cannot be put right without resampling, so it is refused. A tilt
-#   noted in the header of a straight stack is a contradiction, and refused too.
-# - A gap can be a **missing** slice or an honest change of spacing.
+# - Two slices in one place are **duplicates**, and refused.
+# - A gap can be a **missing** slice, which is refused, or an honest change of spacing.
+# - A stack that drifts sideways was made with a **tilted gantry**. Its slices are good in their own plane. No affine fits their places, so
+#   each keeps its own, and cutting across them is refused.
 
 # %%
 #| export
 @dataclass
-class _Stack:
+class Stack:
     "Slices in the order of their normal; all vectors as DICOM counts, left, back, up."
     images: list[DicomFile]
     positions: np.ndarray # float [K,3], mm
@@ -94,50 +114,49 @@ def _directions(header, folder: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 # %%
-images, _ = read_headers(clinic/"oblique", clinic)
 print(*_directions(images[0].header, "oblique"))
 
 
 # %%
 #| export
-def _stack(images: list[DicomFile], src: Path) -> _Stack:
+def make_stack(images: list[DicomFile], src: Path) -> Stack:
     "CT headers sorted along their normal."
     first = images[0]
-    folder = path_without_patient(first.path.parent, src, first.header)
+    folder = first.shown_folder(src)
     columns, rows = _directions(first.header, folder)
     positions = np.array([file.header.ImagePositionPatient for file in images], float)
     order = np.argsort(positions @ np.cross(columns, rows), kind="stable")
-    return _Stack([images[i] for i in order], positions[order], columns, rows)
+    return Stack([images[i] for i in order], positions[order], columns, rows)
 
 
 # %%
-stack = _stack(images, clinic)
+stack = make_stack(images, clinic)
 print("by name:  ", *[file.path.name for file in images[:4]], "…")
 print("by normal:", *[file.path.name for file in stack.images[:4]], "…", "steps in mm:", stack.steps[:3])
 
 
 # %%
 #| export
-def _check_duplicates(stack: _Stack, src: Path):
+def check_duplicates(stack: Stack, src: Path):
     "`InputError` for two slices in one place."
     if not len(stack.steps) or stack.steps.min() >= .01: return
     k = int(stack.steps.argmin())
-    header = stack.images[0].header
-    one, two = (path_without_patient(file.path, src, header) for file in stack.images[k:k + 2])
+    one, two = (file.shown(src) for file in stack.images[k:k + 2])
     raise InputError(f"{two}: duplicate slice, in the same place as {one}; remove one of them")
 
 
 # %%
 shutil.copytree(clinic/"axial", work/"twice"/"axial")
 shutil.copy(work/"twice"/"axial"/"IM0003", work/"twice"/"axial"/"copy")
-twice = _stack(read_headers(work/"twice"/"axial", work/"twice")[0], work/"twice")
-test_fail(lambda: _check_duplicates(twice, work/"twice"), contains="duplicate slice")
+twice = make_stack(slices_in(read_heap(work/"twice"/"axial")), work/"twice")
+test_fail(lambda: check_duplicates(twice, work/"twice"), contains="duplicate slice")
 
 # %%
 #| export
 _LEAST_TILT = .2  # degrees
+_ROUNDING = .15  # mm by which positions may differ from where they should be
 
-def _drift_angle(stack: _Stack) -> float:
+def drift_angle(stack: Stack) -> float:
     "How many degrees the stack leans away from its normal."
     if not len(stack.steps): return 0.
     sideways = np.cross(stack.positions - stack.positions[0], stack.normal)
@@ -146,29 +165,27 @@ def _drift_angle(stack: _Stack) -> float:
 
 
 # %%
-tilted = _stack(read_headers(clinic/"gantry tilt", clinic)[0], clinic)
-print(
-    f"lean of the oblique series {_drift_angle(stack):.2f}°, of the sheared one {_drift_angle(tilted):.2f}°"
-)
+tilted = make_stack(slices_in(read_heap(clinic/"gantry tilt")), clinic)
+print(f"lean of the oblique series {drift_angle(stack):.2f}°, of the sheared one {drift_angle(tilted):.2f}°")
 
 
 # %%
 #| export
-def _check_tilt(stack: _Stack, src: Path):
-    "`InputError` for slices that are sheared against each other, or whose header says so."
-    header = stack.images[0].header
-    measured, noted = _drift_angle(stack), abs(float(header.get("GantryDetectorTilt") or 0))
-    if measured <= _LEAST_TILT and noted <= _LEAST_TILT: return
-    folder = path_without_patient(stack.images[0].path.parent, src, header)
-    tilt, hint = measured, ""
-    if measured <= _LEAST_TILT:
-        tilt, hint = noted, " (if that has been done, set GantryDetectorTilt to 0)"
-    raise InputError(f"{folder}: gantry tilt of {tilt:.1f}°, so the slices are sheared against each other; "
-                     f"resample the series to a straight grid first{hint}")
+def is_tilted(stack: Stack) -> bool:
+    """Was the stack made with a tilted gantry?
+
+    What counts is where the slices lie, not what the header notes.
+
+    Positions are often rounded, so a drift of 0.15 mm in all is none.
+    """
+    if len(stack.steps) < 2: return False
+    sideways = np.cross(stack.positions - stack.positions[0], stack.normal)
+    drift = np.linalg.norm(sideways, axis=1)
+    return drift_angle(stack) > _LEAST_TILT and drift.max() > _ROUNDING
 
 
 # %%
-test_fail(lambda: _check_tilt(tilted, clinic), contains="gantry tilt of 20.0°")
+print("tilted:", is_tilted(stack), is_tilted(tilted))
 
 
 # %% [markdown]
@@ -192,7 +209,7 @@ print(evenly_spaced(np.array([5, 5.05, 5])), evenly_spaced(np.array([5, 10, 5]))
 
 # %%
 #| export
-def _jumps_by_number(stack: _Stack) -> np.ndarray:
+def _jumps_by_number(stack: Stack) -> np.ndarray:
     "Steps at which the slice numbers jump, bool [K-1]; none if the numbers do not tell slices apart."
     steps = stack.steps
     numbers = np.array([int(file.header.get("InstanceNumber") or 0) for file in stack.images])
@@ -205,7 +222,7 @@ def _jumps_by_number(stack: _Stack) -> np.ndarray:
 # %%
 shutil.copytree(clinic/"axial", work/"lost"/"axial")
 (work/"lost"/"axial"/"IM0003").unlink()
-lost = _stack(read_headers(work/"lost"/"axial", work/"lost")[0], work/"lost")
+lost = make_stack(slices_in(read_heap(work/"lost"/"axial")), work/"lost")
 print(_jumps_by_number(lost).nonzero()[0], "of steps", lost.steps)
 
 
@@ -227,7 +244,7 @@ print(_multiples(np.array([5., 5, 10, 5])), _multiples(np.array([5., 5, 7, 7])))
 
 # %%
 #| export
-def _check_gaps(stack: _Stack, src: Path):
+def check_gaps(stack: Stack, src: Path):
     "`InputError` if a slice seems to be missing."
     steps = stack.steps
     if evenly_spaced(steps): return
@@ -243,9 +260,9 @@ def _check_gaps(stack: _Stack, src: Path):
 
 
 # %%
-test_fail(lambda: _check_gaps(lost, work/"lost"), contains="missing slice")
-uneven = _stack(read_headers(clinic/"oblique, unevenly spaced", clinic)[0], clinic)
-_check_gaps(uneven, clinic)  # an honest change of spacing
+test_fail(lambda: check_gaps(lost, work/"lost"), contains="missing slice")
+uneven = make_stack(slices_in(read_heap(clinic/"oblique, unevenly spaced")), clinic)
+check_gaps(uneven, clinic)  # an honest change of spacing
 print("steps in mm:", uneven.steps[[0, 8, 9, 13, 14, 22]].round(3))
 
 
@@ -257,15 +274,11 @@ print("steps in mm:", uneven.steps[[0, 8, 9, 13, 14, 22]].round(3))
 
 # %%
 #| export
-def read_pixels(file: DicomFile, shown: str) -> np.ndarray:
-    """One slice in Hounsfield units, float32 [columns, rows].
-
-    Raises `InputError` if its pixels cannot be decoded.
-    """
-    pydicom = import_volumes_package("pydicom")
-    header = file.header
-    syntax = header.file_meta.TransferSyntaxUID
-    try: raw = pydicom.dcmread(file.path).pixel_array
+def _raw_pixels(file: DicomFile, shown: str) -> np.ndarray:
+    "The stored values of a file, [frames, rows, columns]; `InputError` if they cannot be decoded."
+    syntax, header = file.header.file_meta.TransferSyntaxUID, file.header
+    try:
+        return read_file(file.path).pixel_array.reshape(-1, int(header.Rows), int(header.Columns))
     except Exception as e:
         if syntax.is_compressed and "missing dependencies" in str(e):
             raise InputError(f"{shown}: its pixels are compressed ({syntax.name}) "
@@ -274,13 +287,59 @@ def read_pixels(file: DicomFile, shown: str) -> np.ndarray:
                              "or export it uncompressed") from None
         raise InputError(f"{shown}: its pixels cannot be read ({type(e).__name__}); "
                          "the file is damaged or cut off, copy it again") from None
+
+def _in_hounsfield(raw: np.ndarray, header) -> np.ndarray:
+    "Stored values [rows, columns] of a slice in Hounsfield units, float32 [columns, rows]."
     slope, intercept = np.float32(header.RescaleSlope), np.float32(header.RescaleIntercept)
     return (raw*slope + intercept).astype(np.float32).T
 
 
 # %%
+#| export
+def read_pixels(file: DicomFile, shown: str) -> np.ndarray:
+    """One slice in Hounsfield units, float32 [columns, rows].
+
+    Raises `InputError` if its pixels cannot be decoded.
+    """
+    return _in_hounsfield(_raw_pixels(file, shown)[file.frame], file.header)
+
+
+# %%
 hu = read_pixels(stack.images[12], "IM")
 print(hu.shape, hu.dtype, "HU", hu.min(), "to", hu.max())
+
+
+# %% [markdown]
+# The headers of a series fill more memory than its pixels may, so only the first is kept and the others are read again when they are needed.
+
+# %%
+#| export
+class SliceHeaders(Sequence):
+    "The headers of a series' slices, in order. Only the first one is kept in memory."
+    def __init__(self, files: list[DicomFile]):
+        self.first = files[0].header
+        self.uids = [str(file.header.SOPInstanceUID) for file in files]
+        self._places = [(file.path, file.frame) for file in files]
+
+    def __len__(self) -> int: return len(self._places)
+
+    def __getitem__(self, k: int):
+        "The header of slice k, without pixels."
+        if k == 0 or k == -len(self): return self.first
+        path, frame = self._places[k]
+        header = read_file(path, pixels=False)
+        many = header.get("PerFrameFunctionalGroupsSequence")
+        return frame_headers(header)[frame] if many else header
+
+    def files(self, patterns: frozenset[str]) -> Iterator[DicomFile]:
+        "The slices with their headers, one at a time."
+        for k, (path, frame) in enumerate(self._places):
+            yield DicomFile(path, self[k], patterns, frame)
+
+
+# %%
+headers = SliceHeaders(stack.images)
+print(len(headers), headers[3].InstanceNumber, headers[-1].InstanceNumber, headers.uids[3] == headers[3].SOPInstanceUID)
 
 
 # %% [markdown]
@@ -290,34 +349,23 @@ print(hu.shape, hu.dtype, "HU", hu.min(), "to", hu.max())
 
 # %%
 #| export
-@dataclass(frozen=True)
-class Series:
-    "A CT series that is a volume."
-    paths: list[Path] # in the order of the slices
-    headers: list # pydicom headers without pixels, in the same order
-    affine: np.ndarray # float64 [4,4]: (column, row, slice, 1) → mm right, front, up
-    positions: np.ndarray|None # float64 [K,3], mm right, front, up, if the slices are unevenly spaced
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        "Columns, rows, slices."
-        return int(self.headers[0].Columns), int(self.headers[0].Rows), len(self.paths)
-
+class _Geometry:
+    "What a series' headers and affine say of it."
     @property
     def number(self) -> str:
         "The number by which label objects refer to it."
         return str(self.headers[0].SeriesInstanceUID)
 
     @property
-    def digest(self) -> str:
-        "A text that tells the series from others without naming it."
-        uids = sorted(header.SOPInstanceUID for header in self.headers)
-        return hashlib.sha256("".join(uids).encode()).hexdigest()[:24]
+    def normal(self) -> np.ndarray:
+        "The direction of the stack, a unit vector, right, front, up."
+        normal = np.cross(self.affine[:3, 0], self.affine[:3, 1])
+        return normal*np.sign(normal @ self.affine[:3, 2])/np.linalg.norm(normal)
 
-    def read_voxels(self, src: Path) -> np.ndarray:
-        "The voxels in Hounsfield units, float32 [columns, rows, slices]; messages name files below `src`."
-        files = [DicomFile(path, header) for path, header in zip(self.paths, self.headers)]
-        return np.stack([read_pixels(file, file.shown(src)) for file in files], -1)
+    def slice_origins(self) -> np.ndarray:
+        "Where the first voxel of each slice lies, float [K,3], mm right, front, up."
+        if self.positions is not None: return self.positions
+        return self.affine[:3, 3] + np.arange(len(self.paths))[:, None]*self.affine[:3, 2]
 
     def locate(self, points: np.ndarray) -> np.ndarray:
         """Voxel coordinates of points [n,3] in DICOM's mm, float [n,4]: column, row, slice, mm off it.
@@ -329,24 +377,49 @@ class Series:
 
 # %%
 #| export
-def _slice_origins(series: Series) -> np.ndarray:
-    "Where the first voxel of each slice lies, float [K,3], mm right, front, up."
-    if series.positions is not None:
-        return series.positions
-    numbers = np.arange(len(series.paths))[:, None]
-    return series.affine[:3, 3] + numbers*series.affine[:3, 2]
+@dataclass(frozen=True)
+class Series(_Geometry):
+    "A CT series that is a volume."
+    paths: list[Path] # in the order of the slices
+    headers: Sequence # pydicom headers without pixels, in the same order
+    affine: np.ndarray # float64 [4,4]: (column, row, slice, 1) → mm right, front, up
+    positions: np.ndarray|None # float64 [K,3], mm right, front, up, if no affine says where the slices lie
+    tilted: bool = False # made with a tilted gantry
+    patterns: frozenset[str] = frozenset() # what its files say of the patient, to be blotted out
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        "Columns, rows, slices."
+        return int(self.headers[0].Columns), int(self.headers[0].Rows), len(self.paths)
+
+    @property
+    def uids(self) -> list[str]:
+        "The numbers of the slices, in order. The frames of an enhanced image share theirs."
+        return self.headers.uids
+
+    @property
+    def digest(self) -> str:
+        "A text that tells the series from others without naming it."
+        return hashlib.sha256("".join(sorted(self.uids)).encode()).hexdigest()[:24]
+
+    def read_voxels(self, src: Path) -> np.ndarray:
+        "Voxels in Hounsfield units, float32 [columns, rows, slices]; messages name files below `src`."
+        voxels, raw, path = np.empty(self.shape, np.float32), None, None
+        for k, file in enumerate(self.headers.files(self.patterns)):
+            if file.path != path:
+                raw, path = _raw_pixels(file, file.shown(src)), file.path
+            voxels[..., k] = _in_hounsfield(raw[file.frame], file.header)
+        return voxels
 
 
 # %%
 #| export
 def _locate(series: Series, points: np.ndarray) -> np.ndarray:
     "See `Series.locate`."
-    affine, origins = series.affine, _slice_origins(series)
+    affine, origins = series.affine, series.slice_origins()
     ras = points*[-1, -1, 1]
-    normal = np.cross(affine[:3, 0], affine[:3, 1])
-    normal *= np.sign(normal @ affine[:3, 2])/np.linalg.norm(normal)
-    heights = origins @ normal
-    off = ras @ normal - heights[:, None]
+    heights = origins @ series.normal
+    off = ras @ series.normal - heights[:, None]
     nearest = np.abs(off).argmin(0)
     off = off[nearest, np.arange(len(ras))]
     in_plane = np.linalg.lstsq(affine[:3, :2], (ras - origins[nearest]).T, rcond=None)[0].T
@@ -363,27 +436,33 @@ print(axial.locate(np.array([[6., 4, 5], [0, 0, 11], [0, 0, 40]])))
 #| export
 _LPS_TO_RAS = np.diag([-1., -1, 1, 1])
 
-def make_series(
-    images: list[DicomFile], # the CT files of one folder
-    src: Path, # the source of the import, for messages
-    gaps: bool = False, # take a gap that looks like a missing slice as it is
-) -> Series:
-    "Sort and check the slices of one folder. Raises `InputError` unless they are one complete volume."
-    check_one_series(images, src)
-    stack = _stack(images, src)
-    _check_duplicates(stack, src)
-    _check_tilt(stack, src)
-    steps, positions, header = stack.steps, stack.positions, stack.images[0].header
-    if not gaps: _check_gaps(stack, src)
+def _affine(stack: Stack) -> np.ndarray:
+    "The affine of a stack, float [4,4]: (column, row, slice, 1) → mm right, front, up."
+    header, steps, positions = stack.images[0].header, stack.steps, stack.positions
     between_rows, between_columns = map(float, header.PixelSpacing)
     if len(steps):
         step = (positions[-1] - positions[0])/len(steps)
     else: step = stack.normal*float(header.get("SliceThickness") or 1)
     lps = np.eye(4)
     lps[:3] = np.stack([stack.columns*between_columns, stack.rows*between_rows, step, positions[0]], 1)
-    uneven = None if evenly_spaced(steps) else positions @ _LPS_TO_RAS[:3, :3]
-    paths, headers = ([getattr(file, name) for file in stack.images] for name in ("path", "header"))
-    return Series(paths, headers, _LPS_TO_RAS @ lps, uneven)
+    return _LPS_TO_RAS @ lps
+
+def make_series(
+    images: list[DicomFile], # the CT slices of one series
+    src: Path, # the source of the import, for messages
+    gaps: bool = False, # take a gap that looks like a missing slice as it is
+) -> Series:
+    "Sort and check the slices of one series. Raises `InputError` unless they are one complete volume."
+    check_one_series(images, src)
+    stack = make_stack(images, src)
+    check_duplicates(stack, src)
+    if not gaps: check_gaps(stack, src)
+    tilted = is_tilted(stack)
+    straight = evenly_spaced(stack.steps) and not tilted
+    positions = None if straight else stack.positions @ _LPS_TO_RAS[:3, :3]
+    files = stack.images
+    paths = [file.path for file in files]
+    return Series(paths, SliceHeaders(files), _affine(stack), positions, tilted, files[0].patterns)
 
 
 # %%
@@ -391,36 +470,17 @@ s = make_series(images, clinic)
 print(s.shape, s.digest, "positions:", s.positions)
 print("the first pixel of slice 7:", s.locate(planes["oblique"].positions[7:8]).round(6))
 
-
-# %% [markdown]
-# One call reads a series.
-
-# %%
-#| export
-def read_series(
-    folder, # the files of one CT series
-    gaps: bool = False, # take a gap that looks like a missing slice as it is
-) -> tuple[Series, np.ndarray]: # the series; voxels float32 [columns, rows, slices], Hounsfield units
-    "Read a DICOM CT series. Raises `InputError` unless it is one complete volume."
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder; expected the files of one DICOM CT series")
-    images, _ = read_headers(folder, folder)
-    if not images:
-        raise InputError(f"{folder}: no DICOM CT images in it")
-    series = make_series(images, folder, gaps)
-    return series, series.read_voxels(folder)
-
-
-# %%
-s, hu = read_series(clinic/"oblique, unevenly spaced")
-print(hu.shape, "HU", hu.min(), "to", hu.max())
-test_close(np.linalg.norm(np.diff(s.positions, axis=0), axis=1), uneven.steps, eps=1e-4)
-test_fail(lambda: read_series(clinic/"gantry tilt"), contains="gantry tilt")
-
 # %% [markdown]
 # What would have happened without the positions? Here are the same voxels from the side, once stacked as a block, as many tools do,
 # and once drawn where the slices say they are. The block squeezes the crown and has lost the tilt.
+
+# %%
+uneven_heap = read_heap(clinic/"oblique, unevenly spaced")
+s = make_series(slices_in(uneven_heap), clinic)
+hu = s.read_voxels(clinic)
+test_close(np.linalg.norm(np.diff(s.positions, axis=0), axis=1), uneven.steps, eps=1e-4)
+leaning = make_series(slices_in(read_heap(clinic/"gantry tilt")), clinic)
+print("tilted:", s.tilted, leaning.tilted, leaning.positions.shape)
 
 # %%
 fig, axes = plt.subplots(1, 2, figsize=(8.5, 3.6), layout="constrained")
@@ -441,91 +501,6 @@ axes[1].set(
 )
 plt.show()
 
-
-# %% [markdown]
-# ## A tree of folders
-#
-# In a clinic's export each folder that holds CT images is one series. Contours and segmentations may lie anywhere; they name the series
-# they are about by its number.
-
 # %%
-#| export
-def referred_series(header) -> set[str]:
-    "The numbers of the series that a label object is about."
-    numbers = {str(item.SeriesInstanceUID) for item in header.get("ReferencedSeriesSequence", [])}
-    for frame in header.get("ReferencedFrameOfReferenceSequence", []):
-        for study in frame.get("RTReferencedStudySequence", []):
-            items = study.get("RTReferencedSeriesSequence", [])
-            numbers |= {str(item.SeriesInstanceUID) for item in items}
-    return numbers
-
-
-# %%
-write_contours(clinic/"contours", s.headers, {"Ring": [(9, np.array([[9, 9], [20, 9], [20, 20]]))]})
-_, labels = read_headers(clinic, clinic)
-test_eq(referred_series(labels[0].header), {s.headers[0].SeriesInstanceUID})
-
-
-# %%
-#| export
-@dataclass
-class LabelledSeries:
-    "A series and the label objects that refer to it."
-    series: Series
-    labels: list[DicomFile] # RTSTRUCT and SEG
-
-    def shown(self, src: Path) -> str:
-        "The folder of its files as a message may show it."
-        return path_without_patient(self.series.paths[0].parent, src, self.series.headers[0])
-
-
-# %%
-#| export
-Found = tuple[list[LabelledSeries], list[DicomFile]]  # the series; label objects about none of them
-
-def _match(all_series: list[Series], objects: list[DicomFile], src: Path) -> Found:
-    "Each series with the label objects about it, and those that are about none of them."
-    matched = [LabelledSeries(series, []) for series in all_series]
-    astray = []
-    for file in objects:
-        with label_errors(file, src):
-            about = referred_series(file.header)
-        its_series = [one for one in matched if one.series.number in about]
-        for one in its_series: one.labels.append(file)
-        if not its_series:
-            astray.append(file)
-    return matched, astray
-
-
-# %%
-matched, astray = _match([make_series(images, clinic)], labels, clinic)
-print([len(m.labels) for m in matched], "astray:", len(astray))
-
-
-# %%
-#| export
-def find_series(
-    src: Path,
-    gaps: bool, # take gaps that look like missing slices as they are
-) -> Found:
-    "All series below a folder, with their label objects. Raises `InputError` for any that is no volume."
-    if not src.is_dir():
-        raise InputError(f"{src}: no such folder; expected DICOM CT series, one in each folder")
-    inner = [d for d in src.rglob("*") if d.is_dir()]
-    folders = [src, *sorted(inner, key=lambda d: natural_key(str(d.relative_to(src))))]
-    all_series, objects = [], []
-    for folder in folders:
-        images, labels = read_headers(folder, src)
-        objects += labels
-        if images:
-            all_series.append(make_series(images, src, gaps))
-    if not all_series:
-        raise InputError(f"{src}: no DICOM CT images in it or in its folders")
-    return _match(all_series, objects, src)
-
-
-# %%
-shutil.rmtree(clinic/"gantry tilt")
-found, astray = find_series(clinic, gaps=False)
-for one in found: print(f"{one.shown(clinic):25}", one.series.shape, "label objects:", len(one.labels))
+#| hide
 shutil.rmtree(work)

@@ -1,0 +1,105 @@
+# %% [markdown]
+# # The command that scores
+#
+# > `ctseg evaluate`: a submission by the challenge's Dice, volumes in mm.
+#
+# - skip_showdoc: true
+
+# %%
+#| default_exp cli.evaluate
+
+# %%
+#| export
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from ctseg.cli.console import app, print_facts
+from ctseg.core.files import InputError, write_json
+
+# %%
+#| hide
+from typer.testing import CliRunner
+
+runner = CliRunner()
+
+# %% [markdown]
+# Two CSV files, or two folders of NIfTI label maps; what is asked for follows from the paths.
+
+# %%
+#| export
+EXAMINED = typer.Option(
+    help="annotated_labels.json, where the truth is partial (default: the one beside a y_train.csv); "
+         "or all: every class was examined; or present: only classes with pixels were",
+)
+CLASSES = typer.Option(
+    help="class_names.json, or a run; default: what lies beside the truth, else the challenge's 54 (CSV)",
+)
+TRUTH = typer.Argument(help="the truth, in the challenge's CSV form, or a folder of NIfTI label maps")
+SCORED = typer.Argument(help="a submission, or a folder of NIfTI label maps of the same names")
+IN_MM = typer.Option("--mm", help="of CSV: score whole volumes in mm, where the folder was made from volumes")
+TOLERANCE = typer.Option(min=0.0, help="of the surface Dice, in mm (folders, --mm)")
+
+# %%
+print("--mm", IN_MM.help)
+
+
+# %%
+#| export
+def volume_result(truth: Path, prediction: Path, annotated, classes, tolerance: float) -> dict:
+    "The evaluation in mm of two folders, or of two CSV files."
+    from ctseg.metrics.volume_files import evaluate_csv_volumes, evaluate_volumes
+    if not truth.is_dir() and not prediction.is_dir():
+        if annotated or classes:
+            raise InputError("--mm scores every class of the folder; leave out --annotated and --classes")
+        return evaluate_csv_volumes(truth, prediction, tolerance)
+    for path in (truth, prediction):
+        if not path.is_dir():
+            raise InputError(f"{path}: expected a folder of NIfTI label maps, as the other one is")
+    return evaluate_volumes(truth, prediction, classes, annotated and str(annotated), tolerance)
+
+
+def evaluation(
+    truth: Path, prediction: Path, annotated, classes, tolerance: Optional[float], mm: bool,
+) -> dict:
+    "The evaluation that two paths ask for."
+    if mm or truth.is_dir() or prediction.is_dir():
+        return volume_result(truth, prediction, annotated, classes, 2.0 if tolerance is None else tolerance)
+    if tolerance is not None:
+        raise InputError("--tolerance is for volumes: give folders of NIfTI files, or --mm")
+    from ctseg.metrics.evaluate import evaluate_files
+    return evaluate_files(truth, prediction, annotated, classes)
+
+
+# %%
+truth = Path("../../data_sample/y_test.csv.gz")
+try: evaluation(truth, truth, None, None, 2.0, mm=False)
+except InputError as e: print(e)
+
+
+# %%
+#| export
+
+@app.command()
+def evaluate(
+    truth: Annotated[Path, TRUTH],
+    prediction: Annotated[Path, SCORED],
+    annotated: Annotated[Optional[Path], EXAMINED] = None,
+    classes: Annotated[Optional[Path], CLASSES] = None,
+    json: Annotated[Optional[Path], typer.Option(help="write all figures here")] = None,
+    mm: Annotated[bool, IN_MM] = False,
+    tolerance: Annotated[Optional[float], TOLERANCE] = None,
+):
+    "Score a submission (challenge's Dice, a row per class) or folders of NIfTI (Dice, surface Dice, HD95, ml)."
+    result = evaluation(truth, prediction, annotated, classes, tolerance, mm)
+    facts = result["facts"]
+    print(result["table"].to_string(float_format="{:.3f}".format))
+    print_facts({name: value for name, value in facts.items() if not name.startswith("per_")})
+    if json:
+        write_json(facts, json)
+
+
+# %%
+truth = str(truth)
+print(runner.invoke(app, ["evaluate", truth, truth]).output)  # a truth agrees with itself

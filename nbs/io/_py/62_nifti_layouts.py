@@ -1,0 +1,196 @@
+# %% [markdown]
+# # Images and their label maps
+#
+# > Which file is a scan and which is its label map, by the names that people give them.
+
+# %%
+#| default_exp io.nifti_layouts
+
+# %%
+#| export
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+from ctseg.core.files import InputError
+from ctseg.io.nifti import nifti_files
+
+# %%
+#| hide
+import shutil
+import tempfile
+
+from fastcore.test import test_eq, test_fail
+
+# %% [markdown]
+# A label map is a volume like any other. Taken for a scan it would be a grey picture of its numbers, and nobody would be warned. So whatever is
+# called a label map is one: it is put to its image, or refused.
+#
+# ## By the name of the file
+#
+# Challenges and tools write `volume-0` and `segmentation-0`, `img0001` and `label0001`, `p1` and `p1_seg`, `imaging` and `segmentation`.
+
+# %%
+#| export
+_LABEL_WORDS = (
+    "segmentations?", "segs?", "masks?", "labels?", "lbl", "gt", "ground_?truth",
+    "annotations?", "contours?", "rois?",
+)
+_IMAGE_WORDS = ("imaging", "images?", "img", "volumes?", "vol", "scans?", "ct", "orig", "original")
+
+class Role(NamedTuple):
+    "What a file's name says of it."
+    key: str # the name without the words that tell what it is
+    label: bool # a label map
+
+def _strip(name: str, words: tuple[str, ...]) -> str|None:
+    "The name without a word before or after it; `None` if there is none."
+    word = f"(?:{'|'.join(words)})"
+    before = rf"{word}[-_. ]+(?P<key>.+)", rf"{word}(?P<key>\d.*)"
+    patterns = (word, *before, rf"(?P<key>.+?)[-_. ]+{word}")
+    for pattern in patterns:
+        found = re.fullmatch(pattern, name, re.IGNORECASE)
+        if found: return (found.groupdict().get("key") or "").lower()
+    return None
+
+def role_of(name: str) -> Role:
+    "What the name of a case says: whose it is, and whether it is a label map."
+    key = _strip(name, _LABEL_WORDS)
+    if key is not None: return Role(_strip(key, _IMAGE_WORDS) or key, True)
+    key = _strip(name, _IMAGE_WORDS)
+    return Role(name.lower() if key is None else key, False)
+
+
+# %%
+for name in ("volume-0", "segmentation-0", "img0001", "label0001", "p1", "P1_seg", "p1-label", "segmentation", "ct", "ct_p1_mask", "abdomen"):
+    print(f"{name:16}", *role_of(name))
+
+
+# %%
+#| export
+def pair_files(
+    volumes: dict[str, Path], # case → image
+    maps: dict[str, Path], # case → label map
+) -> dict[str, Path]: # case of the image → its label map
+    "Put each label map to its image, by the same name or by what is left of it. Raises `InputError` if that fails."
+    by_key: dict[str, list[str]] = {}
+    for name in volumes: by_key.setdefault(role_of(name).key, []).append(name)
+    paired: dict[str, Path] = {}
+    for name, path in maps.items():
+        owners = [name] if name in volumes else by_key.get(role_of(name).key, [])
+        if len(owners) != 1:
+            problem = f"{len(owners)} images could be its own" if owners else "there is no image of that name"
+            raise InputError(f"{path}: a label map, and {problem}; give both one name, or take it away")
+        if owners[0] in paired:
+            raise InputError(f"{path}: a second label map of {volumes[owners[0]].name}, "
+                             f"beside {paired[owners[0]].name}; remove one of them")
+        paired[owners[0]] = path
+    return paired
+
+
+# %%
+print(pair_files({"img0001": Path("a"), "img0002": Path("b")}, {"label0002": Path("c")}))
+test_fail(lambda: pair_files({"p1": Path("p1.nii")}, {"p2_seg": Path("p2_seg.nii")}), contains="no image of that name")
+test_fail(lambda: pair_files({"p1": Path("p1.nii")}, {n: Path(n) for n in ("p1_seg", "p1_mask")}), contains="a second label map")
+
+
+# %%
+#| export
+def split_roles(files: dict[str, Path]) -> tuple[dict[str, Path], dict[str, Path]]:
+    "The images and the label maps among the files of one folder, by their names."
+    maps = {name: path for name, path in files.items() if role_of(name).label}
+    return {name: path for name, path in files.items() if name not in maps}, maps
+
+
+# %%
+images, maps = split_roles({name: Path(name) for name in ("volume-0", "segmentation-0", "volume-1")})
+print(list(images), list(maps), pair_files(images, maps))
+
+# %% [markdown]
+# ## By the name of the folder
+
+# %%
+#| export
+_IMAGE_FOLDERS = {"images", "image", "imgs", "img", "ct", "cts", "scans", "scan", "volumes", "volume"}
+_LABEL_FOLDERS = {"labels", "label", "segs", "seg", "segmentation", "segmentations", "masks", "mask", "gt",
+                  "ground_truth", "groundtruth", "annotations", "labelmaps"}
+_NNUNET = [("imagestr", "labelstr", "train"), ("imagests", "labelsts", "test")]
+
+class Layout(NamedTuple):
+    "A folder of images, the folder of their label maps (\".\": beside the images), and their split."
+    images: str
+    labels: str
+    split: str
+
+def _flat_folders(src: Path) -> dict[str, str]:
+    "Folders that hold volumes and are no case of their own: name in small letters → name."
+    folders = [d for d in src.iterdir() if d.is_dir() and not (d/"segmentations").is_dir()]
+    return {folder.name.lower(): folder.name for folder in folders}
+
+def _the_one(src: Path, names: list[str]) -> str:
+    "The only folder, \"\" if there is none; `InputError` for several."
+    if len(names) > 1:
+        raise InputError(f"{src}: both {names[0]}/ and {names[1]}/ are in it, "
+                         "and it is not clear which belong together; keep one")
+    return names[0] if names else ""
+
+
+# %%
+#| export
+def find_layouts(src: Path) -> list[Layout]:
+    "Where the images and the label maps of a folder lie. Raises `InputError` if that is not clear."
+    folders = _flat_folders(src)
+    images = _the_one(src, [name for low, name in folders.items() if low in _IMAGE_FOLDERS])
+    labels = _the_one(src, [name for low, name in folders.items() if low in _LABEL_FOLDERS])
+    beside = bool(nifti_files(src))
+    layouts = [Layout(folders[i], folders.get(m, ""), split) for i, m, split in _NNUNET if i in folders]
+    if images: layouts.append(Layout(images, labels, "train"))
+    if beside:
+        layouts.append(Layout(".", "." if images or not labels else labels, "train"))
+    if labels and not images and not beside:
+        raise InputError(f"{src/labels}: label maps, and there is no folder of images beside it; "
+                         "expected images/ and labels/")
+    return layouts
+
+def layout_folders(src: Path) -> set[str]:
+    "Names of folders that are part of a layout, and no cases."
+    of_nnunet = {name for images, labels, _ in _NNUNET for name in (images, labels)}
+    shared = _IMAGE_FOLDERS | _LABEL_FOLDERS | of_nnunet
+    return {name for low, name in _flat_folders(src).items() if low in shared}
+
+
+# %%
+work = Path(tempfile.mkdtemp())
+for name in ("CT/p1.nii", "Seg/p1_seg.nii", "imagesTr/p2_0000.nii"):
+    (work/name).parent.mkdir()
+    (work/name).touch()
+print(find_layouts(work), layout_folders(work))
+(work/"masks").mkdir()
+test_fail(lambda: find_layouts(work), contains="keep one")
+
+
+# %%
+#| export
+def images_and_labels(src: Path, layout: Layout) -> tuple[dict[str, Path], dict[str, Path]]:
+    "The images of a layout by case, and the label maps by the case of their image. Raises `InputError` for a map without one."
+    volumes = nifti_files(src/layout.images)
+    if layout.labels in (".", layout.images):
+        volumes, maps = split_roles(volumes)
+    else: maps = nifti_files(src/layout.labels) if layout.labels else {}
+    if layout.images.lower() in ("imagestr", "imagests"):
+        check_channels(src/layout.images, volumes)
+    return volumes, pair_files(volumes, maps)
+
+def check_channels(folder: Path, volumes: dict[str, Path]):
+    "Raise `InputError` for several channels of one case. (Outside of nnU-Net _0001 may be a case's number.)"
+    for name, path in volumes.items():
+        numbered = re.fullmatch(r"(.+)_\d{4}", name)
+        if numbered and numbered[1] in volumes:
+            raise InputError(f"{folder}: {volumes[numbered[1]].name} and {path.name} "
+                             "are channels of one case; keep the CT and take the others out")
+
+
+# %%
+print([list(files) for files in images_and_labels(work, Layout("CT", "Seg", "train"))])
+test_fail(lambda: check_channels(work, {n: Path(n) for n in ("p1", "p1_0001")}), contains="channels of one case")
+shutil.rmtree(work)

@@ -1,0 +1,343 @@
+# %% [markdown]
+# # A heap of DICOM files
+#
+# > What is a CT image, what is a label, and what is passed over and counted.
+
+# %%
+#| default_exp io.dicom_heap
+
+# %%
+#| export
+import struct
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from ctseg.core.files import InputError
+from ctseg.data.images import natural_key
+from ctseg.io.dicom_headers import DicomFile, PatientNames
+from ctseg.io.volumes import import_volumes_package
+
+# %%
+#| hide
+import shutil
+import tempfile
+
+import pydicom
+from fastcore.test import test_eq, test_fail
+
+from ctseg.io.toy_dicom import clinic_planes, head_planes, write_series
+
+# %% [markdown]
+# A hospital's export holds whatever the archive had of a patient: the CT, a dose report as a picture, two scouts, the PET beside it, a plan,
+# and a file or two that no viewer opens. Here is such a heap.
+
+# %%
+work = Path(tempfile.mkdtemp())
+clinic = work/"clinic"
+write_series(clinic/"axial", clinic_planes()["axial"])
+for name, modality in (("dose", "RTDOSE"), ("magnet", "MR")):
+    write_series(clinic/name, head_planes(2), Modality=modality, SOPClassUID="1.2.840.10008.5.1.4.1.1.4")
+(clinic/"axial"/"notes.txt").write_text("not DICOM")
+
+
+# %% [markdown]
+# ## Reading a file
+#
+# A DICOM file begins with 128 free bytes and the letters `DICM`. Planning systems and archives also write files without them, which begin
+# with the first element at once: a number of group 2 or 8. Such a file says nothing of how it is encoded, so pydicom finds it out.
+
+# %%
+#| export
+def _starts_with_element(start: bytes) -> bool:
+    "Do these bytes look like the first element of a data set?"
+    if len(start) < 8 or start[:1] not in (b"\x02", b"\x08") or start[1]:
+        return False
+    number, length = struct.unpack("<H", start[2:4])[0], struct.unpack("<I", start[4:8])[0]
+    explicit = start[4:6].isalpha() and start[4:6].isupper()
+    return number < 0x1200 and (explicit or length < 256)
+
+def _start_of(path: Path) -> bytes:
+    "The first bytes of a file."
+    with open(path, "rb") as f: return f.read(132)
+
+def has_preamble(path: Path) -> bool:
+    "Does a file say of itself that it is DICOM?"
+    return _start_of(path)[128:] == b"DICM"
+
+def is_dicom(path: Path) -> bool:
+    "Is this a DICOM file, with its preamble or without?"
+    return has_preamble(path) or _starts_with_element(_start_of(path))
+
+
+# %%
+scan = next((clinic/"axial").glob("IM*"))
+print(is_dicom(scan), is_dicom(clinic/"axial"/"notes.txt"))
+(work/"bare").write_bytes(scan.read_bytes()[132:])
+print("without its preamble:", is_dicom(work/"bare"))
+
+
+# %%
+#| export
+def _complete_meta(ds):
+    "Give a data set without a file header the transfer syntax that it was read with."
+    if ds.file_meta.get("TransferSyntaxUID") or getattr(ds, "preamble", None):
+        return
+    uid = import_volumes_package("pydicom.uid")
+    implicit, little = ds.original_encoding
+    explicit_syntax = uid.ExplicitVRLittleEndian if little else uid.ExplicitVRBigEndian
+    ds.file_meta.TransferSyntaxUID = uid.ImplicitVRLittleEndian if implicit else explicit_syntax
+
+def read_file(path: Path, pixels: bool = True, tags: list[str]|None = None):
+    "A DICOM data set, also of a file without a preamble. `tags`: only these elements."
+    pydicom = import_volumes_package("pydicom")
+    ds = pydicom.dcmread(path, stop_before_pixels=not pixels, specific_tags=tags, force=True)
+    if not hasattr(ds, "file_meta"):
+        ds.file_meta = pydicom.dataset.FileMetaDataset()
+    _complete_meta(ds)
+    return ds
+
+
+# %%
+print(read_file(work/"bare", pixels=False).Modality, read_file(scan, tags=["Rows"]).Rows)
+
+# %% [markdown]
+# ## What kind of object
+#
+# The *SOP class* says what an object is. Its `Modality` only says which machine it comes from, and a screenshot of a dose report has `CT` there
+# as well.
+
+# %%
+#| export
+CT_IMAGE = "1.2.840.10008.5.1.4.1.1.2"
+ENHANCED_CT = {CT_IMAGE + ".1", CT_IMAGE + ".2"}  # many frames in one file
+_SEGMENTATION = {"1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7"}
+_STRUCTURE_SET = "1.2.840.10008.5.1.4.1.1.481.3"
+_DICOMDIR = "1.2.840.10008.1.3.10"  # a table of contents
+
+def sop_class(header) -> str:
+    "The SOP class of an object, \"\" if it is not told."
+    return str(header.get("SOPClassUID") or header.file_meta.get("MediaStorageSOPClassUID") or "")
+
+
+# %%
+print(sop_class(read_file(scan, pixels=False)) == CT_IMAGE)
+
+
+# %%
+#| export
+def _picture(header) -> str:
+    "Why a CT image is no slice of a scan; \"\" if it may be one."
+    kind = [str(value).upper() for value in header.get("ImageType") or []]
+    if "LOCALIZER" in kind: return "scout"
+    if "SCREEN SAVE" in kind: return "screen save"
+    if int(header.get("SamplesPerPixel") or 1) > 1: return "colour picture"
+    return ""
+
+def _class_name(uid: str, modality: str) -> str:
+    "What to call an object that is neither a CT image nor a label."
+    name = import_volumes_package("pydicom.uid").UID(uid).name if uid else ""
+    if "Secondary Capture" in name: return "secondary capture"
+    if modality == "CT": return "CT object without an image"
+    return modality or (name if name and name != uid else "unknown object")
+
+
+# %%
+#| export
+def kind_of(header) -> str:
+    "`ct`, `label`, \"\" for a table of contents; anything else is passed over, and this is its name."
+    uid, modality = sop_class(header), str(header.get("Modality") or "").upper()
+    if uid == _DICOMDIR: return ""
+    if uid in _SEGMENTATION or uid == _STRUCTURE_SET: return "label"
+    if not uid and modality in ("SEG", "RTSTRUCT"): return "label"
+    if uid == CT_IMAGE or uid in ENHANCED_CT or (not uid and modality == "CT"):
+        contradicted = modality not in ("CT", "")
+        return modality if contradicted else _picture(header) or "ct"
+    return _class_name(uid, modality)
+
+
+# %%
+def object_of(uid, **tags):
+    header = pydicom.Dataset()
+    header.file_meta, header.SOPClassUID = pydicom.dataset.FileMetaDataset(), uid
+    for tag, value in tags.items(): setattr(header, tag, value)
+    return header
+
+print(kind_of(object_of(CT_IMAGE)), kind_of(object_of("1.2.840.10008.5.1.4.1.1.66.4", Modality="SEG")))
+print(kind_of(object_of("1.2.840.10008.5.1.4.1.1.7", Modality="CT")), "|", kind_of(object_of("1.3.12.2.1107.5.9.1", Modality="CT")))
+print(kind_of(object_of(CT_IMAGE, ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])), "|", kind_of(object_of(CT_IMAGE, Modality="PT")))
+
+
+# %% [markdown]
+# ## Looking through folders
+#
+# Every file is looked at once, and only a few elements of it are read. What is kept is small, since there may be a million files. A damaged
+# file is noted with its path and reported by whoever reads the heap.
+
+# %%
+#| export
+class Entry(NamedTuple):
+    "What is remembered of a CT image or a label."
+    path: Path
+    series: str # SeriesInstanceUID, and the patient: bad anonymisers give all patients the same numbers
+    instance: str # SOPInstanceUID
+    position: tuple[str, ...] # as written
+    order: int # of the folder it lies in
+
+@dataclass
+class Heap:
+    "What lies below a folder."
+    src: Path
+    images: list[Entry] = field(default_factory=list)
+    labels: list[Entry] = field(default_factory=list)
+    passed_over: Counter = field(default_factory=Counter) # name of the kind → number of files
+    damaged: list[Path] = field(default_factory=list)
+    names: PatientNames = None
+
+    def file(self, entry: Entry, pixels: bool = False) -> DicomFile:
+        "The file with its header."
+        return DicomFile(entry.path, read_file(entry.path, pixels), self.names.patterns(entry.path))
+
+
+# %%
+#| export
+_FIRST_LOOK = [
+    "SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID",
+    "Modality", "ImageType", "SamplesPerPixel", "ImagePositionPatient",
+    "PatientName", "PatientID", "PatientBirthDate", "AccessionNumber", "StudyID",
+    "StudyDate", "SeriesDate", "AcquisitionDate", "ContentDate",
+]
+_PACKED = (".zip", ".gz", ".tgz", ".tar", ".7z", ".rar", ".bz2", ".xz")
+
+def _text_of(header, tag: str) -> str:
+    "An element as text; \"\" if it is missing or malformed."
+    try: return str(header.get(tag) or "")
+    except Exception: return ""
+
+def _position_of(header) -> tuple[str, ...]:
+    "Where an image lies, as written; empty if it does not say so."
+    try: return tuple(map(str, header.get("ImagePositionPatient") or ()))
+    except Exception: return ("malformed",)
+
+
+# %%
+#| export
+def _unreadable(path: Path, heap: Heap):
+    "Note a file that says it is DICOM as damaged; one without a preamble may be anything, and is counted."
+    if has_preamble(path): heap.damaged.append(path)
+    else: heap.passed_over["unreadable file"] += 1
+
+def _look_at(path: Path, heap: Heap, order: int):
+    "Put a file into a heap: as an image, a label, passed over or damaged."
+    try:
+        header = read_file(path, pixels=False, tags=_FIRST_LOOK)
+        kind = kind_of(header)
+    except Exception:  # pydicom raises many kinds for a damaged file
+        _unreadable(path, heap)
+        return
+    heap.names.learn(path, header)
+    series = _text_of(header, "SeriesInstanceUID")
+    if kind == "ct" and not series: heap.damaged.append(path)
+    elif kind == "unknown object": _unreadable(path, heap)
+    elif kind in ("ct", "label"):
+        entry = Entry(path, f"{series} {_text_of(header, 'PatientID')}", _text_of(header, "SOPInstanceUID"),
+                      _position_of(header), order)
+        (heap.images if kind == "ct" else heap.labels).append(entry)
+    elif kind: heap.passed_over[kind] += 1
+
+
+# %%
+#| export
+def _folders(src: Path) -> list[Path]:
+    "A folder and all visible ones below it, in natural order."
+    inner = [d for d in src.rglob("*") if d.is_dir()]
+    return [src, *sorted(inner, key=lambda d: natural_key(str(d.relative_to(src))))]
+
+def _is_packed(name: str) -> bool:
+    "Is this the name, in small letters, of an archive? A packed NIfTI is none."
+    return name.endswith(_PACKED) and not name.endswith(".nii.gz")
+
+def _visible_files(folder: Path) -> Iterator[Path]:
+    "The files of a folder in natural order, without hidden ones."
+    for path in sorted(folder.iterdir(), key=lambda p: natural_key(p.name)):
+        if path.is_file() and not path.name.startswith("."): yield path
+
+
+# %%
+#| export
+def read_heap(
+    src: Path,
+    deep: bool = True, # also the folders below it
+) -> Heap:
+    "Look at every file of a folder. Damaged ones are noted, others are passed over and counted."
+    import_volumes_package("pydicom")
+    if not src.is_dir():
+        raise InputError(f"{src}: no such folder; expected DICOM CT series")
+    heap = Heap(src, names=PatientNames(src))
+    for order, folder in enumerate(_folders(src) if deep else [src]):
+        for path in _visible_files(folder):
+            if is_dicom(path): _look_at(path, heap, order)
+            elif _is_packed(path.name.lower()):
+                heap.passed_over["packed file"] += 1
+    return heap
+
+
+# %%
+heap = read_heap(clinic)
+print(len(heap.images), "images,", len(heap.labels), "labels, passed over:", dict(heap.passed_over))
+(clinic/"axial"/"cut off").write_bytes(scan.read_bytes()[:200])
+test_eq([path.name for path in read_heap(clinic).damaged], ["cut off"])
+test_fail(lambda: read_heap(clinic/"nowhere"), contains="no such folder")
+
+# %% [markdown]
+# ## Many frames in one file
+#
+# An *enhanced* CT holds a whole series in one file. What all frames share and what each has for itself lies in *functional groups*. A
+# frame is made to look like a slice of its own, so that the rest of the package need not know.
+
+# %%
+#| export
+_OF_FRAMES = {  # functional group → the elements in it that place and scale a frame
+    "PlanePositionSequence": ("ImagePositionPatient",),
+    "PlaneOrientationSequence": ("ImageOrientationPatient",),
+    "PixelMeasuresSequence": ("PixelSpacing", "SliceThickness"),
+    "PixelValueTransformationSequence": ("RescaleSlope", "RescaleIntercept"),
+}
+
+def frame_item(frame, shared, sequence: str):
+    "The item of a functional group that belongs to a frame, or to all of them; `None` if there is none."
+    items = frame.get(sequence) or shared.get(sequence)
+    return items[0] if items else None
+
+
+# %%
+#| export
+def frame_headers(header) -> list:
+    "A header for each frame of an enhanced image, as if it were a slice of its own."
+    pydicom = import_volumes_package("pydicom")
+    shared = (header.get("SharedFunctionalGroupsSequence") or [pydicom.Dataset()])[0]
+    headers = []
+    for number, frame in enumerate(header.get("PerFrameFunctionalGroupsSequence") or []):
+        one = pydicom.Dataset()
+        one.update({e.tag: e for e in header if e.VR != "SQ" and e.keyword != "NumberOfFrames"})
+        one.file_meta = header.file_meta
+        one.InstanceNumber = number + 1
+        for sequence, tags in _OF_FRAMES.items():
+            item = frame_item(frame, shared, sequence)
+            for tag in tags:
+                if item is not None and tag in item:
+                    setattr(one, tag, item[tag].value)
+        headers.append(one)
+    return headers
+
+
+# %%
+group = pydicom.Dataset()
+place = pydicom.Dataset()
+place.ImagePositionPatient = [0, 0, 5]
+group.PlanePositionSequence = [place]
+many = object_of(CT_IMAGE + ".1", NumberOfFrames=1, PerFrameFunctionalGroupsSequence=[group], Rows=4)
+print([(one.ImagePositionPatient, one.Rows) for one in frame_headers(many)])
+shutil.rmtree(work)

@@ -1,0 +1,133 @@
+# %% [markdown]
+# # What a label is about
+#
+# > Contours and segmentations say which scan they were drawn on, each program in its own way.
+
+# %%
+#| default_exp io.dicom_references
+
+# %%
+#| export
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from ctseg.io.dicom_headers import DicomFile, vr_of
+from ctseg.io.dicom_heap import sop_class
+from ctseg.io.dicom_series import Series
+from ctseg.io.volumes import import_volumes_package
+
+# %%
+#| hide
+import shutil
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pydicom
+from fastcore.test import test_eq
+
+from ctseg.io.dicom_heap import read_heap
+from ctseg.io.dicom_series import make_series, slices_in
+from ctseg.io.toy_dicom import head_planes, write_contours, write_series
+
+
+# %% [markdown]
+# The standard lets a label object name its series, and lets it leave that out. Then it may name the slices, or only the *frame of reference*,
+# the space in which its millimetres are counted, or nothing but the study. All that it says is collected.
+
+# %%
+#| export
+@dataclass
+class References:
+    "What a label object says of the scan it was drawn on."
+    series: set[str] = field(default_factory=set)
+    instances: set[str] = field(default_factory=set)
+    frames: set[str] = field(default_factory=set) # of reference
+    study: str = ""
+
+def _items(dataset) -> Iterator:
+    "A data set and all items of its sequences, at any depth. Nothing else is parsed."
+    yield dataset
+    for tag in dataset.keys():
+        if vr_of(dataset, tag) != "SQ": continue
+        for item in dataset[tag].value or []: yield from _items(item)
+
+
+# %%
+#| export
+_FRAMES = ("FrameOfReferenceUID", "ReferencedFrameOfReferenceUID")
+
+def references(header) -> References:
+    "What a label object says of the scan it was drawn on."
+    found = References(study=str(header.get("StudyInstanceUID") or ""))
+    for item in _items(header):
+        found.frames |= {str(item[tag].value) for tag in _FRAMES if item.get(tag)}
+        if item.get("ReferencedSOPInstanceUID"):
+            found.instances.add(str(item.ReferencedSOPInstanceUID))
+        if item is not header and item.get("SeriesInstanceUID"):
+            found.series.add(str(item.SeriesInstanceUID))
+    return found
+
+
+# %%
+work = Path(tempfile.mkdtemp())
+for name in ("a", "b"): write_series(work/name, head_planes(3))
+both = [make_series(slices_in(read_heap(work/name)), work) for name in ("a", "b")]
+write_contours(work/"contours", both[1].headers, {"Ring": [(1, np.array([[9, 9], [20, 9], [20, 20]]))]})
+told = references(pydicom.dcmread(work/"contours"))
+test_eq(told.series, {both[1].number})
+
+
+# %% [markdown]
+# The most exact word counts: the series; else the slices; else the frame of reference, if one series alone has it; else the study, if it has one
+# series. A label that names a series which is not there is about none of these.
+
+# %%
+#| export
+def _only(candidates: list[int]) -> list[int]:
+    "The one candidate, or none."
+    return candidates if len(candidates) == 1 else []
+
+def _element(series: Series, tag: str) -> str:
+    "An element of a series' first header as text."
+    return str(series.headers[0].get(tag) or "")
+
+def find_about(told: References, all_series: list[Series]) -> list[int]:
+    "The numbers of the series that a label object is about, in the list given; none if that cannot be told."
+    named = [k for k, one in enumerate(all_series) if one.number in told.series]
+    if named: return named
+    shared = [len(told.instances.intersection(one.uids)) for one in all_series]
+    if any(shared): return [k for k, n in enumerate(shared) if n == max(shared)]
+    if told.series: return []
+    framed = [k for k, one in enumerate(all_series) if _element(one, "FrameOfReferenceUID") in told.frames]
+    if framed: return _only(framed)
+    studies = {told.study, *told.instances} - {""}
+    studied = [k for k, one in enumerate(all_series) if _element(one, "StudyInstanceUID") in studies]
+    in_other_space = told.frames and any(_element(all_series[k], "FrameOfReferenceUID") for k in studied)
+    return [] if in_other_space else _only(studied)
+
+
+# %%
+slices, frame = both[1].uids, both[1].headers[0].FrameOfReferenceUID
+study = both[0].headers[0].StudyInstanceUID
+some = [told, References(instances={slices[2]}), References(frames={frame}), References(study=study), References(series={"1.2"}, frames={frame})]
+print([find_about(each, both) for each in some])
+
+
+# %% [markdown]
+# Contours of a patient fill megabytes. Once it is known what they are about, only their kind is remembered.
+
+# %%
+#| export
+def slim_label(file: DicomFile) -> DicomFile:
+    "A label object of which the header says nothing but its kind."
+    slim = import_volumes_package("pydicom").Dataset()
+    structure_set = "ROIContourSequence" in file.header or "StructureSetROISequence" in file.header
+    slim.Modality = str(file.header.get("Modality") or ("RTSTRUCT" if structure_set else "SEG"))
+    slim.SOPClassUID = sop_class(file.header)
+    return file._replace(header=slim)
+
+
+# %%
+print(slim_label(DicomFile(work/"contours", pydicom.dcmread(work/"contours"))).header)
+shutil.rmtree(work)

@@ -1,0 +1,254 @@
+# %% [markdown]
+# # Scans
+#
+# > Which scans lie below a path, found without keeping any of them in memory.
+#
+# - skip_showdoc: true
+
+# %%
+#| default_exp prediction.scans
+
+# %%
+#| export
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from ctseg.core.files import InputError
+from ctseg.data.images import natural_key
+from ctseg.io.dicom import survey_heap
+from ctseg.io.dicom_heap import read_heap
+from ctseg.io.dicom_series import Series
+from ctseg.io.nifti import case_name, nifti_files, read_nifti
+from ctseg.io.nifti_layouts import split_roles
+from ctseg.io.volumes import Volume
+
+# %%
+#| hide
+import shutil
+import tempfile
+
+import nibabel as nib
+import numpy as np
+from fastcore.test import test_eq
+
+from ctseg.io.toy_dicom import clinic_planes, write_series
+from ctseg.io.toys import torso_scans
+
+
+# %% [markdown]
+# Whoever wants a segmentation has an export of an archive: folders of DICOM files of many patients, or NIfTI files. A `Scan` knows where one
+# of them is and what its results are called. Its voxels are read when it is opened, so a thousand scans take no more memory than one.
+
+# %%
+#| export
+@dataclass
+class OpenScan:
+    "A scan in memory."
+    volume: Volume
+    series: Series | None = None # of DICOM: what results refer to
+
+
+@dataclass(frozen=True)
+class Scan:
+    "A scan that can be opened."
+    name: str # what its results are called
+    source: str # its path as a message or table may show it
+    kind: str # "dicom" or "nifti"
+    open: Callable[[], OpenScan]
+
+
+@dataclass
+class Found:
+    "What lies below some paths."
+    scans: list[Scan] = field(default_factory=list)
+    broken: list[tuple[str, str]] = field(default_factory=list) # source ("": in the text), what is wrong
+    passed_over: Counter = field(default_factory=Counter) # what is no scan: kind of file → how many
+    notes: list[str] = field(default_factory=list) # series that were left out, and why
+
+
+# %%
+work = Path(tempfile.mkdtemp())
+export = work/"export"
+planes = clinic_planes()
+for name in ("axial", "oblique", "gantry tilt"): write_series(export/name, planes[name])
+torso = torso_scans()["as NIfTI likes it"]
+for name in ("p1.nii.gz", "p1_seg.nii.gz", "p2.nii.gz"): nib.save(nib.Nifti1Image(torso.hu[::3, ::3], torso.affine), export/name)
+print(*sorted(p.name for p in export.iterdir()))
+
+
+# %%
+#| export
+def folders_below(folder: Path) -> list[Path]:
+    "The folder and all visible ones below it, in natural order."
+    inner = [d for d in folder.rglob("*") if d.is_dir()]
+    visible = [d for d in inner if not any(p.startswith(".") for p in d.relative_to(folder).parts)]
+    return [folder, *sorted(visible, key=lambda d: natural_key(str(d.relative_to(folder))))]
+
+def file_name(text: str) -> str:
+    "A text as the name of a file: letters, digits, dots, dashes and underscores."
+    return re.sub(r"[^\w.-]+", "_", text).strip("._")[:80]
+
+
+# %%
+print([str(d.relative_to(export)) for d in folders_below(export)], file_name("Doe^Jane / 7"))
+
+
+# %% [markdown]
+# ## DICOM
+#
+# The [survey](../io/73_dicom.ipynb) of an import finds the series, wherever their files lie, and notes what is damaged. Of a series it keeps
+# one header. Results are called `v000`, `v001`, …, since the name of a folder is often that of a patient.
+
+# %%
+#| export
+def _dicom_scan(series: Series, src: Path, shown: str, name: str) -> Scan:
+    "A series as a scan."
+    def open_series() -> OpenScan:
+        hu = series.read_voxels(src)
+        return OpenScan(Volume(hu, series.affine, positions=series.positions, kind="dicom"), series)
+    return Scan(name, shown, "dicom", open_series)
+
+def add_dicom(found: Found, src: Path, gaps: bool, named: bool, orientation: str):
+    "Add the CT series below a folder, what is damaged, and what was passed over."
+    survey = survey_heap(read_heap(src), gaps, orientation, skip_damaged=True)
+    folders = Counter(one.series.paths[0].parent for one in survey.series)
+    for one in survey.series:
+        folder, header = one.series.paths[0].parent, one.series.headers[0]
+        shown = str(folder.relative_to(src.parent)) if named else one.shown(src)
+        if folders[folder] > 1:
+            shown = f"{shown}, series of {len(one.series.paths)} slices"
+        name = file_name(str(header.get("PatientID") or "")) if named else ""
+        found.scans.append(_dicom_scan(one.series, src, shown, name))
+    found.broken += [("", problem) for problem in survey.left_out]
+    found.passed_over += survey.passed_over
+    found.notes += [f"left out: {text}" for text in survey.other_planes]
+
+
+# %%
+found = Found()
+add_dicom(found, export, False, False, "SPL")
+for scan in found.scans: print(scan.source, scan.open().volume.hu.shape)
+
+# %% [markdown]
+# ## NIfTI
+#
+# Files are called by whoever made them, and results are matched by these names, so they keep them. Label maps beside the scans are passed over.
+
+# %%
+#| export
+_LABEL_FOLDERS = re.compile(r"(labels?(tr|ts)?|segmentations?|segs?|masks?)$", re.IGNORECASE)
+def open_nifti(path: Path) -> OpenScan:
+    "A NIfTI volume. Raises `InputError` for one that is damaged or has no affine."
+    hu, affine = read_nifti(path)
+    return OpenScan(Volume(hu, affine))
+
+def _nifti_scan(path: Path, name: str) -> Scan:
+    "A NIfTI file as a scan."
+    return Scan(file_name(name), path.name, "nifti", lambda: open_nifti(path))
+
+
+# %%
+#| export
+def _volumes_in(folder: Path, passed_over: Counter) -> Iterator[Scan]:
+    "The volumes among the NIfTI files of a folder."
+    if _LABEL_FOLDERS.match(folder.name): return
+    files = nifti_files(folder)
+    for name in ("ct", "image"):
+        if name in files:
+            yield _nifti_scan(files[name], folder.name)
+            return
+    images, maps = split_roles(files)
+    if maps: passed_over["label map"] += len(maps)
+    for name, path in images.items():
+        channel = re.fullmatch(r"(.+)_\d{4}", name)
+        if channel and channel[1] in files:
+            passed_over["further channel"] += 1
+        else: yield _nifti_scan(path, name)
+
+
+# %%
+passed = Counter()
+print([scan.name for scan in _volumes_in(export, passed)], dict(passed))
+
+
+# %% [markdown]
+# ## All of them
+
+# %%
+#| export
+def _distinct(scans: list[Scan]) -> list[Scan]:
+    "The scans, each with a name of its own; those without one are numbered."
+    digits = max(3, len(str(max(0, len(scans) - 1))))
+    names, out = set(), []
+    for i, scan in enumerate(scans):
+        base = scan.name or f"v{i:0{digits}}"
+        name, n = base, 1
+        while name.lower() in names:
+            n += 1
+            name = f"{base}_{n}"
+        names.add(name.lower())
+        out.append(replace(scan, name=name))
+    return out
+
+
+# %%
+test_eq([s.name for s in _distinct([Scan(n, "", "", None) for n in ("", "p1", "P1", "")])], ["v000", "p1", "P1_2", "v003"])
+
+
+# %%
+#| export
+def add_nifti(found: Found, folder: Path):
+    "Add the NIfTI volumes whose files lie in a folder, and what is wrong there."
+    try:
+        found.scans += _volumes_in(folder, found.passed_over)
+    except InputError as error:
+        found.broken.append(("", str(error)))
+
+
+# %%
+found = Found()
+add_nifti(found, export)
+print([scan.name for scan in found.scans])
+
+
+# %%
+#| export
+def find_scans(
+    paths: Iterable[str | Path], # NIfTI files, and folders with DICOM or NIfTI in or below them
+    gaps: bool = False, # take gaps that look like missing slices as they are
+    named: bool = False, # call DICOM scans by the number of their patient
+    orientation: str = "SPL", # of the slicing: DICOM series in another plane are left out
+) -> Found:
+    "All scans below some paths. Raises `InputError` for a path that does not exist, or where none has any scan."
+    found = Found()
+    for path in map(Path, paths):
+        if path.is_dir():
+            add_dicom(found, path, gaps, named, orientation)
+            for folder in folders_below(path): add_nifti(found, folder)
+        elif path.name.lower().endswith((".nii", ".nii.gz")) and path.is_file():
+            found.scans.append(_nifti_scan(path, case_name(path)))
+        elif path.exists():
+            raise InputError(f"{path}: neither a folder nor a NIfTI file; "
+                             "of DICOM give the folder of the series")
+        else:
+            raise InputError(f"{path}: no such file or folder")
+    if not found.scans and not found.broken:
+        left = [*found.notes, *(f"passed over: {n} {kind}" for kind, n in found.passed_over.items())]
+        hint = f" ({'; '.join(left)})" if left else ""
+        raise InputError(f"{', '.join(map(str, paths))}: no CT series and no NIfTI volume in it{hint}")
+    found.scans = _distinct(found.scans)
+    return found
+
+
+# %%
+found = find_scans([export])
+for scan in found.scans: print(scan.name, scan.kind, scan.source)
+print("passed over:", dict(found.passed_over))
+
+# %%
+next((export/"oblique").iterdir()).unlink()
+print(*find_scans([export]).broken[0])
+shutil.rmtree(work)

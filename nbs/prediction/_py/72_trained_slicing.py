@@ -1,0 +1,76 @@
+# %% [markdown]
+# # Cut as the runs were trained
+#
+# > Through which window and at what scale a new scan is shown to runs that have learnt from others.
+#
+# - skip_showdoc: true
+
+# %%
+#| default_exp prediction.trained_slicing
+
+# %%
+#| export
+from typing import Any
+
+from ctseg.core.files import InputError
+from ctseg.io.slicing import Slicing
+from ctseg.prediction.predictor import Predictor, RunMember
+from ctseg.prediction.saved import run_spec
+
+# %%
+#| hide
+from fastcore.test import test_eq, test_fail
+
+
+# %% [markdown]
+# A run whose images were cut from volumes knows [how](../io/55_imported.ipynb). An older run, or one of loose PNG slices, does not; then the
+# usual window for soft tissue is taken, and the result says so.
+
+# %%
+#| export
+def trained_slicings(predictor: Predictor) -> list[dict | None]:
+    "What each run of a predictor says of how its images were cut."
+    runs = [m.run for m in predictor.members if isinstance(m, RunMember) and m.run is not None]
+    return [run_spec(run).get("slicing") for run in runs]
+
+def _agreed(records: list[dict], given: dict[str, Any]) -> dict[str, Any]:
+    "What the runs agree on; `InputError` where they differ in something that is not given."
+    agreed = dict(records[0]) if records else {}
+    for record in records[1:]:
+        for name, value in record.items():
+            if name in given or value == agreed.get(name): continue
+            problem = f"the runs were trained on images of another {name} ({agreed.get(name)} and {value})"
+            raise InputError(f"{problem}; say by {name} (--{name}) which to use, or take runs of one import")
+    return agreed | given
+
+
+# %%
+record = {"orientation": "SPL", "window": [40., 400.], "size": None, "spacing": None}
+test_eq(_agreed([record, record], {}), record)
+test_fail(lambda: _agreed([record, record | {"spacing": 2.}], {}), contains="another spacing (None and 2.0)")
+
+# %%
+#| export
+_NO_WINDOW = ("the run does not say through which window its images were made: "
+              "soft tissue (level 40, width 400) was taken; if that is wrong, give window (--window)")
+_RANDOM = "trained with random windows: scans are shown through the one for soft tissue"
+
+def choose_slicing(
+    records: list[dict | None], # from `trained_slicings`
+    given: dict[str, Any], # fields of `Slicing` that the user has given
+) -> tuple[Slicing, list[str]]: # how to cut, and what a user must know of it
+    "How to cut scans for some runs. Raises `InputError` for runs that do not agree."
+    fields, notes = _agreed([record for record in records if record], given), []
+    if "window" not in fields: notes.append(_NO_WINDOW)
+    elif fields["window"] == "random":
+        fields["window"] = "soft"
+        notes.append(_RANDOM)
+    if isinstance(fields.get("window"), list):
+        fields["window"] = tuple(fields["window"])
+    return Slicing(**fields), notes
+
+
+# %%
+print(choose_slicing([record], {})[0].window, choose_slicing([record], {"window": "lung"})[0].window)
+print(choose_slicing([None], {})[1][0])
+print(choose_slicing([record | {"window": "random"}], {}))

@@ -1,0 +1,208 @@
+"A heap as archives leave it: CT is read, labels are matched, everything else is counted and told."
+
+import shutil
+
+import pydicom
+import pytest
+from helpers.dicom import box, by_number, flat_series, item, planes, shear, write_rt, write_series
+from helpers.volumes import DAY, NAME, NUMBER, TWO, one_line, put_back
+
+from ctseg.core.anatomy import ClassMap
+from ctseg.core.files import InputError
+from ctseg.data.challenge import read_challenge
+from ctseg.io.dicom import read_series
+from ctseg.io.dicom_import import import_dicom
+from ctseg.io.slicing import Slicing
+
+SECONDARY, PRIVATE = "1.2.840.10008.5.1.4.1.1.7", "1.3.12.2.1107.5.9.1"
+
+
+def other(folder, **tags):
+    write_series(folder, *planes(2), **tags)
+
+
+def no_preamble(files):
+    for f in files:
+        f.write_bytes(f.read_bytes()[132:])
+
+
+def test_what_is_no_ct_is_counted(tmp_path):
+    write_series(tmp_path / "src" / "ct", *planes(5))
+    other(tmp_path / "src" / "dose report", SOPClassUID=SECONDARY)
+    other(tmp_path / "src" / "raw", SOPClassUID=PRIVATE)
+    other(tmp_path / "src" / "colour", SamplesPerPixel=3)
+    for modality in ("PT", "MR", "RTIMAGE", "RTPLAN"):
+        other(tmp_path / "src" / modality, Modality=modality)
+    other(tmp_path / "src" / "coronal", ImageOrientationPatient=[1, 0, 0, 0, 0, -1])
+    facts = import_dicom(tmp_path / "src", tmp_path / "out", classes=TWO)
+    assert facts["volumes"] == 1 and facts["train"] == 5 and sum(facts["passed_over"].values()) == 14
+    assert len(facts["other_planes"]) == 1 and "coronal" in facts["other_planes"][0]
+
+
+def test_files_without_a_preamble(tmp_path):
+    hu = write_series(tmp_path / "src", *planes(4))
+    no_preamble((tmp_path / "src").iterdir())
+    assert (read_series(tmp_path / "src")[1] == hu).all()
+
+
+def test_series_of_one_flat_folder(tmp_path):
+    for name, seed in (("a", 1), ("b", 2)):
+        flat_series(tmp_path / name)
+        (tmp_path / "src").mkdir(exist_ok=True)
+        for f in (tmp_path / name).iterdir():
+            shutil.copy(f, tmp_path / "src" / f"{name}{f.name}")
+    shutil.copytree(tmp_path / "src", tmp_path / "src" / "a copy")
+    facts = import_dicom(tmp_path / "src", tmp_path / "out", classes=TWO)
+    assert facts["volumes"] == 2 and facts["passed_over"] == {"copy": 10}
+
+
+def test_a_series_in_two_folders_is_one(tmp_path):
+    hu = write_series(tmp_path / "src" / "a", *planes(6))
+    (tmp_path / "src" / "b").mkdir()
+    for f in by_number((tmp_path / "src" / "a").iterdir())[3:]:
+        shutil.move(f, tmp_path / "src" / "b")
+    facts = import_dicom(tmp_path / "src", tmp_path / "out", classes=TWO)
+    assert facts["volumes"] == 1 and facts["train"] == hu.shape[-1]
+
+
+def test_a_tilted_gantry(tmp_path):
+    "The slices are imported in their own plane; cutting across them is refused."
+    hu = write_series(tmp_path / "src", *planes(6))
+    shear(list((tmp_path / "src").iterdir()))
+    series, voxels = read_series(tmp_path / "src")
+    assert (voxels == hu).all() and series.tilted and len(series.positions) == 6
+    facts = import_dicom(tmp_path / "src", tmp_path / "out", classes=TWO)
+    assert facts["train"] == 6 and "tilted" in facts["notes"][0]
+    with pytest.raises(InputError):
+        import_dicom(tmp_path / "src", tmp_path / "out2", Slicing(orientation="AIL"), TWO)
+
+
+def test_an_enhanced_ct(tmp_path):
+    hu = write_series(tmp_path / "slices", *planes(4))
+    files = by_number((tmp_path / "slices").iterdir())
+    many, frames, pixels = pydicom.dcmread(files[0]), [], []
+    for f in files:
+        one = pydicom.dcmread(f)
+        pixels.append(one.PixelData)
+        position = item(ImagePositionPatient=one.ImagePositionPatient)
+        frames.append(item(PlanePositionSequence=[position]))
+    shared = item(
+        PlaneOrientationSequence=[item(ImageOrientationPatient=many.ImageOrientationPatient)],
+        PixelMeasuresSequence=[item(PixelSpacing=many.PixelSpacing, SliceThickness=2)],
+        PixelValueTransformationSequence=[item(RescaleSlope=1, RescaleIntercept=-1024)],
+    )
+    for tag in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "RescaleSlope"):
+        delattr(many, tag)
+    many.SOPClassUID = many.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.2.1"
+    many.SharedFunctionalGroupsSequence, many.PerFrameFunctionalGroupsSequence = [shared], frames[::-1]
+    many.NumberOfFrames, many.PixelData = 4, b"".join(pixels[::-1])
+    (tmp_path / "src").mkdir()
+    many.save_as(tmp_path / "src" / "one")
+    assert (read_series(tmp_path / "src")[1] == hu).all()
+
+
+def test_a_damaged_file_among_named_ones(tmp_path):
+    "What its neighbours tell of the patient is blotted out of its path."
+    write_series(tmp_path / "src" / NAME / "ct", *planes(3))
+    (tmp_path / "src" / NAME / "other").mkdir()
+    (tmp_path / "src" / NAME / "other" / f"{NUMBER} {DAY}").write_bytes(bytes(128) + b"DICM" + b"\x02\x00\x00")
+    with pytest.raises(InputError) as e:
+        import_dicom(tmp_path / "src", tmp_path / "out", classes=TWO)
+    assert "damaged" in one_line(e)
+
+
+def fallbacks():
+    def only_frame(rt, ct):
+        rt.ReferencedFrameOfReferenceSequence = [item(FrameOfReferenceUID=ct.FrameOfReferenceUID)]
+
+    def only_slices(rt, ct):
+        del rt.ReferencedFrameOfReferenceSequence
+        for contour in rt.ROIContourSequence[0].ContourSequence:
+            contour.ContourImageSequence = [item(ReferencedSOPInstanceUID=ct.SOPInstanceUID)]
+
+    def only_study(rt, ct):
+        del rt.ReferencedFrameOfReferenceSequence
+        rt.StudyInstanceUID = ct.StudyInstanceUID
+
+    return [only_frame, only_slices, only_study]
+
+
+@pytest.mark.parametrize("refer", fallbacks())
+def test_contours_without_the_number_of_their_series(tmp_path, refer):
+    flat_series(tmp_path / "src")
+    flat_series(tmp_path / "src" / "another")
+    ct = pydicom.dcmread(next((tmp_path / "src").glob("*.dcm")))
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for f in (tmp_path / "src").glob("*.dcm"):
+        shutil.copy(f, flat)
+    write_rt(flat, [("a", [box(2, 2.5, 8.5)])])
+    rt = pydicom.dcmread(flat / "rt.dcm")
+    refer(rt, ct)
+    rt.save_as(tmp_path / "src" / "rt.dcm")
+    facts = import_dicom(tmp_path / "src", tmp_path / "out")
+    assert facts["labelled"] == 5 and facts["volumes"] == 2 and facts["label_objects_without_series"] == 0
+
+
+def leaning(a, b):
+    return item(ContourGeometricType="CLOSED_PLANAR", ContourData=[a, a, 0, b, a, 0, b, b, 6, a, b, 6])
+
+
+def test_rings_that_cannot_be_used(tmp_path):
+    flat_series(tmp_path / "src")
+    rois = [("flat", [box(2, 2.5, 8.5)]), ("leaning", [leaning(2, 8)]), ("point", [box(2, 2.5, 8.5, "POINT")])]
+    write_rt(tmp_path / "src", rois)
+    classes = ClassMap.from_names(["flat", "leaning", "point"])
+    facts = import_dicom(tmp_path / "src", tmp_path / "out", classes=classes)
+    assert read_challenge(tmp_path / "out").known.all(0).tolist() == [True, False, False]
+    assert len(facts["labels_unusable"]) == 2
+
+
+def test_rings_that_overlap_are_united(tmp_path):
+    flat_series(tmp_path / "src")
+    write_rt(tmp_path / "src", [("a", [box(2, 1.5, 6.5), box(2, 4.5, 9.5), box(2, 1.5, 6.5)])])
+    import_dicom(tmp_path / "src", tmp_path / "out")
+    volume = put_back(read_challenge(tmp_path / "out"), tmp_path / "out")["v000"]
+    assert (volume == 1).sum() == 25 + 25 - 4
+
+
+def clinic(folder, n=5):
+    for k in range(n):
+        write_series(folder / f"p{k}", *planes(4), PatientID=f"Q{k}", seed=k)
+    f = by_number((folder / "p1").iterdir())[2]
+    f.write_bytes(f.read_bytes()[:-50])
+    by_number((folder / "p3").iterdir())[1].unlink()
+
+
+def test_one_bad_patient_does_not_end_an_import(tmp_path):
+    clinic(tmp_path / "src")
+    facts = import_dicom(tmp_path / "src", tmp_path / "out", classes=TWO, skip_damaged=True)
+    assert facts["volumes"] == 3 and len(facts["left_out"]) == 2 and not list(tmp_path.glob("*.parts"))
+
+
+def contents(folder):
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def test_an_import_goes_on_where_it_was_cut(tmp_path, monkeypatch):
+    "Cut off in the middle and started again, also with other processes, it gives the very same folder."
+    clinic(tmp_path / "src")
+    options = dict(classes=TWO, skip_damaged=True)
+    import_dicom(tmp_path / "src", tmp_path / "whole", Slicing(window="random"), **options)
+    from ctseg.io import cutting
+
+    cut_case, count = cutting.cut_case, []
+
+    def stops(*args):
+        count.append(1)
+        if len(count) == 3:
+            raise KeyboardInterrupt
+        return cut_case(*args)
+
+    monkeypatch.setattr(cutting, "cut_case", stops)
+    with pytest.raises(KeyboardInterrupt):
+        import_dicom(tmp_path / "src", tmp_path / "out", Slicing(window="random"), **options)
+    assert not (tmp_path / "out").exists() and list((tmp_path / "out.parts").glob("*.npz"))
+    monkeypatch.undo()
+    import_dicom(tmp_path / "src", tmp_path / "out", Slicing(window="random"), workers=2, **options)
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")

@@ -1,0 +1,186 @@
+"Segmentations of any program lie where they say; what contradicts itself is told, never drawn in a wrong place."
+
+import highdicom
+import numpy as np
+import pydicom
+import pytest
+from helpers.dicom import planes, write_series
+from helpers.volumes import TWO, one_line
+from pydicom.pixels.utils import pack_bits
+
+from ctseg.core.files import InputError
+from ctseg.io.dicom import read_series, survey_dicom
+from ctseg.io.dicom_import import import_dicom
+from ctseg.io.dicom_seg import make_segmentation
+from ctseg.io.dicom_seg_read import read_segments
+
+SHAPE = (20, 18)  # rows, columns
+
+
+@pytest.fixture
+def case(tmp_path):
+    "An oblique series, a SEG of two structures on it, and their truth."
+    X, Y, pos = planes(6, axis=(1, 0, 0), degrees=20, gaps=2.0)
+    write_series(tmp_path / "src", X, Y, pos, shape=SHAPE)
+    series, voxels = read_series(tmp_path / "src")
+    labels = np.zeros(voxels.shape, np.uint8)
+    labels[4:9, 3:7, 1:4] = 1
+    labels[10:14, 8:15, 2:5] = 2
+    seg = make_segmentation(series, labels, TWO, "v000")
+    seg.save_as(tmp_path / "seg.dcm")
+    return series, labels, pydicom.dcmread(tmp_path / "seg.dcm"), tmp_path / "seg.dcm"
+
+
+def read(seg, path, series):
+    seg.save_as(path)
+    return read_segments(path, series)
+
+
+def same(found, labels):
+    return [bool((one.mask == (labels == n)).all()) for n, one in enumerate(found.structures, 1)] == [True, True]
+
+
+def places(seg):
+    return [frame.PlanePositionSequence[0] for frame in seg.PerFrameFunctionalGroupsSequence]
+
+
+def axes(seg):
+    shared = seg.SharedFunctionalGroupsSequence[0]
+    between_rows, between_columns = map(float, shared.PixelMeasuresSequence[0].PixelSpacing)
+    columns, rows = np.reshape(shared.PlaneOrientationSequence[0].ImageOrientationPatient, (2, 3)).astype(float)
+    return columns * between_columns, rows * between_rows
+
+
+def move(seg, by):
+    for place in places(seg):
+        place.ImagePositionPatient = [float(v) for v in np.array(place.ImagePositionPatient, float) + by]
+
+
+def set_pixels(seg, pixels):
+    seg.Rows, seg.Columns = pixels.shape[1:]
+    seg.PixelData = pack_bits(pixels)
+
+
+def crop(seg):
+    column, row = axes(seg)
+    set_pixels(seg, seg.pixel_array[:, 2:17, 3:16])
+    move(seg, 3 * column + 2 * row)
+
+
+def turn(seg):
+    column, row = axes(seg)
+    set_pixels(seg, seg.pixel_array[:, ::-1, ::-1])
+    move(seg, (SHAPE[1] - 1) * column + (SHAPE[0] - 1) * row)
+    orientation = seg.SharedFunctionalGroupsSequence[0].PlaneOrientationSequence[0]
+    orientation.ImageOrientationPatient = [-v for v in orientation.ImageOrientationPatient]
+
+
+def no_claims(seg):
+    for frame in seg.PerFrameFunctionalGroupsSequence:
+        del frame.DerivationImageSequence
+
+
+def no_series(seg):
+    no_claims(seg)
+    del seg.ReferencedSeriesSequence
+
+
+def no_index(seg):
+    del seg.DimensionIndexSequence
+    for frame in seg.PerFrameFunctionalGroupsSequence:
+        del frame.FrameContentSequence
+
+
+def finer(seg):
+    no_claims(seg)
+    column, row = axes(seg)
+    set_pixels(seg, seg.pixel_array.repeat(2, 1).repeat(2, 2))
+    move(seg, -0.25 * column - 0.25 * row)
+    measures = seg.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
+    measures.PixelSpacing = [float(v) / 2 for v in measures.PixelSpacing]
+
+
+@pytest.mark.parametrize("write", [crop, turn, no_claims, no_series, no_index])
+def test_other_writers(case, write):
+    series, labels, seg, path = case
+    write(seg)
+    found = read(seg, path, series)
+    assert same(found, labels) and found.notes == []
+
+
+def test_another_spacing_is_told(case):
+    series, labels, seg, path = case
+    finer(seg)
+    found = read(seg, path, series)
+    assert same(found, labels) and "another grid" in found.notes[0]
+
+
+def shifted(seg):
+    move(seg, 2 * axes(seg)[0])
+
+
+def one_slice_further(seg):
+    move(seg, 2 * np.cross(*axes(seg)) / np.linalg.norm(np.cross(*axes(seg))))
+
+
+def mirrored(seg):
+    orientation = seg.SharedFunctionalGroupsSequence[0].PlaneOrientationSequence[0]
+    orientation.ImageOrientationPatient = [-v for v in orientation.ImageOrientationPatient]
+
+
+def coronal(seg):
+    orientation = seg.SharedFunctionalGroupsSequence[0].PlaneOrientationSequence[0]
+    orientation.ImageOrientationPatient = [1, 0, 0, 0, 0, -1]
+
+
+@pytest.mark.parametrize("spoil", [shifted, one_slice_further, mirrored, coronal])
+def test_what_claims_to_fit_and_does_not(case, spoil, tmp_path):
+    series, labels, seg, path = case
+    spoil(seg)
+    seg.save_as(tmp_path / "src" / "seg.dcm")
+    with pytest.raises(InputError) as e:
+        import_dicom(tmp_path / "src", tmp_path / "out")
+    assert one_line(e).startswith("seg.dcm: its SEG") and not (tmp_path / "out").exists()
+
+
+def test_without_a_claim_the_place_counts(case):
+    series, labels, seg, path = case
+    no_claims(seg)
+    shifted(seg)
+    moved = np.zeros_like(labels)
+    moved[2:] = labels[:-2]
+    assert same(read(seg, path, series), moved)
+
+
+def test_a_segment_off_the_volume_is_unknown(case, tmp_path):
+    series, labels, seg, path = case
+    no_claims(seg)
+    move(seg, [0, 0, 500])
+    seg.save_as(tmp_path / "src" / "seg.dcm")
+    with pytest.raises(InputError) as e:
+        import_dicom(tmp_path / "src", tmp_path / "out", classes=TWO)
+    assert "meets its series" in one_line(e)
+
+
+@pytest.mark.parametrize("kind", ["LABELMAP", "FRACTIONAL"])
+def test_other_types_by_highdicom(case, kind, tmp_path):
+    series, labels, seg, path = case
+    descriptions = make_segmentation(series, labels, TWO, "v000").SegmentSequence
+    sources = [pydicom.dcmread(p) for p in series.paths]
+    stack = labels.transpose(2, 1, 0)
+    pixels = stack if kind == "LABELMAP" else np.stack([stack == 1, stack == 2], -1).astype(np.float32)
+    about = (highdicom.UID(), 1, highdicom.UID(), 1, "m", "m", "1", "1")
+    for source in sources:
+        for tag in ("AccessionNumber", "PatientSex", "StudyID", "StudyTime"):
+            setattr(source, tag, "")
+        source.ReferringPhysicianName = ""
+    highdicom.seg.Segmentation(sources, pixels, kind, list(descriptions), *about).save_as(path)
+    assert same(read_segments(path, series), labels)
+
+
+def test_a_label_is_found_by_its_slices(case, tmp_path):
+    series, labels, seg, path = case
+    del seg.ReferencedSeriesSequence
+    seg.save_as(tmp_path / "src" / "seg.dcm")
+    survey = survey_dicom(tmp_path / "src")
+    assert len(survey.series[0].labels) == 1 and not survey.astray

@@ -1,0 +1,68 @@
+"What lies below a path: scans of any kind, found without keeping them, one broken among many told."
+import nibabel as nib
+import numpy as np
+import pytest
+from helpers.dicom import GRIDS, planes, write_series
+from helpers.volumes import HU, SECRETS, one_line, save
+
+from ctseg.core.files import InputError
+from ctseg.prediction.scans import find_scans
+
+
+def names(found): return [scan.name for scan in found.scans]
+
+
+def test_a_flat_export_of_several_series(tmp_path):
+    a = write_series(tmp_path / "a", *GRIDS["axial"])
+    b = write_series(tmp_path / "b", *planes(5), seed=3)
+    (tmp_path / "flat").mkdir()
+    for folder in "ab":
+        for path in (tmp_path / folder).iterdir():
+            path.rename(tmp_path / "flat" / f"{folder}{path.name}")
+    found = find_scans([tmp_path / "flat"])
+    assert names(found) == ["v000", "v001"]
+    voxels = [scan.open().volume.hu for scan in found.scans]
+    assert np.array_equal(voxels[0], a) and np.array_equal(voxels[1], b)
+
+
+def test_nifti_keeps_its_names_and_labels_are_no_scans(tmp_path):
+    for name in ("p1.nii.gz", "p1_seg.nii.gz", "segmentation-3.nii", "p2_0000.nii.gz", "p3/ct.nii.gz", "p3/liver.nii.gz",
+                 "p3/segmentations/liver.nii.gz", "labelsTr/p1.nii.gz", ".hidden/p9.nii.gz"):
+        save(HU, tmp_path / name)
+    found = find_scans([tmp_path])
+    assert names(found) == ["p1", "p2", "p3"]
+    assert found.passed_over == {"label map": 2}
+
+
+def test_names_are_distinct_and_stay_in_their_folder(tmp_path):
+    for name in ("a/ct.nii.gz", "b/a/ct.nii.gz", "c/x y.nii.gz"):
+        save(HU, tmp_path / name)
+    got = names(find_scans([tmp_path]))
+    assert len(set(got)) == 3 and not any(set(name) & set("/ ") for name in got)
+
+
+def test_a_broken_folder_does_not_end_the_rest(tmp_path):
+    write_series(tmp_path / "good", *GRIDS["axial"])
+    write_series(tmp_path / "bad", *GRIDS["axial"])
+    path = next((tmp_path / "bad").iterdir())
+    path.write_bytes(path.read_bytes()[:150])
+    found = find_scans([tmp_path])
+    assert names(found) == ["v000"] and found.broken
+    assert all(problem.startswith("bad/") for _, problem in found.broken)
+
+
+def test_sources_do_not_name_the_patient_unless_asked(tmp_path):
+    write_series(tmp_path / "Planted Patience" / "19370401", *planes(3))
+    shown = [f"{scan.name} {scan.source}" for scan in find_scans([tmp_path]).scans]
+    assert not any(secret.lower() in text.lower() for text in shown for secret in SECRETS)
+    named = find_scans([tmp_path], named=True).scans[0]
+    assert named.name == "QX-4711" and "Planted" in named.source
+
+
+@pytest.mark.parametrize("path", ["nowhere", "empty", "text.txt"])
+def test_a_path_without_a_scan(tmp_path, path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text.txt").write_text("x")
+    with pytest.raises(InputError) as e:
+        find_scans([tmp_path / path])
+    assert path in one_line(e)
