@@ -89,7 +89,8 @@ def read_annotated(
         raise InputError(f"{path}: no such file, so absent cannot be told from unknown; "
                          "choose annotated='present' (--annotated present: "
                          "only classes with pixels are known) "
-                         "or annotated='all' (every class was examined on every image of the CSV)")
+                         "or annotated='all' (--annotated all: "
+                         "every class was examined on every image of the CSV)")
     lists = read_json(path)
     if not isinstance(lists, list):
         raise InputError(f"{path}: expected a list with a list of class ids for each training image")

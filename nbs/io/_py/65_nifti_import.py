@@ -185,7 +185,8 @@ def _read_examined(path: Path, classes: ClassMap) -> dict[str, np.ndarray]:
             f"{path}: no such file, so absent cannot be told from unknown; "
             f"write {{\"case\": [\"{classes.names[0]}\", …]}}, or choose "
             "annotated='present' (--annotated present: only classes with voxels are known) "
-            "or annotated='all' (every class was examined on every labelled volume)")
+            "or annotated='all' (--annotated all: "
+            "every class was examined on every labelled volume)")
     table = read_json(path)
     if not isinstance(table, dict) or not all(isinstance(names, list) for names in table.values()):
         raise InputError(f"{path}: expected an object with a list of class names for each case")
