@@ -81,7 +81,7 @@ def _import(kind: str, paths: tuple[Path, Path], cut: dict, options: dict, work:
     slicing = replace(takes["slicing"].default, **without_none(cut))
     return kinds[kind](*paths, slicing=slicing, **more)
 
-# %% ../../nbs/cli/50_data.ipynb #95f7aeba
+# %% ../../nbs/cli/50_data.ipynb #9e383003
 KIND = typer.Argument(help="openkbp, nifti, dicom or totalsegmentator")
 SOURCE = typer.Argument(
     help="the folder to read; a patients.json in it, {case: patient}, "

@@ -64,7 +64,7 @@ def _tell_empty(csv: Path, masks: np.ndarray):
                   "and would be taught as images with nothing on them; "
                   "if nobody looked at these, choose annotated='present' (--annotated present)", stacklevel=2)
 
-# %% ../../nbs/data/70_challenge.ipynb #76c6667d
+# %% ../../nbs/data/70_challenge.ipynb #9f81065f
 def _known_of_train(
     folder: Path, csv: Path, names, masks: np.ndarray,
     labelled: int, # so many images, the first ones, have a column in the CSV

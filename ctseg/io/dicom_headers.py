@@ -93,7 +93,7 @@ def path_without_patient(
         text = re.sub(pattern, "…", text, flags=re.IGNORECASE)
     return text.rstrip("/")
 
-# %% ../../nbs/io/70_dicom_headers.ipynb #645e8d53
+# %% ../../nbs/io/70_dicom_headers.ipynb #3a3bef4e
 class PatientNames:
     "What the files below a source tell of their patients, folder by folder."
     def __init__(self, src: Path):

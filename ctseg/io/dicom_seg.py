@@ -137,7 +137,7 @@ def export_to_series(
             write(its_series, volume.labels, classes, volume.id, tmp)
     return facts
 
-# %% ../../nbs/io/76_dicom_seg.ipynb #8bfe3ecd
+# %% ../../nbs/io/76_dicom_seg.ipynb #f35b0f33
 def export_dicom_seg(
     masks, # a submission (CSV), or uint8 [N,H,W] in the order of the images
     folder, # the challenge folder with its `index.json`

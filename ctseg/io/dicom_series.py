@@ -29,7 +29,7 @@ def slices_in(heap: Heap, entries=None) -> list[DicomFile]:
     entries = heap.images if entries is None else entries
     return [one for entry in entries for one in slices_of(heap.file(entry))]
 
-# %% ../../nbs/io/72_dicom_series.ipynb #6fbac3fb
+# %% ../../nbs/io/72_dicom_series.ipynb #6f14745b
 @dataclass
 class Stack:
     "Slices in the order of their normal; all vectors as DICOM counts, left, back, up."
@@ -136,7 +136,8 @@ def check_gaps(stack: Stack, src: Path):
     if evenly_spaced(steps): return
     by_number = _jumps_by_number(stack)
     missing = by_number if by_number.any() else _multiples(steps)
-    if not missing.any(): return
+    if not missing.any():
+        return
     k = int(np.flatnonzero(missing)[0])
     here, following = (file.shown(src) for file in stack.images[k:k + 2])
     raise InputError(f"{here}: missing slice, the next one ({Path(following).name}) "
@@ -163,7 +164,7 @@ def _in_hounsfield(raw: np.ndarray, header) -> np.ndarray:
     slope, intercept = np.float32(header.RescaleSlope), np.float32(header.RescaleIntercept)
     return (raw*slope + intercept).astype(np.float32).T
 
-# %% ../../nbs/io/72_dicom_series.ipynb #4bd523f2
+# %% ../../nbs/io/72_dicom_series.ipynb #f151bdb4
 def read_pixels(file: DicomFile, shown: str) -> np.ndarray:
     """One slice in Hounsfield units, float32 [columns, rows].
 
@@ -171,7 +172,7 @@ def read_pixels(file: DicomFile, shown: str) -> np.ndarray:
     """
     return _in_hounsfield(_raw_pixels(file, shown)[file.frame], file.header)
 
-# %% ../../nbs/io/72_dicom_series.ipynb #5dfbafc8
+# %% ../../nbs/io/72_dicom_series.ipynb #cb08cda0
 class SliceHeaders(Sequence):
     "The headers of a series' slices, in order. Only the first one is kept in memory."
     def __init__(self, files: list[DicomFile]):
@@ -220,7 +221,7 @@ class _Geometry:
         """
         return _locate(self, points)
 
-# %% ../../nbs/io/72_dicom_series.ipynb #990bcc7a
+# %% ../../nbs/io/72_dicom_series.ipynb #2aac3a82
 @dataclass(frozen=True)
 class Series(_Geometry):
     "A CT series that is a volume."
@@ -255,7 +256,7 @@ class Series(_Geometry):
             voxels[..., k] = _in_hounsfield(raw[file.frame], file.header)
         return voxels
 
-# %% ../../nbs/io/72_dicom_series.ipynb #2aac3a82
+# %% ../../nbs/io/72_dicom_series.ipynb #8120b406
 def _locate(series: Series, points: np.ndarray) -> np.ndarray:
     "See `Series.locate`."
     affine, origins = series.affine, series.slice_origins()
@@ -276,7 +277,8 @@ def _affine(stack: Stack) -> np.ndarray:
     "The affine of a stack, float [4,4]: (column, row, slice, 1) → mm right, front, up."
     header, steps, positions = stack.images[0].header, stack.steps, stack.positions
     between_rows, between_columns = map(float, header.PixelSpacing)
-    if len(steps): step = (positions[-1] - positions[0])/len(steps)
+    if len(steps):
+        step = (positions[-1] - positions[0])/len(steps)
     else: step = stack.normal*float(header.get("SliceThickness") or 1)
     lps = np.eye(4)
     lps[:3] = np.stack([stack.columns*between_columns, stack.rows*between_rows, step, positions[0]], 1)

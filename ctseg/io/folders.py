@@ -157,7 +157,7 @@ def _prepare(cases: list[Case], out, slicing: Slicing, test_share: float, key) -
     check_test(cases)
     return out
 
-# %% ../../nbs/io/45_folders.ipynb #ed33e133
+# %% ../../nbs/io/45_folders.ipynb #72107e54
 def write_volumes(
     cases: list[Case],
     out, # the challenge folder, new

@@ -107,7 +107,7 @@ def read_label_map(
                          "resample it onto the image")
     return _whole_labels(labels, path)
 
-# %% ../../nbs/io/60_nifti.ipynb #0f9e17f8
+# %% ../../nbs/io/60_nifti.ipynb #81b2fd0c
 def scale_notes(hu: np.ndarray, path) -> tuple[str, ...]:
     "What to tell of a volume that is plainly not in Hounsfield units; nothing otherwise."
     low, high = float(hu.min(initial=0)), float(hu.max(initial=0))
@@ -155,7 +155,7 @@ def save_labels(
         beside = path.with_name(path.name.removesuffix(".gz").removesuffix(".nii") + ".json")
         write_json({"positions": np.asarray(positions).tolist()}, beside)
 
-# %% ../../nbs/io/60_nifti.ipynb #9cd829df
+# %% ../../nbs/io/60_nifti.ipynb #35062651
 def export_nifti(
     masks, # a submission (CSV), or uint8 [N,H,W] in the order of the images
     folder, # the challenge folder with its `index.json`

@@ -56,7 +56,7 @@ class StructureCodes(NamedTuple):
         "Is the side that of the region, and not of the structure? A cyst has no side, its kidney has."
         return self.side is not None and self.region is not None and self.category != ANATOMY
 
-# %% ../../nbs/io/75_snomed.ipynb #92bd8a91
+# %% ../../nbs/io/75_snomed.ipynb #ad8a9f27
 def _found(name: str) -> tuple[dict[str, str]|None, Concept|None]:
     "The row of a plain name, if it has one, and its side."
     if name in _table(): return _table()[name], None
@@ -68,7 +68,7 @@ def _found(name: str) -> tuple[dict[str, str]|None, Concept|None]:
     if row is not None and not row["paired"]: row = None
     return row, _SIDES[side]
 
-# %% ../../nbs/io/75_snomed.ipynb #1c441cdb
+# %% ../../nbs/io/75_snomed.ipynb #25290281
 def snomed(
     name: str, # a class name, such as kidney_left, kidney_l or Kidney_L
 ) -> StructureCodes:

@@ -157,7 +157,7 @@ def how_cut(data: SliceSet | str | Path) -> dict[str, Any]:
         return {}
     return {"slicing": slicing} if slicing else {}
 
-# %% ../../nbs/recipes/20_fit.ipynb #f4302709
+# %% ../../nbs/recipes/20_fit.ipynb #9ae2f3a7
 def fit(
     data: SliceSet | str | Path, # the slices, or a challenge folder
     recipe: Recipe | str = DEFAULT_RECIPE, # or its name, or the `recipe.json` of a run

@@ -76,7 +76,10 @@ class ByBrightness(nn.Module):
 network = ByBrightness()
 predictor = Predictor([Member(network, network)], HEAD_CLASSES, pick_device("cpu"))
 work = Path(tempfile.mkdtemp())
-truth = {name: write_series(work/"export"/name, clinic_planes()[name]) for name in ("axial", "oblique, unevenly spaced")}
+truth = {
+    name: write_series(work/"export"/name, clinic_planes()[name])
+    for name in ("axial", "oblique, unevenly spaced")
+}
 write_series(work/"export"/"lacks a slice", head_planes(12), PatientName="Somebody")
 next((work/"export"/"lacks a slice").glob("IM0004")).unlink()
 
@@ -318,7 +321,13 @@ def problem_of(error: Exception) -> str:
 
 
 # %%
-print(problem_of(InputError("x: a damaged file")), "|", problem_of(MemoryError()), "|", problem_of(ZeroDivisionError("Doe")))
+print(
+    problem_of(InputError("x: a damaged file")),
+    "|",
+    problem_of(MemoryError()),
+    "|",
+    problem_of(ZeroDivisionError("Doe")),
+)
 
 
 # %%
@@ -443,7 +452,8 @@ for row in result.table[:3]: print(row)
 # %%
 image = nib.load(result.out/"v001.nii.gz")
 test_eq(image.shape, truth["oblique, unevenly spaced"].shape)
-for path in result.out.iterdir(): assert not any(value.encode() in path.read_bytes() for value in PATIENT.values())
+for path in result.out.iterdir():
+    assert not any(value.encode() in path.read_bytes() for value in PATIENT.values())
 test_fail(lambda: segment(predictor, work/"export"/"lacks a slice", work/"never"), contains="missing slice")
 assert not (work/"never").exists()
 shutil.rmtree(work)

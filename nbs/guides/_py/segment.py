@@ -51,7 +51,10 @@ for i, name in enumerate(("axial", "oblique")):
 import_dicom("clinic", "heads", classes=classes)
 settings = ["width=8", "epochs=12", "lr=0.01", "fold=-1", "batch_size=8", "image_size=32"]
 fit("heads", apply_settings(get_recipe("masked-log"), settings), "runs/heads", progress=False)
-truths = {name: write_series(f"new/{name}", planes) for name, planes in (("a", head_planes(20, tilt=10)), ("b", head_planes(16, gaps=7.5)))}
+truths = {
+    name: write_series(f"new/{name}", planes)
+    for name, planes in (("a", head_planes(20, tilt=10)), ("b", head_planes(16, gaps=7.5)))
+}
 write_series("new/c", head_planes(12))
 next(Path("new/c").glob("IM0004")).unlink()
 
@@ -107,7 +110,9 @@ for name, truth in zip(("v000", "v001"), truths.values()):
 classes.to_json("truth/class_names.json")
 
 # %%
-ctseg.evaluate_volumes("truth", "results", tolerance=3)["table"][["cases", "dice", "surface_dice", "hd95", "ml_difference"]].round(2)
+ctseg.evaluate_volumes("truth", "results", tolerance=3)["table"][
+    ["cases", "dice", "surface_dice", "hd95", "ml_difference"]
+].round(2)
 
 # %% [markdown]
 # Masks of a folder that was imported with every slice can be scored in the same way from their CSV: `ctseg evaluate y_test.csv submission.csv --mm`.

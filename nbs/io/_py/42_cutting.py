@@ -40,7 +40,7 @@ from dataclasses import replace
 
 from fastcore.test import test_eq, test_fail
 
-from ctseg.io.toys import TORSO_CLASSES, torso_scans
+from ctseg.io.toy_scans import TORSO_CLASSES, torso_scans
 from ctseg.io.volumes import class_flags
 
 
@@ -103,7 +103,9 @@ def known_classes(
 scan = scans["as NIfTI likes it"]
 print(known_classes(scan, 5, "scan"), known_classes(replace(scan, labels=None), 5, "scan"))
 test_fail(lambda: known_classes(scan, 4, "scan"), contains="holds 5, but there are 4 classes")
-test_fail(lambda: known_classes(replace(scan, known=class_flags([1], 5)), 5, "scan"), contains="labels of class 2")
+test_fail(
+    lambda: known_classes(replace(scan, known=class_flags([1], 5)), 5, "scan"), contains="labels of class 2"
+)
 
 
 # %% [markdown]
@@ -150,7 +152,13 @@ coarse = Slicing(size=8, spacing="fit", every=4)
 part = cut(scan, coarse)
 known = known_by_slice(scan, scan.known, part, coarse)
 print("unknown on each slice:", (~known).sum(1))
-print({int(z): [TORSO_CLASSES.names[c] for c in np.flatnonzero(~k)] for z, k in zip(part.slices, known) if not k.all()})
+print(
+    {
+        int(z): [TORSO_CLASSES.names[c] for c in np.flatnonzero(~k)]
+        for z, k in zip(part.slices, known)
+        if not k.all()
+    }
+)
 
 
 # %%
@@ -433,8 +441,12 @@ def cut_cases(cases: list[Case], out: Path, classes: ClassMap, slicing: Slicing,
 
 # %%
 def damaged(): raise InputError("scan 1: not a readable file")
-def cases(): return [Case(f"scan {i}", damaged if i == 1 else lambda: scan, patient=i, id=f"v00{i}") for i in range(3)]
-test_fail(lambda: cut_cases(cases(), work/"out", TORSO_CLASSES, Slicing(every=8), Work()), contains="not a readable file")
+def cases():
+    return [Case(f"scan {i}", damaged if i == 1 else lambda: scan, patient=i, id=f"v00{i}") for i in range(3)]
+test_fail(
+    lambda: cut_cases(cases(), work/"out", TORSO_CLASSES, Slicing(every=8), Work()),
+    contains="not a readable file",
+)
 careful = Work(skip_damaged=True)
 done = cut_cases(cases(), work/"out", TORSO_CLASSES, Slicing(every=8), careful)
 print([one.path.name for one in done], careful.left_out)

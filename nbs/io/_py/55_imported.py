@@ -27,7 +27,7 @@ from fastcore.test import test_eq, test_fail
 
 from ctseg.io.cases import Case
 from ctseg.io.folders import write_volumes
-from ctseg.io.toys import TORSO_CLASSES, torso_scans
+from ctseg.io.toy_scans import TORSO_CLASSES, torso_scans
 
 # %% [markdown]
 # A network knows the grey values and sizes of the images it was trained on. If a new scan is shown through another window, or at another

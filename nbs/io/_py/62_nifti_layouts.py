@@ -62,7 +62,19 @@ def role_of(name: str) -> Role:
 
 
 # %%
-for name in ("volume-0", "segmentation-0", "img0001", "label0001", "p1", "P1_seg", "p1-label", "segmentation", "ct", "ct_p1_mask", "abdomen"):
+for name in (
+    "volume-0",
+    "segmentation-0",
+    "img0001",
+    "label0001",
+    "p1",
+    "P1_seg",
+    "p1-label",
+    "segmentation",
+    "ct",
+    "ct_p1_mask",
+    "abdomen",
+):
     print(f"{name:16}", *role_of(name))
 
 
@@ -90,8 +102,14 @@ def pair_files(
 
 # %%
 print(pair_files({"img0001": Path("a"), "img0002": Path("b")}, {"label0002": Path("c")}))
-test_fail(lambda: pair_files({"p1": Path("p1.nii")}, {"p2_seg": Path("p2_seg.nii")}), contains="no image of that name")
-test_fail(lambda: pair_files({"p1": Path("p1.nii")}, {n: Path(n) for n in ("p1_seg", "p1_mask")}), contains="a second label map")
+test_fail(
+    lambda: pair_files({"p1": Path("p1.nii")}, {"p2_seg": Path("p2_seg.nii")}),
+    contains="no image of that name",
+)
+test_fail(
+    lambda: pair_files({"p1": Path("p1.nii")}, {n: Path(n) for n in ("p1_seg", "p1_mask")}),
+    contains="a second label map",
+)
 
 
 # %%
@@ -192,5 +210,7 @@ def check_channels(folder: Path, volumes: dict[str, Path]):
 
 # %%
 print([list(files) for files in images_and_labels(work, Layout("CT", "Seg", "train"))])
-test_fail(lambda: check_channels(work, {n: Path(n) for n in ("p1", "p1_0001")}), contains="channels of one case")
+test_fail(
+    lambda: check_channels(work, {n: Path(n) for n in ("p1", "p1_0001")}), contains="channels of one case"
+)
 shutil.rmtree(work)

@@ -391,7 +391,10 @@ def check_one_series(images: list[DicomFile], src: Path):
 
 
 # %%
-images = [DicomFile(path, pydicom.dcmread(path, stop_before_pixels=True)) for path in sorted((clinic/"axial").iterdir())]
+images = [
+    DicomFile(path, pydicom.dcmread(path, stop_before_pixels=True))
+    for path in sorted((clinic/"axial").iterdir())
+]
 check_one_series(images, clinic)
 write_series(clinic/"second", head_planes(2), PixelSpacing=[1, 1])
 path = next((clinic/"second").iterdir())

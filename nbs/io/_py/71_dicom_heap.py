@@ -166,8 +166,16 @@ def object_of(uid, **tags):
     return header
 
 print(kind_of(object_of(CT_IMAGE)), kind_of(object_of("1.2.840.10008.5.1.4.1.1.66.4", Modality="SEG")))
-print(kind_of(object_of("1.2.840.10008.5.1.4.1.1.7", Modality="CT")), "|", kind_of(object_of("1.3.12.2.1107.5.9.1", Modality="CT")))
-print(kind_of(object_of(CT_IMAGE, ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])), "|", kind_of(object_of(CT_IMAGE, Modality="PT")))
+print(
+    kind_of(object_of("1.2.840.10008.5.1.4.1.1.7", Modality="CT")),
+    "|",
+    kind_of(object_of("1.3.12.2.1107.5.9.1", Modality="CT")),
+)
+print(
+    kind_of(object_of(CT_IMAGE, ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])),
+    "|",
+    kind_of(object_of(CT_IMAGE, Modality="PT")),
+)
 
 
 # %% [markdown]

@@ -339,7 +339,12 @@ class SliceHeaders(Sequence):
 
 # %%
 headers = SliceHeaders(stack.images)
-print(len(headers), headers[3].InstanceNumber, headers[-1].InstanceNumber, headers.uids[3] == headers[3].SOPInstanceUID)
+print(
+    len(headers),
+    headers[3].InstanceNumber,
+    headers[-1].InstanceNumber,
+    headers.uids[3] == headers[3].SOPInstanceUID,
+)
 
 
 # %% [markdown]

@@ -120,7 +120,9 @@ def _joined(entries: list[Entry]) -> list[list[Entry]]:
 shutil.copytree(clinic/"axial", work/"messy"/"a")
 shutil.copytree(clinic/"axial", work/"messy"/"copy of a")
 for path in clinic.glob("oblique/*"): shutil.copy(path, work/"messy"/"a"/f"oblique {path.name}")
-for path in sorted((work/"messy"/"a").iterdir())[:9]: (work/"messy"/"part").mkdir(exist_ok=True); path.rename(work/"messy"/"part"/path.name)
+for path in sorted((work/"messy"/"a").iterdir())[:9]:
+    (work/"messy"/"part").mkdir(exist_ok=True)
+    path.rename(work/"messy"/"part"/path.name)
 heap = read_heap(work/"messy")
 print([len(group) for group in _joined(_without_copies(heap))], dict(heap.passed_over))
 
@@ -204,7 +206,13 @@ def _unfit(files: list[DicomFile], orientation: str|None) -> str:
 
 
 # %%
-print(repr(_unfit(two[:3], "SPL")), "|", _unfit(two[:3], "AIL"), "|", _unfit([two[0]._replace(header=pydicom.Dataset())], "SPL"))
+print(
+    repr(_unfit(two[:3], "SPL")),
+    "|",
+    _unfit(two[:3], "AIL"),
+    "|",
+    _unfit([two[0]._replace(header=pydicom.Dataset())], "SPL"),
+)
 
 
 # %% [markdown]

@@ -88,7 +88,13 @@ write_series(work/"ct", head_planes(3))
 header = read_series(work/"ct")[0].headers[0]
 for keep in (False, True):
     out = result_header(header, "v000", keep)
-    print(f"keep_patient={keep!s:6}", out.PatientID, repr(str(out.PatientName)), repr(out.StudyDate), out.ImagePositionPatient)
+    print(
+        f"keep_patient={keep!s:6}",
+        out.PatientID,
+        repr(str(out.PatientName)),
+        repr(out.StudyDate),
+        out.ImagePositionPatient,
+    )
 assert not any(value in str(result_header(header, "v000")) for value in PATIENT.values())
 
 

@@ -115,7 +115,8 @@ def _found(name: str) -> tuple[dict[str, str]|None, Concept|None]:
 
 
 # %%
-for name in ("kidney_l", "heart_atrium_left", "aorta_left"): print(f"{name:18}", _found(name)[0] is not None, _found(name)[1])
+for name in ("kidney_l", "heart_atrium_left", "aorta_left"):
+    print(f"{name:18}", _found(name)[0] is not None, _found(name)[1])
 
 
 # %%
@@ -131,7 +132,15 @@ def snomed(
 
 
 # %%
-for name in ("kidney_left", "Parotid_R", "vertebrae_lumbar", "rib_left_1", "OpticNrv_L", "kidney_cyst_right", "my_lesion"):
+for name in (
+    "kidney_left",
+    "Parotid_R",
+    "vertebrae_lumbar",
+    "rib_left_1",
+    "OpticNrv_L",
+    "kidney_cyst_right",
+    "my_lesion",
+):
     codes = snomed(name)
     print(f"{name:17}", *[concept and tuple(concept) for concept in codes[:3]])
 assert all(snomed(name).structure for name in RAIDIUM54.names)
@@ -149,6 +158,12 @@ def same_words(row):
     return any(row["meaning"].lower() in m or m in row["meaning"].lower() for m in meanings[row["code"]])
 
 shared = {name: row for name, row in structures.items() if row["code"] in meanings}
-print(f"{len(shared)} of the codes are in pydicom's dictionary, {sum(map(same_words, shared.values()))} with the same words")
-print("other words:", {n: (r["meaning"], meanings[r["code"]][0]) for n, r in shared.items() if not same_words(r)})
+print(
+    f"{len(shared)} of the codes are in pydicom's dictionary, {sum(map(same_words, shared.values()))} with the "
+    f"same words"
+)
+print(
+    "other words:",
+    {n: (r["meaning"], meanings[r["code"]][0]) for n, r in shared.items() if not same_words(r)},
+)
 print("not in it:", *[name for name in structures if name not in shared])

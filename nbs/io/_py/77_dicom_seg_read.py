@@ -44,7 +44,14 @@ truth = write_series(work/"ct", clinic_planes()["oblique, unevenly spaced"])
 s, _ = read_series(work/"ct")
 make_segmentation(s, truth, HEAD_CLASSES, "v000").save_as(work/"seg.dcm")
 seg = read_file(work/"seg.dcm")
-print(seg.SegmentationType, len(seg.SegmentSequence), "segments in", seg.NumberOfFrames, "frames of", (seg.Rows, seg.Columns))
+print(
+    seg.SegmentationType,
+    len(seg.SegmentSequence),
+    "segments in",
+    seg.NumberOfFrames,
+    "frames of",
+    (seg.Rows, seg.Columns),
+)
 
 
 # %% [markdown]
@@ -252,7 +259,10 @@ def _reach(heights: np.ndarray, slice_heights: np.ndarray, header) -> float:
 
 
 # %%
-print(_reach(np.array([5., 10]), np.arange(0, 20, 2.5), seg), _reach(np.array([6.1, 11.1]), np.arange(0, 20, 2.5), seg))
+print(
+    _reach(np.array([5., 10]), np.arange(0, 20, 2.5), seg),
+    _reach(np.array([6.1, 11.1]), np.arange(0, 20, 2.5), seg),
+)
 
 
 # %%
@@ -398,7 +408,13 @@ def _drawn(pixels: np.ndarray, header, segment: int) -> dict[int, np.ndarray]:
 
 
 # %%
-print([int(sum(mask.sum() for mask in _drawn(pixels, seg, 1).values())) for pixels in _decoded(work/"seg.dcm", seg)][:6], "…")
+print(
+    [
+        int(sum(mask.sum() for mask in _drawn(pixels, seg, 1).values()))
+        for pixels in _decoded(work/"seg.dcm", seg)
+    ][:6],
+    "…",
+)
 
 
 # %%

@@ -82,7 +82,8 @@ fig, ax = plt.subplots(figsize=(3, 3), layout="constrained")
 ax.imshow(mask.T, cmap="gray_r", vmax=2)
 for ring in outlines_of(mask): ax.plot(*np.vstack([ring, ring[:1]]).T, "C0.-")
 ax.set_title("a ring, and the ring of its hole", fontsize=9)
-ax.set(xticks=[], yticks=[]);
+ax.set(xticks=[], yticks=[])
+plt.show()
 
 
 # %%
@@ -159,7 +160,10 @@ def _observation(number: int, name: str):
 
 
 # %%
-print(_observation(1, "eye_left").RTROIIdentificationCodeSequence[0].CodeMeaning, repr(_observation(2, "tumour").RTROIInterpretedType))
+print(
+    _observation(1, "eye_left").RTROIIdentificationCodeSequence[0].CodeMeaning,
+    repr(_observation(2, "tumour").RTROIInterpretedType),
+)
 
 # %%
 #| export
@@ -200,7 +204,12 @@ def _new_object(series: Series, id: str, keep_patient: bool):
 
 # %%
 empty = _new_object(s, "v000", keep_patient=False)
-print(empty.Modality, empty.PatientID, empty.SeriesDescription, empty.StudyInstanceUID == s.headers[0].StudyInstanceUID)
+print(
+    empty.Modality,
+    empty.PatientID,
+    empty.SeriesDescription,
+    empty.StudyInstanceUID == s.headers[0].StudyInstanceUID,
+)
 
 
 # %%

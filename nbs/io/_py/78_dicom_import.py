@@ -69,7 +69,9 @@ axial, _ = read_series(clinic/"axial")
 eye = np.array([[39, 7], [53, 7], [53, 17], [39, 17]])
 write_contours(clinic/"contours", axial.headers, {"Eye L": [(k, eye) for k in (6, 7, 8)]})
 found, *others = survey_dicom(clinic).series
-print(found.shown(clinic), "label objects:", len(found.labels), "| others:", [len(one.labels) for one in others])
+print(
+    found.shown(clinic), "label objects:", len(found.labels), "| others:", [len(one.labels) for one in others]
+)
 
 
 # %% [markdown]

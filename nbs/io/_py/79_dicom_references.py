@@ -110,7 +110,13 @@ def find_about(told: References, all_series: list[Series]) -> list[int]:
 # %%
 slices, frame = both[1].uids, both[1].headers[0].FrameOfReferenceUID
 study = both[0].headers[0].StudyInstanceUID
-some = [told, References(instances={slices[2]}), References(frames={frame}), References(study=study), References(series={"1.2"}, frames={frame})]
+some = [
+    told,
+    References(instances={slices[2]}),
+    References(frames={frame}),
+    References(study=study),
+    References(series={"1.2"}, frames={frame}),
+]
 print([find_about(each, both) for each in some])
 
 

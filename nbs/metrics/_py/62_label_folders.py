@@ -27,7 +27,7 @@ import tempfile
 from fastcore.test import test_eq, test_fail
 
 from ctseg.core.files import write_json
-from ctseg.io.toys import TORSO_CLASSES
+from ctseg.io.toy_scans import TORSO_CLASSES
 
 # %% [markdown]
 # `ctseg evaluate` compares [two folders of volumes](65_volume_files.ipynb). This page settles everything about their files but the voxels.
@@ -150,7 +150,10 @@ def check_same_names(truth: ClassMap, prediction: Path):
 print(list(matched_files(work/"truth", work/"pred")))
 (work/"few").mkdir()
 shutil.copy(work/"pred"/"p0.nii.gz", work/"few")
-test_fail(lambda: matched_files(work/"truth", work/"few"), contains="no prediction for p1.nii.gz (2 are missing)")
+test_fail(
+    lambda: matched_files(work/"truth", work/"few"),
+    contains="no prediction for p1.nii.gz (2 are missing)",
+)
 write_json({"1": "spleen"}, work/"few"/"class_names.json")
 test_fail(lambda: check_same_names(TORSO_CLASSES, work/"few"), contains="1 is liver and spleen")
 

@@ -47,7 +47,7 @@ from ctseg.io.folders import write_volumes
 from ctseg.io.index import PredictedVolume
 from ctseg.io.nifti import export_nifti
 from ctseg.io.slicing import Slicing
-from ctseg.io.toys import TORSO_CLASSES, torso_scans
+from ctseg.io.toy_scans import TORSO_CLASSES, torso_scans
 
 # %% [markdown]
 # The truth is a folder of label maps, the prediction another one with a file of the same name for each. Here the three toy torsos are the
@@ -109,7 +109,10 @@ scan = torso_scans()["oblique, other voxel sizes"]
 pair = Pair("p2", scan.labels, scan.labels, scan.affine)
 test_eq(score_pair(pair, np.ones(5, bool), 2.).hd95, [0]*5)
 test_fail(lambda: score_pair(pair, np.ones(3, bool), 2.), contains="a label 5, but there are 3 classes")
-test_fail(lambda: spacing_of(np.array([[1, 0, 0, 0], [0, 1, .3, 0], [0, 0, 1, 0], [0, 0, 0, 1.]]), "p"), contains="right angles")
+test_fail(
+    lambda: spacing_of(np.array([[1, 0, 0, 0], [0, 1, .3, 0], [0, 0, 1, 0], [0, 0, 0, 1.]]), "p"),
+    contains="right angles",
+)
 
 
 # %%
@@ -269,7 +272,8 @@ def _whole(volume, axis: int):
 
 
 # %%
-def volume_of(slices, positions=None): return PredictedVolume("v0", {"shape": [9, 9, 4], "positions": positions}, None, slices)
+def volume_of(slices, positions=None):
+    return PredictedVolume("v0", {"shape": [9, 9, 4], "positions": positions}, None, slices)
 
 _whole(volume_of(4), 2)
 test_fail(lambda: _whole(volume_of(2), 2), contains="only 2 of its slices")

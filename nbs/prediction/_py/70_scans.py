@@ -35,7 +35,7 @@ import numpy as np
 from fastcore.test import test_eq
 
 from ctseg.io.toy_dicom import clinic_planes, write_series
-from ctseg.io.toys import torso_scans
+from ctseg.io.toy_scans import torso_scans
 
 
 # %% [markdown]
@@ -75,7 +75,8 @@ export = work/"export"
 planes = clinic_planes()
 for name in ("axial", "oblique", "gantry tilt"): write_series(export/name, planes[name])
 torso = torso_scans()["as NIfTI likes it"]
-for name in ("p1.nii.gz", "p1_seg.nii.gz", "p2.nii.gz"): nib.save(nib.Nifti1Image(torso.hu[::3, ::3], torso.affine), export/name)
+for name in ("p1.nii.gz", "p1_seg.nii.gz", "p2.nii.gz"):
+    nib.save(nib.Nifti1Image(torso.hu[::3, ::3], torso.affine), export/name)
 print(*sorted(p.name for p in export.iterdir()))
 
 
@@ -195,7 +196,10 @@ def _distinct(scans: list[Scan]) -> list[Scan]:
 
 
 # %%
-test_eq([s.name for s in _distinct([Scan(n, "", "", None) for n in ("", "p1", "P1", "")])], ["v000", "p1", "P1_2", "v003"])
+test_eq(
+    [s.name for s in _distinct([Scan(n, "", "", None) for n in ("", "p1", "P1", "")])],
+    ["v000", "p1", "P1_2", "v003"],
+)
 
 
 # %%

@@ -34,7 +34,7 @@ from torch import nn
 from ctseg.core.device import pick_device
 from ctseg.core.style import class_legend, image_grid, overlay, show_image
 from ctseg.inference.loop import Member
-from ctseg.io.toys import TORSO_CLASSES, torso_scans
+from ctseg.io.toy_scans import TORSO_CLASSES, torso_scans
 
 # %%
 #| hide
@@ -46,7 +46,7 @@ set_matplotlib_formats("jpeg", pil_kwargs=dict(quality=85))  # grey noise: a qua
 # at a time, predicted, and put back onto its own voxels. This gives the same voxels as import, `ctseg predict` and export, without a folder
 # in between.
 #
-# The "network" of this page draws by brightness alone: the five structures of the [toy torso](../io/05_toys.ipynb) differ in it.
+# The "network" of this page draws by brightness alone: the five structures of the [toy torso](../io/05_toy_scans.ipynb) differ in it.
 
 # %%
 class ByBrightness(nn.Module):
@@ -207,7 +207,11 @@ def slice_thickness(volume: Volume) -> np.ndarray: # float64 [K], mm along the n
 
 
 # %%
-uneven = replace(scans["as NIfTI likes it"], hu=np.zeros((2, 2, 4)), positions=np.array([[0, 0, z] for z in (0., 1, 3, 7)]))
+uneven = replace(
+    scans["as NIfTI likes it"],
+    hu=np.zeros((2, 2, 4)),
+    positions=np.array([[0, 0, z] for z in (0., 1, 3, 7)]),
+)
 print(slice_thickness(uneven))
 
 
@@ -230,7 +234,10 @@ def class_ml(
 # %%
 liver = 4/3*np.pi*66*62*70/1000
 for name, scan in scans.items():
-    print(f"{name:27} liver {class_ml(scan.labels, scan, 5)[0]:.0f} ml, drawn {class_ml(done[name].labels, scan, 5)[0]:.0f} ml")
+    print(
+        f"{name:27} liver {class_ml(scan.labels, scan, 5)[0]:.0f} ml, drawn "
+        f"{class_ml(done[name].labels, scan, 5)[0]:.0f} ml"
+    )
 print(f"{'an ellipsoid of its radii':27} {liver:.0f} ml")
 
 

@@ -28,7 +28,7 @@ import matplotlib.pyplot as plt
 from fastcore.test import test_eq
 from matplotlib_inline.backend_inline import set_matplotlib_formats
 
-from ctseg.io.toys import TORSO_CLASSES, torso_scans
+from ctseg.io.toy_scans import TORSO_CLASSES, torso_scans
 
 # %%
 #| hide
@@ -110,7 +110,8 @@ def montage(
 scan = torso_scans()["axes permuted and reversed"]
 fig, ax = plt.subplots(figsize=(8, 3), layout="constrained")
 ax.imshow(montage(scan, scan.labels, Slicing(), TORSO_CLASSES))
-ax.axis("off");
+ax.axis("off")
+plt.show()
 
 
 # %% [markdown]
@@ -145,7 +146,9 @@ def scans_page(
 # %%
 rows = [{"structure": "liver", "ml": 1142., "slices": 24, "confidence": .91, "cut_off": False},
         {"structure": "stomach", "ml": 0., "slices": 0, "confidence": None, "cut_off": False}]
-record = scan_record("v000", "export/<a>", "40 slices", rows, montage(scan, scan.labels, Slicing(), TORSO_CLASSES))
+record = scan_record(
+    "v000", "export/<a>", "40 slices", rows, montage(scan, scan.labels, Slicing(), TORSO_CLASSES)
+)
 page = scans_page([record], TORSO_CLASSES, "the run first", failed=[("b", "a damaged file")])
 assert "1142.0" in page and "&lt;a&gt;" in page and "<script" not in page
 print(len(page)//1000, "kB")
