@@ -198,6 +198,11 @@ class SliceHeaders(Sequence):
 # %% ../../nbs/io/72_dicom_series.ipynb #ad9bf185
 class _Geometry:
     "What a series' headers and affine say of it."
+    paths: list[Path]
+    headers: Sequence
+    affine: np.ndarray
+    positions: np.ndarray|None
+
     @property
     def number(self) -> str:
         "The number by which label objects refer to it."

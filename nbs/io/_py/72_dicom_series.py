@@ -356,6 +356,11 @@ print(
 #| export
 class _Geometry:
     "What a series' headers and affine say of it."
+    paths: list[Path]
+    headers: Sequence
+    affine: np.ndarray
+    positions: np.ndarray|None
+
     @property
     def number(self) -> str:
         "The number by which label objects refer to it."

@@ -158,10 +158,8 @@ def same_words(row):
     return any(row["meaning"].lower() in m or m in row["meaning"].lower() for m in meanings[row["code"]])
 
 shared = {name: row for name, row in structures.items() if row["code"] in meanings}
-print(
-    f"{len(shared)} of the codes are in pydicom's dictionary, {sum(map(same_words, shared.values()))} with the "
-    f"same words"
-)
+same = sum(map(same_words, shared.values()))
+print(f"{len(shared)} of the codes are in pydicom's dictionary, {same} with the same words")
 print(
     "other words:",
     {n: (r["meaning"], meanings[r["code"]][0]) for n, r in shared.items() if not same_words(r)},
