@@ -19,11 +19,15 @@ import typer
 
 from ctseg.cli.console import app, print_facts
 from ctseg.cli.options import Annotations, Folder
+from ctseg.cli.slices import (
+    FIRST, FORM, GIVEN, IDS, LIKE, OFFSET, ORDER, OVERLAP, PATIENTS, PLACES, SCALE, TEST, VALUES,
+    fitting_options, png_options, where_to, without_none, write_rle,
+)
 from ctseg.core.files import InputError, did_you_mean
 
 # %%
 #| hide
-from fastcore.test import test_eq, test_fail
+from fastcore.test import test_fail
 from typer.testing import CliRunner
 
 # %%
@@ -53,9 +57,10 @@ print(runner.invoke(app, ["check", "../../data_sample"]).output)
 
 
 # %% [markdown]
-# ## Volumes in
+# ## Other people's data in
 #
-# Hospitals keep volumes, the challenge has slices. `import` cuts the one into the other and notes where each slice came from.
+# Hospitals keep volumes, the challenge has slices. `import` cuts the one into the other and notes where each slice came from. Other
+# competitions have slices already, with masks as PNG files or as run-length codes.
 
 # %%
 #| export
@@ -64,53 +69,43 @@ def importers() -> dict[str, Callable[..., dict]]:
     from ctseg.io.dicom_import import import_dicom
     from ctseg.io.nifti_import import import_nifti
     from ctseg.io.openkbp import import_openkbp
+    from ctseg.io.png import import_png
     from ctseg.io.totalsegmentator import import_totalsegmentator
     return {
         "openkbp": import_openkbp,
         "nifti": import_nifti,
         "dicom": import_dicom,
         "totalsegmentator": import_totalsegmentator,
+        "png": import_png,
     }
-
-
-def without_none(options: dict) -> dict:
-    "The options that were given."
-    return {name: value for name, value in options.items() if value is not None}
-
-
-def fitting_options(kind: str, takes, options: dict) -> dict:
-    "The options that were given, if the importer takes them; `InputError` for one that it does not."
-    given = without_none(options)
-    for name in given:
-        if name not in takes:
-            raise InputError(f"--{name.replace('_', '-')} is not an option of `ctseg import {kind}`")
-    return given
 
 
 # %%
 print(", ".join(importers()))
-test_eq(fitting_options("dicom", {"rename"}, {"rename": "names.json", "key": None}), {"rename": "names.json"})
-test_fail(lambda: fitting_options("nifti", {"classes"}, {"rename": "names.json"}), contains="--rename is not an option")
 
 # %%
 #| export
-KIND = typer.Argument(help="openkbp, nifti, dicom or totalsegmentator")
-SOURCE = typer.Argument(
-    help="the folder to read; a patients.json in it, {case: patient}, "
-         "keeps the scans of a patient together (nifti)",
-)
+KIND = typer.Argument(help="openkbp, nifti, dicom, totalsegmentator or png")
 SIZE = typer.Option(
     help="side of the images in pixels: of larger slices the part around the body is kept "
-         "(openkbp, nifti, dicom), or they are shrunk (totalsegmentator)",
+         "(openkbp, nifti, dicom), or they are shrunk (totalsegmentator), or refused (png)",
 )
 ZEROS = typer.Option(
-    help="what a zero of a label map means: json, all (everything was looked for) or present (nifti)",
+    help="what a zero of a mask, or a missing one, means: json, all (everything was looked for) "
+         "or present (nifti, png)",
 )
 KEY = typer.Option(
     help="write here, for yourself, which volume came from which file; it may name patients (nifti, dicom)",
 )
-WINDOW = typer.Option(help="display window: soft, lung, bone, … or random")
-NAMES = typer.Option(help="class_names.json (nifti, dicom, totalsegmentator)")
+WINDOW = typer.Option(
+    help="display window: soft, lung, bone, wide, or LEVEL,WIDTH such as 40,400; random for volumes; "
+         "for 16-bit images only (png)",
+)
+NAMES = typer.Option(
+    help="class_names.json (nifti, dicom, totalsegmentator); or a JSON or CSV of values and names (png)",
+)
+EVERY = typer.Option(help="each n-th slice (volumes)")
+PER_VOLUME = typer.Option(help="at most so many slices of a volume")
 TEST_SHARE = typer.Option(help="share of the patients set aside as a test (nifti, dicom)")
 RENAME = typer.Option(help="a JSON, label of a structure → name of its class (dicom)")
 GAPS = typer.Option("--gaps", help="take a gap that looks like a missing slice as it is (dicom)")
@@ -121,14 +116,40 @@ print("--rename", RENAME.help)
 
 # %%
 #| export
+def import_kind(
+    kind: str, places: list[Path],
+    cut: dict, # how volumes are cut
+    options: dict, # of several kinds
+    only_png: dict,
+) -> dict:
+    "Import one kind of data, with the options that were given; facts."
+    from dataclasses import replace
+    from ctseg.io.pixels import parse_window
+    kinds = importers()
+    if kind not in kinds:
+        raise did_you_mean("kind of data", kind, kinds)
+    places = where_to(kind, places)
+    takes = inspect.signature(kinds[kind]).parameters
+    if kind == "png":
+        shared = {"window", "size", "classes", "annotated"}
+        fitting_options(kind, shared, options | cut)
+        return kinds[kind](*places, **png_options(options | cut, only_png))
+    more = fitting_options(kind, takes, options | only_png)
+    if cut["window"] and "," in cut["window"]:
+        cut["window"] = parse_window(cut["window"])
+    slicing = replace(takes["slicing"].default, **without_none(cut))
+    return kinds[kind](*places, slicing=slicing, **more)
+
+
+# %%
+#| export
 @app.command("import")
 def import_(
     kind: Annotated[str, KIND],
-    src: Annotated[Path, SOURCE],
-    out: Annotated[Path, typer.Argument(help="the challenge folder to write")],
+    places: Annotated[list[Path], PLACES],
     window: Annotated[Optional[str], WINDOW] = None,
-    every: Annotated[Optional[int], typer.Option(help="each n-th slice")] = None,
-    per_volume: Annotated[Optional[int], typer.Option(help="at most so many slices of a volume")] = None,
+    every: Annotated[Optional[int], EVERY] = None,
+    per_volume: Annotated[Optional[int], PER_VOLUME] = None,
     size: Annotated[Optional[int], SIZE] = None,
     classes: Annotated[Optional[Path], NAMES] = None,
     test_share: Annotated[float, TEST_SHARE] = 0.0,
@@ -136,20 +157,23 @@ def import_(
     rename: Annotated[Optional[Path], RENAME] = None,
     gaps: Annotated[bool, GAPS] = False,
     key: Annotated[Optional[Path], KEY] = None,
+    test: Annotated[Optional[Path], TEST] = None,
+    patients: Annotated[Optional[str], PATIENTS] = None,
+    order: Annotated[Optional[str], ORDER] = None,
+    first: Annotated[Optional[int], FIRST] = None,
+    overlap: Annotated[Optional[str], OVERLAP] = None,
+    scale: Annotated[Optional[float], SCALE] = None,
+    offset: Annotated[Optional[float], OFFSET] = None,
 ):
-    "Cut volumes into a challenge folder; structures nobody contoured stay unknown."
-    from dataclasses import replace
-    kinds = importers()
-    if kind not in kinds:
-        raise did_you_mean("kind of data", kind, kinds)
-    takes = inspect.signature(kinds[kind]).parameters
+    "Make a challenge folder of volumes, or of images and masks; structures nobody contoured stay unknown."
     names = classes and str(classes)
     options = dict(classes=names, test_share=test_share or None, annotated=annotated, rename=rename)
-    more = fitting_options(kind, takes, options | dict(gaps=gaps or None, key=key))
+    options |= dict(gaps=gaps or None, key=key)
+    only_png = dict(test=test, patients=patients, order=order, first=first)
+    only_png |= dict(overlap=overlap, scale=scale, offset=offset)
     cut = dict(window=window, every=every, per_volume=per_volume, size=size)
-    slicing = replace(takes["slicing"].default, **without_none(cut))
-    print_facts(kinds[kind](src, out, slicing=slicing, **more))
-    print(f"challenge folder: {out}")
+    print_facts(import_kind(kind, places, cut, options, only_png))
+    print(f"challenge folder: {places[-1]}")
 
 
 # %%
@@ -158,42 +182,64 @@ print(runner.invoke(app, ["import", "dicm", "scans", "out"]).exception)
 # %% [markdown]
 # ## Volumes out
 #
-# `export` puts predictions back onto the volumes, or writes the folder for nnU-Net.
+# `export` puts predictions back onto the volumes, writes the folder for nnU-Net, or the run-length codes of a competition.
 
 # %%
 #| export
-EXPORTS = ("nifti", "dicom-seg", "nnunet")
+EXPORTS = ("nifti", "dicom-seg", "nnunet", "rle")
 UNKNOWN = typer.Option(
     help="what nobody looked for becomes: ignore, or background, which is false but runs (nnunet)",
 )
-MASKS = typer.Option(help="the submission to put back onto the volumes (nifti, dicom-seg)")
+MASKS = typer.Option(
+    help="the submission to put back onto the volumes (nifti, dicom-seg), or to encode (rle)",
+)
 IMPORTED = typer.Option(help="the DICOM folder it was imported from (dicom-seg)")
-
-# %%
-print("--unknown", UNKNOWN.help)
 
 
 # %%
 #| export
-
-@app.command("export")
-def export_(
-    kind: Annotated[str, typer.Argument(help="nifti, dicom-seg or nnunet")],
-    folder: Folder,
-    out: Annotated[Path, typer.Argument(help="the folder to write")],
-    masks: Annotated[Optional[Path], MASKS] = None,
-    source: Annotated[Optional[Path], IMPORTED] = None,
-    split: Annotated[str, typer.Option(help="the slices the submission is of: test or train")] = "test",
-    unknown: Annotated[str, UNKNOWN] = "ignore",
-):
-    "Put predictions back onto their volumes, or write the folder for nnU-Net."
+def check_export(kind: str, masks: Optional[Path], source: Optional[Path], only_rle: dict) -> None:
+    "`InputError` for a kind that there is not, and for options that are missing or belong to another kind."
     if kind not in EXPORTS:
         raise did_you_mean("kind of export", kind, EXPORTS)
+    if kind == "rle":
+        return
+    fitting_options(kind, (), only_rle, "export")
     if kind != "nnunet" and masks is None:
         raise InputError(f"`ctseg export {kind}` needs --masks SUBMISSION.csv")
     if kind == "dicom-seg" and source is None:
         raise InputError("`ctseg export dicom-seg` needs --source, the DICOM folder that was imported")
-    if kind == "nifti":
+
+
+# %%
+print("--unknown", UNKNOWN.help)
+test_fail(lambda: check_export("nifti", Path("s.csv"), None, {"form": "wide"}), contains="--form is not an option of `ctseg export nifti`")
+
+
+# %%
+#| export
+@app.command("export")
+def export_(
+    kind: Annotated[str, typer.Argument(help="nifti, dicom-seg, nnunet or rle")],
+    folder: Annotated[Path, GIVEN],
+    out: Annotated[Path, typer.Argument(help="the folder to write; for rle the CSV")],
+    masks: Annotated[Optional[Path], MASKS] = None,
+    source: Annotated[Optional[Path], IMPORTED] = None,
+    split: Annotated[str, typer.Option(help="the slices the submission is of: test or train")] = "test",
+    unknown: Annotated[str, UNKNOWN] = "ignore",
+    like: Annotated[Optional[Path], LIKE] = None,
+    form: Annotated[Optional[str], FORM] = None,
+    ids: Annotated[Optional[str], IDS] = None,
+    order: Annotated[Optional[str], ORDER] = None,
+    first: Annotated[Optional[int], FIRST] = None,
+    classes: Annotated[Optional[Path], VALUES] = None,
+):
+    "Put predictions back onto their volumes, or write what nnU-Net or a competition reads."
+    only_rle = dict(like=like, form=form, ids=ids, order=order, first=first, classes=classes)
+    check_export(kind, masks, source, only_rle)
+    if kind == "rle":
+        facts = write_rle(folder, masks, out, only_rle)
+    elif kind == "nifti":
         from ctseg.io.nifti import export_nifti
         facts = export_nifti(masks, folder, out, split)
     elif kind == "dicom-seg":
