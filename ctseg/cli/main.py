@@ -15,7 +15,7 @@ import typer
 
 import ctseg
 from . import data, prediction, training  # they enter their commands into `app`
-from .console import SPEAKS, UsageError, app, clean_end, our_warnings, usage_line
+from .console import SPEAKS, UsageError, app, clean_end, our_warnings, usage_line, write_any_letter
 from ..core.files import InputError
 
 # %% ../../nbs/cli/90_main.ipynb #b05c2d5c
@@ -58,6 +58,7 @@ def main() -> None:
     "The console script: `app`, with mistakes told in one line and exit status 2."
     if not SPEAKS:
         warnings.simplefilter("ignore")
+    write_any_letter()
     package = Path(ctseg.__file__).parent
     warnings.formatwarning = our_warnings(package, warnings.formatwarning)
     try:

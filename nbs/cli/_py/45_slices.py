@@ -56,6 +56,8 @@ PLACES = typer.Argument(
          "with MASKS a folder or a CSV of run-length codes. A patients.json in SRC, {case: patient}, "
          "keeps the scans of a patient together (nifti)",
 )
+EVERY = typer.Option(help="each n-th slice (volumes)")
+PER_VOLUME = typer.Option(help="at most so many slices of a volume")
 
 # %%
 print(PLACES.help[:61])
@@ -67,8 +69,10 @@ PATIENTS = typer.Option(
     help="a CSV or JSON, image to patient, or a regular expression whose bracket is the patient "
          "in a file name (png)",
 )
-ORDER = typer.Option(help="of run-length codes: column (down the columns) or row (png)")
-FIRST = typer.Option(help="of run-length codes: the number of the first pixel, 1 or 0 (png)")
+ORDER = typer.Option(help="of run-length codes: column (down the columns, the default) or row (png, rle)")
+FIRST = typer.Option(
+    help="of run-length codes: the number of the first pixel, 1 (the default) or 0 (png, rle)",
+)
 OVERLAP = typer.Option(help="where two masks claim a pixel: refuse, or smaller: the smaller one wins (png)")
 SCALE = typer.Option(help="Hounsfield units a step of a 16-bit value (png)")
 OFFSET = typer.Option(help="Hounsfield units at the 16-bit value 0, often -1024 (png)")

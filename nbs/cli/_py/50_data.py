@@ -18,16 +18,17 @@ from typing import Annotated, Optional
 import typer
 
 from ctseg.cli.console import app, print_facts
-from ctseg.cli.options import Annotations, Folder
+from ctseg.cli.options import Annotations, Folder, begins
 from ctseg.cli.slices import (
-    FIRST, FORM, GIVEN, IDS, LIKE, OFFSET, ORDER, OVERLAP, PATIENTS, PLACES, SCALE, TEST, VALUES,
+    EVERY, FIRST, FORM, GIVEN, IDS, LIKE, OFFSET, ORDER, OVERLAP, PATIENTS, PER_VOLUME, PLACES, SCALE, TEST,
+    VALUES,
     fitting_options, png_options, where_to, without_none, write_rle,
 )
 from ctseg.core.files import InputError, did_you_mean
 
 # %%
 #| hide
-from fastcore.test import test_fail
+from fastcore.test import test_eq, test_fail
 from typer.testing import CliRunner
 
 # %%
@@ -85,7 +86,9 @@ print(", ".join(importers()))
 
 # %%
 #| export
-KIND = typer.Argument(help="openkbp, nifti, dicom, totalsegmentator or png")
+KINDS = ("openkbp", "nifti", "dicom", "totalsegmentator", "png")
+
+KIND = typer.Argument(help="openkbp, nifti, dicom, totalsegmentator or png", autocompletion=begins(KINDS))
 SIZE = typer.Option(
     help="side of the images in pixels: of larger slices the part around the body is kept "
          "(openkbp, nifti, dicom), or they are shrunk (totalsegmentator), or refused (png)",
@@ -104,14 +107,13 @@ WINDOW = typer.Option(
 NAMES = typer.Option(
     help="class_names.json (nifti, dicom, totalsegmentator); or a JSON or CSV of values and names (png)",
 )
-EVERY = typer.Option(help="each n-th slice (volumes)")
-PER_VOLUME = typer.Option(help="at most so many slices of a volume")
 TEST_SHARE = typer.Option(help="share of the patients set aside as a test (nifti, dicom)")
-RENAME = typer.Option(help="a JSON, label of a structure → name of its class (dicom)")
+RENAME = typer.Option(help="a JSON, {label of a structure: name of its class} (dicom)")
 GAPS = typer.Option("--gaps", help="take a gap that looks like a missing slice as it is (dicom)")
 
 # %%
 print("--rename", RENAME.help)
+test_eq(set(KINDS), set(importers()))
 
 
 # %%
@@ -187,6 +189,7 @@ print(runner.invoke(app, ["import", "dicm", "scans", "out"]).exception)
 # %%
 #| export
 EXPORTS = ("nifti", "dicom-seg", "nnunet", "rle")
+OUTWARD = typer.Argument(help="nifti, dicom-seg, nnunet or rle", autocompletion=begins(EXPORTS))
 UNKNOWN = typer.Option(
     help="what nobody looked for becomes: ignore, or background, which is false but runs (nnunet)",
 )
@@ -220,7 +223,7 @@ test_fail(lambda: check_export("nifti", Path("s.csv"), None, {"form": "wide"}), 
 #| export
 @app.command("export")
 def export_(
-    kind: Annotated[str, typer.Argument(help="nifti, dicom-seg, nnunet or rle")],
+    kind: Annotated[str, OUTWARD],
     folder: Annotated[Path, GIVEN],
     out: Annotated[Path, typer.Argument(help="the folder to write; for rle the CSV")],
     masks: Annotated[Optional[Path], MASKS] = None,
