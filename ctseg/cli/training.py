@@ -45,11 +45,11 @@ def in_words(facts: dict) -> dict:
 
 # %% ../../nbs/cli/30_training.ipynb #2cb3f713
 RUN_FOLDER = typer.Option(help="the run folder to write")
-RECIPE = typer.Option(help="see `ctseg recipes`, which names the default; or the recipe.json of a run")
+RECIPE = typer.Option(help="left out: ctseg; see `ctseg recipes` for the others; or the recipe.json of a run")
 SETTING = typer.Option(help="KEY=VALUE for any setting of the recipe; may be repeated")
 RESUME = typer.Option("--resume", help="continue a run that was cut or stopped")
 TIME_LIMIT = typer.Option(
-    help="stop in time, with everything saved, before so much has passed: 8h30m, 90m, …",
+    help="stop in time, with everything saved, before so much has passed, such as 8h30m or 90m",
 )
 SEED = typer.Option(help="of first weights, order of slices and augmentation")
 

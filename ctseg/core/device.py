@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PRECISIONS', 'PACKAGES', 'pick_precision', 'has_kernels', 'sm', 'require_kernels', 'DevicePlan',
-           'plan_cpu', 'plan_gpu', 'pick_device', 'package_versions', 'thread_facts', 'gpu_facts',
-           'training_plan', 'doctor']
+           'plan_cpu', 'plan_gpu', 'plan_mps', 'pick_device', 'package_versions', 'thread_facts',
+           'gpu_facts', 'training_plan', 'doctor']
 
 # %% ../../nbs/core/50_device.ipynb #0476aa9e
 import os
@@ -75,7 +75,8 @@ class DevicePlan:
 
     @property
     def can_compile(self) -> bool:
-        "Triton, on which `torch.compile` stands, refuses cards below 7.0."
+        "Triton, on which `torch.compile` stands, refuses cards below 7.0, and Apple's processors."
+        if self.device.type == "mps": return False
         return self.capability is None or self.capability >= (7, 0)
 
 # %% ../../nbs/core/50_device.ipynb #4b85b468
@@ -100,10 +101,21 @@ def plan_gpu(device: str, precision: str) -> DevicePlan:
     return DevicePlan(card, precision, name, capability)
 
 # %% ../../nbs/core/50_device.ipynb #54bee058
+def plan_mps(precision: str) -> DevicePlan:
+    "The plan for an Apple processor's GPU, in float32; `InputError` without one, or for another precision."
+    mps = torch.backends.mps
+    if not mps.is_available():
+        why = "this macOS is too old" if mps.is_built() else "it is for Macs with an Apple processor"
+        raise InputError(f"device 'mps': torch {torch.__version__} cannot use it, {why}; use --device cpu")
+    if precision not in ("auto", "fp32"):
+        raise InputError(f"precision {precision} was never tried on mps; use fp32")
+    return DevicePlan(torch.device("mps"), "fp32", platform.processor() or platform.machine())
+
+# %% ../../nbs/core/50_device.ipynb #eb2a6b1d
 PRECISIONS = ("auto", "fp32", "fp16", "bf16")
 
 def pick_device(
-    device: str = "auto", # "auto", "cpu", "cuda" or "cuda:N"
+    device: str = "auto", # "auto", "cpu", "cuda", "cuda:N" or "mps"
     precision: str = "auto", # "auto" (by capability), "fp32", "fp16" or "bf16"
 ) -> DevicePlan:
     "The device and precision to use; an `InputError` where the wish cannot be met."
@@ -111,8 +123,9 @@ def pick_device(
         raise did_you_mean("precision", precision, PRECISIONS)
     if device == "auto": device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cpu": return plan_cpu(precision)
+    if device == "mps": return plan_mps(precision)
     if not re.fullmatch(r"cuda(:\d+)?", device):
-        raise did_you_mean("device", device, ["auto", "cpu", "cuda"])
+        raise did_you_mean("device", device, ["auto", "cpu", "cuda", "mps"])
     if not torch.cuda.is_available():
         raise InputError(f"device {device!r}: torch {torch.__version__} sees no GPU; use --device cpu")
     return plan_gpu(device, precision)
@@ -176,5 +189,6 @@ def doctor() -> dict:
     facts |= thread_facts()
     facts |= package_versions()
     facts["gpus"] = [gpu_facts(i) for i in range(torch.cuda.device_count())]
+    facts["mps"] = "there, with --device mps" if torch.backends.mps.is_available() else "none"
     facts["training would use"] = training_plan()
     return facts

@@ -151,6 +151,7 @@ def reliability(
     prob: f32 `[M]`, what was said. hit: bool `[M]`, whether it was so. A point is (mean said, share that was so,
     pairs) of a bin that has any. Source: Guo et al. 2017, equation 3.
     """
+    prob, hit = prob.cpu(), hit.cpu()  # not every device has float64
     bin_of = (prob*bins).long().clamp(max=bins - 1)
     count = torch.bincount(bin_of, minlength=bins)
     said = torch.bincount(bin_of, prob.double(), minlength=bins)/count.clamp(min=1)

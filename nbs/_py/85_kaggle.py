@@ -10,6 +10,7 @@
 
 # %%
 #| export
+import hashlib
 import math
 import os
 import re
@@ -25,6 +26,7 @@ from pathlib import Path
 from queue import SimpleQueue
 
 from ctseg.core.files import InputError, atomic_path
+from ctseg.data.images import is_system_file
 from ctseg.runs.folder import Run
 
 # %%
@@ -89,14 +91,9 @@ FILES = {
 }
 
 
-def is_junk(name: str) -> bool:
-    "What archives and desktops leave behind: `__MACOSX`, `.DS_Store`, `._x.png`."
-    return name == "__MACOSX" or name.startswith(".")
-
-
 def fits(name: str, patterns: tuple[str, ...]) -> bool:
-    "Is this file name one of the `patterns`, and no junk?"
-    return not is_junk(name) and any(Path(name).match(p) for p in patterns)
+    "Is this file name one of the `patterns`, and none that an operating system left there?"
+    return not is_system_file(Path(name)) and any(Path(name).match(p) for p in patterns)
 
 
 def find_pieces(top: Path, match: str = "") -> dict[str, list[Path]]:
@@ -104,10 +101,10 @@ def find_pieces(top: Path, match: str = "") -> dict[str, list[Path]]:
     found = {name: [] for name in (*FOLDERS, *FILES)}
     for folder, inner, files in os.walk(top):
         here = Path(folder)
-        inner[:] = sorted(name for name in inner if not is_junk(name))
+        inner[:] = sorted(name for name in inner if not is_system_file(Path(name)))
         if match not in str(here.relative_to(top)):
             continue
-        if here.name in FOLDERS and any(name.lower().endswith(".png") for name in files):
+        if here.name in FOLDERS and any(fits(name, ("*.png", "*.PNG")) for name in files):
             found[here.name].append(here)
             inner.clear()  # nothing else is in there
         for name, patterns in FILES.items():
@@ -135,12 +132,26 @@ print(
 
 
 # %% [markdown]
-# If the pieces lie together under their right names, that folder is the answer. If not, a folder of links is made, and the rest of `ctseg` need not know. What is found twice is never chosen by chance.
+# If the pieces lie together under their right names, that folder is the answer. If not, a folder of links is made, and the rest of `ctseg` need not know. What is found twice is never chosen by chance. Only exact
+# copies are all the same: the first by name is taken, and a line says so.
 
 # %%
 #| export
+def content(place: Path) -> tuple:
+    "What a piece holds, to find exact copies: the names and sizes of the images in a folder, or a file's hash."
+    if place.is_dir():
+        images = (p for p in place.iterdir() if not is_system_file(p))
+        return tuple(sorted((p.name, p.stat().st_size) for p in images))
+    with open(place, "rb") as f:
+        return (hashlib.file_digest(f, "sha256").hexdigest(),)
+
+
 def only_one(name: str, places: list[Path]) -> Path:
-    "The one place of a piece; `InputError` where there are two."
+    "The one place of a piece, or the first of exact copies, which is told; `InputError` where there are two."
+    places = sorted(places, key=str)
+    if len(places) > 1 and len({content(place) for place in places}) == 1:
+        print(f"{name} is attached {len(places)} times, all alike; taken: {places[0]}")
+        return places[0]
     if len(places) > 1:
         both = f"{name} is attached twice, as {places[0]} and {places[1]}"
         raise InputError(f"{both}; detach one, or say which: find_challenge(match=\"…\")")
@@ -188,6 +199,9 @@ test_eq(read_challenge(linked).fingerprint(), read_challenge(sample).fingerprint
 
 # %%
 shutil.copytree(sample/"test-images", root/"input"/"again"/"test-images")
+with contextlib.redirect_stdout(io.StringIO()) as said: find_challenge()
+print(said.getvalue().replace(str(root), "/kaggle"))
+(root/"input"/"again"/"test-images"/"0.png").unlink()  # no exact copy any more
 for match in ("", "nowhere"):
     try: find_challenge(match)
     except InputError as e: print(str(e).replace(str(root), "/kaggle"))

@@ -62,3 +62,42 @@ def test_doctor(machine):
     assert facts["torch"] == torch.__version__.split("+")[0] or facts["torch"].startswith(torch.__version__.split("+")[0])
     machine("Tesla P100", (6, 0))
     assert "choose a T4" in device.doctor()["training would use"]
+
+
+@pytest.fixture
+def apple(monkeypatch):
+    "A function that makes this a Mac: `built`, a torch for it; `there`, one that can use it."
+    def make(built=True, there=True):
+        monkeypatch.setattr(torch.backends.mps, "is_built", lambda: built)
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda: there)
+    return make
+
+
+def test_mps_on_request_alone(machine, apple):
+    machine("", (0, 0), count=0)
+    apple()
+    plan = device.pick_device("mps")
+    assert (plan.device.type, plan.precision, plan.can_compile) == ("mps", "fp32", False) and str(plan).startswith("mps (")
+    assert device.pick_device().device.type == "cpu", "auto does not choose what was never held against a CPU"
+    assert device.doctor()["mps"].startswith("there")
+    for precision in ("fp16", "bf16"):
+        with pytest.raises(InputError, match=f"precision {precision} was never tried on mps; use fp32"): device.pick_device("mps", precision)
+
+
+@pytest.mark.parametrize("built, why", [(False, "for Macs with an Apple processor"), (True, "macOS is too old")])
+def test_mps_where_there_is_none(apple, built, why):
+    apple(built, there=False)
+    with pytest.raises(InputError, match=f"device 'mps'.*{why}; use --device cpu"): device.pick_device("mps")
+    assert device.doctor()["mps"] == "none"
+    with pytest.raises(InputError, match="did you mean mps"): device.pick_device("msp")
+
+
+def test_the_accelerator_follows_to_mps(apple, monkeypatch):
+    "accelerate must not be told to take the CPU."
+    from accelerate import Accelerator
+    from ctseg.training import setup
+    told = {}
+    monkeypatch.setattr(setup, "Accelerator", lambda **how: told.update(how) or Accelerator(cpu=True))
+    apple()
+    setup.make_accelerator(device.pick_device("mps"))
+    assert told["cpu"] is False and told["mixed_precision"] == "no"

@@ -10,16 +10,19 @@
 
 # %%
 #| export
+import codecs
 import contextlib
 import os
 import signal
 import sys
 import threading
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer.core import TyperGroup
 
 from ctseg.core.files import InputError, read_json
 from ctseg.core.threads import set_threads
@@ -30,16 +33,31 @@ from types import SimpleNamespace
 
 from fastcore.test import test_eq, test_fail
 
+
 # %% [markdown]
 # Nothing happens in a command that a notebook could not do with the same function. Two rules hold for all of them. A user's mistake is **one
 # line on standard error and exit status 2**. Results go to standard output in a form that reads well and parses easily.
 #
-# Heavy imports wait until a command needs them, so `ctseg --help` answers at once.
+# Heavy imports wait until a command needs them, so `ctseg --help` answers at once. Its list of commands shows whole sentences, where typer
+# would cut them at the end of the line.
 
 # %%
 #| export
+class WholeHelp(TyperGroup):
+    "Commands of which the help tells the whole first paragraph."
+
+    def format_commands(self, ctx, formatter) -> None:
+        "Write the list of commands; a long text goes on in the next line."
+        commands = {name: self.get_command(ctx, name) for name in self.list_commands(ctx)}
+        first = {name: (c.help or "").split("\n\n")[0] for name, c in commands.items() if not c.hidden}
+        rows = [(name, " ".join(text.split())) for name, text in first.items()]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
+
 app = typer.Typer(
     name="ctseg",
+    cls=WholeHelp,
     help="Learn to segment CT slices from partly labelled and unlabelled images.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -140,6 +158,38 @@ print_facts(
     }
 )
 
+# %% [markdown]
+# ## Terminals with few letters
+#
+# A pipe on Windows mostly knows 250 letters, a plain C locale 128. A letter that is missing there must not end a command that has just trained for
+# hours. It is written as the nearest letters that there are.
+
+# %%
+#| export
+NEAREST = {"…": "...", "→": "->", "×": "x", "−": "-", "–": "-", "—": "-", "≥": ">=", "≤": "<=", "·": "*",
+           "±": "+-", "“": '"', "”": '"', "‘": "'", "’": "'", "µ": "u", "°": " degrees"}
+
+def nearest_letters(error: UnicodeEncodeError) -> tuple[str, int]:
+    "What to write for letters that a stream does not have, and where to go on: an error handler for codecs."
+    near = []
+    for letter in error.object[error.start:error.end]:
+        base = unicodedata.normalize("NFKD", letter).encode("ascii", "ignore").decode()
+        near.append(NEAREST.get(letter) or base or "?")
+    return "".join(near), error.end
+
+
+def write_any_letter() -> None:
+    "Make standard output and standard error take every letter, whatever their encoding is."
+    codecs.register_error("ctseg.nearest", nearest_letters)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="ctseg.nearest")
+
+
+# %%
+codecs.register_error("ctseg.nearest", nearest_letters)
+for encoding in ("ascii", "cp1252"): print(encoding, "Größe 64×64 → 3 ml², …".encode(encoding, "ctseg.nearest"))
+
 
 # %% [markdown]
 # ## Mistakes
@@ -185,7 +235,7 @@ def value_of(option: str, words: list[str]) -> str:
 
 
 def setting_meant(error, words: list[str]) -> str:
-    "The KEY=VALUE that an unknown option of `ctseg fit` means where it is a setting of the recipe; else empty."
+    "The KEY=VALUE that an unknown option of `ctseg fit` means where a recipe has it; else empty."
     option = getattr(error, "option_name", None)
     if not option or error.ctx is None or error.ctx.info_name != "fit":
         return ""

@@ -10,6 +10,7 @@
 
 # %%
 #| export
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -21,7 +22,7 @@ import typer
 # %%
 #| export
 Folder = Annotated[Path, typer.Argument(help="a challenge folder")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N, or mps (Apple)")]
 Precision = Annotated[
     Optional[str],
     typer.Option(help="fp32, fp16, bf16, or auto for the device's own; left out: as the runs were trained"),
@@ -45,6 +46,8 @@ Plugins = Annotated[
 # %%
 from typing import get_args
 
+from fastcore.test import test_eq
+
 print("--device:", get_args(Device)[1].help)
 
 
@@ -59,6 +62,13 @@ def load_plugins(paths: list[Path]) -> None:
         load_plugin(path)
 
 
+def begins(words) -> Callable[[str], list[str]]:
+    "Completes what a shell's user has begun to type, from some words."
+    def complete(incomplete: str) -> list[str]:
+        return [word for word in words if word.startswith(incomplete)]
+    return complete
+
+
 def device_plan(device: str, precision: Optional[str]):
     "The plan for a device and precision; without a precision the device, for `load_predictor`."
     from ctseg.core.device import pick_device
@@ -66,5 +76,6 @@ def device_plan(device: str, precision: Optional[str]):
 
 
 # %%
+test_eq(begins(["nifti", "nnunet", "rle"])("n"), ["nifti", "nnunet"])
 load_plugins([])
 print(device_plan("cpu", None), "|", device_plan("cpu", "fp32").precision)

@@ -73,16 +73,19 @@ in_words({"epochs": 90, "rule": {"threshold": 0.4, "gate": 0, "island": 0, "resc
 # %%
 #| export
 RUN_FOLDER = typer.Option(help="the run folder to write")
-RECIPE = typer.Option(help="see `ctseg recipes`, which names the default; or the recipe.json of a run")
+RECIPE = typer.Option(help="left out: ctseg; see `ctseg recipes` for the others; or the recipe.json of a run")
 SETTING = typer.Option(help="KEY=VALUE for any setting of the recipe; may be repeated")
 RESUME = typer.Option("--resume", help="continue a run that was cut or stopped")
 TIME_LIMIT = typer.Option(
-    help="stop in time, with everything saved, before so much has passed: 8h30m, 90m, …",
+    help="stop in time, with everything saved, before so much has passed, such as 8h30m or 90m",
 )
 SEED = typer.Option(help="of first weights, order of slices and augmentation")
 
 # %%
-print(RESUME.help, "|", SEED.help)
+from ctseg.recipes.table import DEFAULT_RECIPE
+
+print(RECIPE.help)
+assert f"left out: {DEFAULT_RECIPE};" in RECIPE.help  # told here without the import of torch
 
 # %%
 #| export

@@ -19,8 +19,12 @@ from typing import Annotated, Optional
 import typer
 
 from ctseg.cli.console import app, print_facts
-from ctseg.cli.options import Annotations, Folder
-from ctseg.core.files import InputError, did_you_mean
+from ctseg.cli.options import Annotations, Folder, begins
+from ctseg.cli.slices import (
+    EVERY, FIRST, OFFSET, ORDER, OVERLAP, PATIENTS, PER_VOLUME, PLACES, SCALE, TEST,
+    fitting_options, png_options, where_to, without_none,
+)
+from ctseg.core.files import did_you_mean
 
 # %%
 #| hide
@@ -54,9 +58,10 @@ print(runner.invoke(app, ["check", "../../data_sample"]).output)
 
 
 # %% [markdown]
-# ## Volumes in
+# ## Other people's data in
 #
-# Hospitals keep volumes, the challenge has slices. `import` cuts the one into the other and notes where each slice came from.
+# Hospitals keep volumes, the challenge has slices. `import` cuts the one into the other and notes where each slice came from. Other
+# competitions have slices already, with masks as PNG files or as run-length codes.
 
 # %%
 #| export
@@ -65,81 +70,46 @@ def importers() -> dict[str, Callable[..., dict]]:
     from ctseg.io.dicom_import import import_dicom
     from ctseg.io.nifti_import import import_nifti
     from ctseg.io.openkbp import import_openkbp
+    from ctseg.io.png import import_png
     from ctseg.io.totalsegmentator import import_totalsegmentator
     return {
         "openkbp": import_openkbp,
         "nifti": import_nifti,
         "dicom": import_dicom,
         "totalsegmentator": import_totalsegmentator,
+        "png": import_png,
     }
-
-
-def without_none(options: dict) -> dict:
-    "The options that were given."
-    return {name: value for name, value in options.items() if value is not None}
-
-
-def fitting_options(kind: str, takes, options: dict) -> dict:
-    "The options that were given, if the importer takes them; `InputError` for one that it does not."
-    given = without_none(options)
-    for name in given:
-        if name not in takes:
-            raise InputError(f"--{name.replace('_', '-')} is not an option of `ctseg import {kind}`")
-    return given
 
 
 # %%
 print(", ".join(importers()))
-test_eq(fitting_options("dicom", {"rename"}, {"rename": "names.json", "key": None}), {"rename": "names.json"})
-test_fail(
-    lambda: fitting_options("nifti", {"classes"}, {"rename": "names.json"}),
-    contains="--rename is not an option",
-)
-
 
 # %%
 #| export
-def _import(kind: str, paths: tuple[Path, Path], cut: dict, options: dict, work: dict) -> dict:
-    "Import a source into a folder, with the options that were given. Facts about it."
-    kinds = importers()
-    if kind not in kinds: raise did_you_mean("kind of data", kind, kinds)
-    takes = inspect.signature(kinds[kind]).parameters
-    more = fitting_options(kind, takes, options)
-    if "work" in takes:
-        more |= work | {"progress": True}
-    else:
-        fitting_options(kind, takes, {name: value or None for name, value in work.items()})
-    slicing = replace(takes["slicing"].default, **without_none(cut))
-    return kinds[kind](*paths, slicing=slicing, **more)
+KINDS = ("openkbp", "nifti", "dicom", "totalsegmentator", "png")
 
-
-# %%
-test_fail(lambda: _import("dicm", (), {}, {}, {}), contains="did you mean dicom")
-test_fail(lambda: _import("openkbp", (), {}, {}, {"workers": 2}), contains="--workers is not an option")
-
-# %%
-#| export
-KIND = typer.Argument(help="openkbp, nifti, dicom or totalsegmentator")
-SOURCE = typer.Argument(
-    help="the folder to read; a patients.json in it, {case: patient}, "
-         "keeps the scans of a patient together (nifti)",
-)
+KIND = typer.Argument(help="openkbp, nifti, dicom, totalsegmentator or png", autocompletion=begins(KINDS))
 SIZE = typer.Option(
     help="side of the images in pixels: of larger slices the part around the body is kept "
-         "(openkbp, nifti, dicom), or they are shrunk (totalsegmentator)",
+         "(openkbp, nifti, dicom), or they are shrunk (totalsegmentator), or refused (png)",
 )
 ZEROS = typer.Option(
-    help="what a zero of a label map means: json, all (everything was looked for) or present (nifti)",
+    help="what a zero of a mask, or a missing one, means: json, all (everything was looked for) "
+         "or present (nifti, png)",
 )
 KEY = typer.Option(
     help="write here, for yourself, which volume came from which file; it may name patients (nifti, dicom)",
 )
-WINDOW = typer.Option(help="display window: soft, lung, bone, … or random")
+WINDOW = typer.Option(
+    help="display window: soft, lung, bone, wide, or LEVEL,WIDTH such as 40,400; random for volumes; "
+         "for 16-bit images only (png)",
+)
 NAMES = typer.Option(
-    help="class_names.json, or the folder of a run that knows them (nifti, dicom, totalsegmentator)",
+    help="class_names.json, or the folder of a run that knows them (nifti, dicom, totalsegmentator); "
+         "or a JSON or CSV of values and names (png)",
 )
 TEST_SHARE = typer.Option(help="share of the patients set aside as a test (nifti, dicom)")
-RENAME = typer.Option(help="a JSON, label of a structure → name of its class (dicom)")
+RENAME = typer.Option(help="a JSON, {label of a structure: name of its class} (dicom)")
 GAPS = typer.Option("--gaps", help="take a gap that looks like a missing slice as it is (dicom)")
 SKIP = typer.Option(
     "--skip-damaged",
@@ -152,6 +122,45 @@ WORKERS = typer.Option(
 
 # %%
 print("--rename", RENAME.help)
+test_eq(set(KINDS), set(importers()))
+
+
+# %%
+#| export
+def work_options(kind: str, takes, work: dict) -> dict:
+    "How the work is to be done, for an importer that can be told; `InputError` for one that cannot."
+    if "work" in takes: return work | {"progress": True}
+    return fitting_options(kind, (), {name: value or None for name, value in work.items()})
+
+def import_kind(
+    kind: str, places: list[Path],
+    cut: dict, # how volumes are cut
+    options: dict, # of several kinds
+    only_png: dict,
+    work: dict, # workers, skip_damaged
+) -> dict:
+    "Import one kind of data, with the options that were given; facts."
+    from ctseg.io.pixels import parse_window
+    kinds = importers()
+    if kind not in kinds:
+        raise did_you_mean("kind of data", kind, kinds)
+    places = where_to(kind, places)
+    takes = inspect.signature(kinds[kind]).parameters
+    how = work_options(kind, takes, work)
+    if kind == "png":
+        shared = {"window", "size", "classes", "annotated"}
+        fitting_options(kind, shared, options | cut)
+        return kinds[kind](*places, **png_options(options | cut, only_png))
+    more = fitting_options(kind, takes, options | only_png) | how
+    if cut["window"] and "," in cut["window"]:
+        cut["window"] = parse_window(cut["window"])
+    slicing = replace(takes["slicing"].default, **without_none(cut))
+    return kinds[kind](*places, slicing=slicing, **more)
+
+
+# %%
+test_fail(lambda: import_kind("dicm", [], {}, {}, {}, {}), contains="did you mean dicom")
+test_fail(lambda: work_options("openkbp", (), {"workers": 2}), contains="--workers is not an option")
 
 
 # %%
@@ -159,11 +168,10 @@ print("--rename", RENAME.help)
 @app.command("import")
 def import_(
     kind: Annotated[str, KIND],
-    src: Annotated[Path, SOURCE],
-    out: Annotated[Path, typer.Argument(help="the challenge folder to write")],
+    places: Annotated[list[Path], PLACES],
     window: Annotated[Optional[str], WINDOW] = None,
-    every: Annotated[Optional[int], typer.Option(help="each n-th slice")] = None,
-    per_volume: Annotated[Optional[int], typer.Option(help="at most so many slices of a volume")] = None,
+    every: Annotated[Optional[int], EVERY] = None,
+    per_volume: Annotated[Optional[int], PER_VOLUME] = None,
     size: Annotated[Optional[int], SIZE] = None,
     classes: Annotated[Optional[Path], NAMES] = None,
     test_share: Annotated[float, TEST_SHARE] = 0.0,
@@ -173,17 +181,28 @@ def import_(
     skip_damaged: Annotated[bool, SKIP] = False,
     workers: Annotated[Optional[int], WORKERS] = None,
     key: Annotated[Optional[Path], KEY] = None,
+    test: Annotated[Optional[Path], TEST] = None,
+    patients: Annotated[Optional[str], PATIENTS] = None,
+    order: Annotated[Optional[str], ORDER] = None,
+    first: Annotated[Optional[int], FIRST] = None,
+    overlap: Annotated[Optional[str], OVERLAP] = None,
+    scale: Annotated[Optional[float], SCALE] = None,
+    offset: Annotated[Optional[float], OFFSET] = None,
 ):
-    """Cut volumes into a challenge folder; structures nobody contoured stay unknown.
+    """Make a challenge folder of volumes, or of images and masks; structures nobody contoured stay unknown.
 
-    Stopped and started again, it goes on where it was.
+    Volumes: stopped and started again, it goes on where it was.
     """
-    options = dict(classes=classes and str(classes), test_share=test_share or None, annotated=annotated)
-    options |= dict(rename=rename, gaps=gaps or None, key=key)
+    names = classes and str(classes)
+    options = dict(classes=names, test_share=test_share or None, annotated=annotated, rename=rename)
+    options |= dict(gaps=gaps or None, key=key)
+    only_png = dict(test=test, patients=patients, order=order, first=first)
+    only_png |= dict(overlap=overlap, scale=scale, offset=offset)
     cut = dict(window=window, every=every, per_volume=per_volume, size=size)
-    facts = _import(kind, (src, out), cut, options, dict(skip_damaged=skip_damaged, workers=workers))
+    work = dict(skip_damaged=skip_damaged, workers=workers)
+    facts = import_kind(kind, places, cut, options, only_png, work)
     print_facts({name: value for name, value in facts.items() if value not in ([], {})})
-    print(f"challenge folder: {out}")
+    print(f"challenge folder: {places[-1]}")
 
 
 # %%

@@ -1,7 +1,7 @@
 # %% [markdown]
 # # The command that puts predictions back
 #
-# > `ctseg export`: onto the volumes they were cut from, or into the folder of nnU-Net.
+# > `ctseg export`: onto the volumes they were cut from, or as nnU-Net, a competition or another program reads them.
 #
 # - skip_showdoc: true
 
@@ -16,26 +16,30 @@ from typing import Annotated, Optional
 import typer
 
 from ctseg.cli.console import app, print_facts
-from ctseg.cli.options import Folder
+from ctseg.cli.options import begins
+from ctseg.cli.slices import FIRST, FORM, GIVEN, IDS, LIKE, ORDER, VALUES, fitting_options, write_rle
 from ctseg.core.files import InputError, did_you_mean
 
 # %%
 #| hide
+from fastcore.test import test_fail
 from typer.testing import CliRunner
 
 runner = CliRunner()
 
 # %% [markdown]
-# `export` puts predictions back onto the volumes, or writes the folder for nnU-Net.
+# `export` puts predictions back onto the volumes, writes the folder for nnU-Net, the run-length codes of a competition, or a run as an ONNX file.
 
 # %%
 #| export
-EXPORTED = typer.Argument(help="nifti, dicom-seg, rtstruct or nnunet")
-EXPORTS = ("nifti", "dicom-seg", "rtstruct", "nnunet")
+EXPORTS = ("nifti", "dicom-seg", "rtstruct", "nnunet", "rle", "onnx")
+EXPORTED = typer.Argument(help=", ".join(EXPORTS[:-1]) + f" or {EXPORTS[-1]}", autocompletion=begins(EXPORTS))
 UNKNOWN = typer.Option(
     help="what nobody looked for becomes: ignore, or background, which is false but runs (nnunet)",
 )
-MASKS = typer.Option(help="the submission to put back onto the volumes (nifti, dicom-seg, rtstruct)")
+MASKS = typer.Option(
+    help="the submission to put back onto the volumes (nifti, dicom-seg, rtstruct), or to encode (rle)",
+)
 IMPORTED = typer.Option(help="the DICOM folder it was imported from (dicom-seg, rtstruct)")
 KEEP_PATIENT = typer.Option(
     "--keep-patient", help="copy what the scans say of patient and study (dicom-seg, rtstruct)",
@@ -47,37 +51,78 @@ print("--unknown", UNKNOWN.help)
 
 # %%
 #| export
+ON_VOLUMES = ("nifti", "dicom-seg", "rtstruct")
 
+def check_export(kind: str, masks: Optional[Path], source: Optional[Path], only_rle: dict) -> None:
+    "`InputError` for a kind that there is not, and for options that are missing or belong to another kind."
+    if kind not in EXPORTS:
+        raise did_you_mean("kind of export", kind, EXPORTS)
+    if kind == "rle": return
+    fitting_options(kind, (), only_rle, "export")
+    if kind in ON_VOLUMES and masks is None:
+        raise InputError(f"`ctseg export {kind}` needs --masks SUBMISSION.csv")
+    if kind in ("dicom-seg", "rtstruct") and source is None:
+        raise InputError(f"`ctseg export {kind}` needs --source, the DICOM folder that was imported")
+
+
+# %%
+test_fail(
+    lambda: check_export("nifti", Path("s.csv"), None, {"form": "wide"}),
+    contains="--form is not an option of `ctseg export nifti`",
+)
+
+
+# %%
+#| export
+def export_volumes(kind: str, masks: Path, folder: Path, out: Path, split: str, dicom: tuple) -> Optional[dict]:
+    "Put a submission back onto the volumes it was cut from; `dicom`: their source, and whether to keep the patient."
+    if kind == "nifti":
+        from ctseg.io.nifti import export_nifti
+        return export_nifti(masks, folder, out, split)
+    source, keep_patient = dicom
+    if kind == "dicom-seg":
+        from ctseg.io.dicom_seg import export_dicom_seg
+        return export_dicom_seg(masks, folder, source, out, split, keep_patient)
+    from ctseg.io.rtstruct_write import export_rtstruct
+    return export_rtstruct(masks, folder, source, out, split, keep_patient)
+
+def export_for_programs(kind: str, folder: Path, out: Path, unknown: str) -> dict:
+    "Write what another program reads."
+    if kind == "onnx":
+        from ctseg.integrations.onnx import export_onnx
+        return export_onnx(folder, out)
+    from ctseg.integrations.nnunet import export_nnunet
+    return export_nnunet(folder, out, unknown)
+
+
+# %%
+#| export
 @app.command("export")
 def export_(
     kind: Annotated[str, EXPORTED],
-    folder: Folder,
-    out: Annotated[Path, typer.Argument(help="the folder to write")],
+    folder: Annotated[Path, GIVEN],
+    out: Annotated[Path, typer.Argument(help="the folder to write; for rle the CSV, for onnx the file")],
     masks: Annotated[Optional[Path], MASKS] = None,
     source: Annotated[Optional[Path], IMPORTED] = None,
     split: Annotated[str, typer.Option(help="the slices the submission is of: test or train")] = "test",
     unknown: Annotated[str, UNKNOWN] = "ignore",
     keep_patient: Annotated[bool, KEEP_PATIENT] = False,
+    like: Annotated[Optional[Path], LIKE] = None,
+    form: Annotated[Optional[str], FORM] = None,
+    ids: Annotated[Optional[str], IDS] = None,
+    order: Annotated[Optional[str], ORDER] = None,
+    first: Annotated[Optional[int], FIRST] = None,
+    classes: Annotated[Optional[Path], VALUES] = None,
 ):
-    "Put predictions back onto their volumes, or write the folder for nnU-Net."
-    if kind not in EXPORTS:
-        raise did_you_mean("kind of export", kind, EXPORTS)
-    if kind != "nnunet" and masks is None:
-        raise InputError(f"`ctseg export {kind}` needs --masks SUBMISSION.csv")
-    if kind in ("dicom-seg", "rtstruct") and source is None:
-        raise InputError(f"`ctseg export {kind}` needs --source, the DICOM folder that was imported")
-    if kind == "nifti":
-        from ctseg.io.nifti import export_nifti
-        facts = export_nifti(masks, folder, out, split)
-    elif kind == "dicom-seg":
-        from ctseg.io.dicom_seg import export_dicom_seg
-        facts = export_dicom_seg(masks, folder, source, out, split, keep_patient)
-    elif kind == "rtstruct":
-        from ctseg.io.rtstruct_write import export_rtstruct
-        facts = export_rtstruct(masks, folder, source, out, split, keep_patient)
+    "Put predictions back onto their volumes, or write what nnU-Net, a competition or another program reads."
+    only_rle = dict(like=like, form=form, ids=ids, order=order, first=first, classes=classes)
+    check_export(kind, masks, source, only_rle)
+    if kind == "rle":
+        facts = write_rle(folder, masks, out, only_rle)
+    elif kind in ON_VOLUMES:
+        facts = export_volumes(kind, masks, folder, out, split, (source, keep_patient))
     else:
-        from ctseg.integrations.nnunet import export_nnunet
-        facts = export_nnunet(folder, out, unknown)
+        facts = export_for_programs(kind, folder, out, unknown)
     print_facts(facts or {})
     print(f"written: {out}")
 

@@ -18,8 +18,8 @@ from pathlib import Path
 import typer
 
 import ctseg
-from ctseg.cli import data, evaluate, export, prediction, segment, training  # they fill `app`
-from ctseg.cli.console import SPEAKS, UsageError, app, clean_end, our_warnings, usage_line
+from ctseg.cli import data, evaluate, export, prediction, segment, training  # they enter their commands into `app`
+from ctseg.cli.console import SPEAKS, UsageError, app, clean_end, our_warnings, usage_line, write_any_letter
 from ctseg.core.files import InputError
 
 # %%
@@ -90,6 +90,7 @@ def main() -> None:
     "The console script: `app`, with mistakes told in one line and exit status 2."
     if not SPEAKS:
         warnings.simplefilter("ignore")
+    write_any_letter()
     package = Path(ctseg.__file__).parent
     warnings.formatwarning = our_warnings(package, warnings.formatwarning)
     try:

@@ -135,7 +135,8 @@ class DevicePlan:
 
     @property
     def can_compile(self) -> bool:
-        "Triton, on which `torch.compile` stands, refuses cards below 7.0."
+        "Triton, on which `torch.compile` stands, refuses cards below 7.0, and Apple's processors."
+        if self.device.type == "mps": return False
         return self.capability is None or self.capability >= (7, 0)
 
 
@@ -173,12 +174,34 @@ print(plan_cpu("auto").precision)
 try: plan_cpu("fp16")
 except InputError as e: print(e)
 
+
+# %% [markdown]
+# Apple's processors have a GPU of their own, which torch calls *mps*. It computes in float32 here. `auto` does not choose it, because nobody has yet held
+# its results against those of a CPU with this package: whoever wants it says so.
+
+# %%
+#| export
+def plan_mps(precision: str) -> DevicePlan:
+    "The plan for an Apple processor's GPU, in float32; `InputError` without one, or for another precision."
+    mps = torch.backends.mps
+    if not mps.is_available():
+        why = "this macOS is too old" if mps.is_built() else "it is for Macs with an Apple processor"
+        raise InputError(f"device 'mps': torch {torch.__version__} cannot use it, {why}; use --device cpu")
+    if precision not in ("auto", "fp32"):
+        raise InputError(f"precision {precision} was never tried on mps; use fp32")
+    return DevicePlan(torch.device("mps"), "fp32", platform.processor() or platform.machine())
+
+
+# %%
+try: plan_mps("auto")
+except InputError as e: print(str(e).replace(torch.__version__, "2.x"))
+
 # %%
 #| export
 PRECISIONS = ("auto", "fp32", "fp16", "bf16")
 
 def pick_device(
-    device: str = "auto", # "auto", "cpu", "cuda" or "cuda:N"
+    device: str = "auto", # "auto", "cpu", "cuda", "cuda:N" or "mps"
     precision: str = "auto", # "auto" (by capability), "fp32", "fp16" or "bf16"
 ) -> DevicePlan:
     "The device and precision to use; an `InputError` where the wish cannot be met."
@@ -186,8 +209,9 @@ def pick_device(
         raise did_you_mean("precision", precision, PRECISIONS)
     if device == "auto": device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cpu": return plan_cpu(precision)
+    if device == "mps": return plan_mps(precision)
     if not re.fullmatch(r"cuda(:\d+)?", device):
-        raise did_you_mean("device", device, ["auto", "cpu", "cuda"])
+        raise did_you_mean("device", device, ["auto", "cpu", "cuda", "mps"])
     if not torch.cuda.is_available():
         raise InputError(f"device {device!r}: torch {torch.__version__} sees no GPU; use --device cpu")
     return plan_gpu(device, precision)
@@ -272,6 +296,7 @@ def doctor() -> dict:
     facts |= thread_facts()
     facts |= package_versions()
     facts["gpus"] = [gpu_facts(i) for i in range(torch.cuda.device_count())]
+    facts["mps"] = "there, with --device mps" if torch.backends.mps.is_available() else "none"
     facts["training would use"] = training_plan()
     return facts
 

@@ -87,9 +87,9 @@ _OTHER_FORMATS = {
     b"II*\0": "TIFF", b"MM\0*": "TIFF",
     b"%!PS": "PostScript", b"\xc5\xd0\xd3\xc6": "PostScript", b"%PDF": "PDF",
 }
-_MAX_PIXELS = 1 << 26  # 8192x8192
+MAX_PIXELS = 1 << 26  # 8192x8192
 
-def _png_header(path: Path) -> tuple[int, int, int]:
+def png_header(path: Path) -> tuple[int, int, int]:
     "Height, width and bits a sample of a PNG, from its first bytes; `InputError` for a file that is none."
     with reading(path), open(path, "rb") as f:
         start = f.read(33)
@@ -107,33 +107,41 @@ def _png_header(path: Path) -> tuple[int, int, int]:
 with tempfile.TemporaryDirectory() as d:
     path = Path(d)/"0.png"
     Image.new("L", (48, 64)).save(path)
-    print("height, width, bits:", _png_header(path))
+    print("height, width, bits:", png_header(path))
     for kind in ("JPEG", "TIFF", "EPS"):
         Image.new("L", (48, 64)).save(path, kind)
         try:
-            _png_header(path)
+            png_header(path)
         except InputError as e:
             print("-", str(e).replace(d, "…"))
 
 
 # %%
 #| export
-def _check_header(path: Path):
-    "`InputError` for a PNG that is too large, or not of 8 bits."
-    height, width, bits = _png_header(path)
-    if height*width > _MAX_PIXELS:
+def png_bits(path: Path) -> int:
+    "Bits a sample of a PNG; `InputError` for one that is too large, or for another kind of file."
+    height, width, bits = png_header(path)
+    if height*width > MAX_PIXELS:
         raise InputError(f"{path}: {height}x{width} pixels, more than 8192x8192; is it a slice? resize it")
+    return bits
+
+def _check_bits(path: Path):
+    "`InputError` for a PNG that is too large, or not of 8 bits."
+    bits = png_bits(path)
     if bits == 1:
         raise InputError(f"{path}: a 1-bit image, black and white, expected 8 bits; write the grey values")
     if bits > 8:
         raise InputError(f"{path}: {bits}-bit image, expected 8 bits; window it to 0…255 first")
 
-def _decode(path: Path) -> np.ndarray:
-    "The pixels of a PNG, uint8 [H,W] or [H,W,channels]."
+def decode_png(
+    path: Path, # checked by `png_bits`
+    keep_indices: bool = False, # of an image with a palette give the indices, not the colours
+) -> np.ndarray:
+    "The pixels of a PNG, [H,W] or [H,W,channels]: uint8, uint16, or bool of a 1-bit image."
     try:
         with Image.open(path, formats=["PNG"]) as image:
             frames = getattr(image, "n_frames", 1)
-            if image.mode == "P":
+            if image.mode == "P" and not keep_indices:
                 image = image.convert("RGBA" if "transparency" in image.info else "RGB")
             pixels = np.asarray(image)
     except Exception:
@@ -149,17 +157,17 @@ with tempfile.TemporaryDirectory() as d:
     path = Path(d)/"0.png"
     frames = [Image.new("L", (4, 4), grey) for grey in (0, 99)]
     frames[0].save(path, save_all=True, append_images=frames[1:])
-    test_fail(lambda: _decode(path), contains="an animation of 2 images")
+    test_fail(lambda: decode_png(path), contains="an animation of 2 images")
 
 
 # %%
 #| export
 def _read_png(path: Path) -> np.ndarray:
     "One image, uint8 [H,W]."
-    _check_header(path)
-    return np.ascontiguousarray(_grey(_decode(path), path))
+    _check_bits(path)
+    return np.ascontiguousarray(grey_only(decode_png(path), path))
 
-def _grey(image: np.ndarray, path: Path) -> np.ndarray:
+def grey_only(image: np.ndarray, path: Path) -> np.ndarray:
     "uint8 [H,W] of [H,W,channels] whose colours are equal; an opaque alpha channel is dropped."
     if image.ndim == 2:
         return image
@@ -188,25 +196,26 @@ with tempfile.TemporaryDirectory() as d:
         except InputError as e:
             print(f"{kind:12}:", str(e).replace(d, "…"))
 
-
 # %% [markdown]
 # ## A folder
 #
 # A folder too large for the memory is read by parts: `image_paths` lists the files and `read_pngs` reads some of them. What other systems
-# leave in folders and archives (`.DS_Store`, `._0.png`, `__MACOSX/`) is passed over.
+# leave in folders and archives (`.DS_Store`, `._0.png`, `__MACOSX/`, `Thumbs.db`) is passed over.
 
 # %%
 #| export
+SYSTEM_FILES = (
+    "__macosx", "desktop.ini", "thumbs.db", "ehthumbs.db", "$recycle.bin", "system volume information",
+)
+
 def is_system_file(path: Path) -> bool:
-    "Whether an operating system left this file or folder there: it is hidden, or called `__MACOSX`."
-    return path.name.startswith(".") or path.name == "__MACOSX"
+    "Whether an operating system left this file or folder there, as macOS and Windows do; all hidden ones count."
+    return path.name.startswith(".") or path.name.lower() in SYSTEM_FILES
 
 
 # %%
-test_eq(
-    [is_system_file(Path(name)) for name in (".DS_Store", "._0.png", "__MACOSX", "0.png")],
-    [True, True, True, False],
-)
+for name in (".DS_Store", "._0.png", "__MACOSX", "desktop.ini", "Thumbs.db", "0.png"):
+    print(f"{name:12}", "passed over" if is_system_file(Path(name)) else "read")
 
 
 # %%

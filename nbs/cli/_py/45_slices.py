@@ -1,0 +1,141 @@
+# %% [markdown]
+# # Options for slices
+#
+# > What `ctseg import png` and `ctseg export rle` take beyond the options of volumes.
+#
+# - skip_showdoc: true
+
+# %%
+#| default_exp cli.slices
+
+# %%
+#| export
+from pathlib import Path
+from typing import Optional
+
+import typer
+
+from ctseg.core.files import InputError
+
+# %%
+#| hide
+from fastcore.test import test_eq, test_fail
+
+
+# %% [markdown]
+# `import` and `export` are one command each for many kinds of data. An option that a kind does not take is refused, not passed over.
+
+# %%
+#| export
+def without_none(options: dict) -> dict:
+    "The options that were given."
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def fitting_options(kind: str, takes, options: dict, command: str = "import") -> dict:
+    "The options that were given, if this kind takes them; `InputError` for one that it does not."
+    given = without_none(options)
+    for name in given:
+        if name not in takes:
+            raise InputError(f"--{name.replace('_', '-')} is not an option of `ctseg {command} {kind}`")
+    return given
+
+
+# %%
+test_eq(fitting_options("dicom", {"rename"}, {"rename": "names.json", "key": None}), {"rename": "names.json"})
+test_fail(lambda: fitting_options("nifti", {"classes"}, {"rename": "names.json"}), contains="--rename is not an option")
+
+# %% [markdown]
+# ## Import
+
+# %%
+#| export
+PLACES = typer.Argument(
+    metavar="SRC OUT",
+    help="the folder to read and the challenge folder to write; for png three: IMAGES MASKS OUT, "
+         "with MASKS a folder or a CSV of run-length codes. A patients.json in SRC, {case: patient}, "
+         "keeps the scans of a patient together (nifti)",
+)
+EVERY = typer.Option(help="each n-th slice (volumes)")
+PER_VOLUME = typer.Option(help="at most so many slices of a volume")
+
+# %%
+print(PLACES.help[:61])
+
+# %%
+#| export
+TEST = typer.Option(help="images to predict, which become test-images/ (png)")
+PATIENTS = typer.Option(
+    help="a CSV or JSON, image to patient, or a regular expression whose bracket is the patient "
+         "in a file name (png)",
+)
+ORDER = typer.Option(help="of run-length codes: column (down the columns, the default) or row (png, rle)")
+FIRST = typer.Option(
+    help="of run-length codes: the number of the first pixel, 1 (the default) or 0 (png, rle)",
+)
+OVERLAP = typer.Option(help="where two masks claim a pixel: refuse, or smaller: the smaller one wins (png)")
+SCALE = typer.Option(help="Hounsfield units a step of a 16-bit value (png)")
+OFFSET = typer.Option(help="Hounsfield units at the 16-bit value 0, often -1024 (png)")
+
+
+def png_options(shared: dict, only: dict) -> dict:
+    "How `import_png` shall read images and masks, from the options that were given."
+    from ctseg.io.mask_labels import Labelling
+    from ctseg.io.pixels import Grey
+    from ctseg.io.png import Pictures
+    from ctseg.io.rle import Coding
+    def given(names: str) -> dict:
+        return without_none({name: (shared | only)[name] for name in names.split()})
+    labelling = Labelling(coding=Coding(**given("order first")), **given("classes annotated overlap"))
+    grey = Grey(**given("window scale offset"))
+    return {"labelling": labelling, "pictures": Pictures(grey, **given("size test patients"))}
+
+
+# %%
+blank = dict.fromkeys("classes annotated overlap order first window scale offset size test patients".split())
+print(png_options(blank | dict(window="soft", offset=-1024), {})["pictures"].grey)
+
+
+# %%
+#| export
+def where_to(kind: str, places: list[Path]) -> list[Path]:
+    "The folders of an import: two, or three for png; `InputError` for another number."
+    words = "IMAGES MASKS OUT" if kind == "png" else "SRC OUT"
+    if len(places) != len(words.split()):
+        raise InputError(f"`ctseg import {kind}` takes {words}, but {len(places)} were given")
+    return places
+
+
+# %%
+test_fail(lambda: where_to("png", [Path("images"), Path("out")]), contains="takes IMAGES MASKS OUT, but 2 were given")
+
+# %% [markdown]
+# ## Export
+
+# %%
+#| export
+GIVEN = typer.Argument(
+    help="a challenge folder; or the submission itself, of square images (rle); or a run folder (onnx)",
+)
+LIKE = typer.Option(help="a sample submission, whose columns, rows and order are kept (rle)")
+FORM = typer.Option(help="long: id,class,rle; joined: id_class,rle; wide: a column for each class (rle)")
+IDS = typer.Option(help="images called by stem, 007, or by name, 007.png (rle)")
+VALUES = typer.Option(help="a JSON or CSV of the values by which the sample calls classes (rle)")
+
+
+def write_rle(folder: Path, masks: Optional[Path], out: Path, options: dict) -> dict:
+    "Write run-length codes of the masks for a challenge folder, or of a submission given in its place."
+    from ctseg.io.rle import Coding
+    from ctseg.io.rle_export import Sheet, export_rle
+    coding = Coding(**without_none({name: options.pop(name) for name in ("order", "first")}))
+    sheet = Sheet(coding=coding, **without_none(options))
+    if masks is None and folder.name.endswith((".csv", ".csv.gz")):
+        return export_rle(folder, out, None, sheet)
+    if masks is None:
+        raise InputError("`ctseg export rle` needs --masks SUBMISSION.csv, "
+                         "or the submission in place of the folder")
+    return export_rle(masks, out, folder, sheet)
+
+
+# %%
+test_fail(lambda: write_rle(Path("my_data"), None, Path("s.csv"), dict(order=None, first=None)), contains="needs --masks")

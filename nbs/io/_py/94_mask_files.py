@@ -1,0 +1,228 @@
+# %% [markdown]
+# # Mask files
+#
+# > Which PNG in a folder is the mask of which image and class.
+
+# %%
+#| default_exp io.mask_files
+
+# %%
+#| export
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from ctseg.core.files import InputError
+from ctseg.data.images import is_system_file, natural_key
+from ctseg.io.pixels import read_values
+
+# %%
+#| hide
+import tempfile
+
+from fastcore.test import test_eq, test_fail
+from PIL import Image
+
+# %% [markdown]
+# Four layouts are common. The first has one mask an image, with a value for each class. The others have a file for each class, which is the
+# happier form: an empty one says *absent*, and one that does not exist says *unknown*.
+#
+#     MASKS/007.png  (or 007_mask.png)      indexed: the value of a pixel is its class
+#     MASKS/007_liver.png                   one a class, by suffix
+#     MASKS/liver/007.png                   one a class, in a folder of the class
+#     MASKS/007/liver.png                   one a class, in a folder of the image
+
+# %%
+#| export
+_GENERIC = ("mask", "masks", "seg", "segmentation", "label", "labels", "labelmap", "gt", "annotation")
+_OTHER_IMAGES = (".jpg", ".jpeg", ".jp2", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+_SEPARATORS = "_-. "
+
+@dataclass
+class MaskFiles:
+    "The masks of a folder; one of the two is filled."
+    indexed: dict[str, Path] = field(default_factory=dict) # image → its mask of all classes
+    single: dict[str, dict[str, Path]] = field(default_factory=dict) # image → class → its mask
+
+    @property
+    def tokens(self) -> set[str]:
+        "The classes as files or folders call them."
+        return {token for files in self.single.values() for token in files}
+
+
+# %%
+#| export
+def png_files(folder, what: str = "mask") -> list[Path]:
+    "The PNG files of a folder; `InputError` for a `what` (mask or image) that is no PNG."
+    files = [p for p in sorted(Path(folder).iterdir()) if p.is_file() and not is_system_file(p)]
+    other = next((p for p in files if p.suffix.lower() in _OTHER_IMAGES), None)
+    if other:
+        lossy = what == "mask" and ".jp" in other.suffix.lower()
+        why = "a JPEG does not keep the values of a mask" if lossy else f"{what}s are read as PNG"
+        raise InputError(f"{other}: {why}; write PNG files from the original")
+    return [p for p in files if p.suffix.lower() == ".png"]
+
+def split_name(name: str, stems: Collection[str], tokens: Collection[str] = ()) -> tuple[str, str]|None:
+    """Image and class in the name of a mask, 007_liver → 007, liver; `None` if it belongs to no image.
+
+    Of several images the one counts that leaves one of the known `tokens`, else the one of the longest name.
+    """
+    if name in stems: return name, ""
+    places = [i for i in range(len(name) - 1, 0, -1) if name[i] in _SEPARATORS]
+    pairs = [(name[:i], name[i + 1:]) for i in places if name[:i] in stems and name[i + 1:]]
+    known = [pair for pair in pairs if pair[1] in tokens]
+    return next(iter(known or pairs), None)
+
+
+# %%
+print(split_name("007_kidney_left", {"007"}), split_name("a_b_liver", {"a", "a_b"}), split_name("a_b_liver", {"a", "a_b"}, ["b_liver"]))
+test_eq(split_name("008_liver", {"007"}), None)
+
+
+# %%
+#| export
+def _refuse_strangers(strangers: list[Path], images):
+    "`InputError` for masks whose image is not there."
+    if strangers:
+        more = f" (nor for {len(strangers) - 1} more masks)" if len(strangers) > 1 else ""
+        raise InputError(f"{strangers[0]}: there is no image for it in {images}{more}; add the images, "
+                         "or take these masks out")
+
+
+
+# %%
+test_fail(lambda: _refuse_strangers([Path("m/009.png"), Path("m/010.png")], "images"), contains="nor for 1 more masks")
+
+
+# %%
+#| export
+def _enter(files: dict, key: str, path: Path):
+    "Put a path under a key that must be free."
+    if key in files:
+        raise InputError(f"{path}: {files[key].name} is the same mask; keep one of them")
+    files[key] = path
+
+def _by_name(paths: list[Path], stems: Collection[str], tokens: Collection[str], images) -> MaskFiles:
+    "The masks of a folder without folders: indexed, or a class a suffix."
+    split = {path: split_name(path.stem, stems, tokens) for path in paths}
+    _refuse_strangers([path for path, found in split.items() if found is None], images)
+    suffixes = {suffix for _, suffix in split.values()}
+    generic = len(suffixes) == 1 and not suffixes & set(tokens) and suffixes <= {"", *_GENERIC}
+    if "" in suffixes and len(suffixes) > 1:
+        odd = next(path for path, (_, suffix) in split.items() if suffix)
+        raise InputError(f"{odd}: has a suffix {split[odd][1]!r}, and other masks have none; "
+                         "expected NAME.png for all, or NAME_class.png for all")
+    files = MaskFiles()
+    for path, (stem, suffix) in split.items():
+        if generic: _enter(files.indexed, stem, path)
+        else: _enter(files.single.setdefault(stem, {}), suffix, path)
+    return files
+
+
+# %%
+#| export
+def _in_image_folder(path: Path, stems: Collection[str]) -> tuple[str, str]:
+    "Image and class of 007/liver.png or 007/007_liver.png; `InputError` where the two say different images."
+    image = path.parent.name
+    named, token = split_name(path.stem, stems) or ("", "")
+    if named and named != image:
+        raise InputError(f"{path}: is called after {named}, but lies with the masks of {image}")
+    return image, token or path.stem
+
+def _by_folder(folders: dict[Path, list[Path]], stems: Collection[str], images) -> MaskFiles:
+    "The masks of folders that are called after classes, or after images."
+    files = MaskFiles()
+    of_images = all(folder.name in stems for folder in folders)
+    strangers = []
+    for folder, paths in folders.items():
+        for path in paths:
+            stem, token = _in_image_folder(path, stems) if of_images else (path.stem, folder.name)
+            if stem not in stems: strangers.append(path)
+            else: _enter(files.single.setdefault(stem, {}), token, path)
+    _refuse_strangers(strangers, images)
+    return files
+
+
+
+# %%
+print(_in_image_folder(Path("007/liver.png"), {"007"}), _in_image_folder(Path("007/007_liver.png"), {"007"}))
+test_fail(lambda: _in_image_folder(Path("008/007_liver.png"), {"007", "008"}), contains="is called after 007")
+
+
+# %%
+#| export
+def find_mask_files(
+    folder, # of masks
+    stems: Collection[str], # the images there are, without endings
+    images, # where they are, for messages
+    tokens: Collection[str] = (), # names of classes, if they are known
+) -> MaskFiles:
+    "The masks of a folder by image and class. `InputError` for what fits no layout, or no image."
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; expected masks as PNG files, or a CSV of codes")
+    flat = png_files(folder)
+    inner = [p for p in folder.iterdir() if p.is_dir() and not is_system_file(p)]
+    inner.sort(key=lambda p: natural_key(p.name))
+    folders = {p: paths for p in inner if (paths := png_files(p))}
+    if flat and folders:
+        inside = next(iter(folders)).name
+        raise InputError(f"{folder}: holds masks itself and in {inside}/; expected one or the other")
+    if not flat and not folders:
+        raise InputError(f"{folder}: no PNG files in it, nor in its folders; expected masks")
+    return _by_name(flat, stems, tokens, images) if flat else _by_folder(folders, stems, images)
+
+
+# %%
+def touch(work, *names):
+    "A folder with empty files."
+    for name in names:
+        (work/name).parent.mkdir(parents=True, exist_ok=True)
+        (work/name).touch()
+    return work
+
+def layout(*names):
+    "What is found in a folder with these files, in words."
+    work = touch(Path(tempfile.mkdtemp()), *names)
+    try: found = find_mask_files(work, {"007", "008"}, "images")
+    except InputError as e: return str(e).replace(str(work), "…")
+    return f"indexed {sorted(found.indexed)}" if found.indexed else {stem: sorted(files) for stem, files in found.single.items()}
+
+for names in (["007.png"], ["007_mask.png", "008_mask.png"], ["007_liver.png", "007_spleen.png"], ["liver/007.png", "liver/008.png", "Thumbs.db"],
+              ["007/liver.png", "008/007_liver.png"], ["009.png"], ["007.png", "008_liver.png"], ["007.jpg"], ["007.png", "007.PNG"]):
+    print(f"{' '.join(names):34} {layout(*names)}")
+
+# %% [markdown]
+# ## The values of indexed masks
+#
+# Where nobody says what the values mean, they are the classes themselves, called by number. That takes values that can be told apart. Those
+# of a mask that was a JPEG once lie around the true ones, in dozens.
+
+# %%
+#| export
+MOST_CLASSES = 64 # of masks without a list of classes
+
+def values_in(paths: Collection[Path]) -> dict[int, str]: # value → name
+    "The values of indexed masks, called by number; `InputError` for values that look like a JPEG's."
+    seen = set()
+    for path in paths:
+        seen |= set(np.unique(read_values(path)).tolist())
+    values = sorted(seen - {0})
+    if len(values) == 1: return {values[0]: "object"}
+    gaps = np.diff([0, *values])
+    if values and values[-1] > MOST_CLASSES and gaps.min() < 8:
+        some = ", ".join(map(str, [*values[:2], *values[-2:]]))
+        raise InputError(f"{next(iter(paths)).parent}: the masks have {len(values)} values besides 0 "
+                         f"({some}, …), as after a JPEG; take the original masks, "
+                         "or say by --classes which values are classes")
+    return {value: f"class_{value}" for value in values}
+
+
+# %%
+work = Path(tempfile.mkdtemp())
+for values in ([0, 255], [0, 1, 3], [0, 63, 127, 255], [0, 1, 2, 254, 255]):
+    Image.fromarray(np.array([values], np.uint8)).save(work/"007.png")
+    try: print(values, values_in([work/"007.png"]))
+    except InputError as e: print(values, str(e).replace(str(work), "…"))

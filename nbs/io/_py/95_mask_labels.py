@@ -1,0 +1,310 @@
+# %% [markdown]
+# # Labels of images
+#
+# > Masks from files or from a table, and what their silence means.
+
+# %%
+#| default_exp io.mask_labels
+
+# %%
+#| export
+import functools
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ctseg.core.anatomy import ClassMap
+from ctseg.core.files import InputError, did_you_mean, read_json
+from ctseg.io.mask_files import find_mask_files, values_in
+from ctseg.io.pixels import check_size, read_values, two_values
+from ctseg.io.rle import Coding, decode
+from ctseg.io.rle_table import SINGLE, read_codes
+from ctseg.io.value_names import class_map, foreground, numbered, read_value_names, token_ids
+from ctseg.io.volumes import class_flags
+
+# %%
+#| hide
+import tempfile
+
+from fastcore.test import test_eq, test_fail
+from PIL import Image
+
+from ctseg.core.files import write_json
+
+# %% [markdown]
+# ## How masks are read
+
+# %%
+#| export
+ANNOTATED = ("json", "all", "present")
+OVERLAPS = ("refuse", "smaller")
+
+@dataclass(frozen=True)
+class Labelling:
+    "How masks are to be read. Raises `InputError` for a choice that there is not."
+    classes: ClassMap|str|Path|None = None # or a JSON or CSV of values and names; `None`: as found
+    annotated: str = "json" # what is examined: json, all or present, see `known_on_images`
+    coding: Coding = Coding() # of run-length codes
+    overlap: str = "refuse" # where two masks claim a pixel: refuse, or the smaller one wins
+
+    def __post_init__(self):
+        if self.annotated not in ANNOTATED:
+            raise did_you_mean("value of annotated", self.annotated, ANNOTATED)
+        if self.overlap not in OVERLAPS:
+            raise did_you_mean("overlap", self.overlap, OVERLAPS)
+
+    @property
+    def names(self) -> dict[int, str]|None:
+        "Value → name of the given classes; `None` if none are given."
+        if self.classes is None: return None
+        if isinstance(self.classes, ClassMap):
+            return dict(enumerate(self.classes.names, 1))
+        return read_value_names(self.classes)
+
+
+# %%
+print(Labelling(ClassMap.from_names(["liver", "spleen"])).names)
+test_fail(lambda: Labelling(annotated="al"), contains="did you mean all")
+
+# %% [markdown]
+# ## What a source says
+#
+# Whatever the masks come from, a source answers three questions: which classes there are, what is drawn on an image, and which classes
+# were looked for on it, as far as it tells.
+
+# %%
+#| export
+Drawn = Iterator[tuple[int, np.ndarray]] # class id and mask, bool [H,W]
+
+@dataclass
+class Labels:
+    "The masks of a source."
+    classes: ClassMap
+    told: dict[str, list[int]|None] # image → class ids that were looked for; `None`: the source does not say
+    draw: Callable[[str, tuple[int, int]], Drawn] # image, size
+    form: str # what the source is, in words
+    ignored: tuple[str, ...] = () # names in it that are no class
+
+    def paint(self, image: str, size: tuple[int, int], overlap: str) -> tuple[np.ndarray, set[int], int]:
+        """The mask uint8 [H,W] of an image, the classes drawn, and how many pixels two classes claim.
+
+        Raises `InputError` for such pixels unless the smaller class shall have them.
+        """
+        drawn = [(id, mask) for id, mask in self.draw(image, size) if mask.any()]
+        drawn.sort(key=lambda pair: -int(pair[1].sum()))  # the smaller ones are painted over the larger
+        painted, claims = np.zeros(size, np.uint8), np.zeros(size, np.uint8)
+        for id, mask in drawn:
+            clash = painted[mask]
+            if overlap == "refuse" and clash.any():
+                both = f"{self.classes.name(int(clash.max()))} and {self.classes.name(id)}"
+                raise InputError(f"image {image}: {both} claim {int((clash > 0).sum())} pixels both; "
+                                 "correct one, or give --overlap smaller: the smaller one wins")
+            painted[mask] = id
+            claims[mask] += 1
+        return painted, {id for id, _ in drawn}, int((claims > 1).sum())
+
+
+# %%
+two = ClassMap.from_names(["liver", "spleen"])
+masks = [(1, np.array([[1, 1, 1, 0]], bool)), (2, np.array([[0, 0, 1, 1]], bool))]
+labels = Labels(two, {"007": [1, 2]}, lambda image, size: iter(masks), "example")
+print(labels.paint("007", (1, 4), "smaller"))
+test_fail(lambda: labels.paint("007", (1, 4), "refuse"), contains="liver and spleen claim 1 pixels both")
+
+
+# %% [markdown]
+# ### Indexed masks
+
+# %%
+#| export
+def _draw_indexed(paths: dict[str, Path], ids: dict[int, int], image: str, size) -> Drawn:
+    "The classes on an indexed mask; `InputError` for a value that is no class."
+    path = paths[image]
+    values = read_values(path)
+    check_size(values, size, path, image)
+    for value in np.unique(values[values > 0]).tolist():
+        if value not in ids:
+            y, x = np.argwhere(values == value)[0]
+            why = "; ctseg has no pixels without a class" if value == 255 else ""
+            raise InputError(f"{path}: value {value} at row {y}, column {x} is no class (these are "
+                             f"{', '.join(map(str, list(ids)[:8]))}); was the mask a JPEG?{why}")
+        yield ids[value], values == value
+
+def _indexed_labels(paths: dict[str, Path], labelling: Labelling, where) -> Labels:
+    "The labels of indexed masks."
+    names = labelling.names or values_in(paths.values())
+    if 0 in foreground(names):
+        raise InputError(f"{labelling.classes}: calls the value 0 {names[0]}, but in a mask "
+                         "0 is the background; number the classes from 1")
+    classes = class_map(names, labelling.classes or where)
+    ids = {value: classes.id(name) for value, name in foreground(names).items()}
+    draw = functools.partial(_draw_indexed, paths, ids)
+    return Labels(classes, dict.fromkeys(paths), draw, "indexed masks")
+
+
+# %%
+work = Path(tempfile.mkdtemp())
+Image.fromarray(np.array([[0, 63, 127]], np.uint8)).save(work/"007.png")
+write_json({"liver": 63, "spleen": 127}, work/"classes.json")
+labels = _indexed_labels({"007": work/"007.png"}, Labelling(work/"classes.json"), work)
+print(labels.paint("007", (1, 3), "refuse")[0], labels.told)
+write_json({"liver": 63}, work/"classes.json")
+labels = _indexed_labels({"007": work/"007.png"}, Labelling(work/"classes.json"), work)
+test_fail(lambda: labels.paint("007", (1, 3), "refuse"), contains="value 127 at row 0, column 2 is no class")
+
+
+# %% [markdown]
+# ### A mask or a code for each class
+
+# %%
+#| export
+def _with_ids(found: dict[str, dict], labelling: Labelling, where) -> tuple[ClassMap, dict, list[str]]:
+    "The classes, image → class id → its mask, and names that are no class; `InputError` for a class twice."
+    tokens = {token for of_image in found.values() for token in of_image}
+    names = labelling.names or numbered(tokens)
+    if tokens == {SINGLE} and len(foreground(names)) == 1:
+        names = dict(foreground(names))
+        found = {image: {next(iter(names.values())): mask[SINGLE]} for image, mask in found.items()}
+        tokens = set(names.values())
+    classes = class_map(names, labelling.classes or where)
+    ids = token_ids(tokens, names, classes, where)
+    by_id = {}
+    for image, of_image in found.items():
+        by_id[image] = {}
+        for token, mask in of_image.items():
+            if token not in ids: continue
+            if ids[token] in by_id[image]:
+                raise InputError(f"{where}: image {image} has {classes.name(ids[token])} twice; keep one")
+            by_id[image][ids[token]] = mask
+    return classes, by_id, sorted(tokens - set(ids))
+
+
+# %%
+found = {"007": {"liver": "a", "heart": "b"}, "008": {"1": "c"}}
+print(_with_ids(found, Labelling(two), "masks"))
+test_fail(lambda: _with_ids({"007": {"liver": "a", "Liver": "b"}}, Labelling(two), "masks"), contains="has liver twice")
+
+
+# %%
+#| export
+def _draw_files(by_id: dict[str, dict[int, Path]], image: str, size) -> Drawn:
+    "The masks of an image, a file each."
+    for id, path in by_id[image].items():
+        mask = two_values(path)
+        check_size(mask, size, path, image)
+        yield id, mask
+
+def _draw_codes(by_id: dict[str, dict], coding: Coding, image: str, size) -> Drawn:
+    "The masks of an image, a code each."
+    for id, code in by_id[image].items():
+        yield id, decode(code.text, size, coding, code.where)
+
+
+
+# %%
+print(_with_ids({"007": {"object": "a"}}, Labelling(ClassMap.from_names(["liver"])), "y.csv")[1])
+
+
+# %%
+#| export
+def read_labels(
+    masks, # a folder of PNG files, or a CSV of run-length codes
+    stems: Collection[str], # the images there are, without endings
+    images, # where they are, for messages
+    labelling: Labelling = Labelling(),
+) -> Labels:
+    "The masks of a folder or a table. Raises `InputError` for what fits no layout, no image or no class."
+    masks = Path(masks)
+    if masks.name.lower().endswith((".csv", ".csv.gz")):
+        form, codes = read_codes(masks, stems)
+        classes, by_id, ignored = _with_ids(codes, labelling, masks)
+        draw = functools.partial(_draw_codes, by_id, labelling.coding)
+        words = f"run-length codes ({form.name}), {labelling.coding}"
+    else:
+        files = find_mask_files(masks, stems, images, (labelling.names or {}).values())
+        if files.indexed:
+            return _indexed_labels(files.indexed, labelling, masks)
+        classes, by_id, ignored = _with_ids(files.single, labelling, masks)
+        draw, words = functools.partial(_draw_files, by_id), "a mask for each class"
+    told = {image: sorted(of_image) for image, of_image in by_id.items()}
+    return Labels(classes, told, draw, words, tuple(ignored))
+
+
+# %%
+(work/"y.csv").write_text("id,class,rle\n007,liver,1 1 3 1\n007,spleen,\n")
+labels = read_labels(work/"y.csv", {"007", "008"}, "images")
+print(labels.form, labels.told, labels.paint("007", (1, 3), "refuse")[0])
+
+
+# %% [markdown]
+# ## What was looked for
+#
+# `--annotated` means here what it means for every import.
+#
+# | | an indexed mask | a mask or code for each class |
+# |---|---|---|
+# | `json` | `annotated_labels.json` beside the masks must tell: `{"007": ["liver", …]}` | the file tells if it is there; else a class with a mask or a row was looked for, and the others are unknown |
+# | `all` | every class was looked for on every image that has a mask | the same |
+# | `present` | only the classes that have pixels are known | the same |
+#
+# An image without any mask is unlabelled in all cases.
+
+# %%
+#| export
+def _read_examined(path: Path, classes: ClassMap) -> dict[str, np.ndarray]:
+    "Image → classes examined, bool [C], from an `annotated_labels.json` beside the masks."
+    table = read_json(path)
+    if not isinstance(table, dict) or not all(isinstance(names, list) for names in table.values()):
+        raise InputError(f'{path}: expected {{"image": ["{classes.names[0]}", …], …}}')
+    examined = {}
+    for image, names in table.items():
+        ids = [classes.id(name) if isinstance(name, str) else name for name in names]
+        odd = next((id for id in ids if type(id) is not int or not 1 <= id <= len(classes)), None)
+        if odd is not None:
+            raise InputError(f"{path}, {image}: {odd!r} is not a class from 1 to {len(classes)}")
+        examined[image.removesuffix(".png")] = class_flags(ids, len(classes))
+    return examined
+
+
+
+# %%
+write_json({"007.png": ["liver"], "008": []}, work/"annotated.json")
+print(_read_examined(work/"annotated.json", two))
+
+
+# %%
+#| export
+def _annotated_beside(masks) -> Path:
+    "The `annotated_labels.json` of a folder of masks, or of a table."
+    masks = Path(masks)
+    return (masks if masks.is_dir() else masks.parent)/"annotated_labels.json"
+
+def known_on_images(labels: Labels, annotated: str, masks) -> dict[str, np.ndarray|None]:
+    "Image → classes looked for, bool [C]; `None`: those drawn. Images without masks are not in it."
+    C, path = len(labels.classes), _annotated_beside(masks)
+    if annotated == "all":
+        return {image: np.ones(C, bool) for image in labels.told}
+    if annotated == "present": return dict.fromkeys(labels.told)
+    if path.exists():
+        examined = _read_examined(path, labels.classes)
+        silent = next((image for image in labels.told if image not in examined), None)
+        if silent:
+            raise InputError(f"{path}: does not say what was examined on {silent}; add it, [] for nothing")
+        return {image: examined[image] for image in labels.told}
+    if any(ids is None for ids in labels.told.values()):
+        raise InputError(f"{path}: no such file, so absent cannot be told from unknown; "
+                         f'write {{"image": ["{labels.classes.names[0]}", …]}}, or choose --annotated all '
+                         "(every class was looked for where there is a mask) "
+                         "or --annotated present (only what has pixels)")
+    return {image: class_flags(ids, C) for image, ids in labels.told.items()}
+
+
+# %%
+for annotated in ANNOTATED:
+    print(annotated, known_on_images(labels, annotated, work/"y.csv"))
+indexed = _indexed_labels({"007": work/"007.png"}, Labelling(), work)
+test_fail(lambda: known_on_images(indexed, "json", work), contains="absent cannot be told from unknown")
+write_json({"007": ["class_63"]}, work/"annotated_labels.json")
+print(known_on_images(indexed, "json", work))

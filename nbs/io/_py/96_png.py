@@ -1,0 +1,344 @@
+# %% [markdown]
+# # PNG import
+#
+# > Another competition's images and masks become a challenge folder, and an image without masks stays unlabelled.
+
+# %%
+#| default_exp io.png
+
+# %%
+#| export
+import re
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ctseg.core.files import InputError, atomic_path, read_json, write_json
+from ctseg.data.challenge import write_challenge
+from ctseg.data.images import image_paths, size_text
+from ctseg.data.slices import SliceSet, known_after_resize
+from ctseg.data.splits import near_duplicates
+from ctseg.io.canvas import paste
+from ctseg.io.mask_files import png_files
+from ctseg.io.mask_labels import Labelling, Labels, known_on_images, read_labels
+from ctseg.io.outputs import new_folder
+from ctseg.io.pixels import Grey, read_grey
+from ctseg.io.value_names import column_of, read_table
+
+# %%
+#| hide
+import os
+import tempfile
+
+from fastcore.test import test_eq, test_fail
+from PIL import Image
+
+from ctseg.core.anatomy import ClassMap
+from ctseg.core.style import class_legend, image_grid, overlay, show_image
+from ctseg.core.toys import toy_slices
+from ctseg.data.challenge import read_challenge
+from ctseg.io.rle import encode
+
+
+# %% [markdown]
+# A competition gives a folder of images, masks in some form, and test images without masks. `import_png` makes a challenge folder of them,
+# which every command reads. Images keep their names, because a submission has to call them so.
+
+# %%
+#| export
+@dataclass(frozen=True)
+class Pictures:
+    "How images are to be read, and whose they are."
+    grey: Grey = Grey() # for images of 16 bits
+    size: int|None = None # side of a square that holds every image; `None`: all have one size already
+    test: str|Path|None = None # a folder of images to predict
+    patients: str|None = None # a CSV or JSON, image → patient, or a regular expression; `None`: by likeness
+
+    def __post_init__(self):
+        if self.size is not None and (type(self.size) is not int or self.size < 1):
+            raise InputError(f"size {self.size!r}: expected a whole number from 1")
+
+
+# %%
+test_fail(lambda: Pictures(size=0), contains="whole number from 1")
+
+
+# %% [markdown]
+# ## Images
+#
+# A challenge folder holds images of one size. With `size`, each goes unscaled into the middle of a square, with air around it, and
+# `png_index.json` notes where, so that a submission can be cut out again.
+
+# %%
+#| export
+def _paths_by_stem(folder) -> dict[str, Path]:
+    "The images of a folder by their names without endings; `InputError` for two of one name."
+    paths, found = {}, image_paths(folder)
+    png_files(folder, "image")
+    for path in found:
+        other = paths.setdefault(path.stem, path)
+        if other != path:
+            raise InputError(f"{path}: {other.name} has the same name but for the ending; keep one of them")
+    return paths
+
+@dataclass
+class Placed:
+    "Images of one size, and where each lies on it."
+    names: list[str]
+    images: np.ndarray # uint8 [N,H,W]
+    sizes: list[tuple[int, int]] # height and width before
+    corners: list[tuple[int, int]] # row and column of each image's first pixel
+
+    def place(self, i: int, mask: np.ndarray) -> np.ndarray:
+        "A mask [h,w] of image `i` where the image lies, [H,W]."
+        return paste(mask[None], [self.corners[i]], self.images.shape[1:], 0)[0]
+
+    def index(self) -> dict[str, dict]:
+        "Image → size and corner."
+        lines = zip(self.sizes, self.corners)
+        entries = ({"size": list(size), "corner": list(corner)} for size, corner in lines)
+        return dict(zip(self.names, entries))
+
+
+# %%
+#| export
+def read_placed(folder, pictures: Pictures = Pictures()) -> Placed:
+    "The images of a folder on canvases of one size; `InputError` for one that does not fit."
+    paths = _paths_by_stem(folder)
+    read = [read_grey(path, pictures.grey) for path in paths.values()]
+    sizes = [image.shape for image in read]
+    canvas = (pictures.size, pictures.size) if pictures.size else sizes[0]
+    first = next(iter(paths.values())).name
+    for path, image in zip(paths.values(), read):
+        too_large = pictures.size and max(image.shape) > pictures.size
+        if too_large or (not pictures.size and image.shape != canvas):
+            remedy = f"give at least --size {max(map(max, sizes))}: a margin of air makes all alike"
+            like = f"{canvas[0]}x{canvas[1]} like {first}"
+            expected = f"at most {pictures.size} a side" if too_large else like
+            raise InputError(f"{path}: {size_text(image)} pixels, expected {expected}; {remedy}")
+    corners = [((canvas[0] - h)//2, (canvas[1] - w)//2) for h, w in sizes]
+    images = np.concatenate([paste(image[None], [corner], canvas, 0) for image, corner in zip(read, corners)])
+    return Placed([f"{stem}.png" for stem in paths], images, sizes, corners)
+
+
+# %%
+work = Path(tempfile.mkdtemp())
+os.environ["CTSEG_CACHE"] = str(work/"cache")
+images, masks = (array.numpy() for array in toy_slices(8, 32, 3))
+images = (images[:, 0]*255).round().astype(np.uint8) if images.dtype != np.uint8 else images
+(work/"images").mkdir()
+for i, image in enumerate(images):
+    Image.fromarray(image[:, :32 - 2*(i == 7)]).save(work/"images"/f"case{i//2}_{i}.png")
+placed = read_placed(work/"images", Pictures(size=40))
+print(placed.images.shape, placed.index()["case3_7.png"])
+test_fail(lambda: read_placed(work/"images"), contains="32x30 pixels, expected 32x32 like case0_0.png; give at least --size 32")
+
+
+# %% [markdown]
+# ## Patients
+#
+# Slices of one patient must not be both learnt from and held out. A regular expression finds the patient in the file name: what its
+# bracket matches. Or a table tells. Where neither is given, near-duplicates are kept together, which is a guess.
+
+# %%
+#| export
+def _patient_table(path: Path) -> dict[str, str]:
+    "Image → patient, from a JSON object or a CSV with the columns image and patient."
+    if path.suffix.lower() == ".json":
+        table = read_json(path)
+        if not isinstance(table, dict):
+            raise InputError(f'{path}: expected {{"image": "patient", …}}')
+        return {image.removesuffix(".png"): str(patient) for image, patient in table.items()}
+    header, rows = read_table(path)
+    image = column_of(header, ("image", "imageid", "id", "imagename", "filename", "file", "slice"))
+    patient = column_of(header, ("patient", "patientid", "case", "caseid", "subject", "group"))
+    if None in (image, patient):
+        raise InputError(f"{path}: expected a CSV with the columns image,patient")
+    return {row[image].strip().removesuffix(".png"): row[patient].strip() for row in rows}
+
+def find_patients(stems: list[str], patients: str) -> list[str|None]:
+    "The patient of each image by a table or a regular expression; `None` where there is none."
+    if Path(patients).is_file() or patients.lower().endswith((".csv", ".json")):
+        table = _patient_table(Path(patients))
+        return [table.get(stem) or None for stem in stems]
+    try:
+        matches = [re.search(patients, stem) for stem in stems]
+    except re.error as e:
+        raise InputError(f"--patients {patients!r}: no such file, and no regular expression ({e})") from None
+    return [match and (match[match.re.groups and 1] or None) for match in matches]
+
+
+# %%
+print(find_patients(["case1_7", "case2_7", "x"], r"(case\d+)_"))
+(work/"patients.csv").write_text("image,patient\ncase1_7.png,anna\n")
+print(find_patients(["case1_7", "x"], str(work/"patients.csv")))
+test_fail(lambda: find_patients(["a"], "("), contains="no regular expression")
+
+
+# %%
+#| export
+def groups_of(splits: dict[str, Placed], patients: str|None) -> dict[str, np.ndarray]: # split → int64 [N]
+    "The group of each image, one number a patient; `InputError` for a training image without one."
+    if patients is None:
+        groups = {name: near_duplicates(placed.images) for name, placed in splits.items()}
+        if "test" in groups:
+            groups["test"] = groups["test"] + groups["train"].max() + 1
+        return groups
+    numbers, groups = {}, {}
+    for name, placed in splits.items():
+        stems = [image.removesuffix(".png") for image in placed.names]
+        people = find_patients(stems, patients)
+        lost = [stem for stem, patient in zip(stems, people) if patient is None]
+        if lost:
+            raise InputError(f"--patients {patients}: no patient for the image {lost[0]} "
+                             f"({len(lost)} of {len(stems)}); every image needs one")
+        groups[name] = np.array([numbers.setdefault(patient, len(numbers)) for patient in people], np.int64)
+    return groups
+
+
+# %%
+print(groups_of({"train": placed}, r"case(\d+)"), "| by likeness:", groups_of({"train": placed}, None)["train"])
+test_fail(lambda: groups_of({"train": placed}, "case([01])_"), contains="no patient for the image case2_4 (4 of 8)")
+
+
+# %% [markdown]
+# ## Masks
+#
+# A class of which a larger one's mask or a smaller one's left no pixel is not absent; it becomes unknown and is counted.
+
+# %%
+#| export
+def _paint_all(
+    placed: Placed, labels: Labels, known: dict, overlap: str,
+) -> tuple[np.ndarray, np.ndarray, Counter]:
+    "The masks of the images, what is known on them bool [N,C], and what was counted on the way."
+    N, C = len(placed.names), len(labels.classes)
+    masks, examined, counts = np.zeros_like(placed.images), np.zeros((N, C), bool), Counter()
+    for i, name in enumerate(placed.names):
+        stem = name.removesuffix(".png")
+        if stem not in known: continue
+        painted, drawn, overlapping = labels.paint(stem, placed.sizes[i], overlap)
+        present = np.isin(np.arange(1, C + 1), list(drawn))
+        asked = present if known[stem] is None else known[stem]
+        if (present & ~asked).any():
+            odd = labels.classes.names[int((present & ~asked).argmax())]
+            raise InputError(f"image {stem}: pixels of {odd}, which annotated_labels.json does not name; "
+                             "add it there, or remove the mask")
+        masks[i] = placed.place(i, painted)
+        examined[i] = known_after_resize(asked[None], present[None], masks[i:i + 1])[0]
+        counts["hidden_cells"] += int((asked & ~examined[i]).sum())
+        counts["overlapping_pixels"] += overlapping
+    return masks, examined, counts
+
+
+# %%
+two = ClassMap.from_names(["left", "heart"])
+whole = np.ones((32, 32), bool)
+labels = Labels(two, {"case0_0": [1, 2]}, lambda image, size: iter([(1, whole), (2, whole)]), "example")
+painted, examined, counts = _paint_all(placed, labels, {"case0_0": np.ones(2, bool)}, "smaller")
+print(np.unique(painted[0]), examined[0], dict(counts))
+
+
+# %%
+#| export
+def _facts(train: SliceSet, labels: Labels, pictures: Pictures) -> dict:
+    "What was imported."
+    states = {"present": train.present & train.known, "unknown": ~train.known}
+    told = len(np.unique(train.groups)) if pictures.patients else "not told: like images are kept together"
+    return {
+        "masks": labels.form,
+        "images": len(train),
+        "labelled": int(train.labelled.sum()),
+        "unlabelled": int((~train.labelled).sum()),
+        "classes": len(train.classes),
+        "size": size_text(train.images),
+        "grey": str(pictures.grey),
+        "patients": told,
+        "cells": {state: round(float(cell.mean()), 4) for state, cell in states.items()},
+        "ignored_labels": list(labels.ignored),
+    }
+
+
+# %%
+#| export
+def _write(folder: Path, train: SliceSet, splits: dict[str, Placed], groups: dict[str, np.ndarray]):
+    "The challenge folder and where each image lies in it."
+    write_challenge(train, folder, "train")
+    if "test" in splits:
+        test = splits["test"]
+        nothing = np.zeros((len(test.names), len(train.classes)), bool)
+        masks = np.zeros_like(test.images)
+        slices = SliceSet(test.images, masks, nothing, test.names, groups["test"], train.classes)
+        write_challenge(slices, folder, "test")
+    index = {name: placed.index() for name, placed in splits.items()}
+    write_json({"version": 1, "images": index}, folder/"png_index.json", indent=None)
+
+def _read_splits(images, masks, pictures: Pictures) -> dict[str, Placed]:
+    "The images of both splits, of one size."
+    if Path(images).resolve() == Path(masks).resolve():
+        raise InputError(f"{images}: images and masks lie in one folder, "
+                         "so a mask would be taken for an image; give each a folder")
+    splits = {"train": read_placed(images, pictures)}
+    if pictures.test is None: return splits
+    splits["test"] = read_placed(pictures.test, pictures)
+    sizes = [size_text(placed.images) for placed in splits.values()]
+    if sizes[0] != sizes[1]:
+        raise InputError(f"{pictures.test}: images of {sizes[1]} pixels, but those of {images} "
+                         f"have {sizes[0]}; give --size: a margin of air makes all alike")
+    return splits
+
+
+# %%
+test_fail(lambda: _read_splits(work/"images", work/"images", Pictures()), contains="lie in one folder")
+
+
+# %%
+#| export
+def import_png(
+    images, # a folder of PNG slices of 8 bits, or of 16 with a window
+    masks, # a folder of PNG masks, or a CSV of run-length codes
+    out, # the challenge folder, new
+    labelling: Labelling = Labelling(),
+    pictures: Pictures = Pictures(),
+) -> dict: # facts
+    "Make a challenge folder of images and masks. Raises `InputError` before anything is written."
+    out = new_folder(out)
+    splits = _read_splits(images, masks, pictures)
+    groups = groups_of(splits, pictures.patients)
+    placed = splits["train"]
+    stems = {name.removesuffix(".png") for name in placed.names}
+    labels = read_labels(masks, stems, images, labelling)
+    known = known_on_images(labels, labelling.annotated, masks)
+    painted, examined, counts = _paint_all(placed, labels, known, labelling.overlap)
+    train = SliceSet(placed.images, painted, examined, placed.names, groups["train"], labels.classes)
+    with atomic_path(out) as tmp:
+        tmp.mkdir()
+        _write(tmp, train, splits, groups)
+    facts = _facts(train, labels, pictures) | counts
+    return facts | ({"test": len(splits["test"].names)} if "test" in splits else {})
+
+
+# %% [markdown]
+# Six slices of three patients. On the first four both lungs were looked for and the heart was not; the last two have no row, so nothing is
+# known of them.
+
+# %%
+names = {1: "lung_left", 2: "lung_right"}
+rows = [f"case{i//2}_{i},{name},{encode(masks[i] == c)}" for i in range(4) for c, name in names.items()]
+(work/"train.csv").write_text("\n".join(["id,class,segmentation", *rows, "case2_4,heart,"]))
+(work/"images"/"case3_7.png").unlink()
+print(import_png(work/"images", work/"train.csv", work/"data", pictures=Pictures(patients=r"(case\d+)_")))
+s = read_challenge(work/"data")
+test_eq(s.known.astype(int), [[0, 1, 1]]*4 + [[1, 0, 0]] + [[0]*3]*2)
+for i in range(4):
+    for c, name in names.items():
+        test_eq(s.masks[i] == s.classes.id(name), masks[i] == c)
+
+# %%
+fig, axes = image_grid(1, 5)
+for ax, i in zip(axes[0], [0, 1, 2, 4, 5]):
+    examined = [name for name, known in zip(s.classes.names, s.known[i]) if known]
+    show_image(ax, overlay(s.images[i], s.masks[i], s.classes), f"{s.names[i]}: looked for\n" + (", ".join(examined) or "nothing"))
+class_legend(fig, s.classes)

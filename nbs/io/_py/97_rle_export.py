@@ -1,0 +1,257 @@
+# %% [markdown]
+# # Export of run lengths
+#
+# > A submission of label maps becomes a table of run-length codes, in the form that a competition asks for.
+
+# %%
+#| default_exp io.rle_export
+
+# %%
+#| export
+import csv
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ctseg.core.anatomy import ClassMap
+from ctseg.core.files import InputError, atomic_path, did_you_mean, read_json, refuse_folder
+from ctseg.data.annotations import read_classes
+from ctseg.data.images import image_paths, read_pngs
+from ctseg.data.mask_csv import read_masks
+from ctseg.io.rle import Coding, encode
+from ctseg.io.rle_table import Form, find_form, image_of, split_joined
+from ctseg.io.value_names import foreground, read_table, read_value_names, token_ids
+
+# %%
+#| hide
+import os
+import tempfile
+
+from fastcore.test import test_eq, test_fail
+
+from ctseg.core.files import write_json
+from ctseg.data.mask_csv import write_masks
+from ctseg.io.rle_table import read_codes
+from ctseg.io.rle import decode
+
+# %% [markdown]
+# ## The form
+#
+# Kaggle compares a submission with its solution row by row. So the safest form is that of the sample submission: its columns, its rows and
+# their order, with the codes filled in. Without a sample there are three forms to choose from, as in [tables of codes](93_rle_table.html).
+
+# %%
+#| export
+FORMS = {"long": ["id", "class", "rle"], "joined": ["ImageId_ClassId", "EncodedPixels"], "wide": ["id"]}
+IDS = ("stem", "name")
+
+@dataclass(frozen=True)
+class Sheet:
+    "The form of a table of codes. Raises `InputError` for a choice that there is not."
+    form: str = "long" # long, joined or wide
+    ids: str = "stem" # images without their ending (007), or with it (007.png)
+    coding: Coding = Coding()
+    like: str|Path|None = None # a sample submission: its columns, rows and order
+    classes: str|Path|None = None # a JSON or CSV of the values that its cells call classes by
+
+    def __post_init__(self):
+        if self.form not in FORMS: raise did_you_mean("form", self.form, FORMS)
+        if self.ids not in IDS: raise did_you_mean("kind of ids", self.ids, IDS)
+
+
+# %%
+test_fail(lambda: Sheet("lng"), contains="did you mean long")
+
+
+# %% [markdown]
+# ## The masks
+#
+# An image that was put on a larger canvas when it was [imported](96_png.html) is cut out again, so its code counts its own pixels.
+
+# %%
+#| export
+@dataclass
+class Predicted:
+    "Label maps and what their numbers mean."
+    masks: dict[str, np.ndarray] # image without ending → uint8 [h,w]
+    classes: ClassMap
+
+    def code(self, image: str, id: int, coding: Coding) -> str:
+        "The run-length code of a class on an image."
+        return encode(self.masks[image] == id, coding)
+
+def _image_size(folder: Path) -> tuple[int, int]|None:
+    "Height and width of the images of a challenge folder."
+    for name in ("test-images", "train-images"):
+        if (folder/name).is_dir():
+            return read_pngs(image_paths(folder/name)[:1]).shape[1:]
+    return None
+
+def _places(folder: Path) -> dict[str, dict]:
+    "Image → its size and corner, from the index of an import; empty without one."
+    path = folder/"png_index.json"
+    if not path.exists(): return {}
+    try:
+        splits = read_json(path)["images"]
+        places = {name: place for split in splits.values() for name, place in split.items()}
+        numbers = [n for place in places.values() for n in (*place["size"], *place["corner"])]
+    except (KeyError, TypeError, AttributeError):
+        numbers = [None]
+    if not all(type(n) is int and n >= 0 for n in numbers):
+        raise InputError(f"{path}: not the index of an import; make the folder again")
+    return places
+
+
+# %%
+work = Path(tempfile.mkdtemp())
+os.environ["CTSEG_CACHE"] = str(work/"cache")
+write_json({"images": {"test": {"007.png": {"size": [2, 3], "corner": [1, 0]}}}}, work/"png_index.json")
+print(_places(work), _places(work/"nowhere"))
+
+
+# %%
+#| export
+def read_predicted(
+    masks, # a submission: a CSV of label maps, as `ctseg predict` writes it
+    folder=None, # the challenge folder it is for; `None`: square images, classes by number
+) -> Predicted:
+    "Label maps by image, each of the size its image had. `InputError` for maps that do not fit the folder."
+    folder = Path(folder) if folder is not None else None
+    if folder is None:
+        beside = Path(masks).parent
+        classes = read_classes(beside) if (beside/"class_names.json").exists() else None
+        names, maps = read_masks(masks, classes=classes, cache=False)
+        if classes is None:
+            classes = ClassMap.from_names([str(i) for i in range(1, max(2, int(maps.max()) + 1))])
+        return Predicted({Path(name).stem: mask for name, mask in zip(names, maps)}, classes)
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; expected a challenge folder")
+    classes, places = read_classes(folder), _places(folder)
+    names, maps = read_masks(masks, None, _image_size(folder), classes, cache=False)
+    cut = {}
+    for name, mask in zip(names, maps):
+        place = places.get(name, {"size": mask.shape, "corner": (0, 0)})
+        (row, column), (height, width) = place["corner"], place["size"]
+        cut[Path(name).stem] = mask[row:row + height, column:column + width]
+    return Predicted(cut, classes)
+
+
+# %%
+maps = np.zeros((2, 4, 4), np.uint8)
+maps[0, 1:3, 1] = 1
+maps[0, 3, 3] = 2
+write_masks(maps, ["007.png", "008.png"], work/"masks.csv")
+ClassMap.from_names(["liver", "spleen"]).to_json(work/"class_names.json")
+predicted = read_predicted(work/"masks.csv", work)
+print({image: mask.shape for image, mask in predicted.masks.items()}, predicted.classes)
+test_eq(read_predicted(work/"masks.csv").masks["007"], maps[0])
+
+
+# %% [markdown]
+# ## Rows
+
+# %%
+#| export
+def _rows(predicted: Predicted, sheet: Sheet) -> Iterator[list[str]]:
+    "The header and the rows of a form."
+    names = predicted.classes.names
+    yield [*FORMS[sheet.form], *(names if sheet.form == "wide" else [])]
+    for image in predicted.masks:
+        called = image if sheet.ids == "stem" else f"{image}.png"
+        codes = [predicted.code(image, id, sheet.coding) for id in range(1, len(names) + 1)]
+        if sheet.form == "wide":
+            yield [called, *codes]
+            continue
+        for name, code in zip(names, codes):
+            yield [f"{called}_{name}", code] if sheet.form == "joined" else [called, name, code]
+
+
+# %%
+for form in FORMS: print(form, list(_rows(predicted, Sheet(form))))
+
+
+# %%
+#| export
+def _asked(row: list[str], form: Form, predicted: Predicted) -> tuple[str|None, str]:
+    "The image and the class that a row of a sample asks for."
+    if form.joined:
+        return split_joined(row[form.image], predicted.masks) or (None, "")
+    label = "" if form.label is None else row[form.label].strip()
+    return image_of(row[form.image], predicted.masks), label
+
+def _label_ids(rows, header: list[str], form: Form, predicted: Predicted, sheet: Sheet) -> dict[str, int]:
+    "The class ids of the classes that a sample names."
+    classes = predicted.classes
+    names = read_value_names(sheet.classes) if sheet.classes else dict(enumerate(classes.names, 1))
+    for name in foreground(names).values(): classes.id(name)
+    if form.name == "single":
+        if len(classes) == 1: return {"": 1}
+        raise InputError(f"{sheet.like}: no column says the class, and there are {len(classes)} classes; "
+                         "expected id,class,rle")
+    labels = [header[i].strip() for i in form.wide] or [_asked(row, form, predicted)[1] for row in rows]
+    ids = token_ids(filter(None, labels), names, classes, sheet.like)
+    unknown = next((label for label in labels if label and label not in ids), None)
+    if unknown:
+        raise did_you_mean(f"class in {sheet.like}", unknown, classes.names)
+    return ids
+
+
+# %%
+print(_label_ids([["007_2", ""]], ["ImageId_ClassId", "rle"], Form(0, code=1, joined=True), predicted, Sheet()))
+
+
+# %%
+#| export
+def _filled(predicted: Predicted, sheet: Sheet) -> Iterator[list[str]]:
+    "The header and the rows of the sample, with codes; `InputError` for a row of which nothing is predicted."
+    header, rows = read_table(sheet.like)
+    form = find_form(header, sheet.like)
+    ids = _label_ids(rows, header, form, predicted, sheet)
+    yield header
+    for number, row in enumerate(rows, 2):
+        image, label = _asked(row, form, predicted)
+        if image is None:
+            asked = row[form.image][:60]
+            raise InputError(f"{sheet.like}, row {number}: nothing is predicted for {asked!r}; "
+                             "predict all images that the sample names")
+        if form.wide:
+            for i in form.wide:
+                row[i] = predicted.code(image, ids[header[i].strip()], sheet.coding)
+        else:
+            row[form.code] = predicted.code(image, ids[label], sheet.coding)
+        yield row
+
+
+# %%
+(work/"sample.csv").write_text("Id,organ,Predicted,rle\n008.jpg,2,1,0 1\n007.jpg,1,1,0 1\n")
+print(list(_filled(predicted, Sheet(like=work/"sample.csv"))))
+
+
+# %%
+#| export
+def export_rle(
+    masks, # a submission: a CSV of label maps, as `ctseg predict` writes it
+    out, # the table to write, a `.csv`
+    folder=None, # the challenge folder it is for; `None`: square images, classes by number
+    sheet: Sheet = Sheet(),
+) -> dict: # facts
+    "Write label maps as run-length codes, a code for each image and class; an empty one where there is none."
+    if not str(out).endswith(".csv"):
+        raise InputError(f"{out}: a table of codes is called something.csv")
+    refuse_folder(out)
+    predicted = read_predicted(masks, folder)
+    header, *rows = _filled(predicted, sheet) if sheet.like else _rows(predicted, sheet)
+    with atomic_path(out) as tmp, open(tmp, "w", newline="", encoding="utf-8") as f:
+        csv.writer(f, lineterminator="\n").writerows([header, *rows])
+    form = f"like {Path(sheet.like).name}" if sheet.like else sheet.form
+    facts = {"images": len(predicted.masks), "classes": len(predicted.classes), "rows": len(rows)}
+    return facts | {"form": form, "codes": str(sheet.coding)}
+
+
+# %%
+print(export_rle(work/"masks.csv", work/"rle.csv", work))
+print((work/"rle.csv").read_text())
+form, codes = read_codes(work/"rle.csv", {"007", "008"})
+test_eq(decode(codes["007"]["liver"].text, (2, 3)), maps[0, 1:3, :3] == 1)  # as large as the image was
