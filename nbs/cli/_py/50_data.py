@@ -162,7 +162,7 @@ print(runner.invoke(app, ["import", "dicm", "scans", "out"]).exception)
 
 # %%
 #| export
-EXPORTS = ("nifti", "dicom-seg", "nnunet")
+EXPORTS = ("nifti", "dicom-seg", "nnunet", "onnx")
 UNKNOWN = typer.Option(
     help="what nobody looked for becomes: ignore, or background, which is false but runs (nnunet)",
 )
@@ -178,18 +178,18 @@ print("--unknown", UNKNOWN.help)
 
 @app.command("export")
 def export_(
-    kind: Annotated[str, typer.Argument(help="nifti, dicom-seg or nnunet")],
-    folder: Folder,
-    out: Annotated[Path, typer.Argument(help="the folder to write")],
+    kind: Annotated[str, typer.Argument(help="nifti, dicom-seg, nnunet or onnx")],
+    folder: Annotated[Path, typer.Argument(help="a challenge folder; a run folder for onnx")],
+    out: Annotated[Path, typer.Argument(help="the folder to write; a file for onnx")],
     masks: Annotated[Optional[Path], MASKS] = None,
     source: Annotated[Optional[Path], IMPORTED] = None,
     split: Annotated[str, typer.Option(help="the slices the submission is of: test or train")] = "test",
     unknown: Annotated[str, UNKNOWN] = "ignore",
 ):
-    "Put predictions back onto their volumes, or write the folder for nnU-Net."
+    "Put predictions back onto their volumes, write the folder for nnU-Net, or a run as an ONNX file."
     if kind not in EXPORTS:
         raise did_you_mean("kind of export", kind, EXPORTS)
-    if kind != "nnunet" and masks is None:
+    if kind in ("nifti", "dicom-seg") and masks is None:
         raise InputError(f"`ctseg export {kind}` needs --masks SUBMISSION.csv")
     if kind == "dicom-seg" and source is None:
         raise InputError("`ctseg export dicom-seg` needs --source, the DICOM folder that was imported")
@@ -199,6 +199,9 @@ def export_(
     elif kind == "dicom-seg":
         from ctseg.io.dicom_seg import export_dicom_seg
         facts = export_dicom_seg(masks, folder, source, out, split)
+    elif kind == "onnx":
+        from ctseg.integrations.onnx import export_onnx
+        facts = export_onnx(folder, out)
     else:
         from ctseg.integrations.nnunet import export_nnunet
         facts = export_nnunet(folder, out, unknown)
