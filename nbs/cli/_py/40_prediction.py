@@ -50,6 +50,9 @@ CALIBRATED = typer.Option(
     help="divide logits by the runs' temperatures; "
          "a run has one if it held out at least two patients or groups",
 )
+ENGINE = typer.Option(
+    help="what computes: torch, openvino, onnx, or auto: the faster of torch and openvino, measured",
+)
 TUNED_BY = typer.Option(help="of --tune: json, all or present, as in `ctseg fit`")
 
 # %%
@@ -75,6 +78,7 @@ def predict(
     batch_size: BatchSize = 16,
     annotated: Annotated[str, TUNED_BY] = "json",
     precision: Precision = None,
+    engine: Annotated[str, ENGINE] = "torch",
     plugin: Plugins = [],
 ):
     "Write the submission for a folder of images."
@@ -86,6 +90,7 @@ def predict(
     with memory_errors():
         plan = device_plan(device, precision)
         predictor = prepare(runs, plan, tta, calibrated, tune, annotated, batch_size, rule, **rule_fields)
+        predictor = predictor.by_engine(engine)
         print_facts(predict_folder(predictor, images, out, probabilities, batch_size, progress=True))
     print(f"submission: {out}")
     if probabilities:

@@ -56,7 +56,7 @@ def sum_by_class(
     values: f32 `[B, H, W]`. label: int `[B, H, W]`, 0 is background. Returns f32 `[B, C]`, background left out.
     """
     index = label.flatten(1).long()
-    totals = values.new_zeros(len(label), classes + 1)
+    totals = values.new_zeros(label.shape[0], classes + 1)  # shape, not len: a graph keeps it open
     return totals.scatter_add_(1, index, values.flatten(1))[:, 1:]
 
 

@@ -191,7 +191,7 @@ def rescue(
     label: uint8 `[B, H, W]`. prob: f32 `[B, C, H, W]`.
     """
     peak, cls = prob.amax((2, 3)).max(1)
-    likeliest = prob[torch.arange(len(prob)), cls]
+    likeliest = prob[torch.arange(prob.shape[0], device=prob.device), cls]
     wanting = (label == 0).flatten(1).all(1) & (peak >= least)
     region = likeliest >= peak[:, None, None]/2
     drawn = (region*(cls + 1)[:, None, None]).to(torch.uint8)

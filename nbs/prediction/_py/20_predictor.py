@@ -23,6 +23,7 @@ import torch
 from ctseg.core.anatomy import ClassMap
 from ctseg.core.device import DevicePlan, pick_device
 from ctseg.core.files import InputError
+from ctseg.inference.engine import with_engine
 from ctseg.inference.loop import Member, over_slices
 from ctseg.inference.rule import Rule, decide
 from ctseg.inference.views import tta_views
@@ -329,6 +330,10 @@ class Predictor(Ensemble):
         device = f"{self.plan.device} in {self.plan.precision}"
         return f"Predictor({models}: {len(self.classes)} classes, {views}, {self.rule}, {device})"
 
+    def by_engine(self, engine: str) -> "Predictor":
+        "The same predictor, computed by an [engine](../inference/engine.html): torch, openvino, onnx or auto."
+        return replace(self, members=[with_engine(m, engine, self.plan) for m in self.members])
+
     def rule_at(self, size: tuple[int, int], rule: Rule | None = None) -> Rule:
         "The rule (or another) for images of `size`: an island stays the same share of the area."
         rule = rule or self.rule
@@ -417,6 +422,7 @@ def load_predictor(
     plan: DevicePlan | str | None = None, # or a device, in the runs' precision; None: the one at hand
     views: int = 1, # of each image, see `tta_views`
     calibrated: bool = False, # divide logits by the runs' temperatures, and use the rule chosen for that
+    engine: str = "torch", # what computes: torch, openvino, onnx, or auto for the faster one
 ) -> Predictor:
     "The trained models of runs, ready to predict; the rule is that of the first run that has one."
     if isinstance(runs, (str, Path)): runs = [runs]
@@ -437,7 +443,7 @@ def load_predictor(
     size = tuple(specs[first]["image_shape"])
     predictor = Predictor(members, classes, plan, views, rules[first] or Rule(), size)
     tta_views(views, predictor.mirror)  # an impossible number is refused now, not at the first image
-    return predictor
+    return predictor.by_engine(engine)
 
 
 # %%

@@ -1,0 +1,364 @@
+# %% [markdown]
+# # Engines
+#
+# > The same network, answered by OpenVINO or ONNX Runtime instead of PyTorch, and checked against PyTorch.
+#
+# - skip_showdoc: true
+
+# %%
+#| default_exp inference.engine
+
+# %%
+#| export
+import importlib
+import importlib.util
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ctseg.core.device import DevicePlan
+from ctseg.core.files import InputError, did_you_mean
+from ctseg.inference.loop import Member, in_precision
+
+# %%
+#| hide
+import torch
+from fastcore.test import test_close, test_eq
+
+from ctseg.core.device import pick_device
+from ctseg.core.files import InputError
+from ctseg.losses.registry import create_loss
+from ctseg.models.zoo import create_model
+
+
+# %% [markdown]
+# PyTorch executes a network layer by layer. Other programs first read the whole graph, join layers, choose a memory layout for each, and then execute it. On a CPU this can be several times faster, and it can also be slower. Both happen with networks of this package, depending on the processor:
+#
+# | engine | needs | computes |
+# |---|---|---|
+# | `torch` | nothing | float32 or bfloat16 |
+# | `openvino` | the extra `openvino` | float32 or bfloat16 |
+# | `onnx` | the extra `onnx` | float32 |
+# | `auto` | | whichever of the first two is faster here for this network, measured on the first batch |
+#
+# A GPU always computes with PyTorch.
+#
+# ## A network as a graph
+#
+# A graph is recorded by watching the network work on one image. Decisions that Python makes on the way are frozen, such as how many black rows to [add](../models/10_base.html) on a small image. So they are taken out of the network: the graph itself rounds the sides up, and crops the answer.
+
+# %%
+#| export
+def rounded_up(side: torch.Tensor, step: int) -> torch.Tensor:
+    "A side in pixels, as a tensor, as the next multiple of `step`, and at least twice as long."
+    return ((side + step - 1)//step*step).clamp(min=2*step)
+
+class GraphNetwork(nn.Module):
+    """A network whose graph holds for every height and width: images f32 `[B, 1, H, W]` to a tuple of logits.
+
+    The tuple holds `[B, out_chans, H, W]` and, of a network with a presence head, its logits `[B, C]`.
+    """
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network
+        self.has_presence = getattr(network, "presence", None) is not None
+        stride = getattr(network, "stride", 1)
+        self.strides = (stride, stride) if isinstance(stride, int) else tuple(stride)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        "Logits of images f32 `[B, 1, H, W]`."
+        height, width = (torch.as_tensor(side) for side in x.shape[-2:])
+        below = rounded_up(height, self.strides[0]) - height
+        right = rounded_up(width, self.strides[1]) - width
+        padded = F.pad(x, (0, right, 0, below))
+        logits = self.network(padded, presence=True) if self.has_presence else (self.network(padded),)
+        return (logits[0][..., :height, :width], *logits[1:])
+
+
+# %%
+torch.manual_seed(0)
+network = create_model("attunet", 1, 4, width=8).eval()
+image = torch.rand(2, 1, 61, 47)
+with torch.inference_mode():
+    test_close(GraphNetwork(network)(image)[0], network(image), eps=1e-6)
+print([rounded_up(torch.tensor(side), 16).item() for side in (5, 47, 61, 64)])
+
+# %% [markdown]
+# ## Compiling
+#
+# Both engines get the graph from an example and are then asked with arrays.
+
+# %%
+#| export
+Answer = Callable[[np.ndarray], list[np.ndarray]]  # images f32 [B, 1, H, W] to the arrays of logits
+
+PACKAGES = {"openvino": ("openvino", "onnx"), "onnx": ("onnxruntime", "onnx")}  # what an engine needs
+
+def available(engine: str) -> bool:
+    "Are the packages of an engine installed?"
+    return all(importlib.util.find_spec(name) for name in PACKAGES[engine])
+
+def import_engine(module: str, extra: str):
+    "The package of an engine; an `InputError` that names the extra where it is missing."
+    try:
+        return importlib.import_module(module)
+    except ImportError as e:
+        message = f"the engine {extra!r} needs the package {module} ({e})"
+        raise InputError(f"{message}; install it with: pip install 'ctseg[{extra}]'") from None
+
+
+# %%
+try: import_engine("no_such_engine", "openvino")
+except InputError as e: print(e)
+
+
+# %%
+#| export
+def quietly(make: Callable):
+    "What `make()` gives, without the warnings of a tracer, which speak of decisions that are no part of our graphs."
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return make()
+
+def export_graph(
+    graph: nn.Module, # in evaluation; from images f32 [B, 1, H, W] to a tuple of tensors
+    path: Path,
+    size: tuple[int, int], # height and width of the example it is recorded on
+    outputs: dict[str, str], # the names of the tensors and of their axes, such as {"logits": "BCHW"}
+    free: str = "BHW", # the axes whose length the file leaves open
+):
+    "Write a graph as an ONNX file."
+    import_engine("onnx", "onnx")
+    axes = {}
+    for name, letters in {"image": "BCHW", **outputs}.items():
+        axes[name] = {i: letter for i, letter in enumerate(letters) if letter in free}
+    options = dict(input_names=["image"], output_names=list(outputs), dynamic_axes=axes)
+    options |= dict(opset_version=18, dynamo=False)
+    with torch.inference_mode():
+        quietly(lambda: torch.onnx.export(graph, (torch.rand(2, 1, *size),), str(path), **options))
+
+def onnx_file(network: nn.Module, size: tuple[int, int]) -> bytes:
+    "A network in evaluation as ONNX, for images of one height and width and any number of them."
+    graph = GraphNetwork(network).eval()
+    outputs = {"logits": "BCHW"} | ({"presence": "BC"} if graph.has_presence else {})
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder)/"network.onnx"
+        export_graph(graph, file, size, outputs, free="B")
+        return file.read_bytes()
+
+
+# %%
+if available("onnx"):
+    print(f"{len(onnx_file(network, (61, 47)))/1e3:.0f} kB")
+
+
+# %%
+#| export
+def onnx_session(model: Path | bytes) -> Answer:
+    "An ONNX file (or its bytes), run by ONNX Runtime on the CPU with as many threads as torch has."
+    runtime = import_engine("onnxruntime", "onnx")
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = torch.get_num_threads(), 1
+    source = model if isinstance(model, bytes) else str(model)
+    session = runtime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    return lambda x: session.run(None, {"image": np.ascontiguousarray(x)})
+
+def compile_onnx(network: nn.Module, size: tuple[int, int], precision: str = "fp32") -> Answer:
+    "A network in evaluation, run by ONNX Runtime; it computes in float32 whatever the `precision`."
+    return onnx_session(onnx_file(network, size))
+
+
+# %%
+if available("onnx"):
+    answer = compile_onnx(network, (61, 47))
+    with torch.inference_mode(): expected = network(image)
+    assert np.abs(answer(image.numpy())[0] - expected.numpy()).max() < 1e-4
+
+
+# %% [markdown]
+# OpenVINO reads the same file, and compiles it for this processor.
+
+# %%
+#| export
+def compile_openvino(network: nn.Module, size: tuple[int, int], precision: str = "fp32") -> Answer:
+    "A network in evaluation, compiled by OpenVINO with as many threads as torch has; `precision` is fp32 or bf16."
+    openvino = import_engine("openvino", "openvino")
+    core = openvino.Core()
+    model = core.read_model(onnx_file(network, size))
+    wishes = {
+        "INFERENCE_PRECISION_HINT": {"fp32": "f32"}.get(precision, precision),
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "PERFORMANCE_HINT": "LATENCY",
+    }
+    request = core.compile_model(model, "CPU", wishes).create_infer_request()
+    outputs = range(len(model.outputs))
+
+    def answer(x: np.ndarray) -> list[np.ndarray]:
+        found = request.infer([x], share_inputs=True)
+        return [found[i] for i in outputs]
+    return answer
+
+
+# %%
+if available("openvino"):
+    answer = compile_openvino(network, (61, 47))
+    assert np.abs(answer(image.numpy())[0] - expected.numpy()).max() < 1e-4
+
+
+# %% [markdown]
+# ## Checked against PyTorch
+#
+# A graph that was recorded on one size may be wrong at another: a transformer may have frozen its positions. Such a mistake gives no error, only a poor segmentation. So the first batch of each size is also given to PyTorch. An engine that disagrees there is not asked again at that size, and a warning says so.
+
+# %%
+#| export
+COMPILERS = {"openvino": compile_openvino, "onnx": compile_onnx}
+TOLERANCE = {"fp32": 1e-3, "bf16": 2e-2}  # mean difference of two probabilities that is no more than rounding
+
+def mean_difference(found: list[np.ndarray], expected: list[torch.Tensor]) -> float:
+    "The mean difference of the probabilities that two lists of logits stand for, of the worst pair; inf if shapes differ."
+    if [a.shape for a in found] != [tuple(t.shape) for t in expected]: return float("inf")
+    pairs = zip(found, expected)
+    return max((torch.from_numpy(a).sigmoid() - t.sigmoid()).abs().mean().item() for a, t in pairs)
+
+@dataclass(eq=False)
+class CompiledNetwork:
+    "A network that another engine answers for; it is called as the network is."
+    network: nn.Module
+    engine: str
+    plan: DevicePlan
+    graphs: dict[tuple[int, int], Answer | None] = field(default_factory=dict)  # by size; None: PyTorch is better
+
+    @property
+    def presence(self) -> nn.Module | None:
+        "The presence head of the network, if it has one."
+        return getattr(self.network, "presence", None)
+
+    def by_torch(self, x: torch.Tensor) -> list[torch.Tensor]:
+        "The answers of PyTorch, as f32: logits, and presence logits where there is a head."
+        with torch.inference_mode(), in_precision(self.plan):
+            if self.presence is None: return [self.network(x).float()]
+            return [t.float() for t in self.network(x, presence=True)]
+
+    def graph(self, size: tuple[int, int]) -> Answer | None:
+        "The compiled graph for images of a size; None where the engine cannot express the network."
+        try:
+            return COMPILERS[self.engine](self.network, size, self.plan.precision)
+        except InputError:
+            raise
+        except Exception as e:  # each engine has its own way to say that it does not know an operation
+            self.warn(size, f"cannot compile it ({type(e).__name__})")
+            return None
+
+    def warn(self, size: tuple[int, int], why: str):
+        "Say once why PyTorch answers instead."
+        height, width = size
+        warnings.warn(f"{self.engine} {why} for images of {height}x{width}; PyTorch answers instead")
+
+    def checked(self, x: torch.Tensor) -> Answer | None:
+        "The graph for images like `x`, if it answers as PyTorch does."
+        size = tuple(x.shape[-2:])
+        graph = self.graph(size)
+        if graph is None: return None
+        try:
+            apart = mean_difference(graph(x.numpy()), self.by_torch(x))
+        except Exception as e:
+            self.warn(size, f"fails ({type(e).__name__})")
+            return None
+        if apart <= TOLERANCE[self.plan.precision]: return graph
+        self.warn(size, f"differs from PyTorch by {apart:.2g}")
+        return None
+
+    def __call__(self, x: torch.Tensor, presence: bool = False):
+        "Logits f32 `[B, out_chans, H, W]` for images f32 `[B, 1, H, W]`; with `presence` also those of the head."
+        x, size = x.float().contiguous(), tuple(x.shape[-2:])
+        if size not in self.graphs: self.graphs[size] = self.checked(x)
+        graph = self.graphs[size]
+        # an engine may use its memory again for the next batch, so it is copied
+        found = self.by_torch(x) if graph is None else [torch.from_numpy(np.array(a)) for a in graph(x.numpy())]
+        return tuple(found) if presence else found[0]
+
+
+# %% [markdown]
+# A `Member` of an ensemble asks a compiled network as it asks any other.
+
+# %%
+loss = create_loss("marginal")
+network = create_model("attunet", 1, 4, width=8).eval()
+plan = pick_device("cpu", "fp32")
+plain = Member(network, loss)
+for engine in COMPILERS:
+    if not available(engine): continue
+    compiled = replace(plain, model=CompiledNetwork(network, engine, plan))
+    for size in ((61, 47), (64, 64)):
+        x = torch.rand(2, 1, *size)
+        test_close(compiled.probabilities(x, plan), plain.probabilities(x, plan), eps=1e-4)
+
+
+# %% [markdown]
+# A graph that answers something else is found out:
+
+# %%
+class Frozen(CompiledNetwork):
+    "An engine that has frozen a wrong answer."
+    def graph(self, size): return lambda x: [np.ones((len(x), 4, *size), np.float32)]
+
+with warnings.catch_warnings(record=True) as messages:
+    warnings.simplefilter("always")
+    frozen = replace(plain, model=Frozen(network, "openvino", plan))
+    test_close(frozen.probabilities(image, plan), plain.probabilities(image, plan), eps=1e-6)
+print(messages[0].message)
+
+# %% [markdown]
+# ## Which engine?
+#
+# `auto` asks OpenVINO, where it is installed, and keeps it if it is faster than PyTorch. This is measured, since it depends on the processor and on the network: on a processor with AVX512-BF16 an Attention U-Net was 1.5 times as fast with OpenVINO, and a U-Net with an EfficientNet encoder was 2 times *slower*. Predictions of the two differ by rounding. Who needs the same bytes from every machine asks for `torch`.
+
+# %%
+#| export
+ENGINES = ("auto", "torch", "openvino", "onnx")
+
+def seconds(run: Callable, times: int = 2) -> float:
+    "Processor seconds of the fastest of some runs; other programs on the machine do not count."
+    def once() -> float:
+        start = time.process_time()
+        run()
+        return time.process_time() - start
+    return min(once() for _ in range(times))
+
+@dataclass(eq=False)
+class FasterNetwork(CompiledNetwork):
+    "A compiled network that leaves the work to PyTorch at sizes where PyTorch is faster."
+    def checked(self, x: torch.Tensor) -> Answer | None:
+        "The graph for images like `x`, if it answers as PyTorch does, and faster."
+        graph = super().checked(x)
+        if graph is None: return None
+        compiled = seconds(lambda: graph(x.numpy()))
+        return graph if compiled < seconds(lambda: self.by_torch(x)) else None
+
+def with_engine(member: Member, engine: str, plan: DevicePlan) -> Member:
+    "A member whose network is answered by `engine`; `InputError` for an unknown or missing one, or a GPU."
+    if engine not in ENGINES: raise did_you_mean("engine", engine, ENGINES)
+    on_cpu = plan.device.type == "cpu"
+    if engine == "torch" or engine == "auto" and not (on_cpu and available("openvino")): return member
+    if not on_cpu: raise InputError(f"engine {engine} computes on a CPU; add --device cpu, or leave out --engine")
+    if engine == "auto": return replace(member, model=FasterNetwork(member.model, "openvino", plan))
+    for name in PACKAGES[engine]: import_engine(name, engine)
+    return replace(member, model=CompiledNetwork(member.model, engine, plan))
+
+
+# %%
+test_eq(with_engine(plain, "torch", plan), plain)
+try: with_engine(plain, "tensorrt", plan)
+except InputError as e: print(e)
+if available("openvino"):
+    either = with_engine(plain, "auto", plan)
+    test_close(either.probabilities(image, plan), plain.probabilities(image, plan), eps=1e-4)

@@ -1,0 +1,123 @@
+"Networks answered by other engines than PyTorch."
+import warnings
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from ctseg.core.device import DevicePlan, pick_device
+from ctseg.core.files import InputError
+from ctseg.inference.engine import ENGINES, CompiledNetwork, FasterNetwork, GraphNetwork, available, with_engine
+from ctseg.inference.loop import Member
+from ctseg.losses.registry import create_loss
+from ctseg.models.zoo import create_model
+
+FP32 = pick_device("cpu", "fp32")
+SIZES = [(64, 64), (61, 47), (96, 32)]
+
+
+def member(name="attunet", **settings):
+    torch.manual_seed(0)
+    return Member(create_model(name, 1, 4, **settings).eval(), create_loss("marginal"))
+
+
+@pytest.mark.parametrize("size", SIZES + [(7, 130)])
+def test_graph_pads_as_the_network_does(size):
+    network, x = member(width=8).model, torch.rand(2, 1, *size)
+    with torch.inference_mode():
+        assert torch.allclose(GraphNetwork(network)(x)[0], network(x), atol=1e-6)
+
+
+@pytest.mark.parametrize("engine", ["openvino", "onnx"])
+@pytest.mark.parametrize("network", [
+    dict(width=8), dict(width=8, presence=3), dict(name="missformer", width=16),
+])
+def test_engines_agree_with_torch(engine, network):
+    if not available(engine): pytest.skip(f"{engine} is not installed")
+    plain = member(**network)
+    other = with_engine(plain, engine, FP32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # a network that falls back to PyTorch warns
+        for size in SIZES[:2]:
+            x = torch.rand(3, 1, *size)
+            expected, found = plain.probabilities(x, FP32), other.probabilities(x, FP32)
+            assert (expected - found).abs().max() < 1e-4
+            assert (expected.argmax(1) == found.argmax(1)).float().mean() >= .999
+
+
+@pytest.mark.parametrize("engine", ["openvino", "onnx"])
+def test_batches_do_not_share_memory(engine):
+    if not available(engine): pytest.skip(f"{engine} is not installed")
+    plain = member(width=8)
+    other = with_engine(plain, engine, FP32).model
+    x = torch.rand(2, 2, 1, 32, 32)
+    first = other(x[0])
+    kept = first.clone()
+    other(x[1])
+    assert torch.equal(first, kept)
+
+
+class Positions(nn.Module):
+    "Freezes the image's width into its graph."
+    def forward(self, x):
+        places = torch.tensor(np.linspace(0, 9, x.shape[-1]), dtype=torch.float32)
+        return torch.cat([x*0 + places, x], 1)
+
+
+def test_a_frozen_size_is_found_out():
+    if not available("openvino"): pytest.skip("openvino is not installed")
+    plain = Member(Positions(), create_loss("marginal"))
+    other = with_engine(plain, "openvino", FP32)
+    for size in ((32, 32), (32, 48)):
+        x = torch.rand(1, 1, *size)
+        with warnings.catch_warnings(record=True): found = other.probabilities(x, FP32)
+        assert torch.allclose(found, plain.probabilities(x, FP32), atol=1e-5)
+
+
+class Elsewhere(CompiledNetwork):
+    "An engine with a fault."
+    fault = staticmethod(lambda x: 1/0)
+    def graph(self, size): return type(self).fault
+
+
+@pytest.mark.parametrize("fault, word", [
+    (lambda x: 1/0, "ZeroDivisionError"),
+    (lambda x: [np.full((len(x), 4, *x.shape[2:]), np.nan, np.float32)], "differs"),
+    (lambda x: [np.zeros((len(x), 4, *x.shape[2:]), np.float32) + 3], "differs"),
+    (lambda x: [np.zeros((1, 4, 2, 2), np.float32)], "differs"),
+])
+def test_a_faulty_engine_is_not_believed(fault, word, monkeypatch):
+    monkeypatch.setattr(Elsewhere, "fault", staticmethod(fault))
+    plain, x = member(width=8), torch.rand(2, 1, 32, 32)
+    other = replace(plain, model=Elsewhere(plain.model, "openvino", FP32))
+    with pytest.warns(UserWarning, match=f"{word}.*PyTorch answers instead"):
+        found = other.probabilities(x, FP32)
+    assert torch.allclose(found, plain.probabilities(x, FP32), atol=1e-6)
+
+
+def test_the_slower_engine_is_left(monkeypatch):
+    plain, x = member(width=8), torch.rand(2, 1, 32, 32)
+    answer = lambda x: [plain.model(torch.from_numpy(x)).detach().numpy()]
+    monkeypatch.setattr(FasterNetwork, "graph", lambda self, size: answer)
+    for times, kept in ([1., 2.], True), ([2., 1.], False):
+        clock = iter(times)
+        monkeypatch.setattr("ctseg.inference.engine.seconds", lambda run: next(clock))
+        network = FasterNetwork(plain.model, "openvino", FP32)
+        network(x)
+        assert (network.graphs[(32, 32)] is not None) == kept
+
+
+def test_requests_that_cannot_be_met(monkeypatch):
+    plain = member(width=8)
+    with pytest.raises(InputError, match="tensorrt"): with_engine(plain, "tensorrt", FP32)
+    gpu = DevicePlan(torch.device("cuda:0"), "fp16", "Tesla T4", (7, 5))
+    for engine in ("openvino", "onnx"):
+        with pytest.raises(InputError, match="computes on a CPU"): with_engine(plain, engine, gpu)
+    assert with_engine(plain, "auto", gpu) is plain
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert with_engine(plain, "auto", FP32) is plain
+    monkeypatch.setitem(__import__("sys").modules, "openvino", None)
+    with pytest.raises(InputError, match=r"pip install 'ctseg\[openvino\]'"): with_engine(plain, "openvino", FP32)
+    assert ENGINES[0] == "auto"
