@@ -31,6 +31,7 @@ HOMES = {
     "evaluate_files": "ctseg.metrics.evaluate",
     "get_recipe": "ctseg.recipes.table",
     "fit": "ctseg.recipes.fit",
+    "push_to_hub": "ctseg.integrations.hub",
 }
 SHORT = {"load": "load_predictor", "evaluate": "evaluate_files"}
 
@@ -53,6 +54,7 @@ __all__ = [
     "evaluate_files",
     "get_recipe",
     "fit",
+    "push_to_hub",
     "load",
     "evaluate",
 ]
@@ -61,6 +63,7 @@ if TYPE_CHECKING:
     from ctseg.core.files import InputError
     from ctseg.data.challenge import read_challenge, write_challenge
     from ctseg.data.slices import SliceSet
+    from ctseg.integrations.hub import push_to_hub
     from ctseg.losses.registry import create_loss, register_loss
     from ctseg.metrics.evaluate import evaluate_files
     from ctseg.metrics.evaluate import evaluate_files as evaluate

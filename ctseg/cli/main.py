@@ -14,7 +14,7 @@ from pathlib import Path
 import typer
 
 import ctseg
-from . import data, prediction, training  # they enter their commands into `app`
+from . import data, prediction, sharing, training  # they enter their commands into `app`
 from .console import SPEAKS, UsageError, app, clean_end, our_warnings, usage_line
 from ..core.files import InputError
 

@@ -18,7 +18,9 @@ from .options import Annotations, BatchSize, Device, Plugins, Precision, device_
 from ..core.files import InputError, write_json
 
 # %% ../../nbs/cli/40_prediction.ipynb #adb00716
-RUNS = typer.Argument(help="one run folder, or several to average as probabilities")
+RUNS = typer.Argument(
+    help="one run, or several to average as probabilities: folders, or names on the hub (hf://owner/name)",
+)
 SUBMISSION = typer.Option(help="the submission to write (.csv or .csv.gz)")
 VIEWS = typer.Option(
     help="views of each image to average: turned, enlarged, and mirrored if the runs were trained so",
@@ -42,7 +44,7 @@ TUNED_BY = typer.Option(help="of --tune: json, all or present, as in `ctseg fit`
 # %% ../../nbs/cli/40_prediction.ipynb #f7f8ce3c
 @app.command()
 def predict(
-    runs: Annotated[list[Path], RUNS],
+    runs: Annotated[list[str], RUNS],
     images: Annotated[Path, typer.Option(help="a folder of PNG slices")],
     out: Annotated[Path, SUBMISSION],
     tta: Annotated[int, VIEWS] = 1,
@@ -124,7 +126,7 @@ SHOWN = typer.Option(help="the folder they were trained on: its slices are score
 MOST = typer.Option(min=1, help="at most so many on the page of one run (default: 300)")
 
 
-def check_shown(runs: list[Path], data: Optional[Path], split: Optional[str], slices: Optional[int]) -> None:
+def check_shown(runs: list[str], data: Optional[Path], split: Optional[str], slices: Optional[int]) -> None:
     "`InputError` for options that need slices where none are shown."
     for option, value in (("--split", split), ("--slices", slices)):
         if value and not data:
@@ -135,7 +137,7 @@ def check_shown(runs: list[Path], data: Optional[Path], split: Optional[str], sl
 # %% ../../nbs/cli/40_prediction.ipynb #de503c24
 @app.command()
 def report(
-    runs: Annotated[list[Path], COMPARED],
+    runs: Annotated[list[str], COMPARED],
     data: Annotated[Optional[Path], SHOWN] = None,
     split: Annotated[Optional[str], SPLIT] = None,
     out: Annotated[Optional[Path], PAGE] = None,

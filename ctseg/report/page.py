@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NO_SLICES', 'SECTIONS', 'environment', 'hex_colours', 'render', 'page_data', 'sections',
-           'training_slices', 'scored_facts', 'rule_facts', 'write_page', 'report']
+           'training_slices', 'scored_facts', 'rule_facts', 'page_place', 'write_page', 'report']
 
 # %% ../../nbs/report/40_page.ipynb #5c75f9a3
 import json
@@ -17,7 +17,7 @@ from markupsafe import Markup
 
 from ..core.anatomy import ClassMap
 from ..core.device import DevicePlan
-from ..core.files import atomic_path, refuse_folder
+from ..core.files import InputError, atomic_path, refuse_folder
 from ..data.challenge import read_challenge
 from ..data.slices import SliceSet
 from ..inference.rule import Rule
@@ -26,7 +26,7 @@ from ..prediction.prepare import prepare
 from ..prediction.saved import class_names, run_spec
 from .facts import pseudo_facts, run_facts, scored_slices, slice_facts
 from .pictures import pack_slices
-from ..runs.folder import Run
+from ..runs.source import find_run, hub_name
 
 # %% ../../nbs/report/40_page.ipynb #d09693d0
 def environment() -> jinja2.Environment:
@@ -104,6 +104,14 @@ def rule_facts(rule: Rule, split: str) -> dict[str, Any]:
     "The rule in words, and whether it was chosen on the very slices that are scored."
     return {"rule": str(rule), "rule_has_seen": split == "held-out" and rule != Rule()}
 
+def page_place(run: str | Path, out: str | Path | None, name: str) -> Path:
+    "Where a page goes: to `out`, or as `name` into the run folder; `InputError` where it cannot."
+    refuse_folder(out)
+    if out: return Path(out)
+    if hub_name(run):
+        raise InputError(f"{run}: a run on the hub has no folder to write {name} into; give --out FILE.html")
+    return Path(run)/name
+
 def write_page(page: str, path: str | Path) -> Path:
     "Write a page, whole or not at all; its path."
     path = Path(path)
@@ -113,7 +121,7 @@ def write_page(page: str, path: str | Path) -> Path:
 
 # %% ../../nbs/report/40_page.ipynb #53476d14
 def report(
-    run: str | Path, # a run folder
+    run: str | Path, # see `find_run`
     data: str | Path | SliceSet | None = None, # what it was trained on; None: only what the run folder holds
     split: str = "held-out", # or "test"
     out: str | Path | None = None, # the page; None: report.html in the run folder
@@ -123,9 +131,8 @@ def report(
     batch_size: int = 16,
 ) -> Path: # where it was written
     "Write the page of one run. Without `data` the run may still be in its first phase."
-    trained = Run(run)
+    place, trained = page_place(run, out, "report.html"), find_run(run)
     spec = run_spec(trained, weights=data is not None)
-    refuse_folder(out)
     facts = NO_SLICES | run_facts(trained, spec)
     if data is None:
         pseudo, _ = pseudo_facts(trained, spec)
@@ -139,4 +146,4 @@ def report(
         facts |= scored_facts(slices, pred, split, most, sets) | rule_facts(predictor.rule, split)
     facts |= pseudo
     page = render("run.html", ClassMap.from_names(class_names(spec)), places=sections(facts), **facts)
-    return write_page(page, out or trained/"report.html")
+    return write_page(page, place)

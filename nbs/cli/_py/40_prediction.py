@@ -31,7 +31,9 @@ from typer.testing import CliRunner
 
 # %%
 #| export
-RUNS = typer.Argument(help="one run folder, or several to average as probabilities")
+RUNS = typer.Argument(
+    help="one run, or several to average as probabilities: folders, or names on the hub (hf://owner/name)",
+)
 SUBMISSION = typer.Option(help="the submission to write (.csv or .csv.gz)")
 VIEWS = typer.Option(
     help="views of each image to average: turned, enlarged, and mirrored if the runs were trained so",
@@ -61,7 +63,7 @@ print("--rule", RULE.help)
 #| export
 @app.command()
 def predict(
-    runs: Annotated[list[Path], RUNS],
+    runs: Annotated[list[str], RUNS],
     images: Annotated[Path, typer.Option(help="a folder of PNG slices")],
     out: Annotated[Path, SUBMISSION],
     tta: Annotated[int, VIEWS] = 1,
@@ -168,7 +170,7 @@ SHOWN = typer.Option(help="the folder they were trained on: its slices are score
 MOST = typer.Option(min=1, help="at most so many on the page of one run (default: 300)")
 
 
-def check_shown(runs: list[Path], data: Optional[Path], split: Optional[str], slices: Optional[int]) -> None:
+def check_shown(runs: list[str], data: Optional[Path], split: Optional[str], slices: Optional[int]) -> None:
     "`InputError` for options that need slices where none are shown."
     for option, value in (("--split", split), ("--slices", slices)):
         if value and not data:
@@ -178,7 +180,7 @@ def check_shown(runs: list[Path], data: Optional[Path], split: Optional[str], sl
 
 
 # %%
-try: check_shown([Path("run")], None, "test", None)
+try: check_shown(["run"], None, "test", None)
 except InputError as e: print(e)
 
 
@@ -186,7 +188,7 @@ except InputError as e: print(e)
 #| export
 @app.command()
 def report(
-    runs: Annotated[list[Path], COMPARED],
+    runs: Annotated[list[str], COMPARED],
     data: Annotated[Optional[Path], SHOWN] = None,
     split: Annotated[Optional[str], SPLIT] = None,
     out: Annotated[Optional[Path], PAGE] = None,

@@ -24,11 +24,15 @@ from ctseg.core.parallel import agree, main_first, on_main, rank, world
 from ctseg.core.registry import load_plugin
 from ctseg.data.challenge import read_challenge
 from ctseg.data.slices import SliceSet
+from ctseg.inference.loop import Each
 from ctseg.inference.rule import Rule
-from ctseg.prediction.choose import choose_rule
-from ctseg.prediction.predictor import load_predictor
+from ctseg.metrics.bootstrap import bootstrap_mean
+from ctseg.metrics.evaluate import plain_value
+from ctseg.prediction.choose import Part, choose_rule, rule_tables
+from ctseg.prediction.predictor import Predictor, load_predictor
 from ctseg.prediction.prepare import calibrate_run
 from ctseg.recipes.table import DEFAULT_RECIPE, get_recipe
+from ctseg.runs.card import write_card
 from ctseg.runs.folder import Run, make_spec, start_run
 from ctseg.runs.job import Job
 from ctseg.runs.recipe import Recipe, recipe_plugins
@@ -45,6 +49,9 @@ import tempfile
 from fastcore.test import test_eq
 
 from ctseg.data.toys import toy_set
+from ctseg.inference.loop import Member
+from ctseg.losses.registry import create_loss
+from ctseg.models.zoo import create_model
 
 
 # %% [markdown]
@@ -107,7 +114,7 @@ except InputError as e: print(e)
 # %% [markdown]
 # ## After the last phase
 #
-# The decision rule is chosen, and the temperature fitted, on the held-out slices. `metrics.json` comes last: it is the sign that the run is finished.
+# The decision rule is chosen, and the temperature fitted, on the held-out slices. A score of few slices is worth little, so it is kept with the number of slices and patients it stands on, and with its interval. `metrics.json` comes last: it is the sign that the run is finished.
 
 # %%
 #| export
@@ -130,21 +137,51 @@ with tempfile.TemporaryDirectory() as d:
 
 # %%
 #| export
+def held_out_facts(
+    predictor: Predictor,
+    held_out: SliceSet, # what the run held out
+    rules: dict[str, Rule],
+    each: Each | None = None, # goes through the batches, and may stop; None: simply
+    batch_size: int = 16,
+) -> dict[str, Any]: # slices, groups, level, and the interval of each rule's Dice by its name
+    "On how many held-out slices and patients a run's scores stand, and their intervals."
+    tables = rule_tables([Part(predictor, held_out)], list(rules.values()), batch_size, each)
+    scores = {name: bootstrap_mean(table, held_out.groups) for name, table in zip(rules, tables)}
+    intervals = {name: [plain_value(s["low"]), plain_value(s["high"])] for name, s in scores.items()}
+    groups = len(np.unique(held_out.groups))
+    return {"slices": len(held_out), "groups": groups, "level": 0.95, "intervals": intervals}
+
+
+# %%
+slices, truth = toy_set(8, 8)
+network = create_model("attunet", 1, 4, width=4).eval()
+predictor = Predictor([Member(network, create_loss("marginal"))], slices.classes, pick_device("cpu"))
+facts = held_out_facts(predictor, slices, {"argmax": Rule()})
+print(facts["slices"], "slices,", facts["groups"], "groups,", list(facts["intervals"]))
+
+
+# %%
+#| export
 def finish(job: Job) -> None:
-    "Choose the rule, calibrate, write `curves.png` and `metrics.json`; `Stopped` if the deadline comes first."
+    "Choose the rule, calibrate, write curves, card and `metrics.json`; `Stopped` if the deadline comes first."
     facts: dict[str, Any] = {"phases": job.completed, "epochs": len(job.history)}
     facts["dice held out, argmax"] = job.history[-1]["dice"]
     rule, tune = Rule(), job.recipe.rule.tune_rule
     each = job.in_time("while the decision rule was chosen; all phases are trained", together=False)
     batch_size = min(16, max(1, job.schedule.batch_size//job.pieces))  # what training had room for
-    if tune and len(job.holdout):
-        predictor = load_predictor(job.run.folder, job.plan)
+    rules = {"argmax": Rule()}
+    predictor = load_predictor(job.run.folder, job.plan) if len(job.holdout) else None
+    if tune and predictor:
         rule, scores = choose_rule(predictor, job.holdout, each=each, batch_size=batch_size)
         facts["dice held out, argmax"] = scores[Rule()]  # both at the images' own size
         facts["dice held out, chosen rule"] = scores[rule]
+        rules["chosen rule"] = rule
+    if predictor:
+        facts["held out"] = held_out_facts(predictor, job.holdout, rules, each, batch_size)
     if len(np.unique(job.holdout.groups)) > 1:
         facts["calibration"] = calibrate_run(job.run, job.holdout, job.plan, tune, each, batch_size)
     save_curves(job.run)
+    write_card(job.run, facts)
     write_json(facts | {"rule": asdict(rule)}, job.run/"metrics.json")
 
 

@@ -20,7 +20,7 @@ from markupsafe import Markup
 
 from ctseg.core.anatomy import ClassMap
 from ctseg.core.device import DevicePlan
-from ctseg.core.files import atomic_path, refuse_folder
+from ctseg.core.files import InputError, atomic_path, refuse_folder
 from ctseg.data.challenge import read_challenge
 from ctseg.data.slices import SliceSet
 from ctseg.inference.rule import Rule
@@ -29,7 +29,7 @@ from ctseg.prediction.prepare import prepare
 from ctseg.prediction.saved import class_names, run_spec
 from ctseg.report.facts import pseudo_facts, run_facts, scored_slices, slice_facts
 from ctseg.report.pictures import pack_slices
-from ctseg.runs.folder import Run
+from ctseg.runs.source import find_run, hub_name
 
 # %%
 #| hide
@@ -213,6 +213,14 @@ def rule_facts(rule: Rule, split: str) -> dict[str, Any]:
     "The rule in words, and whether it was chosen on the very slices that are scored."
     return {"rule": str(rule), "rule_has_seen": split == "held-out" and rule != Rule()}
 
+def page_place(run: str | Path, out: str | Path | None, name: str) -> Path:
+    "Where a page goes: to `out`, or as `name` into the run folder; `InputError` where it cannot."
+    refuse_folder(out)
+    if out: return Path(out)
+    if hub_name(run):
+        raise InputError(f"{run}: a run on the hub has no folder to write {name} into; give --out FILE.html")
+    return Path(run)/name
+
 def write_page(page: str, path: str | Path) -> Path:
     "Write a page, whole or not at all; its path."
     path = Path(path)
@@ -229,7 +237,7 @@ print(write_page("<p>a page", Path(keep.name)/"page.html").read_text())
 # %%
 #| export
 def report(
-    run: str | Path, # a run folder
+    run: str | Path, # see `find_run`
     data: str | Path | SliceSet | None = None, # what it was trained on; None: only what the run folder holds
     split: str = "held-out", # or "test"
     out: str | Path | None = None, # the page; None: report.html in the run folder
@@ -239,9 +247,8 @@ def report(
     batch_size: int = 16,
 ) -> Path: # where it was written
     "Write the page of one run. Without `data` the run may still be in its first phase."
-    trained = Run(run)
+    place, trained = page_place(run, out, "report.html"), find_run(run)
     spec = run_spec(trained, weights=data is not None)
-    refuse_folder(out)
     facts = NO_SLICES | run_facts(trained, spec)
     if data is None:
         pseudo, _ = pseudo_facts(trained, spec)
@@ -255,7 +262,7 @@ def report(
         facts |= scored_facts(slices, pred, split, most, sets) | rule_facts(predictor.rule, split)
     facts |= pseudo
     page = render("run.html", ClassMap.from_names(class_names(spec)), places=sections(facts), **facts)
-    return write_page(page, out or trained/"report.html")
+    return write_page(page, place)
 
 
 # %% [markdown]

@@ -51,6 +51,7 @@ from ctseg.data.toys import toy_set
 # | `checkpoints/PHASE/` | the newest two checkpoints; once the phase is over only `final/`, the averaged weights |
 # | `checkpoints/model.safetensors` | the model that predicts |
 # | `metrics.json`, `curves.png` | written at the end: score, decision rule, calibration; the learning curves |
+# | `model_card.md` | what others must know of the network before they use it |
 # | `reliability.csv` | the points of the reliability diagram, where slices were held out |
 # | `timings.csv` | seconds of each epoch, and where it was trained; apart from the history, because it differs from run to run |
 # | `pseudo_labels.npz`, `pseudo_cells.csv` | what teachers said (teacher–student) or added (self-training) |
