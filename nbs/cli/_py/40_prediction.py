@@ -39,6 +39,10 @@ VIEWS = typer.Option(
     help="views of each image to average: turned, enlarged, and mirrored if the runs were trained so",
 )
 STORE = typer.Option(help="also keep the probabilities, as float16, in this file")
+SURENESS = typer.Option(
+    help="also write, for each slice and structure, the Dice to expect, the chance that it is there "
+         "and the uncertain share of its edge (.csv)",
+)
 RULE = typer.Option(help="saved: the one chosen in training; argmax: none, the most probable class")
 THRESHOLD = typer.Option(help="least probability of a foreground pixel, instead of the chosen rule's")
 GATE = typer.Option(
@@ -68,6 +72,7 @@ def predict(
     out: Annotated[Path, SUBMISSION],
     tta: Annotated[int, VIEWS] = 1,
     probabilities: Annotated[Optional[Path], STORE] = None,
+    confidence: Annotated[Optional[Path], SURENESS] = None,
     rule: Annotated[str, RULE] = "saved",
     threshold: Annotated[Optional[float], THRESHOLD] = None,
     gate: Annotated[Optional[float], GATE] = None,
@@ -83,15 +88,14 @@ def predict(
     load_plugins(plugin)
     from ctseg.prediction.prepare import prepare
     from ctseg.prediction.submission import check_files, predict_folder
-    check_files(images, out, probabilities)
+    check_files(images, out, probabilities, confidence)
     rule_fields = dict(threshold=threshold, gate=gate)
     with memory_errors():
         plan = device_plan(device, precision)
         predictor = prepare(runs, plan, tta, calibrated, tune, annotated, batch_size, rule, **rule_fields)
-        print_facts(predict_folder(predictor, images, out, probabilities, batch_size, progress=True))
-    print(f"submission: {out}")
-    if probabilities:
-        print(f"probabilities: {probabilities}")
+        print_facts(predict_folder(predictor, images, out, probabilities, batch_size, True, confidence))
+    for what, path in {"submission": out, "probabilities": probabilities, "confidence": confidence}.items():
+        if path: print(f"{what}: {path}")
 
 
 # %%
