@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SURE', 'COLUMNS', 'Note', 'edge_pixels', 'uncertain_edge', 'presence_chance', 'sureness',
-           'Judge', 'judge_of', 'table_rows', 'write_sureness']
+           'Judge', 'judge_of', 'judged', 'table_rows', 'write_sureness']
 
 # %% ../../nbs/prediction/55_sureness.ipynb #d045d064
 import contextlib
@@ -19,8 +19,11 @@ import torch
 import torch.nn.functional as F
 
 from ..core.files import atomic_path
+from ..data.slices import SliceSet
 from ..inference.confidence import soft_dice_confidence, sum_by_class
 from ..inference.expected_dice import ExpectedDice, drawn_structures
+from ..inference.loop import over_slices
+from ..inference.rule import decide
 from .predictor import Predictor, RunMember
 from .saved import read_metrics
 
@@ -62,7 +65,7 @@ def sureness(
     label: torch.Tensor,
     expected: ExpectedDice | None = None,
 ) -> dict[str, torch.Tensor]: # f32 [B, C] each: pixels, presence, expected_dice, uncertain_edge
-    "How sure a prediction `label` [B, H, W] is by the probabilities [B, C, H, W]; arguments as of `presence_chance`."
+    "How sure a prediction `label` is by the probabilities `prob`; arguments as of `presence_chance`."
     pixels = sum_by_class(torch.ones_like(label, dtype=prob.dtype), label, prob.shape[1])
     presence = presence_chance(prob, label, expected)
     dice = torch.where(pixels > 0, presence*soft_dice_confidence(prob, label), torch.nan)
@@ -78,7 +81,9 @@ class Judge:
     calibrated: bool
     same: bool                        # its probabilities are those that the labels were decided by
 
-    def __call__(self, images: np.ndarray, prob: torch.Tensor, label: torch.Tensor) -> dict[str, torch.Tensor]:
+    def __call__(
+        self, images: np.ndarray, prob: torch.Tensor, label: torch.Tensor,
+    ) -> dict[str, torch.Tensor]:
         "`sureness` of labels [B, H, W] that were decided by `prob` [B, C, H, W], for images uint8 [B, H, W]."
         prob = prob if self.same else self.predictor.probabilities(images)
         return sureness(prob, label.to(prob.device), self.expected)
@@ -95,6 +100,17 @@ def judge_of(predictor: Predictor) -> Judge:
         return Judge(predictor, predictor.rule.expected, False, True)
     warm = [replace(m, temperature=s.temperature) for m, s in zip(members, saved)]
     return Judge(replace(predictor, members=warm), saved[0].rule.expected, True, False)
+
+# %% ../../nbs/prediction/55_sureness.ipynb #ba924eff
+def judged(predictor: Predictor, slices: SliceSet, batch_size: int = 16) -> dict[str, np.ndarray]:
+    "Of each slice: `labels` uint8 [N, H, W], and f32 [N, C] what `sureness` says of them."
+    judge, rule = judge_of(predictor), predictor.rule_at(slices.images.shape[1:])
+
+    def step(part: SliceSet) -> dict[str, torch.Tensor]:
+        prob = predictor.probabilities(part.images)
+        label = decide(prob, rule, predictor.activation)
+        return {"labels": label} | judge(part.images, prob, label)
+    return over_slices(slices, step, batch_size)
 
 # %% ../../nbs/prediction/55_sureness.ipynb #ad943a64
 COLUMNS = ("image", "class", "pixels", "presence", "expected_dice", "uncertain_edge", "calibrated")

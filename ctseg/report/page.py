@@ -21,9 +21,9 @@ from ..core.files import InputError, atomic_path, refuse_folder
 from ..data.challenge import read_challenge
 from ..data.slices import SliceSet
 from ..inference.rule import Rule
-from ..prediction.predictor import predict_masks
 from ..prediction.prepare import prepare
 from ..prediction.saved import class_names, run_spec
+from ..prediction.sureness import judged
 from .facts import pseudo_facts, run_facts, scored_slices, slice_facts
 from .pictures import pack_slices
 from ..runs.source import find_run, hub_name
@@ -90,14 +90,17 @@ def scored_facts(
     split: str, # where they come from: "held-out" or "test"
     most: int, # slices on the page
     extra: list[dict[str, Any]], # sets of other slices, from `pseudo_facts`
+    sure: dict[str, np.ndarray] | None = None, # what `judged` says of them
 ) -> dict[str, Any]:
     "What the page says about predictions, and the slices themselves."
     what, name = "annotated slices that this run held out", "held-out slices"
     if split == "test": what = name = "test slices"
     room = max(1, most - sum(len(s["slices"]) for s in extra))
     sets = [{"name": name, "truth": True, "slices": pack_slices(slices, pred, room)}, *extra]
-    facts = slice_facts(slices, pred)
-    return facts | {"sets": page_data(sets, slices), "scored_on": f"{len(slices)} {what}"}
+    facts = slice_facts(slices, pred, sure)
+    groups = len(np.unique(slices.groups))
+    on = f"{len(slices)} {what}, of {groups} patients (or groups of related slices)"
+    return facts | {"sets": page_data(sets, slices), "scored_on": on}
 
 # %% ../../nbs/report/40_page.ipynb #e6e1e96a
 def rule_facts(rule: Rule, split: str) -> dict[str, Any]:
@@ -140,10 +143,11 @@ def report(
         train = training_slices(data, split, annotated)
         slices = scored_slices(trained, train if split == "held-out" else data, split, annotated)
         predictor = prepare(trained.folder, plan)
-        pred = predict_masks(predictor, slices.images, batch_size=batch_size)
+        sure = judged(predictor, slices, batch_size)
         same_data = train is not None and train.fingerprint() == spec["data"]["fingerprint"]
         pseudo, sets = pseudo_facts(trained, spec, train if same_data else None, max(1, most//6))
-        facts |= scored_facts(slices, pred, split, most, sets) | rule_facts(predictor.rule, split)
+        facts |= scored_facts(slices, sure["labels"], split, most, sets, sure)
+        facts |= rule_facts(predictor.rule, split)
     facts |= pseudo
     page = render("run.html", ClassMap.from_names(class_names(spec)), places=sections(facts), **facts)
     return write_page(page, place)

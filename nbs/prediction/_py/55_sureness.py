@@ -20,8 +20,11 @@ import torch
 import torch.nn.functional as F
 
 from ctseg.core.files import atomic_path
+from ctseg.data.slices import SliceSet
 from ctseg.inference.confidence import soft_dice_confidence, sum_by_class
 from ctseg.inference.expected_dice import ExpectedDice, drawn_structures
+from ctseg.inference.loop import over_slices
+from ctseg.inference.rule import decide
 from ctseg.prediction.predictor import Predictor, RunMember
 from ctseg.prediction.saved import read_metrics
 
@@ -34,7 +37,7 @@ from fastcore.test import test_close, test_eq
 from ctseg.core.anatomy import ClassMap
 from ctseg.core.device import pick_device
 from ctseg.inference.loop import Member
-from ctseg.inference.rule import Rule, decide
+from ctseg.inference.rule import Rule
 from ctseg.losses.registry import create_loss
 from ctseg.models.zoo import create_model
 
@@ -105,7 +108,7 @@ def sureness(
     label: torch.Tensor,
     expected: ExpectedDice | None = None,
 ) -> dict[str, torch.Tensor]: # f32 [B, C] each: pixels, presence, expected_dice, uncertain_edge
-    "How sure a prediction `label` [B, H, W] is by the probabilities [B, C, H, W]; arguments as of `presence_chance`."
+    "How sure a prediction `label` is by the probabilities `prob`; arguments as of `presence_chance`."
     pixels = sum_by_class(torch.ones_like(label, dtype=prob.dtype), label, prob.shape[1])
     presence = presence_chance(prob, label, expected)
     dice = torch.where(pixels > 0, presence*soft_dice_confidence(prob, label), torch.nan)
@@ -130,7 +133,9 @@ class Judge:
     calibrated: bool
     same: bool                        # its probabilities are those that the labels were decided by
 
-    def __call__(self, images: np.ndarray, prob: torch.Tensor, label: torch.Tensor) -> dict[str, torch.Tensor]:
+    def __call__(
+        self, images: np.ndarray, prob: torch.Tensor, label: torch.Tensor,
+    ) -> dict[str, torch.Tensor]:
         "`sureness` of labels [B, H, W] that were decided by `prob` [B, C, H, W], for images uint8 [B, H, W]."
         prob = prob if self.same else self.predictor.probabilities(images)
         return sureness(prob, label.to(prob.device), self.expected)
@@ -155,6 +160,24 @@ classes = ClassMap.from_names(["liver", "spleen"])
 predictor = Predictor([Member(network, create_loss("marginal"))], classes, pick_device("cpu"))
 judge = judge_of(predictor)
 print("calibrated:", judge.calibrated)
+
+
+# %%
+#| export
+def judged(predictor: Predictor, slices: SliceSet, batch_size: int = 16) -> dict[str, np.ndarray]:
+    "Of each slice: `labels` uint8 [N, H, W], and f32 [N, C] what `sureness` says of them."
+    judge, rule = judge_of(predictor), predictor.rule_at(slices.images.shape[1:])
+
+    def step(part: SliceSet) -> dict[str, torch.Tensor]:
+        prob = predictor.probabilities(part.images)
+        label = decide(prob, rule, predictor.activation)
+        return {"labels": label} | judge(part.images, prob, label)
+    return over_slices(slices, step, batch_size)
+
+
+# %%
+slices = SliceSet(np.full((2, 16, 16), 90, np.uint8), classes=classes)
+print({name: values.shape for name, values in judged(predictor, slices).items()})
 
 # %%
 #| export
