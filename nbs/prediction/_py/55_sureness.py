@@ -198,7 +198,7 @@ def table_rows(judge: Judge, names: list[str], columns: dict[str, torch.Tensor])
 
 @contextlib.contextmanager
 def write_sureness(path: str | Path, predictor: Predictor) -> Iterator[Note]:
-    "Yields what takes names, images uint8 [B, H, W], their probabilities and labels; the file is complete or not there."
+    "Yields what takes names, images, probabilities and labels of a batch; the file is complete or not there."
     judge = judge_of(predictor)
     with atomic_path(path) as tmp, open(tmp, "w", newline="", encoding="utf-8") as file:
         out = csv.writer(file)

@@ -56,7 +56,7 @@ from ctseg.data.toys import toy_set
 # | `timings.csv` | seconds of each epoch, and where it was trained; apart from the history, because it differs from run to run |
 # | `pseudo_labels.npz`, `pseudo_cells.csv` | what teachers said (teacher–student) or added (self-training) |
 # | `report.html` | the page that `ctseg report` writes |
-# | `tensorboard/` | the curves again, where TensorBoard is installed |
+# | `trackers.json`, `tensorboard/`, … | of `--log`: what the trackers have been told |
 
 # %%
 #| export
