@@ -32,6 +32,7 @@ HOMES = {
     "evaluate_volumes": "ctseg.metrics.volume_files",
     "get_recipe": "ctseg.recipes.table",
     "fit": "ctseg.recipes.fit",
+    "push_to_hub": "ctseg.integrations.hub",
     "segment": "ctseg.segmentation",
 }
 SHORT = {"load": "load_predictor", "evaluate": "evaluate_files"}
@@ -56,6 +57,7 @@ __all__ = [
     "evaluate_volumes",
     "get_recipe",
     "fit",
+    "push_to_hub",
     "segment",
     "load",
     "evaluate",
@@ -65,6 +67,7 @@ if TYPE_CHECKING:
     from ctseg.core.files import InputError
     from ctseg.data.challenge import read_challenge, write_challenge
     from ctseg.data.slices import SliceSet
+    from ctseg.integrations.hub import push_to_hub
     from ctseg.losses.registry import create_loss, register_loss
     from ctseg.metrics.evaluate import evaluate_files
     from ctseg.metrics.evaluate import evaluate_files as evaluate

@@ -50,7 +50,8 @@ SPELLINGS = {  # of a setting -> the later ones; `method.NAME` is tried last in 
 }
 PHANTOM = {"labelled": 10, "unlabelled": 8, "test": 4, "size": 64, "seed": 7}
 PACKAGES = ["torch", "numpy", "scipy", "scikit-image", "timm", "accelerate"]
-NOT_A_RESULT = {"version", "versions", "time", "times", "seconds", "date"}  # keys of metrics.json
+# keys of metrics.json; "held out": the intervals of scores that are compared anyway, and later than some runs
+NOT_A_RESULT = {"version", "versions", "time", "times", "seconds", "date", "held out"}
 
 
 def ctseg(*args) -> subprocess.CompletedProcess:

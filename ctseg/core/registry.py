@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ENTRY_POINTS', 'PLUGIN_MODULE', 'load_entry_points', 'origin', 'same_thing', 'Registry',
            'Plugin', 'kept_copy', 'keep_copy', 'load_plugin', 'execute', 'require_plugin',
-           'plugins_of']
+           'is_loaded', 'plugins_of']
 
 # %% ../../nbs/core/70_registry.ipynb #62c23e16
 import hashlib
@@ -161,6 +161,11 @@ def require_plugin(plugin: Plugin, run: str = "this run") -> None:
         raise InputError(f"{run} needs the plugin {plugin}; give it with --plugin")
     execute(source, path)
     _loaded[plugin.sha256] = plugin
+
+# %% ../../nbs/core/70_registry.ipynb #c1ae2f02
+def is_loaded(plugin: Plugin) -> bool:
+    "Has this plugin, or another version of it, been executed already?"
+    return plugin.sha256 in _loaded or any(given.name == plugin.name for given in _loaded.values())
 
 # %% ../../nbs/core/70_registry.ipynb #8dee5ed2
 def plugins_of(entries: Iterable[Any]) -> list[Plugin]:

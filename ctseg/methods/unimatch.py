@@ -57,12 +57,14 @@ def complete_batch(
     prob: torch.Tensor,
     tau: float | torch.Tensor,
     activation: str,
+    told: torch.Tensor | None = None,
 ) -> Batch:
     """Truth where people gave it, the teacher's answer where it is sure, unknown elsewhere.
 
     batch: weakly augmented, with whatever truth there is. prob: f32 `[B, C, H, W]`, the teacher's for it. tau: certainty
-    needed; a number, or one for each class `[C]`. activation: "softmax" or "sigmoid". `known` of the result is
-    bool `[B, C, H, W]`.
+    needed; a number, or one for each class `[C]`. activation: "softmax" or "sigmoid". told: bool `[C]`, the classes
+    that the teacher knows, None for all: of others it can only say that they are not where it draws. `known` of the
+    result is bool `[B, C, H, W]`.
     """
     classes, size = prob.shape[1], batch.mask.shape[1:]
     known = batch.known if batch.known.ndim == 4 else batch.known[:, :, None, None].expand(-1, -1, *size)
@@ -70,6 +72,8 @@ def complete_batch(
     tau = torch.as_tensor(tau, device=prob.device, dtype=prob.dtype).expand(classes)
     settle = settled_by_softmax if activation == "softmax" else settled_by_sigmoid
     label, settled = settle(prob, known, tau)
+    if told is not None:
+        settled = settled & (told[:, None, None] | (label > 0)[:, None])
     mask = torch.where(free, label, batch.mask)
     return replace(batch, mask=mask, known=known | settled | ~free[:, None])
 

@@ -31,6 +31,7 @@ from ..models.settings import make_model
 from ..models.base import load_weights, place
 from .saved import SavedCalibration, class_names, read_metrics, run_spec
 from ..runs.folder import Run
+from ..runs.source import find_run
 
 # %% ../../nbs/prediction/20_predictor.ipynb #2be5b504
 @dataclass(frozen=True)
@@ -220,15 +221,15 @@ def need_calibration(run: Run, calibration: SavedCalibration | None) -> SavedCal
 
 # %% ../../nbs/prediction/20_predictor.ipynb #dc4b9a1d
 def load_predictor(
-    runs: str | Path | list[str | Path], # one run folder or several
+    runs: str | Path | list[str | Path], # one run or several: folders, or names on the hub (hf://owner/name)
     plan: DevicePlan | str | None = None, # or a device, in the runs' precision; None: the one at hand
     views: int = 1, # of each image, see `tta_views`
     calibrated: bool = False, # divide logits by the runs' temperatures, and use the rule chosen for that
     engine: str = "torch", # what computes: torch, openvino, onnx, or auto for the faster one
 ) -> Predictor:
     "The trained models of runs, ready to predict; the rule is that of the first run that has one."
-    if isinstance(runs, (str, Path)): runs = [runs]
-    runs = [Run(r) for r in runs]
+    if isinstance(runs, (str, Path, Run)): runs = [runs]
+    runs = [find_run(r) for r in runs]
     specs = [run_spec(r) for r in runs]
     if not isinstance(plan, DevicePlan):
         plan = plan_as_trained(specs, plan or "auto")

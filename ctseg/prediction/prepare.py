@@ -102,7 +102,7 @@ def warn_of_unfinished(predictor: Predictor):
 
 # %% ../../nbs/prediction/40_prepare.ipynb #64e45c2b
 def prepare(
-    runs: str | Path | list[str | Path], # run folders
+    runs: str | Path | list[str | Path], # see `load_predictor`
     plan: DevicePlan | str | None = None, # see `load_predictor`
     views: int = 1, # of each image
     calibrated: bool = False, # divide logits by the runs' temperatures

@@ -4,18 +4,20 @@
 
 # %% auto #0
 __all__ = ['check_written', 'write_submission', 'check_files', 'check_class_names', 'class_names_beside',
-           'label_file', 'progress_bar', 'label_facts', 'label_images', 'predict_folder']
+           'label_file', 'progress_bar', 'label_facts', 'label_images', 'open_notes',
+           'predict_folder']
 
 # %% ../../nbs/prediction/60_submission.ipynb #53085c53
 import contextlib
 import errno
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
 from ..core.anatomy import ClassMap
@@ -27,6 +29,7 @@ from ..inference.loop import Each, batches
 from ..inference.rule import decide
 from .predictor import Predictor, warn_of_size
 from .store import write_probabilities
+from .sureness import Note, write_sureness
 
 # %% ../../nbs/prediction/60_submission.ipynb #27081a83
 def check_written(path: str | Path, names: list[str], masks: np.ndarray):
@@ -51,14 +54,16 @@ def write_submission(masks: np.ndarray, names: list[str], path: str | Path):
         check_written(tmp, names, masks)
 
 # %% ../../nbs/prediction/60_submission.ipynb #2fed3308
-def check_files(images: str | Path, out: str | Path, probabilities: str | Path | None = None) -> list[Path]:
+def check_files(images: str | Path, out: str | Path, *others: str | Path | None) -> list[Path]:
     "The images of a folder; `InputError` for names that `predict_folder` could not use."
     paths = image_paths(images)
     if not str(out).endswith((".csv", ".csv.gz")):
         raise InputError(f"{out}: a submission is called something.csv or something.csv.gz")
-    if probabilities and Path(probabilities).resolve() == Path(out).resolve():
-        raise InputError(f"{out}: the submission and the probabilities need a file each")
-    for path in (out, probabilities): refuse_folder(path)
+    given = [Path(path).resolve() for path in (out, *others) if path]
+    for path in (out, *others):
+        if path and given.count(Path(path).resolve()) > 1:
+            raise InputError(f"{path}: the submission and what else is written need a file each")
+        refuse_folder(path)
     return paths
 
 # %% ../../nbs/prediction/60_submission.ipynb #abe182e6
@@ -117,20 +122,42 @@ def label_images(
     masks: np.ndarray, # uint8 [N, H, W], to be filled
     batch_size: int = 16,
     each: Each | None = None, # goes through the batches; None: simply
-    add: Callable[[str, np.ndarray], None] | None = None, # takes a name and its probabilities f32 [C, H, W]
+    notes: Iterable[Note] = (), # each takes names, images, probabilities and labels of a batch
 ):
     "Fill `masks` with the labels of images that are read a batch at a time."
     size = masks.shape[1:]
     rule = predictor.rule_at(size)
     for index in batches(len(paths), batch_size, each):
         batch = [paths[i] for i in index]
-        prob = predictor.probabilities(read_pngs(batch, size))
-        masks[index] = decide(prob, rule, predictor.activation).cpu().numpy()
-        if add is None: continue
-        for path, p in zip(batch, prob.cpu().numpy()):
-            add(path.name, p)
+        grey = read_pngs(batch, size)
+        prob = predictor.probabilities(grey)
+        label = decide(prob, rule, predictor.activation)
+        masks[index] = label.cpu().numpy()
+        for note in notes:
+            note([path.name for path in batch], grey, prob, label)
 
 # %% ../../nbs/prediction/60_submission.ipynb #bde9142e
+@contextlib.contextmanager
+def open_notes(
+    predictor: Predictor,
+    size: tuple[int, int],
+    probabilities: str | Path | None = None, # the file for them; None: none
+    confidence: str | Path | None = None, # the same for `write_sureness`
+) -> Iterator[list[Note]]:
+    "What is to be noted of each batch, into files that are complete or not there."
+    notes: list[Note] = []
+    with contextlib.ExitStack() as stack:
+        if probabilities:
+            store = write_probabilities(probabilities, predictor.classes, predictor.activation, size)
+            add = stack.enter_context(store)
+            def keep(names: list[str], grey: np.ndarray, prob: torch.Tensor, label: torch.Tensor) -> None:
+                for name, p in zip(names, prob.cpu().numpy()): add(name, p)
+            notes.append(keep)
+        if confidence:
+            notes.append(stack.enter_context(write_sureness(confidence, predictor)))
+        yield notes
+
+# %% ../../nbs/prediction/60_submission.ipynb #f6cf4c0a
 def predict_folder(
     predictor: Predictor,
     images: str | Path, # a folder of PNG slices
@@ -138,20 +165,18 @@ def predict_folder(
     probabilities: str | Path | None = None, # also write them into this file
     batch_size: int = 16,
     progress: bool = False, # show a bar in a terminal if it takes long
+    confidence: str | Path | None = None, # also write how sure each structure is, see `write_sureness`
 ) -> dict[str, Any]: # facts for people
     "Write the submission for a folder of images of any number."
-    paths = check_files(images, out, probabilities)
+    paths = check_files(images, out, probabilities, confidence)
     size = read_pngs(paths[:1]).shape[1:]
     check_class_names(predictor.classes, class_names_beside(images))
     warn_of_size(predictor.members, size)
     with contextlib.ExitStack() as stack:
         tmp = stack.enter_context(atomic_path(out))
-        add = None
-        if probabilities:
-            store = write_probabilities(probabilities, predictor.classes, predictor.activation, size)
-            add = stack.enter_context(store)
+        notes = stack.enter_context(open_notes(predictor, size, probabilities, confidence))
         masks = label_file(tmp.parent/"masks", (len(paths), *size))
-        label_images(predictor, paths, masks, batch_size, progress_bar(progress), add)
+        label_images(predictor, paths, masks, batch_size, progress_bar(progress), notes)
         facts = label_facts(masks, len(predictor.classes))
         write_submission(masks, [p.name for p in paths], tmp)
     ensemble = {"images": len(paths), "models": len(predictor.members), "views": predictor.views}

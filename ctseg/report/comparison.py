@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..core.device import DevicePlan
-from ..core.files import InputError, refuse_folder
+from ..core.files import InputError
 from ..data.challenge import read_challenge
 from ..data.slices import SliceSet
 from ..inference.rule import Rule
@@ -23,8 +23,9 @@ from ..prediction.predictor import Predictor, predict_masks
 from ..prediction.prepare import prepare
 from ..prediction.saved import run_spec
 from .facts import scored_slices
-from .page import render, write_page
+from .page import page_place, render, write_page
 from ..runs.folder import Run
+from ..runs.source import find_run
 from ..runs.recipe import recipe_differences
 
 # %% ../../nbs/report/50_comparison.ipynb #ceae9113
@@ -152,12 +153,12 @@ def report_comparison(
     batch_size: int = 16,
 ) -> tuple[Path, list[dict[str, Any]]]: # where it was written; a record for each run
     "Write the page that compares several runs."
-    runs = [Run(r) for r in runs]
+    place = page_place(runs[0], out, "comparison.html")
+    runs = [find_run(r) for r in runs]
     specs = [run_spec(r) for r in runs]
     if data is None:
         raise InputError("comparing runs needs slices to score them on: give --data FOLDER")
-    refuse_folder(out)
     slices = common_slices(runs, data, split, annotated)
     records = compare(runs, slices, plan, batch_size)
     page = comparison_page(records, specs, slices, split)
-    return write_page(page, out or runs[0]/"comparison.html"), records
+    return write_page(page, place), records

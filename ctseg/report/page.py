@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NO_SLICES', 'SECTIONS', 'environment', 'hex_colours', 'render', 'page_data', 'sections',
-           'training_slices', 'scored_facts', 'rule_facts', 'write_page', 'report']
+           'training_slices', 'scored_facts', 'rule_facts', 'page_place', 'write_page', 'report']
 
 # %% ../../nbs/report/40_page.ipynb #5c75f9a3
 import json
@@ -17,16 +17,16 @@ from markupsafe import Markup
 
 from ..core.anatomy import ClassMap
 from ..core.device import DevicePlan
-from ..core.files import atomic_path, refuse_folder
+from ..core.files import InputError, atomic_path, refuse_folder
 from ..data.challenge import read_challenge
 from ..data.slices import SliceSet
 from ..inference.rule import Rule
-from ..prediction.predictor import predict_masks
 from ..prediction.prepare import prepare
 from ..prediction.saved import class_names, run_spec
+from ..prediction.sureness import judged
 from .facts import pseudo_facts, run_facts, scored_slices, slice_facts
 from .pictures import pack_slices
-from ..runs.folder import Run
+from ..runs.source import find_run, hub_name
 
 # %% ../../nbs/report/40_page.ipynb #d09693d0
 def environment() -> jinja2.Environment:
@@ -90,19 +90,30 @@ def scored_facts(
     split: str, # where they come from: "held-out" or "test"
     most: int, # slices on the page
     extra: list[dict[str, Any]], # sets of other slices, from `pseudo_facts`
+    sure: dict[str, np.ndarray] | None = None, # what `judged` says of them
 ) -> dict[str, Any]:
     "What the page says about predictions, and the slices themselves."
     what, name = "annotated slices that this run held out", "held-out slices"
     if split == "test": what = name = "test slices"
     room = max(1, most - sum(len(s["slices"]) for s in extra))
     sets = [{"name": name, "truth": True, "slices": pack_slices(slices, pred, room)}, *extra]
-    facts = slice_facts(slices, pred)
-    return facts | {"sets": page_data(sets, slices), "scored_on": f"{len(slices)} {what}"}
+    facts = slice_facts(slices, pred, sure)
+    groups = len(np.unique(slices.groups))
+    on = f"{len(slices)} {what}, of {groups} patients (or groups of related slices)"
+    return facts | {"sets": page_data(sets, slices), "scored_on": on}
 
 # %% ../../nbs/report/40_page.ipynb #e6e1e96a
 def rule_facts(rule: Rule, split: str) -> dict[str, Any]:
     "The rule in words, and whether it was chosen on the very slices that are scored."
     return {"rule": str(rule), "rule_has_seen": split == "held-out" and rule != Rule()}
+
+def page_place(run: str | Path, out: str | Path | None, name: str) -> Path:
+    "Where a page goes: to `out`, or as `name` into the run folder; `InputError` where it cannot."
+    refuse_folder(out)
+    if out: return Path(out)
+    if hub_name(run):
+        raise InputError(f"{run}: a run on the hub has no folder to write {name} into; give --out FILE.html")
+    return Path(run)/name
 
 def write_page(page: str, path: str | Path) -> Path:
     "Write a page, whole or not at all; its path."
@@ -113,7 +124,7 @@ def write_page(page: str, path: str | Path) -> Path:
 
 # %% ../../nbs/report/40_page.ipynb #53476d14
 def report(
-    run: str | Path, # a run folder
+    run: str | Path, # see `find_run`
     data: str | Path | SliceSet | None = None, # what it was trained on; None: only what the run folder holds
     split: str = "held-out", # or "test"
     out: str | Path | None = None, # the page; None: report.html in the run folder
@@ -123,9 +134,8 @@ def report(
     batch_size: int = 16,
 ) -> Path: # where it was written
     "Write the page of one run. Without `data` the run may still be in its first phase."
-    trained = Run(run)
+    place, trained = page_place(run, out, "report.html"), find_run(run)
     spec = run_spec(trained, weights=data is not None)
-    refuse_folder(out)
     facts = NO_SLICES | run_facts(trained, spec)
     if data is None:
         pseudo, _ = pseudo_facts(trained, spec)
@@ -133,10 +143,11 @@ def report(
         train = training_slices(data, split, annotated)
         slices = scored_slices(trained, train if split == "held-out" else data, split, annotated)
         predictor = prepare(trained.folder, plan)
-        pred = predict_masks(predictor, slices.images, batch_size=batch_size)
+        sure = judged(predictor, slices, batch_size)
         same_data = train is not None and train.fingerprint() == spec["data"]["fingerprint"]
         pseudo, sets = pseudo_facts(trained, spec, train if same_data else None, max(1, most//6))
-        facts |= scored_facts(slices, pred, split, most, sets) | rule_facts(predictor.rule, split)
+        facts |= scored_facts(slices, sure["labels"], split, most, sets, sure)
+        facts |= rule_facts(predictor.rule, split)
     facts |= pseudo
     page = render("run.html", ClassMap.from_names(class_names(spec)), places=sections(facts), **facts)
-    return write_page(page, out or trained/"report.html")
+    return write_page(page, place)

@@ -44,7 +44,13 @@ def write_rows(rows: list[dict], path: str | Path) -> None:
 PARTS = {"recipe", "seed", "data", "classes", "image_shape"}
 VERSIONED = ("ctseg", "torch", "timm", "numpy", "accelerate")
 
-def make_spec(recipe: Recipe, slices: SliceSet, seed: int, plugins: Iterable[Plugin] = ()) -> dict[str, Any]:
+def make_spec(
+    recipe: Recipe,
+    slices: SliceSet,
+    seed: int,
+    plugins: Iterable[Plugin] = (),
+    earlier: dict[str, Any] | None = None, # `init` and `teacher`: the runs it takes something over from
+) -> dict[str, Any]:
     "What `recipe.json` says of a run, as `read_spec` gives it back."
     counts = {"images": len(slices), "labelled": int(slices.labelled.sum())}
     data = {"fingerprint": slices.fingerprint()} | counts
@@ -52,7 +58,7 @@ def make_spec(recipe: Recipe, slices: SliceSet, seed: int, plugins: Iterable[Plu
     shape = list(slices.images.shape[1:])
     threads = torch.get_num_threads()  # their number decides the order of sums on a CPU, and so the rounding
     return {"recipe": recipe, "plugins": list(plugins), "seed": seed, "data": data,
-            "classes": classes, "image_shape": shape, "threads": threads}
+            "classes": classes, "image_shape": shape, "threads": threads} | (earlier or {})
 
 def spec_dict(spec: dict[str, Any]) -> dict[str, Any]:
     "The same in plain dictionaries, to be written."
@@ -87,7 +93,8 @@ def facts_of(spec: dict[str, Any]) -> dict[str, Any]:
     choices = {group: settings[group] for group in CHOICES}
     plugins = ", ".join(map(str, spec["plugins"])) or "none"
     first = {"name": recipe.name, **choices, "plugins": plugins}
-    return first | settings | {"seed": spec["seed"]} | spec["data"]
+    earlier = {key: spec.get(key, {}).get("weights", "none") for key in ("init", "teacher")}
+    return first | settings | earlier | {"seed": spec["seed"]} | spec["data"]
 
 def difference(old: dict[str, Any], new: dict[str, Any]) -> str:
     "The first thing in which two specs are different, in words; '' if they describe the same run."

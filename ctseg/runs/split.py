@@ -25,6 +25,8 @@ class DataSettings(Settings):
     fold: int = setting(0, "and this group is held out; -1: none", low=-1)
     rare_power: float = setting(0.0, "0: images alike; 0.5: those with rare structures more often", low=0)
     image_size: int = setting(0, "pixels a side that the network works at; 0: the images' own", low=0)
+    completion: float = setting(
+        0.9, "certainty at which the network of --teacher settles a pixel", low=0.5, high=1)
 
     def check(self) -> None:
         "`InputError` for an image size that no network works at."
@@ -33,9 +35,13 @@ class DataSettings(Settings):
             raise InputError(f"image_size = {self.image_size}: expected {expected}")
 
 # %% ../../nbs/runs/25_split.ipynb #8c5d474d
-def unexamined_as_absent(slices: SliceSet) -> SliceSet:
+def unexamined_as_absent(
+    slices: SliceSet,
+    told: np.ndarray | None = None, # bool [C]: classes that an earlier network tells of; None: none
+) -> SliceSet:
     "The slices, with classes that were examined on none of them as absent from all that are annotated."
     never = ~slices.known.any(0)
+    if told is not None: never = never & ~told
     return replace(slices, known=slices.known | (slices.labelled[:, None] & never))
 
 # %% ../../nbs/runs/25_split.ipynb #1fb421ea
@@ -67,7 +73,13 @@ class Split:
     kept_out: int  # unlabelled slices of held-out patients
     unexamined: list[str]  # classes that nobody looked for on any slice to learn from
 
-def split_slices(slices: SliceSet, settings: DataSettings, seed: int = 0) -> Split:
+# %% ../../nbs/runs/25_split.ipynb #a83b236c
+def split_slices(
+    slices: SliceSet,
+    settings: DataSettings,
+    seed: int = 0,
+    told: np.ndarray | None = None, # see `unexamined_as_absent`
+) -> Split:
     "Divide the slices of a data set; `InputError` where that is impossible."
     if not slices.labelled.any():
         raise InputError("no image is annotated: there is nothing to learn from")
@@ -82,6 +94,8 @@ def split_slices(slices: SliceSet, settings: DataSettings, seed: int = 0) -> Spl
         order = np.random.default_rng(seed).permutation(len(unlabelled))
         unlabelled = unlabelled[np.sort(order[:settings.unlabelled])]
     examined = learn.known.any(0)
+    if told is not None: examined = examined | told
     unexamined = [name for name, seen in zip(slices.classes.names, examined) if not seen]
     held_out = np.flatnonzero(slices.labelled)[out]
-    return Split(unexamined_as_absent(learn), holdout, unlabelled, held_out, int(theirs.sum()), unexamined)
+    learn = unexamined_as_absent(learn, told)
+    return Split(learn, holdout, unlabelled, held_out, int(theirs.sum()), unexamined)

@@ -6,9 +6,7 @@
 __all__ = ['plot_curves', 'Watch', 'in_notebook']
 
 # %% ../../nbs/training/80_curves.ipynb #52f44893
-import contextlib
 import sys
-from pathlib import Path
 
 import numpy as np
 
@@ -40,19 +38,11 @@ def plot_curves(history, axes=None):
 
 # %% ../../nbs/training/80_curves.ipynb #42d972a6
 class Watch:
-    "Curves in a notebook, and for TensorBoard where it is installed; call it with the history after each epoch."
-    def __init__(self, folder: str | Path):
-        self.handle, self.board = None, None
-        with contextlib.suppress(ImportError):
-            from torch.utils.tensorboard import SummaryWriter
-            self.board = SummaryWriter(folder)
+    "Curves in a notebook; call it with the history after each epoch."
+    def __init__(self):
+        self.handle = None
 
-    def __call__(self, history: list[dict]):
-        row = history[-1]
-        if self.board:
-            for key in ("loss", "dice", "lr", "skipped"):
-                self.board.add_scalar(f"{row['phase']}/{key}", row[key], row["step"])
-            self.board.flush()
+    def __call__(self, history: list[dict]) -> None:
         if in_notebook(): self.draw(history)
 
     def draw(self, history: list[dict]) -> None:

@@ -18,6 +18,7 @@ from accelerate.state import AcceleratorState
 from ..core.device import PRECISIONS, DevicePlan, pick_device
 from ..core.settings import Settings, setting
 from ..data.augment import NO_AUGMENT
+from ..data.batches import Batch
 from ..data.slices import SliceSet
 from .deadline import Deadline
 
@@ -58,6 +59,7 @@ class Setup:
     folder: Path | None = None                # of checkpoints, with a folder for each phase; None keeps none
     deadline: Deadline | None = None
     progress: bool = True                     # show a bar
+    complete: Callable[[Batch], Batch] | None = None  # fills in what nobody examined on annotated slices
 
 # %% ../../nbs/training/55_setup.ipynb #15923952
 def make_accelerator(plan: DevicePlan) -> Accelerator:

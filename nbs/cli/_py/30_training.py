@@ -36,7 +36,7 @@ from typer.testing import CliRunner
 
 # %%
 #| export
-OPTIONS = ("seed", "device", "recipe", "out", "time_limit", "annotated", "plugin")
+OPTIONS = ("seed", "device", "recipe", "out", "time_limit", "annotated", "plugin", "log", "init", "teacher")
 
 
 def refuse_options(settings: list[str]) -> None:
@@ -80,6 +80,10 @@ TIME_LIMIT = typer.Option(
     help="stop in time, with everything saved, before so much has passed, such as 8h30m or 90m",
 )
 SEED = typer.Option(help="of first weights, order of slices and augmentation")
+INIT = typer.Option(help="start from the weights of this run (a folder, or hf://owner/name), by class name")
+TEACHER = typer.Option(help="a run whose sure answers fill in the classes that nobody examined here")
+SAVED = "everything is saved, continue with the same command and --resume"
+LOG = typer.Option(help="tensorboard, wandb, mlflow or another tracker of accelerate; may be repeated")
 
 # %%
 from ctseg.recipes.table import DEFAULT_RECIPE
@@ -87,11 +91,9 @@ from ctseg.recipes.table import DEFAULT_RECIPE
 print(RECIPE.help)
 assert f"left out: {DEFAULT_RECIPE};" in RECIPE.help  # told here without the import of torch
 
+
 # %%
 #| export
-SAVED = "everything is saved, continue with the same command and --resume"
-
-
 @app.command()
 def fit(
     data: Folder,
@@ -100,6 +102,9 @@ def fit(
     set: Annotated[list[str], SETTING] = [],
     plugin: Plugins = [],
     seed: Annotated[int, SEED] = 0,
+    init: Annotated[str, INIT] = "",
+    teacher: Annotated[str, TEACHER] = "",
+    log: Annotated[list[str], LOG] = [],
     resume: Annotated[bool, RESUME] = False,
     time_limit: Annotated[str, TIME_LIMIT] = "",
     device: Device = "auto",
@@ -117,6 +122,7 @@ def fit(
     if SPEAKS and resume and not os.path.exists(out/"recipe.json"):
         print(f"ctseg: no run in {out} yet: starting one", file=sys.stderr)
     choices = dict(time_limit=time_limit, annotated=annotated, plugins=plugin)
+    choices |= dict(init=init, teacher=teacher, log=log)
     try:
         run = fit(data, chosen, out, seed, resume, device, **choices)
     except Stopped as e:

@@ -31,12 +31,18 @@ from typer.testing import CliRunner
 
 # %%
 #| export
-RUNS = typer.Argument(help="one run folder, or several to average as probabilities")
+RUNS = typer.Argument(
+    help="one run, or several to average as probabilities: folders, or names on the hub (hf://owner/name)",
+)
 SUBMISSION = typer.Option(help="the submission to write (.csv or .csv.gz)")
 VIEWS = typer.Option(
     help="views of each image to average: turned, enlarged, and mirrored if the runs were trained so",
 )
 STORE = typer.Option(help="also keep the probabilities, as float16, in this file")
+SURENESS = typer.Option(
+    help="also write, for each slice and structure, the Dice to expect, the chance that it is there "
+         "and the uncertain share of its edge (.csv)",
+)
 RULE = typer.Option(help="saved: the one chosen in training; argmax: none, the most probable class")
 THRESHOLD = typer.Option(help="least probability of a foreground pixel, instead of the chosen rule's")
 GATE = typer.Option(
@@ -64,11 +70,12 @@ print("--rule", RULE.help)
 #| export
 @app.command()
 def predict(
-    runs: Annotated[list[Path], RUNS],
+    runs: Annotated[list[str], RUNS],
     images: Annotated[Path, typer.Option(help="a folder of PNG slices")],
     out: Annotated[Path, SUBMISSION],
     tta: Annotated[int, VIEWS] = 1,
     probabilities: Annotated[Optional[Path], STORE] = None,
+    confidence: Annotated[Optional[Path], SURENESS] = None,
     rule: Annotated[str, RULE] = "saved",
     threshold: Annotated[Optional[float], THRESHOLD] = None,
     gate: Annotated[Optional[float], GATE] = None,
@@ -85,16 +92,15 @@ def predict(
     load_plugins(plugin)
     from ctseg.prediction.prepare import prepare
     from ctseg.prediction.submission import check_files, predict_folder
-    check_files(images, out, probabilities)
+    check_files(images, out, probabilities, confidence)
     rule_fields = dict(threshold=threshold, gate=gate)
     with memory_errors():
         plan = device_plan(device, precision)
         predictor = prepare(runs, plan, tta, calibrated, tune, annotated, batch_size, rule, **rule_fields)
         predictor = predictor.by_engine(engine)
-        print_facts(predict_folder(predictor, images, out, probabilities, batch_size, progress=True))
-    print(f"submission: {out}")
-    if probabilities:
-        print(f"probabilities: {probabilities}")
+        print_facts(predict_folder(predictor, images, out, probabilities, batch_size, True, confidence))
+    for what, path in {"submission": out, "probabilities": probabilities, "confidence": confidence}.items():
+        if path: print(f"{what}: {path}")
 
 
 # %%
@@ -143,7 +149,7 @@ SHOWN = typer.Option(help="the folder they were trained on: its slices are score
 MOST = typer.Option(min=1, help="at most so many on the page of one run (default: 300)")
 
 
-def check_shown(runs: list[Path], data: Optional[Path], split: Optional[str], slices: Optional[int]) -> None:
+def check_shown(runs: list[str], data: Optional[Path], split: Optional[str], slices: Optional[int]) -> None:
     "`InputError` for options that need slices where none are shown."
     for option, value in (("--split", split), ("--slices", slices)):
         if value and not data:
@@ -153,7 +159,7 @@ def check_shown(runs: list[Path], data: Optional[Path], split: Optional[str], sl
 
 
 # %%
-try: check_shown([Path("run")], None, "test", None)
+try: check_shown(["run"], None, "test", None)
 except InputError as e: print(e)
 
 
@@ -161,7 +167,7 @@ except InputError as e: print(e)
 #| export
 @app.command()
 def report(
-    runs: Annotated[list[Path], COMPARED],
+    runs: Annotated[list[str], COMPARED],
     data: Annotated[Optional[Path], SHOWN] = None,
     split: Annotated[Optional[str], SPLIT] = None,
     out: Annotated[Optional[Path], PAGE] = None,

@@ -18,7 +18,7 @@ from pathlib import Path
 import typer
 
 import ctseg
-from ctseg.cli import data, evaluate, export, prediction, segment, training  # they enter their commands into `app`
+from ctseg.cli import data, evaluate, export, prediction, segment, sharing, training  # they enter their commands
 from ctseg.cli.console import SPEAKS, UsageError, app, clean_end, our_warnings, usage_line, write_any_letter
 from ctseg.core.files import InputError
 

@@ -256,6 +256,17 @@ except InputError as e: print(e)
 
 # %%
 #| export
+def is_loaded(plugin: Plugin) -> bool:
+    "Has this plugin, or another version of it, been executed already?"
+    return plugin.sha256 in _loaded or any(given.name == plugin.name for given in _loaded.values())
+
+
+# %%
+is_loaded(Plugin("never_given.py", "0"*64))
+
+
+# %%
+#| export
 def plugins_of(entries: Iterable[Any]) -> list[Plugin]:
     "The plugins that registered any of these entries."
     modules = [getattr(getattr(entry, "build", entry), "__module__", "") for entry in entries]

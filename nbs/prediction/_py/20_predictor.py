@@ -32,6 +32,7 @@ from ctseg.models.settings import make_model
 from ctseg.models.base import load_weights, place
 from ctseg.prediction.saved import SavedCalibration, class_names, read_metrics, run_spec
 from ctseg.runs.folder import Run
+from ctseg.runs.source import find_run
 
 # %%
 #| hide
@@ -418,15 +419,15 @@ except InputError as e: print(str(e).replace(keep.name, "…"))
 # %%
 #| export
 def load_predictor(
-    runs: str | Path | list[str | Path], # one run folder or several
+    runs: str | Path | list[str | Path], # one run or several: folders, or names on the hub (hf://owner/name)
     plan: DevicePlan | str | None = None, # or a device, in the runs' precision; None: the one at hand
     views: int = 1, # of each image, see `tta_views`
     calibrated: bool = False, # divide logits by the runs' temperatures, and use the rule chosen for that
     engine: str = "torch", # what computes: torch, openvino, onnx, or auto for the faster one
 ) -> Predictor:
     "The trained models of runs, ready to predict; the rule is that of the first run that has one."
-    if isinstance(runs, (str, Path)): runs = [runs]
-    runs = [Run(r) for r in runs]
+    if isinstance(runs, (str, Path, Run)): runs = [runs]
+    runs = [find_run(r) for r in runs]
     specs = [run_spec(r) for r in runs]
     if not isinstance(plan, DevicePlan):
         plan = plan_as_trained(specs, plan or "auto")

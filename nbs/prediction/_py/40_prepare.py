@@ -199,7 +199,7 @@ warn_of_unfinished(both)  # silent here
 # %%
 #| export
 def prepare(
-    runs: str | Path | list[str | Path], # run folders
+    runs: str | Path | list[str | Path], # see `load_predictor`
     plan: DevicePlan | str | None = None, # see `load_predictor`
     views: int = 1, # of each image
     calibrated: bool = False, # divide logits by the runs' temperatures

@@ -11,8 +11,8 @@
 import math
 import sys
 import warnings
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,23 +21,29 @@ import numpy as np
 from ctseg.core.device import pick_device
 from ctseg.core.files import InputError, atomic_path, write_json
 from ctseg.core.parallel import agree, main_first, on_main, rank, world
-from ctseg.core.registry import load_plugin
+from ctseg.core.registry import Plugin, load_plugin
 from ctseg.data.challenge import read_challenge
 from ctseg.data.slices import SliceSet
+from ctseg.inference.loop import Each
 from ctseg.inference.rule import Rule
 from ctseg.io.imported import imported_slicing
-from ctseg.prediction.choose import choose_rule
-from ctseg.prediction.predictor import load_predictor
+from ctseg.metrics.bootstrap import bootstrap_mean
+from ctseg.metrics.evaluate import plain_value
+from ctseg.prediction.choose import Part, choose_rule, rule_tables
+from ctseg.prediction.earlier import earlier_runs
+from ctseg.prediction.predictor import Predictor, load_predictor
 from ctseg.prediction.prepare import calibrate_run
 from ctseg.recipes.table import DEFAULT_RECIPE, get_recipe
+from ctseg.runs.card import write_card
 from ctseg.runs.folder import Run, make_spec, start_run
 from ctseg.runs.job import Job
-from ctseg.runs.recipe import Recipe, recipe_plugins
+from ctseg.runs.recipe import Recipe, recipe_fields, recipe_plugins
 from ctseg.training.curves import plot_curves
 from ctseg.training.deadline import Deadline, Stopped, read_duration
 from ctseg.training.learner import make_optimiser
 from ctseg.training.setup import make_accelerator
 from ctseg.training.step import out_of_memory
+from ctseg.training.trackers import Trackers, check_trackers
 
 # %%
 #| hide
@@ -46,6 +52,9 @@ import tempfile
 from fastcore.test import test_eq
 
 from ctseg.data.toys import toy_set
+from ctseg.inference.loop import Member
+from ctseg.losses.registry import create_loss
+from ctseg.models.zoo import create_model
 
 
 # %% [markdown]
@@ -110,7 +119,7 @@ except InputError as e: print(e)
 # %% [markdown]
 # ## After the last phase
 #
-# The decision rule is chosen, and the temperature fitted, on the held-out slices. `metrics.json` comes last: it is the sign that the run is finished.
+# The decision rule is chosen, and the temperature fitted, on the held-out slices. A score of few slices is worth little, so it is kept with the number of slices and patients it stands on, and with its interval. `metrics.json` comes last: it is the sign that the run is finished.
 
 # %%
 #| export
@@ -133,21 +142,51 @@ with tempfile.TemporaryDirectory() as d:
 
 # %%
 #| export
+def held_out_facts(
+    predictor: Predictor,
+    held_out: SliceSet, # what the run held out
+    rules: dict[str, Rule],
+    each: Each | None = None, # goes through the batches, and may stop; None: simply
+    batch_size: int = 16,
+) -> dict[str, Any]: # slices, groups, level, and the interval of each rule's Dice by its name
+    "On how many held-out slices and patients a run's scores stand, and their intervals."
+    tables = rule_tables([Part(predictor, held_out)], list(rules.values()), batch_size, each)
+    scores = {name: bootstrap_mean(table, held_out.groups) for name, table in zip(rules, tables)}
+    intervals = {name: [plain_value(s["low"]), plain_value(s["high"])] for name, s in scores.items()}
+    groups = len(np.unique(held_out.groups))
+    return {"slices": len(held_out), "groups": groups, "level": 0.95, "intervals": intervals}
+
+
+# %%
+slices, truth = toy_set(8, 8)
+network = create_model("attunet", 1, 4, width=4).eval()
+predictor = Predictor([Member(network, create_loss("marginal"))], slices.classes, pick_device("cpu"))
+facts = held_out_facts(predictor, slices, {"argmax": Rule()})
+print(facts["slices"], "slices,", facts["groups"], "groups,", list(facts["intervals"]))
+
+
+# %%
+#| export
 def finish(job: Job) -> None:
-    "Choose the rule, calibrate, write `curves.png` and `metrics.json`; `Stopped` if the deadline comes first."
+    "Choose the rule, calibrate, write curves, card and `metrics.json`; `Stopped` if the deadline comes first."
     facts: dict[str, Any] = {"phases": job.completed, "epochs": len(job.history)}
     facts["dice held out, argmax"] = job.history[-1]["dice"]
     rule, tune = Rule(), job.recipe.rule.tune_rule
     each = job.in_time("while the decision rule was chosen; all phases are trained", together=False)
     batch_size = min(16, max(1, job.schedule.batch_size//job.pieces))  # what training had room for
-    if tune and len(job.holdout):
-        predictor = load_predictor(job.run.folder, job.plan)
+    rules = {"argmax": Rule()}
+    predictor = load_predictor(job.run.folder, job.plan) if len(job.holdout) else None
+    if tune and predictor:
         rule, scores = choose_rule(predictor, job.holdout, each=each, batch_size=batch_size)
         facts["dice held out, argmax"] = scores[Rule()]  # both at the images' own size
         facts["dice held out, chosen rule"] = scores[rule]
+        rules["chosen rule"] = rule
+    if predictor:
+        facts["held out"] = held_out_facts(predictor, job.holdout, rules, each, batch_size)
     if len(np.unique(job.holdout.groups)) > 1:
         facts["calibration"] = calibrate_run(job.run, job.holdout, job.plan, tune, each, batch_size)
     save_curves(job.run)
+    write_card(job.run, facts)
     write_json(facts | {"rule": asdict(rule)}, job.run/"metrics.json")
 
 
@@ -182,12 +221,19 @@ def carry_out(job: Job) -> None:
 
 # %%
 #| export
+Callback = Callable[[int, dict[str, Any], Path], Any]
+
+
 @dataclass(frozen=True)
 class FitOptions:
     "What is seldom given to `fit`."
     time_limit: str = ""                 # stop in time before so much has passed, e.g. "8h30m"; empty: never
     annotated: str = "json"              # of a challenge folder: what was examined, see `read_challenge`
     plugins: Iterable[str | Path] = ()   # files that register methods, losses, networks, augmentations
+    log: str | Iterable[str] = ()        # trackers of accelerate, see `check_trackers`
+    callbacks: Iterable[Callback] = ()   # called after each epoch, see `as_watchers`
+    init: str | Path | Run = ""          # a run to start from the weights of, by class name; empty: none
+    teacher: str | Path | Run = ""       # a run that fills in what it knows and nobody examined; empty: none
 
     def deadline(self) -> Deadline:
         "When to stop."
@@ -209,17 +255,81 @@ try: options.read(toy_set(4, 4)[0])
 except InputError as e: print(e)
 
 
+# %% [markdown]
+# ### Callbacks
+#
+# `fit(…, callbacks=[watch])` calls `watch(epoch, row, folder)` in the first process after each epoch, when its row is in `history.csv` and its checkpoint is saved. `epoch` counts from 1 through all phases, `row` is a copy of the row, `folder` the run folder. What it returns is ignored, but a text: that is a reason to stop, as if the time were up (raising `Stopped` does the same). The run can then be continued with `resume=True`. An exception ends the training and reaches the caller of `fit`. Random numbers that a callback draws change nothing: those of the training are functions of the seed and the step.
+
 # %%
 #| export
-def announce(where: str, source: str) -> None:
-    "Say on which device a run trains, and from which weights a pretrained encoder starts, if there is one."
-    print(f"training on {where}", file=sys.stderr, flush=True)  # a forgotten GPU is better seen now
-    if source:
-        print(f"the encoder starts from {source}", file=sys.stderr, flush=True)
+def as_watchers(callbacks: Iterable[Callback], folder: Path) -> tuple[Callable[[list[dict]], None], ...]:
+    "Callbacks as a job calls them, with the history; a text that one of them returns becomes `Stopped`."
+    def watcher(callback: Callback) -> Callable[[list[dict]], None]:
+        def watch(history: list[dict]) -> None:
+            answer = callback(len(history), dict(history[-1]), folder)
+            if isinstance(answer, str) and answer:
+                raise Stopped(answer)
+        return watch
+    return tuple(watcher(callback) for callback in callbacks)
 
 
 # %%
-announce("cpu, fp32", "")
+def target(epoch, row, folder):
+    if row["dice"] > 0.5: return "good enough"
+
+watch, = as_watchers([target], Path("runs/first"))
+try: watch([{"dice": 0.6}])
+except Stopped as e: print(e)
+
+
+# %%
+#| export
+def announce(job: Job, source: str, earlier: Iterable[str] = ()) -> None:
+    "Say on which device a run trains, from which weights an encoder starts, and what comes from earlier runs."
+    if rank(): return
+    lines = [f"training on {job.where}"]  # a forgotten GPU is better seen now
+    if source: lines.append(f"the encoder starts from {source}")
+    for line in [*lines, *earlier]:
+        print(line, file=sys.stderr, flush=True)
+
+
+# %%
+announce(toy_job, "", ["starting from first: liver, spleen"])
+
+
+# %%
+#| export
+def open_trackers(names: tuple[str, ...], run: Run, spec: dict[str, Any]) -> Trackers | None:
+    "The trackers of a run, with the recipe as configuration; None in other processes, or without any."
+    if rank() or not names: return None
+    config = {key: value for key, value, _, _ in recipe_fields(spec["recipe"])}
+    facts = {"recipe": spec["recipe"].name, "seed": spec["seed"], "data": spec["data"]["fingerprint"]}
+    return Trackers(names, run.folder, facts | config)
+
+
+def carry_out_watched(job: Job, trackers: Trackers | None) -> None:
+    "`carry_out` with trackers, which are closed at its end."
+    if trackers is None: return carry_out(job)
+    job.options = replace(job.options, watchers=(trackers, *job.options.watchers))
+    try: carry_out(job)
+    finally: trackers.finish()
+
+
+# %%
+print(open_trackers((), Run("nowhere"), {}))
+
+
+# %%
+#| export
+def with_plugins(recipe: Recipe | str, paths: Iterable[str | Path]) -> tuple[Recipe, list[Plugin]]:
+    "A recipe, maybe by its name, and the plugins that it needs or that are given as files."
+    given = [load_plugin(path) for path in paths]
+    recipe = get_recipe(recipe) if isinstance(recipe, str) else recipe
+    return recipe, list(dict.fromkeys([*given, *recipe_plugins(recipe)]))
+
+
+# %%
+print(with_plugins("masked", [])[1])
 
 
 # %% [markdown]
@@ -252,26 +362,27 @@ def fit(
     resume: bool = False, # continue a run that was cut
     device: str = "auto",
     progress: bool = True,
-    **options, # see `FitOptions`: time_limit, annotated, plugins
+    **options, # see `FitOptions`: log, callbacks, init, teacher, …
 ) -> Run:
-    "Train by a recipe; the finished run folder. Raises `InputError` for what the user must change, `Stopped` at the time limit."
+    "Train by a recipe; the finished run. `InputError` for what the user must change, `Stopped` at the time limit."
     more = FitOptions(**options)
-    given = [load_plugin(path) for path in more.plugins]
-    recipe = get_recipe(recipe) if isinstance(recipe, str) else recipe
-    plugins = list(dict.fromkeys([*given, *recipe_plugins(recipe)]))
+    trackers = check_trackers(more.log)
+    recipe, plugins = with_plugins(recipe, more.plugins)
     plan, run = pick_device(device, recipe.compute.precision), Run(out)
     with more.deadline() as deadline:
         make_accelerator(plan)  # connects the processes, if there are several
         on_main(lambda: run.check_free(resume))
         slices = more.read(data)
-        job = Job(recipe, slices, run, plan, seed, progress, deadline)
+        earlier = earlier_runs(more.init, more.teacher, recipe, slices.classes, plan)
+        job_options = earlier.options(deadline, as_watchers(more.callbacks, run.folder))
+        job = Job(recipe, slices, run, plan, seed, progress, job_options)
         source = check_job(job)
+        spec = make_spec(recipe, slices, seed, plugins, earlier.record()) | how_cut(data)
         try:
-            on_main(lambda: start_run(run, make_spec(recipe, slices, seed, plugins) | how_cut(data), resume))
+            on_main(lambda: start_run(run, spec, resume))
             if run.finished: return run  # resumed after its end
-            if progress and not rank():
-                announce(job.where, source)
-            carry_out(job)
+            if progress: announce(job, source, earlier.lines())
+            carry_out_watched(job, open_trackers(trackers, run, spec))
         finally: run.unlock()
     return run
 

@@ -23,7 +23,9 @@ from ctseg.core.files import InputError, did_you_mean
 from ctseg.data.challenge import read_challenge
 from ctseg.data.slices import SliceSet
 from ctseg.inference.calibration import plot_reliability
-from ctseg.metrics.evaluate import evaluate
+from ctseg.metrics.bootstrap import bootstrap_mean
+from ctseg.metrics.challenge import dice_table
+from ctseg.metrics.evaluate import evaluate, plain_value
 from ctseg.prediction.choose import held_out_by
 from ctseg.prediction.saved import SavedCalibration, class_names, read_metrics, run_spec
 from ctseg.report.confusion import confusion, heat_table, sides
@@ -228,13 +230,14 @@ def calibration_facts(run: Run, calibration: SavedCalibration | None) -> dict[st
     "The temperature, and the reliability diagram as SVG; None for a run without."
     points = read_table(run/"reliability.csv", ("said", "was", "pairs"), ("when",))
     if calibration is None or points is None:
-        return {"temperature": None, "reliability": None}
+        return {"temperature": None, "reliability": None, "calibrated_on": None}
     facts = dict(calibration.facts)
     for when in ("before", "after"):
         rows = points.loc[points["when"] == when, ["said", "was", "pairs"]]
         facts[f"points {when}"] = rows.to_numpy().tolist()
     figure = svg(plot_reliability(facts), "reliability")
-    return {"temperature": calibration.temperature, "reliability": figure}
+    calibrated_on = calibration.facts.get("slices")
+    return {"temperature": calibration.temperature, "reliability": figure, "calibrated_on": calibrated_on}
 
 
 # %%
@@ -244,10 +247,28 @@ print(f"temperature {facts['temperature']:.2f}, a diagram of {len(facts['reliabi
 
 # %%
 #| export
+def held_out_scores(metrics: dict[str, Any]) -> dict[str, Any] | None:
+    "What the run scored at its end on the slices it held out: slices, groups and rows; None where that was not kept."
+    kept = metrics.get("held out")
+    whole = isinstance(kept, dict) and isinstance(kept.get("intervals"), dict)
+    if not whole: return None
+    rows = []
+    for name, interval in kept["intervals"].items():
+        rows.append({"decision": name, "dice": metrics.get(f"dice held out, {name}"), "interval": interval})
+    return {"slices": kept.get("slices"), "groups": kept.get("groups"), "rows": rows}
+
+
+# %%
+print(held_out_scores(read_metrics(run, 3).facts)["slices"], "slices")
+
+
+# %%
+#| export
 def run_facts(run: Run, spec: dict[str, Any]) -> dict[str, Any]:
     "What the page says about a run without looking at slices."
     metrics = read_metrics(run, len(spec["classes"]))
-    return recipe_facts(run, spec) | training_facts(run) | calibration_facts(run, metrics.calibration)
+    facts = recipe_facts(run, spec) | training_facts(run) | calibration_facts(run, metrics.calibration)
+    return facts | {"held_out": held_out_scores(metrics.facts)}
 
 
 # %%
@@ -262,11 +283,58 @@ print(", ".join(facts))
 
 # %%
 #| export
-def slice_facts(slices: SliceSet, pred: np.ndarray) -> dict[str, Any]:
-    "Score, rows of the structures, confusion and sides of predictions uint8 [N, H, W] for `slices`."
+def class_intervals(slices: SliceSet, pred: np.ndarray, reps: int = 500) -> list[list[float | None]]:
+    "The 95 % interval of each class's Dice over groups, for predictions uint8 [N, H, W]; None without a score."
+    dice = dice_table(pred, slices.masks, len(slices.classes))
+    table, intervals = np.where(slices.known, dice, np.nan), []
+    for c in range(len(slices.classes)):
+        score = bootstrap_mean(table[:, [c]], slices.groups, reps)
+        intervals.append([plain_value(score["low"]), plain_value(score["high"])])
+    return intervals
+
+
+def mean_where(values: np.ndarray, counted: np.ndarray) -> float | None:
+    "The mean of those `values` that are counted (bool, the same shape) and are numbers; None of nothing."
+    chosen = values[counted & ~np.isnan(values)]
+    return float(chosen.mean()) if len(chosen) else None
+
+
+def sure_facts(slices: SliceSet, sure: dict[str, np.ndarray]) -> list[dict[str, Any]]:
+    "What `judged` says of each class in the mean over the slices where it was examined, beside how it was."
+    rows = []
+    for c in range(len(slices.classes)):
+        known = slices.known[:, c]
+        rows.append({
+            "expected": mean_where(sure["expected_dice"][:, c], known),
+            "edge": mean_where(sure["uncertain_edge"][:, c], known),
+            "chance": mean_where(sure["presence"][:, c], known),
+            "share": mean_where(slices.present[:, c].astype(float), known),
+        })
+    return rows
+
+
+# %%
+print(class_intervals(held_out, held_out.masks)[0])
+ones = np.ones(held_out.known.shape, np.float32)
+print(sure_facts(held_out, dict.fromkeys(("expected_dice", "uncertain_edge", "presence"), ones))[0])
+
+
+# %%
+#| export
+def slice_facts(
+    slices: SliceSet,
+    pred: np.ndarray,
+    sure: dict[str, np.ndarray] | None = None,
+) -> dict[str, Any]:
+    """Score, rows of the structures, confusion and sides of predictions uint8 [N, H, W] for `slices`.
+
+    sure: what `judged` says of them; None: the rows do without."""
     score = evaluate(slices.masks, pred, slices.classes, slices.known, slices.groups)
     table = confusion(pred, slices.masks, len(slices.classes))
-    rows = sorted(score["per_class"], key=lambda row: (not row["support"], row["id"]))
+    intervals = class_intervals(slices, pred)
+    more = sure_facts(slices, sure) if sure else [{}]*len(intervals)
+    full = [row | {"interval": intervals[row["id"] - 1]} | more[row["id"] - 1] for row in score["per_class"]]
+    rows = sorted(full, key=lambda row: (not row["support"], row["id"]))
     return {"score": score, "rows": rows, "sides": sides(table, slices.classes), "heat": heat_table(table)}
 
 

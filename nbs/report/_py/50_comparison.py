@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from ctseg.core.device import DevicePlan
-from ctseg.core.files import InputError, refuse_folder
+from ctseg.core.files import InputError
 from ctseg.data.challenge import read_challenge
 from ctseg.data.slices import SliceSet
 from ctseg.inference.rule import Rule
@@ -26,8 +26,9 @@ from ctseg.prediction.predictor import Predictor, predict_masks
 from ctseg.prediction.prepare import prepare
 from ctseg.prediction.saved import run_spec
 from ctseg.report.facts import scored_slices
-from ctseg.report.page import render, write_page
+from ctseg.report.page import page_place, render, write_page
 from ctseg.runs.folder import Run
+from ctseg.runs.source import find_run
 from ctseg.runs.recipe import recipe_differences
 
 # %%
@@ -275,15 +276,15 @@ def report_comparison(
     batch_size: int = 16,
 ) -> tuple[Path, list[dict[str, Any]]]: # where it was written; a record for each run
     "Write the page that compares several runs."
-    runs = [Run(r) for r in runs]
+    place = page_place(runs[0], out, "comparison.html")
+    runs = [find_run(r) for r in runs]
     specs = [run_spec(r) for r in runs]
     if data is None:
         raise InputError("comparing runs needs slices to score them on: give --data FOLDER")
-    refuse_folder(out)
     slices = common_slices(runs, data, split, annotated)
     records = compare(runs, slices, plan, batch_size)
     page = comparison_page(records, specs, slices, split)
-    return write_page(page, out or runs[0]/"comparison.html"), records
+    return write_page(page, place), records
 
 
 # %%

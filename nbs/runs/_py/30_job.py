@@ -11,7 +11,7 @@
 import time
 import warnings
 from collections.abc import Callable, Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,8 +20,9 @@ from torch import nn
 
 from ctseg.core.device import DevicePlan, pick_device
 from ctseg.core.files import InputError, atomic_path
-from ctseg.core.parallel import agree, must_be_alike, rank, world
+from ctseg.core.parallel import agree, must_be_alike, on_main, rank, world
 from ctseg.data.augmentations import make_augment
+from ctseg.data.batches import Batch
 from ctseg.data.slices import SliceSet
 from ctseg.losses.registry import make_loss
 from ctseg.models.base import place
@@ -31,7 +32,7 @@ from ctseg.runs.recipe import Recipe
 from ctseg.runs.split import split_slices, unexamined_as_absent
 from ctseg.training.checkpoints import Checkpoints, save_weights
 from ctseg.training.curves import Watch
-from ctseg.training.deadline import Deadline
+from ctseg.training.deadline import Deadline, Stopped
 from ctseg.training.loop import Trainer
 from ctseg.training.method import METHODS, Method, Phase, go_through
 from ctseg.training.randomness import derived_seed
@@ -88,7 +89,7 @@ class Notes:
         timing = epoch | {"seconds": round(seconds, 2), "where": self.where}
         write_rows(self.run.read_timings() + [timing], self.run/"timings.csv")
         if self.progress and self.watch is None:
-            self.watch = Watch(self.run/"tensorboard")
+            self.watch = Watch()
         if self.watch: self.watch(history)
 
     def pseudo(self, pseudo: Any, kept: SliceSet) -> None:
@@ -133,16 +134,33 @@ for row in completed_cells(slices, filled): print(row)
 
 # %%
 #| export
+@dataclass(frozen=True)
+class JobOptions:
+    "What is seldom given to a job."
+    deadline: Deadline | None = None
+    watchers: tuple[Callable[[list[dict]], None], ...] = ()  # called with the history after each epoch
+    start: Callable[[nn.Module, nn.Module], None] | None = None  # start(model, loss): earlier weights
+    complete: Callable[[Batch], Batch] | None = None  # an earlier network fills in what nobody examined
+    told: np.ndarray | None = None  # bool [C]: the classes that this network knows
+
+
+# %%
+print(JobOptions())
+
+
+# %%
+#| export
 class JobBase:
     "What a recipe's phases share: slices, loss, method, device, notes."
     def __init__(
         self, recipe: Recipe, slices: SliceSet, run: Run,
         plan: DevicePlan | None = None, # None: the device at hand
-        seed: int = 0, progress: bool = True, deadline: Deadline | None = None,
+        seed: int = 0, progress: bool = True, options: JobOptions = JobOptions(),
     ):
         if seed < 0: raise InputError(f"seed = {seed}: expected 0 or more")
         self.recipe, self.run, self.plan, self.seed = recipe, run, plan or pick_device(), seed
-        self.split = split_slices(slices, recipe.data, seed)
+        self.options = options
+        self.split = split_slices(slices, recipe.data, seed, options.told)
         self.loss = make_loss(recipe.loss)
         self.method: Method = METHODS.get(recipe.method.name)(recipe.method)
         self.where = f"{self.plan}, {world()} processes" if world() > 1 else str(self.plan)
@@ -150,7 +168,7 @@ class JobBase:
         self.setup = Setup(
             recipe.schedule, recipe.compute, make_augment(recipe.augment, slices.classes), self.split.holdout,
             recipe.data.image_size or None, recipe.model.presence, recipe.data.rare_power, seed, self.plan,
-            run/"checkpoints", deadline, progress)
+            run/"checkpoints", options.deadline, progress, options.complete)
         self.history: list[dict] = []
         self.completed: list[str] = []  # phases
         self.pieces = recipe.compute.pieces
@@ -209,6 +227,26 @@ print(len(job.labelled), len(job.unlabelled), len(job.holdout), job.schedule, jo
 
 # %%
 #| export
+def reason_to_stop(watchers: Iterable[Callable[[list[dict]], None]], history: list[dict]) -> str:
+    "Call each watcher with the history; why one of them has raised `Stopped`, or ''."
+    reasons = []
+    for watcher in watchers:
+        try:
+            watcher(history)
+        except Stopped as e:
+            reasons.append(str(e) or "a callback")
+    return "; ".join(reasons)
+
+
+# %%
+def patience(history):
+    if len(history) == 3: raise Stopped("no longer better")
+
+print([reason_to_stop([patience], [{}]*n) for n in (2, 3)])
+
+
+# %%
+#| export
 class MethodJob(JobData):
     "What a method may tell a job."
     def in_time(self, what: str, together: bool = True) -> Callable[[Iterable], Iterable] | None:
@@ -234,10 +272,6 @@ class MethodJob(JobData):
         if not rank():
             write_rows(completed_cells(before, after), self.run/"pseudo_cells.csv")
 
-    def note_epoch(self, history: list[dict]) -> None:
-        "Keep the history so far."
-        if not rank(): self.notes.epoch(history)
-
 
 # %%
 with tempfile.TemporaryDirectory() as d:
@@ -249,21 +283,45 @@ with tempfile.TemporaryDirectory() as d:
 
 # %%
 #| export
-class PhaseJob(MethodJob):
+class WatchedJob(MethodJob):
+    "A job that somebody may watch."
+    def note_epoch(self, history: list[dict]) -> None:
+        "Keep the history so far, and call the watchers; `Stopped` in every process if one of them wants that."
+        if not rank(): self.notes.epoch(history)
+        if not self.options.watchers: return
+        reason = on_main(lambda: reason_to_stop(self.options.watchers, history))
+        if agree(bool(reason)):
+            raise Stopped(f"{reason or 'another process'}: stopped after {len(history)} epochs")
+
+
+# %%
+job = WatchedJob(toy_recipe, toy_set(24, 16)[0], Run("nowhere"), progress=False, options=JobOptions(watchers=(patience,)))
+job.notes.epoch = print
+try: job.note_epoch([{}]*3)
+except Stopped as e: print(e)
+
+
+# %%
+#| export
+class PhaseJob(WatchedJob):
     "A job that trains phases."
     def make_model(self) -> nn.Module:
         "A fresh model of the recipe, its weights a function of the seed."
         torch.manual_seed(derived_seed(self.seed, "weights"))
         classes = len(self.labelled.classes)
-        model = make_model(self.recipe.model, self.loss.out_chans(classes), classes, self.image_size)
+        start = self.options.start
+        out_chans, trained = self.loss.out_chans(classes), start is not None
+        model = make_model(self.recipe.model, out_chans, classes, self.image_size, trained)
         for head in getattr(model, "heads", [model.head]):
             self.loss.init_head(head, classes)
+        if start: start(model, self.loss)
         return model
 
     def trainer(self, model: nn.Module, phase: Phase) -> Trainer:
         "The trainer of one phase, set up as the recipe says."
         setup = replace(self.setup, compute=replace(self.recipe.compute, pieces=self.pieces))
-        return Trainer(model, self.loss, replace(phase, slices=unexamined_as_absent(phase.slices)), setup)
+        phase = replace(phase, slices=unexamined_as_absent(phase.slices, self.options.told))
+        return Trainer(model, self.loss, phase, setup)
 
     def keep(self, model: nn.Module) -> None:
         "The history, and the weights that predict until the next phase is over. A finished run stays what it is."

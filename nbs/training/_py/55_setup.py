@@ -20,6 +20,7 @@ from accelerate.state import AcceleratorState
 from ctseg.core.device import PRECISIONS, DevicePlan, pick_device
 from ctseg.core.settings import Settings, setting
 from ctseg.data.augment import NO_AUGMENT
+from ctseg.data.batches import Batch
 from ctseg.data.slices import SliceSet
 from ctseg.training.deadline import Deadline
 
@@ -94,6 +95,7 @@ class Setup:
     folder: Path | None = None                # of checkpoints, with a folder for each phase; None keeps none
     deadline: Deadline | None = None
     progress: bool = True                     # show a bar
+    complete: Callable[[Batch], Batch] | None = None  # fills in what nobody examined on annotated slices
 
 
 # %%

@@ -12,14 +12,14 @@ import contextlib
 import math
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
 from torch import nn
 
 from ctseg.core.files import InputError
-from ctseg.core.parallel import rank, world
+from ctseg.core.parallel import gather_rows, rank, world
 from ctseg.data.batches import Batch
 from ctseg.inference.loop import class_probabilities
 from ctseg.models.base import deep_supervised
@@ -187,6 +187,22 @@ ctx = Contexts(*parts).context(0, pieces=1, share=slice(0, None, 1), student=Stu
 print(ctx.step, ctx.total, ctx.share, ctx.classes.names)
 
 
+# %% [markdown]
+# Where the network of an earlier run fills in what nobody examined (`setup.complete`), each process asks it about its own share of the annotated batch.
+
+# %%
+#| export
+def gather_batch(whole: Batch, local: Batch) -> Batch:
+    "`whole` with mask, known and weight of all processes' shares of it."
+    weight = None if local.weight is None else gather_rows(local.weight)
+    return replace(whole, mask=gather_rows(local.mask), known=gather_rows(local.known), weight=weight)
+
+
+# %%
+toy_batch = Batch(torch.zeros(2, 1, 4, 4), torch.zeros(2, 4, 4).long(), torch.zeros(2, 3).bool())
+print(gather_batch(toy_batch, replace(toy_batch, known=~toy_batch.known)).known.all().item())
+
+
 # %%
 #| export
 class ViewMaker(Contexts):
@@ -204,7 +220,10 @@ class ViewMaker(Contexts):
     def read(self, ctx: StepContext, stream: Stream, index: torch.Tensor, purpose: str) -> Batch:
         "A batch of one stream, augmented by the random numbers for `purpose`."
         batch = self.method.read(ctx, stream.data.batch(index), extra=purpose == "extra")
-        return self.setup.augment(batch, ctx.rng(purpose), ctx.classes)
+        batch = self.setup.augment(batch, ctx.rng(purpose), ctx.classes)
+        if self.setup.complete is None or purpose == "extra":
+            return batch
+        return gather_batch(batch, self.setup.complete(batch[ctx.share]))
 
 
 # %%

@@ -8,6 +8,7 @@
 
 # %%
 #| export
+import importlib.util
 import math
 import sys
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from tqdm.auto import tqdm
+from tqdm.std import tqdm
 
 from ctseg.core.files import InputError
 from ctseg.core.parallel import agree, collect, gather_rows, must_be_alike, on_main, own_share, rank, world
@@ -196,6 +197,13 @@ def last_epoch(progress: Progress, epochs: int) -> dict[str, str]:
         short["dice"] = f"{row['dice']:.3f}"
     return short
 
+def bar_kind() -> type[tqdm]:
+    "tqdm as text; in a notebook that can draw it, as a widget."
+    if in_notebook() and importlib.util.find_spec("ipywidgets"):
+        from tqdm.notebook import tqdm as widget  # warns where ipywidgets is missing
+        return widget
+    return tqdm
+
 def progress_bar(session: "Session") -> tqdm:
     "A bar over the steps of a phase, shown by process 0 where the setup wants one; in a log only after each epoch."
     silent = not session.setup.progress or rank() > 0
@@ -203,7 +211,7 @@ def progress_bar(session: "Session") -> tqdm:
     watched = sys.stderr.isatty() or in_notebook()
     seconds = 0.1 if watched else math.inf  # between two drawings; a log keeps them all
     options = dict(unit="step", disable=silent, mininterval=seconds)
-    return tqdm(total=session.total, initial=first, desc=name, **options)
+    return bar_kind()(total=session.total, initial=first, desc=name, **options)
 
 
 # %%

@@ -8,15 +8,12 @@
 
 # %%
 #| export
-import contextlib
 import sys
-from pathlib import Path
 
 import numpy as np
 
 # %%
 #| hide
-import tempfile
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -75,24 +72,16 @@ plt.show()
 
 
 # %% [markdown]
-# During training the bar shows rate, remaining time and the latest score. In a notebook the curves are drawn anew after each epoch. Where TensorBoard is installed it can follow too: `tensorboard --logdir runs`.
+# During training the bar shows rate, remaining time and the latest score. In a notebook the curves are drawn anew after each epoch. TensorBoard and others follow with [`--log`](85_trackers.ipynb).
 
 # %%
 #| export
 class Watch:
-    "Curves in a notebook, and for TensorBoard where it is installed; call it with the history after each epoch."
-    def __init__(self, folder: str | Path):
-        self.handle, self.board = None, None
-        with contextlib.suppress(ImportError):
-            from torch.utils.tensorboard import SummaryWriter
-            self.board = SummaryWriter(folder)
+    "Curves in a notebook; call it with the history after each epoch."
+    def __init__(self):
+        self.handle = None
 
-    def __call__(self, history: list[dict]):
-        row = history[-1]
-        if self.board:
-            for key in ("loss", "dice", "lr", "skipped"):
-                self.board.add_scalar(f"{row['phase']}/{key}", row[key], row["step"])
-            self.board.flush()
+    def __call__(self, history: list[dict]) -> None:
         if in_notebook(): self.draw(history)
 
     def draw(self, history: list[dict]) -> None:
@@ -114,12 +103,5 @@ def in_notebook() -> bool:
 
 
 # %%
-with tempfile.TemporaryDirectory() as d:
-    watch = Watch(d)
-    for n in (1, 2): watch(history[:n])
-    print(
-        "log for TensorBoard:",
-        len(list(Path(d).iterdir())),
-        "file; in a notebook's front end:",
-        in_notebook(),
-    )
+Watch()(history)
+print("in a notebook's front end:", in_notebook())

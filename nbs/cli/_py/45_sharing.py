@@ -1,0 +1,46 @@
+# %% [markdown]
+# # The command that shares
+#
+# > `ctseg push`: a finished run onto the Hugging Face hub.
+#
+# - skip_showdoc: true
+
+# %%
+#| default_exp cli.sharing
+
+# %%
+#| export
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ctseg.cli.console import app
+
+# %%
+#| hide
+from typer.testing import CliRunner
+
+# %%
+#| export
+SHARED_RUN = typer.Argument(help="a finished run folder")
+REPOSITORY = typer.Argument(help="where on the hub: owner/name")
+PUBLIC = typer.Option("--public", help="everybody may see it, if it is new; else only its owner")
+MESSAGE = typer.Option(help="of the commit")
+
+
+@app.command()
+def push(
+    run: Annotated[Path, SHARED_RUN],
+    repository: Annotated[str, REPOSITORY],
+    public: Annotated[bool, PUBLIC] = False,
+    message: Annotated[str, MESSAGE] = "",
+):
+    "Share a finished run on the Hugging Face hub: weights, recipe, figures and model card; no images, no names."
+    from ctseg.integrations.hub import push_to_hub
+    print(f"on the hub: {push_to_hub(run, repository, private=not public, message=message)}")
+    print(f"load it with: ctseg.load(\"hf://{repository.removeprefix('hf://')}\")")
+
+
+# %%
+print(CliRunner().invoke(app, ["push", "no-run", "ada/liver"]).exception)

@@ -1,0 +1,216 @@
+# %% [markdown]
+# # How sure a prediction is
+#
+# > For each slice and structure the Dice to expect, the chance that it is there, and how much of its edge is uncertain; as a CSV.
+
+# %%
+#| default_exp prediction.sureness
+
+# %%
+#| export
+import contextlib
+import csv
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from ctseg.core.files import atomic_path
+from ctseg.data.slices import SliceSet
+from ctseg.inference.confidence import soft_dice_confidence, sum_by_class
+from ctseg.inference.expected_dice import ExpectedDice, drawn_structures
+from ctseg.inference.loop import over_slices
+from ctseg.inference.rule import decide
+from ctseg.prediction.predictor import Predictor, RunMember
+from ctseg.prediction.saved import read_metrics
+
+# %%
+#| hide
+import tempfile
+
+from fastcore.test import test_close, test_eq
+
+from ctseg.core.anatomy import ClassMap
+from ctseg.core.device import pick_device
+from ctseg.inference.loop import Member
+from ctseg.inference.rule import Rule
+from ctseg.losses.registry import create_loss
+from ctseg.models.zoo import create_model
+
+# %% [markdown]
+# `ctseg predict … --confidence sure.csv` writes a row for each slice and structure:
+#
+# | column | what it says |
+# |---|---|
+# | `image`, `class` | the slice, and the structure's name |
+# | `pixels` | how many are drawn |
+# | `presence` | the chance that the structure is on the slice. For a drawn one by the model that was fitted on held-out slices, from its peak probability and its area; otherwise the peak probability |
+# | `expected_dice` | the Dice to expect: the [Soft Dice Confidence](../inference/10_confidence.ipynb), times the chance that it is there at all (an invention scores 0). Empty where nothing is drawn |
+# | `uncertain_edge` | of the pixels at the edge of what is drawn, the share whose probability is below 0.75. Empty where nothing is drawn |
+# | `calibrated` | 1: by probabilities divided by the runs' temperatures, and the chance fitted for those; 0: as the network says, since a run was not calibrated |
+#
+# A short list of slices to look at again is this table sorted by `expected_dice`.
+
+# %%
+#| export
+SURE = 0.75  # probability from which a pixel at the edge counts as certain
+
+
+def edge_pixels(label: torch.Tensor) -> torch.Tensor:
+    "bool [B, H, W]: pixels of a structure with a neighbour (of 4) of another label, or at the border of the image."
+    framed = F.pad(label.long(), (1, 1, 1, 1), value=-1)
+    middle, inside = label.long(), slice(1, -1)
+    others = [framed[:, :-2, inside], framed[:, 2:, inside], framed[:, inside, :-2], framed[:, inside, 2:]]
+    return (label > 0) & torch.stack([other != middle for other in others]).any(0)
+
+
+def uncertain_edge(prob: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+    "f32 [B, C]: the share of a structure's edge pixels with a probability below `SURE`; NaN where it is not drawn."
+    classes, edge = prob.shape[1], edge_pixels(label)
+    chosen = (label.long() - 1).clamp(min=0)
+    unsure = edge & (prob.gather(1, chosen[:, None])[:, 0] < SURE)
+    both = [sum_by_class(pixels.float(), label, classes) for pixels in (unsure, edge)]
+    return torch.where(both[1] > 0, both[0]/both[1].clamp(min=1), torch.nan)
+
+
+# %%
+label = torch.zeros(1, 5, 5, dtype=torch.uint8)
+label[0, 1:4, 1:4] = 2
+print(edge_pixels(label)[0].int())
+prob = torch.full((1, 2, 5, 5), 0.9)
+prob[0, 1, 1] = 0.6  # one of the four sides is blurred
+test_close(uncertain_edge(prob, label)[0, 1], 3/8)
+
+
+# %% [markdown]
+# Six of ten structures with a chance of 0.6 should be there. That holds as far as the held-out slices resemble the new ones; a network that was trained on adults does not know that it looks at a child.
+
+# %%
+#| export
+def presence_chance(
+    prob: torch.Tensor, # f32 [B, C, H, W]
+    label: torch.Tensor, # [B, H, W]
+    expected: ExpectedDice | None, # of the rule; None: the peak probability alone
+) -> torch.Tensor: # f32 [B, C]
+    "The chance that each structure is on each image."
+    peak, area, _ = drawn_structures(label, prob)
+    if expected is None: return peak.sigmoid()
+    fitted = expected.bias + expected.peak*peak + expected.area*area
+    return torch.where(area.isfinite(), fitted, peak).sigmoid()
+
+
+def sureness(
+    prob: torch.Tensor,
+    label: torch.Tensor,
+    expected: ExpectedDice | None = None,
+) -> dict[str, torch.Tensor]: # f32 [B, C] each: pixels, presence, expected_dice, uncertain_edge
+    "How sure a prediction `label` is by the probabilities `prob`; arguments as of `presence_chance`."
+    pixels = sum_by_class(torch.ones_like(label, dtype=prob.dtype), label, prob.shape[1])
+    presence = presence_chance(prob, label, expected)
+    dice = torch.where(pixels > 0, presence*soft_dice_confidence(prob, label), torch.nan)
+    columns = {"pixels": pixels, "presence": presence, "expected_dice": dice}
+    return columns | {"uncertain_edge": uncertain_edge(prob, label)}
+
+
+# %%
+for name, values in sureness(prob, label).items(): print(f"{name:<15}", [round(v, 3) for v in values[0].tolist()])
+
+
+# %% [markdown]
+# Where every run was calibrated, the numbers come from calibrated probabilities, also when the labels do not.
+
+# %%
+#| export
+@dataclass(frozen=True)
+class Judge:
+    "Who says how sure a predictor is."
+    predictor: Predictor              # with the runs' temperatures, where they have any
+    expected: ExpectedDice | None     # fitted for its probabilities
+    calibrated: bool
+    same: bool                        # its probabilities are those that the labels were decided by
+
+    def __call__(
+        self, images: np.ndarray, prob: torch.Tensor, label: torch.Tensor,
+    ) -> dict[str, torch.Tensor]:
+        "`sureness` of labels [B, H, W] that were decided by `prob` [B, C, H, W], for images uint8 [B, H, W]."
+        prob = prob if self.same else self.predictor.probabilities(images)
+        return sureness(prob, label.to(prob.device), self.expected)
+
+
+def judge_of(predictor: Predictor) -> Judge:
+    "The judge of a predictor: itself, or its calibrated twin."
+    members = predictor.members
+    if any(m.temperature != 1 for m in members):
+        return Judge(predictor, predictor.rule.expected, True, True)
+    saved = [read_metrics(m.run, len(predictor.classes)).calibration
+             for m in members if isinstance(m, RunMember) and m.run]
+    if len(saved) < len(members) or None in saved:
+        return Judge(predictor, predictor.rule.expected, False, True)
+    warm = [replace(m, temperature=s.temperature) for m, s in zip(members, saved)]
+    return Judge(replace(predictor, members=warm), saved[0].rule.expected, True, False)
+
+
+# %%
+network = create_model("attunet", 1, 3, width=4).eval()
+classes = ClassMap.from_names(["liver", "spleen"])
+predictor = Predictor([Member(network, create_loss("marginal"))], classes, pick_device("cpu"))
+judge = judge_of(predictor)
+print("calibrated:", judge.calibrated)
+
+
+# %%
+#| export
+def judged(predictor: Predictor, slices: SliceSet, batch_size: int = 16) -> dict[str, np.ndarray]:
+    "Of each slice: `labels` uint8 [N, H, W], and f32 [N, C] what `sureness` says of them."
+    judge, rule = judge_of(predictor), predictor.rule_at(slices.images.shape[1:])
+
+    def step(part: SliceSet) -> dict[str, torch.Tensor]:
+        prob = predictor.probabilities(part.images)
+        label = decide(prob, rule, predictor.activation)
+        return {"labels": label} | judge(part.images, prob, label)
+    return over_slices(slices, step, batch_size)
+
+
+# %%
+slices = SliceSet(np.full((2, 16, 16), 90, np.uint8), classes=classes)
+print({name: values.shape for name, values in judged(predictor, slices).items()})
+
+# %%
+#| export
+COLUMNS = ("image", "class", "pixels", "presence", "expected_dice", "uncertain_edge", "calibrated")
+Note = Callable[[list[str], np.ndarray, torch.Tensor, torch.Tensor], None]  # names, images, prob, label
+
+
+def table_rows(judge: Judge, names: list[str], columns: dict[str, torch.Tensor]) -> Iterator[list[Any]]:
+    "The rows of some images, in the order of `COLUMNS`."
+    for n, image in enumerate(names):
+        for c, name in enumerate(judge.predictor.classes.names):
+            row: list[Any] = [image, name, int(columns["pixels"][n, c])]
+            for key in COLUMNS[3:6]:
+                value = float(columns[key][n, c])
+                row.append("" if np.isnan(value) else f"{value:.4f}")
+            yield [*row, int(judge.calibrated)]
+
+
+@contextlib.contextmanager
+def write_sureness(path: str | Path, predictor: Predictor) -> Iterator[Note]:
+    "Yields what takes names, images, probabilities and labels of a batch; the file is complete or not there."
+    judge = judge_of(predictor)
+    with atomic_path(path) as tmp, open(tmp, "w", newline="", encoding="utf-8") as file:
+        out = csv.writer(file)
+        out.writerow(COLUMNS)
+        def note(names: list[str], images: np.ndarray, prob: torch.Tensor, label: torch.Tensor) -> None:
+            columns = {key: values.cpu() for key, values in judge(images, prob, label).items()}
+            out.writerows(table_rows(judge, names, columns))
+        yield note
+
+
+# %%
+images = np.full((1, 5, 5), 90, np.uint8)
+with tempfile.TemporaryDirectory() as d:
+    with write_sureness(Path(d)/"sure.csv", predictor) as note: note(["0.png"], images, prob, label)
+    print((Path(d)/"sure.csv").read_text())

@@ -1,0 +1,161 @@
+"What a run takes over from an earlier one: weights by class name, and answers where nobody looked."
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from helpers.fake_runs import CPU, fake_run
+from helpers.runs import contents
+from helpers.toys import make, tiny, toy
+
+from ctseg.core.anatomy import ClassMap
+from ctseg.core.files import InputError, read_json
+from ctseg.data.batches import Batch
+from ctseg.losses.registry import create_loss
+from ctseg.models.base import read_weights
+from ctseg.models.settings import make_model
+from ctseg.prediction.earlier import OldNetwork, earlier_run, earlier_runs, old_network, start_from
+from ctseg.prediction.predictor import load_predictor
+from ctseg.recipes.fit import fit
+from ctseg.runs.recipe import Recipe
+
+NAMES = list(toy().classes.names)  # disc_left, disc_right, bar
+
+
+def renamed(slices, names):
+    "The same slices, the classes called otherwise."
+    return replace(slices, classes=ClassMap.from_names(names))
+
+
+def only(slices, *names):
+    "The slices as if people had examined these classes alone."
+    columns = np.array([name in names for name in slices.classes.names])
+    ids = np.flatnonzero(~columns) + 1
+    return replace(slices, known=slices.known & columns, masks=np.where(np.isin(slices.masks, ids), 0, slices.masks))
+
+
+def fresh(names, loss="masked", **model):
+    "A fresh network, its loss and classes."
+    recipe, loss = Recipe().change(**dict(model="attunet", width=4) | model), create_loss(loss)
+    return make_model(recipe.model, loss.out_chans(len(names)), len(names)), loss, ClassMap.from_names(names)
+
+
+@pytest.mark.parametrize("old_loss, new_loss", [("masked", "masked"), ("marginal", "marginal"), ("marginal", "masked"), ("masked", "marginal")])
+@pytest.mark.parametrize("names", [["bar", "heart", "disc_left"], ["bar"], [*NAMES, "heart"], ["heart", "liver"]])
+def test_rows_follow_the_names(tmp_path, old_loss, new_loss, names):
+    old = fake_run(tmp_path/"old", toy(), loss=old_loss, presence=0.1)
+    model, loss, classes = fresh(names, new_loss, presence=0.1)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    start_from(earlier_run(old), classes)(model, loss)
+    state, theirs = model.state_dict(), read_weights(old.weights)
+    shift = {"masked": 0, "marginal": 1}
+    for key in state:
+        head, presence = key.startswith("head."), key.startswith("presence.")
+        if not head and not presence:
+            assert torch.equal(state[key], theirs[key]), key
+            continue
+        for i, name in enumerate(names):
+            row = state[key][i + shift[new_loss]*head]
+            if name in NAMES: assert torch.equal(row, theirs[key][NAMES.index(name) + shift[old_loss]*head])
+            else: assert torch.equal(row, before[key][i + shift[new_loss]*head])
+        if head and new_loss == "marginal":
+            assert torch.equal(state[key][0], (theirs if old_loss == "marginal" else before)[key][0])
+
+
+@pytest.mark.parametrize("old, new", [(0.1, 0.0), (0.0, 0.1)])
+def test_a_presence_head_may_come_or_go(tmp_path, old, new):
+    run = fake_run(tmp_path/"old", toy(), presence=old)
+    model, loss, classes = fresh(NAMES, presence=new)
+    start_from(earlier_run(run), classes)(model, loss)
+    assert torch.equal(model.head.weight, read_weights(run.weights)["head.weight"])
+
+
+@pytest.mark.parametrize("name", ["nnunet", "unet:resnet18", "missformer", "uctransnet"])
+def test_every_kind_of_network(tmp_path, name):
+    "Several output layers (deep supervision), layers inside libraries."
+    from ctseg.prediction.earlier import inherited_state, row_names
+    old, new = make(name, 3), make(name, 5)
+    rows = dict.fromkeys(row_names(new, getattr(new, "heads", [new.head])), [(0, 4), (2, 0)])
+    new.load_state_dict(inherited_state(new, old.state_dict(), rows, "old"))
+    assert rows and torch.equal(new.head.weight[4], old.head.weight[0]) and torch.equal(new.head.weight[0], old.head.weight[2])
+    same = [torch.equal(v, old.state_dict()[k]) for k, v in new.state_dict().items() if k not in rows]
+    assert all(same)
+
+
+def test_other_sizes_are_fine_and_other_networks_are_told(tmp_path):
+    old = fake_run(tmp_path/"old", toy(size=48))
+    assert fit(toy(size=32), tiny("masked", "model=attunet", "width=4", "epochs=1"), tmp_path/"new", init=old, device="cpu", progress=False).finished
+    for settings, words in ((["model=missformer"], "missformer.*--set model=attunet"), (["model=attunet", "width=8"], "another architecture or setting"),
+                            (["model=attunet", "width=4", "weights=x.pt"], "one of the two")):
+        with pytest.raises(InputError, match=words) as e: fit(toy(), tiny("masked", *settings), tmp_path/"no", init=old, device="cpu", progress=False)
+        assert "\n" not in str(e.value) and not (tmp_path/"no").exists()
+    old.weights.unlink()
+    for option in ("init", "teacher"):
+        for name, words in ((old.folder, "not finished a phase"), (tmp_path/"nothing", "no run here")):
+            with pytest.raises(InputError, match=words): fit(toy(), tiny("masked"), tmp_path/"no", device="cpu", progress=False, **{option: name})
+
+
+def network(told, prob, activation="softmax", reads_known=True, tau=0.9):
+    "An old network that answers `prob` [C_old, H, W] for every image; told: its classes among the new ones."
+    loss = create_loss("marginal" if activation == "softmax" else "masked")
+    class Member:
+        def probabilities(self, image, plan): return prob[None].expand(len(image), -1, -1, -1)
+    member = Member()
+    member.loss = loss
+    pairs = list(enumerate(np.flatnonzero(told)))
+    return OldNetwork(member, CPU, pairs, np.array(told), tau, reads_known)
+
+
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+def test_sure_answers_fill_in_old_classes_and_nothing_else(activation):
+    "Two old classes (0, 2) and a new one (1). Pixels: sure of class 0, sure of background, unsure, drawn by people, sure of class 0 where people saw none."
+    prob = torch.tensor([[[.97, .01, .5, .97, .97]], [[.01, .01, .2, .01, .01]]])
+    known = torch.tensor([[False, True, False], [True, False, False]])
+    mask = torch.tensor([[[0, 0, 0, 2, 0]], [[0, 0, 0, 1, 0]]])
+    done = network([True, False, True], prob, activation)(Batch(torch.zeros(2, 1, 1, 5), mask, known))
+    assert done.mask[:, 0].tolist() == [[1, 0, 0, 2, 1], [0, 0, 0, 1, 0]]
+    new = done.known[:, 1, 0].tolist()
+    assert new[0] == [True]*5  # people have looked for it
+    assert new[1][:3] == [False]*3 and new[1][4] is False  # the old network cannot tell
+    assert done.known[0, :, 0, 1].tolist() == [True]*3 and done.known[0, :, 0, 2].tolist() == [False, True, False]
+    assert done.known[1, 0].all() and done.known[:, :, 0, 3].all()
+    assert torch.equal(done.known[0, 2, 0], torch.tensor([True, True, False, True, True]))
+
+
+def test_a_loss_that_cannot_read_known_leaves_unsettled_pixels_out():
+    prob = torch.tensor([[[.97, .01, .5]]])
+    batch = Batch(torch.zeros(1, 1, 1, 3), torch.zeros(1, 1, 3).long(), torch.tensor([[False, True]]))
+    assert network([True, False], prob, reads_known=False)(batch).weight.flatten().tolist() == [1, 1, 0]
+
+
+def test_a_teacher_must_share_a_class_and_a_mirror(tmp_path):
+    old = earlier_run(fake_run(tmp_path/"old", toy()))
+    with pytest.raises(InputError, match="knows none of the classes.*class_names.json") as e: old_network(old, tiny("masked"), ClassMap.from_names(["heart"]), CPU)
+    assert "\n" not in str(e.value)
+    with pytest.raises(InputError, match="mirrored"): old_network(old, tiny("masked", "mirror=vertical"), toy().classes, CPU)
+
+
+@pytest.mark.parametrize("recipe", ["marginal-log", "unimatch"])
+def test_killed_and_resumed_it_ends_the_same(tmp_path, recipe):
+    old, new = fake_run(tmp_path/"old", toy()), only(toy(seed=1), "bar")
+    settings = ["model=attunet", "width=4", "epochs=2", "completion=0.5"]
+    settings += ["supervised_first=false"] if recipe == "unimatch" else []
+    how = dict(init=old, teacher=old, device="cpu", progress=False)
+    whole = fit(new, tiny(recipe, *settings), tmp_path/"whole", **how)
+    class Killed(Exception): pass
+    def kill(epoch, row, folder):
+        if epoch == 1: raise Killed
+    with pytest.raises(Killed): fit(new, tiny(recipe, *settings), tmp_path/"cut", callbacks=[kill], **how)
+    cut = fit(new, tiny(recipe, *settings), tmp_path/"cut", resume=True, **how)
+    assert contents(cut.folder) == contents(whole.folder)
+    spec = read_json(whole/"recipe.json")
+    assert spec["init"] == spec["teacher"] and spec["init"]["run"] == "old" and "old" in (whole/"model_card.md").read_text()
+
+
+def test_a_resumed_run_takes_over_the_same(tmp_path):
+    runs = [fake_run(tmp_path/f"old{seed}", toy(), seed=seed) for seed in (0, 1)]
+    def kill(epoch, row, folder): return "stop"
+    settings = tiny("masked", "model=attunet", "width=4")
+    with pytest.raises(Exception, match="stop"): fit(toy(), settings, tmp_path/"new", init=runs[0], callbacks=[kill], device="cpu", progress=False)
+    for other in (dict(init=runs[1]), {}, dict(init=runs[0], teacher=runs[0])):
+        with pytest.raises(InputError, match="started with (init|teacher)"): fit(toy(), settings, tmp_path/"new", resume=True, device="cpu", progress=False, **other)
