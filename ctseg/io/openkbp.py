@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from ..core.anatomy import ClassMap
-from ..core.files import InputError, read_json
+from ..core.files import MAX_TEXT, InputError, read_json, refuse_special
 from ..data.images import natural_key
 from .canvas import place_on_squares
 from .cases import Case
@@ -42,8 +42,9 @@ _SIDE = 128  # voxels along each axis
 # %% ../../nbs/io/80_openkbp.ipynb #982c4fc8
 def _sparse_table(path: Path) -> tuple[np.ndarray, pd.Series]:
     "The voxel numbers in a sparse CSV and the column beside them; `InputError` for anything else."
+    refuse_special(path, MAX_TEXT)
     try: table = pd.read_csv(path, index_col=0)
-    except (OSError, ValueError, UnicodeDecodeError) as e:
+    except (OSError, ValueError, OverflowError) as e:
         raise InputError(f"{path}: not a readable CSV ({type(e).__name__}); "
                          "clone the repository again") from None
     voxels = table.index.to_numpy()
@@ -76,9 +77,10 @@ def _grey_values(path: Path) -> np.ndarray:
 # %% ../../nbs/io/80_openkbp.ipynb #e9ae2cb2
 def _voxel_mm(path: Path) -> np.ndarray:
     "The size of a voxel along the three axes, float [3], mm."
+    refuse_special(path, 1 << 16)
     try: mm = np.loadtxt(path).ravel()
-    except ValueError: mm = np.zeros(0)
-    if mm.shape != (3,) or not (mm > 0).all():
+    except (OSError, ValueError): mm = np.zeros(0)
+    if mm.shape != (3,) or not ((mm > .01) & (mm < 100)).all():
         raise InputError(f"{path}: expected three sizes in mm")
     return mm
 
