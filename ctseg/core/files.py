@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MAX_MESSAGE', 'DISK_ERRORS', 'MAX_TEXT', 'PART', 'printable', 'InputError', 'did_you_mean',
-           'disk_errors', 'refuse_folder', 'refuse_special', 'sweep', 'flush_to_disk',
+           'disk_errors', 'refuse_folder', 'refuse_special', 'remove', 'sweep', 'flush_to_disk',
            'atomic_path', 'safe_name', 'output_path', 'parse_json', 'read_json', 'finite_only',
            'write_json', 'csv_cell']
 
@@ -132,6 +132,11 @@ def _put_back(path: Path, aside: Path) -> None:
     "Undo the first half of `_put_in_place` where the second did not happen."
     if path.exists() or not aside.exists(): return
     with contextlib.suppress(OSError): os.rename(aside, path)
+
+def remove(path: Path) -> None:
+    "Remove a file, a link, or a folder with all it holds."
+    if path.is_dir() and not path.is_symlink(): shutil.rmtree(path)
+    else: path.unlink(missing_ok=True)
 
 def _remove_empty(folders: list[Path]) -> None:
     "Remove the folders that are empty, the first one first, up to one that is not."

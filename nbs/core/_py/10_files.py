@@ -208,6 +208,11 @@ def _put_back(path: Path, aside: Path) -> None:
     if path.exists() or not aside.exists(): return
     with contextlib.suppress(OSError): os.rename(aside, path)
 
+def remove(path: Path) -> None:
+    "Remove a file, a link, or a folder with all it holds."
+    if path.is_dir() and not path.is_symlink(): shutil.rmtree(path)
+    else: path.unlink(missing_ok=True)
+
 def _remove_empty(folders: list[Path]) -> None:
     "Remove the folders that are empty, the first one first, up to one that is not."
     with contextlib.suppress(OSError):

@@ -8,10 +8,12 @@
 
 # %%
 #| export
+import contextlib
 import math
+import os
 import sys
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ from ctseg.core.registry import load_plugin
 from ctseg.data.challenge import read_challenge
 from ctseg.data.slices import SliceSet
 from ctseg.inference.rule import Rule
+from ctseg.models.settings import make_model
 from ctseg.prediction.choose import choose_rule
 from ctseg.prediction.predictor import load_predictor
 from ctseg.prediction.prepare import calibrate_run
@@ -35,6 +38,7 @@ from ctseg.runs.recipe import Recipe, recipe_plugins
 from ctseg.training.curves import plot_curves
 from ctseg.training.deadline import Deadline, Stopped, read_duration
 from ctseg.training.learner import make_optimiser
+from ctseg.training.memory import check_memory, free_bytes, least_bytes
 from ctseg.training.setup import make_accelerator
 from ctseg.training.step import out_of_memory
 
@@ -57,6 +61,7 @@ from ctseg.data.toys import toy_set
 def check_job(job: Job) -> str: # where a pretrained encoder's weights come from; "" without one
     "`InputError` for what would stop the run later: the network, the method's conditions, how batches divide."
     check_batches(job.recipe)
+    refuse_too_large(job)
     model = job.make_model()
     make_optimiser(model, job.setup)
     compute = job.recipe.compute
@@ -66,6 +71,16 @@ def check_job(job: Job) -> str: # where a pretrained encoder's weights come from
     job.method.check(job)
     warn_of_split(job)
     return getattr(model, "weights_from", "")
+
+def refuse_too_large(job: Job) -> None:
+    "`InputError` if a step cannot fit into memory. A card works off a batch image by image if it must."
+    recipe, classes = job.recipe, len(job.labelled.classes)
+    size = (job.image_size,)*2 if job.image_size else job.labelled.images.shape[1:]
+    def build(): return make_model(recipe.model, job.loss.out_chans(classes), classes, job.image_size, trained=True)
+    batch = -(-recipe.schedule.batch_size//(world()*recipe.compute.pieces))
+    images = 1 if job.device.type == "cuda" else batch
+    need = least_bytes(build, size, images, job.plan.precision == "fp32")
+    check_memory(need, free_bytes(job.device), f"{recipe.model.name} at {size[0]}x{size[1]} pixels, {images} at a time")
 
 def warn_of_split(job: Job) -> None:
     "Tell of unlabelled images that stay out, and of classes that nobody looked for."
@@ -160,15 +175,20 @@ def finish_in_time(job: Job) -> str:
     except Stopped as e: return str(e)
     return ""
 
-def carry_out(job: Job) -> None:
-    "All phases, then the end of the run; `Stopped` in every process if one had to stop, `InputError` without memory."
+@contextlib.contextmanager
+def memory_told(where: str) -> Iterator[None]:
+    "Memory that runs out becomes an `InputError`; a step has its own remedy, this is the data, a network, or a prediction."
     try:
-        job.carry_out()
-        stopped = on_main(lambda: finish_in_time(job))
-    except RuntimeError as e:  # a step has its own remedy; this was the data, or a prediction
-        if not out_of_memory(e): raise
+        yield
+    except (RuntimeError, MemoryError) as e:
+        if not isinstance(e, MemoryError) and not out_of_memory(e): raise
         remedy = "choose a smaller image_size, batch_size or width"
-        raise InputError(f"{job.plan.name}: out of memory; {remedy}") from e
+        raise InputError(f"{where}: out of memory; {remedy}") from e
+
+def carry_out(job: Job) -> None:
+    "All phases, then the end of the run; `Stopped` in every process if one had to stop."
+    job.carry_out()
+    stopped = on_main(lambda: finish_in_time(job))
     if agree(bool(stopped)): raise Stopped(stopped or "another process stopped")
 
 
@@ -215,6 +235,14 @@ def announce(where: str, source: str) -> None:
         print(f"the encoder starts from {source}", file=sys.stderr, flush=True)
 
 
+def tell_of_groups(job: Job, data: Any) -> None:
+    "Without a `patients.json`, say on how many groups of near-duplicates the held-out figures rest."
+    if isinstance(data, SliceSet) or not len(job.holdout) or os.path.lexists(Path(data)/"patients.json"): return
+    groups = len(np.unique(job.holdout.groups))
+    rest = f"the figures of held-out slices rest on {len(job.holdout)} slices in {groups} groups of near-duplicates"
+    print(f"no patients.json: {rest}; several groups may be of one patient", file=sys.stderr, flush=True)
+
+
 # %%
 announce("cpu, fp32", "")
 
@@ -237,17 +265,19 @@ def fit(
     recipe = get_recipe(recipe) if isinstance(recipe, str) else recipe
     plugins = list(dict.fromkeys([*given, *recipe_plugins(recipe)]))
     plan, run = pick_device(device, recipe.compute.precision), Run(out)
-    with more.deadline() as deadline:
+    with more.deadline() as deadline, memory_told(plan.name):
         make_accelerator(plan)  # connects the processes, if there are several
         on_main(lambda: run.check_free(resume))
-        slices = more.read(data)
-        job = Job(recipe, slices, run, plan, seed, progress, deadline)
-        source = check_job(job)
         try:
+            on_main(run.lock)
+            slices = more.read(data)
+            job = Job(recipe, slices, run, plan, seed, progress, deadline)
+            source = check_job(job)
             on_main(lambda: start_run(run, make_spec(recipe, slices, seed, plugins), resume))
             if run.finished: return run  # resumed after its end
             if progress and not rank():
                 announce(job.where, source)
+                tell_of_groups(job, data)
             carry_out(job)
         finally: run.unlock()
     return run

@@ -20,12 +20,14 @@ from torch import nn
 
 from ctseg.core.device import DevicePlan, pick_device
 from ctseg.core.files import InputError, atomic_path
+from ctseg.core.schema import anything, fields, listed, number
 from ctseg.core.parallel import agree, must_be_alike, rank, world
 from ctseg.data.augmentations import make_augment
 from ctseg.data.slices import SliceSet
 from ctseg.losses.registry import make_loss
 from ctseg.models.base import place
 from ctseg.models.settings import make_model
+from ctseg.runs.contents import COUNT
 from ctseg.runs.folder import Run, write_rows
 from ctseg.runs.recipe import Recipe
 from ctseg.runs.split import split_slices, unexamined_as_absent
@@ -86,10 +88,18 @@ class Notes:
         self.clock = time.monotonic()
         epoch = {"phase": row["phase"], "epoch": row["epoch"]}
         timing = epoch | {"seconds": round(seconds, 2), "where": self.where}
-        write_rows(self.run.read_timings() + [timing], self.run/"timings.csv")
+        write_rows(self.earlier() + [timing], self.run/"timings.csv")
         if self.progress and self.watch is None:
             self.watch = Watch(self.run/"tensorboard")
         if self.watch: self.watch(history)
+
+    def earlier(self) -> list[dict[str, Any]]:
+        "The timings so far; a damaged table is begun again, with a warning: no training stops for it."
+        try:
+            return self.run.read_timings()
+        except InputError as e:
+            warnings.warn(f"{e}; its rows are lost")
+            return []
 
     def pseudo(self, pseudo: Any, kept: SliceSet) -> None:
         "What a teacher said of each unlabelled image, and whether it is kept."
@@ -274,6 +284,18 @@ class PhaseJob(MethodJob):
 job = PhaseJob(toy_recipe, toy_set(24, 16)[0], Run("nowhere"), progress=False)
 print(job.trainer(job.make_model(), Phase("supervised", job.labelled)).total, "steps")
 
+# %%
+#| export
+_FINAL = fields({"history": listed(fields({"epoch": COUNT, "dice": anything})), "pieces": number(1, whole=True)})
+
+def check_final(state: dict[str, Any]) -> None:
+    "Raises unless the state of a finished phase says what is needed of it."
+    _FINAL(state)
+
+
+# %%
+check_final({"history": [{"epoch": 1, "dice": 0.5}], "pieces": 1})
+
 
 # %%
 #| export
@@ -292,7 +314,7 @@ class Job(PhaseJob):
     def train(self, phase: Phase) -> nn.Module:
         "The averaged model of one phase: trained, or loaded if the phase has finished."
         model, earlier = self.make_model(), list(self.history)
-        state = Checkpoints(self.run/"checkpoints"/phase.name).final({"ema": model})
+        state = Checkpoints(self.run/"checkpoints"/phase.name).final({"ema": model}, check_final)
         folder = f"in {self.run.folder}: it must be on a disk of all of them"
         must_be_alike(state is not None, f"the processes do not see the same finished phases {folder}")
         if state is None:
