@@ -149,6 +149,10 @@ def export_nnunet(
     if not s.labelled.any():
         raise InputError(f"{folder}: no labelled training images; nnU-Net needs some")
     kept = s[s.labelled]
+    taken = [n for n in s.classes.names if n.lower() in ("background", "ignore")]
+    if taken:
+        raise InputError(f"{folder}: a class is called {taken[0]!r}, which means something else to nnU-Net; "
+                         "give it another name in class_names.json")
     labels, C, dropped = nnunet_labels(kept, unknown), len(s.classes), len(s) - len(kept)
     _check_labels(labels, unknown, C, folder)
     test = read_challenge(folder, "test") if (folder/"test-images").is_dir() else None

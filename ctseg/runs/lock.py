@@ -11,7 +11,7 @@ import json
 import os
 import socket
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import psutil
 try:
@@ -39,13 +39,13 @@ def lives(owner: Any) -> bool:
         return False
 
 # %% ../../nbs/runs/16_lock.ipynb #3f8f1d0f
-def lock_file(path: Path) -> int | None:
-    "A descriptor that locks the file until it is closed; None if the file went while it was being locked. Raises `OSError` without a lock."
+def lock_file(path: Path) -> BinaryIO | None:
+    "An open file that locks the path until it is closed; None if the file went while it was being locked. Raises `OSError` without a lock."
     if fcntl is None: raise OSError("no locks on this system")
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK, 0o666)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if path.exists() and path.stat().st_ino == os.fstat(descriptor).st_ino: return descriptor
+        if path.exists() and path.stat().st_ino == os.fstat(descriptor).st_ino: return os.fdopen(descriptor, "rb")
     except OSError:
         os.close(descriptor)
         raise
@@ -55,7 +55,7 @@ def lock_file(path: Path) -> int | None:
 class FileLock:
     "A claim to a folder, held until `release` or the end of the process."
     def __init__(self):
-        self.file: int | None = None
+        self.file: BinaryIO | None = None
         self.path: Path | None = None
         self.made: list[Path] = []  # folders, the innermost first
 
@@ -93,7 +93,7 @@ class FileLock:
         "Let others have it; the folders that were made go again if they are still empty."
         if self.path is None: return
         with contextlib.suppress(OSError): self.path.unlink()
-        if self.file is not None: os.close(self.file)
+        if self.file is not None: self.file.close()
         with contextlib.suppress(OSError):
             for folder in self.made: folder.rmdir()
         self.file, self.path, self.made = None, None, []

@@ -8,6 +8,7 @@ __all__ = ['HISTORY', 'Progress', 'restore_progress', 'last_epoch', 'progress_ba
            'Trainer']
 
 # %% ../../nbs/training/70_loop.ipynb #10b9f1e9
+import copy
 import math
 import sys
 from collections.abc import Callable
@@ -24,12 +25,13 @@ from ..core.parallel import agree, collect, gather_rows, must_be_alike, on_main,
 from ..data.batches import SliceData
 from ..inference.loop import predict_labels
 from ..metrics.challenge import dice_table, mean_dice
-from .checkpoints import Checkpoints
+from .checkpoints import Checkpoints, State
 from .curves import in_notebook
 from .deadline import Pace, Stopped
 from .learner import Learner, learner_state, lr_factor, restore_learner
 from .method import Method, Phase
 from .setup import Setup
+from .states import check_moments, check_progress
 from .step import Snapshot, Stepper, more_pieces
 from .streams import make_streams
 
@@ -125,21 +127,36 @@ class Session:
 # %% ../../nbs/training/70_loop.ipynb #211a5ca3
 class SavedSession(Session):
     "A session that is saved and found again."
+    @property
+    def state(self) -> State:
+        "Everything that the next step depends on, but the weights."
+        return asdict(self.progress) | learner_state(self.learner) | {"method": self.method.state_dict()}
+
     def save(self) -> None:
         "Keep everything that the next step depends on."
         if self.checkpoints is None or rank(): return
-        state = asdict(self.progress) | learner_state(self.learner) | {"method": self.method.state_dict()}
-        self.checkpoints.save(self.progress.step, self.learner.weights, state)
+        self.checkpoints.save(self.progress.step, self.learner.weights, self.state)
 
-    def resume(self) -> None:
-        "Continue from the newest whole checkpoint of this phase, if there is one."
-        state = self.checkpoints.load(self.learner.weights) if self.checkpoints else None
-        complaint = f"the processes do not see the same checkpoints in {self.setup.folder}"
-        must_be_alike(state["step"] if state else -1, f"{complaint}: it must be on a disk of all of them")
-        if state is None: return
+    def go_on(self, state: State) -> None:
+        "Continue from a state; the weights have been loaded."
         restore_progress(self.progress, state, self.setup.schedule.batch_size//world())
         restore_learner(self.learner, state)
         self.method.load_state_dict(state["method"])
+
+    def resume(self) -> None:
+        "Continue from the newest whole checkpoint of this phase, if there is one."
+        fresh = copy.deepcopy(self.state)
+        def use(state: State) -> None:
+            check_progress(state, self.epochs, len(self.labelled))
+            check_moments(state, self.learner.optimiser)
+            try:
+                self.go_on(state)
+            except Exception:
+                self.go_on(fresh)
+                raise
+        state = self.checkpoints.load(self.learner.weights, use) if self.checkpoints else None
+        complaint = f"the processes do not see the same checkpoints in {self.setup.folder}"
+        must_be_alike(state["step"] if state else -1, f"{complaint}: it must be on a disk of all of them")
 
     def end_epoch(self) -> None:
         "Score, add a row to the history, keep a checkpoint."

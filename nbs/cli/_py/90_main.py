@@ -10,17 +10,19 @@
 
 # %%
 #| export
+import contextlib
 import os
 import sys
 import warnings
 from pathlib import Path
 
+import psutil
 import typer
 
 import ctseg
 from ctseg.cli import data, prediction, training  # they enter their commands into `app`
 from ctseg.cli.console import SPEAKS, UsageError, app, clean_end, our_warnings, usage_line
-from ctseg.core.files import InputError
+from ctseg.core.files import InputError, printable
 
 # %%
 #| hide
@@ -28,7 +30,6 @@ import contextlib
 import io
 
 from fastcore.test import test_eq
-
 
 # %% [markdown]
 # Commands raise, and one place decides what the shell sees.
@@ -43,10 +44,29 @@ from fastcore.test import test_eq
 
 # %%
 #| export
+AGAIN = "see why above, then continue with the same command and --resume"
+
+
 def tell(message: str, always: bool = False) -> None:
     "A line on standard error, from one of several processes; `always`: from each."
     if SPEAKS or always:
         print(message, file=sys.stderr)
+
+
+def lost_process(error: Exception) -> bool:
+    "Is this how one of several processes learns that another has ended?"
+    together = int(os.environ.get("WORLD_SIZE", 1)) > 1
+    words = "closed by peer", "reset by peer", "Connection refused", "NCCL", "gloo", "Broken pipe"
+    return together and isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+
+
+def first_survivor() -> bool:
+    "Has this process the lowest rank of those on this machine that still live?"
+    ranks = []
+    for process in psutil.Process(os.getppid()).children():
+        with contextlib.suppress(psutil.Error, ValueError):
+            if process.status() != psutil.STATUS_ZOMBIE: ranks.append(int(process.environ().get("RANK", "")))
+    return int(os.environ.get("RANK", 0)) <= min(ranks, default=0)
 
 
 def failure(error: Exception) -> int:
@@ -60,7 +80,11 @@ def failure(error: Exception) -> int:
             tell(f"ctseg: {error}", always=True)
     elif isinstance(error, OSError):  # a disk or a file that nothing nearer has told of
         where = f"{error.filename}: " if error.filename else ""
-        tell(f"ctseg: {where}{error.strerror or error}", always=True)
+        tell(printable(f"ctseg: {where}{error.strerror or error}"), always=True)
+    elif lost_process(error):
+        if first_survivor(): tell("ctseg: another process of this run has ended; " + AGAIN, always=True)
+        sys.stderr.flush()
+        os._exit(2)  # the group of processes is broken, and an orderly end would wait for it
     else:
         raise error
     return 2
@@ -91,6 +115,8 @@ def main() -> None:
         warnings.simplefilter("ignore")
     package = Path(ctseg.__file__).parent
     warnings.formatwarning = our_warnings(package, warnings.formatwarning)
+    for stream in (sys.stdout, sys.stderr):  # a console of ASCII, or a name that is no UTF-8, is no reason to fail
+        if hasattr(stream, "reconfigure"): stream.reconfigure(errors="backslashreplace")
     try:
         sys.exit(run_command())
     except (KeyboardInterrupt, typer.Abort):
