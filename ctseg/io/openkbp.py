@@ -9,6 +9,7 @@ __all__ = ['OPENKBP', 'OPENKBP_FILES', 'read_openkbp', 'openkbp_patients', 'Chos
 # %% ../../nbs/io/80_openkbp.ipynb #2ea56523
 import functools
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,7 +44,10 @@ _SIDE = 128  # voxels along each axis
 def _sparse_table(path: Path) -> tuple[np.ndarray, pd.Series]:
     "The voxel numbers in a sparse CSV and the column beside them; `InputError` for anything else."
     refuse_special(path, MAX_TEXT)
-    try: table = pd.read_csv(path, index_col=0)
+    try:
+        with open(path, "rb") as f: heading = f.readline(1000)
+        if not heading.endswith(b"\n"): raise ValueError("no lines")  # pandas would make millions of columns of one
+        table = pd.read_csv(path, index_col=0)
     except (OSError, ValueError, OverflowError) as e:
         raise InputError(f"{path}: not a readable CSV ({type(e).__name__}); "
                          "clone the repository again") from None
@@ -96,7 +100,7 @@ def read_openkbp(
     mm = _voxel_mm(folder/"voxel_dimensions.csv")
     hu = _grey_values(folder/"ct.csv").clip(0, 4095).reshape(shape) - 1024
     paths = {id: folder/f"{name}.csv" for id, name in enumerate(OPENKBP_FILES, 1)}
-    examined = [id for id, path in paths.items() if path.exists()]
+    examined = [id for id, path in paths.items() if os.path.lexists(path)]
     united = combine(shape, ((id, _structure_mask(paths[id])) for id in examined), by_size=False)
     affine = np.eye(4)
     affine[:3, :3] = [[0, -mm[1], 0], [-mm[0], 0, 0], [0, 0, -mm[2]]]  # indices run back, left, down

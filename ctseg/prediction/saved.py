@@ -69,6 +69,9 @@ def saved_rule(record: Any, path: Path, classes: int) -> Rule:
         raise InputError(f"{path}: the decision rule is damaged; {REWRITE}") from None
     if faults := rule_faults(rule, classes):
         raise InputError(f"{path}: the decision rule is damaged ({faults[0]}); {REWRITE}")
+    missing = [name for name in ("threshold", "gate", "island", "rescue") if name not in record]
+    if missing:  # a default would be another rule
+        raise InputError(f"{path}: the decision rule is damaged (no {missing[0]}); {REWRITE}")
     return rule
 
 # %% ../../nbs/prediction/10_saved.ipynb #bde221fa

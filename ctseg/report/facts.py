@@ -106,6 +106,8 @@ def calibration_facts(run: Run, calibration: SavedCalibration | None) -> dict[st
     if calibration is None or points is None:
         return {"temperature": None, "reliability": None}
     facts = dict(calibration.facts)
+    if not {"ece before", "ece after"} <= facts.keys():
+        raise damaged_file(run/"metrics.json", "the calibration lacks its errors")
     for when in ("before", "after"):
         rows = points.loc[points["when"] == when, ["said", "was", "pairs"]]
         facts[f"points {when}"] = rows.to_numpy().tolist()

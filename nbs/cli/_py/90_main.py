@@ -11,6 +11,7 @@
 # %%
 #| export
 import contextlib
+import logging
 import os
 import sys
 import warnings
@@ -94,9 +95,18 @@ def failure(error: Exception) -> int:
 with contextlib.redirect_stderr(io.StringIO()) as err: status = failure(InputError("my_data: no such folder"))
 print(status, err.getvalue())
 
-
 # %%
 #| export
+READERS = ("nibabel", "pydicom", "highdicom")
+
+
+def quiet_libraries() -> None:
+    "What readers of medical files say of odd values stays unsaid: it fills the screen, and may hold a patient's name. `python -W` overrules it."
+    for name in READERS:
+        if not sys.warnoptions: warnings.filterwarnings("ignore", module=rf"{name}(\.|$)")
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
 def run_command() -> int:
     "Parse the command line and carry it out; its exit status."
     with clean_end():
@@ -115,6 +125,7 @@ def main() -> None:
         warnings.simplefilter("ignore")
     package = Path(ctseg.__file__).parent
     warnings.formatwarning = our_warnings(package, warnings.formatwarning)
+    quiet_libraries()
     for stream in (sys.stdout, sys.stderr):  # a console of ASCII, or a name that is no UTF-8, is no reason to fail
         if hasattr(stream, "reconfigure"): stream.reconfigure(errors="backslashreplace")
     try:

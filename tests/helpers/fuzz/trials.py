@@ -207,7 +207,8 @@ def faults(result: Result, folder: Path, target: Target, before: dict, damaged: 
         if new: found.append(f"left over {sorted(new)[0]}")
         lost = [n for n in before if after.get(n) != before[n] and not n.startswith(("cache", *target.grows))]
         if lost: found.append(f"changed {lost[0]}")
-    if damaged is not None and was not in (stat.S_IFREG, stat.S_IFDIR, None) and was is not None and kind_of(damaged) != was and was != stat.S_IFLNK:
+    mine = damaged is not None and str(damaged.relative_to(folder)).startswith(tuple(target.grows) or ("\0",))
+    if damaged is not None and not mine and was not in (stat.S_IFREG, stat.S_IFDIR, None) and was is not None and kind_of(damaged) != was and was != stat.S_IFLNK:
         found.append("special file replaced")
     result.output = (err[-1500:] or out[-500:])
     return found
