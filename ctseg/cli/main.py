@@ -31,7 +31,7 @@ def tell(message: str, always: bool = False) -> None:
     if SPEAKS or always:
         print(message, file=sys.stderr)
 
-
+# %% ../../nbs/cli/90_main.ipynb #d12ec986
 def lost_process(error: Exception) -> bool:
     "Is this how one of several processes learns that another has ended?"
     together = int(os.environ.get("WORLD_SIZE", 1)) > 1
@@ -44,10 +44,11 @@ def first_survivor() -> bool:
     ranks = []
     for process in psutil.Process(os.getppid()).children():
         with contextlib.suppress(psutil.Error, ValueError):
-            if process.status() != psutil.STATUS_ZOMBIE: ranks.append(int(process.environ().get("RANK", "")))
+            if process.status() != psutil.STATUS_ZOMBIE:
+                ranks.append(int(process.environ().get("RANK", "")))
     return int(os.environ.get("RANK", 0)) <= min(ranks, default=0)
 
-
+# %% ../../nbs/cli/90_main.ipynb #6e5233ee
 def failure(error: Exception) -> int:
     "Tell in one line what went wrong, and return the exit status; an error of our own is raised again."
     if isinstance(error, UsageError):
@@ -61,7 +62,8 @@ def failure(error: Exception) -> int:
         where = f"{error.filename}: " if error.filename else ""
         tell(printable(f"ctseg: {where}{error.strerror or error}"), always=True)
     elif lost_process(error):
-        if first_survivor(): tell("ctseg: another process of this run has ended; " + AGAIN, always=True)
+        if first_survivor():
+            tell("ctseg: another process of this run has ended; " + AGAIN, always=True)
         sys.stderr.flush()
         os._exit(2)  # the group of processes is broken, and an orderly end would wait for it
     else:
@@ -73,12 +75,15 @@ READERS = ("nibabel", "pydicom", "highdicom")
 
 
 def quiet_libraries() -> None:
-    "What readers of medical files say of odd values stays unsaid: it fills the screen, and may hold a patient's name. `python -W` overrules it."
+    """Silence what readers of medical files say of odd values: it fills the screen, and may hold a patient's name.
+
+    `python -W` overrules it."""
     for name in READERS:
-        if not sys.warnoptions: warnings.filterwarnings("ignore", module=rf"{name}(\.|$)")
+        if not sys.warnoptions:
+            warnings.filterwarnings("ignore", module=rf"{name}(\.|$)")
         logging.getLogger(name).setLevel(logging.CRITICAL)
 
-
+# %% ../../nbs/cli/90_main.ipynb #6822fce2
 def run_command() -> int:
     "Parse the command line and carry it out; its exit status."
     with clean_end():
@@ -98,8 +103,9 @@ def main() -> None:
     package = Path(ctseg.__file__).parent
     warnings.formatwarning = our_warnings(package, warnings.formatwarning)
     quiet_libraries()
-    for stream in (sys.stdout, sys.stderr):  # a console of ASCII, or a name that is no UTF-8, is no reason to fail
-        if hasattr(stream, "reconfigure"): stream.reconfigure(errors="backslashreplace")
+    for stream in (sys.stdout, sys.stderr):  # a console of ASCII, or an odd name, is no reason to fail
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     try:
         sys.exit(run_command())
     except (KeyboardInterrupt, typer.Abort):

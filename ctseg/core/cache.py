@@ -32,10 +32,13 @@ def own_cache(inside: str = "") -> Path | None:
         top.parent.mkdir(parents=True, exist_ok=True)
         top.mkdir(mode=0o700, exist_ok=True)
         (top/inside).mkdir(mode=0o700, exist_ok=True)
-        if not others_may_write(top) and not others_may_write(top/inside): return top/inside
+        if not others_may_write(top) and not others_may_write(top/inside):
+            return top/inside
         problem = "others may write to it, chmod 700 it or choose another CTSEG_CACHE"
     except OSError as e:
         problem = e.strerror
-    if top not in _told: warnings.warn(f"the cache {top} is not used, reading will not be faster next time: {problem}")
+    if top not in _told:
+        slower = "reading will not be faster next time"
+        warnings.warn(f"the cache {top} is not used, {slower}: {problem}")
     _told.add(top)
     return None

@@ -89,7 +89,12 @@ def refuse_folder(path: str | Path | None) -> None:
 
 # %% ../../nbs/core/10_files.ipynb #4db18baa
 MAX_TEXT = 1 << 28  # bytes of a JSON file
-_KINDS = {stat.S_IFIFO: "a pipe", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device", stat.S_IFSOCK: "a socket"}
+_KINDS = {
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFSOCK: "a socket",
+}
 
 def refuse_special(path: str | Path, most: int | None = None) -> None:
     "`InputError` for a pipe, a device or a socket, and for a file of more than `most` bytes. What is missing is not told here."
@@ -211,7 +216,8 @@ def atomic_path(
             if private: os.chmod(hold/path.name, 0o600)
             flush_to_disk(hold/path.name)
             _put_in_place(hold/path.name, path, aside)
-            for folder in (path.parent, *(new.parent for new in made)): _flush_one(folder)
+            for folder in (path.parent, *(new.parent for new in made)):
+                _flush_one(folder)
         finally:
             _put_back(path, aside)
             only_copy = aside.exists() and not path.exists()
@@ -280,9 +286,10 @@ def read_json(path: str | Path):
         raise InputError(f"{path}: is a folder, expected a JSON file") from None
     except OSError as e:
         raise InputError(f"{path}: cannot be read ({e.strerror})") from None
-    except UnicodeError as e:
-        problem = "holds half a letter" if isinstance(e, UnicodeEncodeError) else "not UTF-8 text, expected a JSON file"
-        raise InputError(f"{path}: {problem}") from None
+    except UnicodeEncodeError:
+        raise InputError(f"{path}: holds half a letter") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: not UTF-8 text, expected a JSON file") from None
     except json.JSONDecodeError as e:
         raise InputError(f"{path}, line {e.lineno}: not valid JSON ({e.msg})") from None
     except RecursionError:

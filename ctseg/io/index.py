@@ -38,13 +38,17 @@ def _check_names(volumes: dict[str, dict], images: dict[str, dict[str, dict]], p
 
 # %% ../../nbs/io/50_index.ipynb #ee9a25e4
 _SIDE = number(1, 1 << 16, whole=True)
+_AFFINE = listed(listed(number(), 4), 4)
+_POSITIONS = maybe(listed(listed(number(), 3)))
 _VOLUME = fields(
-    {"shape": listed(_SIDE, 3), "affine": listed(listed(number(), 4), 4), "orientation": text, "scaled": listed(_SIDE, 2)},
-    {"kind": text, "patient": anything, "positions": maybe(listed(listed(number(), 3))), "digest": maybe(text)})
+    {"shape": listed(_SIDE, 3), "affine": _AFFINE, "orientation": text, "scaled": listed(_SIDE, 2)},
+    {"kind": text, "patient": anything, "positions": _POSITIONS, "digest": maybe(text)})
 _LINE = fields({
     "volume": text, "slice": number(0, 1 << 16, whole=True), "window": listed(number(), 2),
     "corner": listed(number(-(1 << 16), 1 << 16, whole=True), 2)})
 INDEX = fields({"volumes": mapped(_VOLUME), "images": mapped(mapped(_LINE))}, {"seal": text})
+
+# %% ../../nbs/io/50_index.ipynb #1d7d979a
 MAX_VOXELS = 1 << 32
 
 def _check_places(volumes: dict[str, dict], images: dict[str, dict[str, dict]], path: Path):
@@ -52,7 +56,8 @@ def _check_places(volumes: dict[str, dict], images: dict[str, dict[str, dict]], 
     depth = {}
     for id, entry in volumes.items():
         affine = np.array(entry["affine"], float)
-        if abs(np.linalg.det(affine[:3, :3])) < 1e-9 or affine[3].tolist() != [0, 0, 0, 1] or math.prod(entry["shape"]) > MAX_VOXELS:
+        flat = abs(np.linalg.det(affine[:3, :3])) < 1e-9 or affine[3].tolist() != [0, 0, 0, 1]
+        if flat or math.prod(entry["shape"]) > MAX_VOXELS:
             raise InputError(f"{path}: volume {id} has no grid that can be; import the volumes again")
         depth[id] = entry["shape"][slice_axes(affine, entry["orientation"])[0][0]]
     for split, lines in images.items():
@@ -60,8 +65,9 @@ def _check_places(volumes: dict[str, dict], images: dict[str, dict[str, dict]], 
         for name, line in lines.items():
             place = line["volume"], line["slice"]
             if line["slice"] >= depth[line["volume"]] or place in seen:
-                raise InputError(f"{path}: image {name} of {split} is slice {line['slice']} of {line['volume']}, "
-                                 "which is not there or another image's; import the volumes again")
+                told = f"image {name} of {split} is slice {line['slice']} of {line['volume']}"
+                raise InputError(f"{path}: {told}, which is not there, or another image's; "
+                                 "import the volumes again")
             seen.add(place)
 
 # %% ../../nbs/io/50_index.ipynb #79b5de79
@@ -77,7 +83,8 @@ def read_index(
     index = fit_schema(read_json(path), INDEX, path, "import the volumes again")
     volumes, images = index["volumes"], index["images"]
     if index.get("seal", index_seal(volumes, images)) != index_seal(volumes, images):
-        raise InputError(f"{path}: damaged or edited, its content is not what its checksum says; import the volumes again")
+        raise InputError(f"{path}: damaged or edited, its content is not what its checksum says; "
+                         "import the volumes again")
     _check_names(volumes, images, path)
     _check_places(volumes, images, path)
     if not images.get(split):

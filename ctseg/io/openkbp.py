@@ -46,7 +46,8 @@ def _sparse_table(path: Path) -> tuple[np.ndarray, pd.Series]:
     refuse_special(path, MAX_TEXT)
     try:
         with open(path, "rb") as f: heading = f.readline(1000)
-        if not heading.endswith(b"\n"): raise ValueError("no lines")  # pandas would make millions of columns of one
+        if not heading.endswith(b"\n"):  # pandas would make millions of columns of one
+            raise ValueError("no lines")
         table = pd.read_csv(path, index_col=0)
     except (OSError, ValueError, OverflowError) as e:
         raise InputError(f"{path}: not a readable CSV ({type(e).__name__}); "

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STEP', 'FORMAT', 'INDEX', 'compacted', 'write_probabilities', 'damaged', 'checked_index',
-           'open_store', 'StoredProbabilities']
+           'open_store', 'read_image', 'StoredProbabilities']
 
 # %% ../../nbs/prediction/50_store.ipynb #d1e5f576
 import contextlib
@@ -68,7 +68,8 @@ def checked_index(index: Any) -> dict[str, Any]:
     ClassMap.from_names(index["classes"])
     classes = len(index["classes"])
     for kept in index["images"].values():
-        if kept != sorted(set(kept)) or (kept and kept[-1] > classes): raise ValueError
+        if kept != sorted(set(kept)) or (kept and kept[-1] > classes):
+            raise ValueError
     if index["activation"] not in ("softmax", "sigmoid"): raise ValueError
     return index
 
@@ -85,6 +86,16 @@ def open_store(path: Path) -> tuple[zipfile.ZipFile, dict[str, Any]]:
         raise damaged(path) from None
 
 # %% ../../nbs/prediction/50_store.ipynb #3cb5feb1
+def read_image(archive: zipfile.ZipFile, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    "The probabilities float16 of one image; raises for other things."
+    with archive.open(f"{name}.npy") as f:
+        kept = np.lib.format.read_array(f)
+    fits = kept.dtype == np.float16 and kept.shape == shape
+    if not fits or not (kept >= 0).all() or not (kept <= 1).all():
+        raise ValueError
+    return kept
+
+# %% ../../nbs/prediction/50_store.ipynb #91f21c1a
 class StoredProbabilities:
     "What `write_probabilities` wrote; `stored[name]` is f32 [C, H, W], read when asked for."
 
@@ -114,10 +125,7 @@ class StoredProbabilities:
         prob = np.zeros((len(self.classes), *self.size), np.float32)
         channels = np.array(self.images[name], int) - 1
         try:
-            with self.zip.open(f"{name}.npy") as f: kept = np.lib.format.read_array(f)
-            fits = kept.dtype == np.float16 and kept.shape == (len(channels), *self.size)
-            if not fits or not (kept >= 0).all() or not (kept <= 1).all(): raise ValueError
+            prob[channels] = read_image(self.zip, name, (len(channels), *self.size))
         except Exception:  # each way of being damaged has its own
             raise damaged(self.path, name) from None
-        prob[channels] = kept
         return prob

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['VERSIONED', 'FREE', 'write_rows', 'make_spec', 'spec_dict', 'read_spec', 'facts_of',
-           'difference', 'run_in_words', 'RunFiles', 'refuse_unfinished_old', 'Run', 'start_run']
+           'difference', 'run_in_words', 'RunPaths', 'RunFiles', 'refuse_unfinished_old',
+           'RunFolder', 'Run', 'start_run']
 
 # %% ../../nbs/runs/20_folder.ipynb #97c7b375
 import csv
@@ -38,7 +39,8 @@ def write_rows(rows: list[dict], path: str | Path) -> None:
     with atomic_path(path) as tmp, open(tmp, "w", newline="", encoding="utf-8") as f:
         out = csv.DictWriter(f, columns)
         out.writeheader()
-        for row in rows: out.writerow({key: csv_cell(value) for key, value in row.items()})
+        for row in rows:
+            out.writerow({key: csv_cell(value) for key, value in row.items()})
 
 # %% ../../nbs/runs/20_folder.ipynb #8d8207f4
 VERSIONED = ("ctseg", "torch", "timm", "numpy", "accelerate")
@@ -107,11 +109,10 @@ def run_in_words(run: "RunFiles") -> str:
     return ", ".join(facts if run.finished else [*facts, "not finished"])
 
 # %% ../../nbs/runs/20_folder.ipynb #2b648b36
-class RunFiles:
-    "The files of a run."
+class RunPaths:
+    "Where the files of a run are."
     def __init__(self, folder: str | Path): self.folder = Path(folder)
     def __truediv__(self, name: str) -> Path: return self.folder/name
-    def __repr__(self) -> str: return f"Run({str(self.folder)!r}: {run_in_words(self)})"
 
     @property
     def weights(self) -> Path:
@@ -127,6 +128,11 @@ class RunFiles:
     def finished(self) -> bool:
         "Has the run come to its end?"
         return os.path.lexists(self/"metrics.json")
+
+# %% ../../nbs/runs/20_folder.ipynb #d4969c79
+class RunFiles(RunPaths):
+    "The files of a run, each checked where it is read."
+    def __repr__(self) -> str: return f"Run({str(self.folder)!r}: {run_in_words(self)})"
 
     def read_metrics(self) -> dict[str, Any]:
         "All of `metrics.json`; `ctseg.prediction.saved` checks rule and calibration in it."
@@ -161,17 +167,31 @@ def refuse_unfinished_old(run: RunFiles) -> None:
     raise InputError(f"{run.folder}: {problem}; {remedy}")
 
 # %% ../../nbs/runs/20_folder.ipynb #f3f300a2
-class Run(RunFiles):
-    "A run folder that can be started, continued and locked."
-    def __init__(self, folder: str | Path):
-        super().__init__(folder)
-        self.file_lock = FileLock()
-
+class RunFolder(RunFiles):
+    "A run folder, and what a start may find in it."
     @property
     def claimed(self) -> bool:
         "Is there something that a start would lose: a checkpoint, or finished weights?"
         kept = [*(self/"checkpoints").glob("*/step-*"), *(self/"checkpoints").glob("*/final")]
         return bool(kept) or self.finished or self.weights.exists()
+
+    def others(self) -> list[Path]:
+        "What is in the folder that no start of a run leaves there."
+        inside = self.folder.iterdir() if self.folder.is_dir() else ()
+        return [p for p in inside if p.name not in NO_RUN and not p.name.endswith(PART)]
+
+    def clear(self) -> None:
+        "Remove what a start has left that kept nothing: a name is claimed by a checkpoint, not by a failure."
+        if self.claimed: return
+        for name in ("recipe.json", "history.csv", "timings.csv", "checkpoints", "tensorboard"):
+            if os.path.lexists(self/name): remove(self/name)
+
+# %% ../../nbs/runs/20_folder.ipynb #5d735d02
+class Run(RunFolder):
+    "A run folder that can be started, continued and locked."
+    def __init__(self, folder: str | Path):
+        super().__init__(folder)
+        self.file_lock = FileLock()
 
     def check_free(self, resume: bool = False) -> None:
         "`InputError` unless a run can start in the folder, or with `resume` go on."
@@ -186,14 +206,9 @@ class Run(RunFiles):
             elif not self.begun and any(self.others()):
                 raise InputError(f"{self.folder} is not empty and holds no run; choose another --out")
 
-    def others(self) -> list[Path]:
-        "What is in the folder that no start of a run leaves there."
-        inside = self.folder.iterdir() if self.folder.is_dir() else ()
-        return [p for p in inside if p.name not in NO_RUN and not p.name.endswith(PART)]
-
     def lock(self) -> None:
         "Until `unlock`, or the end of this process, no other may train in the folder."
-        if not self.finished: self.file_lock.acquire(self.folder)
+        self.file_lock.acquire(self.folder)
 
     def unlock(self) -> None:
         "Let others train in the folder. A start that kept nothing leaves nothing."
@@ -201,17 +216,11 @@ class Run(RunFiles):
         self.clear()
         self.file_lock.release()
 
-    def clear(self) -> None:
-        "Remove what a start has left that kept nothing: a name is claimed by a checkpoint, not by a failure."
-        if self.claimed: return
-        for name in ("recipe.json", "history.csv", "timings.csv", "checkpoints", "tensorboard"):
-            if os.path.lexists(self/name): remove(self/name)
-
 # %% ../../nbs/runs/20_folder.ipynb #622693b2
 def start_run(run: Run, spec: dict[str, Any], resume: bool = False) -> Run:
     "Start the folder with what `make_spec` gives, or check that it holds the same run, which may then be continued."
     run.check_free(resume)  # once more: reading the data took a while
-    run.lock()
+    if not run.finished: run.lock()
     run.check_free(resume)  # and once more: another process may have been faster
     run.clear()
     path = run/"recipe.json"

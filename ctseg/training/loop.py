@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['HISTORY', 'Progress', 'restore_progress', 'last_epoch', 'progress_bar', 'held_out_dice',
-           'Session', 'SavedSession', 'TimedSession', 'gradients_in_memory', 'check_skips',
-           'Trainer']
+           'Session', 'SessionState', 'SavedSession', 'TimedSession', 'gradients_in_memory',
+           'check_skips', 'Trainer']
 
 # %% ../../nbs/training/70_loop.ipynb #10b9f1e9
 import copy
@@ -125,17 +125,12 @@ class Session:
         return self.labelled.batches(self.progress.epoch)[completed:]
 
 # %% ../../nbs/training/70_loop.ipynb #211a5ca3
-class SavedSession(Session):
-    "A session that is saved and found again."
+class SessionState(Session):
+    "A session with everything that its next step depends on."
     @property
     def state(self) -> State:
         "Everything that the next step depends on, but the weights."
         return asdict(self.progress) | learner_state(self.learner) | {"method": self.method.state_dict()}
-
-    def save(self) -> None:
-        "Keep everything that the next step depends on."
-        if self.checkpoints is None or rank(): return
-        self.checkpoints.save(self.progress.step, self.learner.weights, self.state)
 
     def go_on(self, state: State) -> None:
         "Continue from a state; the weights have been loaded."
@@ -143,18 +138,30 @@ class SavedSession(Session):
         restore_learner(self.learner, state)
         self.method.load_state_dict(state["method"])
 
+    def use(self, state: State, fresh: State) -> None:
+        "The same, if the state can be of this phase; else it stays as `fresh` says, and an error is raised."
+        check_progress(state, self.epochs, len(self.labelled))
+        check_moments(state, self.learner.optimiser)
+        try:
+            self.go_on(state)
+        except Exception:
+            self.go_on(fresh)
+            raise
+
+# %% ../../nbs/training/70_loop.ipynb #968d7466
+class SavedSession(SessionState):
+    "A session that is saved and found again."
+    def save(self) -> None:
+        "Keep everything that the next step depends on."
+        if self.checkpoints is None or rank(): return
+        self.checkpoints.save(self.progress.step, self.learner.weights, self.state)
+
     def resume(self) -> None:
         "Continue from the newest whole checkpoint of this phase, if there is one."
         fresh = copy.deepcopy(self.state)
-        def use(state: State) -> None:
-            check_progress(state, self.epochs, len(self.labelled))
-            check_moments(state, self.learner.optimiser)
-            try:
-                self.go_on(state)
-            except Exception:
-                self.go_on(fresh)
-                raise
-        state = self.checkpoints.load(self.learner.weights, use) if self.checkpoints else None
+        state = None
+        if self.checkpoints:
+            state = self.checkpoints.load(self.learner.weights, lambda saved: self.use(saved, fresh))
         complaint = f"the processes do not see the same checkpoints in {self.setup.folder}"
         must_be_alike(state["step"] if state else -1, f"{complaint}: it must be on a disk of all of them")
 

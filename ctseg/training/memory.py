@@ -41,7 +41,8 @@ def least_bytes(
 ) -> int: # 0 where the network does not let itself be measured
     "What a training step needs at least."
     try:
-        with torch.device("meta"), torch.random.fork_rng(devices=[]): model = build()
+        with torch.device("meta"), torch.random.fork_rng(devices=[]):
+            model = build()
         values = kept_values(model.to("meta"), size)
     except Exception:  # a network of a plugin may do anything; then the step itself will tell
         return 0
@@ -68,5 +69,6 @@ def free_bytes(device: torch.device) -> float:
 def check_memory(need: float, free: float, what: str) -> None:
     "`InputError` if a step needs more than there is."
     if need <= free: return
-    problem = f"a training step needs at least {need/2**30:.1f} GB, and {free/2**30:.1f} GB of memory are free"
+    needed, left = (f"{size/2**30:.1f} GB" for size in (need, free))
+    problem = f"a training step needs at least {needed}, and {left} of memory are free"
     raise InputError(f"{what}: {problem}; choose a smaller image_size, batch_size or width, or more pieces")

@@ -69,7 +69,8 @@ def number(low: float = -math.inf, high: float = math.inf, whole: bool = False) 
     "Finite numbers from `low` to `high`; `whole`: without a fraction, and written without a point."
     kinds = (int,) if whole else (int, float)
     expected = "a whole number" if whole else "a number"
-    if low > -math.inf: expected += f" from {low}" if high < math.inf else f" of at least {low}"
+    if low > -math.inf:
+        expected += f" from {low}" if high < math.inf else f" of at least {low}"
     if high < math.inf: expected += f" to {high}"
     def check(value: Any) -> None:
         fits = isinstance(value, kinds) and not isinstance(value, bool)

@@ -235,7 +235,8 @@ def read_header(path: Path) -> list[str]:
     except (UnicodeDecodeError, csvlib.Error):
         raise InputError(f"{path}: not a text file; expected a CSV with a column for each image") from None
     if not all(map(str.isprintable, names)):
-        raise InputError(f"{path}: the first line holds names that cannot be printed in a line; write it again")
+        raise InputError(f"{path}: the first line holds names that cannot be printed in a line; "
+                         "write it again")
     if not names:
         raise InputError(f"{path}: the first line names no images; expected ',0.png,1.png,…'")
     if names[0].startswith("Pixel"):

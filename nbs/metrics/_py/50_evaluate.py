@@ -190,7 +190,8 @@ def patients_of(truth: Path, n: int) -> np.ndarray | None:
     patients = table.get(split)
     if patients is None: return None
     if len(patients) < n:
-        raise InputError(f"{path}: {len(patients)} patients under {split!r} for {n} images; give one for each image")
+        raise InputError(f"{path}: {len(patients)} patients under {split!r} for {n} images; "
+                         "give one for each image")
     check_patients(patients, path)
     return np.array([str(p) for p in patients[:n]])  # the list goes on with images without annotation
 

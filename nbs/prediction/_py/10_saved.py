@@ -165,7 +165,8 @@ def saved_calibration(record: Any, path: Path, classes: int) -> SavedCalibration
         raise InputError(f"{path}: the calibration is damaged (temperature = {temperature!r}); {REWRITE}")
     for name in ("ece before", "ece after"):
         if name in record and not is_number(record[name], 0, 1):
-            raise InputError(f"{path}: the calibration is damaged ({name} = {short(record[name])}); {REWRITE}")
+            told = f"{name} = {short(record[name])}"
+            raise InputError(f"{path}: the calibration is damaged ({told}); {REWRITE}")
     return SavedCalibration(temperature, saved_rule(record.get("rule"), path, classes), record)
 
 

@@ -117,7 +117,8 @@ def checked_index(index: Any) -> dict[str, Any]:
     ClassMap.from_names(index["classes"])
     classes = len(index["classes"])
     for kept in index["images"].values():
-        if kept != sorted(set(kept)) or (kept and kept[-1] > classes): raise ValueError
+        if kept != sorted(set(kept)) or (kept and kept[-1] > classes):
+            raise ValueError
     if index["activation"] not in ("softmax", "sigmoid"): raise ValueError
     return index
 
@@ -139,6 +140,18 @@ index = {"size": [48, 48], "classes": ["liver"], "activation": "sigmoid", "image
 test_eq(checked_index(index), index)
 try: checked_index(index | {"images": {"0.png": [2]}})
 except ValueError: print(damaged("prob.zip"))
+
+
+# %%
+#| export
+def read_image(archive: zipfile.ZipFile, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    "The probabilities float16 of one image; raises for other things."
+    with archive.open(f"{name}.npy") as f:
+        kept = np.lib.format.read_array(f)
+    fits = kept.dtype == np.float16 and kept.shape == shape
+    if not fits or not (kept >= 0).all() or not (kept <= 1).all():
+        raise ValueError
+    return kept
 
 
 # %%
@@ -172,12 +185,9 @@ class StoredProbabilities:
         prob = np.zeros((len(self.classes), *self.size), np.float32)
         channels = np.array(self.images[name], int) - 1
         try:
-            with self.zip.open(f"{name}.npy") as f: kept = np.lib.format.read_array(f)
-            fits = kept.dtype == np.float16 and kept.shape == (len(channels), *self.size)
-            if not fits or not (kept >= 0).all() or not (kept <= 1).all(): raise ValueError
+            prob[channels] = read_image(self.zip, name, (len(channels), *self.size))
         except Exception:  # each way of being damaged has its own
             raise damaged(self.path, name) from None
-        prob[channels] = kept
         return prob
 
 

@@ -72,16 +72,24 @@ def check_job(job: Job) -> str: # where a pretrained encoder's weights come from
     warn_of_split(job)
     return getattr(model, "weights_from", "")
 
+
+# %%
+#| export
 def refuse_too_large(job: Job) -> None:
     "`InputError` if a step cannot fit into memory. A card works off a batch image by image if it must."
     recipe, classes = job.recipe, len(job.labelled.classes)
     size = (job.image_size,)*2 if job.image_size else job.labelled.images.shape[1:]
-    def build(): return make_model(recipe.model, job.loss.out_chans(classes), classes, job.image_size, trained=True)
+    channels = job.loss.out_chans(classes)
+    def build(): return make_model(recipe.model, channels, classes, job.image_size, trained=True)
     batch = -(-recipe.schedule.batch_size//(world()*recipe.compute.pieces))
     images = 1 if job.device.type == "cuda" else batch
     need = least_bytes(build, size, images, job.plan.precision == "fp32")
-    check_memory(need, free_bytes(job.device), f"{recipe.model.name} at {size[0]}x{size[1]} pixels, {images} at a time")
+    what = f"{recipe.model.name} at {size[0]}x{size[1]} pixels, {images} at a time"
+    check_memory(need, free_bytes(job.device), what)
 
+
+# %%
+#| export
 def warn_of_split(job: Job) -> None:
     "Tell of unlabelled images that stay out, and of classes that nobody looked for."
     if job.split.kept_out and job.recipe.method.name != "supervised":
@@ -237,9 +245,11 @@ def announce(where: str, source: str) -> None:
 
 def tell_of_groups(job: Job, data: Any) -> None:
     "Without a `patients.json`, say on how many groups of near-duplicates the held-out figures rest."
-    if isinstance(data, SliceSet) or not len(job.holdout) or os.path.lexists(Path(data)/"patients.json"): return
+    if isinstance(data, SliceSet) or not len(job.holdout) or os.path.lexists(Path(data)/"patients.json"):
+        return
     groups = len(np.unique(job.holdout.groups))
-    rest = f"the figures of held-out slices rest on {len(job.holdout)} slices in {groups} groups of near-duplicates"
+    slices = f"{len(job.holdout)} slices in {groups} groups of near-duplicates"
+    rest = f"the figures of held-out slices rest on {slices}"
     print(f"no patients.json: {rest}; several groups may be of one patient", file=sys.stderr, flush=True)
 
 
@@ -269,7 +279,7 @@ def fit(
         make_accelerator(plan)  # connects the processes, if there are several
         on_main(lambda: run.check_free(resume))
         try:
-            on_main(run.lock)
+            if not run.finished: on_main(run.lock)
             slices = more.read(data)
             job = Job(recipe, slices, run, plan, seed, progress, deadline)
             source = check_job(job)

@@ -91,6 +91,9 @@ TIMINGS: dict[str, Range] = {"epoch": (1, 1e9), "seconds": POSITIVE}
 RELIABILITY: dict[str, Range] = {"said": SHARE, "was": SHARE, "pairs": POSITIVE}
 _NUMBER = re.compile(r"-?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?|nan|", re.ASCII)
 
+
+# %%
+#| export
 def damaged_file(path: Path, problem: str) -> InputError:
     "The error for a file of a run folder that is of no use."
     return InputError(f"{path}: {problem}; copy the run folder again, or delete the file to do without it")
@@ -99,16 +102,19 @@ def read_rows(path: Path) -> list[list[str]]:
     "The lines of a CSV as cells, the header first, all of one length; `InputError` for a damaged file."
     refuse_special(path, MAX_TEXT)
     try:
-        with open(path, newline="", encoding="utf-8") as f: rows = list(csv.reader(f, strict=True))
+        with open(path, newline="", encoding="utf-8") as f:
+            rows = list(csv.reader(f, strict=True))
     except (OSError, UnicodeDecodeError, csv.Error):
         raise damaged_file(path, "not a readable table") from None
-    if not rows or not rows[0]: raise damaged_file(path, "an empty table")
+    if not rows or not rows[0]:
+        raise damaged_file(path, "not a readable table, it is empty")
     for line, row in enumerate(rows, 1):
         if len(row) != len(rows[0]):
             raise damaged_file(path, f"line {line} has {len(row)} cells, expected {len(rows[0])}")
         if not all(map(str.isprintable, row)):
             raise damaged_file(path, f"line {line} holds what cannot be printed in a line")
-    if len(set(rows[0])) < len(rows[0]): raise damaged_file(path, "two columns have the same name")
+    if len(set(rows[0])) < len(rows[0]):
+        raise damaged_file(path, "two columns have the same name")
     return rows
 
 
@@ -121,8 +127,12 @@ def as_numbers(cells: list[str], column: str, limits: Range, path: Path) -> np.n
         if math.isinf(value) or value < limits[0] or value > limits[1]:
             raise damaged_file(path, f"line {line}, {column}: {cell[:30]!r} is no number that can be there")
     whole = all(re.fullmatch(r"-?\d{1,18}", cell) for cell in cells)
-    return np.array([int(c) if whole else float(c or "nan") for c in cells], np.int64 if whole else np.float64)
+    if whole: return np.array([int(cell) for cell in cells], np.int64)
+    return np.array([float(cell or "nan") for cell in cells], np.float64)
 
+
+# %%
+#| export
 def read_table(
     path: Path, # a CSV of a run folder
     numbers: dict[str, Range], # columns of numbers it must have, and their limits
@@ -131,12 +141,14 @@ def read_table(
     "A table that a run has written; `InputError` for a damaged one."
     if not os.path.lexists(path): return None
     header, *rows = read_rows(path)
-    missing = [column for column in (*numbers, *texts) if column not in header]
-    if missing: raise damaged_file(path, f"a table without the column {missing[0]}")
+    missing = [column for column in (*texts, *numbers) if column not in header]
+    if missing:
+        raise damaged_file(path, f"a table without the column {missing[0]}")
     table: dict[str, Any] = {}
     for column, cells in zip(header, zip(*rows) if rows else [()]*len(header)):
         plain = column not in texts and (column in numbers or all(map(_NUMBER.fullmatch, cells)))
-        table[column] = as_numbers(list(cells), column, numbers.get(column, ANY), path) if plain else list(cells)
+        limits = numbers.get(column, ANY)
+        table[column] = as_numbers(list(cells), column, limits, path) if plain else list(cells)
     return pd.DataFrame(table)
 
 
@@ -171,7 +183,7 @@ def read_pseudo(path: Path) -> dict[str, np.ndarray]:
     fits = fits and all(array.dtype.kind == "f" and np.isfinite(array).all() for array in scores)
     if fits and all(array.shape[:1] == (len(labels),) for array in pseudo.values()):
         return pseudo
-    raise damaged_file(path, "not what a teacher drew on slices")
+    raise damaged_file(path, "not what a teacher drew on these slices")
 
 
 # %%

@@ -67,13 +67,40 @@ def lock_file(path: Path) -> BinaryIO | None:
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK, 0o666)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if path.exists() and path.stat().st_ino == os.fstat(descriptor).st_ino: return os.fdopen(descriptor, "rb")
+        same = path.exists() and path.stat().st_ino == os.fstat(descriptor).st_ino
+        if same:
+            return os.fdopen(descriptor, "rb")
     except OSError:
         os.close(descriptor)
         raise
     os.close(descriptor)
     return None
 
+
+# %%
+#| export
+def in_use(folder: Path, remedy: str) -> InputError:
+    "The error for a folder that another process holds."
+    return InputError(f"{folder}: another process is training in it; {remedy}")
+
+def claim(folder: Path) -> Path: # the file that says so
+    "Claim a folder by a file that says who is at work, where there are no locks; `InputError` if another has it."
+    path, owner = folder/OWNER, None
+    with contextlib.suppress(OSError, ValueError):
+        owner = json.loads(path.read_text())
+    if lives(owner):
+        raise in_use(folder, f"wait for it, choose another --out, or delete {path} if it has ended")
+    path.unlink(missing_ok=True)
+    try:
+        with open(path, "x") as f:
+            json.dump(this_process(), f)
+    except FileExistsError:
+        raise in_use(folder, "wait for it, or choose another --out") from None
+    return path
+
+
+# %%
+#| export
 class FileLock:
     "A claim to a folder, held until `release` or the end of the process."
     def __init__(self):
@@ -93,23 +120,9 @@ class FileLock:
         except BlockingIOError:
             raise in_use(folder, "wait for it, or choose another --out") from None
         except OSError:  # a file system without locks
-            self.claim(folder)
+            self.path = claim(folder)
         else:
             self.path = folder/LOCK
-
-    def claim(self, folder: Path) -> None:
-        "The same by a file that says who is at work, where there are no locks."
-        path, owner = folder/OWNER, None
-        with contextlib.suppress(OSError, ValueError):
-            owner = json.loads(path.read_text())
-        if lives(owner):
-            raise in_use(folder, f"wait for it, choose another --out, or delete {path} if it has ended")
-        path.unlink(missing_ok=True)
-        try:
-            with open(path, "x") as f: json.dump(this_process(), f)
-        except FileExistsError:
-            raise in_use(folder, "wait for it, or choose another --out") from None
-        self.path = path
 
     def release(self) -> None:
         "Let others have it; the folders that were made go again if they are still empty."
@@ -120,18 +133,16 @@ class FileLock:
             for folder in self.made: folder.rmdir()
         self.file, self.path, self.made = None, None, []
 
-def in_use(folder: Path, remedy: str) -> InputError:
-    "The error for a folder that another process holds."
-    return InputError(f"{folder}: another process is training in it; {remedy}")
-
 
 # %%
 with tempfile.TemporaryDirectory() as d:
-    for take in ("acquire", "claim"):
-        first, second = FileLock(), FileLock()
-        getattr(first, take)(Path(d))
-        try: getattr(second, take)(Path(d))
-        except InputError as e: print(str(e).replace(d, "…"))
-        first.release()
-        getattr(second, take)(Path(d))
-        second.release()
+    first, second = FileLock(), FileLock()
+    first.acquire(Path(d))
+    try: second.acquire(Path(d))
+    except InputError as e: print(str(e).replace(d, "…"))
+    first.release()
+    second.acquire(Path(d))
+    second.release()
+    claim(Path(d))
+    try: claim(Path(d))
+    except InputError as e: print(str(e).replace(d, "…"))

@@ -74,6 +74,17 @@ pseudo_rows({"sdc": np.array([.9, .4])}, ["7.png", "8.png"], {"7.png"})
 
 # %%
 #| export
+def timings_so_far(run: Run) -> list[dict[str, Any]]:
+    "The rows of `timings.csv`; a damaged table is begun again, with a warning: no training stops for it."
+    try:
+        return run.read_timings()
+    except InputError as e:
+        warnings.warn(f"{e}; its rows are lost")
+        return []
+
+
+# %%
+#| export
 class Notes:
     "What is kept in the run folder while a recipe is at work."
     def __init__(self, run: Run, unlabelled: SliceSet, where: str, progress: bool):
@@ -88,18 +99,10 @@ class Notes:
         self.clock = time.monotonic()
         epoch = {"phase": row["phase"], "epoch": row["epoch"]}
         timing = epoch | {"seconds": round(seconds, 2), "where": self.where}
-        write_rows(self.earlier() + [timing], self.run/"timings.csv")
+        write_rows(timings_so_far(self.run) + [timing], self.run/"timings.csv")
         if self.progress and self.watch is None:
             self.watch = Watch(self.run/"tensorboard")
         if self.watch: self.watch(history)
-
-    def earlier(self) -> list[dict[str, Any]]:
-        "The timings so far; a damaged table is begun again, with a warning: no training stops for it."
-        try:
-            return self.run.read_timings()
-        except InputError as e:
-            warnings.warn(f"{e}; its rows are lost")
-            return []
 
     def pseudo(self, pseudo: Any, kept: SliceSet) -> None:
         "What a teacher said of each unlabelled image, and whether it is kept."
@@ -286,7 +289,8 @@ print(job.trainer(job.make_model(), Phase("supervised", job.labelled)).total, "s
 
 # %%
 #| export
-_FINAL = fields({"history": listed(fields({"epoch": COUNT, "dice": anything})), "pieces": number(1, whole=True)})
+_EPOCHS = listed(fields({"epoch": COUNT, "dice": anything}))
+_FINAL = fields({"history": _EPOCHS, "pieces": number(1, whole=True)})
 
 def check_final(state: dict[str, Any]) -> None:
     "Raises unless the state of a finished phase says what is needed of it."

@@ -172,14 +172,14 @@ class Checkpoints:
         for old in self.saved(): remove(old)
 
     def load(self, weights: Models, use: Use = no_use) -> State | None:
-        "Load the newest checkpoint that is whole and that `use` accepts; its state, or None where there is none."
+        "Load the newest checkpoint that is whole and of use; its state, or None."
         for path in self.saved():
             state = read_checkpoint(path, weights, "going back to the checkpoint before it", use)
             if state is not None: return state
         return None
 
     def final(self, weights: Models, use: Use = no_use) -> State | None:
-        "Load a finished phase; its state, or None if it has not finished."
+        "Load a finished phase; its state, or None."
         path = self.folder/"final"
         if not os.path.lexists(path): return None
         return read_checkpoint(path, weights, "training this phase again", use)

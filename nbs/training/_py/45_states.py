@@ -29,10 +29,13 @@ def real(value: Any) -> None:
     if not isinstance(value, float): raise Misfit(value, "a number")
 
 COUNT = number(0, whole=True)
-_ROW = fields({"phase": text, "epoch": COUNT, "step": COUNT, "lr": number(), "loss": real, "dice": real, "skipped": COUNT})
+_ROW = fields({
+    "phase": text, "epoch": COUNT, "step": COUNT, "lr": number(),
+    "loss": real, "dice": real, "skipped": COUNT})
 _STATE = fields({
-    "epoch": COUNT, "step": COUNT, "history": listed(_ROW), "losses": listed(real), "skipped": COUNT, "in_a_row": COUNT,
-    "pieces": number(1, whole=True), "ema_steps": COUNT, "scaler": anything, "method": anything,
+    "epoch": COUNT, "step": COUNT, "history": listed(_ROW), "losses": listed(real),
+    "skipped": COUNT, "in_a_row": COUNT, "pieces": number(1, whole=True),
+    "ema_steps": COUNT, "scaler": anything, "method": anything,
     "opt": fields({"state": anything, "param_groups": anything})})
 
 def check_progress(state: dict[str, Any], epochs: int, steps: int) -> None:
@@ -60,7 +63,8 @@ def check_moments(state: dict[str, Any], optimiser: torch.optim.Optimizer) -> No
     weights = [p for group in optimiser.param_groups for p in group["params"]]
     for i, kept in state["opt"]["state"].items():
         moments = [kept[name] for name in ("exp_avg", "exp_avg_sq")]
-        if any(m.shape != weights[i].shape or not m.is_floating_point() for m in moments) or kept["step"].numel() != 1:
+        odd = [m for m in moments if m.shape != weights[i].shape or not m.is_floating_point()]
+        if odd or kept["step"].numel() != 1:
             raise ValueError("of another network")
 
 

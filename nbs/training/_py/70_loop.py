@@ -270,17 +270,12 @@ print(session.total, "steps,", len(session.rest_of_epoch()), "in this epoch;", s
 
 # %%
 #| export
-class SavedSession(Session):
-    "A session that is saved and found again."
+class SessionState(Session):
+    "A session with everything that its next step depends on."
     @property
     def state(self) -> State:
         "Everything that the next step depends on, but the weights."
         return asdict(self.progress) | learner_state(self.learner) | {"method": self.method.state_dict()}
-
-    def save(self) -> None:
-        "Keep everything that the next step depends on."
-        if self.checkpoints is None or rank(): return
-        self.checkpoints.save(self.progress.step, self.learner.weights, self.state)
 
     def go_on(self, state: State) -> None:
         "Continue from a state; the weights have been loaded."
@@ -288,18 +283,32 @@ class SavedSession(Session):
         restore_learner(self.learner, state)
         self.method.load_state_dict(state["method"])
 
+    def use(self, state: State, fresh: State) -> None:
+        "The same, if the state can be of this phase; else it stays as `fresh` says, and an error is raised."
+        check_progress(state, self.epochs, len(self.labelled))
+        check_moments(state, self.learner.optimiser)
+        try:
+            self.go_on(state)
+        except Exception:
+            self.go_on(fresh)
+            raise
+
+
+# %%
+#| export
+class SavedSession(SessionState):
+    "A session that is saved and found again."
+    def save(self) -> None:
+        "Keep everything that the next step depends on."
+        if self.checkpoints is None or rank(): return
+        self.checkpoints.save(self.progress.step, self.learner.weights, self.state)
+
     def resume(self) -> None:
         "Continue from the newest whole checkpoint of this phase, if there is one."
         fresh = copy.deepcopy(self.state)
-        def use(state: State) -> None:
-            check_progress(state, self.epochs, len(self.labelled))
-            check_moments(state, self.learner.optimiser)
-            try:
-                self.go_on(state)
-            except Exception:
-                self.go_on(fresh)
-                raise
-        state = self.checkpoints.load(self.learner.weights, use) if self.checkpoints else None
+        state = None
+        if self.checkpoints:
+            state = self.checkpoints.load(self.learner.weights, lambda saved: self.use(saved, fresh))
         complaint = f"the processes do not see the same checkpoints in {self.setup.folder}"
         must_be_alike(state["step"] if state else -1, f"{complaint}: it must be on a disk of all of them")
 
