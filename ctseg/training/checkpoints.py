@@ -79,9 +79,7 @@ def write_checkpoint(path: Path, weights: Models, state: State) -> None:
 
 # %% ../../nbs/training/30_checkpoints.ipynb #fbe8818a
 class Checkpoints:
-    """The checkpoints of one phase.
-
-    `step-0000120/` holds weights, average and optimiser after 120 steps, `final/` what is needed of a finished phase."""
+    "Of one phase: `step-0000120/` holds all that is needed after 120 steps, `final/` what a finished phase leaves."
     def __init__(self, folder: str | Path, keep: int = 2):
         self.folder, self.keep = Path(folder), keep
 
