@@ -128,10 +128,22 @@ def results_only(value):
     return [results_only(v) for v in value] if isinstance(value, list) else value
 
 
+def plain_weights(path: Path) -> bytes:
+    "A weights file as it is without the note with its checksum, which an older ctseg did not write."
+    content = path.read_bytes()
+    end = 8 + int.from_bytes(content[:8], "little")
+    entries = json.loads(content[8:end])
+    if entries.pop("__metadata__", None) is None:
+        return content
+    header = json.dumps(entries, separators=(",", ":")).encode()
+    header += b" "*(-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header + content[end:]
+
+
 def run_hashes(run: Path, submission: Path) -> dict[str, str]:
     "sha256 of each result of a finished run."
     metrics = json.loads((run/"metrics.json").read_text(encoding="utf-8"))
-    return {"weights": digest((run/"checkpoints"/"model.safetensors").read_bytes()),
+    return {"weights": digest(plain_weights(run/"checkpoints"/"model.safetensors")),
             "history": digest((run/"history.csv").read_bytes()),
             "metrics": digest(json.dumps(results_only(metrics), sort_keys=True).encode()),
             "submission": digest(submission.read_bytes())}

@@ -17,7 +17,7 @@ import typer
 
 from .console import SPEAKS, app, choose_threads, print_facts
 from .options import Annotations, Device, Folder, Plugins, load_plugins
-from ..core.files import InputError, read_json
+from ..core.files import InputError
 
 # %% ../../nbs/cli/30_training.ipynb #7cb67915
 OPTIONS = ("seed", "device", "recipe", "out", "time_limit", "annotated", "plugin", "log", "init", "teacher")
@@ -94,7 +94,8 @@ def fit(
             print(f"ctseg: {e}; {SAVED}", file=sys.stderr)
         raise typer.Exit(75)
     if SPEAKS:
-        print_facts(in_words(read_json(run/"metrics.json")))
+        from ctseg.prediction.saved import read_metrics, run_spec
+        print_facts(in_words(read_metrics(run, len(run_spec(run)["classes"])).facts))
         print(f"run folder: {run.folder}")
 
 # %% ../../nbs/cli/30_training.ipynb #ec64e815

@@ -85,6 +85,10 @@ def check_classes(names: tuple[str, ...], pairs: tuple[tuple[int, int], ...]) ->
     "`InputError` unless there are 1 to 255 unique names, and the pairs are disjoint pairs of their ids."
     if not 1 <= len(names) <= 255:
         raise InputError(f"{len(names)} classes; expected 1 to 255, because masks hold 8-bit numbers")
+    odd = [name for name in names if not name.strip() or not name.isprintable() or len(name) > 200]
+    if odd:
+        raise InputError(f"the class name {odd[0][:60]!r} cannot be printed in a line; "
+                         "give the class another name")
     repeated = [name for name, count in Counter(names).items() if count > 1]
     if repeated:
         raise InputError(f"the class name {repeated[0]!r} is given twice; give every class a name of its own")

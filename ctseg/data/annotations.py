@@ -6,6 +6,7 @@
 __all__ = ['read_classes', 'read_annotated', 'check_examined', 'check_patients', 'read_groups']
 
 # %% ../../nbs/data/65_annotations.ipynb #fe0ac64e
+import os
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from .splits import near_duplicates
 def read_classes(folder) -> ClassMap:
     "The classes of a challenge folder: its `class_names.json`, else the 54 of the challenge."
     path = Path(folder)/"class_names.json"
-    return ClassMap.from_json(path) if path.exists() else RAIDIUM54
+    return ClassMap.from_json(path) if os.path.lexists(path) else RAIDIUM54
 
 # %% ../../nbs/data/65_annotations.ipynb #5848cc8c
 def _columns(ids, where: str, C: int) -> list[int]:
@@ -38,7 +39,7 @@ def read_annotated(
     C: int, # number of classes
 ) -> np.ndarray: # bool [n,C]
     "`annotated_labels.json` as bool [n,C]: which classes were examined on each image."
-    if not path.exists():
+    if not os.path.lexists(path):
         raise InputError(f"{path}: no such file, so absent cannot be told from unknown; "
                          "choose annotated='present' (--annotated present: "
                          "only classes with pixels are known) "
@@ -79,7 +80,7 @@ def check_patients(
 ):
     "`InputError` for an image without a patient: all such images would be taken for one person's."
     for i, p in enumerate(patients):
-        if type(p) not in (str, int, float) or p == "":
+        if type(p) not in (str, int, float) or p == "" or not str(p).isprintable():
             raise InputError(f"{path}, entry {i}: {p!r} is no patient; "
                              "give a name or a number, one of its own if the patient is not known")
 
@@ -91,7 +92,7 @@ def read_groups(
 ) -> np.ndarray: # int64 [N]
     "The group of each image, int64 [N]: its patient in `patients.json`, else near-duplicates share one."
     path = Path(folder)/"patients.json"
-    if not path.exists():
+    if not os.path.lexists(path):
         return near_duplicates(images)
     table = read_json(path)
     if not isinstance(table, dict) or not isinstance(table.get(split), list):

@@ -8,6 +8,7 @@ __all__ = ['reading', 'content_digest', 'cached_array']
 # %% ../../nbs/data/25_cache.ipynb #446d15af
 import contextlib
 import hashlib
+import re
 import time
 import warnings
 from collections.abc import Callable
@@ -15,13 +16,14 @@ from pathlib import Path
 
 import numpy as np
 
-from ..core.cache import cache_dir
-from ..core.files import InputError, atomic_path
+from ..core.cache import own_cache
+from ..core.files import InputError, atomic_path, refuse_special
 
 # %% ../../nbs/data/25_cache.ipynb #e3590ef6
 @contextlib.contextmanager
 def reading(path):
-    "A file that cannot be read (a link to nowhere, a folder, no permission) is told in one line."
+    "A file that cannot be read (a link to nowhere, a folder, a pipe, no permission) is told in one line."
+    refuse_special(path)
     try:
         yield
     except OSError as e:
@@ -49,10 +51,13 @@ def _hash_files(paths, sizes) -> str:
 def content_digest(paths: list[Path]) -> str:
     "A hash (32 hex digits) of the content of files, looked up if none has changed since it was computed."
     stats = [_stat(p) for p in paths]
-    memo = cache_dir()/"seen"/hashlib.sha256(repr(stats).encode()).hexdigest()[:32]
-    with contextlib.suppress(OSError, ValueError):
+    cache = own_cache("seen")
+    if cache is None: return _hash_files(paths, [s[3] for s in stats])
+    memo = cache/hashlib.sha256(repr(stats).encode()).hexdigest()[:32]
+    with contextlib.suppress(OSError, ValueError, InputError):
+        refuse_special(memo, 32)
         remembered = memo.read_text()
-        if len(remembered) == 32:
+        if re.fullmatch("[0-9a-f]{32}", remembered):
             return remembered
     digest = _hash_files(paths, [s[3] for s in stats])
     newest = max(max(s[4:]) for s in stats)
@@ -62,22 +67,34 @@ def content_digest(paths: list[Path]) -> str:
     return digest
 
 # %% ../../nbs/data/25_cache.ipynb #de42a6a2
+def _kept(file: Path, fits: Callable[[np.ndarray], bool]) -> np.ndarray | None:
+    "The array in a file of the cache; None where there is none, or it is damaged, or of another kind than `fits` expects."
+    with contextlib.suppress(Exception):  # each way of being damaged has its own
+        refuse_special(file)
+        with np.load(file) as kept:  # an archive has a checksum for each array, and it is compared
+            array = kept["array"]
+        if fits(array): return array
+    return None
+
 def cached_array(
     kind: str, # what the array is, with the version of its reader: "masks1"
     paths: list[Path], # the files it is read from
     make: Callable[[], np.ndarray], # reads it
     on: bool = True, # `False`: always read
+    fits: Callable[[np.ndarray], bool] = lambda array: True, # whether what was kept can be what `make` gives
 ) -> np.ndarray:
     "`make()`, kept on disk by the content of the files it reads."
-    if not on:
+    cache = own_cache() if on else None
+    if cache is None:
         return make()
-    file = cache_dir()/f"{kind}-{content_digest(paths)}.npy"
-    with contextlib.suppress(OSError, ValueError, EOFError):  # absent or damaged: make it
-        return np.load(file)
+    file = cache/f"{kind}-{content_digest(paths)}.npz"
+    array = _kept(file, fits)
+    if array is not None:
+        return array
     array = make()
     try:
         with atomic_path(file) as tmp:
-            np.save(tmp, array)
+            np.savez(tmp, array=array)
     except (OSError, InputError) as e:
         warnings.warn(f"reading will not be faster next time: {e}")
     return array

@@ -17,7 +17,7 @@ from pathlib import Path
 import csv as csvlib
 import numpy as np
 
-from ..core.files import InputError
+from ..core.files import InputError, refuse_special
 
 # %% ../../nbs/data/45_mask_rows.ipynb #79ebb10d
 def _add_hundreds(value: np.ndarray, digit: np.ndarray, ends: np.ndarray) -> np.ndarray|None:
@@ -100,6 +100,7 @@ def _explain_rows(path: Path, raw: bytes, first: int, columns) -> InputError:
 def open_csv(path: Path):
     "Open a `.csv` or `.csv.gz` for reading bytes; a missing or damaged file is told in one line."
     opener = gzip.open if path.suffix == ".gz" else open
+    refuse_special(path)
     try:
         with opener(path, "rb") as f:
             yield f
@@ -140,6 +141,9 @@ def read_header(path: Path) -> list[str]:
         names = next(csvlib.reader([line.decode("utf-8-sig")]), [])[1:]
     except (UnicodeDecodeError, csvlib.Error):
         raise InputError(f"{path}: not a text file; expected a CSV with a column for each image") from None
+    if not all(map(str.isprintable, names)):
+        raise InputError(f"{path}: the first line holds names that cannot be printed in a line; "
+                         "write it again")
     if not names:
         raise InputError(f"{path}: the first line names no images; expected ',0.png,1.png,…'")
     if names[0].startswith("Pixel"):

@@ -36,6 +36,13 @@ def nnunet_labels(
     return np.where(unsure, np.uint8(len(s.classes) + 1), s.masks)
 
 # %% ../../nbs/integrations/10_nnunet.ipynb #404245c0
+def _check_names(names, folder: Path):
+    "`InputError` for a class whose name means something else to nnU-Net."
+    taken = [name for name in names if name.lower() in ("background", "ignore")]
+    if taken:
+        raise InputError(f"{folder}: a class is called {taken[0]!r}, which means something else to nnU-Net; "
+                         "give it another name in class_names.json")
+
 def _check_labels(labels: np.ndarray, unknown: str, C: int, folder: Path):
     "`InputError` for labels that nnU-Net cannot learn from."
     if unknown == "ignore" and C == 255:
@@ -149,6 +156,7 @@ def export_nnunet(
     if not s.labelled.any():
         raise InputError(f"{folder}: no labelled training images; nnU-Net needs some")
     kept = s[s.labelled]
+    _check_names(s.classes.names, folder)
     labels, C, dropped = nnunet_labels(kept, unknown), len(s.classes), len(s) - len(kept)
     _check_labels(labels, unknown, C, folder)
     test = read_challenge(folder, "test") if (folder/"test-images").is_dir() else None

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..core.files import InputError, atomic_path, write_json
+from ..core.files import InputError, atomic_path, refuse_special, write_json
 from ..data.images import natural_key
 from .geometry import slice_axes
 from .index import predicted_volumes
@@ -24,6 +24,7 @@ from .volumes import import_volumes_package
 def _load_image(path):
     "A NIfTI image and its voxels; `InputError` for a file that is damaged or no NIfTI."
     nib = import_volumes_package("nibabel")
+    refuse_special(path)
     if not Path(path).is_file(): raise InputError(f"{path}: no such file")
     try:
         image = nib.load(path)

@@ -9,6 +9,7 @@ __all__ = ['OPENKBP', 'OPENKBP_FILES', 'read_openkbp', 'openkbp_patients', 'Chos
 # %% ../../nbs/io/80_openkbp.ipynb #2ea56523
 import functools
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from ..core.anatomy import ClassMap
-from ..core.files import InputError, read_json
+from ..core.files import MAX_TEXT, InputError, read_json, refuse_special
 from ..data.images import natural_key
 from .canvas import place_on_squares
 from .cases import Case
@@ -43,8 +44,13 @@ _SIDE = 128  # voxels along each axis
 # %% ../../nbs/io/80_openkbp.ipynb #982c4fc8
 def _sparse_table(path: Path) -> tuple[np.ndarray, pd.Series]:
     "The voxel numbers in a sparse CSV and the column beside them; `InputError` for anything else."
-    try: table = pd.read_csv(path, index_col=0)
-    except (OSError, ValueError, UnicodeDecodeError) as e:
+    refuse_special(path, MAX_TEXT)
+    try:
+        with open(path, "rb") as f: heading = f.readline(1000)
+        if not heading.endswith(b"\n"):  # pandas would make millions of columns of one
+            raise ValueError("no lines")
+        table = pd.read_csv(path, index_col=0)
+    except (OSError, ValueError, OverflowError) as e:
         raise InputError(f"{path}: not a readable CSV ({type(e).__name__}); "
                          "clone the repository again") from None
     voxels = table.index.to_numpy()
@@ -77,9 +83,10 @@ def _grey_values(path: Path) -> np.ndarray:
 # %% ../../nbs/io/80_openkbp.ipynb #e9ae2cb2
 def _voxel_mm(path: Path) -> np.ndarray:
     "The size of a voxel along the three axes, float [3], mm."
+    refuse_special(path, 1 << 16)
     try: mm = np.loadtxt(path).ravel()
-    except ValueError: mm = np.zeros(0)
-    if mm.shape != (3,) or not (mm > 0).all():
+    except (OSError, ValueError): mm = np.zeros(0)
+    if mm.shape != (3,) or not ((mm > .01) & (mm < 100)).all():
         raise InputError(f"{path}: expected three sizes in mm")
     return mm
 
@@ -95,7 +102,7 @@ def read_openkbp(
     mm = _voxel_mm(folder/"voxel_dimensions.csv")
     hu = _grey_values(folder/"ct.csv").clip(0, 4095).reshape(shape) - 1024
     paths = {id: folder/f"{name}.csv" for id, name in enumerate(OPENKBP_FILES, 1)}
-    examined = [id for id, path in paths.items() if path.exists()]
+    examined = [id for id, path in paths.items() if os.path.lexists(path)]
     united = combine(shape, ((id, _structure_mask(paths[id])) for id in examined), by_size=False)
     affine = np.eye(4)
     affine[:3, :3] = [[0, -mm[1], 0], [-mm[0], 0, 0], [0, 0, -mm[2]]]  # indices run back, left, down

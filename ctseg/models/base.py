@@ -17,7 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..core.files import InputError
+from ..core.files import InputError, refuse_special
+from .sealed import check_seal
 from ..data.batches import class_in_mask
 
 # %% ../../nbs/models/10_base.ipynb #3c9e1dae
@@ -103,8 +104,11 @@ def _open_file(path: Path):
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
+            check_seal(path)
             return load_file(path)
         return torch.load(path, map_location="cpu", weights_only=True)
+    except InputError:
+        raise
     except pickle.UnpicklingError:
         expected = "expected a state dict (or a .safetensors file)"
         raise InputError(f"{path}: holds more than tensors, or is damaged; {expected}") from None
@@ -119,9 +123,10 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
     Wrappers such as {'state_dict': …} or {'model': …} are opened. A damaged file is an `InputError`.
     """
     path = Path(path)
+    refuse_special(path)
     if not path.is_file(): raise InputError(f"{path}: no such weights file")
     state = _open_file(path)
-    while isinstance(state, dict) and not all(map(torch.is_tensor, state.values())):
+    while isinstance(state, dict) and not (state and all(map(torch.is_tensor, state.values()))):
         wrapped = [state[k] for k in WRAPPERS if isinstance(state.get(k), dict)]
         if not wrapped:
             entries = ", ".join(map(str, list(state)[:5]))

@@ -41,6 +41,9 @@ def new_place(recipe: Recipe, old: str) -> tuple[str, str] | None:
 # %% ../../nbs/runs/12_old_recipe.ipynb #8d2d589f
 def nested(flat: dict[str, Any]) -> dict[str, Any]:
     "A flat recipe as nested dictionaries; `InputError` for a setting that ctseg 0.1 did not have."
+    for group in ("name", "about", *CHOICES):
+        if not isinstance(flat.get(group, ""), str):
+            raise InputError(f"{group} = {flat[group]!r}: expected a text")
     recipe = Recipe(**{group: chosen(group, flat[group]) for group in CHOICES if group in flat})
     name = flat.get("name", "custom")
     parts = recipe_dict(recipe) | {"name": OLD_NAMES.get(name, name), "about": flat.get("about", "")}

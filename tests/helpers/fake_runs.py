@@ -1,6 +1,9 @@
 "Run folders that were never trained."
+from dataclasses import asdict, replace
+
 from ctseg.core.device import pick_device
 from ctseg.core.files import write_json
+from ctseg.inference.rule import Rule
 from ctseg.runs.folder import Run, make_spec, start_run
 from ctseg.runs.job import Job
 from ctseg.runs.recipe import Recipe
@@ -14,5 +17,5 @@ def fake_run(folder, slices, seed=0, rule=None, **recipe) -> Run:
     recipe = Recipe("fake").change(**dict(model="attunet", width=4, folds=4, loss="masked") | recipe)
     run = start_run(Run(folder), make_spec(recipe, slices, seed))
     save_weights(Job(recipe, slices, run, CPU, seed).make_model(), run.weights)
-    if rule: write_json({"rule": rule}, run/"metrics.json")
+    if rule: write_json({"rule": asdict(replace(Rule(), **rule))}, run/"metrics.json")
     return run

@@ -61,6 +61,11 @@ def test_an_image_of_a_volume_that_is_not_there(folder):
     (folder / "index.json").write_text(json.dumps(index))
     with pytest.raises(InputError) as e:
         read_index(folder)
+    assert "not what its checksum says" in one_line(e)
+    del index["seal"]  # as an older ctseg wrote it
+    (folder / "index.json").write_text(json.dumps(index))
+    with pytest.raises(InputError) as e:
+        read_index(folder)
     assert "image 0.png is of volume 'v001'" in one_line(e)
 
 

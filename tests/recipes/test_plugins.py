@@ -170,7 +170,6 @@ def test_a_plugin_that_cannot_be_used_is_one_line(command, data, tmp_path, conte
 def test_a_copy_that_was_tampered_with_is_not_executed(tmp_path, monkeypatch):
     monkeypatch.setenv("CTSEG_CACHE", str(tmp_path/"cache"))
     plugin = Plugin("mine.py", "1"*64)
-    kept_copy(plugin.sha256).parent.mkdir(parents=True)
     kept_copy(plugin.sha256).write_text(f"open({str(tmp_path/'evil')!r}, 'w')")
     with pytest.raises(InputError, match="needs the plugin mine.py"): require_plugin(plugin)
     assert not (tmp_path/"evil").exists()

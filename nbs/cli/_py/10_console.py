@@ -24,7 +24,7 @@ from typing import Annotated
 import typer
 from typer.core import TyperGroup
 
-from ctseg.core.files import InputError, read_json
+from ctseg.core.files import InputError, printable, read_json
 from ctseg.core.threads import set_threads
 
 # %%
@@ -80,9 +80,9 @@ def choose_threads(run: Path | None = None) -> None:
     "Choose the number of threads, before torch is loaded; a `run` that is continued keeps its own."
     if "torch" in sys.modules:
         return
-    spec = read_json(run/"recipe.json") if run and (run/"recipe.json").exists() else {}
+    spec = read_json(run/"recipe.json") if run and os.path.lexists(run/"recipe.json") else {}
     number = spec.get("threads") if isinstance(spec, dict) else None
-    valid = isinstance(number, int) and number > 0
+    valid = type(number) is int and 0 < number <= 4096
     set_threads(number=number if valid else None)
 
 
@@ -129,13 +129,13 @@ def shown(value) -> str:
     "A value as people read it."
     if isinstance(value, list):
         return ", ".join(map(shown, value)) or "none"
-    return f"{value:.4f}" if isinstance(value, float) else str(value)
+    return f"{value:.4f}" if isinstance(value, float) else printable(str(value))
 
 
 def print_facts(facts: dict, indent: str = "") -> None:
     "Print a line a fact; nested facts, and those of each item of a list, are indented."
     for name, value in facts.items():
-        items = isinstance(value, list) and bool(value) and isinstance(value[0], dict)
+        items = isinstance(value, list) and bool(value) and all(isinstance(x, dict) for x in value)
         nested = {f"{name} {i}": x for i, x in enumerate(value)} if items else {}
         if isinstance(value, dict):
             nested = {name: value}
@@ -309,7 +309,7 @@ def our_warnings(package: Path, other: Callable[..., str]) -> Callable[..., str]
     "A formatter that tells warnings of the `package`'s files in one line, and leaves the rest to `other`."
     def format_warning(message, category, filename, *more) -> str:
         if Path(filename).is_relative_to(package):
-            return f"ctseg: {message}\n"
+            return f"ctseg: {printable(str(message))}\n"
         return other(message, category, filename, *more)
     return format_warning
 

@@ -19,7 +19,7 @@ import typer
 
 from ctseg.cli.console import SPEAKS, app, choose_threads, print_facts
 from ctseg.cli.options import Annotations, Device, Folder, Plugins, load_plugins
-from ctseg.core.files import InputError, read_json
+from ctseg.core.files import InputError
 
 # %%
 #| hide
@@ -130,7 +130,8 @@ def fit(
             print(f"ctseg: {e}; {SAVED}", file=sys.stderr)
         raise typer.Exit(75)
     if SPEAKS:
-        print_facts(in_words(read_json(run/"metrics.json")))
+        from ctseg.prediction.saved import read_metrics, run_spec
+        print_facts(in_words(read_metrics(run, len(run_spec(run)["classes"])).facts))
         print(f"run folder: {run.folder}")
 
 

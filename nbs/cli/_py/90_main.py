@@ -10,17 +10,20 @@
 
 # %%
 #| export
+import contextlib
+import logging
 import os
 import sys
 import warnings
 from pathlib import Path
 
+import psutil
 import typer
 
 import ctseg
 from ctseg.cli import data, evaluate, export, prediction, segment, sharing, training  # they enter their commands
 from ctseg.cli.console import SPEAKS, UsageError, app, clean_end, our_warnings, usage_line, write_any_letter
-from ctseg.core.files import InputError
+from ctseg.core.files import InputError, printable
 
 # %%
 #| hide
@@ -28,7 +31,6 @@ import contextlib
 import io
 
 from fastcore.test import test_eq
-
 
 # %% [markdown]
 # Commands raise, and one place decides what the shell sees.
@@ -44,12 +46,36 @@ from fastcore.test import test_eq
 
 # %%
 #| export
+AGAIN = "see why above, then continue with the same command and --resume"
+
+
 def tell(message: str, always: bool = False) -> None:
     "A line on standard error, from one of several processes; `always`: from each."
     if SPEAKS or always:
         print(message, file=sys.stderr)
 
 
+# %%
+#| export
+def lost_process(error: Exception) -> bool:
+    "Is this how one of several processes learns that another has ended?"
+    together = int(os.environ.get("WORLD_SIZE", 1)) > 1
+    words = "closed by peer", "reset by peer", "Connection refused", "NCCL", "gloo", "Broken pipe"
+    return together and isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+
+
+def first_survivor() -> bool:
+    "Has this process the lowest rank of those on this machine that still live?"
+    ranks = []
+    for process in psutil.Process(os.getppid()).children():
+        with contextlib.suppress(psutil.Error, ValueError):
+            if process.status() != psutil.STATUS_ZOMBIE:
+                ranks.append(int(process.environ().get("RANK", "")))
+    return int(os.environ.get("RANK", 0)) <= min(ranks, default=0)
+
+
+# %%
+#| export
 def failure(error: Exception) -> int:
     "Tell in one line what went wrong, and return the exit status; an error of our own is raised again."
     if isinstance(error, UsageError):
@@ -61,7 +87,12 @@ def failure(error: Exception) -> int:
             tell(f"ctseg: {error}", always=True)
     elif isinstance(error, OSError):  # a disk or a file that nothing nearer has told of
         where = f"{error.filename}: " if error.filename else ""
-        tell(f"ctseg: {where}{error.strerror or error}", always=True)
+        tell(printable(f"ctseg: {where}{error.strerror or error}"), always=True)
+    elif lost_process(error):
+        if first_survivor():
+            tell("ctseg: another process of this run has ended; " + AGAIN, always=True)
+        sys.stderr.flush()
+        os._exit(2)  # the group of processes is broken, and an orderly end would wait for it
     else:
         raise error
     return 2
@@ -70,6 +101,20 @@ def failure(error: Exception) -> int:
 # %%
 with contextlib.redirect_stderr(io.StringIO()) as err: status = failure(InputError("my_data: no such folder"))
 print(status, err.getvalue())
+
+# %%
+#| export
+READERS = ("nibabel", "pydicom", "highdicom")
+
+
+def quiet_libraries() -> None:
+    """Silence what readers of medical files say of odd values: it fills the screen, and may hold a patient's name.
+
+    `python -W` overrules it."""
+    for name in READERS:
+        if not sys.warnoptions:
+            warnings.filterwarnings("ignore", module=rf"{name}(\.|$)")
+        logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 # %%
@@ -93,6 +138,10 @@ def main() -> None:
     write_any_letter()
     package = Path(ctseg.__file__).parent
     warnings.formatwarning = our_warnings(package, warnings.formatwarning)
+    quiet_libraries()
+    for stream in (sys.stdout, sys.stderr):  # a console of ASCII, or an odd name, is no reason to fail
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     try:
         sys.exit(run_command())
     except (KeyboardInterrupt, typer.Abort):

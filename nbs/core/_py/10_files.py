@@ -19,6 +19,7 @@ import math
 import os
 import re
 import shutil
+import stat
 import tempfile
 import time
 import unicodedata
@@ -40,7 +41,6 @@ from pathlib import Path
 
 from fastcore.test import test_eq
 
-
 # %% [markdown]
 # Two promises hold everywhere in `ctseg`, so they are made once, here. A user's mistake ends in **one clear line** and exit status 2, not in a traceback. A file has either its old content or its whole new content, **never half of it**.
 #
@@ -50,8 +50,26 @@ from fastcore.test import test_eq
 
 # %%
 #| export
+MAX_MESSAGE = 1200  # characters
+
+def printable(text: str) -> str:
+    "`text` in one line that any terminal can show: what is no letter, sign or plain space is written as its number."
+    if text.isprintable(): return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
 class InputError(ValueError):
     "A mistake in what the user gave: told in one line, without a traceback, exit status 2."
+    def __str__(self) -> str:
+        text = printable(super().__str__())
+        if len(text) <= MAX_MESSAGE: return text
+        return f"{text[:MAX_MESSAGE//2]} … {text[-MAX_MESSAGE//2:]}"
+
+
+# %% [markdown]
+# A name in a file of somebody else may hold a line break, or the codes that move a terminal's cursor. None reaches the terminal.
+
+# %%
+print(InputError("class 'liver\n\x1b[2J' is unknown"))
 
 
 # %% [markdown]
@@ -117,6 +135,37 @@ try:
 except InputError as e: print(e)
 
 # %% [markdown]
+# A pipe, a terminal or `/dev/zero` may never end. Where a file is expected, they are told before they are opened.
+
+# %%
+#| export
+MAX_TEXT = 1 << 28  # bytes of a JSON file
+_KINDS = {
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFSOCK: "a socket",
+}
+
+def refuse_special(path: str | Path, most: int | None = None) -> None:
+    "`InputError` for a pipe, a device or a socket, and for a file of more than `most` bytes. What is missing is not told here."
+    try:
+        state = os.stat(path)
+    except OSError:
+        return
+    kind = _KINDS.get(stat.S_IFMT(state.st_mode))
+    if kind:
+        raise InputError(f"{path}: {kind}, expected a file; write its content to a file first")
+    if most and state.st_size > most:
+        size = f"{state.st_size/2**30:.1f} GB, more than {most/2**30:.2g} GB"
+        raise InputError(f"{path}: {size}; it is damaged, or another file")
+
+
+# %%
+try: refuse_special("/dev/zero")
+except InputError as e: print(e)
+
+# %% [markdown]
 # ## A file is whole or it is not there
 #
 # `atomic_path` hands out a temporary name *in the same folder*, because a rename is atomic only within one file system. If the block ends well, the temporary file takes the final name. If it fails, nothing is left, not even a folder made for the file.
@@ -163,6 +212,11 @@ def _put_back(path: Path, aside: Path) -> None:
     "Undo the first half of `_put_in_place` where the second did not happen."
     if path.exists() or not aside.exists(): return
     with contextlib.suppress(OSError): os.rename(aside, path)
+
+def remove(path: Path) -> None:
+    "Remove a file, a link, or a folder with all it holds."
+    if path.is_dir() and not path.is_symlink(): shutil.rmtree(path)
+    else: path.unlink(missing_ok=True)
 
 def _remove_empty(folders: list[Path]) -> None:
     "Remove the folders that are empty, the first one first, up to one that is not."
@@ -258,6 +312,7 @@ with tempfile.TemporaryDirectory() as d:
 @contextlib.contextmanager
 def atomic_path(
     path: str | Path, # the final path, a file or a folder
+    private: bool = False, # nobody else may read it
 ) -> Iterator[Path]: # a temporary path beside it, with the same name
     "Write to the temporary path that is yielded; it takes the name `path` when the block ends well, and goes when it fails."
     path = Path(path)
@@ -273,9 +328,11 @@ def atomic_path(
         aside, lock = hold/".old", _lock_folder(hold)
         try:
             yield hold/path.name
+            if private: os.chmod(hold/path.name, 0o600)
             flush_to_disk(hold/path.name)
             _put_in_place(hold/path.name, path, aside)
-            _flush_one(path.parent)
+            for folder in (path.parent, *(new.parent for new in made)):
+                _flush_one(folder)
         finally:
             _put_back(path, aside)
             only_copy = aside.exists() and not path.exists()
@@ -353,25 +410,60 @@ names
 
 # %%
 #| export
+def _unique(pairs: list[tuple]) -> dict:
+    "A JSON object; `ValueError` if a key is there twice, of which only one would be believed."
+    table = dict(pairs)
+    if len(table) == len(pairs): return table
+    names = [name for name, _ in pairs]
+    twice = next(name for name in names if names.count(name) > 1)
+    raise ValueError(f"the key {twice[:60]!r} is there twice")
+
+def _finite(text: str) -> float:
+    "A number with a point or an exponent; `ValueError` for what is too large, and for NaN and infinity, which JSON does not have."
+    number = float(text)
+    if math.isfinite(number): return number
+    raise ValueError(f"{text[:20]} is no number that JSON can hold")
+
+def parse_json(text: str):
+    "The content of a JSON text; `ValueError` for anything that other readers would refuse or take otherwise."
+    value = json.loads(text, object_pairs_hook=_unique, parse_float=_finite, parse_constant=_finite)
+    if re.search(r"\\u[dD][89a-fA-F]", text):  # half of a letter can be written but not printed or stored
+        json.dumps(value, ensure_ascii=False).encode()
+    return value
+
+
+# %%
+test_eq(parse_json('{"a": [1, 2.5, "\\ud83d\\ude00"]}'), {"a": [1, 2.5, "😀"]})
+for text in ('{"a": 1, "a": 2}', "[NaN]", "[1e400]", '["\\ud800"]', "[" + "9"*5000 + "]"):
+    try: parse_json(text)
+    except ValueError as e: print(str(e)[:60])
+
+
+# %%
+#| export
 def read_json(path: str | Path):
     "The content of a JSON file; an `InputError` names the file, and the line where it is damaged."
     path = Path(path)
+    refuse_special(path, MAX_TEXT)
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))  # some editors begin with a byte-order mark
+        return parse_json(path.read_text(encoding="utf-8-sig"))  # some editors begin with a byte-order mark
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except IsADirectoryError:
         raise InputError(f"{path}: is a folder, expected a JSON file") from None
     except OSError as e:
         raise InputError(f"{path}: cannot be read ({e.strerror})") from None
+    except UnicodeEncodeError:
+        raise InputError(f"{path}: holds half a letter") from None
     except UnicodeDecodeError:
         raise InputError(f"{path}: not UTF-8 text, expected a JSON file") from None
     except json.JSONDecodeError as e:
         raise InputError(f"{path}, line {e.lineno}: not valid JSON ({e.msg})") from None
     except RecursionError:
         raise InputError(f"{path}: nested too deeply, expected a JSON file of a few levels") from None
-    except ValueError:  # Python refuses to convert thousands of digits
-        raise InputError(f"{path}: holds a number with too many digits") from None
+    except ValueError as e:  # Python refuses to convert thousands of digits, in many words
+        problem = "holds a number with too many digits" if "digits" in str(e) else f"not valid JSON ({e})"
+        raise InputError(f"{path}: {problem}") from None
 
 
 # %%
@@ -405,3 +497,21 @@ with tempfile.TemporaryDirectory() as d:
     write_json({"loss": [float("nan"), float("inf"), .5]}, path)
     test_eq(read_json(path), {"loss": [None, None, .5]})
     print(path.read_text())
+
+
+# %% [markdown]
+# ## Cells of a table
+#
+# A spreadsheet takes a cell that begins with `=` for a formula and carries it out. A name from somebody else's file must not be one.
+
+# %%
+#| export
+def csv_cell(value):
+    "`value` as a cell that no spreadsheet carries out: a text that could be a formula gets an apostrophe in front."
+    if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r"):
+        return f"'{value}"
+    return value
+
+
+# %%
+test_eq([csv_cell(v) for v in ("=1+1", "-", "liver", -1, "")], ["'=1+1", "'-", "liver", -1, ""])

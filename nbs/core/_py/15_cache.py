@@ -9,7 +9,15 @@
 # %%
 #| export
 import os
+import stat
+import warnings
 from pathlib import Path
+
+# %%
+#| hide
+import tempfile
+
+from fastcore.test import test_eq
 
 
 # %% [markdown]
@@ -25,3 +33,46 @@ def cache_dir() -> Path:
 # %%
 os.environ["CTSEG_CACHE"] = "/scratch/ctseg"
 print(cache_dir())
+
+
+# %% [markdown]
+# What is in the cache is believed, so nobody else may write there. A folder that is made is open to its user alone. One that belongs to somebody else, or that others may write to, is not used: reading is slower then, and nothing else changes.
+
+# %%
+#| export
+def others_may_write(folder: Path) -> bool:
+    "Does a folder belong to somebody else, or may others put files into it? False where the system has no such rights."
+    if not hasattr(os, "getuid"): return False
+    state = folder.stat()
+    return state.st_uid != os.getuid() or bool(state.st_mode & (stat.S_IWGRP | stat.S_IWOTH))
+
+_told: set[Path] = set()
+
+def own_cache(inside: str = "") -> Path | None:
+    "The cache, or a folder `inside` it, made where it is missing; None, with a warning once, if it cannot be made or believed."
+    top = cache_dir()
+    try:
+        top.parent.mkdir(parents=True, exist_ok=True)
+        top.mkdir(mode=0o700, exist_ok=True)
+        (top/inside).mkdir(mode=0o700, exist_ok=True)
+        if not others_may_write(top) and not others_may_write(top/inside):
+            return top/inside
+        problem = "others may write to it, chmod 700 it or choose another CTSEG_CACHE"
+    except OSError as e:
+        problem = e.strerror
+    if top not in _told:
+        slower = "reading will not be faster next time"
+        warnings.warn(f"the cache {top} is not used, {slower}: {problem}")
+    _told.add(top)
+    return None
+
+
+# %%
+with tempfile.TemporaryDirectory() as d:
+    os.environ["CTSEG_CACHE"] = f"{d}/cache"
+    test_eq(own_cache("seen"), Path(d)/"cache"/"seen")
+    test_eq(stat.S_IMODE(cache_dir().stat().st_mode) & 0o077, 0)
+    if hasattr(os, "getuid"):
+        cache_dir().chmod(0o777)
+        with warnings.catch_warnings(record=True) as told: test_eq(own_cache(), None)
+        print(str(told[0].message).replace(d, "…"))

@@ -20,8 +20,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from ctseg.core.cache import cache_dir
-from ctseg.core.files import InputError, atomic_path, did_you_mean
+from ctseg.core.cache import own_cache
+from ctseg.core.files import MAX_TEXT, InputError, atomic_path, did_you_mean, refuse_special
 
 # %%
 #| hide
@@ -160,21 +160,24 @@ print(Plugin("my_loss.py", "ab12"*16))
 
 # %%
 #| export
-def kept_copy(sha256: str) -> Path:
-    "Where the cache keeps the plugin with this hash."
-    return cache_dir()/"plugins"/f"{sha256}.py"
+def kept_copy(sha256: str) -> Path | None:
+    "Where the cache keeps the plugin with this hash; None where the cache cannot be believed, since it would be executed."
+    folder = own_cache("plugins")
+    return folder and folder/f"{sha256}.py"
 
 def keep_copy(plugin: Plugin, source: bytes) -> None:
-    "Copy a plugin that the user gave to the user's cache, in a folder that nobody else can enter."
+    "Copy a plugin that the user gave to the user's cache, in a folder that nobody else can write to."
     path = kept_copy(plugin.sha256)
-    if path.exists(): return
+    if path and path.exists(): return
+    problem: Exception | str = "see above"
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        os.chmod(path.parent, 0o700)
-        with atomic_path(path) as tmp: tmp.write_bytes(source)
+        if path:
+            with atomic_path(path, private=True) as tmp: tmp.write_bytes(source)
+            return
     except (OSError, InputError) as e:
-        remedy = "give it again with --plugin to predict"
-        warnings.warn(f"no copy of the plugin {plugin.name} is kept ({e}): {remedy}")
+        problem = e
+    remedy = "give it again with --plugin to predict"
+    warnings.warn(f"no copy of the plugin {plugin.name} is kept ({problem}): {remedy}")
 
 
 # %%
@@ -189,6 +192,7 @@ _loaded: dict[str, Plugin] = {}  # by hash
 def load_plugin(path: str | Path) -> Plugin:
     "Execute a user's Python file, once, and keep a copy in the user's cache; `InputError` if it is missing or fails."
     path = Path(path)
+    refuse_special(path, MAX_TEXT)
     try:
         source = path.read_bytes()
     except FileNotFoundError:
@@ -211,7 +215,7 @@ def execute(source: bytes, path: Path) -> types.ModuleType:
         exec(compile(source, str(path), "exec"), module.__dict__)
     except SyntaxError as e:
         raise InputError(f"plugin {path}, line {e.lineno}: {e.msg}") from e
-    except Exception as e:
+    except (Exception, SystemExit) as e:
         lines = [f.lineno for f in traceback.extract_tb(e.__traceback__) if f.filename == str(path)]
         kind = "" if isinstance(e, InputError) else f"{type(e).__name__}: "
         raise InputError(f"plugin {path}, line {lines[-1] if lines else 1}: {kind}{e}") from e
@@ -237,7 +241,7 @@ def require_plugin(plugin: Plugin, run: str = "this run") -> None:
         warnings.warn(f"{run} was made with another version of the plugin {plugin}")
         return
     path = kept_copy(plugin.sha256)
-    source = path.read_bytes() if path.exists() else b""
+    source = path.read_bytes() if path and path.is_file() else b""
     if hashlib.sha256(source).hexdigest() != plugin.sha256:
         raise InputError(f"{run} needs the plugin {plugin}; give it with --plugin")
     execute(source, path)

@@ -9,7 +9,7 @@
 #| default_exp data.cache
 
 # %% [markdown]
-# Even a fast reader should not read the same file twice. Arrays are kept as `.npy` files in the [cache folder](../core/cache.html), `~/.cache/ctseg` or
+# Even a fast reader should not read the same file twice. Arrays are kept as `.npz` files in the [cache folder](../core/cache.html), `~/.cache/ctseg` or
 # `CTSEG_CACHE`, never inside the data folder, which may be read-only. The name of such a file is a hash of the **content** read, so an
 # edited CSV is another CSV, whatever its name and date.
 
@@ -17,6 +17,7 @@
 #| export
 import contextlib
 import hashlib
+import re
 import time
 import warnings
 from collections.abc import Callable
@@ -24,8 +25,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ctseg.core.cache import cache_dir
-from ctseg.core.files import InputError, atomic_path
+from ctseg.core.cache import own_cache
+from ctseg.core.files import InputError, atomic_path, refuse_special
 
 # %%
 #| hide
@@ -47,7 +48,8 @@ from fastcore.test import test_eq, test_fail
 #| export
 @contextlib.contextmanager
 def reading(path):
-    "A file that cannot be read (a link to nowhere, a folder, no permission) is told in one line."
+    "A file that cannot be read (a link to nowhere, a folder, a pipe, no permission) is told in one line."
+    refuse_special(path)
     try:
         yield
     except OSError as e:
@@ -88,10 +90,13 @@ def _hash_files(paths, sizes) -> str:
 def content_digest(paths: list[Path]) -> str:
     "A hash (32 hex digits) of the content of files, looked up if none has changed since it was computed."
     stats = [_stat(p) for p in paths]
-    memo = cache_dir()/"seen"/hashlib.sha256(repr(stats).encode()).hexdigest()[:32]
-    with contextlib.suppress(OSError, ValueError):
+    cache = own_cache("seen")
+    if cache is None: return _hash_files(paths, [s[3] for s in stats])
+    memo = cache/hashlib.sha256(repr(stats).encode()).hexdigest()[:32]
+    with contextlib.suppress(OSError, ValueError, InputError):
+        refuse_special(memo, 32)
         remembered = memo.read_text()
-        if len(remembered) == 32:
+        if re.fullmatch("[0-9a-f]{32}", remembered):
             return remembered
     digest = _hash_files(paths, [s[3] for s in stats])
     newest = max(max(s[4:]) for s in stats)
@@ -119,22 +124,34 @@ with tempfile.TemporaryDirectory() as d:
 
 # %%
 #| export
+def _kept(file: Path, fits: Callable[[np.ndarray], bool]) -> np.ndarray | None:
+    "The array in a file of the cache; None where there is none, or it is damaged, or of another kind than `fits` expects."
+    with contextlib.suppress(Exception):  # each way of being damaged has its own
+        refuse_special(file)
+        with np.load(file) as kept:  # an archive has a checksum for each array, and it is compared
+            array = kept["array"]
+        if fits(array): return array
+    return None
+
 def cached_array(
     kind: str, # what the array is, with the version of its reader: "masks1"
     paths: list[Path], # the files it is read from
     make: Callable[[], np.ndarray], # reads it
     on: bool = True, # `False`: always read
+    fits: Callable[[np.ndarray], bool] = lambda array: True, # whether what was kept can be what `make` gives
 ) -> np.ndarray:
     "`make()`, kept on disk by the content of the files it reads."
-    if not on:
+    cache = own_cache() if on else None
+    if cache is None:
         return make()
-    file = cache_dir()/f"{kind}-{content_digest(paths)}.npy"
-    with contextlib.suppress(OSError, ValueError, EOFError):  # absent or damaged: make it
-        return np.load(file)
+    file = cache/f"{kind}-{content_digest(paths)}.npz"
+    array = _kept(file, fits)
+    if array is not None:
+        return array
     array = make()
     try:
         with atomic_path(file) as tmp:
-            np.save(tmp, array)
+            np.savez(tmp, array=array)
     except (OSError, InputError) as e:
         warnings.warn(f"reading will not be faster next time: {e}")
     return array
@@ -156,5 +173,5 @@ with tempfile.TemporaryDirectory() as d:
     path.write_text("4 5 6")
     test_eq(cached_array("demo1", [path], read), [4, 5, 6])
     print(
-        "read", len(reads), "times;", *sorted(p.name[:12] + "….npy" for p in Path(f"{d}/cache").glob("*.npy"))
+        "read", len(reads), "times;", *sorted(p.name[:12] + "….npz" for p in Path(f"{d}/cache").glob("*.npz"))
     )

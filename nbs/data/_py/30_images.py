@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ctseg.core.files import InputError
+from ctseg.core.files import InputError, refuse_special
 from ctseg.data.cache import cached_array, reading
 
 # %%
@@ -34,7 +34,7 @@ from fastcore.test import test_eq, test_fail
 from PIL import Image
 from skimage.io import imsave
 
-from ctseg.core.files import InputError
+from ctseg.core.files import InputError, refuse_special
 
 
 # %% [markdown]
@@ -88,6 +88,7 @@ _OTHER_FORMATS = {
     b"%!PS": "PostScript", b"\xc5\xd0\xd3\xc6": "PostScript", b"%PDF": "PDF",
 }
 MAX_PIXELS = 1 << 26  # 8192x8192
+MAX_BYTES = 1 << 28  # of a file
 
 def png_header(path: Path) -> tuple[int, int, int]:
     "Height, width and bits a sample of a PNG, from its first bytes; `InputError` for a file that is none."
@@ -229,6 +230,9 @@ def image_paths(
         raise InputError(f"{folder}: no such folder; expected a folder of PNG images")
     content = [p for p in folder.iterdir() if not is_system_file(p)]
     paths = [p for p in content if p.suffix.lower() == ".png"]
+    for path in paths:
+        if not path.name.isprintable():
+            raise InputError(f"{path}: a name that cannot be printed in a line, or is no UTF-8; rename it")
     if paths:
         return sorted(paths, key=lambda p: natural_key(p.name))
     inner = next((p for p in content if p.is_dir() and any(p.glob("*.png"))), None)
@@ -264,7 +268,10 @@ def read_images(
 ) -> tuple[list[str], np.ndarray]: # names in numeric order, images uint8 [N,H,W]
     "Read all PNG files of a folder, all of one size: their names in numeric order, and uint8 [N,H,W]."
     paths = image_paths(folder)
-    images = cached_array("images2", paths, lambda: read_pngs(paths), cache)
+    for path in paths: refuse_special(path, MAX_BYTES)
+    def fits(kept: np.ndarray) -> bool:
+        return kept.dtype == np.uint8 and kept.ndim == 3 and len(kept) == len(paths) and kept.size > 0
+    images = cached_array("images3", paths, lambda: read_pngs(paths), cache, fits)
     return [p.name for p in paths], images
 
 

@@ -27,7 +27,7 @@ from pathlib import Path
 import csv as csvlib
 import numpy as np
 
-from ctseg.core.files import InputError
+from ctseg.core.files import InputError, refuse_special
 
 # %%
 #| hide
@@ -38,7 +38,7 @@ from pathlib import Path
 import numpy as np
 from fastcore.test import test_eq, test_fail
 
-from ctseg.core.files import InputError
+from ctseg.core.files import InputError, refuse_special
 
 
 # %% [markdown]
@@ -184,6 +184,7 @@ for bad in ("7,0", "8,0,1", "7,0,-1", "7,0,1.0"):
 def open_csv(path: Path):
     "Open a `.csv` or `.csv.gz` for reading bytes; a missing or damaged file is told in one line."
     opener = gzip.open if path.suffix == ".gz" else open
+    refuse_special(path)
     try:
         with opener(path, "rb") as f:
             yield f
@@ -235,6 +236,9 @@ def read_header(path: Path) -> list[str]:
         names = next(csvlib.reader([line.decode("utf-8-sig")]), [])[1:]
     except (UnicodeDecodeError, csvlib.Error):
         raise InputError(f"{path}: not a text file; expected a CSV with a column for each image") from None
+    if not all(map(str.isprintable, names)):
+        raise InputError(f"{path}: the first line holds names that cannot be printed in a line; "
+                         "write it again")
     if not names:
         raise InputError(f"{path}: the first line names no images; expected ',0.png,1.png,…'")
     if names[0].startswith("Pixel"):

@@ -188,7 +188,10 @@ def read_masks(
     if names is not None:
         check_names(columns, names, path)
     rows = size[0]*size[1] if size and size[1] > 0 else None
-    table = cached_array("masks1", [path], lambda: _read_table(path, columns, rows), cache)
+    def fits(kept: np.ndarray) -> bool:
+        whole = kept.dtype == np.uint8 and kept.ndim == 2 and len(kept) == len(columns)
+        return whole and rows in (None, kept.shape[1])
+    table = cached_array("masks2", [path], lambda: _read_table(path, columns, rows), cache, fits)
     height, width = _image_size(path, table.shape[1], size)
     _check_values(path, table, columns, classes)
     return columns, table.reshape(-1, height, width)

@@ -8,6 +8,8 @@
 
 # %%
 #| export
+import math
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -16,12 +18,13 @@ import numpy as np
 
 from ctseg.core.anatomy import ClassMap
 from ctseg.core.files import InputError, read_json
+from ctseg.core.schema import anything, fields, fit_schema, listed, mapped, maybe, number, text
 from ctseg.data.annotations import read_classes
 from ctseg.data.images import read_pngs
 from ctseg.data.mask_csv import read_masks
 from ctseg.io.canvas import paste
 from ctseg.io.geometry import as_volume, slice_axes
-from ctseg.io.outputs import output_name
+from ctseg.io.outputs import index_seal, output_name
 from ctseg.io.volumes import resize_slices
 
 # %%
@@ -62,6 +65,42 @@ test_fail(
     lambda: _check_names({}, {"test": {"0.png": {"volume": "v000"}}}, "index.json"), contains="is not in it"
 )
 
+# %%
+#| export
+_SIDE = number(1, 1 << 16, whole=True)
+_AFFINE = listed(listed(number(), 4), 4)
+_POSITIONS = maybe(listed(listed(number(), 3)))
+_VOLUME = fields(
+    {"shape": listed(_SIDE, 3), "affine": _AFFINE, "orientation": text, "scaled": listed(_SIDE, 2)},
+    {"kind": text, "patient": anything, "positions": _POSITIONS, "digest": maybe(text)})
+_LINE = fields({
+    "volume": text, "slice": number(0, 1 << 16, whole=True), "window": listed(number(), 2),
+    "corner": listed(number(-(1 << 16), 1 << 16, whole=True), 2)})
+INDEX = fields({"volumes": mapped(_VOLUME), "images": mapped(mapped(_LINE))}, {"seal": text})
+
+# %%
+#| export
+MAX_VOXELS = 1 << 32
+
+def _check_places(volumes: dict[str, dict], images: dict[str, dict[str, dict]], path: Path):
+    "`InputError` for a grid that cannot be, and for slices that are not in their volume or are given twice."
+    depth = {}
+    for id, entry in volumes.items():
+        affine = np.array(entry["affine"], float)
+        flat = abs(np.linalg.det(affine[:3, :3])) < 1e-9 or affine[3].tolist() != [0, 0, 0, 1]
+        if flat or math.prod(entry["shape"]) > MAX_VOXELS:
+            raise InputError(f"{path}: volume {id} has no grid that can be; import the volumes again")
+        depth[id] = entry["shape"][slice_axes(affine, entry["orientation"])[0][0]]
+    for split, lines in images.items():
+        seen = set()
+        for name, line in lines.items():
+            place = line["volume"], line["slice"]
+            if line["slice"] >= depth[line["volume"]] or place in seen:
+                told = f"image {name} of {split} is slice {line['slice']} of {line['volume']}"
+                raise InputError(f"{path}: {told}, which is not there, or another image's; "
+                                 "import the volumes again")
+            seen.add(place)
+
 
 # %%
 #| export
@@ -71,14 +110,16 @@ def read_index(
 ) -> tuple[dict, dict]: # volume id → its entry; image name → {"volume", "slice", "window", "corner"}
     "The index of a challenge folder. Raises `InputError` if there is none, or none for this split."
     path = Path(folder)/"index.json"
-    if not path.exists():
+    if not os.path.lexists(path):
         raise InputError(f"{path}: no such file; only a folder made by `ctseg import` can be put back into "
                          "volumes")
-    index = read_json(path)
-    if not isinstance(index, dict) or "volumes" not in index or "images" not in index:
-        raise InputError(f"{path}: not an index of volumes; import the volumes again")
+    index = fit_schema(read_json(path), INDEX, path, "import the volumes again")
     volumes, images = index["volumes"], index["images"]
+    if index.get("seal", index_seal(volumes, images)) != index_seal(volumes, images):
+        raise InputError(f"{path}: damaged or edited, its content is not what its checksum says; "
+                         "import the volumes again")
     _check_names(volumes, images, path)
+    _check_places(volumes, images, path)
     if not images.get(split):
         others = " or ".join(name for name in images if images[name]) or "another folder"
         raise InputError(f"{path}: there are no images of the split {split!r}; choose {others}")

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ctseg.core.files import InputError, atomic_path, write_json
+from ctseg.core.files import InputError, atomic_path, refuse_special, write_json
 from ctseg.data.images import natural_key
 from ctseg.io.geometry import slice_axes
 from ctseg.io.index import predicted_volumes
@@ -45,6 +45,7 @@ from ctseg.io.toy_scans import TORSO_CLASSES, torso_scans
 def _load_image(path):
     "A NIfTI image and its voxels; `InputError` for a file that is damaged or no NIfTI."
     nib = import_volumes_package("nibabel")
+    refuse_special(path)
     if not Path(path).is_file(): raise InputError(f"{path}: no such file")
     try:
         image = nib.load(path)

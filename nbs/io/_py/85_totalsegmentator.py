@@ -15,7 +15,7 @@ from pathlib import Path
 import pandas as pd
 
 from ctseg.core.anatomy import ClassMap, RAIDIUM54
-from ctseg.core.files import InputError, did_you_mean
+from ctseg.core.files import MAX_TEXT, InputError, did_you_mean, refuse_special
 from ctseg.data.images import natural_key
 from ctseg.io.cases import Case
 from ctseg.io.cutting import Work, file_stamp
@@ -135,12 +135,13 @@ def _meta_splits(src: Path) -> dict[str, str]:
     "Subject → train, val or test, from `meta.csv`, if it is there."
     path = src/"meta.csv"
     if not path.exists(): return {}
+    refuse_special(path, MAX_TEXT)
     try:
         with open(path, encoding="utf-8-sig") as f: first = f.readline()
         separator = ";" if ";" in first else ","  # a spreadsheet may have saved it with commas
         table = pd.read_csv(path, sep=separator, dtype=str, encoding="utf-8-sig")
         return dict(zip(table["image_id"], table["split"]))
-    except (KeyError, ValueError):
+    except (KeyError, ValueError, OSError):
         raise InputError(f"{path}: expected a table with the columns image_id;…;split;…, "
                          "as TotalSegmentator has it") from None
 

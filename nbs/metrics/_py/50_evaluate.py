@@ -10,6 +10,7 @@
 
 # %%
 #| export
+import os
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -184,11 +185,16 @@ with tempfile.TemporaryDirectory() as d:
 def patients_of(truth: Path, n: int) -> np.ndarray | None:
     "The patients [n] of the images of `y_SPLIT.csv`, from the `patients.json` beside it; None if it does not say them."
     path = truth.parent/"patients.json"
-    table = read_json(path) if path.exists() else {}
+    table = read_json(path) if os.path.lexists(path) else {}
+    if not isinstance(table, dict) or not all(isinstance(patients, list) for patients in table.values()):
+        raise InputError(f'{path}: expected {{"train": [...], "test": [...]}} with the patient of each image')
     stem = truth.name.split(".")[0]
     split = "train" if is_train_table(truth) else stem.removeprefix("y_").removesuffix("_full")
-    patients = table.get(split) if isinstance(table, dict) else None
-    if not isinstance(patients, list) or len(patients) < n: return None
+    patients = table.get(split)
+    if patients is None: return None
+    if len(patients) < n:
+        raise InputError(f"{path}: {len(patients)} patients under {split!r} for {n} images; "
+                         "give one for each image")
     check_patients(patients, path)
     return np.array([str(p) for p in patients[:n]])  # the list goes on with images without annotation
 

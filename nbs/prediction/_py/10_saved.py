@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from ctseg.core.files import InputError, read_json
+from ctseg.core.schema import fields, fit_schema, listed, maybe, number, short, text
+from ctseg.inference.expected_dice import ExpectedDice
 from ctseg.inference.rule import Rule, read_rule
 from ctseg.runs.folder import Run, read_spec
 
@@ -50,7 +52,7 @@ def run_spec(
     weights: bool = True, # there must be weights to load
 ) -> dict[str, Any]: # recipe, seed, data, classes, image_shape and versions
     "The `recipe.json` of a run; `InputError` where there is no run, or no phase of it is finished."
-    if not (run/"recipe.json").exists():
+    if not run.begun:
         raise InputError(f"{run.folder}: no run here (no recipe.json)")
     if weights and not run.weights.exists():
         remedy = "continue it with `ctseg fit … --resume`"
@@ -111,7 +113,7 @@ def rule_faults(rule: Rule, classes: int) -> list[str]:
     }
     if expected := rule.expected:
         fine |= {name: is_number(getattr(expected, name)) for name in ("bias", "peak", "area")}
-        fine["usual"] = len(expected.usual) == classes and all(map(is_number, expected.usual))
+        fine["usual"] = len(expected.usual) == classes and all(is_number(v, 0, 1) for v in expected.usual)
     values = vars(rule) | (vars(expected) if expected else {})
     return [f"{name} = {values[name]!r}" for name, ok in fine.items() if not ok]
 
@@ -127,10 +129,14 @@ def saved_rule(record: Any, path: Path, classes: int) -> Rule:
     "The rule in a record of `metrics.json` (at `path`); `InputError` for a damaged one."
     try:
         rule = read_rule(record)
+        if not isinstance(rule.expected, ExpectedDice | None): raise TypeError
     except (AttributeError, KeyError, TypeError, ValueError):
         raise InputError(f"{path}: the decision rule is damaged; {REWRITE}") from None
     if faults := rule_faults(rule, classes):
         raise InputError(f"{path}: the decision rule is damaged ({faults[0]}); {REWRITE}")
+    missing = [name for name in ("threshold", "gate", "island", "rescue") if name not in record]
+    if missing:  # a default would be another rule
+        raise InputError(f"{path}: the decision rule is damaged (no {missing[0]}); {REWRITE}")
     return rule
 
 
@@ -160,6 +166,10 @@ def saved_calibration(record: Any, path: Path, classes: int) -> SavedCalibration
     temperature = record.get("temperature") if isinstance(record, dict) else None
     if not is_number(temperature) or temperature <= 0:
         raise InputError(f"{path}: the calibration is damaged (temperature = {temperature!r}); {REWRITE}")
+    for name in ("ece before", "ece after"):
+        if name in record and not is_number(record[name], 0, 1):
+            told = f"{name} = {short(record[name])}"
+            raise InputError(f"{path}: the calibration is damaged ({told}); {REWRITE}")
     return SavedCalibration(temperature, saved_rule(record.get("rule"), path, classes), record)
 
 
@@ -180,16 +190,19 @@ class SavedMetrics:
     calibration: SavedCalibration | None = None
     facts: dict[str, Any] = field(default_factory=dict)  # the whole file
 
+METRICS = fields({}, {
+    "phases": listed(text), "epochs": number(0, whole=True),
+    "dice held out, argmax": maybe(number(0, 1)), "dice held out, chosen rule": maybe(number(0, 1)),
+})
+
 def read_metrics(run: Run, classes: int) -> SavedMetrics:
     "The `metrics.json` of a run of so many classes; `InputError` for a damaged one, all None before the run is finished."
     path = run/"metrics.json"
-    if not path.exists(): return SavedMetrics()
-    facts = read_json(path)
-    if not isinstance(facts, dict):
-        raise InputError(f"{path}: not the metrics of a run; {REWRITE}")
+    if not run.finished: return SavedMetrics()
+    facts = fit_schema(read_json(path), METRICS, path, f"not the metrics of a run; {REWRITE}")
     rule = saved_rule(facts["rule"], path, classes) if "rule" in facts else None
     record = facts.get("calibration")
-    calibration = saved_calibration(record, path, classes) if record else None
+    calibration = None if record is None else saved_calibration(record, path, classes)
     return SavedMetrics(True, rule, calibration, facts)
 
 

@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 
 from ctseg.core.anatomy import ClassMap
-from ctseg.core.files import InputError, atomic_path
+from ctseg.core.files import MAX_TEXT, InputError, atomic_path, parse_json, refuse_special
+from ctseg.core.schema import fields, listed, mapped, number, text
 
 # %%
 #| hide
@@ -106,24 +107,31 @@ def damaged(path: Path, where: str = "") -> InputError:
     problem = f"damaged at {where}" if where else "not a file of probabilities, or damaged"
     return InputError(f"{path}: {problem}; write it again with `ctseg predict … --probabilities`")
 
+INDEX = fields({
+    "size": listed(number(1, 1 << 14, whole=True), 2), "activation": text, "classes": listed(text),
+    "images": mapped(listed(number(1, 255, whole=True)))}, {"format": text})
+
 def checked_index(index: Any) -> dict[str, Any]:
     "The index of a store; `ValueError` for one that cannot be."
-    height, width = index["size"]
-    ids = range(1, len(index["classes"]) + 1)
-    fine = index["activation"] in ("softmax", "sigmoid") and min(height, width) > 0
-    fine = fine and all(set(kept) <= set(ids) for kept in index["images"].values())
-    if not fine: raise ValueError
+    INDEX(index)
     ClassMap.from_names(index["classes"])
+    classes = len(index["classes"])
+    for kept in index["images"].values():
+        if kept != sorted(set(kept)) or (kept and kept[-1] > classes):
+            raise ValueError
+    if index["activation"] not in ("softmax", "sigmoid"): raise ValueError
     return index
 
 def open_store(path: Path) -> tuple[zipfile.ZipFile, dict[str, Any]]:
     "The archive and its index; `InputError` for a file that is no store of probabilities."
+    refuse_special(path)
     try:
         archive = zipfile.ZipFile(path)
-        return archive, checked_index(json.loads(archive.read("index.json")))
+        if archive.getinfo("index.json").file_size > MAX_TEXT: raise ValueError
+        return archive, checked_index(parse_json(archive.read("index.json").decode()))
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
-    except (zipfile.BadZipFile, AttributeError, KeyError, TypeError, ValueError, OSError):
+    except Exception:  # each way of being damaged has its own
         raise damaged(path) from None
 
 
@@ -132,6 +140,18 @@ index = {"size": [48, 48], "classes": ["liver"], "activation": "sigmoid", "image
 test_eq(checked_index(index), index)
 try: checked_index(index | {"images": {"0.png": [2]}})
 except ValueError: print(damaged("prob.zip"))
+
+
+# %%
+#| export
+def read_image(archive: zipfile.ZipFile, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    "The probabilities float16 of one image; raises for other things."
+    with archive.open(f"{name}.npy") as f:
+        kept = np.lib.format.read_array(f)
+    fits = kept.dtype == np.float16 and kept.shape == shape
+    if not fits or not (kept >= 0).all() or not (kept <= 1).all():
+        raise ValueError
+    return kept
 
 
 # %%
@@ -165,9 +185,8 @@ class StoredProbabilities:
         prob = np.zeros((len(self.classes), *self.size), np.float32)
         channels = np.array(self.images[name], int) - 1
         try:
-            with self.zip.open(f"{name}.npy") as f:
-                prob[channels] = np.lib.format.read_array(f)
-        except (zipfile.BadZipFile, KeyError, ValueError, OSError, EOFError):
+            prob[channels] = read_image(self.zip, name, (len(channels), *self.size))
+        except Exception:  # each way of being damaged has its own
             raise damaged(self.path, name) from None
         return prob
 

@@ -8,10 +8,12 @@
 
 # %%
 #| export
+import contextlib
 import math
+import os
 import sys
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,7 @@ from ctseg.inference.rule import Rule
 from ctseg.io.imported import imported_slicing
 from ctseg.metrics.bootstrap import bootstrap_mean
 from ctseg.metrics.evaluate import plain_value
+from ctseg.models.settings import make_model
 from ctseg.prediction.choose import Part, choose_rule, rule_tables
 from ctseg.prediction.earlier import earlier_runs
 from ctseg.prediction.predictor import Predictor, load_predictor
@@ -41,6 +44,7 @@ from ctseg.runs.recipe import Recipe, recipe_fields, recipe_plugins
 from ctseg.training.curves import plot_curves
 from ctseg.training.deadline import Deadline, Stopped, read_duration
 from ctseg.training.learner import make_optimiser
+from ctseg.training.memory import check_memory, free_bytes, least_bytes
 from ctseg.training.setup import make_accelerator
 from ctseg.training.step import out_of_memory
 from ctseg.training.trackers import Trackers, check_trackers
@@ -67,6 +71,7 @@ from ctseg.models.zoo import create_model
 def check_job(job: Job) -> str: # where a pretrained encoder's weights come from; "" without one
     "`InputError` for what would stop the run later: the network, the method's conditions, how batches divide."
     check_batches(job.recipe)
+    refuse_too_large(job)
     model = job.make_model()
     make_optimiser(model, job.setup)
     compute = job.recipe.compute
@@ -77,6 +82,24 @@ def check_job(job: Job) -> str: # where a pretrained encoder's weights come from
     warn_of_split(job)
     return getattr(model, "weights_from", "")
 
+
+# %%
+#| export
+def refuse_too_large(job: Job) -> None:
+    "`InputError` if a step cannot fit into memory. A card works off a batch image by image if it must."
+    recipe, classes = job.recipe, len(job.labelled.classes)
+    size = (job.image_size,)*2 if job.image_size else job.labelled.images.shape[1:]
+    channels = job.loss.out_chans(classes)
+    def build(): return make_model(recipe.model, channels, classes, job.image_size, trained=True)
+    batch = -(-recipe.schedule.batch_size//(world()*recipe.compute.pieces))
+    images = 1 if job.device.type == "cuda" else batch
+    need = least_bytes(build, size, images, job.plan.precision == "fp32")
+    what = f"{recipe.model.name} at {size[0]}x{size[1]} pixels, {images} at a time"
+    check_memory(need, free_bytes(job.device), what)
+
+
+# %%
+#| export
 def warn_of_split(job: Job) -> None:
     "Tell of unlabelled images that stay out, and of classes that nobody looked for."
     if job.split.kept_out and job.recipe.method.name != "supervised":
@@ -202,15 +225,20 @@ def finish_in_time(job: Job) -> str:
     except Stopped as e: return str(e)
     return ""
 
-def carry_out(job: Job) -> None:
-    "All phases, then the end of the run; `Stopped` in every process if one had to stop, `InputError` without memory."
+@contextlib.contextmanager
+def memory_told(where: str) -> Iterator[None]:
+    "Memory that runs out becomes an `InputError`; a step has its own remedy, this is the data, a network, or a prediction."
     try:
-        job.carry_out()
-        stopped = on_main(lambda: finish_in_time(job))
-    except RuntimeError as e:  # a step has its own remedy; this was the data, or a prediction
-        if not out_of_memory(e): raise
+        yield
+    except (RuntimeError, MemoryError) as e:
+        if not isinstance(e, MemoryError) and not out_of_memory(e): raise
         remedy = "choose a smaller image_size, batch_size or width"
-        raise InputError(f"{job.plan.name}: out of memory; {remedy}") from e
+        raise InputError(f"{where}: out of memory; {remedy}") from e
+
+def carry_out(job: Job) -> None:
+    "All phases, then the end of the run; `Stopped` in every process if one had to stop."
+    job.carry_out()
+    stopped = on_main(lambda: finish_in_time(job))
     if agree(bool(stopped)): raise Stopped(stopped or "another process stopped")
 
 
@@ -271,6 +299,16 @@ def as_watchers(callbacks: Iterable[Callback], folder: Path) -> tuple[Callable[[
                 raise Stopped(answer)
         return watch
     return tuple(watcher(callback) for callback in callbacks)
+
+
+def tell_of_groups(job: Job, data: Any) -> None:
+    "Without a `patients.json`, say on how many groups of near-duplicates the held-out figures rest."
+    if isinstance(data, SliceSet) or not len(job.holdout) or os.path.lexists(Path(data)/"patients.json"):
+        return
+    groups = len(np.unique(job.holdout.groups))
+    slices = f"{len(job.holdout)} slices in {groups} groups of near-duplicates"
+    rest = f"the figures of held-out slices rest on {slices}"
+    print(f"no patients.json: {rest}; several groups may be of one patient", file=sys.stderr, flush=True)
 
 
 # %%
@@ -369,19 +407,22 @@ def fit(
     trackers = check_trackers(more.log)
     recipe, plugins = with_plugins(recipe, more.plugins)
     plan, run = pick_device(device, recipe.compute.precision), Run(out)
-    with more.deadline() as deadline:
+    with more.deadline() as deadline, memory_told(plan.name):
         make_accelerator(plan)  # connects the processes, if there are several
         on_main(lambda: run.check_free(resume))
-        slices = more.read(data)
-        earlier = earlier_runs(more.init, more.teacher, recipe, slices.classes, plan)
-        job_options = earlier.options(deadline, as_watchers(more.callbacks, run.folder))
-        job = Job(recipe, slices, run, plan, seed, progress, job_options)
-        source = check_job(job)
-        spec = make_spec(recipe, slices, seed, plugins, earlier.record()) | how_cut(data)
         try:
+            if not run.finished: on_main(run.lock)
+            slices = more.read(data)
+            earlier = earlier_runs(more.init, more.teacher, recipe, slices.classes, plan)
+            job_options = earlier.options(deadline, as_watchers(more.callbacks, run.folder))
+            job = Job(recipe, slices, run, plan, seed, progress, job_options)
+            source = check_job(job)
+            spec = make_spec(recipe, slices, seed, plugins, earlier.record()) | how_cut(data)
             on_main(lambda: start_run(run, spec, resume))
             if run.finished: return run  # resumed after its end
-            if progress: announce(job, source, earlier.lines())
+            if progress and not rank():
+                announce(job, source, earlier.lines())
+                tell_of_groups(job, data)
             carry_out_watched(job, open_trackers(trackers, run, spec))
         finally: run.unlock()
     return run

@@ -10,16 +10,15 @@
 
 # %%
 #| export
+import os
 import re
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from pandas.api.types import is_numeric_dtype
 
-from ctseg.core.files import InputError, did_you_mean
+from ctseg.core.files import InputError, csv_cell, did_you_mean
 from ctseg.data.challenge import read_challenge
 from ctseg.data.slices import SliceSet
 from ctseg.inference.calibration import plot_reliability
@@ -30,6 +29,7 @@ from ctseg.prediction.choose import held_out_by
 from ctseg.prediction.saved import SavedCalibration, class_names, read_metrics, run_spec
 from ctseg.report.confusion import confusion, heat_table, sides
 from ctseg.report.pictures import curves, kept_and_rejected, pack_slices, spread, svg
+from ctseg.runs.contents import ANY, HISTORY, POSITIVE, RELIABILITY, SHARE, TIMINGS, damaged_file, read_table
 from ctseg.runs.folder import Run
 from ctseg.runs.recipe import recipe_fields
 
@@ -101,52 +101,6 @@ except InputError as e: print(e)
 
 
 # %% [markdown]
-# ## Tables of a run folder
-#
-# The files beside the weights are plain CSV, which people open and save again. One that was damaged on the way is told by name.
-
-# %%
-#| export
-def damaged_file(path: Path, problem: str) -> InputError:
-    "The error for a file of a run folder that is of no use."
-    return InputError(f"{path}: {problem}; copy the run folder again, or delete the file to do without it")
-
-def read_table(
-    path: Path, # a CSV of a run folder
-    numbers: tuple[str, ...], # columns of numbers it must have
-    texts: tuple[str, ...] = (), # other columns it must have
-) -> pd.DataFrame | None: # None: there is no such file
-    "A table that a run has written; `InputError` for a damaged one."
-    if not path.exists(): return None
-    try:
-        table = pd.read_csv(path)
-    except (ValueError, OSError, pd.errors.ParserError):  # `ValueError`: no UTF-8, or empty
-        raise damaged_file(path, "not a readable table") from None
-    for column in (*numbers, *texts):
-        if column not in table:
-            raise damaged_file(path, f"a table without the column {column}")
-    for column in numbers:
-        if not is_numeric_dtype(table[column]):
-            raise damaged_file(path, f"the column {column} holds other things than numbers")
-    return table
-
-
-# %%
-print(
-    read_table(run/"history.csv", ("epoch", "loss", "dice"), ("phase",))
-    .tail(2)
-    .round(3)[["phase", "epoch", "loss"]]
-    .to_string()
-)
-test_eq(read_table(run/"nothing.csv", ()), None)
-damaged = Path(keep.name)/"history.csv"
-for text in ("", "epoch,loss\n1,0.5\n", "epoch,loss,dice\n1,0.5,broken\n"):
-    damaged.write_text(text)
-    try: read_table(damaged, ("epoch", "loss", "dice"))
-    except InputError as e: print(str(e).replace(keep.name, "…"))
-
-
-# %% [markdown]
 # ## The run itself
 #
 # Recipe, versions, curves, times, calibration. Paths of a disk have no business on a page that is passed on, so of a value with slashes only the last part is shown.
@@ -190,7 +144,7 @@ test_eq(shown_value("/home/jane/encoder.safetensors"), "encoder.safetensors")
 #| export
 def phase_times(run: Run) -> list[dict[str, Any]] | None:
     "For each phase: epochs, minutes, the median seconds of an epoch, and where it ran; None without `timings.csv`."
-    timings = read_table(run/"timings.csv", ("epoch", "seconds"), ("phase",))
+    timings = read_table(run/"timings.csv", TIMINGS, ("phase",))
     if timings is None: return None
     if "where" not in timings: timings["where"] = ""  # a run of an older ctseg
     rows = []
@@ -214,7 +168,7 @@ print([(t["phase"], t["epochs"]) for t in phase_times(run)])
 #| export
 def training_facts(run: Run) -> dict[str, Any]:
     "Curves as SVG, and the times of the phases; None for what the run folder does not have."
-    history = read_table(run/"history.csv", ("epoch", "loss", "dice"), ("phase",))
+    history = read_table(run/"history.csv", HISTORY, ("phase",))
     figure = None if history is None else curves(history)
     return {"curves": figure, "times": phase_times(run)}
 
@@ -228,10 +182,12 @@ print(f"{len(facts['curves'])/1e3:.0f} kB of curves, {len(facts['times'])} phase
 #| export
 def calibration_facts(run: Run, calibration: SavedCalibration | None) -> dict[str, Any]:
     "The temperature, and the reliability diagram as SVG; None for a run without."
-    points = read_table(run/"reliability.csv", ("said", "was", "pairs"), ("when",))
+    points = read_table(run/"reliability.csv", RELIABILITY, ("when",))
     if calibration is None or points is None:
         return {"temperature": None, "reliability": None, "calibrated_on": None}
     facts = dict(calibration.facts)
+    if not {"ece before", "ece after"} <= facts.keys():
+        raise damaged_file(run/"metrics.json", "the calibration lacks its errors")
     for when in ("before", "after"):
         rows = points.loc[points["when"] == when, ["said", "was", "pairs"]]
         facts[f"points {when}"] = rows.to_numpy().tolist()
@@ -356,13 +312,9 @@ print([(r["name"], r["support"], r["dice"] and round(r["dice"], 3)) for r in fac
 def read_pseudo_labels(run: Run, slices: SliceSet) -> dict[str, np.ndarray] | None:
     "What the teacher drew on `slices`, if the run has kept it; `InputError` if it is damaged."
     path = run/"pseudo_labels.npz"
-    if not path.exists(): return None
-    try:
-        pseudo = run.read_pseudo()
-        fits = pseudo_fits(pseudo, slices)
-    except (KeyError, TypeError, ValueError, OSError, EOFError, zipfile.BadZipFile):
-        fits = False
-    if fits: return pseudo
+    if not os.path.lexists(path): return None
+    pseudo = run.read_pseudo()
+    if pseudo_fits(pseudo, slices): return pseudo
     raise damaged_file(path, "not what a teacher drew on these slices")
 
 def pseudo_fits(pseudo: dict[str, np.ndarray], slices: SliceSet) -> bool:
@@ -405,9 +357,10 @@ table = pd.read_csv(run/"pseudo_labels.csv")
 for s in pseudo_sets(pseudo, table["sdc"].to_numpy(), slices, 4):
     print(s["name"], [x["name"] for x in s["slices"]])
 
-
 # %%
 #| export
+CELLS = dict.fromkeys(("present", "absent", "present added", "absent added"), POSITIVE)
+
 def pseudo_facts(
     run: Run,
     spec: dict[str, Any], # its `recipe.json`
@@ -415,12 +368,14 @@ def pseudo_facts(
     most: int = 50, # slices of each kind
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]: # facts; sets of slices
     "Pseudo-labels kept and rejected: numbers, a figure, and slices where the run keeps what the teacher drew."
-    cells = read_table(run/"pseudo_cells.csv", (), ("class",))
+    cells = read_table(run/"pseudo_cells.csv", CELLS, ("class",))
     facts = {"pseudo": None, "cells": None if cells is None else cells.to_dict("records")}
     score = getattr(spec["recipe"].method, "confidence", "sdc")
-    table = read_table(run/"pseudo_labels.csv", ("kept", score), ("image",))
+    table = read_table(run/"pseudo_labels.csv", {"kept": SHARE, score: ANY}, ("image",))
     if table is None: return facts, []
     pseudo = None if data is None else read_pseudo_labels(run, data)
+    if pseudo is not None and table.image.tolist() != [csv_cell(str(n)) for n in pseudo["names"]]:
+        raise damaged_file(run/"pseudo_labels.csv", "other images than in pseudo_labels.npz")
     sets = [] if pseudo is None else pseudo_sets(pseudo, table[score].to_numpy(), data, most)
     figure = svg(kept_and_rejected(table, score), "pseudo")
     numbers = {"images": len(table), "kept": int(table.kept.sum()), "score": score}

@@ -9,6 +9,7 @@
 # %%
 #| export
 import csv
+import os
 import shutil
 import sys
 import warnings
@@ -19,15 +20,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
-try:
-    import fcntl
-except ImportError:
-    fcntl = None
 
-from ctseg.core.files import InputError, PART, atomic_path, disk_errors, read_json, write_json
+from ctseg.core.files import InputError, PART, atomic_path, csv_cell, disk_errors, read_json, remove, write_json
 from ctseg.core.registry import Plugin, require_plugin
+from ctseg.core.schema import anything, fit_schema, mapped
 from ctseg.data.slices import SliceSet
+from ctseg.runs.contents import HISTORY, SPEC, TIMINGS, read_pseudo, read_table
+from ctseg.runs.lock import NO_RUN, FileLock
 from ctseg.runs.old_recipe import is_old, nested
 from ctseg.runs.recipe import CHOICES, Recipe, recipe_dict, recipe_fields, recipe_from
 
@@ -63,10 +64,11 @@ from ctseg.data.toys import toy_set
 def write_rows(rows: list[dict], path: str | Path) -> None:
     "A CSV with a column for every key, in the order they first appear; whole or not at all."
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    with atomic_path(path) as tmp, open(tmp, "w", newline="") as f:
+    with atomic_path(path) as tmp, open(tmp, "w", newline="", encoding="utf-8") as f:
         out = csv.DictWriter(f, columns)
         out.writeheader()
-        out.writerows(rows)
+        for row in rows:
+            out.writerow({key: csv_cell(value) for key, value in row.items()})
 
 
 # %%
@@ -81,7 +83,6 @@ with tempfile.TemporaryDirectory() as d:
 
 # %%
 #| export
-PARTS = {"recipe", "seed", "data", "classes", "image_shape"}
 VERSIONED = ("ctseg", "torch", "timm", "numpy", "accelerate")
 
 def make_spec(
@@ -117,10 +118,8 @@ def read_spec(path: str | Path) -> dict[str, Any]:
     """A `recipe.json`: `recipe` as a `Recipe`, `plugins` as `Plugin`s, `old`: by ctseg 0.1?, and the rest as it is.
 
     `InputError` for a file that is none, that another version has written, or whose plugins are missing."""
-    spec = read_json(path)
-    if not isinstance(spec, dict) or not PARTS <= spec.keys() or not isinstance(spec["recipe"], dict):
-        raise InputError(f"{path}: not the recipe of a run")
-    plugins = [Plugin(**p) for p in spec.get("plugins", [])]
+    spec = fit_schema(read_json(path), SPEC, path, "not the recipe of a run, or a damaged one")
+    plugins = [Plugin(p["name"], p["sha256"]) for p in spec.get("plugins", [])]
     for plugin in plugins:
         require_plugin(plugin, str(Path(path).parent))
     old = is_old(spec["recipe"])
@@ -186,23 +185,22 @@ test_eq(difference(spec, spec | {"recipe": Recipe(about="in other words").change
 #| export
 def run_in_words(run: "RunFiles") -> str:
     "Recipe, epochs, and how far the run has come."
-    if not (run/"recipe.json").exists(): return "empty"
-    facts = [read_json(run/"recipe.json").get("recipe", {}).get("name", "custom")]
+    if not run.begun: return "empty"
+    spec = fit_schema(read_json(run/"recipe.json"), SPEC, run/"recipe.json", "not the recipe of a run")
+    facts = [str(spec["recipe"].get("name", "custom"))]
     if (run/"history.csv").exists():
         facts.append(f"{len(run.read_history())} epochs")
-    metrics = read_json(run/"metrics.json") if run.finished else {}
-    dice = metrics.get("dice held out, chosen rule")
-    if dice is not None: facts.append(f"Dice {dice:.3f} held out")
+    dice = run.read_metrics().get("dice held out, chosen rule") if run.finished else None
+    if isinstance(dice, float): facts.append(f"Dice {dice:.3f} held out")
     return ", ".join(facts if run.finished else [*facts, "not finished"])
 
 
 # %%
 #| export
-class RunFiles:
-    "The files of a run."
+class RunPaths:
+    "Where the files of a run are."
     def __init__(self, folder: str | Path): self.folder = Path(folder)
     def __truediv__(self, name: str) -> Path: return self.folder/name
-    def __repr__(self) -> str: return f"Run({str(self.folder)!r}: {run_in_words(self)})"
 
     @property
     def weights(self) -> Path:
@@ -210,58 +208,55 @@ class RunFiles:
         return self/"checkpoints"/"model.safetensors"
 
     @property
+    def begun(self) -> bool:
+        "Is there a `recipe.json`?"
+        return os.path.lexists(self/"recipe.json")
+
+    @property
     def finished(self) -> bool:
         "Has the run come to its end?"
-        return (self/"metrics.json").exists()
+        return os.path.lexists(self/"metrics.json")
 
-    def read_history(self):
-        "`history.csv` as a table (pandas)."
-        import pandas as pd
-        return pd.read_csv(self/"history.csv")
 
-    def read_timings(self) -> list[dict[str, str]]:
-        "The rows of `timings.csv` so far, as texts."
-        path = self/"timings.csv"
-        return list(csv.DictReader(path.read_text().splitlines())) if path.exists() else []
+# %%
+#| export
+class RunFiles(RunPaths):
+    "The files of a run, each checked where it is read."
+    def __repr__(self) -> str: return f"Run({str(self.folder)!r}: {run_in_words(self)})"
+
+    def read_metrics(self) -> dict[str, Any]:
+        "All of `metrics.json`; `ctseg.prediction.saved` checks rule and calibration in it."
+        path = self/"metrics.json"
+        return fit_schema(read_json(path), mapped(anything), path, "not the metrics of a run")
+
+    def read_history(self) -> pd.DataFrame:
+        "`history.csv` as a table."
+        path = self/"history.csv"
+        table = read_table(path, HISTORY, ("phase",))
+        if table is None: raise InputError(f"{path}: no such file")
+        return table
+
+    def read_timings(self) -> list[dict[str, Any]]:
+        "The rows of `timings.csv` so far."
+        table = read_table(self/"timings.csv", TIMINGS, ("phase", "where"))
+        return [] if table is None else table.to_dict("records")
 
     def read_pseudo(self) -> dict[str, np.ndarray]:
         "What a teacher said: `labels` uint8 [N, H, W], `kept` bool [N], `names`, and confidences [N] by name."
-        with np.load(self/"pseudo_labels.npz") as z: return dict(z)
+        return read_pseudo(self/"pseudo_labels.npz")
 
 
 # %%
 print(RunFiles("runs/first"))
 
 
-# %% [markdown]
-# Only one process may train in a folder. The lock is the operating system's, so it goes with the process that held it.
-
 # %%
 #| export
-class FileLock:
-    "A lock on a file, held until `release` or the end of the process; does nothing where the system has no such locks."
-    def __init__(self): self.file = None
-
-    def acquire(self, path: Path) -> None:
-        "`InputError` if another process holds the lock of the file `path`."
-        if fcntl is None: return
-        self.file = open(path)
-        try:
-            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            remedy = "wait for it, or choose another --out"
-            raise InputError(f"{path.parent}: another process is training in it; {remedy}") from None
-        except OSError:  # a file system without locks
-            pass
-
-    def release(self) -> None:
-        "Let others have it."
-        if self.file is not None: self.file.close()
-
 def refuse_unfinished_old(run: RunFiles) -> None:
     "`InputError` for an unfinished run of ctseg 0.1, whose checkpoints this version cannot continue."
-    spec = read_json(run/"recipe.json")
-    if run.finished or not is_old(spec.get("recipe", {})): return
+    path = run/"recipe.json"
+    spec = fit_schema(read_json(path), SPEC, path, "not the recipe of a run, or a damaged one")
+    if run.finished or not is_old(spec["recipe"]): return
     maker = spec.get("versions", {}).get("ctseg", "0.1.0")
     problem = f"an unfinished run of ctseg {maker}, whose checkpoints this version cannot continue"
     remedy = f"train again into another --out, or continue with ctseg {maker}"
@@ -269,18 +264,30 @@ def refuse_unfinished_old(run: RunFiles) -> None:
 
 
 # %%
-with tempfile.TemporaryDirectory() as d:
-    (Path(d)/"recipe.json").write_text("{}")
-    first, second = FileLock(), FileLock()
-    first.acquire(Path(d)/"recipe.json")
-    try: second.acquire(Path(d)/"recipe.json")
-    except InputError as e: print(str(e).replace(d, "…"))
-    first.release()
+#| export
+class RunFolder(RunFiles):
+    "A run folder, and what a start may find in it."
+    @property
+    def claimed(self) -> bool:
+        "Is there something that a start would lose: a checkpoint, or finished weights?"
+        kept = [*(self/"checkpoints").glob("*/step-*"), *(self/"checkpoints").glob("*/final")]
+        return bool(kept) or self.finished or self.weights.exists()
+
+    def others(self) -> list[Path]:
+        "What is in the folder that no start of a run leaves there."
+        inside = self.folder.iterdir() if self.folder.is_dir() else ()
+        return [p for p in inside if p.name not in NO_RUN and not p.name.endswith(PART)]
+
+    def clear(self) -> None:
+        "Remove what a start has left that kept nothing: a name is claimed by a checkpoint, not by a failure."
+        if self.claimed: return
+        for name in ("recipe.json", "history.csv", "timings.csv", "checkpoints", "tensorboard"):
+            if os.path.lexists(self/name): remove(self/name)
 
 
 # %%
 #| export
-class Run(RunFiles):
+class Run(RunFolder):
     "A run folder that can be started, continued and locked."
     def __init__(self, folder: str | Path):
         super().__init__(folder)
@@ -289,22 +296,24 @@ class Run(RunFiles):
     def check_free(self, resume: bool = False) -> None:
         "`InputError` unless a run can start in the folder, or with `resume` go on."
         with disk_errors(self.folder):
-            if self.folder.exists() and not self.folder.is_dir():
+            if os.path.lexists(self.folder) and not self.folder.is_dir():
                 raise InputError(f"{self.folder} is a file; choose another --out")
-            if (self/"recipe.json").exists():
+            if self.begun and self.claimed:
                 if not resume:
                     remedy = "add --resume to continue it or choose another --out"
                     raise InputError(f"{self.folder} already holds a run; {remedy}")
                 refuse_unfinished_old(self)
-            elif self.folder.exists() and any(not p.name.endswith(PART) for p in self.folder.iterdir()):
+            elif not self.begun and any(self.others()):
                 raise InputError(f"{self.folder} is not empty and holds no run; choose another --out")
 
     def lock(self) -> None:
         "Until `unlock`, or the end of this process, no other may train in the folder."
-        self.file_lock.acquire(self/"recipe.json")
+        self.file_lock.acquire(self.folder)
 
     def unlock(self) -> None:
-        "Let others train in the folder."
+        "Let others train in the folder. A start that kept nothing leaves nothing."
+        if self.file_lock.path is None: return
+        self.clear()
         self.file_lock.release()
 
 
@@ -317,15 +326,18 @@ with tempfile.TemporaryDirectory() as d:
 
 
 # %% [markdown]
-# `start_run` writes the recipe, or compares it with the one that is there, and takes the lock.
+# `start_run` takes the lock, then writes the recipe or compares it with the one that is there. A start that failed before its first checkpoint, for want of memory perhaps, has lost nothing: its name is free again.
 
 # %%
 #| export
 def start_run(run: Run, spec: dict[str, Any], resume: bool = False) -> Run:
     "Start the folder with what `make_spec` gives, or check that it holds the same run, which may then be continued."
     run.check_free(resume)  # once more: reading the data took a while
+    if not run.finished: run.lock()
+    run.check_free(resume)  # and once more: another process may have been faster
+    run.clear()
     path = run/"recipe.json"
-    if path.exists():
+    if run.begun:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of another version of a plugin; the comparison tells it
             differs = difference(read_spec(path), spec)
@@ -335,7 +347,6 @@ def start_run(run: Run, spec: dict[str, Any], resume: bool = False) -> Run:
     else:
         versions = {"python": sys.version.split()[0], **{p: metadata.version(p) for p in VERSIONED}}
         write_json(spec_dict(spec) | {"versions": versions}, path)
-    run.lock()
     for pattern in (f".*{PART}", f"checkpoints/.*{PART}", f"checkpoints/*/.*{PART}"):
         for left in run.folder.glob(pattern):  # files that were being written when the run was killed
             shutil.rmtree(left, ignore_errors=True)
@@ -346,6 +357,7 @@ def start_run(run: Run, spec: dict[str, Any], resume: bool = False) -> Run:
 with tempfile.TemporaryDirectory() as d:
     run = start_run(Run(Path(d)/"first"), make_spec(Recipe("toy"), toys, seed=0))
     print(str(run).replace(d, "…"))
+    (run/"checkpoints"/"supervised"/"step-0000010").mkdir(parents=True)
     run.unlock()
     start_run(Run(run.folder), make_spec(Recipe("toy"), toys, seed=0), resume=True).unlock()
     for attempt in (

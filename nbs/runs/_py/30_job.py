@@ -21,12 +21,14 @@ from torch import nn
 from ctseg.core.device import DevicePlan, pick_device
 from ctseg.core.files import InputError, atomic_path
 from ctseg.core.parallel import agree, must_be_alike, on_main, rank, world
+from ctseg.core.schema import anything, fields, listed, number
 from ctseg.data.augmentations import make_augment
 from ctseg.data.batches import Batch
 from ctseg.data.slices import SliceSet
 from ctseg.losses.registry import make_loss
 from ctseg.models.base import place
 from ctseg.models.settings import make_model
+from ctseg.runs.contents import COUNT
 from ctseg.runs.folder import Run, write_rows
 from ctseg.runs.recipe import Recipe
 from ctseg.runs.split import split_slices, unexamined_as_absent
@@ -73,6 +75,17 @@ pseudo_rows({"sdc": np.array([.9, .4])}, ["7.png", "8.png"], {"7.png"})
 
 # %%
 #| export
+def timings_so_far(run: Run) -> list[dict[str, Any]]:
+    "The rows of `timings.csv`; a damaged table is begun again, with a warning: no training stops for it."
+    try:
+        return run.read_timings()
+    except InputError as e:
+        warnings.warn(f"{e}; its rows are lost")
+        return []
+
+
+# %%
+#| export
 class Notes:
     "What is kept in the run folder while a recipe is at work."
     def __init__(self, run: Run, unlabelled: SliceSet, where: str, progress: bool):
@@ -87,7 +100,7 @@ class Notes:
         self.clock = time.monotonic()
         epoch = {"phase": row["phase"], "epoch": row["epoch"]}
         timing = epoch | {"seconds": round(seconds, 2), "where": self.where}
-        write_rows(self.run.read_timings() + [timing], self.run/"timings.csv")
+        write_rows(timings_so_far(self.run) + [timing], self.run/"timings.csv")
         if self.progress and self.watch is None:
             self.watch = Watch()
         if self.watch: self.watch(history)
@@ -334,6 +347,19 @@ class PhaseJob(WatchedJob):
 job = PhaseJob(toy_recipe, toy_set(24, 16)[0], Run("nowhere"), progress=False)
 print(job.trainer(job.make_model(), Phase("supervised", job.labelled)).total, "steps")
 
+# %%
+#| export
+_EPOCHS = listed(fields({"epoch": COUNT, "dice": anything}))
+_FINAL = fields({"history": _EPOCHS, "pieces": number(1, whole=True)})
+
+def check_final(state: dict[str, Any]) -> None:
+    "Raises unless the state of a finished phase says what is needed of it."
+    _FINAL(state)
+
+
+# %%
+check_final({"history": [{"epoch": 1, "dice": 0.5}], "pieces": 1})
+
 
 # %%
 #| export
@@ -346,7 +372,7 @@ class Job(PhaseJob):
     def train(self, phase: Phase) -> nn.Module:
         "The averaged model of one phase: trained, or loaded if the phase has finished."
         model, earlier = self.make_model(), list(self.history)
-        state = Checkpoints(self.run/"checkpoints"/phase.name).final({"ema": model})
+        state = Checkpoints(self.run/"checkpoints"/phase.name).final({"ema": model}, check_final)
         folder = f"in {self.run.folder}: it must be on a disk of all of them"
         must_be_alike(state is not None, f"the processes do not see the same finished phases {folder}")
         if state is None:

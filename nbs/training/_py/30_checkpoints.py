@@ -10,17 +10,19 @@
 #| export
 import copy
 import io
-import shutil
+import os
 import warnings
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save as tensor_bytes
 from torch import nn
 
-from ctseg.core.files import atomic_path
+from ctseg.core.files import atomic_path, refuse_special, remove
 from ctseg.models.base import load_weights
+from ctseg.models.sealed import seal
 
 # %%
 #| hide
@@ -32,15 +34,15 @@ from ctseg.core.files import InputError
 
 
 # %% [markdown]
-# Weights go to [safetensors](https://github.com/huggingface/safetensors), and everything else is loaded with `weights_only=True`. A checkpoint from the internet therefore cannot run code.
+# Weights go to [sealed](../models/05_sealed.ipynb) safetensors files, and everything else is loaded with `weights_only=True`. A checkpoint from the internet therefore cannot run code.
 
 # %%
 #| export
 def save_weights(model: nn.Module, path: str | Path) -> None:
     "Write the model's weights and buffers as safetensors, whole or not at all."
     tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
-    with atomic_path(path) as tmp:
-        tmp.write_bytes(tensor_bytes(tensors))  # by Python, whose errors tell a full disk
+    with atomic_path(path) as tmp, open(tmp, "wb") as f:  # by Python, whose errors tell a full disk
+        f.writelines(seal(tensors))
 
 
 # %%
@@ -58,24 +60,57 @@ with tempfile.TemporaryDirectory() as d:
     except InputError as e: print(str(e).replace(d, "…"))
 
 # %% [markdown]
-# A checkpoint is loaded whole or not at all: if one of its files is damaged, the models stay as they were.
+# The other state is a zip archive. It holds a checksum of each part, which PyTorch does not compare.
+
+# %%
+#| export
+State = dict[str, Any]  # tensors and plain values
+
+def read_state(path: Path) -> State:
+    "The state in a file of `torch.save`; raises in one of many ways for a damaged one. Runs no code."
+    refuse_special(path)
+    content = path.read_bytes()
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        damaged = archive.testzip()
+    if damaged: raise ValueError(f"{damaged} is damaged")
+    state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    if not isinstance(state, dict): raise ValueError("not a dictionary")
+    return state
+
+
+# %%
+with tempfile.TemporaryDirectory() as d:
+    torch.save({"moments": torch.ones(50)}, Path(d)/"state.pt")
+    content = bytearray((Path(d)/"state.pt").read_bytes())
+    content[content.find(torch.ones(2).numpy().tobytes()) + 3] ^= 1
+    (Path(d)/"state.pt").write_bytes(content)
+    print("PyTorch loads", torch.load(Path(d)/"state.pt", weights_only=True)["moments"].unique())
+    try: read_state(Path(d)/"state.pt")
+    except ValueError as e: print(e)
+
+# %% [markdown]
+# A checkpoint is loaded whole or not at all. If one of its files is damaged, or the caller cannot go on from its state, the models stay as they were.
 
 # %%
 #| export
 Models = dict[str, nn.Module]  # by the names of their files
-State = dict[str, Any]  # tensors and plain values
+Use = Callable[[State], None]  # goes on from a state, and raises if that is impossible
 
-def read_checkpoint(path: Path, weights: Models, remedy: str) -> State | None:
-    "Load the models of a checkpoint; its other state, or None with a warning that ends with `remedy` if it is damaged."
+def no_use(state: State) -> None:
+    "Takes any state."
+
+def read_checkpoint(path: Path, weights: Models, remedy: str, use: Use = no_use) -> State | None:
+    "Load the models of a checkpoint and `use` its other state; None with a warning that ends with `remedy` if it is damaged."
     before = [copy.deepcopy(model.state_dict()) for model in weights.values()]
     try:
-        state = torch.load(path/"state.pt", map_location="cpu", weights_only=True)
+        state = read_state(path/"state.pt")
         for name, model in weights.items():
             load_weights(model, path/f"{name}.safetensors")
+        use(state)
     except Exception as e:  # each way of being damaged has its own
         for model, old in zip(weights.values(), before):
             model.load_state_dict(old)
-        warnings.warn(f"{path} is damaged ({type(e).__name__}); {remedy}")
+        warnings.warn(f"{path} is damaged, or of another network ({type(e).__name__}); {remedy}")
         return None
     return state
 
@@ -116,9 +151,7 @@ with tempfile.TemporaryDirectory() as d:
 # %%
 #| export
 class Checkpoints:
-    """The checkpoints of one phase.
-
-    `step-0000120/` holds weights, average and optimiser after 120 steps, `final/` what is needed of a finished phase."""
+    "Of one phase: `step-0000120/` holds all that is needed after 120 steps, `final/` what a finished phase leaves."
     def __init__(self, folder: str | Path, keep: int = 2):
         self.folder, self.keep = Path(folder), keep
 
@@ -129,24 +162,25 @@ class Checkpoints:
     def save(self, step: int, weights: Models, state: State) -> None:
         "Keep the models and the state after `step` steps, and delete the oldest checkpoint."
         write_checkpoint(self.folder/f"step-{step:07d}", weights, state)
-        for old in self.saved()[self.keep:]: shutil.rmtree(old)
+        for old in self.saved()[self.keep:]: remove(old)
 
     def finish(self, weights: Models, state: State) -> None:
         "Keep what later phases and predictions need, and delete the checkpoints."
         write_checkpoint(self.folder/"final", weights, state)
-        for old in self.saved(): shutil.rmtree(old)
+        for old in self.saved(): remove(old)
 
-    def load(self, weights: Models) -> State | None:
-        "Load the newest checkpoint that is whole; its state, or None where there is none."
+    def load(self, weights: Models, use: Use = no_use) -> State | None:
+        "Load the newest checkpoint that is whole and of use; its state, or None."
         for path in self.saved():
-            state = read_checkpoint(path, weights, "going back to the checkpoint before it")
+            state = read_checkpoint(path, weights, "going back to the checkpoint before it", use)
             if state is not None: return state
         return None
 
-    def final(self, weights: Models) -> State | None:
-        "Load a finished phase; its state, or None if it has not finished."
+    def final(self, weights: Models, use: Use = no_use) -> State | None:
+        "Load a finished phase; its state, or None."
         path = self.folder/"final"
-        return read_checkpoint(path, weights, "training this phase again") if path.exists() else None
+        if not os.path.lexists(path): return None
+        return read_checkpoint(path, weights, "training this phase again", use)
 
 
 # %%

@@ -9,6 +9,7 @@
 # %%
 #| export
 import importlib.util
+import copy
 import math
 import sys
 from collections.abc import Callable
@@ -25,12 +26,13 @@ from ctseg.core.parallel import agree, collect, gather_rows, must_be_alike, on_m
 from ctseg.data.batches import SliceData
 from ctseg.inference.loop import predict_labels
 from ctseg.metrics.challenge import dice_table, mean_dice
-from ctseg.training.checkpoints import Checkpoints
+from ctseg.training.checkpoints import Checkpoints, State
 from ctseg.training.curves import in_notebook
 from ctseg.training.deadline import Pace, Stopped
 from ctseg.training.learner import Learner, learner_state, lr_factor, restore_learner
 from ctseg.training.method import Method, Phase
 from ctseg.training.setup import Setup
+from ctseg.training.states import check_moments, check_progress
 from ctseg.training.step import Snapshot, Stepper, more_pieces
 from ctseg.training.streams import make_streams
 
@@ -279,23 +281,47 @@ print(session.total, "steps,", len(session.rest_of_epoch()), "in this epoch;", s
 
 # %%
 #| export
-class SavedSession(Session):
+class SessionState(Session):
+    "A session with everything that its next step depends on."
+    @property
+    def state(self) -> State:
+        "Everything that the next step depends on, but the weights."
+        return asdict(self.progress) | learner_state(self.learner) | {"method": self.method.state_dict()}
+
+    def go_on(self, state: State) -> None:
+        "Continue from a state; the weights have been loaded."
+        restore_progress(self.progress, state, self.setup.schedule.batch_size//world())
+        restore_learner(self.learner, state)
+        self.method.load_state_dict(state["method"])
+
+    def use(self, state: State, fresh: State) -> None:
+        "The same, if the state can be of this phase; else it stays as `fresh` says, and an error is raised."
+        check_progress(state, self.epochs, len(self.labelled))
+        check_moments(state, self.learner.optimiser)
+        try:
+            self.go_on(state)
+        except Exception:
+            self.go_on(fresh)
+            raise
+
+
+# %%
+#| export
+class SavedSession(SessionState):
     "A session that is saved and found again."
     def save(self) -> None:
         "Keep everything that the next step depends on."
         if self.checkpoints is None or rank(): return
-        state = asdict(self.progress) | learner_state(self.learner) | {"method": self.method.state_dict()}
-        self.checkpoints.save(self.progress.step, self.learner.weights, state)
+        self.checkpoints.save(self.progress.step, self.learner.weights, self.state)
 
     def resume(self) -> None:
         "Continue from the newest whole checkpoint of this phase, if there is one."
-        state = self.checkpoints.load(self.learner.weights) if self.checkpoints else None
+        fresh = copy.deepcopy(self.state)
+        state = None
+        if self.checkpoints:
+            state = self.checkpoints.load(self.learner.weights, lambda saved: self.use(saved, fresh))
         complaint = f"the processes do not see the same checkpoints in {self.setup.folder}"
         must_be_alike(state["step"] if state else -1, f"{complaint}: it must be on a disk of all of them")
-        if state is None: return
-        restore_progress(self.progress, state, self.setup.schedule.batch_size//world())
-        restore_learner(self.learner, state)
-        self.method.load_state_dict(state["method"])
 
     def end_epoch(self) -> None:
         "Score, add a row to the history, keep a checkpoint."

@@ -1,0 +1,197 @@
+# %% [markdown]
+# # Contents of a run folder
+#
+# > What each file of a run folder may hold, said once and checked where it is read.
+
+# %%
+#| default_exp runs.contents
+
+# %%
+#| export
+import csv
+import math
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ctseg.core.anatomy import check_classes
+from ctseg.core.files import MAX_TEXT, InputError, refuse_special
+from ctseg.core.schema import Misfit, anything, fields, listed, mapped, number, text
+
+# %%
+#| hide
+import tempfile
+
+from fastcore.test import test_eq
+
+# %% [markdown]
+# A run folder may come from a colleague, a disk with faults, or an editor. Its weights carry [a checksum](../models/05_sealed.ipynb). Everything else is described here.
+#
+# ## `recipe.json`
+
+# %%
+#| export
+COUNT = number(0, whole=True)
+
+def class_table(value: Any) -> None:
+    "Objects from the ids 1, 2, …, in this order, to names of classes."
+    mapped(text)(value)
+    if list(value) != [str(i) for i in range(1, len(value) + 1)]:
+        raise Misfit(value, "one with the ids 1, 2, … in order")
+    try:
+        check_classes(tuple(value.values()), ())
+    except InputError as e:
+        raise Misfit(value, f"1 to 255 classes of different names ({e})") from None
+
+def sha256(value: Any) -> None:
+    "A hash, 64 hexadecimal digits."
+    if not isinstance(value, str) or not re.fullmatch("[0-9a-f]{64}", value):
+        raise Misfit(value, "64 hexadecimal digits")
+
+SPEC = fields(
+    {
+        "recipe": mapped(anything),  # its groups are checked where the settings are declared
+        "seed": COUNT,
+        "data": fields({"fingerprint": text, "images": COUNT, "labelled": COUNT}),
+        "classes": class_table,
+        "image_shape": listed(number(1, 1 << 14, whole=True), 2),
+    },
+    {
+        "threads": number(1, 1 << 12, whole=True),
+        "plugins": listed(fields({"name": text, "sha256": sha256})),
+        "versions": mapped(text),
+    },
+)
+
+# %%
+good = {"recipe": {"name": "toy"}, "seed": 0, "data": {"fingerprint": "ab", "images": 2, "labelled": 1},
+        "classes": {"1": "liver", "2": "spleen"}, "image_shape": [32, 32]}
+SPEC(good)
+for wrong in ({"seed": True}, {"classes": {"2": "liver"}}, {"image_shape": [32, "32"]}, {"plugins": [{"name": "x.py", "sha256": "../../x"}]}):
+    try: SPEC(good | wrong)
+    except Misfit as e: print(e)
+
+# %% [markdown]
+# ## Tables
+#
+# The files beside the weights are plain CSV, which people open and save again. Every cell is looked at: a table with a line too short would give numbers under the wrong heading.
+
+# %%
+#| export
+Range = tuple[float, float]
+ANY: Range = (-math.inf, math.inf)
+POSITIVE: Range = (0, math.inf)
+SHARE: Range = (0, 1)
+HISTORY: dict[str, Range] = {"epoch": (1, 1e9), "loss": ANY, "dice": SHARE}
+TIMINGS: dict[str, Range] = {"epoch": (1, 1e9), "seconds": POSITIVE}
+RELIABILITY: dict[str, Range] = {"said": SHARE, "was": SHARE, "pairs": POSITIVE}
+_NUMBER = re.compile(r"-?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?|nan|", re.ASCII)
+
+
+# %%
+#| export
+def damaged_file(path: Path, problem: str) -> InputError:
+    "The error for a file of a run folder that is of no use."
+    return InputError(f"{path}: {problem}; copy the run folder again, or delete the file to do without it")
+
+def read_rows(path: Path) -> list[list[str]]:
+    "The lines of a CSV as cells, the header first, all of one length; `InputError` for a damaged file."
+    refuse_special(path, MAX_TEXT)
+    try:
+        with open(path, newline="", encoding="utf-8") as f:
+            rows = list(csv.reader(f, strict=True))
+    except (OSError, UnicodeDecodeError, csv.Error):
+        raise damaged_file(path, "not a readable table") from None
+    if not rows or not rows[0]:
+        raise damaged_file(path, "not a readable table, it is empty")
+    for line, row in enumerate(rows, 1):
+        if len(row) != len(rows[0]):
+            raise damaged_file(path, f"line {line} has {len(row)} cells, expected {len(rows[0])}")
+        if not all(map(str.isprintable, row)):
+            raise damaged_file(path, f"line {line} holds what cannot be printed in a line")
+    if len(set(rows[0])) < len(rows[0]):
+        raise damaged_file(path, "two columns have the same name")
+    return rows
+
+
+# %%
+#| export
+def as_numbers(cells: list[str], column: str, limits: Range, path: Path) -> np.ndarray:
+    "The cells of a column as int64, or as float64 where one has a point or is empty; `InputError` for other things than numbers in their limits."
+    for line, cell in enumerate(cells, 2):
+        value = float(cell or "nan") if _NUMBER.fullmatch(cell) else math.inf
+        if math.isinf(value) or value < limits[0] or value > limits[1]:
+            raise damaged_file(path, f"line {line}, {column}: {cell[:30]!r} is no number that can be there")
+    whole = all(re.fullmatch(r"-?\d{1,18}", cell) for cell in cells)
+    if whole: return np.array([int(cell) for cell in cells], np.int64)
+    return np.array([float(cell or "nan") for cell in cells], np.float64)
+
+
+# %%
+#| export
+def read_table(
+    path: Path, # a CSV of a run folder
+    numbers: dict[str, Range], # columns of numbers it must have, and their limits
+    texts: tuple[str, ...] = (), # other columns it must have
+) -> pd.DataFrame | None: # None: there is no such file
+    "A table that a run has written; `InputError` for a damaged one."
+    if not os.path.lexists(path): return None
+    header, *rows = read_rows(path)
+    missing = [column for column in (*texts, *numbers) if column not in header]
+    if missing:
+        raise damaged_file(path, f"a table without the column {missing[0]}")
+    table: dict[str, Any] = {}
+    for column, cells in zip(header, zip(*rows) if rows else [()]*len(header)):
+        plain = column not in texts and (column in numbers or all(map(_NUMBER.fullmatch, cells)))
+        limits = numbers.get(column, ANY)
+        table[column] = as_numbers(list(cells), column, limits, path) if plain else list(cells)
+    return pd.DataFrame(table)
+
+
+# %%
+with tempfile.TemporaryDirectory() as d:
+    path = Path(d)/"history.csv"
+    path.write_text("phase,epoch,loss,dice\nfirst,1,0.5,\nfirst,2,0.25,0.5\n")
+    table = read_table(path, HISTORY, ("phase",))
+    print(table)
+    test_eq(read_table(Path(d)/"nothing.csv", {}), None)
+    for damaged in ("", "epoch,loss\n1,0.5\n", "phase,epoch,loss,dice\nfirst,1,0.5,broken\n", "phase,epoch,loss,dice\nfirst,1,0.5\n"):
+        path.write_text(damaged)
+        try: read_table(path, HISTORY)
+        except InputError as e: print(str(e).replace(d, "…").partition(";")[0])
+
+
+# %% [markdown]
+# ## Pseudo-labels
+
+# %%
+#| export
+def read_pseudo(path: Path) -> dict[str, np.ndarray]:
+    "`pseudo_labels.npz`: `labels` uint8 [N, H, W], `kept` bool [N], `names` [N], and confidences [N] by name; `InputError` for another file."
+    refuse_special(path)
+    try:
+        with np.load(path) as z: pseudo = {name: z[name] for name in z.files}
+        labels, kept, names = pseudo["labels"], pseudo["kept"], pseudo["names"]
+    except Exception:  # each way of being damaged has its own
+        raise damaged_file(path, "not what a teacher drew on slices") from None
+    fits = labels.dtype == np.uint8 and labels.ndim == 3 and kept.dtype == bool and names.dtype.kind == "U"
+    scores = [array for name, array in pseudo.items() if name not in ("labels", "kept", "names")]
+    fits = fits and all(array.dtype.kind == "f" and np.isfinite(array).all() for array in scores)
+    if fits and all(array.shape[:1] == (len(labels),) for array in pseudo.values()):
+        return pseudo
+    raise damaged_file(path, "not what a teacher drew on these slices")
+
+
+# %%
+with tempfile.TemporaryDirectory() as d:
+    path = Path(d)/"pseudo_labels.npz"
+    pseudo = {"labels": np.zeros((2, 8, 8), np.uint8), "kept": np.array([True, False]), "names": np.array(["0.png", "1.png"])}
+    np.savez(path, **pseudo)
+    test_eq(sorted(read_pseudo(path)), ["kept", "labels", "names"])
+    np.savez(path, **pseudo | {"kept": pseudo["kept"][:1]})
+    try: read_pseudo(path)
+    except InputError as e: print(str(e).replace(d, "…"))

@@ -1,0 +1,104 @@
+# %% [markdown]
+# # Memory
+#
+# > What a training step needs at least, known before anything is allocated.
+
+# %%
+#| default_exp training.memory
+
+# %%
+#| export
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import torch
+from torch import nn
+
+from ctseg.core.files import InputError
+from ctseg.models.base import count_parameters
+
+# %%
+#| hide
+from fastcore.test import test_eq
+
+from ctseg.models.zoo import create_model
+
+# %% [markdown]
+# A network that is too large for the memory ends in different ways. A card says so. On a CPU the system hands out more than it has, and later kills the process without a word, an hour into the night perhaps. So the least that a step needs is estimated first, and what cannot fit is refused.
+#
+# Weights take four bytes each, in five copies: the network, its running average, gradients, and two moments of AdamW.
+
+# %%
+#| export
+COPIES = 5  # of the weights
+
+def kept_values(
+    model: nn.Module, # on the meta device, where tensors have shapes and no content
+    size: tuple[int, int], # height and width of the images
+) -> int:
+    "How many values of one grey image a forward pass must keep for the backward pass, at least: what convolutions, norms and linear layers return."
+    counts: list[int] = []
+    def count(module: nn.Module, inputs: tuple, output: object) -> None:
+        if torch.is_tensor(output): counts.append(output.numel())
+    layers = [m for m in model.modules() if not list(m.children()) and list(m.parameters())]
+    hooks = [layer.register_forward_hook(count) for layer in layers]
+    with torch.no_grad(): model.eval()(torch.empty(1, 1, *size, device="meta"))
+    for hook in hooks: hook.remove()
+    return sum(counts)
+
+def least_bytes(
+    build: Callable[[], nn.Module], # makes the network
+    size: tuple[int, int], # of the images it works at
+    images: int, # at a time
+    precise: bool = True, # 4 bytes a value; False: 2
+) -> int: # 0 where the network does not let itself be measured
+    "What a training step needs at least."
+    try:
+        with torch.device("meta"), torch.random.fork_rng(devices=[]):
+            model = build()
+        values = kept_values(model.to("meta"), size)
+    except Exception:  # a network of a plugin may do anything; then the step itself will tell
+        return 0
+    return 4*COPIES*count_parameters(model) + values*images*(4 if precise else 2)
+
+
+# %%
+for width in (8, 16, 4096):
+    need = least_bytes(lambda: create_model("attunet", 1, 55, width=width), (256, 256), 8)
+    print(f"width {width:4}: {need/2**30:.3g} GB")
+
+# %% [markdown]
+# How much there is depends on the container too.
+
+# %%
+#| export
+GROUP = Path("/sys/fs/cgroup")  # of a container on Linux
+
+def group_bytes(group: Path = GROUP) -> float:
+    "What the limit of a container leaves to its processes; infinite without a limit."
+    try:
+        limit, used = ((group/name).read_text().strip() for name in ("memory.max", "memory.current"))
+        statistics = dict(line.split() for line in (group/"memory.stat").read_text().splitlines())
+        return int(limit) - int(used) + int(statistics.get("inactive_file", 0))
+    except (OSError, ValueError):  # "max": no limit
+        return float("inf")
+
+def free_bytes(device: torch.device) -> float:
+    "The memory that is left on a device; on a CPU with what is swapped."
+    if device.type == "cuda": return torch.cuda.mem_get_info(device)[0]
+    if device.type != "cpu": return float("inf")
+    return min(psutil.virtual_memory().available + psutil.swap_memory().free, group_bytes())
+
+def check_memory(need: float, free: float, what: str) -> None:
+    "`InputError` if a step needs more than there is."
+    if need <= free: return
+    needed, left = (f"{size/2**30:.1f} GB" for size in (need, free))
+    problem = f"a training step needs at least {needed}, and {left} of memory are free"
+    raise InputError(f"{what}: {problem}; choose a smaller image_size, batch_size or width, or more pieces")
+
+
+# %%
+test_eq(free_bytes(torch.device("cpu")) > 0, True)
+try: check_memory(100*2**30, 16*2**30, "attunet at 1024x1024")
+except InputError as e: print(e)

@@ -1,0 +1,1 @@
+"Damaged files of every kind for every command, and how a command must end."
