@@ -177,7 +177,7 @@ def ensembles(table, name, seeds, data, runs):
     return f"{target}"
 
 
-BASE = ("width=16", "epochs=40", "batch_size=16", "precision=bf16")
+BASE = ("model=attunet", "width=16", "epochs=40", "batch_size=16", "precision=bf16")
 
 # The semi-supervised methods from two starting points, the original's loss and ours. One strong view and no feature stream for UniMatch: 3 instead of 7 times a supervised step.
 SEED, OURS = ("loss=dice", "tune_rule=no"), ("loss=masked", "log_dice=yes", "tune_rule=yes")
@@ -235,7 +235,7 @@ def phantom(epochs: int, full_epochs: int, keep: int):
         ("seed-unimatch", "unimatch", SEED + ONE_VIEW + COLD),
         ("seed-self-training", "self-training", SEED),
     ]
-    return [(name, recipe, ("width=16", f"epochs={epochs}", "batch_size=8", "precision=bf16") + extra) for name, recipe, extra in rows]
+    return [(name, recipe, ("model=attunet", "width=16", f"epochs={epochs}", "batch_size=8", "precision=bf16") + extra) for name, recipe, extra in rows]
 
 # One thing changed at a time: of `log-fp32` (supervised), of `ctseg-sigmoid` (both phases), which are in the table semi100.
 LOG = ("log_dice=yes",)

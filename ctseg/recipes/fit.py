@@ -30,6 +30,7 @@ from ..prediction.prepare import calibrate_run
 from .table import DEFAULT_RECIPE, get_recipe
 from ..runs.folder import Run, make_spec, start_run
 from ..runs.job import Job
+from ..runs.network import settled
 from ..runs.recipe import Recipe, recipe_plugins
 from ..training.curves import plot_curves
 from ..training.deadline import Deadline, Stopped, read_duration
@@ -166,10 +167,12 @@ def fit(
         make_accelerator(plan)  # connects the processes, if there are several
         on_main(lambda: run.check_free(resume))
         slices = more.read(data)
+        recipe, facts = main_first(lambda: settled(recipe, run, slices.images.shape[1:]))
         job = Job(recipe, slices, run, plan, seed, progress, deadline)
         source = check_job(job)
         try:
-            on_main(lambda: start_run(run, make_spec(recipe, slices, seed, plugins), resume))
+            spec = make_spec(recipe, slices, seed, plugins) | facts
+            on_main(lambda: start_run(run, spec, resume))
             if run.finished: return run  # resumed after its end
             if progress and not rank():
                 announce(job.where, source)

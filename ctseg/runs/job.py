@@ -25,6 +25,7 @@ from ..losses.registry import make_loss
 from ..models.base import place
 from ..models.settings import make_model
 from .folder import Run, write_rows
+from .network import working_size
 from .recipe import Recipe
 from .split import split_slices, unexamined_as_absent
 from ..training.checkpoints import Checkpoints, save_weights
@@ -103,8 +104,8 @@ class JobBase:
         self.notes = Notes(run, self.split.unlabelled, self.where, progress)
         self.setup = Setup(
             recipe.schedule, recipe.compute, make_augment(recipe.augment, slices.classes), self.split.holdout,
-            recipe.data.image_size or None, recipe.model.presence, recipe.data.rare_power, seed, self.plan,
-            run/"checkpoints", deadline, progress)
+            working_size(recipe, slices.images.shape[1:]) or None, recipe.model.presence,
+            recipe.data.rare_power, seed, self.plan, run/"checkpoints", deadline, progress)
         self.history: list[dict] = []
         self.completed: list[str] = []  # phases
         self.pieces = recipe.compute.pieces

@@ -86,7 +86,10 @@ def locate(groups: dict[str, Settings], key: str) -> tuple[str, str]:
 def chosen(group: str, name: str, old: Settings | None = None) -> Settings:
     "The settings of what is called `name`; those of `old` that were changed are kept, where both have them."
     kind = CHOICES[group](name)
-    given = {"name": name} if any(info.name == "name" for info in describe(kind)) else {}
+    names = [info.name for info in describe(kind)]
+    given = {"name": name} if "name" in names else {}
+    if "fallback" in names:
+        given["fallback"] = ""  # what is asked for by name is not replaced
     return kind(**given) if old is None else carried_over(old, kind, **given)
 
 # %% ../../nbs/runs/10_recipe.ipynb #5accad78

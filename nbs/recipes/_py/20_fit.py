@@ -31,6 +31,7 @@ from ctseg.prediction.prepare import calibrate_run
 from ctseg.recipes.table import DEFAULT_RECIPE, get_recipe
 from ctseg.runs.folder import Run, make_spec, start_run
 from ctseg.runs.job import Job
+from ctseg.runs.network import settled
 from ctseg.runs.recipe import Recipe, recipe_plugins
 from ctseg.training.curves import plot_curves
 from ctseg.training.deadline import Deadline, Stopped, read_duration
@@ -241,10 +242,12 @@ def fit(
         make_accelerator(plan)  # connects the processes, if there are several
         on_main(lambda: run.check_free(resume))
         slices = more.read(data)
+        recipe, facts = main_first(lambda: settled(recipe, run, slices.images.shape[1:]))
         job = Job(recipe, slices, run, plan, seed, progress, deadline)
         source = check_job(job)
         try:
-            on_main(lambda: start_run(run, make_spec(recipe, slices, seed, plugins), resume))
+            spec = make_spec(recipe, slices, seed, plugins) | facts
+            on_main(lambda: start_run(run, spec, resume))
             if run.finished: return run  # resumed after its end
             if progress and not rank():
                 announce(job.where, source)

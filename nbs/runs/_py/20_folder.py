@@ -28,7 +28,7 @@ except ImportError:
 from ctseg.core.files import InputError, PART, atomic_path, disk_errors, read_json, write_json
 from ctseg.core.registry import Plugin, require_plugin
 from ctseg.data.slices import SliceSet
-from ctseg.runs.old_recipe import is_old, nested
+from ctseg.runs.old_recipe import as_before, is_old, nested
 from ctseg.runs.recipe import CHOICES, Recipe, recipe_dict, recipe_fields, recipe_from
 
 # %%
@@ -118,7 +118,7 @@ def read_spec(path: str | Path) -> dict[str, Any]:
         require_plugin(plugin, str(Path(path).parent))
     old = is_old(spec["recipe"])
     try:
-        recipe = recipe_from(nested(spec["recipe"]) if old else spec["recipe"])
+        recipe = recipe_from(as_before(nested(spec["recipe"]) if old else spec["recipe"]))
     except InputError as e:
         maker = spec.get("versions", {}).get("ctseg", "another")
         raise InputError(f"{path}: {e}; the run was made by ctseg {maker}") from None
