@@ -34,7 +34,7 @@ DECODERS = {
 NORMS = ("batch", "group")
 STATISTICS = ("encoder", "imagenet")
 
-
+# %% ../../nbs/models/70_encoders.ipynb #3a74dce9
 @dataclass(frozen=True)
 class Halves:
     "A decoder and an encoder by name, and the channels at both ends."
@@ -43,7 +43,8 @@ class Halves:
     in_chans: int = 1
     out_chans: int = 55
     width: int = 0  # of the decoder, see `decoder_options`; 0: the library's
-    light: bool = False  # a U-Net's decoder that stops at half the resolution
+    light: bool = False  # a thinner U-Net decoder
+    half: bool = False  # a U-Net decoder that stops at half the resolution
 
     @property
     def model(self) -> str:
@@ -59,8 +60,9 @@ class Halves:
         "`InputError` for a decoder that does not exist, or that cannot read this encoder."
         if self.decoder not in DECODERS:
             raise did_you_mean("decoder", self.decoder, DECODERS)
-        if self.light and self.decoder != "unet":
-            raise InputError(f"{self.model}: light is for unet:…; leave it out")
+        if (self.light or self.half) and self.decoder != "unet":
+            word = "light" if self.light else "half"
+            raise InputError(f"{self.model}: {word} is for unet:…; leave it out")
         if self.decoder != "dpt": return
         plain = self.known_as.startswith("tu-") and "vit" in self.encoder
         if not plain:
@@ -120,7 +122,7 @@ def _quiet_timm() -> Iterator[None]:
 def _stop_at_half(unet: nn.Module, halves: Halves) -> None:
     "Take the finest level off a U-Net's decoder; its logits are enlarged instead."
     unet.decoder.blocks = unet.decoder.blocks[:-1]
-    channels = decoder_options(halves.decoder, halves.width, True)["decoder_channels"][-2]
+    channels = 2*(halves.width or PLAIN_WIDTH)
     head = import_zoo(SEGMENTATION_MODELS, halves.model).base.SegmentationHead
     unet.segmentation_head = head(channels, halves.out_chans, upsampling=2)
 
@@ -148,7 +150,7 @@ def build_halves(
         refusal = " ".join(str(e).split())
         raise InputError(f"{halves.model}: {library.__name__} refuses it ({refusal})") from e
     if halves.decoder == "dpt": _drop_unused(built.encoder.model)
-    if halves.light: _stop_at_half(built, halves)
+    if halves.half: _stop_at_half(built, halves)
     return built
 
 # %% ../../nbs/models/70_encoders.ipynb #cae3d98f
@@ -234,8 +236,14 @@ class EncoderOptions:
     frozen_levels: int = 0  # its first levels do not learn, from the finest on
     norm: str = "batch"  # of the decoder: "batch", or "group" where batches are small
     width: int = 0  # of the decoder at full resolution; 0: the library's, 16
-    light: bool = False  # a U-Net's decoder that is thinner and stops at half the resolution
+    light: bool = False  # a thinner U-Net decoder
+    half: bool = False  # a U-Net decoder that stops at half the resolution
     statistics: str = "encoder"  # of grey values: the encoder's, or ImageNet's
+
+    @property
+    def form(self) -> tuple[int, bool, bool]:
+        "Of the decoder: width, light, half."
+        return self.width, self.light, self.half
 
     def __post_init__(self):
         if self.norm not in NORMS: raise did_you_mean("norm", self.norm, NORMS)
@@ -343,12 +351,12 @@ class EncoderNet(LibraryNet):
         decoder: str = "unet", # one of `DECODERS`; dpt is for plain ViTs
         encoder: str = "resnet34", # timm's name
         pretrained: bool = True, # take published weights; or fail
-        weights: str | Path | None = None, # a file instead: of timm's encoder, or of this whole model
+        weights: str | Path | None = None, # a file instead: of the encoder, or of this whole model
         **options, # see `EncoderOptions`
     ):
         super().__init__()
         chosen = EncoderOptions(**options)
-        halves = Halves(decoder, encoder, in_chans, out_chans, chosen.width, chosen.light)
+        halves = Halves(decoder, encoder, in_chans, out_chans, *chosen.form)
         check_counts(halves.model, in_chans=in_chans, out_chans=out_chans)
         halves.check()
         filled = fill(halves, pretrained, weights)

@@ -44,6 +44,9 @@ GROUPS = (*CHOICES, "schedule", "data", "compute", "rule")
 class RuleSettings(Settings):
     "What follows the training."
     tune_rule: bool = setting(True, "choose threshold and gate on the held-out slices; else argmax")
+    least_peak: float = setting(
+        0.0, "where no rule is chosen: least probability that a structure must reach somewhere to be drawn",
+        low=0, high=1)
 
 # %% ../../nbs/runs/10_recipe.ipynb #3611713a
 def names_of(settings: Settings) -> dict[str, SettingInfo]:

@@ -82,14 +82,14 @@ def test_width_is_that_of_the_decoder(offline):
 
 
 def test_a_light_decoder_stops_at_half_the_resolution(offline):
-    light, plain = make("unet:resnet18", light=True, width=4).eval(), make("unet:resnet18", width=4).eval()
+    light, plain = make("unet:resnet18", light=True, half=True, width=4).eval(), make("unet:resnet18", width=4).eval()
     assert sum(p.numel() for p in light.decoder.parameters()) < sum(p.numel() for p in plain.decoder.parameters())
     assert light.head.in_channels == 8
     sizes = []
     light.decoder.register_forward_hook(lambda module, args, out: sizes.append(tuple(out.shape[-2:])))
     with torch.no_grad(): assert light(torch.rand(1, 1, 61, 47)).shape == (1, 7, 61, 47)
     assert sizes == [(32, 32)]
-    refused("light is for unet", "fpn:resnet18", 1, 3, pretrained=False, light=True)
+    for word in ("light", "half"): refused(f"{word} is for unet", "fpn:resnet18", 1, 3, pretrained=False, **{word: True})
 
 
 @pytest.mark.parametrize("name, given, message", [

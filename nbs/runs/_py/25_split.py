@@ -39,7 +39,7 @@ class DataSettings(Settings):
     rare_power: float = setting(0.0, "0: images alike; 0.5: those with rare structures more often", low=0)
     image_size: int = setting(
         0, "pixels a side that the network works at; 0: the images' own; -1: 128 where both sides are "
-        "shorter and the encoder is pretrained, else the images' own", low=-1)
+        "shorter and the encoder is pretrained (a U-Net then decodes to half of it), else their own", low=-1)
 
     def check(self) -> None:
         "`InputError` for an image size that no network works at."

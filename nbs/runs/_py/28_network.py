@@ -31,7 +31,7 @@ from ctseg.runs.folder import make_spec, spec_dict
 # %% [markdown]
 # The recipe `ctseg` starts from a [pretrained encoder](../models/70_encoders.ipynb). Two things about it cannot be written into a recipe once and for all.
 #
-# **The size.** Such an encoder has seen photographs of 224 pixels, and looks at an image through steps of 32 pixels. A slice of 64 pixels is two steps wide. [Enlarged to 128](../benchmarks/pretrained.html) it is drawn better in the same time. So `image_size=-1` means: 128 pixels where both sides are shorter and the encoder is pretrained; the images' own size otherwise.
+# **The size.** Such an encoder has seen photographs of 224 pixels, and looks at an image through steps of 32 pixels. A slice of 64 pixels is two steps wide. [Enlarged to 128](../benchmarks/pretrained.html) it is drawn better in the same time. So `image_size=-1` means: 128 pixels where both sides are shorter and the encoder is pretrained; the images' own size otherwise. What was enlarged carries no finer detail, so a U-Net then stops at half the resolution (`half`).
 
 # %%
 #| export
@@ -53,6 +53,20 @@ lite = EncoderSettings(name="unet:tf_efficientnet_lite0", fallback="attunet")
 recipe = Recipe("ctseg", model=lite).change(image_size=-1, encoder_lr=1e-3)
 for shape in ((64, 64), (48, 100), (128, 128), (90, 256), (512, 512)): print(shape, "→", working_size(recipe, shape) or "as they are")
 test_eq([working_size(recipe.change(model="attunet"), (64, 64)), working_size(recipe.change(image_size=0), (64, 64))], [0, 0])
+
+
+# %%
+#| export
+def with_size(recipe: Recipe, size: int) -> Recipe:
+    "The recipe with its working size decided: `size`, 0 for the images' own."
+    enlarged = recipe.data.image_size < 0 < size and recipe.model.name.startswith("unet:")
+    decided = recipe.change(image_size=size)
+    return decided.change(half=True) if enlarged else decided
+
+
+# %%
+for size in (0, 128): print(size, with_size(recipe, size).model.half)
+test_eq(with_size(recipe.change(image_size=128), 128).model.half, False)
 
 
 # %% [markdown]
@@ -108,12 +122,12 @@ def settled(
     if not path.exists():
         recipe, told = network_at_hand(recipe)
         if told: warnings.warn(told)
-        return recipe.change(image_size=working_size(recipe, shape)), {"replaced": told} if told else {}
+        return with_size(recipe, working_size(recipe, shape)), {"replaced": told} if told else {}
     started = read_spec(path)["recipe"]
     if replaceable(recipe) and started.model.name == recipe.model.fallback:
         recipe = with_fallback(recipe)
     size = recipe.data.image_size if recipe.data.image_size >= 0 else started.data.image_size
-    return recipe.change(image_size=size), {}
+    return with_size(recipe, size), {}
 
 
 # %%
