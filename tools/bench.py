@@ -261,8 +261,8 @@ DECODERS = [("unet-light", "unet", 36, ("light=yes",)), ("unet", "unet", 22, ())
 
 TABLES = {
     "pretrained": [(name, "marginal-log", (f"model={decoder}:tf_efficientnet_lite0", f"epochs={epochs}", *LITE, *extra)) for name, decoder, epochs, extra in DECODERS]
-        + [("ctseg", "ctseg", ("batch_size=8", "precision=fp32", "labelled=100", "epochs=50")),
-           ],
+        + [("ctseg-pretrained", "ctseg", ("batch_size=8", "precision=fp32", "labelled=100", "epochs=50")),
+           ("ctseg-second", "ctseg", ("batch_size=8", "precision=fp32", "labelled=100", "epochs=25", "second_phase=1.6"))],  # most of the time for the second phase
     "supervised": [(name, recipe, BASE + extra) for name, recipe, extra in [
         ("seed-attunet", "seed-attunet", ()),
         ("marginal", "marginal", ()),
