@@ -131,12 +131,10 @@ def settled(
 
 
 # %%
-warnings.simplefilter("ignore")
 slices, _ = toy_set(8, 4, size=64)
-with tempfile.TemporaryDirectory() as d:
+with tempfile.TemporaryDirectory() as d, warnings.catch_warnings(action="ignore"):
     run = Run(d)
     first, facts = settled(nowhere, run, (64, 64))
     print(first.model, first.data, first.schedule.encoder_lr)
     write_json(spec_dict(make_spec(first, slices, seed=0)), Path(d)/"recipe.json")
     test_eq(settled(nowhere, run, (64, 64)), (first, {}))
-warnings.resetwarnings()
