@@ -177,7 +177,7 @@ def ensembles(table, name, seeds, data, runs):
     return f"{target}"
 
 
-BASE = ("model=attunet", "width=16", "epochs=40", "batch_size=16", "precision=bf16")
+BASE = ("width=16", "epochs=40", "batch_size=16", "precision=bf16")
 
 # The semi-supervised methods from two starting points, the original's loss and ours. One strong view and no feature stream for UniMatch: 3 instead of 7 times a supervised step.
 SEED, OURS = ("loss=dice", "tune_rule=no"), ("loss=masked", "log_dice=yes", "tune_rule=yes")
@@ -235,7 +235,7 @@ def phantom(epochs: int, full_epochs: int, keep: int):
         ("seed-unimatch", "unimatch", SEED + ONE_VIEW + COLD),
         ("seed-self-training", "self-training", SEED),
     ]
-    return [(name, recipe, ("model=attunet", "width=16", f"epochs={epochs}", "batch_size=8", "precision=bf16") + extra) for name, recipe, extra in rows]
+    return [(name, recipe, ("width=16", f"epochs={epochs}", "batch_size=8", "precision=bf16") + extra) for name, recipe, extra in rows]
 
 # One thing changed at a time: of `log-fp32` (supervised), of `ctseg-sigmoid` (both phases), which are in the table semi100.
 LOG = ("log_dice=yes",)
@@ -256,13 +256,13 @@ ABLATION = [
 ]
 
 # Decoders over the same pretrained encoder, 100 annotated slices enlarged to 128, each for as long as the light U-Net: epochs out of the measured cost of a step.
-LITE = ("image_size=-1", "frozen_levels=2", "batch_size=8", "precision=fp32", "labelled=100")
-DECODERS = [("unet-light", "unet", 36, ("light=yes",)), ("unet", "unet", 22, ()), ("unet++", "unet++", 18, ()), ("fpn", "fpn", 29, ()), ("deeplabv3+", "deeplabv3+", 20, ())]
+LITE = ("image_size=128", "frozen_levels=2", "batch_size=8", "precision=fp32", "labelled=100")
+DECODERS = [("unet-light", "unet", 36, ("light=yes", "half=yes")), ("unet", "unet", 22, ()), ("unet++", "unet++", 18, ()), ("fpn", "fpn", 29, ()), ("deeplabv3+", "deeplabv3+", 20, ())]
 
 TABLES = {
     "pretrained": [(name, "marginal-log", (f"model={decoder}:tf_efficientnet_lite0", f"epochs={epochs}", *LITE, *extra)) for name, decoder, epochs, extra in DECODERS]
-        + [("ctseg-pretrained", "ctseg", ("batch_size=8", "precision=fp32", "labelled=100", "epochs=50")),
-           ("ctseg-second", "ctseg", ("batch_size=8", "precision=fp32", "labelled=100", "epochs=25", "second_phase=1.6"))],  # most of the time for the second phase
+        + [("ctseg-pretrained", "ctseg-pretrained", ("batch_size=8", "precision=fp32", "labelled=100", "epochs=50")),
+           ("ctseg-second", "ctseg-pretrained", ("batch_size=8", "precision=fp32", "labelled=100", "epochs=25", "second_phase=1.6"))],  # most of the time for the second phase
     "supervised": [(name, recipe, BASE + extra) for name, recipe, extra in [
         ("seed-attunet", "seed-attunet", ()),
         ("marginal", "marginal", ()),

@@ -33,7 +33,7 @@ RECIPES = {  # name -> its spellings, the old one first
     "unimatch": ["unimatch"],
     "self-training": ["self-training"],
 }
-COMMON = {"model": "attunet", "width": 8, "epochs": 10, "batch_size": 2, "lr": 0.01, "ema": 0.9, "image_size": 48,
+COMMON = {"width": 8, "epochs": 10, "batch_size": 2, "lr": 0.01, "ema": 0.9, "image_size": 48,
           "precision": "fp32", "labelled": 9, "unlabelled": 8, "folds": 3, "fold": 0}
 OF_RECIPE = {  # low thresholds: networks this small are sure of little, and nothing would be filled in
     "ctseg": {"tau": 0.5},

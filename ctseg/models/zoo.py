@@ -97,7 +97,7 @@ _enter_encoder(
 )
 _enter_encoder(
     "unet:tf_efficientnet_lite0", _LITE,
-    "ImageNet EfficientNet-Lite0 under a U-Net decoder; the network of the recipe `ctseg`",
+    "ImageNet EfficientNet-Lite0 under a U-Net decoder; its weights need no hub",
 )
 _enter_encoder(
     "unet:efficientnet_b7", "Tan and Le 2019, arXiv 1905.11946",

@@ -36,6 +36,11 @@ OURS = [
         "ctseg",
         "supervised (`marginal-log`), then a phase half as long with all images, "
         "in which a sure teacher fills in what nobody examined (UniMatch)",
+        method=replace(ONE_VIEW, second_phase=0.5), loss=LOG_DICE),
+    Recipe(
+        "ctseg-pretrained",
+        "`ctseg` from an encoder that has seen photographs (extra `weights`), for images of 128 pixels "
+        "and more; smaller ones are enlarged",
         method=replace(ONE_VIEW, second_phase=0.5), loss=LOG_DICE, **PRETRAINED),
     Recipe(
         "ctseg-1h", "an hour of a T4 at most (estimated): `marginal-log` at half the width",

@@ -69,7 +69,7 @@ def applicable(recipe, settings) -> list[str]:
 
 
 def small(name, *settings):
-    "A recipe at small size: `SMALL_RUN` as far as it has these settings, then `settings`; the network of `ctseg` is large."
+    "A recipe at small size: `SMALL_RUN` as far as it has these settings, then `settings`; a pretrained network is large."
     chosen = apply_settings(get_recipe(name), ["model=attunet", *[s for s in settings if s.partition("=")[0] in CHOICES]])
     return apply_settings(chosen, [*applicable(chosen, SMALL_RUN), *settings])
 

