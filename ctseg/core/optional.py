@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TORCHVISION_OPERATORS', 'declare_torchvision_operators', 'forget_package', 'import_timm',
-           'import_zoo']
+           'NotAtHand', 'import_zoo']
 
 # %% ../../nbs/core/30_optional.ipynb #0c86b227
 import importlib
@@ -44,15 +44,19 @@ def import_timm() -> ModuleType:
     return timm
 
 # %% ../../nbs/core/30_optional.ipynb #ee4dcb3c
+class NotAtHand(InputError):
+    "A package, or the published weights of a network, that could be had but are not here."
+
+
 def import_zoo(
     module: str, # e.g. "segmentation_models_pytorch"
     model: str, # the network that needs it
 ) -> ModuleType:
-    "Import a module of the extra `ctseg[zoo]`; if it is missing, an `InputError` tells how to get it."
+    "Import a module of the extra `ctseg[zoo]`; if it is missing, a `NotAtHand` tells how to get it."
     import_timm()
     try:
         return importlib.import_module(module)
     except ImportError as e:
         package = module.split(".")[0]
-        raise InputError(f"model {model!r} needs the package {package} ({e}); "
-                         "install it with: pip install 'ctseg[zoo]'") from None
+        raise NotAtHand(f"model {model!r} needs the package {package} ({e}); "
+                        "install it with: pip install 'ctseg[zoo]'") from None

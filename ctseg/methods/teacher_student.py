@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ONE_TEACHER_SCORES', 'KeepSettings', 'TeacherStudentSettings', 'FinetuneSettings',
-           'PretrainFinetuneSettings', 'label_unlabelled', 'TeacherStudent', 'finetune',
-           'PretrainFinetune']
+           'PretrainFinetuneSettings', 'label_unlabelled', 'StudentStep', 'TeacherStudent',
+           'finetune', 'PretrainFinetune']
 
 # %% ../../nbs/methods/30_teacher_student.ipynb #721f4690
 from collections.abc import Generator
@@ -34,6 +34,9 @@ class KeepSettings(Settings):
 class TeacherStudentSettings(KeepSettings):
     "Of the method `teacher-student`."
     consistency: float = setting(1.0, "weight of the distance to the teacher's probabilities", low=0)
+    from_teacher: bool = setting(False, "the student starts from the teacher's weights, not from fresh ones")
+    student_phase: float = setting(1.0, "length of the student's training, in parts of `epochs`", low=0.01)
+    student_lr: float = setting(0.0, "peak learning rate of the student; 0: as the teacher's", low=0)
 
 # %% ../../nbs/methods/30_teacher_student.ipynb #128a76bf
 class FinetuneSettings(Settings):
@@ -58,18 +61,9 @@ def label_unlabelled(job: JobLike, teacher: nn.Module, settings: KeepSettings) -
     return kept
 
 # %% ../../nbs/methods/30_teacher_student.ipynb #d71e5700
-@register_method("teacher-student")
-class TeacherStudent(Method):
-    "A teacher's labels and probabilities of the slices it is surest of teach a student."
+class StudentStep(Method):
+    "A student learns from annotated and kept slices, and from the teacher's probabilities of the latter."
     Settings = TeacherStudentSettings
-
-    def phases(self, job: JobLike) -> Generator[Phase, nn.Module, nn.Module]:
-        "The teacher on annotated slices; the student on kept ones too."
-        teacher = yield Phase("teacher", job.labelled)
-        kept = label_unlabelled(job, teacher, self.settings)
-        if not len(kept):
-            return job.nothing_to_add(teacher)
-        return (yield Phase("student", job.labelled, method=self, extra=kept, teacher=teacher))
 
     def views(self, ctx: StepContext, labelled: Batch, extra: Batch | None) -> dict[str, Batch]:
         "The labelled batch, and the kept slices as they are."
@@ -88,6 +82,22 @@ class TeacherStudent(Method):
         student_probs = ctx.loss.probabilities(logits)[len(labelled):]
         teacher_probs = ctx.teacher(kept.image)
         return supervised + weight*consistency_loss(student_probs, teacher_probs, gather=ctx.loss.gather)
+
+# %% ../../nbs/methods/30_teacher_student.ipynb #5b4ca76c
+@register_method("teacher-student")
+class TeacherStudent(StudentStep):
+    "A teacher's labels and probabilities of the slices it is surest of teach a student."
+    def phases(self, job: JobLike) -> Generator[Phase, nn.Module, nn.Module]:
+        "The teacher on annotated slices; the student on kept ones too."
+        teacher = yield Phase("teacher", job.labelled)
+        kept = label_unlabelled(job, teacher, self.settings)
+        if not len(kept):
+            return job.nothing_to_add(teacher)
+        s = self.settings
+        start = teacher if s.from_teacher else None
+        epochs = max(1, round(s.student_phase*job.schedule.epochs))
+        return (yield Phase("student", job.labelled, method=self, extra=kept, teacher=teacher, init=start,
+                            epochs=epochs, lr=s.student_lr or None))
 
 # %% ../../nbs/methods/30_teacher_student.ipynb #b6e9b1a3
 def finetune(

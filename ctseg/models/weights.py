@@ -19,7 +19,7 @@ from urllib.parse import urlparse
 import torch
 
 from ..core.files import InputError, did_you_mean
-from ..core.optional import import_timm, import_zoo
+from ..core.optional import NotAtHand, import_timm, import_zoo
 from .base import first_few, read_weights, shape_differences
 
 # %% ../../nbs/models/65_weights.ipynb #9314be17
@@ -154,7 +154,7 @@ def hub_in_reach() -> bool:
     except OSError: return False
 
 # %% ../../nbs/models/65_weights.ipynb #a4d0c8f9
-def no_weights(model: str, encoder: str, repo: str | None) -> InputError:
+def no_weights(model: str, encoder: str, repo: str | None) -> NotAtHand:
     "The error for weights that are nowhere, with the shortest remedy."
     otherwise = "give weights=FILE, or pretrained=False for random weights"
     wheel = wheel_of(encoder)
@@ -169,7 +169,7 @@ def no_weights(model: str, encoder: str, repo: str | None) -> InputError:
             f"repository {repo}, put it anywhere, and give weights=PATH/model.safetensors "
             "(or pretrained=False for random weights)"
         )
-    return InputError(f"{model}: {message}")
+    return NotAtHand(f"{model}: {message}")
 
 # %% ../../nbs/models/65_weights.ipynb #be934a20
 @dataclass(frozen=True)

@@ -17,9 +17,10 @@ SMALL_RUN = ["width=4", "epochs=2", "batch_size=4", "folds=4", "teachers=2", "fi
 SMALL_NETWORKS = {
     "attunet": dict(width=4), "missformer": dict(width=4), "uctransnet": dict(width=4, image_size=64), "nnunet": dict(width=4, image_size=64),
     "nnunet-resenc": dict(width=4, image_size=64), "unet:resnet18": dict(pretrained=False), "segformer:mit_b0": dict(pretrained=False),
-    "dpt:vit_tiny_patch16_224": dict(pretrained=False),
+    "dpt:vit_tiny_patch16_224": dict(pretrained=False), "unet++:resnet18": dict(pretrained=False, width=4), "fpn:resnet18": dict(pretrained=False, width=4),
+    "deeplabv3+:resnet18": dict(pretrained=False, width=4),
 }
-ZOO = ("nnunet", "unet:", "segformer:", "dpt:")
+ZOO = ("nnunet", "unet", "fpn:", "deeplabv3+:", "segformer:", "dpt:")
 
 
 @register_model("tiny-for-tests")
@@ -55,8 +56,8 @@ def applicable(recipe, settings) -> list[str]:
 
 
 def small(name, *settings):
-    "A recipe at small size: `SMALL_RUN` as far as it has these settings, then `settings`."
-    chosen = apply_settings(get_recipe(name), [s for s in settings if s.partition("=")[0] in CHOICES])
+    "A recipe at small size: `SMALL_RUN` as far as it has these settings, then `settings`; a pretrained network is large."
+    chosen = apply_settings(get_recipe(name), ["model=attunet", *[s for s in settings if s.partition("=")[0] in CHOICES]])
     return apply_settings(chosen, [*applicable(chosen, SMALL_RUN), *settings])
 
 

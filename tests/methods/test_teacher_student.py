@@ -74,3 +74,14 @@ def test_a_filter_that_keeps_nothing_leaves_the_teacher(tmp_path, name):
     with pytest.warns(UserWarning, match="none that is kept"):
         run = fit(toy(), small(name, "keep=0"), tmp_path/"a", device="cpu", progress=False)
     assert set(run.read_history().phase) == {"teacher"} and (run/"metrics.json").exists()
+
+
+def test_a_student_may_start_from_its_teacher_and_learn_for_another_time(tmp_path):
+    given = ["epochs=10", "lr=0.01", "student_phase=0.35", "student_lr=0.002"]
+    fresh, warm = (phases(tmp_path/start, "teacher-student", *given, f"from_teacher={start}") for start in ("no", "yes"))
+    for seen in (fresh, warm):
+        assert (seen["teacher"].epochs, seen["student"].epochs) == (10, 4)
+        assert (seen["teacher"].learner.peaks[0], seen["student"].learner.peaks[0]) == (.01, .002)
+    assert starts_from(warm["student"], warm["teacher"]) and not starts_from(fresh["student"], fresh["teacher"])
+    plain = phases(tmp_path/"plain", "teacher-student", "epochs=10", "lr=0.01")["student"]
+    assert (plain.epochs, plain.learner.peaks[0]) == (10, .01)

@@ -68,11 +68,12 @@ def test_weights_round_trip(name, tmp_path):
 
 @pytest.mark.parametrize("name", SMALL_NETWORKS)
 def test_decoder_uses_every_feature(name):
-    "Changing any one of the features changes the logits: no skip is forgotten."
+    "Changing any one of the features changes the logits: no skip is forgotten, but for those that a decoder is not meant to read."
+    unread = {"fpn": {0}, "deeplabv3+": {0, 2, 3}}.get(name.partition(":")[0], set())
     model = make(name).eval()
     with torch.no_grad():
         features = model.encode(torch.rand(1, 1, 64, 64))
         base = model.decode(features, (64, 64))
         for i in range(len(features)):
             other = [f + torch.randn_like(f) if j == i else f for j, f in enumerate(features)]
-            assert not torch.allclose(model.decode(other, (64, 64)), base), i
+            assert torch.allclose(model.decode(other, (64, 64)), base) == (i in unread), i

@@ -19,7 +19,7 @@ def test_without_the_wheel_a_small_network_learns_and_one_line_says_so(monkeypat
     monkeypatch.setattr(demo, "wheel_file", lambda encoder: "weights.pth")
     monkeypatch.setattr(demo.util, "find_spec", lambda name: name)
     assert demo.demo_settings() == demo.PRETRAINED and capsys.readouterr().err == ""
-    for settings in demo.SMALL, demo.PRETRAINED: apply_settings(get_recipe("teacher-student"), settings)  # all are fields
+    for settings in demo.SMALL, demo.PRETRAINED, demo.EARLIER: apply_settings(get_recipe("teacher-student"), settings)  # all are fields
 
 
 @pytest.mark.parametrize("seed", range(5))

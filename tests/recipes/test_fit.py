@@ -1,9 +1,13 @@
-"Errors of `fit`, told in one line."
+"Errors of `fit`, told in one line; which rule a run ends with."
+import json
+
 import pytest
 import torch
 from helpers.toys import small, tiny, toy
 
 from ctseg.core.files import InputError
+from ctseg.inference.rule import Rule
+from ctseg.prediction.predictor import load_predictor
 from ctseg.recipes.fit import fit
 
 
@@ -29,3 +33,13 @@ def test_a_log_gets_a_line_an_epoch(tmp_path, capsys):
     fit(toy(), small("masked", "epochs=3"), tmp_path/"run", device="cpu")
     drawn = [part for part in capsys.readouterr().err.split("\r") if "%|" in part]
     assert 3 <= len(drawn) <= 5 and "epoch=3/3" in drawn[-1]
+
+
+def test_without_held_out_slices_the_rule_is_the_recipes(tmp_path):
+    "And with some it is the one that was chosen."
+    given = fit(toy(), tiny("masked", "fold=-1", "least_peak=0.7"), tmp_path/"given", device="cpu", progress=False)
+    assert load_predictor(given.folder, "cpu").rule == Rule(gate=.7)
+    assert load_predictor(fit(toy(), tiny("masked", "fold=-1"), tmp_path/"plain", device="cpu", progress=False).folder, "cpu").rule == Rule()
+    chosen = fit(toy(), tiny("masked", "folds=3", "least_peak=0.7"), tmp_path/"chosen", device="cpu", progress=False)
+    metrics = json.loads((chosen/"metrics.json").read_text())
+    assert "dice held out, chosen rule" in metrics and metrics["rule"]["gate"] != .7

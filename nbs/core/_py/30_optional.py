@@ -70,18 +70,22 @@ test_eq(import_timm().__name__, "timm")
 
 # %%
 #| export
+class NotAtHand(InputError):
+    "A package, or the published weights of a network, that could be had but are not here."
+
+
 def import_zoo(
     module: str, # e.g. "segmentation_models_pytorch"
     model: str, # the network that needs it
 ) -> ModuleType:
-    "Import a module of the extra `ctseg[zoo]`; if it is missing, an `InputError` tells how to get it."
+    "Import a module of the extra `ctseg[zoo]`; if it is missing, a `NotAtHand` tells how to get it."
     import_timm()
     try:
         return importlib.import_module(module)
     except ImportError as e:
         package = module.split(".")[0]
-        raise InputError(f"model {model!r} needs the package {package} ({e}); "
-                         "install it with: pip install 'ctseg[zoo]'") from None
+        raise NotAtHand(f"model {model!r} needs the package {package} ({e}); "
+                        "install it with: pip install 'ctseg[zoo]'") from None
 
 
 # %%

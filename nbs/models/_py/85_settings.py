@@ -12,7 +12,7 @@ from typing import Any
 
 from ctseg.core.settings import Settings, describe, setting
 from ctseg.models.base import EncoderDecoder
-from ctseg.models.encoders import NORMS
+from ctseg.models.encoders import NORMS, STATISTICS
 from ctseg.models.zoo import create_model, model_entry, model_keywords
 
 # %%
@@ -41,7 +41,15 @@ class EncoderSettings(ModelSettings):
     "Of a network with an encoder of timm."
     pretrained: bool = setting(True, "the encoder starts from published weights, where there are some")
     frozen: bool = setting(False, "the encoder does not learn")
+    frozen_levels: int = setting(
+        0, "its first so many levels do not learn, from the finest on; saves time", low=0, high=5)
+    statistics: str = setting(
+        "encoder", "of grey values: those the encoder was trained with, or ImageNet's", choices=STATISTICS)
+    light: bool = setting(False, "a U-Net decoder that is thinner at its coarse levels; saves time")
+    half: bool = setting(False, "a U-Net decoder that stops at half the resolution; for enlarged images")
     norm: str = setting("batch", "of the decoder above it: \"group\" for small batches", choices=NORMS)
+    fallback: str = setting(
+        "", "network in its place where its published weights, or its package, are not here; empty: stop")
 
 
 # %%
@@ -76,7 +84,7 @@ def model_options(
     "The keywords for `create_model`."
     taken = model_keywords(settings.name)
     values = {info.name: getattr(settings, info.name) for info in describe(type(settings))}
-    del values["name"]
+    for of_the_recipe in ("name", "fallback"): values.pop(of_the_recipe, None)
     values["presence"] = classes if settings.presence else 0
     if trained: values["weights"] = ""
     if values.get("norm") == "batch": del values["norm"]

@@ -32,6 +32,7 @@ from ctseg.models.settings import make_model
 from ctseg.models.base import load_weights, place
 from ctseg.prediction.saved import SavedCalibration, class_names, read_metrics, run_spec
 from ctseg.runs.folder import Run
+from ctseg.runs.network import working_size
 from ctseg.runs.source import find_run
 
 # %%
@@ -102,7 +103,7 @@ def load_member(
 ) -> RunMember:
     "The network of one run, ready to predict."
     recipe, classes = spec["recipe"], len(spec["classes"])
-    size, mirror = recipe.data.image_size or None, recipe.augment.mirror or None
+    size, mirror = working_size(recipe, spec["image_shape"]) or None, recipe.augment.mirror or None
     loss = make_loss(recipe.loss)
     model = make_model(recipe.model, loss.out_chans(classes), classes, size, trained=True)
     load_weights(model, weights or run.weights)

@@ -17,9 +17,11 @@ from ctseg.methods.mean_teacher import MeanTeacherSettings
 from ctseg.methods.self_training import SelfTrainingSettings
 from ctseg.methods.teacher_student import PretrainFinetuneSettings, TeacherStudentSettings
 from ctseg.methods.unimatch import UniMatchSettings
+from ctseg.models.settings import EncoderSettings
 from ctseg.runs.folder import read_spec
 from ctseg.runs.old_recipe import OLD_NAMES
 from ctseg.runs.recipe import Recipe, RuleSettings
+from ctseg.runs.split import DataSettings
 
 # %%
 #| hide
@@ -37,6 +39,9 @@ from ctseg.runs.recipe import recipe_fields
 LOG_DICE = MarginalSettings(log_dice=True)
 ONE_VIEW = UniMatchSettings(views=1, feature_dropout=0)
 ORIGINAL = dict(loss=DiceSettings(), rule=RuleSettings(tune_rule=False))
+LITE = EncoderSettings(
+    name="unet:tf_efficientnet_lite0", light=True, frozen_levels=2, fallback="attunet")
+PRETRAINED = dict(model=LITE, data=DataSettings(image_size=-1))
 
 DEFAULT_RECIPE = "ctseg"
 OURS = [
@@ -45,6 +50,11 @@ OURS = [
         "supervised (`marginal-log`), then a phase half as long with all images, "
         "in which a sure teacher fills in what nobody examined (UniMatch)",
         method=replace(ONE_VIEW, second_phase=0.5), loss=LOG_DICE),
+    Recipe(
+        "ctseg-pretrained",
+        "`ctseg` from an encoder that has seen photographs (extra `weights`), for images of 128 pixels "
+        "and more; smaller ones are enlarged",
+        method=replace(ONE_VIEW, second_phase=0.5), loss=LOG_DICE, **PRETRAINED),
     Recipe(
         "ctseg-1h", "an hour of a T4 at most (estimated): `marginal-log` at half the width",
         loss=LOG_DICE).change(width=32, epochs=300),

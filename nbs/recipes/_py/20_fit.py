@@ -40,6 +40,7 @@ from ctseg.recipes.table import DEFAULT_RECIPE, get_recipe
 from ctseg.runs.card import write_card
 from ctseg.runs.folder import Run, make_spec, start_run
 from ctseg.runs.job import Job
+from ctseg.runs.network import settled
 from ctseg.runs.recipe import Recipe, recipe_fields, recipe_plugins
 from ctseg.training.curves import plot_curves
 from ctseg.training.deadline import Deadline, Stopped, read_duration
@@ -194,7 +195,7 @@ def finish(job: Job) -> None:
     "Choose the rule, calibrate, write curves, card and `metrics.json`; `Stopped` if the deadline comes first."
     facts: dict[str, Any] = {"phases": job.completed, "epochs": len(job.history)}
     facts["dice held out, argmax"] = job.history[-1]["dice"]
-    rule, tune = Rule(), job.recipe.rule.tune_rule
+    rule, tune = Rule(gate=job.recipe.rule.least_peak), job.recipe.rule.tune_rule
     each = job.in_time("while the decision rule was chosen; all phases are trained", together=False)
     batch_size = min(16, max(1, job.schedule.batch_size//job.pieces))  # what training had room for
     rules = {"argmax": Rule()}
@@ -413,11 +414,12 @@ def fit(
         try:
             if not run.finished: on_main(run.lock)
             slices = more.read(data)
+            recipe, facts = main_first(lambda: settled(recipe, run, slices.images.shape[1:]))
             earlier = earlier_runs(more.init, more.teacher, recipe, slices.classes, plan)
             job_options = earlier.options(deadline, as_watchers(more.callbacks, run.folder))
             job = Job(recipe, slices, run, plan, seed, progress, job_options)
             source = check_job(job)
-            spec = make_spec(recipe, slices, seed, plugins, earlier.record()) | how_cut(data)
+            spec = make_spec(recipe, slices, seed, plugins, earlier.record()) | how_cut(data) | facts
             on_main(lambda: start_run(run, spec, resume))
             if run.finished: return run  # resumed after its end
             if progress and not rank():

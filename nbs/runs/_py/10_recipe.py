@@ -62,6 +62,9 @@ GROUPS = (*CHOICES, "schedule", "data", "compute", "rule")
 class RuleSettings(Settings):
     "What follows the training."
     tune_rule: bool = setting(True, "choose threshold and gate on the held-out slices; else argmax")
+    least_peak: float = setting(
+        0.0, "where no rule is chosen: least probability that a structure must reach somewhere to be drawn",
+        low=0, high=1)
 
 
 # %%
@@ -137,8 +140,10 @@ for wrong in ("lrate", "loss.epochs", "los.log_dice"):
 def chosen(group: str, name: str, old: Settings | None = None) -> Settings:
     "The settings of what is called `name`; those of `old` that were changed are kept, where both have them."
     kind = CHOICES[group](name)
-    takes_name = any(info.name == "name" for info in describe(kind))
-    given = {"name": name} if takes_name else {}
+    names = [info.name for info in describe(kind)]
+    given = {"name": name} if "name" in names else {}
+    if "fallback" in names:
+        given["fallback"] = ""  # what is asked for by name is not replaced
     if old is None:
         return kind(**given)
     return carried_over(old, kind, **given)

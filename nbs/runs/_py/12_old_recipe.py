@@ -35,6 +35,7 @@ OF_METHODS = """
 OF_LOSSES_AND_NETWORKS = "w_dice w_pixel reduction pixel_known log_dice pretrained frozen norm"
 NOT_EVERYWHERE = {*OF_METHODS.split(), *OF_LOSSES_AND_NETWORKS.split()}
 ORIGINALS = ("attunet", "teacher-student", "pretrain-finetune")
+LATER = {"model": {"statistics": "imagenet"}}  # settings that came later still, with what was done before
 OLD_NAMES = {f"seed-{name}": f"original-{name}" for name in ORIGINALS}  # of recipes
 
 def is_old(parts: dict[str, Any]) -> bool:
@@ -64,6 +65,8 @@ def nested(flat: dict[str, Any]) -> dict[str, Any]:
     recipe = Recipe(**{group: chosen(group, flat[group]) for group in CHOICES if group in flat})
     name = flat.get("name", "custom")
     parts = recipe_dict(recipe) | {"name": OLD_NAMES.get(name, name), "about": flat.get("about", "")}
+    for group, values in LATER.items():
+        parts[group] = {key: value for key, value in parts[group].items() if key not in values}
     for old in [key for key in flat if key not in ("name", "about", *CHOICES)]:
         place = new_place(recipe, old)
         if place is None: continue
@@ -71,6 +74,26 @@ def nested(flat: dict[str, Any]) -> dict[str, Any]:
         parts[group][name] = flat[old]
     return parts
 
+
+# %% [markdown]
+# A setting that came later is missing in an older file. Its default may be better than what was done before, but the run was trained as before.
+
+# %%
+#| export
+def as_before(parts: dict[str, Any]) -> dict[str, Any]:
+    "The nested dictionaries of a run's recipe, with the settings that it could not know at what was done then."
+    out = dict(parts)
+    for group, values in LATER.items():
+        given = dict(parts.get(group, {}))
+        known = names_of(chosen(group, given["name"])) if "name" in given else {}
+        out[group] = {name: value for name, value in values.items() if name in known} | given
+    return out
+
+
+# %%
+saved = recipe_dict(Recipe().change(model="unet:resnet34"))
+del saved["model"]["statistics"]
+print(as_before(saved)["model"]["statistics"], as_before(recipe_dict(Recipe()))["model"])
 
 # %%
 flat = {

