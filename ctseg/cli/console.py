@@ -100,7 +100,7 @@ def print_facts(facts: dict, indent: str = "") -> None:
         if not nested:
             print(f"{indent}{name}: {shown(value)}")
 
-# %% ../../nbs/cli/10_console.ipynb #9a768123
+# %% ../../nbs/cli/10_console.ipynb #3c629ac1
 NEAREST = {"…": "...", "→": "->", "×": "x", "−": "-", "–": "-", "—": "-", "≥": ">=", "≤": "<=", "·": "*",
            "±": "+-", "“": '"', "”": '"', "‘": "'", "’": "'", "µ": "u", "°": " degrees"}
 

@@ -18,8 +18,8 @@ import psutil
 import typer
 
 import ctseg
-from . import data, evaluate, export, prediction, segment, training  # they fill `app`
-from .console import SPEAKS, UsageError, app, clean_end, our_warnings, usage_line
+from . import data, evaluate, export, prediction, segment, sharing, training  # they enter their commands
+from .console import SPEAKS, UsageError, app, clean_end, our_warnings, usage_line, write_any_letter
 from ..core.files import InputError, printable
 
 # %% ../../nbs/cli/90_main.ipynb #b05c2d5c
@@ -31,7 +31,7 @@ def tell(message: str, always: bool = False) -> None:
     if SPEAKS or always:
         print(message, file=sys.stderr)
 
-# %% ../../nbs/cli/90_main.ipynb #d12ec986
+# %% ../../nbs/cli/90_main.ipynb #98152945
 def lost_process(error: Exception) -> bool:
     "Is this how one of several processes learns that another has ended?"
     together = int(os.environ.get("WORLD_SIZE", 1)) > 1
@@ -48,7 +48,7 @@ def first_survivor() -> bool:
                 ranks.append(int(process.environ().get("RANK", "")))
     return int(os.environ.get("RANK", 0)) <= min(ranks, default=0)
 
-# %% ../../nbs/cli/90_main.ipynb #6e5233ee
+# %% ../../nbs/cli/90_main.ipynb #a992fc46
 def failure(error: Exception) -> int:
     "Tell in one line what went wrong, and return the exit status; an error of our own is raised again."
     if isinstance(error, UsageError):
@@ -83,7 +83,7 @@ def quiet_libraries() -> None:
             warnings.filterwarnings("ignore", module=rf"{name}(\.|$)")
         logging.getLogger(name).setLevel(logging.CRITICAL)
 
-# %% ../../nbs/cli/90_main.ipynb #6822fce2
+# %% ../../nbs/cli/90_main.ipynb #9b7654dd
 def run_command() -> int:
     "Parse the command line and carry it out; its exit status."
     with clean_end():
@@ -100,6 +100,7 @@ def main() -> None:
     "The console script: `app`, with mistakes told in one line and exit status 2."
     if not SPEAKS:
         warnings.simplefilter("ignore")
+    write_any_letter()
     package = Path(ctseg.__file__).parent
     warnings.formatwarning = our_warnings(package, warnings.formatwarning)
     quiet_libraries()

@@ -75,7 +75,9 @@ def where_to(kind: str, places: list[Path]) -> list[Path]:
     return places
 
 # %% ../../nbs/cli/45_slices.ipynb #875b6a8f
-GIVEN = typer.Argument(help="a challenge folder; or the submission itself, of square images (rle)")
+GIVEN = typer.Argument(
+    help="a challenge folder; or the submission itself, of square images (rle); or a run folder (onnx)",
+)
 LIKE = typer.Option(help="a sample submission, whose columns, rows and order are kept (rle)")
 FORM = typer.Option(help="long: id,class,rle; joined: id_class,rle; wide: a column for each class (rle)")
 IDS = typer.Option(help="images called by stem, 007, or by name, 007.png (rle)")

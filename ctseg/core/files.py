@@ -87,7 +87,7 @@ def refuse_folder(path: str | Path | None) -> None:
     if path and Path(path).is_dir():
         raise InputError(f"cannot write {path}: it is a folder")
 
-# %% ../../nbs/core/10_files.ipynb #4db18baa
+# %% ../../nbs/core/10_files.ipynb #ca326cf1
 MAX_TEXT = 1 << 28  # bytes of a JSON file
 _KINDS = {
     stat.S_IFIFO: "a pipe",
@@ -273,7 +273,7 @@ def parse_json(text: str):
         json.dumps(value, ensure_ascii=False).encode()
     return value
 
-# %% ../../nbs/core/10_files.ipynb #0316a9ae
+# %% ../../nbs/core/10_files.ipynb #002f8fe4
 def read_json(path: str | Path):
     "The content of a JSON file; an `InputError` names the file, and the line where it is damaged."
     path = Path(path)
@@ -313,7 +313,7 @@ def write_json(value, path: str | Path, indent: int | None = 1) -> None:
     with atomic_path(path) as tmp:
         tmp.write_text(text + "\n", encoding="utf-8")
 
-# %% ../../nbs/core/10_files.ipynb #91f152cc
+# %% ../../nbs/core/10_files.ipynb #a2c6a2f6
 def csv_cell(value):
     "`value` as a cell that no spreadsheet carries out: a text that could be a formula gets an apostrophe in front."
     if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r"):

@@ -8,6 +8,7 @@ __all__ = ['is_train_table', 'read_challenge', 'write_challenge', 'check_challen
 # %% ../../nbs/data/70_challenge.ipynb #2c3e4084
 import contextlib
 import warnings
+import os
 from collections import Counter
 from pathlib import Path
 
@@ -45,7 +46,7 @@ def is_train_table(path) -> bool:
 
 def _find_table(folder: Path, split: str) -> Path|None:
     "The mask table of a split, plain or gzipped; `None` for a test split without truth."
-    tables = [p for p in (folder/f"y_{split}.csv", folder/f"y_{split}.csv.gz") if p.exists()]
+    tables = [p for p in (folder/f"y_{split}.csv", folder/f"y_{split}.csv.gz") if os.path.lexists(p)]
     if split == "train":
         tables += sorted([*folder.glob("label_*.csv"), *folder.glob("label_*.csv.gz")])
         if not tables:
@@ -139,7 +140,7 @@ def _check_writable(s: SliceSet, folder: Path, split: str):
 # %% ../../nbs/data/70_challenge.ipynb #aeb855c3
 def _with_groups(path: Path, split: str, groups: list) -> dict:
     "The content of `patients.json` with the groups of a split put in; the other split's stay."
-    table = read_json(path) if path.exists() else {}
+    table = read_json(path) if os.path.lexists(path) else {}
     if not isinstance(table, dict):
         raise InputError(f'{path}: expected {{"train": [...], "test": [...]}}; '
                          "correct it, or choose another folder")

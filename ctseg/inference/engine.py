@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Answer', 'PACKAGES', 'COMPILERS', 'TOLERANCE', 'ENGINES', 'rounded_up', 'GraphNetwork',
-           'available', 'import_engine', 'quietly', 'compile_openvino', 'export_graph',
-           'onnx_session', 'compile_onnx', 'mean_difference', 'CompiledNetwork', 'seconds',
+           'available', 'import_engine', 'quietly', 'export_graph', 'onnx_file', 'onnx_session',
+           'compile_onnx', 'compile_openvino', 'mean_difference', 'CompiledNetwork', 'seconds',
            'FasterNetwork', 'with_engine']
 
 # %% ../../nbs/inference/25_engine.ipynb #01c5b86f
@@ -56,7 +56,7 @@ class GraphNetwork(nn.Module):
 # %% ../../nbs/inference/25_engine.ipynb #2d05196b
 Answer = Callable[[np.ndarray], list[np.ndarray]]  # images f32 [B, 1, H, W] to the arrays of logits
 
-PACKAGES = {"openvino": ("openvino",), "onnx": ("onnxruntime", "onnx")}  # what an engine needs
+PACKAGES = {"openvino": ("openvino", "onnx"), "onnx": ("onnxruntime", "onnx")}  # what an engine needs
 
 def available(engine: str) -> bool:
     "Are the packages of an engine installed?"
@@ -77,26 +77,6 @@ def quietly(make: Callable):
         warnings.simplefilter("ignore")
         return make()
 
-def compile_openvino(network: nn.Module, size: tuple[int, int], precision: str = "fp32") -> Answer:
-    "A network in evaluation, compiled by OpenVINO with as many threads as torch has; `precision` is fp32 or bf16."
-    openvino = import_engine("openvino", "openvino")
-    example = torch.zeros(2, 1, *size)
-    graph = GraphNetwork(network).eval()
-    model = quietly(lambda: openvino.convert_model(graph, example_input=example, input=[-1, 1, *size]))
-    wishes = {
-        "INFERENCE_PRECISION_HINT": {"fp32": "f32"}.get(precision, precision),
-        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-        "PERFORMANCE_HINT": "LATENCY",
-    }
-    request = openvino.Core().compile_model(model, "CPU", wishes).create_infer_request()
-    outputs = range(len(model.outputs))
-
-    def answer(x: np.ndarray) -> list[np.ndarray]:
-        found = request.infer([x], share_inputs=True)
-        return [found[i] for i in outputs]
-    return answer
-
-# %% ../../nbs/inference/25_engine.ipynb #00fc1276
 def export_graph(
     graph: nn.Module, # in evaluation; from images f32 [B, 1, H, W] to a tuple of tensors
     path: Path,
@@ -114,6 +94,16 @@ def export_graph(
     with torch.inference_mode():
         quietly(lambda: torch.onnx.export(graph, (torch.rand(2, 1, *size),), str(path), **options))
 
+def onnx_file(network: nn.Module, size: tuple[int, int]) -> bytes:
+    "A network in evaluation as ONNX, for images of one height and width and any number of them."
+    graph = GraphNetwork(network).eval()
+    outputs = {"logits": "BCHW"} | ({"presence": "BC"} if graph.has_presence else {})
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder)/"network.onnx"
+        export_graph(graph, file, size, outputs, free="B")
+        return file.read_bytes()
+
+# %% ../../nbs/inference/25_engine.ipynb #00fc1276
 def onnx_session(model: Path | bytes) -> Answer:
     "An ONNX file (or its bytes), run by ONNX Runtime on the CPU with as many threads as torch has."
     runtime = import_engine("onnxruntime", "onnx")
@@ -125,12 +115,26 @@ def onnx_session(model: Path | bytes) -> Answer:
 
 def compile_onnx(network: nn.Module, size: tuple[int, int], precision: str = "fp32") -> Answer:
     "A network in evaluation, run by ONNX Runtime; it computes in float32 whatever the `precision`."
-    graph = GraphNetwork(network).eval()
-    outputs = {"logits": "BCHW"} | ({"presence": "BC"} if graph.has_presence else {})
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder)/"network.onnx"
-        export_graph(graph, file, size, outputs, free="B")
-        return onnx_session(file.read_bytes())
+    return onnx_session(onnx_file(network, size))
+
+# %% ../../nbs/inference/25_engine.ipynb #60b5bcda
+def compile_openvino(network: nn.Module, size: tuple[int, int], precision: str = "fp32") -> Answer:
+    "A network in evaluation, compiled by OpenVINO with as many threads as torch has; `precision` is fp32 or bf16."
+    openvino = import_engine("openvino", "openvino")
+    core = openvino.Core()
+    model = core.read_model(onnx_file(network, size))
+    wishes = {
+        "INFERENCE_PRECISION_HINT": {"fp32": "f32"}.get(precision, precision),
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "PERFORMANCE_HINT": "LATENCY",
+    }
+    request = core.compile_model(model, "CPU", wishes).create_infer_request()
+    outputs = range(len(model.outputs))
+
+    def answer(x: np.ndarray) -> list[np.ndarray]:
+        found = request.infer([x], share_inputs=True)
+        return [found[i] for i in outputs]
+    return answer
 
 # %% ../../nbs/inference/25_engine.ipynb #71c96b7d
 COMPILERS = {"openvino": compile_openvino, "onnx": compile_onnx}

@@ -15,13 +15,13 @@ from pathlib import Path
 import numpy as np
 
 from ..core.anatomy import ClassMap
-from ..core.files import InputError, atomic_path, refuse_folder, write_json
+from ..core.files import InputError, atomic_path, csv_cell, printable, refuse_folder, write_json
 from ..data.challenge import write_challenge
 from ..data.slices import SliceSet
 from .canvas import place_on_squares
 from .cases import Case, check_test, name_cases, set_aside_test
 from .cutting import CutFile, Work, cut_cases, parts_folder
-from .outputs import new_folder, output_name
+from .outputs import index_seal, new_folder, output_name
 from .slicing import Slicing
 
 # %% ../../nbs/io/45_folders.ipynb #73317f02
@@ -91,7 +91,8 @@ def write_splits(
     with atomic_path(out) as tmp:
         for name, split in splits.items():
             if split.lines: write_challenge(split.slice_set(classes), tmp, name)
-        write_json({"version": 1, "volumes": volumes, "images": images}, tmp/"index.json", indent=None)
+        index = {"version": 1, "seal": index_seal(volumes, images), "volumes": volumes, "images": images}
+        write_json(index, tmp/"index.json", indent=None)
     return {name: len(lines) for name, lines in images.items()}
 
 # %% ../../nbs/io/45_folders.ipynb #b5759b03
@@ -105,11 +106,11 @@ def private_key(cases: list[Case], path):
         yield
         return
     refuse_folder(path)
-    with atomic_path(path) as tmp:
+    with atomic_path(path, private=True) as tmp:
         with open(tmp, "w", newline="", encoding="utf-8") as f:
             rows = csv.writer(f, lineterminator="\n")
             rows.writerow(("volume", "source"))
-            rows.writerows((case.id, case.source) for case in cases)
+            rows.writerows((case.id, csv_cell(printable(case.source))) for case in cases)
         yield
 
 # %% ../../nbs/io/45_folders.ipynb #278d1137

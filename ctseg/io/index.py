@@ -48,7 +48,7 @@ _LINE = fields({
     "corner": listed(number(-(1 << 16), 1 << 16, whole=True), 2)})
 INDEX = fields({"volumes": mapped(_VOLUME), "images": mapped(mapped(_LINE))}, {"seal": text})
 
-# %% ../../nbs/io/50_index.ipynb #1d7d979a
+# %% ../../nbs/io/50_index.ipynb #9f7c7979
 MAX_VOXELS = 1 << 32
 
 def _check_places(volumes: dict[str, dict], images: dict[str, dict[str, dict]], path: Path):
@@ -70,7 +70,7 @@ def _check_places(volumes: dict[str, dict], images: dict[str, dict[str, dict]], 
                                  "import the volumes again")
             seen.add(place)
 
-# %% ../../nbs/io/50_index.ipynb #79b5de79
+# %% ../../nbs/io/50_index.ipynb #3661b69a
 def read_index(
     folder, # a challenge folder made from volumes
     split: str = "test",

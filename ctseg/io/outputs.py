@@ -32,7 +32,7 @@ def output_name(
                          "expected a plain name such as v000, without slashes or leading dots")
     return name
 
-# %% ../../nbs/io/38_outputs.ipynb #6f9acdb5
+# %% ../../nbs/io/38_outputs.ipynb #d3632348
 def index_seal(volumes: dict[str, dict], images: dict[str, dict[str, dict]]) -> str:
     "A CRC-32 of the content of an `index.json`, whatever the order of its names."
     content = json.dumps(finite_only([volumes, images]), sort_keys=True)

@@ -83,7 +83,7 @@ class StudentStep(Method):
         teacher_probs = ctx.teacher(kept.image)
         return supervised + weight*consistency_loss(student_probs, teacher_probs, gather=ctx.loss.gather)
 
-# %% ../../nbs/methods/30_teacher_student.ipynb #5b4ca76c
+# %% ../../nbs/methods/30_teacher_student.ipynb #9fdf0a46
 @register_method("teacher-student")
 class TeacherStudent(StudentStep):
     "A teacher's labels and probabilities of the slices it is surest of teach a student."

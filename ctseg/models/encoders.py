@@ -34,7 +34,7 @@ DECODERS = {
 NORMS = ("batch", "group")
 STATISTICS = ("encoder", "imagenet")
 
-# %% ../../nbs/models/70_encoders.ipynb #3a74dce9
+# %% ../../nbs/models/70_encoders.ipynb #b612a879
 @dataclass(frozen=True)
 class Halves:
     "A decoder and an encoder by name, and the channels at both ends."
@@ -69,7 +69,7 @@ class Halves:
             remedy = f"take unet:{self.encoder} or segformer:{self.encoder}"
             raise InputError(f"{self.model}: dpt is for plain vision transformers (vit_…); {remedy}")
 
-# %% ../../nbs/models/70_encoders.ipynb #022f758c
+# %% ../../nbs/models/70_encoders.ipynb #91226489
 PLAIN_WIDTH = 16  # of the library's decoders
 
 LIGHT = (8, 4, 3, 2, 1)  # channels of a light decoder's levels, the coarsest first, in parts of its width
@@ -126,7 +126,7 @@ def _stop_at_half(unet: nn.Module, halves: Halves) -> None:
     head = import_zoo(SEGMENTATION_MODELS, halves.model).base.SegmentationHead
     unet.segmentation_head = head(channels, halves.out_chans, upsampling=2)
 
-# %% ../../nbs/models/70_encoders.ipynb #cf387223
+# %% ../../nbs/models/70_encoders.ipynb #87f63403
 def build_halves(
     halves: Halves,
     pretrained: bool = False, # the library fetches the encoder's published weights
@@ -228,7 +228,7 @@ def decode_dpt(decoder: nn.Module, features: list[torch.Tensor]) -> torch.Tensor
         fused = fuse(level, fused)
     return fused
 
-# %% ../../nbs/models/70_encoders.ipynb #db6a8adc
+# %% ../../nbs/models/70_encoders.ipynb #5ac3352a
 @dataclass(frozen=True)
 class EncoderOptions:
     "What can be chosen of a network with a pretrained encoder, beside its two halves and its weights."
@@ -250,7 +250,7 @@ class EncoderOptions:
         if self.statistics not in STATISTICS:
             raise did_you_mean("statistics", self.statistics, STATISTICS)
 
-# %% ../../nbs/models/70_encoders.ipynb #898009d8
+# %% ../../nbs/models/70_encoders.ipynb #c67a3cdf
 def frozen_parts(encoder: nn.Module, levels: int, model: str) -> list[nn.Module]:
     "The modules of timm's encoder that make its first `levels` maps, in order; `InputError` for an encoder that is not timm's."
     if not levels: return []
@@ -304,7 +304,7 @@ def grey_statistics(known_as: str) -> tuple[float, float]: # as segmentation-mod
     mean, deviation = (round(sum(colours)/len(colours), 4) for colours in (config.mean, config.std))
     return mean, deviation
 
-# %% ../../nbs/models/70_encoders.ipynb #6c540bb7
+# %% ../../nbs/models/70_encoders.ipynb #7832c467
 class LibraryNet(EncoderDecoder):
     "The contract of a network, kept with an `encoder`, a `decoder` and `out` of segmentation-models-pytorch."
     stride = 32

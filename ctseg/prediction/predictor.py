@@ -31,6 +31,7 @@ from ..models.settings import make_model
 from ..models.base import load_weights, place
 from .saved import SavedCalibration, class_names, read_metrics, run_spec
 from ..runs.folder import Run
+from ..runs.network import working_size
 from ..runs.source import find_run
 
 # %% ../../nbs/prediction/20_predictor.ipynb #2be5b504
@@ -51,7 +52,7 @@ def load_member(
 ) -> RunMember:
     "The network of one run, ready to predict."
     recipe, classes = spec["recipe"], len(spec["classes"])
-    size, mirror = recipe.data.image_size or None, recipe.augment.mirror or None
+    size, mirror = working_size(recipe, spec["image_shape"]) or None, recipe.augment.mirror or None
     loss = make_loss(recipe.loss)
     model = make_model(recipe.model, loss.out_chans(classes), classes, size, trained=True)
     load_weights(model, weights or run.weights)

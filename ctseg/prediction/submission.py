@@ -157,7 +157,7 @@ def open_notes(
             notes.append(stack.enter_context(write_sureness(confidence, predictor)))
         yield notes
 
-# %% ../../nbs/prediction/60_submission.ipynb #f6cf4c0a
+# %% ../../nbs/prediction/60_submission.ipynb #d03c24b8
 def predict_folder(
     predictor: Predictor,
     images: str | Path, # a folder of PNG slices

@@ -29,7 +29,7 @@ from ..core.schema import anything, fit_schema, mapped
 from ..data.slices import SliceSet
 from .contents import HISTORY, SPEC, TIMINGS, read_pseudo, read_table
 from .lock import NO_RUN, FileLock
-from .old_recipe import is_old, nested
+from .old_recipe import as_before, is_old, nested
 from .recipe import CHOICES, Recipe, recipe_dict, recipe_fields, recipe_from
 
 # %% ../../nbs/runs/20_folder.ipynb #e21d0ef2
@@ -76,7 +76,7 @@ def read_spec(path: str | Path) -> dict[str, Any]:
         require_plugin(plugin, str(Path(path).parent))
     old = is_old(spec["recipe"])
     try:
-        recipe = recipe_from(nested(spec["recipe"]) if old else spec["recipe"])
+        recipe = recipe_from(as_before(nested(spec["recipe"]) if old else spec["recipe"]))
     except InputError as e:
         maker = spec.get("versions", {}).get("ctseg", "another")
         raise InputError(f"{path}: {e}; the run was made by ctseg {maker}") from None
@@ -136,7 +136,7 @@ class RunPaths:
         "Has the run come to its end?"
         return os.path.lexists(self/"metrics.json")
 
-# %% ../../nbs/runs/20_folder.ipynb #d4969c79
+# %% ../../nbs/runs/20_folder.ipynb #422702bc
 class RunFiles(RunPaths):
     "The files of a run, each checked where it is read."
     def __repr__(self) -> str: return f"Run({str(self.folder)!r}: {run_in_words(self)})"
@@ -162,7 +162,7 @@ class RunFiles(RunPaths):
         "What a teacher said: `labels` uint8 [N, H, W], `kept` bool [N], `names`, and confidences [N] by name."
         return read_pseudo(self/"pseudo_labels.npz")
 
-# %% ../../nbs/runs/20_folder.ipynb #e5369b0d
+# %% ../../nbs/runs/20_folder.ipynb #01e8602b
 def refuse_unfinished_old(run: RunFiles) -> None:
     "`InputError` for an unfinished run of ctseg 0.1, whose checkpoints this version cannot continue."
     path = run/"recipe.json"
@@ -173,7 +173,7 @@ def refuse_unfinished_old(run: RunFiles) -> None:
     remedy = f"train again into another --out, or continue with ctseg {maker}"
     raise InputError(f"{run.folder}: {problem}; {remedy}")
 
-# %% ../../nbs/runs/20_folder.ipynb #f3f300a2
+# %% ../../nbs/runs/20_folder.ipynb #2f45d3f8
 class RunFolder(RunFiles):
     "A run folder, and what a start may find in it."
     @property
@@ -193,7 +193,7 @@ class RunFolder(RunFiles):
         for name in ("recipe.json", "history.csv", "timings.csv", "checkpoints", "tensorboard"):
             if os.path.lexists(self/name): remove(self/name)
 
-# %% ../../nbs/runs/20_folder.ipynb #5d735d02
+# %% ../../nbs/runs/20_folder.ipynb #6c36a0fc
 class Run(RunFolder):
     "A run folder that can be started, continued and locked."
     def __init__(self, folder: str | Path):

@@ -57,7 +57,7 @@ def nested(flat: dict[str, Any]) -> dict[str, Any]:
         parts[group][name] = flat[old]
     return parts
 
-# %% ../../nbs/runs/12_old_recipe.ipynb #f125331b
+# %% ../../nbs/runs/12_old_recipe.ipynb #5e3b1d3d
 def as_before(parts: dict[str, Any]) -> dict[str, Any]:
     "The nested dictionaries of a run's recipe, with the settings that it could not know at what was done then."
     out = dict(parts)

@@ -53,6 +53,9 @@ GROUPS = (*CHOICES, "schedule", "data", "compute", "rule")
 class RuleSettings(Settings):
     "What follows the training."
     tune_rule: bool = setting(True, "choose threshold and gate on the held-out slices; else argmax")
+    least_peak: float = setting(
+        0.0, "where no rule is chosen: least probability that a structure must reach somewhere to be drawn",
+        low=0, high=1)
 
 # %% ../../nbs/runs/10_recipe.ipynb #3611713a
 def names_of(settings: Settings) -> dict[str, SettingInfo]:
@@ -96,8 +99,10 @@ def locate(groups: dict[str, Settings], key: str) -> tuple[str, str]:
 def chosen(group: str, name: str, old: Settings | None = None) -> Settings:
     "The settings of what is called `name`; those of `old` that were changed are kept, where both have them."
     kind = CHOICES[group](name)
-    takes_name = any(info.name == "name" for info in describe(kind))
-    given = {"name": name} if takes_name else {}
+    names = [info.name for info in describe(kind)]
+    given = {"name": name} if "name" in names else {}
+    if "fallback" in names:
+        given["fallback"] = ""  # what is asked for by name is not replaced
     if old is None:
         return kind(**given)
     return carried_over(old, kind, **given)

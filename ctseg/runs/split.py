@@ -24,14 +24,16 @@ class DataSettings(Settings):
     folds: int = setting(10, "the annotated images are cut into so many groups of patients", low=2)
     fold: int = setting(0, "and this group is held out; -1: none", low=-1)
     rare_power: float = setting(0.0, "0: images alike; 0.5: those with rare structures more often", low=0)
-    image_size: int = setting(0, "pixels a side that the network works at; 0: the images' own", low=0)
+    image_size: int = setting(
+        0, "pixels a side that the network works at; 0: the images' own; -1: 128 where both sides are "
+        "shorter and the encoder is pretrained (a U-Net then decodes to half of it), else their own", low=-1)
     completion: float = setting(
         0.9, "certainty at which the network of --teacher settles a pixel", low=0.5, high=1)
 
     def check(self) -> None:
         "`InputError` for an image size that no network works at."
         if 0 < self.image_size < 16:
-            expected = "at least 16, or 0 for the images' own"
+            expected = "at least 16, 0 for the images' own, or -1 to enlarge small ones"
             raise InputError(f"image_size = {self.image_size}: expected {expected}")
 
 # %% ../../nbs/runs/25_split.ipynb #8c5d474d
@@ -73,7 +75,7 @@ class Split:
     kept_out: int  # unlabelled slices of held-out patients
     unexamined: list[str]  # classes that nobody looked for on any slice to learn from
 
-# %% ../../nbs/runs/25_split.ipynb #a83b236c
+# %% ../../nbs/runs/25_split.ipynb #465bb217
 def split_slices(
     slices: SliceSet,
     settings: DataSettings,

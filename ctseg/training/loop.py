@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['HISTORY', 'Progress', 'restore_progress', 'last_epoch', 'bar_kind', 'progress_bar',
-           'held_out_dice', 'Session', 'SavedSession', 'TimedSession', 'gradients_in_memory',
-           'check_skips', 'Trainer']
+           'held_out_dice', 'Session', 'SessionState', 'SavedSession', 'TimedSession',
+           'gradients_in_memory', 'check_skips', 'Trainer']
 
 # %% ../../nbs/training/70_loop.ipynb #10b9f1e9
 import importlib.util
+import copy
 import math
 import sys
 from collections.abc import Callable
@@ -25,12 +26,13 @@ from ..core.parallel import agree, collect, gather_rows, must_be_alike, on_main,
 from ..data.batches import SliceData
 from ..inference.loop import predict_labels
 from ..metrics.challenge import dice_table, mean_dice
-from .checkpoints import Checkpoints
+from .checkpoints import Checkpoints, State
 from .curves import in_notebook
 from .deadline import Pace, Stopped
 from .learner import Learner, learner_state, lr_factor, restore_learner
 from .method import Method, Phase
 from .setup import Setup
+from .states import check_moments, check_progress
 from .step import Snapshot, Stepper, more_pieces
 from .streams import make_streams
 
@@ -133,23 +135,45 @@ class Session:
         return self.labelled.batches(self.progress.epoch)[completed:]
 
 # %% ../../nbs/training/70_loop.ipynb #211a5ca3
-class SavedSession(Session):
+class SessionState(Session):
+    "A session with everything that its next step depends on."
+    @property
+    def state(self) -> State:
+        "Everything that the next step depends on, but the weights."
+        return asdict(self.progress) | learner_state(self.learner) | {"method": self.method.state_dict()}
+
+    def go_on(self, state: State) -> None:
+        "Continue from a state; the weights have been loaded."
+        restore_progress(self.progress, state, self.setup.schedule.batch_size//world())
+        restore_learner(self.learner, state)
+        self.method.load_state_dict(state["method"])
+
+    def use(self, state: State, fresh: State) -> None:
+        "The same, if the state can be of this phase; else it stays as `fresh` says, and an error is raised."
+        check_progress(state, self.epochs, len(self.labelled))
+        check_moments(state, self.learner.optimiser)
+        try:
+            self.go_on(state)
+        except Exception:
+            self.go_on(fresh)
+            raise
+
+# %% ../../nbs/training/70_loop.ipynb #a4e16d80
+class SavedSession(SessionState):
     "A session that is saved and found again."
     def save(self) -> None:
         "Keep everything that the next step depends on."
         if self.checkpoints is None or rank(): return
-        state = asdict(self.progress) | learner_state(self.learner) | {"method": self.method.state_dict()}
-        self.checkpoints.save(self.progress.step, self.learner.weights, state)
+        self.checkpoints.save(self.progress.step, self.learner.weights, self.state)
 
     def resume(self) -> None:
         "Continue from the newest whole checkpoint of this phase, if there is one."
-        state = self.checkpoints.load(self.learner.weights) if self.checkpoints else None
+        fresh = copy.deepcopy(self.state)
+        state = None
+        if self.checkpoints:
+            state = self.checkpoints.load(self.learner.weights, lambda saved: self.use(saved, fresh))
         complaint = f"the processes do not see the same checkpoints in {self.setup.folder}"
         must_be_alike(state["step"] if state else -1, f"{complaint}: it must be on a disk of all of them")
-        if state is None: return
-        restore_progress(self.progress, state, self.setup.schedule.batch_size//world())
-        restore_learner(self.learner, state)
-        self.method.load_state_dict(state["method"])
 
     def end_epoch(self) -> None:
         "Score, add a row to the history, keep a checkpoint."

@@ -120,7 +120,7 @@ def gather_batch(whole: Batch, local: Batch) -> Batch:
     weight = None if local.weight is None else gather_rows(local.weight)
     return replace(whole, mask=gather_rows(local.mask), known=gather_rows(local.known), weight=weight)
 
-# %% ../../nbs/training/60_step.ipynb #7ab9ca45
+# %% ../../nbs/training/60_step.ipynb #9edb75db
 class ViewMaker(Contexts):
     "Makes what the network sees."
     @torch.no_grad()

@@ -48,7 +48,6 @@ KEEP_PATIENT = typer.Option(
 # %%
 print("--unknown", UNKNOWN.help)
 
-
 # %%
 #| export
 ON_VOLUMES = ("nifti", "dicom-seg", "rtstruct")

@@ -212,7 +212,6 @@ if available("openvino"):
     answer = compile_openvino(network, (61, 47))
     assert np.abs(answer(image.numpy())[0] - expected.numpy()).max() < 1e-4
 
-
 # %% [markdown]
 # ## Checked against PyTorch
 #
