@@ -46,7 +46,9 @@ def check_export(kind: str, masks: Optional[Path], source: Optional[Path], only_
         raise InputError(f"`ctseg export {kind}` needs --source, the DICOM folder that was imported")
 
 # %% ../../nbs/cli/55_export.ipynb #ea9ffc9c
-def export_volumes(kind: str, masks: Path, folder: Path, out: Path, split: str, dicom: tuple) -> Optional[dict]:
+def export_volumes(
+    kind: str, masks: Path, folder: Path, out: Path, split: str, dicom: tuple
+) -> Optional[dict]:
     "Put a submission back onto the volumes it was cut from; `dicom`: their source, and whether to keep the patient."
     if kind == "nifti":
         from ctseg.io.nifti import export_nifti

@@ -18,7 +18,8 @@ import psutil
 import typer
 
 import ctseg
-from . import data, evaluate, export, prediction, segment, sharing, training  # they enter their commands
+# they enter their commands
+from . import data, evaluate, export, prediction, segment, sharing, training
 from .console import SPEAKS, UsageError, app, clean_end, our_warnings, usage_line, write_any_letter
 from ..core.files import InputError, printable
 

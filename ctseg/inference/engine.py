@@ -152,7 +152,8 @@ class CompiledNetwork:
     network: nn.Module
     engine: str
     plan: DevicePlan
-    graphs: dict[tuple[int, int], Answer | None] = field(default_factory=dict)  # by size; None: PyTorch is better
+    # by size; None: PyTorch is better
+    graphs: dict[tuple[int, int], Answer | None] = field(default_factory=dict)
 
     @property
     def presence(self) -> nn.Module | None:
@@ -200,7 +201,9 @@ class CompiledNetwork:
         if size not in self.graphs: self.graphs[size] = self.checked(x)
         graph = self.graphs[size]
         # an engine may use its memory again for the next batch, so it is copied
-        found = self.by_torch(x) if graph is None else [torch.from_numpy(np.array(a)) for a in graph(x.numpy())]
+        found = (
+            self.by_torch(x) if graph is None else [torch.from_numpy(np.array(a)) for a in graph(x.numpy())]
+        )
         return tuple(found) if presence else found[0]
 
 # %% ../../nbs/inference/25_engine.ipynb #6c543a5f
@@ -229,7 +232,8 @@ def with_engine(member: Member, engine: str, plan: DevicePlan) -> Member:
     if engine not in ENGINES: raise did_you_mean("engine", engine, ENGINES)
     on_cpu = plan.device.type == "cpu"
     if engine == "torch" or engine == "auto" and not (on_cpu and available("openvino")): return member
-    if not on_cpu: raise InputError(f"engine {engine} computes on a CPU; add --device cpu, or leave out --engine")
+    if not on_cpu:
+        raise InputError(f"engine {engine} computes on a CPU; add --device cpu, or leave out --engine")
     if engine == "auto": return replace(member, model=FasterNetwork(member.model, "openvino", plan))
     for name in PACKAGES[engine]: import_engine(name, engine)
     return replace(member, model=CompiledNetwork(member.model, engine, plan))

@@ -108,7 +108,9 @@ def write_checked(graph: PredictorGraph, file: Path, size: tuple[int, int]) -> s
         sizes = (size, other) if free == "BHW" else (size,)
         apart = max(largest_difference(graph, answer, s) for s in sizes)
         if apart <= CLOSE: return free
-    raise InputError(f"{file.name}: ONNX Runtime differs from PyTorch by {apart:.2g}; this network cannot be exported")
+    raise InputError(
+        f"{file.name}: ONNX Runtime differs from PyTorch by {apart:.2g}; this network cannot be exported"
+    )
 
 def export_onnx(
     runs: str | Path | list[str | Path], # one run folder, or several to average
@@ -133,5 +135,6 @@ def export_onnx(
         "image sizes": "any" if free == "BHW" else f"{height}x{width} only",
         "largest difference to PyTorch": float(f"{apart:.1g}"),
     }
-    if predictor.rule.island: facts["left out"] = f"removing islands of fewer than {predictor.rule.island} pixels"
+    if predictor.rule.island:
+        facts["left out"] = f"removing islands of fewer than {predictor.rule.island} pixels"
     return facts

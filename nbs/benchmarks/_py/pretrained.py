@@ -38,7 +38,9 @@ RESULTS = Path("results")
 
 # %%
 trials = pd.read_csv(RESULTS/"pretrained_trials.csv")
-trials.style.format({k: "{:.3f}" for k in ("argmax", "mirrored", "least peak 0.8")}, na_rep="").hide(axis="index")
+trials.style.format({k: "{:.3f}" for k in ("argmax", "mirrored", "least peak 0.8")}, na_rep="").hide(
+    axis="index"
+)
 
 # %% [markdown]
 # What did **not** work: a U-Net decoder that is narrow at full resolution (width 8 has eight channels for eight classes, and misses the small organs); a slower learning rate for the encoder; showing slices with rare organs more often; strong augmentation. What worked: stopping at half the resolution, freezing the two finest levels
@@ -55,14 +57,29 @@ lines = []
 for name, seeds in runs.items():
     if name.startswith("ctseg") or 0 not in seeds: continue
     run = seeds[0]
-    lines.append({"decoder": name, "epochs": run["facts"]["epochs"], "processor s": run["facts"]["processor_seconds"],
-                  "other patients": mean_argmax(run, "rest"), "test": mean_argmax(run, "dice")})
+    lines.append(
+        {
+            "decoder": name,
+            "epochs": run["facts"]["epochs"],
+            "processor s": run["facts"]["processor_seconds"],
+            "other patients": mean_argmax(run, "rest"),
+            "test": mean_argmax(run, "dice"),
+        }
+    )
 old = load(RESULTS/"semi100")
 before = old["marginal-log"][0]
-lines.append({"decoder": "(Attention U-Net, width 16, from random numbers, 64 pixels)", "epochs": before["facts"]["epochs"],
-              "other patients": mean_argmax(before, "rest"), "test": mean_argmax(before, "dice")})
+lines.append(
+    {
+        "decoder": "(Attention U-Net, width 16, from random numbers, 64 pixels)",
+        "epochs": before["facts"]["epochs"],
+        "other patients": mean_argmax(before, "rest"),
+        "test": mean_argmax(before, "dice"),
+    }
+)
 decoders = pd.DataFrame(lines).sort_values("other patients", ascending=False)
-decoders.style.format({"other patients": "{:.3f}", "test": "{:.3f}", "processor s": "{:.0f}"}, na_rep="").hide(axis="index")
+decoders.style.format(
+    {"other patients": "{:.3f}", "test": "{:.3f}", "processor s": "{:.0f}"}, na_rep=""
+).hide(axis="index")
 
 # %% [markdown]
 # ## The recipe `ctseg`
@@ -76,20 +93,37 @@ both = {BEFORE: old["ctseg"], **{n: s for n, s in runs.items() if n.startswith("
 lines = []
 for name, seeds in both.items():
     rows = list(seeds.values())
-    lines.append({"recipe": name, "seeds": len(rows), "processor s": np.mean([r["facts"].get("processor_seconds", r["facts"]["seconds"]) for r in rows]),
-                  "other patients": np.mean([mean_argmax(r, "rest") for r in rows]), "test, argmax": np.mean([mean_argmax(r, "dice") for r in rows]),
-                  "test, rule chosen": np.mean([mean_dice(chosen(r)) for r in rows])})
+    lines.append(
+        {
+            "recipe": name,
+            "seeds": len(rows),
+            "processor s": np.mean(
+                [r["facts"].get("processor_seconds", r["facts"]["seconds"]) for r in rows]
+            ),
+            "other patients": np.mean([mean_argmax(r, "rest") for r in rows]),
+            "test, argmax": np.mean([mean_argmax(r, "dice") for r in rows]),
+            "test, rule chosen": np.mean([mean_dice(chosen(r)) for r in rows]),
+        }
+    )
 table = pd.DataFrame(lines)
 table.to_csv(RESULTS/"pretrained.csv", index=False, float_format="%.4f")
-table.style.format({k: "{:.3f}" for k in ("other patients", "test, argmax", "test, rule chosen")} | {"processor s": "{:.0f}"}).hide(axis="index")
+table.style.format(
+    {k: "{:.3f}" for k in ("other patients", "test, argmax", "test, rule chosen")} | {"processor s": "{:.0f}"}
+).hide(axis="index")
 
 # %%
 for name in [n for n in both if n != BEFORE]:
     for rule, of in {"argmax": argmax, "rule chosen": chosen}.items():
         d = compare(both, name, BEFORE, of)
-        print(f"{name} minus the Attention U-Net, test, {rule}, seeds {d['seeds']}: {d['difference']:+.3f} ({d['low']:+.3f} to {d['high']:+.3f}), better in {d['wins']}")
+        print(
+            f"{name} minus the Attention U-Net, test, {rule}, seeds {d['seeds']}: {d['difference']:+.3f} "
+            f"({d['low']:+.3f} to {d['high']:+.3f}), better in {d['wins']}"
+        )
     d = compare_left_out(both, name, BEFORE)
-    print(f"  the same, other patients, rule chosen: {d['difference']:+.3f} ({d['low']:+.3f} to {d['high']:+.3f}), better in {d['wins']}")
+    print(
+        f"  the same, other patients, rule chosen: {d['difference']:+.3f} ({d['low']:+.3f} to "
+        f"{d['high']:+.3f}), better in {d['wins']}"
+    )
 
 # %% [markdown]
 # By class, argmax on the test slices:

@@ -188,7 +188,8 @@ def write_any_letter() -> None:
 
 # %%
 codecs.register_error("ctseg.nearest", nearest_letters)
-for encoding in ("ascii", "cp1252"): print(encoding, "Größe 64×64 → 3 ml², …".encode(encoding, "ctseg.nearest"))
+for encoding in ("ascii", "cp1252"):
+    print(encoding, "Größe 64×64 → 3 ml², …".encode(encoding, "ctseg.nearest"))
 
 
 # %% [markdown]

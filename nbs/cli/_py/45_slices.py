@@ -43,7 +43,10 @@ def fitting_options(kind: str, takes, options: dict, command: str = "import") ->
 
 # %%
 test_eq(fitting_options("dicom", {"rename"}, {"rename": "names.json", "key": None}), {"rename": "names.json"})
-test_fail(lambda: fitting_options("nifti", {"classes"}, {"rename": "names.json"}), contains="--rename is not an option")
+test_fail(
+    lambda: fitting_options("nifti", {"classes"}, {"rename": "names.json"}),
+    contains="--rename is not an option",
+)
 
 # %% [markdown]
 # ## Import
@@ -107,7 +110,10 @@ def where_to(kind: str, places: list[Path]) -> list[Path]:
 
 
 # %%
-test_fail(lambda: where_to("png", [Path("images"), Path("out")]), contains="takes IMAGES MASKS OUT, but 2 were given")
+test_fail(
+    lambda: where_to("png", [Path("images"), Path("out")]),
+    contains="takes IMAGES MASKS OUT, but 2 were given",
+)
 
 # %% [markdown]
 # ## Export
@@ -138,4 +144,7 @@ def write_rle(folder: Path, masks: Optional[Path], out: Path, options: dict) -> 
 
 
 # %%
-test_fail(lambda: write_rle(Path("my_data"), None, Path("s.csv"), dict(order=None, first=None)), contains="needs --masks")
+test_fail(
+    lambda: write_rle(Path("my_data"), None, Path("s.csv"), dict(order=None, first=None)),
+    contains="needs --masks",
+)

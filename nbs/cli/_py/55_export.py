@@ -73,7 +73,9 @@ test_fail(
 
 # %%
 #| export
-def export_volumes(kind: str, masks: Path, folder: Path, out: Path, split: str, dicom: tuple) -> Optional[dict]:
+def export_volumes(
+    kind: str, masks: Path, folder: Path, out: Path, split: str, dicom: tuple
+) -> Optional[dict]:
     "Put a submission back onto the volumes it was cut from; `dicom`: their source, and whether to keep the patient."
     if kind == "nifti":
         from ctseg.io.nifti import export_nifti

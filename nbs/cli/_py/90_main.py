@@ -21,7 +21,8 @@ import psutil
 import typer
 
 import ctseg
-from ctseg.cli import data, evaluate, export, prediction, segment, sharing, training  # they enter their commands
+# they enter their commands
+from ctseg.cli import data, evaluate, export, prediction, segment, sharing, training
 from ctseg.cli.console import SPEAKS, UsageError, app, clean_end, our_warnings, usage_line, write_any_letter
 from ctseg.core.files import InputError, printable
 

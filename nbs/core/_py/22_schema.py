@@ -98,7 +98,13 @@ def maybe(schema: Schema) -> Schema:
 
 
 # %%
-for schema, value in ((number(0, 1), 1.5), (number(0, whole=True), True), (number(), "7"), (text, "a\nb"), (truth, 1)):
+for schema, value in (
+    (number(0, 1), 1.5),
+    (number(0, whole=True), True),
+    (number(), "7"),
+    (text, "a\nb"),
+    (truth, 1),
+):
     try: schema(value)
     except Misfit as e: print(e)
 

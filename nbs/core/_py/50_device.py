@@ -54,7 +54,9 @@ def pick_precision(
 
 
 # %%
-for card, cap in dict(CPU=None, P100=(6, 0), V100=(7, 0), T4=(7, 5), A100=(8, 0), L4=(8, 9), H100=(9, 0)).items():
+for card, cap in dict(
+    CPU=None, P100=(6, 0), V100=(7, 0), T4=(7, 5), A100=(8, 0), L4=(8, 9), H100=(9, 0)
+).items():
     print(f"{card:>5} {pick_precision(cap)}")
 
 

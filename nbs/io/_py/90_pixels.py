@@ -175,4 +175,7 @@ for values in ([[0, 255]], [[0, 0]], [[0, 7, 255]]):
     Image.fromarray(np.array(values, np.uint8)).save(work/"liver.png")
     try: print(two_values(work/"liver.png"))
     except InputError as e: print(str(e).replace(str(work), "…"))
-test_fail(lambda: check_size(np.zeros((2, 3)), (3, 2), "liver.png", "0.png"), contains="2x3 pixels, but 0.png has 3x2")
+test_fail(
+    lambda: check_size(np.zeros((2, 3)), (3, 2), "liver.png", "0.png"),
+    contains="2x3 pixels, but 0.png has 3x2",
+)

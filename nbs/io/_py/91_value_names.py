@@ -110,7 +110,9 @@ def _columns(header: list[str], rows: list[list[str]], path: Path) -> tuple[int,
 
 # %%
 test_eq(_columns(["organ", "value"], [["liver", "63"], ["spleen", "127"]], "c.csv"), (1, 0))
-test_fail(lambda: _columns(["a", "b"], [["liver", "x"]], "c.csv"), contains="a column of values and one of names")
+test_fail(
+    lambda: _columns(["a", "b"], [["liver", "x"]], "c.csv"), contains="a column of values and one of names"
+)
 
 
 # %%
@@ -145,7 +147,11 @@ def read_value_names(path) -> dict[int, str]: # value → name, by value
 
 
 # %%
-for text in ('{"1": "liver", "2": "spleen"}', '{"spleen": 127, "liver": 63, "background": 0}', '["liver", "spleen"]'):
+for text in (
+    '{"1": "liver", "2": "spleen"}',
+    '{"spleen": 127, "liver": 63, "background": 0}',
+    '["liver", "spleen"]',
+):
     (work/"c.json").write_text(text)
     print(read_value_names(work/"c.json"))
 (work/"c.csv").write_text("organ,value\nliver,63\nspleen,127\n")
@@ -182,7 +188,9 @@ def numbered(tokens: Iterable[str]) -> dict[int, str]:
 
 
 # %%
-print(class_map({0: "background", 63: "liver"}, "c.json"), numbered(["spleen", "liver"]), numbered(["2", "10"]))
+print(
+    class_map({0: "background", 63: "liver"}, "c.json"), numbered(["spleen", "liver"]), numbered(["2", "10"])
+)
 
 
 # %%
@@ -211,5 +219,8 @@ def token_ids(
 # %%
 named = {1: "liver", 2: "spleen"}
 print(token_ids(["Liver", "2", "heart"], named, class_map(named, "c.json"), "masks"))
-test_fail(lambda: token_ids(["3"], named, class_map(named, ""), "masks"), contains="3 is no class; expected one of [1, 2]")
+test_fail(
+    lambda: token_ids(["3"], named, class_map(named, ""), "masks"),
+    contains="3 is no class; expected one of [1, 2]",
+)
 test_fail(lambda: token_ids(["livr"], named, class_map(named, ""), "masks"), contains="did you mean liver")

@@ -80,7 +80,13 @@ def find_form(header: list[str], path) -> Form:
 
 
 # %%
-for text in ("id,class,segmentation", "ImageId_ClassId,EncodedPixels", "Image_Label,EncodedPixels", "id,liver,spleen,height", "ImageId,EncodedPixels"):
+for text in (
+    "id,class,segmentation",
+    "ImageId_ClassId,EncodedPixels",
+    "Image_Label,EncodedPixels",
+    "id,liver,spleen,height",
+    "ImageId,EncodedPixels",
+):
     print(f"{text:32}{find_form(text.split(','), 'y.csv').name}")
 test_fail(lambda: find_form(["a", "b"], "y.csv"), contains="no column for the image (a, b, …)")
 test_fail(lambda: find_form(["id", "class", "x"], "y.csv"), contains="no column for the codes")
@@ -154,7 +160,9 @@ def refuse_strangers(strangers: list[tuple[str, str]]): # where it stands, the n
 
 
 # %%
-test_fail(lambda: refuse_strangers([("y.csv, row 2", "009")]), contains="there is no image '009'; add the images")
+test_fail(
+    lambda: refuse_strangers([("y.csv, row 2", "009")]), contains="there is no image '009'; add the images"
+)
 
 
 # %%
@@ -191,7 +199,9 @@ def read_codes(
 work = Path(tempfile.mkdtemp())
 (work/"y.csv").write_text("id,class,segmentation\n007,liver,3 3\n007.png,spleen,\n")
 form, codes = read_codes(work/"y.csv", stems)
-print(form.name, {image: {label: code.text for label, code in found.items()} for image, found in codes.items()})
+print(
+    form.name, {image: {label: code.text for label, code in found.items()} for image, found in codes.items()}
+)
 for rows in ("007,liver,3 3\n007,liver,9 1\n", "008,liver,3 3\n009,liver,\n", "007,,3 3\n"):
     (work/"y.csv").write_text("id,class,segmentation\n" + rows)
     try: read_codes(work/"y.csv", stems)

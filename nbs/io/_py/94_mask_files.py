@@ -77,7 +77,11 @@ def split_name(name: str, stems: Collection[str], tokens: Collection[str] = ()) 
 
 
 # %%
-print(split_name("007_kidney_left", {"007"}), split_name("a_b_liver", {"a", "a_b"}), split_name("a_b_liver", {"a", "a_b"}, ["b_liver"]))
+print(
+    split_name("007_kidney_left", {"007"}),
+    split_name("a_b_liver", {"a", "a_b"}),
+    split_name("a_b_liver", {"a", "a_b"}, ["b_liver"]),
+)
 test_eq(split_name("008_liver", {"007"}), None)
 
 
@@ -93,7 +97,10 @@ def _refuse_strangers(strangers: list[Path], images):
 
 
 # %%
-test_fail(lambda: _refuse_strangers([Path("m/009.png"), Path("m/010.png")], "images"), contains="nor for 1 more masks")
+test_fail(
+    lambda: _refuse_strangers([Path("m/009.png"), Path("m/010.png")], "images"),
+    contains="nor for 1 more masks",
+)
 
 
 # %%
@@ -188,10 +195,23 @@ def layout(*names):
     work = touch(Path(tempfile.mkdtemp()), *names)
     try: found = find_mask_files(work, {"007", "008"}, "images")
     except InputError as e: return str(e).replace(str(work), "…")
-    return f"indexed {sorted(found.indexed)}" if found.indexed else {stem: sorted(files) for stem, files in found.single.items()}
+    return (
+        f"indexed {sorted(found.indexed)}"
+        if found.indexed
+        else {stem: sorted(files) for stem, files in found.single.items()}
+    )
 
-for names in (["007.png"], ["007_mask.png", "008_mask.png"], ["007_liver.png", "007_spleen.png"], ["liver/007.png", "liver/008.png", "Thumbs.db"],
-              ["007/liver.png", "008/007_liver.png"], ["009.png"], ["007.png", "008_liver.png"], ["007.jpg"], ["007.png", "007.PNG"]):
+for names in (
+    ["007.png"],
+    ["007_mask.png", "008_mask.png"],
+    ["007_liver.png", "007_spleen.png"],
+    ["liver/007.png", "liver/008.png", "Thumbs.db"],
+    ["007/liver.png", "008/007_liver.png"],
+    ["009.png"],
+    ["007.png", "008_liver.png"],
+    ["007.jpg"],
+    ["007.png", "007.PNG"],
+):
     print(f"{' '.join(names):34} {layout(*names)}")
 
 # %% [markdown]

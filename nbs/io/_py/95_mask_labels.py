@@ -184,7 +184,10 @@ def _with_ids(found: dict[str, dict], labelling: Labelling, where) -> tuple[Clas
 # %%
 found = {"007": {"liver": "a", "heart": "b"}, "008": {"1": "c"}}
 print(_with_ids(found, Labelling(two), "masks"))
-test_fail(lambda: _with_ids({"007": {"liver": "a", "Liver": "b"}}, Labelling(two), "masks"), contains="has liver twice")
+test_fail(
+    lambda: _with_ids({"007": {"liver": "a", "Liver": "b"}}, Labelling(two), "masks"),
+    contains="has liver twice",
+)
 
 
 # %%

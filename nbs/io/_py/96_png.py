@@ -133,7 +133,10 @@ for i, image in enumerate(images):
     Image.fromarray(image[:, :32 - 2*(i == 7)]).save(work/"images"/f"case{i//2}_{i}.png")
 placed = read_placed(work/"images", Pictures(size=40))
 print(placed.images.shape, placed.index()["case3_7.png"])
-test_fail(lambda: read_placed(work/"images"), contains="32x30 pixels, expected 32x32 like case0_0.png; give at least --size 32")
+test_fail(
+    lambda: read_placed(work/"images"),
+    contains="32x30 pixels, expected 32x32 like case0_0.png; give at least --size 32",
+)
 
 
 # %% [markdown]
@@ -199,8 +202,12 @@ def groups_of(splits: dict[str, Placed], patients: str|None) -> dict[str, np.nda
 
 
 # %%
-print(groups_of({"train": placed}, r"case(\d+)"), "| by likeness:", groups_of({"train": placed}, None)["train"])
-test_fail(lambda: groups_of({"train": placed}, "case([01])_"), contains="no patient for the image case2_4 (4 of 8)")
+print(
+    groups_of({"train": placed}, r"case(\d+)"), "| by likeness:", groups_of({"train": placed}, None)["train"]
+)
+test_fail(
+    lambda: groups_of({"train": placed}, "case([01])_"), contains="no patient for the image case2_4 (4 of 8)"
+)
 
 
 # %% [markdown]
@@ -340,5 +347,9 @@ for i in range(4):
 fig, axes = image_grid(1, 5)
 for ax, i in zip(axes[0], [0, 1, 2, 4, 5]):
     examined = [name for name, known in zip(s.classes.names, s.known[i]) if known]
-    show_image(ax, overlay(s.images[i], s.masks[i], s.classes), f"{s.names[i]}: looked for\n" + (", ".join(examined) or "nothing"))
+    show_image(
+        ax,
+        overlay(s.images[i], s.masks[i], s.classes),
+        f"{s.names[i]}: looked for\n" + (", ".join(examined) or "nothing"),
+    )
 class_legend(fig, s.classes)

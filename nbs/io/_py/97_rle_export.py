@@ -199,7 +199,9 @@ def _label_ids(rows, header: list[str], form: Form, predicted: Predicted, sheet:
 
 
 # %%
-print(_label_ids([["007_2", ""]], ["ImageId_ClassId", "rle"], Form(0, code=1, joined=True), predicted, Sheet()))
+print(
+    _label_ids([["007_2", ""]], ["ImageId_ClassId", "rle"], Form(0, code=1, joined=True), predicted, Sheet())
+)
 
 
 # %%

@@ -218,7 +218,10 @@ def _stop_at_half(unet: nn.Module, halves: Halves) -> None:
 
 
 # %%
-for light in (False, True): print(decoder_options("unet", 16, light)["decoder_channels"], "→", 2*PLAIN_WIDTH, "at half the resolution")
+for light in (False, True):
+    print(
+        decoder_options("unet", 16, light)["decoder_channels"], "→", 2*PLAIN_WIDTH, "at half the resolution"
+    )
 
 
 # %%
@@ -476,7 +479,9 @@ def frozen_parts(encoder: nn.Module, levels: int, model: str) -> list[nn.Module]
 # %%
 for name in ("resnet18", "tf_efficientnet_lite0"):
     encoder = build_halves(Halves("unet", name)).encoder
-    counts = [len({p for part in frozen_parts(encoder, n, name) for p in part.parameters()}) for n in range(6)]
+    counts = [
+        len({p for part in frozen_parts(encoder, n, name) for p in part.parameters()}) for n in range(6)
+    ]
     print(name, counts, "tensors")
 
 
@@ -545,7 +550,8 @@ def grey_statistics(known_as: str) -> tuple[float, float]: # as segmentation-mod
 
 
 # %%
-for name in ("tu-resnet18", "tu-tf_efficientnet_lite0", "tu-vit_tiny_patch16_224", "mit_b0"): print(name, *grey_statistics(name))
+for name in ("tu-resnet18", "tu-tf_efficientnet_lite0", "tu-vit_tiny_patch16_224", "mit_b0"):
+    print(name, *grey_statistics(name))
 
 
 # %% [markdown]

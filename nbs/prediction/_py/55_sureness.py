@@ -117,7 +117,8 @@ def sureness(
 
 
 # %%
-for name, values in sureness(prob, label).items(): print(f"{name:<15}", [round(v, 3) for v in values[0].tolist()])
+for name, values in sureness(prob, label).items():
+    print(f"{name:<15}", [round(v, 3) for v in values[0].tolist()])
 
 
 # %% [markdown]

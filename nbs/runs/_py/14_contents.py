@@ -71,7 +71,12 @@ SPEC = fields(
 good = {"recipe": {"name": "toy"}, "seed": 0, "data": {"fingerprint": "ab", "images": 2, "labelled": 1},
         "classes": {"1": "liver", "2": "spleen"}, "image_shape": [32, 32]}
 SPEC(good)
-for wrong in ({"seed": True}, {"classes": {"2": "liver"}}, {"image_shape": [32, "32"]}, {"plugins": [{"name": "x.py", "sha256": "../../x"}]}):
+for wrong in (
+    {"seed": True},
+    {"classes": {"2": "liver"}},
+    {"image_shape": [32, "32"]},
+    {"plugins": [{"name": "x.py", "sha256": "../../x"}]},
+):
     try: SPEC(good | wrong)
     except Misfit as e: print(e)
 
@@ -159,7 +164,12 @@ with tempfile.TemporaryDirectory() as d:
     table = read_table(path, HISTORY, ("phase",))
     print(table)
     test_eq(read_table(Path(d)/"nothing.csv", {}), None)
-    for damaged in ("", "epoch,loss\n1,0.5\n", "phase,epoch,loss,dice\nfirst,1,0.5,broken\n", "phase,epoch,loss,dice\nfirst,1,0.5\n"):
+    for damaged in (
+        "",
+        "epoch,loss\n1,0.5\n",
+        "phase,epoch,loss,dice\nfirst,1,0.5,broken\n",
+        "phase,epoch,loss,dice\nfirst,1,0.5\n",
+    ):
         path.write_text(damaged)
         try: read_table(path, HISTORY)
         except InputError as e: print(str(e).replace(d, "…").partition(";")[0])
@@ -189,7 +199,11 @@ def read_pseudo(path: Path) -> dict[str, np.ndarray]:
 # %%
 with tempfile.TemporaryDirectory() as d:
     path = Path(d)/"pseudo_labels.npz"
-    pseudo = {"labels": np.zeros((2, 8, 8), np.uint8), "kept": np.array([True, False]), "names": np.array(["0.png", "1.png"])}
+    pseudo = {
+        "labels": np.zeros((2, 8, 8), np.uint8),
+        "kept": np.array([True, False]),
+        "names": np.array(["0.png", "1.png"]),
+    }
     np.savez(path, **pseudo)
     test_eq(sorted(read_pseudo(path)), ["kept", "labels", "names"])
     np.savez(path, **pseudo | {"kept": pseudo["kept"][:1]})

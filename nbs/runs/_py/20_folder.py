@@ -23,7 +23,16 @@ import numpy as np
 import pandas as pd
 import torch
 
-from ctseg.core.files import InputError, PART, atomic_path, csv_cell, disk_errors, read_json, remove, write_json
+from ctseg.core.files import (
+    InputError,
+    PART,
+    atomic_path,
+    csv_cell,
+    disk_errors,
+    read_json,
+    remove,
+    write_json,
+)
 from ctseg.core.registry import Plugin, require_plugin
 from ctseg.core.schema import anything, fit_schema, mapped
 from ctseg.data.slices import SliceSet

@@ -51,8 +51,15 @@ def working_size(
 # %%
 lite = EncoderSettings(name="unet:tf_efficientnet_lite0", fallback="attunet")
 recipe = Recipe("ctseg-pretrained", model=lite).change(image_size=-1, encoder_lr=1e-3)
-for shape in ((64, 64), (48, 100), (128, 128), (90, 256), (512, 512)): print(shape, "→", working_size(recipe, shape) or "as they are")
-test_eq([working_size(recipe.change(model="attunet"), (64, 64)), working_size(recipe.change(image_size=0), (64, 64))], [0, 0])
+for shape in ((64, 64), (48, 100), (128, 128), (90, 256), (512, 512)):
+    print(shape, "→", working_size(recipe, shape) or "as they are")
+test_eq(
+    [
+        working_size(recipe.change(model="attunet"), (64, 64)),
+        working_size(recipe.change(image_size=0), (64, 64)),
+    ],
+    [0, 0],
+)
 
 
 # %%
@@ -88,7 +95,10 @@ def replaceable(recipe: Recipe) -> bool:
 
 # %%
 print(with_fallback(recipe))
-test_eq([replaceable(r) for r in (recipe, recipe.change(model=lite.name), recipe.change(pretrained=False))], [True, False, False])
+test_eq(
+    [replaceable(r) for r in (recipe, recipe.change(model=lite.name), recipe.change(pretrained=False))],
+    [True, False, False],
+)
 
 
 # %%

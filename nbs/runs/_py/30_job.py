@@ -310,7 +310,9 @@ class WatchedJob(MethodJob):
 
 
 # %%
-job = WatchedJob(toy_recipe, toy_set(24, 16)[0], Run("nowhere"), progress=False, options=JobOptions(watchers=(patience,)))
+job = WatchedJob(
+    toy_recipe, toy_set(24, 16)[0], Run("nowhere"), progress=False, options=JobOptions(watchers=(patience,))
+)
 job.notes.epoch = print
 try: job.note_epoch([{}]*3)
 except Stopped as e: print(e)

@@ -48,8 +48,19 @@ def check_progress(state: dict[str, Any], epochs: int, steps: int) -> None:
 
 
 # %%
-state = {"epoch": 0, "step": 3, "history": [], "losses": [0.5]*3, "skipped": 0, "in_a_row": 0, "pieces": 1, "ema_steps": 3,
-         "scaler": {}, "method": {}, "opt": {"state": {}, "param_groups": []}}
+state = {
+    "epoch": 0,
+    "step": 3,
+    "history": [],
+    "losses": [0.5]*3,
+    "skipped": 0,
+    "in_a_row": 0,
+    "pieces": 1,
+    "ema_steps": 3,
+    "scaler": {},
+    "method": {},
+    "opt": {"state": {}, "param_groups": []},
+}
 check_progress(state, epochs=2, steps=5)
 for wrong in ({"step": 7}, {"losses": [0.5, "x", 1.0]}, {"pieces": 0}):
     try: check_progress(state | wrong, 2, 5)
