@@ -10,6 +10,7 @@ config = ConfigParser(delimiters=["="])
 config.read(root/"settings.ini", encoding="utf-8")
 cfg = config["DEFAULT"]
 extras = {k.removesuffix("_requirements"): v.split() for k, v in cfg.items() if k.endswith("_requirements")}
+extras["all"] = sorted({need for name, needs in extras.items() if name != "dev" for need in needs})
 readme = root/"README.md"
 
 

@@ -158,6 +158,7 @@ EARLIER = (  # what a demo of before was made by: it may be replaced
 )
 SMALL = (*COMMON, "width=16", "image_size=64", "epochs=40", "batch_size=8", "lr=0.004")
 
+# %% ../nbs/75_demo.ipynb #d7cb8b4f
 def demo_settings() -> tuple[str, ...]:
     "What `make demo` trains: a network with a pretrained encoder; without its packages a small one."
     missing = [] if util.find_spec("segmentation_models_pytorch") else ["segmentation-models-pytorch"]
@@ -236,6 +237,7 @@ def _may_write(out: Path, overwrite: bool, demos: tuple) -> Run:
     run.lock()
     return run
 
+# %% ../nbs/75_demo.ipynb #fa2e93db
 def _is_demo(theirs: Recipe, settings) -> bool:
     "Is the recipe of a run that of a demo with these settings, mirrored or not?"
     demo = apply_settings(get_recipe("teacher-student"), settings)
@@ -281,6 +283,7 @@ def demo_table(
 
 FILES = ("predictions.png", "pseudo_labels.png", "curves.png", "report.html", "submission.csv")
 
+# %% ../nbs/75_demo.ipynb #7dbb7392
 def report_demo(run: Run, test: SliceSet, masks: dict[str, np.ndarray], most: int = 10):
     "Print each organ's scores (of many, those on the most slices), both means, and where everything is."
     table = demo_table(test, masks)

@@ -49,7 +49,7 @@ def fits(name: str, patterns: tuple[str, ...]) -> bool:
     "Is this file name one of the `patterns`, and none that an operating system left there?"
     return not is_system_file(Path(name)) and any(Path(name).match(p) for p in patterns)
 
-
+# %% ../nbs/85_kaggle.ipynb #8635d267
 def find_pieces(top: Path, match: str = "") -> dict[str, list[Path]]:
     "Every file or image folder of a challenge below `top` whose path holds `match`, by the name it should have."
     found = {name: [] for name in (*FOLDERS, *FILES)}
@@ -86,7 +86,7 @@ def only_one(name: str, places: list[Path]) -> Path:
         raise InputError(f"{both}; detach one, or say which: find_challenge(match=\"…\")")
     return places[0]
 
-
+# %% ../nbs/85_kaggle.ipynb #a39799bf
 def linked_folder(pieces: dict[str, Path]) -> Path:
     "A new folder with a link to each piece under the name it should have."
     folder = Path(tempfile.mkdtemp(prefix="challenge-"))
@@ -94,7 +94,7 @@ def linked_folder(pieces: dict[str, Path]) -> Path:
         (folder/name).symlink_to(place, target_is_directory=place.is_dir())
     return folder
 
-
+# %% ../nbs/85_kaggle.ipynb #e79708f9
 def find_challenge(match: str = "") -> Path: # `match`: look only at inputs whose path holds this text
     "The challenge folder among the notebook's inputs; one made of links, if its pieces lie in several places."
     top = kaggle_root()/"input"
@@ -130,7 +130,7 @@ def find_runs(name: str = "*", finished: bool = False) -> list[Path]:
             runs.append(run)
     return sorted(sorted(runs, key=str), key=progress, reverse=True)
 
-
+# %% ../nbs/85_kaggle.ipynb #9cd51abe
 def carry_on(name: str = "run") -> Path:
     "The folder `name` in `/kaggle/working`, filled from an earlier session's output if one is attached."
     run = kaggle_root()/"working"/name
@@ -148,7 +148,7 @@ def carry_on(name: str = "run") -> Path:
 # torchrun's ChildFailedError is that of a process which has said why
 CAUSE = re.compile(r"ctseg: |(\[rank\d+\]: *)?[\w.]+(Error|Exception)\b(?<!ChildFailedError)")
 
-
+# %% ../nbs/85_kaggle.ipynb #e59ce519
 class Listener:
     "Shows the lines of a process, and remembers the one that tells why it failed."
 
@@ -200,7 +200,7 @@ def workers() -> int:
         print(NO_GPU, flush=True)
     return max(1, gpus)
 
-
+# %% ../nbs/85_kaggle.ipynb #8a0ec796
 def fit_command(
     data, run, recipe: str, settings=(), seed: int = 0, seconds: float = 0, processes: int = 1,
 ) -> list[str]:

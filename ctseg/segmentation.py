@@ -42,6 +42,7 @@ from .training.step import out_of_memory
 # %% ../nbs/80_segmentation.ipynb #a16ce338
 FORMATS = ("dicom-seg", "rtstruct", "nifti")
 
+# %% ../nbs/80_segmentation.ipynb #be8b812d
 @dataclass(frozen=True)
 class SegmentOptions:
     "What is seldom given to `segment`. Raises `InputError` for an impossible one."
@@ -86,6 +87,7 @@ def _formats_of(scan: Scan, formats: list[str]) -> list[str]:
     raise InputError(f"{scan.source}: a NIfTI file has no DICOM slices that {kinds} could refer to; "
                      "take the format nifti")
 
+# %% ../nbs/80_segmentation.ipynb #7c3e7c59
 def write_results(
     opened: OpenScan,
     labels: np.ndarray, # uint8 [I,J,K]
@@ -137,7 +139,7 @@ def size_in_words(opened: OpenScan) -> str:
     voxels = " x ".join(map(str, volume.hu.shape))
     return f"{voxels} voxels of {' x '.join(f'{v:.3g}' for v in mm)} mm{uneven}"
 
-
+# %% ../nbs/80_segmentation.ipynb #66234d79
 @dataclass
 class ScanResult:
     "What was found on a scan."
@@ -253,6 +255,7 @@ def _about(predictor: Predictor, slicing: Slicing) -> dict:
     how = {name: asdict(slicing)[name] for name in ("orientation", "window", "size", "spacing")}
     return {"ctseg": __version__, "runs": runs, "rule": str(predictor.rule), "slicing": how}
 
+# %% ../nbs/80_segmentation.ipynb #835a626e
 def _refuse_impossible(found: Found, formats: list[str]):
     "`InputError` if no scan can be written in any of the formats."
     if found.scans and all(scan.kind == "nifti" for scan in found.scans):

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['AGAINST', 'KINDS', 'KIND', 'SIZE', 'ZEROS', 'KEY', 'WINDOW', 'NAMES', 'TEST_SHARE', 'RENAME',
-           'GAPS', 'SKIP', 'WORKERS', 'WHOLE', 'check', 'importers', 'work_options',
-           'import_kind', 'import_', 'phantom']
+           'GAPS', 'SKIP', 'WORKERS', 'CUT', 'SHARED', 'ONLY_PNG', 'WORK', 'WHOLE', 'check',
+           'importers', 'work_options', 'import_kind', 'grouped', 'import_', 'phantom']
 
 # %% ../../nbs/cli/50_data.ipynb #c8df84f7
 import inspect
@@ -100,6 +100,7 @@ def work_options(kind: str, takes, work: dict) -> dict:
     if "work" in takes: return work | {"progress": True}
     return fitting_options(kind, (), {name: value or None for name, value in work.items()})
 
+# %% ../../nbs/cli/50_data.ipynb #a5e6f280
 def import_kind(
     kind: str, places: list[Path],
     cut: dict, # how volumes are cut
@@ -126,6 +127,18 @@ def import_kind(
     return kinds[kind](*places, slicing=slicing, **more)
 
 # %% ../../nbs/cli/50_data.ipynb #142b0e88
+CUT = "window every per_volume size"  # the options, by what they are for
+SHARED = "classes test_share annotated rename gaps key"
+ONLY_PNG = "test patients order first overlap scale offset"
+WORK = "skip_damaged workers"
+
+def grouped(given: dict) -> list[dict]:
+    "The options of the command, in the four groups; flags and shares that say nothing become None."
+    given = given | {name: given[name] or None for name in ("test_share", "gaps")}
+    given["classes"] = given["classes"] and str(given["classes"])
+    return [{name: given[name] for name in names.split()} for names in (CUT, SHARED, ONLY_PNG, WORK)]
+
+# %% ../../nbs/cli/50_data.ipynb #811f7fa3
 @app.command("import")
 def import_(
     kind: Annotated[str, KIND],
@@ -150,18 +163,11 @@ def import_(
     scale: Annotated[Optional[float], SCALE] = None,
     offset: Annotated[Optional[float], OFFSET] = None,
 ):
-    """Make a challenge folder of volumes, or of images and masks; structures nobody contoured stay unknown.
+    """Make a challenge folder of volumes, or of images and masks; what nobody contoured stays unknown.
 
-    Volumes: stopped and started again, it goes on where it was.
+    Stopped and started again, it goes on where it was (volumes).
     """
-    names = classes and str(classes)
-    options = dict(classes=names, test_share=test_share or None, annotated=annotated, rename=rename)
-    options |= dict(gaps=gaps or None, key=key)
-    only_png = dict(test=test, patients=patients, order=order, first=first)
-    only_png |= dict(overlap=overlap, scale=scale, offset=offset)
-    cut = dict(window=window, every=every, per_volume=per_volume, size=size)
-    work = dict(skip_damaged=skip_damaged, workers=workers)
-    facts = import_kind(kind, places, cut, options, only_png, work)
+    facts = import_kind(kind, places, *grouped(locals()))
     print_facts({name: value for name, value in facts.items() if value not in ([], {})})
     print(f"challenge folder: {places[-1]}")
 

@@ -41,7 +41,7 @@ def volume_result(truth: Path, prediction: Path, annotated, classes, tolerance: 
             raise InputError(f"{path}: expected a folder of NIfTI label maps, as the other one is")
     return evaluate_volumes(truth, prediction, classes, annotated and str(annotated), tolerance)
 
-
+# %% ../../nbs/cli/48_evaluate.ipynb #5b822443
 def evaluation(
     truth: Path, prediction: Path, annotated, classes, tolerance: Optional[float], mm: bool,
 ) -> dict:

@@ -96,7 +96,7 @@ def run_command() -> int:
         sys.modules["ctseg.core.parallel"].leave(status)  # one of several processes ends here
     return status
 
-
+# %% ../../nbs/cli/90_main.ipynb #a719e5cc
 def main() -> None:
     "The console script: `app`, with mistakes told in one line and exit status 2."
     if not SPEAKS:

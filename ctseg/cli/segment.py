@@ -54,7 +54,7 @@ CUT_SPACING = typer.Option(help="mm per pixel, or fit; left out: as the runs wer
 TAKE_GAPS = typer.Option("--gaps", help="take a gap that looks like a missing slice as it is")
 SCAN_VIEWS = typer.Option("--tta", help="views of each slice to average")
 
-
+# %% ../../nbs/cli/45_segment.ipynb #00b85fce
 def spacing_of(text: Optional[str]):
     "mm per pixel, `fit`, or None; `InputError` for another text."
     if text in (None, "fit"): return text
@@ -84,7 +84,7 @@ def print_results(result) -> None:
 # %% ../../nbs/cli/45_segment.ipynb #fd85601a
 SOME_FAILED = 3  # the exit status if some scans could not be segmented
 
-
+# %% ../../nbs/cli/45_segment.ipynb #72ab8540
 @app.command()
 def segment(
     runs_then_scans: Annotated[list[str], PATHS],

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['OPTIONS', 'RUN_FOLDER', 'RECIPE', 'SETTING', 'RESUME', 'TIME_LIMIT', 'SEED', 'INIT', 'TEACHER',
-           'SAVED', 'LOG', 'SAMPLE', 'ONE_RECIPE', 'PLAIN', 'refuse_options', 'in_words', 'fit',
-           'demo', 'setting_line', 'recipes', 'models', 'doctor']
+           'SAVED', 'LOG', 'SAMPLE', 'ONE_RECIPE', 'PLAIN', 'refuse_options', 'in_words',
+           'tell_result', 'fit', 'demo', 'setting_line', 'recipes', 'models', 'doctor']
 
 # %% ../../nbs/cli/30_training.ipynb #3bf5cc23
 import os
@@ -58,6 +58,13 @@ SAVED = "everything is saved, continue with the same command and --resume"
 LOG = typer.Option(help="tensorboard, wandb, mlflow or another tracker of accelerate; may be repeated")
 
 # %% ../../nbs/cli/30_training.ipynb #f07dba0d
+def tell_result(run) -> None:
+    "Print the figures of a finished run, and where it is."
+    from ctseg.prediction.saved import read_metrics, run_spec
+    print_facts(in_words(read_metrics(run, len(run_spec(run)["classes"])).facts))
+    print(f"run folder: {run.folder}")
+
+# %% ../../nbs/cli/30_training.ipynb #4c4e9522
 @app.command()
 def fit(
     data: Folder,
@@ -94,9 +101,7 @@ def fit(
             print(f"ctseg: {e}; {SAVED}", file=sys.stderr)
         raise typer.Exit(75)
     if SPEAKS:
-        from ctseg.prediction.saved import read_metrics, run_spec
-        print_facts(in_words(read_metrics(run, len(run_spec(run)["classes"])).facts))
-        print(f"run folder: {run.folder}")
+        tell_result(run)
 
 # %% ../../nbs/cli/30_training.ipynb #ec64e815
 SAMPLE = typer.Option(
@@ -130,7 +135,7 @@ def setting_line(key: str, value, default, meaning: str) -> str:
 
 ONE_RECIPE = typer.Argument(help="one of them, or the recipe.json of a run: list its fields")
 
-
+# %% ../../nbs/cli/30_training.ipynb #1ea24323
 @app.command()
 def recipes(
     name: Annotated[Optional[str], ONE_RECIPE] = None,
@@ -150,7 +155,7 @@ def recipes(
 # %% ../../nbs/cli/30_training.ipynb #9aed5954
 PLAIN = typer.Option("--plain", help="without running training steps, which takes seconds for each model")
 
-
+# %% ../../nbs/cli/30_training.ipynb #68f6311f
 @app.command()
 def models(
     names: Annotated[Optional[list[str]], typer.Argument(help="which ones; default: all")] = None,
@@ -172,7 +177,7 @@ def models(
         size = f"{f['parameters']:,}", f"{f['multiply_adds']/1e9:.1f} G"
         print(line.format(name, *size, *cost, f["paper"]), flush=True)
 
-
+# %% ../../nbs/cli/30_training.ipynb #23eb158c
 @app.command()
 def doctor():
     "Versions, devices, precision: what a bug report needs."

@@ -108,6 +108,7 @@ def _class_table(path: Path):
     spec = read_json(run)
     return spec.get("classes") if isinstance(spec, dict) else None
 
+# %% ../../nbs/core/40_anatomy.ipynb #2b5a6e17
 def read_class_names(path: str | Path) -> list[str]:
     """The names in a `class_names.json`, in the order of their ids; or those of a run, by its folder.
 

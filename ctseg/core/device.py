@@ -87,6 +87,7 @@ def plan_cpu(precision: str) -> DevicePlan:
     if precision == "auto": precision = pick_precision(None)
     return DevicePlan(torch.device("cpu"), precision, platform.processor() or platform.machine())
 
+# %% ../../nbs/core/50_device.ipynb #80fb0115
 def plan_gpu(device: str, precision: str) -> DevicePlan:
     "The plan for \"cuda\" (of several processes each takes its own card) or \"cuda:N\"; `InputError` where the card cannot do it."
     local = int(os.environ.get("LOCAL_RANK", 0))  # torchrun's number for this process on this host
@@ -171,6 +172,7 @@ def gpu_facts(i: int) -> dict:
         "total GiB": round(total/2**30, 1),
     }
 
+# %% ../../nbs/core/50_device.ipynb #22f90578
 def training_plan() -> str:
     "What a training would use on this machine, or why it would be refused."
     try:

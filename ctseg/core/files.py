@@ -73,6 +73,7 @@ DISK_ERRORS = {
     errno.EPIPE: "nobody reads the pipe any more",
 }
 
+# %% ../../nbs/core/10_files.ipynb #da6a958d
 @contextlib.contextmanager
 def disk_errors(path: str | Path) -> Iterator[None]:
     "Within the block, a failure of the disk becomes an `InputError` that names `path`."
@@ -133,6 +134,7 @@ def _put_in_place(new: Path, path: Path, aside: Path) -> None:
     if new.is_dir() and path.is_dir(): os.replace(path, aside)
     os.replace(new, path)
 
+# %% ../../nbs/core/10_files.ipynb #12a6e3c3
 def _put_back(path: Path, aside: Path) -> None:
     "Undo the first half of `_put_in_place` where the second did not happen."
     if path.exists() or not aside.exists(): return
@@ -266,6 +268,7 @@ def _finite(text: str) -> float:
     if math.isfinite(number): return number
     raise ValueError(f"{text[:20]} is no number that JSON can hold")
 
+# %% ../../nbs/core/10_files.ipynb #e998b294
 def parse_json(text: str):
     "The content of a JSON text; `ValueError` for anything that other readers would refuse or take otherwise."
     value = json.loads(text, object_pairs_hook=_unique, parse_float=_finite, parse_constant=_finite)

@@ -30,6 +30,7 @@ def forget_package(name: str) -> None:
     for module in list(sys.modules):
         if module.split(".")[0] == name: del sys.modules[module]
 
+# %% ../../nbs/core/30_optional.ipynb #403ce79c
 def import_timm() -> ModuleType:
     "timm, also beside a torchvision whose compiled operators cannot be loaded."
     try:

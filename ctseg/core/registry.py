@@ -137,6 +137,7 @@ def load_plugin(path: str | Path) -> Plugin:
     keep_copy(plugin, source)
     return plugin
 
+# %% ../../nbs/core/70_registry.ipynb #7cebf7af
 def execute(source: bytes, path: Path) -> types.ModuleType:
     "Run the source of a plugin as a module; an error in it becomes an `InputError` of one line."
     module = types.ModuleType(PLUGIN_MODULE + hashlib.sha256(source).hexdigest())

@@ -29,6 +29,7 @@ class Misfit(Exception):
 
 Schema = Callable[[Any], None]
 
+# %% ../../nbs/core/22_schema.ipynb #060223cb
 def short(value: Any, most: int = 60) -> str:
     "A value as an error shows it."
     if isinstance(value, (dict, list)):
@@ -59,6 +60,7 @@ def number(low: float = -math.inf, high: float = math.inf, whole: bool = False) 
             raise Misfit(value, expected)
     return check
 
+# %% ../../nbs/core/22_schema.ipynb #24889c08
 def text(value: Any) -> None:
     "Texts that can be printed in a line."
     if not isinstance(value, str) or not value.isprintable() or len(value) > 1000:
@@ -96,6 +98,7 @@ def mapped(item: Schema) -> Schema:
             within(key, item, inner)
     return check
 
+# %% ../../nbs/core/22_schema.ipynb #8eaa57e1
 def fields(required: dict[str, Schema], optional: dict[str, Schema] = {}) -> Schema:
     "Objects with these names; further ones belong to a newer version and are not looked at."
     def check(value: Any) -> None:

@@ -76,6 +76,7 @@ def _kept(file: Path, fits: Callable[[np.ndarray], bool]) -> np.ndarray | None:
         if fits(array): return array
     return None
 
+# %% ../../nbs/data/25_cache.ipynb #cb9ae35c
 def cached_array(
     kind: str, # what the array is, with the version of its reader: "masks1"
     paths: list[Path], # the files it is read from

@@ -28,7 +28,7 @@ def shared_recipe(run: Run) -> bytes:
     spec = without_folders(read_json(run/"recipe.json"))
     return (json.dumps(spec, indent=1) + "\n").encode()
 
-
+# %% ../../nbs/integrations/20_hub.ipynb #ba82b7a0
 def shared_files(run: Run) -> dict[str, bytes | str]:
     "What goes up, by its place in the repository: contents, or the path of a file."
     files: dict[str, bytes | str] = {"recipe.json": shared_recipe(run)}

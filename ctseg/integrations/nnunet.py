@@ -43,6 +43,7 @@ def _check_names(names, folder: Path):
         raise InputError(f"{folder}: a class is called {taken[0]!r}, which means something else to nnU-Net; "
                          "give it another name in class_names.json")
 
+# %% ../../nbs/integrations/10_nnunet.ipynb #dff68cce
 def _check_labels(labels: np.ndarray, unknown: str, C: int, folder: Path):
     "`InputError` for labels that nnU-Net cannot learn from."
     if unknown == "ignore" and C == 255:
@@ -112,6 +113,7 @@ Copy splits_final.json to nnUNet_preprocessed/{name}/ after planning:
 its folds keep all slices of a patient together.
 """
 
+# %% ../../nbs/integrations/10_nnunet.ipynb #2575b5f7
 def _write_training(root: Path, s: SliceSet, labels: np.ndarray, unknown: str, title: str, dropped: int):
     "Images, labels, folds and descriptions of the training images."
     cases = _case_names(s, "train")

@@ -55,6 +55,7 @@ class MemberGraph(nn.Module):
         if not self.size: return prob
         return F.interpolate(prob, x.shape[-2:], mode="bilinear", align_corners=False)
 
+# %% ../../nbs/integrations/20_onnx.ipynb #5c83aa0f
 class PredictorGraph(nn.Module):
     "A predictor as a graph: images f32 `[B, 1, H, W]` to probabilities f32 `[B, C, H, W]` and labels uint8 `[B, H, W]`."
     def __init__(self, predictor: Predictor):
@@ -87,6 +88,7 @@ def add_metadata(file: Path, entries: dict[str, str]):
     onnx.checker.check_model(model)
     onnx.save(model, str(file))
 
+# %% ../../nbs/integrations/20_onnx.ipynb #6da650e1
 def largest_difference(graph: PredictorGraph, answer, size: tuple[int, int], count: int = 3) -> float:
     "How far an ONNX session is from PyTorch, in probability, on images of noise; infinite if it fails."
     generator = torch.Generator().manual_seed(0)
@@ -96,7 +98,9 @@ def largest_difference(graph: PredictorGraph, answer, size: tuple[int, int], cou
         found = answer(x.numpy())[0]
     except Exception:  # the runtime has its own errors
         return float("inf")
-    return float(np.abs(found - prob.numpy()).max()) if found.shape == tuple(prob.shape) else float("inf")
+    if found.shape != tuple(prob.shape):
+        return float("inf")
+    return float(np.abs(found - prob.numpy()).max())
 
 # %% ../../nbs/integrations/20_onnx.ipynb #9594cda5
 def write_checked(graph: PredictorGraph, file: Path, size: tuple[int, int]) -> str:
@@ -112,6 +116,7 @@ def write_checked(graph: PredictorGraph, file: Path, size: tuple[int, int]) -> s
         f"{file.name}: ONNX Runtime differs from PyTorch by {apart:.2g}; this network cannot be exported"
     )
 
+# %% ../../nbs/integrations/20_onnx.ipynb #234d8351
 def export_onnx(
     runs: str | Path | list[str | Path], # one run folder, or several to average
     out: str | Path, # the file to write
@@ -119,7 +124,8 @@ def export_onnx(
 ) -> dict: # facts
     "Write trained runs as one ONNX file, and compare what ONNX Runtime and PyTorch make of noise."
     out = Path(out)
-    if out.suffix != ".onnx": raise InputError(f"{out}: expected a name that ends in .onnx")
+    if out.suffix != ".onnx":
+        raise InputError(f"{out}: expected a name that ends in .onnx")
     predictor = load_predictor(runs, pick_device("cpu", "fp32"), calibrated=calibrated)
     graph = PredictorGraph(predictor).eval()
     size = predictor.rule_size

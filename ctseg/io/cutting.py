@@ -141,6 +141,7 @@ def save_cut(cutting: CutCase, path: Path, fingerprint: str):
     with atomic_path(path) as tmp, open(tmp, "wb") as f:
         np.savez_compressed(f, **arrays)
 
+# %% ../../nbs/io/42_cutting.ipynb #83b70488
 def load_cut(path: Path) -> tuple[CutCase, str]:
     "A cut volume from its file, and the fingerprint of the import that made it."
     with np.load(path) as file: arrays = dict(file)
@@ -240,6 +241,7 @@ def _bar(n: int, work: Work, processes: int):
         tqdm.write(f"cutting {n} volumes with {processes} process{'es' if processes > 1 else ''}")
     return bar
 
+# %% ../../nbs/io/42_cutting.ipynb #ca761772
 def _cut_all(cases: list[Case], folder: Path, work: Work, *how) -> list[CutFile]:
     "See `cut_cases`; `how`: the classes and the slicing."
     done, processes = [], work.processes(len(cases))

@@ -37,6 +37,7 @@ def read_series(
     series = make_series(slices_in(heap), folder, gaps)
     return series, series.read_voxels(folder)
 
+# %% ../../nbs/io/73_dicom.ipynb #c6133aab
 def _refuse_damaged(heap: Heap):
     "`InputError` if a file of a heap is damaged."
     for path in heap.damaged: raise InputError(_damage(heap, path))
@@ -64,6 +65,7 @@ def _without_copies(heap: Heap) -> list[Entry]:
         else: kept.append(entry)
     return kept
 
+# %% ../../nbs/io/73_dicom.ipynb #e400b96d
 def _joined(entries: list[Entry]) -> list[list[Entry]]:
     "The entries of each series, in the order of their first files."
     groups: dict[tuple[str, int], list[Entry]] = {}

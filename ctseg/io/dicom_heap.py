@@ -146,6 +146,7 @@ def _unreadable(path: Path, heap: Heap):
     if has_preamble(path): heap.damaged.append(path)
     else: heap.passed_over["unreadable file"] += 1
 
+# %% ../../nbs/io/71_dicom_heap.ipynb #5d3bb626
 def _look_at(path: Path, heap: Heap, order: int):
     "Put a file into a heap: as an image, a label, passed over or damaged."
     try:

@@ -200,6 +200,7 @@ def _all_of(labels: list[Labels], field: str) -> list[str]:
     "The names in a field of all labels, each once."
     return sorted({label.strip() for its in labels for label in getattr(its, field)})
 
+# %% ../../nbs/io/78_dicom_import.ipynb #14eb6f11
 @dataclass
 class _Source:
     "What was found below a folder."
@@ -242,6 +243,7 @@ def _all_outside(src: Path, labels: list[str]):
                      "meets its series, and nothing else is labelled; "
                      "take the RTSTRUCT away, or put the series there that it was drawn on")
 
+# %% ../../nbs/io/78_dicom_import.ipynb #db1a4231
 def _all_unusable(src: Path, labels: list[str]):
     "Tell that nothing that was drawn encloses an area on a slice."
     more = ", …" if len(labels) > 1 else ""
@@ -293,6 +295,7 @@ def _read_labels(survey: Survey, src: Path, renaming: Renaming, wanted, skip_dam
     survey.series = whole
     return every
 
+# %% ../../nbs/io/78_dicom_import.ipynb #90b56296
 def _find_source(
     src: Path,
     classes,

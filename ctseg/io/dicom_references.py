@@ -53,6 +53,7 @@ def _element(series: Series, tag: str) -> str:
     "An element of a series' first header as text."
     return str(series.headers[0].get(tag) or "")
 
+# %% ../../nbs/io/79_dicom_references.ipynb #e8ec1df7
 def find_about(told: References, all_series: list[Series]) -> list[int]:
     "The numbers of the series that a label object is about, in the list given; none if that cannot be told."
     named = [k for k, one in enumerate(all_series) if one.number in told.series]

@@ -47,6 +47,7 @@ def _add_side(description, codes: StructureCodes):
         kind = description.SegmentedPropertyTypeCodeSequence[0]
         kind.SegmentedPropertyTypeModifierCodeSequence = [modifier]
 
+# %% ../../nbs/io/76_dicom_seg.ipynb #73682e80
 def _describe(number: int, name: str, colour: np.ndarray):
     "A segment's description: its name, codes and colour (uint8 [3], RGB)."
     hd, Code = import_volumes_package("highdicom"), import_volumes_package("pydicom.sr.coding").Code
@@ -75,6 +76,7 @@ _ABOUT = {
     "series_description": "Segmentation by ctseg",
 }
 
+# %% ../../nbs/io/76_dicom_seg.ipynb #2317a9b7
 def make_segmentation(
     series: Series,
     labels: np.ndarray, # uint8 [columns, rows, slices], class ids

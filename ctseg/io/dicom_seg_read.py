@@ -68,6 +68,7 @@ def _shared(header):
     "What all frames of a segmentation have in common."
     return (header.get("SharedFunctionalGroupsSequence") or [import_volumes_package("pydicom").Dataset()])[0]
 
+# %% ../../nbs/io/77_dicom_seg_read.ipynb #67cc7eca
 def _segment_of(frame, shared, names: dict[int, str], kind: str) -> int:
     "The number of a frame's segment; 0 for a label map."
     if kind == "LABELMAP": return 0
@@ -217,6 +218,7 @@ class _Lookup(NamedTuple):
     inside: np.ndarray # bool
     exact: bool # every pixel centre lies on a pixel centre
 
+# %% ../../nbs/io/77_dicom_seg_read.ipynb #2712c381
 def _lookup(frame: Frame, shape: tuple[int, int], series: Series, slices: _Slices, k: int) -> _Lookup:
     "Where the pixels of slice k lie on a frame of `shape` (columns, rows)."
     i, j = np.mgrid[:series.shape[0], :series.shape[1]]
@@ -264,6 +266,7 @@ def _unpacked(header) -> Iterator[np.ndarray]:
         part = np.unpackbits(data[first//8:(first + size + 7)//8], bitorder="little")
         yield part[first % 8:first % 8 + size].reshape(shape)
 
+# %% ../../nbs/io/77_dicom_seg_read.ipynb #974caf5c
 def _decoded(path: Path, header) -> Iterator[np.ndarray]:
     "The frames of a segmentation in order, [rows, columns]."
     if not header.get("NumberOfFrames") or "PixelData" not in header: return
@@ -291,6 +294,7 @@ class Segments:
     structures: list[DrawnStructure]
     notes: list[str] # what was done to make them fit, in words
 
+# %% ../../nbs/io/77_dicom_seg_read.ipynb #6a2bc1df
 def read_segments(
     path: Path,
     series: Series,

@@ -51,6 +51,7 @@ INDEX = fields({"volumes": mapped(_VOLUME), "images": mapped(mapped(_LINE))}, {"
 # %% ../../nbs/io/50_index.ipynb #9f7c7979
 MAX_VOXELS = 1 << 32
 
+# %% ../../nbs/io/50_index.ipynb #846f5482
 def _check_places(volumes: dict[str, dict], images: dict[str, dict[str, dict]], path: Path):
     "`InputError` for a grid that cannot be, and for slices that are not in their volume or are given twice."
     depth = {}

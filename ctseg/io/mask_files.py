@@ -43,6 +43,7 @@ def png_files(folder, what: str = "mask") -> list[Path]:
         raise InputError(f"{other}: {why}; write PNG files from the original")
     return [p for p in files if p.suffix.lower() == ".png"]
 
+# %% ../../nbs/io/94_mask_files.ipynb #4347283e
 def split_name(name: str, stems: Collection[str], tokens: Collection[str] = ()) -> tuple[str, str]|None:
     """Image and class in the name of a mask, 007_liver → 007, liver; `None` if it belongs to no image.
 
@@ -71,6 +72,7 @@ def _enter(files: dict, key: str, path: Path):
         raise InputError(f"{path}: {files[key].name} is the same mask; keep one of them")
     files[key] = path
 
+# %% ../../nbs/io/94_mask_files.ipynb #ebf61b7d
 def _by_name(paths: list[Path], stems: Collection[str], tokens: Collection[str], images) -> MaskFiles:
     "The masks of a folder without folders: indexed, or a class a suffix."
     split = {path: split_name(path.stem, stems, tokens) for path in paths}

@@ -26,6 +26,7 @@ from .volumes import class_flags
 ANNOTATED = ("json", "all", "present")
 OVERLAPS = ("refuse", "smaller")
 
+# %% ../../nbs/io/95_mask_labels.ipynb #2819e3fb
 @dataclass(frozen=True)
 class Labelling:
     "How masks are to be read. Raises `InputError` for a choice that there is not."
@@ -51,6 +52,7 @@ class Labelling:
 # %% ../../nbs/io/95_mask_labels.ipynb #c24729d5
 Drawn = Iterator[tuple[int, np.ndarray]] # class id and mask, bool [H,W]
 
+# %% ../../nbs/io/95_mask_labels.ipynb #b4bf1c48
 @dataclass
 class Labels:
     "The masks of a source."
@@ -92,6 +94,7 @@ def _draw_indexed(paths: dict[str, Path], ids: dict[int, int], image: str, size)
                              f"{', '.join(map(str, list(ids)[:8]))}); was the mask a JPEG?{why}")
         yield ids[value], values == value
 
+# %% ../../nbs/io/95_mask_labels.ipynb #3b517b50
 def _indexed_labels(paths: dict[str, Path], labelling: Labelling, where) -> Labels:
     "The labels of indexed masks."
     names = labelling.names or values_in(paths.values())
@@ -185,6 +188,7 @@ def _annotated_beside(masks) -> Path:
     masks = Path(masks)
     return (masks if masks.is_dir() else masks.parent)/"annotated_labels.json"
 
+# %% ../../nbs/io/95_mask_labels.ipynb #07c10587
 def known_on_images(labels: Labels, annotated: str, masks) -> dict[str, np.ndarray|None]:
     "Image → classes looked for, bool [C]; `None`: those drawn. Images without masks are not in it."
     C, path = len(labels.classes), _annotated_beside(masks)

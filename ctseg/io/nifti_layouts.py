@@ -26,6 +26,7 @@ class Role(NamedTuple):
     key: str # the name without the words that tell what it is
     label: bool # a label map
 
+# %% ../../nbs/io/62_nifti_layouts.ipynb #14dafde5
 def _strip(name: str, words: tuple[str, ...]) -> str|None:
     "The name without a word before or after it; `None` if there is none."
     word = f"(?:{'|'.join(words)})"
@@ -81,6 +82,7 @@ class Layout(NamedTuple):
     labels: str
     split: str
 
+# %% ../../nbs/io/62_nifti_layouts.ipynb #81454e7d
 def _flat_folders(src: Path) -> dict[str, str]:
     "Folders that hold volumes and are no case of their own: name in small letters → name."
     folders = [d for d in src.iterdir() if d.is_dir() and not (d/"segmentations").is_dir()]
@@ -93,7 +95,7 @@ def _the_one(src: Path, names: list[str]) -> str:
                          "and it is not clear which belong together; keep one")
     return names[0] if names else ""
 
-# %% ../../nbs/io/62_nifti_layouts.ipynb #81454e7d
+# %% ../../nbs/io/62_nifti_layouts.ipynb #79da34d9
 def find_layouts(src: Path) -> list[Layout]:
     "Where the images and the label maps of a folder lie. Raises `InputError` if that is not clear."
     folders = _flat_folders(src)
@@ -109,6 +111,7 @@ def find_layouts(src: Path) -> list[Layout]:
                          "expected images/ and labels/")
     return layouts
 
+# %% ../../nbs/io/62_nifti_layouts.ipynb #de10bcdd
 def layout_folders(src: Path) -> set[str]:
     "Names of folders that are part of a layout, and no cases."
     of_nnunet = {name for images, labels, _ in _NNUNET for name in (images, labels)}

@@ -47,6 +47,7 @@ def encode(mask: np.ndarray, coding: Coding = Coding()) -> str:
 # %% ../../nbs/io/92_rle.ipynb #70194259
 EMPTY = ("", "-1", "nan") # cells that say: examined, and nothing found
 
+# %% ../../nbs/io/92_rle.ipynb #a3e2b2ac
 def parse_runs(code: str, where: str) -> np.ndarray: # int64 [runs,2]
     "Starts and lengths; `InputError` unless they are whole numbers, in pairs, rising and apart."
     code = code.strip()

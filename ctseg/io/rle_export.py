@@ -57,6 +57,7 @@ def _image_size(folder: Path) -> tuple[int, int]|None:
             return read_pngs(image_paths(folder/name)[:1]).shape[1:]
     return None
 
+# %% ../../nbs/io/97_rle_export.ipynb #dd5eadd8
 def _places(folder: Path) -> dict[str, dict]:
     "Image → its size and corner, from the index of an import; empty without one."
     path = folder/"png_index.json"
@@ -118,6 +119,7 @@ def _asked(row: list[str], form: Form, predicted: Predicted) -> tuple[str|None, 
     label = "" if form.label is None else row[form.label].strip()
     return image_of(row[form.image], predicted.masks), label
 
+# %% ../../nbs/io/97_rle_export.ipynb #ca33272f
 def _label_ids(rows, header: list[str], form: Form, predicted: Predicted, sheet: Sheet) -> dict[str, int]:
     "The class ids of the classes that a sample names."
     classes = predicted.classes

@@ -25,6 +25,7 @@ _JOINED = re.compile(r"(image|img|id|file|slice)\w*(class|label|category)(id)?")
 _NO_CLASS = ("height", "width", "fold", "split", "usage", "patient", "patientid", "case", "day", "slice")
 SINGLE = "object" # the class of a table that names none
 
+# %% ../../nbs/io/93_rle_table.ipynb #25ab7bb8
 @dataclass(frozen=True)
 class Form:
     "Where a table of codes has what: numbers of columns."

@@ -47,6 +47,7 @@ def _names_by_number(header) -> dict[int, str]:
         names[number] = told or str(item.get("ROIDescription") or "").strip()
     return names
 
+# %% ../../nbs/io/74_rtstruct.ipynb #15663db3
 def read_regions(header) -> list[Region]:
     """The regions of an RTSTRUCT for which anything was drawn.
 
@@ -128,6 +129,7 @@ def _fill(rings: list[_Ring], size: tuple[int, int]) -> np.ndarray:
         area[mask] = depth % 2 == 0
     return area | exclusive
 
+# %% ../../nbs/io/74_rtstruct.ipynb #944a1763
 def draw_region(series: Series, region: Region) -> DrawnStructure:
     "The mask of a region on the grid of a series."
     shape = series.shape

@@ -79,6 +79,7 @@ def _frame_of_reference(headers: list):
                   RTReferencedSeriesSequence=[its_series])
     return _item(FrameOfReferenceUID=first.FrameOfReferenceUID, RTReferencedStudySequence=[study])
 
+# %% ../../nbs/io/77_rtstruct_write.ipynb #a3c770aa
 def _observation(number: int, name: str):
     "What is said of a structure beside its contours: its code, if there is one."
     item = _item(ObservationNumber=number, ReferencedROINumber=number)
@@ -108,6 +109,7 @@ _ABOUT = {
     "ApprovalStatus": "UNAPPROVED",
 }
 
+# %% ../../nbs/io/77_rtstruct_write.ipynb #225677c1
 def _new_object(series: Series, id: str, keep_patient: bool):
     "An RTSTRUCT without structures."
     pydicom = import_volumes_package("pydicom")

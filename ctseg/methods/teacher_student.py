@@ -111,7 +111,7 @@ def finetune(
     epochs, lr = settings.finetune_epochs, settings.finetune_lr
     return (yield Phase("finetune", job.labelled, init=start, epochs=epochs, lr=lr))
 
-
+# %% ../../nbs/methods/30_teacher_student.ipynb #f11ba672
 @register_method("pretrain-finetune")
 class PretrainFinetune(Method):
     "The variant: learn from the teacher's labels alone, then from the annotated slices."

@@ -77,6 +77,7 @@ def matched_files(truth: Path, prediction: Path) -> dict[str, tuple[Path, Path]]
                          "predict it, or take its truth away")
     return {name: (true[name], pred[name]) for name in true}
 
+# %% ../../nbs/metrics/62_label_folders.ipynb #f0765009
 def check_same_names(truth: ClassMap, prediction: Path):
     "Raise `InputError` if the prediction's own `class_names.json` or `dataset.json` says other labels."
     theirs = label_names(prediction)

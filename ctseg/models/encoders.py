@@ -161,7 +161,7 @@ class Filled:
     source: str = ""  # where the encoder's weights are from, in words; "" means random numbers
     remaining: dict[str, torch.Tensor] | None = None  # tensors of the whole model, still to be loaded
 
-
+# %% ../../nbs/models/70_encoders.ipynb #09cdc5af
 def _with_state(halves: Halves, state: dict[str, torch.Tensor], path: str | Path) -> nn.Module:
     "The network with the tensors of a file, named as its library names them, in its encoder."
     if halves.known_as.startswith("tu-"):

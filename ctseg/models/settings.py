@@ -23,7 +23,7 @@ class ModelSettings(Settings):
         0.0, "weight of a presence head (is the class on this image at all?); 0: no such head", low=0,
     )
 
-
+# %% ../../nbs/models/85_settings.ipynb #2819f9b5
 class EncoderSettings(ModelSettings):
     "Of a network with an encoder of timm."
     pretrained: bool = setting(True, "the encoder starts from published weights, where there are some")

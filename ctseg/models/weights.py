@@ -25,7 +25,7 @@ from .base import first_few, read_weights, shape_differences
 # %% ../../nbs/models/65_weights.ipynb #9314be17
 SEGMENTATION_MODELS = "segmentation_models_pytorch"
 
-
+# %% ../../nbs/models/65_weights.ipynb #e93ebd2f
 def find_encoder(
     name: str, # timm's name, with or without a tag: resnet34, vit_small_patch14_dinov2.lvd142m
     model: str = "", # whose encoder this is, for messages

@@ -6,7 +6,8 @@
 __all__ = ['EXPECTED_IMAGES', 'HALF_REMEDY', 'FULL_REMEDY', 'RunMember', 'load_member',
            'image_dtype_remedy', 'grey_images', 'in_common', 'mean_probabilities',
            'not_finite_error', 'Ensemble', 'warn_of_size', 'Predictor', 'plan_as_trained',
-           'same_classes', 'need_calibration', 'load_predictor', 'predict_masks']
+           'same_classes', 'need_calibration', 'temperatures_and_rules', 'load_predictor',
+           'predict_masks']
 
 # %% ../../nbs/prediction/20_predictor.ipynb #c332d95b
 import contextlib
@@ -14,7 +15,7 @@ import math
 import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -147,6 +148,10 @@ class Ensemble:
         if prob.sum().isfinite(): return prob
         raise not_finite_error(self.members, x, self.plan)
 
+    def by_engine(self, engine: str) -> Self:
+        "The same, computed by torch, openvino, onnx or auto."
+        return replace(self, members=[with_engine(m, engine, self.plan) for m in self.members])
+
 # %% ../../nbs/prediction/20_predictor.ipynb #db09148f
 def warn_of_size(members: list[Member], size: tuple[int, int]):
     "A warning if a network has learnt structures at another size, in pixels, than it will see them."
@@ -172,10 +177,6 @@ class Predictor(Ensemble):
         views = f"{self.views} view{'s'*(self.views > 1)}"
         device = f"{self.plan.device} in {self.plan.precision}"
         return f"Predictor({models}: {len(self.classes)} classes, {views}, {self.rule}, {device})"
-
-    def by_engine(self, engine: str) -> "Predictor":
-        "The same predictor, computed by an [engine](../inference/engine.html): torch, openvino, onnx or auto."
-        return replace(self, members=[with_engine(m, engine, self.plan) for m in self.members])
 
     def rule_at(self, size: tuple[int, int], rule: Rule | None = None) -> Rule:
         "The rule (or another) for images of `size`: an island stays the same share of the area."
@@ -221,6 +222,13 @@ def need_calibration(run: Run, calibration: SavedCalibration | None) -> SavedCal
     raise InputError(f"{run.folder}: this run was not calibrated: {reason}; leave out --calibrated")
 
 # %% ../../nbs/prediction/20_predictor.ipynb #dc4b9a1d
+def temperatures_and_rules(runs: list[Run], metrics: list, calibrated: bool) -> tuple[list[float], list]:
+    "Of each run: what its logits are divided by, and its rule, if it has one; `InputError` without calibration."
+    if not calibrated: return [1.0]*len(runs), [m.rule for m in metrics]
+    calibrations = [need_calibration(r, m.calibration) for r, m in zip(runs, metrics)]
+    return [c.temperature for c in calibrations], [c.rule for c in calibrations]
+
+# %% ../../nbs/prediction/20_predictor.ipynb #1634f820
 def load_predictor(
     runs: str | Path | list[str | Path], # one run or several: folders, or names on the hub (hf://owner/name)
     plan: DevicePlan | str | None = None, # or a device, in the runs' precision; None: the one at hand
@@ -236,12 +244,7 @@ def load_predictor(
         plan = plan_as_trained(specs, plan or "auto")
     classes = same_classes(runs, specs)
     metrics = [read_metrics(r, len(classes)) for r in runs]
-    temperatures = [1.0]*len(runs)
-    rules = [m.rule for m in metrics]
-    if calibrated:
-        calibrations = [need_calibration(r, m.calibration) for r, m in zip(runs, metrics)]
-        temperatures = [c.temperature for c in calibrations]
-        rules = [c.rule for c in calibrations]
+    temperatures, rules = temperatures_and_rules(runs, metrics, calibrated)
     members = [load_member(r, s, plan, t) for r, s, t in zip(runs, specs, temperatures)]
     first = next((i for i, rule in enumerate(rules) if rule is not None), 0)
     size = tuple(specs[first]["image_shape"])

@@ -107,6 +107,7 @@ METRICS = fields({}, {
     "dice held out, argmax": maybe(number(0, 1)), "dice held out, chosen rule": maybe(number(0, 1)),
 })
 
+# %% ../../nbs/prediction/10_saved.ipynb #3acd3cb0
 def read_metrics(run: Run, classes: int) -> SavedMetrics:
     "The `metrics.json` of a run of so many classes; `InputError` for a damaged one, all None before the run is finished."
     path = run/"metrics.json"

@@ -73,6 +73,7 @@ def checked_index(index: Any) -> dict[str, Any]:
     if index["activation"] not in ("softmax", "sigmoid"): raise ValueError
     return index
 
+# %% ../../nbs/prediction/50_store.ipynb #29f92cec
 def open_store(path: Path) -> tuple[zipfile.ZipFile, dict[str, Any]]:
     "The archive and its index; `InputError` for a file that is no store of probabilities."
     refuse_special(path)

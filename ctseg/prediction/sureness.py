@@ -59,7 +59,7 @@ def presence_chance(
     fitted = expected.bias + expected.peak*peak + expected.area*area
     return torch.where(area.isfinite(), fitted, peak).sigmoid()
 
-
+# %% ../../nbs/prediction/55_sureness.ipynb #6589343e
 def sureness(
     prob: torch.Tensor,
     label: torch.Tensor,
@@ -88,7 +88,7 @@ class Judge:
         prob = prob if self.same else self.predictor.probabilities(images)
         return sureness(prob, label.to(prob.device), self.expected)
 
-
+# %% ../../nbs/prediction/55_sureness.ipynb #6bb63ca1
 def judge_of(predictor: Predictor) -> Judge:
     "The judge of a predictor: itself, or its calibrated twin."
     members = predictor.members
@@ -127,7 +127,7 @@ def table_rows(judge: Judge, names: list[str], columns: dict[str, torch.Tensor])
                 row.append("" if np.isnan(value) else f"{value:.4f}")
             yield [*row, int(judge.calibrated)]
 
-
+# %% ../../nbs/prediction/55_sureness.ipynb #8cdb8712
 @contextlib.contextmanager
 def write_sureness(path: str | Path, predictor: Predictor) -> Iterator[Note]:
     "Yields what takes names, images, probabilities and labels of a batch; the file is complete or not there."

@@ -74,7 +74,7 @@ class LabelledVolume:
     confidence: np.ndarray # float64 [C], NaN for classes that are drawn nowhere
     seen: float # share of the slices' area that the network has seen; below 1 where slices were cropped
 
-
+# %% ../../nbs/prediction/75_volumes.ipynb #945feb5f
 def label_volume(
     predictor: Predictor,
     volume: Volume,
@@ -129,6 +129,7 @@ def at_ends(labels: np.ndarray, volume: Volume, slicing: Slicing, classes: int) 
     stack = as_slices(labels, volume.affine, slicing.orientation)
     return np.isin(np.arange(1, classes + 1), [*np.unique(stack[0]), *np.unique(stack[-1])])
 
+# %% ../../nbs/prediction/75_volumes.ipynb #aa687fd4
 def class_rows_of(
     predicted: LabelledVolume,
     volume: Volume,

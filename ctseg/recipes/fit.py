@@ -6,7 +6,7 @@
 __all__ = ['Callback', 'check_job', 'refuse_too_large', 'warn_of_split', 'check_batches', 'save_curves',
            'held_out_facts', 'finish', 'finish_in_time', 'memory_told', 'carry_out', 'FitOptions',
            'as_watchers', 'tell_of_groups', 'announce', 'open_trackers', 'carry_out_watched',
-           'with_plugins', 'how_cut', 'fit']
+           'with_plugins', 'how_cut', 'make_job', 'fit']
 
 # %% ../../nbs/recipes/20_fit.ipynb #aadf2952
 import contextlib
@@ -21,7 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from ..core.device import pick_device
+# %% ../../nbs/recipes/20_fit.ipynb #1f12a6e2
+from ..core.device import DevicePlan, pick_device
 from ..core.files import InputError, atomic_path, write_json
 from ..core.parallel import agree, main_first, on_main, rank, world
 from ..core.registry import Plugin, load_plugin
@@ -34,7 +35,7 @@ from ..metrics.bootstrap import bootstrap_mean
 from ..metrics.evaluate import plain_value
 from ..models.settings import make_model
 from ..prediction.choose import Part, choose_rule, rule_tables
-from ..prediction.earlier import earlier_runs
+from ..prediction.earlier import Earlier, earlier_runs
 from ..prediction.predictor import Predictor, load_predictor
 from ..prediction.prepare import calibrate_run
 from .table import DEFAULT_RECIPE, get_recipe
@@ -175,7 +176,7 @@ def carry_out(job: Job) -> None:
 # %% ../../nbs/recipes/20_fit.ipynb #81b697f2
 Callback = Callable[[int, dict[str, Any], Path], Any]
 
-
+# %% ../../nbs/recipes/20_fit.ipynb #0e098970
 @dataclass(frozen=True)
 class FitOptions:
     "What is seldom given to `fit`."
@@ -210,7 +211,7 @@ def as_watchers(callbacks: Iterable[Callback], folder: Path) -> tuple[Callable[[
         return watch
     return tuple(watcher(callback) for callback in callbacks)
 
-
+# %% ../../nbs/recipes/20_fit.ipynb #d6a24c44
 def tell_of_groups(job: Job, data: Any) -> None:
     "Without a `patients.json`, say on how many groups of near-duplicates the held-out figures rest."
     if isinstance(data, SliceSet) or not len(job.holdout) or os.path.lexists(Path(data)/"patients.json"):
@@ -264,6 +265,18 @@ def how_cut(data: SliceSet | str | Path) -> dict[str, Any]:
     return {"slicing": slicing} if slicing else {}
 
 # %% ../../nbs/recipes/20_fit.ipynb #9ae2f3a7
+def make_job(
+    recipe: Recipe, slices: SliceSet, run: Run, seed: int, more: FitOptions,
+    plan: DevicePlan, deadline: Deadline, progress: bool,
+) -> tuple[Job, Earlier, dict]: # the job, what it takes from earlier runs, what recipe.json says of both
+    "The job of a fit."
+    recipe, facts = main_first(lambda: settled(recipe, run, slices.images.shape[1:]))
+    earlier = earlier_runs(more.init, more.teacher, recipe, slices.classes, plan)
+    options = earlier.options(deadline, as_watchers(more.callbacks, run.folder))
+    job = Job(recipe, slices, run, plan, seed, progress, options)
+    return job, earlier, earlier.record() | facts
+
+# %% ../../nbs/recipes/20_fit.ipynb #a5f9a3f4
 def fit(
     data: SliceSet | str | Path, # the slices, or a challenge folder
     recipe: Recipe | str = DEFAULT_RECIPE, # or its name, or the `recipe.json` of a run
@@ -280,17 +293,14 @@ def fit(
     recipe, plugins = with_plugins(recipe, more.plugins)
     plan, run = pick_device(device, recipe.compute.precision), Run(out)
     with more.deadline() as deadline, memory_told(plan.name):
-        make_accelerator(plan)  # connects the processes, if there are several
+        make_accelerator(plan)  # connects the processes
         on_main(lambda: run.check_free(resume))
         try:
             if not run.finished: on_main(run.lock)
             slices = more.read(data)
-            recipe, facts = main_first(lambda: settled(recipe, run, slices.images.shape[1:]))
-            earlier = earlier_runs(more.init, more.teacher, recipe, slices.classes, plan)
-            job_options = earlier.options(deadline, as_watchers(more.callbacks, run.folder))
-            job = Job(recipe, slices, run, plan, seed, progress, job_options)
+            job, earlier, facts = make_job(recipe, slices, run, seed, more, plan, deadline, progress)
             source = check_job(job)
-            spec = make_spec(recipe, slices, seed, plugins, earlier.record()) | how_cut(data) | facts
+            spec = make_spec(job.recipe, slices, seed, plugins, facts) | how_cut(data)
             on_main(lambda: start_run(run, spec, resume))
             if run.finished: return run  # resumed after its end
             if progress and not rank():

@@ -35,6 +35,7 @@ from ..runs.recipe import recipe_fields
 # %% ../../nbs/report/30_facts.ipynb #8ce91eda
 SPLITS = ("held-out", "test")
 
+# %% ../../nbs/report/30_facts.ipynb #db4745ab
 def scored_slices(
     run: Run,
     data: str | Path | SliceSet, # the challenge folder the run was trained on, or its slices
@@ -152,7 +153,7 @@ def mean_where(values: np.ndarray, counted: np.ndarray) -> float | None:
     chosen = values[counted & ~np.isnan(values)]
     return float(chosen.mean()) if len(chosen) else None
 
-
+# %% ../../nbs/report/30_facts.ipynb #b66bf31e
 def sure_facts(slices: SliceSet, sure: dict[str, np.ndarray]) -> list[dict[str, Any]]:
     "What `judged` says of each class in the mean over the slices where it was examined, beside how it was."
     rows = []
@@ -221,6 +222,7 @@ def pseudo_sets(
 # %% ../../nbs/report/30_facts.ipynb #6873dd21
 CELLS = dict.fromkeys(("present", "absent", "present added", "absent added"), POSITIVE)
 
+# %% ../../nbs/report/30_facts.ipynb #d853d36e
 def pseudo_facts(
     run: Run,
     spec: dict[str, Any], # its `recipe.json`

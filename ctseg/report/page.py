@@ -84,6 +84,7 @@ def training_slices(data: str | Path | SliceSet, split: str, annotated: str) -> 
     if split == "test" and not (Path(data)/"train-images").is_dir(): return None
     return read_challenge(data, "train", annotated)
 
+# %% ../../nbs/report/40_page.ipynb #f1fe7957
 def scored_facts(
     slices: SliceSet, # that were scored
     pred: np.ndarray, # uint8 [N, H, W]

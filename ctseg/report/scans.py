@@ -40,6 +40,7 @@ def _tile_size(shape: tuple[int, int], mm: np.ndarray, side: int) -> tuple[int, 
     height, width = np.maximum(1, (extent/extent.max()*side).round().astype(int))
     return int(height), int(width)
 
+# %% ../../nbs/report/60_scans.ipynb #a605a65d
 def outlined(
     grey: np.ndarray, # uint8 [H,W]
     label: np.ndarray, # uint8 [H,W]

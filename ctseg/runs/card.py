@@ -54,7 +54,7 @@ def counted(number: int, noun: str) -> str:
     "A number and what it counts."
     return f"{number} {noun}" + "s"*(number != 1)
 
-
+# %% ../../nbs/runs/40_card.ipynb #d0e5f881
 def score_section(metrics: dict[str, Any]) -> str:
     "What the run scored on the slices it held out, from its `metrics.json`."
     held_out = metrics.get("held out")
@@ -86,7 +86,7 @@ def data_section(spec: dict[str, Any]) -> str:
             lines.append(f"The training was {does} {plain(spec[key]['run'])} (`{spec[key]['weights']}`).")
     return "\n".join(lines)
 
-
+# %% ../../nbs/runs/40_card.ipynb #28204fec
 def recipe_section(spec: dict[str, Any]) -> str:
     "The settings that differ from their defaults."
     changed = [(name, value) for name, value, default, _ in recipe_fields(spec["recipe"]) if value != default]
@@ -94,7 +94,7 @@ def recipe_section(spec: dict[str, Any]) -> str:
     code = f"\n\nThe run needs code that is not part of it: {plugins}." if plugins else ""
     return table(("setting", "value"), changed) + "\n\nEverything else is at its default." + code
 
-# %% ../../nbs/runs/40_card.ipynb #28204fec
+# %% ../../nbs/runs/40_card.ipynb #d7dc4213
 def model_card(spec: dict[str, Any], metrics: dict[str, Any]) -> str:
     "The card of a run, as Markdown, from what `read_spec` and `metrics.json` say."
     recipe, names = spec["recipe"], spec["classes"]
@@ -114,7 +114,7 @@ def model_card(spec: dict[str, Any], metrics: dict[str, Any]) -> str:
     }
     return "\n\n".join([HEADER, *(f"{title}\n\n{text}" for title, text in parts.items())]) + "\n"
 
-
+# %% ../../nbs/runs/40_card.ipynb #c29b1c3b
 def write_card(run: Run, metrics: dict[str, Any] | None = None) -> Path:
     "Write `model_card.md` into a run folder; its path. metrics: None reads those of the run."
     if metrics is None:

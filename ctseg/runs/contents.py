@@ -35,6 +35,7 @@ def class_table(value: Any) -> None:
     except InputError as e:
         raise Misfit(value, f"1 to 255 classes of different names ({e})") from None
 
+# %% ../../nbs/runs/14_contents.ipynb #41749377
 def sha256(value: Any) -> None:
     "A hash, 64 hexadecimal digits."
     if not isinstance(value, str) or not re.fullmatch("[0-9a-f]{64}", value):
@@ -70,6 +71,7 @@ def damaged_file(path: Path, problem: str) -> InputError:
     "The error for a file of a run folder that is of no use."
     return InputError(f"{path}: {problem}; copy the run folder again, or delete the file to do without it")
 
+# %% ../../nbs/runs/14_contents.ipynb #e512323c
 def read_rows(path: Path) -> list[list[str]]:
     "The lines of a CSV as cells, the header first, all of one length; `InputError` for a damaged file."
     refuse_special(path, MAX_TEXT)

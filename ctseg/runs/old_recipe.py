@@ -27,6 +27,7 @@ ORIGINALS = ("attunet", "teacher-student", "pretrain-finetune")
 LATER = {"model": {"statistics": "imagenet"}}  # settings that came later still, with what was done before
 OLD_NAMES = {f"seed-{name}": f"original-{name}" for name in ORIGINALS}  # of recipes
 
+# %% ../../nbs/runs/12_old_recipe.ipynb #aae7ea1b
 def is_old(parts: dict[str, Any]) -> bool:
     "Is this the flat recipe of ctseg 0.1?"
     return isinstance(parts.get("method"), str)

@@ -100,7 +100,7 @@ def from_network(name: HubName) -> Fetch | None:
         return hub.hf_hub_download(name.repo, file, revision=info.sha)
     return fetch
 
-
+# %% ../../nbs/runs/22_source.ipynb #0bce8e75
 def from_cache(name: HubName) -> Fetch:
     "How to find a file of a repository in the cache."
     hub = import_hub()

@@ -33,6 +33,7 @@ def kept_values(
     for hook in hooks: hook.remove()
     return sum(counts)
 
+# %% ../../nbs/training/56_memory.ipynb #d5355c4e
 def least_bytes(
     build: Callable[[], nn.Module], # makes the network
     size: tuple[int, int], # of the images it works at
@@ -60,6 +61,7 @@ def group_bytes(group: Path = GROUP) -> float:
     except (OSError, ValueError):  # "max": no limit
         return float("inf")
 
+# %% ../../nbs/training/56_memory.ipynb #8bd7f436
 def free_bytes(device: torch.device) -> float:
     "The memory that is left on a device; on a CPU with what is swapped."
     if device.type == "cuda": return torch.cuda.mem_get_info(device)[0]

@@ -27,6 +27,7 @@ _STATE = fields({
     "ema_steps": COUNT, "scaler": anything, "method": anything,
     "opt": fields({"state": anything, "param_groups": anything})})
 
+# %% ../../nbs/training/45_states.ipynb #9404315b
 def check_progress(state: dict[str, Any], epochs: int, steps: int) -> None:
     "Raises unless a checkpoint's state is one of a phase of so many epochs of so many steps."
     _STATE(state)

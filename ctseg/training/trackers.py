@@ -48,7 +48,7 @@ def opening(name: str, folder: Path, entry: dict[str, Any]) -> dict[str, Any]:
     needs_folder = LOGGER_TYPE_TO_CLASS[name].requires_logging_directory
     return {"run_name": "ctseg"} | ({"logging_dir": str(folder)} if needs_folder else {})
 
-
+# %% ../../nbs/training/85_trackers.ipynb #6b132e97
 def open_tracker(name: str, folder: Path, entry: dict[str, Any], config: dict[str, Any]) -> GeneralTracker:
     "A tracker at work; a new one gets the settings of the run."
     tracker = LOGGER_TYPE_TO_CLASS[name](**opening(name, folder, entry))

@@ -90,6 +90,9 @@ next((work/"export"/"lacks a slice").glob("IM0004")).unlink()
 #| export
 FORMATS = ("dicom-seg", "rtstruct", "nifti")
 
+
+# %%
+#| export
 @dataclass(frozen=True)
 class SegmentOptions:
     "What is seldom given to `segment`. Raises `InputError` for an impossible one."
@@ -153,6 +156,9 @@ def _formats_of(scan: Scan, formats: list[str]) -> list[str]:
     raise InputError(f"{scan.source}: a NIfTI file has no DICOM slices that {kinds} could refer to; "
                      "take the format nifti")
 
+
+# %%
+#| export
 def write_results(
     opened: OpenScan,
     labels: np.ndarray, # uint8 [I,J,K]
@@ -228,6 +234,8 @@ def size_in_words(opened: OpenScan) -> str:
     return f"{voxels} voxels of {' x '.join(f'{v:.3g}' for v in mm)} mm{uneven}"
 
 
+# %%
+#| export
 @dataclass
 class ScanResult:
     "What was found on a scan."
@@ -387,6 +395,9 @@ def _about(predictor: Predictor, slicing: Slicing) -> dict:
     how = {name: asdict(slicing)[name] for name in ("orientation", "window", "size", "spacing")}
     return {"ctseg": __version__, "runs": runs, "rule": str(predictor.rule), "slicing": how}
 
+
+# %%
+#| export
 def _refuse_impossible(found: Found, formats: list[str]):
     "`InputError` if no scan can be written in any of the formats."
     if found.scans and all(scan.kind == "nifti" for scan in found.scans):

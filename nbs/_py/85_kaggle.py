@@ -96,6 +96,8 @@ def fits(name: str, patterns: tuple[str, ...]) -> bool:
     return not is_system_file(Path(name)) and any(Path(name).match(p) for p in patterns)
 
 
+# %%
+#| export
 def find_pieces(top: Path, match: str = "") -> dict[str, list[Path]]:
     "Every file or image folder of a challenge below `top` whose path holds `match`, by the name it should have."
     found = {name: [] for name in (*FOLDERS, *FILES)}
@@ -158,6 +160,8 @@ def only_one(name: str, places: list[Path]) -> Path:
     return places[0]
 
 
+# %%
+#| export
 def linked_folder(pieces: dict[str, Path]) -> Path:
     "A new folder with a link to each piece under the name it should have."
     folder = Path(tempfile.mkdtemp(prefix="challenge-"))
@@ -166,6 +170,8 @@ def linked_folder(pieces: dict[str, Path]) -> Path:
     return folder
 
 
+# %%
+#| export
 def find_challenge(match: str = "") -> Path: # `match`: look only at inputs whose path holds this text
     "The challenge folder among the notebook's inputs; one made of links, if its pieces lie in several places."
     top = kaggle_root()/"input"
@@ -236,6 +242,8 @@ def find_runs(name: str = "*", finished: bool = False) -> list[Path]:
     return sorted(sorted(runs, key=str), key=progress, reverse=True)
 
 
+# %%
+#| export
 def carry_on(name: str = "run") -> Path:
     "The folder `name` in `/kaggle/working`, filled from an earlier session's output if one is attached."
     run = kaggle_root()/"working"/name
@@ -277,6 +285,8 @@ assert (run/"new").exists() and not carry_on("other").exists()
 CAUSE = re.compile(r"ctseg: |(\[rank\d+\]: *)?[\w.]+(Error|Exception)\b(?<!ChildFailedError)")
 
 
+# %%
+#| export
 class Listener:
     "Shows the lines of a process, and remembers the one that tells why it failed."
 
@@ -344,6 +354,8 @@ def workers() -> int:
     return max(1, gpus)
 
 
+# %%
+#| export
 def fit_command(
     data, run, recipe: str, settings=(), seed: int = 0, seconds: float = 0, processes: int = 1,
 ) -> list[str]:

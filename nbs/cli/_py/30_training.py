@@ -94,6 +94,15 @@ assert f"left out: {DEFAULT_RECIPE};" in RECIPE.help  # told here without the im
 
 # %%
 #| export
+def tell_result(run) -> None:
+    "Print the figures of a finished run, and where it is."
+    from ctseg.prediction.saved import read_metrics, run_spec
+    print_facts(in_words(read_metrics(run, len(run_spec(run)["classes"])).facts))
+    print(f"run folder: {run.folder}")
+
+
+# %%
+#| export
 @app.command()
 def fit(
     data: Folder,
@@ -130,9 +139,7 @@ def fit(
             print(f"ctseg: {e}; {SAVED}", file=sys.stderr)
         raise typer.Exit(75)
     if SPEAKS:
-        from ctseg.prediction.saved import read_metrics, run_spec
-        print_facts(in_words(read_metrics(run, len(run_spec(run)["classes"])).facts))
-        print(f"run folder: {run.folder}")
+        tell_result(run)
 
 
 # %%
@@ -190,6 +197,8 @@ def setting_line(key: str, value, default, meaning: str) -> str:
 ONE_RECIPE = typer.Argument(help="one of them, or the recipe.json of a run: list its fields")
 
 
+# %%
+#| export
 @app.command()
 def recipes(
     name: Annotated[Optional[str], ONE_RECIPE] = None,
@@ -216,6 +225,8 @@ print(runner.invoke(app, ["recipes", "unimatch"]).output[:900])
 PLAIN = typer.Option("--plain", help="without running training steps, which takes seconds for each model")
 
 
+# %%
+#| export
 @app.command()
 def models(
     names: Annotated[Optional[list[str]], typer.Argument(help="which ones; default: all")] = None,
@@ -238,6 +249,8 @@ def models(
         print(line.format(name, *size, *cost, f["paper"]), flush=True)
 
 
+# %%
+#| export
 @app.command()
 def doctor():
     "Versions, devices, precision: what a bug report needs."

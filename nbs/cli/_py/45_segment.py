@@ -78,6 +78,8 @@ TAKE_GAPS = typer.Option("--gaps", help="take a gap that looks like a missing sl
 SCAN_VIEWS = typer.Option("--tta", help="views of each slice to average")
 
 
+# %%
+#| export
 def spacing_of(text: Optional[str]):
     "mm per pixel, `fit`, or None; `InputError` for another text."
     if text in (None, "fit"): return text
@@ -117,6 +119,8 @@ def print_results(result) -> None:
 SOME_FAILED = 3  # the exit status if some scans could not be segmented
 
 
+# %%
+#| export
 @app.command()
 def segment(
     runs_then_scans: Annotated[list[str], PATHS],

@@ -81,6 +81,8 @@ SCALE = typer.Option(help="Hounsfield units a step of a 16-bit value (png)")
 OFFSET = typer.Option(help="Hounsfield units at the 16-bit value 0, often -1024 (png)")
 
 
+# %%
+#| export
 def png_options(shared: dict, only: dict) -> dict:
     "How `import_png` shall read images and masks, from the options that were given."
     from ctseg.io.mask_labels import Labelling
@@ -129,6 +131,8 @@ IDS = typer.Option(help="images called by stem, 007, or by name, 007.png (rle)")
 VALUES = typer.Option(help="a JSON or CSV of the values by which the sample calls classes (rle)")
 
 
+# %%
+#| export
 def write_rle(folder: Path, masks: Optional[Path], out: Path, options: dict) -> dict:
     "Write run-length codes of the masks for a challenge folder, or of a submission given in its place."
     from ctseg.io.rle import Coding

@@ -60,6 +60,8 @@ def volume_result(truth: Path, prediction: Path, annotated, classes, tolerance: 
     return evaluate_volumes(truth, prediction, classes, annotated and str(annotated), tolerance)
 
 
+# %%
+#| export
 def evaluation(
     truth: Path, prediction: Path, annotated, classes, tolerance: Optional[float], mm: bool,
 ) -> dict:

@@ -132,6 +132,9 @@ def work_options(kind: str, takes, work: dict) -> dict:
     if "work" in takes: return work | {"progress": True}
     return fitting_options(kind, (), {name: value or None for name, value in work.items()})
 
+
+# %%
+#| export
 def import_kind(
     kind: str, places: list[Path],
     cut: dict, # how volumes are cut
@@ -162,6 +165,19 @@ def import_kind(
 test_fail(lambda: import_kind("dicm", [], {}, {}, {}, {}), contains="did you mean dicom")
 test_fail(lambda: work_options("openkbp", (), {"workers": 2}), contains="--workers is not an option")
 
+# %%
+#| export
+CUT = "window every per_volume size"  # the options, by what they are for
+SHARED = "classes test_share annotated rename gaps key"
+ONLY_PNG = "test patients order first overlap scale offset"
+WORK = "skip_damaged workers"
+
+def grouped(given: dict) -> list[dict]:
+    "The options of the command, in the four groups; flags and shares that say nothing become None."
+    given = given | {name: given[name] or None for name in ("test_share", "gaps")}
+    given["classes"] = given["classes"] and str(given["classes"])
+    return [{name: given[name] for name in names.split()} for names in (CUT, SHARED, ONLY_PNG, WORK)]
+
 
 # %%
 #| export
@@ -189,18 +205,11 @@ def import_(
     scale: Annotated[Optional[float], SCALE] = None,
     offset: Annotated[Optional[float], OFFSET] = None,
 ):
-    """Make a challenge folder of volumes, or of images and masks; structures nobody contoured stay unknown.
+    """Make a challenge folder of volumes, or of images and masks; what nobody contoured stays unknown.
 
-    Volumes: stopped and started again, it goes on where it was.
+    Stopped and started again, it goes on where it was (volumes).
     """
-    names = classes and str(classes)
-    options = dict(classes=names, test_share=test_share or None, annotated=annotated, rename=rename)
-    options |= dict(gaps=gaps or None, key=key)
-    only_png = dict(test=test, patients=patients, order=order, first=first)
-    only_png |= dict(overlap=overlap, scale=scale, offset=offset)
-    cut = dict(window=window, every=every, per_volume=per_volume, size=size)
-    work = dict(skip_damaged=skip_damaged, workers=workers)
-    facts = import_kind(kind, places, cut, options, only_png, work)
+    facts = import_kind(kind, places, *grouped(locals()))
     print_facts({name: value for name, value in facts.items() if value not in ([], {})})
     print(f"challenge folder: {places[-1]}")
 

@@ -132,6 +132,8 @@ def run_command() -> int:
     return status
 
 
+# %%
+#| export
 def main() -> None:
     "The console script: `app`, with mistakes told in one line and exit status 2."
     if not SPEAKS:

@@ -114,6 +114,9 @@ DISK_ERRORS = {
     errno.EPIPE: "nobody reads the pipe any more",
 }
 
+
+# %%
+#| export
 @contextlib.contextmanager
 def disk_errors(path: str | Path) -> Iterator[None]:
     "Within the block, a failure of the disk becomes an `InputError` that names `path`."
@@ -208,6 +211,9 @@ def _put_in_place(new: Path, path: Path, aside: Path) -> None:
     if new.is_dir() and path.is_dir(): os.replace(path, aside)
     os.replace(new, path)
 
+
+# %%
+#| export
 def _put_back(path: Path, aside: Path) -> None:
     "Undo the first half of `_put_in_place` where the second did not happen."
     if path.exists() or not aside.exists(): return
@@ -424,6 +430,9 @@ def _finite(text: str) -> float:
     if math.isfinite(number): return number
     raise ValueError(f"{text[:20]} is no number that JSON can hold")
 
+
+# %%
+#| export
 def parse_json(text: str):
     "The content of a JSON text; `ValueError` for anything that other readers would refuse or take otherwise."
     value = json.loads(text, object_pairs_hook=_unique, parse_float=_finite, parse_constant=_finite)

@@ -48,6 +48,9 @@ def others_may_write(folder: Path) -> bool:
 
 _told: set[Path] = set()
 
+
+# %%
+#| export
 def own_cache(inside: str = "") -> Path | None:
     "The cache, or a folder `inside` it, made where it is missing; None, with a warning once, if it cannot be made or believed."
     top = cache_dir()

@@ -41,6 +41,9 @@ class Misfit(Exception):
 
 Schema = Callable[[Any], None]
 
+
+# %%
+#| export
 def short(value: Any, most: int = 60) -> str:
     "A value as an error shows it."
     if isinstance(value, (dict, list)):
@@ -78,6 +81,9 @@ def number(low: float = -math.inf, high: float = math.inf, whole: bool = False) 
             raise Misfit(value, expected)
     return check
 
+
+# %%
+#| export
 def text(value: Any) -> None:
     "Texts that can be printed in a line."
     if not isinstance(value, str) or not value.isprintable() or len(value) > 1000:
@@ -132,6 +138,9 @@ def mapped(item: Schema) -> Schema:
             within(key, item, inner)
     return check
 
+
+# %%
+#| export
 def fields(required: dict[str, Schema], optional: dict[str, Schema] = {}) -> Schema:
     "Objects with these names; further ones belong to a newer version and are not looked at."
     def check(value: Any) -> None:

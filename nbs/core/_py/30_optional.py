@@ -45,6 +45,9 @@ def forget_package(name: str) -> None:
     for module in list(sys.modules):
         if module.split(".")[0] == name: del sys.modules[module]
 
+
+# %%
+#| export
 def import_timm() -> ModuleType:
     "timm, also beside a torchvision whose compiled operators cannot be loaded."
     try:

@@ -206,6 +206,9 @@ def load_plugin(path: str | Path) -> Plugin:
     keep_copy(plugin, source)
     return plugin
 
+
+# %%
+#| export
 def execute(source: bytes, path: Path) -> types.ModuleType:
     "Run the source of a plugin as a module; an error in it becomes an `InputError` of one line."
     module = types.ModuleType(PLUGIN_MODULE + hashlib.sha256(source).hexdigest())

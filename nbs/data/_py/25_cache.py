@@ -133,6 +133,9 @@ def _kept(file: Path, fits: Callable[[np.ndarray], bool]) -> np.ndarray | None:
         if fits(array): return array
     return None
 
+
+# %%
+#| export
 def cached_array(
     kind: str, # what the array is, with the version of its reader: "masks1"
     paths: list[Path], # the files it is read from

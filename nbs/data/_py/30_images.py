@@ -90,6 +90,9 @@ _OTHER_FORMATS = {
 MAX_PIXELS = 1 << 26  # 8192x8192
 MAX_BYTES = 1 << 28  # of a file
 
+
+# %%
+#| export
 def png_header(path: Path) -> tuple[int, int, int]:
     "Height, width and bits a sample of a PNG, from its first bytes; `InputError` for a file that is none."
     with reading(path), open(path, "rb") as f:
@@ -134,6 +137,9 @@ def _check_bits(path: Path):
     if bits > 8:
         raise InputError(f"{path}: {bits}-bit image, expected 8 bits; window it to 0…255 first")
 
+
+# %%
+#| export
 def decode_png(
     path: Path, # checked by `png_bits`
     keep_indices: bool = False, # of an image with a palette give the indices, not the colours

@@ -61,6 +61,9 @@ def rounded_up(side: torch.Tensor, step: int) -> torch.Tensor:
     "A side in pixels, as a tensor, as the next multiple of `step`, and at least twice as long."
     return ((side + step - 1)//step*step).clamp(min=2*step)
 
+
+# %%
+#| export
 class GraphNetwork(nn.Module):
     """A network whose graph holds for every height and width: images f32 `[B, 1, H, W]` to a tuple of logits.
 
@@ -128,6 +131,9 @@ def quietly(make: Callable):
         warnings.simplefilter("ignore")
         return make()
 
+
+# %%
+#| export
 def export_graph(
     graph: nn.Module, # in evaluation; from images f32 [B, 1, H, W] to a tuple of tensors
     path: Path,
@@ -145,6 +151,9 @@ def export_graph(
     with torch.inference_mode():
         quietly(lambda: torch.onnx.export(graph, (torch.rand(2, 1, *size),), str(path), **options))
 
+
+# %%
+#| export
 def onnx_file(network: nn.Module, size: tuple[int, int]) -> bytes:
     "A network in evaluation as ONNX, for images of one height and width and any number of them."
     graph = GraphNetwork(network).eval()
@@ -224,13 +233,17 @@ TOLERANCE = {"fp32": 1e-3, "bf16": 2e-2}  # mean difference of two probabilities
 
 def mean_difference(found: list[np.ndarray], expected: list[torch.Tensor]) -> float:
     "The mean difference of the probabilities that two lists of logits stand for, of the worst pair; inf if shapes differ."
-    if [a.shape for a in found] != [tuple(t.shape) for t in expected]: return float("inf")
+    if [a.shape for a in found] != [tuple(t.shape) for t in expected]:
+        return float("inf")
     pairs = zip(found, expected)
     return max((torch.from_numpy(a).sigmoid() - t.sigmoid()).abs().mean().item() for a, t in pairs)
 
+
+# %%
+#| export
 @dataclass(eq=False)
-class CompiledNetwork:
-    "A network that another engine answers for; it is called as the network is."
+class EngineNetwork:
+    "A network, and graphs of it that another engine has compiled, by the size of the images."
     network: nn.Module
     engine: str
     plan: DevicePlan
@@ -245,7 +258,8 @@ class CompiledNetwork:
     def by_torch(self, x: torch.Tensor) -> list[torch.Tensor]:
         "The answers of PyTorch, as f32: logits, and presence logits where there is a head."
         with torch.inference_mode(), in_precision(self.plan):
-            if self.presence is None: return [self.network(x).float()]
+            if self.presence is None:
+                return [self.network(x).float()]
             return [t.float() for t in self.network(x, presence=True)]
 
     def graph(self, size: tuple[int, int]) -> Answer | None:
@@ -263,6 +277,11 @@ class CompiledNetwork:
         height, width = size
         warnings.warn(f"{self.engine} {why} for images of {height}x{width}; PyTorch answers instead")
 
+
+# %%
+#| export
+class CompiledNetwork(EngineNetwork):
+    "A network that another engine answers for; it is called as the network is."
     def checked(self, x: torch.Tensor) -> Answer | None:
         "The graph for images like `x`, if it answers as PyTorch does."
         size = tuple(x.shape[-2:])
@@ -283,9 +302,10 @@ class CompiledNetwork:
         if size not in self.graphs: self.graphs[size] = self.checked(x)
         graph = self.graphs[size]
         # an engine may use its memory again for the next batch, so it is copied
-        found = (
-            self.by_torch(x) if graph is None else [torch.from_numpy(np.array(a)) for a in graph(x.numpy())]
-        )
+        if graph is None:
+            found = self.by_torch(x)
+        else:
+            found = [torch.from_numpy(np.array(a)) for a in graph(x.numpy())]
         return tuple(found) if presence else found[0]
 
 
@@ -346,14 +366,19 @@ class FasterNetwork(CompiledNetwork):
         compiled = seconds(lambda: graph(x.numpy()))
         return graph if compiled < seconds(lambda: self.by_torch(x)) else None
 
+
+# %%
+#| export
 def with_engine(member: Member, engine: str, plan: DevicePlan) -> Member:
     "A member whose network is answered by `engine`; `InputError` for an unknown or missing one, or a GPU."
     if engine not in ENGINES: raise did_you_mean("engine", engine, ENGINES)
     on_cpu = plan.device.type == "cpu"
-    if engine == "torch" or engine == "auto" and not (on_cpu and available("openvino")): return member
+    if engine == "torch" or engine == "auto" and not (on_cpu and available("openvino")):
+        return member
     if not on_cpu:
         raise InputError(f"engine {engine} computes on a CPU; add --device cpu, or leave out --engine")
-    if engine == "auto": return replace(member, model=FasterNetwork(member.model, "openvino", plan))
+    if engine == "auto":
+        return replace(member, model=FasterNetwork(member.model, "openvino", plan))
     for name in PACKAGES[engine]: import_engine(name, engine)
     return replace(member, model=CompiledNetwork(member.model, engine, plan))
 

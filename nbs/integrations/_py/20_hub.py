@@ -54,6 +54,8 @@ def shared_recipe(run: Run) -> bytes:
     return (json.dumps(spec, indent=1) + "\n").encode()
 
 
+# %%
+#| export
 def shared_files(run: Run) -> dict[str, bytes | str]:
     "What goes up, by its place in the repository: contents, or the path of a file."
     files: dict[str, bytes | str] = {"recipe.json": shared_recipe(run)}

@@ -235,6 +235,9 @@ def save_cut(cutting: CutCase, path: Path, fingerprint: str):
     with atomic_path(path) as tmp, open(tmp, "wb") as f:
         np.savez_compressed(f, **arrays)
 
+
+# %%
+#| export
 def load_cut(path: Path) -> tuple[CutCase, str]:
     "A cut volume from its file, and the fingerprint of the import that made it."
     with np.load(path) as file: arrays = dict(file)
@@ -375,6 +378,9 @@ def _bar(n: int, work: Work, processes: int):
         tqdm.write(f"cutting {n} volumes with {processes} process{'es' if processes > 1 else ''}")
     return bar
 
+
+# %%
+#| export
 def _cut_all(cases: list[Case], folder: Path, work: Work, *how) -> list[CutFile]:
     "See `cut_cases`; `how`: the classes and the slicing."
     done, processes = [], work.processes(len(cases))

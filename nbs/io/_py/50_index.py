@@ -82,6 +82,9 @@ INDEX = fields({"volumes": mapped(_VOLUME), "images": mapped(mapped(_LINE))}, {"
 #| export
 MAX_VOXELS = 1 << 32
 
+
+# %%
+#| export
 def _check_places(volumes: dict[str, dict], images: dict[str, dict[str, dict]], path: Path):
     "`InputError` for a grid that cannot be, and for slices that are not in their volume or are given twice."
     depth = {}

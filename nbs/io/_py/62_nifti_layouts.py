@@ -43,6 +43,9 @@ class Role(NamedTuple):
     key: str # the name without the words that tell what it is
     label: bool # a label map
 
+
+# %%
+#| export
 def _strip(name: str, words: tuple[str, ...]) -> str|None:
     "The name without a word before or after it; `None` if there is none."
     word = f"(?:{'|'.join(words)})"
@@ -140,6 +143,9 @@ class Layout(NamedTuple):
     labels: str
     split: str
 
+
+# %%
+#| export
 def _flat_folders(src: Path) -> dict[str, str]:
     "Folders that hold volumes and are no case of their own: name in small letters → name."
     folders = [d for d in src.iterdir() if d.is_dir() and not (d/"segmentations").is_dir()]
@@ -170,6 +176,9 @@ def find_layouts(src: Path) -> list[Layout]:
                          "expected images/ and labels/")
     return layouts
 
+
+# %%
+#| export
 def layout_folders(src: Path) -> set[str]:
     "Names of folders that are part of a layout, and no cases."
     of_nnunet = {name for images, labels, _ in _NNUNET for name in (images, labels)}

@@ -99,6 +99,9 @@ class CaseFolder(NamedTuple):
     structures: dict[str, Path] # name → its file
     labels: Path|None # a label map beside the CT
 
+
+# %%
+#| export
 def case_folders(src: Path) -> dict[Path, CaseFolder]:
     "Cases that have a folder of their own. Raises `InputError` if it is not clear which file is the CT."
     if (src/"segmentations").is_dir():

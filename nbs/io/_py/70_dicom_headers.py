@@ -279,6 +279,9 @@ _PLACE = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "Ro
 _COUNTS = {"ImagePositionPatient": 3, "ImageOrientationPatient": 6, "PixelSpacing": 2,
            "RescaleSlope": 1, "RescaleIntercept": 1}  # how many numbers each holds
 
+
+# %%
+#| export
 def _check_present(header, where: str):
     "`InputError` for a header that lacks something."
     if not header.file_meta.get("TransferSyntaxUID"):

@@ -237,6 +237,9 @@ def _unreadable(path: Path, heap: Heap):
     if has_preamble(path): heap.damaged.append(path)
     else: heap.passed_over["unreadable file"] += 1
 
+
+# %%
+#| export
 def _look_at(path: Path, heap: Heap, order: int):
     "Put a file into a heap: as an image, a label, passed over or damaged."
     try:

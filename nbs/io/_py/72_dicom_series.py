@@ -288,6 +288,9 @@ def _raw_pixels(file: DicomFile, shown: str) -> np.ndarray:
         raise InputError(f"{shown}: its pixels cannot be read ({type(e).__name__}); "
                          "the file is damaged or cut off, copy it again") from None
 
+
+# %%
+#| export
 def _in_hounsfield(raw: np.ndarray, header) -> np.ndarray:
     "Stored values [rows, columns] of a slice in Hounsfield units, float32 [columns, rows]."
     slope, intercept = np.float32(header.RescaleSlope), np.float32(header.RescaleIntercept)
@@ -457,6 +460,9 @@ def _affine(stack: Stack) -> np.ndarray:
     lps[:3] = np.stack([stack.columns*between_columns, stack.rows*between_rows, step, positions[0]], 1)
     return _LPS_TO_RAS @ lps
 
+
+# %%
+#| export
 def make_series(
     images: list[DicomFile], # the CT slices of one series
     src: Path, # the source of the import, for messages

@@ -53,6 +53,9 @@ def read_series(
     series = make_series(slices_in(heap), folder, gaps)
     return series, series.read_voxels(folder)
 
+
+# %%
+#| export
 def _refuse_damaged(heap: Heap):
     "`InputError` if a file of a heap is damaged."
     for path in heap.damaged: raise InputError(_damage(heap, path))
@@ -100,6 +103,9 @@ def _without_copies(heap: Heap) -> list[Entry]:
         else: kept.append(entry)
     return kept
 
+
+# %%
+#| export
 def _joined(entries: list[Entry]) -> list[list[Entry]]:
     "The entries of each series, in the order of their first files."
     groups: dict[tuple[str, int], list[Entry]] = {}

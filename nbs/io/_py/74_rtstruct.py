@@ -88,6 +88,9 @@ def _names_by_number(header) -> dict[int, str]:
         names[number] = told or str(item.get("ROIDescription") or "").strip()
     return names
 
+
+# %%
+#| export
 def read_regions(header) -> list[Region]:
     """The regions of an RTSTRUCT for which anything was drawn.
 
@@ -217,6 +220,9 @@ def _fill(rings: list[_Ring], size: tuple[int, int]) -> np.ndarray:
         area[mask] = depth % 2 == 0
     return area | exclusive
 
+
+# %%
+#| export
 def draw_region(series: Series, region: Region) -> DrawnStructure:
     "The mask of a region on the grid of a series."
     shape = series.shape

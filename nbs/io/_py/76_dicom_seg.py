@@ -86,6 +86,9 @@ def _add_side(description, codes: StructureCodes):
         kind = description.SegmentedPropertyTypeCodeSequence[0]
         kind.SegmentedPropertyTypeModifierCodeSequence = [modifier]
 
+
+# %%
+#| export
 def _describe(number: int, name: str, colour: np.ndarray):
     "A segment's description: its name, codes and colour (uint8 [3], RGB)."
     hd, Code = import_volumes_package("highdicom"), import_volumes_package("pydicom.sr.coding").Code
@@ -130,6 +133,9 @@ _ABOUT = {
     "series_description": "Segmentation by ctseg",
 }
 
+
+# %%
+#| export
 def make_segmentation(
     series: Series,
     labels: np.ndarray, # uint8 [columns, rows, slices], class ids

@@ -118,6 +118,9 @@ def _shared(header):
     "What all frames of a segmentation have in common."
     return (header.get("SharedFunctionalGroupsSequence") or [import_volumes_package("pydicom").Dataset()])[0]
 
+
+# %%
+#| export
 def _segment_of(frame, shared, names: dict[int, str], kind: str) -> int:
     "The number of a frame's segment; 0 for a label map."
     if kind == "LABELMAP": return 0
@@ -323,6 +326,9 @@ class _Lookup(NamedTuple):
     inside: np.ndarray # bool
     exact: bool # every pixel centre lies on a pixel centre
 
+
+# %%
+#| export
 def _lookup(frame: Frame, shape: tuple[int, int], series: Series, slices: _Slices, k: int) -> _Lookup:
     "Where the pixels of slice k lie on a frame of `shape` (columns, rows)."
     i, j = np.mgrid[:series.shape[0], :series.shape[1]]
@@ -386,6 +392,9 @@ def _unpacked(header) -> Iterator[np.ndarray]:
         part = np.unpackbits(data[first//8:(first + size + 7)//8], bitorder="little")
         yield part[first % 8:first % 8 + size].reshape(shape)
 
+
+# %%
+#| export
 def _decoded(path: Path, header) -> Iterator[np.ndarray]:
     "The frames of a segmentation in order, [rows, columns]."
     if not header.get("NumberOfFrames") or "PixelData" not in header: return
@@ -425,6 +434,9 @@ class Segments:
     structures: list[DrawnStructure]
     notes: list[str] # what was done to make them fit, in words
 
+
+# %%
+#| export
 def read_segments(
     path: Path,
     series: Series,

@@ -147,6 +147,9 @@ def _frame_of_reference(headers: list):
                   RTReferencedSeriesSequence=[its_series])
     return _item(FrameOfReferenceUID=first.FrameOfReferenceUID, RTReferencedStudySequence=[study])
 
+
+# %%
+#| export
 def _observation(number: int, name: str):
     "What is said of a structure beside its contours: its code, if there is one."
     item = _item(ObservationNumber=number, ReferencedROINumber=number)
@@ -184,6 +187,9 @@ _ABOUT = {
     "ApprovalStatus": "UNAPPROVED",
 }
 
+
+# %%
+#| export
 def _new_object(series: Series, id: str, keep_patient: bool):
     "An RTSTRUCT without structures."
     pydicom = import_volumes_package("pydicom")

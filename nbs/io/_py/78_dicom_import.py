@@ -342,6 +342,9 @@ def _all_of(labels: list[Labels], field: str) -> list[str]:
     "The names in a field of all labels, each once."
     return sorted({label.strip() for its in labels for label in getattr(its, field)})
 
+
+# %%
+#| export
 @dataclass
 class _Source:
     "What was found below a folder."
@@ -388,6 +391,9 @@ def _all_outside(src: Path, labels: list[str]):
                      "meets its series, and nothing else is labelled; "
                      "take the RTSTRUCT away, or put the series there that it was drawn on")
 
+
+# %%
+#| export
 def _all_unusable(src: Path, labels: list[str]):
     "Tell that nothing that was drawn encloses an area on a slice."
     more = ", …" if len(labels) > 1 else ""
@@ -470,6 +476,9 @@ def _read_labels(survey: Survey, src: Path, renaming: Renaming, wanted, skip_dam
     survey.series = whole
     return every
 
+
+# %%
+#| export
 def _find_source(
     src: Path,
     classes,

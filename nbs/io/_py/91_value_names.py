@@ -95,6 +95,9 @@ def _whole(text) -> int|None:
     found = re.fullmatch(r"\s*(\d{1,5})\s*", text, re.ASCII) if isinstance(text, str) else None
     return int(found[1]) if found and int(found[1]) < 65536 else None
 
+
+# %%
+#| export
 def _columns(header: list[str], rows: list[list[str]], path: Path) -> tuple[int, int]:
     "The columns of the values and of the names."
     numeric = [i for i in range(len(header)) if rows and all(_whole(row[i]) is not None for row in rows)]
@@ -126,6 +129,9 @@ def _json_pairs(content, path: Path) -> list[tuple]:
         return list(content.items())
     return [(value, name) for name, value in content.items()]
 
+
+# %%
+#| export
 def read_value_names(path) -> dict[int, str]: # value → name, by value
     "The names of values from a JSON or CSV; `InputError` for what is no value or name, or is there twice."
     path = Path(path)

@@ -79,6 +79,9 @@ test_eq(encode(mask), "3 3")
 #| export
 EMPTY = ("", "-1", "nan") # cells that say: examined, and nothing found
 
+
+# %%
+#| export
 def parse_runs(code: str, where: str) -> np.ndarray: # int64 [runs,2]
     "Starts and lengths; `InputError` unless they are whole numbers, in pairs, rising and apart."
     code = code.strip()

@@ -43,6 +43,9 @@ _JOINED = re.compile(r"(image|img|id|file|slice)\w*(class|label|category)(id)?")
 _NO_CLASS = ("height", "width", "fold", "split", "usage", "patient", "patientid", "case", "day", "slice")
 SINGLE = "object" # the class of a table that names none
 
+
+# %%
+#| export
 @dataclass(frozen=True)
 class Form:
     "Where a table of codes has what: numbers of columns."

@@ -41,6 +41,9 @@ from ctseg.core.files import write_json
 ANNOTATED = ("json", "all", "present")
 OVERLAPS = ("refuse", "smaller")
 
+
+# %%
+#| export
 @dataclass(frozen=True)
 class Labelling:
     "How masks are to be read. Raises `InputError` for a choice that there is not."
@@ -78,6 +81,9 @@ test_fail(lambda: Labelling(annotated="al"), contains="did you mean all")
 #| export
 Drawn = Iterator[tuple[int, np.ndarray]] # class id and mask, bool [H,W]
 
+
+# %%
+#| export
 @dataclass
 class Labels:
     "The masks of a source."
@@ -132,6 +138,9 @@ def _draw_indexed(paths: dict[str, Path], ids: dict[int, int], image: str, size)
                              f"{', '.join(map(str, list(ids)[:8]))}); was the mask a JPEG?{why}")
         yield ids[value], values == value
 
+
+# %%
+#| export
 def _indexed_labels(paths: dict[str, Path], labelling: Labelling, where) -> Labels:
     "The labels of indexed masks."
     names = labelling.names or values_in(paths.values())
@@ -284,6 +293,9 @@ def _annotated_beside(masks) -> Path:
     masks = Path(masks)
     return (masks if masks.is_dir() else masks.parent)/"annotated_labels.json"
 
+
+# %%
+#| export
 def known_on_images(labels: Labels, annotated: str, masks) -> dict[str, np.ndarray|None]:
     "Image → classes looked for, bool [C]; `None`: those drawn. Images without masks are not in it."
     C, path = len(labels.classes), _annotated_beside(masks)

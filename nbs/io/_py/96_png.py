@@ -83,6 +83,9 @@ def _paths_by_stem(folder) -> dict[str, Path]:
             raise InputError(f"{path}: {other.name} has the same name but for the ending; keep one of them")
     return paths
 
+
+# %%
+#| export
 @dataclass
 class Placed:
     "Images of one size, and where each lies on it."
@@ -161,6 +164,9 @@ def _patient_table(path: Path) -> dict[str, str]:
         raise InputError(f"{path}: expected a CSV with the columns image,patient")
     return {row[image].strip().removesuffix(".png"): row[patient].strip() for row in rows}
 
+
+# %%
+#| export
 def find_patients(stems: list[str], patients: str) -> list[str|None]:
     "The patient of each image by a table or a regular expression; `None` where there is none."
     if Path(patients).is_file() or patients.lower().endswith((".csv", ".json")):
@@ -282,6 +288,9 @@ def _write(folder: Path, train: SliceSet, splits: dict[str, Placed], groups: dic
     index = {name: placed.index() for name, placed in splits.items()}
     write_json({"version": 1, "images": index}, folder/"png_index.json", indent=None)
 
+
+# %%
+#| export
 def _read_splits(images, masks, pictures: Pictures) -> dict[str, Placed]:
     "The images of both splits, of one size."
     if Path(images).resolve() == Path(masks).resolve():

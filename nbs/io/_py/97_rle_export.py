@@ -89,6 +89,9 @@ def _image_size(folder: Path) -> tuple[int, int]|None:
             return read_pngs(image_paths(folder/name)[:1]).shape[1:]
     return None
 
+
+# %%
+#| export
 def _places(folder: Path) -> dict[str, dict]:
     "Image → its size and corner, from the index of an import; empty without one."
     path = folder/"png_index.json"
@@ -181,6 +184,9 @@ def _asked(row: list[str], form: Form, predicted: Predicted) -> tuple[str|None, 
     label = "" if form.label is None else row[form.label].strip()
     return image_of(row[form.image], predicted.masks), label
 
+
+# %%
+#| export
 def _label_ids(rows, header: list[str], form: Form, predicted: Predicted, sheet: Sheet) -> dict[str, int]:
     "The class ids of the classes that a sample names."
     classes = predicted.classes

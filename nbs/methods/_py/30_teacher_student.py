@@ -232,6 +232,8 @@ def finetune(
     return (yield Phase("finetune", job.labelled, init=start, epochs=epochs, lr=lr))
 
 
+# %%
+#| export
 @register_method("pretrain-finetune")
 class PretrainFinetune(Method):
     "The variant: learn from the teacher's labels alone, then from the annotated slices."

@@ -93,6 +93,9 @@ def spacing_of(affine: np.ndarray, case: str) -> tuple[float, float, float]:
                          "so distances cannot be measured along them; resample both onto a straight grid")
     return float(mm[0]), float(mm[1]), float(mm[2])
 
+
+# %%
+#| export
 def score_pair(pair: Pair, known: np.ndarray, tolerance: float) -> VolumeScores:
     "Scores of a volume; voxels that are 255 in the truth count for neither."
     highest = max(int(pair.pred.max(initial=0)), int(pair.truth[pair.truth < IGNORE].max(initial=0)))
@@ -225,6 +228,9 @@ def _finished(table: VolumeTable, groups, tolerance: float) -> dict:
     "The result of an evaluation."
     return {"table": class_table(table, groups), "facts": table_facts(table, groups, tolerance)}
 
+
+# %%
+#| export
 def evaluate_volumes(
     truth: str | Path, # a folder of NIfTI label maps
     prediction: str | Path, # a folder with files of the same names

@@ -56,6 +56,8 @@ set_matplotlib_formats("jpeg", pil_kwargs=dict(quality=75))  # photographs: a te
 SEGMENTATION_MODELS = "segmentation_models_pytorch"
 
 
+# %%
+#| export
 def find_encoder(
     name: str, # timm's name, with or without a tag: resnet34, vit_small_patch14_dinov2.lvd142m
     model: str = "", # whose encoder this is, for messages

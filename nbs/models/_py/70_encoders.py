@@ -278,6 +278,8 @@ class Filled:
     remaining: dict[str, torch.Tensor] | None = None  # tensors of the whole model, still to be loaded
 
 
+# %%
+#| export
 def _with_state(halves: Halves, state: dict[str, torch.Tensor], path: str | Path) -> nn.Module:
     "The network with the tensors of a file, named as its library names them, in its encoder."
     if halves.known_as.startswith("tu-"):

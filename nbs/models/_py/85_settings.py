@@ -37,6 +37,8 @@ class ModelSettings(Settings):
     )
 
 
+# %%
+#| export
 class EncoderSettings(ModelSettings):
     "Of a network with an encoder of timm."
     pretrained: bool = setting(True, "the encoder starts from published weights, where there are some")

@@ -195,6 +195,9 @@ METRICS = fields({}, {
     "dice held out, argmax": maybe(number(0, 1)), "dice held out, chosen rule": maybe(number(0, 1)),
 })
 
+
+# %%
+#| export
 def read_metrics(run: Run, classes: int) -> SavedMetrics:
     "The `metrics.json` of a run of so many classes; `InputError` for a damaged one, all None before the run is finished."
     path = run/"metrics.json"

@@ -15,7 +15,7 @@ import math
 import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -269,6 +269,10 @@ class Ensemble:
         if prob.sum().isfinite(): return prob
         raise not_finite_error(self.members, x, self.plan)
 
+    def by_engine(self, engine: str) -> Self:
+        "The same, computed by torch, openvino, onnx or auto."
+        return replace(self, members=[with_engine(m, engine, self.plan) for m in self.members])
+
 
 # %% [markdown]
 # Any network and loss make an ensemble; no run folder is needed. Here is a "network" that answers with the image itself, so its probabilities must come back as the image.
@@ -331,10 +335,6 @@ class Predictor(Ensemble):
         views = f"{self.views} view{'s'*(self.views > 1)}"
         device = f"{self.plan.device} in {self.plan.precision}"
         return f"Predictor({models}: {len(self.classes)} classes, {views}, {self.rule}, {device})"
-
-    def by_engine(self, engine: str) -> "Predictor":
-        "The same predictor, computed by an [engine](../inference/engine.html): torch, openvino, onnx or auto."
-        return replace(self, members=[with_engine(m, engine, self.plan) for m in self.members])
 
     def rule_at(self, size: tuple[int, int], rule: Rule | None = None) -> Rule:
         "The rule (or another) for images of `size`: an island stays the same share of the area."
@@ -419,6 +419,15 @@ except InputError as e: print(str(e).replace(keep.name, "…"))
 
 # %%
 #| export
+def temperatures_and_rules(runs: list[Run], metrics: list, calibrated: bool) -> tuple[list[float], list]:
+    "Of each run: what its logits are divided by, and its rule, if it has one; `InputError` without calibration."
+    if not calibrated: return [1.0]*len(runs), [m.rule for m in metrics]
+    calibrations = [need_calibration(r, m.calibration) for r, m in zip(runs, metrics)]
+    return [c.temperature for c in calibrations], [c.rule for c in calibrations]
+
+
+# %%
+#| export
 def load_predictor(
     runs: str | Path | list[str | Path], # one run or several: folders, or names on the hub (hf://owner/name)
     plan: DevicePlan | str | None = None, # or a device, in the runs' precision; None: the one at hand
@@ -434,12 +443,7 @@ def load_predictor(
         plan = plan_as_trained(specs, plan or "auto")
     classes = same_classes(runs, specs)
     metrics = [read_metrics(r, len(classes)) for r in runs]
-    temperatures = [1.0]*len(runs)
-    rules = [m.rule for m in metrics]
-    if calibrated:
-        calibrations = [need_calibration(r, m.calibration) for r, m in zip(runs, metrics)]
-        temperatures = [c.temperature for c in calibrations]
-        rules = [c.rule for c in calibrations]
+    temperatures, rules = temperatures_and_rules(runs, metrics, calibrated)
     members = [load_member(r, s, plan, t) for r, s, t in zip(runs, specs, temperatures)]
     first = next((i for i, rule in enumerate(rules) if rule is not None), 0)
     size = tuple(specs[first]["image_shape"])

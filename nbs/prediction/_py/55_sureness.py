@@ -103,6 +103,8 @@ def presence_chance(
     return torch.where(area.isfinite(), fitted, peak).sigmoid()
 
 
+# %%
+#| export
 def sureness(
     prob: torch.Tensor,
     label: torch.Tensor,
@@ -142,6 +144,8 @@ class Judge:
         return sureness(prob, label.to(prob.device), self.expected)
 
 
+# %%
+#| export
 def judge_of(predictor: Predictor) -> Judge:
     "The judge of a predictor: itself, or its calibrated twin."
     members = predictor.members
@@ -197,6 +201,8 @@ def table_rows(judge: Judge, names: list[str], columns: dict[str, torch.Tensor])
             yield [*row, int(judge.calibrated)]
 
 
+# %%
+#| export
 @contextlib.contextmanager
 def write_sureness(path: str | Path, predictor: Predictor) -> Iterator[Note]:
     "Yields what takes names, images, probabilities and labels of a batch; the file is complete or not there."

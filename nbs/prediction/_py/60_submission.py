@@ -192,6 +192,9 @@ def label_file(
                 raise
     return np.memmap(path, np.uint8, "r+", shape=shape)
 
+
+# %%
+#| export
 def progress_bar(shown: bool) -> Each:
     "Goes through batches; if `shown`, with a bar in a terminal where it takes long."
     disable = None if shown else True  # None: only a terminal gets a bar

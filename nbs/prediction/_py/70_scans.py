@@ -112,6 +112,9 @@ def _dicom_scan(series: Series, src: Path, shown: str, name: str) -> Scan:
         return OpenScan(Volume(hu, series.affine, positions=series.positions, kind="dicom"), series)
     return Scan(name, shown, "dicom", open_series)
 
+
+# %%
+#| export
 def add_dicom(found: Found, src: Path, gaps: bool, named: bool, orientation: str):
     "Add the CT series below a folder, what is damaged, and what was passed over."
     survey = survey_heap(read_heap(src), gaps, orientation, skip_damaged=True)

@@ -150,6 +150,8 @@ class LabelledVolume:
     seen: float # share of the slices' area that the network has seen; below 1 where slices were cropped
 
 
+# %%
+#| export
 def label_volume(
     predictor: Predictor,
     volume: Volume,
@@ -253,6 +255,9 @@ def at_ends(labels: np.ndarray, volume: Volume, slicing: Slicing, classes: int) 
     stack = as_slices(labels, volume.affine, slicing.orientation)
     return np.isin(np.arange(1, classes + 1), [*np.unique(stack[0]), *np.unique(stack[-1])])
 
+
+# %%
+#| export
 def class_rows_of(
     predicted: LabelledVolume,
     volume: Volume,

@@ -20,7 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from ctseg.core.device import pick_device
+# %%
+#| export
+from ctseg.core.device import DevicePlan, pick_device
 from ctseg.core.files import InputError, atomic_path, write_json
 from ctseg.core.parallel import agree, main_first, on_main, rank, world
 from ctseg.core.registry import Plugin, load_plugin
@@ -33,7 +35,7 @@ from ctseg.metrics.bootstrap import bootstrap_mean
 from ctseg.metrics.evaluate import plain_value
 from ctseg.models.settings import make_model
 from ctseg.prediction.choose import Part, choose_rule, rule_tables
-from ctseg.prediction.earlier import earlier_runs
+from ctseg.prediction.earlier import Earlier, earlier_runs
 from ctseg.prediction.predictor import Predictor, load_predictor
 from ctseg.prediction.prepare import calibrate_run
 from ctseg.recipes.table import DEFAULT_RECIPE, get_recipe
@@ -253,6 +255,8 @@ def carry_out(job: Job) -> None:
 Callback = Callable[[int, dict[str, Any], Path], Any]
 
 
+# %%
+#| export
 @dataclass(frozen=True)
 class FitOptions:
     "What is seldom given to `fit`."
@@ -302,6 +306,8 @@ def as_watchers(callbacks: Iterable[Callback], folder: Path) -> tuple[Callable[[
     return tuple(watcher(callback) for callback in callbacks)
 
 
+# %%
+#| export
 def tell_of_groups(job: Job, data: Any) -> None:
     "Without a `patients.json`, say on how many groups of near-duplicates the held-out figures rest."
     if isinstance(data, SliceSet) or not len(job.holdout) or os.path.lexists(Path(data)/"patients.json"):
@@ -393,6 +399,20 @@ print(how_cut("../../data_sample"))
 
 # %%
 #| export
+def make_job(
+    recipe: Recipe, slices: SliceSet, run: Run, seed: int, more: FitOptions,
+    plan: DevicePlan, deadline: Deadline, progress: bool,
+) -> tuple[Job, Earlier, dict]: # the job, what it takes from earlier runs, what recipe.json says of both
+    "The job of a fit."
+    recipe, facts = main_first(lambda: settled(recipe, run, slices.images.shape[1:]))
+    earlier = earlier_runs(more.init, more.teacher, recipe, slices.classes, plan)
+    options = earlier.options(deadline, as_watchers(more.callbacks, run.folder))
+    job = Job(recipe, slices, run, plan, seed, progress, options)
+    return job, earlier, earlier.record() | facts
+
+
+# %%
+#| export
 def fit(
     data: SliceSet | str | Path, # the slices, or a challenge folder
     recipe: Recipe | str = DEFAULT_RECIPE, # or its name, or the `recipe.json` of a run
@@ -409,17 +429,14 @@ def fit(
     recipe, plugins = with_plugins(recipe, more.plugins)
     plan, run = pick_device(device, recipe.compute.precision), Run(out)
     with more.deadline() as deadline, memory_told(plan.name):
-        make_accelerator(plan)  # connects the processes, if there are several
+        make_accelerator(plan)  # connects the processes
         on_main(lambda: run.check_free(resume))
         try:
             if not run.finished: on_main(run.lock)
             slices = more.read(data)
-            recipe, facts = main_first(lambda: settled(recipe, run, slices.images.shape[1:]))
-            earlier = earlier_runs(more.init, more.teacher, recipe, slices.classes, plan)
-            job_options = earlier.options(deadline, as_watchers(more.callbacks, run.folder))
-            job = Job(recipe, slices, run, plan, seed, progress, job_options)
+            job, earlier, facts = make_job(recipe, slices, run, seed, more, plan, deadline, progress)
             source = check_job(job)
-            spec = make_spec(recipe, slices, seed, plugins, earlier.record()) | how_cut(data) | facts
+            spec = make_spec(job.recipe, slices, seed, plugins, facts) | how_cut(data)
             on_main(lambda: start_run(run, spec, resume))
             if run.finished: return run  # resumed after its end
             if progress and not rank():

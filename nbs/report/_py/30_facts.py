@@ -71,6 +71,9 @@ spec = run_spec(run)
 #| export
 SPLITS = ("held-out", "test")
 
+
+# %%
+#| export
 def scored_slices(
     run: Run,
     data: str | Path | SliceSet, # the challenge folder the run was trained on, or its slices
@@ -255,6 +258,8 @@ def mean_where(values: np.ndarray, counted: np.ndarray) -> float | None:
     return float(chosen.mean()) if len(chosen) else None
 
 
+# %%
+#| export
 def sure_facts(slices: SliceSet, sure: dict[str, np.ndarray]) -> list[dict[str, Any]]:
     "What `judged` says of each class in the mean over the slices where it was examined, beside how it was."
     rows = []
@@ -361,6 +366,9 @@ for s in pseudo_sets(pseudo, table["sdc"].to_numpy(), slices, 4):
 #| export
 CELLS = dict.fromkeys(("present", "absent", "present added", "absent added"), POSITIVE)
 
+
+# %%
+#| export
 def pseudo_facts(
     run: Run,
     spec: dict[str, Any], # its `recipe.json`

@@ -69,6 +69,9 @@ def _tile_size(shape: tuple[int, int], mm: np.ndarray, side: int) -> tuple[int, 
     height, width = np.maximum(1, (extent/extent.max()*side).round().astype(int))
     return int(height), int(width)
 
+
+# %%
+#| export
 def outlined(
     grey: np.ndarray, # uint8 [H,W]
     label: np.ndarray, # uint8 [H,W]

@@ -90,6 +90,9 @@ def owners_of(kind: str, key: str) -> list[str]:
     "The methods, networks, losses or augmentations (by `kind`) whose settings have one called `key`."
     return [name for name in REGISTRIES[kind] if key in names_of(CHOICES[kind](name)())]
 
+
+# %%
+#| export
 def unknown_setting(groups: dict[str, Settings], key: str) -> InputError:
     "The error for a setting that no group has; it names the choices that would have one of that name."
     for kind in [kind for kind in CHOICES if kind in groups]:
@@ -290,6 +293,9 @@ def recipe_dict(recipe: Recipe) -> dict[str, Any]:
 
 _PARTS = fields({}, {"name": text, "about": text} | {group: fields({}, {"name": text}) for group in GROUPS})
 
+
+# %%
+#| export
 def recipe_from(parts: dict[str, Any]) -> Recipe:
     "The recipe that nested dictionaries describe; `InputError` for an unknown name or a value that does not fit."
     try:

@@ -38,6 +38,9 @@ ORIGINALS = ("attunet", "teacher-student", "pretrain-finetune")
 LATER = {"model": {"statistics": "imagenet"}}  # settings that came later still, with what was done before
 OLD_NAMES = {f"seed-{name}": f"original-{name}" for name in ORIGINALS}  # of recipes
 
+
+# %%
+#| export
 def is_old(parts: dict[str, Any]) -> bool:
     "Is this the flat recipe of ctseg 0.1?"
     return isinstance(parts.get("method"), str)

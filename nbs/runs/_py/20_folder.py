@@ -110,6 +110,9 @@ def make_spec(
     return {"recipe": recipe, "plugins": list(plugins), "seed": seed, "data": data,
             "classes": classes, "image_shape": shape, "threads": threads} | (earlier or {})
 
+
+# %%
+#| export
 def spec_dict(spec: dict[str, Any]) -> dict[str, Any]:
     "The same in plain dictionaries, to be written."
     return spec | {"recipe": recipe_dict(spec["recipe"]), "plugins": [asdict(p) for p in spec["plugins"]]}
@@ -169,6 +172,9 @@ def facts_of(spec: dict[str, Any]) -> dict[str, Any]:
     earlier = {key: spec.get(key, {}).get("weights", "none") for key in ("init", "teacher")}
     return first | settings | earlier | {"seed": spec["seed"]} | spec["data"]
 
+
+# %%
+#| export
 def difference(old: dict[str, Any], new: dict[str, Any]) -> str:
     "The first thing in which two specs are different, in words; '' if they describe the same run."
     before, after = facts_of(old), facts_of(new)

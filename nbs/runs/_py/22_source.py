@@ -136,6 +136,8 @@ def from_network(name: HubName) -> Fetch | None:
     return fetch
 
 
+# %%
+#| export
 def from_cache(name: HubName) -> Fetch:
     "How to find a file of a repository in the cache."
     hub = import_hub()

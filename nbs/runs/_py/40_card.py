@@ -82,6 +82,8 @@ def counted(number: int, noun: str) -> str:
     return f"{number} {noun}" + "s"*(number != 1)
 
 
+# %%
+#| export
 def score_section(metrics: dict[str, Any]) -> str:
     "What the run scored on the slices it held out, from its `metrics.json`."
     held_out = metrics.get("held out")
@@ -123,6 +125,8 @@ def data_section(spec: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+# %%
+#| export
 def recipe_section(spec: dict[str, Any]) -> str:
     "The settings that differ from their defaults."
     changed = [(name, value) for name, value, default, _ in recipe_fields(spec["recipe"]) if value != default]
@@ -153,6 +157,8 @@ def model_card(spec: dict[str, Any], metrics: dict[str, Any]) -> str:
     return "\n\n".join([HEADER, *(f"{title}\n\n{text}" for title, text in parts.items())]) + "\n"
 
 
+# %%
+#| export
 def write_card(run: Run, metrics: dict[str, Any] | None = None) -> Path:
     "Write `model_card.md` into a run folder; its path. metrics: None reads those of the run."
     if metrics is None:

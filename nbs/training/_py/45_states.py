@@ -30,14 +30,32 @@ def real(value: Any) -> None:
 
 COUNT = number(0, whole=True)
 _ROW = fields({
-    "phase": text, "epoch": COUNT, "step": COUNT, "lr": number(),
-    "loss": real, "dice": real, "skipped": COUNT})
+    "phase": text,
+    "epoch": COUNT,
+    "step": COUNT,
+    "lr": number(),
+    "loss": real,
+    "dice": real,
+    "skipped": COUNT,
+})
+_OPTIMISER = fields({"state": anything, "param_groups": anything})
 _STATE = fields({
-    "epoch": COUNT, "step": COUNT, "history": listed(_ROW), "losses": listed(real),
-    "skipped": COUNT, "in_a_row": COUNT, "pieces": number(1, whole=True),
-    "ema_steps": COUNT, "scaler": anything, "method": anything,
-    "opt": fields({"state": anything, "param_groups": anything})})
+    "epoch": COUNT,
+    "step": COUNT,
+    "history": listed(_ROW),
+    "losses": listed(real),
+    "skipped": COUNT,
+    "in_a_row": COUNT,
+    "pieces": number(1, whole=True),
+    "ema_steps": COUNT,
+    "scaler": anything,
+    "method": anything,
+    "opt": _OPTIMISER,
+})
 
+
+# %%
+#| export
 def check_progress(state: dict[str, Any], epochs: int, steps: int) -> None:
     "Raises unless a checkpoint's state is one of a phase of so many epochs of so many steps."
     _STATE(state)

@@ -47,6 +47,9 @@ def kept_values(
     for hook in hooks: hook.remove()
     return sum(counts)
 
+
+# %%
+#| export
 def least_bytes(
     build: Callable[[], nn.Module], # makes the network
     size: tuple[int, int], # of the images it works at
@@ -84,6 +87,9 @@ def group_bytes(group: Path = GROUP) -> float:
     except (OSError, ValueError):  # "max": no limit
         return float("inf")
 
+
+# %%
+#| export
 def free_bytes(device: torch.device) -> float:
     "The memory that is left on a device; on a CPU with what is swapped."
     if device.type == "cuda": return torch.cuda.mem_get_info(device)[0]

@@ -206,6 +206,9 @@ def bar_kind() -> type[tqdm]:
         return widget
     return tqdm
 
+
+# %%
+#| export
 def progress_bar(session: "Session") -> tqdm:
     "A bar over the steps of a phase, shown by process 0 where the setup wants one; in a log only after each epoch."
     silent = not session.setup.progress or rank() > 0
@@ -393,6 +396,9 @@ def gradients_in_memory(session: Session, index: torch.Tensor, snapshot: Snapsho
         snapshot.restore()
         progress.pieces = pieces
 
+
+# %%
+#| export
 def check_skips(session: Session, index: torch.Tensor, loss: float) -> None:
     "`InputError` if too many steps in a row were skipped; `index`: the images of the last one."
     in_a_row, step = session.progress.in_a_row, session.progress.step

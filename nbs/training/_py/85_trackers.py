@@ -75,6 +75,8 @@ def opening(name: str, folder: Path, entry: dict[str, Any]) -> dict[str, Any]:
     return {"run_name": "ctseg"} | ({"logging_dir": str(folder)} if needs_folder else {})
 
 
+# %%
+#| export
 def open_tracker(name: str, folder: Path, entry: dict[str, Any], config: dict[str, Any]) -> GeneralTracker:
     "A tracker at work; a new one gets the settings of the run."
     tracker = LOGGER_TYPE_TO_CLASS[name](**opening(name, folder, entry))
