@@ -19,13 +19,28 @@ def real(value: Any) -> None:
 
 COUNT = number(0, whole=True)
 _ROW = fields({
-    "phase": text, "epoch": COUNT, "step": COUNT, "lr": number(),
-    "loss": real, "dice": real, "skipped": COUNT})
+    "phase": text,
+    "epoch": COUNT,
+    "step": COUNT,
+    "lr": number(),
+    "loss": real,
+    "dice": real,
+    "skipped": COUNT,
+})
+_OPTIMISER = fields({"state": anything, "param_groups": anything})
 _STATE = fields({
-    "epoch": COUNT, "step": COUNT, "history": listed(_ROW), "losses": listed(real),
-    "skipped": COUNT, "in_a_row": COUNT, "pieces": number(1, whole=True),
-    "ema_steps": COUNT, "scaler": anything, "method": anything,
-    "opt": fields({"state": anything, "param_groups": anything})})
+    "epoch": COUNT,
+    "step": COUNT,
+    "history": listed(_ROW),
+    "losses": listed(real),
+    "skipped": COUNT,
+    "in_a_row": COUNT,
+    "pieces": number(1, whole=True),
+    "ema_steps": COUNT,
+    "scaler": anything,
+    "method": anything,
+    "opt": _OPTIMISER,
+})
 
 # %% ../../nbs/training/45_states.ipynb #9404315b
 def check_progress(state: dict[str, Any], epochs: int, steps: int) -> None:
