@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..core.anatomy import ClassMap
+from ..core.anatomy import IGNORE, ClassMap
 from ..core.files import InputError, atomic_path, refuse_folder, write_json
 from ..data.challenge import write_challenge
 from ..data.slices import SliceSet, known_after_resize, present_classes
@@ -50,7 +50,7 @@ def known_classes(
     Raises `InputError` for labels of a class that does not exist or was not examined.
     """
     if volume.labels is None: return np.zeros(C, bool)
-    present = present_classes(volume.labels, 255).any(0)  # a histogram would widen all voxels to 8 bytes
+    present = present_classes(volume.labels, IGNORE - 1).any(0)  # a histogram would need 8 bytes a voxel
     if present[C:].any():
         highest = int(np.flatnonzero(present).max()) + 1
         raise InputError(f"{where}: the label map holds {highest}, but there are {C} classes")

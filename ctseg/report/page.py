@@ -23,7 +23,7 @@ from ..data.slices import SliceSet
 from ..inference.rule import Rule
 from ..prediction.predictor import predict_masks
 from ..prediction.prepare import prepare
-from ..prediction.saved import class_names, run_spec
+from ..prediction.saved import run_classes, run_spec
 from .facts import pseudo_facts, run_facts, scored_slices, slice_facts
 from .pictures import pack_slices
 from ..runs.folder import Run
@@ -138,5 +138,5 @@ def report(
         pseudo, sets = pseudo_facts(trained, spec, train if same_data else None, max(1, most//6))
         facts |= scored_facts(slices, pred, split, most, sets) | rule_facts(predictor.rule, split)
     facts |= pseudo
-    page = render("run.html", ClassMap.from_names(class_names(spec)), places=sections(facts), **facts)
+    page = render("run.html", run_classes(spec), places=sections(facts), **facts)
     return write_page(page, out or trained/"report.html")

@@ -36,6 +36,10 @@ class DataSettings(Settings):
 def unexamined_as_absent(slices: SliceSet) -> SliceSet:
     "The slices, with classes that were examined on none of them as absent from all that are annotated."
     never = ~slices.known.any(0)
+    for u, members in slices.classes.unions:  # who examined the one did not deny the other
+        never[u - 1] = False
+        if slices.known[:, u - 1].any():
+            never[[m - 1 for m in members]] = False
     return replace(slices, known=slices.known | (slices.labelled[:, None] & never))
 
 # %% ../../nbs/runs/25_split.ipynb #1fb421ea

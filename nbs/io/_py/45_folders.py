@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ctseg.core.anatomy import ClassMap
+from ctseg.core.anatomy import IGNORE, ClassMap
 from ctseg.core.files import InputError, atomic_path, refuse_folder, write_json
 from ctseg.data.challenge import write_challenge
 from ctseg.data.slices import SliceSet, known_after_resize, present_classes
@@ -91,7 +91,7 @@ def known_classes(
     Raises `InputError` for labels of a class that does not exist or was not examined.
     """
     if volume.labels is None: return np.zeros(C, bool)
-    present = present_classes(volume.labels, 255).any(0)  # a histogram would widen all voxels to 8 bytes
+    present = present_classes(volume.labels, IGNORE - 1).any(0)  # a histogram would need 8 bytes a voxel
     if present[C:].any():
         highest = int(np.flatnonzero(present).max()) + 1
         raise InputError(f"{where}: the label map holds {highest}, but there are {C} classes")

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ctseg.core.anatomy import ClassMap, RAIDIUM54
+from ctseg.core.anatomy import IGNORE, RAIDIUM54, ClassMap
 from ctseg.core.files import InputError, did_you_mean, read_json
 from ctseg.data.images import natural_key
 from ctseg.io.cases import Case, read_patients
@@ -258,10 +258,14 @@ test_fail(lambda: _check_channels(nnunet, {n: Path(n) for n in ("p1", "p1_0001")
 
 # %%
 #| export
-def _load_label_map(path: Path, labels: Path|None, known: np.ndarray|None) -> Volume:
-    "An image and its label map, if it has one."
+def _load_label_map(path: Path, labels: Path|None, known: np.ndarray|None, ignore: int|None = None) -> Volume:
+    "An image and its label map, if it has one; voxels of the label `ignore` become 255, which is ignored everywhere."
     hu, affine = read_nifti(path)
-    return Volume(hu, affine, read_label_map(labels, hu.shape, affine) if labels else None, known)
+    if labels is None: return Volume(hu, affine, None, known)
+    ids = read_label_map(labels, hu.shape, affine)
+    if ignore is not None:
+        ids[ids == ignore] = IGNORE
+    return Volume(hu, affine, ids, known)
 
 
 # %%
@@ -271,14 +275,26 @@ print(volume.hu.shape, "labels:", volume.labels, "known:", volume.known)
 
 # %%
 #| export
+def _ignore_label(src: Path) -> int|None:
+    "The number that nnU-Net's `dataset.json` gives to voxels that are to be ignored; `None`: there is none."
+    path = src/"dataset.json"
+    table = read_json(path) if path.exists() else {}
+    labels = table.get("labels") if isinstance(table, dict) else None
+    pairs = labels.items() if isinstance(labels, dict) else ()
+    ids = [id if name == "ignore" else name for name, id in pairs if "ignore" in (name, id)]
+    return _whole_number(ids[0]) if ids else None
+
+
+# %%
+#| export
 def _map_cases(src: Path, classes: ClassMap, annotated: str) -> list[Case]:
     "The cases with a label map, and bare volumes."
-    cases, examined = [], _Examined(src, classes, annotated)
+    cases, examined, ignore = [], _Examined(src, classes, annotated), _ignore_label(src)
     for images, labels, split in _LAYOUTS:
         volumes, maps = _images_and_labels(src, images, labels)
         for name, path in volumes.items():
             known = examined.known(name, name in maps)
-            load = functools.partial(_load_label_map, path, maps.get(name), known)
+            load = functools.partial(_load_label_map, path, maps.get(name), known, ignore)
             cases.append(Case(str(path.relative_to(src)), load, None, known, split, display_name=str(path)))
     return cases
 

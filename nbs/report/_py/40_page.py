@@ -26,7 +26,7 @@ from ctseg.data.slices import SliceSet
 from ctseg.inference.rule import Rule
 from ctseg.prediction.predictor import predict_masks
 from ctseg.prediction.prepare import prepare
-from ctseg.prediction.saved import class_names, run_spec
+from ctseg.prediction.saved import run_classes, run_spec
 from ctseg.report.facts import pseudo_facts, run_facts, scored_slices, slice_facts
 from ctseg.report.pictures import pack_slices
 from ctseg.runs.folder import Run
@@ -254,7 +254,7 @@ def report(
         pseudo, sets = pseudo_facts(trained, spec, train if same_data else None, max(1, most//6))
         facts |= scored_facts(slices, pred, split, most, sets) | rule_facts(predictor.rule, split)
     facts |= pseudo
-    page = render("run.html", ClassMap.from_names(class_names(spec)), places=sections(facts), **facts)
+    page = render("run.html", run_classes(spec), places=sections(facts), **facts)
     return write_page(page, out or trained/"report.html")
 
 

@@ -89,9 +89,10 @@ def make_spec(recipe: Recipe, slices: SliceSet, seed: int, plugins: Iterable[Plu
     data = {"fingerprint": slices.fingerprint()} | counts
     classes = {str(i): name for i, name in enumerate(slices.classes.names, 1)}
     shape = list(slices.images.shape[1:])
+    unions = {"unions": slices.classes.union_table} if slices.classes.unions else {}
     threads = torch.get_num_threads()  # their number decides the order of sums on a CPU, and so the rounding
     return {"recipe": recipe, "plugins": list(plugins), "seed": seed, "data": data,
-            "classes": classes, "image_shape": shape, "threads": threads}
+            "classes": classes, **unions, "image_shape": shape, "threads": threads}
 
 def spec_dict(spec: dict[str, Any]) -> dict[str, Any]:
     "The same in plain dictionaries, to be written."

@@ -60,6 +60,10 @@ except InputError as e: print(e)
 def unexamined_as_absent(slices: SliceSet) -> SliceSet:
     "The slices, with classes that were examined on none of them as absent from all that are annotated."
     never = ~slices.known.any(0)
+    for u, members in slices.classes.unions:  # who examined the one did not deny the other
+        never[u - 1] = False
+        if slices.known[:, u - 1].any():
+            never[[m - 1 for m in members]] = False
     return replace(slices, known=slices.known | (slices.labelled[:, None] & never))
 
 
