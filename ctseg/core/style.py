@@ -10,7 +10,7 @@ __all__ = ['STATE_COLOURS', 'UNKNOWN', 'ABSENT', 'PRESENT', 'grey_rgb', 'overlay
 # %% ../../nbs/core/45_style.ipynb #a984eed2
 import numpy as np
 
-from .anatomy import ClassMap
+from .anatomy import IGNORE, IGNORED_COLOUR, ClassMap
 
 # %% ../../nbs/core/45_style.ipynb #319271a7
 def grey_rgb(
@@ -76,8 +76,11 @@ def colour_legend(
 # %% ../../nbs/core/45_style.ipynb #550404a5
 def class_colours(classes: ClassMap, masks: np.ndarray | None = None) -> dict:
     "`{name: colour}` of all structures, or of those that the label maps `masks` hold."
-    ids = range(1, len(classes) + 1) if masks is None else np.setdiff1d(masks, [0])
-    return {classes.name(i): classes.colours[i]/255 for i in ids}
+    ids = range(1, len(classes) + 1) if masks is None else np.setdiff1d(masks, [0, IGNORE])
+    colours = {classes.name(i): classes.colours[i]/255 for i in ids}
+    if masks is not None and (np.asarray(masks) == IGNORE).any():
+        colours["ignored"] = np.array(IGNORED_COLOUR)/255
+    return colours
 
 def class_legend(fig, classes: ClassMap, masks: np.ndarray | None = None) -> None:
     "A legend of the structures' colours below the panels; `masks` limits it to the structures they hold."

@@ -12,24 +12,25 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from ..core.anatomy import IGNORE
 from .slices import SliceSet, known_after_resize
 
 # %% ../../nbs/data/15_batches.ipynb #dd30b27a
 def known_map(
     known: torch.Tensor, # bool [B,C] or [B,C,H,W]
-    size, # (H, W)
+    size, # (H, W), or (D, H, W)
 ) -> torch.Tensor: # bool [B,C,H,W]
     "`known` as a map bool [B,C,H,W]. [B,C] is expanded without a copy; a map stays as it is."
-    if known.ndim == 4:
+    if known.ndim > 2:
         return known
-    return known[:, :, None, None].expand(-1, -1, *size)
+    return known.reshape(*known.shape, *[1]*len(size)).expand(-1, -1, *size)
 
 # %% ../../nbs/data/15_batches.ipynb #62e9fd57
 @dataclass
 class Batch:
     "B slices on the training device; `batch[rows]` takes some of them."
     image: torch.Tensor # float32 [B,1,H,W] in 0…1
-    mask: torch.Tensor # int64 [B,H,W]; 0 = background or unknown
+    mask: torch.Tensor # int64 [B,H,W]; 0 = background or unknown, 255 = to be ignored
     known: torch.Tensor # bool [B,C], or [B,C,H,W] after mixing
     weight: torch.Tensor|None = None # float32 [B,1,H,W] or [B,C,H,W]; `None`: all 1
     index: torch.Tensor|None = None # int64 [B]: positions in the `SliceSet`
@@ -64,9 +65,9 @@ def class_in_mask(
     mask: torch.Tensor, # int64 [B,H,W]
     C: int, # number of classes
 ) -> torch.Tensor: # bool [B,C]
-    "Which classes have a pixel in each mask: int64 [B,H,W] → bool [B,C]."
-    seen = torch.zeros(len(mask), C + 1, dtype=torch.bool, device=mask.device)
-    return seen.scatter_(1, mask.flatten(1), True)[:, 1:]
+    "Which classes have a pixel in each mask: int64 [B,H,W] → bool [B,C]; 255 is none."
+    seen = torch.zeros(len(mask), IGNORE + 1, dtype=torch.bool, device=mask.device)
+    return seen.scatter_(1, mask.flatten(1), True)[:, 1:C + 1]
 
 # %% ../../nbs/data/15_batches.ipynb #9d6ca156
 def _to_device(pixels: np.ndarray, size, device, **interpolation) -> torch.Tensor:

@@ -110,7 +110,7 @@ def read_challenge(
         columns = read_header(csv)
         labelled = len(columns) if split == "train" else len(names)  # images after these are unlabelled
         check_names(columns, names[:labelled], csv, names, folder/f"{split}-images")
-        masks[:labelled] = read_masks(csv, columns, images.shape[1:], classes, cache)[1]
+        masks[:labelled] = read_masks(csv, columns, images.shape[1:], classes, cache, ignore=True)[1]
         known[:] = True  # a test split is annotated fully
         if split == "train":
             known = _known_of_train(folder, csv, names, masks, labelled, classes, annotated)
@@ -133,7 +133,8 @@ def _check_writable(s: SliceSet, folder: Path, split: str):
     if split == "test" and s.labelled.any() and not s.known.all():
         raise InputError(f"{folder}: a test split is annotated fully or not at all; this one is in part")
     named = (folder/"class_names.json").exists()
-    if named and read_classes(folder).names != s.classes.names:  # the file has no place for pairs
+    theirs = read_classes(folder) if named else s.classes
+    if (theirs.names, theirs.unions) != (s.classes.names, s.classes.unions):  # files hold no pairs
         raise InputError(f"{folder}/class_names.json: names other classes than the slices to be written; "
                          "choose another folder")
 
@@ -194,6 +195,8 @@ def write_challenge(
             examined = [(np.flatnonzero(k) + 1).tolist() for k in s.known]
             write_json(examined, hold("annotated_labels.json"), indent=None)
         s.classes.to_json(hold("class_names.json"))
+        if s.classes.unions:
+            write_json(s.classes.union_table, hold("unions.json"))
         write_json(patients, hold("patients.json"), indent=None)
     for old in (folder/f"y_{split}.csv", folder/f"y_{split}.csv.gz"):
         if old != table:
@@ -207,7 +210,8 @@ def _facts(s: SliceSet) -> dict:
     images = s.present.sum(0)
     names = s.classes.names if labelled.any() else ()
     by_frequency = sorted(zip(images, names))
-    return {
+    ignored = {"slices_with_ignored_pixels": int(s.ignored.sum())} if s.ignored.any() else {}
+    return ignored | {
         "images": len(s),
         "size": size_text(s.images),
         "labelled": int(labelled.sum()),

@@ -12,7 +12,7 @@ from dataclasses import replace
 import torch
 import torch.nn.functional as F
 
-from ..core.anatomy import ClassMap
+from ..core.anatomy import IGNORE, ClassMap
 from ..core.files import InputError, did_you_mean
 from .batches import Batch, class_in_mask
 
@@ -110,8 +110,10 @@ def mirror(
     if axis not in MIRROR_AXES:
         raise did_you_mean("mirror axis", axis, MIRROR_AXES)
     dim, device = MIRROR_AXES[axis], batch.mask.device
-    partner = torch.from_numpy(classes.swap).to(device)  # int64 [C+1]
-    columns = partner[1:] - 1
+    swap = torch.from_numpy(classes.swap).to(device)  # int64 [C+1]
+    columns = swap[1:] - 1
+    partner = torch.arange(IGNORE + 1, device=device)  # what is to be ignored stays so
+    partner[:len(swap)] = swap
     where = torch.ones(len(batch), dtype=torch.bool, device=device) if where is None else where
     def choose(mirrored: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
         return torch.where(where.view(-1, *[1]*(before.ndim - 1)), mirrored, before)

@@ -16,7 +16,10 @@ import torch
 from scipy.optimize import minimize_scalar
 from torch import nn
 
+from ..core.anatomy import IGNORE
 from ..core.device import DevicePlan
+from ..core.unions import Unions
+from ..losses.unions import told_by_label
 from ..core.files import InputError
 from ..data.slices import SliceSet
 from .loop import Member, on_device, over_slices
@@ -102,6 +105,7 @@ def known_nll(
     mask: torch.Tensor,
     known: torch.Tensor,
     activation: str,
+    unions: Unions = (),
 ) -> float:
     """Mean negative log-likelihood of what is known, by the pixel terms of the masked and the marginal loss.
 
@@ -109,6 +113,7 @@ def known_nll(
     """
     sigmoid = activation == "sigmoid"
     loss = create_loss("masked", w_dice=0, w_bce=1) if sigmoid else create_loss("marginal", w_dice=0, w_ce=1)
+    loss.unions = unions
     with torch.no_grad():
         return loss(logits, mask, known).item()
 
@@ -124,21 +129,24 @@ def fit_temperature(
     known: torch.Tensor,
     activation: str,
     scale: Callable = divide,
+    unions: Unions = (),
 ) -> float:
     """The temperature T in 1/8…8 for which `scale(logits, T)` are likeliest (Guo et al. 2017, section 4.2).
 
     logits, mask, known, activation: as for `known_nll`. scale: what a temperature makes of logits.
     """
     def nll(log_temperature):
-        return known_nll(scale(logits, np.exp(log_temperature)), mask, known, activation)
+        return known_nll(scale(logits, np.exp(log_temperature)), mask, known, activation, unions)
     limit = np.log(8)
     best = minimize_scalar(nll, bounds=(-limit, limit), method="bounded", options={"xatol": 1e-3})
     return float(np.exp(best.x))
 
 # %% ../../nbs/inference/50_calibration.ipynb #32054897
-def known_pairs(mask: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
-    "bool `[N, C, 1, P]`: the class was examined on the image (`known` `[N, C]`), or the pixel is labelled."
-    return known[:, :, None, None] | (mask > 0)[:, None]
+def known_pairs(mask: torch.Tensor, known: torch.Tensor, unions: Unions = ()) -> torch.Tensor:
+    "bool `[N, C, 1, P]`: the class was examined on the image (`known` `[N, C]`), or the pixel is labelled; not at 255."
+    labels = mask.masked_fill(mask == IGNORE, 0)
+    told = known[:, :, None, None] | told_by_label(labels, known.shape[1], unions)
+    return told & (mask != IGNORE)[:, None]
 
 # %% ../../nbs/inference/50_calibration.ipynb #3787c100
 def reliability(
@@ -165,7 +173,7 @@ def fit_on(loss: nn.Module, sample: PixelSample) -> float:
     "The temperature of a network on held-out pixels, its presence head included."
     def scale(logits, temperature):
         return logits_at(loss, sample, temperature)
-    return fit_temperature(sample.logits, sample.mask, sample.known, loss.activation, scale)
+    return fit_temperature(sample.logits, sample.mask, sample.known, loss.activation, scale, loss.unions)
 
 # %% ../../nbs/inference/50_calibration.ipynb #e6293037
 def crosswise(
@@ -191,23 +199,23 @@ def calibrate(
     Returns the temperature, the numbers of slices and pairs, the expected calibration error ("ece"), the negative
     log-likelihood ("nll") and the points of the diagram, before and after. `InputError` for fewer than two groups.
     """
-    groups = np.unique(slices.groups)
+    groups, loss = np.unique(slices.groups), member.loss
     if len(groups) < 2:
         few = f"there are {len(groups)}"
         raise InputError(f"calibration needs held-out slices of at least two patients or groups, {few}")
-    loss = member.loss
     sample = sample_logits(member, slices, plan, batch_size=batch_size)
     half = torch.from_numpy(np.isin(slices.groups, groups[::2]))
     before = logits_at(loss, sample)
     after = crosswise(loss, sample, half)
 
     prob = loss.probabilities(before)
-    pairs = known_pairs(sample.mask, sample.known) & (prob >= 0.01)
+    pairs = known_pairs(sample.mask, sample.known, loss.unions) & (prob >= 0.01)
     hit = (sample.mask[:, None] == torch.arange(1, prob.shape[1] + 1)[:, None, None])[pairs]
     facts = {"temperature": round(fit_on(loss, sample), 4), "slices": len(slices), "pairs": int(pairs.sum())}
     points, ece = reliability(prob[pairs], hit)
     points_after, ece_after = reliability(loss.probabilities(after)[pairs], hit)
-    nll, nll_after = (known_nll(z, sample.mask, sample.known, loss.activation) for z in (before, after))
+    truth = sample.mask, sample.known, loss.activation, loss.unions
+    nll, nll_after = (known_nll(logits, *truth) for logits in (before, after))
     facts |= {"ece before": ece, "ece after": ece_after, "nll before": nll, "nll after": nll_after}
     return facts | {"points before": points, "points after": points_after}
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LOG2_E', 'pick', 'add_up', 'label_channel', 'pixel_slices', 'slices_of', 'weighted_sum',
            'negative_loss', 'negative_slope', 'sigmoid_forward', 'add_at_labels',
-           'sigmoid_backward', 'SigmoidSums', 'fused_sigmoid_sums', 'fast_exp',
+           'sigmoid_backward', 'SigmoidSums', 'OverlappingSums', 'fused_sigmoid_sums', 'fast_exp',
            'softmax_and_normaliser', 'softmax_forward', 'softmax_backward', 'SoftmaxSums',
            'fused_softmax_sums', 'MaskedSigmoidLoss', 'MarginalSoftmaxLoss', 'DiceLoss',
            'CrossEntropyDiceLoss']
@@ -19,7 +19,8 @@ from torch.nn import functional as F
 
 from .partial import PlainCrossEntropyDiceLoss, PlainDiceLoss
 from .partial import PlainMarginalSoftmaxLoss, PlainMaskedSigmoidLoss
-from .partial import Sums, Target, sum_dtype
+from .partial import Sums
+from .target import Target, sum_dtype
 
 # %% ../../nbs/losses/20_fused.ipynb #a5fbae22
 def pick(values: torch.Tensor, channel: torch.Tensor) -> torch.Tensor:
@@ -153,8 +154,41 @@ class SigmoidSums(torch.autograd.Function):
         return gradient, None, None, None, None
 
 # %% ../../nbs/losses/20_fused.ipynb #d5bee157
+class OverlappingSums(torch.autograd.Function):
+    "The five sums of `Sums`, each [B,C], of logits [B,C,N] where each class has a mask of its own."
+
+    @staticmethod
+    def forward(ctx, logits, target, gamma):
+        "The sums; nothing but the logits is kept for the gradient."
+        ctx.target, ctx.gamma = target, gamma
+        ctx.save_for_backward(logits)
+        total = [0.]*5
+        for pixels, z, weight in slices_of(logits, target, sum_dtype(logits)):
+            truth, p, counts = target.mask[..., pixels], z.sigmoid(), weight.expand_as(z)
+            loss = negative_loss(torch.where(truth, -z, z), gamma)
+            parts = p, p*truth, truth, loss, torch.ones_like(z)
+            total = [s + (part*counts).sum(-1) for s, part in zip(total, parts)]
+        ctx.mark_non_differentiable(total[2], total[4])
+        return tuple(total)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, g_predicted, g_overlap, _true, g_cross_entropy, _weight):
+        "The gradient of the logits, and none for the other arguments."
+        logits, = ctx.saved_tensors
+        gradient = torch.empty_like(logits)
+        a, b, c = g_cross_entropy[..., None], g_predicted[..., None], g_overlap[..., None]
+        for pixels, z, weight in slices_of(logits, ctx.target, sum_dtype(logits)):
+            truth, p = ctx.target.mask[..., pixels], z.sigmoid()
+            slope = torch.where(truth, -negative_slope(-z, ctx.gamma), negative_slope(z, ctx.gamma))
+            gradient[..., pixels] = (a*slope + (b + c*truth)*p*(1 - p))*weight
+        return gradient, None, None
+
+# %% ../../nbs/losses/20_fused.ipynb #9c36089d
 def fused_sigmoid_sums(logits: torch.Tensor, target: Target, gamma: float = 0.) -> Sums:
     "`plain_sigmoid_sums` of logits [B,C,N] without one-hot tensors."
+    if target.overlapping:
+        return Sums(*OverlappingSums.apply(logits, target, gamma))
     channel, label_weight = label_channel(logits, target)
     sums = SigmoidSums.apply(logits, target, channel, label_weight, gamma)
     predicted, overlap, cross_entropy, counted = sums

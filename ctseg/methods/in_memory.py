@@ -40,6 +40,7 @@ class MemorySetup:
         self.labelled, self.unlabelled = slices[slices.labelled], slices[~slices.labelled]
         self.holdout = self.labelled[:0]
         self.loss, self.make_model, self.setup = loss, make_model, setup
+        loss.unions = slices.classes.unions
         self.models: dict[str, nn.Module] = {}
         self.notes: dict[str, Any] = {}
 

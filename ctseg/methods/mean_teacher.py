@@ -87,7 +87,7 @@ class MeanTeacher(Method):
         teacher_probs = ctx.teacher(plain.image)
         logits, perturbed_logits = ctx.student(labelled, perturbed)
         student_probs = ctx.loss.probabilities(perturbed_logits)
-        s, where = self.settings, unknown_cells(plain.mask, plain.known)
+        s, where = self.settings, unknown_cells(plain.mask, plain.known, ctx.classes.unions)
         weight = s.consistency*ramp_up(ctx.step, round(s.ramp*ctx.total))
         how = ctx.loss.activation, ctx.loss.gather
         distance = disagreement(student_probs, teacher_probs, where, *how)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PseudoLabels', 'pairwise_dice', 'answers', 'pseudo_label', 'keep_images', 'accept_cells',
-           'at_pixels', 'complete', 'check_truth_kept']
+           'not_asked', 'at_pixels', 'complete', 'check_truth_kept']
 
 # %% ../../nbs/methods/20_pseudo.ipynb #fd19051e
 import warnings
@@ -15,11 +15,13 @@ import numpy as np
 import torch
 from torch import nn
 
+from ..core.anatomy import IGNORE
 from ..core.files import did_you_mean
 from ..data.slices import SliceSet, present_classes
 from ..inference.confidence import image_confidence, mean_found, soft_dice_confidence, sum_by_class
 from ..inference.loop import Each, class_probabilities, on_device, over_slices, to_size
 from ..inference.rule import Rule, decide, label_certainty
+from .unknown import settled_by_unions
 
 # %% ../../nbs/methods/20_pseudo.ipynb #93a828c0
 @dataclass(frozen=True)
@@ -115,7 +117,7 @@ def keep_images(
     keep: float,
     score: str = "sdc",
 ) -> SliceSet:
-    """The most confident images with their pseudo-labels as masks, as if they were the whole truth.
+    """The most confident images with their pseudo-labels as masks, as if they were the whole truth; 255 stays 255.
 
     slices: the images that the pseudo-labels are of. keep: a count, or a share of the images if at most 1.
     score: one of `ctseg.inference.confidence.IMAGE_SCORES`.
@@ -129,7 +131,9 @@ def keep_images(
     best_first = np.argsort(-pseudo.scores[score], kind="stable")
     best = np.sort(best_first[:count])
     everything = np.ones((count, len(slices.classes)), bool)
-    return replace(slices[best], masks=pseudo.labels[best], known=everything)
+    kept = slices[best]
+    masks = np.where(kept.masks == IGNORE, IGNORE, pseudo.labels[best]).astype(np.uint8)
+    return replace(kept, masks=masks, known=everything)
 
 # %% ../../nbs/methods/20_pseudo.ipynb #b4f3a3c5
 def accept_cells(
@@ -153,6 +157,11 @@ def accept_cells(
         present[surest, c] = of_class[surest] >= cell_confidence
     absent = ~known & ~pseudo.found & (pseudo.peak < absent_peak)
     return present, absent
+
+# %% ../../nbs/methods/20_pseudo.ipynb #17bc7b8a
+def not_asked(slices: SliceSet) -> np.ndarray:
+    "bool `[N, C]`: the cells that no teacher fills in: those examined, unions, and the members of an examined union."
+    return settled_by_unions(torch.from_numpy(slices.known), slices.classes.unions).numpy()
 
 # %% ../../nbs/methods/20_pseudo.ipynb #b9c9606e
 def at_pixels(cells: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -181,7 +190,7 @@ def complete(
     sure = pseudo.certainty >= round(255*pixel_confidence)
     drawn = np.where(free & accepted & sure, pseudo.labels, 0)
     # drawn where people looked for that class and saw none
-    denied = free & at_pixels(slices.known, pseudo.labels)
+    denied = free & at_pixels(not_asked(slices), pseudo.labels)
     any_accepted = present.any(1)[:, None, None]
     unsure = free & (~sure | denied) & (accepted | any_accepted)
     # a cell of which no pixel is sure stays unknown: empty and known would mean absent

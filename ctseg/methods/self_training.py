@@ -19,7 +19,7 @@ from ..data.strong_views import strong_mix
 from ..data.batches import Batch
 from ..data.slices import SliceSet
 from ..data.splits import grouped_folds
-from .pseudo import accept_cells, check_truth_kept, complete, pseudo_label
+from .pseudo import accept_cells, check_truth_kept, complete, not_asked, pseudo_label
 from .teacher_student import FinetuneSettings, finetune
 from ..training.method import JobLike, Method, Phase, StepContext, register_method
 
@@ -115,7 +115,7 @@ class CellTeachers(Method):
         each = job.in_time("while teachers labelled; their training is saved")
         batch_size = job.schedule.batch_size
         pseudo = pseudo_label(teachers, slices, job.loss, job.device, job.image_size, batch_size, each)
-        present, absent = accept_cells(pseudo, slices.known, s.quota, s.cell_confidence, s.absent_peak)
+        present, absent = accept_cells(pseudo, not_asked(slices), s.quota, s.cell_confidence, s.absent_peak)
         completed, teaches = complete(slices, pseudo, present, absent, s.pixel_confidence)
         check_truth_kept(slices, completed)
         return Completed(completed, teaches)

@@ -80,7 +80,7 @@ def evaluate(
     reps: int = 2000, # bootstrap draws
 ) -> dict: # plain numbers, strings and lists: ready for JSON
     "The score with its interval, bounds where the truth is partial, inventions, misses and a record for each class."
-    counts = overlaps(pred, truth, len(classes))
+    counts = overlaps(pred, truth, len(classes), classes.unions)
     return score_facts(counts, class_rows(counts, classes, known), known, groups, reps)
 
 # %% ../../nbs/metrics/50_evaluate.ipynb #e2f96702
@@ -129,7 +129,7 @@ def evaluate_files(
     "Score a submission against a truth file: the `table` of `per_class` and the `facts` of `evaluate`."
     truth = Path(truth)
     class_map = ClassMap.from_json(classes) if classes else read_classes(truth.parent)
-    names, true = read_masks(truth, classes=class_map, size=(1, -1))  # a Dice asks for no shape
+    names, true = read_masks(truth, classes=class_map, size=(1, -1), ignore=True)  # a Dice asks for no shape
     _, predicted = read_masks(prediction, names=names, size=true.shape[1:], classes=class_map, cache=False)
     if annotated is None:
         annotated = truth.parent/"annotated_labels.json" if is_train_table(truth) else "all"
@@ -139,6 +139,6 @@ def evaluate_files(
         known = present_classes(true, len(class_map))
     else:
         known = read_examined(Path(annotated), true, names, class_map, truth)
-    counts = overlaps(predicted, true, len(class_map))
+    counts = overlaps(predicted, true, len(class_map), class_map.unions)
     rows = class_rows(counts, class_map, known)
     return dict(table=rows, facts=score_facts(counts, rows, known, patients_of(truth, len(true))))

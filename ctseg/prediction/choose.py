@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['Measure', 'THRESHOLDS', 'GATES', 'ISLANDS', 'RESCUES', 'held_out_by', 'Part', 'out_of_fold',
            'run_members', 'examined_dice', 'structures_drawn', 'in_parts', 'rule_tables',
-           'expected_rules', 'gated_rules', 'with_islands', 'with_rescue', 'complexity',
-           'RuleSearch', 'choose_rule']
+           'known_to_be_there', 'expected_rules', 'gated_rules', 'with_islands', 'with_rescue',
+           'complexity', 'RuleSearch', 'choose_rule']
 
 # %% ../../nbs/prediction/30_choose.ipynb #22c1f4f1
 import itertools
@@ -70,7 +70,7 @@ Measure = Callable[[torch.Tensor, torch.Tensor, SliceSet], torch.Tensor]
 
 def examined_dice(label: torch.Tensor, prob: torch.Tensor, slices: SliceSet) -> torch.Tensor:
     "The challenge's Dice f32 [B, C] of labels [B, H, W]; NaN for cells that nobody examined."
-    dice = dice_table(label.cpu().numpy(), slices.masks, len(slices.classes))
+    dice = dice_table(label.cpu().numpy(), slices.masks, len(slices.classes), slices.classes.unions)
     return torch.from_numpy(np.where(slices.known, dice, np.nan).astype(np.float32))
 
 def structures_drawn(label: torch.Tensor, prob: torch.Tensor, slices: SliceSet) -> torch.Tensor:
@@ -106,12 +106,20 @@ ISLANDS = (1/2000, 1/1000, 1/500)  # shares of the area of a slice
 RESCUES = (0.1, 0.2, 0.3)
 
 # %% ../../nbs/prediction/30_choose.ipynb #9134e13c
+def known_to_be_there(slices: SliceSet) -> np.ndarray:
+    """bool [N, C]: it is known whether the class is on the slice.
+
+    A class that is nowhere drawn may lie in pixels that are to be ignored."""
+    hidden = ~slices.present & slices.ignored[:, None]
+    return slices.known & ~hidden
+
+# %% ../../nbs/prediction/30_choose.ipynb #7001d20a
 def expected_rules(parts: list[Part], batch_size: int = 16, each: Each | None = None) -> list[Rule]:
     "Each threshold with its estimates of which structures to keep."
     plain = [Rule(t) for t in THRESHOLDS]
     tables = rule_tables(parts, plain, batch_size, each, structures_drawn)
     present = np.concatenate([slices.present for _, slices in parts])
-    known = np.concatenate([slices.known for _, slices in parts])
+    known = np.concatenate([known_to_be_there(slices) for _, slices in parts])
     rules = []
     for rule, table in zip(plain, tables):
         expected = fit_expected_dice(np.moveaxis(table, 1, 0), present, known)

@@ -10,16 +10,17 @@ from typing import Any
 
 import numpy as np
 
-from ..core.anatomy import ClassMap
+from ..core.anatomy import IGNORE, ClassMap
 
 # %% ../../nbs/report/10_confusion.ipynb #4e16b606
 def slice_shares(
     pred: np.ndarray, # uint8 [H, W]
-    truth: np.ndarray, # the same; 0 = background or unknown
+    truth: np.ndarray, # the same; 0 = background or unknown, 255 = ignored
     C: int, # number of classes
 ) -> tuple[np.ndarray, np.ndarray]: # float64 [C, C+1]; bool [C, 1]: the class is on the slice
     "Of one slice: what share of the pixels of each class was called 0 … C."
-    pair = truth.ravel().astype(int)*(C + 1) + pred.ravel()
+    counts = truth != IGNORE
+    pair = truth[counts].astype(int)*(C + 1) + pred[counts]
     count = np.bincount(pair, minlength=(C + 1)**2).reshape(C + 1, C + 1)[1:]
     area = count.sum(1, keepdims=True)
     return count/np.maximum(area, 1), area > 0

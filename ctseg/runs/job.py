@@ -123,6 +123,7 @@ class JobBase:
         self.options = options
         self.split = split_slices(slices, recipe.data, seed, options.told)
         self.loss = make_loss(recipe.loss)
+        self.loss.unions = slices.classes.unions
         self.method: Method = METHODS.get(recipe.method.name)(recipe.method)
         self.where = f"{self.plan}, {world()} processes" if world() > 1 else str(self.plan)
         self.notes = Notes(run, self.split.unlabelled, self.where, progress)

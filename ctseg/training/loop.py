@@ -109,7 +109,7 @@ def held_out_dice(learner: Learner, loss: nn.Module, setup: Setup) -> float:
     local = predict_labels(learner.ema.model, share, loss, learner.acc.device, *options)
     labels = collect(torch.from_numpy(local), len(holdout)).numpy()
     truth = SliceData(holdout, "cpu", setup.image_size)
-    table = dice_table(labels, truth.masks.numpy(), len(holdout.classes))
+    table = dice_table(labels, truth.masks.numpy(), len(holdout.classes), holdout.classes.unions)
     return mean_dice(np.where(truth.known.numpy(), table, np.nan))
 
 # %% ../../nbs/training/70_loop.ipynb #2d349a48

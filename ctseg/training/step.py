@@ -154,7 +154,8 @@ class PieceLoss(ViewMaker):
             loss = self.method.loss(ctx, {name: view[share] for name, view in views.items()})
             heads = student.presence_logits
             for present, view in heads:
-                loss = loss + setup.presence/len(heads)*presence_loss(present, view, self.loss.gather)
+                of_head = presence_loss(present, view, self.loss.gather, self.loss.unions)
+                loss = loss + setup.presence/len(heads)*of_head
         return loss
 
 # %% ../../nbs/training/60_step.ipynb #88ad598a

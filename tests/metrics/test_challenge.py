@@ -8,6 +8,7 @@ from hypothesis import given, settings
 
 from ctseg.core.files import InputError
 from ctseg.metrics.challenge import challenge_dice, dice_table, overlaps
+from ctseg.metrics.surface import surface_dice
 
 
 @settings(max_examples=150, deadline=None)
@@ -44,3 +45,17 @@ def test_many_classes_do_not_overflow():
     assert (both == 1).all() and (a == 1).all() and (b == 1).all()
     both, a, b = overlaps(m, m[:, ::-1], 255)
     assert (both == 0).all() and (a == 1).all() and (b == 1).all()
+
+
+def test_volumes():
+    "Dice and surface Dice of volumes [N,D,H,W]: a Dice does not ask for a shape, a surface does."
+    g = np.random.default_rng(0)
+    pred, truth = (g.integers(0, 4, (2, 5, 6, 7)).astype(np.uint8) for _ in range(2))
+    flat = [m.reshape(2, 1, -1) for m in (pred, truth)]
+    np.testing.assert_array_equal(dice_table(pred, truth, 3), dice_table(*flat, 3))
+    box, moved = np.zeros((2, 1, 12, 12, 12), np.uint8)
+    box[0, 3:9, 3:9, 3:9] = 1
+    moved[0, 4:10, 3:9, 3:9] = 1
+    assert surface_dice(moved, box, 1, 1.) == 1
+    # at tolerance 0 the rings of the five common layers count, 20 voxels each
+    assert surface_dice(moved, box, 1, 0.) == (100 + 100)/(2*(6**3 - 4**3))

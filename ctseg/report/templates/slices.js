@@ -13,6 +13,8 @@ const element = (id) => document.getElementById(id);
 const {names, colours, height, width, sets} = JSON.parse(element("data").textContent);
 const rgb = colours.map((hex) => [1, 3, 5].map((i) => parseInt(hex.slice(i, i + 2), 16)));
 const GREY = [200, 200, 200];
+const WHITE = [255, 255, 255];
+const IGNORED = 255; // in a truth: nothing is said about the pixel
 const STRIPE = Math.max(1, Math.round(width / 64)); // pixels
 
 // ---- one slice
@@ -35,9 +37,12 @@ async function open(slice) {
 
 // The colour [r, g, b] of pixel i on one side ("truth" or "prediction"), or null. `only`: a class id, or 0 for all.
 // A structure that is predicted but was not examined is striped: in its colour there, in grey on the side of the truth.
+// Where the truth says that a pixel is to be ignored, its side is white, and a structure predicted there is striped too.
 function colourOf(slice, known, side, i, only) {
   const predicted = slice.prediction[i];
-  const unknown = predicted && !slice.truth[i] && !known.has(predicted);
+  const ignored = slice.truth[i] == IGNORED;
+  if (ignored && side == "truth") return only ? null : WHITE;
+  const unknown = predicted && (ignored || (!slice.truth[i] && !known.has(predicted)));
   const shown = side == "prediction" || unknown ? predicted : slice.truth[i];
   if (!shown || (only && shown != only)) return null;
   if (!unknown) return rgb[shown];

@@ -21,7 +21,7 @@
 # what was resident before (so the gradient itself, as large as the logits, is in it), each in a process of its own.
 
 # %%
-import importlib.metadata, json, platform, subprocess, sys, time
+import importlib.metadata, itertools, json, platform, subprocess, sys, time
 
 import pandas as pd
 import torch
@@ -32,31 +32,33 @@ torch.set_num_threads(1)
 
 # %%
 ONE_HOT = '''
+def cells(known, z): return known.reshape(*known.shape, *[1]*(z.ndim - 2))
+
 def dice(p, y, w):
-    TP, P, T = (p*y*w).sum((0, 2, 3)), (p*w).sum((0, 2, 3)), (y*w).sum((0, 2, 3))
+    pixels = (0, *range(2, p.ndim))
+    TP, P, T = (p*y*w).sum(pixels), (p*w).sum(pixels), (y*w).sum(pixels)
     return (1 - 2*TP/(P + T + 1e-5))[T > 0].mean()
 
 def masked(z, mask, known):
-    y = F.one_hot(mask, z.shape[1] + 1).permute(0, 3, 1, 2)[:, 1:].float()
-    w = (known[..., None, None] | (mask > 0)[:, None]).float()
-    cross_entropy = F.binary_cross_entropy_with_logits(z, y, reduction="none")
-    return .5*(cross_entropy*w).sum()/w.sum() + dice(z.sigmoid(), y, w)
+    y = F.one_hot(mask, z.shape[1] + 1).movedim(-1, 1)[:, 1:].float()
+    w = (cells(known, z) | (mask > 0)[:, None]).float()
+    return .5*(F.binary_cross_entropy_with_logits(z, y, reduction="none")*w).sum()/w.sum() + dice(z.sigmoid(), y, w)
 
 def marginal(z, mask, known):
-    y = F.one_hot(mask, z.shape[1]).permute(0, 3, 1, 2).float()
-    w = (known[..., None, None] | (mask > 0)[:, None]).float()
-    open_answers = torch.cat([torch.ones_like(known[:, :1]), ~known], 1)[..., None, None].float()
-    allowed = torch.where((mask > 0)[:, None], y, open_answers)
+    y = F.one_hot(mask, z.shape[1]).movedim(-1, 1).float()
+    w = (cells(known, z) | (mask > 0)[:, None]).float()
+    allowed = torch.where((mask > 0)[:, None], y, cells(torch.cat([torch.ones_like(known[:, :1]), ~known], 1), z).float())
     p = z.softmax(1)
     return -torch.log((p*allowed).sum(1)).mean() + dice(p[:, 1:], y[:, 1:], w)
 
 def ce_dice(z, mask, known):
-    y = F.one_hot(mask, z.shape[1]).permute(0, 3, 1, 2).float()
+    y = F.one_hot(mask, z.shape[1]).movedim(-1, 1).float()
     return F.cross_entropy(z, mask) + dice(z.softmax(1)[:, 1:], y[:, 1:], torch.ones(()))
 
 def seed_dice(z, mask, known):
-    y, p = F.one_hot(mask, z.shape[1]).permute(0, 3, 1, 2).float(), z.softmax(1)
-    return 1 - (2*(p*y).sum((0, 2, 3))/((p + y).sum((0, 2, 3)) + 1e-6)).mean()
+    y, p = F.one_hot(mask, z.shape[1]).movedim(-1, 1).float(), z.softmax(1)
+    pixels = (0, *range(2, p.ndim))
+    return 1 - (2*(p*y).sum(pixels)/((p + y).sum(pixels) + 1e-6)).mean()
 '''
 exec(ONE_HOT)
 PAIRS = {"masked": "masked", "marginal": "marginal", "ce-dice": "ce_dice", "dice": "seed_dice"}
@@ -66,13 +68,18 @@ PAIRS = {"masked": "masked", "marginal": "marginal", "ce-dice": "ce_dice", "dice
 
 # %%
 DATA = '''
-def data(B, C, chans):
+def data(B, C, chans, depth=0):
     g = torch.Generator().manual_seed(0)
+    if depth: B = B*depth
     mask = torch.randint(0, C + 1, (B, 16, 16), generator=g).repeat_interleave(16, 1).repeat_interleave(16, 2)
     known = torch.rand(B, C, generator=g) < .5
-    examined = torch.cat([torch.ones(B, 1, dtype=torch.bool), known], 1)
-    mask = mask*examined.gather(1, mask.flatten(1)).view_as(mask)
-    return torch.randn(B, chans, 256, 256, generator=g).requires_grad_(), mask, known
+    mask = mask*torch.cat([torch.ones(B, 1, dtype=torch.bool), known], 1).gather(1, mask.flatten(1)).view_as(mask)
+    z = torch.randn(B, chans, 256, 256, generator=g)
+    if depth:  # the same pixels as volumes [B/depth, chans, depth, 256, 256], examined as a whole
+        known = known[:1].expand(B//depth, -1)
+        mask = mask*torch.cat([torch.ones(1, 1, dtype=torch.bool), known[:1]], 1)[0][mask]
+        z, mask = z.unflatten(0, (-1, depth)).transpose(1, 2).contiguous(), mask.unflatten(0, (-1, depth))
+    return z.requires_grad_(), mask, known
 '''
 exec(DATA)
 MONAI = '''
@@ -85,9 +92,9 @@ try:
     versions = f", MONAI {importlib.metadata.version('monai')}"
 except ImportError: monai, versions = None, ""
 
-def seconds(forms, B, C, chans, rounds=5):
+def seconds(forms, B, C, chans, depth=0, rounds=5):
     "Least CPU time of forward + backward of each form, taking turns."
-    z, mask, known = data(B, C, chans)
+    z, mask, known = data(B, C, chans, depth)
     best = dict.fromkeys(forms, float("inf"))
     for _ in range(rounds):
         for name, f in forms.items():
@@ -108,8 +115,7 @@ torch.set_num_threads(1)
 {ONE_HOT}{DATA}
 {{loss}}
 z, mask, known = data(*{{shape}})
-# loads what is loaded on first use
-f(z[..., :16, :16].contiguous(), mask[:, :16, :16].contiguous(), known).backward()
+f(z[..., :16, :16].contiguous(), mask[..., :16, :16].contiguous(), known).backward()  # loads what is loaded on first use
 z.grad = None
 status = lambda key: next(int(l.split()[1]) for l in open("/proc/self/status") if l.startswith(key))/1024
 open("/proc/self/clear_refs", "w").write("5")  # the peak starts again from here
@@ -127,7 +133,7 @@ def memory(loss, *shape):
 
 
 # %% [markdown]
-# ## Against one-hot tensors, at 4 x 55 x 256 x 256
+# ## Against one-hot tensors, at 4 x 55 x 256 x 256, and in volumes at 1 x 55 x 4 x 256 x 256
 
 # %%
 cpu = next(
@@ -136,30 +142,17 @@ cpu = next(
 )
 print(f"{cpu}, one thread; Python {platform.python_version()}, PyTorch {torch.__version__}{versions}")
 rows = []
-for name, plain in PAIRS.items():
+for (name, plain), (batch, depth) in itertools.product(PAIRS.items(), ((4, 0), (1, 4))):
     loss, chans = create_loss(name), 54 + (name != "masked")
-    z, mask, known = data(1, 54, chans)
+    z, mask, known = data(1, 54, chans, depth)
     a, b = loss(z, mask, known), globals()[plain](z, mask, known)
-    assert torch.allclose(a, b, rtol=1e-4) and torch.allclose(
-        *(torch.autograd.grad(v, z)[0] for v in (a, b)), rtol=1e-3, atol=1e-8
-    ), name
-    t = seconds({"ctseg": loss, "one-hot": globals()[plain]}, 4, 54, chans)
-    m = {
-        "ctseg": memory(f"f = create_loss({name!r})", 4, 54, chans),
-        "one-hot": memory(f"f = {plain}", 4, 54, chans),
-    }
-    rows.append(
-        {
-            "loss": name,
-            "ctseg s": t["ctseg"],
-            "one-hot s": t["one-hot"],
-            "time ratio": t["ctseg"]/t["one-hot"],
-            "ctseg MB": m["ctseg"],
-            "one-hot MB": m["one-hot"],
-            "memory ratio": m["ctseg"]/m["one-hot"],
-        }
-    )
-rows = pd.DataFrame(rows).set_index("loss")
+    assert torch.allclose(a, b, rtol=1e-4) and torch.allclose(*(torch.autograd.grad(v, z)[0] for v in (a, b)), rtol=1e-3, atol=1e-8), name
+    shape = batch, 54, chans, depth
+    t = seconds({"ctseg": loss, "one-hot": globals()[plain]}, *shape)
+    m = {"ctseg": memory(f"f = create_loss({name!r})", *shape), "one-hot": memory(f"f = {plain}", *shape)}
+    rows.append({"loss": name, "pixels": "volumes" if depth else "slices", "ctseg s": t["ctseg"], "one-hot s": t["one-hot"], "time ratio": t["ctseg"]/t["one-hot"],
+                 "ctseg MB": m["ctseg"], "one-hot MB": m["one-hot"], "memory ratio": m["ctseg"]/m["one-hot"]})
+rows = pd.DataFrame(rows).set_index(["loss", "pixels"])
 rows.round({"ctseg s": 3, "one-hot s": 3, "time ratio": 2, "ctseg MB": 0, "one-hot MB": 0, "memory ratio": 2})
 
 # %%

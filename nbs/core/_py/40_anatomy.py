@@ -13,15 +13,17 @@
 import re
 import warnings
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 from skimage.color import lab2rgb, rgb2lab
 
 from ctseg.core.files import InputError, did_you_mean, read_json, write_json
+from ctseg.core.unions import Unions, read_unions, union_ids, union_table
 
 # %%
 #| hide
@@ -174,7 +176,6 @@ ax.set(
 ax.tick_params(length=0, labelsize=8)
 test_eq(colours[0], [0, 0, 0])
 
-
 # %% [markdown]
 # ## The class map
 #
@@ -182,10 +183,13 @@ test_eq(colours[0], [0, 0, 0])
 
 # %%
 #| export
+IGNORE = 255  # in a mask: nothing is said about this pixel, for any class
+
 def check_classes(names: tuple[str, ...], pairs: tuple[tuple[int, int], ...]) -> None:
-    "`InputError` unless there are 1 to 255 unique names, and the pairs are disjoint pairs of their ids."
-    if not 1 <= len(names) <= 255:
-        raise InputError(f"{len(names)} classes; expected 1 to 255, because masks hold 8-bit numbers")
+    "`InputError` unless there are 1 to 254 unique names, and the pairs are disjoint pairs of their ids."
+    if not 1 <= len(names) < IGNORE:
+        raise InputError(f"{len(names)} classes; expected 1 to {IGNORE - 1}, "
+                         f"because masks hold 8-bit numbers, of which {IGNORE} is for pixels to be ignored")
     odd = [name for name in names if not name.strip() or not name.isprintable() or len(name) > 200]
     if odd:
         raise InputError(f"the class name {odd[0][:60]!r} cannot be printed in a line; "
@@ -264,6 +268,7 @@ class ClassTable:
     "The names of classes and which of them are lateral partners: id `i+1` is `names[i]`, and 0 is no class."
     names: tuple[str, ...]                   # C unique names
     pairs: tuple[tuple[int, int], ...] = ()  # ids of lateral partners, (left, right)
+    unions: Unions = ()  # classes made of others: (id, ids of its atoms)
 
     def __post_init__(self):
         object.__setattr__(self, "names", tuple(self.names))
@@ -298,23 +303,46 @@ table
 
 # %%
 #| export
-class ClassMap(ClassTable):
-    "What the numbers in a mask mean: id `i+1` is `names[i]`; 0 is background (or, in partly labelled data, unknown)."
+class ClassFiles(ClassTable):
+    "Classes that are read and written."
     @classmethod
-    def from_names(cls, names: Iterable[str]) -> "ClassMap":
+    def from_names(
+        cls, names: Iterable[str], unions: Mapping[str, Iterable[str]] | None = None, # union → its members
+    ) -> Self:
         "A class map; lateral pairs are inferred from the names."
         names = tuple(names)
-        return cls(names, lateral_pairs(names))
+        return cls(names, lateral_pairs(names), union_ids(unions or {}, names))
 
     @classmethod
-    def from_json(cls, path: str | Path) -> "ClassMap":
-        "Of a `class_names.json` or a run folder."
-        return cls.from_names(read_class_names(path))
+    def from_json(cls, path: str | Path) -> Self:
+        "Of a `class_names.json`, with the unions of a `unions.json` beside it, or of a run folder."
+        names, beside = tuple(read_class_names(path)), Path(path).parent/"unions.json"
+        unions = read_unions(beside, names) if beside.exists() else ()
+        return cls(names, lateral_pairs(names), unions)
+
+    @property
+    def union_table(self) -> dict[str, list[str]]:
+        "Which class is made of which others, by name."
+        return union_table(self.unions, self.names)
 
     def to_json(self, path: str | Path) -> None:
         "Write a `class_names.json`."
         write_json({str(i): name for i, name in enumerate(self.names, 1)}, path)
 
+
+# %%
+with tempfile.TemporaryDirectory() as d:
+    table = ClassFiles.from_names(["kidney_left", "kidney_right", "kidneys"], {"kidneys": ["kidney_left", "kidney_right"]})
+    table.to_json(f"{d}/class_names.json")
+    write_json(table.union_table, f"{d}/unions.json")
+    test_eq(ClassFiles.from_json(f"{d}/class_names.json"), table)
+
+# %%
+#| export
+IGNORED_COLOUR = (255, 255, 255)
+
+class ClassMap(ClassFiles):
+    "What the numbers in a mask mean: id `i+1` is `names[i]`; 0 is background (or, in partly labelled data, unknown)."
     @cached_property
     def swap(self) -> np.ndarray:
         "The id each id becomes when the body is mirrored, int64 [C+1]."
@@ -327,7 +355,9 @@ class ClassMap(ClassTable):
         "Names of one side without a partner: mirrored, a left kidney would have no right one to become."
         paired = {i for pair in self.pairs for i in pair}
         single = [name for i, name in enumerate(self.names, 1) if i not in paired]
-        return tuple(filter(side_word, single))
+        mirrored = {int(self.swap[u]): {int(self.swap[m]) for m in members} for u, members in self.unions}
+        lopsided = [self.name(u) for u, members in self.unions if mirrored.get(u) != set(members)]
+        return tuple(filter(side_word, single)) + tuple(lopsided)
 
     @cached_property
     def colours(self) -> np.ndarray:
@@ -335,8 +365,12 @@ class ClassMap(ClassTable):
         return choose_colours(len(self), self.pairs)
 
     def colourise(self, mask) -> np.ndarray:
-        "Integers [...] as colours, uint8 [...,3]."
-        return self.colours[np.asarray(mask)]
+        "Integers [...] as colours, uint8 [...,3]; pixels to be ignored are `IGNORED_COLOUR`."
+        mask = np.asarray(mask)
+        ignored = mask == IGNORE
+        colours = self.colours[np.where(ignored, 0, mask)]
+        colours[ignored] = IGNORED_COLOUR
+        return colours
 
 
 # %%
@@ -344,8 +378,11 @@ classes = ClassMap.from_names(["brainstem", "spinal_cord", "parotid_right", "par
 test_eq(classes.swap, [0, 1, 2, 4, 3])
 test_eq(classes.swap[classes.swap], np.arange(5))  # mirrored twice is as before
 test_eq(classes.unpaired_sides, ())
+both = ClassMap.from_names(["lung_left", "lung_right", "lungs"], unions={"lungs": ["lung_left", "lung_right"]})
+test_eq((both.unions, both.unpaired_sides), (((3, (1, 2)),), ()))
 test_eq(ClassMap.from_names(["kidney_left", "liver", "heart_atrium_left"]).unpaired_sides, ("kidney_left",))
 test_eq(classes.colourise([[0, 1], [2, 2]]).shape, (2, 2, 3))
+test_eq(classes.colourise([0, IGNORE]), [[0, 0, 0], IGNORED_COLOUR])
 with tempfile.TemporaryDirectory() as d:
     classes.to_json(f"{d}/class_names.json")
     test_eq(ClassMap.from_json(f"{d}/class_names.json"), classes)

@@ -12,7 +12,7 @@
 #| export
 import numpy as np
 
-from ctseg.core.anatomy import ClassMap
+from ctseg.core.anatomy import IGNORE, IGNORED_COLOUR, ClassMap
 
 # %%
 #| hide
@@ -140,8 +140,11 @@ plt.close(fig)
 #| export
 def class_colours(classes: ClassMap, masks: np.ndarray | None = None) -> dict:
     "`{name: colour}` of all structures, or of those that the label maps `masks` hold."
-    ids = range(1, len(classes) + 1) if masks is None else np.setdiff1d(masks, [0])
-    return {classes.name(i): classes.colours[i]/255 for i in ids}
+    ids = range(1, len(classes) + 1) if masks is None else np.setdiff1d(masks, [0, IGNORE])
+    colours = {classes.name(i): classes.colours[i]/255 for i in ids}
+    if masks is not None and (np.asarray(masks) == IGNORE).any():
+        colours["ignored"] = np.array(IGNORED_COLOUR)/255
+    return colours
 
 def class_legend(fig, classes: ClassMap, masks: np.ndarray | None = None) -> None:
     "A legend of the structures' colours below the panels; `masks` limits it to the structures they hold."

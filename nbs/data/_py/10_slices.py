@@ -34,7 +34,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from ctseg.core.anatomy import ClassMap
+from ctseg.core.anatomy import IGNORE, ClassMap
 from ctseg.core.files import InputError, did_you_mean
 
 # %%
@@ -114,8 +114,11 @@ test_eq(known_after_resize(known, present_classes(spot, 2), half), [[False, True
 # ## What a set must fulfil
 #
 # Everything in `ctseg` passes slices around as one `SliceSet`, which checks itself when it is made. Two rules matter: a mask holds no id
-# above the number of classes, and **the class of every labelled pixel is known**. The second one finds masks and lists that do not belong
+# above the number of classes, except for 255, and **the class of every labelled pixel is known**. The second one finds masks and lists that do not belong
 # together.
+#
+# A pixel of the value 255 is to be **ignored**: nothing is said about it, for any class. It marks an artefact, a doubtful border, or all that
+# a scribble left open. No loss, metric or teacher looks at it.
 
 # %%
 #| export
@@ -139,11 +142,25 @@ test_fail(
 
 # %%
 #| export
+def highest_label(masks: np.ndarray) -> int:
+    "The highest class id in masks of any shape, 0 where there is none; pixels to be ignored (255) are no class."
+    top = int(np.max(masks, initial=0))
+    if top < IGNORE:
+        return top
+    return int(np.max(masks, initial=0, where=np.asarray(masks) != IGNORE))
+
+
+# %%
+test_eq((highest_label(np.array([0, 3, IGNORE])), highest_label(np.array([IGNORE]))), (3, 0))
+
+
+# %%
+#| export
 def _check_masks(s: "SliceArrays"):
     "`InputError` if a mask holds an id above C, or a pixel of a class that is not known on its image."
     classes = s.classes
-    if s.masks.max(initial=0) > len(classes):
-        n, y, x = np.argwhere(s.masks > len(classes))[0]
+    if highest_label(s.masks) > len(classes):
+        n, y, x = np.argwhere((s.masks > len(classes)) & (s.masks != IGNORE))[0]
         value = s.masks[n, y, x]
         raise InputError(f"mask of {s.names[n]} holds {value} at ({y}, {x}); "
                          f"there are {len(classes)} classes")
@@ -153,6 +170,12 @@ def _check_masks(s: "SliceArrays"):
         c = column + 1
         raise InputError(f"mask of {s.names[n]} has pixels of class {c} ({classes.name(c)}), "
                          "which known says was not examined")
+    for u, members in classes.unions:
+        apart = s.present[:, u - 1] & s.known[:, [m - 1 for m in members]].all(1)
+        if apart.any():
+            where = s.names[int(apart.argmax())]
+            raise InputError(f"mask of {where} has pixels of the union {classes.name(u)}, "
+                             "but known says that all of its members were examined; say which they are")
 
 
 # %% [markdown]
@@ -172,7 +195,7 @@ def _as_classes(classes, masks, known) -> ClassMap:
     if isinstance(known, np.ndarray) and known.ndim == 2:
         count = known.shape[1]
     else:
-        count = 0 if masks is None else int(np.max(masks, initial=0))
+        count = 0 if masks is None else highest_label(masks)
     if not count:
         raise InputError("SliceSet: the masks show no class; give classes=, a ClassMap or a list of names")
     return ClassMap.from_names(f"class_{c}" for c in range(1, count + 1))
@@ -257,7 +280,7 @@ print(
 class SliceArrays:
     "The fields of a `SliceSet`, completed and checked."
     images: np.ndarray # uint8 [N,H,W]
-    masks: np.ndarray # uint8 [N,H,W]; 0 = background or unknown
+    masks: np.ndarray # uint8 [N,H,W]; 0 = background or unknown, 255 = to be ignored
     known: np.ndarray # bool [N,C]: class c+1 was examined on image n
     names: tuple[str, ...] # N file names
     groups: np.ndarray # int64 [N]: slices of one patient, or near-duplicates, share a number
@@ -327,7 +350,27 @@ test_fail(
 
 # %%
 #| export
-class SliceSet(SliceArrays):
+class AnnotatedSlices(SliceArrays):
+    "What can be asked about each slice of a set."
+    @property
+    def labelled(self) -> np.ndarray:
+        "bool [N]: the slices on which at least one class was examined."
+        return self.known.any(1)
+
+    @property
+    def ignored(self) -> np.ndarray:
+        "bool [N]: the slices that have pixels to be ignored."
+        return (self.masks == IGNORE).any((1, 2))
+
+
+# %%
+some = AnnotatedSlices(two, np.full_like(two, IGNORE), "all", classes=["liver"])
+test_eq((some.labelled.all(), some.ignored.all(), some.present.any()), (True, True, False))
+
+
+# %%
+#| export
+class SliceSet(AnnotatedSlices):
     """N slices of one size with what is known of them, checked when made (`InputError`) and frozen.
 
     Index it with ints, bools or a slice to get a smaller set. Compare two sets by `fingerprint()`."""
@@ -342,11 +385,6 @@ class SliceSet(SliceArrays):
     def __repr__(self) -> str:
         return _describe(self)
 
-    @property
-    def labelled(self) -> np.ndarray:
-        "bool [N]: the slices on which at least one class was examined."
-        return self.known.any(1)
-
     def concat(self, other: "SliceSet") -> "SliceSet":
         "The slices of both, `other`'s last. Equal group numbers mean the same group."
         _check_joinable(self, other)
@@ -357,6 +395,8 @@ class SliceSet(SliceArrays):
     def fingerprint(self) -> str:
         "A hash of everything in the set, 32 hex digits."
         header = (self.images.shape, self.names, self.classes.names, self.classes.pairs)
+        if self.classes.unions:
+            header += (self.classes.unions,)
         digest = hashlib.sha256(repr(header).encode())
         for array in (self.images, self.masks, self.known, self.groups):
             digest.update(np.ascontiguousarray(array))

@@ -24,10 +24,11 @@ from pathlib import Path
 import csv as csvlib
 import numpy as np
 
-from ctseg.core.anatomy import ClassMap
+from ctseg.core.anatomy import IGNORE, ClassMap
 from ctseg.core.files import InputError, atomic_path
 from ctseg.data.cache import cached_array
 from ctseg.data.mask_rows import count_rows, iter_rows, read_header
+from ctseg.data.slices import highest_label
 
 # %%
 #| hide
@@ -155,22 +156,21 @@ test_fail(lambda: _image_size("y.csv", 15, None), contains="no square image")
 
 # %%
 #| export
-def _check_values(path: Path, table: np.ndarray, columns, classes):
+def _check_values(path: Path, table: np.ndarray, columns, classes, ignore: bool):
     "`InputError` if a value is above the number of classes (a `ClassMap`, a number, or `None`: any)."
     if classes is None:
         return
     C = classes if isinstance(classes, int) else len(classes)
-    if table.max() > C:
-        n, k = np.argwhere(table > C)[0]
+    highest = highest_label(table) if ignore else table.max()
+    if highest > C:
+        n, k = np.argwhere((table > C) & ((table != IGNORE) | (not ignore)))[0]
         raise InputError(f"{path}, row Pixel {k}, column {columns[n]}: value {table[n, k]}, "
                          f"but there are {C} classes (0…{C})")
 
 
 # %%
-test_fail(
-    lambda: _check_values("y.csv", np.array([[0, 3]]), ["0.png"], 2),
-    contains="row Pixel 1, column 0.png: value 3, but there are 2 classes",
-)
+test_fail(lambda: _check_values("y.csv", np.array([[0, 3]]), ["0.png"], 2, ignore=True), contains="row Pixel 1, column 0.png: value 3, but there are 2 classes")
+_check_values("y.csv", np.array([[0, IGNORE]]), ["0.png"], 2, ignore=True)  # a truth may say: ignore this pixel
 
 
 # %%
@@ -181,6 +181,7 @@ def read_masks(
     size: tuple[int, int]|None = None, # height and width; `None`: a square; (1, -1): all pixels in one row
     classes: ClassMap|int|None = None, # no value may be above this many classes; `None`: any
     cache: bool = True, # keep the array, by content
+    ignore: bool = False, # a truth: pixels of the value 255 are to be ignored
 ) -> tuple[list[str], np.ndarray]:
     "Read a mask table: the image names, and masks uint8 [N,H,W]. `InputError` for anything unexpected."
     path = Path(csv)
@@ -193,7 +194,7 @@ def read_masks(
         return whole and rows in (None, kept.shape[1])
     table = cached_array("masks2", [path], lambda: _read_table(path, columns, rows), cache, fits)
     height, width = _image_size(path, table.shape[1], size)
-    _check_values(path, table, columns, classes)
+    _check_values(path, table, columns, classes, ignore)
     return columns, table.reshape(-1, height, width)
 
 

@@ -24,7 +24,7 @@ import torch
 from tqdm import tqdm
 
 from ctseg import __version__
-from ctseg.core.anatomy import ClassMap
+from ctseg.core.anatomy import IGNORE, ClassMap
 from ctseg.core.files import InputError, atomic_path
 from ctseg.core.threads import allowed_cpus
 from ctseg.data.slices import known_after_resize, present_classes
@@ -87,7 +87,7 @@ def known_classes(
     Raises `InputError` for labels of a class that does not exist or was not examined.
     """
     if volume.labels is None: return np.zeros(C, bool)
-    present = present_classes(volume.labels, 255).any(0)  # a histogram would widen all voxels to 8 bytes
+    present = present_classes(volume.labels, IGNORE - 1).any(0)  # a histogram would widen all voxels to 8 bytes
     if present[C:].any():
         highest = int(np.flatnonzero(present).max()) + 1
         raise InputError(f"{where}: the label map holds {highest}, but there are {C} classes")

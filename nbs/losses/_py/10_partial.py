@@ -12,7 +12,6 @@
 #| export
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -20,6 +19,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from ctseg.core.files import InputError, did_you_mean
+from ctseg.core.unions import Unions
+from ctseg.losses.target import Target, as_target, sum_dtype
+from ctseg.losses.unions import without_unions
 
 # %%
 #| hide
@@ -66,63 +68,10 @@ for c, (ax, name) in enumerate(zip(panels[2:], classes.names), 1):
     show_states(ax, states_of(mask[0] == c, certain), name, aspect="equal")
 colour_legend(fig, class_colours(classes) | STATE_COLOURS)
 
-
 # %% [markdown]
 # For each class a pixel is *present*, *absent* or *unknown*. The lungs were examined, so their zeros are certain. The heart was not, so its zeros are unknown, except inside a lung, because structures do not overlap.
 #
-# ## What is asked of a pixel
-#
-# A loss must read the three states from the mask and from `known`. Networks come in two forms. With **sigmoid** outputs each class has a channel, and its answer is a yes or a no. With **softmax** outputs the channels compete, and channel 0 is background.
-#
-# What is known is one answer for a whole image, or after mixing two images one for each pixel. `at` takes both.
-
-# %%
-#| export
-def at(values: torch.Tensor, pixels: slice) -> torch.Tensor:
-    "`values` [B,K,N] at some pixels; a last axis of 1 means the same for every pixel and stays."
-    return values if values.shape[-1] == 1 else values[..., pixels]
-
-
-# %%
-everywhere, one_each = torch.zeros(1, 2, 1), torch.arange(6).reshape(1, 2, 3)
-test_eq(
-    (at(everywhere, slice(0, 2)).shape, at(one_each, slice(0, 2)).tolist()), ((1, 2, 1), [[[0, 1], [3, 4]]])
-)
-
-
-# %% [markdown]
-# A `Target` says what a batch asks. It answers three questions. How much does each (channel, pixel) count? Which channels may an unlabelled pixel belong to? What is the truth of each (channel, pixel)?
-
-# %%
-#| export
-@dataclass(frozen=True)
-class Target:
-    "What a batch asks of a network with K channels at N pixels."
-    mask: torch.Tensor           # int64 [B,N], labels 0…C
-    known: torch.Tensor          # bool [B,K,1] or [B,K,N]
-    weight: torch.Tensor | None  # [B,1,N] or [B,K,N], None: 1
-    pixel_known: bool            # a labelled pixel is known to be no other class
-    first: int                   # class of channel 0: 0 for softmax, 1 for sigmoid
-
-    def weights(self, dtype: torch.dtype, pixels: slice = slice(None)) -> torch.Tensor:
-        "How much each (channel, pixel) counts, [B,K,1] or [B,K,n]: 0 where unknown."
-        weight = at(self.known, pixels).to(dtype)
-        if self.pixel_known:
-            labelled = self.mask[:, None, pixels] > 0
-            weight = torch.maximum(weight, labelled.to(dtype))
-        return weight if self.weight is None else weight*at(self.weight, pixels)
-
-    def open_channels(self, dtype: torch.dtype, pixels: slice = slice(None)) -> torch.Tensor:
-        "1 for the channels that an unlabelled pixel may belong to, else 0: [B,K,1] or [B,K,n]."
-        allowed = 1 - at(self.known, pixels).to(dtype)
-        allowed[:, 0] = 1
-        return allowed
-
-    def one_hot(self) -> torch.Tensor:
-        "The truth of each (channel, pixel), int64 [B,K,N]."
-        labels = F.one_hot(self.mask, self.first + self.known.shape[1])
-        return labels.transpose(1, 2)[:, self.first:]
-
+# What a batch asks of a network, with all of this in it, is a [`Target`](08_target.ipynb): the weight of each (channel, pixel), which is 0 where nothing is known, the channels that an unlabelled pixel may belong to, and the truth.
 
 # %%
 labels = torch.tensor([[1, 0]])                                # two pixels: class 1, and no label
@@ -130,8 +79,6 @@ examined = torch.tensor([[[True], [False]]])                   # class 2 was not
 target = Target(labels, examined, None, pixel_known=True, first=1)
 print("truth  ", target.one_hot().tolist())
 print("weights", target.weights(torch.float32).tolist())       # class 2 is known on the labelled pixel only
-test_eq(target.one_hot(), torch.tensor([[[1, 0], [0, 0]]]))
-test_eq(target.weights(torch.float32), torch.tensor([[[1., 1.], [1., 0.]]]))
 
 
 # %% [markdown]
@@ -156,20 +103,6 @@ class Sums(NamedTuple):
 
 # %%
 print(*Sums._fields, sep=", ")
-
-
-# %%
-#| export
-def sum_dtype(logits: torch.Tensor) -> torch.dtype:
-    "Sums are taken in float32 where logits are narrower, else in the logits' own type."
-    return torch.promote_types(logits.dtype, torch.float32)
-
-
-# %%
-test_eq(
-    [sum_dtype(torch.zeros(1, dtype=t)) for t in (torch.bfloat16, torch.float32, torch.float64)],
-    [torch.float32, torch.float32, torch.float64],
-)
 
 
 # %% [markdown]
@@ -363,7 +296,7 @@ test_close(-gradient, (1 - p)/(1 + p), 1e-8)  # by hand: D = 2p/(1 + p)
 # %% [markdown]
 # ## What every loss offers
 #
-# All losses are called as `loss(logits, mask, known, weight=None)`. They also say how many channels a model needs, how its outputs become probabilities, and how its last layer should begin.
+# All losses are called as `loss(logits, mask, known, weight=None)`, for slices `[B,K,H,W]`, volumes `[B,K,D,H,W]` or signals `[B,K,W]`. They also say how many channels a model needs, how its outputs become probabilities, and how its last layer should begin.
 
 # %%
 #| export
@@ -380,19 +313,23 @@ assert as_given(rows) is rows
 # %%
 #| export
 class PartialLoss(nn.Module):
-    "Base: `loss(logits [B,K,…], mask [B,…], known [B,C] or [B,C,…], weight [B,1|C,…])`; … is H,W or D,H,W."
+    """Base: `loss(logits [B,K,…], mask [B,…], known [B,C] or [B,C,…], weight [B,1|C,…])`; … is H,W or D,H,W.
+
+    The mask may be [B,1,…] too, as MONAI has it; for sigmoid outputs also [B,C,…], structures that overlap."""
     activation = "softmax"               # or "sigmoid"
     reads_known = True                   # False: unknown is taken for background
     gather = staticmethod(as_given)      # rows [b,…] of one process → those of all
+    unions: Unions = ()                  # classes made of others, `ClassMap.unions`
 
     def out_chans(self, C: int) -> int:
         "The output channels K that a model needs for `C` classes."
         return C + (self.activation == "softmax")
 
     def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
-        "Probabilities of the classes without background: float32 [B,C,…]."
-        if self.activation == "softmax": return logits.float().softmax(1)[:, 1:]
-        return logits.float().sigmoid()
+        "Probabilities of the classes without background: float32 [B,C,…]; 0 for a union, which is never drawn."
+        softmax = self.activation == "softmax"
+        logits = without_unions(logits.float(), self.unions, softmax)
+        return logits.softmax(1)[:, 1:] if softmax else logits.sigmoid()
 
     def init_head(self, conv: nn.Module, C: int) -> None:
         "Prepare the last convolution of a model for `C` classes; softmax needs nothing."
@@ -401,75 +338,6 @@ class PartialLoss(nn.Module):
 # %%
 loss, logits = PartialLoss(), torch.zeros(2, 4, 8, 8)
 test_eq((loss.out_chans(3), loss.probabilities(logits).shape), (4, (2, 3, 8, 8)))
-
-
-# %% [markdown]
-# Mistakes in shapes end in one line. So do labels that no channel stands for. On a GPU the labels are not looked at, because the processor would have to wait for the card.
-
-# %%
-#| export
-def check_shapes(
-    logits: torch.Tensor, mask: torch.Tensor, known: torch.Tensor, weight: torch.Tensor | None, C: int,
-) -> None:
-    "`InputError` unless mask [B,…], known [B,C] or [B,C,…] and weight [B,1|C,…] fit logits [B,K,…]."
-    B, K, *space = logits.shape
-    if mask.shape != (B, *space):
-        raise InputError(f"mask is {tuple(mask.shape)}, expected {(B, *space)}, as the logits")
-    if known.shape not in ((B, C), (B, C, *space)):
-        expected = f"{(B, C)} or {(B, C, *space)} for {K} output channels"
-        raise InputError(f"known is {tuple(known.shape)}, expected {expected}")
-    if weight is not None and weight.shape[1] != 1 and K != C:
-        raise InputError("softmax takes one weight a pixel, [B,1,H,W]; say it with a map of known")
-
-
-# %%
-zeros, everything = torch.zeros(2, 8, 8, dtype=torch.long), torch.ones(2, 3, dtype=torch.bool)
-for wrong in ((zeros[:, 1:], everything), (zeros, everything[:, 1:])):
-    try: check_shapes(logits, *wrong, weight=None, C=3)
-    except InputError as e: print(e)
-
-
-# %%
-#| export
-def check_labels(mask: torch.Tensor, C: int) -> None:
-    "`InputError` if a mask on the CPU holds labels outside 0…C; on a GPU nothing is looked at."
-    if mask.device.type != "cpu" or not mask.numel(): return
-    low, high = mask.min().item(), mask.max().item()
-    if low < 0 or high > C:
-        remedy = "give pixels to be ignored the label 0 and the weight 0"
-        raise InputError(f"mask holds labels {low}…{high}, expected 0…{C}; {remedy}")
-
-
-# %%
-try: check_labels(zeros + 255, C=3)
-except InputError as e: print(e)
-
-
-# %% [markdown]
-# With the checks passed, the pixels are put into one axis.
-
-# %%
-#| export
-def as_target(
-    loss: PartialLoss, logits, mask, known, weight=None, pixel_known: bool = False,
-) -> tuple[torch.Tensor, Target]:
-    "Logits [B,K,N] and what `loss` asks of them; `InputError` where shapes or labels do not fit."
-    softmax = loss.activation == "softmax"
-    C = logits.shape[1] - softmax
-    check_shapes(logits, mask, known, weight, C)
-    check_labels(mask, C)
-    if weight is not None:
-        weight = weight.expand(-1, -1, *logits.shape[2:]).flatten(2)
-    known = known.bool().reshape(len(logits), C, -1)
-    if softmax:
-        known = torch.cat([torch.ones_like(known[:, :1]), known], 1)
-    target = Target(mask.flatten(1).long(), known, weight, pixel_known, first=1 - softmax)
-    return logits.flatten(2), target
-
-
-# %%
-flat, target = as_target(loss, logits, zeros, everything)
-test_eq((flat.shape, target.mask.shape, target.known.shape), ((2, 4, 64), (2, 64), (2, 4, 1)))
 
 
 # %% [markdown]
@@ -488,7 +356,7 @@ class SigmoidLoss(PartialLoss):
 
     def batch_sums(self, logits, mask, known, weight=None, pixel_known=True, gamma=0.) -> Sums:
         "The sums [B,C] of all images in the batch, over all processes."
-        flat, target = as_target(self, logits, mask, known, weight, pixel_known)
+        flat, target = as_target(logits, mask, known, weight, pixel_known, softmax=False, unions=self.unions)
         predicted, overlap, true, cross_entropy, counted = self.pixel_sums(flat, target, gamma)
         rows = torch.stack((predicted, overlap, cross_entropy, counted, true), 1)
         predicted, overlap, cross_entropy, counted, true = self.gather(rows).unbind(1)
@@ -589,10 +457,11 @@ class SoftmaxLoss(PartialLoss):
         "The sums of a batch; without `known` every class counts as examined."
         if known is None:
             known = logits.new_ones(len(logits), logits.shape[1] - 1)
-        flat, target = as_target(self, logits, mask, known, weight, pixel_known)
+        flat, target = as_target(logits, mask, known, weight, pixel_known, unions=self.unions)
         anything_known = target.known[:, 1:].any(1) | (target.mask > 0)
-        if weight is None: pixel_weight = anything_known.to(sum_dtype(logits))
-        else: pixel_weight = target.weight[:, 0]*anything_known
+        pixel_weight = anything_known.to(sum_dtype(logits))
+        if target.weight is not None:
+            pixel_weight = target.weight[:, 0]*anything_known
         predicted, overlap, true, cross_entropy, counted = self.pixel_sums(flat, target, pixel_weight)
         rows = torch.cat([predicted, overlap, true, torch.stack([cross_entropy, counted], 1)], 1)
         K = predicted.shape[1]

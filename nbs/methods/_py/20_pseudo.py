@@ -16,11 +16,13 @@ import numpy as np
 import torch
 from torch import nn
 
+from ctseg.core.anatomy import IGNORE
 from ctseg.core.files import did_you_mean
 from ctseg.data.slices import SliceSet, present_classes
 from ctseg.inference.confidence import image_confidence, mean_found, soft_dice_confidence, sum_by_class
 from ctseg.inference.loop import Each, class_probabilities, on_device, over_slices, to_size
 from ctseg.inference.rule import Rule, decide, label_certainty
+from ctseg.methods.unknown import settled_by_unions
 
 # %%
 #| hide
@@ -229,7 +231,7 @@ def keep_images(
     keep: float,
     score: str = "sdc",
 ) -> SliceSet:
-    """The most confident images with their pseudo-labels as masks, as if they were the whole truth.
+    """The most confident images with their pseudo-labels as masks, as if they were the whole truth; 255 stays 255.
 
     slices: the images that the pseudo-labels are of. keep: a count, or a share of the images if at most 1.
     score: one of `ctseg.inference.confidence.IMAGE_SCORES`.
@@ -243,7 +245,9 @@ def keep_images(
     best_first = np.argsort(-pseudo.scores[score], kind="stable")
     best = np.sort(best_first[:count])
     everything = np.ones((count, len(slices.classes)), bool)
-    return replace(slices[best], masks=pseudo.labels[best], known=everything)
+    kept = slices[best]
+    masks = np.where(kept.masks == IGNORE, IGNORE, pseudo.labels[best]).astype(np.uint8)
+    return replace(kept, masks=masks, known=everything)
 
 
 # %%
@@ -308,6 +312,18 @@ assert (dice[present] > 0.7).all()
 
 # %%
 #| export
+def not_asked(slices: SliceSet) -> np.ndarray:
+    "bool `[N, C]`: the cells that no teacher fills in: those examined, unions, and the members of an examined union."
+    return settled_by_unions(torch.from_numpy(slices.known), slices.classes.unions).numpy()
+
+
+# %%
+one_slice = SliceSet(np.zeros((1, 2, 2), np.uint8), classes=["liver", "spleen"], known=np.array([[True, False]]), masks=np.zeros((1, 2, 2), np.uint8))
+test_eq(not_asked(one_slice), [[True, False]])
+
+
+# %%
+#| export
 def at_pixels(cells: np.ndarray, labels: np.ndarray) -> np.ndarray:
     "bool `[N, H, W]`: is the cell of the pixel's label among `cells` (bool `[N, C]`)? Never at background."
     with_background = np.pad(cells, ((0, 0), (1, 0)))
@@ -342,7 +358,7 @@ def complete(
     sure = pseudo.certainty >= round(255*pixel_confidence)
     drawn = np.where(free & accepted & sure, pseudo.labels, 0)
     # drawn where people looked for that class and saw none
-    denied = free & at_pixels(slices.known, pseudo.labels)
+    denied = free & at_pixels(not_asked(slices), pseudo.labels)
     any_accepted = present.any(1)[:, None, None]
     unsure = free & (~sure | denied) & (accepted | any_accepted)
     # a cell of which no pixel is sure stays unknown: empty and known would mean absent

@@ -12,6 +12,10 @@ import math
 
 import torch
 
+from ctseg.core.unions import Unions
+from ctseg.data.batches import known_map
+from ctseg.losses.unions import covered
+
 # %%
 #| hide
 import matplotlib.pyplot as plt
@@ -26,15 +30,38 @@ from fastcore.test import test_close, test_eq
 
 # %%
 #| export
-def unknown_cells(mask: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
+def settled_by_unions(
+    known: torch.Tensor, # bool [B, C] or [B, C, H, W]
+    unions: Unions, # classes made of others
+) -> torch.Tensor: # bool, of the same shape
+    """What a teacher is not asked about: what was examined, unions, and the members of an examined union.
+
+    A network draws no unions. Outside of an examined union its members are absent, and inside the loss asks for all together.
+    """
+    if not unions:
+        return known
+    settled = known | covered(known, unions)
+    for u, _ in unions:
+        settled[:, u - 1] = True
+    return settled
+
+
+# %%
+lungs = ((3, (1, 2)),)  # left, right, lungs
+test_eq(settled_by_unions(torch.tensor([[False, False, True], [False, True, False]]), lungs).int().tolist(), [[1, 1, 1], [0, 1, 1]])
+
+
+# %%
+#| export
+def unknown_cells(mask: torch.Tensor, known: torch.Tensor, unions: Unions = ()) -> torch.Tensor:
     """The (class, pixel) pairs about which the truth says nothing: bool `[B, C, H, W]`.
 
     mask: int64 `[B, H, W]`; a labelled pixel is known for all classes. known: bool `[B, C]` or `[B, C, H, W]`.
+    unions: classes made of others; these, and the members of an examined one, are left to the loss.
     """
-    if known.ndim == 2:
-        known = known[:, :, None, None]
+    examined = known_map(settled_by_unions(known, unions), mask.shape[1:])
     labelled = (mask > 0)[:, None]
-    return ~(known | labelled)
+    return ~(examined | labelled)
 
 
 # %% [markdown]

@@ -20,7 +20,7 @@ from ctseg.data.strong_views import strong_mix
 from ctseg.data.batches import Batch
 from ctseg.data.slices import SliceSet
 from ctseg.data.splits import grouped_folds
-from ctseg.methods.pseudo import accept_cells, check_truth_kept, complete, pseudo_label
+from ctseg.methods.pseudo import accept_cells, check_truth_kept, complete, not_asked, pseudo_label
 from ctseg.methods.teacher_student import FinetuneSettings, finetune
 from ctseg.training.method import JobLike, Method, Phase, StepContext, register_method
 
@@ -210,7 +210,7 @@ class CellTeachers(Method):
         each = job.in_time("while teachers labelled; their training is saved")
         batch_size = job.schedule.batch_size
         pseudo = pseudo_label(teachers, slices, job.loss, job.device, job.image_size, batch_size, each)
-        present, absent = accept_cells(pseudo, slices.known, s.quota, s.cell_confidence, s.absent_peak)
+        present, absent = accept_cells(pseudo, not_asked(slices), s.quota, s.cell_confidence, s.absent_peak)
         completed, teaches = complete(slices, pseudo, present, absent, s.pixel_confidence)
         check_truth_kept(slices, completed)
         return Completed(completed, teaches)

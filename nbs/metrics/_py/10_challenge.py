@@ -15,8 +15,10 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from ctseg.core.anatomy import ClassMap
+from ctseg.core.anatomy import IGNORE, ClassMap
 from ctseg.core.files import InputError
+from ctseg.core.unions import Unions
+from ctseg.data.slices import highest_label
 
 # %%
 #| hide
@@ -69,20 +71,23 @@ pd.DataFrame(literal_table(pred, truth, 3)[:6].round(3), columns=classes.names)
 #
 # ## Masks that fit
 #
-# The two arrays must have the same shape `[N,H,W]`, and no value above C.
+# The two arrays must have the same shape, and no value above C. They hold slices `[N,H,W]` or volumes `[N,D,H,W]`: to a Dice all pixels of an image are one row.
 
 # %%
 #| export
 def check_masks(pred: np.ndarray, truth: np.ndarray, C: int) -> tuple[np.ndarray, np.ndarray]:
-    "Both as uint8 [N,H,W]; `InputError` unless they have one shape and hold whole numbers from 0 to C."
+    """Both as uint8 [N,H,W] or [N,D,H,W]; `InputError` unless they have one shape and hold whole numbers from 0 to C.
+
+    The truth may hold 255 too: pixels to be ignored."""
     pred, truth = np.asarray(pred), np.asarray(truth)
-    if pred.shape != truth.shape or truth.ndim != 3:
+    if pred.shape != truth.shape or truth.ndim < 3:
         raise InputError(f"predicted masks are {pred.shape}, true masks {truth.shape}; "
                          "expected the same [images, height, width] for both")
     for name, masks in (("predicted", pred), ("true", truth)):
         if masks.dtype.kind not in "iu":
             raise InputError(f"{name} masks are {masks.dtype}, expected whole numbers from 0 to {C}")
-        if masks.size and not 0 <= masks.min() <= masks.max() <= C:
+        top = highest_label(masks) if name == "true" else masks.max(initial=0)
+        if masks.size and not 0 <= masks.min() <= top <= C:
             raise InputError(f"{name} masks hold {masks.min()}…{masks.max()}, expected 0…{C}")
     return pred.astype(np.uint8, copy=False), truth.astype(np.uint8, copy=False)
 
@@ -97,6 +102,8 @@ for wrong in (pred[:-1], pred/2, pred + 2):
 # ## One pass
 #
 # The loops look at every pixel five times a class. But a pixel says everything with one pair (predicted class, true class), so it is enough to count pairs. In the table of counts the diagonal holds $|A\cap B|$, the row sums $|A|$ and the column sums $|B|$.
+#
+# Where the truth says that a pixel is to be ignored (255), the prediction may say anything: the pair is not counted.
 #
 # Masks also come in runs: along a row the pair changes only at the borders of structures. So runs are counted, each by its length. ([How much faster](../benchmarks/metric.ipynb) this is.)
 
@@ -137,17 +144,48 @@ pair_counts(pred[0], truth[0], 3).astype(int)  # rows: predicted as background, 
 
 # %%
 #| export
+def without_ignored(pred: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    "The pixels of an image [H,W] that are not to be ignored, as two rows [n]."
+    counts = truth != IGNORE
+    return pred[counts], truth[counts]
+
+
+# %%
+test_eq(without_ignored(np.array([[1, 2]]), np.array([[1, IGNORE]])), ([1], [1]))
+
+
+# %%
+#| export
+def union_counts(pairs: np.ndarray, ids: list[int]) -> tuple[int, int, int]:
+    "Of a table of pairs [C+1,C+1]: the pixels that both call one of `ids`, that the prediction does, that the truth does."
+    predicted, true = pairs[ids], pairs[:, ids]
+    return predicted[:, ids].sum(), predicted.sum(), true.sum()
+
+
+# %% [markdown]
+# A [union](../core/38_unions.ipynb) is scored as a whole: a predicted left lung is right where the truth says "lungs".
+
+# %%
+test_eq(union_counts(np.array([[5, 0, 1], [0, 2, 3], [1, 1, 1]]), [1, 2]), (7, 8, 8))
+
+
+# %%
+#| export
 def overlaps(
     pred: np.ndarray, # classes, uint8 [N,H,W]
     truth: np.ndarray, # the same shape
     C: int, # number of classes, background not counted
+    unions: Unions = (), # classes made of others, `ClassMap.unions`
 ) -> Overlaps:
     "Pixels of each image and class that both masks [N,H,W] have, that the prediction has, that the truth has."
     pred, truth = check_masks(pred, truth, C)
+    ignored = truth.max(initial=0) > C
     counts = np.empty((3, len(truth), C), np.int64)
     for n in range(len(truth)):
-        pairs = pair_counts(pred[n], truth[n], C)
+        pairs = pair_counts(*(without_ignored(pred[n], truth[n]) if ignored else (pred[n], truth[n])), C)
         counts[:, n] = pairs.diagonal()[1:], pairs.sum(1)[1:], pairs.sum(0)[1:]
+        for union, members in unions:
+            counts[:, n, union - 1] = union_counts(pairs, [union, *members])
     return Overlaps(*counts)
 
 
@@ -165,9 +203,10 @@ def dice_table(
     pred: np.ndarray, # classes, uint8 [N,H,W]
     truth: np.ndarray, # the same shape
     C: int, # number of classes
+    unions: Unions = (), # classes made of others, `ClassMap.unions`
 ) -> np.ndarray: # float64 [N,C], NaN where neither has the class
     "The challenge's Dice of every image and class: float64 [N,C], NaN where neither mask has the class."
-    return overlaps(pred, truth, C).dice()
+    return overlaps(pred, truth, C, unions).dice()
 
 
 # %%
@@ -297,7 +336,7 @@ def per_class(
     known: np.ndarray | None = None, # bool [N,C]; None: everything was examined
 ) -> pd.DataFrame: # a row a class, by name
     "What happens to each class: its score, how often it is there, invented, missed, silent; a row a class, by name."
-    return class_rows(overlaps(pred, truth, len(classes)), classes, known)
+    return class_rows(overlaps(pred, truth, len(classes), classes.unions), classes, known)
 
 
 # %%

@@ -13,6 +13,7 @@
 import numpy as np
 from scipy import ndimage
 
+from ctseg.core.anatomy import IGNORE
 from ctseg.metrics.challenge import check_masks
 
 # %%
@@ -36,13 +37,18 @@ from ctseg.metrics.challenge import dice_table
 # %%
 #| export
 def outlines(masks: np.ndarray) -> np.ndarray:
-    "Masks [N,H,W] with only those pixels kept that touch another class, or the frame's edge, above, below, left or right."
-    padded = np.pad(masks.astype(np.int16), ((0, 0), (1, 1), (1, 1)), constant_values=-1)
+    """Masks [N,H,W] or [N,D,H,W] with only those pixels kept of which a side touches another class, or the frame's edge.
+
+    Beside a pixel to be ignored (255) it is not known whether a structure ends, and no outline is drawn."""
+    axes = range(1, masks.ndim)
+    padded = np.pad(masks.astype(np.int16), [(0, 0)] + [(1, 1) for _ in axes], constant_values=-1)
     edge = np.zeros(padded.shape, bool)
-    for axis in (1, 2):
+    for axis in axes:
         for step in (1, -1):
-            edge |= np.roll(padded, step, axis) != padded
-    return np.where(edge[:, 1:-1, 1:-1], masks, 0)
+            neighbour = np.roll(padded, step, axis)
+            edge |= (neighbour != padded) & (neighbour != IGNORE)
+    inside = (slice(None), *(slice(1, -1) for _ in axes))
+    return np.where(edge[inside], masks, 0)
 
 
 # %%
@@ -81,6 +87,9 @@ def surface_dice(
 ) -> np.ndarray: # float64 [N,C]; NaN if both are empty, 0 if one is
     "Normalised surface Dice, float64 [N,C]: the share of the outlines within `tolerance` pixels of each other."
     pred, truth = check_masks(pred, truth, C)
+    ignored = truth == IGNORE
+    if ignored.any():
+        pred = np.where(ignored, IGNORE, pred)
     table = np.full((len(truth), C), np.nan)
     for n, (p, t) in enumerate(zip(outlines(pred), outlines(truth))):
         boxes = ndimage.find_objects(np.stack([p, t]), max_label=C)  # distances matter near a class only

@@ -382,15 +382,15 @@ print(_kept(9, 3, "cpu").tolist())
 
 # %%
 #| export
-def shrink_labels(labels: torch.Tensor | None, size: tuple[int, int]) -> torch.Tensor | None:
-    """Labels at a coarser size, without mixing them: `[..., H, W]` -> `[..., *size]`.
+def shrink_labels(labels: torch.Tensor | None, size: tuple[int, ...]) -> torch.Tensor | None:
+    """Labels at a coarser size, without mixing them: `[..., H, W]` or `[..., D, H, W]` -> `[..., *size]`.
 
     None, and what is said of whole images, `[B, C]`, is returned as it is.
     """
     if labels is None or labels.ndim == 2: return labels
-    rows = _kept(labels.shape[-2], size[0], labels.device)
-    columns = _kept(labels.shape[-1], size[1], labels.device)
-    return labels[..., rows[:, None], columns]
+    for axis, side in enumerate(size, labels.ndim - len(size)):
+        labels = labels.index_select(axis, _kept(labels.shape[axis], side, labels.device))
+    return labels
 
 
 # %%
@@ -408,16 +408,16 @@ print(tuple(truth.shape), "->", tuple(shrink_labels(truth, (16, 12)).shape))
 def deep_supervised(
     loss: Callable[..., torch.Tensor], # loss(logits, mask, known, weight) -> scalar
     logits: torch.Tensor | list[torch.Tensor], # full size, or a list from fine to coarse
-    mask: torch.Tensor, # int64 [B, H, W]
-    known: torch.Tensor | None, # bool [B, C] or [B, C, H, W]
-    weight: torch.Tensor | None = None, # of the pixels, [B, H, W]
+    mask: torch.Tensor, # int64 [B, H, W], or [B, D, H, W]
+    known: torch.Tensor | None, # bool [B, C], or [B, C, H, W], or [B, C, D, H, W]
+    weight: torch.Tensor | None = None, # of the pixels, [B, 1, H, W], or [B, 1, D, H, W]
 ) -> torch.Tensor:
     "`loss` of logits at one size, or its mean over several sizes, each finer one twice as heavy as the next."
     if not isinstance(logits, list): return loss(logits, mask, known, weight)
     total = 0.
     scale = sum(2.**-i for i in range(len(logits)))
     for i, coarse in enumerate(logits):
-        size = coarse.shape[-2:]
+        size = coarse.shape[2:]
         small = shrink_labels(mask, size)
         known_there = shrink_labels(known, size)
         if known is not None and known.ndim == 2:

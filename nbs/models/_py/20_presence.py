@@ -16,7 +16,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from ctseg.core.anatomy import IGNORE
+from ctseg.core.unions import Unions
 from ctseg.data.batches import Batch, class_in_mask
+from ctseg.losses.unions import put_unions
 from ctseg.models.base import EncoderDecoder, check_counts
 
 # %%
@@ -99,11 +102,18 @@ def presence_loss(
     logits: torch.Tensor, # [B, C], of the presence head
     view: Batch,
     gather: Callable[[torch.Tensor], torch.Tensor] = _as_given, # as `PartialLoss.gather`
+    unions: Unions = (), # classes made of others: one is there if a member is, and has no logit of its own
 ) -> torch.Tensor: # a scalar
     "Mean binary cross-entropy over the known cells (image, class) of presence logits [B, C]."
     present = class_in_mask(view.mask, logits.shape[1])
     examined = view.known if view.known.ndim == 2 else view.known.flatten(2).all(2)
-    known = examined | present
+    hidden = (view.mask == IGNORE).flatten(1).any(1, keepdim=True)  # whatever is not seen may be there
+    known = (examined & ~hidden) | present
+    if unions:
+        nowhere = torch.zeros_like(view.mask.flatten(1)[:, :1])
+        cells = logits.float()[..., None], nowhere, known[..., None]
+        joined, speaks = put_unions(*cells, unions, softmax=False)
+        logits, known = joined[..., 0], known & speaks[..., 0]
     each = F.binary_cross_entropy_with_logits(logits.float(), present.float(), reduction="none")
     total = gather((each*known).sum(1)).sum()
     count = gather(known.float().sum(1)).sum()

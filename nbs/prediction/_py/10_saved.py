@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ctseg.core.anatomy import ClassMap
 from ctseg.core.files import InputError, read_json
 from ctseg.core.schema import fields, fit_schema, listed, maybe, number, short, text
 from ctseg.inference.expected_dice import ExpectedDice
@@ -85,6 +86,18 @@ print(class_names(run_spec(run, weights=False)))
 # ## The rule
 #
 # [The decision rule](../inference/rule.html) decides every pixel of a submission. A damaged one must not pass as another rule, so numbers are checked, not only names.
+
+# %%
+#| export
+def run_classes(spec: dict[str, Any]) -> ClassMap:
+    "The classes of a run, with which of them are made of others."
+    return ClassMap.from_names(class_names(spec), spec.get("unions"))
+
+
+# %%
+lungs = {"classes": {"1": "lung_left", "2": "lung_right", "3": "lungs"}, "unions": {"lungs": ["lung_left", "lung_right"]}}
+test_eq(run_classes(lungs).unions, ((3, (1, 2)),))
+
 
 # %%
 #| export

@@ -30,7 +30,7 @@ from ctseg.inference.views import tta_views
 from ctseg.losses.registry import make_loss
 from ctseg.models.settings import make_model
 from ctseg.models.base import load_weights, place
-from ctseg.prediction.saved import SavedCalibration, class_names, read_metrics, run_spec
+from ctseg.prediction.saved import SavedCalibration, read_metrics, run_classes, run_spec
 from ctseg.runs.folder import Run
 from ctseg.runs.network import working_size
 from ctseg.runs.source import find_run
@@ -103,8 +103,10 @@ def load_member(
 ) -> RunMember:
     "The network of one run, ready to predict."
     recipe, classes = spec["recipe"], len(spec["classes"])
+    unions = run_classes(spec).unions
     size, mirror = working_size(recipe, spec["image_shape"]) or None, recipe.augment.mirror or None
     loss = make_loss(recipe.loss)
+    loss.unions = unions
     model = make_model(recipe.model, loss.out_chans(classes), classes, size, trained=True)
     load_weights(model, weights or run.weights)
     model = place(model, plan.device).eval()
@@ -387,9 +389,9 @@ for precision in ("auto", "bf16"):
 #| export
 def same_classes(runs: list[Run], specs: list[dict[str, Any]]) -> ClassMap:
     "The classes of the runs; `InputError` if they differ."
-    names = [class_names(s) for s in specs]
-    odd = next((r for r, n in zip(runs, names) if n != names[0]), None)
-    if odd is None: return ClassMap.from_names(names[0])
+    classes = [run_classes(s) for s in specs]
+    odd = next((r for r, c in zip(runs, classes) if c != classes[0]), None)
+    if odd is None: return classes[0]
     remedy = "runs of different classes cannot be averaged"
     raise InputError(f"{odd.folder}: knows other classes than {runs[0].folder}; {remedy}")
 

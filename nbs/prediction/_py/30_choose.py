@@ -42,6 +42,7 @@ from fastcore.test import test_eq
 
 from ctseg.core.device import pick_device
 from ctseg.core.files import InputError
+from ctseg.data.slices import SliceSet
 from ctseg.data.toys import toy_set
 from ctseg.inference.rule import Rule
 from ctseg.prediction.predictor import load_predictor
@@ -138,7 +139,7 @@ Measure = Callable[[torch.Tensor, torch.Tensor, SliceSet], torch.Tensor]
 
 def examined_dice(label: torch.Tensor, prob: torch.Tensor, slices: SliceSet) -> torch.Tensor:
     "The challenge's Dice f32 [B, C] of labels [B, H, W]; NaN for cells that nobody examined."
-    dice = dice_table(label.cpu().numpy(), slices.masks, len(slices.classes))
+    dice = dice_table(label.cpu().numpy(), slices.masks, len(slices.classes), slices.classes.unions)
     return torch.from_numpy(np.where(slices.known, dice, np.nan).astype(np.float32))
 
 def structures_drawn(label: torch.Tensor, prob: torch.Tensor, slices: SliceSet) -> torch.Tensor:
@@ -206,12 +207,28 @@ print(len(THRESHOLDS)*len(GATES), "rules with a gate")
 
 # %%
 #| export
+def known_to_be_there(slices: SliceSet) -> np.ndarray:
+    """bool [N, C]: it is known whether the class is on the slice.
+
+    A class that is nowhere drawn may lie in pixels that are to be ignored."""
+    hidden = ~slices.present & slices.ignored[:, None]
+    return slices.known & ~hidden
+
+
+# %%
+seen = np.zeros((2, 1, 2), np.uint8)
+seen[1, 0, 1] = 255  # the second slice has a pixel to be ignored, and the class may be there
+test_eq(known_to_be_there(SliceSet(seen, seen, "all", classes=["liver"])), [[True], [False]])
+
+
+# %%
+#| export
 def expected_rules(parts: list[Part], batch_size: int = 16, each: Each | None = None) -> list[Rule]:
     "Each threshold with its estimates of which structures to keep."
     plain = [Rule(t) for t in THRESHOLDS]
     tables = rule_tables(parts, plain, batch_size, each, structures_drawn)
     present = np.concatenate([slices.present for _, slices in parts])
-    known = np.concatenate([slices.known for _, slices in parts])
+    known = np.concatenate([known_to_be_there(slices) for _, slices in parts])
     rules = []
     for rule, table in zip(plain, tables):
         expected = fit_expected_dice(np.moveaxis(table, 1, 0), present, known)

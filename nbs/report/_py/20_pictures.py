@@ -172,7 +172,7 @@ def pack_slices(
 ) -> list[dict[str, Any]]: # name, image, masks (truth, prediction), known (ids), cells, dice
     "At most `most` slices as the page wants them, worst first."
     slices = slices if truth else without_truth(slices)
-    both, predicted, true = overlaps(pred, slices.masks, len(slices.classes))
+    both, predicted, true = overlaps(pred, slices.masks, len(slices.classes), slices.classes.unions)
     with np.errstate(invalid="ignore", divide="ignore"):
         dice = np.where(slices.known, 2*both/(predicted + true), np.nan)
     score = row_means(dice)

@@ -25,7 +25,7 @@ from ctseg.data.challenge import read_challenge
 from ctseg.data.slices import SliceSet
 from ctseg.inference.rule import Rule
 from ctseg.prediction.prepare import prepare
-from ctseg.prediction.saved import class_names, run_spec
+from ctseg.prediction.saved import run_classes, run_spec
 from ctseg.prediction.sureness import judged
 from ctseg.report.facts import pseudo_facts, run_facts, scored_slices, slice_facts
 from ctseg.report.pictures import pack_slices
@@ -286,7 +286,7 @@ def report(
         facts |= scored_facts(slices, sure["labels"], split, most, sets, sure)
         facts |= rule_facts(predictor.rule, split)
     facts |= pseudo
-    page = render("run.html", ClassMap.from_names(class_names(spec)), places=sections(facts), **facts)
+    page = render("run.html", run_classes(spec), places=sections(facts), **facts)
     return write_page(page, place)
 
 

@@ -108,7 +108,7 @@ def score_tables(
     masks = predict_masks(predictor, slices.images, [predictor.rule, Rule()], batch_size)
     tables = []
     for pred in masks:
-        dice = dice_table(pred, slices.masks, len(slices.classes))
+        dice = dice_table(pred, slices.masks, len(slices.classes), slices.classes.unions)
         tables.append(np.where(slices.known, dice, np.nan))
     return masks[0], tables
 

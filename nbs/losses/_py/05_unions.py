@@ -1,0 +1,192 @@
+# %% [markdown]
+# # Unions
+#
+# > Where annotators outlined "lungs", the network is asked for a left and a right lung together, and nothing tells it which is which.
+#
+# - skip_showdoc: true
+
+# %%
+#| default_exp losses.unions
+
+# %%
+#| export
+import torch
+
+from ctseg.core.unions import Unions, related_pairs
+
+# %%
+#| hide
+import math
+
+import torch
+from fastcore.test import test_close, test_eq
+
+
+# %% [markdown]
+# A [union](../core/38_unions.ipynb) is a class made of others. A network never draws one. Its channel is a free place, in which a loss puts what the members say together, wherever the truth does not tell them apart. Then every loss and every formula of the next pages holds as it is.
+#
+# A member is **told apart** at a pixel where it was examined, or where the pixel is labelled with it. Where the union was examined, or the pixel is labelled with it, the union stands for those of its members that are not told apart. So on a slice of "lungs" with the left lung outlined as well, the rest of the lungs is the right one.
+#
+# ## Together
+#
+# What do members say together? The channels of a **softmax** exclude each other, so the probability of a union is their sum. Its logit is the logarithm of the sum of exponentials.
+#
+# The channels of **sigmoids** are answers to separate questions. We take them as independent: a pixel is in the union unless it is in no member, $P = 1-\prod_m(1-p_m)$ (*noisy-or*). The alternative is the largest $p_m$. It has two faults. Only one member gets a gradient, so that the member which happens to lead is pushed ahead although nothing was said of it. And outside of the union only that one is pushed down, while noisy-or pushes down each member exactly as if it had been examined and found absent: $-\ln(1-P)=-\sum_m\ln(1-p_m)$.
+#
+# Both are computed on logits, where nothing underflows. The odds of $P$ for two members are $(1+e^a)(1+e^b)-1=e^a+e^b+e^{a+b}$.
+
+# %%
+#| export
+def together(
+    logits: list[torch.Tensor], # of the members, all of one shape
+    softmax: bool, # else sigmoid
+) -> torch.Tensor: # the same shape
+    "The logit of a union: of the sum of its members' probabilities (softmax), or of their noisy-or (sigmoid)."
+    if softmax: return torch.stack(logits).logsumexp(0)
+    total = logits[0]
+    for other in logits[1:]:
+        total = torch.stack([total, other, total + other]).logsumexp(0)
+    return total
+
+
+# %%
+p = torch.tensor([.2, .5, .4])
+test_close(together(list(p.logit()), softmax=False).sigmoid(), 1 - .8*.5*.6, 1e-6)
+z = torch.tensor([0., 1., 2.])
+test_close(together([z[1], z[2]], softmax=True).exp()/z.exp().sum(), z.softmax(0)[1:].sum(), 1e-6)
+
+
+# %% [markdown]
+# ## What is told
+#
+# A labelled pixel is no other class. That is not so for classes that share atoms: a pixel of "lungs" leaves open which lung it is.
+
+# %%
+#| export
+def told_by_label(
+    mask: torch.Tensor, # int64 [B,…], 0…C
+    C: int, # number of classes, unions included
+    unions: Unions,
+) -> torch.Tensor: # bool [B,C,…]; [B,1,…] where there are no unions
+    "For which classes the label of each pixel says whether it is theirs: bool [B,C,…], or [B,1,…] without unions."
+    labelled = (mask > 0)[:, None]
+    if not unions: return labelled
+    told = labelled.repeat(1, C, *[1]*(mask.ndim - 1))
+    for a, b in related_pairs(unions):
+        told[:, b - 1] &= mask != a
+    return told
+
+
+def covered(
+    known: torch.Tensor, # bool [B,C] or [B,C,…]
+    unions: Unions,
+) -> torch.Tensor: # bool, of the same shape
+    "The members of examined unions: of these it is known that they are nowhere outside of the union."
+    found = torch.zeros_like(known)
+    for u, members in unions:
+        for m in members: found[:, m - 1] |= known[:, u - 1]
+    return found
+
+
+# %%
+lungs = ((3, (1, 2)),)                        # of left 1, right 2, lungs 3, heart 4
+test_eq(told_by_label(torch.tensor([[3, 1, 0]]), 4, lungs)[0].int(), torch.tensor([[0, 1, 0], [0, 1, 0], [1, 0, 0], [1, 1, 0]]))
+test_eq(covered(torch.tensor([[False, False, True, True]]), lungs), torch.tensor([[True, True, False, False]]))
+
+
+# %% [markdown]
+# ## In the place of the logits
+#
+# A smaller union takes its members first: where both "right lung" and "lungs" were examined, the lobes on the right speak in the first, and what remains in the second. A channel whose members speak elsewhere, or that has none to stand for, gets a logit that no network gives. Its probability is 0, and so is its gradient.
+
+# %%
+#| export
+def free_members(
+    union: int,
+    members: tuple[int, ...],
+    mask: torch.Tensor, # int64 [B,N]
+    known: torch.Tensor, # bool [B,C,1|N]
+    taken: dict[int, torch.Tensor], # member → where it speaks in a smaller union, bool [B,N]
+) -> dict[int, torch.Tensor]: # member → bool [B,N]
+    "Where each member speaks in the channel of a union; a pixel that is labelled with the union has one at least."
+    here = known[:, union - 1] | (mask == union)
+    nowhere = torch.zeros_like(mask, dtype=torch.bool)
+    open_ = {m: here & ~taken.get(m, nowhere) for m in members}
+    free = {m: open_[m] & ~known[:, m - 1] & (mask != m) for m in members}
+    any_free = torch.stack(list(free.values())).any(0)
+    contradicted = (mask == union) & ~any_free  # all members were examined: any of them, then
+    return {m: free[m] | (open_[m] & contradicted) for m in members}
+
+
+# %%
+labels, examined = torch.tensor([[3, 1, 0]]), torch.tensor([[[False], [True], [True], [True]]])
+free = free_members(3, (1, 2), labels, examined, {})
+test_eq([free[m].int().tolist() for m in (1, 2)], [[[1, 0, 1]], [[0, 0, 0]]])  # the right lung was examined
+
+
+# %%
+#| export
+def put_unions(
+    logits: torch.Tensor, # f32 [B,K,N]
+    mask: torch.Tensor, # int64 [B,N], 0…C
+    known: torch.Tensor, # bool [B,C,1|N]
+    unions: Unions,
+    softmax: bool, # else sigmoid; K is C + 1 or C
+) -> tuple[torch.Tensor, torch.Tensor]: # logits [B,K,N]; bool [B,C,N]
+    "Logits in which members speak together where they must, and which channels say something: bool [B,C,N]."
+    nothing = torch.finfo(logits.dtype).min/8
+    channels, first = list(logits.unbind(1)), 0 if softmax else 1
+    speaks = torch.ones(len(mask), known.shape[1], mask.shape[1], dtype=torch.bool, device=mask.device)
+    taken: dict[int, torch.Tensor] = {}
+    for u, members in unions:
+        free = free_members(u, members, mask, known, taken)
+        said = [torch.where(free[m], logits[:, m - first], nothing) for m in members]
+        any_free = torch.stack(list(free.values())).any(0)
+        channels[u - first] = torch.where(any_free, together(said, softmax), nothing)
+        speaks[:, u - 1] = any_free
+        taken |= {m: free[m] | taken[m] if m in taken else free[m] for m in members}
+    for m, elsewhere in taken.items():
+        channels[m - first] = torch.where(elsewhere, nothing, channels[m - first])
+        speaks[:, m - 1] = ~elsewhere
+    return torch.stack(channels, 1), speaks
+
+
+# %% [markdown]
+# A pixel of "lungs", one of the left lung, and one of neither, on a slice where the lungs and the heart were examined. The network is undecided between background, left, right and heart.
+
+# %%
+examined = torch.tensor([[[False], [False], [True], [True]]])
+joined, speaks = put_unions(torch.zeros(1, 5, 3), labels, examined, lungs, softmax=True)
+print("probability of background, left, right, lungs, heart")
+for pixel in joined.softmax(1)[0].T: print(pixel.tolist())
+test_eq(speaks[0, :3].int().tolist(), [[0, 1, 0], [0, 0, 0], [1, 1, 1]])
+
+
+# %% [markdown]
+# At the second pixel the left lung speaks for itself, and the channel of the union has the right one: what is left of the lungs.
+#
+# ## Probabilities
+#
+# A network does not draw unions: their channels have the probability 0, and `1 − sum` is background, as everywhere. Whoever wants the probability of a union asks for it.
+
+# %%
+#| export
+def without_unions(logits: torch.Tensor, unions: Unions, softmax: bool) -> torch.Tensor:
+    "Logits [B,K,…] in which no union has a probability."
+    if not unions: return logits
+    channels = [u - (not softmax) for u, _ in unions]
+    return logits.index_fill(1, torch.tensor(channels, device=logits.device), -torch.inf)
+
+
+def union_probabilities(prob: torch.Tensor, unions: Unions, softmax: bool) -> torch.Tensor:
+    "Probabilities of the classes [B,C,…] with those of the unions filled in: the sum (softmax) or the noisy-or (sigmoid)."
+    filled = prob.clone()
+    for u, members in unions:
+        of_members = prob[:, [m - 1 for m in members]]
+        filled[:, u - 1] = of_members.sum(1) if softmax else 1 - (1 - of_members).prod(1)
+    return filled
+
+
+# %%
+p = without_unions(torch.zeros(1, 5, 1), lungs, softmax=True).softmax(1)[:, 1:]
+test_close(union_probabilities(p, lungs, softmax=True)[0, :, 0], torch.tensor([.25, .25, .5, .25]))
