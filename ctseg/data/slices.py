@@ -59,7 +59,7 @@ def highest_label(masks: np.ndarray) -> int:
         return top
     return int(np.max(masks, initial=0, where=np.asarray(masks) != IGNORE))
 
-# %% ../../nbs/data/10_slices.ipynb #524eb4e9
+# %% ../../nbs/data/10_slices.ipynb #73711c85
 def _check_masks(s: "SliceArrays"):
     "`InputError` if a mask holds an id above C, or a pixel of a class that is not known on its image."
     classes = s.classes
@@ -200,7 +200,7 @@ class AnnotatedSlices(SliceArrays):
         "bool [N]: the slices that have pixels to be ignored."
         return (self.masks == IGNORE).any((1, 2))
 
-# %% ../../nbs/data/10_slices.ipynb #c6e0ae66
+# %% ../../nbs/data/10_slices.ipynb #0a241394
 class SliceSet(AnnotatedSlices):
     """N slices of one size with what is known of them, checked when made (`InputError`) and frozen.
 

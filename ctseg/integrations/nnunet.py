@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from skimage.io import imsave
 
-from ..core.anatomy import ClassMap
+from ..core.anatomy import IGNORE, ClassMap
 from ..core.files import InputError, atomic_path, did_you_mean, write_json
 from ..data.challenge import read_challenge
 from ..data.slices import SliceSet
@@ -30,9 +30,10 @@ def nnunet_labels(
     s: SliceSet,
     unknown: str, # ignore or background
 ) -> np.ndarray: # uint8 [N,H,W]; C+1 is ignored
-    "The label images: with `ignore`, C+1 where a pixel may be something that nobody looked for."
-    if unknown == "background": return s.masks
-    unsure = (s.masks == 0) & ~s.known.all(1)[:, None, None]
+    "The label images: C+1 for pixels to be ignored, and with `ignore` where one may be what nobody looked for."
+    unsure = s.masks == IGNORE
+    if unknown == "ignore":
+        unsure |= (s.masks == 0) & ~s.known.all(1)[:, None, None]
     return np.where(unsure, np.uint8(len(s.classes) + 1), s.masks)
 
 # %% ../../nbs/integrations/10_nnunet.ipynb #404245c0
@@ -44,11 +45,8 @@ def _check_names(names, folder: Path):
                          "give it another name in class_names.json")
 
 # %% ../../nbs/integrations/10_nnunet.ipynb #dff68cce
-def _check_labels(labels: np.ndarray, unknown: str, C: int, folder: Path):
+def _check_labels(labels: np.ndarray, folder: Path):
     "`InputError` for labels that nnU-Net cannot learn from."
-    if unknown == "ignore" and C == 255:
-        raise InputError("255 classes leave no number for nnU-Net's ignore label; "
-                         "choose unknown='background'")
     if not (labels == 0).any():
         raise InputError(f"{folder}: no image is fully known, so with unknown='ignore' there is no "
                          "background to learn from; "
@@ -87,10 +85,10 @@ def _folds(s: SliceSet, cases: list[str]) -> list[dict[str, list[str]]]:
     return splits
 
 # %% ../../nbs/integrations/10_nnunet.ipynb #f45d231d
-def _dataset_json(classes: ClassMap, unknown: str, images: int) -> dict:
-    "nnU-Net's description of the data set."
+def _dataset_json(classes: ClassMap, ignores: bool, images: int) -> dict:
+    "nnU-Net's description of the data set; `ignores`: C+1 is its ignore label."
     names = ["background", *classes.names]
-    if unknown == "ignore": names.append("ignore")
+    if ignores: names.append("ignore")
     return {
         # not called CT: the slices are windowed, and nnU-Net would normalise a "CT" by Hounsfield units
         "channel_names": {"0": "windowed_CT"},
@@ -119,7 +117,8 @@ def _write_training(root: Path, s: SliceSet, labels: np.ndarray, unknown: str, t
     cases = _case_names(s, "train")
     _write_pngs(root/"imagesTr", s.images, [f"{case}_0000" for case in cases])
     _write_pngs(root/"labelsTr", labels, cases)
-    write_json(_dataset_json(s.classes, unknown, len(s)), root/"dataset.json")
+    ignores = unknown == "ignore" or bool((labels > len(s.classes)).any())
+    write_json(_dataset_json(s.classes, ignores, len(s)), root/"dataset.json")
     folds = _folds(s, cases)
     if folds: write_json(folds, root/"splits_final.json")
     meaning, cells = _MEANING[unknown], float((~s.known).mean())
@@ -131,15 +130,23 @@ def _write_test(root: Path, s: SliceSet):
     "Images of the test, and labels if it has any."
     cases = _case_names(s, "test")
     _write_pngs(root/"imagesTs", s.images, [f"{case}_0000" for case in cases])
-    if s.labelled.any(): _write_pngs(root/"labelsTs", s.masks, cases)
+    if s.labelled.any():
+        _write_pngs(root/"labelsTs", nnunet_labels(s, "background"), cases)
 
 # %% ../../nbs/integrations/10_nnunet.ipynb #2b613003
 def _pixel_shares(masks: np.ndarray, labels: np.ndarray, C: int) -> dict[str, float]:
     "Which shares of the pixels are labelled, background and ignored."
-    shares = {"labelled": masks > 0, "background": labels == 0, "ignored": labels > C}
+    shares = {"labelled": (masks > 0) & (masks != IGNORE), "background": labels == 0, "ignored": labels > C}
     return {what: round(float(where.mean()), 4) for what, where in shares.items()}
 
 # %% ../../nbs/integrations/10_nnunet.ipynb #bf25706b
+def _refuse_unions(classes: ClassMap, folder: Path):
+    "`InputError` for classes made of others."
+    for union in classes.union_table:
+        raise InputError(f"{folder}: {union!r} is a union of other classes, which nnU-Net's labels "
+                         "cannot say; take the slices that hold it out, and unions.json")
+
+# %% ../../nbs/integrations/10_nnunet.ipynb #26661f4f
 def export_nnunet(
     folder, # a challenge folder
     out, # the folder nnUNet_raw, in which `Dataset501_ctseg` is made
@@ -155,12 +162,13 @@ def export_nnunet(
         raise did_you_mean("value of unknown", unknown, list(_MEANING))
     folder = Path(folder)
     s = read_challenge(folder)
+    _refuse_unions(s.classes, folder)
     if not s.labelled.any():
         raise InputError(f"{folder}: no labelled training images; nnU-Net needs some")
     kept = s[s.labelled]
     _check_names(s.classes.names, folder)
     labels, C, dropped = nnunet_labels(kept, unknown), len(s.classes), len(s) - len(kept)
-    _check_labels(labels, unknown, C, folder)
+    _check_labels(labels, folder)
     test = read_challenge(folder, "test") if (folder/"test-images").is_dir() else None
     title = output_name(f"Dataset{id:03}_{name}", "name")
     with atomic_path(new_folder(Path(out)/title)) as tmp:

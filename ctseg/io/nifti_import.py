@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..core.anatomy import ClassMap, RAIDIUM54
+from ..core.anatomy import IGNORE, RAIDIUM54, ClassMap
 from ..core.files import InputError, did_you_mean, read_json
 from ..data.images import natural_key
 from .cases import Case, read_patients
@@ -134,10 +134,12 @@ class _Examined:
         return self.table[case]
 
 # %% ../../nbs/io/65_nifti_import.ipynb #1c7e6f8d
-def _load_label_map(path: Path, labels: Path|None, known: np.ndarray|None) -> Volume:
-    "An image and its label map, if it has one."
+def _load_label_map(path: Path, labels: Path|None, known: np.ndarray|None, ignore: int|None = None) -> Volume:
+    "An image and its label map, if it has one; voxels of the label `ignore` become 255, which is ignored everywhere."
     hu, affine = read_nifti(path)
     drawn = read_label_map(labels, hu.shape, affine) if labels else None
+    if drawn is not None and ignore is not None:
+        drawn[drawn == ignore] = IGNORE
     notes = scale_notes(hu, path)
     if drawn is not None and known is not None and known.all() and not drawn.any():
         notes += (f"{labels}: holds no voxel, and will be taught as a volume with nothing on it; "
@@ -145,24 +147,36 @@ def _load_label_map(path: Path, labels: Path|None, known: np.ndarray|None) -> Vo
     return Volume(hu, affine, drawn, known, notes=notes)
 
 # %% ../../nbs/io/65_nifti_import.ipynb #3a8be3b1
-def _map_case(src: Path, path: Path, labels: Path|None, known, split: str, source: Path) -> Case:
+def _ignore_label(src: Path) -> int|None:
+    "The number that nnU-Net's `dataset.json` gives to voxels that are to be ignored; `None`: there is none."
+    path = src/"dataset.json"
+    table = read_json(path) if path.exists() else {}
+    labels = table.get("labels") if isinstance(table, dict) else None
+    pairs = labels.items() if isinstance(labels, dict) else ()
+    ids = [id if name == "ignore" else name for name, id in pairs if "ignore" in (name, id)]
+    return _whole_number(ids[0]) if ids else None
+
+# %% ../../nbs/io/65_nifti_import.ipynb #66c70bf4
+def _map_case(
+    src: Path, path: Path, labels: Path|None, known, split: str, source: Path, ignore: int|None,
+) -> Case:
     "An image and its label map as a case."
-    load = functools.partial(_load_label_map, path, labels, known)
+    load = functools.partial(_load_label_map, path, labels, known, ignore)
     stamp = file_stamp([path, labels] if labels else [path])
     return Case(str(source.relative_to(src)), load, None, known, split, display_name=str(path), stamp=stamp)
 
 def _map_cases(src: Path, classes: ClassMap, annotated: str) -> list[Case]:
     "The cases with a label map, and bare volumes."
-    cases, examined = [], _Examined(src, classes, annotated)
+    cases, examined, ignore = [], _Examined(src, classes, annotated), _ignore_label(src)
     for layout in find_layouts(src):
         volumes, maps = images_and_labels(src, layout)
         for name, path in volumes.items():
             known = examined.known(name, name in maps)
-            cases.append(_map_case(src, path, maps.get(name), known, layout.split, path))
+            cases.append(_map_case(src, path, maps.get(name), known, layout.split, path, ignore))
     for folder, case in case_folders(src).items():
         if case.labels:
             known = examined.known(folder.name, True)
-            cases.append(_map_case(src, case.ct, case.labels, known, "train", folder))
+            cases.append(_map_case(src, case.ct, case.labels, known, "train", folder, ignore))
     return cases
 
 # %% ../../nbs/io/65_nifti_import.ipynb #cced6cb6

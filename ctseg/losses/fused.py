@@ -184,7 +184,7 @@ class OverlappingSums(torch.autograd.Function):
             gradient[..., pixels] = (a*slope + (b + c*truth)*p*(1 - p))*weight
         return gradient, None, None
 
-# %% ../../nbs/losses/20_fused.ipynb #9c36089d
+# %% ../../nbs/losses/20_fused.ipynb #cd925835
 def fused_sigmoid_sums(logits: torch.Tensor, target: Target, gamma: float = 0.) -> Sums:
     "`plain_sigmoid_sums` of logits [B,C,N] without one-hot tensors."
     if target.overlapping:

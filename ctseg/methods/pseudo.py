@@ -158,7 +158,7 @@ def accept_cells(
     absent = ~known & ~pseudo.found & (pseudo.peak < absent_peak)
     return present, absent
 
-# %% ../../nbs/methods/20_pseudo.ipynb #17bc7b8a
+# %% ../../nbs/methods/20_pseudo.ipynb #732bf164
 def not_asked(slices: SliceSet) -> np.ndarray:
     "bool `[N, C]`: the cells that no teacher fills in: those examined, unions, and the members of an examined union."
     return settled_by_unions(torch.from_numpy(slices.known), slices.classes.unions).numpy()

@@ -16,9 +16,11 @@ from torch import nn
 
 from ..core.parallel import gather_rows
 from ..core.settings import Settings, setting
+from ..core.unions import Unions
 from ..data.strong_views import strong_mix
-from ..data.batches import Batch
-from .unknown import ramp_up, renormalised_over_unknown
+from ..data.batches import Batch, known_map
+from ..losses.unions import told_by_label
+from .unknown import ramp_up, renormalised_over_unknown, settled_by_unions
 from ..training.method import JobLike, Method, Phase, StepContext, register_method
 
 # %% ../../nbs/methods/50_unimatch.ipynb #bf60f08b
@@ -45,7 +47,7 @@ def settled_by_sigmoid(
     tau: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     "The same of a sigmoid teacher, class by class: labels int64 `[B, H, W]`, settled bool `[B, C, H, W]`."
-    candidates = prob*~known*(prob >= tau[:, None, None])
+    candidates = prob*~known*(prob >= tau.view(-1, *[1]*(prob.ndim - 2)))
     best, structure = candidates.max(1)
     present = best > 0
     absent = prob <= 1 - tau.amax()
@@ -58,24 +60,29 @@ def complete_batch(
     tau: float | torch.Tensor,
     activation: str,
     told: torch.Tensor | None = None,
+    unions: Unions = (),
 ) -> Batch:
     """Truth where people gave it, the teacher's answer where it is sure, unknown elsewhere.
 
     batch: weakly augmented, with whatever truth there is. prob: f32 `[B, C, H, W]`, the teacher's for it. tau: certainty
-    needed; a number, or one for each class `[C]`. activation: "softmax" or "sigmoid". told: bool `[C]`, the classes
-    that the teacher knows, None for all: of others it can only say that they are not where it draws. `known` of the
-    result is bool `[B, C, H, W]`.
+    needed; a number, or one for each class `[C]`. activation: "softmax" or "sigmoid". unions: classes made of others;
+    a teacher settles neither these nor the members of an examined one. told: bool `[C]`, the classes that the teacher
+    knows, None for all: of others it can only say that they are not where it draws. `known` of the result is bool `[B, C, H, W]`.
     """
     classes, size = prob.shape[1], batch.mask.shape[1:]
-    known = batch.known if batch.known.ndim == 4 else batch.known[:, :, None, None].expand(-1, -1, *size)
+    known = known_map(batch.known, size)
     free = batch.mask == 0
     tau = torch.as_tensor(tau, device=prob.device, dtype=prob.dtype).expand(classes)
     settle = settled_by_softmax if activation == "softmax" else settled_by_sigmoid
-    label, settled = settle(prob, known, tau)
+    asked = settled_by_unions(known, unions)
+    label, settled = settle(prob, asked, tau)
     if told is not None:
         settled = settled & (told[:, None, None] | (label > 0)[:, None])
+    if unions:
+        settled = settled & ~(asked & ~known)
     mask = torch.where(free, label, batch.mask)
-    return replace(batch, mask=mask, known=known | settled | ~free[:, None])
+    by_label = told_by_label(torch.where(free, 0, batch.mask), classes, unions)
+    return replace(batch, mask=mask, known=known | settled | by_label)
 
 # %% ../../nbs/methods/50_unimatch.ipynb #baeee20b
 class ClassThresholds:
@@ -89,7 +96,7 @@ class ClassThresholds:
 
     def __call__(self, prob: torch.Tensor) -> torch.Tensor:
         "Take in the teacher's probabilities of a batch, f32 `[B, C, H, W]`; the thresholds f32 `[C]`."
-        peak = gather_rows(prob.amax((2, 3))).amax(0)  # of the images of all processes
+        peak = gather_rows(prob.flatten(2).amax(2)).amax(0)  # of the images of all processes
         before = torch.zeros_like(peak) if self.mean_peak is None else self.mean_peak.to(peak.device)
         self.mean_peak = before.lerp(peak, 1 - self.decay)
         relative = self.mean_peak/self.mean_peak.max().clamp(min=1e-6)
@@ -148,7 +155,7 @@ class Completion(Method):
         local = both[ctx.share]
         prob = ctx.teacher(local.image, presence=True)
         tau = self.thresholds(prob) if self.thresholds else self.settings.tau
-        local = complete_batch(local, prob, tau, ctx.loss.activation)
+        local = complete_batch(local, prob, tau, ctx.loss.activation, unions=ctx.classes.unions)
         completed = replace(both, mask=gather_rows(local.mask), known=gather_rows(local.known))
         if ctx.loss.reads_known:
             return completed

@@ -64,13 +64,13 @@ def without_ignored(pred: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np
     counts = truth != IGNORE
     return pred[counts], truth[counts]
 
-# %% ../../nbs/metrics/10_challenge.ipynb #6ebbf5b6
+# %% ../../nbs/metrics/10_challenge.ipynb #c954fdcf
 def union_counts(pairs: np.ndarray, ids: list[int]) -> tuple[int, int, int]:
     "Of a table of pairs [C+1,C+1]: the pixels that both call one of `ids`, that the prediction does, that the truth does."
     predicted, true = pairs[ids], pairs[:, ids]
     return predicted[:, ids].sum(), predicted.sum(), true.sum()
 
-# %% ../../nbs/metrics/10_challenge.ipynb #c4bc7319
+# %% ../../nbs/metrics/10_challenge.ipynb #27ea88b6
 def overlaps(
     pred: np.ndarray, # classes, uint8 [N,H,W]
     truth: np.ndarray, # the same shape

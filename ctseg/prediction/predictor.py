@@ -30,7 +30,7 @@ from ..inference.views import tta_views
 from ..losses.registry import make_loss
 from ..models.settings import make_model
 from ..models.base import load_weights, place
-from .saved import SavedCalibration, class_names, read_metrics, run_spec
+from .saved import SavedCalibration, read_metrics, run_classes, run_spec
 from ..runs.folder import Run
 from ..runs.network import working_size
 from ..runs.source import find_run
@@ -53,8 +53,10 @@ def load_member(
 ) -> RunMember:
     "The network of one run, ready to predict."
     recipe, classes = spec["recipe"], len(spec["classes"])
+    unions = run_classes(spec).unions
     size, mirror = working_size(recipe, spec["image_shape"]) or None, recipe.augment.mirror or None
     loss = make_loss(recipe.loss)
+    loss.unions = unions
     model = make_model(recipe.model, loss.out_chans(classes), classes, size, trained=True)
     load_weights(model, weights or run.weights)
     model = place(model, plan.device).eval()
@@ -206,9 +208,9 @@ def plan_as_trained(specs: list[dict[str, Any]], device: str) -> DevicePlan:
 # %% ../../nbs/prediction/20_predictor.ipynb #7fe86aa7
 def same_classes(runs: list[Run], specs: list[dict[str, Any]]) -> ClassMap:
     "The classes of the runs; `InputError` if they differ."
-    names = [class_names(s) for s in specs]
-    odd = next((r for r, n in zip(runs, names) if n != names[0]), None)
-    if odd is None: return ClassMap.from_names(names[0])
+    classes = [run_classes(s) for s in specs]
+    odd = next((r for r, c in zip(runs, classes) if c != classes[0]), None)
+    if odd is None: return classes[0]
     remedy = "runs of different classes cannot be averaged"
     raise InputError(f"{odd.folder}: knows other classes than {runs[0].folder}; {remedy}")
 

@@ -22,7 +22,7 @@ from ..data.challenge import read_challenge
 from ..data.slices import SliceSet
 from ..inference.rule import Rule
 from ..prediction.prepare import prepare
-from ..prediction.saved import class_names, run_spec
+from ..prediction.saved import run_classes, run_spec
 from ..prediction.sureness import judged
 from .facts import pseudo_facts, run_facts, scored_slices, slice_facts
 from .pictures import pack_slices
@@ -150,5 +150,5 @@ def report(
         facts |= scored_facts(slices, sure["labels"], split, most, sets, sure)
         facts |= rule_facts(predictor.rule, split)
     facts |= pseudo
-    page = render("run.html", ClassMap.from_names(class_names(spec)), places=sections(facts), **facts)
+    page = render("run.html", run_classes(spec), places=sections(facts), **facts)
     return write_page(page, place)

@@ -66,9 +66,10 @@ def make_spec(
     data = {"fingerprint": slices.fingerprint()} | counts
     classes = {str(i): name for i, name in enumerate(slices.classes.names, 1)}
     shape = list(slices.images.shape[1:])
+    unions = {"unions": slices.classes.union_table} if slices.classes.unions else {}
     threads = torch.get_num_threads()  # their number decides the order of sums on a CPU, and so the rounding
     return {"recipe": recipe, "plugins": list(plugins), "seed": seed, "data": data,
-            "classes": classes, "image_shape": shape, "threads": threads} | (earlier or {})
+            "classes": classes, **unions, "image_shape": shape, "threads": threads} | (earlier or {})
 
 # %% ../../nbs/runs/20_folder.ipynb #1e23f330
 def spec_dict(spec: dict[str, Any]) -> dict[str, Any]:

@@ -42,12 +42,14 @@ def dice(p, y, w):
 def masked(z, mask, known):
     y = F.one_hot(mask, z.shape[1] + 1).movedim(-1, 1)[:, 1:].float()
     w = (cells(known, z) | (mask > 0)[:, None]).float()
-    return .5*(F.binary_cross_entropy_with_logits(z, y, reduction="none")*w).sum()/w.sum() + dice(z.sigmoid(), y, w)
+    cross_entropy = F.binary_cross_entropy_with_logits(z, y, reduction="none")
+    return .5*(cross_entropy*w).sum()/w.sum() + dice(z.sigmoid(), y, w)
 
 def marginal(z, mask, known):
     y = F.one_hot(mask, z.shape[1]).movedim(-1, 1).float()
     w = (cells(known, z) | (mask > 0)[:, None]).float()
-    allowed = torch.where((mask > 0)[:, None], y, cells(torch.cat([torch.ones_like(known[:, :1]), ~known], 1), z).float())
+    open_answers = cells(torch.cat([torch.ones_like(known[:, :1]), ~known], 1), z).float()
+    allowed = torch.where((mask > 0)[:, None], y, open_answers)
     p = z.softmax(1)
     return -torch.log((p*allowed).sum(1)).mean() + dice(p[:, 1:], y[:, 1:], w)
 
@@ -73,7 +75,8 @@ def data(B, C, chans, depth=0):
     if depth: B = B*depth
     mask = torch.randint(0, C + 1, (B, 16, 16), generator=g).repeat_interleave(16, 1).repeat_interleave(16, 2)
     known = torch.rand(B, C, generator=g) < .5
-    mask = mask*torch.cat([torch.ones(B, 1, dtype=torch.bool), known], 1).gather(1, mask.flatten(1)).view_as(mask)
+    examined = torch.cat([torch.ones(B, 1, dtype=torch.bool), known], 1)
+    mask = mask*examined.gather(1, mask.flatten(1)).view_as(mask)
     z = torch.randn(B, chans, 256, 256, generator=g)
     if depth:  # the same pixels as volumes [B/depth, chans, depth, 256, 256], examined as a whole
         known = known[:1].expand(B//depth, -1)
@@ -115,7 +118,8 @@ torch.set_num_threads(1)
 {ONE_HOT}{DATA}
 {{loss}}
 z, mask, known = data(*{{shape}})
-f(z[..., :16, :16].contiguous(), mask[..., :16, :16].contiguous(), known).backward()  # loads what is loaded on first use
+# loads what is loaded on first use
+f(z[..., :16, :16].contiguous(), mask[..., :16, :16].contiguous(), known).backward()
 z.grad = None
 status = lambda key: next(int(l.split()[1]) for l in open("/proc/self/status") if l.startswith(key))/1024
 open("/proc/self/clear_refs", "w").write("5")  # the peak starts again from here
@@ -146,12 +150,24 @@ for (name, plain), (batch, depth) in itertools.product(PAIRS.items(), ((4, 0), (
     loss, chans = create_loss(name), 54 + (name != "masked")
     z, mask, known = data(1, 54, chans, depth)
     a, b = loss(z, mask, known), globals()[plain](z, mask, known)
-    assert torch.allclose(a, b, rtol=1e-4) and torch.allclose(*(torch.autograd.grad(v, z)[0] for v in (a, b)), rtol=1e-3, atol=1e-8), name
+    assert torch.allclose(a, b, rtol=1e-4) and torch.allclose(
+        *(torch.autograd.grad(v, z)[0] for v in (a, b)), rtol=1e-3, atol=1e-8
+    ), name
     shape = batch, 54, chans, depth
     t = seconds({"ctseg": loss, "one-hot": globals()[plain]}, *shape)
     m = {"ctseg": memory(f"f = create_loss({name!r})", *shape), "one-hot": memory(f"f = {plain}", *shape)}
-    rows.append({"loss": name, "pixels": "volumes" if depth else "slices", "ctseg s": t["ctseg"], "one-hot s": t["one-hot"], "time ratio": t["ctseg"]/t["one-hot"],
-                 "ctseg MB": m["ctseg"], "one-hot MB": m["one-hot"], "memory ratio": m["ctseg"]/m["one-hot"]})
+    rows.append(
+        {
+            "loss": name,
+            "pixels": "volumes" if depth else "slices",
+            "ctseg s": t["ctseg"],
+            "one-hot s": t["one-hot"],
+            "time ratio": t["ctseg"]/t["one-hot"],
+            "ctseg MB": m["ctseg"],
+            "one-hot MB": m["one-hot"],
+            "memory ratio": m["ctseg"]/m["one-hot"],
+        }
+    )
 rows = pd.DataFrame(rows).set_index(["loss", "pixels"])
 rows.round({"ctseg s": 3, "one-hot s": 3, "time ratio": 2, "ctseg MB": 0, "one-hot MB": 0, "memory ratio": 2})
 

@@ -97,8 +97,11 @@ def union_ids(
 lobes = ["upper", "middle", "lower", "lung_right", "lung_left", "lungs"]
 made_of = {"lungs": ["lung_left", "lung_right"], "lung_right": ["upper", "middle", "lower"]}
 test_eq(union_ids(made_of, lobes), ((4, (1, 2, 3)), (6, (1, 2, 3, 5))))
-for wrong in ({"lungs": ["lungs", "upper"]}, {"lungs": ["lung_left", "lung_right"], "lung_right": ["lungs", "upper"]},
-              {"lungs": ["upper", "lower"], "lung_right": ["lower", "upper"]}):
+for wrong in (
+    {"lungs": ["lungs", "upper"]},
+    {"lungs": ["lung_left", "lung_right"], "lung_right": ["lungs", "upper"]},
+    {"lungs": ["upper", "lower"], "lung_right": ["lower", "upper"]},
+):
     try: union_ids(wrong, lobes)
     except InputError as e: print(e)
 

@@ -332,7 +332,9 @@ class ClassFiles(ClassTable):
 
 # %%
 with tempfile.TemporaryDirectory() as d:
-    table = ClassFiles.from_names(["kidney_left", "kidney_right", "kidneys"], {"kidneys": ["kidney_left", "kidney_right"]})
+    table = ClassFiles.from_names(
+        ["kidney_left", "kidney_right", "kidneys"], {"kidneys": ["kidney_left", "kidney_right"]}
+    )
     table.to_json(f"{d}/class_names.json")
     write_json(table.union_table, f"{d}/unions.json")
     test_eq(ClassFiles.from_json(f"{d}/class_names.json"), table)
@@ -378,7 +380,9 @@ classes = ClassMap.from_names(["brainstem", "spinal_cord", "parotid_right", "par
 test_eq(classes.swap, [0, 1, 2, 4, 3])
 test_eq(classes.swap[classes.swap], np.arange(5))  # mirrored twice is as before
 test_eq(classes.unpaired_sides, ())
-both = ClassMap.from_names(["lung_left", "lung_right", "lungs"], unions={"lungs": ["lung_left", "lung_right"]})
+both = ClassMap.from_names(
+    ["lung_left", "lung_right", "lungs"], unions={"lungs": ["lung_left", "lung_right"]}
+)
 test_eq((both.unions, both.unpaired_sides), (((3, (1, 2)),), ()))
 test_eq(ClassMap.from_names(["kidney_left", "liver", "heart_atrium_left"]).unpaired_sides, ("kidney_left",))
 test_eq(classes.colourise([[0, 1], [2, 2]]).shape, (2, 2, 3))

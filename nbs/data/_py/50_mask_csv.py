@@ -169,8 +169,12 @@ def _check_values(path: Path, table: np.ndarray, columns, classes, ignore: bool)
 
 
 # %%
-test_fail(lambda: _check_values("y.csv", np.array([[0, 3]]), ["0.png"], 2, ignore=True), contains="row Pixel 1, column 0.png: value 3, but there are 2 classes")
-_check_values("y.csv", np.array([[0, IGNORE]]), ["0.png"], 2, ignore=True)  # a truth may say: ignore this pixel
+test_fail(
+    lambda: _check_values("y.csv", np.array([[0, 3]]), ["0.png"], 2, ignore=True),
+    contains="row Pixel 1, column 0.png: value 3, but there are 2 classes",
+)
+# a truth may say: ignore this pixel
+_check_values("y.csv", np.array([[0, IGNORE]]), ["0.png"], 2, ignore=True)
 
 
 # %%

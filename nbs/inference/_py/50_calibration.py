@@ -360,8 +360,7 @@ def calibrate(
     """
     groups, loss = np.unique(slices.groups), member.loss
     if len(groups) < 2:
-        few = f"there are {len(groups)}"
-        raise InputError(f"calibration needs held-out slices of at least two patients or groups, {few}")
+        raise InputError(f"calibration needs slices of at least two patients or groups; there are {len(groups)}")
     sample = sample_logits(member, slices, plan, batch_size=batch_size)
     half = torch.from_numpy(np.isin(slices.groups, groups[::2]))
     before = logits_at(loss, sample)

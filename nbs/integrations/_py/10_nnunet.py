@@ -123,7 +123,9 @@ def _check_labels(labels: np.ndarray, folder: Path):
 
 # %%
 _check_labels(nnunet_labels(s, "ignore"), work)
-test_fail(lambda: _check_labels(nnunet_labels(s[2:4], "ignore"), work), contains="no background to learn from")
+test_fail(
+    lambda: _check_labels(nnunet_labels(s[2:4], "ignore"), work), contains="no background to learn from"
+)
 
 
 # %% [markdown]

@@ -87,7 +87,8 @@ def known_classes(
     Raises `InputError` for labels of a class that does not exist or was not examined.
     """
     if volume.labels is None: return np.zeros(C, bool)
-    present = present_classes(volume.labels, IGNORE - 1).any(0)  # a histogram would widen all voxels to 8 bytes
+    # a histogram would widen all voxels to 8 bytes
+    present = present_classes(volume.labels, IGNORE - 1).any(0)
     if present[C:].any():
         highest = int(np.flatnonzero(present).max()) + 1
         raise InputError(f"{where}: the label map holds {highest}, but there are {C} classes")

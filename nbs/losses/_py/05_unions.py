@@ -90,8 +90,13 @@ def covered(
 
 # %%
 lungs = ((3, (1, 2)),)                        # of left 1, right 2, lungs 3, heart 4
-test_eq(told_by_label(torch.tensor([[3, 1, 0]]), 4, lungs)[0].int(), torch.tensor([[0, 1, 0], [0, 1, 0], [1, 0, 0], [1, 1, 0]]))
-test_eq(covered(torch.tensor([[False, False, True, True]]), lungs), torch.tensor([[True, True, False, False]]))
+test_eq(
+    told_by_label(torch.tensor([[3, 1, 0]]), 4, lungs)[0].int(),
+    torch.tensor([[0, 1, 0], [0, 1, 0], [1, 0, 0], [1, 1, 0]]),
+)
+test_eq(
+    covered(torch.tensor([[False, False, True, True]]), lungs), torch.tensor([[True, True, False, False]])
+)
 
 
 # %% [markdown]

@@ -44,7 +44,9 @@ def at(values: torch.Tensor, pixels: slice) -> torch.Tensor:
 
 # %%
 everywhere, one_each = torch.zeros(1, 2, 1), torch.arange(6).reshape(1, 2, 3)
-test_eq((at(everywhere, slice(0, 2)).shape, at(one_each, slice(0, 2)).tolist()), ((1, 2, 1), [[[0, 1], [3, 4]]]))
+test_eq(
+    (at(everywhere, slice(0, 2)).shape, at(one_each, slice(0, 2)).tolist()), ((1, 2, 1), [[[0, 1], [3, 4]]])
+)
 
 
 # %% [markdown]
@@ -106,7 +108,10 @@ def sum_dtype(logits: torch.Tensor) -> torch.dtype:
 
 
 # %%
-test_eq([sum_dtype(torch.zeros(1, dtype=t)) for t in (torch.bfloat16, torch.float32, torch.float64)], [torch.float32, torch.float32, torch.float64])
+test_eq(
+    [sum_dtype(torch.zeros(1, dtype=t)) for t in (torch.bfloat16, torch.float32, torch.float64)],
+    [torch.float32, torch.float32, torch.float64],
+)
 
 
 # %% [markdown]
@@ -231,7 +236,9 @@ def with_unions(
 
 # %%
 lungs = torch.tensor([[[False], [False], [True]]])              # of left, right and lungs
-joined, told = with_unions(torch.zeros(1, 4, 2), torch.tensor([[3, 0]]), lungs, True, softmax=True, unions=((3, (1, 2)),))
+joined, told = with_unions(
+    torch.zeros(1, 4, 2), torch.tensor([[3, 0]]), lungs, True, softmax=True, unions=((3, (1, 2)),)
+)
 test_close(joined.softmax(1)[0, :, 0], torch.tensor([1/3, 0, 0, 2/3]))
 test_eq(told[0].int().tolist(), [[0, 0], [0, 0], [1, 1]])
 

@@ -318,7 +318,12 @@ def not_asked(slices: SliceSet) -> np.ndarray:
 
 
 # %%
-one_slice = SliceSet(np.zeros((1, 2, 2), np.uint8), classes=["liver", "spleen"], known=np.array([[True, False]]), masks=np.zeros((1, 2, 2), np.uint8))
+one_slice = SliceSet(
+    np.zeros((1, 2, 2), np.uint8),
+    classes=["liver", "spleen"],
+    known=np.array([[True, False]]),
+    masks=np.zeros((1, 2, 2), np.uint8),
+)
 test_eq(not_asked(one_slice), [[True, False]])
 
 

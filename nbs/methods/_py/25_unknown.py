@@ -48,7 +48,10 @@ def settled_by_unions(
 
 # %%
 lungs = ((3, (1, 2)),)  # left, right, lungs
-test_eq(settled_by_unions(torch.tensor([[False, False, True], [False, True, False]]), lungs).int().tolist(), [[1, 1, 1], [0, 1, 1]])
+test_eq(
+    settled_by_unions(torch.tensor([[False, False, True], [False, True, False]]), lungs).int().tolist(),
+    [[1, 1, 1], [0, 1, 1]],
+)
 
 
 # %%

@@ -95,7 +95,10 @@ def run_classes(spec: dict[str, Any]) -> ClassMap:
 
 
 # %%
-lungs = {"classes": {"1": "lung_left", "2": "lung_right", "3": "lungs"}, "unions": {"lungs": ["lung_left", "lung_right"]}}
+lungs = {
+    "classes": {"1": "lung_left", "2": "lung_right", "3": "lungs"},
+    "unions": {"lungs": ["lung_left", "lung_right"]},
+}
 test_eq(run_classes(lungs).unions, ((3, (1, 2)),))
 
 
