@@ -207,7 +207,7 @@ def test_teachers_respect_unions():
     batch = SliceData(s).batch(range(3))
     for activation, p in (("sigmoid", [.99, .01, 0, .001]), ("softmax", [.97, .01, 0, .0005])):
         prob = torch.tensor(p).view(1, 4, 1, 1).expand(3, -1, 8, 8)
-        done = complete_batch(batch, prob, .9, activation, LUNGS)
+        done = complete_batch(batch, prob, .9, activation, unions=LUNGS)
         assert torch.equal(done.mask[:2], batch.mask[:2]) and (done.mask[2] == 1).all()
         assert not done.known[0, :2][:, batch.mask[0] == 3].any()  # which lung stays open
         assert not done.known[1:, 2].any() and done.known[0, 2].all()

@@ -355,12 +355,12 @@ def calibrate(
 ) -> dict:
     """Fit the temperature on what is known of held-out, annotated `slices`, and tell what it does.
 
-    Returns the temperature, the numbers of slices and pairs, the expected calibration error ("ece"), the negative
+    Returns temperature, numbers of slices and pairs, expected calibration error ("ece"), negative
     log-likelihood ("nll") and the points of the diagram, before and after. `InputError` for fewer than two groups.
     """
     groups, loss = np.unique(slices.groups), member.loss
     if len(groups) < 2:
-        raise InputError(f"calibration needs slices of at least two patients or groups; there are {len(groups)}")
+        raise InputError("calibration needs held-out slices of at least two patients or groups")
     sample = sample_logits(member, slices, plan, batch_size=batch_size)
     half = torch.from_numpy(np.isin(slices.groups, groups[::2]))
     before = logits_at(loss, sample)
