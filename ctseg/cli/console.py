@@ -11,6 +11,7 @@ __all__ = ['app', 'SPEAKS', 'COMPUTES', 'VERSION', 'NEAREST', 'UsageError', 'Who
 # %% ../../nbs/cli/10_console.ipynb #d1dd2eef
 import codecs
 import contextlib
+import io
 import os
 import signal
 import sys
@@ -117,7 +118,7 @@ def write_any_letter() -> None:
     "Make standard output and standard error take every letter, whatever their encoding is."
     codecs.register_error("ctseg.nearest", nearest_letters)
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
+        if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="ctseg.nearest")
 
 # %% ../../nbs/cli/10_console.ipynb #1a60eec9

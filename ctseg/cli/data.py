@@ -163,10 +163,7 @@ def import_(
     scale: Annotated[Optional[float], SCALE] = None,
     offset: Annotated[Optional[float], OFFSET] = None,
 ):
-    """Make a challenge folder of volumes, or of images and masks; what nobody contoured stays unknown.
-
-    Stopped and started again, it goes on where it was (volumes).
-    """
+    "Make a challenge folder of volumes, or of images and masks; what nobody contoured stays unknown."
     facts = import_kind(kind, places, *grouped(locals()))
     print_facts({name: value for name, value in facts.items() if value not in ([], {})})
     print(f"challenge folder: {places[-1]}")

@@ -105,9 +105,6 @@ def main() -> None:
     package = Path(ctseg.__file__).parent
     warnings.formatwarning = our_warnings(package, warnings.formatwarning)
     quiet_libraries()
-    for stream in (sys.stdout, sys.stderr):  # a console of ASCII, or an odd name, is no reason to fail
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
     try:
         sys.exit(run_command())
     except (KeyboardInterrupt, typer.Abort):

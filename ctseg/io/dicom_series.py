@@ -200,7 +200,7 @@ class SliceHeaders(Sequence):
 class _Geometry:
     "What a series' headers and affine say of it."
     paths: list[Path]
-    headers: Sequence
+    headers: "SliceHeaders"
     affine: np.ndarray
     positions: np.ndarray|None
 
@@ -232,7 +232,7 @@ class _Geometry:
 class Series(_Geometry):
     "A CT series that is a volume."
     paths: list[Path] # in the order of the slices
-    headers: Sequence # pydicom headers without pixels, in the same order
+    headers: SliceHeaders # pydicom headers without pixels, in the same order
     affine: np.ndarray # float64 [4,4]: (column, row, slice, 1) → mm right, front, up
     positions: np.ndarray|None # float64 [K,3], mm right, front, up, if no affine says where the slices lie
     tilted: bool = False # made with a tilted gantry

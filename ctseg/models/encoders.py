@@ -121,7 +121,8 @@ def _quiet_timm() -> Iterator[None]:
 # %% ../../nbs/models/70_encoders.ipynb #5ede09d7
 def _stop_at_half(unet: nn.Module, halves: Halves) -> None:
     "Take the finest level off a U-Net's decoder; its logits are enlarged instead."
-    unet.decoder.blocks = unet.decoder.blocks[:-1]
+    decoder: Any = unet.decoder  # segmentation_models_pytorch has no types
+    decoder.blocks = decoder.blocks[:-1]
     channels = 2*(halves.width or PLAIN_WIDTH)
     head = import_zoo(SEGMENTATION_MODELS, halves.model).base.SegmentationHead
     unet.segmentation_head = head(channels, halves.out_chans, upsampling=2)

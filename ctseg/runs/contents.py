@@ -129,7 +129,7 @@ def read_pseudo(path: Path) -> dict[str, np.ndarray]:
         with np.load(path) as z: pseudo = {name: z[name] for name in z.files}
         labels, kept, names = pseudo["labels"], pseudo["kept"], pseudo["names"]
     except Exception:  # each way of being damaged has its own
-        raise damaged_file(path, "not what a teacher drew on slices") from None
+        raise damaged_file(path, "not what a teacher drew on these slices") from None
     fits = labels.dtype == np.uint8 and labels.ndim == 3 and kept.dtype == bool and names.dtype.kind == "U"
     scores = [array for name, array in pseudo.items() if name not in ("labels", "kept", "names")]
     fits = fits and all(array.dtype.kind == "f" and np.isfinite(array).all() for array in scores)

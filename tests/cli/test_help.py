@@ -93,7 +93,7 @@ def completed(line: str) -> list[str]:
 def test_completion_in_bash():
     assert completed("ctseg re") == ["report", "recipes"]
     assert completed("ctseg fit --re") == ["--recipe", "--resume"]
-    assert completed("ctseg import n") == ["nifti"] and completed("ctseg export ") == ["nifti", "dicom-seg", "nnunet", "rle"]
+    assert completed("ctseg import n") == ["nifti"] and completed("ctseg export ") == ["nifti", "dicom-seg", "rtstruct", "nnunet", "rle", "onnx"]
 
 
 def test_the_script_for_bash():

@@ -32,7 +32,7 @@ def test_graph_pads_as_the_network_does(size):
 
 @pytest.mark.parametrize("engine", ["openvino", "onnx"])
 @pytest.mark.parametrize("network", [
-    dict(width=8), dict(width=8, presence=3), dict(name="missformer", width=16),
+    dict(width=8), dict(width=8, presence=3),
 ])
 def test_engines_agree_with_torch(engine, network):
     if not available(engine): pytest.skip(f"{engine} is not installed")

@@ -4,7 +4,6 @@ import json
 import numpy as np
 import pytest
 
-from ctseg.cli import main
 from ctseg.core.files import InputError, write_json
 from ctseg.prediction.predictor import load_predictor
 
@@ -61,10 +60,9 @@ def test_islands_are_told(runs, tmp_path):
     assert "5 pixels" in export_onnx(run, tmp_path/"run.onnx")["left out"]
 
 
-def test_command_and_wrong_requests(runs, tmp_path, capsys):
+def test_command_and_wrong_requests(runs, tmp_path, command):
     root, _ = runs
     with pytest.raises(InputError, match="ends in .onnx"): export_onnx(root/"plain", tmp_path/"run.pt")
-    with pytest.raises(SystemExit) as end: main(["export", "onnx", str(root/"plain"), str(tmp_path/"cli.onnx")])
-    assert not end.value.code and (tmp_path/"cli.onnx").stat().st_size > 1000
-    with pytest.raises(SystemExit) as end: main(["export", "onnx", str(tmp_path), str(tmp_path/"no.onnx")])
-    assert end.value.code == 2 and not (tmp_path/"no.onnx").exists()
+    assert command("export", "onnx", root/"plain", tmp_path/"cli.onnx")[0] == 0
+    assert (tmp_path/"cli.onnx").stat().st_size > 1000
+    assert command("export", "onnx", tmp_path, tmp_path/"no.onnx")[0] == 2 and not (tmp_path/"no.onnx").exists()

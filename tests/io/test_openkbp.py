@@ -97,7 +97,6 @@ def test_openkbp_repeats_a_choice(tmp_path):
         (1, 128, "slice 128"),
         (1, -1, "slice -1"),
         (3, 0.0, "window"),
-        (2, float("nan"), "window"),
         (4, [1, 8], "class 8"),
     ):
         bad = [9, 65, 40.0, 400.0, [1]]
@@ -106,6 +105,9 @@ def test_openkbp_repeats_a_choice(tmp_path):
         with pytest.raises(InputError) as e:
             import_openkbp(tmp_path / "kbp", tmp_path / "out2", like=tmp_path / "like.json")
         assert f"train, entry 0: {says}" in one_line(e) and not (tmp_path / "out2").exists()
+    (tmp_path / "like.json").write_text('{"size": 64, "train": [[9, 65, NaN, 400, [1]]]}')
+    with pytest.raises(InputError, match="NaN"):
+        import_openkbp(tmp_path / "kbp", tmp_path / "out2", like=tmp_path / "like.json")
     (tmp_path / "like.json").write_text('{"size": 64, "train": [[1, 2]]}')
     with pytest.raises(InputError) as e:
         import_openkbp(tmp_path / "kbp", tmp_path / "out2", like=tmp_path / "like.json")

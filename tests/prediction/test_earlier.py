@@ -19,7 +19,7 @@ from ctseg.prediction.predictor import load_predictor
 from ctseg.recipes.fit import fit
 from ctseg.runs.recipe import Recipe
 
-NAMES = list(toy().classes.names)  # disc_left, disc_right, bar
+NAMES = list(toy().classes.names)  # lung_left, lung_right, bar
 
 
 def renamed(slices, names):
@@ -41,7 +41,7 @@ def fresh(names, loss="masked", **model):
 
 
 @pytest.mark.parametrize("old_loss, new_loss", [("masked", "masked"), ("marginal", "marginal"), ("marginal", "masked"), ("masked", "marginal")])
-@pytest.mark.parametrize("names", [["bar", "heart", "disc_left"], ["bar"], [*NAMES, "heart"], ["heart", "liver"]])
+@pytest.mark.parametrize("names", [["heart", "kidney", "lung_left"], ["heart"], [*NAMES, "kidney"], ["kidney", "liver"]])
 def test_rows_follow_the_names(tmp_path, old_loss, new_loss, names):
     old = fake_run(tmp_path/"old", toy(), loss=old_loss, presence=0.1)
     model, loss, classes = fresh(names, new_loss, presence=0.1)
@@ -130,14 +130,14 @@ def test_a_loss_that_cannot_read_known_leaves_unsettled_pixels_out():
 
 def test_a_teacher_must_share_a_class_and_a_mirror(tmp_path):
     old = earlier_run(fake_run(tmp_path/"old", toy()))
-    with pytest.raises(InputError, match="knows none of the classes.*class_names.json") as e: old_network(old, tiny("masked"), ClassMap.from_names(["heart"]), CPU)
+    with pytest.raises(InputError, match="knows none of the classes.*class_names.json") as e: old_network(old, tiny("masked"), ClassMap.from_names(["kidney"]), CPU)
     assert "\n" not in str(e.value)
     with pytest.raises(InputError, match="mirrored"): old_network(old, tiny("masked", "mirror=vertical"), toy().classes, CPU)
 
 
 @pytest.mark.parametrize("recipe", ["marginal-log", "unimatch"])
 def test_killed_and_resumed_it_ends_the_same(tmp_path, recipe):
-    old, new = fake_run(tmp_path/"old", toy()), only(toy(seed=1), "bar")
+    old, new = fake_run(tmp_path/"old", toy()), only(toy(seed=1), "heart")
     settings = ["model=attunet", "width=4", "epochs=2", "completion=0.5"]
     settings += ["supervised_first=false"] if recipe == "unimatch" else []
     how = dict(init=old, teacher=old, device="cpu", progress=False)

@@ -12,6 +12,7 @@
 #| export
 import codecs
 import contextlib
+import io
 import os
 import signal
 import sys
@@ -182,7 +183,7 @@ def write_any_letter() -> None:
     "Make standard output and standard error take every letter, whatever their encoding is."
     codecs.register_error("ctseg.nearest", nearest_letters)
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
+        if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="ctseg.nearest")
 
 

@@ -89,8 +89,8 @@ def is_train_table(path) -> bool:
 def _find_table(folder: Path, split: str) -> Path|None:
     "The mask table of a split, plain or gzipped; `None` for a test split without truth."
     tables = [p for p in (folder/f"y_{split}.csv", folder/f"y_{split}.csv.gz") if os.path.lexists(p)]
-    if split == "train":
-        tables += sorted([*folder.glob("label_*.csv"), *folder.glob("label_*.csv.gz")])
+    if not tables and split == "train":
+        tables = sorted([*folder.glob("label_*.csv"), *folder.glob("label_*.csv.gz")])
         if not tables:
             raise InputError(f"{folder}: no y_train.csv or y_train.csv.gz (nor label_*.csv); "
                              "put the table of masks there")

@@ -92,6 +92,10 @@ def replaceable(recipe: Recipe) -> bool:
     if not isinstance(model, EncoderSettings): return False
     return bool(model.fallback) and model.pretrained and not model.weights
 
+def fallback_of(recipe: Recipe) -> str:
+    "The network for that case; \"\": none."
+    return recipe.model.fallback if isinstance(recipe.model, EncoderSettings) else ""
+
 
 # %%
 print(with_fallback(recipe))
@@ -107,7 +111,7 @@ def network_at_hand(recipe: Recipe) -> tuple[Recipe, str]:
     "The recipe with a network that can be built here; and, if it is not the recipe's own, a line that tells why."
     if not replaceable(recipe): return recipe, ""
     try: make_model(recipe.model, out_chans=2, classes=1)
-    except NotAtHand as e: return with_fallback(recipe), f"{recipe.model.fallback} is trained instead: {e}"
+    except NotAtHand as e: return with_fallback(recipe), f"{fallback_of(recipe)} is trained instead: {e}"
     return recipe, ""
 
 
@@ -133,8 +137,10 @@ def settled(
         recipe, told = network_at_hand(recipe)
         if told: warnings.warn(told)
         return with_size(recipe, working_size(recipe, shape)), {"replaced": told} if told else {}
-    started = read_spec(path)["recipe"]
-    if replaceable(recipe) and started.model.name == recipe.model.fallback:
+    with warnings.catch_warnings():  # whoever continues the run warns of another plugin
+        warnings.simplefilter("ignore")
+        started = read_spec(path)["recipe"]
+    if replaceable(recipe) and started.model.name == fallback_of(recipe):
         recipe = with_fallback(recipe)
     size = recipe.data.image_size if recipe.data.image_size >= 0 else started.data.image_size
     return with_size(recipe, size), {}
