@@ -26,7 +26,7 @@ CLASSES = typer.Option(
 TRUTH = typer.Argument(help="the truth, in the challenge's CSV form, or a folder of NIfTI label maps")
 SCORED = typer.Argument(help="a submission, or a folder of NIfTI label maps of the same names")
 IN_MM = typer.Option("--mm", help="of CSV: score whole volumes in mm, where the folder was made from volumes")
-TOLERANCE = typer.Option(min=0.0, help="of the surface Dice, in mm (folders, --mm)")
+TOLERANCE = typer.Option(min=0.0, metavar="MM", help="of the surface Dice, in mm (folders, --mm)")
 
 # %% ../../nbs/cli/48_evaluate.ipynb #529da3fe
 def volume_result(truth: Path, prediction: Path, annotated, classes, tolerance: float) -> dict:

@@ -280,7 +280,7 @@ def make_job(
 def fit(
     data: SliceSet | str | Path, # the slices, or a challenge folder
     recipe: Recipe | str = DEFAULT_RECIPE, # or its name, or the `recipe.json` of a run
-    out: str | Path = "runs/run", # the run folder
+    out: str | Path = "runs/run",
     seed: int = 0,
     resume: bool = False, # continue a run that was cut
     device: str = "auto",

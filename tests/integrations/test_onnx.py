@@ -4,10 +4,14 @@ import json
 import numpy as np
 import pytest
 
+from helpers.command import ctseg
+
 from ctseg.core.files import InputError, write_json
 from ctseg.prediction.predictor import load_predictor
 
 pytest.importorskip("onnx")
+from helpers.command import ctseg
+
 runtime = pytest.importorskip("onnxruntime")
 from ctseg.data.toys import toy_set
 from ctseg.integrations.onnx import export_onnx
@@ -60,9 +64,9 @@ def test_islands_are_told(runs, tmp_path):
     assert "5 pixels" in export_onnx(run, tmp_path/"run.onnx")["left out"]
 
 
-def test_command_and_wrong_requests(runs, tmp_path, command):
+def test_command_and_wrong_requests(runs, tmp_path):
     root, _ = runs
     with pytest.raises(InputError, match="ends in .onnx"): export_onnx(root/"plain", tmp_path/"run.pt")
-    assert command("export", "onnx", root/"plain", tmp_path/"cli.onnx")[0] == 0
+    assert ctseg("export", "onnx", root/"plain", tmp_path/"cli.onnx")[0] == 0
     assert (tmp_path/"cli.onnx").stat().st_size > 1000
-    assert command("export", "onnx", tmp_path, tmp_path/"no.onnx")[0] == 2 and not (tmp_path/"no.onnx").exists()
+    assert ctseg("export", "onnx", tmp_path, tmp_path/"no.onnx")[0] == 2 and not (tmp_path/"no.onnx").exists()
