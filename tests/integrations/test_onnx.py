@@ -10,8 +10,6 @@ from ctseg.core.files import InputError, write_json
 from ctseg.prediction.predictor import load_predictor
 
 pytest.importorskip("onnx")
-from helpers.command import ctseg
-
 runtime = pytest.importorskip("onnxruntime")
 from ctseg.data.toys import toy_set
 from ctseg.integrations.onnx import export_onnx
