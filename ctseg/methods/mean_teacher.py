@@ -64,7 +64,7 @@ class MeanTeacherSettings(Settings):
 # %% ../../nbs/methods/40_mean_teacher.ipynb #f63a8d7e
 @register_method("mean-teacher")
 class MeanTeacher(Method):
-    "The student on a perturbed image is to agree with its average on the plain one."
+    "The student on a perturbed image agrees with its average on the plain one."
     Settings = MeanTeacherSettings
 
     def phases(self, job: JobLike) -> Generator[Phase, nn.Module, nn.Module]:

@@ -143,7 +143,7 @@ for info in describe(MeanTeacherSettings):
 #| export
 @register_method("mean-teacher")
 class MeanTeacher(Method):
-    "The student on a perturbed image is to agree with its average on the plain one."
+    "The student on a perturbed image agrees with its average on the plain one."
     Settings = MeanTeacherSettings
 
     def phases(self, job: JobLike) -> Generator[Phase, nn.Module, nn.Module]:
