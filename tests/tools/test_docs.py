@@ -210,7 +210,8 @@ def test_command_line_page_has_every_command_and_option():
     for name, command in typer.main.get_command(app).commands.items():
         part = re.search(rf"^## ctseg {name}$(.*?)(?=^## |\Z)", page, re.M | re.S)
         assert part, f"`ctseg {name}` is not on the page: {remedy}"
-        lost = [o for p in command.params for o in p.opts if f"`{o}" not in part[1]]
+        shown = [(o, p.metavar or o) if p.param_type_name == "argument" else (o, o) for p in command.params for o in p.opts]
+        lost = [o for o, label in shown if f"`{label}" not in part[1]]
         assert not lost, f"`ctseg {name}`: {lost} not on the page: {remedy}"
 
 

@@ -28,7 +28,7 @@ from fastcore.test import test_eq
 #
 #     {"lungs": ["lung_left", "lung_right"]}
 #
-# Where annotators examined the union, they did not examine its members: these stay unknown. [An explanation](../explanations/unions.ipynb) says what is learnt from such a slice.
+# Where annotators examined the union, they did not examine its members: these stay unknown. The [losses](../losses/05_unions.ipynb) say what is learnt from such a slice.
 #
 # ## From names to numbers
 #

@@ -299,6 +299,7 @@ ctx = SimpleNamespace(
     share=slice(0, None, 1),
     teacher=lambda image, presence: sure.expand(len(image), -1, 1, 4),
     loss=create_loss("marginal"),
+    classes=SimpleNamespace(unions=()),
 )
 done = Completion().completed(ctx, b)
 print("mask", done.mask.flatten().tolist(), " all known:", done.known.all().item())
