@@ -81,15 +81,15 @@ def test_half_precision(card, tmp_path, phantom):
     assert skipped == sorted(skipped, reverse=True) and 0 < sum(skipped) < len(skipped) and not any(r["skipped"] for r in brain["large"]["history"])
     assert [r["loss"] is None for r in half["large"]["history"]] == [s == 1 for s in skipped]  # one step an epoch: nothing was learnt in it
 
-def test_a_step_waits_for_the_card_twice(card, tmp_path, phantom):
-    """To look at its labels, and for its loss and the norm of its gradient, in one piece each.
+def test_a_step_waits_for_the_card_seldom(card, tmp_path, phantom):
+    """To look at the labels of each loss, and for its loss and the norm of its gradient in one piece.
 
     Whatever else it asked of the card would keep the processor from preparing what comes next.
     """
     jobs = {name: (recipe, [*TINY, "precision=fp32", *more]) for name, (recipe, more) in RECIPES.items() if name in ("ctseg", "mean-teacher", "self-training")}
     told = card("7.5", "waits", phantom, tmp_path, json.dumps(jobs))
     assert {"supervised", "unimatch", "mean-teacher", "student", "finetune"} <= told.keys()
-    for phase, (times, lines) in told.items(): assert times == 2, (phase, lines)
+    for phase, (times, lines) in told.items(): assert times == (3 if phase == "unimatch" else 2), (phase, lines)
 
 def test_a_run_moves_between_card_and_cpu(card, tmp_path, phantom):
     "Cut on a card with float16, continued on the CPU, which has no loss scaler; and the other way round."
