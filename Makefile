@@ -5,7 +5,7 @@ PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 TEST := $(PY) -m pytest -q -n auto --maxprocesses 4 --dist worksteal tests
 
-.PHONY: help setup demo test prepare docs report kaggle wheel clean
+.PHONY: help setup demo test prepare docs report kaggle wheel notebook fuzz kill clean
 
 help:
 	@echo "make demo     the whole job on data_sample, in minutes on a CPU, into runs/demo"
@@ -13,6 +13,9 @@ help:
 	@echo "make prepare  after an edit: sync text and notebooks, export, run, clean, README, test"
 	@echo "make docs     the documentation site, into _docs"
 	@echo "make report   REPORT.pdf again, from the results of the benchmarks"
+	@echo "make notebook the tutorials in JupyterLab"
+	@echo "make fuzz     an hour of damaged files, every command (MINUTES=60)"
+	@echo "make kill     runs killed at any moment and continued must end the same (KILLS=60)"
 	@echo "make kaggle   the wheel as a data set and four notebooks, checked, into dist/kaggle (KAGGLE_USER=you)"
 
 setup: $(READY)
@@ -45,6 +48,16 @@ kaggle: $(READY)
 
 wheel: $(READY)
 	$(PY) -m pip wheel --quiet --no-deps -w dist .
+
+notebook: $(READY)
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[notebooks]'
+	$(PY) -m jupyterlab nbs/tutorials
+
+fuzz: $(READY)
+	$(PY) tools/fuzz.py --minutes $(or $(MINUTES),60)
+
+kill: $(READY)
+	$(PY) tools/kill.py --kills $(or $(KILLS),60)
 
 clean:
 	rm -rf build dist *.egg-info _proc _docs .pytest_cache
