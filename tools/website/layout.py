@@ -33,6 +33,7 @@ FIRST = (
     "tutorials/first_run.ipynb",
     "tutorials/your_own_dicom.ipynb",
     "guides/your_challenge_folder.ipynb",
+    "guides/another_competition.ipynb",
     "guides/choosing_a_recipe.ipynb",
     "explanations/one_sitting.ipynb",
     "explanations/three_states.ipynb",

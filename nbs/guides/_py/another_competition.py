@@ -113,7 +113,8 @@ print(len(read), "slices,", int(read.known.sum()), "known structures on them")
 
 # %%
 #| hide
-CliRunner().invoke(app, "fit my_data --out runs/first --recipe marginal-log --set width=8 --set epochs=2 --set fold=-1 --device cpu".split())
+small = "--recipe marginal-log --set width=8 --set epochs=2 --set fold=-1 --device cpu"
+CliRunner().invoke(app, f"fit my_data --out runs/first {small}".split())
 assert Path("runs/first/recipe.json").exists()
 
 # %%
@@ -127,7 +128,8 @@ ctseg("predict runs/first --images test --out predictions.csv --device cpu")
 # %%
 #| hide
 tests = sorted(p.stem for p in Path("test").glob("*.png"))[:20]
-pd.DataFrame([(i, c, "") for i in tests for c in names], columns=["id", "class", "rle"]).to_csv("sample_submission.csv", index=False)
+wanted = pd.DataFrame([(i, c, "") for i in tests for c in names], columns=["id", "class", "rle"])
+wanted.to_csv("sample_submission.csv", index=False)
 
 # %%
 ctseg("export rle my_data submission.csv --masks predictions.csv --like sample_submission.csv")
