@@ -19,7 +19,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from helpers.fuzz.kills import kill_commands
 from helpers.fuzz.world import make_world, warm
-from helpers.runs import contents, fit_quietly, kill_and_resume, start
+from helpers.processes import start
+from helpers.runs import contents, fit_quietly, kill_and_resume
 from helpers.toys import tiny, toy
 
 from ctseg.recipes.table import RECIPES

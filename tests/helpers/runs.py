@@ -1,32 +1,34 @@
-"Runs in processes of their own that start fast: forked, so that nothing is imported again. One thread each."
-import json, multiprocessing as mp, os, signal, socket
+"Runs in processes of their own: several together, killed, stopped, cut."
+import json
+import os
+import signal
+import socket
+import sys
 
+import numpy as np
 import torch
-from accelerate.state import AcceleratorState
 from torch import nn
 
-from ctseg.data.batches import SliceData
+from ctseg.core.device import pick_device
 from ctseg.core.files import InputError
+from ctseg.data.batches import SliceData
+from ctseg.inference.loop import batches, over_slices
 from ctseg.recipes.fit import fit
 from ctseg.recipes.table import get_recipe
-from ctseg.runs.job import Job
 from ctseg.runs.folder import Run
-from ctseg.training.loop import Trainer
+from ctseg.runs.job import Job
 from ctseg.runs.recipe import apply_settings
+from ctseg.training.loop import Trainer
+from ctseg.training.setup import make_accelerator
 
-fork = mp.get_context("fork")
+from .processes import start
 
 
-def start(f, *args, env={}):
-    "`f(*args)` in a forked process; its exit code is 1 if it raises."
-    def child():
-        os.environ.update(env)
-        AcceleratorState._reset_state(True)
-        torch.set_num_threads(1)
-        f(*args)
-    p = fork.Process(target=child)
-    p.start()
-    return p
+def command(*args):
+    "What a user types after `ctseg`."
+    from ctseg import cli
+    sys.argv = ["ctseg", *map(str, args)]
+    cli.main()
 
 
 def together(n, f, *args):
@@ -46,6 +48,15 @@ def apart(slices, recipe, folder):
     mine.mkdir(exist_ok=True)
     try: fit(slices, recipe, mine/"run", device="cpu", progress=False, resume=True)
     except InputError as e: (mine/"said").write_text(str(e))
+
+
+def share_the_work(out):
+    "Sum seven slices, some of them here; whether all sums came back, and whether this process had its part."
+    make_accelerator(pick_device("cpu"))  # connects the processes
+    images = np.arange(7*6).reshape(7, 2, 3)
+    found = over_slices(images, lambda part: {"total": torch.from_numpy(part).sum((1, 2))}, 2, shared=True)["total"]
+    mine = sum(map(len, batches(7, 2, shared=True)))
+    (out/os.environ.get("RANK", "0")).write_text(repr(found.tolist() == images.sum((1, 2)).tolist() and mine == 4))
 
 
 def losses_of(slices, recipes, out):

@@ -2,7 +2,7 @@
 import numpy as np
 import pytest
 import torch
-from helpers.runs import together
+from helpers.runs import share_the_work, together
 from torch import nn
 
 from ctseg.core.device import DevicePlan, pick_device
@@ -21,23 +21,9 @@ def test_every_slice_is_asked_about_once_and_in_order(n, batch_size):
     assert np.array_equal(over_slices(images, total, batch_size)["total"], images.sum((1, 2)))
 
 
-def shared(out):
-    import os
-    images = np.arange(7*6).reshape(7, 2, 3)
-    found = over_slices(images, total, 2, shared=True)["total"]
-    (out/os.environ.get("RANK", "0")).write_text(repr(found.tolist() == images.sum((1, 2)).tolist() and sum(map(len, batches(7, 2, shared=True))) == 4))
-
-
 def test_processes_share_the_work_and_all_get_the_whole(tmp_path):
-    from functools import partial
-    together(2, partial(in_group, tmp_path))
+    together(2, share_the_work, tmp_path)
     assert [(tmp_path/str(r)).read_text() for r in (0, 1)] == ["True", "True"]
-
-
-def in_group(out):
-    from ctseg.training.setup import make_accelerator
-    make_accelerator(pick_device("cpu"))  # connects the processes
-    shared(out)
 
 
 def test_a_deadline_goes_through_the_batches_and_may_stop():

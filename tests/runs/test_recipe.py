@@ -1,5 +1,7 @@
 "Nested recipes: settings by flat and dotted names, choices, and files."
+import copy
 import json
+import pickle
 
 import pytest
 
@@ -25,6 +27,7 @@ def test_a_flat_name_is_enough_for_every_setting_of_every_recipe():
 def test_a_recipe_survives_its_file(name):
     recipe = get_recipe(name)
     assert recipe_from(json.loads(json.dumps(recipe_dict(recipe)))) == recipe
+    assert pickle.loads(pickle.dumps(recipe)) == recipe == copy.deepcopy(recipe)
 
 
 def test_choices_come_before_what_they_have():

@@ -5,7 +5,8 @@ import time
 
 import pytest
 import torch
-from helpers.runs import contents, fit_quietly, kill_and_resume, start
+from helpers.processes import start
+from helpers.runs import contents, fit_quietly, kill_and_resume
 from helpers.toys import small, tiny, toy
 
 from ctseg.core.files import PART, InputError

@@ -1,23 +1,17 @@
 "Stopped in time: by a limit, by the host, in training and beside it."
 import os
 import signal
-import sys
 import time
 
 import pytest
-from helpers.runs import contents, start
+from helpers.processes import start
+from helpers.runs import command, contents
 from helpers.toys import SMALL_RUN as SMALL, tiny, toy
 
 from ctseg.data.challenge import write_challenge
 from ctseg.recipes.fit import fit
 from ctseg.runs.job import Job
 from ctseg.training.deadline import Deadline, Stopped
-
-
-def command(*args):
-    from ctseg import cli
-    sys.argv = ["ctseg", *map(str, args)]
-    cli.main()
 
 
 def write(slices, folder):

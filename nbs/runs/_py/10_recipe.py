@@ -179,6 +179,10 @@ class Recipe:
                 parts.append(f"{group}={settings!r}")
         return f"Recipe({', '.join(parts)})"
 
+    def __reduce__(self) -> tuple:
+        "A pickle holds what `recipe.json` holds: the classes of some settings are made when a method is registered."
+        return recipe_from, (recipe_dict(self),)
+
     def groups(self) -> dict[str, Settings]:
         "The groups of settings by their names."
         return {group: getattr(self, group) for group in GROUPS}
