@@ -131,7 +131,7 @@ class Recipe:
         return f"Recipe({', '.join(parts)})"
 
     def __reduce__(self) -> tuple:
-        "A pickle holds what `recipe.json` holds: the classes of some settings are made when a method is registered."
+        "A pickle holds what `recipe.json` holds: no classes."
         return recipe_from, (recipe_dict(self),)
 
     def groups(self) -> dict[str, Settings]:
