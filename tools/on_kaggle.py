@@ -2,7 +2,7 @@
 
 build     the wheel as a data set and the four notebooks as kernels, into `dist/kaggle`, under your own user name (`--user`); every folder is then pushed by Kaggle's own
           client with the network cut out of it, so whatever the client refuses is refused here
-rehearse  run a notebook top to bottom by papermill as Kaggle would: `/kaggle/input` read-only, `/kaggle/working` empty, no network, the package from the wheel, a phantom as
+rehearse  run a notebook top to bottom by papermill as Kaggle would: `/kaggle/input` read-only, `/kaggle/working` empty, no network, the package from the wheel, data_sample as
           the challenge. Needs root and `unshare` for that; without them a temporary root stands in for `/kaggle` (CTSEG_KAGGLE_ROOT), and the network stays. `--keep` keeps the outputs
 """
 import argparse, json, os, re, shutil, signal, subprocess, sys, sysconfig, threading, time
@@ -121,12 +121,15 @@ def _settings():
 
 # ---- the rehearsal ----
 
-TINY = ["width=8", "image_size=32", "batch_size=4", "folds=5", "lr=0.01"]  # the phantom below has ten annotated slices
-REHEARSALS = {  # parameters that make each notebook short
-    "supervised": dict(settings=[*TINY, "epochs=60"]),
-    "teacher_student": dict(settings=[*TINY, "epochs=40", "keep=0.5"]),
-    "self_training": dict(settings=[*TINY, "epochs=30", "teachers=2", "finetune_epochs=2", "cell_confidence=0"]),
-    "ensemble_submission": dict(settings=[*TINY, "epochs=40"], members=2)}
+TINY = ["width=8", "image_size=32", "batch_size=4", "folds=5", "lr=0.01"]  # for tests, whose phantom has ten annotated slices
+# What a reader sees was made on the real CT of data_sample, in minutes of a processor.
+SMALL = ["width=16", "batch_size=8", "lr=0.003", "folds=5"]
+SHOWN = {
+    "supervised": dict(settings=[*SMALL, "epochs=60"]),
+    "teacher_student": dict(settings=[*SMALL, "epochs=40", "keep=0.5"]),
+    "self_training": dict(settings=[*SMALL, "epochs=30", "teachers=2", "finetune_epochs=10"]),
+    "ensemble_submission": dict(settings=[*SMALL, "epochs=30"], members=2),
+}
 CUT_AT = "student"  # the host ends a session of `teacher_student` when two epochs of this phase are done
 
 
@@ -139,13 +142,17 @@ def make_image(folder: Path) -> Path:
     return folder/"bin"/"python"
 
 
-def mount_inputs(root: Path, earlier: dict[str, Path] = {}, labelled=10, unlabelled=14, test=6, size=64):
-    "`root/input` as Kaggle would have it: the wheel, a phantom in the place of the challenge, outputs of earlier sessions by their slug."
+def mount_inputs(root: Path, earlier: dict[str, Path] = {}, labelled=10, unlabelled=14, test=6, size=64, sample=False):
+    "`root/input` as Kaggle would have it: the wheel, a phantom or data_sample as the challenge, outputs of earlier sessions by their slug."
     sys.path.insert(0, str(ROOT))
     from ctseg.phantom import make_phantom
     (root/"working").mkdir(parents=True)
     write_dataset(root/"input"/"datasets"/"somebody"/"ctseg-wheel", "somebody")
-    make_phantom(root/"input"/"datasets"/"somebody"/"raidium-ct", labelled, unlabelled, test, size, seed=0)
+    challenge = root/"input"/"datasets"/"somebody"/"raidium-ct"
+    if sample:
+        shutil.copytree(ROOT/"data_sample", challenge)
+    else:
+        make_phantom(challenge, labelled, unlabelled, test, size, seed=0)
     for slug, folder in earlier.items(): shutil.copytree(folder, root/"input"/"notebooks"/"somebody"/slug)
 
 
@@ -213,10 +220,10 @@ def keep_outputs(root: Path, name: str):
     subprocess.run([sys.executable, str(ROOT/"tools"/"nb.py"), "--no-run", str(path)], check=True)
 
 
-def session(name: str, root: Path, python: Path, cut: str = ""):
+def session(name: str, root: Path, python: Path, parameters: dict, cut: str = ""):
     "Execute a notebook and tell how long it took and what it left; stop with the notebook's error if it fails."
     start = time.monotonic()
-    done = execute(KERNELS/name/f"{name}.ipynb", root, python, REHEARSALS[name], cut=cut)
+    done = execute(KERNELS/name/f"{name}.ipynb", root, python, parameters, cut=cut, timeout=3600)
     if done.returncode: raise SystemExit(f"{name}: status {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}")
     files = sorted(str(p.relative_to(root/"working")) for p in (root/"working").rglob("*") if p.is_file() and "checkpoints" not in p.parts)
     print(f"{name}: {time.monotonic() - start:.0f} s; beside checkpoints: {', '.join(files)}", flush=True)
@@ -231,11 +238,11 @@ def rehearse(names, top: Path, keep: bool):
     for name in names:
         slug, attached = f"ctseg-{name.replace('_', '-')}", earlier if name == "ensemble_submission" else {}
         if name == "teacher_student":
-            mount_inputs(top/f"{name}-cut", {})
-            session(name, top/f"{name}-cut", python, CUT_AT)
+            mount_inputs(top/f"{name}-cut", sample=True)
+            session(name, top/f"{name}-cut", python, SHOWN[name], CUT_AT)
             attached = {slug: top/f"{name}-cut"/"working"}
-        mount_inputs(top/name, attached)
-        session(name, top/name, python)
+        mount_inputs(top/name, attached, sample=True)
+        session(name, top/name, python, SHOWN[name])
         earlier[slug] = top/name/"working"
         if keep: keep_outputs(top/name, name)
 

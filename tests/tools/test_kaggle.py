@@ -63,7 +63,7 @@ def test_notebook_is_made_for_kaggle(name):
     code = "".join("".join(c["source"]) for c in cells if c["cell_type"] == "code")
     assert len(tagged) == 1 and all(f"{p} =" in tagged[0] for p in ("recipe", "settings", "seed", "hours"))
     assert "--no-index" in code and "--no-deps" in code and "/kaggle/input" not in code, "inputs are found, not assumed"
-    assert set(tool.REHEARSALS[name]) <= {line.split(" =")[0] for line in tagged[0].splitlines() if " =" in line}
+    assert set(tool.SHOWN[name]) <= {line.split(" =")[0] for line in tagged[0].splitlines() if " =" in line}
 
 
 def test_a_session_is_cut_and_continued(tmp_path):
