@@ -1,0 +1,190 @@
+# %% [markdown]
+# # Start here
+#
+# > From a challenge's files to a submission with the default recipe, which learns from annotated and unannotated slices.
+
+# %% [markdown]
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/ctseg/ctseg/blob/main/nbs/kaggle/start_here/start_here.ipynb)
+# [![Open in Kaggle](https://kaggle.com/static/images/open-in-kaggle.svg)](https://kaggle.com/kernels/welcome?src=https://github.com/ctseg/ctseg/blob/main/nbs/kaggle/start_here/start_here.ipynb)
+#
+# Your data has CT slices on which somebody outlined *some* structures, and many more slices that nobody touched. This notebook trains the default recipe, `ctseg`, on all of them:
+#
+# 1. A network learns from the annotated slices. Its loss counts only the structures that somebody looked for, because a 0 in a mask may also mean that nobody looked.
+# 2. Then all slices take part. An averaged copy of the network fills in what it is sure of, and the network must find the same on a distorted version of the slice.
+# 3. Held-out slices choose how sure the network must be before a structure is drawn.
+#
+# The outputs below come from a rehearsal without a GPU: 400 real CT slices of head and neck (`data_sample`, 160 of them partly annotated), a small network and a few minutes of one processor. Expect more from a T4 and the full recipe: the hours there have not been measured.
+
+# %% [markdown]
+# ## Before you start
+#
+# 1. **Two data sets**, both under *Add Input* at the right: `ctseg-wheel` (from `make kaggle`; the package) and the challenge's files (`train-images`, `test-images`, `y_train.csv`, `annotated_labels.json`;
+#    as they come from the organisers or zipped, in one data set or in several).
+# 2. **Accelerator**: *GPU T4 x2*. Both cards are used. **Internet**: off.
+# 3. *Save Version → Save & Run All*. The notebook stops itself before Kaggle would.
+#
+# **If it says "not finished"**, nothing is lost: attach the output of that version as a third input (*Add Input → Your Work → Notebooks*; or *New Dataset* on its output page) and run the notebook again, with the same parameters.
+# It finds the run, copies it to where it can be written, and goes on at the very step where it was cut.
+
+# %% [markdown]
+# ## Parameters
+#
+# Everything that you may want to change stands here. A tool like papermill can set the same names: `papermill notebook.ipynb out.ipynb -p seed 1`.
+
+# %% tags=["parameters"]
+recipe = "ctseg"    # `ctseg recipes` lists them
+settings = []       # "KEY=VALUE" for any field of the recipe, e.g. ["epochs=40"]
+seed = 0
+# Kaggle stops a session after 9 to 12 hours; this notebook stops before, with everything saved
+hours = 8.5
+processes = 0         # 0: one a GPU
+match = ""            # where several data sets fit: a part of the path of the right one
+
+# %% [markdown]
+# ## The package
+#
+# There is no internet, so the package comes from the attached wheel. `--no-deps`: everything it needs is in Kaggle's image already, and pip must not go looking for it. Opened in Colab instead, the notebook takes the package from GitHub and, having no challenge there, draws itself a phantom.
+
+# %%
+import os, subprocess, sys, time
+from pathlib import Path
+
+start = time.monotonic()
+colab = "google.colab" in sys.modules
+if colab: os.environ["CTSEG_KAGGLE_ROOT"] = "/content/kaggle"
+root = Path(os.environ.get("CTSEG_KAGGLE_ROOT", "/kaggle"))
+package = (
+    "git+https://github.com/ctseg/ctseg" if colab else max(root.glob("input/**/ctseg-*.whl"), default=None)
+)
+assert package, "attach the data set ctseg-wheel: Add Input, at the right"
+_ = subprocess.run(
+    [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "-q",
+        *([] if colab else ["--no-index"]),
+        "--no-deps",
+        str(package),
+    ],
+    check=True,
+)
+
+# %%
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from ctseg.core.style import STATE_COLOURS
+from ctseg.data.challenge import check_submission, read_challenge
+from ctseg.data.images import read_images
+from ctseg.kaggle import carry_on, find_challenge, train
+from ctseg.metrics.evaluate import evaluate_files
+from ctseg.prediction.predictor import load_predictor, predict_masks
+from ctseg.prediction.submission import write_submission
+from ctseg.recipes.table import get_recipe
+from ctseg.report.page import report
+from ctseg.runs.folder import Run
+from ctseg.runs.recipe import apply_settings
+from ctseg.training.curves import plot_curves
+
+# %% [markdown]
+# ## The data
+#
+# `find_challenge` looks through everything that is attached. The first reading of the big CSV takes a minute; the arrays are kept for later.
+
+# %%
+if colab and not (root/"input").exists():
+    from ctseg.phantom import make_phantom
+    (root/"working").mkdir(parents=True)
+    make_phantom(root/"input"/"phantom", labelled=80, unlabelled=120, test=20, size=128)
+data = find_challenge(match)
+slices = read_challenge(data)
+print(slices)
+cells = {"present": slices.present, "absent": slices.known & ~slices.present, "unknown": ~slices.known}
+print({state: f"{cell.mean():.1%} of all cells (slice, structure)" for state, cell in cells.items()})
+
+# %% [markdown]
+# Three annotated slices. In the middle what was outlined; at the right, how many structures were looked for and found, looked for and not there, or not looked for at all.
+
+# %%
+show = np.flatnonzero(slices.labelled)[:3]
+fig, axes = plt.subplots(3, 3, figsize=(8, 7.5), layout="constrained")
+for row, n in zip(axes, show):
+    row[0].imshow(slices.images[n], cmap="gray")
+    row[1].imshow(slices.classes.colourise(slices.masks[n]))
+    for state, cell in cells.items():
+        row[2].bar(state, cell[n].sum(), color=STATE_COLOURS[state])
+    row[2].set(ylim=(0, len(slices.classes)), ylabel="structures")
+    row[0].set_ylabel(slices.names[n])
+    for ax in row[:2]: ax.set(xticks=[], yticks=[])
+plt.show()
+
+# %% [markdown]
+# ## Training
+#
+# A *recipe* is a named set of choices: method, network, loss, augmentation, schedule. To change one, write `KEY=VALUE` into `settings` above: `epochs=40`, `width=32`, `image_size=256`. To take another recipe, write its name: `ctseg-pretrained` starts from ImageNet weights, `marginal-log` needs a quarter of the time and no unannotated slice.
+#
+# Training runs as a process of its own, on all cards. `carry_on` is the line that makes it survive the end of a session.
+
+# %%
+chosen = apply_settings(get_recipe(recipe), settings)
+print(chosen.about)
+print(
+    {
+        k: chosen.value(k)
+        for k in ("method", "model", "width", "loss", "epochs", "batch_size", "lr", "image_size")
+    }
+)
+run = carry_on("ctseg")
+finished = train(data, run, recipe, settings, seed, 3600*hours - (time.monotonic() - start), processes)
+print("finished" if finished else "not finished: attach this output to the next session and run again")
+
+# %% [markdown]
+# The loss should fall; the Dice of the held-out slices should rise, quickly at first, for the large organs, and slowly for a long time after. If it is still rising at the end, add `epochs`.
+
+# %%
+if (run/"history.csv").exists():
+    plot_curves(Run(run).read_history())
+    plt.show()
+
+# %% [markdown]
+# ## The submission
+#
+# Every test slice, label by label, in the challenge's form: a row a pixel, a column an image. `check_submission` holds the file against the test images before you upload it to the organisers' site.
+
+# %%
+if finished:
+    names, images = read_images(data/"test-images")
+    masks = predict_masks(load_predictor(run), images)
+    write_submission(masks, names, "submission.csv")
+    print(check_submission("submission.csv", data))
+    # the challenge keeps it; a phantom and your own data may have one
+    truth = next(data.glob("y_test.csv*"), None)
+    if truth:
+        print(f"Dice on the test slices: {evaluate_files(truth, 'submission.csv')['facts']['dice']:.3f}")
+
+# %% [markdown]
+# Look at what will be uploaded: image, prediction and, where there is one, the truth. Even without it a picture shows coarse mistakes: organs on the wrong side, islands, whole slices left empty.
+
+# %%
+if finished:
+    order = np.argsort([-(m > 0).sum() for m in masks])[:3]
+    rows = {"image": images, "prediction": masks}
+    if truth: rows["truth"] = read_challenge(data, "test").masks
+    fig, axes = plt.subplots(len(rows), 3, figsize=(8, 2.7*len(rows)), layout="constrained")
+    for row, (title, pictures) in zip(axes, rows.items()):
+        for ax, n in zip(row, order):
+            colours = pictures[n] if title == "image" else slices.classes.colourise(pictures[n])
+            ax.imshow(colours, cmap="gray")
+            ax.set(title=f"{title}, {names[n]}", xticks=[], yticks=[])
+    plt.show()
+
+# %% [markdown]
+# ## The report
+#
+# One page that needs nothing else: curves, every structure with its Dice, slices to leaf through with truth, prediction and the regions nobody looked at, and how sure the network is when it is right and when it is wrong.
+# Open it from the *Output* tab.
+
+# %%
+if finished: print(report(run, data, out="report.html"))
