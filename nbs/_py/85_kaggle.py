@@ -49,7 +49,7 @@ from ctseg.runs.folder import Run
 
 # %% [markdown]
 # A Kaggle notebook sees three folders: `/kaggle/input` holds whatever was attached, read-only; `/kaggle/working` is kept as the notebook's output; everything else is gone when the session ends, and the session ends after some
-# hours whether the training has or not. That leaves three chores, which the [four notebooks](kaggle/supervised/supervised.ipynb) share and none of them should have to explain:
+# hours whether the training has or not. That leaves three chores, which the [notebooks](kaggle/start_here/start_here.ipynb) share and none of them should have to explain:
 #
 # 1. **find the data**, since the place where a data set is mounted has changed more than once and depends on who uploaded it, and how;
 # 2. **carry on**: yesterday's output, attached as an input, is copied to where it can be written, and continued;

@@ -94,7 +94,7 @@ Markdown(
 #
 # ## Start here
 #
-# - **Kaggle or Colab**: [a notebook to push](kaggle/supervised/supervised.ipynb) or [open](https://colab.research.google.com/github/ctseg/ctseg/blob/main/nbs/kaggle/supervised/supervised.ipynb)
+# - **Kaggle or Colab**: [a notebook to push](kaggle/start_here/start_here.ipynb) or [open](https://colab.research.google.com/github/ctseg/ctseg/blob/main/nbs/kaggle/start_here/start_here.ipynb)
 # - **My challenge folder**: [format and commands](guides/your_challenge_folder.ipynb)
 # - **My DICOM**: [from series to SEG](tutorials/your_own_dicom.ipynb)
 # - **What `known` means**: [present, absent, unknown](explanations/three_states.ipynb)

@@ -39,6 +39,9 @@ def test_wheel(dataset):
 def test_dataset_metadata(dataset):
     facts = tool.check_dataset(dataset)
     assert facts["slug"] == "somebody/ctseg-wheel" and len(facts["files"]) == 1
+    (dataset/"lib-1-cp311-linux_x86_64.whl").touch()
+    with pytest.raises(ValueError, match="pure wheels"): tool.check_dataset(dataset)
+    (dataset/"lib-1-cp311-linux_x86_64.whl").unlink()
 
 
 @pytest.mark.parametrize("name", tool.NAMES)

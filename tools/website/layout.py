@@ -39,6 +39,7 @@ FIRST = (
     "explanations/three_states.ipynb",
     "explanations/semi_supervised.ipynb",
     "explanations/dice_alone.ipynb",
+    "kaggle/start_here/start_here.ipynb",
     "kaggle/supervised/supervised.ipynb",
     "kaggle/teacher_student/teacher_student.ipynb",
     "benchmarks/row_names.ipynb",

