@@ -65,7 +65,7 @@ def test_notebook_is_made_for_kaggle(name):
     tagged = ["".join(c["source"]) for c in cells if "parameters" in c["metadata"].get("tags", [])]
     code = "".join("".join(c["source"]) for c in cells if c["cell_type"] == "code")
     assert len(tagged) == 1 and all(f"{p} =" in tagged[0] for p in ("recipe", "settings", "seed", "hours"))
-    assert "--no-index" in code and "--no-deps" in code and "/kaggle/input" not in code, "inputs are found, not assumed"
+    assert "--no-index" in code and "--no-deps" in code and '"/kaggle/input' not in code, "inputs are found, not assumed"
     assert set(tool.SHOWN[name]) <= {line.split(" =")[0] for line in tagged[0].splitlines() if " =" in line}
 
 
