@@ -99,6 +99,7 @@ Markdown(
 # - **My DICOM**: [from series to SEG](tutorials/your_own_dicom.ipynb)
 # - **What `known` means**: [present, absent, unknown](explanations/three_states.ipynb)
 # - **How it is built**: [folders, contracts, every notebook](guides/how_it_is_built.ipynb)
+# - **All pages**: [the site](https://ctseg.github.io/ctseg)
 #
 # ## ctseg, nnU-Net, MONAI or torch-em?
 #
@@ -126,7 +127,6 @@ table(list(measured[0]), [r.values() for r in measured])
 # ## What it does not do
 #
 # - No 3D networks; slices are predicted one by one.
-# - No scribbles or ignored regions inside a mask file.
 # - No score on the challenge's hidden test set yet, and no full-size training on a GPU.
 # - With many annotated slices the unlabelled ones add little.
 #

@@ -25,10 +25,12 @@ from .processes import start
 
 
 def command(*args):
-    "What a user types after `ctseg`."
+    "What a user types after `ctseg`; raises `SystemExit` unless it ends well."
     from ctseg import cli
     sys.argv = ["ctseg", *map(str, args)]
-    cli.main()
+    try: cli.main()
+    except SystemExit as e:
+        if e.code: raise
 
 
 def together(n, f, *args):
