@@ -394,6 +394,12 @@ class _Geometry:
         return str(self.headers[0].SeriesInstanceUID)
 
     @property
+    def shape(self) -> tuple[int, int, int]:
+        "Columns, rows, slices."
+        header = self.headers[0]
+        return int(header.Columns), int(header.Rows), len(self.paths)
+
+    @property
     def normal(self) -> np.ndarray:
         "The direction of the stack, a unit vector, right, front, up."
         column, row, step = self.affine[:3, :3].T
@@ -427,12 +433,6 @@ class Series(_Geometry):
     positions: np.ndarray|None # float64 [K,3], mm right, front, up, if no affine says where the slices lie
     tilted: bool = False # made with a tilted gantry
     patterns: frozenset[str] = frozenset() # what its files say of the patient, to be blotted out
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        "Columns, rows, slices."
-        header = self.headers[0]
-        return int(header.Columns), int(header.Rows), len(self.paths)
 
     @property
     def uids(self) -> list[str]:
