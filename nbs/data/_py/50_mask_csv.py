@@ -9,7 +9,7 @@
 #| default_exp data.mask_csv
 
 # %% [markdown]
-# A mask table is a CSV with a row for each pixel and a column for each image. [Mask rows](mask_rows.html) reads it block by block; here the
+# A mask table is a CSV with a row for each pixel and a column for each image. [Mask rows](45_mask_rows.ipynb) reads it block by block; here the
 # blocks become masks, are checked against what the caller expects, and are written again.
 
 # %%

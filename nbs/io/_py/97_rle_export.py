@@ -40,7 +40,7 @@ from ctseg.io.rle import decode
 # ## The form
 #
 # Kaggle compares a submission with its solution row by row. So the safest form is that of the sample submission: its columns, its rows and
-# their order, with the codes filled in. Without a sample there are three forms to choose from, as in [tables of codes](rle_table.html).
+# their order, with the codes filled in. Without a sample there are three forms to choose from, as in [tables of codes](93_rle_table.ipynb).
 
 # %%
 #| export
@@ -68,7 +68,7 @@ test_fail(lambda: Sheet("lng"), contains="did you mean long")
 # %% [markdown]
 # ## The masks
 #
-# An image that was put on a larger canvas when it was [imported](png.html) is cut out again, so its code counts its own pixels.
+# An image that was put on a larger canvas when it was [imported](96_png.ipynb) is cut out again, so its code counts its own pixels.
 
 # %%
 #| export

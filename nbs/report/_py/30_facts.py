@@ -244,7 +244,7 @@ print(", ".join(facts))
 # %% [markdown]
 # ## The slices
 #
-# Score with interval, a row for each structure, and [what is taken for what](confusion.html).
+# Score with interval, a row for each structure, and [what is taken for what](10_confusion.ipynb).
 
 # %%
 #| export
@@ -320,7 +320,7 @@ print([(r["name"], r["support"], r["dice"] and round(r["dice"], 3)) for r in fac
 # %% [markdown]
 # ## What teachers said
 #
-# The original method keeps or rejects whole pseudo-labelled slices. [Self-training](../methods/self_training.html) accepts single cells. Numbers come from tables. The slices themselves are shown where the run has kept what the teacher drew, and only on the data it was trained on: another folder may have slices of the same names.
+# The original method keeps or rejects whole pseudo-labelled slices. [Self-training](../methods/60_self_training.ipynb) accepts single cells. Numbers come from tables. The slices themselves are shown where the run has kept what the teacher drew, and only on the data it was trained on: another folder may have slices of the same names.
 
 # %%
 #| export
