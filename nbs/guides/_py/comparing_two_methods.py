@@ -51,7 +51,8 @@ test, truth = toy_set(40, labelled=0, size=32, seed=5)
 def masks_of(epochs, seed):
     "What a network predicts for the test slices after so many epochs: uint8 [N, H, W]."
     recipe = ctseg.get_recipe("marginal-log").change(width=8, epochs=epochs, fold=-1, lr=5e-3, ema=0.9)
-    run = ctseg.fit(train, recipe, Path(keep.name)/f"{epochs}-{seed}", seed=seed, device="cpu", progress=False)
+    out = Path(keep.name)/f"{epochs}-{seed}"
+    run = ctseg.fit(train, recipe, out, seed=seed, device="cpu", progress=False)
     return ctseg.load(run.folder, "cpu").predict(test.images)
 
 seeds = (0, 1, 2)
@@ -87,7 +88,8 @@ print(result["groups"], "patients")
 fig, axes = plt.subplots(1, 2, figsize=(7, 2.4), layout="constrained", width_ratios=[3, 2])
 for row, tables in enumerate((short_tables, longer_tables)):
     axes[0].plot([mean_dice(table) for table in tables], [row]*len(seeds), "o", color="C0")
-axes[0].set(yticks=[0, 1], yticklabels=["4 epochs", "12 epochs"], xlabel="Dice, one point a seed", ylim=(-.6, 1.6))
+axes[0].set(xlabel="Dice, one point a seed", ylim=(-.6, 1.6))
+axes[0].set_yticks([0, 1], ["4 epochs", "12 epochs"])
 middle = result["difference"]
 axes[1].errorbar([middle], [0], xerr=[[middle - low], [high - middle]], fmt="o", color="C0", capsize=4)
 axes[1].axvline(0, color="0.6", lw=1)

@@ -77,11 +77,14 @@ except InputError as error:
 # `--init` takes the network, its weights and its class names from a run. Rows of the output layer follow the classes by name, so the new folder may list them in another order, or have new ones. The network must be the same one:
 
 # %%
-recipe = ctseg.get_recipe("marginal-log").change(model="unet:resnet18", pretrained=False, epochs=1, batch_size=8, fold=-1)
+recipe = ctseg.get_recipe("marginal-log").change(
+    model="unet:resnet18", pretrained=False, epochs=1, batch_size=8, fold=-1
+)
 again = ctseg.fit(slices, recipe, "runs/again", init="runs/mine", device="cpu", progress=False)
 
 try:
-    ctseg.fit(slices, recipe.change(model="attunet"), "runs/other", init="runs/mine", device="cpu", progress=False)
+    other = recipe.change(model="attunet")
+    ctseg.fit(slices, other, "runs/other", init="runs/mine", device="cpu", progress=False)
 except InputError as error:
     print(error)
 

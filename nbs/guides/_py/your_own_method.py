@@ -121,7 +121,7 @@ print(recipe.method, describe(METHODS.get("entropy").Settings)[0].meaning, sep="
 # constructor become settings of the recipe.
 
 # %%
-Path("my_loss.py").write_text('''"The Tversky loss over known pixels: misses and inventions may cost differently."
+Path("my_loss.py").write_text('''"The Tversky loss over known pixels: a miss may cost more."
 import torch
 
 from ctseg.losses.partial import PartialLoss
@@ -205,8 +205,8 @@ class TwoLevels(EncoderDecoder):
         return crop_to(self.head(together), size)
 ''')
 run(
-    "ctseg fit toys --plugin my_loss.py --plugin my_network.py --recipe masked --set loss=tversky --set misses=0.6 --set model=two-levels "
-    "--set width=16 --set epochs=60 --set folds=4 --set lr=0.02 --set ema=0.9 --out runs/parts --device cpu"
+    "ctseg fit toys --plugin my_loss.py --plugin my_network.py --recipe masked --set loss=tversky "
+    "--set misses=0.6 --set model=two-levels --set width=16 --set epochs=60 --set folds=4 --set lr=0.02 --set ema=0.9 --out runs/parts --device cpu"
 )
 
 # %% [markdown]
@@ -229,7 +229,8 @@ def brightness(batch, generator, classes):
     shift = torch.rand(len(batch), 1, 1, 1, generator=generator, device=batch.image.device)*0.2 - 0.1
     return replace(batch, image=(batch.image + shift).clamp(0, 1))
 
-print("brightness" in AUGMENTATIONS.names(), get_recipe("marginal-log").change(augment="brightness").augment.name)
+print("augmentations:", *AUGMENTATIONS.names())
+print("in a recipe:", get_recipe("marginal-log").change(augment="brightness").augment)
 
 # %% [markdown]
 # ## In a package
