@@ -28,16 +28,20 @@ def _items(dataset) -> Iterator:
     yield dataset
     for tag in dataset.keys():
         if vr_of(dataset, tag) != "SQ": continue
-        for item in dataset[tag].value or []: yield from _items(item)
+        for item in dataset[tag].value or []:
+            yield from _items(item)
 
 # %% ../../nbs/io/79_dicom_references.ipynb #e0d57464
 _FRAMES = ("FrameOfReferenceUID", "ReferencedFrameOfReferenceUID")
 
 def references(header) -> References:
     "What a label object says of the scan it was drawn on."
-    found = References(study=str(header.get("StudyInstanceUID") or ""))
+    found = References()
+    found.study = str(header.get("StudyInstanceUID") or "")
     for item in _items(header):
-        found.frames |= {str(item[tag].value) for tag in _FRAMES if item.get(tag)}
+        for tag in _FRAMES:
+            if item.get(tag):
+                found.frames.add(str(item[tag].value))
         if item.get("ReferencedSOPInstanceUID"):
             found.instances.add(str(item.ReferencedSOPInstanceUID))
         if item is not header and item.get("SeriesInstanceUID"):
@@ -49,30 +53,44 @@ def _only(candidates: list[int]) -> list[int]:
     "The one candidate, or none."
     return candidates if len(candidates) == 1 else []
 
-def _element(series: Series, tag: str) -> str:
-    "An element of a series' first header as text."
-    return str(series.headers[0].get(tag) or "")
+def _with_element(all_series: list[Series], tag: str, wanted: set[str]) -> list[int]:
+    "The numbers of the series whose first header has one of these values."
+    values = [str(series.headers[0].get(tag) or "") for series in all_series]
+    return [k for k, value in enumerate(values) if value in wanted]
 
 # %% ../../nbs/io/79_dicom_references.ipynb #e8ec1df7
+def _share_most_slices(told: References, all_series: list[Series]) -> list[int]:
+    "The numbers of the series with most of the slices named; none if none has one."
+    shared = [len(told.instances.intersection(series.uids)) for series in all_series]
+    most = max(shared, default=0)
+    if not most: return []
+    return [k for k, count in enumerate(shared) if count == most]
+
+def _has_space(series: Series) -> bool:
+    "Does a series say in which space its millimetres are counted?"
+    return bool(series.headers[0].get("FrameOfReferenceUID"))
+
 def find_about(told: References, all_series: list[Series]) -> list[int]:
     "The numbers of the series that a label object is about, in the list given; none if that cannot be told."
-    named = [k for k, one in enumerate(all_series) if one.number in told.series]
+    named = [k for k, series in enumerate(all_series) if series.number in told.series]
     if named: return named
-    shared = [len(told.instances.intersection(one.uids)) for one in all_series]
-    if any(shared): return [k for k, n in enumerate(shared) if n == max(shared)]
-    if told.series: return []
-    framed = [k for k, one in enumerate(all_series) if _element(one, "FrameOfReferenceUID") in told.frames]
-    if framed: return _only(framed)
+    by_slices = _share_most_slices(told, all_series)
+    if by_slices: return by_slices
+    if told.series: return []  # it names a series that is not there
+    same_space = _with_element(all_series, "FrameOfReferenceUID", told.frames)
+    if same_space: return _only(same_space)
     studies = {told.study, *told.instances} - {""}
-    studied = [k for k, one in enumerate(all_series) if _element(one, "StudyInstanceUID") in studies]
-    in_other_space = told.frames and any(_element(all_series[k], "FrameOfReferenceUID") for k in studied)
-    return [] if in_other_space else _only(studied)
+    same_study = _with_element(all_series, "StudyInstanceUID", studies)
+    in_other_space = told.frames and any(_has_space(all_series[k]) for k in same_study)
+    if in_other_space: return []
+    return _only(same_study)
 
 # %% ../../nbs/io/79_dicom_references.ipynb #1463e67b
 def slim_label(file: DicomFile) -> DicomFile:
     "A label object of which the header says nothing but its kind."
     slim = import_volumes_package("pydicom").Dataset()
     structure_set = "ROIContourSequence" in file.header or "StructureSetROISequence" in file.header
-    slim.Modality = str(file.header.get("Modality") or ("RTSTRUCT" if structure_set else "SEG"))
+    likely = "RTSTRUCT" if structure_set else "SEG"
+    slim.Modality = str(file.header.get("Modality") or likely)
     slim.SOPClassUID = sop_class(file.header)
     return file._replace(header=slim)

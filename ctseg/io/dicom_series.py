@@ -22,12 +22,16 @@ from .dicom_heap import Heap, frame_headers, read_file, read_heap
 def slices_of(file: DicomFile) -> list[DicomFile]:
     "A CT image as its slices: one, or the frames of an enhanced image."
     if not file.header.get("PerFrameFunctionalGroupsSequence"): return [file]
-    return [file._replace(header=one, frame=k) for k, one in enumerate(frame_headers(file.header))]
+    headers = frame_headers(file.header)
+    return [file._replace(header=header, frame=frame) for frame, header in enumerate(headers)]
 
 def slices_in(heap: Heap, entries=None) -> list[DicomFile]:
     "The CT slices of a heap, or of some of its entries, with their headers."
-    entries = heap.images if entries is None else entries
-    return [one for entry in entries for one in slices_of(heap.file(entry))]
+    if entries is None: entries = heap.images
+    slices = []
+    for entry in entries:
+        slices += slices_of(heap.file(entry))
+    return slices
 
 # %% ../../nbs/io/72_dicom_series.ipynb #6f14745b
 @dataclass
@@ -52,8 +56,9 @@ class Stack:
 def _directions(header, folder: str) -> tuple[np.ndarray, np.ndarray]:
     "The directions of columns and rows; `InputError` unless they are unit vectors at a right angle."
     columns, rows = np.array(header.ImageOrientationPatient, float).reshape(2, 3)
+    cosine = abs(columns @ rows)
     lengths = np.linalg.norm([columns, rows], axis=1)
-    if abs(columns @ rows) > 1e-3 or np.abs(lengths - 1).max() > 1e-3:
+    if cosine > 1e-3 or np.abs(lengths - 1).max() > 1e-3:
         raise InputError(f"{folder}: ImageOrientationPatient is not two unit vectors at a right angle; "
                          "export the series again")
     return columns, rows
@@ -65,27 +70,37 @@ def make_stack(images: list[DicomFile], src: Path) -> Stack:
     folder = first.shown_folder(src)
     columns, rows = _directions(first.header, folder)
     positions = np.array([file.header.ImagePositionPatient for file in images], float)
-    order = np.argsort(positions @ np.cross(columns, rows), kind="stable")
-    return Stack([images[i] for i in order], positions[order], columns, rows)
+    heights = positions @ np.cross(columns, rows)
+    order = np.argsort(heights, kind="stable")
+    in_order = [images[i] for i in order]
+    return Stack(in_order, positions[order], columns, rows)
 
 # %% ../../nbs/io/72_dicom_series.ipynb #3dd0fad0
 def check_duplicates(stack: Stack, src: Path):
     "`InputError` for two slices in one place."
-    if not len(stack.steps) or stack.steps.min() >= .01: return
-    k = int(stack.steps.argmin())
-    one, two = (file.shown(src) for file in stack.images[k:k + 2])
-    raise InputError(f"{two}: duplicate slice, in the same place as {one}; remove one of them")
+    steps = stack.steps
+    if not len(steps) or steps.min() >= .01: return
+    k = int(steps.argmin())
+    one, two = stack.images[k:k + 2]
+    raise InputError(f"{two.shown(src)}: duplicate slice, in the same place as {one.shown(src)}; "
+                     "remove one of them")
 
 # %% ../../nbs/io/72_dicom_series.ipynb #ddba1dc3
 _LEAST_TILT = .2  # degrees
 _ROUNDING = .15  # mm by which positions may differ from where they should be
 
+def _drift(stack: Stack) -> float:
+    "How far the stack drifts sideways in all, mm."
+    from_first = stack.positions - stack.positions[0]
+    sideways = np.cross(from_first, stack.normal)
+    return np.linalg.norm(sideways, axis=1).max()
+
 def drift_angle(stack: Stack) -> float:
     "How many degrees the stack leans away from its normal."
     if not len(stack.steps): return 0.
-    sideways = np.cross(stack.positions - stack.positions[0], stack.normal)
-    drift = np.linalg.norm(sideways, axis=1).max()
-    return float(np.degrees(np.arctan2(drift, stack.steps.sum())))
+    height = stack.steps.sum()
+    angle = np.arctan2(_drift(stack), height)
+    return float(np.degrees(angle))
 
 # %% ../../nbs/io/72_dicom_series.ipynb #10a8cdb8
 def is_tilted(stack: Stack) -> bool:
@@ -96,9 +111,7 @@ def is_tilted(stack: Stack) -> bool:
     Positions are often rounded, so a drift of 0.15 mm in all is none.
     """
     if len(stack.steps) < 2: return False
-    sideways = np.cross(stack.positions - stack.positions[0], stack.normal)
-    drift = np.linalg.norm(sideways, axis=1)
-    return drift_angle(stack) > _LEAST_TILT and drift.max() > _ROUNDING
+    return drift_angle(stack) > _LEAST_TILT and _drift(stack) > _ROUNDING
 
 # %% ../../nbs/io/72_dicom_series.ipynb #28c14e55
 def _tolerance(steps: np.ndarray) -> float:
@@ -113,21 +126,24 @@ def evenly_spaced(steps: np.ndarray) -> bool:
 def _jumps_by_number(stack: Stack) -> np.ndarray:
     "Steps at which the slice numbers jump, bool [K-1]; none if the numbers do not tell slices apart."
     steps = stack.steps
-    numbers = np.array([int(file.header.get("InstanceNumber") or 0) for file in stack.images])
-    if len(set(numbers.tolist())) != len(numbers):
+    numbers = [int(file.header.get("InstanceNumber") or 0) for file in stack.images]
+    if len(set(numbers)) != len(numbers):
         return np.zeros(len(steps), bool)
     jumps = np.abs(np.diff(numbers))
-    return (jumps > np.median(jumps)) & (steps > 1.2*steps.min())
+    wide = steps > 1.2*steps.min()
+    return (jumps > np.median(jumps)) & wide
 
 # %% ../../nbs/io/72_dicom_series.ipynb #d7eaa31a
 def _multiples(steps: np.ndarray) -> np.ndarray:
     "Steps that are whole multiples of the usual one, bool [K-1]; none if other steps are odd, or many."
     usual = float(np.median(steps))
     odd = np.abs(steps - usual) > _tolerance(steps)
-    times = steps/usual
-    multiple = odd & (times > 1.5) & (np.abs(times - times.round()) < .05)
     few = odd.sum() <= max(1, len(steps)//10)
-    return multiple if few and (multiple == odd).all() else np.zeros(len(steps), bool)
+    times = steps/usual
+    whole = np.abs(times - times.round()) < .05
+    multiple = odd & whole & (times > 1.5)
+    if few and (multiple == odd).all(): return multiple
+    return np.zeros(len(steps), bool)
 
 # %% ../../nbs/io/72_dicom_series.ipynb #5cb61816
 def check_gaps(stack: Stack, src: Path):
@@ -138,18 +154,21 @@ def check_gaps(stack: Stack, src: Path):
     missing = by_number if by_number.any() else _multiples(steps)
     if not missing.any():
         return
-    k = int(np.flatnonzero(missing)[0])
-    here, following = (file.shown(src) for file in stack.images[k:k + 2])
-    raise InputError(f"{here}: missing slice, the next one ({Path(following).name}) "
-                     f"is {steps[k]:.1f} mm away where {float(np.median(steps)):.1f} mm are usual; "
+    k = int(missing.argmax())
+    here, following = stack.images[k:k + 2]
+    usual = float(np.median(steps))
+    raise InputError(f"{here.shown(src)}: missing slice, the next one ({Path(following.shown(src)).name}) "
+                     f"is {steps[k]:.1f} mm away where {usual:.1f} mm are usual; "
                      "export the series again, or choose gaps=True (--gaps) to take the spacing as it is")
 
 # %% ../../nbs/io/72_dicom_series.ipynb #0fc62786
 def _raw_pixels(file: DicomFile, shown: str) -> np.ndarray:
     "The stored values of a file, [frames, rows, columns]; `InputError` if they cannot be decoded."
-    syntax, header = file.header.file_meta.TransferSyntaxUID, file.header
+    header = file.header
+    syntax = header.file_meta.TransferSyntaxUID
+    rows, columns = int(header.Rows), int(header.Columns)
     try:
-        return read_file(file.path).pixel_array.reshape(-1, int(header.Rows), int(header.Columns))
+        return read_file(file.path).pixel_array.reshape(-1, rows, columns)
     except Exception as e:
         if syntax.is_compressed and "missing dependencies" in str(e):
             raise InputError(f"{shown}: its pixels are compressed ({syntax.name}) "
@@ -162,8 +181,10 @@ def _raw_pixels(file: DicomFile, shown: str) -> np.ndarray:
 # %% ../../nbs/io/72_dicom_series.ipynb #bf538455
 def _in_hounsfield(raw: np.ndarray, header) -> np.ndarray:
     "Stored values [rows, columns] of a slice in Hounsfield units, float32 [columns, rows]."
-    slope, intercept = np.float32(header.RescaleSlope), np.float32(header.RescaleIntercept)
-    return (raw*slope + intercept).astype(np.float32).T
+    slope = np.float32(header.RescaleSlope)
+    intercept = np.float32(header.RescaleIntercept)
+    hu = raw*slope + intercept
+    return hu.astype(np.float32).T
 
 # %% ../../nbs/io/72_dicom_series.ipynb #f151bdb4
 def read_pixels(file: DicomFile, shown: str) -> np.ndarray:
@@ -171,7 +192,8 @@ def read_pixels(file: DicomFile, shown: str) -> np.ndarray:
 
     Raises `InputError` if its pixels cannot be decoded.
     """
-    return _in_hounsfield(_raw_pixels(file, shown)[file.frame], file.header)
+    frames = _raw_pixels(file, shown)
+    return _in_hounsfield(frames[file.frame], file.header)
 
 # %% ../../nbs/io/72_dicom_series.ipynb #cb08cda0
 class SliceHeaders(Sequence):
@@ -185,7 +207,7 @@ class SliceHeaders(Sequence):
 
     def __getitem__(self, k: int):
         "The header of slice k, without pixels."
-        if k == 0 or k == -len(self): return self.first
+        if k in (0, -len(self)): return self.first
         path, frame = self._places[k]
         header = read_file(path, pixels=False)
         many = header.get("PerFrameFunctionalGroupsSequence")
@@ -210,15 +232,25 @@ class _Geometry:
         return str(self.headers[0].SeriesInstanceUID)
 
     @property
+    def shape(self) -> tuple[int, int, int]:
+        "Columns, rows, slices."
+        header = self.headers[0]
+        return int(header.Columns), int(header.Rows), len(self.paths)
+
+    @property
     def normal(self) -> np.ndarray:
         "The direction of the stack, a unit vector, right, front, up."
-        normal = np.cross(self.affine[:3, 0], self.affine[:3, 1])
-        return normal*np.sign(normal @ self.affine[:3, 2])/np.linalg.norm(normal)
+        column, row, step = self.affine[:3, :3].T
+        normal = np.cross(column, row)
+        along_stack = np.sign(normal @ step)
+        return normal*along_stack/np.linalg.norm(normal)
 
     def slice_origins(self) -> np.ndarray:
         "Where the first voxel of each slice lies, float [K,3], mm right, front, up."
         if self.positions is not None: return self.positions
-        return self.affine[:3, 3] + np.arange(len(self.paths))[:, None]*self.affine[:3, 2]
+        first, step = self.affine[:3, 3], self.affine[:3, 2]
+        numbers = np.arange(len(self.paths))
+        return first + numbers[:, None]*step
 
     def locate(self, points: np.ndarray) -> np.ndarray:
         """Voxel coordinates of points [n,3] in DICOM's mm, float [n,4]: column, row, slice, mm off it.
@@ -239,11 +271,6 @@ class Series(_Geometry):
     patterns: frozenset[str] = frozenset() # what its files say of the patient, to be blotted out
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        "Columns, rows, slices."
-        return int(self.headers[0].Columns), int(self.headers[0].Rows), len(self.paths)
-
-    @property
     def uids(self) -> list[str]:
         "The numbers of the slices, in order. The frames of an enhanced image share theirs."
         return self.headers.uids
@@ -251,43 +278,53 @@ class Series(_Geometry):
     @property
     def digest(self) -> str:
         "A text that tells the series from others without naming it."
-        return hashlib.sha256("".join(sorted(self.uids)).encode()).hexdigest()[:24]
+        together = "".join(sorted(self.uids))
+        return hashlib.sha256(together.encode()).hexdigest()[:24]
 
     def read_voxels(self, src: Path) -> np.ndarray:
         "Voxels in Hounsfield units, float32 [columns, rows, slices]; messages name files below `src`."
-        voxels, raw, path = np.empty(self.shape, np.float32), None, None
+        voxels = np.empty(self.shape, np.float32)
+        frames, path = None, None
         for k, file in enumerate(self.headers.files(self.patterns)):
-            if file.path != path:
-                raw, path = _raw_pixels(file, file.shown(src)), file.path
-            voxels[..., k] = _in_hounsfield(raw[file.frame], file.header)
+            if file.path != path:  # the frames of an enhanced image are read once
+                path = file.path
+                frames = _raw_pixels(file, file.shown(src))
+            voxels[..., k] = _in_hounsfield(frames[file.frame], file.header)
         return voxels
 
 # %% ../../nbs/io/72_dicom_series.ipynb #8120b406
 def _locate(series: Series, points: np.ndarray) -> np.ndarray:
     "See `Series.locate`."
-    affine, origins = series.affine, series.slice_origins()
+    origins = series.slice_origins()
     ras = points*[-1, -1, 1]
     heights = origins @ series.normal
-    off = ras @ series.normal - heights[:, None]
-    nearest = np.abs(off).argmin(0)
-    off = off[nearest, np.arange(len(ras))]
-    in_plane = np.linalg.lstsq(affine[:3, :2], (ras - origins[nearest]).T, rcond=None)[0].T
+    off_each = ras @ series.normal - heights[:, None]  # [slices, points]
+    nearest = np.abs(off_each).argmin(0)
+    off = off_each[nearest, np.arange(len(ras))]
+    from_origin = ras - origins[nearest]
+    in_plane, *_ = np.linalg.lstsq(series.affine[:3, :2], from_origin.T, rcond=None)
     widest = np.diff(heights).max() if len(heights) > 1 else 1
     near = np.abs(off) < .5*widest + .01
-    return np.c_[in_plane, np.where(near, nearest, -1), off]
+    return np.c_[in_plane.T, np.where(near, nearest, -1), off]
 
 # %% ../../nbs/io/72_dicom_series.ipynb #46b6e173
 _LPS_TO_RAS = np.diag([-1., -1, 1, 1])
 
 def _affine(stack: Stack) -> np.ndarray:
     "The affine of a stack, float [4,4]: (column, row, slice, 1) → mm right, front, up."
-    header, steps, positions = stack.images[0].header, stack.steps, stack.positions
+    header = stack.images[0].header
+    first, last = stack.positions[0], stack.positions[-1]
     between_rows, between_columns = map(float, header.PixelSpacing)
-    if len(steps):
-        step = (positions[-1] - positions[0])/len(steps)
-    else: step = stack.normal*float(header.get("SliceThickness") or 1)
+    if len(stack.steps):
+        step = (last - first)/len(stack.steps)
+    else:
+        thickness = float(header.get("SliceThickness") or 1)
+        step = stack.normal*thickness
     lps = np.eye(4)
-    lps[:3] = np.stack([stack.columns*between_columns, stack.rows*between_rows, step, positions[0]], 1)
+    lps[:3, 0] = stack.columns*between_columns
+    lps[:3, 1] = stack.rows*between_rows
+    lps[:3, 2] = step
+    lps[:3, 3] = first
     return _LPS_TO_RAS @ lps
 
 # %% ../../nbs/io/72_dicom_series.ipynb #eb4a1ee2

@@ -30,38 +30,51 @@ class MaskFiles:
     @property
     def tokens(self) -> set[str]:
         "The classes as files or folders call them."
-        return {token for files in self.single.values() for token in files}
+        return set().union(*self.single.values())
 
 # %% ../../nbs/io/94_mask_files.ipynb #7c1e3b9d
 def png_files(folder, what: str = "mask") -> list[Path]:
     "The PNG files of a folder; `InputError` for a `what` (mask or image) that is no PNG."
-    files = [p for p in sorted(Path(folder).iterdir()) if p.is_file() and not is_system_file(p)]
-    other = next((p for p in files if p.suffix.lower() in _OTHER_IMAGES), None)
-    if other:
-        lossy = what == "mask" and ".jp" in other.suffix.lower()
-        why = "a JPEG does not keep the values of a mask" if lossy else f"{what}s are read as PNG"
-        raise InputError(f"{other}: {why}; write PNG files from the original")
-    return [p for p in files if p.suffix.lower() == ".png"]
+    files = []
+    for path in sorted(Path(folder).iterdir()):
+        if not path.is_file() or is_system_file(path): continue
+        ending = path.suffix.lower()
+        if ending in _OTHER_IMAGES:
+            lossy = what == "mask" and ".jp" in ending
+            why = "a JPEG does not keep the values of a mask" if lossy else f"{what}s are read as PNG"
+            raise InputError(f"{path}: {why}; write PNG files from the original")
+        if ending == ".png":
+            files.append(path)
+    return files
 
 # %% ../../nbs/io/94_mask_files.ipynb #4347283e
-def split_name(name: str, stems: Collection[str], tokens: Collection[str] = ()) -> tuple[str, str]|None:
+def split_name(
+    name: str, # of a mask, without its ending
+    stems: Collection[str], # the images there are
+    tokens: Collection[str] = (), # the classes, if they are known
+) -> tuple[str, str]|None:
     """Image and class in the name of a mask, 007_liver → 007, liver; `None` if it belongs to no image.
 
     Of several images the one counts that leaves one of the known `tokens`, else the one of the longest name.
     """
     if name in stems: return name, ""
-    places = [i for i in range(len(name) - 1, 0, -1) if name[i] in _SEPARATORS]
-    pairs = [(name[:i], name[i + 1:]) for i in places if name[:i] in stems and name[i + 1:]]
-    known = [pair for pair in pairs if pair[1] in tokens]
-    return next(iter(known or pairs), None)
+    longest = None
+    for i in range(len(name) - 1, 0, -1):
+        if name[i] not in _SEPARATORS: continue
+        image, token = name[:i], name[i + 1:]
+        if image not in stems or not token: continue
+        if token in tokens: return image, token
+        longest = longest or (image, token)
+    return longest
 
 # %% ../../nbs/io/94_mask_files.ipynb #239dc219
 def _refuse_strangers(strangers: list[Path], images):
     "`InputError` for masks whose image is not there."
-    if strangers:
-        more = f" (nor for {len(strangers) - 1} more masks)" if len(strangers) > 1 else ""
-        raise InputError(f"{strangers[0]}: there is no image for it in {images}{more}; add the images, "
-                         "or take these masks out")
+    if not strangers: return
+    first, *others = strangers
+    more = f" (nor for {len(others)} more masks)" if others else ""
+    raise InputError(f"{first}: there is no image for it in {images}{more}; add the images, "
+                     "or take these masks out")
 
 
 
@@ -73,20 +86,28 @@ def _enter(files: dict, key: str, path: Path):
     files[key] = path
 
 # %% ../../nbs/io/94_mask_files.ipynb #ebf61b7d
+def _is_generic(suffix: str, tokens: Collection[str]) -> bool:
+    "Does the one suffix of all masks say no more than that they are masks?"
+    if suffix in tokens: return False
+    return suffix in ("", *_GENERIC)
+
 def _by_name(paths: list[Path], stems: Collection[str], tokens: Collection[str], images) -> MaskFiles:
     "The masks of a folder without folders: indexed, or a class a suffix."
     split = {path: split_name(path.stem, stems, tokens) for path in paths}
-    _refuse_strangers([path for path, found in split.items() if found is None], images)
+    strangers = [path for path, found in split.items() if found is None]
+    _refuse_strangers(strangers, images)
     suffixes = {suffix for _, suffix in split.values()}
-    generic = len(suffixes) == 1 and not suffixes & set(tokens) and suffixes <= {"", *_GENERIC}
-    if "" in suffixes and len(suffixes) > 1:
-        odd = next(path for path, (_, suffix) in split.items() if suffix)
-        raise InputError(f"{odd}: has a suffix {split[odd][1]!r}, and other masks have none; "
-                         "expected NAME.png for all, or NAME_class.png for all")
     files = MaskFiles()
+    if len(suffixes) == 1 and _is_generic(*suffixes, tokens):
+        for path, (stem, _) in split.items():
+            _enter(files.indexed, stem, path)
+        return files
+    mixed = "" in suffixes and len(suffixes) > 1
     for path, (stem, suffix) in split.items():
-        if generic: _enter(files.indexed, stem, path)
-        else: _enter(files.single.setdefault(stem, {}), suffix, path)
+        if mixed and suffix:
+            raise InputError(f"{path}: has a suffix {suffix!r}, and other masks have none; "
+                             "expected NAME.png for all, or NAME_class.png for all")
+        _enter(files.single.setdefault(stem, {}), suffix, path)
     return files
 
 # %% ../../nbs/io/94_mask_files.ipynb #63cdff27
@@ -105,15 +126,26 @@ def _by_folder(folders: dict[Path, list[Path]], stems: Collection[str], images) 
     strangers = []
     for folder, paths in folders.items():
         for path in paths:
-            stem, token = _in_image_folder(path, stems) if of_images else (path.stem, folder.name)
-            if stem not in stems: strangers.append(path)
-            else: _enter(files.single.setdefault(stem, {}), token, path)
+            stem, token = path.stem, folder.name
+            if of_images:
+                stem, token = _in_image_folder(path, stems)
+            if stem not in stems:
+                strangers.append(path)
+                continue
+            _enter(files.single.setdefault(stem, {}), token, path)
     _refuse_strangers(strangers, images)
     return files
 
 
 
 # %% ../../nbs/io/94_mask_files.ipynb #6e6b47ab
+def _folders_with_masks(folder: Path) -> dict[Path, list[Path]]:
+    "The folders in a folder that hold PNG files, in natural order, and these files."
+    inner = [path for path in folder.iterdir() if path.is_dir() and not is_system_file(path)]
+    inner.sort(key=lambda path: natural_key(path.name))
+    masks = {path: png_files(path) for path in inner}
+    return {path: files for path, files in masks.items() if files}
+
 def find_mask_files(
     folder, # of masks
     stems: Collection[str], # the images there are, without endings
@@ -125,30 +157,37 @@ def find_mask_files(
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; expected masks as PNG files, or a CSV of codes")
     flat = png_files(folder)
-    inner = [p for p in folder.iterdir() if p.is_dir() and not is_system_file(p)]
-    inner.sort(key=lambda p: natural_key(p.name))
-    folders = {p: paths for p in inner if (paths := png_files(p))}
+    folders = _folders_with_masks(folder)
     if flat and folders:
         inside = next(iter(folders)).name
         raise InputError(f"{folder}: holds masks itself and in {inside}/; expected one or the other")
     if not flat and not folders:
         raise InputError(f"{folder}: no PNG files in it, nor in its folders; expected masks")
-    return _by_name(flat, stems, tokens, images) if flat else _by_folder(folders, stems, images)
+    if flat:
+        return _by_name(flat, stems, tokens, images)
+    return _by_folder(folders, stems, images)
 
 # %% ../../nbs/io/94_mask_files.ipynb #bc77922c
 MOST_CLASSES = 64 # of masks without a list of classes
+
+def _like_a_jpeg(values: list[int]) -> bool:
+    "Values beyond `MOST_CLASSES` that lie close together, as the compression of a picture makes them."
+    if not values or values[-1] <= MOST_CLASSES: return False
+    gaps = np.diff([0, *values])
+    return gaps.min() < 8
 
 def values_in(paths: Collection[Path]) -> dict[int, str]: # value → name
     "The values of indexed masks, called by number; `InputError` for values that look like a JPEG's."
     seen = set()
     for path in paths:
-        seen |= set(np.unique(read_values(path)).tolist())
+        values_of_file = np.unique(read_values(path))
+        seen.update(values_of_file.tolist())
     values = sorted(seen - {0})
     if len(values) == 1: return {values[0]: "object"}
-    gaps = np.diff([0, *values])
-    if values and values[-1] > MOST_CLASSES and gaps.min() < 8:
+    if _like_a_jpeg(values):
         some = ", ".join(map(str, [*values[:2], *values[-2:]]))
-        raise InputError(f"{next(iter(paths)).parent}: the masks have {len(values)} values besides 0 "
+        folder = next(iter(paths)).parent
+        raise InputError(f"{folder}: the masks have {len(values)} values besides 0 "
                          f"({some}, …), as after a JPEG; take the original masks, "
                          "or say by --classes which values are classes")
     return {value: f"class_{value}" for value in values}

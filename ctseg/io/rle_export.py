@@ -62,38 +62,49 @@ def _places(folder: Path) -> dict[str, dict]:
     "Image → its size and corner, from the index of an import; empty without one."
     path = folder/"png_index.json"
     if not path.exists(): return {}
+    places = {}
+    numbers = []
     try:
-        splits = read_json(path)["images"]
-        places = {name: place for split in splits.values() for name, place in split.items()}
-        numbers = [n for place in places.values() for n in (*place["size"], *place["corner"])]
-    except (KeyError, TypeError, AttributeError):
+        for split in read_json(path)["images"].values():
+            places |= split
+        for place in places.values():
+            numbers += [*place["size"], *place["corner"]]
+    except (KeyError, TypeError, AttributeError, ValueError):
         numbers = [None]
-    if not all(type(n) is int and n >= 0 for n in numbers):
+    if not all(type(number) is int and number >= 0 for number in numbers):
         raise InputError(f"{path}: not the index of an import; make the folder again")
     return places
 
 # %% ../../nbs/io/97_rle_export.ipynb #2ff9a0d0
+def _predicted_alone(masks: Path) -> Predicted:
+    "Label maps without their challenge folder: classes from a `class_names.json` beside them, or by number."
+    classes = None
+    if (masks.parent/"class_names.json").exists():
+        classes = read_classes(masks.parent)
+    names, maps = read_masks(masks, classes=classes, cache=False)
+    if classes is None:
+        most = max(1, int(maps.max()))
+        classes = ClassMap.from_names([str(id) for id in range(1, most + 1)])
+    by_image = {Path(name).stem: mask for name, mask in zip(names, maps)}
+    return Predicted(by_image, classes)
+
 def read_predicted(
     masks, # a submission: a CSV of label maps, as `ctseg predict` writes it
     folder=None, # the challenge folder it is for; `None`: square images, classes by number
 ) -> Predicted:
     "Label maps by image, each of the size its image had. `InputError` for maps that do not fit the folder."
-    folder = Path(folder) if folder is not None else None
-    if folder is None:
-        beside = Path(masks).parent
-        classes = read_classes(beside) if (beside/"class_names.json").exists() else None
-        names, maps = read_masks(masks, classes=classes, cache=False)
-        if classes is None:
-            classes = ClassMap.from_names([str(i) for i in range(1, max(2, int(maps.max()) + 1))])
-        return Predicted({Path(name).stem: mask for name, mask in zip(names, maps)}, classes)
+    if folder is None: return _predicted_alone(Path(masks))
+    folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; expected a challenge folder")
-    classes, places = read_classes(folder), _places(folder)
+    classes = read_classes(folder)
+    places = _places(folder)
     names, maps = read_masks(masks, None, _image_size(folder), classes, cache=False)
     cut = {}
     for name, mask in zip(names, maps):
         place = places.get(name, {"size": mask.shape, "corner": (0, 0)})
-        (row, column), (height, width) = place["corner"], place["size"]
+        row, column = place["corner"]
+        height, width = place["size"]
         cut[Path(name).stem] = mask[row:row + height, column:column + width]
     return Predicted(cut, classes)
 
@@ -101,39 +112,50 @@ def read_predicted(
 def _rows(predicted: Predicted, sheet: Sheet) -> Iterator[list[str]]:
     "The header and the rows of a form."
     names = predicted.classes.names
-    yield [*FORMS[sheet.form], *(names if sheet.form == "wide" else [])]
+    header = list(FORMS[sheet.form])
+    if sheet.form == "wide": header += names
+    yield header
     for image in predicted.masks:
         called = image if sheet.ids == "stem" else f"{image}.png"
-        codes = [predicted.code(image, id, sheet.coding) for id in range(1, len(names) + 1)]
+        codes = {name: predicted.code(image, id, sheet.coding) for id, name in enumerate(names, 1)}
         if sheet.form == "wide":
-            yield [called, *codes]
-            continue
-        for name, code in zip(names, codes):
-            yield [f"{called}_{name}", code] if sheet.form == "joined" else [called, name, code]
+            yield [called, *codes.values()]
+        elif sheet.form == "joined":
+            for name, code in codes.items(): yield [f"{called}_{name}", code]
+        else:
+            for name, code in codes.items(): yield [called, name, code]
 
 # %% ../../nbs/io/97_rle_export.ipynb #6b71386f
 def _asked(row: list[str], form: Form, predicted: Predicted) -> tuple[str|None, str]:
     "The image and the class that a row of a sample asks for."
+    cell = row[form.image]
     if form.joined:
-        return split_joined(row[form.image], predicted.masks) or (None, "")
-    label = "" if form.label is None else row[form.label].strip()
-    return image_of(row[form.image], predicted.masks), label
+        return split_joined(cell, predicted.masks) or (None, "")
+    image = image_of(cell, predicted.masks)
+    if form.label is None: return image, ""
+    return image, row[form.label].strip()
 
 # %% ../../nbs/io/97_rle_export.ipynb #ca33272f
 def _label_ids(rows, header: list[str], form: Form, predicted: Predicted, sheet: Sheet) -> dict[str, int]:
     "The class ids of the classes that a sample names."
     classes = predicted.classes
-    names = read_value_names(sheet.classes) if sheet.classes else dict(enumerate(classes.names, 1))
-    for name in foreground(names).values(): classes.id(name)
+    names = dict(enumerate(classes.names, 1))
+    if sheet.classes:
+        names = read_value_names(sheet.classes)
+    for name in foreground(names).values():
+        classes.id(name)  # refuses a name that is no class
     if form.name == "single":
         if len(classes) == 1: return {"": 1}
         raise InputError(f"{sheet.like}: no column says the class, and there are {len(classes)} classes; "
                          "expected id,class,rle")
-    labels = [header[i].strip() for i in form.wide] or [_asked(row, form, predicted)[1] for row in rows]
-    ids = token_ids(filter(None, labels), names, classes, sheet.like)
-    unknown = next((label for label in labels if label and label not in ids), None)
-    if unknown:
-        raise did_you_mean(f"class in {sheet.like}", unknown, classes.names)
+    labels = [header[column].strip() for column in form.wide]
+    if not labels:
+        labels = [_asked(row, form, predicted)[1] for row in rows]
+    named = [label for label in labels if label]
+    ids = token_ids(named, names, classes, sheet.like)
+    for label in named:
+        if label not in ids:
+            raise did_you_mean(f"class in {sheet.like}", label, classes.names)
     return ids
 
 # %% ../../nbs/io/97_rle_export.ipynb #11d51489
@@ -150,8 +172,9 @@ def _filled(predicted: Predicted, sheet: Sheet) -> Iterator[list[str]]:
             raise InputError(f"{sheet.like}, row {number}: nothing is predicted for {asked!r}; "
                              "predict all images that the sample names")
         if form.wide:
-            for i in form.wide:
-                row[i] = predicted.code(image, ids[header[i].strip()], sheet.coding)
+            for column in form.wide:
+                id = ids[header[column].strip()]
+                row[column] = predicted.code(image, id, sheet.coding)
         else:
             row[form.code] = predicted.code(image, ids[label], sheet.coding)
         yield row
@@ -171,6 +194,10 @@ def export_rle(
     header, *rows = _filled(predicted, sheet) if sheet.like else _rows(predicted, sheet)
     with atomic_path(out) as tmp, open(tmp, "w", newline="", encoding="utf-8") as f:
         csv.writer(f, lineterminator="\n").writerows([header, *rows])
-    form = f"like {Path(sheet.like).name}" if sheet.like else sheet.form
-    facts = {"images": len(predicted.masks), "classes": len(predicted.classes), "rows": len(rows)}
-    return facts | {"form": form, "codes": str(sheet.coding)}
+    return {
+        "images": len(predicted.masks),
+        "classes": len(predicted.classes),
+        "rows": len(rows),
+        "form": f"like {Path(sheet.like).name}" if sheet.like else sheet.form,
+        "codes": str(sheet.coding),
+    }

@@ -119,8 +119,9 @@ def sigmoid_backward(
     logits, channel, label_weight, label_logit = saved
     p = label_logit.sigmoid()
     correction = -negative_slope(-label_logit, gamma) - negative_slope(label_logit, gamma)
-    at_label = g_cross_entropy.gather(1, channel)*correction + g_overlap.gather(1, channel)*p*(1 - p)
-    at_label = at_label*label_weight
+    of_cross_entropy = g_cross_entropy.gather(1, channel)*correction
+    of_overlap = g_overlap.gather(1, channel)*p*(1 - p)
+    at_label = (of_cross_entropy + of_overlap)*label_weight
     a, b = g_cross_entropy[..., None], g_predicted[..., None]
     gradient = torch.empty_like(logits)
     for pixels, z, weight in slices_of(logits, target, label_weight.dtype):
@@ -164,7 +165,9 @@ class OverlappingSums(torch.autograd.Function):
         ctx.save_for_backward(logits)
         total = [0.]*5
         for pixels, z, weight in slices_of(logits, target, sum_dtype(logits)):
-            truth, p, counts = target.mask[..., pixels], z.sigmoid(), weight.expand_as(z)
+            truth = target.mask[..., pixels]
+            p = z.sigmoid()
+            counts = weight.expand_as(z)
             loss = negative_loss(torch.where(truth, -z, z), gamma)
             parts = p, p*truth, truth, loss, torch.ones_like(z)
             total = [s + (part*counts).sum(-1) for s, part in zip(total, parts)]
@@ -179,7 +182,8 @@ class OverlappingSums(torch.autograd.Function):
         gradient = torch.empty_like(logits)
         a, b, c = g_cross_entropy[..., None], g_predicted[..., None], g_overlap[..., None]
         for pixels, z, weight in slices_of(logits, ctx.target, sum_dtype(logits)):
-            truth, p = ctx.target.mask[..., pixels], z.sigmoid()
+            truth = ctx.target.mask[..., pixels]
+            p = z.sigmoid()
             slope = torch.where(truth, -negative_slope(-z, ctx.gamma), negative_slope(z, ctx.gamma))
             gradient[..., pixels] = (a*slope + (b + c*truth)*p*(1 - p))*weight
         return gradient, None, None
@@ -217,8 +221,8 @@ def softmax_forward(
     label_weight: torch.Tensor, # [B,N], the same
 ) -> tuple[torch.Tensor, ...]:
     "Predicted and overlap [B,C+1], then [B,N] each: the label's logit, log normaliser, marginal cross-entropy."
-    dtype, per_pixel = label_weight.dtype, label_weight.shape
-    label_logit, normaliser, log_q = torch.empty(3, *per_pixel, dtype=dtype, device=logits.device)
+    dtype = label_weight.dtype
+    label_logit, normaliser, log_q = label_weight.new_empty(3, *label_weight.shape)
     predicted = 0
     for pixels, z, weight in slices_of(logits, target, dtype):
         label_logit[:, pixels] = pick(z, channel[:, pixels])
@@ -227,8 +231,10 @@ def softmax_forward(
         log_q[:, pixels] = q.log_()
         predicted = predicted + weighted_sum(p, weight)
     label_loss = normaliser - label_logit  # the label of a zero is background
-    pixel_loss = torch.where(target.mask > 0, label_loss, torch.minimum(label_loss, -log_q))
-    overlap = add_up(fast_exp(label_logit - normaliser)*label_weight, channel, logits.shape[1])
+    zero_loss = torch.minimum(label_loss, -log_q)
+    pixel_loss = torch.where(target.mask > 0, label_loss, zero_loss)
+    label_prob = fast_exp(label_logit - normaliser)
+    overlap = add_up(label_prob*label_weight, channel, logits.shape[1])
     return predicted, overlap, label_logit, normaliser, pixel_loss
 
 # %% ../../nbs/losses/20_fused.ipynb #616606ed
@@ -242,7 +248,8 @@ def softmax_backward(
     logits, channel, label_weight, pixel_weight, label_logit, normaliser, pixel_loss = saved
     labelled = target.mask > 0
     g_pixel = g_cross_entropy[:, None]*pixel_weight
-    g_overlap_pixel = fast_exp(label_logit - normaliser)*label_weight*g_overlap.gather(1, channel)
+    label_prob = fast_exp(label_logit - normaliser)
+    g_overlap_pixel = label_prob*label_weight*g_overlap.gather(1, channel)
     g_open = g_pixel*(target.mask == 0)*fast_exp(pixel_loss.clamp(max=80))  # g_L/q at a zero
     at_label = g_overlap_pixel - g_pixel*labelled
     everywhere = g_overlap_pixel - g_pixel
@@ -273,7 +280,8 @@ class SoftmaxSums(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, *gradients):
         "The gradient of the logits, and none for the other arguments."
-        return softmax_backward(gradients, ctx.saved_tensors, ctx.target), None, None, None, None
+        gradient = softmax_backward(gradients, ctx.saved_tensors, ctx.target)
+        return gradient, None, None, None, None
 
 # %% ../../nbs/losses/20_fused.ipynb #b5205fdb
 def fused_softmax_sums(logits: torch.Tensor, target: Target, pixel_weight: torch.Tensor) -> Sums:

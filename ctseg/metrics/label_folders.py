@@ -14,22 +14,28 @@ import pandas as pd
 from ..core.anatomy import ClassMap
 from ..core.files import InputError, read_json
 from ..io.nifti import nifti_files
+from ..io.volumes import class_flags
 
 # %% ../../nbs/metrics/62_label_folders.ipynb #bdd54d96
 _TABLES = ("labels.csv", "labels.tsv", "dseg.tsv")
-_ID_COLUMNS, _NAME_COLUMNS = ("id", "index", "label", "value"), ("name", "structure", "class")
+_ID_COLUMNS = ("id", "index", "label", "value")
+_NAME_COLUMNS = ("name", "structure", "class")
 
 def _names_in_table(path: Path) -> dict[int, str]:
     "The names in a table of numbers and names; `InputError` for another table."
-    table = pd.read_csv(path, sep="\t" if path.suffix == ".tsv" else ",")
+    separator = "\t" if path.suffix == ".tsv" else ","
+    table = pd.read_csv(path, sep=separator)
     columns = {str(column).strip().lower(): column for column in table.columns}
-    id = next((columns[c] for c in _ID_COLUMNS if c in columns), None)
-    name = next((columns[c] for c in _NAME_COLUMNS if c in columns), None)
-    if id is None or name is None:
-        raise InputError(f"{path}: expected a column id and a column name, found {', '.join(columns)}")
-    try: return {int(i): str(n) for i, n in zip(table[id], table[name])}
+    id_columns = [columns[name] for name in _ID_COLUMNS if name in columns]
+    name_columns = [columns[name] for name in _NAME_COLUMNS if name in columns]
+    if not id_columns or not name_columns:
+        found = ", ".join(columns)
+        raise InputError(f"{path}: expected a column id and a column name, found {found}")
+    pairs = zip(table[id_columns[0]], table[name_columns[0]])
+    try:
+        return {int(id): str(name) for id, name in pairs}
     except ValueError:
-        raise InputError(f"{path}: expected whole numbers in the column {id}") from None
+        raise InputError(f"{path}: expected whole numbers in the column {id_columns[0]}") from None
 
 # %% ../../nbs/metrics/62_label_folders.ipynb #e76c43e6
 def _names_in_dataset(path: Path) -> dict[int, str]:
@@ -39,8 +45,10 @@ def _names_in_dataset(path: Path) -> dict[int, str]:
     if not isinstance(labels, dict):
         raise InputError(f"{path}: has no labels")
     by_number = all(str(key).isdigit() for key in labels)
-    pairs = labels.items() if by_number else [(id, name) for name, id in labels.items()]
-    try: return {int(id): str(name) for id, name in pairs}
+    try:
+        if by_number:
+            return {int(id): str(name) for id, name in labels.items()}
+        return {int(id): str(name) for name, id in labels.items()}
     except (TypeError, ValueError):
         raise InputError(f"{path}: labels must be names with one number each; "
                          "write a class_names.json instead") from None
@@ -48,43 +56,54 @@ def _names_in_dataset(path: Path) -> dict[int, str]:
 # %% ../../nbs/metrics/62_label_folders.ipynb #1776217c
 def _as_classes(names: dict[int, str], path: Path) -> ClassMap:
     "A class map of numbered names, without background and ignore; `InputError` unless they are 1, 2, 3, …"
-    kept = {id: name for id, name in names.items() if id and name not in ("background", "ignore")}
-    if set(kept) != set(range(1, len(kept) + 1)) or not kept:
+    kept = {}
+    for id, name in names.items():
+        if id and name not in ("background", "ignore"):
+            kept[id] = name
+    ids = sorted(kept)
+    if not kept or ids != list(range(1, len(kept) + 1)):
         raise InputError(f"{path}: expected labels numbered from 1 without a gap")
-    return ClassMap.from_names([kept[id] for id in sorted(kept)])
+    return ClassMap.from_names([kept[id] for id in ids])
 
 def label_names(folder: Path) -> ClassMap | None:
     "The names of the labels in a folder of label maps; `None` if nothing says them."
     for beside in (folder, folder.parent):
-        if (beside/"class_names.json").exists():
-            return ClassMap.from_json(beside/"class_names.json")
-        if (beside/"dataset.json").exists():
-            return _as_classes(_names_in_dataset(beside/"dataset.json"), beside/"dataset.json")
+        class_names = beside/"class_names.json"
+        if class_names.exists():
+            return ClassMap.from_json(class_names)
+        dataset = beside/"dataset.json"
+        if dataset.exists():
+            return _as_classes(_names_in_dataset(dataset), dataset)
     for name in _TABLES:
-        if (folder/name).exists():
-            return _as_classes(_names_in_table(folder/name), folder/name)
+        table = folder/name
+        if table.exists():
+            return _as_classes(_names_in_table(table), table)
     return None
 
 # %% ../../nbs/metrics/62_label_folders.ipynb #af27f667
 def matched_files(truth: Path, prediction: Path) -> dict[str, tuple[Path, Path]]:
     "Case → its two files. Raises `InputError` for a case without a prediction, and for an empty folder."
-    true, pred = nifti_files(truth), nifti_files(prediction)
-    if not true: raise InputError(f"{truth}: no NIfTI label maps in it")
-    missing = [name for name in true if name not in pred]
+    true = nifti_files(truth)
+    predicted = nifti_files(prediction)
+    if not true:
+        raise InputError(f"{truth}: no NIfTI label maps in it")
+    missing = [path.name for case, path in true.items() if case not in predicted]
     if missing:
         more = f" ({len(missing)} are missing)" if len(missing) > 1 else ""
-        raise InputError(f"{prediction}: there is no prediction for {true[missing[0]].name}{more}; "
+        raise InputError(f"{prediction}: there is no prediction for {missing[0]}{more}; "
                          "predict it, or take its truth away")
-    return {name: (true[name], pred[name]) for name in true}
+    return {case: (path, predicted[case]) for case, path in true.items()}
 
 # %% ../../nbs/metrics/62_label_folders.ipynb #f0765009
 def check_same_names(truth: ClassMap, prediction: Path):
     "Raise `InputError` if the prediction's own `class_names.json` or `dataset.json` says other labels."
     theirs = label_names(prediction)
     if theirs is None or theirs.names == truth.names: return
-    pairs = enumerate(zip(truth.names, theirs.names), 1)
-    counts = f"{len(truth)} and {len(theirs)} of them"
-    odd = next((f"{i} is {a} and {b}" for i, (a, b) in pairs if a != b), counts)
+    odd = f"{len(truth)} and {len(theirs)} of them"
+    for number, (own, other) in enumerate(zip(truth.names, theirs.names), 1):
+        if own != other:
+            odd = f"{number} is {own} and {other}"
+            break
     raise InputError(f"{prediction}: other labels than the truth's ({odd}); "
                      "map them onto the truth's numbers first")
 
@@ -100,14 +119,14 @@ def examined_on(
     path = Path(annotated or folder/"annotated_labels.json")
     if annotated is None and not path.exists(): return None
     table = read_json(path)
-    if not isinstance(table, dict) or not all(isinstance(v, list) for v in table.values()):
+    if not isinstance(table, dict) or not all(isinstance(found, list) for found in table.values()):
         raise InputError(f"{path}: expected an object with a list of classes for each case")
     known = {}
     for case in cases:
         if case not in table:
             raise InputError(f"{path}: does not say what was examined on {case}; add it, [] for nothing")
-        ids = [classes.id(v) if isinstance(v, str) else v for v in table[case]]
-        known[case] = np.isin(np.arange(1, len(classes) + 1), ids)
+        ids = [classes.id(item) if isinstance(item, str) else item for item in table[case]]
+        known[case] = class_flags(ids, len(classes))
     return known
 
 # %% ../../nbs/metrics/62_label_folders.ipynb #c54a054b

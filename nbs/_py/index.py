@@ -98,6 +98,8 @@ Markdown(
 # - **My challenge folder**: [format and commands](guides/your_challenge_folder.ipynb)
 # - **My DICOM**: [from series to SEG](tutorials/your_own_dicom.ipynb)
 # - **What `known` means**: [present, absent, unknown](explanations/three_states.ipynb)
+# - **My result**: [read the report](guides/reading_the_report.ipynb), [compare two methods](guides/comparing_two_methods.ipynb)
+# - **My own** [weights](guides/starting_from_weights.ipynb); [loss, network or method](guides/your_own_method.ipynb)
 # - **How it is built**: [folders, contracts, every notebook](guides/how_it_is_built.ipynb)
 # - **All pages**: [the site](https://ctseg.github.io/ctseg)
 #
@@ -127,6 +129,7 @@ table(list(measured[0]), [r.values() for r in measured])
 # ## What it does not do
 #
 # - No 3D networks; slices are predicted one by one.
+# - No tool for scribbles; pixels that a mask leaves open can be ignored (255).
 # - No score on the challenge's hidden test set yet, and no full-size training on a GPU.
 # - With many annotated slices the unlabelled ones add little.
 #

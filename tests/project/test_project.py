@@ -66,6 +66,18 @@ def test_exported_cells_are_short(nb):
 def test_notebook_is_small(nb): assert nb.stat().st_size < 2e6, "smaller pictures: fewer panels, fewer dots, or jpeg where they show noise"
 
 
+LINK = re.compile(r"\]\((?!\w+:|#)([^)\s#]+)")
+
+
+@pytest.mark.parametrize("nb", NBS, ids=name)
+def test_links_lead_somewhere(nb):
+    "On GitHub too, where a notebook is called by its number and ends in .ipynb."
+    prose = [c.source for c in read_nb(nb).cells if c.cell_type == "markdown"]
+    targets = [target for text in prose for target in LINK.findall(text)]
+    lost = [target for target in targets if not (nb.parent/target).exists()]
+    assert not lost, f"link to the file as it is called in nbs: {lost}"
+
+
 def requirements(*extras):
     cfg = configparser.ConfigParser(delimiters=["="])
     cfg.read(ROOT/"settings.ini", encoding="utf-8")

@@ -72,7 +72,7 @@ COMPUTES = ("predict", "segment", "report", "models", "doctor", "demo")
 # %% [markdown]
 # ## Threads
 #
-# The [number of threads](../core/threads.html) is chosen before torch is imported. A run that is continued keeps the number it was started
+# The [number of threads](../core/48_threads.ipynb) is chosen before torch is imported. A run that is continued keeps the number it was started
 # with, because another number changes the rounding.
 
 # %%

@@ -29,7 +29,7 @@ from typer.testing import CliRunner
 # %% [markdown]
 # ## Fit
 #
-# `torchrun --standalone --nproc_per_node=2 -m ctseg fit …` uses [two cards](../core/parallel.html); one of the processes speaks.
+# `torchrun --standalone --nproc_per_node=2 -m ctseg fit …` uses [two cards](../core/60_parallel.ipynb); one of the processes speaks.
 #
 # A run can stop before its end, because of `--time-limit` or because the host sends SIGTERM. It says so in one line and ends with
 # status 75, which means "try again later". Run the same command with `--resume` to continue.

@@ -10,6 +10,7 @@
 
 # %%
 #| export
+import itertools
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
@@ -44,11 +45,12 @@ def check_union(name: str, members: Iterable[str], names: tuple[str, ...]) -> No
     for class_name in (name, *members):
         if class_name not in names:
             raise InputError(f"union {name!r}: {did_you_mean('class', class_name, names)}")
-    twice = [member for member, count in Counter(members).items() if count > 1]
-    if twice:
-        raise InputError(f"union {name!r}: {twice[0]!r} is among its members twice; name it once")
-    if len(set(members)) < 2:
-        raise InputError(f"union {name!r}: {len(set(members))} members, expected two or more; "
+    counts = Counter(members)
+    for member, count in counts.items():
+        if count > 1:
+            raise InputError(f"union {name!r}: {member!r} is among its members twice; name it once")
+    if len(counts) < 2:
+        raise InputError(f"union {name!r}: {len(counts)} members, expected two or more; "
                          "a class that is only called otherwise is renamed instead (--rename)")
 
 
@@ -70,8 +72,16 @@ def atoms_of(
         way = " > ".join([*above, name])
         raise InputError(f"union {name!r} contains itself ({way}); take it out of its members")
     if name not in table: return {name}
-    parts = [atoms_of(member, table, (*above, name)) for member in table[name]]
-    return set().union(*parts)
+    atoms = set()
+    for member in table[name]:
+        atoms |= atoms_of(member, table, (*above, name))
+    return atoms
+
+
+def _by_size(union: tuple[int, tuple[int, ...]]) -> tuple[int, int]:
+    "What unions are sorted by: how many atoms they have, then their id."
+    id, atoms = union
+    return len(atoms), id
 
 
 def union_ids(
@@ -80,17 +90,17 @@ def union_ids(
 ) -> Unions:
     "The unions by number, the smallest first; `InputError` for one that cannot be."
     names = tuple(names)
-    for name, members in table.items(): check_union(name, members, names)
-    ids = {name: i for i, name in enumerate(names, 1)}
-    found = []
+    for name, members in table.items():
+        check_union(name, members, names)
+    ids = {name: id for id, name in enumerate(names, 1)}
+    name_of = {}  # atoms → the union that has them
     for name in table:
-        atoms = sorted(ids[atom] for atom in atoms_of(name, table))
-        found.append((ids[name], tuple(atoms)))
-    alike = [atoms for atoms, count in Counter(atoms for _, atoms in found).items() if count > 1]
-    if alike:
-        same = [names[u - 1] for u, atoms in found if atoms == alike[0]]
-        raise InputError(f"unions {same[0]!r} and {same[1]!r} have the same members; keep one of them")
-    return tuple(sorted(found, key=lambda union: (len(union[1]), union)))
+        atoms = tuple(sorted(ids[atom] for atom in atoms_of(name, table)))
+        other = name_of.setdefault(atoms, name)
+        if other != name:
+            raise InputError(f"unions {other!r} and {name!r} have the same members; keep one of them")
+    unions = [(ids[name], atoms) for atoms, name in name_of.items()]
+    return tuple(sorted(unions, key=_by_size))
 
 
 # %%
@@ -111,6 +121,10 @@ for wrong in (
 
 # %%
 #| export
+def _is_list_of_texts(value) -> bool:
+    "Is this a list with nothing but texts in it?"
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
 def read_unions(
     path, # a `unions.json`
     names: Iterable[str], # of all classes
@@ -118,7 +132,7 @@ def read_unions(
     "The unions in a file; `InputError` names the file and what is wrong."
     table = read_json(path)
     lists = table.values() if isinstance(table, dict) else [None]
-    if not all(isinstance(members, list) and all(isinstance(m, str) for m in members) for members in lists):
+    if not all(map(_is_list_of_texts, lists)):
         example = '{"lungs": ["lung_left", "lung_right"]}'
         raise InputError(f"{path}: expected an object from unions to lists of their members, "
                          f"such as {example}")
@@ -130,8 +144,11 @@ def read_unions(
 
 def union_table(unions: Unions, names: Iterable[str]) -> dict[str, list[str]]:
     "The unions as a `unions.json` has them: the name of each, and those of its atoms."
-    names = tuple(names)
-    return {names[u - 1]: [names[m - 1] for m in members] for u, members in unions}
+    name_of = dict(enumerate(names, 1))
+    table = {}
+    for union, members in unions:
+        table[name_of[union]] = [name_of[member] for member in members]
+    return table
 
 
 # %%
@@ -153,9 +170,12 @@ union_table(found, lobes)
 #| export
 def related_pairs(unions: Unions) -> list[tuple[int, int]]:
     "The pairs (a, b) of different classes that share an atom, in both orders."
-    atoms = {u: set(members) for u, members in unions}
-    atoms |= {m: {m} for _, members in unions for m in members if m not in atoms}
-    return [(a, b) for a in atoms for b in atoms if a != b and atoms[a] & atoms[b]]
+    atoms = {union: set(members) for union, members in unions}
+    for _, members in unions:
+        for member in members:
+            atoms.setdefault(member, {member})
+    pairs = itertools.permutations(atoms, 2)
+    return [(a, b) for a, b in pairs if atoms[a] & atoms[b]]
 
 
 # %%

@@ -10,7 +10,7 @@
 
 # %% [markdown]
 # A network eats `Batch`es: floats for the images, integers for the masks, and `known` comes along. `SliceData` makes them from a
-# [`SliceSet`](slices.html).
+# [`SliceSet`](10_slices.ipynb).
 
 # %%
 #| export

@@ -23,7 +23,7 @@ import matplotlib.pyplot as plt
 
 # %% [markdown]
 # The pages on the methods need bodies as people annotate them: noisy images, each structure missing on every fourth slice, and a few slices
-# on which two of the three structures were examined. `toy_set` is the [toy world](../core/toys.html) as a `SliceSet`.
+# on which two of the three structures were examined. `toy_set` is the [toy world](../core/80_toys.ipynb) as a `SliceSet`.
 
 # %%
 #| export

@@ -9,7 +9,7 @@
 #| default_exp data.cache
 
 # %% [markdown]
-# Even a fast reader should not read the same file twice. Arrays are kept as `.npz` files in the [cache folder](../core/cache.html), `~/.cache/ctseg` or
+# Even a fast reader should not read the same file twice. Arrays are kept as `.npz` files in the [cache folder](../core/15_cache.ipynb), `~/.cache/ctseg` or
 # `CTSEG_CACHE`, never inside the data folder, which may be read-only. The name of such a file is a hash of the **content** read, so an
 # edited CSV is another CSV, whatever its name and date.
 

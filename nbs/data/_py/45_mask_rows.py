@@ -12,7 +12,7 @@
 # The challenge stores all masks of a split in one *transposed* text table: a row for each pixel (`Pixel 0` … `Pixel 65535`, row by row
 # through the image), a column for each image. With 2000 columns that is 255 MB. The obvious `pandas.read_csv(index_col=0).T` needs ten
 # seconds and 2 GB, because every number takes eight bytes and the whole table is held twice. This page reads it by array operations on the
-# bytes, several times faster than pandas and Arrow ([measured](../benchmarks/data_reading.html)).
+# bytes, several times faster than pandas and Arrow ([measured](../benchmarks/data_reading.ipynb)).
 
 # %%
 #| export

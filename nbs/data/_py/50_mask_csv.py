@@ -9,7 +9,7 @@
 #| default_exp data.mask_csv
 
 # %% [markdown]
-# A mask table is a CSV with a row for each pixel and a column for each image. [Mask rows](mask_rows.html) reads it block by block; here the
+# A mask table is a CSV with a row for each pixel and a column for each image. [Mask rows](45_mask_rows.ipynb) reads it block by block; here the
 # blocks become masks, are checked against what the caller expects, and are written again.
 
 # %%
@@ -66,12 +66,14 @@ def check_names(
     extra = [name for name in columns if name not in set(among or expected)]
     missing = [name for name in expected if name not in set(columns)]
     if extra:
-        remedy = "remove it, or add the image"
-        message = _other_file(extra[0], folder) or f"column {_first(extra)} belongs to no image; {remedy}"
+        message = _other_file(extra[0], folder)
+        if not message:
+            message = f"column {_first(extra)} belongs to no image; remove it, or add the image"
     elif missing:
         message = f"no column for {_first(missing)}; add it"
     else:
-        i = next(i for i, (a, b) in enumerate(zip(columns, expected)) if a != b)
+        differing = [i for i, name in enumerate(expected) if columns[i] != name]
+        i = differing[0]
         message = (f"column {i + 1} is {columns[i]}, expected {expected[i]}; "
                    "put the columns into numeric order")
     these = f"expected are {len(expected)} columns, {expected[0]} … {expected[-1]}"
@@ -82,17 +84,18 @@ def check_names(
 #| export
 def _first(names: list[str]) -> str:
     "The first name, and how many more there are."
-    return names[0] + (f" (and {len(names) - 1} more)" if len(names) > 1 else "")
+    first, *others = names
+    return f"{first} (and {len(others)} more)" if others else first
 
 def _other_file(name: str, folder) -> str:
     "What to do with an image that is in the folder, but not as `name`.png; \"\" if it is not."
     if not folder or not name.endswith(".png"):
         return ""
-    other = next((p for p in Path(folder).iterdir() if p.stem == Path(name).stem), None)
-    if other is None:
-        return ""
-    remedy = "rename" if other.suffix.lower() == ".png" else "convert"
-    return f"{other.name} is there, expected {name}; {remedy} it"
+    for path in Path(folder).iterdir():
+        if path.stem == Path(name).stem:
+            remedy = "rename" if path.suffix.lower() == ".png" else "convert"
+            return f"{path.name} is there, expected {name}; {remedy} it"
+    return ""
 
 
 # %%
@@ -132,9 +135,10 @@ def _read_table(path: Path, columns, rows: int|None) -> np.ndarray:
 #| export
 def _image_size(path: Path, count: int, size) -> tuple[int, int]:
     "The height and width of masks of `count` pixels: `size` where it fits, else a square."
+    side = math.isqrt(count)
+    height, width = size or (side, side)
     if size == (1, -1):
-        size = (1, count)
-    height, width = size or (math.isqrt(count), math.isqrt(count))
+        height, width = 1, count
     if height*width == count and count:
         return height, width
     if size:
@@ -163,8 +167,11 @@ def _check_values(path: Path, table: np.ndarray, columns, classes, ignore: bool)
     C = classes if isinstance(classes, int) else len(classes)
     highest = highest_label(table) if ignore else table.max()
     if highest > C:
-        n, k = np.argwhere((table > C) & ((table != IGNORE) | (not ignore)))[0]
-        raise InputError(f"{path}, row Pixel {k}, column {columns[n]}: value {table[n, k]}, "
+        wrong = table > C
+        if ignore:
+            wrong &= table != IGNORE
+        image, pixel = np.argwhere(wrong)[0]
+        raise InputError(f"{path}, row Pixel {pixel}, column {columns[image]}: value {table[image, pixel]}, "
                          f"but there are {C} classes (0…{C})")
 
 
@@ -226,13 +233,15 @@ with tempfile.TemporaryDirectory() as d:
 #| export
 def _tokens(separator: str) -> np.ndarray:
     "The numbers 0…255 as text, each with a separator and padded with zero bytes: uint8 [256,4]."
-    return np.array([f"{v}{separator}" for v in range(256)], "S4").view(np.uint8).reshape(256, 4)
+    texts = np.array([f"{value}{separator}" for value in range(256)], "S4")
+    return texts.view(np.uint8).reshape(256, 4)
 
 _INNER, _LAST = _tokens(","), _tokens("\n")
 
 def _row_text(block: np.ndarray, first: int) -> np.ndarray:
     "Rows `first` … of a mask table, uint8 [rows, images], as the bytes of their text."
-    labels = np.array([f"Pixel {k}," for k in range(first, first + len(block))], "S20")
+    numbers = range(first, first + len(block))
+    labels = np.array([f"Pixel {number}," for number in numbers], "S20")
     labels = labels.view(np.uint8).reshape(-1, 20)
     inner = _INNER[block[:, :-1]].reshape(len(block), -1)
     text = np.concatenate([labels, inner, _LAST[block[:, -1]]], 1)
@@ -276,7 +285,8 @@ def write_masks(
     path, # `.csv` or `.csv.gz`
 ):
     "Write masks uint8 [N,H,W] as the challenge does: a row a pixel, a column an image. Whole or not at all."
-    masks, path = np.asarray(masks), Path(path)
+    path = Path(path)
+    masks = np.asarray(masks)
     if masks.dtype != np.uint8 or masks.ndim != 3:
         raise InputError(f"masks are {masks.dtype} {list(masks.shape)}; expected uint8 [N,H,W]")
     if len(names) != len(masks) or not len(names):

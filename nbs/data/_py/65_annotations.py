@@ -152,7 +152,7 @@ test_fail(
 # ## Whose body
 #
 # `patients.json` is `{"train": [...], "test": [...]}` with the patient of each image, a name or a number. Where it is missing,
-# [near-duplicates](splits.html) form the groups.
+# [near-duplicates](60_splits.ipynb) form the groups.
 
 # %%
 #| export

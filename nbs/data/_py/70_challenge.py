@@ -10,7 +10,7 @@
 
 # %% [markdown]
 # A challenge folder holds the images of a split, the table of their masks, and the JSON files that say what the zeros in it mean. This page
-# reads one into a [`SliceSet`](slices.html), writes one, and checks one before hours of training.
+# reads one into a [`SliceSet`](10_slices.ipynb), writes one, and checks one before hours of training.
 #
 # | file | content |
 # |---|---|

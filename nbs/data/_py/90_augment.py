@@ -10,7 +10,7 @@
 
 # %% [markdown]
 # A few hundred labelled slices are not many. Turning them a little, stretching them and changing their contrast makes new ones. The
-# [geometry](geometry.html) moves masks and `known` along; this page adds contrast and puts both into one object.
+# [geometry](85_geometry.ipynb) moves masks and `known` along; this page adds contrast and puts both into one object.
 
 # %%
 #| export
@@ -121,7 +121,7 @@ for ax, name, limit in zip(panels[1:], ("brightness", "contrast", "gamma", "nois
 # %% [markdown]
 # ## The weak view
 #
-# What every labelled batch goes through is one small frozen object. Recipes choose it [by name](augmentations.html).
+# What every labelled batch goes through is one small frozen object. Recipes choose it [by name](95_augmentations.ipynb).
 
 # %%
 #| export

@@ -251,7 +251,7 @@ test_eq(view.mask, batch.mask)
 assert (view.known == batch.known[:, :, None, None]).all() and (view.image != batch.image).any()
 
 # %% [markdown]
-# Mixed batches can be [warped and mirrored](geometry.html) like any other, since the maps travel along. A known map of a mirrored mixture
+# Mixed batches can be [warped and mirrored](85_geometry.ipynb) like any other, since the maps travel along. A known map of a mirrored mixture
 # has its left and right columns swapped *and* is flipped:
 
 # %%

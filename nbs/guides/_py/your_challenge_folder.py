@@ -9,7 +9,7 @@
 # ```
 # my_data/
 #   train-images/0.png, 1.png, …    8-bit grey slices of one size
-#   y_train.csv                     a column per annotated slice, a row per pixel, values 0 … C
+#   y_train.csv                     a column per annotated slice, a row per pixel, values 0 … C (255: ignore this pixel)
 #   annotated_labels.json           per slice, the ids that were looked for: [[1, 4, 7], [], …]
 #   class_names.json                {"1": "liver", "2": "spleen", …}
 #   test-images/                    what to predict
@@ -28,8 +28,19 @@
 # ctseg evaluate my_data/y_test.csv submission.csv      # where there is a truth
 # ```
 #
-# A mistake in the data is reported in one line that names the file. Nothing is half-written, and `--resume` continues a run that was cut.
-# [All commands and options](command_line.ipynb).
+# A mistake in the data is reported in one line that names the file, and nothing is half-written.
+# [All commands and options](command_line.ipynb). What the numbers at the end mean: [reading the report](reading_the_report.ipynb).
+#
+# ## When a run was cut
+#
+# Give the same command again, with `--resume`:
+#
+# ```sh
+# ctseg fit my_data --out runs/first --set epochs=40 --resume
+# ```
+#
+# It goes on from the last checkpoint and ends, on a CPU, with exactly the weights of a run that was never cut. Finished phases are loaded and not trained again. Where sessions are limited, `--time-limit 8h30m` stops
+# in time: the run saves itself, ends with status 75, and waits for `--resume`. Other data or settings than at the start are refused, because the result would be neither the one nor the other. In Python: `ctseg.fit(…, resume=True)`.
 #
 # ## A folder from arrays
 #
@@ -78,6 +89,7 @@ for name, row in zip(again.names, states):
 # |---|---|
 # | DICOM series with RTSTRUCT or SEG | `ctseg import dicom SRC my_data`, [step by step](../tutorials/your_own_dicom.ipynb) |
 # | NIfTI volumes | `ctseg import nifti SRC my_data` |
+# | PNG images with masks as PNG, or run-length codes | `ctseg import png IMAGES MASKS my_data`, [step by step](another_competition.ipynb) |
 # | [OpenKBP](https://github.com/ababier/open-kbp) | `ctseg import openkbp SRC my_data` |
 # | TotalSegmentator's data set | `ctseg import totalsegmentator SRC my_data` |
 #
@@ -85,7 +97,10 @@ for name, row in zip(again.names, states):
 #
 # ## On Kaggle
 #
-# Five notebooks are ready to push; they need no internet and use both T4: [start here](../kaggle/start_here/start_here.ipynb) with the default recipe, then [supervised](../kaggle/supervised/supervised.ipynb), [teacher and student](../kaggle/teacher_student/teacher_student.ipynb),
+# What the challenge wants to have is the `submission.csv` of `ctseg predict`: `ctseg check my_data --submission submission.csv` compares its columns and rows with what is expected, then you upload it.
+# Another competition's form comes from [`ctseg export rle`](another_competition.ipynb#out-as-the-competition-wants-it).
+#
+# To train there, five notebooks are ready to push; they need no internet and use both T4: [start here](../kaggle/start_here/start_here.ipynb) with the default recipe, then [supervised](../kaggle/supervised/supervised.ipynb), [teacher and student](../kaggle/teacher_student/teacher_student.ipynb),
 # [self-training](../kaggle/self_training/self_training.ipynb), [ensemble and submission](../kaggle/ensemble_submission/ensemble_submission.ipynb).
 # Each finds the data wherever they are mounted, stops before Kaggle does, and goes on from its own output in the next session. They open in
 # [Colab](https://colab.research.google.com/github/ctseg/ctseg/blob/main/nbs/kaggle/start_here/start_here.ipynb) too, on the real CT of `data_sample`.

@@ -53,7 +53,7 @@ from ctseg.models.zoo import create_model
 #
 # ## A network as a graph
 #
-# A graph is recorded by watching the network work on one image. Decisions that Python makes on the way are frozen, such as how many black rows to [add](../models/base.html) on a small image. So they are taken out of the network: the graph itself rounds the sides up, and crops the answer.
+# A graph is recorded by watching the network work on one image. Decisions that Python makes on the way are frozen, such as how many black rows to [add](../models/10_base.ipynb) on a small image. So they are taken out of the network: the graph itself rounds the sides up, and crops the answer.
 
 # %%
 #| export

@@ -36,7 +36,7 @@ from ctseg.core.toys import toy_slices
 # * **expected**: a structure stays only if that raises the [expected score](45_expected_dice.ipynb). It answers the gate's question by more than the peak.
 # * **rescue**: a slice left empty gets its most probable structure after all, if that reaches this value somewhere.
 #
-# All thresholds are the same for all classes: one for each class would overfit the held-out slices. [Choosing](../prediction/20_choose.ipynb) a rule uses slices that no network was trained on, and a step that does not help there stays off.
+# All thresholds are the same for all classes: one for each class would overfit the held-out slices. [Choosing](../prediction/30_choose.ipynb) a rule uses slices that no network was trained on, and a step that does not help there stays off.
 
 # %%
 #| export

@@ -45,7 +45,7 @@ from ctseg.models.zoo import create_model
 #
 #     ctseg export onnx runs/first --out first.onnx
 #
-# The graph begins with the image and ends with labels, so that nothing has to be written again around it: padding, resizing, averaging of several runs and the [decision rule](../inference/rule.html) are inside.
+# The graph begins with the image and ends with labels, so that nothing has to be written again around it: padding, resizing, averaging of several runs and the [decision rule](../inference/40_rule.ipynb) are inside.
 #
 # | name | type | meaning |
 # |---|---|---|

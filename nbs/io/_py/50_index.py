@@ -90,16 +90,18 @@ def _check_places(volumes: dict[str, dict], images: dict[str, dict[str, dict]], 
     depth = {}
     for id, entry in volumes.items():
         affine = np.array(entry["affine"], float)
-        flat = abs(np.linalg.det(affine[:3, :3])) < 1e-9 or affine[3].tolist() != [0, 0, 0, 1]
-        if flat or math.prod(entry["shape"]) > MAX_VOXELS:
+        flat = abs(np.linalg.det(affine[:3, :3])) < 1e-9
+        projective = affine[3].tolist() != [0, 0, 0, 1]
+        if flat or projective or math.prod(entry["shape"]) > MAX_VOXELS:
             raise InputError(f"{path}: volume {id} has no grid that can be; import the volumes again")
-        depth[id] = entry["shape"][slice_axes(affine, entry["orientation"])[0][0]]
+        axes, _ = slice_axes(affine, entry["orientation"])
+        depth[id] = entry["shape"][axes[0]]
     for split, lines in images.items():
         seen = set()
         for name, line in lines.items():
-            place = line["volume"], line["slice"]
-            if line["slice"] >= depth[line["volume"]] or place in seen:
-                told = f"image {name} of {split} is slice {line['slice']} of {line['volume']}"
+            volume, number = place = line["volume"], line["slice"]
+            if number >= depth[volume] or place in seen:
+                told = f"image {name} of {split} is slice {number} of {volume}"
                 raise InputError(f"{path}: {told}, which is not there, or another image's; "
                                  "import the volumes again")
             seen.add(place)
@@ -118,7 +120,8 @@ def read_index(
                          "volumes")
     index = fit_schema(read_json(path), INDEX, path, "import the volumes again")
     volumes, images = index["volumes"], index["images"]
-    if index.get("seal", index_seal(volumes, images)) != index_seal(volumes, images):
+    seal = index_seal(volumes, images)
+    if index.get("seal", seal) != seal:
         raise InputError(f"{path}: damaged or edited, its content is not what its checksum says; "
                          "import the volumes again")
     _check_names(volumes, images, path)
@@ -157,10 +160,12 @@ def restack(
     affine = np.array(entry["affine"])
     axes, _ = slice_axes(affine, entry["orientation"])
     depth, height, width = (entry["shape"][axis] for axis in axes)
-    back = [[-row, -column] for row, column in (line["corner"] for line in lines)]
+    corners = [line["corner"] for line in lines]
+    back = [[-row, -column] for row, column in corners]
     slices = paste(masks, back, entry["scaled"], missing)
     stack = np.full((depth, height, width), missing, np.uint8)
-    stack[[line["slice"] for line in lines]] = resize_slices(slices, (height, width), "mask")
+    numbers = [line["slice"] for line in lines]
+    stack[numbers] = resize_slices(slices, (height, width), "mask")
     return as_volume(stack, affine, entry["orientation"])
 
 
@@ -255,7 +260,8 @@ def predicted_volumes(
         images_of.setdefault(line["volume"], []).append(i)
     ordered = list(lines.values())
     for id, images in images_of.items():
-        labels = restack(masks[images], volumes[id], [ordered[i] for i in images], missing)
+        lines_of_volume = [ordered[i] for i in images]
+        labels = restack(masks[images], volumes[id], lines_of_volume, missing)
         yield PredictedVolume(id, volumes[id], labels, len(images))
 
 

@@ -9,6 +9,7 @@
 # %%
 #| export
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -51,30 +52,40 @@ for name, slicing in cuts.items():
 
 # %%
 #| export
-def _pixel_sizes(entry: dict) -> tuple[tuple, tuple, np.ndarray]:
-    "Of a volume: its slices in pixels, the same after resampling, and mm of a resampled pixel (height, width)."
-    axes, _ = slice_axes(np.array(entry["affine"]), entry["orientation"])
-    mm = np.linalg.norm(np.array(entry["affine"])[:3, :3], axis=0)[axes[1:]]
-    size = tuple(entry["shape"][axis] for axis in axes[1:])
+class _SliceGrid(NamedTuple):
+    "The slices of a volume; each as (height, width)."
+    size: tuple[int, ...] # pixels as they were scanned
+    scaled: tuple[int, ...] # pixels after resampling
+    mm: np.ndarray # float [2]: of a resampled pixel
+
+def _slice_grid(entry: dict) -> _SliceGrid:
+    "The slices of a volume of the index."
+    affine = np.array(entry["affine"])
+    axes, _ = slice_axes(affine, entry["orientation"])
+    in_plane = axes[1:]
+    size = tuple(entry["shape"][axis] for axis in in_plane)
     scaled = tuple(entry["scaled"])
-    return size, scaled, mm*size/scaled
+    voxel = np.linalg.norm(affine[:3, :3], axis=0)
+    mm = voxel[in_plane]*size/scaled
+    return _SliceGrid(size, scaled, mm)
 
 
 # %%
 index = read_json(work/"fitted"/"index.json")
-for entry in index["volumes"].values(): print(*_pixel_sizes(entry)[:2], _pixel_sizes(entry)[2].round(2))
+for name, entry in index["volumes"].items():
+    grid = _slice_grid(entry)
+    print(f"{name}: {grid.size} pixels, {grid.scaled} after resampling, of {grid.mm.round(2)} mm")
 
 
 # %%
 #| export
 def _spacing_of(entries: list[dict], side: int) -> float | str | None:
     "How the slices were resampled, as `Slicing.spacing` says it."
-    sizes = [_pixel_sizes(entry) for entry in entries]
-    if all(size == scaled for size, scaled, _ in sizes): return None
-    mm = np.array([each for _, _, each in sizes])
-    longest = [max(scaled) for _, scaled, _ in sizes]
-    if all(side == n for n in longest): return "fit"
-    return round(float(np.median(mm)), 4)
+    grids = [_slice_grid(entry) for entry in entries]
+    if all(grid.size == grid.scaled for grid in grids): return None
+    if all(max(grid.scaled) == side for grid in grids): return "fit"
+    mm = np.median([grid.mm for grid in grids])
+    return round(float(mm), 4)
 
 def _size_of(entries: list[dict], spacing, side: int) -> int | None:
     "The side of the images where slices were cropped to it or fitted into it, as `Slicing.size` says it."
@@ -83,11 +94,34 @@ def _size_of(entries: list[dict], spacing, side: int) -> int | None:
 
 
 # %%
-print(_spacing_of(list(index["volumes"].values()), 64), _size_of(list(index["volumes"].values()), "fit", 64))
+entries = list(index["volumes"].values())
+print("spacing:", _spacing_of(entries, 64), "· size:", _size_of(entries, "fit", 64))
 
 
 # %%
 #| export
+def _window_of(lines: dict[str, dict]) -> list[float] | str:
+    "The window of all images of a split, or `random` where they differ."
+    windows = {tuple(line["window"]) for line in lines.values()}
+    if len(windows) > 1: return "random"
+    (window,) = windows
+    return [float(value) for value in window]
+
+def _slicing_of(index: dict, folder: Path) -> dict:
+    "What an index says, as the fields of `Slicing`."
+    entries = list(index["volumes"].values())
+    splits = {name: lines for name, lines in index["images"].items() if lines}
+    split = "train" if "train" in splits else next(iter(splits))
+    first = image_paths(folder/f"{split}-images")[:1]
+    side = read_pngs(first).shape[1]
+    spacing = _spacing_of(entries, side)
+    return {
+        "orientation": entries[0]["orientation"],
+        "window": _window_of(splits[split]),
+        "size": _size_of(entries, spacing, side),
+        "spacing": spacing,
+    }
+
 def imported_slicing(
     folder: str | Path, # a challenge folder
 ) -> dict | None: # orientation, window, size and spacing, as the fields of `Slicing`; None: no volumes
@@ -95,19 +129,7 @@ def imported_slicing(
     path = Path(folder)/"index.json"
     if not path.exists(): return None
     try:
-        index = read_json(path)
-        entries = list(index["volumes"].values())
-        lines = {split: lines for split, lines in index["images"].items() if lines}
-        split = "train" if "train" in lines else next(iter(lines))
-        side = read_pngs(image_paths(Path(folder)/f"{split}-images")[:1]).shape[1]
-        windows = {tuple(line["window"]) for line in lines[split].values()}
-        spacing = _spacing_of(entries, side)
-        return {
-            "orientation": entries[0]["orientation"],
-            "window": [float(v) for v in windows.pop()] if len(windows) == 1 else "random",
-            "size": _size_of(entries, spacing, side),
-            "spacing": spacing,
-        }
+        return _slicing_of(read_json(path), Path(folder))
     except (AttributeError, IndexError, KeyError, StopIteration, TypeError, ValueError):
         raise InputError(f"{path}: not an index of volumes; import the volumes again") from None
 

@@ -102,21 +102,28 @@ class CaseFolder(NamedTuple):
 
 # %%
 #| export
+def _case_folder(folder: Path, files: dict[str, Path]) -> CaseFolder:
+    "The CT and the labels in the folder of a case."
+    ct = _ct_of(folder, files)
+    structures = nifti_files(folder/"segmentations")
+    _, maps = split_roles(files)
+    labels = [path for path in maps.values() if path != ct]
+    if len(labels) > 1 or (labels and structures):
+        raise InputError(f"{folder}: {labels[0].name} and other labels of one image; keep one of them")
+    return CaseFolder(ct, structures, labels[0] if labels else None)
+
 def case_folders(src: Path) -> dict[Path, CaseFolder]:
     "Cases that have a folder of their own. Raises `InputError` if it is not clear which file is the CT."
     if (src/"segmentations").is_dir():
         raise InputError(f"{src}: is one case itself (it has segmentations/); give the folder above it")
-    folders = [d for d in src.iterdir() if d.is_dir() and not d.name.startswith(".")]
-    shared, cases = layout_folders(src), {}
-    for folder in sorted(folders, key=lambda d: natural_key(d.name)):
+    shared = layout_folders(src)
+    folders = [path for path in src.iterdir() if path.is_dir() and not path.name.startswith(".")]
+    folders.sort(key=lambda path: natural_key(path.name))
+    cases = {}
+    for folder in folders:
         files = {} if folder.name in shared else nifti_files(folder)
-        if not files: continue
-        ct, structures = _ct_of(folder, files), nifti_files(folder/"segmentations")
-        maps = {name: path for name, path in split_roles(files)[1].items() if path != ct}
-        if len(maps) > 1 or (maps and structures):
-            raise InputError(f"{folder}: {next(iter(maps.values())).name} and other labels of one image; "
-                             "keep one of them")
-        cases[folder] = CaseFolder(ct, structures, next(iter(maps.values()), None))
+        if files:
+            cases[folder] = _case_folder(folder, files)
     return cases
 
 
@@ -145,7 +152,8 @@ def load_structures(
         masks = (read_label_map(files[name], hu.shape, affine) > 0 for name in names)
         return functools.reduce(np.logical_or, masks)
 
-    united = combine(hu.shape, ((id, union(names)) for id, names in parts.items()))
+    masks = ((id, union(names)) for id, names in parts.items())
+    united = combine(hu.shape, masks)
     known = class_flags(parts, C)
     drawn = dict(overlap=united.overlap, drawn=united.drawn)
     return Volume(hu, affine, united.labels, known, kind=kind, notes=notes, **drawn)
@@ -193,8 +201,11 @@ def _read_examined(path: Path, classes: ClassMap) -> dict[str, np.ndarray]:
     table = read_json(path)
     if not isinstance(table, dict) or not all(isinstance(names, list) for names in table.values()):
         raise InputError(f"{path}: expected an object with a list of class names for each case")
-    ids = {case: _class_ids(names, classes, f"{path}, {case}") for case, names in table.items()}
-    return {case: class_flags(v, len(classes)) for case, v in ids.items()}
+    examined = {}
+    for case, names in table.items():
+        ids = _class_ids(names, classes, f"{path}, {case}")
+        examined[case] = class_flags(ids, len(classes))
+    return examined
 
 
 # %%
@@ -269,14 +280,20 @@ print(volume.hu.shape, "labels:", volume.labels, "known:", volume.known)
 
 # %%
 #| export
+def _dataset_labels(path: Path) -> dict:
+    "The labels of a `dataset.json`, empty if it has none."
+    table = read_json(path)
+    labels = table.get("labels") if isinstance(table, dict) else None
+    return labels if isinstance(labels, dict) else {}
+
 def _ignore_label(src: Path) -> int|None:
     "The number that nnU-Net's `dataset.json` gives to voxels that are to be ignored; `None`: there is none."
     path = src/"dataset.json"
-    table = read_json(path) if path.exists() else {}
-    labels = table.get("labels") if isinstance(table, dict) else None
-    pairs = labels.items() if isinstance(labels, dict) else ()
-    ids = [id if name == "ignore" else name for name, id in pairs if "ignore" in (name, id)]
-    return _whole_number(ids[0]) if ids else None
+    if not path.exists(): return None
+    for key, value in _dataset_labels(path).items():
+        if key == "ignore": return _whole_number(value)  # {name: number}
+        if value == "ignore": return _whole_number(key)  # {number: name}
+    return None
 
 
 # %%
@@ -291,7 +308,9 @@ def _map_case(
 
 def _map_cases(src: Path, classes: ClassMap, annotated: str) -> list[Case]:
     "The cases with a label map, and bare volumes."
-    cases, examined, ignore = [], _Examined(src, classes, annotated), _ignore_label(src)
+    cases = []
+    examined = _Examined(src, classes, annotated)
+    ignore = _ignore_label(src)
     for layout in find_layouts(src):
         volumes, maps = images_and_labels(src, layout)
         for name, path in volumes.items():
@@ -322,19 +341,23 @@ def _whole_number(x) -> int|None:
     "A whole number from JSON, also one written as text; else `None`."
     if type(x) is int: return x
     if type(x) is float and x.is_integer(): return int(x)
-    return int(x) if isinstance(x, str) and re.fullmatch(r"\d{1,3}", x, re.ASCII) else None
+    if isinstance(x, str) and re.fullmatch(r"\d{1,3}", x, re.ASCII):
+        return int(x)
+    return None
 
 
 # %%
 #| export
 def _names_by_id(labels: dict) -> dict[int, str]:
     "The classes of a `dataset.json`, id to name: `{name: id}` as nnU-Net 2 writes it, or `{id: name}` as nnU-Net 1 did."
-    if all(_whole_number(key) is not None for key in labels):
-        pairs = [(key, name) for key, name in labels.items()]
-    else:
-        pairs = [(id, name) for name, id in labels.items()]
-    numbered = {_whole_number(id): name for id, name in pairs if name not in ("background", "ignore")}
-    return {id: name for id, name in numbered.items() if id != 0}
+    ids_first = all(_whole_number(key) is not None for key in labels)
+    named = {}
+    for key, value in labels.items():
+        id, name = (key, value) if ids_first else (value, key)
+        number = _whole_number(id)
+        if number != 0 and name not in ("background", "ignore"):
+            named[number] = name
+    return named
 
 
 # %%
@@ -346,11 +369,10 @@ print(_names_by_id({"0": "background", "1": "liver", "2": "spleen"}))
 #| export
 def _dataset_classes(path: Path) -> ClassMap:
     "The classes of a `dataset.json` of nnU-Net or the Decathlon; `InputError` unless they are numbered from 1."
-    table = read_json(path)
-    labels = table.get("labels") if isinstance(table, dict) else None
-    names = _names_by_id(labels) if isinstance(labels, dict) else {}
-    numbered = set(names) == set(range(1, len(names) + 1)) and all(isinstance(n, str) for n in names.values())
-    if not names or not numbered:
+    names = _names_by_id(_dataset_labels(path))
+    numbered = set(names) == set(range(1, len(names) + 1))
+    are_texts = all(isinstance(name, str) for name in names.values())
+    if not names or not numbered or not are_texts:
         raise InputError(f"{path}: labels must be names numbered 0, 1, 2, … without regions; "
                          "write a class_names.json instead")
     return ClassMap.from_names([names[id] for id in sorted(names)])
@@ -410,7 +432,8 @@ def _structure_cases(src: Path, folders: dict, classes: ClassMap) -> list[Case]:
         if labels: continue
         parts = {classes.id(name): [name] for name in files if name in classes.names}
         load = functools.partial(load_structures, ct, files, parts, len(classes))
-        known, stamp = class_flags(parts, len(classes)), file_stamp([ct, *files.values()])
+        known = class_flags(parts, len(classes))
+        stamp = file_stamp([ct, *files.values()])
         where = str(folder.relative_to(src))
         cases.append(Case(where, load, None, known, display_name=str(folder), stamp=stamp))
     return cases
@@ -456,7 +479,8 @@ def import_nifti(
 
     Raises `InputError` for volumes or labels that cannot be read or contradict each other.
     """
-    src, options = Path(src), ("json", "all", "present")
+    src = Path(src)
+    options = ("json", "all", "present")
     if annotated not in options:
         raise did_you_mean("value of annotated", annotated, options)
     if not src.is_dir():
@@ -465,7 +489,8 @@ def import_nifti(
     names = [case_name(Path(case.source)) for case in cases]
     read_patients(src/"patients.json", cases, names)
     if keep_names:
-        for case, name in zip(cases, names): case.id = name
+        for case, name in zip(cases, names):
+            case.id = name
     facts = write_volumes(cases, out, classes, slicing, test_share, key, Work(**work))
     return facts | {"ignored_labels": unused}
 

@@ -115,7 +115,7 @@ test_fail(lambda: read_grey(work/"ct.png"), contains="16-bit image; say how to s
 #
 # In a mask a value is a name, so nothing may change it. A palette is for the eye: what counts are the indices behind the colours. Masks
 # of 1, 2 or 4 bits are spread over 0 … 255 by a decoder, so this is undone. A mask that was a JPEG once has lost its values; `two_values`
-# and the reader of [indexed masks](mask_files.html) find it.
+# and the reader of [indexed masks](94_mask_files.ipynb) find it.
 
 # %%
 #| export

@@ -43,16 +43,18 @@ def read_table(path) -> tuple[list[str], list[list[str]]]: # the first row, and 
     try:
         with open_csv(path) as raw:
             text = io.TextIOWrapper(raw, encoding="utf-8-sig", newline="")
-            rows = [row for row in csv.reader(text, strict=True) if row]
+            lines = csv.reader(text, strict=True)
+            rows = [row for row in lines if row]
     except (UnicodeDecodeError, csv.Error) as e:
         raise InputError(f"{path}: not a readable CSV ({e}); write it again as UTF-8 text") from None
     if not rows:
         raise InputError(f"{path}: is empty, expected a CSV with a header")
     header, *rows = rows
+    expected = len(header)
     for number, row in enumerate(rows, 2):
-        if len(row) != len(header):
-            raise InputError(f"{path}, row {number}: {len(row)} cells, but the header has {len(header)}; "
-                             "the file may be cut off")
+        if len(row) == expected: continue
+        raise InputError(f"{path}, row {number}: {len(row)} cells, but the header has {expected}; "
+                         "the file may be cut off")
     return [name.strip() for name in header], rows
 
 
@@ -78,7 +80,9 @@ def plain(name: str) -> str:
 def column_of(header: list[str], names: Iterable[str]) -> int|None:
     "The first column with one of these plain names; `None` if there is none."
     plain_header = [plain(name) for name in header]
-    return next((plain_header.index(name) for name in names if name in plain_header), None)
+    for name in names:
+        if name in plain_header: return plain_header.index(name)
+    return None
 
 
 # %%
@@ -91,24 +95,32 @@ _NAME = ("name", "classname", "labelname", "organ", "structure", "class", "label
 
 def _whole(text) -> int|None:
     "A whole number from 0 to 65535, also written as text; else `None`."
-    if type(text) is int: return text if 0 <= text < 65536 else None
-    found = re.fullmatch(r"\s*(\d{1,5})\s*", text, re.ASCII) if isinstance(text, str) else None
-    return int(found[1]) if found and int(found[1]) < 65536 else None
+    number = text
+    if isinstance(text, str):
+        digits = re.fullmatch(r"\s*(\d{1,5})\s*", text, re.ASCII)
+        if digits is None: return None
+        number = int(digits[1])
+    if type(number) is not int: return None
+    return number if 0 <= number < 65536 else None
 
 
 # %%
 #| export
 def _columns(header: list[str], rows: list[list[str]], path: Path) -> tuple[int, int]:
     "The columns of the values and of the names."
-    numeric = [i for i in range(len(header)) if rows and all(_whole(row[i]) is not None for row in rows)]
-    named = column_of(header, _VALUE)
-    value = named if named in numeric else next(iter(numeric), None)
-    others = [i for i in range(len(header)) if i not in numeric]
-    name = next((i for i in others if plain(header[i]) in _NAME), others[0] if len(others) == 1 else None)
-    if value is None or name is None:
+    numeric, textual = [], []
+    for column in range(len(header)):
+        numbers = all(_whole(row[column]) is not None for row in rows)
+        kind = numeric if rows and numbers else textual
+        kind.append(column)
+    names = [column for column in textual if plain(header[column]) in _NAME]
+    if len(textual) == 1: names = textual
+    if not numeric or not names:
         raise InputError(f"{path}: expected a CSV with a column of values and one of names, "
                          "such as value,name")
-    return value, name
+    called_value = column_of(header, _VALUE)
+    value = called_value if called_value in numeric else numeric[0]
+    return value, names[0]
 
 
 # %%
@@ -122,10 +134,12 @@ test_fail(
 #| export
 def _json_pairs(content, path: Path) -> list[tuple]:
     "Value and name from a list of names, `{value: name}` or `{name: value}`."
-    if isinstance(content, list): return list(enumerate(content, 1))
+    if isinstance(content, list):
+        return list(enumerate(content, 1))
     if not isinstance(content, dict) or not content:
         raise InputError(f'{path}: expected {{"1": "liver", …}}, or a list of names')
-    if all(_whole(key) is not None for key in content):
+    values_first = all(_whole(key) is not None for key in content)
+    if values_first:
         return list(content.items())
     return [(value, name) for name, value in content.items()]
 
@@ -143,12 +157,14 @@ def read_value_names(path) -> dict[int, str]: # value → name, by value
         pairs = _json_pairs(read_json(path), path)
     named = {}
     for value, name in pairs:
-        if _whole(value) is None or not isinstance(name, str) or not name.strip():
+        number = _whole(value)
+        is_name = isinstance(name, str) and name.strip()
+        if number is None or not is_name:
             raise InputError(f"{path}: {value!r} is no value from 0 to 65535, or {name!r} no name")
-        if _whole(value) in named or name in named.values():
+        if number in named or name in named.values():
             raise InputError(f"{path}: value {value} or name {name!r} is there twice; "
                              "give each value one name")
-        named[_whole(value)] = name
+        named[number] = name
     return dict(sorted(named.items()))
 
 
@@ -209,13 +225,17 @@ def token_ids(
 ) -> dict[str, int]: # token → class id; a name that is no class is left out
     "The class ids of tokens. `InputError` for a value that is no class, and if no token is one."
     folded = {name.lower(): name for name in classes.names}
+    by_value = foreground(names)
     ids, unknown = {}, []
     for token in sorted(set(tokens)):
-        name = folded.get(token.lower()) or foreground(names).get(_whole(token))
-        if name: ids[token] = classes.id(name)
-        elif _whole(token) is not None:
-            raise InputError(f"{where}: {token} is no class; expected one of {sorted(foreground(names))}")
-        else: unknown.append(token)
+        value = _whole(token)
+        name = folded.get(token.lower()) or by_value.get(value)
+        if name:
+            ids[token] = classes.id(name)
+        elif value is not None:
+            raise InputError(f"{where}: {token} is no class; expected one of {sorted(by_value)}")
+        else:
+            unknown.append(token)
     if unknown and not ids:
         nearest = did_you_mean("class", unknown[0], classes.names)
         raise InputError(f"{where}: none of its classes is among the given ones: {nearest}")

@@ -12,6 +12,7 @@ import functools
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -61,10 +62,11 @@ class Labelling:
     @property
     def names(self) -> dict[int, str]|None:
         "Value → name of the given classes; `None` if none are given."
-        if self.classes is None: return None
-        if isinstance(self.classes, ClassMap):
-            return dict(enumerate(self.classes.names, 1))
-        return read_value_names(self.classes)
+        classes = self.classes
+        if classes is None: return None
+        if isinstance(classes, ClassMap):
+            return dict(enumerate(classes.names, 1))
+        return read_value_names(classes)
 
 
 # %%
@@ -100,16 +102,19 @@ class Labels:
         """
         drawn = [(id, mask) for id, mask in self.draw(image, size) if mask.any()]
         drawn.sort(key=lambda pair: -int(pair[1].sum()))  # the smaller ones are painted over the larger
-        painted, claims = np.zeros(size, np.uint8), np.zeros(size, np.uint8)
+        painted = np.zeros(size, np.uint8)
+        claims = np.zeros(size, np.uint8)
         for id, mask in drawn:
-            clash = painted[mask]
-            if overlap == "refuse" and clash.any():
-                both = f"{self.classes.name(int(clash.max()))} and {self.classes.name(id)}"
-                raise InputError(f"image {image}: {both} claim {int((clash > 0).sum())} pixels both; "
+            below = painted[mask]
+            if overlap == "refuse" and below.any():
+                other, this = self.classes.name(int(below.max())), self.classes.name(id)
+                pixels = int((below > 0).sum())
+                raise InputError(f"image {image}: {other} and {this} claim {pixels} pixels both; "
                                  "correct one, or give --overlap smaller: the smaller one wins")
             painted[mask] = id
             claims[mask] += 1
-        return painted, {id for id, _ in drawn}, int((claims > 1).sum())
+        overlapping = int((claims > 1).sum())
+        return painted, {id for id, _ in drawn}, overlapping
 
 
 # %%
@@ -131,24 +136,26 @@ def _draw_indexed(paths: dict[str, Path], ids: dict[int, int], image: str, size)
     values = read_values(path)
     check_size(values, size, path, image)
     for value in np.unique(values[values > 0]).tolist():
+        mask = values == value
         if value not in ids:
-            y, x = np.argwhere(values == value)[0]
+            row, column = np.argwhere(mask)[0]
+            some = ", ".join(map(str, list(ids)[:8]))
             why = "; ctseg has no pixels without a class" if value == 255 else ""
-            raise InputError(f"{path}: value {value} at row {y}, column {x} is no class (these are "
-                             f"{', '.join(map(str, list(ids)[:8]))}); was the mask a JPEG?{why}")
-        yield ids[value], values == value
+            raise InputError(f"{path}: value {value} at row {row}, column {column} is no class (these are "
+                             f"{some}); was the mask a JPEG?{why}")
+        yield ids[value], mask
 
 
 # %%
 #| export
 def _indexed_labels(paths: dict[str, Path], labelling: Labelling, where) -> Labels:
     "The labels of indexed masks."
-    names = labelling.names or values_in(paths.values())
-    if 0 in foreground(names):
+    names = foreground(labelling.names or values_in(paths.values()))
+    if 0 in names:
         raise InputError(f"{labelling.classes}: calls the value 0 {names[0]}, but in a mask "
                          "0 is the background; number the classes from 1")
     classes = class_map(names, labelling.classes or where)
-    ids = {value: classes.id(name) for value, name in foreground(names).items()}
+    ids = {value: classes.id(name) for value, name in names.items()}
     draw = functools.partial(_draw_indexed, paths, ids)
     return Labels(classes, dict.fromkeys(paths), draw, "indexed masks")
 
@@ -169,30 +176,39 @@ test_fail(lambda: labels.paint("007", (1, 3), "refuse"), contains="value 127 at 
 
 # %%
 #| export
-def _with_ids(found: dict[str, dict], labelling: Labelling, where) -> tuple[ClassMap, dict, list[str]]:
-    "The classes, image → class id → its mask, and names that are no class; `InputError` for a class twice."
-    tokens = {token for of_image in found.values() for token in of_image}
+class _ById(NamedTuple):
+    "Masks by class id instead of by the words of their source."
+    classes: ClassMap
+    masks: dict[str, dict] # image → class id → a path or a code
+    ignored: list[str] # words that are no class
+
+def _with_ids(found: dict[str, dict], labelling: Labelling, where) -> _ById:
+    "Image → token → mask, with class ids for tokens; `InputError` for a class twice on an image."
+    tokens = set().union(*found.values())
     names = labelling.names or numbered(tokens)
     if tokens == {SINGLE} and len(foreground(names)) == 1:
-        names = dict(foreground(names))
-        found = {image: {next(iter(names.values())): mask[SINGLE]} for image, mask in found.items()}
+        names = foreground(names)
         tokens = set(names.values())
+        (only,) = tokens
+        found = {image: {only: masks[SINGLE]} for image, masks in found.items()}
     classes = class_map(names, labelling.classes or where)
     ids = token_ids(tokens, names, classes, where)
     by_id = {}
-    for image, of_image in found.items():
+    for image, masks in found.items():
         by_id[image] = {}
-        for token, mask in of_image.items():
-            if token not in ids: continue
-            if ids[token] in by_id[image]:
-                raise InputError(f"{where}: image {image} has {classes.name(ids[token])} twice; keep one")
-            by_id[image][ids[token]] = mask
-    return classes, by_id, sorted(tokens - set(ids))
+        for token, mask in masks.items():
+            id = ids.get(token)
+            if id is None: continue
+            if id in by_id[image]:
+                raise InputError(f"{where}: image {image} has {classes.name(id)} twice; keep one")
+            by_id[image][id] = mask
+    return _ById(classes, by_id, sorted(tokens - set(ids)))
 
 
 # %%
 found = {"007": {"liver": "a", "heart": "b"}, "008": {"1": "c"}}
-print(_with_ids(found, Labelling(two), "masks"))
+by_id = _with_ids(found, Labelling(two), "masks")
+print(by_id.masks, "ignored:", by_id.ignored)
 test_fail(
     lambda: _with_ids({"007": {"liver": "a", "Liver": "b"}}, Labelling(two), "masks"),
     contains="has liver twice",
@@ -231,17 +247,19 @@ def read_labels(
     masks = Path(masks)
     if masks.name.lower().endswith((".csv", ".csv.gz")):
         form, codes = read_codes(masks, stems)
-        classes, by_id, ignored = _with_ids(codes, labelling, masks)
-        draw = functools.partial(_draw_codes, by_id, labelling.coding)
+        found = _with_ids(codes, labelling, masks)
+        draw = functools.partial(_draw_codes, found.masks, labelling.coding)
         words = f"run-length codes ({form.name}), {labelling.coding}"
     else:
-        files = find_mask_files(masks, stems, images, (labelling.names or {}).values())
+        names = labelling.names or {}
+        files = find_mask_files(masks, stems, images, names.values())
         if files.indexed:
             return _indexed_labels(files.indexed, labelling, masks)
-        classes, by_id, ignored = _with_ids(files.single, labelling, masks)
-        draw, words = functools.partial(_draw_files, by_id), "a mask for each class"
-    told = {image: sorted(of_image) for image, of_image in by_id.items()}
-    return Labels(classes, told, draw, words, tuple(ignored))
+        found = _with_ids(files.single, labelling, masks)
+        draw = functools.partial(_draw_files, found.masks)
+        words = "a mask for each class"
+    told = {image: sorted(of_image) for image, of_image in found.masks.items()}
+    return Labels(found.classes, told, draw, words, tuple(found.ignored))
 
 
 # %%
@@ -273,9 +291,9 @@ def _read_examined(path: Path, classes: ClassMap) -> dict[str, np.ndarray]:
     examined = {}
     for image, names in table.items():
         ids = [classes.id(name) if isinstance(name, str) else name for name in names]
-        odd = next((id for id in ids if type(id) is not int or not 1 <= id <= len(classes)), None)
-        if odd is not None:
-            raise InputError(f"{path}, {image}: {odd!r} is not a class from 1 to {len(classes)}")
+        for id in ids:
+            if type(id) is int and 1 <= id <= len(classes): continue
+            raise InputError(f"{path}, {image}: {id!r} is not a class from 1 to {len(classes)}")
         examined[image.removesuffix(".png")] = class_flags(ids, len(classes))
     return examined
 
@@ -291,22 +309,24 @@ print(_read_examined(work/"annotated.json", two))
 def _annotated_beside(masks) -> Path:
     "The `annotated_labels.json` of a folder of masks, or of a table."
     masks = Path(masks)
-    return (masks if masks.is_dir() else masks.parent)/"annotated_labels.json"
+    folder = masks if masks.is_dir() else masks.parent
+    return folder/"annotated_labels.json"
 
 
 # %%
 #| export
 def known_on_images(labels: Labels, annotated: str, masks) -> dict[str, np.ndarray|None]:
     "Image → classes looked for, bool [C]; `None`: those drawn. Images without masks are not in it."
-    C, path = len(labels.classes), _annotated_beside(masks)
+    C = len(labels.classes)
+    path = _annotated_beside(masks)
     if annotated == "all":
         return {image: np.ones(C, bool) for image in labels.told}
     if annotated == "present": return dict.fromkeys(labels.told)
     if path.exists():
         examined = _read_examined(path, labels.classes)
-        silent = next((image for image in labels.told if image not in examined), None)
-        if silent:
-            raise InputError(f"{path}: does not say what was examined on {silent}; add it, [] for nothing")
+        for image in labels.told:
+            if image not in examined:
+                raise InputError(f"{path}: does not say what was examined on {image}; add it, [] for nothing")
         return {image: examined[image] for image in labels.told}
     if any(ids is None for ids in labels.told.values()):
         raise InputError(f"{path}: no such file, so absent cannot be told from unknown; "

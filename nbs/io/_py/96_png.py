@@ -26,6 +26,7 @@ from ctseg.io.mask_labels import Labelling, Labels, known_on_images, read_labels
 from ctseg.io.outputs import new_folder
 from ctseg.io.pixels import Grey, read_grey
 from ctseg.io.value_names import column_of, read_table
+from ctseg.io.volumes import class_flags
 
 # %%
 #| hide
@@ -57,7 +58,8 @@ class Pictures:
     patients: str|None = None # a CSV or JSON, image → patient, or a regular expression; `None`: by likeness
 
     def __post_init__(self):
-        if self.size is not None and (type(self.size) is not int or self.size < 1):
+        if self.size is None: return
+        if type(self.size) is not int or self.size < 1:
             raise InputError(f"size {self.size!r}: expected a whole number from 1")
 
 
@@ -75,7 +77,8 @@ test_fail(lambda: Pictures(size=0), contains="whole number from 1")
 #| export
 def _paths_by_stem(folder) -> dict[str, Path]:
     "The images of a folder by their names without endings; `InputError` for two of one name."
-    paths, found = {}, image_paths(folder)
+    paths = {}
+    found = image_paths(folder)
     png_files(folder, "image")
     for path in found:
         other = paths.setdefault(path.stem, path)
@@ -96,34 +99,49 @@ class Placed:
 
     def place(self, i: int, mask: np.ndarray) -> np.ndarray:
         "A mask [h,w] of image `i` where the image lies, [H,W]."
-        return paste(mask[None], [self.corners[i]], self.images.shape[1:], 0)[0]
+        canvas = self.images.shape[1:]
+        placed = paste(mask[None], [self.corners[i]], canvas, 0)
+        return placed[0]
 
     def index(self) -> dict[str, dict]:
         "Image → size and corner."
-        lines = zip(self.sizes, self.corners)
-        entries = ({"size": list(size), "corner": list(corner)} for size, corner in lines)
-        return dict(zip(self.names, entries))
+        entries = {}
+        for name, size, corner in zip(self.names, self.sizes, self.corners):
+            entries[name] = {"size": list(size), "corner": list(corner)}
+        return entries
 
 
 # %%
 #| export
+def _check_sizes(images: dict[Path, np.ndarray], side: int|None):
+    "`InputError` for an image that does not fit a square of this side, or, without one, differs from the first."
+    first, like = next(iter(images.items()))
+    for path, image in images.items():
+        if side and max(image.shape) > side:
+            expected = f"at most {side} a side"
+        elif not side and image.shape != like.shape:
+            expected = f"{size_text(like)} like {first.name}"
+        else:
+            continue
+        largest = max(max(each.shape) for each in images.values())
+        raise InputError(f"{path}: {size_text(image)} pixels, expected {expected}; "
+                         f"give at least --size {largest}: a margin of air makes all alike")
+
 def read_placed(folder, pictures: Pictures = Pictures()) -> Placed:
     "The images of a folder on canvases of one size; `InputError` for one that does not fit."
     paths = _paths_by_stem(folder)
-    read = [read_grey(path, pictures.grey) for path in paths.values()]
-    sizes = [image.shape for image in read]
+    read = {path: read_grey(path, pictures.grey) for path in paths.values()}
+    _check_sizes(read, pictures.size)
+    sizes = [image.shape for image in read.values()]
     canvas = (pictures.size, pictures.size) if pictures.size else sizes[0]
-    first = next(iter(paths.values())).name
-    for path, image in zip(paths.values(), read):
-        too_large = pictures.size and max(image.shape) > pictures.size
-        if too_large or (not pictures.size and image.shape != canvas):
-            remedy = f"give at least --size {max(map(max, sizes))}: a margin of air makes all alike"
-            like = f"{canvas[0]}x{canvas[1]} like {first}"
-            expected = f"at most {pictures.size} a side" if too_large else like
-            raise InputError(f"{path}: {size_text(image)} pixels, expected {expected}; {remedy}")
-    corners = [((canvas[0] - h)//2, (canvas[1] - w)//2) for h, w in sizes]
-    images = np.concatenate([paste(image[None], [corner], canvas, 0) for image, corner in zip(read, corners)])
-    return Placed([f"{stem}.png" for stem in paths], images, sizes, corners)
+    corners, images = [], []
+    for image in read.values():
+        height, width = image.shape
+        corner = (canvas[0] - height)//2, (canvas[1] - width)//2
+        corners.append(corner)
+        images.append(paste(image[None], [corner], canvas, 0))
+    names = [f"{stem}.png" for stem in paths]
+    return Placed(names, np.concatenate(images), sizes, corners)
 
 
 # %%
@@ -141,7 +159,6 @@ test_fail(
     contains="32x30 pixels, expected 32x32 like case0_0.png; give at least --size 32",
 )
 
-
 # %% [markdown]
 # ## Patients
 #
@@ -150,6 +167,9 @@ test_fail(
 
 # %%
 #| export
+_IMAGE_COLUMNS = ("image", "imageid", "id", "imagename", "filename", "file", "slice")
+_PATIENT_COLUMNS = ("patient", "patientid", "case", "caseid", "subject", "group")
+
 def _patient_table(path: Path) -> dict[str, str]:
     "Image → patient, from a JSON object or a CSV with the columns image and patient."
     if path.suffix.lower() == ".json":
@@ -158,15 +178,25 @@ def _patient_table(path: Path) -> dict[str, str]:
             raise InputError(f'{path}: expected {{"image": "patient", …}}')
         return {image.removesuffix(".png"): str(patient) for image, patient in table.items()}
     header, rows = read_table(path)
-    image = column_of(header, ("image", "imageid", "id", "imagename", "filename", "file", "slice"))
-    patient = column_of(header, ("patient", "patientid", "case", "caseid", "subject", "group"))
-    if None in (image, patient):
+    image = column_of(header, _IMAGE_COLUMNS)
+    patient = column_of(header, _PATIENT_COLUMNS)
+    if image is None or patient is None:
         raise InputError(f"{path}: expected a CSV with the columns image,patient")
-    return {row[image].strip().removesuffix(".png"): row[patient].strip() for row in rows}
+    table = {}
+    for row in rows:
+        stem = row[image].strip().removesuffix(".png")
+        table[stem] = row[patient].strip()
+    return table
 
 
 # %%
 #| export
+def _matched(match: re.Match|None) -> str|None:
+    "What a regular expression found: its first group, if it has one, else the whole; `None` for nothing."
+    if match is None: return None
+    group = 1 if match.re.groups else 0
+    return match[group] or None
+
 def find_patients(stems: list[str], patients: str) -> list[str|None]:
     "The patient of each image by a table or a regular expression; `None` where there is none."
     if Path(patients).is_file() or patients.lower().endswith((".csv", ".json")):
@@ -176,7 +206,7 @@ def find_patients(stems: list[str], patients: str) -> list[str|None]:
         matches = [re.search(patients, stem) for stem in stems]
     except re.error as e:
         raise InputError(f"--patients {patients!r}: no such file, and no regular expression ({e})") from None
-    return [match and (match[match.re.groups and 1] or None) for match in matches]
+    return [_matched(match) for match in matches]
 
 
 # %%
@@ -188,22 +218,26 @@ test_fail(lambda: find_patients(["a"], "("), contains="no regular expression")
 
 # %%
 #| export
+def _groups_by_likeness(splits: dict[str, Placed]) -> dict[str, np.ndarray]:
+    "The groups of images that look alike; no group has images of both splits."
+    groups = {name: near_duplicates(placed.images) for name, placed in splits.items()}
+    if "test" in groups:
+        groups["test"] = groups["test"] + groups["train"].max() + 1
+    return groups
+
 def groups_of(splits: dict[str, Placed], patients: str|None) -> dict[str, np.ndarray]: # split → int64 [N]
     "The group of each image, one number a patient; `InputError` for a training image without one."
-    if patients is None:
-        groups = {name: near_duplicates(placed.images) for name, placed in splits.items()}
-        if "test" in groups:
-            groups["test"] = groups["test"] + groups["train"].max() + 1
-        return groups
+    if patients is None: return _groups_by_likeness(splits)
     numbers, groups = {}, {}
     for name, placed in splits.items():
         stems = [image.removesuffix(".png") for image in placed.names]
-        people = find_patients(stems, patients)
-        lost = [stem for stem, patient in zip(stems, people) if patient is None]
-        if lost:
-            raise InputError(f"--patients {patients}: no patient for the image {lost[0]} "
-                             f"({len(lost)} of {len(stems)}); every image needs one")
-        groups[name] = np.array([numbers.setdefault(patient, len(numbers)) for patient in people], np.int64)
+        patient_of = dict(zip(stems, find_patients(stems, patients)))
+        without = [stem for stem, patient in patient_of.items() if patient is None]
+        if without:
+            raise InputError(f"--patients {patients}: no patient for the image {without[0]} "
+                             f"({len(without)} of {len(stems)}); every image needs one")
+        of_split = [numbers.setdefault(patient, len(numbers)) for patient in patient_of.values()]
+        groups[name] = np.array(of_split, np.int64)
     return groups
 
 
@@ -228,20 +262,25 @@ def _paint_all(
 ) -> tuple[np.ndarray, np.ndarray, Counter]:
     "The masks of the images, what is known on them bool [N,C], and what was counted on the way."
     N, C = len(placed.names), len(labels.classes)
-    masks, examined, counts = np.zeros_like(placed.images), np.zeros((N, C), bool), Counter()
+    masks = np.zeros_like(placed.images)
+    examined = np.zeros((N, C), bool)
+    counts = Counter()
     for i, name in enumerate(placed.names):
         stem = name.removesuffix(".png")
         if stem not in known: continue
         painted, drawn, overlapping = labels.paint(stem, placed.sizes[i], overlap)
-        present = np.isin(np.arange(1, C + 1), list(drawn))
-        asked = present if known[stem] is None else known[stem]
-        if (present & ~asked).any():
-            odd = labels.classes.names[int((present & ~asked).argmax())]
+        present = class_flags(drawn, C)
+        asked = known[stem]
+        if asked is None: asked = present
+        unasked = present & ~asked
+        if unasked.any():
+            odd = labels.classes.names[int(unasked.argmax())]
             raise InputError(f"image {stem}: pixels of {odd}, which annotated_labels.json does not name; "
                              "add it there, or remove the mask")
         masks[i] = placed.place(i, painted)
-        examined[i] = known_after_resize(asked[None], present[None], masks[i:i + 1])[0]
-        counts["hidden_cells"] += int((asked & ~examined[i]).sum())
+        (examined[i],) = known_after_resize(asked[None], present[None], masks[i:i + 1])
+        hidden = asked & ~examined[i]
+        counts["hidden_cells"] += int(hidden.sum())
         counts["overlapping_pixels"] += overlapping
     return masks, examined, counts
 
@@ -256,10 +295,16 @@ print(np.unique(painted[0]), examined[0], dict(counts))
 
 # %%
 #| export
+def _share(cells: np.ndarray) -> float:
+    "The share of cells that are true."
+    return round(float(cells.mean()), 4)
+
 def _facts(train: SliceSet, labels: Labels, pictures: Pictures) -> dict:
     "What was imported."
-    states = {"present": train.present & train.known, "unknown": ~train.known}
-    told = len(np.unique(train.groups)) if pictures.patients else "not told: like images are kept together"
+    present = train.present & train.known
+    patients = "not told: like images are kept together"
+    if pictures.patients:
+        patients = len(np.unique(train.groups))
     return {
         "masks": labels.form,
         "images": len(train),
@@ -268,8 +313,8 @@ def _facts(train: SliceSet, labels: Labels, pictures: Pictures) -> dict:
         "classes": len(train.classes),
         "size": size_text(train.images),
         "grey": str(pictures.grey),
-        "patients": told,
-        "cells": {state: round(float(cell.mean()), 4) for state, cell in states.items()},
+        "patients": patients,
+        "cells": {"present": _share(present), "unknown": _share(~train.known)},
         "ignored_labels": list(labels.ignored),
     }
 
@@ -281,12 +326,13 @@ def _write(folder: Path, train: SliceSet, splits: dict[str, Placed], groups: dic
     write_challenge(train, folder, "train")
     if "test" in splits:
         test = splits["test"]
-        nothing = np.zeros((len(test.names), len(train.classes)), bool)
         masks = np.zeros_like(test.images)
-        slices = SliceSet(test.images, masks, nothing, test.names, groups["test"], train.classes)
+        known = np.zeros((len(test.names), len(train.classes)), bool)
+        slices = SliceSet(test.images, masks, known, test.names, groups["test"], train.classes)
         write_challenge(slices, folder, "test")
-    index = {name: placed.index() for name, placed in splits.items()}
-    write_json({"version": 1, "images": index}, folder/"png_index.json", indent=None)
+    images = {name: placed.index() for name, placed in splits.items()}
+    index = {"version": 1, "images": images}
+    write_json(index, folder/"png_index.json", indent=None)
 
 
 # %%
@@ -296,14 +342,14 @@ def _read_splits(images, masks, pictures: Pictures) -> dict[str, Placed]:
     if Path(images).resolve() == Path(masks).resolve():
         raise InputError(f"{images}: images and masks lie in one folder, "
                          "so a mask would be taken for an image; give each a folder")
-    splits = {"train": read_placed(images, pictures)}
-    if pictures.test is None: return splits
-    splits["test"] = read_placed(pictures.test, pictures)
-    sizes = [size_text(placed.images) for placed in splits.values()]
-    if sizes[0] != sizes[1]:
-        raise InputError(f"{pictures.test}: images of {sizes[1]} pixels, but those of {images} "
-                         f"have {sizes[0]}; give --size: a margin of air makes all alike")
-    return splits
+    train = read_placed(images, pictures)
+    if pictures.test is None: return {"train": train}
+    test = read_placed(pictures.test, pictures)
+    size, other = size_text(train.images), size_text(test.images)
+    if size != other:
+        raise InputError(f"{pictures.test}: images of {other} pixels, but those of {images} "
+                         f"have {size}; give --size: a margin of air makes all alike")
+    return {"train": train, "test": test}
 
 
 # %%
@@ -333,7 +379,9 @@ def import_png(
         tmp.mkdir()
         _write(tmp, train, splits, groups)
     facts = _facts(train, labels, pictures) | counts
-    return facts | ({"test": len(splits["test"].names)} if "test" in splits else {})
+    if "test" in splits:
+        facts["test"] = len(splits["test"].names)
+    return facts
 
 
 # %% [markdown]

@@ -83,8 +83,9 @@ def covered(
 ) -> torch.Tensor: # bool, of the same shape
     "The members of examined unions: of these it is known that they are nowhere outside of the union."
     found = torch.zeros_like(known)
-    for u, members in unions:
-        for m in members: found[:, m - 1] |= known[:, u - 1]
+    for union, members in unions:
+        for member in members:
+            found[:, member - 1] |= known[:, union - 1]
     return found
 
 

@@ -57,7 +57,7 @@ set_matplotlib_formats("jpeg", pil_kwargs={"quality": 80})  # grey noise: a quar
 #
 # where $p_i$ are the probabilities at pixel $i$, $\Omega$ the pixels of the kept slices, and $\lambda$ the setting `consistency`. The probabilities of a softmax sum to 1, so the same $\lambda$ weighs less the more structures there are.
 #
-# `from_teacher` starts the student from the teacher's weights instead. It then needs [half the steps](../benchmarks/pretrained.html), at a lower rate, and the demo does so.
+# `from_teacher` starts the student from the teacher's weights instead. It then needs [half the steps](../benchmarks/pretrained.ipynb), at a lower rate, and the demo does so.
 #
 # ## Settings
 

@@ -79,7 +79,8 @@ def check_masks(pred: np.ndarray, truth: np.ndarray, C: int) -> tuple[np.ndarray
     """Both as uint8 [N,H,W] or [N,D,H,W]; `InputError` unless they have one shape and hold whole numbers from 0 to C.
 
     The truth may hold 255 too: pixels to be ignored."""
-    pred, truth = np.asarray(pred), np.asarray(truth)
+    pred = np.asarray(pred)
+    truth = np.asarray(truth)
     if pred.shape != truth.shape or truth.ndim < 3:
         raise InputError(f"predicted masks are {pred.shape}, true masks {truth.shape}; "
                          "expected the same [images, height, width] for both")
@@ -118,7 +119,8 @@ class Overlaps(NamedTuple):
     def dice(self) -> np.ndarray:
         "Dice of each image and class, float64 [N,C]; NaN where neither has the class."
         total = self.predicted + self.true
-        return np.divide(2.*self.both, total, out=np.full(total.shape, np.nan), where=total > 0)
+        neither = np.full(total.shape, np.nan)
+        return np.divide(2.*self.both, total, out=neither, where=total > 0)
 
 
 # %%
@@ -129,12 +131,14 @@ test_eq(Overlaps(both=np.array([[1]]), predicted=np.array([[2]]), true=np.array(
 #| export
 def pair_counts(pred: np.ndarray, truth: np.ndarray, C: int) -> np.ndarray:
     "How many pixels of one image have each pair (predicted class, true class): int64 [C+1,C+1]."
-    p, t = pred.ravel(), truth.ravel()
-    changes = (p[1:] != p[:-1]) | (t[1:] != t[:-1])
-    ends = np.append(np.flatnonzero(changes), p.size - 1)  # the last pixel of each run
+    pred, truth = pred.ravel(), truth.ravel()
+    pred_changes = pred[1:] != pred[:-1]
+    truth_changes = truth[1:] != truth[:-1]
+    changes = np.flatnonzero(pred_changes | truth_changes)
+    ends = np.append(changes, pred.size - 1)  # the last pixel of each run
     lengths = np.diff(ends, prepend=-1)
     K = C + 1
-    pairs = p[ends].astype(int)*K + t[ends]
+    pairs = pred[ends].astype(int)*K + truth[ends]
     return np.bincount(pairs, lengths, K*K).reshape(K, K)
 
 
@@ -181,9 +185,14 @@ def overlaps(
     pred, truth = check_masks(pred, truth, C)
     ignored = truth.max(initial=0) > C
     counts = np.empty((3, len(truth), C), np.int64)
-    for n in range(len(truth)):
-        pairs = pair_counts(*(without_ignored(pred[n], truth[n]) if ignored else (pred[n], truth[n])), C)
-        counts[:, n] = pairs.diagonal()[1:], pairs.sum(1)[1:], pairs.sum(0)[1:]
+    both, predicted, true = counts
+    for n, (image_pred, image_truth) in enumerate(zip(pred, truth)):
+        if ignored:
+            image_pred, image_truth = without_ignored(image_pred, image_truth)
+        pairs = pair_counts(image_pred, image_truth, C)
+        both[n] = pairs.diagonal()[1:]
+        predicted[n] = pairs.sum(1)[1:]
+        true[n] = pairs.sum(0)[1:]
         for union, members in unions:
             counts[:, n, union - 1] = union_counts(pairs, [union, *members])
     return Overlaps(*counts)
@@ -219,8 +228,10 @@ test_close(np.nan_to_num(table), np.nan_to_num(literal_table(pred, truth, 3)), 1
 #| export
 def nan_mean(values: np.ndarray, axis: int) -> np.ndarray:
     "The mean along an axis without the NaN; NaN where there is nothing else."
-    n = (~np.isnan(values)).sum(axis)
-    return np.divide(np.nansum(values, axis), n, out=np.full(np.shape(n), np.nan), where=n > 0)
+    total = np.nansum(values, axis)
+    count = (~np.isnan(values)).sum(axis)
+    nothing = np.full(np.shape(count), np.nan)
+    return np.divide(total, count, out=nothing, where=count > 0)
 
 def mean_dice(
     table: np.ndarray, # [N,C] from `dice_table`

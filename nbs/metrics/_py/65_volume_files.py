@@ -24,6 +24,7 @@ from ctseg.data.annotations import read_classes
 from ctseg.io.geometry import slice_axes
 from ctseg.io.index import predicted_volumes, read_index
 from ctseg.io.nifti import read_label_map, read_nifti
+from ctseg.io.volumes import class_flags
 from ctseg.metrics.bootstrap import bootstrap_mean
 from ctseg.metrics.evaluate import plain_value
 from ctseg.metrics.label_folders import (
@@ -87,24 +88,26 @@ def spacing_of(affine: np.ndarray, case: str) -> tuple[float, float, float]:
     "mm along each axis. Raises `InputError` for axes that are not at right angles, as after a tilted gantry."
     axes = affine[:3, :3]
     mm = np.linalg.norm(axes, axis=0)
-    between = np.abs((axes/mm).T @ (axes/mm) - np.eye(3)).max()
-    if between > .01:
+    directions = axes/mm
+    cosines = directions.T @ directions
+    if np.abs(cosines - np.eye(3)).max() > .01:
         raise InputError(f"{case}: the axes of its grid are not at right angles, "
                          "so distances cannot be measured along them; resample both onto a straight grid")
-    return float(mm[0]), float(mm[1]), float(mm[2])
+    return tuple(mm.tolist())
 
 
 # %%
 #| export
 def score_pair(pair: Pair, known: np.ndarray, tolerance: float) -> VolumeScores:
     "Scores of a volume; voxels that are 255 in the truth count for neither."
-    highest = max(int(pair.pred.max(initial=0)), int(pair.truth[pair.truth < IGNORE].max(initial=0)))
+    seen = pair.truth < IGNORE
+    labels = pair.truth*seen
+    highest = max(int(pair.pred.max(initial=0)), int(labels.max(initial=0)))
     if highest > len(known):
         raise InputError(f"{pair.case}: a label {highest}, but there are {len(known)} classes; "
                          "give the class_names.json that belongs to these files (--classes)")
-    seen = pair.truth < IGNORE
     spacing = spacing_of(pair.affine, pair.case)
-    return volume_scores(pair.truth*seen, pair.pred*seen, spacing, known, tolerance)
+    return volume_scores(labels, pair.pred*seen, spacing, known, tolerance)
 
 
 # %%
@@ -123,8 +126,10 @@ test_fail(
 def refuse_uneven(*paths: Path):
     "`InputError` for label maps of unevenly spaced slices, whose positions lie beside them as ctseg writes them."
     for path in paths:
-        beside = path.with_name(re.sub(r"\.nii(\.gz)?$", ".json", path.name, flags=re.IGNORECASE))
-        facts = read_json(beside) if beside.exists() else None
+        name = re.sub(r"\.nii(\.gz)?$", ".json", path.name, flags=re.IGNORECASE)
+        beside = path.with_name(name)
+        if not beside.exists(): continue
+        facts = read_json(beside)
         if isinstance(facts, dict) and facts.get("positions"):
             raise InputError(f"{path}: its slices are unevenly spaced ({beside.name}); "
                              "distances in mm need an even grid")
@@ -135,7 +140,8 @@ def nifti_pairs(files: dict[str, tuple[Path, Path]]) -> Iterator[Pair]:
         refuse_uneven(true, pred)
         labels, affine = read_nifti(true, None)
         truth = read_label_map(true, labels.shape, affine)
-        yield Pair(case, truth, read_label_map(pred, truth.shape, affine), affine)
+        predicted = read_label_map(pred, truth.shape, affine)
+        yield Pair(case, truth, predicted, affine)
 
 
 # %%
@@ -156,16 +162,18 @@ class VolumeTable:
 
     def of(self, measure: str) -> np.ndarray: # float64 [N,C]
         "A measure for each case and class."
-        return np.array([getattr(one, measure) for one in self.scores], float)
+        return np.array([getattr(scores, measure) for scores in self.scores], float)
 
     def per_case(self) -> list[dict]:
         "A record for each case and class that was examined."
         rows = []
-        for case, one in zip(self.cases, self.scores):
+        for case, scores in zip(self.cases, self.scores):
             for c, name in enumerate(self.classes.names):
-                if np.isnan(one.ml[c]): continue
-                values = {m: plain_value(getattr(one, m)[c]) for m in (*MEASURES, "ml", "predicted_ml")}
-                rows.append({"case": case, "structure": name} | values)
+                if np.isnan(scores.ml[c]): continue
+                row = {"case": case, "structure": name}
+                for measure in (*MEASURES, "ml", "predicted_ml"):
+                    row[measure] = plain_value(getattr(scores, measure)[c])
+                rows.append(row)
         return rows
 
 
@@ -176,17 +184,23 @@ print([row["structure"] for row in table.per_case()])
 
 # %%
 #| export
+def _class_row(table: VolumeTable, c: int, groups: np.ndarray | None) -> dict:
+    "The row of class c, counted from 0."
+    dice = table.of("dice")[:, [c]]
+    row = {"cases": int((~np.isnan(dice)).sum())}
+    for measure in MEASURES:
+        values = table.of(measure)[:, [c]]
+        row[measure] = bootstrap_mean(values, groups, reps=0)["mean"]
+    interval = bootstrap_mean(dice, groups)
+    row |= {"dice_low": interval["low"], "dice_high": interval["high"]}
+    for count in ("missed", "invented"):
+        row[count] = int(np.nansum(table.of(count)[:, c]))
+    return row
+
 def class_table(table: VolumeTable, groups: np.ndarray | None) -> pd.DataFrame:
     "A row a class: its cases, the mean of each measure, the interval of the Dice, how often it was missed or invented."
-    rows = {}
-    for c, name in enumerate(table.classes.names):
-        one = slice(c, c + 1)
-        means = {m: bootstrap_mean(table.of(m)[:, one], groups, reps=0)["mean"] for m in MEASURES}
-        dice = bootstrap_mean(table.of("dice")[:, one], groups)
-        counts = {name: int(np.nansum(table.of(name)[:, c])) for name in ("missed", "invented")}
-        cases = int((~np.isnan(table.of("dice")[:, c])).sum())
-        rows[name] = {"cases": cases, **means, "dice_low": dice["low"], "dice_high": dice["high"], **counts}
-    return pd.DataFrame(rows).T.astype({name: int for name in ("cases", "missed", "invented")})
+    rows = {name: _class_row(table, c, groups) for c, name in enumerate(table.classes.names)}
+    return pd.DataFrame(rows).T.astype({"cases": int, "missed": int, "invented": int})
 
 
 # %%
@@ -199,9 +213,13 @@ def table_facts(table: VolumeTable, groups: np.ndarray | None, tolerance: float)
         facts[measure] = plain_value(score["mean"])
         facts[f"{measure}_interval"] = [plain_value(score["low"]), plain_value(score["high"])]
         facts |= {"patients": score["groups"], "level": score["level"]}
-    rows = class_table(table, groups).rename_axis("structure").reset_index().to_dict("records")
-    facts["missed"], facts["invented"] = (int(np.nansum(table.of(name))) for name in ("missed", "invented"))
-    facts["per_class"] = [{key: plain_value(value) for key, value in row.items()} for row in rows]
+    for count in ("missed", "invented"):
+        facts[count] = int(np.nansum(table.of(count)))
+    by_class = class_table(table, groups).rename_axis("structure").reset_index()
+    facts["per_class"] = []
+    for row in by_class.to_dict("records"):
+        plain = {key: plain_value(value) for key, value in row.items()}
+        facts["per_class"].append(plain)
     return facts | {"per_case": table.per_case()}
 
 
@@ -241,14 +259,16 @@ def evaluate_volumes(
     "Score label maps in mm. Raises `InputError` for a missing case, another grid or other labels."
     truth, prediction = Path(truth), Path(prediction)
     files = matched_files(truth, prediction)
-    named = ClassMap.from_json(classes) if classes else label_names(truth) or label_names(prediction)
+    if classes: named = ClassMap.from_json(classes)
+    else: named = label_names(truth) or label_names(prediction)
     if named: check_same_names(named, prediction)
     table = VolumeTable(list(files), named or _numbered(files))
+    C = len(table.classes)
     known = examined_on(truth, annotated, table.cases, table.classes)
     for pair in nifti_pairs(files):
-        examined = known[pair.case] if known else np.ones(len(table.classes), bool)
+        examined = known[pair.case] if known else np.ones(C, bool)
         if annotated == "present":
-            examined = np.isin(np.arange(1, len(table.classes) + 1), pair.truth)
+            examined = class_flags(np.unique(pair.truth), C)
         table.scores.append(score_pair(pair, examined, tolerance))
     return _finished(table, patients_of_cases(truth, table.cases), tolerance)
 
@@ -295,17 +315,22 @@ def evaluate_csv_volumes(
 ) -> dict: # as `evaluate_volumes`
     "Score a submission in mm, on the volumes that its images were cut from; every class counts as examined."
     truth = Path(truth)
-    folder, split = truth.parent, truth.name.split(".")[0].removeprefix("y_")
-    classes, (entries, _) = read_classes(folder), read_index(folder, split)
+    folder = truth.parent
+    split = truth.name.split(".")[0].removeprefix("y_")
+    classes = read_classes(folder)
+    entries, _ = read_index(folder, split)
     table, groups = VolumeTable([], classes), []
-    pairs = zip(predicted_volumes(truth, folder, split), predicted_volumes(prediction, folder, split))
-    for true, pred in pairs:
+    every_class = np.ones(len(classes), bool)
+    true_volumes = predicted_volumes(truth, folder, split)
+    volumes = predicted_volumes(prediction, folder, split)
+    for true, predicted in zip(true_volumes, volumes):
         affine = np.array(true.entry["affine"])
-        _whole(true, slice_axes(affine, true.entry["orientation"])[0][0])
-        pair = Pair(true.id, true.labels, pred.labels, affine)
+        axes, _ = slice_axes(affine, true.entry["orientation"])
+        _whole(true, axes[0])
+        pair = Pair(true.id, true.labels, predicted.labels, affine)
         table.cases.append(true.id)
         groups.append(entries[true.id]["patient"])
-        table.scores.append(score_pair(pair, np.ones(len(classes), bool), tolerance))
+        table.scores.append(score_pair(pair, every_class, tolerance))
     return _finished(table, np.array(groups), tolerance)
 
 

@@ -305,7 +305,7 @@ test_close(
 # ## Choosing channels
 #
 # In the decoder, a *channel-wise cross attention* (equations 5 and 6): the mean of each channel of the skip and of the decoder's map decide how much
-# of each skip channel comes through. It is the attention gate of the [Attention U-Net](attunet.html) turned around: that one weighs pixels, this one channels.
+# of each skip channel comes through. It is the attention gate of the [Attention U-Net](30_attunet.ipynb) turned around: that one weighs pixels, this one channels.
 
 # %%
 #| export

@@ -91,7 +91,7 @@ fig.tight_layout()
 #
 # The plain network and the newer residual encoder ("ResEnc" in nnU-Net, with 1, 3, 4, 6, 6 … residual blocks a level and one convolution a level in the decoder) share the wrapper.
 #
-# **Deep supervision**: with `deep_supervision` set, training mode answers with a list of logits from full size down, which `deep_supervised` (in [base](base.html)) turns into one loss.
+# **Deep supervision**: with `deep_supervision` set, training mode answers with a list of logits from full size down, which `deep_supervised` (in [base](10_base.ipynb)) turns into one loss.
 # In evaluation mode, and when it is off, there is one tensor, as for any other network. It may be switched on the finished model: `model.deep_supervision = True`.
 
 # %%

@@ -122,7 +122,7 @@ for halves in (Halves("dpt", "resnet34"), Halves("unett", "resnet34")):
 # ## How wide a decoder?
 #
 # The library's decoders are made for large photographs. Under a small encoder more than half of the time goes into them. `width` is the number of channels at full resolution, as for the other networks, and the coarser levels follow from it.
-# With `light` a U-Net's decoder is thinner at the coarse levels only, where most of its numbers are. With `half` it stops at half the resolution, and its logits are enlarged; where the slices were enlarged themselves nothing is lost. [At equal time](../benchmarks/pretrained.html) such a decoder drew better than the library's in the one trial made.
+# With `light` a U-Net's decoder is thinner at the coarse levels only, where most of its numbers are. With `half` it stops at half the resolution, and its logits are enlarged; where the slices were enlarged themselves nothing is lost. [At equal time](../benchmarks/pretrained.ipynb) such a decoder drew better than the library's in the one trial made.
 
 # %%
 #| export

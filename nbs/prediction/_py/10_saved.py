@@ -85,7 +85,7 @@ print(class_names(run_spec(run, weights=False)))
 # %% [markdown]
 # ## The rule
 #
-# [The decision rule](../inference/rule.html) decides every pixel of a submission. A damaged one must not pass as another rule, so numbers are checked, not only names.
+# [The decision rule](../inference/40_rule.ipynb) decides every pixel of a submission. A damaged one must not pass as another rule, so numbers are checked, not only names.
 
 # %%
 #| export
@@ -166,7 +166,7 @@ for damaged in ({"threshold": "0.4"}, {"threshold": 4}, {"gates": 0.5}, None, as
 # %% [markdown]
 # ## The metrics
 #
-# `metrics.json` is written last, as the sign that a run is finished. It holds the rule and, for runs that held out at least two patients, the [calibration](../inference/calibration.html): a temperature, and the rule that was chosen again for the cooler probabilities.
+# `metrics.json` is written last, as the sign that a run is finished. It holds the rule and, for runs that held out at least two patients, the [calibration](../inference/50_calibration.ipynb): a temperature, and the rule that was chosen again for the cooler probabilities.
 
 # %%
 #| export

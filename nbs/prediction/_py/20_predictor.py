@@ -80,7 +80,7 @@ for seed, folder in enumerate(folders):
 # %% [markdown]
 # ## Members
 #
-# A [member](../inference/loop.html) is one trained network, ready to be asked. One that comes from a run folder knows the folder too, so that errors can name it, and what it has seen in training.
+# A [member](../inference/20_loop.ipynb) is one trained network, ready to be asked. One that comes from a run folder knows the folder too, so that errors can name it, and what it has seen in training.
 
 # %%
 #| export
@@ -194,7 +194,7 @@ for images in wrong:
 # %% [markdown]
 # ## The predictor
 #
-# Runs are averaged *as probabilities*, with equal weights. An average of masks would throw away how sure each run was, and weights that were searched on held-out slices did not carry over to the test for those who tried. [Views](../inference/views.html) of the same image are averaged in the same way.
+# Runs are averaged *as probabilities*, with equal weights. An average of masks would throw away how sure each run was, and weights that were searched on held-out slices did not carry over to the test for those who tried. [Views](../inference/30_views.ipynb) of the same image are averaged in the same way.
 #
 # An average of softmax and sigmoid runs has no background channel in common, so it is read like a sigmoid.
 
@@ -300,7 +300,7 @@ except InputError as e: print(e)
 
 
 # %% [markdown]
-# A predictor is an ensemble with a [decision rule](../inference/rule.html). The rule may drop islands of few pixels. How few depends on the size of the images, so the rule remembers the size it was chosen on.
+# A predictor is an ensemble with a [decision rule](../inference/40_rule.ipynb). The rule may drop islands of few pixels. How few depends on the size of the images, so the rule remembers the size it was chosen on.
 
 # %%
 #| export
@@ -363,7 +363,7 @@ test_eq(echoes.rule_at((128, 128)), Rule(island=10))
 # %% [markdown]
 # ## Loading runs
 #
-# Runs can be averaged if they know the same classes in the same order. The rule is that of the first run that has one; [for an ensemble a rule of its own can be chosen](choose.html).
+# Runs can be averaged if they know the same classes in the same order. The rule is that of the first run that has one; [for an ensemble a rule of its own can be chosen](30_choose.ipynb).
 #
 # Runs predict in the precision they were trained in. A network that was trained in float32, because float16 could not hold its numbers, must not be asked in float16 when it counts.
 

@@ -52,7 +52,7 @@ from ctseg.recipes.table import get_recipe
 from ctseg.runs.recipe import apply_settings
 
 # %% [markdown]
-# The most probable class of each pixel is not the best label map for the Dice: a structure that is drawn where it is not costs the whole score of its cell. [The decision rule](../inference/rule.html) has a threshold and decides which structures to keep. Slices that the runs have not trained on say which rule is worth it.
+# The most probable class of each pixel is not the best label map for the Dice: a structure that is drawn where it is not costs the whole score of its cell. [The decision rule](../inference/40_rule.ipynb) has a threshold and decides which structures to keep. Slices that the runs have not trained on say which rule is worth it.
 #
 # Three small runs serve as the example: two that held out the first fold, and one that held out the second.
 
@@ -190,9 +190,9 @@ assert np.isnan(tables[:, ~known]).all() and np.isfinite(tables[:, known & (tabl
 # %% [markdown]
 # ## The candidates
 #
-# The grid of thresholds is coarse on purpose: with some tens of slices a fine one would fit their noise. Each threshold draws other structures, so each gets its own estimates of which to keep, by their [expected Dice](../inference/expected_dice.html). The alternative is one gate for all classes.
+# The grid of thresholds is coarse on purpose: with some tens of slices a fine one would fit their noise. Each threshold draws other structures, so each gets its own estimates of which to keep, by their [expected Dice](../inference/45_expected_dice.ipynb). The alternative is one gate for all classes.
 #
-# What the expected Dice brings over the gate and over plain argmax is measured on [real CT and on the phantom](../benchmarks/decision_rule.html).
+# What the expected Dice brings over the gate and over plain argmax is measured on [real CT and on the phantom](../benchmarks/decision_rule.ipynb).
 
 # %%
 #| export

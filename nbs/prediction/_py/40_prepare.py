@@ -59,7 +59,7 @@ runs = [
 # %% [markdown]
 # ## Calibration is kept in the run
 #
-# `metrics.json` keeps the [temperature](../inference/calibration.html) and the errors before and after, `reliability.csv` the points of the diagram. A threshold of 0.3 means something else once the probabilities have changed. So a rule is chosen again for the calibrated ones, and kept beside the temperature.
+# `metrics.json` keeps the [temperature](../inference/50_calibration.ipynb) and the errors before and after, `reliability.csv` the points of the diagram. A threshold of 0.3 means something else once the probabilities have changed. So a rule is chosen again for the calibrated ones, and kept beside the temperature.
 
 # %%
 #| export
@@ -116,7 +116,7 @@ pd.read_csv(runs[0]/"reliability.csv").tail(3)
 # %% [markdown]
 # ## A rule for several runs
 #
-# The rule of one run fits the probabilities of that run. The average of several is smoother, so its rule is chosen [out of fold](choose.html), on slices that the runs held out. Their temperatures, if asked for, come before that.
+# The rule of one run fits the probabilities of that run. The average of several is smoother, so its rule is chosen [out of fold](30_choose.ipynb), on slices that the runs held out. Their temperatures, if asked for, come before that.
 
 # %%
 #| export

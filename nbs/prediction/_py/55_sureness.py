@@ -26,7 +26,7 @@ from ctseg.inference.expected_dice import ExpectedDice, drawn_structures
 from ctseg.inference.loop import over_slices
 from ctseg.inference.rule import decide
 from ctseg.prediction.predictor import Predictor, RunMember
-from ctseg.prediction.saved import read_metrics
+from ctseg.prediction.saved import SavedCalibration, read_metrics
 
 # %%
 #| hide
@@ -62,19 +62,28 @@ SURE = 0.75  # probability from which a pixel at the edge counts as certain
 
 def edge_pixels(label: torch.Tensor) -> torch.Tensor:
     "bool [B, H, W]: pixels of a structure with a neighbour (of 4) of another label, or at the border of the image."
-    framed = F.pad(label.long(), (1, 1, 1, 1), value=-1)
-    middle, inside = label.long(), slice(1, -1)
-    others = [framed[:, :-2, inside], framed[:, 2:, inside], framed[:, inside, :-2], framed[:, inside, 2:]]
-    return (label > 0) & torch.stack([other != middle for other in others]).any(0)
+    here = label.long()
+    framed = F.pad(here, (1, 1, 1, 1), value=-1)
+    columns, rows = framed[:, 1:-1], framed[:, :, 1:-1]
+    differs_below = rows[:, 2:] != here
+    differs_above = rows[:, :-2] != here
+    differs_left = columns[:, :, :-2] != here
+    differs_right = columns[:, :, 2:] != here
+    differs = differs_below | differs_above | differs_left | differs_right
+    return (label > 0) & differs
 
 
 def uncertain_edge(prob: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
     "f32 [B, C]: the share of a structure's edge pixels with a probability below `SURE`; NaN where it is not drawn."
-    classes, edge = prob.shape[1], edge_pixels(label)
+    C = prob.shape[1]
+    edge = edge_pixels(label)
     chosen = (label.long() - 1).clamp(min=0)
-    unsure = edge & (prob.gather(1, chosen[:, None])[:, 0] < SURE)
-    both = [sum_by_class(pixels.float(), label, classes) for pixels in (unsure, edge)]
-    return torch.where(both[1] > 0, both[0]/both[1].clamp(min=1), torch.nan)
+    of_chosen = prob.gather(1, chosen[:, None])[:, 0]
+    unsure = edge & (of_chosen < SURE)
+    unsure_pixels = sum_by_class(unsure.float(), label, C)
+    all_pixels = sum_by_class(edge.float(), label, C)
+    share = unsure_pixels/all_pixels.clamp(min=1)
+    return torch.where(all_pixels > 0, share, torch.nan)
 
 
 # %%
@@ -111,11 +120,16 @@ def sureness(
     expected: ExpectedDice | None = None,
 ) -> dict[str, torch.Tensor]: # f32 [B, C] each: pixels, presence, expected_dice, uncertain_edge
     "How sure a prediction `label` is by the probabilities `prob`; arguments as of `presence_chance`."
-    pixels = sum_by_class(torch.ones_like(label, dtype=prob.dtype), label, prob.shape[1])
+    ones = torch.ones_like(label, dtype=prob.dtype)
+    pixels = sum_by_class(ones, label, prob.shape[1])
     presence = presence_chance(prob, label, expected)
-    dice = torch.where(pixels > 0, presence*soft_dice_confidence(prob, label), torch.nan)
-    columns = {"pixels": pixels, "presence": presence, "expected_dice": dice}
-    return columns | {"uncertain_edge": uncertain_edge(prob, label)}
+    dice = presence*soft_dice_confidence(prob, label)
+    return {
+        "pixels": pixels,
+        "presence": presence,
+        "expected_dice": torch.where(pixels > 0, dice, torch.nan),
+        "uncertain_edge": uncertain_edge(prob, label),
+    }
 
 
 # %%
@@ -140,23 +154,33 @@ class Judge:
         self, images: np.ndarray, prob: torch.Tensor, label: torch.Tensor,
     ) -> dict[str, torch.Tensor]:
         "`sureness` of labels [B, H, W] that were decided by `prob` [B, C, H, W], for images uint8 [B, H, W]."
-        prob = prob if self.same else self.predictor.probabilities(images)
+        if not self.same:
+            prob = self.predictor.probabilities(images)
         return sureness(prob, label.to(prob.device), self.expected)
 
 
 # %%
 #| export
+def _saved_calibrations(predictor: Predictor) -> list[SavedCalibration]:
+    "The calibrations of all members' runs; none unless each member has one."
+    saved = []
+    for member in predictor.members:
+        if not isinstance(member, RunMember) or not member.run: return []
+        calibration = read_metrics(member.run, len(predictor.classes)).calibration
+        if calibration is None: return []
+        saved.append(calibration)
+    return saved
+
 def judge_of(predictor: Predictor) -> Judge:
     "The judge of a predictor: itself, or its calibrated twin."
     members = predictor.members
-    if any(m.temperature != 1 for m in members):
-        return Judge(predictor, predictor.rule.expected, True, True)
-    saved = [read_metrics(m.run, len(predictor.classes)).calibration
-             for m in members if isinstance(m, RunMember) and m.run]
-    if len(saved) < len(members) or None in saved:
-        return Judge(predictor, predictor.rule.expected, False, True)
-    warm = [replace(m, temperature=s.temperature) for m, s in zip(members, saved)]
-    return Judge(replace(predictor, members=warm), saved[0].rule.expected, True, False)
+    calibrated = any(member.temperature != 1 for member in members)
+    saved = [] if calibrated else _saved_calibrations(predictor)
+    if not saved:
+        return Judge(predictor, predictor.rule.expected, calibrated, same=True)
+    warm = [replace(member, temperature=each.temperature) for member, each in zip(members, saved)]
+    twin = replace(predictor, members=warm)
+    return Judge(twin, saved[0].rule.expected, calibrated=True, same=False)
 
 
 # %%
@@ -171,12 +195,14 @@ print("calibrated:", judge.calibrated)
 #| export
 def judged(predictor: Predictor, slices: SliceSet, batch_size: int = 16) -> dict[str, np.ndarray]:
     "Of each slice: `labels` uint8 [N, H, W], and f32 [N, C] what `sureness` says of them."
-    judge, rule = judge_of(predictor), predictor.rule_at(slices.images.shape[1:])
+    judge = judge_of(predictor)
+    rule = predictor.rule_at(slices.images.shape[1:])
 
     def step(part: SliceSet) -> dict[str, torch.Tensor]:
         prob = predictor.probabilities(part.images)
         label = decide(prob, rule, predictor.activation)
-        return {"labels": label} | judge(part.images, prob, label)
+        sure = judge(part.images, prob, label)
+        return {"labels": label} | sure
     return over_slices(slices, step, batch_size)
 
 
@@ -211,7 +237,8 @@ def write_sureness(path: str | Path, predictor: Predictor) -> Iterator[Note]:
         out = csv.writer(file)
         out.writerow(COLUMNS)
         def note(names: list[str], images: np.ndarray, prob: torch.Tensor, label: torch.Tensor) -> None:
-            columns = {key: values.cpu() for key, values in judge(images, prob, label).items()}
+            sure = judge(images, prob, label)
+            columns = {key: values.cpu() for key, values in sure.items()}
             out.writerows(table_rows(judge, names, columns))
         yield note
 

@@ -47,7 +47,7 @@ from ctseg.metrics.challenge import dice_table
 
 
 # %% [markdown]
-# [The page](page.html) is **one file**: it can be kept beside the weights, mailed, opened on a phone. That sets a budget of 300 slices in less than 5 MB.
+# [The page](40_page.ipynb) is **one file**: it can be kept beside the weights, mailed, opened on a phone. That sets a budget of 300 slices in less than 5 MB.
 #
 # A CT slice of 256×256 as PNG takes some 40 kB, 300 of them 12 MB. WebP brings one to 6 kB, and under a coloured overlay nobody sees the difference. Masks must be exact. They are nearly all long runs of one number, so plain zlib brings truth and prediction together to two or three kB. The browser unpacks them (`DecompressionStream`) and colours them on a canvas, so that the overlay can be faded and single structures picked out.
 

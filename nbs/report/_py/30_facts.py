@@ -81,9 +81,13 @@ def scored_slices(
     annotated: str = "json", # of a folder, see `read_challenge`
 ) -> SliceSet:
     "The slices with truth that a run may be judged by."
-    if split not in SPLITS: raise did_you_mean("split", split, SPLITS)
-    if isinstance(data, SliceSet): slices = data
-    else: slices = read_challenge(data, "test" if split == "test" else "train", annotated)
+    if split not in SPLITS:
+        raise did_you_mean("split", split, SPLITS)
+    if isinstance(data, SliceSet):
+        slices = data
+    else:
+        images = "test" if split == "test" else "train"
+        slices = read_challenge(data, images, annotated)
     if list(slices.classes.names) != class_names(run_spec(run)):
         raise InputError(f"{run.folder}: knows other classes than the data it is to be scored on")
     if split == "held-out":
@@ -112,7 +116,9 @@ except InputError as e: print(e)
 #| export
 def shown_value(value: Any) -> Any:
     "A value of a recipe as the page shows it: of a path only the name."
-    return re.split(r"[/\\]", value)[-1] if isinstance(value, str) else value
+    if not isinstance(value, str): return value
+    *_, name = re.split(r"[/\\]", value)
+    return name
 
 def recipe_facts(run: Run, spec: dict[str, Any]) -> dict[str, Any]:
     "What the page says about the recipe of a run."
@@ -238,14 +244,15 @@ print(", ".join(facts))
 # %% [markdown]
 # ## The slices
 #
-# Score with interval, a row for each structure, and [what is taken for what](confusion.html).
+# Score with interval, a row for each structure, and [what is taken for what](10_confusion.ipynb).
 
 # %%
 #| export
 def class_intervals(slices: SliceSet, pred: np.ndarray, reps: int = 500) -> list[list[float | None]]:
     "The 95 % interval of each class's Dice over groups, for predictions uint8 [N, H, W]; None without a score."
     dice = dice_table(pred, slices.masks, len(slices.classes))
-    table, intervals = np.where(slices.known, dice, np.nan), []
+    table = np.where(slices.known, dice, np.nan)
+    intervals = []
     for c in range(len(slices.classes)):
         score = bootstrap_mean(table[:, [c]], slices.groups, reps)
         intervals.append([plain_value(score["low"]), plain_value(score["high"])])
@@ -294,8 +301,11 @@ def slice_facts(
     table = confusion(pred, slices.masks, len(slices.classes))
     intervals = class_intervals(slices, pred)
     more = sure_facts(slices, sure) if sure else [{}]*len(intervals)
-    full = [row | {"interval": intervals[row["id"] - 1]} | more[row["id"] - 1] for row in score["per_class"]]
-    rows = sorted(full, key=lambda row: (not row["support"], row["id"]))
+    rows = []
+    for row in score["per_class"]:
+        c = row["id"] - 1
+        rows.append(row | {"interval": intervals[c]} | more[c])
+    rows.sort(key=lambda row: (not row["support"], row["id"]))  # without support: last
     return {"score": score, "rows": rows, "sides": sides(table, slices.classes), "heat": heat_table(table)}
 
 
@@ -310,7 +320,7 @@ print([(r["name"], r["support"], r["dice"] and round(r["dice"], 3)) for r in fac
 # %% [markdown]
 # ## What teachers said
 #
-# The original method keeps or rejects whole pseudo-labelled slices. [Self-training](../methods/self_training.html) accepts single cells. Numbers come from tables. The slices themselves are shown where the run has kept what the teacher drew, and only on the data it was trained on: another folder may have slices of the same names.
+# The original method keeps or rejects whole pseudo-labelled slices. [Self-training](../methods/60_self_training.ipynb) accepts single cells. Numbers come from tables. The slices themselves are shown where the run has kept what the teacher drew, and only on the data it was trained on: another folder may have slices of the same names.
 
 # %%
 #| export
@@ -351,7 +361,8 @@ def pseudo_sets(
         rows = np.flatnonzero(pseudo["kept"] == kept)
         rows = rows[spread(score[rows], most)]
         if not len(rows): continue
-        shown = slices[[position[str(n)] for n in pseudo["names"][rows]]]
+        names = pseudo["names"][rows].tolist()
+        shown = slices[[position[name] for name in names]]
         packed = pack_slices(shown, pseudo["labels"][rows], most, truth=False)
         sets.append({"name": name, "truth": False, "slices": packed})
     return sets
@@ -376,15 +387,20 @@ def pseudo_facts(
     most: int = 50, # slices of each kind
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]: # facts; sets of slices
     "Pseudo-labels kept and rejected: numbers, a figure, and slices where the run keeps what the teacher drew."
+    facts = {"pseudo": None, "cells": None}
     cells = read_table(run/"pseudo_cells.csv", CELLS, ("class",))
-    facts = {"pseudo": None, "cells": None if cells is None else cells.to_dict("records")}
+    if cells is not None:
+        facts["cells"] = cells.to_dict("records")
     score = getattr(spec["recipe"].method, "confidence", "sdc")
     table = read_table(run/"pseudo_labels.csv", {"kept": SHARE, score: ANY}, ("image",))
     if table is None: return facts, []
+    sets = []
     pseudo = None if data is None else read_pseudo_labels(run, data)
-    if pseudo is not None and table.image.tolist() != [csv_cell(str(n)) for n in pseudo["names"]]:
-        raise damaged_file(run/"pseudo_labels.csv", "other images than in pseudo_labels.npz")
-    sets = [] if pseudo is None else pseudo_sets(pseudo, table[score].to_numpy(), data, most)
+    if pseudo is not None:
+        images = [csv_cell(str(name)) for name in pseudo["names"]]
+        if table.image.tolist() != images:
+            raise damaged_file(run/"pseudo_labels.csv", "other images than in pseudo_labels.npz")
+        sets = pseudo_sets(pseudo, table[score].to_numpy(), data, most)
     figure = svg(kept_and_rejected(table, score), "pseudo")
     numbers = {"images": len(table), "kept": int(table.kept.sum()), "score": score}
     facts["pseudo"] = numbers | {"figure": figure, "shown": bool(sets)}

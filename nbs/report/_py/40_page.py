@@ -55,7 +55,7 @@ from ctseg.runs.recipe import apply_settings
 #
 #     ctseg report RUN --data FOLDER      # writes RUN/report.html
 #
-# Here is the page of a small run that is trained while this notebook runs: a body with two lungs and a heart, two of three structures examined on each annotated slice, and the [teacher–student](../methods/teacher_student.html) method. Click into the page and use the arrow keys.
+# Here is the page of a small run that is trained while this notebook runs: a body with two lungs and a heart, two of three structures examined on each annotated slice, and the [teacher–student](../methods/30_teacher_student.ipynb) method. Click into the page and use the arrow keys.
 
 # %%
 slices, _ = toy_set(60, labelled=40, size=64)

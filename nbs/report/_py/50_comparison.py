@@ -49,7 +49,7 @@ from ctseg.runs.folder import Run
 from ctseg.runs.recipe import apply_settings
 
 # %% [markdown]
-# Is B better than A? Two intervals side by side are the wrong answer: a hard patient weighs on both runs. The difference is taken slice by slice, and its interval comes from drawing whole groups of slices, [the same for both](../metrics/bootstrap.html).
+# Is B better than A? Two intervals side by side are the wrong answer: a hard patient weighs on both runs. The difference is taken slice by slice, and its interval comes from drawing whole groups of slices, [the same for both](../metrics/40_bootstrap.ipynb).
 #
 # Two runs that differ in their loss serve as the example. [At the end](#the-page) they get their page.
 

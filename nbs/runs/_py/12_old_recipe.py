@@ -65,16 +65,21 @@ def nested(flat: dict[str, Any]) -> dict[str, Any]:
     for group in ("name", "about", *CHOICES):
         if not isinstance(flat.get(group, ""), str):
             raise InputError(f"{group} = {flat[group]!r}: expected a text")
-    recipe = Recipe(**{group: chosen(group, flat[group]) for group in CHOICES if group in flat})
+    choices = {group: chosen(group, flat[group]) for group in CHOICES if group in flat}
+    recipe = Recipe(**choices)
+    parts = recipe_dict(recipe)
     name = flat.get("name", "custom")
-    parts = recipe_dict(recipe) | {"name": OLD_NAMES.get(name, name), "about": flat.get("about", "")}
+    parts["name"] = OLD_NAMES.get(name, name)
+    parts["about"] = flat.get("about", "")
     for group, values in LATER.items():
-        parts[group] = {key: value for key, value in parts[group].items() if key not in values}
-    for old in [key for key in flat if key not in ("name", "about", *CHOICES)]:
+        for later in values:
+            parts[group].pop(later, None)
+    for old, value in flat.items():
+        if old in ("name", "about", *CHOICES): continue
         place = new_place(recipe, old)
-        if place is None: continue
-        group, name = place
-        parts[group][name] = flat[old]
+        if place is not None:
+            group, setting = place
+            parts[group][setting] = value
     return parts
 
 
@@ -85,12 +90,15 @@ def nested(flat: dict[str, Any]) -> dict[str, Any]:
 #| export
 def as_before(parts: dict[str, Any]) -> dict[str, Any]:
     "The nested dictionaries of a run's recipe, with the settings that it could not know at what was done then."
-    out = dict(parts)
+    completed = dict(parts)
     for group, values in LATER.items():
         given = dict(parts.get(group, {}))
-        known = names_of(chosen(group, given["name"])) if "name" in given else {}
-        out[group] = {name: value for name, value in values.items() if name in known} | given
-    return out
+        if "name" in given:
+            settings = names_of(chosen(group, given["name"]))
+            before = {name: value for name, value in values.items() if name in settings}
+            given = before | given
+        completed[group] = given
+    return completed
 
 
 # %%

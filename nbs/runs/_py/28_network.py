@@ -31,7 +31,7 @@ from ctseg.runs.folder import make_spec, spec_dict
 # %% [markdown]
 # The recipe `ctseg-pretrained` starts from a [pretrained encoder](../models/70_encoders.ipynb). Two things about it cannot be written into a recipe once and for all.
 #
-# **The size.** Such an encoder has seen photographs of 224 pixels, and looks at an image through steps of 32 pixels. A slice of 64 pixels is two steps wide. [Enlarged to 128](../benchmarks/pretrained.html) it gives the encoder something to see. So `image_size=-1` means: 128 pixels where both sides are shorter and the encoder is pretrained; the images' own size otherwise. What was enlarged carries no finer detail, so a U-Net then stops at half the resolution (`half`).
+# **The size.** Such an encoder has seen photographs of 224 pixels, and looks at an image through steps of 32 pixels. A slice of 64 pixels is two steps wide. [Enlarged to 128](../benchmarks/pretrained.ipynb) it gives the encoder something to see. So `image_size=-1` means: 128 pixels where both sides are shorter and the encoder is pretrained; the images' own size otherwise. What was enlarged carries no finer detail, so a U-Net then stops at half the resolution (`half`).
 
 # %%
 #| export

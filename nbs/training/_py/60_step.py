@@ -176,8 +176,10 @@ class Contexts:
         "What the method may read."
         model = self.learner.ema.model if self.phase.teacher is None else self.phase.teacher
         teacher = Teacher(model, self.loss, self.learner.acc.autocast, pieces)
-        rng, classes = partial(self.rng, step), self.phase.slices.classes
-        return StepContext(step, self.total, student, teacher, ViewLoss(self.loss), rng, share, classes)
+        loss = ViewLoss(self.loss)
+        rng = partial(self.rng, step)
+        classes = self.phase.slices.classes
+        return StepContext(step, self.total, student, teacher, loss, rng, share, classes)
 
 
 # %%
@@ -240,12 +242,14 @@ class PieceLoss(ViewMaker):
     "The loss of one piece of a batch."
     def piece_loss(self, views: dict[str, Batch], step: int, piece: int, pieces: int) -> torch.Tensor:
         "The loss of one piece of the views, of this process."
-        setup, share = self.setup, slice(rank() + world()*piece, None, world()*pieces)
+        setup = self.setup
+        share = slice(rank() + world()*piece, None, world()*pieces)
         torch.manual_seed(derived_seed(setup.seed, self.phase.name, step, rank(), piece))  # dropout
         student = Student(self.learner.model, bool(setup.presence))
         ctx = self.context(step, pieces, share, student)
         with self.learner.acc.autocast():
-            loss = self.method.loss(ctx, {name: view[share] for name, view in views.items()})
+            own = {name: view[share] for name, view in views.items()}
+            loss = self.method.loss(ctx, own)
             heads = student.presence_logits
             for present, view in heads:
                 of_head = presence_loss(present, view, self.loss.gather, self.loss.unions)
@@ -263,7 +267,9 @@ class Stepper(PieceLoss):
     "Makes the gradients of one batch after another."
     def gradients(self, index: torch.Tensor, step: int, pieces: int = 1) -> tuple[float, float]:
         "Gradients of one batch, not yet used: the loss, and the gradient's norm before clipping."
-        views, total, learner = self.make_views(index, step, pieces), 0., self.learner
+        learner = self.learner
+        views = self.make_views(index, step, pieces)
+        total = 0.
         for piece in range(pieces):
             last = piece == pieces - 1
             with contextlib.nullcontext() if last else learner.acc.no_sync(learner.model):
@@ -272,7 +278,8 @@ class Stepper(PieceLoss):
                 size = len(rows)/len(index)
                 learner.acc.backward(loss*size)
             total = total + loss.detach()*size
-        norm = learner.acc.clip_grad_norm_(learner.model.parameters(), self.setup.schedule.clip or math.inf)
+        most = self.setup.schedule.clip or math.inf
+        norm = learner.acc.clip_grad_norm_(learner.model.parameters(), most)
         total = torch.as_tensor(total)
         loss, norm = torch.stack([total.float(), norm.float()]).tolist()  # one wait for the card
         return loss, norm

@@ -36,9 +36,10 @@ from fastcore.test import test_eq
 #| export
 def check_trackers(names: str | Iterable[str]) -> tuple[str, ...]:
     "The trackers that are asked for, each once; `InputError` for an unknown one, or one that is not installed."
-    texts = [names] if isinstance(names, str) else names
-    asked = [name.strip() for text in texts for name in str(text).split(",")]
-    chosen = tuple(dict.fromkeys(name for name in asked if name))
+    texts = [names] if isinstance(names, str) else map(str, names)
+    asked = ",".join(texts).split(",")
+    stripped = [name.strip() for name in asked]
+    chosen = tuple(dict.fromkeys(filter(None, stripped)))  # each once, in order
     for name in chosen:
         if name not in LOGGER_TYPE_TO_CLASS:
             raise did_you_mean("tracker", name, LOGGER_TYPE_TO_CLASS)
@@ -61,18 +62,27 @@ for wrong in ("tensorbord", "no_such_tracker"):
 #| export
 def opening(name: str, folder: Path, entry: dict[str, Any]) -> dict[str, Any]:
     "What a tracker is opened with; `entry`: what was kept of it, changed in place."
-    if name == "tensorboard":  # what a killed run has logged twice, is dropped
-        purge = {"purge_step": entry["logged"] + 1} if entry["logged"] else {}
-        return {"run_name": name, "logging_dir": str(folder)} | purge
+    if name == "tensorboard":
+        options = {"run_name": name, "logging_dir": str(folder)}
+        if entry["logged"]:  # what a killed run has logged twice, is dropped
+            options["purge_step"] = entry["logged"] + 1
+        return options
     if name == "wandb":
         entry.setdefault("id", uuid.uuid4().hex[:8])
-        mode = os.environ.get("WANDB_MODE", "offline")
-        run = {"id": entry["id"], "resume": "allow", "name": folder.name, "dir": str(folder), "mode": mode}
-        return {"run_name": os.environ.get("WANDB_PROJECT", "ctseg")} | run
+        return {
+            "run_name": os.environ.get("WANDB_PROJECT", "ctseg"),
+            "id": entry["id"],
+            "resume": "allow",
+            "name": folder.name,
+            "dir": str(folder),
+            "mode": os.environ.get("WANDB_MODE", "offline"),
+        }
     if name == "mlflow":
         return {"experiment_name": "ctseg", "run_name": folder.name, "run_id": entry.get("id")}
-    needs_folder = LOGGER_TYPE_TO_CLASS[name].requires_logging_directory
-    return {"run_name": "ctseg"} | ({"logging_dir": str(folder)} if needs_folder else {})
+    options = {"run_name": "ctseg"}
+    if LOGGER_TYPE_TO_CLASS[name].requires_logging_directory:
+        options["logging_dir"] = str(folder)
+    return options
 
 
 # %%
@@ -97,8 +107,12 @@ print(opening("tensorboard", Path("runs/first"), entry))
 #| export
 def points(row: dict[str, Any]) -> dict[str, float]:
     "The numbers of a row of the history, by PHASE/NAME; what was not measured is left out."
-    values = {f"{row['phase']}/{key}": float(row[key]) for key in ("loss", "dice", "lr", "skipped")}
-    return {name: value for name, value in values.items() if math.isfinite(value)}
+    numbers = {}
+    for key in ("loss", "dice", "lr", "skipped"):
+        value = float(row[key])
+        if math.isfinite(value):
+            numbers[f"{row['phase']}/{key}"] = value
+    return numbers
 
 
 # %%
@@ -111,8 +125,11 @@ print(points(row))
 class TrackerState:
     "The trackers of a run, open, and what is kept of them."
     def __init__(self, names: Iterable[str], folder: Path, config: dict[str, Any]):
-        self.folder, self.path = folder, folder/"trackers.json"
-        self.state: dict[str, dict[str, Any]] = read_json(self.path) if self.path.exists() else {}
+        self.folder = folder
+        self.path = folder/"trackers.json"
+        self.state: dict[str, dict[str, Any]] = {}
+        if self.path.exists():
+            self.state = read_json(self.path)
         self.open: dict[str, GeneralTracker] = {}
         for name in names:
             entry = self.state.setdefault(name, {"logged": 0})
@@ -124,7 +141,8 @@ class TrackerState:
 
     def finish(self) -> None:
         "Close them."
-        for tracker in self.open.values(): tracker.finish()
+        for tracker in self.open.values():
+            tracker.finish()
         self.open = {}
 
 
@@ -144,7 +162,8 @@ class Trackers(TrackerState):
         for name, tracker in list(self.open.items()):
             entry = self.state[name]
             try:
-                for step, row in enumerate(history[entry["logged"]:], entry["logged"] + 1):
+                logged = entry["logged"]
+                for step, row in enumerate(history[logged:], logged + 1):
                     tracker.log(points(row), step=step)
                 entry["logged"] = len(history)
             except Exception as e:
