@@ -184,7 +184,8 @@ def _known_of_test(folder: Path, csv: Path, names, masks: np.ndarray, classes: C
 
 
 # %%
-test_eq(_known_of_test(Path("no such folder"), Path("y_test.csv"), ["0.png"], None, ClassMap(["liver"])), [[True]])
+whole = _known_of_test(Path("no such folder"), Path("y_test.csv"), ["0.png"], None, ClassMap(["liver"]))
+test_eq(whole, [[True]])
 
 
 # %%
