@@ -111,17 +111,23 @@ for wrong in (
 
 # %%
 #| export
-def read_unions(
-    path, # a `unions.json`
-    names: Iterable[str], # of all classes
-) -> Unions:
-    "The unions in a file; `InputError` names the file and what is wrong."
+def read_union_lists(path) -> dict[str, list[str]]: # union → its members
+    "What a `unions.json` holds, by name; `InputError` for anything else than lists of names."
     table = read_json(path)
     lists = table.values() if isinstance(table, dict) else [None]
     if not all(isinstance(members, list) and all(isinstance(m, str) for m in members) for members in lists):
         example = '{"lungs": ["lung_left", "lung_right"]}'
         raise InputError(f"{path}: expected an object from unions to lists of their members, "
                          f"such as {example}")
+    return table
+
+
+def read_unions(
+    path, # a `unions.json`
+    names: Iterable[str], # of all classes
+) -> Unions:
+    "The unions in a file; `InputError` names the file and what is wrong."
+    table = read_union_lists(path)
     try:
         return union_ids(table, names)
     except InputError as e:
