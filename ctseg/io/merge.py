@@ -222,7 +222,7 @@ def gather(
 def merged_index(
     sources: list[Source],
     frame: Frame,
-    origins: dict[str, list[tuple[str, str]]], # split → source and name there of each image
+    gathered: dict[str, Gathered], # the images by split
 ) -> dict | None:
     "The index of all volumes, whose names begin with the source's; `None` where there cannot be one."
     ways = [imported_slicing(source.folder) for source in sources]
@@ -237,8 +237,8 @@ def merged_index(
                 volume = f"{source.name}-{line['volume']}"
                 lines[source.name, split, name] = line | {"volume": volume}
     images = {}
-    for split, those in origins.items():
-        of_split = [lines[source, split, name] for source, name in those]
+    for split, one in gathered.items():
+        of_split = [lines[source, split, name] for source, name in one.origins]
         images[split] = {f"{i}.png": line for i, line in enumerate(of_split)}
     seal = index_seal(volumes, images)
     return {"version": 1, "seal": seal, "volumes": volumes, "images": images}
@@ -270,12 +270,18 @@ def _write(
     if index:
         write_json(index, out/"index.json", indent=None)
 
-
+# %% ../../nbs/io/88_merge.ipynb #d2e94aaa
 def planned_classes(sources: list[Source], rename, unions) -> ClassPlan:
     "What all numbers become, with a renaming and unions that may be files."
     table = read_union_lists(unions) if isinstance(unions, (str, Path)) else unions
     names = {source.name: source.classes for source in sources}
     return match_classes(names, read_renaming(rename).table, table)
+
+
+def _check_word(annotated: str | None):
+    "`InputError` for a word about zeros that there is not."
+    if annotated not in (None, "all", "present"):
+        raise did_you_mean("value of annotated", annotated, ("all", "present"))
 
 
 def frame_of(sources: list[Source], resize: str | None, size: int | None) -> Frame:
@@ -307,12 +313,12 @@ def merge_facts(
 def merge(
     folders, # two or more challenge folders
     out, # the merged folder, new
-    rename=None, # {label: class name} or the path of such a JSON; a label may be source/label
-    unions=None, # {union: [members]} or the path of such a JSON
-    resize: str | None = None, # spacing, fit or pad: how images of different sizes become one
+    rename=None, # {label or source/label: class name}, or the path of such a JSON
+    unions=None, # {union: [members]}, or the path of such a JSON
+    resize: str | None = None, # spacing, fit or pad
     size: int | None = None, # side of the merged images in pixels
     annotated: str | None = None, # all or present: of folders without annotated_labels.json
-) -> dict: # facts: sources, classes, number of slices, notes, and the table of who taught what
+) -> dict: # facts, notes, and the table of who taught what
     """Make one challenge folder of several. What a source never looked for stays unknown on its slices.
 
     Raises `InputError` for contradictions between the sources, before anything is written.
@@ -320,16 +326,13 @@ def merge(
     folders = [Path(folder) for folder in folders]
     out = new_folder(out)
     _check_folders(folders, out)
-    if annotated not in (None, "all", "present"):
-        raise did_you_mean("value of annotated", annotated, ("all", "present"))
+    _check_word(annotated)
     sources = find_sources(folders)
     plan = planned_classes(sources, rename, unions)
     frame = frame_of(sources, resize, size)
     with atomic_path(out) as tmp:
         gathered, rows = gather(sources, plan, frame, annotated, tmp.parent/"arrays")
         _check_examined_at_all(rows, folders)
-        origins = {split: one.origins for split, one in gathered.items()}
-        index = merged_index(sources, frame, origins)
         tmp.mkdir()
-        _write(tmp, gathered, rows, plan.classes, index)
+        _write(tmp, gathered, rows, plan.classes, merged_index(sources, frame, gathered))
     return merge_facts(plan, frame, gathered, rows, len(sources))
