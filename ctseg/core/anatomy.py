@@ -44,7 +44,11 @@ def side_word(name: str) -> str:
 def other_side(name: str) -> str:
     "The name of the mirror image: `kidney_left` → `kidney_right`; \"\" if the name has no side."
     word = _OTHER_SIDE.get(side_word(name)) or _OTHER_SIDE_BACK.get(side_word(name))
-    return _SIDE.sub(word, name) if word else ""
+    if not word: return ""
+    def in_its_case(match: re.Match) -> str:
+        if match[0].isupper(): return word.upper()
+        return word.capitalize() if match[0][0].isupper() else word
+    return _SIDE.sub(in_its_case, name)
 
 # %% ../../nbs/core/40_anatomy.ipynb #83bfbf66
 def lateral_pairs(

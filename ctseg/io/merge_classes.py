@@ -92,10 +92,11 @@ class MergedNames:
         return merged
 
     def _respelled(self, what: Meaning, name: str) -> str:
-        "A new name, spelled after that of its mirror image, if this is there."
+        "A new name, spelled after that of its mirror image, if this is there and would not be found otherwise."
         side = {"left": "right", "right": "left"}.get(what.side, "none")
         partner = self.named.get(what.on(side))
-        return other_side(partner) if partner and other_side(partner) else name
+        mirrored = other_side(partner) if partner else ""
+        return mirrored if mirrored.lower() != name.lower() and mirrored else name
 
     def find(self, name: str) -> str:
         "The class that a name of any spelling stands for; `InputError` if there is none."

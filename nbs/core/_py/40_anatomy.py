@@ -84,13 +84,17 @@ for name in names: print(f"{name:24}{side_word(name) or '-'}")
 def other_side(name: str) -> str:
     "The name of the mirror image: `kidney_left` → `kidney_right`; \"\" if the name has no side."
     word = _OTHER_SIDE.get(side_word(name)) or _OTHER_SIDE_BACK.get(side_word(name))
-    return _SIDE.sub(word, name) if word else ""
+    if not word: return ""
+    def in_its_case(match: re.Match) -> str:
+        if match[0].isupper(): return word.upper()
+        return word.capitalize() if match[0][0].isupper() else word
+    return _SIDE.sub(in_its_case, name)
 
 
 # %%
 test_eq(
-    [other_side(name) for name in ("kidney_left", "Lens Rt", "liver", "heart_atrium_left")],
-    ["kidney_right", "Lens lt", "", ""],
+    [other_side(name) for name in ("kidney_left", "Lens Rt", "Lung_L", "liver", "heart_atrium_left")],
+    ["kidney_right", "Lens Lt", "Lung_R", "", ""],
 )
 
 
