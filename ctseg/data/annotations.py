@@ -47,10 +47,10 @@ def read_annotated(
                          "every class was examined on every image of the CSV)")
     lists = read_json(path)
     if not isinstance(lists, list):
-        raise InputError(f"{path}: expected a list with a list of class ids for each training image")
+        raise InputError(f"{path}: expected a list with a list of class ids for each image")
     n = len(lists) if n is None else n
     if len(lists) != n:
-        raise InputError(f"{path}: {len(lists)} lists for {n} training images; "
+        raise InputError(f"{path}: {len(lists)} lists for {n} images; "
                          "give each a list, empty if not examined")
     known = np.zeros((n, C), bool)
     for i, ids in enumerate(lists):
@@ -64,13 +64,14 @@ def check_examined(
     names, # N image names
     csv: Path, # the file of the masks, for the error
     classes: ClassMap,
+    lists: str = "annotated_labels.json", # what says what was examined, for the error
 ):
     "`InputError` for pixels of a class that was not examined on its image."
     contradicted = present_classes(masks, len(classes)) & ~known
     if contradicted.any():
         i, c = np.argwhere(contradicted)[0]
         raise InputError(f"{csv}, column {names[i]}: pixels of class {c + 1} ({classes.name(c + 1)}), "
-                         f"not in entry {i} of annotated_labels.json; "
+                         f"not in entry {i} of {lists}; "
                          "add it there, or check that both files belong to the same images")
 
 # %% ../../nbs/data/65_annotations.ipynb #31eb1992

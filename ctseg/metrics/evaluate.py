@@ -18,7 +18,7 @@ import pandas as pd
 from ..core.anatomy import ClassMap
 from ..core.files import InputError, read_json
 from ..data.annotations import check_examined, check_patients, read_annotated, read_classes
-from ..data.challenge import is_train_table
+from ..data.challenge import TEST_EXAMINED, is_train_table
 from ..data.mask_csv import read_masks
 from ..data.slices import present_classes
 from .bootstrap import bootstrap_mean
@@ -120,10 +120,18 @@ def patients_of(truth: Path, n: int) -> np.ndarray | None:
     return np.array([str(p) for p in patients[:n]])  # the list goes on with images without annotation
 
 # %% ../../nbs/metrics/50_evaluate.ipynb #4dae470d
+def _examined_beside(truth: Path) -> Path | str:
+    "The list beside a truth that says what was examined; a test without one was examined for every class."
+    if is_train_table(truth): return truth.parent/"annotated_labels.json"
+    beside = truth.parent/TEST_EXAMINED
+    of_test = truth.name.split(".")[0] == "y_test"
+    return beside if of_test and os.path.lexists(beside) else "all"
+
+# %% ../../nbs/metrics/50_evaluate.ipynb #d7890378
 def evaluate_files(
     truth: str | Path, # the true masks, a CSV in the challenge's form
     prediction: str | Path, # a submission
-    annotated: str | Path | None = None, # a JSON, "all" or "present"; None: that beside `y_train.csv`
+    annotated: str | Path | None = None, # a JSON, "all" or "present"; None: that beside the truth
     classes: str | Path | None = None, # `class_names.json`; None: that beside the truth
 ) -> dict: # "table": `per_class`; "facts": `evaluate`
     "Score a submission against a truth file: the `table` of `per_class` and the `facts` of `evaluate`."
@@ -132,7 +140,7 @@ def evaluate_files(
     names, true = read_masks(truth, classes=class_map, size=(1, -1), ignore=True)  # a Dice asks for no shape
     _, predicted = read_masks(prediction, names=names, size=true.shape[1:], classes=class_map, cache=False)
     if annotated is None:
-        annotated = truth.parent/"annotated_labels.json" if is_train_table(truth) else "all"
+        annotated = _examined_beside(truth)
     if str(annotated) == "all":
         known = None
     elif str(annotated) == "present":

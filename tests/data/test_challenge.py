@@ -228,11 +228,43 @@ def test_submission_for_an_image_that_is_no_png(data):
 def test_no_submission(data): told(lambda: check_submission(data/"nothing.csv", data), "nothing.csv", "no such file")
 
 
+# --- a test whose truth is partial -------------------------------------------------------------------------------------------------------
+
+def test_a_partial_truth_of_the_test_comes_back(tmp_path):
+    s = random_slices()
+    write_challenge(s, tmp_path/"d", "test")
+    back = read_challenge(tmp_path/"d", "test")
+    assert (back.known == s.known).all() and back.fingerprint() == s.fingerprint()
+    write_challenge(random_slices(full=True), tmp_path/"d", "test")
+    assert read_challenge(tmp_path/"d", "test").known.all(), "the old list must not outlive its table"
+
+
+@pytest.mark.parametrize("lists, parts", [
+    (lambda lists: lists[:-1], ("11 lists for 12 images",)),
+    (lambda lists: [[]] + lists[1:], ("column 0.png", "entry 0 of annotated_labels_test.json")),
+    (lambda lists: put(lists, 1, [9]), ("entry 1", "9 is not a class id")),
+    (lambda lists: {}, ("expected a list",)),
+])
+def test_a_wrong_list_of_the_test(tmp_path, lists, parts):
+    write_challenge(random_slices(), tmp_path, "test")
+    set_json("annotated_labels_test.json", lists)(tmp_path)
+    told(lambda: read_challenge(tmp_path, "test"), "annotated_labels_test.json", *parts)
+
+
+def test_a_partial_truth_of_the_test_is_scored_in_part(tmp_path):
+    s = random_slices()
+    write_challenge(s, tmp_path, "test")
+    facts = evaluate_files(tmp_path/"y_test.csv", tmp_path/"y_test.csv")["facts"]
+    assert facts["dice"] == 1 and facts == evaluate_files(
+        tmp_path/"y_test.csv", tmp_path/"y_test.csv", tmp_path/"annotated_labels_test.json")["facts"]
+    (tmp_path/"annotated_labels_test.json").unlink()
+    assert evaluate_files(tmp_path/"y_test.csv", tmp_path/"y_test.csv")["facts"] != facts
+
+
 # --- writers -----------------------------------------------------------------------------------------------------------------------------
 
 def test_unwritable_sets(tmp_path):
     s, out = random_slices(), tmp_path/"out"
-    told(lambda: write_challenge(s, out, "test"), "fully or not at all")
     told(lambda: write_challenge(s[[0, 0]], out), "0.png")
     told(lambda: write_challenge(s[:0], out), "no slices")
     told(lambda: write_challenge(s, out, "tset"), "tset")

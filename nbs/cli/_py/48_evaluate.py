@@ -30,7 +30,8 @@ runner = CliRunner()
 # %%
 #| export
 EXAMINED = typer.Option(
-    help="annotated_labels.json, where the truth is partial (default: the one beside a y_train.csv); "
+    help="annotated_labels.json, where the truth is partial (default: the one beside a y_train.csv, "
+         "or annotated_labels_test.json beside a y_test.csv); "
          "or all: every class was examined; or present: only classes with pixels were",
 )
 CLASSES = typer.Option(

@@ -125,17 +125,23 @@ def _is_list_of_texts(value) -> bool:
     "Is this a list with nothing but texts in it?"
     return isinstance(value, list) and all(isinstance(item, str) for item in value)
 
-def read_unions(
-    path, # a `unions.json`
-    names: Iterable[str], # of all classes
-) -> Unions:
-    "The unions in a file; `InputError` names the file and what is wrong."
+def read_union_lists(path) -> dict[str, list[str]]: # union → its members
+    "What a `unions.json` holds, by name; `InputError` for anything else than lists of names."
     table = read_json(path)
     lists = table.values() if isinstance(table, dict) else [None]
     if not all(map(_is_list_of_texts, lists)):
         example = '{"lungs": ["lung_left", "lung_right"]}'
         raise InputError(f"{path}: expected an object from unions to lists of their members, "
                          f"such as {example}")
+    return table
+
+
+def read_unions(
+    path, # a `unions.json`
+    names: Iterable[str], # of all classes
+) -> Unions:
+    "The unions in a file; `InputError` names the file and what is wrong."
+    table = read_union_lists(path)
     try:
         return union_ids(table, names)
     except InputError as e:

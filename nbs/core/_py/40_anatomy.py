@@ -56,6 +56,7 @@ _SIDE = re.compile(
     re.IGNORECASE,
 )
 _OTHER_SIDE = {"left": "right", "lt": "rt", "l": "r"}
+_OTHER_SIDE_BACK = {right: left for left, right in _OTHER_SIDE.items()}
 _HEART = re.compile(r"(?<![a-z])(heart|cardiac|atri(um|al)|ventric(le|ular))(?![a-z])", re.IGNORECASE)
 _BRAIN = re.compile(r"(?<![a-z])lat(eral)?(?![a-z])", re.IGNORECASE)  # its ventricles have mirror images
 
@@ -76,6 +77,25 @@ names = [
     "lateral_ventricle_left",
 ]
 for name in names: print(f"{name:24}{side_word(name) or '-'}")
+
+
+# %%
+#| export
+def other_side(name: str) -> str:
+    "The name of the mirror image: `kidney_left` → `kidney_right`; \"\" if the name has no side."
+    word = _OTHER_SIDE.get(side_word(name)) or _OTHER_SIDE_BACK.get(side_word(name))
+    if not word: return ""
+    def in_its_case(match: re.Match) -> str:
+        if match[0].isupper(): return word.upper()
+        return word.capitalize() if match[0][0].isupper() else word
+    return _SIDE.sub(in_its_case, name)
+
+
+# %%
+test_eq(
+    [other_side(name) for name in ("kidney_left", "Lens Rt", "Lung_L", "liver", "heart_atrium_left")],
+    ["kidney_right", "Lens Lt", "Lung_R", "", ""],
+)
 
 
 # %%

@@ -17,6 +17,7 @@
 # | `train-images/`, `test-images/` | 8-bit grey PNG files, `0.png`, `1.png`, … |
 # | `y_train.csv` (or `.csv.gz`, or `label_*.csv` as downloaded) | the masks of the first images; those after its last column are unlabelled |
 # | `annotated_labels.json` | the classes examined on each training image |
+# | `annotated_labels_test.json` | the same of each test image, where the truth of the test is partial (optional) |
 # | `y_test.csv`, `class_names.json`, `patients.json` | may be missing: the truth of the test, other classes than the challenge's 54, groups |
 
 # %%
@@ -165,6 +166,28 @@ def _known_of_train(
     return known
 
 
+# %% [markdown]
+# The truth of a test is whole in most folders. Where several sources were [merged](../io/88_merge.ipynb), each has examined other classes
+# on its test slices, and a second list says which.
+
+# %%
+#| export
+TEST_EXAMINED = "annotated_labels_test.json"
+
+def _known_of_test(folder: Path, csv: Path, names, masks: np.ndarray, classes: ClassMap) -> np.ndarray:
+    "What is known on test images with truth, bool [N,C]: every class, unless a file tells which."
+    if not os.path.lexists(folder/TEST_EXAMINED):
+        return np.ones((len(names), len(classes)), bool)
+    known = read_annotated(folder/TEST_EXAMINED, len(names), len(classes))
+    check_examined(known, masks, names, csv, classes, TEST_EXAMINED)
+    return known
+
+
+# %%
+whole = _known_of_test(Path("no such folder"), Path("y_test.csv"), ["0.png"], None, ClassMap(["liver"]))
+test_eq(whole, [[True]])
+
+
 # %%
 #| export
 def read_challenge(
@@ -188,9 +211,10 @@ def read_challenge(
         labelled = len(columns) if split == "train" else len(names)  # images after these are unlabelled
         check_names(columns, names[:labelled], csv, names, folder/f"{split}-images")
         masks[:labelled] = read_masks(csv, columns, images.shape[1:], classes, cache, ignore=True)[1]
-        known[:] = True  # a test split is annotated fully
         if split == "train":
             known = _known_of_train(folder, csv, names, masks, labelled, classes, annotated)
+        else:
+            known = _known_of_test(folder, csv, names, masks, classes)
     return SliceSet(images, masks, known, names, read_groups(folder, split, images), classes)
 
 
@@ -236,7 +260,7 @@ class_legend(fig, back.classes)
 # %% [markdown]
 # ## Writing
 #
-# Some sets do not fit the format: it has no place for a test split that is annotated in part, or for two images of one name.
+# Some sets do not fit the format: it has no place for two images of one name, or for names that are no file's.
 
 # %%
 #| export
@@ -253,8 +277,6 @@ def _check_writable(s: SliceSet, folder: Path, split: str):
     twice = [name for name, count in Counter(s.names).items() if count > 1]
     if twice:
         raise InputError(f"{folder}: two slices are called {twice[0]}; rename one")
-    if split == "test" and s.labelled.any() and not s.known.all():
-        raise InputError(f"{folder}: a test split is annotated fully or not at all; this one is in part")
     named = (folder/"class_names.json").exists()
     theirs = read_classes(folder) if named else s.classes
     if (theirs.names, theirs.unions) != (s.classes.names, s.classes.unions):  # files hold no pairs
@@ -263,7 +285,7 @@ def _check_writable(s: SliceSet, folder: Path, split: str):
 
 
 # %%
-test_fail(lambda: _check_writable(toys, Path("out"), "test"), contains="fully or not at all")
+test_fail(lambda: _check_writable(toys[[]], Path("out"), "test"), contains="nothing to write")
 test_fail(lambda: _check_writable(toys[[0, 0]], Path("out"), "train"), contains="two slices are called 0.png")
 
 
@@ -316,6 +338,25 @@ test_eq(_sorted(toys[[2, 0, 1]]).names, ("0.png", "1.png", "2.png"))
 assert _sorted(toys) is toys
 
 
+# %%
+#| export
+def _examined_file(s: SliceSet, split: str) -> str|None:
+    "The file that says what was examined on a split; `None`: none is needed."
+    if split == "train": return "annotated_labels.json"
+    return TEST_EXAMINED if s.labelled.any() and not s.known.all() else None
+
+def _remove_old(folder: Path, split: str, written: set):
+    "Remove what an earlier set of this split has left under names that are not written now."
+    lists = {TEST_EXAMINED} if split == "test" else set()
+    for name in lists | {f"y_{split}.csv", f"y_{split}.csv.gz"}:
+        if name not in written: (folder/name).unlink(missing_ok=True)
+
+
+# %%
+test_eq(_examined_file(toys, "train"), "annotated_labels.json")
+test_eq(_examined_file(toys, "test"), TEST_EXAMINED)
+
+
 # %% [markdown]
 # All files of a split are written under temporary names first, and renamed together only when the last one is complete. The order on disk
 # is numeric, so a shuffled set comes back sorted.
@@ -335,21 +376,20 @@ def write_challenge(
     patients = _with_groups(folder/"patients.json", split, s.groups.tolist())
     has_table = split == "train" or bool(s.labelled.any())  # a test without truth has none
     table = folder/f"y_{split}.csv{'.gz' if compress else ''}" if has_table else None
+    examined = _examined_file(s, split)
     with _removed_on_failure(folder), contextlib.ExitStack() as stack:
         def hold(name): return stack.enter_context(atomic_path(folder/name))
         _write_images(s, hold(f"{split}-images"))
         if table:
             write_masks(s.masks, s.names, hold(table.name))
-        if split == "train":
-            examined = [(np.flatnonzero(k) + 1).tolist() for k in s.known]
-            write_json(examined, hold("annotated_labels.json"), indent=None)
+        if examined:
+            lists = [(np.flatnonzero(k) + 1).tolist() for k in s.known]
+            write_json(lists, hold(examined), indent=None)
         s.classes.to_json(hold("class_names.json"))
         if s.classes.unions:
             write_json(s.classes.union_table, hold("unions.json"))
         write_json(patients, hold("patients.json"), indent=None)
-    for old in (folder/f"y_{split}.csv", folder/f"y_{split}.csv.gz"):
-        if old != table:
-            old.unlink(missing_ok=True)
+    _remove_old(folder, split, {table and table.name, examined})
 
 
 # %%
@@ -360,6 +400,8 @@ with tempfile.TemporaryDirectory() as d:
     write_challenge(twelve, data)
     print(*sorted(p.name for p in data.iterdir()), sep="  ")
     test_eq(read_challenge(data).fingerprint(), twelve.fingerprint())
+    write_challenge(toys, data, "test")  # of four slices two have a truth, in part
+    test_eq(read_challenge(data, "test").known, toys.known)
     shuffled = twelve[np.random.default_rng(0).permutation(12)]
     write_challenge(shuffled, data, compress=True)
     test_eq(read_challenge(data).fingerprint(), twelve.fingerprint())

@@ -13,6 +13,7 @@
 #   annotated_labels.json           per slice, the ids that were looked for: [[1, 4, 7], [], …]
 #   class_names.json                {"1": "liver", "2": "spleen", …}
 #   test-images/                    what to predict
+#   y_test.csv                      its truth, if there is one; annotated_labels_test.json where that is partial
 # ```
 #
 # The CSV has a column for each of the first images, in numeric order. The images after its last column are unlabelled.

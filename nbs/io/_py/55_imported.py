@@ -16,6 +16,7 @@ import numpy as np
 from ctseg.core.files import InputError, read_json
 from ctseg.data.images import image_paths, read_pngs
 from ctseg.io.geometry import slice_axes
+from ctseg.io.index import read_index
 from ctseg.io.slicing import Slicing
 
 # %%
@@ -136,6 +137,31 @@ def imported_slicing(
 
 # %%
 for name in cuts: print(f"{name:18}", imported_slicing(work/name))
+
+
+# %% [markdown]
+# Folders that are to become one need the pixel size of every image.
+
+# %%
+#| export
+def pixel_spacings(
+    folder: str | Path, # a challenge folder
+    split: str, # train or test
+) -> np.ndarray | None: # float [N,2]: height and width of each image's pixels in mm; None: nobody knows
+    "The size of the pixels of a split's images in mm, in the order of the images; `None` without an index."
+    if not (Path(folder)/"index.json").exists(): return None
+    volumes, lines = read_index(folder, split)
+    sizes = {id: _pixel_sizes(entry)[2] for id, entry in volumes.items()}
+    return np.array([sizes[line["volume"]] for line in lines.values()])
+
+
+# %%
+for name in ("fitted", "in mm"):
+    sizes = pixel_spacings(work/name, "train").round(2)
+    print(f"{name:18}", np.unique(sizes, axis=0).tolist())
+test_eq(pixel_spacings(work, "train"), None)
+
+# %%
 shutil.copytree(work/"plain", work/"damaged")
 (work/"damaged"/"index.json").write_text('{"volumes": 1}')
 test_fail(lambda: imported_slicing(work/"damaged"), contains="not an index of volumes")

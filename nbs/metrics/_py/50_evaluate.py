@@ -21,7 +21,7 @@ import pandas as pd
 from ctseg.core.anatomy import ClassMap
 from ctseg.core.files import InputError, read_json
 from ctseg.data.annotations import check_examined, check_patients, read_annotated, read_classes
-from ctseg.data.challenge import is_train_table
+from ctseg.data.challenge import TEST_EXAMINED, is_train_table
 from ctseg.data.mask_csv import read_masks
 from ctseg.data.slices import present_classes
 from ctseg.metrics.bootstrap import bootstrap_mean
@@ -208,10 +208,24 @@ with tempfile.TemporaryDirectory() as d:
 
 # %%
 #| export
+def _examined_beside(truth: Path) -> Path | str:
+    "The list beside a truth that says what was examined; a test without one was examined for every class."
+    if is_train_table(truth): return truth.parent/"annotated_labels.json"
+    beside = truth.parent/TEST_EXAMINED
+    of_test = truth.name.split(".")[0] == "y_test"
+    return beside if of_test and os.path.lexists(beside) else "all"
+
+
+# %%
+print(_examined_beside(Path("data/y_train.csv")).name, _examined_beside(Path("data/y_test.csv")))
+
+
+# %%
+#| export
 def evaluate_files(
     truth: str | Path, # the true masks, a CSV in the challenge's form
     prediction: str | Path, # a submission
-    annotated: str | Path | None = None, # a JSON, "all" or "present"; None: that beside `y_train.csv`
+    annotated: str | Path | None = None, # a JSON, "all" or "present"; None: that beside the truth
     classes: str | Path | None = None, # `class_names.json`; None: that beside the truth
 ) -> dict: # "table": `per_class`; "facts": `evaluate`
     "Score a submission against a truth file: the `table` of `per_class` and the `facts` of `evaluate`."
@@ -220,7 +234,7 @@ def evaluate_files(
     names, true = read_masks(truth, classes=class_map, size=(1, -1), ignore=True)  # a Dice asks for no shape
     _, predicted = read_masks(prediction, names=names, size=true.shape[1:], classes=class_map, cache=False)
     if annotated is None:
-        annotated = truth.parent/"annotated_labels.json" if is_train_table(truth) else "all"
+        annotated = _examined_beside(truth)
     if str(annotated) == "all":
         known = None
     elif str(annotated) == "present":

@@ -1,0 +1,176 @@
+# %% [markdown]
+# # Images of several sizes
+#
+# > A merged folder has images of one size: by millimetres where they are known, else by a word of the user.
+#
+# - skip_showdoc: true
+
+# %%
+#| default_exp io.merge_sizes
+
+# %%
+#| export
+from typing import NamedTuple
+
+import numpy as np
+
+from ctseg.core.files import InputError, did_you_mean
+from ctseg.data.images import MAX_PIXELS
+from ctseg.io.canvas import paste
+from ctseg.io.volumes import resize_slices
+
+# %%
+#| hide
+from fastcore.test import test_eq, test_fail
+
+# %% [markdown]
+# Images of one size are left as they are. Of others somebody must say what a pixel of the one is beside a pixel of the other. Three
+# answers are possible:
+#
+# | `--resize` | what becomes of the pixels |
+# |---|---|
+# | `spacing` | a pixel has as many millimetres everywhere as in the first folder. It is the choice where all folders were imported from volumes, whose [index](50_index.ipynb) has the millimetres |
+# | `fit` | every image is enlarged or shrunk until it fills the frame of the first folder, or of `--size` |
+# | `pad` | pixels stay as they are, and small images get a margin |
+#
+# No answer crops anything. The margin is black, as outside of the body, and nothing was drawn there.
+
+# %%
+#| export
+RESIZE = ("spacing", "fit", "pad")
+
+class Frame(NamedTuple):
+    "How the images of all sources come to one size."
+    size: tuple[int, int]  # height and width
+    how: str | None = None  # one of RESIZE; None: all have this size already
+    mm: float | None = None  # of a pixel, with "spacing"
+
+
+class Stack(NamedTuple):
+    "What is known of a split's images before they are read."
+    where: str
+    count: int
+    size: tuple[int, int]  # height and width of all of them
+    mm: np.ndarray | None  # float [N,2]: of their pixels; None: not known
+
+
+def _listed(stacks: list[Stack]) -> str:
+    "The sizes of the images, each with the first place that has it."
+    places = {stack.size: stack.where for stack in reversed(stacks)}
+    listed = [f"{height}x{width} in {where}" for (height, width), where in places.items()]
+    return ", ".join(reversed(listed))
+
+
+# %%
+small, large = Stack("a", 3, (64, 64), None), Stack("b", 2, (96, 80), None)
+print(_listed([small, large]))
+
+
+# %% [markdown]
+# ## How large each image becomes
+
+# %%
+#| export
+def scaled_sizes(stack: Stack, frame: Frame) -> np.ndarray: # int [N,2]
+    "Height and width of each image of a stack before it is put into the frame."
+    size = np.tile(np.array(stack.size), (stack.count, 1))
+    if frame.how == "fit":
+        size = size*min(np.array(frame.size)/stack.size)
+    if frame.how == "spacing":
+        size = size*stack.mm/frame.mm
+    return np.maximum(1, size.round().astype(int))
+
+
+# %%
+print(scaled_sizes(large, Frame((64, 64), "fit"))[0], scaled_sizes(large, Frame((96, 96), "pad"))[0])
+
+
+# %%
+#| export
+def _chosen(stacks: list[Stack], resize: str | None) -> str:
+    "How images of different sizes become one. `InputError` if nobody said so, or nobody can know."
+    known = [stack for stack in stacks if stack.mm is not None]
+    if resize is None and len(known) == len(stacks): return "spacing"
+    if resize is None:
+        raise InputError(f"images of different sizes ({_listed(stacks)}); say by --resize fit "
+                         "that each fills the frame, or by --resize pad that their pixels are alike")
+    if resize not in RESIZE:
+        raise did_you_mean("value of resize", resize, RESIZE)
+    if resize == "spacing" and len(known) < len(stacks):
+        unknown = next(stack.where for stack in stacks if stack.mm is None)
+        raise InputError(f"{unknown}: no index.json, so nobody knows the millimetres of its pixels; "
+                         "import the volumes again, or choose --resize fit or pad")
+    return resize
+
+
+# %%
+#| export
+def common_frame(
+    stacks: list[Stack], # of all splits of all sources
+    resize: str | None = None, # one of RESIZE; None: none needed, or by millimetres
+    size: int | None = None, # side of the frame in pixels; None: as the method needs
+) -> Frame:
+    "The frame for all images. `InputError` where it is too small, or where a choice is missing."
+    first = stacks[0]
+    alike = {stack.size for stack in stacks} == {(size, size) if size else first.size}
+    if alike and resize is None: return Frame(first.size)
+    if size and resize is None: resize = "fit"
+    how = _chosen(stacks, resize)
+    mm = float(np.median(first.mm)) if how == "spacing" else None
+    needed = first.size
+    if how != "fit":
+        each = [scaled_sizes(stack, Frame(first.size, how, mm)) for stack in stacks]
+        needed = tuple(np.concatenate(each).max(0).tolist())
+    if size and how != "fit" and max(needed) > size:
+        raise InputError(f"--size {size} is too small: images need {needed[0]}x{needed[1]} pixels; "
+                         "leave it out, or choose --resize fit")
+    frame = Frame((size, size) if size else needed, how, mm)
+    if frame.size[0]*frame.size[1] > MAX_PIXELS:
+        raise InputError(f"images of {frame.size[0]}x{frame.size[1]} pixels would be needed, "
+                         "more than 8192x8192; "
+                         "choose --resize fit, or put the folder with the larger pixels first")
+    return frame
+
+
+# %%
+millimetres = [stack._replace(mm=np.full((stack.count, 2), mm)) for stack, mm in ((small, 4.), (large, 2.))]
+both = [small, large]
+for given in ([small, small],), (millimetres,), (both, "fit"), (both, "pad"), ([small], None, 48):
+    print(common_frame(*given))
+for wrong in (both,), (both, "spacing"), (both, "pad", 64), (both, "padding"), (both, None, 9000):
+    try: common_frame(*wrong)
+    except InputError as e: print("-", e)
+
+
+# %% [markdown]
+# ## The images on their frames
+#
+# A class that vanishes when an image shrinks is not absent. It was drawn, and is gone: so it becomes unknown there, which whoever calls
+# this sees from the [masks before and after](../data/10_slices.ipynb).
+
+# %%
+#| export
+def framed(
+    images: np.ndarray, # uint8 [N,h,w]
+    masks: np.ndarray, # uint8 [N,h,w]
+    sizes: np.ndarray, # int [N,2], see `scaled_sizes`
+    frame: Frame,
+) -> tuple[np.ndarray, np.ndarray]: # uint8 [N,H,W] each
+    "Images and masks, resampled and in the middle of their frames."
+    if frame.how is None: return images, masks
+    out = [np.zeros((len(images), *frame.size), np.uint8) for _ in range(2)]
+    for size in np.unique(sizes, axis=0):
+        rows = np.flatnonzero((sizes == size).all(1))
+        corner = (np.array(frame.size) - size)//2
+        for array, stack, mode in zip(out, (images, masks), ("image", "mask")):
+            resized = resize_slices(stack[rows], tuple(size.tolist()), mode)
+            array[rows] = paste(resized, [corner]*len(rows), frame.size, 0)
+    return out[0], out[1]
+
+
+# %%
+bar = np.zeros((1, 4, 2), np.uint8)
+bar[0, 1:3] = 200
+image, mask = framed(bar, bar//200, np.array([[4, 2]]), Frame((4, 6), "pad"))
+print(mask[0])
+test_eq(framed(bar, bar//200, np.array([[8, 4]]), Frame((8, 8), "fit"))[1].sum(), 16)

@@ -1,0 +1,163 @@
+"""One network from three hospitals, measured: `python tools/hospitals.py --data DIR` (real CT of seven organs, test with truth).
+
+The annotated training slices are dealt to three hospitals by patient. Each hospital keeps the contours of other organs, under numbers and
+names of its own; one has outlined the two parotids as one. `ctseg merge` makes one folder of the three. Networks are then trained, all for
+as many steps: each hospital's own, the merged one, the same slices with ordinary partial labels (no union), and the merge read as
+background. `nbs/benchmarks/results/hospitals.csv` holds the Dice of each class on the test slices. A row that is there is not trained again.
+"""
+import argparse
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from ctseg.core.anatomy import ClassMap
+from ctseg.core.files import atomic_path
+from ctseg.data.challenge import read_challenge, write_challenge
+from ctseg.data.slices import SliceSet
+from ctseg.io.merge import merge
+from ctseg.metrics.challenge import dice_table, nan_mean
+from ctseg.prediction.predictor import load_predictor
+from ctseg.recipes.fit import fit
+from ctseg.recipes.table import get_recipe
+
+RESULTS = Path(__file__).resolve().parent.parent/"nbs"/"benchmarks"/"results"/"hospitals.csv"
+HOSPITALS = {  # each one's names in the order of its numbers, and what they are of the seven
+    "north": {"Brainstem": ["brainstem"], "SpinalCord": ["spinal_cord"], "Bone_Mandible": ["mandible"]},
+    "south": {"Parotids": ["parotid_left", "parotid_right"], "esophagus": ["esophagus"],
+              "spinal cord": ["spinal_cord"]},
+    "west": {"Larynx": ["larynx"], "Parotid_L": ["parotid_left"], "Parotid_R": ["parotid_right"],
+             "brainstem": ["brainstem"]},
+}
+UNION = {"Parotids": ["Parotid_L", "Parotid_R"]}
+
+
+def dealt(train: SliceSet, seed: int = 0) -> dict[str, SliceSet]:
+    "The annotated slices of each hospital, by patient, still with all that was examined."
+    annotated = train[train.labelled]
+    patients = np.unique(annotated.groups)
+    order = np.random.default_rng(seed).permutation(len(patients))
+    owner = dict(zip(patients[order].tolist(), np.arange(len(patients)) % len(HOSPITALS)))
+    of_slice = np.array([owner[group] for group in annotated.groups.tolist()])
+    return {name: annotated[of_slice == i] for i, name in enumerate(HOSPITALS)}
+
+
+def in_its_own_words(slices: SliceSet, names: dict[str, list[str]]) -> SliceSet:
+    "What a hospital keeps of the contours, in its own numbers. A union was examined where all of its members were."
+    table, known = np.zeros(256, np.uint8), []
+    for number, members in enumerate(names.values(), 1):
+        ids = [slices.classes.id(member) for member in members]
+        table[ids] = number
+        known.append(slices.known[:, [i - 1 for i in ids]].all(1))
+    known = np.stack(known, 1)
+    masks = table[slices.masks]
+    shown = np.concatenate([np.ones((len(slices), 1), bool), known], 1)
+    masks = np.where(np.take_along_axis(shown, masks.reshape(len(masks), -1), 1).reshape(masks.shape), masks, 0)
+    file_names = [f"{i}.png" for i in range(len(slices))]
+    return SliceSet(slices.images, masks.astype(np.uint8), known, file_names, slices.groups, ClassMap.from_names(names))
+
+
+def ordinary(of_hospitals: dict[str, SliceSet], merged: SliceSet) -> SliceSet:
+    "The merged slices as if left and right had been outlined apart everywhere."
+    masks, known = [], []
+    for name, slices in of_hospitals.items():
+        members = {member for those in HOSPITALS[name].values() for member in those}
+        kept = np.array([class_name in members for class_name in slices.classes.names])
+        if name == "south":  # both or neither, as there
+            both = slices.known[:, [slices.classes.id(f"parotid_{side}") - 1 for side in ("left", "right")]].all(1)
+            pair = np.char.startswith(np.array(slices.classes.names), "parotid")
+            kept = kept & (~pair | both[:, None])
+        known.append(slices.known & kept)
+        shown = np.concatenate([np.ones((len(slices), 1), bool), known[-1]], 1)
+        flat = slices.masks.reshape(len(slices), -1)
+        masks.append(np.where(np.take_along_axis(shown, flat, 1), flat, 0).reshape(slices.masks.shape))
+    classes = next(iter(of_hospitals.values())).classes
+    return replace(merged, masks=np.concatenate(masks).astype(np.uint8), known=np.concatenate(known), classes=classes)
+
+
+def as_background(merged: SliceSet) -> SliceSet:
+    "The merged masks as a loss without unknowns reads them: what has no pixel is absent, and the union is one more class."
+    plain = ClassMap(merged.classes.names, merged.classes.pairs)
+    return replace(merged, known=np.repeat(merged.labelled[:, None], len(plain), 1), classes=plain)
+
+
+@dataclass
+class Arm:
+    "What one network learns from."
+    name: str
+    slices: SliceSet
+    meanings: dict[str, list[str]]  # the names of its classes → organs of the test
+
+
+def make_arms(data: Path, work: Path) -> list[Arm]:
+    "The six trainings."
+    of_hospitals = dealt(read_challenge(data))
+    arms = []
+    for name, slices in of_hospitals.items():
+        own = in_its_own_words(slices, HOSPITALS[name])
+        write_challenge(own, work/name)
+        arms.append(Arm(name, own, HOSPITALS[name]))
+    facts = merge([work/name for name in HOSPITALS], work/"merged", unions=UNION)
+    print(facts["table"].to_string(), flush=True)
+    merged = read_challenge(work/"merged")
+    meanings = {}
+    for own in HOSPITALS.values():
+        for name, members in own.items():
+            if name in merged.classes.names: meanings[name] = members
+    apart = ordinary(of_hospitals, merged)
+    arms.append(Arm("merged", merged, meanings))
+    arms.append(Arm("ordinary", apart, {name: [name] for name in apart.classes.names}))
+    arms.append(Arm("background", as_background(merged), meanings))
+    return arms
+
+
+def scores(folder: Path, arm: Arm, test: SliceSet) -> dict[str, float]:
+    "Dice on the test slices of each class that a network has, and of the two parotids together."
+    predictor = load_predictor(folder, "cpu")
+    masks = predictor.predict(test.images)
+    names = list(test.classes.names)
+    table = np.zeros(256, np.uint8)
+    parotids = np.zeros(256, bool)
+    for name, members in arm.meanings.items():
+        number = arm.slices.classes.id(name)
+        if len(members) == 1: table[number] = names.index(members[0]) + 1
+        parotids[number] = members[0].startswith("parotid")
+    each = nan_mean(dice_table(table[masks], test.masks, len(names)), 0)
+    told = {member for members in arm.meanings.values() if len(members) == 1 for member in members}
+    found = {name: float(value) for name, value in zip(names, each) if name in told}
+    of_test = [test.classes.id(f"parotid_{side}") for side in ("left", "right")]
+    if parotids.any():
+        together = dice_table(parotids[masks].astype(np.uint8), np.isin(test.masks, of_test).astype(np.uint8), 1)
+        found["parotids"] = float(nan_mean(together, 0)[0])
+    return found
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--data", type=Path, required=True)
+    p.add_argument("--runs", type=Path, default=Path("runs/hospitals"))
+    p.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    p.add_argument("--epochs", type=int, default=24, help="of the merged folder; a hospital's own network takes three times as many")
+    p.add_argument("--width", type=int, default=8)
+    p.add_argument("--only", nargs="+", default=[], help="names of networks")
+    a = p.parse_args()
+    test = read_challenge(a.data, "test")
+    done = pd.read_csv(RESULTS) if RESULTS.exists() else pd.DataFrame(columns=["network", "seed", "class", "dice"])
+    with tempfile.TemporaryDirectory() as work:
+        arms = [arm for arm in make_arms(a.data, Path(work)) if not a.only or arm.name in a.only]
+    for seed in a.seeds:
+        for arm in arms:
+            if ((done.network == arm.name) & (done.seed == seed)).any(): continue
+            epochs = a.epochs*(3 if arm.name in HOSPITALS else 1)
+            recipe = get_recipe("marginal-log").change(width=a.width, epochs=epochs, batch_size=16, precision="fp32", fold=-1)
+            run = fit(arm.slices, recipe, a.runs/f"{arm.name}-s{seed}", seed, resume=True, device="cpu", progress=False)
+            rows = [{"network": arm.name, "seed": seed, "class": name, "dice": round(value, 4)}
+                    for name, value in scores(run.folder, arm, test).items()]
+            done = pd.concat([done, pd.DataFrame(rows)], ignore_index=True)
+            with atomic_path(RESULTS) as tmp: done.to_csv(tmp, index=False)
+            print(arm.name, seed, {row["class"]: row["dice"] for row in rows}, flush=True)
+
+
+if __name__ == "__main__": main()
