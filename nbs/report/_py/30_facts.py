@@ -19,8 +19,8 @@ import numpy as np
 import pandas as pd
 
 from ctseg.core.files import InputError, csv_cell, did_you_mean
-from ctseg.data.challenge import read_challenge
 from ctseg.data.slices import SliceSet
+from ctseg.data.sources import read_slices
 from ctseg.inference.calibration import plot_reliability
 from ctseg.metrics.bootstrap import bootstrap_mean
 from ctseg.metrics.challenge import dice_table
@@ -83,7 +83,7 @@ def scored_slices(
     "The slices with truth that a run may be judged by."
     if split not in SPLITS: raise did_you_mean("split", split, SPLITS)
     if isinstance(data, SliceSet): slices = data
-    else: slices = read_challenge(data, "test" if split == "test" else "train", annotated)
+    else: slices = read_slices(data, "test" if split == "test" else "train", annotated)
     if list(slices.classes.names) != class_names(run_spec(run)):
         raise InputError(f"{run.folder}: knows other classes than the data it is to be scored on")
     if split == "held-out":
