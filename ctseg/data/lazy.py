@@ -83,6 +83,8 @@ def blocks(
 class LazyPixels(LazyRows, NDArrayOperatorsMixin):
     "uint8 [N,H,W] that is read by indexing its first axis; `take` chooses slices without reading."
     def __getitem__(self, index) -> np.ndarray:
+        if isinstance(index, tuple) or np.ndim(index) > 1: # of pixels, as in `masks[masks > 0]`
+            return np.asarray(self)[index]
         rows = self.rows[index]
         pixels = _read_rows(self.source, np.ravel(rows))
         return pixels.reshape(*np.shape(rows), *self.shape[1:])

@@ -217,4 +217,4 @@ def test_lazy_choices():
     assert np.array_equal(np.concatenate(list(blocks(lazy, 9))), images) and len(list(blocks(lazy, 9))) == 3
     assert np.array_equal(present_classes(lazy, 30), present_classes(images, 30))
     with pytest.raises(IndexError): lazy[6]
-    with pytest.raises(IndexError): lazy[0, 1]
+    assert lazy[3, 1, 0] == images[3, 1, 0] and np.array_equal(lazy[lazy > 7], images[images > 7])
