@@ -14,7 +14,7 @@ from typing import Annotated, Optional
 import typer
 
 # %% ../../nbs/cli/20_options.ipynb #93e4cf42
-Folder = Annotated[Path, typer.Argument(help="a challenge folder")]
+Folder = Annotated[Path, typer.Argument(help="a challenge folder, or a store")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N, or mps (Apple)")]
 Precision = Annotated[
     Optional[str],

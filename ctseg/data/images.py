@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['MAX_PIXELS', 'MAX_BYTES', 'SYSTEM_FILES', 'natural_key', 'size_text', 'png_header', 'png_bits',
-           'decode_png', 'grey_only', 'is_system_file', 'image_paths', 'read_pngs', 'read_images']
+           'decode_png', 'grey_only', 'is_system_file', 'image_paths', 'read_pngs', 'read_images',
+           'open_images']
 
 # %% ../../nbs/data/30_images.ipynb #0bedab11
 import re
@@ -16,6 +17,7 @@ from PIL import Image
 
 from ..core.files import InputError, refuse_special
 from .cache import cached_array, reading
+from .lazy import LazyPixels, ReadPixels
 
 # %% ../../nbs/data/30_images.ipynb #e0cb93c9
 def natural_key(name: str) -> list:
@@ -164,3 +166,14 @@ def read_images(
         return kept.dtype == np.uint8 and kept.ndim == 3 and len(kept) == len(paths) and kept.size > 0
     images = cached_array("images3", paths, lambda: read_pngs(paths), cache, fits)
     return [p.name for p in paths], images
+
+# %% ../../nbs/data/30_images.ipynb #9cf97c4e
+def open_images(
+    folder, # a folder of PNG files
+) -> tuple[list[str], LazyPixels]: # names in numeric order, images uint8 [N,H,W]
+    "The PNG files of a folder as `read_images` gives them, but each is read and checked when it is indexed."
+    paths = image_paths(folder)
+    for path in paths: refuse_special(path, MAX_BYTES)
+    size = read_pngs(paths[:1]).shape[1:]
+    def read(rows: np.ndarray) -> np.ndarray: return read_pngs([paths[row] for row in rows], size)
+    return [p.name for p in paths], LazyPixels(ReadPixels(read, (len(paths), *size)))

@@ -13,6 +13,7 @@ import numpy as np
 
 from ..core.files import InputError, read_json
 from ..data.images import image_paths, read_pngs
+from ..data.store import is_store, store_notes
 from .geometry import slice_axes
 from .index import read_index
 from .slicing import Slicing
@@ -73,9 +74,10 @@ def _slicing_of(index: dict, folder: Path) -> dict:
     }
 
 def imported_slicing(
-    folder: str | Path, # a challenge folder
+    folder: str | Path, # a challenge folder, or a store of one
 ) -> dict | None: # orientation, window, size and spacing, as the fields of `Slicing`; None: no volumes
     "How the images of a folder were cut from volumes. A window that differs from slice to slice is `random`."
+    if is_store(folder): return store_notes(folder).get("slicing")
     path = Path(folder)/"index.json"
     if not path.exists(): return None
     try:

@@ -14,8 +14,8 @@ import numpy as np
 
 from ..core.device import DevicePlan
 from ..core.files import InputError
-from ..data.challenge import read_challenge
 from ..data.slices import SliceSet
+from ..data.sources import read_slices
 from ..inference.rule import Rule
 from ..metrics.bootstrap import bootstrap_mean, paired_bootstrap
 from ..metrics.challenge import dice_table, mean_dice, per_class
@@ -38,7 +38,7 @@ def common_slices(
     "The slices with truth that none of the runs has trained on."
     slices = data
     if not isinstance(data, SliceSet):
-        slices = read_challenge(data, "test" if split == "test" else "train", annotated)
+        slices = read_slices(data, "test" if split == "test" else "train", annotated)
     candidates = [scored_slices(r, slices, split, annotated) for r in runs]
     names = set.intersection(*(set(s.names) for s in candidates))
     if not names:

@@ -18,8 +18,8 @@ import numpy as np
 import pandas as pd
 
 from ..core.files import InputError, csv_cell, did_you_mean
-from ..data.challenge import read_challenge
 from ..data.slices import SliceSet
+from ..data.sources import read_slices
 from ..inference.calibration import plot_reliability
 from ..metrics.bootstrap import bootstrap_mean
 from ..metrics.challenge import dice_table
@@ -49,7 +49,7 @@ def scored_slices(
         slices = data
     else:
         images = "test" if split == "test" else "train"
-        slices = read_challenge(data, images, annotated)
+        slices = read_slices(data, images, annotated)
     if list(slices.classes.names) != class_names(run_spec(run)):
         raise InputError(f"{run.folder}: knows other classes than the data it is to be scored on")
     if split == "held-out":

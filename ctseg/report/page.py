@@ -18,8 +18,8 @@ from markupsafe import Markup
 from ..core.anatomy import ClassMap
 from ..core.device import DevicePlan
 from ..core.files import InputError, atomic_path, refuse_folder
-from ..data.challenge import read_challenge
 from ..data.slices import SliceSet
+from ..data.sources import read_slices
 from ..inference.rule import Rule
 from ..prediction.prepare import prepare
 from ..prediction.saved import run_classes, run_spec
@@ -82,7 +82,7 @@ def training_slices(data: str | Path | SliceSet, split: str, annotated: str) -> 
     "The slices of the data that runs are trained on; None where a folder holds a test alone."
     if isinstance(data, SliceSet): return data
     if split == "test" and not (Path(data)/"train-images").is_dir(): return None
-    return read_challenge(data, "train", annotated)
+    return read_slices(data, "train", annotated)
 
 # %% ../../nbs/report/40_page.ipynb #f1fe7957
 def scored_facts(

@@ -21,7 +21,7 @@ import typer
 
 # %%
 #| export
-Folder = Annotated[Path, typer.Argument(help="a challenge folder")]
+Folder = Annotated[Path, typer.Argument(help="a challenge folder, or a store")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N, or mps (Apple)")]
 Precision = Annotated[
     Optional[str],

@@ -42,12 +42,13 @@ def check(
     submission: Annotated[Optional[Path], AGAINST] = None,
     annotated: Annotations = "json",
 ):
-    "Validate a challenge folder, or a submission against it."
-    from ctseg.data.challenge import check_challenge, check_submission
+    "Validate a challenge folder, a store, or a submission against a folder."
+    from ctseg.data.challenge import check_submission
+    from ctseg.data.sources import check_slices
     if submission:
         facts = check_submission(submission, data)
     else:
-        facts = check_challenge(data, annotated=annotated)
+        facts = check_slices(data, annotated)
     print_facts(facts)
     print("ok")
 

@@ -31,11 +31,13 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Self
 
 import numpy as np
 
 from ctseg.core.anatomy import IGNORE, ClassMap
 from ctseg.core.files import InputError, did_you_mean
+from ctseg.data.lazy import LazyPixels, blank_like, blocks, seen_values, take
 
 # %%
 #| hide
@@ -61,8 +63,7 @@ from ctseg.core.toys import known_part, toy_slices
 # %% [markdown]
 # ## Which classes have pixels
 #
-# *Present* follows from the masks. It is asked often, so it must be fast: masks consist of long runs of one value, and every class that
-# occurs starts a run somewhere. Only the pixels that differ from the one before are looked at, which is ten times faster than all.
+# *Present* follows from the [values that each mask holds](lazy.html).
 
 # %%
 #| export
@@ -71,13 +72,7 @@ def present_classes(
     C: int, # number of classes
 ) -> np.ndarray: # bool [N,C]
     "Which classes have a pixel on each mask: uint8 [N,H,W] → bool [N,C]. Values above `C` are ignored."
-    seen = np.zeros((len(masks), 256), bool)
-    pixels = int(np.prod(masks.shape[1:]))
-    for row, mask in zip(seen, masks.reshape(len(masks), pixels)):
-        starts = mask[1:] != mask[:-1]
-        row[mask[:1]] = True
-        row[mask[1:][starts]] = True
-    return seen[:, 1:C + 1]
+    return seen_values(masks)[:, 1:C + 1]
 
 
 # %%
@@ -124,10 +119,11 @@ test_eq(known_after_resize(known, present_classes(spot, 2), half), [[False, True
 #| export
 def _check_array(name: str, array, dtype, shape):
     "`InputError` unless a field of a `SliceSet` is an array of this type and shape."
-    if isinstance(array, np.ndarray) and array.dtype == dtype and array.shape == shape:
+    is_array = isinstance(array, np.ndarray|LazyPixels)
+    if is_array and array.dtype == dtype and array.shape == shape:
         return
     given = type(array).__name__
-    if isinstance(array, np.ndarray):
+    if is_array:
         given = f"{array.dtype} {list(array.shape)}"
     expected = f"{np.dtype(dtype)} {list(shape)}"
     raise InputError(f"SliceSet.{name} is {given}; expected {expected}")
@@ -144,6 +140,8 @@ test_fail(
 #| export
 def highest_label(masks: np.ndarray) -> int:
     "The highest class id in masks of any shape, 0 where there is none; pixels to be ignored (255) are no class."
+    if isinstance(masks, LazyPixels):
+        masks = np.flatnonzero(seen_values(masks).any(0))
     top = int(np.max(masks, initial=0))
     if top < IGNORE:
         return top
@@ -160,8 +158,10 @@ def _check_masks(s: "SliceArrays"):
     "`InputError` if a mask holds an id above C, or a pixel of a class that is not known on its image."
     classes = s.classes
     if highest_label(s.masks) > len(classes):
-        n, y, x = np.argwhere((s.masks > len(classes)) & (s.masks != IGNORE))[0]
-        value = s.masks[n, y, x]
+        n = int(seen_values(s.masks)[:, len(classes) + 1:IGNORE].any(1).argmax())
+        mask = s.masks[n]
+        y, x = np.argwhere((mask > len(classes)) & (mask != IGNORE))[0]
+        value = mask[y, x]
         raise InputError(f"mask of {s.names[n]} holds {value} at ({y}, {x}); "
                          f"there are {len(classes)} classes")
     contradicted = s.present & ~s.known
@@ -237,7 +237,7 @@ def _complete(images, masks, known, names, groups, classes) -> dict:
     "The six fields of a `SliceSet`, checked, from what its caller gave."
     n = len(images)
     if masks is None:
-        masks = np.zeros_like(images)
+        masks = blank_like(images)
         if known is None:
             C = len(_as_classes(classes, masks, known))
             known = np.zeros((n, C), bool)
@@ -271,7 +271,8 @@ print(
 # %% [markdown]
 # ## SliceSet
 #
-# Images and masks stay 8-bit, a fourth to an eighth of the memory. `groups` says which slices are related and must not be torn apart by a
+# Images and masks stay 8-bit, a fourth to an eighth of the memory. They are arrays, or [lazy pixels](lazy.html) that lie in a
+# [store](store.html) on a disk. `groups` says which slices are related and must not be torn apart by a
 # split. The fields come first, in a class of their own, and then what one does with them.
 
 # %%
@@ -279,8 +280,8 @@ print(
 @dataclass(frozen=True, init=False, repr=False, eq=False)
 class SliceArrays:
     "The fields of a `SliceSet`, completed and checked."
-    images: np.ndarray # uint8 [N,H,W]
-    masks: np.ndarray # uint8 [N,H,W]; 0 = background or unknown, 255 = to be ignored
+    images: np.ndarray # uint8 [N,H,W]; or `LazyPixels`
+    masks: np.ndarray # uint8 [N,H,W], or lazy; 0 = background or unknown, 255 = to be ignored
     known: np.ndarray # bool [N,C]: class c+1 was examined on image n
     names: tuple[str, ...] # N file names
     groups: np.ndarray # int64 [N]: slices of one patient, or near-duplicates, share a number
@@ -288,8 +289,8 @@ class SliceArrays:
     present: np.ndarray = field(init=False) # bool [N,C]: the classes that have pixels
 
     def __init__(self,
-        images: np.ndarray, # uint8 [N,H,W]
-        masks: np.ndarray|None = None, # uint8 [N,H,W]; `None`: nothing was examined
+        images: np.ndarray|LazyPixels, # uint8 [N,H,W]
+        masks: np.ndarray|LazyPixels|None = None, # uint8 [N,H,W]; `None`: nothing was examined
         known: np.ndarray|str|None = None, # bool [N,C], "all" or "present"; needed where there are masks
         names: Sequence[str]|None = None, # `None`: 0.png, 1.png, …
         groups: np.ndarray|None = None, # int64 [N]; `None`: every slice is a group of its own
@@ -360,7 +361,7 @@ class AnnotatedSlices(SliceArrays):
     @property
     def ignored(self) -> np.ndarray:
         "bool [N]: the slices that have pixels to be ignored."
-        return (self.masks == IGNORE).any((1, 2))
+        return seen_values(self.masks)[:, IGNORE]
 
 
 # %%
@@ -370,7 +371,41 @@ test_eq((some.labelled.all(), some.ignored.all(), some.present.any()), (True, Tr
 
 # %%
 #| export
-class SliceSet(AnnotatedSlices):
+class ComparableSlices(AnnotatedSlices):
+    "How sets are told apart, and brought into memory."
+    def in_memory(self) -> Self:
+        "The same slices as arrays; these slices themselves where they are."
+        if isinstance(self.images, np.ndarray) and isinstance(self.masks, np.ndarray):
+            return self
+        return replace(self, images=np.asarray(self.images), masks=np.asarray(self.masks))
+
+    def fingerprint(self) -> str:
+        "A hash of everything in the set, 32 hex digits; a set from a store remembers it."
+        remembered = vars(self).get("_fingerprint")
+        return remembered or self.content_hash()
+
+    def content_hash(self) -> str:
+        "The fingerprint, computed by reading everything, a block at a time."
+        header = (self.images.shape, self.names, self.classes.names, self.classes.pairs)
+        if self.classes.unions:
+            header += (self.classes.unions,)
+        digest = hashlib.sha256(repr(header).encode())
+        for pixels in (self.images, self.masks):
+            for block in blocks(pixels):
+                digest.update(np.ascontiguousarray(block))
+        for array in (self.known, self.groups):
+            digest.update(np.ascontiguousarray(array))
+        return digest.hexdigest()[:32]
+
+
+# %%
+same = [ComparableSlices(images, two, "all").fingerprint() for images in (two, two.copy(), two + 1)]
+test_eq((same[0] == same[1], same[0] == same[2]), (True, False))
+
+
+# %%
+#| export
+class SliceSet(ComparableSlices):
     """N slices of one size with what is known of them, checked when made (`InputError`) and frozen.
 
     Index it with ints, bools or a slice to get a smaller set. Compare two sets by `fingerprint()`."""
@@ -379,7 +414,7 @@ class SliceSet(AnnotatedSlices):
 
     def __getitem__(self, index) -> "SliceSet":
         index = np.arange(len(self))[index].reshape(-1)
-        parts = {name: getattr(self, name)[index] for name in ("images", "masks", "known", "groups")}
+        parts = {name: take(getattr(self, name), index) for name in ("images", "masks", "known", "groups")}
         return replace(self, **parts, names=[self.names[i] for i in index])
 
     def __repr__(self) -> str:
@@ -391,16 +426,6 @@ class SliceSet(AnnotatedSlices):
         arrays = ("images", "masks", "known", "groups")
         joined = {name: np.concatenate([getattr(self, name), getattr(other, name)]) for name in arrays}
         return SliceSet(**joined, names=self.names + other.names, classes=self.classes)
-
-    def fingerprint(self) -> str:
-        "A hash of everything in the set, 32 hex digits."
-        header = (self.images.shape, self.names, self.classes.names, self.classes.pairs)
-        if self.classes.unions:
-            header += (self.classes.unions,)
-        digest = hashlib.sha256(repr(header).encode())
-        for array in (self.images, self.masks, self.known, self.groups):
-            digest.update(np.ascontiguousarray(array))
-        return digest.hexdigest()[:32]
 
 
 # %% [markdown]

@@ -23,6 +23,7 @@ from PIL import Image
 
 from ctseg.core.files import InputError, refuse_special
 from ctseg.data.cache import cached_array, reading
+from ctseg.data.lazy import LazyPixels, ReadPixels
 
 # %%
 #| hide
@@ -293,3 +294,28 @@ with tempfile.TemporaryDirectory() as d:
         read_images(d, cache=False)
     except InputError as e:
         print(str(e).replace(d, "…"))
+
+
+# %% [markdown]
+# A folder may hold more images than memory. They can also be read when they are [asked for](lazy.html).
+
+# %%
+#| export
+def open_images(
+    folder, # a folder of PNG files
+) -> tuple[list[str], LazyPixels]: # names in numeric order, images uint8 [N,H,W]
+    "The PNG files of a folder as `read_images` gives them, but each is read and checked when it is indexed."
+    paths = image_paths(folder)
+    for path in paths: refuse_special(path, MAX_BYTES)
+    size = read_pngs(paths[:1]).shape[1:]
+    def read(rows: np.ndarray) -> np.ndarray: return read_pngs([paths[row] for row in rows], size)
+    return [p.name for p in paths], LazyPixels(ReadPixels(read, (len(paths), *size)))
+
+
+# %%
+with tempfile.TemporaryDirectory() as d:
+    for i in (2, 10, 1):
+        imsave(f"{d}/{i}.png", np.full((4, 6), i, np.uint8), check_contrast=False)
+    names, images = open_images(d)
+    print(names, images)
+    test_eq(images[1:][:, 0, 0], [2, 10])

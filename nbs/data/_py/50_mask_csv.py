@@ -18,7 +18,7 @@ import contextlib
 import gzip
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import csv as csvlib
@@ -63,8 +63,9 @@ def check_names(
     "`InputError` unless the columns are the expected images, in order."
     if list(columns) == list(expected):
         return
-    extra = [name for name in columns if name not in set(among or expected)]
-    missing = [name for name in expected if name not in set(columns)]
+    known, present = set(among or expected), set(columns)
+    extra = [name for name in columns if name not in known]
+    missing = [name for name in expected if name not in present]
     if extra:
         message = _other_file(extra[0], folder)
         if not message:
@@ -114,20 +115,25 @@ for columns in (["0.png", "1.png"], [*images, "9.png"], ["0.png", "2.png", "1.pn
 
 # %%
 #| export
-def _read_table(path: Path, columns, rows: int|None) -> np.ndarray:
-    "Read a mask table: uint8 [images, rows]. `rows=None`: as many as there are."
-    rows = count_rows(path) if rows is None else rows
-    table = np.empty((len(columns), rows), np.uint8)
+def whole_rows(path: Path, columns, rows: int) -> Iterator[tuple[int, np.ndarray]]:
+    "The blocks of `iter_rows`, of a table that has just so many rows."
     end = 0
     for first, block in iter_rows(path, columns):
         end = first + len(block)
         if end > rows:
             raise InputError(f"{path}: more than {rows} rows, the pixels of an image; "
                              "is it for other images?")
-        table[:, first:end] = block.T
+        yield first, block
     if end < rows:
         raise InputError(f"{path}: {end} rows, expected {rows}, the number of pixels of an image; "
                          "the file may be cut off")
+
+def _read_table(path: Path, columns, rows: int|None) -> np.ndarray:
+    "Read a mask table: uint8 [images, rows]. `rows=None`: as many as there are."
+    rows = count_rows(path) if rows is None else rows
+    table = np.empty((len(columns), rows), np.uint8)
+    for first, block in whole_rows(path, columns, rows):
+        table[:, first:first + len(block)] = block.T
     return table
 
 
@@ -160,7 +166,7 @@ test_fail(lambda: _image_size("y.csv", 15, None), contains="no square image")
 
 # %%
 #| export
-def _check_values(path: Path, table: np.ndarray, columns, classes, ignore: bool):
+def check_values(path: Path, table: np.ndarray, columns, classes, ignore: bool):
     "`InputError` if a value is above the number of classes (a `ClassMap`, a number, or `None`: any)."
     if classes is None:
         return
@@ -177,11 +183,11 @@ def _check_values(path: Path, table: np.ndarray, columns, classes, ignore: bool)
 
 # %%
 test_fail(
-    lambda: _check_values("y.csv", np.array([[0, 3]]), ["0.png"], 2, ignore=True),
+    lambda: check_values("y.csv", np.array([[0, 3]]), ["0.png"], 2, ignore=True),
     contains="row Pixel 1, column 0.png: value 3, but there are 2 classes",
 )
 # a truth may say: ignore this pixel
-_check_values("y.csv", np.array([[0, IGNORE]]), ["0.png"], 2, ignore=True)
+check_values("y.csv", np.array([[0, IGNORE]]), ["0.png"], 2, ignore=True)
 
 
 # %%
@@ -205,7 +211,7 @@ def read_masks(
         return whole and rows in (None, kept.shape[1])
     table = cached_array("masks2", [path], lambda: _read_table(path, columns, rows), cache, fits)
     height, width = _image_size(path, table.shape[1], size)
-    _check_values(path, table, columns, classes, ignore)
+    check_values(path, table, columns, classes, ignore)
     return columns, table.reshape(-1, height, width)
 
 

@@ -24,6 +24,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from ctseg.core.files import InputError
+from ctseg.data.lazy import kept_where
 from ctseg.data.slices import SliceSet
 
 # %%
@@ -52,13 +53,12 @@ from ctseg.data.slices import SliceSet
 #| export
 def _thumbnails(images: np.ndarray) -> np.ndarray:
     "16x16 thumbnails of uint8 [N,H,W], without their mean, of length 1 (an even image: 0): float32 [N,256]."
-    parts = [np.zeros((0, 256), np.float32)]
+    v = np.empty((len(images), 256), np.float32)
     for i in range(0, len(images), 256):
         part = torch.from_numpy(images[i:i + 256])[:, None].float()
-        parts.append(F.adaptive_avg_pool2d(part, 16).flatten(1).numpy())
-    v = np.concatenate(parts)
-    v -= v.mean(1, keepdims=True)
-    v /= np.maximum(np.linalg.norm(v, axis=1, keepdims=True), 1e-6)
+        small = F.adaptive_avg_pool2d(part, 16).flatten(1).numpy()
+        small -= small.mean(1, keepdims=True)
+        v[i:i + 256] = small/np.maximum(np.linalg.norm(small, axis=1, keepdims=True), 1e-6)
     return v
 
 
@@ -68,9 +68,28 @@ correlation = _thumbnails(toys) @ _thumbnails(toys).T
 most_alike = np.sort(correlation, axis=1)[:, -2].max()  # of two bodies; the last is a body with itself
 print(f"six toy bodies correlate by {correlation.min():.2f} to {most_alike:.2f}")
 
-
 # %% [markdown]
-# All pairs are compared by one matrix product, a block of rows at a time, so 2500 images take about a second.
+# All pairs are compared by matrix products, a block of pairs at a time, so 2500 images take about a second. Many slices may look alike, and
+# then almost every pair is linked. So a link is kept only if it joins two groups that were apart, and the groups are joined as soon as there
+# are a million links.
+
+# %%
+#| export
+ROWS, COLUMNS, MANY_LINKS = 512, 8192, 1 << 20
+
+def _joined(group: np.ndarray, links: list[np.ndarray]) -> np.ndarray:
+    "The groups [N], numbered in order of first appearance, after joining the two ends of each link [n,2]."
+    n = len(group)
+    _, first, place = np.unique(group, return_index=True, return_inverse=True)
+    to_first = np.column_stack([np.arange(n), first[place]])
+    i, j = np.concatenate([to_first, *links]).T
+    graph = coo_array((np.ones(len(i), bool), (i, j)), (n, n))
+    return connected_components(graph, directed=False)[1].astype(np.int64)
+
+
+# %%
+test_eq(_joined(np.array([0, 1, 0, 2, 3]), [np.array([[4, 1]])]), [0, 1, 0, 2, 1])
+
 
 # %%
 #| export
@@ -80,16 +99,17 @@ def near_duplicates(
 ) -> np.ndarray: # int64 [N]: group numbers, 0 … in order of first appearance
     "The group, int64 [N], of each image: near-duplicates, and what is linked through them, share a number."
     v = _thumbnails(images)
-    links = [np.zeros((0, 2), int)]
-    for start in range(0, len(v), 512):
-        alike = v[start:start + 512] @ v.T > threshold
-        links.append(np.argwhere(alike) + [start, 0])
-    i, j = np.concatenate(links).T
-    linked = np.ones(len(i), bool)
-    shape = (len(v), len(v))
-    graph = coo_array((linked, (i, j)), shape)
-    _, group = connected_components(graph, directed=False)
-    return group.astype(np.int64)
+    group, links = np.arange(len(v)), []
+    for top in range(0, len(v), ROWS):
+        rows = v[top:top + ROWS]
+        for left in range(top - top % COLUMNS, len(v), COLUMNS):  # a pair is compared once
+            alike = rows @ v[left:left + COLUMNS].T > threshold
+            found = np.argwhere(alike) + [top, left]
+            apart = group[found[:, 0]] != group[found[:, 1]]
+            links.append(found[apart])
+            if sum(map(len, links)) > MANY_LINKS:
+                group, links = _joined(group, links), []
+    return _joined(group, links)
 
 
 # %%
@@ -258,7 +278,7 @@ def select_labelled(
     rank = np.random.default_rng(seed).permutation(len(group))[member]
     chosen = labelled[np.argsort(rank[labelled], kind="stable")[:n]]
     keep = np.isin(np.arange(len(slices)), chosen)
-    masks = slices.masks*keep[:, None, None].astype(np.uint8)
+    masks = kept_where(slices.masks, keep)
     known = slices.known & keep[:, None]
     return replace(slices, masks=masks, known=known)
 

@@ -26,6 +26,8 @@ import contextlib
 import warnings
 import os
 from collections import Counter
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -34,10 +36,12 @@ from skimage.io import imsave
 from ctseg.core.anatomy import ClassMap
 from ctseg.core.files import InputError, atomic_path, did_you_mean, read_json, write_json
 from ctseg.data.annotations import check_examined, read_annotated, read_classes, read_groups
-from ctseg.data.images import natural_key, read_images, size_text
+from ctseg.data.images import natural_key, open_images, read_images, size_text
+from ctseg.data.lazy import LazyPixels, blank_like, seen_values, take
 from ctseg.data.mask_csv import check_names, read_masks, write_masks
 from ctseg.data.mask_rows import read_header
 from ctseg.data.slices import SliceSet, present_classes
+from ctseg.data.spooled import spool_masks
 
 # %%
 #| hide
@@ -126,7 +130,7 @@ with tempfile.TemporaryDirectory() as d:
 #| export
 def _tell_empty(csv: Path, masks: np.ndarray):
     "Warn if masks of labelled images uint8 [n,H,W] hold no pixel, where every class counts as examined."
-    empty = sum(not mask.any() for mask in masks)
+    empty = int((~seen_values(masks)[:, 1:].any(1)).sum())
     if not empty: return
     warnings.warn(f"{csv}: {empty} of {len(masks)} columns hold no pixel, "
                   "and would be taught as images with nothing on them; "
@@ -154,7 +158,7 @@ def _known_of_train(
         return present_classes(masks, C)
     if annotated == "all":
         has_column = np.arange(n) < labelled
-        _tell_empty(csv, masks[:labelled])
+        _tell_empty(csv, take(masks, slice(labelled)))
         return np.repeat(has_column[:, None], C, axis=1)
     known = read_annotated(folder/"annotated_labels.json", n, C)
     without_masks = known[labelled:].any(1)
@@ -190,6 +194,53 @@ test_eq(whole, [[True]])
 
 # %%
 #| export
+def _read_arrays(cache: bool) -> tuple[Callable, Callable]:
+    "How `read_challenge` reads images and masks: whole arrays."
+    def masks_of(csv: Path, columns, images: np.ndarray, classes: ClassMap) -> np.ndarray:
+        masks = np.zeros_like(images)
+        masks[:len(columns)] = read_masks(csv, columns, images.shape[1:], classes, cache, ignore=True)[1]
+        return masks
+    return partial(read_images, cache=cache), masks_of
+
+def _open_files(spool: Path) -> tuple[Callable, Callable]:
+    "How `open_challenge` reads them: images when they are asked for, masks by way of a file in `spool`."
+    def masks_of(csv: Path, columns, images: LazyPixels, classes: ClassMap) -> LazyPixels:
+        masks = spool_masks(csv, columns, images.shape[1:], classes, spool/f"{csv.name}.masks")
+        unlabelled = np.full(len(images) - len(columns), -1)
+        return LazyPixels(masks.source, np.append(masks.rows, unlabelled))
+    return open_images, masks_of
+
+
+# %% [markdown]
+# Both are used in the same way.
+
+# %%
+#| export
+def _slices_of(folder: Path, split: str, annotated: str, images_of: Callable, masks_of: Callable) -> SliceSet:
+    "One split of a challenge folder, whose images and masks are read as the two functions do."
+    folder = Path(folder)
+    _check_folder(folder, split)
+    if annotated not in _ANNOTATED:
+        raise did_you_mean("value of annotated", annotated, _ANNOTATED)
+    csv = _find_table(folder, split)
+    classes = read_classes(folder)
+    names, images = images_of(folder/f"{split}-images")
+    masks = blank_like(images)
+    known = np.zeros((len(names), len(classes)), bool)
+    if csv is not None:
+        columns = read_header(csv)
+        labelled = len(columns) if split == "train" else len(names)  # images after these are unlabelled
+        check_names(columns, names[:labelled], csv, names, folder/f"{split}-images")
+        masks = masks_of(csv, columns, images, classes)
+        if split == "train":
+            known = _known_of_train(folder, csv, names, masks, labelled, classes, annotated)
+        else:
+            known = _known_of_test(folder, csv, names, masks, classes)
+    return SliceSet(images, masks, known, names, read_groups(folder, split, images), classes)
+
+
+# %%
+#| export
 def read_challenge(
     folder, # a challenge folder
     split: str = "train", # train or test
@@ -197,25 +248,17 @@ def read_challenge(
     cache: bool = True, # keep the arrays, by content
 ) -> SliceSet:
     "Read and check one split of a challenge folder. Images without annotation have mask 0 and nothing known."
-    folder = Path(folder)
-    _check_folder(folder, split)
-    if annotated not in _ANNOTATED:
-        raise did_you_mean("value of annotated", annotated, _ANNOTATED)
-    csv = _find_table(folder, split)
-    classes = read_classes(folder)
-    names, images = read_images(folder/f"{split}-images", cache)
-    masks = np.zeros_like(images)
-    known = np.zeros((len(names), len(classes)), bool)
-    if csv is not None:
-        columns = read_header(csv)
-        labelled = len(columns) if split == "train" else len(names)  # images after these are unlabelled
-        check_names(columns, names[:labelled], csv, names, folder/f"{split}-images")
-        masks[:labelled] = read_masks(csv, columns, images.shape[1:], classes, cache, ignore=True)[1]
-        if split == "train":
-            known = _known_of_train(folder, csv, names, masks, labelled, classes, annotated)
-        else:
-            known = _known_of_test(folder, csv, names, masks, classes)
-    return SliceSet(images, masks, known, names, read_groups(folder, split, images), classes)
+    return _slices_of(folder, split, annotated, *_read_arrays(cache))
+
+def open_challenge(
+    folder, # a challenge folder
+    split: str = "train", # train or test
+    annotated: str = "json", # as for `read_challenge`
+    *,
+    spool: Path, # a folder for a file of masks, which must stay as long as the slices are used
+) -> SliceSet:
+    "The same slices in little memory: their pixels are read from files when they are indexed."
+    return _slices_of(folder, split, annotated, *_open_files(Path(spool)))
 
 
 # %%
@@ -241,6 +284,9 @@ with tempfile.TemporaryDirectory() as d:
         test_eq(getattr(back, part), getattr(toys, part))
     test_eq(read_challenge(folder, annotated="all").known.sum(1), [3, 3, 0, 0])
     test_eq(read_challenge(folder, annotated="present").known, toys.present)
+    opened = open_challenge(folder, spool=Path(d))
+    print(opened.images, opened.masks)
+    test_eq(opened.fingerprint(), back.fingerprint())
 
 # %% [markdown]
 # The slices as they were read, with what was outlined. A missing structure is absent if it was examined, and else unknown.
@@ -415,7 +461,7 @@ with tempfile.TemporaryDirectory() as d:
 
 # %%
 #| export
-def _facts(s: SliceSet) -> dict:
+def slice_facts(s: SliceSet) -> dict:
     "What there is in a set, in numbers."
     labelled = s.labelled
     cells = {"present": s.present, "absent": s.known & ~s.present, "unknown": ~s.known}
@@ -437,7 +483,7 @@ def _facts(s: SliceSet) -> dict:
 
 
 # %%
-for name, value in _facts(twelve).items():
+for name, value in slice_facts(twelve).items():
     print(f"{name:20}", value)
 
 
@@ -451,7 +497,7 @@ def check_challenge(
     folder = Path(folder)
     classes = len(read_classes(folder))
     train = read_challenge(folder, "train", annotated)
-    facts = {"classes": classes, "train": _facts(train)}
+    facts = {"classes": classes, "train": slice_facts(train)}
     if not (folder/"test-images").exists():
         return facts
     test = read_challenge(folder, "test")
@@ -459,7 +505,7 @@ def check_challenge(
     if sizes[0] != sizes[1]:
         raise InputError(f"{folder}: training images are {sizes[0]}, test images {sizes[1]}; "
                          "resize one of them")
-    return facts | {"test": _facts(test)}
+    return facts | {"test": slice_facts(test)}
 
 
 # %%

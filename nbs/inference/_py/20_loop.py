@@ -216,7 +216,9 @@ def over_slices(
     """
     parts = []
     for index in batches(len(slices), batch_size, each, shared):
-        parts.append({name: t.cpu() for name, t in step(slices[index]).items()})
+        part = slices[index]
+        if isinstance(part, SliceSet): part = part.in_memory()
+        parts.append({name: t.cpu() for name, t in step(part).items()})
     joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     return {name: (collect(t, len(slices)) if shared else t).numpy() for name, t in joined.items()}
 

@@ -250,7 +250,7 @@ class OutOfFold(CellTeachers):
         fold: np.ndarray,
     ) -> Completed:
         "`slices`, in their order, each completed by the one teacher that never saw it (teacher k did not see fold k)."
-        masks, known = slices.masks.copy(), slices.known.copy()
+        masks, known = np.array(slices.masks), slices.known.copy()
         teaches = np.ones(slices.masks.shape, bool)
         for k, teacher in enumerate(teachers):
             unseen = np.flatnonzero(fold == k)

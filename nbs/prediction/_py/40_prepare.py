@@ -17,8 +17,8 @@ from typing import Any
 
 from ctseg.core.device import DevicePlan
 from ctseg.core.files import InputError, atomic_path, did_you_mean, read_json, write_json
-from ctseg.data.challenge import read_challenge
 from ctseg.data.slices import SliceSet
+from ctseg.data.sources import read_slices
 from ctseg.inference.calibration import calibrate
 from ctseg.inference.loop import Each
 from ctseg.inference.rule import Rule
@@ -214,7 +214,7 @@ def prepare(
     predictor = load_predictor(runs, plan, views, calibrated and tune is None)
     warn_of_unfinished(predictor)
     if tune is not None:
-        slices = tune if isinstance(tune, SliceSet) else read_challenge(tune, annotated=annotated)
+        slices = tune if isinstance(tune, SliceSet) else read_slices(tune, annotated=annotated)
         predictor = tuned(predictor, slices, calibrated, batch_size)
     base = Rule() if rule == "argmax" else predictor.rule
     overruled = {k: v for k, v in fields.items() if v is not None}

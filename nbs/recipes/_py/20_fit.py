@@ -26,8 +26,8 @@ from ctseg.core.device import DevicePlan, pick_device
 from ctseg.core.files import InputError, atomic_path, write_json
 from ctseg.core.parallel import agree, main_first, on_main, rank, world
 from ctseg.core.registry import Plugin, load_plugin
-from ctseg.data.challenge import read_challenge
 from ctseg.data.slices import SliceSet
+from ctseg.data.sources import knows_patients, read_slices
 from ctseg.inference.loop import Each
 from ctseg.inference.rule import Rule
 from ctseg.io.imported import imported_slicing
@@ -273,9 +273,9 @@ class FitOptions:
         return Deadline(read_duration(self.time_limit) if self.time_limit else math.inf)
 
     def read(self, data: SliceSet | str | Path) -> SliceSet:
-        "The slices of a challenge folder; slices that have been read as they are."
+        "The slices of a challenge folder or a store; slices that have been read as they are."
         if not isinstance(data, SliceSet):
-            return main_first(lambda: read_challenge(data, annotated=self.annotated))
+            return main_first(lambda: read_slices(data, annotated=self.annotated))
         if self.annotated == "json": return data
         use = "is for reading a challenge folder, and these slices have been read"
         raise InputError(f"annotated={self.annotated!r} {use}; give it to read_challenge")
@@ -310,7 +310,7 @@ def as_watchers(callbacks: Iterable[Callback], folder: Path) -> tuple[Callable[[
 #| export
 def tell_of_groups(job: Job, data: Any) -> None:
     "Without a `patients.json`, say on how many groups of near-duplicates the held-out figures rest."
-    if isinstance(data, SliceSet) or not len(job.holdout) or os.path.lexists(Path(data)/"patients.json"):
+    if isinstance(data, SliceSet) or not len(job.holdout) or knows_patients(data):
         return
     groups = len(np.unique(job.holdout.groups))
     slices = f"{len(job.holdout)} slices in {groups} groups of near-duplicates"
@@ -414,7 +414,7 @@ def make_job(
 # %%
 #| export
 def fit(
-    data: SliceSet | str | Path, # the slices, or a challenge folder
+    data: SliceSet | str | Path, # the slices, or a challenge folder or store
     recipe: Recipe | str = DEFAULT_RECIPE, # or its name, or the `recipe.json` of a run
     out: str | Path = "runs/run",
     seed: int = 0,

@@ -19,8 +19,8 @@ import numpy as np
 import pandas as pd
 
 from ctseg.core.files import InputError, csv_cell, did_you_mean
-from ctseg.data.challenge import read_challenge
 from ctseg.data.slices import SliceSet
+from ctseg.data.sources import read_slices
 from ctseg.inference.calibration import plot_reliability
 from ctseg.metrics.bootstrap import bootstrap_mean
 from ctseg.metrics.challenge import dice_table
@@ -87,7 +87,7 @@ def scored_slices(
         slices = data
     else:
         images = "test" if split == "test" else "train"
-        slices = read_challenge(data, images, annotated)
+        slices = read_slices(data, images, annotated)
     if list(slices.classes.names) != class_names(run_spec(run)):
         raise InputError(f"{run.folder}: knows other classes than the data it is to be scored on")
     if split == "held-out":

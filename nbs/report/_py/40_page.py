@@ -21,8 +21,8 @@ from markupsafe import Markup
 from ctseg.core.anatomy import ClassMap
 from ctseg.core.device import DevicePlan
 from ctseg.core.files import InputError, atomic_path, refuse_folder
-from ctseg.data.challenge import read_challenge
 from ctseg.data.slices import SliceSet
+from ctseg.data.sources import read_slices
 from ctseg.inference.rule import Rule
 from ctseg.prediction.prepare import prepare
 from ctseg.prediction.saved import run_classes, run_spec
@@ -191,7 +191,7 @@ def training_slices(data: str | Path | SliceSet, split: str, annotated: str) -> 
     "The slices of the data that runs are trained on; None where a folder holds a test alone."
     if isinstance(data, SliceSet): return data
     if split == "test" and not (Path(data)/"train-images").is_dir(): return None
-    return read_challenge(data, "train", annotated)
+    return read_slices(data, "train", annotated)
 
 
 # %%

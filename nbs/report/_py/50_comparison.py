@@ -17,8 +17,8 @@ import numpy as np
 
 from ctseg.core.device import DevicePlan
 from ctseg.core.files import InputError
-from ctseg.data.challenge import read_challenge
 from ctseg.data.slices import SliceSet
+from ctseg.data.sources import read_slices
 from ctseg.inference.rule import Rule
 from ctseg.metrics.bootstrap import bootstrap_mean, paired_bootstrap
 from ctseg.metrics.challenge import dice_table, mean_dice, per_class
@@ -78,7 +78,7 @@ def common_slices(
     "The slices with truth that none of the runs has trained on."
     slices = data
     if not isinstance(data, SliceSet):
-        slices = read_challenge(data, "test" if split == "test" else "train", annotated)
+        slices = read_slices(data, "test" if split == "test" else "train", annotated)
     candidates = [scored_slices(r, slices, split, annotated) for r in runs]
     names = set.intersection(*(set(s.names) for s in candidates))
     if not names:

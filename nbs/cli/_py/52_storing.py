@@ -1,0 +1,59 @@
+# %% [markdown]
+# # The command that stores
+#
+# > `ctseg store`: a challenge folder as a store, for more slices than memory holds.
+#
+# - skip_showdoc: true
+
+# %%
+#| default_exp cli.storing
+
+# %% [markdown]
+# `check`, `fit`, `predict` and `evaluate` take a [store](../data/store.html) where they take a folder. They read its pixels when these are needed, so
+# the memory they take does not grow with the number of slices.
+
+# %%
+#| export
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from ctseg.cli.console import app, print_facts
+from ctseg.cli.options import Annotations
+
+# %%
+#| hide
+import tempfile
+
+from typer.testing import CliRunner
+
+# %%
+#| export
+FOLDER = typer.Argument(help="a challenge folder")
+STORE = typer.Option(help="the store to write: a new folder, or an address such as s3://bucket/name")
+SCRATCH = typer.Option(help="a folder with room for all masks, uncompressed, for a while")
+
+
+@app.command()
+def store(
+    data: Annotated[Path, FOLDER],
+    out: Annotated[Path, STORE],
+    annotated: Annotations = "json",
+    scratch: Annotated[Optional[Path], SCRATCH] = None,
+):
+    "Make a store of a challenge folder, for more slices than memory holds."
+    from ctseg.data.sources import store_challenge
+    from ctseg.data.store import store_place
+    from ctseg.io.imported import imported_slicing
+    slicing = imported_slicing(data) if data.is_dir() else None
+    splits = store_challenge(data, out, annotated, {"slicing": slicing}, scratch)
+    print_facts({split: f"{len(s)} slices, {int(s.labelled.sum())} annotated" for split, s in splits.items()})
+    print(f"store: {store_place(out)}")
+
+
+# %%
+with tempfile.TemporaryDirectory() as d:
+    for words in (["store", "../../data_sample", "--out", f"{d}/sample.zarr"], ["check", f"{d}/sample.zarr"]):
+        lines = CliRunner().invoke(app, words).output.replace(d, "…").splitlines()
+        print("\n".join(lines[:9]))

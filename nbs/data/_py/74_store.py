@@ -1,0 +1,373 @@
+# %% [markdown]
+# # Stores
+#
+# > More slices than memory: chunks on a disk or an object store, with an index that says everything else.
+#
+# - skip_showdoc: true
+
+# %%
+#| default_exp data.store
+
+# %% [markdown]
+# A challenge folder of 400,000 slices cannot be read into memory, and its table of masks has a row for each pixel. A **store** holds the same
+# slices for training: images and masks in compressed chunks (the [Zarr](https://zarr.dev) format, version 3), and beside them an index of names,
+# groups, classes, `known`, and which values each mask holds. Opening a store reads the index. Choosing slices, dividing them and drawing batches
+# asks the index too. Pixels are read when a batch needs them.
+#
+# PNG and CSV stay the form of the challenge; a store is made from them by `ctseg store DATA --out STORE`.
+
+# %%
+#| export
+import re
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from ctseg.core.anatomy import ClassMap
+from ctseg.core.files import InputError, atomic_path, did_you_mean
+from ctseg.core.schema import anything, fields, fit_schema, listed, mapped, number, text
+from ctseg.data.lazy import LazyPixels, blocks, pack_seen, seen_values, take
+from ctseg.data.slices import SliceSet
+
+# %%
+#| hide
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from fastcore.test import test_eq, test_fail
+
+from ctseg.data.toys import toy_set
+
+
+# %% [markdown]
+# ## Where
+#
+# A store is a folder, or an address that [fsspec](https://filesystem-spec.readthedocs.io) understands, such as `s3://bucket/thorax`.
+
+# %%
+#| export
+def import_zarr() -> ModuleType:
+    "The package zarr; `InputError` that tells how to get it."
+    remedy = "run: pip install 'ctseg[store]'"
+    try:
+        import zarr
+    except ImportError as e:
+        raise InputError(f"zarr is not installed ({e}), stores need it; {remedy}") from None
+    if int(zarr.__version__.split(".")[0]) < 3:
+        raise InputError(f"zarr {zarr.__version__} is too old for stores; {remedy}")
+    return zarr
+
+def store_place(place: str|Path) -> str|Path:
+    "The address or path of a store; an address that was made a `Path` has lost one of its two slashes."
+    text = place.as_posix() if isinstance(place, Path) else place
+    address = re.match(r"([a-z][a-z0-9+.]+):/{1,2}(?=[^/])", text)
+    if address is None: return Path(place)
+    return f"{address[1]}://{text[address.end():]}"
+
+def is_store(place: str|Path) -> bool:
+    "Whether slices are to be read from a store: an address, or a folder of Zarr."
+    place = store_place(place)
+    return isinstance(place, str) or (place/"zarr.json").is_file()
+
+
+# %%
+test_eq(store_place(Path("s3://bucket/thorax")), "s3://bucket/thorax")
+test_eq((is_store("memory://toys"), is_store("../../data_sample")), (True, False))
+
+# %% [markdown]
+# ## Writing
+#
+# A chunk is what must be read for one slice, so it is one slice, or as many small ones as make 64 kB. Chunks are collected in *shards*, files of
+# some megabytes, because millions of small files are slow on any disk. A shard is written at once, so this is the memory that writing takes.
+# Chunks carry a checksum; one of zeros takes no room.
+
+# %%
+#| export
+CHUNK, SHARD = 1 << 16, 1 << 23 # bytes, before compression
+
+def chunk_sizes(
+    height: int,
+    width: int,
+) -> tuple[int, int]:
+    "How many slices are in a chunk, and how many in a shard."
+    chunk = max(1, CHUNK//(height*width))
+    shards = max(1, SHARD//(chunk*height*width))
+    return chunk, chunk*shards
+
+def _write_pixels(group, name: str, pixels):
+    "Write uint8 [N,H,W], an array or lazy, in chunks of a group."
+    from zarr.codecs import ZstdCodec
+    height, width = pixels.shape[1:]
+    chunk, shard = chunk_sizes(height, width)
+    array = group.create_array(
+        name, shape=pixels.shape, dtype="uint8", fill_value=0, chunks=(chunk, height, width),
+        shards=(shard, height, width), compressors=ZstdCodec(level=3, checksum=True))
+    first = 0
+    for block in blocks(pixels, shard*height*width):
+        array[first:first + len(block)] = block
+        first += len(block)
+
+
+# %%
+for side in (64, 256, 512):
+    print(side, chunk_sizes(side, side))
+
+# %% [markdown]
+# The index is small: a bit for each cell, 32 bytes for the values on a mask, a name, a number for the patient. It is kept as arrays too.
+
+# %%
+#| export
+FORMAT = 1 # of stores; another version of ctseg may have written another one
+PIXELS, INDEX = ("images", "masks"), ("known", "groups", "names", "seen")
+
+def _index_arrays(slices: SliceSet) -> dict[str, np.ndarray]:
+    "What a store keeps of slices beside their pixels, by name."
+    if any("\n" in name for name in slices.names):
+        raise InputError("a slice has a line end in its name, which a store cannot hold; rename it")
+    seen = [np.zeros((0, 32), np.uint8)]
+    seen += [pack_seen(seen_values(block)) for block in blocks(slices.masks)]
+    names = "\n".join(slices.names).encode()
+    return {"known": slices.known, "groups": slices.groups, "names": np.frombuffer(names, np.uint8),
+            "seen": np.concatenate(seen)}
+
+def _class_facts(classes: ClassMap) -> dict[str, Any]:
+    "Classes as JSON."
+    return {"names": list(classes.names), "pairs": list(map(list, classes.pairs)),
+            "unions": [[u, list(members)] for u, members in classes.unions]}
+
+def _write_split(group, slices: SliceSet):
+    "One split of a store."
+    _write_pixels(group, "images", slices.images)
+    _write_pixels(group, "masks", slices.masks)
+    for name, array in _index_arrays(slices).items():
+        group.create_array(name, data=array)
+
+
+# %% [markdown]
+# The mark of a store is written last, with the fingerprint of each split, which is computed from what lies on the disk then: it is the same as in
+# memory, so a run can go on from either.
+
+# %%
+#| export
+def write_store(
+    slices: SliceSet|dict[str, SliceSet], # or by split: train, test
+    out: str|Path, # a folder that is not there yet, or an address
+    notes: dict[str, Any]|None = None, # kept beside the slices, as JSON
+):
+    "Write slices, in memory or not, as a store; whole or not at all where it is a folder."
+    zarr, place = import_zarr(), store_place(out)
+    splits = {"train": slices} if isinstance(slices, SliceSet) else slices
+    if isinstance(place, Path):
+        if place.exists():
+            raise InputError(f"{place}: exists already; choose another place, or remove it first")
+        with atomic_path(place) as tmp:
+            _write_splits(zarr.open_group(tmp, mode="w"), splits, notes or {})
+        return
+    _write_splits(zarr.open_group(place, mode="w"), splits, notes or {})
+
+def _write_splits(root, splits: dict[str, SliceSet], notes: dict[str, Any]):
+    "Fill the root of a new store."
+    facts: dict[str, Any] = {"format": FORMAT, "splits": {}, "notes": notes}
+    for name, slices in splits.items():
+        group = root.create_group(name)
+        _write_split(group, slices)
+        parts = {pixels: group[pixels].nchunks_initialized for pixels in PIXELS}
+        facts["splits"][name] = {"classes": _class_facts(slices.classes), "parts": parts}
+        back = _read_split(root, name, facts["splits"][name], f"{name} of the store")
+        facts["splits"][name]["fingerprint"] = back.content_hash()
+    root.attrs["ctseg"] = facts
+
+
+# %% [markdown]
+# ## Reading
+
+# %% [markdown]
+# A store may come from anywhere, so what it says of itself is [checked](../core/schema.html).
+
+# %%
+#| export
+MAKE_AGAIN = "make the store again"
+COUNT = number(0, whole=True)
+OF_CLASSES = fields({"names": listed(text), "pairs": listed(listed(COUNT, 2)), "unions": listed(anything)})
+PARTS = fields({name: COUNT for name in PIXELS})
+OF_SPLIT = fields({"classes": OF_CLASSES, "parts": PARTS, "fingerprint": text})
+FACTS = fields({"splits": mapped(OF_SPLIT), "notes": mapped(anything)})
+
+class StoredPixels:
+    "Images or masks that lie in a store, as a `PixelSource`."
+    def __init__(self,
+        array, # of zarr, [M,H,W]
+        seen: np.ndarray|None, # uint8 [M,32]
+        where: str, # for errors
+    ):
+        self.array, self.seen, self.where = array, seen, where
+        self.shape: tuple[int, int, int] = tuple(map(int, array.shape))
+
+    def read(self, rows: np.ndarray) -> np.ndarray:
+        "The slices at `rows`, int64 [n] in ascending order and each once: uint8 [n,H,W]."
+        first, last = int(rows[0]), int(rows[-1])
+        try:
+            if last - first + 1 == len(rows): return self.array[first:last + 1]
+            return self.array.oindex[rows]
+        except Exception as e: # each way of being damaged or out of reach has its own
+            reason = str(e).splitlines()[0] if str(e) else type(e).__name__
+            problem = f"slices {first} to {last} cannot be read ({reason})"
+            raise InputError(f"{self.where}: {problem}; {MAKE_AGAIN}") from None
+
+
+# %% [markdown]
+# An index that is damaged is told in one line. What it says of the slices is checked as for any `SliceSet`.
+
+# %%
+#| export
+def _read_index(root, split: str, where: str) -> dict[str, Any]:
+    "The arrays of a split: the index in memory, pixels as they lie there."
+    try:
+        group = root[split]
+        index = {name: group[name][...] for name in INDEX}
+        index["names"] = index["names"].tobytes().decode().split("\n")
+        pixels = {name: group[name] for name in PIXELS}
+    except Exception as e:
+        problem = f"the index cannot be read ({type(e).__name__})"
+        raise InputError(f"{where}: {problem}; {MAKE_AGAIN}") from None
+    shape = pixels["images"].shape
+    alike = len(shape) == 3 and pixels["masks"].shape == shape and index["seen"].shape == (shape[0], 32)
+    if not alike or any(array.dtype != "uint8" for array in (*pixels.values(), index["seen"])):
+        raise InputError(f"{where}: its arrays do not fit together; {MAKE_AGAIN}")
+    return index | pixels
+
+
+# %%
+#| export
+
+def _classes_of(facts: dict[str, Any]) -> ClassMap:
+    "The classes that `_class_facts` wrote."
+    try:
+        unions = tuple((u, tuple(members)) for u, members in facts["unions"])
+        return ClassMap(tuple(facts["names"]), tuple(map(tuple, facts["pairs"])), unions)
+    except (TypeError, ValueError) as e:
+        raise InputError(f"the classes of a store: {str(e).splitlines()[0]}; {MAKE_AGAIN}") from None
+
+def _read_split(root, split: str, facts: dict[str, Any], where: str) -> SliceSet:
+    "One split of a store, its pixels lazy."
+    index = _read_index(root, split, where)
+    for name, count in facts["parts"].items():
+        if index[name].nchunks_initialized != count: # else zeros would be read for what is missing
+            raise InputError(f"{where}: parts are missing of the {name}; copy the store again")
+    images = LazyPixels(StoredPixels(index["images"], None, f"{where}, images"))
+    masks = LazyPixels(StoredPixels(index["masks"], index["seen"], f"{where}, masks"))
+    drawn = seen_values(masks)[:, 1:].any(1)
+    masks = LazyPixels(masks.source, np.where(drawn, masks.rows, -1)) # an empty mask is never read
+    names = index["names"] if len(images) else []
+    return SliceSet(images, masks, index["known"], names, index["groups"], _classes_of(facts["classes"]))
+
+
+# %% [markdown]
+# What is no store, or the store of another version, is told too.
+
+# %%
+#| export
+def _open_root(place: str|Path) -> tuple[Any, dict[str, Any]]:
+    "The root of a store and what it says of itself; `InputError` for what is none."
+    zarr = import_zarr()
+    try:
+        root = zarr.open_group(place, mode="r")
+        facts = dict(root.attrs).get("ctseg")
+    except Exception as e:
+        raise InputError(f"{place}: no store can be opened there ({type(e).__name__})") from None
+    if not isinstance(facts, dict):
+        problem = "not a store of ctseg, or one that was not finished"
+        raise InputError(f"{place}: {problem}; make it with `ctseg store`")
+    if facts.get("format") != FORMAT:
+        problem = f"a store of another version of ctseg (format {facts.get('format')})"
+        raise InputError(f"{place}: {problem}; {MAKE_AGAIN}")
+    return root, fit_schema(facts, FACTS, place, MAKE_AGAIN)
+
+def store_splits(place: str|Path) -> list[str]:
+    "The splits that a store holds."
+    return list(_open_root(store_place(place))[1]["splits"])
+
+def store_notes(place: str|Path) -> dict[str, Any]:
+    "What was noted when a store was written."
+    return _open_root(store_place(place))[1]["notes"]
+
+
+# %%
+with tempfile.TemporaryDirectory() as d:
+    test_fail(lambda: store_splits(d), contains="no store can be opened there")
+
+
+# %%
+#| export
+def read_store(
+    place: str|Path, # a folder or an address
+    split: str = "train",
+) -> SliceSet: # its pixels lazy
+    "One split of a store. Its index is read and checked, its pixels when they are asked for."
+    place = store_place(place)
+    root, facts = _open_root(place)
+    if split not in facts["splits"]:
+        raise did_you_mean(f"split of {place}", split, facts["splits"])
+    slices = _read_split(root, split, facts["splits"][split], f"{place}, {split}")
+    vars(slices)["_fingerprint"] = facts["splits"][split]["fingerprint"]
+    return slices
+
+
+# %% [markdown]
+# Forty slices, thirty of them without annotation, in a store. It looks the same as in memory:
+
+# %%
+toys, truth = toy_set(40, 10)
+with tempfile.TemporaryDirectory() as d:
+    place = Path(d)/"toys.zarr"
+    write_store(toys, place)
+    stored = read_store(place)
+    print(stored)
+    print(stored.images, stored.masks, (stored.masks.rows >= 0).sum(), "masks drawn")
+    test_eq(stored.fingerprint(), toys.fingerprint())
+    test_eq(stored.content_hash(), toys.fingerprint())
+    few = stored[[30, 2, 5]]
+    test_eq(few.images[1:], toys.images[[2, 5]])
+    test_eq(few.in_memory().fingerprint(), toys[[30, 2, 5]].fingerprint())
+    test_eq(replace(stored, known=toys.known).content_hash(), toys.fingerprint())
+    test_fail(lambda: read_store(place, "tset"), contains="split")
+    test_fail(lambda: write_store(toys, place), contains="exists already")
+
+
+# %% [markdown]
+# ## Checking
+#
+# To check a store is to read all of it, a block at a time, and to compare with its fingerprint.
+
+# %%
+#| export
+def check_stored(slices: SliceSet, where: str|Path):
+    "`InputError` unless all that a split of a store holds is what was written; in the memory of a block."
+    if slices.content_hash() != slices.fingerprint():
+        raise InputError(f"{where}: its content is not what was written; {MAKE_AGAIN}")
+    first = 0
+    for block in blocks(slices.masks):
+        indexed = take(slices.masks, slice(first, first + len(block)))
+        if not np.array_equal(seen_values(block), seen_values(indexed)):
+            raise InputError(f"{where}: the index says other classes than the masks hold; {MAKE_AGAIN}")
+        first += len(block)
+
+
+# %%
+with tempfile.TemporaryDirectory() as d:
+    place = Path(d)/"toys.zarr"
+    write_store(toys, place)
+    check_stored(read_store(place), "toys")
+    (place/"train/images/c/0/0/0").unlink() # a file that got lost when the store was copied
+    test_fail(lambda: read_store(place), contains="parts are missing")
+    write_store(toys, Path(d)/"other.zarr")
+    shard = Path(d)/"other.zarr/train/masks/c/0/0/0"
+    content = bytearray(shard.read_bytes())
+    content[20] ^= 255
+    shard.write_bytes(content)
+    damaged = read_store(Path(d)/"other.zarr")
+    test_fail(lambda: check_stored(damaged, "toys"), contains="cannot be read")
