@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['OPTIONS', 'RUN_FOLDER', 'RECIPE', 'SETTING', 'RESUME', 'TIME_LIMIT', 'SEED', 'INIT', 'TEACHER',
-           'SAVED', 'LOG', 'SAMPLE', 'ONE_RECIPE', 'PLAIN', 'refuse_options', 'in_words',
-           'tell_result', 'fit', 'demo', 'setting_line', 'recipes', 'models', 'doctor']
+           'SAVED', 'MEMORY', 'LOG', 'SAMPLE', 'ONE_RECIPE', 'PLAIN', 'refuse_options',
+           'in_words', 'tell_result', 'fit', 'demo', 'setting_line', 'recipes', 'models',
+           'doctor']
 
 # %% ../../nbs/cli/30_training.ipynb #3bf5cc23
 import os
@@ -20,7 +21,8 @@ from .options import Annotations, Device, Folder, Plugins, load_plugins
 from ..core.files import InputError
 
 # %% ../../nbs/cli/30_training.ipynb #7cb67915
-OPTIONS = ("seed", "device", "recipe", "out", "time_limit", "annotated", "plugin", "log", "init", "teacher")
+OPTIONS = ("seed", "device", "recipe", "out", "time_limit", "annotated", "plugin", "log", "init", "teacher",
+           "memory")
 
 
 def refuse_options(settings: list[str]) -> None:
@@ -55,6 +57,10 @@ SEED = typer.Option(help="of first weights, order of slices and augmentation")
 INIT = typer.Option(help="start from the weights of this run (a folder, or hf://owner/name), by class name")
 TEACHER = typer.Option(help="a run whose sure answers fill in the classes that nobody examined here")
 SAVED = "everything is saved, continue with the same command and --resume"
+MEMORY = typer.Option(
+    help="so much of the slices may be brought to the device, such as 4GB; what is larger is read while "
+         "training; left out: a quarter of its free memory",
+)
 LOG = typer.Option(help="tensorboard, wandb, mlflow or another tracker of accelerate; may be repeated")
 
 # %% ../../nbs/cli/30_training.ipynb #f07dba0d
@@ -78,6 +84,7 @@ def fit(
     log: Annotated[list[str], LOG] = [],
     resume: Annotated[bool, RESUME] = False,
     time_limit: Annotated[str, TIME_LIMIT] = "",
+    memory: Annotated[str, MEMORY] = "",
     device: Device = "auto",
     annotated: Annotations = "json",
 ):
@@ -93,7 +100,7 @@ def fit(
     if SPEAKS and resume and not os.path.exists(out/"recipe.json"):
         print(f"ctseg: no run in {out} yet: starting one", file=sys.stderr)
     choices = dict(time_limit=time_limit, annotated=annotated, plugins=plugin)
-    choices |= dict(init=init, teacher=teacher, log=log)
+    choices |= dict(init=init, teacher=teacher, log=log, memory=memory)
     try:
         run = fit(data, chosen, out, seed, resume, device, **choices)
     except Stopped as e:

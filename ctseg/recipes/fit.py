@@ -47,7 +47,7 @@ from ..runs.recipe import Recipe, recipe_fields, recipe_plugins
 from ..training.curves import plot_curves
 from ..training.deadline import Deadline, Stopped, read_duration
 from ..training.learner import make_optimiser
-from ..training.memory import check_memory, free_bytes, least_bytes
+from ..training.memory import check_memory, free_bytes, least_bytes, read_size
 from ..training.setup import make_accelerator
 from ..training.step import out_of_memory
 from ..training.trackers import Trackers, check_trackers
@@ -187,6 +187,7 @@ class FitOptions:
     callbacks: Iterable[Callback] = ()   # called after each epoch, see `as_watchers`
     init: str | Path | Run = ""          # a run to start from the weights of, by class name; empty: none
     teacher: str | Path | Run = ""       # a run that fills in what it knows and nobody examined; empty: none
+    memory: str = ""                     # so much of the slices may be brought to the device, e.g. "4GB"
 
     def deadline(self) -> Deadline:
         "When to stop."
@@ -273,6 +274,8 @@ def make_job(
     recipe, facts = main_first(lambda: settled(recipe, run, slices.images.shape[1:]))
     earlier = earlier_runs(more.init, more.teacher, recipe, slices.classes, plan)
     options = earlier.options(deadline, as_watchers(more.callbacks, run.folder))
+    room = read_size(more.memory) if more.memory else None
+    options = replace(options, memory=room)
     job = Job(recipe, slices, run, plan, seed, progress, options)
     return job, earlier, earlier.record() | facts
 

@@ -22,9 +22,10 @@ from torch import nn
 from tqdm.std import tqdm
 
 from ..core.files import InputError
-from ..core.parallel import agree, collect, gather_rows, must_be_alike, on_main, own_share, rank, world
+from ..core.parallel import agree, gather_rows, must_be_alike, on_main, rank, world
 from ..data.batches import SliceData
-from ..inference.loop import predict_labels
+from ..data.slices import SliceSet
+from ..inference.loop import over_slices, predict_labels
 from ..metrics.challenge import dice_table, mean_dice
 from .checkpoints import Checkpoints, State
 from .curves import in_notebook
@@ -104,13 +105,14 @@ def held_out_dice(learner: Learner, loss: nn.Module, setup: Setup) -> float:
     holdout = setup.holdout
     if holdout is None or not len(holdout):
         return math.nan
-    share = holdout[own_share(len(holdout)).numpy()]
     options = setup.image_size, setup.schedule.batch_size, learner.acc.autocast
-    local = predict_labels(learner.ema.model, share, loss, learner.acc.device, *options)
-    labels = collect(torch.from_numpy(local), len(holdout)).numpy()
-    truth = SliceData(holdout, "cpu", setup.image_size)
-    table = dice_table(labels, truth.masks.numpy(), len(holdout.classes), holdout.classes.unions)
-    return mean_dice(np.where(truth.known.numpy(), table, np.nan))
+
+    def step(part: SliceSet) -> dict[str, torch.Tensor]:
+        labels = predict_labels(learner.ema.model, part, loss, learner.acc.device, *options)
+        truth = SliceData(part, "cpu", setup.image_size)
+        table = dice_table(labels, truth.masks.numpy(), len(part.classes), part.classes.unions)
+        return {"dice": torch.from_numpy(np.where(truth.known.numpy(), table, np.nan))}
+    return mean_dice(over_slices(holdout, step, setup.schedule.batch_size, shared=True)["dice"])
 
 # %% ../../nbs/training/70_loop.ipynb #2d349a48
 class Session:

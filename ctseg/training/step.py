@@ -131,13 +131,15 @@ class ViewMaker(Contexts):
         labelled, extra = self.streams
         share = slice(rank(), None, world())
         ctx = self.context(step, pieces, share, Student(self.learner.model))
-        first = self.read(ctx, labelled, index, "augment")
-        second = None if extra is None else self.read(ctx, extra, extra.index(step), "extra")
+        first = self.read(ctx, labelled.batch(index, step), "augment")
+        second = None
+        if extra is not None:
+            second = self.read(ctx, extra.batch(extra.index(step), step), "extra")
         return self.method.views(ctx, first, second)
 
-    def read(self, ctx: StepContext, stream: Stream, index: torch.Tensor, purpose: str) -> Batch:
+    def read(self, ctx: StepContext, batch: Batch, purpose: str) -> Batch:
         "A batch of one stream, augmented by the random numbers for `purpose`."
-        batch = self.method.read(ctx, stream.data.batch(index), extra=purpose == "extra")
+        batch = self.method.read(ctx, batch, extra=purpose == "extra")
         batch = self.setup.augment(batch, ctx.rng(purpose), ctx.classes)
         if self.setup.complete is None or purpose == "extra":
             return batch

@@ -322,6 +322,9 @@ def _is_demo(theirs: Recipe, settings) -> bool:
     return theirs.change(mirror="") == demo.change(mirror="")
 
 
+# %% [markdown]
+# A demo that mirrors the other axis is still the demo. The plain recipe is not.
+
 # %%
 test_eq(_is_demo(apply_settings(get_recipe("teacher-student"), (*SMALL, "mirror=vertical")), SMALL), True)
 test_eq(_is_demo(get_recipe("teacher-student"), SMALL), False)

@@ -429,6 +429,9 @@ class Fleet:
             self.cards.put(card)
 
 
+# %% [markdown]
+# Without a launcher there is one process.
+
 # %%
 test_eq(Fleet("ct", "ctseg").size, 1)
 

@@ -246,6 +246,9 @@ def setting_meant(error, words: list[str]) -> str:
     return f"{key}={value_of(option, words)}" if is_setting(key) else ""
 
 
+# %% [markdown]
+# The value may follow its option in either spelling. Without one, the help's placeholder stands for it.
+
 # %%
 test_eq(
     [value_of("--lr", words.split()) for words in ("fit --lr 0.1", "fit --lr=0.1", "fit --lr --resume")],
@@ -315,6 +318,9 @@ def our_warnings(package: Path, other: Callable[..., str]) -> Callable[..., str]
         return other(message, category, filename, *more)
     return format_warning
 
+
+# %% [markdown]
+# A warning of ctseg is one line; one of a library keeps its own form.
 
 # %%
 tell = our_warnings(Path("/ctseg"), lambda *a: "of a library")

@@ -36,7 +36,8 @@ from typer.testing import CliRunner
 
 # %%
 #| export
-OPTIONS = ("seed", "device", "recipe", "out", "time_limit", "annotated", "plugin", "log", "init", "teacher")
+OPTIONS = ("seed", "device", "recipe", "out", "time_limit", "annotated", "plugin", "log", "init", "teacher",
+           "memory")
 
 
 def refuse_options(settings: list[str]) -> None:
@@ -83,6 +84,10 @@ SEED = typer.Option(help="of first weights, order of slices and augmentation")
 INIT = typer.Option(help="start from the weights of this run (a folder, or hf://owner/name), by class name")
 TEACHER = typer.Option(help="a run whose sure answers fill in the classes that nobody examined here")
 SAVED = "everything is saved, continue with the same command and --resume"
+MEMORY = typer.Option(
+    help="so much of the slices may be brought to the device, such as 4GB; what is larger is read while "
+         "training; left out: a quarter of its free memory",
+)
 LOG = typer.Option(help="tensorboard, wandb, mlflow or another tracker of accelerate; may be repeated")
 
 # %%
@@ -116,6 +121,7 @@ def fit(
     log: Annotated[list[str], LOG] = [],
     resume: Annotated[bool, RESUME] = False,
     time_limit: Annotated[str, TIME_LIMIT] = "",
+    memory: Annotated[str, MEMORY] = "",
     device: Device = "auto",
     annotated: Annotations = "json",
 ):
@@ -131,7 +137,7 @@ def fit(
     if SPEAKS and resume and not os.path.exists(out/"recipe.json"):
         print(f"ctseg: no run in {out} yet: starting one", file=sys.stderr)
     choices = dict(time_limit=time_limit, annotated=annotated, plugins=plugin)
-    choices |= dict(init=init, teacher=teacher, log=log)
+    choices |= dict(init=init, teacher=teacher, log=log, memory=memory)
     try:
         run = fit(data, chosen, out, seed, resume, device, **choices)
     except Stopped as e:

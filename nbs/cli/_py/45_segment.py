@@ -88,6 +88,9 @@ def spacing_of(text: Optional[str]):
         raise InputError(f"--spacing {text}: expected mm per pixel, or fit") from None
 
 
+# %% [markdown]
+# The three spellings, and a refusal:
+
 # %%
 test_eq([spacing_of(text) for text in (None, "fit", "1.5")], [None, "fit", 1.5])
 test_fail(lambda: spacing_of("wide"), contains="expected mm per pixel")

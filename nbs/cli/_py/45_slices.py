@@ -41,6 +41,9 @@ def fitting_options(kind: str, takes, options: dict, command: str = "import") ->
     return given
 
 
+# %% [markdown]
+# Options that were left out are dropped. One that belongs to another kind of import is refused.
+
 # %%
 test_eq(fitting_options("dicom", {"rename"}, {"rename": "names.json", "key": None}), {"rename": "names.json"})
 test_fail(
@@ -111,6 +114,9 @@ def where_to(kind: str, places: list[Path]) -> list[Path]:
     return places
 
 
+# %% [markdown]
+# `import png` needs three paths:
+
 # %%
 test_fail(
     lambda: where_to("png", [Path("images"), Path("out")]),
@@ -146,6 +152,9 @@ def write_rle(folder: Path, masks: Optional[Path], out: Path, options: dict) -> 
                          "or the submission in place of the folder")
     return export_rle(masks, out, folder, sheet)
 
+
+# %% [markdown]
+# Codes are made of predicted masks, so these must be given:
 
 # %%
 test_fail(

@@ -162,6 +162,9 @@ def import_kind(
     return kinds[kind](*places, slicing=slicing, **more)
 
 
+# %% [markdown]
+# A misspelt kind, and an option that this kind does not have:
+
 # %%
 test_fail(lambda: import_kind("dicm", [], {}, {}, {}, {}), contains="did you mean dicom")
 test_fail(lambda: work_options("openkbp", (), {"workers": 2}), contains="--workers is not an option")

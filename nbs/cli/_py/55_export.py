@@ -64,6 +64,9 @@ def check_export(kind: str, masks: Optional[Path], source: Optional[Path], only_
         raise InputError(f"`ctseg export {kind}` needs --source, the DICOM folder that was imported")
 
 
+# %% [markdown]
+# An option of another export is named with the export that was asked for.
+
 # %%
 test_fail(
     lambda: check_export("nifti", Path("s.csv"), None, {"form": "wide"}),

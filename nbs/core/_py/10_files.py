@@ -191,6 +191,9 @@ def _final_path(path: Path) -> Path:
     return Path(os.path.realpath(path)) if path.is_symlink() else path
 
 
+# %% [markdown]
+# A link leads to the file that it points to, even if that does not exist yet.
+
 # %%
 with tempfile.TemporaryDirectory() as d:
     link = Path(d)/"latest.json"
@@ -229,6 +232,9 @@ def _remove_empty(folders: list[Path]) -> None:
     with contextlib.suppress(OSError):
         for folder in folders: folder.rmdir()
 
+
+# %% [markdown]
+# Two folders had to be made for this file. They are removed again when nothing comes of it.
 
 # %%
 with tempfile.TemporaryDirectory() as d:
@@ -306,6 +312,9 @@ def _flush_one(path: Path) -> None:
         os.close(descriptor)
 
 
+# %% [markdown]
+# The content is unchanged; it is only certain to be on the disk.
+
 # %%
 with tempfile.TemporaryDirectory() as d:
     (Path(d)/"a.txt").write_text("kept")
@@ -346,6 +355,9 @@ def atomic_path(
             if not path.exists(): _remove_empty(made)
             if lock is not None: os.close(lock)
 
+
+# %% [markdown]
+# A write that succeeds, one that is cut in the middle, and one that never began:
 
 # %%
 with tempfile.TemporaryDirectory() as d:
@@ -521,6 +533,9 @@ def csv_cell(value):
         return f"'{value}"
     return value
 
+
+# %% [markdown]
+# Texts that a spreadsheet would calculate get an apostrophe. Numbers and plain words stay as they are.
 
 # %%
 test_eq([csv_cell(v) for v in ("=1+1", "-", "liver", -1, "")], ["'=1+1", "'-", "liver", -1, ""])

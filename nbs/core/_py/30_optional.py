@@ -62,6 +62,9 @@ def import_timm() -> ModuleType:
     return timm
 
 
+# %% [markdown]
+# It is imported when it is needed, and no earlier:
+
 # %%
 test_eq(import_timm().__name__, "timm")
 

@@ -184,5 +184,8 @@ def related_pairs(unions: Unions) -> list[tuple[int, int]]:
     return [(a, b) for a, b in pairs if atoms[a] & atoms[b]]
 
 
+# %% [markdown]
+# Two lungs share a voxel with the union of both, and not with each other.
+
 # %%
 test_eq(sorted(related_pairs(((3, (1, 2)),))), [(1, 3), (2, 3), (3, 1), (3, 2)])

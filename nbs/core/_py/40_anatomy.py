@@ -113,6 +113,9 @@ def lateral_pairs(
     return tuple(pairs)
 
 
+# %% [markdown]
+# Sides are found in the spellings that files in the world use. Words that only contain *right*, such as *bright*, have no side.
+
 # %%
 test_eq(
     lateral_pairs(["kidney_left", "liver", "kidney_right", "bright_spot", "Left lung", "right lung"]),
@@ -349,6 +352,9 @@ class ClassFiles(ClassTable):
         "Write a `class_names.json`."
         write_json({str(i): name for i, name in enumerate(self.names, 1)}, path)
 
+
+# %% [markdown]
+# Written and read again, the classes and their unions are the same.
 
 # %%
 with tempfile.TemporaryDirectory() as d:

@@ -207,6 +207,9 @@ def states_of(
     return np.where(known, examined, UNKNOWN).astype(np.uint8)
 
 
+# %% [markdown]
+# A class that was outlined, one that was examined in vain, and one that nobody looked for:
+
 # %%
 test_eq(
     states_of(present=np.array([True, False, False]), known=np.array([True, True, False])),

@@ -43,6 +43,9 @@ def allowed_cpus() -> list[int]:
     return list(range(os.cpu_count() or 1))
 
 
+# %% [markdown]
+# There is one at least; how many differs between machines.
+
 # %%
 assert len(allowed_cpus()) >= 1
 
@@ -80,6 +83,9 @@ def busy_cpus(
     percent = psutil.cpu_percent(seconds, percpu=True)
     return sum(percent[i] for i in allowed_cpus() if i < len(percent))/100
 
+
+# %% [markdown]
+# What other processes use lies between nothing and everything.
 
 # %%
 assert 0 <= busy_cpus(0.05) <= len(allowed_cpus())

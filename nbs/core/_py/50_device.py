@@ -83,6 +83,9 @@ def has_kernels(
     return False
 
 
+# %% [markdown]
+# Kaggle's torch has code for a T4 (7.5) and newer cards, and none for a P100 (6.0). PTX serves any later card.
+
 # %%
 kaggle = ["sm_70", "sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120"]
 test_eq([has_kernels(c, kaggle) for c in [(6, 0), (7, 5), (8, 9), (9, 0)]], [False, True, True, True])

@@ -67,6 +67,9 @@ def sending_device() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device())
 
 
+# %% [markdown]
+# A notebook is one process with the number 0.
+
 # %%
 test_eq((world(), rank()), (1, 0))
 
@@ -105,6 +108,9 @@ def gather_rows(
     return GatherRows.apply(rows.contiguous())
 
 
+# %% [markdown]
+# With one process nothing is sent: the rows themselves come back.
+
 # %%
 rows = torch.arange(6.).reshape(3, 2)
 assert gather_rows(rows) is rows
@@ -125,6 +131,9 @@ def collect(results: torch.Tensor, n: int) -> torch.Tensor:
     if world() == 1: return results
     return gather_rows(results.to(sending_device())).to(results.device)[:n]
 
+
+# %% [markdown]
+# One process has all the work, and what it collects is what it made.
 
 # %%
 test_eq(own_share(5).tolist(), [0, 1, 2, 3, 4])
@@ -166,6 +175,9 @@ def per_channel(values: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     return values.to(x.dtype)[:, None, None]
 
 
+# %% [markdown]
+# Four values, ready to be multiplied with a batch of maps:
+
 # %%
 test_eq(per_channel(torch.zeros(4), torch.zeros(2, 4, 8, 8)).shape, (4, 1, 1))
 
@@ -193,6 +205,9 @@ class GlooBatchNorm(nn.BatchNorm2d):
         return (x - per_channel(mean, x))*per_channel(scale, x) + per_channel(self.bias, x)
 
 
+# %% [markdown]
+# With one process it agrees with PyTorch's own layer.
+
 # %%
 layer, ordinary, x = GlooBatchNorm(4), nn.BatchNorm2d(4), torch.randn(2, 4, 8, 8)
 test_close(layer(x), ordinary(x), 1e-6)  # one process: PyTorch's own
@@ -212,6 +227,9 @@ def synchronise(model: nn.Module) -> nn.Module:
             module.__class__ = GlooBatchNorm
     return model
 
+
+# %% [markdown]
+# With one process the network is left as it is.
 
 # %%
 assert synchronise(layer) is layer
@@ -309,6 +327,9 @@ def main_first(f: Callable[[], Result]) -> Result:
     result = on_main(f)
     return result if rank() == 0 else f()
 
+
+# %% [markdown]
+# Process 0 writes, and everybody reads.
 
 # %%
 test_eq((on_main(lambda: "written"), main_first(lambda: "read")), ("written", "read"))

@@ -112,6 +112,9 @@ def known_part(truth: np.ndarray, known: np.ndarray) -> np.ndarray:
     return np.where(written[slice_number, truth], truth, 0)
 
 
+# %% [markdown]
+# The second structure was not examined, so it disappears from the mask; the first and the third stay.
+
 # %%
 test_eq(known_part(np.array([[[0, 1], [2, 3]]]), np.array([[True, False, True]])), [[[0, 1], [0, 3]]])
 
@@ -186,6 +189,9 @@ for i, column in enumerate(axes.T):
     show_image(column[2], overlay(world.images[i], world.masks[i], world.classes))
 for ax, label in zip(axes[:, 0], ("slice", "truth", "mask")): ax.set_ylabel(label)
 class_legend(fig, world.classes)
+
+# %% [markdown]
+# Two structures were examined on each annotated slice. Where all are examined, the mask is the truth.
 
 # %%
 test_eq(world.known.sum(1), [2, 2, 0, 0])

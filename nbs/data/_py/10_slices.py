@@ -75,6 +75,9 @@ def present_classes(
     return seen_values(masks)[:, 1:C + 1]
 
 
+# %% [markdown]
+# Class 3 is on the first mask and class 1 on the second. No masks make an empty table.
+
 # %%
 two = np.array([[[0, 3], [3, 0]], [[1, 1], [0, 0]]], np.uint8)
 test_eq(present_classes(two, 3), [[False, False, True], [True, False, False]])
@@ -96,6 +99,9 @@ def known_after_resize(
     lost = drawn & ~present_classes(masks, known.shape[1])
     return known & ~lost
 
+
+# %% [markdown]
+# Half the size loses the single pixel of class 1, so nobody can say any more that class 1 is there. Class 2, examined in vain, stays known.
 
 # %%
 spot = np.zeros((1, 4, 4), np.uint8)
@@ -129,6 +135,9 @@ def _check_array(name: str, array, dtype, shape):
     raise InputError(f"SliceSet.{name} is {given}; expected {expected}")
 
 
+# %% [markdown]
+# Masks in another type are refused, since they may hold anything:
+
 # %%
 test_fail(
     lambda: _check_array("masks", np.zeros((2, 4, 4)), np.uint8, (2, 4, 4)),
@@ -147,6 +156,9 @@ def highest_label(masks: np.ndarray) -> int:
         return top
     return int(np.max(masks, initial=0, where=np.asarray(masks) != IGNORE))
 
+
+# %% [markdown]
+# A pixel to be ignored is no class.
 
 # %%
 test_eq((highest_label(np.array([0, 3, IGNORE])), highest_label(np.array([IGNORE]))), (3, 0))
@@ -201,6 +213,9 @@ def _as_classes(classes, masks, known) -> ClassMap:
     return ClassMap.from_names(f"class_{c}" for c in range(1, count + 1))
 
 
+# %% [markdown]
+# Without names, the classes are called by number. Masks without a structure say nothing about classes.
+
 # %%
 test_eq(_as_classes(None, two, "all").names, ("class_1", "class_2", "class_3"))
 test_fail(lambda: _as_classes(None, 0*two, None), contains="give classes=")
@@ -222,6 +237,9 @@ def _as_known(known, masks: np.ndarray, C: int) -> np.ndarray:
         return present_classes(masks, C)
     raise did_you_mean("value of known", known, ("all", "present"))
 
+
+# %% [markdown]
+# `present` takes for known what has pixels. A misspelt word is answered with the nearest one.
 
 # %%
 test_eq(_as_known("present", two, 3), present_classes(two, 3))
@@ -304,6 +322,9 @@ class SliceArrays:
         _check_masks(self)
 
 
+# %% [markdown]
+# A mask may not hold what `known` says was never examined.
+
 # %%
 test_eq(SliceArrays(two, two, "present").present, [[False, False, True], [True, False, False]])
 test_fail(lambda: SliceArrays(two, two, np.zeros((2, 3), bool)), contains="which known says was not examined")
@@ -342,6 +363,9 @@ def _check_joinable(a: SliceArrays, b: SliceArrays):
         raise InputError(f"cannot join images of {sizes[0]} and {sizes[1]} pixels")
 
 
+# %% [markdown]
+# Slices of two sizes cannot be joined:
+
 # %%
 wider = SliceArrays(np.zeros((1, 2, 3), np.uint8), classes=["class_1", "class_2", "class_3"])
 test_fail(
@@ -363,6 +387,9 @@ class AnnotatedSlices(SliceArrays):
         "bool [N]: the slices that have pixels to be ignored."
         return seen_values(self.masks)[:, IGNORE]
 
+
+# %% [markdown]
+# A slice on which every pixel is to be ignored is labelled, and nothing is present on it.
 
 # %%
 some = AnnotatedSlices(two, np.full_like(two, IGNORE), "all", classes=["liver"])

@@ -51,6 +51,9 @@ def known_map(
     return known.reshape(*known.shape, *[1]*len(size)).expand(-1, -1, *size)
 
 
+# %% [markdown]
+# What was known of a slice holds for each of its six pixels.
+
 # %%
 test_eq(known_map(torch.tensor([[True, False]]), (2, 3)).sum((2, 3)), torch.tensor([[6, 0]]))
 
@@ -92,6 +95,9 @@ class Batch:
         return torch.ones_like(self.image) if self.weight is None else self.weight
 
 
+# %% [markdown]
+# A batch with weights can be joined to one without: there every pixel counts fully.
+
 # %%
 one = Batch(
     torch.zeros(1, 1, 2, 2),
@@ -122,6 +128,9 @@ def class_in_mask(
     return seen.scatter_(1, mask.flatten(1), True)[:, 1:C + 1]
 
 
+# %% [markdown]
+# The same question as for masks in memory, asked of a tensor:
+
 # %%
 test_eq(
     class_in_mask(torch.tensor([[[0, 3], [3, 0]], [[1, 1], [0, 0]]]), 3).tolist(),
@@ -150,6 +159,9 @@ def _to_device(pixels: np.ndarray, size, device, **interpolation) -> torch.Tenso
     return torch.cat(parts)
 
 
+# %% [markdown]
+# Labels are enlarged without values in between.
+
 # %%
 steps = np.array([[[0, 100], [200, 200]]], np.uint8)
 test_eq(_to_device(steps, (4, 4), "cpu", mode="nearest-exact")[0, :, 0].tolist(), [0, 0, 200, 200])
@@ -161,6 +173,9 @@ def _unit(x: torch.Tensor) -> torch.Tensor:
     "uint8 [B,H,W] → float32 [B,1,H,W] in 0…1."
     return x[:, None].float()/255
 
+
+# %% [markdown]
+# Grey values 0 to 255 become 0 to 1, to the last bit.
 
 # %%
 test_eq(

@@ -65,6 +65,9 @@ def _stat(path: Path) -> tuple:
     return str(path.resolve()), s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns
 
 
+# %% [markdown]
+# A file that is missing is named:
+
 # %%
 test_fail(lambda: _stat(Path("no such file")), contains="cannot be read (No such file or directory)")
 
@@ -105,6 +108,9 @@ def content_digest(paths: list[Path]) -> str:
             tmp.write_text(digest)
     return digest
 
+
+# %% [markdown]
+# Two files of the same content have the same digest, whatever they are called.
 
 # %%
 with tempfile.TemporaryDirectory() as d:

@@ -73,6 +73,9 @@ def size_text(images) -> str:
     return "x".join(map(str, images.shape[-2:]))
 
 
+# %% [markdown]
+# Height comes first, as in the shape of an array:
+
 # %%
 test_eq(size_text(np.zeros((7, 64, 48))), "64x48")
 
@@ -159,6 +162,9 @@ def decode_png(
                          "save each as a file of its own")
     return pixels
 
+
+# %% [markdown]
+# An animated PNG holds several images, and nobody said which is meant:
 
 # %%
 with tempfile.TemporaryDirectory() as d:

@@ -117,6 +117,9 @@ def _parse_rows(
     return _numbers_before(ends.reshape(len(lines), n + 1), digit, stop)
 
 
+# %% [markdown]
+# Two rows of two images are read at once. Whatever is not exactly such a row is left to the slow reader, which names the fault.
+
 # %%
 test_eq(_parse_rows(b"Pixel 7,0,12\nPixel 8,255,3\n", 7, 2), [[0, 12], [255, 3]])
 test_eq(_parse_rows(b"Pixel 99,7\nPixel 100,54\n", 99, 1), [[7], [54]])
@@ -219,6 +222,9 @@ def _endless(path: Path) -> InputError:
                       "the line ends are lost, write the file again")
 
 
+# %% [markdown]
+# Lines end with LF or CRLF. A file with CR alone would be one endless line, so it is refused.
+
 # %%
 test_eq(_first_line(io.BytesIO(b",0.png\r\nPixel 0,1\r\n"), "y.csv"), b",0.png\r\n")
 test_fail(
@@ -283,6 +289,9 @@ def _line_blocks(f, size: int, path: Path) -> Iterator[bytes]:
     if rest := rest.rstrip(b"\r"):
         yield rest + b"\n"
 
+
+# %% [markdown]
+# Blocks end where a line ends, however small they are.
 
 # %%
 test_eq(list(_line_blocks(io.BytesIO(b"one\r\ntwo\nthree"), 8, "y.csv")), [b"one\n", b"two\n", b"three\n"])

@@ -154,6 +154,9 @@ def _image_size(path: Path, count: int, size) -> tuple[int, int]:
                      "give size=(height, width), or the file is cut off")
 
 
+# %% [markdown]
+# Sixteen pixels are a square of four; fifteen are none.
+
 # %%
 test_eq(_image_size("y.csv", 16, None), (4, 4))
 test_eq(_image_size("y.csv", 15, (1, -1)), (1, 15))
@@ -270,6 +273,9 @@ def _create_csv(path: Path):
         with gzip.GzipFile("", "wb", 6, raw, mtime=0) as f:
             yield f
 
+
+# %% [markdown]
+# Written twice, the compressed file is the same to the byte.
 
 # %%
 with tempfile.TemporaryDirectory() as d:

@@ -112,6 +112,9 @@ def near_duplicates(
     return _joined(group, links)
 
 
+# %% [markdown]
+# Six different slices, and two of them again in another window: these two find their originals. Slices of nothing but one grey are not called alike.
+
 # %%
 unlike = np.stack([np.roll(image, 9*i, 1) for i, image in enumerate(toys)])
 windowed_otherwise = (unlike[:2]*.8 + 20).astype(np.uint8)
@@ -178,6 +181,9 @@ def _rarest(left: np.ndarray) -> int:
     labelled = len(left) - 1
     return min(np.flatnonzero(left), key=lambda c: (c == labelled, left[c]))
 
+
+# %% [markdown]
+# Class 3, counted from 0, is the count of all labelled images: it is taken only when no class has images left. Of the others the rarest comes first.
 
 # %%
 test_eq(_rarest(np.array([3, 0, 2, 1])), 2)  # images left of three classes, and labelled images

@@ -73,6 +73,9 @@ def _columns(ids, where: str, C: int) -> list[int]:
     return [c - 1 for c in ids]
 
 
+# %% [markdown]
+# Class ids become columns, counted from 0:
+
 # %%
 test_eq(_columns([2, 1], "entry 0", 3), [1, 0])
 test_fail(lambda: _columns([4], "entry 0", 3), contains="entry 0: 4 is not a class id from 1 to 3")

@@ -79,6 +79,9 @@ def _check_folder(folder: Path, split: str):
                          f"expected {split}-images/ and y_{split}.csv, as unpacked from the challenge")
 
 
+# %% [markdown]
+# A folder that is not there, and a split that is misspelt:
+
 # %%
 test_fail(lambda: _check_folder(Path("nowhere"), "train"), contains="nowhere: no such folder")
 test_fail(lambda: _check_folder(Path("nowhere"), "tarin"), contains="did you mean train")
@@ -330,6 +333,9 @@ def _check_writable(s: SliceSet, folder: Path, split: str):
                          "choose another folder")
 
 
+# %% [markdown]
+# What cannot be read back is not written:
+
 # %%
 test_fail(lambda: _check_writable(toys[[]], Path("out"), "test"), contains="nothing to write")
 test_fail(lambda: _check_writable(toys[[0, 0]], Path("out"), "train"), contains="two slices are called 0.png")
@@ -345,6 +351,9 @@ def _with_groups(path: Path, split: str, groups: list) -> dict:
                          "correct it, or choose another folder")
     return table | {split: groups}
 
+
+# %% [markdown]
+# The groups of a split, under its name:
 
 # %%
 test_eq(_with_groups(Path("no such file"), "test", [7, 7]), {"test": [7, 7]})
@@ -378,6 +387,9 @@ def _write_images(s: SliceSet, folder: Path):
     for name, image in zip(s.names, s.images):
         imsave(folder/name, image, check_contrast=False)
 
+
+# %% [markdown]
+# Slices are written in natural order; those that are in order stay the same object.
 
 # %%
 test_eq(_sorted(toys[[2, 0, 1]]).names, ("0.png", "1.png", "2.png"))

@@ -90,6 +90,9 @@ def _at_length(order: np.ndarray, length: int) -> np.ndarray:
     return np.resize(order, length).astype(np.int64)
 
 
+# %% [markdown]
+# A quarter and three quarters; and an order repeated to the length that is needed:
+
 # %%
 test_eq(_shares([1, 3], 2), [.25, .75])
 test_eq(_at_length(np.array([2, 0, 1]), 5), [2, 0, 1, 2, 0])

@@ -177,6 +177,9 @@ class NearestPixel:
         return t.flatten(-2).gather(-1, index).view(t.shape)*inside
 
 
+# %% [markdown]
+# A map that does nothing changes nothing, to the bit. Sides of 61 and 47 pixels, because rounding shows on odd ones.
+
 # %%
 nothing = affine_grid(2, (61, 47), torch.Generator(), degrees=0, scale=0, shift=0)
 numbers = torch.randint(0, 55, (2, 61, 47), generator=torch.Generator().manual_seed(0))

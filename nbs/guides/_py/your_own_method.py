@@ -206,7 +206,8 @@ class TwoLevels(EncoderDecoder):
 ''')
 run(
     "ctseg fit toys --plugin my_loss.py --plugin my_network.py --recipe masked --set loss=tversky "
-    "--set misses=0.6 --set model=two-levels --set width=16 --set epochs=60 --set folds=4 --set lr=0.02 --set ema=0.9 --out runs/parts --device cpu"
+    "--set misses=0.6 --set model=two-levels --set width=16 --set epochs=60 --set folds=4 "
+    "--set lr=0.02 --set ema=0.9 --out runs/parts --device cpu"
 )
 
 # %% [markdown]

@@ -173,6 +173,9 @@ def drop_islands(label: torch.Tensor, least: int) -> torch.Tensor:
     return torch.from_numpy(out).to(label.device)
 
 
+# %% [markdown]
+# Pieces of fewer than two pixels go: the lone 2, and the second piece of class 1.
+
 # %%
 pieces = torch.tensor([[[1, 1, 0, 2, 0, 1]]], dtype=torch.uint8)
 test_eq(drop_islands(pieces, 2).flatten().tolist(), [1, 1, 0, 0, 0, 0])
@@ -197,6 +200,9 @@ def rescue(
     drawn = (region*(cls + 1)[:, None, None]).to(torch.uint8)
     return torch.where(wanting[:, None, None], drawn, label)
 
+
+# %% [markdown]
+# On an empty image class 1 has the highest peak, 0.3, which is above 0.25. It is drawn on the two pixels that reach half of that peak.
 
 # %%
 timid = torch.tensor([[.1, .3, .2], [.1, .1, .0]]).view(1, 2, 1, 3)

@@ -300,6 +300,9 @@ def reliability(
     return [(round(s, 4), round(w, 4), n) for s, w, n in rows if n], ece.item()
 
 
+# %% [markdown]
+# Ten pixels at 0.1, of which one is right, are calibrated. Ten at 0.9, of which seven are right, are overconfident.
+
 # %%
 p = torch.tensor([0.1]*10 + [0.9]*10)
 points, ece = reliability(p, torch.tensor([True] + [False]*9 + [True]*7 + [False]*3), bins=5)

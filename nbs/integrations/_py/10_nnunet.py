@@ -268,6 +268,9 @@ def _refuse_unions(classes: ClassMap, folder: Path):
                          "cannot say; take the slices that hold it out, and unions.json")
 
 
+# %% [markdown]
+# A label map has one number a pixel, so a class that overlaps its members cannot be handed over:
+
 # %%
 pair = ClassMap.from_names(["left", "right", "both"], {"both": ["left", "right"]})
 test_fail(lambda: _refuse_unions(pair, work), contains="'both' is a union")

@@ -49,6 +49,9 @@ def together(
     return total
 
 
+# %% [markdown]
+# With sigmoid outputs, at least one of the members is there: $1 - (1-p_1)(1-p_2)(1-p_3)$. With softmax outputs, the probabilities add up.
+
 # %%
 p = torch.tensor([.2, .5, .4])
 test_close(together(list(p.logit()), softmax=False).sigmoid(), 1 - .8*.5*.6, 1e-6)
@@ -89,6 +92,9 @@ def covered(
     return found
 
 
+# %% [markdown]
+# A pixel labelled *lungs* says that it is no heart, and not whether it is left or right. Where *lungs* was examined, its members are known to be nowhere else.
+
 # %%
 lungs = ((3, (1, 2)),)                        # of left 1, right 2, lungs 3, heart 4
 test_eq(
@@ -123,6 +129,9 @@ def free_members(
     contradicted = (mask == union) & ~any_free  # all members were examined: any of them, then
     return {m: free[m] | (open_[m] & contradicted) for m in members}
 
+
+# %% [markdown]
+# The right lung was examined on this slice, so only the left one can speak for the union:
 
 # %%
 labels, examined = torch.tensor([[3, 1, 0]]), torch.tensor([[[False], [True], [True], [True]]])
@@ -192,6 +201,9 @@ def union_probabilities(prob: torch.Tensor, unions: Unions, softmax: bool) -> to
         filled[:, u - 1] = of_members.sum(1) if softmax else 1 - (1 - of_members).prod(1)
     return filled
 
+
+# %% [markdown]
+# A network that knows nothing gives each of four channels a quarter, and the union the two quarters of its members.
 
 # %%
 p = without_unions(torch.zeros(1, 5, 1), lungs, softmax=True).softmax(1)[:, 1:]

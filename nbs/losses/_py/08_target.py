@@ -42,6 +42,9 @@ def at(values: torch.Tensor, pixels: slice) -> torch.Tensor:
     return values if values.shape[-1] == 1 else values[..., pixels]
 
 
+# %% [markdown]
+# What holds for all pixels is left as it is; what differs from pixel to pixel is cut:
+
 # %%
 everywhere, one_each = torch.zeros(1, 2, 1), torch.arange(6).reshape(1, 2, 3)
 test_eq(
@@ -107,6 +110,9 @@ def sum_dtype(logits: torch.Tensor) -> torch.dtype:
     return torch.promote_types(logits.dtype, torch.float32)
 
 
+# %% [markdown]
+# Half precision adds up in float32. More precise numbers stay as precise as they are.
+
 # %%
 test_eq(
     [sum_dtype(torch.zeros(1, dtype=t)) for t in (torch.bfloat16, torch.float32, torch.float64)],
@@ -129,6 +135,9 @@ def without_channel(
     if mask.ndim == logits.ndim and mask.shape[1] == 1: return mask[:, 0]
     return mask
 
+
+# %% [markdown]
+# A mask with a channel axis, as MONAI has it, loses the axis.
 
 # %%
 logits = torch.zeros(2, 4, 8, 8)
@@ -209,6 +218,9 @@ def without_ignored(
     return mask.masked_fill(ignored, 0), counts if weight is None else weight*counts
 
 
+# %% [markdown]
+# A pixel to be ignored becomes background with the weight 0.
+
 # %%
 some, counts = without_ignored(torch.tensor([[1, 255]]), None, torch.float32)
 test_eq((some.tolist(), counts.tolist()), ([[1, 0]], [[[1., 0.]]]))
@@ -274,6 +286,9 @@ def as_target(
     target = Target(mask, known, weight, pixel_known and not overlapping, first=1 - softmax)
     return logits, target
 
+
+# %% [markdown]
+# Slices and volumes are both flattened to one axis of pixels.
 
 # %%
 flat, target = as_target(logits, zeros, everything)

@@ -177,6 +177,9 @@ def plain_softmax_sums(
     )
 
 
+# %% [markdown]
+# Three equal probabilities on two pixels. The first is labelled 1. The second may be background or class 2, which nobody looked for, so two thirds are right.
+
 # %%
 with_background = torch.tensor([[[True], [True], [False]]])
 sums = plain_softmax_sums(
@@ -305,6 +308,9 @@ def as_given(rows: torch.Tensor) -> torch.Tensor:
     return rows
 
 
+# %% [markdown]
+# In one process nothing is gathered:
+
 # %%
 rows = torch.ones(2, 3)
 assert as_given(rows) is rows
@@ -335,6 +341,9 @@ class PartialLoss(nn.Module):
         "Prepare the last convolution of a model for `C` classes; softmax needs nothing."
 
 
+# %% [markdown]
+# Three classes need four channels for a softmax, and give three maps of probabilities.
+
 # %%
 loss, logits = PartialLoss(), torch.zeros(2, 4, 8, 8)
 test_eq((loss.out_chans(3), loss.probabilities(logits).shape), (4, (2, 3, 8, 8)))
@@ -362,6 +371,9 @@ class SigmoidLoss(PartialLoss):
         predicted, overlap, cross_entropy, counted, true = self.gather(rows).unbind(1)
         return Sums(predicted, overlap, true, cross_entropy, counted)
 
+
+# %% [markdown]
+# Two pixels of class 1 count, and one of class 2: a pixel labelled 1 is certainly no 2.
 
 # %%
 two_pixels, one_known = torch.tensor([[[1, 0]]]), torch.tensor([[True, False]])
@@ -439,6 +451,9 @@ class ClassSums(NamedTuple):
         return self.predicted[:, 1:], self.overlap[:, 1:], self.true[:, 1:]
 
 
+# %% [markdown]
+# The first column is the background:
+
 # %%
 table = torch.arange(6.).reshape(2, 3)
 test_eq(
@@ -469,6 +484,9 @@ class SoftmaxLoss(PartialLoss):
         cross_entropy, counted = pixel_terms.sum(0)
         return ClassSums(predicted, overlap, true, cross_entropy/counted.clamp(min=1e-12))
 
+
+# %% [markdown]
+# The mean over both pixels: one is labelled 1, the other is background or class 2.
 
 # %%
 z = torch.zeros(1, 3, 1, 2)
@@ -577,6 +595,9 @@ class PlainCrossEntropyDiceLoss(SoftmaxLoss):
         dice = dice_loss(*sums.without_background(), self.reduction, self.eps)
         return self.w_ce*sums.cross_entropy + self.w_dice*dice
 
+
+# %% [markdown]
+# Three equal probabilities cost $\log 3$, and their Dice is 0.4 on average.
 
 # %%
 test_close(PlainCrossEntropyDiceLoss(eps=0)(z, two_pixels), math.log(3) + .6)

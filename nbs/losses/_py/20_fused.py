@@ -66,6 +66,9 @@ def add_up(values: torch.Tensor, channel: torch.Tensor, K: int) -> torch.Tensor:
     return values.new_zeros(len(channel), K).scatter_add_(1, channel, values)
 
 
+# %% [markdown]
+# One image, two channels, three pixels: the value at each pixel's own label, and their sum for each label.
+
 # %%
 p = torch.tensor([[[.7, .2, .1], [.3, .8, .9]]])  # one image, two channels, three pixels
 of_label = torch.tensor([[0, 1, 1]])
@@ -129,6 +132,9 @@ def weighted_sum(values: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     return (values*weight).sum(-1)
 
 
+# %% [markdown]
+# One weight for all pixels of a channel multiplies its sum:
+
 # %%
 test_eq(weighted_sum(torch.ones(1, 2, 3), torch.tensor([[[2.], [0.]]])), torch.tensor([[6., 0.]]))
 
@@ -153,6 +159,9 @@ def negative_slope(logit: torch.Tensor, gamma: float) -> torch.Tensor:
         return p
     return p**gamma * (p + gamma*(1 - p)*F.softplus(logit))
 
+
+# %% [markdown]
+# The slope agrees with what automatic differentiation finds.
 
 # %%
 z = torch.linspace(-4, 4, 9, dtype=torch.float64, requires_grad=True)
@@ -185,6 +194,9 @@ def sigmoid_forward(
     return predicted, overlap, cross_entropy, counted, label_logit
 
 
+# %% [markdown]
+# The sums are those of the plain definition.
+
 # %%
 plain = plain_sigmoid_sums(logits.detach(), target, gamma=2.)
 predicted, overlap, cross_entropy, counted, _ = sigmoid_forward(
@@ -212,6 +224,9 @@ def add_at_labels(
     "Add `addend` [B,N] at the label's channel [B,N] to a slice of pixels, `values` [B,K,n], in place."
     return values.scatter_add_(1, channel[:, None, pixels], addend[:, None, pixels])
 
+
+# %% [markdown]
+# One is added at each pixel's label:
 
 # %%
 test_eq(
@@ -287,6 +302,9 @@ class SigmoidSums(torch.autograd.Function):
         return gradient, None, None, None, None
 
 
+# %% [markdown]
+# The gradient is compared with finite differences.
+
 # %%
 assert torch.autograd.gradcheck(lambda z: SigmoidSums.apply(z, target, channel, label_weight, 2.)[:3], logits)
 
@@ -332,6 +350,9 @@ class OverlappingSums(torch.autograd.Function):
         return gradient, None, None
 
 
+# %% [markdown]
+# The same two comparisons for structures that overlap:
+
 # %%
 several = torch.rand(2, 3, 8, generator=torch.Generator().manual_seed(3)) < .4
 overlap_target = Target(several, examined, weight, pixel_known=False, first=1)
@@ -354,6 +375,9 @@ def fused_sigmoid_sums(logits: torch.Tensor, target: Target, gamma: float = 0.) 
     true = add_up(label_weight, channel, logits.shape[1])
     return Sums(predicted, overlap, true, cross_entropy, counted)
 
+
+# %% [markdown]
+# Fused and plain give the same five sums.
 
 # %%
 for gamma in (0., 2.):
@@ -387,6 +411,9 @@ def softmax_and_normaliser(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Te
     return p.div_(total), most + total.log()
 
 
+# %% [markdown]
+# It agrees with PyTorch's softmax and `logsumexp`.
+
 # %%
 z = torch.randn(1, 4, 3, dtype=torch.float64)
 p, normaliser = softmax_and_normaliser(z)
@@ -419,6 +446,9 @@ def softmax_forward(
     overlap = add_up(label_prob*label_weight, channel, logits.shape[1])
     return predicted, overlap, label_logit, normaliser, pixel_loss
 
+
+# %% [markdown]
+# The sums of the plain definition once more, now with a background channel:
 
 # %%
 logits = torch.randn(
@@ -501,6 +531,9 @@ class SoftmaxSums(torch.autograd.Function):
         return gradient, None, None, None, None
 
 
+# %% [markdown]
+# And its gradient, against finite differences:
+
 # %%
 assert torch.autograd.gradcheck(
     lambda z: SoftmaxSums.apply(z, target, channel, label_weight, weight[:, 0]), logits
@@ -516,6 +549,9 @@ def fused_softmax_sums(logits: torch.Tensor, target: Target, pixel_weight: torch
     true = add_up(label_weight, channel, logits.shape[1])
     return Sums(predicted, overlap, true, cross_entropy, pixel_weight.sum(-1))
 
+
+# %% [markdown]
+# Fused and plain agree for softmax outputs too.
 
 # %%
 for fused, plain in zip(

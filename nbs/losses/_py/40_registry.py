@@ -145,6 +145,9 @@ def make_loss(settings: Settings) -> PartialLoss:
     return entry.build(**keywords)
 
 
+# %% [markdown]
+# The recipe says `w_pixel`, which this loss calls `w_bce`.
+
 # %%
 test_eq(make_loss(MaskedSettings(w_pixel=0.3)).w_bce, 0.3)
 test_eq(MarginalSettings(log_dice=True).name, "marginal")

@@ -317,6 +317,9 @@ def not_asked(slices: SliceSet) -> np.ndarray:
     return settled_by_unions(torch.from_numpy(slices.known), slices.classes.unions).numpy()
 
 
+# %% [markdown]
+# The liver was examined, so a teacher has nothing to add. The spleen was not.
+
 # %%
 one_slice = SliceSet(
     np.zeros((1, 2, 2), np.uint8),
@@ -337,6 +340,9 @@ def at_pixels(cells: np.ndarray, labels: np.ndarray) -> np.ndarray:
         row[:] = chosen[label]
     return out
 
+
+# %% [markdown]
+# The first class is chosen, so its two pixels are:
 
 # %%
 test_eq(

@@ -46,6 +46,9 @@ def settled_by_unions(
     return settled
 
 
+# %% [markdown]
+# On the first slice *lungs* was examined, which settles both sides. On the second only the right lung was, so the teacher is asked about the left one. It is never asked about a union.
+
 # %%
 lungs = ((3, (1, 2)),)  # left, right, lungs
 test_eq(

@@ -123,6 +123,9 @@ class Overlaps(NamedTuple):
         return np.divide(2.*self.both, total, out=neither, where=total > 0)
 
 
+# %% [markdown]
+# Two pixels drawn, two true, one in common: a Dice of one half.
+
 # %%
 test_eq(Overlaps(both=np.array([[1]]), predicted=np.array([[2]]), true=np.array([[2]])).dice(), [[.5]])
 
@@ -153,6 +156,9 @@ def without_ignored(pred: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np
     counts = truth != IGNORE
     return pred[counts], truth[counts]
 
+
+# %% [markdown]
+# The ignored pixel is left out on both sides.
 
 # %%
 test_eq(without_ignored(np.array([[1, 2]]), np.array([[1, IGNORE]])), ([1], [1]))
@@ -198,6 +204,9 @@ def overlaps(
     return Overlaps(*counts)
 
 
+# %% [markdown]
+# Counted over all slices, the true pixels are those in the masks.
+
 # %%
 counts = overlaps(pred, truth, 3)
 test_eq(counts.true.sum(0), [(truth == c).sum() for c in (1, 2, 3)])
@@ -217,6 +226,9 @@ def dice_table(
     "The challenge's Dice of every image and class: float64 [N,C], NaN where neither mask has the class."
     return overlaps(pred, truth, C, unions).dice()
 
+
+# %% [markdown]
+# It agrees with the literal definition above, in numbers and in what is NaN.
 
 # %%
 table = dice_table(pred, truth, 3)
@@ -350,6 +362,9 @@ def per_class(
     return class_rows(overlaps(pred, truth, len(classes), classes.unions), classes, known)
 
 
+# %% [markdown]
+# Every slice either shows a class or does not, and the score is the mean of the column `dice`.
+
 # %%
 rows = per_class(pred, truth, classes)
 test_eq(rows.support + rows.absent, pd.Series(len(truth), rows.index))
@@ -365,6 +380,9 @@ def silent_classes(
     rows = per_class(pred, truth, classes, known)
     return list(rows.index[rows.silent])
 
+
+# %% [markdown]
+# The toy network has never heard of the heart:
 
 # %%
 test_eq(silent_classes(pred, truth, classes), ["heart"])

@@ -72,6 +72,9 @@ def near_pixels(a: np.ndarray, b: np.ndarray, tolerance: float) -> int:
     return (distance[a] <= tolerance).sum()
 
 
+# %% [markdown]
+# The more is tolerated, the more pixels of the one outline count as near to the other.
+
 # %%
 one, other = outlines(square(2))[0] > 0, outlines(square(4))[0] > 0
 test_eq([near_pixels(one, other, tolerance) for tolerance in (0, 1, 2)], [16, 20, 36])

@@ -48,6 +48,9 @@ def group_sums(tables: np.ndarray, groups: np.ndarray | None) -> tuple[np.ndarra
     return member @ np.nan_to_num(tables), member @ ~np.isnan(tables)
 
 
+# %% [markdown]
+# Three slices of two patients and two classes. A cell that nobody can score (NaN) counts for nothing.
+
 # %%
 table = np.array([[.5, np.nan], [1., .2], [0., .4]])            # three images, two classes
 sums, counts = group_sums(table, groups=["anna", "anna", "bert"])
@@ -89,6 +92,9 @@ def interval(values: np.ndarray, level: float) -> tuple[float, float]:
     return float(low), float(high)
 
 
+# %% [markdown]
+# Half of five draws lies between the second and the fourth; a draw without a score is left out.
+
 # %%
 test_eq(interval(np.array([0., 1., 2., 3., 4., np.nan]), level=.5), (1., 3.))
 
@@ -102,6 +108,9 @@ def number_of_groups(table: np.ndarray, groups: np.ndarray | None) -> int:
     "How many groups the images of a table [N,C] or [S,N,C] form; every image is one by itself if `groups` is None."
     return np.shape(table)[-2] if groups is None else len(np.unique(groups))
 
+
+# %% [markdown]
+# Without groups each slice is a group of its own.
 
 # %%
 test_eq((number_of_groups(table, None), number_of_groups(table, ["anna", "anna", "bert"])), (3, 2))

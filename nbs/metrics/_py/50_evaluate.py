@@ -55,6 +55,9 @@ def plain_value(value):
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
+# %% [markdown]
+# NumPy's numbers become Python's, and NaN becomes None, which JSON can hold.
+
 # %%
 test_eq([plain_value(v) for v in (np.float64(.5), np.nan, np.int64(3), "liver")], [.5, None, 3, "liver"])
 
@@ -198,6 +201,9 @@ def patients_of(truth: Path, n: int) -> np.ndarray | None:
     check_patients(patients, path)
     return np.array([str(p) for p in patients[:n]])  # the list goes on with images without annotation
 
+
+# %% [markdown]
+# The patients of the first two test slices; the training slices have none in this file.
 
 # %%
 with tempfile.TemporaryDirectory() as d:

@@ -93,6 +93,9 @@ class DoubleConv(nn.Sequential):
         )
 
 
+# %% [markdown]
+# Channels change, and the size stays:
+
 # %%
 test_eq(DoubleConv(3, 8)(torch.rand(2, 3, 16, 12)).shape, (2, 8, 16, 12))
 

@@ -229,6 +229,9 @@ class Stage(nn.Module):
         return self.norm_out(self.blocks(tokens))
 
 
+# %% [markdown]
+# A stage with stride 4 makes maps of a quarter of the size.
+
 # %%
 stage = Stage(1, 16, stride=4, heads=1, reduce=8)
 test_eq(stage(torch.rand(1, 64, 32, 1)).shape, (1, 16, 8, 16))
@@ -302,6 +305,9 @@ class BridgeLayer(nn.Module):
         return sort_back(x, maps)
 
 
+# %% [markdown]
+# The bridge mixes four levels and gives each back in its own shape.
+
 # %%
 bridge = BridgeLayer(8)
 test_eq([m.shape for m in bridge(maps)], [m.shape for m in maps])
@@ -353,6 +359,9 @@ class Merge(nn.Module):
         joined = self.join(torch.cat([x, skip], -1))
         return self.expand(self.blocks(joined))
 
+
+# %% [markdown]
+# The map from below is enlarged to the size of its neighbour.
 
 # %%
 merge = Merge(below=16, dim=8, heads=1, reduce=2, out=4)

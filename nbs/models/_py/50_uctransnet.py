@@ -229,6 +229,9 @@ class ChannelLayer(nn.Module):
         return [x + y for x, y in zip(levels, transformed)]
 
 
+# %% [markdown]
+# The levels keep their shapes:
+
 # %%
 layer = ChannelLayer((4, 8), heads=2, dropout=0)
 test_eq([y.shape for y in layer(levels)], [x.shape for x in levels])
@@ -339,6 +342,9 @@ class UpBlock(nn.Module):
         chosen = self.choose(skip, x)
         return self.convs(torch.cat([chosen, x], 1))
 
+
+# %% [markdown]
+# Twice the size, and as many channels as were asked for:
 
 # %%
 up = UpBlock(16, 4)

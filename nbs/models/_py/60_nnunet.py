@@ -275,6 +275,9 @@ losses, dice = overfit(model, images, masks, lr=.02)
 print("Dice: left {:.3f}, right {:.3f}, bright {:.3f}".format(*dice))
 assert dice.min() > .9
 
+# %% [markdown]
+# Every weight takes part in training: with deep supervision none is left without a gradient.
+
 # %%
 for make in NNUNet, NNUNetResEnc:
     model = make(1, 4, width=4, image_size=64, deep_supervision=True).train()

@@ -162,6 +162,9 @@ def _training_step(model: nn.Module, images: torch.Tensor, opt: torch.optim.Opti
     return time.perf_counter() - start
 
 
+# %% [markdown]
+# A step takes time; how much is the machine's business.
+
 # %%
 tiny = create_model("attunet", width=4)
 assert _training_step(tiny, torch.rand(1, 1, 32, 32), torch.optim.AdamW(tiny.parameters())) > 0
@@ -185,6 +188,9 @@ def step_cost(
         seconds = [_training_step(model, images, opt) for _ in range(steps + 1)]
     return 1000*min(seconds[1:])/batch, peak.mb
 
+
+# %% [markdown]
+# Memory is measured on cards only, so on a CPU it is NaN.
 
 # %%
 milliseconds, megabytes = step_cost(create_model("attunet", width=4), size=32, steps=1)

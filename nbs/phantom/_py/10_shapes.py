@@ -145,6 +145,9 @@ def _share_along(segment, offset):
     return np.clip(dot(segment, offset)/length_squared, 0, 1)
 
 
+# %% [markdown]
+# A point before the start has the share 0; one four millimetres along has the share 0.4.
+
 # %%
 ten_mm_along_x = np.array([10., 0, 0])
 test_close(_share_along(ten_mm_along_x, np.array([[[-3.]], [[1]], [[0]]])), 0)  # before the start
@@ -452,6 +455,9 @@ def triangles_between(first: np.ndarray, second: np.ndarray) -> list[np.ndarray]
             triangles.append(np.array([*edge, second[j]]))
     return triangles
 
+
+# %% [markdown]
+# A strip between two and three points has three triangles.
 
 # %%
 row, longer_row = np.eye(3)[:2], np.arange(9.).reshape(3, 3)

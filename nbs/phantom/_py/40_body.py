@@ -60,6 +60,9 @@ class Organ:
         return self.paint if isinstance(self.paint, list) else [(0., self.paint)]
 
 
+# %% [markdown]
+# A rib is a tube of bone with marrow in it, so it has two layers; a liver made of two balls has one.
+
 # %%
 rib = Organ(
     "rib",

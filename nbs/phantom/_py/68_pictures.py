@@ -65,6 +65,9 @@ def classes_of(regions: Sequence[Region]) -> list[int]:
     return sorted(labels - {None, 0})
 
 
+# %% [markdown]
+# Skin and muscles of the limbs are no structures of the challenge:
+
 # %%
 test_eq(classes_of(LIMBS), [])  # arms and legs have no class; their bones come later
 

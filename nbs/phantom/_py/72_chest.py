@@ -50,6 +50,9 @@ def unit(vector: np.ndarray) -> np.ndarray:
     return vector/np.linalg.norm(vector)
 
 
+# %% [markdown]
+# A vector of the same direction with length 1:
+
 # %%
 test_eq(unit(np.array([3., 0, 4])), [.6, 0, .8])
 

@@ -94,6 +94,9 @@ def run_classes(spec: dict[str, Any]) -> ClassMap:
     return ClassMap.from_names(class_names(spec), spec.get("unions"))
 
 
+# %% [markdown]
+# A run knows which of its classes are unions:
+
 # %%
 lungs = {
     "classes": {"1": "lung_left", "2": "lung_right", "3": "lungs"},
@@ -109,6 +112,9 @@ def is_number(value: Any, low: float = -math.inf, high: float = math.inf) -> boo
     right_type = isinstance(value, (int, float)) and not isinstance(value, bool)
     return right_type and math.isfinite(value) and low <= value <= high
 
+
+# %% [markdown]
+# What came from a file may be anything. A number in range is accepted, and nothing else.
 
 # %%
 test_eq(

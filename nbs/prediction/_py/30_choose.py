@@ -215,6 +215,9 @@ def known_to_be_there(slices: SliceSet) -> np.ndarray:
     return slices.known & ~hidden
 
 
+# %% [markdown]
+# On the first slice the liver is certainly absent. On the second it may be under the ignored pixel.
+
 # %%
 seen = np.zeros((2, 1, 2), np.uint8)
 seen[1, 0, 1] = 255  # the second slice has a pixel to be ignored, and the class may be there

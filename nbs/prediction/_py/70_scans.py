@@ -198,6 +198,9 @@ def _distinct(scans: list[Scan]) -> list[Scan]:
     return out
 
 
+# %% [markdown]
+# Scans without a name are numbered. Names that differ only in capitals get a number too, since some file systems cannot tell them apart.
+
 # %%
 test_eq(
     [s.name for s in _distinct([Scan(n, "", "", None) for n in ("", "p1", "P1", "")])],

@@ -44,6 +44,9 @@ def _agreed(records: list[dict], given: dict[str, Any]) -> dict[str, Any]:
     return agreed | given
 
 
+# %% [markdown]
+# Two runs that cut alike can be averaged. Two that cut differently cannot:
+
 # %%
 record = {"orientation": "SPL", "window": [40., 400.], "size": None, "spacing": None}
 test_eq(_agreed([record, record], {}), record)

@@ -181,6 +181,9 @@ def run_names(runs: list[Run]) -> list[str]:
     return [name(p) for p in paths]
 
 
+# %% [markdown]
+# Two folders called `x` are told apart by the folder above them.
+
 # %%
 test_eq(run_names([Run("a/x"), Run("b/x"), Run("b/y"), Run("a/x")]), ["a/x", "b/x", "y", "a/x"])
 
@@ -258,6 +261,9 @@ def comparison_page(
         scored_on=f"{len(slices)} {what}", groups=len(np.unique(slices.groups)),
         by_argmax=any(r["chosen"] for r in records), held_out=split == "held-out")
 
+
+# %% [markdown]
+# The one setting that differs is on the page, and those that are alike are not.
 
 # %%
 page = comparison_page(records, specs, common, "held-out")

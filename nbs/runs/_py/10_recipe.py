@@ -273,6 +273,9 @@ def is_setting(key: str) -> bool:
     return key in CHOICES or known or any(owners_of(kind, key) for kind in CHOICES)
 
 
+# %% [markdown]
+# Five settings of some part of a recipe, and two words that are none:
+
 # %%
 test_eq(
     [is_setting(key) for key in ("epochs", "model", "tau", "frozen", "log_dice", "name", "sede")],
@@ -366,6 +369,9 @@ def recipe_plugins(recipe: Recipe) -> list[Plugin]:
             entries.append(registry.get(name))
     return plugins_of(entries)
 
+
+# %% [markdown]
+# This recipe uses nothing but what comes with the package:
 
 # %%
 test_eq(recipe_plugins(recipe), [])

@@ -54,6 +54,9 @@ def lives(owner: Any) -> bool:
         return False
 
 
+# %% [markdown]
+# A process is known by its number *and* by when it began, because numbers are given again.
+
 # %%
 test_eq(lives(this_process()), True)
 test_eq(lives(this_process() | {"started": 0}), False)  # its number went to another process since

@@ -156,6 +156,7 @@ class JobOptions:
     start: Callable[[nn.Module, nn.Module], None] | None = None  # start(model, loss): earlier weights
     complete: Callable[[Batch], Batch] | None = None  # an earlier network fills in what nobody examined
     told: np.ndarray | None = None  # bool [C]: the classes that this network knows
+    memory: float | None = None  # see `Setup`
 
 
 # %%
@@ -184,7 +185,7 @@ class JobBase:
             recipe.schedule, recipe.compute, make_augment(recipe.augment, slices.classes), self.split.holdout,
             working_size(recipe, slices.images.shape[1:]) or None, recipe.model.presence,
             recipe.data.rare_power, seed, self.plan, run/"checkpoints", options.deadline, progress,
-            options.complete)
+            options.complete, options.memory)
         self.history: list[dict] = []
         self.completed: list[str] = []  # phases
         self.pieces = recipe.compute.pieces

@@ -96,6 +96,7 @@ class Setup:
     deadline: Deadline | None = None
     progress: bool = True                     # show a bar
     complete: Callable[[Batch], Batch] | None = None  # fills in what nobody examined on annotated slices
+    memory: float | None = None               # bytes of slices that may be on the device; None: a quarter
 
 
 # %%

@@ -8,6 +8,7 @@
 
 # %%
 #| export
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -72,7 +73,24 @@ for width in (8, 16, 4096):
     print(f"width {width:4}: {need/2**30:.3g} GB")
 
 # %% [markdown]
-# How much there is depends on the container too.
+# How much there is depends on the container too. A user says it as `4GB` or `500MB`.
+
+# %%
+#| export
+SIZES = {"KB": 2**10, "MB": 2**20, "GB": 2**30, "TB": 2**40}
+
+def read_size(text: str) -> float:
+    "The bytes in a size such as `4GB` or `500 MB`; `InputError` for another text."
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]B)", text.strip().upper(), re.ASCII)
+    if not found:
+        raise InputError(f"memory {text!r}: expected a size such as 4GB or 500MB")
+    return float(found[1])*SIZES[found[2]]
+
+
+# %%
+print(read_size("4GB"), read_size("0.5 mb"))
+try: read_size("4")
+except InputError as e: print(e)
 
 # %%
 #| export
