@@ -56,6 +56,33 @@ from ctseg.core.style import (
     states_of,
 )
 from ctseg.core.toys import known_part, toy_slices
+from ctseg.data.slices import SliceSet
+
+# %% [markdown]
+# Three slices of a chest show it: two lungs and a heart. On the first all three were examined and on the second only the heart. The third was never
+# annotated.
+
+# %%
+images, truth = toy_slices(3, 64)
+images, truth = (255*images[:, 0]).byte().numpy(), truth.byte().numpy()
+known = np.array([[True, True, True], [False, False, True], [False, False, False]])
+toy = SliceSet(images, known_part(truth, known), known, classes=["lung_right", "lung_left", "heart"])
+toy
+
+# %%
+fig, (panels,) = image_grid(1, 3)
+for n, (ax, title) in enumerate(
+    zip(panels, ("all three examined", "only the heart examined", "never annotated"))
+):
+    show_image(ax, overlay(toy.images[n], toy.masks[n], toy.classes), title)
+class_legend(fig, toy.classes)
+
+# %%
+fig, ax = plt.subplots(figsize=(4.5, 1.8), layout="constrained")
+show_states(ax, states_of(toy.present, toy.known), "what is known of each class on each slice")
+ax.set_xticks(range(3), toy.classes.names)
+ax.set_yticks(range(3), toy.names)
+state_legend(fig)
 
 
 # %% [markdown]
@@ -111,9 +138,9 @@ def known_after_resize(
 # %%
 spot = np.zeros((1, 4, 4), np.uint8)
 spot[0, 1, 1] = 1  # one pixel of class 1, and class 2 examined in vain
-known = np.array([[True, True]])
+both_known = np.array([[True, True]])
 half = spot[:, ::2, ::2]
-test_eq(known_after_resize(known, present_classes(spot, 2), half), [[False, True]])
+test_eq(known_after_resize(both_known, present_classes(spot, 2), half), [[False, True]])
 
 
 # %% [markdown]
@@ -431,30 +458,12 @@ class SliceSet(AnnotatedSlices):
 
 
 # %% [markdown]
-# Three slices of a chest: two lungs and a heart. On the first all three were examined and on the second only the heart. The third was never
-# annotated.
+# The three slices of the beginning once more, now as the class above makes them:
 
 # %%
-images, truth = toy_slices(3, 64)
-images, truth = (255*images[:, 0]).byte().numpy(), truth.byte().numpy()
-known = np.array([[True, True, True], [False, False, True], [False, False, False]])
-toy = SliceSet(images, known_part(truth, known), known, classes=["lung_right", "lung_left", "heart"])
-toy
-
-# %%
-fig, (panels,) = image_grid(1, 3)
-for n, (ax, title) in enumerate(
-    zip(panels, ("all three examined", "only the heart examined", "never annotated"))
-):
-    show_image(ax, overlay(toy.images[n], toy.masks[n], toy.classes), title)
-class_legend(fig, toy.classes)
-
-# %%
-fig, ax = plt.subplots(figsize=(4.5, 1.8), layout="constrained")
-show_states(ax, states_of(toy.present, toy.known), "what is known of each class on each slice")
-ax.set_xticks(range(3), toy.classes.names)
-ax.set_yticks(range(3), toy.names)
-state_legend(fig)
+toy = SliceSet(images, known_part(truth, known), known, classes=toy.classes)
+print(toy)
+print(len(toy), "slices, the last of them alone:", toy[-1])
 
 # %% [markdown]
 # A set that breaks a rule cannot be made. Every mistake is one line that says what was expected.

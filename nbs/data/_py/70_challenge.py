@@ -51,8 +51,22 @@ from fastcore.test import test_eq, test_fail
 
 from ctseg.core.files import InputError
 from ctseg.core.style import class_legend, image_grid, overlay, show_image
+from ctseg.data.challenge import read_challenge, write_challenge
 from ctseg.data.mask_csv import write_masks
 from ctseg.data.toys import toy_set
+
+# %% [markdown]
+# Four toy slices, of which two are annotated, written as such a folder and read back:
+
+# %%
+os.environ["CTSEG_CACHE"] = tempfile.mkdtemp()
+toys, truth = toy_set(4, 2)
+with tempfile.TemporaryDirectory() as d:
+    folder = Path(d)/"my_data"
+    write_challenge(toys, folder)
+    print(*sorted(path.name for path in folder.iterdir()), sep="  ")
+    print("annotated_labels.json:", (folder/"annotated_labels.json").read_text())
+    print(read_challenge(folder))
 
 # %% [markdown]
 # ## Reading

@@ -21,12 +21,24 @@ import math
 import torch
 from fastcore.test import test_close, test_eq
 
+from ctseg.losses.unions import union_probabilities
 
 # %% [markdown]
 # A [union](../core/38_unions.ipynb) is a class made of others. A network never draws one. Its channel is a free place, in which a loss puts what the members say together, wherever the truth does not tell them apart. Then every loss and every formula of the next pages holds as it is.
 #
 # A member is **told apart** at a pixel where it was examined, or where the pixel is labelled with it. Where the union was examined, or the pixel is labelled with it, the union stands for those of its members that are not told apart. So on a slice of "lungs" with the left lung outlined as well, the rest of the lungs is the right one.
-#
+
+# %% [markdown]
+# At one pixel a network gives the left lung 0.5, the right lung 0.3 and the heart 0.1. What does it say of *lungs*, which it has no channel of its own for?
+
+# %%
+lungs = ((3, (1, 2)),)  # class 3 is made of 1 and 2; the heart is class 4
+prob = torch.tensor([0.5, 0.3, 0.0, 0.1]).view(1, 4, 1)
+for softmax, kind in ((True, "softmax: the sum "), (False, "sigmoid: noisy-or")):
+    print(kind, round(union_probabilities(prob, lungs, softmax)[0, 2, 0].item(), 3))
+
+
+# %% [markdown]
 # ## Together
 #
 # What do members say together? The channels of a **softmax** exclude each other, so the probability of a union is their sum. Its logit is the logarithm of the sum of exponentials.
