@@ -56,10 +56,10 @@ def _thumbnails(images: np.ndarray) -> np.ndarray:
     for i in range(0, len(images), 256):
         part = torch.from_numpy(images[i:i + 256])[:, None].float()
         parts.append(F.adaptive_avg_pool2d(part, 16).flatten(1).numpy())
-    v = np.concatenate(parts)
-    v -= v.mean(1, keepdims=True)
-    v /= np.maximum(np.linalg.norm(v, axis=1, keepdims=True), 1e-6)
-    return v
+    vectors = np.concatenate(parts)
+    vectors -= vectors.mean(1, keepdims=True)
+    vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-6)
+    return vectors
 
 
 # %%
@@ -79,14 +79,14 @@ def near_duplicates(
     threshold: float = .98, # correlation of 16x16 thumbnails above which two slices belong together
 ) -> np.ndarray: # int64 [N]: group numbers, 0 … in order of first appearance
     "The group, int64 [N], of each image: near-duplicates, and what is linked through them, share a number."
-    v = _thumbnails(images)
+    thumbnails = _thumbnails(images)
     links = [np.zeros((0, 2), int)]
-    for start in range(0, len(v), 512):
-        alike = v[start:start + 512] @ v.T > threshold
+    for start in range(0, len(thumbnails), 512):
+        alike = thumbnails[start:start + 512] @ thumbnails.T > threshold
         links.append(np.argwhere(alike) + [start, 0])
     i, j = np.concatenate(links).T
     linked = np.ones(len(i), bool)
-    shape = (len(v), len(v))
+    shape = (len(thumbnails), len(thumbnails))
     graph = coo_array((linked, (i, j)), shape)
     _, group = connected_components(graph, directed=False)
     return group.astype(np.int64)
@@ -134,10 +134,10 @@ class _Folds:
         held = self.counts[:, column]
         groups = np.flatnonzero((self.fold < 0) & (held > 0))
         largest_first = np.lexsort((self.tie[groups, 0], -held[groups]))
-        for g in groups[largest_first]:
-            best = self.most_lacking(column, self.tie[g])
-            self.fold[g] = best
-            self.lack[best] -= self.counts[g]
+        for group in groups[largest_first]:
+            best = self.most_lacking(column, self.tie[group])
+            self.fold[group] = best
+            self.lack[best] -= self.counts[group]
 
     def most_lacking(self, column: int, tie: np.ndarray) -> int:
         "The fold that lacks most of a column; of equal ones by labelled images, then by images, then by `tie` [k]."
