@@ -170,9 +170,9 @@ def main_first(f: Callable[[], Result]) -> Result:
 # %% ../../nbs/core/60_parallel.ipynb #af4d38ae
 def most(values: list[float]) -> list[float]:
     "The largest of each value over all processes."
-    t = torch.tensor(values, device=sending_device())
-    dist.all_reduce(t, dist.ReduceOp.MAX)
-    return t.tolist()
+    largest = torch.tensor(values, device=sending_device())
+    dist.all_reduce(largest, dist.ReduceOp.MAX)
+    return largest.tolist()
 
 def agree(flag: bool) -> bool:
     "Does any process say yes?"

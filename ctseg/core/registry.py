@@ -9,7 +9,6 @@ __all__ = ['ENTRY_POINTS', 'PLUGIN_MODULE', 'load_entry_points', 'origin', 'same
 
 # %% ../../nbs/core/70_registry.ipynb #62c23e16
 import hashlib
-import os
 import sys
 import traceback
 import types
@@ -176,5 +175,5 @@ def is_loaded(plugin: Plugin) -> bool:
 def plugins_of(entries: Iterable[Any]) -> list[Plugin]:
     "The plugins that registered any of these entries."
     modules = [getattr(getattr(entry, "build", entry), "__module__", "") for entry in entries]
-    hashes = [m.removeprefix(PLUGIN_MODULE) for m in modules if m.startswith(PLUGIN_MODULE)]
+    hashes = [module.removeprefix(PLUGIN_MODULE) for module in modules if module.startswith(PLUGIN_MODULE)]
     return [_loaded[sha256] for sha256 in dict.fromkeys(hashes)]

@@ -123,7 +123,7 @@ class Settings:
         return {name: value for name, (value, default) in values.items() if value != default}
 
     def __repr__(self) -> str:
-        given = ", ".join(f"{k}={v!r}" for k, v in self.changed().items())
+        given = ", ".join(f"{name}={value!r}" for name, value in self.changed().items())
         return f"{type(self).__name__}({given})"
 
 # %% ../../nbs/core/20_settings.ipynb #a5f2adb8
@@ -140,7 +140,10 @@ def with_text(settings: Settings, texts: dict[str, str]) -> Settings:
 def carried_over(old: Settings, new: type[Settings], **given: Any) -> Settings:
     "Settings of the class `new`: `given` ones, then those of `old` that differ from their defaults and that `new` has too, then defaults."
     infos = {info.name: info for info in describe(new)}
-    kept = {k: v for k, v in old.changed().items() if k in infos and type(v) is infos[k].type}
+    kept = {}
+    for name, value in old.changed().items():
+        if name in infos and type(value) is infos[name].type:
+            kept[name] = value
     return new(**{**kept, **given})
 
 # %% ../../nbs/core/20_settings.ipynb #29d3a1e6

@@ -166,22 +166,22 @@ def open_challenge(
     return _slices_of(folder, split, annotated, *_open_files(Path(spool)))
 
 # %% ../../nbs/data/70_challenge.ipynb #db74ee41
-def _check_writable(s: SliceSet, folder: Path, split: str):
+def _check_writable(slices: SliceSet, folder: Path, split: str):
     "`InputError` for a set that a challenge folder cannot hold."
     if split not in _SPLITS:
         raise did_you_mean("split", split, _SPLITS)
-    if not len(s):
+    if not len(slices):
         raise InputError(f"{folder}: nothing to write, the set has no slices")
-    for name in s.names:
+    for name in slices.names:
         if Path(name).name != name or not name.lower().endswith(".png") or name.startswith("."):
             raise InputError(f"{folder}: {name!r} cannot be an image's file name; "
                              "expected names such as 0.png")
-    twice = [name for name, count in Counter(s.names).items() if count > 1]
+    twice = [name for name, count in Counter(slices.names).items() if count > 1]
     if twice:
         raise InputError(f"{folder}: two slices are called {twice[0]}; rename one")
     named = (folder/"class_names.json").exists()
-    theirs = read_classes(folder) if named else s.classes
-    if (theirs.names, theirs.unions) != (s.classes.names, s.classes.unions):  # files hold no pairs
+    theirs = read_classes(folder) if named else slices.classes
+    if (theirs.names, theirs.unions) != (slices.classes.names, slices.classes.unions):  # files hold no pairs
         raise InputError(f"{folder}/class_names.json: names other classes than the slices to be written; "
                          "choose another folder")
 
@@ -208,15 +208,15 @@ def _removed_on_failure(folder: Path):
         raise
 
 # %% ../../nbs/data/70_challenge.ipynb #8aaf8363
-def _sorted(s: SliceSet) -> SliceSet:
+def _sorted(slices: SliceSet) -> SliceSet:
     "The slices in numeric order of their names; no copy of what is in order."
-    order = sorted(range(len(s)), key=lambda i: natural_key(s.names[i]))
-    return s if order == list(range(len(s))) else s[order]
+    order = sorted(range(len(slices)), key=lambda i: natural_key(slices.names[i]))
+    return slices if order == list(range(len(slices))) else slices[order]
 
-def _write_images(s: SliceSet, folder: Path):
+def _write_images(slices: SliceSet, folder: Path):
     "The images of a set as PNG files in a new folder."
     folder.mkdir()
-    for name, image in zip(s.names, s.images):
+    for name, image in zip(slices.names, slices.images):
         imsave(folder/name, image, check_contrast=False)
 
 # %% ../../nbs/data/70_challenge.ipynb #e3e7741b
@@ -240,42 +240,42 @@ def write_challenge(
 ):
     "Write a split of a challenge folder, so that `read_challenge` gives the same slices back."
     folder = Path(folder)
-    s = _sorted(slices)
-    _check_writable(s, folder, split)
-    patients = _with_groups(folder/"patients.json", split, s.groups.tolist())
-    has_table = split == "train" or bool(s.labelled.any())  # a test without truth has none
+    ordered = _sorted(slices)
+    _check_writable(ordered, folder, split)
+    patients = _with_groups(folder/"patients.json", split, ordered.groups.tolist())
+    has_table = split == "train" or bool(ordered.labelled.any())  # a test without truth has none
     table = folder/f"y_{split}.csv{'.gz' if compress else ''}" if has_table else None
-    examined = _examined_file(s, split)
+    examined = _examined_file(ordered, split)
     with _removed_on_failure(folder), contextlib.ExitStack() as stack:
         def hold(name): return stack.enter_context(atomic_path(folder/name))
-        _write_images(s, hold(f"{split}-images"))
+        _write_images(ordered, hold(f"{split}-images"))
         if table:
-            write_masks(s.masks, s.names, hold(table.name))
+            write_masks(ordered.masks, ordered.names, hold(table.name))
         if examined:
-            lists = [(np.flatnonzero(k) + 1).tolist() for k in s.known]
+            lists = [(np.flatnonzero(known) + 1).tolist() for known in ordered.known]
             write_json(lists, hold(examined), indent=None)
-        s.classes.to_json(hold("class_names.json"))
-        if s.classes.unions:
-            write_json(s.classes.union_table, hold("unions.json"))
+        ordered.classes.to_json(hold("class_names.json"))
+        if ordered.classes.unions:
+            write_json(ordered.classes.union_table, hold("unions.json"))
         write_json(patients, hold("patients.json"), indent=None)
     _remove_old(folder, split, {table and table.name, examined})
 
 # %% ../../nbs/data/70_challenge.ipynb #e96742d7
-def slice_facts(s: SliceSet) -> dict:
+def slice_facts(slices: SliceSet) -> dict:
     "What there is in a set, in numbers."
-    labelled = s.labelled
-    cells = {"present": s.present, "absent": s.known & ~s.present, "unknown": ~s.known}
-    images = s.present.sum(0)
-    names = s.classes.names if labelled.any() else ()
+    labelled = slices.labelled
+    cells = {"present": slices.present, "absent": slices.known & ~slices.present, "unknown": ~slices.known}
+    images = slices.present.sum(0)
+    names = slices.classes.names if labelled.any() else ()
     by_frequency = sorted(zip(images, names))
-    ignored = {"slices_with_ignored_pixels": int(s.ignored.sum())} if s.ignored.any() else {}
+    ignored = {"slices_with_ignored_pixels": int(slices.ignored.sum())} if slices.ignored.any() else {}
     return ignored | {
-        "images": len(s),
-        "size": size_text(s.images),
+        "images": len(slices),
+        "size": size_text(slices.images),
         "labelled": int(labelled.sum()),
         "unlabelled": int((~labelled).sum()),
-        "annotated_but_empty": int((labelled & ~s.present.any(1)).sum()),
-        "groups": len(np.unique(s.groups)),
+        "annotated_but_empty": int((labelled & ~slices.present.any(1)).sum()),
+        "groups": len(np.unique(slices.groups)),
         "cells": {state: round(float(cell.mean()), 4) for state, cell in cells.items()},
         "classes_never_seen": [name for name, n in zip(names, images) if not n],
         "images_with_class": {name: int(n) for n, name in by_frequency if n},
@@ -294,7 +294,7 @@ def check_challenge(
     if not (folder/"test-images").exists():
         return facts
     test = read_challenge(folder, "test")
-    sizes = [size_text(s.images) for s in (train, test)]
+    sizes = [size_text(part.images) for part in (train, test)]
     if sizes[0] != sizes[1]:
         raise InputError(f"{folder}: training images are {sizes[0]}, test images {sizes[1]}; "
                          "resize one of them")

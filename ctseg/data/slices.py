@@ -59,27 +59,27 @@ def highest_label(masks: np.ndarray) -> int:
     return int(np.max(masks, initial=0, where=np.asarray(masks) != IGNORE))
 
 # %% ../../nbs/data/10_slices.ipynb #73711c85
-def _check_masks(s: "SliceArrays"):
+def _check_masks(slices: "SliceArrays"):
     "`InputError` if a mask holds an id above C, or a pixel of a class that is not known on its image."
-    classes = s.classes
-    if highest_label(s.masks) > len(classes):
-        n = int(seen_values(s.masks)[:, len(classes) + 1:IGNORE].any(1).argmax())
-        mask = s.masks[n]
+    classes = slices.classes
+    if highest_label(slices.masks) > len(classes):
+        n = int(seen_values(slices.masks)[:, len(classes) + 1:IGNORE].any(1).argmax())
+        mask = slices.masks[n]
         y, x = np.argwhere((mask > len(classes)) & (mask != IGNORE))[0]
         value = mask[y, x]
-        raise InputError(f"mask of {s.names[n]} holds {value} at ({y}, {x}); "
+        raise InputError(f"mask of {slices.names[n]} holds {value} at ({y}, {x}); "
                          f"there are {len(classes)} classes")
-    contradicted = s.present & ~s.known
+    contradicted = slices.present & ~slices.known
     if contradicted.any():
         n, column = np.argwhere(contradicted)[0]
         c = column + 1
-        raise InputError(f"mask of {s.names[n]} has pixels of class {c} ({classes.name(c)}), "
+        raise InputError(f"mask of {slices.names[n]} has pixels of class {c} ({classes.name(c)}), "
                          "which known says was not examined")
-    for u, members in classes.unions:
-        apart = s.present[:, u - 1] & s.known[:, [m - 1 for m in members]].all(1)
+    for union, members in classes.unions:
+        apart = slices.present[:, union - 1] & slices.known[:, [member - 1 for member in members]].all(1)
         if apart.any():
-            where = s.names[int(apart.argmax())]
-            raise InputError(f"mask of {where} has pixels of the union {classes.name(u)}, "
+            where = slices.names[int(apart.argmax())]
+            raise InputError(f"mask of {where} has pixels of the union {classes.name(union)}, "
                              "but known says that all of its members were examined; say which they are")
 
 # %% ../../nbs/data/10_slices.ipynb #2a13bece
@@ -164,27 +164,27 @@ class SliceArrays:
         _check_masks(self)
 
 # %% ../../nbs/data/10_slices.ipynb #24ffd867
-def _describe(s: SliceArrays) -> str:
+def _describe(slices: SliceArrays) -> str:
     "One line for people: how many slices, what is known of them, which classes."
-    height, width = s.images.shape[1:]
-    groups = len(np.unique(s.groups))
-    names = ", ".join(s.classes.names[:4])
-    if len(s.classes) > 4:
+    height, width = slices.images.shape[1:]
+    groups = len(np.unique(slices.groups))
+    names = ", ".join(slices.classes.names[:4])
+    if len(slices.classes) > 4:
         names += ", …"
-    present = s.present.sum()
-    absent = (s.known & ~s.present).sum()
-    unknown = (~s.known).sum()
+    present = slices.present.sum()
+    absent = (slices.known & ~slices.present).sum()
+    unknown = (~slices.known).sum()
     cells = f"{present} present, {absent} absent, {unknown} unknown"
-    labelled = s.known.any(1).sum()
-    return (f"SliceSet({len(s.images)} slices {height}x{width}, {labelled} labelled, "
-            f"{len(s.classes)} classes, {groups} groups; cells: {cells}; {names})")
+    labelled = slices.known.any(1).sum()
+    return (f"SliceSet({len(slices.images)} slices {height}x{width}, {labelled} labelled, "
+            f"{len(slices.classes)} classes, {groups} groups; cells: {cells}; {names})")
 
 # %% ../../nbs/data/10_slices.ipynb #bb6ff06e
 def _check_joinable(a: SliceArrays, b: SliceArrays):
     "`InputError` for sets with other classes, or with images of another size."
     if a.classes != b.classes:
         raise InputError(f"cannot join sets with other classes: {a.classes} and {b.classes}")
-    sizes = ["x".join(map(str, s.images.shape[1:])) for s in (a, b)]
+    sizes = ["x".join(map(str, slices.images.shape[1:])) for slices in (a, b)]
     if sizes[0] != sizes[1]:
         raise InputError(f"cannot join images of {sizes[0]} and {sizes[1]} pixels")
 

@@ -22,13 +22,14 @@ from .slices import SliceSet
 # %% ../../nbs/data/60_splits.ipynb #3a0fc066
 def _thumbnails(images: np.ndarray) -> np.ndarray:
     "16x16 thumbnails of uint8 [N,H,W], without their mean, of length 1 (an even image: 0): float32 [N,256]."
-    v = np.empty((len(images), 256), np.float32)
+    vectors = np.empty((len(images), 256), np.float32)
     for i in range(0, len(images), 256):
         part = torch.from_numpy(images[i:i + 256])[:, None].float()
         small = F.adaptive_avg_pool2d(part, 16).flatten(1).numpy()
         small -= small.mean(1, keepdims=True)
-        v[i:i + 256] = small/np.maximum(np.linalg.norm(small, axis=1, keepdims=True), 1e-6)
-    return v
+        lengths = np.linalg.norm(small, axis=1, keepdims=True)
+        vectors[i:i + 256] = small/np.maximum(lengths, 1e-6)
+    return vectors
 
 # %% ../../nbs/data/60_splits.ipynb #e0a3602c
 ROWS, COLUMNS, MANY_LINKS = 512, 8192, 1 << 20
@@ -48,12 +49,12 @@ def near_duplicates(
     threshold: float = .98, # correlation of 16x16 thumbnails above which two slices belong together
 ) -> np.ndarray: # int64 [N]: group numbers, 0 … in order of first appearance
     "The group, int64 [N], of each image: near-duplicates, and what is linked through them, share a number."
-    v = _thumbnails(images)
-    group, links = np.arange(len(v)), []
-    for top in range(0, len(v), ROWS):
-        rows = v[top:top + ROWS]
-        for left in range(top - top % COLUMNS, len(v), COLUMNS):  # a pair is compared once
-            alike = rows @ v[left:left + COLUMNS].T > threshold
+    thumbnails = _thumbnails(images)
+    group, links = np.arange(len(thumbnails)), []
+    for top in range(0, len(thumbnails), ROWS):
+        rows = thumbnails[top:top + ROWS]
+        for left in range(top - top % COLUMNS, len(thumbnails), COLUMNS):  # a pair is compared once
+            alike = rows @ thumbnails[left:left + COLUMNS].T > threshold
             found = np.argwhere(alike) + [top, left]
             apart = group[found[:, 0]] != group[found[:, 1]]
             links.append(found[apart])
@@ -80,10 +81,10 @@ class _Folds:
         held = self.counts[:, column]
         groups = np.flatnonzero((self.fold < 0) & (held > 0))
         largest_first = np.lexsort((self.tie[groups, 0], -held[groups]))
-        for g in groups[largest_first]:
-            best = self.most_lacking(column, self.tie[g])
-            self.fold[g] = best
-            self.lack[best] -= self.counts[g]
+        for group in groups[largest_first]:
+            best = self.most_lacking(column, self.tie[group])
+            self.fold[group] = best
+            self.lack[best] -= self.counts[group]
 
     def most_lacking(self, column: int, tie: np.ndarray) -> int:
         "The fold that lacks most of a column; of equal ones by labelled images, then by images, then by `tie` [k]."

@@ -133,9 +133,11 @@ def over_slices(
     for index in batches(len(slices), batch_size, each, shared):
         part = slices[index]
         if isinstance(part, SliceSet): part = part.in_memory()
-        parts.append({name: t.cpu() for name, t in step(part).items()})
+        parts.append({name: values.cpu() for name, values in step(part).items()})
     joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-    return {name: (collect(t, len(slices)) if shared else t).numpy() for name, t in joined.items()}
+    if shared:
+        joined = {name: collect(values, len(slices)) for name, values in joined.items()}
+    return {name: values.numpy() for name, values in joined.items()}
 
 # %% ../../nbs/inference/20_loop.ipynb #2889326e
 def on_device(

@@ -88,7 +88,7 @@ def tta_views(n: int, mirror: str | None = None) -> list[View]:
     There are 9 views, with a mirror 18; `InputError` for any other number.
     """
     mirrors = [None, mirror] if mirror else [None]
-    views = [View(degrees, zoom, m) for degrees, zoom in TURNS for m in mirrors]
+    views = [View(degrees, zoom, axis) for degrees, zoom in TURNS for axis in mirrors]
     if 1 <= n <= len(views):
         return views[:n]
     message = f"{n} views (--tta): expected 1 to {len(views)}"

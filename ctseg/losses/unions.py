@@ -60,11 +60,11 @@ def free_members(
     "Where each member speaks in the channel of a union; a pixel that is labelled with the union has one at least."
     here = known[:, union - 1] | (mask == union)
     nowhere = torch.zeros_like(mask, dtype=torch.bool)
-    open_ = {m: here & ~taken.get(m, nowhere) for m in members}
-    free = {m: open_[m] & ~known[:, m - 1] & (mask != m) for m in members}
+    open_ = {member: here & ~taken.get(member, nowhere) for member in members}
+    free = {member: open_[member] & ~known[:, member - 1] & (mask != member) for member in members}
     any_free = torch.stack(list(free.values())).any(0)
     contradicted = (mask == union) & ~any_free  # all members were examined: any of them, then
-    return {m: free[m] | (open_[m] & contradicted) for m in members}
+    return {member: free[member] | (open_[member] & contradicted) for member in members}
 
 # %% ../../nbs/losses/05_unions.ipynb #f4ba2f71
 def put_unions(
@@ -79,30 +79,31 @@ def put_unions(
     channels, first = list(logits.unbind(1)), 0 if softmax else 1
     speaks = torch.ones(len(mask), known.shape[1], mask.shape[1], dtype=torch.bool, device=mask.device)
     taken: dict[int, torch.Tensor] = {}
-    for u, members in unions:
-        free = free_members(u, members, mask, known, taken)
-        said = [torch.where(free[m], logits[:, m - first], nothing) for m in members]
+    for union, members in unions:
+        free = free_members(union, members, mask, known, taken)
+        said = [torch.where(free[member], logits[:, member - first], nothing) for member in members]
         any_free = torch.stack(list(free.values())).any(0)
-        channels[u - first] = torch.where(any_free, together(said, softmax), nothing)
-        speaks[:, u - 1] = any_free
-        taken |= {m: free[m] | taken[m] if m in taken else free[m] for m in members}
-    for m, elsewhere in taken.items():
-        channels[m - first] = torch.where(elsewhere, nothing, channels[m - first])
-        speaks[:, m - 1] = ~elsewhere
+        channels[union - first] = torch.where(any_free, together(said, softmax), nothing)
+        speaks[:, union - 1] = any_free
+        for member in members:
+            taken[member] = free[member] | taken[member] if member in taken else free[member]
+    for member, elsewhere in taken.items():
+        channels[member - first] = torch.where(elsewhere, nothing, channels[member - first])
+        speaks[:, member - 1] = ~elsewhere
     return torch.stack(channels, 1), speaks
 
 # %% ../../nbs/losses/05_unions.ipynb #372d0984
 def without_unions(logits: torch.Tensor, unions: Unions, softmax: bool) -> torch.Tensor:
     "Logits [B,K,…] in which no union has a probability."
     if not unions: return logits
-    channels = [u - (not softmax) for u, _ in unions]
+    channels = [union - (not softmax) for union, _ in unions]
     return logits.index_fill(1, torch.tensor(channels, device=logits.device), -torch.inf)
 
 
 def union_probabilities(prob: torch.Tensor, unions: Unions, softmax: bool) -> torch.Tensor:
     "Probabilities of the classes [B,C,…] with those of the unions filled in: the sum (softmax) or the noisy-or (sigmoid)."
     filled = prob.clone()
-    for u, members in unions:
-        of_members = prob[:, [m - 1 for m in members]]
-        filled[:, u - 1] = of_members.sum(1) if softmax else 1 - (1 - of_members).prod(1)
+    for union, members in unions:
+        of_members = prob[:, [member - 1 for member in members]]
+        filled[:, union - 1] = of_members.sum(1) if softmax else 1 - (1 - of_members).prod(1)
     return filled

@@ -16,7 +16,7 @@ from ..core.settings import Settings, setting
 from ..data.strong_views import strong
 from ..data.batches import Batch
 from ..losses.consistency import consistency_loss
-from .unknown import ramp_up, renormalised_over_unknown, unknown_cells
+from .unknown import renormalised_over_unknown, risen, unknown_cells
 from ..training.method import JobLike, Method, Phase, StepContext, register_method
 
 # %% ../../nbs/methods/40_mean_teacher.ipynb #9abaed3c
@@ -85,10 +85,10 @@ class MeanTeacher(Method):
             return super().loss(ctx, views)
         labelled, plain, perturbed = views.values()
         teacher_probs = ctx.teacher(plain.image)
-        logits, perturbed_logits = ctx.student(labelled, perturbed)
-        student_probs = ctx.loss.probabilities(perturbed_logits)
-        s, where = self.settings, unknown_cells(plain.mask, plain.known, ctx.classes.unions)
-        weight = s.consistency*ramp_up(ctx.step, round(s.ramp*ctx.total))
+        logits, of_perturbed = ctx.student(labelled, perturbed)
+        student_probs = ctx.loss.probabilities(of_perturbed)
+        where = unknown_cells(plain.mask, plain.known, ctx.classes.unions)
+        weight = risen(self.settings.consistency, self.settings.ramp, ctx)
         how = ctx.loss.activation, ctx.loss.gather
         distance = disagreement(student_probs, teacher_probs, where, *how)
         return ctx.loss(logits, labelled) + weight*distance

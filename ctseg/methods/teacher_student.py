@@ -83,7 +83,7 @@ class StudentStep(Method):
         teacher_probs = ctx.teacher(kept.image)
         return supervised + weight*consistency_loss(student_probs, teacher_probs, gather=ctx.loss.gather)
 
-# %% ../../nbs/methods/30_teacher_student.ipynb #9fdf0a46
+# %% ../../nbs/methods/30_teacher_student.ipynb #f0eddaca
 @register_method("teacher-student")
 class TeacherStudent(StudentStep):
     "A teacher's labels and probabilities of the slices it is surest of teach a student."
@@ -93,11 +93,11 @@ class TeacherStudent(StudentStep):
         kept = label_unlabelled(job, teacher, self.settings)
         if not len(kept):
             return job.nothing_to_add(teacher)
-        s = self.settings
-        start = teacher if s.from_teacher else None
-        epochs = max(1, round(s.student_phase*job.schedule.epochs))
+        settings = self.settings
+        start = teacher if settings.from_teacher else None
+        epochs = max(1, round(settings.student_phase*job.schedule.epochs))
         return (yield Phase("student", job.labelled, method=self, extra=kept, teacher=teacher, init=start,
-                            epochs=epochs, lr=s.student_lr or None))
+                            epochs=epochs, lr=settings.student_lr or None))
 
 # %% ../../nbs/methods/30_teacher_student.ipynb #b6e9b1a3
 def finetune(

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['settled_by_softmax', 'settled_by_sigmoid', 'complete_batch', 'ClassThresholds',
-           'UniMatchSettings', 'channel_dropout', 'Completion', 'UniMatchStep', 'UniMatch']
+           'UniMatchSettings', 'channel_dropout', 'Completion', 'StrongViews', 'UniMatchStep',
+           'UniMatch']
 
 # %% ../../nbs/methods/50_unimatch.ipynb #634c01e7
 from collections.abc import Callable, Generator
@@ -20,7 +21,7 @@ from ..core.unions import Unions
 from ..data.strong_views import strong_mix
 from ..data.batches import Batch, known_map
 from ..losses.unions import told_by_label
-from .unknown import ramp_up, renormalised_over_unknown, settled_by_unions
+from .unknown import renormalised_over_unknown, risen, settled_by_unions
 from ..training.method import JobLike, Method, Phase, StepContext, register_method
 
 # %% ../../nbs/methods/50_unimatch.ipynb #bf60f08b
@@ -173,34 +174,38 @@ class Completion(Method):
             self.thresholds.mean_peak = state["mean_peak"]
 
 # %% ../../nbs/methods/50_unimatch.ipynb #247fda2a
-class UniMatchStep(Completion):
-    "Strong views, and a stream with dropped features, learn from the completed truth."
+class StrongViews(Completion):
+    "A method whose network sees strong views of a batch, and a stream that loses features, with completed truth."
     def views(self, ctx: StepContext, labelled: Batch, extra: Batch | None) -> dict[str, Batch]:
         "Labelled; both streams with completed truth, strong and weak."
-        s = self.settings
-        if not s.consistency:
+        settings = self.settings
+        if not settings.consistency:
             return {"labelled": labelled}
         completed = self.completed(ctx, labelled.concat(extra))
         views = {"labelled": labelled}
-        for k in range(s.views):
-            views[f"strong {k}"] = strong_mix(completed, ctx.rng(f"view {k}"), s.cutmix)
-        return views | {"weak": completed} if s.feature_dropout else views
+        for k in range(settings.views):
+            views[f"strong {k}"] = strong_mix(completed, ctx.rng(f"view {k}"), settings.cutmix)
+        return views | {"weak": completed} if settings.feature_dropout else views
 
+# %% ../../nbs/methods/50_unimatch.ipynb #c0f0e7ab
+class UniMatchStep(StrongViews):
+    "All of these learn from the completed truth in one pass."
     def loss(self, ctx: StepContext, views: dict[str, Batch]) -> torch.Tensor:
         "Of the labelled batch, plus, weighted, of what the teacher completed."
         if len(views) == 1:
             return super().loss(ctx, views)
-        s, between = self.settings, None
-        if s.feature_dropout:
+        settings = self.settings
+        between = None
+        if "weak" in views:
             rng = ctx.rng("features")
-            between = channel_dropout(len(views["weak"]), ctx.share, s.feature_dropout, rng)
+            between = channel_dropout(len(views["weak"]), ctx.share, settings.feature_dropout, rng)
         all_logits = ctx.student(*views.values(), between=between)
         named = zip(views, all_logits, views.values())
         losses = {name: ctx.loss(logits, view) for name, logits, view in named}
-        completed = torch.stack([losses[f"strong {k}"] for k in range(s.views)]).mean()
-        if s.feature_dropout:
+        completed = torch.stack([losses[f"strong {k}"] for k in range(settings.views)]).mean()
+        if "weak" in views:
             completed = (completed + losses["weak"])/2
-        weight = s.consistency*ramp_up(ctx.step, round(s.ramp*ctx.total))
+        weight = risen(settings.consistency, settings.ramp, ctx)
         return losses["labelled"] + weight*completed
 
 # %% ../../nbs/methods/50_unimatch.ipynb #74f0d999

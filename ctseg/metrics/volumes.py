@@ -91,10 +91,10 @@ def volume_scores(
         if not known[c]: continue
         scores.ml[c] = scores.predicted_ml[c] = 0
         if around is None: continue
-        a, b = truth[around] == c + 1, pred[around] == c + 1
-        scores.ml[c], scores.predicted_ml[c] = a.sum()*voxel, b.sum()*voxel
-        scores.dice[c] = 2*(a & b).sum()/(a.sum() + b.sum())
+        true, drawn = truth[around] == c + 1, pred[around] == c + 1
+        scores.ml[c], scores.predicted_ml[c] = true.sum()*voxel, drawn.sum()*voxel
+        scores.dice[c] = 2*(true & drawn).sum()/(true.sum() + drawn.sum())
         scores.surface_dice[c] = 0
-        if a.any() and b.any():
-            scores.surface_dice[c], scores.hd95[c] = surface_scores(a, b, spacing, tolerance)
+        if true.any() and drawn.any():
+            scores.surface_dice[c], scores.hd95[c] = surface_scores(true, drawn, spacing, tolerance)
     return scores

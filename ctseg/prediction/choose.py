@@ -48,10 +48,10 @@ class Part(NamedTuple):
 
 def out_of_fold(predictor: Predictor, slices: SliceSet) -> list[Part]:
     "The held-out slices, in parts that the same runs held out; with each part the predictor of those runs alone."
-    table = np.stack([held_out_by(m.run, slices) for m in run_members(predictor)], 1)
+    table = np.stack([held_out_by(member.run, slices) for member in run_members(predictor)], 1)
     parts = []
     for pattern in np.unique(table[table.any(1)], axis=0):
-        members = [m for m, held_out in zip(predictor.members, pattern) if held_out]
+        members = [member for member, held_out in zip(predictor.members, pattern) if held_out]
         rows = (table == pattern).all(1)
         parts.append(Part(replace(predictor, members=members), slices[rows]))
     if parts: return parts
@@ -60,7 +60,7 @@ def out_of_fold(predictor: Predictor, slices: SliceSet) -> list[Part]:
 
 def run_members(predictor: Predictor) -> list[RunMember]:
     "The members of `predictor`; `InputError` unless all of them come from run folders."
-    if all(isinstance(m, RunMember) and m.run for m in predictor.members):
+    if all(isinstance(member, RunMember) and member.run for member in predictor.members):
         return predictor.members
     problem = "a model without a run folder: which slices it has seen is not known"
     raise InputError(f"{problem}; load it with load_predictor")
@@ -116,7 +116,7 @@ def known_to_be_there(slices: SliceSet) -> np.ndarray:
 # %% ../../nbs/prediction/30_choose.ipynb #7001d20a
 def expected_rules(parts: list[Part], batch_size: int = 16, each: Each | None = None) -> list[Rule]:
     "Each threshold with its estimates of which structures to keep."
-    plain = [Rule(t) for t in THRESHOLDS]
+    plain = [Rule(threshold) for threshold in THRESHOLDS]
     tables = rule_tables(parts, plain, batch_size, each, structures_drawn)
     present = np.concatenate([slices.present for _, slices in parts])
     known = np.concatenate([known_to_be_there(slices) for _, slices in parts])
@@ -157,7 +157,7 @@ class RuleSearch:
 
     def score(self, rules: list[Rule]):
         "Score those of `rules` that have not been scored yet."
-        new = [r for r in dict.fromkeys(rules) if r not in self.scores]
+        new = [rule for rule in dict.fromkeys(rules) if rule not in self.scores]
         if not new: return
         tables = rule_tables(self.parts, new, self.batch_size, self.each)
         self.scores |= {rule: mean_dice(table) for rule, table in zip(new, tables)}
@@ -171,7 +171,7 @@ class RuleSearch:
         "The plainest of `rules` within the margin of the best."
         self.score(rules)
         best = max(map(self.worth, rules))
-        return min((r for r in rules if self.worth(r) >= best - self.margin), key=complexity)
+        return min((rule for rule in rules if self.worth(rule) >= best - self.margin), key=complexity)
 
 # %% ../../nbs/prediction/30_choose.ipynb #cdc37f0d
 def choose_rule(

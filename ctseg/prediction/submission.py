@@ -72,9 +72,11 @@ def check_class_names(classes: ClassMap, path: Path):
     if not path.exists(): return
     theirs = ClassMap.from_json(path)
     if theirs.names == classes.names: return
-    both = enumerate(zip(classes.names, theirs.names), 1)
-    odd = next((f"{i} is {a} for the run and {b} for the folder" for i, (a, b) in both if a != b),
-               f"{len(classes)} and {len(theirs)} of them")
+    odd = f"{len(classes)} and {len(theirs)} of them"
+    for number, (own, other) in enumerate(zip(classes.names, theirs.names), 1):
+        if own != other:
+            odd = f"{number} is {own} for the run and {other} for the folder"
+            break
     remedy = "give the folder the class_names.json that the run was trained with (`ctseg import … --classes`)"
     raise InputError(f"{path}: other classes than the run's ({odd}); {remedy}")
 

@@ -45,7 +45,7 @@ def pseudo_rows(scores: dict[str, np.ndarray], names: Iterable[str], kept: set[s
     "A row for each pseudo-labelled image: its name, whether it is kept, its confidences [N] by name."
     rows = []
     for i, name in enumerate(names):
-        confidences = {k: round(float(v[i]), 5) for k, v in scores.items()}
+        confidences = {score: round(float(values[i]), 5) for score, values in scores.items()}
         rows.append({"image": name, "kept": int(name in kept)} | confidences)
     return rows
 

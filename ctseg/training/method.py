@@ -67,8 +67,6 @@ class StepContext:
     share: slice                          # the rows of a whole batch that are worked on here
     classes: ClassMap
 
-
-
 # %% ../../nbs/training/50_method.ipynb #60a42ba5
 class JobLike(Protocol):
     "What `Method.phases` may use of a job."

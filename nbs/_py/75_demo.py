@@ -376,7 +376,7 @@ def demo_table(
     "Each organ's mean Dice over the slices that count, those on which it is there or was drawn."
     tables = {who: per_class(pred, test.masks, test.classes, test.known) for who, pred in masks.items()}
     slices = next(iter(tables.values())).support.rename("slices")
-    return pd.DataFrame({"slices": slices, **{who: t.dice for who, t in tables.items()}})[slices > 0]
+    return pd.DataFrame({"slices": slices, **{who: table.dice for who, table in tables.items()}})[slices > 0]
 
 FILES = ("predictions.png", "pseudo_labels.png", "curves.png", "report.html", "submission.csv")
 

@@ -17,7 +17,7 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +43,8 @@ from ctseg.training.step import out_of_memory
 
 # %%
 #| hide
+from dataclasses import replace
+
 import nibabel as nib
 import torch
 from fastcore.test import test_eq, test_fail
@@ -303,14 +305,14 @@ class Segmented:
     @property
     def table(self) -> list[dict]:
         "A row for each scan and structure."
-        return [{"scan": r.name, "source": r.source, **row} for r in self.done for row in r.rows]
+        return [{"scan": scan.name, "source": scan.source, **row} for scan in self.done for row in scan.rows]
 
     @property
     def summary(self) -> dict:
         "Everything in plain values."
         failed = [{"source": source, "problem": problem} for source, problem in self.failed]
         rest = {"failed": failed, "passed_over": dict(self.passed_over), "notes": self.notes}
-        return self.about | {"scans": [r.facts for r in self.done]} | rest
+        return self.about | {"scans": [scan.facts for scan in self.done]} | rest
 
 
 # %%
@@ -354,12 +356,12 @@ def _work_through(job: Job, scans: list[Scan], result: Segmented):
 #| export
 def _add_notes(result: Segmented, job: Job):
     "What is to be known of the results as a whole."
-    seen = min((r.seen for r in result.done), default=1)
+    seen = min((scan.seen for scan in result.done), default=1)
     if seen < 1:
         result.notes.append(f"slices were cropped to {job.slicing.size} pixels: up to {1 - seen:.0%} "
                             "of their area was not looked at, and is background in the results")
     private = [name for name in job.classes.names if snomed(name).structure is None]
-    if private and any(name.endswith(".dcm") for r in result.done for name in r.files):
+    if private and any(name.endswith(".dcm") for scan in result.done for name in scan.files):
         result.notes.append(f"without a SNOMED CT code, written under a private one: {', '.join(private)}")
     if len(result.done) > job.options.pictures:
         result.notes.append(f"the page shows pictures of the first {job.options.pictures} scans")
@@ -377,7 +379,7 @@ def write_summary(result: Segmented, classes: ClassMap):
         rows.writerows(result.table)
     write_json(result.summary, result.out/"volumes.json")
     classes.to_json(result.out/"class_names.json")
-    pages = [r.page for r in result.done]
+    pages = [scan.page for scan in result.done]
     model = f"{', '.join(result.about['runs']) or 'a model'} (ctseg {__version__})"
     write_page(scans_page(pages, classes, model, result.notes, result.failed), result.out/"report.html")
 
@@ -391,7 +393,8 @@ def _prepared(runs, options: SegmentOptions) -> Predictor:
 
 def _about(predictor: Predictor, slicing: Slicing) -> dict:
     "What made the results."
-    runs = [m.run.folder.name for m in predictor.members if isinstance(m, RunMember) and m.run]
+    members = [member for member in predictor.members if isinstance(member, RunMember) and member.run]
+    runs = [member.run.folder.name for member in members]
     how = {name: asdict(slicing)[name] for name in ("orientation", "window", "size", "spacing")}
     return {"ctseg": __version__, "runs": runs, "rule": str(predictor.rule), "slicing": how}
 

@@ -213,8 +213,8 @@ def recipes(
     from ctseg.recipes.table import DEFAULT_RECIPE, RECIPES, get_recipe
     from ctseg.runs.recipe import recipe_fields
     if name is None:
-        for r in RECIPES.values():
-            print(f"{r.name:<27}{r.about}{'  (default)' if r.name == DEFAULT_RECIPE else ''}")
+        for recipe in RECIPES.values():
+            print(f"{recipe.name:<27}{recipe.about}{'  (default)' if recipe.name == DEFAULT_RECIPE else ''}")
         return
     recipe = get_recipe(name)
     print(f"{recipe.name}: {recipe.about}")

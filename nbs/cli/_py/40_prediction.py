@@ -190,9 +190,9 @@ def report(
             page, records = report(runs[0], data, split, out, slices or 300, annotated, plan, batch_size), []
         else:
             page, records = report_comparison(runs, data, split, out, annotated, plan, batch_size)
-    width = max([23, *(len(r["run"]) for r in records)]) + 1
+    width = max([23, *(len(each["run"]) for each in records)]) + 1
     for record in records:
-        print(comparison_line(record, width, any(r["chosen"] for r in records)))
+        print(comparison_line(record, width, any(each["chosen"] for each in records)))
     print(f"page: {page}")
 
 

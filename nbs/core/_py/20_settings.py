@@ -184,7 +184,7 @@ class Settings:
         return {name: value for name, (value, default) in values.items() if value != default}
 
     def __repr__(self) -> str:
-        given = ", ".join(f"{k}={v!r}" for k, v in self.changed().items())
+        given = ", ".join(f"{name}={value!r}" for name, value in self.changed().items())
         return f"{type(self).__name__}({given})"
 
 
@@ -233,7 +233,10 @@ for wrong in ({"views": "many"}, {"taus": "0.8"}):
 def carried_over(old: Settings, new: type[Settings], **given: Any) -> Settings:
     "Settings of the class `new`: `given` ones, then those of `old` that differ from their defaults and that `new` has too, then defaults."
     infos = {info.name: info for info in describe(new)}
-    kept = {k: v for k, v in old.changed().items() if k in infos and type(v) is infos[k].type}
+    kept = {}
+    for name, value in old.changed().items():
+        if name in infos and type(value) is infos[name].type:
+            kept[name] = value
     return new(**{**kept, **given})
 
 

@@ -383,8 +383,11 @@ class ClassMap(ClassFiles):
         "Names of one side without a partner: mirrored, a left kidney would have no right one to become."
         paired = {i for pair in self.pairs for i in pair}
         single = [name for i, name in enumerate(self.names, 1) if i not in paired]
-        mirrored = {int(self.swap[u]): {int(self.swap[m]) for m in members} for u, members in self.unions}
-        lopsided = [self.name(u) for u, members in self.unions if mirrored.get(u) != set(members)]
+        mirrored = {}
+        for union, members in self.unions:
+            partner = int(self.swap[union])
+            mirrored[partner] = {int(self.swap[member]) for member in members}
+        lopsided = [self.name(union) for union, members in self.unions if mirrored.get(union) != set(members)]
         return tuple(filter(side_word, single)) + tuple(lopsided)
 
     @cached_property

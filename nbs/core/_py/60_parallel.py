@@ -339,9 +339,9 @@ test_eq((on_main(lambda: "written"), main_first(lambda: "read")), ("written", "r
 #| export
 def most(values: list[float]) -> list[float]:
     "The largest of each value over all processes."
-    t = torch.tensor(values, device=sending_device())
-    dist.all_reduce(t, dist.ReduceOp.MAX)
-    return t.tolist()
+    largest = torch.tensor(values, device=sending_device())
+    dist.all_reduce(largest, dist.ReduceOp.MAX)
+    return largest.tolist()
 
 def agree(flag: bool) -> bool:
     "Does any process say yes?"

@@ -9,7 +9,6 @@
 # %%
 #| export
 import hashlib
-import os
 import sys
 import traceback
 import types
@@ -25,6 +24,7 @@ from ctseg.core.files import MAX_TEXT, InputError, atomic_path, did_you_mean, re
 
 # %%
 #| hide
+import os
 import tempfile
 
 from fastcore.test import test_eq, test_fail
@@ -277,7 +277,7 @@ is_loaded(Plugin("never_given.py", "0"*64))
 def plugins_of(entries: Iterable[Any]) -> list[Plugin]:
     "The plugins that registered any of these entries."
     modules = [getattr(getattr(entry, "build", entry), "__module__", "") for entry in entries]
-    hashes = [m.removeprefix(PLUGIN_MODULE) for m in modules if m.startswith(PLUGIN_MODULE)]
+    hashes = [module.removeprefix(PLUGIN_MODULE) for module in modules if module.startswith(PLUGIN_MODULE)]
     return [_loaded[sha256] for sha256 in dict.fromkeys(hashes)]
 
 

@@ -58,6 +58,33 @@ from ctseg.core.style import (
     states_of,
 )
 from ctseg.core.toys import known_part, toy_slices
+from ctseg.data.slices import SliceSet
+
+# %% [markdown]
+# Three slices of a chest show it: two lungs and a heart. On the first all three were examined and on the second only the heart. The third was never
+# annotated.
+
+# %%
+images, truth = toy_slices(3, 64)
+images, truth = (255*images[:, 0]).byte().numpy(), truth.byte().numpy()
+known = np.array([[True, True, True], [False, False, True], [False, False, False]])
+toy = SliceSet(images, known_part(truth, known), known, classes=["lung_right", "lung_left", "heart"])
+toy
+
+# %%
+fig, (panels,) = image_grid(1, 3)
+for n, (ax, title) in enumerate(
+    zip(panels, ("all three examined", "only the heart examined", "never annotated"))
+):
+    show_image(ax, overlay(toy.images[n], toy.masks[n], toy.classes), title)
+class_legend(fig, toy.classes)
+
+# %%
+fig, ax = plt.subplots(figsize=(4.5, 1.8), layout="constrained")
+show_states(ax, states_of(toy.present, toy.known), "what is known of each class on each slice")
+ax.set_xticks(range(3), toy.classes.names)
+ax.set_yticks(range(3), toy.names)
+state_legend(fig)
 
 
 # %% [markdown]
@@ -106,9 +133,9 @@ def known_after_resize(
 # %%
 spot = np.zeros((1, 4, 4), np.uint8)
 spot[0, 1, 1] = 1  # one pixel of class 1, and class 2 examined in vain
-known = np.array([[True, True]])
+both_known = np.array([[True, True]])
 half = spot[:, ::2, ::2]
-test_eq(known_after_resize(known, present_classes(spot, 2), half), [[False, True]])
+test_eq(known_after_resize(both_known, present_classes(spot, 2), half), [[False, True]])
 
 
 # %% [markdown]
@@ -166,27 +193,27 @@ test_eq((highest_label(np.array([0, 3, IGNORE])), highest_label(np.array([IGNORE
 
 # %%
 #| export
-def _check_masks(s: "SliceArrays"):
+def _check_masks(slices: "SliceArrays"):
     "`InputError` if a mask holds an id above C, or a pixel of a class that is not known on its image."
-    classes = s.classes
-    if highest_label(s.masks) > len(classes):
-        n = int(seen_values(s.masks)[:, len(classes) + 1:IGNORE].any(1).argmax())
-        mask = s.masks[n]
+    classes = slices.classes
+    if highest_label(slices.masks) > len(classes):
+        n = int(seen_values(slices.masks)[:, len(classes) + 1:IGNORE].any(1).argmax())
+        mask = slices.masks[n]
         y, x = np.argwhere((mask > len(classes)) & (mask != IGNORE))[0]
         value = mask[y, x]
-        raise InputError(f"mask of {s.names[n]} holds {value} at ({y}, {x}); "
+        raise InputError(f"mask of {slices.names[n]} holds {value} at ({y}, {x}); "
                          f"there are {len(classes)} classes")
-    contradicted = s.present & ~s.known
+    contradicted = slices.present & ~slices.known
     if contradicted.any():
         n, column = np.argwhere(contradicted)[0]
         c = column + 1
-        raise InputError(f"mask of {s.names[n]} has pixels of class {c} ({classes.name(c)}), "
+        raise InputError(f"mask of {slices.names[n]} has pixels of class {c} ({classes.name(c)}), "
                          "which known says was not examined")
-    for u, members in classes.unions:
-        apart = s.present[:, u - 1] & s.known[:, [m - 1 for m in members]].all(1)
+    for union, members in classes.unions:
+        apart = slices.present[:, union - 1] & slices.known[:, [member - 1 for member in members]].all(1)
         if apart.any():
-            where = s.names[int(apart.argmax())]
-            raise InputError(f"mask of {where} has pixels of the union {classes.name(u)}, "
+            where = slices.names[int(apart.argmax())]
+            raise InputError(f"mask of {where} has pixels of the union {classes.name(union)}, "
                              "but known says that all of its members were examined; say which they are")
 
 
@@ -332,20 +359,20 @@ test_fail(lambda: SliceArrays(two, two, np.zeros((2, 3), bool)), contains="which
 
 # %%
 #| export
-def _describe(s: SliceArrays) -> str:
+def _describe(slices: SliceArrays) -> str:
     "One line for people: how many slices, what is known of them, which classes."
-    height, width = s.images.shape[1:]
-    groups = len(np.unique(s.groups))
-    names = ", ".join(s.classes.names[:4])
-    if len(s.classes) > 4:
+    height, width = slices.images.shape[1:]
+    groups = len(np.unique(slices.groups))
+    names = ", ".join(slices.classes.names[:4])
+    if len(slices.classes) > 4:
         names += ", …"
-    present = s.present.sum()
-    absent = (s.known & ~s.present).sum()
-    unknown = (~s.known).sum()
+    present = slices.present.sum()
+    absent = (slices.known & ~slices.present).sum()
+    unknown = (~slices.known).sum()
     cells = f"{present} present, {absent} absent, {unknown} unknown"
-    labelled = s.known.any(1).sum()
-    return (f"SliceSet({len(s.images)} slices {height}x{width}, {labelled} labelled, "
-            f"{len(s.classes)} classes, {groups} groups; cells: {cells}; {names})")
+    labelled = slices.known.any(1).sum()
+    return (f"SliceSet({len(slices.images)} slices {height}x{width}, {labelled} labelled, "
+            f"{len(slices.classes)} classes, {groups} groups; cells: {cells}; {names})")
 
 
 # %%
@@ -358,7 +385,7 @@ def _check_joinable(a: SliceArrays, b: SliceArrays):
     "`InputError` for sets with other classes, or with images of another size."
     if a.classes != b.classes:
         raise InputError(f"cannot join sets with other classes: {a.classes} and {b.classes}")
-    sizes = ["x".join(map(str, s.images.shape[1:])) for s in (a, b)]
+    sizes = ["x".join(map(str, slices.images.shape[1:])) for slices in (a, b)]
     if sizes[0] != sizes[1]:
         raise InputError(f"cannot join images of {sizes[0]} and {sizes[1]} pixels")
 
@@ -456,30 +483,12 @@ class SliceSet(ComparableSlices):
 
 
 # %% [markdown]
-# Three slices of a chest: two lungs and a heart. On the first all three were examined and on the second only the heart. The third was never
-# annotated.
+# The three slices of the beginning once more, now as the class above makes them:
 
 # %%
-images, truth = toy_slices(3, 64)
-images, truth = (255*images[:, 0]).byte().numpy(), truth.byte().numpy()
-known = np.array([[True, True, True], [False, False, True], [False, False, False]])
-toy = SliceSet(images, known_part(truth, known), known, classes=["lung_right", "lung_left", "heart"])
-toy
-
-# %%
-fig, (panels,) = image_grid(1, 3)
-for n, (ax, title) in enumerate(
-    zip(panels, ("all three examined", "only the heart examined", "never annotated"))
-):
-    show_image(ax, overlay(toy.images[n], toy.masks[n], toy.classes), title)
-class_legend(fig, toy.classes)
-
-# %%
-fig, ax = plt.subplots(figsize=(4.5, 1.8), layout="constrained")
-show_states(ax, states_of(toy.present, toy.known), "what is known of each class on each slice")
-ax.set_xticks(range(3), toy.classes.names)
-ax.set_yticks(range(3), toy.names)
-state_legend(fig)
+toy = SliceSet(images, known_part(truth, known), known, classes=toy.classes)
+print(toy)
+print(len(toy), "slices, the last of them alone:", toy[-1])
 
 # %% [markdown]
 # A set that breaks a rule cannot be made. Every mistake is one line that says what was expected.

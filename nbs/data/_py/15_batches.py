@@ -29,8 +29,17 @@ import numpy as np
 import torch
 from fastcore.test import test_close, test_eq
 
+from ctseg.data.batches import SliceData
 from ctseg.data.slices import SliceSet
 from ctseg.data.toys import toy_set
+
+# %%
+toy, _ = toy_set(6, 4, size=64)
+batch = SliceData(toy).batch([0, 3])
+for part in ("image", "mask", "known"):
+    tensor = getattr(batch, part)
+    print(f"{part:5} {str(tensor.dtype):13} {list(tensor.shape)}")
+print("structures examined on each slice:", batch.known.sum(1).tolist())
 
 
 # %% [markdown]

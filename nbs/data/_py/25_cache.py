@@ -61,8 +61,8 @@ def reading(path):
 def _stat(path: Path) -> tuple:
     "What changes when a file does: path, device, inode, size in bytes, and two times in nanoseconds."
     with reading(path):
-        s = path.stat()
-    return str(path.resolve()), s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns
+        stat = path.stat()
+    return str(path.resolve()), stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
 
 
 # %% [markdown]
@@ -94,15 +94,15 @@ def content_digest(paths: list[Path]) -> str:
     "A hash (32 hex digits) of the content of files, looked up if none has changed since it was computed."
     stats = [_stat(p) for p in paths]
     cache = own_cache("seen")
-    if cache is None: return _hash_files(paths, [s[3] for s in stats])
+    if cache is None: return _hash_files(paths, [stat[3] for stat in stats])
     memo = cache/hashlib.sha256(repr(stats).encode()).hexdigest()[:32]
     with contextlib.suppress(OSError, ValueError, InputError):
         refuse_special(memo, 32)
         remembered = memo.read_text()
         if re.fullmatch("[0-9a-f]{32}", remembered):
             return remembered
-    digest = _hash_files(paths, [s[3] for s in stats])
-    newest = max(max(s[4:]) for s in stats)
+    digest = _hash_files(paths, [stat[3] for stat in stats])
+    newest = max(max(stat[4:]) for stat in stats)
     if time.time_ns() - newest > 2e9:
         with contextlib.suppress(OSError, InputError), atomic_path(memo) as tmp:
             tmp.write_text(digest)

@@ -42,7 +42,16 @@ from fastcore.test import test_eq, test_fail
 
 from ctseg.core.files import InputError
 from ctseg.core.toys import toy_slices
+from ctseg.data.mask_csv import read_masks
 from ctseg.data.mask_rows import read_header
+
+# %%
+os.environ["CTSEG_CACHE"] = tempfile.mkdtemp()
+with tempfile.TemporaryDirectory() as d:
+    path = Path(d)/"y_train.csv"
+    path.write_text(",0.png,1.png\nPixel 0,0,2\nPixel 1,7,2\nPixel 2,7,0\nPixel 3,0,0\n")
+    names, masks = read_masks(path)
+for name, mask in zip(names, masks): print(name, mask.tolist())
 
 
 # %% [markdown]

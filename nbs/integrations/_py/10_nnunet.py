@@ -75,14 +75,14 @@ _MEANING = {
 }
 
 def nnunet_labels(
-    s: SliceSet,
+    slices: SliceSet,
     unknown: str, # ignore or background
 ) -> np.ndarray: # uint8 [N,H,W]; C+1 is ignored
     "The label images: C+1 for pixels to be ignored, and with `ignore` where one may be what nobody looked for."
-    unsure = s.masks == IGNORE
+    unsure = slices.masks == IGNORE
     if unknown == "ignore":
-        unsure |= (s.masks == 0) & ~s.known.all(1)[:, None, None]
-    return np.where(unsure, np.uint8(len(s.classes) + 1), s.masks)
+        unsure |= (slices.masks == 0) & ~slices.known.all(1)[:, None, None]
+    return np.where(unsure, np.uint8(len(slices.classes) + 1), slices.masks)
 
 
 # %%
@@ -133,11 +133,11 @@ test_fail(
 
 # %%
 #| export
-def _case_names(s: SliceSet, prefix: str) -> list[str]:
+def _case_names(slices: SliceSet, prefix: str) -> list[str]:
     "The names of the cases; `InputError` if two images would be one case."
-    cases = [f"{prefix}_{Path(name).stem.zfill(5)}" for name in s.names]
+    cases = [f"{prefix}_{Path(name).stem.zfill(5)}" for name in slices.names]
     first = {}
-    for name, case in zip(s.names, cases):
+    for name, case in zip(slices.names, cases):
         other = first.setdefault(case, name)
         if other != name:
             raise InputError(f"{other} and {name} would be one case of nnU-Net; rename one")
@@ -162,11 +162,11 @@ test_eq(imread(work/"png"/"train_00000_0000.png"), s.images[0])
 
 # %%
 #| export
-def _folds(s: SliceSet, cases: list[str]) -> list[dict[str, list[str]]]:
+def _folds(slices: SliceSet, cases: list[str]) -> list[dict[str, list[str]]]:
     "Up to five folds that keep the slices of a patient together; none for a single patient."
-    groups = len(np.unique(s.groups))
+    groups = len(np.unique(slices.groups))
     if groups < 2: return []
-    fold = grouped_folds(s, k=min(5, groups))
+    fold = grouped_folds(slices, k=min(5, groups))
     splits = []
     for f in range(fold.max() + 1):
         train = [case for case, its_fold in zip(cases, fold) if its_fold != f]
@@ -218,28 +218,28 @@ its folds keep all slices of a patient together.
 
 # %%
 #| export
-def _write_training(root: Path, s: SliceSet, labels: np.ndarray, unknown: str, title: str, dropped: int):
+def _write_training(root: Path, slices: SliceSet, labels: np.ndarray, unknown: str, title: str, dropped: int):
     "Images, labels, folds and descriptions of the training images."
-    cases = _case_names(s, "train")
-    _write_pngs(root/"imagesTr", s.images, [f"{case}_0000" for case in cases])
+    cases = _case_names(slices, "train")
+    _write_pngs(root/"imagesTr", slices.images, [f"{case}_0000" for case in cases])
     _write_pngs(root/"labelsTr", labels, cases)
-    ignores = unknown == "ignore" or bool((labels > len(s.classes)).any())
-    write_json(_dataset_json(s.classes, ignores, len(s)), root/"dataset.json")
-    folds = _folds(s, cases)
+    ignores = unknown == "ignore" or bool((labels > len(slices.classes)).any())
+    write_json(_dataset_json(slices.classes, ignores, len(slices)), root/"dataset.json")
+    folds = _folds(slices, cases)
     if folds: write_json(folds, root/"splits_final.json")
-    meaning, cells = _MEANING[unknown], float((~s.known).mean())
+    meaning, cells = _MEANING[unknown], float((~slices.known).mean())
     text = _README.format(unknown=unknown, meaning=meaning, cells=cells, dropped=dropped, name=title)
     (root/"README.txt").write_text(text)
 
 
 # %%
 #| export
-def _write_test(root: Path, s: SliceSet):
+def _write_test(root: Path, slices: SliceSet):
     "Images of the test, and labels if it has any."
-    cases = _case_names(s, "test")
-    _write_pngs(root/"imagesTs", s.images, [f"{case}_0000" for case in cases])
-    if s.labelled.any():
-        _write_pngs(root/"labelsTs", nnunet_labels(s, "background"), cases)
+    cases = _case_names(slices, "test")
+    _write_pngs(root/"imagesTs", slices.images, [f"{case}_0000" for case in cases])
+    if slices.labelled.any():
+        _write_pngs(root/"labelsTs", nnunet_labels(slices, "background"), cases)
 
 
 # %%
@@ -292,13 +292,15 @@ def export_nnunet(
     if unknown not in _MEANING:
         raise did_you_mean("value of unknown", unknown, list(_MEANING))
     folder = Path(folder)
-    s = read_challenge(folder)
-    _refuse_unions(s.classes, folder)
-    if not s.labelled.any():
+    slices = read_challenge(folder)
+    _refuse_unions(slices.classes, folder)
+    if not slices.labelled.any():
         raise InputError(f"{folder}: no labelled training images; nnU-Net needs some")
-    kept = s[s.labelled]
-    _check_names(s.classes.names, folder)
-    labels, C, dropped = nnunet_labels(kept, unknown), len(s.classes), len(s) - len(kept)
+    kept = slices[slices.labelled]
+    _check_names(slices.classes.names, folder)
+    labels = nnunet_labels(kept, unknown)
+    C = len(slices.classes)
+    dropped = len(slices) - len(kept)
     _check_labels(labels, folder)
     test = read_challenge(folder, "test") if (folder/"test-images").is_dir() else None
     title = output_name(f"Dataset{id:03}_{name}", "name")

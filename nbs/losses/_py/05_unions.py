@@ -21,12 +21,24 @@ import math
 import torch
 from fastcore.test import test_close, test_eq
 
+from ctseg.losses.unions import union_probabilities
 
 # %% [markdown]
 # A [union](../core/38_unions.ipynb) is a class made of others. A network never draws one. Its channel is a free place, in which a loss puts what the members say together, wherever the truth does not tell them apart. Then every loss and every formula of the next pages holds as it is.
 #
 # A member is **told apart** at a pixel where it was examined, or where the pixel is labelled with it. Where the union was examined, or the pixel is labelled with it, the union stands for those of its members that are not told apart. So on a slice of "lungs" with the left lung outlined as well, the rest of the lungs is the right one.
-#
+
+# %% [markdown]
+# At one pixel a network gives the left lung 0.5, the right lung 0.3 and the heart 0.1. What does it say of *lungs*, which it has no channel of its own for?
+
+# %%
+lungs = ((3, (1, 2)),)  # class 3 is made of 1 and 2; the heart is class 4
+prob = torch.tensor([0.5, 0.3, 0.0, 0.1]).view(1, 4, 1)
+for softmax, kind in ((True, "softmax: the sum "), (False, "sigmoid: noisy-or")):
+    print(kind, round(union_probabilities(prob, lungs, softmax)[0, 2, 0].item(), 3))
+
+
+# %% [markdown]
 # ## Together
 #
 # What do members say together? The channels of a **softmax** exclude each other, so the probability of a union is their sum. Its logit is the logarithm of the sum of exponentials.
@@ -123,11 +135,11 @@ def free_members(
     "Where each member speaks in the channel of a union; a pixel that is labelled with the union has one at least."
     here = known[:, union - 1] | (mask == union)
     nowhere = torch.zeros_like(mask, dtype=torch.bool)
-    open_ = {m: here & ~taken.get(m, nowhere) for m in members}
-    free = {m: open_[m] & ~known[:, m - 1] & (mask != m) for m in members}
+    open_ = {member: here & ~taken.get(member, nowhere) for member in members}
+    free = {member: open_[member] & ~known[:, member - 1] & (mask != member) for member in members}
     any_free = torch.stack(list(free.values())).any(0)
     contradicted = (mask == union) & ~any_free  # all members were examined: any of them, then
-    return {m: free[m] | (open_[m] & contradicted) for m in members}
+    return {member: free[member] | (open_[member] & contradicted) for member in members}
 
 
 # %% [markdown]
@@ -153,16 +165,17 @@ def put_unions(
     channels, first = list(logits.unbind(1)), 0 if softmax else 1
     speaks = torch.ones(len(mask), known.shape[1], mask.shape[1], dtype=torch.bool, device=mask.device)
     taken: dict[int, torch.Tensor] = {}
-    for u, members in unions:
-        free = free_members(u, members, mask, known, taken)
-        said = [torch.where(free[m], logits[:, m - first], nothing) for m in members]
+    for union, members in unions:
+        free = free_members(union, members, mask, known, taken)
+        said = [torch.where(free[member], logits[:, member - first], nothing) for member in members]
         any_free = torch.stack(list(free.values())).any(0)
-        channels[u - first] = torch.where(any_free, together(said, softmax), nothing)
-        speaks[:, u - 1] = any_free
-        taken |= {m: free[m] | taken[m] if m in taken else free[m] for m in members}
-    for m, elsewhere in taken.items():
-        channels[m - first] = torch.where(elsewhere, nothing, channels[m - first])
-        speaks[:, m - 1] = ~elsewhere
+        channels[union - first] = torch.where(any_free, together(said, softmax), nothing)
+        speaks[:, union - 1] = any_free
+        for member in members:
+            taken[member] = free[member] | taken[member] if member in taken else free[member]
+    for member, elsewhere in taken.items():
+        channels[member - first] = torch.where(elsewhere, nothing, channels[member - first])
+        speaks[:, member - 1] = ~elsewhere
     return torch.stack(channels, 1), speaks
 
 
@@ -189,16 +202,16 @@ test_eq(speaks[0, :3].int().tolist(), [[0, 1, 0], [0, 0, 0], [1, 1, 1]])
 def without_unions(logits: torch.Tensor, unions: Unions, softmax: bool) -> torch.Tensor:
     "Logits [B,K,…] in which no union has a probability."
     if not unions: return logits
-    channels = [u - (not softmax) for u, _ in unions]
+    channels = [union - (not softmax) for union, _ in unions]
     return logits.index_fill(1, torch.tensor(channels, device=logits.device), -torch.inf)
 
 
 def union_probabilities(prob: torch.Tensor, unions: Unions, softmax: bool) -> torch.Tensor:
     "Probabilities of the classes [B,C,…] with those of the unions filled in: the sum (softmax) or the noisy-or (sigmoid)."
     filled = prob.clone()
-    for u, members in unions:
-        of_members = prob[:, [m - 1 for m in members]]
-        filled[:, u - 1] = of_members.sum(1) if softmax else 1 - (1 - of_members).prod(1)
+    for union, members in unions:
+        of_members = prob[:, [member - 1 for member in members]]
+        filled[:, union - 1] = of_members.sum(1) if softmax else 1 - (1 - of_members).prod(1)
     return filled
 
 

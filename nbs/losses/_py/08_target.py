@@ -26,10 +26,24 @@ import torch
 from fastcore.test import test_close, test_eq
 
 from ctseg.core.files import InputError
-
+from ctseg.losses.target import as_target
 
 # %% [markdown]
 # A loss must read the three states of each pixel from the mask and from `known`. Networks come in two forms. With **sigmoid** outputs each class has a channel, and its answer is a yes or a no. With **softmax** outputs the channels compete, and channel 0 is background.
+#
+# Four pixels and two structures. The lung was examined, and it covers the first two pixels. Nobody looked for the heart. What does each pixel teach the two channels of a sigmoid network?
+
+# %%
+mask = torch.tensor([[[1, 1], [0, 0]]])
+known = torch.tensor([[True, False]])
+_, target = as_target(torch.zeros(1, 2, 2, 2), mask, known, weight=None, pixel_known=True, softmax=False)
+for name, truth, weight in zip(("lung", "heart"), target.one_hot()[0], target.weights(torch.float32)[0]):
+    answers = ["yes" if yes else "no" for yes in truth]
+    print(f"{name:5}", [answer if counts else "-" for answer, counts in zip(answers, weight)])
+
+
+# %% [markdown]
+# The first two pixels are lung, so they are certainly no heart. About the other two the truth says nothing for the heart (`-`).
 #
 # ## Channels and pixels
 #

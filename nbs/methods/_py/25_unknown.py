@@ -15,6 +15,7 @@ import torch
 from ctseg.core.unions import Unions
 from ctseg.data.batches import known_map
 from ctseg.losses.unions import covered
+from ctseg.training.method import StepContext
 
 # %%
 #| hide
@@ -41,8 +42,8 @@ def settled_by_unions(
     if not unions:
         return known
     settled = known | covered(known, unions)
-    for u, _ in unions:
-        settled[:, u - 1] = True
+    for union, _ in unions:
+        settled[:, union - 1] = True
     return settled
 
 
@@ -129,6 +130,10 @@ def ramp_up(step: int, length: int) -> float:
     if step >= length:
         return 1.0
     return math.exp(-5*(1 - step/length)**2)
+
+def risen(weight: float, share: float, ctx: StepContext) -> float:
+    "What a `weight` has risen to at a step, over the first `share` of the steps of a phase."
+    return weight*ramp_up(ctx.step, round(share*ctx.total))
 
 
 # %%

@@ -149,10 +149,6 @@ class StudentStep(Method):
 
 
 # %%
-print([name for name in vars(StudentStep) if not name.startswith("_")])
-
-
-# %%
 #| export
 @register_method("teacher-student")
 class TeacherStudent(StudentStep):
@@ -163,11 +159,11 @@ class TeacherStudent(StudentStep):
         kept = label_unlabelled(job, teacher, self.settings)
         if not len(kept):
             return job.nothing_to_add(teacher)
-        s = self.settings
-        start = teacher if s.from_teacher else None
-        epochs = max(1, round(s.student_phase*job.schedule.epochs))
+        settings = self.settings
+        start = teacher if settings.from_teacher else None
+        epochs = max(1, round(settings.student_phase*job.schedule.epochs))
         return (yield Phase("student", job.labelled, method=self, extra=kept, teacher=teacher, init=start,
-                            epochs=epochs, lr=s.student_lr or None))
+                            epochs=epochs, lr=settings.student_lr or None))
 
 
 # %% [markdown]

@@ -21,7 +21,7 @@ from ctseg.core.unions import Unions
 from ctseg.data.strong_views import strong_mix
 from ctseg.data.batches import Batch, known_map
 from ctseg.losses.unions import told_by_label
-from ctseg.methods.unknown import ramp_up, renormalised_over_unknown, settled_by_unions
+from ctseg.methods.unknown import renormalised_over_unknown, risen, settled_by_unions
 from ctseg.training.method import JobLike, Method, Phase, StepContext, register_method
 
 # %%
@@ -45,6 +45,7 @@ from ctseg.methods.in_memory import MemoryJob, toy_score
 from ctseg.models.zoo import create_model
 from ctseg.training.method import Method
 from ctseg.training.setup import ScheduleSettings, Setup
+from ctseg.training.step import Student, ViewLoss
 
 torch.set_num_threads(1)  # so few slices: another order of a sum is another network
 set_matplotlib_formats("jpeg", pil_kwargs={"quality": 80})  # grey noise: a quarter of a PNG
@@ -307,42 +308,60 @@ print("mask", done.mask.flatten().tolist(), " all known:", done.known.all().item
 
 # %%
 #| export
-class UniMatchStep(Completion):
-    "Strong views, and a stream with dropped features, learn from the completed truth."
+class StrongViews(Completion):
+    "A method whose network sees strong views of a batch, and a stream that loses features, with completed truth."
     def views(self, ctx: StepContext, labelled: Batch, extra: Batch | None) -> dict[str, Batch]:
         "Labelled; both streams with completed truth, strong and weak."
-        s = self.settings
-        if not s.consistency:
+        settings = self.settings
+        if not settings.consistency:
             return {"labelled": labelled}
         completed = self.completed(ctx, labelled.concat(extra))
         views = {"labelled": labelled}
-        for k in range(s.views):
-            views[f"strong {k}"] = strong_mix(completed, ctx.rng(f"view {k}"), s.cutmix)
-        return views | {"weak": completed} if s.feature_dropout else views
-
-    def loss(self, ctx: StepContext, views: dict[str, Batch]) -> torch.Tensor:
-        "Of the labelled batch, plus, weighted, of what the teacher completed."
-        if len(views) == 1:
-            return super().loss(ctx, views)
-        s, between = self.settings, None
-        if s.feature_dropout:
-            rng = ctx.rng("features")
-            between = channel_dropout(len(views["weak"]), ctx.share, s.feature_dropout, rng)
-        all_logits = ctx.student(*views.values(), between=between)
-        named = zip(views, all_logits, views.values())
-        losses = {name: ctx.loss(logits, view) for name, logits, view in named}
-        completed = torch.stack([losses[f"strong {k}"] for k in range(s.views)]).mean()
-        if s.feature_dropout:
-            completed = (completed + losses["weak"])/2
-        weight = s.consistency*ramp_up(ctx.step, round(s.ramp*ctx.total))
-        return losses["labelled"] + weight*completed
+        for k in range(settings.views):
+            views[f"strong {k}"] = strong_mix(completed, ctx.rng(f"view {k}"), settings.cutmix)
+        return views | {"weak": completed} if settings.feature_dropout else views
 
 
 # %%
 batch = SliceData(toy_set(4, 2)[0], "cpu").batch([0, 1])
 ctx.teacher = lambda image, presence: torch.full((len(image), 3, 48, 48), .25)
 ctx.rng = lambda purpose: torch.Generator().manual_seed(0)
-print("views of a step:", list(UniMatchStep().views(ctx, batch, None)))
+print("views of a step:", list(StrongViews().views(ctx, batch, None)))
+
+
+# %%
+#| export
+class UniMatchStep(StrongViews):
+    "All of these learn from the completed truth in one pass."
+    def loss(self, ctx: StepContext, views: dict[str, Batch]) -> torch.Tensor:
+        "Of the labelled batch, plus, weighted, of what the teacher completed."
+        if len(views) == 1:
+            return super().loss(ctx, views)
+        settings = self.settings
+        between = None
+        if "weak" in views:
+            rng = ctx.rng("features")
+            between = channel_dropout(len(views["weak"]), ctx.share, settings.feature_dropout, rng)
+        all_logits = ctx.student(*views.values(), between=between)
+        named = zip(views, all_logits, views.values())
+        losses = {name: ctx.loss(logits, view) for name, logits, view in named}
+        completed = torch.stack([losses[f"strong {k}"] for k in range(settings.views)]).mean()
+        if "weak" in views:
+            completed = (completed + losses["weak"])/2
+        weight = risen(settings.consistency, settings.ramp, ctx)
+        return losses["labelled"] + weight*completed
+
+
+# %% [markdown]
+# On two toy slices, with a network that has learnt nothing yet:
+
+# %%
+torch.manual_seed(0)
+step = UniMatchStep()
+network = create_model("attunet", 1, 4, width=4)
+ctx.step, ctx.total, ctx.loss = 50, 100, ViewLoss(create_loss("marginal"))
+ctx.student = Student(network)
+print(f"loss {step.loss(ctx, step.views(ctx, batch, None)).item():.2f}")
 
 
 # %%

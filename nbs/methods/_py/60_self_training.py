@@ -204,14 +204,15 @@ class CellTeachers(Method):
         slices: SliceSet,
     ) -> Completed:
         "`slices` completed by the mean of `teachers`."
-        s = self.settings
+        settings = self.settings
         if not len(slices):
             return Completed(slices, np.ones(slices.masks.shape, bool))
         each = job.in_time("while teachers labelled; their training is saved")
         batch_size = job.schedule.batch_size
         pseudo = pseudo_label(teachers, slices, job.loss, job.device, job.image_size, batch_size, each)
-        present, absent = accept_cells(pseudo, not_asked(slices), s.quota, s.cell_confidence, s.absent_peak)
-        completed, teaches = complete(slices, pseudo, present, absent, s.pixel_confidence)
+        limits = settings.quota, settings.cell_confidence, settings.absent_peak
+        present, absent = accept_cells(pseudo, not_asked(slices), *limits)
+        completed, teaches = complete(slices, pseudo, present, absent, settings.pixel_confidence)
         check_truth_kept(slices, completed)
         return Completed(completed, teaches)
 
@@ -276,24 +277,27 @@ class SelfTraining(OutOfFold):
     "Out-of-fold teachers, cells accepted by confidence, a noisy student, a fine-tune."
     def phases(self, job: JobLike) -> Generator[Phase, nn.Module, nn.Module]:
         "The teachers of each round, the student, the fine-tune."
-        s, labelled = self.settings, job.labelled
-        fold = grouped_folds(labelled, s.teachers, seed=job.seed)
-        extras: list[dict] = [{} for _ in range(s.teachers)]  # second streams of the teachers
-        for n in range(s.rounds):
+        settings = self.settings
+        labelled = job.labelled
+        fold = grouped_folds(labelled, settings.teachers, seed=job.seed)
+        extras: list[dict] = [{} for _ in range(settings.teachers)]  # second streams of the teachers
+        for n in range(settings.rounds):
             teachers = []
-            for k in range(s.teachers):
-                name, step = f"teacher-{n + 1}-{k + 1}", NoisyStudent(s.cutmix) if n else None
+            for k in range(settings.teachers):
+                name = f"teacher-{n + 1}-{k + 1}"
+                step = NoisyStudent(settings.cutmix) if n else None
                 teacher = yield Phase(name, labelled[fold != k], method=step, **extras[k])
                 teachers.append(teacher.to(job.device))
-            if n + 1 < s.rounds:
+            if n + 1 < settings.rounds:
                 filled = [self.fill_in(job, [teacher], job.unlabelled) for teacher in teachers]
                 extras = [f.as_extra(job.loss.reads_known) for f in filled]
         completed = self.out_of_fold(job, teachers, labelled, fold)
         job.note_completed(labelled, completed.slices)
         extra = self.fill_in(job, teachers, job.unlabelled).as_extra(job.loss.reads_known)
-        student = yield Phase("student", completed.slices, method=NoisyStudent(s.cutmix, labelled.known),
+        noisy = NoisyStudent(settings.cutmix, labelled.known)
+        student = yield Phase("student", completed.slices, method=noisy,
                               pixel_weights=completed.teaches, **extra)
-        return (yield from finetune(job, student, s))
+        return (yield from finetune(job, student, settings))
 
 
 # %% [markdown]

@@ -40,11 +40,20 @@ from ctseg.core.files import InputError, write_json
 from ctseg.core.toys import toy_prediction, toy_world
 from ctseg.data.mask_csv import write_masks
 from ctseg.metrics.bounds import partial_bounds
-
+from ctseg.metrics.evaluate import evaluate
 
 # %% [markdown]
 # `evaluate` gathers what the other pages of this folder compute: the score with its interval, its bounds where the truth is partial, and a record for each class.
-#
+
+# %%
+world = toy_world(40, missing=.4, examined=3)
+facts = evaluate(world.truth, toy_prediction(world), world.classes, groups=np.arange(40)//4)
+low, high = facts["interval"]
+print(f"Dice {facts['dice']:.2f}, 95 % interval {low:.2f} to {high:.2f}")
+print(facts["invented"], "structures invented,", facts["missed"], "missed; never drawn:", *facts["silent"])
+
+
+# %% [markdown]
 # ## From arrays
 
 # %%

@@ -195,10 +195,6 @@ class PlannedUNet(EncoderDecoder):
 
 
 # %%
-print(sorted(name for name in vars(PlannedUNet) if not name.startswith("_")))
-
-
-# %%
 #| export
 class NNUNet(PlannedUNet):
     "nnU-Net's plain U-Net (Isensee et al. 2021), planned for `image_size`. Needs `ctseg[zoo]`."

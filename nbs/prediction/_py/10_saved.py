@@ -135,7 +135,8 @@ def rule_faults(rule: Rule, classes: int) -> list[str]:
     }
     if expected := rule.expected:
         fine |= {name: is_number(getattr(expected, name)) for name in ("bias", "peak", "area")}
-        fine["usual"] = len(expected.usual) == classes and all(is_number(v, 0, 1) for v in expected.usual)
+        shares = all(is_number(value, 0, 1) for value in expected.usual)
+        fine["usual"] = len(expected.usual) == classes and shares
     values = vars(rule) | (vars(expected) if expected else {})
     return [f"{name} = {values[name]!r}" for name, ok in fine.items() if not ok]
 

@@ -206,7 +206,7 @@ def in_common(values: list, otherwise: Any = None) -> Any:
 
 def mean_probabilities(members: list[Member], x: torch.Tensor, plan: DevicePlan) -> torch.Tensor:
     "f32 [B, C, H, W]: the mean over the members, for images f32 [B, 1, H, W] in 0…1."
-    return sum(m.probabilities(x, plan) for m in members)/len(members)
+    return sum(member.probabilities(x, plan) for member in members)/len(members)
 
 
 # %%
@@ -226,8 +226,8 @@ FULL_REMEDY = "its weights are damaged, or the training went wrong: train it aga
 
 def not_finite_error(members: list[Member], x: torch.Tensor, plan: DevicePlan) -> InputError:
     "The error for probabilities of images f32 [B, 1, H, W] that are no numbers; it names the runs they come from."
-    bad = [m for m in members if not m.probabilities(x, plan).sum().isfinite()]
-    names = [str(m.run.folder) for m in bad or members if isinstance(m, RunMember)]
+    bad = [member for member in members if not member.probabilities(x, plan).sum().isfinite()]
+    names = [str(member.run.folder) for member in bad or members if isinstance(member, RunMember)]
     who = ", ".join(names) or "the model"
     remedy = FULL_REMEDY if plan.precision == "fp32" else HALF_REMEDY
     return InputError(f"{who}: the probabilities are not finite (in {plan.precision}); {remedy}")
@@ -250,13 +250,13 @@ class Ensemble:
 
     @property
     def activation(self) -> str:
-        "`softmax` (with background, the probabilities of a pixel sum to 1) or `sigmoid`."
-        return in_common([m.loss.activation for m in self.members], "sigmoid")
+        "`softmax` (with background, a pixel's probabilities sum to 1) or `sigmoid`."
+        return in_common([member.loss.activation for member in self.members], "sigmoid")
 
     @property
     def mirror(self) -> str | None:
-        "The axis along which every member has seen mirrored images in training, if there is one."
-        return in_common([getattr(m, "mirror", None) for m in self.members])
+        "The axis along which every member has seen mirrored images, if there is one."
+        return in_common([getattr(member, "mirror", None) for member in self.members])
 
     def probabilities(self, images: np.ndarray) -> torch.Tensor:
         "f32 [B, C, H, W] for images uint8 [B, H, W]; `InputError` if they are not finite."
@@ -273,7 +273,7 @@ class Ensemble:
 
     def by_engine(self, engine: str) -> Self:
         "The same, computed by torch, openvino, onnx or auto."
-        return replace(self, members=[with_engine(m, engine, self.plan) for m in self.members])
+        return replace(self, members=[with_engine(member, engine, self.plan) for member in self.members])
 
 
 # %% [markdown]
@@ -306,11 +306,12 @@ except InputError as e: print(e)
 #| export
 def warn_of_size(members: list[Member], size: tuple[int, int]):
     "A warning if a network has learnt structures at another size, in pixels, than it will see them."
-    for m in members:
-        if not isinstance(m, RunMember) or m.run is None: continue
-        if m.image_size or m.trained_at in (None, tuple(size)): continue
-        learnt, given = ("x".join(map(str, s)) for s in (m.trained_at, size))
-        text = f"{m.run.folder.name} was trained on images of {learnt} pixels, these are {given}"
+    for member in members:
+        if not isinstance(member, RunMember) or member.run is None: continue
+        if member.image_size: continue
+        if member.trained_at in (None, tuple(size)): continue
+        learnt, given = ("x".join(map(str, shape)) for shape in (member.trained_at, size))
+        text = f"{member.run.folder.name} was trained on images of {learnt} pixels, these are {given}"
         warnings.warn(f"{text}: what it knows of sizes will not fit")
         return
 
@@ -332,7 +333,7 @@ class Predictor(Ensemble):
     tuned: dict[str, float] | None = None    # Dice out of fold, where the rule was chosen just now
 
     def __repr__(self) -> str:
-        names = [m.run.folder.name for m in self.members if isinstance(m, RunMember)]
+        names = [member.run.folder.name for member in self.members if isinstance(member, RunMember)]
         models = ", ".join(names) or f"{len(self.members)} models"
         views = f"{self.views} view{'s'*(self.views > 1)}"
         device = f"{self.plan.device} in {self.plan.precision}"
@@ -371,7 +372,7 @@ test_eq(echoes.rule_at((128, 128)), Rule(island=10))
 #| export
 def plan_as_trained(specs: list[dict[str, Any]], device: str) -> DevicePlan:
     "The device in the most exact precision that any of the runs asked for; in its usual one where it has no such."
-    wishes = {s["recipe"].compute.precision for s in specs}
+    wishes = {spec["recipe"].compute.precision for spec in specs}
     for precision in ("fp32", "bf16", "fp16"):
         if precision in wishes:
             with contextlib.suppress(InputError):
@@ -389,8 +390,8 @@ for precision in ("auto", "bf16"):
 #| export
 def same_classes(runs: list[Run], specs: list[dict[str, Any]]) -> ClassMap:
     "The classes of the runs; `InputError` if they differ."
-    classes = [run_classes(s) for s in specs]
-    odd = next((r for r, c in zip(runs, classes) if c != classes[0]), None)
+    classes = [run_classes(spec) for spec in specs]
+    odd = next((run for run, c in zip(runs, classes) if c != classes[0]), None)
     if odd is None: return classes[0]
     remedy = "runs of different classes cannot be averaged"
     raise InputError(f"{odd.folder}: knows other classes than {runs[0].folder}; {remedy}")
@@ -423,34 +424,36 @@ except InputError as e: print(str(e).replace(keep.name, "…"))
 #| export
 def temperatures_and_rules(runs: list[Run], metrics: list, calibrated: bool) -> tuple[list[float], list]:
     "Of each run: what its logits are divided by, and its rule, if it has one; `InputError` without calibration."
-    if not calibrated: return [1.0]*len(runs), [m.rule for m in metrics]
-    calibrations = [need_calibration(r, m.calibration) for r, m in zip(runs, metrics)]
-    return [c.temperature for c in calibrations], [c.rule for c in calibrations]
+    if not calibrated: return [1.0]*len(runs), [saved.rule for saved in metrics]
+    calibrations = [need_calibration(run, saved.calibration) for run, saved in zip(runs, metrics)]
+    temperatures = [calibration.temperature for calibration in calibrations]
+    return temperatures, [calibration.rule for calibration in calibrations]
 
 
 # %%
 #| export
 def load_predictor(
-    runs: str | Path | list[str | Path], # one run or several: folders, or names on the hub (hf://owner/name)
+    runs: str | Path | list[str | Path], # one or several: folders, or names on the hub (hf://owner/name)
     plan: DevicePlan | str | None = None, # or a device, in the runs' precision; None: the one at hand
     views: int = 1, # of each image, see `tta_views`
-    calibrated: bool = False, # divide logits by the runs' temperatures, and use the rule chosen for that
+    calibrated: bool = False, # divide logits by the runs' temperatures; use the rule chosen for that
     engine: str = "torch", # what computes: torch, openvino, onnx, or auto for the faster one
 ) -> Predictor:
     "The trained models of runs, ready to predict; the rule is that of the first run that has one."
     if isinstance(runs, (str, Path, Run)): runs = [runs]
-    runs = [find_run(r) for r in runs]
-    specs = [run_spec(r) for r in runs]
+    runs = [find_run(run) for run in runs]
+    specs = [run_spec(run) for run in runs]
     if not isinstance(plan, DevicePlan):
         plan = plan_as_trained(specs, plan or "auto")
     classes = same_classes(runs, specs)
-    metrics = [read_metrics(r, len(classes)) for r in runs]
+    metrics = [read_metrics(run, len(classes)) for run in runs]
     temperatures, rules = temperatures_and_rules(runs, metrics, calibrated)
-    members = [load_member(r, s, plan, t) for r, s, t in zip(runs, specs, temperatures)]
+    of_runs = zip(runs, specs, temperatures)
+    members = [load_member(run, spec, plan, temperature) for run, spec, temperature in of_runs]
     first = next((i for i, rule in enumerate(rules) if rule is not None), 0)
     size = tuple(specs[first]["image_shape"])
     predictor = Predictor(members, classes, plan, views, rules[first] or Rule(), size)
-    tta_views(views, predictor.mirror)  # an impossible number is refused now, not at the first image
+    tta_views(views, predictor.mirror)  # refuses an impossible number before the first image
     return predictor.by_engine(engine)
 
 
@@ -473,7 +476,7 @@ def predict_masks(
     batch_size: int = 16,
 ) -> np.ndarray: # uint8 [N, H, W], or [R, N, H, W] for several rules
     "Label maps of all images."
-    tried = [predictor.rule_at(images.shape[1:], r) for r in rules or [predictor.rule]]
+    tried = [predictor.rule_at(images.shape[1:], rule) for rule in rules or [predictor.rule]]
 
     def step(part: np.ndarray) -> dict[int, torch.Tensor]:
         prob = predictor.probabilities(part)

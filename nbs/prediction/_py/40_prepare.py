@@ -97,7 +97,8 @@ def calibrate_run(
         calibrated = replace(predictor, members=[replace(member, temperature=facts["temperature"])])
         rule, _ = choose_rule(calibrated, held_out, each=each, batch_size=batch_size)
     write_reliability(facts, run/"reliability.csv")
-    facts = {k: v for k, v in facts.items() if not k.startswith("points ")} | {"rule": asdict(rule)}
+    facts = {name: value for name, value in facts.items() if not name.startswith("points ")}
+    facts["rule"] = asdict(rule)
     if (run/"metrics.json").exists():
         write_json(read_json(run/"metrics.json") | {"calibration": facts}, run/"metrics.json")
     return facts
@@ -123,10 +124,10 @@ pd.read_csv(runs[0]/"reliability.csv").tail(3)
 def calibrated_members(predictor: Predictor, slices: SliceSet, batch_size: int = 16) -> Predictor:
     "`predictor` with the temperature of each member, fitted on those of `slices` that it held out."
     members = []
-    for m in run_members(predictor):
-        held_out = slices[held_out_by(m.run, slices)]
-        facts = calibrate(m, held_out, predictor.plan, batch_size)
-        members.append(replace(m, temperature=facts["temperature"]))
+    for member in run_members(predictor):
+        held_out = slices[held_out_by(member.run, slices)]
+        facts = calibrate(member, held_out, predictor.plan, batch_size)
+        members.append(replace(member, temperature=facts["temperature"]))
     return replace(predictor, members=members)
 
 
@@ -185,10 +186,11 @@ for wrong in (("agmax", None, {}), ("argmax", "data", {}), ("saved", None, {"gat
 #| export
 def warn_of_unfinished(predictor: Predictor):
     "A warning for each run that is not finished."
-    for m in run_members(predictor):
-        if (m.run/"metrics.json").exists(): continue
+    for member in run_members(predictor):
+        if (member.run/"metrics.json").exists(): continue
         problem = "these are the weights of a phase on the way, and no rule was chosen"
-        warnings.warn(f"{m.run.folder} is not finished: {problem}; continue it with `ctseg fit … --resume`")
+        remedy = "continue it with `ctseg fit … --resume`"
+        warnings.warn(f"{member.run.folder} is not finished: {problem}; {remedy}")
 
 
 # %%
@@ -217,7 +219,7 @@ def prepare(
         slices = tune if isinstance(tune, SliceSet) else read_slices(tune, annotated=annotated)
         predictor = tuned(predictor, slices, calibrated, batch_size)
     base = Rule() if rule == "argmax" else predictor.rule
-    overruled = {k: v for k, v in fields.items() if v is not None}
+    overruled = {name: value for name, value in fields.items() if value is not None}
     if overruled:  # the score is of the rule as it was chosen
         predictor = replace(predictor, tuned=None)
     return replace(predictor, rule=replace(base, **overruled))

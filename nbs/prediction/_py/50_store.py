@@ -81,7 +81,7 @@ def write_probabilities(
             with z.open(f"{name}.npy", "w") as f:
                 np.lib.format.write_array(f, half)
         yield add
-        index = {"format": FORMAT, "size": [int(s) for s in size], "activation": activation}
+        index = {"format": FORMAT, "size": [int(side) for side in size], "activation": activation}
         index |= {"classes": list(classes.names), "images": images}
         z.writestr("index.json", json.dumps(index))
 

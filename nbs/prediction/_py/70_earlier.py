@@ -128,10 +128,6 @@ def check_architecture(earlier: EarlierRun, recipe: Recipe) -> None:
 
 
 # %%
-print(check_architecture.__doc__)
-
-
-# %%
 #| export
 def inherited_state(
     model: nn.Module, # with fresh weights

@@ -84,9 +84,10 @@ print(*sorted(p.name for p in export.iterdir()))
 #| export
 def folders_below(folder: Path) -> list[Path]:
     "The folder and all visible ones below it, in natural order."
-    inner = [d for d in folder.rglob("*") if d.is_dir()]
-    visible = [d for d in inner if not any(p.startswith(".") for p in d.relative_to(folder).parts)]
-    return [folder, *sorted(visible, key=lambda d: natural_key(str(d.relative_to(folder))))]
+    below = [path.relative_to(folder) for path in folder.rglob("*") if path.is_dir()]
+    visible = [path for path in below if not any(part.startswith(".") for part in path.parts)]
+    visible.sort(key=lambda path: natural_key(str(path)))
+    return [folder, *(folder/path for path in visible)]
 
 def file_name(text: str) -> str:
     "A text as the name of a file: letters, digits, dots, dashes and underscores."

@@ -30,7 +30,8 @@ from fastcore.test import test_eq, test_fail
 #| export
 def trained_slicings(predictor: Predictor) -> list[dict | None]:
     "What each run of a predictor says of how its images were cut."
-    runs = [m.run for m in predictor.members if isinstance(m, RunMember) and m.run is not None]
+    members = [member for member in predictor.members if isinstance(member, RunMember)]
+    runs = [member.run for member in members if member.run is not None]
     return [run_spec(run).get("slicing") for run in runs]
 
 def _agreed(records: list[dict], given: dict[str, Any]) -> dict[str, Any]:

@@ -178,7 +178,9 @@ def held_out_facts(
     "On how many held-out slices and patients a run's scores stand, and their intervals."
     tables = rule_tables([Part(predictor, held_out)], list(rules.values()), batch_size, each)
     scores = {name: bootstrap_mean(table, held_out.groups) for name, table in zip(rules, tables)}
-    intervals = {name: [plain_value(s["low"]), plain_value(s["high"])] for name, s in scores.items()}
+    intervals = {}
+    for name, score in scores.items():
+        intervals[name] = [plain_value(score["low"]), plain_value(score["high"])]
     groups = len(np.unique(held_out.groups))
     return {"slices": len(held_out), "groups": groups, "level": 0.95, "intervals": intervals}
 

@@ -207,7 +207,7 @@ def scored_facts(
     "What the page says about predictions, and the slices themselves."
     what, name = "annotated slices that this run held out", "held-out slices"
     if split == "test": what = name = "test slices"
-    room = max(1, most - sum(len(s["slices"]) for s in extra))
+    room = max(1, most - sum(len(shown["slices"]) for shown in extra))
     sets = [{"name": name, "truth": True, "slices": pack_slices(slices, pred, room)}, *extra]
     facts = slice_facts(slices, pred, sure)
     groups = len(np.unique(slices.groups))

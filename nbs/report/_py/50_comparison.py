@@ -79,8 +79,8 @@ def common_slices(
     slices = data
     if not isinstance(data, SliceSet):
         slices = read_slices(data, "test" if split == "test" else "train", annotated)
-    candidates = [scored_slices(r, slices, split, annotated) for r in runs]
-    names = set.intersection(*(set(s.names) for s in candidates))
+    candidates = [scored_slices(run, slices, split, annotated) for run in runs]
+    names = set.intersection(*(set(part.names) for part in candidates))
     if not names:
         raise InputError("no slice was held out by all of these runs; compare them with --split test")
     first = candidates[0]
@@ -169,7 +169,7 @@ print(score_facts(pred, tables[0], common))
 #| export
 def run_names(runs: list[Run]) -> list[str]:
     "The folders' names; of two that share one, as much of their paths as tells them apart."
-    paths = [r.folder.resolve() for r in runs]
+    paths = [run.folder.resolve() for run in runs]
 
     def name(path: Path) -> str:
         others = [f"/{p.as_posix()}" for p in paths if p != path]
@@ -235,9 +235,9 @@ pd.DataFrame(records)[columns].round(3)
 #| export
 def different_settings(specs: list[dict[str, Any]]) -> list[tuple[str, list]]: # name, the value of each run
     "The seed, and the fields of the recipes in which runs differ."
-    differences = recipe_differences([s["recipe"] for s in specs])
+    differences = recipe_differences([spec["recipe"] for spec in specs])
     rows = [row for row in differences if row[0] != "model.weights"]  # a path tells nothing
-    return [("seed", [s["seed"] for s in specs]), *rows]
+    return [("seed", [spec["seed"] for spec in specs]), *rows]
 
 
 # %%
@@ -255,11 +255,14 @@ def comparison_page(
 ) -> str:
     "The page about several runs."
     what = "test slices" if split == "test" else "annotated slices that all of them held out"
-    scored = [c for c in range(len(slices.classes)) if any(r["per_class"][c] is not None for r in records)]
+    scored = []
+    for c in range(len(slices.classes)):
+        if any(record["per_class"][c] is not None for record in records):
+            scored.append(c)
     return render(
         "comparison.html", slices.classes, records=records, scored=scored, settings=different_settings(specs),
         scored_on=f"{len(slices)} {what}", groups=len(np.unique(slices.groups)),
-        by_argmax=any(r["chosen"] for r in records), held_out=split == "held-out")
+        by_argmax=any(record["chosen"] for record in records), held_out=split == "held-out")
 
 
 # %% [markdown]
@@ -283,8 +286,8 @@ def report_comparison(
 ) -> tuple[Path, list[dict[str, Any]]]: # where it was written; a record for each run
     "Write the page that compares several runs."
     place = page_place(runs[0], out, "comparison.html")
-    runs = [find_run(r) for r in runs]
-    specs = [run_spec(r) for r in runs]
+    runs = [find_run(run) for run in runs]
+    specs = [run_spec(run) for run in runs]
     if data is None:
         raise InputError("comparing runs needs slices to score them on: give --data FOLDER")
     slices = common_slices(runs, data, split, annotated)

@@ -121,7 +121,7 @@ def locate(groups: dict[str, Settings], key: str) -> tuple[str, str]:
         if name not in valid:
             raise did_you_mean(f"setting of {group}", name, valid)
         return group, name
-    owners = [g for g, settings in groups.items() if key in names_of(settings)]
+    owners = [candidate for candidate, settings in groups.items() if key in names_of(settings)]
     if not owners:
         raise unknown_setting(groups, key)
     if len(owners) > 1:
@@ -242,8 +242,8 @@ def apply_settings(recipe: Recipe, settings: Iterable[str]) -> Recipe:
     "A copy of `recipe` with `KEY=VALUE` texts applied, those that choose by name first."
     texts: dict[str, str] = {}
     for text in settings:
-        key, eq, value = text.partition("=")
-        if not eq:
+        key, equals, value = text.partition("=")
+        if not equals:
             raise InputError(f"--set {text}: expected KEY=VALUE")
         texts[key] = value
     recipe = recipe.change(**{key: texts.pop(key) for key in CHOICES if key in texts})

@@ -68,10 +68,10 @@ def unexamined_as_absent(
     "The slices, with classes that were examined on none of them as absent from all that are annotated."
     never = ~slices.known.any(0)
     if told is not None: never = never & ~told
-    for u, members in slices.classes.unions:  # who examined the one did not deny the other
-        never[u - 1] = False
-        if slices.known[:, u - 1].any():
-            never[[m - 1 for m in members]] = False
+    for union, members in slices.classes.unions:  # who examined the one did not deny the other
+        never[union - 1] = False
+        if slices.known[:, union - 1].any():
+            never[[member - 1 for member in members]] = False
     return replace(slices, known=slices.known | (slices.labelled[:, None] & never))
 
 

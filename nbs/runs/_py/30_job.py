@@ -65,7 +65,7 @@ def pseudo_rows(scores: dict[str, np.ndarray], names: Iterable[str], kept: set[s
     "A row for each pseudo-labelled image: its name, whether it is kept, its confidences [N] by name."
     rows = []
     for i, name in enumerate(names):
-        confidences = {k: round(float(v[i]), 5) for k, v in scores.items()}
+        confidences = {score: round(float(values[i]), 5) for score, values in scores.items()}
         rows.append({"image": name, "kept": int(name in kept)} | confidences)
     return rows
 
@@ -113,10 +113,6 @@ class Notes:
         flags = np.array([n in chosen for n in names])
         with atomic_path(self.run/"pseudo_labels.npz") as tmp:
             np.savez_compressed(tmp, labels=pseudo.labels, kept=flags, names=np.array(names), **pseudo.scores)
-
-
-# %%
-print([name for name in vars(Notes) if not name.startswith("_")])
 
 
 # %%

@@ -89,10 +89,6 @@ class StepLoss(Protocol):
 
 
 # %%
-print([name for name in vars(StepLoss) if not name.startswith("_")], list(StepLoss.__annotations__))
-
-
-# %%
 #| export
 @dataclass(frozen=True)
 class StepContext:
@@ -105,11 +101,6 @@ class StepContext:
     rng: Callable[[str], torch.Generator]  # rng(purpose): this step's generator, the same in every process
     share: slice                          # the rows of a whole batch that are worked on here
     classes: ClassMap
-
-
-
-# %%
-print(list(StepContext.__dataclass_fields__))
 
 
 # %% [markdown]
@@ -145,10 +136,6 @@ class JobLike(Protocol):
 
     def nothing_to_add(self, model: nn.Module) -> nn.Module:
         "Warn that there is nothing to learn from but the truth; returns `model`."
-
-
-# %%
-print([name for name in vars(JobLike) if not name.startswith("_")], list(JobLike.__annotations__))
 
 
 # %% [markdown]
