@@ -33,9 +33,10 @@ from fastcore.test import test_eq, test_fail
 # %%
 #| export
 _LABEL_WORDS = (
-    "segmentations?", "segs?", "masks?", "labels?", "lbl", "gt", "ground_?truth",
-    "annotations?", "contours?", "rois?",
+    "segmentations?", "segs?", "segm", "masks?", "labels?", "labelmaps?", "lbls?", "gt", "ground_?truth",
+    "annotations?", "annos?", "contours?", "rois?", "gtvs?",
 )
+_REMARKS = r"(?:[-_. ]+(?:final|manual|auto|corrected|edited|new|v\d+))+$"
 _IMAGE_WORDS = ("imaging", "images?", "img", "volumes?", "vol", "scans?", "ct", "orig", "original")
 
 class Role(NamedTuple):
@@ -59,7 +60,11 @@ def _strip(name: str, words: tuple[str, ...]) -> str|None:
 def role_of(name: str) -> Role:
     "What the name of a case says: whose it is, and whether it is a label map."
     key = _strip(name, _LABEL_WORDS)
-    if key is not None: return Role(_strip(key, _IMAGE_WORDS) or key, True)
+    if key is None:
+        key = _strip(re.sub(_REMARKS, "", name, flags=re.IGNORECASE), _LABEL_WORDS)
+    if key is not None:
+        key = _strip(key, _LABEL_WORDS) or key  # Slicer: p1_Segmentation-label
+        return Role(_strip(key, _IMAGE_WORDS) or key, True)
     key = _strip(name, _IMAGE_WORDS)
     return Role(name.lower() if key is None else key, False)
 
@@ -76,6 +81,8 @@ for name in (
     "segmentation",
     "ct",
     "ct_p1_mask",
+    "p1_Segmentation-label",
+    "p1-seg-manual_v2",
     "abdomen",
 ):
     print(f"{name:16}", *role_of(name))
@@ -134,7 +141,8 @@ print(list(images), list(maps), pair_files(images, maps))
 #| export
 _IMAGE_FOLDERS = {"images", "image", "imgs", "img", "ct", "cts", "scans", "scan", "volumes", "volume"}
 _LABEL_FOLDERS = {"labels", "label", "segs", "seg", "segmentation", "segmentations", "masks", "mask", "gt",
-                  "ground_truth", "groundtruth", "annotations", "labelmaps"}
+                  "ground_truth", "groundtruth", "annotations", "annos", "anno", "labelmaps", "labelmap",
+                  "lbls", "lbl", "contours", "rois"}
 _NNUNET = [("imagestr", "labelstr", "train"), ("imagests", "labelsts", "test")]
 
 class Layout(NamedTuple):
@@ -146,6 +154,16 @@ class Layout(NamedTuple):
 
 # %%
 #| export
+def is_label_folder(name: str) -> bool:
+    "Is this what people call a folder of label maps or of structures?"
+    return name.lower() in _LABEL_FOLDERS | {"labelstr", "labelsts", "structures", "organs"}
+
+def structure_folder(case: Path) -> Path|None:
+    "The folder of the structures in the folder of a case; `None` if there is none. `InputError` for several."
+    inner = [d for d in case.iterdir() if d.is_dir() and is_label_folder(d.name)]
+    name = _the_one(case, sorted(d.name for d in inner))
+    return case/name if name else None
+
 def _flat_folders(src: Path) -> dict[str, str]:
     "Folders that hold volumes and are no case of their own: name in small letters → name."
     folders = [d for d in src.iterdir() if d.is_dir() and not (d/"segmentations").is_dir()]

@@ -15,6 +15,7 @@ import numpy as np
 from skimage.draw import polygon
 
 from ctseg.io.dicom import Series
+from ctseg.io.dicom_headers import Misfit
 
 # %%
 #| hide
@@ -24,7 +25,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pydicom
-from fastcore.test import test_eq
+from fastcore.test import test_eq, test_fail
 
 from ctseg.io.dicom import read_series
 from ctseg.io.slicing import to_8bit
@@ -59,11 +60,13 @@ def _read_rings(roi) -> tuple[list[np.ndarray], list[int]]:
     "The closed contours of a region with at least three points, and which of them are exclusive."
     rings, exclusive = [], []
     for contour in roi.get("ContourSequence", None) or []:
-        kind = str(contour.get("ContourGeometricType") or "CLOSED_PLANAR")
+        kind = str(contour.get("ContourGeometricType") or "CLOSED_PLANAR").strip().upper()
         if not kind.startswith("CLOSED") or len(contour.get("ContourData") or []) < 9:
             continue
         if kind == _XOR: exclusive.append(len(rings))
         rings.append(np.array(contour.ContourData, float).reshape(-1, 3))
+        if not np.isfinite(rings[-1]).all():
+            raise Misfit("its RTSTRUCT has a contour with points that are no numbers; export it again")
     return rings, exclusive
 
 
@@ -76,17 +79,50 @@ print([len(_read_rings(roi)[0]) for roi in header.ROIContourSequence])
 
 # %%
 #| export
+def _check_numbers(numbers: list):
+    "`Misfit` for two structures of one number: nobody can say which is which."
+    twice = [number for n, number in enumerate(numbers) if number in numbers[:n]]
+    if twice:
+        raise Misfit(f"its RTSTRUCT has two structures of one number, {twice[0]}; export it again")
+
+
+# %%
+test_fail(lambda: _check_numbers([1, 2, 1]), contains="one number, 1")
+
+
+# %%
+#| export
 def _names_by_number(header) -> dict[int, str]:
     "Names of regions by their numbers."
     names = {}
     for item in header.get("RTROIObservationsSequence") or []:
         if item.get("ReferencedROINumber") is not None:
             names[int(item.ReferencedROINumber)] = str(item.get("ROIObservationLabel") or "").strip()
-    for item in header.get("StructureSetROISequence") or []:
+    listed = header.get("StructureSetROISequence") or []
+    _check_numbers([item.ROINumber for item in listed])
+    for item in listed:
         number = int(item.ROINumber)
         told = str(item.get("ROIName") or "").strip() or names.get(number)
         names[number] = told or str(item.get("ROIDescription") or "").strip()
     return names
+
+
+# %%
+#| export
+def _drawn_regions(header) -> dict:
+    "The regions for which anything was drawn, by their numbers."
+    drawn = []
+    for roi in header.get("ROIContourSequence") or []:
+        contours = roi.get("ContourSequence") or []
+        if any(contour.get("ContourData") for contour in contours):
+            drawn.append(roi)
+    numbers = [int(roi.ReferencedROINumber) for roi in drawn]
+    _check_numbers(numbers)
+    return dict(zip(numbers, drawn))
+
+
+# %%
+print(list(_drawn_regions(header)), _names_by_number(header))
 
 
 # %%
@@ -97,19 +133,21 @@ def read_regions(header) -> list[Region]:
     Those without closed contours have no rings. Two may have one name.
     """
     names, regions = _names_by_number(header), []
-    for roi in header.get("ROIContourSequence", None) or []:
-        if not roi.get("ContourSequence"): continue
-        number = int(roi.ReferencedROINumber)
+    for number, roi in _drawn_regions(header).items():
         rings, exclusive = _read_rings(roi)
-        drawn = any(contour.get("ContourData") for contour in roi.ContourSequence)
-        if drawn:
-            regions.append(Region(names.get(number) or f"roi {number}", rings, tuple(exclusive)))
+        name = names.get(number) or f"roi {number}"
+        regions.append(Region(name, rings, tuple(exclusive)))
     return regions
+
+def empty_names(header) -> list[str]:
+    "The names of regions that a structure set lists and for which nothing was drawn, as templates leave them."
+    drawn, names = _drawn_regions(header), _names_by_number(header)
+    return [name or f"roi {number}" for number, name in names.items() if number not in drawn]
 
 
 # %%
 regions = read_regions(header)
-print([(region.name, len(region.rings)) for region in regions])
+print([(region.name, len(region.rings)) for region in regions], empty_names(header))
 
 # %% [markdown]
 # A polygon within another one is a hole, and one within the hole is an island. Polygons that overlap in part are one area. Only those of the
@@ -184,6 +222,23 @@ def leaves_plane(series: Series, region: Region) -> bool:
 # %%
 sagittal = Region("sagittal", [ring[:, [2, 1, 0]] for ring in regions[0].rings])
 print({region.name: leaves_plane(s, region) for region in (regions[0], sagittal)})
+
+
+# %% [markdown]
+# Contours may also lie *between* the slices, drawn on another series of the same patient, say. Each goes to the nearest slice, and how far that
+# was is told.
+
+# %%
+#| export
+def off_plane(series: Series, region: Region) -> float:
+    "By how many mm the rings of a region lie off the slices that they are drawn on, at most."
+    near = _rings_by_slice(series, region).values()
+    return max((abs(float(ring.located[0, 3])) for rings in near for ring in rings), default=0.)
+
+
+# %%
+lower = Region("Lower", [points + .4*s.normal*[-1, -1, 1] for points in regions[0].rings])
+print({region.name: round(off_plane(s, region), 3) for region in (regions[0], lower)})
 
 
 # %% [markdown]

@@ -19,6 +19,7 @@ from ctseg.io.dicom_headers import Misfit
 from ctseg.io.dicom_heap import frame_item, read_file
 from ctseg.io.dicom_series import Series
 from ctseg.io.rtstruct import DrawnStructure
+from ctseg.io.seg_parts import check_counts, check_length, segment_names
 from ctseg.io.volumes import import_volumes_package
 
 # %%
@@ -53,37 +54,13 @@ print(
     (seg.Rows, seg.Columns),
 )
 
-
 # %% [markdown]
-# ## Segments and frames
+# ## Frames
 #
-# A segment has a label. Where it is empty, the description or the code tells what it is.
-
-# %%
-#| export
-def _meaning(segment) -> str:
-    "The meaning of a segment's code, with its side."
-    codes = segment.get("SegmentedPropertyTypeCodeSequence") or []
-    if not codes: return ""
-    sides = codes[0].get("SegmentedPropertyTypeModifierCodeSequence") or []
-    words = [code.get("CodeMeaning") or "" for code in [*codes[:1], *sides[:1]]]
-    return " ".join(word for word in words if word)
-
-def segment_names(header) -> dict[int, str]:
-    "The names of the segments of a DICOM SEG by their numbers."
-    names = {}
-    for position, segment in enumerate(header.get("SegmentSequence") or [], 1):
-        number = int(segment.get("SegmentNumber") or position)
-        told = (segment.get("SegmentLabel"), segment.get("SegmentDescription"), _meaning(segment))
-        words = [str(text).strip() for text in told if text and str(text).strip()]
-        names[number] = words[0] if words else f"segment {number}"
-    return names
-
+# What the segments are called, and whether the parts of the file fit together, is settled [before](76_seg_parts.ipynb).
 
 # %%
 print(segment_names(seg))
-del seg.SegmentSequence[2].SegmentLabel
-print(segment_names(seg)[3])
 
 
 # %%
@@ -158,6 +135,7 @@ def _grid_of(frame, shared, below) -> tuple[np.ndarray, np.ndarray]:
 def read_frames(header, series: Series) -> list[Frame]:
     "Where the frames of a DICOM SEG lie. Raises `Misfit` if one does not say so."
     names, kind = segment_names(header), str(header.get("SegmentationType") or "BINARY")
+    check_counts(header)
     shared = _shared(header)
     numbers = {uid: k for k, uid in enumerate(series.uids)}
     same_size = (int(header.Columns), int(header.Rows)) == series.shape[:2]
@@ -399,6 +377,7 @@ def _decoded(path: Path, header) -> Iterator[np.ndarray]:
     "The frames of a segmentation in order, [rows, columns]."
     if not header.get("NumberOfFrames") or "PixelData" not in header: return
     compressed = header.file_meta.TransferSyntaxUID.is_encapsulated
+    if not compressed: check_length(header)
     if int(header.BitsAllocated) == 1 and not compressed:
         yield from _unpacked(header)
     elif getattr(header, "preamble", None):
@@ -453,12 +432,36 @@ def read_segments(
     placer, lost = _Placer(series, (int(header.Columns), int(header.Rows))), 0
     for frame, pixels in zip(frames, _decoded(path, header)):
         for segment, mask in _drawn(pixels, header, frame.segment).items():
+            if segment not in names:
+                raise Misfit(f"its SEG has pixels of a segment {segment}, which it does not list; "
+                             "export it again")
             if segment not in masks: continue
             lost += not taken[frame.number] and bool(mask.any())
             for k in taken[frame.number]:
                 masks[segment][..., k] |= placer.place(frame, mask, k)
     structures = [DrawnStructure(names[n], mask, mask.any((0, 1))) for n, mask in masks.items()]
-    return Segments(structures, _notes(placer, lost, frames))
+    off = _off_slices(frames, taken, series)
+    return Segments(structures, _notes(placer, lost, frames) + off)
+
+
+# %%
+#| export
+def off_slices_note(mm: float, series: Series, what: str) -> list[str]:
+    "What to tell of something drawn so many mm off the slices that took it; nothing where that is rounding."
+    steps = np.abs(np.diff(series.slice_origins() @ series.normal))
+    if mm <= max(.1, .1*steps.min(initial=1.)): return []
+    return [f"{what} lie up to {mm:.1f} mm off the slices that they were put on"]
+
+def _off_slices(frames: list[Frame], taken: list[list[int]], series: Series) -> list[str]:
+    "What to tell of frames that lie off the slices which took them."
+    slices = _slices_of(series)
+    pairs = [(frame, k) for frame, ks in zip(frames, taken) for k in ks]
+    off = [abs(frame.origin @ slices.normal - slices.heights[k]) for frame, k in pairs]
+    return off_slices_note(max(off, default=0.), series, "frames of its SEG")
+
+
+# %%
+print(off_slices_note(.01, s, "frames"), off_slices_note(1.3, s, "frames"))
 
 
 # %%
