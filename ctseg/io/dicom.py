@@ -19,6 +19,7 @@ from .dicom_heap import Entry, Heap, read_heap
 from .dicom_references import find_about, references, slim_label
 from .dicom_series import Series, make_series, slices_in
 from .geometry import slice_axes
+from .walk import foreign_hint
 
 # %% ../../nbs/io/73_dicom.ipynb #7f84abdd
 def read_series(
@@ -48,9 +49,7 @@ def _damage(heap: Heap, path: Path) -> str:
 
 def _no_images(heap: Heap) -> InputError:
     "What is said of a heap without a CT image."
-    passed = ", ".join(f"{n} {name}" for name, n in heap.passed_over.most_common())
-    hint = f" (passed over: {passed})" if passed else ""
-    if heap.passed_over["packed file"]: hint += "; unpack them first"
+    hint = foreign_hint(heap.passed_over)
     return InputError(f"{heap.src}: no DICOM CT images in it or in its folders{hint}")
 
 # %% ../../nbs/io/73_dicom.ipynb #c3943545
@@ -123,16 +122,43 @@ def plane_of_slicing(orientation: str) -> str:
     return _PLANE_NAMES[axes[0]]
 
 # %% ../../nbs/io/73_dicom.ipynb #a1bdbc6a
+def _by_plane(files: list[DicomFile], orientation: str|None) -> list[list[DicomFile]]:
+    "The images of a series that lie in the plane of the slicing, and the others; all together if none do, or all."
+    if not orientation: return [files]
+    wanted = plane_of_slicing(orientation), ""
+    fitting = [file for file in files if plane_of(file.header) in wanted]
+    others = [file for file in files if plane_of(file.header) not in wanted]
+    return [fitting, others] if fitting and others else [files]
+
+# %% ../../nbs/io/73_dicom.ipynb #c5801241
+_HOUNSFIELD = {"", "HU", "US", "HU_MOD"}  # US: unspecified, as many write
+
+def _unit(files: list[DicomFile]) -> str:
+    "The unit of a series if it is no Hounsfield unit, else \"\"."
+    units = {str(file.header.get("RescaleType") or "").strip().upper() for file in files}
+    return ", ".join(sorted(units - _HOUNSFIELD))
+
 def _unfit(files: list[DicomFile], orientation: str|None) -> str:
-    "Why a series is left out: it has no places, another plane, or one place only. \"\" if it is not."
+    "Why a series is left out: no places, another unit or plane, one place only. \"\" if it is not."
     if not any(file.header.get("ImagePositionPatient") for file in files):
         return "images that do not say where they lie"
+    if _unit(files): return f"images in {_unit(files)}, not in Hounsfield units"
     planes = {plane_of(file.header) for file in files}
     if orientation and "" not in planes and plane_of_slicing(orientation) not in planes:
         return f"{' and '.join(sorted(planes))} images, while slices are cut as {orientation}"
     if len(files) > 2 and len(set(map(_place, files))) == 1:
         return "images of one place"
     return ""
+
+# %% ../../nbs/io/73_dicom.ipynb #c1dc6cf3
+def _without_surveys(files: list[DicomFile], src: Path, orientation, gaps: bool) -> list[list[DicomFile]]:
+    "Slices, and survey pictures among them; all together if the slices are no volume without the others."
+    parts = _by_plane(files, orientation)
+    if len(parts) == 1: return parts
+    try:
+        for phase in _by_phase(parts[0]): make_series(phase, src, gaps)
+    except InputError: return [files]
+    return parts
 
 # %% ../../nbs/io/73_dicom.ipynb #d25ae786
 @dataclass
@@ -175,15 +201,18 @@ class _Surveyor:
         heap = self.heap
         try: files = slices_in(heap, entries)
         except Exception: return self.fail(_damage(heap, entries[0].path))
-        for phase in _by_phase(files):
-            unfit = _unfit(phase, self.orientation)
-            if unfit:
-                where = phase[0].shown_folder(heap.src)
-                self.survey.other_planes.append(f"{where}: {len(phase)} {unfit}")
-                continue
-            try: series = make_series(phase, heap.src, self.gaps)
-            except InputError as problem: self.fail(problem)
-            else: self.survey.series.append(LabelledSeries(series, []))
+        for part in _without_surveys(files, heap.src, self.orientation, self.gaps):
+            for phase in _by_phase(part): self._read_one(phase)
+
+    def _read_one(self, files: list[DicomFile]):
+        "Make a series of some slices, or note why it is left out."
+        unfit, src = _unfit(files, self.orientation), self.heap.src
+        if unfit:
+            self.survey.other_planes.append(f"{files[0].shown_folder(src)}: {len(files)} {unfit}")
+            return
+        try: series = make_series(files, src, self.gaps)
+        except InputError as problem: self.fail(problem)
+        else: self.survey.series.append(LabelledSeries(series, []))
 
 # %% ../../nbs/io/73_dicom.ipynb #7b530c30
 def _match(entry: Entry, surveyor: _Surveyor):

@@ -20,10 +20,14 @@ from .cases import Case
 from .dicom import LabelledSeries, Survey, survey_dicom
 from .dicom_headers import DicomFile, label_errors
 from .dicom_heap import read_file
-from .dicom_seg_read import read_segments, segment_names, segments_outside
+from .dicom_seg_read import off_slices_note, read_segments, segments_outside
 from .cutting import Work, file_stamp
+from .dicom_series import series_notes
 from .folders import write_volumes
-from .rtstruct import DrawnStructure, draw_region, leaves_plane, meets_volume, read_regions
+from ctseg.io.rtstruct import (
+    DrawnStructure, draw_region, empty_names, leaves_plane, meets_volume, off_plane, read_regions,
+)
+from .seg_parts import segment_names
 from .slicing import Slicing
 from .volumes import Volume, class_flags, combine
 
@@ -101,6 +105,7 @@ class Labels:
     inside: list[str]
     outside: list[str] # drawn, but nothing of it meets the volume
     unusable: list[str] # with the reason
+    empty: list[str] # listed, and nothing drawn
 
 def _sort_regions(header, series, labels: Labels):
     "Put the names of an RTSTRUCT's regions where they belong."
@@ -112,6 +117,7 @@ def _sort_regions(header, series, labels: Labels):
         elif leaves_plane(series, region):
             labels.unusable.append(f"{region.name} (not in the plane of the slices)")
         else: labels.inside.append(region.name)
+    labels.empty += empty_names(header)
 
 def _sort_segments(header, series, labels: Labels):
     "Put the names of a SEG's segments where they belong."
@@ -122,7 +128,7 @@ def _sort_segments(header, series, labels: Labels):
 # %% ../../nbs/io/78_dicom_import.ipynb #6ed3531d
 def _labels_of(labelled: LabelledSeries, src: Path) -> Labels:
     "The names of what was drawn on a series."
-    labels = Labels([], [], [])
+    labels = Labels([], [], [], [])
     for file in labelled.labels:
         sort = _sort_regions if file.header.Modality == "RTSTRUCT" else _sort_segments
         with label_errors(file, src):
@@ -144,7 +150,10 @@ def _drawn_structures(file: DicomFile, series, src: Path, wanted) -> _Drawn:
             return _Drawn(segments.structures, [f"{file.shown(src)}: {note}" for note in segments.notes])
         regions = [r for r in read_regions(read_file(file.path)) if r.rings and wanted(r.name)]
         usable = [r for r in regions if meets_volume(series, r) and not leaves_plane(series, r)]
-        return _Drawn([draw_region(series, region) for region in usable], [])
+        off = max((off_plane(series, region) for region in usable), default=0.)
+        notes = off_slices_note(off, series, "contours of its RTSTRUCT")
+        drawn = [draw_region(series, region) for region in usable]
+        return _Drawn(drawn, [f"{file.shown(src)}: {note}" for note in notes])
 
 # %% ../../nbs/io/78_dicom_import.ipynb #4e2c3418
 def _united(
@@ -178,9 +187,8 @@ def load_series(
     series, names = labelled.series, set(classes.names) - outside
     united, notes = _united(labelled, src, renaming, names)
     structures = {classes.id(name): structure for name, structure in united.items()}
-    if series.tilted:
-        notes.append(f"{labelled.shown(src)}: made with a tilted gantry; its slices are in their own plane")
     hu = series.read_voxels(src)
+    notes += series_notes(series, hu, labelled.shown(src))
     union = combine(hu.shape, ((id, structure.mask) for id, structure in structures.items()))
     for id, structure in structures.items():
         union.drawn[2][id] |= structure.slices
@@ -222,6 +230,7 @@ class _Source:
             "ignored_labels": ignored,
             "labels_outside": outside,
             "labels_unusable": unusable,
+            "labels_empty": _all_of(self.labels, "empty"),
             "label_objects_without_series": len(astray),
             "passed_over": dict(self.survey.passed_over.most_common()),
             "other_planes": self.survey.other_planes,
@@ -239,9 +248,9 @@ def _nothing_used(src: Path, labels: list[str], classes: ClassMap):
 def _all_outside(src: Path, labels: list[str]):
     "Tell that all that was contoured lies outside of the volumes."
     more = ", …" if len(labels) > 1 else ""
-    raise InputError(f"{src}: no contour of the {len(labels)} structures drawn ({labels[0]!r}{more}) "
+    raise InputError(f"{src}: nothing of the {len(labels)} structures drawn ({labels[0]!r}{more}) "
                      "meets its series, and nothing else is labelled; "
-                     "take the RTSTRUCT away, or put the series there that it was drawn on")
+                     "take the RTSTRUCT or SEG away, or put the series there that it was drawn on")
 
 # %% ../../nbs/io/78_dicom_import.ipynb #db1a4231
 def _all_unusable(src: Path, labels: list[str]):

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['slices_of', 'slices_in', 'Stack', 'make_stack', 'check_duplicates', 'drift_angle', 'is_tilted',
-           'evenly_spaced', 'check_gaps', 'read_pixels', 'SliceHeaders', 'Series', 'make_series']
+           'evenly_spaced', 'check_gaps', 'read_pixels', 'SliceHeaders', 'Series', 'make_series',
+           'series_notes']
 
 # %% ../../nbs/io/72_dicom_series.ipynb #7ac90c7f
 import hashlib
@@ -17,6 +18,7 @@ import numpy as np
 from ..core.files import InputError
 from .dicom_headers import DicomFile, check_one_series
 from .dicom_heap import Heap, frame_headers, read_file, read_heap
+from .scale import scale_notes
 
 # %% ../../nbs/io/72_dicom_series.ipynb #cfeb9502
 def slices_of(file: DicomFile) -> list[DicomFile]:
@@ -344,3 +346,12 @@ def make_series(
     files = stack.images
     paths = [file.path for file in files]
     return Series(paths, SliceHeaders(files), _affine(stack), positions, tilted, files[0].patterns)
+
+def series_notes(
+    series: Series,
+    hu: np.ndarray, # its voxels
+    shown: str, # as a message may show it
+) -> tuple[str, ...]:
+    "What whoever uses a series should know: a tilted gantry, no Hounsfield units."
+    tilt = f"{shown}: made with a tilted gantry; its slices are in their own plane"
+    return ((tilt,) if series.tilted else ()) + scale_notes(hu, shown)

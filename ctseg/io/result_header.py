@@ -7,6 +7,7 @@ __all__ = ['PATIENT_TAGS', 'result_header', 'check_referable']
 
 # %% ../../nbs/io/73_result_header.ipynb #b09ef50e
 from ..core.files import InputError
+from .dicom_heap import ENHANCED_CT
 from .volumes import import_volumes_package
 
 # %% ../../nbs/io/73_result_header.ipynb #70c153bf
@@ -62,10 +63,14 @@ def check_referable(
     kind: str, # what is to refer to it: "SEG" or "RTSTRUCT"
 ):
     "Raise `InputError` for a CT that no result can refer to."
-    for tag in ("StudyInstanceUID", "FrameOfReferenceUID"):
+    for tag in ("SOPClassUID", "StudyInstanceUID", "FrameOfReferenceUID"):
         if not headers[0].get(tag):
             raise InputError(f"{id}: its CT has no {tag}, without which no {kind} can refer to it; "
                              "export it as NIfTI")
-    if len({header.SOPInstanceUID for header in headers}) < len(headers):
+    several = len({header.SOPInstanceUID for header in headers}) < len(headers)
+    if several and str(headers[0].SOPClassUID) not in ENHANCED_CT:
+        raise InputError(f"{id}: its slices share one SOPInstanceUID, so no {kind} can refer to them; "
+                         "export it as NIfTI")
+    if several:
         raise InputError(f"{id}: its CT has many slices in one file (enhanced), "
                          f"which no {kind} of ctseg can refer to yet; export it as NIfTI")

@@ -145,8 +145,13 @@ class Part:
 
 # %% ../../nbs/io/30_volumes.ipynb #300b4f8a
 def _check_cut(volume: Volume, orientation: str):
-    "`InputError` for a cut across slices that are unevenly spaced or were made with a tilted gantry."
-    if volume.positions is not None and slice_axes(volume.affine, orientation)[0][0] != 2:
+    "`InputError` for a cut across slices that are unevenly spaced or tilted, and for slices one pixel wide."
+    axes, _ = slice_axes(volume.affine, orientation)
+    height, width = (volume.hu.shape[axis] for axis in axes[1:])
+    if min(height, width) < 2:
+        raise InputError(f"slices of orientation {orientation} would have {height} x {width} pixels: "
+                         "it is a picture of another plane; take it away, or reformat the scan")
+    if volume.positions is not None and axes[0] != 2:
         raise InputError(f"orientation {orientation} cuts across the scan's own slices, "
                          "which are unevenly spaced or sheared by a gantry tilt; "
                          "choose another orientation")

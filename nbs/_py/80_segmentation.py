@@ -248,6 +248,7 @@ class ScanResult:
     rows: list[dict] # a structure each, from `class_rows_of`
     seen: float # share of the slices' area that the network has seen
     page: dict # for the report page
+    notes: tuple[str, ...] = () # what is to be known of it
 
     @property
     def facts(self) -> dict:
@@ -275,7 +276,8 @@ def segment_scan(job: Job, scan: Scan, picture: bool) -> ScanResult:
         image = montage(opened.volume, predicted.labels, job.slicing, job.classes)
     size = size_in_words(opened)
     page = scan_record(scan.name, scan.source, size, rows, image)
-    return ScanResult(scan.name, scan.source, size, files, rows, predicted.seen, page)
+    found = rows, predicted.seen, page, opened.volume.notes
+    return ScanResult(scan.name, scan.source, size, files, *found)
 
 
 # %%
@@ -355,7 +357,8 @@ def _work_through(job: Job, scans: list[Scan], result: Segmented):
 # %%
 #| export
 def _add_notes(result: Segmented, job: Job):
-    "What is to be known of the results as a whole."
+    "What is to be known of single scans, and of the results as a whole."
+    for scan in result.done: result.notes += scan.notes
     seen = min((scan.seen for scan in result.done), default=1)
     if seen < 1:
         result.notes.append(f"slices were cropped to {job.slicing.size} pixels: up to {1 - seen:.0%} "
@@ -411,9 +414,9 @@ def _refuse_all_failed(result: Segmented, existed: bool):
     if result.done: return
     if not existed: shutil.rmtree(result.out, ignore_errors=True)
     source, problem = result.failed[0]
-    if len(result.failed) == 1:
-        raise InputError(problem if source in problem else f"{source}: {problem}")
-    raise InputError(f"none of {len(result.failed)} scans could be segmented; the first, {source}: {problem}")
+    first = problem if source in problem else f"{source}: {problem}"
+    if len(result.failed) == 1: raise InputError(first)
+    raise InputError(f"none of {len(result.failed)} scans could be segmented; the first: {first}")
 
 
 # %%

@@ -1,6 +1,8 @@
 "From scans to segmentations: the same voxels as the long way round, whatever is broken beside them, and no patient."
 import csv
 import json
+import os
+import shutil
 from dataclasses import asdict, replace
 
 import nibabel as nib
@@ -8,7 +10,7 @@ import numpy as np
 import pydicom
 import pytest
 from helpers.command import ctseg
-from helpers.dicom import GRIDS, by_number, drop, shear, write_series
+from helpers.dicom import GRIDS, by_number, drop, edit, shear, write_series
 from helpers.fake_runs import fake_run
 from helpers.predictors import fixed
 from helpers.volumes import HU, NAME, NUMBER, TWO, leaks, one_line, save, volume
@@ -122,7 +124,7 @@ def test_contours_give_every_voxel_back(tmp_path, grid):
 @pytest.mark.parametrize("args, says", [
     (["nowhere", "x.nii.gz"], "no run here"),
     (["RUN"], "is a run"),
-    (["RUN", "nowhere"], "no such file"),
+    (["RUN", "nowhere"], "no such folder"),
     (["RUN", "NII", "--format", "rtstruct"], "take the format nifti"),
     (["RUN", "NII", "--format", "dicomseg"], "did you mean dicom-seg"),
     (["RUN", "NII", "--window", "random"], "fixed window"),
@@ -164,3 +166,30 @@ def test_a_run_keeps_how_its_images_were_cut(tmp_path):
     import_nifti(tmp_path/"src", tmp_path/"data", Slicing(window="bone", size=16, spacing="fit"), TWO, "all")
     run = fit(tmp_path/"data", small("masked", "epochs=1", "fold=-1"), tmp_path/"run", device="cpu", progress=False)
     assert read_json(run/"recipe.json")["slicing"] == {"orientation": "SPL", "window": [400, 1800], "size": 16, "spacing": "fit"}
+
+
+def test_names_of_no_encoding_and_with_line_breaks(clinic, tmp_path):
+    raw = os.fsencode(clinic/"nii"/"p1.nii.gz")
+    (tmp_path/"src").mkdir()
+    for name in (b"p\xff.nii.gz", b"p\n2.nii.gz"):
+        shutil.copy(raw, os.path.join(os.fsencode(tmp_path/"src"), name))
+    status, out, err = ctseg("segment", clinic/"run", tmp_path/"src", "--out", tmp_path/"out")
+    assert status == 0 and "segmented: 2 of 2" in out
+    assert len(list(csv.DictReader(open(tmp_path/"out"/"volumes.csv", encoding="utf-8")))) == 4
+
+
+def test_what_is_to_be_known_of_a_scan_is_told(clinic, tmp_path):
+    save(HU.clip(-1000) + 1024, tmp_path/"src"/"p1.nii.gz")
+    result = segment(clinic/"run", tmp_path/"src", tmp_path/"out")
+    assert any("1024 may have been added" in note for note in result.notes)
+
+
+@pytest.mark.parametrize("tag", ["SOPClassUID", "StudyInstanceUID", "FrameOfReferenceUID"])
+def test_scans_that_no_result_can_refer_to(clinic, tmp_path, tag):
+    write_series(tmp_path/"src", *GRIDS["axial"], shape=(20, 18))
+    for path in (tmp_path/"src").iterdir():
+        edit(path, **{tag: None})
+    status, out, err = ctseg("segment", clinic/"run", tmp_path/"src", "--out", tmp_path/"out")
+    assert status == 2 and tag in err and "export it as NIfTI" in err
+    assert not (tmp_path/"out").exists()
+    assert ctseg("segment", clinic/"run", tmp_path/"src", "--out", tmp_path/"out", "--format", "nifti")[0] == 0

@@ -206,3 +206,45 @@ def test_an_import_goes_on_where_it_was_cut(tmp_path, monkeypatch):
     monkeypatch.undo()
     import_dicom(tmp_path / "src", tmp_path / "out", Slicing(window="random"), workers=2, **options)
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def no_preamble_big_endian(files):
+    for f in files:
+        small = pydicom.dcmread(f)
+        ds = pydicom.Dataset()
+        ds.update(small)
+        ds.PixelData = small.pixel_array.astype(">u2").tobytes()
+        ds["PixelData"].VR = "OW"
+        ds.file_meta = small.file_meta
+        ds.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRBigEndian
+        ds.save_as(f, implicit_vr=False, little_endian=False, enforce_file_format=True)
+        raw = f.read_bytes()
+        meta = int.from_bytes(raw[140:144], "little")
+        f.write_bytes(raw[144 + meta :])
+
+
+def test_big_endian_without_a_preamble(tmp_path):
+    hu = write_series(tmp_path / "src", *planes(4))
+    no_preamble_big_endian((tmp_path / "src").iterdir())
+    assert (read_series(tmp_path / "src")[1] == hu).all()
+
+
+@pytest.mark.parametrize("orientation, plane", [([1, 0, 0, 0, 0, -1], "coronal"), ([0, 1, 0, 0, 0, -1], "sagittal")])
+def test_survey_pictures_of_the_series_itself_are_left_out(tmp_path, orientation, plane):
+    write_series(tmp_path / "src", *planes(5))
+    header = pydicom.dcmread(next((tmp_path / "src").iterdir()))
+    for n in (1, 2):
+        header.SOPInstanceUID = header.file_meta.MediaStorageSOPInstanceUID = pydicom.uid.generate_uid()
+        header.ImageOrientationPatient, header.ImagePositionPatient = orientation, [0, 10.0 * n, 0]
+        header.save_as(tmp_path / "src" / f"survey{n}")
+    facts = import_dicom(tmp_path / "src", tmp_path / "out", classes=TWO)
+    assert facts["train"] == 5 and facts["other_planes"] == [f"src: 2 {plane} images, while slices are cut as SPL"]
+
+
+def test_folders_called_by_their_patients_are_told_apart(tmp_path):
+    for name in ("QX-1", "QX-2", "QX-3"):
+        write_series(tmp_path / "src" / name, *planes(6), PatientID=name)
+    by_number((tmp_path / "src" / "QX-2").iterdir())[2].unlink()
+    with pytest.raises(InputError) as e:
+        import_dicom(tmp_path / "src", tmp_path / "out", classes=TWO)
+    assert "(2 of 3)/IM" in one_line(e) and "QX-2" not in str(e.value)

@@ -184,3 +184,49 @@ def test_a_label_is_found_by_its_slices(case, tmp_path):
     seg.save_as(tmp_path / "src" / "seg.dcm")
     survey = survey_dicom(tmp_path / "src")
     assert len(survey.series[0].labels) == 1 and not survey.astray
+
+
+def fewer_places(seg):
+    seg.PerFrameFunctionalGroupsSequence = list(seg.PerFrameFunctionalGroupsSequence)[:-1]
+
+
+def other_rows(seg):
+    seg.Rows = SHAPE[0] // 2
+
+
+def cut_off(seg):
+    seg.PixelData = seg.PixelData[: len(seg.PixelData) // 2]
+
+
+def one_number(seg):
+    seg.SegmentSequence[1].SegmentNumber = 1
+
+
+def no_segments(seg):
+    del seg.SegmentSequence
+
+
+def unknown_segment(seg):
+    seg.PerFrameFunctionalGroupsSequence[0].SegmentIdentificationSequence[0].ReferencedSegmentNumber = 9
+
+
+@pytest.mark.parametrize("spoil", [fewer_places, other_rows, cut_off, one_number, no_segments, unknown_segment])
+def test_parts_that_contradict_each_other(case, spoil, tmp_path):
+    "Read as they are, what somebody drew would be missing or called another name."
+    series, labels, seg, path = case
+    spoil(seg)
+    seg.save_as(tmp_path / "src" / "seg.dcm")
+    with pytest.raises(InputError) as e:
+        import_dicom(tmp_path / "src", tmp_path / "out")
+    assert "seg.dcm" in one_line(e) and "SEG" in str(e.value)
+
+
+@pytest.mark.parametrize("share, told", [(0.02, False), (0.3, True), (0.45, True)])
+def test_frames_between_the_slices_are_told(case, share, told):
+    series, labels, seg, path = case
+    no_claims(seg)
+    column, row = axes(seg)
+    normal = np.cross(column, row) / np.linalg.norm(np.cross(column, row))
+    move(seg, 2.0 * share * normal)  # of slices that are 2 mm apart
+    found = read(seg, path, series)
+    assert same(found, labels) and any("off the slices" in note for note in found.notes) == told

@@ -1,6 +1,7 @@
 "Contours become masks; what nobody contoured stays unknown."
 
 import numpy as np
+import pydicom
 import pytest
 from helpers.dicom import GRIDS, box, flat_series, item, write_rt, write_series
 from helpers.volumes import TWO, one_line, put_back
@@ -121,3 +122,50 @@ def test_nothing_but_structures_outside_of_the_volume(tmp_path):
     with pytest.raises(InputError) as e:
         import_dicom(tmp_path / "src", tmp_path / "out")
     assert "'above'" in one_line(e) and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("kind", ["closed_planar", " CLOSED_PLANAR "])
+def test_types_of_contours_in_other_spellings(tmp_path, kind):
+    flat_series(tmp_path / "src")
+    write_rt(tmp_path / "src", [("node", [box(2, 2.5, 8.5, kind)])])
+    import_dicom(tmp_path / "src", tmp_path / "out")
+    assert (read_challenge(tmp_path / "out").masks > 0).sum((1, 2)).tolist() == [0, 36, 0, 0, 0]
+
+
+@pytest.mark.parametrize("value", ["nan", "inf"])
+def test_points_that_are_no_numbers(tmp_path, value):
+    flat_series(tmp_path / "src")
+    contour = box(2, 2.5, 8.5)
+    contour.ContourData = [*contour.ContourData[:-3], value, "1", "2"]
+    write_rt(tmp_path / "src", [("node", [contour, box(4, 2.5, 8.5)])])
+    with pytest.raises(InputError) as e:
+        import_dicom(tmp_path / "src", tmp_path / "out")
+    assert "no numbers" in one_line(e)
+
+
+def test_two_structures_of_one_number(tmp_path):
+    flat_series(tmp_path / "src")
+    write_rt(tmp_path / "src", [("a", [box(2, 2.5, 8.5)]), ("b", [box(4, 2.5, 8.5)])])
+    rt = pydicom.dcmread(tmp_path / "src" / "rt.dcm")
+    rt.StructureSetROISequence[1].ROINumber = 1
+    rt.save_as(tmp_path / "src" / "rt.dcm")
+    with pytest.raises(InputError) as e:
+        import_dicom(tmp_path / "src", tmp_path / "out")
+    assert "two structures of one number" in one_line(e)
+
+
+def test_structures_without_contours_are_told(tmp_path):
+    flat_series(tmp_path / "src")
+    write_rt(tmp_path / "src", [("node", [box(2, 2.5, 8.5)]), ("template", [])])
+    facts = import_dicom(tmp_path / "src", tmp_path / "out")
+    assert facts["labels_empty"] == ["template"]
+    assert read_challenge(tmp_path / "out").classes.names == ("node",)
+
+
+@pytest.mark.parametrize("off, told", [(0.05, False), (0.6, True), (0.9, True)])
+def test_contours_between_the_slices_are_told(tmp_path, off, told):
+    flat_series(tmp_path / "src")
+    write_rt(tmp_path / "src", [("node", [box(2 + off, 2.5, 8.5)])])
+    facts = import_dicom(tmp_path / "src", tmp_path / "out")
+    assert (read_challenge(tmp_path / "out").masks > 0).sum((1, 2)).tolist() == [0, 36, 0, 0, 0]
+    assert any(f"up to {off:.1f} mm off" in note for note in facts["notes"]) == told

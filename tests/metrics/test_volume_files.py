@@ -131,3 +131,17 @@ def test_paths_of_two_kinds(tmp_path):
     truth, pred = pair(tmp_path, cube((2, 2, 2)), cube((2, 2, 2)))
     code, _, err = ctseg("evaluate", truth, tmp_path/"s.csv")
     assert code == 2 and "expected a folder" in err
+
+
+def test_predictions_without_a_truth_are_told(tmp_path):
+    truth, pred = pair(tmp_path, cube((2, 2, 2)), cube((2, 2, 2)))
+    save(cube((3, 3, 3)), pred/"b.nii.gz", FLAT)
+    assert evaluate_volumes(truth, pred)["facts"]["without_truth"] == ["b"]
+    (pred/"b.nii.gz").unlink()
+    assert "without_truth" not in evaluate_volumes(truth, pred)["facts"]
+
+
+def test_single_files_in_the_place_of_folders(tmp_path):
+    pair(tmp_path, cube((2, 2, 2)), cube((2, 2, 2)))
+    status, out, err = ctseg("evaluate", tmp_path/"truth/a.nii.gz", tmp_path/"pred/a.nii.gz")
+    assert status == 2 and "give the folders" in err

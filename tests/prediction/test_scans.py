@@ -31,7 +31,7 @@ def test_nifti_keeps_its_names_and_labels_are_no_scans(tmp_path):
         save(HU, tmp_path / name)
     found = find_scans([tmp_path])
     assert names(found) == ["p1", "p2", "p3"]
-    assert found.passed_over == {"label map": 2}
+    assert found.passed_over == {"label map": 4, "NIfTI file beside ct.nii.gz": 1}
 
 
 def test_names_are_distinct_and_stay_in_their_folder(tmp_path):

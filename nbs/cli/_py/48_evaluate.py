@@ -67,6 +67,9 @@ def evaluation(
     truth: Path, prediction: Path, annotated, classes, tolerance: Optional[float], mm: bool,
 ) -> dict:
     "The evaluation that two paths ask for."
+    for path in (truth, prediction):
+        if path.name.lower().endswith((".nii", ".nii.gz")):
+            raise InputError(f"{path}: a single NIfTI file; give the folders that the files of both lie in")
     if mm or truth.is_dir() or prediction.is_dir():
         return volume_result(truth, prediction, annotated, classes, 2.0 if tolerance is None else tolerance)
     if tolerance is not None:

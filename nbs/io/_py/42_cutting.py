@@ -181,7 +181,8 @@ class CutCase:
 def cut_case(case: Case, classes: ClassMap, slicing: Slicing) -> CutCase:
     "Load a volume, cut it, and let it go; `case.known` is set. Raises `InputError` for contradictory labels."
     volume = case.load()
-    part = cut(volume, slicing, case.id)
+    try: part = cut(volume, slicing, case.id)
+    except InputError as problem: raise InputError(f"{case.called}: {problem}") from None
     case.known = known_classes(volume, len(classes), case.called)
     known = known_by_slice(volume, case.known, part, slicing)
     hidden = int((case.known & ~known).sum())

@@ -153,7 +153,7 @@ def pixel_spacings(
     "The size of the pixels of a split's images in mm, in the order of the images; `None` without an index."
     if not (Path(folder)/"index.json").exists(): return None
     volumes, lines = read_index(folder, split)
-    sizes = {id: _pixel_sizes(entry)[2] for id, entry in volumes.items()}
+    sizes = {id: _slice_grid(entry).mm for id, entry in volumes.items()}
     return np.array([sizes[line["volume"]] for line in lines.values()])
 
 

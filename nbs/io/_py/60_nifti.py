@@ -10,6 +10,7 @@
 #| export
 import re
 import shutil
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,9 @@ from ctseg.data.images import natural_key
 from ctseg.io.geometry import slice_axes
 from ctseg.io.index import predicted_volumes
 from ctseg.io.outputs import new_folder
+from ctseg.io.scale import check_scan, scale_notes
 from ctseg.io.volumes import import_volumes_package
+from ctseg.io.walk import content_of, is_visible
 
 # %%
 #| hide
@@ -42,6 +45,16 @@ from ctseg.io.toy_scans import TORSO_CLASSES, torso_scans
 
 # %%
 #| export
+def _problem(path, error: Exception) -> str:
+    "The rest of a message: what a file is in place of a NIfTI, and what to do."
+    content, packed = content_of(path), str(path).lower().endswith(".gz")
+    misnamed = {("a NIfTI that is not packed", True): ".nii", ("packed with gzip", False): ".nii.gz"}
+    if (content, packed) in misnamed:
+        return f"{content}; call it {misnamed[content, packed]})"
+    if content and content not in ("packed with gzip", "a NIfTI that is not packed"):
+        return f"{content}); put the NIfTI itself there"
+    return f"{type(error).__name__}); it is damaged or something else, copy it again"
+
 def _load_image(path):
     "A NIfTI image and its voxels; `InputError` for a file that is damaged or no NIfTI."
     nib = import_volumes_package("nibabel")
@@ -51,8 +64,7 @@ def _load_image(path):
         image = nib.load(path)
         voxels = np.asanyarray(image.dataobj)
     except Exception as e:  # nibabel, gzip and zlib raise a dozen kinds for a damaged file
-        raise InputError(f"{path}: not a readable NIfTI file ({type(e).__name__}); "
-                         "it is damaged or something else, copy it again") from None
+        raise InputError(f"{path}: not a readable NIfTI file ({_problem(path, e)}") from None
     if not isinstance(image, nib.Nifti1Image):
         raise InputError(f"{path}: not a NIfTI file; expected .nii or .nii.gz")
     return image, voxels
@@ -67,9 +79,10 @@ print(_load_image(work/"scan.nii.gz")[0].header.get_zooms())
 (work/"text.nii").write_text("not a volume")
 test_fail(lambda: _load_image(work/"text.nii"), contains="not a readable NIfTI file")
 
-
 # %%
 #| export
+_LEAST_MM, _MOST_MM = .004, 250  # sides of a voxel; what lies beyond was written in metres or micrometres
+
 def _check_affine(image, path):
     "`InputError` for an image of which nobody can say where its voxels lie."
     if not image.header["sform_code"] and not image.header["qform_code"]:
@@ -78,6 +91,11 @@ def _check_affine(image, path):
     affine = image.affine
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
         raise InputError(f"{path}: its affine cannot be inverted; export it again")
+    mm = np.linalg.norm(affine[:3, :3], axis=0)
+    if mm.min() < _LEAST_MM or mm.max() > _MOST_MM:
+        sides = " x ".join(f"{side:.3g}" for side in mm)
+        raise InputError(f"{path}: voxels of {sides} mm; its affine seems to be in another unit, "
+                         "export it in mm")
 
 
 # %%
@@ -94,6 +112,8 @@ def read_nifti(
 ) -> tuple[np.ndarray, np.ndarray]: # voxels [I,J,K], affine float64 [4,4]
     "Read a 3D NIfTI volume. Raises `InputError` for one that is damaged, not 3D, or has no affine."
     image, voxels = _load_image(path)
+    if not voxels.size:
+        raise InputError(f"{path}: has no voxels; export it again")
     while voxels.ndim > 3 and voxels.shape[-1] == 1:  # "a series of one volume", as some tools write
         voxels = voxels[..., 0]
     if voxels.ndim != 3:
@@ -143,6 +163,7 @@ print(
 
 # %%
 #| export
+_ONE_PLACE = .1  # mm by which two affines may differ
 _NEARLY = .001  # how far a label may lie from its whole number
 
 def _whole_labels(values: np.ndarray, path) -> np.ndarray:
@@ -181,7 +202,7 @@ def read_label_map(
         sizes = ["x".join(map(str, s)) for s in (labels.shape, shape)]
         raise InputError(f"{path}: {sizes[0]} voxels, its image has {sizes[1]}; resample it")
     distance = _distance_mm(shape, own_affine, affine)
-    if distance > .1:
+    if distance > _ONE_PLACE:
         raise InputError(f"{path}: lies up to {distance:.1f} mm from its image (the affines differ); "
                          "resample it onto the image")
     return _whole_labels(labels, path)
@@ -198,23 +219,36 @@ test_fail(lambda: read_label_map(work/"scan.nii.gz", hu.shape, affine), contains
 
 
 # %% [markdown]
-# ## Is it CT?
+# ## A scan
 #
-# A window needs Hounsfield units, in which air is -1000, fat -100 and water 0. A volume in which nothing is below 0 has another scale: grey values of a
-# picture, or 1024 added. It is read as it is, and told.
+# What is told of a scan that is [plainly not in Hounsfield units](32_scale.ipynb) or a label map in truth holds for imports and for
+# `ctseg segment`. A header may also say twice where the voxels lie, and contradict itself: `sform` counts then, and that is told.
 
 # %%
 #| export
-def scale_notes(hu: np.ndarray, path) -> tuple[str, ...]:
-    "What to tell of a volume that is plainly not in Hounsfield units; nothing otherwise."
-    low, high = float(hu.min(initial=0)), float(hu.max(initial=0))
-    if low < 0 or not hu.size: return ()
-    guess = "it may be a label map or a picture" if high <= 255 else "1024 may have been added to them"
-    return (f"{path}: plainly not in Hounsfield units, its values are {low:g} to {high:g} ({guess})",)
+def _affine_notes(path) -> tuple[str, ...]:
+    "What to tell of a file whose two affines contradict each other."
+    image = import_volumes_package("nibabel").load(path)  # of which only the header is read
+    (sform, one), (qform, two) = image.header.get_sform(coded=True), image.header.get_qform(coded=True)
+    if not one or not two: return ()
+    distance = _distance_mm(image.shape[:3], sform, qform)
+    if distance <= _ONE_PLACE: return ()
+    return (f"{path}: its sform and qform differ by up to {distance:.1f} mm; sform was taken",)
+
+def read_scan(path) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]: # voxels [I,J,K], affine [4,4], notes
+    "A NIfTI scan, and what is to be known of it. Raises `InputError` for a label map, and as `read_nifti` does."
+    hu, affine = read_nifti(path)
+    check_scan(hu, path)
+    return hu, affine, scale_notes(hu, path) + _affine_notes(path)
 
 
 # %%
-print(scale_notes(hu, "scan.nii"), scale_notes(hu.clip(-1024) + 1024, "scan.nii"))
+print(read_scan(work/"scan.nii.gz")[2])
+twice = nib.load(work/"scan.nii.gz")
+twice.set_qform(np.diag([-1, 1, 1, 1])@twice.affine, 1)
+nib.save(twice, work/"twice.nii.gz")
+print([note.split(": ")[1] for note in read_scan(work/"twice.nii.gz")[2]])
+(work/"twice.nii.gz").unlink()
 
 
 # %% [markdown]
@@ -226,7 +260,8 @@ print(scale_notes(hu, "scan.nii"), scale_notes(hu.clip(-1024) + 1024, "scan.nii"
 #| export
 def case_name(path: Path) -> str:
     "The name of a case, from its NIfTI file."
-    return re.sub(r"(_0000)?\.nii(\.gz)?$", "", path.name, flags=re.IGNORECASE)
+    name = unicodedata.normalize("NFC", path.name)  # a Mac writes letters with marks in two parts
+    return re.sub(r"(_0000)?\.nii(\.gz)?$", "", name, flags=re.IGNORECASE)
 
 
 # %%
@@ -237,8 +272,7 @@ print([case_name(Path(n)) for n in ("p1.nii.gz", "p1_0000.NII", "s0001_0002.nii"
 #| export
 def _is_nifti(path: Path) -> bool:
     "Is this a visible file with the ending of a NIfTI?"
-    name = path.name.lower()
-    return path.is_file() and not name.startswith(".") and name.endswith((".nii", ".nii.gz"))
+    return path.is_file() and is_visible(path) and path.name.lower().endswith((".nii", ".nii.gz"))
 
 
 # %%
@@ -247,13 +281,17 @@ print([p.name for p in sorted(work.iterdir()) if _is_nifti(p)])
 
 # %%
 #| export
-def nifti_files(folder: Path) -> dict[str, Path]:
-    "The NIfTI files of a folder by case, in natural order. Raises `InputError` for two files of one case."
+def nifti_files(folder: Path, strict: bool = True) -> dict[str, Path]:
+    """The NIfTI files of a folder by case, in natural order.
+
+    Raises `InputError` for two files of one case, unless not `strict`: then both count, by their whole names.
+    """
     if not folder.is_dir(): return {}
     cases = {}
     paths = filter(_is_nifti, folder.iterdir())
     for path in sorted(paths, key=lambda p: natural_key(p.name)):
         name = case_name(path)
+        if not strict: name = path.name
         if name in cases:
             raise InputError(f"{folder}: {cases[name].name} and {path.name} are the same case; remove one")
         cases[name] = path

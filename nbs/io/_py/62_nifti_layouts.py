@@ -33,9 +33,10 @@ from fastcore.test import test_eq, test_fail
 # %%
 #| export
 _LABEL_WORDS = (
-    "segmentations?", "segs?", "masks?", "labels?", "lbl", "gt", "ground_?truth",
-    "annotations?", "contours?", "rois?",
+    "segmentations?", "segs?", "segm", "masks?", "labels?", "labelmaps?", "lbls?", "gt", "ground_?truth",
+    "annotations?", "annos?", "contours?", "rois?", "gtvs?",
 )
+_REMARKS = r"(?:[-_. ]+(?:final|manual|auto|corrected|edited|new|v\d+))+$"
 _IMAGE_WORDS = ("imaging", "images?", "img", "volumes?", "vol", "scans?", "ct", "orig", "original")
 
 class Role(NamedTuple):
@@ -49,26 +50,23 @@ class Role(NamedTuple):
 def _strip(name: str, words: tuple[str, ...]) -> str|None:
     "The name without a word before or after it; `None` if there is none."
     word = f"(?:{'|'.join(words)})"
-    patterns = (
-        rf"{word}(?P<key>)",
-        rf"{word}[-_. ]+(?P<key>.+)",
-        rf"{word}(?P<key>\d.*)",
-        rf"(?P<key>.+?)[-_. ]+{word}",
-    )
+    before = rf"{word}[-_. ]+(?P<key>.+)", rf"{word}(?P<key>\d.*)"
+    patterns = (word, *before, rf"(?P<key>.+?)[-_. ]+{word}")
     for pattern in patterns:
         found = re.fullmatch(pattern, name, re.IGNORECASE)
-        if found: return found["key"].lower()
+        if found: return (found.groupdict().get("key") or "").lower()
     return None
 
 def role_of(name: str) -> Role:
     "What the name of a case says: whose it is, and whether it is a label map."
     key = _strip(name, _LABEL_WORDS)
+    if key is None:
+        key = _strip(re.sub(_REMARKS, "", name, flags=re.IGNORECASE), _LABEL_WORDS)
     if key is not None:
-        shorter = _strip(key, _IMAGE_WORDS)
-        return Role(shorter or key, True)
+        key = _strip(key, _LABEL_WORDS) or key  # Slicer: p1_Segmentation-label
+        return Role(_strip(key, _IMAGE_WORDS) or key, True)
     key = _strip(name, _IMAGE_WORDS)
-    if key is None: key = name.lower()
-    return Role(key, False)
+    return Role(name.lower() if key is None else key, False)
 
 
 # %%
@@ -83,6 +81,8 @@ for name in (
     "segmentation",
     "ct",
     "ct_p1_mask",
+    "p1_Segmentation-label",
+    "p1-seg-manual_v2",
     "abdomen",
 ):
     print(f"{name:16}", *role_of(name))
@@ -90,30 +90,23 @@ for name in (
 
 # %%
 #| export
-def _owner(path: Path, candidates: list[str]) -> str:
-    "The only image that a label map can belong to; `InputError` for none, or several."
-    if len(candidates) == 1: return candidates[0]
-    problem = "there is no image of that name"
-    if candidates:
-        problem = f"{len(candidates)} images could be its own"
-    raise InputError(f"{path}: a label map, and {problem}; give both one name, or take it away")
-
 def pair_files(
     volumes: dict[str, Path], # case → image
     maps: dict[str, Path], # case → label map
 ) -> dict[str, Path]: # case of the image → its label map
     "Put each label map to its image, by the same name or by what is left of it. Raises `InputError` if that fails."
     by_key: dict[str, list[str]] = {}
-    for name in volumes:
-        key = role_of(name).key
-        by_key.setdefault(key, []).append(name)
+    for name in volumes: by_key.setdefault(role_of(name).key, []).append(name)
     paired: dict[str, Path] = {}
     for name, path in maps.items():
-        owner = name if name in volumes else _owner(path, by_key.get(role_of(name).key, []))
-        if owner in paired:
-            image, other = volumes[owner].name, paired[owner].name
-            raise InputError(f"{path}: a second label map of {image}, beside {other}; remove one of them")
-        paired[owner] = path
+        owners = [name] if name in volumes else by_key.get(role_of(name).key, [])
+        if len(owners) != 1:
+            problem = f"{len(owners)} images could be its own" if owners else "there is no image of that name"
+            raise InputError(f"{path}: a label map, and {problem}; give both one name, or take it away")
+        if owners[0] in paired:
+            raise InputError(f"{path}: a second label map of {volumes[owners[0]].name}, "
+                             f"beside {paired[owners[0]].name}; remove one of them")
+        paired[owners[0]] = path
     return paired
 
 
@@ -133,11 +126,8 @@ test_fail(
 #| export
 def split_roles(files: dict[str, Path]) -> tuple[dict[str, Path], dict[str, Path]]:
     "The images and the label maps among the files of one folder, by their names."
-    images, maps = {}, {}
-    for name, path in files.items():
-        kind = maps if role_of(name).label else images
-        kind[name] = path
-    return images, maps
+    maps = {name: path for name, path in files.items() if role_of(name).label}
+    return {name: path for name, path in files.items() if name not in maps}, maps
 
 
 # %%
@@ -151,7 +141,8 @@ print(list(images), list(maps), pair_files(images, maps))
 #| export
 _IMAGE_FOLDERS = {"images", "image", "imgs", "img", "ct", "cts", "scans", "scan", "volumes", "volume"}
 _LABEL_FOLDERS = {"labels", "label", "segs", "seg", "segmentation", "segmentations", "masks", "mask", "gt",
-                  "ground_truth", "groundtruth", "annotations", "labelmaps"}
+                  "ground_truth", "groundtruth", "annotations", "annos", "anno", "labelmaps", "labelmap",
+                  "lbls", "lbl", "contours", "rois"}
 _NNUNET = [("imagestr", "labelstr", "train"), ("imagests", "labelsts", "test")]
 
 class Layout(NamedTuple):
@@ -163,48 +154,42 @@ class Layout(NamedTuple):
 
 # %%
 #| export
+def is_label_folder(name: str) -> bool:
+    "Is this what people call a folder of label maps or of structures?"
+    return name.lower() in _LABEL_FOLDERS | {"labelstr", "labelsts", "structures", "organs"}
+
+def structure_folder(case: Path) -> Path|None:
+    "The folder of the structures in the folder of a case; `None` if there is none. `InputError` for several."
+    inner = [d for d in case.iterdir() if d.is_dir() and is_label_folder(d.name)]
+    name = _the_one(case, sorted(d.name for d in inner))
+    return case/name if name else None
+
 def _flat_folders(src: Path) -> dict[str, str]:
     "Folders that hold volumes and are no case of their own: name in small letters → name."
-    folders = {}
-    for path in src.iterdir():
-        if not path.is_dir() or (path/"segmentations").is_dir(): continue
-        folders[path.name.lower()] = path.name
-    return folders
+    folders = [d for d in src.iterdir() if d.is_dir() and not (d/"segmentations").is_dir()]
+    return {folder.name.lower(): folder.name for folder in folders}
 
-def _the_one(src: Path, folders: dict[str, str], allowed: set[str]) -> str:
-    "The only folder with an allowed name, \"\" if there is none; `InputError` for several."
-    names = [name for lower, name in folders.items() if lower in allowed]
-    if not names: return ""
-    first, *others = names
-    if others:
-        raise InputError(f"{src}: both {first}/ and {others[0]}/ are in it, "
+def _the_one(src: Path, names: list[str]) -> str:
+    "The only folder, \"\" if there is none; `InputError` for several."
+    if len(names) > 1:
+        raise InputError(f"{src}: both {names[0]}/ and {names[1]}/ are in it, "
                          "and it is not clear which belong together; keep one")
-    return first
+    return names[0] if names else ""
 
 
 # %%
 #| export
-def _nnunet_layouts(folders: dict[str, str]) -> list[Layout]:
-    "nnU-Net's folders, as far as they are there."
-    layouts = []
-    for images, labels, split in _NNUNET:
-        if images in folders:
-            layouts.append(Layout(folders[images], folders.get(labels, ""), split))
-    return layouts
-
 def find_layouts(src: Path) -> list[Layout]:
     "Where the images and the label maps of a folder lie. Raises `InputError` if that is not clear."
     folders = _flat_folders(src)
-    images = _the_one(src, folders, _IMAGE_FOLDERS)
-    labels = _the_one(src, folders, _LABEL_FOLDERS)
-    loose = bool(nifti_files(src))
-    layouts = _nnunet_layouts(folders)
-    if images:
-        layouts.append(Layout(images, labels, "train"))
-    if loose:
-        labels_of_loose = labels if labels and not images else "."
-        layouts.append(Layout(".", labels_of_loose, "train"))
-    if labels and not images and not loose:
+    images = _the_one(src, [name for low, name in folders.items() if low in _IMAGE_FOLDERS])
+    labels = _the_one(src, [name for low, name in folders.items() if low in _LABEL_FOLDERS])
+    beside = bool(nifti_files(src))
+    layouts = [Layout(folders[i], folders.get(m, ""), split) for i, m, split in _NNUNET if i in folders]
+    if images: layouts.append(Layout(images, labels, "train"))
+    if beside:
+        layouts.append(Layout(".", "." if images or not labels else labels, "train"))
+    if labels and not images and not beside:
         raise InputError(f"{src/labels}: label maps, and there is no folder of images beside it; "
                          "expected images/ and labels/")
     return layouts
@@ -214,10 +199,9 @@ def find_layouts(src: Path) -> list[Layout]:
 #| export
 def layout_folders(src: Path) -> set[str]:
     "Names of folders that are part of a layout, and no cases."
-    shared = _IMAGE_FOLDERS | _LABEL_FOLDERS
-    for images, labels, _ in _NNUNET:
-        shared = shared | {images, labels}
-    return {name for lower, name in _flat_folders(src).items() if lower in shared}
+    of_nnunet = {name for images, labels, _ in _NNUNET for name in (images, labels)}
+    shared = _IMAGE_FOLDERS | _LABEL_FOLDERS | of_nnunet
+    return {name for low, name in _flat_folders(src).items() if low in shared}
 
 
 # %%
@@ -235,11 +219,9 @@ test_fail(lambda: find_layouts(work), contains="keep one")
 def images_and_labels(src: Path, layout: Layout) -> tuple[dict[str, Path], dict[str, Path]]:
     "The images of a layout by case, and the label maps by the case of their image. Raises `InputError` for a map without one."
     volumes = nifti_files(src/layout.images)
-    maps: dict[str, Path] = {}
     if layout.labels in (".", layout.images):
         volumes, maps = split_roles(volumes)
-    elif layout.labels:
-        maps = nifti_files(src/layout.labels)
+    else: maps = nifti_files(src/layout.labels) if layout.labels else {}
     if layout.images.lower() in ("imagestr", "imagests"):
         check_channels(src/layout.images, volumes)
     return volumes, pair_files(volumes, maps)
@@ -248,10 +230,8 @@ def check_channels(folder: Path, volumes: dict[str, Path]):
     "Raise `InputError` for several channels of one case. (Outside of nnU-Net _0001 may be a case's number.)"
     for name, path in volumes.items():
         numbered = re.fullmatch(r"(.+)_\d{4}", name)
-        if numbered is None: continue
-        other = volumes.get(numbered[1])
-        if other:
-            raise InputError(f"{folder}: {other.name} and {path.name} "
+        if numbered and numbered[1] in volumes:
+            raise InputError(f"{folder}: {volumes[numbered[1]].name} and {path.name} "
                              "are channels of one case; keep the CT and take the others out")
 
 

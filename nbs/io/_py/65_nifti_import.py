@@ -9,7 +9,6 @@
 # %%
 #| export
 import functools
-import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,12 +20,16 @@ from ctseg.data.images import natural_key
 from ctseg.io.cases import Case, read_patients
 from ctseg.io.cutting import Work, file_stamp
 from ctseg.io.folders import write_volumes
-from ctseg.io.nifti import case_name, nifti_files, read_label_map, read_nifti, scale_notes
+from ctseg.io.label_names import dataset_classes, ignore_label, read_examined
+from ctseg.io.nifti import case_name, nifti_files, read_label_map, read_scan
 from ctseg.io.nifti_layouts import (
-    find_layouts, images_and_labels, layout_folders, role_of, split_roles,
+    find_layouts, images_and_labels, layout_folders, role_of, split_roles, structure_folder,
 )
 from ctseg.io.slicing import Slicing
 from ctseg.io.volumes import Volume, class_flags, combine
+from ctseg.io.walk import (
+    check_folder, content_of, folders_below, foreign_files, foreign_hint, visible_files,
+)
 
 # %%
 #| hide
@@ -102,28 +105,36 @@ class CaseFolder(NamedTuple):
 
 # %%
 #| export
-def _case_folder(folder: Path, files: dict[str, Path]) -> CaseFolder:
-    "The CT and the labels in the folder of a case."
-    ct = _ct_of(folder, files)
-    structures = nifti_files(folder/"segmentations")
-    _, maps = split_roles(files)
-    labels = [path for path in maps.values() if path != ct]
-    if len(labels) > 1 or (labels and structures):
-        raise InputError(f"{folder}: {labels[0].name} and other labels of one image; keep one of them")
-    return CaseFolder(ct, structures, labels[0] if labels else None)
+def _is_one_case(src: Path) -> bool:
+    "Has a folder structures of its own, and no images that they could be label maps of?"
+    structures = nifti_files(src/"segmentations")
+    if not (src/"segmentations").is_dir() or any(layout.images != "." for layout in find_layouts(src)):
+        return False
+    return not set(structures) & set(nifti_files(src))
 
+
+# %%
+print(_is_one_case(hospital), _is_one_case(hospital/"patient 0"))
+
+
+# %%
+#| export
 def case_folders(src: Path) -> dict[Path, CaseFolder]:
     "Cases that have a folder of their own. Raises `InputError` if it is not clear which file is the CT."
-    if (src/"segmentations").is_dir():
+    if _is_one_case(src):
         raise InputError(f"{src}: is one case itself (it has segmentations/); give the folder above it")
-    shared = layout_folders(src)
-    folders = [path for path in src.iterdir() if path.is_dir() and not path.name.startswith(".")]
-    folders.sort(key=lambda path: natural_key(path.name))
-    cases = {}
-    for folder in folders:
+    folders = [d for d in src.iterdir() if d.is_dir() and not d.name.startswith(".")]
+    shared, cases = layout_folders(src), {}
+    for folder in sorted(folders, key=lambda d: natural_key(d.name)):
         files = {} if folder.name in shared else nifti_files(folder)
-        if files:
-            cases[folder] = _case_folder(folder, files)
+        if not files: continue
+        ct, inner = _ct_of(folder, files), structure_folder(folder)
+        structures = nifti_files(inner) if inner else {}
+        maps = {name: path for name, path in split_roles(files)[1].items() if path != ct}
+        if len(maps) > 1 or (maps and structures):
+            raise InputError(f"{folder}: {next(iter(maps.values())).name} and other labels of one image; "
+                             "keep one of them")
+        cases[folder] = CaseFolder(ct, structures, next(iter(maps.values()), None))
     return cases
 
 
@@ -137,6 +148,24 @@ print({folder.name: list(case.structures) for folder, case in folders.items()})
 
 # %%
 #| export
+def _read_mask(path: Path, shape, affine: np.ndarray) -> np.ndarray: # bool [I,J,K]
+    "The mask of one structure; `InputError` for a map of several labels."
+    labels = read_label_map(path, shape, affine)
+    drawn = labels[labels > 0]
+    if drawn.size and drawn.min() != drawn.max():
+        raise InputError(f"{path}: holds several labels ({drawn.min()} and {drawn.max()}), "
+                         "expected the mask of one structure; "
+                         "put a label map beside its image, as its name and _seg")
+    return labels > 0
+
+
+# %%
+mask = _read_mask(hospital/"patient 0"/"segmentations"/"liver.nii.gz", scans[0].hu.shape, scans[0].affine)
+test_eq(mask, scans[0].labels == TORSO_CLASSES.id("liver"))
+
+
+# %%
+#| export
 def load_structures(
     ct: Path,
     files: dict[str, Path], # structure name → its file
@@ -145,15 +174,13 @@ def load_structures(
     kind: str = "nifti",
 ) -> Volume:
     "A CT and its structures. The classes in `parts` are known, the others are not."
-    hu, affine = read_nifti(ct)
-    notes = scale_notes(hu, ct)
+    hu, affine, notes = read_scan(ct)
 
     def union(names) -> np.ndarray:
-        masks = (read_label_map(files[name], hu.shape, affine) > 0 for name in names)
+        masks = (_read_mask(files[name], hu.shape, affine) for name in names)
         return functools.reduce(np.logical_or, masks)
 
-    masks = ((id, union(names)) for id, names in parts.items())
-    united = combine(hu.shape, masks)
+    united = combine(hu.shape, ((id, union(names)) for id, names in parts.items()))
     known = class_flags(parts, C)
     drawn = dict(overlap=united.overlap, drawn=united.drawn)
     return Volume(hu, affine, united.labels, known, kind=kind, notes=notes, **drawn)
@@ -173,49 +200,15 @@ print("known:", lungs.known, "voxels:", np.bincount(lungs.labels.ravel()))
 
 # %%
 #| export
-def _class_ids(names: list, classes: ClassMap, where: str) -> list[int]:
-    "The ids of classes given by name or number; `InputError` for one that does not exist."
-    ids = [classes.id(name) if isinstance(name, str) else name for name in names]
-    for id in ids:
-        if type(id) is not int or not 1 <= id <= len(classes):
-            raise InputError(f"{where}: {id!r} is not a class")
-    return ids
+def _refuse_unexamined(path: Path, classes: ClassMap):
+    "Tell that nothing says what was examined, and what to do."
+    raise InputError(
+        f"{path}: no such file, so absent cannot be told from unknown; "
+        f"write {{\"case\": [\"{classes.names[0]}\", …]}}, or choose "
+        "annotated='present' (--annotated present: only classes with voxels are known) "
+        "or annotated='all' (--annotated all: "
+        "every class was examined on every labelled volume)")
 
-
-# %%
-print(_class_ids(["liver", 5], TORSO_CLASSES, "p1"))
-test_fail(lambda: _class_ids([6], TORSO_CLASSES, "p1"), contains="6 is not a class")
-
-
-# %%
-#| export
-def _read_examined(path: Path, classes: ClassMap) -> dict[str, np.ndarray]:
-    "The `annotated_labels.json` of a folder of volumes: case → classes examined, bool [C]."
-    if not path.exists():
-        raise InputError(
-            f"{path}: no such file, so absent cannot be told from unknown; "
-            f"write {{\"case\": [\"{classes.names[0]}\", …]}}, or choose "
-            "annotated='present' (--annotated present: only classes with voxels are known) "
-            "or annotated='all' (--annotated all: "
-            "every class was examined on every labelled volume)")
-    table = read_json(path)
-    if not isinstance(table, dict) or not all(isinstance(names, list) for names in table.values()):
-        raise InputError(f"{path}: expected an object with a list of class names for each case")
-    examined = {}
-    for case, names in table.items():
-        ids = _class_ids(names, classes, f"{path}, {case}")
-        examined[case] = class_flags(ids, len(classes))
-    return examined
-
-
-# %%
-write_json({"p1": ["liver", "vertebrae"], "p2": []}, work/"annotated_labels.json")
-print(_read_examined(work/"annotated_labels.json", TORSO_CLASSES))
-test_fail(lambda: _read_examined(work/"nothing.json", TORSO_CLASSES), contains="annotated='all'")
-
-
-# %%
-#| export
 class _Examined:
     "What was examined on the cases with a label map. The file that says so is read once, when it is needed."
     def __init__(self, src: Path, classes: ClassMap, annotated: str):
@@ -226,7 +219,8 @@ class _Examined:
     @functools.cached_property
     def table(self) -> dict[str, np.ndarray]:
         "Case → bool [C]."
-        return _read_examined(self.path, self.classes)
+        if not self.path.exists(): _refuse_unexamined(self.path, self.classes)
+        return read_examined(self.path, self.classes)
 
     def known(self, case: str, labelled: bool) -> np.ndarray|None:
         "The classes examined on a case, bool [C]; `None`: those with voxels."
@@ -241,6 +235,8 @@ class _Examined:
 
 
 # %%
+write_json({"p1": ["liver", "vertebrae"], "p2": []}, work/"annotated_labels.json")
+test_fail(lambda: _refuse_unexamined(work/"nothing.json", TORSO_CLASSES), contains="annotated='all'")
 told = _Examined(work, TORSO_CLASSES, "json")
 print("labelled:", told.known("p1", True), "without a label map:", told.known("p1", False))
 test_fail(lambda: told.known("p3", True), contains="what was examined on p3")
@@ -262,11 +258,13 @@ print([list(files) for layout in find_layouts(nnunet) for files in images_and_la
 #| export
 def _load_label_map(path: Path, labels: Path|None, known: np.ndarray|None, ignore: int|None = None) -> Volume:
     "An image and its label map, if it has one; voxels of the label `ignore` become 255, which is ignored everywhere."
-    hu, affine = read_nifti(path)
+    hu, affine, notes = read_scan(path)
     drawn = read_label_map(labels, hu.shape, affine) if labels else None
     if drawn is not None and ignore is not None:
         drawn[drawn == ignore] = IGNORE
-    notes = scale_notes(hu, path)
+    if drawn is not None and drawn.any() and not (drawn % IGNORE).any():
+        notes += (f"{labels}: all that is drawn is {IGNORE if ignore is None else ignore}, which means "
+                  "'to be ignored'; the mask of a structure is written with its number",)
     if drawn is not None and known is not None and known.all() and not drawn.any():
         notes += (f"{labels}: holds no voxel, and will be taught as a volume with nothing on it; "
                   "if nobody looked at it, choose annotated='present' (--annotated present)",)
@@ -276,24 +274,6 @@ def _load_label_map(path: Path, labels: Path|None, known: np.ndarray|None, ignor
 # %%
 volume = _load_label_map(hospital/"patient 2"/"ct.nii.gz", None, np.zeros(5, bool))
 print(volume.hu.shape, "labels:", volume.labels, "known:", volume.known)
-
-
-# %%
-#| export
-def _dataset_labels(path: Path) -> dict:
-    "The labels of a `dataset.json`, empty if it has none."
-    table = read_json(path)
-    labels = table.get("labels") if isinstance(table, dict) else None
-    return labels if isinstance(labels, dict) else {}
-
-def _ignore_label(src: Path) -> int|None:
-    "The number that nnU-Net's `dataset.json` gives to voxels that are to be ignored; `None`: there is none."
-    path = src/"dataset.json"
-    if not path.exists(): return None
-    for key, value in _dataset_labels(path).items():
-        if key == "ignore": return _whole_number(value)  # {name: number}
-        if value == "ignore": return _whole_number(key)  # {number: name}
-    return None
 
 
 # %%
@@ -308,9 +288,7 @@ def _map_case(
 
 def _map_cases(src: Path, classes: ClassMap, annotated: str) -> list[Case]:
     "The cases with a label map, and bare volumes."
-    cases = []
-    examined = _Examined(src, classes, annotated)
-    ignore = _ignore_label(src)
+    cases, examined, ignore = [], _Examined(src, classes, annotated), ignore_label(src/"dataset.json")
     for layout in find_layouts(src):
         volumes, maps = images_and_labels(src, layout)
         for name, path in volumes.items():
@@ -333,57 +311,7 @@ for case in _map_cases(nnunet, TORSO_CLASSES, "all"):
 # ## Names of classes
 #
 # They are taken from `class_names.json`, from the `dataset.json` of nnU-Net (both versions) or of the Medical Segmentation Decathlon,
-# or from the names of the structure files.
-
-# %%
-#| export
-def _whole_number(x) -> int|None:
-    "A whole number from JSON, also one written as text; else `None`."
-    if type(x) is int: return x
-    if type(x) is float and x.is_integer(): return int(x)
-    if isinstance(x, str) and re.fullmatch(r"\d{1,3}", x, re.ASCII):
-        return int(x)
-    return None
-
-
-# %%
-#| export
-def _names_by_id(labels: dict) -> dict[int, str]:
-    "The classes of a `dataset.json`, id to name: `{name: id}` as nnU-Net 2 writes it, or `{id: name}` as nnU-Net 1 did."
-    ids_first = all(_whole_number(key) is not None for key in labels)
-    named = {}
-    for key, value in labels.items():
-        id, name = (key, value) if ids_first else (value, key)
-        number = _whole_number(id)
-        if number != 0 and name not in ("background", "ignore"):
-            named[number] = name
-    return named
-
-
-# %%
-print(_names_by_id({"background": 0, "liver": 1, "spleen": "2", "ignore": 3}))
-print(_names_by_id({"0": "background", "1": "liver", "2": "spleen"}))
-
-
-# %%
-#| export
-def _dataset_classes(path: Path) -> ClassMap:
-    "The classes of a `dataset.json` of nnU-Net or the Decathlon; `InputError` unless they are numbered from 1."
-    names = _names_by_id(_dataset_labels(path))
-    numbered = set(names) == set(range(1, len(names) + 1))
-    are_texts = all(isinstance(name, str) for name in names.values())
-    if not names or not numbered or not are_texts:
-        raise InputError(f"{path}: labels must be names numbered 0, 1, 2, … without regions; "
-                         "write a class_names.json instead")
-    return ClassMap.from_names([names[id] for id in sorted(names)])
-
-
-# %%
-write_json({"labels": {"background": 0, "liver": 1, "spleen": 2, "ignore": 3}}, work/"dataset.json")
-print(_dataset_classes(work/"dataset.json").names)
-write_json({"labels": {"background": 0, "organs": [1, 2]}}, work/"dataset.json")
-test_fail(lambda: _dataset_classes(work/"dataset.json"), contains="without regions")
-
+# or from the names of the structure files. [How they are read](46_label_names.ipynb).
 
 # %%
 #| export
@@ -394,7 +322,7 @@ def _classes_of(src: Path, classes, structures: list[str]) -> ClassMap:
     if (src/"class_names.json").exists():
         return ClassMap.from_json(src/"class_names.json")
     if (src/"dataset.json").exists():
-        return _dataset_classes(src/"dataset.json")
+        return dataset_classes(src/"dataset.json")
     return ClassMap.from_names(structures) if structures else RAIDIUM54
 
 
@@ -432,8 +360,7 @@ def _structure_cases(src: Path, folders: dict, classes: ClassMap) -> list[Case]:
         if labels: continue
         parts = {classes.id(name): [name] for name in files if name in classes.names}
         load = functools.partial(load_structures, ct, files, parts, len(classes))
-        known = class_flags(parts, len(classes))
-        stamp = file_stamp([ct, *files.values()])
+        known, stamp = class_flags(parts, len(classes)), file_stamp([ct, *files.values()])
         where = str(folder.relative_to(src))
         cases.append(Case(where, load, None, known, display_name=str(folder), stamp=stamp))
     return cases
@@ -441,6 +368,60 @@ def _structure_cases(src: Path, folders: dict, classes: ClassMap) -> list[Case]:
 
 # %%
 print([(case.source, case.known.tolist()) for case in _structure_cases(hospital, folders, TORSO_CLASSES)])
+
+
+# %% [markdown]
+# What lies in the folder and has no place in any of these layouts is told: a NIfTI one folder too deep, structures in a folder of another
+# name, archives, and volumes in other formats.
+
+# %%
+#| export
+def _all_nifti(src: Path) -> set[Path]:
+    "Every NIfTI file below a folder."
+    return {path for folder in folders_below(src) for path in nifti_files(folder, strict=False).values()}
+
+def _unused_files(src: Path) -> list[str]:
+    "NIfTI files below a folder that belong to none of its cases, named below `src`."
+    used = set()
+    for layout in find_layouts(src):
+        for files in images_and_labels(src, layout): used |= set(files.values())
+    for case in case_folders(src).values():
+        used |= {case.ct, case.labels, *case.structures.values()}
+    return sorted(str(path.relative_to(src)) for path in _all_nifti(src) - used)
+
+def _told_unused(src: Path, most: int = 5) -> list[str]:
+    "The first few of them, and how many there are."
+    unused = _unused_files(src)
+    more = [f"… ({len(unused)} in all)"] if len(unused) > most else []
+    return unused[:most] + more
+
+
+# %%
+(nnunet/"old").mkdir()
+shutil.copy(nnunet/"labelsTr"/"p0.nii.gz", nnunet/"old")
+print(_told_unused(nnunet), _told_unused(hospital))
+shutil.rmtree(nnunet/"old")
+
+
+# %%
+#| export
+def _refuse_empty(src: Path):
+    "Tell that nothing was found where volumes are looked for, and what is there instead."
+    deeper, hint = _unused_files(src), foreign_hint(foreign_files(src))
+    if deeper:
+        raise InputError(f"{src}: {len(deeper)} NIfTI files in it, but not where volumes are looked for, "
+                         f"such as {deeper[0]}; "
+                         "give the folder that holds images/ and labels/, or a folder per case")
+    files = (path for folder in folders_below(src) for path in visible_files(folder))
+    if any(content_of(path) == "a DICOM file" for path in files):
+        hint += "; DICOM is read by `ctseg import dicom`"
+    raise InputError(f"{src}: no NIfTI volumes in it{hint}; expected images/ and labels/, "
+                     "or a folder per case with ct.nii.gz")
+
+
+# %%
+(work/"none").mkdir()
+test_fail(lambda: _refuse_empty(work/"none"), contains="no NIfTI volumes in it")
 
 
 # %%
@@ -451,9 +432,7 @@ def _find_cases(src: Path, classes, annotated: str) -> tuple[list[Case], ClassMa
     structures = sorted({name for case in folders.values() for name in case.structures})
     classes = _classes_of(src, classes, structures)
     cases = _map_cases(src, classes, annotated) + _structure_cases(src, folders, classes)
-    if not cases:
-        raise InputError(f"{src}: no NIfTI volumes in it; expected images/ and labels/, "
-                         "or a folder per case with ct.nii.gz")
+    if not cases: _refuse_empty(src)
     return cases, classes, _unused_structures(src, structures, classes)
 
 
@@ -479,20 +458,18 @@ def import_nifti(
 
     Raises `InputError` for volumes or labels that cannot be read or contradict each other.
     """
-    src = Path(src)
-    options = ("json", "all", "present")
+    src, options = Path(src), ("json", "all", "present")
     if annotated not in options:
         raise did_you_mean("value of annotated", annotated, options)
-    if not src.is_dir():
-        raise InputError(f"{src}: no such folder; expected a folder of NIfTI volumes")
+    check_folder(src, "a folder of NIfTI volumes")
     cases, classes, unused = _find_cases(src, classes, annotated)
     names = [case_name(Path(case.source)) for case in cases]
     read_patients(src/"patients.json", cases, names)
     if keep_names:
-        for case, name in zip(cases, names):
-            case.id = name
+        for case, name in zip(cases, names): case.id = name
     facts = write_volumes(cases, out, classes, slicing, test_share, key, Work(**work))
-    return facts | {"ignored_labels": unused}
+    passed_over = dict(foreign_files(src).most_common())
+    return facts | {"ignored_labels": unused, "unused_files": _told_unused(src), "passed_over": passed_over}
 
 
 # %%

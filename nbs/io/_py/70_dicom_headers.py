@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from ctseg.core.files import InputError
+from ctseg.data.images import natural_key
 from ctseg.io.volumes import import_volumes_package
+from ctseg.io.walk import is_visible
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -138,6 +140,34 @@ def _identifying(header) -> list[str]:
     return patterns + _name_pattern(str(header.get("PatientName") or ""))
 
 
+# %% [markdown]
+# Where every folder is called by its patient, nothing would be left to tell them apart. So a folder whose name is blotted out says which one
+# of its neighbours it is: `…(2 of 3)`.
+
+# %%
+#| export
+def _rank(folder: Path) -> str:
+    "Which of the visible folders beside it a folder is, in natural order; \"\" if it is the only one."
+    beside = [other.name for other in folder.parent.iterdir() if is_visible(other) and other.is_dir()]
+    if len(beside) < 2 or folder.name not in beside: return ""
+    return f"({sorted(beside, key=natural_key).index(folder.name) + 1} of {len(beside)})"
+
+def _with_ranks(text: str, path: Path, src: Path) -> str:
+    "A path of which parts are blotted out, with the rank of each folder that is."
+    shown, parts = text.split("/"), path.relative_to(src).parts
+    if len(shown) != len(parts): return text
+    for i, (part, name) in enumerate(zip(parts, shown)):
+        folder = src.joinpath(*parts[:i + 1])
+        if part != name and folder.is_dir(): shown[i] += _rank(folder)
+    return "/".join(shown)
+
+
+# %%
+for name in ("Doe", "Poe", "Roe"): (clinic/"by name"/name).mkdir(parents=True)
+print(_with_ranks("by name/…/IM3", clinic/"by name"/"Poe"/"IM3", clinic))
+shutil.rmtree(clinic/"by name")
+
+
 # %%
 #| export
 def path_without_patient(
@@ -152,7 +182,7 @@ def path_without_patient(
     told = [pattern for header in headers for pattern in _identifying(header)]
     for pattern in dict.fromkeys([*told, *sorted(patterns)]):
         text = re.sub(pattern, "…", text, flags=re.IGNORECASE)
-    return text.rstrip("/")
+    return _with_ranks(text.rstrip("/"), path, src)
 
 
 # %%
@@ -329,6 +359,8 @@ def check_header(header, where: str):
             expected = f"{count} {'positive ' if positive else ''}{'numbers' if count > 1 else 'number'}"
             raise InputError(f"{where}: {tag} is {str(header.get(tag))[:60]!r}, expected {expected}; "
                              "export the series again")
+    if not _numbers(header, "RescaleSlope").all():
+        raise InputError(f"{where}: RescaleSlope is 0, so all its values are one; export the original series")
     for tag in _MAY_LACK:
         value = header_value(header, tag, where)
         try: float(value or 0)

@@ -10,15 +10,13 @@
 #| export
 import struct
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from ctseg.core.files import InputError
-from ctseg.data.images import natural_key
 from ctseg.io.dicom_headers import DicomFile, PatientNames
 from ctseg.io.volumes import import_volumes_package
+from ctseg.io.walk import check_folder, content_of, folders_below, foreign_kind, visible_files
 
 # %%
 #| hide
@@ -52,12 +50,12 @@ for name, modality in (("dose", "RTDOSE"), ("magnet", "MR")):
 # %%
 #| export
 def _starts_with_element(start: bytes) -> bool:
-    "Do these bytes look like the first element of a data set?"
-    if len(start) < 8 or start[:1] not in (b"\x02", b"\x08") or start[1]:
-        return False
-    number, length = struct.unpack("<H", start[2:4])[0], struct.unpack("<I", start[4:8])[0]
+    "Do these bytes look like the first element of a data set? The last byte first (big endian) only with its type."
+    if len(start) < 8: return False
     explicit = start[4:6].isalpha() and start[4:6].isupper()
-    return number < 0x1200 and (explicit or length < 256)
+    if start[:2] in (b"\0\x02", b"\0\x08"): return explicit and start[2] < 0x12
+    number, length = struct.unpack("<H", start[2:4])[0], struct.unpack("<I", start[4:8])[0]
+    return start[:2] in (b"\x02\0", b"\x08\0") and number < 0x1200 and (explicit or length < 256)
 
 def _start_of(path: Path) -> bytes:
     "The first bytes of a file."
@@ -217,7 +215,6 @@ _FIRST_LOOK = [
     "PatientName", "PatientID", "PatientBirthDate", "AccessionNumber", "StudyID",
     "StudyDate", "SeriesDate", "AcquisitionDate", "ContentDate",
 ]
-_PACKED = (".zip", ".gz", ".tgz", ".tar", ".7z", ".rar", ".bz2", ".xz")
 
 def _text_of(header, tag: str) -> str:
     "An element as text; \"\" if it is missing or malformed."
@@ -259,21 +256,26 @@ def _look_at(path: Path, heap: Heap, order: int):
     elif kind: heap.passed_over[kind] += 1
 
 
+# %% [markdown]
+# A file that is no DICOM is counted where it may hold images after all: [archives and volumes of other programs](08_walk.ipynb), and what is
+# called `.dcm` and is something else. Pictures and notes are not.
+
 # %%
 #| export
-def _folders(src: Path) -> list[Path]:
-    "A folder and all visible ones below it, in natural order."
-    inner = [d for d in src.rglob("*") if d.is_dir()]
-    return [src, *sorted(inner, key=lambda d: natural_key(str(d.relative_to(src))))]
+_CALLED_DICOM = (".dcm", ".dicom", ".dic", ".ima")
 
-def _is_packed(name: str) -> bool:
-    "Is this the name, in small letters, of an archive? A packed NIfTI is none."
-    return name.endswith(_PACKED) and not name.endswith(".nii.gz")
+def _other_kind(path: Path) -> str:
+    "What to count a file as that is no DICOM; \"\": it is not counted."
+    kind = foreign_kind(path.name)
+    if kind or not path.name.lower().endswith(_CALLED_DICOM): return kind
+    packed = content_of(path).startswith(("an archive", "packed"))
+    return "packed file" if packed else "unreadable file"
 
-def _visible_files(folder: Path) -> Iterator[Path]:
-    "The files of a folder in natural order, without hidden ones."
-    for path in sorted(folder.iterdir(), key=lambda p: natural_key(p.name)):
-        if path.is_file() and not path.name.startswith("."): yield path
+
+# %%
+(clinic/"axial"/"page.dcm").write_text("<html>403</html>")
+test_eq([_other_kind(clinic/"axial"/name) for name in ("page.dcm", "notes.txt", "a.zip")],
+        ["unreadable file", "", "packed file"])
 
 
 # %%
@@ -284,14 +286,12 @@ def read_heap(
 ) -> Heap:
     "Look at every file of a folder. Damaged ones are noted, others are passed over and counted."
     import_volumes_package("pydicom")
-    if not src.is_dir():
-        raise InputError(f"{src}: no such folder; expected DICOM CT series")
+    check_folder(src, "DICOM CT series")
     heap = Heap(src, names=PatientNames(src))
-    for order, folder in enumerate(_folders(src) if deep else [src]):
-        for path in _visible_files(folder):
+    for order, folder in enumerate(folders_below(src) if deep else [src]):
+        for path in visible_files(folder):
             if is_dicom(path): _look_at(path, heap, order)
-            elif _is_packed(path.name.lower()):
-                heap.passed_over["packed file"] += 1
+            elif _other_kind(path): heap.passed_over[_other_kind(path)] += 1
     return heap
 
 

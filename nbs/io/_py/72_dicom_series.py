@@ -18,6 +18,7 @@ import numpy as np
 from ctseg.core.files import InputError
 from ctseg.io.dicom_headers import DicomFile, check_one_series
 from ctseg.io.dicom_heap import Heap, frame_headers, read_file, read_heap
+from ctseg.io.scale import scale_notes
 
 # %%
 #| hide
@@ -519,11 +520,21 @@ def make_series(
     paths = [file.path for file in files]
     return Series(paths, SliceHeaders(files), _affine(stack), positions, tilted, files[0].patterns)
 
+def series_notes(
+    series: Series,
+    hu: np.ndarray, # its voxels
+    shown: str, # as a message may show it
+) -> tuple[str, ...]:
+    "What whoever uses a series should know: a tilted gantry, no Hounsfield units."
+    tilt = f"{shown}: made with a tilted gantry; its slices are in their own plane"
+    return ((tilt,) if series.tilted else ()) + scale_notes(hu, shown)
+
 
 # %%
 s = make_series(images, clinic)
 print(s.shape, s.digest, "positions:", s.positions)
 print("the first pixel of slice 7:", s.locate(planes["oblique"].positions[7:8]).round(6))
+print(series_notes(s, s.read_voxels(clinic), "oblique"))
 
 # %% [markdown]
 # What would have happened without the positions? Here are the same voxels from the side, once stacked as a block, as many tools do,

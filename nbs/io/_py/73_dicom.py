@@ -20,6 +20,7 @@ from ctseg.io.dicom_heap import Entry, Heap, read_heap
 from ctseg.io.dicom_references import find_about, references, slim_label
 from ctseg.io.dicom_series import Series, make_series, slices_in
 from ctseg.io.geometry import slice_axes
+from ctseg.io.walk import foreign_hint
 
 # %%
 #| hide
@@ -66,9 +67,7 @@ def _damage(heap: Heap, path: Path) -> str:
 
 def _no_images(heap: Heap) -> InputError:
     "What is said of a heap without a CT image."
-    passed = ", ".join(f"{n} {name}" for name, n in heap.passed_over.most_common())
-    hint = f" (passed over: {passed})" if passed else ""
-    if heap.passed_over["packed file"]: hint += "; unpack them first"
+    hint = foreign_hint(heap.passed_over)
     return InputError(f"{heap.src}: no DICOM CT images in it or in its folders{hint}")
 
 
@@ -197,12 +196,43 @@ def plane_of_slicing(orientation: str) -> str:
 print(plane_of(two[0].header), plane_of_slicing("SPL"), plane_of_slicing("AIL"))
 
 
+# %% [markdown]
+# A survey picture may even have the number of the series that was planned on it. So the images of one number are parted by their plane.
+
 # %%
 #| export
+def _by_plane(files: list[DicomFile], orientation: str|None) -> list[list[DicomFile]]:
+    "The images of a series that lie in the plane of the slicing, and the others; all together if none do, or all."
+    if not orientation: return [files]
+    wanted = plane_of_slicing(orientation), ""
+    fitting = [file for file in files if plane_of(file.header) in wanted]
+    others = [file for file in files if plane_of(file.header) not in wanted]
+    return [fitting, others] if fitting and others else [files]
+
+
+# %%
+turned = two[30]._replace(header=pydicom.Dataset())
+turned.header.ImageOrientationPatient = [1, 0, 0, 0, 0, -1]
+print([len(part) for part in _by_plane([*two[:3], turned], "SPL")], len(_by_plane(two[:3], "SPL")))
+
+# %% [markdown]
+# Scanners with two energies also make maps of iodine, of effective atomic number or of electron density. They are CT images too, in other
+# units: what a network has learnt of Hounsfield units does not hold there.
+
+# %%
+#| export
+_HOUNSFIELD = {"", "HU", "US", "HU_MOD"}  # US: unspecified, as many write
+
+def _unit(files: list[DicomFile]) -> str:
+    "The unit of a series if it is no Hounsfield unit, else \"\"."
+    units = {str(file.header.get("RescaleType") or "").strip().upper() for file in files}
+    return ", ".join(sorted(units - _HOUNSFIELD))
+
 def _unfit(files: list[DicomFile], orientation: str|None) -> str:
-    "Why a series is left out: it has no places, another plane, or one place only. \"\" if it is not."
+    "Why a series is left out: no places, another unit or plane, one place only. \"\" if it is not."
     if not any(file.header.get("ImagePositionPatient") for file in files):
         return "images that do not say where they lie"
+    if _unit(files): return f"images in {_unit(files)}, not in Hounsfield units"
     planes = {plane_of(file.header) for file in files}
     if orientation and "" not in planes and plane_of_slicing(orientation) not in planes:
         return f"{' and '.join(sorted(planes))} images, while slices are cut as {orientation}"
@@ -219,6 +249,22 @@ print(
     "|",
     _unfit([two[0]._replace(header=pydicom.Dataset())], "SPL"),
 )
+
+
+# %%
+#| export
+def _without_surveys(files: list[DicomFile], src: Path, orientation, gaps: bool) -> list[list[DicomFile]]:
+    "Slices, and survey pictures among them; all together if the slices are no volume without the others."
+    parts = _by_plane(files, orientation)
+    if len(parts) == 1: return parts
+    try:
+        for phase in _by_phase(parts[0]): make_series(phase, src, gaps)
+    except InputError: return [files]
+    return parts
+
+
+# %%
+print([len(part) for part in _without_surveys([*two[:24], turned], clinic, "SPL", False)])
 
 
 # %% [markdown]
@@ -271,15 +317,18 @@ class _Surveyor:
         heap = self.heap
         try: files = slices_in(heap, entries)
         except Exception: return self.fail(_damage(heap, entries[0].path))
-        for phase in _by_phase(files):
-            unfit = _unfit(phase, self.orientation)
-            if unfit:
-                where = phase[0].shown_folder(heap.src)
-                self.survey.other_planes.append(f"{where}: {len(phase)} {unfit}")
-                continue
-            try: series = make_series(phase, heap.src, self.gaps)
-            except InputError as problem: self.fail(problem)
-            else: self.survey.series.append(LabelledSeries(series, []))
+        for part in _without_surveys(files, heap.src, self.orientation, self.gaps):
+            for phase in _by_phase(part): self._read_one(phase)
+
+    def _read_one(self, files: list[DicomFile]):
+        "Make a series of some slices, or note why it is left out."
+        unfit, src = _unfit(files, self.orientation), self.heap.src
+        if unfit:
+            self.survey.other_planes.append(f"{files[0].shown_folder(src)}: {len(files)} {unfit}")
+            return
+        try: series = make_series(files, src, self.gaps)
+        except InputError as problem: self.fail(problem)
+        else: self.survey.series.append(LabelledSeries(series, []))
 
 
 # %%

@@ -9,6 +9,7 @@
 # %%
 #| export
 from ctseg.core.files import InputError
+from ctseg.io.dicom_heap import ENHANCED_CT
 from ctseg.io.volumes import import_volumes_package
 
 # %%
@@ -109,17 +110,21 @@ def check_referable(
     kind: str, # what is to refer to it: "SEG" or "RTSTRUCT"
 ):
     "Raise `InputError` for a CT that no result can refer to."
-    for tag in ("StudyInstanceUID", "FrameOfReferenceUID"):
+    for tag in ("SOPClassUID", "StudyInstanceUID", "FrameOfReferenceUID"):
         if not headers[0].get(tag):
             raise InputError(f"{id}: its CT has no {tag}, without which no {kind} can refer to it; "
                              "export it as NIfTI")
-    if len({header.SOPInstanceUID for header in headers}) < len(headers):
+    several = len({header.SOPInstanceUID for header in headers}) < len(headers)
+    if several and str(headers[0].SOPClassUID) not in ENHANCED_CT:
+        raise InputError(f"{id}: its slices share one SOPInstanceUID, so no {kind} can refer to them; "
+                         "export it as NIfTI")
+    if several:
         raise InputError(f"{id}: its CT has many slices in one file (enhanced), "
                          f"which no {kind} of ctseg can refer to yet; export it as NIfTI")
 
 
 # %%
 check_referable([header], "v000", "SEG")
-test_fail(lambda: check_referable([header, header], "v000", "SEG"), contains="enhanced")
+test_fail(lambda: check_referable([header, header], "v000", "SEG"), contains="share one SOPInstanceUID")
 del header.FrameOfReferenceUID
 test_fail(lambda: check_referable([header], "v000", "SEG"), contains="no FrameOfReferenceUID")

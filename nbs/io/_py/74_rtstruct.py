@@ -15,6 +15,7 @@ import numpy as np
 from skimage.draw import polygon
 
 from ctseg.io.dicom import Series
+from ctseg.io.dicom_headers import Misfit
 
 # %%
 #| hide
@@ -24,7 +25,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pydicom
-from fastcore.test import test_eq
+from fastcore.test import test_eq, test_fail
 
 from ctseg.io.dicom import read_series
 from ctseg.io.slicing import to_8bit
@@ -58,15 +59,14 @@ class Region(NamedTuple):
 def _read_rings(roi) -> tuple[list[np.ndarray], list[int]]:
     "The closed contours of a region with at least three points, and which of them are exclusive."
     rings, exclusive = [], []
-    for contour in roi.get("ContourSequence") or []:
-        kind = str(contour.get("ContourGeometricType") or "CLOSED_PLANAR")
-        numbers = contour.get("ContourData") or []
-        if not kind.startswith("CLOSED"): continue
-        if len(numbers) < 9: continue
-        if kind == _XOR:
-            exclusive.append(len(rings))
-        points = np.array(numbers, float).reshape(-1, 3)
-        rings.append(points)
+    for contour in roi.get("ContourSequence", None) or []:
+        kind = str(contour.get("ContourGeometricType") or "CLOSED_PLANAR").strip().upper()
+        if not kind.startswith("CLOSED") or len(contour.get("ContourData") or []) < 9:
+            continue
+        if kind == _XOR: exclusive.append(len(rings))
+        rings.append(np.array(contour.ContourData, float).reshape(-1, 3))
+        if not np.isfinite(rings[-1]).all():
+            raise Misfit("its RTSTRUCT has a contour with points that are no numbers; export it again")
     return rings, exclusive
 
 
@@ -79,22 +79,50 @@ print([len(_read_rings(roi)[0]) for roi in header.ROIContourSequence])
 
 # %%
 #| export
-def _text(item, tag: str) -> str:
-    "An element as text, \"\" if it is missing or empty."
-    return str(item.get(tag) or "").strip()
+def _check_numbers(numbers: list):
+    "`Misfit` for two structures of one number: nobody can say which is which."
+    twice = [number for n, number in enumerate(numbers) if number in numbers[:n]]
+    if twice:
+        raise Misfit(f"its RTSTRUCT has two structures of one number, {twice[0]}; export it again")
 
+
+# %%
+test_fail(lambda: _check_numbers([1, 2, 1]), contains="one number, 1")
+
+
+# %%
+#| export
 def _names_by_number(header) -> dict[int, str]:
     "Names of regions by their numbers."
     names = {}
     for item in header.get("RTROIObservationsSequence") or []:
-        number = item.get("ReferencedROINumber")
-        if number is None: continue
-        names[int(number)] = _text(item, "ROIObservationLabel")
-    for item in header.get("StructureSetROISequence") or []:
+        if item.get("ReferencedROINumber") is not None:
+            names[int(item.ReferencedROINumber)] = str(item.get("ROIObservationLabel") or "").strip()
+    listed = header.get("StructureSetROISequence") or []
+    _check_numbers([item.ROINumber for item in listed])
+    for item in listed:
         number = int(item.ROINumber)
-        name = _text(item, "ROIName") or names.get(number)
-        names[number] = name or _text(item, "ROIDescription")
+        told = str(item.get("ROIName") or "").strip() or names.get(number)
+        names[number] = told or str(item.get("ROIDescription") or "").strip()
     return names
+
+
+# %%
+#| export
+def _drawn_regions(header) -> dict:
+    "The regions for which anything was drawn, by their numbers."
+    drawn = []
+    for roi in header.get("ROIContourSequence") or []:
+        contours = roi.get("ContourSequence") or []
+        if any(contour.get("ContourData") for contour in contours):
+            drawn.append(roi)
+    numbers = [int(roi.ReferencedROINumber) for roi in drawn]
+    _check_numbers(numbers)
+    return dict(zip(numbers, drawn))
+
+
+# %%
+print(list(_drawn_regions(header)), _names_by_number(header))
 
 
 # %%
@@ -104,22 +132,22 @@ def read_regions(header) -> list[Region]:
 
     Those without closed contours have no rings. Two may have one name.
     """
-    names = _names_by_number(header)
-    regions = []
-    for roi in header.get("ROIContourSequence") or []:
-        contours = roi.get("ContourSequence") or []
-        drawn = any(contour.get("ContourData") for contour in contours)
-        if not drawn: continue
-        number = int(roi.ReferencedROINumber)
-        name = names.get(number) or f"roi {number}"
+    names, regions = _names_by_number(header), []
+    for number, roi in _drawn_regions(header).items():
         rings, exclusive = _read_rings(roi)
+        name = names.get(number) or f"roi {number}"
         regions.append(Region(name, rings, tuple(exclusive)))
     return regions
+
+def empty_names(header) -> list[str]:
+    "The names of regions that a structure set lists and for which nothing was drawn, as templates leave them."
+    drawn, names = _drawn_regions(header), _names_by_number(header)
+    return [name or f"roi {number}" for number, name in names.items() if number not in drawn]
 
 
 # %%
 regions = read_regions(header)
-print([(region.name, len(region.rings)) for region in regions])
+print([(region.name, len(region.rings)) for region in regions], empty_names(header))
 
 # %% [markdown]
 # A polygon within another one is a hole, and one within the hole is an island. Polygons that overlap in part are one area. Only those of the
@@ -135,23 +163,17 @@ class _Ring(NamedTuple):
     located: np.ndarray # float [n,4], as `Series.locate` gives it
     exclusive: bool
 
-    @property
-    def height(self) -> float:
-        "How many mm the ring lies off the slice."
-        return self.located[0, 3]
-
 def _rings_by_slice(series: Series, region: Region) -> dict[int, list[_Ring]]:
     "Slice → its rings; of several planes near a slice only the nearest."
     near = {}
     for number, points in enumerate(region.rings):
         located = series.locate(points)
         k = int(np.median(located[:, 2]))
-        if k < 0: continue
-        ring = _Ring(located, number in region.exclusive)
-        near.setdefault(k, []).append(ring)
+        if k >= 0:
+            near.setdefault(k, []).append(_Ring(located, number in region.exclusive))
     for k, rings in near.items():
-        nearest = min((ring.height for ring in rings), key=abs)
-        near[k] = [ring for ring in rings if abs(ring.height - nearest) <= _ONE_PLANE]
+        nearest = min((ring.located[0, 3] for ring in rings), key=abs)
+        near[k] = [ring for ring in rings if abs(ring.located[0, 3] - nearest) <= _ONE_PLANE]
     return near
 
 
@@ -170,17 +192,12 @@ print("with other planes nearby:", {k: len(v) for k, v in _rings_by_slice(s, twi
 def _meets_slice(located: np.ndarray, size: tuple[int, int]) -> bool:
     "Does a ring, as `Series.locate` gives it, reach into the pixels of a slice? `size`: columns, rows."
     pixels = located[:, :2]
-    first, last = pixels.min(0), pixels.max(0)
-    reaches = (last > -.5) & (first < np.array(size) - .5)
-    return bool(reaches.all())
+    return bool((pixels.max(0) > -.5).all() and (pixels.min(0) < np.array(size) - .5).all())
 
 def meets_volume(series: Series, region: Region) -> bool:
     "Does any ring of a region reach into the volume?"
-    size = series.shape[:2]
-    for rings in _rings_by_slice(series, region).values():
-        if any(_meets_slice(ring.located, size) for ring in rings):
-            return True
-    return False
+    rings = [ring for near in _rings_by_slice(series, region).values() for ring in near]
+    return any(_meets_slice(ring.located, series.shape[:2]) for ring in rings)
 
 
 # %%
@@ -197,18 +214,31 @@ print({region.name: meets_volume(s, region) for region in (regions[0], above, be
 #| export
 def leaves_plane(series: Series, region: Region) -> bool:
     "Does a ring of a region leave the plane of the slices, by more than half the least step?"
-    heights = series.slice_origins() @ series.normal
-    steps = np.abs(np.diff(heights))
+    steps = np.abs(np.diff(series.slice_origins() @ series.normal))
     most = .5*steps.min(initial=2.) + .01
-    for points in region.rings:
-        ring_heights = points*[-1, -1, 1] @ series.normal
-        if np.ptp(ring_heights) > most: return True
-    return False
+    return any(np.ptp(points*[-1, -1, 1] @ series.normal) > most for points in region.rings)
 
 
 # %%
 sagittal = Region("sagittal", [ring[:, [2, 1, 0]] for ring in regions[0].rings])
 print({region.name: leaves_plane(s, region) for region in (regions[0], sagittal)})
+
+
+# %% [markdown]
+# Contours may also lie *between* the slices, drawn on another series of the same patient, say. Each goes to the nearest slice, and how far that
+# was is told.
+
+# %%
+#| export
+def off_plane(series: Series, region: Region) -> float:
+    "By how many mm the rings of a region lie off the slices that they are drawn on, at most."
+    near = _rings_by_slice(series, region).values()
+    return max((abs(float(ring.located[0, 3])) for rings in near for ring in rings), default=0.)
+
+
+# %%
+lower = Region("Lower", [points + .4*s.normal*[-1, -1, 1] for points in regions[0].rings])
+print({region.name: round(off_plane(s, region), 3) for region in (regions[0], lower)})
 
 
 # %% [markdown]
@@ -227,36 +257,22 @@ class DrawnStructure:
 
 # %%
 #| export
-def _inside(ring: _Ring, size: tuple[int, int]) -> np.ndarray:
-    "The pixels inside a ring, bool [columns, rows]."
-    mask = np.zeros(size, bool)
-    columns, rows = ring.located[:, 0], ring.located[:, 1]
-    mask[polygon(columns, rows, size)] = True
-    return mask
-
-def _different(masks: list[np.ndarray]) -> list[np.ndarray]:
-    "The masks that hold a pixel, each once, the largest first."
-    different = []
-    for mask in sorted(masks, key=np.sum, reverse=True):
-        twice = any(np.array_equal(mask, other) for other in different)
-        if mask.any() and not twice:
-            different.append(mask)
-    return different
-
 def _fill(rings: list[_Ring], size: tuple[int, int]) -> np.ndarray:
-    "The area of the rings of one slice, bool [columns, rows]. A ring within a ring is a hole."
-    exclusive = np.zeros(size, bool)
-    plain = []
+    "The area of the rings of one slice, bool [columns, rows]."
+    plain, exclusive = [], np.zeros(size, bool)
     for ring in rings:
-        mask = _inside(ring, size)
-        if ring.exclusive: exclusive ^= mask
-        else: plain.append(mask)
+        i, j = polygon(ring.located[:, 0], ring.located[:, 1], size)
+        if ring.exclusive: exclusive[i, j] ^= True
+        elif len(i):
+            mask = np.zeros(size, bool)
+            mask[i, j] = True
+            plain.append(mask)
+    plain.sort(key=np.sum, reverse=True)
+    different = [m for n, m in enumerate(plain) if not any(np.array_equal(m, other) for other in plain[:n])]
     area = np.zeros(size, bool)
-    larger = []
-    for mask in _different(plain):
-        depth = sum(not (mask & ~other).any() for other in larger)
+    for n, mask in enumerate(different):
+        depth = sum(not (mask & ~larger).any() for larger in different[:n])
         area[mask] = depth % 2 == 0
-        larger.append(mask)
     return area | exclusive
 
 
@@ -264,15 +280,11 @@ def _fill(rings: list[_Ring], size: tuple[int, int]) -> np.ndarray:
 #| export
 def draw_region(series: Series, region: Region) -> DrawnStructure:
     "The mask of a region on the grid of a series."
-    columns, rows, depth = series.shape
-    mask = np.zeros(series.shape, bool)
-    slices = np.zeros(depth, bool)
+    shape = series.shape
+    mask, slices = np.zeros(shape, bool), np.zeros(shape[2], bool)
     near = _rings_by_slice(series, region)
-    for k, rings in near.items():
-        mask[..., k] = _fill(rings, (columns, rows))
-    if near:
-        first, last = min(near), max(near)
-        slices[first:last + 1] = True
+    for k, rings in near.items(): mask[..., k] = _fill(rings, shape[:2])
+    if near: slices[min(near):max(near) + 1] = True
     return DrawnStructure(region.name, mask, slices)
 
 

@@ -19,6 +19,7 @@ from ctseg.io.dicom_headers import Misfit
 from ctseg.io.dicom_heap import frame_item, read_file
 from ctseg.io.dicom_series import Series
 from ctseg.io.rtstruct import DrawnStructure
+from ctseg.io.seg_parts import check_counts, check_length, segment_names
 from ctseg.io.volumes import import_volumes_package
 
 # %%
@@ -53,48 +54,13 @@ print(
     (seg.Rows, seg.Columns),
 )
 
-
 # %% [markdown]
-# ## Segments and frames
+# ## Frames
 #
-# A segment has a label. Where it is empty, the description or the code tells what it is.
-
-# %%
-#| export
-def _meaning(segment) -> str:
-    "The meaning of a segment's code, with its side."
-    codes = segment.get("SegmentedPropertyTypeCodeSequence") or []
-    if not codes: return ""
-    sides = codes[0].get("SegmentedPropertyTypeModifierCodeSequence") or []
-    words = [code.get("CodeMeaning") for code in (*codes[:1], *sides[:1])]
-    return " ".join(filter(None, words))
-
-def _name_of(segment) -> str:
-    "The first text that names a segment, \"\" if none does."
-    candidates = (
-        segment.get("SegmentLabel"),
-        segment.get("SegmentDescription"),
-        _meaning(segment),
-    )
-    for candidate in candidates:
-        text = str(candidate or "").strip()
-        if text: return text
-    return ""
-
-def segment_names(header) -> dict[int, str]:
-    "The names of the segments of a DICOM SEG by their numbers."
-    names = {}
-    segments = header.get("SegmentSequence") or []
-    for position, segment in enumerate(segments, 1):
-        number = int(segment.get("SegmentNumber") or position)
-        names[number] = _name_of(segment) or f"segment {number}"
-    return names
-
+# What the segments are called, and whether the parts of the file fit together, is settled [before](76_seg_parts.ipynb).
 
 # %%
 print(segment_names(seg))
-del seg.SegmentSequence[2].SegmentLabel
-print(segment_names(seg)[3])
 
 
 # %%
@@ -120,20 +86,14 @@ class Frame(NamedTuple):
 def _source_of(frame, shared) -> tuple[str, bool]:
     "The only slice that a frame refers to, and whether it claims to lie on its pixels."
     derivation = frame_item(frame, shared, "DerivationImageSequence")
-    if derivation is None: return "", False
-    images = derivation.get("SourceImageSequence") or []
+    images = derivation.get("SourceImageSequence") or [] if derivation is not None else []
     if len(images) != 1: return "", False
-    image = images[0]
-    uid = str(image.get("ReferencedSOPInstanceUID") or "")
-    preserved = image.get("SpatialLocationsPreserved") == "YES"
-    return uid, preserved
+    uid = str(images[0].get("ReferencedSOPInstanceUID") or "")
+    return uid, images[0].get("SpatialLocationsPreserved") == "YES"
 
 def _shared(header):
     "What all frames of a segmentation have in common."
-    groups = header.get("SharedFunctionalGroupsSequence")
-    if groups: return groups[0]
-    pydicom = import_volumes_package("pydicom")
-    return pydicom.Dataset()
+    return (header.get("SharedFunctionalGroupsSequence") or [import_volumes_package("pydicom").Dataset()])[0]
 
 
 # %%
@@ -144,69 +104,49 @@ def _segment_of(frame, shared, names: dict[int, str], kind: str) -> int:
     item = frame_item(frame, shared, "SegmentIdentificationSequence")
     if item is not None and item.get("ReferencedSegmentNumber"):
         return int(item.ReferencedSegmentNumber)
-    if len(names) == 1:
-        return next(iter(names))
+    if len(names) == 1: return next(iter(names))
     raise Misfit("its SEG does not say which segment a frame belongs to; export it again")
 
 
 # %%
 #| export
-_SEQUENCE_OF = {
-    "ImagePositionPatient": "PlanePositionSequence",
-    "ImageOrientationPatient": "PlaneOrientationSequence",
-    "PixelSpacing": "PixelMeasuresSequence",
-}
-
-def _place_value(frame, shared, below, tag: str) -> np.ndarray:
-    "One element of a frame's place; what it does not say is taken from the header of the slice below it."
-    value = None
-    item = frame_item(frame, shared, _SEQUENCE_OF[tag])
-    if item is not None:
-        value = item.get(tag)
-    if value is None and below is not None:
-        value = below.get(tag)
-    if value is None:
-        raise Misfit(f"its SEG does not say where its frames lie ({tag}); export it again")
-    return np.array(value, float)
-
 def _grid_of(frame, shared, below) -> tuple[np.ndarray, np.ndarray]:
-    "Origin float [3] and axes float [2,3] of a frame; `below`: the header of the slice below it, or `None`."
-    origin = _place_value(frame, shared, below, "ImagePositionPatient")
-    directions = _place_value(frame, shared, below, "ImageOrientationPatient")
-    between_rows, between_columns = _place_value(frame, shared, below, "PixelSpacing")
-    columns, rows = directions.reshape(2, 3)
-    axes = np.stack([columns*between_columns, rows*between_rows])
-    return origin, axes
+    "Origin and axes of a frame; what it does not say is taken from the header of the slice below it."
+    places = {
+        "ImagePositionPatient": "PlanePositionSequence",
+        "ImageOrientationPatient": "PlaneOrientationSequence",
+        "PixelSpacing": "PixelMeasuresSequence",
+    }
+    values = {}
+    for tag, sequence in places.items():
+        item = frame_item(frame, shared, sequence)
+        value = item.get(tag) if item is not None else None
+        if value is None and below is not None: value = below.get(tag)
+        if value is None:
+            raise Misfit(f"its SEG does not say where its frames lie ({tag}); export it again")
+        values[tag] = np.array(value, float)
+    columns, rows = values["ImageOrientationPatient"].reshape(2, 3)
+    between_rows, between_columns = values["PixelSpacing"]
+    return values["ImagePositionPatient"], np.stack([columns*between_columns, rows*between_rows])
 
 
 # %%
 #| export
-def _kind(header) -> str:
-    "BINARY, FRACTIONAL or LABELMAP."
-    return str(header.get("SegmentationType") or "BINARY")
-
-def _frame_shape(header) -> tuple[int, int]:
-    "Columns and rows of a frame."
-    return int(header.Columns), int(header.Rows)
-
 def read_frames(header, series: Series) -> list[Frame]:
     "Where the frames of a DICOM SEG lie. Raises `Misfit` if one does not say so."
-    names = segment_names(header)
-    kind = _kind(header)
+    names, kind = segment_names(header), str(header.get("SegmentationType") or "BINARY")
+    check_counts(header)
     shared = _shared(header)
-    slice_numbers = {uid: k for k, uid in enumerate(series.uids)}
-    same_size = _frame_shape(header) == series.shape[:2]
+    numbers = {uid: k for k, uid in enumerate(series.uids)}
+    same_size = (int(header.Columns), int(header.Rows)) == series.shape[:2]
     frames = []
     for number, frame in enumerate(header.get("PerFrameFunctionalGroupsSequence") or []):
         source, preserved = _source_of(frame, shared)
-        if source not in slice_numbers: source = ""
-        placed = frame_item(frame, shared, "PlanePositionSequence") is not None
-        below = None
-        if source and same_size and not placed:
-            below = series.headers[slice_numbers[source]]
+        told = frame_item(frame, shared, "PlanePositionSequence") is not None
+        below = series.headers[numbers[source]] if source in numbers and same_size and not told else None
         origin, axes = _grid_of(frame, shared, below)
         segment = _segment_of(frame, shared, names, kind)
-        frames.append(Frame(number, segment, origin, axes, source, preserved))
+        frames.append(Frame(number, segment, origin, axes, source if source in numbers else "", preserved))
     return frames
 
 
@@ -235,31 +175,25 @@ class _Slices(NamedTuple):
 def _slices_of(series: Series) -> _Slices:
     "The grid of a series in DICOM's directions."
     turn = np.array([-1, -1, 1])
-    origins = series.slice_origins()*turn
-    axes = series.affine[:3, :2].T*turn
+    origins, axes = series.slice_origins()*turn, series.affine[:3, :2].T*turn
     normal = np.cross(*axes)
     normal = normal/np.linalg.norm(normal)
-    heights = origins @ normal
-    return _Slices(origins, axes, normal, heights)
+    return _Slices(origins, axes, normal, origins @ normal)
 
 
 # %%
 #| export
 def _corners(origin: np.ndarray, axes: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     "The outer pixel centres of a grid of (columns, rows), float [4,3], in an order that flips do not change."
-    column, row = np.array(shape) - 1
-    pixels = np.array([[0, 0], [column, 0], [0, row], [column, row]])
-    corners = origin + pixels @ axes
-    order = np.lexsort(corners.round(2).T)
-    return corners[order]
+    last = np.array(shape) - 1
+    corners = origin + np.array([[0, 0], [last[0], 0], [0, last[1]], last]) @ axes
+    return corners[np.lexsort(corners.round(2).T)]
 
 def _beside(frame: Frame, shape: tuple[int, int], slices: _Slices, k: int) -> float:
     "By how many mm a frame lies beside slice k, if both have one size; whichever way rows and columns run."
     ours = _corners(slices.origins[k], slices.axes, shape)
     theirs = _corners(frame.origin, frame.axes, shape)
-    distances = np.linalg.norm(ours[:, None] - theirs, axis=-1)
-    to_nearest = distances.min(1)
-    return float(to_nearest.max())
+    return float(np.linalg.norm(ours[:, None] - theirs, axis=-1).min(1).max())
 
 
 # %%
@@ -269,29 +203,18 @@ print([round(_beside(frames[0], (seg.Columns, seg.Rows), slices, k), 2) for k in
 
 # %%
 #| export
-def _most_off(slices: _Slices) -> float:
-    "By how many mm a frame may lie off its slice along the normal: half the least step."
-    steps = np.abs(np.diff(slices.heights))
-    least = steps.min() if len(steps) else 1
-    return .5*least + .01
-
-def _most_beside(slices: _Slices) -> float:
-    "By how many mm a frame may lie beside the pixels of its slice: a part of the smaller side of a pixel."
-    pixel = np.linalg.norm(slices.axes, axis=1)
-    return _TOLERANCE*pixel.min() + .01
-
 def _check_claims(frame: Frame, shape: tuple[int, int], series: Series, slices: _Slices):
     "`Misfit` for a frame that claims to lie on a slice and lies elsewhere."
     if not frame.source: return
-    claimed = [k for k, uid in enumerate(series.uids) if uid == frame.source]
-    height = frame.origin @ slices.normal
-    off = min(abs(height - slices.heights[k]) for k in claimed)
-    if off > _most_off(slices):
+    ks = [k for k, uid in enumerate(series.uids) if uid == frame.source]
+    steps = np.abs(np.diff(slices.heights))
+    off = min(abs(frame.origin @ slices.normal - slices.heights[k]) for k in ks)
+    if off > .5*(steps.min() if len(steps) else 1) + .01:
         raise Misfit(f"its SEG has a frame that lies {off:.1f} mm off the slice it says it was drawn on; "
                      "export it again")
     if not frame.preserved or shape != series.shape[:2]: return
-    beside = min(_beside(frame, shape, slices, k) for k in claimed)
-    if beside > _most_beside(slices):
+    beside = min(_beside(frame, shape, slices, k) for k in ks)
+    if beside > _TOLERANCE*np.linalg.norm(slices.axes, axis=1).min() + .01:
         raise Misfit("its SEG says that it lies on the pixels of its slices, "
                      f"and lies {beside:.1f} mm beside them; export it again")
 
@@ -304,26 +227,16 @@ test_fail(lambda: _check_claims(moved, (seg.Columns, seg.Rows), s, slices), cont
 
 # %%
 #| export
-def _frame_spacing(heights: np.ndarray, header) -> float:
-    "Mm from frame to frame: as the header says, else the least step between frames, else their thickness."
-    measures = frame_item({}, _shared(header), "PixelMeasuresSequence") or {}
-    spacing = float(measures.get("SpacingBetweenSlices") or 0)
-    if spacing: return spacing
-    thickness = float(measures.get("SliceThickness") or 0)
-    steps = np.diff(np.unique(heights.round(2)))
-    return steps.min(initial=thickness or 1)
-
 def _reach(heights: np.ndarray, slice_heights: np.ndarray, header) -> float:
     "How far a frame may lie from the slice that takes it, mm. Little, if all frames lie on slices."
-    slice_steps = np.abs(np.diff(slice_heights))
-    least = slice_steps.min(initial=np.inf)
-    distances = np.abs(heights[:, None] - slice_heights)
-    off = distances.min(1).max()
-    if off < min(_TOLERANCE*least, 1):
-        return min(.5*least, 1)
-    if not np.isfinite(least): least = 0  # a single slice
-    widest = max(_frame_spacing(heights, header), least)
-    return .5*widest + .01
+    least = np.abs(np.diff(slice_heights)).min(initial=np.inf)
+    off = np.abs(heights[:, None] - slice_heights).min(1).max()
+    if off < min(_TOLERANCE*least, 1): return min(.5*least, 1)
+    steps = np.diff(np.unique(heights.round(2)))
+    item = frame_item({}, _shared(header), "PixelMeasuresSequence") or {}
+    told = [float(item.get(tag) or 0) for tag in ("SpacingBetweenSlices", "SliceThickness")]
+    spacing = told[0] or steps.min(initial=told[1] or 1)
+    return .5*max(spacing, least if np.isfinite(least) else 0) + .01
 
 
 # %%
@@ -340,8 +253,7 @@ def slices_of_frames(header, frames: list[Frame], series: Series) -> list[list[i
 
     Raises `Misfit` for frames that are not parallel to the slices, or that contradict themselves.
     """
-    slices = _slices_of(series)
-    shape = _frame_shape(header)
+    slices, shape = _slices_of(series), (int(header.Columns), int(header.Rows))
     for frame in frames:
         if abs(frame.normal @ slices.normal) < _PARALLEL:
             raise Misfit("its SEG has frames in another plane than the slices of its series; "
@@ -351,17 +263,16 @@ def slices_of_frames(header, frames: list[Frame], series: Series) -> list[list[i
     if not frames: return taken
     heights = np.array([frame.origin @ slices.normal for frame in frames])
     reach = _reach(heights, slices.heights, header)
-    segments = np.array([frame.segment for frame in frames])
-    for segment in set(segments.tolist()):
-        of_segment = np.flatnonzero(segments == segment)
-        _share_out(of_segment, heights, slices.heights, reach, taken)
+    for segment in {frame.segment for frame in frames}:
+        mine = np.array([i for i, frame in enumerate(frames) if frame.segment == segment])
+        _share_out(mine, heights, slices.heights, reach, taken)
     return taken
 
 
 # %%
 #| export
 def _share_out(
-    of_segment: np.ndarray, # int: the numbers of a segment's frames
+    mine: np.ndarray, # int: the numbers of a segment's frames
     heights: np.ndarray, # of all frames
     slice_heights: np.ndarray,
     reach: float, # mm
@@ -369,11 +280,9 @@ def _share_out(
 ):
     "Give each slice the nearest frame of a segment, and those as near (two pieces may share a plane)."
     for k, height in enumerate(slice_heights):
-        off = np.abs(heights[of_segment] - height)
+        off = np.abs(heights[mine] - height)
         if off.min() > reach: continue
-        nearest = of_segment[off <= off.min() + .01]
-        for i in nearest:
-            taken[i].append(k)
+        for i in mine[off <= off.min() + .01]: taken[i].append(k)
 
 
 # %%
@@ -400,19 +309,17 @@ class _Lookup(NamedTuple):
 #| export
 def _lookup(frame: Frame, shape: tuple[int, int], series: Series, slices: _Slices, k: int) -> _Lookup:
     "Where the pixels of slice k lie on a frame of `shape` (columns, rows)."
-    columns, rows, _ = series.shape
-    column, row = np.mgrid[:columns, :rows]
-    from_mm = np.linalg.pinv(frame.axes)  # [3,2]
-    start = (slices.origins[k] - frame.origin) @ from_mm
-    steps = slices.axes @ from_mm
-    place = start + column[..., None]*steps[0] + row[..., None]*steps[1]
+    i, j = np.mgrid[:series.shape[0], :series.shape[1]]
+    relative = slices.origins[k] - frame.origin
+    inverse = np.linalg.pinv(frame.axes)  # [3,2]
+    start, steps = relative @ inverse, slices.axes @ inverse
+    place = start + i[..., None]*steps[0] + j[..., None]*steps[1]
     nearest = np.floor(place + .5).astype(int)
     inside = ((nearest >= 0) & (nearest < shape)).all(-1)
-    rounding = np.abs(place[inside] - nearest[inside])
-    on_centres = rounding.max(initial=0) < _TOLERANCE
-    area = np.abs(np.linalg.det(steps))
-    exact = bool(on_centres and np.allclose(area, 1, atol=1e-3))
-    return _Lookup(nearest[..., 0], nearest[..., 1], inside, exact)
+    found = nearest[inside]
+    exact = not len(found) or np.abs(place[inside] - found).max() < _TOLERANCE
+    same_pixels = np.allclose(np.abs(np.linalg.det(steps)), 1, atol=1e-3)
+    return _Lookup(nearest[..., 0], nearest[..., 1], inside, bool(exact and same_pixels))
 
 
 # %%
@@ -428,26 +335,17 @@ class _Placer:
 
     def place(self, frame: Frame, pixels: np.ndarray, k: int) -> np.ndarray:
         "A frame, bool [rows, columns], on slice k: bool [columns, rows]."
-        lookup = self._lookup(frame, k)
-        self.exact &= lookup.exact
-        rows = lookup.row[lookup.inside]
-        columns = lookup.column[lookup.inside]
-        mask = np.zeros(self.series.shape[:2], bool)
-        mask[lookup.inside] = pixels[rows, columns]
-        if lookup.exact:
-            self.cropped |= int(mask.sum()) < int(pixels.sum())
-        return mask
-
-    def _lookup(self, frame: Frame, k: int) -> _Lookup:
-        "The lookup of a frame on slice k; most frames of a file share a few."
         slices = _slices_of(self.series)
-        offset = (frame.origin - slices.origins[k]).round(4)
-        axes = frame.axes.ravel().round(6)
-        key = tuple(offset), tuple(axes)
+        key = tuple((frame.origin - slices.origins[k]).round(4)), tuple(frame.axes.ravel().round(6))
         if key not in self._lookups:
             if len(self._lookups) > 8: self._lookups.clear()
             self._lookups[key] = _lookup(frame, self.shape, self.series, slices, k)
-        return self._lookups[key]
+        lookup = self._lookups[key]
+        self.exact &= lookup.exact
+        mask = np.zeros(self.series.shape[:2], bool)
+        mask[lookup.inside] = pixels[lookup.row[lookup.inside], lookup.column[lookup.inside]]
+        if lookup.exact: self.cropped |= int(mask.sum()) < int(pixels.sum())
+        return mask
 
 
 # %%
@@ -466,14 +364,11 @@ print(first.shape, first.all(), placer.exact, placer.cropped)
 #| export
 def _unpacked(header) -> Iterator[np.ndarray]:
     "The frames of one bit a pixel. They follow each other without a gap, so one may begin within a byte."
-    columns, rows = _frame_shape(header)
-    size = rows*columns
-    data = np.frombuffer(header.PixelData, np.uint8)
-    for number in range(int(header.NumberOfFrames)):
-        byte, bit = divmod(number*size, 8)
-        end = byte + (bit + size + 7)//8
-        bits = np.unpackbits(data[byte:end], bitorder="little")
-        yield bits[bit:bit + size].reshape(rows, columns)
+    shape = int(header.Rows), int(header.Columns)
+    data, size = np.frombuffer(header.PixelData, np.uint8), shape[0]*shape[1]
+    for first in range(0, int(header.NumberOfFrames)*size, size):
+        part = np.unpackbits(data[first//8:(first + size + 7)//8], bitorder="little")
+        yield part[first % 8:first % 8 + size].reshape(shape)
 
 
 # %%
@@ -482,32 +377,28 @@ def _decoded(path: Path, header) -> Iterator[np.ndarray]:
     "The frames of a segmentation in order, [rows, columns]."
     if not header.get("NumberOfFrames") or "PixelData" not in header: return
     compressed = header.file_meta.TransferSyntaxUID.is_encapsulated
+    if not compressed: check_length(header)
     if int(header.BitsAllocated) == 1 and not compressed:
         yield from _unpacked(header)
     elif getattr(header, "preamble", None):
-        pixels = import_volumes_package("pydicom.pixels")
-        yield from pixels.iter_pixels(path, raw=True)
+        yield from import_volumes_package("pydicom.pixels").iter_pixels(path, raw=True)
     else:
-        columns, rows = _frame_shape(header)
-        yield from header.pixel_array.reshape(-1, rows, columns)
+        yield from header.pixel_array.reshape(-1, int(header.Rows), int(header.Columns))
 
 def _drawn(pixels: np.ndarray, header, segment: int) -> dict[int, np.ndarray]:
     "Segment → what is drawn of it on a frame, bool [rows, columns]."
-    kind = _kind(header)
+    kind = str(header.get("SegmentationType") or "BINARY")
     if kind == "LABELMAP":
-        numbers = np.unique(pixels[pixels != 0])
-        return {int(number): pixels == number for number in numbers}
+        return {int(number): pixels == number for number in np.unique(pixels) if number}
     if kind == "FRACTIONAL":
-        most = float(header.get("MaximumFractionalValue") or 255)
-        return {segment: pixels >= .5*most}
+        return {segment: pixels >= .5*float(header.get("MaximumFractionalValue") or 255)}
     return {segment: pixels > 0}
 
 
 # %%
 print(
-    "pixels drawn on each frame:",
-    *[
-        sum(int(mask.sum()) for mask in _drawn(pixels, seg, 1).values())
+    [
+        int(sum(mask.sum() for mask in _drawn(pixels, seg, 1).values()))
         for pixels in _decoded(work/"seg.dcm", seg)
     ][:6],
     "…",
@@ -535,24 +426,42 @@ def read_segments(
     Raises `Misfit` for frames that contradict the slices they refer to, or lie in another plane.
     """
     header = read_file(path)
-    names = segment_names(header)
-    frames = read_frames(header, series)
+    names, frames = segment_names(header), read_frames(header, series)
     taken = slices_of_frames(header, frames, series)
-    masks = {}
-    for number, name in names.items():
-        if wanted is None or wanted(name):
-            masks[number] = np.zeros(series.shape, bool)
-    placer = _Placer(series, _frame_shape(header))
-    lost = 0
+    masks = {n: np.zeros(series.shape, bool) for n, name in names.items() if wanted is None or wanted(name)}
+    placer, lost = _Placer(series, (int(header.Columns), int(header.Rows))), 0
     for frame, pixels in zip(frames, _decoded(path, header)):
-        slices = taken[frame.number]
-        for segment, drawn in _drawn(pixels, header, frame.segment).items():
+        for segment, mask in _drawn(pixels, header, frame.segment).items():
+            if segment not in names:
+                raise Misfit(f"its SEG has pixels of a segment {segment}, which it does not list; "
+                             "export it again")
             if segment not in masks: continue
-            if not slices and drawn.any(): lost += 1
-            for k in slices:
-                masks[segment][..., k] |= placer.place(frame, drawn, k)
-    structures = [DrawnStructure(names[number], mask, mask.any((0, 1))) for number, mask in masks.items()]
-    return Segments(structures, _notes(placer, lost, frames))
+            lost += not taken[frame.number] and bool(mask.any())
+            for k in taken[frame.number]:
+                masks[segment][..., k] |= placer.place(frame, mask, k)
+    structures = [DrawnStructure(names[n], mask, mask.any((0, 1))) for n, mask in masks.items()]
+    off = _off_slices(frames, taken, series)
+    return Segments(structures, _notes(placer, lost, frames) + off)
+
+
+# %%
+#| export
+def off_slices_note(mm: float, series: Series, what: str) -> list[str]:
+    "What to tell of something drawn so many mm off the slices that took it; nothing where that is rounding."
+    steps = np.abs(np.diff(series.slice_origins() @ series.normal))
+    if mm <= max(.1, .1*steps.min(initial=1.)): return []
+    return [f"{what} lie up to {mm:.1f} mm off the slices that they were put on"]
+
+def _off_slices(frames: list[Frame], taken: list[list[int]], series: Series) -> list[str]:
+    "What to tell of frames that lie off the slices which took them."
+    slices = _slices_of(series)
+    pairs = [(frame, k) for frame, ks in zip(frames, taken) for k in ks]
+    off = [abs(frame.origin @ slices.normal - slices.heights[k]) for frame, k in pairs]
+    return off_slices_note(max(off, default=0.), series, "frames of its SEG")
+
+
+# %%
+print(off_slices_note(.01, s, "frames"), off_slices_note(1.3, s, "frames"))
 
 
 # %%
@@ -588,15 +497,12 @@ test_eq(read.notes, [])
 #| export
 def segments_outside(header, series: Series) -> set[str]:
     "The names of segments that have frames, none of which lies on a slice."
-    names = segment_names(header)
-    frames = read_frames(header, series)
+    names, frames = segment_names(header), read_frames(header, series)
     taken = slices_of_frames(header, frames, series)
     numbers = {frame.segment for frame in frames}
-    inside = {frame.segment for frame, slices in zip(frames, taken) if slices}
-    if 0 in inside: return set()  # a label map that meets the series
-    if 0 in numbers: return set(names.values())
-    outside = numbers - inside
-    return {names[number] for number in outside if number in names}
+    inside = {frame.segment for frame, ks in zip(frames, taken) if ks}
+    if 0 in numbers: return set() if 0 in inside else set(names.values())
+    return {names[n] for n in numbers - inside if n in names}
 
 
 # %%

@@ -21,10 +21,14 @@ from ctseg.io.cases import Case
 from ctseg.io.dicom import LabelledSeries, Survey, survey_dicom
 from ctseg.io.dicom_headers import DicomFile, label_errors
 from ctseg.io.dicom_heap import read_file
-from ctseg.io.dicom_seg_read import read_segments, segment_names, segments_outside
+from ctseg.io.dicom_seg_read import off_slices_note, read_segments, segments_outside
 from ctseg.io.cutting import Work, file_stamp
+from ctseg.io.dicom_series import series_notes
 from ctseg.io.folders import write_volumes
-from ctseg.io.rtstruct import DrawnStructure, draw_region, leaves_plane, meets_volume, read_regions
+from ctseg.io.rtstruct import (
+    DrawnStructure, draw_region, empty_names, leaves_plane, meets_volume, off_plane, read_regions,
+)
+from ctseg.io.seg_parts import segment_names
 from ctseg.io.slicing import Slicing
 from ctseg.io.volumes import Volume, class_flags, combine
 
@@ -206,6 +210,7 @@ class Labels:
     inside: list[str]
     outside: list[str] # drawn, but nothing of it meets the volume
     unusable: list[str] # with the reason
+    empty: list[str] # listed, and nothing drawn
 
 def _sort_regions(header, series, labels: Labels):
     "Put the names of an RTSTRUCT's regions where they belong."
@@ -217,6 +222,7 @@ def _sort_regions(header, series, labels: Labels):
         elif leaves_plane(series, region):
             labels.unusable.append(f"{region.name} (not in the plane of the slices)")
         else: labels.inside.append(region.name)
+    labels.empty += empty_names(header)
 
 def _sort_segments(header, series, labels: Labels):
     "Put the names of a SEG's segments where they belong."
@@ -229,7 +235,7 @@ def _sort_segments(header, series, labels: Labels):
 #| export
 def _labels_of(labelled: LabelledSeries, src: Path) -> Labels:
     "The names of what was drawn on a series."
-    labels = Labels([], [], [])
+    labels = Labels([], [], [], [])
     for file in labelled.labels:
         sort = _sort_regions if file.header.Modality == "RTSTRUCT" else _sort_segments
         with label_errors(file, src):
@@ -257,7 +263,10 @@ def _drawn_structures(file: DicomFile, series, src: Path, wanted) -> _Drawn:
             return _Drawn(segments.structures, [f"{file.shown(src)}: {note}" for note in segments.notes])
         regions = [r for r in read_regions(read_file(file.path)) if r.rings and wanted(r.name)]
         usable = [r for r in regions if meets_volume(series, r) and not leaves_plane(series, r)]
-        return _Drawn([draw_region(series, region) for region in usable], [])
+        off = max((off_plane(series, region) for region in usable), default=0.)
+        notes = off_slices_note(off, series, "contours of its RTSTRUCT")
+        drawn = [draw_region(series, region) for region in usable]
+        return _Drawn(drawn, [f"{file.shown(src)}: {note}" for note in notes])
 
 
 # %%
@@ -309,9 +318,8 @@ def load_series(
     series, names = labelled.series, set(classes.names) - outside
     united, notes = _united(labelled, src, renaming, names)
     structures = {classes.id(name): structure for name, structure in united.items()}
-    if series.tilted:
-        notes.append(f"{labelled.shown(src)}: made with a tilted gantry; its slices are in their own plane")
     hu = series.read_voxels(src)
+    notes += series_notes(series, hu, labelled.shown(src))
     union = combine(hu.shape, ((id, structure.mask) for id, structure in structures.items()))
     for id, structure in structures.items():
         union.drawn[2][id] |= structure.slices
@@ -366,6 +374,7 @@ class _Source:
             "ignored_labels": ignored,
             "labels_outside": outside,
             "labels_unusable": unusable,
+            "labels_empty": _all_of(self.labels, "empty"),
             "label_objects_without_series": len(astray),
             "passed_over": dict(self.survey.passed_over.most_common()),
             "other_planes": self.survey.other_planes,
@@ -387,9 +396,9 @@ def _nothing_used(src: Path, labels: list[str], classes: ClassMap):
 def _all_outside(src: Path, labels: list[str]):
     "Tell that all that was contoured lies outside of the volumes."
     more = ", …" if len(labels) > 1 else ""
-    raise InputError(f"{src}: no contour of the {len(labels)} structures drawn ({labels[0]!r}{more}) "
+    raise InputError(f"{src}: nothing of the {len(labels)} structures drawn ({labels[0]!r}{more}) "
                      "meets its series, and nothing else is labelled; "
-                     "take the RTSTRUCT away, or put the series there that it was drawn on")
+                     "take the RTSTRUCT or SEG away, or put the series there that it was drawn on")
 
 
 # %%
@@ -408,7 +417,7 @@ def _all_astray(file: DicomFile, src: Path):
 
 
 # %%
-source = _Source(clinic, Survey([found]), [Labels(["Eye L", "PTV"], ["Foot"], [])])
+source = _Source(clinic, Survey([found]), [Labels(["Eye L", "PTV"], ["Foot"], [], [])])
 print(source.unused(Renaming({"Eye L": "eye_left"}), HEAD_CLASSES))
 test_fail(lambda: source.unused(Renaming(), HEAD_CLASSES), contains="none of the 2 labels drawn")
 

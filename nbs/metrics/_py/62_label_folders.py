@@ -13,12 +13,12 @@
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
 from ctseg.core.anatomy import ClassMap
 from ctseg.core.files import InputError, read_json
+from ctseg.io.label_names import dataset_classes, read_examined, table_classes
 from ctseg.io.nifti import nifti_files
-from ctseg.io.volumes import class_flags
+from ctseg.io.walk import foreign_files, foreign_hint
 
 # %%
 #| hide
@@ -44,89 +44,25 @@ TORSO_CLASSES.to_json(work/"truth"/"class_names.json")
 # ## Names of the labels
 #
 # They are looked for beside the truth: `class_names.json`, the `dataset.json` of nnU-Net (also one folder up), or a table with a column for
-# the number and one for the name. Without any, labels are called by their numbers.
+# the number and one for the name ([how they are read](../io/46_label_names.ipynb)). Without any, labels are called by their numbers.
 
 # %%
 #| export
 _TABLES = ("labels.csv", "labels.tsv", "dseg.tsv")
-_ID_COLUMNS = ("id", "index", "label", "value")
-_NAME_COLUMNS = ("name", "structure", "class")
-
-def _names_in_table(path: Path) -> dict[int, str]:
-    "The names in a table of numbers and names; `InputError` for another table."
-    separator = "\t" if path.suffix == ".tsv" else ","
-    table = pd.read_csv(path, sep=separator)
-    columns = {str(column).strip().lower(): column for column in table.columns}
-    id_columns = [columns[name] for name in _ID_COLUMNS if name in columns]
-    name_columns = [columns[name] for name in _NAME_COLUMNS if name in columns]
-    if not id_columns or not name_columns:
-        found = ", ".join(columns)
-        raise InputError(f"{path}: expected a column id and a column name, found {found}")
-    pairs = zip(table[id_columns[0]], table[name_columns[0]])
-    try:
-        return {int(id): str(name) for id, name in pairs}
-    except ValueError:
-        raise InputError(f"{path}: expected whole numbers in the column {id_columns[0]}") from None
-
-
-# %%
-(work/"labels.csv").write_text("id,name\n1,liver\n2,stomach\n")
-print(_names_in_table(work/"labels.csv"))
-
-
-# %%
-#| export
-def _names_in_dataset(path: Path) -> dict[int, str]:
-    "The names in the `dataset.json` of nnU-Net or the Decathlon, whichever way round it has them."
-    table = read_json(path)
-    labels = table.get("labels") if isinstance(table, dict) else None
-    if not isinstance(labels, dict):
-        raise InputError(f"{path}: has no labels")
-    by_number = all(str(key).isdigit() for key in labels)
-    try:
-        if by_number:
-            return {int(id): str(name) for id, name in labels.items()}
-        return {int(id): str(name) for name, id in labels.items()}
-    except (TypeError, ValueError):
-        raise InputError(f"{path}: labels must be names with one number each; "
-                         "write a class_names.json instead") from None
-
-
-# %%
-write_json({"labels": {"background": 0, "liver": 1}}, work/"dataset.json")
-print(_names_in_dataset(work/"dataset.json"))
-
-
-# %%
-#| export
-def _as_classes(names: dict[int, str], path: Path) -> ClassMap:
-    "A class map of numbered names, without background and ignore; `InputError` unless they are 1, 2, 3, …"
-    kept = {}
-    for id, name in names.items():
-        if id and name not in ("background", "ignore"):
-            kept[id] = name
-    ids = sorted(kept)
-    if not kept or ids != list(range(1, len(kept) + 1)):
-        raise InputError(f"{path}: expected labels numbered from 1 without a gap")
-    return ClassMap.from_names([kept[id] for id in ids])
 
 def label_names(folder: Path) -> ClassMap | None:
     "The names of the labels in a folder of label maps; `None` if nothing says them."
     for beside in (folder, folder.parent):
-        class_names = beside/"class_names.json"
-        if class_names.exists():
-            return ClassMap.from_json(class_names)
-        dataset = beside/"dataset.json"
-        if dataset.exists():
-            return _as_classes(_names_in_dataset(dataset), dataset)
-    for name in _TABLES:
-        table = folder/name
-        if table.exists():
-            return _as_classes(_names_in_table(table), table)
-    return None
+        if (beside/"class_names.json").exists():
+            return ClassMap.from_json(beside/"class_names.json")
+        if (beside/"dataset.json").exists():
+            return dataset_classes(beside/"dataset.json")
+    tables = [folder/name for name in _TABLES if (folder/name).exists()]
+    return table_classes(tables[0]) if tables else None
 
 
 # %%
+write_json({"labels": {"background": 0, "liver": 1}}, work/"dataset.json")
 print(label_names(work/"truth"), label_names(work/"pred"))
 (work/"dataset.json").unlink()
 test_eq(label_names(work/"pred"), None)
@@ -141,16 +77,20 @@ test_eq(label_names(work/"pred"), None)
 #| export
 def matched_files(truth: Path, prediction: Path) -> dict[str, tuple[Path, Path]]:
     "Case → its two files. Raises `InputError` for a case without a prediction, and for an empty folder."
-    true = nifti_files(truth)
-    predicted = nifti_files(prediction)
+    true, pred = nifti_files(truth), nifti_files(prediction)
     if not true:
-        raise InputError(f"{truth}: no NIfTI label maps in it")
-    missing = [path.name for case, path in true.items() if case not in predicted]
+        raise InputError(f"{truth}: no NIfTI label maps in it{foreign_hint(foreign_files(truth))}")
+    missing = [name for name in true if name not in pred]
     if missing:
         more = f" ({len(missing)} are missing)" if len(missing) > 1 else ""
-        raise InputError(f"{prediction}: there is no prediction for {missing[0]}{more}; "
+        more += foreign_hint(foreign_files(prediction))
+        raise InputError(f"{prediction}: there is no prediction for {true[missing[0]].name}{more}; "
                          "predict it, or take its truth away")
-    return {case: (path, predicted[case]) for case, path in true.items()}
+    return {name: (true[name], pred[name]) for name in true}
+
+def predicted_only(truth: Path, prediction: Path) -> list[str]:
+    "The cases that have a prediction and no truth; they are not scored."
+    return [name for name in nifti_files(prediction) if name not in nifti_files(truth)]
 
 
 # %%
@@ -159,17 +99,15 @@ def check_same_names(truth: ClassMap, prediction: Path):
     "Raise `InputError` if the prediction's own `class_names.json` or `dataset.json` says other labels."
     theirs = label_names(prediction)
     if theirs is None or theirs.names == truth.names: return
-    odd = f"{len(truth)} and {len(theirs)} of them"
-    for number, (own, other) in enumerate(zip(truth.names, theirs.names), 1):
-        if own != other:
-            odd = f"{number} is {own} and {other}"
-            break
+    pairs = enumerate(zip(truth.names, theirs.names), 1)
+    counts = f"{len(truth)} and {len(theirs)} of them"
+    odd = next((f"{i} is {a} and {b}" for i, (a, b) in pairs if a != b), counts)
     raise InputError(f"{prediction}: other labels than the truth's ({odd}); "
                      "map them onto the truth's numbers first")
 
 
 # %%
-print(list(matched_files(work/"truth", work/"pred")))
+print(list(matched_files(work/"truth", work/"pred")), predicted_only(work/"truth", work/"pred"))
 (work/"few").mkdir()
 shutil.copy(work/"pred"/"p0.nii.gz", work/"few")
 test_fail(
@@ -198,16 +136,11 @@ def examined_on(
     if annotated in ("all", "present"): return None
     path = Path(annotated or folder/"annotated_labels.json")
     if annotated is None and not path.exists(): return None
-    table = read_json(path)
-    if not isinstance(table, dict) or not all(isinstance(found, list) for found in table.values()):
-        raise InputError(f"{path}: expected an object with a list of classes for each case")
-    known = {}
+    known = read_examined(path, classes)
     for case in cases:
-        if case not in table:
+        if case not in known:
             raise InputError(f"{path}: does not say what was examined on {case}; add it, [] for nothing")
-        ids = [classes.id(item) if isinstance(item, str) else item for item in table[case]]
-        known[case] = class_flags(ids, len(classes))
-    return known
+    return {case: known[case] for case in cases}
 
 
 # %%
@@ -222,8 +155,10 @@ test_eq(examined_on(work/"truth", None, ["p0"], TORSO_CLASSES), None)
 def patients_of_cases(folder: Path, cases: list[str]) -> np.ndarray | None:
     "The patient of each case from `patients.json`; `None` if there is none."
     path = folder/"patients.json"
-    table = read_json(path) if path.exists() else None
-    if not isinstance(table, dict): return None
+    if not path.exists(): return None
+    table = read_json(path)
+    if not isinstance(table, dict):
+        raise InputError(f"{path}: expected an object from cases to patients")
     for case in cases:
         if case not in table:
             raise InputError(f"{path}: does not say whose scan {case} is; add it")

@@ -28,7 +28,7 @@ from ctseg.io.volumes import class_flags
 from ctseg.metrics.bootstrap import bootstrap_mean
 from ctseg.metrics.evaluate import plain_value
 from ctseg.metrics.label_folders import (
-    check_same_names, examined_on, label_names, matched_files, patients_of_cases,
+    check_same_names, examined_on, label_names, matched_files, patients_of_cases, predicted_only,
 )
 from ctseg.metrics.volumes import MEASURES, VolumeScores, volume_scores
 
@@ -273,7 +273,10 @@ def evaluate_volumes(
         if annotated == "present":
             examined = class_flags(np.unique(pair.truth), C)
         table.scores.append(score_pair(pair, examined, tolerance))
-    return _finished(table, patients_of_cases(truth, table.cases), tolerance)
+    result = _finished(table, patients_of_cases(truth, table.cases), tolerance)
+    alone = predicted_only(truth, prediction)
+    if alone: result["facts"]["without_truth"] = alone
+    return result
 
 
 # %%

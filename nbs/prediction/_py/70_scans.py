@@ -16,14 +16,14 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from ctseg.core.files import InputError
-from ctseg.data.images import natural_key
+from ctseg.core.files import InputError, printable
 from ctseg.io.dicom import survey_heap
 from ctseg.io.dicom_heap import read_heap
-from ctseg.io.dicom_series import Series
-from ctseg.io.nifti import case_name, nifti_files, read_nifti
-from ctseg.io.nifti_layouts import split_roles
+from ctseg.io.dicom_series import Series, series_notes
+from ctseg.io.nifti import case_name, nifti_files, read_scan
+from ctseg.io.nifti_layouts import is_label_folder, split_roles
 from ctseg.io.volumes import Volume
+from ctseg.io.walk import check_folder, folders_below, foreign_hint
 
 # %%
 #| hide
@@ -82,20 +82,13 @@ print(*sorted(p.name for p in export.iterdir()))
 
 # %%
 #| export
-def folders_below(folder: Path) -> list[Path]:
-    "The folder and all visible ones below it, in natural order."
-    below = [path.relative_to(folder) for path in folder.rglob("*") if path.is_dir()]
-    visible = [path for path in below if not any(part.startswith(".") for part in path.parts)]
-    visible.sort(key=lambda path: natural_key(str(path)))
-    return [folder, *(folder/path for path in visible)]
-
 def file_name(text: str) -> str:
     "A text as the name of a file: letters, digits, dots, dashes and underscores."
     return re.sub(r"[^\w.-]+", "_", text).strip("._")[:80]
 
 
 # %%
-print([str(d.relative_to(export)) for d in folders_below(export)], file_name("Doe^Jane / 7"))
+print(file_name("Doe^Jane / 7"))
 
 
 # %% [markdown]
@@ -110,8 +103,9 @@ def _dicom_scan(series: Series, src: Path, shown: str, name: str) -> Scan:
     "A series as a scan."
     def open_series() -> OpenScan:
         hu = series.read_voxels(src)
-        return OpenScan(Volume(hu, series.affine, positions=series.positions, kind="dicom"), series)
-    return Scan(name, shown, "dicom", open_series)
+        more = dict(positions=series.positions, kind="dicom", notes=series_notes(series, hu, shown))
+        return OpenScan(Volume(hu, series.affine, **more), series)
+    return Scan(name, printable(shown), "dicom", open_series)
 
 
 # %%
@@ -137,6 +131,7 @@ found = Found()
 add_dicom(found, export, False, False, "SPL")
 for scan in found.scans: print(scan.source, scan.open().volume.hu.shape)
 
+
 # %% [markdown]
 # ## NIfTI
 #
@@ -144,29 +139,30 @@ for scan in found.scans: print(scan.source, scan.open().volume.hu.shape)
 
 # %%
 #| export
-_LABEL_FOLDERS = re.compile(r"(labels?(tr|ts)?|segmentations?|segs?|masks?)$", re.IGNORECASE)
 def open_nifti(path: Path) -> OpenScan:
-    "A NIfTI volume. Raises `InputError` for one that is damaged or has no affine."
-    hu, affine = read_nifti(path)
-    return OpenScan(Volume(hu, affine))
+    "A NIfTI volume. Raises `InputError` for one that is damaged, has no affine, or is a label map."
+    hu, affine, notes = read_scan(path)
+    return OpenScan(Volume(hu, affine, notes=notes))
 
 def _nifti_scan(path: Path, name: str) -> Scan:
     "A NIfTI file as a scan."
-    return Scan(file_name(name), path.name, "nifti", lambda: open_nifti(path))
+    return Scan(file_name(name), printable(path.name), "nifti", lambda: open_nifti(path))
 
 
 # %%
 #| export
 def _volumes_in(folder: Path, passed_over: Counter) -> Iterator[Scan]:
     "The volumes among the NIfTI files of a folder."
-    if _LABEL_FOLDERS.match(folder.name): return
     files = nifti_files(folder)
-    for name in ("ct", "image"):
-        if name in files:
-            yield _nifti_scan(files[name], folder.name)
-            return
     images, maps = split_roles(files)
+    if is_label_folder(folder.name): images, maps = {}, files
     if maps: passed_over["label map"] += len(maps)
+    for name in ("ct", "image"):
+        if name not in images: continue
+        yield _nifti_scan(files[name], folder.name)
+        if len(images) > 1:
+            passed_over[f"NIfTI file beside {files[name].name}"] += len(images) - 1
+        return
     for name, path in images.items():
         channel = re.fullmatch(r"(.+)_\d{4}", name)
         if channel and channel[1] in files:
@@ -241,14 +237,9 @@ def find_scans(
             for folder in folders_below(path): add_nifti(found, folder)
         elif path.name.lower().endswith((".nii", ".nii.gz")) and path.is_file():
             found.scans.append(_nifti_scan(path, case_name(path)))
-        elif path.exists():
-            raise InputError(f"{path}: neither a folder nor a NIfTI file; "
-                             "of DICOM give the folder of the series")
-        else:
-            raise InputError(f"{path}: no such file or folder")
+        else: check_folder(path, "a folder with DICOM or NIfTI in it, or a NIfTI file")
     if not found.scans and not found.broken:
-        left = [*found.notes, *(f"passed over: {n} {kind}" for kind, n in found.passed_over.items())]
-        hint = f" ({'; '.join(left)})" if left else ""
+        hint = "".join(f" ({note})" for note in found.notes) + foreign_hint(found.passed_over)
         raise InputError(f"{', '.join(map(str, paths))}: no CT series and no NIfTI volume in it{hint}")
     found.scans = _distinct(found.scans)
     return found

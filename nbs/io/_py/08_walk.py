@@ -1,0 +1,185 @@
+# %% [markdown]
+# # Walking through folders
+#
+# > Every folder below a path once, and what a file is that is not what it should be.
+
+# %%
+#| default_exp io.walk
+
+# %%
+#| export
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from ctseg.core.files import InputError
+from ctseg.data.images import natural_key
+
+# %%
+#| hide
+import gzip
+import shutil
+import tempfile
+
+from fastcore.test import test_eq, test_fail
+
+# %% [markdown]
+# People keep scans wherever there is room: in folders of folders, behind links, next to archives and files of other programs. Whoever
+# looks for scans must see each folder once, and must be able to say what was left lying.
+
+# %%
+work = Path(tempfile.mkdtemp())
+for name in ("p2/ct", "p10", ".trash/p3", "__MACOSX/p2"): (work/"heap"/name).mkdir(parents=True)
+(work/"disk"/"p5").mkdir(parents=True)
+(work/"heap"/"link").symlink_to(work/"disk")
+(work/"disk"/"p5"/"back").symlink_to(work/"heap")
+(work/"heap"/"p10"/"scan.nrrd").write_bytes(b"NRRD0004\n")
+(work/"heap"/"p10"/"scans.zip").write_bytes(b"PK\3\4")
+
+
+# %% [markdown]
+# ## Folders
+#
+# Links are followed, but no folder is entered twice, so a link to a folder above ends nothing in a circle. Hidden folders are left out:
+# a waste basket, the copies that a Mac leaves in archives (`__MACOSX`).
+
+# %%
+#| export
+def is_visible(path: Path) -> bool:
+    "Is this neither hidden nor what a Mac leaves in archives?"
+    return not path.name.startswith(".") and path.name != "__MACOSX"
+
+def _inner_folders(folder: Path) -> list[Path]:
+    "The visible folders of a folder in natural order."
+    inner = [path for path in folder.iterdir() if is_visible(path) and path.is_dir()]
+    return sorted(inner, key=lambda path: natural_key(path.name))
+
+def folders_below(folder: Path) -> list[Path]:
+    "The folder and all visible ones below it, in natural order, links followed; each is there once."
+    found, entered, waiting = [], set(), [folder]
+    while waiting:
+        here = waiting.pop()
+        if here.resolve() in entered: continue
+        entered.add(here.resolve())
+        found.append(here)
+        waiting += reversed(_inner_folders(here))
+    return found
+
+def visible_files(folder: Path) -> Iterator[Path]:
+    "The files of a folder in natural order, without hidden ones, pipes and devices."
+    for path in sorted(folder.iterdir(), key=lambda path: natural_key(path.name)):
+        if path.is_file() and is_visible(path): yield path
+
+
+# %%
+heap = work/"heap"
+print([str(d.relative_to(heap)) for d in folders_below(heap)], [p.name for p in visible_files(heap/"p10")])
+
+# %% [markdown]
+# ## What a file is
+#
+# Two questions. The *name* tells which files hold scans in a form that is not read here: archives, and volumes of other programs. The first
+# *bytes* tell what a file is that cannot be read: a web page in place of the download, an archive under another name.
+
+# %%
+#| export
+_ENDINGS = {
+    "packed file": (".zip", ".gz", ".tgz", ".tar", ".7z", ".rar", ".bz2", ".xz", ".zst"),
+    "NRRD file": (".nrrd", ".nhdr"),
+    "MetaImage file": (".mha", ".mhd"),
+    "MGH file": (".mgh", ".mgz"),
+    "pair of .hdr and .img": (".hdr",),
+}
+
+def foreign_kind(name: str) -> str:
+    "What a file that may hold scans and is not read is, by its name; \"\" for any other."
+    low = name.lower()
+    if low.endswith(".nii.gz"): return ""
+    return next((kind for kind, endings in _ENDINGS.items() if low.endswith(endings)), "")
+
+
+# %%
+print([foreign_kind(name) for name in ("a.nii.gz", "A.ZIP", "a.tar.gz", "a.mha", "notes.txt")])
+
+# %%
+#| export
+_SIGNATURES = (  # offset, first bytes, what it is
+    (0, b"PK\3\4", "an archive (zip)"),
+    (0, b"7z\xbc\xaf", "an archive (7z)"),
+    (0, b"Rar!", "an archive (rar)"),
+    (257, b"ustar", "an archive (tar)"),
+    (0, b"BZh", "packed with bzip2"),
+    (0, b"\xfd7zXZ", "packed with xz"),
+    (0, b"\x1f\x8b", "packed with gzip"),
+    (128, b"DICM", "a DICOM file"),
+    (344, b"n+1\0", "a NIfTI that is not packed"),
+    (0, b"NRRD", "a NRRD file"),
+    (0, b"ObjectType", "a MetaImage file"),
+    (0, b"version https://git-lfs", "a pointer of Git LFS, whose content was not fetched (git lfs pull)"),
+    (0, b"<", "a web page"),
+)
+
+def content_of(path: Path) -> str:
+    "What the first bytes of a file say that it is; \"\" if they say nothing."
+    try:
+        with open(path, "rb") as f: start = f.read(512)
+    except OSError: return ""
+    if not start: return "empty"
+    return next((kind for at, mark, kind in _SIGNATURES if start[at:].startswith(mark)), "")
+
+
+# %%
+(work/"page").write_text("<html>403</html>")
+(work/"packed").write_bytes(gzip.compress(b"x"))
+(work/"empty").write_bytes(b"")
+print([content_of(work/name) for name in ("page", "packed", "empty", "nowhere")])
+
+
+# %% [markdown]
+# ## What is said of it
+#
+# An importer reads folders. Who gives an archive is told to unpack it; who gives a file, to give its folder.
+
+# %%
+#| export
+def check_folder(path: Path, expected: str):
+    "Raise `InputError` unless this is a folder; `expected` is what it should hold."
+    if path.is_dir(): return
+    if not path.exists():
+        raise InputError(f"{path}: no such folder; expected {expected}")
+    packed = foreign_kind(path.name) == "packed file" or content_of(path).startswith(("an archive", "packed"))
+    if packed and not path.name.lower().endswith(".nii.gz"):
+        raise InputError(f"{path}: an archive; unpack it and give the folder; expected {expected}")
+    raise InputError(f"{path}: a file; give the folder that it lies in; expected {expected}")
+
+
+# %%
+test_fail(lambda: check_folder(work/"nowhere", "scans"), contains="no such folder")
+test_fail(lambda: check_folder(heap/"p10"/"scans.zip", "scans"), contains="unpack it")
+test_fail(lambda: check_folder(work/"page", "scans"), contains="give the folder")
+
+
+# %%
+#| export
+def foreign_files(folder: Path) -> Counter:
+    "Files below a folder that may hold scans and are not read: what they are → how many."
+    names = (path.name for inner in folders_below(folder) for path in visible_files(inner))
+    return Counter(kind for kind in map(foreign_kind, names) if kind)
+
+def foreign_hint(passed_over: Counter) -> str:
+    "What a message says of files that are not read, and what to do with them; \"\" if there are none."
+    if not passed_over: return ""
+    several = {kind: "s" if n > 1 and kind.endswith("file") else "" for kind, n in passed_over.items()}
+    counts = ", ".join(f"{n} {kind}{several[kind]}" for kind, n in passed_over.most_common())
+    todo = ["unpack them first"] if passed_over["packed file"] else []
+    if any(passed_over[kind] for kind in _ENDINGS if kind != "packed file"):
+        todo.append("convert to NIfTI")
+    return f" (passed over: {counts})" + "".join(f"; {what}" for what in todo)
+
+
+# %%
+print(foreign_hint(foreign_files(heap)))
+
+# %%
+#| hide
+shutil.rmtree(work)

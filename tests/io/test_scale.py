@@ -1,0 +1,109 @@
+"A label map in the place of a scan is refused, other scales are told; by import and segment alike."
+
+import nibabel as nib
+import numpy as np
+import pytest
+from helpers.dicom import planes, write_series
+from helpers.volumes import GRID, TWO, one_line, save
+
+from ctseg.core.files import InputError
+from ctseg.io.dicom_import import import_dicom
+from ctseg.io.nifti import read_nifti, read_scan
+from ctseg.io.nifti_import import import_nifti
+from ctseg.io.scale import looks_like_labels, scale_notes
+from ctseg.prediction.scans import find_scans
+
+SHAPE = (16, 14, 6)
+NOISE = np.random.default_rng(0).normal(0, 60, SHAPE).astype(np.float32)
+LABELS = np.zeros(SHAPE, np.uint8)
+LABELS[4:9, 3:8, 1:4], LABELS[10:14, 3:8, 2:5] = 1, 2
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int64, np.float32])
+@pytest.mark.parametrize("name", ["c_by_anna", "reading 2", "c_final"])
+def test_a_label_map_under_any_name_is_no_scan(tmp_path, name, dtype):
+    image = nib.Nifti1Image(LABELS.astype(dtype), GRID, dtype=dtype)
+    (tmp_path / "src").mkdir()
+    nib.save(image, tmp_path / "src" / f"{name}.nii.gz")
+    with pytest.raises(InputError) as e:
+        import_nifti(tmp_path / "src", tmp_path / "out")
+    assert "no scan" in one_line(e) and name in str(e.value)
+    with pytest.raises(InputError, match="no scan"):
+        find_scans([tmp_path / "src"]).scans[0].open()
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        NOISE.round() - 100,
+        (NOISE.round() + 128).clip(0, 255),
+        NOISE.round().clip(0, 255),
+        np.full(SHAPE, -1000.0),
+        np.zeros(SHAPE),
+        LABELS - 1.0,
+        LABELS + 0.25,
+    ],
+)
+def test_what_is_no_label_map(values):
+    assert not looks_like_labels(values)
+
+
+@pytest.mark.parametrize(
+    "values, told",
+    [(NOISE*4, False), (NOISE*4 + 2000, True), (NOISE/1000, True), (np.full(SHAPE, -1024.0), True), (NOISE.clip(0, 255), True)],
+)
+def test_other_scales_are_told(values, told):
+    assert bool(scale_notes(values, "x")) == told
+
+
+@pytest.mark.parametrize("kind", ["MGML", "Z_EFF", "ED", " z_eff "])
+def test_maps_of_two_energies_are_left_out(tmp_path, kind):
+    write_series(tmp_path / "src" / "ct", *planes(4), RescaleType="HU")
+    write_series(tmp_path / "src" / "map", *planes(4), RescaleType=kind)
+    facts = import_dicom(tmp_path / "src", tmp_path / "out", classes=TWO)
+    assert facts["volumes"] == 1 and "not in Hounsfield units" in facts["other_planes"][0]
+    found = find_scans([tmp_path / "src"])
+    assert [scan.source for scan in found.scans] == ["ct"] and "not in Hounsfield" in found.notes[0]
+
+
+def test_a_dicom_scale_is_told_by_import_and_segment(tmp_path):
+    write_series(tmp_path / "src" / "ct", *planes(4), RescaleIntercept=0)
+    facts = import_dicom(tmp_path / "src", tmp_path / "out", classes=TWO)
+    notes = find_scans([tmp_path / "src"]).scans[0].open().volume.notes
+    assert list(notes) == facts["notes"] and "1024 may have been added" in notes[0]
+
+
+def test_a_slope_of_nothing_is_refused(tmp_path):
+    write_series(tmp_path / "src" / "ct", *planes(4), RescaleSlope=0)
+    with pytest.raises(InputError) as e:
+        import_dicom(tmp_path / "src", tmp_path / "out", classes=TWO)
+    assert "RescaleSlope is 0" in one_line(e)
+
+
+@pytest.mark.parametrize("factor", [.001, 1000])
+def test_an_affine_in_another_unit_is_refused(tmp_path, factor):
+    save(NOISE, tmp_path / "a.nii.gz", np.diag([.8*factor, .8*factor, 5*factor, 1]))
+    with pytest.raises(InputError) as e:
+        read_nifti(tmp_path / "a.nii.gz")
+    assert "another unit" in one_line(e)
+
+
+def test_two_affines_that_contradict_each_other_are_told(tmp_path):
+    image = nib.Nifti1Image(NOISE, GRID)
+    image.set_sform(GRID, 1)
+    image.set_qform(np.diag([-1, 1, 1, 1]) @ GRID, 1)
+    nib.save(image, tmp_path / "a.nii")
+    hu, affine, notes = read_scan(tmp_path / "a.nii")
+    assert np.allclose(affine, GRID) and any("sform was taken" in note for note in notes)
+    image.set_qform(GRID, 1)
+    nib.save(image, tmp_path / "b.nii")
+    assert read_scan(tmp_path / "b.nii")[2] == ()
+
+
+@pytest.mark.parametrize("shape", [(1, 14, 6), (16, 1, 6), (1, 1, 1)])
+def test_a_picture_of_another_plane_is_refused(tmp_path, shape):
+    save(NOISE[tuple(slice(n) for n in shape)]*9, tmp_path / "src/a.nii.gz", np.eye(4))
+    with pytest.raises(InputError) as e:
+        import_nifti(tmp_path / "src", tmp_path / "out")
+    assert "a.nii.gz" in one_line(e) and "another plane" in str(e.value)
+    assert not (tmp_path / "out").exists()
