@@ -32,6 +32,8 @@
 # A mistake in the data is reported in one line that names the file. Nothing is half-written, and `--resume` continues a run that was cut.
 # [All commands and options](command_line.ipynb).
 #
+# Several folders that outline other structures become one by `ctseg merge`: [three hospitals](three_hospitals.ipynb).
+#
 # ## A folder from arrays
 #
 # Four slices of 32×32 pixels, two structures. On slice 0 both were looked for, on slice 1 only the first; nobody annotated the other two.
