@@ -25,7 +25,10 @@ import pandas as pd
 
 found = pd.read_csv("results/hospitals.csv")
 order = ["north", "south", "west", "merged", "ordinary", "background"]
-organs = ["brainstem", "spinal_cord", "parotid_left", "parotid_right", "parotids", "esophagus", "larynx", "mandible"]
+organs = [
+    "brainstem", "spinal_cord", "parotid_left", "parotid_right", "parotids",
+    "esophagus", "larynx", "mandible",
+]
 mean = found.pivot_table(index="network", columns="class", values="dice")
 print("seeds:", sorted(found.seed.unique().tolist()))
 mean.reindex(index=[name for name in order if name in mean.index], columns=organs).round(3).fillna("")

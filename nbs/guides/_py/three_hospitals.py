@@ -229,6 +229,10 @@ keep.cleanup()
 # %% [markdown]
 # The old structures are kept by a network that was shown none of them, all but the left parotid within a few hundredths. The larynx itself is not learnt yet: seven slices with a larynx and so short a training are too little. [On toy slices](adding_a_class.ipynb), with more of them, it is.
 #
+# ## The next hour
+#
+# `ctseg suggest runs/all all --count 20` lists the slices that are most worth a person's next hour, and the structures to look for on each, with a page of proposed outlines: [how it chooses](../prediction/57_suggest.ipynb).
+#
 # ## What to know
 #
 # * These are 160 slices, one seed, and less than a minute of training: a measured comparison is on [its own page](../benchmarks/hospitals.ipynb).
