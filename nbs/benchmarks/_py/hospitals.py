@@ -24,7 +24,7 @@
 import pandas as pd
 
 found = pd.read_csv("results/hospitals.csv")
-order = ["north", "south", "west", "merged", "ordinary", "background"]
+order = ["north", "south", "west", "merged", "merged-long", "ordinary", "background"]
 organs = [
     "brainstem", "spinal_cord", "parotid_left", "parotid_right", "parotids",
     "esophagus", "larynx", "mandible",
@@ -34,7 +34,7 @@ print("seeds:", sorted(found.seed.unique().tolist()))
 mean.reindex(index=[name for name in order if name in mean.index], columns=organs).round(3).fillna("")
 
 # %% [markdown]
-# `merged` is `ctseg merge` with the union; `ordinary` the same slices with left and right told apart everywhere; `background` the merged masks with every unexamined class taken for absent, and the parotids as an eighth class.
+# `merged` is `ctseg merge` with the union; `merged-long` the same for three times the steps, as many epochs as a hospital's own; `ordinary` the same slices with left and right told apart everywhere; `background` the merged masks with every unexamined class taken for absent, and the parotids as an eighth class.
 #
 # ## The differences
 #
@@ -43,7 +43,9 @@ mean.reindex(index=[name for name in order if name in mean.index], columns=organ
 # %%
 own = mean.loc[[name for name in order[:3] if name in mean.index]].max()
 others = {"best hospital": own, "ordinary labels": mean.loc["ordinary"], "background": mean.loc["background"]}
-pd.DataFrame({name: mean.loc["merged"] - other for name, other in others.items()}).loc[organs].round(3)
+table = pd.DataFrame({name: mean.loc["merged"] - other for name, other in others.items()})
+if "merged-long" in mean.index: table["long, to best hospital"] = mean.loc["merged-long"] - own
+table.loc[organs].round(3)
 
 # %% [markdown]
 # ## What is left open
