@@ -19,7 +19,7 @@ import typer
 
 import ctseg
 # they enter their commands
-from . import data, evaluate, export, merge, prediction, segment, sharing, storing, training
+from . import data, evaluate, export, merge, prediction, segment, sharing, storing, suggest, training
 from .console import SPEAKS, UsageError, app, clean_end, our_warnings, usage_line, write_any_letter
 from ..core.files import InputError, printable
 

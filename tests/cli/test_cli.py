@@ -320,7 +320,7 @@ def test_a_stopped_run_has_its_status_and_a_new_one_says_so(tmp_path):
 
 
 def test_a_folder_that_holds_a_run_is_refused_before_anything_is_read(run, monkeypatch):
-    monkeypatch.setattr("ctseg.recipes.fit.read_challenge", lambda *a, **k: pytest.fail("the data is read"))
+    monkeypatch.setattr("ctseg.recipes.fit.read_slices", lambda *a, **k: pytest.fail("the data is read"))
     code, _, err = ctseg("fit", SAMPLE, "--out", run, *TINY)
     assert code == 2 and "already holds a run; add --resume" in err
 

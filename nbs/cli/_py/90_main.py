@@ -22,7 +22,7 @@ import typer
 
 import ctseg
 # they enter their commands
-from ctseg.cli import data, evaluate, export, merge, prediction, segment, sharing, storing, training
+from ctseg.cli import data, evaluate, export, merge, prediction, segment, sharing, storing, suggest, training
 from ctseg.cli.console import SPEAKS, UsageError, app, clean_end, our_warnings, usage_line, write_any_letter
 from ctseg.core.files import InputError, printable
 

@@ -30,7 +30,7 @@
 # |---|---|---|
 # | `core` | files and errors, settings, registry, class names, device, threads, processes, figures | nothing of CT or learning |
 # | `data` | slices with three states, the challenge folder, CSV of masks, splits, sampling, augmentation | slices and what is known of them |
-# | `io` | volumes, NIfTI, DICOM, RTSTRUCT, DICOM SEG, OpenKBP, TotalSegmentator | other people's files, in and out |
+# | `io` | volumes, NIfTI, DICOM, RTSTRUCT, DICOM SEG, OpenKBP, TotalSegmentator, several folders into one | other people's files, in and out |
 # | `phantom` | a body made of formulas, with 54 structures | a whole challenge folder from one seed |
 # | `losses` | the definitions ([partial](../losses/10_partial.ipynb)), the same without one-hot tensors ([fused](../losses/20_fused.ipynb)), consistency | what to learn from known cells |
 # | `metrics` | the challenge's Dice, bounds for partial truth, surface distances, bootstrap | how to score |

@@ -43,6 +43,8 @@
 # It goes on from the last checkpoint and ends, on a CPU, with exactly the weights of a run that was never cut. Finished phases are loaded and not trained again. Where sessions are limited, `--time-limit 8h30m` stops
 # in time: the run saves itself, ends with status 75, and waits for `--resume`. Other data or settings than at the start are refused, because the result would be neither the one nor the other. In Python: `ctseg.fit(…, resume=True)`.
 #
+# Several folders that outline other structures become one by `ctseg merge`: [three hospitals](three_hospitals.ipynb).
+#
 # ## A folder from arrays
 #
 # Four slices of 32×32 pixels, two structures. On slice 0 both were looked for, on slice 1 only the first; nobody annotated the other two.

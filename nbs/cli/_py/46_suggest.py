@@ -1,0 +1,63 @@
+# %% [markdown]
+# # The command that suggests
+#
+# > `ctseg suggest`: which slices to annotate next, and which structures on them.
+#
+# - skip_showdoc: true
+
+# %%
+#| default_exp cli.suggest
+
+# %%
+#| export
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ctseg.cli.console import app, memory_errors, print_facts
+from ctseg.cli.options import Annotations, BatchSize, Device
+
+# %%
+#| hide
+from typer.testing import CliRunner
+
+runner = CliRunner()
+
+# %% [markdown]
+# How slices are chosen is told in [what to annotate next](../prediction/57_suggest.ipynb).
+
+# %%
+#| export
+TEACHERS = typer.Argument(
+    metavar="RUN [RUN …] DATA", help="a run, or several to average, and the folder they learnt from",
+)
+LIST = typer.Option(
+    help="the list to write (.csv); a page with proposed outlines is written beside it (.html)",
+)
+
+
+@app.command()
+def suggest(
+    places: Annotated[list[str], TEACHERS],
+    count: Annotated[int, typer.Option(min=1, help="slices to suggest")] = 20,
+    out: Annotated[Path, LIST] = Path("suggestions.csv"),
+    annotated: Annotations = "json",
+    device: Device = "auto",
+    batch_size: BatchSize = 16,
+):
+    "List the slices that are most worth annotating next, and the structures to look for on them."
+    from ctseg.core.files import InputError
+    from ctseg.report.suggestions import suggest_files
+    *runs, data = places
+    if not runs:
+        raise InputError("`ctseg suggest` takes RUN [RUN …] DATA, but one place was given")
+    with memory_errors():
+        facts = suggest_files(runs, data, out, count, annotated, device, batch_size)
+    print_facts(facts)
+    print(f"list: {out}")
+    print(f"page: {out.with_suffix('.html')}")
+
+
+# %%
+print(runner.invoke(app, ["suggest", "runs/first"]).exception)
