@@ -39,7 +39,7 @@ from ctseg.runs.recipe import Recipe
 # %%
 mine = Recipe("mine").change(loss="marginal", log_dice=True, lr=1e-3, epochs=40)
 print(mine)
-print("learning rate", mine.value("lr"), "· network", mine.value("model"), "· its width", mine.value("model.width"))
+for key in ("lr", "model", "model.width"): print(key, "=", mine.value(key))
 try: mine.change(tau=0.9)
 except InputError as e: print(e)
 
