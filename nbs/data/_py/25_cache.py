@@ -118,7 +118,7 @@ with tempfile.TemporaryDirectory() as d:
     a, b = Path(d)/"a.csv", Path(d)/"b.csv"
     a.write_text("one")
     b.write_text("one")
-    test_eq(content_digest([a]), content_digest([b]))  # the name does not matter
+    test_eq(content_digest([a]), content_digest([b]))
     b.write_text("two")
     assert content_digest([a]) != content_digest([b])
 

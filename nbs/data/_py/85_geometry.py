@@ -183,7 +183,7 @@ class NearestPixel:
 # %%
 nothing = affine_grid(2, (61, 47), torch.Generator(), degrees=0, scale=0, shift=0)
 numbers = torch.randint(0, 55, (2, 61, 47), generator=torch.Generator().manual_seed(0))
-test_eq(NearestPixel(nothing)(numbers), numbers)  # the map that does nothing does nothing, to the bit
+test_eq(NearestPixel(nothing)(numbers), numbers)
 
 
 # %% [markdown]

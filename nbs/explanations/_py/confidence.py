@@ -33,7 +33,8 @@ prob = torch.full((2, 1, size, size), 1e-3)
 prob[0, 0][torch.tensor(organ)], prob[1, 0][torch.tensor(speck)] = .85, .55
 label = (prob[:, 0] > .5).long()
 scores = image_confidence(prob, label, "sigmoid")
-table = pd.DataFrame({k: v.numpy() for k, v in scores.items()}, ["the organ", "the speck"]).T
+values = {name: score.numpy() for name, score in scores.items()}
+table = pd.DataFrame(values, ["the organ", "the speck"]).T
 table["prefers"] = table.idxmax(axis=1)
 table.round(3)
 
@@ -57,13 +58,15 @@ assert table.prefers["max"] == "the speck" and table.prefers["sdc"] == "the orga
 
 # %%
 rng = np.random.default_rng(0)
-p = np.clip(np.exp(-((y - 32)**2 + (x - 30)**2)/260)*1.1, 0, .97)
-L = p > .5
-drawn = rng.random((400, size, size)) < p                   # 400 truths, pixel by pixel
-real = (2*(drawn & L).sum((1, 2))/(drawn.sum((1, 2)) + L.sum())).mean()
-said = soft_dice_confidence(torch.tensor(p)[None, None].float(), torch.tensor(L)[None].long())[0, 0].item()
-print(f"mean Dice of 400 drawn truths {real:.3f}, soft Dice confidence {said:.3f}")
-test_close(real, said, eps=.01)
+blob = np.clip(np.exp(-((y - 32)**2 + (x - 30)**2)/260)*1.1, 0, .97)  # probabilities [H,W]
+drawn = blob > .5
+truths = rng.random((400, size, size)) < blob  # 400 of them, pixel by pixel
+common = (truths & drawn).sum((1, 2))
+dice = 2*common/(truths.sum((1, 2)) + drawn.sum())
+prob, label = torch.tensor(blob)[None, None].float(), torch.tensor(drawn)[None].long()
+expected = soft_dice_confidence(prob, label).item()
+print(f"mean Dice of 400 drawn truths {dice.mean():.3f}, soft Dice confidence {expected:.3f}")
+test_close(dice.mean(), expected, eps=.01)
 
 # %% [markdown]
 # Real mistakes are not independent from pixel to pixel, and a network's probabilities are not [calibrated](../inference/50_calibration.ipynb). So the number is no forecast of the Dice. A ranking does not need one.
@@ -75,23 +78,23 @@ test_close(real, said, eps=.01)
 # %%
 #| echo: false
 #| label: fig-scatter
-t = np.load("../benchmarks/results/confidence/supervised-masked.npz")
-cells = t["mean_dice"]  # [slices, classes], NaN where a cell does not count
-ok = np.isfinite(cells).any(1)
-dice = np.nanmean(cells[ok], axis=1)
+results = np.load("../benchmarks/results/confidence/supervised-masked.npz")
+cells = results["mean_dice"]  # [slices, classes], NaN where a cell does not count
+scored = np.isfinite(cells).any(1)
+dice = np.nanmean(cells[scored], axis=1)
 fig, axes = plt.subplots(1, 3, figsize=(10, 3), layout="constrained", sharey=True)
-for ax, s in zip(axes, ("max", "sdc", "agreement")):
-    score = t[f"mean_{s}"][ok]
+for ax, name in zip(axes, ("max", "sdc", "agreement")):
+    score = results[f"mean_{name}"][scored]
     rank = spearmanr(score, dice)[0]
     ax.plot(score, dice, ".", ms=4, alpha=.5)
     ax.set_title(f"rank correlation {rank:.2f}", fontsize=10)
-    ax.set_xlabel(s)
+    ax.set_xlabel(name)
 axes[0].set_ylabel("Dice the slice really reached")
 plt.show()
 
 # %% [markdown]
 # Each dot is a slice. A filter keeps the right-hand part of such a cloud, so a good score has its dots on a rising line. A filter by SDC keeps the clump of well-segmented slices at the right of the middle cloud. The left cloud
-# has no such clump. A negative number in the table is worse than chance: a filter by `max` then keeps the *worse* part. [The benchmark](../benchmarks/confidence.ipynb) adds the risk at every share kept, and the scores of single cells.
+# has no such clump. A negative correlation is worse than chance: a filter then keeps the *worse* part. [The benchmark](../benchmarks/confidence.ipynb) adds the risk at every share kept, and the scores of single cells.
 #
 # ## What a score cannot do
 #

@@ -236,7 +236,7 @@ ax.set(xlabel="Dice of 100 fresh slices", xlim=(0, 1), ylim=(4.6, -.6))
 assert phases == sorted(phases) and control < phases[2]
 
 # %% [markdown]
-# With two other seeds steps 2, 3 and 4 scored 0.62, 0.69, 0.69 and 0.66, 0.70, 0.71, and the longer training 0.63 both times. The toy was chosen to show the effect within a minute; in a trial with 12 annotated slices and batch normalisation, the teacher was sure and wrong with one of two seeds, and the score fell from 0.47 to 0.21. [How that happens](semi_supervised.ipynb) has its own page.
+# No: more of the same brings little. With two other seeds it was so too, though the last step helped less. The toy was chosen to show the effect within a minute. A teacher can also be sure and *wrong*, above all with fewer annotated slices, and then its student becomes worse than the network of step 2. [How that happens](semi_supervised.ipynb) has its own page.
 #
 # ## The rooms
 #

@@ -199,7 +199,7 @@ plt.show()
 # | on disk | `annotated_labels.json`: the structures examined, a list a slice. Without it you must say what zeros mean; it is never guessed |
 # | in memory | `known`, bool `[N, C]`, in every [`SliceSet`](../data/10_slices.ipynb) |
 # | a batch | `known` `[B, C]`, beside image and mask; `[B, C, H, W]` once [CutMix](../data/93_strong_views.ipynb) has put pieces of two slices into one |
-# | rotation, shift | what comes into the frame from outside gets weight 0, because nobody looked there |
+# | [rotation, shift](../data/85_geometry.ipynb) | mask and `known` move with the image; a structure of which no pixel is left becomes unknown. Where `known` or the weights speak of single pixels, what comes into the frame from outside is unknown |
 # | the [loss](../losses/20_fused.ipynb) | no gradient in unknown cells |
 # | [pseudo-labels](../methods/20_pseudo.ipynb) | they may fill unknown cells, and they never overwrite a known one |
 # | the [score](../metrics/10_challenge.ipynb) | cells that nobody examined are left out. A second, pessimistic score counts them as absent |

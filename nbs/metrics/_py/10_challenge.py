@@ -368,7 +368,7 @@ def per_class(
 # %%
 rows = per_class(pred, truth, classes)
 test_eq(rows.support + rows.absent, pd.Series(len(truth), rows.index))
-test_close(rows.dice.mean(), challenge_dice(pred, truth, 3), 1e-12)  # the score is the mean of the column
+test_close(rows.dice.mean(), challenge_dice(pred, truth, 3), 1e-12)
 
 
 # %%

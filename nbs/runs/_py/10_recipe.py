@@ -31,9 +31,18 @@ from ctseg.training.setup import ComputeSettings, ScheduleSettings
 import pandas as pd
 from fastcore.test import test_eq
 
+from ctseg.runs.recipe import Recipe
 
 # %% [markdown]
 # A recipe has eight groups of settings. Four of them belong to something chosen by name: the method, the network, the loss and the augmentation. Each group is declared [where it is used](../core/20_settings.ipynb), and the recipe puts them together.
+
+# %%
+mine = Recipe("mine").change(loss="marginal", log_dice=True, lr=1e-3, epochs=40)
+print(mine)
+for key in ("lr", "model", "model.width"): print(key, "=", mine.value(key))
+try: mine.change(tau=0.9)
+except InputError as e: print(e)
+
 
 # %%
 #| export

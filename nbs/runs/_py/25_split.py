@@ -131,10 +131,6 @@ class Split:
 
 
 # %%
-print(Split.__doc__)
-
-
-# %%
 #| export
 def split_slices(
     slices: SliceSet,
