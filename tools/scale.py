@@ -8,6 +8,7 @@ import argparse
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import time
@@ -130,7 +131,7 @@ def measure(count: int, work: Path) -> dict:
         "evaluate": [*cli, "evaluate", store, folder/"labels.zarr"],
     }
     for name, words in commands.items():
-        if name == "store" and store.exists(): continue
+        if name == "store": shutil.rmtree(store, ignore_errors=True)
         seconds, peak, text = measured([*words, out])
         row[name] = {"seconds": seconds, "peak MB": peak}
         if name == "fit": row["steps"] = typical_ms(text)
@@ -157,10 +158,13 @@ def main():
     if args.steps: return time_steps(args.steps, args.memory)
     if args.make: return make_folder(args.make, args.work)
     # nothing large is imported in this process: a child's largest memory counts what it has before it starts its program
-    rows = [measure(count, args.work) for count in args.counts]
     machine = {"processor": platform.machine(), "threads": os.environ.get("OMP_NUM_THREADS", "all")}
     versions = {name: metadata.version(name) for name in ("torch", "zarr", "numpy")} | {"python": platform.python_version()}
-    args.out.write_text(json.dumps({"machine": machine, "versions": versions, "rows": rows}, indent=1))
+    for count in args.counts:
+        row = measure(count, args.work)
+        rows = json.loads(args.out.read_text())["rows"] if args.out.exists() else []
+        rows = sorted([r for r in rows if r["slices"] != count] + [row], key=lambda r: r["slices"])
+        args.out.write_text(json.dumps({"machine": machine, "versions": versions, "rows": rows}, indent=1))
 
 
 if __name__ == "__main__": main()

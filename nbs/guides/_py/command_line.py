@@ -19,6 +19,7 @@
 # * `--set KEY=VALUE` reaches every field of a [recipe](../recipes/20_fit.ipynb). `ctseg recipes NAME` lists the fields with their values and what they mean. `--recipe runs/first/recipe.json` takes the recipe of a run.
 # * `ctseg predict` decides by the rule that was chosen in training. `--rule argmax` leaves it out; `--tune FOLDER` chooses one anew, for all the runs together, and prints what it scores on the slices they held out.
 # * A run is a folder, or a name on the hub: `ctseg predict hf://owner/name …`; `ctseg push` puts one there. [More](sharing_and_watching.ipynb), also of `--log` and `--confidence`.
+# * What does not fit into memory goes into a store, which commands take like a folder: [more slices than memory](more_than_memory.ipynb).
 # * `--init RUN` starts from another run's weights, `--teacher RUN` keeps its classes alive: [adding a class](adding_a_class.ipynb).
 # * `ctseg --version` tells the version, `ctseg doctor` what else a bug report needs.
 # * `python -m ctseg` is the same program, for machines where the command is not on the path.
