@@ -158,18 +158,18 @@ BLOCK = 1 << 17  # bytes
 
 def _line_blocks(f, size: int, path: Path) -> Iterator[bytes]:
     "Blocks of whole lines, each line ended by a newline alone. Empty lines at the end are dropped."
-    rest = b""
+    parts: list[bytes] = []  # of a line whose end has not been read
     while chunk := f.read(size):
-        block = rest + chunk
-        cut = block.rfind(b"\n") + 1
-        lines, rest = block[:cut], block[cut:]
-        if len(rest) > MAX_LINE:
+        cut = chunk.rfind(b"\n") + 1
+        lines = b"".join([*parts, chunk[:cut]]) if cut else b""
+        parts = [chunk[cut:]] if cut else [*parts, chunk]
+        if sum(map(len, parts)) > MAX_LINE:
             raise _endless(path)
         if b"\r" in lines:
             lines = lines.replace(b"\r\n", b"\n")
         if lines := lines.rstrip(b"\n"):
             yield lines + b"\n"
-    if rest := rest.rstrip(b"\r"):
+    if rest := b"".join(parts).rstrip(b"\r"):
         yield rest + b"\n"
 
 # %% ../../nbs/data/45_mask_rows.ipynb #8493011d

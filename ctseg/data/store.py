@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CHUNK', 'SHARD', 'FORMAT', 'PIXELS', 'INDEX', 'MAKE_AGAIN', 'COUNT', 'OF_CLASSES', 'PARTS',
-           'OF_SPLIT', 'FACTS', 'import_zarr', 'store_place', 'is_store', 'chunk_sizes',
+           'OF_SPLIT', 'FACTS', 'SOME', 'import_zarr', 'store_place', 'is_store', 'chunk_sizes',
            'write_store', 'StoredPixels', 'store_splits', 'store_notes', 'read_store',
            'check_stored']
 
@@ -134,6 +134,9 @@ PARTS = fields({name: COUNT for name in PIXELS})
 OF_SPLIT = fields({"classes": OF_CLASSES, "parts": PARTS, "fingerprint": text})
 FACTS = fields({"splits": mapped(OF_SPLIT), "notes": mapped(anything)})
 
+# %% ../../nbs/data/74_store.ipynb #757cd0d0
+SOME = 64 # rows that zarr is asked for at once: it takes much memory for each if they are scattered
+
 class StoredPixels:
     "Images or masks that lie in a store, as a `PixelSource`."
     def __init__(self,
@@ -149,11 +152,19 @@ class StoredPixels:
         first, last = int(rows[0]), int(rows[-1])
         try:
             if last - first + 1 == len(rows): return self.array[first:last + 1]
-            return self.array.oindex[rows]
+            parts = [self._read_some(rows[i:i + SOME]) for i in range(0, len(rows), SOME)]
+            return np.concatenate(parts)
         except Exception as e: # each way of being damaged or out of reach has its own
             reason = str(e).splitlines()[0] if str(e) else type(e).__name__
             problem = f"slices {first} to {last} cannot be read ({reason})"
             raise InputError(f"{self.where}: {problem}; {MAKE_AGAIN}") from None
+
+    def _read_some(self, rows: np.ndarray) -> np.ndarray:
+        "The same, of few rows: with those between them where these are not many more."
+        first, last = int(rows[0]), int(rows[-1])
+        if last - first < 4*len(rows):
+            return self.array[first:last + 1][rows - first]
+        return self.array.oindex[rows]
 
 # %% ../../nbs/data/74_store.ipynb #f55de4be
 def _read_index(root, split: str, where: str) -> dict[str, Any]:

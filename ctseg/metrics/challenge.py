@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['check_masks', 'Overlaps', 'pair_counts', 'without_ignored', 'union_counts', 'overlaps',
-           'dice_table', 'nan_mean', 'mean_dice', 'challenge_dice', 'class_rows', 'per_class',
-           'silent_classes']
+           'dice_table', 'nan_mean', 'mean_dice', 'challenge_dice', 'class_tally', 'rows_of',
+           'class_rows', 'per_class', 'silent_classes']
 
 # %% ../../nbs/metrics/10_challenge.ipynb #a819054b
 from typing import NamedTuple
@@ -126,33 +126,52 @@ def challenge_dice(pred: np.ndarray, truth: np.ndarray, C: int) -> float:
     return mean_dice(dice_table(pred, truth, C))
 
 # %% ../../nbs/metrics/10_challenge.ipynb #7b219fa7
+def class_tally(
+    counts: Overlaps,
+    known: np.ndarray | None = None, # bool [N,C]; None: everything was examined
+) -> dict[str, np.ndarray]: # [C] each; those of further images are added
+    "How often each class is there, absent, predicted, invented, missed, and sums of its Dice: arrays [C]."
+    examined = np.ones(counts.true.shape, bool) if known is None else np.asarray(known, bool)
+    present = examined & (counts.true > 0)
+    absent = examined & (counts.true == 0)
+    predicted = examined & (counts.predicted > 0)
+    dice = np.where(examined, counts.dice(), np.nan)
+    of_present = np.where(present, dice, np.nan)
+    cells = {"support": present, "absent": absent, "predicted": predicted, "invented": absent & predicted,
+             "missed": present & ~predicted, "scored": ~np.isnan(dice),
+             "scored_present": ~np.isnan(of_present)}
+    sums = {"dice": np.nansum(dice, 0), "dice_present": np.nansum(of_present, 0)}
+    return {name: cell.sum(0) for name, cell in cells.items()} | sums
+
+# %% ../../nbs/metrics/10_challenge.ipynb #f7ae5f89
+def _ratio(total: np.ndarray, n: np.ndarray) -> np.ndarray:
+    "total/n, NaN where n is 0."
+    return np.divide(total, n, out=np.full(np.shape(n), np.nan), where=n > 0)
+
+def rows_of(tally: dict[str, np.ndarray], classes: ClassMap) -> pd.DataFrame:
+    "`per_class` of a tally."
+    columns = dict(
+        id=np.arange(1, len(classes) + 1),
+        support=tally["support"],
+        absent=tally["absent"],
+        dice=_ratio(tally["dice"], tally["scored"]),
+        dice_present=_ratio(tally["dice_present"], tally["scored_present"]),
+        invented=tally["invented"],
+        invented_rate=_ratio(tally["invented"], tally["absent"]),
+        missed=tally["missed"],
+        silent=(tally["support"] > 0) & (tally["predicted"] == 0),
+        unreliable=tally["support"] < 3,
+    )
+    return pd.DataFrame(columns, index=pd.Index(classes.names, name="name"))
+
+# %% ../../nbs/metrics/10_challenge.ipynb #6801a033
 def class_rows(
     counts: Overlaps,
     classes: ClassMap,
     known: np.ndarray | None = None, # bool [N,C]; None: everything was examined
 ) -> pd.DataFrame: # a row a class, by name
     "`per_class` of what `overlaps` has counted."
-    examined = np.ones(counts.true.shape, bool) if known is None else np.asarray(known, bool)
-    present = examined & (counts.true > 0)
-    absent = examined & (counts.true == 0)
-    predicted = examined & (counts.predicted > 0)
-    dice = np.where(examined, counts.dice(), np.nan)
-    support, absences = present.sum(0), absent.sum(0)
-    invented = (absent & predicted).sum(0)
-    no_rate = np.full(len(classes), np.nan)
-    columns = dict(
-        id=np.arange(1, len(classes) + 1),
-        support=support,
-        absent=absences,
-        dice=nan_mean(dice, 0),
-        dice_present=nan_mean(np.where(present, dice, np.nan), 0),
-        invented=invented,
-        invented_rate=np.divide(invented, absences, out=no_rate, where=absences > 0),
-        missed=(present & ~predicted).sum(0),
-        silent=(support > 0) & ~predicted.any(0),
-        unreliable=support < 3,
-    )
-    return pd.DataFrame(columns, index=pd.Index(classes.names, name="name"))
+    return rows_of(class_tally(counts, known), classes)
 
 # %% ../../nbs/metrics/10_challenge.ipynb #be7ef650
 def per_class(

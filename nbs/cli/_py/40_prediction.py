@@ -34,7 +34,7 @@ from typer.testing import CliRunner
 RUNS = typer.Argument(
     help="one run, or several to average as probabilities: folders, or names on the hub (hf://owner/name)",
 )
-SUBMISSION = typer.Option(help="the submission to write (.csv or .csv.gz)")
+SUBMISSION = typer.Option(help="the submission to write (.csv or .csv.gz), or a store of label maps (.zarr)")
 VIEWS = typer.Option(
     help="views of each image to average: turned, enlarged, and mirrored if the runs were trained so",
 )
@@ -71,7 +71,7 @@ print("--rule", RULE.help)
 @app.command()
 def predict(
     runs: Annotated[list[str], RUNS],
-    images: Annotated[Path, typer.Option(help="a folder of PNG slices")],
+    images: Annotated[Path, typer.Option(help="a folder of PNG slices, or a store")],
     out: Annotated[Path, SUBMISSION],
     tta: Annotated[int, VIEWS] = 1,
     probabilities: Annotated[Optional[Path], STORE] = None,

@@ -37,8 +37,8 @@ EXAMINED = typer.Option(
 CLASSES = typer.Option(
     help="class_names.json, or a run; default: what lies beside the truth, else the challenge's 54 (CSV)",
 )
-TRUTH = typer.Argument(help="the truth, in the challenge's CSV form, or a folder of NIfTI label maps")
-SCORED = typer.Argument(help="a submission, or a folder of NIfTI label maps of the same names")
+TRUTH = typer.Argument(help="the truth: the challenge's CSV, a folder of NIfTI label maps, or a store")
+SCORED = typer.Argument(help="a submission, NIfTI files of the same names in a folder, or a store")
 IN_MM = typer.Option("--mm", help="of CSV: score whole volumes in mm, where the folder was made from volumes")
 TOLERANCE = typer.Option(min=0.0, metavar="MM", help="of the surface Dice, in mm (folders, --mm)")
 
@@ -67,6 +67,12 @@ def evaluation(
     truth: Path, prediction: Path, annotated, classes, tolerance: Optional[float], mm: bool,
 ) -> dict:
     "The evaluation that two paths ask for."
+    from ctseg.data.store import is_store
+    if is_store(truth):
+        from ctseg.metrics.stored import evaluate_stored
+        if mm or classes or tolerance is not None:
+            raise InputError("a store knows its classes and no mm; leave out --classes, --mm and --tolerance")
+        return evaluate_stored(truth, prediction, annotated and str(annotated))
     for path in (truth, prediction):
         if path.name.lower().endswith((".nii", ".nii.gz")):
             raise InputError(f"{path}: a single NIfTI file; give the folders that the files of both lie in")

@@ -84,7 +84,7 @@ with tempfile.TemporaryDirectory() as d:
 
 # %%
 #| export
-def _file_pixels(file: Path, n: int, size: tuple[int, int]) -> ReadPixels:
+def file_pixels(file: Path, n: int, size: tuple[int, int]) -> ReadPixels:
     "Masks that lie in a file one after the other, each uint8 `size`."
     count = size[0]*size[1]
     def read(rows: np.ndarray) -> np.ndarray:
@@ -105,7 +105,7 @@ def spool_masks(
 ) -> LazyPixels: # uint8 [n,H,W]
     "The masks of a table, checked, in the memory of a few rows."
     turn_table(csv, columns, size[0]*size[1], file)
-    source = _file_pixels(file, len(columns), size)
+    source = file_pixels(file, len(columns), size)
     seen = seen_values(LazyPixels(source))
     C = classes if isinstance(classes, int) else len(classes)
     too_high = seen[:, C + 1:IGNORE].any(1)

@@ -197,6 +197,15 @@ PARTS = fields({name: COUNT for name in PIXELS})
 OF_SPLIT = fields({"classes": OF_CLASSES, "parts": PARTS, "fingerprint": text})
 FACTS = fields({"splits": mapped(OF_SPLIT), "notes": mapped(anything)})
 
+# %%
+fit_schema({"splits": {}, "notes": {}}, FACTS, "toys.zarr", MAKE_AGAIN)
+wrong = {"splits": {"train": 3}, "notes": {}}
+test_fail(lambda: fit_schema(wrong, FACTS, "toys.zarr", MAKE_AGAIN), contains="splits.train is 3")
+
+# %%
+#| export
+SOME = 64 # rows that zarr is asked for at once: it takes much memory for each if they are scattered
+
 class StoredPixels:
     "Images or masks that lie in a store, as a `PixelSource`."
     def __init__(self,
@@ -212,11 +221,19 @@ class StoredPixels:
         first, last = int(rows[0]), int(rows[-1])
         try:
             if last - first + 1 == len(rows): return self.array[first:last + 1]
-            return self.array.oindex[rows]
+            parts = [self._read_some(rows[i:i + SOME]) for i in range(0, len(rows), SOME)]
+            return np.concatenate(parts)
         except Exception as e: # each way of being damaged or out of reach has its own
             reason = str(e).splitlines()[0] if str(e) else type(e).__name__
             problem = f"slices {first} to {last} cannot be read ({reason})"
             raise InputError(f"{self.where}: {problem}; {MAKE_AGAIN}") from None
+
+    def _read_some(self, rows: np.ndarray) -> np.ndarray:
+        "The same, of few rows: with those between them where these are not many more."
+        first, last = int(rows[0]), int(rows[-1])
+        if last - first < 4*len(rows):
+            return self.array[first:last + 1][rows - first]
+        return self.array.oindex[rows]
 
 
 # %% [markdown]

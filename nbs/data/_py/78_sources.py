@@ -20,6 +20,8 @@ from typing import Any
 
 from ctseg.core.files import InputError
 from ctseg.data.challenge import check_challenge, open_challenge, read_challenge, slice_facts
+from ctseg.data.images import open_images
+from ctseg.data.lazy import LazyPixels
 from ctseg.data.slices import SliceSet
 from ctseg.data.store import (
     check_stored, is_store, read_store, store_notes, store_place, store_splits, write_store,
@@ -55,6 +57,20 @@ def read_slices(
         return read_challenge(place, split, annotated)
     _check_annotated(place, annotated)
     return read_store(place, split)
+
+
+# %% [markdown]
+# What a store or a folder holds beside the slices to learn from:
+
+# %%
+#| export
+def images_at(
+    place: str|Path, # a folder of PNG images, or a store
+) -> tuple[list[str], LazyPixels, SliceSet|None]: # names, images, and what else a store says of them
+    "Images to predict: those of a folder in numeric order, or a store's test slices (training slices without a test)."
+    if not is_store(place): return *open_images(place), None
+    slices = read_store(place, "test" if has_test(place) else "train")
+    return list(slices.names), slices.images, slices
 
 def has_test(place: str|Path) -> bool:
     "Whether there is a test split."

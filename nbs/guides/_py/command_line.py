@@ -21,6 +21,7 @@
 # * A run is a folder, or a name on the hub: `ctseg predict hf://owner/name …`; `ctseg push` puts one there. [More](sharing_and_watching.ipynb), also of `--log` and `--confidence`.
 # * `ctseg merge A B --out C` makes one folder of several that outline other structures: [three hospitals](three_hospitals.ipynb).
 # * `ctseg suggest RUN DATA` lists [what to annotate next](../prediction/57_suggest.ipynb).
+# * What does not fit into memory goes into a store, which commands take like a folder: [more slices than memory](more_than_memory.ipynb).
 # * `--init RUN` starts from another run's weights, `--teacher RUN` keeps its classes alive: [adding a class](adding_a_class.ipynb).
 # * `ctseg --version` tells the version, `ctseg doctor` what else a bug report needs.
 # * `python -m ctseg` is the same program, for machines where the command is not on the path.

@@ -86,6 +86,8 @@ for name, row in zip(again.names, states):
 # %% [markdown]
 # `groups` is the patient of each slice. Give it where you know it: then no patient is both learnt from and held out. Without it, near-duplicates are found and kept together.
 #
+# A folder of more slices than memory holds is made a [store](more_than_memory.ipynb).
+#
 # ## From other formats
 #
 # | you have | command |

@@ -41,11 +41,26 @@ for what, groups in (("40 independent slices", None), ("10 patients", patient)):
     score = bootstrap_mean(table, groups)
     print(f"{what:21} Dice {score['mean']:.3f}, 95 % interval {score['low']:.3f} to {score['high']:.3f}")
 
-
 # %% [markdown]
 # ## Sums of each group
 #
 # A draw only asks how often each group was taken. With the sums and counts of every group prepared, 2000 draws are two small matrix products.
+
+# %%
+#| export
+MOST = 1 << 24 # numbers of an array that is made on the way
+
+def summed_by(member: np.ndarray, n: int, tables: np.ndarray) -> np.ndarray:
+    "Tables [S,N,C] summed over the images of each of n groups, float64 [S,n,C]; `member`: the group of each image, [N]."
+    sums = np.zeros((len(tables), n, tables.shape[2]))
+    for total, table in zip(sums, tables):
+        np.add.at(total, member, table)
+    return sums
+
+
+# %%
+test_eq(summed_by(np.array([1, 0, 1]), 2, np.array([[[1, 2], [3, 4], [5, 6]]])), [[[3, 4], [6, 8]]])
+
 
 # %%
 #| export
@@ -57,8 +72,12 @@ def group_sums(tables: np.ndarray, groups: np.ndarray | None) -> tuple[np.ndarra
     groups = np.arange(images) if groups is None else np.asarray(groups)
     if len(groups) != images:
         raise InputError(f"{len(groups)} groups for {images} images; give each image its group")
-    member = (np.unique(groups)[:, None] == groups).astype(float)
-    return member @ np.nan_to_num(tables), member @ ~np.isnan(tables)
+    number, member = np.unique(groups, return_inverse=True)
+    if len(number)*images <= MOST:
+        of_group = (number[:, None] == groups).astype(float)
+        return of_group @ np.nan_to_num(tables), of_group @ ~np.isnan(tables)
+    sums, counts = (summed_by(member, len(number), t) for t in (np.nan_to_num(tables), ~np.isnan(tables)))
+    return sums, counts
 
 
 # %% [markdown]
@@ -80,13 +99,21 @@ def drawn_scores(
     seed: int,
 ) -> np.ndarray: # float64 [1+reps]
     "The score of the tables, the mean over runs: first as it is, then under each draw of the groups, float64 [1+reps]."
-    sums, counts = group_sums(tables, groups)
+    return scores_of_sums(*group_sums(tables, groups), reps, seed)
+
+def scores_of_sums(sums: np.ndarray, counts: np.ndarray, reps: int, seed: int) -> np.ndarray:
+    "`drawn_scores` of what `group_sums` gives, [S,G,C] each; some draws at a time where groups are many."
     G = sums.shape[1]
-    drawn = np.random.default_rng(seed).multinomial(G, np.full(G, 1/G), reps)
-    times = np.concatenate([np.ones((1, G)), drawn])  # how often each group counts
-    n = times @ counts
-    cells = np.divide(times @ sums, n, out=np.full(n.shape, np.nan), where=n > 0)
-    return nan_mean(nan_mean(cells, 2), 0)
+    rng, scores, at_once = np.random.default_rng(seed), [], max(1, MOST//max(1, G))
+    first = np.ones((1, G))  # the tables as they are
+    for done in range(0, max(1, reps), at_once):
+        drawn = rng.multinomial(G, np.full(G, 1/G), min(at_once, reps - done))
+        times = np.concatenate([first, drawn])  # how often each group counts
+        n = times @ counts
+        cells = np.divide(times @ sums, n, out=np.full(n.shape, np.nan), where=n > 0)
+        scores.append(nan_mean(nan_mean(cells, 2), 0))
+        first = first[:0]
+    return np.concatenate(scores)
 
 
 # %%
@@ -139,10 +166,14 @@ def bootstrap_mean(
     seed: int = 0,
 ) -> dict: # mean, low, high, groups, level, reps
     "The challenge's score with a percentile interval over groups: mean, low, high, groups, level, reps."
-    mean, *draws = drawn_scores(table, groups, reps, seed)
-    low, high = interval(np.array(draws), level)
+    scores = drawn_scores(table, groups, reps, seed)
     G = number_of_groups(table, groups)
-    return dict(mean=float(mean), low=low, high=high, groups=G, level=level, reps=reps)
+    return mean_and_interval(scores, level) | dict(groups=G, level=level, reps=reps)
+
+def mean_and_interval(scores: np.ndarray, level: float) -> dict[str, float]:
+    "mean, low and high of what `drawn_scores` gives."
+    low, high = interval(scores[1:], level)
+    return dict(mean=float(scores[0]), low=low, high=high)
 
 
 # %%

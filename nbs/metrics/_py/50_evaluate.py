@@ -85,6 +85,42 @@ class_records(pd.DataFrame({"dice": [.5, np.nan]}, index=pd.Index(["liver", "spl
 
 # %%
 #| export
+def told_facts(
+    score: dict, # mean, low, high, level, groups
+    rows: pd.DataFrame, # from `class_rows`
+    images: int,
+    classes_scored: int,
+    pessimistic: float | None = None, # the score with unknown as background; None: everything was examined
+    cells: int | None = None, # examined, likewise
+) -> dict: # plain numbers, strings and lists: ready for JSON
+    "The figures of an evaluation as its users get them."
+    facts = dict(
+        dice=plain_value(score["mean"]),
+        interval=[plain_value(score["low"]), plain_value(score["high"])],
+        level=score["level"],
+        images=images,
+        groups=score["groups"],
+    )
+    if pessimistic is not None:
+        facts["dice_optimistic"] = facts["dice"]
+        facts["dice_pessimistic"] = plain_value(pessimistic)
+        facts["cells_examined"] = cells
+    facts |= dict(
+        classes_scored=classes_scored,
+        invented=int(rows.invented.sum()),
+        missed=int(rows.missed.sum()),
+        silent=list(rows.index[rows.silent]),
+        unreliable=list(rows.index[rows.unreliable]),
+        per_class=class_records(rows),
+    )
+    return facts
+
+
+# %% [markdown]
+# These follow from what was counted on the images.
+
+# %%
+#| export
 def score_facts(
     counts: Overlaps,
     rows: pd.DataFrame, # from `class_rows` of the same counts
@@ -97,26 +133,10 @@ def score_facts(
     partial = known is not None and not np.all(known)
     scored = np.where(known, table, np.nan) if partial else table
     score = bootstrap_mean(scored, groups, reps)
-    facts = dict(
-        dice=plain_value(score["mean"]),
-        interval=[plain_value(score["low"]), plain_value(score["high"])],
-        level=score["level"],
-        images=len(table),
-        groups=score["groups"],
-    )
-    if partial:
-        facts["dice_optimistic"] = facts["dice"]
-        facts["dice_pessimistic"] = plain_value(mean_dice(table))
-        facts["cells_examined"] = int(np.sum(known))
-    facts |= dict(
-        classes_scored=int((~np.isnan(scored)).any(0).sum()),
-        invented=int(rows.invented.sum()),
-        missed=int(rows.missed.sum()),
-        silent=list(rows.index[rows.silent]),
-        unreliable=list(rows.index[rows.unreliable]),
-        per_class=class_records(rows),
-    )
-    return facts
+    pessimistic = mean_dice(table) if partial else None
+    cells = int(np.sum(known)) if partial else None
+    classes_scored = int((~np.isnan(scored)).any(0).sum())
+    return told_facts(score, rows, len(table), classes_scored, pessimistic, cells)
 
 
 # %%

@@ -14,7 +14,7 @@ import contextlib
 import errno
 import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,13 @@ from tqdm import tqdm
 
 from ctseg.core.anatomy import ClassMap
 from ctseg.core.files import InputError, atomic_path, refuse_folder
-from ctseg.data.images import image_paths, read_pngs
+from ctseg.data.lazy import LazyPixels, blank_like, blocks, seen_values
 from ctseg.data.mask_csv import check_names, write_masks
 from ctseg.data.mask_rows import iter_rows, read_header
+from ctseg.data.slices import SliceSet
+from ctseg.data.sources import images_at
+from ctseg.data.spooled import file_pixels
+from ctseg.data.store import write_store
 from ctseg.inference.loop import Each, batches
 from ctseg.inference.rule import decide
 from ctseg.prediction.predictor import Predictor, warn_of_size
@@ -119,7 +123,6 @@ def write_submission(masks: np.ndarray, names: list[str], path: str | Path):
 write_submission(masks, slices.names, folder/"second.csv")
 print("\n".join((folder/"second.csv").read_text().splitlines()[:3]))
 
-
 # %% [markdown]
 # ## Mistakes are told before the work
 #
@@ -127,17 +130,24 @@ print("\n".join((folder/"second.csv").read_text().splitlines()[:3]))
 
 # %%
 #| export
-def check_files(images: str | Path, out: str | Path, *others: str | Path | None) -> list[Path]:
-    "The images of a folder; `InputError` for names that `predict_folder` could not use."
-    paths = image_paths(images)
-    if not str(out).endswith((".csv", ".csv.gz")):
-        raise InputError(f"{out}: a submission is called something.csv or something.csv.gz")
+LABEL_STORE = ".zarr"
+
+def check_files(
+    images: str | Path, out: str | Path, *others: str | Path | None,
+) -> tuple[list[str], LazyPixels, SliceSet | None]: # see `images_at`
+    "The images of a folder or a store; `InputError` for names that `predict_folder` could not use."
+    found = images_at(images)
+    if not str(out).endswith((".csv", ".csv.gz", LABEL_STORE)):
+        stored = f", label maps in a store something{LABEL_STORE}"
+        raise InputError(f"{out}: a submission is called something.csv or something.csv.gz{stored}")
+    if str(out).endswith(LABEL_STORE) and Path(out).exists():
+        raise InputError(f"{out}: exists already; choose another place, or remove it first")
     given = [Path(path).resolve() for path in (out, *others) if path]
     for path in (out, *others):
         if path and given.count(Path(path).resolve()) > 1:
             raise InputError(f"{path}: the submission and what else is written need a file each")
         refuse_folder(path)
-    return paths
+    return found
 
 
 # %%
@@ -151,7 +161,10 @@ for images, out in ((folder/"images", folder/"masks.txt"), (folder, folder/"s.cs
 def check_class_names(classes: ClassMap, path: Path):
     "`InputError` if a `class_names.json` (at `path`, if there is one) names other structures than `classes`."
     if not path.exists(): return
-    theirs = ClassMap.from_json(path)
+    compare_classes(classes, ClassMap.from_json(path), path)
+
+def compare_classes(classes: ClassMap, theirs: ClassMap, path: str | Path):
+    "`InputError` unless what lies at `path` has the same structures as `classes`."
     if theirs.names == classes.names: return
     odd = f"{len(classes)} and {len(theirs)} of them"
     for number, (own, other) in enumerate(zip(classes.names, theirs.names), 1):
@@ -208,9 +221,10 @@ def progress_bar(shown: bool) -> Each:
 def label_facts(masks: np.ndarray, classes: int) -> dict[str, Any]:
     "How many of so many classes are drawn anywhere on masks uint8 [N, H, W], and how many masks are empty."
     used, empty = np.zeros(256, bool), 0
-    for mask in masks:  # one at a time: they may be mapped from a file
-        used[np.unique(mask)] = True
-        empty += not mask.any()
+    for block in blocks(masks):  # they may lie in a file
+        seen = seen_values(block)
+        used |= seen.any(0)
+        empty += int((~seen[:, 1:].any(1)).sum())
     return {"classes used": f"{used[1:].sum()} of {classes}", "empty images": empty}
 
 
@@ -230,29 +244,28 @@ print(
 #| export
 def label_images(
     predictor: Predictor,
-    paths: list[Path], # N PNG files
-    masks: np.ndarray, # uint8 [N, H, W], to be filled
+    names: list[str],
+    images: LazyPixels, # N images
+    keep: Callable[[np.ndarray, np.ndarray], Any], # takes numbers [B] and labels uint8 [B, H, W], in order
     batch_size: int = 16,
     each: Each | None = None, # goes through the batches; None: simply
     notes: Iterable[Note] = (), # each takes names, images, probabilities and labels of a batch
 ):
-    "Fill `masks` with the labels of images that are read a batch at a time."
-    size = masks.shape[1:]
-    rule = predictor.rule_at(size)
-    for index in batches(len(paths), batch_size, each):
-        batch = [paths[i] for i in index]
-        grey = read_pngs(batch, size)
+    "Label images that are read a batch at a time."
+    rule = predictor.rule_at(images.shape[1:])
+    for index in batches(len(names), batch_size, each):
+        grey = images[index]
         prob = predictor.probabilities(grey)
         label = decide(prob, rule, predictor.activation)
-        masks[index] = label.cpu().numpy()
+        keep(index, label.cpu().numpy())
         for note in notes:
-            note([path.name for path in batch], grey, prob, label)
+            note([names[i] for i in index], grey, prob, label)
 
 
 # %%
-paths = check_files(folder/"images", folder/"s.csv")
+names, images, _ = check_files(folder/"images", folder/"s.csv")
 filled = np.zeros_like(slices.images)
-label_images(predictor, paths, filled, batch_size=5)
+label_images(predictor, names, images, filled.__setitem__, batch_size=5)
 test_eq(filled, masks)
 
 
@@ -282,31 +295,57 @@ def open_notes(
 # %%
 with open_notes(predictor, (32, 32)) as notes: print(notes)
 
+# %% [markdown]
+# The labels are kept in a file on the way, and then written in their final form: the challenge's table, or a [store](../data/store.html) whose masks
+# they are, which takes no more memory for many images than for few.
+
+# %%
+#| export
+Keeper = tuple[Any, Callable[[np.ndarray, np.ndarray], Any]]  # masks uint8 [N, H, W], and what fills them
+
+@contextlib.contextmanager
+def submitted_labels(tmp: Path, names: list[str], images: LazyPixels, classes: ClassMap) -> Iterator[Keeper]:
+    "Masks to be filled, which become a submission at `tmp` when the block ends."
+    masks = label_file(tmp.parent/"masks", images.shape)
+    yield masks, masks.__setitem__
+    write_submission(masks, names, tmp)
+
+@contextlib.contextmanager
+def stored_labels(tmp: Path, names: list[str], images: LazyPixels, classes: ClassMap) -> Iterator[Keeper]:
+    "The same as a store at `tmp`, whose images are blank."
+    masks = LazyPixels(file_pixels(tmp.parent/"masks", len(names), images.shape[1:]))
+    with open(tmp.parent/"masks", "wb") as f:
+        yield masks, lambda index, labels: f.write(np.ascontiguousarray(labels))
+    write_store(SliceSet(blank_like(images), masks, "all", names, classes=classes), tmp)
+
 
 # %%
 #| export
 def predict_folder(
     predictor: Predictor,
-    images: str | Path, # a folder of PNG slices
-    out: str | Path, # the submission to write, .csv or .csv.gz
+    images: str | Path, # a folder of PNG slices, or a store
+    out: str | Path, # the submission to write, .csv or .csv.gz; or .zarr for label maps in a store
     probabilities: str | Path | None = None, # also write them into this file
     batch_size: int = 16,
     progress: bool = False, # show a bar in a terminal if it takes long
     confidence: str | Path | None = None, # also write how sure each structure is, see `write_sureness`
 ) -> dict[str, Any]: # facts for people
     "Write the submission for a folder of images of any number."
-    paths = check_files(images, out, probabilities, confidence)
-    size = read_pngs(paths[:1]).shape[1:]
-    check_class_names(predictor.classes, class_names_beside(images))
+    names, pixels, slices = check_files(images, out, probabilities, confidence)
+    size = pixels.shape[1:]
+    if slices is None:
+        check_class_names(predictor.classes, class_names_beside(images))
+    else:
+        compare_classes(predictor.classes, slices.classes, images)
     warn_of_size(predictor.members, size)
+    write = stored_labels if str(out).endswith(LABEL_STORE) else submitted_labels
     with contextlib.ExitStack() as stack:
         tmp = stack.enter_context(atomic_path(out))
         notes = stack.enter_context(open_notes(predictor, size, probabilities, confidence))
-        masks = label_file(tmp.parent/"masks", (len(paths), *size))
-        label_images(predictor, paths, masks, batch_size, progress_bar(progress), notes)
+        with write(tmp, names, pixels, predictor.classes) as (masks, keep):
+            label_images(predictor, names, pixels, keep, batch_size, progress_bar(progress), notes)
         facts = label_facts(masks, len(predictor.classes))
-        write_submission(masks, [p.name for p in paths], tmp)
-    ensemble = {"images": len(paths), "models": len(predictor.members), "views": predictor.views}
+    ensemble = {"images": len(names), "models": len(predictor.members), "views": predictor.views}
     ensemble["rule"] = str(predictor.rule_at(size))
     return ensemble | (predictor.tuned or {}) | facts
 
