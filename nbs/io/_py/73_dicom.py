@@ -328,7 +328,8 @@ class _Surveyor:
             return
         try: series = make_series(files, src, self.gaps)
         except InputError as problem:
-            told = {path.parent for path in self.heap.damaged}  # a damaged file leaves a gap: one fault, not two
+            # a damaged file leaves a gap: one fault, not two
+            told = {path.parent for path in self.heap.damaged}
             if files[0].path.parent not in told: self.fail(problem)
         else: self.survey.series.append(LabelledSeries(series, []))
 
