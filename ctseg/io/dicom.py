@@ -211,7 +211,10 @@ class _Surveyor:
             self.survey.other_planes.append(f"{files[0].shown_folder(src)}: {len(files)} {unfit}")
             return
         try: series = make_series(files, src, self.gaps)
-        except InputError as problem: self.fail(problem)
+        except InputError as problem:
+            # a damaged file leaves a gap: one fault, not two
+            told = {path.parent for path in self.heap.damaged}
+            if files[0].path.parent not in told: self.fail(problem)
         else: self.survey.series.append(LabelledSeries(series, []))
 
 # %% ../../nbs/io/73_dicom.ipynb #7b530c30

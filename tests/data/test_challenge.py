@@ -16,6 +16,7 @@ from PIL import Image
 from skimage.io import imsave
 
 from ctseg.core.anatomy import ClassMap
+from ctseg.core.files import InputError
 from ctseg.data import challenge
 from ctseg.data.challenge import check_challenge, check_submission, read_challenge, write_challenge
 from ctseg.data.mask_csv import write_masks
@@ -414,3 +415,22 @@ def test_the_sites_table_is_a_partial_truth(data):
     (data/"label_Hnl61pT.csv").write_bytes((data/CSV).read_bytes())
     by_name = [evaluate_files(data/name, data/CSV)["facts"] for name in (CSV, "label_Hnl61pT.csv")]
     assert by_name[0] == by_name[1] and by_name[0]["groups"] == N//2 and "dice_pessimistic" in by_name[0]
+
+
+@pytest.mark.parametrize(
+    "change, says",
+    [
+        (lambda d: (d/"train-images").rename(d/"train_images"), "call it train-images"),
+        (lambda d: ((d/"train").mkdir(), (d/"train-images").rename(d/"train/train-images")), "train/: move it up"),
+        (lambda d: (shutil.make_archive(d/"images", "zip", d/"train-images"), shutil.rmtree(d/"train-images")), "unpack images.zip"),
+        (lambda d: (d/"y_train.csv").rename(d/"Y_train.csv"), "call it y_train.csv"),
+        (lambda d: (d/"y_train.csv").rename(d/"y.train.csv"), "call it y_train.csv"),
+        (lambda d: (d/"y_train.csv").rename(d/"y_train.csv.zip"), "unpack y_train.csv.zip"),
+    ],
+)
+def test_what_is_there_instead_is_told(tmp_path, change, says):
+    write_challenge(random_slices(), tmp_path/"d")
+    change(tmp_path/"d")
+    with pytest.raises(InputError) as e:
+        read_challenge(tmp_path/"d")
+    assert says in str(e.value) and "\n" not in str(e.value)

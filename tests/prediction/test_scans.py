@@ -2,7 +2,7 @@
 import nibabel as nib
 import numpy as np
 import pytest
-from helpers.dicom import GRIDS, planes, write_series
+from helpers.dicom import GRIDS, by_number, planes, write_series
 from helpers.volumes import HU, SECRETS, one_line, save
 
 from ctseg.core.files import InputError
@@ -66,3 +66,13 @@ def test_a_path_without_a_scan(tmp_path, path):
     with pytest.raises(InputError) as e:
         find_scans([tmp_path / path])
     assert path in one_line(e)
+
+
+def test_a_damaged_file_and_the_gap_it_leaves_are_one_fault(tmp_path):
+    write_series(tmp_path/"src"/"good", *planes(6))
+    write_series(tmp_path/"src"/"bad", *planes(6))
+    path = by_number((tmp_path/"src"/"bad").iterdir())[2]
+    path.write_bytes(path.read_bytes()[:300])
+    found = find_scans([tmp_path/"src"])
+    assert [scan.source for scan in found.scans] == ["good"] and len(found.broken) == 1
+    assert path.name in found.broken[0][1]

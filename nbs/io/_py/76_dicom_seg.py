@@ -188,8 +188,8 @@ def _series_of(volume, series: dict[str, Series], folder, source) -> Series:
         raise InputError(f"{folder}: volume {volume.id} was not imported from DICOM; use export nifti")
     digest = volume.entry["digest"]
     if digest in series and len(set(series[digest].uids)) < len(series[digest].uids):
-        raise InputError(f"{folder}: volume {volume.id} is an enhanced CT, all slices in one file; "
-                         "use export nifti")
+        raise InputError(f"{folder}: the slices of volume {volume.id} share one number, "
+                         "as in an enhanced CT, so nothing can refer to one of them; use export nifti")
     if digest not in series:
         raise InputError(f"{source}: the series of volume {volume.id} is not in it, "
                          "or its files have changed; "

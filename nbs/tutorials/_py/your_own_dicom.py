@@ -10,7 +10,8 @@
 # - **What counts as known?** A structure with at least one contour in a patient's RTSTRUCT or SEG was *examined in that patient*. It is certainly **absent** on the slices above its last contour and below its first. A slice
 #   between two contours that has none itself may have been left for the planning system to fill in, so there the structure is **unknown**. A structure without any contour is unknown in the whole patient, and the network learns nothing about it there.
 # - **Which recipe?** On your own data, the default. This page uses a supervised one to be quick.
-# - **What leaves the scanner's files?** Pixels and geometry. `ctseg` writes no names, numbers or dates of patients into any file, message or log.
+# - **What leaves the scanner's files?** Pixels and geometry. `ctseg` writes no names, numbers or dates of patients into any file, message or log, unless you ask for it at the end.
+# - **What else may lie in the folder?** Anything. Dose reports, scouts, reformats in other planes, MR, archives: what is no axial CT is passed over and counted, and labels of any program are laid where they say that they lie.
 
 # %%
 #| hide
@@ -31,16 +32,17 @@ from ctseg.core.files import InputError
 from ctseg.core.style import class_legend, image_grid, overlay, show_image
 from ctseg.core.style import show_states, state_legend, states_of
 from ctseg.data.challenge import read_challenge
-from ctseg.data.mask_csv import write_masks
+from ctseg.io.dicom import read_series
 from ctseg.io.dicom_import import import_dicom
-from ctseg.io.dicom_seg import export_dicom_seg
+from ctseg.io.dicom_seg_read import read_segments
+from ctseg.io.rtstruct import draw_region, read_regions
 from ctseg.io.slicing import Slicing
 from ctseg.io.toy_dicom import HEAD_CLASSES, head_planes, write_contours, write_series
 from ctseg.metrics.challenge import dice_table
-from ctseg.prediction.predictor import load_predictor, predict_masks
 from ctseg.recipes.fit import fit
 from ctseg.recipes.table import get_recipe
 from ctseg.runs.recipe import apply_settings
+from ctseg.segmentation import segment
 
 work = Path(tempfile.mkdtemp())
 os.chdir(work)
@@ -179,29 +181,64 @@ run.read_history()[["epoch", "loss", "dice"]].iloc[[0, 9, 29]].round(3)
 # %% [markdown]
 # ## 3. New patients
 #
-# The new patients are imported in the same way and with the same window. All of them are test patients (`test_share=1`). Then they are predicted slice by slice.
+# `segment` takes runs and folders of scans, in whatever order the archive left them, and writes a result for each series: a DICOM SEG for viewers, an RTSTRUCT for planning systems, or NIfTI. It cuts
+# the slices through the window that the run was trained with, and lays the result back onto the scan's own grid. One scan is in memory at a time, so the folder may hold thousands. In a terminal:
+#
+#     ctseg segment runs/heads new --out results --format dicom-seg --format rtstruct
 
 # %%
-import_dicom("new", "new_heads", Slicing(window="soft"), HEAD_CLASSES, test_share=1.)
-test = read_challenge("new_heads", "test")
-prediction = predict_masks(load_predictor("runs/heads"), test.images)
-write_masks(prediction, test.names, "submission.csv")
+result = segment("runs/heads", "new", "results", ["dicom-seg", "rtstruct"])
+for scan in result.done:
+    print(scan.source, "→", ", ".join(scan.files))
 
 # %% [markdown]
-# ## 4. Back onto the scan
+# In a real folder some series broke on their way. Below, one has lost a slice. The others are segmented all the same, the broken one is named, and the command ends with status 3.
+
+# %%
+shutil.copytree("new/patient0", "mixed/patient0")
+shutil.copytree("broken/patient0", "mixed/patient1")
+mixed = segment("runs/heads", "mixed", "mixed_results")
+print([scan.name for scan in mixed.done])
+for _, problem in mixed.failed:
+    print(problem)
+
+# %% [markdown]
+# Each result comes with the volume of every structure in millilitres, how sure the network is, and whether the scan cuts it off (`volumes.csv`, `volumes.json`), and with a page to look at (`report.html`).
+
+# %%
+pd.read_csv("results/volumes.csv").drop(columns="source").round({"ml": 0, "confidence": 2})
+
+# %% [markdown]
+# ## 4. Whose result is it?
 #
-# `export_dicom_seg` puts every slice back where it came from, in millimetres, and writes one DICOM Segmentation a patient. It names the structures in words and in SNOMED CT codes, and leaves out the patient's name and dates.
-# The same on the command line: `ctseg export dicom-seg new_heads segmentations --masks submission.csv --source new`. For NIfTI use `ctseg export nifti`, for a planning system `ctseg export rtstruct`. Steps 3 and 4 are [one command](../guides/segment.ipynb) too: `ctseg segment runs/heads new --out results`.
+# A result names the structures in words and in SNOMED CT codes. It points at its scan by the scan's own numbers, so viewers find it. The patient's name, number and dates are left out, and it is called `v000`.
+# Inside the hospital that is the wrong choice: an archive would refuse it, or file it under nobody. There, `--keep-patient` copies what the scan says of patient and study, and calls results by the patient's number.
 
 # %%
-export_dicom_seg("submission.csv", "new_heads", "new", "segmentations")
+kept = segment("runs/heads", "new/patient0", "kept", ["dicom-seg", "rtstruct"], keep_patient=True)
+for path in ("results/v000.seg.dcm", f"kept/{kept.done[0].files[1]}", "results/v000.rtstruct.dcm"):
+    header = pydicom.dcmread(path)
+    print(f"{path:27} name {str(header.PatientName)!r:9} number {header.PatientID!r}")
 
 # %%
-seg = hd.seg.segread("segmentations/v000.dcm")
+seg = hd.seg.segread("results/v000.seg.dcm")
 print(
     [f"{s.SegmentLabel}: {s.SegmentedPropertyTypeCodeSequence[0].CodeMeaning}" for s in seg.SegmentSequence]
 )
-print("patient's name:", repr(str(seg.PatientName)), " patient's number:", seg.PatientID)
+contours = pydicom.dcmread("results/v000.rtstruct.dcm")
+names = [roi.ROIName for roi in contours.StructureSetROISequence]
+print(dict(zip(names, (len(roi.ContourSequence) for roi in contours.ROIContourSequence))), "contours")
+
+# %%
+#| hide
+for p in Path("results").rglob("*"):
+    assert not any(word in p.read_bytes() for word in (b"Roe", b"Planted", b"19370401")), p
+scans = {f"v{i:03}": Path(f"new/patient{i}") for i in range(2)}
+for name, folder in scans.items():
+    series, _ = read_series(folder)
+    drawn = {one.name: one.mask for one in read_segments(Path(f"results/{name}.seg.dcm"), series).structures}
+    for region in read_regions(pydicom.dcmread(f"results/{name}.rtstruct.dcm")):
+        test_eq(draw_region(series, region).mask, drawn[region.name])
 
 
 # %% [markdown]
@@ -214,7 +251,7 @@ def read_back(i):
     series = [pydicom.dcmread(path) for path in Path(f"new/patient{i}").iterdir()]
     series.sort(key=lambda image: image.ImagePositionPatient[2])
     numbers = [image.SOPInstanceUID for image in series]
-    seg = hd.seg.segread(f"segmentations/v{i:03}.dcm")
+    seg = hd.seg.segread(f"results/v{i:03}.seg.dcm")
     drawn = seg.get_pixels_by_source_instance(numbers, assert_missing_frames_are_empty=True)
     labels = np.zeros(drawn.shape[:3], np.uint8)
     for k, segment in enumerate(seg.SegmentSequence):
@@ -262,5 +299,7 @@ assert (score.min() > .5).all()
 # | know how contours become masks, and what is refused | [DICOM](../io/78_dicom_import.ipynb) |
 # | use the scans without any contour | they are in the folder already: take the default recipe, or another that [uses unlabelled slices](../guides/choosing_a_recipe.ipynb) |
 # | NIfTI, OpenKBP, TotalSegmentator | [NIfTI](../io/65_nifti_import.ipynb), [OpenKBP](../io/80_openkbp.ipynb), [TotalSegmentator](../io/85_totalsegmentator.ipynb), `ctseg import --help` |
+# | know what else `segment` can do | [the guide](../guides/segment.ipynb) |
+# | go the long way: cut, predict to a CSV, put it back | `ctseg import dicom`, `ctseg predict`, `ctseg export dicom-seg`; the voxels are the same |
 # | keep a table of which volume was which patient | `ctseg import … --key private.csv`, written outside the challenge folder |
 # | understand *unknown* | [three states, not two](../explanations/three_states.ipynb) |
