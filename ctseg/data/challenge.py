@@ -43,7 +43,7 @@ def _instead(folder: Path, name: str) -> str:
     packed = [path.name for path in beside if path.suffix.lower() in _ARCHIVES]
     return f" (unpack {packed[0]} first)" if packed else ""
 
-# %% ../../nbs/data/70_challenge.ipynb #6c857487
+# %% ../../nbs/data/70_challenge.ipynb #bbf13d0b
 _SPLITS = ("train", "test")
 _ANNOTATED = ("json", "all", "present")
 
