@@ -9,7 +9,7 @@
 #| default_exp cli.storing
 
 # %% [markdown]
-# `check`, `fit`, `predict` and `evaluate` take a [store](../data/store.html) where they take a folder. They read its pixels when these are needed, so
+# `check`, `fit`, `predict` and `evaluate` take a [store](../data/74_store.ipynb) where they take a folder. They read its pixels when these are needed, so
 # the memory they take does not grow with the number of slices.
 
 # %%

@@ -10,7 +10,7 @@
 
 # %% [markdown]
 # 400,000 slices of 256x256 pixels are 26 GB of images and as much of masks. Training needs eight of them at a time. So a
-# [`SliceSet`](slices.html) takes its pixels as arrays or as `LazyPixels`, which look like an array `[N, H, W]` and read only what is indexed.
+# [`SliceSet`](10_slices.ipynb) takes its pixels as arrays or as `LazyPixels`, which look like an array `[N, H, W]` and read only what is indexed.
 # Choosing slices changes a list of numbers and reads nothing.
 
 # %%

@@ -90,7 +90,7 @@ state_legend(fig)
 # %% [markdown]
 # ## Which classes have pixels
 #
-# *Present* follows from the [values that each mask holds](lazy.html).
+# *Present* follows from the [values that each mask holds](08_lazy.ipynb).
 
 # %%
 #| export
@@ -316,8 +316,8 @@ print(
 # %% [markdown]
 # ## SliceSet
 #
-# Images and masks stay 8-bit, a fourth to an eighth of the memory. They are arrays, or [lazy pixels](lazy.html) that lie in a
-# [store](store.html) on a disk. `groups` says which slices are related and must not be torn apart by a
+# Images and masks stay 8-bit, a fourth to an eighth of the memory. They are arrays, or [lazy pixels](08_lazy.ipynb) that lie in a
+# [store](74_store.ipynb) on a disk. `groups` says which slices are related and must not be torn apart by a
 # split. The fields come first, in a class of their own, and then what one does with them.
 
 # %%

@@ -9,8 +9,8 @@
 #| default_exp data.streamed
 
 # %% [markdown]
-# [`SliceData`](batches.html) keeps all slices on the device, which is the fastest way as long as they fit. `StreamedData` keeps none. It reads the
-# pixels of a batch, from a [store](store.html) or from the host's memory, and makes of them what `SliceData` makes. Which slices the next
+# [`SliceData`](15_batches.ipynb) keeps all slices on the device, which is the fastest way as long as they fit. `StreamedData` keeps none. It reads the
+# pixels of a batch, from a [store](74_store.ipynb) or from the host's memory, and makes of them what `SliceData` makes. Which slices the next
 # batches hold is known beforehand, so a thread reads these while the device computes.
 
 # %%

@@ -303,7 +303,7 @@ with tempfile.TemporaryDirectory() as d:
 
 
 # %% [markdown]
-# A folder may hold more images than memory. They can also be read when they are [asked for](lazy.html).
+# A folder may hold more images than memory. They can also be read when they are [asked for](08_lazy.ipynb).
 
 # %%
 #| export

@@ -10,7 +10,7 @@
 
 # %% [markdown]
 # The challenge's CSV has a row for each pixel and a column for each image, so the last pixel of the first mask is known when the whole table has
-# been read. [`read_masks`](mask_csv.html) therefore holds all masks in memory. Where they do not fit, they are turned in a file: some thousand rows
+# been read. [`read_masks`](50_mask_csv.ipynb) therefore holds all masks in memory. Where they do not fit, they are turned in a file: some thousand rows
 # at a time are collected, and each image's part of them is written to its place.
 
 # %%
@@ -79,7 +79,7 @@ with tempfile.TemporaryDirectory() as d:
 
 
 # %% [markdown]
-# The masks are then [lazy pixels](lazy.html) that lie in this file. It is read once more to learn which values each mask holds; afterwards an
+# The masks are then [lazy pixels](08_lazy.ipynb) that lie in this file. It is read once more to learn which values each mask holds; afterwards an
 # empty mask is never read again.
 
 # %%

@@ -186,7 +186,7 @@ def _write_splits(root, splits: dict[str, SliceSet], notes: dict[str, Any]):
 # ## Reading
 
 # %% [markdown]
-# A store may come from anywhere, so what it says of itself is [checked](../core/schema.html).
+# A store may come from anywhere, so what it says of itself is [checked](../core/22_schema.ipynb).
 
 # %%
 #| export
@@ -214,7 +214,8 @@ class StoredPixels:
         where: str, # for errors
     ):
         self.array, self.seen, self.where = array, seen, where
-        self.shape: tuple[int, int, int] = tuple(map(int, array.shape))
+        count, height, width = map(int, array.shape)
+        self.shape = count, height, width
 
     def read(self, rows: np.ndarray) -> np.ndarray:
         "The slices at `rows`, int64 [n] in ascending order and each once: uint8 [n,H,W]."

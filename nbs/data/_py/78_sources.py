@@ -9,7 +9,7 @@
 #| default_exp data.sources
 
 # %% [markdown]
-# Commands take a challenge folder or a [store](store.html), and treat both alike.
+# Commands take a challenge folder or a [store](74_store.ipynb), and treat both alike.
 
 # %%
 #| export
@@ -84,7 +84,7 @@ def knows_patients(place: str|Path) -> bool:
 
 
 # %% [markdown]
-# A store is made from a folder without holding it in memory: images are read from their files and masks from a [file](spooled.html) that goes
+# A store is made from a folder without holding it in memory: images are read from their files and masks from a [file](52_spooled.ipynb) that goes
 # at the end. A folder without a test split gives a store without one.
 
 # %%

@@ -10,8 +10,8 @@
 
 # %% [markdown]
 # A table of the Dice of 400,000 slices and 54 structures is small beside their masks, but the way to it is not: several arrays of integers and
-# floats of that shape. All that [`evaluate`](evaluate.html) tells are sums over slices, or over the slices of a patient. So a
-# [store](../data/store.html) is scored a block at a time, and only sums are kept.
+# floats of that shape. All that [`evaluate`](50_evaluate.ipynb) tells are sums over slices, or over the slices of a patient. So a
+# [store](../data/74_store.ipynb) is scored a block at a time, and only sums are kept.
 
 # %%
 #| export

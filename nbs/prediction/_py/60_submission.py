@@ -296,7 +296,7 @@ def open_notes(
 with open_notes(predictor, (32, 32)) as notes: print(notes)
 
 # %% [markdown]
-# The labels are kept in a file on the way, and then written in their final form: the challenge's table, or a [store](../data/store.html) whose masks
+# The labels are kept in a file on the way, and then written in their final form: the challenge's table, or a [store](../data/74_store.ipynb) whose masks
 # they are, which takes no more memory for many images than for few.
 
 # %%
