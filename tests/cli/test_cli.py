@@ -135,9 +135,9 @@ def test_a_disk_that_fails_is_told_and_nothing_is_left(tmp_path, monkeypatch, nu
 
 @pytest.mark.parametrize("error, says", [(OSError(errno.EIO, "as if", "some/file"), "ctseg: some/file: as if"), (OSError("odd"), "ctseg: odd")])
 def test_a_disk_error_that_nothing_nearer_tells(monkeypatch, error, says):
-    from ctseg.data import challenge
+    from ctseg.data import sources
     def fail(*a, **kw): raise error
-    monkeypatch.setattr(challenge, "check_challenge", fail)
+    monkeypatch.setattr(sources, "check_slices", fail)
     code, _, err = ctseg("check", SAMPLE)
     assert code == 2 and err.strip() == says
 
@@ -320,7 +320,7 @@ def test_a_stopped_run_has_its_status_and_a_new_one_says_so(tmp_path):
 
 
 def test_a_folder_that_holds_a_run_is_refused_before_anything_is_read(run, monkeypatch):
-    monkeypatch.setattr("ctseg.recipes.fit.read_challenge", lambda *a, **k: pytest.fail("the data is read"))
+    monkeypatch.setattr("ctseg.recipes.fit.read_slices", lambda *a, **k: pytest.fail("the data is read"))
     code, _, err = ctseg("fit", SAMPLE, "--out", run, *TINY)
     assert code == 2 and "already holds a run; add --resume" in err
 
