@@ -138,7 +138,7 @@ def measure(count: int, work: Path) -> dict:
         print(count, name, row[name], flush=True)
     sizes = [p.stat().st_size for p in store.rglob("*") if p.is_file()]
     row["store MB"], row["files"] = round(sum(sizes)/2**20, 1), len(sizes)
-    if count <= 20000:
+    if count <= ANNOTATED:
         again = ("all", "10MB", "all")  # in turn, since the machine has other work
         times = [typical_ms(measured([here, "--steps", store, "--memory", memory, out])[2]) for memory in again]
         row["steps again"], row["steps in memory"] = times[1], [times[0], times[2]]

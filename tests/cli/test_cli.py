@@ -135,9 +135,9 @@ def test_a_disk_that_fails_is_told_and_nothing_is_left(tmp_path, monkeypatch, nu
 
 @pytest.mark.parametrize("error, says", [(OSError(errno.EIO, "as if", "some/file"), "ctseg: some/file: as if"), (OSError("odd"), "ctseg: odd")])
 def test_a_disk_error_that_nothing_nearer_tells(monkeypatch, error, says):
-    from ctseg.data import challenge
+    from ctseg.data import sources
     def fail(*a, **kw): raise error
-    monkeypatch.setattr(challenge, "check_challenge", fail)
+    monkeypatch.setattr(sources, "check_slices", fail)
     code, _, err = ctseg("check", SAMPLE)
     assert code == 2 and err.strip() == says
 
