@@ -204,4 +204,6 @@ plt.show()
 # | [pseudo-labels](../methods/20_pseudo.ipynb) | they may fill unknown cells, and they never overwrite a known one |
 # | the [score](../metrics/10_challenge.ipynb) | cells that nobody examined are left out. A second, pessimistic score counts them as absent |
 #
+# A class that is made of others needs one thought more: [unions](unions.ipynb).
+#
 # Next: [one page to read in one sitting](one_sitting.ipynb), the [ten-minute tutorial](../tutorials/first_run.ipynb), or [the losses](../losses/20_fused.ipynb) in full.
