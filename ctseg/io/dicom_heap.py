@@ -173,6 +173,18 @@ def _other_kind(path: Path) -> str:
     return "packed file" if packed else "unreadable file"
 
 # %% ../../nbs/io/71_dicom_heap.ipynb #681f68ff
+_NIFTI = (".nii", ".nii.gz")  # are read elsewhere, whatever is in them
+
+def _sort_in(path: Path, heap: Heap, order: int):
+    "Put a file into a heap; one that may not be read counts as damaged."
+    if path.name.lower().endswith(_NIFTI): return
+    try: ours = is_dicom(path)
+    except OSError: return heap.damaged.append(path)
+    if ours: return _look_at(path, heap, order)
+    other = _other_kind(path)
+    if other: heap.passed_over[other] += 1
+
+# %% ../../nbs/io/71_dicom_heap.ipynb #cda11c72
 def read_heap(
     src: Path,
     deep: bool = True, # also the folders below it
@@ -182,9 +194,9 @@ def read_heap(
     check_folder(src, "DICOM CT series")
     heap = Heap(src, names=PatientNames(src))
     for order, folder in enumerate(folders_below(src) if deep else [src]):
-        for path in visible_files(folder):
-            if is_dicom(path): _look_at(path, heap, order)
-            elif _other_kind(path): heap.passed_over[_other_kind(path)] += 1
+        try: paths = list(visible_files(folder))
+        except OSError: paths, heap.damaged = [], [*heap.damaged, folder]
+        for path in paths: _sort_in(path, heap, order)
     return heap
 
 # %% ../../nbs/io/71_dicom_heap.ipynb #ad1087b7

@@ -7,6 +7,7 @@ __all__ = ['read_nifti', 'read_label_map', 'read_scan', 'case_name', 'nifti_file
            'export_nifti']
 
 # %% ../../nbs/io/60_nifti.ipynb #839ae4af
+import os
 import re
 import shutil
 import unicodedata
@@ -26,6 +27,8 @@ from .walk import content_of, is_visible
 # %% ../../nbs/io/60_nifti.ipynb #7363ce5e
 def _problem(path, error: Exception) -> str:
     "The rest of a message: what a file is in place of a NIfTI, and what to do."
+    if not os.access(path, os.R_OK):
+        return "it may not be read); change its permissions"
     content, packed = content_of(path), str(path).lower().endswith(".gz")
     misnamed = {("a NIfTI that is not packed", True): ".nii", ("packed with gzip", False): ".nii.gz"}
     if (content, packed) in misnamed:

@@ -1,4 +1,6 @@
 "What lies below a path: scans of any kind, found without keeping them, one broken among many told."
+import os
+
 import nibabel as nib
 import numpy as np
 import pytest
@@ -6,6 +8,7 @@ from helpers.dicom import GRIDS, by_number, planes, write_series
 from helpers.volumes import HU, SECRETS, one_line, save
 
 from ctseg.core.files import InputError
+from ctseg.io import dicom_heap
 from ctseg.prediction.scans import find_scans
 
 
@@ -76,3 +79,22 @@ def test_a_damaged_file_and_the_gap_it_leaves_are_one_fault(tmp_path):
     found = find_scans([tmp_path/"src"])
     assert [scan.source for scan in found.scans] == ["good"] and len(found.broken) == 1
     assert path.name in found.broken[0][1]
+
+
+@pytest.mark.parametrize("what", ["is_dicom", "visible_files"])
+def test_what_may_not_be_read_ends_nothing(tmp_path, monkeypatch, what):
+    "A file, or a folder, of one patient; permissions mean nothing to an administrator, so they are pretended."
+    write_series(tmp_path/"src"/"good", *planes(6))
+    write_series(tmp_path/"src"/"locked", *planes(6))
+    real = getattr(dicom_heap, what)
+
+    def refusing(path):
+        if path.name == "locked" or path == tmp_path/"src"/"locked"/"IM003.dcm":
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(dicom_heap, what, refusing)
+    monkeypatch.setattr(os, "access", lambda path, mode: "locked" not in str(path))
+    found = find_scans([tmp_path/"src"])
+    assert [scan.source for scan in found.scans] == ["good"]
+    assert len(found.broken) == 1 and "may not be read" in found.broken[0][1]

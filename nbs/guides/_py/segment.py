@@ -71,6 +71,10 @@ print(*sorted(path.name for path in result.out.iterdir()), sep="  ")
 for source, problem in result.failed: print(problem)
 
 # %% [markdown]
+# The folder may hold anything else. What is no axial CT (scouts, reformats, maps of dual energy, MR, reports) and what is not read (archives, NRRD, MetaImage, label maps) is passed over and counted.
+# What you should know of a scan is printed and stands on the page: values that are plainly not Hounsfield units, a tilted gantry, a header that contradicts itself.
+
+# %% [markdown]
 # ## What is in the folder
 #
 # - `v000.seg.dcm`, `v000.rtstruct.dcm`, `v000.nii.gz`: the structures on the scan's own voxels. DICOM scans are numbered, NIfTI files keep their names.

@@ -50,12 +50,17 @@ def is_visible(path: Path) -> bool:
     return not path.name.startswith(".") and path.name != "__MACOSX"
 
 def _inner_folders(folder: Path) -> list[Path]:
-    "The visible folders of a folder in natural order."
-    inner = [path for path in folder.iterdir() if is_visible(path) and path.is_dir()]
+    "The visible folders of a folder in natural order; none of one that may not be read."
+    try:
+        inner = [path for path in folder.iterdir() if is_visible(path) and path.is_dir()]
+    except OSError: return []
     return sorted(inner, key=lambda path: natural_key(path.name))
 
 def folders_below(folder: Path) -> list[Path]:
-    "The folder and all visible ones below it, in natural order, links followed; each is there once."
+    """The folder and all visible ones below it, in natural order, links followed; each is there once.
+
+    One that may not be read is among them, so whoever reads its files learns of it.
+    """
     found, entered, waiting = [], set(), [folder]
     while waiting:
         here = waiting.pop()

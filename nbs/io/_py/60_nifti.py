@@ -8,6 +8,7 @@
 
 # %%
 #| export
+import os
 import re
 import shutil
 import unicodedata
@@ -47,6 +48,8 @@ from ctseg.io.toy_scans import TORSO_CLASSES, torso_scans
 #| export
 def _problem(path, error: Exception) -> str:
     "The rest of a message: what a file is in place of a NIfTI, and what to do."
+    if not os.access(path, os.R_OK):
+        return "it may not be read); change its permissions"
     content, packed = content_of(path), str(path).lower().endswith(".gz")
     misnamed = {("a NIfTI that is not packed", True): ".nii", ("packed with gzip", False): ".nii.gz"}
     if (content, packed) in misnamed:

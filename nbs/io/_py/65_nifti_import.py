@@ -50,7 +50,7 @@ from ctseg.io.toy_scans import TORSO_CLASSES, torso_scans
 #
 #     SRC/images/p1.nii.gz   SRC/labels/p1.nii.gz          label maps; also CT/ and Seg/, nnU-Net's imagesTr, labelsTr, imagesTs, labelsTs
 #     SRC/p1.nii.gz          SRC/p1_seg.nii.gz             label maps beside their images; also p1/imaging.nii.gz, p1/segmentation.nii.gz
-#     SRC/p1/ct.nii.gz       SRC/p1/segmentations/liver.nii.gz …   one file per structure
+#     SRC/p1/ct.nii.gz       SRC/p1/segmentations/liver.nii.gz …   one file per structure; also p1/masks/, labels/, structures/
 #     SRC/p1.nii.gz                                        volumes without labels
 #
 # Here is a hospital that writes the happier form. On the first scan all five structures were examined, and the stomach's file is empty:

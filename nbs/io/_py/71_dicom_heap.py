@@ -277,6 +277,25 @@ def _other_kind(path: Path) -> str:
 test_eq([_other_kind(clinic/"axial"/name) for name in ("page.dcm", "notes.txt", "a.zip")],
         ["unreadable file", "", "packed file"])
 
+# %%
+#| export
+_NIFTI = (".nii", ".nii.gz")  # are read elsewhere, whatever is in them
+
+def _sort_in(path: Path, heap: Heap, order: int):
+    "Put a file into a heap; one that may not be read counts as damaged."
+    if path.name.lower().endswith(_NIFTI): return
+    try: ours = is_dicom(path)
+    except OSError: return heap.damaged.append(path)
+    if ours: return _look_at(path, heap, order)
+    other = _other_kind(path)
+    if other: heap.passed_over[other] += 1
+
+
+# %%
+heap = Heap(clinic, names=PatientNames(clinic))
+for path in sorted((clinic/"axial").iterdir())[-3:]: _sort_in(path, heap, 0)
+print(len(heap.images), dict(heap.passed_over))
+
 
 # %%
 #| export
@@ -289,9 +308,9 @@ def read_heap(
     check_folder(src, "DICOM CT series")
     heap = Heap(src, names=PatientNames(src))
     for order, folder in enumerate(folders_below(src) if deep else [src]):
-        for path in visible_files(folder):
-            if is_dicom(path): _look_at(path, heap, order)
-            elif _other_kind(path): heap.passed_over[_other_kind(path)] += 1
+        try: paths = list(visible_files(folder))
+        except OSError: paths, heap.damaged = [], [*heap.damaged, folder]
+        for path in paths: _sort_in(path, heap, order)
     return heap
 
 

@@ -8,6 +8,7 @@
 
 # %%
 #| export
+import os
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -62,7 +63,9 @@ def _refuse_damaged(heap: Heap):
     for path in heap.damaged: raise InputError(_damage(heap, path))
 
 def _damage(heap: Heap, path: Path) -> str:
-    "What is said of a damaged file."
+    "What is said of a damaged file, and of one that may not be read."
+    if not os.access(path, os.R_OK):
+        return f"{heap.names.shown(path)}: may not be read; change its permissions"
     return f"{heap.names.shown(path)}: a damaged DICOM file; copy it again"
 
 def _no_images(heap: Heap) -> InputError:

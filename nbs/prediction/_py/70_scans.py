@@ -213,6 +213,7 @@ def add_nifti(found: Found, folder: Path):
         found.scans += _volumes_in(folder, found.passed_over)
     except InputError as error:
         found.broken.append(("", str(error)))
+    except OSError: pass  # a folder that may not be read; the search for DICOM has told
 
 
 # %%
