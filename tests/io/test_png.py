@@ -301,7 +301,7 @@ def test_bad_files_are_one_line_and_nothing_is_written(d, damage, says):
     assert not (d/"out").exists()
 
 
-@pytest.mark.parametrize("values, says", [({7: 3}, "value 7 at row 3, column 0 is no class"), ({255: 3}, "no pixels without a class")])
+@pytest.mark.parametrize("values, says", [({7: 3}, "value 7 at row 3, column 0 is no class"), ({255: 3}, "pixels to be ignored are 255 in y_train.csv")])
 def test_values_that_are_no_class(d, values, says):
     masks, labelling = prepared(d, indexed)
     for value, y in values.items():

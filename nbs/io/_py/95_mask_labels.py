@@ -140,7 +140,7 @@ def _draw_indexed(paths: dict[str, Path], ids: dict[int, int], image: str, size)
         if value not in ids:
             row, column = np.argwhere(mask)[0]
             some = ", ".join(map(str, list(ids)[:8]))
-            why = "; ctseg has no pixels without a class" if value == 255 else ""
+            why = "; pixels to be ignored are 255 in y_train.csv only" if value == 255 else ""
             raise InputError(f"{path}: value {value} at row {row}, column {column} is no class (these are "
                              f"{some}); was the mask a JPEG?{why}")
         yield ids[value], mask
