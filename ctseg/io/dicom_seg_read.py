@@ -41,14 +41,20 @@ class Frame(NamedTuple):
 def _source_of(frame, shared) -> tuple[str, bool]:
     "The only slice that a frame refers to, and whether it claims to lie on its pixels."
     derivation = frame_item(frame, shared, "DerivationImageSequence")
-    images = derivation.get("SourceImageSequence") or [] if derivation is not None else []
+    if derivation is None: return "", False
+    images = derivation.get("SourceImageSequence") or []
     if len(images) != 1: return "", False
-    uid = str(images[0].get("ReferencedSOPInstanceUID") or "")
-    return uid, images[0].get("SpatialLocationsPreserved") == "YES"
+    image = images[0]
+    uid = str(image.get("ReferencedSOPInstanceUID") or "")
+    preserved = image.get("SpatialLocationsPreserved") == "YES"
+    return uid, preserved
 
 def _shared(header):
     "What all frames of a segmentation have in common."
-    return (header.get("SharedFunctionalGroupsSequence") or [import_volumes_package("pydicom").Dataset()])[0]
+    groups = header.get("SharedFunctionalGroupsSequence")
+    if groups: return groups[0]
+    pydicom = import_volumes_package("pydicom")
+    return pydicom.Dataset()
 
 # %% ../../nbs/io/77_dicom_seg_read.ipynb #67cc7eca
 def _segment_of(frame, shared, names: dict[int, str], kind: str) -> int:
@@ -57,45 +63,68 @@ def _segment_of(frame, shared, names: dict[int, str], kind: str) -> int:
     item = frame_item(frame, shared, "SegmentIdentificationSequence")
     if item is not None and item.get("ReferencedSegmentNumber"):
         return int(item.ReferencedSegmentNumber)
-    if len(names) == 1: return next(iter(names))
+    if len(names) == 1:
+        return next(iter(names))
     raise Misfit("its SEG does not say which segment a frame belongs to; export it again")
 
 # %% ../../nbs/io/77_dicom_seg_read.ipynb #caa880f2
+_SEQUENCE_OF = {
+    "ImagePositionPatient": "PlanePositionSequence",
+    "ImageOrientationPatient": "PlaneOrientationSequence",
+    "PixelSpacing": "PixelMeasuresSequence",
+}
+
+def _place_value(frame, shared, below, tag: str) -> np.ndarray:
+    "One element of a frame's place; what it does not say is taken from the header of the slice below it."
+    value = None
+    item = frame_item(frame, shared, _SEQUENCE_OF[tag])
+    if item is not None:
+        value = item.get(tag)
+    if value is None and below is not None:
+        value = below.get(tag)
+    if value is None:
+        raise Misfit(f"its SEG does not say where its frames lie ({tag}); export it again")
+    return np.array(value, float)
+
 def _grid_of(frame, shared, below) -> tuple[np.ndarray, np.ndarray]:
-    "Origin and axes of a frame; what it does not say is taken from the header of the slice below it."
-    places = {
-        "ImagePositionPatient": "PlanePositionSequence",
-        "ImageOrientationPatient": "PlaneOrientationSequence",
-        "PixelSpacing": "PixelMeasuresSequence",
-    }
-    values = {}
-    for tag, sequence in places.items():
-        item = frame_item(frame, shared, sequence)
-        value = item.get(tag) if item is not None else None
-        if value is None and below is not None: value = below.get(tag)
-        if value is None:
-            raise Misfit(f"its SEG does not say where its frames lie ({tag}); export it again")
-        values[tag] = np.array(value, float)
-    columns, rows = values["ImageOrientationPatient"].reshape(2, 3)
-    between_rows, between_columns = values["PixelSpacing"]
-    return values["ImagePositionPatient"], np.stack([columns*between_columns, rows*between_rows])
+    "Origin float [3] and axes float [2,3] of a frame; `below`: the header of the slice below it, or `None`."
+    origin = _place_value(frame, shared, below, "ImagePositionPatient")
+    directions = _place_value(frame, shared, below, "ImageOrientationPatient")
+    spacing = _place_value(frame, shared, below, "PixelSpacing")
+    columns, rows = directions.reshape(2, 3)
+    between_rows, between_columns = spacing
+    axes = np.stack([columns*between_columns, rows*between_rows])
+    return origin, axes
 
 # %% ../../nbs/io/77_dicom_seg_read.ipynb #08164051
+def _kind(header) -> str:
+    "BINARY, FRACTIONAL or LABELMAP."
+    return str(header.get("SegmentationType") or "BINARY")
+
+def _frame_shape(header) -> tuple[int, int]:
+    "Columns and rows of a frame."
+    return int(header.Columns), int(header.Rows)
+
 def read_frames(header, series: Series) -> list[Frame]:
     "Where the frames of a DICOM SEG lie. Raises `Misfit` if one does not say so."
-    names, kind = segment_names(header), str(header.get("SegmentationType") or "BINARY")
+    names = segment_names(header)
+    kind = _kind(header)
     check_counts(header)
     shared = _shared(header)
-    numbers = {uid: k for k, uid in enumerate(series.uids)}
-    same_size = (int(header.Columns), int(header.Rows)) == series.shape[:2]
+    slice_numbers = {uid: k for k, uid in enumerate(series.uids)}
+    same_size = _frame_shape(header) == series.shape[:2]
     frames = []
     for number, frame in enumerate(header.get("PerFrameFunctionalGroupsSequence") or []):
         source, preserved = _source_of(frame, shared)
-        told = frame_item(frame, shared, "PlanePositionSequence") is not None
-        below = series.headers[numbers[source]] if source in numbers and same_size and not told else None
+        placed = frame_item(frame, shared, "PlanePositionSequence") is not None
+        below = None
+        if source not in slice_numbers:
+            source = ""
+        elif same_size and not placed:
+            below = series.headers[slice_numbers[source]]
         origin, axes = _grid_of(frame, shared, below)
         segment = _segment_of(frame, shared, names, kind)
-        frames.append(Frame(number, segment, origin, axes, source if source in numbers else "", preserved))
+        frames.append(Frame(number, segment, origin, axes, source, preserved))
     return frames
 
 # %% ../../nbs/io/77_dicom_seg_read.ipynb #b4019b12
@@ -112,51 +141,78 @@ class _Slices(NamedTuple):
 def _slices_of(series: Series) -> _Slices:
     "The grid of a series in DICOM's directions."
     turn = np.array([-1, -1, 1])
-    origins, axes = series.slice_origins()*turn, series.affine[:3, :2].T*turn
+    origins = series.slice_origins()*turn
+    axes = series.affine[:3, :2].T*turn
     normal = np.cross(*axes)
     normal = normal/np.linalg.norm(normal)
-    return _Slices(origins, axes, normal, origins @ normal)
+    heights = origins @ normal
+    return _Slices(origins, axes, normal, heights)
 
 # %% ../../nbs/io/77_dicom_seg_read.ipynb #c6c938d3
 def _corners(origin: np.ndarray, axes: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     "The outer pixel centres of a grid of (columns, rows), float [4,3], in an order that flips do not change."
-    last = np.array(shape) - 1
-    corners = origin + np.array([[0, 0], [last[0], 0], [0, last[1]], last]) @ axes
-    return corners[np.lexsort(corners.round(2).T)]
+    column, row = np.array(shape) - 1
+    pixels = np.array([[0, 0], [column, 0], [0, row], [column, row]])
+    corners = origin + pixels @ axes
+    order = np.lexsort(corners.round(2).T)
+    return corners[order]
 
 def _beside(frame: Frame, shape: tuple[int, int], slices: _Slices, k: int) -> float:
     "By how many mm a frame lies beside slice k, if both have one size; whichever way rows and columns run."
     ours = _corners(slices.origins[k], slices.axes, shape)
     theirs = _corners(frame.origin, frame.axes, shape)
-    return float(np.linalg.norm(ours[:, None] - theirs, axis=-1).min(1).max())
+    distances = np.linalg.norm(ours[:, None] - theirs, axis=-1)
+    to_nearest = distances.min(1)
+    return float(to_nearest.max())
 
 # %% ../../nbs/io/77_dicom_seg_read.ipynb #4acea76a
+def _most_off(slices: _Slices) -> float:
+    "By how many mm a frame may lie off its slice along the normal: half the least step."
+    steps = np.abs(np.diff(slices.heights))
+    least = steps.min() if len(steps) else 1
+    return .5*least + .01
+
+def _most_beside(slices: _Slices) -> float:
+    "By how many mm a frame may lie beside the pixels of its slice: a part of the smaller side of a pixel."
+    pixel = np.linalg.norm(slices.axes, axis=1)
+    return _TOLERANCE*pixel.min() + .01
+
 def _check_claims(frame: Frame, shape: tuple[int, int], series: Series, slices: _Slices):
     "`Misfit` for a frame that claims to lie on a slice and lies elsewhere."
     if not frame.source: return
-    ks = [k for k, uid in enumerate(series.uids) if uid == frame.source]
-    steps = np.abs(np.diff(slices.heights))
-    off = min(abs(frame.origin @ slices.normal - slices.heights[k]) for k in ks)
-    if off > .5*(steps.min() if len(steps) else 1) + .01:
+    claimed = [k for k, uid in enumerate(series.uids) if uid == frame.source]
+    height = frame.origin @ slices.normal
+    off = min(abs(height - slices.heights[k]) for k in claimed)
+    if off > _most_off(slices):
         raise Misfit(f"its SEG has a frame that lies {off:.1f} mm off the slice it says it was drawn on; "
                      "export it again")
     if not frame.preserved or shape != series.shape[:2]: return
-    beside = min(_beside(frame, shape, slices, k) for k in ks)
-    if beside > _TOLERANCE*np.linalg.norm(slices.axes, axis=1).min() + .01:
+    beside = min(_beside(frame, shape, slices, k) for k in claimed)
+    if beside > _most_beside(slices):
         raise Misfit("its SEG says that it lies on the pixels of its slices, "
                      f"and lies {beside:.1f} mm beside them; export it again")
 
 # %% ../../nbs/io/77_dicom_seg_read.ipynb #c686b42c
+def _frame_spacing(heights: np.ndarray, header) -> float:
+    "Mm from frame to frame: as the header says, else the least step between frames, else their thickness."
+    measures = frame_item({}, _shared(header), "PixelMeasuresSequence") or {}
+    spacing = float(measures.get("SpacingBetweenSlices") or 0)
+    thickness = float(measures.get("SliceThickness") or 0)
+    if spacing: return spacing
+    steps = np.diff(np.unique(heights.round(2)))
+    return steps.min(initial=thickness or 1)
+
 def _reach(heights: np.ndarray, slice_heights: np.ndarray, header) -> float:
     "How far a frame may lie from the slice that takes it, mm. Little, if all frames lie on slices."
-    least = np.abs(np.diff(slice_heights)).min(initial=np.inf)
-    off = np.abs(heights[:, None] - slice_heights).min(1).max()
-    if off < min(_TOLERANCE*least, 1): return min(.5*least, 1)
-    steps = np.diff(np.unique(heights.round(2)))
-    item = frame_item({}, _shared(header), "PixelMeasuresSequence") or {}
-    told = [float(item.get(tag) or 0) for tag in ("SpacingBetweenSlices", "SliceThickness")]
-    spacing = told[0] or steps.min(initial=told[1] or 1)
-    return .5*max(spacing, least if np.isfinite(least) else 0) + .01
+    slice_steps = np.abs(np.diff(slice_heights))
+    least = slice_steps.min(initial=np.inf)
+    distances = np.abs(heights[:, None] - slice_heights)
+    off = distances.min(1).max()
+    if off < min(_TOLERANCE*least, 1):
+        return min(.5*least, 1)
+    if not np.isfinite(least): least = 0  # a single slice
+    widest = max(_frame_spacing(heights, header), least)
+    return .5*widest + .01
 
 # %% ../../nbs/io/77_dicom_seg_read.ipynb #15c0ebd2
 def slices_of_frames(header, frames: list[Frame], series: Series) -> list[list[int]]:
@@ -164,7 +220,8 @@ def slices_of_frames(header, frames: list[Frame], series: Series) -> list[list[i
 
     Raises `Misfit` for frames that are not parallel to the slices, or that contradict themselves.
     """
-    slices, shape = _slices_of(series), (int(header.Columns), int(header.Rows))
+    slices = _slices_of(series)
+    shape = _frame_shape(header)
     for frame in frames:
         if abs(frame.normal @ slices.normal) < _PARALLEL:
             raise Misfit("its SEG has frames in another plane than the slices of its series; "
@@ -174,14 +231,15 @@ def slices_of_frames(header, frames: list[Frame], series: Series) -> list[list[i
     if not frames: return taken
     heights = np.array([frame.origin @ slices.normal for frame in frames])
     reach = _reach(heights, slices.heights, header)
-    for segment in {frame.segment for frame in frames}:
-        mine = np.array([i for i, frame in enumerate(frames) if frame.segment == segment])
-        _share_out(mine, heights, slices.heights, reach, taken)
+    segments = np.array([frame.segment for frame in frames])
+    for segment in np.unique(segments):
+        of_segment = np.flatnonzero(segments == segment)
+        _share_out(of_segment, heights, slices.heights, reach, taken)
     return taken
 
 # %% ../../nbs/io/77_dicom_seg_read.ipynb #c79857e8
 def _share_out(
-    mine: np.ndarray, # int: the numbers of a segment's frames
+    of_segment: np.ndarray, # int: the numbers of a segment's frames
     heights: np.ndarray, # of all frames
     slice_heights: np.ndarray,
     reach: float, # mm
@@ -189,9 +247,11 @@ def _share_out(
 ):
     "Give each slice the nearest frame of a segment, and those as near (two pieces may share a plane)."
     for k, height in enumerate(slice_heights):
-        off = np.abs(heights[mine] - height)
+        off = np.abs(heights[of_segment] - height)
         if off.min() > reach: continue
-        for i in mine[off <= off.min() + .01]: taken[i].append(k)
+        nearest = of_segment[off <= off.min() + .01]
+        for i in nearest:
+            taken[i].append(k)
 
 # %% ../../nbs/io/77_dicom_seg_read.ipynb #ff6d04f9
 class _Lookup(NamedTuple):
@@ -204,17 +264,19 @@ class _Lookup(NamedTuple):
 # %% ../../nbs/io/77_dicom_seg_read.ipynb #2712c381
 def _lookup(frame: Frame, shape: tuple[int, int], series: Series, slices: _Slices, k: int) -> _Lookup:
     "Where the pixels of slice k lie on a frame of `shape` (columns, rows)."
-    i, j = np.mgrid[:series.shape[0], :series.shape[1]]
-    relative = slices.origins[k] - frame.origin
-    inverse = np.linalg.pinv(frame.axes)  # [3,2]
-    start, steps = relative @ inverse, slices.axes @ inverse
-    place = start + i[..., None]*steps[0] + j[..., None]*steps[1]
+    columns, rows, _ = series.shape
+    column, row = np.mgrid[:columns, :rows]
+    from_mm = np.linalg.pinv(frame.axes)  # [3,2]
+    start = (slices.origins[k] - frame.origin) @ from_mm
+    steps = slices.axes @ from_mm
+    place = start + column[..., None]*steps[0] + row[..., None]*steps[1]
     nearest = np.floor(place + .5).astype(int)
     inside = ((nearest >= 0) & (nearest < shape)).all(-1)
-    found = nearest[inside]
-    exact = not len(found) or np.abs(place[inside] - found).max() < _TOLERANCE
-    same_pixels = np.allclose(np.abs(np.linalg.det(steps)), 1, atol=1e-3)
-    return _Lookup(nearest[..., 0], nearest[..., 1], inside, bool(exact and same_pixels))
+    rounding = np.abs(place[inside] - nearest[inside])
+    on_centres = rounding.max(initial=0) < _TOLERANCE
+    area = np.abs(np.linalg.det(steps))
+    exact = bool(on_centres and np.allclose(area, 1, atol=1e-3))
+    return _Lookup(nearest[..., 0], nearest[..., 1], inside, exact)
 
 # %% ../../nbs/io/77_dicom_seg_read.ipynb #ba40e0d8
 @dataclass
@@ -228,26 +290,40 @@ class _Placer:
 
     def place(self, frame: Frame, pixels: np.ndarray, k: int) -> np.ndarray:
         "A frame, bool [rows, columns], on slice k: bool [columns, rows]."
+        lookup = self._lookup_on(k, frame)
+        self.exact &= lookup.exact
+        rows = lookup.row[lookup.inside]
+        columns = lookup.column[lookup.inside]
+        mask = np.zeros(self.series.shape[:2], bool)
+        mask[lookup.inside] = pixels[rows, columns]
+        if lookup.exact:
+            self.cropped |= int(mask.sum()) < int(pixels.sum())
+        return mask
+
+    def _lookup_on(self, k: int, frame: Frame) -> _Lookup:
+        "The lookup of a frame on slice k; most frames of a file share a few."
         slices = _slices_of(self.series)
-        key = tuple((frame.origin - slices.origins[k]).round(4)), tuple(frame.axes.ravel().round(6))
+        offset = (frame.origin - slices.origins[k]).round(4)
+        axes = frame.axes.ravel().round(6)
+        key = tuple(offset), tuple(axes)
         if key not in self._lookups:
             if len(self._lookups) > 8: self._lookups.clear()
             self._lookups[key] = _lookup(frame, self.shape, self.series, slices, k)
-        lookup = self._lookups[key]
-        self.exact &= lookup.exact
-        mask = np.zeros(self.series.shape[:2], bool)
-        mask[lookup.inside] = pixels[lookup.row[lookup.inside], lookup.column[lookup.inside]]
-        if lookup.exact: self.cropped |= int(mask.sum()) < int(pixels.sum())
-        return mask
+        return self._lookups[key]
 
 # %% ../../nbs/io/77_dicom_seg_read.ipynb #053222ff
 def _unpacked(header) -> Iterator[np.ndarray]:
     "The frames of one bit a pixel. They follow each other without a gap, so one may begin within a byte."
-    shape = int(header.Rows), int(header.Columns)
-    data, size = np.frombuffer(header.PixelData, np.uint8), shape[0]*shape[1]
-    for first in range(0, int(header.NumberOfFrames)*size, size):
-        part = np.unpackbits(data[first//8:(first + size + 7)//8], bitorder="little")
-        yield part[first % 8:first % 8 + size].reshape(shape)
+    columns, rows = _frame_shape(header)
+    size = rows*columns
+    total = int(header.NumberOfFrames)*size
+    data = np.frombuffer(header.PixelData, np.uint8)
+    for first in range(0, total, size):
+        first_byte, skipped = divmod(first, 8)
+        end_byte = (first + size + 7)//8
+        bits = np.unpackbits(data[first_byte:end_byte], bitorder="little")
+        frame = bits[skipped:skipped + size]
+        yield frame.reshape(rows, columns)
 
 # %% ../../nbs/io/77_dicom_seg_read.ipynb #974caf5c
 def _decoded(path: Path, header) -> Iterator[np.ndarray]:
@@ -258,17 +334,21 @@ def _decoded(path: Path, header) -> Iterator[np.ndarray]:
     if int(header.BitsAllocated) == 1 and not compressed:
         yield from _unpacked(header)
     elif getattr(header, "preamble", None):
-        yield from import_volumes_package("pydicom.pixels").iter_pixels(path, raw=True)
+        pixels = import_volumes_package("pydicom.pixels")
+        yield from pixels.iter_pixels(path, raw=True)
     else:
-        yield from header.pixel_array.reshape(-1, int(header.Rows), int(header.Columns))
+        columns, rows = _frame_shape(header)
+        yield from header.pixel_array.reshape(-1, rows, columns)
 
 def _drawn(pixels: np.ndarray, header, segment: int) -> dict[int, np.ndarray]:
     "Segment → what is drawn of it on a frame, bool [rows, columns]."
-    kind = str(header.get("SegmentationType") or "BINARY")
+    kind = _kind(header)
     if kind == "LABELMAP":
-        return {int(number): pixels == number for number in np.unique(pixels) if number}
+        numbers = np.unique(pixels)
+        return {int(number): pixels == number for number in numbers if number}
     if kind == "FRACTIONAL":
-        return {segment: pixels >= .5*float(header.get("MaximumFractionalValue") or 255)}
+        most = float(header.get("MaximumFractionalValue") or 255)
+        return {segment: pixels >= .5*most}
     return {segment: pixels > 0}
 
 # %% ../../nbs/io/77_dicom_seg_read.ipynb #edc44a1e
@@ -289,36 +369,50 @@ def read_segments(
     Raises `Misfit` for frames that contradict the slices they refer to, or lie in another plane.
     """
     header = read_file(path)
-    names, frames = segment_names(header), read_frames(header, series)
+    names = segment_names(header)
+    frames = read_frames(header, series)
     taken = slices_of_frames(header, frames, series)
-    masks = {n: np.zeros(series.shape, bool) for n, name in names.items() if wanted is None or wanted(name)}
-    placer, lost = _Placer(series, (int(header.Columns), int(header.Rows))), 0
+    masks = {}
+    for number, name in names.items():
+        if wanted is None or wanted(name):
+            masks[number] = np.zeros(series.shape, bool)
+    placer = _Placer(series, _frame_shape(header))
+    lost = 0
     for frame, pixels in zip(frames, _decoded(path, header)):
-        for segment, mask in _drawn(pixels, header, frame.segment).items():
+        slices = taken[frame.number]
+        for segment, drawn in _drawn(pixels, header, frame.segment).items():
             if segment not in names:
                 raise Misfit(f"its SEG has pixels of a segment {segment}, which it does not list; "
                              "export it again")
             if segment not in masks: continue
-            lost += not taken[frame.number] and bool(mask.any())
-            for k in taken[frame.number]:
-                masks[segment][..., k] |= placer.place(frame, mask, k)
-    structures = [DrawnStructure(names[n], mask, mask.any((0, 1))) for n, mask in masks.items()]
-    off = _off_slices(frames, taken, series)
-    return Segments(structures, _notes(placer, lost, frames) + off)
+            if not slices and drawn.any(): lost += 1
+            for k in slices:
+                masks[segment][..., k] |= placer.place(frame, drawn, k)
+    structures = []
+    for number, mask in masks.items():
+        structures.append(DrawnStructure(names[number], mask, mask.any((0, 1))))
+    notes = _notes(placer, lost, frames) + _off_slices(frames, taken, series)
+    return Segments(structures, notes)
 
 # %% ../../nbs/io/77_dicom_seg_read.ipynb #1d259a8e
 def off_slices_note(mm: float, series: Series, what: str) -> list[str]:
     "What to tell of something drawn so many mm off the slices that took it; nothing where that is rounding."
-    steps = np.abs(np.diff(series.slice_origins() @ series.normal))
-    if mm <= max(.1, .1*steps.min(initial=1.)): return []
+    heights = series.slice_origins() @ series.normal
+    steps = np.abs(np.diff(heights))
+    least = steps.min(initial=1.)
+    if mm <= max(.1, .1*least): return []
     return [f"{what} lie up to {mm:.1f} mm off the slices that they were put on"]
 
 def _off_slices(frames: list[Frame], taken: list[list[int]], series: Series) -> list[str]:
     "What to tell of frames that lie off the slices which took them."
     slices = _slices_of(series)
-    pairs = [(frame, k) for frame, ks in zip(frames, taken) for k in ks]
-    off = [abs(frame.origin @ slices.normal - slices.heights[k]) for frame, k in pairs]
-    return off_slices_note(max(off, default=0.), series, "frames of its SEG")
+    most = 0.
+    for frame, its_slices in zip(frames, taken):
+        height = frame.origin @ slices.normal
+        for k in its_slices:
+            off = abs(height - slices.heights[k])
+            most = max(most, off)
+    return off_slices_note(most, series, "frames of its SEG")
 
 # %% ../../nbs/io/77_dicom_seg_read.ipynb #42b355fe
 def _notes(placer: _Placer, lost: int, frames: list[Frame]) -> list[str]:
@@ -338,9 +432,12 @@ def _notes(placer: _Placer, lost: int, frames: list[Frame]) -> list[str]:
 # %% ../../nbs/io/77_dicom_seg_read.ipynb #4b9daffe
 def segments_outside(header, series: Series) -> set[str]:
     "The names of segments that have frames, none of which lies on a slice."
-    names, frames = segment_names(header), read_frames(header, series)
+    names = segment_names(header)
+    frames = read_frames(header, series)
     taken = slices_of_frames(header, frames, series)
     numbers = {frame.segment for frame in frames}
-    inside = {frame.segment for frame, ks in zip(frames, taken) if ks}
-    if 0 in numbers: return set() if 0 in inside else set(names.values())
-    return {names[n] for n in numbers - inside if n in names}
+    inside = {frame.segment for frame, slices in zip(frames, taken) if slices}
+    if 0 in inside: return set()  # a label map that meets the series
+    if 0 in numbers: return set(names.values())
+    outside = numbers - inside
+    return {names[number] for number in outside if number in names}

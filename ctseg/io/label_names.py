@@ -10,6 +10,7 @@ __all__ = ['whole_number', 'numbered_classes', 'dataset_classes', 'ignore_label'
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -23,8 +24,9 @@ def whole_number(x) -> int|None:
     "A whole number from JSON or a table, also one written as text; else `None`."
     if isinstance(x, str):
         return int(x) if re.fullmatch(r"\s*\d{1,3}\s*", x, re.ASCII) else None
-    is_number = isinstance(x, (int, float, np.number)) and not isinstance(x, bool)
-    return int(x) if is_number and float(x).is_integer() else None
+    if isinstance(x, bool): return None
+    if not isinstance(x, (int, float, np.number)): return None
+    return int(x) if float(x).is_integer() else None
 
 # %% ../../nbs/io/46_label_names.ipynb #0af7d5b6
 _NO_CLASSES = ("background", "ignore")
@@ -64,8 +66,10 @@ def _dataset_pairs(path: Path) -> list[tuple]:
     if not isinstance(labels, dict):
         raise InputError(f"{path}: labels must be names numbered 0, 1, 2, …, and it has none; "
                          "write a class_names.json instead")
+    pairs = list(labels.items())
     by_number = all(whole_number(key) is not None for key in labels)
-    return list(labels.items()) if by_number else [(number, name) for name, number in labels.items()]
+    if by_number: return pairs
+    return [(number, name) for name, number in pairs]
 
 def dataset_classes(path: Path) -> ClassMap:
     "The classes of a `dataset.json`. Raises `InputError` for one that numbers no classes."
@@ -73,11 +77,14 @@ def dataset_classes(path: Path) -> ClassMap:
 
 def ignore_label(path: Path) -> int|None:
     "The number that a `dataset.json` gives to voxels that are to be ignored; `None`: none, or there is no file."
-    table = read_json(path) if path.exists() else None
-    if not isinstance(table, dict) or not isinstance(table.get("labels"), dict):
-        return None
-    ignored = [whole_number(number) for number, name in _dataset_pairs(path) if name == "ignore"]
-    return ignored[0] if ignored else None
+    if not path.exists(): return None
+    table = read_json(path)
+    labels = table.get("labels") if isinstance(table, dict) else None
+    if not isinstance(labels, dict): return None
+    for number, name in _dataset_pairs(path):
+        if name == "ignore":
+            return whole_number(number)
+    return None
 
 # %% ../../nbs/io/46_label_names.ipynb #b0953bca
 _ID_COLUMNS, _NAME_COLUMNS = ("id", "index", "label", "value"), ("name", "structure", "class")
@@ -93,20 +100,34 @@ def _read_table(path: Path) -> pd.DataFrame:
         raise InputError(f"{path}: not a table of numbers and names ({type(e).__name__}); "
                          "write one as CSV in UTF-8 with the columns id and name") from None
 
+def _first_of(wanted: tuple[str, ...], columns: dict[str, Any]) -> Any:
+    "The column of a table that has the first of the wanted headings, in small letters; `None` if none has."
+    for heading in wanted:
+        if heading in columns:
+            return columns[heading]
+    return None
+
 def table_classes(path: Path) -> ClassMap:
     "The classes of a table with a column for the number and one for the name; `InputError` for another one."
     table = _read_table(path)
-    columns = {str(column).strip().lower(): column for column in table.columns}
-    id = next((columns[c] for c in _ID_COLUMNS if c in columns), None)
-    name = next((columns[c] for c in _NAME_COLUMNS if c in columns), None)
+    columns = {}
+    for column in table.columns:
+        heading = str(column).strip().lower()
+        columns[heading] = column
+    id = _first_of(_ID_COLUMNS, columns)
+    name = _first_of(_NAME_COLUMNS, columns)
     if id is None or name is None:
-        raise InputError(f"{path}: expected a column id and a column name, found {', '.join(columns)}")
+        found = ", ".join(columns)
+        raise InputError(f"{path}: expected a column id and a column name, found {found}")
     return numbered_classes(zip(table[id], table[name]), path)
 
 # %% ../../nbs/io/46_label_names.ipynb #8a2dfd98
 def class_ids(names: list, classes: ClassMap, where: str) -> list[int]:
     "The ids of classes given by name or number; `InputError` for one that does not exist."
-    ids = [classes.id(name) if isinstance(name, str) else name for name in names]
+    ids = []
+    for name in names:
+        id = classes.id(name) if isinstance(name, str) else name
+        ids.append(id)
     for id in ids:
         if type(id) is not int or not 1 <= id <= len(classes):
             raise InputError(f"{where}: {id!r} is not a class; "
@@ -116,7 +137,11 @@ def class_ids(names: list, classes: ClassMap, where: str) -> list[int]:
 def read_examined(path: Path, classes: ClassMap) -> dict[str, np.ndarray]: # case → bool [C]
     "The classes examined on each case. Raises `InputError` for a file that does not say that."
     table = read_json(path)
-    if not isinstance(table, dict) or not all(isinstance(names, list) for names in table.values()):
+    has_lists = isinstance(table, dict) and all(isinstance(names, list) for names in table.values())
+    if not has_lists:
         raise InputError(f"{path}: expected an object with a list of class names for each case")
-    ids = {case: class_ids(names, classes, f"{path}, {case}") for case, names in table.items()}
-    return {case: class_flags(those, len(classes)) for case, those in ids.items()}
+    examined = {}
+    for case, names in table.items():
+        ids = class_ids(names, classes, f"{path}, {case}")
+        examined[case] = class_flags(ids, len(classes))
+    return examined

@@ -54,12 +54,14 @@ from ctseg.data.slices import SliceSet
 def _thumbnails(images: np.ndarray) -> np.ndarray:
     "16x16 thumbnails of uint8 [N,H,W], without their mean, of length 1 (an even image: 0): float32 [N,256]."
     vectors = np.empty((len(images), 256), np.float32)
-    for i in range(0, len(images), 256):
-        part = torch.from_numpy(images[i:i + 256])[:, None].float()
-        small = F.adaptive_avg_pool2d(part, 16).flatten(1).numpy()
+    for first in range(0, len(images), 256):
+        part = slice(first, first + 256)
+        pixels = torch.from_numpy(images[part]).float()
+        pooled = F.adaptive_avg_pool2d(pixels[:, None], 16)
+        small = pooled.flatten(1).numpy()
         small -= small.mean(1, keepdims=True)
         lengths = np.linalg.norm(small, axis=1, keepdims=True)
-        vectors[i:i + 256] = small/np.maximum(lengths, 1e-6)
+        vectors[part] = small/np.maximum(lengths, 1e-6)
     return vectors
 
 
@@ -80,12 +82,15 @@ ROWS, COLUMNS, MANY_LINKS = 512, 8192, 1 << 20
 
 def _joined(group: np.ndarray, links: list[np.ndarray]) -> np.ndarray:
     "The groups [N], numbered in order of first appearance, after joining the two ends of each link [n,2]."
-    n = len(group)
+    count = len(group)
     _, first, place = np.unique(group, return_index=True, return_inverse=True)
-    to_first = np.column_stack([np.arange(n), first[place]])
-    i, j = np.concatenate([to_first, *links]).T
-    graph = coo_array((np.ones(len(i), bool), (i, j)), (n, n))
-    return connected_components(graph, directed=False)[1].astype(np.int64)
+    first_of_group = first[place]
+    to_first = np.column_stack([np.arange(count), first_of_group])
+    one, other = np.concatenate([to_first, *links]).T
+    linked = np.ones(len(one), bool)
+    graph = coo_array((linked, (one, other)), (count, count))
+    _, joined = connected_components(graph, directed=False)
+    return joined.astype(np.int64)
 
 
 # %%
@@ -100,16 +105,22 @@ def near_duplicates(
 ) -> np.ndarray: # int64 [N]: group numbers, 0 … in order of first appearance
     "The group, int64 [N], of each image: near-duplicates, and what is linked through them, share a number."
     thumbnails = _thumbnails(images)
-    group, links = np.arange(len(thumbnails)), []
-    for top in range(0, len(thumbnails), ROWS):
+    count = len(thumbnails)
+    group = np.arange(count)
+    links: list[np.ndarray] = []
+    for top in range(0, count, ROWS):
         rows = thumbnails[top:top + ROWS]
-        for left in range(top - top % COLUMNS, len(thumbnails), COLUMNS):  # a pair is compared once
-            alike = rows @ thumbnails[left:left + COLUMNS].T > threshold
-            found = np.argwhere(alike) + [top, left]
-            apart = group[found[:, 0]] != group[found[:, 1]]
+        leftmost = top - top % COLUMNS  # a pair is compared once
+        for left in range(leftmost, count, COLUMNS):
+            columns = thumbnails[left:left + COLUMNS]
+            correlation = rows @ columns.T
+            found = np.argwhere(correlation > threshold) + [top, left]
+            one, other = found.T
+            apart = group[one] != group[other]
             links.append(found[apart])
             if sum(map(len, links)) > MANY_LINKS:
-                group, links = _joined(group, links), []
+                group = _joined(group, links)
+                links = []
     return _joined(group, links)
 
 
@@ -144,17 +155,21 @@ class _Folds:
         share = counts.sum(0)/k
         self.lack = np.tile(share, (k, 1))
         self.fold = np.full(len(counts), -1)
-        self.tie = np.random.default_rng(seed).random((len(counts), k))
+        random = np.random.default_rng(seed)
+        self.tie = random.random((len(counts), k))
 
     def left(self) -> np.ndarray:
         "[C + 2]: what the groups without a fold hold."
-        return self.counts[self.fold < 0].sum(0)
+        unplaced = self.fold < 0
+        return self.counts[unplaced].sum(0)
 
     def place(self, column: int):
         "Hand out the groups left that hold some of a column, largest first, to the folds that lack it most."
         held = self.counts[:, column]
-        groups = np.flatnonzero((self.fold < 0) & (held > 0))
-        largest_first = np.lexsort((self.tie[groups, 0], -held[groups]))
+        unplaced = self.fold < 0
+        groups = np.flatnonzero(unplaced & (held > 0))
+        tie = self.tie[groups, 0]
+        largest_first = np.lexsort((tie, -held[groups]))
         for group in groups[largest_first]:
             best = self.most_lacking(column, self.tie[group])
             self.fold[group] = best
@@ -162,8 +177,11 @@ class _Folds:
 
     def most_lacking(self, column: int, tie: np.ndarray) -> int:
         "The fold that lacks most of a column; of equal ones by labelled images, then by images, then by `tie` [k]."
-        lack = -self.lack
-        last_key_first = (tie, lack[:, -1], lack[:, -2], lack[:, column])
+        most_first = -self.lack
+        images = most_first[:, -1]
+        labelled = most_first[:, -2]
+        of_column = most_first[:, column]
+        last_key_first = (tie, images, labelled, of_column)
         return np.lexsort(last_key_first)[0]
 
 
@@ -179,8 +197,12 @@ assert folds.fold[0] != folds.fold[1] == folds.fold[2]
 #| export
 def _rarest(left: np.ndarray) -> int:
     "The class with the fewest images left, of those that have any; the column of labelled images comes last."
+    with_images = np.flatnonzero(left)
     labelled = len(left) - 1
-    return min(np.flatnonzero(left), key=lambda c: (c == labelled, left[c]))
+    classes = with_images[with_images != labelled]
+    if not len(classes): return labelled
+    fewest = left[classes].argmin()
+    return classes[fewest]
 
 
 # %% [markdown]
@@ -282,8 +304,10 @@ def select_labelled(
     if not 1 <= n <= len(labelled):
         raise InputError(f"cannot keep {n} labelled slices of {len(labelled)}; choose 1 to {len(labelled)}")
     group, member = np.unique(slices.groups, return_inverse=True)
-    rank = np.random.default_rng(seed).permutation(len(group))[member]
-    chosen = labelled[np.argsort(rank[labelled], kind="stable")[:n]]
+    random = np.random.default_rng(seed)
+    rank = random.permutation(len(group))[member]
+    order = np.argsort(rank[labelled], kind="stable")
+    chosen = labelled[order[:n]]
     keep = np.isin(np.arange(len(slices)), chosen)
     masks = kept_where(slices.masks, keep)
     known = slices.known & keep[:, None]
