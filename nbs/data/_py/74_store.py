@@ -214,7 +214,8 @@ class StoredPixels:
         where: str, # for errors
     ):
         self.array, self.seen, self.where = array, seen, where
-        self.shape: tuple[int, int, int] = tuple(map(int, array.shape))
+        count, height, width = map(int, array.shape)
+        self.shape = count, height, width
 
     def read(self, rows: np.ndarray) -> np.ndarray:
         "The slices at `rows`, int64 [n] in ascending order and each once: uint8 [n,H,W]."
