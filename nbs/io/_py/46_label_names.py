@@ -163,8 +163,8 @@ def table_classes(path: Path) -> ClassMap:
     id = _first_of(_ID_COLUMNS, columns)
     name = _first_of(_NAME_COLUMNS, columns)
     if id is None or name is None:
-        found = ", ".join(columns)
-        raise InputError(f"{path}: expected a column id and a column name, found {found}")
+        headings = ", ".join(columns)
+        raise InputError(f"{path}: expected a column id and a column name, found {headings}")
     return numbered_classes(zip(table[id], table[name]), path)
 
 
