@@ -220,6 +220,18 @@ test_fail(lambda: fit_schema(wrong, FACTS, "toys.zarr", MAKE_AGAIN), contains="s
 #| export
 SOME = 64 # rows that zarr is asked for at once: it takes much memory for each if they are scattered
 
+def _reason_of(error: Exception) -> str:
+    "The first line of an error; its kind where it says nothing."
+    text = str(error)
+    return text.splitlines()[0] if text else type(error).__name__
+
+
+# %%
+print(_reason_of(OSError("no disk\nat all")), "-", _reason_of(OSError()))
+
+
+# %%
+#| export
 class StoredPixels:
     "Images or masks that lie in a store, as a `PixelSource`."
     def __init__(self,
@@ -245,8 +257,7 @@ class StoredPixels:
                 parts.append(self._read_some(some))
             return np.concatenate(parts)
         except Exception as e: # each way of being damaged or out of reach has its own
-            reason = str(e).splitlines()[0] if str(e) else type(e).__name__
-            problem = f"slices {first} to {last} cannot be read ({reason})"
+            problem = f"slices {first} to {last} cannot be read ({_reason_of(e)})"
             raise InputError(f"{self.where}: {problem}; {MAKE_AGAIN}") from None
 
     def _read_some(self, rows: np.ndarray) -> np.ndarray:
@@ -308,6 +319,9 @@ def _without_empty(masks: LazyPixels) -> LazyPixels:
     rows = np.where(drawn, masks.rows, -1)
     return LazyPixels(masks.source, rows)
 
+
+# %%
+#| export
 def _read_split(root, split: str, facts: dict[str, Any], where: str) -> SliceSet:
     "One split of a store, its pixels lazy."
     index = _read_index(root, split, where)

@@ -128,6 +128,20 @@ for source in ("clinic_a", "clinic_b"):
 
 # %%
 #| export
+def _spelled_after(partner: str|None, name: str) -> str:
+    "A new name, spelled after that of its mirror image, if this is there and would not be found otherwise."
+    mirrored = other_side(partner) if partner else ""
+    if not mirrored: return name
+    found_by_name = mirrored.lower() == name.lower()
+    return name if found_by_name else mirrored
+
+
+# %%
+print(_spelled_after("kidney_left", "Kidney R"), _spelled_after(None, "Kidney R"))
+
+
+# %%
+#| export
 @dataclass
 class MergedNames:
     "The classes of all sources, as far as they were read."
@@ -138,7 +152,7 @@ class MergedNames:
         "The merged name of a source's class. `InputError` if the source has it already."
         what = meaning(name)
         if what not in self.named:
-            self.named[what] = self._respelled(what, name)
+            self.named[what] = _spelled_after(self._mirror_image(what), name)
         merged = self.named[what]
         there = self.owners.setdefault(merged, {})
         if source in there:
@@ -147,14 +161,10 @@ class MergedNames:
         there[source] = label
         return merged
 
-    def _respelled(self, what: Meaning, name: str) -> str:
-        "A new name, spelled after that of its mirror image, if this is there and would not be found otherwise."
+    def _mirror_image(self, what: Meaning) -> str|None:
+        "The class that is the mirror image of a structure, if there is one so far."
         side = {"left": "right", "right": "left"}.get(what.side, "none")
-        partner = self.named.get(what.on(side))
-        mirrored = other_side(partner) if partner else ""
-        if not mirrored: return name
-        found_by_name = mirrored.lower() == name.lower()
-        return name if found_by_name else mirrored
+        return self.named.get(what.on(side))
 
     def find(self, name: str) -> str:
         "The class that a name of any spelling stands for; `InputError` if there is none."
@@ -195,6 +205,9 @@ def _checked_members(one: Declared, names: MergedNames) -> Declared:
         raise InputError(f"{one.where}, union {one.union!r}: {e}") from None
 
 
+
+# %%
+#| export
 def _check_agreement(declared: list[Declared], table: dict[str, list[str]]):
     "`InputError` where two sources make one union of different classes; table: of who declared it first."
     first: dict[str, Declared] = {}
@@ -296,6 +309,9 @@ def _parts_found(names: MergedNames, what: Meaning) -> list[str]:
     return [names.named[part] for part in meanings if part in names.named]
 
 
+
+# %%
+#| export
 def _no_union(names: MergedNames, whole: str, part: str, parts: list[str]) -> InputError:
     "What to tell of a class that holds another one, where no union says so."
     one = _first_source(names, whole)
