@@ -39,7 +39,9 @@ def store_place(place: str|Path) -> str|Path:
     text = place.as_posix() if isinstance(place, Path) else place
     address = re.match(r"([a-z][a-z0-9+.]+):/{1,2}(?=[^/])", text)
     if address is None: return Path(place)
-    return f"{address[1]}://{text[address.end():]}"
+    scheme = address[1]
+    rest = text[address.end():]
+    return f"{scheme}://{rest}"
 
 def is_store(place: str|Path) -> bool:
     "Whether slices are to be read from a store: an address, or a folder of Zarr."
@@ -80,15 +82,24 @@ def _index_arrays(slices: SliceSet) -> dict[str, np.ndarray]:
     if any("\n" in name for name in slices.names):
         raise InputError("a slice has a line end in its name, which a store cannot hold; rename it")
     seen = [np.zeros((0, 32), np.uint8)]
-    seen += [pack_seen(seen_values(block)) for block in blocks(slices.masks)]
+    for block in blocks(slices.masks):
+        values = seen_values(block)
+        seen.append(pack_seen(values))
     names = "\n".join(slices.names).encode()
-    return {"known": slices.known, "groups": slices.groups, "names": np.frombuffer(names, np.uint8),
-            "seen": np.concatenate(seen)}
+    return {
+        "known": slices.known,
+        "groups": slices.groups,
+        "names": np.frombuffer(names, np.uint8),
+        "seen": np.concatenate(seen),
+    }
 
 def _class_facts(classes: ClassMap) -> dict[str, Any]:
     "Classes as JSON."
-    return {"names": list(classes.names), "pairs": list(map(list, classes.pairs)),
-            "unions": [[u, list(members)] for u, members in classes.unions]}
+    return {
+        "names": list(classes.names),
+        "pairs": [list(pair) for pair in classes.pairs],
+        "unions": [[union, list(members)] for union, members in classes.unions],
+    }
 
 def _write_split(group, slices: SliceSet):
     "One split of a store."
@@ -104,7 +115,8 @@ def write_store(
     notes: dict[str, Any]|None = None, # kept beside the slices, as JSON
 ):
     "Write slices, in memory or not, as a store; whole or not at all where it is a folder."
-    zarr, place = import_zarr(), store_place(out)
+    zarr = import_zarr()
+    place = store_place(out)
     splits = {"train": slices} if isinstance(slices, SliceSet) else slices
     if isinstance(place, Path):
         if place.exists():
@@ -116,15 +128,17 @@ def write_store(
 
 def _write_splits(root, splits: dict[str, SliceSet], notes: dict[str, Any]):
     "Fill the root of a new store."
-    facts: dict[str, Any] = {"format": FORMAT, "splits": {}, "notes": notes}
+    facts_of_splits = {}
     for name, slices in splits.items():
         group = root.create_group(name)
         _write_split(group, slices)
+        classes = _class_facts(slices.classes)
         parts = {pixels: group[pixels].nchunks_initialized for pixels in PIXELS}
-        facts["splits"][name] = {"classes": _class_facts(slices.classes), "parts": parts}
-        back = _read_split(root, name, facts["splits"][name], f"{name} of the store")
-        facts["splits"][name]["fingerprint"] = back.content_hash()
-    root.attrs["ctseg"] = facts
+        facts: dict[str, Any] = {"classes": classes, "parts": parts}
+        stored = _read_split(root, name, facts, f"{name} of the store")
+        facts["fingerprint"] = stored.content_hash()
+        facts_of_splits[name] = facts
+    root.attrs["ctseg"] = {"format": FORMAT, "splits": facts_of_splits, "notes": notes}
 
 # %% ../../nbs/data/74_store.ipynb #eb78568e
 MAKE_AGAIN = "make the store again"
@@ -137,6 +151,12 @@ FACTS = fields({"splits": mapped(OF_SPLIT), "notes": mapped(anything)})
 # %% ../../nbs/data/74_store.ipynb #757cd0d0
 SOME = 64 # rows that zarr is asked for at once: it takes much memory for each if they are scattered
 
+def _reason_of(error: Exception) -> str:
+    "The first line of an error; its kind where it says nothing."
+    text = str(error)
+    return text.splitlines()[0] if text else type(error).__name__
+
+# %% ../../nbs/data/74_store.ipynb #57d01f49
 class StoredPixels:
     "Images or masks that lie in a store, as a `PixelSource`."
     def __init__(self,
@@ -144,7 +164,9 @@ class StoredPixels:
         seen: np.ndarray|None, # uint8 [M,32]
         where: str, # for errors
     ):
-        self.array, self.seen, self.where = array, seen, where
+        self.array = array
+        self.seen = seen
+        self.where = where
         count, height, width = map(int, array.shape)
         self.shape = count, height, width
 
@@ -152,35 +174,47 @@ class StoredPixels:
         "The slices at `rows`, int64 [n] in ascending order and each once: uint8 [n,H,W]."
         first, last = int(rows[0]), int(rows[-1])
         try:
-            if last - first + 1 == len(rows): return self.array[first:last + 1]
-            parts = [self._read_some(rows[i:i + SOME]) for i in range(0, len(rows), SOME)]
+            if last - first + 1 == len(rows):
+                return self.array[first:last + 1]
+            parts = []
+            for start in range(0, len(rows), SOME):
+                some = rows[start:start + SOME]
+                parts.append(self._read_some(some))
             return np.concatenate(parts)
         except Exception as e: # each way of being damaged or out of reach has its own
-            reason = str(e).splitlines()[0] if str(e) else type(e).__name__
-            problem = f"slices {first} to {last} cannot be read ({reason})"
+            problem = f"slices {first} to {last} cannot be read ({_reason_of(e)})"
             raise InputError(f"{self.where}: {problem}; {MAKE_AGAIN}") from None
 
     def _read_some(self, rows: np.ndarray) -> np.ndarray:
         "The same, of few rows: with those between them where these are not many more."
         first, last = int(rows[0]), int(rows[-1])
         if last - first < 4*len(rows):
-            return self.array[first:last + 1][rows - first]
+            between = self.array[first:last + 1]
+            return between[rows - first]
         return self.array.oindex[rows]
 
 # %% ../../nbs/data/74_store.ipynb #f55de4be
+def _fit_together(index: dict[str, Any], pixels: dict[str, Any]) -> bool:
+    "Whether the arrays of a split have the shapes and the types that belong to each other."
+    shape = pixels["images"].shape
+    if len(shape) != 3: return False
+    if pixels["masks"].shape != shape: return False
+    if index["seen"].shape != (shape[0], 32): return False
+    of_bytes = [*pixels.values(), index["seen"]]
+    return all(array.dtype == "uint8" for array in of_bytes)
+
 def _read_index(root, split: str, where: str) -> dict[str, Any]:
     "The arrays of a split: the index in memory, pixels as they lie there."
     try:
         group = root[split]
         index = {name: group[name][...] for name in INDEX}
-        index["names"] = index["names"].tobytes().decode().split("\n")
+        names = index["names"].tobytes().decode()
+        index["names"] = names.split("\n")
         pixels = {name: group[name] for name in PIXELS}
     except Exception as e:
         problem = f"the index cannot be read ({type(e).__name__})"
         raise InputError(f"{where}: {problem}; {MAKE_AGAIN}") from None
-    shape = pixels["images"].shape
-    alike = len(shape) == 3 and pixels["masks"].shape == shape and index["seen"].shape == (shape[0], 32)
-    if not alike or any(array.dtype != "uint8" for array in (*pixels.values(), index["seen"])):
+    if not _fit_together(index, pixels):
         raise InputError(f"{where}: its arrays do not fit together; {MAKE_AGAIN}")
     return index | pixels
 
@@ -188,23 +222,36 @@ def _read_index(root, split: str, where: str) -> dict[str, Any]:
 def _classes_of(facts: dict[str, Any]) -> ClassMap:
     "The classes that `_class_facts` wrote."
     try:
-        unions = tuple((u, tuple(members)) for u, members in facts["unions"])
-        return ClassMap(tuple(facts["names"]), tuple(map(tuple, facts["pairs"])), unions)
+        unions = tuple((union, tuple(members)) for union, members in facts["unions"])
+        names = tuple(facts["names"])
+        pairs = tuple(tuple(pair) for pair in facts["pairs"])
+        return ClassMap(names, pairs, unions)
     except (TypeError, ValueError) as e:
-        raise InputError(f"the classes of a store: {str(e).splitlines()[0]}; {MAKE_AGAIN}") from None
+        reason = str(e).splitlines()[0]
+        raise InputError(f"the classes of a store: {reason}; {MAKE_AGAIN}") from None
 
+def _without_empty(masks: LazyPixels) -> LazyPixels:
+    "The same masks; those on which nothing is drawn are never read."
+    seen = seen_values(masks)
+    drawn = seen[:, 1:].any(1)
+    rows = np.where(drawn, masks.rows, -1)
+    return LazyPixels(masks.source, rows)
+
+# %% ../../nbs/data/74_store.ipynb #18d255db
 def _read_split(root, split: str, facts: dict[str, Any], where: str) -> SliceSet:
     "One split of a store, its pixels lazy."
     index = _read_index(root, split, where)
     for name, count in facts["parts"].items():
-        if index[name].nchunks_initialized != count: # else zeros would be read for what is missing
+        chunks = index[name].nchunks_initialized
+        if chunks != count: # else zeros would be read for what is missing
             raise InputError(f"{where}: parts are missing of the {name}; copy the store again")
-    images = LazyPixels(StoredPixels(index["images"], None, f"{where}, images"))
-    masks = LazyPixels(StoredPixels(index["masks"], index["seen"], f"{where}, masks"))
-    drawn = seen_values(masks)[:, 1:].any(1)
-    masks = LazyPixels(masks.source, np.where(drawn, masks.rows, -1)) # an empty mask is never read
+    stored_images = StoredPixels(index["images"], None, f"{where}, images")
+    stored_masks = StoredPixels(index["masks"], index["seen"], f"{where}, masks")
+    images = LazyPixels(stored_images)
+    masks = _without_empty(LazyPixels(stored_masks))
     names = index["names"] if len(images) else []
-    return SliceSet(images, masks, index["known"], names, index["groups"], _classes_of(facts["classes"]))
+    classes = _classes_of(facts["classes"])
+    return SliceSet(images, masks, index["known"], names, index["groups"], classes)
 
 # %% ../../nbs/data/74_store.ipynb #2723ee3c
 def _open_root(place: str|Path) -> tuple[Any, dict[str, Any]]:
@@ -218,18 +265,21 @@ def _open_root(place: str|Path) -> tuple[Any, dict[str, Any]]:
     if not isinstance(facts, dict):
         problem = "not a store of ctseg, or one that was not finished"
         raise InputError(f"{place}: {problem}; make it with `ctseg store`")
-    if facts.get("format") != FORMAT:
-        problem = f"a store of another version of ctseg (format {facts.get('format')})"
+    version = facts.get("format")
+    if version != FORMAT:
+        problem = f"a store of another version of ctseg (format {version})"
         raise InputError(f"{place}: {problem}; {MAKE_AGAIN}")
     return root, fit_schema(facts, FACTS, place, MAKE_AGAIN)
 
 def store_splits(place: str|Path) -> list[str]:
     "The splits that a store holds."
-    return list(_open_root(store_place(place))[1]["splits"])
+    _, facts = _open_root(store_place(place))
+    return list(facts["splits"])
 
 def store_notes(place: str|Path) -> dict[str, Any]:
     "What was noted when a store was written."
-    return _open_root(store_place(place))[1]["notes"]
+    _, facts = _open_root(store_place(place))
+    return facts["notes"]
 
 # %% ../../nbs/data/74_store.ipynb #bdce2385
 def read_store(
@@ -241,8 +291,9 @@ def read_store(
     root, facts = _open_root(place)
     if split not in facts["splits"]:
         raise did_you_mean(f"split of {place}", split, facts["splits"])
-    slices = _read_split(root, split, facts["splits"][split], f"{place}, {split}")
-    vars(slices)["_fingerprint"] = facts["splits"][split]["fingerprint"]
+    facts_of_split = facts["splits"][split]
+    slices = _read_split(root, split, facts_of_split, f"{place}, {split}")
+    vars(slices)["_fingerprint"] = facts_of_split["fingerprint"]
     return slices
 
 # %% ../../nbs/data/74_store.ipynb #25f8b4e9
@@ -252,7 +303,8 @@ def check_stored(slices: SliceSet, where: str|Path):
         raise InputError(f"{where}: its content is not what was written; {MAKE_AGAIN}")
     first = 0
     for block in blocks(slices.masks):
-        indexed = take(slices.masks, slice(first, first + len(block)))
+        part = slice(first, first + len(block))
+        indexed = take(slices.masks, part)
         if not np.array_equal(seen_values(block), seen_values(indexed)):
             raise InputError(f"{where}: the index says other classes than the masks hold; {MAKE_AGAIN}")
         first += len(block)

@@ -100,6 +100,7 @@ def _read_table(path: Path) -> pd.DataFrame:
         raise InputError(f"{path}: not a table of numbers and names ({type(e).__name__}); "
                          "write one as CSV in UTF-8 with the columns id and name") from None
 
+# %% ../../nbs/io/46_label_names.ipynb #3bbf0146
 def _first_of(wanted: tuple[str, ...], columns: dict[str, Any]) -> Any:
     "The column of a table that has the first of the wanted headings, in small letters; `None` if none has."
     for heading in wanted:
@@ -117,8 +118,8 @@ def table_classes(path: Path) -> ClassMap:
     id = _first_of(_ID_COLUMNS, columns)
     name = _first_of(_NAME_COLUMNS, columns)
     if id is None or name is None:
-        found = ", ".join(columns)
-        raise InputError(f"{path}: expected a column id and a column name, found {found}")
+        headings = ", ".join(columns)
+        raise InputError(f"{path}: expected a column id and a column name, found {headings}")
     return numbered_classes(zip(table[id], table[name]), path)
 
 # %% ../../nbs/io/46_label_names.ipynb #8a2dfd98

@@ -35,45 +35,60 @@ def _strip(name: str, words: tuple[str, ...]) -> str|None:
     patterns = (word, *before, rf"(?P<key>.+?)[-_. ]+{word}")
     for pattern in patterns:
         found = re.fullmatch(pattern, name, re.IGNORECASE)
-        if found: return (found.groupdict().get("key") or "").lower()
+        if found:
+            key = found.groupdict().get("key")
+            return (key or "").lower()
     return None
 
 def role_of(name: str) -> Role:
     "What the name of a case says: whose it is, and whether it is a label map."
     key = _strip(name, _LABEL_WORDS)
     if key is None:
-        key = _strip(re.sub(_REMARKS, "", name, flags=re.IGNORECASE), _LABEL_WORDS)
+        without_remarks = re.sub(_REMARKS, "", name, flags=re.IGNORECASE)
+        key = _strip(without_remarks, _LABEL_WORDS)
     if key is not None:
         key = _strip(key, _LABEL_WORDS) or key  # Slicer: p1_Segmentation-label
-        return Role(_strip(key, _IMAGE_WORDS) or key, True)
+        shorter = _strip(key, _IMAGE_WORDS)
+        return Role(shorter or key, True)
     key = _strip(name, _IMAGE_WORDS)
-    return Role(name.lower() if key is None else key, False)
+    if key is None: key = name.lower()
+    return Role(key, False)
 
 # %% ../../nbs/io/62_nifti_layouts.ipynb #a0955562
+def _owner(path: Path, candidates: list[str]) -> str:
+    "The only image that a label map can belong to; `InputError` for none, or several."
+    if len(candidates) == 1: return candidates[0]
+    problem = "there is no image of that name"
+    if candidates:
+        problem = f"{len(candidates)} images could be its own"
+    raise InputError(f"{path}: a label map, and {problem}; give both one name, or take it away")
+
 def pair_files(
     volumes: dict[str, Path], # case → image
     maps: dict[str, Path], # case → label map
 ) -> dict[str, Path]: # case of the image → its label map
     "Put each label map to its image, by the same name or by what is left of it. Raises `InputError` if that fails."
     by_key: dict[str, list[str]] = {}
-    for name in volumes: by_key.setdefault(role_of(name).key, []).append(name)
+    for name in volumes:
+        key = role_of(name).key
+        by_key.setdefault(key, []).append(name)
     paired: dict[str, Path] = {}
     for name, path in maps.items():
-        owners = [name] if name in volumes else by_key.get(role_of(name).key, [])
-        if len(owners) != 1:
-            problem = f"{len(owners)} images could be its own" if owners else "there is no image of that name"
-            raise InputError(f"{path}: a label map, and {problem}; give both one name, or take it away")
-        if owners[0] in paired:
-            raise InputError(f"{path}: a second label map of {volumes[owners[0]].name}, "
-                             f"beside {paired[owners[0]].name}; remove one of them")
-        paired[owners[0]] = path
+        owner = name if name in volumes else _owner(path, by_key.get(role_of(name).key, []))
+        if owner in paired:
+            image, other = volumes[owner].name, paired[owner].name
+            raise InputError(f"{path}: a second label map of {image}, beside {other}; remove one of them")
+        paired[owner] = path
     return paired
 
 # %% ../../nbs/io/62_nifti_layouts.ipynb #2fb1ff7e
 def split_roles(files: dict[str, Path]) -> tuple[dict[str, Path], dict[str, Path]]:
     "The images and the label maps among the files of one folder, by their names."
-    maps = {name: path for name, path in files.items() if role_of(name).label}
-    return {name: path for name, path in files.items() if name not in maps}, maps
+    images, maps = {}, {}
+    for name, path in files.items():
+        kind = maps if role_of(name).label else images
+        kind[name] = path
+    return images, maps
 
 # %% ../../nbs/io/62_nifti_layouts.ipynb #36dc492a
 _IMAGE_FOLDERS = {"images", "image", "imgs", "img", "ct", "cts", "scans", "scan", "volumes", "volume"}
@@ -95,34 +110,56 @@ def is_label_folder(name: str) -> bool:
 
 def structure_folder(case: Path) -> Path|None:
     "The folder of the structures in the folder of a case; `None` if there is none. `InputError` for several."
-    inner = [d for d in case.iterdir() if d.is_dir() and is_label_folder(d.name)]
-    name = _the_one(case, sorted(d.name for d in inner))
+    names = []
+    for path in case.iterdir():
+        if path.is_dir() and is_label_folder(path.name):
+            names.append(path.name)
+    name = _the_one(case, sorted(names))
     return case/name if name else None
 
 def _flat_folders(src: Path) -> dict[str, str]:
     "Folders that hold volumes and are no case of their own: name in small letters → name."
-    folders = [d for d in src.iterdir() if d.is_dir() and not (d/"segmentations").is_dir()]
-    return {folder.name.lower(): folder.name for folder in folders}
+    folders = {}
+    for path in src.iterdir():
+        if not path.is_dir() or (path/"segmentations").is_dir(): continue
+        folders[path.name.lower()] = path.name
+    return folders
 
 def _the_one(src: Path, names: list[str]) -> str:
     "The only folder, \"\" if there is none; `InputError` for several."
-    if len(names) > 1:
-        raise InputError(f"{src}: both {names[0]}/ and {names[1]}/ are in it, "
+    if not names: return ""
+    first, *others = names
+    if others:
+        raise InputError(f"{src}: both {first}/ and {others[0]}/ are in it, "
                          "and it is not clear which belong together; keep one")
-    return names[0] if names else ""
+    return first
+
+def _among(folders: dict[str, str], wanted: set[str]) -> list[str]:
+    "The names of those folders that are called as wanted, in small letters."
+    return [name for lower, name in folders.items() if lower in wanted]
 
 # %% ../../nbs/io/62_nifti_layouts.ipynb #79da34d9
+def _nnunet_layouts(folders: dict[str, str]) -> list[Layout]:
+    "nnU-Net's folders, as far as they are there."
+    layouts = []
+    for images, labels, split in _NNUNET:
+        if images in folders:
+            layouts.append(Layout(folders[images], folders.get(labels, ""), split))
+    return layouts
+
 def find_layouts(src: Path) -> list[Layout]:
     "Where the images and the label maps of a folder lie. Raises `InputError` if that is not clear."
     folders = _flat_folders(src)
-    images = _the_one(src, [name for low, name in folders.items() if low in _IMAGE_FOLDERS])
-    labels = _the_one(src, [name for low, name in folders.items() if low in _LABEL_FOLDERS])
-    beside = bool(nifti_files(src))
-    layouts = [Layout(folders[i], folders.get(m, ""), split) for i, m, split in _NNUNET if i in folders]
-    if images: layouts.append(Layout(images, labels, "train"))
-    if beside:
-        layouts.append(Layout(".", "." if images or not labels else labels, "train"))
-    if labels and not images and not beside:
+    images = _the_one(src, _among(folders, _IMAGE_FOLDERS))
+    labels = _the_one(src, _among(folders, _LABEL_FOLDERS))
+    loose = bool(nifti_files(src))
+    layouts = _nnunet_layouts(folders)
+    if images:
+        layouts.append(Layout(images, labels, "train"))
+    if loose:
+        labels_of_loose = labels if labels and not images else "."
+        layouts.append(Layout(".", labels_of_loose, "train"))
+    if labels and not images and not loose:
         raise InputError(f"{src/labels}: label maps, and there is no folder of images beside it; "
                          "expected images/ and labels/")
     return layouts
@@ -130,17 +167,20 @@ def find_layouts(src: Path) -> list[Layout]:
 # %% ../../nbs/io/62_nifti_layouts.ipynb #de10bcdd
 def layout_folders(src: Path) -> set[str]:
     "Names of folders that are part of a layout, and no cases."
-    of_nnunet = {name for images, labels, _ in _NNUNET for name in (images, labels)}
-    shared = _IMAGE_FOLDERS | _LABEL_FOLDERS | of_nnunet
-    return {name for low, name in _flat_folders(src).items() if low in shared}
+    shared = _IMAGE_FOLDERS | _LABEL_FOLDERS
+    for images, labels, _ in _NNUNET:
+        shared = shared | {images, labels}
+    return set(_among(_flat_folders(src), shared))
 
 # %% ../../nbs/io/62_nifti_layouts.ipynb #d3e01520
 def images_and_labels(src: Path, layout: Layout) -> tuple[dict[str, Path], dict[str, Path]]:
     "The images of a layout by case, and the label maps by the case of their image. Raises `InputError` for a map without one."
     volumes = nifti_files(src/layout.images)
+    maps: dict[str, Path] = {}
     if layout.labels in (".", layout.images):
         volumes, maps = split_roles(volumes)
-    else: maps = nifti_files(src/layout.labels) if layout.labels else {}
+    elif layout.labels:
+        maps = nifti_files(src/layout.labels)
     if layout.images.lower() in ("imagestr", "imagests"):
         check_channels(src/layout.images, volumes)
     return volumes, pair_files(volumes, maps)
@@ -149,6 +189,8 @@ def check_channels(folder: Path, volumes: dict[str, Path]):
     "Raise `InputError` for several channels of one case. (Outside of nnU-Net _0001 may be a case's number.)"
     for name, path in volumes.items():
         numbered = re.fullmatch(r"(.+)_\d{4}", name)
-        if numbered and numbered[1] in volumes:
-            raise InputError(f"{folder}: {volumes[numbered[1]].name} and {path.name} "
+        if numbered is None: continue
+        other = volumes.get(numbered[1])
+        if other:
+            raise InputError(f"{folder}: {other.name} and {path.name} "
                              "are channels of one case; keep the CT and take the others out")

@@ -13,9 +13,22 @@ def _meaning(segment) -> str:
     "The meaning of a segment's code, with its side."
     codes = segment.get("SegmentedPropertyTypeCodeSequence") or []
     if not codes: return ""
-    sides = codes[0].get("SegmentedPropertyTypeModifierCodeSequence") or []
-    words = [code.get("CodeMeaning") or "" for code in [*codes[:1], *sides[:1]]]
-    return " ".join(word for word in words if word)
+    structure = codes[0]
+    sides = structure.get("SegmentedPropertyTypeModifierCodeSequence") or []
+    words = []
+    for code in [structure, *sides[:1]]:
+        word = code.get("CodeMeaning")
+        if word: words.append(word)
+    return " ".join(words)
+
+def _name_of(segment) -> str:
+    "The first text that names a segment, \"\" if none does."
+    label = segment.get("SegmentLabel")
+    description = segment.get("SegmentDescription")
+    for text in (label, description, _meaning(segment)):
+        name = str(text or "").strip()
+        if name: return name
+    return ""
 
 def _numbered(header) -> list[tuple]:
     "The segments of a DICOM SEG with their numbers; one without takes that of its place."
@@ -30,9 +43,7 @@ def segment_names(header) -> dict[int, str]:
     "The names of the segments of a DICOM SEG by their numbers."
     names = {}
     for number, segment in _numbered(header):
-        told = (segment.get("SegmentLabel"), segment.get("SegmentDescription"), _meaning(segment))
-        words = [str(text).strip() for text in told if text and str(text).strip()]
-        names[number] = words[0] if words else f"segment {number}"
+        names[number] = _name_of(segment) or f"segment {number}"
     return names
 
 # %% ../../nbs/io/76_seg_parts.ipynb #58a27219

@@ -32,10 +32,13 @@ def group_sums(tables: np.ndarray, groups: np.ndarray | None) -> tuple[np.ndarra
     if len(groups) != images:
         raise InputError(f"{len(groups)} groups for {images} images; give each image its group")
     number, member = np.unique(groups, return_inverse=True)
+    values = np.nan_to_num(tables)
+    scored = ~np.isnan(tables)
     if len(number)*images <= MOST:
         of_group = (number[:, None] == groups).astype(float)
-        return of_group @ np.nan_to_num(tables), of_group @ ~np.isnan(tables)
-    sums, counts = (summed_by(member, len(number), t) for t in (np.nan_to_num(tables), ~np.isnan(tables)))
+        return of_group @ values, of_group @ scored
+    sums = summed_by(member, len(number), values)
+    counts = summed_by(member, len(number), scored)
     return sums, counts
 
 # %% ../../nbs/metrics/40_bootstrap.ipynb #55a6a199
@@ -51,14 +54,19 @@ def drawn_scores(
 def scores_of_sums(sums: np.ndarray, counts: np.ndarray, reps: int, seed: int) -> np.ndarray:
     "`drawn_scores` of what `group_sums` gives, [S,G,C] each; some draws at a time where groups are many."
     G = sums.shape[1]
-    rng, scores, at_once = np.random.default_rng(seed), [], max(1, MOST//max(1, G))
+    rng = np.random.default_rng(seed)
+    at_once = max(1, MOST//max(1, G))
+    scores = []
     first = np.ones((1, G))  # the tables as they are
     for done in range(0, max(1, reps), at_once):
-        drawn = rng.multinomial(G, np.full(G, 1/G), min(at_once, reps - done))
+        draws = min(at_once, reps - done)
+        drawn = rng.multinomial(G, np.full(G, 1/G), draws)
         times = np.concatenate([first, drawn])  # how often each group counts
         n = times @ counts
-        cells = np.divide(times @ sums, n, out=np.full(n.shape, np.nan), where=n > 0)
-        scores.append(nan_mean(nan_mean(cells, 2), 0))
+        nothing = np.full(n.shape, np.nan)
+        cells = np.divide(times @ sums, n, out=nothing, where=n > 0)
+        of_runs = nan_mean(cells, 2)
+        scores.append(nan_mean(of_runs, 0))
         first = first[:0]
     return np.concatenate(scores)
 
@@ -67,13 +75,15 @@ def interval(values: np.ndarray, level: float) -> tuple[float, float]:
     "The central interval that holds the share `level` of the values; NaN are left out."
     values = values[~np.isnan(values)]
     if not len(values): return np.nan, np.nan
-    low, high = np.quantile(values, [(1 - level)/2, (1 + level)/2])
+    tails = (1 - level)/2, (1 + level)/2
+    low, high = np.quantile(values, tails)
     return float(low), float(high)
 
 # %% ../../nbs/metrics/40_bootstrap.ipynb #0406ae7d
 def number_of_groups(table: np.ndarray, groups: np.ndarray | None) -> int:
     "How many groups the images of a table [N,C] or [S,N,C] form; every image is one by itself if `groups` is None."
-    return np.shape(table)[-2] if groups is None else len(np.unique(groups))
+    if groups is None: return np.shape(table)[-2]
+    return len(np.unique(groups))
 
 # %% ../../nbs/metrics/40_bootstrap.ipynb #25fe6d1f
 def bootstrap_mean(

@@ -29,7 +29,8 @@ class Sums:
         classes: ClassMap,
         groups: np.ndarray, # [N] of all slices
     ):
-        self.classes, self.images = classes, 0
+        self.classes = classes
+        self.images = 0
         number, self.member = np.unique(groups, return_inverse=True)
         self.sums = np.zeros((2, len(number), len(classes))) # of the examined cells: Dice, and how many
         self.whole = np.zeros((2, len(classes))) # the same of all cells
@@ -38,15 +39,18 @@ class Sums:
 
     def add(self, counts: Overlaps, known: np.ndarray):
         "The next slices: their overlaps, and what was examined on them, bool [n,C]."
-        tally, table = class_tally(counts, known), counts.dice()
-        self.of_class = {name: self.of_class.get(name, 0) + sums for name, sums in tally.items()}
-        self.whole += [np.nansum(table, 0), (~np.isnan(table)).sum(0)]
+        for name, sums in class_tally(counts, known).items():
+            self.of_class[name] = self.of_class.get(name, 0) + sums
+        table = counts.dice()
+        how_many = (~np.isnan(table)).sum(0)
+        self.whole += [np.nansum(table, 0), how_many]
         scored = np.where(known, table, np.nan)
-        member = self.member[self.images:self.images + len(known)]
         numbers = np.stack([np.nan_to_num(scored), ~np.isnan(scored)])
-        here, member = np.unique(member, return_inverse=True)
-        self.sums[:, here] += summed_by(member, len(here), numbers)
-        self.images += len(known)
+        end = self.images + len(known)
+        of_images = self.member[self.images:end]
+        groups, member = np.unique(of_images, return_inverse=True)
+        self.sums[:, groups] += summed_by(member, len(groups), numbers)
+        self.images = end
         self.cells += int(known.sum())
 
 # %% ../../nbs/metrics/55_stored.ipynb #721ca25e
@@ -55,22 +59,35 @@ class Tally(Sums):
     def facts(self, reps: int = 2000, level: float = .95) -> dict:
         "The `table` and the `facts` of `evaluate_files`."
         rows = rows_of(self.of_class, self.classes)
-        scores = scores_of_sums(*self.sums[:, None], reps, seed=0)
-        score = mean_and_interval(scores, level) | dict(groups=self.sums.shape[1], level=level)
-        partial = self.cells < self.images*len(self.classes)
-        dice, n = self.whole
-        of_all = np.divide(dice, n, out=np.full(len(n), np.nan), where=n > 0)
-        bounds = (float(nan_mean(of_all, 0)), self.cells) if partial else ()
+        sums, counts = self.sums[:, None]  # of one run
+        scores = scores_of_sums(sums, counts, reps, seed=0)
+        score = mean_and_interval(scores, level)
+        score |= dict(groups=self.sums.shape[1], level=level)
         scored = int((self.of_class["scored"] > 0).sum())
-        return dict(table=rows, facts=told_facts(score, rows, self.images, scored, *bounds))
+        partial = self.cells < self.images*len(self.classes)
+        bounds = (self._mean_of_all(), self.cells) if partial else ()
+        facts = told_facts(score, rows, self.images, scored, *bounds)
+        return dict(table=rows, facts=facts)
+
+    def _mean_of_all(self) -> float:
+        "The score where all cells count, examined or not."
+        dice, n = self.whole
+        nothing = np.full(len(n), np.nan)
+        of_class = np.divide(dice, n, out=nothing, where=n > 0)
+        return float(nan_mean(of_class, 0))
 
 # %% ../../nbs/metrics/55_stored.ipynb #b0537991
+def _first_split(place: str|Path) -> SliceSet:
+    "The first split of a store, which is the only one of a store of label maps."
+    first = store_splits(place)[0]
+    return read_store(place, first)
+
 def _predictions(place: str|Path, truth: SliceSet) -> tuple[list[str], np.ndarray|LazyPixels]:
     "The names and label maps of a store, or of a submission for the slices of `truth`."
     if not is_store(place):
         size = truth.images.shape[1:]
         return read_masks(place, size=size, classes=truth.classes, cache=False)
-    stored = read_store(place, store_splits(place)[0])
+    stored = _first_split(place)
     if stored.classes.names != truth.classes.names:
         raise InputError(f"{place}: label maps of other classes than the truth's; take a run of its classes")
     return list(stored.names), stored.masks
@@ -78,13 +95,16 @@ def _predictions(place: str|Path, truth: SliceSet) -> tuple[list[str], np.ndarra
 def _names_of(place: str|Path) -> list[str]:
     "The names of the slices that were predicted."
     if is_store(place):
-        return list(read_store(place, store_splits(place)[0]).names)
+        return list(_first_split(place).names)
     return read_header(Path(place))
 
 def split_of(truth: str|Path, names: list[str]) -> str:
     "The split of a store that has these slices; else the one that an error should speak of."
     splits = store_splits(truth)
-    equal = [split for split in splits if list(read_store(truth, split).names) == names]
+    equal = []
+    for split in splits:
+        stored = read_store(truth, split)
+        if list(stored.names) == names: equal.append(split)
     return equal[0] if equal else splits[-1]
 
 # %% ../../nbs/metrics/55_stored.ipynb #c76882fa

@@ -155,8 +155,7 @@ class _Folds:
         share = counts.sum(0)/k
         self.lack = np.tile(share, (k, 1))
         self.fold = np.full(len(counts), -1)
-        random = np.random.default_rng(seed)
-        self.tie = random.random((len(counts), k))
+        self.tie = np.random.default_rng(seed).random((len(counts), k))
 
     def left(self) -> np.ndarray:
         "[C + 2]: what the groups without a fold hold."

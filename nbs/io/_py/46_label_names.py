@@ -146,6 +146,9 @@ def _read_table(path: Path) -> pd.DataFrame:
         raise InputError(f"{path}: not a table of numbers and names ({type(e).__name__}); "
                          "write one as CSV in UTF-8 with the columns id and name") from None
 
+
+# %%
+#| export
 def _first_of(wanted: tuple[str, ...], columns: dict[str, Any]) -> Any:
     "The column of a table that has the first of the wanted headings, in small letters; `None` if none has."
     for heading in wanted:
@@ -163,8 +166,8 @@ def table_classes(path: Path) -> ClassMap:
     id = _first_of(_ID_COLUMNS, columns)
     name = _first_of(_NAME_COLUMNS, columns)
     if id is None or name is None:
-        found = ", ".join(columns)
-        raise InputError(f"{path}: expected a column id and a column name, found {found}")
+        headings = ", ".join(columns)
+        raise InputError(f"{path}: expected a column id and a column name, found {headings}")
     return numbered_classes(zip(table[id], table[name]), path)
 
 

@@ -60,13 +60,17 @@ def _read_rings(roi) -> tuple[list[np.ndarray], list[int]]:
     "The closed contours of a region with at least three points, and which of them are exclusive."
     rings, exclusive = [], []
     for contour in roi.get("ContourSequence", None) or []:
-        kind = str(contour.get("ContourGeometricType") or "CLOSED_PLANAR").strip().upper()
-        if not kind.startswith("CLOSED") or len(contour.get("ContourData") or []) < 9:
-            continue
-        if kind == _XOR: exclusive.append(len(rings))
-        rings.append(np.array(contour.ContourData, float).reshape(-1, 3))
-        if not np.isfinite(rings[-1]).all():
+        told = contour.get("ContourGeometricType") or "CLOSED_PLANAR"
+        kind = str(told).strip().upper()
+        numbers = contour.get("ContourData") or []
+        if not kind.startswith("CLOSED"): continue
+        if len(numbers) < 9: continue
+        points = np.array(numbers, float).reshape(-1, 3)
+        if not np.isfinite(points).all():
             raise Misfit("its RTSTRUCT has a contour with points that are no numbers; export it again")
+        if kind == _XOR:
+            exclusive.append(len(rings))
+        rings.append(points)
     return rings, exclusive
 
 
@@ -92,18 +96,23 @@ test_fail(lambda: _check_numbers([1, 2, 1]), contains="one number, 1")
 
 # %%
 #| export
+def _text(item, tag: str) -> str:
+    "An element as text, \"\" if it is missing or empty."
+    return str(item.get(tag) or "").strip()
+
 def _names_by_number(header) -> dict[int, str]:
     "Names of regions by their numbers."
     names = {}
     for item in header.get("RTROIObservationsSequence") or []:
-        if item.get("ReferencedROINumber") is not None:
-            names[int(item.ReferencedROINumber)] = str(item.get("ROIObservationLabel") or "").strip()
+        number = item.get("ReferencedROINumber")
+        if number is not None:
+            names[int(number)] = _text(item, "ROIObservationLabel")
     listed = header.get("StructureSetROISequence") or []
     _check_numbers([item.ROINumber for item in listed])
     for item in listed:
         number = int(item.ROINumber)
-        told = str(item.get("ROIName") or "").strip() or names.get(number)
-        names[number] = told or str(item.get("ROIDescription") or "").strip()
+        told = _text(item, "ROIName") or names.get(number)
+        names[number] = told or _text(item, "ROIDescription")
     return names
 
 
@@ -132,7 +141,8 @@ def read_regions(header) -> list[Region]:
 
     Those without closed contours have no rings. Two may have one name.
     """
-    names, regions = _names_by_number(header), []
+    names = _names_by_number(header)
+    regions = []
     for number, roi in _drawn_regions(header).items():
         rings, exclusive = _read_rings(roi)
         name = names.get(number) or f"roi {number}"
@@ -141,7 +151,8 @@ def read_regions(header) -> list[Region]:
 
 def empty_names(header) -> list[str]:
     "The names of regions that a structure set lists and for which nothing was drawn, as templates leave them."
-    drawn, names = _drawn_regions(header), _names_by_number(header)
+    drawn = _drawn_regions(header)
+    names = _names_by_number(header)
     return [name or f"roi {number}" for number, name in names.items() if number not in drawn]
 
 
@@ -163,17 +174,23 @@ class _Ring(NamedTuple):
     located: np.ndarray # float [n,4], as `Series.locate` gives it
     exclusive: bool
 
+    @property
+    def height(self) -> float:
+        "How many mm the ring lies off the slice."
+        return self.located[0, 3]
+
 def _rings_by_slice(series: Series, region: Region) -> dict[int, list[_Ring]]:
     "Slice → its rings; of several planes near a slice only the nearest."
     near = {}
     for number, points in enumerate(region.rings):
         located = series.locate(points)
         k = int(np.median(located[:, 2]))
-        if k >= 0:
-            near.setdefault(k, []).append(_Ring(located, number in region.exclusive))
+        if k < 0: continue
+        ring = _Ring(located, number in region.exclusive)
+        near.setdefault(k, []).append(ring)
     for k, rings in near.items():
-        nearest = min((ring.located[0, 3] for ring in rings), key=abs)
-        near[k] = [ring for ring in rings if abs(ring.located[0, 3] - nearest) <= _ONE_PLANE]
+        nearest = min((ring.height for ring in rings), key=abs)
+        near[k] = [ring for ring in rings if abs(ring.height - nearest) <= _ONE_PLANE]
     return near
 
 
@@ -192,12 +209,17 @@ print("with other planes nearby:", {k: len(v) for k, v in _rings_by_slice(s, twi
 def _meets_slice(located: np.ndarray, size: tuple[int, int]) -> bool:
     "Does a ring, as `Series.locate` gives it, reach into the pixels of a slice? `size`: columns, rows."
     pixels = located[:, :2]
-    return bool((pixels.max(0) > -.5).all() and (pixels.min(0) < np.array(size) - .5).all())
+    first, last = pixels.min(0), pixels.max(0)
+    reaches = (last > -.5) & (first < np.array(size) - .5)
+    return bool(reaches.all())
 
 def meets_volume(series: Series, region: Region) -> bool:
     "Does any ring of a region reach into the volume?"
-    rings = [ring for near in _rings_by_slice(series, region).values() for ring in near]
-    return any(_meets_slice(ring.located, series.shape[:2]) for ring in rings)
+    size = series.shape[:2]
+    for rings in _rings_by_slice(series, region).values():
+        if any(_meets_slice(ring.located, size) for ring in rings):
+            return True
+    return False
 
 
 # %%
@@ -214,9 +236,13 @@ print({region.name: meets_volume(s, region) for region in (regions[0], above, be
 #| export
 def leaves_plane(series: Series, region: Region) -> bool:
     "Does a ring of a region leave the plane of the slices, by more than half the least step?"
-    steps = np.abs(np.diff(series.slice_origins() @ series.normal))
+    heights = series.slice_origins() @ series.normal
+    steps = np.abs(np.diff(heights))
     most = .5*steps.min(initial=2.) + .01
-    return any(np.ptp(points*[-1, -1, 1] @ series.normal) > most for points in region.rings)
+    for points in region.rings:
+        ring_heights = points*[-1, -1, 1] @ series.normal
+        if np.ptp(ring_heights) > most: return True
+    return False
 
 
 # %%
@@ -232,8 +258,11 @@ print({region.name: leaves_plane(s, region) for region in (regions[0], sagittal)
 #| export
 def off_plane(series: Series, region: Region) -> float:
     "By how many mm the rings of a region lie off the slices that they are drawn on, at most."
-    near = _rings_by_slice(series, region).values()
-    return max((abs(float(ring.located[0, 3])) for rings in near for ring in rings), default=0.)
+    most = 0.
+    for rings in _rings_by_slice(series, region).values():
+        for ring in rings:
+            most = max(most, abs(float(ring.height)))
+    return most
 
 
 # %%
@@ -257,22 +286,36 @@ class DrawnStructure:
 
 # %%
 #| export
+def _inside(ring: _Ring, size: tuple[int, int]) -> np.ndarray:
+    "The pixels inside a ring, bool [columns, rows]."
+    mask = np.zeros(size, bool)
+    columns, rows = ring.located[:, 0], ring.located[:, 1]
+    mask[polygon(columns, rows, size)] = True
+    return mask
+
+def _different(masks: list[np.ndarray]) -> list[np.ndarray]:
+    "The masks that hold a pixel, each once, the largest first."
+    different = []
+    for mask in sorted(masks, key=np.sum, reverse=True):
+        twice = any(np.array_equal(mask, other) for other in different)
+        if mask.any() and not twice:
+            different.append(mask)
+    return different
+
 def _fill(rings: list[_Ring], size: tuple[int, int]) -> np.ndarray:
     "The area of the rings of one slice, bool [columns, rows]."
-    plain, exclusive = [], np.zeros(size, bool)
+    exclusive = np.zeros(size, bool)
+    plain = []
     for ring in rings:
-        i, j = polygon(ring.located[:, 0], ring.located[:, 1], size)
-        if ring.exclusive: exclusive[i, j] ^= True
-        elif len(i):
-            mask = np.zeros(size, bool)
-            mask[i, j] = True
-            plain.append(mask)
-    plain.sort(key=np.sum, reverse=True)
-    different = [m for n, m in enumerate(plain) if not any(np.array_equal(m, other) for other in plain[:n])]
+        mask = _inside(ring, size)
+        if ring.exclusive: exclusive ^= mask
+        else: plain.append(mask)
     area = np.zeros(size, bool)
-    for n, mask in enumerate(different):
-        depth = sum(not (mask & ~larger).any() for larger in different[:n])
+    larger = []
+    for mask in _different(plain):
+        depth = sum(not (mask & ~other).any() for other in larger)
         area[mask] = depth % 2 == 0
+        larger.append(mask)
     return area | exclusive
 
 
@@ -280,11 +323,15 @@ def _fill(rings: list[_Ring], size: tuple[int, int]) -> np.ndarray:
 #| export
 def draw_region(series: Series, region: Region) -> DrawnStructure:
     "The mask of a region on the grid of a series."
-    shape = series.shape
-    mask, slices = np.zeros(shape, bool), np.zeros(shape[2], bool)
+    columns, rows, depth = series.shape
+    mask = np.zeros(series.shape, bool)
+    slices = np.zeros(depth, bool)
     near = _rings_by_slice(series, region)
-    for k, rings in near.items(): mask[..., k] = _fill(rings, shape[:2])
-    if near: slices[min(near):max(near) + 1] = True
+    for k, rings in near.items():
+        mask[..., k] = _fill(rings, (columns, rows))
+    if near:
+        first, last = min(near), max(near)
+        slices[first:last + 1] = True
     return DrawnStructure(region.name, mask, slices)
 
 

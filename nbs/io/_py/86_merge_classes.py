@@ -56,10 +56,13 @@ def meaning(name: str) -> Meaning:
         side = codes.side.meaning.lower() if codes.side else ""
         return Meaning((codes.structure.code, region, codes.category.code), side)
     spelled = same_spelling(name)
-    word, words = side_word(spelled), spelled.split("_")
+    words = spelled.split("_")
+    word = side_word(spelled)
     if word not in words: return Meaning((spelled,))
     words.remove(word)
-    return Meaning(("_".join(words),), "left" if word[0] == "l" else "right")
+    structure = "_".join(words)
+    side = "left" if word[0] == "l" else "right"
+    return Meaning((structure,), side)
 
 
 # %%
@@ -89,10 +92,10 @@ class SourceNames:
     "The names of one source's classes after a renaming, and which lines of the renaming were used."
     def __init__(self, source: str, rename: Mapping[str, str]):
         self.prefix = f"{source}/"
-        own = {
-            line.removeprefix(self.prefix): name
-            for line, name in rename.items() if line.startswith(self.prefix)
-        }
+        own = {}
+        for line, name in rename.items():
+            if line.startswith(self.prefix):
+                own[line.removeprefix(self.prefix)] = name
         self.tables = (own, rename)
         self.used: set[str] = set()
 
@@ -101,7 +104,7 @@ class SourceNames:
         for table, prefix in zip(self.tables, (self.prefix, "")):
             name, spelled = Renaming(table).translate(label)
             if not spelled and class_name(label) not in table: continue
-            self.used |= {prefix + k for k in table if self._speaks_of(k, label)}
+            self.used |= {prefix + line for line in table if self._speaks_of(line, label)}
             return name
         return label
 
@@ -125,6 +128,20 @@ for source in ("clinic_a", "clinic_b"):
 
 # %%
 #| export
+def _spelled_after(partner: str|None, name: str) -> str:
+    "A new name, spelled after that of its mirror image, if this is there and would not be found otherwise."
+    mirrored = other_side(partner) if partner else ""
+    if not mirrored: return name
+    found_by_name = mirrored.lower() == name.lower()
+    return name if found_by_name else mirrored
+
+
+# %%
+print(_spelled_after("kidney_left", "Kidney R"), _spelled_after(None, "Kidney R"))
+
+
+# %%
+#| export
 @dataclass
 class MergedNames:
     "The classes of all sources, as far as they were read."
@@ -135,7 +152,7 @@ class MergedNames:
         "The merged name of a source's class. `InputError` if the source has it already."
         what = meaning(name)
         if what not in self.named:
-            self.named[what] = self._respelled(what, name)
+            self.named[what] = _spelled_after(self._mirror_image(what), name)
         merged = self.named[what]
         there = self.owners.setdefault(merged, {})
         if source in there:
@@ -144,17 +161,16 @@ class MergedNames:
         there[source] = label
         return merged
 
-    def _respelled(self, what: Meaning, name: str) -> str:
-        "A new name, spelled after that of its mirror image, if this is there and would not be found otherwise."
+    def _mirror_image(self, what: Meaning) -> str|None:
+        "The class that is the mirror image of a structure, if there is one so far."
         side = {"left": "right", "right": "left"}.get(what.side, "none")
-        partner = self.named.get(what.on(side))
-        mirrored = other_side(partner) if partner else ""
-        return mirrored if mirrored.lower() != name.lower() and mirrored else name
+        return self.named.get(what.on(side))
 
     def find(self, name: str) -> str:
         "The class that a name of any spelling stands for; `InputError` if there is none."
         if name in self.owners: return name
-        if meaning(name) in self.named: return self.named[meaning(name)]
+        what = meaning(name)
+        if what in self.named: return self.named[what]
         raise did_you_mean("class", name, list(self.owners))
 
 
@@ -189,21 +205,36 @@ def _checked_members(one: Declared, names: MergedNames) -> Declared:
         raise InputError(f"{one.where}, union {one.union!r}: {e}") from None
 
 
+
+# %%
+#| export
+def _check_agreement(declared: list[Declared], table: dict[str, list[str]]):
+    "`InputError` where two sources make one union of different classes; table: of who declared it first."
+    first: dict[str, Declared] = {}
+    for one in declared:
+        first.setdefault(one.union, one)
+        atoms = set()
+        for member in one.members:
+            atoms |= atoms_of(member, table)
+        if atoms == atoms_of(one.union, table): continue
+        other = first[one.union]
+        ours = ", ".join(one.members)
+        theirs = ", ".join(other.members)
+        raise InputError(f"{one.where} says that {one.union!r} is made of {ours}, "
+                         f"{other.where} of {theirs}; rename one of them (--rename)")
+
+
 def merged_unions(declared: list[Declared], names: list[str]) -> dict[str, list[str]]:
     "One table of unions, in the merged names. `InputError` where two sources contradict each other."
     table: dict[str, list[str]] = {}
-    for one in declared: table.setdefault(one.union, one.members)
+    for one in declared:
+        table.setdefault(one.union, one.members)
     places = ", ".join(dict.fromkeys(one.where for one in declared))
     try:
         union_ids(table, names)
     except InputError as e:
         raise InputError(f"unions of {places}: {e}") from None
-    for one in declared:
-        atoms = set().union(*(atoms_of(member, table) for member in one.members))
-        if atoms == atoms_of(one.union, table): continue
-        first = next(other for other in declared if other.union == one.union)
-        raise InputError(f"{one.where} says that {one.union!r} is made of {', '.join(one.members)}, "
-                         f"{first.where} of {', '.join(first.members)}; rename one of them (--rename)")
+    _check_agreement(declared, table)
     return table
 
 
@@ -240,14 +271,18 @@ def _parts_of_total() -> dict[Meaning, set[Meaning]]:
     for version in (1, 2):
         for whole, parts in total_parts(version).items():
             if len(parts) < 2: continue
-            table.setdefault(meaning(whole), set()).update(meaning(part) for part in parts)
+            meanings = table.setdefault(meaning(whole), set())
+            meanings.update(meaning(part) for part in parts)
     return table
 
 
 def known_parts(what: Meaning) -> set[Meaning]:
     "The meanings that are parts of another, as far as names tell."
-    sides = set() if what.side else {what.on("left"), what.on("right")}
-    return (sides | _parts_of_total().get(what, set())) - {what}
+    parts = set(_parts_of_total().get(what, ()))
+    if not what.side:
+        parts |= {what.on("left"), what.on("right")}
+    parts.discard(what)
+    return parts
 
 
 # %%
@@ -259,23 +294,48 @@ assert meaning("lung_upper_lobe_left") in known_parts(meaning("Lung_L"))
 #| export
 def _apart_somewhere(names: MergedNames, a: str, b: str) -> bool:
     "Has a source both classes? Then it tells them apart itself."
-    return bool(names.owners[a].keys() & names.owners[b].keys())
+    both = names.owners[a].keys() & names.owners[b].keys()
+    return bool(both)
+
+
+def _first_source(names: MergedNames, name: str) -> str:
+    "The first source that has a class."
+    return next(iter(names.owners[name]))
+
+
+def _parts_found(names: MergedNames, what: Meaning) -> list[str]:
+    "The classes that are parts of another, by their names."
+    meanings = sorted(known_parts(what))
+    return [names.named[part] for part in meanings if part in names.named]
+
+
+
+# %%
+#| export
+def _no_union(names: MergedNames, whole: str, part: str, parts: list[str]) -> InputError:
+    "What to tell of a class that holds another one, where no union says so."
+    one = _first_source(names, whole)
+    other = _first_source(names, part)
+    if len(parts) < 2:
+        remedy = "name all its parts in class_names.json and unions.json there"
+    else:
+        union = json.dumps({whole: parts}, ensure_ascii=False)
+        remedy = f"give a file with {union} by --unions"
+    return InputError(f"{whole!r} of {one} holds {part!r} of {other}, and no union says so; "
+                      f"{remedy}, or rename one (--rename)")
 
 
 def check_wholes(names: MergedNames, classes: ClassMap):
     "`InputError` for a class that holds another one, by their names, where no union says so."
-    related = {(classes.name(a), classes.name(b)) for a, b in related_pairs(classes.unions)}
+    related = set()
+    for a, b in related_pairs(classes.unions):
+        related.add((classes.name(a), classes.name(b)))
     for what, whole in names.named.items():
-        parts = [names.named[part] for part in sorted(known_parts(what)) if part in names.named]
+        parts = _parts_found(names, what)
         for part in parts:
-            if (whole, part) in related or _apart_somewhere(names, whole, part):
-                continue
-            one, other = (next(iter(names.owners[name])) for name in (whole, part))
-            remedy = f"give a file with {json.dumps({whole: parts}, ensure_ascii=False)} by --unions"
-            if len(parts) < 2:
-                remedy = "name all its parts in class_names.json and unions.json there"
-            raise InputError(f"{whole!r} of {one} holds {part!r} of {other}, and no union says so; "
-                             f"{remedy}, or rename one (--rename)")
+            if (whole, part) in related: continue
+            if _apart_somewhere(names, whole, part): continue
+            raise _no_union(names, whole, part, parts)
 
 
 # %%
@@ -299,19 +359,24 @@ def _pairs_of_strangers(names: MergedNames) -> Iterator[tuple[str, str, str]]:
     for a in names.owners:
         for b in names.owners:
             if a == b or _apart_somewhere(names, a, b): continue
-            one, other = (next(iter(names.owners[name])) for name in (a, b))
+            one = _first_source(names, a)
+            other = _first_source(names, b)
             yield a, b, f"{b} of {other} and {a} of {one}"
 
 
 def doubts(names: MergedNames) -> Iterator[str]:
     "Notes on classes of different sources that may be one, or lie within one another."
-    words = {name: frozenset(plain_name(name).split("_")) for name in names.owners}
-    codes = {name: snomed(name) for name in names.owners}
+    words, structures, regions = {}, {}, {}
+    for name in names.owners:
+        codes = snomed(name)
+        words[name] = set(plain_name(name).split("_"))
+        structures[name] = codes.structure.code if codes.structure else None
+        regions[name] = codes.region.code if codes.region else None
     for a, b, places in _pairs_of_strangers(names):
-        both_known = codes[a].structure and codes[b].structure
+        both_known = structures[a] is not None and structures[b] is not None
         if words[a] < words[b] and not both_known:
             yield f"{places} stay two classes; if they are one, say so by --rename"
-        if both_known and codes[b].region and codes[b].region.code == codes[a].structure.code:
+        if both_known and regions[b] == structures[a]:
             yield f"{places} share pixels, the first lies within the second; a pixel is taught as one of them"
 
 
@@ -339,16 +404,20 @@ class ClassPlan:
 def _lookup(classes: ClassMap, merged: list[str]) -> np.ndarray:
     "What a source's numbers become, uint8 [256]; 0 and 255 stay what they are."
     table = np.zeros(256, np.uint8)
-    table[1:1 + len(merged)] = [classes.id(name) for name in merged]
+    for number, name in enumerate(merged, 1):
+        table[number] = classes.id(name)
     table[IGNORE] = IGNORE
     return table
 
 
 def _check_used(rename: Mapping[str, str], names: list[SourceNames], labels: set[str]):
     "`InputError` for a line of the renaming that renames nothing."
-    idle = [k for k in rename if not any(k in one.used for one in names)]
-    if idle:
-        raise did_you_mean("label for --rename", idle[0], sorted(labels))
+    used = set()
+    for one in names:
+        used |= one.used
+    for line in rename:
+        if line not in used:
+            raise did_you_mean("label for --rename", line, sorted(labels))
 
 
 # %%
@@ -359,19 +428,23 @@ def match_classes(
     unions: Mapping[str, list[str]] | None = None, # union → its members, in any spelling
 ) -> ClassPlan:
     "One list of classes for all sources. `InputError` for what contradicts."
-    rename, names, readers = rename or {}, MergedNames(), []
-    merged, declared = {}, []
+    rename, unions = rename or {}, unions or {}
+    names = MergedNames()
+    readers, declared = [], []
+    merged, labels = {}, set()
     for source, classes in sources.items():
         reader = SourceNames(source, rename)
-        merged[source] = [names.enter(source, label, reader.name(label)) for label in classes.names]
-        new = dict(zip(classes.names, merged[source]))
+        new = {label: names.enter(source, label, reader.name(label)) for label in classes.names}
+        merged[source] = list(new.values())
+        labels |= set(new)
         for union, members in classes.union_table.items():
-            declared.append(Declared(source, new[union], [new[member] for member in members]))
+            new_members = [new[member] for member in members]
+            declared.append(Declared(source, new[union], new_members))
         readers.append(reader)
-    labels = {label for classes in sources.values() for label in classes.names}
     _check_used(rename, readers, labels)
-    for union, members in (unions or {}).items():
-        declared.append(_checked_members(Declared("--unions", union, list(members)), names))
+    for union, members in unions.items():
+        as_given = Declared("--unions", union, list(members))
+        declared.append(_checked_members(as_given, names))
     table = merged_unions(declared, list(names.owners))
     classes = ClassMap.from_names(names.owners, table)
     check_wholes(names, classes)
