@@ -73,6 +73,7 @@ def render(proc: Path, site: Path, builder: str = "smalldocs") -> bool:
     shutil.rmtree(site, ignore_errors=True)
     shutil.move(proc/SITE.name, site)
     finish.drop_fonts(site)
+    finish.name_foreign_images(site)
     return ok
 
 

@@ -117,7 +117,7 @@ def test_nothing_escapes(tmp_path):
 def test_every_template_can_be_loaded():
     env = environment()
     names = env.list_templates()
-    assert {"base.html", "run.html", "comparison.html", "scans.html", "macros.html", "style.css", "slices.js"} == set(names)
+    assert {"base.html", "run.html", "comparison.html", "scans.html", "suggestions.html", "macros.html", "style.css", "slices.js"} == set(names)
     for name in names:
         if name.endswith(".html"): env.get_template(name)
 

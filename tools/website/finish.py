@@ -19,6 +19,20 @@ def drop_fonts(site: Path) -> None:
             path.write_text(FONTS.sub("", text))
 
 
+FOREIGN_IMAGE = re.compile(r'<img(?=[^>]*\bsrc="https?:)[^>]*>')
+
+
+def name_foreign_images(site: Path) -> None:
+    "Pictures that other hosts serve, such as badges, become their texts: a page fetches nothing from elsewhere."
+    def text(image: re.Match) -> str:
+        alt = re.search(r'\balt="([^"]*)"', image[0])
+        return alt[1] if alt else ""
+    for path in site.rglob("*.html"):
+        page = path.read_text()
+        if FOREIGN_IMAGE.search(page):
+            path.write_text(FOREIGN_IMAGE.sub(text, page))
+
+
 def vendor_katex(site: Path, cache: Path) -> bool:
     "Serve KaTeX from the site itself, if npm can bring it (kept in `cache`). True if it is served so."
     dist = cache/"node_modules"/"katex"/"dist"

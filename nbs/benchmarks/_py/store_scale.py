@@ -6,7 +6,7 @@
 # - skip_showdoc: true
 
 # %% [markdown]
-# **Question.** Does memory grow with the number of slices, and what does reading from a [store](../data/store.ipynb) cost a training step?
+# **Question.** Does memory grow with the number of slices, and what does reading from a [store](../data/74_store.ipynb) cost a training step?
 #
 # **Answer.** A little: with a hundred times as many slices, making a store takes 300 MB more, checking and evaluating it 200 to 250 MB, training 150 MB. This is the index,
 # names and file names above all; 200,000 slices stay below 0.8 GB in every command. A full step of this small network, with both kinds of slices,

@@ -30,7 +30,7 @@ runner = CliRunner()
 # %%
 #| export
 TEACHERS = typer.Argument(
-    metavar="RUN [RUN ...] DATA", help="a run, or several to average, and the folder they learnt from",
+    metavar="RUN... DATA", help="a run, or several to average, and the folder they learnt from",
 )
 LIST = typer.Option(
     help="the list to write (.csv); a page with proposed outlines is written beside it (.html)",
@@ -51,7 +51,7 @@ def suggest(
     from ctseg.report.suggestions import suggest_files
     *runs, data = places
     if not runs:
-        raise InputError("`ctseg suggest` takes RUN [RUN ...] DATA, but one place was given")
+        raise InputError("`ctseg suggest` takes RUN... DATA, but one place was given")
     with memory_errors():
         facts = suggest_files(runs, data, out, count, annotated, device, batch_size)
     print_facts(facts)
