@@ -1,6 +1,8 @@
-"""REPORT.pdf: `python paper/build.py`. Numbers from measured.py, plots from figures.py, text from report.typ; nothing is fetched.
+"""REPORT.pdf: `python paper/build.py`. Numbers from measured.py, plots from figures.py, text from
+report.typ; nothing is fetched.
 
-The same files and versions give the same bytes: no date, no clock and no path enters. paper/numbers.json keeps every number of the PDF
+The same files and versions give the same bytes: no date, no clock and no path enters. paper/numbers.json
+keeps every number of the PDF
 and the versions that made it.
 """
 import argparse, json, shutil, sys, tempfile
@@ -21,13 +23,23 @@ def typeset(data: dict, folder: Path, drawn: dict, form: str = "pdf", ppi: float
     import typst
     for name in ("report.typ", "refs.bib"): shutil.copy(HERE/name, folder)
     (folder/"data.json").write_text(json.dumps(data | {"figures": drawn}, sort_keys=True), encoding="utf-8")
-    compiler = typst.Compiler(str(folder/"report.typ"), root=str(folder), font_paths=[], ignore_system_fonts=True)  # typst brings its fonts
-    made = compiler.compile(format=form, timestamp=0) if form == "pdf" else compiler.compile(format=form, ppi=ppi)
+    # typst brings its fonts
+    compiler = typst.Compiler(
+        str(folder/"report.typ"), root=str(folder), font_paths=[], ignore_system_fonts=True
+    )
+    made = (
+        compiler.compile(format=form, timestamp=0)
+        if form == "pdf"
+        else compiler.compile(format=form, ppi=ppi)
+    )
     return made if isinstance(made, list) else [made]
 
 def numbers(data: dict) -> str:
     "What is kept beside the PDF."
-    return json.dumps({"versions": versions(), "numbers": data}, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+    return (
+        json.dumps({"versions": versions(), "numbers": data}, indent=1, sort_keys=True, ensure_ascii=False)
+        + "\n"
+    )
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -41,7 +53,10 @@ def main():
         drawn = figures.draw(data, measured.RESULTS, Path(d))
         pdf, = typeset(data, Path(d), drawn)
         pages = typeset(data, Path(d), drawn, "png") if a.pages else []
-    for path, content in [(a.out, pdf), (NUMBERS if a.out == PDF else a.out.with_suffix(".json"), numbers(data).encode())]:
+    for path, content in [
+        (a.out, pdf),
+        (NUMBERS if a.out == PDF else a.out.with_suffix(".json"), numbers(data).encode()),
+    ]:
         with atomic_path(path) as tmp: tmp.write_bytes(content)
     for i, png in enumerate(pages, 1):
         with atomic_path(a.pages/f"page-{i:02}.png") as tmp: tmp.write_bytes(png)

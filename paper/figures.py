@@ -1,4 +1,5 @@
-"""The figures of REPORT.pdf that show data, as SVG: text stays text and is set in the report's own font. The diagrams are in report.typ."""
+"""The figures of REPORT.pdf that show data, as SVG: text stays text and is set in the report's own font.
+The diagrams are in report.typ."""
 import logging, warnings
 from pathlib import Path
 
@@ -14,30 +15,84 @@ from measured import history, load, small_phantom
 from ctseg.core.style import STATE_COLOURS as STATES
 
 COLUMN, PAGE = 3.31, 6.85  # widths in inches
-INK, ACCENT, SOFT, BLUE, AMBER, VIOLET, GREEN = "#1f2933", "#b3261e", "#7b8794", "#0b7285", "#c77700", "#5b3a8c", "#5a7d2b"
+INK, ACCENT, SOFT, BLUE, AMBER, VIOLET, GREEN = (
+    "#1f2933",
+    "#b3261e",
+    "#7b8794",
+    "#0b7285",
+    "#c77700",
+    "#5b3a8c",
+    "#5a7d2b",
+)
 STYLE = {
-    "svg.fonttype": "none", "svg.hashsalt": "ctseg", "font.family": ["Libertinus Serif", "STIXGeneral"], "font.size": 8, "axes.titlesize": 8,
-    "axes.labelsize": 8, "xtick.labelsize": 7.5, "ytick.labelsize": 7.5, "legend.fontsize": 7.5, "axes.linewidth": .5, "xtick.major.width": .5,
-    "ytick.major.width": .5, "xtick.major.size": 2.5, "ytick.major.size": 2.5, "axes.spines.top": False, "axes.spines.right": False,
-    "hatch.linewidth": .5, "legend.frameon": False, "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK, "xtick.color": INK,
-    "ytick.color": INK}
-NAMES = {"seed-attunet": "original: Dice only", "masked": "masked sigmoid", "marginal": "marginal softmax", "masked-log": "masked, log Dice",
-         "marginal-log": "marginal, log Dice", "marginal-image": "marginal, Dice per image", "masked-image": "masked, Dice per image",
-         "masked-nopixel": "masked, no per-pixel known", "ce-dice-zeros": "CE + Dice, unknown = background"}
-MAIN = {"seed-attunet": SOFT, "marginal": AMBER, "masked": BLUE, "masked-log": VIOLET}  # shown in detail, with their colours
-METHODS = {"teacher-student": "teacher–student", "pretrain-finetune": "pretrain, fine-tune", "mean-teacher": "Mean Teacher", "unimatch": "UniMatch", "self-training": "self-training",
-           "warm-unimatch": "supervised, then UniMatch", "ctseg": "then UniMatch, half as long", "ctseg-longer": "the same, both twice as long", "longer": "supervised, longer"}
+    "svg.fonttype": "none",
+    "svg.hashsalt": "ctseg",
+    "font.family": ["Libertinus Serif", "STIXGeneral"],
+    "font.size": 8,
+    "axes.titlesize": 8,
+    "axes.labelsize": 8,
+    "xtick.labelsize": 7.5,
+    "ytick.labelsize": 7.5,
+    "legend.fontsize": 7.5,
+    "axes.linewidth": .5,
+    "xtick.major.width": .5,
+    "ytick.major.width": .5,
+    "xtick.major.size": 2.5,
+    "ytick.major.size": 2.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "hatch.linewidth": .5,
+    "legend.frameon": False,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+}
+NAMES = {
+    "seed-attunet": "original: Dice only",
+    "masked": "masked sigmoid",
+    "marginal": "marginal softmax",
+    "masked-log": "masked, log Dice",
+    "marginal-log": "marginal, log Dice",
+    "marginal-image": "marginal, Dice per image",
+    "masked-image": "masked, Dice per image",
+    "masked-nopixel": "masked, no per-pixel known",
+    "ce-dice-zeros": "CE + Dice, unknown = background",
+}
+# shown in detail, with their colours
+MAIN = {"seed-attunet": SOFT, "marginal": AMBER, "masked": BLUE, "masked-log": VIOLET}
+METHODS = {
+    "teacher-student": "teacher–student",
+    "pretrain-finetune": "pretrain, fine-tune",
+    "mean-teacher": "Mean Teacher",
+    "unimatch": "UniMatch",
+    "self-training": "self-training",
+    "warm-unimatch": "supervised, then UniMatch",
+    "ctseg": "then UniMatch, half as long",
+    "ctseg-longer": "the same, both twice as long",
+    "longer": "supervised, longer",
+}
 FROM = {"seed": ("Dice only", SOFT), "sigmoid": ("sigmoid", BLUE), "softmax": ("softmax", GREEN)}
-PHASED = {"seed-teacher-student": ("teacher, student; Dice only", AMBER), "seed-pretrain-finetune": ("teacher, pretrain, fine-tune; Dice only", ACCENT),
-          "log-teacher-student": ("teacher, student; sigmoid", BLUE), "log-pretrain-finetune": ("teacher, pretrain, fine-tune; sigmoid", VIOLET),
-          "marginal-teacher-student": ("teacher, student; softmax", GREEN), "marginal-pretrain-finetune": ("teacher, pretrain, fine-tune; softmax", INK)}
+PHASED = {
+    "seed-teacher-student": ("teacher, student; Dice only", AMBER),
+    "seed-pretrain-finetune": ("teacher, pretrain, fine-tune; Dice only", ACCENT),
+    "log-teacher-student": ("teacher, student; sigmoid", BLUE),
+    "log-pretrain-finetune": ("teacher, pretrain, fine-tune; sigmoid", VIOLET),
+    "marginal-teacher-student": ("teacher, student; softmax", GREEN),
+    "marginal-pretrain-finetune": ("teacher, pretrain, fine-tune; softmax", INK),
+}
 
 
 def show(ax, image, mask=None, colours=None, title=""):
     "A slice, with a label map over it."
     picture = np.repeat(image[..., None], 3, -1)
-    if mask is not None: picture = np.where((mask > 0)[..., None], .3*picture + .7*colours[mask], picture).astype(np.uint8)
-    ax.imshow(picture, interpolation="nearest"); ax.axis("off")
+    if mask is not None:
+        picture = np.where((mask > 0)[..., None], .3*picture + .7*colours[mask], picture).astype(
+            np.uint8
+        )
+    ax.imshow(picture, interpolation="nearest")
+    ax.axis("off")
     ax.set_title(title, pad=3)
 
 def band(ax, y, low, high, mean, dots, colour, width=3.):
@@ -61,7 +116,9 @@ def states():
     looked_for = np.random.default_rng(1).permutation(np.arange(1, C + 1))[:C//2]
     written = np.where(np.isin(truth, looked_for), truth, 0)
     fig, ax = plt.subplots(1, 4, figsize=(PAGE, 1.95), layout="constrained", width_ratios=[1, 1, 1, 1.5])
-    for a, mask, title in zip(ax, (None, truth, written), ("(a) a slice", "(b) what is there", "(c) what is written down")):
+    for a, mask, title in zip(
+        ax, (None, truth, written), ("(a) a slice", "(b) what is there", "(c) what is written down")
+    ):
         show(a, image, mask, test.classes.colours, title)
     hidden = ax[2].contourf((truth > 0) & (written == 0), levels=[.5, 1.5], colors="none", hatches=["////"])
     hidden.set(edgecolor="white", linewidth=0)
@@ -71,8 +128,16 @@ def states():
               yticks=[0, train.labelled.sum() - 1, len(train) - 1])
     for axis in (ax[3].xaxis, ax[3].yaxis): axis.set_major_formatter(lambda v, _: f"{v + 1:.0f}")
     ax[3].set_title("(d) the state of every cell", pad=3)
-    ax[3].legend(handles=[Patch(color=c, label=n) for n, c in reversed(STATES.items())], loc="lower right", fontsize=6.5, frameon=True,
-                 facecolor="white", edgecolor="none", framealpha=.9, handlelength=1)
+    ax[3].legend(
+        handles=[Patch(color=c, label=n) for n, c in reversed(STATES.items())],
+        loc="lower right",
+        fontsize=6.5,
+        frameon=True,
+        facecolor="white",
+        edgecolor="none",
+        framealpha=.9,
+        handlelength=1,
+    )
     return fig
 
 def scores(t):
@@ -81,7 +146,8 @@ def scores(t):
     fig, ax = plt.subplots(figsize=(COLUMN, .22*len(some) + .5), layout="constrained")
     for y, r in enumerate(some): band(ax, y, r["low"], r["high"], r["dice"], r["scores"], BLUE)
     lines(ax, [f'{NAMES.get(r["name"], r["name"])} ({r["seeds"]})' for r in some], "Dice")
-    ax.grid(axis="x", lw=.3, color="0.85"); ax.set_axisbelow(True)
+    ax.grid(axis="x", lw=.3, color="0.85")
+    ax.set_axisbelow(True)
     return fig
 
 def by_class(t):
@@ -92,19 +158,33 @@ def by_class(t):
     for k, n in enumerate(names):
         x = np.arange(len(order)) + (k - (len(names) - 1)/2)*.84/len(names)
         ax.bar(x, np.array(by[n])[order], .78/len(names), color=MAIN[n], label=NAMES[n])
-    short = lambda c: c.replace("_", " ").replace("spinal ", "").replace(" right", " r.").replace(" left", " l.")
+    short = (
+        lambda c: c.replace("_", " ").replace("spinal ", "").replace(" right", " r.").replace(" left", " l.")
+    )
     ax.set(xticks=range(len(order)), ylabel="Dice", ylim=(0, 1))
     ax.set_xticklabels([f'{short(t["classes"][c])}\n{t["support"][c]}' for c in order], fontsize=6.1)
     ax.tick_params(axis="x", length=0)
-    ax.legend(ncols=len(names), loc="upper center", columnspacing=.6, handlelength=.8, handletextpad=.4, borderpad=0,
-              fontsize=7 if len(names) < 4 else 6)
+    ax.legend(
+        ncols=len(names),
+        loc="upper center",
+        columnspacing=.6,
+        handlelength=.8,
+        handletextpad=.4,
+        borderpad=0,
+        fontsize=7 if len(names) < 4 else 6,
+    )
     return fig
 
 def choose(masks, k):
     "`k` slices that between them show most classes."
     parts, pick, seen = [set(np.unique(m)) - {0} for m in masks], [], set()
     while len(pick) < k:
-        pick.append(max((i for i in range(len(parts)) if i not in pick), key=lambda i: (len(parts[i] - seen), len(parts[i]), -i)))
+        pick.append(
+            max(
+                (i for i in range(len(parts)) if i not in pick),
+                key=lambda i: (len(parts[i] - seen), len(parts[i]), -i),
+            )
+        )
         seen |= parts[pick[-1]]
     return sorted(pick)
 
@@ -116,11 +196,17 @@ def looks(results, folder):
     d, box = np.load(path), (slice(8, 58), slice(7, 57))
     columns, pick = {"image": None, "truth": d["truth"]} | kept, choose(d["truth"], 4)
     title, height = .16, COLUMN*len(pick)/(len(kept) + 2)
-    fig, ax = plt.subplots(len(pick), len(columns), figsize=(COLUMN, height + title),
-                           gridspec_kw=dict(wspace=.03, hspace=.03, left=0, right=1, top=height/(height + title), bottom=0))
+    fig, ax = plt.subplots(
+        len(pick),
+        len(columns),
+        figsize=(COLUMN, height + title),
+        gridspec_kw=dict(wspace=.03, hspace=.03, left=0, right=1, top=height/(height + title), bottom=0),
+    )
     for i, line in zip(pick, ax):
-        for a, masks in zip(line, columns.values()): show(a, d["images"][i][box], None if masks is None else masks[i][box], d["colours"])
-    for a, name in zip(ax[0], columns): a.set_title({"seed-attunet": "original", "masked-log": "log Dice"}.get(name, name), pad=3)
+        for a, masks in zip(line, columns.values()):
+            show(a, d["images"][i][box], None if masks is None else masks[i][box], d["colours"])
+    for a, name in zip(ax[0], columns):
+        a.set_title({"seed-attunet": "original", "masked-log": "log Dice"}.get(name, name), pad=3)
     return fig
 
 
@@ -138,29 +224,54 @@ def hand_overs(ax, run, colour, height):
     for k in range(1, len(h)):
         if h[k] == h[k - 1]: continue
         ax.axvline(k - .5, color=colour, lw=.7, ls=":", ymax=.93)
-        ax.text(k, height, h[k].replace("finetune", "fine-tune"), color=colour, fontsize=6.5, transform=ax.get_xaxis_transform())
+        ax.text(
+            k,
+            height,
+            h[k].replace("finetune", "fine-tune"),
+            color=colour,
+            fontsize=6.5,
+            transform=ax.get_xaxis_transform(),
+        )
 
 def curves(supervised, semi):
-    "Held-out Dice after every pass: the supervised losses, and the phases of the original's methods where they were run."
-    kept = lambda folder: {n: some for n, by in load(folder).items() if (some := [r for r in by.values() if history(r)])}
+    """Held-out Dice after every pass: the supervised losses, and the phases of the original's methods where
+    they were run."""
+    kept = lambda folder: {
+        n: some for n, by in load(folder).items() if (some := [r for r in by.values() if history(r)])
+    }
     have, phased = kept(supervised), {n: r for n, r in (kept(semi) if semi else {}).items() if n in PHASED}
-    fig, ax = plt.subplots(1, 1 + bool(phased), figsize=(PAGE if phased else COLUMN, 1.75), layout="constrained", squeeze=False)
+    fig, ax = plt.subplots(
+        1, 1 + bool(phased), figsize=(PAGE if phased else COLUMN, 1.75), layout="constrained", squeeze=False
+    )
     for n, c in ({**MAIN, "seed-attunet": ACCENT, "ce-dice-zeros": SOFT}).items():
         if n in have: curve(ax[0, 0], have[n], c, NAMES[n])
     ax[0, 0].set(xlabel="pass over the annotated slices", ylabel="Dice, held-out cells")
     for i, (n, (label, c)) in enumerate(PHASED.items()):
-        if n in phased: curve(ax[0, 1], phased[n], c, label); hand_overs(ax[0, 1], phased[n][0], c, .94 - .075*(i % 2))
+        if n in phased:
+            curve(ax[0, 1], phased[n], c, label)
+            hand_overs(ax[0, 1], phased[n][0], c, .94 - .075*(i%2))
     if phased: ax[0, 1].set(xlabel="pass of the run, all phases in a row")
     for a in ax[0]:
         a.set_ylim(0, a.get_ylim()[1]*(1 if a is ax[0, 0] else 1.12))
-        a.legend(loc="lower right", handlelength=1.2, labelspacing=.15, fontsize=6.8, frameon=True, facecolor="white", edgecolor="none",
-                 framealpha=.85)
+        a.legend(
+            loc="lower right",
+            handlelength=1.2,
+            labelspacing=.15,
+            fontsize=6.8,
+            frameon=True,
+            facecolor="white",
+            edgecolor="none",
+            framealpha=.85,
+        )
     return fig
 
 def two_metrics(rows):
     "The right and the transposed number of every run."
     fig, ax = plt.subplots(figsize=(COLUMN, 1.9), layout="constrained")
-    for n, c in zip(dict.fromkeys(r["recipe"] for r in rows), (AMBER, GREEN, BLUE, INK, VIOLET, SOFT, ACCENT, "#3d8bd4", "#d46a9f")*2):
+    for n, c in zip(
+        dict.fromkeys(r["recipe"] for r in rows),
+        (AMBER, GREEN, BLUE, INK, VIOLET, SOFT, ACCENT, "#3d8bd4", "#d46a9f")*2,
+    ):
         points = [(r["right"], r["transposed"]) for r in rows if r["recipe"] == n]
         ax.plot(*zip(*points), "o", ms=3.5, mew=0, color=c, label=NAMES.get(n, n))
     low, high = min(r["transposed"] for r in rows) - .02, max(r["right"] for r in rows) + .02
@@ -171,17 +282,24 @@ def two_metrics(rows):
     return fig
 
 def methods(tables):
-    "Each semi-supervised method against the supervised run of the same loss; a panel a table {title: table}. None without any."
+    """Each semi-supervised method against the supervised run of the same loss; a panel a table {title:
+    table}. None without any."""
     pairs = {}
     for title, t in tables.items():
-        cells = [(k, c["method"], c[k]["vs"]) for k in FROM for c in t["cells"] if c["method"] != "supervised" and c[k]]
+        cells = [
+            (k, c["method"], c[k]["vs"])
+            for k in FROM
+            for c in t["cells"]
+            if c["method"] != "supervised" and c[k]
+        ]
         cells = [c for c in cells if c[2]]
         if cells: pairs[title] = cells[::-1]
     if not pairs: return None
     size = PAGE if len(pairs) > 1 else COLUMN, .17*max(map(len, pairs.values())) + .6
     fig, axes = plt.subplots(1, len(pairs), figsize=size, layout="constrained", squeeze=False, sharex=True)
     for ax, (title, cells) in zip(axes[0], pairs.items()):
-        for y, (k, _, v) in enumerate(cells): band(ax, y, v["low"], v["high"], v["difference"], v["by_seed"], FROM[k][1])
+        for y, (k, _, v) in enumerate(cells):
+            band(ax, y, v["low"], v["high"], v["difference"], v["by_seed"], FROM[k][1])
         ax.axvline(0, color=INK, lw=.6)
         ax.set_title(title)
         label = lambda k, m, v: f'{METHODS.get(m, m)}, {FROM[k][0]} ({v["seeds"]})'
@@ -190,17 +308,27 @@ def methods(tables):
 
 
 def draw(data: dict, results: Path, out: Path) -> dict[str, dict]:
-    "Write every figure that there is something for into `out`; {name: its file, and whether it spans the page}."
-    semi = {f"{n} annotated slices": data[k] for k, n in (("semi100", 100), ("semi800", data["realct"]["labelled"])) if data[k]}
+    """Write every figure that there is something for into `out`; {name: its file, and whether it spans the
+    page}."""
+    semi = {
+        f"{n} annotated slices": data[k]
+        for k, n in (("semi100", 100), ("semi800", data["realct"]["labelled"]))
+        if data[k]
+    }
     phases = next((results/k for k in ("semi800", "semi100") if data[k] and data[k]["phases"]), None)
     made = {"states": states}
     if t := data["supervised"]:
-        made |= {"scores": lambda: scores(t), "by_class": lambda: by_class(t), "looks": lambda: looks(results, results/"supervised"),
-                 "curves": lambda: curves(results/"supervised", phases)}
+        made |= {
+            "scores": lambda: scores(t),
+            "by_class": lambda: by_class(t),
+            "looks": lambda: looks(results, results/"supervised"),
+            "curves": lambda: curves(results/"supervised", phases),
+        }
     if data["transposed"]: made["two_metrics"] = lambda: two_metrics(data["transposed"])
     if semi: made["methods"] = lambda: methods(semi)
     files = {}
-    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # it has not got typst's font and measures with the next
+    # it has not got typst's font and measures with the next
+    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
     with plt.style.context(["default", STYLE]), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         for name, make in made.items():

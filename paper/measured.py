@@ -1,6 +1,7 @@
 """Every number of REPORT.pdf, computed from what the benchmark notebooks and tools/bench.py wrote.
 
-`collect()` gives a dictionary of plain numbers, strings and lists: report.typ prints it, figures.py draws from the same runs.
+`collect()` gives a dictionary of plain numbers, strings and lists: report.typ prints it, figures.py
+draws from the same runs.
 """
 import csv, io, json, tempfile
 from functools import lru_cache
@@ -21,17 +22,46 @@ from ctseg.recipes.table import get_recipe
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT/"nbs"/"benchmarks"/"results"
 SUM, LOG = "Dice summed over the batch, not per image", "the logarithm of the Dice"
-ABLATIONS = [("masked-log", "masked", LOG), ("marginal-log", "marginal", LOG), ("marginal", "marginal-image", SUM),
-             ("masked", "masked-image", SUM), ("masked", "masked-nopixel", "per-pixel known"),
-             ("marginal", "ce-dice-zeros", "unknown kept apart from background")]
-COMPARISONS = [("masked-log", "seed-attunet"), ("masked", "seed-attunet"), ("marginal", "seed-attunet"), ("masked", "marginal")]
+ABLATIONS = [
+    ("masked-log", "masked", LOG),
+    ("marginal-log", "marginal", LOG),
+    ("marginal", "marginal-image", SUM),
+    ("masked", "masked-image", SUM),
+    ("masked", "masked-nopixel", "per-pixel known"),
+    ("marginal", "ce-dice-zeros", "unknown kept apart from background"),
+]
+COMPARISONS = [
+    ("masked-log", "seed-attunet"),
+    ("masked", "seed-attunet"),
+    ("marginal", "seed-attunet"),
+    ("masked", "marginal"),
+]
 RULED = ("masked-log", "masked", "marginal", "seed-attunet")  # whose decision rules are told
-METHODS = ("supervised", "teacher-student", "pretrain-finetune", "mean-teacher", "unimatch", "self-training", "longer", "warm-unimatch", "ctseg", "ctseg-longer")
-STARTS = {"seed": "seed-attunet", "sigmoid": "log", "softmax": "marginal-log"}  # the supervised row of each loss
+METHODS = (
+    "supervised",
+    "teacher-student",
+    "pretrain-finetune",
+    "mean-teacher",
+    "unimatch",
+    "self-training",
+    "longer",
+    "warm-unimatch",
+    "ctseg",
+    "ctseg-longer",
+)
+# the supervised row of each loss
+STARTS = {"seed": "seed-attunet", "sigmoid": "log", "softmax": "marginal-log"}
 PREFIX = {"seed": "seed", "sigmoid": "log", "softmax": "marginal"}
-NAMED = {("sigmoid", "ctseg"): "ctseg-sigmoid", ("softmax", "ctseg"): "ctseg", ("softmax", "ctseg-longer"): "ctseg-longer"}  # the rows not called PREFIX-METHOD
-PHASED = tuple(f"{p}-{m}" for p in PREFIX.values() for m in ("teacher-student", "pretrain-finetune"))  # the original's two methods
-ALL_IMAGES = {"ctseg": "ctseg", "ctseg-sigmoid": "ctseg", "log-unimatch": "unimatch"}  # our loss with all images, of the rows with several seeds
+# the rows not called PREFIX-METHOD
+NAMED = {
+    ("sigmoid", "ctseg"): "ctseg-sigmoid",
+    ("softmax", "ctseg"): "ctseg",
+    ("softmax", "ctseg-longer"): "ctseg-longer",
+}
+# the original's two methods
+PHASED = tuple(f"{p}-{m}" for p in PREFIX.values() for m in ("teacher-student", "pretrain-finetune"))
+# our loss with all images, of the rows with several seeds
+ALL_IMAGES = {"ctseg": "ctseg", "ctseg-sigmoid": "ctseg", "log-unimatch": "unimatch"}
 SCORES = ("max", "entropy", "foreground", "sdc", "agreement")
 
 
@@ -44,19 +74,28 @@ def load(table: Path) -> dict:
         runs.setdefault(name, {})[int(seed)] = arrays | {"facts": json.loads(str(arrays["facts"]))}
     return runs
 
-def _by_rule(run, what): return next(run[k] for k in (f"{what}_gated", f"{what}_chosen", f"{what}_argmax") if k in run)
-def chosen(run): return _by_rule(run, "dice")  # by threshold and gate, as in most runs of the tables: a table must not mix them with the expected Dice, which `fit` chooses now
+def _by_rule(run, what):
+    return next(run[k] for k in (f"{what}_gated", f"{what}_chosen", f"{what}_argmax") if k in run)
+# by threshold and gate, as in most runs of the tables: a table must not mix them with the expected Dice, which `fit` chooses now
+def chosen(run):
+    return _by_rule(run, "dice")
 def argmax(run): return run["dice_argmax"]
 def area(run): return _by_rule(run, "area") > 0
-def history(run) -> list[dict]: return list(csv.DictReader(io.StringIO(str(run["history"])))) if "history" in run else []
-def rows(path) -> list[dict]: return list(csv.DictReader(path.open(encoding="utf-8"))) if path.exists() else []
+def history(run) -> list[dict]:
+    return list(csv.DictReader(io.StringIO(str(run["history"])))) if "history" in run else []
+def rows(path) -> list[dict]:
+    return list(csv.DictReader(path.open(encoding="utf-8"))) if path.exists() else []
 
 
 def paired(a, b, groups) -> dict:
-    "The difference of two rows of Dice tables [N,C], seed by seed. The interval is over patients; `by_seed`, `wins` and `half_seeds` tell of the luck of training."
+    """The difference of two rows of Dice tables [N,C], seed by seed. The interval is over patients;
+    `by_seed`, `wins` and `half_seeds` tell of the luck of training."""
     by_seed, n = [mean_dice(x) - mean_dice(y) for x, y in zip(a, b)], len(a)
-    half = stats.t.ppf(.975, n - 1)*np.std(by_seed, ddof=1)/np.sqrt(n) if n > 1 else None  # t interval of the mean over trainings
-    return paired_bootstrap(np.stack(a), np.stack(b), groups) | dict(seeds=n, by_seed=by_seed, wins=sum(d > 0 for d in by_seed), half_seeds=half)
+    # t interval of the mean over trainings
+    half = stats.t.ppf(.975, n - 1)*np.std(by_seed, ddof=1)/np.sqrt(n) if n > 1 else None
+    return paired_bootstrap(np.stack(a), np.stack(b), groups) | dict(
+        seeds=n, by_seed=by_seed, wins=sum(d > 0 for d in by_seed), half_seeds=half
+    )
 
 def compare(runs, a, b, of=chosen, groups="groups"):
     "a - b over the seeds that both have, or None."
@@ -77,31 +116,61 @@ def row(runs, name, reference):
     silent = [{str(c) for c, drawn in zip(classes, area(r).any(0)) if not drawn} for r in mine]
     mean = lambda f: float(np.mean([f(r) for r in mine]))
     return dict(
-        name=name, seeds=len(mine), scores=scores, dice=b["mean"], low=b["low"], high=b["high"],
-        sd=float(np.std(scores, ddof=1)) if len(mine) > 1 else None, argmax=mean(lambda r: mean_dice(argmax(r))),
-        invented=mean(lambda r: (area(r) & ~truth).sum()), missed=mean(lambda r: (~area(r) & truth).sum()),
-        silent=sorted(set.union(*silent)), by_class=[mean(lambda r: np.nanmean(chosen(r)[:, c])) for c in range(len(classes))],
-        vs=compare(runs, name, reference(name)) if reference(name) != name else None, settings=mine[0]["facts"]["settings"])
+        name=name,
+        seeds=len(mine),
+        scores=scores,
+        dice=b["mean"],
+        low=b["low"],
+        high=b["high"],
+        sd=float(np.std(scores, ddof=1)) if len(mine) > 1 else None,
+        argmax=mean(lambda r: mean_dice(argmax(r))),
+        invented=mean(lambda r: (area(r) & ~truth).sum()),
+        missed=mean(lambda r: (~area(r) & truth).sum()),
+        silent=sorted(set.union(*silent)),
+        by_class=[mean(lambda r: np.nanmean(chosen(r)[:, c])) for c in range(len(classes))],
+        vs=compare(runs, name, reference(name)) if reference(name) != name else None,
+        settings=mine[0]["facts"]["settings"],
+    )
 
 def line(runs, name, reference: str) -> dict:
     "The same as the notebooks show it; `difference` is to the row `reference`."
     r = row(runs, name, lambda _: reference)
     vs = r["vs"] or {}
-    return {"seeds": r["seeds"], "Dice": float(np.mean(r["scores"])), "sd": r["sd"]} | {k: vs.get(k) for k in ("difference", "low", "high")} | {
-        "paired seeds": vs.get("seeds"), "better in": vs.get("wins"), "invented": r["invented"], "missed": r["missed"], "silent": ", ".join(r["silent"])}
+    return (
+        {"seeds": r["seeds"], "Dice": float(np.mean(r["scores"])), "sd": r["sd"]}
+        | {k: vs.get(k) for k in ("difference", "low", "high")}
+        | {
+            "paired seeds": vs.get("seeds"),
+            "better in": vs.get("wins"),
+            "invented": r["invented"],
+            "missed": r["missed"],
+            "silent": ", ".join(r["silent"]),
+        }
+    )
 
 def table(runs: dict, reference=lambda name: "seed-attunet"):
     "All recipes of a table, the best first. None if it is empty."
     if not runs: return None
     first = next(iter(next(iter(runs.values())).values()))
-    return dict(rows=sorted([row(runs, n, reference) for n in runs], key=lambda r: -r["dice"]), runs=sum(map(len, runs.values())),
-                slices=len(first["truth"]), patients=len(np.unique(first["groups"])), classes=[str(c) for c in first["classes"]],
-                support=first["truth"].sum(0).tolist())
+    return dict(
+        rows=sorted([row(runs, n, reference) for n in runs], key=lambda r: -r["dice"]),
+        runs=sum(map(len, runs.values())),
+        slices=len(first["truth"]),
+        patients=len(np.unique(first["groups"])),
+        classes=[str(c) for c in first["classes"]],
+        support=first["truth"].sum(0).tolist(),
+    )
 
 
 def verdict(d) -> str:
-    "In words, for a difference (`paired`) that is claimed to be positive: both the patients' interval and every training must agree."
-    if d["seeds"] < 3: return f"one seed: {'for it' if d['difference'] > 0 else 'against it'}" if d["seeds"] == 1 else "two seeds"
+    """In words, for a difference (`paired`) that is claimed to be positive: both the patients' interval and
+    every training must agree."""
+    if d["seeds"] < 3:
+        return (
+            f"one seed: {'for it' if d['difference'] > 0 else 'against it'}"
+            if d["seeds"] == 1
+            else "two seeds"
+        )
     if d["low"] > 0 and min(d["by_seed"]) > 0: return "held"
     if d["high"] < 0 and max(d["by_seed"]) < 0: return "the opposite"
     return "not seen"
@@ -109,18 +178,30 @@ def verdict(d) -> str:
 def rule_gain(by_seed, name, rule):
     "A decision rule against argmax, on the same probabilities; None if no seed has it."
     some = [r for r in by_seed.values() if f"dice_{rule}" in r]
-    return paired([r[f"dice_{rule}"] for r in some], [r["dice_argmax"] for r in some], some[0]["groups"]) | dict(name=name, rule=rule) if some else None
+    return (
+        paired([r[f"dice_{rule}"] for r in some], [r["dice_argmax"] for r in some], some[0]["groups"])
+        | dict(name=name, rule=rule)
+        if some
+        else None
+    )
 
 def supervised(folder: Path):
     "The supervised table with its ablations and decision rules."
     t = table(runs := load(folder))
     if t is None: return None
     done = lambda found: [d for d in found if d]
-    best = max((n for n in ("masked", "masked-log") if n in runs), key=lambda n: (len(runs[n]), n), default="")  # log when it has the seeds
+    # log when it has the seeds
+    best = max(
+        (n for n in ("masked", "masked-log") if n in runs), key=lambda n: (len(runs[n]), n), default=""
+    )
     return t | dict(
-        headline=best, main=done(compare(runs, a, b) for a, b in COMPARISONS),
+        headline=best,
+        main=done(compare(runs, a, b) for a, b in COMPARISONS),
         ablations=[d | dict(what=what) for a, b, what in ABLATIONS if (d := compare(runs, a, b))],
-        rules=done(rule_gain(runs.get(n, {}), n, rule) for n in RULED for rule in ("threshold", "gate", "both")))
+        rules=done(
+            rule_gain(runs.get(n, {}), n, rule) for n in RULED for rule in ("threshold", "gate", "both")
+        ),
+    )
 
 DECIDED = {"phantom240": "phantom, 240 annotated", "semi800": "real CT, 800", "semi100": "real CT, 100"}
 
@@ -131,8 +212,11 @@ def decisions(folder: Path) -> list[dict]:
         table = name.split("-")[0]
         d = {k: [r[f"dice_{k}"] for _, r in sorted(by_seed.items())] for k in ("argmax", "gated", "expected")}
         groups = next(iter(by_seed.values()))["groups"]
-        found.append(dict(where=DECIDED[table], name=name.removeprefix(table + "-"), seeds=len(by_seed)) | {k: float(np.mean([mean_dice(t) for t in v])) for k, v in d.items()}
-                     | {f"over_{k}": paired(d["expected"], d[k], groups) for k in ("argmax", "gated")})
+        found.append(
+            dict(where=DECIDED[table], name=name.removeprefix(table + "-"), seeds=len(by_seed))
+            | {k: float(np.mean([mean_dice(t) for t in v])) for k, v in d.items()}
+            | {f"over_{k}": paired(d["expected"], d[k], groups) for k in ("argmax", "gated")}
+        )
     return sorted(found, key=lambda r: (list(DECIDED.values()).index(r["where"]), -r["expected"]))
 
 def phases(by_seed) -> list[dict]:
@@ -143,10 +227,15 @@ def phases(by_seed) -> list[dict]:
 def start_of(name) -> str:
     "Which loss a row of a semi-supervised table has, a key of `STARTS`."
     if name.startswith("seed"): return "seed"
-    return "softmax" if name.startswith("marginal") or (name.startswith("ctseg") and name != "ctseg-sigmoid") else "sigmoid"
+    return (
+        "softmax"
+        if name.startswith("marginal") or (name.startswith("ctseg") and name != "ctseg-sigmoid")
+        else "sigmoid"
+    )
 
 def baseline(runs, name) -> str:
-    "The supervised row that a semi-supervised one is compared with: of the same loss, and of the same precision if there is one."
+    """The supervised row that a semi-supervised one is compared with: of the same loss, and of the same
+    precision if there is one."""
     exact = any("precision=fp32" in r["facts"]["settings"] for r in runs[name].values())
     first = STARTS[start_of(name)]
     return "log-fp32" if first == "log" and exact and "log-fp32" in runs else first
@@ -159,18 +248,35 @@ def semi(folder: Path):
     by = {r["name"]: r for r in t["rows"]}
     cell = lambda k, m: by.get(STARTS[k] if m == "supervised" else NAMED.get((k, m), f"{PREFIX[k]}-{m}"))
     cells = [dict(method=m, **{k: cell(k, m) for k in STARTS}) for m in METHODS]
-    told = {n: dict(start=start_of(n), method=n.partition("-")[2], ends=p) for n in PHASED if (p := phases(runs.get(n, {})))}
-    plain = [compare(runs, n, baseline(runs, n), argmax) | dict(start=start_of(n), method=m) for n, m in ALL_IMAGES.items() if n in runs]
-    return t | dict(by_argmax=[d for d in plain if d["seeds"] > 1], cells=[c for c in cells if any(c[k] for k in STARTS)], loss=compare(runs, "log", "seed-attunet"), phases=told,
-                    epochs=next((v.split("=")[1] for v in reversed(t["rows"][0]["settings"]) if v.startswith("epochs=")), ""))
+    told = {
+        n: dict(start=start_of(n), method=n.partition("-")[2], ends=p)
+        for n in PHASED
+        if (p := phases(runs.get(n, {})))
+    }
+    plain = [
+        compare(runs, n, baseline(runs, n), argmax) | dict(start=start_of(n), method=m)
+        for n, m in ALL_IMAGES.items()
+        if n in runs
+    ]
+    return t | dict(
+        by_argmax=[d for d in plain if d["seeds"] > 1],
+        cells=[c for c in cells if any(c[k] for k in STARTS)],
+        loss=compare(runs, "log", "seed-attunet"),
+        phases=told,
+        epochs=next(
+            (v.split("=")[1] for v in reversed(t["rows"][0]["settings"]) if v.startswith("epochs=")), ""
+        ),
+    )
 
 def ranking(score, dice) -> dict:
-    "How a confidence ranks slices by their Dice: Spearman's correlation, and 1 - Dice averaged over all shares kept (lower is better)."
+    """How a confidence ranks slices by their Dice: Spearman's correlation, and 1 - Dice averaged over all
+    shares kept (lower is better)."""
     kept = np.cumsum(dice[np.argsort(-score, kind="stable")])/np.arange(1, len(dice) + 1)
     return dict(rank=float(stats.spearmanr(score, dice)[0]), aurc=float(np.mean(1 - kept)))
 
 def confidence(folder: Path) -> list[dict]:
-    "Which confidence ranks the test slices of a teacher by their Dice: `one` is the first teacher, `mean` the average of all."
+    """Which confidence ranks the test slices of a teacher by their Dice: `one` is the first teacher, `mean`
+    the average of all."""
     made = []
     for path in sorted(folder.glob("*.npz")):
         t, (table, _, name) = np.load(path), path.stem.partition("-")
@@ -184,18 +290,29 @@ def confidence(folder: Path) -> list[dict]:
 
 
 def realct() -> dict:
-    "What the list of slices says of the real-CT benchmark: rows of patient, slice, window level, window width, examined classes."
+    """What the list of slices says of the real-CT benchmark: rows of patient, slice, window level, window
+    width, examined classes."""
     spec = json.loads((ROOT/"nbs"/"benchmarks"/"realct_slices.json").read_text())
     some, none = ([s for s in spec["train"] if bool(s[4]) == has] for has in (True, False))
     patients = lambda ss: len({s[0] for s in ss})
     C = max(c for s in spec["train"] + spec["test"] for c in s[4])
-    return dict(size=spec["size"], classes=C, labelled=len(some), labelled_patients=patients(some), most=max(len(s[4]) for s in some),
-                known_labelled=sum(len(s[4]) for s in some)/(len(some)*C), unlabelled=len(none), unlabelled_patients=patients(none),
-                test=len(spec["test"]), test_patients=patients(spec["test"]))
+    return dict(
+        size=spec["size"],
+        classes=C,
+        labelled=len(some),
+        labelled_patients=patients(some),
+        most=max(len(s[4]) for s in some),
+        known_labelled=sum(len(s[4]) for s in some)/(len(some)*C),
+        unlabelled=len(none),
+        unlabelled_patients=patients(none),
+        test=len(spec["test"]),
+        test_patients=patients(spec["test"]),
+    )
 
 @lru_cache
 def small_phantom() -> tuple[SliceSet, SliceSet]:
-    "A phantom folder to show what partial annotation is: 24 training slices, 10 of them annotated, and 8 test slices."
+    """A phantom folder to show what partial annotation is: 24 training slices, 10 of them annotated, and 8
+    test slices."""
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder)/"phantom"
         make_phantom(data, labelled=10, unlabelled=14, test=8, size=256, seed=2500, empty=0.1)
@@ -205,18 +322,35 @@ def phantom() -> dict:
     "What there is in `small_phantom`."
     s, t = small_phantom()
     share = lambda x: float(x.sum()/s.known.size)
-    return dict(slices=len(s), labelled=int(s.labelled.sum()), test=len(t), classes=len(s.classes), examined=int(s.known.sum(1).max()),
-                present=share(s.present & s.known), absent=share(~s.present & s.known), unknown=share(~s.known))
+    return dict(
+        slices=len(s),
+        labelled=int(s.labelled.sum()),
+        test=len(t),
+        classes=len(s.classes),
+        examined=int(s.known.sum(1).max()),
+        present=share(s.present & s.known),
+        absent=share(~s.present & s.known),
+        unknown=share(~s.known),
+    )
 
 def on_phantom(results: Path) -> list[dict]|None:
     "The tables of phantom folders with 600 slices, by how many of them are annotated."
-    return [t | {"annotated": n} for n, folder in ((240, "phantom240"), (100, "phantom")) if (t := table(load(results/folder)))] or None
+    return [
+        t | {"annotated": n}
+        for n, folder in ((240, "phantom240"), (100, "phantom"))
+        if (t := table(load(results/folder)))
+    ] or None
 
 def terms(t) -> dict:
     "What the text says of the recipe, as the supervised runs used it, and of the augmentation."
-    r = apply_settings(get_recipe("masked"), next((r["settings"] for r in t["rows"] if r["name"] == "masked"), ()) if t else ())
+    r = apply_settings(
+        get_recipe("masked"),
+        next((r["settings"] for r in t["rows"] if r["name"] == "masked"), ()) if t else (),
+    )
     told = ("width", "epochs", "batch_size", "lr", "weight_decay", "clip", "ema", "folds")
-    return {k: r.value(k) for k in told} | {"augmentation": {k: getattr(MILD, k) for k in ("degrees", "scale", "shift")}}
+    return {k: r.value(k) for k in told} | {
+        "augmentation": {k: getattr(MILD, k) for k in ("degrees", "scale", "shift")}
+    }
 
 
 def plain(x):
@@ -235,7 +369,19 @@ def collect(results: Path = RESULTS) -> dict:
     main, claim = supervised(results/"supervised"), results/"original_claim.json"
     read = lambda k: [{c: number(v) for c, v in r.items()} for r in rows(results/f"{k}.csv")]
     tables = {k: read(k) for k in ("models", "networks", "faults", "transposed", "demo")}
-    return plain(tables | dict(
-        realct=realct(), phantom=phantom(), terms=terms(main), supervised=main, on_phantom=on_phantom(results),
-        semi100=semi(results/"semi100"), semi800=semi(results/"semi800"), confidence=confidence(results/"confidence"), decisions=decisions(results/"decision"), second_opinion=decisions(results/"decision_other"),
-        claim=json.loads(claim.read_text()) if claim.exists() else None))
+    return plain(
+        tables
+        | dict(
+            realct=realct(),
+            phantom=phantom(),
+            terms=terms(main),
+            supervised=main,
+            on_phantom=on_phantom(results),
+            semi100=semi(results/"semi100"),
+            semi800=semi(results/"semi800"),
+            confidence=confidence(results/"confidence"),
+            decisions=decisions(results/"decision"),
+            second_opinion=decisions(results/"decision_other"),
+            claim=json.loads(claim.read_text()) if claim.exists() else None,
+        )
+    )

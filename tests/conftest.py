@@ -1,4 +1,5 @@
-"One thread: the networks of the tests are tiny, and results do not depend on the number of cores. Set before torch is imported."
+"""One thread: the networks of the tests are tiny, and results do not depend on the number of cores. Set
+before torch is imported."""
 import os
 
 import pytest
@@ -7,13 +8,15 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from hypothesis import settings
 
-settings.register_profile("same", derandomize=True)  # a second run tries the same examples: what fails, fails for everybody
+# a second run tries the same examples: what fails, fails for everybody
+settings.register_profile("same", derandomize=True)
 settings.load_profile("same")
 
 
 @pytest.fixture(scope="session")
 def phantom(tmp_path_factory):
-    "A small challenge folder of 54 structures: 24 training slices, 10 of them annotated, and 8 test slices, 64x64."
+    """A small challenge folder of 54 structures: 24 training slices, 10 of them annotated, and 8 test
+    slices, 64x64."""
     from ctseg.phantom import make_phantom
     folder = tmp_path_factory.mktemp("phantom")/"data"
     make_phantom(folder, labelled=10, unlabelled=14, test=8, size=64, seed=2500, empty=0.1)

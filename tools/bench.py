@@ -1,8 +1,13 @@
-"""Repeat a fixed table of training runs: `python tools/bench.py TABLE --data DIR` (a challenge folder whose test slices have truth).
+"""Repeat a fixed table of training runs: `python tools/bench.py TABLE --data DIR` (a challenge folder whose
+test slices have truth).
 
-Every run is `ctseg fit` by a recipe with settings and a seed; what is kept of it is `nbs/benchmarks/results/TABLE/NAME-sSEED.npz`: the Dice of every (test slice, class)
-under several decision rules, from one set of probabilities, the same of the annotated slices that were left out (`labelled`), the learning curve, and the predicted masks of a few slices to look at (their images and truth lie in TABLE.npz beside
-the folder). The benchmark notebooks and REPORT.pdf compute everything they show from these files. A run that is there is not repeated; one that was cut is resumed. The tables
+Every run is `ctseg fit` by a recipe with settings and a seed; what is kept of it is
+`nbs/benchmarks/results/TABLE/NAME-sSEED.npz`: the Dice of every (test slice, class)
+under several decision rules, from one set of probabilities, the same of the annotated slices that were
+left out (`labelled`), the learning curve, and the predicted masks of a few slices to look at (their
+images and truth lie in TABLE.npz beside
+the folder). The benchmark notebooks and REPORT.pdf compute everything they show from these files. A run
+that is there is not repeated; one that was cut is resumed. The tables
 are at the end of this file.
 """
 import argparse, dataclasses, json, os, re, sys, time
@@ -14,15 +19,20 @@ RESULTS = ROOT/"nbs"/"benchmarks"/"results"
 
 
 def fully_annotated(train, data: Path):
-    "The same training slices with every contour, out of the `y_train_full.csv` that a phantom can be written with."
+    """The same training slices with every contour, out of the `y_train_full.csv` that a phantom can be
+    written with."""
     import numpy as np
     from dataclasses import replace
     from ctseg.data.mask_csv import read_masks
-    return replace(train, masks=read_masks(data/"y_train_full.csv", train.names)[1], known=np.ones_like(train.known))
+    return replace(
+        train, masks=read_masks(data/"y_train_full.csv", train.names)[1], known=np.ones_like(train.known)
+    )
 
 
 def on_left_out(train, recipe, seed, predict):
-    "Dice tables [annotated slices, classes] of what `predict` makes of the slices of patients whose annotation the setting `labelled` leaves out: choices are made on these, so that the test slices only judge. NaN where nothing is known."
+    """Dice tables [annotated slices, classes] of what `predict` makes of the slices of patients whose
+    annotation the setting `labelled` leaves out: choices are made on these, so that the test slices only
+    judge. NaN where nothing is known."""
     import numpy as np
     from ctseg.data.splits import select_labelled
     from ctseg.metrics.challenge import dice_table
@@ -31,12 +41,16 @@ def on_left_out(train, recipe, seed, predict):
     at, tables = np.searchsorted(np.flatnonzero(train.labelled), rest), []
     for masks in predict(train.images[rest]):
         tables.append(np.full((train.labelled.sum(), len(train.classes)), np.nan, np.float32))
-        tables[-1][at] = np.where(train.known[rest], dice_table(masks, train.masks[rest], len(train.classes)), np.nan)
+        tables[-1][at] = np.where(
+            train.known[rest], dice_table(masks, train.masks[rest], len(train.classes)), np.nan
+        )
     return tables
 
 
 def candidates(predictor, held) -> dict:
-    "Decision rules by name: argmax; the best threshold, gate, and both together on the held-out slices; `gated`, chosen of those as `fit` once did; `chosen`, as it does now. The last two are argmax where the recipe asks for no rule."
+    """Decision rules by name: argmax; the best threshold, gate, and both together on the held-out slices;
+    `gated`, chosen of those as `fit` once did; `chosen`, as it does now. The last two are argmax where
+    the recipe asks for no rule."""
     from ctseg.prediction.choose import GATES, THRESHOLDS, choose_rule
     from ctseg.inference.rule import Rule
     rules = {"argmax": Rule()}
@@ -44,7 +58,11 @@ def candidates(predictor, held) -> dict:
     gated, scores = choose_rule(predictor, held, expected=False)
     grid = [Rule(t, g) for t in THRESHOLDS for g in GATES]
     best = lambda keep: max((q for q in grid if keep(q)), key=scores.get)
-    rules |= {"threshold": best(lambda q: q.gate == 0), "gate": best(lambda q: q.threshold is None), "both": best(lambda q: True)}
+    rules |= {
+        "threshold": best(lambda q: q.gate == 0),
+        "gate": best(lambda q: q.threshold is None),
+        "both": best(lambda q: True),
+    }
     return rules | {"gated": gated if predictor.rule != Rule() else Rule(), "chosen": predictor.rule}
 
 
@@ -70,33 +88,68 @@ def one(task):
     if name.startswith("full-"): train = fully_annotated(train, data)
     run = fit(train, r, Path(runs)/table/f"{name}-s{seed}", seed, resume=True, device="auto", progress=False)
     seconds, processor = time.monotonic() - start, time.process_time() - processor
-    predictor = load_predictor(run.folder, pick_device("auto"))  # not in the training's bf16, which a processor without it would have to emulate
+    # not in the training's bf16, which a processor without it would have to emulate
+    predictor = load_predictor(run.folder, pick_device("auto"))
     rules = candidates(predictor, Job(r, train, run, predictor.plan, seed).holdout)
     masks = predict_masks(predictor, test.images, list(rules.values()))
     C = len(test.classes)
     keep = {f"dice_{k}": dice_table(m, test.masks, C).astype(np.float32) for k, m in zip(rules, masks)}
-    areas = {f"area_{k}": np.stack([np.bincount(x.ravel(), minlength=C + 1)[1:] for x in m]).astype(np.int32) for k, m in zip(rules, masks)}
+    areas = {
+        f"area_{k}": np.stack([np.bincount(x.ravel(), minlength=C + 1)[1:] for x in m]).astype(np.int32)
+        for k, m in zip(rules, masks)
+    }
     if r.value("labelled"):
         some = {k: rules[k] for k in ("argmax", "chosen") if k in rules}
-        tables = on_left_out(train, r, seed, lambda images: predict_masks(predictor, images, list(some.values())))
+        tables = on_left_out(
+            train, r, seed, lambda images: predict_masks(predictor, images, list(some.values()))
+        )
         keep |= {f"rest_{k}": t for k, t in zip(some, tables)} | {"rest_groups": train.groups[train.labelled]}
     final = masks[list(rules).index("chosen" if "chosen" in rules else "argmax")]
-    by_pixel = dice_table(*(m.reshape(len(m), -1).T[:, None] for m in (final, test.masks)), C)  # as the original's training loop scored: each pixel's place over the images
+    # as the original's training loop scored: each pixel's place over the images
+    by_pixel = dice_table(*(m.reshape(len(m), -1).T[:, None] for m in (final, test.masks)), C)
     shown = np.linspace(0, len(test) - 1, 12).astype(int)
     looks = RESULTS/f"{table}.npz"
     if not looks.exists():
-        with atomic_path(looks) as tmp: np.savez_compressed(tmp, index=shown, images=test.images[shown], truth=test.masks[shown], colours=test.classes.colours, classes=np.array(test.classes.names))
-    facts = dict(name=name, recipe=recipe, settings=list(settings), seed=seed, seconds=round(seconds), processor_seconds=round(processor), epochs=len(run.read_history()),
-                 rules={k: dataclasses.asdict(v) for k, v in rules.items()}, metrics=json.loads((run/"metrics.json").read_text()))
+        with atomic_path(looks) as tmp:
+            np.savez_compressed(
+                tmp,
+                index=shown,
+                images=test.images[shown],
+                truth=test.masks[shown],
+                colours=test.classes.colours,
+                classes=np.array(test.classes.names),
+            )
+    facts = dict(
+        name=name,
+        recipe=recipe,
+        settings=list(settings),
+        seed=seed,
+        seconds=round(seconds),
+        processor_seconds=round(processor),
+        epochs=len(run.read_history()),
+        rules={k: dataclasses.asdict(v) for k, v in rules.items()},
+        metrics=json.loads((run/"metrics.json").read_text()),
+    )
     with atomic_path(target) as tmp:
-        np.savez_compressed(tmp, **keep, **areas, truth=test.present, groups=test.groups, classes=np.array(test.classes.names), facts=json.dumps(facts),
-                            shown=final[shown], transposed=mean_dice(by_pixel), history=(run/"history.csv").read_text())
+        np.savez_compressed(
+            tmp,
+            **keep,
+            **areas,
+            truth=test.present,
+            groups=test.groups,
+            classes=np.array(test.classes.names),
+            facts=json.dumps(facts),
+            shown=final[shown],
+            transposed=mean_dice(by_pixel),
+            history=(run/"history.csv").read_text()
+        )
     means = {k: round(float(mean_dice(v)), 4) for k, v in keep.items() if not k.endswith("groups")}
     return f"{target.stem}  {means}  {seconds:.0f} s, {processor:.0f} s of a processor"
 
 
 def confidences(table, name, seeds, data, runs):
-    "How sure the runs of one row are of each test slice and cell, and how right: one teacher (the first seed), and the mean of all."
+    """How sure the runs of one row are of each test slice and cell, and how right: one teacher (the first
+    seed), and the mean of all."""
     import numpy as np, torch
     from ctseg.data.challenge import read_challenge
     from ctseg.core.device import pick_device
@@ -109,16 +162,31 @@ def confidences(table, name, seeds, data, runs):
     teachers = [load_predictor(Path(runs)/table/f"{name}-s{s}", pick_device("auto")) for s in seeds]
     keep = {}
     for kind, use in (("one", teachers[:1]), ("mean", teachers)):
-        p = pseudo_label([t.members[0].model for t in use], test, teachers[0].members[0].loss, teachers[0].plan.device, batch_size=25)
-        keep |= {f"{kind}_{k}": v for k, v in p.scores.items()} | {f"{kind}_cell_sdc": p.sdc, f"{kind}_cell_peak": p.peak, f"{kind}_cell_agreement": p.agreement,
-                 f"{kind}_dice": dice_table(p.labels, test.masks, len(test.classes)).astype(np.float32)}
+        p = pseudo_label(
+            [t.members[0].model for t in use],
+            test,
+            teachers[0].members[0].loss,
+            teachers[0].plan.device,
+            batch_size=25,
+        )
+        keep |= {f"{kind}_{k}": v for k, v in p.scores.items()} | {
+            f"{kind}_cell_sdc": p.sdc,
+            f"{kind}_cell_peak": p.peak,
+            f"{kind}_cell_agreement": p.agreement,
+            f"{kind}_dice": dice_table(p.labels, test.masks, len(test.classes)).astype(np.float32),
+        }
     target = RESULTS/"confidence"/f"{table}-{name}.npz"
-    with atomic_path(target) as tmp: np.savez_compressed(tmp, **keep, groups=test.groups, classes=np.array(test.classes.names), seeds=np.array(seeds))
+    with atomic_path(target) as tmp:
+        np.savez_compressed(
+            tmp, **keep, groups=test.groups, classes=np.array(test.classes.names), seeds=np.array(seeds)
+        )
     return f"{target}"
 
 
 def decisions(table, name, seed, data, runs, test=None):
-    "A finished run's test slices, decided in three ways from the same probabilities: argmax, by the gate that `fit` once chose, by the expected Dice that it chooses now; the rules from the slices that the run held out. `test`: another folder, whose test slices are taken."
+    """A finished run's test slices, decided in three ways from the same probabilities: argmax, by the gate
+    that `fit` once chose, by the expected Dice that it chooses now; the rules from the slices that the
+    run held out. `test`: another folder, whose test slices are taken."""
     import numpy as np, torch
     from ctseg.data.challenge import read_challenge
     from ctseg.core.device import pick_device
@@ -136,21 +204,42 @@ def decisions(table, name, seed, data, runs, test=None):
     if not (folder/"metrics.json").exists(): return f"no finished run in {folder}"
     predictor, run = load_predictor(folder, pick_device("auto")), Run(folder)
     held = Job(run_spec(run)["recipe"], train, run, predictor.plan, seed).holdout
-    gated = predictor.rule if predictor.rule.expected is None else choose_rule(predictor, held, expected=False)[0]  # older runs have one
+    # older runs have one
+    gated = (
+        predictor.rule if predictor.rule.expected is None else choose_rule(predictor, held, expected=False)[0]
+    )
     rules = {"argmax": Rule(), "gated": gated, "expected": choose_rule(predictor, held)[0]}
-    keep = {f"dice_{k}": dice_table(m, test.masks, len(test.classes)).astype(np.float32) for k, m in zip(rules, predict_masks(predictor, test.images, list(rules.values())))}
+    keep = {
+        f"dice_{k}": dice_table(m, test.masks, len(test.classes)).astype(np.float32)
+        for k, m in zip(rules, predict_masks(predictor, test.images, list(rules.values())))
+    }
     target = RESULTS/("decision_other" if other else "decision")/f"{table}-{name}-s{seed}.npz"
-    with atomic_path(target) as tmp: np.savez_compressed(tmp, **keep, groups=test.groups, truth=test.present, classes=np.array(test.classes.names), facts=json.dumps({"rules": {k: dataclasses.asdict(v) for k, v in rules.items()}, "held out": len(held)}))
+    with atomic_path(target) as tmp:
+        np.savez_compressed(
+            tmp,
+            **keep,
+            groups=test.groups,
+            truth=test.present,
+            classes=np.array(test.classes.names),
+            facts=json.dumps(
+                {"rules": {k: dataclasses.asdict(v) for k, v in rules.items()}, "held out": len(held)}
+            )
+        )
     return f"{target.stem}  { {k: round(mean_dice(v), 4) for k, v in keep.items()} }"
 
 
 STEPS = {  # what is added, one after the other: views, then how the rule is chosen
-    "ensemble": dict(views=1, rule="argmax"), "tta": dict(views=5, rule="argmax"), "rule": dict(views=1, rule="chosen"), "tta-rule": dict(views=5, rule="chosen"),
-    "calibrated-rule": dict(views=1, rule="chosen", calibrated=True)}
+    "ensemble": dict(views=1, rule="argmax"),
+    "tta": dict(views=5, rule="argmax"),
+    "rule": dict(views=1, rule="chosen"),
+    "tta-rule": dict(views=5, rule="chosen"),
+    "calibrated-rule": dict(views=1, rule="chosen", calibrated=True),
+}
 
 
 def ensembles(table, name, seeds, data, runs):
-    "The finished runs of one row together (its seeds, or its folds `name-f*`): each alone (argmax, and its own rule), their mean, and what views, an out-of-fold rule and calibration add."
+    """The finished runs of one row together (its seeds, or its folds `name-f*`): each alone (argmax, and
+    its own rule), their mean, and what views, an out-of-fold rule and calibration add."""
     import numpy as np, torch
     from ctseg.prediction.prepare import prepare
     from ctseg.data.challenge import read_challenge
@@ -161,25 +250,49 @@ def ensembles(table, name, seeds, data, runs):
     from ctseg.prediction.predictor import predict_masks
     torch.set_num_threads(1)
     train, test, plan = read_challenge(data), read_challenge(data, "test"), pick_device("auto", "bf16")
-    folders = sorted(f for s in seeds for form in (f"{name}-f*-s{s}", f"{name}-s{s}") for f in (Path(runs)/table).glob(form) if (f/"metrics.json").exists())
+    folders = sorted(
+        f
+        for s in seeds
+        for form in (f"{name}-f*-s{s}", f"{name}-s{s}")
+        for f in (Path(runs)/table).glob(form)
+        if (f/"metrics.json").exists()
+    )
     if not folders: sys.exit(f"no finished run of {name} under {Path(runs)/table}; train the table first")
     score = lambda masks: dice_table(masks, test.masks, len(test.classes)).astype(np.float32)
     each = [prepare(f, plan) for f in folders]
     alone = [[score(m) for m in predict_masks(p, test.images, [Rule(), p.rule])] for p in each]
-    keep, facts = {"dice_single": np.stack([a for a, _ in alone]), "dice_single-rule": np.stack([b for _, b in alone])}, {"runs": [f.name for f in folders], "single-rule": [str(p.rule) for p in each]}
+    keep, facts = {
+        "dice_single": np.stack([a for a, _ in alone]),
+        "dice_single-rule": np.stack([b for _, b in alone]),
+    }, {"runs": [f.name for f in folders], "single-rule": [str(p.rule) for p in each]}
     for step, how in STEPS.items():
-        p = prepare(folders, plan, how["views"], how.get("calibrated", False), train if how["rule"] == "chosen" else None)
+        p = prepare(
+            folders,
+            plan,
+            how["views"],
+            how.get("calibrated", False),
+            train if how["rule"] == "chosen" else None,
+        )
         rule = p.rule if how["rule"] == "chosen" else Rule()
         keep[f"dice_{step}"], facts[step] = score(predict_masks(p, test.images, [rule])[0]), str(rule)
         print(f"{name}  {step:<16}{mean_dice(keep[f'dice_{step}']):.4f}  {rule}", flush=True)
     target = RESULTS/"ensemble"/f"{table}-{name}.npz"
-    with atomic_path(target) as tmp: np.savez_compressed(tmp, **keep, groups=test.groups, truth=test.present, classes=np.array(test.classes.names), facts=json.dumps(facts))
+    with atomic_path(target) as tmp:
+        np.savez_compressed(
+            tmp,
+            **keep,
+            groups=test.groups,
+            truth=test.present,
+            classes=np.array(test.classes.names),
+            facts=json.dumps(facts)
+        )
     return f"{target}"
 
 
 BASE = ("width=16", "epochs=40", "batch_size=16", "precision=bf16")
 
-# The semi-supervised methods from two starting points, the original's loss and ours. One strong view and no feature stream for UniMatch: 3 instead of 7 times a supervised step.
+# The semi-supervised methods from two starting points, the original's loss and ours. One strong view and no
+# feature stream for UniMatch: 3 instead of 7 times a supervised step.
 SEED, OURS = ("loss=dice", "tune_rule=no"), ("loss=masked", "log_dice=yes", "tune_rule=yes")
 SDC = ("confidence=sdc",)
 SOFTMAX = ("loss=marginal",) + OURS[1:]  # as the recipes are now
@@ -188,10 +301,18 @@ SEMI = [
     ("seed-attunet", "seed-attunet", ()),
     ("log", "masked", ("log_dice=yes",)),
     ("log-mean-teacher", "mean-teacher", OURS),
-    ("log-longer", "unimatch", OURS + ONE_VIEW + ("consistency=0",)),  # both phases of the next row, the second without the unlabelled images
+    (
+        "log-longer",
+        "unimatch",
+        OURS + ONE_VIEW + ("consistency=0",),
+    ),  # both phases of the next row, the second without the unlabelled images
     ("log-warm-unimatch", "unimatch", OURS + ONE_VIEW),
     ("ctseg-sigmoid", "ctseg", ("loss=masked",)),  # the same with a second phase half as long
-    ("log-fp32", "masked", ("log_dice=yes", "precision=fp32")),  # its first phase, where it was trained in fp32
+    (
+        "log-fp32",
+        "masked",
+        ("log_dice=yes", "precision=fp32"),
+    ),  # its first phase, where it was trained in fp32
     ("marginal-log", "marginal", ("log_dice=yes",)),  # the first phase of the next
     ("ctseg", "ctseg", ()),
     ("marginal-mean-teacher", "mean-teacher", ()),
@@ -235,9 +356,13 @@ def phantom(epochs: int, full_epochs: int, keep: int):
         ("seed-unimatch", "unimatch", SEED + ONE_VIEW + COLD),
         ("seed-self-training", "self-training", SEED),
     ]
-    return [(name, recipe, ("width=16", f"epochs={epochs}", "batch_size=8", "precision=bf16") + extra) for name, recipe, extra in rows]
+    return [
+        (name, recipe, ("width=16", f"epochs={epochs}", "batch_size=8", "precision=bf16") + extra)
+        for name, recipe, extra in rows
+    ]
 
-# One thing changed at a time: of `log-fp32` (supervised), of `ctseg-sigmoid` (both phases), which are in the table semi100.
+# One thing changed at a time: of `log-fp32` (supervised), of `ctseg-sigmoid` (both phases), which are in
+# the table semi100.
 LOG = ("log_dice=yes",)
 ABLATION = [
     ("no-cutmix", "ctseg", ("loss=masked", "cutmix=0")),
@@ -248,40 +373,88 @@ ABLATION = [
     ("augment-none", "masked", LOG + ("augment=none",)),
     ("augment-strong", "masked", LOG + ("augment=strong",)),
     ("size-96", "masked", LOG + ("image_size=96",)),
-    ("labelled-only", "ctseg", ("unlabelled=0", "precision=bf16")),  # the second phase on the annotated slices alone, of which half of the cells are unknown; of `marginal-log` in semi100
+    (
+        "labelled-only",
+        "ctseg",
+        ("unlabelled=0", "precision=bf16"),
+    # the second phase on the annotated slices alone, of which half of the cells are unknown; of `marginal-
+    # log` in semi100
+    ),
     # of `log-self-training` and of `log-teacher-student`, in semi100
     ("no-quota", "self-training", OURS + ("quota=1", "precision=bf16")),
     ("two-rounds", "self-training", OURS + ("rounds=2", "precision=bf16")),
     ("max-confidence", "seed-teacher-student", OURS + ("confidence=max", "precision=bf16")),
 ]
 
-# Decoders over the same pretrained encoder, 100 annotated slices enlarged to 128, each for as long as the light U-Net: epochs out of the measured cost of a step.
+# Decoders over the same pretrained encoder, 100 annotated slices enlarged to 128, each for as long as the
+# light U-Net: epochs out of the measured cost of a step.
 LITE = ("image_size=128", "frozen_levels=2", "batch_size=8", "precision=fp32", "labelled=100")
-DECODERS = [("unet-light", "unet", 36, ("light=yes", "half=yes")), ("unet", "unet", 22, ()), ("unet++", "unet++", 18, ()), ("fpn", "fpn", 29, ()), ("deeplabv3+", "deeplabv3+", 20, ())]
+DECODERS = [
+    ("unet-light", "unet", 36, ("light=yes", "half=yes")),
+    ("unet", "unet", 22, ()),
+    ("unet++", "unet++", 18, ()),
+    ("fpn", "fpn", 29, ()),
+    ("deeplabv3+", "deeplabv3+", 20, ()),
+]
 
 TABLES = {
-    "pretrained": [(name, "marginal-log", (f"model={decoder}:tf_efficientnet_lite0", f"epochs={epochs}", *LITE, *extra)) for name, decoder, epochs, extra in DECODERS]
-        + [("ctseg-pretrained", "ctseg-pretrained", ("batch_size=8", "precision=fp32", "labelled=100", "epochs=50")),
-           ("ctseg-second", "ctseg-pretrained", ("batch_size=8", "precision=fp32", "labelled=100", "epochs=25", "second_phase=1.6"))],  # most of the time for the second phase
-    "supervised": [(name, recipe, BASE + extra) for name, recipe, extra in [
-        ("seed-attunet", "seed-attunet", ()),
-        ("marginal", "marginal", ()),
-        ("masked", "masked", ()),
-        ("masked-log", "masked", ("log_dice=yes",)),
-        ("marginal-log", "marginal", ("log_dice=yes",)),
-        ("marginal-image", "marginal", ("reduction=image",)),
-        ("masked-image", "masked", ("reduction=image",)),
-        ("masked-nopixel", "masked", ("pixel_known=no",)),
-        ("ce-dice-zeros", "marginal", ("loss=ce-dice",)),
-    ]],
-    "semi100": [(name, recipe, BASE + ("labelled=100", "epochs=120") + extra) for name, recipe, extra in SEMI],
-    "counts": [(f"ctseg-u{n}", "ctseg", BASE + ("labelled=100", "epochs=120", "loss=masked", f"unlabelled={n}")) for n in (300, 600, 1200)],  # the row of `ablation` with fewer unlabelled images
-    "semi800": [(name, recipe, BASE + extra) for name, recipe, extra in SEMI + [("ctseg-longer", "ctseg", ("epochs=80",))]],
+    "pretrained": [
+        (name, "marginal-log", (f"model={decoder}:tf_efficientnet_lite0", f"epochs={epochs}", *LITE, *extra))
+        for name, decoder, epochs, extra in DECODERS
+    ]
+    + [
+        (
+            "ctseg-pretrained",
+            "ctseg-pretrained",
+            ("batch_size=8", "precision=fp32", "labelled=100", "epochs=50"),
+        ),
+        (
+            "ctseg-second",
+            "ctseg-pretrained",
+            ("batch_size=8", "precision=fp32", "labelled=100", "epochs=25", "second_phase=1.6"),
+        ),
+    ],  # most of the time for the second phase
+    "supervised": [
+        (name, recipe, BASE + extra)
+        for name, recipe, extra in [
+            ("seed-attunet", "seed-attunet", ()),
+            ("marginal", "marginal", ()),
+            ("masked", "masked", ()),
+            ("masked-log", "masked", ("log_dice=yes",)),
+            ("marginal-log", "marginal", ("log_dice=yes",)),
+            ("marginal-image", "marginal", ("reduction=image",)),
+            ("masked-image", "masked", ("reduction=image",)),
+            ("masked-nopixel", "masked", ("pixel_known=no",)),
+            ("ce-dice-zeros", "marginal", ("loss=ce-dice",)),
+        ]
+    ],
+    "semi100": [
+        (name, recipe, BASE + ("labelled=100", "epochs=120") + extra) for name, recipe, extra in SEMI
+    ],
+    "counts": [
+        (f"ctseg-u{n}", "ctseg", BASE + ("labelled=100", "epochs=120", "loss=masked", f"unlabelled={n}"))
+        for n in (300, 600, 1200)
+    ],  # the row of `ablation` with fewer unlabelled images
+    "semi800": [
+        (name, recipe, BASE + extra)
+        for name, recipe, extra in SEMI + [("ctseg-longer", "ctseg", ("epochs=80",))]
+    ],
     "networks": [(name, "masked", BASE + ("log_dice=yes",) + extra) for name, extra in NETWORKS],
-    "phantom": phantom(40, 7, 300),      # ctseg phantom FOLDER --labelled 100 --unlabelled 500 --test 150 --size 128 --truth
-    "phantom240": phantom(30, 12, 240),  # ctseg phantom FOLDER --labelled 240 --unlabelled 360 --test 150 --size 128 --truth --seed 1
-    "ablation": [(name, recipe, BASE + ("labelled=100", "epochs=120", "precision=fp32") + extra) for name, recipe, extra in ABLATION],
-    "ensemble": [(f"{name}-f{k}", "masked", BASE + ("log_dice=yes", "folds=5", f"fold={k}") + extra) for name, extra in (("log", ()), ("presence", ("presence=0.3",))) for k in range(5)],
+    "phantom": phantom(
+        40, 7, 300
+    ),  # ctseg phantom FOLDER --labelled 100 --unlabelled 500 --test 150 --size 128 --truth
+    "phantom240": phantom(
+        30, 12, 240
+    ),  # ctseg phantom FOLDER --labelled 240 --unlabelled 360 --test 150 --size 128 --truth --seed 1
+    "ablation": [
+        (name, recipe, BASE + ("labelled=100", "epochs=120", "precision=fp32") + extra)
+        for name, recipe, extra in ABLATION
+    ],
+    "ensemble": [
+        (f"{name}-f{k}", "masked", BASE + ("log_dice=yes", "folds=5", f"fold={k}") + extra)
+        for name, extra in (("log", ()), ("presence", ("presence=0.3",)))
+        for k in range(5)
+    ],
 }
 
 
@@ -292,16 +465,44 @@ def main():
     p.add_argument("--runs", type=Path, default=ROOT/"runs"/"bench")
     p.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     p.add_argument("--only", nargs="+", default=[], help="names of rows")
-    p.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", dest="settings", help="for every row, after its own: precision=fp32 where the processor has no bf16")
+    p.add_argument(
+        "--set",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        dest="settings",
+        help="for every row, after its own: precision=fp32 where the processor has no bf16",
+    )
     p.add_argument("--jobs", type=int, default=2)
     p.add_argument("--threads", type=int, default=1, help="of each job")
-    p.add_argument("--confidence", action="store_true", help="do not train; write how sure the finished runs of each row are of each test slice, and how right")
-    p.add_argument("--decisions", action="store_true", help="do not train; decide what the finished runs of each row predict in several ways")
-    p.add_argument("--test", type=Path, help="with --decisions: the test slices of this folder, for a second opinion")
-    p.add_argument("--ensemble", action="store_true", help="do not train; average the finished runs of a row, its seeds or its folds NAME-f0, NAME-f1, … (--only NAME)")
+    p.add_argument(
+        "--confidence",
+        action="store_true",
+        help=(
+            "do not train; write how sure the finished runs of each row are of each test slice, and how "
+            "right"
+        ),
+    )
+    p.add_argument(
+        "--decisions",
+        action="store_true",
+        help="do not train; decide what the finished runs of each row predict in several ways",
+    )
+    p.add_argument(
+        "--test", type=Path, help="with --decisions: the test slices of this folder, for a second opinion"
+    )
+    p.add_argument(
+        "--ensemble",
+        action="store_true",
+        help=(
+            "do not train; average the finished runs of a row, its seeds or its folds NAME-f0, NAME-f1, … "
+            "(--only NAME)"
+        ),
+    )
     a = p.parse_args()
     if a.ensemble:
-        for name in a.only or sorted({re.sub(r"-f\d+$", "", row[0]) for row in TABLES[a.table]}): print(ensembles(a.table, name, a.seeds, a.data, a.runs), flush=True)
+        for name in a.only or sorted({re.sub(r"-f\d+$", "", row[0]) for row in TABLES[a.table]}):
+            print(ensembles(a.table, name, a.seeds, a.data, a.runs), flush=True)
         return
     rows = [t for t in TABLES[a.table] if not a.only or t[0] in a.only]
     if a.confidence:
@@ -309,9 +510,35 @@ def main():
         return
     if a.decisions:
         with ProcessPoolExecutor(a.jobs) as pool:
-            for f in [pool.submit(decisions, a.table, name, s, a.data.resolve(), a.runs.resolve(), a.test and a.test.resolve()) for name, *_ in rows for s in a.seeds]: print(f.result(), flush=True)
+            for f in [
+                pool.submit(
+                    decisions,
+                    a.table,
+                    name,
+                    s,
+                    a.data.resolve(),
+                    a.runs.resolve(),
+                    a.test and a.test.resolve(),
+                )
+                for name, *_ in rows
+                for s in a.seeds
+            ]:
+                print(f.result(), flush=True)
         return
-    tasks = [(a.table, name, recipe, settings + tuple(a.settings), seed, a.data.resolve(), a.runs.resolve(), a.threads) for seed in a.seeds for name, recipe, settings in rows]
+    tasks = [
+        (
+            a.table,
+            name,
+            recipe,
+            settings + tuple(a.settings),
+            seed,
+            a.data.resolve(),
+            a.runs.resolve(),
+            a.threads,
+        )
+        for seed in a.seeds
+        for name, recipe, settings in rows
+    ]
     with ProcessPoolExecutor(a.jobs) as pool:
         for f in [pool.submit(one, t) for t in tasks]: print(f.result(), flush=True)
 

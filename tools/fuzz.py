@@ -20,13 +20,19 @@ from helpers.fuzz.world import make_world, warm
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add = parser.add_argument
     add("--minutes", type=float, default=60)
     add("--trials", type=int, default=10**9)
     add("--seed", type=int, default=0, help="of the first trial; the others follow")
     add("--target", action="append", help="only targets whose names begin so; may be repeated")
-    add("--world", type=Path, help="keep the files to damage in this folder, and take them from there if it exists")
+    add(
+        "--world",
+        type=Path,
+        help="keep the files to damage in this folder, and take them from there if it exists",
+    )
     add("--show", action="store_true", help="what the commands said")
     add("--accepted", action="store_true", help="also list what was accepted with another result")
     args = parser.parse_args()
@@ -44,7 +50,10 @@ def fuzz(fuzzer: Fuzzer, args) -> int:
     end = time.monotonic() + 60*args.minutes
     for target in fuzzer.targets:
         result = fuzzer.whole(target)
-        print(f"{target.name:<28}{result.seconds:5.1f} s  status {result.status}  {'; '.join(result.faults)}", flush=True)
+        print(
+            f"{target.name:<28}{result.seconds:5.1f} s  status {result.status}  {'; '.join(result.faults)}",
+            flush=True,
+        )
         if result.status: print(result.output)
     kinds, found, statuses, accepted, longest = set(), {}, Counter(), {}, 0.
     seed = args.seed
@@ -53,18 +62,23 @@ def fuzz(fuzzer: Fuzzer, args) -> int:
         kinds.add(result.kind)
         statuses[result.status] += 1
         longest = max(longest, result.seconds)
-        if args.show: print(f"{seed}: {result.target} | {result.damage} | {result.status}\n{result.output}", flush=True)
+        if args.show:
+            print(f"{seed}: {result.target} | {result.damage} | {result.status}\n{result.output}", flush=True)
         for fault in result.faults:
             if (*result.kind, fault) not in found:
                 found[(*result.kind, fault)] = seed
                 print(f"{seed}: {result.target} | {result.damage} | {fault}", flush=True)
         if result.changed and result.kind not in accepted:
             accepted[result.kind] = seed
-            if args.accepted: print(f"{seed}: {result.target} | {result.damage} | accepted, another result", flush=True)
+            if args.accepted:
+                print(f"{seed}: {result.target} | {result.damage} | accepted, another result", flush=True)
         seed += 1
     faulty = {key[:2] for key in found}
-    print(f"{seed - args.seed} trials, {len(kinds)} kinds, {len(faulty)} with a fault, {len(accepted)} accepted with another result; "
-          f"exit statuses {dict(statuses)}; the longest took {longest:.1f} s")
+    print(
+        f"{seed - args.seed} trials, {len(kinds)} kinds, {len(faulty)} with a fault, {len(accepted)} accepted "
+        f"with another result; "
+        f"exit statuses {dict(statuses)}; the longest took {longest:.1f} s"
+    )
     return len(faulty)
 
 

@@ -1,9 +1,14 @@
-"""One network from three hospitals, measured: `python tools/hospitals.py --data DIR` (real CT of seven organs, test with truth).
+"""One network from three hospitals, measured: `python tools/hospitals.py --data DIR` (real CT of seven
+organs, test with truth).
 
-The annotated training slices are dealt to three hospitals by patient. Each hospital keeps the contours of other organs, under numbers and
-names of its own; one has outlined the two parotids as one. `ctseg merge` makes one folder of the three. Networks are then trained, all for
-as many steps: each hospital's own, the merged one, the same slices with ordinary partial labels (no union), and the merge read as
-background; and the merged one once more for as many epochs as a hospital's own. `nbs/benchmarks/results/hospitals.csv` holds the Dice of
+The annotated training slices are dealt to three hospitals by patient. Each hospital keeps the contours
+of other organs, under numbers and
+names of its own; one has outlined the two parotids as one. `ctseg merge` makes one folder of the three.
+Networks are then trained, all for
+as many steps: each hospital's own, the merged one, the same slices with ordinary partial labels (no
+union), and the merge read as
+background; and the merged one once more for as many epochs as a hospital's own.
+`nbs/benchmarks/results/hospitals.csv` holds the Dice of
 each class on the test slices. A row that is there is not trained again.
 """
 import argparse
@@ -47,7 +52,8 @@ def dealt(train: SliceSet, seed: int = 0) -> dict[str, SliceSet]:
 
 
 def in_its_own_words(slices: SliceSet, names: dict[str, list[str]]) -> SliceSet:
-    "What a hospital keeps of the contours, in its own numbers. A union was examined where all of its members were."
+    """What a hospital keeps of the contours, in its own numbers. A union was examined where all of its
+    members were."""
     table, known = np.zeros(256, np.uint8), []
     for number, members in enumerate(names.values(), 1):
         ids = [slices.classes.id(member) for member in members]
@@ -56,9 +62,13 @@ def in_its_own_words(slices: SliceSet, names: dict[str, list[str]]) -> SliceSet:
     known = np.stack(known, 1)
     masks = table[slices.masks]
     shown = np.concatenate([np.ones((len(slices), 1), bool), known], 1)
-    masks = np.where(np.take_along_axis(shown, masks.reshape(len(masks), -1), 1).reshape(masks.shape), masks, 0)
+    masks = np.where(
+        np.take_along_axis(shown, masks.reshape(len(masks), -1), 1).reshape(masks.shape), masks, 0
+    )
     file_names = [f"{i}.png" for i in range(len(slices))]
-    return SliceSet(slices.images, masks.astype(np.uint8), known, file_names, slices.groups, ClassMap.from_names(names))
+    return SliceSet(
+        slices.images, masks.astype(np.uint8), known, file_names, slices.groups, ClassMap.from_names(names)
+    )
 
 
 def ordinary(of_hospitals: dict[str, SliceSet], merged: SliceSet) -> SliceSet:
@@ -68,7 +78,9 @@ def ordinary(of_hospitals: dict[str, SliceSet], merged: SliceSet) -> SliceSet:
         members = {member for those in HOSPITALS[name].values() for member in those}
         kept = np.array([class_name in members for class_name in slices.classes.names])
         if name == "south":  # both or neither, as there
-            both = slices.known[:, [slices.classes.id(f"parotid_{side}") - 1 for side in ("left", "right")]].all(1)
+            both = slices.known[
+                :, [slices.classes.id(f"parotid_{side}") - 1 for side in ("left", "right")]
+            ].all(1)
             pair = np.char.startswith(np.array(slices.classes.names), "parotid")
             kept = kept & (~pair | both[:, None])
         known.append(slices.known & kept)
@@ -76,11 +88,14 @@ def ordinary(of_hospitals: dict[str, SliceSet], merged: SliceSet) -> SliceSet:
         flat = slices.masks.reshape(len(slices), -1)
         masks.append(np.where(np.take_along_axis(shown, flat, 1), flat, 0).reshape(slices.masks.shape))
     classes = next(iter(of_hospitals.values())).classes
-    return replace(merged, masks=np.concatenate(masks).astype(np.uint8), known=np.concatenate(known), classes=classes)
+    return replace(
+        merged, masks=np.concatenate(masks).astype(np.uint8), known=np.concatenate(known), classes=classes
+    )
 
 
 def as_background(merged: SliceSet) -> SliceSet:
-    "The merged masks as a loss without unknowns reads them: what has no pixel is absent, and the union is one more class."
+    """The merged masks as a loss without unknowns reads them: what has no pixel is absent, and the union is
+    one more class."""
     plain = ClassMap(merged.classes.names, merged.classes.pairs)
     return replace(merged, known=np.repeat(merged.labelled[:, None], len(plain), 1), classes=plain)
 
@@ -132,7 +147,9 @@ def scores(folder: Path, arm: Arm, test: SliceSet) -> dict[str, float]:
     found = {name: float(value) for name, value in zip(names, each) if name in told}
     of_test = [test.classes.id(f"parotid_{side}") for side in ("left", "right")]
     if parotids.any():
-        together = dice_table(parotids[masks].astype(np.uint8), np.isin(test.masks, of_test).astype(np.uint8), 1)
+        together = dice_table(
+            parotids[masks].astype(np.uint8), np.isin(test.masks, of_test).astype(np.uint8), 1
+        )
         found["parotids"] = float(nan_mean(together, 0)[0])
     return found
 
@@ -142,12 +159,21 @@ def main():
     p.add_argument("--data", type=Path, required=True)
     p.add_argument("--runs", type=Path, default=Path("runs/hospitals"))
     p.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    p.add_argument("--epochs", type=int, default=12, help="of the merged folder; a hospital's own network takes three times as many")
+    p.add_argument(
+        "--epochs",
+        type=int,
+        default=12,
+        help="of the merged folder; a hospital's own network takes three times as many",
+    )
     p.add_argument("--width", type=int, default=8)
     p.add_argument("--only", nargs="+", default=[], help="names of networks")
     a = p.parse_args()
     test = read_challenge(a.data, "test")
-    done = pd.read_csv(RESULTS) if RESULTS.exists() else pd.DataFrame(columns=["network", "seed", "class", "dice"])
+    done = (
+        pd.read_csv(RESULTS)
+        if RESULTS.exists()
+        else pd.DataFrame(columns=["network", "seed", "class", "dice"])
+    )
     with tempfile.TemporaryDirectory() as work:
         arms = [arm for arm in make_arms(a.data, Path(work)) if not a.only or arm.name in a.only]
     for seed in a.seeds:
@@ -155,7 +181,15 @@ def main():
             if ((done.network == arm.name) & (done.seed == seed)).any(): continue
             epochs = a.epochs*(3 if arm.name in (*HOSPITALS, "merged-long") else 1)
             recipe = get_recipe("marginal-log").change(width=a.width, epochs=epochs, fold=-1, **SETTINGS)
-            run = fit(arm.slices, recipe, a.runs/f"{arm.name}-s{seed}", seed, resume=True, device="cpu", progress=False)
+            run = fit(
+                arm.slices,
+                recipe,
+                a.runs/f"{arm.name}-s{seed}",
+                seed,
+                resume=True,
+                device="cpu",
+                progress=False,
+            )
             rows = [{"network": arm.name, "seed": seed, "class": name, "dice": round(value, 4)}
                     for name, value in scores(run.folder, arm, test).items()]
             done = pd.concat([done, pd.DataFrame(rows)], ignore_index=True)

@@ -1,4 +1,5 @@
-"""How the package reads, in figures: `python tools/house.py` prints them, `tests/project/test_house.py` holds them to the limits.
+"""How the package reads, in figures: `python tools/house.py` prints them, `tests/project/test_house.py`
+holds them to the limits.
 
 A figure points at a place to look; it replaces no reader. The limits are those of CONTRIBUTING.md.
 """
@@ -16,7 +17,14 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 WIDTH = 110
 ONE_LINE = 80
-LAYOUT = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER)
+LAYOUT = (
+    tokenize.COMMENT,
+    tokenize.NL,
+    tokenize.NEWLINE,
+    tokenize.INDENT,
+    tokenize.DEDENT,
+    tokenize.ENDMARKER,
+)
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
@@ -71,14 +79,20 @@ class Module:
         defined = (*FUNCTIONS, ast.ClassDef)
         top = [n for n in self.tree.body if isinstance(n, defined) and not n.name.startswith("_")]
         classes = [n for n in top if isinstance(n, ast.ClassDef)]
-        methods = [m for c in classes for m in c.body if isinstance(m, FUNCTIONS) and not m.name.startswith("_")]
+        methods = [
+            m for c in classes for m in c.body if isinstance(m, FUNCTIONS) and not m.name.startswith("_")
+        ]
         return top + methods
 
 
 def modules(root: Path = ROOT) -> list[Module]:
     "Every module of the package but nbdev's index."
     paths = sorted((root/"ctseg").rglob("*.py"))
-    return [Module(str(p.relative_to(root)), p.read_text(encoding="utf-8")) for p in paths if p.name != "_modidx.py"]
+    return [
+        Module(str(p.relative_to(root)), p.read_text(encoding="utf-8"))
+        for p in paths
+        if p.name != "_modidx.py"
+    ]
 
 
 def parameters(node: ast.FunctionDef) -> int:
@@ -109,7 +123,11 @@ def faults(module: Module) -> Iterator[tuple[str, int]]:
     for node in ast.walk(module.tree):
         for line in shared_lines(node):
             yield "statements that share a line", line
-        if isinstance(node, blocks) and node.body[0].lineno == node.lineno and len(rows[node.lineno - 1]) > ONE_LINE:
+        if (
+            isinstance(node, blocks)
+            and node.body[0].lineno == node.lineno
+            and len(rows[node.lineno - 1]) > ONE_LINE
+        ):
             yield f"one-line compounds over {ONE_LINE} columns", node.lineno
         if isinstance(node, ast.Assign) and isinstance(node.value, ast.Lambda):
             yield "lambdas bound to a name", node.lineno
@@ -145,7 +163,8 @@ def notebooks(root: Path = ROOT) -> list[Path]:
 def cell_faults(source: str, state_colours: set[str]) -> Iterator[str]:
     """What no code cell may hold, exported or not.
 
-    Wide lines of code and of comments count; docstrings and directives (`#|`) do not. state_colours: in small letters.
+    Wide lines of code and of comments count; docstrings and directives (`#|`) do not. state_colours: in
+    small letters.
     """
     code = Module("cell", source).code_lines()
     for number, line in enumerate(source.splitlines(), 1):
@@ -178,7 +197,11 @@ def kinds_of_cells(path: Path) -> Iterator[tuple[str, int]]:
             continue
         exported = re.search(r"^#\s*\|\s*export", source, re.M)
         if not exported:
-            imports = "#| hide" in source and re.search(r"^(import|from) ", source, re.M) and source.count("\n") < 14
+            imports = (
+                "#| hide" in source
+                and re.search(r"^(import|from) ", source, re.M)
+                and source.count("\n") < 14
+            )
             if not imports:
                 yield "run", 0
             continue

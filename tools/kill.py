@@ -42,13 +42,17 @@ def kill_trainings(kills: int, rng: random.Random, folder: Path) -> tuple[int, i
             cut = folder/f"{name}-{rounds}"
             own += len(kill_and_resume(slices, recipe, cut, seconds, min(5, each - own), rng))
             wrong += contents(cut) != contents(whole)
-        print(f"{name:<28}{seconds:5.1f} s  {own} kills in {rounds} runs, {wrong} ended as another", flush=True)
+        print(
+            f"{name:<28}{seconds:5.1f} s  {own} kills in {rounds} runs, {wrong} ended as another", flush=True
+        )
         struck, differ = struck + own, differ + wrong
     return struck, differ
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--kills", type=int, default=500)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
@@ -57,7 +61,8 @@ def main():
     with tempfile.TemporaryDirectory() as d:
         folder = Path(d).resolve()
         os.environ["CTSEG_CACHE"] = str(folder/"cache")
-        with contextlib.redirect_stderr(io.StringIO()): struck, differ = kill_trainings(args.kills//2, rng, folder)
+        with contextlib.redirect_stderr(io.StringIO()):
+            struck, differ = kill_trainings(args.kills//2, rng, folder)
         world = make_world(folder/"world")
         warm(world)
         counts = kill_commands(world, args.kills - args.kills//2, rng, lambda line: print(line, flush=True))

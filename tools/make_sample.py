@@ -5,8 +5,10 @@ SRC is the real-CT benchmark, which anyone can cut from a clone of `ababier/open
     from ctseg.io.openkbp import import_openkbp
     import_openkbp("open-kbp", "SRC", like="nbs/benchmarks/realct_slices.json")
 
-Of its slices 160 annotated and 240 unlabelled ones go into OUT for training and 60 with their truth for the test, from as
-many patients as possible. The same SRC gives the same bytes. Files of OUT with other names, the README and the licence, stay.
+Of its slices 160 annotated and 240 unlabelled ones go into OUT for training and 60 with their truth for
+the test, from as
+many patients as possible. The same SRC gives the same bytes. Files of OUT with other names, the README
+and the licence, stay.
 """
 import argparse
 from dataclasses import replace
@@ -24,7 +26,8 @@ COUNTS = {"annotated": 160, "unlabelled": 240, "test": 60}
 def spread_over_patients(groups: np.ndarray, count: int, seed: int = 0) -> np.ndarray:
     """Choose `count` slices, each patient giving one before any gives a second.
 
-    `groups` int [N] is the patient of each slice. Returns the numbers of the chosen slices, int [count], ascending;
+    `groups` int [N] is the patient of each slice. Returns the numbers of the chosen slices, int [count],
+    ascending;
     `InputError` if there are fewer slices than asked for.
     """
     if count > len(groups):
@@ -53,17 +56,22 @@ def choose_slices(train: SliceSet, test: SliceSet, counts: dict[str, int]) -> tu
 
 
 def make_sample(src: Path, out: Path, counts: dict[str, int] = COUNTS):
-    "Write the sample of the challenge folder `src` into `out`; `InputError` if a patient would be on both sides."
+    """Write the sample of the challenge folder `src` into `out`; `InputError` if a patient would be on both
+    sides."""
     train, test = choose_slices(read_challenge(src), read_challenge(src, "test"), counts)
     if both := set(train.groups.tolist()) & set(test.groups.tolist()):
-        raise InputError(f"{src}: patient {min(both)} is among the training and the test slices; keep patients apart")
+        raise InputError(
+            f"{src}: patient {min(both)} is among the training and the test slices; keep patients apart"
+        )
     write_challenge(train, out, "train", compress=True)
     write_challenge(test, out, "test", compress=True)
 
 
 def main():
     "The command."
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("src", type=Path, metavar="SRC", help="the challenge folder to choose from")
     parser.add_argument("out", type=Path, metavar="OUT", help="the folder to write")
     args = parser.parse_args()

@@ -1,9 +1,13 @@
-"""Work on the notebooks: `python tools/nb.py [PATH ...]` (default: all) takes each one through the whole round.
+"""Work on the notebooks: `python tools/nb.py [PATH ...]` (default: all) takes each one through the whole
+round.
 
-sync    of `nbs/X.ipynb` and its text `nbs/_py/X.py` the one that was edited updates the other; outputs and cell ids are
-        kept. Contents tell which (`tools/pairs.py`); where they do not, `--from text` or `--from notebook` says so
+sync    of `nbs/X.ipynb` and its text `nbs/_py/X.py` the one that was edited updates the other; outputs
+and cell ids are
+        kept. Contents tell which (`tools/pairs.py`); where they do not, `--from text` or `--from
+        notebook` says so
 export  the `#| export` cells are written to `ctseg/`
-run     the notebook runs top to bottom and keeps its outputs (`--no-run` skips this; folders with `.notest` always do)
+run     the notebook runs top to bottom and keeps its outputs (`--no-run` skips this; folders with
+`.notest` always do)
 clean   nbdev's cleaning: no execution counts, no stray metadata
 mirror  the text is written again from the notebook
 """
@@ -11,7 +15,8 @@ import argparse, contextlib, os, re, sys
 from pathlib import Path
 from textwrap import TextWrapper
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # the networks here are tiny, and outputs do not depend on the number of cores
+# the networks here are tiny, and outputs do not depend on the number of cores
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import matplotlib
 import nbdev.maker
@@ -49,7 +54,8 @@ def own_registries():
 
 
 def run(nb: Path):
-    "Run in place. Cells that nbdev would skip in a test (`eval: false`, test flags) keep the outputs they have."
+    """Run in place. Cells that nbdev would skip in a test (`eval: false`, test flags) keep the outputs they
+    have."""
     flags = set(get_config().tst_flags.split())
     note = NBProcessor(nb, rm_directives=False, process=True).nb
 
@@ -58,7 +64,8 @@ def run(nb: Path):
         return (cell.cell_type != "code" or "nbdev_export(" in cell.source
                 or d.get("eval:", [""])[0].lower() == "false" or bool(flags & d.keys()))
     for cell in note.cells:
-        if not skip(cell): cell.outputs = []  # execnb leaves the old outputs of a cell that now prints nothing
+        # execnb leaves the old outputs of a cell that now prints nothing
+        if not skip(cell): cell.outputs = []
     shell = CaptureShell(nb)
     with working_directory(nb.parent), matplotlib.rc_context(), own_registries():
         shell.run_all(note, exc_stop=True, preproc=skip)
@@ -75,8 +82,12 @@ def cleaned(note):
 def number_tables(note):
     "pandas draws an id for every styled table; numbered instead, a second run changes nothing."
     ids = {}
-    number = lambda text: re.sub(r"\bT_[0-9a-f]{5}(?![0-9a-f])", lambda m: ids.setdefault(m[0], f"T_{len(ids):05x}"), text)
-    for data in (o["data"] for c in note.cells for o in c.get("outputs", []) if "text/html" in o.get("data", {})):
+    number = lambda text: re.sub(
+        r"\bT_[0-9a-f]{5}(?![0-9a-f])", lambda m: ids.setdefault(m[0], f"T_{len(ids):05x}"), text
+    )
+    for data in (
+        o["data"] for c in note.cells for o in c.get("outputs", []) if "text/html" in o.get("data", {})
+    ):
         html = data["text/html"]
         data["text/html"] = number(html) if isinstance(html, str) else [number(x) for x in html]
 
@@ -98,14 +109,20 @@ def main():
     paths = [q.parent.parent/f"{q.stem}.ipynb" if q.suffix == ".py" else q for q in paths]
     undecided = sync(paths, args.chosen)
     if undecided:
-        print(*undecided, "Look at both, then repeat with --from text or --from notebook and their paths.", sep="\n", file=sys.stderr)
+        print(
+            *undecided,
+            "Look at both, then repeat with --from text or --from notebook and their paths.",
+            sep="\n",
+            file=sys.stderr
+        )
         sys.exit(2)
     for nb in paths: nb_export(nb)
     _build_modidx()
     for nb in paths:
         notest = any((d/".notest").exists() for d in nb.parents if NBS in (d, *d.parents))
         if not args.no_run and (not notest or args.paths): run(nb)
-        clean(nb); Pair(nb).mirror()
+        clean(nb)
+        Pair(nb).mirror()
         print("done", nb.relative_to(ROOT), flush=True)
 
 

@@ -1,8 +1,12 @@
-"""A notebook `nbs/X.ipynb` and its text `nbs/_py/X.py`: the same cells twice, and which of the two was edited.
+"""A notebook `nbs/X.ipynb` and its text `nbs/_py/X.py`: the same cells twice, and which of the two was
+edited.
 
-Contents decide, never the clock: git gives files new times at every merge and checkout. A file was edited where it
-differs from what it is known to have been, and two such states are known: what git's HEAD holds, and what
-`tools/nb.py` left behind last (kept by its hash in git's own folder). Outputs are no edit: texts are compared.
+Contents decide, never the clock: git gives files new times at every merge and checkout. A file was
+edited where it
+differs from what it is known to have been, and two such states are known: what git's HEAD holds, and
+what
+`tools/nb.py` left behind last (kept by its hash in git's own folder). Outputs are no edit: texts are
+compared.
 Times are asked only where neither state is known, outside git or before the first commit.
 """
 import hashlib
@@ -128,7 +132,9 @@ class Pair:
             return changed.pop()
         states = " and ".join(known)
         if changed:
-            raise Undecided(f"the notebook and its text differ, and {states} do not tell alike which was edited")
+            raise Undecided(
+                f"the notebook and its text differ, and {states} do not tell alike which was edited"
+            )
         raise Undecided("the notebook and its text differ, and " + (
             f"against {states} both changed or neither did" if known else "nothing is known of either"))
 
@@ -196,7 +202,8 @@ class Pair:
 def sync(paths: list[Path], chosen: str | None = None) -> list[str]:
     """Make each notebook and its text agree, on the one that was edited.
 
-    chosen: `text` or `notebook`, to say which instead of finding out. Returns a line for each pair that nothing
+    chosen: `text` or `notebook`, to say which instead of finding out. Returns a line for each pair that
+    nothing
     settles; then nothing has been written.
     """
     pairs = [Pair(nb) for nb in paths]

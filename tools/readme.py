@@ -1,7 +1,9 @@
 """Write README.md from `nbs/index.ipynb`: `python tools/readme.py` (part of `make prepare`).
 
-The front page is written once, as a notebook: the docs site shows it, and this file turns it into what GitHub and PyPI show. Pictures become files
-in `nbs/images`, named by the cell's `#| label:`; callouts become GitHub's alerts; links to notebooks and pictures get the `nbs/` in front.
+The front page is written once, as a notebook: the docs site shows it, and this file turns it into what
+GitHub and PyPI show. Pictures become files
+in `nbs/images`, named by the cell's `#| label:`; callouts become GitHub's alerts; links to notebooks and
+pictures get the `nbs/` in front.
 The same notebook gives the same bytes; `tests/tools/test_readme.py` fails when README.md is behind.
 """
 import base64, re
@@ -30,16 +32,22 @@ def markdown(source: str) -> str:
 
 
 def code(cell, pictures: dict[str, bytes]):
-    "A code cell: its source and what it showed, as its `#|` options ask. Its pictures are added to `pictures`."
+    """A code cell: its source and what it showed, as its `#|` options ask. Its pictures are added to
+    `pictures`."""
     options = dict(re.findall(r"^#\|[ \t]*([\w-]+):?[ \t]*(.*)$", cell.source, re.M))
     source = re.sub(r"^#\|.*\n?", "", cell.source, flags=re.M).strip()
-    if "hide" in options or options.get("include") == "false" or "nbdev_export(" in source or not source: return
+    if "hide" in options or options.get("include") == "false" or "nbdev_export(" in source or not source:
+        return
     if options.get("echo") != "false": yield f"```python\n{source}\n```"
     if options.get("output") == "false": return
     for out in cell.get("outputs", []):
         data = out.get("data", {})
         if "image/png" in data:
-            name = options["label"] + (f"-{len(pictures)}" if options["label"] + ".png" in pictures else "") + ".png"
+            name = (
+                options["label"]
+                + (f"-{len(pictures)}" if options["label"] + ".png" in pictures else "")
+                + ".png"
+            )
             pictures[name] = base64.b64decode(text(data["image/png"]))
             yield f"![{options.get('fig-alt', '').strip(chr(34))}]({IMAGES/name})"
         elif "text/markdown" in data: yield markdown(text(data["text/markdown"]))
@@ -51,7 +59,11 @@ def build(notebook: Path = NOTEBOOK) -> tuple[str, dict[str, bytes]]:
     "README.md and its pictures, name -> PNG."
     parts, pictures = ["<!-- Written by tools/readme.py from nbs/index.ipynb: edit there. -->"], {}
     for cell in read_nb(notebook).cells:
-        parts += [markdown(cell.source)] if cell.cell_type == "markdown" else list(code(cell, pictures)) if cell.cell_type == "code" else []
+        parts += (
+            [markdown(cell.source)]
+            if cell.cell_type == "markdown"
+            else list(code(cell, pictures)) if cell.cell_type == "code" else []
+        )
     return "\n\n".join(p for p in parts if p) + "\n", pictures
 
 
@@ -59,9 +71,11 @@ def main():
     readme, pictures = build()
     for name, png in pictures.items():
         (ROOT/IMAGES).mkdir(exist_ok=True)
-        if not (ROOT/IMAGES/name).exists() or (ROOT/IMAGES/name).read_bytes() != png: (ROOT/IMAGES/name).write_bytes(png)
+        if not (ROOT/IMAGES/name).exists() or (ROOT/IMAGES/name).read_bytes() != png:
+            (ROOT/IMAGES/name).write_bytes(png)
     path = ROOT/"README.md"
-    if not path.exists() or path.read_text(encoding="utf-8") != readme: path.write_text(readme, encoding="utf-8")
+    if not path.exists() or path.read_text(encoding="utf-8") != readme:
+        path.write_text(readme, encoding="utf-8")
     print(f"README.md: {len(readme.splitlines())} lines, {len(pictures)} picture(s)")
 
 

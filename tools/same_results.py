@@ -3,12 +3,16 @@
 Before a refactoring: `python tools/same_results.py before.json`. After it:
 `python tools/same_results.py after.json --compare before.json`, which exits with 1 if a hash differs.
 
-Each recipe below trains at small size (CPU, float32, one thread, seed 0) on two folders: the one given by
-`--data`, and a phantom drawn from a seed. Then its run predicts the test images by its saved rule. Hashed are
+Each recipe below trains at small size (CPU, float32, one thread, seed 0) on two folders: the one given
+by
+`--data`, and a phantom drawn from a seed. Then its run predicts the test images by its saved rule.
+Hashed are
 the final weights, `history.csv`, `metrics.json` and the submission.
 
-Everything goes through the command line, so that the same file works before and after modules move. Names
-that change get their new spelling in `RECIPES` and `SPELLINGS`: the first that this ctseg accepts is used. Hashes
+Everything goes through the command line, so that the same file works before and after modules move.
+Names
+that change get their new spelling in `RECIPES` and `SPELLINGS`: the first that this ctseg accepts is
+used. Hashes
 hold for one machine and one set of package versions; those are written down too.
 """
 import argparse

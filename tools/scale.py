@@ -1,6 +1,8 @@
-"""How the time and memory of a store grow: slices of data_sample, repeated and jittered, as store, check, training and evaluation.
+"""How the time and memory of a store grow: slices of data_sample, repeated and jittered, as store, check,
+training and evaluation.
 
-    python tools/scale.py 2000 20000 200000 --work FOLDER      # results: nbs/benchmarks/results/store_scale.json
+    python tools/scale.py 2000 20000 200000 --work FOLDER      # results:
+    nbs/benchmarks/results/store_scale.json
 
 Each command runs in a process of its own, whose largest resident memory the system tells at its end.
 """
@@ -18,11 +20,13 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT/"nbs/benchmarks/results/store_scale.json"
 ANNOTATED = 2000
-SETTINGS = ["width=8", "labelled=450", "epochs=1", "second_phase=1", "batch_size=8", "tune_rule=False"]  # 100 steps
+# 100 steps
+SETTINGS = ["width=8", "labelled=450", "epochs=1", "second_phase=1", "batch_size=8", "tune_rule=False"]
 
 
 class Jittered:
-    "So many slices of data_sample: each moved by up to three pixels, with a little noise; a function of its number."
+    """So many slices of data_sample: each moved by up to three pixels, with a little noise; a function of
+    its number."""
     def __init__(self, count: int):
         import numpy as np
         from ctseg.data.challenge import read_challenge
@@ -47,7 +51,8 @@ class Jittered:
 
 
 def make_folder(count: int, folder: Path):
-    "A challenge folder of jittered slices, the first 2,000 annotated; and a store of label maps, a pixel off the truth."
+    """A challenge folder of jittered slices, the first 2,000 annotated; and a store of label maps, a pixel
+    off the truth."""
     import numpy as np
     from PIL import Image
     from ctseg.core.files import write_json
@@ -62,17 +67,23 @@ def make_folder(count: int, folder: Path):
     write_masks(np.stack([made.mask(i) for i in range(n)]), made.names[:n], folder/"data/y_train.csv")
     known = s.known[made.original]
     known[n:] = False
-    write_json([(np.flatnonzero(k) + 1).tolist() for k in known], folder/"data/annotated_labels.json", indent=None)
+    write_json(
+        [(np.flatnonzero(k) + 1).tolist() for k in known], folder/"data/annotated_labels.json", indent=None
+    )
     write_json({"train": s.groups[made.original].tolist()}, folder/"data/patients.json", indent=None)
     s.classes.to_json(folder/"data/class_names.json")
     shape = (count, *s.images.shape[1:])
     labels = LazyPixels(ReadPixels(lambda rows: np.stack([made.mask(i, 1) for i in rows]), shape))
     everything = np.ones((count, len(s.classes)), bool)
-    write_store(SliceSet(blank_like(labels), labels, everything, made.names, classes=s.classes), folder/"labels.zarr")
+    write_store(
+        SliceSet(blank_like(labels), labels, everything, made.names, classes=s.classes),
+        folder/"labels.zarr",
+    )
 
 
 def time_steps(place: str, memory: str):
-    "Train 100 steps of `ctseg` on a store, or with memory 'all' on its slices in memory; print the processor time of each step, of all threads."
+    """Train 100 steps of `ctseg` on a store, or with memory 'all' on its slices in memory; print the
+    processor time of each step, of all threads."""
     import tempfile
     import warnings
     import ctseg
@@ -90,7 +101,9 @@ def time_steps(place: str, memory: str):
     data = read_store(place).in_memory() if memory == "all" else place
     recipe = apply_settings(ctseg.get_recipe("ctseg"), SETTINGS)
     with tempfile.TemporaryDirectory() as d:
-        run = ctseg.fit(data, recipe, f"{d}/run", device="cpu", progress=False, memory="" if memory == "all" else memory)
+        run = ctseg.fit(
+            data, recipe, f"{d}/run", device="cpu", progress=False, memory="" if memory == "all" else memory
+        )
         from ctseg.data.cache import content_digest
         weights = content_digest([run.weights])
     print(json.dumps({"seconds": seconds, "weights": weights}))
@@ -101,17 +114,22 @@ def measured(words: list) -> tuple[float, float, str]:
     begin = time.monotonic()
     out = Path(words.pop())
     with open(out, "w") as f:
-        child = subprocess.Popen([sys.executable, *map(str, words)], stdout=f, stderr=subprocess.STDOUT, cwd=ROOT)
+        child = subprocess.Popen(
+            [sys.executable, *map(str, words)], stdout=f, stderr=subprocess.STDOUT, cwd=ROOT
+        )
         _, status, usage = os.wait4(child.pid, 0)
     if status: sys.exit(f"{words}: status {status}\n{out.read_text()[-2000:]}")
     return round(time.monotonic() - begin, 1), round(usage.ru_maxrss/1024), out.read_text()
 
 
 def typical_ms(text: str) -> dict:
-    "The median of each phase's steps in ms of processor time, without its first five, and the hash of the weights."
+    """The median of each phase's steps in ms of processor time, without its first five, and the hash of the
+    weights."""
     told = json.loads(text.strip().splitlines()[-1])
     phases = {name: [s for phase, s in told["seconds"] if phase == name][5:] for name, _ in told["seconds"]}
-    return {name: round(1000*sorted(s)[len(s)//2], 1) for name, s in phases.items()} | {"weights": told["weights"]}
+    return {name: round(1000*sorted(s)[len(s)//2], 1) for name, s in phases.items()} | {
+        "weights": told["weights"]
+    }
 
 
 def measure(count: int, work: Path) -> dict:
@@ -140,7 +158,9 @@ def measure(count: int, work: Path) -> dict:
     row["store MB"], row["files"] = round(sum(sizes)/2**20, 1), len(sizes)
     if count <= ANNOTATED:
         again = ("all", "10MB", "all")  # in turn, since the machine has other work
-        times = [typical_ms(measured([here, "--steps", store, "--memory", memory, out])[2]) for memory in again]
+        times = [
+            typical_ms(measured([here, "--steps", store, "--memory", memory, out])[2]) for memory in again
+        ]
         row["steps again"], row["steps in memory"] = times[1], [times[0], times[2]]
     print(json.dumps(row), flush=True)
     return row
@@ -157,9 +177,12 @@ def main():
     args = parser.parse_args()
     if args.steps: return time_steps(args.steps, args.memory)
     if args.make: return make_folder(args.make, args.work)
-    # nothing large is imported in this process: a child's largest memory counts what it has before it starts its program
+    # nothing large is imported in this process: a child's largest memory counts what it has before it
+    # starts its program
     machine = {"processor": platform.machine(), "threads": os.environ.get("OMP_NUM_THREADS", "all")}
-    versions = {name: metadata.version(name) for name in ("torch", "zarr", "numpy")} | {"python": platform.python_version()}
+    versions = {name: metadata.version(name) for name in ("torch", "zarr", "numpy")} | {
+        "python": platform.python_version()
+    }
     for count in args.counts:
         row = measure(count, args.work)
         rows = json.loads(args.out.read_text())["rows"] if args.out.exists() else []

@@ -21,8 +21,12 @@ TINY = [x for s in ("width=4", "epochs=1", "image_size=32", "fold=-1") for x in 
 
 def test_the_installed_command():
     "Once as a process: the module's entry, the exit status, no traceback."
-    p = subprocess.run([sys.executable, "-m", "ctseg", "check", "no-such-folder"], capture_output=True, text=True, cwd=ROOT)
-    assert p.returncode == 2 and p.stderr.startswith("ctseg: no-such-folder") and len(p.stderr.splitlines()) == 1
+    p = subprocess.run(
+        [sys.executable, "-m", "ctseg", "check", "no-such-folder"], capture_output=True, text=True, cwd=ROOT
+    )
+    assert (
+        p.returncode == 2 and p.stderr.startswith("ctseg: no-such-folder") and len(p.stderr.splitlines()) == 1
+    )
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +45,9 @@ def test_fit_predict_check_evaluate(run, tmp_path):
     assert code == 0 and out.endswith("ok\n"), err
     code, out, err = ctseg("evaluate", f"{SAMPLE}/y_test.csv.gz", sub, "--json", tmp_path/"m.json")
     assert code == 0 and "dice:" in out and (tmp_path/"m.json").exists(), err
-    assert {"recipe.json", "history.csv", "metrics.json", "curves.png", "checkpoints"} <= {p.name for p in run.iterdir()}
+    assert {"recipe.json", "history.csv", "metrics.json", "curves.png", "checkpoints"} <= {
+        p.name for p in run.iterdir()
+    }
 
 
 def test_a_perfect_submission_scores_one(tmp_path):
@@ -49,7 +55,12 @@ def test_a_perfect_submission_scores_one(tmp_path):
     test = read_challenge(SAMPLE, "test")
     write_submission(test.masks, test.names, tmp_path/"s.csv")
     code, out, _ = ctseg("evaluate", f"{SAMPLE}/y_test.csv.gz", tmp_path/"s.csv")
-    assert code == 0 and "dice: 1.0000" in out and "\nsilent: none\n" in out and "\ninterval: 1.0000, 1.0000\n" in out
+    assert (
+        code == 0
+        and "dice: 1.0000" in out
+        and "\nsilent: none\n" in out
+        and "\ninterval: 1.0000, 1.0000\n" in out
+    )
 
 
 def test_two_runs_are_averaged_as_probabilities(run, tmp_path):
@@ -128,12 +139,14 @@ def test_a_disk_that_fails_is_told_and_nothing_is_left(tmp_path, monkeypatch, nu
 
     def fail(*a): raise OSError(number, "as if")
     monkeypatch.setattr(files.os, "replace", fail)
-    with pytest.raises(InputError, match=words): write_submission(np.zeros((1, 4, 4), np.uint8), ["0.png"], tmp_path/"s.csv")
+    with pytest.raises(InputError, match=words):
+        write_submission(np.zeros((1, 4, 4), np.uint8), ["0.png"], tmp_path/"s.csv")
     monkeypatch.setattr(files.os, "replace", real)
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("error, says", [(OSError(errno.EIO, "as if", "some/file"), "ctseg: some/file: as if"), (OSError("odd"), "ctseg: odd")])
+@pytest.mark.parametrize("error, "
+                         "says", [(OSError(errno.EIO, "as if", "some/file"), "ctseg: some/file: as if"), (OSError("odd"), "ctseg: odd")])
 def test_a_disk_error_that_nothing_nearer_tells(monkeypatch, error, says):
     from ctseg.data import sources
     def fail(*a, **kw): raise error
@@ -157,13 +170,26 @@ def test_lists():
 
 def openmp_of(args, cwd, **env):
     "OpenMP's variables after a command in a process of its own: number of threads, policy, spin count."
-    code = ("import os, sys\n"
-            "from ctseg.cli import app\n"
-            "try: app(sys.argv[1:], standalone_mode=False)\n"
-            "except BaseException: pass\n"
-            "print('openmp', *(os.environ.get(k) for k in ('OMP_NUM_THREADS', 'OMP_WAIT_POLICY', 'GOMP_SPINCOUNT')))")
-    clean = {k: v for k, v in os.environ.items() if k not in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")}
-    p = subprocess.run([sys.executable, "-c", code, *map(str, args)], capture_output=True, text=True, cwd=cwd, env=clean | {"PYTHONPATH": str(ROOT)} | env)
+    code = (
+        "import os, sys\n"
+        "from ctseg.cli import app\n"
+        "try: app(sys.argv[1:], standalone_mode=False)\n"
+        "except BaseException: pass\n"
+        "print('openmp', *(os.environ.get(k) for k in ('OMP_NUM_THREADS', 'OMP_WAIT_POLICY', "
+        "'GOMP_SPINCOUNT')))"
+    )
+    clean = {
+        k: v
+        for k, v in os.environ.items()
+        if k not in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+    }
+    p = subprocess.run(
+        [sys.executable, "-c", code, *map(str, args)],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env=clean | {"PYTHONPATH": str(ROOT)} | env,
+    )
     return re.search(r"^openmp (.*)$", p.stdout, re.M)[1]
 
 
@@ -182,8 +208,13 @@ def test_a_resumed_run_keeps_its_threads(tmp_path):
 
 
 def test_a_setting_that_the_method_has_not_is_refused(tmp_path):
-    code, _, err = ctseg("fit", SAMPLE, "--out", tmp_path/"a", "--recipe", "masked", *TINY, "--set", "tau=0.8")
-    assert (code, err) == (2, "ctseg: unknown setting 'tau': the method supervised has none of that name, only unimatch\n")
+    code, _, err = ctseg(
+        "fit", SAMPLE, "--out", tmp_path/"a", "--recipe", "masked", *TINY, "--set", "tau=0.8"
+    )
+    assert (code, err) == (
+        2,
+        "ctseg: unknown setting 'tau': the method supervised has none of that name, only unimatch\n",
+    )
     assert not (tmp_path/"a").exists()
 
 
@@ -206,7 +237,10 @@ def test_fully_labelled_volumes_need_no_list(tmp_path, monkeypatch):
     monkeypatch.setenv("CTSEG_CACHE", str(tmp_path/"cache"))
     for kind, dtype in (("imagesTr", np.int16), ("labelsTr", np.uint8)):
         (tmp_path/"src"/kind).mkdir(parents=True)
-        nib.save(nib.Nifti1Image(np.ones((6, 6, 3), dtype), np.eye(4)), tmp_path/"src"/kind/f"a{'_0000' if kind == 'imagesTr' else ''}.nii.gz")
+        nib.save(
+            nib.Nifti1Image(np.ones((6, 6, 3), dtype), np.eye(4)),
+            tmp_path/"src"/kind/f"a{'_0000' if kind == 'imagesTr' else ''}.nii.gz",
+        )
     (tmp_path/"classes.json").write_text('{"1": "liver", "2": "spleen"}')
     args = ["import", "nifti", tmp_path/"src", tmp_path/"out", "--classes", tmp_path/"classes.json"]
     code, _, err = ctseg(*args)
@@ -221,17 +255,43 @@ def test_numbers_are_not_read_by_other_names(run, tmp_path):
     from ctseg.core.anatomy import ClassMap
     from dataclasses import replace
     test = read_challenge(SAMPLE, "test")[:2]
-    write_challenge(replace(test, classes=ClassMap.from_names([f"c{i}" for i in range(7)])), tmp_path/"other", "test")
-    code, _, err = ctseg("predict", run, "--images", tmp_path/"other"/"test-images", "--out", tmp_path/"s.csv")
-    assert code == 2 and "other classes than the run's (1 is brainstem for the run and c0 for the folder)" in err and not (tmp_path/"s.csv").exists()
+    write_challenge(
+        replace(test, classes=ClassMap.from_names([f"c{i}" for i in range(7)])), tmp_path/"other", "test"
+    )
+    code, _, err = ctseg(
+        "predict", run, "--images", tmp_path/"other"/"test-images", "--out", tmp_path/"s.csv"
+    )
+    assert (
+        code == 2
+        and "other classes than the run's (1 is brainstem for the run and c0 for the folder)" in err
+        and not (tmp_path/"s.csv").exists()
+    )
 
 
 def test_a_run_on_its_way_says_so(run, tmp_path):
     import shutil
     shutil.copytree(run, tmp_path/"r")
     (tmp_path/"r"/"metrics.json").unlink()
-    p = subprocess.run([sys.executable, "-m", "ctseg", "predict", tmp_path/"r", "--images", f"{SAMPLE}/test-images", "--out", tmp_path/"s.csv"], capture_output=True, text=True)
-    assert p.returncode == 0 and len(p.stderr.splitlines()) == 1 and p.stderr.startswith(f"ctseg: {tmp_path/'r'} is not finished"), p.stderr
+    p = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "ctseg",
+            "predict",
+            tmp_path/"r",
+            "--images",
+            f"{SAMPLE}/test-images",
+            "--out",
+            tmp_path/"s.csv",
+        ],
+        capture_output=True,
+        text=True,
+    )
+    assert (
+        p.returncode == 0
+        and len(p.stderr.splitlines()) == 1
+        and p.stderr.startswith(f"ctseg: {tmp_path/'r'} is not finished")
+    ), p.stderr
 
 
 @pytest.mark.parametrize("place, says", [
@@ -248,7 +308,10 @@ def test_a_recipe_of_another_version(run, tmp_path, place, says):
         group[place[-1]] = 1
         says += "; "
     (tmp_path/"r"/"recipe.json").write_text(json.dumps(spec) if place else "[]")
-    for args in (["predict", tmp_path/"r", "--images", f"{SAMPLE}/test-images", "--out", tmp_path/"s.csv"], ["fit", SAMPLE, "--out", tmp_path/"r", "--resume", *TINY]):
+    for args in (
+        ["predict", tmp_path/"r", "--images", f"{SAMPLE}/test-images", "--out", tmp_path/"s.csv"],
+        ["fit", SAMPLE, "--out", tmp_path/"r", "--resume", *TINY],
+    ):
         code, _, err = ctseg(*args)
         assert code == 2 and says in err and len(err.strip().splitlines()) == 1
         assert not place or f"the run was made by ctseg {spec['versions']['ctseg']}" in err
@@ -276,18 +339,27 @@ def test_help_and_version_are_no_mistakes():
 def test_the_fields_of_a_recipe(run):
     from ctseg.runs.recipe import recipe_fields
     _, out, _ = ctseg("recipes", "marginal-log")
-    assert "\n  loss.log_dice = True  (default: False)" in out and "−ln Dice instead of 1 − Dice" in out and "\n  schedule.epochs = 90 " in out
+    assert (
+        "\n  loss.log_dice = True  (default: False)" in out
+        and "−ln Dice instead of 1 − Dice" in out
+        and "\n  schedule.epochs = 90 " in out
+    )
     assert "tau" not in out  # of another method
     assert "\n  method.tau = 0.9" in ctseg("recipes", "unimatch")[1]
     _, out, _ = ctseg("recipes", run/"recipe.json")
     assert "\n  model.width = 4  (default: 0)" in out
-    assert not [key for name in RECIPES for key, _, _, meaning in recipe_fields(get_recipe(name)) if not meaning]
+    assert not [
+        key for name in RECIPES for key, _, _, meaning in recipe_fields(get_recipe(name)) if not meaning
+    ]
 
 
 def test_the_recipe_of_a_run_can_be_used_again(run, tmp_path):
     code, _, err = ctseg("fit", SAMPLE, "--out", tmp_path/"again", "--recipe", run/"recipe.json", "--seed", 1)
     assert code == 0, err
-    assert json.loads((tmp_path/"again"/"recipe.json").read_text())["recipe"] == json.loads((run/"recipe.json").read_text())["recipe"]
+    assert (
+        json.loads((tmp_path/"again"/"recipe.json").read_text())["recipe"]
+        == json.loads((run/"recipe.json").read_text())["recipe"]
+    )
     spec = json.loads((run/"recipe.json").read_text())
     spec["recipe"]["schedule"]["epochs"] = "ten"
     (tmp_path/"odd.json").write_text(json.dumps(spec))
@@ -297,7 +369,9 @@ def test_the_recipe_of_a_run_can_be_used_again(run, tmp_path):
 
 @pytest.mark.parametrize("keep", ["0.5", "4"])
 def test_the_recipe_of_a_run_that_keeps_a_share_or_a_count(keep, tmp_path):
-    code, _, err = ctseg("fit", SAMPLE, "--out", tmp_path/"a", *TINY, "--recipe", "teacher-student", "--set", f"keep={keep}")
+    code, _, err = ctseg(
+        "fit", SAMPLE, "--out", tmp_path/"a", *TINY, "--recipe", "teacher-student", "--set", f"keep={keep}"
+    )
     assert code == 0, err
     spec = json.loads((tmp_path/"a"/"recipe.json").read_text())
     for value in (float(keep), *([int(keep)] if keep.isdigit() else [])):
@@ -308,14 +382,45 @@ def test_the_recipe_of_a_run_that_keeps_a_share_or_a_count(keep, tmp_path):
 
 def test_defaults_are_of_the_type_they_declare():
     groups = [settings for recipe in RECIPES.values() for settings in recipe.groups().values()]
-    odd = {f"{type(g).__name__}.{f.name}" for g in groups for f in fields(g) if type(f.default) is not get_type_hints(type(g))[f.name]}
+    odd = {
+        f"{type(g).__name__}.{f.name}"
+        for g in groups
+        for f in fields(g)
+        if type(f.default) is not get_type_hints(type(g))[f.name]
+    }
     assert not odd
 
 
 def test_a_stopped_run_has_its_status_and_a_new_one_says_so(tmp_path):
-    code, _, err = ctseg("fit", SAMPLE, "--out", tmp_path/"a", "--resume", "--time-limit", "0.001s", *TINY, "--set", "epochs=50")
-    assert code == 75 and err.startswith(f"ctseg: no run in {tmp_path/'a'} yet: starting one\n") and "everything is saved" in err, err
-    code, _, err = ctseg("fit", SAMPLE, "--out", tmp_path/"a", "--resume", "--time-limit", "0.001s", *TINY, "--set", "epochs=50")
+    code, _, err = ctseg(
+        "fit",
+        SAMPLE,
+        "--out",
+        tmp_path/"a",
+        "--resume",
+        "--time-limit",
+        "0.001s",
+        *TINY,
+        "--set",
+        "epochs=50"
+    )
+    assert (
+        code == 75
+        and err.startswith(f"ctseg: no run in {tmp_path/'a'} yet: starting one\n")
+        and "everything is saved" in err
+    ), err
+    code, _, err = ctseg(
+        "fit",
+        SAMPLE,
+        "--out",
+        tmp_path/"a",
+        "--resume",
+        "--time-limit",
+        "0.001s",
+        *TINY,
+        "--set",
+        "epochs=50"
+    )
     assert code == 75 and "starting one" not in err
 
 
@@ -328,7 +433,8 @@ def test_a_folder_that_holds_a_run_is_refused_before_anything_is_read(run, monke
 def test_slices_that_were_read_are_not_read_in_another_way(tmp_path):
     from ctseg.recipes.fit import fit
     slices = read_challenge(SAMPLE)
-    with pytest.raises(InputError, match="give it to read_challenge"): fit(slices, out=tmp_path/"a", annotated="all")
+    with pytest.raises(InputError, match="give it to read_challenge"):
+        fit(slices, out=tmp_path/"a", annotated="all")
     with pytest.raises(TypeError): fit(slices, out=tmp_path/"a", anotated="all")
 
 
@@ -357,7 +463,9 @@ def test_sigterm_leaves_nothing_half_written(tmp_path, monkeypatch, deaf):
 def test_sigterm_stops_a_training_with_everything_saved(tmp_path, monkeypatch, deaf):
     from ctseg.training.loop import Trainer
     real = Trainer.end_epoch
-    def once(self): real(self); os.kill(os.getpid(), signal.SIGTERM)
+    def once(self):
+        real(self)
+        os.kill(os.getpid(), signal.SIGTERM)
     monkeypatch.setattr(Trainer, "end_epoch", once)
     code, _, err = ctseg("fit", SAMPLE, "--out", tmp_path/"a", *TINY, "--set", "epochs=50")
     assert code == 75 and "SIGTERM" in err and list((tmp_path/"a").glob("checkpoints/*/step-*"))
@@ -400,6 +508,19 @@ def test_a_demo_replaces_a_demo_when_it_is_finished_and_no_training(tmp_path, mo
 def test_a_finished_run_tells_its_rules_in_words(tmp_path):
     "Not the numbers of every class that stand behind them."
     out = tmp_path/"run"
-    code, said, _ = ctseg("fit", SAMPLE, "--out", str(out), "--recipe", "masked", *(x for s in ("epochs=1", "width=4", "image_size=32", "folds=4") for x in ("--set", s)))
+    code, said, _ = ctseg(
+        "fit",
+        SAMPLE,
+        "--out",
+        str(out),
+        "--recipe",
+        "masked",
+        *(x for s in ("epochs=1", "width=4", "image_size=32", "folds=4") for x in ("--set", s))
+    )
     rules = [line.strip() for line in said.splitlines() if line.strip().startswith("rule:")]
-    assert code == 0 and rules and all(r.startswith(("rule: argmax", "rule: threshold")) for r in rules) and "usual" not in said
+    assert (
+        code == 0
+        and rules
+        and all(r.startswith(("rule: argmax", "rule: threshold")) for r in rules)
+        and "usual" not in said
+    )

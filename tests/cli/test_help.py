@@ -38,10 +38,15 @@ def words(text): return re.sub(r"-\s+", "-", " ".join(text.split()))
 @pytest.mark.parametrize("columns", [80, 40])
 @pytest.mark.parametrize("name", COMMANDS)
 def test_help_is_whole(through, name, columns):
-    "No text is cut: every word of each explanation is there, and nothing runs over the width but single long words."
+    """No text is cut: every word of each explanation is there, and nothing runs over the width but single
+    long words."""
     code, out, err = through(*filter(None, [name]), "--help", columns=columns)
     text = out.decode()
-    assert code == 0 and not err and "..." not in re.sub(r"\.\.\.(?=[\s<]|$)", "", re.sub(r"\w+\.\.\.|\}\.\.\.|\]\.\.\.", "", text))
+    assert (
+        code == 0
+        and not err
+        and "..." not in re.sub(r"\.\.\.(?=[\s<]|$)", "", re.sub(r"\w+\.\.\.|\}\.\.\.|\]\.\.\.", "", text))
+    )
     command = GROUP.commands[name] if name else GROUP
     explained = [p.help for p in command.params if getattr(p, "help", None)]
     if not name: explained += [c.help for c in GROUP.commands.values()]
@@ -62,14 +67,31 @@ def test_the_default_recipe_is_named(through):
 @pytest.mark.parametrize("encoding", ["cp1252", "ascii"])
 def test_no_letter_is_too_many(through, encoding, tmp_path):
     data = tmp_path/"größe→…\u0416"
-    calls = [(*filter(None, [name]), "--help") for name in COMMANDS] + [("recipes",), ("recipes", "unimatch"), ("check", data), ("fit", data, "--out", data)]
-    calls += [("predict", data, "--images", data, "--out", f"{data}.csv"), ("evaluate", data, data), ("import", "png", data, data, data), ("report", data)]
-    calls += [("check", ROOT/"data_sample"), ("export", "rle", data, f"{data}.csv", "--masks", data), ("phantom", tmp_path/"p", "--seed", "-1"), ("demo", "--data", data)]
+    calls = [(*filter(None, [name]), "--help") for name in COMMANDS] + [
+        ("recipes",),
+        ("recipes", "unimatch"),
+        ("check", data),
+        ("fit", data, "--out", data),
+    ]
+    calls += [
+        ("predict", data, "--images", data, "--out", f"{data}.csv"),
+        ("evaluate", data, data),
+        ("import", "png", data, data, data),
+        ("report", data),
+    ]
+    calls += [
+        ("check", ROOT/"data_sample"),
+        ("export", "rle", data, f"{data}.csv", "--masks", data),
+        ("phantom", tmp_path/"p", "--seed", "-1"),
+        ("demo", "--data", data),
+    ]
     for call in calls:
         code, out, err = through(*call, encoding=encoding)
         assert code in (0, 2) and (out or err) and b"Traceback" not in err, call
         (out + err).decode(encoding)
-        assert code == 0 or b"->..." in err or b"\x85" in err or b"seed" in err or str(data) not in str(call), err
+        assert (
+            code == 0 or b"->..." in err or b"\x85" in err or b"seed" in err or str(data) not in str(call)
+        ), err
     code, out, err = through("check", data, encoding=encoding)
     assert b"->" in err and b"?" in err and len(err.splitlines()) == 1
 
@@ -77,14 +99,28 @@ def test_no_letter_is_too_many(through, encoding, tmp_path):
 @pytest.mark.parametrize("env", [{"PYTHONIOENCODING": "cp1252"}, {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}], ids=["cp1252", "C"])
 def test_a_process_with_few_letters(tmp_path, env):
     name = os.fsencode(tmp_path) + "/größe→\u0416".encode()
-    p = subprocess.run([sys.executable, "-m", "ctseg", "check", name], capture_output=True, env=os.environ | env | {"PYTHONPATH": str(ROOT)})
-    assert p.returncode == 2 and b"no such folder" in p.stderr and b"Traceback" not in p.stderr and len(p.stderr.splitlines()) == 1
+    p = subprocess.run(
+        [sys.executable, "-m", "ctseg", "check", name],
+        capture_output=True,
+        env=os.environ | env | {"PYTHONPATH": str(ROOT)},
+    )
+    assert (
+        p.returncode == 2
+        and b"no such folder" in p.stderr
+        and b"Traceback" not in p.stderr
+        and len(p.stderr.splitlines()) == 1
+    )
 
 
 def completed(line: str) -> list[str]:
     "What bash would offer after a line."
     words = line.split(" ")
-    env = os.environ | {"_CTSEG_COMPLETE": "complete_bash", "COMP_WORDS": line, "COMP_CWORD": str(len(words) - 1), "PYTHONPATH": str(ROOT)}
+    env = os.environ | {
+        "_CTSEG_COMPLETE": "complete_bash",
+        "COMP_WORDS": line,
+        "COMP_CWORD": str(len(words) - 1),
+        "PYTHONPATH": str(ROOT),
+    }
     p = subprocess.run([sys.executable, "-m", "ctseg"], capture_output=True, text=True, env=env)
     assert p.returncode == 0 and not p.stderr
     return p.stdout.split()
@@ -93,11 +129,23 @@ def completed(line: str) -> list[str]:
 def test_completion_in_bash():
     assert completed("ctseg re") == ["report", "recipes"]
     assert completed("ctseg fit --re") == ["--recipe", "--resume"]
-    assert completed("ctseg import n") == ["nifti"] and completed("ctseg export ") == ["nifti", "dicom-seg", "rtstruct", "nnunet", "rle", "onnx"]
+    assert completed("ctseg import n") == ["nifti"] and completed("ctseg export ") == [
+        "nifti",
+        "dicom-seg",
+        "rtstruct",
+        "nnunet",
+        "rle",
+        "onnx",
+    ]
 
 
 def test_the_script_for_bash():
-    p = subprocess.run([sys.executable, "-m", "ctseg", "--show-completion", "bash"], capture_output=True, text=True, env=os.environ | {"_CTSEG_COMPLETE": "source_bash", "PYTHONPATH": str(ROOT)})
+    p = subprocess.run(
+        [sys.executable, "-m", "ctseg", "--show-completion", "bash"],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"_CTSEG_COMPLETE": "source_bash", "PYTHONPATH": str(ROOT)},
+    )
     assert p.returncode == 0 and "complete -o default -F _ctseg_completion ctseg" in p.stdout
     check = subprocess.run(["bash", "-n"], input=p.stdout, capture_output=True, text=True)
     assert check.returncode == 0, check.stderr

@@ -1,4 +1,5 @@
-"From scans to segmentations: the same voxels as the long way round, whatever is broken beside them, and no patient."
+"""From scans to segmentations: the same voxels as the long way round, whatever is broken beside them, and
+no patient."""
 import csv
 import json
 import os
@@ -39,7 +40,8 @@ def annotated(slices):
 
 @pytest.fixture(scope="module")
 def clinic(tmp_path_factory):
-    "src: four patients, of whom two are broken. run: a run of two classes whose images were cut with a window of its own."
+    """src: four patients, of whom two are broken. run: a run of two classes whose images were cut with a
+    window of its own."""
     base = tmp_path_factory.mktemp("clinic")
     for name in ("good", "tilted", "gap", "cut off"):
         write_series(base/"src"/name, *GRIDS["axial"], shape=(20, 18))
@@ -52,9 +54,14 @@ def clinic(tmp_path_factory):
     test = read_challenge(base/"data", "test")
     run = fake_run(base/"run", annotated(test), fold=-1)
     best = load_predictor(run.folder, "cpu").probabilities(test.images).amax(1)
-    write_json({"rule": asdict(Rule(threshold=float(best.quantile(.5))))}, run/"metrics.json")  # or nothing would be drawn
+    # or nothing would be drawn
+    write_json({"rule": asdict(Rule(threshold=float(best.quantile(.5))))}, run/"metrics.json")
     spec = read_json(run/"recipe.json")
-    (run/"recipe.json").write_text(json.dumps(spec | {"slicing": {"orientation": "SPL", "window": [500, 3000], "size": None, "spacing": None}}))
+    (run/"recipe.json").write_text(
+        json.dumps(
+            spec | {"slicing": {"orientation": "SPL", "window": [500, 3000], "size": None, "spacing": None}}
+        )
+    )
     return base
 
 
@@ -65,10 +72,22 @@ def frames(path, series):
 
 def test_the_same_voxels_as_import_predict_export(clinic, tmp_path):
     run = clinic/"run"
-    assert predict_folder(load_predictor(run, "cpu"), clinic/"data"/"test-images", tmp_path/"s.csv")["images"] == 7
+    assert (
+        predict_folder(load_predictor(run, "cpu"), clinic/"data"/"test-images", tmp_path/"s.csv")[
+            "images"
+        ]
+        == 7
+    )
     export_dicom_seg(tmp_path/"s.csv", clinic/"data", clinic/"src"/"good", tmp_path/"long")
     export_nifti(tmp_path/"s.csv", clinic/"data", tmp_path/"long nifti")
-    done = segment(run, clinic/"src"/"good", tmp_path/"short", ["dicom-seg", "rtstruct", "nifti"], device="cpu", batch_size=3)
+    done = segment(
+        run,
+        clinic/"src"/"good",
+        tmp_path/"short",
+        ["dicom-seg", "rtstruct", "nifti"],
+        device="cpu",
+        batch_size=3,
+    )
     series, _ = read_series(clinic/"src"/"good")
     long, short = (frames(p, series) for p in (tmp_path/"long"/"v000.dcm", tmp_path/"short"/"v000.seg.dcm"))
     assert long.keys() == short.keys() and long
@@ -80,10 +99,23 @@ def test_the_same_voxels_as_import_predict_export(clinic, tmp_path):
 
 
 def test_the_command_goes_on_where_a_scan_is_broken(clinic, tmp_path):
-    code, out, err = ctseg("segment", clinic/"run", clinic/"src", clinic/"nii", "--out", tmp_path/"out", "--device", "cpu")
+    code, out, err = ctseg(
+        "segment",
+        clinic/"run",
+        clinic/"src",
+        clinic/"nii",
+        "--out",
+        tmp_path/"out",
+        "--device",
+        "cpu",
+    )
     assert code == 3 and "segmented: 3 of 5" in out, err
     told = [line for line in err.splitlines() if "not segmented" in line]
-    assert len(told) == 2 and any("cannot be read" in line for line in told) and any("missing slice" in line for line in told)
+    assert (
+        len(told) == 2
+        and any("cannot be read" in line for line in told)
+        and any("missing slice" in line for line in told)
+    )
     names = {p.name for p in (tmp_path/"out").iterdir()}
     assert {"v001.seg.dcm", "p1.nii.gz", "volumes.csv", "volumes.json", "report.html"} <= names
     rows = list(csv.DictReader((tmp_path/"out"/"volumes.csv").open()))
@@ -94,10 +126,22 @@ def test_the_command_goes_on_where_a_scan_is_broken(clinic, tmp_path):
 
 
 def test_keep_patient(clinic, tmp_path):
-    segment(clinic/"run", clinic/"src"/"good", tmp_path/"out", ["dicom-seg", "rtstruct"], keep_patient=True, device="cpu")
+    segment(
+        clinic/"run",
+        clinic/"src"/"good",
+        tmp_path/"out",
+        ["dicom-seg", "rtstruct"],
+        keep_patient=True,
+        device="cpu",
+    )
     for path in (tmp_path/"out").glob("*.dcm"):
         ds = pydicom.dcmread(path)
-        assert path.name.startswith(NUMBER) and ds.PatientName == NAME and ds.PatientID == NUMBER and ds.SeriesDescription
+        assert (
+            path.name.startswith(NUMBER)
+            and ds.PatientName == NAME
+            and ds.PatientID == NUMBER
+            and ds.SeriesDescription
+        )
         assert "PatientIdentityRemoved" not in ds
 
 
@@ -105,7 +149,9 @@ def test_names_in_any_script_are_kept(tmp_path):
     write_series(tmp_path/"ct", *GRIDS["axial"], SpecificCharacterSet="ISO_IR 100", PatientName="Müller^Zoë")
     series, hu = read_series(tmp_path/"ct")
     labels = (hu > 1000).astype(np.uint8)
-    for i, ds in enumerate((make_segmentation(series, labels, TWO, "v", True), make_rtstruct(series, labels, TWO, "v", True))):
+    for i, ds in enumerate(
+        (make_segmentation(series, labels, TWO, "v", True), make_rtstruct(series, labels, TWO, "v", True))
+    ):
         ds.save_as(tmp_path/f"{i}.dcm", enforce_file_format=True)
         assert pydicom.dcmread(tmp_path/f"{i}.dcm").PatientName == "Müller^Zoë"
 
@@ -132,14 +178,20 @@ def test_contours_give_every_voxel_back(tmp_path, grid):
 ])
 def test_mistakes_are_one_line(clinic, tmp_path, args, says):
     there = {"RUN": clinic/"run", "NII": clinic/"nii"}
-    code, _, err = ctseg("segment", *[there.get(a, a) for a in args], "--out", tmp_path/"out", "--device", "cpu")
+    code, _, err = ctseg(
+        "segment", *[there.get(a, a) for a in args], "--out", tmp_path/"out", "--device", "cpu"
+    )
     assert code == 2 and says in err and len(err.strip().splitlines()) == 1 and not (tmp_path/"out").exists()
 
 
 def test_a_scan_on_which_nothing_is_found_writes_no_seg(clinic, tmp_path):
     nothing = fixed(lambda x: x.repeat(1, 2, 1, 1)*0, TWO)
     done = segment(nothing, clinic/"src"/"good", tmp_path/"out", ["dicom-seg", "nifti"])
-    assert done.done[0].files == ["v000.nii.gz"] and done.table[0]["ml"] == 0 and done.table[0]["confidence"] is None
+    assert (
+        done.done[0].files == ["v000.nii.gz"]
+        and done.table[0]["ml"] == 0
+        and done.table[0]["confidence"] is None
+    )
     assert any("window" in note for note in done.notes)
 
 
@@ -147,25 +199,49 @@ def test_runs_cut_differently_are_refused(clinic, tmp_path):
     other = tmp_path/"other"
     fake_run(other, annotated(read_challenge(clinic/"data", "test")), fold=-1)
     spec = read_json(other/"recipe.json")
-    (other/"recipe.json").write_text(json.dumps(spec | {"slicing": {"orientation": "SPL", "window": [40, 400], "size": None, "spacing": None}}))
-    with pytest.raises(InputError) as e: segment([clinic/"run", other], clinic/"nii", tmp_path/"out", device="cpu")
+    (other/"recipe.json").write_text(
+        json.dumps(
+            spec | {"slicing": {"orientation": "SPL", "window": [40, 400], "size": None, "spacing": None}}
+        )
+    )
+    with pytest.raises(InputError) as e:
+        segment([clinic/"run", other], clinic/"nii", tmp_path/"out", device="cpu")
     assert "window" in one_line(e) and not (tmp_path/"out").exists()
     assert segment([clinic/"run", other], clinic/"nii", tmp_path/"out", device="cpu", window="soft").done
 
 
 def test_classes_of_an_import_from_a_run(clinic, tmp_path):
-    code, _, err = ctseg("import", "nifti", clinic/"nii", tmp_path/"data", "--classes", clinic/"run", "--test-share", 1)
-    assert code == 0 and read_json(tmp_path/"data"/"class_names.json") == {"1": TWO.names[0], "2": TWO.names[1]}, err
+    code, _, err = ctseg(
+        "import", "nifti", clinic/"nii", tmp_path/"data", "--classes", clinic/"run", "--test-share", 1
+    )
+    assert code == 0 and read_json(tmp_path/"data"/"class_names.json") == {
+        "1": TWO.names[0],
+        "2": TWO.names[1],
+    }, err
 
 
 def test_a_run_keeps_how_its_images_were_cut(tmp_path):
     from helpers.toys import small
 
     from ctseg.recipes.fit import fit
-    for i in range(2): save(volume(i).labels, tmp_path/"src"/"labels"/f"p{i}.nii.gz"), save(volume(i).hu, tmp_path/"src"/"images"/f"p{i}.nii.gz")
+    for i in range(2):
+        save(volume(i).labels, tmp_path/"src"/"labels"/f"p{i}.nii.gz"), save(
+            volume(i).hu, tmp_path/"src"/"images"/f"p{i}.nii.gz"
+        )
     import_nifti(tmp_path/"src", tmp_path/"data", Slicing(window="bone", size=16, spacing="fit"), TWO, "all")
-    run = fit(tmp_path/"data", small("masked", "epochs=1", "fold=-1"), tmp_path/"run", device="cpu", progress=False)
-    assert read_json(run/"recipe.json")["slicing"] == {"orientation": "SPL", "window": [400, 1800], "size": 16, "spacing": "fit"}
+    run = fit(
+        tmp_path/"data",
+        small("masked", "epochs=1", "fold=-1"),
+        tmp_path/"run",
+        device="cpu",
+        progress=False,
+    )
+    assert read_json(run/"recipe.json")["slicing"] == {
+        "orientation": "SPL",
+        "window": [400, 1800],
+        "size": 16,
+        "spacing": "fit",
+    }
 
 
 def test_names_of_no_encoding_and_with_line_breaks(clinic, tmp_path):
@@ -192,4 +268,7 @@ def test_scans_that_no_result_can_refer_to(clinic, tmp_path, tag):
     status, out, err = ctseg("segment", clinic/"run", tmp_path/"src", "--out", tmp_path/"out")
     assert status == 2 and tag in err and "export it as NIfTI" in err
     assert not (tmp_path/"out").exists()
-    assert ctseg("segment", clinic/"run", tmp_path/"src", "--out", tmp_path/"out", "--format", "nifti")[0] == 0
+    assert (
+        ctseg("segment", clinic/"run", tmp_path/"src", "--out", tmp_path/"out", "--format", "nifti")[0]
+        == 0
+    )

@@ -8,7 +8,8 @@ from ctseg.core.files import InputError
 KAGGLE = ["sm_70", "sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120"]
 
 
-@pytest.mark.parametrize("capability, precision", [(None, "fp32"), ((6, 0), "fp16"), ((7, 5), "fp16"), ((8, 0), "bf16"), ((9, 0), "bf16"), ((12, 0), "bf16")])
+@pytest.mark.parametrize("capability, "
+                         "precision", [(None, "fp32"), ((6, 0), "fp16"), ((7, 5), "fp16"), ((8, 0), "bf16"), ((9, 0), "bf16"), ((12, 0), "bf16")])
 def test_precision(capability, precision): assert device.pick_precision(capability) == precision
 
 
@@ -23,8 +24,14 @@ def test_kernels(capability, archs, there): assert device.has_kernels(capability
 def machine(monkeypatch):
     "A function that makes this a machine with GPUs of one kind."
     def make(name, capability, count=1, archs=KAGGLE):
-        cuda = dict(is_available=lambda: count > 0, device_count=lambda: count, get_device_name=lambda i: name,
-                    get_device_capability=lambda i: capability, get_arch_list=lambda: archs, mem_get_info=lambda i: (2**33, 2**34))
+        cuda = dict(
+            is_available=lambda: count > 0,
+            device_count=lambda: count,
+            get_device_name=lambda i: name,
+            get_device_capability=lambda i: capability,
+            get_arch_list=lambda: archs,
+            mem_get_info=lambda i: (2**33, 2**34),
+        )
         for key, value in cuda.items(): monkeypatch.setattr(torch.cuda, key, value)
     return make
 
@@ -33,7 +40,10 @@ def test_plans(machine, monkeypatch):
     machine("Tesla T4", (7, 5), count=2)
     assert str(device.pick_device()) == "cuda:0 (Tesla T4), fp16" and device.pick_device().can_compile
     assert device.pick_device("cuda:1").device.index == 1
-    assert device.pick_device("cpu").precision == "fp32" and device.pick_device("cpu", "bf16").precision == "bf16"
+    assert (
+        device.pick_device("cpu").precision == "fp32"
+        and device.pick_device("cpu", "bf16").precision == "bf16"
+    )
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert device.pick_device().device.index == 1
     with pytest.raises(InputError, match="only emulates it; use fp16"): device.pick_device(precision="bf16")
@@ -43,7 +53,8 @@ def test_plans(machine, monkeypatch):
 
 def test_a_card_without_kernels_is_refused_with_a_remedy(machine):
     machine("Tesla P100", (6, 0))
-    with pytest.raises(InputError, match=r"sm_60.*choose a T4 or newer.*cu126.*--device cpu"): device.pick_device()
+    with pytest.raises(InputError, match=r"sm_60.*choose a T4 or newer.*cu126.*--device cpu"):
+        device.pick_device()
     machine("B300", (10, 3), archs=["sm_90"])
     with pytest.raises(InputError, match=r"sm_103.*install a newer torch"): device.pick_device()
 
@@ -57,9 +68,21 @@ def test_no_gpu(machine):
 def test_doctor(machine):
     machine("Tesla T4", (7, 5))
     facts = device.doctor()
-    assert facts["gpus"] == [{"name": "Tesla T4", "capability": "sm_75", "kernels": True, "precision": "fp16", "torch.compile": True, "free GiB": 8., "total GiB": 16.}]
+    assert facts["gpus"] == [
+        {
+            "name": "Tesla T4",
+            "capability": "sm_75",
+            "kernels": True,
+            "precision": "fp16",
+            "torch.compile": True,
+            "free GiB": 8.,
+            "total GiB": 16.,
+        }
+    ]
     assert facts["training would use"] == "cuda:0 (Tesla T4), fp16; torch.compile possible"
-    assert facts["torch"] == torch.__version__.split("+")[0] or facts["torch"].startswith(torch.__version__.split("+")[0])
+    assert facts["torch"] == torch.__version__.split("+")[0] or facts["torch"].startswith(
+        torch.__version__.split("+")[0]
+    )
     machine("Tesla P100", (6, 0))
     assert "choose a T4" in device.doctor()["training would use"]
 
@@ -77,14 +100,18 @@ def test_mps_on_request_alone(machine, apple):
     machine("", (0, 0), count=0)
     apple()
     plan = device.pick_device("mps")
-    assert (plan.device.type, plan.precision, plan.can_compile) == ("mps", "fp32", False) and str(plan).startswith("mps (")
+    assert (plan.device.type, plan.precision, plan.can_compile) == ("mps", "fp32", False) and str(
+        plan
+    ).startswith("mps (")
     assert device.pick_device().device.type == "cpu", "auto does not choose what was never held against a CPU"
     assert device.doctor()["mps"].startswith("there")
     for precision in ("fp16", "bf16"):
-        with pytest.raises(InputError, match=f"precision {precision} was never tried on mps; use fp32"): device.pick_device("mps", precision)
+        with pytest.raises(InputError, match=f"precision {precision} was never tried on mps; use fp32"):
+            device.pick_device("mps", precision)
 
 
-@pytest.mark.parametrize("built, why", [(False, "for Macs with an Apple processor"), (True, "macOS is too old")])
+@pytest.mark.parametrize("built, "
+                         "why", [(False, "for Macs with an Apple processor"), (True, "macOS is too old")])
 def test_mps_where_there_is_none(apple, built, why):
     apple(built, there=False)
     with pytest.raises(InputError, match=f"device 'mps'.*{why}; use --device cpu"): device.pick_device("mps")

@@ -35,7 +35,9 @@ def test_a_folder_is_not_lost_between_two_renames(tmp_path, monkeypatch, error):
 
 def test_json_has_no_infinity(tmp_path):
     files.write_json({"a": [float("inf"), -np.inf, np.float64("nan"), 1.5]}, tmp_path/"a.json")
-    assert json.loads((tmp_path/"a.json").read_text(), parse_constant=lambda c: pytest.fail(c)) == {"a": [None, None, None, 1.5]}
+    assert json.loads((tmp_path/"a.json").read_text(), parse_constant=lambda c: pytest.fail(c)) == {
+        "a": [None, None, None, 1.5]
+    }
 
 
 @pytest.mark.parametrize("text, words", [
@@ -70,10 +72,15 @@ def test_a_pipe_is_written_to_and_stays_a_pipe(tmp_path):
 @pytest.mark.parametrize("redirected", [False, True])
 def test_standard_output_is_written_to(tmp_path, redirected):
     "As `--json /dev/stdout`, to a pipe and to a file, which goes on to receive what is printed."
-    code = "from ctseg.core.files import write_json as w; print('before', flush=True); w([1], '/dev/stdout', None); print('after')"
-    if not redirected: out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    code = (
+        "from ctseg.core.files import write_json as w; print('before', flush=True); w([1], '/dev/stdout', "
+        "None); print('after')"
+    )
+    if not redirected:
+        out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     else:
-        with open(tmp_path/"out.txt", "a") as f: subprocess.run([sys.executable, "-c", code], stdout=f, check=True)
+        with open(tmp_path/"out.txt", "a") as f:
+            subprocess.run([sys.executable, "-c", code], stdout=f, check=True)
         out = (tmp_path/"out.txt").read_text()
     assert out.endswith("[1]\nafter\n") and (redirected or out == "before\n[1]\nafter\n")
 
@@ -162,7 +169,10 @@ def test_the_sweep_gives_back_an_old_folder(tmp_path):
     (left/".old"/"a.png").write_text("old")
     os.utime(left, (time.time() - 3600,)*2)
     with pytest.raises(KeyboardInterrupt), files.atomic_path(tmp_path/"data"): raise KeyboardInterrupt
-    assert tree(tmp_path) == {tmp_path.joinpath("data").relative_to(tmp_path): None, tmp_path.joinpath("data/a.png").relative_to(tmp_path): b"old"}
+    assert tree(tmp_path) == {
+        tmp_path.joinpath("data").relative_to(tmp_path): None,
+        tmp_path.joinpath("data/a.png").relative_to(tmp_path): b"old",
+    }
 
 
 def test_the_sweep_leaves_the_living_alone(tmp_path):
@@ -189,7 +199,12 @@ def test_the_sweep_leaves_the_young_alone(tmp_path):
 def test_names_from_elsewhere(tmp_path, text):
     name = files.safe_name(text)
     assert name and name.isprintable() and not set('/\\:*?"<>|$~ ') & set(name)
-    assert name[0] not in ".-" and not name.endswith(".") and len(name.encode()) <= 81 and name.split(".")[0].lower() not in ("con", "nul")
+    assert (
+        name[0] not in ".-"
+        and not name.endswith(".")
+        and len(name.encode()) <= 81
+        and name.split(".")[0].lower() not in ("con", "nul")
+    )
     path = files.output_path(tmp_path, text, ".nii.gz")
     path.write_text("a")  # the disk takes it
     assert list(tmp_path.iterdir()) == [path] and path.resolve().parent == tmp_path.resolve()
@@ -198,6 +213,7 @@ def test_names_from_elsewhere(tmp_path, text):
 
 def test_equal_names_get_numbers():
     names = []
-    for text in ("liver", "Liver", "LIVER", "liver-2", "spleen"): names.append(files.output_path("out", text, ".png", names).name)
+    for text in ("liver", "Liver", "LIVER", "liver-2", "spleen"):
+        names.append(files.output_path("out", text, ".png", names).name)
     assert names == ["liver.png", "Liver-2.png", "LIVER-3.png", "liver-2-2.png", "spleen.png"]
     assert len({name.casefold() for name in names}) == len(names)

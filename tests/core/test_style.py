@@ -46,7 +46,12 @@ def test_legends_name_what_is_there():
 
 
 def test_masks_in_rows():
-    fig = style.plot_masks(np.stack([IMAGE]*2), {"truth": np.stack([MASK]*2), "prediction": np.stack([MASK*0]*2)}, CLASSES, ["a.png", "b.png"])
+    fig = style.plot_masks(
+        np.stack([IMAGE]*2),
+        {"truth": np.stack([MASK]*2), "prediction": np.stack([MASK*0]*2)},
+        CLASSES,
+        ["a.png", "b.png"],
+    )
     assert [ax.get_title() for ax in fig.axes[:3]] == ["image", "truth", "prediction"]
     assert [fig.axes[i].get_ylabel() for i in (0, 3)] == ["a.png", "b.png"]
     assert legend(fig) == ["liver", "kidney_right"]

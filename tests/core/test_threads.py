@@ -11,10 +11,12 @@ from ctseg.core.threads import allowed_cpus, cpu_share, free_threads, set_thread
 @pytest.mark.parametrize("cpus, share, busy, threads", [
     (2, np.inf, 0., None), (2, np.inf, .4, None), (2, np.inf, 1., 1), (2, np.inf, 2., 1), (8, np.inf, 3., 5), (16, 4., 0., 4), (1, np.inf, 1., 1),
 ])
-def test_as_many_threads_as_free_processors(cpus, share, busy, threads): assert free_threads(cpus, share, busy) == threads
+def test_as_many_threads_as_free_processors(cpus, share, busy, threads):
+    assert free_threads(cpus, share, busy) == threads
 
 
-@pytest.mark.parametrize("text, share", [("max 100000", np.inf), ("150000 100000", 1.5), ("nonsense", np.inf)])
+@pytest.mark.parametrize("text, "
+                         "share", [("max 100000", np.inf), ("150000 100000", 1.5), ("nonsense", np.inf)])
 def test_share_of_a_container(tmp_path, text, share):
     (tmp_path/"cpu.max").write_text(text)
     assert cpu_share(tmp_path/"cpu.max") == share and cpu_share(tmp_path/"none") == np.inf

@@ -8,12 +8,23 @@ from helpers.folders import told
 from ctseg.core.anatomy import ClassMap
 from ctseg.core.settings import setting
 from ctseg.data.augment import MILD, NO_AUGMENT, STRONG
-from ctseg.data.augmentations import AUGMENTATIONS, AugmentSettings, augment_settings, make_augment, register_augmentation
+from ctseg.data.augmentations import (
+    AUGMENTATIONS,
+    AugmentSettings,
+    augment_settings,
+    make_augment,
+    register_augmentation,
+)
 from ctseg.data.batches import Batch
 from ctseg.data.geometry import mirror
 
 CLASSES = ClassMap.from_names(["kidney_left", "kidney_right", "liver"])
-BATCH = Batch(torch.rand(6, 1, 8, 8), torch.zeros(6, 8, 8).long(), torch.tensor([[True, False, True]]*6), index=torch.arange(6))
+BATCH = Batch(
+    torch.rand(6, 1, 8, 8),
+    torch.zeros(6, 8, 8).long(),
+    torch.tensor([[True, False, True]]*6),
+    index=torch.arange(6),
+)
 
 
 @pytest.fixture
@@ -27,7 +38,11 @@ def names():
 
 def test_built_in():
     assert AUGMENTATIONS.names()[:3] == ["none", "mild", "strong"]
-    assert [make_augment(AugmentSettings(name=name), CLASSES) for name in ("none", "mild", "strong")] == [NO_AUGMENT, MILD, STRONG]
+    assert [make_augment(AugmentSettings(name=name), CLASSES) for name in ("none", "mild", "strong")] == [
+        NO_AUGMENT,
+        MILD,
+        STRONG,
+    ]
     assert make_augment(AugmentSettings(mirror="horizontal"), CLASSES) == MILD.with_mirror("horizontal")
     told(lambda: augment_settings("mlid"), "unknown augmentation 'mlid'", "mild")
     told(lambda: AugmentSettings(mirror="horizonal"), "mirror", "horizontal")
@@ -35,7 +50,11 @@ def test_built_in():
 
 def test_a_class_without_its_counterpart_is_not_mirrored():
     one_sided = ClassMap.from_names(["kidney_left", "liver"])
-    told(lambda: make_augment(AugmentSettings(mirror="vertical"), one_sided), "kidney_left has no counterpart", "leave mirror out")
+    told(
+        lambda: make_augment(AugmentSettings(mirror="vertical"), one_sided),
+        "kidney_left has no counterpart",
+        "leave mirror out",
+    )
     assert make_augment(AugmentSettings(), one_sided) is MILD
 
 
@@ -62,6 +81,11 @@ def test_a_class_with_settings_of_its_own(names):
     augment = make_augment(DarkerSettings(name="darker", factor=.25, mirror="horizontal"), CLASSES)
     new = augment(BATCH, torch.Generator().manual_seed(0), CLASSES)
     flipped = mirror(BATCH, CLASSES, "horizontal")
-    kinds = [torch.equal(image, .25*a) + 2*torch.equal(image, .25*b) for image, a, b in zip(new.image, BATCH.image, flipped.image)]
+    kinds = [
+        torch.equal(image, .25*a) + 2*torch.equal(image, .25*b)
+        for image, a, b in zip(new.image, BATCH.image, flipped.image)
+    ]
     assert set(kinds) == {1, 2}  # some mirrored, some not, all darker
-    assert [known.tolist() for known in new.known] == [[True, False, True] if kind == 1 else [False, True, True] for kind in kinds]
+    assert [known.tolist() for known in new.known] == [
+        [True, False, True] if kind == 1 else [False, True, True] for kind in kinds
+    ]

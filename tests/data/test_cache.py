@@ -13,7 +13,8 @@ from ctseg.data.mask_csv import read_masks
 
 def test_cache_follows_content(data, monkeypatch):
     real = time.time_ns
-    monkeypatch.setattr(cache.time, "time_ns", lambda: real() + 10**10)  # as if the files were old enough for their hashes to be remembered
+    # as if the files were old enough for their hashes to be remembered
+    monkeypatch.setattr(cache.time, "time_ns", lambda: real() + 10**10)
     first = read_challenge(data)
     calls = []
     table, pngs = mask_csv._read_table, images.read_pngs
@@ -46,7 +47,8 @@ def test_cache_that_cannot_be_written(data, tmp_path, monkeypatch):
     first = read_challenge(data)
     (tmp_path/"file").write_text("")
     monkeypatch.setenv("CTSEG_CACHE", str(tmp_path/"file"/"cache"))
-    with pytest.warns(UserWarning, match="not be faster"): assert read_challenge(data).fingerprint() == first.fingerprint()
+    with pytest.warns(UserWarning, match="not be faster"):
+        assert read_challenge(data).fingerprint() == first.fingerprint()
 
 
 def test_cache_never_inside_the_data(data):

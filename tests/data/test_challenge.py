@@ -1,4 +1,5 @@
-"""Bad input: every mistake in a challenge folder is told in one line with the place and the remedy; nothing is left half-written."""
+"""Bad input: every mistake in a challenge folder is told in one line with the place and the remedy; nothing
+is left half-written."""
 import errno
 import gzip
 import os
@@ -9,8 +10,29 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
-from helpers.folders import (CLASSES, CSV, IMG, JSON, N, SIZE, edit, put, quick, random_image, random_slices, reorder_columns, row, save, set_json, set_row, set_value,
-                             told, tree, values, zipped)
+from helpers.folders import (
+    CLASSES,
+    CSV,
+    IMG,
+    JSON,
+    N,
+    SIZE,
+    edit,
+    put,
+    quick,
+    random_image,
+    random_slices,
+    reorder_columns,
+    row,
+    save,
+    set_json,
+    set_row,
+    set_value,
+    told,
+    tree,
+    values,
+    zipped,
+)
 from hypothesis import given, settings, strategies as st
 from PIL import Image
 from skimage.io import imsave
@@ -27,17 +49,38 @@ from ctseg.metrics.evaluate import evaluate_files
 BROKEN = {
     # images against columns
     "missing image": (lambda d: (d/"train-images/3.png").unlink(), (CSV, "3.png", "belongs to no image")),
-    "an image that is no PNG": (lambda d: (d/"train-images/3.png").rename(d/"train-images/3.jpg"), (CSV, "3.jpg is there, expected 3.png; convert it")),
-    "an image in capitals": (lambda d: (d/"train-images/3.png").rename(d/"train-images/3.PNG"), (CSV, "3.PNG is there, expected 3.png; rename it")),
+    "an image that is no PNG": (
+        lambda d: (d/"train-images/3.png").rename(d/"train-images/3.jpg"),
+        (CSV, "3.jpg is there, expected 3.png; convert it"),
+    ),
+    "an image in capitals": (
+        lambda d: (d/"train-images/3.png").rename(d/"train-images/3.PNG"),
+        (CSV, "3.PNG is there, expected 3.png; rename it"),
+    ),
     "extra image inside": (save("5b.png", random_image(SIZE, SIZE)), (CSV, "no column for 5b.png")),
     "extra image at the end": (save("12.png", random_image(SIZE, SIZE)), (JSON, "12 lists for 13")),
-    "missing column": (lambda d: reorder_columns(d, [i for i in range(N) if i != 5]), (CSV, "no column for 5.png")),
-    "missing column of an examined image": (lambda d: reorder_columns(d, list(range(6))), (CSV, "no column for 6.png", JSON)),
+    "missing column": (
+        lambda d: reorder_columns(d, [i for i in range(N) if i != 5]),
+        (CSV, "no column for 5.png"),
+    ),
+    "missing column of an examined image": (
+        lambda d: reorder_columns(d, list(range(6))),
+        (CSV, "no column for 6.png", JSON),
+    ),
     "extra column": (lambda d: edit(d/CSV, (",11.png", ",99.png")), (CSV, "99.png", "belongs to no image")),
-    "columns in alphabetical order": (lambda d: reorder_columns(d, [0, 1, 10, 11, *range(2, 10)]), (CSV, "column 3 is 10.png, expected 2.png")),
+    "columns in alphabetical order": (
+        lambda d: reorder_columns(d, [0, 1, 10, 11, *range(2, 10)]),
+        (CSV, "column 3 is 10.png, expected 2.png"),
+    ),
     "column twice": (lambda d: edit(d/CSV, (",11.png", ",3.png")), (CSV, "3.png is there twice")),
-    "table not transposed": (lambda d: pd.read_csv(d/CSV, index_col=0).T.to_csv(d/CSV), (CSV, "turn the table")),
-    "table without its index": (lambda d: pd.read_csv(d/CSV, index_col=0).to_csv(d/CSV, index=False), (CSV, "no column for 0.png")),
+    "table not transposed": (
+        lambda d: pd.read_csv(d/CSV, index_col=0).T.to_csv(d/CSV),
+        (CSV, "turn the table"),
+    ),
+    "table without its index": (
+        lambda d: pd.read_csv(d/CSV, index_col=0).to_csv(d/CSV, index=False),
+        (CSV, "no column for 0.png"),
+    ),
     # values
     "value above C": (set_value(17, 4, "5"), (CSV, "Pixel 17", "4.png", "value 5", "4 classes")),
     "fraction": (set_value(17, 4, "1.5"), (CSV, "Pixel 17", "4.png", "'1.5'", "whole number")),
@@ -51,67 +94,145 @@ BROKEN = {
     # rows
     "short row": (set_row(30, row(30, [0]*11)), (CSV, "Pixel 30", "11 values, expected 12")),
     "long row": (set_row(30, row(30, [0]*13)), (CSV, "Pixel 30", "13 values, expected 12")),
-    "short row before a long one": (lambda d: edit(d/CSV, (row(30, values(30)), row(30, [0]*11)), (row(31, values(31)), row(31, [0]*13))),
-                                    (CSV, "Pixel 30", "11 values")),
-    "cut inside a row": (lambda d: (d/CSV).write_bytes((d/CSV).read_bytes()[:-8]), (CSV, "Pixel 255", "values, expected 12", "cut off")),
-    "cut after a row": (lambda d: (d/CSV).write_text((d/CSV).read_text().split("Pixel 255")[0]), (CSV, "255 rows, expected 256")),
-    "a row too many": (lambda d: (d/CSV).write_text((d/CSV).read_text() + row(256, [0]*N)[1:]), (CSV, "more than 256 rows")),
+    "short row before a long one": (
+        lambda d: edit(
+            d/CSV, (row(30, values(30)), row(30, [0]*11)), (row(31, values(31)), row(31, [0]*13))
+        ),
+        (CSV, "Pixel 30", "11 values"),
+    ),
+    "cut inside a row": (
+        lambda d: (d/CSV).write_bytes((d/CSV).read_bytes()[:-8]),
+        (CSV, "Pixel 255", "values, expected 12", "cut off"),
+    ),
+    "cut after a row": (
+        lambda d: (d/CSV).write_text((d/CSV).read_text().split("Pixel 255")[0]),
+        (CSV, "255 rows, expected 256"),
+    ),
+    "a row too many": (
+        lambda d: (d/CSV).write_text((d/CSV).read_text() + row(256, [0]*N)[1:]),
+        (CSV, "more than 256 rows"),
+    ),
     "a row missing": (set_row(30, "\n"), (CSV, "line 32", "'Pixel 31', expected 'Pixel 30'")),
     "rows out of order": (
         lambda d: edit(d/CSV, ("Pixel 7,", "Pixel X,"), ("Pixel 8,", "Pixel 7,"), ("Pixel X,", "Pixel 8,")),
-        (CSV, "expected 'Pixel 7'")),
-    "only a header": (lambda d: (d/CSV).write_text((d/CSV).read_text().split("\n")[0] + "\n"), (CSV, "0 rows, expected 256")),
+        (CSV, "expected 'Pixel 7'"),
+    ),
+    "only a header": (
+        lambda d: (d/CSV).write_text((d/CSV).read_text().split("\n")[0] + "\n"),
+        (CSV, "0 rows, expected 256"),
+    ),
     "empty table": (lambda d: (d/CSV).write_text(""), (CSV, "first line names no images")),
     "not a text": (lambda d: (d/CSV).write_bytes(bytes(range(128, 256))), (CSV, "not a text file")),
-    "semicolons": (lambda d: (d/CSV).write_text((d/CSV).read_text().replace(",", ";")), (CSV, "first line names no images")),
+    "semicolons": (
+        lambda d: (d/CSV).write_text((d/CSV).read_text().replace(",", ";")),
+        (CSV, "first line names no images"),
+    ),
     # compression
     "plain text called gz": (lambda d: (d/CSV).rename(zipped(d)), ("y_train.csv.gz", "damaged gzip")),
-    "cut gz": (lambda d: (zipped(d).write_bytes(gzip.compress((d/CSV).read_bytes())[:-20]), (d/CSV).unlink()), (CSV, "damaged gzip")),
-    "plain and gz": (lambda d: zipped(d).write_bytes(gzip.compress((d/CSV).read_bytes())), ("y_train.csv and y_train.csv.gz", "remove one")),
+    "cut gz": (
+        lambda d: (zipped(d).write_bytes(gzip.compress((d/CSV).read_bytes())[:-20]), (d/CSV).unlink()),
+        (CSV, "damaged gzip"),
+    ),
+    "plain and gz": (
+        lambda d: zipped(d).write_bytes(gzip.compress((d/CSV).read_bytes())),
+        ("y_train.csv and y_train.csv.gz", "remove one"),
+    ),
     "a folder for a table": (lambda d: ((d/CSV).unlink(), (d/CSV).mkdir()), (CSV, "is a folder")),
     # PNG
-    "image of another size": (save("4.png", random_image(SIZE, SIZE + 1)), ("4.png", "16x17", "expected 16x16")),
+    "image of another size": (
+        save("4.png", random_image(SIZE, SIZE + 1)),
+        ("4.png", "16x17", "expected 16x16"),
+    ),
     "colours": (save("4.png", random_image(SIZE, SIZE, 3)), ("4.png", "channels differ")),
     "half transparent": (save("4.png", random_image(SIZE, SIZE, 4)), ("4.png", "channels differ")),
-    "16 bit": (save("4.png", random_image(SIZE, SIZE, top=60000, dtype=np.uint16)), ("4.png", "16-bit", "8 bits")),
-    "cut image": (lambda d: (d/IMG).write_bytes((d/IMG).read_bytes()[:150]), ("4.png", "not a readable image")),
-    "flipped bytes": (lambda d: (d/IMG).write_bytes((d/IMG).read_bytes()[:60] + b"12345678"*30),
-                      ("4.png", "not a readable")),
+    "16 bit": (
+        save("4.png", random_image(SIZE, SIZE, top=60000, dtype=np.uint16)),
+        ("4.png", "16-bit", "8 bits"),
+    ),
+    "cut image": (
+        lambda d: (d/IMG).write_bytes((d/IMG).read_bytes()[:150]),
+        ("4.png", "not a readable image"),
+    ),
+    "flipped bytes": (
+        lambda d: (d/IMG).write_bytes((d/IMG).read_bytes()[:60] + b"12345678"*30),
+        ("4.png", "not a readable"),
+    ),
     "empty image": (lambda d: (d/IMG).write_bytes(b""), ("4.png", "not a readable image")),
-    "1 bit": (lambda d: Image.fromarray(random_image(SIZE, SIZE)).convert("1").save(d/IMG), ("4.png", "1-bit image", "expected 8 bits")),
+    "1 bit": (
+        lambda d: Image.fromarray(random_image(SIZE, SIZE)).convert("1").save(d/IMG),
+        ("4.png", "1-bit image", "expected 8 bits"),
+    ),
     "a link to nowhere": (lambda d: ((d/IMG).unlink(), (d/IMG).symlink_to("nowhere")), ("4.png",)),
     "a folder called png": (lambda d: ((d/IMG).unlink(), (d/IMG).mkdir()), ("4.png",)),
-    "text called png": (lambda d: (d/"train-images/0.png").write_text("hello"), ("0.png", "not a readable image")),
+    "text called png": (
+        lambda d: (d/"train-images/0.png").write_text("hello"),
+        ("0.png", "not a readable image"),
+    ),
     # annotated_labels.json
     "json of another length": (set_json(JSON, lambda x: x[:-1]), (JSON, "11 lists for 12")),
     "json no list": (set_json(JSON, lambda x: {"0": x}), (JSON, "expected a list")),
     "json entry no list": (set_json(JSON, lambda x: put(x, 3, 2)), (JSON, "entry 3", "2")),
-    "id 0": (set_json(JSON, lambda x: put(x, 3, [0, 1])), (JSON, "entry 3", "0 is not a class id from 1 to 4")),
+    "id 0": (
+        set_json(JSON, lambda x: put(x, 3, [0, 1])),
+        (JSON, "entry 3", "0 is not a class id from 1 to 4"),
+    ),
     "id above C": (set_json(JSON, lambda x: put(x, 3, [1, 5])), (JSON, "entry 3", "5 is not")),
     "id as text": (set_json(JSON, lambda x: put(x, 3, ["1"])), (JSON, "entry 3", "'1' is not")),
     "id true": (set_json(JSON, lambda x: put(x, 3, [True])), (JSON, "entry 3", "True is not")),
     "id a float": (set_json(JSON, lambda x: put(x, 3, [1.0])), (JSON, "entry 3", "1.0 is not")),
-    "pixels never examined": (set_json(JSON, lambda x: put(x, 3, [1, 3, 4])), (CSV, "3.png", "class 2 (spleen)", "entry 3")),
+    "pixels never examined": (
+        set_json(JSON, lambda x: put(x, 3, [1, 3, 4])),
+        (CSV, "3.png", "class 2 (spleen)", "entry 3"),
+    ),
     "json shifted by one": (set_json(JSON, lambda x: x[1:] + x[:1]), (CSV, JSON)),
     "damaged json": (lambda d: (d/JSON).write_text("[[1, 2],\n[3"), (JSON, "line 2")),
     "no json": (lambda d: (d/JSON).unlink(), (JSON, "annotated='all'", "annotated='present'")),
     # class_names.json, patients.json
-    "class id gap": (set_json("class_names.json", lambda x: {"1": "liver", "3": "spleen"}), ("class_names.json", "'3'", "without a gap")),
-    "class names a list": (set_json("class_names.json", lambda x: [*x.values()]), ("class_names.json", "expected an object")),
-    "class name twice": (set_json("class_names.json", lambda x: {**x, "2": "liver"}), ("class_names.json", "'liver' is given twice")),
+    "class id gap": (
+        set_json("class_names.json", lambda x: {"1": "liver", "3": "spleen"}),
+        ("class_names.json", "'3'", "without a gap"),
+    ),
+    "class names a list": (
+        set_json("class_names.json", lambda x: [*x.values()]),
+        ("class_names.json", "expected an object"),
+    ),
+    "class name twice": (
+        set_json("class_names.json", lambda x: {**x, "2": "liver"}),
+        ("class_names.json", "'liver' is given twice"),
+    ),
     "fewer classes": (set_json("class_names.json", lambda x: {"1": "liver"}), (CSV, "there are 1 classes")),
-    "patients of another length": (set_json("patients.json", lambda x: {**x, "train": [1, 2]}), ("2 patients", "12 images")),
-    "a patient not told": (set_json("patients.json", lambda x: {**x, "train": [None]*2 + x["train"][2:]}), ("patients.json", "entry 0", "no patient")),
-    "patients lists": (set_json("patients.json", lambda x: {**x, "train": [[1]]*N}), ("patients.json", "entry 0", "no patient")),
+    "patients of another length": (
+        set_json("patients.json", lambda x: {**x, "train": [1, 2]}),
+        ("2 patients", "12 images"),
+    ),
+    "a patient not told": (
+        set_json("patients.json", lambda x: {**x, "train": [None]*2 + x["train"][2:]}),
+        ("patients.json", "entry 0", "no patient"),
+    ),
+    "patients lists": (
+        set_json("patients.json", lambda x: {**x, "train": [[1]]*N}),
+        ("patients.json", "entry 0", "no patient"),
+    ),
     "patients a list": (set_json("patients.json", lambda x: [1]), ("patients.json", "expected")),
-    "patients without the split": (set_json("patients.json", lambda x: {"test": x["test"]}), ("patients.json", "train")),
+    "patients without the split": (
+        set_json("patients.json", lambda x: {"test": x["test"]}),
+        ("patients.json", "train"),
+    ),
     # folders
     "no table": (lambda d: (d/CSV).unlink(), ("data", "no y_train.csv")),
     "no images": (lambda d: shutil.rmtree(d/"train-images"), ("data", "no train-images/")),
-    "images folder empty": (lambda d: [p.unlink() for p in (d/"train-images").iterdir()], ("train-images", "no PNG images")),
+    "images folder empty": (
+        lambda d: [p.unlink() for p in (d/"train-images").iterdir()],
+        ("train-images", "no PNG images"),
+    ),
     "images one folder too deep": (
-        lambda d: ((d/"train-images").rename(d/"x"), (d/"train-images").mkdir(), (d/"x").rename(d/"train-images/train-images")),
-        ("train-images", "move those in train-images/ up")),
+        lambda d: (
+            (d/"train-images").rename(d/"x"),
+            (d/"train-images").mkdir(),
+            (d/"x").rename(d/"train-images/train-images"),
+        ),
+        ("train-images", "move those in train-images/ up"),
+    ),
     "empty folder": (lambda d: (shutil.rmtree(d), d.mkdir()), ("data", "empty folder", "train-images/")),
     "no folder": (lambda d: shutil.rmtree(d), ("data", "no such folder")),
     "a file for a folder": (lambda d: (shutil.rmtree(d), d.write_text("")), ("data", "no such folder")),
@@ -131,11 +252,20 @@ def test_broken_folder(data, what):
 
 
 TRUTH = {
-    "extra test image": (lambda d: imsave(d/"test-images/8.png", random_image(SIZE, SIZE), check_contrast=False),
-                         ("y_test.csv", "no column for 8.png")),
-    "missing test image": (lambda d: (d/"test-images/2.png").unlink(), ("y_test.csv", "2.png", "belongs to no image")),
-    "other size": (lambda d: write_masks(np.zeros((8, 4, 4), np.uint8), [f"{i}.png" for i in range(8)], d/"y_test.csv"),
-                   ("y_test.csv", "16 rows, expected 256")),
+    "extra test image": (
+        lambda d: imsave(d/"test-images/8.png", random_image(SIZE, SIZE), check_contrast=False),
+        ("y_test.csv", "no column for 8.png"),
+    ),
+    "missing test image": (
+        lambda d: (d/"test-images/2.png").unlink(),
+        ("y_test.csv", "2.png", "belongs to no image"),
+    ),
+    "other size": (
+        lambda d: write_masks(
+            np.zeros((8, 4, 4), np.uint8), [f"{i}.png" for i in range(8)], d/"y_test.csv"
+        ),
+        ("y_test.csv", "16 rows, expected 256"),
+    ),
 }
 
 
@@ -155,12 +285,23 @@ def test_good_variants(data):
     "What may look odd but is right is read, and gives the same."
     good = read_challenge(data)
     gray = good.images[3]
-    for image in (np.stack([gray]*3, -1), np.stack([gray, gray, gray, gray*0 + 255], -1), np.stack([gray, gray*0 + 255], -1)):
+    for image in (
+        np.stack([gray]*3, -1),
+        np.stack([gray, gray, gray, gray*0 + 255], -1),
+        np.stack([gray, gray*0 + 255], -1),
+    ):
         save("3.png", image)(data)
         assert read_challenge(data).fingerprint() == good.fingerprint()
     text = (data/CSV).read_text()
     quoted = text.replace("Pixel 3,", '"Pixel 3",')
-    for variant in (text.rstrip("\n"), text + "\n", text.replace("\n", "\r\n"), "\ufeff" + text, quoted, "index" + text):
+    for variant in (
+        text.rstrip("\n"),
+        text + "\n",
+        text.replace("\n", "\r\n"),
+        "\ufeff" + text,
+        quoted,
+        "index" + text,
+    ):
         (data/CSV).write_bytes(variant.encode())
         assert read_challenge(data).fingerprint() == good.fingerprint()
     (data/"train-images/.hidden.png").write_text("")
@@ -171,7 +312,8 @@ def test_good_variants(data):
 def test_images_after_the_last_column_are_unlabelled(data):
     good = read_challenge(data)
     reorder_columns(data, list(range(8)))
-    assert read_challenge(data).fingerprint() == good.fingerprint()  # the last four were unlabelled before, too
+    # the last four were unlabelled before, too
+    assert read_challenge(data).fingerprint() == good.fingerprint()
     (data/JSON).unlink()
     s = read_challenge(data, annotated="all")
     assert s.known[:8].all() and not s.known[8:].any()
@@ -193,7 +335,8 @@ def test_without_patients_near_duplicates(data):
     assert groups[0] == groups[7] and len(set(groups.tolist())) == N - 1
 
 
-# --- submissions -------------------------------------------------------------------------------------------------------------------------
+# --- submissions ------------------------------------------------------------------------------------------
+# -------------------------------
 
 SUBMISSIONS = {
     "missing column": (lambda f: f.drop(columns="3.png"), ("no column for 3.png",)),
@@ -223,13 +366,19 @@ def test_bad_submission(data, tmp_path, what):
 
 def test_submission_for_an_image_that_is_no_png(data):
     (data/"test-images/3.png").rename(data/"test-images/3.jpg")
-    told(lambda: check_submission(data/"y_test.csv", data), "y_test.csv", "3.jpg is there, expected 3.png; convert it")
+    told(
+        lambda: check_submission(data/"y_test.csv", data),
+        "y_test.csv",
+        "3.jpg is there, expected 3.png; convert it",
+    )
 
 
-def test_no_submission(data): told(lambda: check_submission(data/"nothing.csv", data), "nothing.csv", "no such file")
+def test_no_submission(data):
+    told(lambda: check_submission(data/"nothing.csv", data), "nothing.csv", "no such file")
 
 
-# --- a test whose truth is partial -------------------------------------------------------------------------------------------------------
+# --- a test whose truth is partial
+# -------------------------------------------------------------------------------------------------------
 
 def test_a_partial_truth_of_the_test_comes_back(tmp_path):
     s = random_slices()
@@ -262,7 +411,8 @@ def test_a_partial_truth_of_the_test_is_scored_in_part(tmp_path):
     assert evaluate_files(tmp_path/"y_test.csv", tmp_path/"y_test.csv")["facts"] != facts
 
 
-# --- writers -----------------------------------------------------------------------------------------------------------------------------
+# --- writers ----------------------------------------------------------------------------------------------
+# -------------------------------
 
 def test_unwritable_sets(tmp_path):
     s, out = random_slices(), tmp_path/"out"
@@ -290,7 +440,12 @@ def test_a_test_without_truth_over_one_with_truth(data):
         write_challenge(random_slices(8, seed=1, full=True), data, "test", compress=compress)
         write_challenge(blank, data, "test")
         s = read_challenge(data, "test")
-        assert not s.known.any() and not s.masks.any() and not list(data.glob("y_test*")) and (data/CSV).exists()
+        assert (
+            not s.known.any()
+            and not s.masks.any()
+            and not list(data.glob("y_test*"))
+            and (data/CSV).exists()
+        )
 
 
 def test_patients_that_are_a_list_are_not_written_over(data):
@@ -317,7 +472,8 @@ def test_slices_in_order_are_not_copied(tmp_path, monkeypatch):
     assert not calls and read_challenge(tmp_path/"out").fingerprint() == s.fingerprint()
 
 
-@pytest.mark.parametrize("code, words", [(errno.ENOSPC, "disk is full"), (errno.EROFS, "read-only"), (errno.EACCES, "permission denied")])
+@pytest.mark.parametrize("code, "
+                         "words", [(errno.ENOSPC, "disk is full"), (errno.EROFS, "read-only"), (errno.EACCES, "permission denied")])
 @pytest.mark.parametrize("function", ["imsave", "write_masks", "write_json"])
 def test_disk_fails_while_a_folder_is_written(tmp_path, monkeypatch, function, code, words):
     s, calls, real = random_slices(), [], getattr(challenge, function)
@@ -354,11 +510,15 @@ for options in ("size=16k", "ro"):
 
 
 def test_real_full_and_read_only_disk(data, tmp_path):
-    "On real tiny disks, mounted where nobody else sees them. Needs the right to mount; the test above stands in for it elsewhere."
+    """On real tiny disks, mounted where nobody else sees them. Needs the right to mount; the test above
+    stands in for it elsewhere."""
     (disk := tmp_path/"disk").mkdir()
     if not shutil.which("unshare"): pytest.skip("no unshare here")
-    out = subprocess.run(["unshare", "-m", sys.executable, "-c", SCRIPT, data, disk], capture_output=True, text=True)
-    if out.returncode in (1, 77) and "Traceback" not in out.stderr: pytest.skip("no right to mount a small disk here")
+    out = subprocess.run(
+        ["unshare", "-m", sys.executable, "-c", SCRIPT, data, disk], capture_output=True, text=True
+    )
+    if out.returncode in (1, 77) and "Traceback" not in out.stderr:
+        pytest.skip("no right to mount a small disk here")
     lines = out.stdout.splitlines()
     full, ro = "the disk is full []", "the disk is read-only []"  # and nothing is left
     assert [line.split(": ")[-1] for line in lines] == [full, full, ro, ro], out.stdout + out.stderr
@@ -374,7 +534,8 @@ def test_folder_round_trip(tmp_path_factory, n, size, seed, compress):
     assert read_challenge(folder, cache=False).fingerprint() == s.fingerprint()
 
 
-# --- as downloaded and unpacked ----------------------------------------------------------------------------------------------------------
+# --- as downloaded and unpacked
+# ----------------------------------------------------------------------------------------------------------
 
 def test_what_a_mac_leaves_is_passed_over(data):
     good = read_challenge(data)
@@ -384,7 +545,10 @@ def test_what_a_mac_leaves_is_passed_over(data):
         junk.mkdir(parents=True)
         (junk/"._0.png").write_bytes(b"\0\5\x16\7")
         (junk/"0.png").write_bytes(b"\0\5\x16\7")
-    assert read_challenge(data).fingerprint() == good.fingerprint() and check_challenge(data)["train"]["images"] == N
+    assert (
+        read_challenge(data).fingerprint() == good.fingerprint()
+        and check_challenge(data)["train"]["images"] == N
+    )
 
 
 def test_a_folder_of_leavings_is_no_remedy(data):

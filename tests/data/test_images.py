@@ -14,20 +14,27 @@ from ctseg.data.images import image_paths, read_images, read_pngs
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
-def chunk(kind: bytes, data: bytes) -> bytes: return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
 def png(height, width, bits=8, colour=0, rows=None) -> bytes:
     "A PNG written by hand; `rows` are its bytes."
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0))
-    return PNG_SIGNATURE + header + chunk(b"IDAT", zlib.compress(b"" if rows is None else rows)) + chunk(b"IEND", b"")
+    return (
+        PNG_SIGNATURE
+        + header
+        + chunk(b"IDAT", zlib.compress(b"" if rows is None else rows))
+        + chunk(b"IEND", b"")
+    )
 
 
 @pytest.fixture
 def path(tmp_path): return tmp_path/"0.png"
 
 
-@pytest.mark.parametrize("kind, name", [("JPEG", "JPEG"), ("TIFF", "TIFF"), ("GIF", "GIF"), ("BMP", "BMP"), ("EPS", "PostScript"), ("WEBP", "WebP"), ("PDF", "PDF")])
+@pytest.mark.parametrize("kind, "
+                         "name", [("JPEG", "JPEG"), ("TIFF", "TIFF"), ("GIF", "GIF"), ("BMP", "BMP"), ("EPS", "PostScript"), ("WEBP", "WebP"), ("PDF", "PDF")])
 def test_another_format_under_the_name(path, kind, name):
     Image.fromarray(random_image(9, 7)).save(path, kind)
     told(lambda: read_pngs([path]), "0.png", f"a {name} file under the name of a PNG", "convert it")
@@ -36,7 +43,9 @@ def test_another_format_under_the_name(path, kind, name):
 def test_no_other_decoder_is_asked(path, monkeypatch):
     "Whatever the bytes are: one list of formats, and it holds PNG alone."
     real, asked = Image.open, []
-    monkeypatch.setattr(Image, "open", lambda p, formats=None: asked.append(formats) or real(p, formats=formats))
+    monkeypatch.setattr(
+        Image, "open", lambda p, formats=None: asked.append(formats) or real(p, formats=formats)
+    )
     path.write_bytes(png(2, 3, rows=b"\0\1\2\3\0\4\5\6"))
     assert read_pngs([path]).tolist() == [[[1, 2, 3], [4, 5, 6]]] and asked == [["PNG"]]
     path.write_bytes(b"P5 2 2 255 abcd")  # a format that Pillow knows by other letters

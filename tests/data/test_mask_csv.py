@@ -26,7 +26,9 @@ def test_masks_round_trip(tmp_path, masks, end, block):
     names = [f"{i}.png" for i in range(len(masks))]
     path = tmp_path/f"y{end}"
     write_masks(masks, names, path)
-    expected = pd.DataFrame(masks.reshape(len(masks), -1).T, index=[f"Pixel {k}" for k in range(masks[0].size)], columns=names)
+    expected = pd.DataFrame(
+        masks.reshape(len(masks), -1).T, index=[f"Pixel {k}" for k in range(masks[0].size)], columns=names
+    )
     text = gzip.open(path).read() if end == ".csv.gz" else path.read_bytes()
     assert text.decode() == expected.to_csv()
     with pytest.MonkeyPatch.context() as m:
@@ -65,7 +67,9 @@ def test_any_damage_is_harmless_or_noticed(tmp_path, masks, at, kind, char):
     try: got = read_masks(path, size=masks.shape[1:], cache=False)[1].reshape(len(masks), -1)
     except InputError as e:
         assert "\n" not in str(e) and "y.csv" in str(e)
-        assert expected is None or expected.shape[1] != masks[0].size or "\n\n" in text or "\nPixel" not in text, f"refused: {e}"
+        assert (
+            expected is None or expected.shape[1] != masks[0].size or "\n\n" in text or "\nPixel" not in text
+        ), f"refused: {e}"
     else: assert expected is not None and (got == expected).all()
 
 

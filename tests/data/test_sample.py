@@ -47,7 +47,8 @@ def test_the_sample_is_what_its_readme_says(train, test):
 
 def test_left_and_right_are_where_the_readme_says(test):
     middle = {n: np.argwhere(test.masks == test.classes.id(n)).mean(0)[1:] for n in test.classes.names}
-    assert middle["parotid_right"][1] < 32 < middle["parotid_left"][1]   # the columns run from the patient's right to the left
+    # the columns run from the patient's right to the left
+    assert middle["parotid_right"][1] < 32 < middle["parotid_left"][1]
     assert middle["mandible"][0] < middle["spinal_cord"][0]              # the rows from front to back
 
 

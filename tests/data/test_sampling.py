@@ -18,7 +18,13 @@ def test_sampler(n, batch, world, epoch, drop, weighted):
     assert all(len(b) == batch for b in (whole if drop else whole[:-1]))
     assert [b.tolist() for b in make().batches(epoch)] == [b.tolist() for b in whole]
     ranks = [make(rank=r, world=world).batches(epoch) for r in range(world)]
-    assert len({len(r) for r in ranks}) == 1 and all(len({len(b) for b in together}) == 1 for together in zip(*ranks))
-    if drop: assert [sorted(i for b in together for i in b.tolist()) for together in zip(*ranks)] == [sorted(b.tolist()) for b in whole]
+    assert len({len(r) for r in ranks}) == 1 and all(
+        len({len(b) for b in together}) == 1 for together in zip(*ranks)
+    )
+    if drop:
+        assert [sorted(i for b in together for i in b.tolist()) for together in zip(*ranks)] == [
+            sorted(b.tolist()) for b in whole
+        ]
     every = [i for b in whole for i in b.tolist()]
-    if not weighted and n >= batch: assert len(set(every)) == len(every) if drop else set(every) == set(range(n))
+    if not weighted and n >= batch:
+        assert len(set(every)) == len(every) if drop else set(every) == set(range(n))

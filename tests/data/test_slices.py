@@ -14,7 +14,13 @@ MASKS[0, 0, 0], MASKS[1, 0, 0] = 1, 3
 
 
 def test_known_is_never_guessed():
-    told(lambda: SliceSet(IMAGES, MASKS), "known is missing", "absent cannot be told from unknown", "'all'", "'present'")
+    told(
+        lambda: SliceSet(IMAGES, MASKS),
+        "known is missing",
+        "absent cannot be told from unknown",
+        "'all'",
+        "'present'",
+    )
     told(lambda: SliceSet(IMAGES, MASKS, "al"), "unknown value of known 'al'", "all")
 
 
@@ -34,19 +40,34 @@ def test_images_alone_are_unlabelled():
 
 def test_defaults():
     s = SliceSet(IMAGES, MASKS, "all")
-    assert s.names == ("0.png", "1.png", "2.png") and s.groups.tolist() == [0, 1, 2] and s.groups.dtype == np.int64
+    assert (
+        s.names == ("0.png", "1.png", "2.png")
+        and s.groups.tolist() == [0, 1, 2]
+        and s.groups.dtype == np.int64
+    )
     assert s.classes.names == ("class_1", "class_2", "class_3")
     assert SliceSet(IMAGES, MASKS, np.ones((3, 5), bool)).classes.names[-1] == "class_5"
     told(lambda: SliceSet(IMAGES, 0*MASKS, "all"), "the masks show no class", "give classes=")
     paired = SliceSet(IMAGES, MASKS, "all", classes=["kidney_left", "kidney_right", "liver"])
-    assert paired.classes == ClassMap.from_names(["kidney_left", "kidney_right", "liver"]) and paired.classes.pairs == ((1, 2),)
+    assert paired.classes == ClassMap.from_names(
+        ["kidney_left", "kidney_right", "liver"]
+    ) and paired.classes.pairs == ((1, 2),)
 
 
 @pytest.mark.parametrize("change, words", [
-    ({"images": IMAGES.astype(float)}, ("SliceSet.images is float64 [3, 4, 4]", "uint8")), ({"masks": MASKS[:2]}, ("SliceSet.masks", "[2, 4, 4]")),
-    ({"known": np.ones((3, 2), bool)}, ("SliceSet.known", "[3, 2]", "[3, 3]")), ({"known": [[True]*3]*3}, ("SliceSet.known is list",)),
-    ({"groups": np.zeros(3)}, ("SliceSet.groups is float64",)), ({"names": ["0.png"]}, ("1 names", "3 images")),
-    ({"images": IMAGES[0], "masks": MASKS[0]}, ("2 dimensions", "[N,H,W]")), ({"masks": MASKS + np.uint8(1)}, ("holds 4 at (0, 0)", "3 classes")),
+    ({"images": IMAGES.astype(float)}, ("SliceSet.images "
+                                        "is "
+                                        "float64 "
+                                        "[3, "
+                                        "4, "
+                                        "4]", "uint8")), ({"masks": MASKS[:2]}, ("SliceSet.masks", "[2, 4, 4]")),
+    ({"known": np.ones((3, 2), bool)}, ("SliceSet.known", "[3, 2]", "[3, 3]")), ({"known": [[True]*3]*3}, ("SliceSet.known "
+                                                                                                           "is "
+                                                                                                           "list",)),
+    ({"groups": np.zeros(3)}, ("SliceSet.groups is "
+                               "float64",)), ({"names": ["0.png"]}, ("1 names", "3 images")),
+    ({"images": IMAGES[0], "masks": MASKS[0]}, ("2 "
+                                                "dimensions", "[N,H,W]")), ({"masks": MASKS + np.uint8(1)}, ("holds 4 at (0, 0)", "3 classes")),
     ({"known": np.zeros((3, 3), bool)}, ("mask of 0.png", "class 1 (class_1)", "not examined"))])
 def test_what_does_not_fit(change, words):
     told(lambda: replace(SliceSet(IMAGES, MASKS, "all"), **change), *words)
@@ -64,7 +85,15 @@ def test_parts_and_joins_keep_everything():
 def test_a_set_is_frozen_and_says_what_it_holds():
     s = SliceSet(IMAGES, MASKS, "present", classes=[*"abcdef"])
     with pytest.raises(AttributeError): s.images = IMAGES
-    for part in ("3 slices 4x4", "2 labelled", "6 classes", "3 groups", "2 present, 0 absent, 16 unknown", "a, b, c, d, …"): assert part in repr(s)
+    for part in (
+        "3 slices 4x4",
+        "2 labelled",
+        "6 classes",
+        "3 groups",
+        "2 present, 0 absent, 16 unknown",
+        "a, b, c, d, …",
+    ):
+        assert part in repr(s)
     assert "[" not in repr(s)
 
 

@@ -19,7 +19,9 @@ def grouped_sets(draw):
     known = (present | (rng.random((n, C)) < .3)) & (rng.random((n, 1)) < .8)
     masks = (np.arange(1, C + 1)*(present & known)).astype(np.uint8)[:, None]
     group = np.concatenate([np.arange(5), rng.integers(0, groups, n)])[:n]
-    return SliceSet(masks, masks, known, [f"{i}.png" for i in range(n)], group, ClassMap([f"c{i}" for i in range(C)]))
+    return SliceSet(
+        masks, masks, known, [f"{i}.png" for i in range(n)], group, ClassMap([f"c{i}" for i in range(C)])
+    )
 
 
 @quick
@@ -38,7 +40,11 @@ def test_folds(s, k, seed):
 
 def test_too_many_folds():
     told(lambda: grouped_folds(random_slices(), 7), "7 folds of 6 groups")
-    told(lambda: grouped_folds(random_slices()[:2], 7, at_most=True), "7 folds of 1 group of slices", "at least 2 folds")
+    told(
+        lambda: grouped_folds(random_slices()[:2], 7, at_most=True),
+        "7 folds of 1 group of slices",
+        "at least 2 folds",
+    )
 
 
 @quick
@@ -50,7 +56,9 @@ def test_at_most_so_many_folds(s, k, seed):
         warnings.simplefilter("always")
         fold = grouped_folds(s, k, seed, at_most=True)
     assert (fold == grouped_folds(s, min(k, groups), seed)).all()
-    assert len(heard) == (k > groups) and all(f"{k} folds of {groups} groups of slices" in str(w.message) for w in heard)
+    assert len(heard) == (k > groups) and all(
+        f"{k} folds of {groups} groups of slices" in str(w.message) for w in heard
+    )
 
 
 @quick
@@ -62,7 +70,11 @@ def test_select_labelled(s, seed, data):
     few = select_labelled(s, n, seed)
     assert few.labelled.sum() == n and len(few) == len(s) and (few.images == s.images).all()
     assert (few.known[few.labelled] == s.known[few.labelled]).all() and not few.masks[~few.labelled].any()
-    part = [g for g in np.unique(s.groups) if 0 < few.labelled[s.groups == g].sum() < s.labelled[s.groups == g].sum()]
+    part = [
+        g
+        for g in np.unique(s.groups)
+        if 0 < few.labelled[s.groups == g].sum() < s.labelled[s.groups == g].sum()
+    ]
     assert len(part) <= 1
     smaller = select_labelled(s, (n + 1)//2, seed)
     assert not (smaller.labelled & ~few.labelled).any()

@@ -62,7 +62,9 @@ def test_operators_read(place, slices):
     stored = read_store(place)
     assert np.array_equal(stored.masks > 0, slices.masks > 0)
     assert np.array_equal(stored.masks == 255, slices.masks == 255)
-    assert np.array_equal(np.where(stored.masks == 255, 0, stored.masks), np.where(slices.masks == 255, 0, slices.masks))
+    assert np.array_equal(
+        np.where(stored.masks == 255, 0, stored.masks), np.where(slices.masks == 255, 0, slices.masks)
+    )
     assert np.array_equal(2*stored.images, 2*slices.images)
 
 
@@ -70,8 +72,14 @@ def test_choosing_reads_nothing(slices):
     def read(rows): raise AssertionError("pixels were read")
     shape = slices.images.shape
     packed = pack_seen(seen_values(slices.masks))
-    lazy = SliceSet(LazyPixels(ReadPixels(read, shape)), LazyPixels(ReadPixels(read, shape, packed)), slices.known, slices.names,
-                    slices.groups, slices.classes)
+    lazy = SliceSet(
+        LazyPixels(ReadPixels(read, shape)),
+        LazyPixels(ReadPixels(read, shape, packed)),
+        slices.known,
+        slices.names,
+        slices.groups,
+        slices.classes,
+    )
     assert np.array_equal(select_labelled(lazy[3:], 2).present, select_labelled(slices[3:], 2).present)
     assert repr(lazy) == repr(slices)
 
@@ -128,7 +136,11 @@ def test_groups_without_patients(data):
 def test_mistakes_of_a_folder_are_told(data, tmp_path):
     "As by `read_challenge`, and no half of a store stays."
     text = (data/"y_train.csv").read_text()
-    for damage in (text.replace("Pixel 9,", "Pixel 8,"), text.rpartition("Pixel 255")[0], text.replace("\nPixel 3,", "\nPixel 3,9")):
+    for damage in (
+        text.replace("Pixel 9,", "Pixel 8,"),
+        text.rpartition("Pixel 255")[0],
+        text.replace("\nPixel 3,", "\nPixel 3,9"),
+    ):
         (data/"y_train.csv").write_text(damage)
         with pytest.raises(InputError) as ours: store_challenge(data, tmp_path/"s")
         with pytest.raises(InputError) as theirs: read_challenge(data)
@@ -190,7 +202,12 @@ def test_index_that_says_other_than_the_masks(place):
 
 def test_attributes_of_another_shape(place):
     facts = json.loads((place/"zarr.json").read_text())
-    for change in ({"splits": 3}, {"splits": {"train": {}}}, {"splits": {"train": {"classes": 5, "parts": {}}}}, {}):
+    for change in (
+        {"splits": 3},
+        {"splits": {"train": {}}},
+        {"splits": {"train": {"classes": 5, "parts": {}}}},
+        {},
+    ):
         facts["attributes"]["ctseg"] = {"format": 1} | change
         (place/"zarr.json").write_text(json.dumps(facts))
         told(lambda: read_store(place), "store")
@@ -205,15 +222,20 @@ def test_look_alikes_take_little_memory(monkeypatch):
     whole = near_duplicates(images)
     assert len(np.unique(np.column_stack([whole, which]), axis=0)) == len(np.unique(which)) == whole.max() + 1
     for rows, columns, many in ((7, 14, 3), (16, 16, 1), (5, 40, 10**6)):
-        for name, value in (("ROWS", rows), ("COLUMNS", columns), ("MANY_LINKS", many)): monkeypatch.setattr(f"ctseg.data.splits.{name}", value)
+        for name, value in (("ROWS", rows), ("COLUMNS", columns), ("MANY_LINKS", many)):
+            monkeypatch.setattr(f"ctseg.data.splits.{name}", value)
         assert np.array_equal(near_duplicates(images), whole)
-        assert np.array_equal(near_duplicates(LazyPixels(ReadPixels(lambda rows: images[rows], images.shape))), whole)
+        assert np.array_equal(
+            near_duplicates(LazyPixels(ReadPixels(lambda rows: images[rows], images.shape))), whole
+        )
 
 
 def test_lazy_choices():
     images = np.arange(24, dtype=np.uint8).reshape(6, 2, 2)
     lazy = LazyPixels(ReadPixels(lambda rows: images[rows], images.shape))
-    assert np.array_equal(kept_where(take(lazy, [5, 0]), np.array([True, False])), np.stack([images[5], 0*images[0]]))
+    assert np.array_equal(
+        kept_where(take(lazy, [5, 0]), np.array([True, False])), np.stack([images[5], 0*images[0]])
+    )
     assert np.array_equal(np.concatenate(list(blocks(lazy, 9))), images) and len(list(blocks(lazy, 9))) == 3
     assert np.array_equal(present_classes(lazy, 30), present_classes(images, 30))
     with pytest.raises(IndexError): lazy[6]

@@ -13,6 +13,9 @@ def ctseg(*args):
     out, err, argv = io.StringIO(), io.StringIO(), sys.argv
     sys.argv = ["ctseg", *map(str, args)]
     try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as stop: main()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(
+            SystemExit
+        ) as stop:
+            main()
     finally: sys.argv = argv
     return stop.value.code, out.getvalue(), err.getvalue()

@@ -13,7 +13,8 @@ CPU = pick_device("cpu")
 
 
 def fake_run(folder, slices, seed=0, rule=None, **recipe) -> Run:
-    "A run folder as `fit` leaves it, of a network that was never trained: quick, and as good as any to be loaded."
+    """A run folder as `fit` leaves it, of a network that was never trained: quick, and as good as any to be
+    loaded."""
     recipe = Recipe("fake").change(**dict(model="attunet", width=4, folds=4, loss="masked") | recipe)
     run = start_run(Run(folder), make_spec(recipe, slices, seed))
     save_weights(Job(recipe, slices, run, CPU, seed).make_model(), run.weights)

@@ -25,7 +25,13 @@ def random_slices(n=N, size=SIZE, seed=0, full=False) -> SliceSet:
     if not full: known[2*n//3:], known[0, 0] = False, False
     masks = rng.integers(0, 5, (n, size, size), np.uint8)
     masks *= np.concatenate([np.ones((n, 1), bool), known], 1)[np.arange(n)[:, None, None], masks]
-    return SliceSet(rng.integers(0, 256, (n, size, size), np.uint8), masks, known, groups=np.arange(n)//2, classes=CLASSES)
+    return SliceSet(
+        rng.integers(0, 256, (n, size, size), np.uint8),
+        masks,
+        known,
+        groups=np.arange(n)//2,
+        classes=CLASSES,
+    )
 
 
 def tree(folder) -> dict:
@@ -82,4 +88,5 @@ def put(items, i, v): return items[:i] + [v] + items[i + 1:]
 def save(name, image): return lambda d: imsave(d/"train-images"/name, image, check_contrast=False)
 def reorder_columns(d, order): pd.read_csv(d/CSV, index_col=0).iloc[:, order].to_csv(d/CSV)
 def zipped(d): return d/(CSV + ".gz")
-def random_image(*shape, top=256, dtype=np.uint8): return np.random.default_rng(5).integers(0, top, shape).astype(dtype)
+def random_image(*shape, top=256, dtype=np.uint8):
+    return np.random.default_rng(5).integers(0, top, shape).astype(dtype)

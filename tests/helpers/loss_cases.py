@@ -15,7 +15,9 @@ def loss_case(seed, B=3, C=5, space=(4, 6), per_pixel=False, unlabelled=True, dt
         known = torch.where(box, cells.roll(1, 0), cells)
         written = torch.cat([torch.ones_like(known[:, :1]), known], 1).gather(1, mask[:, None])[:, 0]
     else:
-        written = torch.cat([torch.ones_like(known[:, :1]), known], 1).gather(1, mask.flatten(1)).view_as(mask)
+        written = (
+            torch.cat([torch.ones_like(known[:, :1]), known], 1).gather(1, mask.flatten(1)).view_as(mask)
+        )
     mask = mask*written
     logits = 3*torch.randn(B, C + 1, *space, generator=g, dtype=dtype)
     weight = torch.rand(B, 1, *space, generator=g, dtype=dtype)*(torch.rand(B, 1, *space, generator=g) < .8)

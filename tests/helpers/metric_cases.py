@@ -20,7 +20,12 @@ def literal(pred, truth, C):
 
 @st.composite
 def cases(draw, known=False):
-    C, n, h, w = draw(st.integers(1, 6)), draw(st.integers(1, 5)), draw(st.integers(1, 6)), draw(st.integers(1, 6))
+    C, n, h, w = (
+        draw(st.integers(1, 6)),
+        draw(st.integers(1, 5)),
+        draw(st.integers(1, 6)),
+        draw(st.integers(1, 6)),
+    )
     masks = hnp.arrays(np.uint8, (n, h, w), elements=st.one_of(st.just(0), st.integers(0, C)))
     out = draw(masks), draw(masks), C
     return (*out, draw(hnp.arrays(bool, (n, C)))) if known else out

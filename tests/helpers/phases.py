@@ -16,7 +16,8 @@ FOUR = torch.arange(4)
 
 
 def phases(folder, name, *settings, slices=None) -> dict[str, Trainer]:
-    "The trainers of a recipe's phases as they stand before the first step. What they give the next phase is no average of trained weights but their start, disturbed."
+    """The trainers of a recipe's phases as they stand before the first step. What they give the next phase
+    is no average of trained weights but their start, disturbed."""
     seen = {}
 
     def fit(self, on_epoch=None):

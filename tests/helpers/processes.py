@@ -1,6 +1,7 @@
 """Processes of their own that start fast: from a server that has imported ctseg and done nothing else.
 
-A fork of the process of the tests would take along whatever threads its earlier tests left, in the middle of their work.
+A fork of the process of the tests would take along whatever threads its earlier tests left, in the
+middle of their work.
 """
 import contextlib
 import multiprocessing as mp
@@ -12,10 +13,17 @@ from multiprocessing.reduction import DupFd
 from . import toys  # noqa: F401 registers the network of the tests, there too
 
 SERVER = mp.get_context("forkserver")
-SERVER.set_forkserver_preload([
-    "ctseg.cli", "ctseg.recipes.fit", "ctseg.prediction.submission",
-    "torch._dynamo", "pandas", "matplotlib.pyplot", "matplotlib.backends.backend_agg",  # what a training imports late
-])
+SERVER.set_forkserver_preload(
+    [
+        "ctseg.cli",
+        "ctseg.recipes.fit",
+        "ctseg.prediction.submission",
+        "torch._dynamo",
+        "pandas",
+        "matplotlib.pyplot",
+        "matplotlib.backends.backend_agg",  # what a training imports late
+    ]
+)
 
 
 class Output:

@@ -38,8 +38,14 @@ def together(n, f, *args):
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = str(s.getsockname()[1])
-    env = dict(MASTER_ADDR="127.0.0.1", MASTER_PORT=port, WORLD_SIZE=str(n), LOCAL_WORLD_SIZE=str(n)) if n > 1 else {}
-    ps = [start(f, *args, env=env | (dict(RANK=str(r), LOCAL_RANK=str(r)) if n > 1 else {})) for r in range(n)]
+    env = (
+        dict(MASTER_ADDR="127.0.0.1", MASTER_PORT=port, WORLD_SIZE=str(n), LOCAL_WORLD_SIZE=str(n))
+        if n > 1
+        else {}
+    )
+    ps = [
+        start(f, *args, env=env | (dict(RANK=str(r), LOCAL_RANK=str(r)) if n > 1 else {})) for r in range(n)
+    ]
     for p in ps: p.join()
     assert [p.exitcode for p in ps] == [0]*n
 
@@ -56,18 +62,25 @@ def share_the_work(out):
     "Sum seven slices, some of them here; whether all sums came back, and whether this process had its part."
     make_accelerator(pick_device("cpu"))  # connects the processes
     images = np.arange(7*6).reshape(7, 2, 3)
-    found = over_slices(images, lambda part: {"total": torch.from_numpy(part).sum((1, 2))}, 2, shared=True)["total"]
+    found = over_slices(images, lambda part: {"total": torch.from_numpy(part).sum((1, 2))}, 2, shared=True)[
+        "total"
+    ]
     mine = sum(map(len, batches(7, 2, shared=True)))
-    (out/os.environ.get("RANK", "0")).write_text(repr(found.tolist() == images.sum((1, 2)).tolist() and mine == 4))
+    (out/os.environ.get("RANK", "0")).write_text(
+        repr(found.tolist() == images.sum((1, 2)).tolist() and mine == 4)
+    )
 
 
 def losses_of(slices, recipes, out):
-    """Fit each recipe; process 0 writes the loss of every step by recipe and phase. In double precision: where a gradient is zero but for rounding (a bias before batch
-    normalisation), Adam makes a whole step of the rounding, and in float32 any other order of a sum is visible after some steps, with one process as with several."""
+    """Fit each recipe; process 0 writes the loss of every step by recipe and phase. In double precision:
+    where a gradient is zero but for rounding (a bias before batch
+    normalisation), Adam makes a whole step of the rounding, and in float32 any other order of a sum is
+    visible after some steps, with one process as with several."""
     real, seen, batch = Trainer.step, {}, SliceData.batch
     make = Job.make_model
     Job.make_model = lambda self: make(self).double()
-    nn.Dropout.forward = lambda self, x: x  # each process draws its own inside the network; everything else must agree
+    # each process draws its own inside the network; everything else must agree
+    nn.Dropout.forward = lambda self, x: x
     def wide(self, index):
         b = batch(self, index)
         b.image = b.image.double()
@@ -87,7 +100,8 @@ def fit_quietly(slices, recipe, out): fit(slices, recipe, out, device="cpu", pro
 
 
 def kill_and_resume(slices, recipe, out, whole_seconds, kills, rng):
-    "Start, kill after a random while, start again …, and let it end at last. Returns where each kill struck: (checkpoints finished, epochs in history)."
+    """Start, kill after a random while, start again …, and let it end at last. Returns where each kill
+    struck: (checkpoints finished, epochs in history)."""
     struck = []
     for _ in range(kills):
         p = start(fit_quietly, slices, recipe, out)
@@ -97,7 +111,12 @@ def kill_and_resume(slices, recipe, out, whole_seconds, kills, rng):
         if p.exitcode == 0: break  # it was over before the kill
         assert p.exitcode == -signal.SIGKILL, f"the resumed run failed by itself (exit code {p.exitcode})"
         history = out/"history.csv"
-        struck.append((len(list(out.glob("checkpoints/*/final"))), len(history.read_text().splitlines()) - 1 if history.exists() else 0))
+        struck.append(
+            (
+                len(list(out.glob("checkpoints/*/final"))),
+                len(history.read_text().splitlines()) - 1 if history.exists() else 0,
+            )
+        )
     p = start(fit_quietly, slices, recipe, out)
     p.join()
     assert p.exitcode == 0
@@ -105,7 +124,8 @@ def kill_and_resume(slices, recipe, out, whole_seconds, kills, rng):
 
 
 def cut(data, out, settings, after, device):
-    "Fit `marginal-log`, or go on with it, cut as by a kill when it has `after` epochs (0: never); the epochs so far, and whether the run is finished."
+    """Fit `marginal-log`, or go on with it, cut as by a kill when it has `after` epochs (0: never); the
+    epochs so far, and whether the run is finished."""
     class Cut(Exception): pass
     note = Job.note_epoch
     def note_and_cut(self, history):
@@ -119,7 +139,13 @@ def cut(data, out, settings, after, device):
 
 
 def contents(run):
-    "What must not depend on how often a run was interrupted: every file but the log for TensorBoard and the times."
-    files = [p for p in sorted(run.rglob("*")) if p.is_file() and "tensorboard" not in p.parts and p.suffix != ".png" and p.name != "timings.csv"]
-    read = lambda p: repr(torch.load(p, weights_only=True)) if p.suffix == ".pt" else p.read_bytes()  # pickles of equal content may differ in bytes
+    """What must not depend on how often a run was interrupted: every file but the log for TensorBoard and
+    the times."""
+    files = [
+        p
+        for p in sorted(run.rglob("*"))
+        if p.is_file() and "tensorboard" not in p.parts and p.suffix != ".png" and p.name != "timings.csv"
+    ]
+    # pickles of equal content may differ in bytes
+    read = lambda p: repr(torch.load(p, weights_only=True)) if p.suffix == ".pt" else p.read_bytes()
     return {str(p.relative_to(run)): read(p) for p in files}

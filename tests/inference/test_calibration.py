@@ -1,4 +1,5 @@
-"What `calibrate` tells of a network whose every logit is given: measured across patients, and on examined cells alone."
+"""What `calibrate` tells of a network whose every logit is given: measured across patients, and on examined
+cells alone."""
 import numpy as np
 import pytest
 import torch
@@ -16,7 +17,9 @@ from helpers.toys import toy
 
 class Told(nn.Module):
     "A 'network' that has been told its logits; all pixels of slice i have the value i."
-    def __init__(self, logits): super().__init__(); self.logits = logits
+    def __init__(self, logits):
+        super().__init__()
+        self.logits = logits
     def forward(self, x): return self.logits[(x[:, 0, 0, 0]*255).round().long()]
 
 
@@ -24,43 +27,63 @@ def figures(logits, mask, known, loss) -> dict:
     "Of two patients, who share the slices equally."
     n, C = known.shape
     images = np.broadcast_to(np.arange(n, dtype=np.uint8)[:, None, None], mask.shape)
-    slices = SliceSet(images, mask.numpy().astype(np.uint8), known.numpy(), [f"{i}.png" for i in range(n)], np.arange(n)*2//n, ClassMap.from_names([f"organ {c}" for c in range(C)]))
+    slices = SliceSet(
+        images,
+        mask.numpy().astype(np.uint8),
+        known.numpy(),
+        [f"{i}.png" for i in range(n)],
+        np.arange(n)*2//n,
+        ClassMap.from_names([f"organ {c}" for c in range(C)]),
+    )
     return calibrate(Member(Told(logits), loss), slices, pick_device("cpu"), batch_size=3)
 
 
 @pytest.mark.parametrize("name", ["masked", "marginal"])
 def test_what_calibration_brings_is_measured_on_others_than_it_was_fitted_on(name):
-    "One patient needs cooling, the other heating: what is learnt from the one makes the other worse, and is told so."
+    """One patient needs cooling, the other heating: what is learnt from the one makes the other worse, and
+    is told so."""
     def each(first, second): return torch.tensor([first]*4 + [second]*4).view(8, 1, 1, 1)
     loss, rng = create_loss(name), torch.Generator().manual_seed(0)
     odds, known = torch.randn(8, 1, 32, 32, generator=rng)*2, torch.ones(8, 1, dtype=torch.bool)
     mask = (torch.rand(odds.shape, generator=rng) < (odds/each(2.5, .5)).sigmoid())[:, 0].long()
     z = odds if name == "masked" else torch.cat([torch.zeros_like(odds), odds], 1)
-    first, second, both = (fit_temperature(z[s], mask[s], known[s], loss.activation) for s in (slice(4), slice(4, 8), slice(8)))
+    first, second, both = (
+        fit_temperature(z[s], mask[s], known[s], loss.activation) for s in (slice(4), slice(4, 8), slice(8))
+    )
     assert [first, second] == pytest.approx([2.5, .5], rel=.15)
 
     def nll(z): return known_nll(z, mask, known, loss.activation)
     found, crossed = figures(z, mask, known, loss), z/each(second, first)
     assert found["temperature"] == pytest.approx(both, rel=.01)
-    assert found["nll before"] == pytest.approx(nll(z)) and found["nll after"] == pytest.approx(nll(crossed), rel=.01)
+    assert found["nll before"] == pytest.approx(nll(z)) and found["nll after"] == pytest.approx(
+        nll(crossed), rel=.01
+    )
     assert nll(z/each(first, second)) < found["nll before"] < found["nll after"]
 
     asked = loss.probabilities(z) >= .01
     for when, logits in [("before", z), ("after", crossed)]:
         points, ece = reliability(loss.probabilities(logits)[asked], mask[:, None][asked] == 1)
-        assert found[f"ece {when}"] == pytest.approx(ece, abs=.005) and np.allclose(np.array(found[f"points {when}"])[:, :2], np.array(points)[:, :2], atol=.02)
+        assert found[f"ece {when}"] == pytest.approx(ece, abs=.005) and np.allclose(
+            np.array(found[f"points {when}"])[:, :2], np.array(points)[:, :2], atol=.02
+        )
 
 
 def test_what_nobody_examined_moves_no_figure():
     g = torch.Generator().manual_seed(0)
-    z, known = torch.randn(6, 3, 32, 32, generator=g)*2, torch.tensor([[True, True, False], [True, False, True]]*3)
+    z, known = torch.randn(6, 3, 32, 32, generator=g)*2, torch.tensor(
+        [[True, True, False], [True, False, True]]*3
+    )
     mask = torch.randint(0, 4, (6, 32, 32), generator=g)
-    mask[~torch.cat([torch.ones(6, 1, dtype=torch.bool), known], 1).gather(1, mask.flatten(1)).view_as(mask)] = 0
+    mask[
+        ~torch.cat([torch.ones(6, 1, dtype=torch.bool), known], 1).gather(1, mask.flatten(1)).view_as(mask)
+    ] = 0
     free = ~(known[:, :, None, None] | (mask > 0)[:, None])
     loss = create_loss("masked")
     found = figures(z, mask, known, loss)
     assert found == figures(torch.where(free, 9 - z, z), mask, known, loss)
-    assert found["pairs"] == (~free & (z.sigmoid() >= .01)).sum() == sum(k for *_, k in found["points before"])
+    assert (
+        found["pairs"] == (~free & (z.sigmoid() >= .01)).sum() == sum(k for*_, k in found["points before"])
+    )
 
 
 def test_unknown_cells_say_nothing():
@@ -86,5 +109,8 @@ def test_reliability_is_its_definition():
 
 def test_calibration_takes_fewer_pixels_where_slices_and_classes_are_many():
     member, slices = Member(nn.Conv2d(1, 4, 1), create_loss("marginal")), toy()
-    sizes = [sample_logits(member, slices, pick_device("cpu"), most=most).logits.shape[-1] for most in (2**27, 24*4*100, 1)]
+    sizes = [
+        sample_logits(member, slices, pick_device("cpu"), most=most).logits.shape[-1]
+        for most in (2**27, 24*4*100, 1)
+    ]
     assert sizes == [1024, 100, 64]  # all of 32x32; as many as fit; never fewer than 64

@@ -9,7 +9,14 @@ from torch import nn
 
 from ctseg.core.device import DevicePlan, pick_device
 from ctseg.core.files import InputError
-from ctseg.inference.engine import ENGINES, CompiledNetwork, FasterNetwork, GraphNetwork, available, with_engine
+from ctseg.inference.engine import (
+    ENGINES,
+    CompiledNetwork,
+    FasterNetwork,
+    GraphNetwork,
+    available,
+    with_engine,
+)
 from ctseg.inference.loop import Member
 from ctseg.losses.registry import create_loss
 from ctseg.models.zoo import create_model
@@ -119,5 +126,6 @@ def test_requests_that_cannot_be_met(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert with_engine(plain, "auto", FP32) is plain
     monkeypatch.setitem(__import__("sys").modules, "openvino", None)
-    with pytest.raises(InputError, match=r"pip install 'ctseg\[openvino\]'"): with_engine(plain, "openvino", FP32)
+    with pytest.raises(InputError, match=r"pip install 'ctseg\[openvino\]'"):
+        with_engine(plain, "openvino", FP32)
     assert ENGINES[0] == "auto"

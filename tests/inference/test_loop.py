@@ -34,7 +34,8 @@ def test_a_deadline_goes_through_the_batches_and_may_stop():
             if i == 2: raise Stop
             yield item
     seen = []
-    with pytest.raises(Stop): over_slices(np.zeros((9, 2, 2)), lambda part: seen.append(len(part)) or total(part), 3, each)
+    with pytest.raises(Stop):
+        over_slices(np.zeros((9, 2, 2)), lambda part: seen.append(len(part)) or total(part), 3, each)
     assert seen == [3, 3]
 
 

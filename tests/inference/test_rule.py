@@ -69,4 +69,6 @@ def test_a_gate_hides_whole_classes(array, least):
 def test_each_step_is_off_at_0():
     prob = torch.rand(4, 3, 9, 9, generator=torch.Generator().manual_seed(0))
     for activation in ("softmax", "sigmoid"):
-        assert torch.equal(decide(prob, Rule(gate=0, island=0, rescue=0), activation), decide(prob, Rule(), activation))
+        assert torch.equal(
+            decide(prob, Rule(gate=0, island=0, rescue=0), activation), decide(prob, Rule(), activation)
+        )

@@ -14,7 +14,11 @@ def test_a_mirrored_view_swaps_left_and_right_back(axis):
     prob = torch.rand(2, 3, 10, 12, generator=torch.Generator().manual_seed(0))
     flip = {"vertical": -2, "horizontal": -1}[axis]
     back, seen = View(mirror=axis).undo(prob, LR)
-    assert seen == 1 and torch.equal(back[:, 0], prob[:, 1].flip(flip)) and torch.equal(back[:, 2], prob[:, 2].flip(flip))
+    assert (
+        seen == 1
+        and torch.equal(back[:, 0], prob[:, 1].flip(flip))
+        and torch.equal(back[:, 2], prob[:, 2].flip(flip))
+    )
 
 
 @pytest.mark.parametrize("view", tta_views(9))

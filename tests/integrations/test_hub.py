@@ -1,4 +1,5 @@
-"A run is shared and loaded again; nothing but plain data goes up or comes down, and nothing of it is executed."
+"""A run is shared and loaded again; nothing but plain data goes up or comes down, and nothing of it is
+executed."""
 import base64
 import json
 import shutil
@@ -23,7 +24,13 @@ hub = pytest.importorskip("huggingface_hub")
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    return fit(toy(), tiny("masked", "epochs=1"), tmp_path_factory.mktemp("shared")/"first", device="cpu", progress=False)
+    return fit(
+        toy(),
+        tiny("masked", "epochs=1"),
+        tmp_path_factory.mktemp("shared")/"first",
+        device="cpu",
+        progress=False,
+    )
 
 
 @pytest.fixture
@@ -36,7 +43,8 @@ def cache(tmp_path, monkeypatch):
 
 
 def cached(cache: Path, run: Run, repo="ada/liver", version="1"*40, leave_out=(), ref="main") -> Path:
-    "Put the files of a run into the cache as huggingface_hub lays them out: links to blobs; the folder of the version."
+    """Put the files of a run into the cache as huggingface_hub lays them out: links to blobs; the folder of
+    the version."""
     place = cache/f"models--{repo.replace('/', '--')}"
     snapshot = place/"snapshots"/version
     for i, name in enumerate(SHARED):
@@ -61,11 +69,15 @@ def refused(name, *words):
 def test_loaded_from_the_cache(run, cache, name):
     cached(cache, run)
     images = toy().images[:3]
-    assert np.array_equal(ctseg.load(name, "cpu").predict(images), ctseg.load(run.folder, "cpu").predict(images))
+    assert np.array_equal(
+        ctseg.load(name, "cpu").predict(images), ctseg.load(run.folder, "cpu").predict(images)
+    )
 
 
 def test_a_revision_is_the_one_asked_for(run, cache, tmp_path):
-    other = fit(toy(seed=3), tiny("masked", "epochs=1"), tmp_path/"other", seed=3, device="cpu", progress=False)
+    other = fit(
+        toy(seed=3), tiny("masked", "epochs=1"), tmp_path/"other", seed=3, device="cpu", progress=False
+    )
     new, old = cached(cache, run), cached(cache, other, version="2"*40, ref="v1")
     assert find_run("hf://ada/liver").folder == new and find_run("hf://ada/liver@v1").folder == old
     refused("hf://ada/liver@v7", "v7")
@@ -74,7 +86,9 @@ def test_a_revision_is_the_one_asked_for(run, cache, tmp_path):
 def test_a_folder_comes_before_the_hub(run, cache):
     cached(cache, run)
     shutil.copytree(run.folder, "ada/liver")
-    assert find_run("ada/liver").folder == Path("ada/liver") and find_run("hf://ada/liver").folder != Path("ada/liver")
+    assert find_run("ada/liver").folder == Path("ada/liver") and find_run("hf://ada/liver").folder != Path(
+        "ada/liver"
+    )
     assert hub_name("ada/spleen") is None  # there is a folder `ada`: a slip of the pen is asked of nobody
     refused("ada/spleen", "no run here")
 
@@ -106,9 +120,22 @@ def changed(cache, run, change, repo="ada/changed"):
 def test_code_is_neither_fetched_nor_executed(run, cache, tmp_path):
     planted = tmp_path/"evil.py"
     planted.write_text(f"open({str(tmp_path/'ran')!r}, 'w')")
-    for plugin in ({"name": "evil.py", "sha256": "0"*64}, {"name": str(planted), "sha256": "0"*64}, str(planted), {"path": str(planted)}):
-        refused(changed(cache, run, lambda spec: spec.update(plugins=[plugin]), f"ada/p{abs(hash(str(plugin)))}"), "plugin")
-    refused(changed(cache, run, lambda spec: spec["recipe"]["model"].update(name="unet:hf-hub:evil/net"), "ada/timm"), "network")
+    for plugin in (
+        {"name": "evil.py", "sha256": "0"*64},
+        {"name": str(planted), "sha256": "0"*64},
+        str(planted),
+        {"path": str(planted)},
+    ):
+        refused(
+            changed(cache, run, lambda spec: spec.update(plugins=[plugin]), f"ada/p{abs(hash(str(plugin)))}"),
+            "plugin",
+        )
+    refused(
+        changed(
+            cache, run, lambda spec: spec["recipe"]["model"].update(name="unet:hf-hub:evil/net"), "ada/timm"
+        ),
+        "network",
+    )
     refused(changed(cache, run, lambda spec: spec.update(recipe=[1]), "ada/list"), "not a run of ctseg")
     assert not (tmp_path/"ran").exists()
 
@@ -137,7 +164,14 @@ def test_without_the_package(run, monkeypatch):
 
 def test_what_goes_up(run, tmp_path):
     home = Run(shutil.copytree(run.folder, tmp_path/"home"))
-    for name in ("report.html", "pseudo_labels.csv", "pseudo_labels.npz", "curves.png", "notes.txt", "model.pt"):
+    for name in (
+        "report.html",
+        "pseudo_labels.csv",
+        "pseudo_labels.npz",
+        "curves.png",
+        "notes.txt",
+        "model.pt",
+    ):
         (home/name).write_text("patient 7")
     spec = read_json(home/"recipe.json")
     spec["recipe"]["model"]["weights"] = "/home/ada/secret/first.safetensors"
@@ -179,16 +213,37 @@ class FakeHub(BaseHTTPRequestHandler):
             return self.answer({"url": "https://huggingface.co/ada/liver"})
         if "/preupload/" in self.path:
             asked = json.loads(body)["files"]
-            return self.answer({"files": [{"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in asked]})
+            return self.answer(
+                {
+                    "files": [
+                        {"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in asked
+                    ]
+                }
+            )
         if self.path == "/api/validate-yaml": return self.answer({"errors": [], "warnings": []})
         for line in map(json.loads, body.splitlines()):
-            if line["key"] == "file": self.server.files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
-        self.answer({"success": True, "commitOid": "3"*40, "commitUrl": "https://huggingface.co/ada/liver/commit/" + "3"*40})
+            if line["key"] == "file":
+                self.server.files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+        self.answer(
+            {
+                "success": True,
+                "commitOid": "3"*40,
+                "commitUrl": "https://huggingface.co/ada/liver/commit/" + "3"*40,
+            }
+        )
 
     def do_GET(self):
         files, name = self.server.files, self.path.partition("/resolve/" + "3"*40 + "/")[2]
         if self.path.startswith("/api/models/ada/liver"):
-            return self.answer({"id": "ada/liver", "sha": "3"*40, "siblings": [{"rfilename": f} for f in files], "tags": [], "private": True})
+            return self.answer(
+                {
+                    "id": "ada/liver",
+                    "sha": "3"*40,
+                    "siblings": [{"rfilename": f} for f in files],
+                    "tags": [],
+                    "private": True,
+                }
+            )
         if name not in files:
             return self.answer({"error": "missing"}, 404, [("X-Error-Code", "RepoNotFound")])
         self.answer(files[name], headers=[("ETag", f'"{abs(hash(name))}"'), ("X-Repo-Commit", "3"*40)])
@@ -205,7 +260,10 @@ def endpoint(tmp_path, monkeypatch):
     threading.Thread(target=server.serve_forever, daemon=True).start()
     address = f"http://127.0.0.1:{server.server_port}"
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
-    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(
+        "huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE",
+        address + "/{repo_id}/resolve/{revision}/{filename}",
+    )
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path/"cache"))
     yield server, hub.HfApi(endpoint=address, token="hf_stand_in")
     server.shutdown()
@@ -216,10 +274,15 @@ def test_shared_and_loaded_through_a_hub(run, endpoint):
     server, api = endpoint
     assert "commit" in push_to_hub(run, "hf://ada/liver", api=api)
     assert server.private in (True, "private")
-    assert server.files.keys() <= {*SHARED, "README.md", ".gitattributes"} and server.files["README.md"] == server.files["model_card.md"]
+    assert (
+        server.files.keys() <= {*SHARED, "README.md", ".gitattributes"}
+        and server.files["README.md"] == server.files["model_card.md"]
+    )
     server.files["../../escaped.json"] = server.files["evil.py"] = server.files["optimiser.pt"] = b"x"
     images = toy().images[:3]
-    assert np.array_equal(ctseg.load("hf://ada/liver", "cpu").predict(images), ctseg.load(run.folder, "cpu").predict(images))
+    assert np.array_equal(
+        ctseg.load("hf://ada/liver", "cpu").predict(images), ctseg.load(run.folder, "cpu").predict(images)
+    )
     fetched = [p for p in find_run("hf://ada/liver").folder.rglob("*") if not p.is_dir()]
     assert {p.suffix for p in fetched} <= {".json", ".csv", ".md", ".safetensors"}
     refused("hf://ada/nothing", "no such repository")

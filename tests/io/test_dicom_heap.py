@@ -105,7 +105,9 @@ def test_a_damaged_file_among_named_ones(tmp_path):
     "What its neighbours tell of the patient is blotted out of its path."
     write_series(tmp_path / "src" / NAME / "ct", *planes(3))
     (tmp_path / "src" / NAME / "other").mkdir()
-    (tmp_path / "src" / NAME / "other" / f"{NUMBER} {DAY}").write_bytes(bytes(128) + b"DICM" + b"\x02\x00\x00")
+    (tmp_path/"src"/NAME/"other"/f"{NUMBER} {DAY}").write_bytes(
+        bytes(128) + b"DICM" + b"\x02\x00\x00"
+    )
     with pytest.raises(InputError) as e:
         import_dicom(tmp_path / "src", tmp_path / "out", classes=TWO)
     assert "damaged" in one_line(e)
@@ -150,7 +152,11 @@ def leaning(a, b):
 
 def test_rings_that_cannot_be_used(tmp_path):
     flat_series(tmp_path / "src")
-    rois = [("flat", [box(2, 2.5, 8.5)]), ("leaning", [leaning(2, 8)]), ("point", [box(2, 2.5, 8.5, "POINT")])]
+    rois = [
+        ("flat", [box(2, 2.5, 8.5)]),
+        ("leaning", [leaning(2, 8)]),
+        ("point", [box(2, 2.5, 8.5, "POINT")]),
+    ]
     write_rt(tmp_path / "src", rois)
     classes = ClassMap.from_names(["flat", "leaning", "point"])
     facts = import_dicom(tmp_path / "src", tmp_path / "out", classes=classes)
@@ -229,7 +235,8 @@ def test_big_endian_without_a_preamble(tmp_path):
     assert (read_series(tmp_path / "src")[1] == hu).all()
 
 
-@pytest.mark.parametrize("orientation, plane", [([1, 0, 0, 0, 0, -1], "coronal"), ([0, 1, 0, 0, 0, -1], "sagittal")])
+@pytest.mark.parametrize("orientation, "
+                         "plane", [([1, 0, 0, 0, 0, -1], "coronal"), ([0, 1, 0, 0, 0, -1], "sagittal")])
 def test_survey_pictures_of_the_series_itself_are_left_out(tmp_path, orientation, plane):
     write_series(tmp_path / "src", *planes(5))
     header = pydicom.dcmread(next((tmp_path / "src").iterdir()))
@@ -238,7 +245,9 @@ def test_survey_pictures_of_the_series_itself_are_left_out(tmp_path, orientation
         header.ImageOrientationPatient, header.ImagePositionPatient = orientation, [0, 10.0 * n, 0]
         header.save_as(tmp_path / "src" / f"survey{n}")
     facts = import_dicom(tmp_path / "src", tmp_path / "out", classes=TWO)
-    assert facts["train"] == 5 and facts["other_planes"] == [f"src: 2 {plane} images, while slices are cut as SPL"]
+    assert facts["train"] == 5 and facts["other_planes"] == [
+        f"src: 2 {plane} images, while slices are cut as SPL"
+    ]
 
 
 def test_folders_called_by_their_patients_are_told_apart(tmp_path):

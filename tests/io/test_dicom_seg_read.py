@@ -1,4 +1,5 @@
-"Segmentations of any program lie where they say; what contradicts itself is told, never drawn in a wrong place."
+"""Segmentations of any program lie where they say; what contradicts itself is told, never drawn in a wrong
+place."""
 
 import highdicom
 import numpy as np
@@ -37,7 +38,10 @@ def read(seg, path, series):
 
 
 def same(found, labels):
-    return [bool((one.mask == (labels == n)).all()) for n, one in enumerate(found.structures, 1)] == [True, True]
+    return [bool((one.mask == (labels == n)).all()) for n, one in enumerate(found.structures, 1)] == [
+        True,
+        True,
+    ]
 
 
 def places(seg):
@@ -47,7 +51,9 @@ def places(seg):
 def axes(seg):
     shared = seg.SharedFunctionalGroupsSequence[0]
     between_rows, between_columns = map(float, shared.PixelMeasuresSequence[0].PixelSpacing)
-    columns, rows = np.reshape(shared.PlaneOrientationSequence[0].ImageOrientationPatient, (2, 3)).astype(float)
+    columns, rows = np.reshape(shared.PlaneOrientationSequence[0].ImageOrientationPatient, (2, 3)).astype(
+        float
+    )
     return columns * between_columns, rows * between_rows
 
 

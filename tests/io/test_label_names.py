@@ -45,7 +45,8 @@ def test_dataset_json_of_no_classes(tmp_path, labels):
     assert "dataset.json" in one_line(e)
 
 
-@pytest.mark.parametrize("labels, number", [({"a": 1, "ignore": 2}, 2), ({"1": "a", "2": "ignore"}, 2), ({"a": 1}, None), ("x", None)])
+@pytest.mark.parametrize("labels, "
+                         "number", [({"a": 1, "ignore": 2}, 2), ({"1": "a", "2": "ignore"}, 2), ({"a": 1}, None), ("x", None)])
 def test_the_label_to_ignore(tmp_path, labels, number):
     (tmp_path / "dataset.json").write_text(json.dumps({"labels": labels}))
     assert ignore_label(tmp_path / "dataset.json") == number

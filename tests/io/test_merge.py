@@ -1,4 +1,5 @@
-"Sources become one folder: nothing unknown becomes background, nobody is mixed up, and every contradiction is told in one line."
+"""Sources become one folder: nothing unknown becomes background, nobody is mixed up, and every
+contradiction is told in one line."""
 import json
 import os
 import shutil
@@ -25,7 +26,8 @@ LUNGS = {"lungs": ["lung_left", "lung_right"]}
 
 
 def slices(names, unions=None, n=6, size=16, seed=0, top=None) -> SliceSet:
-    "Random slices: the last third without annotation, on slice 0 the last class unknown, some pixels to be ignored on slice 1."
+    """Random slices: the last third without annotation, on slice 0 the last class unknown, some pixels to
+    be ignored on slice 1."""
     rng = np.random.default_rng(seed)
     classes = ClassMap.from_names(names, unions)
     C = len(classes)
@@ -43,7 +45,8 @@ def folder(path, names, unions=None, test=None, **how):
     write_challenge(slices(names, unions, **how), path)
     if test is not None:
         s = slices(names, unions, **(how | {"seed": how.get("seed", 0) + 100}))
-        if test == "whole": s = SliceSet(s.images, s.masks, np.ones_like(s.known), s.names, s.groups, s.classes)
+        if test == "whole":
+            s = SliceSet(s.images, s.masks, np.ones_like(s.known), s.names, s.groups, s.classes)
         if test == "none": s = SliceSet(s.images, None, None, s.names, s.groups, s.classes)
         write_challenge(s, path, "test")
     return path
@@ -57,14 +60,19 @@ def three(tmp_path):
             folder(tmp_path/"c", ["LUNGS", "Kidney_L"], seed=3)]
 
 
-# --- what the merged folder says -----------------------------------------------------------------------------------------------------
+# --- what the merged folder says
+# -----------------------------------------------------------------------------------------------------
 
 def test_every_pixel_and_cell_is_where_its_name_is(three, tmp_path):
     merge(three, tmp_path/"m", unions=LUNGS)
     m = read_challenge(tmp_path/"m")
     assert m.classes.names == ("liver", "lung_left", "lung_right", "Spleen", "LUNGS", "Kidney_L")
     assert m.classes.union_table == {"LUNGS": ["lung_left", "lung_right"]}
-    expected = {"a": ["liver", "lung_left", "lung_right"], "b": ["Spleen", "liver"], "c": ["LUNGS", "Kidney_L"]}
+    expected = {
+        "a": ["liver", "lung_left", "lung_right"],
+        "b": ["Spleen", "liver"],
+        "c": ["LUNGS", "Kidney_L"],
+    }
     for i, (path, names) in enumerate(zip(three, expected.values())):
         s, rows = read_challenge(path), slice(6*i, 6*i + 6)
         assert (m.images[rows] == s.images).all()
@@ -91,7 +99,9 @@ def test_patients_stay_apart_and_remain_who_they_are(three, tmp_path):
         else: (path/"patients.json").unlink()
     merge(three, tmp_path/"m", unions=LUNGS)
     names = json.loads((tmp_path/"m/patients.json").read_text())
-    assert names["train"][:8] == ["a/7", "a/7", "a/8", "a/8", "a/9", "a/9", "b/7", "b/7"] and names["train"][-1].startswith("c/train")
+    assert names["train"][:8] == ["a/7", "a/7", "a/8", "a/8", "a/9", "a/9", "b/7", "b/7"] and names["train"][
+        -1
+    ].startswith("c/train")
     groups = read_challenge(tmp_path/"m").groups
     assert groups[0] == groups[1] != groups[6] == groups[7] and len(set(groups)) == 3 + 3 + 6
 
@@ -107,9 +117,19 @@ def test_the_tables(three, tmp_path):
 
 
 def test_a_union_of_one_source_and_the_members_of_another(tmp_path):
-    a = folder(tmp_path/"a", ["parotid_l", "parotid_r", "parotids"], {"parotids": ["parotid_l", "parotid_r"]}, seed=1)
+    a = folder(
+        tmp_path/"a",
+        ["parotid_l", "parotid_r", "parotids"],
+        {"parotids": ["parotid_l", "parotid_r"]},
+        seed=1,
+    )
     b = folder(tmp_path/"b", ["Parotid Right", "Parotid Left"], seed=2)
-    c = folder(tmp_path/"c", ["Parotid_L", "Parotid_R", "Glnd_Parotid"], {"Glnd_Parotid": ["Parotid_R", "Parotid_L"]}, seed=3)
+    c = folder(
+        tmp_path/"c",
+        ["Parotid_L", "Parotid_R", "Glnd_Parotid"],
+        {"Glnd_Parotid": ["Parotid_R", "Parotid_L"]},
+        seed=3,
+    )
     merge([b, a, c], tmp_path/"m")
     classes = read_challenge(tmp_path/"m").classes
     assert classes.names == ("Parotid Right", "Parotid Left", "parotids") and classes.pairs == ((2, 1),)
@@ -125,11 +145,14 @@ def test_the_order_of_the_sources_changes_names_and_not_meaning(three, tmp_path)
     assert (n.known[rows][:, columns] == m.known).all() and (n.present[rows][:, columns] == m.present).all()
 
 
-# --- renaming and spelling -----------------------------------------------------------------------------------------------------------
+# --- renaming and spelling --------------------------------------------------------------------------------
+# ---------------------------
 
 @pytest.mark.parametrize("a, b", [
-    ("kidney_left", "Kidney_L"), ("SpinalCord", "spinal_cord"), ("Bone_Mandible", "mandible"), ("Lung L", "left lung"), ("V_Venacava_I", "IVC"),
-    ("GTV node", "GTV-NODE"), ("node left", "node_l"), ("Rib_R_12", "rib_right_12"), ("oesophagus", "esophagus"), ("bladder", "urinary_bladder"),
+    ("kidney_left", "Kidney_L"), ("SpinalCord", "spinal_cord"), ("Bone_Mandible", "mandible"), ("Lung "
+                                                                                                "L", "left lung"), ("V_Venacava_I", "IVC"),
+    ("GTV "
+     "node", "GTV-NODE"), ("node left", "node_l"), ("Rib_R_12", "rib_right_12"), ("oesophagus", "esophagus"), ("bladder", "urinary_bladder"),
 ])
 def test_spellings_of_one_class(a, b):
     plan = match_classes({"a": ClassMap.from_names([a]), "b": ClassMap.from_names([b])})
@@ -146,50 +169,110 @@ def test_what_is_not_one_class(a, b):
 def test_renaming_of_all_sources_and_of_one(tmp_path):
     a = folder(tmp_path/"a", ["vessel", "liver"], seed=1)
     b = folder(tmp_path/"b", ["CT-Liver", "vessel"], seed=2)
-    (tmp_path/"r.json").write_text(json.dumps({"ct liver": "Liver", "a/Vessel": "liver_vessels", "vessel": "aorta"}))
+    (tmp_path/"r.json").write_text(
+        json.dumps({"ct liver": "Liver", "a/Vessel": "liver_vessels", "vessel": "aorta"})
+    )
     merge([a, b], tmp_path/"m", rename=tmp_path/"r.json")
     assert read_challenge(tmp_path/"m").classes.names == ("liver_vessels", "liver", "aorta")
 
 
 def test_mirror_images_of_two_sources_are_partners():
-    plan = match_classes({"a": ClassMap.from_names(["kidney_left"]), "b": ClassMap.from_names(["Kidney R", "LENS_L"]), "c": ClassMap.from_names(["lens rt"])})
-    assert plan.classes.names == ("kidney_left", "kidney_right", "LENS_L", "LENS_R") and len(plan.classes.pairs) == 2
+    plan = match_classes(
+        {
+            "a": ClassMap.from_names(["kidney_left"]),
+            "b": ClassMap.from_names(["Kidney R", "LENS_L"]),
+            "c": ClassMap.from_names(["lens rt"]),
+        }
+    )
+    assert (
+        plan.classes.names == ("kidney_left", "kidney_right", "LENS_L", "LENS_R")
+        and len(plan.classes.pairs) == 2
+    )
 
 
 def test_what_looks_alike_is_noted():
-    classes = {source: ClassMap.from_names(names) for source, names in {"a": ["liver", "spleen"], "b": ["CT-Liver"], "c": ["liver_vessels"]}.items()}
+    classes = {
+        source: ClassMap.from_names(names)
+        for source, names in {"a": ["liver", "spleen"], "b": ["CT-Liver"], "c": ["liver_vessels"]}.items()
+    }
     notes = match_classes(classes).notes
-    assert len(notes) == 2 and any("CT-Liver of b and liver of a" in note for note in notes) and any("liver_vessels of c" in note for note in notes)
-    assert not match_classes({"a": ClassMap.from_names(["liver", "liver_tumor"]), "b": ClassMap.from_names(["liver_tumor"])}).notes
+    assert (
+        len(notes) == 2
+        and any("CT-Liver of b and liver of a" in note for note in notes)
+        and any("liver_vessels of c" in note for note in notes)
+    )
+    assert not match_classes(
+        {"a": ClassMap.from_names(["liver", "liver_tumor"]), "b": ClassMap.from_names(["liver_tumor"])}
+    ).notes
 
 
-# --- contradictions ------------------------------------------------------------------------------------------------------------------
+# --- contradictions ---------------------------------------------------------------------------------------
+# ---------------------------
 
 CLASSES = {"a": ["liver", "lung_left", "lung_right"], "b": ["Liver", "spleen"]}
 CONTRADICTIONS = {
     "two classes of one source": ({"a": ["liver", "Liver"]}, {}, ("a", "'liver' and 'Liver'", "--rename")),
-    "two classes renamed to one": ({}, dict(rename={"lung_left": "lung", "lung_right": "lung"}), ("a", "'lung'", "--rename")),
+    "two classes renamed to one": (
+        {},
+        dict(rename={"lung_left": "lung", "lung_right": "lung"}),
+        ("a", "'lung'", "--rename"),
+    ),
     "a renaming onto a class that is there": ({}, dict(rename={"spleen": "liver"}), ("b", "'liver'")),
     "a renaming of nothing": ({}, dict(rename={"splen": "milt"}), ("'splen'", "did you mean spleen")),
     "a renaming of nothing in one source": ({}, dict(rename={"a/spleen": "milt"}), ("'a/spleen'",)),
     "a renaming that is no table": ({}, dict(rename={"spleen": 1}), ("from labels to class names",)),
-    "a whole without a union": ({"b": ["Lungs", "Liver"]}, {}, ("'Lungs' of b", "lung_left", '{"Lungs": ["lung_left", "lung_right"]}', "--unions")),
-    "a part without a union": ({"a": ["heart", "liver"], "b": ["heart_atrium_left"]}, {}, ("'heart' of a", "class_names.json")),
-    "lobes without a union": ({"b": ["lung_upper_lobe_left", "lung_lower_lobe_left"]}, {}, ("'lung_left' of a", "--unions")),
-    "a union with itself": ({"b": ["lungs"]}, dict(unions={"lungs": ["lungs", "lung_left"]}), ("contains itself",)),
+    "a whole without a union": (
+        {"b": ["Lungs", "Liver"]},
+        {},
+        ("'Lungs' of b", "lung_left", '{"Lungs": ["lung_left", "lung_right"]}', "--unions"),
+    ),
+    "a part without a union": (
+        {"a": ["heart", "liver"], "b": ["heart_atrium_left"]},
+        {},
+        ("'heart' of a", "class_names.json"),
+    ),
+    "lobes without a union": (
+        {"b": ["lung_upper_lobe_left", "lung_lower_lobe_left"]},
+        {},
+        ("'lung_left' of a", "--unions"),
+    ),
+    "a union with itself": (
+        {"b": ["lungs"]},
+        dict(unions={"lungs": ["lungs", "lung_left"]}),
+        ("contains itself",),
+    ),
     "a union of one": ({"b": ["lungs"]}, dict(unions={"lungs": ["lung_left"]}), ("1 members",)),
     "a union of nothing": ({"b": ["lungs"]}, dict(unions={"lungs": []}), ("0 members",)),
-    "a union of twice the same": ({"b": ["lungs"]}, dict(unions={"lungs": ["lung_left", "Lung_L"]}), ("twice",)),
-    "a union of strangers": ({"b": ["lungs"]}, dict(unions={"lungs": ["lung_left", "lung_rihgt"]}), ("--unions", "did you mean lung_right")),
-    "a union that is no class": ({}, dict(unions={"lungs": ["lung_left", "lung_right"]}), ("--unions", "'lungs'")),
-    "two unions of the same": ({"b": ["lungs", "thorax"]}, dict(unions=LUNGS | {"thorax": ["lung_left", "lung_right"]}), ("same members",)),
+    "a union of twice the same": (
+        {"b": ["lungs"]},
+        dict(unions={"lungs": ["lung_left", "Lung_L"]}),
+        ("twice",),
+    ),
+    "a union of strangers": (
+        {"b": ["lungs"]},
+        dict(unions={"lungs": ["lung_left", "lung_rihgt"]}),
+        ("--unions", "did you mean lung_right"),
+    ),
+    "a union that is no class": (
+        {},
+        dict(unions={"lungs": ["lung_left", "lung_right"]}),
+        ("--unions", "'lungs'"),
+    ),
+    "two unions of the same": (
+        {"b": ["lungs", "thorax"]},
+        dict(unions=LUNGS | {"thorax": ["lung_left", "lung_right"]}),
+        ("same members",),
+    ),
 }
 
 
 @pytest.mark.parametrize("name", CONTRADICTIONS)
 def test_contradictory_classes(name, tmp_path):
     other, how, parts = CONTRADICTIONS[name]
-    folders = [folder(tmp_path/source, names, seed=i) for i, (source, names) in enumerate((CLASSES | other).items())]
+    folders = [
+        folder(tmp_path/source, names, seed=i)
+        for i, (source, names) in enumerate((CLASSES | other).items())
+    ]
     before = tree(tmp_path)
     told(lambda: merge(folders, tmp_path/"m", **how), *parts)
     assert tree(tmp_path) == before
@@ -204,9 +287,15 @@ def test_unions_that_contradict_each_other(tmp_path):
 
 
 def test_a_mask_that_a_union_contradicts(tmp_path):
-    "The source has the union and both members on one slice; only together with another's union is that a contradiction."
+    """The source has the union and both members on one slice; only together with another's union is that a
+    contradiction."""
     a = folder(tmp_path/"a", ["parotid_left", "parotid_right", "parotids"], seed=1)
-    b = folder(tmp_path/"b", ["parotid_left", "parotid_right", "parotids"], {"parotids": ["parotid_left", "parotid_right"]}, seed=2)
+    b = folder(
+        tmp_path/"b",
+        ["parotid_left", "parotid_right", "parotids"],
+        {"parotids": ["parotid_left", "parotid_right"]},
+        seed=2,
+    )
     told(lambda: merge([b, a], tmp_path/"m"), str(a), "parotids", "all of its members were examined")
     assert not (tmp_path/"m").exists()
 
@@ -216,7 +305,8 @@ def test_too_many_classes(tmp_path):
     told(lambda: merge(folders, tmp_path/"m"), "260 classes", "254")
 
 
-# --- folders -------------------------------------------------------------------------------------------------------------------------
+# --- folders ----------------------------------------------------------------------------------------------
+# ---------------------------
 
 def test_folders_that_cannot_be_merged(three, tmp_path):
     a, b, c = three
@@ -258,7 +348,9 @@ def test_zeros_of_a_folder_without_lists(three, tmp_path):
     told(lambda: merge([a, b], tmp_path/"m"), str(b), "absent cannot be told from unknown", "--annotated")
     merge([a, b], tmp_path/"m", annotated="present")
     m = read_challenge(tmp_path/"m")
-    assert (m.known[6:] == m.present[6:]).all() and (m.known[:6, :3] == read_challenge(a).known).all(), "a's own list speaks for a"
+    assert (m.known[6:] == m.present[6:]).all() and (
+        m.known[:6, :3] == read_challenge(a).known
+    ).all(), "a's own list speaks for a"
 
 
 def test_damage_in_any_source_leaves_nothing(three, tmp_path):
@@ -274,17 +366,26 @@ def test_folders_of_one_name(tmp_path):
     assert set(pd.read_csv(tmp_path/"m/sources.csv").source) == {"north-data", "south-data"}
 
 
-# --- sizes ---------------------------------------------------------------------------------------------------------------------------
+# --- sizes ------------------------------------------------------------------------------------------------
+# ---------------------------
 
 def test_sizes_need_a_word(tmp_path):
     a, b = folder(tmp_path/"a", ["liver"], seed=1), folder(tmp_path/"b", ["spleen"], seed=2, size=24)
     for how, parts in (
-        (dict(), ("16x16", "24x24", "--resize")), (dict(resize="spacing"), ("index.json", "--resize fit or pad")),
-        (dict(resize="pad", size=20), ("--size 20", "24x24")), (dict(resize="stretch"), ("stretch",)), (dict(size=10000), ("8192",)),
-    ): told(lambda: merge([a, b], tmp_path/"m", **how), *parts)
+        (dict(), ("16x16", "24x24", "--resize")),
+        (dict(resize="spacing"), ("index.json", "--resize fit or pad")),
+        (dict(resize="pad", size=20), ("--size 20", "24x24")),
+        (dict(resize="stretch"), ("stretch",)),
+        (dict(size=10000), ("8192",)),
+    ):
+        told(lambda: merge([a, b], tmp_path/"m", **how), *parts)
     merge([a, b], tmp_path/"pad", resize="pad")
     padded, s = read_challenge(tmp_path/"pad"), read_challenge(a)
-    assert padded.images.shape[1:] == (24, 24) and (padded.images[:6, 4:20, 4:20] == s.images).all() and (padded.masks[:6, 4:20, 4:20] == s.masks).all()
+    assert (
+        padded.images.shape[1:] == (24, 24)
+        and (padded.images[:6, 4:20, 4:20] == s.images).all()
+        and (padded.masks[:6, 4:20, 4:20] == s.masks).all()
+    )
     assert padded.images[:6].sum() == s.images.sum()
     merge([a, b], tmp_path/"fit", size=32)
     fitted = read_challenge(tmp_path/"fit")
@@ -317,7 +418,11 @@ def test_imported_folders_keep_their_way_back(tmp_path):
     m = read_challenge(tmp_path/"m")
     for volume, one in zip(predicted_volumes(m.masks, tmp_path/"m", "train"), (a, b)):
         alone = next(iter(predicted_volumes(read_challenge(one).masks, one, "train")))
-        assert volume.id == f"{one.name}-{alone.id}" and (volume.labels == alone.labels).all() and volume.labels.any()
+        assert (
+            volume.id == f"{one.name}-{alone.id}"
+            and (volume.labels == alone.labels).all()
+            and volume.labels.any()
+        )
 
 
 def test_millimetres_decide_where_all_know_them(tmp_path):
@@ -331,7 +436,8 @@ def test_millimetres_decide_where_all_know_them(tmp_path):
     assert area(m.masks[len(s):]) == pytest.approx(4*area(t.masks), rel=.15)
 
 
-# --- the command ---------------------------------------------------------------------------------------------------------------------
+# --- the command ------------------------------------------------------------------------------------------
+# ---------------------------
 
 def test_the_command(three, tmp_path):
     (tmp_path/"u.json").write_text(json.dumps(LUNGS))

@@ -17,11 +17,25 @@ LABELS = np.zeros(HU.shape, np.uint8)
 LABELS[2:5, 3:7, 1:3], LABELS[7:9, 3:7, 1:3] = 1, 2
 
 PAIRS = [
-    ("volume-0", "segmentation-0"), ("p1", "p1_seg"), ("p1", "p1-mask"), ("p1", "p1_label"), ("p1", "P1_gt"),
-    ("CT/p1", "Seg/p1"), ("image/img0001", "label/label0001"), ("ct/p1", "masks/p1_mask"),
-    ("p1", "p1_seg_final"), ("p1", "p1-seg-manual_v2"), ("p1", "p1_Segmentation-label"), ("p1_ct", "p1_GTV"),
-    ("imgs/p1", "lbls/p1"), ("volumes/p1", "contours/p1"), ("img/p\u00e4", "anno/pa\u0308"), ("case_0/p1", "case_0/p1_segm"),
-    ("imagesTr/img0001", "labelsTr/label0001"), ("case_0/imaging", "case_0/segmentation"), ("p1", "labels/p1"),
+    ("volume-0", "segmentation-0"),
+    ("p1", "p1_seg"),
+    ("p1", "p1-mask"),
+    ("p1", "p1_label"),
+    ("p1", "P1_gt"),
+    ("CT/p1", "Seg/p1"),
+    ("image/img0001", "label/label0001"),
+    ("ct/p1", "masks/p1_mask"),
+    ("p1", "p1_seg_final"),
+    ("p1", "p1-seg-manual_v2"),
+    ("p1", "p1_Segmentation-label"),
+    ("p1_ct", "p1_GTV"),
+    ("imgs/p1", "lbls/p1"),
+    ("volumes/p1", "contours/p1"),
+    ("img/p\u00e4", "anno/pa\u0308"),
+    ("case_0/p1", "case_0/p1_segm"),
+    ("imagesTr/img0001", "labelsTr/label0001"),
+    ("case_0/imaging", "case_0/segmentation"),
+    ("p1", "labels/p1"),
 ]
 
 
@@ -58,7 +72,9 @@ def test_no_hounsfield_units(tmp_path, voxels):
 def test_numbers_as_floats(tmp_path):
     save(HU, tmp_path / "src/imagesTr/p1_0000.nii.gz", GRID)
     save(LABELS, tmp_path / "src/labelsTr/p1.nii.gz", GRID)
-    (tmp_path / "src/dataset.json").write_text(json.dumps({"labels": {"background": 0.0, "a": 1.0, "b": 2.0}}))
+    (tmp_path/"src/dataset.json").write_text(
+        json.dumps({"labels": {"background": 0.0, "a": 1.0, "b": 2.0}})
+    )
     import_nifti(tmp_path / "src", tmp_path / "out", annotated="all")
     assert read_challenge(tmp_path / "out").classes.names == ("a", "b")
 
@@ -81,7 +97,8 @@ def test_a_label_map_in_the_place_of_a_structure(tmp_path):
     assert "several labels (1 and 2)" in one_line(e)
 
 
-@pytest.mark.parametrize("images, labels", [("data/images/p1", "data/labels/p1"), ("p1/day1/ct", "p1/day1/seg")])
+@pytest.mark.parametrize("images, "
+                         "labels", [("data/images/p1", "data/labels/p1"), ("p1/day1/ct", "p1/day1/seg")])
 def test_volumes_one_folder_too_deep(tmp_path, images, labels):
     save(HU, tmp_path / "src" / f"{images}.nii.gz", GRID)
     save(LABELS, tmp_path / "src" / f"{labels}.nii.gz", GRID)
@@ -94,7 +111,10 @@ def test_files_of_no_case_are_told(tmp_path):
     for name in ("images/p1", "images/old/p1", "spare/p1/p2/p3"):
         save(HU, tmp_path / "src" / f"{name}.nii.gz", GRID)
     facts = import_nifti(tmp_path / "src", tmp_path / "out", classes=TWO)
-    assert facts["volumes"] == 1 and facts["unused_files"] == ["images/old/p1.nii.gz", "spare/p1/p2/p3.nii.gz"]
+    assert facts["volumes"] == 1 and facts["unused_files"] == [
+        "images/old/p1.nii.gz",
+        "spare/p1/p2/p3.nii.gz",
+    ]
 
 
 def test_a_mask_of_255_is_told(tmp_path):

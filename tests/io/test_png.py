@@ -1,4 +1,5 @@
-"Other competitions' images and masks: every form gives the same slices, unknown stays unknown, and bad input is one line."
+"""Other competitions' images and masks: every form gives the same slices, unknown stays unknown, and bad
+input is one line."""
 import json
 import re
 
@@ -58,7 +59,8 @@ def each():
         for c, name in enumerate(NAMES, 1): yield i, STEMS[i], name, MASKS[i] == c
 
 
-def rows(coding=Coding(), ending=""): return [(i, f"{stem}{ending}", name, encode(mask, coding)) for i, stem, name, mask in each()]
+def rows(coding=Coding(), ending=""):
+    return [(i, f"{stem}{ending}", name, encode(mask, coding)) for i, stem, name, mask in each()]
 def write(path, header, lines): path.write_text("\n".join([header, *lines]) + "\n")
 
 
@@ -114,10 +116,16 @@ def indexed_four_bits(d):
 def four_bits(path, values):
     import struct
     import zlib
-    def chunk(kind, data): return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
     lines = b"".join(b"\0" + bytes(int(a)*16 + int(b) for a, b in zip(row[::2], row[1::2])) for row in values)
     header = struct.pack(">IIBBBBB", W, H, 4, 0, 0, 0, 0)
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(lines)) + chunk(b"IEND", b""))
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(lines))
+        + chunk(b"IEND", b"")
+    )
 
 
 def long(d):
@@ -126,7 +134,11 @@ def long(d):
 
 
 def long_by_number(d):
-    write(d/"masks", "Image ID,class_id,rle,score", [f"{s},{NAMES.index(n) + 1},{c},1" for _, s, n, c in rows(ending=".jpg")])
+    write(
+        d/"masks",
+        "Image ID,class_id,rle,score",
+        [f"{s},{NAMES.index(n) + 1},{c},1" for _, s, n, c in rows(ending=".jpg")],
+    )
     return ("csv", dict(classes=d/"classes.json"))
 
 
@@ -149,7 +161,11 @@ def row_major_from_zero(d):
 
 def wide(d):
     codes = {(i, n): c for i, _, n, c in rows()}
-    write(d/"masks", "id,liver,spleen,height,width", [f"{STEMS[i]},{codes[i, 'liver']},{codes[i, 'spleen']},{H},{W}" for i in MASKED])
+    write(
+        d/"masks",
+        "id,liver,spleen,height,width",
+        [f"{STEMS[i]},{codes[i, 'liver']},{codes[i, 'spleen']},{H},{W}" for i in MASKED],
+    )
     return "csv"
 
 
@@ -194,28 +210,49 @@ def test_what_is_missing_is_unknown_unless_told_otherwise(d, form):
     import_png(d/"images", masks, d/"told", Labelling())
     assert read_challenge(d/"told").known[:4].all()
     beside.write_text(json.dumps({stem: ["spleen"] for stem in STEMS[:4]}))
-    told(lambda: import_png(d/"images", masks, d/"never", Labelling()), STEMS[0], "pixels of liver", "annotated_labels.json")
+    told(
+        lambda: import_png(d/"images", masks, d/"never", Labelling()),
+        STEMS[0],
+        "pixels of liver",
+        "annotated_labels.json",
+    )
     beside.write_text(json.dumps({STEMS[0]: NAMES}))
-    told(lambda: import_png(d/"images", masks, d/"never", Labelling()), "does not say what was examined on p0_s1")
+    told(
+        lambda: import_png(d/"images", masks, d/"never", Labelling()),
+        "does not say what was examined on p0_s1",
+    )
 
 
 def test_indexed_masks_need_a_word_on_zeros_and_may_go_without_names(d):
     indexed(d)
-    told(lambda: import_png(d/"images", d/"masks", d/"out", Labelling(d/"classes.json")), "absent cannot be told from unknown", "--annotated")
+    told(
+        lambda: import_png(d/"images", d/"masks", d/"out", Labelling(d/"classes.json")),
+        "absent cannot be told from unknown",
+        "--annotated",
+    )
     import_png(d/"images", d/"masks", d/"out", Labelling(annotated="present"))
     assert read_challenge(d/"out").classes.names == ("class_1", "class_2")
 
 
 def test_16_bits_through_a_window(d):
     hu = rng.integers(-1024, 3000, (N, H, W))
-    for stem, image in zip(STEMS, hu): Image.fromarray((image + 1024).astype(np.uint16)).save(d/"images"/f"{stem}.png")
+    for stem, image in zip(STEMS, hu):
+        Image.fromarray((image + 1024).astype(np.uint16)).save(d/"images"/f"{stem}.png")
     masks, labelling = prepared(d, long)
     told(lambda: import_png(d/"images", masks, d/"out", labelling), "16-bit image", "--window")
     facts = import_png(d/"images", masks, d/"out", labelling, Pictures(Grey((40, 400), offset=-1024)))
     expected = ((hu - 40)/400 + .5)*255
-    assert (read_challenge(d/"out").images == expected.round().clip(0, 255)).all() and "-1024" in facts["grey"] and "400" in facts["grey"]
+    assert (
+        (read_challenge(d/"out").images == expected.round().clip(0, 255)).all()
+        and "-1024" in facts["grey"]
+        and "400" in facts["grey"]
+    )
     save(d/"images"/f"{STEMS[2]}.png", IMAGES[2])
-    told(lambda: import_png(d/"images", masks, d/"no", labelling, Pictures(Grey("soft"))), "8-bit image", "leave it out")
+    told(
+        lambda: import_png(d/"images", masks, d/"no", labelling, Pictures(Grey("soft"))),
+        "8-bit image",
+        "leave it out",
+    )
 
 
 @pytest.mark.parametrize("wrong", [dict(window="sofd"), dict(window="40"), dict(window="40,-1"), dict(window="nan,400"), dict(window="40,400", scale=0), dict(scale=2.)])
@@ -230,7 +267,11 @@ def test_patients(d):
     import_png(d/"images", masks, d/"b", labelling, Pictures(patients=str(d/"who.csv")))
     assert read_challenge(d/"b").groups.tolist() == [0, 0, 0, 1, 1, 1]
     assert not any(b"Jane" in content for content in tree(d/"b").values() if content)
-    for patients, says in ((r"^(q\d+)", "no patient for the image p0_s0"), ("(", "no regular expression"), (str(d/"no.csv"), "no such file")):
+    for patients, says in (
+        (r"^(q\d+)", "no patient for the image p0_s0"),
+        ("(", "no regular expression"),
+        (str(d/"no.csv"), "no such file"),
+    ):
         told(lambda: import_png(d/"images", masks, d/"c", labelling, Pictures(patients=patients)), says)
 
 
@@ -241,11 +282,23 @@ def test_images_of_several_sizes_come_back_in_their_own(d):
     masks, labelling = prepared(d, long)
     lines = [line for line in masks.read_text().splitlines() if not line.startswith(STEMS[0])]
     masks.write_text("\n".join([*lines, f"{STEMS[0]},liver,{encode(MASKS[0, :15, :11] == 1)}"]))
-    told(lambda: import_png(d/"images", masks, d/"out", labelling), "20x24 pixels, expected 15x11 like p0_s0.png", "--size 24")
-    told(lambda: import_png(d/"images", masks, d/"out", labelling, Pictures(size=22)), "at most 22", "--size 24")
+    told(
+        lambda: import_png(d/"images", masks, d/"out", labelling),
+        "20x24 pixels, expected 15x11 like p0_s0.png",
+        "--size 24",
+    )
+    told(
+        lambda: import_png(d/"images", masks, d/"out", labelling, Pictures(size=22)),
+        "at most 22",
+        "--size 24",
+    )
     import_png(d/"images", masks, d/"out", labelling, Pictures(size=32, test=d/"test"))
     train, test = read_challenge(d/"out"), read_challenge(d/"out", "test")
-    assert train.images.shape == (N, 32, 32) and test.images.shape == (1, 32, 32) and check_challenge(d/"out")["test"]["images"] == 1
+    assert (
+        train.images.shape == (N, 32, 32)
+        and test.images.shape == (1, 32, 32)
+        and check_challenge(d/"out")["test"]["images"] == 1
+    )
     write_masks(train.masks, train.names, d/"s.csv")
     export_rle(d/"s.csv", d/"rle.csv", d/"out")
     _, codes = read_codes(d/"rle.csv", STEMS)
@@ -259,10 +312,20 @@ def overlapping(d): save(d/"masks"/"spleen"/f"{STEMS[0]}.png", np.full((H, W), 2
 def test_two_masks_that_overlap(d):
     masks, labelling = prepared(d, by_folder)
     overlapping(d)
-    told(lambda: import_png(d/"images", masks, d/"out", labelling), f"image {STEMS[0]}", "liver", "spleen", "pixels both")
+    told(
+        lambda: import_png(d/"images", masks, d/"out", labelling),
+        f"image {STEMS[0]}",
+        "liver",
+        "spleen",
+        "pixels both",
+    )
     facts = import_png(d/"images", masks, d/"out", Labelling(overlap="smaller"))
     s = read_challenge(d/"out")
-    assert facts["overlapping_pixels"] == (MASKS[0] == 1).sum() and ((s.masks[0] == 1) == (MASKS[0] == 1)).all() and s.known[0].all()
+    assert (
+        facts["overlapping_pixels"] == (MASKS[0] == 1).sum()
+        and ((s.masks[0] == 1) == (MASKS[0] == 1)).all()
+        and s.known[0].all()
+    )
     save(d/"masks"/"liver"/f"{STEMS[0]}.png", np.full((H, W), 255))
     import_png(d/"images", masks, d/"hidden", Labelling(overlap="smaller"))
     assert read_challenge(d/"hidden").known[0].sum() == 1, "a class of which no pixel is left is not absent"
@@ -301,7 +364,8 @@ def test_bad_files_are_one_line_and_nothing_is_written(d, damage, says):
     assert not (d/"out").exists()
 
 
-@pytest.mark.parametrize("values, says", [({7: 3}, "value 7 at row 3, column 0 is no class"), ({255: 3}, "pixels to be ignored are 255 in y_train.csv")])
+@pytest.mark.parametrize("values, "
+                         "says", [({7: 3}, "value 7 at row 3, column 0 is no class"), ({255: 3}, "pixels to be ignored are 255 in y_train.csv")])
 def test_values_that_are_no_class(d, values, says):
     masks, labelling = prepared(d, indexed)
     for value, y in values.items():
@@ -312,12 +376,19 @@ def test_values_that_are_no_class(d, values, says):
 
 
 @pytest.mark.parametrize("line, says", [
-    (f"{STEMS[4]},liver,470 20", "ends at pixel 489, but an image of 20x24 has 480"), (f"{STEMS[4]},liver,0 5", "counted from 1"),
-    (f"{STEMS[4]},liver,1 2 3", "expected pairs"), (f"{STEMS[4]},liver,5 3 6 1", "overlap or do not rise"), (f"{STEMS[4]},liver,1 0", "length 0"),
-    (f"{STEMS[4]},liver,1 x", "'x' in a run-length code"), (f"{STEMS[4]},liver,1 -3", "'-3' in a run-length code"),
-    (f"{STEMS[4]},liver,1.0 3", "'1.0' in"), (f"{STEMS[4]},liver,99999999999999999999 1", "more than 12 digits"),
-    (f"{STEMS[0]},liver,1 1", "is there twice"), ("p9_s9,liver,1 1", "there is no image 'p9_s9'"), (f"{STEMS[4]},,1 1", "no class is named"),
-    (f"{STEMS[4]},liver", "2 cells, but the header has 3"), (f'{STEMS[4]},"liver', "not a readable CSV"), (f"{STEMS[4]},7,1 1", "7 is no class"),
+    (f"{STEMS[4]},liver,470 "
+     f"20", "ends at pixel 489, but an image of 20x24 has 480"), (f"{STEMS[4]},liver,0 5", "counted from 1"),
+    (f"{STEMS[4]},liver,1 "
+     f"2 "
+     f"3", "expected pairs"), (f"{STEMS[4]},liver,5 3 6 1", "overlap or do not rise"), (f"{STEMS[4]},liver,1 0", "length 0"),
+    (f"{STEMS[4]},liver,1 "
+     f"x", "'x' in a run-length code"), (f"{STEMS[4]},liver,1 -3", "'-3' in a run-length code"),
+    (f"{STEMS[4]},liver,1.0 "
+     f"3", "'1.0' in"), (f"{STEMS[4]},liver,99999999999999999999 1", "more than 12 digits"),
+    (f"{STEMS[0]},liver,1 "
+     f"1", "is there twice"), ("p9_s9,liver,1 1", "there is no image 'p9_s9'"), (f"{STEMS[4]},,1 1", "no class is named"),
+    (f"{STEMS[4]},liver", "2 cells, but the header has 3"), (f'{STEMS[4]},"liver', "not a readable CSV"), (f"{STEMS[4]},7,1 "
+                                                                                                           f"1", "7 is no class"),
 ])
 def test_bad_rows_are_one_line(d, line, says):
     masks, _ = prepared(d, long)
@@ -333,7 +404,11 @@ def test_tables_that_are_none(d, text):
 
 
 def test_one_class_without_a_name(d):
-    write(d/"m.csv", "ImageId,EncodedPixels", [f"{STEMS[0]}.jpg,{encode(MASKS[0] == 1)}", f"{STEMS[1]}.jpg,-1"])
+    write(
+        d/"m.csv",
+        "ImageId,EncodedPixels",
+        [f"{STEMS[0]}.jpg,{encode(MASKS[0] == 1)}", f"{STEMS[1]}.jpg,-1"],
+    )
     import_png(d/"images", d/"m.csv", d/"a")
     (d/"one.json").write_text('["tumour"]')
     import_png(d/"images", d/"m.csv", d/"b", Labelling(d/"one.json"))
@@ -373,12 +448,23 @@ def test_a_sample_decides_rows_order_and_names(d):
     import_png(d/"images", masks, d/"data", labelling)
     s = read_challenge(d/"data")
     write_masks(s.masks, s.names, d/"s.csv")
-    write(d/"sample.csv", "Image_Label,Usage,EncodedPixels", [f"{STEMS[2]}.jpg_spleen,Public,1 1", f"{STEMS[0]}.jpg_liver,Private,"])
+    write(
+        d/"sample.csv",
+        "Image_Label,Usage,EncodedPixels",
+        [f"{STEMS[2]}.jpg_spleen,Public,1 1", f"{STEMS[0]}.jpg_liver,Private,"],
+    )
     facts = export_rle(d/"s.csv", d/"out.csv", d/"data", Sheet(like=d/"sample.csv"))
     lines = (d/"out.csv").read_text().splitlines()
-    assert facts["rows"] == 2 and lines == ["Image_Label,Usage,EncodedPixels", f"{STEMS[2]}.jpg_spleen,Public,{encode(MASKS[2] == 2)}",
-                                            f"{STEMS[0]}.jpg_liver,Private,{encode(MASKS[0] == 1)}"]
-    for row, says in ((f"{STEMS[2]}.jpg_heart,Public,", "unknown class"), ("q_liver,Public,", "nothing is predicted for 'q_liver'"), (f"{STEMS[2]}_3,P,", "3 is no class")):
+    assert facts["rows"] == 2 and lines == [
+        "Image_Label,Usage,EncodedPixels",
+        f"{STEMS[2]}.jpg_spleen,Public,{encode(MASKS[2] == 2)}",
+        f"{STEMS[0]}.jpg_liver,Private,{encode(MASKS[0] == 1)}",
+    ]
+    for row, says in (
+        (f"{STEMS[2]}.jpg_heart,Public,", "unknown class"),
+        ("q_liver,Public,", "nothing is predicted for 'q_liver'"),
+        (f"{STEMS[2]}_3,P,", "3 is no class"),
+    ):
         write(d/"sample.csv", "Image_Label,Usage,EncodedPixels", [row, f"{STEMS[0]}_liver,P,"])
         told(lambda: export_rle(d/"s.csv", d/"no.csv", d/"data", Sheet(like=d/"sample.csv")), says)
     assert not (d/"no.csv").exists()
@@ -386,11 +472,23 @@ def test_a_sample_decides_rows_order_and_names(d):
 
 def test_the_commands(d):
     prepared(d, long)
-    code, out, err = ctseg("import", "png", d/"images", d/"masks.csv", d/"data", "--patients", r"(p\d)_", "--test", d/"images")
+    code, out, err = ctseg(
+        "import",
+        "png",
+        d/"images",
+        d/"masks.csv",
+        d/"data",
+        "--patients",
+        r"(p\d)_",
+        "--test",
+        d/"images",
+    )
     assert code == 0 and "unlabelled: 2" in out and "patients: 3" in out, err
     write_masks(MASKS[:, :, :20], [f"{stem}.png" for stem in STEMS], d/"square.csv")
     write_masks(MASKS, [f"{stem}.png" for stem in STEMS], d/"s.csv")
-    code, out, err = ctseg("export", "rle", d/"data", d/"rle.csv", "--masks", d/"s.csv", "--form", "wide", "--order", "row")
+    code, out, err = ctseg(
+        "export", "rle", d/"data", d/"rle.csv", "--masks", d/"s.csv", "--form", "wide", "--order", "row"
+    )
     assert code == 0 and (d/"rle.csv").read_text().startswith("id,liver,spleen\n"), err
     code, out, err = ctseg("export", "rle", d/"square.csv", d/"two.csv")
     assert code == 0 and (d/"two.csv").read_text().startswith("id,class,rle\np0_s0,1,"), err

@@ -45,7 +45,9 @@ def test_what_cannot_be_told_has_no_code(name):
 
 
 def test_every_name_of_totalsegmentator_has_a_code():
-    names = {part for version in (1, 2) for parts in total_parts(version).values() for part in parts} | set(OTHER_TOTAL)
+    names = {part for version in (1, 2) for parts in total_parts(version).values() for part in parts} | set(
+        OTHER_TOTAL
+    )
     for name in names:
         codes = snomed(name)
         assert codes.structure is not None, name
@@ -62,4 +64,9 @@ def test_the_side_of_a_cyst_is_that_of_its_kidney():
 
 
 def test_plain_names():
-    assert [plain_name(n) for n in ("OpticNrv_L", "V_Venacava_I", " Eye  L ", "vertebrae_T10")] == ["optic_nrv_l", "v_venacava_i", "eye_l", "vertebrae_t10"]
+    assert [plain_name(n) for n in ("OpticNrv_L", "V_Venacava_I", " Eye  L ", "vertebrae_T10")] == [
+        "optic_nrv_l",
+        "v_venacava_i",
+        "eye_l",
+        "vertebrae_t10",
+    ]

@@ -8,14 +8,27 @@ from ctseg.losses.consistency import consistency_loss
 
 def test_consistency():
     g = torch.Generator().manual_seed(0)
-    s, t = torch.randn(2, 4, 6, 6, generator=g).requires_grad_(), torch.randn(2, 4, 6, 6, generator=g).requires_grad_()
+    s, t = (
+        torch.randn(2, 4, 6, 6, generator=g).requires_grad_(),
+        torch.randn(2, 4, 6, 6, generator=g).requires_grad_(),
+    )
     sure = torch.rand(2, 6, 6, generator=g) < .5
-    for kind, activation, student in (("l2", "softmax", s.softmax(1)), ("ce", "softmax", s), ("ce", "sigmoid", s)):
+    for kind, activation, student in (
+        ("l2", "softmax", s.softmax(1)),
+        ("ce", "softmax", s),
+        ("ce", "sigmoid", s),
+    ):
         value = consistency_loss(student, t.softmax(1), sure, kind, activation)
         s.grad = None
         value.backward(retain_graph=True)
-        assert t.grad is None and (s.grad.permute(0, 2, 3, 1)[~sure] == 0).all() and (s.grad.permute(0, 2, 3, 1)[sure] != 0).any()
-        torch.testing.assert_close(value, consistency_loss(student, t.softmax(1), sure[:, None].float(), kind, activation))
+        assert (
+            t.grad is None
+            and (s.grad.permute(0, 2, 3, 1)[~sure] == 0).all()
+            and (s.grad.permute(0, 2, 3, 1)[sure] != 0).any()
+        )
+        torch.testing.assert_close(
+            value, consistency_loss(student, t.softmax(1), sure[:, None].float(), kind, activation)
+        )
     hard = F.one_hot(t.argmax(1), 4).permute(0, 3, 1, 2)
     torch.testing.assert_close(consistency_loss(s, hard, kind="ce"), F.cross_entropy(s, t.argmax(1)))
     with pytest.raises(ValueError, match="l2"): consistency_loss(s, t, kind="l1")
@@ -24,7 +37,9 @@ def test_consistency():
 def test_volumes():
     "A fifth axis is one more axis of pixels."
     g = torch.Generator().manual_seed(0)
-    student, teacher = torch.randn(2, 3, 4, 5, 6, generator=g).softmax(1), torch.randn(2, 3, 4, 5, 6, generator=g).softmax(1)
+    student, teacher = torch.randn(2, 3, 4, 5, 6, generator=g).softmax(1), torch.randn(
+        2, 3, 4, 5, 6, generator=g
+    ).softmax(1)
     sure = torch.rand(2, 4, 5, 6, generator=g) < .5
     flat = [t.flatten(-2) for t in (student, teacher, sure)]
     torch.testing.assert_close(consistency_loss(student, teacher, sure), consistency_loss(*flat))

@@ -1,4 +1,5 @@
-"Signals, slices and volumes, MONAI's labels with a channel, structures that overlap, and labels that are none."
+"""Signals, slices and volumes, MONAI's labels with a channel, structures that overlap, and labels that are
+none."""
 import pytest
 import torch
 from helpers.loss_cases import channels, loss_case
@@ -6,13 +7,22 @@ from helpers.loss_cases import channels, loss_case
 from ctseg.core.files import InputError
 from ctseg.data.batches import Batch
 from ctseg.losses.fused import CrossEntropyDiceLoss, DiceLoss, MarginalSoftmaxLoss, MaskedSigmoidLoss
-from ctseg.losses.partial import PlainCrossEntropyDiceLoss, PlainDiceLoss, PlainMarginalSoftmaxLoss, PlainMaskedSigmoidLoss
+from ctseg.losses.partial import (
+    PlainCrossEntropyDiceLoss,
+    PlainDiceLoss,
+    PlainMarginalSoftmaxLoss,
+    PlainMaskedSigmoidLoss,
+)
 from ctseg.methods.unimatch import ClassThresholds, complete_batch
 from ctseg.methods.unknown import unknown_cells
 from ctseg.models.base import deep_supervised
 
-PAIRS = [(MaskedSigmoidLoss, PlainMaskedSigmoidLoss), (MarginalSoftmaxLoss, PlainMarginalSoftmaxLoss), (DiceLoss, PlainDiceLoss),
-         (CrossEntropyDiceLoss, PlainCrossEntropyDiceLoss)]
+PAIRS = [
+    (MaskedSigmoidLoss, PlainMaskedSigmoidLoss),
+    (MarginalSoftmaxLoss, PlainMarginalSoftmaxLoss),
+    (DiceLoss, PlainDiceLoss),
+    (CrossEntropyDiceLoss, PlainCrossEntropyDiceLoss),
+]
 SPACES = [(24,), (4, 6), (3, 4, 6), (2, 2, 3, 4)]
 
 
@@ -29,8 +39,17 @@ def test_any_number_of_dimensions(fused, plain, space, per_pixel):
     z, mask, known, weight = loss_case(2, space=space, per_pixel=per_pixel and len(space) > 1)
     z = channels(fused(), z)
     value, gradient = value_and_gradient(fused(), z, mask, known, weight)
-    for loss, a, b, c, w in ((plain(), z, mask, known, weight), (fused(), z, mask[:, None].float(), known, weight),
-                             (fused(), z.flatten(2), mask.flatten(1), known.flatten(2) if known.ndim > 2 else known, weight.flatten(2))):
+    for loss, a, b, c, w in (
+        (plain(), z, mask, known, weight),
+        (fused(), z, mask[:, None].float(), known, weight),
+        (
+            fused(),
+            z.flatten(2),
+            mask.flatten(1),
+            known.flatten(2) if known.ndim > 2 else known,
+            weight.flatten(2),
+        ),
+    ):
         expected, expected_gradient = value_and_gradient(loss, a, b, c, w)
         torch.testing.assert_close(value, expected, rtol=1e-10, atol=1e-12)
         torch.testing.assert_close(gradient, expected_gradient.view_as(gradient), rtol=1e-8, atol=1e-12)
@@ -43,7 +62,9 @@ def test_a_volume_is_its_slices(fused):
     z, loss = channels(fused(), z), fused()
     value, gradient = value_and_gradient(loss, z, mask, known, weight)
     slices = z.detach()[0].transpose(0, 1).contiguous().requires_grad_()
-    expected, of_slices = value_and_gradient(loss, slices, mask[0], known.expand(3, -1), weight[0].transpose(0, 1))
+    expected, of_slices = value_and_gradient(
+        loss, slices, mask[0], known.expand(3, -1), weight[0].transpose(0, 1)
+    )
     torch.testing.assert_close(value, expected)
     torch.testing.assert_close(gradient[0], of_slices.transpose(0, 1))
 
@@ -51,13 +72,18 @@ def test_a_volume_is_its_slices(fused):
 def overlapping_case(seed, space=(4, 6), C=3):
     g = torch.Generator().manual_seed(seed)
     z = torch.randn(2, C, *space, generator=g, dtype=torch.float64, requires_grad=True)
-    return z, torch.rand(2, C, *space, generator=g) < .4, torch.tensor([[True, True, False], [False, True, True]])
+    return (
+        z,
+        torch.rand(2, C, *space, generator=g) < .4,
+        torch.tensor([[True, True, False], [False, True, True]]),
+    )
 
 
 @pytest.mark.parametrize("options", [{}, {"reduction": "image", "focal_gamma": 2.}, {"log_dice": True}], ids=str)
 @pytest.mark.parametrize("space", [(4, 6), (3, 4, 6)], ids=str)
 def test_structures_that_overlap(space, options):
-    "Each class is a question of its own: the mean over known classes of what each gives alone; an unknown one gets no gradient."
+    """Each class is a question of its own: the mean over known classes of what each gives alone; an unknown
+    one gets no gradient."""
     z, masks, known = overlapping_case(0, space)
     value, gradient = value_and_gradient(MaskedSigmoidLoss(**options), z, masks.float(), known)
     for given in (masks, masks.long(), masks.to(torch.uint8)):
@@ -85,8 +111,13 @@ def test_what_is_no_label_is_told(fused, plain, device):
     z, mask, known, _ = (t.to(device) for t in loss_case(0, space=(2, 4, 6)))
     z = channels(fused(), z)
     for loss in (fused(), plain()):
-        for wrong, tell in ((mask + 6, "labels 6…11, expected 0…5"), (mask - 1, "labels -1"), (mask + .5, "fractions|5.5"), (mask[:, None, None], "mask is"),
-                            (mask[..., None].expand(-1, -1, -1, -1, 5).movedim(-1, 1)*0 + 2, "expected 0…1|need sigmoid")):
+        for wrong, tell in (
+            (mask + 6, "labels 6…11, expected 0…5"),
+            (mask - 1, "labels -1"),
+            (mask + .5, "fractions|5.5"),
+            (mask[:, None, None], "mask is"),
+            (mask[..., None].expand(-1, -1, -1, -1, 5).movedim(-1, 1)*0 + 2, "expected 0…1|need sigmoid"),
+        ):
             with pytest.raises(InputError, match=tell): loss(z, wrong, known)
     with pytest.raises(InputError, match="with pixels"): fused()(z[..., 0, 0, 0], mask[:, 0, 0, 0], known)
 
@@ -96,7 +127,10 @@ def test_completion_and_coarser_sizes_of_volumes():
     g = torch.Generator().manual_seed(0)
     prob, mask = torch.rand(2, 3, 8, 8, generator=g), torch.randint(0, 4, (2, 8, 8), generator=g)
     known = torch.tensor([[True, False, True], [False, True, False]])
-    mask[torch.cat([torch.ones(2, 1, dtype=torch.bool), known], 1).gather(1, mask.flatten(1)).view_as(mask) == 0] = 0
+    mask[
+        torch.cat([torch.ones(2, 1, dtype=torch.bool), known], 1).gather(1, mask.flatten(1)).view_as(mask)
+        == 0
+    ] = 0
     flat, deep = Batch(prob[:, :1], mask, known), Batch(prob[:, :1, None], mask[:, None], known)
     for activation, p in (("sigmoid", prob), ("softmax", prob/4)):
         a, b = complete_batch(flat, p, .5, activation), complete_batch(deep, p[:, :, None], .5, activation)

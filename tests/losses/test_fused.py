@@ -1,4 +1,5 @@
-"""The fused losses against their definitions in `ctseg.losses.partial`: values and gradients in float64, and what must hold in half precision."""
+"""The fused losses against their definitions in `ctseg.losses.partial`: values and gradients in float64,
+and what must hold in half precision."""
 import itertools
 
 import pytest
@@ -7,14 +8,29 @@ from helpers.loss_cases import certain, channels, loss_case
 
 from ctseg.losses import fused
 from ctseg.losses.fused import CrossEntropyDiceLoss, DiceLoss, MarginalSoftmaxLoss, MaskedSigmoidLoss
-from ctseg.losses.partial import PlainCrossEntropyDiceLoss, PlainDiceLoss, PlainMarginalSoftmaxLoss, PlainMaskedSigmoidLoss
+from ctseg.losses.partial import (
+    PlainCrossEntropyDiceLoss,
+    PlainDiceLoss,
+    PlainMarginalSoftmaxLoss,
+    PlainMaskedSigmoidLoss,
+)
 
 PLAIN = {MaskedSigmoidLoss: PlainMaskedSigmoidLoss, MarginalSoftmaxLoss: PlainMarginalSoftmaxLoss,
          DiceLoss: PlainDiceLoss, CrossEntropyDiceLoss: PlainCrossEntropyDiceLoss}
 REDUCTIONS = ("image", "batch")
-CASES = [(MaskedSigmoidLoss, dict(reduction=r, pixel_known=k, focal_gamma=f)) for r, k, f in itertools.product(REDUCTIONS, (True, False), (0., 2.))]
-CASES += [(MarginalSoftmaxLoss, dict(reduction=r, pixel_known=k)) for r, k in itertools.product(REDUCTIONS, (True, False))]
-CASES += [(cls, dict(reduction=r, log_dice=True)) for cls in (MaskedSigmoidLoss, MarginalSoftmaxLoss) for r in REDUCTIONS]
+CASES = [
+    (MaskedSigmoidLoss, dict(reduction=r, pixel_known=k, focal_gamma=f))
+    for r, k, f in itertools.product(REDUCTIONS, (True, False), (0., 2.))
+]
+CASES += [
+    (MarginalSoftmaxLoss, dict(reduction=r, pixel_known=k))
+    for r, k in itertools.product(REDUCTIONS, (True, False))
+]
+CASES += [
+    (cls, dict(reduction=r, log_dice=True))
+    for cls in (MaskedSigmoidLoss, MarginalSoftmaxLoss)
+    for r in REDUCTIONS
+]
 CASES += [(CrossEntropyDiceLoss, dict(reduction=r)) for r in REDUCTIONS]
 CASES += [(DiceLoss, {})]
 
@@ -43,8 +59,16 @@ def test_gradcheck(cls, options):
     assert torch.autograd.gradcheck(lambda z: loss(z, mask, known, weight), channels(loss, z))
 
 
-ALL = [MaskedSigmoidLoss(), MaskedSigmoidLoss(reduction="image", focal_gamma=1.5), MarginalSoftmaxLoss(),
-       MarginalSoftmaxLoss(reduction="image"), MaskedSigmoidLoss(log_dice=True), MarginalSoftmaxLoss(log_dice=True), CrossEntropyDiceLoss(), DiceLoss()]
+ALL = [
+    MaskedSigmoidLoss(),
+    MaskedSigmoidLoss(reduction="image", focal_gamma=1.5),
+    MarginalSoftmaxLoss(),
+    MarginalSoftmaxLoss(reduction="image"),
+    MaskedSigmoidLoss(log_dice=True),
+    MarginalSoftmaxLoss(log_dice=True),
+    CrossEntropyDiceLoss(),
+    DiceLoss(),
+]
 
 
 def ids(loss): return type(loss).__name__
@@ -90,7 +114,8 @@ def test_half_precision(loss, dtype):
     b = loss(full, mask, known)
     assert a.dtype == torch.float32
     torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
-    (a*1024).backward(); b.backward()
+    (a*1024).backward()
+    b.backward()
     torch.testing.assert_close(half.grad.float()/1024, full.grad, rtol=.02, atol=1e-5)
 
 
@@ -112,9 +137,12 @@ def test_never_nan(loss, scale, dtype):
 
 
 def test_sure_of_the_impossible():
-    "A known-absent class at overwhelming probability is pushed down with full strength, though the allowed probability underflows."
+    """A known-absent class at overwhelming probability is pushed down with full strength, though the
+    allowed probability underflows."""
     z = torch.tensor([0., 200., 1.]).view(1, 3, 1, 1).requires_grad_()
-    value = MarginalSoftmaxLoss(w_dice=0)(z, torch.zeros(1, 1, 1, dtype=torch.long), torch.tensor([[True, False]]))
+    value = MarginalSoftmaxLoss(w_dice=0)(
+        z, torch.zeros(1, 1, 1, dtype=torch.long), torch.tensor([[True, False]])
+    )
     value.backward()
     assert 198 < value < 200.1 and abs(z.grad[0, 1, 0, 0] - 1) < 1e-6 and (z.grad[0, [0, 2], 0, 0] <= 0).all()
 
@@ -138,4 +166,5 @@ def test_nothing_known_and_unlabelled_images(loss):
     value = loss(z, mask*0, known & False)
     value.backward()
     assert value == 0 and (z.grad == 0).all()
-    torch.testing.assert_close(loss(z, mask, known), loss(z[:-1], mask[:-1], known[:-1]))  # the last image is unlabelled
+    # the last image is unlabelled
+    torch.testing.assert_close(loss(z, mask, known), loss(z[:-1], mask[:-1], known[:-1]))

@@ -9,22 +9,39 @@ from torch.nn import functional as F
 
 from ctseg.core.files import InputError
 from ctseg.losses.partial import (
-    PlainCrossEntropyDiceLoss, PlainDiceLoss, PlainMarginalSoftmaxLoss, PlainMaskedSigmoidLoss, SoftmaxLoss, dice_loss,
+    PlainCrossEntropyDiceLoss,
+    PlainDiceLoss,
+    PlainMarginalSoftmaxLoss,
+    PlainMaskedSigmoidLoss,
+    SoftmaxLoss,
+    dice_loss,
 )
 
 PIXELS = list(itertools.product(range(4), range(6)))
 
 
 def literal_dice(p, y, w, reduction, eps, log=False, every=False):
-    "p, y, w: [image][class][pixel] numbers; the mean over cells, or classes, with a true pixel, or over every one."
+    """p, y, w: [image][class][pixel] numbers; the mean over cells, or classes, with a true pixel, or over
+    every one."""
     images, classes = range(len(p)), range(len(p[0]))
-    groups = [[(b, c)] for b in images for c in classes] if reduction == "image" else [[(b, c) for b in images] for c in classes]
+    groups = (
+        [[(b, c)] for b in images for c in classes]
+        if reduction == "image"
+        else [[(b, c) for b in images] for c in classes]
+    )
     losses = []
     for group in groups:
         items = [(p[b][c][i], y[b][c][i], w[b][c][i]) for b, c in group for i in range(len(p[0][0]))]
-        overlap, predicted, true = (sum(f(*t) for t in items) for f in (lambda p, y, w: p*y*w, lambda p, y, w: p*w, lambda p, y, w: y*w))
+        overlap, predicted, true = (
+            sum(f(*t) for t in items)
+            for f in (lambda p, y, w: p*y*w, lambda p, y, w: p*w, lambda p, y, w: y*w)
+        )
         if true == 0 and not every: continue
-        losses.append(-math.log((2*overlap + eps)/(predicted + true + eps)) if log else 1 - 2*overlap/(predicted + true + eps))
+        losses.append(
+            -math.log((2*overlap + eps)/(predicted + true + eps))
+            if log
+            else 1 - 2*overlap/(predicted + true + eps)
+        )
     return sum(losses)/len(losses) if losses else 0.
 
 
@@ -33,7 +50,13 @@ def tables(z, mask, known, weight, pixel_known):
     k = certain(known, mask, pixel_known)
     C = known.shape[1]
     y = [[[float(mask[b][i] == c + 1) for i in PIXELS] for c in range(C)] for b in range(len(mask))]
-    w = [[[float(k[b, c][i])*(1. if weight is None else weight[b, 0][i].item()) for i in PIXELS] for c in range(C)] for b in range(len(mask))]
+    w = [
+        [
+            [float(k[b, c][i])*(1. if weight is None else weight[b, 0][i].item()) for i in PIXELS]
+            for c in range(C)
+        ]
+        for b in range(len(mask))
+    ]
     return y, w
 
 
@@ -74,7 +97,9 @@ def test_marginal_softmax(options, weighted, per_pixel):
         v = 1. if weight is None else weight[b, 0][i].item()
         entropy -= v*math.log(sum(p[b][c][n] for c in allowed))
         counted += v
-    expected = entropy/counted + literal_dice([q[1:] for q in p], y, w, loss.reduction, loss.eps, loss.log_dice)
+    expected = entropy/counted + literal_dice(
+        [q[1:] for q in p], y, w, loss.reduction, loss.eps, loss.log_dice
+    )
     assert loss(z, mask, known, weight).item() == pytest.approx(expected, rel=1e-10)
 
 
@@ -86,8 +111,12 @@ def test_losses_that_do_not_read_known(reduction):
     y = [[[float(mask[b][i] == c) for i in PIXELS] for c in range(6)] for b in range(3)]
     classes = [[cell[1:] for cell in table] for table in (p, y, ones)]
     expected = F.cross_entropy(z, mask).item() + literal_dice(*classes, reduction, 1e-5)
-    assert PlainCrossEntropyDiceLoss(reduction=reduction)(z, mask, known).item() == pytest.approx(expected, rel=1e-10)
-    assert PlainDiceLoss()(z, mask).item() == pytest.approx(literal_dice(p, y, ones, "batch", 1e-6, every=True), rel=1e-10)
+    assert PlainCrossEntropyDiceLoss(reduction=reduction)(z, mask, known).item() == pytest.approx(
+        expected, rel=1e-10
+    )
+    assert PlainDiceLoss()(z, mask).item() == pytest.approx(
+        literal_dice(p, y, ones, "batch", 1e-6, every=True), rel=1e-10
+    )
     assert torch.equal(PlainDiceLoss()(z, mask), PlainDiceLoss()(z, mask, known))
 
 
@@ -114,9 +143,15 @@ def test_volumes_are_slices_beside_each_other(loss):
 
 def test_shapes_are_checked():
     z, mask, known, weight = loss_case(0)
-    for bad in ((z, mask[:, 1:], known), (z, mask, known[:, 1:]), (z[:, :5], mask, known), (z, mask, known[..., None, None])):
+    for bad in (
+        (z, mask[:, 1:], known),
+        (z, mask, known[:, 1:]),
+        (z[:, :5], mask, known),
+        (z, mask, known[..., None, None]),
+    ):
         with pytest.raises(InputError, match="expected"): PlainMarginalSoftmaxLoss()(*bad)
-    with pytest.raises(InputError, match="one weight a pixel"): PlainMarginalSoftmaxLoss()(z, mask, known, weight.expand(-1, 5, -1, -1))
+    with pytest.raises(InputError, match="one weight a pixel"):
+        PlainMarginalSoftmaxLoss()(z, mask, known, weight.expand(-1, 5, -1, -1))
 
 
 @pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: type(loss).__name__)
@@ -124,7 +159,8 @@ def test_shapes_are_checked():
 def test_labels_are_checked(loss, label):
     z, mask, known, _ = loss_case(0)
     mask[1, 2, 3] = label
-    with pytest.raises(InputError, match=rf"mask holds labels .*{label}.*, expected 0…5; .*label 255"): loss(channels(loss, z), mask, known)
+    with pytest.raises(InputError, match=rf"mask holds labels .*{label}.*, expected 0…5; .*label 255"):
+        loss(channels(loss, z), mask, known)
 
 
 def test_names_of_reductions():
@@ -145,5 +181,8 @@ def test_out_chans_and_probabilities(loss):
 def test_without_known_all_is_examined():
     z, mask, known, weight = loss_case(3)
     for w in (None, weight):
-        for a, b in zip(SoftmaxLoss().batch_sums(z, mask, None, w), SoftmaxLoss().batch_sums(z, mask, torch.ones_like(known), w)):
+        for a, b in zip(
+            SoftmaxLoss().batch_sums(z, mask, None, w),
+            SoftmaxLoss().batch_sums(z, mask, torch.ones_like(known), w),
+        ):
             assert torch.equal(a, b)

@@ -7,8 +7,11 @@ from ctseg.losses.registry import LOSSES, create_loss
 
 def test_names():
     assert type(create_loss("masked", reduction="image")) is MaskedSigmoidLoss
-    for name, kw, tell in (("maskd", {}, "did you mean masked"), ("masked", {"w_dic": 1}, "did you mean w_dice"),
-                           ("masked", {"reduction": "images"}, "image")):
+    for name, kw, tell in (
+        ("maskd", {}, "did you mean masked"),
+        ("masked", {"w_dic": 1}, "did you mean w_dice"),
+        ("masked", {"reduction": "images"}, "image"),
+    ):
         with pytest.raises(ValueError, match=tell): create_loss(name, **kw)
 
 

@@ -1,4 +1,5 @@
-"""Classes made of others, by hand: on a slice where "lungs" was examined the losses ask the lungs together, and nothing tells them apart."""
+"""Classes made of others, by hand: on a slice where "lungs" was examined the losses ask the lungs together,
+and nothing tells them apart."""
 from dataclasses import replace
 from math import log
 
@@ -17,7 +18,12 @@ from ctseg.data.strong_views import cutmix
 from ctseg.inference.calibration import known_nll
 from ctseg.inference.rule import Rule, decide
 from ctseg.losses.fused import MarginalSoftmaxLoss, MaskedSigmoidLoss
-from ctseg.losses.partial import PlainCrossEntropyDiceLoss, PlainDiceLoss, PlainMarginalSoftmaxLoss, PlainMaskedSigmoidLoss
+from ctseg.losses.partial import (
+    PlainCrossEntropyDiceLoss,
+    PlainDiceLoss,
+    PlainMarginalSoftmaxLoss,
+    PlainMaskedSigmoidLoss,
+)
 from ctseg.losses.unions import union_probabilities
 from ctseg.methods.pseudo import PseudoLabels, accept_cells, complete, not_asked
 from ctseg.methods.unimatch import complete_batch
@@ -49,7 +55,8 @@ def test_softmax_by_hand(cls):
     loss = with_unions(cls(eps=1e-9))
     z = logits_of(loss)
     value = loss(z, PIXELS, EXAMINED)
-    p = z.detach()[0, :, 0].index_fill(0, torch.tensor(3), -torch.inf).softmax(0)  # no union is an answer: background, left, right, -, heart
+    # no union is an answer: background, left, right, -, heart
+    p = z.detach()[0, :, 0].index_fill(0, torch.tensor(3), -torch.inf).softmax(0)
     lungs = p[1] + p[2]
     entropy = -(log(lungs[0]) + log(p[0, 1]) + log(p[4, 2]))/3
     dice_lungs = 1 - 2*lungs[0]/(lungs.sum() + 1)  # over all three pixels, where the lungs are known
@@ -65,16 +72,25 @@ def test_sigmoid_by_hand(cls):
     value = loss(z, PIXELS, EXAMINED)
     p = z.detach()[0, :, 0].sigmoid()
     lungs = 1 - (1 - p[0])*(1 - p[1])
-    entropy = -(log(lungs[0]) + log(1 - lungs[1]) + log(1 - p[3, 0]) + log(1 - p[3, 1]) + log(p[3, 2]) + log(1 - lungs[2]))
+    entropy = -(
+        log(lungs[0])
+        + log(1 - lungs[1])
+        + log(1 - p[3, 0])
+        + log(1 - p[3, 1])
+        + log(p[3, 2])
+        + log(1 - lungs[2])
+    )
     dice_lungs = 1 - 2*lungs[0]/(lungs.sum() + 1)
     dice_heart = 1 - 2*p[3, 2]/(p[3].sum() + 1)
     assert value.item() == pytest.approx((.5*entropy/6 + (dice_lungs + dice_heart)/2).item(), rel=1e-7)
 
 
 @pytest.mark.parametrize("options", [{}, {"reduction": "image"}, {"pixel_known": False}, {"log_dice": True}], ids=str)
-@pytest.mark.parametrize("fused, plain", [(MaskedSigmoidLoss, PlainMaskedSigmoidLoss), (MarginalSoftmaxLoss, PlainMarginalSoftmaxLoss)])
+@pytest.mark.parametrize("fused, "
+                         "plain", [(MaskedSigmoidLoss, PlainMaskedSigmoidLoss), (MarginalSoftmaxLoss, PlainMarginalSoftmaxLoss)])
 def test_nothing_tells_members_apart(fused, plain, options):
-    "Equal members get equal gradients; moving probability from one to the other changes nothing; the union's own channel gets none."
+    """Equal members get equal gradients; moving probability from one to the other changes nothing; the
+    union's own channel gets none."""
     loss = with_unions(fused(**options))
     z = logits_of(loss, 1, space=(2, 4, 5), B=2)
     g = torch.Generator().manual_seed(2)
@@ -111,8 +127,11 @@ def test_elsewhere_the_members_are_learnt(loss):
     expected = type(loss)()(small, mask, known[:, [0, 1, 3]])
     value = with_unions(loss)(z, mask, known)
     torch.testing.assert_close(value, expected)
-    torch.testing.assert_close(torch.autograd.grad(value, z)[0][:, apart], torch.autograd.grad(expected, small)[0])
-    everything = torch.tensor([[True, True, True, True]])  # and saying that no more lung is there changes nothing either
+    torch.testing.assert_close(
+        torch.autograd.grad(value, z)[0][:, apart], torch.autograd.grad(expected, small)[0]
+    )
+    # and saying that no more lung is there changes nothing either
+    everything = torch.tensor([[True, True, True, True]])
     torch.testing.assert_close(loss(z, mask, everything), expected)
 
 
@@ -124,7 +143,8 @@ def test_the_rest_of_a_union(cls):
     rest, named = torch.tensor([[[3, 0, 1]]]), torch.tensor([[[2, 0, 1]]])
     torch.testing.assert_close(loss(z, rest, torch.tensor([[True, False, True, True]])).detach(),
                                loss(z, named, torch.tensor([[True, True, False, True]])).detach())
-    nested = with_unions(cls(w_dice=0), ((3, (1, 2)), (5, (1, 2, 4))))  # lungs; chest: both lungs and the heart
+    # lungs; chest: both lungs and the heart
+    nested = with_unions(cls(w_dice=0), ((3, (1, 2)), (5, (1, 2, 4))))
     z = torch.randn(1, nested.out_chans(5), 1, 1, dtype=torch.float64, requires_grad=True)
     for label, members in ((3, (1, 2)), (5, (4,))):
         value = nested(z, torch.tensor([[[label]]]), torch.tensor([[False, False, True, False, True]]))
@@ -142,8 +162,10 @@ def test_hopeless_logits_and_contradictions_stay_finite():
                 value = loss(z, PIXELS, known)
                 value.backward()
                 assert value.isfinite() and z.grad.isfinite().all()
-    for loss in (PlainDiceLoss(), PlainCrossEntropyDiceLoss()): assert with_unions(loss)(torch.randn(1, 5, 1, 3), PIXELS, EXAMINED).isfinite()
-    with pytest.raises(InputError, match="mask of its own"): with_unions(MaskedSigmoidLoss())(torch.zeros(1, 4, 1, 3), torch.zeros(1, 4, 1, 3), EXAMINED)
+    for loss in (PlainDiceLoss(), PlainCrossEntropyDiceLoss()):
+        assert with_unions(loss)(torch.randn(1, 5, 1, 3), PIXELS, EXAMINED).isfinite()
+    with pytest.raises(InputError, match="mask of its own"):
+        with_unions(MaskedSigmoidLoss())(torch.zeros(1, 4, 1, 3), torch.zeros(1, 4, 1, 3), EXAMINED)
 
 
 def test_no_network_draws_a_union():
@@ -153,7 +175,9 @@ def test_no_network_draws_a_union():
         p, softmax = loss.probabilities(z), loss.activation == "softmax"
         assert (p[:, 2] == 0).all() and not (decide(p, Rule(.1, rescue=.1), loss.activation) == 3).any()
         filled = union_probabilities(p, LUNGS, softmax)
-        torch.testing.assert_close(filled[:, 2], p[:, 0] + p[:, 1] if softmax else 1 - (1 - p[:, 0])*(1 - p[:, 1]))
+        torch.testing.assert_close(
+            filled[:, 2], p[:, 0] + p[:, 1] if softmax else 1 - (1 - p[:, 0])*(1 - p[:, 1])
+        )
     same = known_nll(torch.zeros(1, 5, 1, 3), PIXELS, EXAMINED, "softmax", LUNGS)
     assert same == pytest.approx(-(log(2/4) + log(1/4) + log(1/4))/3)
 
@@ -189,18 +213,27 @@ def lung_slices():
     masks = np.zeros((3, 8, 8), np.uint8)
     masks[0, 2:6, 1:7], masks[1, 2:6, 1:4], masks[1, 2:6, 4:7] = 3, 1, 2
     known = np.array([[False, False, True, False], [True, True, False, False], [False]*4])
-    return SliceSet(np.random.default_rng(0).integers(0, 255, (3, 8, 8)).astype(np.uint8), masks, known, classes=CLASSES)
+    return SliceSet(
+        np.random.default_rng(0).integers(0, 255, (3, 8, 8)).astype(np.uint8), masks, known, classes=CLASSES
+    )
 
 
 def test_teachers_respect_unions():
     "No teacher draws a lung outside of outlined lungs, renames their pixels, or settles a union."
     s = lung_slices()
-    assert not_asked(s).tolist() == [[True, True, True, False], [True, True, True, False], [False, False, True, False]]
+    assert not_asked(s).tolist() == [
+        [True, True, True, False],
+        [True, True, True, False],
+        [False, False, True, False],
+    ]
     certain = np.full((3, 8, 8), 255, np.uint8)
     ones = np.ones((3, 4), np.float32)
     pseudo = PseudoLabels(np.where(s.masks == 3, 1, 2).astype(np.uint8), certain, ones, ones*0, ones, {})
     present, absent = accept_cells(pseudo, not_asked(s), quota=1, absent_peak=.5)
-    assert present.tolist() == [[False]*3 + [True], [False]*3 + [True], [True, True, False, True]] and not absent[:, 2].any()
+    assert (
+        present.tolist() == [[False]*3 + [True], [False]*3 + [True], [True, True, False, True]]
+        and not absent[:, 2].any()
+    )
     done, _ = complete(s, pseudo, present, absent)
     np.testing.assert_array_equal(done.masks[:2], s.masks[:2])
     assert done.masks[2].any()
@@ -211,13 +244,23 @@ def test_teachers_respect_unions():
         assert torch.equal(done.mask[:2], batch.mask[:2]) and (done.mask[2] == 1).all()
         assert not done.known[0, :2][:, batch.mask[0] == 3].any()  # which lung stays open
         assert not done.known[1:, 2].any() and done.known[0, 2].all()
-        before, after = (MarginalSoftmaxLoss() if activation == "softmax" else MaskedSigmoidLoss() for _ in range(2))
+        before, after = (
+            MarginalSoftmaxLoss() if activation == "softmax" else MaskedSigmoidLoss() for _ in range(2)
+        )
         z = torch.randn(1, before.out_chans(4), 8, 8)
-        heart = torch.tensor([[False, False, True, True]])  # what the teacher added on the first slice: no heart
-        settled = with_unions(after)(z, done.mask[:1], done.known[:1]), with_unions(before)(z, batch.mask[:1], heart)
+        # what the teacher added on the first slice: no heart
+        heart = torch.tensor([[False, False, True, True]])
+        settled = with_unions(after)(z, done.mask[:1], done.known[:1]), with_unions(before)(
+            z, batch.mask[:1], heart
+        )
         torch.testing.assert_close(*settled)
     where = unknown_cells(batch.mask, batch.known, LUNGS)
-    assert where[0].any((1, 2)).tolist() == [False, False, False, True] and where[2].all((1, 2)).tolist() == [True, True, False, True]
+    assert where[0].any((1, 2)).tolist() == [False, False, False, True] and where[2].all((1, 2)).tolist() == [
+        True,
+        True,
+        False,
+        True,
+    ]
 
 
 def test_cutmix_and_mirror():
@@ -229,16 +272,26 @@ def test_cutmix_and_mirror():
     mixed = cutmix(batch[[0]], batch[[1]], torch.Generator(), box=box)
     for loss in (with_unions(MaskedSigmoidLoss(w_dice=0)), with_unions(MarginalSoftmaxLoss(w_dice=0))):
         z = torch.randn(1, loss.out_chans(4), 8, 8)
-        halves = [loss(z[..., cut], batch.mask[[i]][..., cut], batch.known[[i]]) for i, cut in ((0, slice(4)), (1, slice(4, 8)))]
-        counted = [1., 1.] if loss.activation == "softmax" else [loss.batch_sums(z[..., cut], batch.mask[[i]][..., cut], batch.known[[i]]).weight.sum().item()
-                                                                for i, cut in ((0, slice(4)), (1, slice(4, 8)))]
+        halves = [
+            loss(z[..., cut], batch.mask[[i]][..., cut], batch.known[[i]])
+            for i, cut in ((0, slice(4)), (1, slice(4, 8)))
+        ]
+        counted = (
+            [1., 1.]
+            if loss.activation == "softmax"
+            else [
+                loss.batch_sums(z[..., cut], batch.mask[[i]][..., cut], batch.known[[i]]).weight.sum().item()
+                for i, cut in ((0, slice(4)), (1, slice(4, 8)))
+            ]
+        )
         expected = sum(h*w for h, w in zip(halves, counted))/sum(counted)
         torch.testing.assert_close(loss(z, mixed.mask, mixed.known), expected)
     flipped = make_augment(AugmentSettings(name="none", mirror="horizontal"), CLASSES)
     seen = [flipped(batch, torch.Generator().manual_seed(i), CLASSES).mask for i in range(6)]
     assert all((m[0] == 3).sum() == 24 for m in seen) and {m[1, 3, 1].item() for m in seen} == {1}
     lopsided = ClassMap.from_names(NAMES, {"lungs": ["lung_left", "heart"]})
-    with pytest.raises(InputError, match="lungs has no counterpart"): make_augment(AugmentSettings(mirror="vertical"), lopsided)
+    with pytest.raises(InputError, match="lungs has no counterpart"):
+        make_augment(AugmentSettings(mirror="vertical"), lopsided)
 
 
 def test_unexamined_classes():
@@ -256,10 +309,16 @@ def test_files_and_bad_input(tmp_path):
     plain = replace(s, classes=ClassMap.from_names(NAMES))
     assert back.fingerprint() != plain.fingerprint()
     with pytest.raises(InputError, match="other classes"): write_challenge(plain, tmp_path/"d", "train")
-    for text, tell in (('{"lungs": ["lungs", "heart"]}', "contains itself"), ('{"lung": ["lung_left", "heart"]}', "did you mean"),
-                       ('{"lungs": "lung_left"}', "lists of their members"), ('["lungs"]', "lists of their members"), ('{"lungs": ["heart"]}', "two or more")):
+    for text, tell in (
+        ('{"lungs": ["lungs", "heart"]}', "contains itself"),
+        ('{"lung": ["lung_left", "heart"]}', "did you mean"),
+        ('{"lungs": "lung_left"}', "lists of their members"),
+        ('["lungs"]', "lists of their members"),
+        ('{"lungs": ["heart"]}', "two or more"),
+    ):
         (tmp_path/"d"/"unions.json").write_text(text)
         with pytest.raises(InputError, match=rf"unions.json: .*{tell}") as e: read_challenge(tmp_path/"d")
         assert "\n" not in str(e.value)
     known = np.array([[True, True, True, False]])
-    with pytest.raises(InputError, match="union lungs.*all of its members were examined"): SliceSet(s.images[:1], s.masks[:1], known, classes=CLASSES)
+    with pytest.raises(InputError, match="union lungs.*all of its members were examined"):
+        SliceSet(s.images[:1], s.masks[:1], known, classes=CLASSES)

@@ -1,4 +1,5 @@
-"Every method on a toy problem: it trains, resumes exactly, and without unlabelled images is the supervised method."
+"""Every method on a toy problem: it trains, resumes exactly, and without unlabelled images is the
+supervised method."""
 import warnings
 
 import pandas as pd
@@ -30,11 +31,16 @@ def test_a_run_cut_in_any_phase_ends_as_the_whole_one(tmp_path, monkeypatch, nam
         if len(ends) == at: raise KeyboardInterrupt
     total = len(whole.read_history())
     times = pd.read_csv(whole/"timings.csv")
-    assert len(times) == total and (times.seconds > 0).all() and times["where"].str.fullmatch(r"cpu \(.+\), fp32").all()
+    assert (
+        len(times) == total
+        and (times.seconds > 0).all()
+        and times["where"].str.fullmatch(r"cpu \(.+\), fp32").all()
+    )
     for at in {1, total//2, total - 1}:
         ends.clear()
         monkeypatch.setattr(Trainer, "end_epoch", cut)
-        with pytest.raises(KeyboardInterrupt): fit(toy(), recipe, tmp_path/f"cut{at}", device="cpu", progress=False)
+        with pytest.raises(KeyboardInterrupt):
+            fit(toy(), recipe, tmp_path/f"cut{at}", device="cpu", progress=False)
         monkeypatch.setattr(Trainer, "end_epoch", real)
         again = fit(toy(), recipe, tmp_path/f"cut{at}", device="cpu", progress=False, resume=True)
         assert torch.equal(weights(again), weights(whole))
@@ -43,7 +49,8 @@ def test_a_run_cut_in_any_phase_ends_as_the_whole_one(tmp_path, monkeypatch, nam
 
 @pytest.mark.parametrize("name", SEMI[:-1])
 def test_without_unlabelled_images_a_method_is_its_supervised_form(tmp_path, name):
-    slices = toy(n=12, labelled=12, every=True)  # nothing is unknown: no term of any method has anything to act on
+    # nothing is unknown: no term of any method has anything to act on
+    slices = toy(n=12, labelled=12, every=True)
     recipe = small(name, "consistency=0") if name == "mean-teacher" else small(name)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

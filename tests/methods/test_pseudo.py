@@ -8,7 +8,14 @@ from helpers.toys import toy
 from ctseg.core.anatomy import ClassMap
 from ctseg.core.files import InputError
 from ctseg.data.slices import SliceSet
-from ctseg.methods.pseudo import PseudoLabels, accept_cells, at_pixels, check_truth_kept, complete, keep_images
+from ctseg.methods.pseudo import (
+    PseudoLabels,
+    accept_cells,
+    at_pixels,
+    check_truth_kept,
+    complete,
+    keep_images,
+)
 
 
 def some_pseudo(slices, seed=0):
@@ -16,8 +23,14 @@ def some_pseudo(slices, seed=0):
     n, c = len(slices), len(slices.classes)
     labels = rng.integers(0, c + 1, slices.masks.shape).astype(np.uint8)
     sdc = rng.random((n, c)).astype(np.float32)
-    return PseudoLabels(labels, rng.integers(0, 256, labels.shape).astype(np.uint8), sdc, rng.random((n, c)).astype(np.float32),
-                        np.full((n, c), np.nan, np.float32), {"max": rng.random(n), "sdc": rng.random(n)})
+    return PseudoLabels(
+        labels,
+        rng.integers(0, 256, labels.shape).astype(np.uint8),
+        sdc,
+        rng.random((n, c)).astype(np.float32),
+        np.full((n, c), np.nan, np.float32),
+        {"max": rng.random(n), "sdc": rng.random(n)},
+    )
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -59,13 +72,23 @@ def test_keeping_images():
 
 
 def test_a_structure_that_people_looked_for_in_vain_is_no_evidence_of_background():
-    "Left kidney: looked for, absent; right kidney: not looked for. Where the teacher is sure of a left one, nothing is known of the right one."
+    """Left kidney: looked for, absent; right kidney: not looked for. Where the teacher is sure of a left
+    one, nothing is known of the right one."""
     known = np.array([[True, False]])
     empty = np.zeros((1, 1, 10), np.uint8)
-    slices = SliceSet(empty, empty.copy(), known, ["0.png"], np.zeros(1, int), ClassMap.from_names(["kidney_left", "kidney_right"]))
+    slices = SliceSet(
+        empty,
+        empty.copy(),
+        known,
+        ["0.png"],
+        np.zeros(1, int),
+        ClassMap.from_names(["kidney_left", "kidney_right"]),
+    )
     labels = np.array([[[2]*5 + [1]*3 + [0]*2]], np.uint8)
     nine = np.array([[.9, .9]], np.float32)
-    pseudo = PseudoLabels(labels, np.full(labels.shape, 250, np.uint8), nine, nine, np.full((1, 2), np.nan, np.float32), {})
+    pseudo = PseudoLabels(
+        labels, np.full(labels.shape, 250, np.uint8), nine, nine, np.full((1, 2), np.nan, np.float32), {}
+    )
     completed, teaches = complete(slices, pseudo, *accept_cells(pseudo, known, quota=1))
     assert completed.masks.flatten().tolist() == [2]*5 + [0]*5 and completed.known.all()
     assert teaches.flatten().tolist() == [True]*5 + [False]*3 + [True]*2
@@ -82,4 +105,8 @@ def test_cells_at_pixels_are_those_of_the_labels():
 def test_pseudo_labels_can_be_indexed_like_slices():
     pseudo = some_pseudo(toy())
     some = pseudo[np.array([3, 1])]
-    assert len(some) == 2 and np.array_equal(some.labels[0], pseudo.labels[3]) and some.scores["max"][1] == pseudo.scores["max"][1]
+    assert (
+        len(some) == 2
+        and np.array_equal(some.labels[0], pseudo.labels[3])
+        and some.scores["max"][1] == pseudo.scores["max"][1]
+    )

@@ -34,7 +34,8 @@ def test_where_a_teacher_is_unsure_a_student_still_hears_what_people_examined(tm
     heard = view.known if view.known.ndim == 4 else view.known[:, :, None, None]
     if view.weight is not None: heard = heard & (view.weight > 0)
     assert heard.expand(-1, -1, 32, 32)[examined].all()
-    assert not heard.expand(-1, -1, 32, 32)[torch.from_numpy(t.phase.slices.known) & ~examined].all()  # or no pixel was unsure
+    # or no pixel was unsure
+    assert not heard.expand(-1, -1, 32, 32)[torch.from_numpy(t.phase.slices.known) & ~examined].all()
 
 
 def test_teachers_never_saw_the_truth_they_complete(tmp_path, monkeypatch):
@@ -66,22 +67,38 @@ def test_a_teacher_sure_of_nothing_adds_nothing(tmp_path):
 def test_a_teacher_cannot_call_absent_what_it_was_never_told_about(tmp_path, monkeypatch):
     job = make_job(tmp_path, "self-training", "fold=-1")
     slices, fold = job.labelled, np.arange(len(job.labelled)) % 2
-    known = slices.known.copy(); known[fold == 1, 0] = False  # so teacher 0, which learns from fold 1, knows nothing of class 1
+    known = slices.known.copy()
+    known[fold == 1, 0] = False  # so teacher 0, which learns from fold 1, knows nothing of class 1
     masks = np.where((slices.masks == 1) & (fold == 1)[:, None, None], 0, slices.masks)
-    monkeypatch.setattr(SelfTraining, "fill_in", lambda self, job, teachers, s: Completed(replace(s, known=np.ones_like(s.known)), np.ones(s.masks.shape, bool)))
-    completed = SelfTraining(job.recipe.method).out_of_fold(job, [None, None], replace(slices, known=known, masks=masks), fold).slices
+    monkeypatch.setattr(
+        SelfTraining,
+        "fill_in",
+        lambda self, job, teachers, s: Completed(
+            replace(s, known=np.ones_like(s.known)), np.ones(s.masks.shape, bool)
+        ),
+    )
+    completed = (
+        SelfTraining(job.recipe.method)
+        .out_of_fold(job, [None, None], replace(slices, known=known, masks=masks), fold)
+        .slices
+    )
     np.testing.assert_array_equal(completed.known[fold == 0][:, 0], known[fold == 0][:, 0])
     assert completed.known[fold == 1].all() and completed.known[:, 1:].all()
 
 
 def test_a_mirrored_slice_keeps_what_people_looked_for_on_its_own_side(tmp_path):
     job = make_job(tmp_path, "self-training", "fold=-1", "augment=none", "mirror=horizontal")
-    examined = np.zeros((len(job.labelled), 3), bool); examined[:, 1] = True
+    examined = np.zeros((len(job.labelled), 3), bool)
+    examined[:, 1] = True
     completed = replace(job.labelled, known=np.ones_like(examined))
-    sure = np.ones(completed.masks.shape, np.uint8); sure[:, :, :10] = 0  # at the left border only people are to be heard
-    t = job.trainer(job.make_model(), Phase("student", completed, NoisyStudent(0, examined), pixel_weights=sure))
+    sure = np.ones(completed.masks.shape, np.uint8)
+    sure[:, :, :10] = 0  # at the left border only people are to be heard
+    t = job.trainer(
+        job.make_model(), Phase("student", completed, NoisyStudent(0, examined), pixel_weights=sure)
+    )
     known = make_views(t, torch.arange(len(completed)))["labelled"].known
-    plain = torch.ones(3, 32, 32, dtype=torch.bool); plain[[0, 2], :, :10] = False
+    plain = torch.ones(3, 32, 32, dtype=torch.bool)
+    plain[[0, 2], :, :10] = False
     mirrored = plain.flip(-1)[[1, 0, 2]]
     n = sum(torch.equal(k, mirrored) for k in known)
     assert 0 < n < len(completed) and n + sum(torch.equal(k, plain) for k in known) == len(completed)

@@ -17,7 +17,10 @@ def test_a_second_phase_has_its_own_length_and_rate(tmp_path):
     settings = ["epochs=8", "lr=0.01", "second_lr=0.003"]
     for second, epochs in [(.5, 4), (2, 16), (.01, 1)]:
         first, then = phases(tmp_path/str(second), "ctseg", *settings, f"second_phase={second}").values()
-        assert [(t.phase.name, t.epochs, t.learner.peaks[0]) for t in (first, then)] == [("supervised", 8, .01), ("unimatch", epochs, .003)]
+        assert [(t.phase.name, t.epochs, t.learner.peaks[0]) for t in (first, then)] == [
+            ("supervised", 8, .01),
+            ("unimatch", epochs, .003),
+        ]
         assert starts_from(then, first)
     alone, = phases(tmp_path/"alone", "ctseg", *settings, "supervised_first=no").values()
     assert (alone.phase.name, alone.epochs, alone.learner.peaks[0]) == ("unimatch", 8, .01)
@@ -31,7 +34,8 @@ def test_it_completes_annotated_slices_where_none_is_unlabelled(tmp_path):
         warnings.simplefilter("error")
         completed = run("a")
     assert completed.read_history().phase.tolist() == ["supervised"]*2 + ["unimatch"]*2
-    assert not torch.equal(weights(completed), weights(run("b", "consistency=0")))  # the unexamined structures have taught something
+    # the unexamined structures have taught something
+    assert not torch.equal(weights(completed), weights(run("b", "consistency=0")))
 
 
 def test_nothing_is_settled_below_its_certainty(tmp_path):
@@ -64,10 +68,13 @@ def test_whole_channels_are_dropped_from_the_weak_view_alone(tmp_path, monkeypat
 
 @pytest.mark.parametrize("loss", ["dice", "ce-dice", "marginal", "masked"])
 def test_unknown_is_no_background_for_the_unlabelled_whatever_the_loss(tmp_path, monkeypatch, loss):
-    "A teacher sure of nothing: its student's strong views of unlabelled images teach nothing, also by losses that do not read `known`."
+    """A teacher sure of nothing: its student's strong views of unlabelled images teach nothing, also by
+    losses that do not read `known`."""
     job = make_job(tmp_path, "unimatch", f"loss={loss}", "folds=4")
     half = .3 if job.loss.activation == "sigmoid" else .25
-    monkeypatch.setattr(Teacher, "__call__", lambda self, image, presence=False: torch.full((len(image), 3, 32, 32), half))
+    monkeypatch.setattr(
+        Teacher, "__call__", lambda self, image, presence=False: torch.full((len(image), 3, 32, 32), half)
+    )
     method = UniMatch(UniMatchSettings(feature_dropout=0, cutmix=0))
     t = job.trainer(job.make_model(), Phase("unimatch", job.labelled, method, job.unlabelled))
     view = make_views(t)["strong 0"][4:]
@@ -78,7 +85,13 @@ def test_unknown_is_no_background_for_the_unlabelled_whatever_the_loss(tmp_path,
 
 def test_every_class_above_its_own_bar_is_believed():
     "Thresholds by class: the surest class may fail a bar that a less sure one passes."
-    b = Batch(torch.zeros(1, 1, 1, 2), torch.zeros(1, 1, 2, dtype=torch.long), torch.zeros(1, 2, dtype=bool), None, torch.tensor([0]))
+    b = Batch(
+        torch.zeros(1, 1, 1, 2),
+        torch.zeros(1, 1, 2, dtype=torch.long),
+        torch.zeros(1, 2, dtype=bool),
+        None,
+        torch.tensor([0]),
+    )
     prob = torch.tensor([[.85, .05], [.6, .05]]).reshape(1, 2, 1, 2)
     completed = complete_batch(b, prob, torch.tensor([.9, .5]), "sigmoid")
     assert completed.mask.flatten().tolist() == [2, 0] and completed.known.all()

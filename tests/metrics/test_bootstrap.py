@@ -21,9 +21,12 @@ def test_bootstrap_is_the_metric_of_the_drawn_images(seed, G, S):
     pick = lambda d: np.concatenate([np.flatnonzero(groups == g) for g, k in zip(ids, d) for _ in range(k)])
     score = lambda t, i: np.mean([x for x in (mean_dice(run[i]) for run in t) if x == x])
     slow = [score(tables[0], pick(d)) - score(tables[1], pick(d)) for d in draws]
-    np.testing.assert_allclose([r["low"], r["high"]], np.nanquantile(slow, [.025, .975]), atol=1e-12)  # a draw without any score is left out
+    # a draw without any score is left out
+    np.testing.assert_allclose([r["low"], r["high"]], np.nanquantile(slow, [.025, .975]), atol=1e-12)
     np.testing.assert_allclose(r["p_better"], np.mean([d > 0 for d in slow if d == d]))
-    np.testing.assert_allclose(r["difference"], score(tables[0], np.arange(17)) - score(tables[1], np.arange(17)), atol=1e-12)
+    np.testing.assert_allclose(
+        r["difference"], score(tables[0], np.arange(17)) - score(tables[1], np.arange(17)), atol=1e-12
+    )
 
 
 def test_paired_is_sharper_than_unpaired():
@@ -44,4 +47,5 @@ def test_groups_widen_the_interval():
 
 def test_bad_groups():
     with pytest.raises(InputError, match="each image its group"): bootstrap_mean(np.zeros((4, 2)), [1, 2])
-    with pytest.raises(InputError, match="same images and classes"): paired_bootstrap(np.zeros((4, 2)), np.zeros((5, 2)))
+    with pytest.raises(InputError, match="same images and classes"):
+        paired_bootstrap(np.zeros((4, 2)), np.zeros((5, 2)))

@@ -15,19 +15,34 @@ from ctseg.metrics.evaluate import evaluate
 @given(cases(known=True))
 def test_partial_truth(case):
     pred, truth, C, known = case
-    truth = np.where(np.c_[np.ones(len(known), bool), known][np.arange(len(known))[:, None, None], truth], truth, 0).astype(np.uint8)
-    erased = np.where(np.c_[np.ones(len(known), bool), known][np.arange(len(known))[:, None, None], pred], pred, 0).astype(np.uint8)
+    truth = np.where(
+        np.c_[np.ones(len(known), bool), known][np.arange(len(known))[:, None, None], truth], truth, 0
+    ).astype(np.uint8)
+    erased = np.where(
+        np.c_[np.ones(len(known), bool), known][np.arange(len(known))[:, None, None], pred], pred, 0
+    ).astype(np.uint8)
     optimistic, pessimistic = partial_bounds(pred, truth, known)
-    np.testing.assert_allclose(optimistic, literal(erased, truth, C)[1], atol=1e-12)  # predictions of unexamined classes erased
-    np.testing.assert_allclose(pessimistic, literal(pred, truth, C)[1], atol=1e-12)   # unexamined scored as absent
+    # predictions of unexamined classes erased
+    np.testing.assert_allclose(optimistic, literal(erased, truth, C)[1], atol=1e-12)
+    # unexamined scored as absent
+    np.testing.assert_allclose(pessimistic, literal(pred, truth, C)[1], atol=1e-12)
     classes = ClassMap.from_names([f"c{i}" for i in range(C)])
     rows = per_class(pred, truth, classes, known)
     for c in range(C):
-        present, absent = known[:, c] & (truth == c + 1).any((1, 2)), known[:, c] & ~(truth == c + 1).any((1, 2))
+        present, absent = known[:, c] & (truth == c + 1).any((1, 2)), known[:, c] & ~(truth == c + 1).any(
+            (1, 2)
+        )
         predicted = (pred == c + 1).any((1, 2))
         r = rows.iloc[c]
-        assert (r.support, r.absent, r.invented, r.missed) == (present.sum(), absent.sum(), (absent & predicted).sum(), (present & ~predicted).sum())
-        assert r.silent == (present.any() and not (predicted & known[:, c]).any()) and r.unreliable == (present.sum() < 3)
+        assert (r.support, r.absent, r.invented, r.missed) == (
+            present.sum(),
+            absent.sum(),
+            (absent & predicted).sum(),
+            (present & ~predicted).sum(),
+        )
+        assert r.silent == (present.any() and not (predicted & known[:, c]).any()) and r.unreliable == (
+            present.sum() < 3
+        )
         assert (rows.index[c] in silent_classes(pred, truth, classes, known)) == r.silent
     np.testing.assert_allclose(mean_dice(rows.dice.to_numpy()[None]), optimistic, atol=1e-12)
     facts = evaluate(truth, pred, classes, known, reps=20)

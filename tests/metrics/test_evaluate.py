@@ -24,7 +24,8 @@ def test_files(tmp_path):
     r = evaluate_files(tmp_path/"y_test.csv", tmp_path/"sub.csv", tmp_path/"annotated.json")
     assert r["facts"]["cells_examined"] == 8 and list(r["table"].support) == [3, 3, 2]
     write_json([[1]], tmp_path/"annotated.json")
-    with pytest.raises(InputError, match="1 images .* 5 columns"): evaluate_files(tmp_path/"y_test.csv", tmp_path/"sub.csv", tmp_path/"annotated.json")
+    with pytest.raises(InputError, match="1 images .* 5 columns"):
+        evaluate_files(tmp_path/"y_test.csv", tmp_path/"sub.csv", tmp_path/"annotated.json")
     write_masks(np.full((5, 8, 8), 4, np.uint8), names, tmp_path/"sub.csv")
     with pytest.raises(InputError, match="value 4"): evaluate_files(tmp_path/"y_test.csv", tmp_path/"sub.csv")
 
@@ -38,7 +39,8 @@ def test_pixels_are_counted_once(tmp_path, monkeypatch):
 
 
 def test_partial_truth_is_known_by_the_file_beside_it(tmp_path):
-    "The training truth has a column for each annotated image, `annotated_labels.json` an entry for each image."
+    """The training truth has a column for each annotated image, `annotated_labels.json` an entry for each
+    image."""
     truth = np.zeros((3, 4, 4), np.uint8)
     truth[0, 0], truth[1, 1], truth[2, 2] = 1, 2, 1
     names = [f"{i}.png" for i in range(3)]
@@ -50,10 +52,20 @@ def test_partial_truth_is_known_by_the_file_beside_it(tmp_path):
     write_json({"train": [0, 0, 1, 1, 1]}, tmp_path/"patients.json")
     write_json([[1], [1, 2], [1], [], []], tmp_path/"annotated_labels.json")
     facts = evaluate_files(tmp_path/"y_train.csv", tmp_path/"sub.csv")["facts"]
-    assert facts["dice"] == 1 and facts["invented"] == 0 and facts["cells_examined"] == 4 and facts["groups"] == 2
-    for wrong, message in (([[1, 2], [1], [1], [], []], "class 2"), ([[1], [1, 2]], "3 columns"), ([[1], [1, 2], [1], [], [2]], "3 columns")):
+    assert (
+        facts["dice"] == 1
+        and facts["invented"] == 0
+        and facts["cells_examined"] == 4
+        and facts["groups"] == 2
+    )
+    for wrong, message in (
+        ([[1, 2], [1], [1], [], []], "class 2"),
+        ([[1], [1, 2]], "3 columns"),
+        ([[1], [1, 2], [1], [], [2]], "3 columns"),
+    ):
         write_json(wrong, tmp_path/"annotated_labels.json")
-        with pytest.raises(InputError, match=message): evaluate_files(tmp_path/"y_train.csv", tmp_path/"sub.csv")
+        with pytest.raises(InputError, match=message):
+            evaluate_files(tmp_path/"y_train.csv", tmp_path/"sub.csv")
 
 
 def test_partial_truth_whose_list_is_missing_is_not_taken_for_whole(tmp_path):
@@ -63,10 +75,14 @@ def test_partial_truth_whose_list_is_missing_is_not_taken_for_whole(tmp_path):
     ClassMap.from_names(["a", "b"]).to_json(tmp_path/"class_names.json")
     for name in ("y_train.csv.gz", "y_train_full.csv"): write_masks(truth, names, tmp_path/name)
     score = lambda name, **kw: evaluate_files(tmp_path/name, tmp_path/name, **kw)["facts"]
-    with pytest.raises(InputError, match="annotated_labels.json: no such file.*--annotated all"): score("y_train.csv.gz")
-    assert score("y_train.csv.gz", annotated="all") == score("y_train_full.csv") and "cells_examined" not in score("y_train_full.csv")
+    with pytest.raises(InputError, match="annotated_labels.json: no such file.*--annotated all"):
+        score("y_train.csv.gz")
+    assert score("y_train.csv.gz", annotated="all") == score(
+        "y_train_full.csv"
+    ) and "cells_examined" not in score("y_train_full.csv")
     assert score("y_train.csv.gz", annotated="present")["cells_examined"] == 2
     write_json([[1], [1, 2]], tmp_path/"list.json")
     assert score("y_train.csv.gz", annotated=tmp_path/"list.json")["cells_examined"] == 3
     write_json({"train": ["p", None]}, tmp_path/"patients.json")
-    with pytest.raises(InputError, match="entry 1: None is no patient"): score("y_train.csv.gz", annotated="all")
+    with pytest.raises(InputError, match="entry 1: None is no patient"):
+        score("y_train.csv.gz", annotated="all")

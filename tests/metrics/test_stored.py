@@ -45,7 +45,8 @@ def test_same_as_in_memory(places, truth, annotated, block, prediction):
     whole = evaluate(truth.masks, labels, truth.classes, known, truth.groups)
     assert ours["facts"].keys() == whole.keys()
     for name, value in whole.items():
-        if name == "per_class": assert [list(map(str, r)) for r in ours["facts"][name]] == [list(map(str, r)) for r in value]
+        if name == "per_class":
+            assert [list(map(str, r)) for r in ours["facts"][name]] == [list(map(str, r)) for r in value]
         else: assert ours["facts"][name] == (pytest.approx(value, abs=1e-9) if name.startswith(("dice", "interval")) else value), name
     table = per_class(labels, truth.masks, truth.classes, known)
     assert np.allclose(ours["table"].astype(float), table.astype(float), atol=1e-9, equal_nan=True)
@@ -78,4 +79,6 @@ def test_many_groups(monkeypatch):
         monkeypatch.setattr("ctseg.metrics.bootstrap.MOST", most)
         assert np.allclose(drawn_scores(table, groups, 41, seed=3), whole, atol=1e-12, equal_nan=True)
         for a, b in zip(group_sums(table, groups), sums): assert np.allclose(a, b)
-    assert bootstrap_mean(table[0], groups, 0)["mean"] == pytest.approx(bootstrap_mean(table[0], groups, 9)["mean"])
+    assert bootstrap_mean(table[0], groups, 0)["mean"] == pytest.approx(
+        bootstrap_mean(table[0], groups, 9)["mean"]
+    )

@@ -34,10 +34,18 @@ def test_numbers_by_hand(tmp_path):
     for axis, mm in enumerate((1, 2, 3)):
         moved = [4, 4, 4]
         moved[axis] += 2
-        facts = evaluate_volumes(*pair(tmp_path/str(axis), cube((4, 4, 4)), cube(moved)), tolerance=2*mm)["facts"]
-        assert facts["dice"] == pytest.approx(.75) and facts["hd95"] == pytest.approx(2*mm, abs=.01) and facts["surface_dice"] == 1
+        facts = evaluate_volumes(*pair(tmp_path/str(axis), cube((4, 4, 4)), cube(moved)), tolerance=2*mm)[
+            "facts"
+        ]
+        assert (
+            facts["dice"] == pytest.approx(.75)
+            and facts["hd95"] == pytest.approx(2*mm, abs=.01)
+            and facts["surface_dice"] == 1
+        )
         assert facts["ml_difference"] == pytest.approx(0, abs=1e-9)
-        tighter = evaluate_volumes(tmp_path/str(axis)/"truth", tmp_path/str(axis)/"pred", tolerance=mm)["facts"]
+        tighter = evaluate_volumes(
+            tmp_path/str(axis)/"truth", tmp_path/str(axis)/"pred", tolerance=mm
+        )["facts"]
         assert tighter["surface_dice"] < .9
 
 
@@ -93,7 +101,8 @@ def test_what_does_not_fit(tmp_path, spoil, says):
 def test_a_sheared_grid_has_no_distances(tmp_path):
     sheared = FLAT.copy()
     sheared[1, 2] = 1
-    with pytest.raises(InputError, match="right angles"): evaluate_volumes(*pair(tmp_path, cube((2, 2, 2)), cube((2, 2, 2)), affine=sheared))
+    with pytest.raises(InputError, match="right angles"):
+        evaluate_volumes(*pair(tmp_path, cube((2, 2, 2)), cube((2, 2, 2)), affine=sheared))
 
 
 @pytest.mark.parametrize("write", [
@@ -123,8 +132,12 @@ def test_csv_and_nifti_agree(tmp_path):
     assert [a[m] for m in MEASURES] == pytest.approx([b[m] for m in MEASURES], rel=1e-5) and 0 < a["dice"] < 1
     code, out, err = ctseg("evaluate", tmp_path/"data"/"y_test.csv", tmp_path/"s.csv", "--mm")
     assert code == 0 and f"dice: {a['dice']:.4f}" in out, err
-    code, out, err = ctseg("evaluate", tmp_path/"truth", tmp_path/"pred", "--tolerance", "1", "--json", tmp_path/"all.json")
-    assert code == 0 and "tolerance_mm: 1.0000" in out and "hd95" in out and (tmp_path/"all.json").exists(), err
+    code, out, err = ctseg(
+        "evaluate", tmp_path/"truth", tmp_path/"pred", "--tolerance", "1", "--json", tmp_path/"all.json"
+    )
+    assert (
+        code == 0 and "tolerance_mm: 1.0000" in out and "hd95" in out and (tmp_path/"all.json").exists()
+    ), err
 
 
 def test_paths_of_two_kinds(tmp_path):

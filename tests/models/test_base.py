@@ -46,7 +46,8 @@ def test_deep_supervision():
 
 
 def test_coarse_sizes_teach_nobody_that_a_small_structure_is_absent():
-    """A 3x3 structure that falls between the rows of a coarser size is unknown there; one that is absent stays absent.
+    """A 3x3 structure that falls between the rows of a coarser size is unknown there; one that is absent
+    stays absent.
 
     Rows are where the network's strides put them.
     """

@@ -20,7 +20,8 @@ def test_small_stands_for_every_listed_model():
 @pytest.mark.parametrize("size", [(61, 47), (64, 64), (7, 90)])
 @pytest.mark.parametrize("name", SMALL_NETWORKS)
 def test_contract(name, size):
-    "Any size; forward is decode(encode); channels as declared; from high to low resolution; the input is left alone."
+    """Any size; forward is decode(encode); channels as declared; from high to low resolution; the input is
+    left alone."""
     model = make(name, presence=5).eval()
     x = torch.rand(2, 1, *size)
     kept = x.clone()
@@ -43,7 +44,9 @@ def test_gradient_reaches_every_parameter(name):
     if name.startswith("nnunet"): model.deep_supervision = True
     out, presence = model(torch.rand(2, 1, 64, 64), presence=True)
     truth = torch.randint(0, 3, (2, 64, 64))
-    loss = deep_supervised(lambda logits, mask, known, weight: F.cross_entropy(logits, mask), out, truth, None)
+    loss = deep_supervised(
+        lambda logits, mask, known, weight: F.cross_entropy(logits, mask), out, truth, None
+    )
     (loss + presence.square().mean()).backward()
     assert [n for n, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()] == []
 
@@ -68,7 +71,8 @@ def test_weights_round_trip(name, tmp_path):
 
 @pytest.mark.parametrize("name", SMALL_NETWORKS)
 def test_decoder_uses_every_feature(name):
-    "Changing any one of the features changes the logits: no skip is forgotten, but for those that a decoder is not meant to read."
+    """Changing any one of the features changes the logits: no skip is forgotten, but for those that a
+    decoder is not meant to read."""
     unread = {"fpn": {0}, "deeplabv3+": {0, 2, 3}}.get(name.partition(":")[0], set())
     model = make(name).eval()
     with torch.no_grad():

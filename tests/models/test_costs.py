@@ -28,10 +28,13 @@ def test_multiply_adds_by_hand():
 def test_published_costs_are_those_of_the_code(name):
     "The table that the pages read. The networks that need an extra are counted when it is written."
     table = ROOT/"nbs"/"benchmarks"/"results"/"models.csv"
-    with table.open(encoding="utf-8", newline="") as f: row, = (r for r in csv.DictReader(f) if r["name"] == name)
+    with table.open(encoding="utf-8", newline="") as f:
+        (row,) = (r for r in csv.DictReader(f) if r["name"] == name)
     facts = model_facts(name, measure=False)
     sizes = ("parameters", "multiply_adds")
-    assert {k: int(row[k]) for k in sizes} == {k: facts[k] for k in sizes}, "run nbs/benchmarks/model_costs.ipynb"
+    assert {k: int(row[k]) for k in sizes} == {
+        k: facts[k] for k in sizes
+    }, "run nbs/benchmarks/model_costs.ipynb"
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="only Linux tells the memory of a process")

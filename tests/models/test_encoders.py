@@ -23,7 +23,9 @@ def test_encoder_file(offline, tmp_path, name):
     encoder = name.partition(":")[2]
     native = encoder.startswith("mit")
     torch.manual_seed(1)
-    source = smp.encoders.get_encoder(encoder, in_channels=3) if native else import_timm().create_model(encoder)
+    source = (
+        smp.encoders.get_encoder(encoder, in_channels=3) if native else import_timm().create_model(encoder)
+    )
     state = source.state_dict()
     p = tmp_path/"model.safetensors"
     save_file(state, p)
@@ -69,7 +71,8 @@ def test_encode_and_decode_are_the_librarys_network(offline, name):
     torch.manual_seed(0)
     ours = create_model(name, 1, 3, pretrained=False, width=4).eval()
     theirs = build_halves(Halves(decoder, encoder, 1, 3, width=4)).eval()
-    for half in ("encoder", "decoder"): getattr(theirs, half).load_state_dict(getattr(ours, half).state_dict())
+    for half in ("encoder", "decoder"):
+        getattr(theirs, half).load_state_dict(getattr(ours, half).state_dict())
     theirs.segmentation_head.load_state_dict(ours.out.state_dict())
     x = torch.rand(2, 1, 64, 96)
     with torch.no_grad(): assert torch.allclose(ours(x), theirs((x - ours.mean)/ours.deviation), atol=1e-5)
@@ -82,21 +85,28 @@ def test_width_is_that_of_the_decoder(offline):
 
 
 def test_a_light_decoder_stops_at_half_the_resolution(offline):
-    light, plain = make("unet:resnet18", light=True, half=True, width=4).eval(), make("unet:resnet18", width=4).eval()
-    assert sum(p.numel() for p in light.decoder.parameters()) < sum(p.numel() for p in plain.decoder.parameters())
+    light, plain = (
+        make("unet:resnet18", light=True, half=True, width=4).eval(),
+        make("unet:resnet18", width=4).eval(),
+    )
+    assert sum(p.numel() for p in light.decoder.parameters()) < sum(
+        p.numel() for p in plain.decoder.parameters()
+    )
     assert light.head.in_channels == 8
     sizes = []
     light.decoder.register_forward_hook(lambda module, args, out: sizes.append(tuple(out.shape[-2:])))
     with torch.no_grad(): assert light(torch.rand(1, 1, 61, 47)).shape == (1, 7, 61, 47)
     assert sizes == [(32, 32)]
-    for word in ("light", "half"): refused(f"{word} is for unet", "fpn:resnet18", 1, 3, pretrained=False, **{word: True})
+    for word in ("light", "half"):
+        refused(f"{word} is for unet", "fpn:resnet18", 1, 3, pretrained=False, **{word: True})
 
 
 @pytest.mark.parametrize("name, given, message", [
     ("unet++:mit_b0", {}, "unet.*:mit_b0: .* refuses it"), ("fpn:resnet18", dict(width=3), "refuses it.*24"), ("fpnn:resnet18", {}, "did you mean fpn"),
     ("unet:mit_b0", dict(frozen_levels=1), "leave frozen_levels out"), ("unet:resnet18", dict(statistics="ct"), "statistics"),
 ])
-def test_halves_that_the_library_refuses_end_in_one_line(offline, name, given, message): refused(message, name, 1, 3, pretrained=False, **given)
+def test_halves_that_the_library_refuses_end_in_one_line(offline, name, given, message):
+    refused(message, name, 1, 3, pretrained=False, **given)
 
 
 @pytest.mark.parametrize("name", ["unet:resnet18", "unet:tf_efficientnet_lite0", "unet:convnext_atto"])
@@ -115,7 +125,8 @@ def test_frozen_levels_stay_as_they_are_and_the_others_learn(offline, name):
     assert not {k for k in before if k.startswith("decoder")} <= same
 
 
-@pytest.mark.parametrize("encoder, expected", [("tf_efficientnet_lite0", (.5, .5)), ("resnet18", (.449, .226)), ("mit_b0", (.449, .226))])
+@pytest.mark.parametrize("encoder, "
+                         "expected", [("tf_efficientnet_lite0", (.5, .5)), ("resnet18", (.449, .226)), ("mit_b0", (.449, .226))])
 def test_grey_values_are_normalised_as_the_encoder_knows_them(offline, encoder, expected):
     model = create_model(f"unet:{encoder}", 1, 3, pretrained=False)
     assert (model.mean, model.deviation) == pytest.approx(expected, abs=1e-3)

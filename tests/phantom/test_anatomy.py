@@ -16,7 +16,9 @@ ID = {n: RAIDIUM54.id(n) for n in RAIDIUM54.names}
 
 def test_a_region_of_the_body_leaves_the_others_alone():
     whole, part = whole_body(4), Body(4, [*LIMBS, CHEST[0], HEAD_AND_NECK[0]])
-    assert (whole.patient.traits.scale == part.patient.traits.scale).all() and whole.patient.hu == part.patient.hu
+    assert (
+        whole.patient.traits.scale == part.patient.traits.scale
+    ).all() and whole.patient.hu == part.patient.hu
     lung = [[p for p in body.parts if p.label == ID["lung_left"]][0] for body in (whole, part)]
     assert (lung[0].atoms[0].low == lung[1].atoms[0].low).all()
     assert len({region.stream for region in REGIONS}) == len(REGIONS)
@@ -40,14 +42,16 @@ def test_left_is_left_and_a_mirror_is_a_vertical_flip(seed):
         for left, right in RAIDIUM54.pairs:
             a, b = np.argwhere(label == left), np.argwhere(label == right)
             if len(a) < 12 or len(b) < 12: continue
-            assert a[:, 0].mean() > b[:, 0].mean() + 2, RAIDIUM54.name(left)  # rows run from the patient's right to the left
+            # rows run from the patient's right to the left
+            assert a[:, 0].mean() > b[:, 0].mean() + 2, RAIDIUM54.name(left)
             seen += 1
     assert seen > 20
     label = render(view(body, "axial", (0, 4, 370), 400, 128))[1]
     rows = {name: np.argwhere(label == ID[name])[:, 0].mean() for name in ("liver", "stomach")}
     assert rows["liver"] < 64 < rows["stomach"]  # and nothing else tells left from right
     spine = np.argwhere((label == ID["vertebrae_thoracic"]) | (label == ID["vertebrae_lumbar"]))
-    assert spine[:, 1].mean() < np.argwhere(label == ID["liver"])[:, 1].mean()  # columns run from back to front
+    # columns run from back to front
+    assert spine[:, 1].mean() < np.argwhere(label == ID["liver"])[:, 1].mean()
 
 
 def test_grey_values():
@@ -57,7 +61,8 @@ def test_grey_values():
     assert hu.min() >= -1100
 
 
-@pytest.mark.parametrize("kind, at", [("axial", (0, 4, 340)), ("coronal", (0, 20, 390)), ("sagittal", (3, 4, 600))])
+@pytest.mark.parametrize("kind, "
+                         "at", [("axial", (0, 4, 340)), ("coronal", (0, 20, 390)), ("sagittal", (3, 4, 600))])
 def test_the_search_overlooks_nothing(kind, at):
     "Every part evaluated everywhere is inside only where the boxes said to look."
     body = whole_body(5)

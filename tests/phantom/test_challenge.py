@@ -20,7 +20,10 @@ def test_a_slice_is_a_function_of_its_seed():
 
 
 def test_workers_change_nothing():
-    assert phantom_slices(4, size=32, seed=3, workers=2).fingerprint() == phantom_slices(4, size=32, seed=3).fingerprint()
+    assert (
+        phantom_slices(4, size=32, seed=3, workers=2).fingerprint()
+        == phantom_slices(4, size=32, seed=3).fingerprint()
+    )
 
 
 def test_statistics_are_in_the_spirit_of_the_challenge(world):
@@ -63,10 +66,12 @@ def test_a_folder(tmp_path):
     assert len(read_challenge(tmp_path/"c", "test", cache=False)) == 2
 
 
-@pytest.mark.parametrize("ask, says", [(dict(labelled=0, unlabelled=0, test=0), "nothing"), (dict(size=8), "16x16"), (dict(labelled=-1), "-1"),
+@pytest.mark.parametrize("ask, "
+                         "says", [(dict(labelled=0, unlabelled=0, test=0), "nothing"), (dict(size=8), "16x16"), (dict(labelled=-1), "-1"),
                                        (dict(examined=60), "60 classes"), (dict(seed=-1), "seed = -1")])
 def test_bad_requests_leave_nothing(tmp_path, ask, says):
-    with pytest.raises(InputError, match=says): make_phantom(tmp_path/"x", **(dict(labelled=1, unlabelled=0, test=0, size=16) | ask))
+    with pytest.raises(InputError, match=says):
+        make_phantom(tmp_path/"x", **(dict(labelled=1, unlabelled=0, test=0, size=16) | ask))
     assert not list(tmp_path.iterdir())
 
 
@@ -79,5 +84,7 @@ def test_a_full_folder_is_not_overwritten(tmp_path):
 def test_a_folder_drawn_again_is_the_same_to_the_byte(tmp_path, phantom):
     make_phantom(tmp_path/"again", labelled=10, unlabelled=14, test=8, size=64, seed=2500, empty=0.1)
     files = sorted(p.relative_to(phantom) for p in phantom.rglob("*") if p.is_file())
-    assert files == sorted(p.relative_to(tmp_path/"again") for p in (tmp_path/"again").rglob("*") if p.is_file())
+    assert files == sorted(
+        p.relative_to(tmp_path/"again") for p in (tmp_path/"again").rglob("*") if p.is_file()
+    )
     assert not [f for f in files if (phantom/f).read_bytes() != (tmp_path/"again"/f).read_bytes()]

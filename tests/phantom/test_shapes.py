@@ -5,11 +5,13 @@ import pytest
 from ctseg.phantom.shapes import Ball, Chain, Pose, Sheet, Tube, load_shapes, smooth_minimum
 
 STILL = Pose(1, 1., np.zeros(3), np.zeros(3))
-SHAPES = [Ball((5, -3, 2), (20, 12, 9), (20, -30, 40)),
-          Ball((5, -3, 2), (20, 18, 9), (20, -30, 40), power=5),
-          Tube([(-20, 0, 0, 6), (0, 15, 5, 9), (20, 0, -5, 3)]),
-          Tube([(-20, 0, 0), (0, 15, 5), (20, 0, -5)], 8, flat=(1, 1.4, .8)),
-          Sheet([[(-20, -10, 0), (20, -10, 4)], [(-15, 5, 6), (0, 8, 3), (18, 6, 0)], [(0, 20, 0)]], [2, 3, 4])]
+SHAPES = [
+    Ball((5, -3, 2), (20, 12, 9), (20, -30, 40)),
+    Ball((5, -3, 2), (20, 18, 9), (20, -30, 40), power=5),
+    Tube([(-20, 0, 0, 6), (0, 15, 5, 9), (20, 0, -5, 3)]),
+    Tube([(-20, 0, 0), (0, 15, 5), (20, 0, -5)], 8, flat=(1, 1.4, .8)),
+    Sheet([[(-20, -10, 0), (20, -10, 4)], [(-15, 5, 6), (0, 8, 3), (18, 6, 0)], [(0, 20, 0)]], [2, 3, 4]),
+]
 TURNED = Pose(-1, 1.2, np.array([3., -2, 1]), np.array([1., 2, 3]))
 
 
@@ -32,7 +34,9 @@ def test_the_right_side_mirrors_the_left(shape):
     points = some_points()
     mirrored = points*np.float32([-1, 1, 1])[:, None, None]
     left = np.min([atom.distance(points) for atom in shape.atoms(STILL)], 0)
-    right = np.min([atom.distance(mirrored) for atom in shape.atoms(Pose(-1, 1., np.zeros(3), np.zeros(3)))], 0)
+    right = np.min(
+        [atom.distance(mirrored) for atom in shape.atoms(Pose(-1, 1., np.zeros(3), np.zeros(3)))], 0
+    )
     np.testing.assert_allclose(left, right, atol=1e-3)
 
 

@@ -15,7 +15,8 @@ from helpers.toys import toy
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory):
-    """data: the challenge folder. a, b: runs of two folds. none: a run that held nothing out. other: a run of other
+    """data: the challenge folder. a, b: runs of two folds. none: a run that held nothing out. other: a run
+    of other
     classes. mixed: images of two sizes."""
     base = tmp_path_factory.mktemp("world")
     write_challenge(toy(32, labelled=24), base/"data")

@@ -50,13 +50,15 @@ def test_inventions_are_dropped_though_they_peak_as_high():
     assert rule.expected and rule.expected.area > 0 and scores[rule] > scores[Rule()] + 0.2
     gate, by_gate = choose_rule(script, slices, expected=False)
     assert gate.expected is None
-    assert max(v for r, v in by_gate.items() if not r.island) < scores[rule] - 0.1  # no gate can tell them apart
+    # no gate can tell them apart
+    assert max(v for r, v in by_gate.items() if not r.island) < scores[rule] - 0.1
 
 
 def test_islands_and_rescue_are_switched_on_where_they_help():
     slices = toy(24, labelled=24, every=True)
     salted = truth_as_probability(slices)
-    salted[:, 0, 0, ::31] = 0.95  # single pixels in the corners: no threshold or gate can tell them from organs
+    # single pixels in the corners: no threshold or gate can tell them from organs
+    salted[:, 0, 0, ::31] = 0.95
     salted[:, 2, 31, ::31] = 0.95
     rule, scores = choose_rule(Script(slices, salted), slices)
     assert rule.island >= 2 and scores[rule] > scores[Rule()] + 0.1
@@ -66,7 +68,9 @@ def test_islands_and_rescue_are_switched_on_where_they_help():
 
 
 def test_the_plainest_within_the_margin_is_taken():
-    search = RuleSearch([], margin=0.01, scores={Rule(): 0.5, Rule(0.3): 0.505, Rule(0.3, island=4): 0.7, Rule(0.6): np.nan})
+    search = RuleSearch(
+        [], margin=0.01, scores={Rule(): 0.5, Rule(0.3): 0.505, Rule(0.3, island=4): 0.7, Rule(0.6): np.nan}
+    )
     assert search.plainest([Rule(0.3), Rule()]) == Rule()
     assert search.plainest([Rule(0.3), Rule(0.3, island=4)]) == Rule(0.3, island=4)
     assert search.plainest([Rule(0.6), Rule(0.3)]) == Rule(0.3)
@@ -77,7 +81,9 @@ def test_a_rule_is_scored_once(monkeypatch):
     search = RuleSearch(in_parts(fixed(bright), slices), batch_size=4)
     search.score([Rule(), Rule(0.3), Rule()])
     first = dict(search.scores)
-    monkeypatch.setattr(type(search.parts[0].predictor), "probabilities", lambda *_: pytest.fail("asked again"))
+    monkeypatch.setattr(
+        type(search.parts[0].predictor), "probabilities", lambda *_: pytest.fail("asked again")
+    )
     search.score([Rule(0.3)])
     assert search.scores == first and set(first) == {Rule(), Rule(0.3)}
 

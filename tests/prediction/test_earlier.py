@@ -31,7 +31,9 @@ def only(slices, *names):
     "The slices as if people had examined these classes alone."
     columns = np.array([name in names for name in slices.classes.names])
     ids = np.flatnonzero(~columns) + 1
-    return replace(slices, known=slices.known & columns, masks=np.where(np.isin(slices.masks, ids), 0, slices.masks))
+    return replace(
+        slices, known=slices.known & columns, masks=np.where(np.isin(slices.masks, ids), 0, slices.masks)
+    )
 
 
 def fresh(names, loss="masked", **model):
@@ -40,7 +42,8 @@ def fresh(names, loss="masked", **model):
     return make_model(recipe.model, loss.out_chans(len(names)), len(names)), loss, ClassMap.from_names(names)
 
 
-@pytest.mark.parametrize("old_loss, new_loss", [("masked", "masked"), ("marginal", "marginal"), ("marginal", "masked"), ("masked", "marginal")])
+@pytest.mark.parametrize("old_loss, "
+                         "new_loss", [("masked", "masked"), ("marginal", "marginal"), ("marginal", "masked"), ("masked", "marginal")])
 @pytest.mark.parametrize("names", [["heart", "kidney", "lung_left"], ["heart"], [*NAMES, "kidney"], ["kidney", "liver"]])
 def test_rows_follow_the_names(tmp_path, old_loss, new_loss, names):
     old = fake_run(tmp_path/"old", toy(), loss=old_loss, presence=0.1)
@@ -77,22 +80,38 @@ def test_every_kind_of_network(tmp_path, name):
     old, new = make(name, 3), make(name, 5)
     rows = dict.fromkeys(row_names(new, getattr(new, "heads", [new.head])), [(0, 4), (2, 0)])
     new.load_state_dict(inherited_state(new, old.state_dict(), rows, "old"))
-    assert rows and torch.equal(new.head.weight[4], old.head.weight[0]) and torch.equal(new.head.weight[0], old.head.weight[2])
+    assert (
+        rows
+        and torch.equal(new.head.weight[4], old.head.weight[0])
+        and torch.equal(new.head.weight[0], old.head.weight[2])
+    )
     same = [torch.equal(v, old.state_dict()[k]) for k, v in new.state_dict().items() if k not in rows]
     assert all(same)
 
 
 def test_other_sizes_are_fine_and_other_networks_are_told(tmp_path):
     old = fake_run(tmp_path/"old", toy(size=48))
-    assert fit(toy(size=32), tiny("masked", "model=attunet", "width=4", "epochs=1"), tmp_path/"new", init=old, device="cpu", progress=False).finished
-    for settings, words in ((["model=missformer"], "missformer.*--set model=attunet"), (["model=attunet", "width=8"], "another architecture or setting"),
-                            (["model=attunet", "width=4", "weights=x.pt"], "one of the two")):
-        with pytest.raises(InputError, match=words) as e: fit(toy(), tiny("masked", *settings), tmp_path/"no", init=old, device="cpu", progress=False)
+    assert fit(
+        toy(size=32),
+        tiny("masked", "model=attunet", "width=4", "epochs=1"),
+        tmp_path/"new",
+        init=old,
+        device="cpu",
+        progress=False,
+    ).finished
+    for settings, words in (
+        (["model=missformer"], "missformer.*--set model=attunet"),
+        (["model=attunet", "width=8"], "another architecture or setting"),
+        (["model=attunet", "width=4", "weights=x.pt"], "one of the two"),
+    ):
+        with pytest.raises(InputError, match=words) as e:
+            fit(toy(), tiny("masked", *settings), tmp_path/"no", init=old, device="cpu", progress=False)
         assert "\n" not in str(e.value) and not (tmp_path/"no").exists()
     old.weights.unlink()
     for option in ("init", "teacher"):
         for name, words in ((old.folder, "not finished a phase"), (tmp_path/"nothing", "no run here")):
-            with pytest.raises(InputError, match=words): fit(toy(), tiny("masked"), tmp_path/"no", device="cpu", progress=False, **{option: name})
+            with pytest.raises(InputError, match=words):
+                fit(toy(), tiny("masked"), tmp_path/"no", device="cpu", progress=False, **{option: name})
 
 
 def network(told, prob, activation="softmax", reads_known=True, tau=0.9):
@@ -108,7 +127,8 @@ def network(told, prob, activation="softmax", reads_known=True, tau=0.9):
 
 @pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
 def test_sure_answers_fill_in_old_classes_and_nothing_else(activation):
-    "Two old classes (0, 2) and a new one (1). Pixels: sure of class 0, sure of background, unsure, drawn by people, sure of class 0 where people saw none."
+    """Two old classes (0, 2) and a new one (1). Pixels: sure of class 0, sure of background, unsure, drawn
+    by people, sure of class 0 where people saw none."""
     prob = torch.tensor([[[.97, .01, .5, .97, .97]], [[.01, .01, .2, .01, .01]]])
     known = torch.tensor([[False, True, False], [True, False, False]])
     mask = torch.tensor([[[0, 0, 0, 2, 0]], [[0, 0, 0, 1, 0]]])
@@ -117,7 +137,11 @@ def test_sure_answers_fill_in_old_classes_and_nothing_else(activation):
     new = done.known[:, 1, 0].tolist()
     assert new[0] == [True]*5  # people have looked for it
     assert new[1][:3] == [False]*3 and new[1][4] is False  # the old network cannot tell
-    assert done.known[0, :, 0, 1].tolist() == [True]*3 and done.known[0, :, 0, 2].tolist() == [False, True, False]
+    assert done.known[0, :, 0, 1].tolist() == [True]*3 and done.known[0, :, 0, 2].tolist() == [
+        False,
+        True,
+        False,
+    ]
     assert done.known[1, 0].all() and done.known[:, :, 0, 3].all()
     assert torch.equal(done.known[0, 2, 0], torch.tensor([True, True, False, True, True]))
 
@@ -130,9 +154,11 @@ def test_a_loss_that_cannot_read_known_leaves_unsettled_pixels_out():
 
 def test_a_teacher_must_share_a_class_and_a_mirror(tmp_path):
     old = earlier_run(fake_run(tmp_path/"old", toy()))
-    with pytest.raises(InputError, match="knows none of the classes.*class_names.json") as e: old_network(old, tiny("masked"), ClassMap.from_names(["kidney"]), CPU)
+    with pytest.raises(InputError, match="knows none of the classes.*class_names.json") as e:
+        old_network(old, tiny("masked"), ClassMap.from_names(["kidney"]), CPU)
     assert "\n" not in str(e.value)
-    with pytest.raises(InputError, match="mirrored"): old_network(old, tiny("masked", "mirror=vertical"), toy().classes, CPU)
+    with pytest.raises(InputError, match="mirrored"):
+        old_network(old, tiny("masked", "mirror=vertical"), toy().classes, CPU)
 
 
 @pytest.mark.parametrize("recipe", ["marginal-log", "unimatch"])
@@ -149,13 +175,19 @@ def test_killed_and_resumed_it_ends_the_same(tmp_path, recipe):
     cut = fit(new, tiny(recipe, *settings), tmp_path/"cut", resume=True, **how)
     assert contents(cut.folder) == contents(whole.folder)
     spec = read_json(whole/"recipe.json")
-    assert spec["init"] == spec["teacher"] and spec["init"]["run"] == "old" and "old" in (whole/"model_card.md").read_text()
+    assert (
+        spec["init"] == spec["teacher"]
+        and spec["init"]["run"] == "old"
+        and "old" in (whole/"model_card.md").read_text()
+    )
 
 
 def test_a_resumed_run_takes_over_the_same(tmp_path):
     runs = [fake_run(tmp_path/f"old{seed}", toy(), seed=seed) for seed in (0, 1)]
     def kill(epoch, row, folder): return "stop"
     settings = tiny("masked", "model=attunet", "width=4")
-    with pytest.raises(Exception, match="stop"): fit(toy(), settings, tmp_path/"new", init=runs[0], callbacks=[kill], device="cpu", progress=False)
+    with pytest.raises(Exception, match="stop"):
+        fit(toy(), settings, tmp_path/"new", init=runs[0], callbacks=[kill], device="cpu", progress=False)
     for other in (dict(init=runs[1]), {}, dict(init=runs[0], teacher=runs[0])):
-        with pytest.raises(InputError, match="started with (init|teacher)"): fit(toy(), settings, tmp_path/"new", resume=True, device="cpu", progress=False, **other)
+        with pytest.raises(InputError, match="started with (init|teacher)"):
+            fit(toy(), settings, tmp_path/"new", resume=True, device="cpu", progress=False, **other)

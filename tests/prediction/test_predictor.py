@@ -48,7 +48,9 @@ GREY = toy(3, labelled=3).images
 ])
 def test_images_that_are_no_grey_slices_are_refused(images, says):
     with pytest.raises(InputError) as error: fixed(bright).predict(images)
-    assert str(error.value).startswith("images: ") and says in str(error.value) and "\n" not in str(error.value)
+    assert (
+        str(error.value).startswith("images: ") and says in str(error.value) and "\n" not in str(error.value)
+    )
 
 
 def test_what_predict_takes():
@@ -146,7 +148,9 @@ def test_runs_predict_in_the_precision_they_were_trained_in(tmp_path, monkeypatc
 
     def used(*which, plan="cpu"): return load_predictor([runs[k] for k in which], plan).plan.precision
     assert [used(k) for k in kinds] == ["fp32", "fp32", "fp32", "bf16"]  # a CPU has no float16
-    assert used("bf16", "fp32") == "fp32" and used("bf16", "auto") == "bf16" and used("bf16", plan=CPU) == "fp32"
+    assert (
+        used("bf16", "fp32") == "fp32" and used("bf16", "auto") == "bf16" and used("bf16", plan=CPU) == "fp32"
+    )
     assert prepare(runs["bf16"], "cpu").plan.precision == "bf16"
     asked = []
 
@@ -163,9 +167,18 @@ def test_probabilities_that_are_no_numbers_are_no_empty_submission(tmp_path):
     model = load_predictor(runs[1].folder, CPU).members[0].model
     next(model.parameters()).data.fill_(torch.nan)
     save_weights(model, runs[1].weights)
-    given = ["--images", write_pngs(tmp_path/"images", GREY[:2]), "--out", tmp_path/"s.csv", "--device", "cpu"]
+    given = [
+        "--images",
+        write_pngs(tmp_path/"images", GREY[:2]),
+        "--out",
+        tmp_path/"s.csv",
+        "--device",
+        "cpu",
+    ]
     code, _, err = ctseg("predict", *(r.folder for r in runs), *given)
-    assert code == 2 and err.startswith(f"ctseg: {runs[1].folder}: the probabilities are not finite (in fp32)")
+    assert code == 2 and err.startswith(
+        f"ctseg: {runs[1].folder}: the probabilities are not finite (in fp32)"
+    )
     assert len(err.splitlines()) == 1 and not (tmp_path/"s.csv").exists()
     code, _, err = ctseg("predict", runs[1].folder, *given, "--precision", "bf16")
     assert code == 2 and "(in bf16)" in err and "--precision fp32" in err

@@ -28,7 +28,9 @@ def test_a_run_keeps_its_temperature_and_uses_it_when_asked(tmp_path):
     metrics = read_json(run/"metrics.json")
     assert metrics["calibration"] == facts and metrics["rule"]["threshold"] == 0.5
     predictor = prepare(run.folder, CPU, calibrated=True)
-    assert predictor.members[0].temperature == facts["temperature"] and asdict(predictor.rule) == facts["rule"]
+    assert (
+        predictor.members[0].temperature == facts["temperature"] and asdict(predictor.rule) == facts["rule"]
+    )
     assert prepare(run.folder, CPU).members[0].temperature == 1
     assert list(pd.read_csv(run/"reliability.csv").columns) == ["when", "said", "was", "pairs"]
     with pytest.raises(InputError, match="at least two"): calibrate(predictor.members[0], held_out[[0]], CPU)
@@ -36,9 +38,27 @@ def test_a_run_keeps_its_temperature_and_uses_it_when_asked(tmp_path):
 
 def test_the_command_with_everything(world, tmp_path):
     submission, store = tmp_path/"s.csv.gz", tmp_path/"p.zip"
-    code, out, err = ctseg("predict", world/"a", world/"b", "--images", world/"data"/"test-images", "--out", submission,
-                           "--tta", 3, "--tune", world/"data", "--probabilities", store, "--threshold", 0.2,
-                           "--batch-size", 4, "--device", "cpu")
+    code, out, err = ctseg(
+        "predict",
+        world/"a",
+        world/"b",
+        "--images",
+        world/"data"/"test-images",
+        "--out",
+        submission,
+        "--tta",
+        3,
+        "--tune",
+        world/"data",
+        "--probabilities",
+        store,
+        "--threshold",
+        0.2,
+        "--batch-size",
+        4,
+        "--device",
+        "cpu",
+    )
     assert code == 0, err
     for words in ("images: 10", "models: 2", "views: 3", "threshold 0.2"): assert words in out
     code, out, err = ctseg("check", world/"data", "--submission", submission)

@@ -64,7 +64,9 @@ def test_metrics_that_are_no_json_are_told_by_the_command(world, tmp_path):
     run = fake_run(tmp_path/"run", toy(), rule=RULE)
     path = run/"metrics.json"
     path.write_text(path.read_text()[:-9])
-    code, _, err = ctseg("predict", run.folder, "--images", world/"data"/"test-images", "--out", tmp_path/"s.csv")
+    code, _, err = ctseg(
+        "predict", run.folder, "--images", world/"data"/"test-images", "--out", tmp_path/"s.csv"
+    )
     assert code == 2 and str(path) in err and len(err.splitlines()) == 1
 
 

@@ -29,8 +29,17 @@ def test_a_flat_export_of_several_series(tmp_path):
 
 
 def test_nifti_keeps_its_names_and_labels_are_no_scans(tmp_path):
-    for name in ("p1.nii.gz", "p1_seg.nii.gz", "segmentation-3.nii", "p2_0000.nii.gz", "p3/ct.nii.gz", "p3/liver.nii.gz",
-                 "p3/segmentations/liver.nii.gz", "labelsTr/p1.nii.gz", ".hidden/p9.nii.gz"):
+    for name in (
+        "p1.nii.gz",
+        "p1_seg.nii.gz",
+        "segmentation-3.nii",
+        "p2_0000.nii.gz",
+        "p3/ct.nii.gz",
+        "p3/liver.nii.gz",
+        "p3/segmentations/liver.nii.gz",
+        "labelsTr/p1.nii.gz",
+        ".hidden/p9.nii.gz",
+    ):
         save(HU, tmp_path / name)
     found = find_scans([tmp_path])
     assert names(found) == ["p1", "p2", "p3"]
@@ -83,7 +92,8 @@ def test_a_damaged_file_and_the_gap_it_leaves_are_one_fault(tmp_path):
 
 @pytest.mark.parametrize("what", ["is_dicom", "visible_files"])
 def test_what_may_not_be_read_ends_nothing(tmp_path, monkeypatch, what):
-    "A file, or a folder, of one patient; permissions mean nothing to an administrator, so they are pretended."
+    """A file, or a folder, of one patient; permissions mean nothing to an administrator, so they are
+    pretended."""
     write_series(tmp_path/"src"/"good", *planes(6))
     write_series(tmp_path/"src"/"locked", *planes(6))
     real = getattr(dicom_heap, what)

@@ -13,7 +13,8 @@ from helpers.predictors import DISCS
 
 def write_one(path):
     "A store of one image, all 1."
-    with write_probabilities(path, DISCS, "sigmoid", (6, 5)) as add: add("0.png", np.ones((3, 6, 5), np.float32))
+    with write_probabilities(path, DISCS, "sigmoid", (6, 5)) as add:
+        add("0.png", np.ones((3, 6, 5), np.float32))
 
 
 def test_stored_probabilities(tmp_path):

@@ -31,14 +31,25 @@ def world(tmp_path_factory):
 
 def test_same_labels(world, tmp_path):
     predictor = load_predictor(world/"run", "cpu")
-    facts = [predict_folder(predictor, world/images, tmp_path/out, batch_size=3)
-             for images, out in (("data/test-images", "a.csv"), ("s.zarr", "b.csv"), ("s.zarr", "c.zarr"), ("data/test-images", "d.zarr"))]
+    facts = [
+        predict_folder(predictor, world/images, tmp_path/out, batch_size=3)
+        for images, out in (
+            ("data/test-images", "a.csv"),
+            ("s.zarr", "b.csv"),
+            ("s.zarr", "c.zarr"),
+            ("data/test-images", "d.zarr"),
+        )
+    ]
     assert facts[0] == facts[1] == facts[2] == facts[3]
     assert (tmp_path/"a.csv").read_bytes() == (tmp_path/"b.csv").read_bytes()
     names, masks = read_masks(tmp_path/"a.csv", cache=False)
     for out in ("c.zarr", "d.zarr"):
         stored = read_store(tmp_path/out)
-        assert np.array_equal(stored.masks, masks) and list(stored.names) == names and not np.asarray(stored.images).any()
+        assert (
+            np.array_equal(stored.masks, masks)
+            and list(stored.names) == names
+            and not np.asarray(stored.images).any()
+        )
         scored = evaluate_stored(world/"s.zarr", tmp_path/out)
         whole = evaluate_files(world/"data/y_test.csv", tmp_path/"a.csv")
         assert scored["facts"]["dice"] == pytest.approx(whole["facts"]["dice"], abs=1e-9)
@@ -46,7 +57,16 @@ def test_same_labels(world, tmp_path):
 
 
 def test_commands(world, tmp_path):
-    code, out, err = ctseg("predict", world/"run", "--images", world/"s.zarr", "--out", tmp_path/"l.zarr", "--device", "cpu")
+    code, out, err = ctseg(
+        "predict",
+        world/"run",
+        "--images",
+        world/"s.zarr",
+        "--out",
+        tmp_path/"l.zarr",
+        "--device",
+        "cpu",
+    )
     assert code == 0, err
     code, out, err = ctseg("evaluate", world/"s.zarr", tmp_path/"l.zarr")
     assert code == 0 and "dice" in out, err
@@ -58,7 +78,9 @@ def test_training_slices_where_there_is_no_test(tmp_path):
     slices = toy()
     write_store(slices, tmp_path/"s")
     names, images, stored = images_at(tmp_path/"s")
-    assert tuple(names) == slices.names and np.array_equal(images, slices.images) and len(stored) == len(slices)
+    assert (
+        tuple(names) == slices.names and np.array_equal(images, slices.images) and len(stored) == len(slices)
+    )
 
 
 def test_mistakes(world, tmp_path):
@@ -68,6 +90,8 @@ def test_mistakes(world, tmp_path):
     told(lambda: predict_folder(predictor, world/"s.zarr", tmp_path/"l.txt"), ".zarr")
     assert tree(world/"s.zarr") == before
     slices = toy()
-    write_store({"train": slices, "test": type(slices)(slices.images, classes=["a", "b", "c"])}, tmp_path/"other")
+    write_store(
+        {"train": slices, "test": type(slices)(slices.images, classes=["a", "b", "c"])}, tmp_path/"other"
+    )
     told(lambda: predict_folder(predictor, tmp_path/"other", tmp_path/"l.zarr"), "other classes")
     assert not (tmp_path/"l.zarr").exists()

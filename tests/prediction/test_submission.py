@@ -41,14 +41,20 @@ def test_a_folder_of_any_size_takes_the_same_memory(tmp_path):
         return top
     few, many = peak(130), peak(390)
     own = 260*96*96  # bytes of the masks of the images that were added
-    assert many - few < 0.25*own, f"{few} bytes for 130 images, {many} for 390: their masks alone are {own} bytes more"
+    assert (
+        many - few < 0.25*own
+    ), f"{few} bytes for 130 images, {many} for 390: their masks alone are {own} bytes more"
     names, masks = read_masks(tmp_path/"390.csv", cache=False)
-    assert names == [f"{i}.png" for i in range(390)] and np.array_equal(masks, predict_masks(predictor, images))
+    assert names == [f"{i}.png" for i in range(390)] and np.array_equal(
+        masks, predict_masks(predictor, images)
+    )
 
 
 def test_the_file_is_what_pandas_would_write(tmp_path):
     images = np.random.default_rng(1).integers(0, 256, (12, 7, 9), np.uint8)
-    facts = predict_folder(fixed(bright), write_pngs(tmp_path/"images", images), tmp_path/"s.csv", batch_size=5)
+    facts = predict_folder(
+        fixed(bright), write_pngs(tmp_path/"images", images), tmp_path/"s.csv", batch_size=5
+    )
     flat = predict_masks(fixed(bright), images).reshape(12, -1)
     rows, columns = [f"Pixel {k}" for k in range(63)], [f"{i}.png" for i in range(12)]
     assert (tmp_path/"s.csv").read_text() == pd.DataFrame(flat.T, index=rows, columns=columns).to_csv()
@@ -59,7 +65,9 @@ def test_the_file_is_what_pandas_would_write(tmp_path):
 def test_facts_of_the_labels(tmp_path):
     images = np.zeros((4, 8, 8), np.uint8)
     images[1, 2, 2], images[2, 3, 3] = 150, 255
-    facts = predict_folder(fixed(bright), write_pngs(tmp_path/"images", images), tmp_path/"s.csv", batch_size=3)
+    facts = predict_folder(
+        fixed(bright), write_pngs(tmp_path/"images", images), tmp_path/"s.csv", batch_size=3
+    )
     assert facts["classes used"] == "2 of 3" and facts["empty images"] == 2
 
 
@@ -113,7 +121,8 @@ def test_room_for_the_labels_is_taken_before_they_are_mapped(tmp_path, monkeypat
 
     def full(*_): raise OSError(28, "No space left on device")
     monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
-    with pytest.raises(InputError, match="disk is full"): predict_folder(fixed(bright), folder, tmp_path/"s.csv")
+    with pytest.raises(InputError, match="disk is full"):
+        predict_folder(fixed(bright), folder, tmp_path/"s.csv")
     assert names_in(tmp_path) == {"images"}
 
     def cannot(*_): raise OSError(95, "Operation not supported")  # not every file system can
@@ -126,7 +135,10 @@ def test_room_for_the_labels_is_taken_before_they_are_mapped(tmp_path, monkeypat
 def test_what_cannot_be_written_is_told_before_the_work(world, tmp_path, monkeypatch):
     (tmp_path/"s.csv").mkdir()
     monkeypatch.setattr("ctseg.prediction.prepare.prepare", lambda *a, **k: pytest.fail("the work has begun"))
-    for more in (["--out", tmp_path/"s.csv"], ["--out", tmp_path/"t.csv", "--probabilities", tmp_path/"s.csv"]):
+    for more in (
+        ["--out", tmp_path/"s.csv"],
+        ["--out", tmp_path/"t.csv", "--probabilities", tmp_path/"s.csv"],
+    ):
         code, _, err = ctseg("predict", world/"a", "--images", world/"data"/"test-images", *more)
         assert code == 2 and err == f"ctseg: cannot write {tmp_path/'s.csv'}: it is a folder\n"
 

@@ -16,7 +16,8 @@ from ctseg.recipes.fit import fit
 from ctseg.report.suggestions import suggestions_page
 
 
-def noise(n, size=32, seed=0): return np.random.default_rng(seed).integers(0, 256, (n, size, size)).astype(np.uint8)
+def noise(n, size=32, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (n, size, size)).astype(np.uint8)
 
 
 def test_the_loss_of_what_is_drawn_and_of_what_is_not():
@@ -31,7 +32,12 @@ def test_examined_cells_duplicates_and_unions_are_closed():
     known = np.zeros((4, 3), bool)
     known[1, 0], known[3] = True, [False, False, True]
     cells = open_cells(SliceSet(images, np.zeros_like(images), known, classes=classes))
-    assert cells.tolist() == [[True, True, False], [False, True, False], [False, True, False], [True, True, False]]
+    assert cells.tolist() == [
+        [True, True, False],
+        [False, True, False],
+        [False, True, False],
+        [True, True, False],
+    ]
 
 
 def test_rare_before_common_and_then_in_turn():
@@ -48,7 +54,10 @@ def test_other_patients_first_and_duplicates_never():
     loss = np.array([[.9], [.8], [.5]])
     patients, alike = np.array([0, 0, 1]), np.array([0, 1, 2])
     assert [one.position for one in choose_slices(loss, np.zeros(1), patients, alike, 3)] == [0, 2, 1]
-    assert [one.position for one in choose_slices(loss, np.zeros(1), patients, np.array([0, 0, 1]), 3)] == [0, 2]
+    assert [one.position for one in choose_slices(loss, np.zeros(1), patients, np.array([0, 0, 1]), 3)] == [
+        0,
+        2,
+    ]
 
 
 def test_structures_of_a_slice_are_those_worth_it():
@@ -62,9 +71,22 @@ def test_of_a_predictor_with_known_answers():
     known[:2] = True
     slices = SliceSet(images, np.zeros_like(images), known, classes=DISCS)
     found = suggest(fixed(bright), slices, 2)
-    assert len(found.chosen) == 2 and found.slices.names == ("2.png", "3.png", "4.png") and found.labels.shape == (2, 32, 32)
-    assert found.labels.any() and "2 slices to annotate next" in suggestions_page(found, "a <run>") and "<run>" not in suggestions_page(found, "a <run>")
-    told(lambda: suggest(fixed(bright), SliceSet(images, np.zeros_like(images), known, classes=["a", "b", "c"])), "other classes")
+    assert (
+        len(found.chosen) == 2
+        and found.slices.names == ("2.png", "3.png", "4.png")
+        and found.labels.shape == (2, 32, 32)
+    )
+    assert (
+        found.labels.any()
+        and "2 slices to annotate next" in suggestions_page(found, "a <run>")
+        and "<run>" not in suggestions_page(found, "a <run>")
+    )
+    told(
+        lambda: suggest(
+            fixed(bright), SliceSet(images, np.zeros_like(images), known, classes=["a", "b", "c"])
+        ),
+        "other classes",
+    )
     told(lambda: suggest(fixed(bright), slices[:2]), "nothing is left")
     told(lambda: suggest(fixed(bright), slices, 0), "count = 0")
 
@@ -73,10 +95,22 @@ def test_the_command(tmp_path):
     slices = toy()
     write_challenge(slices, tmp_path/"data")
     fit(slices, small("marginal", "epochs=1"), tmp_path/"run", device="cpu", progress=False)
-    code, out, err = ctseg("suggest", tmp_path/"run", tmp_path/"data", "--count", 4, "--out", tmp_path/"s.csv", "--device", "cpu")
+    code, out, err = ctseg(
+        "suggest",
+        tmp_path/"run",
+        tmp_path/"data",
+        "--count",
+        4,
+        "--out",
+        tmp_path/"s.csv",
+        "--device",
+        "cpu",
+    )
     assert code == 0 and "slices: 4" in out, err
     rows = list(csv.DictReader(open(tmp_path/"s.csv")))
-    assert [row["rank"] for row in rows] == sorted(row["rank"] for row in rows) and {row["rank"] for row in rows} == {"1", "2", "3", "4"}
+    assert [row["rank"] for row in rows] == sorted(row["rank"] for row in rows) and {
+        row["rank"] for row in rows
+    } == {"1", "2", "3", "4"}
     for row in rows:
         n, c = slices.names.index(row["image"]), slices.classes.names.index(row["class"])
         assert not slices.known[n, c] and float(row["gain"]) > 0

@@ -11,7 +11,14 @@ from ctseg.core.files import InputError
 from ctseg.inference.confidence import soft_dice_confidence
 from ctseg.io.slicing import Slicing
 from ctseg.io.volumes import cut
-from ctseg.prediction.volumes import ConfidenceSums, class_ml, class_rows_of, cut_in_parts, label_volume, slice_thickness
+from ctseg.prediction.volumes import (
+    ConfidenceSums,
+    class_ml,
+    class_rows_of,
+    cut_in_parts,
+    label_volume,
+    slice_thickness,
+)
 
 NAMES = ["a", "b", "c"]
 
@@ -38,7 +45,9 @@ def test_labels_lie_where_the_voxels_are(at_a_time):
     expected = np.select([grey > .9, grey > .7, grey > .5], [3, 2, 1], 0)
     assert np.array_equal(got.labels, expected) and got.seen == 1
     rows = class_rows_of(got, v, Slicing(), NAMES)
-    assert [row["structure"] for row in rows] == NAMES and rows[0]["ml"] == pytest.approx((expected == 1).sum()*6/1000, abs=1e-4)
+    assert [row["structure"] for row in rows] == NAMES and rows[0]["ml"] == pytest.approx(
+        (expected == 1).sum()*6/1000, abs=1e-4
+    )
 
 
 def test_cropped_slices_are_told():
@@ -57,7 +66,9 @@ def test_confidence_of_a_volume_is_that_of_its_slices_together():
 
 
 def test_uneven_slices_count_as_thick_as_they_are():
-    v = replace(volume(0), affine=np.diag([1., 2, 3, 1]), positions=np.array([[0, 0, z] for z in (0., 1, 3, 4, 9)]))
+    v = replace(
+        volume(0), affine=np.diag([1., 2, 3, 1]), positions=np.array([[0, 0, z] for z in (0., 1, 3, 4, 9)])
+    )
     assert slice_thickness(v).tolist() == [1, 1.5, 1.5, 3, 5]
     labels = np.zeros(v.hu.shape, np.uint8)
     labels[0, 0, 4] = 1

@@ -19,7 +19,9 @@ def test_without_the_wheel_a_small_network_learns_and_one_line_says_so(monkeypat
     monkeypatch.setattr(demo, "wheel_file", lambda encoder: "weights.pth")
     monkeypatch.setattr(demo.util, "find_spec", lambda name: name)
     assert demo.demo_settings() == demo.PRETRAINED and capsys.readouterr().err == ""
-    for settings in demo.SMALL, demo.PRETRAINED, demo.EARLIER: apply_settings(get_recipe("teacher-student"), settings)  # all are fields
+    # all are fields
+    for settings in demo.SMALL, demo.PRETRAINED, demo.EARLIER:
+        apply_settings(get_recipe("teacher-student"), settings)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -37,13 +39,23 @@ def test_the_slice_shown_is_neither_the_best_nor_the_worst(seed):
 
 
 def test_predictions_are_named_and_nothing_is_clipped():
-    slices = demo.SliceSet(np.zeros((3, 8, 8), np.uint8), np.eye(8, dtype=np.uint8)[None].repeat(3, 0), np.ones((3, 2), bool), list("abc"),
-                           np.arange(3), get_classes())
+    slices = demo.SliceSet(
+        np.zeros((3, 8, 8), np.uint8),
+        np.eye(8, dtype=np.uint8)[None].repeat(3, 0),
+        np.ones((3, 2), bool),
+        list("abc"),
+        np.arange(3),
+        get_classes(),
+    )
     fig = demo.plot_predictions(slices, {"teacher": slices.masks, "student": 2*slices.masks}, [2, 0])
-    assert [ax.get_title() for ax in fig.axes[:4]] == ["image", "truth", "teacher", "student"] and len(fig.axes) == 8
+    assert [ax.get_title() for ax in fig.axes[:4]] == ["image", "truth", "teacher", "student"] and len(
+        fig.axes
+    ) == 8
     assert [t.get_text() for t in fig.legends[0].get_texts()] == ["spinal cord", "mandible"]
     fig.canvas.draw()
-    texts = [t for ax in fig.axes for t in (ax.title, ax.yaxis.label, ax.xaxis.label)] + fig.legends[0].get_texts()
+    texts = [t for ax in fig.axes for t in (ax.title, ax.yaxis.label, ax.xaxis.label)] + fig.legends[
+        0
+    ].get_texts()
     box = fig.bbox
     for t in texts:
         if not t.get_text(): continue
@@ -66,6 +78,10 @@ def test_no_empty_panel_where_nothing_was_held_out():
     plt.close("all")
 
 
-@pytest.mark.parametrize("cpus, share, busy, threads", [(2, np.inf, 0., None), (2, np.inf, .4, None), (2, np.inf, 1., 1), (2, np.inf, 2., 1), (8, np.inf, 3., 5),
+@pytest.mark.parametrize("cpus, "
+                         "share, "
+                         "busy, "
+                         "threads", [(2, np.inf, 0., None), (2, np.inf, .4, None), (2, np.inf, 1., 1), (2, np.inf, 2., 1), (8, np.inf, 3., 5),
                                                         (8, 2., 0., 2), (8, .5, 0., 1), (1, np.inf, 1., 1)])
-def test_as_many_threads_as_free_processors(cpus, share, busy, threads): assert free_threads(cpus, share, busy) == threads
+def test_as_many_threads_as_free_processors(cpus, share, busy, threads):
+    assert free_threads(cpus, share, busy) == threads

@@ -21,7 +21,10 @@ def test_limit(name):
 def test_faults_are_found():
     "A text with each fault once: what counts nothing would pass everything."
     wide = "x = [" + "1, "*40 + "]"
-    text = f"from ctseg.core.files import _private\nf = lambda: 1; y = 2\n{wide}\ndef g(a, b, c, d, e, f, g, h, i): pass\n"
+    text = (
+        f"from ctseg.core.files import _private\nf = lambda: 1; y = 2\n{wide}\ndef g(a, b, c, d, e, f, g, "
+        f"h, i): pass\n"
+    )
     text += "if True: " + "z"*80 + "\n"
     counted = [name for name, _ in house.faults(house.Module("ctseg/x.py", text))]
     assert sorted(counted) == sorted(house.AT_MOST.keys() & set(counted)) and len(counted) == 6
@@ -31,7 +34,9 @@ def test_faults_of_cells_are_found():
     "Each fault once, in cells that are not exported either; strings, docstrings and directives are none."
     colour = min(house.state_colours())
     wide = "y" + " + y"*40
-    counted = list(house.cell_faults(f"{wide}\n# {'z'*120}\nx = 1; y = 2\nz = 3;\nc = '{colour.upper()}'\n", {colour}))
+    counted = list(
+        house.cell_faults(f"{wide}\n# {'z'*120}\nx = 1; y = 2\nz = 3;\nc = '{colour.upper()}'\n", {colour})
+    )
     assert sorted(counted) == sorted([
         f"lines over {house.WIDTH} columns in notebooks",
         f"lines over {house.WIDTH} columns in notebooks",
@@ -51,7 +56,9 @@ def test_a_dense_module_is_found(tmp_path):
     (tmp_path/"nbs").mkdir()
     (tmp_path/"nbs"/"a.ipynb").write_text(json.dumps({"cells": [cell]}))
     (tmp_path/"ctseg/core/style.py").write_text((ROOT/"ctseg/core/style.py").read_text())
-    (tmp_path/"ctseg/data/dense.py").write_text("__all__ = []\n" + "x = [a + b*c - d for a, b, c, d in zip(e, f, g, h)]\n")
+    (tmp_path/"ctseg/data/dense.py").write_text(
+        "__all__ = []\n" + "x = [a + b*c - d for a, b, c, d in zip(e, f, g, h)]\n"
+    )
     figures, places = house.measure(tmp_path)
     assert house.missed(house.DENSEST, figures[house.DENSEST]) and "dense.py" in places[house.DENSEST][0]
     assert not house.missed("syntax nodes a code line", figures["syntax nodes a code line"])

@@ -1,4 +1,5 @@
-"Every notebook in `nbs` runs top to bottom, nbdev directives honoured; folders with a `.notest` file are long runs with kept outputs."
+"""Every notebook in `nbs` runs top to bottom, nbdev directives honoured; folders with a `.notest` file are
+long runs with kept outputs."""
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def runs_here(path: Path) -> bool:
     inner = path.relative_to(ROOT/"nbs").parts
-    return not any(p.startswith((".", "_")) for p in inner) and not any((d/".notest").exists() for d in path.parents if ROOT in d.parents)
+    return not any(p.startswith((".", "_")) for p in inner) and not any(
+        (d/".notest").exists() for d in path.parents if ROOT in d.parents
+    )
 
 
 NBS = sorted(p for p in (ROOT/"nbs").rglob("*.ipynb") if runs_here(p))
@@ -20,7 +23,8 @@ NBS = sorted(p for p in (ROOT/"nbs").rglob("*.ipynb") if runs_here(p))
 
 @pytest.fixture
 def registries():
-    "What a notebook registers, its own copies of the package's classes among it, is not for the tests after it."
+    """What a notebook registers, its own copies of the package's classes among it, is not for the tests
+    after it."""
     kept = [(registry, dict(registry.entries)) for registry in REGISTRIES.values()]
     yield
     for registry, entries in kept:

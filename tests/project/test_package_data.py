@@ -18,13 +18,16 @@ DATA = sorted(p.relative_to(ROOT).as_posix() for p in (ROOT/"ctseg").rglob("*")
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory) -> Path:
-    "The folder with a wheel and a source distribution, built from a copy: setuptools leaves files beside its sources."
+    """The folder with a wheel and a source distribution, built from a copy: setuptools leaves files beside
+    its sources."""
     copy = tmp_path_factory.mktemp("source")
     for name in TOP:
         shutil.copy(ROOT/name, copy)
     shutil.copytree(ROOT/"ctseg", copy/"ctseg", ignore=SKIP)
     for command in (["sdist"], ["bdist_wheel"]):
-        subprocess.run([sys.executable, "setup.py", "-q", *command], cwd=copy, check=True, capture_output=True)
+        subprocess.run(
+            [sys.executable, "setup.py", "-q", *command], cwd=copy, check=True, capture_output=True
+        )
     return copy/"dist"
 
 

@@ -1,4 +1,5 @@
-"A stranger's way through README: its Python and its commands, word for word, where a challenge folder is called `my_data`."
+"""A stranger's way through README: its Python and its commands, word for word, where a challenge folder is
+called `my_data`."""
 import re
 import shlex
 import shutil

@@ -12,8 +12,12 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def findings(*command: str, folder: Path = ROOT) -> dict:
     "What pyright says, as JSON; skipped where it cannot start, for it fetches Node.js when there is none."
-    done = subprocess.run([sys.executable, "-m", "pyright", "--pythonpath", sys.executable, "--outputjson", *command],
-                          cwd=folder, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "pyright", "--pythonpath", sys.executable, "--outputjson", *command],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+    )
     if done.returncode not in (0, 1): pytest.skip(f"pyright does not run here: {done.stderr[-200:]}")
     return json.loads(done.stdout)
 

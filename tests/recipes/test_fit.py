@@ -14,17 +14,29 @@ from ctseg.recipes.fit import fit
 def test_memory_that_fails_outside_of_a_step_is_told(tmp_path, monkeypatch):
     def fails(self): raise torch.OutOfMemoryError("fake")
     monkeypatch.setattr("ctseg.runs.job.Job.carry_out", fails)
-    with pytest.raises(InputError, match="out of memory; choose a smaller image_size"): fit(toy(), tiny("masked", "fold=-1"), tmp_path/"run", device="cpu", progress=False)
+    with pytest.raises(InputError, match="out of memory; choose a smaller image_size"):
+        fit(toy(), tiny("masked", "fold=-1"), tmp_path/"run", device="cpu", progress=False)
 
 
 def test_memory_that_fails_at_the_end_is_told_and_batches_are_as_small_as_in_training(tmp_path, monkeypatch):
     sizes = []
-    def fails(*a, batch_size, **kw): sizes.append(batch_size); raise torch.OutOfMemoryError("fake")
+    def fails(*a, batch_size, **kw):
+        sizes.append(batch_size)
+        raise torch.OutOfMemoryError("fake")
     with monkeypatch.context() as m:
         m.setattr("ctseg.recipes.fit.choose_rule", fails)
-        with pytest.raises(InputError, match="out of memory"): fit(toy(), tiny("masked", "folds=3", "pieces=2"), tmp_path/"run", device="cpu", progress=False)
+        with pytest.raises(InputError, match="out of memory"):
+            fit(toy(), tiny("masked", "folds=3", "pieces=2"), tmp_path/"run", device="cpu", progress=False)
     assert sizes == [2]
-    fit(toy(), tiny("masked", "folds=3", "pieces=2"), tmp_path/"run", device="cpu", progress=False, resume=True)  # with room enough it ends
+    # with room enough it ends
+    fit(
+        toy(),
+        tiny("masked", "folds=3", "pieces=2"),
+        tmp_path/"run",
+        device="cpu",
+        progress=False,
+        resume=True,
+    )
     assert (tmp_path/"run"/"metrics.json").exists()
 
 
@@ -37,9 +49,19 @@ def test_a_log_gets_a_line_an_epoch(tmp_path, capsys):
 
 def test_without_held_out_slices_the_rule_is_the_recipes(tmp_path):
     "And with some it is the one that was chosen."
-    given = fit(toy(), tiny("masked", "fold=-1", "least_peak=0.7"), tmp_path/"given", device="cpu", progress=False)
+    given = fit(
+        toy(), tiny("masked", "fold=-1", "least_peak=0.7"), tmp_path/"given", device="cpu", progress=False
+    )
     assert load_predictor(given.folder, "cpu").rule == Rule(gate=.7)
-    assert load_predictor(fit(toy(), tiny("masked", "fold=-1"), tmp_path/"plain", device="cpu", progress=False).folder, "cpu").rule == Rule()
-    chosen = fit(toy(), tiny("masked", "folds=3", "least_peak=0.7"), tmp_path/"chosen", device="cpu", progress=False)
+    assert (
+        load_predictor(
+            fit(toy(), tiny("masked", "fold=-1"), tmp_path/"plain", device="cpu", progress=False).folder,
+            "cpu",
+        ).rule
+        == Rule()
+    )
+    chosen = fit(
+        toy(), tiny("masked", "folds=3", "least_peak=0.7"), tmp_path/"chosen", device="cpu", progress=False
+    )
     metrics = json.loads((chosen/"metrics.json").read_text())
     assert "dice held out, chosen rule" in metrics and metrics["rule"]["gate"] != .7

@@ -67,7 +67,8 @@ def method_of_the_guide() -> str:
 
 @pytest.fixture
 def command(tmp_path):
-    "A function that runs `ctseg` in a process of its own, with a cache of its own: exit status, output, errors."
+    """A function that runs `ctseg` in a process of its own, with a cache of its own: exit status, output,
+    errors."""
     def run(*args, cache="cache"):
         env = os.environ | {"PYTHONPATH": str(ROOT), "CTSEG_CACHE": str(tmp_path/cache)}
         command = [sys.executable, "-m", "ctseg", *map(str, args)]
@@ -92,7 +93,19 @@ def test_the_guides_method_is_short():
 def test_a_method_from_a_file_trains_predicts_and_reports(command, data, tmp_path):
     plugin = tmp_path/"my_method.py"
     plugin.write_text(method_of_the_guide())
-    fit = ["fit", data, "--plugin", plugin, "--recipe", "marginal-log", "--set", "method=entropy", *SMALL, "--device", "cpu"]
+    fit = [
+        "fit",
+        data,
+        "--plugin",
+        plugin,
+        "--recipe",
+        "marginal-log",
+        "--set",
+        "method=entropy",
+        *SMALL,
+        "--device",
+        "cpu",
+    ]
     status, _, told = command(*fit, "--set", "weight=0.3", "--out", "run")
     assert status == 0, told
     spec = json.loads((tmp_path/"run"/"recipe.json").read_text())
@@ -105,14 +118,20 @@ def test_a_method_from_a_file_trains_predicts_and_reports(command, data, tmp_pat
     assert command(*predict, "a.csv")[0] == 0  # found in the cache
     assert command("report", "run", "--device", "cpu")[0] == 0
     status, _, told = command(*predict, "b.csv", cache="elsewhere")
-    assert status == 2 and told.count("\n") == 0 and "needs the plugin my_method.py" in told and "--plugin" in told
+    assert (
+        status == 2
+        and told.count("\n") == 0
+        and "needs the plugin my_method.py" in told
+        and "--plugin" in told
+    )
     assert not (tmp_path/"b.csv").exists()
     assert command(*predict, "b.csv", "--plugin", plugin, cache="elsewhere")[0] == 0
     assert (tmp_path/"a.csv").read_bytes() == (tmp_path/"b.csv").read_bytes()
 
 
 def test_entropy_falls_where_it_has_a_weight(tmp_path):
-    "The guide's method does what it says: with a large weight the network is more certain of unlabelled images."
+    """The guide's method does what it says: with a large weight the network is more certain of unlabelled
+    images."""
     from ctseg.core.device import pick_device
     from ctseg.inference.loop import class_probabilities
     from ctseg.recipes.table import get_recipe
@@ -123,7 +142,17 @@ def test_entropy_falls_where_it_has_a_weight(tmp_path):
     load_plugin(tmp_path/"my_method.py")
     entropy = {}
     for weight in (0., 3.):
-        recipe = get_recipe("marginal").change(method="entropy", width=4, epochs=40, batch_size=4, fold=-1, lr=0.02, ema=0.8, augment="none", weight=weight)
+        recipe = get_recipe("marginal").change(
+            method="entropy",
+            width=4,
+            epochs=40,
+            batch_size=4,
+            fold=-1,
+            lr=0.02,
+            ema=0.8,
+            augment="none",
+            weight=weight,
+        )
         job = Job(recipe, toy(), Run(tmp_path/str(weight)), pick_device("cpu"), progress=False)
         model = job.carry_out()
         x = torch.from_numpy(job.unlabelled.images)[:, None]/255
@@ -138,18 +167,48 @@ def test_entropy_falls_where_it_has_a_weight(tmp_path):
 def test_losses_networks_and_augmentations_too(command, data, tmp_path, source, settings):
     (tmp_path/"mine.py").write_text(source)
     given = [x for s in settings for x in ("--set", s)]
-    status, _, told = command("fit", data, "--plugin", "mine.py", "--recipe", "marginal", *given, *SMALL, "--device", "cpu", "--out", "run")
+    status, _, told = command(
+        "fit",
+        data,
+        "--plugin",
+        "mine.py",
+        "--recipe",
+        "marginal",
+        *given,
+        *SMALL,
+        "--device",
+        "cpu",
+        "--out",
+        "run"
+    )
     assert status == 0, told
     group, _, name = settings[0].partition("=")
     key, _, value = settings[1].partition("=")
     recipe = json.loads((tmp_path/"run"/"recipe.json").read_text())["recipe"]
     assert recipe[group]["name"] == name and str(recipe[group][key]) == value
-    assert command("predict", "run", "--images", data/"train-images", "--out", "a.csv", "--device", "cpu")[0] == 0
+    assert (
+        command("predict", "run", "--images", data/"train-images", "--out", "a.csv", "--device", "cpu")[0]
+        == 0
+    )
 
 
 def test_a_run_goes_on_with_the_same_plugin_only(command, data, tmp_path):
     (tmp_path/"mine.py").write_text(LOSS)
-    fit = ["fit", data, "--plugin", "mine.py", "--recipe", "marginal", "--set", "loss=quiet", *SMALL, "--device", "cpu", "--out", "run"]
+    fit = [
+        "fit",
+        data,
+        "--plugin",
+        "mine.py",
+        "--recipe",
+        "marginal",
+        "--set",
+        "loss=quiet",
+        *SMALL,
+        "--device",
+        "cpu",
+        "--out",
+        "run",
+    ]
     assert command(*fit)[0] == 0
     (tmp_path/"mine.py").write_text(LOSS.replace("0.5", "0.6"))
     status, _, told = command(*fit, "--resume")
@@ -158,7 +217,8 @@ def test_a_run_goes_on_with_the_same_plugin_only(command, data, tmp_path):
 
 @pytest.mark.parametrize("content, message", [
     (None, "no such file"), ("import math\nmath.cosine(1)", "line 2: AttributeError"), ("def f(:", "line 1"),
-    ("from ctseg.training.method import Method, register_method\n@register_method('unimatch')\nclass A(Method): pass", "registered already")],
+    ("from ctseg.training.method import Method, "
+     "register_method\n@register_method('unimatch')\nclass A(Method): pass", "registered already")],
     ids=["missing", "fails", "no Python", "takes a name"])
 def test_a_plugin_that_cannot_be_used_is_one_line(command, data, tmp_path, content, message):
     if content: (tmp_path/"mine.py").write_text(content)
@@ -189,9 +249,24 @@ def test_an_installed_package_is_found_by_its_entry_point(command, data, tmp_pat
     (package/"mine-1.0.dist-info"/"METADATA").write_text("Metadata-Version: 2.1\nName: mine\nVersion: 1.0\n")
     (package/"mine-1.0.dist-info"/"entry_points.txt").write_text("[ctseg.plugins]\nmine = my_module\n")
     (package/"my_module.py").write_text(LOSS)
-    runner = "import sys; sys.path.insert(0, 'site'); from ctseg.losses.registry import create_loss; print(create_loss('quiet', volume=0.1).volume)"
-    done = subprocess.run([sys.executable, "-c", runner], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    runner = (
+        "import sys; sys.path.insert(0, 'site'); from ctseg.losses.registry import create_loss; "
+        "print(create_loss('quiet', volume=0.1).volume)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", runner],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
     assert done.stdout.strip() == "0.1", done.stderr
     shutil.rmtree(package)
-    done = subprocess.run([sys.executable, "-c", runner], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", runner],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
     assert "unknown loss 'quiet'" in done.stderr

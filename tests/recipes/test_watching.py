@@ -17,7 +17,8 @@ from ctseg.training import loop
 from ctseg.training.deadline import Stopped
 
 
-def run(out, **more): return fit(toy(), tiny("mean-teacher", "epochs=3"), out, device="cpu", progress=False, **more)
+def run(out, **more):
+    return fit(toy(), tiny("mean-teacher", "epochs=3"), out, device="cpu", progress=False, **more)
 
 
 class Memory(tracking.GeneralTracker):
@@ -55,7 +56,9 @@ def test_trackers_see_the_recipe_and_each_epoch_once(tmp_path, memory, plain):
     assert [values["mean-teacher/loss"] for _, values in points] == history.loss.tolist()
     configs = [entry for entry in memory if isinstance(entry, dict)]
     assert len(configs) == 1 and configs[0]["schedule.epochs"] == 3 and configs[0]["recipe"] == "mean-teacher"
-    assert {k: v for k, v in contents(resumed.folder).items() if k != "trackers.json"} == contents(plain.folder)
+    assert {k: v for k, v in contents(resumed.folder).items() if k != "trackers.json"} == contents(
+        plain.folder
+    )
 
 
 def test_tensorboard_goes_on_without_duplicates(tmp_path):
@@ -72,11 +75,13 @@ def test_tensorboard_goes_on_without_duplicates(tmp_path):
 def test_a_tracker_that_fails_later_does_not_end_the_training(tmp_path, memory, monkeypatch, plain):
     def fails(self, values, step=None): raise ConnectionError("no network")
     monkeypatch.setattr(Memory, "log", fails)
-    with pytest.warns(UserWarning, match="--log memory has failed") as told: done = run(tmp_path/"run", log="memory")
+    with pytest.warns(UserWarning, match="--log memory has failed") as told:
+        done = run(tmp_path/"run", log="memory")
     assert len(told) == 1 and torch.equal(weights(done), weights(plain))
 
 
-@pytest.mark.parametrize("name, text", [("tensorbord", "did you mean tensorboard"), ("aim", "pip install aim"), ("tensorboard,clearml,x", "clearml|tensorboard")])
+@pytest.mark.parametrize("name, "
+                         "text", [("tensorbord", "did you mean tensorboard"), ("aim", "pip install aim"), ("tensorboard,clearml,x", "clearml|tensorboard")])
 def test_what_cannot_log_is_told_before_training(tmp_path, name, text):
     with pytest.raises(InputError, match=text): run(tmp_path/"run", log=name)
     assert not (tmp_path/"run").exists()
@@ -106,7 +111,8 @@ def test_a_callback_stops_and_the_run_goes_on(tmp_path, way, plain):
         epochs.append(epoch)
         if epoch == 2 and way == "raise": raise Stopped("far enough")
         if epoch == 2: return "far enough"
-    with pytest.raises(Stopped, match="far enough: stopped after 2 epochs"): run(tmp_path/"run", callbacks=[stops])
+    with pytest.raises(Stopped, match="far enough: stopped after 2 epochs"):
+        run(tmp_path/"run", callbacks=[stops])
     assert not (tmp_path/"run"/"metrics.json").exists()
     done = run(tmp_path/"run", callbacks=[stops], resume=True)
     assert epochs == [1, 2, 3] and contents(done.folder) == contents(plain.folder)

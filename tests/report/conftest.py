@@ -23,8 +23,10 @@ RUNS = {"a": {}, "b": dict(seed=1), "c": dict(fold=1), "none": dict(fold=-1), "f
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory):
-    """data: the challenge folder; secret: without the truth of its test. a, b: runs of two seeds. c: of another fold.
-    none: held nothing out. other: of other classes. full: with history, times, pseudo-labels and calibration."""
+    """data: the challenge folder; secret: without the truth of its test. a, b: runs of two seeds. c: of
+    another fold.
+    none: held nothing out. other: of other classes. full: with history, times, pseudo-labels and
+    calibration."""
     base = tmp_path_factory.mktemp("world")
     write_challenge(toy(40, labelled=32), base/"data")
     write_challenge(toy(10, labelled=10, seed=5, every=True), base/"data", "test")
@@ -34,7 +36,11 @@ def world(tmp_path_factory):
     for name, settings in RUNS.items(): fake_run(base/name, train, rule=SEES, **settings)
     fake_run(base/"other", replace(train, classes=ClassMap.from_names(["x", "y", "z"])), rule=SEES)
     full = Run(base/"full")
-    rows = [{"phase": phase, "epoch": e, "loss": 1/e, "dice": e/9} for phase in ("teacher", "student") for e in (1, 2, 3)]
+    rows = [
+        {"phase": phase, "epoch": e, "loss": 1/e, "dice": e/9}
+        for phase in ("teacher", "student")
+        for e in (1, 2, 3)
+    ]
     history = pd.DataFrame(rows)
     history.to_csv(full/"history.csv", index=False)
     history[["phase", "epoch"]].assign(seconds=30).to_csv(full/"timings.csv", index=False)

@@ -77,5 +77,7 @@ def test_a_mistake_is_one_line(world, args, says):
 
 def test_the_command(world, tmp_path):
     runs, page = [world/"a", world/"c"], tmp_path/"c.html"
-    code, out, err = ctseg("report", *runs, "--data", world/"data", "--split", "test", "--out", page, "--device", "cpu")
+    code, out, err = ctseg(
+        "report", *runs, "--data", world/"data", "--split", "test", "--out", page, "--device", "cpu"
+    )
     assert code == 0 and out.count("Dice ") == 2 and page.exists(), err

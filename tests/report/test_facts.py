@@ -56,10 +56,18 @@ def test_pseudo_labels_that_do_not_fit_are_told(world, full, change):
 
 
 def test_what_is_not_there_is_left_out(world, full):
-    for name in ("history.csv", "timings.csv", "reliability.csv", "pseudo_labels.csv", "pseudo_labels.npz", "pseudo_cells.csv"):
+    for name in (
+        "history.csv",
+        "timings.csv",
+        "reliability.csv",
+        "pseudo_labels.csv",
+        "pseudo_labels.npz",
+        "pseudo_cells.csv",
+    ):
         (full/name).unlink()
     page = report(full.folder, world/"data", plan=CPU).read_text()
-    for id in ("curves", "calibration", "pseudo"): assert f'id="{id}"' not in page and f'href="#{id}"' not in page
+    for id in ("curves", "calibration", "pseudo"):
+        assert f'id="{id}"' not in page and f'href="#{id}"' not in page
     assert read_table(full/"history.csv", {"loss": ANY}) is None
 
 

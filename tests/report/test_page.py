@@ -1,4 +1,5 @@
-"The page of a run: complete, small, silent about people and places, and driven in a browser where there is one."
+"""The page of a run: complete, small, silent about people and places, and driven in a browser where there
+is one."""
 import json
 import re
 import shutil
@@ -42,7 +43,8 @@ def test_everything_is_there(world):
     assert {s["name"] for s in sets[0]["slices"]} == set(held_out.names)
     assert [s["name"] for s in sets] == ["held-out slices", "pseudo-labels kept", "pseudo-labels rejected"]
     assert [len(s["slices"]) for s in sets[1:]] == [4, 4]
-    for words in ("lung_left", "other side", ">teacher<", "<td>1.5</td>", "present added"):  # three epochs of half a minute
+    # three epochs of half a minute
+    for words in ("lung_left", "other side", ">teacher<", "<td>1.5</td>", "present added"):
         assert words in page
 
 
@@ -96,7 +98,8 @@ def test_no_person_no_place_no_date(tmp_path):
     page = words_of(report(run.folder, slices, plan=CPU).read_text())
     comparison = words_of(report_comparison([run.folder, other.folder], slices, plan=CPU)[0].read_text())
     for text in (page, comparison):
-        for secret in ("Doe", "Jane", "1950", "/home", "secret", "private", str(tmp_path), "2026-"): assert secret not in text
+        for secret in ("Doe", "Jane", "1950", "/home", "secret", "private", str(tmp_path), "2026-"):
+            assert secret not in text
         assert not re.search(r"https?:|//[a-z]|@import|url\(", text)
     assert "encoder.safetensors" in page and "slice 1" in page
 
@@ -108,16 +111,30 @@ def test_nothing_escapes(tmp_path):
     spec = json.loads((run/"recipe.json").read_text())
     spec["recipe"] |= {"name": evil, "about": evil}
     write_json(spec, run/"recipe.json")
-    for page in (report(run.folder, slices, plan=CPU), report_comparison([run.folder, run.folder], slices, plan=CPU)[0]):
+    for page in (
+        report(run.folder, slices, plan=CPU),
+        report_comparison([run.folder, run.folder], slices, plan=CPU)[0],
+    ):
         text = page.read_text()
-        assert "<img" not in text and "<b>disc" not in text and text.count("</script>") == text.count("<script")
+        assert (
+            "<img" not in text and "<b>disc" not in text and text.count("</script>") == text.count("<script")
+        )
     assert data_of((run/"report.html").read_text())["names"][1] == evil
 
 
 def test_every_template_can_be_loaded():
     env = environment()
     names = env.list_templates()
-    assert {"base.html", "run.html", "comparison.html", "scans.html", "suggestions.html", "macros.html", "style.css", "slices.js"} == set(names)
+    assert {
+        "base.html",
+        "run.html",
+        "comparison.html",
+        "scans.html",
+        "suggestions.html",
+        "macros.html",
+        "style.css",
+        "slices.js",
+    } == set(names)
     for name in names:
         if name.endswith(".html"): env.get_template(name)
 
@@ -147,7 +164,9 @@ def test_a_mistake_is_one_line(world, args, says):
 
 def test_the_command(world, tmp_path):
     out = tmp_path/"page.html"
-    code, _, err = ctseg("report", world/"a", "--data", world/"data", "--out", out, "--slices", 3, "--device", "cpu")
+    code, _, err = ctseg(
+        "report", world/"a", "--data", world/"data", "--out", out, "--slices", 3, "--device", "cpu"
+    )
     assert code == 0 and len(data_of(out.read_text())["sets"][0]["slices"]) == 3, err
 
 
@@ -164,14 +183,30 @@ def test_a_run_in_its_first_phase_has_curves(world, tmp_path):
 
 # ---- in a browser
 
-CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
-QUIET = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-         "--disable-component-update", "--disable-sync"]
+CHROMIUM = next(
+    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
+)
+QUIET = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 
 
 def dom_of(page: Path, profile: Path, milliseconds: int) -> str:
     "The elements of a page after its script has run for a while; what waits for the disk may need longer."
-    given = [*QUIET, f"--user-data-dir={profile}", f"--virtual-time-budget={milliseconds}", "--dump-dom", page.as_uri()]
+    given = [
+        *QUIET,
+        f"--user-data-dir={profile}",
+        f"--virtual-time-budget={milliseconds}",
+        "--dump-dom",
+        page.as_uri(),
+    ]
     return subprocess.run([CHROMIUM, *given], capture_output=True, text=True, timeout=120, check=True).stdout
 
 
@@ -223,7 +258,9 @@ def test_the_page_works(world, browser, width, height):
     n = len(data_of(path.read_text())["sets"][0]["slices"])
 
     def title(expected):
-        page.wait_for_function(f"() => document.getElementById('slice').textContent.includes('{expected}')", timeout=15_000)
+        page.wait_for_function(
+            f"() => document.getElementById('slice').textContent.includes('{expected}')", timeout=15_000
+        )
 
     def coloured(side="right"):
         page.wait_for_timeout(200)
@@ -248,12 +285,14 @@ def test_the_page_works(world, browser, width, height):
     assert coloured() == full
     page.select_option("#set", "1")
     title("1 of 4")
-    assert page.inner_text("#leftname") == "slice" and coloured("left") == 0  # nobody's truth: grey stripes at most
+    # nobody's truth: grey stripes at most
+    assert page.inner_text("#leftname") == "slice" and coloured("left") == 0
     page.select_option("#set", "0")
     page.select_option("#order", "best")
     title(f"1 of {n}")
     page.select_option("#only", index=1)
     page.wait_for_timeout(200)
-    assert page.evaluate("() => document.documentElement.scrollWidth <= innerWidth")  # nothing sticks out at the side
+    # nothing sticks out at the side
+    assert page.evaluate("() => document.documentElement.scrollWidth <= innerWidth")
     assert not messages
     page.close()

@@ -24,13 +24,22 @@ def test_cells_know_unknown_from_wrong():
     pred[0, 2, 0] = 3                        # invented
     pred[0, 3, 0] = 4                        # not examined
     known = np.array([[True, True, True, False]])
-    slices = SliceSet(masks, masks, known, ["0.png"], np.zeros(1, np.int64), ClassMap.from_names(["a", "b", "c", "d"]))
+    slices = SliceSet(
+        masks, masks, known, ["0.png"], np.zeros(1, np.int64), ClassMap.from_names(["a", "b", "c", "d"])
+    )
     one, = pack_slices(slices, pred)
-    assert one["cells"] == [[1, "found", 0.667], [2, "missed", 0.0], [3, "invented", 0.0], [4, "unknown", None]]
+    assert one["cells"] == [
+        [1, "found", 0.667],
+        [2, "missed", 0.0],
+        [3, "invented", 0.0],
+        [4, "unknown", None],
+    ]
     assert one["known"] == [1, 2, 3] and one["dice"] == round(2/9, 4)
     assert np.array_equal(unpacked(one["masks"], 6, 6), np.stack([masks[0], pred[0]]))
     without, = pack_slices(slices, pred, truth=False)
-    assert without["dice"] is None and not without["known"] and {c[1] for c in without["cells"]} == {"unknown"}
+    assert (
+        without["dice"] is None and not without["known"] and {c[1] for c in without["cells"]} == {"unknown"}
+    )
     assert not unpacked(without["masks"], 6, 6)[0].any()
 
 

@@ -15,10 +15,13 @@ def test_fewer_patients_than_folds():
     held_out = [set(s.holdout.groups.tolist()) for s in splits]
     assert sorted(map(tuple, held_out)) == [(0,), (1,), (2,)]
     assert all(not np.isin(s.labelled.groups, s.holdout.groups).any() for s in splits)
-    with pytest.warns(UserWarning), pytest.raises(InputError, match="fold = 3: there are 3 folds, numbered from 0"):
+    with pytest.warns(UserWarning), pytest.raises(
+        InputError, match="fold = 3: there are 3 folds, numbered from 0"
+    ):
         split_slices(slices, DataSettings(fold=3))
 
 
 def test_one_patient_cannot_be_split():
-    with pytest.raises(InputError, match="10 folds of 1 group of slices.*fold = -1"): split_slices(toy(12, 2), DataSettings())
+    with pytest.raises(InputError, match="10 folds of 1 group of slices.*fold = -1"):
+        split_slices(toy(12, 2), DataSettings())
     assert not len(split_slices(toy(12, 2), DataSettings(fold=-1)).holdout)

@@ -18,9 +18,12 @@ def test_a_side_without_its_counterpart_is_not_mirrored(tmp_path):
     slices = toy()
     alone = replace(slices, classes=ClassMap.from_names(["kidney_left", "liver", "spleen"]))
     Job(small("masked"), alone, Run(tmp_path/"a"), progress=False)
-    with pytest.raises(InputError, match="kidney_left"): Job(small("masked", "mirror=vertical"), alone, Run(tmp_path/"b"), progress=False)
+    with pytest.raises(InputError, match="kidney_left"):
+        Job(small("masked", "mirror=vertical"), alone, Run(tmp_path/"b"), progress=False)
     pair = replace(slices, classes=ClassMap.from_names(["kidney_l", "kidney_r", "spleen"]))
-    assert Job(small("masked", "mirror=vertical"), pair, Run(tmp_path/"c"), progress=False).setup.augment.mirror
+    assert Job(
+        small("masked", "mirror=vertical"), pair, Run(tmp_path/"c"), progress=False
+    ).setup.augment.mirror
 
 
 def test_a_finished_run_that_is_looked_into_stays_what_it_is(tmp_path):

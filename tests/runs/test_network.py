@@ -1,4 +1,5 @@
-"What a recipe leaves open until a run starts: another network where weights are missing, and how far small images are enlarged."
+"""What a recipe leaves open until a run starts: another network where weights are missing, and how far
+small images are enlarged."""
 import json
 import warnings
 
@@ -40,20 +41,29 @@ def no_library(monkeypatch):
     for place in (weights, encoders): monkeypatch.setattr(place, "import_zoo", missing)
 
 
-@pytest.mark.parametrize("shape, expected", [((64, 64), 128), ((16, 16), 128), ((127, 127), 128), ((128, 128), 0), ((256, 256), 0), ((512, 512), 0),
+@pytest.mark.parametrize("shape, "
+                         "expected", [((64, 64), 128), ((16, 16), 128), ((127, 127), 128), ((128, 128), 0), ((256, 256), 0), ((512, 512), 0),
                                              ((64, 100), 128), ((64, 300), 0), ((300, 64), 0)])
 def test_small_images_are_enlarged_under_a_pretrained_encoder_only(shape, expected):
     recipe = get_recipe("ctseg-pretrained")
     assert working_size(recipe, shape) == expected
     assert working_size(recipe.change(model="attunet"), shape) == 0
-    assert settled(recipe, Run("nowhere"), shape)[0].value("half") == (expected == 128)  # decoded at full resolution where that is finer
-    assert working_size(recipe.change(image_size=96), shape) == 96 and working_size(recipe.change(image_size=0), shape) == 0
+    # decoded at full resolution where that is finer
+    assert settled(recipe, Run("nowhere"), shape)[0].value("half") == (expected == 128)
+    assert (
+        working_size(recipe.change(image_size=96), shape) == 96
+        and working_size(recipe.change(image_size=0), shape) == 0
+    )
 
 
 def test_one_recipe_has_a_pretrained_network_and_differs_from_the_default_in_nothing_else():
-    assert [r.name for r in RECIPES.values() if r.model.name != "attunet" or r.data.image_size] == ["ctseg-pretrained"]
+    assert [r.name for r in RECIPES.values() if r.model.name != "attunet" or r.data.image_size] == [
+        "ctseg-pretrained"
+    ]
     pretrained = get_recipe("ctseg-pretrained")
-    assert pretrained.change(model="attunet", image_size=0, name="ctseg", about="") == get_recipe("ctseg").change(about="")
+    assert pretrained.change(model="attunet", image_size=0, name="ctseg", about="") == get_recipe(
+        "ctseg"
+    ).change(about="")
 
 
 @pytest.mark.parametrize("missing", ["no_weights", "no_library"])
@@ -66,7 +76,11 @@ def test_a_missing_network_is_replaced_and_one_line_says_so(request, tmp_path, m
     told, = [str(w.message) for w in caught if "attunet is trained instead" in str(w.message)]
     assert "\n" not in told
     spec = json.loads((run/"recipe.json").read_text())
-    assert spec["recipe"]["model"]["name"] == "attunet" and spec["recipe"]["model"]["width"] == 4 and spec["replaced"] == told
+    assert (
+        spec["recipe"]["model"]["name"] == "attunet"
+        and spec["recipe"]["model"]["width"] == 4
+        and spec["replaced"] == told
+    )
     assert predict_masks(load_predictor(run.folder, "cpu"), toy().images).shape == toy().masks.shape
 
 
@@ -108,7 +122,11 @@ def test_the_size_is_written_into_the_recipe_and_old_runs_keep_theirs(tmp_path):
     run = fit(slices, recipe, tmp_path/"run", device="cpu", progress=False)
     path = run/"recipe.json"
     spec = json.loads(path.read_text())
-    assert spec["recipe"]["data"]["image_size"] == 128 and spec["recipe"]["model"]["half"] and spec["recipe"]["model"]["statistics"] == "encoder"
+    assert (
+        spec["recipe"]["data"]["image_size"] == 128
+        and spec["recipe"]["model"]["half"]
+        and spec["recipe"]["model"]["statistics"] == "encoder"
+    )
     model = load_predictor(run.folder, "cpu").members[0].model
     assert np.isclose(model.mean, .5)
     assert fit(slices, recipe, tmp_path/"run", device="cpu", progress=False, resume=True).finished

@@ -20,7 +20,8 @@ def test_a_flat_name_is_enough_for_every_setting_of_every_recipe():
     for recipe in RECIPES.values():
         for group in GROUPS:
             for info in describe(type(getattr(recipe, group))):
-                if info.name != "name": assert locate(recipe.groups(), info.name) == (group, info.name), (recipe.name, info.name)
+                if info.name != "name":
+                    assert locate(recipe.groups(), info.name) == (group, info.name), (recipe.name, info.name)
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -39,7 +40,8 @@ def test_another_choice_keeps_what_was_changed_and_both_have():
     changed = get_recipe("unimatch").change(consistency=0.5, cutmix=0.25).change(method="mean-teacher")
     assert changed.method.consistency == 0.5 and not hasattr(changed.method, "cutmix")
     assert get_recipe("marginal-log").change(loss="masked").loss.log_dice
-    assert get_recipe("ctseg").change(method="mean-teacher").method.ramp == 0.1  # a default is no choice of the user's
+    # a default is no choice of the user's
+    assert get_recipe("ctseg").change(method="mean-teacher").method.ramp == 0.1
 
 
 @pytest.mark.parametrize("settings, message", [

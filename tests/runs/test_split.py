@@ -27,14 +27,18 @@ def test_unlabelled_images_can_be_rationed(tmp_path):
 
 
 def test_nothing_of_a_held_out_patient_is_learnt_from(tmp_path):
-    "Neither its truth nor its pictures: unlabelled slices of held-out groups stay out, the others stay, and as many are chosen as were asked for."
-    slices = replace(toy(24, labelled=12), groups=np.r_[np.arange(12)//2, np.arange(12)//2])  # each patient has two annotated slices and two others
+    """Neither its truth nor its pictures: unlabelled slices of held-out groups stay out, the others stay,
+    and as many are chosen as were asked for."""
+    # each patient has two annotated slices and two others
+    slices = replace(toy(24, labelled=12), groups=np.r_[np.arange(12)//2, np.arange(12)//2])
 
     def job(*settings):
         return make_job(tmp_path/"-".join(settings), "unimatch", "folds=3", *settings, slices=slices)
     for fold in range(3):
         j = job(f"fold={fold}")
-        assert len(j.holdout) == 4 and not set(j.holdout.groups) & (set(j.labelled.groups) | set(j.unlabelled.groups))
+        assert len(j.holdout) == 4 and not set(j.holdout.groups) & (
+            set(j.labelled.groups) | set(j.unlabelled.groups)
+        )
         assert len(j.labelled) == len(j.unlabelled) == 8
         with pytest.warns(UserWarning, match="4 unlabelled images are of held-out patients"): check_job(j)
         assert len(job(f"fold={fold}", "unlabelled=5").unlabelled) == 5
@@ -50,7 +54,8 @@ def unexamined(slices, c):
 
 @pytest.mark.parametrize("c", [0, 2])
 def test_what_nobody_looked_for_is_never_drawn(tmp_path, c):
-    "A softmax that hears nothing of a class, not even that it is absent, may put it anywhere: as good as background wherever another class is unknown."
+    """A softmax that hears nothing of a class, not even that it is absent, may put it anywhere: as good as
+    background wherever another class is unknown."""
     slices = unexamined(toy(n=16, labelled=16, size=24, every=True), c)
     recipe = small("marginal-log", "epochs=15", "fold=-1", "augment=none", "lr=0.01", "ema=0.8")
     job = Job(recipe, slices, Run(tmp_path), CPU, progress=False)
@@ -63,12 +68,17 @@ def test_closing_what_nobody_looked_for_says_so_and_leaves_the_rest(tmp_path):
     with pytest.warns(UserWarning, match="nobody looked for lung_left on any slice"):
         check_job(job := Job(small("masked"), slices, Run(tmp_path), progress=False))
     kept = np.isin(slices.names, job.labelled.names)
-    assert job.labelled.known[:, 1].all() and not job.holdout.known[:, 1].any() and not job.unlabelled.known.any()
+    assert (
+        job.labelled.known[:, 1].all()
+        and not job.holdout.known[:, 1].any()
+        and not job.unlabelled.known.any()
+    )
     np.testing.assert_array_equal(job.labelled.known[:, [0, 2]], slices.known[kept][:, [0, 2]])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         check_job(Job(small("masked"), toy(), Run(tmp_path), progress=False))
-        Job(small("masked"), slices, Run(tmp_path), progress=False)  # said where a training begins, not wherever somebody asks what a run has held out
+        # said where a training begins, not wherever somebody asks what a run has held out
+        Job(small("masked"), slices, Run(tmp_path), progress=False)
 
 
 def test_slices_of_the_same_name_are_not_mistaken_for_one_another(tmp_path):

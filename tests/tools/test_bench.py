@@ -29,17 +29,32 @@ def test_every_row_of_every_table_is_a_recipe():
 
 def test_a_run_is_kept_once_with_all_that_the_notebooks_read(tmp_path, monkeypatch):
     monkeypatch.setattr(bench, "RESULTS", tmp_path/"results")
-    task = ("toy", "masked", "masked", ("width=4", "epochs=1", "image_size=32", "folds=4"), 0, ROOT/"data_sample", tmp_path/"runs", 1)
+    task = (
+        "toy",
+        "masked",
+        "masked",
+        ("width=4", "epochs=1", "image_size=32", "folds=4"),
+        0,
+        ROOT/"data_sample",
+        tmp_path/"runs",
+        1,
+    )
     assert "masked-s0" in bench.one(task)
     test = read_challenge(ROOT/"data_sample", "test")
     with np.load(tmp_path/"results"/"toy"/"masked-s0.npz") as z:
-        assert z["dice_chosen"].shape == z["dice_gated"].shape == z["truth"].shape == (len(test), len(test.classes))
+        assert (
+            z["dice_chosen"].shape
+            == z["dice_gated"].shape
+            == z["truth"].shape
+            == (len(test), len(test.classes))
+        )
         chosen, argmax = z["dice_chosen"], z["dice_argmax"]
         assert np.isfinite(mean_dice(z["dice_argmax"])) and len(str(z["history"]).splitlines()) == 2
     assert "have" in bench.one(task)
     assert "toy-masked-s0" in bench.decisions("toy", "masked", 0, ROOT/"data_sample", tmp_path/"runs")
     with np.load(tmp_path/"results"/"decision"/"toy-masked-s0.npz") as z:
-        np.testing.assert_array_equal(z["dice_expected"], chosen); np.testing.assert_array_equal(z["dice_argmax"], argmax)
+        np.testing.assert_array_equal(z["dice_expected"], chosen)
+        np.testing.assert_array_equal(z["dice_argmax"], argmax)
     assert "no finished run" in bench.decisions("toy", "masked", 1, ROOT/"data_sample", tmp_path/"runs")
     bench.confidences("toy", "masked", [0, 0], ROOT/"data_sample", tmp_path/"runs")
     with np.load(tmp_path/"results"/"confidence"/"toy-masked.npz") as z:
@@ -53,7 +68,9 @@ def test_full_contours_come_from_beside_the_challenge(tmp_path):
     full = bench.fully_annotated(some, tmp_path/"c")
     seen = some.known[:, :, None, None] & (some.masks[:, None] == np.arange(1, 55)[None, :, None, None])
     assert full.known.all() and full.labelled.sum() == 3 > some.labelled.sum()
-    assert (full.masks > 0).sum() > (some.masks > 0).sum() and (np.where(seen.any(1), full.masks, 0) == some.masks).all()
+    assert (full.masks > 0).sum() > (some.masks > 0).sum() and (
+        np.where(seen.any(1), full.masks, 0) == some.masks
+    ).all()
 
 
 def test_the_benchmark_of_ensembles_scores_what_the_command_would_write(tmp_path, monkeypatch):

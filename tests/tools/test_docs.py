@@ -210,7 +210,11 @@ def test_command_line_page_has_every_command_and_option():
     for name, command in typer.main.get_command(app).commands.items():
         part = re.search(rf"^## ctseg {name}$(.*?)(?=^## |\Z)", page, re.M | re.S)
         assert part, f"`ctseg {name}` is not on the page: {remedy}"
-        shown = [(o, p.metavar or o) if p.param_type_name == "argument" else (o, o) for p in command.params for o in p.opts]
+        shown = [
+            (o, p.metavar or o) if p.param_type_name == "argument" else (o, o)
+            for p in command.params
+            for o in p.opts
+        ]
         lost = [o for o, label in shown if f"`{label}" not in part[1]]
         assert not lost, f"`ctseg {name}`: {lost} not on the page: {remedy}"
 
@@ -307,7 +311,10 @@ def test_a_page_in_a_folder_documents_its_module(toy):
     assert '<span id="box.volume"></span>`volume`' in box
     assert "| `open(wide)` | Open it. |" in box, "its anchor is the heading that show_doc asks for"
     asked = next(c.source for c in cells if "#### Box.open {#box.open .symbol}" in c.source)
-    assert "def open(self, *, wide: bool = False):  # always: with care\n```" in asked and "Then close it." in asked
+    assert (
+        "def open(self, *, wide: bool = False):  # always: with care\n```" in asked
+        and "Then close it." in asked
+    )
     assert "```python\ndef first(a: int, # a number\n          b=None):\n```" in texts[1]
     assert any('<span id="limit"></span>' in c.source for c in cells)
     assert sum("code-fold: true" in c.source for c in cells) == 2

@@ -11,7 +11,8 @@ spec.loader.exec_module(tool)
 
 
 @pytest.fixture(scope="module")
-def dataset(tmp_path_factory): return tool.write_dataset(tmp_path_factory.mktemp("kaggle")/"ctseg-wheel", "somebody")
+def dataset(tmp_path_factory):
+    return tool.write_dataset(tmp_path_factory.mktemp("kaggle")/"ctseg-wheel", "somebody")
 
 
 def test_image_has_what_the_package_needs():
@@ -25,13 +26,27 @@ def test_wheel(dataset):
         names = z.namelist()
         said = z.read(next(n for n in names if n.endswith("dist-info/METADATA"))).decode()
         scripts = z.read(next(n for n in names if n.endswith("entry_points.txt"))).decode()
-    assert wheel.name.endswith("-py3-none-any.whl") and "ctseg/models/attunet.py" in names and "ctseg/methods/unimatch.py" in names
+    assert (
+        wheel.name.endswith("-py3-none-any.whl")
+        and "ctseg/models/attunet.py" in names
+        and "ctseg/methods/unimatch.py" in names
+    )
     assert not [n for n in names if not n.startswith("ctseg")], "something beside the package is in the wheel"
     assert "ctseg = ctseg.cli:main" in scripts
-    assert "Requires-Python: >=3.11" in said and "Provides-Extra: volumes" in said and "License: Apache-2.0" in said and "# ctseg" in said
+    assert (
+        "Requires-Python: >=3.11" in said
+        and "Provides-Extra: volumes" in said
+        and "License: Apache-2.0" in said
+        and "# ctseg" in said
+    )
     links = re.findall(r"\]\(([^)\s]+)", said)
-    assert len(links) > 15 and not [x for x in links if not x.startswith("https://")], "a package index has none of the repository's files"
-    assert "](https://github.com/ctseg/ctseg/raw/main/nbs/images/index-demo.png)" in said and "](https://github.com/ctseg/ctseg/blob/main/REPORT.pdf)" in said
+    assert len(links) > 15 and not [
+        x for x in links if not x.startswith("https://")
+    ], "a package index has none of the repository's files"
+    assert (
+        "](https://github.com/ctseg/ctseg/raw/main/nbs/images/index-demo.png)" in said
+        and "](https://github.com/ctseg/ctseg/blob/main/REPORT.pdf)" in said
+    )
     modules = {p.relative_to(ROOT).as_posix() for p in (ROOT/"ctseg").rglob("*.py")}
     assert modules == {n for n in names if n.endswith(".py")}
 
@@ -47,10 +62,15 @@ def test_dataset_metadata(dataset):
 @pytest.mark.parametrize("name", tool.NAMES)
 def test_kernel_metadata(name, tmp_path):
     facts = tool.check_kernel(tool.write_kernel(name, tmp_path/name, "somebody"))
-    assert facts["slug"] == f"somebody/ctseg-{name.replace('_', '-')}" and "somebody/ctseg-wheel" in facts["inputs"] and not facts["internet"]
+    assert (
+        facts["slug"] == f"somebody/ctseg-{name.replace('_', '-')}"
+        and "somebody/ctseg-wheel" in facts["inputs"]
+        and not facts["internet"]
+    )
 
 
-@pytest.mark.parametrize("change, why", [({"language": "pyhton"}, "language"), ({"dataset_sources": ["ctseg-wheel"]}, "form"), ({"enable_internet": True}, "internet"),
+@pytest.mark.parametrize("change, "
+                         "why", [({"language": "pyhton"}, "language"), ({"dataset_sources": ["ctseg-wheel"]}, "form"), ({"enable_internet": True}, "internet"),
                                          ({"title": "another title"}, "address"), ({"code_file": "gone.ipynb"}, "not found"), ({"machine_shape": "NvidiaTeslaP100"}, "T4")])
 def test_wrong_kernel_metadata_is_refused(change, why, tmp_path):
     folder = tool.write_kernel("supervised", tmp_path/"k", "somebody")
@@ -65,12 +85,15 @@ def test_notebook_is_made_for_kaggle(name):
     tagged = ["".join(c["source"]) for c in cells if "parameters" in c["metadata"].get("tags", [])]
     code = "".join("".join(c["source"]) for c in cells if c["cell_type"] == "code")
     assert len(tagged) == 1 and all(f"{p} =" in tagged[0] for p in ("recipe", "settings", "seed", "hours"))
-    assert "--no-index" in code and "--no-deps" in code and '"/kaggle/input' not in code, "inputs are found, not assumed"
+    assert (
+        "--no-index" in code and "--no-deps" in code and '"/kaggle/input' not in code
+    ), "inputs are found, not assumed"
     assert set(tool.SHOWN[name]) <= {line.split(" =")[0] for line in tagged[0].splitlines() if " =" in line}
 
 
 def test_a_session_is_cut_and_continued(tmp_path):
-    "Without root the environment's root stands in for /kaggle; `CTSEG_REHEARSAL=mount` mounts it and cuts the network."
+    """Without root the environment's root stands in for /kaggle; `CTSEG_REHEARSAL=mount` mounts it and cuts
+    the network."""
     isolate = os.environ.get("CTSEG_REHEARSAL") == "mount"
     python, notebook = tool.make_image(tmp_path/"image"), tool.KERNELS/"supervised"/"supervised.ipynb"
     settings = dict(settings=[*tool.TINY, "epochs=2"])
@@ -79,7 +102,10 @@ def test_a_session_is_cut_and_continued(tmp_path):
     tool.mount_inputs(first, size=32)
     done = tool.execute(notebook, first, python, settings | {"hours": 0.0001}, isolate)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert any("not finished" in t for t in tool.outputs(first)) and not (first/"working"/"submission.csv").exists()
+    assert (
+        any("not finished" in t for t in tool.outputs(first))
+        and not (first/"working"/"submission.csv").exists()
+    )
 
     second = tmp_path/"second"
     tool.mount_inputs(second, {"ctseg-supervised": first/"working"}, size=32)
@@ -90,7 +116,9 @@ def test_a_session_is_cut_and_continued(tmp_path):
     from ctseg.data.challenge import check_submission
     check_submission(second/"working"/"submission.csv", second/"input"/"datasets"/"somebody"/"raidium-ct")
     assert (second/"working"/"report.html").stat().st_size > 10_000
-    assert (second/"working"/"supervised"/"recipe.json").read_bytes() == (first/"working"/"supervised"/"recipe.json").read_bytes(), "another run was started"
+    assert (second/"working"/"supervised"/"recipe.json").read_bytes() == (
+        first/"working"/"supervised"/"recipe.json"
+    ).read_bytes(), "another run was started"
 
 
 def test_one_failed_member_leaves_the_others(tmp_path, capsys, monkeypatch):
@@ -99,13 +127,18 @@ def test_one_failed_member_leaves_the_others(tmp_path, capsys, monkeypatch):
     def watch(command, *_):
         run = next(Path(x) for x in command if "fold-" in str(x))
         if run.name in bad: raise InputError("the training ended with status 2: no finite loss")
-        run.mkdir(parents=True, exist_ok=True); (run/"metrics.json").write_text("{}")
-    monkeypatch.setattr(kaggle, "watch", watch); monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+        run.mkdir(parents=True, exist_ok=True)
+        (run/"metrics.json").write_text("{}")
+    monkeypatch.setattr(kaggle, "watch", watch)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     runs = {tmp_path/f"fold-{k}": [] for k in range(3)}
     bad = ["fold-1"]
     assert kaggle.train_each("data", runs, "masked") == [tmp_path/"fold-0", tmp_path/"fold-2"]
     said = capsys.readouterr().out
-    assert f"{tmp_path/'fold-1'}: the training ended with status 2: no finite loss" in said and said.count("no GPU: ") == 1
+    assert (
+        f"{tmp_path/'fold-1'}: the training ended with status 2: no finite loss" in said
+        and said.count("no GPU: ") == 1
+    )
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     bad, runs = ["fold-7", "fold-8"], {tmp_path/"fold-7": [], tmp_path/"fold-8": []}
     with pytest.raises(InputError, match="no finite loss"): kaggle.train_each("data", runs, "masked")
@@ -123,13 +156,25 @@ ctseg FAILED
 """
 
 
-@pytest.mark.parametrize("before, told", [("ctseg: data/y_train.csv: no such file", "ctseg: data/y_train.csv: no such file"),
-                                          ("ctseg: a warning\n[rank0]: RuntimeError: a defect", "[rank0]: RuntimeError: a defect"), ("Killed", "====")])
+@pytest.mark.parametrize("before, "
+                         "told", [("ctseg: data/y_train.csv: no such file", "ctseg: data/y_train.csv: no such file"),
+                                          ("ctseg: "
+                                           "a "
+                                           "warning\n[rank0]: "
+                                           "RuntimeError: "
+                                           "a "
+                                           "defect", "[rank0]: RuntimeError: a defect"), ("Killed", "====")])
 def test_the_mistake_is_told_not_torchruns_page_about_it(before, told, capsys):
     from ctseg import kaggle
     from ctseg.core.files import InputError
-    with pytest.raises(InputError) as e: kaggle.watch([sys.executable, "-c", f"import sys; print({before + chr(10) + TORCHRUN!r}); sys.exit(1)"])
-    assert str(e.value).startswith("the training ended with status 1: " + told) and "ChildFailedError" in capsys.readouterr().out
+    with pytest.raises(InputError) as e:
+        kaggle.watch(
+            [sys.executable, "-c", f"import sys; print({before + chr(10) + TORCHRUN!r}); sys.exit(1)"]
+        )
+    assert (
+        str(e.value).startswith("the training ended with status 1: " + told)
+        and "ChildFailedError" in capsys.readouterr().out
+    )
 
 
 def test_a_run_is_continued_only_where_there_is_one(tmp_path):
@@ -145,10 +190,17 @@ def test_the_run_that_got_furthest_is_gone_on_with(tmp_path, monkeypatch):
     "Finished before cut, then by epochs, then by steps within an epoch; the path decides last."
     from ctseg import kaggle
     monkeypatch.setattr(kaggle, "kaggle_root", lambda: tmp_path)
-    for name, epochs, step, finished in [("a", 3, 40, False), ("b", 3, 120, False), ("c", 2, 999, False), ("d", 3, None, True), ("e", 3, 120, False)]:
+    for name, epochs, step, finished in [
+        ("a", 3, 40, False),
+        ("b", 3, 120, False),
+        ("c", 2, 999, False),
+        ("d", 3, None, True),
+        ("e", 3, 120, False),
+    ]:
         run = tmp_path/"input"/name/"run"
         run.mkdir(parents=True)
-        (run/"recipe.json").write_text("{}"); (run/"history.csv").write_text("epoch\n" + "1\n"*epochs)
+        (run/"recipe.json").write_text("{}")
+        (run/"history.csv").write_text("epoch\n" + "1\n"*epochs)
         if step: (run/"checkpoints"/"student"/f"step-{step:07d}").mkdir(parents=True)
         if finished: (run/"metrics.json").write_text("{}")
     assert [r.parent.name for r in kaggle.find_runs("run")] == ["d", "b", "e", "a", "c"]

@@ -1,4 +1,5 @@
-"Of a notebook and its text the edited one wins, whatever their times say; where contents do not tell, one line asks."
+"""Of a notebook and its text the edited one wins, whatever their times say; where contents do not tell, one
+line asks."""
 import json
 import os
 import subprocess
@@ -213,5 +214,7 @@ def test_command_line_says_what_to_do(tmp_path):
     desk = Desk(tmp_path, in_git=True)
     desk.edit_text(2)
     desk.edit_notebook(3)
-    done = subprocess.run([sys.executable, str(ROOT/"tools"/"nb.py"), str(desk.nb)], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, str(ROOT/"tools"/"nb.py"), str(desk.nb)], capture_output=True, text=True
+    )
     assert done.returncode == 2 and "--from text" in done.stderr and "10_a.ipynb" in done.stderr

@@ -18,8 +18,11 @@ from ctseg.training.loop import Trainer
 def test_killed_at_any_moment_a_run_ends_as_the_whole_one(tmp_path, name):
     recipe, slices = tiny(name), toy()
     begin = time.monotonic()
-    p = start(fit_quietly, slices, recipe, tmp_path/"whole"); p.join()
-    kill_and_resume(slices, recipe, tmp_path/"cut", time.monotonic() - begin, kills=4, rng=random.Random(name))
+    p = start(fit_quietly, slices, recipe, tmp_path/"whole")
+    p.join()
+    kill_and_resume(
+        slices, recipe, tmp_path/"cut", time.monotonic() - begin, kills=4, rng=random.Random(name)
+    )
     assert contents(tmp_path/"cut") == contents(tmp_path/"whole")
 
 
@@ -30,8 +33,10 @@ def test_a_kill_while_a_file_is_written_leaves_a_run_that_can_be_resumed(tmp_pat
         run = tmp_path/left.replace("/", "-")
         (run/left).parent.mkdir(parents=True)
         hold = (run/left).parent/f".{(run/left).name}.abc{PART}"
-        hold.mkdir(); (hold/"half").write_text("half")
-        if left != "recipe.json": (run/"recipe.json").write_bytes((tmp_path/"whole"/"recipe.json").read_bytes())
+        hold.mkdir()
+        (hold/"half").write_text("half")
+        if left != "recipe.json":
+            (run/"recipe.json").write_bytes((tmp_path/"whole"/"recipe.json").read_bytes())
         fit(slices, recipe, run, device="cpu", progress=False, resume=True)
         assert contents(run) == contents(tmp_path/"whole")
 
@@ -50,7 +55,8 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, damage):
     newest = max((run/"checkpoints"/"supervised").glob("step-*"))
     assert newest.name == "step-0000004"
     for f in [newest/damage] if damage else list(newest.iterdir()): f.write_bytes(f.read_bytes()[:100])
-    with pytest.warns(UserWarning, match="step-0000004 is damaged"): fit(slices, recipe, run, device="cpu", progress=False, resume=True)
+    with pytest.warns(UserWarning, match="step-0000004 is damaged"):
+        fit(slices, recipe, run, device="cpu", progress=False, resume=True)
     assert contents(run) == contents(whole.folder)
 
 
@@ -59,11 +65,16 @@ def test_the_only_checkpoint_damaged_is_a_fresh_start(tmp_path, damage):
     recipe, slices = small("masked"), toy()
     whole = fit(slices, recipe, tmp_path/"whole", device="cpu", progress=False)
     with pytest.raises(KeyboardInterrupt), pytest.MonkeyPatch.context() as m:
-        m.setattr(Trainer, "stop_in_time", lambda self, need: (_ for _ in ()).throw(KeyboardInterrupt) if self.progress.step > 2 else None)
+        m.setattr(
+            Trainer,
+            "stop_in_time",
+            lambda self, need: (_ for _ in ()).throw(KeyboardInterrupt) if self.progress.step > 2 else None,
+        )
         fit(slices, recipe, tmp_path/"cut", device="cpu", progress=False)
     only, = (tmp_path/"cut"/"checkpoints"/"supervised").glob("step-*")
     (only/damage).write_bytes((only/damage).read_bytes()[:100])
-    with pytest.warns(UserWarning, match="is damaged"): run = fit(slices, recipe, tmp_path/"cut", device="cpu", progress=False, resume=True)
+    with pytest.warns(UserWarning, match="is damaged"):
+        run = fit(slices, recipe, tmp_path/"cut", device="cpu", progress=False, resume=True)
     assert contents(run.folder) == contents(whole.folder)
 
 
@@ -83,7 +94,8 @@ def test_a_full_disk_is_told_by_a_checkpoint_too(tmp_path, monkeypatch):
     from pathlib import Path
     def full(self, data): raise OSError(errno.ENOSPC, "No space left on device")
     monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(InputError, match="the disk is full"): fit(toy(), tiny("masked", "fold=-1"), tmp_path/"run", device="cpu", progress=False)
+    with pytest.raises(InputError, match="the disk is full"):
+        fit(toy(), tiny("masked", "fold=-1"), tmp_path/"run", device="cpu", progress=False)
 
 
 def test_what_others_may_read_they_may_load(tmp_path):

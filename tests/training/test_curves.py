@@ -3,7 +3,10 @@ from ctseg.training.curves import Watch
 
 
 def test_whoever_watches_sees_every_epoch(monkeypatch):
-    rows, shown = [dict(phase="teacher", epoch=e, step=2*e, lr=0.1, loss=1/e, dice=0.1*e, skipped=0) for e in (1, 2, 3)], []
+    rows, shown = [
+        dict(phase="teacher", epoch=e, step=2*e, lr=0.1, loss=1/e, dice=0.1*e, skipped=0)
+        for e in (1, 2, 3)
+    ], []
 
     class Handle:
         def update(self, fig): shown.append(fig)

@@ -22,12 +22,28 @@ def write(slices, folder):
 @pytest.mark.parametrize("how", ["time limit", "SIGTERM"])
 def test_stopped_by_the_clock_or_the_host(tmp_path, how, capfd):
     data = write(toy(), tmp_path/"data")
-    fit_args = ["fit", data, "--recipe", "mean-teacher", "--device", "cpu", *[x for s in SMALL[:4] + ["epochs=8", "model=tiny-for-tests"] for x in ("--set", s)]]
-    p = start(command, *fit_args, "--out", tmp_path/"whole"); p.join()
+    fit_args = [
+        "fit",
+        data,
+        "--recipe",
+        "mean-teacher",
+        "--device",
+        "cpu",
+        *[x for s in SMALL[:4] + ["epochs=8", "model=tiny-for-tests"] for x in ("--set", s)],
+    ]
+    p = start(command, *fit_args, "--out", tmp_path/"whole")
+    p.join()
     assert p.exitcode == 0
     run, stops = tmp_path/"run", 0
     while stops < 17:  # each gets at least one of the 16 steps done
-        p = start(command, *fit_args, "--out", run, "--resume", *(["--time-limit", "1.2s"] if how == "time limit" else []))
+        p = start(
+            command,
+            *fit_args,
+            "--out",
+            run,
+            "--resume",
+            *(["--time-limit", "1.2s"] if how == "time limit" else [])
+        )
         if how == "SIGTERM" and not stops:
             while not (run/"checkpoints").exists(): time.sleep(0.01)
             os.kill(p.pid, signal.SIGTERM)
@@ -47,8 +63,15 @@ def test_stopped_while_the_rule_is_chosen(tmp_path, monkeypatch):
     recipe, choose = tiny("masked", "folds=3"), ctseg.prediction.choose.choose_rule
     whole = fit(toy(), recipe, tmp_path/"whole", device="cpu", progress=False)
     assert 0 < len(Job(recipe, toy(), whole).holdout) <= 16
-    monkeypatch.setattr(ctseg.recipes.fit, "choose_rule", lambda *a, each, batch_size: choose(*a, batch_size=batch_size, each=lambda items: Deadline(0).each([*items]*2, "here")))
-    with pytest.raises(Stopped, match="time limit: stopped here"): fit(toy(), recipe, tmp_path/"run", device="cpu", progress=False, time_limit="1h")
+    monkeypatch.setattr(
+        ctseg.recipes.fit,
+        "choose_rule",
+        lambda *a, each, batch_size: choose(
+            *a, batch_size=batch_size, each=lambda items: Deadline(0).each([*items]*2, "here")
+        ),
+    )
+    with pytest.raises(Stopped, match="time limit: stopped here"):
+        fit(toy(), recipe, tmp_path/"run", device="cpu", progress=False, time_limit="1h")
     final = tmp_path/"run"/"checkpoints"/"supervised"/"final"
     before = final.stat().st_mtime_ns
     assert not (tmp_path/"run"/"metrics.json").exists()
@@ -59,13 +82,26 @@ def test_stopped_while_the_rule_is_chosen(tmp_path, monkeypatch):
 
 def test_what_another_process_hears_stops_this_one_too():
     heard = iter([False, True])
-    with pytest.raises(Stopped, match="another process: stopped here"): [*Deadline().each(range(9), "here", lambda mine: mine or next(heard))]
+    with pytest.raises(Stopped, match="another process: stopped here"):
+        [*Deadline().each(range(9), "here", lambda mine: mine or next(heard))]
     assert list(heard) == []
 
 
 def test_stopped_while_the_teacher_labels(tmp_path, monkeypatch):
     from ctseg.methods import pseudo, teacher_student
     label = pseudo.pseudo_label
-    monkeypatch.setattr(teacher_student, "pseudo_label", lambda *a: label(*a[:-1], lambda items: Deadline(0).each([*items]*2, "there")))
-    with pytest.raises(Stopped, match="stopped there"): fit(toy(), tiny("original-teacher-student"), tmp_path/"run", device="cpu", progress=False, time_limit="1h")
+    monkeypatch.setattr(
+        teacher_student,
+        "pseudo_label",
+        lambda *a: label(*a[:-1], lambda items: Deadline(0).each([*items]*2, "there")),
+    )
+    with pytest.raises(Stopped, match="stopped there"):
+        fit(
+            toy(),
+            tiny("original-teacher-student"),
+            tmp_path/"run",
+            device="cpu",
+            progress=False,
+            time_limit="1h",
+        )
     assert (tmp_path/"run"/"checkpoints"/"teacher"/"final").exists()

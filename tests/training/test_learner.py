@@ -19,21 +19,41 @@ def test_the_loop_trains_every_output_of_a_deeply_supervised_network(tmp_path):
         job = Job(recipe, toy(), Run(tmp_path/name), progress=False)
         t = job.trainer(job.make_model(), Phase("x", job.labelled))
         before = [p.clone() for p in t.learner.raw.decoder.seg_layers.parameters()]
-        if job.loss.activation == "sigmoid": assert all((h.bias == t.learner.raw.head.bias[0]).all() for h in t.learner.raw.heads)  # each size starts at the prior
+        # each size starts at the prior
+        if job.loss.activation == "sigmoid":
+            assert all((h.bias == t.learner.raw.head.bias[0]).all() for h in t.learner.raw.heads)
         t.step(t.labelled.batches(0)[0])
-        assert len(before) > 2 and all((a != b).any() for a, b in zip(before, t.learner.raw.decoder.seg_layers.parameters()))
+        assert len(before) > 2 and all(
+            (a != b).any() for a, b in zip(before, t.learner.raw.decoder.seg_layers.parameters())
+        )
         fit(toy(), recipe, tmp_path/f"{name}-run", device="cpu", progress=False)
 
 
 def test_a_presence_head_learns_and_is_heard(tmp_path):
     from ctseg.prediction.predictor import load_predictor
     every = toy(n=24, labelled=24, every=True)
-    run = fit(every, tiny("masked", "presence=1", "epochs=30", "lr=0.02", "ema=0.9", "augment=none", "tune_rule=no", "fold=-1"), tmp_path/"run", device="cpu", progress=False)
+    run = fit(
+        every,
+        tiny(
+            "masked",
+            "presence=1",
+            "epochs=30",
+            "lr=0.02",
+            "ema=0.9",
+            "augment=none",
+            "tune_rule=no",
+            "fold=-1",
+        ),
+        tmp_path/"run",
+        device="cpu",
+        progress=False,
+    )
     predictor = load_predictor(run.folder)
     member, = predictor.members
     x = torch.from_numpy(every.images)[:, None]/255
     with torch.inference_mode(): there = member.model(x, presence=True)[1].sigmoid().numpy()
-    right = ((there > 0.5) == every.present)[:, 2].mean()  # the bright bar; left and right are too much for so small a network
+    # the bright bar; left and right are too much for so small a network
+    right = ((there > 0.5) == every.present)[:, 2].mean()
     assert 0.2 < every.present[:, 2].mean() < 0.8 and right > 0.9, right
     member.model.presence.linear.bias.data.fill_(-50)  # "nothing is here": then nothing is drawn
     member.model.presence.linear.weight.data.zero_()
@@ -49,7 +69,11 @@ def test_an_encoder_may_learn_more_gently_or_not_at_all():
         t = job.trainer(job.make_model(), Phase("x", job.labelled))
         if moves:
             assert sorted(t.learner.peaks) == [0.0001, 0.002]
-            assert np.allclose(sorted(job.trainer(job.make_model(), Phase("y", job.labelled, lr=2e-4)).learner.peaks), [0.00001, 0.0002])  # a fine-tune at a tenth of the rate
+            # a fine-tune at a tenth of the rate
+            assert np.allclose(
+                sorted(job.trainer(job.make_model(), Phase("y", job.labelled, lr=2e-4)).learner.peaks),
+                [0.00001, 0.0002],
+            )
         before = [p.clone() for p in t.learner.raw.encoder.parameters()]
         t.step(t.labelled.batches(0)[0])
         assert any((a != b).any() for a, b in zip(before, t.learner.raw.encoder.parameters())) == moves
@@ -57,5 +81,8 @@ def test_an_encoder_may_learn_more_gently_or_not_at_all():
 
 def test_a_trained_encoder_is_not_downloaded_again():
     settings = small("masked", "model=unet:resnet34", "width=0").model
-    assert model_options(settings, 3)["pretrained"] is True and model_options(settings, 3, trained=True)["pretrained"] is False
+    assert (
+        model_options(settings, 3)["pretrained"] is True
+        and model_options(settings, 3, trained=True)["pretrained"] is False
+    )
     assert "pretrained" not in model_options(small("masked").model, 3)

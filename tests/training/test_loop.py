@@ -23,8 +23,15 @@ def trainer(model=None, method=None, pieces=1, **schedule):
     slices = toy(labelled=24)
     loss = create_loss("masked")
     torch.manual_seed(0)
-    setup = Setup(ScheduleSettings(**{"epochs": 2, "lr": 1e-3, **schedule}), ComputeSettings(pieces=pieces), MILD, progress=False)
-    return Trainer(model or create_model("attunet", 1, 3, width=4), loss, Phase("train", slices, method), setup)
+    setup = Setup(
+        ScheduleSettings(**{"epochs": 2, "lr": 1e-3, **schedule}),
+        ComputeSettings(pieces=pieces),
+        MILD,
+        progress=False,
+    )
+    return Trainer(
+        model or create_model("attunet", 1, 3, width=4), loss, Phase("train", slices, method), setup
+    )
 
 
 def fails_above(limit, error=torch.OutOfMemoryError("fake")):
@@ -37,15 +44,27 @@ def fails_above(limit, error=torch.OutOfMemoryError("fake")):
     return model
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError("fake"), RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried")])
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("fake"), RuntimeError("[enforce fail] "
+                                                                                "DefaultCPUAllocator: "
+                                                                                "can't allocate memory: "
+                                                                                "you tried")])
 def test_out_of_memory_halves_the_pieces_and_is_the_same_as_having_asked_for_them(error):
     a, b = trainer(fails_above(2, error)), trainer(pieces=4)
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        a.fit(); b.fit()
-    assert a.progress.pieces == 4 and [f"{n} pieces" in str(w.message) for n, w in zip((2, 4), said)] == [True, True] and len(said) == 2  # each time told once
+        a.fit()
+        b.fit()
+    # each time told once
+    assert (
+        a.progress.pieces == 4
+        and [f"{n} pieces" in str(w.message) for n, w in zip((2, 4), said)] == [True, True]
+        and len(said) == 2
+    )
     assert [r["loss"] for r in a.progress.history] == [r["loss"] for r in b.progress.history]
-    assert all(torch.equal(x, y) for x, y in zip(a.learner.raw.state_dict().values(), b.learner.raw.state_dict().values()))
+    assert all(
+        torch.equal(x, y)
+        for x, y in zip(a.learner.raw.state_dict().values(), b.learner.raw.state_dict().values())
+    )
 
 
 def test_memory_for_one_image_suffices():
@@ -74,7 +93,8 @@ def test_memory_that_never_suffices_is_told():
 
 
 def test_other_errors_are_not_taken_for_memory():
-    with pytest.raises(RuntimeError, match="something else"): trainer(fails_above(2, RuntimeError("something else"))).fit()
+    with pytest.raises(RuntimeError, match="something else"):
+        trainer(fails_above(2, RuntimeError("something else"))).fit()
 
 
 class NaN(Method):
@@ -94,7 +114,11 @@ def test_a_step_that_is_not_finite_is_skipped_and_leaves_nothing_behind(where):
     for index in t.labelled.batches(0)[:2]: t.step(index)
     before = {k: v.clone() for k, v in t.learner.raw.state_dict().items()}
     assert math.isnan(t.step(t.labelled.batches(0)[2]))
-    assert all(torch.equal(v, before[k]) for k, v in t.learner.raw.state_dict().items()) and t.progress.skipped == 1 and t.learner.ema.steps == 2
+    assert (
+        all(torch.equal(v, before[k]) for k, v in t.learner.raw.state_dict().items())
+        and t.progress.skipped == 1
+        and t.learner.ema.steps == 2
+    )
     assert math.isfinite(t.step(t.labelled.batches(1)[0])) and t.progress.in_a_row == 0
 
 
@@ -113,18 +137,44 @@ def fit_some(tmp_path, epochs, *settings):
         if self.progress.epoch == epochs: raise Stopped("cut")
     with pytest.MonkeyPatch.context() as m:
         m.setattr(Trainer, "end_epoch", cut)
-        fit(toy(), tiny("masked", "fold=-1", "epochs=3", *settings), tmp_path/"run", device="cpu", progress=False)
+        fit(
+            toy(),
+            tiny("masked", "fold=-1", "epochs=3", *settings),
+            tmp_path/"run",
+            device="cpu",
+            progress=False,
+        )
 
 
 def test_pieces_may_change_when_a_run_goes_on(tmp_path):
-    "Two processes that ran out of memory are told to; nothing that is trained is lost, and no piece is forgotten later."
+    """Two processes that ran out of memory are told to; nothing that is trained is lost, and no piece is
+    forgotten later."""
     with pytest.raises(Stopped): fit_some(tmp_path, 1)
     seen, real = [], Trainer.step
     with pytest.MonkeyPatch.context() as m:
-        m.setattr(Trainer, "step", lambda self, index: seen.append((self.progress.step, self.progress.pieces)) or real(self, index))
-        fit(toy(), tiny("masked", "fold=-1", "epochs=3", "pieces=2"), tmp_path/"run", device="cpu", progress=False, resume=True)
+        m.setattr(
+            Trainer,
+            "step",
+            lambda self, index: seen.append((self.progress.step, self.progress.pieces)) or real(self, index),
+        )
+        fit(
+            toy(),
+            tiny("masked", "fold=-1", "epochs=3", "pieces=2"),
+            tmp_path/"run",
+            device="cpu",
+            progress=False,
+            resume=True,
+        )
     assert seen == [(n, 2) for n in range(3, 9)]  # the first epoch had steps 0, 1, 2
-    with pytest.raises(InputError, match="width = 4, not 8"): fit(toy(), tiny("masked", "fold=-1", "epochs=3", "width=8"), tmp_path/"run", device="cpu", progress=False, resume=True)
+    with pytest.raises(InputError, match="width = 4, not 8"):
+        fit(
+            toy(),
+            tiny("masked", "fold=-1", "epochs=3", "width=8"),
+            tmp_path/"run",
+            device="cpu",
+            progress=False,
+            resume=True,
+        )
 
 
 def test_float16_goes_on_where_there_is_none(tmp_path):
@@ -132,8 +182,27 @@ def test_float16_goes_on_where_there_is_none(tmp_path):
     with pytest.raises(Stopped): fit_some(tmp_path, 1)
     state = next((tmp_path/"run"/"checkpoints"/"supervised").glob("*/state.pt"))
     kept = torch.load(state, weights_only=True)
-    torch.save(kept | {"scaler": {"scale": 65536., "growth_factor": 2., "backoff_factor": .5, "growth_interval": 2000, "_growth_tracker": 0}}, state)
-    fit(toy(), tiny("masked", "fold=-1", "epochs=3"), tmp_path/"run", device="cpu", progress=False, resume=True)
+    torch.save(
+        kept
+        | {
+            "scaler": {
+                "scale": 65536.,
+                "growth_factor": 2.,
+                "backoff_factor": .5,
+                "growth_interval": 2000,
+                "_growth_tracker": 0,
+            }
+        },
+        state,
+    )
+    fit(
+        toy(),
+        tiny("masked", "fold=-1", "epochs=3"),
+        tmp_path/"run",
+        device="cpu",
+        progress=False,
+        resume=True,
+    )
     fit(toy(), tiny("masked", "fold=-1", "epochs=3"), tmp_path/"whole", device="cpu", progress=False)
     assert contents(tmp_path/"run") == contents(tmp_path/"whole")
 

@@ -8,12 +8,20 @@ from helpers.toys import applicable, small, tiny, toy
 from ctseg.recipes.fit import fit
 from ctseg.recipes.table import get_recipe
 
-RECIPES = ["masked", "original-teacher-student", "original-pretrain-finetune", "mean-teacher", "unimatch", "self-training"]
+RECIPES = [
+    "masked",
+    "original-teacher-student",
+    "original-pretrain-finetune",
+    "mean-teacher",
+    "unimatch",
+    "self-training",
+]
 
 
 def test_two_processes_learn_what_one_learns(tmp_path):
     def changed(name, epochs):
-        wanted = ["rebalance=yes", "tune_rule=no", f"epochs={epochs}", f"finetune_epochs={epochs}"]  # of two steps each
+        # of two steps each
+        wanted = ["rebalance=yes", "tune_rule=no", f"epochs={epochs}", f"finetune_epochs={epochs}"]
         return tiny(name, *applicable(get_recipe(name), wanted))
     recipes = {n: changed(n, 10 if n in ("masked", "mean-teacher", "unimatch") else 5) for n in RECIPES}
     recipes["presence"] = tiny("marginal", "epochs=10", "presence=0.5", "reduction=image", "tune_rule=no")
@@ -29,7 +37,10 @@ def test_two_processes_learn_what_one_learns(tmp_path):
             a, b = np.array(one[name][phase]), np.array(two[name][phase])
             assert len(a) == len(b) and np.abs(a - b).max() < 1e-5, (name, phase, np.abs(a - b))
         assert sum(map(len, one[name].values())) >= 20
-    for f in ("pseudo_labels.csv", "recipe.json"): assert (tmp_path/"1"/"original-teacher-student"/f).read_text() == (tmp_path/"2"/"original-teacher-student"/f).read_text()
+    for f in ("pseudo_labels.csv", "recipe.json"):
+        assert (tmp_path/"1"/"original-teacher-student"/f).read_text() == (
+            tmp_path/"2"/"original-teacher-student"/f
+        ).read_text()
 
 
 def test_processes_that_see_different_folders_are_told(tmp_path):

@@ -30,12 +30,23 @@ def lazy(slices: SliceSet, read=None) -> SliceSet:
         return rows
     shape, seen = slices.images.shape, pack_seen(seen_values(slices.masks))
     images = LazyPixels(ReadPixels(rows_of(slices.images), shape))
-    return SliceSet(images, LazyPixels(ReadPixels(rows_of(slices.masks), shape, seen)), slices.known, slices.names, slices.groups, slices.classes)
+    return SliceSet(
+        images,
+        LazyPixels(ReadPixels(rows_of(slices.masks), shape, seen)),
+        slices.known,
+        slices.names,
+        slices.groups,
+        slices.classes,
+    )
 
 
 def result(run) -> tuple:
     weights = load_file(run.weights)
-    return {k: v.tobytes() for k, v in weights.items()}, (run/"history.csv").read_text(), (run/"metrics.json").read_text()
+    return (
+        {k: v.tobytes() for k, v in weights.items()},
+        (run/"history.csv").read_text(),
+        (run/"metrics.json").read_text(),
+    )
 
 
 def trained(data, out, *settings, name="ctseg", **more):
@@ -47,7 +58,9 @@ def test_same_as_in_memory(tmp_path, settings):
     slices = toy()
     whole = result(trained(slices, tmp_path/"memory", *settings))
     assert result(trained(lazy(slices), tmp_path/"streamed", *settings, memory="1KB")) == whole
-    second = trained(slices if settings else lazy(slices), tmp_path/"second", *settings, memory="1KB" if settings else "")
+    second = trained(
+        slices if settings else lazy(slices), tmp_path/"second", *settings, memory="1KB" if settings else ""
+    )
     assert result(second) == whole
 
 
@@ -64,7 +77,8 @@ def test_resumes_exactly(tmp_path):
     def cut(epoch, row, folder):
         if epoch == 4: raise Cut  # in the second phase, whose slices are of both kinds
     with pytest.raises(Cut): trained(lazy(slices), tmp_path/"cut", "epochs=3", memory="1KB", callbacks=[cut])
-    run = trained(slices, tmp_path/"cut", "epochs=3", resume=True)  # the rest in memory: nothing depends on how
+    # the rest in memory: nothing depends on how
+    run = trained(slices, tmp_path/"cut", "epochs=3", resume=True)
     assert result(run) == whole
 
 
@@ -78,7 +92,8 @@ def test_reads_ahead_and_no_more_than_it_must():
     for step in range(14):  # over two ends of an epoch
         index = stream.index(step)
         mine, theirs = stream.batch(index, step), other.batch(other.index(step), step)
-        for part in ("image", "mask", "known", "index"): assert torch.equal(getattr(mine, part), getattr(theirs, part))
+        for part in ("image", "mask", "known", "index"):
+            assert torch.equal(getattr(mine, part), getattr(theirs, part))
     assert [main for main, _ in heard].count(True) <= 2  # images and masks of the first batch
     assert max(count for _, count in heard) <= 4 and len(heard) <= 2*(14 + 3)
 
@@ -103,10 +118,13 @@ def test_a_small_structure_that_vanishes(size):
     known = slices.known | (np.arange(3) == 0)
     slices = SliceSet(slices.images, masks, known, classes=slices.classes)
     weights = np.random.default_rng(0).random(masks.shape) < 0.5
-    whole, streamed = SliceData(slices, "cpu", size, weights), StreamedData(lazy(slices), "cpu", size, weights)
+    whole, streamed = SliceData(slices, "cpu", size, weights), StreamedData(
+        lazy(slices), "cpu", size, weights
+    )
     for index in ([3, 1, 0, 20], [2], list(range(24))):
         one, other = whole.batch(index), streamed.batch(index)
-        for part in ("image", "mask", "known", "weight", "index"): assert torch.equal(getattr(one, part), getattr(other, part)), part
+        for part in ("image", "mask", "known", "weight", "index"):
+            assert torch.equal(getattr(one, part), getattr(other, part)), part
 
 
 def test_what_stays_on_the_device():
@@ -117,11 +135,15 @@ def test_what_stays_on_the_device():
     assert [stays_on_device(lazy(slices), Setup(memory=m), CPU) for m in (room - 1, room)] == [False, True]
     half = slices[:12], slices[12:]
     phase = Phase("x", lazy(half[0]), extra=lazy(half[1]))
-    kinds = [[type(s.data) for s in make_streams(phase, Setup(ScheduleSettings(batch_size=4), memory=m), CPU)] for m in (room, room - 1, 0)]
+    kinds = [
+        [type(s.data) for s in make_streams(phase, Setup(ScheduleSettings(batch_size=4), memory=m), CPU)]
+        for m in (room, room - 1, 0)
+    ]
     assert kinds == [[SliceData, SliceData], [SliceData, StreamedData], [StreamedData, StreamedData]]
 
 
-@pytest.mark.parametrize("text, size", [("4GB", 2**32), ("500 MB", 500*2**20), ("0.5kb", 512), ("1tb", 2**40)])
+@pytest.mark.parametrize("text, "
+                         "size", [("4GB", 2**32), ("500 MB", 500*2**20), ("0.5kb", 512), ("1tb", 2**40)])
 def test_sizes(text, size): assert read_size(text) == size
 
 

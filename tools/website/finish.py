@@ -23,7 +23,8 @@ FOREIGN_IMAGE = re.compile(r'<img(?=[^>]*\bsrc="https?:)[^>]*>')
 
 
 def name_foreign_images(site: Path) -> None:
-    "Pictures that other hosts serve, such as badges, become their texts: a page fetches nothing from elsewhere."
+    """Pictures that other hosts serve, such as badges, become their texts: a page fetches nothing from
+    elsewhere."""
     def text(image: re.Match) -> str:
         alt = re.search(r'\balt="([^"]*)"', image[0])
         return alt[1] if alt else ""

@@ -18,7 +18,9 @@ def leave_something():
     raise InputError("too late")
 
 
-PLANTED = [Target(call.__name__, (), ("sub.csv",), ("sub.csv",), call=call) for call in (fail_badly, leave_something)]
+PLANTED = [
+    Target(call.__name__, (), ("sub.csv",), ("sub.csv",), call=call) for call in (fail_badly, leave_something)
+]
 
 fuzzer: Fuzzer
 

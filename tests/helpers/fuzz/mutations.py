@@ -16,11 +16,74 @@ import numpy as np
 
 Damage = Callable[[Path, random.Random], str]  # changes the file; says in short what it did
 
-ODD_VALUES = [None, True, False, -1, 0, 1, 2**31, 2**63, 2**70, 1.5, 1e308, -0.0, "", " ", "x", "0", "=1+1", "\x1b[31mred", "a\nb",
-              "../../x", "/etc/passwd", "ä"*300, "\u202egnp", [], {}, [[]], [None], {"a": 1}, [1, 2, 3], "nan"]
-ODD_TEXTS = ["NaN", "Infinity", "-Infinity", "1e400", "9"*5000, '"\\ud800"', "["*60000 + "]"*60000, '"\\u0000"', "01", "'x'", "1_000"]
-ODD_CELLS = ["", "nan", "inf", "-inf", "-1", "1e400", "1e308", "=1+1", "x", '"', '"a\nb"', "9"*5000, "1.5", "True", "\x1b[2J", "ä", "0x10", "1_0",
-             " 1", "99", "256"]
+ODD_VALUES = [
+    None,
+    True,
+    False,
+    -1,
+    0,
+    1,
+    2**31,
+    2**63,
+    2**70,
+    1.5,
+    1e308,
+    -0.0,
+    "",
+    " ",
+    "x",
+    "0",
+    "=1+1",
+    "\x1b[31mred",
+    "a\nb",
+    "../../x",
+    "/etc/passwd",
+    "ä"*300,
+    "\u202egnp",
+    [],
+    {},
+    [[]],
+    [None],
+    {"a": 1},
+    [1, 2, 3],
+    "nan",
+]
+ODD_TEXTS = [
+    "NaN",
+    "Infinity",
+    "-Infinity",
+    "1e400",
+    "9"*5000,
+    '"\\ud800"',
+    "["*60000 + "]"*60000,
+    '"\\u0000"',
+    "01",
+    "'x'",
+    "1_000",
+]
+ODD_CELLS = [
+    "",
+    "nan",
+    "inf",
+    "-inf",
+    "-1",
+    "1e400",
+    "1e308",
+    "=1+1",
+    "x",
+    '"',
+    '"a\nb"',
+    "9"*5000,
+    "1.5",
+    "True",
+    "\x1b[2J",
+    "ä",
+    "0x10",
+    "1_0",
+    " 1",
+    "99",
+    "256",
+]
 
 
 # ---- any file
@@ -65,7 +128,9 @@ def noise(path, rng):
 
 
 def appended(path, rng):
-    path.write_bytes(path.read_bytes() + rng.choice([b"\0", b"\n\n", b"garbage", path.read_bytes(), bytes(4096)]))
+    path.write_bytes(
+        path.read_bytes() + rng.choice([b"\0", b"\n\n", b"garbage", path.read_bytes(), bytes(4096)])
+    )
     return "appended to"
 
 
@@ -82,7 +147,17 @@ def with_bom(path, rng):
 
 
 def other_kind(path, rng):
-    whole = [b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0", b"PK\x03\x04", b"%!PS-Adobe-3.0 EPSF\n", b"{}", b"[]", b"null", b"a,b\n1,2\n", b"\x1f\x8b\x08\0"]
+    whole = [
+        b"\x89PNG\r\n\x1a\n",
+        b"\xff\xd8\xff\xe0",
+        b"PK\x03\x04",
+        b"%!PS-Adobe-3.0 EPSF\n",
+        b"{}",
+        b"[]",
+        b"null",
+        b"a,b\n1,2\n",
+        b"\x1f\x8b\x08\0",
+    ]
     path.write_bytes(rng.choice(whole))
     return "of another kind"
 
@@ -134,8 +209,31 @@ def sparse(path, rng):
     return "gigabytes of zeros"
 
 
-ANY = [emptied, cut, cut, last_byte, flipped, flipped, zeroed, noise, appended, with_nul, with_bom, other_kind, missing, folder, fifo, unix_socket,
-       link_to("/dev/zero"), link_to("/dev/null"), link_to("/dev/tty"), link_to("nowhere"), link_to("/proc/self/mem"), link_loop, sparse]
+ANY = [
+    emptied,
+    cut,
+    cut,
+    last_byte,
+    flipped,
+    flipped,
+    zeroed,
+    noise,
+    appended,
+    with_nul,
+    with_bom,
+    other_kind,
+    missing,
+    folder,
+    fifo,
+    unix_socket,
+    link_to("/dev/zero"),
+    link_to("/dev/null"),
+    link_to("/dev/tty"),
+    link_to("nowhere"),
+    link_to("/proc/self/mem"),
+    link_loop,
+    sparse,
+]
 
 
 # ---- JSON
@@ -160,7 +258,8 @@ def changed(document, path, new):
 
 
 def chosen_place(document, rng):
-    "A random place; each depth is as likely as the others, so that long lists do not hide what is above them."
+    """A random place; each depth is as likely as the others, so that long lists do not hide what is above
+    them."""
     by_depth = {}
     for place in places(document): by_depth.setdefault(len(place), []).append(place)
     return rng.choice(by_depth[rng.choice(list(by_depth))])
@@ -168,7 +267,9 @@ def chosen_place(document, rng):
 
 def called(place) -> str:
     "A place without the numbers in it: a kind, not a case."
-    return ".".join("#" if str(k).lstrip("v").split(".")[0].isdigit() else str(k) for k in place) or "all of it"
+    return (
+        ".".join("#" if str(k).lstrip("v").split(".")[0].isdigit() else str(k) for k in place) or "all of it"
+    )
 
 
 def json_value(path, rng):
@@ -200,7 +301,9 @@ def json_other_type(path, rng):
 
 def json_container(path, rng):
     document = json.loads(path.read_text())
-    full = [p for p in places(document) if isinstance(inside(document, p), (dict, list)) and inside(document, p)]
+    full = [
+        p for p in places(document) if isinstance(inside(document, p), (dict, list)) and inside(document, p)
+    ]
     if not full: return json_value(path, rng)
     depth = rng.choice(sorted({len(p) for p in full}))
     place = rng.choice([p for p in full if len(p) == depth])
@@ -208,7 +311,12 @@ def json_container(path, rng):
     if isinstance(value, list):
         i = rng.randrange(len(value))
         what = rng.choice(["shorter", "longer", "reversed", "doubled item"])
-        value = {"shorter": value[:i] + value[i + 1:], "longer": [*value, value[-1]], "reversed": value[::-1], "doubled item": value[:i] + [value[i]]*2 + value[i + 1:]}[what]
+        value = {
+            "shorter": value[:i] + value[i + 1 :],
+            "longer": [*value, value[-1]],
+            "reversed": value[::-1],
+            "doubled item": value[:i] + [value[i]]*2 + value[i + 1 :],
+        }[what]
     else:
         key = rng.choice(list(value))
         what = rng.choice(["without a key", "another key", "renamed key", "swapped values"])
@@ -218,7 +326,8 @@ def json_container(path, rng):
             value[key], value[other] = value[other], value[key]
         else:
             old = value.pop(key)
-            if what == "renamed key": value[rng.choice(["", "x", key + " ", key.upper(), "0", "-1", "99", "\x1b[0m", "../x"])] = old
+            if what == "renamed key":
+                value[rng.choice(["", "x", key + " ", key.upper(), "0", "-1", "99", "\x1b[0m", "../x"])] = old
         what += f" {called((key,))}"
     path.write_text(json.dumps(changed(document, place, value)))
     return f"{called(place)} {what}"
@@ -266,8 +375,27 @@ def csv_cell(path, rng):
 def csv_shape(path, rng):
     rows = [line.split(",") for line in unpacked(path).rstrip("\n").split("\n")]
     i, j = rng.randrange(len(rows)), rng.randrange(len(rows[0]))
-    what = rng.choice(["without a row", "row twice", "without a column", "column twice", "cell too many", "header only", "header twice", "rows swapped",
-                       "columns swapped", "semicolons", "tabs", "CR", "spaces", "turned", "one long line", "quoted", "blank line"])
+    what = rng.choice(
+        [
+            "without a row",
+            "row twice",
+            "without a column",
+            "column twice",
+            "cell too many",
+            "header only",
+            "header twice",
+            "rows swapped",
+            "columns swapped",
+            "semicolons",
+            "tabs",
+            "CR",
+            "spaces",
+            "turned",
+            "one long line",
+            "quoted",
+            "blank line",
+        ]
+    )
     if what == "without a row": del rows[i]
     elif what == "row twice": rows.insert(i, rows[i])
     elif what == "without a column": rows = [r[:j] + r[j + 1:] for r in rows]
@@ -302,7 +430,22 @@ def chunk(kind: bytes, data: bytes) -> bytes:
 
 
 def png(path, rng):
-    what = rng.choice(["other size", "16 bits", "colour", "alpha", "palette", "1 bit", "huge header", "text bomb", "zero size", "bad CRC", "two frames", "interlaced mark"])
+    what = rng.choice(
+        [
+            "other size",
+            "16 bits",
+            "colour",
+            "alpha",
+            "palette",
+            "1 bit",
+            "huge header",
+            "text bomb",
+            "zero size",
+            "bad CRC",
+            "two frames",
+            "interlaced mark",
+        ]
+    )
     from PIL import Image
     with Image.open(path) as image: a = np.asarray(image)
     if what == "other size": Image.fromarray(a[:rng.choice([1, 5]), :]).save(path, "PNG")
@@ -329,7 +472,21 @@ def npz(path, rng):
     with np.load(path) as z: arrays = dict(z)
     key = rng.choice(list(arrays))
     a = arrays[key]
-    what = rng.choice(["missing", "object", "float", "empty", "one axis more", "shorter", "nan", "complex", "text", "longer", "negative"])
+    what = rng.choice(
+        [
+            "missing",
+            "object",
+            "float",
+            "empty",
+            "one axis more",
+            "shorter",
+            "nan",
+            "complex",
+            "text",
+            "longer",
+            "negative",
+        ]
+    )
     if what == "missing": del arrays[key]
     elif what == "text": arrays[key] = a.astype(str)
     elif what == "shorter": arrays[key] = a[:-1]
@@ -338,18 +495,29 @@ def npz(path, rng):
     elif what == "one axis more": arrays[key] = a[None]
     elif what == "object": arrays[key] = np.array([{"a": 1}]*len(a), object)
     elif a.dtype.kind in "biuf":
-        arrays[key] = {"float": a + .5, "nan": np.full(a.shape, np.nan), "complex": a.astype(complex), "negative": -1 - a.astype(int)}[what]
+        arrays[key] = {
+            "float": a + .5,
+            "nan": np.full(a.shape, np.nan),
+            "complex": a.astype(complex),
+            "negative": -1 - a.astype(int),
+        }[what]
     np.savez(path.with_suffix(".npz"), **arrays)
     return f"{key} {what}"
 
 
 def npy(path, rng):
     a = np.load(path)
-    what = rng.choice(["object", "float", "shorter", "empty", "transposed", "other numbers", "one axis more", "big header"])
+    what = rng.choice(
+        ["object", "float", "shorter", "empty", "transposed", "other numbers", "one axis more", "big header"]
+    )
     if what == "other numbers": a = 255 - a
     elif what == "object": a = np.array([{"a": 1}], object)
     elif what == "big header":
-        path.write_bytes(b"\x93NUMPY\x01\x00v\x00{'descr': '|u1', 'fortran_order': False, 'shape': (9999999, 9999999), }" + b" "*40 + b"\n")
+        path.write_bytes(
+            b"\x93NUMPY\x01\x00v\x00{'descr': '|u1', 'fortran_order': False, 'shape': (9999999, 9999999), }"
+            + b" "*40
+            + b"\n"
+        )
         return what
     else: a = {"float": a.astype(float), "shorter": a[:-1], "empty": a[:0], "transposed": a.T, "one axis more": a[None]}[what]
     with open(path, "wb") as f: np.save(f, a, allow_pickle=True)
@@ -362,7 +530,21 @@ def safetensors(path, rng):
     head, rest = json.loads(data[8:8 + n]), data[8 + n:]
     names = [k for k in head if k != "__metadata__"]
     name = rng.choice(names)
-    what = rng.choice(["length", "shape", "dtype", "renamed", "missing", "offsets", "metadata", "bit of a weight", "NaN weight", "other order", "deep header"])
+    what = rng.choice(
+        [
+            "length",
+            "shape",
+            "dtype",
+            "renamed",
+            "missing",
+            "offsets",
+            "metadata",
+            "bit of a weight",
+            "NaN weight",
+            "other order",
+            "deep header",
+        ]
+    )
     if what == "length": n = rng.choice([0, n - 1, n + 1, 2**40, 2**63])
     elif what == "shape": head[name]["shape"] = rng.choice([[], [1], [-1], [2**40], head[name]["shape"][::-1], "x", None, [0]])
     elif what == "dtype": head[name]["dtype"] = rng.choice(["I32", "F16", "BOOL", "XX", 3, "F64"])
@@ -401,7 +583,8 @@ def torch_state(path, rng):
     place = ()
     if what != "whole":
         place = (rng.choice(list(state)),)
-        if what == "deeper value" and isinstance(state[place[0]], dict) and state[place[0]]: place = (*place, rng.choice(list(state[place[0]])))
+        if what == "deeper value" and isinstance(state[place[0]], dict) and state[place[0]]:
+            place = (*place, rng.choice(list(state[place[0]])))
     if what == "missing": del state[place[0]]
     else:
         new = rng.choice([None, "x", -1, 10**9, 1.5, [], {}, torch.zeros(3), True])
@@ -417,8 +600,33 @@ def nifti_header(path, rng):
     import gzip
     data = path.read_bytes()
     raw = bytearray(gzip.decompress(data) if path.suffix == ".gz" else data)
-    field = rng.choice([(0, "<i"), (40, "<h"), (42, "<h"), (44, "<h"), (46, "<h"), (48, "<h"), (70, "<h"), (72, "<h"), (76, "<f"), (80, "<f"), (84, "<f"), (108, "<f"),
-                        (112, "<f"), (116, "<f"), (252, "<h"), (254, "<h"), (256, "<f"), (268, "<f"), (280, "<f"), (284, "<f"), (296, "<f"), (312, "<f"), (344, "<4s")])
+    field = rng.choice(
+        [
+            (0, "<i"),
+            (40, "<h"),
+            (42, "<h"),
+            (44, "<h"),
+            (46, "<h"),
+            (48, "<h"),
+            (70, "<h"),
+            (72, "<h"),
+            (76, "<f"),
+            (80, "<f"),
+            (84, "<f"),
+            (108, "<f"),
+            (112, "<f"),
+            (116, "<f"),
+            (252, "<h"),
+            (254, "<h"),
+            (256, "<f"),
+            (268, "<f"),
+            (280, "<f"),
+            (284, "<f"),
+            (296, "<f"),
+            (312, "<f"),
+            (344, "<4s"),
+        ]
+    )
     value = rng.choice([0, -1, 1, 7, 255, 32767, -32768])
     if field[1] == "<f": value = rng.choice([0., -1., float("nan"), float("inf"), 1e38, 1e-38, 3.5, -0.])
     if field[1] == "<4s": value = rng.choice([b"ni1\0", b"XXXX", b"n+2\0"])
@@ -432,8 +640,17 @@ def nifti_values(path, rng):
     image = nib.load(path)
     a = np.asanyarray(image.dataobj)
     what = rng.choice(["nan", "4D", "2D", "huge", "halves", "empty", "complex", "negative", "swapped axes"])
-    a = {"nan": np.where(a > a.mean(), np.nan, a.astype(np.float32)), "4D": a[..., None].repeat(2, -1), "2D": a[:, :, 0], "huge": a*np.float64(1e30), "halves": a + .5,
-         "empty": a[:, :, :0], "complex": a.astype(np.complex64), "negative": -a.astype(np.float32) - 1, "swapped axes": a.transpose(2, 0, 1)}[what]
+    a = {
+        "nan": np.where(a > a.mean(), np.nan, a.astype(np.float32)),
+        "4D": a[..., None].repeat(2, -1),
+        "2D": a[:, :, 0],
+        "huge": a*np.float64(1e30),
+        "halves": a + .5,
+        "empty": a[:, :, :0],
+        "complex": a.astype(np.complex64),
+        "negative": -a.astype(np.float32) - 1,
+        "swapped axes": a.transpose(2, 0, 1),
+    }[what]
     try: nib.save(nib.Nifti1Image(a, image.affine), path)
     except Exception: return emptied(path, rng)
     return f"voxels {what}"
@@ -444,7 +661,23 @@ def dicom_tag(path, rng):
     ds = pydicom.dcmread(path)
     elements = [e for e in ds if e.keyword]
     e = rng.choice(elements)
-    new = rng.choice([None, "", "x", "0", "-1", "1e400", "nan", "99999999", b"\0\1", "a\\b", "../../x", "\x1b[31m", "9"*300])
+    new = rng.choice(
+        [
+            None,
+            "",
+            "x",
+            "0",
+            "-1",
+            "1e400",
+            "nan",
+            "99999999",
+            b"\0\1",
+            "a\\b",
+            "../../x",
+            "\x1b[31m",
+            "9"*300,
+        ]
+    )
     try:
         if rng.random() < .3: del ds[e.tag]
         else: ds[e.tag]._value = new
@@ -455,8 +688,17 @@ def dicom_tag(path, rng):
 
 def ways(path: Path) -> list[Damage]:
     "Every way to damage this file; each kind of its own as likely as all that fit any file."
-    kinds = {".json": JSON, ".csv": CSV, ".png": [png], ".npz": [npz], ".npy": [npy], ".safetensors": [safetensors], ".pt": [torch_state], ".nii": [nifti_header, nifti_values],
-             ".dcm": [dicom_tag]}
+    kinds = {
+        ".json": JSON,
+        ".csv": CSV,
+        ".png": [png],
+        ".npz": [npz],
+        ".npy": [npy],
+        ".safetensors": [safetensors],
+        ".pt": [torch_state],
+        ".nii": [nifti_header, nifti_values],
+        ".dcm": [dicom_tag],
+    }
     suffix = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
     own = kinds.get(suffix, [])
     return ANY + own*max(1, round(2*len(ANY)/max(1, len(own)))) if own else ANY

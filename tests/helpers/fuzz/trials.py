@@ -37,7 +37,8 @@ class Target:
 def read_stored():
     "All of a file of probabilities, by Python."
     from ctseg.prediction.store import StoredProbabilities
-    with StoredProbabilities("kept.prob") as stored: print(sum(float(stored[name].sum()) for name in stored.names), stored)
+    with StoredProbabilities("kept.prob") as stored:
+        print(sum(float(stored[name].sum()) for name in stored.names), stored)
 
 
 IN_DATA = ("data/y_train.csv*", "data/*.json", "data/train-images/0.png", "data/train-images/7.png")
@@ -51,38 +52,157 @@ def of(run): return tuple(f"{run}/{name}" for name in IN_RUN)
 TARGETS = [
     Target("check", ("check", "data"), ("data",), (*IN_DATA, "data/test-images/1.png", "data/y_test.csv.gz")),
     Target("check cache", ("check", "data"), ("data", "cache"), ("cache/*", "cache/*/*")),
-    Target("check submission", ("check", "data", "--submission", "sub.csv"), ("data", "sub.csv"), ("sub.csv", "data/class_names.json")),
+    Target(
+        "check submission",
+        ("check", "data", "--submission", "sub.csv"),
+        ("data", "sub.csv"),
+        ("sub.csv", "data/class_names.json"),
+    ),
     Target("fit", ("fit", "data", *FIT), ("data",), IN_DATA),
-    Target("fit recipe", ("fit", "data", "--out", "new", "--recipe", "run2/recipe.json", *SETTINGS, "--set=epochs=1"), ("data", "run2"), ("run2/recipe.json",)),
-    Target("fit resume", ("fit", "data", "--out", "unfinished", "--resume", "--recipe", "original-attunet", *SETTINGS), ("data", "unfinished"),
-           ("unfinished/*", "unfinished/checkpoints/*/*/*"), ("unfinished",)),
-    Target("fit resume done", ("fit", "data", "--out", "run", "--resume", *SETTINGS), ("data", "run"), ("run/recipe.json", "run/metrics.json"), ("run",)),
-
-    Target("predict", ("predict", "run", "--images", "data/test-images", "--out", "out.csv", "--device", "cpu"), ("run", "data"), (*of("run"), "data/test-images/2.png")),
-    Target("predict calibrated", ("predict", "run2", "--images", "data/test-images", "--out", "out.csv", "--device", "cpu", "--calibrated", "--probabilities", "out.prob"),
-           ("run2", "data"), ("run2/metrics.json", "run2/recipe.json")),
-    Target("predict tune", ("predict", "run", "run2", "--images", "data/test-images", "--out", "out.csv", "--device", "cpu", "--tune", "data"), ("run", "run2", "data"),
-           (*of("run2"), "data/*.json")),
-    Target("report", ("report", "run2", "--data", "data", "--device", "cpu"), ("run2", "data"), of("run2"), ("run2",)),
+    Target(
+        "fit recipe",
+        ("fit", "data", "--out", "new", "--recipe", "run2/recipe.json", *SETTINGS, "--set=epochs=1"),
+        ("data", "run2"),
+        ("run2/recipe.json",),
+    ),
+    Target(
+        "fit resume",
+        ("fit", "data", "--out", "unfinished", "--resume", "--recipe", "original-attunet", *SETTINGS),
+        ("data", "unfinished"),
+        ("unfinished/*", "unfinished/checkpoints/*/*/*"),
+        ("unfinished",),
+    ),
+    Target(
+        "fit resume done",
+        ("fit", "data", "--out", "run", "--resume", *SETTINGS),
+        ("data", "run"),
+        ("run/recipe.json", "run/metrics.json"),
+        ("run",),
+    ),
+    Target(
+        "predict",
+        ("predict", "run", "--images", "data/test-images", "--out", "out.csv", "--device", "cpu"),
+        ("run", "data"),
+        (*of("run"), "data/test-images/2.png"),
+    ),
+    Target(
+        "predict calibrated",
+        (
+            "predict",
+            "run2",
+            "--images",
+            "data/test-images",
+            "--out",
+            "out.csv",
+            "--device",
+            "cpu",
+            "--calibrated",
+            "--probabilities",
+            "out.prob",
+        ),
+        ("run2", "data"),
+        ("run2/metrics.json", "run2/recipe.json"),
+    ),
+    Target(
+        "predict tune",
+        (
+            "predict",
+            "run",
+            "run2",
+            "--images",
+            "data/test-images",
+            "--out",
+            "out.csv",
+            "--device",
+            "cpu",
+            "--tune",
+            "data",
+        ),
+        ("run", "run2", "data"),
+        (*of("run2"), "data/*.json"),
+    ),
+    Target(
+        "report",
+        ("report", "run2", "--data", "data", "--device", "cpu"),
+        ("run2", "data"),
+        of("run2"),
+        ("run2",),
+    ),
     Target("report alone", ("report", "run2", "--device", "cpu"), ("run2",), of("run2"), ("run2",)),
-    Target("compare", ("report", "run", "run2", "--data", "data", "--out", "page.html", "--device", "cpu"), ("run", "run2", "data"), of("run2")),
-    Target("evaluate", ("evaluate", "data/y_test.csv.gz", "sub.csv", "--json", "out.json"), ("data", "sub.csv"),
-           ("data/y_test.csv.gz", "sub.csv", "data/class_names.json", "data/patients.json")),
-    Target("evaluate partial", ("evaluate", "data/y_train.csv.gz", "data/y_train.csv.gz", "--json", "out.json"), ("data",), ("data/y_train.csv.gz", "data/*.json")),
+    Target(
+        "compare",
+        ("report", "run", "run2", "--data", "data", "--out", "page.html", "--device", "cpu"),
+        ("run", "run2", "data"),
+        of("run2"),
+    ),
+    Target(
+        "evaluate",
+        ("evaluate", "data/y_test.csv.gz", "sub.csv", "--json", "out.json"),
+        ("data", "sub.csv"),
+        ("data/y_test.csv.gz", "sub.csv", "data/class_names.json", "data/patients.json"),
+    ),
+    Target(
+        "evaluate partial",
+        ("evaluate", "data/y_train.csv.gz", "data/y_train.csv.gz", "--json", "out.json"),
+        ("data",),
+        ("data/y_train.csv.gz", "data/*.json"),
+    ),
     Target("recipes", ("recipes", "run/recipe.json"), ("run",), ("run/recipe.json",)),
     Target("stored", (), ("kept.prob",), ("kept.prob",), call=read_stored),
-    Target("import nifti", ("import", "nifti", "nifti", "new", "--classes", "nifti/class_names.json", "--key", "key.csv"), ("nifti",),
-           ("nifti/*.json", "nifti/images/a.nii.gz", "nifti/labels/b.nii")),
-    Target("import dicom", ("import", "dicom", "dicom", "new", "--key", "key.csv"), ("dicom",), ("dicom/one/*",)),
-    Target("import openkbp", ("import", "openkbp", "openkbp", "new"), ("openkbp",), ("openkbp/provided-data/*/*/*",)),
-    Target("import totalsegmentator", ("import", "totalsegmentator", "total", "new", "--classes", "total/names.json"), ("total",),
-           ("total/meta.csv", "total/names.json", "total/s0001/*", "total/s0001/segmentations/*")),
-    Target("export nifti", ("export", "nifti", "imported", "new", "--masks", "imported.csv"), ("imported", "imported.csv"),
-           ("imported/index.json",)*4 + ("imported.csv", "imported/class_names.json", "imported/test-images/0.png")),
-    Target("export dicom-seg", ("export", "dicom-seg", "from_dicom", "new", "--masks", "from_dicom.csv", "--source", "dicom", "--split", "train"),
-           ("from_dicom", "from_dicom.csv", "dicom"), ("from_dicom/index.json", "from_dicom.csv", "from_dicom/class_names.json", "dicom/one/*")),
-    Target("export nnunet", ("export", "nnunet", "data", "new", "--unknown", "background"), ("data",), IN_DATA),
-    Target("export nnunet of volumes", ("export", "nnunet", "imported", "new"), ("imported",), ("imported/*.json", "imported/y_train.csv")),
+    Target(
+        "import nifti",
+        ("import", "nifti", "nifti", "new", "--classes", "nifti/class_names.json", "--key", "key.csv"),
+        ("nifti",),
+        ("nifti/*.json", "nifti/images/a.nii.gz", "nifti/labels/b.nii"),
+    ),
+    Target(
+        "import dicom", ("import", "dicom", "dicom", "new", "--key", "key.csv"), ("dicom",), ("dicom/one/*",)
+    ),
+    Target(
+        "import openkbp",
+        ("import", "openkbp", "openkbp", "new"),
+        ("openkbp",),
+        ("openkbp/provided-data/*/*/*",),
+    ),
+    Target(
+        "import totalsegmentator",
+        ("import", "totalsegmentator", "total", "new", "--classes", "total/names.json"),
+        ("total",),
+        ("total/meta.csv", "total/names.json", "total/s0001/*", "total/s0001/segmentations/*"),
+    ),
+    Target(
+        "export nifti",
+        ("export", "nifti", "imported", "new", "--masks", "imported.csv"),
+        ("imported", "imported.csv"),
+        ("imported/index.json",)*4
+        + ("imported.csv", "imported/class_names.json", "imported/test-images/0.png"),
+    ),
+    Target(
+        "export dicom-seg",
+        (
+            "export",
+            "dicom-seg",
+            "from_dicom",
+            "new",
+            "--masks",
+            "from_dicom.csv",
+            "--source",
+            "dicom",
+            "--split",
+            "train",
+        ),
+        ("from_dicom", "from_dicom.csv", "dicom"),
+        ("from_dicom/index.json", "from_dicom.csv", "from_dicom/class_names.json", "dicom/one/*"),
+    ),
+    Target(
+        "export nnunet", ("export", "nnunet", "data", "new", "--unknown", "background"), ("data",), IN_DATA
+    ),
+    Target(
+        "export nnunet of volumes",
+        ("export", "nnunet", "imported", "new"),
+        ("imported",),
+        ("imported/*.json", "imported/y_train.csv"),
+    ),
 ]
 
 
@@ -112,7 +232,8 @@ def snapshot(folder: Path) -> dict[str, tuple]:
     seen = {}
     for path in folder.rglob("*"):
         s = path.lstat()
-        if path.is_dir() and not path.is_symlink(): seen[str(path.relative_to(folder))] = (stat.S_IFMT(s.st_mode),)
+        if path.is_dir() and not path.is_symlink():
+            seen[str(path.relative_to(folder))] = (stat.S_IFMT(s.st_mode),)
         else: seen[str(path.relative_to(folder))] = (stat.S_IFMT(s.st_mode), s.st_size, s.st_mtime_ns, s.st_ino)
     return seen
 
@@ -122,7 +243,12 @@ def results(folder: Path, before: dict) -> dict[str, bytes]:
     written = {}
     for name in snapshot(folder).keys() - before.keys():
         path = folder/name
-        if path.is_file() and not name.startswith(("cache", "stdout", "stderr")) and path.suffix not in (".html", ".pt", ".png") and "timings" not in name:
+        if (
+            path.is_file()
+            and not name.startswith(("cache", "stdout", "stderr"))
+            and path.suffix not in (".html", ".pt", ".png")
+            and "timings" not in name
+        ):
             written[name] = path.read_bytes()
     return written
 
@@ -133,7 +259,8 @@ def child(folder: Path, target: Target, limited: bool):
     try:
         os.chdir(folder)
         os.environ["CTSEG_CACHE"] = str(folder/"cache")
-        for number, name in ((1, "stdout"), (2, "stderr")): os.dup2(os.open(folder/name, os.O_WRONLY | os.O_CREAT), number)
+        for number, name in ((1, "stdout"), (2, "stderr")):
+            os.dup2(os.open(folder/name, os.O_WRONLY | os.O_CREAT), number)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         sys.stdout = open(1, "w", encoding="utf-8", closefd=False, buffering=1)
         sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", closefd=False, buffering=1)
@@ -183,9 +310,13 @@ USUAL = re.compile(r"(ctseg: |training on |the encoder starts|\s*$|.*it/s|.*s/it
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\ud800-\udfff]")
 
 
-def faults(result: Result, folder: Path, target: Target, before: dict, damaged: Path | None, was) -> list[str]:
+def faults(
+    result: Result, folder: Path, target: Target, before: dict, damaged: Path | None, was
+) -> list[str]:
     "What is not as it must be after a trial."
-    out, err = ((folder/name).read_text(encoding="utf-8", errors="surrogateescape") for name in ("stdout", "stderr"))
+    out, err = (
+        (folder/name).read_text(encoding="utf-8", errors="surrogateescape") for name in ("stdout", "stderr")
+    )
     err_lines = [line.rpartition("\r")[2] for line in err.split("\n")]
     lines = [line for line in err_lines if line.strip()]
     found = []
@@ -200,7 +331,12 @@ def faults(result: Result, folder: Path, target: Target, before: dict, damaged: 
         if lines and "out of memory" in lines[-1]: found.append("memory")
     if CONTROL.search(out + "\n".join(lines)): found.append("control characters")
     after = snapshot(folder)
-    new = {n for n in after.keys() - before.keys() if not n.startswith(("cache", "stdout", "stderr")) and not n.startswith(tuple(target.grows) or ("\0",))}
+    new = {
+        n
+        for n in after.keys() - before.keys()
+        if not n.startswith(("cache", "stdout", "stderr"))
+        and not n.startswith(tuple(target.grows) or ("\0",))
+    }
     parts = [n for n in after if n.endswith(".part")]
     if parts and result.status != -9: found.append("left over " + parts[0].split("/")[0])
     if result.status == 2:
@@ -208,7 +344,14 @@ def faults(result: Result, folder: Path, target: Target, before: dict, damaged: 
         lost = [n for n in before if after.get(n) != before[n] and not n.startswith(("cache", *target.grows))]
         if lost: found.append(f"changed {lost[0]}")
     mine = damaged is not None and str(damaged.relative_to(folder)).startswith(tuple(target.grows) or ("\0",))
-    if damaged is not None and not mine and was not in (stat.S_IFREG, stat.S_IFDIR, None) and was is not None and kind_of(damaged) != was and was != stat.S_IFLNK:
+    if (
+        damaged is not None
+        and not mine
+        and was not in (stat.S_IFREG, stat.S_IFDIR, None)
+        and was is not None
+        and kind_of(damaged) != was
+        and was != stat.S_IFLNK
+    ):
         found.append("special file replaced")
     result.output = (err[-1500:] or out[-500:])
     return found
@@ -232,9 +375,16 @@ class Fuzzer:
         "The files that a target reads; a pattern that is there twice counts twice."
         every = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
         depth = lambda s: s.count("/")
-        return [folder/name for pattern in target.reads for name in every if fnmatch.fnmatch(name, pattern) and depth(name) == depth(pattern)]
+        return [
+            folder/name
+            for pattern in target.reads
+            for name in every
+            if fnmatch.fnmatch(name, pattern) and depth(name) == depth(pattern)
+        ]
 
-    def run(self, target: Target, damage: Callable[[Path], tuple[Path | None, str]], limited: bool = True) -> Result:
+    def run(
+        self, target: Target, damage: Callable[[Path], tuple[Path | None, str]], limited: bool = True
+    ) -> Result:
         with tempfile.TemporaryDirectory(prefix="fuzz") as temporary:
             folder = Path(temporary).resolve()
             copy_needs(self.world, folder, target)

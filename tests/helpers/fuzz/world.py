@@ -7,8 +7,23 @@ from pathlib import Path
 import numpy as np
 
 RUNS = Path(__file__).resolve().parents[2]/"fixtures"/"runs"
-SETTINGS = ["--device", "cpu", *(f"--set={s}" for s in (
-    "width=1", "epochs=4", "batch_size=4", "image_size=32", "folds=3", "precision=fp32", "augment=none", "encoder_lr=0"))]
+SETTINGS = [
+    "--device",
+    "cpu",
+    *(
+        f"--set={s}"
+        for s in (
+            "width=1",
+            "epochs=4",
+            "batch_size=4",
+            "image_size=32",
+            "folds=3",
+            "precision=fp32",
+            "augment=none",
+            "encoder_lr=0",
+        )
+    ),
+]
 
 
 def in_child(f, *args) -> int:
@@ -44,8 +59,16 @@ def nifti_source(folder: Path):
     from helpers.volumes import GRID, save
     rng = np.random.default_rng(0)
     for case in ("a", "b"):
-        save(rng.normal(0, 200, (12, 12, 4)).astype(np.float32), folder/"images"/f"{case}.nii.gz", np.diag([-3., 3, 5, 1]))
-        save(rng.integers(0, 3, (12, 12, 4), dtype=np.uint8), folder/"labels"/f"{case}.nii", np.diag([-3., 3, 5, 1]))
+        save(
+            rng.normal(0, 200, (12, 12, 4)).astype(np.float32),
+            folder/"images"/f"{case}.nii.gz",
+            np.diag([-3., 3, 5, 1]),
+        )
+        save(
+            rng.integers(0, 3, (12, 12, 4), dtype=np.uint8),
+            folder/"labels"/f"{case}.nii",
+            np.diag([-3., 3, 5, 1]),
+        )
     (folder/"patients.json").write_text(json.dumps({"a": "p1", "b": "p2"}))
     (folder/"class_names.json").write_text(json.dumps({"1": "liver", "2": "spleen"}))
     (folder/"annotated_labels.json").write_text(json.dumps({"a": [1, 2], "b": [1, 2]}))
@@ -100,9 +123,14 @@ def make_world(folder: Path, volumes: bool = True) -> Path:
     (folder/"cache").mkdir(mode=0o700)
     shutil.copytree(RUNS/"challenge", folder/"data")
     data = str(folder/"data")
-    runs = {"run": ("ctseg", None), "run2": ("original-teacher-student", None), "unfinished": ("original-attunet", 3)}
+    runs = {
+        "run": ("ctseg", None),
+        "run2": ("original-teacher-student", None),
+        "unfinished": ("original-attunet", 3),
+    }
     for name, (recipe, epochs) in runs.items():
-        if in_child(train, data, str(folder/name), recipe, SETTINGS, epochs): raise RuntimeError(f"{recipe} cannot be trained")
+        if in_child(train, data, str(folder/name), recipe, SETTINGS, epochs):
+            raise RuntimeError(f"{recipe} cannot be trained")
     zero_masks(folder/"data", "test", folder/"sub.csv")
     if in_child(keep_probabilities, folder): raise RuntimeError("no probabilities")
     if volumes and in_child(make_volumes, folder): raise RuntimeError("no volumes")
@@ -115,7 +143,12 @@ def make_world(folder: Path, volumes: bool = True) -> Path:
 def keep_probabilities(folder: Path):
     from ctseg.prediction.predictor import load_predictor
     from ctseg.prediction.submission import predict_folder
-    predict_folder(load_predictor(folder/"run", "cpu"), folder/"data/test-images", folder/"p.csv", folder/"kept.prob")
+    predict_folder(
+        load_predictor(folder/"run", "cpu"),
+        folder/"data/test-images",
+        folder/"p.csv",
+        folder/"kept.prob",
+    )
     (folder/"p.csv").unlink()
 
 
