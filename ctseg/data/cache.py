@@ -9,6 +9,7 @@ __all__ = ['reading', 'content_digest', 'cached_array']
 import contextlib
 import hashlib
 import re
+import struct
 import time
 import warnings
 from collections.abc import Callable
@@ -96,6 +97,6 @@ def cached_array(
     try:
         with atomic_path(file) as tmp:
             np.savez(tmp, array=array)
-    except (OSError, InputError) as e:
+    except (OSError, InputError, struct.error) as e:  # the last: what lies there is no file
         warnings.warn(f"reading will not be faster next time: {e}")
     return array

@@ -14,7 +14,7 @@ import numpy as np
 
 from .. import __version__
 from ..core.anatomy import ClassMap
-from ..core.files import InputError, atomic_path
+from ..core.files import InputError, atomic_path, printable
 from ..data.annotations import read_classes
 from .dicom import Series, find_series
 from .index import predicted_volumes
@@ -98,7 +98,10 @@ def make_segmentation(
     sources = [result_header(header, id, keep_patient) for header in headers]
     frames = number[labels].transpose(2, 1, 0)
     uids = {"series_instance_uid": hd.UID(), "sop_instance_uid": hd.UID()}
-    segmentation = hd.seg.Segmentation(sources, frames, "BINARY", segments, **uids, **_ABOUT)
+    try:
+        segmentation = hd.seg.Segmentation(sources, frames, "BINARY", segments, **uids, **_ABOUT)
+    except (ValueError, TypeError, AttributeError) as e:
+        raise InputError(f"{id}: no DICOM SEG can refer to its slices ({printable(str(e))}); use export nifti") from None
     segmentation.SpecificCharacterSet = "ISO_IR 192"  # UTF-8: names of classes may be in any script
     return segmentation
 

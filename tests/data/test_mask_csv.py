@@ -104,3 +104,9 @@ def test_a_line_without_end_is_told_before_the_memory_is_full(tmp_path, start, s
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
     assert peak < 100e6
+
+
+def test_a_name_that_no_file_can_have_is_told_in_a_short_line(tmp_path):
+    (tmp_path/"y.csv").write_text(f",{'9'*5000}\nPixel 0,0\n")
+    with pytest.raises(InputError, match="more than 255 characters") as e: read_masks(tmp_path/"y.csv")
+    assert len(str(e.value)) < 300

@@ -38,6 +38,10 @@ def damaged(**changes) -> dict:
 
 @pytest.mark.parametrize("metrics, says", [
     ([1], "not the metrics of a run"),
+    ({"held out": {"intervals": {"argmax": "x"}}}, "held out.intervals.argmax"),
+    ({"held out": {"intervals": {"argmax": [0.2, 0.4, 0.6]}}}, "held out.intervals.argmax"),
+    ({"held out": {"intervals": [0.2, 0.4]}}, "held out.intervals"),
+    ({"held out": {"slices": -1}}, "held out.slices"),
     ({"rule": None}, "the decision rule is damaged"),
     ({"rule": {"thresold": 0.5}}, "the decision rule is damaged"),
     ({"rule": {"threshold": "0.5"}}, "threshold = '0.5'"),

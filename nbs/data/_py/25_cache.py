@@ -18,6 +18,7 @@
 import contextlib
 import hashlib
 import re
+import struct
 import time
 import warnings
 from collections.abc import Callable
@@ -161,7 +162,7 @@ def cached_array(
     try:
         with atomic_path(file) as tmp:
             np.savez(tmp, array=array)
-    except (OSError, InputError) as e:
+    except (OSError, InputError, struct.error) as e:  # the last: what lies there is no file
         warnings.warn(f"reading will not be faster next time: {e}")
     return array
 

@@ -204,6 +204,7 @@ def open_csv(path: Path):
 # %%
 #| export
 MAX_LINE = 1 << 24  # bytes, room for millions of images
+MAX_NAME = 255  # characters, as many as a file's name may have
 
 def _first_line(f, path: Path) -> bytes:
     "The first line of an open table; `InputError` if it does not end, or ends as only old Macs write it."
@@ -249,6 +250,9 @@ def read_header(path: Path) -> list[str]:
         raise InputError(f"{path}: the first line names no images; expected ',0.png,1.png,…'")
     if names[0].startswith("Pixel"):
         raise InputError(f"{path}: a row is an image, expected a column; turn the table (pandas: df.T)")
+    if max(map(len, names)) > MAX_NAME:
+        raise InputError(f"{path}: the first line holds a name of more than {MAX_NAME} characters, "
+                         "which no file can have; write it again")
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
         raise InputError(f"{path}: column {twice[0]} is there twice; each image has one column")

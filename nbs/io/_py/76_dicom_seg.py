@@ -16,7 +16,7 @@ import numpy as np
 
 from ctseg import __version__
 from ctseg.core.anatomy import ClassMap
-from ctseg.core.files import InputError, atomic_path
+from ctseg.core.files import InputError, atomic_path, printable
 from ctseg.data.annotations import read_classes
 from ctseg.io.dicom import Series, find_series
 from ctseg.io.index import predicted_volumes
@@ -157,7 +157,10 @@ def make_segmentation(
     sources = [result_header(header, id, keep_patient) for header in headers]
     frames = number[labels].transpose(2, 1, 0)
     uids = {"series_instance_uid": hd.UID(), "sop_instance_uid": hd.UID()}
-    segmentation = hd.seg.Segmentation(sources, frames, "BINARY", segments, **uids, **_ABOUT)
+    try:
+        segmentation = hd.seg.Segmentation(sources, frames, "BINARY", segments, **uids, **_ABOUT)
+    except (ValueError, TypeError, AttributeError) as e:
+        raise InputError(f"{id}: no DICOM SEG can refer to its slices ({printable(str(e))}); use export nifti") from None
     segmentation.SpecificCharacterSet = "ISO_IR 192"  # UTF-8: names of classes may be in any script
     return segmentation
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from ctseg.core.anatomy import ClassMap
 from ctseg.core.files import InputError, read_json
-from ctseg.core.schema import fields, fit_schema, listed, maybe, number, short, text
+from ctseg.core.schema import fields, fit_schema, listed, mapped, maybe, number, short, text
 from ctseg.inference.expected_dice import ExpectedDice
 from ctseg.inference.rule import Rule, read_rule
 from ctseg.runs.folder import Run, read_spec
@@ -213,7 +213,12 @@ class SavedMetrics:
     calibration: SavedCalibration | None = None
     facts: dict[str, Any] = field(default_factory=dict)  # the whole file
 
+HELD_OUT = fields({}, {
+    "slices": number(0, whole=True), "groups": number(0, whole=True), "level": number(0, 1),
+    "intervals": mapped(listed(maybe(number(0, 1)), 2)),
+})
 METRICS = fields({}, {
+    "held out": maybe(HELD_OUT),
     "phases": listed(text), "epochs": number(0, whole=True),
     "dice held out, argmax": maybe(number(0, 1)), "dice held out, chosen rule": maybe(number(0, 1)),
 })

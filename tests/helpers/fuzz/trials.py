@@ -49,6 +49,7 @@ FIT = ("--out", "new", *SETTINGS, "--set=epochs=1", "--recipe", "original-attune
 def of(run): return tuple(f"{run}/{name}" for name in IN_RUN)
 
 
+PARTS = ("new.parts",)  # where a stopped import says that it keeps what it has cut
 TARGETS = [
     Target("check", ("check", "data"), ("data",), (*IN_DATA, "data/test-images/1.png", "data/y_test.csv.gz")),
     Target("check cache", ("check", "data"), ("data", "cache"), ("cache/*", "cache/*/*")),
@@ -154,21 +155,24 @@ TARGETS = [
         ("import", "nifti", "nifti", "new", "--classes", "nifti/class_names.json", "--key", "key.csv"),
         ("nifti",),
         ("nifti/*.json", "nifti/images/a.nii.gz", "nifti/labels/b.nii"),
+        PARTS,
     ),
     Target(
-        "import dicom", ("import", "dicom", "dicom", "new", "--key", "key.csv"), ("dicom",), ("dicom/one/*",)
+        "import dicom", ("import", "dicom", "dicom", "new", "--key", "key.csv"), ("dicom",), ("dicom/one/*",), PARTS
     ),
     Target(
         "import openkbp",
         ("import", "openkbp", "openkbp", "new"),
         ("openkbp",),
         ("openkbp/provided-data/*/*/*",),
+        PARTS,
     ),
     Target(
         "import totalsegmentator",
         ("import", "totalsegmentator", "total", "new", "--classes", "total/names.json"),
         ("total",),
         ("total/meta.csv", "total/names.json", "total/s0001/*", "total/s0001/segmentations/*"),
+        PARTS,
     ),
     Target(
         "export nifti",
