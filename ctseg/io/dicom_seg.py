@@ -101,7 +101,8 @@ def make_segmentation(
     try:
         segmentation = hd.seg.Segmentation(sources, frames, "BINARY", segments, **uids, **_ABOUT)
     except (ValueError, TypeError, AttributeError) as e:
-        raise InputError(f"{id}: no DICOM SEG can refer to its slices ({printable(str(e))}); use export nifti") from None
+        problem = f"no DICOM SEG can refer to its slices ({printable(str(e))})"
+        raise InputError(f"{id}: {problem}; use export nifti") from None
     segmentation.SpecificCharacterSet = "ISO_IR 192"  # UTF-8: names of classes may be in any script
     return segmentation
 
