@@ -524,3 +524,10 @@ def test_a_finished_run_tells_its_rules_in_words(tmp_path):
         and all(r.startswith(("rule: argmax", "rule: threshold")) for r in rules)
         and "usual" not in said
     )
+
+
+def test_facts_that_a_file_names_cannot_steer_the_terminal(capsys):
+    from ctseg.cli.console import print_facts
+    print_facts({"passed over": {"\x1b[31m": 1}, "a\nb": [{"\x07": "\x1b"}], "läsion": "größer"})
+    lines = capsys.readouterr().out.splitlines()
+    assert all(map(str.isprintable, lines)) and len(lines) == 5 and lines[-1] == "läsion: größer"

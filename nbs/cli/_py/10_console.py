@@ -135,7 +135,8 @@ def shown(value) -> str:
 
 def print_facts(facts: dict, indent: str = "") -> None:
     "Print a line a fact; nested facts, and those of each item of a list, are indented."
-    for name, value in facts.items():
+    for key, value in facts.items():
+        name = printable(str(key))  # of a file's content, as values are
         items = isinstance(value, list) and bool(value) and all(isinstance(x, dict) for x in value)
         nested = {f"{name} {i}": x for i, x in enumerate(value)} if items else {}
         if isinstance(value, dict):
