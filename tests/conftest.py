@@ -5,6 +5,7 @@ import os
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("CTSEG_CPU_PRECISION", "fp32")  # the same numbers on every processor
 
 from hypothesis import settings
 

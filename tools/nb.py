@@ -17,6 +17,7 @@ from textwrap import TextWrapper
 
 # the networks here are tiny, and outputs do not depend on the number of cores
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("CTSEG_CPU_PRECISION", "fp32")  # the same numbers on every processor
 
 import matplotlib
 import nbdev.maker

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 # %% ../../nbs/recipes/20_fit.ipynb #1f12a6e2
-from ..core.device import DevicePlan, pick_device
+from ..core.device import DevicePlan, pick_device, plan_training
 from ..core.files import InputError, atomic_path, write_json
 from ..core.parallel import agree, main_first, on_main, rank, world
 from ..core.registry import Plugin, load_plugin
@@ -138,7 +138,7 @@ def finish(job: Job) -> None:
     each = job.in_time("while the decision rule was chosen; all phases are trained", together=False)
     batch_size = min(16, max(1, job.schedule.batch_size//job.pieces))  # what training had room for
     rules = {"argmax": Rule()}
-    predictor = load_predictor(job.run.folder, job.plan) if len(job.holdout) else None
+    predictor = load_predictor(job.run.folder, str(job.device)) if len(job.holdout) else None
     if tune and predictor:
         rule, scores = choose_rule(predictor, job.holdout, each=each, batch_size=batch_size)
         facts["dice held out, argmax"] = scores[Rule()]  # both at the images' own size
@@ -147,7 +147,8 @@ def finish(job: Job) -> None:
     if predictor:
         facts["held out"] = held_out_facts(predictor, job.holdout, rules, each, batch_size)
     if len(np.unique(job.holdout.groups)) > 1:
-        facts["calibration"] = calibrate_run(job.run, job.holdout, job.plan, tune, each, batch_size)
+        facts["calibration"] = calibrate_run(
+            job.run, job.holdout, predictor.plan, tune, each, batch_size)
     save_curves(job.run)
     write_card(job.run, facts)
     write_json(facts | {"rule": asdict(rule)}, job.run/"metrics.json")
@@ -228,7 +229,7 @@ def tell_of_groups(job: Job, data: Any) -> None:
 def announce(job: Job, source: str, earlier: Iterable[str] = ()) -> None:
     "Say on which device a run trains, from which weights an encoder starts, and what comes from earlier runs."
     if rank(): return
-    lines = [f"training on {job.where}"]  # a forgotten GPU is better seen now
+    lines = [f"training on {job.where}: {job.recipe.model.name}"]  # a forgotten GPU is better seen now
     if source: lines.append(f"the encoder starts from {source}")
     for line in [*lines, *earlier]:
         print(line, file=sys.stderr, flush=True)
@@ -273,7 +274,9 @@ def make_job(
     plan: DevicePlan, deadline: Deadline, progress: bool,
 ) -> tuple[Job, Earlier, dict]: # the job, what it takes from earlier runs, what recipe.json says of both
     "The job of a fit."
-    recipe, facts = main_first(lambda: settled(recipe, run, slices.images.shape[1:]))
+    shape = slices.images.shape[1:]
+    recipe, facts = main_first(lambda: settled(recipe, run, shape))
+    plan = plan_training(plan, recipe.compute.precision, recipe.data.image_size or max(shape))
     earlier = earlier_runs(more.init, more.teacher, recipe, slices.classes, plan)
     options = earlier.options(deadline, as_watchers(more.callbacks, run.folder))
     room = read_size(more.memory) if more.memory else None

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SMALLEST', 'working_size', 'with_size', 'with_fallback', 'replaceable', 'fallback_of',
-           'network_at_hand', 'settled']
+           'too_small', 'network_at_hand', 'settled']
 
 # %% ../../nbs/runs/28_network.ipynb #0705034f
 import warnings
@@ -52,6 +52,17 @@ def fallback_of(recipe: Recipe) -> str:
     "The network for that case; \"\": none."
     return recipe.model.fallback if isinstance(recipe.model, EncoderSettings) else ""
 
+# %% ../../nbs/runs/28_network.ipynb #279aa671
+def too_small(
+    recipe: Recipe,
+    shape: Sequence[int], # height and width of the images
+) -> str: # "": no
+    "Why the recipe's encoder is left to its fallback: the images, or what the network sees of them, are small."
+    least = recipe.model.from_size if fallback_of(recipe) else 0
+    size = min(max(shape), working_size(recipe, shape) or max(shape))
+    if size >= least: return ""
+    return f"{fallback_of(recipe)} is trained: a pretrained encoder pays from {least} pixels on, these have {size}"
+
 # %% ../../nbs/runs/28_network.ipynb #60adc5ed
 def network_at_hand(recipe: Recipe) -> tuple[Recipe, str]:
     "The recipe with a network that can be built here; and, if it is not the recipe's own, a line that tells why."
@@ -66,16 +77,20 @@ def settled(
     run: Run, # may have been started already
     shape: Sequence[int], # height and width of the images
 ) -> tuple[Recipe, dict[str, str]]: # and what `recipe.json` is to say of a network that was replaced
-    "The recipe with everything decided: which network, and at which size it works. Another network is warned of."
+    "The recipe with everything decided: which network, and at which size it works. Missing weights are warned of."
     path = run/"recipe.json"
     if not path.exists():
-        recipe, told = network_at_hand(recipe)
-        if told: warnings.warn(told)
+        told = too_small(recipe, shape)
+        if told:
+            recipe = with_fallback(recipe)
+        else:
+            recipe, told = network_at_hand(recipe)
+            if told: warnings.warn(told)
         return with_size(recipe, working_size(recipe, shape)), {"replaced": told} if told else {}
     with warnings.catch_warnings():  # whoever continues the run warns of another plugin
         warnings.simplefilter("ignore")
         started = read_spec(path)["recipe"]
-    if replaceable(recipe) and started.model.name == fallback_of(recipe):
+    if started.model.name == fallback_of(recipe):
         recipe = with_fallback(recipe)
     size = recipe.data.image_size if recipe.data.image_size >= 0 else started.data.image_size
     return with_size(recipe, size), {}

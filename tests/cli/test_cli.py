@@ -33,7 +33,7 @@ def test_the_installed_command():
 def run(tmp_path_factory):
     out = tmp_path_factory.mktemp("runs")/"a"
     code, _, err = ctseg("fit", SAMPLE, "--out", out, *TINY)
-    assert code == 0 and re.search(r"^training on (cpu|cuda:0) \(.+\), \w+$", err, re.M), err
+    assert code == 0 and re.search(r"^training on (cpu|cuda:0) \(.+\), \w+: \w+$", err, re.M), err
     return out
 
 

