@@ -79,6 +79,7 @@ def one(task):
     from ctseg.runs.recipe import apply_settings
     from ctseg.recipes.fit import fit
     from ctseg.recipes.table import get_recipe
+    from ctseg.prediction.saved import run_spec
     from ctseg.runs.job import Job
     target = RESULTS/table/f"{name}-s{seed}.npz"
     if target.exists(): return f"have {target.name}"
@@ -88,8 +89,9 @@ def one(task):
     if name.startswith("full-"): train = fully_annotated(train, data)
     run = fit(train, r, Path(runs)/table/f"{name}-s{seed}", seed, resume=True, device="auto", progress=False)
     seconds, processor = time.monotonic() - start, time.process_time() - processor
-    # not in the training's bf16, which a processor without it would have to emulate
-    predictor = load_predictor(run.folder, pick_device("auto"))
+    # in one precision, whatever the processor has
+    predictor = load_predictor(run.folder, pick_device("auto", "fp32"))
+    r = run_spec(run)["recipe"]  # with what was decided when it started
     rules = candidates(predictor, Job(r, train, run, predictor.plan, seed).holdout)
     masks = predict_masks(predictor, test.images, list(rules.values()))
     C = len(test.classes)
@@ -387,6 +389,13 @@ ABLATION = [
     ("max-confidence", "seed-teacher-student", OURS + ("confidence=max", "precision=bf16")),
 ]
 
+# What helped alone, added to the default one after the other; 100 annotated slices.
+TOGETHER = [
+    ("mirror", ("mirror=horizontal",)),
+    ("mirror-rare", ("mirror=horizontal", "rare_power=0.5")),
+    ("mirror-rare-strong", ("mirror=horizontal", "rare_power=0.5", "augment=strong")),
+]
+
 # Decoders over the same pretrained encoder, 100 annotated slices enlarged to 128, each for as long as the
 # light U-Net: epochs out of the measured cost of a step.
 LITE = ("image_size=128", "frozen_levels=2", "batch_size=8", "precision=fp32", "labelled=100")
@@ -402,6 +411,10 @@ DECODERS = [
 LARGE = ("image_size=192", "epochs=20", "batch_size=8", "precision=bf16")
 
 TABLES = {
+    "together": [
+        (name, "ctseg", BASE + ("labelled=100", "epochs=120", "precision=fp32") + extra)
+        for name, extra in TOGETHER
+    ],
     "large": [
         ("attunet", "marginal-log", ("width=16", *LARGE)),
         ("lite0", "marginal-log", ("model=unet:tf_efficientnet_lite0", "light=yes", "frozen_levels=2", *LARGE)),

@@ -1,4 +1,6 @@
 "The demo's choices: which network, which slices are shown; and how many threads a command takes."
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -61,6 +63,10 @@ def test_predictions_are_named_and_nothing_is_clipped():
         if not t.get_text(): continue
         b = t.get_window_extent()
         assert b.x0 >= box.x0 and b.x1 <= box.x1 and b.y0 >= box.y0 and b.y1 <= box.y1, t
+    plt.close(fig)
+    nobody = replace(slices, masks=0*slices.masks, known=np.zeros((3, 2), bool))  # as the test slices of a challenge are
+    fig = demo.plot_predictions(nobody, slices.masks, rows=1)
+    assert [ax.get_title() for ax in fig.axes] == ["image", "prediction"]
     plt.close(fig)
 
 

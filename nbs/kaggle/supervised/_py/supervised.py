@@ -74,8 +74,7 @@ import numpy as np
 import pandas as pd
 from ctseg.core.style import STATE_COLOURS, overlay
 from ctseg.data.challenge import check_submission, read_challenge
-from ctseg.data.images import read_images
-from ctseg.demo import name_colours
+from ctseg.demo import plot_predictions
 from ctseg.kaggle import carry_on, find_challenge, train
 from ctseg.metrics.evaluate import evaluate_files
 from ctseg.prediction.predictor import load_predictor, predict_masks
@@ -125,12 +124,7 @@ plt.show()
 # %%
 chosen = apply_settings(get_recipe(recipe), settings)
 print(chosen.about)
-print(
-    {
-        k: chosen.value(k)
-        for k in ("method", "model", "width", "loss", "epochs", "batch_size", "lr", "image_size")
-    }
-)
+print({k: chosen.value(k) for k in ("method", "loss", "width", "epochs", "batch_size", "lr", "image_size")})
 run = carry_on("supervised")
 finished = train(data, run, recipe, settings, seed, 3600*hours - (time.monotonic() - start), processes)
 print("finished" if finished else "not finished: attach this output to the next session and run again")
@@ -150,9 +144,9 @@ if (run/"history.csv").exists():
 
 # %%
 if finished:
-    names, images = read_images(data/"test-images")
-    masks = predict_masks(load_predictor(run), images)
-    write_submission(masks, names, "submission.csv")
+    test = read_challenge(data, "test")
+    masks = predict_masks(load_predictor(run), test.images)
+    write_submission(masks, test.names, "submission.csv")
     print(check_submission("submission.csv", data))
     # the challenge keeps it; a phantom and your own data may have one
     truth = next(data.glob("y_test.csv*"), None)
@@ -160,23 +154,12 @@ if finished:
         print(f"Dice on the test slices: {evaluate_files(truth, 'submission.csv')['facts']['dice']:.3f}")
 
 # %% [markdown]
-# Look at what will be uploaded: image, prediction and, where there is one, the truth. Even without it a picture shows coarse mistakes: organs on the wrong side, islands, whole slices left empty.
+# Look at what will be uploaded: image, truth where there is one, and prediction. Even without it a picture shows coarse mistakes: organs on the wrong side, islands, whole slices left empty.
 
 # %%
 if finished:
-    order = np.argsort([-(m > 0).sum() for m in masks])[:3]
-    rows = {"prediction": masks}
-    if truth: rows["truth"] = read_challenge(data, "test").masks
-    fig, axes = plt.subplots(1 + len(rows), 3, figsize=(8, 2.7*len(rows) + 3.3), layout="constrained")
-    for column, n in zip(axes.T, order):
-        column[0].imshow(images[n], cmap="gray")
-        column[0].set_title(names[n])
-        for ax, (who, drawn) in zip(column[1:], rows.items()):
-            ax.imshow(overlay(images[n], drawn[n], slices.classes))
-            ax.set_title(who)
-        for ax in column: ax.axis("off")
-    drawn = np.unique([some[order] for some in rows.values()])
-    name_colours(fig, slices.classes, drawn[drawn > 0])
+    order = np.argsort([-(m > 0).sum() for m in masks])
+    plot_predictions(test, masks, order, rows=3)
     plt.show()
 
 # %% [markdown]
