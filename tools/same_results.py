@@ -59,10 +59,11 @@ NOT_A_RESULT = {"version", "versions", "time", "times", "seconds", "date", "held
 
 
 def ctseg(*args) -> subprocess.CompletedProcess:
-    "The command of this working tree, in one thread."
-    threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    "The command of this working tree, in one thread and in float32."
+    same = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1",
+            "CTSEG_CPU_PRECISION": "fp32"}
     command = [sys.executable, "-m", "ctseg", *map(str, args)]
-    return subprocess.run(command, cwd=ROOT, env=os.environ | threads, capture_output=True, text=True)
+    return subprocess.run(command, cwd=ROOT, env=os.environ | same, capture_output=True, text=True)
 
 
 def ctseg_or_stop(*args):
