@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['RUNS', 'SUBMISSION', 'VIEWS', 'STORE', 'SURENESS', 'RULE', 'THRESHOLD', 'GATE', 'TUNE',
-           'CALIBRATED', 'ENGINE', 'TUNED_BY', 'SPLIT', 'PAGE', 'COMPARED', 'SHOWN', 'MOST',
-           'predict', 'comparison_line', 'check_shown', 'report']
+           'CALIBRATED', 'TUNED_BY', 'SPLIT', 'PAGE', 'COMPARED', 'SHOWN', 'MOST', 'predict',
+           'comparison_line', 'check_shown', 'report']
 
 # %% ../../nbs/cli/40_prediction.ipynb #2c096a5c
 from pathlib import Path
@@ -14,7 +14,8 @@ from typing import Annotated, Optional
 import typer
 
 from .console import app, memory_errors, print_facts
-from .options import Annotations, BatchSize, Device, Plugins, Precision, device_plan, load_plugins
+from .options import (
+    Annotations, BatchSize, Device, Engine, Plugins, Precision, device_plan, load_plugins)
 from ..core.files import InputError
 
 # %% ../../nbs/cli/40_prediction.ipynb #adb00716
@@ -43,9 +44,6 @@ CALIBRATED = typer.Option(
     help="divide logits by the runs' temperatures; "
          "a run has one if it held out at least two patients or groups",
 )
-ENGINE = typer.Option(
-    help="what computes: torch, openvino, onnx, or auto: the faster of torch and openvino, measured",
-)
 TUNED_BY = typer.Option(help="of --tune: json, all or present, as in `ctseg fit`")
 
 # %% ../../nbs/cli/40_prediction.ipynb #f7f8ce3c
@@ -66,7 +64,7 @@ def predict(
     batch_size: BatchSize = 16,
     annotated: Annotated[str, TUNED_BY] = "json",
     precision: Precision = None,
-    engine: Annotated[str, ENGINE] = "torch",
+    engine: Engine = "torch",
     plugin: Plugins = [],
 ):
     "Write the submission for a folder of images."

@@ -106,6 +106,7 @@ class SegmentOptions:
     device: str = "auto"
     batch_size: int = 16                          # slices at a time
     views: int = 1                                # of each slice, averaged, see `tta_views`
+    engine: str = "torch"                         # what computes: torch, openvino, onnx or auto
     progress: bool = False                        # show a bar in a terminal
     pictures: int = 100                           # scans with a picture on the page
 
@@ -392,7 +393,8 @@ def write_summary(result: Segmented, classes: ClassMap):
 def _prepared(runs, options: SegmentOptions) -> Predictor:
     "The predictor of some runs; one that is loaded already as it is."
     if isinstance(runs, Predictor): return runs
-    return prepare(runs, None if options.device == "auto" else options.device, options.views)
+    predictor = prepare(runs, None if options.device == "auto" else options.device, options.views)
+    return predictor.by_engine(options.engine)
 
 def _about(predictor: Predictor, slicing: Slicing) -> dict:
     "What made the results."

@@ -98,6 +98,19 @@ def test_the_same_voxels_as_import_predict_export(clinic, tmp_path):
         assert np.array_equal(draw_region(series, region).mask, short[region.name])
 
 
+def test_another_engine_draws_the_same(clinic, tmp_path):
+    pytest.importorskip("openvino")
+    pytest.importorskip("onnx")
+    drawn = []
+    for engine in ("torch", "openvino"):
+        segment(clinic/"run", clinic/"nii"/"p1.nii.gz", tmp_path/engine, device="cpu", engine=engine)
+        drawn.append(np.asarray(nib.load(next((tmp_path/engine).glob("*.nii.gz"))).dataobj))
+    assert (drawn[0] == drawn[1]).mean() > .999 and drawn[0].any()
+    with pytest.raises(InputError, match="openvino"):  # the nearest name
+        segment(clinic/"run", clinic/"nii"/"p1.nii.gz", tmp_path/"no", device="cpu", engine="openvin")
+    assert not (tmp_path/"no").exists()
+
+
 def test_the_command_goes_on_where_a_scan_is_broken(clinic, tmp_path):
     code, out, err = ctseg(
         "segment",

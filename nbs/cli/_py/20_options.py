@@ -27,6 +27,10 @@ Precision = Annotated[
     Optional[str],
     typer.Option(help="fp32, fp16, bf16, or auto for the device's own; left out: as the runs were trained"),
 ]
+Engine = Annotated[
+    str,
+    typer.Option(help="what computes: torch, openvino, onnx, or auto: the faster of the first two, measured"),
+]
 BatchSize = Annotated[int, typer.Option(min=1, help="images at a time")]
 Annotations = Annotated[
     str,

@@ -16,7 +16,8 @@ from typing import Annotated, Optional
 import typer
 
 from ctseg.cli.console import app, memory_errors, print_facts
-from ctseg.cli.options import Annotations, BatchSize, Device, Plugins, Precision, device_plan, load_plugins
+from ctseg.cli.options import (
+    Annotations, BatchSize, Device, Engine, Plugins, Precision, device_plan, load_plugins)
 from ctseg.core.files import InputError
 
 # %%
@@ -56,9 +57,6 @@ CALIBRATED = typer.Option(
     help="divide logits by the runs' temperatures; "
          "a run has one if it held out at least two patients or groups",
 )
-ENGINE = typer.Option(
-    help="what computes: torch, openvino, onnx, or auto: the faster of torch and openvino, measured",
-)
 TUNED_BY = typer.Option(help="of --tune: json, all or present, as in `ctseg fit`")
 
 # %%
@@ -85,7 +83,7 @@ def predict(
     batch_size: BatchSize = 16,
     annotated: Annotated[str, TUNED_BY] = "json",
     precision: Precision = None,
-    engine: Annotated[str, ENGINE] = "torch",
+    engine: Engine = "torch",
     plugin: Plugins = [],
 ):
     "Write the submission for a folder of images."

@@ -17,7 +17,7 @@ from typing import Annotated, Optional
 import typer
 
 from ctseg.cli.console import app, memory_errors
-from ctseg.cli.options import BatchSize, Device, Plugins, load_plugins
+from ctseg.cli.options import BatchSize, Device, Engine, Plugins, load_plugins
 from ctseg.core.files import InputError
 
 # %%
@@ -137,12 +137,13 @@ def segment(
     tta: Annotated[int, SCAN_VIEWS] = 1,
     device: Device = "auto",
     batch_size: BatchSize = 16,
+    engine: Engine = "torch",
     plugin: Plugins = [],
 ):
     "Segment scans: DICOM or NIfTI in; SEG, RTSTRUCT or NIfTI out. Exit status 3: some scans could not be segmented."
     runs, scans = runs_and_scans(runs_then_scans)
     cut = dict(gaps=gaps, window=window, size=size, spacing=spacing_of(spacing))
-    how = dict(keep_patient=keep_patient, device=device, batch_size=batch_size, views=tta)
+    how = dict(keep_patient=keep_patient, device=device, batch_size=batch_size, views=tta, engine=engine)
     load_plugins(plugin)
     from ctseg.segmentation import segment
     with memory_errors():
