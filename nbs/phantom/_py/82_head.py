@@ -45,7 +45,8 @@ BEFORE = [*LIMBS, *VESSELS, *MUSCLES, *SKELETON]
 # %% [markdown]
 # ## Skull and brain
 #
-# Brain and face are classes; the skull is not. The *face* of the data set is a coarse cushion over the front of the head. The skull is a shell cut by a slanted base.
+# Brain and face are classes; the skull is not. In the challenge's data the class *face* is a coarse cushion over the front of the head, so it is one here. The skull is a shell
+# cut by a slanted base.
 
 # %%
 #| export
