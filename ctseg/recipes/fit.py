@@ -189,7 +189,7 @@ class FitOptions:
     callbacks: Iterable[Callback] = ()   # called after each epoch, see `as_watchers`
     init: str | Path | Run = ""          # a run to start from the weights of, by class name; empty: none
     teacher: str | Path | Run = ""       # a run that fills in what it knows and nobody examined; empty: none
-    memory: str = ""                     # so much of the slices may be brought to the device, e.g. "4GB"
+    memory: str = ""                     # most memory of the device for slices, e.g. "4GB"
 
     def deadline(self) -> Deadline:
         "When to stop."
