@@ -68,7 +68,7 @@ def check_seal(path: str | Path) -> None:
     "Raise an `InputError` for a safetensors file whose content does not match its checksum."
     with open(path, "rb") as f:
         length = int.from_bytes(f.read(8), "little")
-        if length > 100 << 20: return  # not a safetensors file: its reader tells
+        if length > 100 << 20: return  # not a safetensors file: no seal
         try:
             entries = json.loads(f.read(length))
             note = entries.pop("__metadata__", {}).get(SEAL)
