@@ -38,6 +38,9 @@ plt.rcParams.update({"figure.dpi": 90, "font.size": 8})
 
 
 # %% [markdown]
+# This page adds the chest. Like every region it is a function that yields [organs](40_body.ipynb): a label, the paint, the shapes, and how much they vary. The pictures after
+# each section show the new classes in colour.
+#
 # ## Lungs
 #
 # Lungs fill the cavity above the diaphragm. Everything else in the chest is painted over them, so the notches for heart and vessels come by themselves. A tree of vessels

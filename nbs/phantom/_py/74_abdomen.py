@@ -40,6 +40,8 @@ set_matplotlib_formats("jpeg", pil_kwargs=dict(quality=80))
 plt.rcParams.update({"figure.dpi": 90, "font.size": 8})
 
 # %% [markdown]
+# The abdomen has most of the small and difficult classes, in three regions: the upper belly, the bowel, and what lies behind and below it.
+#
 # ## Upper belly
 #
 # The liver is a few balls melted together, cut by the diaphragm and the belly wall, with veins that show once contrast arrives. Gallbladder, kidney and stomach press

@@ -48,6 +48,8 @@ plt.rcParams.update({"figure.dpi": 90, "font.size": 8})
 BEFORE = [*LIMBS, *CHEST, *ABDOMEN, *VESSELS, *MUSCLES]
 
 # %% [markdown]
+# Bones are painted after the soft organs. Ribs and vertebrae follow curves of the body, so rules make them; the shapes of the other bones come from a file.
+#
 # ## Rib cage
 #
 # A rib follows the outline of the cavity from its vertebra round to the front, and falls by ten centimetres or so on the way. So an axial slice cuts several ribs, each as
