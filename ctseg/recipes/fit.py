@@ -117,7 +117,7 @@ def held_out_facts(
     predictor: Predictor,
     held_out: SliceSet, # what the run held out
     rules: dict[str, Rule],
-    each: Each | None = None, # goes through the batches, and may stop; None: simply
+    each: Each | None = None, # goes through the batches, and may stop; None: all in order
     batch_size: int = 16,
 ) -> dict[str, Any]: # slices, groups, level, and the interval of each rule's Dice by its name
     "On how many held-out slices and patients a run's scores stand, and their intervals."
