@@ -29,7 +29,7 @@ from ..core.threads import set_threads
 
 # %% ../../nbs/cli/10_console.ipynb #c32e4215
 class WholeHelp(TyperGroup):
-    "Commands of which the help tells the whole first paragraph."
+    "A group of commands whose help shows the whole first paragraph of each."
 
     def format_commands(self, ctx, formatter) -> None:
         "Write the list of commands; a long text goes on in the next line."
@@ -139,7 +139,7 @@ UsageError = typer.BadParameter.__base__  # typer brings a click of its own, old
 
 
 def value_of(option: str, words: list[str]) -> str:
-    "What stands after `option` (or after its =) on the command line; VALUE where nothing does."
+    "The word after `option` (or after its =) on the command line; VALUE if there is none."
     for word, after in zip(words, [*words[1:], ""]):
         if word == option and after and not after.startswith("--"):
             return after

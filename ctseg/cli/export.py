@@ -35,7 +35,7 @@ KEEP_PATIENT = typer.Option(
 ON_VOLUMES = ("nifti", "dicom-seg", "rtstruct")
 
 def check_export(kind: str, masks: Optional[Path], source: Optional[Path], only_rle: dict) -> None:
-    "`InputError` for a kind that there is not, and for options that are missing or belong to another kind."
+    "`InputError` for an unknown kind, and for options that are missing or belong to another kind."
     if kind not in EXPORTS:
         raise did_you_mean("kind of export", kind, EXPORTS)
     if kind == "rle": return

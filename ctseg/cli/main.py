@@ -59,7 +59,7 @@ def failure(error: Exception) -> int:
     elif isinstance(error, InputError):
         if not getattr(error, "told", False):
             tell(f"ctseg: {error}", always=True)
-    elif isinstance(error, OSError):  # a disk or a file that nothing nearer has told of
+    elif isinstance(error, OSError):  # a disk or a file, of which nothing has been told yet
         where = f"{error.filename}: " if error.filename else ""
         tell(printable(f"ctseg: {where}{error.strerror or error}"), always=True)
     elif lost_process(error):
@@ -98,7 +98,7 @@ def run_command() -> int:
 
 # %% ../../nbs/cli/90_main.ipynb #a719e5cc
 def main() -> None:
-    "The console script: `app`, with mistakes told in one line and exit status 2."
+    "The console script: carry out the command; tell a mistake in one line, with exit status 2."
     if not SPEAKS:
         warnings.simplefilter("ignore")
     write_any_letter()

@@ -32,9 +32,9 @@ SURENESS = typer.Option(
          "and the uncertain share of its edge (.csv)",
 )
 RULE = typer.Option(help="saved: the one chosen in training; argmax: none, the most probable class")
-THRESHOLD = typer.Option(help="least probability of a foreground pixel, instead of the chosen rule's")
+THRESHOLD = typer.Option(help="lowest probability of a foreground pixel, instead of the chosen rule's")
 GATE = typer.Option(
-    help="least peak probability of a class on an image, instead of the chosen rule's, if it has one",
+    help="lowest peak probability of a class that is drawn on an image, instead of the chosen rule's",
 )
 TUNE = typer.Option(
     help="the folder the runs were trained on: choose one rule for all of them on the slices they held out",

@@ -64,7 +64,7 @@ def spacing_of(text: Optional[str]):
 
 # %% ../../nbs/cli/45_segment.ipynb #28da702a
 def print_results(result) -> None:
-    "Print a line a scan, what was passed over, what is to be known, and what failed."
+    "Print a line for each scan, then what was passed over, notes, and what failed."
     for scan in result.done:
         present = sum(row["slices"] > 0 for row in scan.rows)
         files = ", ".join(scan.files) or "no file, since nothing was found"

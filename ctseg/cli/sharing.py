@@ -16,8 +16,8 @@ from .console import app
 # %% ../../nbs/cli/45_sharing.ipynb #3ec58152
 SHARED_RUN = typer.Argument(help="a finished run folder")
 REPOSITORY = typer.Argument(help="where on the hub: owner/name")
-PUBLIC = typer.Option("--public", help="everybody may see it, if it is new; else only its owner")
-MESSAGE = typer.Option(help="of the commit")
+PUBLIC = typer.Option("--public", help="everybody may see it, if it is new; left out: only its owner")
+MESSAGE = typer.Option(help="message of the commit on the hub")
 
 
 @app.command()

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['OPTIONS', 'RUN_FOLDER', 'RECIPE', 'SETTING', 'RESUME', 'TIME_LIMIT', 'SEED', 'INIT', 'TEACHER',
-           'SAVED', 'MEMORY', 'LOG', 'SAMPLE', 'ONE_RECIPE', 'PLAIN', 'refuse_options',
-           'in_words', 'tell_result', 'fit', 'demo', 'setting_line', 'recipes', 'models',
+           'SAVED', 'MEMORY', 'LOG', 'SAMPLE', 'ONE_RECIPE', 'PLAIN', 'in_words',
+           'refuse_options', 'tell_result', 'fit', 'demo', 'setting_line', 'recipes', 'models',
            'doctor']
 
 # %% ../../nbs/cli/30_training.ipynb #3bf5cc23
@@ -20,19 +20,6 @@ from .console import SPEAKS, app, choose_threads, print_facts
 from .options import Annotations, Device, Folder, Plugins, load_plugins
 from ..core.files import InputError
 
-# %% ../../nbs/cli/30_training.ipynb #7cb67915
-OPTIONS = ("seed", "device", "recipe", "out", "time_limit", "annotated", "plugin", "log", "init", "teacher",
-           "memory")
-
-
-def refuse_options(settings: list[str]) -> None:
-    "`InputError` for a setting KEY=VALUE that is no setting of the recipe but an option of the command."
-    for text in settings:
-        key, _, value = text.partition("=")
-        if key in OPTIONS:
-            option = f"--{key.replace('_', '-')} {value}"
-            raise InputError(f"--set {text}: not a field of the recipe but an option; give {option}")
-
 # %% ../../nbs/cli/30_training.ipynb #b85d76d1
 def in_words(facts: dict) -> dict:
     "The facts of a run with its decision rule as a text."
@@ -46,19 +33,32 @@ def in_words(facts: dict) -> dict:
     return told
 
 # %% ../../nbs/cli/30_training.ipynb #2cb3f713
+OPTIONS = ("seed", "device", "recipe", "out", "time_limit", "annotated", "plugin", "log", "init", "teacher",
+           "memory")
+
+
+def refuse_options(settings: list[str]) -> None:
+    "`InputError` for a setting KEY=VALUE that is not a setting of the recipe but an option of the command."
+    for text in settings:
+        key, _, value = text.partition("=")
+        if key in OPTIONS:
+            option = f"--{key.replace('_', '-')} {value}"
+            raise InputError(f"--set {text}: not a field of the recipe but an option; give {option}")
+
+# %% ../../nbs/cli/30_training.ipynb #c27005d9
 RUN_FOLDER = typer.Option(help="the run folder to write")
 RECIPE = typer.Option(help="left out: ctseg; see `ctseg recipes` for the others; or the recipe.json of a run")
 SETTING = typer.Option(help="KEY=VALUE for any setting of the recipe; may be repeated")
 RESUME = typer.Option("--resume", help="continue a run that was cut or stopped")
 TIME_LIMIT = typer.Option(
-    help="stop in time, with everything saved, before so much has passed, such as 8h30m or 90m",
+    help="stop, with everything saved, before this much time has passed, such as 8h30m or 90m",
 )
-SEED = typer.Option(help="of first weights, order of slices and augmentation")
+SEED = typer.Option(help="another number gives other first weights, another order of slices and augmentation")
 INIT = typer.Option(help="start from the weights of this run (a folder, or hf://owner/name), by class name")
-TEACHER = typer.Option(help="a run whose sure answers fill in the classes that nobody examined here")
+TEACHER = typer.Option(help="a run whose confident predictions fill in the classes nobody examined here")
 SAVED = "everything is saved, continue with the same command and --resume"
 MEMORY = typer.Option(
-    help="so much of the slices may be brought to the device, such as 4GB; what is larger is read while "
+    help="most memory of the device for slices, such as 4GB; slices that need more are read while "
          "training; left out: a quarter of its free memory",
 )
 LOG = typer.Option(help="tensorboard, wandb, mlflow or another tracker of accelerate; may be repeated")
@@ -160,7 +160,7 @@ def recipes(
         print(setting_line(*field))
 
 # %% ../../nbs/cli/30_training.ipynb #9aed5954
-PLAIN = typer.Option("--plain", help="without running training steps, which takes seconds for each model")
+PLAIN = typer.Option("--plain", help="do not measure training steps, which takes seconds for each model")
 
 # %% ../../nbs/cli/30_training.ipynb #68f6311f
 @app.command()

@@ -190,7 +190,7 @@ class ClassFiles(ClassTable):
 
     @classmethod
     def from_json(cls, path: str | Path) -> Self:
-        "Of a `class_names.json`, with the unions of a `unions.json` beside it, or of a run folder."
+        "The classes of a `class_names.json`, with the unions of a `unions.json` beside it, or of a run folder."
         names, beside = tuple(read_class_names(path)), Path(path).parent/"unions.json"
         unions = read_unions(beside, names) if beside.exists() else ()
         return cls(names, lateral_pairs(names), unions)

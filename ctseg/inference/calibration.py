@@ -119,7 +119,7 @@ def known_nll(
 
 # %% ../../nbs/inference/50_calibration.ipynb #9b281574
 def divide(logits: torch.Tensor, temperature: float) -> torch.Tensor:
-    "Logits at a temperature, where nothing but they decides the probabilities."
+    "Logits `[…]` divided by a temperature."
     return logits/temperature
 
 

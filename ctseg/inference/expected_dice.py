@@ -102,7 +102,7 @@ def usual_dice(
     dice: np.ndarray,
     drawn: np.ndarray,
 ) -> np.ndarray:
-    """The Dice that each class may expect over its drawn structures, if those are kept that raise it: `[C]`.
+    """The Dice `[C]` that each class may expect over its drawn structures, if only those that raise it are kept.
 
     chance, dice: float `[N, C]`, of each structure to be there and to get if so. drawn: bool `[N, C]`.
     """

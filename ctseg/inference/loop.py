@@ -104,8 +104,8 @@ def batches(
 ) -> Iterator[np.ndarray]:
     """Positions of the slices of each batch, int64 `[B]`.
 
-    count: how many slices there are. each: goes through the batches, and may stop; None: simply. shared: only
-    this process's share of them, as `own_share` divides them.
+    count: how many slices there are. each: goes through the batches, and may stop; None: all of them in order.
+    shared: only this process's share of them, as `own_share` divides them.
     """
     share = own_share(count) if shared else torch.arange(count)
     for index in (each or iter)(share.split(batch_size)):

@@ -297,7 +297,7 @@ class MaskedSigmoidLoss(PlainMaskedSigmoidLoss):
     pixel_sums = staticmethod(fused_sigmoid_sums)
 
 class MarginalSoftmaxLoss(PlainMarginalSoftmaxLoss):
-    "Cross-entropy that asks of a zero to be background or something unknown, and Dice where a class is known."
+    "Cross-entropy in which a zero means background or an unknown class, and Dice where a class is known."
     pixel_sums = staticmethod(fused_softmax_sums)
 
 # %% ../../nbs/losses/20_fused.ipynb #b0910db2

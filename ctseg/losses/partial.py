@@ -211,7 +211,7 @@ class SoftmaxLoss(PartialLoss):
 
 # %% ../../nbs/losses/10_partial.ipynb #c0b98d75
 class PlainMarginalSoftmaxLoss(SoftmaxLoss):
-    "Cross-entropy that asks of a zero to be background or something unknown, and Dice where a class is known."
+    "Cross-entropy in which a zero means background or an unknown class, and Dice where a class is known."
     def __init__(self,
         w_dice: float = 1., # weight of the Dice term
         w_ce: float = 1., # weight of the cross-entropy, a mean over pixels

@@ -44,10 +44,10 @@ def register_loss(
 
 # %% ../../nbs/losses/40_registry.ipynb #e8209e79
 class DiceSettings(Settings):
-    "The original's loss has none."
+    "Settings of the original's loss: none."
 
 class CrossEntropyDiceSettings(Settings):
-    "Of a sum of Dice and cross-entropy."
+    "Settings of a sum of Dice and cross-entropy."
     w_dice: float = setting(1.0, "weight of the Dice term", low=0)
     w_pixel: float = setting(1.0, "weight of the cross-entropy term", low=0)
     reduction: str = setting(
@@ -55,7 +55,7 @@ class CrossEntropyDiceSettings(Settings):
     )
 
 class MaskedSettings(CrossEntropyDiceSettings):
-    "Of a loss that reads what is known."
+    "Settings of a loss that reads what is known."
     pixel_known: bool = setting(True, "a pixel of one structure is a certain negative for all others")
     log_dice: bool = setting(False, "−ln Dice instead of 1 − Dice: a missed class keeps its gradient")
 

@@ -55,9 +55,9 @@ def free_members(
     members: tuple[int, ...],
     mask: torch.Tensor, # int64 [B,N]
     known: torch.Tensor, # bool [B,C,1|N]
-    taken: dict[int, torch.Tensor], # member → where it speaks in a smaller union, bool [B,N]
+    taken: dict[int, torch.Tensor], # member → where it was moved into a smaller union, bool [B,N]
 ) -> dict[int, torch.Tensor]: # member → bool [B,N]
-    "Where each member speaks in the channel of a union; a pixel that is labelled with the union has one at least."
+    "Where each member is moved into the channel of a union; at a pixel labelled with the union at least one is."
     here = known[:, union - 1] | (mask == union)
     nowhere = torch.zeros_like(mask, dtype=torch.bool)
     open_ = {member: here & ~taken.get(member, nowhere) for member in members}
@@ -74,7 +74,7 @@ def put_unions(
     unions: Unions,
     softmax: bool, # else sigmoid; K is C + 1 or C
 ) -> tuple[torch.Tensor, torch.Tensor]: # logits [B,K,N]; bool [B,C,N]
-    "Logits in which members speak together where they must, and which channels say something: bool [B,C,N]."
+    "Logits with members moved into the channels of unions, and bool [B,C,N]: which channels have a meaning there."
     nothing = torch.finfo(logits.dtype).min/8
     channels, first = list(logits.unbind(1)), 0 if softmax else 1
     speaks = torch.ones(len(mask), known.shape[1], mask.shape[1], dtype=torch.bool, device=mask.device)

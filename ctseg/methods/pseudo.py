@@ -95,7 +95,7 @@ def pseudo_label(
     """Label `slices` by the mean of the teachers, with every confidence; their masks are not looked at.
 
     teachers: networks in evaluation, on `device`. loss: knows how their logits become probabilities. image_size:
-    at which they work; None: the images' own. each: goes through the batches, and may stop; None: simply.
+    at which they work; None: the images' own. each: goes through the batches, and may stop; None: all in order.
     Several processes share the work, and all get the whole.
     """
     size = slices.images.shape[1:]

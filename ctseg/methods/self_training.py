@@ -25,7 +25,7 @@ from ..training.method import JobLike, Method, Phase, StepContext, register_meth
 
 # %% ../../nbs/methods/60_self_training.ipynb #7b8362b3
 class SelfTrainingSettings(FinetuneSettings):
-    "Of the method `self-training`."
+    "Settings of the method `self-training`."
     teachers: int = setting(3, "folds, and so teachers", low=2)
     rounds: int = setting(1, "how often teachers are trained, the later times on what they filled in", low=1)
     quota: float = setting(0.5, "share of a class's found cells to accept at most", low=0, high=1)

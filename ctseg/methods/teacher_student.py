@@ -32,7 +32,7 @@ class KeepSettings(Settings):
 
 
 class TeacherStudentSettings(KeepSettings):
-    "Of the method `teacher-student`."
+    "Settings of the method `teacher-student`."
     consistency: float = setting(1.0, "weight of the distance to the teacher's probabilities", low=0)
     from_teacher: bool = setting(False, "the student starts from the teacher's weights, not from fresh ones")
     student_phase: float = setting(1.0, "length of the student's training, in parts of `epochs`", low=0.01)
@@ -46,7 +46,7 @@ class FinetuneSettings(Settings):
 
 
 class PretrainFinetuneSettings(FinetuneSettings, KeepSettings):
-    "Of the method `pretrain-finetune`."
+    "Settings of the method `pretrain-finetune`."
 
 # %% ../../nbs/methods/30_teacher_student.ipynb #c9551532
 def label_unlabelled(job: JobLike, teacher: nn.Module, settings: KeepSettings) -> SliceSet:

@@ -105,7 +105,7 @@ class ClassThresholds:
 
 # %% ../../nbs/methods/50_unimatch.ipynb #03cbf9c1
 class UniMatchSettings(Settings):
-    "Of the method `unimatch`."
+    "Settings of the method `unimatch`."
     consistency: float = setting(1.0, "weight of what the teacher completes", low=0)
     ramp: float = setting(0.1, "share of the steps in which that weight rises", low=0, high=1)
     tau: float = setting(0.9, "certainty of the teacher that settles a pixel", low=0.5, high=1)
@@ -191,7 +191,7 @@ class StrongViews(Completion):
 class UniMatchStep(StrongViews):
     "All of these learn from the completed truth in one pass."
     def loss(self, ctx: StepContext, views: dict[str, Batch]) -> torch.Tensor:
-        "Of the labelled batch, plus, weighted, of what the teacher completed."
+        "The loss of the labelled batch, plus the weighted loss of what the teacher completed."
         if len(views) == 1:
             return super().loss(ctx, views)
         settings = self.settings

@@ -70,7 +70,7 @@ def without_ignored(pred: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np
 
 # %% ../../nbs/metrics/10_challenge.ipynb #c954fdcf
 def union_counts(pairs: np.ndarray, ids: list[int]) -> tuple[int, int, int]:
-    "Of a table of pairs [C+1,C+1]: the pixels that both call one of `ids`, that the prediction does, that the truth does."
+    "How many pixels both, the prediction, and the truth call one of `ids`, out of a table of pairs [C+1,C+1]."
     predicted, true = pairs[ids], pairs[:, ids]
     return predicted[:, ids].sum(), predicted.sum(), true.sum()
 

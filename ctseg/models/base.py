@@ -172,7 +172,7 @@ def load_weights(
 
 # %% ../../nbs/models/10_base.ipynb #675c12d3
 def _kept(length: int, coarse: int, device: torch.device) -> torch.Tensor:
-    "Positions int64 [coarse] of the rows, out of `length`, that a network keeps which halves again and again."
+    "Positions int64 [coarse] of those of `length` rows that a network keeps when it halves again and again."
     step = 2**math.ceil(math.log2(length/coarse))
     return (torch.arange(coarse, device=device)*step).clamp(max=length - 1)
 
@@ -180,7 +180,7 @@ def _kept(length: int, coarse: int, device: torch.device) -> torch.Tensor:
 def shrink_labels(labels: torch.Tensor | None, size: tuple[int, ...]) -> torch.Tensor | None:
     """Labels at a coarser size, without mixing them: `[..., H, W]` or `[..., D, H, W]` -> `[..., *size]`.
 
-    None, and what is said of whole images, `[B, C]`, is returned as it is.
+    None, and labels of whole images, `[B, C]`, are returned unchanged.
     """
     if labels is None or labels.ndim == 2: return labels
     for axis, side in enumerate(size, labels.ndim - len(size)):

@@ -50,7 +50,7 @@ def _return_freed() -> None:
 
 # %% ../../nbs/models/90_costs.ipynb #c95a2a2a
 class PeakMemory:
-    "Context: `.mb` is the peak of memory inside, beyond what was in use at the start. NaN where the system does not tell."
+    "Context: `.mb` is the peak of memory inside, beyond that in use at the start; NaN where it cannot be measured."
 
     def __init__(self, device: str | torch.device):
         self.device = torch.device(device)

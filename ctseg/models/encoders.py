@@ -243,7 +243,7 @@ class EncoderOptions:
 
     @property
     def form(self) -> tuple[int, bool, bool]:
-        "Of the decoder: width, light, half."
+        "The form of the decoder: width, light, half."
         return self.width, self.light, self.half
 
     def __post_init__(self):

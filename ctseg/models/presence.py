@@ -53,7 +53,7 @@ def presence_loss(
     logits: torch.Tensor, # [B, C], of the presence head
     view: Batch,
     gather: Callable[[torch.Tensor], torch.Tensor] = _as_given, # as `PartialLoss.gather`
-    unions: Unions = (), # classes made of others: one is there if a member is, and has no logit of its own
+    unions: Unions = (), # classes made of others: present if a member is, without a logit of their own
 ) -> torch.Tensor: # a scalar
     "Mean binary cross-entropy over the known cells (image, class) of presence logits [B, C]."
     present = class_in_mask(view.mask, logits.shape[1])

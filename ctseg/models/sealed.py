@@ -39,10 +39,10 @@ def seal(tensors: dict[str, torch.Tensor]) -> tuple[bytes, memoryview]:
 CHUNK = 1 << 20  # bytes
 
 def check_seal(path: str | Path) -> None:
-    "`InputError` for a safetensors file whose content is not what its checksum says."
+    "Raise an `InputError` for a safetensors file whose content does not match its checksum."
     with open(path, "rb") as f:
         length = int.from_bytes(f.read(8), "little")
-        if length > 100 << 20: return  # no safetensors file: who loads it tells
+        if length > 100 << 20: return  # not a safetensors file: no seal
         try:
             entries = json.loads(f.read(length))
             note = entries.pop("__metadata__", {}).get(SEAL)

@@ -49,7 +49,7 @@ class Shot(NamedTuple):
 def _random_place(rng: np.random.Generator, kind: str, low: float, high: float) -> tuple:
     "A point (x, y, z) for a cut through what was scanned between the heights `low` and `high`."
     middle = (low + high)/2
-    places = {  # all are drawn, so that the stream does not depend on the kind
+    places = {  # all are drawn, so that later draws do not depend on the kind
         "axial": (rng.normal(0, 8), rng.normal(6, 6), rng.uniform(low, high)),
         "coronal": (rng.normal(0, 8), rng.normal(10, 36), middle),
         "sagittal": (rng.normal(0, 46), rng.normal(6, 6), middle),

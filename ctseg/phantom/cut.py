@@ -61,7 +61,7 @@ def _span(met: np.ndarray, block: int) -> tuple[int, int]:
 
 # %% ../../nbs/phantom/50_cut.ipynb #907a2093
 def find_hits(boxes: Boxes, points: dict, block: int = 8) -> dict[int, list[Hit]]:
-    """What a plane can meet: number of a part -> hits of its atoms.
+    """The atoms that a plane can meet: number of a part -> hits of its atoms.
 
     `points` has the bent points [3, size, size] for each space, "bone" and "soft".
     """
@@ -100,7 +100,7 @@ def bent_points(patient: Patient, points: np.ndarray) -> dict[str, np.ndarray]:
 
 # %% ../../nbs/phantom/50_cut.ipynb #233bad8e
 def union_distance(hits: list[Hit], points: np.ndarray, fillet: float) -> np.ndarray:
-    "Distance in mm [H, W] from points [3, H, W] to the atoms of one part; 60 where no hit told to look."
+    "Distance in mm [H, W] from points [3, H, W] to the atoms of one part; 60 where no atom is near."
     whole = np.full(points.shape[1:], 60, np.float32)
     for hit in hits:
         before = whole[hit.window]
@@ -147,7 +147,7 @@ class Cut:
         self.hits = find_hits(body.boxes, self.points)
 
     def distance(self, number: int, outlines: dict) -> tuple | None:
-        """Window of part `number`, and distances in mm [h, w] there; None: it is not in sight.
+        """Window of part `number`, and distances in mm [h, w] there; None if it is not in sight.
 
         `outlines` has the distances [size, size] that the part must stay within.
         """

@@ -26,7 +26,7 @@ def _number(text: str) -> float | str:
         return text
 
 def read_table(name: str) -> list[dict]:
-    "The rows of `name`.csv of the phantom: column -> number, or text where it is none."
+    "The rows of the phantom's table `name`.csv: column -> number, or text where it is not a number."
     rows = []
     with (files("ctseg.phantom")/f"{name}.csv").open(encoding="utf-8") as file:
         for row in csv.DictReader(file):

@@ -37,7 +37,7 @@ class Traits:
         proportions = rng.normal(1, .035, 3)
         scale = height*proportions*(.96 if female else 1.02)
         fat = float(np.clip(rng.gamma(3.2, 5.), 4, 48))
-        belly = rng.normal(.9*fat - 6, 9)  # who has fat under the skin has it inside too
+        belly = rng.normal(.9*fat - 6, 9)  # patients with fat under the skin have it inside too
         belly = float(np.clip(belly, -14, 55))
         breath = rng.normal(0, 12)
         lie = rng.normal(0, 6)
@@ -107,7 +107,7 @@ class Warp:
 
     @classmethod
     def draw(cls, rng: np.random.Generator, wavelength: float, count: int, strength: float) -> "Warp":
-        "A warp by `count` waves, each about `strength` mm far."
+        "A warp by `count` waves; each moves points by about `strength` mm."
         waves = Waves.draw(rng, wavelength, count)
         shifts = rng.normal(0, strength, (count, 3))
         return cls(waves, as_float32(shifts))

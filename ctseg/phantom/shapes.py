@@ -21,7 +21,7 @@ from scipy.interpolate import CubicHermiteSpline
 
 # %% ../../nbs/phantom/10_shapes.ipynb #39fa6b19
 def as_float32(x) -> np.ndarray:
-    "An array of float32, copied only if `x` is none."
+    "`x` as an array of float32, copied only if it is not one already."
     return np.asarray(x, np.float32)
 
 def dot(vector: np.ndarray, points: np.ndarray) -> np.ndarray:
@@ -63,7 +63,7 @@ def drum_distance(points, centre, radii, axes, power: float) -> np.ndarray:
 
 # %% ../../nbs/phantom/10_shapes.ipynb #e5ae0a8e
 def _share_along(segment, offset):
-    "How far along a segment [3] points [3, H, W], relative to its start, lie: 0 at the start, 1 at the end."
+    "Share [H, W] of a `segment` [3] that lies before each point; `offset` [3, H, W] is from its start."
     length_squared = segment @ segment + 1e-9
     return np.clip(dot(segment, offset)/length_squared, 0, 1)
 
@@ -129,7 +129,7 @@ class Pose:
     middle: np.ndarray  # [3], mm
 
     def __call__(self, points) -> np.ndarray:
-        "Points [N, 3] of the model body, float64 [N, 3] in this pose."
+        "Where points [N, 3] of the model body lie in this pose: float64 [N, 3]."
         offset = np.asarray(points, float) - self.middle
         moved = offset*self.scale + self.middle + self.shift
         return moved*[self.side, 1, 1]

@@ -107,7 +107,7 @@ RESCUES = (0.1, 0.2, 0.3)
 
 # %% ../../nbs/prediction/30_choose.ipynb #9134e13c
 def known_to_be_there(slices: SliceSet) -> np.ndarray:
-    """bool [N, C]: it is known whether the class is on the slice.
+    """Cells bool [N, C] of which it is known whether the class is on the slice.
 
     A class that is nowhere drawn may lie in pixels that are to be ignored."""
     hidden = ~slices.present & slices.ignored[:, None]
@@ -151,7 +151,7 @@ class RuleSearch:
     "Tries rules on held-out slices, and remembers what each scored."
     parts: list[Part]
     margin: float = 0.002 # what is not better by more than this stays off
-    each: Each | None = None # goes through the batches, and may stop; None: simply
+    each: Each | None = None # goes through the batches, and may stop; None: all in order
     batch_size: int = 16
     scores: dict[Rule, float] = field(default_factory=dict) # the challenge's Dice on the examined cells
 
@@ -179,7 +179,7 @@ def choose_rule(
     held_out: SliceSet | list[Part], # slices that no member has trained on, or the parts of `out_of_fold`
     expected: bool = True, # keep structures by expected Dice; False: by one gate for all
     margin: float = 0.002, # what is not better by more than this stays off
-    each: Each | None = None, # goes through the batches, and may stop; None: simply
+    each: Each | None = None, # goes through the batches, and may stop; None: all in order
     batch_size: int = 16,
 ) -> tuple[Rule, dict[Rule, float]]: # the rule, and the score of every rule tried, argmax among them
     "The plainest rule within `margin` of the best on held-out slices."

@@ -188,7 +188,7 @@ class Earlier:
     classes: ClassMap | None = None
 
     def options(self, deadline: Deadline | None = None, watchers: tuple = ()) -> JobOptions:
-        "For a job."
+        "The options of a job that starts from these runs."
         told = self.network.told if self.network else None
         return JobOptions(deadline, watchers, self.start, self.network, told)
 

@@ -198,7 +198,7 @@ class Predictor(Ensemble):
 
 # %% ../../nbs/prediction/20_predictor.ipynb #b614bbd0
 def plan_as_trained(specs: list[dict[str, Any]], device: str) -> DevicePlan:
-    "The device in the most exact precision that any of the runs asked for; in its usual one where it has no such."
+    "The device in the most exact precision that a run was trained in and the device has; else in its usual one."
     wishes = {spec["recipe"].compute.precision for spec in specs}
     for precision in ("fp32", "bf16", "fp16"):
         if precision in wishes:
@@ -226,7 +226,7 @@ def need_calibration(run: Run, calibration: SavedCalibration | None) -> SavedCal
 
 # %% ../../nbs/prediction/20_predictor.ipynb #dc4b9a1d
 def temperatures_and_rules(runs: list[Run], metrics: list, calibrated: bool) -> tuple[list[float], list]:
-    "Of each run: what its logits are divided by, and its rule, if it has one; `InputError` without calibration."
+    "For each run its temperature and its rule, if it has one; `InputError` for a run without calibration."
     if not calibrated: return [1.0]*len(runs), [saved.rule for saved in metrics]
     calibrations = [need_calibration(run, saved.calibration) for run, saved in zip(runs, metrics)]
     temperatures = [calibration.temperature for calibration in calibrations]

@@ -84,7 +84,7 @@ def tuned(
 RULES = ("saved", "argmax")
 
 def check_rule_options(rule: str, tune: Any, fields: dict[str, Any]):
-    "`InputError` for options of `prepare` that cannot be, or not together."
+    "`InputError` for options of `prepare` that are impossible, or contradict each other."
     if rule not in RULES: raise did_you_mean("rule", rule, RULES)
     if rule == "argmax" and tune is not None:
         raise InputError("--rule argmax and --tune: give one of the two")

@@ -40,7 +40,7 @@ class Scan:
 
 @dataclass
 class Found:
-    "What lies below some paths."
+    "The scans below some paths, what is broken there, and what was passed over."
     scans: list[Scan] = field(default_factory=list)
     broken: list[tuple[str, str]] = field(default_factory=list) # source ("": in the text), what is wrong
     passed_over: Counter = field(default_factory=Counter) # what is no scan: kind of file → how many

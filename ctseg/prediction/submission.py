@@ -140,7 +140,7 @@ def label_images(
     images: LazyPixels, # N images
     keep: Callable[[np.ndarray, np.ndarray], Any], # takes numbers [B] and labels uint8 [B, H, W], in order
     batch_size: int = 16,
-    each: Each | None = None, # goes through the batches; None: simply
+    each: Each | None = None, # goes through the batches; None: all in order
     notes: Iterable[Note] = (), # each takes names, images, probabilities and labels of a batch
 ):
     "Label images that are read a batch at a time."

@@ -89,7 +89,7 @@ def sureness(
 # %% ../../nbs/prediction/55_sureness.ipynb #79ce9361
 @dataclass(frozen=True)
 class Judge:
-    "Who says how sure a predictor is."
+    "Says how sure a predictor is of its labels."
     predictor: Predictor              # with the runs' temperatures, where they have any
     expected: ExpectedDice | None     # fitted for its probabilities
     calibrated: bool
@@ -127,7 +127,7 @@ def judge_of(predictor: Predictor) -> Judge:
 
 # %% ../../nbs/prediction/55_sureness.ipynb #ba924eff
 def judged(predictor: Predictor, slices: SliceSet, batch_size: int = 16) -> dict[str, np.ndarray]:
-    "Of each slice: `labels` uint8 [N, H, W], and f32 [N, C] what `sureness` says of them."
+    "For each slice `labels` uint8 [N, H, W], and f32 [N, C] what `sureness` says of them."
     judge = judge_of(predictor)
     rule = predictor.rule_at(slices.images.shape[1:])
 

@@ -136,7 +136,7 @@ def class_rows_of(
     slicing: Slicing,
     names: list[str], # of the classes
 ) -> list[dict]: # structure, ml, slices it is on, confidence (None: drawn nowhere), cut_off
-    "What was found of each class, and whether the scan cuts it off."
+    "A row for each class: its volume, its slices, the confidence, and whether the scan cuts it off."
     ml = class_ml(predicted.labels, volume, len(names))
     cut_off = at_ends(predicted.labels, volume, slicing, len(names))
     slices = np.zeros(len(names) + 1, int)

@@ -117,7 +117,7 @@ def held_out_facts(
     predictor: Predictor,
     held_out: SliceSet, # what the run held out
     rules: dict[str, Rule],
-    each: Each | None = None, # goes through the batches, and may stop; None: simply
+    each: Each | None = None, # goes through the batches, and may stop; None: all in order
     batch_size: int = 16,
 ) -> dict[str, Any]: # slices, groups, level, and the interval of each rule's Dice by its name
     "On how many held-out slices and patients a run's scores stand, and their intervals."
@@ -190,7 +190,7 @@ class FitOptions:
     callbacks: Iterable[Callback] = ()   # called after each epoch, see `as_watchers`
     init: str | Path | Run = ""          # a run to start from the weights of, by class name; empty: none
     teacher: str | Path | Run = ""       # a run that fills in what it knows and nobody examined; empty: none
-    memory: str = ""                     # so much of the slices may be brought to the device, e.g. "4GB"
+    memory: str = ""                     # most memory of the device for slices, e.g. "4GB"
 
     def deadline(self) -> Deadline:
         "When to stop."

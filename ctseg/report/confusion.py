@@ -18,7 +18,7 @@ def slice_shares(
     truth: np.ndarray, # the same; 0 = background or unknown, 255 = ignored
     C: int, # number of classes
 ) -> tuple[np.ndarray, np.ndarray]: # float64 [C, C+1]; bool [C, 1]: the class is on the slice
-    "Of one slice: what share of the pixels of each class was called 0 … C."
+    "What share of the pixels of each class was called 0 … C, on one slice."
     counts = truth != IGNORE
     pair = truth[counts].astype(int)*(C + 1) + pred[counts]
     count = np.bincount(pair, minlength=(C + 1)**2).reshape(C + 1, C + 1)[1:]

@@ -157,7 +157,7 @@ class JobData(JobBase):
 
     @property
     def schedule(self) -> ScheduleSettings:
-        "Of the recipe."
+        "The schedule of the recipe."
         return self.recipe.schedule
 
     @property

@@ -51,7 +51,7 @@ REGISTRIES = {
 GROUPS = (*CHOICES, "schedule", "data", "compute", "rule")
 
 class RuleSettings(Settings):
-    "What follows the training."
+    "Settings of what follows the training: the choice of the decision rule."
     tune_rule: bool = setting(True, "choose threshold and gate on the held-out slices; else argmax")
     least_peak: float = setting(
         0.0, "where no rule is chosen: least probability that a structure must reach somewhere to be drawn",

@@ -79,7 +79,7 @@ def write_checkpoint(path: Path, weights: Models, state: State) -> None:
 
 # %% ../../nbs/training/30_checkpoints.ipynb #fbe8818a
 class Checkpoints:
-    "Of one phase: `step-0000120/` holds all that is needed after 120 steps, `final/` what a finished phase leaves."
+    "The checkpoints of a phase: `step-0000120/` has all that is needed after 120 steps, `final/` what remains."
     def __init__(self, folder: str | Path, keep: int = 2):
         self.folder, self.keep = Path(folder), keep
 

@@ -93,7 +93,7 @@ class JobLike(Protocol):
 
 # %% ../../nbs/training/50_method.ipynb #104829a4
 class NoSettings(Settings):
-    "Of a method that has none."
+    "Settings of a method that has none."
 
 # %% ../../nbs/training/50_method.ipynb #8d279a8f
 class Method:

@@ -1,7 +1,7 @@
 # %% [markdown]
 # # Options
 #
-# > The options that several commands take, each with its help said once.
+# > The options that several commands share, each with its help text.
 #
 # - skip_showdoc: true
 
@@ -17,7 +17,7 @@ from typing import Annotated, Optional
 import typer
 
 # %% [markdown]
-# A type that carries its help text can be used by any command. So the help of `--device` reads alike everywhere.
+# An option is a type that carries its help text. Several commands take the same ones, so they are defined here, and the help of `--device` is the same everywhere.
 
 # %%
 #| export
@@ -67,7 +67,7 @@ def load_plugins(paths: list[Path]) -> None:
 
 
 def begins(words) -> Callable[[str], list[str]]:
-    "Completes what a shell's user has begun to type, from some words."
+    "A completion for the shell: those of some words that begin with what was typed."
     def complete(incomplete: str) -> list[str]:
         return [word for word in words if word.startswith(incomplete)]
     return complete
@@ -80,6 +80,7 @@ def device_plan(device: str, precision: Optional[str]):
 
 
 # %%
+print("n…", begins(["nifti", "nnunet", "rle"])("n"))
 test_eq(begins(["nifti", "nnunet", "rle"])("n"), ["nifti", "nnunet"])
 load_plugins([])
 print(device_plan("cpu", None), "|", device_plan("cpu", "fp32").precision)

@@ -23,36 +23,27 @@ from ctseg.core.files import InputError
 
 # %%
 #| hide
-from fastcore.test import test_eq, test_fail
+from fastcore.test import test_fail
 from typer.testing import CliRunner
 
+
 # %% [markdown]
+# `ctseg fit` trains a recipe on a folder of slices and writes a run folder:
+#
+# ```sh
+# ctseg fit my_data --recipe mean-teacher --set epochs=30 --out runs/first
+# ```
+#
+# This page has its options, and four small commands besides. What happens in a training is told under [fit](../recipes/20_fit.ipynb).
+#
 # ## Fit
 #
-# `torchrun --standalone --nproc_per_node=2 -m ctseg fit …` uses [two cards](../core/60_parallel.ipynb); one of the processes speaks.
+# With `torchrun --standalone --nproc_per_node=2 -m ctseg fit …` a run uses [two GPUs](../core/60_parallel.ipynb). Only one of the two processes prints.
 #
 # A run can stop before its end, because of `--time-limit` or because the host sends SIGTERM. It says so in one line and ends with
 # status 75, which means "try again later". Run the same command with `--resume` to continue.
-
-# %%
-#| export
-OPTIONS = ("seed", "device", "recipe", "out", "time_limit", "annotated", "plugin", "log", "init", "teacher",
-           "memory")
-
-
-def refuse_options(settings: list[str]) -> None:
-    "`InputError` for a setting KEY=VALUE that is no setting of the recipe but an option of the command."
-    for text in settings:
-        key, _, value = text.partition("=")
-        if key in OPTIONS:
-            option = f"--{key.replace('_', '-')} {value}"
-            raise InputError(f"--set {text}: not a field of the recipe but an option; give {option}")
-
-
-# %%
-refuse_options(["epochs=5"])
-test_fail(lambda: refuse_options(["seed=1"]), contains="give --seed 1")
-
+#
+# At its end `fit` prints the figures of the run. The rule that turns probabilities into labels is written in words.
 
 # %%
 #| export
@@ -71,6 +62,30 @@ def in_words(facts: dict) -> dict:
 # %%
 in_words({"epochs": 90, "rule": {"threshold": 0.4, "gate": 0, "island": 0, "rescue": 0, "expected": None}})
 
+# %% [markdown]
+# `--set` is for the settings of the recipe. The seed, the device and the like are options of the command, and a line says so:
+
+# %%
+#| export
+OPTIONS = ("seed", "device", "recipe", "out", "time_limit", "annotated", "plugin", "log", "init", "teacher",
+           "memory")
+
+
+def refuse_options(settings: list[str]) -> None:
+    "`InputError` for a setting KEY=VALUE that is not a setting of the recipe but an option of the command."
+    for text in settings:
+        key, _, value = text.partition("=")
+        if key in OPTIONS:
+            option = f"--{key.replace('_', '-')} {value}"
+            raise InputError(f"--set {text}: not a field of the recipe but an option; give {option}")
+
+
+# %%
+refuse_options(["epochs=5"])
+try: refuse_options(["seed=1"])
+except InputError as e: print(e)
+test_fail(lambda: refuse_options(["seed=1"]), contains="give --seed 1")
+
 # %%
 #| export
 RUN_FOLDER = typer.Option(help="the run folder to write")
@@ -78,14 +93,14 @@ RECIPE = typer.Option(help="left out: ctseg; see `ctseg recipes` for the others;
 SETTING = typer.Option(help="KEY=VALUE for any setting of the recipe; may be repeated")
 RESUME = typer.Option("--resume", help="continue a run that was cut or stopped")
 TIME_LIMIT = typer.Option(
-    help="stop in time, with everything saved, before so much has passed, such as 8h30m or 90m",
+    help="stop, with everything saved, before this much time has passed, such as 8h30m or 90m",
 )
-SEED = typer.Option(help="of first weights, order of slices and augmentation")
+SEED = typer.Option(help="another number gives other first weights, another order of slices and augmentation")
 INIT = typer.Option(help="start from the weights of this run (a folder, or hf://owner/name), by class name")
-TEACHER = typer.Option(help="a run whose sure answers fill in the classes that nobody examined here")
+TEACHER = typer.Option(help="a run whose confident predictions fill in the classes nobody examined here")
 SAVED = "everything is saved, continue with the same command and --resume"
 MEMORY = typer.Option(
-    help="so much of the slices may be brought to the device, such as 4GB; what is larger is read while "
+    help="most memory of the device for slices, such as 4GB; slices that need more are read while "
          "training; left out: a quarter of its free memory",
 )
 LOG = typer.Option(help="tensorboard, wandb, mlflow or another tracker of accelerate; may be repeated")
@@ -94,7 +109,7 @@ LOG = typer.Option(help="tensorboard, wandb, mlflow or another tracker of accele
 from ctseg.recipes.table import DEFAULT_RECIPE
 
 print(RECIPE.help)
-assert f"left out: {DEFAULT_RECIPE};" in RECIPE.help  # told here without the import of torch
+assert f"left out: {DEFAULT_RECIPE};" in RECIPE.help  # written by hand, to save the import of torch
 
 
 # %%
@@ -148,6 +163,9 @@ def fit(
         tell_result(run)
 
 
+# %% [markdown]
+# A misspelt setting ends the command before anything is written:
+
 # %%
 runner = CliRunner()
 wrong = runner.invoke(app, ["fit", "../../data_sample", "--out", "nowhere", "--set", "widht=16"])
@@ -157,8 +175,8 @@ assert isinstance(wrong.exception, InputError) and not Path("nowhere").exists()
 # %% [markdown]
 # ## Demo
 #
-# The whole job on the sample that comes with the repository, in minutes on a laptop: train, predict, score, and a picture to look at. Where
-# the package was installed without the repository, a sample is drawn on the spot.
+# The demo does the whole job on the sample that comes with the repository, in minutes on a laptop: it trains, predicts, scores, and draws a picture. If
+# the package was installed without the repository, the demo makes a small [phantom](../phantom/90_challenge.ipynb) instead.
 
 # %%
 #| export
@@ -189,6 +207,8 @@ print(runner.invoke(app, ["demo", "--help"]).output)
 
 # %% [markdown]
 # ## What there is to choose from
+#
+# `ctseg recipes` lists the recipes, and the settings of one; `ctseg models` lists the networks and what they cost; `ctseg doctor` says what your machine has.
 
 # %%
 #| export
@@ -228,7 +248,7 @@ print(runner.invoke(app, ["recipes", "unimatch"]).output[:900])
 
 # %%
 #| export
-PLAIN = typer.Option("--plain", help="without running training steps, which takes seconds for each model")
+PLAIN = typer.Option("--plain", help="do not measure training steps, which takes seconds for each model")
 
 
 # %%

@@ -26,9 +26,17 @@ from fastcore.test import test_eq
 from typer.testing import CliRunner
 
 # %% [markdown]
+# After training, `ctseg predict` writes the label maps of new slices into one CSV file, and `ctseg report` writes a page to look at:
+#
+# ```sh
+# ctseg predict runs/first --images my_data/test-images --out submission.csv
+# ctseg report runs/first --data my_data
+# ```
+#
 # ## Predict
 #
-# Networks predict in the precision they were trained in, unless another is asked for. Several runs are averaged as probabilities.
+# Networks predict in the precision they were trained in, unless you ask for another. If you give several runs, their probabilities are averaged.
+# [Prediction](../prediction/20_predictor.ipynb) explains views, rules and calibration.
 
 # %%
 #| export
@@ -45,9 +53,9 @@ SURENESS = typer.Option(
          "and the uncertain share of its edge (.csv)",
 )
 RULE = typer.Option(help="saved: the one chosen in training; argmax: none, the most probable class")
-THRESHOLD = typer.Option(help="least probability of a foreground pixel, instead of the chosen rule's")
+THRESHOLD = typer.Option(help="lowest probability of a foreground pixel, instead of the chosen rule's")
 GATE = typer.Option(
-    help="least peak probability of a class on an image, instead of the chosen rule's, if it has one",
+    help="lowest peak probability of a class that is drawn on an image, instead of the chosen rule's",
 )
 TUNE = typer.Option(
     help="the folder the runs were trained on: choose one rule for all of them on the slices they held out",
@@ -61,7 +69,6 @@ TUNED_BY = typer.Option(help="of --tune: json, all or present, as in `ctseg fit`
 
 # %%
 print("--rule", RULE.help)
-
 
 
 # %%
@@ -101,6 +108,9 @@ def predict(
         if path: print(f"{what}: {path}")
 
 
+# %% [markdown]
+# A run that does not exist:
+
 # %%
 runner = CliRunner()
 print(
@@ -112,6 +122,9 @@ print(
 
 # %% [markdown]
 # ## Report
+#
+# For one run `ctseg report` writes [a page](../report/40_page.ipynb) with its curves, scores and pictures. For several runs it writes [a comparison](../report/50_comparison.ipynb), and prints a
+# line for each run.
 
 # %%
 #| export
@@ -155,6 +168,9 @@ def check_shown(runs: list[str], data: Optional[Path], split: Optional[str], sli
     if slices and len(runs) > 1:
         raise InputError("--slices is for the page of one run; a comparison shows no slices")
 
+
+# %% [markdown]
+# Options that contradict each other are refused:
 
 # %%
 try: check_shown(["run"], None, "test", None)

@@ -29,7 +29,14 @@ from fastcore.test import test_eq, test_fail
 
 
 # %% [markdown]
-# Runs come first, then scans. A run is a folder with a `recipe.json`, or a name on a hub; whatever follows is a scan, or a folder of scans.
+# `ctseg segment` takes trained runs and scans as a hospital stores them, and writes the segmentations in the scans' own format:
+#
+# ```sh
+# ctseg segment runs/first scans/patient_7 --out results
+# ```
+#
+# Runs come first, then scans. A run is a folder with a `recipe.json`, or a name on a hub. Everything after the runs is a scan, or a folder of scans. The
+# [guide to segmenting](../guides/segment.ipynb) shows the results.
 
 # %%
 #| export
@@ -92,6 +99,7 @@ def spacing_of(text: Optional[str]):
 # The three spellings, and a refusal:
 
 # %%
+print([spacing_of(text) for text in (None, "fit", "1.5")])
 test_eq([spacing_of(text) for text in (None, "fit", "1.5")], [None, "fit", 1.5])
 test_fail(lambda: spacing_of("wide"), contains="expected mm per pixel")
 
@@ -99,7 +107,7 @@ test_fail(lambda: spacing_of("wide"), contains="expected mm per pixel")
 # %%
 #| export
 def print_results(result) -> None:
-    "Print a line a scan, what was passed over, what is to be known, and what failed."
+    "Print a line for each scan, then what was passed over, notes, and what failed."
     for scan in result.done:
         present = sum(row["slices"] > 0 for row in scan.rows)
         files = ", ".join(scan.files) or "no file, since nothing was found"
@@ -151,6 +159,9 @@ def segment(
     print_results(result)
     if result.failed: raise typer.Exit(SOME_FAILED)
 
+
+# %% [markdown]
+# Without a run the command stops:
 
 # %%
 from typer.testing import CliRunner

@@ -21,12 +21,21 @@ from ctseg.cli.console import app
 #| hide
 from typer.testing import CliRunner
 
+# %% [markdown]
+# `ctseg push` puts a finished run on the [Hugging Face hub](../integrations/20_hub.ipynb), so that others can load it by name:
+#
+# ```sh
+# ctseg push runs/first ada/liver
+# ```
+#
+# It uploads weights, recipe, figures and model card. Images and the names of files stay at home.
+
 # %%
 #| export
 SHARED_RUN = typer.Argument(help="a finished run folder")
 REPOSITORY = typer.Argument(help="where on the hub: owner/name")
-PUBLIC = typer.Option("--public", help="everybody may see it, if it is new; else only its owner")
-MESSAGE = typer.Option(help="of the commit")
+PUBLIC = typer.Option("--public", help="everybody may see it, if it is new; left out: only its owner")
+MESSAGE = typer.Option(help="message of the commit on the hub")
 
 
 @app.command()
@@ -41,6 +50,12 @@ def push(
     print(f"on the hub: {push_to_hub(run, repository, private=not public, message=message)}")
     print(f"load it with: ctseg.load(\"hf://{repository.removeprefix('hf://')}\")")
 
+
+# %%
+print("--public:", PUBLIC.help)
+
+# %% [markdown]
+# A folder without a run is refused before anything is sent:
 
 # %%
 print(CliRunner().invoke(app, ["push", "no-run", "ada/liver"]).exception)

@@ -23,7 +23,8 @@ from fastcore.test import test_eq, test_fail
 
 
 # %% [markdown]
-# `import` and `export` are one command each for many kinds of data. An option that a kind does not take is refused, not passed over.
+# `ctseg import` and `ctseg export` are one command each for many kinds of data. Volumes and slices need different options; this page has those for slices (PNG files and
+# run-length codes). An option that a kind does not take is refused, not ignored.
 
 # %%
 #| export
@@ -45,6 +46,7 @@ def fitting_options(kind: str, takes, options: dict, command: str = "import") ->
 # Options that were left out are dropped. One that belongs to another kind of import is refused.
 
 # %%
+print(fitting_options("dicom", {"rename"}, {"rename": "names.json", "key": None}))
 test_eq(fitting_options("dicom", {"rename"}, {"rename": "names.json", "key": None}), {"rename": "names.json"})
 test_fail(
     lambda: fitting_options("nifti", {"classes"}, {"rename": "names.json"}),
@@ -118,6 +120,7 @@ def where_to(kind: str, places: list[Path]) -> list[Path]:
 # `import png` needs three paths:
 
 # %%
+print(*where_to("png", [Path("images"), Path("masks"), Path("out")]))
 test_fail(
     lambda: where_to("png", [Path("images"), Path("out")]),
     contains="takes IMAGES MASKS OUT, but 2 were given",

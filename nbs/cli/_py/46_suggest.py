@@ -25,7 +25,13 @@ from typer.testing import CliRunner
 runner = CliRunner()
 
 # %% [markdown]
-# How slices are chosen is told in [what to annotate next](../prediction/57_suggest.ipynb).
+# Annotating takes an expert's time, so it should go to the slices that teach a network most. `ctseg suggest` lists them, with the structures to look for on each:
+#
+# ```sh
+# ctseg suggest runs/first my_data --count 20
+# ```
+#
+# [What to annotate next](../prediction/57_suggest.ipynb) explains how slices are chosen.
 
 # %%
 #| export
@@ -58,6 +64,12 @@ def suggest(
     print(f"list: {out}")
     print(f"page: {out.with_suffix('.html')}")
 
+
+# %%
+print("--out:", LIST.help)
+
+# %% [markdown]
+# A run alone is not enough:
 
 # %%
 print(runner.invoke(app, ["suggest", "runs/first"]).exception)

@@ -25,7 +25,13 @@ from typer.testing import CliRunner
 runner = CliRunner()
 
 # %% [markdown]
-# Two CSV files, or two folders of NIfTI label maps; what is asked for follows from the paths.
+# `ctseg evaluate` compares a prediction with the truth. Given two CSV files it computes the [challenge's Dice](../metrics/10_challenge.ipynb); given two folders of NIfTI label
+# maps, [distances and volumes](../metrics/60_volumes.ipynb) in mm and ml:
+#
+# ```sh
+# ctseg evaluate my_data/y_test.csv submission.csv
+# ctseg evaluate truth/ predicted/ --tolerance 3
+# ```
 
 # %%
 #| export
@@ -84,8 +90,12 @@ def evaluation(
     return evaluate_files(truth, prediction, annotated, classes)
 
 
+# %% [markdown]
+# Compared with itself, a truth has a Dice of 1. A tolerance in mm makes no sense for a CSV:
+
 # %%
 truth = Path("../../data_sample/y_test.csv.gz")
+print("Dice", evaluation(truth, truth, None, None, None, mm=False)["facts"]["dice"])
 try: evaluation(truth, truth, None, None, 2.0, mm=False)
 except InputError as e: print(e)
 
@@ -112,6 +122,9 @@ def evaluate(
         write_json(facts, json)
 
 
+# %% [markdown]
+# The command prints a row for each class:
+
 # %%
 truth = str(truth)
-print(runner.invoke(app, ["evaluate", truth, truth]).output)  # a truth agrees with itself
+print(runner.invoke(app, ["evaluate", truth, truth]).output)

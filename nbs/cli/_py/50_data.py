@@ -1,7 +1,7 @@
 # %% [markdown]
 # # Commands for data
 #
-# > `ctseg check`, `import` and `phantom`: folders checked, cut from volumes, drawn.
+# > `ctseg check`, `import` and `phantom`: check a folder of slices, make one from other data, or draw one.
 #
 # - skip_showdoc: true
 
@@ -30,6 +30,15 @@ from ctseg.core.files import did_you_mean
 #| hide
 from fastcore.test import test_eq, test_fail
 from typer.testing import CliRunner
+
+# %% [markdown]
+# All training starts from a *challenge folder*: images, masks, and which classes were examined on each image. The commands of this page check such a folder, or make one:
+#
+# ```sh
+# ctseg import dicom scans my_data      # from DICOM; also from NIfTI, PNG and others
+# ctseg phantom my_phantom              # from nothing but a seed
+# ctseg check my_data
+# ```
 
 # %%
 #| export
@@ -61,8 +70,8 @@ print(runner.invoke(app, ["check", "../../data_sample"]).output)
 # %% [markdown]
 # ## Other people's data in
 #
-# Hospitals keep volumes, the challenge has slices. `import` cuts the one into the other and notes where each slice came from. Other
-# competitions have slices already, with masks as PNG files or as run-length codes.
+# Hospitals store volumes; training needs slices. `import` cuts volumes into slices and notes where each slice came from. Some
+# competitions have slices already, with masks as PNG files or as run-length codes; `import` reads these too.
 
 # %%
 #| export
@@ -220,6 +229,8 @@ print(runner.invoke(app, ["import", "dicm", "scans", "out"]).exception)
 
 # %% [markdown]
 # ## A folder from a seed
+#
+# The [phantom](../phantom/90_challenge.ipynb) draws slices of an artificial body, so nobody's data is needed.
 
 # %%
 #| export

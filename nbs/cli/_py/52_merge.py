@@ -24,7 +24,13 @@ from typer.testing import CliRunner
 runner = CliRunner()
 
 # %% [markdown]
-# What is a contradiction between the folders, and what becomes of their pixels, is told in [the room that does it](../io/88_merge.ipynb).
+# Two hospitals may have contoured different organs, under different names, on images of different size. `ctseg merge` makes one challenge folder of both:
+#
+# ```sh
+# ctseg merge hospital_a hospital_b --out both
+# ```
+#
+# [Merge](../io/88_merge.ipynb) explains what happens to pixels, names and classes, and which contradictions are refused.
 
 # %%
 #| export
@@ -75,6 +81,9 @@ def merge(
     print_facts(facts)
     print(f"challenge folder: {out}")
 
+
+# %% [markdown]
+# One folder is not enough:
 
 # %%
 print(runner.invoke(app, ["merge", "../../data_sample", "--out", "both"]).exception)

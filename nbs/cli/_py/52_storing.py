@@ -9,8 +9,8 @@
 #| default_exp cli.storing
 
 # %% [markdown]
-# `check`, `fit`, `predict` and `evaluate` take a [store](../data/74_store.ipynb) where they take a folder. They read its pixels when these are needed, so
-# the memory they take does not grow with the number of slices.
+# A [store](../data/74_store.ipynb) holds the slices of a challenge folder in chunks. `check`, `fit`, `predict` and `evaluate` take a store in place of a folder. They read its pixels
+# only when they need them, so the memory they take does not grow with the number of slices.
 
 # %%
 #| export

@@ -28,7 +28,12 @@ from typer.testing import CliRunner
 runner = CliRunner()
 
 # %% [markdown]
-# `export` puts predictions back onto the volumes, writes the folder for nnU-Net, the run-length codes of a competition, or a run as an ONNX file.
+# `ctseg export` puts predicted slices back onto the volumes they were cut from. It also writes a folder for nnU-Net, the run-length codes of a competition, or a run as an
+# ONNX file:
+#
+# ```sh
+# ctseg export nifti my_data volumes --masks submission.csv
+# ```
 
 # %%
 #| export
@@ -53,7 +58,7 @@ print("--unknown", UNKNOWN.help)
 ON_VOLUMES = ("nifti", "dicom-seg", "rtstruct")
 
 def check_export(kind: str, masks: Optional[Path], source: Optional[Path], only_rle: dict) -> None:
-    "`InputError` for a kind that there is not, and for options that are missing or belong to another kind."
+    "`InputError` for an unknown kind, and for options that are missing or belong to another kind."
     if kind not in EXPORTS:
         raise did_you_mean("kind of export", kind, EXPORTS)
     if kind == "rle": return
@@ -65,7 +70,7 @@ def check_export(kind: str, masks: Optional[Path], source: Optional[Path], only_
 
 
 # %% [markdown]
-# An option of another export is named with the export that was asked for.
+# An option that belongs to another kind of export is refused:
 
 # %%
 test_fail(
@@ -130,6 +135,9 @@ def export_(
     print_facts(facts or {})
     print(f"written: {out}")
 
+
+# %% [markdown]
+# Without a submission there is nothing to put back:
 
 # %%
 print(runner.invoke(app, ["export", "nifti", "../../data_sample", "out"]).exception)

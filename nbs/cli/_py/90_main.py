@@ -34,7 +34,7 @@ import io
 from fastcore.test import test_eq
 
 # %% [markdown]
-# Commands raise, and one place decides what the shell sees.
+# When something goes wrong, a command raises an exception. `main` turns it into one line and an exit status, so that scripts can tell what happened:
 #
 # | what happened | exit status |
 # |---|---|
@@ -86,7 +86,7 @@ def failure(error: Exception) -> int:
     elif isinstance(error, InputError):
         if not getattr(error, "told", False):
             tell(f"ctseg: {error}", always=True)
-    elif isinstance(error, OSError):  # a disk or a file that nothing nearer has told of
+    elif isinstance(error, OSError):  # a disk or a file, of which nothing has been told yet
         where = f"{error.filename}: " if error.filename else ""
         tell(printable(f"ctseg: {where}{error.strerror or error}"), always=True)
     elif lost_process(error):
@@ -135,7 +135,7 @@ def run_command() -> int:
 # %%
 #| export
 def main() -> None:
-    "The console script: `app`, with mistakes told in one line and exit status 2."
+    "The console script: carry out the command; tell a mistake in one line, with exit status 2."
     if not SPEAKS:
         warnings.simplefilter("ignore")
     write_any_letter()

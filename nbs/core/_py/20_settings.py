@@ -27,7 +27,7 @@ from fastcore.test import test_eq, test_fail
 # %% [markdown]
 # ## What they look like
 #
-# A part of the package that can be adjusted declares how, in a class of its own. The command line (`--set tau=0.8`), the error texts, the tables in the docs and `recipe.json` are all made from this declaration.
+# Every part of the package that can be adjusted declares its settings in a class, as below: default, meaning, range. The command line (`--set tau=0.8`), the error texts, the tables in the docs and `recipe.json` are all made from this declaration.
 
 # %%
 #| export

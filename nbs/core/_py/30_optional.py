@@ -25,6 +25,8 @@ from fastcore.test import test_eq
 from ctseg.core.files import InputError
 
 # %% [markdown]
+# Some packages are heavy, and some are needed by few users. `ctseg` imports them only when they are needed. Where one is missing, the error says how to install it.
+#
 # ## A torchvision that does not fit
 #
 # timm is always there, but it imports torchvision. A torchvision built for CUDA beside a PyTorch for the CPU stops with "operator torchvision::nms does not exist", because its compiled half cannot be loaded. Nothing here needs that half, so it is enough to declare the signatures of the two operators. Where torchvision is sound, this does nothing.
@@ -66,6 +68,7 @@ def import_timm() -> ModuleType:
 # It is imported when it is needed, and no earlier:
 
 # %%
+print(import_timm().__name__, "is loaded")
 test_eq(import_timm().__name__, "timm")
 
 

@@ -25,7 +25,7 @@ from pathlib import Path
 from fastcore.test import test_eq
 
 # %% [markdown]
-# A class may be the **union** of others. It has a number of its own, which the masks of some sources hold, and no mask says it where its members are told apart. A folder says so in `unions.json`, beside the `class_names.json`:
+# A class may be the **union** of others. It has a number of its own. Masks that do not tell its members apart hold this number; all other masks hold the numbers of the members. A folder lists its unions in `unions.json`, beside the `class_names.json`:
 #
 #     {"lungs": ["lung_left", "lung_right"]}
 #
@@ -33,7 +33,7 @@ from fastcore.test import test_eq
 #
 # ## From names to numbers
 #
-# Members may be unions themselves. In the end only *atoms* count, the classes that are made of no others. What cannot be is told.
+# Members may be unions themselves. In the end only *atoms* count, the classes that are not made of others. A union that is impossible is refused.
 
 # %%
 #| export
@@ -55,6 +55,8 @@ def check_union(name: str, members: Iterable[str], names: tuple[str, ...]) -> No
 
 
 # %%
+check_union("lungs", ["lung_left", "lung_right"], ("lung_left", "lung_right", "lungs"))
+print("lungs = lung_left + lung_right: fine")
 for wrong in (["lung_left", "lung_rigth"], ["lung_left"], ["lung_left", "lung_left"]):
     try: check_union("lungs", wrong, ("lung_left", "lung_right", "lungs"))
     except InputError as e: print(e)

@@ -24,7 +24,7 @@ from pathlib import Path
 from fastcore.test import test_eq
 
 # %% [markdown]
-# torch cuts each operation into as many pieces as there are processors, and waits until the last piece is ready. Threads that are ready earlier wait in a busy loop. This is the fastest way on an idle machine. Beside another busy process it is the slowest: one thread has lost its processor to that process, and all others burn theirs until it comes back, hundreds of times a training step.
+# torch cuts each operation into as many pieces as there are processors, and waits until the last piece is ready. Threads that are ready earlier wait in a busy loop. This is the fastest way on an idle machine. Beside another busy process it is the slowest: one thread loses its processor to that process, and all others waste theirs until it comes back, hundreds of times a training step.
 #
 # The remedy is to look first, and to take as many threads as there are free processors. This must happen before torch is loaded, since OpenMP reads its settings once. So the [command line](../cli/10_console.ipynb) does it, and this module imports nothing heavy.
 
@@ -44,9 +44,10 @@ def allowed_cpus() -> list[int]:
 
 
 # %% [markdown]
-# There is one at least; how many differs between machines.
+# There is at least one. How many there are differs between machines, so it is not printed.
 
 # %%
+print("one or more:", len(allowed_cpus()) >= 1)
 assert len(allowed_cpus()) >= 1
 
 

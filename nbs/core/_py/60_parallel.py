@@ -71,6 +71,7 @@ def sending_device() -> torch.device:
 # A notebook is one process with the number 0.
 
 # %%
+print(f"process {rank()} of {world()}")
 test_eq((world(), rank()), (1, 0))
 
 

@@ -30,6 +30,9 @@ import tempfile
 from fastcore.test import test_eq, test_fail
 
 # %% [markdown]
+# A recipe is text, so it names its method, loss, network and augmentation. A registry finds the thing by its name. You can add a thing of your own in three ways: in a notebook, in a
+# [file](../guides/your_own_method.ipynb) given by `--plugin`, or in an installed package.
+#
 # ## Installed packages
 #
 # A package adds its methods with two lines in its `pyproject.toml`:

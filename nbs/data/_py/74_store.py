@@ -77,6 +77,7 @@ def is_store(place: str|Path) -> bool:
 
 
 # %%
+print(Path("s3://bucket/thorax"), "→", store_place(Path("s3://bucket/thorax")))
 test_eq(store_place(Path("s3://bucket/thorax")), "s3://bucket/thorax")
 test_eq((is_store("memory://toys"), is_store("../../data_sample")), (True, False))
 

@@ -8,8 +8,8 @@
 # ctseg fit new_folder --out runs/new --init runs/old --teacher runs/old
 # ```
 #
-# * `--init runs/old` starts from the old weights. The rows of the output layer follow the classes by *name*; rows of new classes are fresh. The images may have another size. The network must be the same one (`--set model=…`, `width=…` as in the old run's `recipe.json`), which is told otherwise.
-# * `--teacher runs/old` lets the old network say where the old structures are: on each annotated slice it fills in what nobody examined, pixel by pixel, where its probability reaches `completion` (`--set completion=0.9`). What people examined is never changed. About a new class it says nothing, but where it draws an old one.
+# * `--init runs/old` starts from the old weights. The rows of the output layer follow the classes by *name*; rows of new classes are fresh. The images may have another size. The network must be the same one (`--set model=…`, `width=…` as in the old run's `recipe.json`); otherwise an error says what differs.
+# * `--teacher runs/old` lets the old network say where the old structures are: on each annotated slice it fills in what nobody examined, pixel by pixel, where its probability reaches `completion` (`--set completion=0.9`). What people examined is never changed. It says nothing about a new class, except that a pixel of an old class is not of a new one.
 # * Either may be a name on the hub: `--init hf://owner/name`.
 # * `class_names.json` of the new folder lists *all* classes, old and new. `annotated_labels.json` says, as always, which were examined.
 #
@@ -17,7 +17,7 @@
 #
 # ## Does it work?
 #
-# Two lungs and a heart on toy slices, one seed. The first 24 slices have the lungs outlined, by whom the old network is trained. The other 24 have the heart alone.
+# Two lungs and a heart on toy slices, one seed. On the first 24 slices the lungs are outlined; the old network is trained on these. On the other 24 only the heart is outlined.
 
 # %%
 #| hide

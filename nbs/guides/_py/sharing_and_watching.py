@@ -4,6 +4,8 @@
 # > A run on the Hugging Face hub and back; TensorBoard, Weights & Biases, MLflow; callbacks of your own.
 
 # %% [markdown]
+# A finished run can be put on the Hugging Face hub under a name, and used by that name everywhere. While a run trains, you can watch it in TensorBoard or another tracker.
+#
 # ## Use a network that somebody shared
 #
 # ```python
@@ -17,7 +19,7 @@
 # ctseg fit my_data --out runs/mine --init hf://owner/name
 # ```
 #
-# `hf://` may be left out where no such folder exists: `owner/name` is then looked for on the hub, unless there is a folder `owner` (a mistyped `runs/frist` is asked of nobody). What was fetched once is found again without a network.
+# `hf://` may be left out where no such folder exists: `owner/name` is then looked for on the hub, unless there is a folder `owner` (so a mistyped `runs/frist` is not looked for on the hub). What was fetched once is found again without a network.
 #
 # Only data is fetched: weights as safetensors, JSON, CSV and Markdown, each by its exact name. Nothing is unpickled, and no code is fetched or executed. A network that needs a plugin says so; read the file before you give it with `--plugin`.
 #

@@ -37,7 +37,7 @@ from fastcore.test import test_close, test_eq
 # `sdc` and `agreement` become image scores by a mean over the structures that the teacher drew there. [A benchmark](../benchmarks/confidence.ipynb) compares them with the true Dice.
 
 # %% [markdown]
-# ## Of a cell
+# ## Confidence of a cell (image, class)
 #
 # All cell scores are sums over the pixels of a label. One scatter-add gives them for all classes at once.
 
@@ -105,7 +105,9 @@ plt.show()
 
 
 # %% [markdown]
-# ## Of an image
+# ## Confidence of an image
+#
+# The scores of structures become one score of the image: their mean over the structures that were found. Three other scores are the mean over pixels.
 
 # %%
 #| export

@@ -342,7 +342,7 @@ print(messages[0].message)
 # %% [markdown]
 # ## Which engine?
 #
-# `auto` asks OpenVINO, where it is installed, and keeps it if it is faster than PyTorch. This is measured, since it depends on the processor and on the network: on a processor with AVX512-BF16 an Attention U-Net was 1.5 times as fast with OpenVINO, and a U-Net with an EfficientNet encoder was 2 times *slower*. Predictions of the two differ by rounding. Who needs the same bytes from every machine asks for `torch`.
+# `auto` tries OpenVINO, where it is installed, and keeps it if it is faster than PyTorch. It measures this, because it depends on the processor and on the network: on one processor OpenVINO was faster for an Attention U-Net, and *slower* for a U-Net with an EfficientNet encoder. Predictions of the two differ by rounding. If you need the same bytes from every machine, ask for `torch`.
 
 # %%
 #| export

@@ -135,6 +135,8 @@ print(f"mean difference after a turn and back, inside the frame: {difference.mea
 
 # %% [markdown]
 # ## Several views
+#
+# We average the probabilities of several views, the plain image among them. Mirrored views are used only with networks that were trained on mirrored images.
 
 # %%
 #| export

@@ -159,7 +159,9 @@ label_certainty(two, label, "softmax").flatten()
 
 
 # %% [markdown]
-# ## Which pieces, and never nothing
+# ## Small pieces and empty images
+#
+# Two more steps are optional. `drop_islands` removes pieces of a few pixels, which are mostly noise. `rescue` draws the likeliest class on an image that would stay empty.
 
 # %%
 #| export

@@ -176,7 +176,7 @@ test_close(estimated.slopes, [2, .5], eps=0.2)
 # %% [markdown]
 # ## The usual Dice of a class
 #
-# It is estimated from $p$ and $d$ rather than from the truth of a few slices, and held by one slice that scores like all classes together.
+# The truth of a few held-out slices says too little about a rare class, so we estimate its usual Dice from $p$ and $d$. One imaginary slice, which scores like all classes together, keeps the estimate stable.
 
 # %%
 #| export
@@ -185,7 +185,7 @@ def usual_dice(
     dice: np.ndarray,
     drawn: np.ndarray,
 ) -> np.ndarray:
-    """The Dice that each class may expect over its drawn structures, if those are kept that raise it: `[C]`.
+    """The Dice `[C]` that each class may expect over its drawn structures, if only those that raise it are kept.
 
     chance, dice: float `[N, C]`, of each structure to be there and to get if so. drawn: bool `[N, C]`.
     """
@@ -201,7 +201,7 @@ def usual_dice(
 
 
 # %% [markdown]
-# Two classes on twenty thousand slices, of which the chances and the Dice are known. *Large* is drawn well and mostly where it is; *rare* badly and mostly where it is not. The score of each against a gate on the chance alone, and what the rule above makes of it:
+# We simulate two classes on twenty thousand slices, with known chances and Dice. *Large* is drawn well, and mostly where it is. *Rare* is drawn badly, and mostly where it is not. The blue curve is the score with a gate on the chance alone, the orange line the score with the rule above:
 
 # %%
 rng = np.random.default_rng(0)
@@ -238,7 +238,7 @@ assert (by_rule > by_gate.max(0)).all()
 
 
 # %% [markdown]
-# Each class wants another gate. Even with its own gate it does not get what weighing chance against stake gives the rare one.
+# Each class needs a gate of its own. And even with its best gate, the rare class scores less than with the rule, which weighs the chance against what is at stake.
 #
 # ## All estimates at once
 

@@ -216,7 +216,7 @@ print("a sure answer that is right", round(known_nll(certain, said_so, examined,
 # %%
 #| export
 def divide(logits: torch.Tensor, temperature: float) -> torch.Tensor:
-    "Logits at a temperature, where nothing but they decides the probabilities."
+    "Logits `[…]` divided by a temperature."
     return logits/temperature
 
 
@@ -240,7 +240,7 @@ def fit_temperature(
 
 
 # %% [markdown]
-# Draw labels from known probabilities, then exaggerate the logits by a factor. The fit must return the factor, for both kinds of outputs, and although half of the cells are unknown.
+# To test the fit we draw labels from known probabilities, then multiply the logits by a factor. The fit must return the factor, for both kinds of outputs, although half of the cells are unknown.
 
 # %%
 g = torch.Generator().manual_seed(0)
@@ -263,7 +263,7 @@ test_close(fit_temperature(single*3, hit, known[:, :1], "sigmoid"), 3, eps=0.15)
 # %% [markdown]
 # ## The thermometer
 #
-# A reliability diagram sorts the pairs (pixel, class) by what the network said and compares with how often it was so. The *expected calibration error* (ECE) is the mean distance between the two. Nearly all pairs are trivial, a lung class at a pixel of the brain, and would drown the rest; so the pairs are those to which the network *as it came* gives at least 1 %, before and after alike.
+# A reliability diagram sorts the pairs (pixel, class) by the probability that the network gave, and compares it with how often the class was there. The *expected calibration error* (ECE) is the mean distance between the two. Nearly all pairs are trivial, such as a lung class at a pixel of the brain, and would hide the rest. So we take only pairs to which the network gave at least 1 % before calibration, and the same pairs after it.
 
 # %%
 #| export
@@ -313,7 +313,7 @@ test_close(ece, 0.1, eps=1e-6)  # half of the pairs are off by 0.2
 # %% [markdown]
 # ## Before and after
 #
-# To judge a temperature on the slices it was fitted on would be a little too kind. So "after" is measured crosswise: the patients are cut in two halves, and each half is judged by the temperature of the other. The temperature that is kept comes from all.
+# To judge a temperature on the slices it was fitted on would be a little too kind. So "after" is measured crosswise: we divide the patients into two halves, and judge each half with the temperature of the other. The temperature that is kept comes from all of them.
 
 # %%
 #| export
@@ -382,7 +382,7 @@ def calibrate(
 
 
 # %% [markdown]
-# The fresh network says about one half everywhere. Discs are rarer than that, which no temperature can mend: the error hardly falls.
+# An untrained network gives about one half everywhere. Discs are rarer than that, and no temperature can mend it, so the error hardly falls.
 
 # %%
 fresh = calibrate(member, slices[14:], plan)
@@ -409,7 +409,7 @@ def plot_reliability(calibration: dict, ax: "Axes | None" = None) -> "Figure":
 # %% [markdown]
 # ## A network taught by Dice alone
 #
-# Nobody could tell where exactly the noisy discs end. The small network learns from fourteen of them by the Dice term alone, which rewards a decided answer and never asks how sure one can be. It is held against fourteen others: it says too much, and a temperature above 1 takes most of that back.
+# Nobody could tell where exactly the noisy discs end. A small network learns from fourteen of them by the Dice term alone, which rewards a decided answer even where it cannot be sure. We test it on the other slices: it is too sure, and a temperature above 1 mends most of that.
 
 # %%
 data, opt = SliceData(slices, "cpu"), torch.optim.Adam(member.model.parameters(), 4e-3)

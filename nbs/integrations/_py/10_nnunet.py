@@ -35,8 +35,8 @@ from ctseg.data.challenge import write_challenge
 from ctseg.io.volumes import class_flags
 
 # %% [markdown]
-# [nnU-Net](https://github.com/MIC-DKFZ/nnUNet) (version 2) wants a folder `Dataset501_ctseg` with `imagesTr`, `labelsTr` and a
-# `dataset.json`; 2D PNG files are read by its `NaturalImage2DIO`. That is quickly written. But its softmax knows classes,
+# `ctseg export nnunet my_data OUT` writes a challenge folder for [nnU-Net](https://github.com/MIC-DKFZ/nnUNet) (version 2): a folder `Dataset501_ctseg` with `imagesTr`, `labelsTr` and a
+# `dataset.json`. The form is easy; the labels are not. nnU-Net's softmax knows classes,
 # background, and an **ignore** label. It has *no way to say* "this pixel may be a kidney, because nobody looked for kidneys here,
 # but it is certainly not liver".
 #
@@ -60,7 +60,7 @@ print(s)
 # %% [markdown]
 # Unknown cells can only be approximated, in one of two ways:
 #
-# - `"ignore"`: on an image with any unknown class, every unlabelled pixel is ignored. True, but wasteful: all certain absences are
+# - `"ignore"`: on an image with any unknown class, every unlabelled pixel is ignored. This is true, but wasteful: all certain absences are
 #   lost. If *no* image is fully known, there is no background left to learn from, and the network would paint organs on air.
 # - `"background"`: unknown is read as background. This is what most people do when they run nnU-Net on such data. It is false, and the
 #   network learns to keep silent.

@@ -43,7 +43,7 @@ from ctseg.models.zoo import create_model
 # %% [markdown]
 # A hospital's viewer, a web page or a program in C# cannot run PyTorch. They can run ONNX: a file that holds the network as a graph of standard operations.
 #
-#     ctseg export onnx runs/first --out first.onnx
+#     ctseg export onnx runs/first first.onnx
 #
 # The graph begins with the image and ends with labels, so that nothing has to be written again around it: padding, resizing, averaging of several runs and the [decision rule](../inference/40_rule.ipynb) are inside.
 #
@@ -132,7 +132,7 @@ print(list(prob.shape), list(labels.shape), labels.unique().tolist())
 # %% [markdown]
 # ## The file
 #
-# Small islands of pixels are removed by following pieces over the image, which is no operation of ONNX. This one step of the rule is left out, and told. It and the class names are in the file's metadata.
+# To remove small islands one must follow connected pixels over the image, and ONNX has no operation for that. This one step of the rule is left out, and the command says so. The whole rule and the class names are in the file's metadata.
 
 # %%
 #| export

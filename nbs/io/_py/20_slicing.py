@@ -47,11 +47,13 @@ def to_8bit(
 
 
 # %%
-test_eq(to_8bit(np.array([-2000, -160, 40, 240, 3000]), 40, 400), [0, 0, 128, 255, 255])
+hu = np.array([-2000, -160, 40, 240, 3000])
+print(*(f"{value} HU → {grey}" for value, grey in zip(hu, to_8bit(hu, 40, 400))), sep="\n")
+test_eq(to_8bit(hu, 40, 400), [0, 0, 128, 255, 255])
 
 # %% [markdown]
-# In the challenge each slice was windowed on its own before the 8 bits were written. The window `"random"` does the same: it draws one
-# of the usual windows for each slice and varies it. A network trained so does not depend on how somebody else windows.
+# In the challenge each slice got a window of its own before the 8 bits were written. The window `"random"` does the same: it draws one
+# of the usual windows for each slice and varies it. A network trained in this way works with any window.
 
 # %%
 #| export

@@ -362,7 +362,7 @@ def _context():
     return context
 
 def _results(jobs: list[tuple], processes: int) -> Iterator:
-    "Of each job, arguments of `_cut_to_file`, a function that gives its result or raises its error."
+    "For each job (arguments of `_cut_to_file`) a function that gives its result or raises its error."
     if processes == 1:
         for job in jobs: yield lambda job=job: _cut_to_file(*job)
         return

@@ -1,7 +1,7 @@
 # %% [markdown]
 # # Folders
 #
-# > Volumes become a challenge folder with an index that leads every pixel home.
+# > Volumes become a challenge folder, with an index that says where every pixel came from.
 
 # %%
 #| default_exp io.folders
@@ -46,15 +46,18 @@ from ctseg.io.volumes import class_flags
 set_matplotlib_formats("jpeg", pil_kwargs=dict(quality=85))  # grey noise: a quarter of a PNG
 
 # %% [markdown]
-# A challenge folder made from volumes has one file more than others, `index.json`. It answers: *this PNG, which volume and which slice
-# was it, and where does a pixel lie in the patient?* For each volume it holds the shape, the affine, the orientation and the size after
+# A challenge folder made from volumes has one more file than others, `index.json`. It answers two questions: which volume and slice does a PNG show, and where does each of
+# its pixels lie in the patient? For each volume it holds the shape, the affine, the orientation and the size after
 # resampling. For each image it holds the volume, the slice number, the window and the corner where the slice was placed.
+#
+# The toy volume of this page:
 
 # %%
 work = Path(tempfile.mkdtemp())
 os.environ["CTSEG_CACHE"] = str(work/"cache")
 scans = torso_scans()
 scan = scans["as NIfTI likes it"]
+print(f"{scan.hu.shape} voxels, from {scan.hu.min():.0f} to {scan.hu.max():.0f} HU")
 
 
 # %% [markdown]

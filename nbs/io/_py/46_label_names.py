@@ -32,9 +32,12 @@ from ctseg.io.toy_scans import TORSO_CLASSES
 
 
 # %% [markdown]
+# A NIfTI label map holds numbers only. What they mean stands in a file beside it: nnU-Net's `dataset.json`, or a `class_names.json`. This page reads such files; the
+# [import of NIfTI](65_nifti_import.ipynb) uses it.
+#
 # ## Numbers and their names
 #
-# Whoever wrote them, names must belong to 1, 2, 3, … without a gap, and no number may have two.
+# In each of these files, names must belong to 1, 2, 3, … without a gap, and no number may have two names.
 
 # %%
 #| export

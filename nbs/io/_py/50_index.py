@@ -58,8 +58,12 @@ def _check_names(volumes: dict[str, dict], images: dict[str, dict[str, dict]], p
                                  "import the volumes again")
 
 
+# %% [markdown]
+# An image of a listed volume passes. Names that are paths are refused, and so are images of a volume that is not listed:
+
 # %%
 _check_names({"v000": {}}, {"test": {"0.png": {"volume": "v000"}}}, "index.json")
+print("image 0.png of volume v000: fine")
 test_fail(lambda: _check_names({"../v000": {}}, {}, "index.json"), contains="cannot be the name of a file")
 test_fail(
     lambda: _check_names({}, {"test": {"0.png": {"volume": "v000"}}}, "index.json"), contains="is not in it"

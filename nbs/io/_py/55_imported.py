@@ -34,8 +34,8 @@ from ctseg.io.toy_scans import TORSO_CLASSES, torso_scans
 
 # %% [markdown]
 # A network knows the grey values and sizes of the images it was trained on. If a new scan is shown through another window, or at another
-# scale, nothing fails, and the result is poor. So a run keeps how its images were made, and here this is read from the `index.json` that
-# every import leaves.
+# scale, nothing fails, but the result is poor. So a run keeps how its images were made. This page reads it from the `index.json` that
+# every import leaves. We import the same three toy volumes in five ways:
 
 # %%
 work = Path(tempfile.mkdtemp())
@@ -50,6 +50,7 @@ cuts = {
 for name, slicing in cuts.items():
     cases = [Case(n, lambda v=v: v) for n, v in torso_scans().items()]
     write_volumes(cases, work/name, TORSO_CLASSES, slicing)
+    print(f"{name:18}", len(list((work/name/"train-images").iterdir())), "images")
 
 
 # %%

@@ -32,8 +32,8 @@ from ctseg.io.slicing import to_8bit
 from ctseg.io.toy_dicom import clinic_planes, write_contours, write_series
 
 # %% [markdown]
-# An **RTSTRUCT** holds polygons in millimetres, each with a structure's name. A structure that was never contoured has no polygons, or
-# is not listed; either way it is *unknown* for this patient. Here a ring is drawn on three slices: an outer polygon, and an inner one
+# An **RTSTRUCT** is the DICOM file in which radiotherapy systems store contours: polygons in millimetres, each with a structure's name. A structure that was never contoured has no
+# polygons, or is not listed; either way it is *unknown* for this patient. Here a ring is drawn on three slices: an outer polygon, and an inner one
 # that makes the hole.
 
 # %%
@@ -45,6 +45,7 @@ def circle(radius): return [34, 38] + radius*np.c_[np.cos(angle), np.sin(angle)]
 rings = [(k, circle(radius)) for k in (9, 10, 11) for radius in (20.2, 12.2)]
 write_contours(work/"rtstruct", s.headers, {"Ring": rings, "Never drawn": []})
 header = pydicom.dcmread(work/"rtstruct")
+print([(roi.ROIName, roi.ROINumber) for roi in header.StructureSetROISequence])
 
 # %%
 #| export
@@ -79,7 +80,7 @@ print([len(_read_rings(roi)[0]) for roi in header.ROIContourSequence])
 
 
 # %% [markdown]
-# A name may be missing. Then the observation's label, the description or the number stands in for it.
+# A name may be missing. Then we take the observation's label, the description or the number instead.
 
 # %%
 #| export

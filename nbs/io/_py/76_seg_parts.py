@@ -17,10 +17,13 @@ from fastcore.test import test_eq, test_fail
 
 
 # %% [markdown]
+# A DICOM SEG is the DICOM form of a segmentation: a list of *segments*, one for each structure, and *frames*, one for each slice and segment. This page reads the list, and checks
+# whether several SEG files belong together. [The next page](77_dicom_seg_read.ipynb) reads the pixels.
+#
 # ## Segments
 #
 # A segment has a number and a label. Where the label is empty, the description or the code tells what it is. Number 0 is the background of a
-# label map, and no structure.
+# label map, not a structure.
 
 # %%
 #| export

@@ -32,8 +32,8 @@ from ctseg.io.toy_dicom import head_planes, write_contours, write_series
 
 
 # %% [markdown]
-# The standard lets a label object name its series, and lets it leave that out. Then it may name the slices, or only the *frame of reference*,
-# the space in which its millimetres are counted, or nothing but the study. All that it says is collected.
+# A folder may hold several scans of one patient, and contours or segmentations of some of them. The DICOM standard lets a label object name its series, but does not demand it.
+# It may name the slices instead, or only the *frame of reference* (the space in which its millimetres are counted), or just the study. We collect all that it says.
 
 # %%
 #| export
@@ -79,12 +79,13 @@ for name in ("a", "b"): write_series(work/name, head_planes(3))
 both = [make_series(slices_in(read_heap(work/name)), work) for name in ("a", "b")]
 write_contours(work/"contours", both[1].headers, {"Ring": [(1, np.array([[9, 9], [20, 9], [20, 20]]))]})
 told = references(pydicom.dcmread(work/"contours"))
+print("the contours name series b:", told.series == {both[1].number}, "and", len(told.instances), "slice")
 test_eq(told.series, {both[1].number})
 
 
 # %% [markdown]
-# The most exact word counts: the series; else the slices; else the frame of reference, if one series alone has it; else the study, if it has one
-# series. A label that names a series which is not there is about none of these.
+# The most exact information counts: the series; else the slices; else the frame of reference, if only one series has it; else the study, if it has one
+# series only. A label that names a missing series belongs to none of the scans.
 
 # %%
 #| export

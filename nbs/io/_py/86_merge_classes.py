@@ -1,7 +1,7 @@
 # %% [markdown]
 # # Classes of several sources
 #
-# > Three hospitals number and spell their structures differently: which of them are one class, and what cannot be one.
+# > Three hospitals number and spell their structures differently. Which of them are the same class?
 #
 # - skip_showdoc: true
 
@@ -71,6 +71,7 @@ for names in (
     ["Aorta", "A_Aorta"],
     ["GTV node L", "gtv-node_left"],
 ):
+    print(" = ".join(names))
     test_eq(len({meaning(name) for name in names}), 1)
 for a, b in (
     ("kidney_left", "kidney_right"),
@@ -78,12 +79,13 @@ for a, b in (
     ("liver", "liver_tumor"),
     ("CT-Liver", "liver"),
 ):
+    print(a, "≠", b)
     assert meaning(a) != meaning(b)
 
 
 # %% [markdown]
-# Some spellings nobody can know: that `CT-Liver` is a liver, that this clinic's `vessel` is one of the liver. A renaming says so, in the
-# form of [`ctseg import dicom --rename`](78_dicom_import.ipynb): `{"CT-Liver": "liver"}`. Where two sources call different things alike, a
+# No table can know all spellings: that `CT-Liver` is a liver, or that this clinic's `vessel` is a vessel of the liver. A renaming says so, in the
+# form of [`ctseg import dicom --rename`](78_dicom_import.ipynb): `{"CT-Liver": "liver"}`. Where two sources give the same name to different things, a
 # label may name its source: `{"clinic_b/vessel": "liver_vessels"}`.
 
 # %%

@@ -47,8 +47,8 @@ from ctseg.core.style import class_legend, image_grid, overlay, show_image
 from ctseg.data.toys import toy_set
 
 # %% [markdown]
-# Two clinics have outlined what each needed. Clinic A examined both lungs, clinic B "Lungs" as a whole and the heart, with numbers of
-# its own. Its images are smaller. Neither looked for the other's classes.
+# `merge` makes one challenge folder of several. On this page there are two clinics, and each has outlined what it needed. Clinic A examined both lungs. Clinic B examined "Lungs" as a
+# whole and the heart, with numbers of its own, and its images are smaller. Neither looked for the other's classes.
 
 # %%
 work = Path(tempfile.mkdtemp())
@@ -70,10 +70,13 @@ def clinic(name, rows, numbers, names, size=48):
 
 a = clinic("clinic_a", range(12), {left: 1, right: 2}, ["lung_left", "lung_right"])
 b = clinic("clinic_b", range(12, 24), {heart: 1, left: 2, right: 2}, ["Heart", "Lungs"], size=40)
+for folder in (a, b): print(folder.name, read_json(folder/"class_names.json"))
 
 
 # %% [markdown]
 # ## Sources
+#
+# A *source* is one of the folders to be merged. It gets a short name for messages.
 
 # %%
 #| export

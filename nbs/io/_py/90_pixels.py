@@ -28,7 +28,7 @@ from PIL import Image
 
 # %% [markdown]
 # Competitions give CT slices as PNG files. Some have 8 bits and can be taken as they are. Others keep the scanner's values in 16 bits, mostly
-# shifted, since a PNG knows no negative numbers. Then one must say how to come back to Hounsfield units and which window to show:
+# shifted, since a PNG has no negative numbers. Then you must say how to get back to Hounsfield units, and which window to show:
 #
 # $$\mathrm{HU} = \mathrm{value}\cdot\mathrm{scale} + \mathrm{offset}$$
 

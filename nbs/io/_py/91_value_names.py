@@ -27,10 +27,12 @@ from fastcore.test import test_eq, test_fail
 
 
 # %% [markdown]
+# A mask of a competition holds values such as 1 or 128. A table beside the masks says what they mean: a JSON, or a CSV with columns called differently by each author. This
+# page reads such tables for [`ctseg import png`](96_png.ipynb).
+#
 # ## A table
 #
-# Small tables come from everywhere. Each row must have as many cells as the first one: a file that was cut off would otherwise lose its
-# end in silence.
+# Each row must have as many cells as the header. Otherwise a truncated file would lose its end in silence.
 
 # %%
 #| export

@@ -22,7 +22,7 @@ from fastcore.test import test_eq, test_fail
 # %% [markdown]
 # A mask is mostly long runs of equal pixels. A run-length code lists the runs that are set: where each begins, and how long it is. Two
 # things differ among competitions. Most count *down the columns* (as MATLAB does) and from 1; some go along the rows, or count from 0. A
-# code that is read in the wrong order is a mask all the same, only a wrong one, so look at a picture after an import.
+# code read in the wrong order still gives a mask, only a wrong one. So look at a picture after an import.
 
 # %%
 #| export
@@ -49,6 +49,7 @@ class Coding:
 
 
 # %%
+print(Coding(), "or", Coding("row", first=0))
 test_fail(lambda: Coding("colum"), contains="did you mean column")
 test_fail(lambda: Coding(first=2), contains="from 0 or from 1")
 

@@ -1,7 +1,7 @@
 # %% [markdown]
 # # Labels of images
 #
-# > Masks from files or from a table, and what their silence means.
+# > Masks from files or from a table, and what it means if an image has none.
 
 # %%
 #| default_exp io.mask_labels
@@ -35,6 +35,9 @@ from PIL import Image
 from ctseg.core.files import write_json
 
 # %% [markdown]
+# Annotations of images come in two forms: mask files, one or several for each image, or a table of [run-length codes](93_rle_table.ipynb). This page reads both into label maps,
+# and decides what was examined on each image.
+#
 # ## How masks are read
 
 # %%
@@ -76,8 +79,8 @@ test_fail(lambda: Labelling(annotated="al"), contains="did you mean all")
 # %% [markdown]
 # ## What a source says
 #
-# Whatever the masks come from, a source answers three questions: which classes there are, what is drawn on an image, and which classes
-# were looked for on it, as far as it tells.
+# Every source of masks answers three questions: which classes there are, what is drawn on an image, and, if it says so, which classes
+# were looked for on it.
 
 # %%
 #| export

@@ -64,6 +64,7 @@ class Pictures:
 
 
 # %%
+print("onto squares of", Pictures(size=256).size, "pixels")
 test_fail(lambda: Pictures(size=0), contains="whole number from 1")
 
 

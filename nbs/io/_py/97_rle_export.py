@@ -37,6 +37,8 @@ from ctseg.io.rle_table import read_codes
 from ctseg.io.rle import decode
 
 # %% [markdown]
+# Kaggle's competitions want predictions as a table of [run-length codes](92_rle.ipynb). `ctseg export rle` writes it from predicted label maps, and this page is how.
+#
 # ## The form
 #
 # Kaggle compares a submission with its solution row by row. So the safest form is that of the sample submission: its columns, its rows and
@@ -62,6 +64,7 @@ class Sheet:
 
 
 # %%
+for form, columns in FORMS.items(): print(f"{form:6} {columns}")
 test_fail(lambda: Sheet("lng"), contains="did you mean long")
 
 

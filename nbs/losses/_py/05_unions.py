@@ -24,7 +24,7 @@ from fastcore.test import test_close, test_eq
 from ctseg.losses.unions import union_probabilities
 
 # %% [markdown]
-# A [union](../core/38_unions.ipynb) is a class made of others. A network never draws one. Its channel is a free place, in which a loss puts what the members say together, wherever the truth does not tell them apart. Then every loss and every formula of the next pages holds as it is.
+# A [union](../core/38_unions.ipynb) is a class made of others. A network never draws one, so the channel of the union is free. A loss puts the joint logit of the members there, wherever the truth does not tell them apart. Then every loss and every formula of the next pages holds as it is.
 #
 # A member is **told apart** at a pixel where it was examined, or where the pixel is labelled with it. Where the union was examined, or the pixel is labelled with it, the union stands for those of its members that are not told apart. So on a slice of "lungs" with the left lung outlined as well, the rest of the lungs is the right one.
 
@@ -41,9 +41,9 @@ for softmax, kind in ((True, "softmax: the sum "), (False, "sigmoid: noisy-or"))
 # %% [markdown]
 # ## Together
 #
-# What do members say together? The channels of a **softmax** exclude each other, so the probability of a union is their sum. Its logit is the logarithm of the sum of exponentials.
+# What is the probability of a union? The channels of a **softmax** exclude each other, so the probability of a union is the sum of its members' probabilities. Its logit is the logarithm of the sum of exponentials.
 #
-# The channels of **sigmoids** are answers to separate questions. We take them as independent: a pixel is in the union unless it is in no member, $P = 1-\prod_m(1-p_m)$ (*noisy-or*). The alternative is the largest $p_m$. It has two faults. Only one member gets a gradient, so that the member which happens to lead is pushed ahead although nothing was said of it. And outside of the union only that one is pushed down, while noisy-or pushes down each member exactly as if it had been examined and found absent: $-\ln(1-P)=-\sum_m\ln(1-p_m)$.
+# The channels of **sigmoids** are answers to separate questions. We take them as independent: a pixel is in the union unless it is in no member, $P = 1-\prod_m(1-p_m)$ (*noisy-or*). The alternative is the largest $p_m$. It has two faults. Inside the union only one member gets a gradient: the member that happens to lead is pushed further up, although the truth does not name it. And outside of the union only that one is pushed down, while noisy-or pushes down each member exactly as if it had been examined and found absent: $-\ln(1-P)=-\sum_m\ln(1-p_m)$.
 #
 # Both are computed on logits, where nothing underflows. The odds of $P$ for two members are $(1+e^a)(1+e^b)-1=e^a+e^b+e^{a+b}$.
 
@@ -74,7 +74,7 @@ test_close(together([z[1], z[2]], softmax=True).exp()/z.exp().sum(), z.softmax(0
 # %% [markdown]
 # ## What is told
 #
-# A labelled pixel is no other class. That is not so for classes that share atoms: a pixel of "lungs" leaves open which lung it is.
+# A pixel labelled with one class belongs to no other. This does not hold for a union and its members: a pixel labelled "lungs" leaves open which lung it is.
 
 # %%
 #| export
@@ -105,7 +105,7 @@ def covered(
 
 
 # %% [markdown]
-# A pixel labelled *lungs* says that it is no heart, and not whether it is left or right. Where *lungs* was examined, its members are known to be nowhere else.
+# A pixel labelled *lungs* is certainly not heart, but it may be left or right. Where *lungs* was examined, its members are known to be nowhere else.
 
 # %%
 lungs = ((3, (1, 2)),)                        # of left 1, right 2, lungs 3, heart 4
@@ -121,7 +121,7 @@ test_eq(
 # %% [markdown]
 # ## In the place of the logits
 #
-# A smaller union takes its members first: where both "right lung" and "lungs" were examined, the lobes on the right speak in the first, and what remains in the second. A channel whose members speak elsewhere, or that has none to stand for, gets a logit that no network gives. Its probability is 0, and so is its gradient.
+# Now each member is moved into the channel of a union where the truth names only the union. Of two unions the smaller one takes its members first: where both "right lung" and "lungs" were examined, the lobes on the right go into the first, and the other lobes into the second. The channel of a member that was moved, or of a union that got no member, gets a logit so low that its probability is 0, and so is its gradient.
 
 # %%
 #| export
@@ -130,9 +130,9 @@ def free_members(
     members: tuple[int, ...],
     mask: torch.Tensor, # int64 [B,N]
     known: torch.Tensor, # bool [B,C,1|N]
-    taken: dict[int, torch.Tensor], # member → where it speaks in a smaller union, bool [B,N]
+    taken: dict[int, torch.Tensor], # member → where it was moved into a smaller union, bool [B,N]
 ) -> dict[int, torch.Tensor]: # member → bool [B,N]
-    "Where each member speaks in the channel of a union; a pixel that is labelled with the union has one at least."
+    "Where each member is moved into the channel of a union; at a pixel labelled with the union at least one is."
     here = known[:, union - 1] | (mask == union)
     nowhere = torch.zeros_like(mask, dtype=torch.bool)
     open_ = {member: here & ~taken.get(member, nowhere) for member in members}
@@ -143,7 +143,7 @@ def free_members(
 
 
 # %% [markdown]
-# The right lung was examined on this slice, so only the left one can speak for the union:
+# The right lung was examined on this slice, so only the left one is moved into the union's channel:
 
 # %%
 labels, examined = torch.tensor([[3, 1, 0]]), torch.tensor([[[False], [True], [True], [True]]])
@@ -160,7 +160,7 @@ def put_unions(
     unions: Unions,
     softmax: bool, # else sigmoid; K is C + 1 or C
 ) -> tuple[torch.Tensor, torch.Tensor]: # logits [B,K,N]; bool [B,C,N]
-    "Logits in which members speak together where they must, and which channels say something: bool [B,C,N]."
+    "Logits with members moved into the channels of unions, and bool [B,C,N]: which channels have a meaning there."
     nothing = torch.finfo(logits.dtype).min/8
     channels, first = list(logits.unbind(1)), 0 if softmax else 1
     speaks = torch.ones(len(mask), known.shape[1], mask.shape[1], dtype=torch.bool, device=mask.device)
@@ -191,11 +191,11 @@ test_eq(speaks[0, :3].int().tolist(), [[0, 1, 0], [0, 0, 0], [1, 1, 1]])
 
 
 # %% [markdown]
-# At the second pixel the left lung speaks for itself, and the channel of the union has the right one: what is left of the lungs.
+# At the second pixel the left lung has its own channel, and the channel of the union has the rest of the lungs, which is the right one.
 #
 # ## Probabilities
 #
-# A network does not draw unions: their channels have the probability 0, and `1 − sum` is background, as everywhere. Whoever wants the probability of a union asks for it.
+# A network does not draw unions: their channels have the probability 0, and `1 − sum` is background, as everywhere. If you want the probability of a union, `union_probabilities` computes it.
 
 # %%
 #| export

@@ -215,7 +215,7 @@ test_eq((check_labels(zeros, 3), check_labels(zeros + IGNORE, 3)), (False, True)
 
 
 # %% [markdown]
-# Nothing is said about a pixel of the value 255, for any class: its weight is 0.
+# A pixel of the value 255 is to be ignored. It says nothing about any class, so its weight is 0.
 
 # %%
 #| export
@@ -233,7 +233,7 @@ def without_ignored(
 
 
 # %% [markdown]
-# A pixel to be ignored becomes background with the weight 0.
+# In the mask it becomes background:
 
 # %%
 some, counts = without_ignored(torch.tensor([[1, 255]]), None, torch.float32)
@@ -241,7 +241,7 @@ test_eq((some.tolist(), counts.tolist()), ([[1, 0]], [[[1., 0.]]]))
 
 
 # %% [markdown]
-# With the checks passed, the pixels are put into one axis.
+# After the checks all pixels are put into one axis. If there are unions, their members are [moved](05_unions.ipynb) first.
 
 # %%
 #| export
@@ -258,7 +258,7 @@ def with_unions(
 
 
 # %% [markdown]
-# Two pixels of "lungs" and of nothing, where the lungs were examined: the sum of both lungs is asked at the first, neither at the second.
+# One pixel of "lungs" and one of nothing, where the lungs were examined. At the first the loss wants the sum of both lungs, at the second neither.
 
 # %%
 lungs = torch.tensor([[[False], [False], [True]]])              # of left, right and lungs

@@ -354,7 +354,7 @@ test_eq((loss.out_chans(3), loss.probabilities(logits).shape), (4, (2, 3, 8, 8))
 #
 # This is the binary cross-entropy and the Dice of each class over the pixels where the class is known, after MultiTalent (Ulrich et al. 2023, [arXiv 2303.14444](https://arxiv.org/abs/2303.14444)). The cross-entropy is a mean over all known (class, pixel).
 #
-# `pixel_known` uses the fact from the first picture: a pixel labelled lung is certainly no heart, even where nobody looked for hearts. `prior` starts every class at a small probability. Without it all classes begin at one half on all pixels, and the first gradients only say "no".
+# `pixel_known` uses the fact from the first picture: a pixel labelled lung is certainly not heart, even where nobody looked for hearts. `prior` starts every class at a small probability. Without it all classes begin at one half on all pixels, and the first gradients only say "no".
 
 # %%
 #| export
@@ -497,7 +497,7 @@ test_close(sums.cross_entropy, -(math.log(1/3) + math.log(2/3))/2)
 # %%
 #| export
 class PlainMarginalSoftmaxLoss(SoftmaxLoss):
-    "Cross-entropy that asks of a zero to be background or something unknown, and Dice where a class is known."
+    "Cross-entropy in which a zero means background or an unknown class, and Dice where a class is known."
     def __init__(self,
         w_dice: float = 1., # weight of the Dice term
         w_ce: float = 1., # weight of the cross-entropy, a mean over pixels
@@ -634,7 +634,7 @@ colour_legend(
 )
 
 # %% [markdown]
-# The masked form says nothing about the heart outside the lungs. The marginal form lifts it together with background. Both of the others press it down everywhere.
+# The masked form says nothing about the heart outside the lungs. The marginal form pushes it up together with background. The two others push it down everywhere.
 #
 # ## Does it matter?
 #
@@ -681,11 +681,11 @@ for name, loss in losses.items():
     print(f"{' '.join(name.split()):43}" + "  ".join(f"{c} {d:.2f}" for c, d in zip(classes.names, dice)))
 
 # %% [markdown]
-# The two losses that read `known` learn all classes. The ordinary loss believes that most lungs and hearts are not there, and finds fewer of their pixels. The Dice alone learns nothing in this short training: it starts on the plateau shown above, and [another page](../explanations/dice_alone.ipynb) follows it.
+# The two losses that read `known` learn all classes. The ordinary loss learns that most lungs and hearts are not there, and finds fewer of their pixels. The Dice alone learns nothing in this short training: it starts on the plateau shown above, and [another page](../explanations/dice_alone.ipynb) follows it.
 #
-# ## Promises
+# ## What is guaranteed
 #
-# **Unknown cells get exactly no gradient** from the masked form, also where what is known changes within an image, as after CutMix.
+# **Unknown cells get exactly no gradient** from the masked form. This holds too where the known classes change within an image, as after CutMix.
 
 # %%
 a, b = torch.tensor([[True, False, True]]), torch.tensor([[False, True, True]])

@@ -312,7 +312,7 @@ assert torch.autograd.gradcheck(lambda z: SigmoidSums.apply(z, target, channel, 
 # %% [markdown]
 # ### Structures that overlap
 #
-# Some data sets give each class a mask of its own: a tumour lies in a liver. Then a pixel has no single label, and ideas 2 and 3 remain: slices, and a gradient that keeps nothing but the logits. The other loss of a pixel is chosen by its truth $y$.
+# Some data sets give each class a mask of its own, because structures overlap: a tumour lies in a liver. Then a pixel has no single label, and only ideas 2 and 3 remain: slices of pixels, and a gradient that keeps nothing but the logits. For each class and pixel, the truth $y$ chooses between two losses.
 
 # %%
 #| export
@@ -393,7 +393,7 @@ for gamma in (0., 2.):
 #
 # $$\frac{\partial\ell}{\partial z_c}=p_c\Big(h_c-\sum_k p_k h_k\Big)+g_L\Big(p_c-[c\text{ is allowed}]\,\frac{p_c}{q}\Big)$$
 #
-# Two details keep it finite. Where the network is sure of something impossible, $q$ underflows. Background is always allowed at a zero, so $-\ln q\le-\ln p_0$, and that bound is finite. Sums are in float32 even if the logits are narrower.
+# Two details keep it finite. Where the network is sure of something impossible, $q$ underflows. But background is always allowed at a zero, so $-\ln q\le-\ln p_0$, and this bound is finite. And sums are in float32 even if the logits are narrower.
 
 # %%
 #| export
@@ -532,7 +532,7 @@ class SoftmaxSums(torch.autograd.Function):
 
 
 # %% [markdown]
-# And its gradient, against finite differences:
+# The gradient is compared with finite differences again:
 
 # %%
 assert torch.autograd.gradcheck(
@@ -563,7 +563,7 @@ for fused, plain in zip(
 # %% [markdown]
 # ## The losses
 #
-# Nothing but the sums is different from the plain losses. Options, shapes and formulas are inherited.
+# Only the sums differ from the plain losses. Options, shapes and formulas are inherited.
 
 # %%
 #| export
@@ -572,7 +572,7 @@ class MaskedSigmoidLoss(PlainMaskedSigmoidLoss):
     pixel_sums = staticmethod(fused_sigmoid_sums)
 
 class MarginalSoftmaxLoss(PlainMarginalSoftmaxLoss):
-    "Cross-entropy that asks of a zero to be background or something unknown, and Dice where a class is known."
+    "Cross-entropy in which a zero means background or an unknown class, and Dice where a class is known."
     pixel_sums = staticmethod(fused_softmax_sums)
 
 
@@ -609,7 +609,7 @@ compare(DiceLoss(), PlainDiceLoss())
 compare(CrossEntropyDiceLoss(), PlainCrossEntropyDiceLoss())
 
 # %% [markdown]
-# **Half precision and hopeless logits stay finite**, and so does the gradient.
+# **Half precision and huge logits give a finite loss**, and a finite gradient.
 
 # %%
 for dtype in (torch.float16, torch.bfloat16):

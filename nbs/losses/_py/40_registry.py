@@ -29,7 +29,7 @@ from ctseg.core.files import InputError
 
 
 # %% [markdown]
-# A [recipe](../recipes/10_table.ipynb) is text, so it names its loss. A table says what the name stands for and which settings recipes have of it. Anyone can add a row.
+# A [recipe](../recipes/10_table.ipynb) is text, so it names its loss. A table says which loss a name stands for, and which of its settings a recipe may set. Anyone can add a row.
 #
 # ## The table
 
@@ -72,10 +72,10 @@ def register_loss(
 # %%
 #| export
 class DiceSettings(Settings):
-    "The original's loss has none."
+    "Settings of the original's loss: none."
 
 class CrossEntropyDiceSettings(Settings):
-    "Of a sum of Dice and cross-entropy."
+    "Settings of a sum of Dice and cross-entropy."
     w_dice: float = setting(1.0, "weight of the Dice term", low=0)
     w_pixel: float = setting(1.0, "weight of the cross-entropy term", low=0)
     reduction: str = setting(
@@ -83,7 +83,7 @@ class CrossEntropyDiceSettings(Settings):
     )
 
 class MaskedSettings(CrossEntropyDiceSettings):
-    "Of a loss that reads what is known."
+    "Settings of a loss that reads what is known."
     pixel_known: bool = setting(True, "a pixel of one structure is a certain negative for all others")
     log_dice: bool = setting(False, "−ln Dice instead of 1 − Dice: a missed class keeps its gradient")
 

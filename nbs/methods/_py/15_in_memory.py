@@ -73,7 +73,7 @@ class MemorySetup:
 
     @property
     def seed(self) -> int:
-        "Of everything random."
+        "The seed of everything random."
         return self.setup.seed
 
     @property

@@ -128,7 +128,7 @@ plt.show()
 # %%
 #| export
 class MeanTeacherSettings(Settings):
-    "Of the method `mean-teacher`."
+    "Settings of the method `mean-teacher`."
     consistency: float = setting(1.0, "weight of the consistency term", low=0)
     ramp: float = setting(0.1, "share of the steps in which that weight rises", low=0, high=1)
     perturb: str = setting("strong", "what the student's image goes through", choices=tuple(PERTURB))

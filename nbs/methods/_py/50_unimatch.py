@@ -206,7 +206,7 @@ print("peaks of 0.99, 0.7 and 0.2 give the bars", bars.numpy().round(2))
 # %%
 #| export
 class UniMatchSettings(Settings):
-    "Of the method `unimatch`."
+    "Settings of the method `unimatch`."
     consistency: float = setting(1.0, "weight of what the teacher completes", low=0)
     ramp: float = setting(0.1, "share of the steps in which that weight rises", low=0, high=1)
     tau: float = setting(0.9, "certainty of the teacher that settles a pixel", low=0.5, high=1)
@@ -334,7 +334,7 @@ print("views of a step:", list(StrongViews().views(ctx, batch, None)))
 class UniMatchStep(StrongViews):
     "All of these learn from the completed truth in one pass."
     def loss(self, ctx: StepContext, views: dict[str, Batch]) -> torch.Tensor:
-        "Of the labelled batch, plus, weighted, of what the teacher completed."
+        "The loss of the labelled batch, plus the weighted loss of what the teacher completed."
         if len(views) == 1:
             return super().loss(ctx, views)
         settings = self.settings

@@ -64,7 +64,7 @@ UNKNOWN = (255*np.array(to_rgb(STATE_COLOURS["unknown"]))).astype(np.uint8)
 # %%
 #| export
 class SelfTrainingSettings(FinetuneSettings):
-    "Of the method `self-training`."
+    "Settings of the method `self-training`."
     teachers: int = setting(3, "folds, and so teachers", low=2)
     rounds: int = setting(1, "how often teachers are trained, the later times on what they filled in", low=1)
     quota: float = setting(0.5, "share of a class's found cells to accept at most", low=0, high=1)

@@ -167,7 +167,7 @@ test_eq(without_ignored(np.array([[1, 2]]), np.array([[1, IGNORE]])), ([1], [1])
 # %%
 #| export
 def union_counts(pairs: np.ndarray, ids: list[int]) -> tuple[int, int, int]:
-    "Of a table of pairs [C+1,C+1]: the pixels that both call one of `ids`, that the prediction does, that the truth does."
+    "How many pixels both, the prediction, and the truth call one of `ids`, out of a table of pairs [C+1,C+1]."
     predicted, true = pairs[ids], pairs[:, ids]
     return predicted[:, ids].sum(), predicted.sum(), true.sum()
 

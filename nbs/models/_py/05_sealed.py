@@ -27,8 +27,9 @@ from fastcore.test import test_eq
 from safetensors.torch import load_file
 
 # %% [markdown]
-# A disk, a cable or a copy that was cut can change a bit of a weight. The file still loads, and the network draws something slightly else. A [safetensors](https://github.com/huggingface/safetensors) file
-# has a header in JSON with room for notes, where we put a CRC-32 of everything else. It finds every single flipped bit. It is no protection against somebody who wants to change a file.
+# A failing disk or a bad cable can flip a bit of a weights file. The file still loads, and the network then draws something slightly different. So we write a checksum into
+# the file and compare it when we read the file. A [safetensors](https://github.com/huggingface/safetensors) file has a header in JSON with room for notes, and the checksum (a CRC-32 of everything else) is such a
+# note. It finds every single flipped bit. It does not protect against somebody who wants to change a file.
 
 # %%
 #| export
@@ -53,20 +54,21 @@ def seal(tensors: dict[str, torch.Tensor]) -> tuple[bytes, memoryview]:
 # %%
 torch.manual_seed(0)
 weights = {"a": torch.randn(3, 2), "b": torch.arange(4)}
-print(seal(weights)[0][8:60])
+header, data = seal(weights)
+print(header[8:60])
 
 # %% [markdown]
-# Files of other programs, and of ctseg before 0.2, have no seal. They are taken as they are.
+# `check_seal` compares. Files of other programs, and of ctseg before 0.2, have no checksum and are read as they are.
 
 # %%
 #| export
 CHUNK = 1 << 20  # bytes
 
 def check_seal(path: str | Path) -> None:
-    "`InputError` for a safetensors file whose content is not what its checksum says."
+    "Raise an `InputError` for a safetensors file whose content does not match its checksum."
     with open(path, "rb") as f:
         length = int.from_bytes(f.read(8), "little")
-        if length > 100 << 20: return  # no safetensors file: who loads it tells
+        if length > 100 << 20: return  # not a safetensors file: no seal
         try:
             entries = json.loads(f.read(length))
             note = entries.pop("__metadata__", {}).get(SEAL)
@@ -78,6 +80,9 @@ def check_seal(path: str | Path) -> None:
     if note != f"{checksum:08x}":
         raise InputError(f"{path}: damaged, its content is not what its checksum says; copy it again")
 
+
+# %% [markdown]
+# A sealed file loads as any other. With one bit changed it is refused:
 
 # %%
 with tempfile.TemporaryDirectory() as d:

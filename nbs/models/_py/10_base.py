@@ -41,7 +41,7 @@ from ctseg.core.toys import toy_slices
 
 # %% [markdown]
 # `ctseg` compares very different networks: convolutional, transformer, pretrained, deeply supervised. The training methods should not
-# notice. So every network is the same three calls, and the notebooks of the architectures fill in the first two:
+# notice the difference. So every network offers the same three calls. To add a network of your own you write the first two:
 #
 # | call | gives |
 # |---|---|
@@ -55,8 +55,8 @@ from ctseg.core.toys import toy_slices
 # %% [markdown]
 # ## Any height, any width
 #
-# A network that halves the image four times wants sides divisible by 16. A 61x47 image is not a mistake, so it is not refused: black columns
-# and rows (air, in CT) are added on the right and below, and the logits are cropped back. At least two cells are left at the lowest
+# A network that halves the image four times needs sides divisible by 16. But an image of 61x47 is not a mistake, so we add black rows and
+# columns (air, in CT) below and on the right, and crop the logits back. At least two cells are left at the lowest
 # resolution, because batch normalisation cannot normalise a single value.
 
 # %%
@@ -138,7 +138,7 @@ class EncoderDecoder(nn.Module):
 
 
 # %% [markdown]
-# The smallest network that keeps the contract shows all there is to it:
+# Here is the smallest network that keeps the contract:
 
 # %%
 class Tiny(EncoderDecoder):
@@ -175,8 +175,8 @@ assert torch.equal(tiny(x), tiny.decode(tiny.encode(x), x.shape[-2:]))
 # %% [markdown]
 # ## Where a network lies in memory
 #
-# The order of the numbers in memory decides how fast a processor or a tensor core gets at them. Convolutions want the channels of a pixel side by side. A network that normalises image by image
-# would be rearranged at every such layer, so it says `memory_format = torch.contiguous_format`. The weights carry the layout, and the maps follow them.
+# The order of the numbers in memory decides how fast a processor gets at them. Convolutions are fastest with the channels of a pixel side by side. A network that normalises
+# each image for itself would be rearranged at every such layer, so it says `memory_format = torch.contiguous_format`. The weights carry the layout, and the maps follow them.
 
 # %%
 #| export
@@ -198,7 +198,7 @@ conv(torch.rand(2, 1, 9, 9)).is_contiguous(memory_format=torch.channels_last)
 # %% [markdown]
 # ## Counting
 #
-# Sizes that make no network are refused before PyTorch meets them.
+# We refuse impossible sizes before they reach PyTorch.
 
 # %%
 #| export
@@ -226,12 +226,13 @@ def count_parameters(model: nn.Module, trainable: bool = False) -> int:
 # A 1×1 convolution to 55 channels has 55 weights and 55 biases.
 
 # %%
+print(count_parameters(nn.Conv2d(1, 55, 1)), "parameters")
 test_eq(count_parameters(nn.Conv2d(1, 55, 1)), 110)
 
 # %% [markdown]
 # ## Weights from a file
 #
-# Kaggle runs without a network, so weights often come from a file. Pickled files are read with `weights_only=True`: a weights file has no business running code.
+# A Kaggle notebook often runs without the internet, so weights come from a file. We read pickled files with `weights_only=True`, because a weights file must not run code.
 
 # %%
 #| export
@@ -297,7 +298,7 @@ with tempfile.TemporaryDirectory() as folder:
 
 
 # %% [markdown]
-# The commonest mistake is a file of another network. PyTorch then prints some hundred lines. The first few tensors that differ are enough to see which network it is.
+# The most common mistake is the file of another network. PyTorch then prints some hundred lines. We name only the first few tensors that differ, which is enough to see the cause.
 
 # %%
 #| export
@@ -371,13 +372,13 @@ with tempfile.TemporaryDirectory() as folder:
 # %% [markdown]
 # ## Logits at several sizes
 #
-# A deeply supervised network (nnU-Net) answers in training with a *list*: logits at full size, half, quarter and so on. Each is held against the truth at its own
-# size, so the truth must shrink. Every $k$-th pixel is taken, where the network's halvings put it, because the mean of two labels is no label.
+# In training, a deeply supervised network (nnU-Net) returns a *list*: logits at full size, half, quarter and so on. Each is compared with the truth at its own
+# size, so the truth must shrink. The mean of two labels is not a label, so we keep every $k$-th pixel: those that the network's halvings keep.
 
 # %%
 #| export
 def _kept(length: int, coarse: int, device: torch.device) -> torch.Tensor:
-    "Positions int64 [coarse] of the rows, out of `length`, that a network keeps which halves again and again."
+    "Positions int64 [coarse] of those of `length` rows that a network keeps when it halves again and again."
     step = 2**math.ceil(math.log2(length/coarse))
     return (torch.arange(coarse, device=device)*step).clamp(max=length - 1)
 
@@ -391,7 +392,7 @@ print(_kept(9, 3, "cpu").tolist())
 def shrink_labels(labels: torch.Tensor | None, size: tuple[int, ...]) -> torch.Tensor | None:
     """Labels at a coarser size, without mixing them: `[..., H, W]` or `[..., D, H, W]` -> `[..., *size]`.
 
-    None, and what is said of whole images, `[B, C]`, is returned as it is.
+    None, and labels of whole images, `[B, C]`, are returned unchanged.
     """
     if labels is None or labels.ndim == 2: return labels
     for axis, side in enumerate(size, labels.ndim - len(size)):
@@ -406,8 +407,8 @@ print(tuple(truth.shape), "->", tuple(shrink_labels(truth, (16, 12)).shape))
 
 
 # %% [markdown]
-# `deep_supervised` lets the loop forget about sizes: it takes any loss, and one tensor or a list. The weights are those of nnU-Net, $1/2^i$ normalised to sum to one. nnU-Net gives the coarsest
-# output none; here it keeps its few per cent, so that every parameter learns. A small structure may fall between the rows that are kept. It is then unknown at that size, not absent.
+# With `deep_supervised` the training loop need not know about sizes: it takes any loss, and one tensor or a list. The weights are those of nnU-Net, $1/2^i$ normalised to sum to one. nnU-Net gives the
+# coarsest output no weight; here it keeps its few per cent, so that every parameter learns. A small structure may fall between the rows that are kept. It is then unknown at that size, not absent.
 
 # %%
 #| export
@@ -449,7 +450,7 @@ print(f"full size {one_size:.4f}, with half size {two_sizes:.4f}")
 # %% [markdown]
 # ## Can it learn at all?
 #
-# A sound network learns four slices by heart. The notebooks of the architectures try it.
+# A network without a mistake learns four slices by heart. The page of each architecture tries it with `overfit`.
 
 # %%
 #| export
@@ -466,7 +467,7 @@ def _one_hot(mask: torch.Tensor, channels: int) -> torch.Tensor:
 
 
 # %% [markdown]
-# One pixel of two was found, so the Dice of class 1 is 2/3.
+# The prediction has one of two pixels, so the Dice of class 1 is 2/3.
 
 # %%
 half_right = torch.tensor([[[0, 1], [0, 0]]])
@@ -524,8 +525,8 @@ def overfit(
 
 
 # %% [markdown]
-# The two organs at the sides look alike on purpose: only *where* they are tells them apart, as with the left and the right kidney.
-# `Tiny`, which sees nine pixels around, has no chance there, and that shows. The real networks must do better.
+# The two organs at the sides look alike on purpose: only their place tells them apart, as with the left and the right kidney.
+# `Tiny` sees a few pixels around each pixel, so it cannot tell them apart. The real networks must do better.
 
 # %%
 images, masks = toy_slices()

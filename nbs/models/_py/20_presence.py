@@ -34,8 +34,8 @@ from ctseg.models.attunet import AttentionUNet
 
 
 # %% [markdown]
-# The challenge scores an organ that is drawn where it is absent with 0 for that slice, so it pays to ask first whether it is there.
-# That question is about the whole image, and the deepest features see nearly all of it.
+# In the challenge, an organ drawn on a slice where it is absent scores 0 there. So it pays to ask first whether it is there at all.
+# A *presence head* answers this for the whole image. It reads the deepest features, which see nearly all of the image.
 #
 # The head pools them in two ways. The mean tells how much of something there is; the maximum tells that a small organ exists somewhere.
 
@@ -63,7 +63,7 @@ print("feature", (2, 8, 4, 4), "-> presence", tuple(head([torch.rand(2, 8, 4, 4)
 
 
 # %% [markdown]
-# Any network can be given such a head. Plain calls stay as they were.
+# Any network can be given such a head. Without `presence=True` a call returns the logits only, as before.
 
 # %%
 #| export
@@ -91,7 +91,7 @@ test_eq(model(images).shape, logits.shape)
 # %% [markdown]
 # ## Its loss
 #
-# The head learns from the *known* cells (image, class) only. A class is present if any pixel is labelled with it. It is absent if it was examined and no pixel is. Every other cell is unknown and has no say.
+# The head learns from the *known* cells (image, class) only. A class is present if any pixel is labelled with it. It is absent if it was examined and no pixel has its label. Every other cell is unknown and does not count.
 
 # %%
 #| export
@@ -102,7 +102,7 @@ def presence_loss(
     logits: torch.Tensor, # [B, C], of the presence head
     view: Batch,
     gather: Callable[[torch.Tensor], torch.Tensor] = _as_given, # as `PartialLoss.gather`
-    unions: Unions = (), # classes made of others: one is there if a member is, and has no logit of its own
+    unions: Unions = (), # classes made of others: present if a member is, without a logit of their own
 ) -> torch.Tensor: # a scalar
     "Mean binary cross-entropy over the known cells (image, class) of presence logits [B, C]."
     present = class_in_mask(view.mask, logits.shape[1])

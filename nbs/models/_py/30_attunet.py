@@ -27,9 +27,9 @@ from ctseg.core.toys import toy_slices
 from ctseg.models.base import count_parameters, overfit
 
 # %% [markdown]
-# A U-Net's skip connections carry everything the early layers saw, sharp but not understood: every edge of every rib goes across, needed or
-# not. [Oktay et al. (2018)](https://arxiv.org/abs/1804.03999) put a **gate** on each. The deeper layer, which has seen more of the image and knows
-# roughly where the organs are, weighs each pixel of the skip with a number between 0 and 1. It costs four small 1x1 convolutions a level and
+# A U-Net's skip connections carry everything that the early layers saw: every edge of every rib goes across, needed or
+# not. [Oktay et al. (2018)](https://arxiv.org/abs/1804.03999) put a **gate** on each connection. The deeper layer has seen more of the image and knows
+# roughly where the organs are. It multiplies each pixel of the skip by a weight between 0 and 1. A gate costs three small 1x1 convolutions a level and
 # is learned from the segmentation alone. This was the best network of the original project, and it is the default here.
 
 # %%
@@ -75,7 +75,7 @@ fig.tight_layout()
 #
 # ## Two convolutions
 #
-# The workhorse. `inplace` in the ReLU saves one copy of each activation; nothing else needs the values before it.
+# Most of the network consists of this block. `inplace` in the ReLU saves one copy of each activation; nothing else needs the values before it.
 
 # %%
 #| export
@@ -97,13 +97,15 @@ class DoubleConv(nn.Sequential):
 # Channels change, and the size stays:
 
 # %%
-test_eq(DoubleConv(3, 8)(torch.rand(2, 3, 16, 12)).shape, (2, 8, 16, 12))
+out = DoubleConv(3, 8)(torch.rand(2, 3, 16, 12))
+print((2, 3, 16, 12), "->", tuple(out.shape))
+test_eq(out.shape, (2, 8, 16, 12))
 
 
 # %% [markdown]
-# On the way up, pixels are repeated and a 3x3 convolution smooths the steps. Done literally this wastes work: each output pixel multiplies nine inputs of which at most four differ. Adding up the
-# weights that meet the same input gives a 4x4 kernel for a transposed convolution of the small map, with the same result and 2.25 times fewer multiplications. Along one axis, tap $y$ of the four is the sum of
-# the three weights that the matrix below names; for both axes that is one product of the nine weights with a constant 9x16 matrix.
+# On the way up, pixels are repeated and a 3x3 convolution smooths the steps. Done literally this wastes work: each output pixel multiplies nine inputs, but at most four of them differ. If we first add up the
+# weights that meet the same input, we get a 4x4 kernel for a transposed convolution of the small map. The result is the same, with 2.25 times fewer multiplications. Along one axis, each of the four new weights
+# is the sum of the old ones in its row of the matrix below; for both axes that is one product of the nine weights with a constant 9x16 matrix.
 
 # %%
 #| export
@@ -133,7 +135,8 @@ class UpConv(nn.Sequential):
 torch.manual_seed(0)
 up, x = UpConv(6, 5).eval(), torch.rand(2, 6, 7, 9)
 plain = up[2](up[1](up[0](F.interpolate(x, scale_factor=2))))
-test_close(up(x).detach(), plain.detach(), 1e-6)
+print(tuple(x.shape), "->", tuple(up(x).shape))
+test_close(up(x).detach(), plain.detach(), 1e-6)  # as if done literally
 
 
 # %% [markdown]
@@ -145,7 +148,7 @@ test_close(up(x).detach(), plain.detach(), 1e-6)
 # $$\alpha = \sigma\big(\psi^\top\,\mathrm{ReLU}(W_x x + W_g g)\big), \qquad \hat x = \alpha\,x .$$
 #
 # In the paper $g$ is the coarser feature map itself and $\alpha$ is interpolated. Here $g$ is brought to the size of $x$ first,
-# as in the implementation that nearly everyone uses (and that the original project used); the extra cost is small because the
+# as in the implementation that nearly everyone uses (and that the original project used). The extra cost is small, because the
 # decoder needs the enlarged map anyway.
 
 # %%
@@ -194,9 +197,6 @@ test_close(gate(asked, skip), skip*weights)
 #
 # `width` is the number of channels at full resolution; each level below has twice as many. 64 is the published size; 16 has a sixteenth of the parameters
 # and is what the tests use.
-#
-# Nothing here reshapes, so the model may live in channels-last memory (`model.to(memory_format=torch.channels_last)`), which on a CPU makes a
-# training step about 1.35 times faster.
 
 # %%
 #| export
@@ -298,8 +298,8 @@ for a, t in zip(
 fig.tight_layout()
 
 # %% [markdown]
-# Bright means "let this through". Nobody told the gates where the organs are, and they share the work: the deepest only tells regions apart, the next two pick out organs, and
-# the last follows outlines. A gate's map is not an explanation, though: it weighs *features*, and the decoder can undo it.
+# Bright means "let this through". Nobody told the gates where the organs are, yet they share the work: the deepest only tells regions apart, the next two pick out organs, and
+# the last follows outlines. But a gate's map does not explain the prediction: it weighs *features*, and the decoder can undo it.
 #
 # Every parameter must get a gradient, or part of the network is decoration:
 

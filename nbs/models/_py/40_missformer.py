@@ -1,7 +1,7 @@
 # %% [markdown]
 # # MISSFormer
 #
-# > A U-shaped transformer whose levels talk to each other before they are decoded.
+# > A U-shaped transformer whose levels exchange information before they are decoded.
 #
 # - skip_showdoc: true
 
@@ -29,7 +29,7 @@ from ctseg.models.base import count_parameters, overfit
 
 # %% [markdown]
 # A convolution looks at nine pixels. To connect the left kidney with the spine it needs many layers. Attention connects everything with everything in one
-# layer, but knows nothing of neighbourhood. **MISSFormer** ([Huang et al. 2021](https://arxiv.org/abs/2109.07162)) wants both, with two ideas:
+# layer, but does not know which pixels are neighbours. **MISSFormer** ([Huang et al. 2021](https://arxiv.org/abs/2109.07162)) combines both, with two ideas:
 #
 # 1. an *enhanced Mix-FFN*: inside each transformer block a small depthwise convolution brings in the neighbours;
 # 2. a *context bridge*: the features of all four levels become one long sequence of tokens, attend to each other, and are sorted back into their levels.
@@ -75,8 +75,8 @@ fig.tight_layout()
 
 
 # %% [markdown]
-# In this notebook feature maps are held as `[B,H,W,C]`: linear layers and layer norms act on the last axis, and a sequence of tokens is merely another view
-# of the same memory. Only the convolutions need a turn.
+# On this page feature maps are `[B, H, W, C]`, with the channels last: linear layers and layer norms act on the last axis, and a sequence of tokens is just another view
+# of the same memory. Only for a convolution must the channels move to the front.
 #
 # ## Attention that can afford an image
 #
@@ -111,7 +111,10 @@ torch.manual_seed(0)
 q, k, v = torch.rand(1, 12, 8), torch.rand(1, 12, 8), torch.rand(1, 12, 8)
 # by hand, for one head of one token: a softmax-weighted mean of the values
 w = (q[0, 5, :4] @ k[0, :, :4].T/4**.5).softmax(-1)
-test_close(attend(q, torch.cat([k, v], -1), 2)[0, 5, :4], w @ v[0, :, :4], 1e-5)
+answers = attend(q, torch.cat([k, v], -1), 2)
+by_hand = w @ v[0, :, :4]
+print("token 5, first head:", answers[0, 5, :4].numpy().round(3), "by hand:", by_hand.numpy().round(3))
+test_close(answers[0, 5, :4], by_hand, 1e-5)
 
 
 # %%
@@ -153,12 +156,12 @@ for reduce in (1, 4):
 # %% [markdown]
 # ## The enhanced Mix-FFN
 #
-# The usual feed-forward layer treats every token alone. Here (the paper's equation 4) a 3x3 depthwise convolution adds what the neighbours have to say, *beside* a skip that
-# keeps the token's own voice, and the sum is normalised before the nonlinearity:
+# The usual feed-forward layer treats every token alone. Here (the paper's equation 4) a 3x3 depthwise convolution adds information from the neighbours to the token's
+# own, and the sum is normalised before the nonlinearity:
 #
 # $$y = \mathrm{LN}\big(\mathrm{DWConv}(\mathrm{FC}(x)) + \mathrm{FC}(x)\big), \qquad \mathrm{out} = \mathrm{FC}(\mathrm{GELU}(y))$$
 #
-# The convolution also tells a token where it is, by way of the zero padding, so no position embedding is needed, and the network takes any image size.
+# The zero padding of this convolution also tells a token where it is. So the network needs no position embedding, and takes any image size.
 
 # %%
 #| export
@@ -234,15 +237,17 @@ class Stage(nn.Module):
 
 # %%
 stage = Stage(1, 16, stride=4, heads=1, reduce=8)
-test_eq(stage(torch.rand(1, 64, 32, 1)).shape, (1, 16, 8, 16))
+out = stage(torch.rand(1, 64, 32, 1))
+print((1, 64, 32, 1), "->", tuple(out.shape))
+test_eq(out.shape, (1, 16, 8, 16))
 
 
 # %% [markdown]
 # ## The context bridge
 #
 # The levels have 64, 128, 320 and 512 channels (1, 2, 5 and 8 times the first). So a pixel of the second level is cut into two tokens of 64 numbers, one of the third into
-# five, and so on: every token has the same length, and all levels fit into one sequence. Each token asks; reduced levels answer (by 8, 4, 2, 1, so that each level
-# contributes from the same coarse grid). After the attention the tokens return to their levels, where a Mix-FFN of their own width treats them.
+# five, and so on: every token has the same length, and all levels fit into one sequence. Every token is a query. Keys and values come from reduced levels (by 8, 4, 2 and 1, so
+# that each level contributes from the same coarse grid). After the attention the tokens return to their levels, where a Mix-FFN of their own width follows.
 
 # %%
 #| export
@@ -287,7 +292,7 @@ class BridgeLayer(nn.Module):
         self.ffn = nn.ModuleList(EnhancedMixFFN(width*t) for t in times)
 
     def attention(self, maps: list[Tensor]) -> Tensor:
-        "What the tokens [B, N, width] of normalised maps hear from reduced levels."
+        "What attention adds to the tokens of normalised maps, out of the reduced levels: [B, N, width]."
         reduced = [conv_last(r, m) for r, m in zip(self.reduce, maps)]
         small = to_tokens([*reduced, maps[3]], self.width)
         q = self.q(to_tokens(maps, self.width))
@@ -310,6 +315,7 @@ class BridgeLayer(nn.Module):
 
 # %%
 bridge = BridgeLayer(8)
+print([tuple(m.shape[1:]) for m in bridge(maps)])
 test_eq([m.shape for m in bridge(maps)], [m.shape for m in maps])
 
 
@@ -365,14 +371,16 @@ class Merge(nn.Module):
 
 # %%
 merge = Merge(below=16, dim=8, heads=1, reduce=2, out=4)
-test_eq(merge(torch.rand(1, 4, 6, 16), torch.rand(1, 4, 6, 8)).shape, (1, 8, 12, 4))
+out = merge(torch.rand(1, 4, 6, 16), torch.rand(1, 4, 6, 8))
+print((1, 4, 6, 16), "and", (1, 4, 6, 8), "->", tuple(out.shape))
+test_eq(out.shape, (1, 8, 12, 4))
 
 
 # %% [markdown]
 # ## First weights
 #
-# A transformer trained from scratch is choosy about its first weights. These are those of SegFormer, whose encoder MISSFormer takes over: small linear layers, and
-# convolutions scaled by what leaves them. With PyTorch's defaults the thirty steps at the end of this page get nowhere.
+# A transformer trained from scratch depends much on its first weights. We use those of SegFormer, whose encoder MISSFormer takes over: small numbers in linear layers, and
+# convolutions scaled by their number of outputs. With PyTorch's defaults the thirty steps at the end of this page get nowhere.
 
 # %%
 #| export
@@ -500,14 +508,14 @@ test_eq([f.shape[1] for f in model.encode(x)], model.channels)
 # %% [markdown]
 # ## Is it the published network?
 #
-# The authors' implementation ([ZhifangDeng/MISSFormer](https://github.com/ZhifangDeng/MISSFormer), commit 007424e) instantiated at its published settings (224x224, 3 -> 9
-# channels) counts 42,462,537 parameters. Ours has 35,452,745. The whole difference is parameters *that never take part*: running a backward pass through theirs leaves
+# The authors' implementation ([ZhifangDeng/MISSFormer](https://github.com/ZhifangDeng/MISSFormer), commit 007424e) has 42,462,537 parameters at its published settings (224x224,
+# 3 -> 9 channels). Ours has 35,452,745. The whole difference is parameters *that never take part*: a backward pass through theirs leaves
 # 7,009,792 parameters without a gradient.
 #
 # | in the authors' code, but never called | parameters |
 # |---|---|
 # | the lowest decoder level owns a join layer and two transformer blocks, but its forward pass only expands | 6,876,672 |
-# | every Mix-FFN owns three layer norms, its forward pass uses the first | 133,120 |
+# | every Mix-FFN owns three layer norms, but its forward pass uses only the first | 133,120 |
 
 # %%
 test_eq(count_parameters(MISSFormer(3, 9)), 42_462_537 - 7_009_792)
@@ -516,13 +524,13 @@ print(f"{count_parameters(MISSFormer(1, 55)):,} parameters for 1 -> 55 channels"
 
 
 # %% [markdown]
-# Two differences leave the count alone. They repeat a grey image three times, ours simply has one input channel. And where their bridge reduces a level, the
-# result is cut into tokens along another axis than the queries are; here both are cut alike. The code here was written from the paper and these facts; none was copied.
+# Two more differences do not change the count. Their network repeats a grey image three times; ours has one input channel. And where their bridge reduces a level, it
+# cuts keys and values into tokens along another axis than the queries; here both are cut alike. The code was written from the paper and these facts; none was copied.
 #
 # ## What does a pixel see?
 #
-# The gradient of one output pixel with respect to the image shows what that pixel looks at. Before any training, a convolutional network looks mostly at its
-# surroundings, although its deepest level could tell it more; the transformer already sees all of the image.
+# The gradient of one output pixel with respect to the image shows what that pixel looks at. Before any training, a pixel of a convolutional network looks mostly at its
+# surroundings, although the deepest level could tell it more. A pixel of the transformer already sees all of the image.
 
 # %%
 def field(model, size=128, n=8):
@@ -550,8 +558,8 @@ fig.tight_layout()
 # %% [markdown]
 # ## Thirty steps
 #
-# A transformer from scratch is slower to learn than a convolutional network, and draws edges at a quarter of the image's size. With a smaller learning rate and a
-# little more width it gets there, too.
+# Can the network learn four slices by heart? A transformer from scratch learns more slowly than a convolutional network, and draws edges at a quarter of the image's size. It
+# needs a smaller learning rate and a little more width.
 
 # %%
 images, masks = toy_slices()

@@ -1,7 +1,7 @@
 # %% [markdown]
 # # UCTransNet
 #
-# > A U-Net whose skip connections first ask each other, channel by channel, what they have.
+# > A U-Net whose skip connections exchange information, channel by channel, before the decoder reads them.
 #
 # - skip_showdoc: true
 
@@ -33,12 +33,12 @@ from ctseg.models.base import count_parameters, overfit
 set_matplotlib_formats("jpeg", pil_kwargs=dict(quality=80))  # grey maps: a quarter of a PNG
 
 # %% [markdown]
-# Are a U-Net's skip connections always good? [Wang et al. (2022)](https://arxiv.org/abs/2109.04335) took them away one by one and found that some *hurt*: what a shallow level
-# passes over need not fit what the decoder has on the other side (they call it a semantic gap). **UCTransNet** therefore keeps the U-Net and replaces its
-# skips by a transformer. Its attention is unusual: it compares not pixels but **channels**. Each channel of each level asks all channels of all levels, "which of you
+# Are a U-Net's skip connections always good? [Wang et al. (2022)](https://arxiv.org/abs/2109.04335) removed them one by one and found that some *hurt*: the features of a shallow
+# level need not fit those of the decoder that receives them (a *semantic gap*). **UCTransNet** therefore keeps the U-Net and replaces its
+# skips by a transformer. Its attention is unusual: it compares **channels** instead of pixels. Each channel of each level asks all channels of all levels, "which of you
 # shows something I could use?" A second, smaller attention then chooses channels on the way into the decoder.
 #
-# With channels as tokens the attention matrix has a fixed size, whatever the image's.
+# With channels as tokens the attention matrix has the same size for every image.
 
 # %%
 #| hide
@@ -84,7 +84,7 @@ fig.tight_layout()
 # %% [markdown]
 # ## Tokens
 #
-# All four levels are cut into the same 16x16-pixel patches of the image (16x16 feature pixels at full resolution, 2x2 at an eighth), so patch *n* means the same place on every
+# All four levels are cut into the same patches of 16x16 pixels of the image (16x16 feature pixels at full resolution, 2x2 at an eighth), so patch *n* is the same place on every
 # level. A learned position embedding is added. It is made for one image size and interpolated for others.
 
 # %%
@@ -166,7 +166,7 @@ class ChannelAttention(nn.Module):
         levels: list[Tensor], # [B, N, dims[i]] each
         joint: Tensor, # all side by side [B, N, sum(dims)]
     ) -> list[Tensor]:
-        "What each level hears, [B, N, dims[i]] each."
+        "What each level gathers, [B, N, dims[i]] each."
         k = self.split(self.k(joint))
         v = self.split(self.v(joint)).transpose(-1, -2)
         heard = []
@@ -184,7 +184,9 @@ class ChannelAttention(nn.Module):
 torch.manual_seed(0)
 levels = [torch.rand(1, 12, 4), torch.rand(1, 12, 8)]
 attention = ChannelAttention((4, 8), heads=2)
-test_eq([y.shape for y in attention(levels, torch.cat(levels, -1))], [x.shape for x in levels])
+gathered = attention(levels, torch.cat(levels, -1))
+print([tuple(x.shape) for x in levels], "->", [tuple(y.shape) for y in gathered])
+test_eq([y.shape for y in gathered], [x.shape for x in levels])
 
 
 # %% [markdown]
@@ -234,14 +236,15 @@ class ChannelLayer(nn.Module):
 
 # %%
 layer = ChannelLayer((4, 8), heads=2, dropout=0)
+print([tuple(y.shape) for y in layer(levels)])
 test_eq([y.shape for y in layer(levels)], [x.shape for x in levels])
 
 
 # %% [markdown]
 # ## Instead of skips
 #
-# Back from tokens to maps: enlarge, a 1x1 convolution, batch normalisation, ReLU, and add the original features. Repeating pixels and 1x1
-# convolutions can be exchanged, so we convolve first and enlarge last, which at full resolution saves a factor of 256.
+# The way back from tokens to maps: enlarge, a 1x1 convolution, batch normalisation, ReLU, and add the original features. A 1x1 convolution gives the same result before or
+# after pixels are repeated. So we convolve first and enlarge last, which at full resolution saves a factor of 256.
 
 # %%
 #| export
@@ -307,8 +310,8 @@ test_close(
 # %% [markdown]
 # ## Choosing channels
 #
-# In the decoder, a *channel-wise cross attention* (equations 5 and 6): the mean of each channel of the skip and of the decoder's map decide how much
-# of each skip channel comes through. It is the attention gate of the [Attention U-Net](30_attunet.ipynb) turned around: that one weighs pixels, this one channels.
+# The decoder has a *channel-wise cross attention* (equations 5 and 6). The mean of each channel of the skip and of the decoder's map decides how much
+# of each skip channel comes through. The gate of the [Attention U-Net](30_attunet.ipynb) weighs pixels; this one weighs channels.
 
 # %%
 #| export
@@ -348,7 +351,9 @@ class UpBlock(nn.Module):
 
 # %%
 up = UpBlock(16, 4)
-test_eq(up(torch.rand(1, 8, 6, 4), torch.rand(1, 8, 12, 8)).shape, (1, 4, 12, 8))
+out = up(torch.rand(1, 8, 6, 4), torch.rand(1, 8, 12, 8))
+print((1, 8, 6, 4), "and", (1, 8, 12, 8), "->", tuple(out.shape))
+test_eq(out.shape, (1, 4, 12, 8))
 
 
 # %% [markdown]
@@ -426,8 +431,8 @@ test_eq([f.shape[1] for f in model.encode(x)], model.channels)
 # %% [markdown]
 # ## Is it the published network?
 #
-# The authors' implementation ([McGregorWwww/UCTransNet](https://github.com/McGregorWwww/UCTransNet), commit 493bd81), instantiated at its published settings (224x224, 3 -> 1 channels,
-# base 64, patches 16, 8, 4, 2, four heads, four layers), counts 66,430,657 parameters. Nearly four fifths are in the channel transformer.
+# The authors' implementation ([McGregorWwww/UCTransNet](https://github.com/McGregorWwww/UCTransNet), commit 493bd81) has 66,430,657 parameters at its published settings (224x224, 3 -> 1
+# channels, base 64, patches 16, 8, 4, 2, four heads, four layers). Nearly four fifths of them are in the channel transformer.
 
 # %%
 model = UCTransNet(3, 1)
@@ -439,10 +444,12 @@ print(
 )
 
 # %% [markdown]
-# The paper's formula for a layer adds the feed-forward output to the *queries*; its implementation, and ours, to the tokens, as transformers usually do. Theirs ends in a sigmoid when there
+# The paper's formula for a layer adds the feed-forward output to the *queries*. Its implementation, and ours, add it to the tokens, as transformers usually do. Theirs ends in a sigmoid when there
 # is one class; our models always return logits. The code was written from the paper and these facts; none was copied.
 #
 # ## Thirty steps, and what the channels ask
+#
+# Can the network learn four slices by heart? And which channels do its channels attend to?
 
 # %%
 images, masks = toy_slices()
@@ -476,8 +483,8 @@ ax[-1].set_xlabel("channels of …")
 fig.tight_layout()
 
 # %% [markdown]
-# A row is a channel that asks, a column a channel that answers; the white lines separate the levels. Bright columns are channels that many find useful, and they are not all
-# on the asker's own level: that is the exchange that a plain skip connection cannot make.
+# A row is a channel that asks, a column a channel that answers; the white lines separate the levels. Bright columns are channels that many others use, and they are not all
+# on the same level as the channel that asks. A plain skip connection cannot make this exchange.
 
 # %%
 model = UCTransNet(1, 4, width=4)

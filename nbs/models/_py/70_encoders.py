@@ -43,8 +43,8 @@ from ctseg.core.toys import toy_slices
 from ctseg.models.base import count_parameters, overfit
 
 # %% [markdown]
-# The best rule-abiding entries of the challenge do not start from nothing. Their encoders were trained on ImageNet, or on web images without labels (DINOv2, DINOv3), and edges and textures of
-# photographs turn out to be useful in CT. A model is named by its two halves, `DECODER:ENCODER`:
+# The best rule-abiding entries of the challenge do not start from random weights. Their encoders were trained on ImageNet, or on web images without labels (DINOv2, DINOv3). The edges and textures of
+# photographs turn out to be useful in CT. A network of this page is named by its two halves, `DECODER:ENCODER`:
 #
 # | name | decoder | encoder |
 # |---|---|---|
@@ -121,8 +121,8 @@ for halves in (Halves("dpt", "resnet34"), Halves("unett", "resnet34")):
 # %% [markdown]
 # ## How wide a decoder?
 #
-# The library's decoders are made for large photographs. Under a small encoder more than half of the time goes into them. `width` is the number of channels at full resolution, as for the other networks, and the coarser levels follow from it.
-# With `light` a U-Net's decoder is thinner at the coarse levels only, where most of its numbers are. With `half` it stops at half the resolution, and its logits are enlarged; where the slices were enlarged themselves nothing is lost. [At equal time](../benchmarks/pretrained.ipynb) such a decoder drew better than the library's in the one trial made.
+# The library's decoders are made for large photographs. Above a small encoder they take more than half of the time. `width` is the number of channels at full resolution, as for the other networks, and the coarser levels follow from it.
+# With `light` a U-Net's decoder is thinner at the coarse levels only, where most of its numbers are. With `half` it stops at half the resolution, and its logits are enlarged. Where the slices were enlarged themselves, nothing is lost by it. A [benchmark](../benchmarks/pretrained.ipynb) compares them at equal time.
 
 # %%
 #| export
@@ -157,9 +157,9 @@ print("light", decoder_options("unet", light=True))
 # %% [markdown]
 # ## Vision transformers
 #
-# Three details differ from convolutions. Position embeddings are made for one image size; timm interpolates them when asked for `dynamic_img_size`. DINOv2 cuts the image into patches
-# of 14 pixels, which no decoder likes. timm resamples the patch embedding to 16 pixels, a known and harmless operation, and asking for an image of 16/14 of the size keeps the grid of positions.
-# Parts that only the classifier used (the last norm) would never get a gradient, so they go.
+# A vision transformer (ViT) differs from a convolutional encoder in three details. First, position embeddings are made for one image size; timm interpolates them when asked for `dynamic_img_size`.
+# Second, DINOv2 cuts the image into patches of 14 pixels, while the decoder needs powers of two. timm resamples the patch embedding to 16 pixels, and an image of 16/14 of the size keeps the grid of positions.
+# Third, parts that only the classifier used (the last norm) would never get a gradient, so we remove them.
 
 # %%
 #| export
@@ -267,7 +267,7 @@ for halves in (Halves("unet++", "mit_b0"), Halves("fpn", "resnet18", width=3)):
 # %% [markdown]
 # ## With weights
 #
-# A file may hold the encoder alone, as timm publishes it, or this whole model, as a run stores it. The tensors of a whole model are loaded when its layers are in their final form, so they are handed on.
+# A file may hold the encoder alone, as timm publishes it, or this whole model, as a run stores it. The tensors of a whole model can be loaded only when its layers have their final form, so they are passed on in `remaining`.
 
 # %%
 #| export
@@ -331,7 +331,7 @@ test_close(ours.conv1.weight.detach(), theirs["conv1.weight"].sum(1, keepdim=Tru
 
 
 # %% [markdown]
-# Published weights are never replaced by random numbers; where there are none, the error says what to do.
+# Published weights are never replaced by random numbers. Where there are none, the error says what to do.
 
 # %%
 #| export
@@ -425,6 +425,8 @@ print(*(tuple(f.shape[1:]) for f in features), "→", tuple(decoded.shape[1:]))
 
 # %% [markdown]
 # ## What can be chosen
+#
+# The sections below explain these options one by one.
 
 # %%
 #| export
@@ -441,7 +443,7 @@ class EncoderOptions:
 
     @property
     def form(self) -> tuple[int, bool, bool]:
-        "Of the decoder: width, light, half."
+        "The form of the decoder: width, light, half."
         return self.width, self.light, self.half
 
     def __post_init__(self):
@@ -458,7 +460,7 @@ except InputError as e: print(e)
 # %% [markdown]
 # ## Levels that need not learn
 #
-# Edges and blobs are the same in photographs and in CT. The finest levels of an encoder find them, and they are the most expensive ones, since they work on the largest maps. `frozen_levels=2` leaves the levels down to a quarter of the resolution as they were published. Their gradients are not computed, which saves a quarter of a step.
+# Edges and blobs are the same in photographs and in CT. The finest levels of an encoder find them, and these levels are the most expensive, since they work on the largest maps. `frozen_levels=2` leaves the levels down to a quarter of the resolution as they were published. Their gradients are not computed, which saves time.
 
 # %%
 #| export
@@ -537,7 +539,7 @@ print(f"{count_parameters(adapted, trainable=True):,} of {count_parameters(adapt
 # %% [markdown]
 # ## Grey values
 #
-# Photographs were normalised before these encoders saw them, each in its own way. A grey image in 0…1 is too, here inside, with the encoder's mean and deviation, averaged over the colours.
+# Every encoder was trained on photographs that were normalised, each in its own way. So the network normalises a grey image in 0…1 itself, with the encoder's mean and deviation, averaged over the colours.
 
 # %%
 #| export
@@ -700,7 +702,7 @@ assert not frozen.encoder.training and not any(
 # %% [markdown]
 # ## Thirty steps
 #
-# From random weights, which is not what they are for; but the parts must work.
+# Can such networks learn four slices by heart? Here they start from random weights, because we only test whether the parts work together.
 
 # %%
 images, masks = toy_slices()
@@ -719,8 +721,8 @@ ax.legend()
 plt.show()
 
 # %% [markdown]
-# Every parameter of a ViT with DPT takes part, too (timm's last norm and classifier, which nothing here uses, are gone). Its keys' bias has a gradient of zero by nature: it shifts all
-# attention scores of a query alike, and the softmax does not see that.
+# Every parameter of a ViT with DPT takes part, too (timm's last norm and classifier, which nothing here uses, are gone). The gradient of its keys' bias is always zero, because this bias shifts all
+# attention scores of a query alike, and the softmax does not change.
 
 # %%
 model = EncoderNet(1, 4, "dpt", "vit_tiny_patch16_224", pretrained=False)

@@ -39,13 +39,13 @@ from ctseg.models.base import EncoderDecoder
 
 
 # %% [markdown]
-# A recipe names its network with a word, `--set model=missformer`, so that comparing architectures is a loop over words. This notebook holds the
-# table of words and the one function that turns a word into a network.
+# A recipe names its network with a word, `--set model=missformer`, so you can compare architectures in a loop over names. This page holds the
+# table of names and the one function that turns a name into a network: `create_model("missformer", in_chans=1, out_chans=55)`.
 
 # %% [markdown]
 # ## The table
 #
-# An architecture's notebook knows nothing of this table; it only defines a class. Here each is entered with the paper it comes from.
+# The page of an architecture only defines a class. Here each class is entered into the table, with the paper it comes from.
 
 # %%
 #| export
@@ -101,6 +101,7 @@ class OneConv(EncoderDecoder):
 
     def decode(self, features, size): return self.head(features[0])
 
+print(list_models())
 assert "one-conv" in list_models()
 
 
@@ -226,8 +227,8 @@ for name in ("attunet", "uctransnet", "unet:resnet34"): print(name, model_keywor
 # %% [markdown]
 # ## From a name to a network
 #
-# Two things any network can have come last: a presence head and weights from a file. A keyword that the network does not know is a
-# mistake of the user, most often a typing mistake, so it is answered like a misspelt name.
+# Any network can also have a [presence head](20_presence.ipynb), and weights from a file. A keyword that the network does not know is most often a typing mistake, so
+# the error names the nearest ones.
 
 # %%
 #| export

@@ -35,9 +35,10 @@ from ctseg.models.zoo import create_model, list_models
 
 
 # %% [markdown]
-# Four numbers tell whether a network fits a machine and an evening. Two are properties of the network: its parameters and its multiply-adds for one image.
+# Four numbers tell whether a network fits your machine and your time. Two are properties of the network: its parameters, and its multiply-adds for one image. The other two, time and
+# memory, depend on the machine as well.
 #
-# PyTorch counts the latter by passing a *meta* tensor through, which has a shape but no content, so it costs nothing. Attention is counted in its plain form, whatever kernel will run.
+# To count multiply-adds, PyTorch passes a *meta* tensor through the network. It has a shape but no content, so this takes no time. Attention is counted in its plain form, whatever kernel will run.
 
 # %%
 #| export
@@ -64,14 +65,15 @@ class OneConv(EncoderDecoder):
 
     def decode(self, features, size): return self.head(features[0])
 
-test_eq(multiply_adds(OneConv(), 10), 3*9*100)  # 3 outputs of 9 weights at 100 pixels
+print(f"one convolution, 10x10: {multiply_adds(OneConv(), 10)}")
 print(f"attunet, 1 -> 55 channels, 256x256: {multiply_adds(create_model('attunet'))/1e9:.1f} billion")
+test_eq(multiply_adds(OneConv(), 10), 3*9*100)  # 3 outputs of 9 weights at 100 pixels
 
 # %% [markdown]
 # ## Memory
 #
-# The other two numbers belong to the machine as well: the time of a training step for each image, and the peak of memory in it. On a GPU, PyTorch keeps book of the memory. On a CPU nobody does, so
-# a thread watches what the process occupies. That is a little coarse, and only Linux tells it.
+# We measure the time of a training step for each image, and its peak of memory. On a GPU, PyTorch counts the memory. On a CPU nothing does, so
+# a thread watches how much the process occupies. That is a little coarse, and works on Linux only.
 
 # %%
 #| export
@@ -98,7 +100,7 @@ print("this system tells:", OCCUPIED.exists() and process_bytes() > 2**20)
 # %%
 #| export
 class PeakMemory:
-    "Context: `.mb` is the peak of memory inside, beyond what was in use at the start. NaN where the system does not tell."
+    "Context: `.mb` is the peak of memory inside, beyond that in use at the start; NaN where it cannot be measured."
 
     def __init__(self, device: str | torch.device):
         self.device = torch.device(device)
@@ -163,7 +165,7 @@ def _training_step(model: nn.Module, images: torch.Tensor, opt: torch.optim.Opti
 
 
 # %% [markdown]
-# A step takes time; how much is the machine's business.
+# How long a step takes depends on the machine, so we only test that it takes some time.
 
 # %%
 tiny = create_model("attunet", width=4)
@@ -190,7 +192,7 @@ def step_cost(
 
 
 # %% [markdown]
-# Memory is measured on cards only, so on a CPU it is NaN.
+# Time and memory differ from machine to machine, so they are not printed. Memory is NaN on a CPU without Linux.
 
 # %%
 milliseconds, megabytes = step_cost(create_model("attunet", width=4), size=32, steps=1)

@@ -34,8 +34,9 @@ plt.rcParams.update({"figure.dpi": 90, "font.size": 8})
 
 
 # %% [markdown]
-# The phantom is a human body made of formulas. It gives `ctseg` CT slices that anyone may share, with every pixel of 54 structures known. This page has the
-# formulas; [later pages](20_outline.ipynb) build the body from them.
+# The phantom is a human body made of formulas. It gives `ctseg` CT slices that anyone may share, with the label of every pixel known for 54 structures.
+# To *use* it you need only the last page, [Phantom challenge](90_challenge.ipynb). The pages before it show how the body is made; read them to change it.
+# This page has the formulas, and [the next pages](20_outline.ipynb) build the body from them.
 #
 # Each structure is an *implicit shape*: a function that returns the distance from any point to the surface, in millimetres, negative inside. A slice evaluates
 # such functions at its own points only, so no volume is ever stored.
@@ -46,7 +47,7 @@ plt.rcParams.update({"figure.dpi": 90, "font.size": 8})
 # %%
 #| export
 def as_float32(x) -> np.ndarray:
-    "An array of float32, copied only if `x` is none."
+    "`x` as an array of float32, copied only if it is not one already."
     return np.asarray(x, np.float32)
 
 def dot(vector: np.ndarray, points: np.ndarray) -> np.ndarray:
@@ -66,13 +67,16 @@ def grid(size=120, reach=50):
     return np.stack([*np.meshgrid(s, s), np.zeros((size, size), np.float32)])
 
 points = grid()
-test_eq(dot(np.array([0, 2, 0]), points), 2*points[1])
+twice_y = dot(np.array([0, 2, 0]), points)
+print(f"points {points.shape}; twice their y reaches from {twice_y.min():g} to {twice_y.max():g}")
+test_eq(twice_y, 2*points[1])
 
 
 # %% [markdown]
 # ## Distances
 #
-# Three primitives are enough for a body. The first is an *ellipsoid*: the points are turned into its axes and divided by its radii, which makes it a unit ball.
+# Three primitives are enough for a body: ellipsoids, capsules and triangles. For an *ellipsoid* we turn the points into its axes and divide them by its radii. In these
+# coordinates it is a ball of radius 1.
 
 # %%
 #| export
@@ -135,18 +139,18 @@ assert (
 
 
 # %% [markdown]
-# A *capsule* is a thick segment. A chain of them makes a tube: a rib, a vessel, a gut. `flat` squeezes it along an axis.
+# A *capsule* is a line segment with a thickness. A chain of capsules makes a tube: a rib, a vessel, a gut. `flat` squeezes it along an axis.
 
 # %%
 #| export
 def _share_along(segment, offset):
-    "How far along a segment [3] points [3, H, W], relative to its start, lie: 0 at the start, 1 at the end."
+    "Share [H, W] of a `segment` [3] that lies before each point; `offset` [3, H, W] is from its start."
     length_squared = segment @ segment + 1e-9
     return np.clip(dot(segment, offset)/length_squared, 0, 1)
 
 
 # %% [markdown]
-# A point before the start has the share 0; one four millimetres along has the share 0.4.
+# A point before the start has the share 0. On a segment of ten millimetres, a point four millimetres along has the share 0.4.
 
 # %%
 ten_mm_along_x = np.array([10., 0, 0])
@@ -209,8 +213,8 @@ test_eq((above.item(), beside.item()), (10, 6))
 
 
 # %% [markdown]
-# Organs have no creases. Where two shapes meet, the *smooth* minimum of their distances grows a fillet. This is its polynomial form
-# ([Inigo Quilez, *Smooth minimum*](https://iquilezles.org/articles/smin/)).
+# The distance to two shapes together is the smaller of their distances. It leaves a crease where they meet, and organs have none. A *smooth* minimum rounds the crease
+# with a *fillet*. This is its polynomial form ([Inigo Quilez, *Smooth minimum*](https://iquilezles.org/articles/smin/)).
 
 # %%
 #| export
@@ -228,7 +232,7 @@ ball = ellipsoid_distance(points, vector(-12, 8, 0), vector(26, 16, 20), upright
 capsule = capsule_distance(points, vector(-5, 0, 0), vector(35, -28, 0), 12., -6., vector(1, 1, 1))
 plate = triangle_distance(points, np.array([(-30, 30, 5), (35, 30, -5), (20, -20, 10)], np.float32), 4.)
 fig, axes = plt.subplots(1, 4, figsize=(8, 2.3), layout="constrained")
-titles = ("ellipsoid", "capsule", "triangle", "both, fillet 20 mm")
+titles = ("ellipsoid", "capsule", "triangle", "first two, fillet 20 mm")
 for ax, distance, title in zip(axes, (ball, capsule, plate, smooth_minimum(ball, capsule, 20)), titles):
     levels = ax.contourf(
         points[0], points[1], distance, np.arange(-20, 61, 5), cmap="RdBu", vmin=-60, vmax=60
@@ -243,7 +247,7 @@ test_eq(smooth_minimum(np.float32(3), np.float32(30), 10), 3)  # too far from th
 # %% [markdown]
 # ## A shape in a patient
 #
-# A shape yields *atoms*: distance functions with their numbers and a box around each. The boxes make cutting fast, because most of a body's thousands
+# A shape consists of *atoms*: the primitives above with their numbers, each in a box. The boxes make cutting fast, because most of a body's thousands
 # of atoms are nowhere near a plane. A `Pose` puts the shape in its place in one patient, and mirrors it for the right side of the body.
 
 # %%
@@ -271,7 +275,7 @@ class Pose:
     middle: np.ndarray  # [3], mm
 
     def __call__(self, points) -> np.ndarray:
-        "Points [N, 3] of the model body, float64 [N, 3] in this pose."
+        "Where points [N, 3] of the model body lie in this pose: float64 [N, 3]."
         offset = np.asarray(points, float) - self.middle
         moved = offset*self.scale + self.middle + self.shift
         return moved*[self.side, 1, 1]
@@ -399,7 +403,7 @@ print("share of the plane inside:", (union(twigs, points) < 0).mean().round(3))
 
 
 # %% [markdown]
-# A `Tube` is a chain along a Catmull-Rom spline through a few points, each with a radius. `flat` gives it an oval section.
+# A `Tube` is a chain along a smooth curve (a Catmull-Rom spline) through a few points, each with a radius. `flat` gives it an oval section.
 
 # %%
 #| export
@@ -504,7 +508,7 @@ for ax, shape, title in zip(axes, (bowed, oval, wing), ("Tube", "flat Tube", "Sh
 # %% [markdown]
 # ## Anatomy in files
 #
-# Where an organ's points lie is data, not code. Each region of the body has a TOML file beside its module, with the shapes of every organ. This is how it reads:
+# Where an organ's points lie is data, not code. Each region of the body has a TOML file beside its module, with the shapes of every organ. `load_shapes` reads it.
 
 # %%
 #| export

@@ -33,8 +33,8 @@ plt.rcParams.update({"figure.dpi": 90, "font.size": 8})
 
 
 # %% [markdown]
-# The big outlines need another kind of shape than the organs. A *loft* is a stack of cross-sections: its table says how wide the trunk is at some heights and
-# where its front and back are. Between these heights it is interpolated.
+# This page gives the body its outside: the trunk, the cavity within it, and the head. They need another kind of shape than the organs. A *loft* is a stack of
+# cross-sections. Its table says how wide the trunk is at some heights, and where its front and back are; between these heights we interpolate.
 #
 # The tables of the phantom are CSV files beside its modules.
 
@@ -47,7 +47,7 @@ def _number(text: str) -> float | str:
         return text
 
 def read_table(name: str) -> list[dict]:
-    "The rows of `name`.csv of the phantom: column -> number, or text where it is none."
+    "The rows of the phantom's table `name`.csv: column -> number, or text where it is not a number."
     rows = []
     with (files("ctseg.phantom")/f"{name}.csv").open(encoding="utf-8") as file:
         for row in csv.DictReader(file):
@@ -62,7 +62,7 @@ test_eq({row["outline"] for row in rows}, {"trunk", "cavity", "head"})
 
 
 # %% [markdown]
-# Some numbers change along the body, such as the thickness of the fat. They are *profiles*: values at some heights, straight lines between.
+# Some numbers change along the body, such as the thickness of the fat. They are *profiles*: values at some heights, with straight lines between them.
 
 # %%
 #| export
@@ -133,7 +133,7 @@ assert abs(superellipse_distance(x, y, 40, 20, 2.4)) < .05
 
 
 # %% [markdown]
-# A slice asks for the section at thousands of heights. So the smooth curves between the rows of the table are evaluated once, at every millimetre.
+# A slice asks for the section at thousands of heights. So we evaluate the smooth curves between the rows of the table once, at every millimetre.
 
 # %%
 #| export
@@ -281,6 +281,6 @@ for ax, (title, (x, y)) in zip(axes, planes.items()):
         ax.plot([], [], color=colour, label=name)
     ax.set(aspect="equal", title=title, xlabel="mm")
 axes[1].plot(spine_y(z[40:215]), z[40:215], "k:", lw=1, label="spine")
-axes[1].legend(loc="lower left", fontsize=6)
+axes[1].legend(loc="center left", bbox_to_anchor=(1, .5))
 axes[0].set_ylabel("z (mm)")
 test_eq(len(VERTEBRAE), 5 + 12 + 7)

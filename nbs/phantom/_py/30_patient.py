@@ -36,11 +36,11 @@ plt.rcParams.update({"figure.dpi": 90, "font.size": 8})
 
 
 # %% [markdown]
-# All patients share one model body, the tables of the region pages. Four things make them different:
+# All patients share one model body: the outlines of the last page and the organs of the pages to come. Four things make a patient different:
 #
 # - **Traits**: size, fat under the skin, belly, sex, depth of breath, arms up or down, a gallbladder or none.
 # - **Bent space**: before any shape is evaluated, the points move some millimetres along smooth waves.
-# - **Grey values**: each tissue has its own, which depends on the contrast agent.
+# - **Grey values**: each tissue has its own, and some depend on the contrast agent, a fluid injected into a vein to make blood bright.
 # - **Pose** of each organ: size and place are drawn anew ([next page](40_body.ipynb)).
 #
 # Everything is a pure function of a seed.
@@ -70,7 +70,7 @@ class Traits:
         proportions = rng.normal(1, .035, 3)
         scale = height*proportions*(.96 if female else 1.02)
         fat = float(np.clip(rng.gamma(3.2, 5.), 4, 48))
-        belly = rng.normal(.9*fat - 6, 9)  # who has fat under the skin has it inside too
+        belly = rng.normal(.9*fat - 6, 9)  # patients with fat under the skin have it inside too
         belly = float(np.clip(belly, -14, 55))
         breath = rng.normal(0, 12)
         lie = rng.normal(0, 6)
@@ -91,8 +91,8 @@ assert .4 < np.mean([t.female for t in many]) < .6
 # %% [markdown]
 # ## Grey values
 #
-# CT is calibrated: air is −1000 Hounsfield units (HU), water 0. Contrast agent is not: the table has HU before an injection, and 30 s, 70 s and some minutes after
-# it. Before it, kidney, vein and muscle are nearly the same grey. A patient is scanned somewhere between two phases.
+# CT is calibrated in Hounsfield units (HU): air is −1000, water 0. But blood and organs change with the contrast agent. Our table has their HU before an injection, and
+# 30 s, 70 s and some minutes after it: the four *phases*. Before it, kidney, vein and muscle are nearly the same grey. A patient is scanned somewhere between two phases.
 
 # %%
 #| export
@@ -137,7 +137,7 @@ pd.DataFrame(by_patient).T[list(shown)].round().astype(int)
 # %% [markdown]
 # ## Bent space
 #
-# A sum of a few plane waves is a smooth random field. It serves twice: as the *noise* of textures, in four sizes of grain, and to bend space.
+# A sum of a few plane waves is a smooth random field. We use such fields twice: as the *noise* of textures, in four sizes of grain, and to bend space.
 
 # %%
 #| export
@@ -179,7 +179,7 @@ for ax, grain in zip(axes, GRAINS):
 
 
 # %% [markdown]
-# There are two warps: a long-waved one for everything, and a second, shorter-waved one that only soft organs follow. So shapes lose their geometric look, and no two
+# A *warp* bends space. There are two: one of long waves moves everything, and one of shorter waves moves soft organs only. Shapes lose their geometric look, and no two
 # livers are alike.
 
 # %%
@@ -192,7 +192,7 @@ class Warp:
 
     @classmethod
     def draw(cls, rng: np.random.Generator, wavelength: float, count: int, strength: float) -> "Warp":
-        "A warp by `count` waves, each about `strength` mm far."
+        "A warp by `count` waves; each moves points by about `strength` mm."
         waves = Waves.draw(rng, wavelength, count)
         shifts = rng.normal(0, strength, (count, 3))
         return cls(waves, as_float32(shifts))

@@ -36,9 +36,11 @@ plt.rcParams.update({"figure.dpi": 90, "font.size": 8})
 
 
 # %% [markdown]
-# A `Cut` lays a square grid of points through a body and bends space there. Then it finds the atoms that lie near. This search is the trick that makes slices cheap:
-# the plane is divided into blocks of 8×8 points, each with the box that its bent points span, and these boxes are compared with the boxes of all atoms. An atom is
-# evaluated only on blocks that its box meets.
+# A slice of the phantom starts as a plane through a body. A `Cut` lays a square grid of points in this plane, bends space there, and tells the distance of each point to each
+# organ. [The next page](60_painting.ipynb) turns the distances into grey values and labels.
+#
+# A body has thousands of atoms, and most of them are far from the plane. So we divide the plane into blocks of 8×8 points, and find the box that the bent points of each block
+# span. An atom is evaluated only on blocks whose box meets its own.
 
 # %%
 #| export
@@ -107,7 +109,7 @@ def _span(met: np.ndarray, block: int) -> tuple[int, int]:
 # %%
 #| export
 def find_hits(boxes: Boxes, points: dict, block: int = 8) -> dict[int, list[Hit]]:
-    """What a plane can meet: number of a part -> hits of its atoms.
+    """The atoms that a plane can meet: number of a part -> hits of its atoms.
 
     `points` has the bent points [3, size, size] for each space, "bone" and "soft".
     """
@@ -152,7 +154,7 @@ assert {0, 1} == set(hits) and len(hits[1]) < len(body.parts[1].atoms)
 # %% [markdown]
 # ## Bending the plane
 #
-# Bones follow one warp, soft organs both. Bowels also follow the belly forward where it stands out.
+# Bones follow one of the patient's [warps](30_patient.ipynb), soft organs both. Where the belly stands out, soft organs in front move forward with it.
 
 # %%
 #| export
@@ -177,7 +179,7 @@ assert 0 < moved.mean() < 40
 # %%
 #| export
 def union_distance(hits: list[Hit], points: np.ndarray, fillet: float) -> np.ndarray:
-    "Distance in mm [H, W] from points [3, H, W] to the atoms of one part; 60 where no hit told to look."
+    "Distance in mm [H, W] from points [3, H, W] to the atoms of one part; 60 where no atom is near."
     whole = np.full(points.shape[1:], 60, np.float32)
     for hit in hits:
         before = whole[hit.window]
@@ -246,7 +248,7 @@ class Cut:
         self.hits = find_hits(body.boxes, self.points)
 
     def distance(self, number: int, outlines: dict) -> tuple | None:
-        """Window of part `number`, and distances in mm [h, w] there; None: it is not in sight.
+        """Window of part `number`, and distances in mm [h, w] there; None if it is not in sight.
 
         `outlines` has the distances [size, size] that the part must stay within.
         """

@@ -40,10 +40,13 @@ plt.rcParams.update({"figure.dpi": 90, "font.size": 8})
 
 
 # %% [markdown]
+# A [cut](50_cut.ipynb) tells how far each point is from each organ. This page turns such distances into the two arrays of a slice: grey values in Hounsfield units (HU), and
+# labels. `render` at the end of the page does it all.
+#
 # ## Outlines
 #
-# A few distances of full size guide everything else: the outline of the muscles, the skin, the trunk's cavity, the diaphragm, the base of the skull. Lungs, for instance,
-# are what lies within the cavity and above the diaphragm.
+# A few distances are computed for the whole image, because organs are cut by them: the outline of the muscles, the skin, the trunk's cavity, the diaphragm, the base of the
+# skull. Lungs, for instance, are what lies within the cavity and above the diaphragm.
 
 # %%
 #| export
@@ -230,7 +233,7 @@ test_eq(line[0, 4], 100)
 # %% [markdown]
 # ## What has no label
 #
-# First come air, table, skin, fat, and the flesh under it. Sheets of fat divide this flesh as they do in the wall of a belly, so that not everything grey is an organ.
+# We paint air, table, skin, fat and the flesh under it first. Sheets of fat divide this flesh as they do in the wall of a belly, so that not everything grey is an organ.
 
 # %%
 #| export
@@ -325,7 +328,7 @@ assert air.min() > -1001 and (air > 20).any()
 # %% [markdown]
 # ## Organs
 #
-# Then the parts follow in their order. Later ones are painted over earlier ones, so every pixel ends with one label.
+# Then we paint the organs in their order. A later one covers an earlier one, so every pixel ends with one label.
 
 # %%
 #| export

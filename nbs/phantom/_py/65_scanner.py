@@ -32,8 +32,10 @@ plt.rcParams.update({"figure.dpi": 90, "font.size": 8})
 
 
 # %% [markdown]
-# A formula has no noise; a detector has. The kernel of the reconstruction blurs. Noise is correlated over a pixel or two and grows with the bone that the beam had to
-# cross. Where shoulders or hips swallow nearly all of the beam, streaks run from side to side.
+# A formula has no noise; a scanner has. This page turns the clean Hounsfield units (HU) of a [painted slice](60_painting.ipynb) into an image as the challenge stores it.
+#
+# A scanner blurs a little when it reconstructs the image. Its noise is correlated over a pixel or two, and grows with the bone that the beam had to cross. Where shoulders or
+# hips absorb nearly all of the beam, streaks run from side to side.
 
 # %%
 #| export
@@ -90,8 +92,8 @@ test_eq(noisy, scanner_noise(hu, np.random.default_rng(3)))
 # %% [markdown]
 # ## Display windows
 #
-# The challenge stored each slice in 8 bits after a display window of its own, and the window is not known. So the same liver is white in one image and nearly black in
-# the next. Most windows show soft tissue; some show everything, some the lungs, some bone.
+# A *display window* is the range of HU that is shown from black to white. The challenge stored each slice in 8 bits after a window of its own, and does not tell which. So the
+# same liver is white in one image and nearly black in the next. Most windows show soft tissue; some show everything, some the lungs, some bone.
 
 # %%
 #| export

@@ -37,8 +37,7 @@ plt.rcParams.update({"figure.dpi": 90, "font.size": 8})
 
 
 # %% [markdown]
-# The next pages build a body region by region, and every page shows what has come. `show_cuts` draws these pictures. It paints the classes that are new, so that one sees
-# what a region adds.
+# The next pages build a body region by region, and every page shows what it adds. `show_cuts` draws these pictures, with the new classes in colour.
 
 # %%
 #| export
@@ -53,8 +52,9 @@ def cut_title(kind: str, at) -> str:
 
 
 # %%
-test_eq(hang(np.array([[1, 2], [3, 4]])), [[2, 4], [1, 3]])
 print(cut_title("axial", (0, 4, 340)))
+print(hang(np.array([[1, 2], [3, 4]])))
+test_eq(hang(np.array([[1, 2], [3, 4]])), [[2, 4], [1, 3]])
 
 
 # %%
@@ -66,10 +66,11 @@ def classes_of(regions: Sequence[Region]) -> list[int]:
 
 
 # %% [markdown]
-# Skin and muscles of the limbs are no structures of the challenge:
+# The challenge has no class for the skin and muscles of arms and legs, so the list of the limbs is empty:
 
 # %%
-test_eq(classes_of(LIMBS), [])  # arms and legs have no class; their bones come later
+print(classes_of(LIMBS))
+test_eq(classes_of(LIMBS), [])  # the bones of arms and legs come later
 
 
 # %%

@@ -36,7 +36,8 @@ plt.rcParams.update({"figure.dpi": 90, "font.size": 8})
 
 
 # %% [markdown]
-# From here on it is anatomy, in the order of painting. We start with what only shapes the outline. In a CT of the body most patients hold their arms above the head.
+# Each page from here on adds a region of the body, in the order in which they are painted. Limbs come first. They have no class; they only shape the outline of the body.
+# In a CT of the body most patients hold their arms above the head.
 
 # %%
 #| export

@@ -38,10 +38,13 @@ plt.rcParams.update({"figure.dpi": 90, "font.size": 8})
 
 
 # %% [markdown]
+# This page adds the chest. Like every region it is a function that yields [organs](40_body.ipynb): a label, the paint, the shapes, and how much they vary. The pictures after
+# each section show the new classes in colour.
+#
 # ## Lungs
 #
-# Lungs fill the cavity above the diaphragm. Everything else in the chest is painted over them, so the notches for heart and vessels come by themselves. Inside runs a
-# tree of vessels without a label of its own: bright twigs that belong to the lung.
+# Lungs fill the cavity above the diaphragm. Everything else in the chest is painted over them, so the notches for heart and vessels come by themselves. A tree of vessels
+# runs through each lung: bright twigs that keep the label of the lung.
 
 # %%
 #| export
@@ -51,9 +54,10 @@ def unit(vector: np.ndarray) -> np.ndarray:
 
 
 # %% [markdown]
-# A vector of the same direction with length 1:
+# A vector of length 5 is divided by 5:
 
 # %%
+print(unit(np.array([3., 0, 4])))
 test_eq(unit(np.array([3., 0, 4])), [.6, 0, .8])
 
 
@@ -137,8 +141,8 @@ _ = show_cuts(body, cuts, fov=360, window=(-500, 1400), painted=[])
 # %% [markdown]
 # ## Heart, airway, gullet
 #
-# The heart is one class, yet blood and muscle in it differ in grey once contrast has come. So four chambers are painted without a label. The upper vena cava has no class
-# either: a network must learn that not every bright disc is the aorta.
+# The heart is one class, yet its blood and its muscle differ in grey once contrast has come. So we paint the chambers without a label of their own. The upper vena cava has no
+# class either: a network must learn that not every bright disc is the aorta.
 
 # %%
 #| export

@@ -40,9 +40,11 @@ set_matplotlib_formats("jpeg", pil_kwargs=dict(quality=80))
 plt.rcParams.update({"figure.dpi": 90, "font.size": 8})
 
 # %% [markdown]
+# The abdomen has most of the small and difficult classes, in three regions: the upper belly, the bowel, and what lies behind and below it.
+#
 # ## Upper belly
 #
-# The liver is four balls melted together, cut by the diaphragm and the belly wall, with a few veins that show once contrast arrives. Gallbladder, kidney and stomach press
+# The liver is a few balls melted together, cut by the diaphragm and the belly wall, with veins that show once contrast arrives. Gallbladder, kidney and stomach press
 # into it simply by being painted later.
 
 # %%
@@ -245,7 +247,7 @@ _ = show_cuts(Body([1, 7], regions), cuts, fov=340, painted=classes_of([Region(6
 # %% [markdown]
 # ## Behind and below
 #
-# Kidneys, adrenal glands and pancreas lie behind the cavity of the belly; bladder, womb or prostate lie in the pelvis. An adrenal gland covers some forty pixels of a slice.
+# Kidneys, adrenal glands and pancreas lie behind the bowel; bladder, womb or prostate lie in the pelvis. Adrenal glands are tiny: some forty pixels of a slice.
 
 # %%
 #| export

@@ -40,8 +40,8 @@ plt.rcParams.update({"figure.dpi": 90, "font.size": 8})
 
 
 # %% [markdown]
-# Vessels are tubes, painted after the organs that they cross. Those without a class (carotids, jugulars, the vessels of kidney, gut and thigh) are there too, because a
-# network must learn that not every bright disc is the aorta.
+# Vessels are tubes, painted after the organs that they cross. Some vessels have no class: carotids, jugulars, the vessels of kidney, gut and thigh. They are there
+# too, because a network must learn that not every bright disc is the aorta.
 
 # %%
 #| export

@@ -48,10 +48,12 @@ plt.rcParams.update({"figure.dpi": 90, "font.size": 8})
 BEFORE = [*LIMBS, *CHEST, *ABDOMEN, *VESSELS, *MUSCLES]
 
 # %% [markdown]
+# Bones are painted after the soft organs. Ribs and vertebrae follow curves of the body, so rules make them; the shapes of the other bones come from a file.
+#
 # ## Rib cage
 #
-# A rib follows the outline of the cavity from its vertebra round to the front, while it falls by ten centimetres or so. That is why an axial slice meets each of several
-# ribs once, as separate ovals. Cartilage and breastbone have no class.
+# A rib follows the outline of the cavity from its vertebra round to the front, and falls by ten centimetres or so on the way. So an axial slice cuts several ribs, each as
+# a separate oval. Cartilage and breastbone have no class.
 
 # %%
 #| export
@@ -86,9 +88,9 @@ def cartilage_end(cavity: Loft, number: int, seventh: np.ndarray) -> np.ndarray:
 # %%
 cavity = Patient([1, 7]).cavity
 fig, ax = plt.subplots(figsize=(3.4, 2.8), layout="constrained")
-for rib in RIBS:
+for rib, colour in zip(RIBS, plt.cm.viridis(np.linspace(0, .9, 12))):
     path = np.array(rib_path(cavity, rib["z"], rib["fall"], rib["end_angle"]))
-    ax.plot(path[:, 1], path[:, 2], label=f"{rib['rib']:.0f}")
+    ax.plot(path[:, 1], path[:, 2], color=colour, label=f"{rib['rib']:.0f}")
 ax.set(title="Left ribs, seen from the left", xlabel="y (mm), front to back", ylabel="z (mm)", aspect="equal")
 ax.legend(title="rib", fontsize=6, loc="center left", bbox_to_anchor=(1, .5))
 test_eq(len(RIBS), 12)
@@ -149,8 +151,8 @@ _ = show_cuts(
 # %% [markdown]
 # ## Spine
 #
-# A vertebra is a drum, an arch behind it and processes: one backwards, one to each side, and joints up and down. One rule with sizes that change along the spine makes all
-# 24 of them.
+# A vertebra is a drum, an arch behind it, and processes: one backwards, one to each side, and joints up and down. One rule makes all 24 of them, with sizes that change
+# along the spine.
 
 # %%
 #| export

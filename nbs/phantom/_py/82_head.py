@@ -43,9 +43,12 @@ BEFORE = [*LIMBS, *VESSELS, *MUSCLES, *SKELETON]
 
 
 # %% [markdown]
+# The head is the last region. Few of the challenge's slices show it, and it has two classes only; the rest is there so that those slices look like a head.
+#
 # ## Skull and brain
 #
-# Brain and face are classes; the skull is not. The *face* of the data set is a coarse cushion over the front of the head. The skull is a shell cut by a slanted base.
+# Brain and face are classes; the skull is not. In the challenge's data the class *face* is a coarse cushion over the front of the head, so it is one here. The skull is a shell
+# cut by a slanted base.
 
 # %%
 #| export

@@ -37,7 +37,8 @@ set_matplotlib_formats("jpeg", pil_kwargs=dict(quality=80))
 plt.rcParams.update({"figure.dpi": 90, "font.size": 8})
 
 # %% [markdown]
-# Each region has a number for its random stream. The numbers are part of a patient: a region that kept its place but changed its number would look different.
+# A whole body is the list of all regions in painting order. Each region has a number for its random stream, so that a change to one region leaves the others as they were.
+# These numbers must stay: with another number a region would look different in every patient.
 
 # %%
 #| export

@@ -61,18 +61,22 @@ set_matplotlib_formats("jpeg", pil_kwargs=dict(quality=80))
 plt.rcParams.update({"figure.dpi": 90, "font.size": 8})
 
 # %% [markdown]
-# The challenge's images may not be passed on, and hospitals' images even less. Yet whoever tries `ctseg`, tests it or teaches with it needs CT slices with the whole truth.
-# The phantom gives them, in any number.
+# To try `ctseg`, to test it or to teach with it, you need CT slices whose every pixel is labelled. The images of the challenge may not be passed on, nor may those of a
+# hospital. The phantom gives you as many slices as you want. One command writes a whole folder as a participant of the challenge would download it:
 #
-# It is meant to be as hard as the real thing in the ways that matter here: left against right, tiny organs, duodenum against pancreas against bowel at the same grey,
+# ```sh
+# ctseg phantom my_phantom --labelled 80 --unlabelled 120 --test 50 --size 128
+# ```
+#
+# The phantom is meant to be as hard as the real thing in the ways that matter here: left against right, tiny organs, duodenum and pancreas and bowel of the same grey,
 # contrast that comes and goes, display windows that differ, annotators who looked at half of the classes only. It is **not** anatomy to learn from, and a score on it says
 # nothing about patients.
 #
 # ## What is scanned
 #
-# Hospitals scan for a reason. `STUDIES` holds the usual ones: how often they come, from where to where they reach, and how wide their field of view is. A patient gives one to
-# three separate cuts, 19 % of them not axial. Some cuts are followed by a neighbour a few millimetres on: the near-duplicates that make random folds dishonest. The *plan* of
-# all this is drawn first and costs nothing; only then is anything rendered.
+# A hospital scans a part of the body for a reason. The table `STUDIES` holds the usual kinds: how frequent a study is, which heights it covers, and how wide its field of view
+# is. A patient gives one to three separate cuts, some of them coronal or sagittal. A few cuts have a neighbour some millimetres away. Such near-duplicates make random folds
+# dishonest, as they do in the challenge. We first draw the *plan* of all cuts, which costs nothing; only then do we render.
 
 # %%
 #| export
@@ -97,7 +101,7 @@ class Shot(NamedTuple):
 def _random_place(rng: np.random.Generator, kind: str, low: float, high: float) -> tuple:
     "A point (x, y, z) for a cut through what was scanned between the heights `low` and `high`."
     middle = (low + high)/2
-    places = {  # all are drawn, so that the stream does not depend on the kind
+    places = {  # all are drawn, so that later draws do not depend on the kind
         "axial": (rng.normal(0, 8), rng.normal(6, 6), rng.uniform(low, high)),
         "coronal": (rng.normal(0, 8), rng.normal(10, 36), middle),
         "sagittal": (rng.normal(0, 46), rng.normal(6, 6), middle),
@@ -152,6 +156,8 @@ for number in range(4):
 
 # %% [markdown]
 # ## Slices
+#
+# Each planned cut becomes an image and a mask: it is rendered, gets the noise of a scanner, and is stored in 8 bits after a display window.
 
 # %%
 #| export
@@ -186,7 +192,7 @@ test_eq(image.shape, mask.shape)
 
 
 # %% [markdown]
-# `phantom_slices` takes patients one after the other until there are enough slices, and shuffles. Every class is known on every slice; `groups` holds the patient's number.
+# `phantom_slices` takes patients one after the other until there are enough slices, and shuffles them. Every class is known on every slice; `groups` holds the patient's number.
 # With `workers` it uses several processes; the result is the same.
 
 # %%
@@ -250,8 +256,8 @@ for ax, image in zip(axes.flat, slices.images): show_image(ax, image)
 # %% [markdown]
 # ## Half of the truth
 #
-# Now the annotators come. On each slice 27 of the 54 classes are *examined*: for these, present or absent is certain. Everything else is erased. On a few slices none of the
-# examined classes happens to be there. Such a slice looks unlabelled and is not: it carries 27 certain absences.
+# `hide_labels` simulates the annotators. On each slice 27 of the 54 classes are *examined*: for these we know whether they are present or absent. The other classes are erased
+# and become unknown. On a few slices none of the examined classes happens to be there. Such a slice looks unlabelled, but it is not: it carries 27 certain absences.
 
 # %%
 #| export
@@ -431,7 +437,7 @@ with tempfile.TemporaryDirectory() as d:
 # %% [markdown]
 # ## How near to the challenge?
 #
-# Its published statistics beside those of a small phantom world. They differ most in near-duplicates, which are rarer here.
+# The table sets the challenge's published statistics beside those of a small phantom world. They differ most in near-duplicates, which are rarer here.
 
 # %%
 world = phantom_slices(100, size=64, seed=11)

@@ -40,7 +40,7 @@ from ctseg.recipes.table import get_recipe
 from ctseg.runs.folder import Run, make_spec, start_run
 
 # %% [markdown]
-# A run folder travels: it is copied, mailed, edited by hand, cut by a full disk. So its files are checked once, here, and the rest of the package works with what the checks return.
+# A run folder travels: it is copied, mailed, edited by hand, truncated by a full disk. So we check its files once, here, and the rest of the package works with what the checks return.
 #
 # A folder without `metrics.json` is a run that is not finished. It may still predict, by argmax, with the weights of its last phase.
 

@@ -366,12 +366,12 @@ test_eq(echoes.rule_at((128, 128)), Rule(island=10))
 #
 # Runs can be averaged if they know the same classes in the same order. The rule is that of the first run that has one; [for an ensemble a rule of its own can be chosen](30_choose.ipynb).
 #
-# Runs predict in the precision they were trained in. A network that was trained in float32, because float16 could not hold its numbers, must not be asked in float16 when it counts.
+# Runs predict in the precision they were trained in. If a network was trained in float32 because float16 could not hold its numbers, it must not predict in float16.
 
 # %%
 #| export
 def plan_as_trained(specs: list[dict[str, Any]], device: str) -> DevicePlan:
-    "The device in the most exact precision that any of the runs asked for; in its usual one where it has no such."
+    "The device in the most exact precision that a run was trained in and the device has; else in its usual one."
     wishes = {spec["recipe"].compute.precision for spec in specs}
     for precision in ("fp32", "bf16", "fp16"):
         if precision in wishes:
@@ -423,7 +423,7 @@ except InputError as e: print(str(e).replace(keep.name, "…"))
 # %%
 #| export
 def temperatures_and_rules(runs: list[Run], metrics: list, calibrated: bool) -> tuple[list[float], list]:
-    "Of each run: what its logits are divided by, and its rule, if it has one; `InputError` without calibration."
+    "For each run its temperature and its rule, if it has one; `InputError` for a run without calibration."
     if not calibrated: return [1.0]*len(runs), [saved.rule for saved in metrics]
     calibrations = [need_calibration(run, saved.calibration) for run, saved in zip(runs, metrics)]
     temperatures = [calibration.temperature for calibration in calibrations]
@@ -465,7 +465,7 @@ print(predictor)
 # %% [markdown]
 # ## Several rules at once
 #
-# Probabilities are the expensive part, and rules are cheap. `predict_masks` tries several rules on the same probabilities. It takes slices that have been checked, in arrays of any length, and needs the memory of one batch besides.
+# Probabilities are expensive, and rules are cheap. So `predict_masks` can apply several rules to the same probabilities. It takes slices that have been checked, in arrays of any length, and needs no more memory than one batch besides.
 
 # %%
 #| export

@@ -190,9 +190,7 @@ assert np.isnan(tables[:, ~known]).all() and np.isfinite(tables[:, known & (tabl
 # %% [markdown]
 # ## The candidates
 #
-# The grid of thresholds is coarse on purpose: with some tens of slices a fine one would fit their noise. Each threshold draws other structures, so each gets its own estimates of which to keep, by their [expected Dice](../inference/45_expected_dice.ipynb). The alternative is one gate for all classes.
-#
-# What the expected Dice brings over the gate and over plain argmax is measured on [real CT and on the phantom](../benchmarks/decision_rule.ipynb).
+# The grid of thresholds is coarse on purpose: with a few dozen slices a fine one would fit their noise. Each threshold draws other structures, so each gets its own estimates of which to keep, by their [expected Dice](../inference/45_expected_dice.ipynb). The alternative is one gate for all classes. A [benchmark](../benchmarks/decision_rule.ipynb) compares both with plain argmax.
 
 # %%
 #| export
@@ -208,7 +206,7 @@ print(len(THRESHOLDS)*len(GATES), "rules with a gate")
 # %%
 #| export
 def known_to_be_there(slices: SliceSet) -> np.ndarray:
-    """bool [N, C]: it is known whether the class is on the slice.
+    """Cells bool [N, C] of which it is known whether the class is on the slice.
 
     A class that is nowhere drawn may lie in pixels that are to be ignored."""
     hidden = ~slices.present & slices.ignored[:, None]
@@ -269,7 +267,7 @@ print(*with_islands(Rule(0.3), 256*256), *with_rescue(Rule(0.3)), sep=" | ")
 # %% [markdown]
 # ## The choice
 #
-# A tuned rule must *earn* its place: among those within a whisker of the best, the plainest is taken. Then the small repairs get their chance, one after the other, on top of what was chosen: least sizes of islands, and the rescue of empty slices. On most data they earn nothing and stay off.
+# A complicated rule must *earn* its place: of all rules within a small margin of the best we take the plainest. To this rule we then try to add two repairs, one after the other: a least size of islands, and the rescue of empty slices. On most data they gain nothing and stay off.
 
 # %%
 #| export
@@ -289,7 +287,7 @@ class RuleSearch:
     "Tries rules on held-out slices, and remembers what each scored."
     parts: list[Part]
     margin: float = 0.002 # what is not better by more than this stays off
-    each: Each | None = None # goes through the batches, and may stop; None: simply
+    each: Each | None = None # goes through the batches, and may stop; None: all in order
     batch_size: int = 16
     scores: dict[Rule, float] = field(default_factory=dict) # the challenge's Dice on the examined cells
 
@@ -325,7 +323,7 @@ def choose_rule(
     held_out: SliceSet | list[Part], # slices that no member has trained on, or the parts of `out_of_fold`
     expected: bool = True, # keep structures by expected Dice; False: by one gate for all
     margin: float = 0.002, # what is not better by more than this stays off
-    each: Each | None = None, # goes through the batches, and may stop; None: simply
+    each: Each | None = None, # goes through the batches, and may stop; None: all in order
     batch_size: int = 16,
 ) -> tuple[Rule, dict[Rule, float]]: # the rule, and the score of every rule tried, argmax among them
     "The plainest rule within `margin` of the best on held-out slices."

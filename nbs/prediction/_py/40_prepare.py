@@ -117,7 +117,7 @@ pd.read_csv(runs[0]/"reliability.csv").tail(3)
 # %% [markdown]
 # ## A rule for several runs
 #
-# The rule of one run fits the probabilities of that run. The average of several is smoother, so its rule is chosen [out of fold](30_choose.ipynb), on slices that the runs held out. Their temperatures, if asked for, come before that.
+# The rule of one run fits the probabilities of that run. The average of several runs is smoother, so we choose its rule [out of fold](30_choose.ipynb), on slices that the runs held out. If temperatures are asked for, they are fitted first.
 
 # %%
 #| export
@@ -159,14 +159,14 @@ print(both.rule, {k: round(v, 3) for k, v in both.tuned.items()})
 # %% [markdown]
 # ## Everything at once
 #
-# `prepare` is what `ctseg predict` calls. Mistakes in its options are told before anything is loaded.
+# `ctseg predict` calls `prepare`. It reports mistakes in its options before anything is loaded.
 
 # %%
 #| export
 RULES = ("saved", "argmax")
 
 def check_rule_options(rule: str, tune: Any, fields: dict[str, Any]):
-    "`InputError` for options of `prepare` that cannot be, or not together."
+    "`InputError` for options of `prepare` that are impossible, or contradict each other."
     if rule not in RULES: raise did_you_mean("rule", rule, RULES)
     if rule == "argmax" and tune is not None:
         raise InputError("--rule argmax and --tune: give one of the two")

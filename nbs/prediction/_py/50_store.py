@@ -98,7 +98,7 @@ with np.load(path) as z: print(slices.names[0], z["0.png"].dtype, z["0.png"].sha
 # %% [markdown]
 # ## Reading
 #
-# Images are read when they are asked for. A file that was cut or edited is told at once, as far as the index shows it, and else at the damaged image.
+# Images are read when they are asked for. If a file was truncated or edited, it is refused when it is opened, or, where the index does not show the damage, when the damaged image is read.
 
 # %%
 #| export

@@ -138,13 +138,13 @@ for name, values in sureness(prob, label).items():
 
 
 # %% [markdown]
-# Where every run was calibrated, the numbers come from calibrated probabilities, also when the labels do not.
+# If every run was calibrated, these numbers come from calibrated probabilities, even where the labels come from others.
 
 # %%
 #| export
 @dataclass(frozen=True)
 class Judge:
-    "Who says how sure a predictor is."
+    "Says how sure a predictor is of its labels."
     predictor: Predictor              # with the runs' temperatures, where they have any
     expected: ExpectedDice | None     # fitted for its probabilities
     calibrated: bool
@@ -194,7 +194,7 @@ print("calibrated:", judge.calibrated)
 # %%
 #| export
 def judged(predictor: Predictor, slices: SliceSet, batch_size: int = 16) -> dict[str, np.ndarray]:
-    "Of each slice: `labels` uint8 [N, H, W], and f32 [N, C] what `sureness` says of them."
+    "For each slice `labels` uint8 [N, H, W], and f32 [N, C] what `sureness` says of them."
     judge = judge_of(predictor)
     rule = predictor.rule_at(slices.images.shape[1:])
 

@@ -189,6 +189,8 @@ except InputError as e: print(str(e).replace(keep.name, "…"))
 
 # %% [markdown]
 # ## A folder of any number of images
+#
+# A folder may hold more images than memory. So images are read a batch at a time, and labels are collected in a file on the disk.
 
 # %%
 #| export
@@ -248,7 +250,7 @@ def label_images(
     images: LazyPixels, # N images
     keep: Callable[[np.ndarray, np.ndarray], Any], # takes numbers [B] and labels uint8 [B, H, W], in order
     batch_size: int = 16,
-    each: Each | None = None, # goes through the batches; None: simply
+    each: Each | None = None, # goes through the batches; None: all in order
     notes: Iterable[Note] = (), # each takes names, images, probabilities and labels of a batch
 ):
     "Label images that are read a batch at a time."
@@ -296,8 +298,8 @@ def open_notes(
 with open_notes(predictor, (32, 32)) as notes: print(notes)
 
 # %% [markdown]
-# The labels are kept in a file on the way, and then written in their final form: the challenge's table, or a [store](../data/74_store.ipynb) whose masks
-# they are, which takes no more memory for many images than for few.
+# At the end the labels are written in their final form: the challenge's table, or the masks of a [store](../data/74_store.ipynb). A store takes no more memory for many images
+# than for few.
 
 # %%
 #| export

@@ -52,7 +52,7 @@ from ctseg.training.checkpoints import save_weights
 # A network knows five structures; a new folder has outlines of two others. Two things help.
 #
 # * `ctseg fit new --init runs/old` starts from the old weights. The rows of the output layer belong to classes, so they are matched by the classes' *names*; rows of new classes are fresh.
-# * `--teacher runs/old` keeps the old classes alive. Nobody examined them in the new folder, so its slices say nothing about them, and a network that learns only the new ones [forgets the old](../guides/adding_a_class.ipynb). The old network looks at every annotated batch, and where it is sure its answer is taken for the truth, pixel by pixel; what people examined is never changed.
+# * `--teacher runs/old` keeps the old classes alive. Nobody examined them in the new folder, so its slices say nothing about them, and a network that learns only the new ones [forgets the old](../guides/adding_a_class.ipynb). So the old network predicts every annotated batch. Where it is sure, pixel by pixel, we take its answer for the truth. What people examined is never changed.
 #
 # The `class_names.json` of the new folder lists all classes, old and new.
 
@@ -193,7 +193,9 @@ print(same_names(list(slices.classes.names), list(order.names)))
 
 
 # %% [markdown]
-# ## Answers about old classes
+# ## A teacher of the old classes
+#
+# The old network completes each annotated batch: it fills in `known` for the classes that it knows, at the pixels where it is sure.
 
 # %%
 #| export
@@ -254,6 +256,8 @@ print("the old network knows", teacher.told.tolist(), "and settles nothing about
 
 # %% [markdown]
 # ## Both
+#
+# `Earlier` holds what a run takes over, by either way or both, and says in words what that is.
 
 # %%
 #| export
@@ -267,7 +271,7 @@ class Earlier:
     classes: ClassMap | None = None
 
     def options(self, deadline: Deadline | None = None, watchers: tuple = ()) -> JobOptions:
-        "For a job."
+        "The options of a job that starts from these runs."
         told = self.network.told if self.network else None
         return JobOptions(deadline, watchers, self.start, self.network, told)
 

@@ -39,8 +39,10 @@ from ctseg.io.toy_scans import torso_scans
 
 
 # %% [markdown]
-# Whoever wants a segmentation has an export of an archive: folders of DICOM files of many patients, or NIfTI files. A `Scan` knows where one
-# of them is and what its results are called. Its voxels are read when it is opened, so a thousand scans take no more memory than one.
+# [`ctseg segment`](../cli/45_segment.ipynb) takes an export of an archive as it is: folders of DICOM files of many patients, or NIfTI files. This page finds the scans in it. A `Scan` knows where
+# one of them is and what its results are called. Its voxels are read when it is opened, so a thousand scans take no more memory than one.
+#
+# The toy export of this page has three DICOM series, two NIfTI volumes, and a label map beside one of them:
 
 # %%
 #| export
@@ -62,7 +64,7 @@ class Scan:
 
 @dataclass
 class Found:
-    "What lies below some paths."
+    "The scans below some paths, what is broken there, and what was passed over."
     scans: list[Scan] = field(default_factory=list)
     broken: list[tuple[str, str]] = field(default_factory=list) # source ("": in the text), what is wrong
     passed_over: Counter = field(default_factory=Counter) # what is no scan: kind of file → how many
@@ -94,8 +96,8 @@ print(file_name("Doe^Jane / 7"))
 # %% [markdown]
 # ## DICOM
 #
-# The [survey](../io/73_dicom.ipynb) of an import finds the series, wherever their files lie, and notes what is damaged. Of a series it keeps
-# one header. Results are called `v000`, `v001`, …, since the name of a folder is often that of a patient.
+# The [survey](../io/73_dicom.ipynb) of an import finds the series, wherever their files lie, and notes what is damaged. It keeps one header of each series. Results are
+# called `v000`, `v001`, …, since the name of a folder is often that of a patient.
 
 # %%
 #| export
@@ -135,7 +137,7 @@ for scan in found.scans: print(scan.source, scan.open().volume.hu.shape)
 # %% [markdown]
 # ## NIfTI
 #
-# Files are called by whoever made them, and results are matched by these names, so they keep them. Label maps beside the scans are passed over.
+# NIfTI files have names that their users chose, and the results keep them, so that the two can be matched. Label maps beside the scans are passed over.
 
 # %%
 #| export
@@ -177,6 +179,8 @@ print([scan.name for scan in _volumes_in(export, passed)], dict(passed))
 
 # %% [markdown]
 # ## All of them
+#
+# `find_scans` joins both searches, and gives every scan a name of its own.
 
 # %%
 #| export
@@ -199,10 +203,9 @@ def _distinct(scans: list[Scan]) -> list[Scan]:
 # Scans without a name are numbered. Names that differ only in capitals get a number too, since some file systems cannot tell them apart.
 
 # %%
-test_eq(
-    [s.name for s in _distinct([Scan(n, "", "", None) for n in ("", "p1", "P1", "")])],
-    ["v000", "p1", "P1_2", "v003"],
-)
+names = [s.name for s in _distinct([Scan(n, "", "", None) for n in ("", "p1", "P1", "")])]
+print(names)
+test_eq(names, ["v000", "p1", "P1_2", "v003"])
 
 
 # %%
@@ -250,6 +253,9 @@ def find_scans(
 found = find_scans([export])
 for scan in found.scans: print(scan.name, scan.kind, scan.source)
 print("passed over:", dict(found.passed_over))
+
+# %% [markdown]
+# A series with a missing slice is broken. It does not stop the others:
 
 # %%
 next((export/"oblique").iterdir()).unlink()

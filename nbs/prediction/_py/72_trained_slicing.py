@@ -1,7 +1,7 @@
 # %% [markdown]
 # # Cut as the runs were trained
 #
-# > Through which window and at what scale a new scan is shown to runs that have learnt from others.
+# > Which window and pixel size a new scan gets: those of the images that the runs were trained on.
 #
 # - skip_showdoc: true
 
@@ -23,8 +23,8 @@ from fastcore.test import test_eq, test_fail
 
 
 # %% [markdown]
-# A run whose images were cut from volumes knows [how](../io/55_imported.ipynb). An older run, or one of loose PNG slices, does not; then the
-# usual window for soft tissue is taken, and the result says so.
+# A network knows liver by its grey value and size, so a new scan must be cut with the window and pixel size of the training images. A run whose images were cut from volumes
+# has [recorded how](../io/55_imported.ipynb). An older run, or a run of loose PNG slices, has not. Then we take the usual window for soft tissue, and the result says so.
 
 # %%
 #| export
@@ -50,6 +50,7 @@ def _agreed(records: list[dict], given: dict[str, Any]) -> dict[str, Any]:
 
 # %%
 record = {"orientation": "SPL", "window": [40., 400.], "size": None, "spacing": None}
+print(_agreed([record, record], {}))
 test_eq(_agreed([record, record], {}), record)
 test_fail(lambda: _agreed([record, record | {"spacing": 2.}], {}), contains="another spacing (None and 2.0)")
 

@@ -42,11 +42,11 @@ set_matplotlib_formats("jpeg", pil_kwargs=dict(quality=85))  # grey noise: a qua
 
 
 # %% [markdown]
-# A network has learnt from 8-bit slices that were [cut](../io/30_volumes.ipynb) in some way. A new volume is cut in the same way, a few slices
-# at a time, predicted, and put back onto its own voxels. This gives the same voxels as import, `ctseg predict` and export, without a folder
+# A network has learnt from 8-bit slices that were [cut](../io/30_volumes.ipynb) from volumes in some way. So we cut a new volume in the same way, a few slices
+# at a time, predict the slices, and put the labels back onto the volume's own voxels. The result is the same as that of import, `ctseg predict` and export, without a folder
 # in between.
 #
-# The "network" of this page draws by brightness alone: the five structures of the [toy torso](../io/05_toy_scans.ipynb) differ in it.
+# The "network" of this page draws by brightness alone, because the structures of the [toy torso](../io/05_toy_scans.ipynb) differ in brightness.
 
 # %%
 class ByBrightness(nn.Module):
@@ -139,6 +139,8 @@ print(sums.value().round(3))
 
 # %% [markdown]
 # ## Labels
+#
+# `label_volume` does all of it for one volume. The three toy scans below show the same torso on three different grids.
 
 # %%
 #| export
@@ -192,7 +194,7 @@ class_legend(fig, TORSO_CLASSES)
 # %% [markdown]
 # ## Millilitres
 #
-# A voxel of an even grid has the volume that its affine says. Where slices are unevenly spaced, each stands for the half way to its
+# On an even grid every voxel has the volume that the affine says. Where slices are unevenly spaced, each slice stands for the layer that reaches halfway to its
 # neighbours.
 
 # %%
@@ -264,7 +266,7 @@ def class_rows_of(
     slicing: Slicing,
     names: list[str], # of the classes
 ) -> list[dict]: # structure, ml, slices it is on, confidence (None: drawn nowhere), cut_off
-    "What was found of each class, and whether the scan cuts it off."
+    "A row for each class: its volume, its slices, the confidence, and whether the scan cuts it off."
     ml = class_ml(predicted.labels, volume, len(names))
     cut_off = at_ends(predicted.labels, volume, slicing, len(names))
     slices = np.zeros(len(names) + 1, int)

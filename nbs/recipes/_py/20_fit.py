@@ -65,9 +65,17 @@ from ctseg.models.zoo import create_model
 
 
 # %% [markdown]
+# `fit` takes slices and a recipe, trains, chooses the decision rule, and leaves a [run folder](../runs/20_folder.ipynb):
+#
+# ```python
+# run = ctseg.fit("my_data", recipe="ctseg", out="runs/first")
+# ```
+#
+# The parts come first on this page. [At the end](#the-call) a small run goes from start to finish.
+#
 # ## Before anything is trained
 #
-# What can be known to fail is told before the run folder exists. A slip of the pen then costs neither a teacher's training nor the folder's name.
+# Mistakes that can be found early are reported before the run folder exists. So a typing mistake costs neither a teacher's training nor the folder's name.
 
 # %%
 #| export
@@ -172,7 +180,7 @@ def held_out_facts(
     predictor: Predictor,
     held_out: SliceSet, # what the run held out
     rules: dict[str, Rule],
-    each: Each | None = None, # goes through the batches, and may stop; None: simply
+    each: Each | None = None, # goes through the batches, and may stop; None: all in order
     batch_size: int = 16,
 ) -> dict[str, Any]: # slices, groups, level, and the interval of each rule's Dice by its name
     "On how many held-out slices and patients a run's scores stand, and their intervals."
@@ -270,7 +278,7 @@ class FitOptions:
     callbacks: Iterable[Callback] = ()   # called after each epoch, see `as_watchers`
     init: str | Path | Run = ""          # a run to start from the weights of, by class name; empty: none
     teacher: str | Path | Run = ""       # a run that fills in what it knows and nobody examined; empty: none
-    memory: str = ""                     # so much of the slices may be brought to the device, e.g. "4GB"
+    memory: str = ""                     # most memory of the device for slices, e.g. "4GB"
 
     def deadline(self) -> Deadline:
         "When to stop."
@@ -295,7 +303,7 @@ except InputError as e: print(e)
 # %% [markdown]
 # ### Callbacks
 #
-# `fit(…, callbacks=[watch])` calls `watch(epoch, row, folder)` in the first process after each epoch, when its row is in `history.csv` and its checkpoint is saved. `epoch` counts from 1 through all phases, `row` is a copy of the row, `folder` the run folder. What it returns is ignored, but a text: that is a reason to stop, as if the time were up (raising `Stopped` does the same). The run can then be continued with `resume=True`. An exception ends the training and reaches the caller of `fit`. Random numbers that a callback draws change nothing: those of the training are functions of the seed and the step.
+# `fit(…, callbacks=[watch])` calls `watch(epoch, row, folder)` in the first process after each epoch, when its row is in `history.csv` and its checkpoint is saved. `epoch` counts from 1 through all phases, `row` is a copy of the row, `folder` the run folder. If it returns a text, this is a reason to stop, as if the time were up (raising `Stopped` does the same); anything else is ignored. The run can then be continued with `resume=True`. An exception ends the training and reaches the caller of `fit`. Random numbers that a callback draws change nothing: those of the training are functions of the seed and the step.
 
 # %%
 #| export
@@ -382,7 +390,7 @@ print(with_plugins("masked", [])[1])
 
 
 # %% [markdown]
-# Where the slices were cut from volumes, the run keeps how: by this `ctseg segment` cuts new scans alike.
+# Where the slices were cut from volumes, the run records how, so that `ctseg segment` can cut new scans in the same way.
 
 # %%
 #| export

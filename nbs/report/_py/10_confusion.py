@@ -26,7 +26,7 @@ from ctseg.core.anatomy import ClassMap
 
 
 # %% [markdown]
-# A Dice of 0.6 for the right kidney says that something is wrong, and not what. If its pixels were called *background*, the run is timid. If they were called *left kidney*, it does not know the sides. The confusion table tells the two apart.
+# A Dice of 0.6 for the right kidney says that something is wrong, but not what. If its pixels were called *background*, the run is timid. If they were called *left kidney*, it does not know the sides. The confusion table tells the two apart.
 #
 # Rows are the true structures, columns what their pixels were called, as shares. A row is averaged over the slices that have the structure, so that a large one does not drown the others. Pixels stored as 0 have no row: nobody said what they are.
 
@@ -37,7 +37,7 @@ def slice_shares(
     truth: np.ndarray, # the same; 0 = background or unknown, 255 = ignored
     C: int, # number of classes
 ) -> tuple[np.ndarray, np.ndarray]: # float64 [C, C+1]; bool [C, 1]: the class is on the slice
-    "Of one slice: what share of the pixels of each class was called 0 … C."
+    "What share of the pixels of each class was called 0 … C, on one slice."
     counts = truth != IGNORE
     pair = truth[counts].astype(int)*(C + 1) + pred[counts]
     count = np.bincount(pair, minlength=(C + 1)**2).reshape(C + 1, C + 1)[1:]

@@ -81,7 +81,7 @@ test_eq(np.frombuffer(zlib.decompress(base64.b64decode(packed)), np.uint8).resha
 # %% [markdown]
 # ## Which slices, and under which names
 #
-# All, if they are few enough. Else a fair sample of best, worst and in between.
+# The page shows all slices if they are few enough, else a fair sample of the best, the worst and those in between.
 #
 # A report is fit to be shown only if it names no patient. A file name may hold one, so only names that are plain numbers are shown. Any other slice is called by its place in the list.
 

@@ -65,7 +65,7 @@ spec = run_spec(run)
 # %% [markdown]
 # ## Which slices are scored
 #
-# By default the annotated slices that **this run held out**: the only ones with truth that it has never trained on. With `split="test"` the test slices of the folder, if their truth is there.
+# By default we score the annotated slices that **this run held out**, the only ones with truth that it has never trained on. With `split="test"` we score the test slices of the folder, if their truth is there.
 
 # %%
 #| export
@@ -110,7 +110,7 @@ except InputError as e: print(e)
 # %% [markdown]
 # ## The run itself
 #
-# Recipe, versions, curves, times, calibration. Paths of a disk have no business on a page that is passed on, so of a value with slashes only the last part is shown.
+# The page shows recipe, versions, curves, times and calibration. It may be passed on, so it must not show paths of your disk: only the last part of a value with slashes is shown.
 
 # %%
 #| export

@@ -36,8 +36,8 @@ set_matplotlib_formats("jpeg", pil_kwargs=dict(quality=85))  # grey noise: a qua
 
 
 # %% [markdown]
-# Somebody will look at the results before they are used. A page with a few slices of every scan is enough to see that left is left, and
-# that nothing was drawn upside down. Slices are spread over those on which something was drawn.
+# Somebody should look at the results of [`ctseg segment`](../cli/45_segment.ipynb) before they are used. A page with a few slices of every scan is enough to see that left is left, and
+# that nothing was drawn upside down. We choose slices evenly from those on which something was drawn.
 
 # %%
 #| export
@@ -52,7 +52,9 @@ def slices_to_show(
 
 
 # %%
-test_eq(slices_to_show(np.array([False, True, True, True, True, True]), 3), [1, 3, 5])
+drawn_on = np.array([False, True, True, True, True, True])
+print("three of the slices 1 to 5:", slices_to_show(drawn_on, 3))
+test_eq(slices_to_show(drawn_on, 3), [1, 3, 5])
 test_eq(slices_to_show(np.zeros(5, bool), 2), [0, 4])
 
 

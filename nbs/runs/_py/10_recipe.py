@@ -34,7 +34,7 @@ from fastcore.test import test_eq
 from ctseg.runs.recipe import Recipe
 
 # %% [markdown]
-# A recipe has eight groups of settings. Four of them belong to something chosen by name: the method, the network, the loss and the augmentation. Each group is declared [where it is used](../core/20_settings.ipynb), and the recipe puts them together.
+# A recipe is everything that `ctseg fit` needs beside the data and the seed. It has eight groups of settings. Four of them belong to something chosen by name: the method, the network, the loss and the augmentation. Each group is declared [where it is used](../core/20_settings.ipynb), and the recipe puts them together.
 
 # %%
 mine = Recipe("mine").change(loss="marginal", log_dice=True, lr=1e-3, epochs=40)
@@ -69,7 +69,7 @@ REGISTRIES = {
 GROUPS = (*CHOICES, "schedule", "data", "compute", "rule")
 
 class RuleSettings(Settings):
-    "What follows the training."
+    "Settings of what follows the training: the choice of the decision rule."
     tune_rule: bool = setting(True, "choose threshold and gate on the held-out slices; else argmax")
     least_peak: float = setting(
         0.0, "where no rule is chosen: least probability that a structure must reach somewhere to be drawn",
@@ -271,7 +271,7 @@ for wrong in ("with=16", "width=wide", "width", "epochs=0", "tau=0.9", "model=at
 
 
 # %% [markdown]
-# Some recipe has each of these settings. `ctseg fit --epochs 5` is answered with `--set epochs=5`.
+# `ctseg fit --epochs 5` is a mistake, and the error should propose `--set epochs=5`. So we ask whether any recipe has a setting of that name.
 
 # %%
 #| export
@@ -295,7 +295,7 @@ test_eq(
 # %% [markdown]
 # ## To and from a file
 #
-# `recipe.json` holds every setting, also those at their defaults: a default of this version may be another one tomorrow.
+# `recipe.json` holds every setting, also those at their defaults, because a later version may have other defaults.
 
 # %%
 #| export

@@ -33,7 +33,7 @@ from fastcore.test import test_eq
 # Two processes that train in one folder would overwrite each other's checkpoints. The first thing a process does in a run folder is to lock the file `.lock`, which holds nothing and which nobody renames.
 # The lock is the operating system's, so it goes with the process that held it, however that ended.
 #
-# Some network disks know no locks. There, the process writes into a file `.owner` who it is. Another process on the same machine can see whether the owner still lives. On another machine it cannot, and the error says which file to delete.
+# Some network disks have no locks. There, the process writes a file `.owner` that says who it is. Another process on the same machine can see whether the owner still lives. On another machine it cannot, and the error says which file to delete.
 
 # %%
 #| export
@@ -55,9 +55,10 @@ def lives(owner: Any) -> bool:
 
 
 # %% [markdown]
-# A process is known by its number *and* by when it began, because numbers are given again.
+# A process is known by its number *and* by when it began, because numbers are used again.
 
 # %%
+print("this process lives:", lives(this_process()))
 test_eq(lives(this_process()), True)
 test_eq(lives(this_process() | {"started": 0}), False)  # its number went to another process since
 

@@ -52,7 +52,7 @@ from ctseg.data.toys import toy_set
 
 
 # %% [markdown]
-# A run explains itself years later.
+# A run folder must explain itself years later. These are its files:
 #
 # | file | content |
 # |---|---|
@@ -157,7 +157,7 @@ with tempfile.TemporaryDirectory() as d:
     except InputError as e: print(str(e).replace(d, "…"))
 
 # %% [markdown]
-# A run goes on with the recipe it was started with. A description in other words is no other recipe, and neither is another card's memory.
+# A run goes on with the recipe it was started with. A different description does not make it another recipe, and neither does the memory of another GPU.
 
 # %%
 #| export

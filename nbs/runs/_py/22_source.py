@@ -29,7 +29,7 @@ from unittest import mock
 from fastcore.test import test_eq
 
 # %% [markdown]
-# `hf://owner/name` is a repository on the hub, `hf://owner/name@v2` a branch, tag or commit of it. Without `hf://`, a name is a folder wherever one exists. Only `owner/name` that is no folder, under an `owner` that is no folder either, is looked for on the hub; so a mistyped `runs/frist` stays a missing folder and is asked of nobody.
+# `hf://owner/name` is a repository on the hub, `hf://owner/name@v2` a branch, tag or commit of it. A name without `hf://` is a folder, if there is one. Otherwise `owner/name` is looked for on the hub, but only if there is no folder `owner` either. So a mistyped `runs/frist` is a missing folder, and no request leaves the machine.
 
 # %%
 #| export
@@ -73,7 +73,7 @@ for wrong in ("hf://../../etc", "hf://ada", "hf://ada/liver@../x"):
     except InputError as e: print(e)
 
 # %% [markdown]
-# Of a repository these files are fetched, each by its exact name, and nothing else: numbers as safetensors, and JSON, CSV and Markdown. Nothing of it is unpickled or executed. A run that needs a plugin says so, and its user gives the file with `--plugin` after reading it.
+# We fetch only these files of a repository, each by its exact name: numbers as safetensors, and JSON, CSV and Markdown. None of them is unpickled or executed. If a run needs a plugin, an error says so, and the user gives the file with `--plugin` after reading it.
 
 # %%
 #| export
@@ -113,7 +113,7 @@ def hub_failure(name: HubName, error: Exception) -> InputError | None:
 
 
 # %% [markdown]
-# What the cache of `huggingface_hub` holds can be loaded without a network. The version is settled first, so that no two files come from two versions.
+# What is in the cache of `huggingface_hub` can be loaded without a network. We look up the version first, so that all files come from the same one.
 
 # %%
 #| export

@@ -25,7 +25,7 @@ from ctseg.data.toys import toy_set
 
 
 # %% [markdown]
-# A few annotated slices are held out, whole patients of them. They draw the learning curve and, at the end, choose the decision rule. Unlabelled slices of the same patients are left out too. The held-out score is therefore that of patients of whom the network has seen nothing, like those it will meet.
+# A few annotated slices are held out, whole patients at a time. They give the learning curve and, at the end, choose the decision rule. Unlabelled slices of the same patients are left out too. So the held-out score is that of patients of whom the network has seen nothing, like those it will meet.
 
 # %%
 #| export

@@ -146,7 +146,7 @@ class JobLike(Protocol):
 # %%
 #| export
 class NoSettings(Settings):
-    "Of a method that has none."
+    "Settings of a method that has none."
 
 
 # %%

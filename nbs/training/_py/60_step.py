@@ -42,6 +42,9 @@ from ctseg.training.streams import make_streams
 
 
 # %% [markdown]
+# A step begins with a batch and ends with a gradient. A [method](50_method.ipynb) says what the network sees and what the loss is. This page does the rest, and [the loop](70_loop.ipynb)
+# calls it.
+#
 # ## What the network answers
 #
 # All views of a share go through the network in *one* pass. There is then one set of batch statistics, and the wrapper that averages gradients is called once, as it wants to be. A network with [deep supervision](../models/10_base.ipynb) answers with a list, from fine to coarse.
