@@ -50,10 +50,10 @@ def loader():
 def test_the_guides_module_trains_as_a_plain_loop_does(loader):
     names = dict(make_network=make_network, make_metric=make_metric, LR=.1, EPOCHS=2, torch=torch)
     exec(cell("class PartialUNet"), names | {"PartialDiceCELoss": PartialDiceCELoss}, space := {})
-    # a class body sees the globals that it was made with
     module = space["PartialUNet"]()
-    quiet = dict(logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
-    trainer = pl.Trainer(max_epochs=2, accelerator="cpu", num_sanity_val_steps=0, **quiet)
+    quiet = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
+    options = dict(max_epochs=2, accelerator="cpu", num_sanity_val_steps=0) | dict.fromkeys(quiet, False)
+    trainer = pl.Trainer(**options)
     trainer.fit(module, loader, loader)
 
     network, loss, metric = make_network(), PartialDiceCELoss(to_onehot_y=True, softmax=True), make_metric()

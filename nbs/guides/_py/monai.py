@@ -171,7 +171,8 @@ fig, ax = plt.subplots(figsize=(6, 3), layout="constrained")
 for (name, runs), colour in zip(curves.items(), ("tab:blue", "tab:red")):
     epochs = range(5, EPOCHS + 1, 5)
     for i, run in enumerate(runs): ax.plot(epochs, run.mean(1), c=colour, label=None if i else name)
-ax.set(xlabel="epoch", ylabel="mean Dice of four organs", ylim=(0, 1), title="8 test volumes, three seeds each")
+ax.set(xlabel="epoch", ylabel="mean Dice of four organs", ylim=(0, 1))
+ax.set_title("8 test volumes, three seeds each")
 ax.legend(frameon=False)
 plt.show()
 
