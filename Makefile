@@ -23,7 +23,7 @@ setup: $(READY)
 $(READY): settings.ini setup.py pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("ctseg needs Python 3.11 or newer, this is " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
 	$(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,volumes,zoo,weights,metrics,hub,onnx,openvino,store]'
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,volumes,zoo,weights,metrics,hub,onnx,openvino,store,monai,lightning]'
 	@touch $@
 
 demo: $(READY)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TORCHVISION_OPERATORS', 'declare_torchvision_operators', 'forget_package', 'import_timm',
-           'NotAtHand', 'import_zoo']
+           'NotAtHand', 'NotInstalled', 'import_extra', 'import_zoo']
 
 # %% ../../nbs/core/30_optional.ipynb #0c86b227
 import importlib
@@ -44,20 +44,33 @@ def import_timm() -> ModuleType:
     import timm
     return timm
 
-# %% ../../nbs/core/30_optional.ipynb #ee4dcb3c
+# %% ../../nbs/core/30_optional.ipynb #5341caca
 class NotAtHand(InputError):
     "A package, or the published weights of a network, that could be had but are not here."
 
 
-def import_zoo(
-    module: str, # e.g. "segmentation_models_pytorch"
-    model: str, # the network that needs it
+class NotInstalled(NotAtHand, ImportError):
+    "A package of an extra that is not installed, or that cannot be imported."
+
+
+def import_extra(
+    module: str, # e.g. "monai.transforms"
+    extra: str, # of this package, e.g. "monai"
+    who: str, # what needs it
 ) -> ModuleType:
-    "Import a module of the extra `ctseg[zoo]`; if it is missing, a `NotAtHand` tells how to get it."
-    import_timm()
+    "Import a module of the extra `ctseg[extra]`; if it is missing, a `NotInstalled` tells how to get it."
     try:
         return importlib.import_module(module)
     except ImportError as e:
         package = module.split(".")[0]
-        raise NotAtHand(f"model {model!r} needs the package {package} ({e}); "
-                        "install it with: pip install 'ctseg[zoo]'") from None
+        raise NotInstalled(f"{who} needs the package {package} ({e}); "
+                           f"install it with: pip install 'ctseg[{extra}]'") from None
+
+# %% ../../nbs/core/30_optional.ipynb #ee4dcb3c
+def import_zoo(
+    module: str, # e.g. "segmentation_models_pytorch"
+    model: str, # the network that needs it
+) -> ModuleType:
+    "Import a module of the extra `ctseg[zoo]`; if it is missing, a `NotInstalled` tells how to get it."
+    import_timm()
+    return import_extra(module, "zoo", f"model {model!r}")

@@ -9,7 +9,6 @@ __all__ = ['Answer', 'PACKAGES', 'COMPILERS', 'TOLERANCE', 'ENGINES', 'rounded_u
            'CompiledNetwork', 'seconds', 'FasterNetwork', 'with_engine']
 
 # %% ../../nbs/inference/25_engine.ipynb #01c5b86f
-import importlib
 import importlib.util
 import tempfile
 import time
@@ -25,6 +24,7 @@ from torch import nn
 
 from ..core.device import DevicePlan
 from ..core.files import InputError, did_you_mean
+from ..core.optional import import_extra
 from .loop import Member, in_precision
 
 # %% ../../nbs/inference/25_engine.ipynb #1d6afce2
@@ -65,11 +65,7 @@ def available(engine: str) -> bool:
 
 def import_engine(module: str, extra: str):
     "The package of an engine; an `InputError` that names the extra where it is missing."
-    try:
-        return importlib.import_module(module)
-    except ImportError as e:
-        message = f"the engine {extra!r} needs the package {module} ({e})"
-        raise InputError(f"{message}; install it with: pip install 'ctseg[{extra}]'") from None
+    return import_extra(module, extra, f"the engine {extra!r}")
 
 # %% ../../nbs/inference/25_engine.ipynb #d675bbec
 def quietly(make: Callable):

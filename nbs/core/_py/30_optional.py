@@ -73,9 +73,9 @@ test_eq(import_timm().__name__, "timm")
 
 
 # %% [markdown]
-# ## Networks from other packages
+# ## Extras
 #
-# Two families of networks come from packages of their own, the extra `ctseg[zoo]`.
+# What only some users need stands in an *extra*, such as `ctseg[monai]`. Where its package is missing, one line says how to get it. The error is an `ImportError` too, so that Python's own habits with optional modules hold, such as `try: import …` and `pytest.importorskip`.
 
 # %%
 #| export
@@ -83,18 +83,42 @@ class NotAtHand(InputError):
     "A package, or the published weights of a network, that could be had but are not here."
 
 
-def import_zoo(
-    module: str, # e.g. "segmentation_models_pytorch"
-    model: str, # the network that needs it
+class NotInstalled(NotAtHand, ImportError):
+    "A package of an extra that is not installed, or that cannot be imported."
+
+
+def import_extra(
+    module: str, # e.g. "monai.transforms"
+    extra: str, # of this package, e.g. "monai"
+    who: str, # what needs it
 ) -> ModuleType:
-    "Import a module of the extra `ctseg[zoo]`; if it is missing, a `NotAtHand` tells how to get it."
-    import_timm()
+    "Import a module of the extra `ctseg[extra]`; if it is missing, a `NotInstalled` tells how to get it."
     try:
         return importlib.import_module(module)
     except ImportError as e:
         package = module.split(".")[0]
-        raise NotAtHand(f"model {model!r} needs the package {package} ({e}); "
-                        "install it with: pip install 'ctseg[zoo]'") from None
+        raise NotInstalled(f"{who} needs the package {package} ({e}); "
+                           f"install it with: pip install 'ctseg[{extra}]'") from None
+
+
+# %%
+test_eq(import_extra("json", "none", "this page").__name__, "json")
+try: import_extra("no_such_package.transforms", "monai", "ctseg.integrations.monai")
+except ImportError as e: print(e)
+
+
+# %% [markdown]
+# Two families of networks come from packages of their own, the extra `ctseg[zoo]`.
+
+# %%
+#| export
+def import_zoo(
+    module: str, # e.g. "segmentation_models_pytorch"
+    model: str, # the network that needs it
+) -> ModuleType:
+    "Import a module of the extra `ctseg[zoo]`; if it is missing, a `NotInstalled` tells how to get it."
+    import_timm()
+    return import_extra(module, "zoo", f"model {model!r}")
 
 
 # %%

@@ -10,7 +10,6 @@
 
 # %%
 #| export
-import importlib
 import importlib.util
 import tempfile
 import time
@@ -26,6 +25,7 @@ from torch import nn
 
 from ctseg.core.device import DevicePlan
 from ctseg.core.files import InputError, did_you_mean
+from ctseg.core.optional import import_extra
 from ctseg.inference.loop import Member, in_precision
 
 # %%
@@ -111,11 +111,7 @@ def available(engine: str) -> bool:
 
 def import_engine(module: str, extra: str):
     "The package of an engine; an `InputError` that names the extra where it is missing."
-    try:
-        return importlib.import_module(module)
-    except ImportError as e:
-        message = f"the engine {extra!r} needs the package {module} ({e})"
-        raise InputError(f"{message}; install it with: pip install 'ctseg[{extra}]'") from None
+    return import_extra(module, extra, f"the engine {extra!r}")
 
 
 # %%
