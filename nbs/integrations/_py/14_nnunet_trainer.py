@@ -88,7 +88,8 @@ def settings_from_environment(kind: type[PartialSettings]) -> PartialSettings:
         if not equals:
             raise InputError(f"{VARIABLE}: {item!r} is no setting; write NAME=VALUE with blanks between them")
         texts[name] = text
-    return with_text(kind(), texts)
+    try: return with_text(kind(), texts)
+    except InputError as e: raise InputError(f"{VARIABLE}: {e}") from None
 
 
 # %%
