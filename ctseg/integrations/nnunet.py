@@ -6,6 +6,7 @@
 __all__ = ['nnunet_labels', 'export_nnunet']
 
 # %% ../../nbs/integrations/10_nnunet.ipynb #4e6aa228
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from ..core.files import InputError, atomic_path, did_you_mean, write_json
 from ..data.challenge import read_challenge
 from ..data.slices import SliceSet
 from ..data.splits import grouped_folds
+from .nnunet_setup import set_up
 from ..io.outputs import new_folder, output_name
 
 # %% ../../nbs/integrations/10_nnunet.ipynb #e14c3ae8
@@ -184,3 +186,8 @@ def export_nnunet(
         "unknown": unknown,
         "pixels": _pixel_shares(kept.masks, labels, C),
     }
+
+# %% ../../nbs/integrations/10_nnunet.ipynb #7878e5a4
+#| eval: false
+if __name__ == "__main__":
+    sys.exit(set_up())

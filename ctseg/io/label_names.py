@@ -127,7 +127,8 @@ def class_ids(names: list, classes: ClassMap, where: str) -> list[int]:
     "The ids of classes given by name or number; `InputError` for one that does not exist."
     ids = []
     for name in names:
-        id = classes.id(name) if isinstance(name, str) else name
+        try: id = classes.id(name) if isinstance(name, str) else name
+        except InputError as e: raise InputError(f"{where}: {e}") from None
         ids.append(id)
     for id in ids:
         if type(id) is not int or not 1 <= id <= len(classes):

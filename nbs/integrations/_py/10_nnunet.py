@@ -8,6 +8,7 @@
 
 # %%
 #| export
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from ctseg.core.files import InputError, atomic_path, did_you_mean, write_json
 from ctseg.data.challenge import read_challenge
 from ctseg.data.slices import SliceSet
 from ctseg.data.splits import grouped_folds
+from ctseg.integrations.nnunet_setup import set_up
 from ctseg.io.outputs import new_folder, output_name
 
 # %%
@@ -325,3 +327,14 @@ print(sorted(p.name for p in raw.iterdir()))
 test_eq(imread(raw/"labelsTr"/"train_00002.png"), nnunet_labels(s, "ignore")[2])
 for fold in read_json(raw/"splits_final.json"): assert not set(fold["train"]) & set(fold["val"])
 shutil.rmtree(work)
+
+# %% [markdown]
+# ## Trainers
+#
+# Run as a program, this module tells nnU-Net [where its trainers are](16_nnunet_setup.ipynb).
+
+# %%
+#| export
+#| eval: false
+if __name__ == "__main__":
+    sys.exit(set_up())

@@ -192,7 +192,8 @@ def class_ids(names: list, classes: ClassMap, where: str) -> list[int]:
     "The ids of classes given by name or number; `InputError` for one that does not exist."
     ids = []
     for name in names:
-        id = classes.id(name) if isinstance(name, str) else name
+        try: id = classes.id(name) if isinstance(name, str) else name
+        except InputError as e: raise InputError(f"{where}: {e}") from None
         ids.append(id)
     for id in ids:
         if type(id) is not int or not 1 <= id <= len(classes):
@@ -218,6 +219,7 @@ write_json({"p1": ["liver", "vertebrae"], "p2": [], "p3": [1]}, work/"annotated_
 print(read_examined(work/"annotated_labels.json", TORSO_CLASSES))
 test_fail(lambda: class_ids([6], TORSO_CLASSES, "p1"), contains="6 is not a class")
 test_fail(lambda: class_ids([None], TORSO_CLASSES, "p1"), contains="None is not a class")
+test_fail(lambda: class_ids(["livr"], TORSO_CLASSES, "p1"), contains="p1: unknown class 'livr'")
 
 # %%
 #| hide

@@ -1,0 +1,198 @@
+"The trainers on a stand-in for nnU-Net's engine, and where it is installed on nnU-Net's own."
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.nnunet import FakeTrainer, batch_of, home_of
+from helpers.volumes import one_line
+
+from ctseg.core.files import InputError
+from ctseg.integrations.nnunet_setup import FILE, set_up, trainer_folder
+from ctseg.integrations.nnunet_trainer import (
+    PartialFiles, PartialSettings, ScoredTeacher, SemiSettings, settings_from_environment, trainer_class,
+)
+
+EXAMINED = {"p1": [1, 2, 3], "p2": [1], "p3": [], "p4": [], "p5": [2], "p6": []}
+
+
+class Partial(PartialFiles, FakeTrainer): "Supervised."
+class Semi(ScoredTeacher, FakeTrainer): "Semi-supervised."
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    for name in ("CTSEG_NNUNET", "nnUNet_raw"): monkeypatch.delenv(name, raising=False)
+    return home_of(tmp_path, EXAMINED)
+
+
+def started(kind, home, **options):
+    trainer = kind(home, **options)
+    trainer.initialize()
+    trainer.on_train_start()
+    return trainer
+
+
+def test_settings(monkeypatch):
+    monkeypatch.setenv("CTSEG_NNUNET", "epochs=3  iterations=12 tau=0.7")
+    assert settings_from_environment(SemiSettings) == SemiSettings(epochs=3, iterations=12, tau=0.7)
+    for text in ("tau=0.7", "epochs", "epochs=0", "epochs=many"):
+        monkeypatch.setenv("CTSEG_NNUNET", text)
+        with pytest.raises(InputError) as e: settings_from_environment(PartialSettings)
+        assert "epochs" in one_line(e) or "tau" in one_line(e)
+
+
+def test_nnunets_length_unless_another_is_given(home, monkeypatch):
+    trainer = started(Partial, home)
+    lengths = lambda t: (t.num_epochs, t.num_iterations_per_epoch, t.num_val_iterations_per_epoch)
+    assert lengths(trainer) == (1000, 250, 50)
+    monkeypatch.setenv("CTSEG_NNUNET", "epochs=3 iterations=3")
+    assert lengths(started(Partial, home)) == (3, 3, 1)
+
+
+def test_which_cases_are_drawn(home):
+    assert [d.identifiers for d in started(Partial, home).datasets] == [["p1", "p2"], ["p5"]]
+    assert [d.identifiers for d in started(Semi, home).datasets] == [["p1", "p2", "p3", "p4"], ["p5"]]
+    written = json.loads((home.parent/"out"/"annotated_labels.json").read_text())
+    assert written == EXAMINED
+
+
+@pytest.mark.parametrize("part", ["train_cases", "val_cases"])
+def test_a_fold_without_labels_is_refused(home, part):
+    trainer = type("T", (Partial,), {part: ("p3", "p4")})(home)
+    trainer.initialize()
+    with pytest.raises(InputError) as e: trainer.on_train_start()
+    assert "splits_final.json" in one_line(e)
+
+
+def test_regions_are_refused(home):
+    with pytest.raises(InputError) as e: Partial(home, regions=True).initialize()
+    assert "regions" in one_line(e)
+
+
+def test_folds_beside_the_raw_data(home, monkeypatch, tmp_path):
+    raw = tmp_path/"raw"/home.name
+    raw.mkdir(parents=True)
+    for name in ("annotated_labels.json", "dataset.json"): (raw/name).write_text((home/name).read_text())
+    (raw/"splits_final.json").write_text(json.dumps([{"train": ["p1"], "val": ["p5"]}]))
+    monkeypatch.setenv("nnUNet_raw", str(tmp_path/"raw"))
+    started(Partial, home)
+    kept = home/"splits_final.json"
+    assert json.loads(kept.read_text())[0]["val"] == ["p5"]
+    kept.write_text("[]")
+    started(Partial, home)
+    assert kept.read_text() == "[]"  # nnU-Net's own stay
+
+
+@pytest.mark.parametrize("kind", [Partial, Semi])
+def test_unknown_never_becomes_background(home, kind):
+    trainer = started(kind, home)
+    before = trainer.network.conv.bias.detach().clone()
+    batch = batch_of("p2")  # the liver was examined, nothing of it is there
+    batch["target"] = [torch.zeros_like(t) for t in batch["target"]]
+    trainer.train_step(batch)
+    moved = trainer.network.conv.bias.detach() - before
+    assert moved[1] < 0 and (moved[[0, 2, 3]] > 0).all()
+
+
+def test_resolutions_are_weighed_as_nnunet_does(home):
+    trainer = started(Partial, home)
+    batch = batch_of("p1", "p2")
+    outputs = [o.detach() for o in trainer.network(batch["data"])]
+    value = trainer.train_step(batch)["loss"]
+    each = [trainer.case_loss(o, t).item() for o, t in zip(outputs, batch["target"])]
+    assert value == pytest.approx((2*each[0] + each[1])/3, rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", [Partial, Semi])
+def test_pseudo_dice_counts_examined_classes_only(home, kind):
+    trainer = started(kind, home)
+    batch = batch_of("p1", "p2")
+    both = trainer.validation_step(batch)
+    one = trainer.validation_step({"data": batch["data"][:1], "target": [t[:1] for t in batch["target"]], "keys": ["p1"]})
+    for name in ("tp_hard", "fp_hard", "fn_hard"):
+        assert (both[name][1:] == one[name][1:]).all()  # of p2 only the first class counts
+    assert sum(both[name][0] - one[name][0] for name in ("tp_hard", "fp_hard", "fn_hard")) > 0
+    assert trainer.validation_step(batch_of("p3"))["fp_hard"].sum() == 0
+
+
+@pytest.mark.parametrize("kind", [Partial, Semi])
+def test_checkpoints_name_the_class_that_builds_the_network(home, kind, tmp_path):
+    trainer = started(kind, home)
+    trainer.save_checkpoint(str(tmp_path/"c.pth"))
+    checkpoint = torch.load(tmp_path/"c.pth", weights_only=False)
+    assert checkpoint["trainer_name"] == "FakeTrainer" and checkpoint["ctseg_trainer"] == kind.__name__
+    trainer.disable_checkpointing = True
+    trainer.save_checkpoint(str(tmp_path/"d.pth"))
+    assert not (tmp_path/"d.pth").exists()
+
+
+def test_a_resumed_training_goes_on_as_if_nothing_had_happened(home, monkeypatch, tmp_path):
+    monkeypatch.setenv("CTSEG_NNUNET", "epochs=1 iterations=8 warmup=0.25 tau=0.5 ema=0.9")
+    batches = [batch_of("p2", "p3", seed=i) for i in range(8)]
+    whole, first = started(Semi, home), started(Semi, home)
+    for batch in batches: whole.train_step(batch)
+    for batch in batches[:4]: first.train_step(batch)
+    first.save_checkpoint(str(tmp_path/"c.pth"))
+    average = first.teacher.model.state_dict()
+    stored = torch.load(tmp_path/"c.pth", weights_only=False)["network_weights"]
+    assert all(torch.equal(stored[k], average[k]) for k in average)
+    second = Semi(home)
+    second.load_checkpoint(str(tmp_path/"c.pth"))
+    second.on_train_start()
+    for batch in batches[4:]: second.train_step(batch)
+    for a, b in ((whole.network, second.network), (whole.teacher.model, second.teacher.model)):
+        assert all(torch.equal(v, b.state_dict()[k]) for k, v in a.state_dict().items())
+
+
+def test_the_teacher_is_asked_after_the_warm_up(home, monkeypatch):
+    monkeypatch.setenv("CTSEG_NNUNET", "epochs=1 iterations=4 warmup=0.5 tau=0.5")
+    trainer = started(Semi, home)
+    unlabelled, losses = batch_of("p3", "p4"), []
+    unlabelled["target"] = [torch.zeros_like(t) for t in unlabelled["target"]]
+    for model in (trainer.network, trainer.teacher.model):
+        model.conv.bias.data += torch.tensor([0., 0, 2, 0])  # rather sure of the kidney
+    for step in range(4): losses.append(trainer.train_step(unlabelled)["loss"])
+    assert losses[:2] == [0, 0] and min(losses[2:]) > 0
+
+
+@pytest.mark.parametrize("kind", [Partial, Semi])
+def test_the_last_scores(home, kind):
+    trainer = started(kind, home)
+    if kind is Semi: trainer.teacher.model.conv.bias.data += 1
+    before = {k: v.clone() for k, v in trainer.network.state_dict().items()}
+    trainer.perform_actual_validation()
+    predicts = trainer.teacher.model if kind is Semi else trainer.network
+    assert all(torch.equal(v, trainer.predicted_with[k]) for k, v in predicts.state_dict().items())
+    assert all(torch.equal(v, before[k]) for k, v in trainer.network.state_dict().items())
+    summary = json.loads((Path(trainer.output_folder)/"validation"/"summary.json").read_text())
+    assert summary["foreground_mean"]["Dice"] == 1.0  # p5's kidney is all that was examined
+    assert "1.0000" in trainer.lines[-1]
+
+
+def test_without_nnunet(monkeypatch):
+    monkeypatch.setitem(sys.modules, "nnunetv2", None)
+    with pytest.raises(InputError) as e: trainer_class("nnUNetTrainerPartial")
+    assert "pip install" in one_line(e)
+    trainer_class.cache_clear()
+
+
+def test_set_up_and_undo(tmp_path, capsys):
+    assert set_up(["--folder", str(tmp_path/"ext")]) == 0
+    text = (tmp_path/"ext"/FILE).read_text()
+    assert "nnUNet_extTrainer=" in capsys.readouterr().out
+    names = {}
+    exec(compile(text, FILE, "exec"), names)
+    for other in ("nnUNetTrainer", "nnUNetTrainerPartialOther", "__path__"):
+        with pytest.raises(AttributeError): names["__getattr__"](other)
+    assert set_up(["--folder", str(tmp_path/"ext"), "--undo"]) == 0 and not (tmp_path/"ext"/FILE).exists()
+    assert set_up(["--folder", str(tmp_path/"ext"), "--undo"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and FILE in error
+
+
+def test_set_up_without_nnunet(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(InputError) as e: trainer_folder()
+    assert "pip install" in one_line(e)
