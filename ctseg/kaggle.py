@@ -24,6 +24,7 @@ from pathlib import Path
 from queue import SimpleQueue
 
 from .core.files import InputError, atomic_path
+from .core.tables import table_text
 from .data.images import is_system_file
 from .runs.folder import Run
 
@@ -114,7 +115,8 @@ def find_challenge(match: str = "") -> Path: # `match`: look only at inputs whos
 def progress(run: Path) -> tuple[bool, int, str]:
     "How far a run got: finished, epochs, and steps, since a run is cut within epochs too."
     history = run/"history.csv"
-    epochs = history.read_text().count("\n") if history.exists() else 0
+    try: epochs = table_text(history).count("\n")
+    except InputError: epochs = 0
     steps = [p.name for p in run.glob("checkpoints/*/step-*")]
     return (run/"metrics.json").exists(), epochs, max(steps, default="")
 

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['CHUNK', 'SHARD', 'FORMAT', 'PIXELS', 'INDEX', 'MAKE_AGAIN', 'COUNT', 'OF_CLASSES', 'PARTS',
-           'OF_SPLIT', 'FACTS', 'SOME', 'import_zarr', 'store_place', 'is_store', 'chunk_sizes',
-           'write_store', 'StoredPixels', 'store_splits', 'store_notes', 'read_store',
-           'check_stored']
+           'OF_SPLIT', 'FACTS', 'SOME', 'MAX_INDEX', 'MAX_PART', 'import_zarr', 'store_place',
+           'is_store', 'chunk_sizes', 'write_store', 'StoredPixels', 'store_splits',
+           'store_notes', 'read_store', 'check_stored']
 
 # %% ../../nbs/data/74_store.ipynb #0aca393c
+import os
 import re
 from pathlib import Path
 from types import ModuleType
@@ -17,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from ..core.anatomy import ClassMap
-from ..core.files import InputError, atomic_path, did_you_mean
+from ..core.files import InputError, atomic_path, did_you_mean, refuse_special
 from ..core.schema import anything, fields, fit_schema, listed, mapped, number, text
 from .lazy import LazyPixels, blocks, pack_seen, seen_values, take
 from .slices import SliceSet
@@ -203,10 +204,14 @@ def _fit_together(index: dict[str, Any], pixels: dict[str, Any]) -> bool:
     of_bytes = [*pixels.values(), index["seen"]]
     return all(array.dtype == "uint8" for array in of_bytes)
 
+MAX_INDEX = 1 << 31 # bytes that an array of the index may claim
+
 def _read_index(root, split: str, where: str) -> dict[str, Any]:
     "The arrays of a split: the index in memory, pixels as they lie there."
     try:
         group = root[split]
+        claimed = max(group[name].nbytes for name in INDEX)
+        if claimed > MAX_INDEX: raise MemoryError
         index = {name: group[name][...] for name in INDEX}
         names = index["names"].tobytes().decode()
         index["names"] = names.split("\n")
@@ -254,9 +259,18 @@ def _read_split(root, split: str, facts: dict[str, Any], where: str) -> SliceSet
     return SliceSet(images, masks, index["known"], names, index["groups"], classes)
 
 # %% ../../nbs/data/74_store.ipynb #2723ee3c
+MAX_PART = 1 << 30 # bytes of a file of a store
+
+def _refuse_odd_parts(place: Path):
+    "`InputError` for a store in which a file is a pipe, a device, or of gigabytes: Zarr would read it whole."
+    for folder, _, names in os.walk(place):
+        for name in names: refuse_special(Path(folder)/name, MAX_PART)
+
+# %% ../../nbs/data/74_store.ipynb #c2d073ae
 def _open_root(place: str|Path) -> tuple[Any, dict[str, Any]]:
     "The root of a store and what it says of itself; `InputError` for what is none."
     zarr = import_zarr()
+    if isinstance(place, Path): _refuse_odd_parts(place)
     try:
         root = zarr.open_group(place, mode="r")
         facts = dict(root.attrs).get("ctseg")

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..core.anatomy import IGNORE, ClassMap, other_side, side_word
-from ..core.files import InputError, did_you_mean
+from ..core.files import InputError, did_you_mean, some_of
 from ..core.unions import atoms_of, related_pairs, union_ids
 from .dicom_import import Renaming, class_name, same_spelling
 from .snomed import plain_name, snomed
@@ -143,8 +143,8 @@ def _check_agreement(declared: list[Declared], table: dict[str, list[str]]):
             atoms |= atoms_of(member, table)
         if atoms == atoms_of(one.union, table): continue
         other = first[one.union]
-        ours = ", ".join(one.members)
-        theirs = ", ".join(other.members)
+        ours = some_of(one.members)
+        theirs = some_of(other.members)
         raise InputError(f"{one.where} says that {one.union!r} is made of {ours}, "
                          f"{other.where} of {theirs}; rename one of them (--rename)")
 
@@ -154,7 +154,7 @@ def merged_unions(declared: list[Declared], names: list[str]) -> dict[str, list[
     table: dict[str, list[str]] = {}
     for one in declared:
         table.setdefault(one.union, one.members)
-    places = ", ".join(dict.fromkeys(one.where for one in declared))
+    places = some_of(dict.fromkeys(one.where for one in declared), length=200)
     try:
         union_ids(table, names)
     except InputError as e:

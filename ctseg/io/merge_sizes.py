@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..core.files import InputError, did_you_mean
+from ..core.files import InputError, did_you_mean, some_of
 from ..data.images import MAX_PIXELS
 from .canvas import paste
 from .volumes import resize_slices
@@ -37,7 +37,7 @@ def _listed(stacks: list[Stack]) -> str:
     "The sizes of the images, each with the first place that has it."
     places = {stack.size: stack.where for stack in reversed(stacks)}
     listed = [f"{height}x{width} in {where}" for (height, width), where in places.items()]
-    return ", ".join(reversed(listed))
+    return some_of(reversed(listed), length=200)
 
 # %% ../../nbs/io/87_merge_sizes.ipynb #5bd90c4d
 def scaled_sizes(stack: Stack, frame: Frame) -> np.ndarray: # int [N,2]

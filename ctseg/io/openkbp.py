@@ -8,6 +8,7 @@ __all__ = ['OPENKBP', 'OPENKBP_FILES', 'read_openkbp', 'openkbp_patients', 'Chos
 
 # %% ../../nbs/io/80_openkbp.ipynb #2ea56523
 import functools
+import io
 import math
 import os
 from dataclasses import dataclass
@@ -17,7 +18,8 @@ import numpy as np
 import pandas as pd
 
 from ..core.anatomy import ClassMap
-from ..core.files import MAX_TEXT, InputError, read_json, refuse_special
+from ..core.files import InputError, read_json, refuse_special
+from ..core.tables import table_text
 from ..data.images import natural_key
 from .canvas import place_on_squares
 from .cases import Case
@@ -44,13 +46,10 @@ _SIDE = 128  # voxels along each axis
 # %% ../../nbs/io/80_openkbp.ipynb #982c4fc8
 def _sparse_table(path: Path) -> tuple[np.ndarray, pd.Series]:
     "The voxel numbers in a sparse CSV and the column beside them; `InputError` for anything else."
-    refuse_special(path, MAX_TEXT)
+    text = table_text(path, "clone the repository again", _SIDE**3 + 1)
     try:
-        with open(path, "rb") as f: heading = f.readline(1000)
-        if not heading.endswith(b"\n"):  # pandas would make millions of columns of one
-            raise ValueError("no lines")
-        table = pd.read_csv(path, index_col=0)
-    except (OSError, ValueError, OverflowError) as e:
+        table = pd.read_csv(io.StringIO(text), index_col=0)
+    except (ValueError, OverflowError) as e:
         raise InputError(f"{path}: not a readable CSV ({type(e).__name__}); "
                          "clone the repository again") from None
     voxels = table.index.to_numpy()

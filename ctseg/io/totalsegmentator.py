@@ -7,13 +7,15 @@ __all__ = ['total_parts', 'total_version', 'import_totalsegmentator']
 
 # %% ../../nbs/io/85_totalsegmentator.ipynb #d93e5fd0
 import functools
+import io
 import re
 from pathlib import Path
 
 import pandas as pd
 
 from ..core.anatomy import ClassMap, RAIDIUM54
-from ..core.files import MAX_TEXT, InputError, did_you_mean, refuse_special
+from ..core.files import InputError, did_you_mean
+from ..core.tables import table_text
 from ..data.images import natural_key
 from .cases import Case
 from .cutting import Work, file_stamp
@@ -65,15 +67,15 @@ def _meta_splits(src: Path) -> dict[str, str]:
     "Subject → train, val or test, from `meta.csv`, if it is there."
     path = src/"meta.csv"
     if not path.exists(): return {}
-    refuse_special(path, MAX_TEXT)
+    remedy = "expected a table with the columns image_id;…;split;…, as TotalSegmentator has it"
+    text = table_text(path, remedy)
+    first = next(iter(text.splitlines()), "")
+    separator = ";" if ";" in first else ","  # a spreadsheet may have saved it with commas
     try:
-        with open(path, encoding="utf-8-sig") as f: first = f.readline()
-        separator = ";" if ";" in first else ","  # a spreadsheet may have saved it with commas
-        table = pd.read_csv(path, sep=separator, dtype=str, encoding="utf-8-sig")
+        table = pd.read_csv(io.StringIO(text), sep=separator, dtype=str)
         return dict(zip(table["image_id"], table["split"]))
-    except (KeyError, ValueError, OSError):
-        raise InputError(f"{path}: expected a table with the columns image_id;…;split;…, "
-                         "as TotalSegmentator has it") from None
+    except (KeyError, ValueError):
+        raise InputError(f"{path}: {remedy}") from None
 
 # %% ../../nbs/io/85_totalsegmentator.ipynb #a90eae56
 def _subject_case(folder: Path, classes: ClassMap, official_split: str|None) -> Case:

@@ -15,8 +15,9 @@ from pathlib import Path
 
 from ..core.anatomy import ClassMap
 from ..core.files import InputError, did_you_mean, read_json
+from ..core.tables import MAX_LINE, counted_lines
 from ..data.images import natural_key
-from ..data.mask_rows import MAX_LINE, open_csv
+from ..data.mask_rows import open_csv
 
 # %% ../../nbs/io/91_value_names.ipynb #a41d812d
 def read_table(path) -> tuple[list[str], list[list[str]]]: # the first row, and the others
@@ -28,7 +29,7 @@ def read_table(path) -> tuple[list[str], list[list[str]]]: # the first row, and 
     try:
         with open_csv(path) as raw:
             text = io.TextIOWrapper(raw, encoding="utf-8-sig", newline="")
-            lines = csv.reader(text, strict=True)
+            lines = csv.reader(counted_lines(text, path), strict=True)
             rows = [row for row in lines if row]
     except (UnicodeDecodeError, csv.Error) as e:
         raise InputError(f"{path}: not a readable CSV ({e}); write it again as UTF-8 text") from None

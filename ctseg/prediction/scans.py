@@ -36,6 +36,7 @@ class Scan:
     source: str # its path as a message or table may show it
     kind: str # "dicom" or "nifti"
     open: Callable[[], OpenScan]
+    path: Path | None = None # of the file, where it is one
 
 
 @dataclass
@@ -84,7 +85,7 @@ def open_nifti(path: Path) -> OpenScan:
 
 def _nifti_scan(path: Path, name: str) -> Scan:
     "A NIfTI file as a scan."
-    return Scan(file_name(name), printable(path.name), "nifti", lambda: open_nifti(path))
+    return Scan(file_name(name), printable(path.name), "nifti", lambda: open_nifti(path), path)
 
 # %% ../../nbs/prediction/70_scans.ipynb #c08b6735
 def _volumes_in(folder: Path, passed_over: Counter) -> Iterator[Scan]:
@@ -120,6 +121,25 @@ def _distinct(scans: list[Scan]) -> list[Scan]:
         out.append(replace(scan, name=name))
     return out
 
+# %% ../../nbs/prediction/70_scans.ipynb #8afebb2a
+def _by_path(scans: list[Scan]) -> list[Scan]:
+    "The scans; those whose files have the same name say in which folder they lie."
+    alike: dict[str, list[Path]] = {}
+    for scan in scans:
+        if scan.path: alike.setdefault(scan.source, []).append(scan.path)
+    out = []
+    for scan in scans:
+        paths = set(alike.get(scan.source, [])) if scan.path else set()
+        if len(paths) > 1:
+            parts = 1
+            ends = {path.parts[-parts:] for path in paths}
+            while len(ends) < len(paths):
+                parts += 1
+                ends = {path.parts[-parts:] for path in paths}
+            scan = replace(scan, source=printable("/".join(scan.path.parts[-parts:])))
+        out.append(scan)
+    return out
+
 # %% ../../nbs/prediction/70_scans.ipynb #5af636e0
 def add_nifti(found: Found, folder: Path):
     "Add the NIfTI volumes whose files lie in a folder, and what is wrong there."
@@ -148,5 +168,5 @@ def find_scans(
     if not found.scans and not found.broken:
         hint = "".join(f" ({note})" for note in found.notes) + foreign_hint(found.passed_over)
         raise InputError(f"{', '.join(map(str, paths))}: no CT series and no NIfTI volume in it{hint}")
-    found.scans = _distinct(found.scans)
+    found.scans = _by_path(_distinct(found.scans))
     return found

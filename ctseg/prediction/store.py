@@ -19,6 +19,7 @@ import numpy as np
 from ..core.anatomy import ClassMap
 from ..core.files import MAX_TEXT, InputError, atomic_path, parse_json, refuse_special
 from ..core.schema import fields, listed, mapped, number, text
+from ..data.cache import array_header
 
 # %% ../../nbs/prediction/50_store.ipynb #28dc8720
 STEP = 1/1024  # to which probabilities are rounded
@@ -89,10 +90,11 @@ def open_store(path: Path) -> tuple[zipfile.ZipFile, dict[str, Any]]:
 # %% ../../nbs/prediction/50_store.ipynb #3cb5feb1
 def read_image(archive: zipfile.ZipFile, name: str, shape: tuple[int, ...]) -> np.ndarray:
     "The probabilities float16 of one image; raises for other things."
-    with archive.open(f"{name}.npy") as f:
-        kept = np.lib.format.read_array(f)
-    fits = kept.dtype == np.float16 and kept.shape == shape
-    if not fits or not (kept >= 0).all() or not (kept <= 1).all():
+    entry = f"{name}.npy"
+    with archive.open(entry) as f:
+        if array_header(f) != (shape, np.float16): raise ValueError
+    with archive.open(entry) as f: kept = np.lib.format.read_array(f)
+    if not (kept >= 0).all() or not (kept <= 1).all():
         raise ValueError
     return kept
 

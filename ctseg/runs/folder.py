@@ -30,6 +30,7 @@ from ctseg.core.files import (
     csv_cell,
     disk_errors,
     read_json,
+    refuse_special,
     remove,
     write_json,
 )
@@ -222,6 +223,7 @@ class Run(RunFolder):
                     remedy = "add --resume to continue it or choose another --out"
                     raise InputError(f"{self.folder} already holds a run; {remedy}")
                 refuse_unfinished_old(self)
+                for path in self.folder.iterdir(): refuse_special(path)
             elif not self.begun and any(self.others()):
                 raise InputError(f"{self.folder} is not empty and holds no run; choose another --out")
 

@@ -36,10 +36,12 @@ State = dict[str, Any]  # tensors and plain values
 def read_state(path: Path) -> State:
     "The state in a file of `torch.save`; raises in one of many ways for a damaged one. Runs no code."
     refuse_special(path)
-    content = path.read_bytes()
-    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+    with zipfile.ZipFile(path) as archive:
+        packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist())
+        if packed: raise ValueError("compressed, as torch never does it")
         damaged = archive.testzip()
     if damaged: raise ValueError(f"{damaged} is damaged")
+    content = path.read_bytes()
     state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     if not isinstance(state, dict): raise ValueError("not a dictionary")
     return state

@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from ctseg import __version__
 from ctseg.core.anatomy import ClassMap
-from ctseg.core.files import InputError, atomic_path, did_you_mean, write_json
+from ctseg.core.files import InputError, atomic_path, did_you_mean, some_of, write_json
 from ctseg.io.dicom_seg import make_segmentation
 from ctseg.io.nifti import save_labels
 from ctseg.io.outputs import new_folder
@@ -366,7 +366,7 @@ def _add_notes(result: Segmented, job: Job):
                             "of their area was not looked at, and is background in the results")
     private = [name for name in job.classes.names if snomed(name).structure is None]
     if private and any(name.endswith(".dcm") for scan in result.done for name in scan.files):
-        result.notes.append(f"without a SNOMED CT code, written under a private one: {', '.join(private)}")
+        result.notes.append(f"without a SNOMED CT code, written under a private one: {some_of(private)}")
     if len(result.done) > job.options.pictures:
         result.notes.append(f"the page shows pictures of the first {job.options.pictures} scans")
 

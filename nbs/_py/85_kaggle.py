@@ -26,6 +26,7 @@ from pathlib import Path
 from queue import SimpleQueue
 
 from ctseg.core.files import InputError, atomic_path
+from ctseg.core.tables import table_text
 from ctseg.data.images import is_system_file
 from ctseg.runs.folder import Run
 
@@ -225,7 +226,8 @@ shutil.rmtree(root/"input"/"again")
 def progress(run: Path) -> tuple[bool, int, str]:
     "How far a run got: finished, epochs, and steps, since a run is cut within epochs too."
     history = run/"history.csv"
-    epochs = history.read_text().count("\n") if history.exists() else 0
+    try: epochs = table_text(history).count("\n")
+    except InputError: epochs = 0
     steps = [p.name for p in run.glob("checkpoints/*/step-*")]
     return (run/"metrics.json").exists(), epochs, max(steps, default="")
 

@@ -1,5 +1,6 @@
 "A store holds what a challenge folder holds, and looks the same as memory; what is damaged is told."
 import json
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -189,6 +190,29 @@ def test_damage_is_told(place, part, damage):
     damage(place/"train"/part)
     with pytest.raises(InputError) as e: check_slices(place)
     assert "\n" not in str(e.value)
+
+
+def pipe(path):
+    path.unlink()
+    os.mkfifo(path)
+
+
+def huge(path): os.truncate(path, 1 << 42)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+@pytest.mark.parametrize("damage", [pipe, huge])
+@pytest.mark.parametrize("part", ["images/c/0/0/0", "known/c/0/0", "seen/zarr.json", "zarr.json"])
+def test_a_part_that_never_ends_is_told(place, part, damage):
+    damage(place/"train"/part)
+    told(lambda: check_slices(place))
+
+
+@pytest.mark.parametrize("name, shape", [("known", [10**9, 10**4]), ("names", [10**13]), ("images", [10**9, 10**5, 10**5])])
+def test_claims_of_terabytes_are_told(place, name, shape):
+    path = place/"train"/name/"zarr.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"shape": shape}))
+    told(lambda: check_slices(place), "store")
 
 
 def test_index_that_says_other_than_the_masks(place):

@@ -138,3 +138,30 @@ def test_a_folder_called_by_a_short_number(tmp_path):
     (tmp_path / "4711").mkdir()
     assert path_without_patient(tmp_path / "4711", tmp_path, header) == "…"
     assert path_without_patient(tmp_path / "4711", tmp_path / "4711", header) == "…"
+
+
+@pytest.mark.parametrize("signed", [False, True])
+@pytest.mark.parametrize("syntax", ["RLELossless", "JPEGLSLossless", "DeflatedExplicitVRLittleEndian"])
+def test_compressed_series_are_read_as_they_were(tmp_path, syntax, signed):
+    more = {"PixelRepresentation": 1, "BitsStored": 16, "HighBit": 15} if signed else {}
+    X, Y, _ = GRIDS["axial"]
+    hu = write_series(tmp_path / "src", X, Y, np.c_[np.zeros((3, 2)), 2.0 * np.arange(3)], **more)
+    for path in (tmp_path / "src").iterdir():
+        ds = pydicom.dcmread(path)
+        if "Deflated" in syntax: ds.file_meta.TransferSyntaxUID = getattr(pydicom.uid, syntax)
+        else: ds.compress(getattr(pydicom.uid, syntax))
+        ds.save_as(path)
+    assert (read_series(tmp_path / "src")[1] == hu).all()
+
+
+@pytest.mark.parametrize("syntax", ["JPEGExtended12Bit", "JPEGLosslessSV1", "JPEG2000Lossless", "HTJ2KLossless"])
+def test_what_decoders_do_not_know_is_told_with_a_remedy(tmp_path, syntax):
+    flat_series(tmp_path / "src")
+    for path in (tmp_path / "src").iterdir():
+        ds = pydicom.dcmread(path)
+        ds.file_meta.TransferSyntaxUID = getattr(pydicom.uid, syntax)
+        ds.PixelData = pydicom.encaps.encapsulate([b"\xff\xd8\xff\xc1 nothing that can be decoded"])
+        ds["PixelData"].VR = "OB"
+        ds.save_as(path)
+    with pytest.raises(InputError) as e: read_series(tmp_path / "src")
+    assert "pip install pylibjpeg" in one_line(e) and "IM00" in str(e.value)

@@ -10,6 +10,7 @@ from helpers.volumes import DAY, NAME, NUMBER, TWO, one_line, put_back
 from ctseg.core.anatomy import ClassMap
 from ctseg.core.files import InputError
 from ctseg.data.challenge import read_challenge
+from ctseg.io import dicom_heap
 from ctseg.io.dicom import read_series
 from ctseg.io.dicom_import import import_dicom
 from ctseg.io.slicing import Slicing
@@ -257,3 +258,14 @@ def test_folders_called_by_their_patients_are_told_apart(tmp_path):
     with pytest.raises(InputError) as e:
         import_dicom(tmp_path / "src", tmp_path / "out", classes=TWO)
     assert "(2 of 3)/IM" in one_line(e) and "QX-2" not in str(e.value)
+
+
+def test_a_kind_of_value_that_no_standard_knows(tmp_path):
+    "One flipped bit makes LO of a patient's number LM; the number is read all the same."
+    flat_series(tmp_path / "src")
+    for path in (tmp_path / "src").iterdir():
+        data = path.read_bytes()
+        at = data.index(b"\x10\x00\x20\x00LO")
+        path.write_bytes(data[:at + 5] + b"M" + data[at + 6:])
+    heap = dicom_heap.read_heap(tmp_path / "src")
+    assert len(heap.images) == 5 and not heap.damaged and NUMBER in heap.images[0].series

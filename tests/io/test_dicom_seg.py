@@ -45,6 +45,10 @@ def test_seg_export_needs_its_own_series(tmp_path):
     with pytest.raises(InputError) as e:
         export_dicom_seg(masks, tmp_path / "out", tmp_path / "other", tmp_path / "seg")
     assert "imported from" in one_line(e) and not (tmp_path / "seg").exists()
+    (tmp_path / "out" / "class_names.json").rename(tmp_path / "names.json")
+    with pytest.raises(InputError, match="class_names.json"):  # not the challenge's names instead
+        export_dicom_seg(masks, tmp_path / "out", tmp_path / "src", tmp_path / "seg")
+    (tmp_path / "names.json").rename(tmp_path / "out" / "class_names.json")
     assert export_dicom_seg(masks, tmp_path / "out", tmp_path / "src", tmp_path / "seg") == {
         "v000": 0
     }  # nothing predicted, no file

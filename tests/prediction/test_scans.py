@@ -53,6 +53,12 @@ def test_names_are_distinct_and_stay_in_their_folder(tmp_path):
     assert len(set(got)) == 3 and not any(set(name) & set("/ ") for name in got)
 
 
+def test_files_of_one_name_are_told_apart(tmp_path):
+    for name in ("a/x/v.nii.gz", "b/x/v.nii.gz", "c/w.nii.gz"): save(HU, tmp_path / name)
+    found = find_scans([tmp_path / "a", tmp_path / "b/x/v.nii.gz", tmp_path / "c"])
+    assert [scan.source for scan in found.scans] == ["a/x/v.nii.gz", "b/x/v.nii.gz", "w.nii.gz"]
+
+
 def test_a_broken_folder_does_not_end_the_rest(tmp_path):
     write_series(tmp_path / "good", *GRIDS["axial"])
     write_series(tmp_path / "bad", *GRIDS["axial"])

@@ -23,6 +23,7 @@ import stat
 import tempfile
 import time
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -71,6 +72,27 @@ class InputError(ValueError):
 # %%
 print(InputError("class 'liver\n\x1b[2J' is unknown"))
 
+# %% [markdown]
+# What was found in a file may be a thousand names. A message shows the first few, and says how many others there are.
+
+# %%
+#| export
+MOST_NAMES = 20  # of a list in a message
+
+def some_of(names: Iterable, most: int = MOST_NAMES, length: int = 60) -> str:
+    "Names for a message: all of them, or the first few of more than `most` and how many others there are, each cut to `length` characters."
+    every = list(map(str, names))
+    few = every if len(every) <= most else every[:most//2]
+    shown = [name if len(name) <= length else f"{name[:length]}…" for name in few]
+    others = len(every) - len(few)
+    if others: shown.append(f"and {others} others")
+    return ", ".join(shown)
+
+
+# %%
+print(some_of(["liver", "spleen"]))
+print(some_of(f"rib {i}" for i in range(24)))
+
 
 # %% [markdown]
 # The commonest mistake is a misspelt name. The answer should be the right name.
@@ -84,14 +106,20 @@ def did_you_mean(
 ) -> InputError: # to be raised by the caller
     "An error for an unknown name that shows the nearest valid ones; the caller raises it."
     valid = sorted(map(str, options))
-    near = difflib.get_close_matches(str(name), valid, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(valid)}"
-    return InputError(f"unknown {kind} {name!r}; {hint}")
+    wanted = str(name)[:200]
+    near = difflib.get_close_matches(wanted, valid[:10_000], n=3, cutoff=0.5)
+    hint = f"there are: {some_of(valid)}" if valid else "there is none"
+    if near: hint = f"did you mean {' or '.join(near)}?"
+    elif len(valid) > MOST_NAMES:
+        nearest = difflib.get_close_matches(wanted, valid[:10_000], n=5, cutoff=0)
+        hint = f"of {len(valid)} names the nearest are: {some_of(nearest)}"
+    return InputError(f"unknown {kind} {wanted!r}; {hint}")
 
 
 # %%
 print(did_you_mean("recipe", "marginl", ["original-attunet", "masked", "marginal"]))
 print(did_you_mean("recipe", "?", ["original-attunet", "masked", "marginal"]))
+print(did_you_mean("class", "gonad", [f"vertebra {i}" for i in range(90)] + ["aorta", "gland", "colon"]))
 
 # %% [markdown]
 # ## A disk that refuses
@@ -160,8 +188,12 @@ def refuse_special(path: str | Path, most: int | None = None) -> None:
     if kind:
         raise InputError(f"{path}: {kind}, expected a file; write its content to a file first")
     if most and state.st_size > most:
-        size = f"{state.st_size/2**30:.1f} GB, more than {most/2**30:.2g} GB"
+        size = f"{_megabytes(state.st_size)}, more than {_megabytes(most)}"
         raise InputError(f"{path}: {size}; it is damaged, or another file")
+
+def _megabytes(size: int) -> str:
+    "A number of bytes in words."
+    return f"{size/2**20:.3g} MB" if size < 2**30 else f"{size/2**30:.3g} GB"
 
 
 # %%
@@ -175,7 +207,7 @@ except InputError as e: print(e)
 #
 # A folder cannot be renamed over a full one. The old folder is moved aside first, and goes back if the second rename fails.
 #
-# Two things are no files to be replaced. A link stays a link: the file it points to is written. A pipe, a terminal or `/dev/null` is written to directly.
+# Two things are no files to be replaced. A link stays a link: the file it points to is written. A pipe, a terminal or `/dev/null` is written to directly. A pipe needs somebody who reads it, or the write would wait for ever.
 
 # %%
 #| export
@@ -200,6 +232,42 @@ with tempfile.TemporaryDirectory() as d:
     link.symlink_to("2024.json")
     test_eq(_final_path(link).name, "2024.json")
     test_eq([_is_stream(Path(p)) for p in ("/dev/null", "/dev/stdout", d, link)], [True, True, False, False])
+
+# %%
+#| export
+_PATIENCE = 3.  # seconds
+
+@contextlib.contextmanager
+def _with_reader(path: Path) -> Iterator[None]:
+    "Hold a named pipe open for writing within the block; `InputError` if nobody reads it. Other streams are left alone."
+    if not stat.S_ISFIFO(os.stat(path).st_mode) or _DESCRIPTOR.fullmatch(str(path)):
+        yield
+        return
+    end, descriptor = time.monotonic() + _PATIENCE, -1
+    while descriptor < 0:
+        try:
+            descriptor = os.open(path, os.O_WRONLY | os.O_NONBLOCK)
+        except OSError as e:
+            if e.errno != errno.ENXIO: raise
+            if time.monotonic() > end:
+                problem = "it is a pipe that nobody reads; start its reader first"
+                raise InputError(f"cannot write {path}: {problem}") from None
+            time.sleep(.02)
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+# %%
+if hasattr(os, "mkfifo"):
+    with tempfile.TemporaryDirectory() as d:
+        pipe = Path(d)/"pipe"
+        os.mkfifo(pipe)
+        reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+        with _with_reader(pipe): pipe.write_text("read by somebody")
+        test_eq(os.read(reader, 99), b"read by somebody")
+        os.close(reader)
 
 # %%
 #| export
@@ -332,7 +400,7 @@ def atomic_path(
     "Write to the temporary path that is yielded; it takes the name `path` when the block ends well, and goes when it fails."
     path = Path(path)
     if _is_stream(path):
-        with disk_errors(path): yield path
+        with disk_errors(path), _with_reader(path): yield path
         return
     path = _final_path(path)
     made = _missing_parents(path)
@@ -432,8 +500,8 @@ def _unique(pairs: list[tuple]) -> dict:
     "A JSON object; `ValueError` if a key is there twice, of which only one would be believed."
     table = dict(pairs)
     if len(table) == len(pairs): return table
-    names = [name for name, _ in pairs]
-    twice = next(name for name in names if names.count(name) > 1)
+    counts = Counter(name for name, _ in pairs)
+    twice = counts.most_common(1)[0][0]
     raise ValueError(f"the key {twice[:60]!r} is there twice")
 
 def _finite(text: str) -> float:
@@ -445,8 +513,14 @@ def _finite(text: str) -> float:
 
 # %%
 #| export
+_MOST_VALUES, _MOST_GROUPS = 1 << 24, 3 << 20  # of values, and of lists and objects, in a JSON file
+
 def parse_json(text: str):
-    "The content of a JSON text; `ValueError` for anything that other readers would refuse or take otherwise."
+    "The content of a JSON text; `ValueError` for what other readers would refuse or take otherwise, and for more values than memory has room for."
+    if text.count(",") > _MOST_VALUES:
+        raise ValueError(f"more than {_MOST_VALUES} values")
+    if text.count("[") + text.count("{") > _MOST_GROUPS:
+        raise ValueError(f"more than {_MOST_GROUPS} lists and objects")
     value = json.loads(text, object_pairs_hook=_unique, parse_float=_finite, parse_constant=_finite)
     if re.search(r"\\u[dD][89a-fA-F]", text):  # half of a letter can be written but not printed or stored
         json.dumps(value, ensure_ascii=False).encode()
@@ -467,7 +541,9 @@ def read_json(path: str | Path):
     path = Path(path)
     refuse_special(path, MAX_TEXT)
     try:
-        return parse_json(path.read_text(encoding="utf-8-sig"))  # some editors begin with a byte-order mark
+        data = path.read_bytes()
+        if b"\0" in data: raise ValueError("it holds zero bytes")
+        return parse_json(data.decode("utf-8-sig"))  # some editors begin with a byte-order mark
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except IsADirectoryError:

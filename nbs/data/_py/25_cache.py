@@ -21,6 +21,7 @@ import re
 import struct
 import time
 import warnings
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -106,8 +107,9 @@ def content_digest(paths: list[Path]) -> str:
     digest = _hash_files(paths, [stat[3] for stat in stats])
     newest = max(max(stat[4:]) for stat in stats)
     if time.time_ns() - newest > 2e9:
-        with contextlib.suppress(OSError, InputError), atomic_path(memo) as tmp:
-            tmp.write_text(digest)
+        with contextlib.suppress(OSError, InputError):
+            refuse_special(memo)
+            with atomic_path(memo) as tmp: tmp.write_text(digest)
     return digest
 
 
@@ -129,6 +131,39 @@ with tempfile.TemporaryDirectory() as d:
 # ## The array itself
 #
 # A cache must never be in the way. A damaged entry is made again, and where the cache cannot be written there is a warning, not an error.
+#
+# A file of a megabyte may unpack to a terabyte of zeros. What the arrays in it claim to be is read first.
+
+# %%
+#| export
+def array_header(f) -> tuple[tuple[int, ...], np.dtype]:
+    "Shape and type that the open file of an array claims; fails if it is none."
+    newer = np.lib.format.read_magic(f) != (1, 0)
+    read = np.lib.format.read_array_header_2_0 if newer else np.lib.format.read_array_header_1_0
+    shape, _, dtype = read(f)
+    return shape, dtype
+
+def array_shapes(
+    file: Path, # `.npz`
+    packed: bool = True, # may arrays be compressed?
+) -> dict[str, tuple[int, ...]]:
+    "What the headers in a file of arrays say of their shapes, without reading the arrays; fails if it is damaged."
+    shapes = {}
+    with zipfile.ZipFile(file) as archive:
+        for entry in archive.infolist():
+            is_packed = entry.compress_type != zipfile.ZIP_STORED
+            if is_packed and not packed: raise ValueError("compressed")
+            with archive.open(entry) as f:
+                shapes[entry.filename.removesuffix(".npy")], _ = array_header(f)
+    return shapes
+
+
+# %%
+with tempfile.TemporaryDirectory() as d:
+    np.savez_compressed(f"{d}/a.npz", labels=np.zeros((100, 64, 64), np.uint8), names=np.array(["a", "b"]))
+    print(array_shapes(Path(d)/"a.npz"))
+    test_fail(lambda: array_shapes(Path(d)/"a.npz", packed=False))
+
 
 # %%
 #| export
@@ -136,6 +171,7 @@ def _kept(file: Path, fits: Callable[[np.ndarray], bool]) -> np.ndarray | None:
     "The array in a file of the cache; None where there is none, or it is damaged, or of another kind than `fits` expects."
     with contextlib.suppress(Exception):  # each way of being damaged has its own
         refuse_special(file)
+        array_shapes(file, packed=False)
         with np.load(file) as kept:  # an archive has a checksum for each array, and it is compared
             array = kept["array"]
         if fits(array): return array
@@ -161,6 +197,7 @@ def cached_array(
         return array
     array = make()
     try:
+        refuse_special(file)
         with atomic_path(file) as tmp:
             np.savez(tmp, array=array)
     except (OSError, InputError, struct.error) as e:  # the last: what lies there is no file

@@ -28,6 +28,7 @@ import csv as csvlib
 import numpy as np
 
 from ctseg.core.files import InputError, refuse_special
+from ctseg.core.tables import MAX_LINE, refuse_padding
 
 # %%
 #| hide
@@ -189,6 +190,7 @@ def open_csv(path: Path):
     opener = gzip.open if path.suffix == ".gz" else open
     refuse_special(path)
     try:
+        if path.suffix == ".gz": refuse_padding(path)
         with opener(path, "rb") as f:
             yield f
     except FileNotFoundError:
@@ -203,7 +205,6 @@ def open_csv(path: Path):
 
 # %%
 #| export
-MAX_LINE = 1 << 24  # bytes, room for millions of images
 MAX_NAME = 255  # characters, as many as a file's name may have
 
 def _first_line(f, path: Path) -> bytes:
@@ -280,6 +281,7 @@ BLOCK = 1 << 17  # bytes
 def _line_blocks(f, size: int, path: Path) -> Iterator[bytes]:
     "Blocks of whole lines, each line ended by a newline alone. Empty lines at the end are dropped."
     parts: list[bytes] = []  # of a line whose end has not been read
+    empty = 0  # bytes of line ends in a row
     while chunk := f.read(size):
         cut = chunk.rfind(b"\n") + 1
         lines = b"".join([*parts, chunk[:cut]]) if cut else b""
@@ -288,8 +290,13 @@ def _line_blocks(f, size: int, path: Path) -> Iterator[bytes]:
             raise _endless(path)
         if b"\r" in lines:
             lines = lines.replace(b"\r\n", b"\n")
-        if lines := lines.rstrip(b"\n"):
-            yield lines + b"\n"
+        if full := lines.rstrip(b"\n"):
+            empty = 0
+            yield full + b"\n"
+        elif lines:
+            empty += len(lines)
+            if empty > MAX_LINE:
+                raise InputError(f"{path}: {empty} empty lines; write the file again")
     if rest := b"".join(parts).rstrip(b"\r"):
         yield rest + b"\n"
 
@@ -300,13 +307,19 @@ def _line_blocks(f, size: int, path: Path) -> Iterator[bytes]:
 # %%
 test_eq(list(_line_blocks(io.BytesIO(b"one\r\ntwo\nthree"), 8, "y.csv")), [b"one\n", b"two\n", b"three\n"])
 
-
 # %%
 #| export
+MAX_ROWS = 1 << 26  # as many pixels as an image may have
+
 def count_rows(path: Path) -> int:
-    "How many rows a mask table has, without its header."
+    "How many rows a mask table has, without its header; `InputError` for more than an image has pixels."
+    rows = -1
     with open_csv(path) as f:
-        return sum(block.count(b"\n") for block in _line_blocks(f, BLOCK, path)) - 1
+        for block in _line_blocks(f, BLOCK, path):
+            rows += block.count(b"\n")
+            if rows > MAX_ROWS:
+                raise InputError(f"{path}: more than {MAX_ROWS} rows; is it a mask table?")
+    return rows
 
 
 # %%

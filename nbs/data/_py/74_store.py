@@ -18,6 +18,7 @@
 
 # %%
 #| export
+import os
 import re
 from pathlib import Path
 from types import ModuleType
@@ -26,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from ctseg.core.anatomy import ClassMap
-from ctseg.core.files import InputError, atomic_path, did_you_mean
+from ctseg.core.files import InputError, atomic_path, did_you_mean, refuse_special
 from ctseg.core.schema import anything, fields, fit_schema, listed, mapped, number, text
 from ctseg.data.lazy import LazyPixels, blocks, pack_seen, seen_values, take
 from ctseg.data.slices import SliceSet
@@ -284,10 +285,14 @@ def _fit_together(index: dict[str, Any], pixels: dict[str, Any]) -> bool:
     of_bytes = [*pixels.values(), index["seen"]]
     return all(array.dtype == "uint8" for array in of_bytes)
 
+MAX_INDEX = 1 << 31 # bytes that an array of the index may claim
+
 def _read_index(root, split: str, where: str) -> dict[str, Any]:
     "The arrays of a split: the index in memory, pixels as they lie there."
     try:
         group = root[split]
+        claimed = max(group[name].nbytes for name in INDEX)
+        if claimed > MAX_INDEX: raise MemoryError
         index = {name: group[name][...] for name in INDEX}
         names = index["names"].tobytes().decode()
         index["names"] = names.split("\n")
@@ -344,9 +349,20 @@ def _read_split(root, split: str, facts: dict[str, Any], where: str) -> SliceSet
 
 # %%
 #| export
+MAX_PART = 1 << 30 # bytes of a file of a store
+
+def _refuse_odd_parts(place: Path):
+    "`InputError` for a store in which a file is a pipe, a device, or of gigabytes: Zarr would read it whole."
+    for folder, _, names in os.walk(place):
+        for name in names: refuse_special(Path(folder)/name, MAX_PART)
+
+
+# %%
+#| export
 def _open_root(place: str|Path) -> tuple[Any, dict[str, Any]]:
     "The root of a store and what it says of itself; `InputError` for what is none."
     zarr = import_zarr()
+    if isinstance(place, Path): _refuse_odd_parts(place)
     try:
         root = zarr.open_group(place, mode="r")
         facts = dict(root.attrs).get("ctseg")

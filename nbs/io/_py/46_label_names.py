@@ -8,6 +8,7 @@
 
 # %%
 #| export
+import io
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,7 +18,8 @@ import numpy as np
 import pandas as pd
 
 from ctseg.core.anatomy import ClassMap
-from ctseg.core.files import InputError, read_json
+from ctseg.core.files import InputError, read_json, some_of
+from ctseg.core.tables import table_text
 from ctseg.io.volumes import class_flags
 
 # %%
@@ -79,7 +81,7 @@ def numbered_classes(
         names[id] = name
     numbers = sorted(names)
     if not numbers or numbers != list(range(1, len(numbers) + 1)):
-        found = ", ".join(map(str, numbers)) or "none"
+        found = some_of(numbers) or "none"
         raise InputError(f"{path}: labels must be names numbered 0, 1, 2, … without a gap, found {found}; "
                          "write a class_names.json instead")
     return ClassMap.from_names([names[number] for number in numbers])
@@ -140,14 +142,15 @@ _ID_COLUMNS, _NAME_COLUMNS = ("id", "index", "label", "value"), ("name", "struct
 
 def _read_table(path: Path) -> pd.DataFrame:
     "A small table, with commas, semicolons or tabs; `InputError` for what is none."
+    remedy = "write one as CSV in UTF-8 with the columns id and name"
+    text = table_text(path, remedy)
+    first = next(iter(text.splitlines()), "")
+    marks = ("\t",) if path.suffix == ".tsv" else (",", ";", "\t")
+    separator = max(marks, key=first.count)
     try:
-        with open(path, encoding="utf-8-sig") as f: first = f.readline()
-        marks = ("\t",) if path.suffix == ".tsv" else (",", ";", "\t")
-        separator = max(marks, key=first.count)
-        return pd.read_csv(path, sep=separator, encoding="utf-8-sig", index_col=False)
-    except ValueError as e:  # pandas' own and those of decoding are such
-        raise InputError(f"{path}: not a table of numbers and names ({type(e).__name__}); "
-                         "write one as CSV in UTF-8 with the columns id and name") from None
+        return pd.read_csv(io.StringIO(text), sep=separator, index_col=False)
+    except ValueError as e:  # pandas' own are such
+        raise InputError(f"{path}: not a table of numbers and names ({type(e).__name__}); {remedy}") from None
 
 
 # %%
@@ -169,7 +172,7 @@ def table_classes(path: Path) -> ClassMap:
     id = _first_of(_ID_COLUMNS, columns)
     name = _first_of(_NAME_COLUMNS, columns)
     if id is None or name is None:
-        headings = ", ".join(columns)
+        headings = some_of(columns)
         raise InputError(f"{path}: expected a column id and a column name, found {headings}")
     return numbered_classes(zip(table[id], table[name]), path)
 

@@ -88,6 +88,13 @@ def _complete_meta(ds):
     explicit_syntax = uid.ExplicitVRLittleEndian if little else uid.ExplicitVRBigEndian
     ds.file_meta.TransferSyntaxUID = uid.ImplicitVRLittleEndian if implicit else explicit_syntax
 
+def _mend_kinds(ds):
+    "Elements whose kind of value no standard knows, after a flipped bit perhaps, take the kind that belongs to their tag."
+    known = set(import_volumes_package("pydicom.valuerep").VR)
+    for element in list(ds.values()):  # not parsed yet
+        if element.VR is not None and element.VR not in known:
+            ds[element.tag] = element._replace(VR="UN")
+
 def read_file(path: Path, pixels: bool = True, tags: list[str]|None = None):
     "A DICOM data set, also of a file without a preamble. `tags`: only these elements."
     pydicom = import_volumes_package("pydicom")
@@ -95,6 +102,7 @@ def read_file(path: Path, pixels: bool = True, tags: list[str]|None = None):
     if not hasattr(ds, "file_meta"):
         ds.file_meta = pydicom.dataset.FileMetaDataset()
     _complete_meta(ds)
+    _mend_kinds(ds)
     return ds
 
 

@@ -300,9 +300,11 @@ def _raw_pixels(file: DicomFile, shown: str) -> np.ndarray:
     try:
         return read_file(file.path).pixel_array.reshape(-1, rows, columns)
     except Exception as e:
-        if syntax.is_compressed and "missing dependencies" in str(e):
-            raise InputError(f"{shown}: its pixels are compressed ({syntax.name}) "
-                             "and no decoder for that is installed; "
+        if syntax.is_encapsulated and "RLE" not in syntax.name:
+            why = "no decoder for that is installed"
+            if "missing dependencies" not in str(e):  # Pillow's decoder is there, and knows 8 bits of 12
+                why = "damaged, or of a kind that the installed decoders do not know"
+            raise InputError(f"{shown}: its pixels are compressed ({syntax.name}), {why}; "
                              "run: pip install pylibjpeg pylibjpeg-libjpeg pylibjpeg-openjpeg, "
                              "or export it uncompressed") from None
         raise InputError(f"{shown}: its pixels cannot be read ({type(e).__name__}); "

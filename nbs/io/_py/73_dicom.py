@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ctseg.core.files import InputError
+from ctseg.core.files import InputError, some_of
 from ctseg.io.dicom_headers import DicomFile, path_without_patient
 from ctseg.io.dicom_heap import Entry, Heap, read_heap
 from ctseg.io.dicom_references import find_about, references, slim_label
@@ -229,7 +229,7 @@ _HOUNSFIELD = {"", "HU", "US", "HU_MOD"}  # US: unspecified, as many write
 def _unit(files: list[DicomFile]) -> str:
     "The unit of a series if it is no Hounsfield unit, else \"\"."
     units = {str(file.header.get("RescaleType") or "").strip().upper() for file in files}
-    return ", ".join(sorted(units - _HOUNSFIELD))
+    return some_of(sorted(units - _HOUNSFIELD))
 
 def _unfit(files: list[DicomFile], orientation: str|None) -> str:
     "Why a series is left out: no places, another unit or plane, one place only. \"\" if it is not."

@@ -212,6 +212,10 @@ def export_to_series(
     write: Callable, # of a series, its labels, the classes, the volume's name and the folder: writes a file
 ) -> dict[str, int]: # volume → number of structures; no file is written for one with none
     "Put predicted masks back onto their DICOM series, one volume at a time."
+    names = Path(folder)/"class_names.json"
+    if not names.exists():
+        remedy = "put the one of the run's data there, or import again with --classes RUN"
+        raise InputError(f"{names}: no such file, and a file for an archive names its structures; {remedy}")
     out, classes, facts = new_folder(out), read_classes(folder), {}
     found, _ = find_series(Path(source), gaps=True, skip_damaged=True)
     series = {one.series.digest: one.series for one in found}

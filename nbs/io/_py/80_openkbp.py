@@ -9,6 +9,7 @@
 # %%
 #| export
 import functools
+import io
 import math
 import os
 from dataclasses import dataclass
@@ -18,7 +19,8 @@ import numpy as np
 import pandas as pd
 
 from ctseg.core.anatomy import ClassMap
-from ctseg.core.files import MAX_TEXT, InputError, read_json, refuse_special
+from ctseg.core.files import InputError, read_json, refuse_special
+from ctseg.core.tables import table_text
 from ctseg.data.images import natural_key
 from ctseg.io.canvas import place_on_squares
 from ctseg.io.cases import Case
@@ -120,13 +122,10 @@ for name in ("ct", "Brainstem"):
 #| export
 def _sparse_table(path: Path) -> tuple[np.ndarray, pd.Series]:
     "The voxel numbers in a sparse CSV and the column beside them; `InputError` for anything else."
-    refuse_special(path, MAX_TEXT)
+    text = table_text(path, "clone the repository again", _SIDE**3 + 1)
     try:
-        with open(path, "rb") as f: heading = f.readline(1000)
-        if not heading.endswith(b"\n"):  # pandas would make millions of columns of one
-            raise ValueError("no lines")
-        table = pd.read_csv(path, index_col=0)
-    except (OSError, ValueError, OverflowError) as e:
+        table = pd.read_csv(io.StringIO(text), index_col=0)
+    except (ValueError, OverflowError) as e:
         raise InputError(f"{path}: not a readable CSV ({type(e).__name__}); "
                          "clone the repository again") from None
     voxels = table.index.to_numpy()

@@ -9,13 +9,15 @@
 # %%
 #| export
 import functools
+import io
 import re
 from pathlib import Path
 
 import pandas as pd
 
 from ctseg.core.anatomy import ClassMap, RAIDIUM54
-from ctseg.core.files import MAX_TEXT, InputError, did_you_mean, refuse_special
+from ctseg.core.files import InputError, did_you_mean
+from ctseg.core.tables import table_text
 from ctseg.data.images import natural_key
 from ctseg.io.cases import Case
 from ctseg.io.cutting import Work, file_stamp
@@ -135,15 +137,15 @@ def _meta_splits(src: Path) -> dict[str, str]:
     "Subject → train, val or test, from `meta.csv`, if it is there."
     path = src/"meta.csv"
     if not path.exists(): return {}
-    refuse_special(path, MAX_TEXT)
+    remedy = "expected a table with the columns image_id;…;split;…, as TotalSegmentator has it"
+    text = table_text(path, remedy)
+    first = next(iter(text.splitlines()), "")
+    separator = ";" if ";" in first else ","  # a spreadsheet may have saved it with commas
     try:
-        with open(path, encoding="utf-8-sig") as f: first = f.readline()
-        separator = ";" if ";" in first else ","  # a spreadsheet may have saved it with commas
-        table = pd.read_csv(path, sep=separator, dtype=str, encoding="utf-8-sig")
+        table = pd.read_csv(io.StringIO(text), sep=separator, dtype=str)
         return dict(zip(table["image_id"], table["split"]))
-    except (KeyError, ValueError, OSError):
-        raise InputError(f"{path}: expected a table with the columns image_id;…;split;…, "
-                         "as TotalSegmentator has it") from None
+    except (KeyError, ValueError):
+        raise InputError(f"{path}: {remedy}") from None
 
 
 # %%

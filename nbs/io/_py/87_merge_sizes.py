@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ctseg.core.files import InputError, did_you_mean
+from ctseg.core.files import InputError, did_you_mean, some_of
 from ctseg.data.images import MAX_PIXELS
 from ctseg.io.canvas import paste
 from ctseg.io.volumes import resize_slices
@@ -58,7 +58,7 @@ def _listed(stacks: list[Stack]) -> str:
     "The sizes of the images, each with the first place that has it."
     places = {stack.size: stack.where for stack in reversed(stacks)}
     listed = [f"{height}x{width} in {where}" for (height, width), where in places.items()]
-    return ", ".join(reversed(listed))
+    return some_of(reversed(listed), length=200)
 
 
 # %%

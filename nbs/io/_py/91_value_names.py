@@ -16,8 +16,9 @@ from pathlib import Path
 
 from ctseg.core.anatomy import ClassMap
 from ctseg.core.files import InputError, did_you_mean, read_json
+from ctseg.core.tables import MAX_LINE, counted_lines
 from ctseg.data.images import natural_key
-from ctseg.data.mask_rows import MAX_LINE, open_csv
+from ctseg.data.mask_rows import open_csv
 
 # %%
 #| hide
@@ -45,7 +46,7 @@ def read_table(path) -> tuple[list[str], list[list[str]]]: # the first row, and 
     try:
         with open_csv(path) as raw:
             text = io.TextIOWrapper(raw, encoding="utf-8-sig", newline="")
-            lines = csv.reader(text, strict=True)
+            lines = csv.reader(counted_lines(text, path), strict=True)
             rows = [row for row in lines if row]
     except (UnicodeDecodeError, csv.Error) as e:
         raise InputError(f"{path}: not a readable CSV ({e}); write it again as UTF-8 text") from None

@@ -13,7 +13,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from ctseg.core.files import InputError
+from ctseg.core.files import InputError, some_of
 from ctseg.io.value_names import column_of, plain, read_table
 
 # %%
@@ -72,13 +72,13 @@ def find_form(header: list[str], path) -> Form:
     if joined is not None and code is not None:
         return Form(joined, code=code, joined=True)
     if image is None:
-        raise InputError(f"{path}: no column for the image ({', '.join(header[:4])}, …); "
+        raise InputError(f"{path}: no column for the image ({some_of(header)}); "
                          "expected id,class,rle or id,liver,spleen,… or ImageId_ClassId,EncodedPixels")
     if code is not None:
         return Form(image, column_of(header, _LABEL), code)
     wide = [i for i, name in enumerate(header) if i != image and plain(name) not in _NO_CLASS]
     if not wide or column_of(header, _LABEL) is not None:
-        raise InputError(f"{path}: no column for the codes ({', '.join(header[:4])}, …); call it rle")
+        raise InputError(f"{path}: no column for the codes ({some_of(header)}); call it rle")
     return Form(image, wide=tuple(wide))
 
 
@@ -91,7 +91,7 @@ for text in (
     "ImageId,EncodedPixels",
 ):
     print(f"{text:32}{find_form(text.split(','), 'y.csv').name}")
-test_fail(lambda: find_form(["a", "b"], "y.csv"), contains="no column for the image (a, b, …)")
+test_fail(lambda: find_form(["a", "b"], "y.csv"), contains="no column for the image (a, b)")
 test_fail(lambda: find_form(["id", "class", "x"], "y.csv"), contains="no column for the codes")
 
 # %% [markdown]

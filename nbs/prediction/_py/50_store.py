@@ -22,6 +22,7 @@ import numpy as np
 from ctseg.core.anatomy import ClassMap
 from ctseg.core.files import MAX_TEXT, InputError, atomic_path, parse_json, refuse_special
 from ctseg.core.schema import fields, listed, mapped, number, text
+from ctseg.data.cache import array_header
 
 # %%
 #| hide
@@ -149,10 +150,11 @@ except ValueError: print(damaged("prob.zip"))
 #| export
 def read_image(archive: zipfile.ZipFile, name: str, shape: tuple[int, ...]) -> np.ndarray:
     "The probabilities float16 of one image; raises for other things."
-    with archive.open(f"{name}.npy") as f:
-        kept = np.lib.format.read_array(f)
-    fits = kept.dtype == np.float16 and kept.shape == shape
-    if not fits or not (kept >= 0).all() or not (kept <= 1).all():
+    entry = f"{name}.npy"
+    with archive.open(entry) as f:
+        if array_header(f) != (shape, np.float16): raise ValueError
+    with archive.open(entry) as f: kept = np.lib.format.read_array(f)
+    if not (kept >= 0).all() or not (kept <= 1).all():
         raise ValueError
     return kept
 

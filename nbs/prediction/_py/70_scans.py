@@ -60,6 +60,7 @@ class Scan:
     source: str # its path as a message or table may show it
     kind: str # "dicom" or "nifti"
     open: Callable[[], OpenScan]
+    path: Path | None = None # of the file, where it is one
 
 
 @dataclass
@@ -148,7 +149,7 @@ def open_nifti(path: Path) -> OpenScan:
 
 def _nifti_scan(path: Path, name: str) -> Scan:
     "A NIfTI file as a scan."
-    return Scan(file_name(name), printable(path.name), "nifti", lambda: open_nifti(path))
+    return Scan(file_name(name), printable(path.name), "nifti", lambda: open_nifti(path), path)
 
 
 # %%
@@ -208,6 +209,35 @@ print(names)
 test_eq(names, ["v000", "p1", "P1_2", "v003"])
 
 
+# %% [markdown]
+# Files of one name in several folders are told apart by as much of their paths as that takes.
+
+# %%
+#| export
+def _by_path(scans: list[Scan]) -> list[Scan]:
+    "The scans; those whose files have the same name say in which folder they lie."
+    alike: dict[str, list[Path]] = {}
+    for scan in scans:
+        if scan.path: alike.setdefault(scan.source, []).append(scan.path)
+    out = []
+    for scan in scans:
+        paths = set(alike.get(scan.source, [])) if scan.path else set()
+        if len(paths) > 1:
+            parts = 1
+            ends = {path.parts[-parts:] for path in paths}
+            while len(ends) < len(paths):
+                parts += 1
+                ends = {path.parts[-parts:] for path in paths}
+            scan = replace(scan, source=printable("/".join(scan.path.parts[-parts:])))
+        out.append(scan)
+    return out
+
+
+# %%
+same = [_nifti_scan(Path(place), "ct") for place in ("a/1/ct.nii", "a/2/ct.nii", "b/1/ct.nii", "b/mr.nii")]
+test_eq([scan.source for scan in _by_path(same)], ["a/1/ct.nii", "a/2/ct.nii", "b/1/ct.nii", "mr.nii"])
+
+
 # %%
 #| export
 def add_nifti(found: Found, folder: Path):
@@ -245,7 +275,7 @@ def find_scans(
     if not found.scans and not found.broken:
         hint = "".join(f" ({note})" for note in found.notes) + foreign_hint(found.passed_over)
         raise InputError(f"{', '.join(map(str, paths))}: no CT series and no NIfTI volume in it{hint}")
-    found.scans = _distinct(found.scans)
+    found.scans = _by_path(_distinct(found.scans))
     return found
 
 

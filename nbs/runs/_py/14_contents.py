@@ -9,6 +9,7 @@
 # %%
 #| export
 import csv
+import io
 import math
 import os
 import re
@@ -19,8 +20,10 @@ import numpy as np
 import pandas as pd
 
 from ctseg.core.anatomy import check_classes
-from ctseg.core.files import MAX_TEXT, InputError, refuse_special
+from ctseg.core.files import InputError, refuse_special
 from ctseg.core.schema import Misfit, anything, fields, listed, mapped, number, text
+from ctseg.core.tables import table_text
+from ctseg.data.cache import array_shapes
 
 # %%
 #| hide
@@ -100,23 +103,23 @@ TIMINGS: dict[str, Range] = {"epoch": (1, 1e9), "seconds": POSITIVE}
 RELIABILITY: dict[str, Range] = {"said": SHARE, "was": SHARE, "pairs": POSITIVE}
 _NUMBER = re.compile(r"-?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?|nan|", re.ASCII)
 
-
 # %%
 #| export
+REMEDY = "copy the run folder again, or delete the file to do without it"
+
 def damaged_file(path: Path, problem: str) -> InputError:
     "The error for a file of a run folder that is of no use."
-    return InputError(f"{path}: {problem}; copy the run folder again, or delete the file to do without it")
+    return InputError(f"{path}: {problem}; {REMEDY}")
 
 
 # %%
 #| export
 def read_rows(path: Path) -> list[list[str]]:
     "The lines of a CSV as cells, the header first, all of one length; `InputError` for a damaged file."
-    refuse_special(path, MAX_TEXT)
+    content = io.StringIO(table_text(path, REMEDY), newline="")
     try:
-        with open(path, newline="", encoding="utf-8") as f:
-            rows = list(csv.reader(f, strict=True))
-    except (OSError, UnicodeDecodeError, csv.Error):
+        rows = list(csv.reader(content, strict=True))
+    except csv.Error:
         raise damaged_file(path, "not a readable table") from None
     if not rows or not rows[0]:
         raise damaged_file(path, "not a readable table, it is empty")
@@ -213,6 +216,9 @@ def read_pseudo(path: Path) -> dict[str, np.ndarray]:
     "`pseudo_labels.npz`: `labels` uint8 [N, H, W], `kept` bool [N], `names` [N], and confidences [N] by name; `InputError` for another file."
     refuse_special(path)
     try:
+        shapes = array_shapes(path)
+        lengths = {shape[:1] for shape in shapes.values()}
+        if len(lengths) != 1: raise ValueError("of different lengths")
         with np.load(path) as archive:
             pseudo = {name: archive[name] for name in archive.files}
         fits = _fits_pseudo(pseudo)

@@ -202,6 +202,62 @@ TARGETS = [
         "export nnunet", ("export", "nnunet", "data", "new", "--unknown", "background"), ("data",), IN_DATA
     ),
     Target(
+        "export rtstruct",
+        ("export", "rtstruct", "from_dicom", "new", "--masks", "from_dicom.csv", "--source", "dicom", "--split", "train"),
+        ("from_dicom", "from_dicom.csv", "dicom"),
+        ("from_dicom/*.json", "dicom/one/*"),
+    ),
+    Target(
+        "export rle",
+        ("export", "rle", "data", "out.csv", "--masks", "sub.csv"),
+        ("data", "sub.csv"),
+        ("sub.csv", "data/class_names.json"),
+    ),
+    Target(
+        "segment",
+        ("segment", "run", "run2", "nifti/images", "--out", "new", "--device", "cpu"),
+        ("run", "run2", "nifti"),
+        (*of("run2"), "nifti/images/a.nii.gz"),
+    ),
+    Target(
+        "segment dicom",
+        ("segment", "run", "dicom", "--out", "new", "--device", "cpu", "--format", "dicom-seg", "--format", "rtstruct"),
+        ("run", "dicom"),
+        ("dicom/one/*", "run/recipe.json", "run/metrics.json"),
+    ),
+    Target(
+        "suggest",
+        ("suggest", "run", "data", "--out", "list.csv", "--device", "cpu"),
+        ("run", "data"),
+        (*of("run"), *IN_DATA),
+    ),
+    Target(
+        "import png",
+        ("import", "png", "png/images", "png/masks", "new", "--classes", "png/names.json", "--annotated", "all"),
+        ("png",),
+        ("png/names.json", "png/images/1.png", "png/masks/1.png"),
+    ),
+    Target(
+        "import codes",
+        ("import", "png", "png/images", "png/codes.csv", "new", "--annotated", "all"),
+        ("png",),
+        ("png/codes.csv", "png/images/1.png"),
+    ),
+    Target(
+        "merge",
+        ("merge", "data", "imported", "--out", "new", "--resize", "fit"),
+        ("data", "imported"),
+        ("imported/*.json", "imported/y_train.csv", "imported/train-images/1.png", "data/*.json"),
+    ),
+    Target("store", ("store", "data", "--out", "new"), ("data",), IN_DATA),
+    Target("check store", ("check", "store"), ("store",), ("store/*", "store/*/*", "store/*/*/*", "store/*/*/c/*")),
+    Target(
+        "evaluate volumes",
+        ("evaluate", "nifti/labels", "imported_labels", "--json", "out.json"),
+        ("nifti", "imported_labels"),
+        ("imported_labels/a.nii", "nifti/*.json"),
+    ),
+    Target(
         "export nnunet of volumes",
         ("export", "nnunet", "imported", "new"),
         ("imported",),
@@ -325,7 +381,7 @@ def faults(
     lines = [line for line in err_lines if line.strip()]
     found = []
     if result.status == -9 and result.seconds >= LIMIT: found.append("hangs")
-    elif result.status not in (0, 2): found.append(f"status {result.status}")
+    elif result.status not in (0, 2, 3): found.append(f"status {result.status}")
     if "Traceback" in err: found.append("traceback " + (lines[-1] if lines else "")[:100])
     elif result.status == 2:
         if not lines or not lines[-1].startswith("ctseg: "): found.append("no error line")

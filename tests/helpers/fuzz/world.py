@@ -106,6 +106,22 @@ def dicom_source(folder: Path):
     write_rt(folder/"one", [("liver", [box(2., 3, 9), box(4., 3, 9)]), ("spleen", [box(2., 10, 14)])])
 
 
+def png_source(folder: Path):
+    "Images, their masks as values, and the same as run-length codes."
+    from PIL import Image
+    rng = np.random.default_rng(0)
+    rows = ["id,class,rle"]
+    for part in ("images", "masks"): (folder/part).mkdir(parents=True)
+    for i in range(3):
+        Image.fromarray(rng.integers(0, 256, (16, 16), dtype=np.uint8)).save(folder/"images"/f"{i}.png")
+        mask = np.zeros((16, 16), np.uint8)
+        mask[2:6, 3:7], mask[8:12, 4:9] = 1, 2
+        Image.fromarray(mask).save(folder/"masks"/f"{i}.png")
+        rows += [f"{i},liver,3 5 40 2", f"{i},spleen,"]
+    (folder/"codes.csv").write_text("\n".join(rows) + "\n")
+    (folder/"names.json").write_text(json.dumps({"1": "liver", "2": "spleen"}))
+
+
 def zero_masks(folder: Path, split: str, path: Path):
     "A submission without structures."
     from ctseg.data.images import read_images
@@ -153,6 +169,8 @@ def keep_probabilities(folder: Path):
 
 
 def make_volumes(folder: Path):
+    from ctseg.data.challenge import read_challenge
+    from ctseg.data.store import write_store
     from ctseg.io.dicom_import import import_dicom
     from ctseg.io.nifti_import import import_nifti
     from ctseg.io.slicing import Slicing
@@ -161,6 +179,9 @@ def make_volumes(folder: Path):
     structures_source(folder/"total")
     openkbp_source(folder/"openkbp")
     dicom_source(folder/"dicom")
+    png_source(folder/"png")
+    shutil.copytree(folder/"nifti"/"labels", folder/"imported_labels")
+    write_store(read_challenge(folder/"data"), folder/"store")
     import_nifti(folder/"nifti", folder/"imported", every, test_share=.5)
     zero_masks(folder/"imported", "test", folder/"imported.csv")
     import_dicom(folder/"dicom", folder/"from_dicom", every)

@@ -1,0 +1,149 @@
+# %% [markdown]
+# # Tables from elsewhere
+#
+# > A table that is read whole is looked at first: a file that is endless, packed to a thousandth, or no text, is told in a second.
+
+# %%
+#| default_exp core.tables
+
+# %%
+#| export
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+
+from ctseg.core.files import InputError, refuse_special
+
+# %%
+#| hide
+import contextlib
+import os
+import tempfile
+from pathlib import Path
+
+from fastcore.test import test_eq
+
+# %% [markdown]
+# A disk that failed leaves a file of the right length that holds zeros. A download that went wrong has lost its line ends. A file of a few kilobytes can unpack to a terabyte. A parser that meets one of them is busy for hours, or fills the memory.
+#
+# ## Small tables
+#
+# The history of a run, a list of names or of subjects is small. It is read as one text, after a look at its size, its lines and its zeros.
+
+# %%
+#| export
+MAX_TABLE = 1 << 26  # bytes of a table that is read whole
+MAX_LINES = 1 << 20
+MAX_COLUMNS = 1 << 16  # characters of a line
+
+def table_problem(data: bytes, most_lines: int = MAX_LINES) -> str:
+    "What speaks against the bytes of a file being a small table; \"\" if nothing does."
+    if b"\0" in data: return "holds zero bytes, it is no text"
+    lines = data.replace(b"\r", b"\n").split(b"\n", most_lines + 1)
+    if len(lines) > most_lines + 1: return f"has more than {most_lines} lines"
+    longest = max(map(len, lines))
+    if longest > MAX_COLUMNS:
+        return f"has a line of {longest} bytes, its line ends may be lost"
+    return ""
+
+
+# %%
+for data in (b"a,b\n1,2\n", bytes(9), b"a,"*99999, b"\n"*5):
+    print(repr(table_problem(data, most_lines=4)))
+
+
+# %%
+#| export
+def table_text(
+    path: str | Path,
+    remedy: str = "it is damaged, or another file",
+    most_lines: int = MAX_LINES,
+) -> str: # line ends as they are
+    "The text of a small table in UTF-8; `InputError` for a missing file, a pipe, or what cannot be such a table."
+    path = Path(path)
+    refuse_special(path, MAX_TABLE)
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except OSError as e:
+        raise InputError(f"{path}: cannot be read ({e.strerror}); {remedy}") from None
+    problem = table_problem(data, most_lines)
+    if problem: raise InputError(f"{path}: {problem}; {remedy}")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: not UTF-8 text; {remedy}") from None
+
+
+# %% [markdown]
+# Three gigabytes of zeros take no room on this disk, and no time here.
+
+# %%
+with tempfile.TemporaryDirectory() as d:
+    path = Path(d)/"names.csv"
+    path.write_text("id,name\n1,liver\n")
+    test_eq(table_text(path), "id,name\n1,liver\n")
+    for size in (3 << 30, 1000):
+        os.truncate(path, size)
+        try: table_text(path)
+        except InputError as e: print(str(e).replace(d, "…"))
+
+# %% [markdown]
+# ## Tables that may be large
+#
+# A competition's table of run-length codes may hold a gigabyte. It is read line by line, with a limit on each line, on their number and on all of it.
+
+# %%
+#| export
+MAX_LINE = 1 << 24  # characters
+MOST_LINES = 1 << 22
+MOST_TEXT = 1 << 30
+
+def counted_lines(text, path: str | Path) -> Iterator[str]:
+    "The lines of an open text with their ends; `InputError` where one, or all of them, are more than a table holds."
+    size = 0
+    for number in itertools.count(1):
+        line = text.readline(MAX_LINE)
+        if not line: return
+        size += len(line)
+        if len(line) == MAX_LINE:
+            raise InputError(f"{path}, line {number}: more than {MAX_LINE} characters; "
+                             "the line ends are lost, write the file again")
+        if number > MOST_LINES or size > MOST_TEXT:
+            raise InputError(f"{path}: more than {number - 1} lines or {MOST_TEXT >> 30} GB of text; "
+                             "it is damaged, or another file")
+        yield line
+
+
+# %%
+with tempfile.TemporaryDirectory() as d:
+    path = Path(d)/"codes.csv"
+    path.write_text("id,rle\na,1 3\n")
+    with open(path) as f: print(list(counted_lines(f, path)))
+
+# %% [markdown]
+# ## Packed with gzip
+#
+# Some tapes and disks pad a packed file with zeros. Python's reader skips them one by one, a minute for each hundred megabytes. No packer writes a megabyte of zeros within a text, so it is a sign of damage.
+
+# %%
+#| export
+_LOOK = 1 << 20  # bytes
+
+def refuse_padding(path: str | Path) -> None:
+    "`InputError` for a packed text with a megabyte of zeros in it, or after it."
+    with open(path, "rb") as f:
+        while block := f.read(_LOOK):
+            if len(block) == _LOOK and block.count(0) == _LOOK:
+                raise InputError(f"{path}: damaged gzip file, it holds megabytes of zeros; copy it again")
+
+
+# %%
+with tempfile.TemporaryDirectory() as d:
+    path = Path(d)/"y.csv.gz"
+    path.write_bytes(b"packed")
+    refuse_padding(path)
+    os.truncate(path, 1 << 40)
+    try: refuse_padding(path)
+    except InputError as e: print(str(e).replace(d, "…"))
