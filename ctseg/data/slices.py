@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['present_classes', 'known_after_resize', 'highest_label', 'SliceArrays', 'AnnotatedSlices',
-           'ComparableSlices', 'SliceSet']
+           'ComparableSlices', 'SlicesInContext', 'SliceSet']
 
 # %% ../../nbs/data/10_slices.ipynb #f41b69a3
+import copy
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -17,6 +18,7 @@ import numpy as np
 from ..core.anatomy import IGNORE, ClassMap
 from ..core.files import InputError, did_you_mean
 from .lazy import LazyPixels, blank_like, blocks, seen_values, take
+from .stacks import Stacks
 
 # %% ../../nbs/data/10_slices.ipynb #10dd6de3
 def present_classes(
@@ -82,6 +84,14 @@ def _check_masks(slices: "SliceArrays"):
             raise InputError(f"mask of {where} has pixels of the union {classes.name(union)}, "
                              "but known says that all of its members were examined; say which they are")
 
+# %% ../../nbs/data/10_slices.ipynb #c141dc56
+def _check_stacks(stacks: Stacks|None, images):
+    "`InputError` unless there is a stack of the right size for each of the images [N,H,W]."
+    if stacks is None or (len(stacks), *stacks.shape[2:]) == images.shape:
+        return
+    expected = f"one for each of the images {list(images.shape)}"
+    raise InputError(f"SliceSet.stacks is {stacks}; expected {expected}")
+
 # %% ../../nbs/data/10_slices.ipynb #2a13bece
 def _as_classes(classes, masks, known) -> ClassMap:
     "The classes as a `ClassMap`; if not given, `class_1` … for as many as `known` or the masks show."
@@ -143,9 +153,10 @@ class SliceArrays:
     images: np.ndarray # uint8 [N,H,W]; or `LazyPixels`
     masks: np.ndarray # uint8 [N,H,W], or lazy; 0 = background or unknown, 255 = to be ignored
     known: np.ndarray # bool [N,C]: class c+1 was examined on image n
-    names: tuple[str, ...] # N file names
+    names: tuple[str, ...] # file names
     groups: np.ndarray # int64 [N]: slices of one patient, or near-duplicates, share a number
     classes: ClassMap # the C classes
+    stacks: Stacks|None # images with the slices beside them
     present: np.ndarray = field(init=False) # bool [N,C]: the classes that have pixels
 
     def __init__(self,
@@ -155,13 +166,14 @@ class SliceArrays:
         names: Sequence[str]|None = None, # `None`: 0.png, 1.png, …
         groups: np.ndarray|None = None, # int64 [N]; `None`: every slice is a group of its own
         classes: ClassMap|Sequence[str]|None = None, # `None`: class_1, class_2, …
+        stacks: Stacks|None = None, # `None`: nobody looked these up
     ):
-        """Check and keep the arrays. `known` is bool [N,C], "all" or "present"; without masks nothing was examined.
-
-        Left out, names are 0.png, 1.png, …, groups are the slices themselves, classes are class_1, class_2, …"""
+        "Check and keep the arrays; what may be left out is given a default."
         vars(self).update(_complete(images, masks, known, names, groups, classes))
+        vars(self)["stacks"] = stacks
         vars(self)["present"] = present_classes(self.masks, len(self.classes))
         _check_masks(self)
+        _check_stacks(stacks, self.images)
 
 # %% ../../nbs/data/10_slices.ipynb #24ffd867
 def _describe(slices: SliceArrays) -> str:
@@ -187,6 +199,8 @@ def _check_joinable(a: SliceArrays, b: SliceArrays):
     sizes = ["x".join(map(str, slices.images.shape[1:])) for slices in (a, b)]
     if sizes[0] != sizes[1]:
         raise InputError(f"cannot join images of {sizes[0]} and {sizes[1]} pixels")
+    if a.stacks is not None or b.stacks is not None:
+        raise InputError("cannot join slices whose neighbours are looked up; join them first")
 
 # %% ../../nbs/data/10_slices.ipynb #39124de6
 class AnnotatedSlices(SliceArrays):
@@ -200,6 +214,18 @@ class AnnotatedSlices(SliceArrays):
     def ignored(self) -> np.ndarray:
         "bool [N]: the slices that have pixels to be ignored."
         return seen_values(self.masks)[:, IGNORE]
+
+    @property
+    def context(self) -> int:
+        "How many slices on each side are seen with each one."
+        return 0 if self.stacks is None else self.stacks.context
+
+    def seen(self, context: int) -> np.ndarray|LazyPixels|Stacks:
+        "What a network sees: the images [N,H,W], or with a context [N,K,H,W]; `InputError` where it is not known."
+        if not context: return self.images
+        if self.stacks is not None: return self.stacks.narrowed(context)
+        raise InputError(f"context = {context}: nobody looked up which slices lie beside these; "
+                         "give the folder they were imported into, or see ctseg.io.neighbours")
 
 # %% ../../nbs/data/10_slices.ipynb #0a241394
 class ComparableSlices(AnnotatedSlices):
@@ -229,7 +255,22 @@ class ComparableSlices(AnnotatedSlices):
         return digest.hexdigest()[:32]
 
 # %% ../../nbs/data/10_slices.ipynb #0491f2b1
-class SliceSet(ComparableSlices):
+class SlicesInContext(ComparableSlices):
+    "How slices get the slices beside them."
+    def with_stacks(self, stacks: Stacks|None) -> Self:
+        "The same slices, with the same fingerprint, each seen in one of `stacks`."
+        _check_stacks(stacks, self.images)
+        new = copy.copy(self)
+        vars(new)["stacks"] = stacks
+        return new
+
+    def with_context(self, context: int) -> Self:
+        "The same slices, each seen with so many on each side; `InputError` where these are not known."
+        if context == self.context: return self
+        return self.with_stacks(self.seen(context) if context else None)
+
+# %% ../../nbs/data/10_slices.ipynb #6c9ab55b
+class SliceSet(SlicesInContext):
     """N slices of one size with what is known of them, checked when made (`InputError`) and frozen.
 
     Index it with ints, bools or a slice to get a smaller set. Compare two sets by `fingerprint()`."""
@@ -239,6 +280,8 @@ class SliceSet(ComparableSlices):
     def __getitem__(self, index) -> "SliceSet":
         index = np.arange(len(self))[index].reshape(-1)
         parts = {name: take(getattr(self, name), index) for name in ("images", "masks", "known", "groups")}
+        if self.stacks is not None:
+            parts["stacks"] = self.stacks.take(index)
         return replace(self, **parts, names=[self.names[i] for i in index])
 
     def __repr__(self) -> str:

@@ -16,6 +16,7 @@ import torch
 
 from .batches import Batch, SliceData
 from .slices import SliceSet
+from .stacks import Stacks
 
 # %% ../../nbs/data/16_streamed.ipynb #1e3975e0
 class Ahead:
@@ -50,7 +51,18 @@ class _Pixels(NamedTuple):
     masks: np.ndarray
     known: np.ndarray
     present: np.ndarray
+    stacks: Stacks|None = None
 
+def _read(slices: SliceSet, index: np.ndarray) -> _Pixels:
+    "The slices at `index`, read."
+    known, present = slices.known[index], slices.present[index]
+    if slices.stacks is None:
+        return _Pixels(slices.images[index], slices.masks[index], known, present)
+    stacks = slices.stacks.take(index).in_memory()
+    images = np.asarray(stacks.narrowed(0))[:, 0]
+    return _Pixels(images, slices.masks[index], known, present, stacks)
+
+# %% ../../nbs/data/16_streamed.ipynb #fd229c46
 class StreamedData:
     "As `SliceData`, but the pixels of a batch are read when it is asked for, or ahead of time if it is expected."
     def __init__(self,
@@ -66,9 +78,9 @@ class StreamedData:
 
     def _read(self, index: torch.Tensor) -> tuple:
         "The pixels of a batch, and which of them teach."
-        i, s = index.numpy(), self.slices
+        i = index.numpy()
         weights = None if self.weights is None else np.asarray(self.weights[i])
-        return _Pixels(s.images[i], s.masks[i], s.known[i], s.present[i]), weights
+        return _read(self.slices, i), weights
 
     def expect(self, index: torch.Tensor):
         "Read the slices at `index` ahead of time."

@@ -19,7 +19,7 @@ from torch import nn
 from ..core.device import pick_device
 from ..core.files import InputError, atomic_path
 from ..inference.engine import GraphNetwork, export_graph, import_engine, onnx_session
-from ..inference.loop import Member
+from ..inference.loop import Member, middle_channels
 from ..inference.rule import decide
 from ..prediction.predictor import Predictor, load_predictor
 
@@ -40,15 +40,17 @@ def resized(x: torch.Tensor, size: int) -> torch.Tensor:
 
 # %% ../../nbs/integrations/20_onnx.ipynb #2ac430e2
 class MemberGraph(nn.Module):
-    "A member of an ensemble as a graph: images f32 `[B, 1, H, W]` to probabilities f32 `[B, C, H, W]`."
+    "A member of an ensemble as a graph: images f32 `[B, K, H, W]` to probabilities f32 `[B, C, H, W]`."
     def __init__(self, member: Member):
         super().__init__()
         self.network = GraphNetwork(member.model)
         self.loss, self.temperature, self.size = member.loss, member.temperature, member.image_size
+        self.context = member.context
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         "Probabilities at the images' size."
-        shown = resized(x, self.size) if self.size else x
+        shown = middle_channels(x, self.context)
+        if self.size: shown = resized(shown, self.size)
         logits, *presence = self.network(shown)
         prob = self.loss.probabilities(logits/self.temperature)
         if presence: prob = prob*presence[0].sigmoid()[..., None, None]
@@ -57,11 +59,12 @@ class MemberGraph(nn.Module):
 
 # %% ../../nbs/integrations/20_onnx.ipynb #5c83aa0f
 class PredictorGraph(nn.Module):
-    "A predictor as a graph: images f32 `[B, 1, H, W]` to probabilities f32 `[B, C, H, W]` and labels uint8 `[B, H, W]`."
+    "A predictor as a graph: images f32 `[B, K, H, W]` to probabilities f32 `[B, C, H, W]` and labels uint8 `[B, H, W]`."
     def __init__(self, predictor: Predictor):
         super().__init__()
         self.members = nn.ModuleList(map(MemberGraph, predictor.members))
         self.rule, self.activation = replace(predictor.rule, island=0), predictor.activation
+        self.channels = 2*predictor.context + 1  # of the images
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         "Probabilities and labels."
@@ -74,10 +77,13 @@ CLOSE = 1e-4  # largest difference of a probability to PyTorch's
 
 def metadata(predictor: Predictor) -> dict[str, str]:
     "What the file says of itself: class names by number, the rule, what the input is."
+    channels, order = 2*predictor.context + 1, ""
+    if channels > 1:
+        order = "; slices from the lowest to the highest, the one to label in the middle, zeros for none"
     return {
         "classes": json.dumps(dict(enumerate(predictor.classes.names, 1))),
         "rule": json.dumps(asdict(predictor.rule)),
-        "image": "float32 [B, 1, H, W]: grey values of 0 to 255, divided by 255",
+        "image": f"float32 [B, {channels}, H, W]: grey values of 0 to 255, divided by 255{order}",
     }
 
 def add_metadata(file: Path, entries: dict[str, str]):
@@ -92,7 +98,7 @@ def add_metadata(file: Path, entries: dict[str, str]):
 def largest_difference(graph: PredictorGraph, answer, size: tuple[int, int], count: int = 3) -> float:
     "How far an ONNX session is from PyTorch, in probability, on images of noise; infinite if it fails."
     generator = torch.Generator().manual_seed(0)
-    x = torch.rand(count, 1, *size, generator=generator)
+    x = torch.rand(count, graph.channels, *size, generator=generator)
     with torch.inference_mode(): prob, _ = graph(x)
     try:
         found = answer(x.numpy())[0]
@@ -107,7 +113,7 @@ def write_checked(graph: PredictorGraph, file: Path, size: tuple[int, int]) -> s
     "Write and try the graph; returns the axes that are free, BHW or B. `InputError` if it is right at no size."
     other = (size[0] + 32, size[1] + 19)
     for free in ("BHW", "B"):
-        export_graph(graph, file, size, OUTPUTS, free)
+        export_graph(graph, file, size, OUTPUTS, free, graph.channels)
         answer = onnx_session(file)
         sizes = (size, other) if free == "BHW" else (size,)
         apart = max(largest_difference(graph, answer, s) for s in sizes)
@@ -141,6 +147,7 @@ def export_onnx(
         "image sizes": "any" if free == "BHW" else f"{height}x{width} only",
         "largest difference to PyTorch": float(f"{apart:.1g}"),
     }
+    if graph.channels > 1: facts["slices seen at once"] = graph.channels
     if predictor.rule.island:
         facts["left out"] = f"removing islands of fewer than {predictor.rule.island} pixels"
     return facts

@@ -76,7 +76,8 @@ def make_model(
     classes: int, # C, without background
     image_size: int | None = None, # nnU-Net plans its depth for it
     trained: bool = False, # its weights will be loaded anyway
+    in_chans: int = 1, # grey images at once: a slice, and perhaps those beside it
 ) -> EncoderDecoder:
     "The network that a recipe's settings describe, for grey images and `out_chans` channels of logits."
     options = model_options(settings, classes, image_size, trained)
-    return create_model(settings.name, 1, out_chans, **options)
+    return create_model(settings.name, in_chans, out_chans, **options)

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['EXPECTED_IMAGES', 'HALF_REMEDY', 'FULL_REMEDY', 'RunMember', 'load_member',
            'image_dtype_remedy', 'grey_images', 'in_common', 'mean_probabilities',
-           'not_finite_error', 'Ensemble', 'warn_of_size', 'Predictor', 'plan_as_trained',
-           'same_classes', 'need_calibration', 'temperatures_and_rules', 'load_predictor',
-           'predict_masks']
+           'not_finite_error', 'Members', 'Ensemble', 'warn_of_size', 'in_order', 'needs_volume',
+           'RuledEnsemble', 'Predictor', 'plan_as_trained', 'same_classes', 'need_calibration',
+           'temperatures_and_rules', 'load_predictor', 'predict_masks']
 
 # %% ../../nbs/prediction/20_predictor.ipynb #c332d95b
 import contextlib
@@ -23,6 +23,7 @@ import torch
 from ..core.anatomy import ClassMap
 from ..core.device import DevicePlan, pick_device
 from ..core.files import InputError
+from ..data.stacks import Stacks, stacks_of
 from ..inference.engine import with_engine
 from ..inference.loop import Member, over_slices
 from ..inference.rule import Rule, decide
@@ -57,11 +58,13 @@ def load_member(
     size, mirror = working_size(recipe, spec["image_shape"]) or None, recipe.augment.mirror or None
     loss = make_loss(recipe.loss)
     loss.unions = unions
-    model = make_model(recipe.model, loss.out_chans(classes), classes, size, trained=True)
+    channels = loss.out_chans(classes)
+    model = make_model(recipe.model, channels, classes, size, trained=True, in_chans=recipe.data.channels)
     load_weights(model, weights or run.weights)
     model = place(model, plan.device).eval()
     trained_at = tuple(spec["image_shape"])
-    return RunMember(model, loss, size, temperature, run, mirror, trained_at)
+    context = recipe.data.context
+    return RunMember(model, loss, size, temperature, run, mirror, trained_at, context=context)
 
 # %% ../../nbs/prediction/20_predictor.ipynb #9e0ec80c
 def image_dtype_remedy(images: np.ndarray) -> str:
@@ -102,7 +105,7 @@ def in_common(values: list, otherwise: Any = None) -> Any:
     return values[0] if len(set(values)) == 1 else otherwise
 
 def mean_probabilities(members: list[Member], x: torch.Tensor, plan: DevicePlan) -> torch.Tensor:
-    "f32 [B, C, H, W]: the mean over the members, for images f32 [B, 1, H, W] in 0…1."
+    "f32 [B, C, H, W]: the mean over the members, for images f32 [B, K, H, W] in 0…1."
     return sum(member.probabilities(x, plan) for member in members)/len(members)
 
 # %% ../../nbs/prediction/20_predictor.ipynb #8c169681
@@ -111,7 +114,7 @@ HALF_REMEDY = ("its numbers are too large for that precision: "
 FULL_REMEDY = "its weights are damaged, or the training went wrong: train it again with a smaller lr"
 
 def not_finite_error(members: list[Member], x: torch.Tensor, plan: DevicePlan) -> InputError:
-    "The error for probabilities of images f32 [B, 1, H, W] that are no numbers; it names the runs they come from."
+    "The error for probabilities of images f32 [B, K, H, W] that are no numbers; it names the runs."
     bad = [member for member in members if not member.probabilities(x, plan).sum().isfinite()]
     names = [str(member.run.folder) for member in bad or members if isinstance(member, RunMember)]
     who = ", ".join(names) or "the model"
@@ -120,8 +123,8 @@ def not_finite_error(members: list[Member], x: torch.Tensor, plan: DevicePlan) -
 
 # %% ../../nbs/prediction/20_predictor.ipynb #1ebef8df
 @dataclass(repr=False)
-class Ensemble:
-    "One or more models whose probabilities are averaged, over models and over views."
+class Members:
+    "One or more models, and what they have in common."
     members: list[Member]
     classes: ClassMap
     plan: DevicePlan
@@ -137,10 +140,21 @@ class Ensemble:
         "The axis along which every member has seen mirrored images, if there is one."
         return in_common([getattr(member, "mirror", None) for member in self.members])
 
-    def probabilities(self, images: np.ndarray) -> torch.Tensor:
-        "f32 [B, C, H, W] for images uint8 [B, H, W]; `InputError` if they are not finite."
+    @property
+    def context(self) -> int:
+        "How many neighbouring slices on each side are seen by the member that sees the most."
+        return max((member.context for member in self.members), default=0)
+
+# %% ../../nbs/prediction/20_predictor.ipynb #4576d0e2
+class Ensemble(Members):
+    "One or more models whose probabilities are averaged, over models and over views."
+    def probabilities(self, images: np.ndarray | Stacks) -> torch.Tensor:
+        """f32 [B, C, H, W] for images uint8 [B, H, W], or with their neighbours [B, K, H, W].
+
+        `InputError` if they are not finite, or for fewer neighbours than a member sees."""
         x = torch.from_numpy(np.ascontiguousarray(images)).to(self.plan.device)
-        x = x[:, None].float()/255
+        if x.ndim == 3: x = x[:, None]
+        x = x.float()/255
         total = weight = 0
         for view in tta_views(self.views, self.mirror):
             mean = mean_probabilities(self.members, view.show(x), self.plan)
@@ -167,9 +181,20 @@ def warn_of_size(members: list[Member], size: tuple[int, int]):
         return
 
 # %% ../../nbs/prediction/20_predictor.ipynb #21c955b8
+def in_order(images: np.ndarray, context: int) -> Stacks:
+    "Consecutive slices of one volume, uint8 [N, H, W], each with its neighbours."
+    return stacks_of(images, np.zeros(len(images), int), np.arange(len(images)), context)
+
+def needs_volume(context: int) -> InputError:
+    "The error for single images, where a run sees neighbours."
+    problem = f"this run sees each slice with {context} on each side (context = {context})"
+    remedy = "give all slices of one volume, from foot to head, with volume=True"
+    return InputError(f"images: {problem}; {remedy}")
+
+# %% ../../nbs/prediction/20_predictor.ipynb #520c7a26
 @dataclass(repr=False)
-class Predictor(Ensemble):
-    "An ensemble with a decision rule: images in, label maps out."
+class RuledEnsemble(Ensemble):
+    "An ensemble with a decision rule."
     rule: Rule = Rule()
     rule_size: tuple[int, int] | None = None # of the images the rule was chosen on; None: it fits any
     tuned: dict[str, float] | None = None    # Dice out of fold, where the rule was chosen just now
@@ -188,13 +213,25 @@ class Predictor(Ensemble):
         island = rule.island*math.prod(size)/math.prod(self.rule_size)
         return replace(rule, island=max(1, round(island)))
 
-    def predict(self, images: np.ndarray, batch_size: int = 16) -> np.ndarray:
-        "Label maps uint8 [N, H, W] of images uint8 [N, H, W], or [H, W] of one; `InputError` for others."
+# %% ../../nbs/prediction/20_predictor.ipynb #22e05465
+class Predictor(RuledEnsemble):
+    "An ensemble with a decision rule: images in, label maps out."
+    def predict(
+        self,
+        images: np.ndarray, # uint8 [N, H, W], or [H, W] of one
+        batch_size: int = 16,
+        volume: bool = False, # the images are all slices of one volume, in order
+    ) -> np.ndarray: # uint8, of the same shape
+        """Label maps of images. Runs with a `context` see neighbours, and need `volume`.
+
+        Slices of a volume come in the order of an import, from foot to head. `InputError` for other images."""
         images = grey_images(images)
         warn_of_size(self.members, images.shape[-2:])
-        if images.ndim == 3:
-            return predict_masks(self, images, batch_size=batch_size)
-        return predict_masks(self, images[None])[0]
+        if self.context and not volume: raise needs_volume(self.context)
+        stack = images if images.ndim == 3 else images[None]
+        shown = in_order(stack, self.context) if self.context else stack
+        masks = predict_masks(self, shown, batch_size=batch_size)
+        return masks if images.ndim == 3 else masks[0]
 
 # %% ../../nbs/prediction/20_predictor.ipynb #b614bbd0
 def plan_as_trained(specs: list[dict[str, Any]], device: str) -> DevicePlan:
@@ -260,17 +297,18 @@ def load_predictor(
 # %% ../../nbs/prediction/20_predictor.ipynb #315b40ce
 def predict_masks(
     predictor: Predictor,
-    images: np.ndarray, # uint8 [N, H, W]
+    images: np.ndarray | Stacks, # uint8 [N, H, W], or with neighbours [N, K, H, W]
     rules: list[Rule] | None = None, # several at once, from the same probabilities; None: the predictor's
     batch_size: int = 16,
 ) -> np.ndarray: # uint8 [N, H, W], or [R, N, H, W] for several rules
     "Label maps of all images."
-    tried = [predictor.rule_at(images.shape[1:], rule) for rule in rules or [predictor.rule]]
+    size = images.shape[-2:]
+    tried = [predictor.rule_at(size, rule) for rule in rules or [predictor.rule]]
 
     def step(part: np.ndarray) -> dict[int, torch.Tensor]:
         prob = predictor.probabilities(part)
         return {i: decide(prob, rule, predictor.activation) for i, rule in enumerate(tried)}
     if not len(images):
-        return np.zeros((len(rules), *images.shape) if rules else images.shape, np.uint8)
+        return np.zeros((len(rules), 0, *size) if rules else (0, *size), np.uint8)
     masks = over_slices(images, step, batch_size)
     return np.stack(list(masks.values())) if rules else masks[0]

@@ -19,6 +19,7 @@ from ..data.sources import read_slices
 from ..inference.calibration import calibrate
 from ..inference.loop import Each
 from ..inference.rule import Rule
+from ..io.neighbours import with_neighbours
 from .choose import choose_rule, held_out_by, out_of_fold, run_members
 from .predictor import Predictor, load_predictor
 from ..runs.folder import Run
@@ -120,6 +121,7 @@ def prepare(
     warn_of_unfinished(predictor)
     if tune is not None:
         slices = tune if isinstance(tune, SliceSet) else read_slices(tune, annotated=annotated)
+        slices = with_neighbours(slices, tune, "train", predictor.context)
         predictor = tuned(predictor, slices, calibrated, batch_size)
     base = Rule() if rule == "argmax" else predictor.rule
     overruled = {name: value for name, value in fields.items() if value is not None}

@@ -17,6 +17,7 @@ from ..core.files import InputError
 from ..data.slices import SliceSet
 from ..data.sources import read_slices
 from ..inference.rule import Rule
+from ..io.neighbours import with_neighbours
 from ..metrics.bootstrap import bootstrap_mean, paired_bootstrap
 from ..metrics.challenge import dice_table, mean_dice, per_class
 from ..prediction.predictor import Predictor, predict_masks
@@ -38,7 +39,9 @@ def common_slices(
     "The slices with truth that none of the runs has trained on."
     slices = data
     if not isinstance(data, SliceSet):
-        slices = read_slices(data, "test" if split == "test" else "train", annotated)
+        images = "test" if split == "test" else "train"
+        context = max(run_spec(run)["recipe"].data.context for run in runs)
+        slices = with_neighbours(read_slices(data, images, annotated), data, images, context)
     candidates = [scored_slices(run, slices, split, annotated) for run in runs]
     names = set.intersection(*(set(part.names) for part in candidates))
     if not names:
@@ -53,7 +56,8 @@ def score_tables(
     batch_size: int = 16,
 ) -> tuple[np.ndarray, list[np.ndarray]]: # masks uint8 [N, H, W] by the rule; two tables [N, C]
     "Masks by the predictor's rule, and the Dice of each cell by that rule and by argmax; NaN where nobody examined."
-    masks = predict_masks(predictor, slices.images, [predictor.rule, Rule()], batch_size)
+    shown = slices.seen(predictor.context)
+    masks = predict_masks(predictor, shown, [predictor.rule, Rule()], batch_size)
     tables = []
     for pred in masks:
         dice = dice_table(pred, slices.masks, len(slices.classes), slices.classes.unions)

@@ -21,6 +21,7 @@ from ..core.files import InputError, csv_cell, did_you_mean
 from ..data.slices import SliceSet
 from ..data.sources import read_slices
 from ..inference.calibration import plot_reliability
+from ..io.neighbours import with_neighbours
 from ..metrics.bootstrap import bootstrap_mean
 from ..metrics.challenge import dice_table
 from ..metrics.evaluate import evaluate, plain_value
@@ -49,7 +50,8 @@ def scored_slices(
         slices = data
     else:
         images = "test" if split == "test" else "train"
-        slices = read_slices(data, images, annotated)
+        context = run_spec(run)["recipe"].data.context
+        slices = with_neighbours(read_slices(data, images, annotated), data, images, context)
     if list(slices.classes.names) != class_names(run_spec(run)):
         raise InputError(f"{run.folder}: knows other classes than the data it is to be scored on")
     if split == "held-out":

@@ -21,6 +21,7 @@ from ..core.files import InputError, atomic_path, refuse_folder
 from ..data.slices import SliceSet
 from ..data.sources import read_slices
 from ..inference.rule import Rule
+from ..io.neighbours import with_neighbours
 from ..prediction.prepare import prepare
 from ..prediction.saved import run_classes, run_spec
 from ..prediction.sureness import judged
@@ -78,11 +79,13 @@ def sections(facts: dict[str, Any]) -> list[tuple[str, str]]:
     return [(id, title) for id, title, needs in SECTIONS if any(facts[name] for name in needs)]
 
 # %% ../../nbs/report/40_page.ipynb #b1a98e1a
-def training_slices(data: str | Path | SliceSet, split: str, annotated: str) -> SliceSet | None:
-    "The slices of the data that runs are trained on; None where a folder holds a test alone."
+def training_slices(
+    data: str | Path | SliceSet, split: str, annotated: str, context: int = 0,
+) -> SliceSet | None:
+    "The slices of the data that runs are trained on, with so many neighbours; None where a folder holds a test alone."
     if isinstance(data, SliceSet): return data
     if split == "test" and not (Path(data)/"train-images").is_dir(): return None
-    return read_slices(data, "train", annotated)
+    return with_neighbours(read_slices(data, "train", annotated), data, "train", context)
 
 # %% ../../nbs/report/40_page.ipynb #f1fe7957
 def scored_facts(
@@ -141,7 +144,7 @@ def report(
     if data is None:
         pseudo, _ = pseudo_facts(trained, spec)
     else:
-        train = training_slices(data, split, annotated)
+        train = training_slices(data, split, annotated, spec["recipe"].data.context)
         slices = scored_slices(trained, train if split == "held-out" else data, split, annotated)
         predictor = prepare(trained.folder, plan)
         sure = judged(predictor, slices, batch_size)

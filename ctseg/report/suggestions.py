@@ -13,6 +13,7 @@ import numpy as np
 from ..core.anatomy import ClassMap
 from ..core.files import InputError
 from ..data.challenge import read_challenge
+from ..io.neighbours import with_neighbours
 from ..prediction.prepare import prepare
 from ..prediction.suggest import Suggestion, Suggestions, suggest, write_suggestions
 from .page import render, write_page
@@ -68,7 +69,10 @@ def suggest_files(
     out = Path(out)
     if out.suffix != ".csv":
         raise InputError(f"{out}: expected the name of a .csv; the page is written beside it as .html")
-    found = suggest(prepare(runs, device), read_challenge(data, annotated=annotated), count, batch_size)
+    predictor = prepare(runs, device)
+    slices = read_challenge(data, annotated=annotated)
+    slices = with_neighbours(slices, data, "train", predictor.context)
+    found = suggest(predictor, slices, count, batch_size)
     names = ", ".join(Path(run).name for run in runs)
     write_suggestions(found, out)
     write_page(suggestions_page(found, names), out.with_suffix(".html"))

@@ -29,6 +29,14 @@ class DataSettings(Settings):
         "shorter and the encoder is pretrained (a U-Net then decodes to half of it), else their own", low=-1)
     completion: float = setting(
         0.9, "certainty at which the network of --teacher settles a pixel", low=0.5, high=1)
+    context: int = setting(
+        0, "neighbouring slices that the network sees on each side, of volumes; 0: each slice alone",
+        low=0, high=16)
+
+    @property
+    def channels(self) -> int:
+        "Images that the network sees at once."
+        return 2*self.context + 1
 
     def check(self) -> None:
         "`InputError` for an image size that no network works at."

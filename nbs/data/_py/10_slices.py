@@ -28,6 +28,7 @@
 
 # %%
 #| export
+import copy
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -38,6 +39,7 @@ import numpy as np
 from ctseg.core.anatomy import IGNORE, ClassMap
 from ctseg.core.files import InputError, did_you_mean
 from ctseg.data.lazy import LazyPixels, blank_like, blocks, seen_values, take
+from ctseg.data.stacks import Stacks
 
 # %%
 #| hide
@@ -59,6 +61,7 @@ from ctseg.core.style import (
 )
 from ctseg.core.toys import known_part, toy_slices
 from ctseg.data.slices import SliceSet
+from ctseg.data.stacks import stacks_of
 
 # %% [markdown]
 # Three slices of a chest show it: two lungs and a heart. On the first all three were examined and on the second only the heart. The third was never
@@ -217,6 +220,21 @@ def _check_masks(slices: "SliceArrays"):
                              "but known says that all of its members were examined; say which they are")
 
 
+# %%
+#| export
+def _check_stacks(stacks: Stacks|None, images):
+    "`InputError` unless there is a stack of the right size for each of the images [N,H,W]."
+    if stacks is None or (len(stacks), *stacks.shape[2:]) == images.shape:
+        return
+    expected = f"one for each of the images {list(images.shape)}"
+    raise InputError(f"SliceSet.stacks is {stacks}; expected {expected}")
+
+
+# %%
+pair = stacks_of(two, np.zeros(2, int), np.arange(2), 1)
+test_fail(lambda: _check_stacks(pair, two[:1]), contains="one for each of the images [1, 2, 2]")
+
+
 # %% [markdown]
 # ## What may be left out
 #
@@ -328,9 +346,10 @@ class SliceArrays:
     images: np.ndarray # uint8 [N,H,W]; or `LazyPixels`
     masks: np.ndarray # uint8 [N,H,W], or lazy; 0 = background or unknown, 255 = to be ignored
     known: np.ndarray # bool [N,C]: class c+1 was examined on image n
-    names: tuple[str, ...] # N file names
+    names: tuple[str, ...] # file names
     groups: np.ndarray # int64 [N]: slices of one patient, or near-duplicates, share a number
     classes: ClassMap # the C classes
+    stacks: Stacks|None # images with the slices beside them
     present: np.ndarray = field(init=False) # bool [N,C]: the classes that have pixels
 
     def __init__(self,
@@ -340,13 +359,14 @@ class SliceArrays:
         names: Sequence[str]|None = None, # `None`: 0.png, 1.png, …
         groups: np.ndarray|None = None, # int64 [N]; `None`: every slice is a group of its own
         classes: ClassMap|Sequence[str]|None = None, # `None`: class_1, class_2, …
+        stacks: Stacks|None = None, # `None`: nobody looked these up
     ):
-        """Check and keep the arrays. `known` is bool [N,C], "all" or "present"; without masks nothing was examined.
-
-        Left out, names are 0.png, 1.png, …, groups are the slices themselves, classes are class_1, class_2, …"""
+        "Check and keep the arrays; what may be left out is given a default."
         vars(self).update(_complete(images, masks, known, names, groups, classes))
+        vars(self)["stacks"] = stacks
         vars(self)["present"] = present_classes(self.masks, len(self.classes))
         _check_masks(self)
+        _check_stacks(stacks, self.images)
 
 
 # %% [markdown]
@@ -388,6 +408,8 @@ def _check_joinable(a: SliceArrays, b: SliceArrays):
     sizes = ["x".join(map(str, slices.images.shape[1:])) for slices in (a, b)]
     if sizes[0] != sizes[1]:
         raise InputError(f"cannot join images of {sizes[0]} and {sizes[1]} pixels")
+    if a.stacks is not None or b.stacks is not None:
+        raise InputError("cannot join slices whose neighbours are looked up; join them first")
 
 
 # %% [markdown]
@@ -414,6 +436,18 @@ class AnnotatedSlices(SliceArrays):
         "bool [N]: the slices that have pixels to be ignored."
         return seen_values(self.masks)[:, IGNORE]
 
+    @property
+    def context(self) -> int:
+        "How many slices on each side are seen with each one."
+        return 0 if self.stacks is None else self.stacks.context
+
+    def seen(self, context: int) -> np.ndarray|LazyPixels|Stacks:
+        "What a network sees: the images [N,H,W], or with a context [N,K,H,W]; `InputError` where it is not known."
+        if not context: return self.images
+        if self.stacks is not None: return self.stacks.narrowed(context)
+        raise InputError(f"context = {context}: nobody looked up which slices lie beside these; "
+                         "give the folder they were imported into, or see ctseg.io.neighbours")
+
 
 # %% [markdown]
 # A slice on which every pixel is to be ignored is labelled, and nothing is present on it.
@@ -421,6 +455,15 @@ class AnnotatedSlices(SliceArrays):
 # %%
 some = AnnotatedSlices(two, np.full_like(two, IGNORE), "all", classes=["liver"])
 test_eq((some.labelled.all(), some.ignored.all(), some.present.any()), (True, True, False))
+
+# %% [markdown]
+# Slices of a volume may carry [the slices beside them](09_stacks.ipynb). Only a network that was built for these sees them; whoever asks for what nobody
+# looked up gets an error.
+
+# %%
+seen_together = AnnotatedSlices(two, classes=["liver"], stacks=pair)
+print(seen_together.context, seen_together.seen(1), seen_together.seen(0).shape)
+test_fail(lambda: some.seen(1), contains="nobody looked up")
 
 
 # %%
@@ -459,7 +502,29 @@ test_eq((same[0] == same[1], same[0] == same[2]), (True, False))
 
 # %%
 #| export
-class SliceSet(ComparableSlices):
+class SlicesInContext(ComparableSlices):
+    "How slices get the slices beside them."
+    def with_stacks(self, stacks: Stacks|None) -> Self:
+        "The same slices, with the same fingerprint, each seen in one of `stacks`."
+        _check_stacks(stacks, self.images)
+        new = copy.copy(self)
+        vars(new)["stacks"] = stacks
+        return new
+
+    def with_context(self, context: int) -> Self:
+        "The same slices, each seen with so many on each side; `InputError` where these are not known."
+        if context == self.context: return self
+        return self.with_stacks(self.seen(context) if context else None)
+
+
+# %%
+beside = SlicesInContext(two, classes=["liver"]).with_stacks(pair)
+test_eq((beside.context, beside.with_context(0).stacks), (1, None))
+
+
+# %%
+#| export
+class SliceSet(SlicesInContext):
     """N slices of one size with what is known of them, checked when made (`InputError`) and frozen.
 
     Index it with ints, bools or a slice to get a smaller set. Compare two sets by `fingerprint()`."""
@@ -469,6 +534,8 @@ class SliceSet(ComparableSlices):
     def __getitem__(self, index) -> "SliceSet":
         index = np.arange(len(self))[index].reshape(-1)
         parts = {name: take(getattr(self, name), index) for name in ("images", "masks", "known", "groups")}
+        if self.stacks is not None:
+            parts["stacks"] = self.stacks.take(index)
         return replace(self, **parts, names=[self.names[i] for i in index])
 
     def __repr__(self) -> str:
@@ -529,6 +596,9 @@ test_fail(lambda: SliceSet(images, truth), contains="absent cannot be told from 
 test_eq(toy[[2, 0]].names, ("2.png", "0.png"))
 test_eq(len(toy[toy.labelled]), 2)
 test_eq(len(toy[1]), 1)
+seen = toy.with_stacks(stacks_of(toy.images, np.zeros(3, int), np.arange(3), 2))[[2]]
+test_eq((seen.context, seen.with_context(1).context, seen.with_context(0).stacks), (2, 1, None))
+test_eq(seen.with_context(1).stacks[0], np.stack([toy.images[1], toy.images[2], 0*toy.images[0]]))
 both = toy[:2].concat(toy[2:])
 test_eq(both.fingerprint(), toy.fingerprint())
 assert toy[[1, 0]].fingerprint() != toy[[0, 1]].fingerprint()

@@ -31,6 +31,7 @@ from fastcore.test import test_close, test_eq
 
 from ctseg.data.batches import SliceData
 from ctseg.data.slices import SliceSet
+from ctseg.data.stacks import stacks_of
 from ctseg.data.toys import toy_set
 
 # %%
@@ -72,10 +73,10 @@ test_eq(known_map(torch.tensor([[True, False]]), (2, 3)).sum((2, 3)), torch.tens
 @dataclass
 class Batch:
     "B slices on the training device; `batch[rows]` takes some of them."
-    image: torch.Tensor # float32 [B,1,H,W] in 0…1
-    mask: torch.Tensor # int64 [B,H,W]; 0 = background or unknown, 255 = to be ignored
+    image: torch.Tensor # float32 [B,K,H,W] in 0…1; K: 1, more with neighbours
+    mask: torch.Tensor # int64 [B,H,W]; 0 = background or unknown, 255 = ignored
     known: torch.Tensor # bool [B,C], or [B,C,H,W] after mixing
-    weight: torch.Tensor|None = None # float32 [B,1,H,W] or [B,C,H,W]; `None`: all 1
+    weight: torch.Tensor|None = None # f32 [B,1,H,W] or [B,C,H,W]; `None`: all 1
     index: torch.Tensor|None = None # int64 [B]: positions in the `SliceSet`
 
     def __len__(self) -> int:
@@ -86,7 +87,7 @@ class Batch:
         return replace(self, **{k: t[rows] for k, t in given.items()})
 
     def concat(self, other: "Batch|None") -> "Batch":
-        "Both as one. Where only one has weights, the other's are 1."
+        "Both as one; weights that one lacks are 1."
         if other is None:
             return self
         known = [self.known, other.known]
@@ -100,8 +101,8 @@ class Batch:
         return Batch(image, mask, torch.cat(known), weight, index)
 
     def pixel_weights(self) -> torch.Tensor:
-        "float32 [B,1,H,W] or [B,C,H,W]: `weight`, or ones where there is none."
-        return torch.ones_like(self.image) if self.weight is None else self.weight
+        "f32 [B,1,H,W] or [B,C,H,W]: `weight`, or ones where there is none."
+        return torch.ones_like(self.image[:, :1]) if self.weight is None else self.weight
 
 
 # %% [markdown]
@@ -179,8 +180,9 @@ test_eq(_to_device(steps, (4, 4), "cpu", mode="nearest-exact")[0, :, 0].tolist()
 # %%
 #| export
 def _unit(x: torch.Tensor) -> torch.Tensor:
-    "uint8 [B,H,W] → float32 [B,1,H,W] in 0…1."
-    return x[:, None].float()/255
+    "uint8 [B,H,W] or [B,K,H,W] → float32 [B,1,H,W] or [B,K,H,W] in 0…1."
+    if x.ndim == 3: x = x[:, None]
+    return x.float()/255
 
 
 # %% [markdown]
@@ -193,9 +195,37 @@ test_eq(
 )
 
 
+# %% [markdown]
+# With [neighbours](09_stacks.ipynb) the images on the device are those that any stack needs, each once, and a batch looks up several for
+# each slice.
+
 # %%
 #| export
-class SliceData(torch.utils.data.Dataset):
+class ImagesOnDevice(torch.utils.data.Dataset):
+    "What a network sees of some slices, at one size (`None`: their own), on a device."
+    def __init__(self, slices: SliceSet, device, size: tuple[int, int]|None):
+        images, self.channels = slices.images, None
+        if slices.stacks is not None:
+            images, channels = slices.stacks.distinct()
+            self.channels = torch.as_tensor(channels, device=device)  # int64 [N,K]: of which images
+        self.images = _to_device(images, size, device, mode="bilinear", antialias=True)
+
+    def image(self, index: torch.Tensor) -> torch.Tensor:
+        "The slices at `index`, float32 [B,K,H,W]."
+        return _unit(self.images[index if self.channels is None else self.channels[index]])
+
+
+# %%
+three = np.arange(3, dtype=np.uint8)[:, None, None]*np.ones((1, 4, 4), np.uint8)
+in_order = stacks_of(three, np.zeros(3, int), np.arange(3), 1)
+beside = SliceSet(three, classes=["liver"], stacks=in_order)[1:]
+print(ImagesOnDevice(beside, "cpu", None).channels.tolist())
+test_eq(ImagesOnDevice(beside.with_context(0), "cpu", None).channels, None)
+
+
+# %%
+#| export
+class SliceData(ImagesOnDevice):
     "A `SliceSet` on a device. `data[i]` is (image, mask, known, i), for a `DataLoader`."
     def __init__(self,
         slices: SliceSet,
@@ -205,25 +235,24 @@ class SliceData(torch.utils.data.Dataset):
     ):
         size = (image_size, image_size) if isinstance(image_size, int) else image_size
         size = None if size == slices.images.shape[1:] else size
-        grey = {"mode": "bilinear", "antialias": True}
-        self.images = _to_device(slices.images, size, device, **grey)
+        super().__init__(slices, device, size)
         self.masks = _to_device(slices.masks, size, device, mode="nearest-exact")
         self.weights = weights
         if weights is not None:
-            self.weights = _to_device(np.asarray(weights, np.uint8)*255, size, device, **grey)
+            shares = np.asarray(weights, np.uint8)*255
+            self.weights = _to_device(shares, size, device, mode="bilinear", antialias=True)
         known = slices.known
         if size is not None:
             known = known_after_resize(known, slices.present, self.masks.cpu().numpy())
         self.known = torch.tensor(known, device=device)
 
-    def __len__(self): return len(self.images)
+    def __len__(self): return len(self.masks)
 
     def batch(self, index) -> Batch:
         "The slices at `index`."
         index = torch.as_tensor(index, dtype=torch.int64, device=self.images.device)
-        image = _unit(self.images[index])
         weight = None if self.weights is None else _unit(self.weights[index])
-        return Batch(image, self.masks[index].long(), self.known[index], weight, index)
+        return Batch(self.image(index), self.masks[index].long(), self.known[index], weight, index)
 
     def __getitem__(self, i):
         b = self.batch([i])
@@ -246,6 +275,14 @@ print(
 test_close(batch.image[1, 0].numpy(), toy.images[3]/255, eps=1e-6)
 image, mask, known, i = next(iter(torch.utils.data.DataLoader(data, batch_size=3)))
 test_eq((image.shape, i.tolist()), ((3, 1, 64, 64), [0, 1, 2]))
+
+# %% [markdown]
+# The middle slice with both neighbours, and the last one, which has none above:
+
+# %%
+batch = SliceData(beside).batch([0, 1])
+print((255*batch.image[:, :, 0, 0]).int().tolist())
+test_eq(batch.image.shape, (2, 3, 4, 4))
 
 # %% [markdown]
 # At another size grey values are blended and mask values picked, so no class is invented between two others. Pixel weights are blended.

@@ -25,13 +25,17 @@ import torch
 
 from ctseg.data.batches import Batch, SliceData
 from ctseg.data.slices import SliceSet
+from ctseg.data.stacks import Stacks
 
 # %%
 #| hide
+from dataclasses import replace
+
 import numpy as np
 from fastcore.test import test_eq
 
 from ctseg.data.batches import SliceData
+from ctseg.data.stacks import stacks_of
 from ctseg.data.toys import toy_set
 
 
@@ -88,7 +92,25 @@ class _Pixels(NamedTuple):
     masks: np.ndarray
     known: np.ndarray
     present: np.ndarray
+    stacks: Stacks|None = None
 
+def _read(slices: SliceSet, index: np.ndarray) -> _Pixels:
+    "The slices at `index`, read."
+    known, present = slices.known[index], slices.present[index]
+    if slices.stacks is None:
+        return _Pixels(slices.images[index], slices.masks[index], known, present)
+    stacks = slices.stacks.take(index).in_memory()
+    images = np.asarray(stacks.narrowed(0))[:, 0]
+    return _Pixels(images, slices.masks[index], known, present, stacks)
+
+
+# %%
+toys, truth = toy_set(12, 8)
+test_eq(_read(toys, np.array([3, 0])).images, toys.images[[3, 0]])
+
+
+# %%
+#| export
 class StreamedData:
     "As `SliceData`, but the pixels of a batch are read when it is asked for, or ahead of time if it is expected."
     def __init__(self,
@@ -104,9 +126,9 @@ class StreamedData:
 
     def _read(self, index: torch.Tensor) -> tuple:
         "The pixels of a batch, and which of them teach."
-        i, s = index.numpy(), self.slices
+        i = index.numpy()
         weights = None if self.weights is None else np.asarray(self.weights[i])
-        return _Pixels(s.images[i], s.masks[i], s.known[i], s.present[i]), weights
+        return _read(self.slices, i), weights
 
     def expect(self, index: torch.Tensor):
         "Read the slices at `index` ahead of time."
@@ -121,10 +143,20 @@ class StreamedData:
 
 
 # %%
-toys, truth = toy_set(12, 8)
 for size in (None, 32, (40, 24)):
     whole, streamed = SliceData(toys, image_size=size), StreamedData(toys, image_size=size)
     for index in ([3, 0, 7], [5]):
         streamed.expect(index)
         one, other = whole.batch(index), streamed.batch(index)
         for part in ("image", "mask", "known", "index"): test_eq(getattr(one, part), getattr(other, part))
+
+# %% [markdown]
+# Neighbours are read with the slices they belong to.
+
+# %%
+stacks = stacks_of(toys.images, np.zeros(12, int), np.arange(12), 1)
+beside = replace(toys, stacks=stacks)
+for size in (None, 32):
+    one, other = (kind(beside, image_size=size).batch([0, 5, 7]) for kind in (SliceData, StreamedData))
+    test_eq((one.image, one.mask), (other.image, other.mask))
+test_eq(other.image.shape, (3, 3, 32, 32))

@@ -20,6 +20,7 @@
 #| export
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -159,6 +160,12 @@ def _write_split(group, slices: SliceSet):
     for name, array in _index_arrays(slices).items():
         group.create_array(name, data=array)
 
+def _write_arrays(group, arrays: dict[str, np.ndarray]):
+    "Further facts of a split."
+    from zarr.codecs import ZstdCodec
+    for name, array in arrays.items():
+        group.create_array(name, data=array, compressors=ZstdCodec(checksum=True))
+
 
 # %% [markdown]
 # The mark of a store is written last, with the fingerprint of each split, which is computed from what lies on the disk then: it is the same as in
@@ -166,29 +173,13 @@ def _write_split(group, slices: SliceSet):
 
 # %%
 #| export
-def write_store(
-    slices: SliceSet|dict[str, SliceSet], # or by split: train, test
-    out: str|Path, # a folder that is not there yet, or an address
-    notes: dict[str, Any]|None = None, # kept beside the slices, as JSON
-):
-    "Write slices, in memory or not, as a store; whole or not at all where it is a folder."
-    zarr = import_zarr()
-    place = store_place(out)
-    splits = {"train": slices} if isinstance(slices, SliceSet) else slices
-    if isinstance(place, Path):
-        if place.exists():
-            raise InputError(f"{place}: exists already; choose another place, or remove it first")
-        with atomic_path(place) as tmp:
-            _write_splits(zarr.open_group(tmp, mode="w"), splits, notes or {})
-        return
-    _write_splits(zarr.open_group(place, mode="w"), splits, notes or {})
-
-def _write_splits(root, splits: dict[str, SliceSet], notes: dict[str, Any]):
+def _write_splits(root, splits: dict[str, SliceSet], notes: dict[str, Any], arrays: dict[str, dict]):
     "Fill the root of a new store."
     facts_of_splits = {}
     for name, slices in splits.items():
         group = root.create_group(name)
         _write_split(group, slices)
+        _write_arrays(group, arrays.get(name, {}))
         classes = _class_facts(slices.classes)
         parts = {pixels: group[pixels].nchunks_initialized for pixels in PIXELS}
         facts: dict[str, Any] = {"classes": classes, "parts": parts}
@@ -196,6 +187,28 @@ def _write_splits(root, splits: dict[str, SliceSet], notes: dict[str, Any]):
         facts["fingerprint"] = stored.content_hash()
         facts_of_splits[name] = facts
     root.attrs["ctseg"] = {"format": FORMAT, "splits": facts_of_splits, "notes": notes}
+
+
+# %%
+#| export
+def write_store(
+    slices: SliceSet|dict[str, SliceSet], # or by split: train, test
+    out: str|Path, # a folder that is not there yet, or an address
+    notes: dict[str, Any]|None = None, # kept beside the slices, as JSON
+    arrays: dict[str, dict[str, np.ndarray]]|None = None, # by split and name: further facts, a row a slice
+):
+    "Write slices, in memory or not, as a store; whole or not at all where it is a folder."
+    zarr = import_zarr()
+    place = store_place(out)
+    splits = {"train": slices} if isinstance(slices, SliceSet) else slices
+    content = splits, notes or {}, arrays or {}
+    if isinstance(place, Path):
+        if place.exists():
+            raise InputError(f"{place}: exists already; choose another place, or remove it first")
+        with atomic_path(place) as tmp:
+            _write_splits(zarr.open_group(tmp, mode="w"), *content)
+        return
+    _write_splits(zarr.open_group(place, mode="w"), *content)
 
 
 # %% [markdown]
@@ -429,6 +442,38 @@ with tempfile.TemporaryDirectory() as d:
     test_eq(replace(stored, known=toys.known).content_hash(), toys.fingerprint())
     test_fail(lambda: read_store(place, "tset"), contains="split")
     test_fail(lambda: write_store(toys, place), contains="exists already")
+
+
+# %% [markdown]
+# Facts that a store may hold beside its index, such as [where in a scan each slice lies](../io/57_neighbours.ipynb):
+
+# %%
+#| export
+def store_arrays(
+    place: str|Path, # a folder or an address
+    split: str,
+    names: Sequence[str],
+) -> dict[str, np.ndarray]: # empty: the store has none of them
+    "Some of the further facts of a store's slices, whole numbers with a row for each; `InputError` for damaged ones."
+    root, _ = _open_root(store_place(place))
+    try:
+        group = root[split]
+        arrays = {name: group[name][...] for name in names if name in group}
+        slices = group["images"].shape[0]
+    except Exception as e:
+        raise InputError(f"{place}, {split}: cannot be read ({type(e).__name__}); {MAKE_AGAIN}") from None
+    fine = all(len(array) == slices and array.dtype == np.int64 for array in arrays.values())
+    if not fine or len(arrays) not in (0, len(names)):
+        raise InputError(f"{place}, {split}: its arrays do not fit together; {MAKE_AGAIN}")
+    return arrays
+
+
+# %%
+with tempfile.TemporaryDirectory() as d:
+    write_store(toys, f"{d}/s", arrays={"train": {"place": np.arange(len(toys))}})
+    test_eq(store_arrays(f"{d}/s", "train", ["place"])["place"], np.arange(len(toys)))
+    test_eq(store_arrays(f"{d}/s", "train", ["volume"]), {})
+    test_fail(lambda: store_arrays(f"{d}/s", "train", ["place", "volume"]), contains="fit together")
 
 
 # %% [markdown]

@@ -10,7 +10,7 @@
 #| export
 import contextlib
 from collections.abc import Callable, Hashable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import numpy as np
@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ctseg.core.device import DevicePlan
+from ctseg.core.files import InputError
 from ctseg.core.parallel import collect, own_share
 from ctseg.data.batches import Batch, SliceData
 from ctseg.data.slices import SliceSet
@@ -31,7 +32,7 @@ from types import SimpleNamespace
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from fastcore.test import test_close, test_eq
+from fastcore.test import test_close, test_eq, test_fail
 from torch import nn
 
 from ctseg.core.device import pick_device
@@ -56,7 +57,7 @@ def class_probabilities(
 ) -> torch.Tensor:
     """Foreground probabilities f32 `[B, C, H, W]` of a network in evaluation.
 
-    loss: knows how logits become probabilities (`ctseg.losses`). x: f32 `[B, 1, H, W]` in 0…1. temperature: the
+    loss: knows how logits become probabilities (`ctseg.losses`). x: f32 `[B, K, H, W]` in 0…1. temperature: the
     logits are divided by it. presence: False leaves a presence head unasked.
     """
     if not presence or getattr(model, "presence", None) is None:
@@ -122,6 +123,27 @@ with in_precision(half):
     print("a product in bf16 is", (torch.ones(2, 2)@torch.ones(2, 2)).dtype)
 
 
+# %% [markdown]
+# A network may see [neighbouring slices](../data/09_stacks.ipynb) as further channels. In an ensemble those beside it may see fewer, or none. So
+# images come with as many as the widest one sees, and each member takes the middle ones.
+
+# %%
+#| export
+def middle_channels(x: torch.Tensor, context: int) -> torch.Tensor:
+    "Of images `[B, K, H, W]` the middle one, and so many on each side; `InputError` where there are fewer."
+    away = int(x.shape[1])//2 - context
+    if away == 0: return x
+    if away > 0: return x[:, away:-away]
+    raise InputError(f"this network sees each slice with {context} on each side (context = {context}), "
+                     "and was given single images; give the slices of a volume, or a folder made of volumes")
+
+
+# %%
+five = torch.arange(5).view(1, 5, 1, 1)
+test_eq(middle_channels(five, 1).flatten(), torch.tensor([1, 2, 3]))
+test_fail(lambda: middle_channels(five, 3), contains="context = 3")
+
+
 # %%
 #| export
 @dataclass(frozen=True)
@@ -130,12 +152,13 @@ class Member:
 
     model: in evaluation, on the plan's device. loss: knows how the model's logits become probabilities.
     image_size: the height and width it works at; None: the images' own. temperature: its logits are divided by
-    this, see `ctseg.inference.calibration`.
+    this, see `ctseg.inference.calibration`. context: slices that it sees on each side.
     """
     model: nn.Module
     loss: nn.Module
     image_size: int | None = None
     temperature: float = 1.0
+    context: int = field(default=0, kw_only=True)
 
     @torch.inference_mode()
     def ask(
@@ -146,8 +169,9 @@ class Member:
     ) -> torch.Tensor:
         """What `how(model, x)` gives, as f32, in the planned precision.
 
-        x: f32 `[B, 1, H, W]` in 0…1, brought to the size the network works at.
+        x: f32 `[B, K, H, W]` in 0…1, of which it sees the middle ones, at the size that it works at.
         """
+        x = middle_channels(x, self.context)
         size = self.image_size
         if size and tuple(x.shape[-2:]) != (size, size):
             x = F.interpolate(x, (size, size), mode="bilinear", antialias=True, align_corners=False)
@@ -155,7 +179,7 @@ class Member:
             return how(self.model, x).float()
 
     def probabilities(self, x: torch.Tensor, plan: DevicePlan) -> torch.Tensor:
-        "Foreground probabilities f32 `[B, C, H, W]` at the images' size, for images f32 `[B, 1, H, W]` in 0…1."
+        "Foreground probabilities f32 `[B, C, H, W]` at the images' size, for images f32 `[B, K, H, W]` in 0…1."
         def how(model, images):
             return class_probabilities(model, self.loss, images, self.temperature)
         return to_size(self.ask(x, plan, how), x.shape[-2:])

@@ -136,6 +136,7 @@ def export_graph(
     size: tuple[int, int], # height and width of the example it is recorded on
     outputs: dict[str, str], # the names of the tensors and of their axes, such as {"logits": "BCHW"}
     free: str = "BHW", # the axes whose length the file leaves open
+    channels: int = 1, # of the images
 ):
     "Write a graph as an ONNX file."
     import_engine("onnx", "onnx")
@@ -145,18 +146,18 @@ def export_graph(
     options = dict(input_names=["image"], output_names=list(outputs), dynamic_axes=axes)
     options |= dict(opset_version=18, dynamo=False)
     with torch.inference_mode():
-        quietly(lambda: torch.onnx.export(graph, (torch.rand(2, 1, *size),), str(path), **options))
+        quietly(lambda: torch.onnx.export(graph, (torch.rand(2, channels, *size),), str(path), **options))
 
 
 # %%
 #| export
-def onnx_file(network: nn.Module, size: tuple[int, int]) -> bytes:
+def onnx_file(network: nn.Module, size: tuple[int, int], channels: int = 1) -> bytes:
     "A network in evaluation as ONNX, for images of one height and width and any number of them."
     graph = GraphNetwork(network).eval()
     outputs = {"logits": "BCHW"} | ({"presence": "BC"} if graph.has_presence else {})
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder)/"network.onnx"
-        export_graph(graph, file, size, outputs, free="B")
+        export_graph(graph, file, size, outputs, "B", channels)
         return file.read_bytes()
 
 
@@ -176,9 +177,11 @@ def onnx_session(model: Path | bytes) -> Answer:
     session = runtime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     return lambda x: session.run(None, {"image": np.ascontiguousarray(x)})
 
-def compile_onnx(network: nn.Module, size: tuple[int, int], precision: str = "fp32") -> Answer:
+def compile_onnx(
+    network: nn.Module, size: tuple[int, int], precision: str = "fp32", channels: int = 1,
+) -> Answer:
     "A network in evaluation, run by ONNX Runtime; it computes in float32 whatever the `precision`."
-    return onnx_session(onnx_file(network, size))
+    return onnx_session(onnx_file(network, size, channels))
 
 
 # %%
@@ -193,11 +196,13 @@ if available("onnx"):
 
 # %%
 #| export
-def compile_openvino(network: nn.Module, size: tuple[int, int], precision: str = "fp32") -> Answer:
+def compile_openvino(
+    network: nn.Module, size: tuple[int, int], precision: str = "fp32", channels: int = 1,
+) -> Answer:
     "A network in evaluation, compiled by OpenVINO with as many threads as torch has; `precision` is fp32 or bf16."
     openvino = import_engine("openvino", "openvino")
     core = openvino.Core()
-    model = core.read_model(onnx_file(network, size))
+    model = core.read_model(onnx_file(network, size, channels))
     wishes = {
         "INFERENCE_PRECISION_HINT": {"fp32": "f32"}.get(precision, precision),
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
@@ -239,12 +244,13 @@ def mean_difference(found: list[np.ndarray], expected: list[torch.Tensor]) -> fl
 #| export
 @dataclass(eq=False)
 class EngineNetwork:
-    "A network, and graphs of it that another engine has compiled, by the size of the images."
+    "A network, and graphs of it compiled by another engine, by the size of the images."
     network: nn.Module
     engine: str
     plan: DevicePlan
     # by size; None: PyTorch is better
     graphs: dict[tuple[int, int], Answer | None] = field(default_factory=dict)
+    channels: int = 1
 
     @property
     def presence(self) -> nn.Module | None:
@@ -261,7 +267,7 @@ class EngineNetwork:
     def graph(self, size: tuple[int, int]) -> Answer | None:
         "The compiled graph for images of a size; None where the engine cannot express the network."
         try:
-            return COMPILERS[self.engine](self.network, size, self.plan.precision)
+            return COMPILERS[self.engine](self.network, size, self.plan.precision, self.channels)
         except InputError:
             raise
         except Exception as e:  # each engine has its own way to say that it does not know an operation
@@ -371,12 +377,13 @@ def with_engine(member: Member, engine: str, plan: DevicePlan) -> Member:
     on_cpu = plan.device.type == "cpu"
     if engine == "torch" or engine == "auto" and not (on_cpu and available("openvino")):
         return member
+    channels = 2*member.context + 1
     if not on_cpu:
         raise InputError(f"engine {engine} computes on a CPU; add --device cpu, or leave out --engine")
     if engine == "auto":
-        return replace(member, model=FasterNetwork(member.model, "openvino", plan))
+        return replace(member, model=FasterNetwork(member.model, "openvino", plan, channels=channels))
     for name in PACKAGES[engine]: import_engine(name, engine)
-    return replace(member, model=CompiledNetwork(member.model, engine, plan))
+    return replace(member, model=CompiledNetwork(member.model, engine, plan, channels=channels))
 
 
 # %%

@@ -170,7 +170,7 @@ def rule_tables(
     tables = []
     for predictor, slices in parts:
         def step(batch: SliceSet) -> dict[int, torch.Tensor]:
-            prob = predictor.probabilities(batch.images)
+            prob = predictor.probabilities(batch.seen(predictor.context))
             labels = [decide(prob, rule, predictor.activation) for rule in rules]
             return {i: measure(label, prob, batch) for i, label in enumerate(labels)}
         tables.append(np.stack(list(over_slices(slices, step, batch_size, each).values())))

@@ -22,6 +22,7 @@ from ctseg.data.sources import read_slices
 from ctseg.inference.calibration import calibrate
 from ctseg.inference.loop import Each
 from ctseg.inference.rule import Rule
+from ctseg.io.neighbours import with_neighbours
 from ctseg.prediction.choose import choose_rule, held_out_by, out_of_fold, run_members
 from ctseg.prediction.predictor import Predictor, load_predictor
 from ctseg.runs.folder import Run
@@ -217,6 +218,7 @@ def prepare(
     warn_of_unfinished(predictor)
     if tune is not None:
         slices = tune if isinstance(tune, SliceSet) else read_slices(tune, annotated=annotated)
+        slices = with_neighbours(slices, tune, "train", predictor.context)
         predictor = tuned(predictor, slices, calibrated, batch_size)
     base = Rule() if rule == "argmax" else predictor.rule
     overruled = {name: value for name, value in fields.items() if value is not None}

@@ -153,7 +153,7 @@ class Judge:
     def __call__(
         self, images: np.ndarray, prob: torch.Tensor, label: torch.Tensor,
     ) -> dict[str, torch.Tensor]:
-        "`sureness` of labels [B, H, W] that were decided by `prob` [B, C, H, W], for images uint8 [B, H, W]."
+        "`sureness` of labels [B, H, W] decided by `prob` [B, C, H, W], for images uint8 [B, H, W] or [B, K, H, W]."
         if not self.same:
             prob = self.predictor.probabilities(images)
         return sureness(prob, label.to(prob.device), self.expected)
@@ -199,9 +199,10 @@ def judged(predictor: Predictor, slices: SliceSet, batch_size: int = 16) -> dict
     rule = predictor.rule_at(slices.images.shape[1:])
 
     def step(part: SliceSet) -> dict[str, torch.Tensor]:
-        prob = predictor.probabilities(part.images)
+        shown = np.asarray(part.seen(predictor.context))
+        prob = predictor.probabilities(shown)
         label = decide(prob, rule, predictor.activation)
-        sure = judge(part.images, prob, label)
+        sure = judge(shown, prob, label)
         return {"labels": label} | sure
     return over_slices(slices, step, batch_size)
 

@@ -28,11 +28,13 @@ from ctseg.data.lazy import LazyPixels, blank_like, blocks, seen_values
 from ctseg.data.mask_csv import check_names, write_masks
 from ctseg.data.mask_rows import iter_rows, read_header
 from ctseg.data.slices import SliceSet
-from ctseg.data.sources import images_at
+from ctseg.data.sources import has_test, images_at
 from ctseg.data.spooled import file_pixels
+from ctseg.data.stacks import Stacks
 from ctseg.data.store import write_store
 from ctseg.inference.loop import Each, batches
 from ctseg.inference.rule import decide
+from ctseg.io.neighbours import stacks_beside, with_neighbours
 from ctseg.prediction.predictor import Predictor, warn_of_size
 from ctseg.prediction.store import write_probabilities
 from ctseg.prediction.sureness import Note, write_sureness
@@ -247,14 +249,14 @@ print(
 def label_images(
     predictor: Predictor,
     names: list[str],
-    images: LazyPixels, # N images
+    images: LazyPixels | Stacks, # N images, with their neighbours where the predictor sees them
     keep: Callable[[np.ndarray, np.ndarray], Any], # takes numbers [B] and labels uint8 [B, H, W], in order
     batch_size: int = 16,
     each: Each | None = None, # goes through the batches; None: all in order
     notes: Iterable[Note] = (), # each takes names, images, probabilities and labels of a batch
 ):
     "Label images that are read a batch at a time."
-    rule = predictor.rule_at(images.shape[1:])
+    rule = predictor.rule_at(images.shape[-2:])
     for index in batches(len(names), batch_size, each):
         grey = images[index]
         prob = predictor.probabilities(grey)
@@ -321,6 +323,33 @@ def stored_labels(tmp: Path, names: list[str], images: LazyPixels, classes: Clas
     write_store(SliceSet(blank_like(images), masks, "all", names, classes=classes), tmp)
 
 
+# %% [markdown]
+# A predictor that sees neighbouring slices gets them from the [index](../io/57_neighbours.ipynb) beside the folder, or from the store.
+
+# %%
+#| export
+def shown_images(
+    predictor: Predictor, images: str | Path, names: list[str], pixels: LazyPixels, slices: SliceSet | None,
+) -> LazyPixels | Stacks:
+    "The images of `check_files` as the predictor sees them; `InputError` where neighbours are not known."
+    context = predictor.context
+    if not context: return pixels
+    if slices is None: return stacks_beside(images, names, pixels, context)
+    split = "test" if has_test(images) else "train"
+    return with_neighbours(slices, images, split, context).seen(context)
+
+
+# %%
+#| export
+def check_fit(predictor: Predictor, images: str | Path, size: tuple[int, int], slices: SliceSet | None):
+    "`InputError` for images of other classes than the predictor's; a warning for another size."
+    if slices is None:
+        check_class_names(predictor.classes, class_names_beside(images))
+    else:
+        compare_classes(predictor.classes, slices.classes, images)
+    warn_of_size(predictor.members, size)
+
+
 # %%
 #| export
 def predict_folder(
@@ -335,17 +364,14 @@ def predict_folder(
     "Write the submission for a folder of images of any number."
     names, pixels, slices = check_files(images, out, probabilities, confidence)
     size = pixels.shape[1:]
-    if slices is None:
-        check_class_names(predictor.classes, class_names_beside(images))
-    else:
-        compare_classes(predictor.classes, slices.classes, images)
-    warn_of_size(predictor.members, size)
+    check_fit(predictor, images, size, slices)
+    shown = shown_images(predictor, images, names, pixels, slices)
     write = stored_labels if str(out).endswith(LABEL_STORE) else submitted_labels
     with contextlib.ExitStack() as stack:
         tmp = stack.enter_context(atomic_path(out))
         notes = stack.enter_context(open_notes(predictor, size, probabilities, confidence))
         with write(tmp, names, pixels, predictor.classes) as (masks, keep):
-            label_images(predictor, names, pixels, keep, batch_size, progress_bar(progress), notes)
+            label_images(predictor, names, shown, keep, batch_size, progress_bar(progress), notes)
         facts = label_facts(masks, len(predictor.classes))
     ensemble = {"images": len(names), "models": len(predictor.members), "views": predictor.views}
     ensemble["rule"] = str(predictor.rule_at(size))

@@ -71,6 +71,11 @@ class EarlierRun:
         "The names of its classes, in the order of their ids."
         return class_names(self.spec)
 
+    @property
+    def context(self) -> int:
+        "How many neighbouring slices its network sees on each side."
+        return self.spec["recipe"].data.context
+
     def record(self) -> dict[str, str]:
         "What `recipe.json` keeps of it."
         return {"run": self.name, "weights": self.sha256[:16]}
@@ -123,6 +128,10 @@ def check_architecture(earlier: EarlierRun, recipe: Recipe) -> None:
     if theirs != ours:
         problem = f"its network is {theirs}, this recipe's is {ours}"
         raise InputError(f"--init {earlier.name}: {problem}; give --set model={theirs}")
+    before = earlier.context
+    if before != recipe.data.context:
+        problem = f"its network sees {before} slices on each side, this recipe's {recipe.data.context}"
+        raise InputError(f"--init {earlier.name}: {problem}; give --set context={before}")
     if recipe.model.weights:
         raise InputError(f"--init {earlier.name} and weights = {recipe.model.weights!r}: give one of the two")
 
@@ -240,6 +249,9 @@ def old_network(earlier: EarlierRun, recipe: Recipe, classes: ClassMap, plan: De
     seen, mirror = earlier.spec["recipe"].augment.mirror, recipe.augment.mirror
     if mirror and mirror != seen:
         raise InputError(f"{where}: it has never seen mirrored images; give --set mirror={seen}")
+    if earlier.context > recipe.data.context:
+        problem = f"it sees {earlier.context} slices on each side, which these images do not show"
+        raise InputError(f"{where}: {problem}; give --set context={earlier.context}")
     told = np.zeros(len(classes), bool)
     told[[new for _, new in pairs]] = True
     member = load_member(earlier.run, earlier.spec, plan)

@@ -17,10 +17,12 @@ import numpy as np
 import torch
 
 from ctseg.core.files import InputError
+from ctseg.data.stacks import Stacks, stacks_of
 from ctseg.inference.confidence import sum_by_class
 from ctseg.inference.rule import decide
 from ctseg.io.canvas import paste, place_on_squares
 from ctseg.io.geometry import as_slices, as_volume
+from ctseg.io.neighbours import slice_places
 from ctseg.io.slicing import Slicing
 from ctseg.io.volumes import Part, Volume, cut, resize_slices
 from ctseg.prediction.predictor import Predictor, warn_of_size
@@ -73,6 +75,7 @@ def cut_in_parts(
     volume: Volume,
     slicing: Slicing, # with a fixed window; every slice is cut
     at_a_time: int = 16, # slices of a part
+    beside: int = 0, # further slices before and after each part, where there are any
 ) -> Iterator[Part]:
     """The slices of a volume, some at a time, numbered as in the whole stack.
 
@@ -82,12 +85,13 @@ def cut_in_parts(
         raise InputError("window 'random': a prediction needs a fixed one, such as soft, lung or bone")
     stack = as_slices(volume.hu, volume.affine, slicing.orientation)
     for start in range(0, len(stack), at_a_time):
-        few = stack[start:start + at_a_time]
+        first = max(0, start - beside)
+        few = stack[first:start + at_a_time + beside]
         hu = as_volume(few, volume.affine, slicing.orientation)
         piece = replace(volume, hu=hu, labels=None, known=None, drawn=None)
         windows = [slicing.level_width]*len(few)
         part = cut(piece, slicing, slices=np.arange(len(few)), windows=windows)
-        part.slices = part.slices + start
+        part.slices = part.slices + first
         yield part
 
 
@@ -152,6 +156,30 @@ class LabelledVolume:
     seen: float # share of the slices' area that the network has seen; below 1 where slices were cropped
 
 
+# %% [markdown]
+# A network with a `context` sees [neighbours](../io/57_neighbours.ipynb) as it has in training: at the ends of a scan and beside a gap there is
+# none. Each part is then cut with a few more slices.
+
+# %%
+#| export
+def seen_slices(
+    part: Part,
+    images: np.ndarray, # uint8 [n,H,W], of this part
+    corners: np.ndarray, # int [n,2], of these images
+    places: np.ndarray, # int [Z], of all slices, see `slice_places`
+    context: int, # slices on each side; 0: none
+) -> np.ndarray|Stacks: # [n,H,W] or [n,K,H,W]
+    "The images of a part as a network sees them."
+    if not context: return images
+    volumes = np.zeros(len(images), int)
+    return stacks_of(images, volumes, places[part.slices], context, corners)
+
+
+# %%
+few = next(cut_in_parts(scans["as NIfTI likes it"], Slicing(), 3, 1))
+print(few.slices, seen_slices(few, few.images, np.zeros((4, 2), int), np.arange(40), 1).rows.tolist())
+
+
 # %%
 #| export
 def label_volume(
@@ -163,18 +191,21 @@ def label_volume(
     "Predict every slice of a volume. Needs memory for its labels and for a batch of slices."
     labels = np.zeros(volume.hu.shape, np.uint8)
     stack = as_slices(labels, volume.affine, slicing.orientation)
-    sums, seen = ConfidenceSums(len(predictor.classes)), 1.
-    for part in cut_in_parts(volume, slicing, batch_size):
+    sums, seen, context = ConfidenceSums(len(predictor.classes)), 1., predictor.context
+    places = slice_places(volume.affine, slicing.orientation, volume.hu.shape, volume.positions)
+    starts = range(0, len(stack), batch_size)
+    for start, part in zip(starts, cut_in_parts(volume, slicing, batch_size, context)):
         height, width = part.images.shape[1:]
         side = slicing.size or max(height, width)
-        if not part.slices[0]: warn_of_size(predictor.members, (side, side))
+        if not start: warn_of_size(predictor.members, (side, side))
         seen = min(side, height)*min(side, width)/(height*width)
         images, _, corners = place_on_squares(part, side)
-        prob = predictor.probabilities(images)
+        own = np.flatnonzero((part.slices >= start) & (part.slices < start + batch_size))
+        prob = predictor.probabilities(seen_slices(part, images, corners, places, context)[own])
         mask = decide(prob, predictor.rule_at((side, side)), predictor.activation)
         sums.add(prob, mask)
-        back = paste(mask.cpu().numpy(), -corners, (height, width), 0)
-        stack[part.slices] = resize_slices(back, stack.shape[1:], "mask")
+        back = paste(mask.cpu().numpy(), -corners[own], (height, width), 0)
+        stack[part.slices[own]] = resize_slices(back, stack.shape[1:], "mask")
     return LabelledVolume(labels, sums.value(), seen)
 
 

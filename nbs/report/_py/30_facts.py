@@ -22,6 +22,7 @@ from ctseg.core.files import InputError, csv_cell, did_you_mean
 from ctseg.data.slices import SliceSet
 from ctseg.data.sources import read_slices
 from ctseg.inference.calibration import plot_reliability
+from ctseg.io.neighbours import with_neighbours
 from ctseg.metrics.bootstrap import bootstrap_mean
 from ctseg.metrics.challenge import dice_table
 from ctseg.metrics.evaluate import evaluate, plain_value
@@ -87,7 +88,8 @@ def scored_slices(
         slices = data
     else:
         images = "test" if split == "test" else "train"
-        slices = read_slices(data, images, annotated)
+        context = run_spec(run)["recipe"].data.context
+        slices = with_neighbours(read_slices(data, images, annotated), data, images, context)
     if list(slices.classes.names) != class_names(run_spec(run)):
         raise InputError(f"{run.folder}: knows other classes than the data it is to be scored on")
     if split == "held-out":

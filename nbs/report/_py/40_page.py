@@ -24,6 +24,7 @@ from ctseg.core.files import InputError, atomic_path, refuse_folder
 from ctseg.data.slices import SliceSet
 from ctseg.data.sources import read_slices
 from ctseg.inference.rule import Rule
+from ctseg.io.neighbours import with_neighbours
 from ctseg.prediction.prepare import prepare
 from ctseg.prediction.saved import run_classes, run_spec
 from ctseg.prediction.sureness import judged
@@ -187,11 +188,13 @@ print(
 
 # %%
 #| export
-def training_slices(data: str | Path | SliceSet, split: str, annotated: str) -> SliceSet | None:
-    "The slices of the data that runs are trained on; None where a folder holds a test alone."
+def training_slices(
+    data: str | Path | SliceSet, split: str, annotated: str, context: int = 0,
+) -> SliceSet | None:
+    "The slices of the data that runs are trained on, with so many neighbours; None where a folder holds a test alone."
     if isinstance(data, SliceSet): return data
     if split == "test" and not (Path(data)/"train-images").is_dir(): return None
-    return read_slices(data, "train", annotated)
+    return with_neighbours(read_slices(data, "train", annotated), data, "train", context)
 
 
 # %%
@@ -277,7 +280,7 @@ def report(
     if data is None:
         pseudo, _ = pseudo_facts(trained, spec)
     else:
-        train = training_slices(data, split, annotated)
+        train = training_slices(data, split, annotated, spec["recipe"].data.context)
         slices = scored_slices(trained, train if split == "held-out" else data, split, annotated)
         predictor = prepare(trained.folder, plan)
         sure = judged(predictor, slices, batch_size)

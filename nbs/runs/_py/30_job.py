@@ -171,6 +171,7 @@ class JobBase:
         if seed < 0: raise InputError(f"seed = {seed}: expected 0 or more")
         self.recipe, self.run, self.plan, self.seed = recipe, run, plan or pick_device(), seed
         self.options = options
+        slices = slices.with_context(recipe.data.context)
         self.split = split_slices(slices, recipe.data, seed, options.told)
         self.loss = make_loss(recipe.loss)
         self.loss.unions = slices.classes.unions
@@ -326,7 +327,8 @@ class PhaseJob(WatchedJob):
         classes = len(self.labelled.classes)
         start = self.options.start
         out_chans, trained = self.loss.out_chans(classes), start is not None
-        model = make_model(self.recipe.model, out_chans, classes, self.image_size, trained)
+        channels = self.recipe.data.channels
+        model = make_model(self.recipe.model, out_chans, classes, self.image_size, trained, channels)
         for head in getattr(model, "heads", [model.head]):
             self.loss.init_head(head, classes)
         if start: start(model, self.loss)

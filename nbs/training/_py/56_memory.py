@@ -37,6 +37,7 @@ COPIES = 5  # of the weights
 def kept_values(
     model: nn.Module, # on the meta device, where tensors have shapes and no content
     size: tuple[int, int], # height and width of the images
+    channels: int = 1, # of its input
 ) -> int:
     "How many values of one grey image a forward pass must keep for the backward pass, at least: what convolutions, norms and linear layers return."
     counts: list[int] = []
@@ -44,7 +45,8 @@ def kept_values(
         if torch.is_tensor(output): counts.append(output.numel())
     layers = [m for m in model.modules() if not list(m.children()) and list(m.parameters())]
     hooks = [layer.register_forward_hook(count) for layer in layers]
-    with torch.no_grad(): model.eval()(torch.empty(1, 1, *size, device="meta"))
+    with torch.no_grad():
+        model.eval()(torch.empty(1, channels, *size, device="meta"))
     for hook in hooks: hook.remove()
     return sum(counts)
 
@@ -56,12 +58,13 @@ def least_bytes(
     size: tuple[int, int], # of the images it works at
     images: int, # at a time
     precise: bool = True, # 4 bytes a value; False: 2
+    channels: int = 1, # of the network's input
 ) -> int: # 0 where the network does not let itself be measured
     "What a training step needs at least."
     try:
         with torch.device("meta"), torch.random.fork_rng(devices=[]):
             model = build()
-        values = kept_values(model.to("meta"), size)
+        values = kept_values(model.to("meta"), size, channels)
     except Exception:  # a network of a plugin may do anything; then the step itself will tell
         return 0
     return 4*COPIES*count_parameters(model) + values*images*(4 if precise else 2)

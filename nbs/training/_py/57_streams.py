@@ -80,7 +80,10 @@ class Stream:
 def pixel_bytes(slices: SliceSet, image_size: int | None = None) -> int:
     "Bytes of the images and masks of slices, at the size that a network works at (None: their own)."
     height, width = (image_size, image_size) if image_size else slices.images.shape[1:]
-    return 2*len(slices)*height*width
+    images = len(slices)
+    if slices.stacks is not None:  # those beside them too, each once
+        images = len(np.unique(slices.stacks.rows[slices.stacks.rows >= 0]))
+    return (images + len(slices))*height*width
 
 def stays_on_device(slices: SliceSet, setup: Setup, device: torch.device) -> bool:
     "Whether slices are kept on the device; else they are streamed to it."
