@@ -47,7 +47,7 @@ class InputError(ValueError):
         if len(text) <= MAX_MESSAGE: return text
         return f"{text[:MAX_MESSAGE//2]} … {text[-MAX_MESSAGE//2:]}"
 
-# %% ../../nbs/core/10_files.ipynb #8b49e1d9
+# %% ../../nbs/core/10_files.ipynb #bede8f6f
 MOST_NAMES = 20  # of a list in a message
 
 def some_of(names: Iterable, most: int = MOST_NAMES, length: int = 60) -> str:
@@ -144,7 +144,7 @@ def _final_path(path: Path) -> Path:
     "Where a write to `path` ends up: the target of a link, else `path` itself."
     return Path(os.path.realpath(path)) if path.is_symlink() else path
 
-# %% ../../nbs/core/10_files.ipynb #6534c5dc
+# %% ../../nbs/core/10_files.ipynb #4de54380
 _PATIENCE = 3.  # seconds
 
 @contextlib.contextmanager

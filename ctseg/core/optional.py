@@ -44,7 +44,7 @@ def import_timm() -> ModuleType:
     import timm
     return timm
 
-# %% ../../nbs/core/30_optional.ipynb #5341caca
+# %% ../../nbs/core/30_optional.ipynb #d3612492
 class NotAtHand(InputError):
     "A package, or the published weights of a network, that could be had but are not here."
 

@@ -91,7 +91,7 @@ def array_shapes(
                 shapes[entry.filename.removesuffix(".npy")], _ = array_header(f)
     return shapes
 
-# %% ../../nbs/data/25_cache.ipynb #eb8a1034
+# %% ../../nbs/data/25_cache.ipynb #1b5ede4c
 def _kept(file: Path, fits: Callable[[np.ndarray], bool]) -> np.ndarray | None:
     "The array in a file of the cache; None where there is none, or it is damaged, or of another kind than `fits` expects."
     with contextlib.suppress(Exception):  # each way of being damaged has its own
@@ -102,7 +102,7 @@ def _kept(file: Path, fits: Callable[[np.ndarray], bool]) -> np.ndarray | None:
         if fits(array): return array
     return None
 
-# %% ../../nbs/data/25_cache.ipynb #38dde331
+# %% ../../nbs/data/25_cache.ipynb #e775b63d
 def cached_array(
     kind: str, # what the array is, with the version of its reader: "masks1"
     paths: list[Path], # the files it is read from

@@ -6,11 +6,12 @@
 __all__ = ['CHUNK', 'SHARD', 'FORMAT', 'PIXELS', 'INDEX', 'MAKE_AGAIN', 'COUNT', 'OF_CLASSES', 'PARTS',
            'OF_SPLIT', 'FACTS', 'SOME', 'MAX_INDEX', 'MAX_PART', 'import_zarr', 'store_place',
            'is_store', 'chunk_sizes', 'write_store', 'StoredPixels', 'store_splits',
-           'store_notes', 'read_store', 'check_stored']
+           'store_notes', 'read_store', 'store_arrays', 'check_stored']
 
 # %% ../../nbs/data/74_store.ipynb #0aca393c
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -109,30 +110,20 @@ def _write_split(group, slices: SliceSet):
     for name, array in _index_arrays(slices).items():
         group.create_array(name, data=array)
 
-# %% ../../nbs/data/74_store.ipynb #7dac8f96
-def write_store(
-    slices: SliceSet|dict[str, SliceSet], # or by split: train, test
-    out: str|Path, # a folder that is not there yet, or an address
-    notes: dict[str, Any]|None = None, # kept beside the slices, as JSON
-):
-    "Write slices, in memory or not, as a store; whole or not at all where it is a folder."
-    zarr = import_zarr()
-    place = store_place(out)
-    splits = {"train": slices} if isinstance(slices, SliceSet) else slices
-    if isinstance(place, Path):
-        if place.exists():
-            raise InputError(f"{place}: exists already; choose another place, or remove it first")
-        with atomic_path(place) as tmp:
-            _write_splits(zarr.open_group(tmp, mode="w"), splits, notes or {})
-        return
-    _write_splits(zarr.open_group(place, mode="w"), splits, notes or {})
+def _write_arrays(group, arrays: dict[str, np.ndarray]):
+    "Further facts of a split."
+    from zarr.codecs import ZstdCodec
+    for name, array in arrays.items():
+        group.create_array(name, data=array, compressors=ZstdCodec(checksum=True))
 
-def _write_splits(root, splits: dict[str, SliceSet], notes: dict[str, Any]):
+# %% ../../nbs/data/74_store.ipynb #7dac8f96
+def _write_splits(root, splits: dict[str, SliceSet], notes: dict[str, Any], arrays: dict[str, dict]):
     "Fill the root of a new store."
     facts_of_splits = {}
     for name, slices in splits.items():
         group = root.create_group(name)
         _write_split(group, slices)
+        _write_arrays(group, arrays.get(name, {}))
         classes = _class_facts(slices.classes)
         parts = {pixels: group[pixels].nchunks_initialized for pixels in PIXELS}
         facts: dict[str, Any] = {"classes": classes, "parts": parts}
@@ -140,6 +131,26 @@ def _write_splits(root, splits: dict[str, SliceSet], notes: dict[str, Any]):
         facts["fingerprint"] = stored.content_hash()
         facts_of_splits[name] = facts
     root.attrs["ctseg"] = {"format": FORMAT, "splits": facts_of_splits, "notes": notes}
+
+# %% ../../nbs/data/74_store.ipynb #086935f8
+def write_store(
+    slices: SliceSet|dict[str, SliceSet], # or by split: train, test
+    out: str|Path, # a folder that is not there yet, or an address
+    notes: dict[str, Any]|None = None, # kept beside the slices, as JSON
+    arrays: dict[str, dict[str, np.ndarray]]|None = None, # by split and name: further facts, a row a slice
+):
+    "Write slices, in memory or not, as a store; whole or not at all where it is a folder."
+    zarr = import_zarr()
+    place = store_place(out)
+    splits = {"train": slices} if isinstance(slices, SliceSet) else slices
+    content = splits, notes or {}, arrays or {}
+    if isinstance(place, Path):
+        if place.exists():
+            raise InputError(f"{place}: exists already; choose another place, or remove it first")
+        with atomic_path(place) as tmp:
+            _write_splits(zarr.open_group(tmp, mode="w"), *content)
+        return
+    _write_splits(zarr.open_group(place, mode="w"), *content)
 
 # %% ../../nbs/data/74_store.ipynb #eb78568e
 MAKE_AGAIN = "make the store again"
@@ -266,7 +277,7 @@ def _refuse_odd_parts(place: Path):
     for folder, _, names in os.walk(place):
         for name in names: refuse_special(Path(folder)/name, MAX_PART)
 
-# %% ../../nbs/data/74_store.ipynb #c2d073ae
+# %% ../../nbs/data/74_store.ipynb #54ebe27f
 def _open_root(place: str|Path) -> tuple[Any, dict[str, Any]]:
     "The root of a store and what it says of itself; `InputError` for what is none."
     zarr = import_zarr()
@@ -309,6 +320,25 @@ def read_store(
     slices = _read_split(root, split, facts_of_split, f"{place}, {split}")
     vars(slices)["_fingerprint"] = facts_of_split["fingerprint"]
     return slices
+
+# %% ../../nbs/data/74_store.ipynb #ca416008
+def store_arrays(
+    place: str|Path, # a folder or an address
+    split: str,
+    names: Sequence[str],
+) -> dict[str, np.ndarray]: # empty: the store has none of them
+    "Some of the further facts of a store's slices, whole numbers with a row for each; `InputError` for damaged ones."
+    root, _ = _open_root(store_place(place))
+    try:
+        group = root[split]
+        arrays = {name: group[name][...] for name in names if name in group}
+        slices = group["images"].shape[0]
+    except Exception as e:
+        raise InputError(f"{place}, {split}: cannot be read ({type(e).__name__}); {MAKE_AGAIN}") from None
+    fine = all(len(array) == slices and array.dtype == np.int64 for array in arrays.values())
+    if not fine or len(arrays) not in (0, len(names)):
+        raise InputError(f"{place}, {split}: its arrays do not fit together; {MAKE_AGAIN}")
+    return arrays
 
 # %% ../../nbs/data/74_store.ipynb #25f8b4e9
 def check_stored(slices: SliceSet, where: str|Path):

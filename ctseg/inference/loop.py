@@ -65,7 +65,7 @@ def middle_channels(x: torch.Tensor, context: int) -> torch.Tensor:
     raise InputError(f"this network sees each slice with {context} on each side (context = {context}), "
                      "and was given single images; give the slices of a volume, or a folder made of volumes")
 
-# %% ../../nbs/inference/20_loop.ipynb #44e3b870
+# %% ../../nbs/inference/20_loop.ipynb #033e34f6
 @dataclass(frozen=True)
 class Member:
     """One trained network, ready to be asked. Nothing here knows of the run it came from.

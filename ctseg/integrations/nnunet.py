@@ -187,7 +187,7 @@ def export_nnunet(
         "pixels": _pixel_shares(kept.masks, labels, C),
     }
 
-# %% ../../nbs/integrations/10_nnunet.ipynb #7878e5a4
+# %% ../../nbs/integrations/10_nnunet.ipynb #97bc2a71
 #| eval: false
 if __name__ == "__main__":
     sys.exit(set_up())

@@ -7,6 +7,7 @@ __all__ = ['SEAL', 'CHUNK', 'seal', 'check_seal']
 
 # %% ../../nbs/models/05_sealed.ipynb #225a9ae7
 import json
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -42,13 +43,21 @@ def check_seal(path: str | Path) -> None:
     "Raise an `InputError` for a safetensors file whose content does not match its checksum."
     with open(path, "rb") as f:
         length = int.from_bytes(f.read(8), "little")
-        if length > 100 << 20: return  # not a safetensors file: no seal
+        if length > 16 << 20: return  # no safetensors file: who loads it tells
         try:
             entries = json.loads(f.read(length))
             note = entries.pop("__metadata__", {}).get(SEAL)
-        except (ValueError, AttributeError, RecursionError):
+            ends = [0]
+            for entry in entries.values():
+                end = entry["data_offsets"][1]
+                ends.append(int(end))
+        except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
             return
         if note is None: return
+        size = os.fstat(f.fileno()).st_size
+        expected = 8 + length + max(ends)
+        if size != expected:
+            raise InputError(f"{path}: damaged, it is shorter or longer than it says; copy it again")
         checksum = _checksum(entries, b"")
         while chunk := f.read(CHUNK): checksum = zlib.crc32(chunk, checksum)
     if note != f"{checksum:08x}":

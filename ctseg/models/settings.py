@@ -15,7 +15,7 @@ from .zoo import create_model, model_entry, model_keywords
 
 # %% ../../nbs/models/85_settings.ipynb #bef1abd2
 class ModelSettings(Settings):
-    "Of any network."
+    "Settings of any network."
     name: str = setting("attunet", "see `ctseg models`")
     width: int = setting(0, "channels at full resolution; 0: the network's own default", low=0)
     weights: str = setting("", "start from this file; empty: from fresh weights")
@@ -25,18 +25,18 @@ class ModelSettings(Settings):
 
 # %% ../../nbs/models/85_settings.ipynb #2819f9b5
 class EncoderSettings(ModelSettings):
-    "Of a network with an encoder of timm."
+    "Settings of a network with an encoder of timm."
     pretrained: bool = setting(True, "the encoder starts from published weights, where there are some")
     frozen: bool = setting(False, "the encoder does not learn")
     frozen_levels: int = setting(
-        0, "its first so many levels do not learn, from the finest on; saves time", low=0, high=5)
+        0, "levels of the encoder that do not learn, counted from the finest; saves time", low=0, high=5)
     statistics: str = setting(
         "encoder", "of grey values: those the encoder was trained with, or ImageNet's", choices=STATISTICS)
     light: bool = setting(False, "a U-Net decoder that is thinner at its coarse levels; saves time")
     half: bool = setting(False, "a U-Net decoder that stops at half the resolution; for enlarged images")
     norm: str = setting("batch", "of the decoder above it: \"group\" for small batches", choices=NORMS)
     fallback: str = setting(
-        "", "network in its place where its published weights, or its package, are not here; empty: stop")
+        "", "network to take where the published weights or the package are missing; empty: stop")
     from_size: int = setting(
         0, "images with fewer pixels a side are left to the fallback as well", low=0, high=4096)
 
@@ -57,7 +57,8 @@ def model_options(
     "The keywords for `create_model`."
     taken = model_keywords(settings.name)
     values = {info.name: getattr(settings, info.name) for info in describe(type(settings))}
-    for of_the_recipe in ("name", "fallback", "from_size"): values.pop(of_the_recipe, None)
+    for of_the_recipe in ("name", "fallback", "from_size"):
+        values.pop(of_the_recipe, None)
     values["presence"] = classes if settings.presence else 0
     if trained: values["weights"] = ""
     if values.get("norm") == "batch": del values["norm"]

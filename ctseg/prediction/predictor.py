@@ -145,7 +145,7 @@ class Members:
         "How many neighbouring slices on each side are seen by the member that sees the most."
         return max((member.context for member in self.members), default=0)
 
-# %% ../../nbs/prediction/20_predictor.ipynb #4576d0e2
+# %% ../../nbs/prediction/20_predictor.ipynb #5410ff4f
 class Ensemble(Members):
     "One or more models whose probabilities are averaged, over models and over views."
     def probabilities(self, images: np.ndarray | Stacks) -> torch.Tensor:
@@ -191,7 +191,7 @@ def needs_volume(context: int) -> InputError:
     remedy = "give all slices of one volume, from foot to head, with volume=True"
     return InputError(f"images: {problem}; {remedy}")
 
-# %% ../../nbs/prediction/20_predictor.ipynb #520c7a26
+# %% ../../nbs/prediction/20_predictor.ipynb #b308bcd8
 @dataclass(repr=False)
 class RuledEnsemble(Ensemble):
     "An ensemble with a decision rule."
@@ -213,7 +213,7 @@ class RuledEnsemble(Ensemble):
         island = rule.island*math.prod(size)/math.prod(self.rule_size)
         return replace(rule, island=max(1, round(island)))
 
-# %% ../../nbs/prediction/20_predictor.ipynb #22e05465
+# %% ../../nbs/prediction/20_predictor.ipynb #9954ffe4
 class Predictor(RuledEnsemble):
     "An ensemble with a decision rule: images in, label maps out."
     def predict(

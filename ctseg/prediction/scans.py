@@ -121,7 +121,7 @@ def _distinct(scans: list[Scan]) -> list[Scan]:
         out.append(replace(scan, name=name))
     return out
 
-# %% ../../nbs/prediction/70_scans.ipynb #8afebb2a
+# %% ../../nbs/prediction/70_scans.ipynb #1006ab12
 def _by_path(scans: list[Scan]) -> list[Scan]:
     "The scans; those whose files have the same name say in which folder they lie."
     alike: dict[str, list[Path]] = {}

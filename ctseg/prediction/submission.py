@@ -206,7 +206,7 @@ def shown_images(
     split = "test" if has_test(images) else "train"
     return with_neighbours(slices, images, split, context).seen(context)
 
-# %% ../../nbs/prediction/60_submission.ipynb #cbdab37b
+# %% ../../nbs/prediction/60_submission.ipynb #9bdc35d3
 def check_fit(predictor: Predictor, images: str | Path, size: tuple[int, int], slices: SliceSet | None):
     "`InputError` for images of other classes than the predictor's; a warning for another size."
     if slices is None:
@@ -215,7 +215,7 @@ def check_fit(predictor: Predictor, images: str | Path, size: tuple[int, int], s
         compare_classes(predictor.classes, slices.classes, images)
     warn_of_size(predictor.members, size)
 
-# %% ../../nbs/prediction/60_submission.ipynb #2681dbaa
+# %% ../../nbs/prediction/60_submission.ipynb #0009dd20
 def predict_folder(
     predictor: Predictor,
     images: str | Path, # a folder of PNG slices, or a store

@@ -91,7 +91,7 @@ def seen_slices(
     volumes = np.zeros(len(images), int)
     return stacks_of(images, volumes, places[part.slices], context, corners)
 
-# %% ../../nbs/prediction/75_volumes.ipynb #c0cd4ae4
+# %% ../../nbs/prediction/75_volumes.ipynb #54e94b88
 def label_volume(
     predictor: Predictor,
     volume: Volume,

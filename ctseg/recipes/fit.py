@@ -31,6 +31,7 @@ from ..data.sources import knows_patients, read_slices
 from ..inference.loop import Each
 from ..inference.rule import Rule
 from ..io.imported import imported_slicing
+from ..io.neighbours import with_neighbours
 from ..metrics.bootstrap import bootstrap_mean
 from ..metrics.evaluate import plain_value
 from ..models.settings import make_model
@@ -73,10 +74,11 @@ def refuse_too_large(job: Job) -> None:
     recipe, classes = job.recipe, len(job.labelled.classes)
     size = (job.image_size,)*2 if job.image_size else job.labelled.images.shape[1:]
     channels = job.loss.out_chans(classes)
-    def build(): return make_model(recipe.model, channels, classes, job.image_size, trained=True)
+    shown = recipe.data.channels
+    def build(): return make_model(recipe.model, channels, classes, job.image_size, True, shown)
     batch = -(-recipe.schedule.batch_size//(world()*recipe.compute.pieces))
     images = 1 if job.device.type == "cuda" else batch
-    need = least_bytes(build, size, images, job.plan.precision == "fp32")
+    need = least_bytes(build, size, images, job.plan.precision == "fp32", shown)
     what = f"{recipe.model.name} at {size[0]}x{size[1]} pixels, {images} at a time"
     check_memory(need, free_bytes(job.device), what)
 
@@ -189,17 +191,18 @@ class FitOptions:
     log: str | Iterable[str] = ()        # trackers of accelerate, see `check_trackers`
     callbacks: Iterable[Callback] = ()   # called after each epoch, see `as_watchers`
     init: str | Path | Run = ""          # a run to start from the weights of, by class name; empty: none
-    teacher: str | Path | Run = ""       # a run that fills in what it knows and nobody examined; empty: none
+    teacher: str | Path | Run = ""       # a run that fills in what nobody examined; empty: none
     memory: str = ""                     # most memory of the device for slices, e.g. "4GB"
 
     def deadline(self) -> Deadline:
         "When to stop."
         return Deadline(read_duration(self.time_limit) if self.time_limit else math.inf)
 
-    def read(self, data: SliceSet | str | Path) -> SliceSet:
-        "The slices of a challenge folder or a store; slices that have been read as they are."
+    def read(self, data: SliceSet | str | Path, context: int = 0) -> SliceSet:
+        "The slices of a folder or a store, with so many neighbours; those already read as they are."
         if not isinstance(data, SliceSet):
-            return main_first(lambda: read_slices(data, annotated=self.annotated))
+            slices = main_first(lambda: read_slices(data, annotated=self.annotated))
+            return with_neighbours(slices, data, "train", context)
         if self.annotated == "json": return data
         use = "is for reading a challenge folder, and these slices have been read"
         raise InputError(f"annotated={self.annotated!r} {use}; give it to read_challenge")
@@ -305,7 +308,7 @@ def fit(
         on_main(lambda: run.check_free(resume))
         try:
             if not run.finished: on_main(run.lock)
-            slices = more.read(data)
+            slices = more.read(data, recipe.data.context)
             job, earlier, facts = make_job(recipe, slices, run, seed, more, plan, deadline, progress)
             source = check_job(job)
             spec = make_spec(job.recipe, slices, seed, plugins, facts) | how_cut(data)

@@ -61,7 +61,8 @@ def too_small(
     least = recipe.model.from_size if fallback_of(recipe) else 0
     size = min(max(shape), working_size(recipe, shape) or max(shape))
     if size >= least: return ""
-    return f"{fallback_of(recipe)} is trained: a pretrained encoder pays from {least} pixels on, these have {size}"
+    pays = f"a pretrained encoder pays from {least} pixels on, these have {size}"
+    return f"{fallback_of(recipe)} is trained: {pays}"
 
 # %% ../../nbs/runs/28_network.ipynb #60adc5ed
 def network_at_hand(recipe: Recipe) -> tuple[Recipe, str]:
@@ -77,7 +78,7 @@ def settled(
     run: Run, # may have been started already
     shape: Sequence[int], # height and width of the images
 ) -> tuple[Recipe, dict[str, str]]: # and what `recipe.json` is to say of a network that was replaced
-    "The recipe with everything decided: which network, and at which size it works. Missing weights are warned of."
+    "The recipe with everything decided: which network, and at which size. Missing weights are warned of."
     path = run/"recipe.json"
     if not path.exists():
         told = too_small(recipe, shape)

@@ -76,15 +76,14 @@ def plot_predictions(
     rows: int = 4, # at most
     titles=None, # a text for each slice [N]
 ):
-    "Image, truth (where there is one) and predictions side by side; a legend names the classes shown."
+    "Image, truth if there is one, and predictions side by side; a legend names the classes shown."
     import matplotlib.pyplot as plt
     if not isinstance(pred, dict):
         pred = {"prediction": pred}
     if order is None:
         order = range(len(slices))
     order = list(order)[:rows]
-    truth = {"truth": slices.masks} if slices.labelled.any() else {}
-    columns = truth | pred
+    columns = {"truth": slices.masks, **pred} if slices.labelled.any() else pred
     width, height = 2*(1 + len(columns)) + 0.4, 2.05*len(order) + 0.7
     fig, axes = plt.subplots(len(order), 1 + len(columns), squeeze=False,
                              figsize=(width, height), layout="constrained")

@@ -88,7 +88,8 @@ def model_options(
     "The keywords for `create_model`."
     taken = model_keywords(settings.name)
     values = {info.name: getattr(settings, info.name) for info in describe(type(settings))}
-    for of_the_recipe in ("name", "fallback", "from_size"): values.pop(of_the_recipe, None)
+    for of_the_recipe in ("name", "fallback", "from_size"):
+        values.pop(of_the_recipe, None)
     values["presence"] = classes if settings.presence else 0
     if trained: values["weights"] = ""
     if values.get("norm") == "batch": del values["norm"]
