@@ -231,6 +231,25 @@ def decisions(table, name, seed, data, runs, test=None):
     return f"{target.stem}  { {k: round(mean_dice(v), 4) for k, v in keep.items()} }"
 
 
+def precisions(table, name, seed, data, runs):
+    """The test slices as a finished run draws them in float32 and in bfloat16: mean Dice of both, and the
+    share of pixels on which they agree."""
+    import numpy as np, torch
+    from ctseg.core.device import pick_device
+    from ctseg.data.challenge import read_challenge
+    from ctseg.metrics.challenge import dice_table, mean_dice
+    from ctseg.prediction.predictor import load_predictor, predict_masks
+    torch.set_num_threads(1)
+    folder, test = Path(runs)/table/f"{name}-s{seed}", read_challenge(data, "test")
+    if not (folder/"metrics.json").exists(): sys.exit(f"no finished run in {folder}")
+    masks = {}
+    for precision in ("fp32", "bf16"):
+        masks[precision] = predict_masks(load_predictor(folder, pick_device("cpu", precision)), test.images)
+    def dice(m): return mean_dice(np.where(test.known, dice_table(m, test.masks, len(test.classes)), np.nan))
+    scores = {precision: round(float(dice(m)), 4) for precision, m in masks.items()}
+    return dict(name=name, seed=seed, **scores, same=float((masks["fp32"] == masks["bf16"]).mean()))
+
+
 STEPS = {  # what is added, one after the other: views, then how the rule is chosen
     "ensemble": dict(views=1, rule="argmax"),
     "tta": dict(views=5, rule="argmax"),
@@ -510,6 +529,11 @@ def main():
         help="do not train; decide what the finished runs of each row predict in several ways",
     )
     p.add_argument(
+        "--precisions",
+        action="store_true",
+        help="do not train; predict with the finished runs of each row in float32 and in bfloat16",
+    )
+    p.add_argument(
         "--test", type=Path, help="with --decisions: the test slices of this folder, for a second opinion"
     )
     p.add_argument(
@@ -528,6 +552,11 @@ def main():
     rows = [t for t in TABLES[a.table] if not a.only or t[0] in a.only]
     if a.confidence:
         for name, *_ in rows: print(confidences(a.table, name, a.seeds, a.data, a.runs), flush=True)
+        return
+    if a.precisions:
+        import pandas as pd
+        found = [precisions(a.table, name, s, a.data, a.runs) for name, *_ in rows for s in a.seeds]
+        pd.DataFrame(found).to_csv(RESULTS/f"precision_{a.table}.csv", index=False, float_format="%.5f")
         return
     if a.decisions:
         with ProcessPoolExecutor(a.jobs) as pool:
