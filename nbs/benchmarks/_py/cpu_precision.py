@@ -60,6 +60,7 @@ def fastest(action, turns=5):
             best[precision] = min(best[precision], time.process_time() - start)
     return best
 
+
 # %%
 rows = []
 for name, make in NETWORKS.items():
