@@ -112,7 +112,7 @@ Markdown(
 # | unlabelled images | pseudo-labels, Mean Teacher, UniMatch, self-training | pretraining | no recipe | Mean Teacher, FixMatch, UniMatch v2 |
 # | choose it for | incomplete outlines, a small GPU | fully outlined volumes | building your own pipeline | microscopy |
 #
-# For fully annotated volumes take nnU-Net; `ctseg export nnunet` writes its folder.
+# For fully annotated volumes take nnU-Net; for partly annotated ones [nnU-Net with our trainers](guides/nnunet.ipynb).
 #
 # ## What was measured
 

@@ -39,6 +39,7 @@ FIRST = (
     "guides/reading_the_report.ipynb",
     "guides/comparing_two_methods.ipynb",
     "guides/starting_from_weights.ipynb",
+    "guides/nnunet.ipynb",
     "explanations/one_sitting.ipynb",
     "explanations/three_states.ipynb",
     "explanations/unions.ipynb",
