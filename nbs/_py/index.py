@@ -112,7 +112,7 @@ Markdown(
 # | unlabelled images | pseudo-labels, Mean Teacher, UniMatch, self-training | pretraining | no recipe | Mean Teacher, FixMatch, UniMatch v2 |
 # | choose it for | incomplete outlines, a small GPU | fully outlined volumes | building your own pipeline | microscopy |
 #
-# For fully annotated volumes take nnU-Net; `ctseg export nnunet` writes its folder. Partial labels inside [MONAI and Lightning](guides/monai.ipynb).
+# For fully annotated volumes take nnU-Net; partial labels also train inside [nnU-Net](guides/nnunet.ipynb), and [MONAI and Lightning](guides/monai.ipynb).
 #
 # ## What was measured
 

@@ -129,7 +129,7 @@ def completed(line: str) -> list[str]:
 def test_completion_in_bash():
     assert completed("ctseg re") == ["report", "recipes"]
     assert completed("ctseg fit --re") == ["--recipe", "--resume"]
-    assert completed("ctseg import n") == ["nifti"] and completed("ctseg export ") == [
+    assert completed("ctseg import n") == ["nifti", "nnunet"] and completed("ctseg export ") == [
         "nifti",
         "dicom-seg",
         "rtstruct",

@@ -40,6 +40,7 @@ FIRST = (
     "guides/comparing_two_methods.ipynb",
     "guides/starting_from_weights.ipynb",
     "guides/monai.ipynb",
+    "guides/nnunet.ipynb",
     "explanations/one_sitting.ipynb",
     "explanations/three_states.ipynb",
     "explanations/unions.ipynb",

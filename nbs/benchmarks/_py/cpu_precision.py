@@ -76,7 +76,8 @@ for name, make in NETWORKS.items():
         rows.append({"network": name, "pixels": size, **faster})
 ratios = pd.DataFrame(rows)
 ratios.to_csv("results/cpu_precision.csv", index=False, float_format="%.2f")
-ratios.rename(columns={"step": "step, times faster in bf16", "prediction": "prediction, times faster"}).style.format(
+titles = {"step": "step, times faster in bf16", "prediction": "prediction, times faster"}
+ratios.rename(columns=titles).style.format(
     precision=2).hide(axis="index")
 
 # %% [markdown]

@@ -77,6 +77,7 @@ print(runner.invoke(app, ["check", "../../data_sample"]).output)
 #| export
 def importers() -> dict[str, Callable[..., dict]]:
     "Each kind of data that can be imported, and the function that does it."
+    from ctseg.integrations.nnunet_import import import_nnunet
     from ctseg.io.dicom_import import import_dicom
     from ctseg.io.nifti_import import import_nifti
     from ctseg.io.openkbp import import_openkbp
@@ -88,6 +89,7 @@ def importers() -> dict[str, Callable[..., dict]]:
         "dicom": import_dicom,
         "totalsegmentator": import_totalsegmentator,
         "png": import_png,
+        "nnunet": import_nnunet,
     }
 
 
@@ -96,19 +98,28 @@ print(", ".join(importers()))
 
 # %%
 #| export
-KINDS = ("openkbp", "nifti", "dicom", "totalsegmentator", "png")
+KINDS = ("openkbp", "nifti", "dicom", "totalsegmentator", "png", "nnunet")
 
-KIND = typer.Argument(help="openkbp, nifti, dicom, totalsegmentator or png", autocompletion=begins(KINDS))
+KIND = typer.Argument(
+    help="openkbp, nifti, dicom, totalsegmentator, png or nnunet", autocompletion=begins(KINDS)
+)
 SIZE = typer.Option(
     help="side of the images in pixels: of larger slices the part around the body is kept "
-         "(openkbp, nifti, dicom), or they are shrunk (totalsegmentator), or refused (png)",
+         "(openkbp, nifti, dicom, nnunet), or they are shrunk (totalsegmentator), or refused (png)",
 )
 ZEROS = typer.Option(
     help="what a zero of a mask, or a missing one, means: json, all (everything was looked for) "
-         "or present (nifti, png)",
+         "or present (nifti, png, nnunet)",
 )
+
+# %%
+test_eq(set(KINDS), set(importers()))
+
+# %%
+#| export
 KEY = typer.Option(
-    help="write here, for yourself, which volume came from which file; it may name patients (nifti, dicom)",
+    help="write here, for yourself, which volume came from which file; it may name patients "
+         "(nifti, dicom, nnunet)",
 )
 WINDOW = typer.Option(
     help="display window: soft, lung, bone, wide, or LEVEL,WIDTH such as 40,400; random for volumes; "
@@ -118,21 +129,20 @@ NAMES = typer.Option(
     help="class_names.json, or the folder of a run that knows them (nifti, dicom, totalsegmentator); "
          "or a JSON or CSV of values and names (png)",
 )
-TEST_SHARE = typer.Option(help="share of the patients set aside as a test (nifti, dicom)")
+TEST_SHARE = typer.Option(help="share of the patients set aside as a test (nifti, dicom, nnunet)")
 RENAME = typer.Option(help="a JSON, {label of a structure: name of its class} (dicom)")
 GAPS = typer.Option("--gaps", help="take a gap that looks like a missing slice as it is (dicom)")
 SKIP = typer.Option(
     "--skip-damaged",
-    help="leave out what is damaged and list it at the end (nifti, dicom, totalsegmentator)",
+    help="leave out what is damaged and list it at the end (nifti, dicom, totalsegmentator, nnunet)",
 )
 WORKERS = typer.Option(
     help="processes that cut volumes; by default as many as processors, if there are many volumes "
-         "(nifti, dicom, totalsegmentator)",
+         "(nifti, dicom, totalsegmentator, nnunet)",
 )
 
 # %%
 print("--rename", RENAME.help)
-test_eq(set(KINDS), set(importers()))
 
 
 # %%

@@ -40,8 +40,10 @@ runner = CliRunner()
 EXPORTS = ("nifti", "dicom-seg", "rtstruct", "nnunet", "rle", "onnx")
 EXPORTED = typer.Argument(help=", ".join(EXPORTS[:-1]) + f" or {EXPORTS[-1]}", autocompletion=begins(EXPORTS))
 UNKNOWN = typer.Option(
-    help="what nobody looked for becomes: ignore, or background, which is false but runs (nnunet)",
+    help="what nobody looked for: partial (as it is, with annotated_labels.json for nnUNetTrainerPartial), "
+         "ignore, or background, which is false but runs (nnunet)",
 )
+AS_SLICES = typer.Option("--slices", help="PNG slices, also of a folder that was cut from volumes (nnunet)")
 MASKS = typer.Option(
     help="the submission to put back onto the volumes (nifti, dicom-seg, rtstruct), or to encode (rle)",
 )
@@ -95,13 +97,13 @@ def export_volumes(
     from ctseg.io.rtstruct_write import export_rtstruct
     return export_rtstruct(masks, folder, source, out, split, keep_patient)
 
-def export_for_programs(kind: str, folder: Path, out: Path, unknown: str) -> dict:
-    "Write what another program reads."
+def export_for_programs(kind: str, folder: Path, out: Path, unknown: str, as_slices: bool) -> dict:
+    "Write what another program reads; `unknown` and `as_slices`: for nnU-Net."
     if kind == "onnx":
         from ctseg.integrations.onnx import export_onnx
         return export_onnx(folder, out)
     from ctseg.integrations.nnunet import export_nnunet
-    return export_nnunet(folder, out, unknown)
+    return export_nnunet(folder, out, unknown, as_slices=as_slices)
 
 
 # %%
@@ -115,6 +117,7 @@ def export_(
     source: Annotated[Optional[Path], IMPORTED] = None,
     split: Annotated[str, typer.Option(help="the slices the submission is of: test or train")] = "test",
     unknown: Annotated[str, UNKNOWN] = "ignore",
+    slices: Annotated[bool, AS_SLICES] = False,
     keep_patient: Annotated[bool, KEEP_PATIENT] = False,
     like: Annotated[Optional[Path], LIKE] = None,
     form: Annotated[Optional[str], FORM] = None,
@@ -126,12 +129,14 @@ def export_(
     "Put predictions back onto their volumes, or write what nnU-Net, a competition or another program reads."
     only_rle = dict(like=like, form=form, ids=ids, order=order, first=first, classes=classes)
     check_export(kind, masks, source, only_rle)
+    if kind != "nnunet":
+        fitting_options(kind, (), {"slices": slices or None}, "export")
     if kind == "rle":
         facts = write_rle(folder, masks, out, only_rle)
     elif kind in ON_VOLUMES:
         facts = export_volumes(kind, masks, folder, out, split, (source, keep_patient))
     else:
-        facts = export_for_programs(kind, folder, out, unknown)
+        facts = export_for_programs(kind, folder, out, unknown, slices)
     print_facts(facts or {})
     print(f"written: {out}")
 

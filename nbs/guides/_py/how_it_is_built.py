@@ -42,7 +42,7 @@
 # | `prediction` | predictor, choice of the rule, submission, how sure it is, what a run takes over from an earlier one | runs to label maps and files |
 # | `recipes` | the table of recipes, `fit` | named choices, and one call that carries one out |
 # | `report` | figures of a run, pictures, the page | one page a run |
-# | `integrations` | nnU-Net, MONAI, the Hugging Face hub, ONNX | partial labels inside other people's tools |
+# | `integrations` | nnU-Net (trainers, data sets), MONAI, the Hugging Face hub, ONNX | partial labels inside other people's tools |
 # | top | `demo`, `kaggle`, `cli` | what a user starts |
 #
 # ## What travels through them

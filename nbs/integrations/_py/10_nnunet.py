@@ -1,7 +1,7 @@
 # %% [markdown]
 # # nnU-Net
 #
-# > A challenge folder as raw data of nnU-Net, with unknown cells approximated openly.
+# > A challenge folder as raw data of nnU-Net: with who examined what, or with unknown cells approximated openly.
 
 # %%
 #| default_exp integrations.nnunet
@@ -12,14 +12,15 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from skimage.io import imsave
 
 from ctseg.core.anatomy import IGNORE, ClassMap
 from ctseg.core.files import InputError, atomic_path, did_you_mean, write_json
 from ctseg.data.challenge import read_challenge
 from ctseg.data.slices import SliceSet
 from ctseg.data.splits import grouped_folds
+from ctseg.integrations.nnunet_known import EXAMINED_FILE
 from ctseg.integrations.nnunet_setup import set_up
+from ctseg.integrations.nnunet_volumes import NnunetCase, SliceForm, VolumeForm
 from ctseg.io.outputs import new_folder, output_name
 
 # %%
@@ -60,7 +61,12 @@ write_challenge(s, work/"data")
 print(s)
 
 # %% [markdown]
-# Unknown cells can only be approximated, in one of two ways:
+# There are three ways to hand this over. One is exact:
+#
+# - `"partial"`: the labels are as they are, and a file `annotated_labels.json` says who examined what. [Our trainers](14_nnunet_trainer.ipynb) read it. nnU-Net's own do
+#   not, and would take unknown for background.
+#
+# For nnU-Net's own trainers unknown cells can only be approximated:
 #
 # - `"ignore"`: on an image with any unknown class, every unlabelled pixel is ignored. This is true, but wasteful: all certain absences are
 #   lost. If *no* image is fully known, there is no background left to learn from, and the network would paint organs on air.
@@ -70,6 +76,9 @@ print(s)
 # %%
 #| export
 _MEANING = {
+    "partial": f"Labels are as they are, and {EXAMINED_FILE} says who examined what. "
+               "Train with nnUNetTrainerPartial or nnUNetTrainerPartialSemi only: "
+               "others take what is unknown for background.",
     "ignore": "Unlabelled pixels of images with an unknown class are ignored; "
               "what is certainly absent there is lost.",
     "background": "Unlabelled pixels are background, also where nobody looked: "
@@ -78,9 +87,9 @@ _MEANING = {
 
 def nnunet_labels(
     slices: SliceSet,
-    unknown: str, # ignore or background
+    unknown: str, # partial, ignore or background
 ) -> np.ndarray: # uint8 [N,H,W]; C+1 is ignored
-    "The label images: C+1 for pixels to be ignored, and with `ignore` where one may be what nobody looked for."
+    "The label images: C+1 for pixels to be ignored; with `ignore` where one may be what nobody looked for."
     unsure = slices.masks == IGNORE
     if unknown == "ignore":
         unsure |= (slices.masks == 0) & ~slices.known.all(1)[:, None, None]
@@ -99,7 +108,7 @@ for ax, (unknown, i) in zip(axes, [("ignore", 0), ("ignore", 2), ("background", 
 # %% [markdown]
 # Black is background and grey is ignored. In the fourth picture the kidney is labelled as background, which is false.
 #
-# With `ignore` and no fully known image there is nothing to learn background from. That is refused.
+# With `ignore` and no fully known image there is nothing to learn background from. That is refused. (`partial` does not need it.)
 
 # %%
 #| export
@@ -117,10 +126,9 @@ def _check_labels(labels: np.ndarray, folder: Path):
     "`InputError` for labels that nnU-Net cannot learn from."
     if not (labels == 0).any():
         raise InputError(f"{folder}: no image is fully known, so with unknown='ignore' there is no "
-                         "background to learn from; "
-                         "nnU-Net cannot learn from such labels as they are, "
-                         "choose unknown='background' (--unknown background) to read unknown as background, "
-                         "which is false but runs")
+                         "background to learn from; choose unknown='partial' (--unknown partial) "
+                         "for nnUNetTrainerPartial, which needs none, "
+                         "or unknown='background' (--unknown background), which is false but runs")
 
 
 # %%
@@ -131,77 +139,110 @@ test_fail(
 
 
 # %% [markdown]
-# ## Files
+# ## Cases
+#
+# A folder that was cut from volumes becomes [volumes again](08_nnunet_volumes.ipynb), any other a case a slice. A class may have been examined on some slices of a volume only. It counts as
+# examined then, and on the other slices what has no label is ignored: true, and nothing is taught that nobody saw.
 
 # %%
 #| export
-def _case_names(slices: SliceSet, prefix: str) -> list[str]:
-    "The names of the cases; `InputError` if two images would be one case."
-    cases = [f"{prefix}_{Path(name).stem.zfill(5)}" for name in slices.names]
-    first = {}
-    for name, case in zip(slices.names, cases):
-        other = first.setdefault(case, name)
-        if other != name:
-            raise InputError(f"{other} and {name} would be one case of nnU-Net; rename one")
-    return cases
+def known_cases(slices: SliceSet, cases: list[NnunetCase]) -> np.ndarray: # bool [n,C]
+    "The classes that were examined on any slice of each case."
+    return np.stack([slices.known[case.rows].any(0) for case in cases])
 
-def _write_pngs(folder: Path, stack: np.ndarray, names: list[str]):
-    "Write images [N,H,W] as PNG files of these names."
-    folder.mkdir(parents=True)
-    for name, image in zip(names, stack):
-        imsave(folder/f"{name}.png", image, check_contrast=False)
+def unsure_slices(slices: SliceSet, cases: list[NnunetCase]) -> np.ndarray: # bool [N]
+    "The slices on which a class was not examined that was examined elsewhere in their case."
+    unsure = np.zeros(len(slices), bool)
+    for case, known in zip(cases, known_cases(slices, cases)):
+        unsure[case.rows] = (known & ~slices.known[case.rows]).any(1)
+    return unsure
 
 
 # %%
-print(_case_names(s, "train")[:2])
-_write_pngs(work/"png", s.images[:1], ["train_00000_0000"])
-test_eq(imread(work/"png"/"train_00000_0000.png"), s.images[0])
+cases = [NnunetCase("a", [0, 2]), NnunetCase("b", [4, 5])]
+print(known_cases(s, cases).tolist(), unsure_slices(s, cases).tolist())
+
+
+# %%
+#| export
+def case_labels(slices: SliceSet, cases: list[NnunetCase], unknown: str) -> np.ndarray: # uint8 [N,H,W]
+    "The label images of all slices, as parts of their cases."
+    labels = nnunet_labels(slices, unknown)
+    if unknown == "partial":
+        unsure = unsure_slices(slices, cases)[:, None, None] & (labels == 0)
+        labels = np.where(unsure, np.uint8(len(slices.classes) + 1), labels)
+    return labels
+
+
+
+# %%
+test_eq(case_labels(s, cases, "partial")[2].max(), 3)
+test_eq(case_labels(s, cases, "partial")[4].max(), 0)
+
+# %%
+#| export
+Form = SliceForm | VolumeForm
+
+def choose_form(folder: Path, splits: dict[str, SliceSet], as_slices: bool) -> tuple[Form, str]:
+    "Volumes where the slices were cut from some, else slices; and what to tell of it."
+    if as_slices or not (folder/"index.json").exists():
+        return SliceForm(), "slices"
+    volumes = VolumeForm(folder)
+    try:
+        for split, slices in splits.items(): volumes.cases(slices.names, split)
+    except InputError as reason:
+        return SliceForm(), f"slices, because {reason}"
+    return volumes, "volumes"
+
+
+# %%
+print(choose_form(Path("data"), {"train": s}, as_slices=False)[1])
 
 
 # %% [markdown]
-# nnU-Net's random five folds would put slices of one patient on both sides. So our grouped folds come along as `splits_final.json`,
-# to be copied into the folder of preprocessed data.
+# ## Files
+#
+# nnU-Net's random five folds would put slices of one patient on both sides. So our grouped folds come along as `splits_final.json`. Our trainers find it there; for nnU-Net's own it is to be copied into
+# the folder of preprocessed data. Held out are cases with labels; those without never lie on the other side of their patient.
 
 # %%
 #| export
-def _folds(slices: SliceSet, cases: list[str]) -> list[dict[str, list[str]]]:
-    "Up to five folds that keep the slices of a patient together; none for a single patient."
-    groups = len(np.unique(slices.groups))
-    if groups < 2: return []
-    fold = grouped_folds(slices, k=min(5, groups))
+def _folds(slices: SliceSet, cases: list[NnunetCase]) -> list[dict[str, list[str]]]:
+    "Up to five folds that keep the slices of a patient together; none for a single patient with labels."
+    labelled = slices[slices.labelled]
+    patients = len(np.unique(labelled.groups))
+    if patients < 2: return []
+    fold_of = dict(zip(labelled.groups, grouped_folds(labelled, k=min(5, patients))))
     splits = []
-    for f in range(fold.max() + 1):
-        train = [case for case, its_fold in zip(cases, fold) if its_fold != f]
-        held_out = [case for case, its_fold in zip(cases, fold) if its_fold == f]
+    for fold in range(max(fold_of.values()) + 1):
+        train, held_out = [], []
+        for case in cases:
+            out = fold_of.get(slices.groups[case.rows[0]]) == fold
+            if not out: train.append(case.name)
+            elif slices.labelled[case.rows].any(): held_out.append(case.name)
         splits.append({"train": train, "val": held_out})
     return splits
 
 
 # %%
-print(_folds(s[:2], _case_names(s[:2], "train")))
+print(_folds(s, SliceForm().cases(s.names, "train"))[0])
 
 
 # %%
 #| export
-def _dataset_json(classes: ClassMap, ignores: bool, images: int) -> dict:
+def _dataset_json(classes: ClassMap, ignores: bool, cases: int, form: Form) -> dict:
     "nnU-Net's description of the data set; `ignores`: C+1 is its ignore label."
     names = ["background", *classes.names]
     if ignores: names.append("ignore")
-    return {
-        # not called CT: the slices are windowed, and nnU-Net would normalise a "CT" by Hounsfield units
-        "channel_names": {"0": "windowed_CT"},
-        "labels": {name: i for i, name in enumerate(names)},
-        "numTraining": images,
-        "file_ending": ".png",
-        "overwrite_image_reader_writer": "NaturalImage2DIO",
-    }
+    labels = {name: i for i, name in enumerate(names)}
+    return {**form.description, "labels": labels, "numTraining": cases}
 
 
 # %%
-print(_dataset_json(classes, True, 4))
+print(_dataset_json(classes, True, 4, SliceForm()))
 
 # %% [markdown]
-# The choice is written into a README inside. Images without labels are left out, as nnU-Net cannot use them.
+# The choice is written into a README inside. For nnU-Net's own trainers, cases without labels are left out, as it cannot use them.
 
 # %%
 #| export
@@ -211,42 +252,90 @@ nnU-Net's labels know classes, background and "ignore"; they cannot say "unknown
 Here unknown was written as: {unknown}.
 {meaning}
 {cells:.1%} of the (image, class) cells of the training images are unknown.
-{dropped} training images without any label were left out.
+{dropped} training cases without any label were left out.
 
-Copy splits_final.json to nnUNet_preprocessed/{name}/ after planning:
-its folds keep all slices of a patient together.
+Copy splits_final.json to nnUNet_preprocessed/{name}/ after planning, if there is one
+(nnUNetTrainerPartial does it): its folds keep all slices of a patient together.
 """
 
 
 # %%
 #| export
-def _write_training(root: Path, slices: SliceSet, labels: np.ndarray, unknown: str, title: str, dropped: int):
-    "Images, labels, folds and descriptions of the training images."
-    cases = _case_names(slices, "train")
-    _write_pngs(root/"imagesTr", slices.images, [f"{case}_0000" for case in cases])
-    _write_pngs(root/"labelsTr", labels, cases)
-    ignores = unknown == "ignore" or bool((labels > len(slices.classes)).any())
-    write_json(_dataset_json(slices.classes, ignores, len(slices)), root/"dataset.json")
-    folds = _folds(slices, cases)
-    if folds: write_json(folds, root/"splits_final.json")
-    meaning, cells = _MEANING[unknown], float((~slices.known).mean())
-    text = _README.format(unknown=unknown, meaning=meaning, cells=cells, dropped=dropped, name=title)
-    (root/"README.txt").write_text(text)
+class _Writer:
+    "Writes the cases of a split as nnU-Net has them."
+    def __init__(self, root: Path, form: Form, ignore: int):
+        self.root = root
+        self.form = form
+        self.ignore = ignore
+
+    def write(self, part: str, slices: SliceSet, cases: list[NnunetCase], labels: np.ndarray | None) -> None:
+        "`imagesTr` and `labelsTr`, or those of the test (part Ts); `labels` uint8 [N,H,W], or none."
+        images, truths = self.root/f"images{part}", self.root/f"labels{part}"
+        images.mkdir(parents=True)
+        if labels is not None: truths.mkdir()
+        for case in cases:
+            self.form.write_image(str(images/f"{case.name}_0000"), slices.images[case.rows], case)
+            if labels is not None:
+                self.form.write_labels(str(truths/case.name), labels[case.rows], case, self.ignore)
+
+
+# %%
+_Writer(work/"png", SliceForm(), 0).write("Tr", s, SliceForm().cases(s.names, "train"), s.masks)
+test_eq(imread(work/"png"/"imagesTr"/"train_00000_0000.png"), s.images[0])
 
 
 # %%
 #| export
-def _write_test(root: Path, slices: SliceSet):
-    "Images of the test, and labels if it has any."
-    cases = _case_names(slices, "test")
-    _write_pngs(root/"imagesTs", slices.images, [f"{case}_0000" for case in cases])
-    if slices.labelled.any():
-        _write_pngs(root/"labelsTs", nnunet_labels(slices, "background"), cases)
+def _any_cropped(slices: SliceSet, cases: list[NnunetCase]) -> bool:
+    "Is any slice of a volume larger than its image?"
+    side = slices.images.shape[1]
+    return any(max(case.stack.entry["scaled"]) > side for case in cases if case.stack)
+
+def _write_test(writer: _Writer, slices: SliceSet) -> list[NnunetCase]:
+    "Images of the test, and labels if it has any; its cases."
+    cases = writer.form.cases(slices.names, "test")
+    labels = nnunet_labels(slices, "background") if slices.labelled.any() else None
+    writer.write("Ts", slices, cases, labels)
+    return cases
+
+def _write_patients(root: Path, cases: list[NnunetCase]) -> None:
+    "Whose scan each volume is, for who reads the data set back."
+    patients = {case.name: case.stack.entry.get("patient") for case in cases if case.stack}
+    if len(set(patients.values())) < len(patients) and None not in patients.values():
+        write_json({name: f"p{patient}" for name, patient in patients.items()}, root/"patients.json")
 
 
 # %%
-_write_training(work/"small", s[:4], nnunet_labels(s[:4], "ignore"), "ignore", "Dataset500_small", dropped=2)
-print((work/"small"/"README.txt").read_text())
+print(len(_write_test(_Writer(work/"test", SliceForm(), 0), s[:2])), "cases")
+
+
+# %%
+#| export
+def _write_training(
+    writer: _Writer, slices: SliceSet, cases: list[NnunetCase], labels: np.ndarray, unknown: str
+):
+    "Images, labels, folds, and who examined what."
+    root, names = writer.root, np.array(slices.classes.names)
+    writer.write("Tr", slices, cases, labels)
+    some_ignored = bool((labels > len(names)).any()) or (writer.ignore and _any_cropped(slices, cases))
+    ignores = unknown == "ignore" or some_ignored
+    write_json(_dataset_json(slices.classes, ignores, len(cases), writer.form), root/"dataset.json")
+    folds = _folds(slices, cases)
+    if folds: write_json(folds, root/"splits_final.json")
+    if unknown == "partial":
+        known = known_cases(slices, cases)
+        examined = {case.name: names[cells].tolist() for case, cells in zip(cases, known)}
+        write_json(examined, root/EXAMINED_FILE)
+
+def _readme(slices: SliceSet, unknown: str, title: str, dropped: int) -> str:
+    "What the data set is, for whoever finds it."
+    cells = float((~slices.known).mean())
+    meaning = _MEANING[unknown]
+    return _README.format(unknown=unknown, meaning=meaning, cells=cells, dropped=dropped, name=title)
+
+
+# %%
+print(_readme(s[:4], "ignore", "Dataset500_small", dropped=2))
 
 
 # %%
@@ -280,52 +369,88 @@ test_fail(lambda: _refuse_unions(pair, work), contains="'both' is a union")
 
 # %%
 #| export
+def _kept(cases: list[NnunetCase], slices: SliceSet, unknown: str) -> list[NnunetCase]:
+    "The cases that are of use: those with labels, and for our trainers all."
+    if unknown == "partial": return cases
+    return [case for case in cases if slices.labelled[case.rows].any()]
+
+def _read(folder: Path) -> dict[str, SliceSet]:
+    "The splits of a folder. `InputError` for one that nnU-Net cannot learn from."
+    slices = read_challenge(folder)
+    _refuse_unions(slices.classes, folder)
+    _check_names(slices.classes.names, folder)
+    if not slices.labelled.any():
+        raise InputError(f"{folder}: no labelled training images; nnU-Net needs some")
+    splits = {"train": slices}
+    if (folder/"test-images").is_dir():
+        splits["test"] = read_challenge(folder, "test")
+    return splits
+
+
+# %%
+print({split: len(slices) for split, slices in _read(work/"data").items()})
+print(len(_kept(SliceForm().cases(s.names, "train"), s, "ignore")), "of 6 cases have labels")
+
+
+# %%
+#| export
+def _write_dataset(root: Path, form: Form, splits: dict[str, SliceSet], unknown: str, folder: Path) -> dict:
+    "The data set; facts."
+    slices = splits["train"]
+    C = len(slices.classes)
+    cases = form.cases(slices.names, "train")
+    kept, labels = _kept(cases, slices, unknown), case_labels(slices, cases, unknown)
+    rows = [row for case in kept for row in case.rows]
+    if unknown != "partial": _check_labels(labels[rows], folder)
+    writer = _Writer(root, form, 0 if unknown == "background" else C + 1)
+    _write_training(writer, slices, kept, labels, unknown)
+    tests = _write_test(writer, splits["test"]) if "test" in splits else []
+    _write_patients(root, kept + tests)
+    dropped = len(cases) - len(kept)
+    (root/"README.txt").write_text(_readme(slices[rows], unknown, root.name, dropped), encoding="utf-8")
+    shares = _pixel_shares(slices.masks[rows], labels[rows], C)
+    facts = {"train": len(kept), "left_out": dropped, "test": len(tests)}
+    return facts | {"unknown": unknown, "pixels": shares}
+
+
+# %%
+print(_write_dataset(work/"whole", SliceForm(), {"train": s}, "background", work))
+
+
+# %%
+#| export
 def export_nnunet(
     folder, # a challenge folder
     out, # the folder nnUNet_raw, in which `Dataset501_ctseg` is made
-    unknown: str = "ignore", # ignore or background: how to approximate what nobody looked for
+    unknown: str = "ignore", # partial, ignore or background: what becomes of what nobody looked for
     id: int = 501, # the number of the data set
     name: str = "ctseg",
+    as_slices: bool = False, # PNG files, also of a folder that was cut from volumes
 ) -> dict: # facts
-    """Write a challenge folder as a raw nnU-Net v2 data set of 2D PNG files.
+    """Write a challenge folder as a raw data set of nnU-Net v2: volumes where it was cut from some, else PNG.
 
-    Unknown cells can only be approximated. Raises `InputError` where that leaves nothing to learn from.
+    Raises `InputError` where nothing is left to learn from.
     """
     if unknown not in _MEANING:
         raise did_you_mean("value of unknown", unknown, list(_MEANING))
-    folder = Path(folder)
-    slices = read_challenge(folder)
-    _refuse_unions(slices.classes, folder)
-    if not slices.labelled.any():
-        raise InputError(f"{folder}: no labelled training images; nnU-Net needs some")
-    kept = slices[slices.labelled]
-    _check_names(slices.classes.names, folder)
-    labels = nnunet_labels(kept, unknown)
-    C = len(slices.classes)
-    dropped = len(slices) - len(kept)
-    _check_labels(labels, folder)
-    test = read_challenge(folder, "test") if (folder/"test-images").is_dir() else None
+    splits = _read(Path(folder))
+    form, form_name = choose_form(Path(folder), splits, as_slices)
     title = output_name(f"Dataset{id:03}_{name}", "name")
-    with atomic_path(new_folder(Path(out)/title)) as tmp:
-        _write_training(tmp, kept, labels, unknown, title, dropped)
-        if test is not None: _write_test(tmp, test)
-    return {
-        "dataset": title,
-        "train": len(kept),
-        "left_out": dropped,
-        "test": 0 if test is None else len(test),
-        "unknown": unknown,
-        "pixels": _pixel_shares(kept.masks, labels, C),
-    }
+    with atomic_path(new_folder(Path(out)/title)) as root:
+        facts = _write_dataset(root, form, splits, unknown, Path(folder))
+    return {"dataset": title, "form": form_name} | facts
 
 
 # %%
 print(export_nnunet(work/"data", work/"nnUNet_raw"))
-print(export_nnunet(work/"data", work/"nnUNet_raw", unknown="background", id=502))
+whole = export_nnunet(work/"data", work/"nnUNet_raw", unknown="partial", id=502)
+print(whole["train"], "cases for our trainers")
 raw = work/"nnUNet_raw"/"Dataset501_ctseg"
 print(sorted(p.name for p in raw.iterdir()))
 test_eq(imread(raw/"labelsTr"/"train_00002.png"), nnunet_labels(s, "ignore")[2])
-for fold in read_json(raw/"splits_final.json"): assert not set(fold["train"]) & set(fold["val"])
+for fold in read_json(raw/"splits_final.json"):
+    assert not set(fold["train"]) & set(fold["val"])
+print(read_json(work/"nnUNet_raw"/"Dataset502_ctseg"/EXAMINED_FILE))
 shutil.rmtree(work)
 
 # %% [markdown]
