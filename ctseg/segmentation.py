@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FORMATS', 'COLUMNS', 'SegmentOptions', 'check_formats', 'write_results', 'files_of_a_scan',
-           'Job', 'size_in_words', 'ScanResult', 'segment_scan', 'Segmented', 'problem_of',
-           'write_summary', 'segment']
+           'Job', 'size_in_words', 'ScanResult', 'scan_notes', 'segment_scan', 'Segmented',
+           'problem_of', 'write_summary', 'segment']
 
 # %% ../nbs/80_segmentation.ipynb #74f8839e
 import contextlib
@@ -25,15 +25,17 @@ from . import __version__
 from .core.anatomy import ClassMap
 from .core.files import InputError, atomic_path, did_you_mean, some_of, write_json
 from .io.dicom_seg import make_segmentation
+from .io.neighbours import step_mm
 from .io.nifti import save_labels
 from .io.outputs import new_folder
 from .io.rtstruct_write import make_rtstruct
 from .io.slicing import Slicing
 from .io.snomed import snomed
+from .io.volumes import Volume
 from .prediction.predictor import Predictor, RunMember
 from .prediction.prepare import prepare
 from .prediction.scans import Found, OpenScan, Scan, find_scans
-from .prediction.trained_slicing import choose_slicing, trained_slicings
+from .prediction.trained_slicing import choose_slicing, other_distance, trained_slicings
 from .prediction.volumes import class_rows_of, label_volume
 from .report.page import write_page
 from .report.scans import montage, scan_record, scans_page
@@ -160,6 +162,13 @@ class ScanResult:
         return kept | {"structures": self.rows}
 
 # %% ../nbs/80_segmentation.ipynb #8fea02dc
+def scan_notes(job: Job, scan: Scan, volume: Volume) -> tuple[str, ...]:
+    "What is to be known of a scan: its own notes, and slices that are not as far apart as in training."
+    step = round(step_mm(volume.affine, job.slicing.orientation, volume.positions), 2)
+    told = other_distance(job.predictor, [step, step])
+    return volume.notes + ((f"{scan.source}: {told}",) if told else ())
+
+# %% ../nbs/80_segmentation.ipynb #69865276
 def segment_scan(job: Job, scan: Scan, picture: bool) -> ScanResult:
     "Open a scan, predict it, and write its files. Raises `InputError` for one that is no volume."
     formats, keep = _formats_of(scan, job.formats), job.options.keep_patient
@@ -173,7 +182,7 @@ def segment_scan(job: Job, scan: Scan, picture: bool) -> ScanResult:
         image = montage(opened.volume, predicted.labels, job.slicing, job.classes)
     size = size_in_words(opened)
     page = scan_record(scan.name, scan.source, size, rows, image)
-    found = rows, predicted.seen, page, opened.volume.notes
+    found = rows, predicted.seen, page, scan_notes(job, scan, opened.volume)
     return ScanResult(scan.name, scan.source, size, files, *found)
 
 # %% ../nbs/80_segmentation.ipynb #de711447

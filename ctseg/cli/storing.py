@@ -31,9 +31,10 @@ def store(
     from ctseg.data.sources import store_challenge
     from ctseg.data.store import store_place
     from ctseg.io.imported import imported_slicing
-    from ctseg.io.neighbours import places_by_split
+    from ctseg.io.neighbours import neighbour_mm, places_by_split
     slicing = imported_slicing(data) if data.is_dir() else None
     arrays = places_by_split(data) if slicing else {}
-    splits = store_challenge(data, out, annotated, {"slicing": slicing}, scratch, arrays)
+    notes = {"slicing": slicing, "neighbour_mm": {split: neighbour_mm(data, split) for split in arrays}}
+    splits = store_challenge(data, out, annotated, notes, scratch, arrays)
     print_facts({split: f"{len(s)} slices, {int(s.labelled.sum())} annotated" for split, s in splits.items()})
     print(f"store: {store_place(out)}")

@@ -72,8 +72,8 @@ def read_moved(
 # %% ../../nbs/data/09_stacks.ipynb #4321ade5
 class DistinctRows(StackRows):
     "The images that some stacks need, each once."
-    def distinct(self) -> tuple[np.ndarray, np.ndarray]: # uint8 [m+1,H,W], int64 [N,K]
-        "These images, and a black one at the end; and which of them each channel is."
+    def needed(self) -> tuple[np.ndarray, np.ndarray]: # int64 [m,3], see `read_moved`; int64 [N,K]
+        "Which images these are; and which of them each channel is, m for none."
         missing = self.rows < 0
         shifts = np.where(missing[..., None], 0, self.shifts)
         rows = np.where(missing, -1, self.rows)
@@ -84,7 +84,11 @@ class DistinctRows(StackRows):
         if missing.any():  # it comes first
             needed = needed[1:]
             numbers = numbers - 1
-        numbers = np.where(missing, len(needed), numbers)
+        return needed, np.where(missing, len(needed), numbers)
+
+    def distinct(self) -> tuple[np.ndarray, np.ndarray]: # uint8 [m+1,H,W], int64 [N,K]
+        "These images, and a black one at the end; and which of them each channel is."
+        needed, numbers = self.needed()
         return read_moved(self.images, needed), numbers
 
 # %% ../../nbs/data/09_stacks.ipynb #f2b500ef

@@ -13,6 +13,7 @@ import contextlib
 import errno
 import math
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -33,10 +34,11 @@ from ..data.stacks import Stacks
 from ..data.store import write_store
 from ..inference.loop import Each, batches
 from ..inference.rule import decide
-from ..io.neighbours import stacks_beside, with_neighbours
+from ..io.neighbours import index_places, neighbour_mm, place_and_split, place_stacks, with_neighbours
 from .predictor import Predictor, warn_of_size
 from .store import write_probabilities
 from .sureness import Note, write_sureness
+from .trained_slicing import other_distance
 
 # %% ../../nbs/prediction/60_submission.ipynb #27081a83
 def check_written(path: str | Path, names: list[str], masks: np.ndarray):
@@ -202,9 +204,15 @@ def shown_images(
     "The images of `check_files` as the predictor sees them; `InputError` where neighbours are not known."
     context = predictor.context
     if not context: return pixels
-    if slices is None: return stacks_beside(images, names, pixels, context)
-    split = "test" if has_test(images) else "train"
-    return with_neighbours(slices, images, split, context).seen(context)
+    if slices is None:
+        place, split = place_and_split(images)
+        shown = place_stacks(pixels, index_places(place, split, names), context, images)
+    else:
+        place, split = images, "test" if has_test(images) else "train"
+        shown = with_neighbours(slices, place, split, context).seen(context)
+    told = other_distance(predictor, neighbour_mm(place, split))
+    if told: warnings.warn(told)
+    return shown
 
 # %% ../../nbs/prediction/60_submission.ipynb #9bdc35d3
 def check_fit(predictor: Predictor, images: str | Path, size: tuple[int, int], slices: SliceSet | None):

@@ -31,7 +31,7 @@ from ..data.sources import knows_patients, read_slices
 from ..inference.loop import Each
 from ..inference.rule import Rule
 from ..io.imported import imported_slicing
-from ..io.neighbours import with_neighbours
+from ..io.neighbours import neighbour_mm, with_neighbours
 from ..metrics.bootstrap import bootstrap_mean
 from ..metrics.evaluate import plain_value
 from ..models.settings import make_model
@@ -261,15 +261,16 @@ def with_plugins(recipe: Recipe | str, paths: Iterable[str | Path]) -> tuple[Rec
     return recipe, list(dict.fromkeys([*given, *recipe_plugins(recipe)]))
 
 # %% ../../nbs/recipes/20_fit.ipynb #54f27f27
-def how_cut(data: SliceSet | str | Path) -> dict[str, Any]:
-    "`slicing`: how the images of a challenge folder were cut from volumes; nothing where they were not."
+def how_cut(data: SliceSet | str | Path, context: int = 0) -> dict[str, Any]:
+    "`slicing`, and for neighbours `neighbour_mm`: how a folder's images were cut from volumes; {}: they were not."
     if isinstance(data, SliceSet): return {}
     try:
         slicing = imported_slicing(data)
     except InputError as e:
         warnings.warn(f"{e}; the run will not know how its images were cut")
         return {}
-    return {"slicing": slicing} if slicing else {}
+    if not slicing: return {}
+    return {"slicing": slicing} | ({"neighbour_mm": neighbour_mm(data)} if context else {})
 
 # %% ../../nbs/recipes/20_fit.ipynb #9ae2f3a7
 def make_job(
@@ -298,7 +299,7 @@ def fit(
     progress: bool = True,
     **options, # see `FitOptions`: log, callbacks, init, teacher, …
 ) -> Run:
-    "Train by a recipe; the finished run. `InputError` for what the user must change, `Stopped` at the time limit."
+    "Train by a recipe; the finished run. `InputError` for what must change, `Stopped` at the time limit."
     more = FitOptions(**options)
     trackers = check_trackers(more.log)
     recipe, plugins = with_plugins(recipe, more.plugins)
@@ -311,7 +312,7 @@ def fit(
             slices = more.read(data, recipe.data.context)
             job, earlier, facts = make_job(recipe, slices, run, seed, more, plan, deadline, progress)
             source = check_job(job)
-            spec = make_spec(job.recipe, slices, seed, plugins, facts) | how_cut(data)
+            spec = make_spec(job.recipe, slices, seed, plugins, facts) | how_cut(data, slices.context)
             on_main(lambda: start_run(run, spec, resume))
             if run.finished: return run  # resumed after its end
             if progress and not rank():

@@ -27,15 +27,17 @@ from ctseg import __version__
 from ctseg.core.anatomy import ClassMap
 from ctseg.core.files import InputError, atomic_path, did_you_mean, some_of, write_json
 from ctseg.io.dicom_seg import make_segmentation
+from ctseg.io.neighbours import step_mm
 from ctseg.io.nifti import save_labels
 from ctseg.io.outputs import new_folder
 from ctseg.io.rtstruct_write import make_rtstruct
 from ctseg.io.slicing import Slicing
 from ctseg.io.snomed import snomed
+from ctseg.io.volumes import Volume
 from ctseg.prediction.predictor import Predictor, RunMember
 from ctseg.prediction.prepare import prepare
 from ctseg.prediction.scans import Found, OpenScan, Scan, find_scans
-from ctseg.prediction.trained_slicing import choose_slicing, trained_slicings
+from ctseg.prediction.trained_slicing import choose_slicing, other_distance, trained_slicings
 from ctseg.prediction.volumes import class_rows_of, label_volume
 from ctseg.report.page import write_page
 from ctseg.report.scans import montage, scan_record, scans_page
@@ -264,6 +266,15 @@ print(size_in_words(opened))
 
 # %%
 #| export
+def scan_notes(job: Job, scan: Scan, volume: Volume) -> tuple[str, ...]:
+    "What is to be known of a scan: its own notes, and slices that are not as far apart as in training."
+    step = round(step_mm(volume.affine, job.slicing.orientation, volume.positions), 2)
+    told = other_distance(job.predictor, [step, step])
+    return volume.notes + ((f"{scan.source}: {told}",) if told else ())
+
+
+# %%
+#| export
 def segment_scan(job: Job, scan: Scan, picture: bool) -> ScanResult:
     "Open a scan, predict it, and write its files. Raises `InputError` for one that is no volume."
     formats, keep = _formats_of(scan, job.formats), job.options.keep_patient
@@ -277,7 +288,7 @@ def segment_scan(job: Job, scan: Scan, picture: bool) -> ScanResult:
         image = montage(opened.volume, predicted.labels, job.slicing, job.classes)
     size = size_in_words(opened)
     page = scan_record(scan.name, scan.source, size, rows, image)
-    found = rows, predicted.seen, page, opened.volume.notes
+    found = rows, predicted.seen, page, scan_notes(job, scan, opened.volume)
     return ScanResult(scan.name, scan.source, size, files, *found)
 
 

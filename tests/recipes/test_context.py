@@ -2,9 +2,11 @@
 import warnings
 from dataclasses import replace
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from helpers.command import ctseg
 from helpers.fake_runs import fake_run
 from helpers.folders import told
 from helpers.toys import Tiny, make, tiny
@@ -12,12 +14,12 @@ from helpers.volumes import TWO
 from safetensors.numpy import load_file
 
 from ctseg.core.files import read_json, write_json
-from ctseg.data.sources import read_slices, store_challenge
+from ctseg.data.sources import read_slices
 from ctseg.inference.loop import Member
 from ctseg.io.cases import Case
 from ctseg.io.folders import write_volumes
 from ctseg.io.index import predicted_volumes
-from ctseg.io.neighbours import places_by_split, with_neighbours
+from ctseg.io.neighbours import with_neighbours
 from ctseg.io.slicing import Slicing
 from ctseg.io.volumes import Volume
 from ctseg.losses.registry import create_loss
@@ -27,9 +29,11 @@ from ctseg.prediction.prepare import prepare
 from ctseg.prediction.submission import predict_folder
 from ctseg.prediction.volumes import label_volume
 from ctseg.recipes.fit import fit
+from ctseg.report.comparison import common_slices, compare
 from ctseg.report.page import report
 from ctseg.report.suggestions import suggest_files
 from ctseg.runs.folder import Run
+from ctseg.segmentation import segment
 from ctseg.training.deadline import Stopped
 
 SLICING = Slicing(window=(0., 2000.), size=16)
@@ -116,7 +120,7 @@ def test_a_scan_is_shown_as_its_import_was(world):
 
 def test_a_store_is_the_folder(world, tmp_path):
     pytest.importorskip("zarr")
-    store_challenge(world/"data", tmp_path/"d.zarr", arrays=places_by_split(world/"data"))
+    assert ctseg("store", world/"data", "--out", tmp_path/"d.zarr")[0] == 0
     streamed = trained(tmp_path/"d.zarr", tmp_path/"streamed", "epochs=2", memory="1KB")
     assert weights(streamed) == weights(Run(world/"run"))
     predictor = prepare(world/"run", "cpu", threshold=.3)
@@ -166,6 +170,19 @@ def test_arrays_are_a_volume_or_nothing(world):
     told(lambda: model.probabilities(slices.images), "context = 1")
 
 
+@pytest.mark.parametrize("mm, told_of", [(3, False), (4, False), (1, True), (8, True)])
+def test_slices_of_another_thickness_are_told(world, tmp_path, mm, told_of):
+    volume = replace(VOLUMES[4], affine=np.diag([2., 2, mm, 1]))
+    nib.save(nib.Nifti1Image(volume.hu, volume.affine), tmp_path/"p.nii.gz")
+    found = segment(load_predictor(world/"run", "cpu"), tmp_path/"p.nii.gz", tmp_path/"out")
+    assert any("what it knows of neighbours" in note for note in found.notes) == told_of
+    write_volumes([Case("p", lambda: volume, 0)], tmp_path/"data", TWO, SLICING)
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        predict_folder(load_predictor(world/"run", "cpu"), tmp_path/"data"/"train-images", tmp_path/"s.csv")
+    assert any("what it knows of neighbours" in str(w.message) for w in seen) == told_of
+
+
 def test_an_ensemble_may_see_differently(world, tmp_path):
     seen = with_neighbours(read_slices(world/"data"), world/"data", "train", 2)
     fake_run(tmp_path/"alone", seen, folds=2)
@@ -207,6 +224,10 @@ def test_pages_lists_and_rules_know_the_neighbours(world, tmp_path):
     assert facts["slices"] == 3
     tuned = prepare([world/"run"], "cpu", tune=world/"data").tuned
     assert tuned["Dice out of fold, argmax"] >= 0
+    runs = [Run(world/"run"), fake_run(tmp_path/"alone", read_slices(world/"data"), folds=2)]
+    slices = common_slices(runs, world/"data", "test")
+    assert slices.context == 1 and len(compare(runs, slices, "cpu")) == 2
+    told(lambda: compare(runs, slices.with_context(0), "cpu"), "context = 1")
 
 
 @pytest.mark.parametrize("name", ["attunet", "nnunet", "uctransnet", "unet:resnet18"])

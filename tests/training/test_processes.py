@@ -5,6 +5,7 @@ import numpy as np
 from helpers.runs import apart, losses_of, together
 from helpers.toys import applicable, small, tiny, toy
 
+from ctseg.data.stacks import stacks_of
 from ctseg.recipes.fit import fit
 from ctseg.recipes.table import get_recipe
 
@@ -26,9 +27,12 @@ def test_two_processes_learn_what_one_learns(tmp_path):
     recipes = {n: changed(n, 10 if n in ("masked", "mean-teacher", "unimatch") else 5) for n in RECIPES}
     recipes["presence"] = tiny("marginal", "epochs=10", "presence=0.5", "reduction=image", "tune_rule=no")
     recipes["attunet"] = small("masked", "tune_rule=no", "epochs=10")
+    recipes["context"] = tiny("unimatch", "context=1", "epochs=6", "tune_rule=no")
+    slices = toy()
+    slices = slices.with_stacks(stacks_of(slices.images, np.zeros(24, int), np.arange(24), 1))
     for n in (1, 2):
         (tmp_path/str(n)).mkdir()
-        together(n, losses_of, toy(), recipes, tmp_path/str(n))
+        together(n, losses_of, slices, recipes, tmp_path/str(n))
     one, two = (json.loads((tmp_path/n/"losses.json").read_text()) for n in "12")
     assert one.keys() == two.keys() == recipes.keys()
     for name in one:

@@ -10,6 +10,9 @@
 #
 # `SCANS` may be an export of an archive with many patients, a folder of NIfTI files, or one file. Each scan is read, cut as the training images
 # were, predicted, put back onto its own grid and let go, so memory does not grow with their number. Several runs before the scans are averaged.
+# A run that was trained on imported volumes with `--set context=1` sees each slice with the one below and the one above, here as in training; at the
+# ends of a scan and beside a gap it sees black instead. Its neighbours are the next slices, however thick: give it scans of about the thickness that it
+# was trained on. Whether neighbours help [was measured](../benchmarks/context.ipynb).
 #
 # | option | |
 # |---|---|

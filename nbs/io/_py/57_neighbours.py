@@ -23,10 +23,9 @@ import numpy as np
 
 from ctseg.core.files import InputError
 from ctseg.data.images import image_paths
-from ctseg.data.lazy import LazyPixels
 from ctseg.data.slices import SliceSet
 from ctseg.data.stacks import Stacks, stacks_of
-from ctseg.data.store import is_store, store_arrays
+from ctseg.data.store import is_store, store_arrays, store_notes
 from ctseg.io.geometry import slice_axes
 from ctseg.io.index import read_index
 
@@ -86,6 +85,31 @@ uneven = np.stack([0*z, 0*z, z], 1)
 print(slice_places(np.eye(4), "SPL", (4, 4, 7), uneven))
 test_eq(slice_places(np.eye(4), "IPL", (4, 4, 7), uneven), [0, 1, 2, 3, 6, 7, 8])
 test_eq(slice_places(np.eye(4), "SPL", (4, 4, 7)), np.arange(7))
+
+
+# %% [markdown]
+# How far neighbours are apart differs from scan to scan. A run keeps what it has learnt from, so that scans of other slices can be told.
+
+# %%
+#| export
+def step_mm(
+    affine: np.ndarray, # float [4,4]: voxel (i, j, k, 1) → mm
+    orientation: str, # of the slicing
+    positions: np.ndarray|None = None, # float [K,3]: mm of voxel (0, 0, k), if the spacing is uneven
+) -> float:
+    "The usual distance of neighbouring slices, in mm."
+    (along, down, across), _ = slice_axes(affine, orientation)
+    normal = np.cross(affine[:3, down], affine[:3, across])
+    normal = normal/np.linalg.norm(normal)
+    if positions is None or len(positions) < 2:
+        return float(abs(normal @ affine[:3, along]))
+    steps = np.diff(np.asarray(positions) @ normal)
+    return float(np.median(np.abs(steps)))
+
+
+# %%
+print(step_mm(np.diag([1., 2, 5, 1]), "SPL"), step_mm(np.diag([1., 2, 5, 1]), "RPS"))
+test_eq(step_mm(np.eye(4), "SPL", uneven), 4)
 
 
 # %% [markdown]
@@ -162,6 +186,26 @@ def index_places(
     return SlicePlaces(volume, place, np.stack(corner, 1))
 
 
+# %%
+#| export
+def neighbour_mm(
+    place: str|Path, # a folder, or a store of one
+    split: str = "train",
+) -> list[float]|None: # None: nobody knows
+    "The least and the largest usual distance of neighbouring slices, among the volumes of a split, in mm."
+    if is_store(place):
+        return store_notes(place).get("neighbour_mm", {}).get(split)
+    if not (Path(place)/"index.json").exists():
+        return None
+    volumes, lines = read_index(place, split)
+    steps = []
+    for id in {line["volume"] for line in lines.values()}:
+        entry = volumes[id]
+        affine = np.array(entry["affine"], float)
+        steps.append(step_mm(affine, entry["orientation"], entry.get("positions")))
+    return [round(min(steps), 2), round(max(steps), 2)]
+
+
 # %% [markdown]
 # The torso of two scans, of which every slice was imported:
 
@@ -172,6 +216,7 @@ def cases(): return [Case(f"scan {n}", lambda v=v: v, n) for n, v in enumerate(s
 _ = write_volumes(cases(), work/"all", TORSO_CLASSES, Slicing(size=24, spacing="fit"))
 slices = read_challenge(work/"all")
 where = index_places(work/"all", "train", slices.names)
+print(neighbour_mm(work/"all"), "mm")
 print(f"{len(slices)} slices of {len(np.unique(where.volume))} volumes, places up to {where.place.max()}")
 plain = tempfile.mkdtemp(dir=work)
 test_fail(lambda: index_places(plain, "train", []), contains="context needs volumes")
@@ -286,22 +331,12 @@ test_eq(with_neighbours(slices, work/"all", "train", 0).stacks, None)
 
 # %%
 #| export
-def stacks_beside(
-    images: str|Path, # a folder of images such as DATA/test-images
-    names: list[str],
-    pixels: LazyPixels, # of these images
-    context: int,
-) -> Stacks:
-    "The images of a folder, each with its neighbours; `InputError` where these are not known."
+def place_and_split(images: str|Path) -> tuple[Path, str]:
+    "The folder whose index speaks of a folder of images such as DATA/test-images, and which split these are."
     folder = Path(os.path.abspath(images))  # not resolved: beside a link lies the index it belongs to
-    split = folder.name.removesuffix("-images")
-    return place_stacks(pixels, index_places(folder.parent, split, names), context, images)
+    return folder.parent, folder.name.removesuffix("-images")
 
 
 # %%
-from ctseg.data.images import open_images
-
-names, pixels = open_images(work/"all"/"train-images")
-beside = stacks_beside(work/"all"/"train-images", names, pixels, 1)
-test_eq(beside[[0, 7]], seen.stacks[[0, 7]])
+test_eq(place_and_split(work/"all"/"train-images"), (work/"all", "train"))
 shutil.rmtree(work)

@@ -14,6 +14,7 @@ import contextlib
 import errno
 import math
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -34,10 +35,11 @@ from ctseg.data.stacks import Stacks
 from ctseg.data.store import write_store
 from ctseg.inference.loop import Each, batches
 from ctseg.inference.rule import decide
-from ctseg.io.neighbours import stacks_beside, with_neighbours
+from ctseg.io.neighbours import index_places, neighbour_mm, place_and_split, place_stacks, with_neighbours
 from ctseg.prediction.predictor import Predictor, warn_of_size
 from ctseg.prediction.store import write_probabilities
 from ctseg.prediction.sureness import Note, write_sureness
+from ctseg.prediction.trained_slicing import other_distance
 
 # %%
 #| hide
@@ -334,9 +336,15 @@ def shown_images(
     "The images of `check_files` as the predictor sees them; `InputError` where neighbours are not known."
     context = predictor.context
     if not context: return pixels
-    if slices is None: return stacks_beside(images, names, pixels, context)
-    split = "test" if has_test(images) else "train"
-    return with_neighbours(slices, images, split, context).seen(context)
+    if slices is None:
+        place, split = place_and_split(images)
+        shown = place_stacks(pixels, index_places(place, split, names), context, images)
+    else:
+        place, split = images, "test" if has_test(images) else "train"
+        shown = with_neighbours(slices, place, split, context).seen(context)
+    told = other_distance(predictor, neighbour_mm(place, split))
+    if told: warnings.warn(told)
+    return shown
 
 
 # %%

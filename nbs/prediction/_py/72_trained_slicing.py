@@ -54,6 +54,35 @@ print(_agreed([record, record], {}))
 test_eq(_agreed([record, record], {}), record)
 test_fail(lambda: _agreed([record, record | {"spacing": 2.}], {}), contains="another spacing (None and 2.0)")
 
+# %% [markdown]
+# Runs that see [neighbours](../io/57_neighbours.ipynb) know how far apart these were. Where a scan's slices are much thinner or thicker, what they have learnt
+# does not hold.
+
+# %%
+#| export
+APART = 1.5 # slices so many times as far apart as in training, or as close together, are told
+
+def in_mm(span: list[float]) -> str:
+    "A span in words."
+    return " to ".join(f"{value:g}" for value in sorted(set(span))) + " mm"
+
+def other_distance(
+    predictor: Predictor,
+    mm: list[float] | None, # least and largest distance of neighbouring slices; None: nobody knows
+) -> str: # "": about as in training, or nobody knows
+    "What a user must know of slices that are further apart, or closer together, than those a run has seen."
+    for member in predictor.members:
+        if not member.context or not isinstance(member, RunMember) or member.run is None:
+            continue
+        trained = run_spec(member.run).get("neighbour_mm")
+        if not trained or not mm: continue
+        (low, high), (least, most) = trained, mm
+        if least < low/APART or most > high*APART:
+            learnt = f"{member.run.folder.name} was trained on slices {in_mm(trained)} apart"
+            return f"{learnt}, these are {in_mm(mm)}: what it knows of neighbours may not fit"
+    return ""
+
+
 # %%
 #| export
 _NO_WINDOW = ("the run does not say through which window its images were made: "

@@ -31,7 +31,7 @@ from ctseg.data.sources import knows_patients, read_slices
 from ctseg.inference.loop import Each
 from ctseg.inference.rule import Rule
 from ctseg.io.imported import imported_slicing
-from ctseg.io.neighbours import with_neighbours
+from ctseg.io.neighbours import neighbour_mm, with_neighbours
 from ctseg.metrics.bootstrap import bootstrap_mean
 from ctseg.metrics.evaluate import plain_value
 from ctseg.models.settings import make_model
@@ -397,15 +397,16 @@ print(with_plugins("masked", [])[1])
 
 # %%
 #| export
-def how_cut(data: SliceSet | str | Path) -> dict[str, Any]:
-    "`slicing`: how the images of a challenge folder were cut from volumes; nothing where they were not."
+def how_cut(data: SliceSet | str | Path, context: int = 0) -> dict[str, Any]:
+    "`slicing`, and for neighbours `neighbour_mm`: how a folder's images were cut from volumes; {}: they were not."
     if isinstance(data, SliceSet): return {}
     try:
         slicing = imported_slicing(data)
     except InputError as e:
         warnings.warn(f"{e}; the run will not know how its images were cut")
         return {}
-    return {"slicing": slicing} if slicing else {}
+    if not slicing: return {}
+    return {"slicing": slicing} | ({"neighbour_mm": neighbour_mm(data)} if context else {})
 
 
 # %%
@@ -442,7 +443,7 @@ def fit(
     progress: bool = True,
     **options, # see `FitOptions`: log, callbacks, init, teacher, …
 ) -> Run:
-    "Train by a recipe; the finished run. `InputError` for what the user must change, `Stopped` at the time limit."
+    "Train by a recipe; the finished run. `InputError` for what must change, `Stopped` at the time limit."
     more = FitOptions(**options)
     trackers = check_trackers(more.log)
     recipe, plugins = with_plugins(recipe, more.plugins)
@@ -455,7 +456,7 @@ def fit(
             slices = more.read(data, recipe.data.context)
             job, earlier, facts = make_job(recipe, slices, run, seed, more, plan, deadline, progress)
             source = check_job(job)
-            spec = make_spec(job.recipe, slices, seed, plugins, facts) | how_cut(data)
+            spec = make_spec(job.recipe, slices, seed, plugins, facts) | how_cut(data, slices.context)
             on_main(lambda: start_run(run, spec, resume))
             if run.finished: return run  # resumed after its end
             if progress and not rank():

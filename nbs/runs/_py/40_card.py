@@ -47,6 +47,8 @@ import ctseg
 model = ctseg.load("hf://OWNER/NAME")   # or the folder of this run
 masks = model.predict(images)           # uint8 [N, H, W], grey values windowed as in training
 ```"""
+IN_VOLUMES = "predict(images, volume=True)  # all slices of a scan, from foot to head:"
+USE_OF_VOLUMES = USE.replace("predict(images)           #", IN_VOLUMES)  # where neighbours are seen
 
 # %%
 print(WARNING)
@@ -146,7 +148,7 @@ def model_card(spec: dict[str, Any], metrics: dict[str, Any]) -> str:
     versions = ", ".join(f"{k} {v}" for k, v in spec.get("versions", {}).items())
     parts = {
         f"# {recipe_name}": f"{first} Trained by ctseg's recipe `{recipe_name}`{about}.\n\n{WARNING}",
-        "## Use": USE,
+        "## Use": USE_OF_VOLUMES if spec["recipe"].data.context else USE,
         "## Licence": LICENCE,
         "## How good it is": score_section(metrics),
         "## Structures": table(("id", "name"), list(names.items())),

@@ -82,7 +82,7 @@ def pixel_bytes(slices: SliceSet, image_size: int | None = None) -> int:
     height, width = (image_size, image_size) if image_size else slices.images.shape[1:]
     images = len(slices)
     if slices.stacks is not None:  # those beside them too, each once
-        images = len(np.unique(slices.stacks.rows[slices.stacks.rows >= 0]))
+        images = len(slices.stacks.needed()[0])
     return (images + len(slices))*height*width
 
 def stays_on_device(slices: SliceSet, setup: Setup, device: torch.device) -> bool:

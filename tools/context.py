@@ -1,0 +1,111 @@
+"""Does a network that sees the neighbouring slices segment volumes better?
+`python tools/context.py --data FOLDER`
+
+Makes volumes of the phantom (48 patients, 14 axial slices of 64 x 64 pixels, 5 mm apart, of the belly,
+with 14 structures), imports them with a fixed window, and trains the same network for the same steps with
+`context` 0 and 1, on one thread. What is kept is
+`nbs/benchmarks/results/context/EPOCHS-CONTEXT-sSEED.npz`: the Dice of every (test slice, class), by argmax
+and by the run's rule. A result that is there is not made again.
+"""
+import argparse
+import json
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT/"nbs"/"benchmarks"/"results"/"context"
+TRAIN, TEST, SLICES, SIDE, STEP = 32, 16, 14, 64, 5.
+SETTINGS = dict(width=8, batch_size=16, lr=5e-3, folds=8, precision="fp32")
+STRUCTURES = (
+    "liver", "spleen", "stomach", "pancreas", "gallbladder", "kidney_left", "kidney_right", "aorta",
+    "inferior_vena_cava", "duodenum", "colon", "small_bowel", "adrenal_gland_left", "adrenal_gland_right",
+)
+
+
+def phantom_volume(number: int):
+    "The scan of one patient, with every structure examined."
+    from ctseg.core.anatomy import RAIDIUM54
+    from ctseg.io.volumes import Volume
+    from ctseg.phantom.anatomy import whole_body
+    from ctseg.phantom.cut import view
+    from ctseg.phantom.painting import render
+    from ctseg.phantom.scanner import scanner_noise
+    rng = np.random.default_rng([22, number])
+    body = whole_body([22, number, 0])
+    fov, lowest = rng.uniform(340, 420), rng.uniform(220, 370)
+    numbers = np.zeros(256, np.uint8)
+    for n, name in enumerate(STRUCTURES, 1): numbers[RAIDIUM54.id(name)] = n
+    hu, labels = [], []
+    for k in range(SLICES):
+        values, label = render(view(body, "axial", (0, 4, lowest + k*STEP), fov, SIDE))
+        hu.append(scanner_noise(values, rng))
+        labels.append(numbers[label])
+    pixel = fov/SIDE
+    affine = np.diag([-pixel, pixel, STEP, 1])  # an image's rows run to the left, its columns to the front
+    as_voxels = partial(np.transpose, axes=(1, 2, 0))
+    voxels, drawn = as_voxels(np.stack(hu)), as_voxels(np.stack(labels))
+    return Volume(voxels.astype(np.float32), affine, drawn, np.ones(len(STRUCTURES), bool))
+
+
+def make_data(folder: Path):
+    "The imported volumes, as a challenge folder."
+    from ctseg.core.anatomy import ClassMap
+    from ctseg.io.cases import Case
+    from ctseg.io.folders import write_volumes
+    from ctseg.io.slicing import Slicing
+    cases = [
+        Case(f"phantom {n}", partial(phantom_volume, n), n, split="train" if n < TRAIN else "test")
+        for n in range(TRAIN + TEST)
+    ]
+    write_volumes(cases, folder, ClassMap.from_names(STRUCTURES), Slicing(window=(40., 400.)))
+
+
+def measure(data: Path, runs: Path, epochs: int, context: int, seed: int):
+    "Train, score the test slices, keep the tables."
+    from ctseg.core.files import atomic_path
+    from ctseg.data.sources import read_slices
+    from ctseg.inference.rule import Rule
+    from ctseg.io.neighbours import with_neighbours
+    from ctseg.metrics.challenge import dice_table, mean_dice
+    from ctseg.prediction.predictor import load_predictor, predict_masks
+    from ctseg.recipes.fit import fit
+    from ctseg.recipes.table import get_recipe
+    target = RESULTS/f"{epochs}-{context}-s{seed}.npz"
+    if target.exists(): return
+    recipe = get_recipe("marginal-log").change(context=context, epochs=epochs, **SETTINGS)
+    run = fit(data, recipe, runs/target.stem, seed, resume=True, device="cpu", progress=False)
+    test = with_neighbours(read_slices(data, "test"), data, "test", context)
+    predictor = load_predictor(run.folder, "cpu")
+    masks = predict_masks(predictor, test.seen(context), [Rule(), predictor.rule])
+    tables = [dice_table(m, test.masks, len(test.classes)).astype(np.float32) for m in masks]
+    place = np.arange(len(test)) % SLICES
+    facts = dict(context=context, epochs=epochs, seed=seed, settings=SETTINGS, seconds=round(run_seconds(run)))
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    with atomic_path(target) as tmp, open(tmp, "wb") as f:
+        np.savez_compressed(
+            f, argmax=tables[0], rule=tables[1], groups=test.groups, place=place,
+            classes=np.array(test.classes.names), facts=json.dumps(facts),
+        )
+    print(target.stem, [round(mean_dice(table), 4) for table in tables], flush=True)
+
+
+def run_seconds(run) -> float:
+    "How long the epochs of a run took."
+    return sum(row["seconds"] for row in run.read_timings())
+
+
+if __name__ == "__main__":
+    import torch
+    torch.set_num_threads(1)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True, help="the volumes; made if not there")
+    parser.add_argument("--runs", type=Path, default=ROOT/"runs"/"context")
+    parser.add_argument("--epochs", type=int, nargs="+", default=[12, 24])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    args = parser.parse_args()
+    if not args.data.exists(): make_data(args.data)
+    for epochs in args.epochs:
+        for seed in args.seeds:
+            for context in (0, 1): measure(args.data, args.runs, epochs, context, seed)
