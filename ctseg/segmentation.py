@@ -168,7 +168,7 @@ def scan_notes(job: Job, scan: Scan, volume: Volume) -> tuple[str, ...]:
     told = other_distance(job.predictor, [step, step])
     return volume.notes + ((f"{scan.source}: {told}",) if told else ())
 
-# %% ../nbs/80_segmentation.ipynb #69865276
+# %% ../nbs/80_segmentation.ipynb #1589e15e
 def segment_scan(job: Job, scan: Scan, picture: bool) -> ScanResult:
     "Open a scan, predict it, and write its files. Raises `InputError` for one that is no volume."
     formats, keep = _formats_of(scan, job.formats), job.options.keep_patient

@@ -30,7 +30,7 @@ def _agreed(records: list[dict], given: dict[str, Any]) -> dict[str, Any]:
             raise InputError(f"{problem}; say by {name} (--{name}) which to use, or take runs of one import")
     return agreed | given
 
-# %% ../../nbs/prediction/72_trained_slicing.ipynb #b0d8f694
+# %% ../../nbs/prediction/72_trained_slicing.ipynb #1b779380
 APART = 1.5 # slices so many times as far apart as in training, or as close together, are told
 
 def in_mm(span: list[float]) -> str:
