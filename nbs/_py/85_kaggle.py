@@ -49,8 +49,8 @@ from ctseg.runs.folder import Run
 
 
 # %% [markdown]
-# A Kaggle notebook sees three folders: `/kaggle/input` holds whatever was attached, read-only; `/kaggle/working` is kept as the notebook's output; everything else is gone when the session ends, and the session ends after some
-# hours whether the training has or not. That leaves three chores, which the [notebooks](kaggle/start_here/start_here.ipynb) share and none of them should have to explain:
+# A Kaggle notebook sees three folders: `/kaggle/input` holds whatever was attached, read-only; `/kaggle/working` is kept as the notebook's output; everything else is gone when the session ends. A session ends after some
+# hours, even in the middle of a training. So there are three chores, which the [notebooks](kaggle/start_here/start_here.ipynb) share and none of them should have to explain:
 #
 # 1. **find the data**, since the place where a data set is mounted has changed more than once and depends on who uploaded it, and how;
 # 2. **carry on**: yesterday's output, attached as an input, is copied to where it can be written, and continued;
@@ -458,17 +458,18 @@ def train_each(
 
 
 # %% [markdown]
-# One run, its folder carried on, and two for an ensemble:
+# Two runs for an ensemble, each with a log beside it:
 
 # %%
-tiny = ["width=4", "epochs=2", "image_size=32", "batch_size=5", "folds=4"]
-run = carry_on("tiny")
-with contextlib.redirect_stdout(io.StringIO()) as said: assert train(sample, run, "masked", tiny)
-assert "2/2" in said.getvalue() and "run folder:" in said.getvalue()
-
-members = {kaggle_root()/"working"/f"fold-{k}": [*tiny, f"fold={k}"] for k in range(2)}
-test_eq([r.name for r in train_each(sample, members, "masked")], ["fold-0", "fold-1"])
-test_eq(len(Run(run).read_history()), 2)
+tiny = ["width=4", "epochs=2", "image_size=32", "batch_size=5", "folds=4", "labelled=40"]
+members = {carry_on(f"fold-{k}"): [*tiny, f"fold={k}"] for k in range(2)}
+finished = train_each(sample, members, "masked")
+print([run.name for run in finished])
+test_eq([run.name for run in finished], ["fold-0", "fold-1"])
+for run in finished:
+    lines = Path(f"{run}.log").read_text()
+    assert "2/2" in lines and "run folder:" in lines
+    test_eq(len(Run(run).read_history()), 2)
 
 # %% [markdown]
 # A run that may not take longer stops with everything saved, and is not finished; the next call, or the next session, goes on:
@@ -476,7 +477,7 @@ test_eq(len(Run(run).read_history()), 2)
 # %%
 slow = kaggle_root()/"working"/"slow"
 with contextlib.redirect_stdout(io.StringIO()) as said:
-    done = train(sample, slow, "masked", [*tiny, "epochs=1000"], seconds=8)
+    done = train(sample, slow, "masked", [*tiny, "epochs=1000"], seconds=1)
 print(done, re.sub(r"\d+ of", "… of", re.search("ctseg: (.*)", said.getvalue())[1]))
 
 # %% [markdown]
