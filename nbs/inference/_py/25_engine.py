@@ -50,7 +50,7 @@ from ctseg.models.zoo import create_model
 # | `onnx` | the extra `onnx` | float32 |
 # | `auto` | | whichever of the first two is faster here for this network, measured on the first batch |
 #
-# A GPU always computes with PyTorch.
+# A GPU always computes with PyTorch. [How fast ONNX Runtime is](../benchmarks/onnx.ipynb) was measured for every network of the zoo.
 #
 # ## A network as a graph
 #

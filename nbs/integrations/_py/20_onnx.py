@@ -181,7 +181,7 @@ def apart_on_noise(
 print(metadata(predictor)["classes"])
 
 # %% [markdown]
-# Networks take images of any size. One whose graph is only right at the size it was recorded on gets a file for that size alone. Which of the two holds is tried by running the file: at the size, and at a larger one. Labels follow from probabilities, so they may differ where two classes are all but equal.
+# [Every network of the zoo](../benchmarks/onnx.ipynb) takes images of any size. One of your own whose graph is only right at the size it was recorded on gets a file for that size alone. Which of the two holds is tried by running the file: at the size, and at a larger one. Labels follow from probabilities, so they may differ where two classes are all but equal.
 
 # %%
 #| export
