@@ -40,7 +40,8 @@ class PatchTokens(nn.Module):
         x = self.cut(x)
         size = x.shape[-2:]
         place = self.position
-        if size != place.shape[-2:]:
+        # a graph for every size must always interpolate; at the grid's own size nothing changes
+        if torch.onnx.is_in_onnx_export() or size != place.shape[-2:]:
             place = F.interpolate(place, size=size, mode="bilinear", align_corners=False)
         tokens = (x + place).flatten(2).transpose(1, 2)
         return self.drop(tokens)

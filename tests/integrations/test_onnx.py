@@ -3,6 +3,8 @@ import json
 
 import numpy as np
 import pytest
+import torch
+import torch.nn.functional as F
 
 from helpers.command import ctseg
 
@@ -11,8 +13,15 @@ from ctseg.prediction.predictor import load_predictor
 
 pytest.importorskip("onnx")
 runtime = pytest.importorskip("onnxruntime")
+from ctseg.core.anatomy import ClassMap
+from ctseg.core.device import pick_device
 from ctseg.data.toys import toy_set
-from ctseg.integrations.onnx import export_onnx
+from ctseg.inference.engine import export_graph, onnx_session
+from ctseg.inference.loop import Member
+from ctseg.integrations.onnx import OUTPUTS, PredictorGraph, apart_on_noise, export_onnx, write_checked
+from ctseg.losses.registry import create_loss
+from ctseg.models.zoo import create_model
+from ctseg.prediction.predictor import Predictor
 from ctseg.recipes.fit import fit
 from ctseg.recipes.table import get_recipe
 from ctseg.runs.recipe import apply_settings
@@ -68,3 +77,56 @@ def test_command_and_wrong_requests(runs, tmp_path):
     assert ctseg("export", "onnx", root/"plain", tmp_path/"cli.onnx")[0] == 0
     assert (tmp_path/"cli.onnx").stat().st_size > 1000
     assert ctseg("export", "onnx", tmp_path, tmp_path/"no.onnx")[0] == 2 and not (tmp_path/"no.onnx").exists()
+
+
+def graph_of(network, loss="marginal", classes=("a", "b", "c")):
+    plan, table = pick_device("cpu", "fp32"), ClassMap.from_names(list(classes))
+    return PredictorGraph(Predictor([Member(network.eval(), create_loss(loss))], table, plan)).eval()
+
+
+@pytest.mark.parametrize("name, settings", [
+    ("missformer", dict(width=8)), ("uctransnet", dict(width=8, image_size=32, layers=1)),
+])
+def test_transformers_take_any_size_and_number_of_images(name, settings, tmp_path):
+    torch.manual_seed(0)
+    graph = graph_of(create_model(name, 1, 4, **settings))
+    export_graph(graph, tmp_path/"a.onnx", (64, 64), OUTPUTS)
+    apart, other_labels = apart_on_noise(graph, onnx_session(tmp_path/"a.onnx"), (40, 70), 1)
+    assert apart < 1e-4 and other_labels < 1e-3
+
+
+class Resampled(torch.nn.Module):
+    "Resamples by cubic interpolation with antialiasing, as a vision transformer does its positions."
+    def __init__(self, times):
+        super().__init__()
+        self.times = times
+
+    def forward(self, x):
+        size = [int(s*self.times) if isinstance(s, int) else (s*self.times).long() for s in x.shape[-2:]]
+        return F.interpolate(x, size, mode="bicubic", antialias=True),
+
+
+@pytest.mark.parametrize("times", [.5, 1.5])
+def test_cubic_interpolation_with_antialiasing(times, tmp_path):
+    export_graph(Resampled(times), tmp_path/"a.onnx", (20, 30), {"out": "BCHW"})
+    x = torch.rand(2, 1, 26, 44)
+    found, = onnx_session(tmp_path/"a.onnx")(x.numpy())
+    assert np.abs(found - Resampled(times)(x)[0].numpy()).max() < 1e-5
+
+
+class Exponential(torch.nn.Module):
+    "An operation that ONNX has no word for."
+    def forward(self, x): return torch.cat([torch.linalg.matrix_exp(x)]*4, 1)
+
+
+class Unsteady(torch.nn.Module):
+    "Answers something else each time."
+    def forward(self, x): return torch.cat([x]*4, 1)*torch.rand(1, 4, 1, 1)*9
+
+
+@pytest.mark.parametrize("network", [Exponential(), Unsteady()])
+def test_a_network_that_cannot_be_exported_is_told_in_one_line(network, tmp_path, capfd):
+    with pytest.raises(InputError, match="cannot be exported") as told:
+        write_checked(graph_of(network), tmp_path/"a.onnx", (32, 32))
+    assert "\n" not in str(told.value) and len(str(told.value)) < 400
+    assert capfd.readouterr() == ("", "")

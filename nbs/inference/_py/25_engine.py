@@ -15,6 +15,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -49,7 +50,7 @@ from ctseg.models.zoo import create_model
 # | `onnx` | the extra `onnx` | float32 |
 # | `auto` | | whichever of the first two is faster here for this network, measured on the first batch |
 #
-# A GPU always computes with PyTorch.
+# A GPU always computes with PyTorch. [How fast ONNX Runtime is](../benchmarks/onnx.ipynb) was measured for every network of the zoo.
 #
 # ## A network as a graph
 #
@@ -118,14 +119,46 @@ def import_engine(module: str, extra: str):
 try: import_engine("no_such_engine", "openvino")
 except InputError as e: print(e)
 
+# %% [markdown]
+# A transformer trained at another size has its position embedding resampled, by cubic interpolation with antialiasing. PyTorch does not know how to say this in ONNX, but ONNX has it, so it is told. The constant -0.5 is that of PyTorch's kernel.
 
 # %%
 #| export
-def quietly(make: Callable):
-    "What `make()` gives, without the warnings of a tracer, which speak of decisions that are no part of our graphs."
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return make()
+OPSET = 18  # of ONNX's operators: the first whose Resize has antialiasing
+
+def resize_bicubic(g, image, size, align_corners, scales):
+    "PyTorch's cubic interpolation with antialiasing, `[B, C, H, W]` to `size`, as an operator of ONNX."
+    if size.type().kind() == "NoneType":
+        raise ValueError("cubic interpolation by a factor; only a size can be written as ONNX")
+    int64 = {"to_i": torch.onnx.TensorProtoDataType.INT64}
+    if size.node().kind() == "prim::ListConstruct":
+        axis = g.op("Constant", value_t=torch.tensor([0]))
+        sides = [g.op("Unsqueeze", g.op("Cast", side, **int64), axis) for side in size.node().inputs()]
+        size = g.op("Concat", *sides, axis_i=0)
+    first, end = (g.op("Constant", value_t=torch.tensor([i])) for i in (0, 2))
+    images_and_channels = g.op("Slice", g.op("Shape", image), first, end)
+    whole = g.op("Concat", images_and_channels, g.op("Cast", size, **int64), axis_i=0)
+    none = g.op("Constant", value_t=torch.tensor([], dtype=torch.float32))
+    kernel = dict(mode_s="cubic", cubic_coeff_a_f=-0.5, antialias_i=1, exclude_outside_i=1)
+    return g.op("Resize", image, none, none, whole, coordinate_transformation_mode_s="half_pixel", **kernel)
+
+
+# %%
+#| export
+@contextmanager
+def quietly():
+    "Without the warnings of a tracer, which speak of decisions that are no part of our graphs, and its dumps."
+    log = torch._C._jit_onnx_log
+    torch._C._jit_onnx_log = ignore_log
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        torch._C._jit_onnx_log = log
+
+def ignore_log(*_):
+    "What the exporter prints of a graph that it cannot write, thousands of lines."
 
 
 # %%
@@ -140,13 +173,28 @@ def export_graph(
 ):
     "Write a graph as an ONNX file."
     import_engine("onnx", "onnx")
+    torch.onnx.register_custom_op_symbolic("aten::_upsample_bicubic2d_aa", resize_bicubic, OPSET)
     axes = {}
     for name, letters in {"image": "BCHW", **outputs}.items():
         axes[name] = {i: letter for i, letter in enumerate(letters) if letter in free}
     options = dict(input_names=["image"], output_names=list(outputs), dynamic_axes=axes)
-    options |= dict(opset_version=18, dynamo=False)
-    with torch.inference_mode():
-        quietly(lambda: torch.onnx.export(graph, (torch.rand(2, channels, *size),), str(path), **options))
+    options |= dict(opset_version=OPSET, dynamo=False)
+    with torch.inference_mode(), quietly():
+        torch.onnx.export(graph, (torch.rand(2, channels, *size),), str(path), **options)
+
+
+# %%
+class Halved(nn.Module):
+    "Images at half their size."
+    def forward(self, x):
+        half = [side//2 for side in x.shape[-2:]]
+        return (F.interpolate(x, half, mode="bicubic", antialias=True),)
+
+if available("onnx"):
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder)/"half.onnx"
+        export_graph(Halved(), file, (16, 16), {"half": "BCHW"})
+        print(f"{file.stat().st_size} bytes")
 
 
 # %%
@@ -172,6 +220,7 @@ def onnx_session(model: Path | bytes) -> Answer:
     "An ONNX file (or its bytes), run by ONNX Runtime on the CPU with as many threads as torch has."
     runtime = import_engine("onnxruntime", "onnx")
     options = runtime.SessionOptions()
+    options.log_severity_level = 4  # what goes wrong is raised; it need not be printed as well
     options.intra_op_num_threads, options.inter_op_num_threads = torch.get_num_threads(), 1
     source = model if isinstance(model, bytes) else str(model)
     session = runtime.InferenceSession(source, options, providers=["CPUExecutionProvider"])

@@ -608,6 +608,27 @@ class CrossEntropyDiceLoss(PlainCrossEntropyDiceLoss):
 compare(DiceLoss(), PlainDiceLoss())
 compare(CrossEntropyDiceLoss(), PlainCrossEntropyDiceLoss())
 
+
+# %% [markdown]
+# **A volume is its pixels.** Its loss and gradient are those of the plain formulas, and with sums over the batch those of its slices, given as a batch.
+
+# %%
+def volume_and_slices(fused, plain):
+    "One volume of four slices, by the fused loss, by the plain one, and slice by slice."
+    torch.manual_seed(0)
+    z = torch.randn(1, fused.out_chans(3), 4, 5, 6, dtype=torch.float64, requires_grad=True)
+    mask, known = torch.randint(0, 3, (1, 4, 5, 6)), torch.tensor([[True, True, False]])
+    slices, every_slice = z[0].transpose(0, 1), known.expand(4, -1)
+    values = [fused(z, mask, known), plain(z, mask, known), fused(slices, mask[0], every_slice)]
+    gradients = [torch.autograd.grad(value, z, retain_graph=True)[0] for value in values]
+    for value, gradient in zip(values[1:], gradients[1:]):
+        test_close(value, values[0], 1e-12)
+        test_close(gradient, gradients[0], 1e-12)
+
+volume_and_slices(MaskedSigmoidLoss(), PlainMaskedSigmoidLoss())
+volume_and_slices(MarginalSoftmaxLoss(), PlainMarginalSoftmaxLoss())
+volume_and_slices(CrossEntropyDiceLoss(), PlainCrossEntropyDiceLoss())
+
 # %% [markdown]
 # **Half precision and huge logits give a finite loss**, and a finite gradient.
 

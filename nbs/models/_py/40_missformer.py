@@ -253,13 +253,13 @@ test_eq(out.shape, (1, 16, 8, 16))
 #| export
 def to_tokens(maps: list[Tensor], width: int) -> Tensor:
     "Maps [B, h, w, c] as one sequence of tokens [B, N, width]."
-    return torch.cat([m.reshape(len(m), -1, width) for m in maps], 1)
+    return torch.cat([m.flatten(1).unflatten(1, (-1, width)) for m in maps], 1)
 
 
 def sort_back(tokens: Tensor, like: list[Tensor]) -> list[Tensor]:
     "The sequence [B, N, width] cut up again into maps of the shapes of `like`."
     width = tokens.shape[-1]
-    lengths = [m[0].numel()//width for m in like]
+    lengths = [m.shape[1]*m.shape[2]*(m.shape[3]//width) for m in like]
     parts = tokens.split(lengths, 1)
     return [part.reshape(m.shape) for part, m in zip(parts, like)]
 

@@ -1,0 +1,105 @@
+# %% [markdown]
+# # Networks as ONNX files
+#
+# > Every network of the zoo: at which sizes its file is right, how far it is from PyTorch, and how fast it is.
+#
+# - skip_showdoc: true
+
+# %% [markdown]
+# **Question.** What does a run lose as an ONNX file, and is predicting through it faster?
+#
+# **Answer.** Nothing: every network takes any number of images of any size, and no probability differs by more than 1e-4. With one thread ONNX Runtime is 1.5 to 4.5 times as fast as PyTorch, so `ctseg predict --engine onnx` pays where a CPU predicts in float32.
+#
+# ## How it was measured
+#
+# Each network has its usual width, random weights and three classes, since neither the operations nor their speed depend on what was learnt. `ctseg export onnx` writes the file and tries it: at the size it was recorded on, and at one with other sides ([how](../integrations/20_onnx.ipynb)). Then both answer the same batch of two images of 96×96: PyTorch as `ctseg predict` asks it, and ONNX Runtime the exported file, decision rule included. One thread each; the least CPU time of three rounds, taking turns.
+
+# %%
+import platform
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pandas as pd
+import torch
+
+from ctseg.core.anatomy import ClassMap
+from ctseg.core.device import pick_device
+from ctseg.inference.engine import onnx_session
+from ctseg.inference.loop import Member
+from ctseg.integrations.onnx import PredictorGraph, apart_on_noise, write_checked
+from ctseg.losses.registry import create_loss
+from ctseg.models.zoo import create_model, list_models
+from ctseg.prediction.predictor import Predictor
+
+torch.set_num_threads(1)
+SIZE = (96, 96)
+PLAN, LOSS = pick_device("cpu", "fp32"), create_loss("marginal")
+CLASSES = ClassMap.from_names(["lung", "heart", "liver"])
+IMAGES = np.random.default_rng(0).integers(0, 256, (2, *SIZE), np.uint8)
+
+
+# %%
+def network(name):
+    "A network of the zoo with random weights."
+    torch.manual_seed(0)
+    settings = {"pretrained": False} if ":" in name else {}
+    if name in ("uctransnet", "nnunet", "nnunet-resenc"): settings["image_size"] = SIZE[0]
+    return create_model(name, 1, len(CLASSES) + 1, **settings).eval()
+
+def least_seconds(asks, rounds=3):
+    "The least CPU time of each of some functions, taking turns."
+    best = dict.fromkeys(asks, float("inf"))
+    for _ in range(rounds):
+        for name, ask in asks.items():
+            start = time.process_time()
+            ask()
+            best[name] = min(best[name], time.process_time() - start)
+    return best
+
+def row(name):
+    "What the page says of a network."
+    predictor = Predictor([Member(network(name), LOSS)], CLASSES, PLAN)
+    graph = PredictorGraph(predictor).eval()
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder)/"network.onnx"
+        free = write_checked(graph, file, SIZE)
+        answer, megabytes = onnx_session(file), file.stat().st_size/1e6
+    floats = IMAGES[:, None].astype(np.float32)/255
+    seconds = least_seconds({
+        "PyTorch": lambda: predictor.probabilities(IMAGES),
+        "ONNX": lambda: answer(floats),
+    })
+    apart = max(apart_on_noise(graph, answer, size)[0] for size in (SIZE, (133, 70)))
+    return {
+        "network": name,
+        "sizes": "any" if free == "BHW" else "one",
+        "largest difference": apart,
+        "MB": megabytes,
+        "PyTorch, images/s": len(IMAGES)/seconds["PyTorch"],
+        "ONNX Runtime, images/s": len(IMAGES)/seconds["ONNX"],
+        "times faster": seconds["PyTorch"]/seconds["ONNX"],
+    }
+
+
+# %%
+cpu = next(
+    (line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")),
+    platform.processor(),
+)
+print(f"{cpu}, one thread; PyTorch {torch.__version__}, ONNX Runtime {onnxruntime.__version__}")
+table = pd.DataFrame([row(name) for name in list_models()]).set_index("network")
+digits = {"MB": 0, "PyTorch, images/s": 1, "ONNX Runtime, images/s": 1, "times faster": 2}
+shown = table.round(digits)
+shown["largest difference"] = [f"{apart:.0e}" for apart in table["largest difference"]]
+shown
+
+# %%
+assert (table["sizes"] == "any").all() and (table["largest difference"] < 1e-4).all()
+
+# %% [markdown]
+# ## What it does not say
+#
+# PyTorch in bfloat16, on processors with instructions for it, and OpenVINO were not measured here; `--engine auto` [measures](../inference/25_engine.ipynb) the latter on the first batch. Larger images shift the balance a little, and other processors more.
