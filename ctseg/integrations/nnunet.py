@@ -19,7 +19,7 @@ from ..data.slices import SliceSet
 from ..data.splits import grouped_folds
 from .nnunet_known import EXAMINED_FILE
 from .nnunet_setup import set_up
-from .nnunet_volumes import NnunetCase, SliceForm, VolumeForm
+from .nnunet_volumes import NnunetCase, NoVolumes, SliceForm, VolumeForm
 from ..io.outputs import new_folder, output_name
 
 # %% ../../nbs/integrations/10_nnunet.ipynb #e14c3ae8
@@ -93,7 +93,7 @@ def choose_form(folder: Path, splits: dict[str, SliceSet], as_slices: bool) -> t
     volumes = VolumeForm(folder)
     try:
         for split, slices in splits.items(): volumes.cases(slices.names, split)
-    except InputError as reason:
+    except NoVolumes as reason:
         return SliceForm(), f"slices, because {reason}"
     return volumes, "volumes"
 

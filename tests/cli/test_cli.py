@@ -100,6 +100,7 @@ def test_two_runs_are_averaged_as_probabilities(run, tmp_path):
     (["import", "nifti", "no-such-folder", "{new}"], "no-such-folder"),
     (["export", "nifti", SAMPLE, "{new}"], "--masks"),
     (["export", "nnunet", SAMPLE, "{new}", "--unknown", "absent"], "there are: background, ignore, partial"),
+    (["export", "nifti", SAMPLE, "{new}", "--masks", "x.csv", "--slices"], "--slices is not an option"),
     (["import", "openkbp", SAMPLE, "{new}", "--gaps"], "--gaps is not an option of `ctseg import openkbp`"),
     (["import", "nifti", SAMPLE, "{new}", "--annotated", "al"], "did you mean all"),
     (["phantom", "{new}", "--seed", "-1"], "seed = -1"),

@@ -193,3 +193,13 @@ def test_there_and_back(tmp_path):
     a, b = read_challenge(tmp_path / "data"), read_challenge(tmp_path / "back")
     assert (a.masks == b.masks).all() and (a.known == b.known).all() and a.classes.names == b.classes.names
     assert abs(a.images.astype(int) - b.images).max() <= 1
+
+
+def test_a_damaged_index_is_told_and_not_passed_over(tmp_path):
+    put(tmp_path, KNOWN)
+    index = tmp_path / "data" / "index.json"
+    index.write_text(index.read_text().replace('"v000"', '"v009"', 1))
+    with pytest.raises(InputError) as e:
+        export_nnunet(tmp_path / "data", tmp_path / "raw", unknown="partial")
+    assert "index.json" in one_line(e)
+    assert export_nnunet(tmp_path / "data", tmp_path / "raw", unknown="partial", as_slices=True)["form"] == "slices"

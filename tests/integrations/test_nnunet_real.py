@@ -39,11 +39,18 @@ def configuration(name: str) -> dict:
     }
 
 
+def cascade() -> dict:
+    "Configurations of a cascade, on the cases of 3d_fullres."
+    last = configuration("3d_fullres") | {"previous_stage": "3d_lowres"}
+    first = configuration("3d_fullres") | {"next_stage": "3d_cascade_fullres"}
+    return {"3d_lowres": first, "3d_cascade_fullres": last}
+
+
 def plans() -> dict:
     return {
         "dataset_name": "Dataset501_toy", "plans_name": "tiny", "image_reader_writer": "SimpleITKIO",
         "transpose_forward": [0, 1, 2], "transpose_backward": [0, 1, 2], "label_manager": "LabelManager",
-        "configurations": {name: configuration(name) for name in KINDS},
+        "configurations": {name: configuration(name) for name in KINDS} | cascade(),
         "foreground_intensity_properties_per_channel": {}, "continue_training": False,
     }
 
@@ -112,6 +119,19 @@ def test_trained_resumed_and_predicted_with(home, name, configured):
     assert again.current_epoch == 2
     again.run_training()
     assert again.current_epoch == 3
+
+
+@pytest.mark.parametrize("name", list(TRAINERS))
+def test_the_last_stage_of_a_cascade(home, tmp_path, monkeypatch, name):
+    from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2 as Cases
+    folder = tmp_path/"results"/home.name/f"{name}__tiny__3d_lowres"/"predicted_next_stage"/"3d_cascade_fullres"
+    folder.mkdir(parents=True)
+    for case in EXAMINED:
+        Cases.save_seg(np.ones((8, 24, 24), np.int8), str(folder/case), chunks_seg=(8, 24, 24), blocks_seg=(8, 24, 24))
+    monkeypatch.setenv("CTSEG_NNUNET", "epochs=1 iterations=2")
+    trainer = made(name, "3d_cascade_fullres")
+    trainer.run_training()
+    assert trainer.num_input_channels == 3 and trainer.current_epoch == 1
 
 
 def test_nnunet_finds_them_by_name(tmp_path):

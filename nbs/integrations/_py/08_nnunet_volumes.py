@@ -57,6 +57,9 @@ def cut_folder(name, **how):
 
 # %%
 #| export
+class NoVolumes(InputError):
+    "Slices that cannot be put together as volumes, though nothing is wrong with them."
+
 def _why_not(lines: list[dict]) -> str: # "": they can
     "Why the slices of a volume, in their order, cannot be one stack."
     numbers = [line["slice"] for line in lines]
@@ -80,9 +83,9 @@ print(_why_not([{"slice": z, "window": [40, 400]} for z in (0, 2, 5)]))
 # %%
 #| export
 def find_stacks(folder, names: list[str], split: str) -> list[Stack]:
-    "The volumes of a split, with the slices in order. Raises `InputError` if some are none."
+    "The volumes of a split, slices in order. `NoVolumes` if some are none, `InputError` for a bad index."
     if not (Path(folder)/"index.json").exists():
-        raise InputError(f"{folder}: its slices were not cut from volumes (no index.json)")
+        raise NoVolumes(f"{folder}: its slices were not cut from volumes (no index.json)")
     volumes, lines = read_index(folder, split)
     rows: dict[str, list[int]] = {}
     for row, name in enumerate(names):
@@ -92,7 +95,7 @@ def find_stacks(folder, names: list[str], split: str) -> list[Stack]:
         its.sort(key=lambda row: lines[names[row]]["slice"])
         stack = Stack(name, its, [lines[names[row]] for row in its], volumes[name])
         reason = _why_not(stack.lines)
-        if reason: raise InputError(f"{folder}: volume {name} {reason}")
+        if reason: raise NoVolumes(f"{folder}: volume {name} {reason}")
         stacks.append(stack)
     return stacks
 
@@ -102,7 +105,7 @@ def told(folder):
     "The volumes and how many slices they have, or why there are none."
     try:
         return {s.name: len(s.rows) for s in find_stacks(folder, read_challenge(folder).names, "train")}
-    except InputError as error:
+    except NoVolumes as error:
         return str(error).replace(str(work), "…")
 
 print(told(cut_folder("whole")))
@@ -248,7 +251,7 @@ class VolumeForm:
         self.folder = folder
 
     def cases(self, names: list[str], split: str) -> list[NnunetCase]:
-        "The volumes of a split; `InputError` if its slices are none."
+        "The volumes of a split; `NoVolumes` if its slices are none."
         stacks = find_stacks(self.folder, names, split)
         return [NnunetCase(stack.name, stack.rows, stack) for stack in stacks]
 

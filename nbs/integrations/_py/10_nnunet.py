@@ -20,7 +20,7 @@ from ctseg.data.slices import SliceSet
 from ctseg.data.splits import grouped_folds
 from ctseg.integrations.nnunet_known import EXAMINED_FILE
 from ctseg.integrations.nnunet_setup import set_up
-from ctseg.integrations.nnunet_volumes import NnunetCase, SliceForm, VolumeForm
+from ctseg.integrations.nnunet_volumes import NnunetCase, NoVolumes, SliceForm, VolumeForm
 from ctseg.io.outputs import new_folder, output_name
 
 # %%
@@ -190,7 +190,7 @@ def choose_form(folder: Path, splits: dict[str, SliceSet], as_slices: bool) -> t
     volumes = VolumeForm(folder)
     try:
         for split, slices in splits.items(): volumes.cases(slices.names, split)
-    except InputError as reason:
+    except NoVolumes as reason:
         return SliceForm(), f"slices, because {reason}"
     return volumes, "volumes"
 

@@ -333,12 +333,18 @@ class PartialLabels(PartialStart):
         self.case_loss.tell(known, gather_sums if self.is_ddp else as_given)
         return super().train_step(batch)
 
+    def scored_network(self) -> nn.Module:
+        "The network that is scored, without what distributes it: processes have different numbers of cases."
+        return self.network.module if self.is_ddp else self.network
+
     def validation_step(self, batch: dict) -> dict:
         "nnU-Net's step case by case; unknown classes are not counted."
         known, results = self.examined.batch(batch["keys"]), []
+        trained, self.network = self.network, self.scored_network()
         for i in range(len(known)):
             self.case_loss.tell(known[i:i + 1].to(self.device))
             results.append(super().validation_step(one_case(batch, i)))
+        self.network = trained
         return add_cases(results, known)
 
 
@@ -559,11 +565,9 @@ def weights_of(network: nn.Module, other: nn.Module):
 class ScoredTeacher(KeptTeacher):
     "The average where nnU-Net scores and predicts."
 
-    def validation_step(self, batch: dict) -> dict:
-        "The scores of the average."
-        student, self.network = self.network, self.teacher.model
-        try: return super().validation_step(batch)
-        finally: self.network = student
+    def scored_network(self) -> nn.Module:
+        "The average."
+        return self.teacher.model
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         "Predictions of the average."
