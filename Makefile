@@ -20,9 +20,16 @@ help:
 
 setup: $(READY)
 
-$(READY): settings.ini setup.py pyproject.toml constraints.txt
+# The lock holds every file by its hash, for the systems that its first line names; torch comes by constraints.txt,
+# because its builds differ. Other systems take what settings.ini allows.
+$(READY): settings.ini setup.py pyproject.toml constraints.txt requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit("ctseg needs Python 3.11 or newer, this is " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
 	$(PYTHON) -m venv $(VENV)
+	@case "$$(uname -sm) $$($(PY) -c 'import sys; print(*sys.version_info[:2], sep=".")')" in \
+		"Linux x86_64 3.11"|"Linux x86_64 3.12"|"Linux x86_64 3.13") \
+			$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements.lock;; \
+		*) echo "no lock for this system: versions as settings.ini allows them";; \
+	esac
 	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,volumes,zoo,weights,metrics,hub,onnx,openvino,store,monai,lightning]'
 	@touch $@
 

@@ -157,8 +157,8 @@ def case_name(path: Path) -> str:
 
 # %% ../../nbs/io/60_nifti.ipynb #a43f19db
 def _is_nifti(path: Path) -> bool:
-    "Is this a visible file with the ending of a NIfTI?"
-    return path.is_file() and is_visible(path) and path.name.lower().endswith((".nii", ".nii.gz"))
+    "Is this something visible with the ending of a NIfTI? A link to nowhere or a pipe is told by who reads it."
+    return not path.is_dir() and is_visible(path) and path.name.lower().endswith((".nii", ".nii.gz"))
 
 # %% ../../nbs/io/60_nifti.ipynb #2ab7bf99
 def nifti_files(folder: Path, strict: bool = True) -> dict[str, Path]:

@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 TOP = ("settings.ini", "setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "CHANGELOG.md",
-       "constraints.txt")
+       "constraints.txt", "requirements.lock")
 SKIP = shutil.ignore_patterns("__pycache__", "*.pyc", "*.ipynb")
 DATA = sorted(p.relative_to(ROOT).as_posix() for p in (ROOT/"ctseg").rglob("*")
               if p.is_file() and p.suffix not in (".py", ".pyc") and "__pycache__" not in p.parts)

@@ -141,3 +141,15 @@ def test_one_python_is_promised_and_everything_pinned_runs_on_it():
     assert len(needs) > 3 and not {
         r: n for r, n in needs.items() if not SpecifierSet(n).contains(f"{least}.0")
     }
+
+
+def test_the_lock_holds_all_that_make_setup_installs():
+    lock = (ROOT/"requirements.lock").read_text().replace("\\\n", " ").splitlines()[1:]
+    locked = [(Requirement(line.partition(" --hash=")[0]), line.count("--hash=sha256:")) for line in lock]
+    assert all(hashes for _, hashes in locked)
+    versions = {r.name.lower().replace("_", "-"): next(iter(r.specifier)).version for r, _ in locked if not r.marker}
+    extras = re.search(r"-e '\.\[(.*)\]'", (ROOT/"Makefile").read_text())[1]
+    _, wanted = requirements("", *(f"{extra}_" for extra in extras.split(",")))
+    wanted = [r for r in wanted if r.name not in ("torch", "torchvision")]
+    unmet = [r for r in wanted if not r.specifier.contains(versions.get(r.name.lower().replace("_", "-"), "0"))]
+    assert len(wanted) > 30 and not unmet, f"{unmet}; python tools/lock.py writes the lock again"

@@ -274,8 +274,8 @@ print([case_name(Path(n)) for n in ("p1.nii.gz", "p1_0000.NII", "s0001_0002.nii"
 # %%
 #| export
 def _is_nifti(path: Path) -> bool:
-    "Is this a visible file with the ending of a NIfTI?"
-    return path.is_file() and is_visible(path) and path.name.lower().endswith((".nii", ".nii.gz"))
+    "Is this something visible with the ending of a NIfTI? A link to nowhere or a pipe is told by who reads it."
+    return not path.is_dir() and is_visible(path) and path.name.lower().endswith((".nii", ".nii.gz"))
 
 
 # %%

@@ -151,6 +151,8 @@ for wrong in ("lrate", "loss.epochs", "los.log_dice"):
 #| export
 def chosen(group: str, name: str, old: Settings | None = None) -> Settings:
     "The settings of what is called `name`; those of `old` that were changed are kept, where both have them."
+    if not isinstance(name, str):
+        raise InputError(f"{group}: its name is {name!r}, expected a text")
     kind = CHOICES[group](name)
     names = [info.name for info in describe(kind)]
     given = {"name": name} if "name" in names else {}
