@@ -59,7 +59,9 @@ def _check_places(volumes: dict[str, dict], images: dict[str, dict[str, dict]], 
         affine = np.array(entry["affine"], float)
         flat = abs(np.linalg.det(affine[:3, :3])) < 1e-9
         projective = affine[3].tolist() != [0, 0, 0, 1]
-        if flat or projective or math.prod(entry["shape"]) > MAX_VOXELS:
+        positions = entry.get("positions")
+        other_depth = positions is not None and len(positions) != entry["shape"][2]
+        if flat or projective or other_depth or math.prod(entry["shape"]) > MAX_VOXELS:
             raise InputError(f"{path}: volume {id} has no grid that can be; import the volumes again")
         axes, _ = slice_axes(affine, entry["orientation"])
         depth[id] = entry["shape"][axes[0]]

@@ -110,6 +110,14 @@ def test_what_cannot_be_is_told(tmp_path):
     told(lambda: with_neighbours(slices, slices, "train", 1), "context = 1")
 
 
+def test_positions_of_other_slices_are_refused(tmp_path):
+    place = folder_of(tmp_path/"d", [("a", 0), ("a", 1), ("a", 4)], positions={"a": [0, 3, 6, 12, 15]})
+    index = read_json(place/"index.json")
+    index["volumes"]["a"]["positions"].pop()
+    save_index(place, index["volumes"], index["images"])
+    told(lambda: greys(place), "no grid that can be")
+
+
 def test_random_windows_are_refused(tmp_path):
     place = folder_of(tmp_path/"d", MIXED)
     index = read_json(place/"index.json")

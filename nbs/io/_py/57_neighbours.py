@@ -64,7 +64,8 @@ def slice_places(
     "Where each slice lies, in steps from slice to slice, in the order of `as_slices`."
     axes, flips = slice_axes(affine, orientation)
     depth = shape[axes[0]]
-    if positions is None or depth < 3: return np.arange(depth)
+    if positions is None or depth < 3 or axes[0] != 2:
+        return np.arange(depth)
     normal = np.cross(affine[:3, 0], affine[:3, 1])
     steps = np.abs(np.diff(np.asarray(positions) @ normal))
     before = np.r_[0, steps[:-1]]
