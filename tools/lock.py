@@ -18,7 +18,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[1]
-EXTRAS = "dev,volumes,zoo,weights,metrics,hub,onnx,openvino,store"
+EXTRAS = "dev,volumes,zoo,weights,metrics,hub,onnx,openvino,store,monai,lightning"
 BUILDS = ("torch", "torchvision")  # of many kinds, for many devices
 TOOLS = ("pip", "setuptools", "wheel", "ctseg")
 Files = dict[str, dict[str, tuple[str, str]]]  # package → version of Python → its version, the hash of its file
