@@ -13,6 +13,7 @@ from ctseg.core.device import pick_device
 from ctseg.core.files import InputError
 from ctseg.data.batches import SliceData
 from ctseg.inference.loop import batches, over_slices
+from ctseg.recipes import fit as fitting
 from ctseg.recipes.fit import fit
 from ctseg.recipes.table import get_recipe
 from ctseg.runs.folder import Run
@@ -92,6 +93,7 @@ def losses_of(slices, recipes, out):
         seen.setdefault(name, {}).setdefault(self.phase.name, []).append(loss)
         return loss
     Trainer.step = spy
+    fitting.save_curves = lambda run: None  # nobody looks at the pictures
     for name, recipe in recipes.items(): fit(slices, recipe, out/name, device="cpu", progress=False)
     if os.environ.get("RANK", "0") == "0": (out/"losses.json").write_text(json.dumps(seen))
 

@@ -1,5 +1,5 @@
 "The Kaggle notebooks: metadata by Kaggle's own client, the wheel, and a session that is cut and continued."
-import importlib.util, json, os, re, sys, zipfile
+import importlib.util, json, os, re, shutil, sys, zipfile
 from pathlib import Path
 
 import pytest, torch
@@ -108,7 +108,9 @@ def test_a_session_is_cut_and_continued(tmp_path):
     )
 
     second = tmp_path/"second"
-    tool.mount_inputs(second, {"ctseg-supervised": first/"working"}, size=32)
+    shutil.copytree(first/"input", second/"input")
+    shutil.copytree(first/"working", second/"input"/"notebooks"/"somebody"/"ctseg-supervised")
+    (second/"working").mkdir()
     done = tool.execute(notebook, second, python, settings, isolate)
     assert done.returncode == 0, done.stderr[-3000:]
     said = "\n".join(tool.outputs(second))

@@ -308,7 +308,7 @@ class SelfTraining(OutOfFold):
 # %%
 slices, truth = toy_set(54, 24)
 loss = create_loss("marginal", log_dice=True)
-schedule = ScheduleSettings(epochs=40, batch_size=5, lr=1e-2)
+schedule = ScheduleSettings(epochs=48, batch_size=5, lr=1e-2)
 job = MemoryJob(
     slices,
     loss,
