@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Answer', 'PACKAGES', 'OPSET', 'COMPILERS', 'TOLERANCE', 'ENGINES', 'rounded_up', 'GraphNetwork',
-           'available', 'import_engine', 'resize_bicubic', 'quietly', 'ignore_log',
+           'available', 'import_engine', 'resize_bicubic', 'ignore_log', 'quietly',
            'export_graph', 'onnx_file', 'onnx_session', 'compile_onnx', 'compile_openvino',
            'mean_difference', 'EngineNetwork', 'CompiledNetwork', 'seconds', 'FasterNetwork',
            'with_engine']
@@ -18,6 +18,7 @@ from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import torch
@@ -89,20 +90,15 @@ def resize_bicubic(g, image, size, align_corners, scales):
     return g.op("Resize", image, none, none, whole, coordinate_transformation_mode_s="half_pixel", **kernel)
 
 # %% ../../nbs/inference/25_engine.ipynb #2251e5e7
+def ignore_log(*_):
+    "What the exporter prints of a graph that it cannot write, thousands of lines."
+
 @contextmanager
 def quietly():
     "Without the warnings of a tracer, which speak of decisions that are no part of our graphs, and its dumps."
-    log = torch._C._jit_onnx_log
-    torch._C._jit_onnx_log = ignore_log
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        torch._C._jit_onnx_log = log
-
-def ignore_log(*_):
-    "What the exporter prints of a graph that it cannot write, thousands of lines."
+    with warnings.catch_warnings(), mock.patch.object(torch._C, "_jit_onnx_log", ignore_log, create=True):
+        warnings.simplefilter("ignore")
+        yield
 
 # %% ../../nbs/inference/25_engine.ipynb #65d996a7
 def export_graph(

@@ -34,6 +34,8 @@ _engines = import_extra("monai.engines.utils", "monai", _WHO)
 def _class_map(classes: ClassMap | Iterable[str] | int) -> ClassMap:
     "The classes, from their names or their number; `InputError` where background is among them."
     if isinstance(classes, ClassMap): return classes
+    if isinstance(classes, str):
+        raise InputError(f"{classes!r} is one name; give a list of all classes")
     names = map(str, range(1, classes + 1)) if isinstance(classes, int) else classes
     table = ClassMap.from_names(list(names))
     if table.names[0].lower() == "background":
@@ -80,8 +82,8 @@ class KnownFromClassesd(_transforms.MapTransform):
     """
     def __init__(
         self,
+        keys: Hashable | Iterable[Hashable],
         classes: ClassMap | Iterable[str] | int,
-        keys: Hashable | Iterable[Hashable] = "known",
         allow_missing_keys: bool = False,
     ):
         super().__init__(keys, allow_missing_keys)

@@ -41,10 +41,10 @@ def loader():
     items = []
     for known in ["liver"], "all", [], ["spleen", "liver"]:
         label = torch.randint(0, 3, (1, 4, 6, 6), generator=g)
-        flags = KnownFromClassesd(NAMES)({"known": known})["known"]
+        flags = KnownFromClassesd("known", NAMES)({"known": known})["known"]
         shown = torch.cat([torch.tensor([True]), flags])[label]
         items.append({"image": torch.rand(1, 4, 6, 6, generator=g), "label": label*shown, "known": known})
-    return DataLoader(Dataset(items, KnownFromClassesd(NAMES)), batch_size=2)
+    return DataLoader(Dataset(items, KnownFromClassesd("known", NAMES)), batch_size=2)
 
 
 def test_the_guides_module_trains_as_a_plain_loop_does(loader):

@@ -149,6 +149,7 @@ def test_what_is_no_class(given):
 
 
 def test_background_is_no_class():
+    with pytest.raises(InputError, match="one name"): KnownFromClassesd(NAMES, "liver")
     with pytest.raises(InputError, match="background"): KnownFromClasses(["background", *NAMES])
     assert KnownFromClasses(4)([4]).tolist() == [False, False, False, True]
 
@@ -167,7 +168,7 @@ def items(n, missing=False):
 def test_known_travels_through_a_pipeline():
     "Cached, flipped, cropped into several, batched, taken apart again."
     pipeline = Compose([
-        KnownFromClassesd(NAMES),
+        KnownFromClassesd("known", NAMES),
         RandFlipd(["image", "label"], prob=.5, spatial_axis=0),
         RandCropByPosNegLabeld(["image", "label"], "label", (4, 4, 4), num_samples=3),
     ])
@@ -184,10 +185,10 @@ def test_known_travels_through_a_pipeline():
 
 def test_an_item_that_does_not_say_it():
     assert KnownFromClassesD is KnownFromClassesDict is KnownFromClassesd
-    with pytest.raises(InputError, match="'known'"): KnownFromClassesd(NAMES)(items(1, missing=True)[0])
-    item = KnownFromClassesd(NAMES, allow_missing_keys=True)(items(1, missing=True)[0])
+    with pytest.raises(InputError, match="'known'"): KnownFromClassesd("known", NAMES)(items(1, missing=True)[0])
+    item = KnownFromClassesd("known", NAMES, allow_missing_keys=True)(items(1, missing=True)[0])
     assert item["known"].tolist() == [False]*3
-    renamed = KnownFromClassesd(NAMES, keys="examined")({"examined": "all"})
+    renamed = KnownFromClassesd("examined", NAMES)({"examined": "all"})
     assert renamed["examined"].all()
 
 
@@ -222,7 +223,7 @@ def test_monais_trainer_reads_known():
     from monai.engines import SupervisedTrainer
     network = torch.nn.Conv3d(1, 4, 1)
     before = network.weight.detach().clone()
-    data = CacheDataset(items(4), KnownFromClassesd(NAMES), progress=False)
+    data = CacheDataset(items(4), KnownFromClassesd("known", NAMES), progress=False)
     SupervisedTrainer(
         device=torch.device("cpu"), max_epochs=1, train_data_loader=DataLoader(data, batch_size=2),
         network=network, optimizer=torch.optim.SGD(network.parameters(), .1),

@@ -13,7 +13,7 @@
 # | instead of | take | which |
 # |---|---|---|
 # | a list of images and labels | one that also says who examined what | `{"image": …, "label": …, "known": ["liver", "spleen"]}` |
-# | nothing | `KnownFromClassesd(classes)` | makes flags of the names |
+# | nothing | `KnownFromClassesd("known", classes)` | makes flags of the names |
 # | `DiceCELoss` | `PartialDiceCELoss` | learns nothing where nobody looked |
 # | `DiceMetric(…)` | `PartialMetric(DiceMetric(…))` | scores nothing where nobody looked |
 #
@@ -104,7 +104,7 @@ from monai.utils import set_determinism
 
 from ctseg.integrations.monai import KnownFromClassesd, PartialDiceCELoss, PartialMetric
 
-read = [KnownFromClassesd(CLASSES), EnsureTyped(["image", "label"])]
+read = [KnownFromClassesd("known", CLASSES), EnsureTyped(["image", "label"])]
 vary = [RandScaleIntensityd("image", .2, prob=.5), RandShiftIntensityd("image", .1, prob=.5)]
 train_set = CacheDataset(train_items, Compose([*read, *vary]), progress=False)
 test_set = CacheDataset(test_items, Compose(read), progress=False)
@@ -241,7 +241,7 @@ def as_slices(items):
     "The slices of volumes."
     images = np.concatenate([np.uint8(255*item["image"][0]) for item in items])
     masks = np.concatenate([item["label"][0] for item in items]).astype(np.uint8)
-    flags = [KnownFromClassesd(CLASSES)(item)["known"].numpy() for item in items]
+    flags = [KnownFromClassesd("known", CLASSES)(item)["known"].numpy() for item in items]
     names = [f"{i:04}.png" for i in range(len(images))]
     return SliceSet(
         images, masks, np.repeat(flags, DEPTH, 0), names, np.arange(len(items)).repeat(DEPTH), classes

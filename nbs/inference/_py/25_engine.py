@@ -18,6 +18,7 @@ from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import torch
@@ -145,20 +146,19 @@ def resize_bicubic(g, image, size, align_corners, scales):
 
 # %%
 #| export
+def ignore_log(*_):
+    "What the exporter prints of a graph that it cannot write, thousands of lines."
+
 @contextmanager
 def quietly():
     "Without the warnings of a tracer, which speak of decisions that are no part of our graphs, and its dumps."
-    log = torch._C._jit_onnx_log
-    torch._C._jit_onnx_log = ignore_log
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        torch._C._jit_onnx_log = log
+    with warnings.catch_warnings(), mock.patch.object(torch._C, "_jit_onnx_log", ignore_log, create=True):
+        warnings.simplefilter("ignore")
+        yield
 
-def ignore_log(*_):
-    "What the exporter prints of a graph that it cannot write, thousands of lines."
+
+# %%
+with quietly(): warnings.warn("nobody hears this")
 
 
 # %%

@@ -64,6 +64,8 @@ from ctseg.core.files import InputError
 def _class_map(classes: ClassMap | Iterable[str] | int) -> ClassMap:
     "The classes, from their names or their number; `InputError` where background is among them."
     if isinstance(classes, ClassMap): return classes
+    if isinstance(classes, str):
+        raise InputError(f"{classes!r} is one name; give a list of all classes")
     names = map(str, range(1, classes + 1)) if isinstance(classes, int) else classes
     table = ClassMap.from_names(list(names))
     if table.names[0].lower() == "background":
@@ -134,8 +136,8 @@ class KnownFromClassesd(_transforms.MapTransform):
     """
     def __init__(
         self,
+        keys: Hashable | Iterable[Hashable],
         classes: ClassMap | Iterable[str] | int,
-        keys: Hashable | Iterable[Hashable] = "known",
         allow_missing_keys: bool = False,
     ):
         super().__init__(keys, allow_missing_keys)
@@ -162,11 +164,15 @@ label = torch.zeros(1, 8, 8, 8)
 label[:, 2:5, 2:5, 2:5] = 1
 items = [{"image": torch.rand(1, 8, 8, 8), "label": label, "known": names} for names in (["liver"], "all")]
 crop = RandCropByPosNegLabeld(["image", "label"], "label", (4, 4, 4), num_samples=2)
-loader = DataLoader(Dataset(items, Compose([KnownFromClassesd(examined.classes), crop])), batch_size=2)
+pipeline = Compose([KnownFromClassesd("known", examined.classes), crop])
+loader = DataLoader(Dataset(items, pipeline), batch_size=2)
 batch = next(iter(loader))
 print(tuple(batch["image"].shape), batch["known"].tolist())
 test_eq(decollate_batch(batch)[0]["known"], examined(["liver"]))
 
+
+# %% [markdown]
+# A transform that *mixes* images must mix `known` too, which then is a flag for each pixel, `[B, C, …]`; the loss takes that as well. MONAI's `MixUpd` and `CutMixd` mix the label and leave flags as they are, so they are not for partial labels.
 
 # %% [markdown]
 # ## The loss
