@@ -13,9 +13,9 @@ from ctseg.core.files import InputError
 from ctseg.data.challenge import read_challenge, write_challenge
 from ctseg.data.slices import SliceSet
 from ctseg.integrations.nnunet import export_nnunet
+from ctseg.integrations.nnunet_import import import_nnunet
 from ctseg.io.cases import Case
 from ctseg.io.folders import write_volumes
-from ctseg.io.nifti_import import import_nifti
 from ctseg.io.slicing import Slicing
 from ctseg.io.volumes import Volume
 
@@ -189,7 +189,7 @@ def test_folds_of_partial_data_hold_out_labelled_cases_only(tmp_path):
 def test_there_and_back(tmp_path):
     put(tmp_path, KNOWN)
     export_nnunet(tmp_path / "data", tmp_path / "raw", unknown="partial")
-    import_nifti(tmp_path / "raw" / "Dataset501_ctseg", tmp_path / "back", Slicing(window="soft"))
+    import_nnunet(tmp_path / "raw" / "Dataset501_ctseg", tmp_path / "back", Slicing(window="soft"))
     a, b = read_challenge(tmp_path / "data"), read_challenge(tmp_path / "back")
     assert (a.masks == b.masks).all() and (a.known == b.known).all() and a.classes.names == b.classes.names
     assert abs(a.images.astype(int) - b.images).max() <= 1
