@@ -42,7 +42,7 @@ class PartialSettings(Settings):
 class SemiSettings(PartialSettings):
     "Of `nnUNetTrainerPartialSemi`."
     tau: float = setting(0.9, "certainty at which the teacher settles a voxel", low=0.5, high=1)
-    warmup: float = setting(0.1, "share of the steps before the teacher is asked", low=0, high=1)
+    warmup: float = setting(0.5, "share of the steps before the teacher is asked", low=0, high=1)
     ema: float = setting(0.999, "decay of the average that teaches and predicts", low=0, high=1)
 
 # %% ../../nbs/integrations/14_nnunet_trainer.ipynb #7ebf6783

@@ -68,7 +68,7 @@ class PartialSettings(Settings):
 class SemiSettings(PartialSettings):
     "Of `nnUNetTrainerPartialSemi`."
     tau: float = setting(0.9, "certainty at which the teacher settles a voxel", low=0.5, high=1)
-    warmup: float = setting(0.1, "share of the steps before the teacher is asked", low=0, high=1)
+    warmup: float = setting(0.5, "share of the steps before the teacher is asked", low=0, high=1)
     ema: float = setting(0.999, "decay of the average that teaches and predicts", low=0, high=1)
 
 
@@ -428,7 +428,8 @@ test_eq(kept["trainer_name"], "Engine")
 #
 # The semi-supervised trainer keeps a running average of the network. Once it has learnt a little, the average looks at each batch before the student does, and
 # [completes](12_nnunet_known.ipynb#a-teachers-answers) the targets where the truth says nothing and it is sure: on unlabelled cases everywhere, on the others for the
-# classes that nobody looked for. Teacher and student see the same patch, as nnU-Net augmented it. The average is what is scored and what predicts.
+# classes that nobody looked for. It is asked late, after half of the steps: a teacher that has not learnt a structure yet is sure of background there, and would
+# [teach just that](../benchmarks/nnunet.ipynb). Teacher and student see the same patch, as nnU-Net augmented it. The average is what is scored and what predicts.
 
 # %%
 #| export
