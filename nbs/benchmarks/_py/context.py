@@ -18,7 +18,7 @@
 #
 # 48 patients of the phantom, each scanned for 14 axial slices of the belly, 64x64 pixels, 5 mm apart, and imported with the usual window as any scan is. 32 patients are learnt
 # from, four of them held out; 16 are scored, by the challenge's Dice over 14 structures. Both networks are Attention U-Nets of width 8 with the recipe
-# `marginal-log`, and take the same steps (22 an epoch), on one thread of a processor. They differ in the first convolution alone: 144 of 548,000 weights.
+# `marginal-log`, and take the same steps (24 an epoch), on one thread of a processor. They differ in the first convolution alone: 144 of 548,000 weights.
 #
 # ```
 # python tools/context.py --data FOLDER
