@@ -7,6 +7,7 @@ __all__ = ['CT_IMAGE', 'ENHANCED_CT', 'has_preamble', 'is_dicom', 'read_file', '
            'Entry', 'Heap', 'read_heap', 'frame_item', 'frame_headers']
 
 # %% ../../nbs/io/71_dicom_heap.ipynb #0e7c8bd0
+import contextlib
 import struct
 from collections import Counter
 from dataclasses import dataclass, field
@@ -15,7 +16,9 @@ from typing import NamedTuple
 
 from .dicom_headers import DicomFile, PatientNames
 from .volumes import import_volumes_package
-from .walk import check_folder, content_of, folders_below, foreign_kind, visible_files
+from ctseg.io.walk import (
+    check_folder, content_of, folders_below, foreign_kind, is_visible, visible_files,
+)
 
 # %% ../../nbs/io/71_dicom_heap.ipynb #dbc8b879
 def _starts_with_element(start: bytes) -> bool:
@@ -193,6 +196,12 @@ def _sort_in(path: Path, heap: Heap, order: int):
     if other: heap.passed_over[other] += 1
 
 # %% ../../nbs/io/71_dicom_heap.ipynb #cda11c72
+def _count_odd(folder: Path) -> int:
+    "How many visible entries of a folder are neither files nor folders."
+    with contextlib.suppress(OSError):
+        return sum(is_visible(path) and not path.is_file() and not path.is_dir() for path in folder.iterdir())
+    return 0
+
 def read_heap(
     src: Path,
     deep: bool = True, # also the folders below it
@@ -205,6 +214,8 @@ def read_heap(
         try: paths = list(visible_files(folder))
         except OSError: paths, heap.damaged = [], [*heap.damaged, folder]
         for path in paths: _sort_in(path, heap, order)
+        heap.passed_over["pipe, device or link to nowhere"] += _count_odd(folder)
+    heap.passed_over += Counter()  # kinds of which there is none go
     return heap
 
 # %% ../../nbs/io/71_dicom_heap.ipynb #ad1087b7

@@ -4,7 +4,7 @@ import pytest
 from helpers.fuzz.elsewhere import prepare, trial, whole
 from helpers.processes import elsewhere
 
-TRIALS = 70
+TRIALS = 60
 
 
 @pytest.fixture(scope="module")

@@ -269,3 +269,9 @@ def test_a_kind_of_value_that_no_standard_knows(tmp_path):
         path.write_bytes(data[:at + 5] + b"M" + data[at + 6:])
     heap = dicom_heap.read_heap(tmp_path / "src")
     assert len(heap.images) == 5 and not heap.damaged and NUMBER in heap.images[0].series
+
+
+def test_what_is_no_file_is_counted(tmp_path):
+    flat_series(tmp_path / "src")
+    (tmp_path / "src" / "rt.dcm").symlink_to("nowhere")
+    assert dicom_heap.read_heap(tmp_path / "src").passed_over == {"pipe, device or link to nowhere": 1}

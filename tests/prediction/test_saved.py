@@ -54,6 +54,7 @@ def damaged(**changes) -> dict:
     (damaged(peak=None), "peak = None"),
     ({"calibration": [1]}, "the calibration is damaged"),
     ({"calibration": {"temperature": -1, "rule": RULE}}, "temperature = -1"),
+    ({"calibration": {"temperature": 2**70, "rule": RULE}}, "temperature = 1180591620717411303424"),
     ({"calibration": {"temperature": 1.2}}, "the decision rule is damaged"),
 ])
 def test_damaged_metrics_are_told_in_one_line(tmp_path, metrics, says):

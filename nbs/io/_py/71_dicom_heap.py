@@ -8,6 +8,7 @@
 
 # %%
 #| export
+import contextlib
 import struct
 from collections import Counter
 from dataclasses import dataclass, field
@@ -16,7 +17,9 @@ from typing import NamedTuple
 
 from ctseg.io.dicom_headers import DicomFile, PatientNames
 from ctseg.io.volumes import import_volumes_package
-from ctseg.io.walk import check_folder, content_of, folders_below, foreign_kind, visible_files
+from ctseg.io.walk import (
+    check_folder, content_of, folders_below, foreign_kind, is_visible, visible_files,
+)
 
 # %%
 #| hide
@@ -307,6 +310,12 @@ print(len(heap.images), dict(heap.passed_over))
 
 # %%
 #| export
+def _count_odd(folder: Path) -> int:
+    "How many visible entries of a folder are neither files nor folders."
+    with contextlib.suppress(OSError):
+        return sum(is_visible(path) and not path.is_file() and not path.is_dir() for path in folder.iterdir())
+    return 0
+
 def read_heap(
     src: Path,
     deep: bool = True, # also the folders below it
@@ -319,6 +328,8 @@ def read_heap(
         try: paths = list(visible_files(folder))
         except OSError: paths, heap.damaged = [], [*heap.damaged, folder]
         for path in paths: _sort_in(path, heap, order)
+        heap.passed_over["pipe, device or link to nowhere"] += _count_odd(folder)
+    heap.passed_over += Counter()  # kinds of which there is none go
     return heap
 
 

@@ -187,7 +187,7 @@ class SavedCalibration:
 def saved_calibration(record: Any, path: Path, classes: int) -> SavedCalibration:
     "The calibration in a record of `metrics.json` (at `path`); `InputError` for a damaged one."
     temperature = record.get("temperature") if isinstance(record, dict) else None
-    if not is_number(temperature) or temperature <= 0:
+    if not is_number(temperature, 0, 1e6) or temperature <= 0:
         raise InputError(f"{path}: the calibration is damaged (temperature = {temperature!r}); {REWRITE}")
     for name in ("ece before", "ece after"):
         if name in record and not is_number(record[name], 0, 1):

@@ -6,7 +6,7 @@ from ctseg.core.files import InputError
 from .trials import TARGETS, Fuzzer, Result, Target
 from .world import make_world, warm
 
-SLOW = ("export dicom-seg", "fit recipe")  # left to `make fuzz`
+SLOW = ("export dicom-seg", "segment dicom", "fit recipe")  # left to `make fuzz`
 
 
 def fail_badly():
