@@ -87,8 +87,8 @@ def require_kernels(name: str, capability: tuple[int, int], arch_list: list[str]
 class DevicePlan:
     "Where and how to compute: the device, the precision, and what is legal on it."
     device: torch.device
-    precision: str                             # "fp32", "fp16" or "bf16"
-    name: str                                  # of the card or processor
+    precision: str  # "fp32", "fp16" or "bf16"
+    name: str  # of the card or processor
     capability: tuple[int, int] | None = None  # None on a CPU
 
     def __str__(self) -> str: return f"{self.device} ({self.name}), {self.precision}"

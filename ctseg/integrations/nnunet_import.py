@@ -26,7 +26,7 @@ def describe_dataset(src: Path) -> str:
     "The ending of the files of a raw data set. `InputError` for what is none, or has several channels."
     path = src/"dataset.json"
     if not path.is_file():
-        raise InputError(f"{src}: no raw data set of nnU-Net (it has no dataset.json)")
+        raise InputError(f"{src}: no raw data set of nnU-Net (no dataset.json)")
     text = read_json(path)
     if not isinstance(text, dict) or not isinstance(text.get("file_ending"), str):
         raise InputError(f"{path}: no description of nnU-Net v2 (file_ending is missing)")

@@ -19,7 +19,7 @@ from .shapes import as_float32, smooth_minimum
 
 # %% ../../nbs/phantom/60_painting.ipynb #f9a0e737
 def above_diaphragm(cut: Cut) -> np.ndarray:
-    "Height in mm [H, W] above the diaphragm: domes over liver and stomach, a saddle under the heart."
+    "Height in mm [H, W] above the diaphragm: domes over liver and stomach, a saddle between."
     x, y, z = cut.points["soft"]
     behind = ((y + 8)/92)**2
     right = ((x + 62)/74)**2 + behind

@@ -49,7 +49,7 @@ def check_written(path: str | Path, names: list[str], masks: np.ndarray):
     for start, block in iter_rows(path, names):
         end = start + len(block)
         if not np.array_equal(block, table[:, start:end].T):
-            problem = "other values than were predicted; is the disk failing?"
+            problem = "other values than were predicted; a failing disk?"
             raise InputError(f"{path}, near row Pixel {start}: {problem}")
     if end != table.shape[1]:
         raise InputError(f"{path}: {end} rows, expected {table.shape[1]}, the number of pixels")

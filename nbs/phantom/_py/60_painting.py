@@ -51,7 +51,7 @@ plt.rcParams.update({"figure.dpi": 90, "font.size": 8})
 # %%
 #| export
 def above_diaphragm(cut: Cut) -> np.ndarray:
-    "Height in mm [H, W] above the diaphragm: domes over liver and stomach, a saddle under the heart."
+    "Height in mm [H, W] above the diaphragm: domes over liver and stomach, a saddle between."
     x, y, z = cut.points["soft"]
     behind = ((y + 8)/92)**2
     right = ((x + 62)/74)**2 + behind
