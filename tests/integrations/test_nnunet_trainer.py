@@ -172,10 +172,10 @@ def test_the_last_scores(home, kind):
 
 
 def test_without_nnunet(monkeypatch):
-    monkeypatch.setitem(sys.modules, "nnunetv2", None)
+    trainer_class.cache_clear()
+    monkeypatch.setitem(sys.modules, "nnunetv2.training.nnUNetTrainer.nnUNetTrainer", None)
     with pytest.raises(InputError) as e: trainer_class("nnUNetTrainerPartial")
     assert "pip install" in one_line(e)
-    trainer_class.cache_clear()
 
 
 def test_set_up_and_undo(tmp_path, capsys):

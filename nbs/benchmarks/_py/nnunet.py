@@ -34,8 +34,8 @@ table.rename(index=told).round(2)
 # **Answer.** Read as background, unknown structures are hardly learnt: the liver is found half, the others not at all. Both ways that keep them unknown learn three or four of six structures by then. Between nnU-Net's ignore label and `nnUNetTrainerPartial` this run shows no difference
 # worth the name: one is better on the liver and the left kidney, the other finds some of the right kidney.
 #
-# The semi-supervised trainer was *worse* with a teacher that is asked after a tenth of the steps. By then the network knew no small structure, and a teacher that is sure of background where they are settles it. That is the likely reason; it was not looked into. Half of its draws were cases without labels besides, from which nothing is learnt before. That is why
-# the default of `warmup` is 0.5 now. Whether unlabelled volumes help nnU-Net at full length was not measured.
+# The semi-supervised trainer was *worse* than the supervised one in as many steps: much worse with a teacher that is asked after a tenth of the steps, less so after half of them (the default of `warmup` since). Two reasons are likely; neither was looked into. A teacher that has not learnt a structure is sure of background there, and settles
+# it. And half of the draws are cases without labels, from which nothing is learnt before the teacher speaks. Whether unlabelled volumes help nnU-Net at full length was not measured.
 #
 # ## What is left open
 #

@@ -123,7 +123,7 @@ for case, names in read_json(root/"annotated_labels.json").items():
 #
 # nnU-Net 2.8.1 in `2d` and `3d_fullres`, on one CPU: planned, trained, resumed with `--c`, and predicted with in an environment that cannot import ctseg. The tests of this package do the same with a small network where
 # nnU-Net is installed, and train the last stage of a cascade (versions 2.6.0 and 2.7.0 passed them in part). Not tried: a GPU, and several processes. There is a very small [comparison on the phantom](../benchmarks/nnunet.ipynb),
-# and none on real data.
+# in which the semi-supervised trainer lost to the supervised one in as many steps, and none on real data.
 
 # %%
 #| hide
