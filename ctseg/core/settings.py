@@ -68,12 +68,15 @@ def checked(info: SettingInfo, value: Any) -> Any:
         raise did_you_mean(info.name, value, info.choices)
     if info.type not in (int, float):
         return value
+    if info.type is int and abs(value) >= 1 << 31:  # libraries overflow
+        raise InputError(f"{info.name} = {str(value)[:40]}: expected a number of fewer digits")
     too_low = info.low is not None and value < info.low
     too_high = info.high is not None and value > info.high
     if too_low or too_high or not math.isfinite(value):
         raise InputError(f"{info.name} = {value}: expected {info.expected}")
     return value
 
+# %% ../../nbs/core/20_settings.ipynb #837bfe3e
 TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 def parsed(info: SettingInfo, text: str) -> Any:

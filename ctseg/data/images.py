@@ -24,7 +24,8 @@ def natural_key(name: str) -> list:
     "A sorting key that compares the numbers in names as numbers: 2.png before 10.png."
     key = []
     for part in re.split(r"(\d+)", name):
-        key.append((0, int(part), "") if part.isdecimal() else (1, 0, part))
+        number = part[:4000]  # Python converts no longer ones
+        key.append((0, int(number), "") if part.isdecimal() else (1, 0, part))
     return [*key, (2, 0, name)]  # 1.png and 01.png differ, too
 
 # %% ../../nbs/data/30_images.ipynb #70d67646

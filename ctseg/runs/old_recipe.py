@@ -68,10 +68,12 @@ def as_before(parts: dict[str, Any]) -> dict[str, Any]:
     "The nested dictionaries of a run's recipe, with the settings that it could not know at what was done then."
     completed = dict(parts)
     for group, values in LATER.items():
-        given = dict(parts.get(group, {}))
+        given = parts.get(group, {})
+        if not isinstance(given, dict):
+            continue  # who makes settings of it tells
         if "name" in given:
             settings = names_of(chosen(group, given["name"]))
             before = {name: value for name, value in values.items() if name in settings}
             given = before | given
-        completed[group] = given
+        completed[group] = dict(given)
     return completed

@@ -43,6 +43,8 @@ class DataSettings(Settings):
         if 0 < self.image_size < 16:
             expected = "at least 16, 0 for the images' own, or -1 to enlarge small ones"
             raise InputError(f"image_size = {self.image_size}: expected {expected}")
+        if self.image_size > 1 << 14:
+            raise InputError(f"image_size = {self.image_size}: expected at most {1 << 14}")
 
 # %% ../../nbs/runs/25_split.ipynb #8c5d474d
 def unexamined_as_absent(

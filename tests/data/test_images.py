@@ -8,7 +8,7 @@ import pytest
 from helpers.folders import random_image, told
 from PIL import Image
 
-from ctseg.data.images import image_paths, read_images, read_pngs
+from ctseg.data.images import image_paths, natural_key, read_images, read_pngs
 
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -104,3 +104,8 @@ def test_an_image_cached_before_is_checked_again(tmp_path, path):
     Image.fromarray(first[0]).save(path, "JPEG")
     told(lambda: read_images(tmp_path), "JPEG")
     assert [p.name for p in image_paths(tmp_path)] == ["0.png"]
+
+
+def test_a_name_of_thousands_of_digits_can_be_sorted():
+    names = ["9"*5000, "10", "2", "a"]
+    assert sorted(names, key=natural_key) == ["2", "10", "9"*5000, "a"]

@@ -194,7 +194,6 @@ def place(
 conv = place(nn.Sequential(nn.Conv2d(1, 8, 3), nn.Conv2d(8, 8, 3)), "cpu")
 conv(torch.rand(2, 1, 9, 9)).is_contiguous(memory_format=torch.channels_last)
 
-
 # %% [markdown]
 # ## Counting
 #
@@ -202,12 +201,16 @@ conv(torch.rand(2, 1, 9, 9)).is_contiguous(memory_format=torch.channels_last)
 
 # %%
 #| export
+MOST_COUNT = 1 << 20  # channels, or pixels along a side
+
 def check_counts(what: str, **counts: int) -> None:
-    "Raise an `InputError` about `what` unless every one of `counts` is a whole number of at least 1."
+    "Raise an `InputError` about `what` unless every one of `counts` is a whole number of at least 1, and no absurd one."
     for name, value in counts.items():
         whole = isinstance(value, int) and not isinstance(value, bool)
         if not whole or value < 1:
             raise InputError(f"{what}: {name} is {value!r}, expected a whole number of at least 1")
+        if value > MOST_COUNT:
+            raise InputError(f"{what}: {name} is {value}, expected at most {MOST_COUNT}")
 
 
 # %%
