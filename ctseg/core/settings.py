@@ -76,7 +76,7 @@ def checked(info: SettingInfo, value: Any) -> Any:
         raise InputError(f"{info.name} = {value}: expected {info.expected}")
     return value
 
-# %% ../../nbs/core/20_settings.ipynb #837bfe3e
+# %% ../../nbs/core/20_settings.ipynb #aea974a1
 TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 def parsed(info: SettingInfo, text: str) -> Any:

@@ -122,7 +122,7 @@ def make_metric():
 
 
 # %%
-EPOCHS, LR = 40, 3e-3
+EPOCHS, LR = 16, 8e-3
 
 def scores(network, metric):
     "The Dice of each class on the test volumes."
@@ -133,7 +133,7 @@ def scores(network, metric):
     return metric.aggregate().tolist()
 
 def train(loss_of_batch, seed):
-    "Train a network; the Dice of each class after every fifth epoch, [8, 4]."
+    "Train a network; the Dice of each class after every fourth epoch, [4, 4]."
     set_determinism(seed)
     network = make_network()
     optimiser = torch.optim.AdamW(network.parameters(), LR)
@@ -141,12 +141,12 @@ def train(loss_of_batch, seed):
     curve = []
     for epoch in range(EPOCHS):
         network.train()
-        for batch in DataLoader(train_set, batch_size=4, shuffle=True):
+        for batch in DataLoader(train_set, batch_size=2, shuffle=True):
             optimiser.zero_grad()
             loss_of_batch(network(batch["image"]), batch).backward()
             optimiser.step()
         schedule.step()
-        if epoch % 5 == 4: curve.append(scores(network, make_metric()))
+        if epoch % 4 == 3: curve.append(scores(network, make_metric()))
     return np.array(curve)
 
 
@@ -169,7 +169,7 @@ curves = {
 #| hide-input
 fig, ax = plt.subplots(figsize=(6, 3), layout="constrained")
 for (name, runs), colour in zip(curves.items(), ("tab:blue", "tab:red")):
-    epochs = range(5, EPOCHS + 1, 5)
+    epochs = range(4, EPOCHS + 1, 4)
     for i, run in enumerate(runs): ax.plot(epochs, run.mean(1), c=colour, label=None if i else name)
 ax.set(xlabel="epoch", ylabel="mean Dice of four organs", ylim=(0, 1))
 ax.set_title("8 test volumes, three seeds each")
@@ -220,7 +220,7 @@ trainer = pl.Trainer(
     check_val_every_n_epoch=EPOCHS,
 )
 module = PartialUNet()
-train_loader = DataLoader(train_set, batch_size=4, shuffle=True)
+train_loader = DataLoader(train_set, batch_size=2, shuffle=True)
 trainer.fit(module, train_loader, DataLoader(test_set, batch_size=4))
 print(f"mean Dice {trainer.callback_metrics['dice']:.2f}")
 
