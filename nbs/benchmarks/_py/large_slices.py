@@ -8,7 +8,9 @@
 # %% [markdown]
 # **The question.** On slices of 64 pixels a pretrained encoder is [not worth its time](pretrained.ipynb). And on large ones?
 #
-# **The answer.** ANSWER
+# **The answer.** Mostly yes. For the same processor time it is ahead with each of three seeds, by 0.035 on average. The interval over 31 patients is wide and contains zero. Kidney, liver, spleen and tumour gain much, the hepatic vessels and the aorta (one patient) lose. It learns faster from the first epoch on.
+#
+# So the recipe `ctseg` takes it from 128 pixels on. Nothing was measured between 64 and 192 pixels. 128 is the size from which slices are no longer enlarged for it.
 #
 # ## What was compared
 #

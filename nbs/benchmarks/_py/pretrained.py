@@ -12,9 +12,9 @@
 #
 # * How it is used decides. Best were slices enlarged to 128, a U-Net decoder that is light and stops at half of that, the encoder's first two levels left as they are, and grey values normalised as the encoder knows them.
 # * Learning from 100 annotated slices alone, the two are about even (one seed): the pretrained network is ahead on the patients left out, and not on the test slices.
-# * In the recipe `ctseg`, which learns from all images in a second phase, it is **behind** the Attention U-Net at equal time, with three seeds. So `ctseg` keeps the Attention U-Net, and the pretrained form has a name of its own, `ctseg-pretrained`.
+# * In the recipe `ctseg`, which learns from all images in a second phase, it is **behind** the Attention U-Net at equal time, with three seeds. So `ctseg` keeps the Attention U-Net for such slices, and the pretrained form has a name of its own, `ctseg-pretrained`.
 #
-# All of this is about slices of 64 pixels. Nothing was measured here on larger ones, for which such encoders are made.
+# All of this is about slices of 64 pixels. For [larger ones](large_slices.ipynb), for which such encoders are made, the answer is another.
 
 # %%
 import sys

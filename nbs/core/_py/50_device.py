@@ -15,7 +15,7 @@ import platform
 import re
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib import metadata
 
 import torch
@@ -36,7 +36,7 @@ from ctseg.core.files import InputError
 #
 # | capability | cards | precision | why |
 # |---|---|---|---|
-# | none (CPU) | with AMX or AVX512-BF16 | bfloat16 | the processor computes it itself |
+# | none (CPU) | with AMX or AVX512-BF16 | bfloat16 | the processor computes it itself, [mostly faster](../benchmarks/cpu_precision.ipynb) |
 # | none (CPU) | others | float32 | bfloat16 would be emulated |
 # | below 7.0 | P100 (6.0), GTX 10 | float16 + loss scaling | no tensor cores: it saves memory, hardly time; Triton refuses `torch.compile` |
 # | 7.0 – 7.5 | V100, T4 | float16 + loss scaling | tensor cores for float16 only |
@@ -46,13 +46,9 @@ from ctseg.core.files import InputError
 
 # %%
 #| export
-def has_amx() -> bool:
-    "Does this processor multiply tiles of bfloat16 (AMX)?"
-    return _torch_says("_is_amx_tile_supported")
-
 def computes_bf16() -> bool:
     "Does this processor multiply bfloat16 itself, with AMX or AVX512-BF16?"
-    return has_amx() or _torch_says("_is_avx512_bf16_supported")
+    return _torch_says("_is_amx_tile_supported") or _torch_says("_is_avx512_bf16_supported")
 
 def _torch_says(question: str) -> bool:
     "An answer of `torch.cpu` about this processor; no where this torch does not know the question."
@@ -252,28 +248,6 @@ test_eq((plan.device.type, plan.precision), ("cpu", "fp32"))
 for wish in [dict(device="gpu"), dict(precision="half")]:
     try: pick_device(**wish)
     except InputError as e: print(e)
-
-# %% [markdown]
-# **Small images on a CPU.** With AMX every step is faster in bfloat16. With AVX512-BF16 alone [a step with large images takes half the time, and with small ones more](../benchmarks/cpu_precision.ipynb). So such a processor *trains* on small images in float32. Predicting is faster in bfloat16 at every size.
-
-# %%
-#| export
-BF16_FROM = 96  # pixels a side
-
-def plan_training(
-    plan: DevicePlan,
-    wish: str, # the precision asked for; only "auto" leaves a choice
-    size: int, # pixels a side, as the network sees the images
-) -> DevicePlan:
-    "The plan for training at an image size: float32 where bfloat16 would be slower."
-    by_processor = plan.device.type == "cpu" and wish == "auto" and not os.environ.get(CPU_PRECISION)
-    if by_processor and size < BF16_FROM and not has_amx():
-        return replace(plan, precision="fp32")
-    return plan
-
-
-# %%
-print([plan_training(plan, "auto", size).precision for size in (64, 256)])
 
 # %% [markdown]
 # ## The doctor

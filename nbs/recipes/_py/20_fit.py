@@ -22,7 +22,7 @@ import numpy as np
 
 # %%
 #| export
-from ctseg.core.device import DevicePlan, pick_device, plan_training
+from ctseg.core.device import DevicePlan, pick_device
 from ctseg.core.files import InputError, atomic_path, write_json
 from ctseg.core.parallel import agree, main_first, on_main, rank, world
 from ctseg.core.registry import Plugin, load_plugin
@@ -420,9 +420,7 @@ def make_job(
     plan: DevicePlan, deadline: Deadline, progress: bool,
 ) -> tuple[Job, Earlier, dict]: # the job, what it takes from earlier runs, what recipe.json says of both
     "The job of a fit."
-    shape = slices.images.shape[1:]
-    recipe, facts = main_first(lambda: settled(recipe, run, shape))
-    plan = plan_training(plan, recipe.compute.precision, recipe.data.image_size or max(shape))
+    recipe, facts = main_first(lambda: settled(recipe, run, slices.images.shape[1:]))
     earlier = earlier_runs(more.init, more.teacher, recipe, slices.classes, plan)
     options = earlier.options(deadline, as_watchers(more.callbacks, run.folder))
     room = read_size(more.memory) if more.memory else None

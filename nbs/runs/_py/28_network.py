@@ -106,7 +106,7 @@ test_eq(
 
 
 # %% [markdown]
-# **Whether it pays.** On slices of 256 pixels the pretrained encoder is [far ahead](../benchmarks/large_slices.ipynb) of the Attention U-Net; on slices of 64 pixels it is [behind](../benchmarks/pretrained.ipynb), enlarged or not. So a recipe may say from which size on its encoder is used. Smaller images are left to the fallback.
+# **Whether it pays.** On slices of 256 pixels the pretrained encoder was [ahead](../benchmarks/large_slices.ipynb) of the Attention U-Net with each of three seeds; on slices of 64 pixels it is [behind](../benchmarks/pretrained.ipynb), enlarged or not. So a recipe may say from which size on its encoder is used. Smaller images are left to the fallback.
 
 # %%
 #| export
