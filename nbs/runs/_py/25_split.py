@@ -39,7 +39,8 @@ class DataSettings(Settings):
     rare_power: float = setting(0.0, "0: images alike; 0.5: those with rare structures more often", low=0)
     image_size: int = setting(
         0, "pixels a side that the network works at; 0: the images' own; -1: 128 where both sides are "
-        "shorter and the encoder is pretrained (a U-Net then decodes to half of it), else their own", low=-1)
+        "shorter and the encoder is pretrained (a U-Net then decodes to half of it), else their own",
+        low=-1, high=1 << 14)
     completion: float = setting(
         0.9, "certainty at which the network of --teacher settles a pixel", low=0.5, high=1)
     context: int = setting(
@@ -56,8 +57,6 @@ class DataSettings(Settings):
         if 0 < self.image_size < 16:
             expected = "at least 16, 0 for the images' own, or -1 to enlarge small ones"
             raise InputError(f"image_size = {self.image_size}: expected {expected}")
-        if self.image_size > 1 << 14:
-            raise InputError(f"image_size = {self.image_size}: expected at most {1 << 14}")
 
 
 # %%
