@@ -103,7 +103,7 @@ class KnownFromClassesd(_transforms.MapTransform):
 KnownFromClassesD = KnownFromClassesDict = KnownFromClassesd
 
 # %% ../../nbs/integrations/30_monai.ipynb #6bdbf3a0
-def plain_tensor(tensor: torch.Tensor) -> torch.Tensor:
+def plain_tensor(tensor: Any) -> torch.Tensor:
     "A tensor without MONAI's metadata, which a loss has no use for."
     return tensor.as_tensor() if hasattr(tensor, "as_tensor") else tensor
 

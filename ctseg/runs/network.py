@@ -58,11 +58,12 @@ def too_small(
     shape: Sequence[int], # height and width of the images
 ) -> str: # "": no
     "Why the recipe's encoder is left to its fallback: the images, or what the network sees of them, are small."
-    least = recipe.model.from_size if fallback_of(recipe) else 0
+    model = recipe.model
+    if not isinstance(model, EncoderSettings) or not model.fallback: return ""
     size = min(max(shape), working_size(recipe, shape) or max(shape))
-    if size >= least: return ""
-    pays = f"a pretrained encoder pays from {least} pixels on, these have {size}"
-    return f"{fallback_of(recipe)} is trained: {pays}"
+    if size >= model.from_size: return ""
+    pays = f"a pretrained encoder pays from {model.from_size} pixels on, these have {size}"
+    return f"{model.fallback} is trained: {pays}"
 
 # %% ../../nbs/runs/28_network.ipynb #60adc5ed
 def network_at_hand(recipe: Recipe) -> tuple[Recipe, str]:

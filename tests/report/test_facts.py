@@ -24,7 +24,7 @@ def full(world, tmp_path):
 
 @pytest.mark.parametrize("name, content, says", [
     ("history.csv", "", "not a readable table"),
-    ("history.csv", b"\xff\xfe\x00", "not a readable table"),
+    ("history.csv", b"\xff\xfe\x00", "holds zero bytes"),
     ("history.csv", "phase,epoch,loss\na,1,0.5\n", "without the column dice"),
     ("history.csv", "phase,epoch,loss,dice\na,1,much,0.5\n", "line 2, loss: 'much' is no number"),
     ("timings.csv", "phase,epoch\na,1\n", "without the column seconds"),

@@ -14,6 +14,7 @@ import importlib
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -139,10 +140,11 @@ counts = torch.tensor([3., 4.]).numpy()
 results = [dict(loss=1., tp_hard=counts, fp_hard=counts, fn_hard=counts)]*2
 print(add_cases(results, torch.tensor([[True, False], [True, True]]))["fp_hard"])
 
-
 # %%
 #| export
-class ExaminedData:
+Behind: Any = object  # nnU-Net's own trainer stands behind what follows, see `trainer_class`
+
+class ExaminedData(Behind):
     "Who examined what on nnU-Net's cases: to be put in front of its trainer."
 
     def read_examined(self) -> None:
@@ -285,6 +287,7 @@ test_eq(gather_sums(torch.tensor([[1., 2], [3, 4]])), torch.tensor([[4., 6]]))  
 class PartialStart(LabelledDraws):
     "Settings, who examined what, and the loss."
     Settings = PartialSettings
+    settings: Any  # of that kind, or of a trainer's own
 
     def initialize(self) -> None:
         "Settings and who examined what, then nnU-Net's own."

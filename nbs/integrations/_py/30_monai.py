@@ -191,7 +191,7 @@ test_eq(decollate_batch(batch)[0]["known"], examined(["liver"]))
 
 # %%
 #| export
-def plain_tensor(tensor: torch.Tensor) -> torch.Tensor:
+def plain_tensor(tensor: Any) -> torch.Tensor:
     "A tensor without MONAI's metadata, which a loss has no use for."
     return tensor.as_tensor() if hasattr(tensor, "as_tensor") else tensor
 
