@@ -145,7 +145,7 @@ def plot_pseudo(
     return fig
 
 # %% ../nbs/75_demo.ipynb #70b0b86e
-COMMON = ("fold=-1", "keep=120")
+COMMON = ("fold=-1", "keep=120", "precision=fp32")  # the scores of the demo's page, on every processor
 ENCODER = "tf_efficientnet_lite0"
 PRETRAINED = (
     *COMMON, f"model=unet:{ENCODER}", "light=yes", "half=yes", "frozen_levels=2", "image_size=128",
@@ -239,9 +239,10 @@ def _may_write(out: Path, overwrite: bool, demos: tuple) -> Run:
 
 # %% ../nbs/75_demo.ipynb #fa2e93db
 def _is_demo(theirs: Recipe, settings) -> bool:
-    "Is the recipe of a run that of a demo with these settings, mirrored or not?"
+    "Is the recipe of a run that of a demo with these settings, mirrored or not, in any precision?"
     demo = apply_settings(get_recipe("teacher-student"), settings)
-    return theirs.change(mirror="") == demo.change(mirror="")
+    here = dict(mirror="", precision="auto")
+    return theirs.change(**here) == demo.change(**here)
 
 # %% ../nbs/75_demo.ipynb #a40f82a5
 def _sample(out: Path) -> tuple[Path, str]:

@@ -208,7 +208,7 @@ plt.show()
 
 # %%
 #| export
-COMMON = ("fold=-1", "keep=120")
+COMMON = ("fold=-1", "keep=120", "precision=fp32")  # the scores of the demo's page, on every processor
 ENCODER = "tf_efficientnet_lite0"
 PRETRAINED = (
     *COMMON, f"model=unet:{ENCODER}", "light=yes", "half=yes", "frozen_levels=2", "image_size=128",
@@ -317,9 +317,10 @@ def _may_write(out: Path, overwrite: bool, demos: tuple) -> Run:
 # %%
 #| export
 def _is_demo(theirs: Recipe, settings) -> bool:
-    "Is the recipe of a run that of a demo with these settings, mirrored or not?"
+    "Is the recipe of a run that of a demo with these settings, mirrored or not, in any precision?"
     demo = apply_settings(get_recipe("teacher-student"), settings)
-    return theirs.change(mirror="") == demo.change(mirror="")
+    here = dict(mirror="", precision="auto")
+    return theirs.change(**here) == demo.change(**here)
 
 
 # %% [markdown]
