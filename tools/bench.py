@@ -411,13 +411,6 @@ ABLATION = [
     ("max-confidence", "seed-teacher-student", OURS + ("confidence=max", "precision=bf16")),
 ]
 
-# What helped alone, added to the default one after the other; 100 annotated slices.
-TOGETHER = [
-    ("mirror", ("mirror=horizontal",)),
-    ("mirror-rare", ("mirror=horizontal", "rare_power=0.5")),
-    ("mirror-rare-strong", ("mirror=horizontal", "rare_power=0.5", "augment=strong")),
-]
-
 # Decoders over the same pretrained encoder, 100 annotated slices enlarged to 128, each for as long as the
 # light U-Net: epochs out of the measured cost of a step.
 LITE = ("image_size=128", "frozen_levels=2", "batch_size=8", "precision=fp32", "labelled=100")
@@ -433,10 +426,6 @@ DECODERS = [
 LARGE = ("image_size=192", "epochs=20", "batch_size=8", "precision=bf16")
 
 TABLES = {
-    "together": [
-        (name, "ctseg", BASE + ("labelled=100", "epochs=120", "precision=fp32") + extra)
-        for name, extra in TOGETHER
-    ],
     "large": [
         ("attunet", "marginal-log", ("width=16", *LARGE)),
         ("lite0", "marginal-log", ("model=unet:tf_efficientnet_lite0", "light=yes", "frozen_levels=2", *LARGE)),
