@@ -4,7 +4,7 @@ import pytest
 from helpers.fuzz.elsewhere import prepare, trial, whole
 from helpers.processes import elsewhere
 
-TRIALS = 48
+TRIALS = 70
 
 
 @pytest.fixture(scope="module")
