@@ -6,7 +6,7 @@
 __all__ = ['Callback', 'check_job', 'refuse_too_large', 'warn_of_split', 'check_batches', 'save_curves',
            'held_out_facts', 'finish', 'finish_in_time', 'memory_told', 'carry_out', 'FitOptions',
            'as_watchers', 'tell_of_groups', 'announce', 'open_trackers', 'carry_out_watched',
-           'with_plugins', 'how_cut', 'make_job', 'fit']
+           'with_plugins', 'how_cut', 'refuse_lost_settings', 'make_job', 'fit']
 
 # %% ../../nbs/recipes/20_fit.ipynb #aadf2952
 import contextlib
@@ -39,12 +39,12 @@ from ..prediction.choose import Part, choose_rule, rule_tables
 from ..prediction.earlier import Earlier, earlier_runs
 from ..prediction.predictor import Predictor, load_predictor
 from ..prediction.prepare import calibrate_run
-from .table import DEFAULT_RECIPE, get_recipe
+from .table import DEFAULT_RECIPE, RECIPES, get_recipe
 from ..runs.card import write_card
 from ..runs.folder import Run, make_spec, start_run
 from ..runs.job import Job
 from ..runs.network import settled
-from ..runs.recipe import Recipe, recipe_fields, recipe_plugins
+from ..runs.recipe import Recipe, names_of, recipe_fields, recipe_plugins, unknown_setting
 from ..training.curves import plot_curves
 from ..training.deadline import Deadline, Stopped, read_duration
 from ..training.learner import make_optimiser
@@ -273,12 +273,35 @@ def how_cut(data: SliceSet | str | Path, context: int = 0) -> dict[str, Any]:
     return {"slicing": slicing} | ({"neighbour_mm": neighbour_mm(data)} if context else {})
 
 # %% ../../nbs/recipes/20_fit.ipynb #9ae2f3a7
+def refuse_lost_settings(
+    given: Recipe,
+    decided: Recipe, # with the network that is trained
+    why: str = "", # it is another one
+) -> None:
+    "`InputError` for a changed setting of a named recipe that the network in place of its own does not have."
+    if decided.model.name == given.model.name or given.name not in RECIPES:
+        return
+    usual = RECIPES[given.name]
+    own = [name for name in names_of(given.model) if name not in ("fallback", "from_size")]
+    changed = [name for name in own if getattr(given.model, name) != getattr(usual.model, name, None)]
+    changed = [name for name in changed if name not in names_of(decided.model)]
+    problems = [str(unknown_setting({"model": decided.model}, name)) for name in changed]
+    rate = given.schedule.encoder_lr
+    if rate not in (usual.schedule.encoder_lr, decided.schedule.encoder_lr):
+        problems.append(f"encoder_lr = {rate}: the model {decided.model.name} has no pretrained encoder")
+    if not problems: return
+    remedy = f"--set model={given.model.name} asks for the other network"
+    raise InputError("; ".join(filter(None, [problems[0], why, remedy])))
+
+# %% ../../nbs/recipes/20_fit.ipynb #2b31f013
 def make_job(
     recipe: Recipe, slices: SliceSet, run: Run, seed: int, more: FitOptions,
     plan: DevicePlan, deadline: Deadline, progress: bool,
 ) -> tuple[Job, Earlier, dict]: # the job, what it takes from earlier runs, what recipe.json says of both
     "The job of a fit."
-    recipe, facts = main_first(lambda: settled(recipe, run, slices.images.shape[1:]))
+    given = recipe
+    recipe, facts = main_first(lambda: settled(given, run, slices.images.shape[1:]))
+    refuse_lost_settings(given, recipe, facts.get("replaced", ""))
     earlier = earlier_runs(more.init, more.teacher, recipe, slices.classes, plan)
     options = earlier.options(deadline, as_watchers(more.callbacks, run.folder))
     room = read_size(more.memory) if more.memory else None

@@ -77,6 +77,7 @@ def test_two_runs_are_averaged_as_probabilities(run, tmp_path):
     (["fit", SAMPLE, "--out", "{new}", "--set", "epochs=0"], "epochs = 0"),
     (["fit", SAMPLE, "--out", "{new}", "--set", "model=atunet", "--set", "fold=-1"], "did you mean attunet"),
     (["fit", SAMPLE, "--out", "{new}", "--set", "model=unet", "--set", "fold=-1"], "did you mean unet:resnet34 or"),
+    (["fit", SAMPLE, "--out", "{new}", "--set", "frozen=yes", "--set", "fold=-1"], "unknown setting 'frozen': the model attunet has none of that name, only unet:resnet34"),
     (["fit", SAMPLE, "--out", "{new}", "--recipe", "marginal", "--set", "frozen=yes", "--set", "fold=-1"], "unknown setting 'frozen': the model attunet has none of that name, only unet:resnet34"),
     (["fit", SAMPLE, "--out", "{new}", "--set", "loss=maskd", "--set", "fold=-1"], "did you mean masked"),
     (["fit", SAMPLE, "--out", "{new}", "--set", "augment=mld", "--set", "fold=-1"], "did you mean mild"),

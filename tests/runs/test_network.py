@@ -86,6 +86,23 @@ def test_the_default_takes_a_pretrained_encoder_where_images_are_large(shape, se
     assert bool(facts) == (network == "attunet" and "model=attunet" not in settings)
 
 
+@pytest.mark.parametrize("setting, says", [
+    ("frozen_levels=3", "unknown setting 'frozen_levels': the model attunet has none"),
+    ("pretrained=no", "unknown setting 'pretrained'"),
+    ("statistics=imagenet", "unknown setting 'statistics'"),
+    ("encoder_lr=0.0001", "encoder_lr = 0.0001: the model attunet has no pretrained encoder"),
+])
+def test_no_setting_gets_lost_where_another_network_is_trained(no_weights, tmp_path, setting, says):
+    "Neither on images too small for the encoder, nor where its weights are missing."
+    for recipe in ("ctseg", "ctseg-pretrained"):
+        if (recipe, setting) == ("ctseg-pretrained", "pretrained=no"): continue  # asks for no weights: not replaced
+        changed = apply_settings(get_recipe(recipe), [*QUICK, setting])
+        with warnings.catch_warnings(action="ignore"), pytest.raises(InputError) as told:
+            fit(toy(), changed, tmp_path/"run", device="cpu", progress=False)
+        assert says in str(told.value) and "asks for the other network" in str(told.value)
+        assert not (tmp_path/"run").exists()
+
+
 def test_a_run_of_the_time_before_goes_on_with_its_network(tmp_path):
     before = get_recipe("ctseg").change(model="attunet", width=4)
     run = Run(tmp_path)

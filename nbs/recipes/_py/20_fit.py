@@ -39,12 +39,12 @@ from ctseg.prediction.choose import Part, choose_rule, rule_tables
 from ctseg.prediction.earlier import Earlier, earlier_runs
 from ctseg.prediction.predictor import Predictor, load_predictor
 from ctseg.prediction.prepare import calibrate_run
-from ctseg.recipes.table import DEFAULT_RECIPE, get_recipe
+from ctseg.recipes.table import DEFAULT_RECIPE, RECIPES, get_recipe
 from ctseg.runs.card import write_card
 from ctseg.runs.folder import Run, make_spec, start_run
 from ctseg.runs.job import Job
 from ctseg.runs.network import settled
-from ctseg.runs.recipe import Recipe, recipe_fields, recipe_plugins
+from ctseg.runs.recipe import Recipe, names_of, recipe_fields, recipe_plugins, unknown_setting
 from ctseg.training.curves import plot_curves
 from ctseg.training.deadline import Deadline, Stopped, read_duration
 from ctseg.training.learner import make_optimiser
@@ -63,6 +63,7 @@ from ctseg.data.toys import toy_set
 from ctseg.inference.loop import Member
 from ctseg.losses.registry import create_loss
 from ctseg.models.zoo import create_model
+from ctseg.runs.network import with_fallback
 
 
 # %% [markdown]
@@ -413,6 +414,39 @@ def how_cut(data: SliceSet | str | Path, context: int = 0) -> dict[str, Any]:
 print(how_cut("../../data_sample"))
 
 
+# %% [markdown]
+# A recipe may leave small images, or a missing encoder, to [another network](../runs/28_network.ipynb). A setting that was changed by the user must not get lost on the way.
+
+# %%
+#| export
+def refuse_lost_settings(
+    given: Recipe,
+    decided: Recipe, # with the network that is trained
+    why: str = "", # it is another one
+) -> None:
+    "`InputError` for a changed setting of a named recipe that the network in place of its own does not have."
+    if decided.model.name == given.model.name or given.name not in RECIPES:
+        return
+    usual = RECIPES[given.name]
+    own = [name for name in names_of(given.model) if name not in ("fallback", "from_size")]
+    changed = [name for name in own if getattr(given.model, name) != getattr(usual.model, name, None)]
+    changed = [name for name in changed if name not in names_of(decided.model)]
+    problems = [str(unknown_setting({"model": decided.model}, name)) for name in changed]
+    rate = given.schedule.encoder_lr
+    if rate not in (usual.schedule.encoder_lr, decided.schedule.encoder_lr):
+        problems.append(f"encoder_lr = {rate}: the model {decided.model.name} has no pretrained encoder")
+    if not problems: return
+    remedy = f"--set model={given.model.name} asks for the other network"
+    raise InputError("; ".join(filter(None, [problems[0], why, remedy])))
+
+
+# %%
+default = get_recipe("ctseg")
+refuse_lost_settings(default.change(width=16), with_fallback(default.change(width=16)))
+try: refuse_lost_settings(default.change(frozen=True), with_fallback(default))
+except InputError as e: print(e)
+
+
 # %%
 #| export
 def make_job(
@@ -420,7 +454,9 @@ def make_job(
     plan: DevicePlan, deadline: Deadline, progress: bool,
 ) -> tuple[Job, Earlier, dict]: # the job, what it takes from earlier runs, what recipe.json says of both
     "The job of a fit."
-    recipe, facts = main_first(lambda: settled(recipe, run, slices.images.shape[1:]))
+    given = recipe
+    recipe, facts = main_first(lambda: settled(given, run, slices.images.shape[1:]))
+    refuse_lost_settings(given, recipe, facts.get("replaced", ""))
     earlier = earlier_runs(more.init, more.teacher, recipe, slices.classes, plan)
     options = earlier.options(deadline, as_watchers(more.callbacks, run.folder))
     room = read_size(more.memory) if more.memory else None
