@@ -198,6 +198,16 @@ def waits(data: str, out: str, jobs: str) -> dict:
     return {p: [times[p]/steps[p], sorted(lines.get(p, ()))] for p in steps}
 
 
+def programme(data: str, out: str) -> dict:
+    "What `tools/bench.py gpu` measures, with the smallest networks and sizes."
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]/"tools"))
+    import gpu
+    from helpers import toys  # noqa: F401 the smallest network
+    gpu.NETWORKS = {name: ("tiny-for-tests", {"width": 4}) for name in gpu.NETWORKS}
+    settings = ["model=tiny-for-tests", "width=4", "image_size=32", "folds=3", "epochs=1", "tune_rule=no"]
+    return gpu.measure(Path(data), Path(out), 15, "cuda", 32, 2, settings, 64, [0])
+
+
 def cut_on_card(data: str, out: str, settings: str, after: str) -> tuple:
     "See `helpers.runs.cut`."
     from helpers import toys  # noqa: F401 the smallest network

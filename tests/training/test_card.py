@@ -179,6 +179,15 @@ def test_a_step_waits_for_the_card_seldom(card, tmp_path, phantom):
     for phase, (times, lines) in told.items():
         assert times == (3 if phase == "unimatch" else 2), (phase, lines)
 
+def test_the_programme_for_a_gpu(card, tmp_path, phantom):
+    "All its parts, kept as they were measured."
+    facts = card("7.5", "programme", phantom, tmp_path)
+    assert facts["ceiling"]["precision"] == "fp16" and facts["ceiling"]["matmul"] > 0
+    assert len(facts["steps"]) == 9 and all(r["ms"] > 0 and 0 < r["share"] for r in facts["steps"])
+    assert [r["recipe"] for r in facts["hours"]] == ["ctseg-1h", "ctseg", "ctseg-30h"]
+    assert {(r["recipe"], r["seed"]) for r in facts["runs"]} == {("marginal-log", 0), ("ctseg", 0)}
+    assert json.loads((tmp_path/"gpu.json").read_text()) == facts
+
 def test_a_run_moves_between_card_and_cpu(card, tmp_path, phantom):
     "Cut on a card with float16, continued on the CPU, which has no loss scaler; and the other way round."
     settings = [*TINY, "epochs=3"]
