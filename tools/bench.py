@@ -8,7 +8,7 @@ left out (`labelled`), the learning curve, and the predicted masks of a few slic
 images and truth lie in TABLE.npz beside
 the folder). The benchmark notebooks and REPORT.pdf compute everything they show from these files. A run
 that is there is not repeated; one that was cut is resumed. The tables
-are at the end of this file.
+are at the end of this file. `python tools/bench.py gpu --data DIR` measures a GPU instead (gpu.py).
 """
 import argparse, dataclasses, json, os, re, sys, time
 from concurrent.futures import ProcessPoolExecutor
@@ -322,6 +322,8 @@ SEED, OURS = ("loss=dice", "tune_rule=no"), ("loss=masked", "log_dice=yes", "tun
 SDC = ("confidence=sdc",)
 SOFTMAX = ("loss=marginal",) + OURS[1:]  # as the recipes are now
 ONE_VIEW, COLD = ("views=1", "feature_dropout=0"), ("supervised_first=no", "tau=0.95")
+# A second phase half as long as the first, however few slices are annotated, as the recipe once was.
+HALF = ("unlabelled_passes=0",)
 SEMI = [
     ("seed-attunet", "seed-attunet", ()),
     ("log", "masked", ("log_dice=yes",)),
@@ -332,14 +334,15 @@ SEMI = [
         OURS + ONE_VIEW + ("consistency=0",),
     ),  # both phases of the next row, the second without the unlabelled images
     ("log-warm-unimatch", "unimatch", OURS + ONE_VIEW),
-    ("ctseg-sigmoid", "ctseg", ("loss=masked",)),  # the same with a second phase half as long
+    ("ctseg-sigmoid", "ctseg", HALF + ("loss=masked",)),  # the same with a second phase half as long
     (
         "log-fp32",
         "masked",
         ("log_dice=yes", "precision=fp32"),
     ),  # its first phase, where it was trained in fp32
     ("marginal-log", "marginal", ("log_dice=yes",)),  # the first phase of the next
-    ("ctseg", "ctseg", ()),
+    ("ctseg", "ctseg", HALF),
+    ("ctseg-second-3", "ctseg", HALF + ("second_phase=3",)),  # what the recipe asks for now with 100 annotated
     ("marginal-mean-teacher", "mean-teacher", ()),
     ("marginal-teacher-student", "teacher-student", ()),
     ("marginal-pretrain-finetune", "seed-pretrain-finetune", SOFTMAX + SDC),
@@ -369,8 +372,8 @@ def phantom(epochs: int, full_epochs: int, keep: int):
         ("log", "masked", ("log_dice=yes",)),
         ("marginal-log", "marginal", ("log_dice=yes",)),
         ("full-seed-attunet", "seed-attunet", (f"epochs={full_epochs}",)),
-        ("ctseg-sigmoid", "ctseg", ("loss=masked",)),
-        ("ctseg", "ctseg", ()),
+        ("ctseg-sigmoid", "ctseg", HALF + ("loss=masked",)),
+        ("ctseg", "ctseg", HALF),
         ("marginal-mean-teacher", "mean-teacher", ()),
         ("marginal-teacher-student", "teacher-student", (f"keep={keep}",)),
         ("marginal-pretrain-finetune", "seed-pretrain-finetune", SOFTMAX + SDC + (f"keep={keep}",)),
@@ -390,8 +393,8 @@ def phantom(epochs: int, full_epochs: int, keep: int):
 # the table semi100.
 LOG = ("log_dice=yes",)
 ABLATION = [
-    ("no-cutmix", "ctseg", ("loss=masked", "cutmix=0")),
-    ("ctseg-strong", "ctseg", ("loss=masked", "augment=strong")),
+    ("no-cutmix", "ctseg", HALF + ("loss=masked", "cutmix=0")),
+    ("ctseg-strong", "ctseg", HALF + ("loss=masked", "augment=strong")),
     ("rare", "masked", LOG + ("rare_power=0.5",)),  # slices with rare classes shown more often
     ("no-ema", "masked", LOG + ("ema=0",)),
     ("mirror", "masked", LOG + ("mirror=horizontal",)),
@@ -401,7 +404,7 @@ ABLATION = [
     (
         "labelled-only",
         "ctseg",
-        ("unlabelled=0", "precision=bf16"),
+        HALF + ("unlabelled=0", "precision=bf16"),
     # the second phase on the annotated slices alone, of which half of the cells are unknown; of `marginal-
     # log` in semi100
     ),
@@ -438,12 +441,13 @@ TABLES = {
         (
             "ctseg-pretrained",
             "ctseg-pretrained",
-            ("batch_size=8", "precision=fp32", "labelled=100", "epochs=50"),
+            HALF + ("batch_size=8", "precision=fp32", "labelled=100", "epochs=50"),
         ),
         (
             "ctseg-second",
             "ctseg-pretrained",
-            ("batch_size=8", "precision=fp32", "labelled=100", "epochs=25", "second_phase=1.6"),
+            HALF
+            + ("batch_size=8", "precision=fp32", "labelled=100", "epochs=25", "second_phase=1.6"),
         ),
     ],  # most of the time for the second phase
     "supervised": [
@@ -464,12 +468,12 @@ TABLES = {
         (name, recipe, BASE + ("labelled=100", "epochs=120") + extra) for name, recipe, extra in SEMI
     ],
     "counts": [
-        (f"ctseg-u{n}", "ctseg", BASE + ("labelled=100", "epochs=120", "loss=masked", f"unlabelled={n}"))
+        (f"ctseg-u{n}", "ctseg", BASE + HALF + ("labelled=100", "epochs=120", "loss=masked", f"unlabelled={n}"))
         for n in (300, 600, 1200)
     ],  # the row of `ablation` with fewer unlabelled images
     "semi800": [
         (name, recipe, BASE + extra)
-        for name, recipe, extra in SEMI + [("ctseg-longer", "ctseg", ("epochs=80",))]
+        for name, recipe, extra in SEMI + [("ctseg-longer", "ctseg", HALF + ("epochs=80",))]
     ],
     "networks": [(name, "masked", BASE + ("log_dice=yes",) + extra) for name, extra in NETWORKS],
     "phantom": phantom(
@@ -492,8 +496,10 @@ TABLES = {
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("table", choices=TABLES)
-    p.add_argument("--data", type=Path, required=True)
+    p.add_argument("table", choices=[*TABLES, "gpu"], help="gpu: the whole programme on a card, see gpu.py")
+    p.add_argument("--data", type=Path, help="a challenge folder whose test slices have truth")
+    p.add_argument("--out", type=Path, default=ROOT/"runs"/"gpu", help="of the table gpu")
+    p.add_argument("--minutes", type=float, default=15, help="of the table gpu")
     p.add_argument("--runs", type=Path, default=ROOT/"runs"/"bench")
     p.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     p.add_argument("--only", nargs="+", default=[], help="names of rows")
@@ -537,6 +543,11 @@ def main():
         ),
     )
     a = p.parse_args()
+    if a.table == "gpu":
+        from gpu import measure
+        print(json.dumps(measure(a.data, a.out, a.minutes, settings=a.settings), indent=1))
+        return
+    if a.data is None: p.error("--data is missing")
     if a.ensemble:
         for name in a.only or sorted({re.sub(r"-f\d+$", "", row[0]) for row in TABLES[a.table]}):
             print(ensembles(a.table, name, a.seeds, a.data, a.runs), flush=True)

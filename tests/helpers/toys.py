@@ -20,6 +20,7 @@ SMALL_RUN = [
     "folds=4",
     "teachers=2",
     "finetune_epochs=1",
+    "unlabelled_passes=0",
     "keep=0.5",
     "quota=1",
     "cell_confidence=0",

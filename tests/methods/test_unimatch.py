@@ -7,9 +7,10 @@ from helpers.phases import FOUR, make_job, make_views, phases, starts_from, weig
 from helpers.toys import small, toy
 
 from ctseg.data.batches import Batch
-from ctseg.methods.unimatch import ClassThresholds, UniMatch, UniMatchSettings, complete_batch
+from ctseg.methods.unimatch import ClassThresholds, UniMatch, UniMatchSettings, complete_batch, second_epochs
 from ctseg.recipes.fit import fit
 from ctseg.training.method import Phase
+from ctseg.training.setup import ScheduleSettings
 from ctseg.training.step import Student, Teacher
 
 
@@ -24,6 +25,21 @@ def test_a_second_phase_has_its_own_length_and_rate(tmp_path):
         assert starts_from(then, first)
     alone, = phases(tmp_path/"alone", "ctseg", *settings, "supervised_first=no").values()
     assert (alone.phase.name, alone.epochs, alone.learner.peaks[0]) == ("unimatch", 8, .01)
+
+
+def test_few_annotated_slices_make_a_longer_second_phase():
+    schedule = ScheduleSettings(epochs=20, batch_size=4)
+    def epochs(labelled, unlabelled, **settings):
+        return second_epochs(UniMatchSettings(**settings), schedule, labelled, unlabelled)
+    assert epochs(8, 1000, second_phase=.5) == 10
+    # 16 images an epoch, 40*4 in all
+    assert epochs(16, 40, second_phase=.25, unlabelled_passes=4) == 10
+    assert epochs(16, 41, second_phase=.25, unlabelled_passes=4) == 11
+    assert epochs(16, 40, second_phase=.75, unlabelled_passes=4) == 15
+    assert epochs(8, 1000, second_phase=.5, unlabelled_passes=15) == 60  # at most three times the first
+    assert epochs(8, 1000, second_phase=4, unlabelled_passes=15) == 80
+    assert epochs(8, 0, second_phase=.5, unlabelled_passes=15) == 10
+    assert epochs(2, 10, second_phase=.5, unlabelled_passes=6) == 15  # fewer than a batch: they repeat
 
 
 def test_it_completes_annotated_slices_where_none_is_unlabelled(tmp_path):

@@ -38,6 +38,7 @@ from ctseg.runs.recipe import recipe_fields
 #| export
 LOG_DICE = MarginalSettings(log_dice=True)
 ONE_VIEW = UniMatchSettings(views=1, feature_dropout=0)
+SHORT = replace(ONE_VIEW, second_phase=0.5, unlabelled_passes=15)  # longer where few slices are annotated
 ORIGINAL = dict(loss=DiceSettings(), rule=RuleSettings(tune_rule=False))
 LITE = EncoderSettings(
     name="unet:tf_efficientnet_lite0", light=True, frozen_levels=2, fallback="attunet")
@@ -48,14 +49,14 @@ DEFAULT_RECIPE = "ctseg"
 OURS = [
     Recipe(
         "ctseg",
-        "supervised (`marginal-log`), then a phase half as long with all images, "
-        "in which a sure teacher fills in what nobody examined (UniMatch); the Attention U-Net, and from "
-        "128 pixels on a pretrained encoder (extra `weights`)",
-        method=replace(ONE_VIEW, second_phase=0.5), loss=LOG_DICE, model=BY_SIZE),
+        "supervised (`marginal-log`), then a phase with all images, half as long or, where few are annotated, "
+        "longer, in which a sure teacher fills in what nobody examined (UniMatch); the Attention U-Net, and "
+        "from 128 pixels on a pretrained encoder (extra `weights`)",
+        method=SHORT, loss=LOG_DICE, model=BY_SIZE),
     Recipe(
         "ctseg-pretrained",
         "`ctseg` with the pretrained encoder for images of any size; those under 128 pixels are enlarged",
-        method=replace(ONE_VIEW, second_phase=0.5), loss=LOG_DICE, **PRETRAINED),
+        method=SHORT, loss=LOG_DICE, **PRETRAINED),
     Recipe(
         "ctseg-1h", "an hour of a T4 at most (estimated): `marginal-log` at half the width",
         loss=LOG_DICE).change(width=32, epochs=300),
