@@ -71,6 +71,7 @@ METHODS = {
     "warm-unimatch": "supervised, then UniMatch",
     "ctseg": "then UniMatch, half as long",
     "ctseg-longer": "the same, both twice as long",
+    "ctseg-second-3": "then UniMatch, three times as long",
     "longer": "supervised, longer",
 }
 FROM = {"seed": ("Dice only", SOFT), "sigmoid": ("sigmoid", BLUE), "softmax": ("softmax", GREEN)}

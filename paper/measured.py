@@ -48,6 +48,7 @@ METHODS = (
     "warm-unimatch",
     "ctseg",
     "ctseg-longer",
+    "ctseg-second-3",
 )
 # the supervised row of each loss
 STARTS = {"seed": "seed-attunet", "sigmoid": "log", "softmax": "marginal-log"}
@@ -57,6 +58,7 @@ NAMED = {
     ("sigmoid", "ctseg"): "ctseg-sigmoid",
     ("softmax", "ctseg"): "ctseg",
     ("softmax", "ctseg-longer"): "ctseg-longer",
+    ("softmax", "ctseg-second-3"): "ctseg-second-3",
 }
 # the original's two methods
 PHASED = tuple(f"{p}-{m}" for p in PREFIX.values() for m in ("teacher-student", "pretrain-finetune"))

@@ -444,6 +444,12 @@ TABLES = {
             HALF + ("batch_size=8", "precision=fp32", "labelled=100", "epochs=50"),
         ),
         (
+            "ctseg-pretrained-second-3",
+            "ctseg-pretrained",
+            HALF
+            + ("batch_size=8", "precision=fp32", "labelled=100", "epochs=50", "second_phase=3"),
+        ),
+        (
             "ctseg-second",
             "ctseg-pretrained",
             HALF

@@ -27,7 +27,7 @@ TINY = [
     "tune_rule=no",
 ]
 RECIPES = {  # every method, and every way of it that draws or builds something of its own
-    "ctseg": ("ctseg", ["second_phase=0.7"]),
+    "ctseg": ("ctseg", ["second_phase=0.7", "unlabelled_passes=0"]),
     "unimatch, all of it": ("unimatch", ["views=2", "feature_dropout=0.5", "rebalance=yes"]),
     "the original": ("original-teacher-student", ["keep=2"]),
     "pretrain": ("original-pretrain-finetune", ["keep=2", "finetune_epochs=1"]),
@@ -133,7 +133,7 @@ def test_half_precision(card, tmp_path, phantom):
     the loss is too high to begin with, steps are left out and nothing else goes wrong."""
     jobs = json.dumps(
         {
-            "tiny": ("ctseg", [*TINY, "epochs=12", "second_phase=0.5", "lr=0.05"]),
+            "tiny": ("ctseg", [*TINY, "epochs=12", "second_phase=0.5", "unlabelled_passes=0", "lr=0.05"]),
             "large": ("marginal-log", [*TINY, "model=attunet", "epochs=6"]),
         }
     )

@@ -167,6 +167,7 @@ Markdown("\n\n".join(f"### {folder}\n\n{listed(paths)}" for folder, paths in sec
 # | **gate** | in a decision rule, the least peak that a class needs to be drawn on a slice at all |
 # | `cell_confidence`, `pixel_confidence` | in self-training, the least confidence of an accepted cell, and of a pixel in it |
 # | `second_phase` | of UniMatch: how long the phase with all images is, as a share of the first |
+# | `unlabelled_passes` | of UniMatch: that phase goes on until each unlabelled image was seen so often |
 # | **decision rule** | how probabilities become labels: threshold, expected Dice, islands, rescue, or a gate; chosen on held-out slices |
 # | **expected Dice** | of a drawn structure: kept if its odds of being there exceed the class's usual Dice over the Dice to be expected of this outline |
 # | **argmax** | the plainest rule: the likeliest structure, or background |

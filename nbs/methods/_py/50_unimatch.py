@@ -371,7 +371,7 @@ print(f"loss {step.loss(ctx, step.views(ctx, batch, None)).item():.2f}")
 # %% [markdown]
 # ## How long the second phase is
 #
-# Epochs are passes over the *annotated* slices. With few of them an epoch is a handful of steps, and a second phase of half as many epochs would be over before most unlabelled slices came twice. `unlabelled_passes` asks for more where that is so, up to three times the first phase. [On real CT](../benchmarks/realct_semi.ipynb#a-longer-second-phase), with 100 of 2000 slices annotated, this is worth 0.04 of Dice.
+# Epochs are passes over the *annotated* slices. With few of them an epoch is a handful of steps, and a second phase of half as many epochs would be over before most unlabelled slices came twice. `unlabelled_passes` asks for more where that is so, up to three times the first phase. [On real CT](../benchmarks/realct_semi.ipynb#a-longer-second-phase), with 100 of 2000 slices annotated, this is worth 0.03 of Dice.
 
 # %%
 #| export
