@@ -6,7 +6,7 @@
 __all__ = ['MAX_MESSAGE', 'MOST_NAMES', 'DISK_ERRORS', 'MAX_TEXT', 'PART', 'printable', 'InputError',
            'some_of', 'did_you_mean', 'disk_errors', 'refuse_folder', 'refuse_special', 'remove',
            'sweep', 'flush_to_disk', 'atomic_path', 'safe_name', 'output_path', 'parse_json',
-           'read_json', 'finite_only', 'write_json', 'csv_cell']
+           'read_json', 'finite_only', 'write_json', 'json_checksum', 'csv_cell']
 
 # %% ../../nbs/core/10_files.ipynb #f64fe586
 import contextlib
@@ -22,6 +22,7 @@ import stat
 import tempfile
 import time
 import unicodedata
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -114,6 +115,7 @@ _KINDS = {
     stat.S_IFBLK: "a device",
     stat.S_IFSOCK: "a socket",
 }
+_OF_SYSTEM = re.compile("/(proc|sys)/")  # their files say that they are empty, and some never end
 
 def refuse_special(path: str | Path, most: int | None = None) -> None:
     "`InputError` for a pipe, a device or a socket, and for a file of more than `most` bytes. What is missing is not told here."
@@ -122,6 +124,7 @@ def refuse_special(path: str | Path, most: int | None = None) -> None:
     except OSError:
         return
     kind = _KINDS.get(stat.S_IFMT(state.st_mode))
+    if not kind and not state.st_size and _OF_SYSTEM.match(os.path.realpath(path)): kind = "a file of the system"
     if kind:
         raise InputError(f"{path}: {kind}, expected a file; write its content to a file first")
     if most and state.st_size > most:
@@ -369,6 +372,12 @@ def write_json(value, path: str | Path, indent: int | None = 1) -> None:
     text = json.dumps(finite_only(value), indent=indent, allow_nan=False)
     with atomic_path(path) as tmp:
         tmp.write_text(text + "\n", encoding="utf-8")
+
+# %% ../../nbs/core/10_files.ipynb #2ff9b83a
+def json_checksum(value) -> str:
+    "A CRC-32 of a value as JSON, in eight hexadecimal digits, whatever the order of its names."
+    content = json.dumps(finite_only(value), sort_keys=True)
+    return f"{zlib.crc32(content.encode()):08x}"
 
 # %% ../../nbs/core/10_files.ipynb #a2c6a2f6
 def csv_cell(value):

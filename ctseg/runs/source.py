@@ -18,6 +18,7 @@ from typing import Any
 from ..core.files import InputError, read_json
 from ..core.registry import Plugin, is_loaded
 from .folder import Run
+from .sums import METRICS_FILE, SUMS
 
 # %% ../../nbs/runs/22_source.ipynb #218b045e
 NAME_PART = r"(?!.*(?:\.\.|--))[A-Za-z0-9_](?:[\w.-]*\w)?"
@@ -51,7 +52,7 @@ def hub_name(name: str | Path) -> HubName | None:
 # %% ../../nbs/runs/22_source.ipynb #c86454a7
 WEIGHTS = "checkpoints/model.safetensors"
 NEEDED = ("recipe.json", WEIGHTS)
-SHARED = (*NEEDED, "metrics.json", "history.csv", "timings.csv", "reliability.csv", "model_card.md")
+SHARED = (*NEEDED, METRICS_FILE, SUMS, "history.csv", "timings.csv", "reliability.csv", "model_card.md")
 
 
 def import_hub() -> ModuleType:

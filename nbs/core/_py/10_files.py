@@ -23,6 +23,7 @@ import stat
 import tempfile
 import time
 import unicodedata
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -177,6 +178,7 @@ _KINDS = {
     stat.S_IFBLK: "a device",
     stat.S_IFSOCK: "a socket",
 }
+_OF_SYSTEM = re.compile("/(proc|sys)/")  # their files say that they are empty, and some never end
 
 def refuse_special(path: str | Path, most: int | None = None) -> None:
     "`InputError` for a pipe, a device or a socket, and for a file of more than `most` bytes. What is missing is not told here."
@@ -185,6 +187,7 @@ def refuse_special(path: str | Path, most: int | None = None) -> None:
     except OSError:
         return
     kind = _KINDS.get(stat.S_IFMT(state.st_mode))
+    if not kind and not state.st_size and _OF_SYSTEM.match(os.path.realpath(path)): kind = "a file of the system"
     if kind:
         raise InputError(f"{path}: {kind}, expected a file; write its content to a file first")
     if most and state.st_size > most:
@@ -594,6 +597,22 @@ with tempfile.TemporaryDirectory() as d:
     write_json({"loss": [float("nan"), float("inf"), .5]}, path)
     test_eq(read_json(path), {"loss": [None, None, .5]})
     print(path.read_text())
+
+
+# %% [markdown]
+# A checksum of what a JSON file says, not of how it is laid out: an editor may indent it anew.
+
+# %%
+#| export
+def json_checksum(value) -> str:
+    "A CRC-32 of a value as JSON, in eight hexadecimal digits, whatever the order of its names."
+    content = json.dumps(finite_only(value), sort_keys=True)
+    return f"{zlib.crc32(content.encode()):08x}"
+
+
+# %%
+test_eq(json_checksum({"a": 1, "b": (2,)}), json_checksum({"b": [2], "a": 1}))
+json_checksum({"a": 1}), json_checksum({"a": 1.5})
 
 
 # %% [markdown]

@@ -18,6 +18,7 @@ from typing import Any
 from ctseg.core.files import InputError, read_json
 from ctseg.core.registry import Plugin, is_loaded
 from ctseg.runs.folder import Run
+from ctseg.runs.sums import METRICS_FILE, SUMS
 
 # %%
 #| hide
@@ -79,7 +80,7 @@ for wrong in ("hf://../../etc", "hf://ada", "hf://ada/liver@../x"):
 #| export
 WEIGHTS = "checkpoints/model.safetensors"
 NEEDED = ("recipe.json", WEIGHTS)
-SHARED = (*NEEDED, "metrics.json", "history.csv", "timings.csv", "reliability.csv", "model_card.md")
+SHARED = (*NEEDED, METRICS_FILE, SUMS, "history.csv", "timings.csv", "reliability.csv", "model_card.md")
 
 
 def import_hub() -> ModuleType:
