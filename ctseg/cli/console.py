@@ -26,6 +26,7 @@ from typer.core import TyperGroup
 
 from ..core.files import InputError, printable, read_json
 from ..core.threads import set_threads
+from ..training.deadline import end_signals
 
 # %% ../../nbs/cli/10_console.ipynb #c32e4215
 class WholeHelp(TyperGroup):
@@ -172,18 +173,19 @@ def usage_line(error, words: Iterable[str] = ()) -> str:
 # %% ../../nbs/cli/10_console.ipynb #7b08c98c
 @contextlib.contextmanager
 def clean_end() -> Iterator[None]:
-    "SIGTERM becomes an exit with status 143, on the way to which temporary files are removed."
-    def stop(*_):
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not interrupt that
-        raise SystemExit(143)
+    "SIGTERM and SIGHUP become an exit with status 143 or 129, on the way to which temporary files are removed."
+    def stop(number, _):
+        for each in ends: signal.signal(each, signal.SIG_IGN)  # a second one must not interrupt that
+        raise SystemExit(128 + number)
     if threading.current_thread() is not threading.main_thread():  # Python delivers signals nowhere else
         yield
         return
-    before = signal.signal(signal.SIGTERM, stop)
+    ends = end_signals()
+    before = {each: signal.signal(each, stop) for each in ends}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for each, handler in before.items(): signal.signal(each, handler)
 
 # %% ../../nbs/cli/10_console.ipynb #872ddf35
 def our_warnings(package: Path, other: Callable[..., str]) -> Callable[..., str]:

@@ -15,7 +15,7 @@ import typer
 
 from .console import app, memory_errors, print_facts
 from .options import (
-    Annotations, BatchSize, Device, Engine, Plugins, Precision, device_plan, load_plugins)
+    Annotations, BatchSize, Device, Engine, Plugins, Precision, device_plan, load_plugins, refuse_replacing)
 from ..core.files import InputError
 
 # %% ../../nbs/cli/40_prediction.ipynb #adb00716
@@ -72,6 +72,7 @@ def predict(
     from ctseg.prediction.prepare import prepare
     from ctseg.prediction.submission import check_files, predict_folder
     check_files(images, out, probabilities, confidence)
+    refuse_replacing([out, probabilities, confidence], [images, tune, *runs])
     rule_fields = dict(threshold=threshold, gate=gate)
     with memory_errors():
         plan = device_plan(device, precision)
@@ -79,7 +80,7 @@ def predict(
         predictor = predictor.by_engine(engine)
         print_facts(predict_folder(predictor, images, out, probabilities, batch_size, True, confidence))
     for what, path in {"submission": out, "probabilities": probabilities, "confidence": confidence}.items():
-        if path: print(f"{what}: {path}")
+        if path: print_facts({what: path})
 
 # %% ../../nbs/cli/40_prediction.ipynb #9084e538
 def comparison_line(record: dict, width: int, with_argmax: bool) -> str:
@@ -135,6 +136,7 @@ def report(
     from ctseg.report.comparison import report_comparison
     from ctseg.report.page import report
     check_shown(runs, data, split, slices)
+    refuse_replacing([out], [data, *runs])
     split = split or "held-out"
     with memory_errors():
         plan = device_plan(device, precision)
@@ -145,4 +147,4 @@ def report(
     width = max([23, *(len(each["run"]) for each in records)]) + 1
     for record in records:
         print(comparison_line(record, width, any(each["chosen"] for each in records)))
-    print(f"page: {page}")
+    print_facts({"page": page})

@@ -211,9 +211,14 @@ def _lock_folder(folder: Path) -> int | None:
         return None
     return descriptor
 
+def _hold_prefix(path: Path) -> str:
+    "How the names of temporary folders beside `path` begin; short enough for any name that the disk takes."
+    name = os.fsencode(path.name)
+    return f".{path.name}." if len(name) <= 200 else f".{zlib.crc32(name):08x}."
+
 def sweep(path: Path, older_than: float = 60.) -> None:
     "Remove what killed writers of `path` left beside it; a folder younger than `older_than` seconds may not be locked yet."
-    for left in path.parent.glob(f".{glob.escape(path.name)}.*{PART}"):
+    for left in path.parent.glob(f"{glob.escape(_hold_prefix(path))}*{PART}"):
         with contextlib.suppress(OSError):
             if time.time() - left.stat().st_mtime < older_than: continue
             lock = _lock_folder(left)
@@ -260,7 +265,7 @@ def atomic_path(
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         sweep(path)
-        hold = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=PART, dir=path.parent))
+        hold = Path(tempfile.mkdtemp(prefix=_hold_prefix(path), suffix=PART, dir=path.parent))
         aside, lock = hold/".old", _lock_folder(hold)
         try:
             yield hold/path.name

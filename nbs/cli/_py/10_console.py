@@ -27,6 +27,7 @@ from typer.core import TyperGroup
 
 from ctseg.core.files import InputError, printable, read_json
 from ctseg.core.threads import set_threads
+from ctseg.training.deadline import end_signals
 
 # %%
 #| hide
@@ -290,33 +291,33 @@ print(usage_line(mistake, ["fit", "my_data", "--epochs", "5"]))
 
 
 # %% [markdown]
-# Hosts and batch systems end a process by the signal SIGTERM. It ends a command as Ctrl-C does: no half-written file stays. `fit` treats it
+# Hosts and batch systems end a process by the signal SIGTERM, a lost connection or a closed terminal by SIGHUP (not under `nohup`). Both end a command as Ctrl-C does: no half-written file stays. `fit` treats them
 # in its own way, and stops with everything saved.
 
 # %%
 #| export
 @contextlib.contextmanager
 def clean_end() -> Iterator[None]:
-    "SIGTERM becomes an exit with status 143, on the way to which temporary files are removed."
-    def stop(*_):
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not interrupt that
-        raise SystemExit(143)
+    "SIGTERM and SIGHUP become an exit with status 143 or 129, on the way to which temporary files are removed."
+    def stop(number, _):
+        for each in ends: signal.signal(each, signal.SIG_IGN)  # a second one must not interrupt that
+        raise SystemExit(128 + number)
     if threading.current_thread() is not threading.main_thread():  # Python delivers signals nowhere else
         yield
         return
-    before = signal.signal(signal.SIGTERM, stop)
+    ends = end_signals()
+    before = {each: signal.signal(each, stop) for each in ends}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for each, handler in before.items(): signal.signal(each, handler)
 
 
 # %%
-try:
-    with clean_end(): signal.raise_signal(signal.SIGTERM)
-except SystemExit as e:
-    print("exit status", e.code)
-    test_eq(e.code, 143)
+for number, status in ((signal.SIGTERM, 143), (getattr(signal, "SIGHUP", signal.SIGTERM), 129)):
+    try:
+        with clean_end(): signal.raise_signal(number)
+    except SystemExit as e: test_eq(e.code, status if number != signal.SIGTERM else 143)
 
 
 # %%
