@@ -77,6 +77,7 @@ def write_metrics(
 # %% ../../nbs/runs/13_sums.ipynb #4f590b8f
 def check_finished(run: Path) -> None:
     "`InputError` for a run whose `metrics.json` is missing, though its checksum is there."
-    if os.path.lexists(run/METRICS_FILE) or METRICS_FILE not in read_sums(run): return
+    if os.path.lexists(run/METRICS_FILE): return
+    if METRICS_FILE not in read_sums(run): return
     remedy = "copy it again, or write it with `ctseg fit … --resume`"
     raise InputError(f"{run/METRICS_FILE}: missing, though the run has been finished; {remedy}")

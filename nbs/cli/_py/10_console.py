@@ -16,7 +16,6 @@ import io
 import os
 import signal
 import sys
-import threading
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -27,7 +26,7 @@ from typer.core import TyperGroup
 
 from ctseg.core.files import InputError, printable, read_json
 from ctseg.core.threads import set_threads
-from ctseg.training.deadline import end_signals
+from ctseg.training.deadline import hear_end
 
 # %%
 #| hide
@@ -298,26 +297,22 @@ print(usage_line(mistake, ["fit", "my_data", "--epochs", "5"]))
 #| export
 @contextlib.contextmanager
 def clean_end() -> Iterator[None]:
-    "SIGTERM and SIGHUP become an exit with status 143 or 129, on the way to which temporary files are removed."
-    def stop(number, _):
-        for each in ends: signal.signal(each, signal.SIG_IGN)  # a second one must not interrupt that
+    "SIGTERM and SIGHUP become an exit, on the way to which temporary files are removed."
+    def stop(number: int, _) -> None:
+        hear_end(signal.SIG_IGN)  # a second one must not interrupt that
         raise SystemExit(128 + number)
-    if threading.current_thread() is not threading.main_thread():  # Python delivers signals nowhere else
-        yield
-        return
-    ends = end_signals()
-    before = {each: signal.signal(each, stop) for each in ends}
+    put_back = hear_end(stop)
     try:
         yield
     finally:
-        for each, handler in before.items(): signal.signal(each, handler)
+        put_back()
 
 
 # %%
-for number, status in ((signal.SIGTERM, 143), (getattr(signal, "SIGHUP", signal.SIGTERM), 129)):
+for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
     try:
         with clean_end(): signal.raise_signal(number)
-    except SystemExit as e: test_eq(e.code, status if number != signal.SIGTERM else 143)
+    except SystemExit as e: test_eq(e.code, 128 + number)
 
 
 # %%

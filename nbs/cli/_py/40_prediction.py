@@ -40,6 +40,7 @@ from typer.testing import CliRunner
 
 # %%
 #| export
+WRITTEN = ("submission", "probabilities", "confidence")
 RUNS = typer.Argument(
     help="one run, or several to average as probabilities: folders, or names on the hub (hf://owner/name)",
 )
@@ -97,15 +98,16 @@ def predict(
     load_plugins(plugin)
     from ctseg.prediction.prepare import prepare
     from ctseg.prediction.submission import check_files, predict_folder
-    check_files(images, out, probabilities, confidence)
-    refuse_replacing([out, probabilities, confidence], [images, tune, *runs])
+    files = (out, probabilities, confidence)
+    check_files(images, *files)
+    refuse_replacing(files, [images, tune, *runs])
     rule_fields = dict(threshold=threshold, gate=gate)
     with memory_errors():
         plan = device_plan(device, precision)
         predictor = prepare(runs, plan, tta, calibrated, tune, annotated, batch_size, rule, **rule_fields)
         predictor = predictor.by_engine(engine)
         print_facts(predict_folder(predictor, images, out, probabilities, batch_size, True, confidence))
-    for what, path in {"submission": out, "probabilities": probabilities, "confidence": confidence}.items():
+    for what, path in zip(WRITTEN, files):
         if path: print_facts({what: path})
 
 

@@ -187,7 +187,8 @@ def refuse_special(path: str | Path, most: int | None = None) -> None:
     except OSError:
         return
     kind = _KINDS.get(stat.S_IFMT(state.st_mode))
-    if not kind and not state.st_size and _OF_SYSTEM.match(os.path.realpath(path)): kind = "a file of the system"
+    if not kind and not state.st_size and _OF_SYSTEM.match(os.path.realpath(path)):
+        kind = "a file of the system"
     if kind:
         raise InputError(f"{path}: {kind}, expected a file; write its content to a file first")
     if most and state.st_size > most:

@@ -72,10 +72,11 @@ def read_header(f: BinaryIO) -> tuple[dict[str, Any], str | None, int] | None:
     if length > 16 << 20: return None  # who loads it tells
     try:
         entries = json.loads(f.read(length))
-        note = entries.pop("__metadata__", {}).get(SEAL)
+        notes = entries.pop("__metadata__", {})
+        note = notes.get(SEAL)
         ends = [0]
         for entry in entries.values():
-            end = entry["data_offsets"][1]
+            _, end = entry["data_offsets"]
             ends.append(int(end))
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
         return None
@@ -83,8 +84,11 @@ def read_header(f: BinaryIO) -> tuple[dict[str, Any], str | None, int] | None:
 
 def read_seal(path: str | Path) -> str | None:
     "The checksum that a weights file carries, not compared with its content; None if it carries none."
-    with open(path, "rb") as f: header = read_header(f)
-    return header[1] if header else None
+    with open(path, "rb") as f:
+        header = read_header(f)
+    if header is None: return None
+    _, note, _ = header
+    return note
 
 
 # %%
@@ -102,8 +106,9 @@ def check_seal(path: str | Path) -> None:
     "Raise an `InputError` for a safetensors file whose content does not match its checksum."
     with open(path, "rb") as f:
         header = read_header(f)
-        if header is None or header[1] is None: return
+        if header is None: return
         entries, note, expected = header
+        if note is None: return
         size = os.fstat(f.fileno()).st_size
         if size != expected:
             raise InputError(f"{path}: damaged, it is shorter or longer than it says; copy it again")

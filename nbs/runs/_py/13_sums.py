@@ -145,7 +145,8 @@ with tempfile.TemporaryDirectory() as d:
 #| export
 def check_finished(run: Path) -> None:
     "`InputError` for a run whose `metrics.json` is missing, though its checksum is there."
-    if os.path.lexists(run/METRICS_FILE) or METRICS_FILE not in read_sums(run): return
+    if os.path.lexists(run/METRICS_FILE): return
+    if METRICS_FILE not in read_sums(run): return
     remedy = "copy it again, or write it with `ctseg fit … --resume`"
     raise InputError(f"{run/METRICS_FILE}: missing, though the run has been finished; {remedy}")
 

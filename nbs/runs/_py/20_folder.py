@@ -359,7 +359,8 @@ def start_run(run: Run, spec: dict[str, Any], resume: bool = False) -> Run:
     if not run.finished: run.lock()
     run.check_free(resume)  # and once more: another process may have been faster
     run.clear()
-    if not run.finished: (run/SUMS).unlink(missing_ok=True)  # of an end that will be written again
+    if not run.finished:
+        (run/SUMS).unlink(missing_ok=True)  # of an end that will be written again
     path = run/"recipe.json"
     if run.begun:
         with warnings.catch_warnings():

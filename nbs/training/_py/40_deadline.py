@@ -33,6 +33,14 @@ def end_signals() -> list[signal.Signals]:
     named = [getattr(signal, name, None) for name in ("SIGTERM", "SIGHUP")]  # Windows has one of them
     return [each for each in named if each and signal.getsignal(each) != signal.SIG_IGN]
 
+def hear_end(handler: Callable) -> Callable[[], None]: # puts the former handlers back
+    "Let `handler` have the signals of `end_signals`; only the main thread gets any."
+    main = threading.current_thread() is threading.main_thread()
+    former = {each: signal.signal(each, handler) for each in end_signals() if main}
+    def put_back() -> None:
+        for each, before in former.items(): signal.signal(each, before)
+    return put_back
+
 
 # %%
 test_eq(signal.SIGTERM in end_signals(), True)
@@ -92,9 +100,7 @@ class Deadline:
             slowest = max(slowest or 0., time.monotonic() - start)
 
     def __enter__(self):
-        main = threading.current_thread() is threading.main_thread()  # others get no signals
-        ends = end_signals() if main else []
-        self.before = {each: signal.signal(each, self.ask) for each in ends}
+        self.put_back = hear_end(self.ask)
         return self
 
     def ask(self, number: int, *_) -> None:
@@ -102,7 +108,7 @@ class Deadline:
         self.asked = signal.Signals(number).name
 
     def __exit__(self, *_):
-        for each, handler in self.before.items(): signal.signal(each, handler)
+        self.put_back()
 
 
 # %%
