@@ -101,5 +101,4 @@ def export_(
         facts = export_volumes(kind, masks, folder, out, split, (source, keep_patient))
     else:
         facts = export_for_programs(kind, folder, out, unknown, slices)
-    print_facts(facts or {})
-    print_facts({"written": out})
+    print_facts((facts or {}) | {"written": out})

@@ -187,7 +187,7 @@ def _put_in_place(new: Path, path: Path, aside: Path) -> None:
 # %% ../../nbs/core/10_files.ipynb #12a6e3c3
 def _put_back(path: Path, aside: Path) -> None:
     "Undo the first half of `_put_in_place` where the second did not happen."
-    if path.exists() or not aside.exists(): return
+    if os.path.exists(path) or not aside.exists(): return  # a name that is too long is none
     with contextlib.suppress(OSError): os.rename(aside, path)
 
 def remove(path: Path) -> None:
@@ -277,9 +277,9 @@ def atomic_path(
                 _flush_one(folder)
         finally:
             _put_back(path, aside)
-            only_copy = aside.exists() and not path.exists()
+            only_copy = aside.exists() and not os.path.exists(path)
             if not only_copy: shutil.rmtree(hold, ignore_errors=True)
-            if not path.exists(): _remove_empty(made)
+            if not os.path.exists(path): _remove_empty(made)
             if lock is not None: os.close(lock)
 
 # %% ../../nbs/core/10_files.ipynb #c26b32ca
