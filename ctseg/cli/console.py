@@ -15,7 +15,6 @@ import io
 import os
 import signal
 import sys
-import threading
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -26,6 +25,7 @@ from typer.core import TyperGroup
 
 from ..core.files import InputError, printable, read_json
 from ..core.threads import set_threads
+from ..training.deadline import hear_end
 
 # %% ../../nbs/cli/10_console.ipynb #c32e4215
 class WholeHelp(TyperGroup):
@@ -172,18 +172,15 @@ def usage_line(error, words: Iterable[str] = ()) -> str:
 # %% ../../nbs/cli/10_console.ipynb #7b08c98c
 @contextlib.contextmanager
 def clean_end() -> Iterator[None]:
-    "SIGTERM becomes an exit with status 143, on the way to which temporary files are removed."
-    def stop(*_):
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not interrupt that
-        raise SystemExit(143)
-    if threading.current_thread() is not threading.main_thread():  # Python delivers signals nowhere else
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, stop)
+    "SIGTERM and SIGHUP become an exit, on the way to which temporary files are removed."
+    def stop(number: int, _) -> None:
+        hear_end(signal.SIG_IGN)  # a second one must not interrupt that
+        raise SystemExit(128 + number)
+    put_back = hear_end(stop)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        put_back()
 
 # %% ../../nbs/cli/10_console.ipynb #872ddf35
 def our_warnings(package: Path, other: Callable[..., str]) -> Callable[..., str]:

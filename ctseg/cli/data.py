@@ -17,7 +17,7 @@ from typing import Annotated, Optional
 import typer
 
 from .console import app, print_facts
-from .options import Annotations, Folder, begins
+from .options import Annotations, Folder, begins, refuse_replacing
 from ctseg.cli.slices import (
     EVERY, FIRST, OFFSET, ORDER, OVERLAP, PATIENTS, PER_VOLUME, PLACES, SCALE, TEST,
     fitting_options, png_options, where_to, without_none,
@@ -172,9 +172,10 @@ def import_(
     offset: Annotated[Optional[float], OFFSET] = None,
 ):
     "Make a challenge folder of volumes, or of images and masks; what nobody contoured stays unknown."
+    refuse_replacing([key], [*places, classes, rename])
     facts = import_kind(kind, places, *grouped(locals()))
     print_facts({name: value for name, value in facts.items() if value not in ([], {})})
-    print(f"challenge folder: {places[-1]}")
+    print_facts({"challenge folder": places[-1]})
 
 # %% ../../nbs/cli/50_data.ipynb #c482e9b9
 WHOLE = typer.Option("--truth", help="also write y_train_full.csv: every contour of every training slice")
@@ -194,4 +195,4 @@ def phantom(
     "Write a challenge folder of a procedural body: no patient, full truth, any number of slices."
     from ctseg.phantom import make_phantom
     make_phantom(out, labelled, unlabelled, test, size, seed, truth=truth, examined=examined)
-    print(f"challenge folder: {out}")
+    print_facts({"challenge folder": out})

@@ -13,6 +13,7 @@ from typing import Annotated, Optional
 import typer
 
 from .console import app, print_facts
+from .options import refuse_replacing
 from ..core.files import InputError, write_json
 
 # %% ../../nbs/cli/48_evaluate.ipynb #e10c29d3
@@ -75,6 +76,7 @@ def evaluate(
     tolerance: Annotated[Optional[float], TOLERANCE] = None,
 ):
     "Score a submission (challenge's Dice, a row per class) or folders of NIfTI (Dice, surface Dice, HD95, ml)."
+    refuse_replacing([json], [truth, prediction, annotated, classes])
     result = evaluation(truth, prediction, annotated, classes, tolerance, mm)
     facts = result["facts"]
     print(result["table"].to_string(float_format="{:.3f}".format))

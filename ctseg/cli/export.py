@@ -13,7 +13,7 @@ from typing import Annotated, Optional
 import typer
 
 from .console import app, print_facts
-from .options import begins
+from .options import begins, refuse_replacing
 from .slices import FIRST, FORM, GIVEN, IDS, LIKE, ORDER, VALUES, fitting_options, write_rle
 from ..core.files import InputError, did_you_mean
 
@@ -92,6 +92,7 @@ def export_(
     "Put predictions back onto their volumes, or write what nnU-Net, a competition or another program reads."
     only_rle = dict(like=like, form=form, ids=ids, order=order, first=first, classes=classes)
     check_export(kind, masks, source, only_rle)
+    refuse_replacing([out], [folder, masks, like, classes])
     if kind != "nnunet":
         fitting_options(kind, (), {"slices": slices or None}, "export")
     if kind == "rle":
@@ -100,5 +101,4 @@ def export_(
         facts = export_volumes(kind, masks, folder, out, split, (source, keep_patient))
     else:
         facts = export_for_programs(kind, folder, out, unknown, slices)
-    print_facts(facts or {})
-    print(f"written: {out}")
+    print_facts((facts or {}) | {"written": out})

@@ -54,4 +54,4 @@ def merge(
     for note in facts.pop("notes"):
         typer.echo(f"note: {note}", err=True)
     print_facts(facts)
-    print(f"challenge folder: {out}")
+    print_facts({"challenge folder": out})

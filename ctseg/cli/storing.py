@@ -37,4 +37,4 @@ def store(
     notes = {"slicing": slicing, "neighbour_mm": {split: neighbour_mm(data, split) for split in arrays}}
     splits = store_challenge(data, out, annotated, notes, scratch, arrays)
     print_facts({split: f"{len(s)} slices, {int(s.labelled.sum())} annotated" for split, s in splits.items()})
-    print(f"store: {store_place(out)}")
+    print_facts({"store": store_place(out)})

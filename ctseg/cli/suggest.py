@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from .console import app, memory_errors, print_facts
-from .options import Annotations, BatchSize, Device
+from .options import Annotations, BatchSize, Device, refuse_replacing
 
 # %% ../../nbs/cli/46_suggest.ipynb #e3470035
 TEACHERS = typer.Argument(
@@ -38,8 +38,9 @@ def suggest(
     *runs, data = places
     if not runs:
         raise InputError("`ctseg suggest` takes RUN... DATA, but one place was given")
+    refuse_replacing([out, out.with_suffix(".html")], places)
     with memory_errors():
         facts = suggest_files(runs, data, out, count, annotated, device, batch_size)
     print_facts(facts)
-    print(f"list: {out}")
-    print(f"page: {out.with_suffix('.html')}")
+    print_facts({"list": out})
+    print_facts({"page": out.with_suffix('.html')})

@@ -6,7 +6,7 @@
 __all__ = ['MAX_MESSAGE', 'MOST_NAMES', 'DISK_ERRORS', 'MAX_TEXT', 'PART', 'printable', 'InputError',
            'some_of', 'did_you_mean', 'disk_errors', 'refuse_folder', 'refuse_special', 'remove',
            'sweep', 'flush_to_disk', 'atomic_path', 'safe_name', 'output_path', 'parse_json',
-           'read_json', 'finite_only', 'write_json', 'csv_cell']
+           'read_json', 'finite_only', 'write_json', 'json_checksum', 'csv_cell']
 
 # %% ../../nbs/core/10_files.ipynb #f64fe586
 import contextlib
@@ -22,6 +22,7 @@ import stat
 import tempfile
 import time
 import unicodedata
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -114,6 +115,7 @@ _KINDS = {
     stat.S_IFBLK: "a device",
     stat.S_IFSOCK: "a socket",
 }
+_OF_SYSTEM = re.compile("/(proc|sys)/")  # their files say that they are empty, and some never end
 
 def refuse_special(path: str | Path, most: int | None = None) -> None:
     "`InputError` for a pipe, a device or a socket, and for a file of more than `most` bytes. What is missing is not told here."
@@ -122,6 +124,8 @@ def refuse_special(path: str | Path, most: int | None = None) -> None:
     except OSError:
         return
     kind = _KINDS.get(stat.S_IFMT(state.st_mode))
+    if not kind and not state.st_size and _OF_SYSTEM.match(os.path.realpath(path)):
+        kind = "a file of the system"
     if kind:
         raise InputError(f"{path}: {kind}, expected a file; write its content to a file first")
     if most and state.st_size > most:
@@ -183,7 +187,7 @@ def _put_in_place(new: Path, path: Path, aside: Path) -> None:
 # %% ../../nbs/core/10_files.ipynb #12a6e3c3
 def _put_back(path: Path, aside: Path) -> None:
     "Undo the first half of `_put_in_place` where the second did not happen."
-    if path.exists() or not aside.exists(): return
+    if os.path.exists(path) or not aside.exists(): return  # a name that is too long is none
     with contextlib.suppress(OSError): os.rename(aside, path)
 
 def remove(path: Path) -> None:
@@ -208,9 +212,14 @@ def _lock_folder(folder: Path) -> int | None:
         return None
     return descriptor
 
+def _hold_prefix(path: Path) -> str:
+    "How the names of temporary folders beside `path` begin; short enough for any name that the disk takes."
+    name = os.fsencode(path.name)
+    return f".{path.name}." if len(name) <= 200 else f".{zlib.crc32(name):08x}."
+
 def sweep(path: Path, older_than: float = 60.) -> None:
     "Remove what killed writers of `path` left beside it; a folder younger than `older_than` seconds may not be locked yet."
-    for left in path.parent.glob(f".{glob.escape(path.name)}.*{PART}"):
+    for left in path.parent.glob(f"{glob.escape(_hold_prefix(path))}*{PART}"):
         with contextlib.suppress(OSError):
             if time.time() - left.stat().st_mtime < older_than: continue
             lock = _lock_folder(left)
@@ -257,7 +266,7 @@ def atomic_path(
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         sweep(path)
-        hold = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=PART, dir=path.parent))
+        hold = Path(tempfile.mkdtemp(prefix=_hold_prefix(path), suffix=PART, dir=path.parent))
         aside, lock = hold/".old", _lock_folder(hold)
         try:
             yield hold/path.name
@@ -268,9 +277,9 @@ def atomic_path(
                 _flush_one(folder)
         finally:
             _put_back(path, aside)
-            only_copy = aside.exists() and not path.exists()
+            only_copy = aside.exists() and not os.path.exists(path)
             if not only_copy: shutil.rmtree(hold, ignore_errors=True)
-            if not path.exists(): _remove_empty(made)
+            if not os.path.exists(path): _remove_empty(made)
             if lock is not None: os.close(lock)
 
 # %% ../../nbs/core/10_files.ipynb #c26b32ca
@@ -369,6 +378,12 @@ def write_json(value, path: str | Path, indent: int | None = 1) -> None:
     text = json.dumps(finite_only(value), indent=indent, allow_nan=False)
     with atomic_path(path) as tmp:
         tmp.write_text(text + "\n", encoding="utf-8")
+
+# %% ../../nbs/core/10_files.ipynb #2ff9b83a
+def json_checksum(value) -> str:
+    "A CRC-32 of a value as JSON, in eight hexadecimal digits, whatever the order of its names."
+    content = json.dumps(finite_only(value), sort_keys=True)
+    return f"{zlib.crc32(content.encode()):08x}"
 
 # %% ../../nbs/core/10_files.ipynb #a2c6a2f6
 def csv_cell(value):

@@ -146,7 +146,9 @@ def execute(source: bytes, path: Path) -> types.ModuleType:
         exec(compile(source, str(path), "exec"), module.__dict__)
     except SyntaxError as e:
         raise InputError(f"plugin {path}, line {e.lineno}: {e.msg}") from e
-    except (Exception, SystemExit) as e:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as e:  # also SystemExit: a plugin that ends is one that fails
         lines = [f.lineno for f in traceback.extract_tb(e.__traceback__) if f.filename == str(path)]
         kind = "" if isinstance(e, InputError) else f"{type(e).__name__}: "
         raise InputError(f"plugin {path}, line {lines[-1] if lines else 1}: {kind}{e}") from e

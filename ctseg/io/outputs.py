@@ -6,11 +6,9 @@
 __all__ = ['new_folder', 'output_name', 'index_seal']
 
 # %% ../../nbs/io/38_outputs.ipynb #db648ada
-import json
-import zlib
 from pathlib import Path
 
-from ..core.files import InputError, finite_only
+from ..core.files import InputError, json_checksum
 
 # %% ../../nbs/io/38_outputs.ipynb #b8066dee
 def new_folder(out) -> Path:
@@ -35,5 +33,4 @@ def output_name(
 # %% ../../nbs/io/38_outputs.ipynb #d3632348
 def index_seal(volumes: dict[str, dict], images: dict[str, dict[str, dict]]) -> str:
     "A CRC-32 of the content of an `index.json`, whatever the order of its names."
-    content = json.dumps(finite_only([volumes, images]), sort_keys=True)
-    return f"{zlib.crc32(content.encode()):08x}"
+    return json_checksum([volumes, images])

@@ -31,6 +31,7 @@ from ..runs.folder import Run
 from ..runs.job import JobOptions
 from ..runs.recipe import Recipe
 from ..runs.source import find_run
+from ..runs.sums import check_sum
 from ..training.deadline import Deadline
 
 # %% ../../nbs/prediction/70_earlier.ipynb #698657e7
@@ -61,6 +62,7 @@ def earlier_run(name: str | Path | Run) -> EarlierRun:
     "The run called `name`; `InputError` where there is none, or none with weights."
     run = find_run(name)
     spec = run_spec(run)
+    check_sum(run.weights, run.folder)
     digest = hashlib.sha256(run.weights.read_bytes()).hexdigest()
     on_hub = isinstance(name, str) and name.startswith("hf:")
     return EarlierRun(run, name if on_hub else run.folder.name, spec, digest)

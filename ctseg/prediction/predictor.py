@@ -35,6 +35,7 @@ from .saved import SavedCalibration, read_metrics, run_classes, run_spec
 from ..runs.folder import Run
 from ..runs.network import working_size
 from ..runs.source import find_run
+from ..runs.sums import check_sum
 
 # %% ../../nbs/prediction/20_predictor.ipynb #2be5b504
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ def load_member(
     channels = loss.out_chans(classes)
     model = make_model(recipe.model, channels, classes, size, trained=True, in_chans=recipe.data.channels)
     load_weights(model, weights or run.weights)
+    if weights is None: check_sum(run.weights, run.folder)
     model = place(model, plan.device).eval()
     trained_at = tuple(spec["image_shape"])
     context = recipe.data.context

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.device import DevicePlan
-from ..core.files import InputError, atomic_path, did_you_mean, read_json, write_json
+from ..core.files import InputError, atomic_path, did_you_mean
 from ..data.slices import SliceSet
 from ..data.sources import read_slices
 from ..inference.calibration import calibrate
@@ -23,6 +23,7 @@ from ..io.neighbours import with_neighbours
 from .choose import choose_rule, held_out_by, out_of_fold, run_members
 from .predictor import Predictor, load_predictor
 from ..runs.folder import Run
+from ..runs.sums import write_metrics
 
 # %% ../../nbs/prediction/40_prepare.ipynb #5033d82f
 def write_reliability(facts: dict[str, Any], path: Path):
@@ -54,7 +55,7 @@ def calibrate_run(
     facts = {name: value for name, value in facts.items() if not name.startswith("points ")}
     facts["rule"] = asdict(rule)
     if (run/"metrics.json").exists():
-        write_json(read_json(run/"metrics.json") | {"calibration": facts}, run/"metrics.json")
+        write_metrics(run.read_metrics() | {"calibration": facts}, run.folder, ["reliability.csv"])
     return facts
 
 # %% ../../nbs/prediction/40_prepare.ipynb #359dea3f

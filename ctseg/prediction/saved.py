@@ -19,6 +19,7 @@ from ..core.schema import fields, fit_schema, listed, mapped, maybe, number, sho
 from ..inference.expected_dice import ExpectedDice
 from ..inference.rule import Rule, read_rule
 from ..runs.folder import Run, read_spec
+from ..runs.sums import check_finished, check_sum
 
 # %% ../../nbs/prediction/10_saved.ipynb #91712ede
 REWRITE = "delete it and write it again with `ctseg fit … --resume`"
@@ -33,6 +34,7 @@ def run_spec(
     if weights and not run.weights.exists():
         remedy = "continue it with `ctseg fit … --resume`"
         raise InputError(f"{run.folder}: this run has not finished a phase yet; {remedy}")
+    check_finished(run.folder)
     return read_spec(run/"recipe.json")
 
 # %% ../../nbs/prediction/10_saved.ipynb #43404e68
@@ -129,4 +131,5 @@ def read_metrics(run: Run, classes: int) -> SavedMetrics:
     rule = saved_rule(facts["rule"], path, classes) if "rule" in facts else None
     record = facts.get("calibration")
     calibration = None if record is None else saved_calibration(record, path, classes)
+    check_sum(path)
     return SavedMetrics(True, rule, calibration, facts)

@@ -23,7 +23,7 @@ import numpy as np
 
 # %% ../../nbs/recipes/20_fit.ipynb #1f12a6e2
 from ..core.device import DevicePlan, pick_device
-from ..core.files import InputError, atomic_path, write_json
+from ..core.files import InputError, atomic_path
 from ..core.parallel import agree, main_first, on_main, rank, world
 from ..core.registry import Plugin, load_plugin
 from ..data.slices import SliceSet
@@ -45,6 +45,7 @@ from ..runs.folder import Run, make_spec, start_run
 from ..runs.job import Job
 from ..runs.network import settled
 from ..runs.recipe import Recipe, names_of, recipe_fields, recipe_plugins, unknown_setting
+from ..runs.sums import write_metrics
 from ..training.curves import plot_curves
 from ..training.deadline import Deadline, Stopped, read_duration
 from ..training.learner import make_optimiser
@@ -153,7 +154,7 @@ def finish(job: Job) -> None:
             job.run, job.holdout, predictor.plan, tune, each, batch_size)
     save_curves(job.run)
     write_card(job.run, facts)
-    write_json(facts | {"rule": asdict(rule)}, job.run/"metrics.json")
+    write_metrics(facts | {"rule": asdict(rule)}, job.run.folder)
 
 # %% ../../nbs/recipes/20_fit.ipynb #b9c1c593
 def finish_in_time(job: Job) -> str:

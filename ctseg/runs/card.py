@@ -11,7 +11,7 @@ __all__ = ['HEADER', 'WARNING', 'LICENCE', 'USE', 'IN_VOLUMES', 'USE_OF_VOLUMES'
 from pathlib import Path
 from typing import Any
 
-from ..core.files import atomic_path, read_json
+from ..core.files import atomic_path
 from .folder import Run, read_spec
 from .recipe import recipe_fields
 
@@ -121,7 +121,7 @@ def model_card(spec: dict[str, Any], metrics: dict[str, Any]) -> str:
 def write_card(run: Run, metrics: dict[str, Any] | None = None) -> Path:
     "Write `model_card.md` into a run folder; its path. metrics: None reads those of the run."
     if metrics is None:
-        metrics = read_json(run/"metrics.json") if run.finished else {}
+        metrics = run.read_metrics() if run.finished else {}
     text = model_card(read_spec(run/"recipe.json"), metrics)
     with atomic_path(run/"model_card.md") as tmp:
         tmp.write_text(text, encoding="utf-8")

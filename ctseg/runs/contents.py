@@ -24,6 +24,7 @@ from ..core.files import InputError, refuse_special
 from ..core.schema import Misfit, anything, fields, listed, mapped, number, text
 from ..core.tables import table_text
 from ..data.cache import array_shapes
+from .sums import check_sum
 
 # %% ../../nbs/runs/14_contents.ipynb #9f5ff82d
 COUNT = number(0, whole=True)
@@ -133,6 +134,7 @@ def read_table(
         if column in numbers or all(map(_NUMBER.fullmatch, cells)):
             limits = numbers.get(column, ANY)
             table[column] = as_numbers(cells, column, limits, path)
+    check_sum(path)
     return pd.DataFrame(table)
 
 # %% ../../nbs/runs/14_contents.ipynb #32644b57
@@ -164,4 +166,5 @@ def read_pseudo(path: Path) -> dict[str, np.ndarray]:
         fits = False
     if not fits:
         raise damaged_file(path, "not what a teacher drew on these slices")
+    check_sum(path)
     return pseudo

@@ -41,6 +41,7 @@ from .contents import HISTORY, SPEC, TIMINGS, read_pseudo, read_table
 from .lock import NO_RUN, FileLock
 from .old_recipe import as_before, is_old, nested
 from .recipe import CHOICES, Recipe, recipe_dict, recipe_fields, recipe_from
+from .sums import SUMS, check_sum
 
 # %% ../../nbs/runs/20_folder.ipynb #e21d0ef2
 def write_rows(rows: list[dict], path: str | Path) -> None:
@@ -92,6 +93,7 @@ def read_spec(path: str | Path) -> dict[str, Any]:
     except InputError as e:
         maker = spec.get("versions", {}).get("ctseg", "another")
         raise InputError(f"{path}: {e}; the run was made by ctseg {maker}") from None
+    check_sum(Path(path))
     return spec | {"recipe": recipe, "plugins": plugins, "old": old}
 
 # %% ../../nbs/runs/20_folder.ipynb #5d0e0d88
@@ -157,7 +159,9 @@ class RunFiles(RunPaths):
     def read_metrics(self) -> dict[str, Any]:
         "All of `metrics.json`; `ctseg.prediction.saved` checks rule and calibration in it."
         path = self/"metrics.json"
-        return fit_schema(read_json(path), mapped(anything), path, "not the metrics of a run")
+        metrics = fit_schema(read_json(path), mapped(anything), path, "not the metrics of a run")
+        check_sum(path)
+        return metrics
 
     def read_history(self) -> pd.DataFrame:
         "`history.csv` as a table."
@@ -244,6 +248,8 @@ def start_run(run: Run, spec: dict[str, Any], resume: bool = False) -> Run:
     if not run.finished: run.lock()
     run.check_free(resume)  # and once more: another process may have been faster
     run.clear()
+    if not run.finished:
+        (run/SUMS).unlink(missing_ok=True)  # of an end that will be written again
     path = run/"recipe.json"
     if run.begun:
         with warnings.catch_warnings():

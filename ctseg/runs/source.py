@@ -18,10 +18,11 @@ from typing import Any
 from ..core.files import InputError, read_json
 from ..core.registry import Plugin, is_loaded
 from .folder import Run
+from .sums import METRICS_FILE, SUMS
 
 # %% ../../nbs/runs/22_source.ipynb #218b045e
-NAME_PART = r"(?!.*(?:\.\.|--))[A-Za-z0-9_](?:[\w.-]*\w)?"
-REVISION = r"(?!.*\.\.)[\w][\w./-]*"
+NAME_PART = r"(?!.*(?:\.\.|--))[A-Za-z0-9_](?:[\w.-]{0,94}\w)?"
+REVISION = r"(?!.*\.\.)[\w][\w./-]{0,249}"
 ON_HUB = re.compile(rf"(?P<repo>{NAME_PART}/{NAME_PART})(?:@(?P<revision>{REVISION}))?", re.ASCII)
 
 
@@ -42,7 +43,7 @@ def hub_name(name: str | Path) -> HubName | None:
     found = ON_HUB.fullmatch(text[scheme.end():] if scheme else text)
     if scheme and not found:
         expected = "expected hf://owner/name or hf://owner/name@revision"
-        raise InputError(f"{text}: not the name of a repository on the hub; {expected}")
+        raise InputError(f"{text[:200]}: not the name of a repository on the hub; {expected}")
     if not found: return None
     is_folder = Path(text).exists() or Path(text).parent.exists()
     if is_folder and not scheme: return None
@@ -51,7 +52,7 @@ def hub_name(name: str | Path) -> HubName | None:
 # %% ../../nbs/runs/22_source.ipynb #c86454a7
 WEIGHTS = "checkpoints/model.safetensors"
 NEEDED = ("recipe.json", WEIGHTS)
-SHARED = (*NEEDED, "metrics.json", "history.csv", "timings.csv", "reliability.csv", "model_card.md")
+SHARED = (*NEEDED, METRICS_FILE, SUMS, "history.csv", "timings.csv", "reliability.csv", "model_card.md")
 
 
 def import_hub() -> ModuleType:

@@ -273,7 +273,7 @@ def test_numbers_are_not_read_by_other_names(run, tmp_path):
 def test_a_run_on_its_way_says_so(run, tmp_path):
     import shutil
     shutil.copytree(run, tmp_path/"r")
-    (tmp_path/"r"/"metrics.json").unlink()
+    for name in ("metrics.json", "checksums.json"): (tmp_path/"r"/name).unlink()
     p = subprocess.run(
         [
             sys.executable,
@@ -503,6 +503,7 @@ def test_a_demo_replaces_a_demo_when_it_is_finished_and_no_training(tmp_path, mo
     spec = json.loads(path.read_text())
     spec["recipe"]["model"]["width"] = 48
     path.write_text(json.dumps(spec))
+    (tmp_path/"demo"/"checksums.json").unlink()
     with pytest.raises(InputError, match="a run that is no demo"): demo(overwrite=True)
     assert (tmp_path/"demo"/"submission.csv").exists()
 

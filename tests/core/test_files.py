@@ -217,3 +217,34 @@ def test_equal_names_get_numbers():
         names.append(files.output_path("out", text, ".png", names).name)
     assert names == ["liver.png", "Liver-2.png", "LIVER-3.png", "liver-2-2.png", "spleen.png"]
     assert len({name.casefold() for name in names}) == len(names)
+
+
+@pytest.mark.parametrize("name", ["n"*255, "n"*251 + ".csv", "ä"*127, "n"*201, ".part", "x.part"])
+def test_any_name_that_the_disk_takes_can_be_written(tmp_path, name):
+    for text in ("one", "two"):
+        with files.atomic_path(tmp_path/name) as tmp: tmp.write_text(text)
+    assert (tmp_path/name).read_text() == "two" and os.listdir(tmp_path) == [name]
+    with pytest.raises(InputError), files.atomic_path(tmp_path/"x"/("n"*256)) as tmp: tmp.write_text("x")
+    assert os.listdir(tmp_path) == [name]
+
+
+def test_killed_writers_of_long_names_are_swept(tmp_path):
+    name = "n"*255
+    with files.atomic_path(tmp_path/name) as tmp:
+        tmp.write_text("x")
+        left = tmp.parent.with_name(tmp.parent.name.replace(".part", "x.part"))
+        left.mkdir()
+    os.utime(left, (0, 0))
+    with files.atomic_path(tmp_path/("m"*255)) as tmp: tmp.write_text("another file")
+    assert left.exists()
+    with files.atomic_path(tmp_path/name) as tmp: tmp.write_text("x")
+    assert not left.exists()
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/pagemap"), reason="no such system files")
+def test_endless_files_of_the_system_are_told(tmp_path):
+    (tmp_path/"0.png").symlink_to("/proc/self/pagemap")
+    for path in ("/proc/self/pagemap", "/proc/self/environ", tmp_path/"0.png"):
+        with pytest.raises(InputError, match="a file of the system"): files.refuse_special(path)
+    (tmp_path/"empty").touch()
+    files.refuse_special(tmp_path/"empty")

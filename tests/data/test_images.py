@@ -8,7 +8,8 @@ import pytest
 from helpers.folders import random_image, told
 from PIL import Image
 
-from ctseg.data.images import image_paths, natural_key, read_images, read_pngs
+from ctseg.core.files import InputError
+from ctseg.data.images import decode_png, image_paths, natural_key, read_images, read_pngs
 
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -78,6 +79,18 @@ def test_cut_anywhere(path, end):
     Image.fromarray(random_image(9, 7)).save(path)
     path.write_bytes(path.read_bytes()[:end])
     told(lambda: read_pngs([path]), "0.png", "not a readable image")
+
+
+def test_no_flipped_bit_becomes_another_image(path):
+    Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16)).save(path)
+    whole, told = path.read_bytes(), 0
+    pixels = decode_png(path)
+    for at in range(16, len(whole) - 12, 7):  # but for IEND, that says nothing
+        for bit in (1, 64):
+            path.write_bytes(whole[:at] + bytes([whole[at] ^ bit]) + whole[at + 1:])
+            try: assert np.array_equal(decode_png(path), pixels)
+            except InputError: told += 1
+    assert told > len(whole)/7
 
 
 def test_grey_in_other_clothes(path):

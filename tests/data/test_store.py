@@ -215,6 +215,16 @@ def test_claims_of_terabytes_are_told(place, name, shape):
     told(lambda: check_slices(place), "store")
 
 
+@pytest.mark.parametrize("name", ["images", "masks", "known", "seen"])
+def test_pieces_without_pixels_are_told(place, name):
+    path = place/"train"/name/"zarr.json"
+    facts = json.loads(path.read_text())
+    grid = facts["chunk_grid"]["configuration"]
+    grid["chunk_shape"] = [0, *grid["chunk_shape"][1:]]
+    path.write_text(json.dumps(facts))
+    told(lambda: check_slices(place), "store")
+
+
 def test_index_that_says_other_than_the_masks(place):
     import zarr
     root = zarr.open_group(place, mode="r+")

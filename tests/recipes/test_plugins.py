@@ -216,10 +216,11 @@ def test_a_run_goes_on_with_the_same_plugin_only(command, data, tmp_path):
 
 
 @pytest.mark.parametrize("content, message", [
-    (None, "no such file"), ("import math\nmath.cosine(1)", "line 2: AttributeError"), ("def f(:", "line 1"),
+    (None, "no such file"), ("raise SystemExit(0)", "line 1: SystemExit"),
+    ("class Odd(BaseException): pass\nraise Odd()", "line 2: Odd"), ("import math\nmath.cosine(1)", "line 2: AttributeError"), ("def f(:", "line 1"),
     ("from ctseg.training.method import Method, "
      "register_method\n@register_method('unimatch')\nclass A(Method): pass", "registered already")],
-    ids=["missing", "fails", "no Python", "takes a name"])
+    ids=["missing", "ends", "odd", "fails", "no Python", "takes a name"])
 def test_a_plugin_that_cannot_be_used_is_one_line(command, data, tmp_path, content, message):
     if content: (tmp_path/"mine.py").write_text(content)
     status, _, told = command("fit", data, "--plugin", "mine.py", "--out", "run")

@@ -174,7 +174,7 @@ def test_a_run_in_its_first_phase_has_curves(world, tmp_path):
     run, page = tmp_path/"run", tmp_path/"page.html"
     shutil.copytree(world/"full", run)
     shutil.rmtree(run/"checkpoints")
-    for name in ("metrics.json", "reliability.csv"): (run/name).unlink()
+    for name in ("metrics.json", "checksums.json", "reliability.csv"): (run/name).unlink()
     code, _, err = ctseg("report", run, "--out", page)
     assert code == 0 and '<section id="curves">' in page.read_text(), err
     code, _, err = ctseg("report", run, "--data", world/"data", "--out", tmp_path/"s.html")

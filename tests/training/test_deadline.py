@@ -105,3 +105,17 @@ def test_stopped_while_the_teacher_labels(tmp_path, monkeypatch):
             time_limit="1h",
         )
     assert (tmp_path/"run"/"checkpoints"/"teacher"/"final").exists()
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="no terminals that are lost")
+def test_a_lost_terminal_is_an_end_unless_somebody_wants_it_ignored():
+    with Deadline() as deadline:
+        signal.raise_signal(signal.SIGHUP)
+        assert deadline.why() == "SIGHUP"
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        with Deadline() as deadline:
+            signal.raise_signal(signal.SIGHUP)
+            assert not deadline.why()
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally: signal.signal(signal.SIGHUP, before)

@@ -16,7 +16,6 @@ import io
 import os
 import signal
 import sys
-import threading
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -27,6 +26,7 @@ from typer.core import TyperGroup
 
 from ctseg.core.files import InputError, printable, read_json
 from ctseg.core.threads import set_threads
+from ctseg.training.deadline import hear_end
 
 # %%
 #| hide
@@ -290,33 +290,29 @@ print(usage_line(mistake, ["fit", "my_data", "--epochs", "5"]))
 
 
 # %% [markdown]
-# Hosts and batch systems end a process by the signal SIGTERM. It ends a command as Ctrl-C does: no half-written file stays. `fit` treats it
+# Hosts and batch systems end a process by the signal SIGTERM, a lost connection or a closed terminal by SIGHUP (not under `nohup`). Both end a command as Ctrl-C does: no half-written file stays. `fit` treats them
 # in its own way, and stops with everything saved.
 
 # %%
 #| export
 @contextlib.contextmanager
 def clean_end() -> Iterator[None]:
-    "SIGTERM becomes an exit with status 143, on the way to which temporary files are removed."
-    def stop(*_):
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not interrupt that
-        raise SystemExit(143)
-    if threading.current_thread() is not threading.main_thread():  # Python delivers signals nowhere else
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, stop)
+    "SIGTERM and SIGHUP become an exit, on the way to which temporary files are removed."
+    def stop(number: int, _) -> None:
+        hear_end(signal.SIG_IGN)  # a second one must not interrupt that
+        raise SystemExit(128 + number)
+    put_back = hear_end(stop)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        put_back()
 
 
 # %%
-try:
-    with clean_end(): signal.raise_signal(signal.SIGTERM)
-except SystemExit as e:
-    print("exit status", e.code)
-    test_eq(e.code, 143)
+for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
+    try:
+        with clean_end(): signal.raise_signal(number)
+    except SystemExit as e: test_eq(e.code, 128 + number)
 
 
 # %%

@@ -10,11 +10,15 @@
 
 # %%
 #| export
-from collections.abc import Callable
+import os
+import re
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
+
+from ctseg.core.files import InputError
 
 # %% [markdown]
 # An option is a type that carries its help text. Several commands take the same ones, so they are defined here, and the help of `--device` is the same everywhere.
@@ -48,11 +52,46 @@ Plugins = Annotated[
 ]
 
 # %%
+import tempfile
 from typing import get_args
 
 from fastcore.test import test_eq
 
 print("--device:", get_args(Device)[1].help)
+
+# %% [markdown]
+# A slip of the hand can name the same file as input and as output: `evaluate y.csv sub.csv --json sub.csv`. A result of before may be replaced, but never what the command reads.
+
+# %%
+#| export
+READ = re.compile(
+    r"(recipe|metrics|checksums|class_names|annotated_labels(_test)?|patients|index)\.json"
+    r"|(history|timings|reliability|pseudo_\w+|sources)\.csv|y_(train|test)(_full)?\.csv(\.gz)?"
+    r"|[^.]+|.+\.(png|nii|nii\.gz|dcm|ima|npz|pt|safetensors)", re.IGNORECASE)
+
+def is_read(out: Path, place: Path) -> bool:
+    "Is the file `out` that at `place`, or one that is read in the folder `place`?"
+    if os.path.isfile(place): return out.samefile(place)
+    if place.name.endswith("-images"): place = place.parent
+    inside = os.path.isdir(place) and out.resolve().is_relative_to(place.resolve())
+    return inside and bool(READ.fullmatch(out.name))
+
+def refuse_replacing(outputs: Iterable[Optional[Path]], places: Iterable[str | Path | None]) -> None:
+    "`InputError` for an output that would replace what the command reads."
+    given = [Path(place) for place in places if place]
+    for out in outputs:
+        if not out or not os.path.isfile(out): continue
+        if any(is_read(Path(out), place) for place in given):
+            raise InputError(f"{out}: this command reads it and would replace it; choose another name")
+
+
+# %%
+with tempfile.TemporaryDirectory() as d:
+    for name in ("recipe.json", "submission.csv", "scores.csv"): (Path(d)/name).touch()
+    refuse_replacing([Path(d)/"submission.csv", None], [d])
+    for out, place in (("recipe.json", ""), ("scores.csv", "scores.csv")):
+        try: refuse_replacing([Path(d)/out], [Path(d)/place])
+        except InputError as e: print(str(e).replace(d, "run"))
 
 
 # %%

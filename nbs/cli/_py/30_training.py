@@ -118,7 +118,7 @@ def tell_result(run) -> None:
     "Print the figures of a finished run, and where it is."
     from ctseg.prediction.saved import read_metrics, run_spec
     print_facts(in_words(read_metrics(run, len(run_spec(run)["classes"])).facts))
-    print(f"run folder: {run.folder}")
+    print_facts({"run folder": run.folder})
 
 
 # %%

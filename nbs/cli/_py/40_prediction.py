@@ -17,7 +17,7 @@ import typer
 
 from ctseg.cli.console import app, memory_errors, print_facts
 from ctseg.cli.options import (
-    Annotations, BatchSize, Device, Engine, Plugins, Precision, device_plan, load_plugins)
+    Annotations, BatchSize, Device, Engine, Plugins, Precision, device_plan, load_plugins, refuse_replacing)
 from ctseg.core.files import InputError
 
 # %%
@@ -40,6 +40,7 @@ from typer.testing import CliRunner
 
 # %%
 #| export
+WRITTEN = ("submission", "probabilities", "confidence")
 RUNS = typer.Argument(
     help="one run, or several to average as probabilities: folders, or names on the hub (hf://owner/name)",
 )
@@ -97,15 +98,17 @@ def predict(
     load_plugins(plugin)
     from ctseg.prediction.prepare import prepare
     from ctseg.prediction.submission import check_files, predict_folder
-    check_files(images, out, probabilities, confidence)
+    files = (out, probabilities, confidence)
+    check_files(images, *files)
+    refuse_replacing(files, [images, tune, *runs])
     rule_fields = dict(threshold=threshold, gate=gate)
     with memory_errors():
         plan = device_plan(device, precision)
         predictor = prepare(runs, plan, tta, calibrated, tune, annotated, batch_size, rule, **rule_fields)
         predictor = predictor.by_engine(engine)
         print_facts(predict_folder(predictor, images, out, probabilities, batch_size, True, confidence))
-    for what, path in {"submission": out, "probabilities": probabilities, "confidence": confidence}.items():
-        if path: print(f"{what}: {path}")
+    for what, path in zip(WRITTEN, files):
+        if path: print_facts({what: path})
 
 
 # %% [markdown]
@@ -197,6 +200,7 @@ def report(
     from ctseg.report.comparison import report_comparison
     from ctseg.report.page import report
     check_shown(runs, data, split, slices)
+    refuse_replacing([out], [data, *runs])
     split = split or "held-out"
     with memory_errors():
         plan = device_plan(device, precision)
@@ -207,7 +211,7 @@ def report(
     width = max([23, *(len(each["run"]) for each in records)]) + 1
     for record in records:
         print(comparison_line(record, width, any(each["chosen"] for each in records)))
-    print(f"page: {page}")
+    print_facts({"page": page})
 
 
 # %%

@@ -19,7 +19,7 @@ from typing import Annotated, Optional
 import typer
 
 from ctseg.cli.console import app, print_facts
-from ctseg.cli.options import Annotations, Folder, begins
+from ctseg.cli.options import Annotations, Folder, begins, refuse_replacing
 from ctseg.cli.slices import (
     EVERY, FIRST, OFFSET, ORDER, OVERLAP, PATIENTS, PER_VOLUME, PLACES, SCALE, TEST,
     fitting_options, png_options, where_to, without_none,
@@ -229,9 +229,10 @@ def import_(
     offset: Annotated[Optional[float], OFFSET] = None,
 ):
     "Make a challenge folder of volumes, or of images and masks; what nobody contoured stays unknown."
+    refuse_replacing([key], [*places, classes, rename])
     facts = import_kind(kind, places, *grouped(locals()))
     print_facts({name: value for name, value in facts.items() if value not in ([], {})})
-    print(f"challenge folder: {places[-1]}")
+    print_facts({"challenge folder": places[-1]})
 
 
 # %%
@@ -261,7 +262,7 @@ def phantom(
     "Write a challenge folder of a procedural body: no patient, full truth, any number of slices."
     from ctseg.phantom import make_phantom
     make_phantom(out, labelled, unlabelled, test, size, seed, truth=truth, examined=examined)
-    print(f"challenge folder: {out}")
+    print_facts({"challenge folder": out})
 
 
 # %%

@@ -79,7 +79,7 @@ def merge(
     for note in facts.pop("notes"):
         typer.echo(f"note: {note}", err=True)
     print_facts(facts)
-    print(f"challenge folder: {out}")
+    print_facts({"challenge folder": out})
 
 
 # %% [markdown]

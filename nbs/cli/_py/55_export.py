@@ -16,7 +16,7 @@ from typing import Annotated, Optional
 import typer
 
 from ctseg.cli.console import app, print_facts
-from ctseg.cli.options import begins
+from ctseg.cli.options import begins, refuse_replacing
 from ctseg.cli.slices import FIRST, FORM, GIVEN, IDS, LIKE, ORDER, VALUES, fitting_options, write_rle
 from ctseg.core.files import InputError, did_you_mean
 
@@ -129,6 +129,7 @@ def export_(
     "Put predictions back onto their volumes, or write what nnU-Net, a competition or another program reads."
     only_rle = dict(like=like, form=form, ids=ids, order=order, first=first, classes=classes)
     check_export(kind, masks, source, only_rle)
+    refuse_replacing([out], [folder, masks, like, classes])
     if kind != "nnunet":
         fitting_options(kind, (), {"slices": slices or None}, "export")
     if kind == "rle":
@@ -137,8 +138,7 @@ def export_(
         facts = export_volumes(kind, masks, folder, out, split, (source, keep_patient))
     else:
         facts = export_for_programs(kind, folder, out, unknown, slices)
-    print_facts(facts or {})
-    print(f"written: {out}")
+    print_facts((facts or {}) | {"written": out})
 
 
 # %% [markdown]

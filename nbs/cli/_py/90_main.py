@@ -43,7 +43,7 @@ from fastcore.test import test_eq
 # | some scans of many could not be segmented | 3, one line for each |
 # | stopped in time, to be continued | 75 |
 # | interrupted by Ctrl-C | 130 |
-# | ended by SIGTERM | 143 |
+# | ended by SIGTERM, SIGHUP | 143, 129 |
 
 # %%
 #| export

@@ -23,6 +23,7 @@ import stat
 import tempfile
 import time
 import unicodedata
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -177,6 +178,7 @@ _KINDS = {
     stat.S_IFBLK: "a device",
     stat.S_IFSOCK: "a socket",
 }
+_OF_SYSTEM = re.compile("/(proc|sys)/")  # their files say that they are empty, and some never end
 
 def refuse_special(path: str | Path, most: int | None = None) -> None:
     "`InputError` for a pipe, a device or a socket, and for a file of more than `most` bytes. What is missing is not told here."
@@ -185,6 +187,8 @@ def refuse_special(path: str | Path, most: int | None = None) -> None:
     except OSError:
         return
     kind = _KINDS.get(stat.S_IFMT(state.st_mode))
+    if not kind and not state.st_size and _OF_SYSTEM.match(os.path.realpath(path)):
+        kind = "a file of the system"
     if kind:
         raise InputError(f"{path}: {kind}, expected a file; write its content to a file first")
     if most and state.st_size > most:
@@ -287,7 +291,7 @@ def _put_in_place(new: Path, path: Path, aside: Path) -> None:
 #| export
 def _put_back(path: Path, aside: Path) -> None:
     "Undo the first half of `_put_in_place` where the second did not happen."
-    if path.exists() or not aside.exists(): return
+    if os.path.exists(path) or not aside.exists(): return  # a name that is too long is none
     with contextlib.suppress(OSError): os.rename(aside, path)
 
 def remove(path: Path) -> None:
@@ -329,9 +333,14 @@ def _lock_folder(folder: Path) -> int | None:
         return None
     return descriptor
 
+def _hold_prefix(path: Path) -> str:
+    "How the names of temporary folders beside `path` begin; short enough for any name that the disk takes."
+    name = os.fsencode(path.name)
+    return f".{path.name}." if len(name) <= 200 else f".{zlib.crc32(name):08x}."
+
 def sweep(path: Path, older_than: float = 60.) -> None:
     "Remove what killed writers of `path` left beside it; a folder younger than `older_than` seconds may not be locked yet."
-    for left in path.parent.glob(f".{glob.escape(path.name)}.*{PART}"):
+    for left in path.parent.glob(f"{glob.escape(_hold_prefix(path))}*{PART}"):
         with contextlib.suppress(OSError):
             if time.time() - left.stat().st_mtime < older_than: continue
             lock = _lock_folder(left)
@@ -407,7 +416,7 @@ def atomic_path(
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         sweep(path)
-        hold = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=PART, dir=path.parent))
+        hold = Path(tempfile.mkdtemp(prefix=_hold_prefix(path), suffix=PART, dir=path.parent))
         aside, lock = hold/".old", _lock_folder(hold)
         try:
             yield hold/path.name
@@ -418,9 +427,9 @@ def atomic_path(
                 _flush_one(folder)
         finally:
             _put_back(path, aside)
-            only_copy = aside.exists() and not path.exists()
+            only_copy = aside.exists() and not os.path.exists(path)
             if not only_copy: shutil.rmtree(hold, ignore_errors=True)
-            if not path.exists(): _remove_empty(made)
+            if not os.path.exists(path): _remove_empty(made)
             if lock is not None: os.close(lock)
 
 
@@ -594,6 +603,22 @@ with tempfile.TemporaryDirectory() as d:
     write_json({"loss": [float("nan"), float("inf"), .5]}, path)
     test_eq(read_json(path), {"loss": [None, None, .5]})
     print(path.read_text())
+
+
+# %% [markdown]
+# A checksum of what a JSON file says, not of how it is laid out: an editor may indent it anew.
+
+# %%
+#| export
+def json_checksum(value) -> str:
+    "A CRC-32 of a value as JSON, in eight hexadecimal digits, whatever the order of its names."
+    content = json.dumps(finite_only(value), sort_keys=True)
+    return f"{zlib.crc32(content.encode()):08x}"
+
+
+# %%
+test_eq(json_checksum({"a": 1, "b": (2,)}), json_checksum({"b": [2], "a": 1}))
+json_checksum({"a": 1}), json_checksum({"a": 1.5})
 
 
 # %% [markdown]

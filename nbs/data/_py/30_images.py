@@ -14,8 +14,10 @@
 
 # %%
 #| export
+import io
 import re
 import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -143,6 +145,34 @@ def _check_bits(path: Path):
         raise InputError(f"{path}: {bits}-bit image, expected 8 bits; window it to 0…255 first")
 
 
+# %% [markdown]
+# Each part of a PNG carries a checksum, but Pillow does not compare those of the pixels: a flipped bit would become another image. So we compare them.
+
+# %%
+#| export
+PIXEL_PARTS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT")
+
+def parts_are_whole(png: bytes) -> bool:
+    "Do the parts of a PNG that make its pixels match their checksums?"
+    view, at = memoryview(png), 8
+    while at + 12 <= len(png):
+        length, = struct.unpack(">I", view[at:at + 4])
+        kind, end = bytes(view[at + 4:at + 8]), at + 8 + length
+        if kind == b"IEND": break
+        if kind in PIXEL_PARTS and zlib.crc32(view[at + 4:end]) != int.from_bytes(view[end:end + 4], "big"):
+            return False
+        at = end + 4
+    return True
+
+
+# %%
+buffer = io.BytesIO()
+Image.new("L", (4, 4), 99).save(buffer, "PNG")
+png = buffer.getvalue()
+flipped = png[:-20] + bytes([png[-20] ^ 1]) + png[-19:]
+test_eq([parts_are_whole(png), parts_are_whole(flipped)], [True, False])
+
+
 # %%
 #| export
 def decode_png(
@@ -150,8 +180,11 @@ def decode_png(
     keep_indices: bool = False, # of an image with a palette give the indices, not the colours
 ) -> np.ndarray:
     "The pixels of a PNG, [H,W] or [H,W,channels]: uint8, uint16, or bool of a 1-bit image."
+    refuse_special(path, MAX_BYTES)
     try:
-        with Image.open(path, formats=["PNG"]) as image:
+        png = path.read_bytes()
+        if not parts_are_whole(png): raise ValueError("a checksum differs")
+        with Image.open(io.BytesIO(png), formats=["PNG"]) as image:
             frames = getattr(image, "n_frames", 1)
             if image.mode == "P" and not keep_indices:
                 image = image.convert("RGBA" if "transparency" in image.info else "RGB")

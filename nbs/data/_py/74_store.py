@@ -295,6 +295,8 @@ def _fit_together(index: dict[str, Any], pixels: dict[str, Any]) -> bool:
     if len(shape) != 3: return False
     if pixels["masks"].shape != shape: return False
     if index["seen"].shape != (shape[0], 32): return False
+    pieces = [piece for array in pixels.values() for piece in (array.chunks, array.shards) if piece]
+    if not all(min(piece) > 0 for piece in pieces): return False
     of_bytes = [*pixels.values(), index["seen"]]
     return all(array.dtype == "uint8" for array in of_bytes)
 

@@ -14,8 +14,8 @@
 # ctseg segment runs/first scans --out results                     # of DICOM or NIfTI: SEG, RTSTRUCT, NIfTI
 # ```
 #
-# * A mistake is one line on standard error and exit status 2; nothing half-written is left, not even by SIGTERM (status 143).
-# * A run that was cut goes on with the same command and `--resume`. One that stopped in time, by `--time-limit` or SIGTERM, ends with status 75.
+# * A mistake is one line on standard error and exit status 2; nothing half-written is left, not even by SIGTERM (status 143) or a lost terminal (SIGHUP, 129).
+# * A run that was cut goes on with the same command and `--resume`. One that stopped in time, by `--time-limit`, SIGTERM or SIGHUP, ends with status 75.
 # * `--set KEY=VALUE` reaches every field of a [recipe](../recipes/20_fit.ipynb). `ctseg recipes NAME` lists the fields with their values and what they mean. `--recipe runs/first/recipe.json` takes the recipe of a run.
 # * `ctseg predict` decides by the rule that was chosen in training. `--rule argmax` leaves it out; `--tune FOLDER` chooses one anew, for all the runs together, and prints what it scores on the slices they held out.
 # * A run is a folder, or a name on the hub: `ctseg predict hf://owner/name …`; `ctseg push` puts one there. [More](sharing_and_watching.ipynb), also of `--log` and `--confidence`.

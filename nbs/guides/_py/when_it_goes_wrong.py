@@ -20,6 +20,7 @@
 # | "model … needs the package …" | the further architectures are optional | install the extra `zoo`: in a clone, `pip install -e '.[zoo]'`; or take `attunet`, which needs nothing |
 # | "annotated_labels.json: no such file, so absent cannot be told from unknown" | the folder does not say what was looked for | write the list, or say `--annotated all` (everything was looked for) or `--annotated present` (only what has pixels) |
 # | the import says that labels were ignored | names in the files match no class | give `--rename FILE` with `{"name in the file": "name of the class"}` |
+# | a run is refused: not what the run wrote | a file of it was damaged or edited | copy the run again. If the edit is meant, delete `checksums.json` in it |
 # | an import ends at one damaged patient | a file is cut off, a slice is missing, contours do not fit | mend it and start the same command again: what is cut is kept in `OUT.parts`. Or `--skip-damaged`, which lists at the end what it left out |
 # | fewer volumes than expected | scouts, reformats, dose reports and other modalities are passed over | `passed_over` and `other_planes` at the end of the import say what and how many |
 # | a structure is unknown though it was drawn | its contours lie outside of the volume, in another plane, or are open | `labels_outside` and `labels_unusable` at the end of the import |

@@ -12,11 +12,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ctseg.core.files import InputError, read_json
+from ctseg.core.files import InputError, json_checksum, read_json
 from ctseg.models.base import read_weights
 from ctseg.runs.card import write_card
 from ctseg.runs.folder import Run
 from ctseg.runs.source import SHARED, HubName, find_run, hub_failure, hub_name, import_hub
+from ctseg.runs.sums import SUMMED, SUMS, check_sum, sums_of
 
 # %%
 #| hide
@@ -56,15 +57,22 @@ def shared_recipe(run: Run) -> bytes:
 
 # %%
 #| export
+def shared_sums(run: Run, files: dict[str, bytes | str]) -> bytes:
+    "The `checksums.json` of these files, of which `recipe.json` is another than that of the run."
+    sums = sums_of(run.folder, [name for name in SUMMED if name in files])
+    sums["recipe.json"] = json_checksum(json.loads(files["recipe.json"]))
+    return (json.dumps(sums, indent=1) + "\n").encode()
+
 def shared_files(run: Run) -> dict[str, bytes | str]:
     "What goes up, by its place in the repository: contents, or the path of a file."
     files: dict[str, bytes | str] = {"recipe.json": shared_recipe(run)}
     for name in SHARED:
         path = run/name
-        if name == "recipe.json" or not path.exists(): continue
+        if name in ("recipe.json", SUMS) or not path.exists(): continue
         if not path.resolve().is_relative_to(run.folder.resolve()):
             raise InputError(f"{path}: a link to something outside of the run; copy the file itself into it")
         files[name] = str(path)
+    files[SUMS] = shared_sums(run, files)
     return files | {"README.md": files["model_card.md"]}
 
 
@@ -77,6 +85,8 @@ def check_shareable(run: Run) -> None:
     if not run.finished:
         raise InputError(f"{run.folder}: not finished; continue it with `ctseg fit … --resume`")
     read_weights(run.weights)
+    for name in SHARED:
+        if (run/name).exists(): check_sum(run/name, run.folder)
 
 
 def repository(name: str) -> str:

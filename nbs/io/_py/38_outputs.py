@@ -8,11 +8,9 @@
 
 # %%
 #| export
-import json
-import zlib
 from pathlib import Path
 
-from ctseg.core.files import InputError, finite_only
+from ctseg.core.files import InputError, json_checksum
 
 # %%
 #| hide
@@ -76,8 +74,7 @@ print("refused: 10 of 10")
 #| export
 def index_seal(volumes: dict[str, dict], images: dict[str, dict[str, dict]]) -> str:
     "A CRC-32 of the content of an `index.json`, whatever the order of its names."
-    content = json.dumps(finite_only([volumes, images]), sort_keys=True)
-    return f"{zlib.crc32(content.encode()):08x}"
+    return json_checksum([volumes, images])
 
 
 # %%

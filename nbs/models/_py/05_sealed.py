@@ -13,7 +13,7 @@ import os
 import struct
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from safetensors.torch import save as tensor_bytes
@@ -26,6 +26,7 @@ import tempfile
 
 from fastcore.test import test_eq
 from safetensors.torch import load_file
+from safetensors.torch import save as tensor_bytes
 
 # %% [markdown]
 # A failing disk or a bad cable can flip a bit of a weights file. The file still loads, and the network then draws something slightly different. So we write a checksum into
@@ -65,23 +66,50 @@ print(header[8:60])
 #| export
 CHUNK = 1 << 20  # bytes
 
+def read_header(f: BinaryIO) -> tuple[dict[str, Any], str | None, int] | None:
+    "The entries of a safetensors header, its checksum if it has one, and where the file must end; None for another file."
+    length = int.from_bytes(f.read(8), "little")
+    if length > 16 << 20: return None  # who loads it tells
+    try:
+        entries = json.loads(f.read(length))
+        notes = entries.pop("__metadata__", {})
+        note = notes.get(SEAL)
+        ends = [0]
+        for entry in entries.values():
+            _, end = entry["data_offsets"]
+            ends.append(int(end))
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
+        return None
+    return entries, note, 8 + length + max(ends)
+
+def read_seal(path: str | Path) -> str | None:
+    "The checksum that a weights file carries, not compared with its content; None if it carries none."
+    with open(path, "rb") as f:
+        header = read_header(f)
+    if header is None: return None
+    _, note, _ = header
+    return note
+
+
+# %%
+with tempfile.TemporaryDirectory() as d:
+    path = Path(d)/"a.safetensors"
+    path.write_bytes(b"".join(seal(weights)))
+    print(read_seal(path))
+    path.write_bytes(tensor_bytes(weights))
+    test_eq(read_seal(path), None)
+
+
+# %%
+#| export
 def check_seal(path: str | Path) -> None:
     "Raise an `InputError` for a safetensors file whose content does not match its checksum."
     with open(path, "rb") as f:
-        length = int.from_bytes(f.read(8), "little")
-        if length > 16 << 20: return  # no safetensors file: who loads it tells
-        try:
-            entries = json.loads(f.read(length))
-            note = entries.pop("__metadata__", {}).get(SEAL)
-            ends = [0]
-            for entry in entries.values():
-                end = entry["data_offsets"][1]
-                ends.append(int(end))
-        except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
-            return
+        header = read_header(f)
+        if header is None: return
+        entries, note, expected = header
         if note is None: return
         size = os.fstat(f.fileno()).st_size
-        expected = 8 + length + max(ends)
         if size != expected:
             raise InputError(f"{path}: damaged, it is shorter or longer than it says; copy it again")
         checksum = _checksum(entries, b"")

@@ -21,6 +21,7 @@ from ctseg.core.schema import fields, fit_schema, listed, mapped, maybe, number,
 from ctseg.inference.expected_dice import ExpectedDice
 from ctseg.inference.rule import Rule, read_rule
 from ctseg.runs.folder import Run, read_spec
+from ctseg.runs.sums import check_finished, check_sum
 
 # %%
 #| hide
@@ -58,6 +59,7 @@ def run_spec(
     if weights and not run.weights.exists():
         remedy = "continue it with `ctseg fit … --resume`"
         raise InputError(f"{run.folder}: this run has not finished a phase yet; {remedy}")
+    check_finished(run.folder)
     return read_spec(run/"recipe.json")
 
 
@@ -234,6 +236,7 @@ def read_metrics(run: Run, classes: int) -> SavedMetrics:
     rule = saved_rule(facts["rule"], path, classes) if "rule" in facts else None
     record = facts.get("calibration")
     calibration = None if record is None else saved_calibration(record, path, classes)
+    check_sum(path)
     return SavedMetrics(True, rule, calibration, facts)
 
 

@@ -35,6 +35,7 @@ from ctseg.prediction.saved import SavedCalibration, read_metrics, run_classes, 
 from ctseg.runs.folder import Run
 from ctseg.runs.network import working_size
 from ctseg.runs.source import find_run
+from ctseg.runs.sums import check_sum
 
 # %%
 #| hide
@@ -111,6 +112,7 @@ def load_member(
     channels = loss.out_chans(classes)
     model = make_model(recipe.model, channels, classes, size, trained=True, in_chans=recipe.data.channels)
     load_weights(model, weights or run.weights)
+    if weights is None: check_sum(run.weights, run.folder)
     model = place(model, plan.device).eval()
     trained_at = tuple(spec["image_shape"])
     context = recipe.data.context

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ctseg.core.device import DevicePlan
-from ctseg.core.files import InputError, atomic_path, did_you_mean, read_json, write_json
+from ctseg.core.files import InputError, atomic_path, did_you_mean
 from ctseg.data.slices import SliceSet
 from ctseg.data.sources import read_slices
 from ctseg.inference.calibration import calibrate
@@ -26,6 +26,7 @@ from ctseg.io.neighbours import with_neighbours
 from ctseg.prediction.choose import choose_rule, held_out_by, out_of_fold, run_members
 from ctseg.prediction.predictor import Predictor, load_predictor
 from ctseg.runs.folder import Run
+from ctseg.runs.sums import write_metrics
 
 # %%
 #| hide
@@ -101,7 +102,7 @@ def calibrate_run(
     facts = {name: value for name, value in facts.items() if not name.startswith("points ")}
     facts["rule"] = asdict(rule)
     if (run/"metrics.json").exists():
-        write_json(read_json(run/"metrics.json") | {"calibration": facts}, run/"metrics.json")
+        write_metrics(run.read_metrics() | {"calibration": facts}, run.folder, ["reliability.csv"])
     return facts
 
 

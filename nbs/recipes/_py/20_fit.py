@@ -23,7 +23,7 @@ import numpy as np
 # %%
 #| export
 from ctseg.core.device import DevicePlan, pick_device
-from ctseg.core.files import InputError, atomic_path, write_json
+from ctseg.core.files import InputError, atomic_path
 from ctseg.core.parallel import agree, main_first, on_main, rank, world
 from ctseg.core.registry import Plugin, load_plugin
 from ctseg.data.slices import SliceSet
@@ -45,6 +45,7 @@ from ctseg.runs.folder import Run, make_spec, start_run
 from ctseg.runs.job import Job
 from ctseg.runs.network import settled
 from ctseg.runs.recipe import Recipe, names_of, recipe_fields, recipe_plugins, unknown_setting
+from ctseg.runs.sums import write_metrics
 from ctseg.training.curves import plot_curves
 from ctseg.training.deadline import Deadline, Stopped, read_duration
 from ctseg.training.learner import make_optimiser
@@ -227,7 +228,7 @@ def finish(job: Job) -> None:
             job.run, job.holdout, predictor.plan, tune, each, batch_size)
     save_curves(job.run)
     write_card(job.run, facts)
-    write_json(facts | {"rule": asdict(rule)}, job.run/"metrics.json")
+    write_metrics(facts | {"rule": asdict(rule)}, job.run.folder)
 
 
 # %%

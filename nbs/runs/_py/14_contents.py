@@ -24,6 +24,7 @@ from ctseg.core.files import InputError, refuse_special
 from ctseg.core.schema import Misfit, anything, fields, listed, mapped, number, text
 from ctseg.core.tables import table_text
 from ctseg.data.cache import array_shapes
+from ctseg.runs.sums import check_sum
 
 # %%
 #| hide
@@ -32,7 +33,7 @@ import tempfile
 from fastcore.test import test_eq
 
 # %% [markdown]
-# A run folder may come from a colleague, a disk with faults, or an editor. Its weights carry [a checksum](../models/05_sealed.ipynb). Everything else is described here.
+# A run folder may come from a colleague, a disk with faults, or an editor. Its files have [checksums](13_sums.ipynb), but older runs have none. What a file may hold is described here.
 #
 # ## `recipe.json`
 
@@ -173,6 +174,7 @@ def read_table(
         if column in numbers or all(map(_NUMBER.fullmatch, cells)):
             limits = numbers.get(column, ANY)
             table[column] = as_numbers(cells, column, limits, path)
+    check_sum(path)
     return pd.DataFrame(table)
 
 
@@ -226,6 +228,7 @@ def read_pseudo(path: Path) -> dict[str, np.ndarray]:
         fits = False
     if not fits:
         raise damaged_file(path, "not what a teacher drew on these slices")
+    check_sum(path)
     return pseudo
 
 

@@ -41,6 +41,7 @@ from ctseg.runs.contents import HISTORY, SPEC, TIMINGS, read_pseudo, read_table
 from ctseg.runs.lock import NO_RUN, FileLock
 from ctseg.runs.old_recipe import as_before, is_old, nested
 from ctseg.runs.recipe import CHOICES, Recipe, recipe_dict, recipe_fields, recipe_from
+from ctseg.runs.sums import SUMS, check_sum
 
 # %%
 #| hide
@@ -61,6 +62,7 @@ from ctseg.data.toys import toy_set
 # | `history.csv` | a row an epoch |
 # | `checkpoints/PHASE/` | the newest two checkpoints; once the phase is over only `final/`, the averaged weights |
 # | `checkpoints/model.safetensors` | the model that predicts |
+# | `checksums.json` | what tells these files from those that an accident or an editor made of them |
 # | `metrics.json`, `curves.png` | written at the end: score, decision rule, calibration; the learning curves |
 # | `model_card.md` | what others must know of the network before they use it |
 # | `reliability.csv` | the points of the reliability diagram, where slices were held out |
@@ -142,6 +144,7 @@ def read_spec(path: str | Path) -> dict[str, Any]:
     except InputError as e:
         maker = spec.get("versions", {}).get("ctseg", "another")
         raise InputError(f"{path}: {e}; the run was made by ctseg {maker}") from None
+    check_sum(Path(path))
     return spec | {"recipe": recipe, "plugins": plugins, "old": old}
 
 
@@ -244,7 +247,9 @@ class RunFiles(RunPaths):
     def read_metrics(self) -> dict[str, Any]:
         "All of `metrics.json`; `ctseg.prediction.saved` checks rule and calibration in it."
         path = self/"metrics.json"
-        return fit_schema(read_json(path), mapped(anything), path, "not the metrics of a run")
+        metrics = fit_schema(read_json(path), mapped(anything), path, "not the metrics of a run")
+        check_sum(path)
+        return metrics
 
     def read_history(self) -> pd.DataFrame:
         "`history.csv` as a table."
@@ -354,6 +359,8 @@ def start_run(run: Run, spec: dict[str, Any], resume: bool = False) -> Run:
     if not run.finished: run.lock()
     run.check_free(resume)  # and once more: another process may have been faster
     run.clear()
+    if not run.finished:
+        (run/SUMS).unlink(missing_ok=True)  # of an end that will be written again
     path = run/"recipe.json"
     if run.begun:
         with warnings.catch_warnings():

@@ -18,6 +18,7 @@ from typing import Any
 from ctseg.core.files import InputError, read_json
 from ctseg.core.registry import Plugin, is_loaded
 from ctseg.runs.folder import Run
+from ctseg.runs.sums import METRICS_FILE, SUMS
 
 # %%
 #| hide
@@ -33,8 +34,8 @@ from fastcore.test import test_eq
 
 # %%
 #| export
-NAME_PART = r"(?!.*(?:\.\.|--))[A-Za-z0-9_](?:[\w.-]*\w)?"
-REVISION = r"(?!.*\.\.)[\w][\w./-]*"
+NAME_PART = r"(?!.*(?:\.\.|--))[A-Za-z0-9_](?:[\w.-]{0,94}\w)?"
+REVISION = r"(?!.*\.\.)[\w][\w./-]{0,249}"
 ON_HUB = re.compile(rf"(?P<repo>{NAME_PART}/{NAME_PART})(?:@(?P<revision>{REVISION}))?", re.ASCII)
 
 
@@ -57,7 +58,7 @@ def hub_name(name: str | Path) -> HubName | None:
     found = ON_HUB.fullmatch(text[scheme.end():] if scheme else text)
     if scheme and not found:
         expected = "expected hf://owner/name or hf://owner/name@revision"
-        raise InputError(f"{text}: not the name of a repository on the hub; {expected}")
+        raise InputError(f"{text[:200]}: not the name of a repository on the hub; {expected}")
     if not found: return None
     is_folder = Path(text).exists() or Path(text).parent.exists()
     if is_folder and not scheme: return None
@@ -79,7 +80,7 @@ for wrong in ("hf://../../etc", "hf://ada", "hf://ada/liver@../x"):
 #| export
 WEIGHTS = "checkpoints/model.safetensors"
 NEEDED = ("recipe.json", WEIGHTS)
-SHARED = (*NEEDED, "metrics.json", "history.csv", "timings.csv", "reliability.csv", "model_card.md")
+SHARED = (*NEEDED, METRICS_FILE, SUMS, "history.csv", "timings.csv", "reliability.csv", "model_card.md")
 
 
 def import_hub() -> ModuleType:

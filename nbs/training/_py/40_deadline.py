@@ -24,7 +24,27 @@ from fastcore.test import test_eq
 
 
 # %% [markdown]
-# A cluster sends SIGTERM before it ends a session. Kaggle just ends it. A run can therefore be given a limit, `--time-limit 8h30m`. It then stops by itself between two steps, while there is still time for a checkpoint.
+# A cluster sends SIGTERM before it ends a session, and a terminal SIGHUP when it is closed or its connection is lost; under `nohup` that one is not heard. Kaggle just ends it. A run can therefore be given a limit, `--time-limit 8h30m`. It then stops by itself between two steps, while there is still time for a checkpoint.
+
+# %%
+#| export
+def end_signals() -> list[signal.Signals]:
+    "The signals that ask this process to end, but for those that whoever started it wants ignored."
+    named = [getattr(signal, name, None) for name in ("SIGTERM", "SIGHUP")]  # Windows has one of them
+    return [each for each in named if each and signal.getsignal(each) != signal.SIG_IGN]
+
+def hear_end(handler: Callable) -> Callable[[], None]: # puts the former handlers back
+    "Let `handler` have the signals of `end_signals`; only the main thread gets any."
+    main = threading.current_thread() is threading.main_thread()
+    former = {each: signal.signal(each, handler) for each in end_signals() if main}
+    def put_back() -> None:
+        for each, before in former.items(): signal.signal(each, before)
+    return put_back
+
+
+# %%
+test_eq(signal.SIGTERM in end_signals(), True)
+
 
 # %%
 #| export
@@ -54,15 +74,15 @@ except InputError as e: print(e)
 # %%
 #| export
 class Deadline:
-    "When to stop: a time limit comes near, or the host sends SIGTERM, which a `with` block listens to."
+    "When to stop: a time limit comes near, or the host sends SIGTERM or SIGHUP, to which a `with` block listens."
     def __init__(self, limit: float = math.inf): # seconds from now
         self.end = time.monotonic() + limit
         self.margin = min(60, 1 + 0.02*limit)
-        self.asked = False
+        self.asked = ""
 
     def why(self, need: float = 0.) -> str:
         "The reason to stop now, or ''; `need`: seconds of the next piece of work."
-        if self.asked: return "SIGTERM"
+        if self.asked: return self.asked
         return "time limit" if time.monotonic() + 2*need + self.margin > self.end else ""
 
     def each(self, items: Iterable, what: str, ask: Callable = bool) -> Iterator:
@@ -80,16 +100,15 @@ class Deadline:
             slowest = max(slowest or 0., time.monotonic() - start)
 
     def __enter__(self):
-        self.main = threading.current_thread() is threading.main_thread()  # others get no signals
-        if self.main: self.before = signal.signal(signal.SIGTERM, self.ask)
+        self.put_back = hear_end(self.ask)
         return self
 
-    def ask(self, *_) -> None:
-        "The handler of the signal."
-        self.asked = True
+    def ask(self, number: int, *_) -> None:
+        "The handler of the signals."
+        self.asked = signal.Signals(number).name
 
     def __exit__(self, *_):
-        if self.main: signal.signal(signal.SIGTERM, self.before)
+        self.put_back()
 
 
 # %%

@@ -1,0 +1,65 @@
+"No command replaces what it reads, whichever option names it."
+import os
+import shutil
+
+import numpy as np
+import pytest
+from helpers.command import ctseg
+from PIL import Image
+
+from ctseg.cli.options import refuse_replacing
+from ctseg.core.files import InputError
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    "A run, a data set, scans and tables, of which only the names matter: nothing is read before the refusal."
+    for name in (
+        "run/recipe.json", "run/metrics.json", "run/checkpoints/model.safetensors", "run/report.html",
+        "data/class_names.json", "data/annotated_labels.json", "data/y_train.csv.gz", "scans/a.nii.gz", "scans/IM0001",
+        "names.json", "sub.csv", "truth.csv",
+    ):
+        (tmp_path/name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path/name).write_text("mine")
+    for name in ("train-images", "test-images"):
+        (tmp_path/"data"/name).mkdir()
+        Image.fromarray(np.zeros((4, 4), np.uint8)).save(tmp_path/"data"/name/"0.png")
+    os.link(tmp_path/"sub.csv", tmp_path/"hard.csv")
+    (tmp_path/"soft.csv").symlink_to("sub.csv")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+PREDICT = ("predict", "run", "--images", "data/test-images", "--out")
+
+@pytest.mark.parametrize("command, lost", [
+    (("evaluate", "truth.csv", "sub.csv", "--json", "sub.csv"), "sub.csv"),
+    (("evaluate", "truth.csv", "sub.csv", "--json", "./data/../truth.csv"), "truth.csv"),
+    (("evaluate", "truth.csv", "sub.csv", "--json", "soft.csv"), "soft.csv"),
+    (("evaluate", "truth.csv", "sub.csv", "--json", "hard.csv"), "hard.csv"),
+    (("evaluate", "truth.csv", "sub.csv", "--classes", "names.json", "--json", "names.json"), "names.json"),
+    ((*PREDICT, "data/y_train.csv.gz"), "data/y_train.csv.gz"),
+    ((*PREDICT, "o.csv", "--probabilities", "run/recipe.json"), "run/recipe.json"),
+    ((*PREDICT, "o.csv", "--confidence", "run/metrics.json"), "run/metrics.json"),
+    (("report", "run", "--out", "run/checkpoints/model.safetensors"), "run/checkpoints/model.safetensors"),
+    (("report", "run", "--data", "data", "--out", "data/class_names.json"), "data/class_names.json"),
+    (("export", "rle", "data", "sub.csv", "--masks", "sub.csv"), "sub.csv"),
+    (("export", "rle", "data", "data/class_names.json", "--masks", "sub.csv"), "data/class_names.json"),
+    (("import", "nifti", "scans", "new", "--key", "scans/a.nii.gz"), "scans/a.nii.gz"),
+    (("import", "dicom", "scans", "new", "--key", "scans/IM0001"), "scans/IM0001"),
+    (("import", "nifti", "scans", "new", "--classes", "names.json", "--key", "names.json"), "names.json"),
+    (("suggest", "run", "data", "--out", "data/annotated_labels.json"), "data/annotated_labels.json"),
+])
+def test_inputs_are_never_replaced(place, command, lost):
+    before = (place/lost).read_bytes()
+    code, _, err = ctseg(*command)
+    assert code == 2 and "choose another name" in err and len(err.strip().splitlines()) == 1, err
+    assert (place/lost).read_bytes() == before and not (place/"new").exists()
+
+
+def test_results_of_before_may_be_replaced(place):
+    (place/"run"/"submission.csv").touch()
+    refuse_replacing(["run/report.html", "run/submission.csv", "scores.json", None], ["run", "data/test-images", None])
+    with pytest.raises(InputError): refuse_replacing(["run/recipe.json"], ["run"])
+    shutil.rmtree(place/"run")
+    refuse_replacing(["run/recipe.json"], ["run", "hf://ada/liver", "x"*300])
