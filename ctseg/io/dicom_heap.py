@@ -169,7 +169,8 @@ def _look_at(path: Path, heap: Heap, order: int):
     elif kind == "unknown object": _unreadable(path, heap)
     elif kind in ("ct", "label"):
         patient = _text_of(header, "PatientID").strip() or _text_of(header, "PatientName")
-        entry = Entry(path, f"{series} {patient}", _text_of(header, "SOPInstanceUID"), _position_of(header), order)
+        instance = _text_of(header, "SOPInstanceUID")
+        entry = Entry(path, f"{series} {patient}", instance, _position_of(header), order)
         (heap.images if kind == "ct" else heap.labels).append(entry)
     elif kind: heap.passed_over[kind] += 1
 
@@ -187,6 +188,7 @@ def _is_text(start: bytes) -> bool:
     "Are these the first bytes of a text? None are not."
     return bool(start) and all(byte >= 32 or byte in b"\t\n\f\r" for byte in start)
 
+# %% ../../nbs/io/71_dicom_heap.ipynb #dc919765
 def _other_kind(path: Path) -> str:
     "What to count a file as that is no DICOM; \"\": it is not counted."
     kind = foreign_kind(path.name)
@@ -252,9 +254,9 @@ def frame_headers(header) -> list:
     pydicom = import_volumes_package("pydicom")
     shared = (header.get("SharedFunctionalGroupsSequence") or [pydicom.Dataset()])[0]
     places = header.get("PerFrameFunctionalGroupsSequence") or []
-    if int(header.get("NumberOfFrames") or 0) != len(places):
-        raise Misfit(f"it has {header.get('NumberOfFrames')} frames and says of {len(places)} where they lie; "
-                     "export it again")
+    frames = int(header.get("NumberOfFrames") or 0)
+    if frames != len(places):
+        raise Misfit(f"it has {frames} frames and says of {len(places)} where they lie; export it again")
     headers = []
     for number, frame in enumerate(places):
         one = pydicom.Dataset()

@@ -147,8 +147,8 @@ class _Drawn:
 
 def _is_usable(series, region) -> bool:
     "Is a region drawn on the slices of a series?"
-    if in_other_space(series, region) or leaves_plane(series, region): return False
-    return meets_volume(series, region)
+    if in_other_space(series, region): return False
+    return meets_volume(series, region) and not leaves_plane(series, region)
 
 def _drawn_structures(file: DicomFile, series, src: Path, wanted) -> _Drawn:
     "The structures of a label object of which `wanted` tells by the name that they are to be read."
@@ -187,7 +187,8 @@ def _united(
     for file in labelled.labels:
         drawn = _drawn_structures(file, labelled.series, src, lambda label: renaming.name(label) in names)
         mine: dict[str, DrawnStructure] = {}
-        for structure in drawn.structures: _unite(mine, renaming.name(structure.name), structure)
+        for structure in drawn.structures:
+            _unite(mine, renaming.name(structure.name), structure)
         differing = [name for name, one in mine.items() if _differs(united.get(name), one)]
         notes += drawn.notes
         if differing:

@@ -81,6 +81,7 @@ def _slice_mm(series: Series) -> float:
     "How far the slices of a series are apart, mm."
     return round(float(abs(series.affine[:3, 2] @ series.normal)), 6)
 
+# %% ../../nbs/io/76_dicom_seg.ipynb #828eb85a
 def make_segmentation(
     series: Series,
     labels: np.ndarray, # uint8 [columns, rows, slices], class ids

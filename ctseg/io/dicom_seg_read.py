@@ -110,6 +110,14 @@ def _reach(heights: np.ndarray, slice_heights: np.ndarray, header) -> float:
     return .5*widest + .01
 
 # %% ../../nbs/io/77_dicom_seg_read.ipynb #15c0ebd2
+def _check_space(header, frames: list[Frame], series: Series):
+    "`Misfit` for frames in another frame of reference, unless each names its slice."
+    if not in_other_space(header, series) or all(frame.claimed for frame in frames):
+        return
+    raise Misfit("its SEG lies in another frame of reference than its series and does not say "
+                 "on which slices it was drawn; export it again, on this series")
+
+# %% ../../nbs/io/77_dicom_seg_read.ipynb #171ec106
 def slices_of_frames(header, frames: list[Frame], series: Series) -> list[list[int]]:
     """For each frame the slices that take it; none if it lies off the volume or another frame is nearer.
 
@@ -117,9 +125,7 @@ def slices_of_frames(header, frames: list[Frame], series: Series) -> list[list[i
     """
     slices = _slices_of(series)
     shape = frame_shape(header)
-    if in_other_space(header, series) and not all(frame.claimed for frame in frames):
-        raise Misfit("its SEG lies in another frame of reference than its series and does not say "
-                     "on which slices it was drawn; export it again, on this series")
+    _check_space(header, frames, series)
     for frame in frames:
         if abs(frame.normal @ slices.normal) < _PARALLEL:
             raise Misfit("its SEG has frames in another plane than the slices of its series; "
@@ -270,10 +276,8 @@ def read_segments(
     names = segment_names(header)
     frames = read_frames(header, series)
     taken = slices_of_frames(header, frames, series)
-    masks = {}
-    for number, name in names.items():
-        if wanted is None or wanted(name):
-            masks[number] = np.zeros(series.shape, bool)
+    numbers = [number for number, name in names.items() if wanted is None or wanted(name)]
+    masks = {number: np.zeros(series.shape, bool) for number in numbers}
     placer = _Placer(series, frame_shape(header))
     lost = 0
     for frame, pixels in zip(frames, _decoded(path, header)):
@@ -287,20 +291,30 @@ def read_segments(
             for k in slices:
                 masks[segment][..., k] |= placer.place(frame, drawn, k)
     notes = _notes(placer, lost, frames) + _off_slices(frames, taken, series)
-    if in_other_space(header, series):
-        notes.append("its SEG says that it lies in another frame of reference than the series; "
-                     "it was put on the slices that it names")
     apart = slices_apart(taken)
-    if apart > 1:
-        notes.append(f"its SEG has frames on one of {apart} slices; on those between, its segments are unknown")
+    notes += _doubts(in_other_space(header, series), apart)
     return Segments(_structures(masks, names, apart > 1), notes)
 
 # %% ../../nbs/io/77_dicom_seg_read.ipynb #253de353
-def slices_apart(taken: list[list[int]]) -> int:
-    "How many slices the frames of a SEG are apart, at least; 1 if that is not known. `taken`: for each frame its slices."
+def slices_apart(
+    taken: list[list[int]], # for each frame its slices
+) -> int:
+    "How many slices the frames of a SEG are apart, at least; 1 if that is not known."
     numbers = sorted({k for its_slices in taken for k in its_slices})
     return int(np.diff(numbers).min()) if len(numbers) > 1 else 1
 
+def _doubts(other_space: bool, apart: int) -> list[str]:
+    "What to tell of a frame of reference of its own, and of frames that lie several slices apart."
+    notes = []
+    if other_space:
+        notes.append("its SEG says that it lies in another frame of reference than the series; "
+                     "it was put on the slices that it names")
+    if apart > 1:
+        notes.append(f"its SEG has frames on one of {apart} slices; "
+                     "on those between, its segments are unknown")
+    return notes
+
+# %% ../../nbs/io/77_dicom_seg_read.ipynb #f0d2d302
 def _structures(masks: dict[int, np.ndarray], names: dict[int, str], gaps: bool) -> list[DrawnStructure]:
     "The masks with their names. With `gaps`, slices between two of a segment may hold it too."
     structures = []

@@ -17,8 +17,8 @@ from .nifti import nifti_files
 
 # %% ../../nbs/io/62_nifti_layouts.ipynb #9797007f
 _LABEL_WORDS = (
-    "segmentations?", "segs?", "segm", "masks?", "msks?", "labels?", "label_?maps?", "lbls?", "dseg", "gt", "ground_?truth",
-    "annotations?", "annos?", "contours?", "rois?", "gtvs?",
+    "segmentations?", "segs?", "segm", "masks?", "msks?", "labels?", "label_?maps?", "lbls?", "dseg", "gt",
+    "ground_?truth", "annotations?", "annos?", "contours?", "rois?", "gtvs?",
 )
 _REMARKS = r"(?:[-_. ]+(?:final|manual|auto|corrected|edited|new|v\d+))+$"
 _IMAGE_WORDS = ("imaging", "images?", "img", "volumes?", "vol", "scans?", "ct", "orig", "original")
@@ -153,7 +153,7 @@ def _among(folders: dict[str, str], wanted: set[str]) -> list[str]:
 
 # %% ../../nbs/io/62_nifti_layouts.ipynb #79da34d9
 def _nnunet_layouts(folders: dict[str, str], spare: str) -> list[Layout]:
-    "nnU-Net's folders, as far as they are there; `spare`: a folder of label maps of another name for the first."
+    "nnU-Net's folders, as far as they are there; `spare`: label maps of another name for the first."
     layouts = []
     for images, labels, split in _NNUNET:
         if images not in folders: continue
@@ -163,8 +163,10 @@ def _nnunet_layouts(folders: dict[str, str], spare: str) -> list[Layout]:
 
 def _spare_labels(folders: dict[str, str]) -> str:
     "nnU-Net's folder of label maps where its folder of images is not there; \"\" if there is none."
-    return next((folders[labels] for images, labels, _ in _NNUNET if labels in folders and images not in folders), "")
+    spare = [labels for images, labels, _ in _NNUNET if labels in folders and images not in folders]
+    return folders[spare[0]] if spare else ""
 
+# %% ../../nbs/io/62_nifti_layouts.ipynb #902fa896
 def find_layouts(src: Path) -> list[Layout]:
     "Where the images and the label maps of a folder lie. Raises `InputError` if that is not clear."
     folders = _flat_folders(src)
@@ -173,7 +175,8 @@ def find_layouts(src: Path) -> list[Layout]:
     loose = bool(nifti_files(src))
     layouts = _nnunet_layouts(folders, "" if images or loose else labels)
     used = any(layout.labels == labels for layout in layouts)
-    labels = labels or _spare_labels(folders)
+    if images or loose:
+        labels = labels or _spare_labels(folders)
     if images:
         layouts.append(Layout(images, labels, "train"))
     if loose:

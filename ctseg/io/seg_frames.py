@@ -23,7 +23,7 @@ class Frame(NamedTuple):
     segment: int # 0: a label map, whose pixels are numbers of segments
     origin: np.ndarray # float [3], mm: the centre of the first pixel
     axes: np.ndarray # float [2,3], mm: from column to column, from row to row
-    claimed: tuple[int, ...] # the slices of the series that it may mean by the one it names; none if it names none
+    claimed: tuple[int, ...] # the slices that it may mean by the one it names; none if it names none
     preserved: bool # "spatial locations preserved": claims to lie on the pixels of that slice
 
     @property
@@ -34,7 +34,7 @@ class Frame(NamedTuple):
 
 # %% ../../nbs/io/76_seg_frames.ipynb #3098a9eb
 class Sources:
-    "The slices of a series by what names them: a number, and for one of many frames in a file also its place there."
+    "The slices of a series by their numbers, and by their places in a file of many frames."
     def __init__(self, series: Series):
         self._slices: dict[tuple[str, int], list[int]] = {}
         for k, (uid, frame) in enumerate(zip(series.uids, series.headers.frames)):

@@ -206,8 +206,12 @@ def _whole(volume, axis: int):
                          "distances in mm need an even grid")
 
 # %% ../../nbs/metrics/65_volume_files.ipynb #e0beaf7f
-def _examined_volumes(truth: Path, lines: dict[str, dict], C: int) -> dict[str, np.ndarray]: # volume id → bool [C]
-    "The classes examined on every image of a volume. `lines`: the index's entries of the images."
+def _examined_volumes(
+    truth: Path,
+    lines: dict[str, dict], # of the index: image name → its entry
+    C: int, # number of classes
+) -> dict[str, np.ndarray]: # volume id → bool [C]
+    "The classes examined on every image of a volume."
     images = sorted(lines, key=natural_key)
     known = np.ones((len(images), C), bool)
     beside = examined_beside(truth)

@@ -59,9 +59,17 @@ def _problem(path, error: Exception) -> str:
         return f"{content}); put the NIfTI itself there"
     return f"{type(error).__name__}); it is damaged or something else, copy it again"
 
+
+# %%
+print(_problem("scan.nii.gz", EOFError()))
+
+
+# %%
+#| export
 def _voxels_of(image, path) -> np.ndarray:
-    "The voxels of an image. A packed file is read to its end: only the checksum there tells of a flipped bit."
-    if not str(path).lower().endswith(".gz"): return np.asanyarray(image.dataobj)
+    "The voxels of an image. A packed file is read to its end, where the checksum tells of a flipped bit."
+    packed = str(path).lower().endswith(".gz")
+    if not packed: return np.asanyarray(image.dataobj)
     holder = import_volumes_package("nibabel").FileHolder
     with gzip.open(path) as file:
         unpacked = type(image).from_file_map({"image": holder(fileobj=file)})

@@ -523,6 +523,9 @@ def make_series(
     paths = [file.path for file in files]
     return Series(paths, SliceHeaders(files), _affine(stack), positions, tilted, files[0].patterns)
 
+
+# %%
+#| export
 def series_notes(
     series: Series,
     hu: np.ndarray, # its voxels
@@ -534,7 +537,8 @@ def series_notes(
         notes += (f"{shown}: made with a tilted gantry; its slices are in their own plane",)
     steps = np.diff(series.slice_origins() @ series.normal)
     if not evenly_spaced(steps):
-        notes += (f"{shown}: its slices are unevenly spaced, {steps.min():.3g} to {steps.max():.3g} mm apart",)
+        span = f"{steps.min():.3g} to {steps.max():.3g} mm apart"
+        notes += (f"{shown}: its slices are unevenly spaced, {span}",)
     return notes + scale_notes(hu, shown)
 
 

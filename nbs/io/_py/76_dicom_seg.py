@@ -140,6 +140,13 @@ def _slice_mm(series: Series) -> float:
     "How far the slices of a series are apart, mm."
     return round(float(abs(series.affine[:3, 2] @ series.normal)), 6)
 
+
+# %%
+print(_slice_mm(s))
+
+
+# %%
+#| export
 def make_segmentation(
     series: Series,
     labels: np.ndarray, # uint8 [columns, rows, slices], class ids

@@ -52,7 +52,7 @@ class Frame(NamedTuple):
     segment: int # 0: a label map, whose pixels are numbers of segments
     origin: np.ndarray # float [3], mm: the centre of the first pixel
     axes: np.ndarray # float [2,3], mm: from column to column, from row to row
-    claimed: tuple[int, ...] # the slices of the series that it may mean by the one it names; none if it names none
+    claimed: tuple[int, ...] # the slices that it may mean by the one it names; none if it names none
     preserved: bool # "spatial locations preserved": claims to lie on the pixels of that slice
 
     @property
@@ -65,7 +65,7 @@ class Frame(NamedTuple):
 # %%
 #| export
 class Sources:
-    "The slices of a series by what names them: a number, and for one of many frames in a file also its place there."
+    "The slices of a series by their numbers, and by their places in a file of many frames."
     def __init__(self, series: Series):
         self._slices: dict[tuple[str, int], list[int]] = {}
         for k, (uid, frame) in enumerate(zip(series.uids, series.headers.frames)):
@@ -217,7 +217,7 @@ frames = read_frames(seg, s)
 first = frames[0]
 print(first.segment, first.claimed, first.origin.round(2), first.axes.round(2).tolist(), first.preserved)
 for frame in seg.PerFrameFunctionalGroupsSequence: del frame.PlanePositionSequence
-test_eq(read_frames(seg, s)[0].origin.round(2), first.origin.round(2))  # the slice that it names says where it lies
+test_eq(read_frames(seg, s)[0].origin.round(2), first.origin.round(2))  # from the slice that it names
 for frame in seg.PerFrameFunctionalGroupsSequence: del frame.DerivationImageSequence
 test_fail(lambda: read_frames(seg, s), contains="where its frames lie")
 shutil.rmtree(work)

@@ -43,19 +43,23 @@ liver = Region("liver", rings, named=(s.uids[5], s.uids[6]))
 #| export
 def _off_named(series: Series, region: Region) -> list[float]:
     "For each ring by how many mm it lies off the slice that it names; NaN if it names none of them."
-    uids = series.uids
     heights = series.slice_origins() @ series.normal
-    places = {uid: height for uid, height in zip(uids, heights) if len(set(uids)) == len(uids)}
+    one_each = len(set(series.uids)) == len(heights)
+    places = dict(zip(series.uids, heights)) if one_each else {}
     off = []
     for points, uid in zip(region.rings, region.named):
-        middle = float(np.mean(points*[-1, -1, 1] @ series.normal))
-        off.append(abs(middle - places.get(uid, np.nan)))
+        ras = points*[-1, -1, 1]
+        middle = np.mean(ras @ series.normal)
+        place = places.get(uid, np.nan)
+        off.append(abs(float(middle - place)))
     return off
 
 def _most_off(series: Series) -> float:
     "Half the least step between slices, mm, and a little."
-    steps = np.abs(np.diff(series.slice_origins() @ series.normal))
-    return .5*steps.min(initial=2.) + .01
+    heights = series.slice_origins() @ series.normal
+    steps = np.abs(np.diff(heights))
+    least = steps.min(initial=2.)
+    return .5*least + .01
 
 
 # %%
@@ -72,14 +76,15 @@ print(np.round(_off_named(s, liver), 2), np.round(_off_named(s, wrong), 2))
 def _says_other_space(series: Series, region: Region) -> bool:
     "Does a region name another frame of reference than the series?"
     ours = str(series.headers[0].get("FrameOfReferenceUID") or "")
-    return bool(ours and region.space and ours != region.space)
+    told = bool(ours and region.space)
+    return told and ours != region.space
 
 def in_other_space(series: Series, region: Region) -> bool:
     "Are the millimetres of a region counted in another frame of reference than those of the series?"
     if not _says_other_space(series, region): return False
     off = _off_named(series, region)
-    on_named_slices = len(off) == len(region.rings) and all(mm <= _most_off(series) for mm in off)
-    return not on_named_slices
+    near = [mm <= _most_off(series) for mm in off]
+    return sum(near) < len(region.rings)
 
 
 # %%
@@ -98,33 +103,48 @@ def _count_beyond(series: Series, regions: list[Region]) -> tuple[int, int]:
     "How many contours lie beyond the slices, and how many reach beyond their pixels by more than one."
     size = np.array(series.shape[:2])
     beyond = beside = 0
-    for region in regions:
-        for points in region.rings:
-            located = series.locate(points)
-            pixels = located[:, :2]
-            if np.median(located[:, 2]) < 0: beyond += 1
-            elif (pixels < -1).any() or (pixels > size).any(): beside += 1
+    rings = [points for region in regions for points in region.rings]
+    for points in rings:
+        located = series.locate(points)
+        pixels, slices = located[:, :2], located[:, 2]
+        first, last = pixels.min(0), pixels.max(0)
+        outside = (first < -1) | (last > size)
+        if np.median(slices) < 0:
+            beyond += 1
+        elif outside.any():
+            beside += 1
     return beyond, beside
 
 
 # %%
+print(_count_beyond(s, [liver, liver._replace(rings=[ring + [0, 0, 500] for ring in rings])]))
+
+
+# %%
 #| export
+def _astray_notes(series: Series, regions: list[Region]) -> list[str]:
+    "What to tell of contours that lie off the slices they name."
+    every = [mm for region in regions for mm in _off_named(series, region)]
+    astray = [mm for mm in every if mm > _most_off(series)]
+    if not astray: return []
+    return [f"{len(astray)} contours of its RTSTRUCT lie up to {max(astray):.1f} mm off the slices "
+            "that they name; they were put where their points are"]
+
 def contour_notes(series: Series, regions: list[Region]) -> list[str]:
     "What to tell of the contours that are drawn on a series, in words."
     off = max((off_plane(series, region) for region in regions), default=0.)
     notes = off_slices_note(off, series, "contours of its RTSTRUCT")
-    off_named = np.array([mm for region in regions for mm in _off_named(series, region)])
-    astray = off_named[off_named > _most_off(series)]
-    if len(astray):
-        notes.append(f"{len(astray)} contours of its RTSTRUCT lie up to {astray.max():.1f} mm off the slices "
-                     "that they name; they were put where their points are")
+    notes += _astray_notes(series, regions)
     if any(_says_other_space(series, region) for region in regions):
         notes.append("its RTSTRUCT says that it lies in another frame of reference than the series; "
                      "its contours were put on the slices that they name")
     total = sum(len(region.rings) for region in regions)
     beyond, beside = _count_beyond(series, regions)
-    if beyond: notes.append(f"{beyond} of {total} contours of its RTSTRUCT lie beyond the slices and were left out")
-    if beside: notes.append(f"{beside} of {total} contours of its RTSTRUCT reach beyond the pixels of the slices")
+    of_all = f"of {total} contours of its RTSTRUCT"
+    if beyond:
+        notes.append(f"{beyond} {of_all} lie beyond the slices and were left out")
+    if beside:
+        notes.append(f"{beside} {of_all} reach beyond the pixels of the slices")
     return notes
 
 

@@ -324,8 +324,12 @@ test_fail(lambda: _whole(volume_of(4, [[0, 0, 0]]), 2), contains="unevenly space
 
 # %%
 #| export
-def _examined_volumes(truth: Path, lines: dict[str, dict], C: int) -> dict[str, np.ndarray]: # volume id → bool [C]
-    "The classes examined on every image of a volume. `lines`: the index's entries of the images."
+def _examined_volumes(
+    truth: Path,
+    lines: dict[str, dict], # of the index: image name → its entry
+    C: int, # number of classes
+) -> dict[str, np.ndarray]: # volume id → bool [C]
+    "The classes examined on every image of a volume."
     images = sorted(lines, key=natural_key)
     known = np.ones((len(images), C), bool)
     beside = examined_beside(truth)
