@@ -6,10 +6,9 @@ Makes volumes of the phantom (48 patients, 14 axial slices of 64 x 64 pixels, 5 
 with 14 structures), imports them with a fixed window, and trains the same network for the same steps with
 `context` 0 and 1, on one thread. With `--openkbp`, a clone of ababier/open-kbp, it takes real scans instead:
 64 slices of each patient that follow each other, cut to 64 x 64 pixels, with a fixed window and all of the
-patient's contours; the first 32 training patients of the clone, and the first 15 patients of its test of whom
-every organ was contoured. What is kept is `nbs/benchmarks/results/context/EPOCHS-CONTEXT-sSEED.npz` (with
-`openkbp-` before it): the Dice of every (test slice, class), by argmax and by the run's rule. A result that is
-there is not made again.
+patient's contours: 32 patients of its training set, and 15 of its test set of whom every organ was contoured.
+What is kept is `nbs/benchmarks/results/context/EPOCHS-CONTEXT-sSEED.npz` (with `openkbp-` before it): the Dice
+of every (test slice, class), by argmax and by the run's rule. A result that is there is not made again.
 """
 import argparse
 import json
@@ -22,7 +21,14 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT/"nbs"/"benchmarks"/"results"/"context"
 TRAIN, TEST, SLICES, SIDE, STEP = 32, 16, 14, 64, 5.
-REAL_SLICES, REAL_TRAIN, REAL_TEST = 64, 32, 15
+REAL_SLICES = 64
+REAL_TRAIN = (
+    1, 2, 3, 4, 5, 6, 7, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 20, 21, 22, 24, 25, 26, 27, 28, 29,
+    30, 31, 33, 34, 35, 36,
+)
+REAL_TEST = (
+    247, 260, 265, 269, 282, 286, 294, 296, 304, 306, 307, 312, 319, 332, 333,
+)
 SETTINGS = dict(width=8, batch_size=16, lr=5e-3, folds=8, precision="fp32")
 STRUCTURES = (
     "liver", "spleen", "stomach", "pancreas", "gallbladder", "kidney_left", "kidney_right", "aorta",
@@ -81,14 +87,11 @@ def chosen_slices(folder: Path) -> list[list]:
 
 def make_real_data(folder: Path, clone: Path):
     "Patients of OpenKBP, as a challenge folder of slices that follow each other."
-    from ctseg.io.openkbp import OPENKBP_FILES, import_openkbp, openkbp_patients
-    patients = [path for path in openkbp_patients(clone).values() if (path/"ct.csv").exists()]
-    train = [path for path in patients if path.parent.name == "train-pats"][:REAL_TRAIN]
-    complete = [path for path in patients if all((path/f"{name}.csv").exists() for name in OPENKBP_FILES)]
-    test = [path for path in complete if path.parent.name == "test-pats"][:REAL_TEST]
+    from ctseg.io.openkbp import import_openkbp, openkbp_patients
+    patients = openkbp_patients(clone)
     choice = {"size": SIDE, "train": [], "test": []}
-    for split, members in (("train", train), ("test", test)):
-        for path in members: choice[split] += chosen_slices(path)
+    for split, numbers in (("train", REAL_TRAIN), ("test", REAL_TEST)):
+        for number in numbers: choice[split] += chosen_slices(patients[number])
     with tempfile.TemporaryDirectory() as tmp:
         like = Path(tmp)/"choice.json"
         like.write_text(json.dumps(choice))
@@ -114,7 +117,8 @@ def measure(data: Path, runs: Path, epochs: int, context: int, seed: int, real: 
     masks = predict_masks(predictor, test.seen(context), [Rule(), predictor.rule])
     tables = [dice_table(m, test.masks, len(test.classes)).astype(np.float32) for m in masks]
     place = np.arange(len(test)) % (REAL_SLICES if real else SLICES)
-    facts = dict(context=context, epochs=epochs, seed=seed, settings=SETTINGS, seconds=round(run_seconds(run)))
+    facts = dict(context=context, epochs=epochs, seed=seed, settings=SETTINGS)
+    facts["seconds"] = round(run_seconds(run))
     RESULTS.mkdir(parents=True, exist_ok=True)
     with atomic_path(target) as tmp, open(tmp, "wb") as f:
         np.savez_compressed(
@@ -137,7 +141,7 @@ if __name__ == "__main__":
     parser.add_argument("--runs", type=Path, default=ROOT/"runs"/"context")
     parser.add_argument("--epochs", type=int, nargs="+", default=[12, 24])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--openkbp", type=Path, help="a clone of ababier/open-kbp: real scans in place of the phantom")
+    parser.add_argument("--openkbp", type=Path, help="a clone of ababier/open-kbp: real scans instead")
     args = parser.parse_args()
     real = args.openkbp is not None
     if real and not args.data.exists(): make_real_data(args.data, args.openkbp)
