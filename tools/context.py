@@ -1,14 +1,18 @@
 """Does a network that sees the neighbouring slices segment volumes better?
 `python tools/context.py --data FOLDER`
+`python tools/context.py --data FOLDER --openkbp CLONE --epochs 5 10`
 
 Makes volumes of the phantom (48 patients, 14 axial slices of 64 x 64 pixels, 5 mm apart, of the belly,
 with 14 structures), imports them with a fixed window, and trains the same network for the same steps with
-`context` 0 and 1, on one thread. What is kept is
-`nbs/benchmarks/results/context/EPOCHS-CONTEXT-sSEED.npz`: the Dice of every (test slice, class), by argmax
-and by the run's rule. A result that is there is not made again.
+`context` 0 and 1, on one thread. With `--openkbp`, a clone of ababier/open-kbp, it takes real scans instead:
+64 slices of each patient that follow each other, cut to 64 x 64 pixels, with a fixed window and all of the
+patient's contours: 32 patients of its training set, and 15 of its test set of whom every organ was contoured.
+What is kept is `nbs/benchmarks/results/context/EPOCHS-CONTEXT-sSEED.npz` (with `openkbp-` before it): the Dice
+of every (test slice, class), by argmax and by the run's rule. A result that is there is not made again.
 """
 import argparse
 import json
+import tempfile
 from functools import partial
 from pathlib import Path
 
@@ -17,6 +21,14 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT/"nbs"/"benchmarks"/"results"/"context"
 TRAIN, TEST, SLICES, SIDE, STEP = 32, 16, 14, 64, 5.
+REAL_SLICES = 64
+REAL_TRAIN = (
+    1, 2, 3, 4, 5, 6, 7, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 20, 21, 22, 24, 25, 26, 27, 28, 29,
+    30, 31, 33, 34, 35, 36,
+)
+REAL_TEST = (
+    247, 260, 265, 269, 282, 286, 294, 296, 304, 306, 307, 312, 319, 332, 333,
+)
 SETTINGS = dict(width=8, batch_size=16, lr=5e-3, folds=8, precision="fp32")
 STRUCTURES = (
     "liver", "spleen", "stomach", "pancreas", "gallbladder", "kidney_left", "kidney_right", "aorta",
@@ -62,7 +74,31 @@ def make_data(folder: Path):
     write_volumes(cases, folder, ClassMap.from_names(STRUCTURES), Slicing(window=(40., 400.)))
 
 
-def measure(data: Path, runs: Path, epochs: int, context: int, seed: int):
+def chosen_slices(folder: Path) -> list[list]:
+    "Rows of a choice for `import openkbp`: slices downward from the topmost one with a contour."
+    from ctseg.io.geometry import as_slices
+    from ctseg.io.openkbp import read_openkbp
+    volume = read_openkbp(folder)
+    drawn = as_slices(volume.labels, volume.affine).any((1, 2)).nonzero()[0]
+    examined = [int(id) for id in volume.known.nonzero()[0] + 1]
+    start = max(0, int(drawn[-1]) + 1 - REAL_SLICES)
+    return [[int(folder.name[3:]), start + k, 40., 400., examined] for k in range(REAL_SLICES)]
+
+
+def make_real_data(folder: Path, clone: Path):
+    "Patients of OpenKBP, as a challenge folder of slices that follow each other."
+    from ctseg.io.openkbp import import_openkbp, openkbp_patients
+    patients = openkbp_patients(clone)
+    choice = {"size": SIDE, "train": [], "test": []}
+    for split, numbers in (("train", REAL_TRAIN), ("test", REAL_TEST)):
+        for number in numbers: choice[split] += chosen_slices(patients[number])
+    with tempfile.TemporaryDirectory() as tmp:
+        like = Path(tmp)/"choice.json"
+        like.write_text(json.dumps(choice))
+        import_openkbp(clone, folder, like=like)
+
+
+def measure(data: Path, runs: Path, epochs: int, context: int, seed: int, real: bool = False):
     "Train, score the test slices, keep the tables."
     from ctseg.core.files import atomic_path
     from ctseg.data.sources import read_slices
@@ -72,7 +108,7 @@ def measure(data: Path, runs: Path, epochs: int, context: int, seed: int):
     from ctseg.prediction.predictor import load_predictor, predict_masks
     from ctseg.recipes.fit import fit
     from ctseg.recipes.table import get_recipe
-    target = RESULTS/f"{epochs}-{context}-s{seed}.npz"
+    target = RESULTS/f"{'openkbp-'*real}{epochs}-{context}-s{seed}.npz"
     if target.exists(): return
     recipe = get_recipe("marginal-log").change(context=context, epochs=epochs, **SETTINGS)
     run = fit(data, recipe, runs/target.stem, seed, resume=True, device="cpu", progress=False)
@@ -80,8 +116,9 @@ def measure(data: Path, runs: Path, epochs: int, context: int, seed: int):
     predictor = load_predictor(run.folder, "cpu")
     masks = predict_masks(predictor, test.seen(context), [Rule(), predictor.rule])
     tables = [dice_table(m, test.masks, len(test.classes)).astype(np.float32) for m in masks]
-    place = np.arange(len(test)) % SLICES
-    facts = dict(context=context, epochs=epochs, seed=seed, settings=SETTINGS, seconds=round(run_seconds(run)))
+    place = np.arange(len(test)) % (REAL_SLICES if real else SLICES)
+    facts = dict(context=context, epochs=epochs, seed=seed, settings=SETTINGS)
+    facts["seconds"] = round(run_seconds(run))
     RESULTS.mkdir(parents=True, exist_ok=True)
     with atomic_path(target) as tmp, open(tmp, "wb") as f:
         np.savez_compressed(
@@ -104,8 +141,11 @@ if __name__ == "__main__":
     parser.add_argument("--runs", type=Path, default=ROOT/"runs"/"context")
     parser.add_argument("--epochs", type=int, nargs="+", default=[12, 24])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--openkbp", type=Path, help="a clone of ababier/open-kbp: real scans instead")
     args = parser.parse_args()
+    real = args.openkbp is not None
+    if real and not args.data.exists(): make_real_data(args.data, args.openkbp)
     if not args.data.exists(): make_data(args.data)
     for epochs in args.epochs:
         for seed in args.seeds:
-            for context in (0, 1): measure(args.data, args.runs, epochs, context, seed)
+            for context in (0, 1): measure(args.data, args.runs, epochs, context, seed, real)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from .dicom_headers import DicomFile, PatientNames
+from .dicom_headers import DicomFile, Misfit, PatientNames
 from .volumes import import_volumes_package
 from ctseg.io.walk import (
     check_folder, content_of, folders_below, foreign_kind, is_visible, visible_files,
@@ -168,18 +168,31 @@ def _look_at(path: Path, heap: Heap, order: int):
     if kind == "ct" and not series: heap.damaged.append(path)
     elif kind == "unknown object": _unreadable(path, heap)
     elif kind in ("ct", "label"):
-        entry = Entry(path, f"{series} {_text_of(header, 'PatientID')}", _text_of(header, "SOPInstanceUID"),
-                      _position_of(header), order)
+        patient = _text_of(header, "PatientID").strip() or _text_of(header, "PatientName")
+        instance = _text_of(header, "SOPInstanceUID")
+        entry = Entry(path, f"{series} {patient}", instance, _position_of(header), order)
         (heap.images if kind == "ct" else heap.labels).append(entry)
     elif kind: heap.passed_over[kind] += 1
 
 # %% ../../nbs/io/71_dicom_heap.ipynb #b5856c82
 _CALLED_DICOM = (".dcm", ".dicom", ".dic", ".ima")
 
+def _called_dicom(path: Path) -> bool:
+    "May a file be a DICOM by its name? Many have no ending, or only the last number of a UID."
+    named = path.name.lower().endswith(_CALLED_DICOM)
+    ending = path.suffix.removeprefix(".")
+    if named or (ending and not ending.isdigit()): return named
+    return not _is_text(_start_of(path))
+
+def _is_text(start: bytes) -> bool:
+    "Are these the first bytes of a text? None are not."
+    return bool(start) and all(byte >= 32 or byte in b"\t\n\f\r" for byte in start)
+
+# %% ../../nbs/io/71_dicom_heap.ipynb #dc919765
 def _other_kind(path: Path) -> str:
     "What to count a file as that is no DICOM; \"\": it is not counted."
     kind = foreign_kind(path.name)
-    if kind or not path.name.lower().endswith(_CALLED_DICOM): return kind
+    if kind or not _called_dicom(path): return kind
     packed = content_of(path).startswith(("an archive", "packed"))
     return "packed file" if packed else "unreadable file"
 
@@ -224,6 +237,7 @@ _OF_FRAMES = {  # functional group → the elements in it that place and scale a
     "PlaneOrientationSequence": ("ImageOrientationPatient",),
     "PixelMeasuresSequence": ("PixelSpacing", "SliceThickness"),
     "PixelValueTransformationSequence": ("RescaleSlope", "RescaleIntercept"),
+    "FrameContentSequence": ("TemporalPositionIndex",),
 }
 
 def frame_item(frame, shared, sequence: str):
@@ -233,11 +247,18 @@ def frame_item(frame, shared, sequence: str):
 
 # %% ../../nbs/io/71_dicom_heap.ipynb #412ed877
 def frame_headers(header) -> list:
-    "A header for each frame of an enhanced image, as if it were a slice of its own."
+    """A header for each frame of an enhanced image, as if it were a slice of its own.
+
+    Raises `Misfit` unless it says of each frame where it lies.
+    """
     pydicom = import_volumes_package("pydicom")
     shared = (header.get("SharedFunctionalGroupsSequence") or [pydicom.Dataset()])[0]
+    places = header.get("PerFrameFunctionalGroupsSequence") or []
+    frames = int(header.get("NumberOfFrames") or 0)
+    if frames != len(places):
+        raise Misfit(f"it has {frames} frames and says of {len(places)} where they lie; export it again")
     headers = []
-    for number, frame in enumerate(header.get("PerFrameFunctionalGroupsSequence") or []):
+    for number, frame in enumerate(places):
         one = pydicom.Dataset()
         one.update({e.tag: e for e in header if e.VR != "SQ" and e.keyword != "NumberOfFrames"})
         one.file_meta = header.file_meta

@@ -205,6 +205,7 @@ class SliceHeaders(Sequence):
     def __init__(self, files: list[DicomFile]):
         self.first = files[0].header
         self.uids = [str(file.header.SOPInstanceUID) for file in files]
+        self.frames = [file.frame for file in files]  # of an enhanced image; else 0
         self._places = [(file.path, file.frame) for file in files]
 
     def __len__(self) -> int: return len(self._places)
@@ -349,11 +350,18 @@ def make_series(
     paths = [file.path for file in files]
     return Series(paths, SliceHeaders(files), _affine(stack), positions, tilted, files[0].patterns)
 
+# %% ../../nbs/io/72_dicom_series.ipynb #4929fe8c
 def series_notes(
     series: Series,
     hu: np.ndarray, # its voxels
     shown: str, # as a message may show it
 ) -> tuple[str, ...]:
-    "What whoever uses a series should know: a tilted gantry, no Hounsfield units."
-    tilt = f"{shown}: made with a tilted gantry; its slices are in their own plane"
-    return ((tilt,) if series.tilted else ()) + scale_notes(hu, shown)
+    "What whoever uses a series should know: a tilted gantry, uneven steps, no Hounsfield units."
+    notes: tuple[str, ...] = ()
+    if series.tilted:
+        notes += (f"{shown}: made with a tilted gantry; its slices are in their own plane",)
+    steps = np.diff(series.slice_origins() @ series.normal)
+    if not evenly_spaced(steps):
+        span = f"{steps.min():.3g} to {steps.max():.3g} mm apart"
+        notes += (f"{shown}: its slices are unevenly spaced, {span}",)
+    return notes + scale_notes(hu, shown)

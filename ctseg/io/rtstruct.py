@@ -24,10 +24,18 @@ class Region(NamedTuple):
     name: str
     rings: list[np.ndarray] # the closed contours: points of each, float [n,3], in DICOM's mm
     exclusive: tuple[int, ...] = () # numbers of the rings that are to be combined by exclusive or
+    named: tuple[str, ...] = () # for each ring the number of the slice that it says it was drawn on, or ""
+    space: str = "" # the frame of reference in which its millimetres are counted, if it says so
 
-def _read_rings(roi) -> tuple[list[np.ndarray], list[int]]:
-    "The closed contours of a region with at least three points, and which of them are exclusive."
-    rings, exclusive = [], []
+def _named_slice(contour) -> str:
+    "The number of the only slice that a contour names, \"\" if none or several."
+    images = contour.get("ContourImageSequence") or []
+    return str(images[0].get("ReferencedSOPInstanceUID") or "") if len(images) == 1 else ""
+
+# %% ../../nbs/io/74_rtstruct.ipynb #e0960d9e
+def _read_rings(roi) -> Region:
+    "The closed contours of a region with at least three points, without its name."
+    rings, exclusive, named = [], [], []
     for contour in roi.get("ContourSequence", None) or []:
         told = contour.get("ContourGeometricType") or "CLOSED_PLANAR"
         kind = str(told).strip().upper()
@@ -40,7 +48,8 @@ def _read_rings(roi) -> tuple[list[np.ndarray], list[int]]:
         if kind == _XOR:
             exclusive.append(len(rings))
         rings.append(points)
-    return rings, exclusive
+        named.append(_named_slice(contour))
+    return Region("", rings, tuple(exclusive), tuple(named))
 
 # %% ../../nbs/io/74_rtstruct.ipynb #c2aed4d1
 def _check_numbers(numbers: list):
@@ -70,6 +79,11 @@ def _names_by_number(header) -> dict[int, str]:
     return names
 
 # %% ../../nbs/io/74_rtstruct.ipynb #51a537da
+def _spaces_by_number(header) -> dict[int, str]:
+    "The frames of reference of regions by their numbers."
+    listed = header.get("StructureSetROISequence") or []
+    return {int(item.ROINumber): _text(item, "ReferencedFrameOfReferenceUID") for item in listed}
+
 def _drawn_regions(header) -> dict:
     "The regions for which anything was drawn, by their numbers."
     drawn = []
@@ -87,12 +101,12 @@ def read_regions(header) -> list[Region]:
 
     Those without closed contours have no rings. Two may have one name.
     """
-    names = _names_by_number(header)
+    names, spaces = _names_by_number(header), _spaces_by_number(header)
     regions = []
     for number, roi in _drawn_regions(header).items():
-        rings, exclusive = _read_rings(roi)
         name = names.get(number) or f"roi {number}"
-        regions.append(Region(name, rings, tuple(exclusive)))
+        region = _read_rings(roi)._replace(name=name, space=spaces.get(number, ""))
+        regions.append(region)
     return regions
 
 def empty_names(header) -> list[str]:

@@ -144,6 +144,8 @@ class Part:
     centres: np.ndarray # float [n,2]: the middle of the body on each, row and column
 
 # %% ../../nbs/io/30_volumes.ipynb #300b4f8a
+_MOST_SKEW = .01  # cosine of the angle between the sides of a picture that still counts as straight
+
 def _check_cut(volume: Volume, orientation: str):
     "`InputError` for a cut across slices that are unevenly spaced or tilted, and for slices one pixel wide."
     axes, _ = slice_axes(volume.affine, orientation)
@@ -151,7 +153,9 @@ def _check_cut(volume: Volume, orientation: str):
     if min(height, width) < 2:
         raise InputError(f"slices of orientation {orientation} would have {height} x {width} pixels: "
                          "it is a picture of another plane; take it away, or reformat the scan")
-    if volume.positions is not None and axes[0] != 2:
+    down, across = (volume.affine[:3, axis]/np.linalg.norm(volume.affine[:3, axis]) for axis in axes[1:])
+    uneven = volume.positions is not None and axes[0] != 2
+    if uneven or abs(down @ across) > _MOST_SKEW:
         raise InputError(f"orientation {orientation} cuts across the scan's own slices, "
                          "which are unevenly spaced or sheared by a gantry tilt; "
                          "choose another orientation")

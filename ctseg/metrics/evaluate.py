@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['plain_value', 'class_records', 'told_facts', 'score_facts', 'evaluate', 'read_examined',
-           'patients_of', 'evaluate_files']
+           'patients_of', 'examined_beside', 'evaluate_files']
 
 # %% ../../nbs/metrics/50_evaluate.ipynb #5f365dd2
 import os
@@ -135,7 +135,7 @@ def patients_of(truth: Path, n: int) -> np.ndarray | None:
     return np.array([str(p) for p in patients[:n]])  # the list goes on with images without annotation
 
 # %% ../../nbs/metrics/50_evaluate.ipynb #4dae470d
-def _examined_beside(truth: Path) -> Path | str:
+def examined_beside(truth: Path) -> Path | str:
     "The list beside a truth that says what was examined; a test without one was examined for every class."
     if is_train_table(truth): return truth.parent/"annotated_labels.json"
     beside = truth.parent/TEST_EXAMINED
@@ -155,7 +155,7 @@ def evaluate_files(
     names, true = read_masks(truth, classes=class_map, size=(1, -1), ignore=True)  # a Dice asks for no shape
     _, predicted = read_masks(prediction, names=names, size=true.shape[1:], classes=class_map, cache=False)
     if annotated is None:
-        annotated = _examined_beside(truth)
+        annotated = examined_beside(truth)
     if str(annotated) == "all":
         known = None
     elif str(annotated) == "present":

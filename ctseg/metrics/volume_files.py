@@ -17,13 +17,14 @@ import pandas as pd
 
 from ..core.anatomy import ClassMap
 from ..core.files import InputError, read_json
-from ..data.annotations import read_classes
+from ..data.annotations import read_annotated, read_classes
+from ..data.images import natural_key
 from ..io.geometry import slice_axes
 from ..io.index import predicted_volumes, read_index
 from ..io.nifti import read_label_map, read_nifti
 from ..io.volumes import class_flags
 from .bootstrap import bootstrap_mean
-from .evaluate import plain_value
+from .evaluate import examined_beside, plain_value
 from ctseg.metrics.label_folders import (
     check_same_names, examined_on, label_names, matched_files, patients_of_cases, predicted_only,
 )
@@ -53,7 +54,12 @@ def spacing_of(affine: np.ndarray, case: str) -> tuple[float, float, float]:
 
 # %% ../../nbs/metrics/65_volume_files.ipynb #0a035575
 def score_pair(pair: Pair, known: np.ndarray, tolerance: float) -> VolumeScores:
-    "Scores of a volume; voxels that are 255 in the truth count for neither."
+    """Scores of a volume; voxels that are 255 in the truth count for neither.
+
+    Raises `InputError` for a label that is no class, and a tolerance that is no distance.
+    """
+    if not 0 <= tolerance < np.inf:
+        raise InputError(f"tolerance {tolerance:g}: expected 0 or more mm")
     seen = pair.truth < IGNORE
     labels = pair.truth*seen
     highest = max(int(pair.pred.max(initial=0)), int(labels.max(initial=0)))
@@ -200,19 +206,36 @@ def _whole(volume, axis: int):
                          "distances in mm need an even grid")
 
 # %% ../../nbs/metrics/65_volume_files.ipynb #e0beaf7f
+def _examined_volumes(
+    truth: Path,
+    lines: dict[str, dict], # of the index: image name → its entry
+    C: int, # number of classes
+) -> dict[str, np.ndarray]: # volume id → bool [C]
+    "The classes examined on every image of a volume."
+    images = sorted(lines, key=natural_key)
+    known = np.ones((len(images), C), bool)
+    beside = examined_beside(truth)
+    if beside != "all": known = read_annotated(Path(beside), len(images), C)
+    examined: dict[str, np.ndarray] = {}
+    for image, of_image in zip(images, known):
+        volume = lines[image]["volume"]
+        examined[volume] = examined.get(volume, True) & of_image
+    return examined
+
+# %% ../../nbs/metrics/65_volume_files.ipynb #0233c2c0
 def evaluate_csv_volumes(
     truth: str | Path, # the true masks, the CSV of a folder made from volumes
     prediction: str | Path, # a submission
     tolerance: float = 2., # of the surface Dice, mm
 ) -> dict: # as `evaluate_volumes`
-    "Score a submission in mm, on the volumes that its images were cut from; every class counts as examined."
+    "Score a submission in mm, on the volumes that its images were cut from."
     truth = Path(truth)
     folder = truth.parent
     split = truth.name.split(".")[0].removeprefix("y_")
     classes = read_classes(folder)
-    entries, _ = read_index(folder, split)
+    entries, lines = read_index(folder, split)
     table, groups = VolumeTable([], classes), []
-    every_class = np.ones(len(classes), bool)
+    examined = _examined_volumes(truth, lines, len(classes))
     true_volumes = predicted_volumes(truth, folder, split)
     volumes = predicted_volumes(prediction, folder, split)
     for true, predicted in zip(true_volumes, volumes):
@@ -222,5 +245,5 @@ def evaluate_csv_volumes(
         pair = Pair(true.id, true.labels, predicted.labels, affine)
         table.cases.append(true.id)
         groups.append(entries[true.id]["patient"])
-        table.scores.append(score_pair(pair, every_class, tolerance))
+        table.scores.append(score_pair(pair, examined[true.id], tolerance))
     return _finished(table, np.array(groups), tolerance)

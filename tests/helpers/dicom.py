@@ -1,5 +1,6 @@
 "DICOM series with a patient in every header, contours beside them, and ways to spoil both."
 
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
@@ -142,6 +143,29 @@ def box(z, a, b, kind="CLOSED_PLANAR"):  # in mm, on the plane z of the axial gr
         ContourGeometricType=kind,
         ContourData=[f"{v:.5f}" for i, j in ((a, a), (b, a), (b, b), (a, b)) for v in (i * 0.75, j * 1.5, z)],
     )
+
+
+def make_enhanced(files, path, order=None):
+    "The slices of a series as the frames of one enhanced CT; returns it and where each slice's number went."
+    sources = [pydicom.dcmread(f) for f in by_number(files)]
+    order = range(len(sources)) if order is None else order
+    many = deepcopy(sources[0])
+    shared = item(
+        PlaneOrientationSequence=[item(ImageOrientationPatient=many.ImageOrientationPatient)],
+        PixelMeasuresSequence=[item(PixelSpacing=many.PixelSpacing, SliceThickness=2)],
+        PixelValueTransformationSequence=[item(RescaleSlope=1, RescaleIntercept=-1024)],
+    )
+    for tag in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "RescaleSlope"):
+        delattr(many, tag)
+    many.SOPClassUID = many.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.2.1"
+    positions = [item(ImagePositionPatient=sources[k].ImagePositionPatient) for k in order]
+    many.SharedFunctionalGroupsSequence = [shared]
+    many.PerFrameFunctionalGroupsSequence = [item(PlanePositionSequence=[position]) for position in positions]
+    many.NumberOfFrames = len(sources)
+    many.PixelData = b"".join(sources[k].PixelData for k in order)
+    Path(path).parent.mkdir(exist_ok=True)
+    many.save_as(path)
+    return many, {sources[k].SOPInstanceUID: place for place, k in enumerate(order, 1)}
 
 
 def flat_series(folder, n=5):  # n slices, 2 mm apart

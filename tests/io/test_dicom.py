@@ -132,6 +132,13 @@ def test_paths_keep_what_people_need(tmp_path, path, shown):
     assert path_without_patient(tmp_path / path, tmp_path, header) == shown
 
 
+def test_words_of_files_are_no_names(tmp_path):
+    header = pydicom.Dataset()
+    header.PatientName, header.PatientID = "Phantom^CT Slice^Doe", "CT"
+    path = tmp_path / "CT" / "phantom doe" / "slice007.dcm"
+    assert path_without_patient(path, tmp_path, header) == "CT/phantom …/slice007.dcm"
+
+
 def test_a_folder_called_by_a_short_number(tmp_path):
     header = pydicom.Dataset()
     header.PatientID = "4711"

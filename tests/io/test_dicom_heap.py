@@ -4,7 +4,7 @@ import shutil
 
 import pydicom
 import pytest
-from helpers.dicom import box, by_number, flat_series, item, planes, shear, write_rt, write_series
+from helpers.dicom import box, by_number, flat_series, item, make_enhanced, planes, shear, write_rt, write_series
 from helpers.volumes import DAY, NAME, NUMBER, TWO, one_line, put_back
 
 from ctseg.core.anatomy import ClassMap
@@ -80,26 +80,65 @@ def test_a_tilted_gantry(tmp_path):
 
 def test_an_enhanced_ct(tmp_path):
     hu = write_series(tmp_path / "slices", *planes(4))
-    files = by_number((tmp_path / "slices").iterdir())
-    many, frames, pixels = pydicom.dcmread(files[0]), [], []
-    for f in files:
-        one = pydicom.dcmread(f)
-        pixels.append(one.PixelData)
-        position = item(ImagePositionPatient=one.ImagePositionPatient)
-        frames.append(item(PlanePositionSequence=[position]))
-    shared = item(
-        PlaneOrientationSequence=[item(ImageOrientationPatient=many.ImageOrientationPatient)],
-        PixelMeasuresSequence=[item(PixelSpacing=many.PixelSpacing, SliceThickness=2)],
-        PixelValueTransformationSequence=[item(RescaleSlope=1, RescaleIntercept=-1024)],
-    )
-    for tag in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "RescaleSlope"):
-        delattr(many, tag)
-    many.SOPClassUID = many.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.2.1"
-    many.SharedFunctionalGroupsSequence, many.PerFrameFunctionalGroupsSequence = [shared], frames[::-1]
-    many.NumberOfFrames, many.PixelData = 4, b"".join(pixels[::-1])
-    (tmp_path / "src").mkdir()
-    many.save_as(tmp_path / "src" / "one")
+    make_enhanced((tmp_path / "slices").iterdir(), tmp_path / "src" / "one", [3, 0, 2, 1])
     assert (read_series(tmp_path / "src")[1] == hu).all()
+
+
+@pytest.mark.parametrize("told", [3, 5])
+def test_an_enhanced_ct_that_tells_another_number_of_frames(tmp_path, told):
+    write_series(tmp_path / "slices", *planes(4))
+    many, _ = make_enhanced((tmp_path / "slices").iterdir(), tmp_path / "src" / "one")
+    many.NumberOfFrames = told
+    many.save_as(tmp_path / "src" / "one")
+    for read in (read_series, lambda src: import_dicom(src, tmp_path / "out")):
+        with pytest.raises(InputError) as e:
+            read(tmp_path / "src")
+        assert f"{told} frames" in one_line(e)
+
+
+def test_an_enhanced_ct_of_two_phases(tmp_path):
+    write_series(tmp_path / "slices", *planes(2))
+    files = list((tmp_path / "slices").iterdir())
+    many, _ = make_enhanced(files, tmp_path / "src" / "one")
+    groups = [*many.PerFrameFunctionalGroupsSequence] * 2
+    many.PerFrameFunctionalGroupsSequence = [item(**{group[0].keyword: group[0].value}) for group in map(list, groups)]
+    for k, group in enumerate(many.PerFrameFunctionalGroupsSequence):
+        group.FrameContentSequence = [item(TemporalPositionIndex=1 + k // 2)]
+    many.NumberOfFrames, many.PixelData = 4, many.PixelData * 2
+    many.save_as(tmp_path / "src" / "one")
+    facts = import_dicom(tmp_path / "src", tmp_path / "out", classes=TWO)
+    assert (facts["volumes"], facts["patients"], facts["train"]) == (2, 1, 4)
+
+
+@pytest.mark.parametrize("length", [0, 100, None])
+def test_a_file_without_an_ending_that_was_cut_off_is_counted(tmp_path, length):
+    "It may have been the last slice."
+    write_series(tmp_path / "src", *planes(5))
+    for f in (tmp_path / "src").iterdir():
+        f.rename(f.with_suffix(""))
+    last = by_number((tmp_path / "src").iterdir())[-1]
+    content = last.read_bytes()
+    last.write_bytes(bytes(len(content)) if length is None else content[:length])
+    (tmp_path / "src" / "README").write_text("notes")
+    facts = import_dicom(tmp_path / "src", tmp_path / "out", classes=TWO)
+    assert facts["train"] == 4 and facts["passed_over"] == {"unreadable file": 1}
+
+
+def test_patients_without_a_number_are_told_apart_by_name(tmp_path):
+    "The anonymiser gave both one series number, and the slices interleave."
+    for name, up in (("a", 0), ("b", 1)):
+        X, Y, positions = planes(4, gaps=2.0)
+        tags = dict(PatientID="", PatientName=name, SeriesInstanceUID="1.2.3", FrameOfReferenceUID="1.2.4")
+        write_series(tmp_path / "src" / name, X, Y, positions + [0, 0, up], **tags)
+    facts = import_dicom(tmp_path / "src", tmp_path / "out", classes=TWO)
+    assert (facts["volumes"], facts["patients"]) == (2, 2)
+
+
+def test_many_missing_slices_are_told(tmp_path):
+    X, Y, positions = planes(12, gaps=2.0)
+    write_series(tmp_path / "src", X, Y, positions[[0, 1, 3, 4, 7, 8, 9, 10, 11]])
+    facts = import_dicom(tmp_path / "src", tmp_path / "out", classes=TWO)
+    assert facts["train"] == 9 and "2 to 6 mm" in facts["notes"][0]
 
 
 def test_a_damaged_file_among_named_ones(tmp_path):

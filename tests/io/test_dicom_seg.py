@@ -1,5 +1,6 @@
 "Predictions as DICOM SEG: on their own series, with codes."
 
+import highdicom
 import numpy as np
 import pydicom
 import pytest
@@ -31,6 +32,7 @@ def test_seg_export_of_a_ct_that_lacks_a_tag(tmp_path, tag, needed):
     masks[:, 2:4, 2:4] = 1
     if not needed:
         assert export_dicom_seg(masks, tmp_path / "out", tmp_path / "src", tmp_path / "seg") == {"v000": 1}
+        highdicom.seg.segread(tmp_path / "seg" / "v000.dcm")
     else:
         with pytest.raises(InputError) as e:
             export_dicom_seg(masks, tmp_path / "out", tmp_path / "src", tmp_path / "seg")

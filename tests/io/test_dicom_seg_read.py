@@ -5,12 +5,14 @@ import highdicom
 import numpy as np
 import pydicom
 import pytest
-from helpers.dicom import planes, write_series
+from helpers.dicom import make_enhanced, planes, write_series
 from helpers.volumes import TWO, one_line
 from pydicom.pixels.utils import pack_bits
 
 from ctseg.core.files import InputError
+from ctseg.data.challenge import read_challenge
 from ctseg.io.dicom import read_series, survey_dicom
+from ctseg.io.dicom_headers import Misfit
 from ctseg.io.dicom_import import import_dicom
 from ctseg.io.dicom_seg import make_segmentation
 from ctseg.io.dicom_seg_read import read_segments
@@ -190,6 +192,65 @@ def test_a_label_is_found_by_its_slices(case, tmp_path):
     seg.save_as(tmp_path / "src" / "seg.dcm")
     survey = survey_dicom(tmp_path / "src")
     assert len(survey.series[0].labels) == 1 and not survey.astray
+
+
+def no_places(seg, place_of):
+    "As written on an enhanced CT: each frame names a frame of it, and says nothing else of its place."
+    for frame in seg.PerFrameFunctionalGroupsSequence:
+        image = frame.DerivationImageSequence[0].SourceImageSequence[0]
+        image.ReferencedFrameNumber = place_of[image.ReferencedSOPInstanceUID]
+        del frame.PlanePositionSequence
+
+
+@pytest.mark.parametrize("placed", [True, False])
+@pytest.mark.parametrize("wrong", [False, True])
+def test_frames_that_name_frames_of_an_enhanced_ct(case, tmp_path, placed, wrong):
+    series, labels, seg, path = case
+    many, place_of = make_enhanced((tmp_path / "src").iterdir(), tmp_path / "many" / "ct", [4, 0, 2, 1, 5, 3])
+    positions = [frame.PlanePositionSequence for frame in seg.PerFrameFunctionalGroupsSequence]
+    if wrong: place_of = {uid: place % 6 + 1 for uid, place in place_of.items()}
+    no_places(seg, place_of)
+    for frame, position in zip(seg.PerFrameFunctionalGroupsSequence, positions):
+        if placed: frame.PlanePositionSequence = position
+        frame.DerivationImageSequence[0].SourceImageSequence[0].ReferencedSOPInstanceUID = many.SOPInstanceUID
+    enhanced, _ = read_series(tmp_path / "many")
+    if placed and wrong:
+        with pytest.raises(Misfit, match="off the slice"):
+            read(seg, path, enhanced)
+    else: assert same(read(seg, path, enhanced), labels) != wrong
+
+
+def test_a_frame_of_reference_of_its_own(case):
+    "Told where each frame lies on the slice that it names, refused where only the millimetres speak."
+    series, labels, seg, path = case
+    seg.FrameOfReferenceUID = "1.2.3"
+    found = read(seg, path, series)
+    assert same(found, labels) and "another frame of reference" in found.notes[0]
+    no_claims(seg)
+    with pytest.raises(Misfit, match="another frame of reference"):
+        read(seg, path, series)
+
+
+def test_slices_between_frames_are_unknown(case, tmp_path):
+    "Drawn on slices that are twice as thick."
+    series, labels, seg, path = case
+    labels[..., 1::2] = 0
+    labels[4:9, 3:7, [0, 2, 4]] = 1
+    make_segmentation(series, labels, TWO, "v000").save_as(tmp_path / "src" / "seg.dcm")
+    facts = import_dicom(tmp_path / "src", tmp_path / "out", classes=TWO)
+    s = read_challenge(tmp_path / "out")
+    assert s.known[:, 0].tolist() == [True, False, True, False, True, True] and "one of 2 slices" in facts["notes"][0]
+    import_dicom(tmp_path / "src", tmp_path / "test", classes=TWO, test_share=1)
+    assert (read_challenge(tmp_path / "test", "test").known == s.known).all()
+
+
+def test_two_objects_that_draw_one_structure_differently_are_told(case, tmp_path):
+    series, labels, seg, path = case
+    for name in ("a.dcm", "a copy.dcm"): seg.save_as(tmp_path / "src" / name)
+    assert import_dicom(tmp_path / "src", tmp_path / "one", classes=TWO)["notes"] == []
+    make_segmentation(series, np.roll(labels, 3, 0), TWO, "v000").save_as(tmp_path / "src" / "b.dcm")
+    notes = import_dicom(tmp_path / "src", tmp_path / "two", classes=TWO)["notes"]
+    assert len(notes) == 1 and "kidney_left, kidney_right" in notes[0]
 
 
 def fewer_places(seg):

@@ -9,8 +9,9 @@ from ctseg.core.files import InputError
 from ctseg.data.challenge import read_challenge
 from ctseg.data.mask_csv import write_masks
 from ctseg.io.index import read_index
-from ctseg.io.nifti import export_nifti, read_label_map
+from ctseg.io.nifti import export_nifti, read_label_map, read_nifti
 from ctseg.io.nifti_import import import_nifti
+from ctseg.io.slicing import Slicing
 
 
 def test_export_nifti_keeps_no_header(tmp_path):
@@ -61,3 +62,25 @@ def test_a_label_that_is_none_is_named(tmp_path, value):
     with pytest.raises(InputError) as e:
         read_label_map(tmp_path / "a.nii.gz", labels.shape, GRID)
     assert f"it holds {value:g}; expected whole numbers from 0 to 255" in one_line(e)
+
+
+@pytest.mark.parametrize("at", [-6, .5])
+def test_a_packed_file_with_a_flipped_bit(tmp_path, at):
+    "The voxels can be read, and only the checksum at the end tells that they are not what was written."
+    save(HU, tmp_path/"a.nii.gz")
+    content = bytearray((tmp_path/"a.nii.gz").read_bytes())
+    content[at if at < 0 else int(at*len(content))] ^= 1
+    (tmp_path/"a.nii.gz").write_bytes(content)
+    with pytest.raises(InputError) as e:
+        read_nifti(tmp_path/"a.nii.gz")
+    assert "damaged" in one_line(e)
+
+
+def test_a_sheared_volume_is_cut_in_its_own_plane_only(tmp_path):
+    "As a tilted gantry leaves it: its slices are pictures, what crosses them is not."
+    sheared = np.diag([1., 1, 3, 1])
+    sheared[1, 2] = 1
+    save(HU, tmp_path/"src"/"a.nii.gz", sheared)
+    assert import_nifti(tmp_path/"src", tmp_path/"out", classes=TWO)["train"] == HU.shape[2]
+    with pytest.raises(InputError, match="sheared"):
+        import_nifti(tmp_path/"src", tmp_path/"across", Slicing(orientation="RSP"), TWO)

@@ -36,6 +36,12 @@ PAIRS = [
     ("imagesTr/img0001", "labelsTr/label0001"),
     ("case_0/imaging", "case_0/segmentation"),
     ("p1", "labels/p1"),
+    ("sub-1_ct", "sub-1_dseg"),
+    ("p1", "p1_msk"),
+    ("p1", "p1_manual_seg"),
+    ("ct_train_1001_image", "ct_train_1001_label"),
+    ("images/p1", "labelsTr/p1"),
+    ("imagesTr/p1_0000", "masks/p1"),
 ]
 
 

@@ -169,3 +169,53 @@ def test_contours_between_the_slices_are_told(tmp_path, off, told):
     facts = import_dicom(tmp_path / "src", tmp_path / "out")
     assert (read_challenge(tmp_path / "out").masks > 0).sum((1, 2)).tolist() == [0, 36, 0, 0, 0]
     assert any(f"up to {off:.1f} mm off" in note for note in facts["notes"]) == told
+
+
+def spaces_of(src, *spaces):
+    "Give each structure its frame of reference; `None`: that of the series."
+    rt = pydicom.dcmread(src / "rt.dcm")
+    ours = pydicom.dcmread(next(src.glob("IM*"))).FrameOfReferenceUID
+    for roi, space in zip(rt.StructureSetROISequence, spaces):
+        roi.ReferencedFrameOfReferenceUID = space or ours
+    rt.save_as(src / "rt.dcm")
+
+
+def name_slices(src, height_of):
+    "Let each contour name the slice at a height."
+    rt = pydicom.dcmread(src / "rt.dcm")
+    uids = {float(one.ImagePositionPatient[2]): one.SOPInstanceUID for one in map(pydicom.dcmread, src.glob("IM*"))}
+    for roi in rt.ROIContourSequence:
+        for contour in roi.ContourSequence:
+            uid = uids[height_of(float(contour.ContourData[2]))]
+            contour.ContourImageSequence = [item(ReferencedSOPInstanceUID=uid)]
+    rt.save_as(src / "rt.dcm")
+
+
+def test_a_structure_of_another_frame_of_reference(tmp_path):
+    "Millimetres of an MR say nothing of the CT; contours that name slices of the CT are on it, and told."
+    src = tmp_path / "src"
+    flat_series(src)
+    write_rt(src, [("node", [box(2, 2.5, 8.5)]), ("on mr", [box(4, 2.5, 8.5)])])
+    spaces_of(src, None, "1.2.3")
+    facts = import_dicom(src, tmp_path / "out")
+    assert read_challenge(tmp_path / "out").classes.names == ("node",) and facts["notes"] == []
+    assert facts["labels_unusable"] == ["on mr (in another frame of reference than the series)"]
+    name_slices(src, lambda z: z)
+    facts = import_dicom(src, tmp_path / "named")
+    assert read_challenge(tmp_path / "named").classes.names == ("node", "on_mr") and len(facts["notes"]) == 1
+
+
+def test_contours_that_name_other_slices_are_told(tmp_path):
+    flat_series(tmp_path / "src")
+    write_rt(tmp_path / "src", [("node", [box(2, 2.5, 8.5), box(4, 2.5, 8.5)])])
+    name_slices(tmp_path / "src", lambda z: 8)
+    notes = import_dicom(tmp_path / "src", tmp_path / "out")["notes"]
+    assert (read_challenge(tmp_path / "out").masks > 0).sum((1, 2)).tolist() == [0, 36, 36, 0, 0]
+    assert len(notes) == 1 and "2 contours" in notes[0] and "6.0 mm" in notes[0]
+
+
+def test_contours_beyond_the_scan_are_told(tmp_path):
+    flat_series(tmp_path / "src")
+    write_rt(tmp_path / "src", [("node", [box(z, 2.5, 8.5) for z in range(0, 20, 2)] + [box(8, 10, 30)])])
+    notes = import_dicom(tmp_path / "src", tmp_path / "out")["notes"]
+    assert ["5 of 11" in notes[0], "1 of 11" in notes[1]] == [True, True]

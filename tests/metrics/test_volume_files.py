@@ -158,3 +158,21 @@ def test_single_files_in_the_place_of_folders(tmp_path):
     pair(tmp_path, cube((2, 2, 2)), cube((2, 2, 2)))
     status, out, err = ctseg("evaluate", tmp_path/"truth/a.nii.gz", tmp_path/"pred/a.nii.gz")
     assert status == 2 and "give the folders" in err
+
+
+@pytest.mark.parametrize("tolerance", [-1., np.nan, np.inf])
+def test_a_tolerance_that_is_no_distance(tmp_path, tolerance):
+    with pytest.raises(InputError, match="tolerance"):
+        evaluate_volumes(*pair(tmp_path, cube((2, 2, 2)), cube((2, 2, 2))), tolerance=tolerance)
+
+
+def test_a_class_unknown_on_a_slice_is_not_scored_in_mm(tmp_path):
+    save(volume(0).hu, tmp_path/"src"/"imagesTs"/"p0.nii.gz", GRID)
+    save(volume(0).labels, tmp_path/"src"/"labelsTs"/"p0.nii.gz", GRID)
+    import_nifti(tmp_path/"src", tmp_path/"data", Slicing(), TWO, "all")
+    truth = tmp_path/"data"/"y_test.csv"
+    assert len(evaluate_csv_volumes(truth, truth)["facts"]["per_case"]) == 2
+    slices = len(read_challenge(tmp_path/"data", "test"))
+    write_json([[2]] + [[1, 2]]*(slices - 1), tmp_path/"data"/"annotated_labels_test.json")
+    rows = evaluate_csv_volumes(truth, truth)["facts"]["per_case"]
+    assert [row["structure"] for row in rows] == [TWO.names[1]]

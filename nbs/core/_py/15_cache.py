@@ -46,15 +46,16 @@ def others_may_write(folder: Path) -> bool:
     state = folder.stat()
     return state.st_uid != os.getuid() or bool(state.st_mode & (stat.S_IWGRP | stat.S_IWOTH))
 
-_told: set[Path] = set()
+_told: set[Path|None] = set()
 
 
 # %%
 #| export
 def own_cache(inside: str = "") -> Path | None:
     "The cache, or a folder `inside` it, made where it is missing; None, with a warning once, if it cannot be made or believed."
-    top = cache_dir()
+    top = None
     try:
+        top = cache_dir()
         top.parent.mkdir(parents=True, exist_ok=True)
         top.mkdir(mode=0o700, exist_ok=True)
         (top/inside).mkdir(mode=0o700, exist_ok=True)
@@ -63,9 +64,11 @@ def own_cache(inside: str = "") -> Path | None:
         problem = "others may write to it, chmod 700 it or choose another CTSEG_CACHE"
     except OSError as e:
         problem = e.strerror
+    except RuntimeError:  # of Path.home, for a user without an entry, as some containers have
+        problem = "no home folder is known, set HOME or CTSEG_CACHE"
     if top not in _told:
-        slower = "reading will not be faster next time"
-        warnings.warn(f"the cache {top} is not used, {slower}: {problem}")
+        which = f"the cache {top}" if top else "the cache"
+        warnings.warn(f"{which} is not used, reading will not be faster next time: {problem}")
     _told.add(top)
     return None
 

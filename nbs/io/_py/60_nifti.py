@@ -8,6 +8,7 @@
 
 # %%
 #| export
+import gzip
 import os
 import re
 import shutil
@@ -58,6 +59,24 @@ def _problem(path, error: Exception) -> str:
         return f"{content}); put the NIfTI itself there"
     return f"{type(error).__name__}); it is damaged or something else, copy it again"
 
+
+# %%
+print(_problem("scan.nii.gz", EOFError()))
+
+
+# %%
+#| export
+def _voxels_of(image, path) -> np.ndarray:
+    "The voxels of an image. A packed file is read to its end, where the checksum tells of a flipped bit."
+    packed = str(path).lower().endswith(".gz")
+    if not packed: return np.asanyarray(image.dataobj)
+    holder = import_volumes_package("nibabel").FileHolder
+    with gzip.open(path) as file:
+        unpacked = type(image).from_file_map({"image": holder(fileobj=file)})
+        voxels = np.asanyarray(unpacked.dataobj)
+        while file.read(1 << 20): pass
+    return voxels
+
 def _load_image(path):
     "A NIfTI image and its voxels; `InputError` for a file that is damaged or no NIfTI."
     nib = import_volumes_package("nibabel")
@@ -65,10 +84,10 @@ def _load_image(path):
     if not Path(path).is_file(): raise InputError(f"{path}: no such file")
     try:
         image = nib.load(path)
-        voxels = np.asanyarray(image.dataobj)
+        voxels = _voxels_of(image, path) if isinstance(image, nib.Nifti1Image) else None
     except Exception as e:  # nibabel, gzip and zlib raise a dozen kinds for a damaged file
         raise InputError(f"{path}: not a readable NIfTI file ({_problem(path, e)}") from None
-    if not isinstance(image, nib.Nifti1Image):
+    if voxels is None:
         raise InputError(f"{path}: not a NIfTI file; expected .nii or .nii.gz")
     return image, voxels
 

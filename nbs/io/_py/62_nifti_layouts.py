@@ -33,8 +33,8 @@ from fastcore.test import test_eq, test_fail
 # %%
 #| export
 _LABEL_WORDS = (
-    "segmentations?", "segs?", "segm", "masks?", "labels?", "labelmaps?", "lbls?", "gt", "ground_?truth",
-    "annotations?", "annos?", "contours?", "rois?", "gtvs?",
+    "segmentations?", "segs?", "segm", "masks?", "msks?", "labels?", "label_?maps?", "lbls?", "dseg", "gt",
+    "ground_?truth", "annotations?", "annos?", "contours?", "rois?", "gtvs?",
 )
 _REMARKS = r"(?:[-_. ]+(?:final|manual|auto|corrected|edited|new|v\d+))+$"
 _IMAGE_WORDS = ("imaging", "images?", "img", "volumes?", "vol", "scans?", "ct", "orig", "original")
@@ -59,19 +59,35 @@ def _strip(name: str, words: tuple[str, ...]) -> str|None:
             return (key or "").lower()
     return None
 
+def _without_image_words(name: str) -> str:
+    "A name without all the words that only say that it is an image, in small letters."
+    key = name.lower()
+    shorter = _strip(key, _IMAGE_WORDS)
+    while shorter:
+        key, shorter = shorter, _strip(shorter, _IMAGE_WORDS)
+    return key
+
+def without_remarks(name: str) -> str:
+    "A name without what is said of a version at its end: `p1_manual` is `p1`."
+    return re.sub(_REMARKS, "", name, flags=re.IGNORECASE)
+
+
+# %%
+print(_without_image_words("ct_train_1001_image"), without_remarks("p1_manual_v2"))
+
+
+# %%
+#| export
 def role_of(name: str) -> Role:
     "What the name of a case says: whose it is, and whether it is a label map."
     key = _strip(name, _LABEL_WORDS)
     if key is None:
-        without_remarks = re.sub(_REMARKS, "", name, flags=re.IGNORECASE)
-        key = _strip(without_remarks, _LABEL_WORDS)
+        key = _strip(without_remarks(name), _LABEL_WORDS)
     if key is not None:
         key = _strip(key, _LABEL_WORDS) or key  # Slicer: p1_Segmentation-label
-        shorter = _strip(key, _IMAGE_WORDS)
-        return Role(shorter or key, True)
-    key = _strip(name, _IMAGE_WORDS)
-    if key is None: key = name.lower()
-    return Role(key, False)
+        return Role(_without_image_words(key), True)
+    if _strip(name, _IMAGE_WORDS) == "": return Role("", False)
+    return Role(_without_image_words(name), False)
 
 
 # %%
@@ -114,7 +130,9 @@ def pair_files(
         by_key.setdefault(key, []).append(name)
     paired: dict[str, Path] = {}
     for name, path in maps.items():
-        owner = name if name in volumes else _owner(path, by_key.get(role_of(name).key, []))
+        key = role_of(name).key
+        candidates = by_key.get(key) or by_key.get(without_remarks(key), [])
+        owner = name if name in volumes else _owner(path, candidates)
         if owner in paired:
             image, other = volumes[owner].name, paired[owner].name
             raise InputError(f"{path}: a second label map of {image}, beside {other}; remove one of them")
@@ -206,27 +224,43 @@ def _among(folders: dict[str, str], wanted: set[str]) -> list[str]:
 
 # %%
 #| export
-def _nnunet_layouts(folders: dict[str, str]) -> list[Layout]:
-    "nnU-Net's folders, as far as they are there."
+def _nnunet_layouts(folders: dict[str, str], spare: str) -> list[Layout]:
+    "nnU-Net's folders, as far as they are there; `spare`: label maps of another name for the first."
     layouts = []
     for images, labels, split in _NNUNET:
-        if images in folders:
-            layouts.append(Layout(folders[images], folders.get(labels, ""), split))
+        if images not in folders: continue
+        theirs = folders.get(labels) or (spare if not layouts else "")
+        layouts.append(Layout(folders[images], theirs, split))
     return layouts
 
+def _spare_labels(folders: dict[str, str]) -> str:
+    "nnU-Net's folder of label maps where its folder of images is not there; \"\" if there is none."
+    spare = [labels for images, labels, _ in _NNUNET if labels in folders and images not in folders]
+    return folders[spare[0]] if spare else ""
+
+
+# %%
+print(_spare_labels({"images": "images", "labelstr": "labelsTr"}))
+
+
+# %%
+#| export
 def find_layouts(src: Path) -> list[Layout]:
     "Where the images and the label maps of a folder lie. Raises `InputError` if that is not clear."
     folders = _flat_folders(src)
     images = _the_one(src, _among(folders, _IMAGE_FOLDERS))
     labels = _the_one(src, _among(folders, _LABEL_FOLDERS))
     loose = bool(nifti_files(src))
-    layouts = _nnunet_layouts(folders)
+    layouts = _nnunet_layouts(folders, "" if images or loose else labels)
+    used = any(layout.labels == labels for layout in layouts)
+    if images or loose:
+        labels = labels or _spare_labels(folders)
     if images:
         layouts.append(Layout(images, labels, "train"))
     if loose:
         labels_of_loose = labels if labels and not images else "."
         layouts.append(Layout(".", labels_of_loose, "train"))
-    if labels and not images and not loose:
+    if labels and not images and not loose and not used:
         raise InputError(f"{src/labels}: label maps, and there is no folder of images beside it; "
                          "expected images/ and labels/")
     return layouts

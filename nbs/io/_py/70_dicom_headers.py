@@ -93,12 +93,15 @@ def _whole(value: str) -> str:
 for text in ("Li/slices", "Li1/IM2", "ALI_li"):
     print(f"{text:10}", re.sub(_whole("Li"), "…", text, flags=re.IGNORECASE))
 
-
 # %%
 #| export
+_NOBODY = {"ct", "dcm", "dicom", "image", "images", "series", "scan", "slice", "slices", "study", "patient",
+           "anonymous", "anonymized", "phantom"}  # words of files, which stand for a name where there is none
+
 def _name_pattern(name: str) -> list[str]:
     "Patterns for the words of a name, also for several run together: `DoeJane`."
-    words = sorted(re.findall(r"[^\W\d_]{2,}", name), key=len, reverse=True)
+    words = {word for word in re.findall(r"[^\W\d_]{2,}", name) if word.lower() not in _NOBODY}
+    words = sorted(words, key=lambda word: (-len(word), word))
     if not words: return []
     either = "|".join(map(re.escape, words))
     return [rf"(?<![^\W\d_])(?:{either})+(?![^\W\d_])"]

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from ctseg.io.dicom_headers import DicomFile, PatientNames
+from ctseg.io.dicom_headers import DicomFile, Misfit, PatientNames
 from ctseg.io.volumes import import_volumes_package
 from ctseg.io.walk import (
     check_folder, content_of, folders_below, foreign_kind, is_visible, visible_files,
@@ -261,32 +261,55 @@ def _look_at(path: Path, heap: Heap, order: int):
     if kind == "ct" and not series: heap.damaged.append(path)
     elif kind == "unknown object": _unreadable(path, heap)
     elif kind in ("ct", "label"):
-        entry = Entry(path, f"{series} {_text_of(header, 'PatientID')}", _text_of(header, "SOPInstanceUID"),
-                      _position_of(header), order)
+        patient = _text_of(header, "PatientID").strip() or _text_of(header, "PatientName")
+        instance = _text_of(header, "SOPInstanceUID")
+        entry = Entry(path, f"{series} {patient}", instance, _position_of(header), order)
         (heap.images if kind == "ct" else heap.labels).append(entry)
     elif kind: heap.passed_over[kind] += 1
 
 
 # %% [markdown]
-# A file that is no DICOM is counted where it may hold images after all: [archives and volumes of other programs](08_walk.ipynb), and what is
-# called `.dcm` and is something else. Pictures and notes are not.
+# A file that is no DICOM is counted where it may hold images after all: [archives and volumes of other programs](08_walk.ipynb), what is
+# called `.dcm` and is something else, and a file without an ending that holds nothing, or no text: a copy that was cut off. Pictures and notes
+# are not.
 
 # %%
 #| export
 _CALLED_DICOM = (".dcm", ".dicom", ".dic", ".ima")
 
+def _called_dicom(path: Path) -> bool:
+    "May a file be a DICOM by its name? Many have no ending, or only the last number of a UID."
+    named = path.name.lower().endswith(_CALLED_DICOM)
+    ending = path.suffix.removeprefix(".")
+    if named or (ending and not ending.isdigit()): return named
+    return not _is_text(_start_of(path))
+
+def _is_text(start: bytes) -> bool:
+    "Are these the first bytes of a text? None are not."
+    return bool(start) and all(byte >= 32 or byte in b"\t\n\f\r" for byte in start)
+
+
+# %%
+print([_is_text(start) for start in (b"", bytes(132), b"notes\n", "Größe".encode())])
+
+
+# %%
+#| export
 def _other_kind(path: Path) -> str:
     "What to count a file as that is no DICOM; \"\": it is not counted."
     kind = foreign_kind(path.name)
-    if kind or not path.name.lower().endswith(_CALLED_DICOM): return kind
+    if kind or not _called_dicom(path): return kind
     packed = content_of(path).startswith(("an archive", "packed"))
     return "packed file" if packed else "unreadable file"
 
 
 # %%
 (clinic/"axial"/"page.dcm").write_text("<html>403</html>")
-test_eq([_other_kind(clinic/"axial"/name) for name in ("page.dcm", "notes.txt", "a.zip")],
-        ["unreadable file", "", "packed file"])
+(clinic/"axial"/"README").write_text("notes")
+(clinic/"axial"/"IM0099").write_bytes(scan.read_bytes()[:100])
+names = ("page.dcm", "notes.txt", "a.zip", "README", "IM0099")
+test_eq([_other_kind(clinic/"axial"/name) for name in names],
+        ["unreadable file", "", "packed file", "", "unreadable file"])
 
 # %%
 #| export
@@ -353,6 +376,7 @@ _OF_FRAMES = {  # functional group → the elements in it that place and scale a
     "PlaneOrientationSequence": ("ImageOrientationPatient",),
     "PixelMeasuresSequence": ("PixelSpacing", "SliceThickness"),
     "PixelValueTransformationSequence": ("RescaleSlope", "RescaleIntercept"),
+    "FrameContentSequence": ("TemporalPositionIndex",),
 }
 
 def frame_item(frame, shared, sequence: str):
@@ -364,11 +388,18 @@ def frame_item(frame, shared, sequence: str):
 # %%
 #| export
 def frame_headers(header) -> list:
-    "A header for each frame of an enhanced image, as if it were a slice of its own."
+    """A header for each frame of an enhanced image, as if it were a slice of its own.
+
+    Raises `Misfit` unless it says of each frame where it lies.
+    """
     pydicom = import_volumes_package("pydicom")
     shared = (header.get("SharedFunctionalGroupsSequence") or [pydicom.Dataset()])[0]
+    places = header.get("PerFrameFunctionalGroupsSequence") or []
+    frames = int(header.get("NumberOfFrames") or 0)
+    if frames != len(places):
+        raise Misfit(f"it has {frames} frames and says of {len(places)} where they lie; export it again")
     headers = []
-    for number, frame in enumerate(header.get("PerFrameFunctionalGroupsSequence") or []):
+    for number, frame in enumerate(places):
         one = pydicom.Dataset()
         one.update({e.tag: e for e in header if e.VR != "SQ" and e.keyword != "NumberOfFrames"})
         one.file_meta = header.file_meta

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from ctseg.core.files import InputError, some_of
-from ctseg.io.dicom_headers import DicomFile, path_without_patient
+from ctseg.io.dicom_headers import DicomFile, Misfit, path_without_patient
 from ctseg.io.dicom_heap import Entry, Heap, read_heap
 from ctseg.io.dicom_references import find_about, references, slim_label
 from ctseg.io.dicom_series import Series, make_series, slices_in
@@ -52,7 +52,11 @@ def read_series(
     if len(numbers) > 1:
         raise InputError(f"{folder}: mixed slices, {len(numbers)} series in one folder; "
                          "give each a folder of its own")
-    series = make_series(slices_in(heap), folder, gaps)
+    try:
+        slices = slices_in(heap)
+    except Misfit as e:
+        raise InputError(_misfit(heap, heap.images[0], e)) from None
+    series = make_series(slices, folder, gaps)
     return series, series.read_voxels(folder)
 
 
@@ -61,6 +65,10 @@ def read_series(
 def _refuse_damaged(heap: Heap):
     "`InputError` if a file of a heap is damaged."
     for path in heap.damaged: raise InputError(_damage(heap, path))
+
+def _misfit(heap: Heap, entry: Entry, problem: Misfit) -> str:
+    "What is said of a file whose parts contradict each other."
+    return f"{heap.names.shown(entry.path)}: {problem}"
 
 def _damage(heap: Heap, path: Path) -> str:
     "What is said of a damaged file, and of one that may not be read."
@@ -141,6 +149,7 @@ print([len(group) for group in _joined(_without_copies(heap))], dict(heap.passed
 #| export
 _PHASES = (
     "TemporalPositionIdentifier",
+    "TemporalPositionIndex",
     "AcquisitionNumber",
     "NominalPercentageOfCardiacPhase",
     "TriggerTime",
@@ -319,6 +328,7 @@ class _Surveyor:
         "Read a series, or several phases of one."
         heap = self.heap
         try: files = slices_in(heap, entries)
+        except Misfit as e: return self.fail(_misfit(heap, entries[0], e))
         except Exception: return self.fail(_damage(heap, entries[0].path))
         for part in _without_surveys(files, heap.src, self.orientation, self.gaps):
             for phase in _by_phase(part): self._read_one(phase)

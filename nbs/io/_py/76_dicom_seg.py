@@ -136,6 +136,17 @@ _ABOUT = {
 
 # %%
 #| export
+def _slice_mm(series: Series) -> float:
+    "How far the slices of a series are apart, mm."
+    return round(float(abs(series.affine[:3, 2] @ series.normal)), 6)
+
+
+# %%
+print(_slice_mm(s))
+
+
+# %%
+#| export
 def make_segmentation(
     series: Series,
     labels: np.ndarray, # uint8 [columns, rows, slices], class ids
@@ -155,6 +166,8 @@ def make_segmentation(
     number[ids] = range(1, len(ids) + 1)
     segments = [_describe(n, classes.name(i), classes.colours[i]) for n, i in enumerate(ids, 1)]
     sources = [result_header(header, id, keep_patient) for header in headers]
+    for source in sources:  # viewers need one; the scan may lack it
+        source.SliceThickness = source.SliceThickness or _slice_mm(series)
     frames = number[labels].transpose(2, 1, 0)
     uids = {"series_instance_uid": hd.UID(), "sop_instance_uid": hd.UID()}
     try:

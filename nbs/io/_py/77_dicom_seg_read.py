@@ -19,7 +19,8 @@ from ctseg.io.dicom_headers import Misfit
 from ctseg.io.dicom_heap import frame_item, read_file
 from ctseg.io.dicom_series import Series
 from ctseg.io.rtstruct import DrawnStructure
-from ctseg.io.seg_parts import check_counts, check_length, segment_names
+from ctseg.io.seg_frames import Frame, frame_shape, in_other_space, read_frames, seg_kind, shared_groups
+from ctseg.io.seg_parts import check_length, segment_names
 from ctseg.io.volumes import import_volumes_package
 
 # %%
@@ -55,133 +56,11 @@ print(
 )
 
 # %% [markdown]
-# ## Frames
-#
-# What the segments are called, and whether the parts of the file fit together, is settled [before](76_seg_parts.ipynb).
-
-# %%
-print(segment_names(seg))
-
-
-# %%
-#| export
-class Frame(NamedTuple):
-    "Where a frame lies; vectors as DICOM counts, left, back, up."
-    number: int # in the file, from 0
-    segment: int # 0: a label map, whose pixels are numbers of segments
-    origin: np.ndarray # float [3], mm: the centre of the first pixel
-    axes: np.ndarray # float [2,3], mm: from column to column, from row to row
-    source: str # the one slice that it is said to be drawn on, "" if none or several
-    preserved: bool # "spatial locations preserved": claims to lie on the pixels of that slice
-
-    @property
-    def normal(self) -> np.ndarray:
-        "The direction of the frame's stack, float [3]."
-        normal = np.cross(*self.axes)
-        return normal/np.linalg.norm(normal)
-
-
-# %%
-#| export
-def _source_of(frame, shared) -> tuple[str, bool]:
-    "The only slice that a frame refers to, and whether it claims to lie on its pixels."
-    derivation = frame_item(frame, shared, "DerivationImageSequence")
-    if derivation is None: return "", False
-    images = derivation.get("SourceImageSequence") or []
-    if len(images) != 1: return "", False
-    image = images[0]
-    uid = str(image.get("ReferencedSOPInstanceUID") or "")
-    preserved = image.get("SpatialLocationsPreserved") == "YES"
-    return uid, preserved
-
-def _shared(header):
-    "What all frames of a segmentation have in common."
-    groups = header.get("SharedFunctionalGroupsSequence")
-    if groups: return groups[0]
-    pydicom = import_volumes_package("pydicom")
-    return pydicom.Dataset()
-
-
-# %%
-#| export
-def _segment_of(frame, shared, names: dict[int, str], kind: str) -> int:
-    "The number of a frame's segment; 0 for a label map."
-    if kind == "LABELMAP": return 0
-    item = frame_item(frame, shared, "SegmentIdentificationSequence")
-    if item is not None and item.get("ReferencedSegmentNumber"):
-        return int(item.ReferencedSegmentNumber)
-    if len(names) == 1:
-        return next(iter(names))
-    raise Misfit("its SEG does not say which segment a frame belongs to; export it again")
-
-
-# %%
-#| export
-_SEQUENCE_OF = {
-    "ImagePositionPatient": "PlanePositionSequence",
-    "ImageOrientationPatient": "PlaneOrientationSequence",
-    "PixelSpacing": "PixelMeasuresSequence",
-}
-
-def _place_value(frame, shared, below, tag: str) -> np.ndarray:
-    "One element of a frame's place; what it does not say is taken from the header of the slice below it."
-    value = None
-    item = frame_item(frame, shared, _SEQUENCE_OF[tag])
-    if item is not None:
-        value = item.get(tag)
-    if value is None and below is not None:
-        value = below.get(tag)
-    if value is None:
-        raise Misfit(f"its SEG does not say where its frames lie ({tag}); export it again")
-    return np.array(value, float)
-
-def _grid_of(frame, shared, below) -> tuple[np.ndarray, np.ndarray]:
-    "Origin float [3] and axes float [2,3] of a frame; `below`: the header of the slice below it, or `None`."
-    origin = _place_value(frame, shared, below, "ImagePositionPatient")
-    directions = _place_value(frame, shared, below, "ImageOrientationPatient")
-    spacing = _place_value(frame, shared, below, "PixelSpacing")
-    columns, rows = directions.reshape(2, 3)
-    between_rows, between_columns = spacing
-    axes = np.stack([columns*between_columns, rows*between_rows])
-    return origin, axes
-
-
-# %%
-#| export
-def _kind(header) -> str:
-    "BINARY, FRACTIONAL or LABELMAP."
-    return str(header.get("SegmentationType") or "BINARY")
-
-def _frame_shape(header) -> tuple[int, int]:
-    "Columns and rows of a frame."
-    return int(header.Columns), int(header.Rows)
-
-def read_frames(header, series: Series) -> list[Frame]:
-    "Where the frames of a DICOM SEG lie. Raises `Misfit` if one does not say so."
-    names = segment_names(header)
-    kind = _kind(header)
-    check_counts(header)
-    shared = _shared(header)
-    slice_numbers = {uid: k for k, uid in enumerate(series.uids)}
-    same_size = _frame_shape(header) == series.shape[:2]
-    frames = []
-    for number, frame in enumerate(header.get("PerFrameFunctionalGroupsSequence") or []):
-        source, preserved = _source_of(frame, shared)
-        placed = frame_item(frame, shared, "PlanePositionSequence") is not None
-        below = None
-        if source not in slice_numbers:
-            source = ""
-        elif same_size and not placed:
-            below = series.headers[slice_numbers[source]]
-        origin, axes = _grid_of(frame, shared, below)
-        segment = _segment_of(frame, shared, names, kind)
-        frames.append(Frame(number, segment, origin, axes, source, preserved))
-    return frames
-
+# Where its frames lie is [read first](76_seg_frames.ipynb).
 
 # %%
 frames = read_frames(seg, s)
-print(frames[0].segment, frames[0].origin.round(2), frames[0].axes.round(2).tolist(), frames[0].preserved)
+print(segment_names(seg), len(frames))
 
 # %% [markdown]
 # ## Where a frame meets the series
@@ -251,8 +130,8 @@ def _most_beside(slices: _Slices) -> float:
 
 def _check_claims(frame: Frame, shape: tuple[int, int], series: Series, slices: _Slices):
     "`Misfit` for a frame that claims to lie on a slice and lies elsewhere."
-    if not frame.source: return
-    claimed = [k for k, uid in enumerate(series.uids) if uid == frame.source]
+    claimed = frame.claimed
+    if not claimed: return
     height = frame.origin @ slices.normal
     off = min(abs(height - slices.heights[k]) for k in claimed)
     if off > _most_off(slices):
@@ -275,7 +154,7 @@ test_fail(lambda: _check_claims(moved, (seg.Columns, seg.Rows), s, slices), cont
 #| export
 def _frame_spacing(heights: np.ndarray, header) -> float:
     "Mm from frame to frame: as the header says, else the least step between frames, else their thickness."
-    measures = frame_item({}, _shared(header), "PixelMeasuresSequence") or {}
+    measures = frame_item({}, shared_groups(header), "PixelMeasuresSequence") or {}
     spacing = float(measures.get("SpacingBetweenSlices") or 0)
     thickness = float(measures.get("SliceThickness") or 0)
     if spacing: return spacing
@@ -304,13 +183,28 @@ print(
 
 # %%
 #| export
+def _check_space(header, frames: list[Frame], series: Series):
+    "`Misfit` for frames in another frame of reference, unless each names its slice."
+    if not in_other_space(header, series) or all(frame.claimed for frame in frames):
+        return
+    raise Misfit("its SEG lies in another frame of reference than its series and does not say "
+                 "on which slices it was drawn; export it again, on this series")
+
+
+# %%
+_check_space(seg, frames, s)
+
+
+# %%
+#| export
 def slices_of_frames(header, frames: list[Frame], series: Series) -> list[list[int]]:
     """For each frame the slices that take it; none if it lies off the volume or another frame is nearer.
 
     Raises `Misfit` for frames that are not parallel to the slices, or that contradict themselves.
     """
     slices = _slices_of(series)
-    shape = _frame_shape(header)
+    shape = frame_shape(header)
+    _check_space(header, frames, series)
     for frame in frames:
         if abs(frame.normal @ slices.normal) < _PARALLEL:
             raise Misfit("its SEG has frames in another plane than the slices of its series; "
@@ -435,7 +329,7 @@ print(first.shape, first.all(), placer.exact, placer.cropped)
 #| export
 def _unpacked(header) -> Iterator[np.ndarray]:
     "The frames of one bit a pixel. They follow each other without a gap, so one may begin within a byte."
-    columns, rows = _frame_shape(header)
+    columns, rows = frame_shape(header)
     size = rows*columns
     total = int(header.NumberOfFrames)*size
     data = np.frombuffer(header.PixelData, np.uint8)
@@ -460,12 +354,12 @@ def _decoded(path: Path, header) -> Iterator[np.ndarray]:
         pixels = import_volumes_package("pydicom.pixels")
         yield from pixels.iter_pixels(path, raw=True)
     else:
-        columns, rows = _frame_shape(header)
+        columns, rows = frame_shape(header)
         yield from header.pixel_array.reshape(-1, rows, columns)
 
 def _drawn(pixels: np.ndarray, header, segment: int) -> dict[int, np.ndarray]:
     "Segment → what is drawn of it on a frame, bool [rows, columns]."
-    kind = _kind(header)
+    kind = seg_kind(header)
     if kind == "LABELMAP":
         numbers = np.unique(pixels)
         return {int(number): pixels == number for number in numbers if number}
@@ -507,11 +401,9 @@ def read_segments(
     names = segment_names(header)
     frames = read_frames(header, series)
     taken = slices_of_frames(header, frames, series)
-    masks = {}
-    for number, name in names.items():
-        if wanted is None or wanted(name):
-            masks[number] = np.zeros(series.shape, bool)
-    placer = _Placer(series, _frame_shape(header))
+    numbers = [number for number, name in names.items() if wanted is None or wanted(name)]
+    masks = {number: np.zeros(series.shape, bool) for number in numbers}
+    placer = _Placer(series, frame_shape(header))
     lost = 0
     for frame, pixels in zip(frames, _decoded(path, header)):
         slices = taken[frame.number]
@@ -523,11 +415,58 @@ def read_segments(
             if not slices and drawn.any(): lost += 1
             for k in slices:
                 masks[segment][..., k] |= placer.place(frame, drawn, k)
+    notes = _notes(placer, lost, frames) + _off_slices(frames, taken, series)
+    apart = slices_apart(taken)
+    notes += _doubts(in_other_space(header, series), apart)
+    return Segments(_structures(masks, names, apart > 1), notes)
+
+
+# %% [markdown]
+# Where frames lie on every second slice only, as on a scan of thicker slices, nobody says what is between them.
+
+# %%
+#| export
+def slices_apart(
+    taken: list[list[int]], # for each frame its slices
+) -> int:
+    "How many slices the frames of a SEG are apart, at least; 1 if that is not known."
+    numbers = sorted({k for its_slices in taken for k in its_slices})
+    return int(np.diff(numbers).min()) if len(numbers) > 1 else 1
+
+def _doubts(other_space: bool, apart: int) -> list[str]:
+    "What to tell of a frame of reference of its own, and of frames that lie several slices apart."
+    notes = []
+    if other_space:
+        notes.append("its SEG says that it lies in another frame of reference than the series; "
+                     "it was put on the slices that it names")
+    if apart > 1:
+        notes.append(f"its SEG has frames on one of {apart} slices; "
+                     "on those between, its segments are unknown")
+    return notes
+
+
+# %%
+print(slices_apart([[3], [4], [4]]), slices_apart([[0], [4], [2]]), slices_apart([[5]]), _doubts(False, 2))
+
+
+# %%
+#| export
+def _structures(masks: dict[int, np.ndarray], names: dict[int, str], gaps: bool) -> list[DrawnStructure]:
+    "The masks with their names. With `gaps`, slices between two of a segment may hold it too."
     structures = []
     for number, mask in masks.items():
-        structures.append(DrawnStructure(names[number], mask, mask.any((0, 1))))
-    notes = _notes(placer, lost, frames) + _off_slices(frames, taken, series)
-    return Segments(structures, notes)
+        slices = mask.any((0, 1))
+        if gaps and slices.any():
+            first, last = np.flatnonzero(slices)[[0, -1]]
+            slices[first:last + 1] = True
+        structures.append(DrawnStructure(names[number], mask, slices))
+    return structures
+
+
+# %%
+drawn = np.zeros((1, 1, 6), bool)
+drawn[..., [1, 3]] = True
+print([_structures({1: drawn}, {1: "liver"}, gaps)[0].slices.astype(int) for gaps in (False, True)])
 
 
 # %%

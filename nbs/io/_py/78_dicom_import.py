@@ -16,18 +16,19 @@ from pathlib import Path
 import numpy as np
 
 from ctseg.core.anatomy import ClassMap, RAIDIUM54
-from ctseg.core.files import InputError, read_json
+from ctseg.core.files import InputError, read_json, some_of
 from ctseg.io.cases import Case
 from ctseg.io.dicom import LabelledSeries, Survey, survey_dicom
 from ctseg.io.dicom_headers import DicomFile, label_errors
 from ctseg.io.dicom_heap import read_file
-from ctseg.io.dicom_seg_read import off_slices_note, read_segments, segments_outside
+from ctseg.io.dicom_seg_read import read_segments, segments_outside
 from ctseg.io.cutting import Work, file_stamp
 from ctseg.io.dicom_series import series_notes
 from ctseg.io.folders import write_volumes
 from ctseg.io.rtstruct import (
-    DrawnStructure, draw_region, empty_names, leaves_plane, meets_volume, off_plane, read_regions,
+    DrawnStructure, draw_region, empty_names, leaves_plane, meets_volume, read_regions,
 )
+from ctseg.io.rt_places import contour_notes, in_other_space
 from ctseg.io.seg_parts import segment_names
 from ctseg.io.slicing import Slicing
 from ctseg.io.volumes import Volume, class_flags, combine
@@ -217,6 +218,8 @@ def _sort_regions(header, series, labels: Labels):
     for region in read_regions(header):
         if not region.rings:
             labels.unusable.append(f"{region.name} (no closed contours)")
+        elif in_other_space(series, region):
+            labels.unusable.append(f"{region.name} (in another frame of reference than the series)")
         elif not meets_volume(series, region):
             labels.outside.append(region.name)
         elif leaves_plane(series, region):
@@ -255,6 +258,11 @@ class _Drawn:
     structures: list[DrawnStructure]
     notes: list[str]
 
+def _is_usable(series, region) -> bool:
+    "Is a region drawn on the slices of a series?"
+    if in_other_space(series, region): return False
+    return meets_volume(series, region) and not leaves_plane(series, region)
+
 def _drawn_structures(file: DicomFile, series, src: Path, wanted) -> _Drawn:
     "The structures of a label object of which `wanted` tells by the name that they are to be read."
     with label_errors(file, src):
@@ -262,11 +270,9 @@ def _drawn_structures(file: DicomFile, series, src: Path, wanted) -> _Drawn:
             segments = read_segments(file.path, series, wanted)
             return _Drawn(segments.structures, [f"{file.shown(src)}: {note}" for note in segments.notes])
         regions = [r for r in read_regions(read_file(file.path)) if r.rings and wanted(r.name)]
-        usable = [r for r in regions if meets_volume(series, r) and not leaves_plane(series, r)]
-        off = max((off_plane(series, region) for region in usable), default=0.)
-        notes = off_slices_note(off, series, "contours of its RTSTRUCT")
+        usable = [region for region in regions if _is_usable(series, region)]
         drawn = [draw_region(series, region) for region in usable]
-        return _Drawn(drawn, [f"{file.shown(src)}: {note}" for note in notes])
+        return _Drawn(drawn, [f"{file.shown(src)}: {note}" for note in contour_notes(series, usable)])
 
 
 # %%
@@ -280,6 +286,22 @@ print([(d.name, d.mask.sum()) for d in drawn.structures], drawn.notes)
 
 # %%
 #| export
+def _unite(structures: dict[str, DrawnStructure], name: str, structure: DrawnStructure):
+    "Add a structure to those of its name."
+    before = structures.setdefault(name, structure)
+    if before is structure: return
+    both = before.mask | structure.mask, before.slices | structure.slices
+    structures[name] = DrawnStructure(name, *both)
+
+def _differs(one: DrawnStructure|None, other: DrawnStructure) -> bool:
+    "Were two structures drawn on a common slice, and not alike?"
+    if one is None: return False
+    common = one.mask.any((0, 1)) & other.mask.any((0, 1))
+    return not np.array_equal(one.mask[..., common], other.mask[..., common])
+
+
+# %%
+#| export
 def _united(
     labelled: LabelledSeries,
     src: Path,
@@ -290,13 +312,15 @@ def _united(
     united, notes = {}, []
     for file in labelled.labels:
         drawn = _drawn_structures(file, labelled.series, src, lambda label: renaming.name(label) in names)
-        notes += drawn.notes
+        mine: dict[str, DrawnStructure] = {}
         for structure in drawn.structures:
-            name = renaming.name(structure.name)
-            before = united.setdefault(name, structure)
-            if before is structure: continue
-            both = before.mask | structure.mask, before.slices | structure.slices
-            united[name] = DrawnStructure(name, *both)
+            _unite(mine, renaming.name(structure.name), structure)
+        differing = [name for name, one in mine.items() if _differs(united.get(name), one)]
+        notes += drawn.notes
+        if differing:
+            notes.append(f"{file.shown(src)}: {some_of(differing)} drawn differently in another object too; "
+                         "both were put together, keep one of them if they are two versions")
+        for name, structure in mine.items(): _unite(united, name, structure)
     return united, notes
 
 

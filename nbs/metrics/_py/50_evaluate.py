@@ -243,7 +243,7 @@ with tempfile.TemporaryDirectory() as d:
 
 # %%
 #| export
-def _examined_beside(truth: Path) -> Path | str:
+def examined_beside(truth: Path) -> Path | str:
     "The list beside a truth that says what was examined; a test without one was examined for every class."
     if is_train_table(truth): return truth.parent/"annotated_labels.json"
     beside = truth.parent/TEST_EXAMINED
@@ -252,7 +252,7 @@ def _examined_beside(truth: Path) -> Path | str:
 
 
 # %%
-print(_examined_beside(Path("data/y_train.csv")).name, _examined_beside(Path("data/y_test.csv")))
+print(examined_beside(Path("data/y_train.csv")).name, examined_beside(Path("data/y_test.csv")))
 
 
 # %%
@@ -269,7 +269,7 @@ def evaluate_files(
     names, true = read_masks(truth, classes=class_map, size=(1, -1), ignore=True)  # a Dice asks for no shape
     _, predicted = read_masks(prediction, names=names, size=true.shape[1:], classes=class_map, cache=False)
     if annotated is None:
-        annotated = _examined_beside(truth)
+        annotated = examined_beside(truth)
     if str(annotated) == "all":
         known = None
     elif str(annotated) == "present":
