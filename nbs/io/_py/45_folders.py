@@ -24,6 +24,7 @@ from ctseg.io.canvas import place_on_squares
 from ctseg.io.cases import Case, check_test, name_cases, set_aside_test
 from ctseg.io.cutting import CutFile, Work, cut_cases, parts_folder
 from ctseg.io.outputs import index_seal, new_folder, output_name
+from ctseg.io.renaming import RenamedSlices, told_alone
 from ctseg.io.slicing import Slicing
 
 # %%
@@ -262,6 +263,18 @@ test_fail(lambda: _prepare([], work/"new", Slicing(), 0., None), contains="no vo
 
 # %%
 #| export
+def rename_splits(splits: dict[str, Split], renamed: RenamedSlices) -> dict:
+    "Give the masks of all splits the new numbers, in place; facts."
+    alone = 0
+    for split in splits.values():
+        alone += renamed.parts_alone(split.known)
+        split.known = renamed.apply(split.masks, split.known)
+    labelled = sum(int(split.known.any(1).sum()) for split in splits.values())
+    return {"classes": len(renamed.classes), "labelled": labelled} | told_alone(alone)
+
+
+# %%
+#| export
 def write_volumes(
     cases: list[Case],
     out, # the challenge folder, new
@@ -270,6 +283,7 @@ def write_volumes(
     test_share: float = 0., # share of the patients set aside as a test
     key = None, # where to write the table volume → source, outside `out`; `None`: nowhere
     work: Work|None = None, # how many processes, what to do with damaged volumes
+    renamed: RenamedSlices|None = None, # the classes under the names to write
 ) -> dict: # facts about what was written
     """Cut volumes into a challenge folder with an `index.json`. Each volume is loaded once and let go.
 
@@ -287,9 +301,11 @@ def write_volumes(
         splits = {}
         for name, those in parts.items():
             splits[name] = gather_split(those, len(classes), side, parts_folder(out)/name)
+        facts, entries = _facts(cut, classes, work), {one.case.id: one.entry for one in cut}
+        if renamed: facts |= rename_splits(splits, renamed)
         with private_key([one.case for one in cut], key):
-            counts = write_splits(out, classes, {one.case.id: one.entry for one in cut}, splits)
-    return _facts(cut, classes, work) | counts | {"size": side}
+            counts = write_splits(out, renamed.classes if renamed else classes, entries, splits)
+    return facts | counts | {"size": side}
 
 
 # %% [markdown]

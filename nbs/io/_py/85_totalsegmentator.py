@@ -24,6 +24,7 @@ from ctseg.io.cutting import Work, file_stamp
 from ctseg.io.folders import write_volumes
 from ctseg.io.nifti import nifti_files
 from ctseg.io.nifti_import import load_structures
+from ctseg.io.renaming import read_renaming, renamed_classes, unused_lines
 from ctseg.io.slicing import Slicing
 from ctseg.io.volumes import class_flags
 
@@ -218,6 +219,7 @@ def import_totalsegmentator(
     out, # the challenge folder, new
     slicing: Slicing = Slicing(window="random", per_volume=2, min_body=90., size=256, spacing="fit"),
     classes: ClassMap|str|None = None, # some of the 54 classes, or a `class_names.json`; `None`: all
+    rename: dict|str|None = None, # one of the 54 → class name, or the path of such a JSON
     **work, # of `Work`: workers, skip_damaged, progress
 ) -> dict: # facts
     """Cut the data set into a challenge folder with the 54 classes.
@@ -235,8 +237,10 @@ def import_totalsegmentator(
     if not cases:
         raise InputError(f"{src}: no subjects in it; expected s0000/ct.nii.gz and s0000/segmentations/, "
                          "unpacked from the Zenodo file")
-    facts = write_volumes(cases, out, classes, slicing, work=Work(**work))
-    return facts | {"test_subjects_left_out": len(subjects) - len(cases)}
+    renaming = read_renaming(rename, Path(out).name)
+    unused, renamed = unused_lines(renaming, classes.names), renamed_classes(classes, renaming)
+    facts = write_volumes(cases, out, classes, slicing, work=Work(**work), renamed=renamed)
+    return facts | unused | {"test_subjects_left_out": len(subjects) - len(cases)}
 
 
 # %%
