@@ -130,7 +130,7 @@ def import_kind(
         shared = {"window", "size", "classes", "annotated", "rename"}
         fitting_options(kind, shared, options | cut)
         return kinds[kind](*places, **png_options(options | cut, only_png), rename=options["rename"])
-    more = fitting_options(kind, takes, options | only_png) | how
+    more = fitting_options(kind, {*takes, "rename"}, options | only_png) | how
     if cut["window"] and "," in cut["window"]:
         cut["window"] = parse_window(cut["window"])
     slicing = replace(takes["slicing"].default, **without_none(cut))

@@ -132,6 +132,7 @@ def _check_left(cut: list[CutFile], work: Work, out: Path):
     if cut: return
     raise InputError(f"{out}: nothing is left to import, all is damaged; such as {work.left_out[0]}")
 
+# %% ../../nbs/io/45_folders.ipynb #01792e1e
 def _facts(cut: list[CutFile], classes: ClassMap, work: Work) -> dict:
     "Facts about volumes that were cut."
     patients = {one.case.patient for one in cut}
@@ -171,6 +172,15 @@ def rename_splits(splits: dict[str, Split], renamed: RenamedSlices) -> dict:
     return {"classes": len(renamed.classes), "labelled": labelled} | told_alone(alone)
 
 # %% ../../nbs/io/45_folders.ipynb #42d1eaeb
+def _gathered(cut: list[CutFile], C: int, slicing: Slicing, out: Path) -> dict[str, Split]:
+    "The arrays of both splits, in files beside what was cut."
+    side, parts = _common_side(cut, slicing, out), _by_split(cut)
+    splits = {}
+    for name, those in parts.items():
+        splits[name] = gather_split(those, C, side, parts_folder(out)/name)
+    return splits
+
+# %% ../../nbs/io/45_folders.ipynb #8706aa2f
 def write_volumes(
     cases: list[Case],
     out, # the challenge folder, new
@@ -179,12 +189,12 @@ def write_volumes(
     test_share: float = 0., # share of the patients set aside as a test
     key = None, # where to write the table volume → source, outside `out`; `None`: nowhere
     work: Work|None = None, # how many processes, what to do with damaged volumes
-    renamed: RenamedSlices|None = None, # the classes under the names to write
+    renamed: RenamedSlices|None = None, # the names to write
 ) -> dict: # facts about what was written
     """Cut volumes into a challenge folder with an `index.json`. Each volume is loaded once and let go.
 
-    What is cut waits in a folder `OUT.parts` until all is. Raises `InputError` before the folder is written:
-    if it is in use, for contradictory labels, or for a test that is annotated in part.
+    What is cut waits in a folder `OUT.parts` until all is. `InputError` before anything is written:
+    for a folder in use, contradictory labels, a test annotated in part.
     """
     work = work or Work()
     out = _prepare(cases, out, slicing, test_share, key)
@@ -193,12 +203,11 @@ def write_volumes(
         stack.callback(shutil.rmtree, parts_folder(out), ignore_errors=True)
         _check_left(cut, work, out)
         check_test([one.case for one in cut])
-        side, parts = _common_side(cut, slicing, out), _by_split(cut)
-        splits = {}
-        for name, those in parts.items():
-            splits[name] = gather_split(those, len(classes), side, parts_folder(out)/name)
-        facts, entries = _facts(cut, classes, work), {one.case.id: one.entry for one in cut}
+        splits = _gathered(cut, len(classes), slicing, out)
+        facts = _facts(cut, classes, work)
+        entries = {one.case.id: one.entry for one in cut}
         if renamed: facts |= rename_splits(splits, renamed)
+        named = renamed.classes if renamed else classes
         with private_key([one.case for one in cut], key):
-            counts = write_splits(out, renamed.classes if renamed else classes, entries, splits)
-    return facts | counts | {"size": side}
+            counts = write_splits(out, named, entries, splits)
+    return facts | counts | {"size": _common_side(cut, slicing, out)}

@@ -66,43 +66,59 @@ class _Lines:
 
     def find(self, label: str) -> tuple[str, bool]|None:
         "The class name of a label, and whether a line has this very label; `None` if no line speaks of it."
-        for table, key in ((self._exact, label.strip()), (self._spelled, same_spelling(label))):
-            if key in table: return table[key], True
+        stripped, spelled = label.strip(), same_spelling(label)
+        if stripped in self._exact:
+            return self._exact[stripped], True
+        if spelled in self._spelled:
+            return self._spelled[spelled], True
         written = class_name(label)
-        return (self.table[written], False) if written in self.table else None
+        if written in self.table:
+            return self.table[written], False
+        return None
 
     def about(self, label: str) -> list[str]:
         "The lines about a label."
-        if self.find(label) is None: return []
-        spelled, written = same_spelling(label), class_name(label)
-        return [line for line in self.table if same_spelling(line) == spelled or line == written]
+        if self.find(label) is None:
+            return []
+        written = class_name(label)
+        spelled = same_spelling(label)
+        return [line for line in self.table if line == written or same_spelling(line) == spelled]
 
 
 # %%
 #| export
-class Renaming:
-    "Labels of a clinic as class names."
+class _SourceLines:
+    "The lines of a renaming for one source."
     def __init__(
         self,
         rename: dict[str, str]|None = None,
         source: str = "", # name of the folder: its own lines, `source/label`, go first
         where: str = "rename", # what a message calls the table
     ):
-        self.table, self.source, self.where = rename or {}, source, where
+        self.table = rename or {}
+        self.source = source
+        self.where = where
         prefix = f"{source}/"
         named = [line for line in self.table if source and line.startswith(prefix)]
         own = {line.removeprefix(prefix): self.table[line] for line in named}
-        self._own, self._all = _Lines(own), _Lines(self.table)
+        self._own = _Lines(own)
+        self._all = _Lines(self.table)
 
     @property
     def lines(self) -> list[tuple[str, str]]:
         "What it says for this source, sorted: the same lines make the same names."
-        return sorted((self._all.table | self._own.table).items())
+        both = self._all.table | self._own.table
+        return sorted(both.items())
 
     def find(self, label: str) -> tuple[str, bool]|None:
         "The class name of a label, and whether a line has this very label; `None` if no line speaks of it."
         return self._own.find(label) or self._all.find(label)
 
+
+# %%
+#| export
+class Renaming(_SourceLines):
+    "Labels of a clinic as class names."
     def translate(self, label: str) -> tuple[str, bool]:
         "The class name of a label, written as class names are, and whether the table names this label."
         return self.find(label) or (class_name(label), False)
@@ -113,14 +129,20 @@ class Renaming:
 
     def kept(self, label: str) -> str:
         "The class name of a label; the label itself where no line speaks of it."
-        return (self.find(label) or (label, False))[0]
+        found = self.find(label)
+        return found[0] if found else label
+
+    def names(self, label: str) -> bool:
+        "Does a line have this very label?"
+        found = self.find(label)
+        return bool(found) and found[1]
 
     def used(self, labels: Iterable[str]) -> set[str]:
         "The lines that rename one of these labels."
-        found = set()
+        found: set[str] = set()
         for label in labels:
-            own = self._own.about(label)
-            found |= {f"{self.source}/{line}" for line in own} or set(self._all.about(label))
+            lines = [f"{self.source}/{line}" for line in self._own.about(label)]
+            found.update(lines or self._all.about(label))
         return found
 
 
@@ -142,8 +164,12 @@ def read_renaming(rename, source: str = "") -> Renaming:
     Raises `InputError` unless it maps texts to texts.
     """
     if rename is None: return Renaming()
-    table, where = (rename, "rename") if isinstance(rename, dict) else (read_json(rename), str(rename))
-    texts = [text for pair in table.items() for text in pair] if isinstance(table, dict) else [None]
+    table, where = rename, "rename"
+    if not isinstance(rename, dict):
+        table, where = read_json(rename), str(rename)
+    texts: list = [None]
+    if isinstance(table, dict):
+        texts = [*table, *table.values()]
     if not all(isinstance(text, str) and text.strip() for text in texts):
         example = '{"Parotis li": "parotid_left"}'
         raise InputError(f"{where}: expected an object from labels to class names, such as {example}")
@@ -192,7 +218,9 @@ def check_joined(labels: Iterable[str], renaming: Renaming, where: str):
     for label in labels:
         name = renaming.kept(label).strip()
         other = owner.setdefault(name, label)
-        if other == label or all((renaming.find(one) or ("", False))[1] for one in (other, label)): continue
+        both_named = renaming.names(other) and renaming.names(label)
+        if other == label or both_named:
+            continue
         raise InputError(f"{where}: {other!r} and {label!r} would both become the class {name!r}; "
                          "name both by rename (--rename) if they are one")
 
@@ -213,9 +241,17 @@ class RenamedClasses:
 
     def known(self, known: np.ndarray) -> np.ndarray: # bool [N,C'] for bool [N,C]
         "What is known of the new classes."
-        parts = [known[:, self.ids == id] for id in range(1, len(self.classes) + 1)]
-        return np.stack([part.any(1) if self.any_part else part.all(1) for part in parts], 1)
+        columns = []
+        for id in range(1, len(self.classes) + 1):
+            parts = known[:, self.ids == id]
+            columns.append(parts.any(1) if self.any_part else parts.all(1))
+        return np.stack(columns, 1)
 
+
+# %%
+#| export
+class RenamedSlices(RenamedClasses):
+    "What becomes of masks."
     def mask(self, mask: np.ndarray, known: np.ndarray) -> np.ndarray: # uint8 [H,W]
         "A mask in the new numbers; what is of a class that is not `known` there, bool [C'], is erased."
         table = np.zeros(256, np.uint8)
@@ -223,11 +259,6 @@ class RenamedClasses:
         table[IGNORE] = IGNORE
         return table[mask]
 
-
-# %%
-#| export
-class RenamedSlices(RenamedClasses):
-    "What becomes of many masks."
     def apply(self, masks: np.ndarray, known: np.ndarray) -> np.ndarray: # bool [N,C']
         "Renumber masks uint8 [N,H,W] in place, on which bool [N,C] was examined; what is known then."
         after = self.known(known)
@@ -249,8 +280,9 @@ def renamed_classes(old: ClassMap, renaming: Renaming, any_part: bool = False) -
     check_joined(old.names, renaming, renaming.where)
     if names == list(old.names):
         return RenamedSlices(old, old, np.arange(1, len(old) + 1, dtype=np.uint8))
-    unions = {renaming.kept(union): [renaming.kept(member) for member in members]
-              for union, members in old.union_table.items()}
+    unions = {}
+    for union, members in old.union_table.items():
+        unions[renaming.kept(union)] = [renaming.kept(member) for member in members]
     try:
         new = ClassMap.from_names(dict.fromkeys(names), unions)
     except InputError as e:
@@ -274,18 +306,22 @@ test_fail(lambda: renamed_classes(lobes, Renaming({"upper lobe": "liver"})), con
 
 # %%
 #| export
+def told_alone(cells: int) -> dict[str, int]:
+    "A fact: in how many cells a class was examined in part only, if there are any."
+    return {"parts_alone": cells} if cells else {}
+
+
+# %%
+#| export
 def with_new_names(slices: SliceSet, renaming: Renaming, any_part: bool = False) -> tuple[SliceSet, dict]:
     "Slices whose classes are called as a renaming says, and facts about that."
     if not renaming.table: return slices, {}
     facts = unused_lines(renaming, slices.classes.names)
-    renamed, masks = renamed_classes(slices.classes, renaming, any_part), slices.masks.copy()
-    alone = renamed.parts_alone(slices.known)
+    renamed = renamed_classes(slices.classes, renaming, any_part)
+    facts |= told_alone(renamed.parts_alone(slices.known))
+    masks = slices.masks.copy()
     known = renamed.apply(masks, slices.known)
-    return replace(slices, masks=masks, known=known, classes=renamed.classes), facts | told_alone(alone)
-
-def told_alone(cells: int) -> dict[str, int]:
-    "A fact: in how many cells a class was examined in part only, if there are any."
-    return {"parts_alone": cells} if cells else {}
+    return replace(slices, masks=masks, known=known, classes=renamed.classes), facts
 
 
 # %%

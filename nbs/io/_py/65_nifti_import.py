@@ -185,7 +185,8 @@ def load_structures(
         return functools.reduce(np.logical_or, masks)
 
     united = combine(hu.shape, ((id, union(names)) for id, names in parts.items()))
-    if known is None: known = class_flags(parts, C)
+    if known is None:
+        known = class_flags(parts, C)
     drawn = dict(overlap=united.overlap, drawn=united.drawn)
     return Volume(hu, affine, united.labels, known, kind=kind, notes=notes, **drawn)
 
@@ -329,11 +330,15 @@ def _listed_classes(src: Path, classes, structures: list[str]) -> ClassMap|None:
         return dataset_classes(src/"dataset.json")
     return None if structures else RAIDIUM54
 
+
+# %%
+#| export
 def _under_new_names(
     listed: ClassMap|None, structures: list[str], renaming: Renaming, annotated: str = "json",
 ) -> RenamedSlices:
     "The classes that are listed, or the structures drawn, as a renaming calls them."
-    if listed: return renamed_classes(listed, renaming, any_part=annotated == "present")
+    if listed:
+        return renamed_classes(listed, renaming, any_part=annotated == "present")
     names = sorted({renaming.kept(name) for name in structures})
     return renamed_classes(ClassMap.from_names(names), Renaming())
 
@@ -373,9 +378,13 @@ def _parts_of(files: dict[str, Path], classes: ClassMap, renaming: Renaming) -> 
     parts: dict[int, list[str]] = {}
     for name in files:
         new = renaming.kept(name)
-        if new in classes.names: parts.setdefault(classes.id(new), []).append(name)
+        if new in classes.names:
+            parts.setdefault(classes.id(new), []).append(name)
     return parts
 
+
+# %%
+#| export
 def _structure_cases(src: Path, folders: dict, renamed: RenamedSlices, renaming: Renaming) -> list[Case]:
     "The cases with one file per structure."
     cases, C = [], len(renamed.old)
@@ -407,6 +416,9 @@ def _all_nifti(src: Path) -> set[Path]:
     "Every NIfTI file below a folder."
     return {path for folder in folders_below(src) for path in nifti_files(folder, strict=False).values()}
 
+
+# %%
+#| export
 def _unused_files(src: Path) -> list[str]:
     "NIfTI files below a folder that belong to none of its cases, named below `src`."
     used = set()
@@ -416,6 +428,9 @@ def _unused_files(src: Path) -> list[str]:
         used |= {case.ct, case.labels, *case.structures.values()}
     return sorted(str(path.relative_to(src)) for path in _all_nifti(src) - used)
 
+
+# %%
+#| export
 def _told_unused(src: Path, most: int = 5) -> list[str]:
     "The first few of them, and how many there are."
     unused = _unused_files(src)
@@ -459,6 +474,9 @@ class _Found(NamedTuple):
     classes: RenamedSlices
     facts: dict # about labels
 
+
+# %%
+#| export
 def _find_cases(src: Path, classes, annotated: str, renaming: Renaming) -> _Found:
     "The cases of a folder, their classes, and the structures drawn that are no class."
     folders = case_folders(src)
@@ -479,6 +497,15 @@ print([case.source for case in cases], renamed.classes, facts)
 
 # %%
 #| export
+def _check_word(annotated: str):
+    "`InputError` for a word about zeros that there is not."
+    options = ("json", "all", "present")
+    if annotated not in options:
+        raise did_you_mean("value of annotated", annotated, options)
+
+
+# %%
+#| export
 def import_nifti(
     src, # a folder in one of the three layouts; a `patients.json` in it keeps the scans of a patient together
     out, # the challenge folder, new
@@ -488,24 +515,23 @@ def import_nifti(
     test_share: float = 0., # share of the patients set aside as a test
     keep_names: bool = False, # call volumes by their file names; only if these are no names of people
     key = None, # where to write the private table volume → source
-    rename: dict|str|None = None, # label → class name, or the path of such a JSON
-    **work, # of `Work`: workers, skip_damaged, progress
+    **more, # rename, as for `import_dicom`; and those of `Work`: workers, skip_damaged, progress
 ) -> dict: # facts
     """Cut a folder of NIfTI volumes into a challenge folder with an index.
 
     Raises `InputError` for volumes or labels that cannot be read or contradict each other.
     """
-    src, options = Path(src), ("json", "all", "present")
-    if annotated not in options:
-        raise did_you_mean("value of annotated", annotated, options)
+    src = Path(src)
+    _check_word(annotated)
     check_folder(src, "a folder of NIfTI volumes")
-    found = _find_cases(src, classes, annotated, read_renaming(rename, Path(out).name))
+    renaming = read_renaming(more.pop("rename", None), Path(out).name)
+    found = _find_cases(src, classes, annotated, renaming)
     cases, renamed = found.cases, found.classes
     names = [case_name(Path(case.source)) for case in cases]
     read_patients(src/"patients.json", cases, names)
     if keep_names:
         for case, name in zip(cases, names): case.id = name
-    facts = write_volumes(cases, out, renamed.old, slicing, test_share, key, Work(**work), renamed)
+    facts = write_volumes(cases, out, renamed.old, slicing, test_share, key, Work(**more), renamed)
     passed_over = dict(foreign_files(src).most_common())
     return facts | found.facts | {"unused_files": _told_unused(src), "passed_over": passed_over}
 

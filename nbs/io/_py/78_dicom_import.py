@@ -342,6 +342,9 @@ def _all_unusable(src: Path, labels: list[str]):
     raise InputError(f"{src}: none of the {len(labels)} structures drawn ({labels[0]}{more}) can be used, "
                      "and nothing else is labelled; take the RTSTRUCT away, or contour on the slices")
 
+
+# %%
+#| export
 def _all_astray(file: DicomFile, src: Path):
     "Tell that the only label objects are about other series."
     raise InputError(f"{file.shown(src)}: its {file.header.Modality} "

@@ -438,7 +438,8 @@ def import_openkbp(
     patients = openkbp_patients(src)
     renaming = read_renaming(rename, Path(out).name)
     unused, renamed = unused_lines(renaming, OPENKBP.names), renamed_classes(OPENKBP, renaming)
-    if like is not None: return _import_like(patients, out, like, renamed) | unused
+    if like is not None:
+        return _import_like(patients, out, like, renamed) | unused
     cases = [_case(number, folder) for number, folder in patients.items()]
     return write_volumes(cases, out, OPENKBP, slicing, renamed=renamed) | unused
 

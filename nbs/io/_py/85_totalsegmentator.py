@@ -199,6 +199,9 @@ def _subjects(src: Path) -> list[Path]:
     folders = [d for d in src.iterdir() if (d/"ct.nii.gz").exists() or (d/"segmentations").is_dir()]
     return sorted(folders, key=lambda d: natural_key(d.name))
 
+
+# %%
+#| export
 def _with_subjects(src: Path) -> Path:
     "The folder that holds the subjects: the one given, or the only one in it, as an archive unpacks."
     if not src.is_dir():
@@ -210,6 +213,19 @@ def _with_subjects(src: Path) -> Path:
 
 # %%
 print(_with_subjects(total).name, _with_subjects(total.parent).name, [d.name for d in _subjects(total)])
+
+
+# %%
+#| export
+def _check_found(subjects: list[Case], cases: list[Case], src: Path):
+    "`InputError` where there are no subjects, or none that can be used."
+    if cases: return
+    if subjects:
+        raise InputError(f"{src}: all {len(subjects)} subjects are of the test split of meta.csv "
+                         "and lack classes, which a test needs; "
+                         "choose fewer classes (--classes), or take meta.csv away")
+    raise InputError(f"{src}: no subjects in it; expected s0000/ct.nii.gz and s0000/segmentations/, "
+                     "unpacked from the Zenodo file")
 
 
 # %%
@@ -230,13 +246,7 @@ def import_totalsegmentator(
     classes, splits = _checked_classes(classes), _meta_splits(src)
     subjects = [_subject_case(folder, classes, splits.get(folder.name)) for folder in _subjects(src)]
     cases = [case for case in subjects if case.split == "train" or case.known.all()]
-    if not cases and subjects:
-        raise InputError(f"{src}: all {len(subjects)} subjects are of the test split of meta.csv "
-                         "and lack classes, which a test needs; "
-                         "choose fewer classes (--classes), or take meta.csv away")
-    if not cases:
-        raise InputError(f"{src}: no subjects in it; expected s0000/ct.nii.gz and s0000/segmentations/, "
-                         "unpacked from the Zenodo file")
+    _check_found(subjects, cases, src)
     renaming = read_renaming(rename, Path(out).name)
     unused, renamed = unused_lines(renaming, classes.names), renamed_classes(classes, renaming)
     facts = write_volumes(cases, out, classes, slicing, work=Work(**work), renamed=renamed)

@@ -199,6 +199,9 @@ def _matched(match: re.Match|None) -> str|None:
     group = 1 if match.re.groups else 0
     return match[group] or None
 
+
+# %%
+#| export
 def find_patients(stems: list[str], patients: str) -> list[str|None]:
     "The patient of each image by a table or a regular expression; `None` where there is none."
     if Path(patients).is_file() or patients.lower().endswith((".csv", ".json")):
@@ -227,6 +230,9 @@ def _groups_by_likeness(splits: dict[str, Placed]) -> dict[str, np.ndarray]:
         groups["test"] = groups["test"] + groups["train"].max() + 1
     return groups
 
+
+# %%
+#| export
 def groups_of(splits: dict[str, Placed], patients: str|None) -> dict[str, np.ndarray]: # split → int64 [N]
     "The group of each image, one number a patient; `InputError` for a training image without one."
     if patients is None: return _groups_by_likeness(splits)
@@ -301,6 +307,9 @@ def _share(cells: np.ndarray) -> float:
     "The share of cells that are true."
     return round(float(cells.mean()), 4)
 
+
+# %%
+#| export
 def _facts(train: SliceSet, labels: Labels, pictures: Pictures) -> dict:
     "What was imported."
     present = train.present & train.known
