@@ -304,6 +304,11 @@ def _check_word(annotated: str):
         raise did_you_mean("value of annotated", annotated, options)
 
 # %% ../../nbs/io/65_nifti_import.ipynb #fdaee1c7
+def _passed_over(src: Path) -> dict:
+    "Facts: files that were not used."
+    return {"unused_files": _told_unused(src), "passed_over": dict(foreign_files(src).most_common())}
+
+# %% ../../nbs/io/65_nifti_import.ipynb #8768a495
 def import_nifti(
     src, # a folder in one of the three layouts; a `patients.json` in it keeps the scans of a patient together
     out, # the challenge folder, new
@@ -330,5 +335,4 @@ def import_nifti(
     if keep_names:
         for case, name in zip(cases, names): case.id = name
     facts = write_volumes(cases, out, renamed.old, slicing, test_share, key, Work(**more), renamed)
-    passed_over = dict(foreign_files(src).most_common())
-    return facts | found.facts | {"unused_files": _told_unused(src), "passed_over": passed_over}
+    return facts | found.facts | _passed_over(src)

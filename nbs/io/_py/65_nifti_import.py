@@ -506,6 +506,13 @@ def _check_word(annotated: str):
 
 # %%
 #| export
+def _passed_over(src: Path) -> dict:
+    "Facts: files that were not used."
+    return {"unused_files": _told_unused(src), "passed_over": dict(foreign_files(src).most_common())}
+
+
+# %%
+#| export
 def import_nifti(
     src, # a folder in one of the three layouts; a `patients.json` in it keeps the scans of a patient together
     out, # the challenge folder, new
@@ -532,8 +539,7 @@ def import_nifti(
     if keep_names:
         for case, name in zip(cases, names): case.id = name
     facts = write_volumes(cases, out, renamed.old, slicing, test_share, key, Work(**more), renamed)
-    passed_over = dict(foreign_files(src).most_common())
-    return facts | found.facts | {"unused_files": _told_unused(src), "passed_over": passed_over}
+    return facts | found.facts | _passed_over(src)
 
 
 # %%
