@@ -218,7 +218,23 @@ print(gather_batch(toy_batch, replace(toy_batch, known=~toy_batch.known)).known.
 
 # %%
 #| export
-class ViewMaker(Contexts):
+class BatchReader(Contexts):
+    "Reads the batches of a step."
+    def read(self, ctx: StepContext, batch: Batch, purpose: str) -> Batch:
+        "A batch of one stream, augmented by the random numbers for `purpose`."
+        batch = self.method.read(ctx, batch, extra=purpose == "extra")
+        return self.setup.augment(batch, ctx.rng(purpose), ctx.classes)
+
+    def completed(self, ctx: StepContext, batch: Batch) -> Batch:
+        "A batch with what an earlier network fills in, if there is one."
+        if self.setup.complete is None:
+            return batch
+        return gather_batch(batch, self.setup.complete(batch[ctx.share]))
+
+
+# %%
+#| export
+class ViewMaker(BatchReader):
     "Makes what the network sees."
     @torch.no_grad()
     def make_views(self, index: torch.Tensor, step: int, pieces: int = 1) -> dict[str, Batch]:
@@ -239,17 +255,6 @@ class ViewMaker(Contexts):
             second = self.read(ctx, extra.batch(extra.index(step), step), "extra")
         views = self.method.views(ctx, self.completed(ctx, first), second)
         return views, first if self.setup.complete else None
-
-    def read(self, ctx: StepContext, batch: Batch, purpose: str) -> Batch:
-        "A batch of one stream, augmented by the random numbers for `purpose`."
-        batch = self.method.read(ctx, batch, extra=purpose == "extra")
-        return self.setup.augment(batch, ctx.rng(purpose), ctx.classes)
-
-    def completed(self, ctx: StepContext, batch: Batch) -> Batch:
-        "A batch with what an earlier network fills in, if there is one."
-        if self.setup.complete is None:
-            return batch
-        return gather_batch(batch, self.setup.complete(batch[ctx.share]))
 
 
 # %%
