@@ -9,6 +9,7 @@ import pandas as pd
 
 from ctseg.core.files import atomic_path
 from ctseg.data.slices import SliceSet
+from ctseg.metrics.bootstrap import interval, scores_of_sums
 from ctseg.metrics.challenge import dice_table
 
 RESULTS = Path(__file__).resolve().parent.parent/"nbs"/"benchmarks"/"results"
@@ -66,3 +67,25 @@ def mean_by_class(rows: pd.DataFrame) -> pd.Series:
     "The mean Dice over slices of each class."
     sums = (rows.dice*rows.slices).groupby(rows["class"]).sum()
     return sums/rows.slices.groupby(rows["class"]).sum()
+
+
+def _sums(rows: pd.DataFrame, patients: list, names: list) -> tuple[np.ndarray, np.ndarray]:
+    "Sums of the Dice and numbers of the slices, [S,G,C] each."
+    shape = rows.seed.nunique(), len(patients), len(names)
+    sums, counts = np.zeros(shape), np.zeros(shape)
+    seeds = sorted(rows.seed.unique())
+    for row in rows.rename(columns={"class": "organ"}).itertuples():
+        cell = seeds.index(row.seed), patients.index(row.patient), names.index(row.organ)
+        sums[cell] += row.dice*row.slices
+        counts[cell] += row.slices
+    return sums, counts
+
+
+def difference(a: pd.DataFrame, b: pd.DataFrame, reps: int = 2000) -> dict[str, float]:
+    "The difference a - b of the mean over classes and seeds, with an interval over patients; on the same draws."
+    patients = sorted({*a.patient, *b.patient})
+    names = sorted({*a["class"], *b["class"]})
+    scores = [scores_of_sums(*_sums(rows, patients, names), reps, 0) for rows in (a, b)]
+    apart = scores[0] - scores[1]
+    low, high = interval(apart[1:], 0.95)
+    return {"first": scores[0][0], "second": scores[1][0], "difference": apart[0], "low": low, "high": high}

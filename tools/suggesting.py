@@ -35,10 +35,8 @@ def revealed(pool: SliceSet, shown: np.ndarray) -> SliceSet:
 
 
 def by_suggest(predictor: Predictor, pool: SliceSet, shown: np.ndarray, seed: int) -> np.ndarray:
-    "Positions of the slices that `ctseg suggest` names; those already annotated are closed to it."
-    slices = revealed(pool, shown)
-    slices = replace(slices, known=np.repeat(shown[:, None], len(pool.classes), 1))
-    found = suggest(predictor, slices, COUNT)
+    "Positions of the slices that `ctseg suggest` names, among those that are not annotated."
+    found = suggest(predictor, revealed(pool, shown), COUNT, among=~shown)
     names = [found.slices.names[one.position] for one in found.chosen]
     return np.flatnonzero(np.isin(pool.names, names))
 
@@ -74,6 +72,12 @@ def train(
     return fit(slices, recipe, out, seed, resume=True, device="cpu", progress=False, init=init)
 
 
+def facts_of(pool: SliceSet, i: int) -> dict:
+    "What is kept of a chosen slice: its name, its patient, and the organs that are seen on it."
+    organs = [name for name, seen in zip(pool.classes.names, pool.present[i]) if seen]
+    return {"image": pool.names[i], "patient": int(pool.groups[i]), "organs": " ".join(organs)}
+
+
 class Trial:
     "One strategy with one seed, round by round."
     def __init__(self, pool: SliceSet, test: SliceSet, runs: Path, width: int):
@@ -94,7 +98,7 @@ class Trial:
         "`shown` with the slices that a strategy chooses, or has chosen before."
         if not self.choices.has(key):
             rows = STRATEGIES[strategy](predictor, self.pool, shown, key["seed"])
-            self.choices.add(key, [{"image": self.pool.names[i]} for i in rows])
+            self.choices.add(key, [facts_of(self.pool, i) for i in rows])
         return shown | np.isin(self.pool.names, self.choices.of(key).image)
 
     def run(self, strategy: str, seed: int) -> None:
