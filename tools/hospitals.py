@@ -154,6 +154,21 @@ def scores(folder: Path, arm: Arm, test: SliceSet) -> dict[str, float]:
     return found
 
 
+def organ_shares(arm: Arm, batch: int, draws: int = 4000) -> list[dict]:
+    """What each class of an arm weighs: on how many slices it is, in which share of batches, and its part
+    of the Dice term, which is a mean over the classes that a batch shows."""
+    present = arm.slices.present & arm.slices.known
+    rng = np.random.default_rng(0)
+    shown = present[rng.integers(len(present), size=(draws, batch))].any(1)  # [draws,C]
+    part = shown/np.maximum(shown.sum(1, keepdims=True), 1)
+    rows = []
+    for c, name in enumerate(arm.slices.classes.names):
+        facts = {"network": arm.name, "class": name, "slices": int(present[:, c].sum())}
+        share, weight = shown[:, c].mean(), part[:, c].mean()
+        rows.append(facts | {"batches": round(float(share), 3), "weight": round(float(weight), 3)})
+    return rows
+
+
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--data", type=Path, required=True)
@@ -166,6 +181,7 @@ def main():
         help="of the merged folder; a hospital's own network takes three times as many",
     )
     p.add_argument("--width", type=int, default=8)
+    p.add_argument("--shares", action="store_true", help="only write what each class weighs in a step")
     p.add_argument("--only", nargs="+", default=[], help="names of networks")
     a = p.parse_args()
     test = read_challenge(a.data, "test")
@@ -176,6 +192,11 @@ def main():
     )
     with tempfile.TemporaryDirectory() as work:
         arms = [arm for arm in make_arms(a.data, Path(work)) if not a.only or arm.name in a.only]
+    if a.shares:
+        some = [arm for arm in arms if arm.name in ("merged", *HOSPITALS)]
+        table = [row for arm in some for row in organ_shares(arm, SETTINGS["batch_size"])]
+        pd.DataFrame(table).to_csv(RESULTS.with_name("hospitals_shares.csv"), index=False)
+        return
     for seed in a.seeds:
         for arm in arms:
             if ((done.network == arm.name) & (done.seed == seed)).any(): continue

@@ -91,7 +91,9 @@ NAMES = typer.Option(
          "or a JSON or CSV of values and names (png)",
 )
 TEST_SHARE = typer.Option(help="share of the patients set aside as a test (nifti, dicom, nnunet)")
-RENAME = typer.Option(help="a JSON, {label of a structure: name of its class} (dicom)")
+RENAME = typer.Option(
+    help="a JSON, {label of a structure: name of its class}; OUT/label is for one of several folders",
+)
 GAPS = typer.Option("--gaps", help="take a gap that looks like a missing slice as it is (dicom)")
 SKIP = typer.Option(
     "--skip-damaged",
@@ -125,10 +127,10 @@ def import_kind(
     takes = inspect.signature(kinds[kind]).parameters
     how = work_options(kind, takes, work)
     if kind == "png":
-        shared = {"window", "size", "classes", "annotated"}
+        shared = {"window", "size", "classes", "annotated", "rename"}
         fitting_options(kind, shared, options | cut)
-        return kinds[kind](*places, **png_options(options | cut, only_png))
-    more = fitting_options(kind, takes, options | only_png) | how
+        return kinds[kind](*places, **png_options(options | cut, only_png), rename=options["rename"])
+    more = fitting_options(kind, {*takes, "rename"}, options | only_png) | how
     if cut["window"] and "," in cut["window"]:
         cut["window"] = parse_window(cut["window"])
     slicing = replace(takes["slicing"].default, **without_none(cut))

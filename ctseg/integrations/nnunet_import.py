@@ -19,6 +19,7 @@ from .nnunet_known import EXAMINED_FILE, ExaminedCases
 from ..io.label_names import dataset_classes, ignore_label
 from ..io.nifti_import import import_nifti
 from ..io.outputs import new_folder
+from ..io.renaming import Renaming, read_renaming, with_new_names
 from ..io.slicing import Slicing
 
 # %% ../../nbs/integrations/18_nnunet_import.ipynb #321cb06e
@@ -68,16 +69,19 @@ def read_slices(
     return SliceSet(images, masks, known, names, np.arange(len(cases)), classes)
 
 # %% ../../nbs/integrations/18_nnunet_import.ipynb #d19a46d9
-def _import_slices(src: Path, out, annotated: str) -> dict:
+def _import_slices(src: Path, out, annotated: str, renaming: Renaming = Renaming()) -> dict:
     "PNG slices as they are; facts."
-    splits = {"train": read_slices(src, "Tr", annotated)}
-    if (src/"labelsTs").is_dir(): splits["test"] = read_slices(src, "Ts", "all")
+    slices = read_slices(src, "Tr", annotated)
+    train, facts = with_new_names(slices, renaming, any_part=annotated == "present")
+    splits = {"train": train}
+    if (src/"labelsTs").is_dir():
+        splits["test"], _ = with_new_names(read_slices(src, "Ts", "all"), renaming)
     with atomic_path(new_folder(out)) as root:
         for split, slices in splits.items():
             write_challenge(slices, root, split)
     counts = {split: len(slices) for split, slices in splits.items()}
     labelled = int(splits["train"].labelled.sum())
-    return {"classes": len(splits["train"].classes), "labelled": labelled} | counts
+    return {"classes": len(splits["train"].classes), "labelled": labelled} | counts | facts
 
 # %% ../../nbs/integrations/18_nnunet_import.ipynb #090f5877
 def import_nnunet(
@@ -87,15 +91,16 @@ def import_nnunet(
     annotated: str = "json", # what a zero means: json, all or present
     test_share: float = 0., # of volumes: share of the patients set aside as a test
     key = None, # of volumes: where to write the private table volume → source
+    rename: dict|str|None = None, # label → class name, or the path of such a JSON
     **work, # of volumes: as for `import_nifti`
 ) -> dict: # facts
     "Make a challenge folder of a raw data set of nnU-Net. Raises `InputError` for one that cannot be read."
     ending = describe_dataset(Path(src))
     if ending in (".nii.gz", ".nii"):
-        how = dict(annotated=annotated, test_share=test_share, key=key)
+        how = dict(annotated=annotated, test_share=test_share, key=key, rename=rename)
         return import_nifti(src, out, slicing, **how, **work)
     if ending != ".png":
         raise InputError(f"{src}: files ending in {ending}; expected .nii.gz or .png")
     if slicing != Slicing() or test_share or key:
         raise InputError(f"{src}: slices, and no volumes; they are taken as they are, without options")
-    return _import_slices(Path(src), out, annotated)
+    return _import_slices(Path(src), out, annotated, read_renaming(rename, Path(out).name))

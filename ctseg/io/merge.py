@@ -26,12 +26,12 @@ from ..data.annotations import read_classes
 from ..data.challenge import read_challenge, write_challenge
 from ..data.images import image_paths, png_header
 from ..data.slices import SliceSet, known_after_resize
-from .dicom_import import read_renaming
 from .imported import imported_slicing, pixel_spacings
 from .index import read_index
 from .merge_classes import ClassPlan, match_classes
 from .merge_sizes import Frame, Stack, common_frame, framed, scaled_sizes
 from .outputs import index_seal, new_folder
+from .renaming import read_renaming
 
 # %% ../../nbs/io/88_merge.ipynb #57d4630e
 @dataclass

@@ -23,6 +23,9 @@ from .nifti import case_name, nifti_files, read_label_map, read_scan
 from ctseg.io.nifti_layouts import (
     find_layouts, images_and_labels, layout_folders, role_of, split_roles, structure_folder,
 )
+from ctseg.io.renaming import (
+    RenamedSlices, Renaming, check_joined, read_renaming, renamed_classes, unused_lines,
+)
 from .slicing import Slicing
 from .volumes import Volume, class_flags, combine
 from ctseg.io.walk import (
@@ -93,8 +96,9 @@ def load_structures(
     parts: dict[int, list[str]], # class id → names of the files whose union it is, all of which exist
     C: int, # number of classes
     kind: str = "nifti",
+    known: np.ndarray|None = None, # bool [C]; `None`: the classes in `parts`
 ) -> Volume:
-    "A CT and its structures. The classes in `parts` are known, the others are not."
+    "A CT and its structures."
     hu, affine, notes = read_scan(ct)
 
     def union(names) -> np.ndarray:
@@ -102,7 +106,8 @@ def load_structures(
         return functools.reduce(np.logical_or, masks)
 
     united = combine(hu.shape, ((id, union(names)) for id, names in parts.items()))
-    known = class_flags(parts, C)
+    if known is None:
+        known = class_flags(parts, C)
     drawn = dict(overlap=united.overlap, drawn=united.drawn)
     return Volume(hu, affine, united.labels, known, kind=kind, notes=notes, **drawn)
 
@@ -179,35 +184,58 @@ def _map_cases(src: Path, classes: ClassMap, annotated: str) -> list[Case]:
     return cases
 
 # %% ../../nbs/io/65_nifti_import.ipynb #cced6cb6
-def _classes_of(src: Path, classes, structures: list[str]) -> ClassMap:
-    "The classes: as given, from a file in the source, or the structures drawn; else the 54 of the challenge."
+def _listed_classes(src: Path, classes, structures: list[str]) -> ClassMap|None:
+    "The classes as given, or from a file in the source; `None`: the structures drawn. Else the 54."
     if isinstance(classes, ClassMap): return classes
     if classes is not None: return ClassMap.from_json(classes)
     if (src/"class_names.json").exists():
         return ClassMap.from_json(src/"class_names.json")
     if (src/"dataset.json").exists():
         return dataset_classes(src/"dataset.json")
-    return ClassMap.from_names(structures) if structures else RAIDIUM54
+    return None if structures else RAIDIUM54
+
+# %% ../../nbs/io/65_nifti_import.ipynb #357c1866
+def _under_new_names(
+    listed: ClassMap|None, structures: list[str], renaming: Renaming, annotated: str = "json",
+) -> RenamedSlices:
+    "The classes that are listed, or the structures drawn, as a renaming calls them."
+    if listed:
+        return renamed_classes(listed, renaming, any_part=annotated == "present")
+    names = sorted({renaming.kept(name) for name in structures})
+    return renamed_classes(ClassMap.from_names(names), Renaming())
 
 # %% ../../nbs/io/65_nifti_import.ipynb #53d3eb84
-def _unused_structures(src: Path, structures: list[str], classes: ClassMap) -> list[str]:
+def _unused_structures(src: Path, structures: list[str], classes: ClassMap, renaming: Renaming) -> list[str]:
     "The structures drawn that are no class; `InputError` if that is true of all of them."
-    unused = [name for name in structures if name not in classes.names]
+    unused = [name for name in structures if renaming.kept(name) not in classes.names]
     if unused and len(unused) == len(structures):
         raise InputError(f"{src}: none of the {len(structures)} structures drawn is a class "
                          f"({did_you_mean('class', structures[0], classes.names)}); "
-                         "rename the files or the classes")
+                         "rename the files or the classes (--rename)")
     return unused
 
 # %% ../../nbs/io/65_nifti_import.ipynb #ddc97c03
-def _structure_cases(src: Path, folders: dict, classes: ClassMap) -> list[Case]:
+def _parts_of(files: dict[str, Path], classes: ClassMap, renaming: Renaming) -> dict[int, list[str]]:
+    "Class id → the structures of one case that are of this class."
+    parts: dict[int, list[str]] = {}
+    for name in files:
+        new = renaming.kept(name)
+        if new in classes.names:
+            parts.setdefault(classes.id(new), []).append(name)
+    return parts
+
+# %% ../../nbs/io/65_nifti_import.ipynb #36fafe3d
+def _structure_cases(src: Path, folders: dict, renamed: RenamedSlices, renaming: Renaming) -> list[Case]:
     "The cases with one file per structure."
-    cases = []
+    cases, C = [], len(renamed.old)
     for folder, (ct, files, labels) in folders.items():
         if labels: continue
-        parts = {classes.id(name): [name] for name in files if name in classes.names}
-        load = functools.partial(load_structures, ct, files, parts, len(classes))
-        known, stamp = class_flags(parts, len(classes)), file_stamp([ct, *files.values()])
+        check_joined(files, renaming, str(folder))
+        parts = _parts_of(files, renamed.classes, renaming)
+        old = {renamed.old_ids(id)[0]: names for id, names in parts.items()}  # any of them becomes the class
+        known = class_flags([i for id in parts for i in renamed.old_ids(id)], C)
+        load = functools.partial(load_structures, ct, files, old, C, known=known)
+        stamp = file_stamp([ct, *files.values()]) + (str(renaming.lines) if renaming.table else "")
         where = str(folder.relative_to(src))
         cases.append(Case(where, load, None, known, display_name=str(folder), stamp=stamp))
     return cases
@@ -217,6 +245,7 @@ def _all_nifti(src: Path) -> set[Path]:
     "Every NIfTI file below a folder."
     return {path for folder in folders_below(src) for path in nifti_files(folder, strict=False).values()}
 
+# %% ../../nbs/io/65_nifti_import.ipynb #bcfd7de2
 def _unused_files(src: Path) -> list[str]:
     "NIfTI files below a folder that belong to none of its cases, named below `src`."
     used = set()
@@ -226,6 +255,7 @@ def _unused_files(src: Path) -> list[str]:
         used |= {case.ct, case.labels, *case.structures.values()}
     return sorted(str(path.relative_to(src)) for path in _all_nifti(src) - used)
 
+# %% ../../nbs/io/65_nifti_import.ipynb #3e45b3e0
 def _told_unused(src: Path, most: int = 5) -> list[str]:
     "The first few of them, and how many there are."
     unused = _unused_files(src)
@@ -247,16 +277,38 @@ def _refuse_empty(src: Path):
                      "or a folder per case with ct.nii.gz")
 
 # %% ../../nbs/io/65_nifti_import.ipynb #3259d4ae
-def _find_cases(src: Path, classes, annotated: str) -> tuple[list[Case], ClassMap, list[str]]:
+class _Found(NamedTuple):
+    "What there is to import in a folder."
+    cases: list[Case]
+    classes: RenamedSlices
+    facts: dict # about labels
+
+# %% ../../nbs/io/65_nifti_import.ipynb #c4ebe407
+def _find_cases(src: Path, classes, annotated: str, renaming: Renaming) -> _Found:
     "The cases of a folder, their classes, and the structures drawn that are no class."
     folders = case_folders(src)
     structures = sorted({name for case in folders.values() for name in case.structures})
-    classes = _classes_of(src, classes, structures)
-    cases = _map_cases(src, classes, annotated) + _structure_cases(src, folders, classes)
+    listed = _listed_classes(src, classes, structures)
+    renamed = _under_new_names(listed, structures, renaming, annotated)
+    cases = _map_cases(src, renamed.old, annotated) + _structure_cases(src, folders, renamed, renaming)
     if not cases: _refuse_empty(src)
-    return cases, classes, _unused_structures(src, structures, classes)
+    facts = unused_lines(renaming, [*structures, *(listed.names if listed else ())])
+    unused = _unused_structures(src, structures, renamed.classes, renaming)
+    return _Found(cases, renamed, facts | {"ignored_labels": unused})
 
 # %% ../../nbs/io/65_nifti_import.ipynb #e28fb27d
+def _check_word(annotated: str):
+    "`InputError` for a word about zeros that there is not."
+    options = ("json", "all", "present")
+    if annotated not in options:
+        raise did_you_mean("value of annotated", annotated, options)
+
+# %% ../../nbs/io/65_nifti_import.ipynb #fdaee1c7
+def _passed_over(src: Path) -> dict:
+    "Facts: files that were not used."
+    return {"unused_files": _told_unused(src), "passed_over": dict(foreign_files(src).most_common())}
+
+# %% ../../nbs/io/65_nifti_import.ipynb #8768a495
 def import_nifti(
     src, # a folder in one of the three layouts; a `patients.json` in it keeps the scans of a patient together
     out, # the challenge folder, new
@@ -266,21 +318,21 @@ def import_nifti(
     test_share: float = 0., # share of the patients set aside as a test
     keep_names: bool = False, # call volumes by their file names; only if these are no names of people
     key = None, # where to write the private table volume → source
-    **work, # of `Work`: workers, skip_damaged, progress
+    **more, # rename, as for `import_dicom`; and those of `Work`: workers, skip_damaged, progress
 ) -> dict: # facts
     """Cut a folder of NIfTI volumes into a challenge folder with an index.
 
     Raises `InputError` for volumes or labels that cannot be read or contradict each other.
     """
-    src, options = Path(src), ("json", "all", "present")
-    if annotated not in options:
-        raise did_you_mean("value of annotated", annotated, options)
+    src = Path(src)
+    _check_word(annotated)
     check_folder(src, "a folder of NIfTI volumes")
-    cases, classes, unused = _find_cases(src, classes, annotated)
+    renaming = read_renaming(more.pop("rename", None), Path(out).name)
+    found = _find_cases(src, classes, annotated, renaming)
+    cases, renamed = found.cases, found.classes
     names = [case_name(Path(case.source)) for case in cases]
     read_patients(src/"patients.json", cases, names)
     if keep_names:
         for case, name in zip(cases, names): case.id = name
-    facts = write_volumes(cases, out, classes, slicing, test_share, key, Work(**work))
-    passed_over = dict(foreign_files(src).most_common())
-    return facts | {"ignored_labels": unused, "unused_files": _told_unused(src), "passed_over": passed_over}
+    facts = write_volumes(cases, out, renamed.old, slicing, test_share, key, Work(**more), renamed)
+    return facts | found.facts | _passed_over(src)

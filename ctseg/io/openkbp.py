@@ -24,8 +24,9 @@ from ..data.images import natural_key
 from .canvas import place_on_squares
 from .cases import Case
 from .cutting import index_entry
-from .folders import Split, image_line, write_splits, write_volumes
+from .folders import Split, image_line, rename_splits, write_splits, write_volumes
 from .outputs import new_folder
+from .renaming import Renaming, RenamedSlices, read_renaming, renamed_classes, unused_lines
 from .slicing import Slicing
 from .volumes import Volume, class_flags, combine, cut
 
@@ -209,7 +210,7 @@ def _empty_split(chosen: list[ChosenSlice], side: int) -> Split:
     return split
 
 # %% ../../nbs/io/80_openkbp.ipynb #f5329cd4
-def _import_like(patients: dict[int, Path], out, like) -> dict:
+def _import_like(patients: dict[int, Path], out, like, renamed: RenamedSlices) -> dict:
     "Repeat a choice of slices."
     out, choice = new_folder(out), read_choice(like)
     missing = [patient for patient in choice.patients if patient not in patients]
@@ -224,9 +225,10 @@ def _import_like(patients: dict[int, Path], out, like) -> dict:
         volumes[f"pt_{patient}"] = index_entry(volume, slicing, patient) | {"scaled": [_SIDE, _SIDE]}
         for name, chosen in choice.splits.items():
             _fill(splits[name], chosen, volume, patient, slicing)
-    counts = write_splits(out, OPENKBP, volumes, splits)
+    facts = rename_splits(splits, renamed)
+    facts |= write_splits(out, renamed.classes, volumes, splits)
     n = len(choice.patients)
-    return {"volumes": n, "patients": n, "classes": len(OPENKBP)} | counts | {"size": choice.size}
+    return {"volumes": n, "patients": n} | facts | {"size": choice.size}
 
 # %% ../../nbs/io/80_openkbp.ipynb #f53484a6
 def import_openkbp(
@@ -234,9 +236,13 @@ def import_openkbp(
     out, # the challenge folder, new
     slicing: Slicing = Slicing(window="random", per_volume=8, min_body=90.),
     like = None, # a JSON with a choice of slices to repeat; `None`: choose by `slicing`
+    rename: dict|str|None = None, # one of the seven → class name, or the path of such a JSON
 ) -> dict: # facts
     "Cut OpenKBP into a challenge folder with true partial labels, grouped by patient."
     patients = openkbp_patients(src)
-    if like is not None: return _import_like(patients, out, like)
+    renaming = read_renaming(rename, Path(out).name)
+    unused, renamed = unused_lines(renaming, OPENKBP.names), renamed_classes(OPENKBP, renaming)
+    if like is not None:
+        return _import_like(patients, out, like, renamed) | unused
     cases = [_case(number, folder) for number, folder in patients.items()]
-    return write_volumes(cases, out, OPENKBP, slicing)
+    return write_volumes(cases, out, OPENKBP, slicing, renamed=renamed) | unused

@@ -5,12 +5,13 @@ import numpy as np
 import pytest
 import torch
 from helpers.fake_runs import CPU, fake_run
+from helpers.phases import phases
 from helpers.runs import contents
 from helpers.toys import make, tiny, toy
 
 from ctseg.core.anatomy import ClassMap
 from ctseg.core.files import InputError, read_json
-from ctseg.data.batches import Batch
+from ctseg.data.batches import Batch, known_map
 from ctseg.losses.registry import create_loss
 from ctseg.models.base import read_weights
 from ctseg.models.settings import make_model
@@ -191,3 +192,37 @@ def test_a_resumed_run_takes_over_the_same(tmp_path):
     for other in (dict(init=runs[1]), {}, dict(init=runs[0], teacher=runs[0])):
         with pytest.raises(InputError, match="started with (init|teacher)"):
             fit(toy(), settings, tmp_path/"new", resume=True, device="cpu", progress=False, **other)
+
+
+def sure_of_background(batch):
+    "An earlier network that fills in: class 1 is nowhere."
+    known = known_map(batch.known, batch.mask.shape[1:]).clone()
+    known[:, 0] = True
+    return replace(batch, known=known)
+
+
+@pytest.mark.parametrize("recipe", ["marginal-log", "masked", "mean-teacher", "unimatch"])
+def test_what_people_said_counts_once_more_by_itself(tmp_path, recipe):
+    "On the logits of the labelled view, whatever the method: the difference is the loss of the truth alone."
+    slices = only(toy(), "lung_right")
+    trainer = next(iter(phases(tmp_path, recipe, "second_phase=1" if recipe == "unimatch" else "width=4",
+                               slices=slices).values()))
+    stepper = trainer.stepper
+    plain, nothing = stepper.views_and_truth(torch.arange(4), 0)
+    assert nothing is None
+    stepper = replace(stepper, setup=replace(stepper.setup, complete=sure_of_background))
+    views, truth = stepper.views_and_truth(torch.arange(4), 0)
+    assert views["labelled"].known.ndim == 4 and torch.equal(truth.known, plain["labelled"].known)
+    both = stepper.piece_loss(views, 0, 0, 1, truth)
+    alone = stepper.piece_loss({"labelled": truth}, 0, 0, 1) if len(views) == 1 else None
+    completed = stepper.piece_loss(views, 0, 0, 1)
+    assert both > completed
+    if alone is not None: torch.testing.assert_close(both, completed + alone)
+
+
+def test_a_loss_without_unknown_does_not_take_the_truth_for_background(tmp_path):
+    (trainer,) = phases(tmp_path, "original-attunet", slices=only(toy(), "lung_right")).values()
+    stepper = trainer.stepper
+    stepper = replace(stepper, setup=replace(stepper.setup, complete=sure_of_background))
+    views, truth = stepper.views_and_truth(torch.arange(4), 0)
+    assert torch.equal(stepper.piece_loss(views, 0, 0, 1, truth), stepper.piece_loss(views, 0, 0, 1))

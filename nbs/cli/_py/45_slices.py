@@ -49,8 +49,8 @@ def fitting_options(kind: str, takes, options: dict, command: str = "import") ->
 print(fitting_options("dicom", {"rename"}, {"rename": "names.json", "key": None}))
 test_eq(fitting_options("dicom", {"rename"}, {"rename": "names.json", "key": None}), {"rename": "names.json"})
 test_fail(
-    lambda: fitting_options("nifti", {"classes"}, {"rename": "names.json"}),
-    contains="--rename is not an option",
+    lambda: fitting_options("nifti", {"classes"}, {"gaps": True}),
+    contains="--gaps is not an option",
 )
 
 # %% [markdown]

@@ -11,7 +11,7 @@
 # ctseg predict runs/all --images all/test-images --out submission.csv --confidence sure.csv
 # ```
 #
-# * Classes are matched by name, in the usual spellings: `Parotid_L`, `parotid left` and `Left Parotid Gland` are one. Numbers mean nothing. What only you can know is said by `--rename names.json`: `{"CT-Liver": "liver", "west/vessel": "aorta"}`.
+# * Classes are matched by name, in the usual spellings: `Parotid_L`, `parotid left` and `Left Parotid Gland` are one. Numbers mean nothing. What only you can know is said by `--rename names.json`: `{"CT-Liver": "liver", "west/vessel": "aorta"}`. Every `ctseg import` takes the same file.
 # * What a hospital never looked for stays *unknown* on its slices. It is not background.
 # * A class may be the [union](../explanations/unions.ipynb) of others: `{"Parotids": ["Parotid_L", "Parotid_R"]}`, in a folder's own `unions.json` or for all by `--unions`.
 # * Patients of different folders stay different people. Pixels of the value 255 are ignored for every class. Slices without annotation come along.

@@ -99,7 +99,7 @@ for name, row in zip(again.names, states):
 # | TotalSegmentator's data set | `ctseg import totalsegmentator SRC my_data` |
 #
 # Archives are to be unpacked first. NIfTI label maps lie in `images/` and `labels/`, or beside their images as `p1_seg`; single structures in `p1/segmentations/` ([layouts](../io/65_nifti_import.ipynb)). What has no place there is listed at the end, and nothing is taken for a scan that is a label map.
-# With `--skip-damaged` a bad patient is listed and left out. A stopped import goes on when it is started again. Structures that nobody contoured stay unknown. `ctseg export` puts predictions back onto the volumes, as NIfTI, DICOM SEG or RTSTRUCT; [`ctseg segment`](segment.ipynb) goes from a scan to a segmentation without a folder in between.
+# With `--skip-damaged` a bad patient is listed and left out. A stopped import goes on when it is started again. Structures that nobody contoured stay unknown. `--rename FILE`, `{"Leber": "liver"}`, gives labels their [names](../io/44_renaming.ipynb), in any import. `ctseg export` puts predictions back onto the volumes, as NIfTI, DICOM SEG or RTSTRUCT; [`ctseg segment`](segment.ipynb) goes from a scan to a segmentation without a folder in between.
 #
 # ## On Kaggle
 #

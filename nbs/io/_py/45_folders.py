@@ -24,6 +24,7 @@ from ctseg.io.canvas import place_on_squares
 from ctseg.io.cases import Case, check_test, name_cases, set_aside_test
 from ctseg.io.cutting import CutFile, Work, cut_cases, parts_folder
 from ctseg.io.outputs import index_seal, new_folder, output_name
+from ctseg.io.renaming import RenamedSlices, told_alone
 from ctseg.io.slicing import Slicing
 
 # %%
@@ -222,6 +223,9 @@ def _check_left(cut: list[CutFile], work: Work, out: Path):
     if cut: return
     raise InputError(f"{out}: nothing is left to import, all is damaged; such as {work.left_out[0]}")
 
+
+# %%
+#| export
 def _facts(cut: list[CutFile], classes: ClassMap, work: Work) -> dict:
     "Facts about volumes that were cut."
     patients = {one.case.patient for one in cut}
@@ -262,6 +266,29 @@ test_fail(lambda: _prepare([], work/"new", Slicing(), 0., None), contains="no vo
 
 # %%
 #| export
+def rename_splits(splits: dict[str, Split], renamed: RenamedSlices) -> dict:
+    "Give the masks of all splits the new numbers, in place; facts."
+    alone = 0
+    for split in splits.values():
+        alone += renamed.parts_alone(split.known)
+        split.known = renamed.apply(split.masks, split.known)
+    labelled = sum(int(split.known.any(1).sum()) for split in splits.values())
+    return {"classes": len(renamed.classes), "labelled": labelled} | told_alone(alone)
+
+
+# %%
+#| export
+def _gathered(cut: list[CutFile], C: int, slicing: Slicing, out: Path) -> dict[str, Split]:
+    "The arrays of both splits, in files beside what was cut."
+    side, parts = _common_side(cut, slicing, out), _by_split(cut)
+    splits = {}
+    for name, those in parts.items():
+        splits[name] = gather_split(those, C, side, parts_folder(out)/name)
+    return splits
+
+
+# %%
+#| export
 def write_volumes(
     cases: list[Case],
     out, # the challenge folder, new
@@ -270,11 +297,12 @@ def write_volumes(
     test_share: float = 0., # share of the patients set aside as a test
     key = None, # where to write the table volume → source, outside `out`; `None`: nowhere
     work: Work|None = None, # how many processes, what to do with damaged volumes
+    renamed: RenamedSlices|None = None, # the names to write
 ) -> dict: # facts about what was written
     """Cut volumes into a challenge folder with an `index.json`. Each volume is loaded once and let go.
 
-    What is cut waits in a folder `OUT.parts` until all is. Raises `InputError` before the folder is written:
-    if it is in use, for contradictory labels, or for a test that is annotated in part.
+    What is cut waits in a folder `OUT.parts` until all is. `InputError` before anything is written:
+    for a folder in use, contradictory labels, a test annotated in part.
     """
     work = work or Work()
     out = _prepare(cases, out, slicing, test_share, key)
@@ -283,13 +311,14 @@ def write_volumes(
         stack.callback(shutil.rmtree, parts_folder(out), ignore_errors=True)
         _check_left(cut, work, out)
         check_test([one.case for one in cut])
-        side, parts = _common_side(cut, slicing, out), _by_split(cut)
-        splits = {}
-        for name, those in parts.items():
-            splits[name] = gather_split(those, len(classes), side, parts_folder(out)/name)
+        splits = _gathered(cut, len(classes), slicing, out)
+        facts = _facts(cut, classes, work)
+        entries = {one.case.id: one.entry for one in cut}
+        if renamed: facts |= rename_splits(splits, renamed)
+        named = renamed.classes if renamed else classes
         with private_key([one.case for one in cut], key):
-            counts = write_splits(out, classes, {one.case.id: one.entry for one in cut}, splits)
-    return _facts(cut, classes, work) | counts | {"size": side}
+            counts = write_splits(out, named, entries, splits)
+    return facts | counts | {"size": _common_side(cut, slicing, out)}
 
 
 # %% [markdown]

@@ -9,14 +9,13 @@
 # %%
 #| export
 import functools
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from ctseg.core.anatomy import ClassMap, RAIDIUM54
-from ctseg.core.files import InputError, read_json, some_of
+from ctseg.core.files import InputError, some_of
 from ctseg.io.cases import Case
 from ctseg.io.dicom import LabelledSeries, Survey, survey_dicom
 from ctseg.io.dicom_headers import DicomFile, label_errors
@@ -25,6 +24,7 @@ from ctseg.io.dicom_seg_read import read_segments, segments_outside
 from ctseg.io.cutting import Work, file_stamp
 from ctseg.io.dicom_series import series_notes
 from ctseg.io.folders import write_volumes
+from ctseg.io.renaming import Renaming, class_name, read_renaming, same_spelling, unused_lines
 from ctseg.io.rtstruct import (
     DrawnStructure, draw_region, empty_names, leaves_plane, meets_volume, read_regions,
 )
@@ -82,78 +82,9 @@ print(
 # %% [markdown]
 # ## Names of structures
 #
-# Clinics spell structures in many ways, `Parotid L`, `PAROTID_L`, `Parotis li`. A class name has small letters, of any script, and `_`
-# for whatever lies between them.
-
-# %%
-#| export
-def class_name(label: str) -> str:
-    "A structure's name as class names are written: `Parotid L ` → `parotid_l`."
-    return re.sub(r"[\W_]+", "_", label.lower()).strip("_")
-
-def same_spelling(label: str) -> str:
-    """A label without case and without the kind of separator.
-
-    `Parotid L` and `PAROTID-L` are one, `GTV+` and `GTV-` are two.
-    """
-    return re.sub(r"(?<=\w)[\s_.,-]+(?=\w)", "_", label.lower().strip(" \t_"))
-
-
-# %%
-test_eq([class_name(n) for n in ("Parotid L ", "Œil-G", "肝脏", "+")], ["parotid_l", "œil_g", "肝脏", ""])
-print([same_spelling(n) for n in ("Parotid L", "PAROTID-L", "GTV+", "GTV-")])
-
-
-# %% [markdown]
-# `rename` translates: `{"Parotis li": "parotid_left"}`.
-
-# %%
-#| export
-class Renaming:
-    "Labels of a clinic as class names."
-    def __init__(self, rename: dict[str, str]|None = None):
-        self.table = rename or {}
-        self._exact = {label.strip(): name for label, name in self.table.items()}
-        self._spelled = {same_spelling(label): name for label, name in self.table.items()}
-
-    def translate(self, label: str) -> tuple[str, bool]:
-        "The class name of a label, and whether the table names this label."
-        for table, key in ((self._exact, label.strip()), (self._spelled, same_spelling(label))):
-            if key in table: return table[key], True
-        return self.table.get(class_name(label), class_name(label)), False
-
-    def name(self, label: str) -> str:
-        "The class name of a label."
-        return self.translate(label)[0]
-
-
-# %%
-test_eq(Renaming({"PAROTID_L": "parotid_left"}).translate("Parotid L"), ("parotid_left", True))
-test_eq(Renaming({"GTV+": "tumour"}).translate("GTV-"), ("gtv", False))
-
-
-# %%
-#| export
-def read_renaming(rename) -> Renaming:
-    """A renaming from a dictionary or the path of a JSON; `None`: none.
-
-    Raises `InputError` unless it maps texts to texts.
-    """
-    if rename is None: return Renaming()
-    table, where = (rename, "rename") if isinstance(rename, dict) else (read_json(rename), rename)
-    texts = [text for pair in table.items() for text in pair] if isinstance(table, dict) else [None]
-    if not all(isinstance(text, str) and text.strip() for text in texts):
-        example = '{"Parotis li": "parotid_left"}'
-        raise InputError(f"{where}: expected an object from labels to class names, such as {example}")
-    return Renaming(table)
-
-
-# %%
-print(read_renaming(None).name("Parotid L"), read_renaming({"parotid-l": "parotid_left"}).name("Parotid L"))
-test_fail(lambda: read_renaming({"PTV": 3}), contains="expected an object from labels to class names")
-
-
-# %% [markdown]
+# Clinics spell structures in many ways. A class name has small letters, of any script, and `_` for whatever lies between them; `rename` translates
+# what no spelling tells: `{"Parotis li": "parotid_left"}` ([renamings](44_renaming.ipynb)).
+#
 # Two labels of *one* series that differ in more than case and separators must not fall together by that: `GTV+` and `GTV-` are two
 # things. Only `rename` can make them one class, and it must name each.
 
@@ -394,7 +325,9 @@ class _Source:
         if outside and not every: _all_outside(self.src, outside)
         if unusable and not every: _all_unusable(self.src, unusable)
         if astray and not every: _all_astray(astray[0], self.src)
+        drawn = {label for its in self.labels for label in [*its.inside, *its.outside, *its.empty]}
         return {
+            **unused_lines(renaming, drawn),
             "ignored_labels": ignored,
             "labels_outside": outside,
             "labels_unusable": unusable,
@@ -433,6 +366,9 @@ def _all_unusable(src: Path, labels: list[str]):
     raise InputError(f"{src}: none of the {len(labels)} structures drawn ({labels[0]}{more}) can be used, "
                      "and nothing else is labelled; take the RTSTRUCT away, or contour on the slices")
 
+
+# %%
+#| export
 def _all_astray(file: DicomFile, src: Path):
     "Tell that the only label objects are about other series."
     raise InputError(f"{file.shown(src)}: its {file.header.Modality} "
@@ -472,7 +408,7 @@ def _cases(source: _Source, classes: ClassMap, renaming: Renaming) -> list[Case]
         known = np.array([name in names for name in classes.names])
         load = functools.partial(load_series, labelled, source.src, classes, renaming, elsewhere)
         files = [*labelled.series.paths, *(file.path for file in labelled.labels)]
-        stamp = f"{file_stamp(dict.fromkeys(files))} {sorted(renaming.table.items())} {sorted(elsewhere)}"
+        stamp = f"{file_stamp(dict.fromkeys(files))} {renaming.lines} {sorted(elsewhere)}"
         folder = str(labelled.series.paths[0].parent.relative_to(source.src))
         patient = _patient(labelled.series.headers[0])
         cases.append(Case(folder, load, patient, known, display_name=labelled.shown(source.src), stamp=stamp))
@@ -555,7 +491,7 @@ def import_dicom(
     Nothing that names a patient or a date gets into it.
     Raises `InputError` for what is no volume or fits no class.
     """
-    renaming = read_renaming(rename)
+    renaming = read_renaming(rename, Path(out).name)
     work = Work(**work)
     found = dict(gaps=gaps, orientation=slicing.orientation, skip_damaged=work.skip_damaged)
     source, classes = _find_source(Path(src), classes, renaming, **found)

@@ -24,6 +24,7 @@ from ctseg.io.cutting import Work, file_stamp
 from ctseg.io.folders import write_volumes
 from ctseg.io.nifti import nifti_files
 from ctseg.io.nifti_import import load_structures
+from ctseg.io.renaming import read_renaming, renamed_classes, unused_lines
 from ctseg.io.slicing import Slicing
 from ctseg.io.volumes import class_flags
 
@@ -198,6 +199,9 @@ def _subjects(src: Path) -> list[Path]:
     folders = [d for d in src.iterdir() if (d/"ct.nii.gz").exists() or (d/"segmentations").is_dir()]
     return sorted(folders, key=lambda d: natural_key(d.name))
 
+
+# %%
+#| export
 def _with_subjects(src: Path) -> Path:
     "The folder that holds the subjects: the one given, or the only one in it, as an archive unpacks."
     if not src.is_dir():
@@ -213,11 +217,25 @@ print(_with_subjects(total).name, _with_subjects(total.parent).name, [d.name for
 
 # %%
 #| export
+def _check_found(subjects: list[Case], cases: list[Case], src: Path):
+    "`InputError` where there are no subjects, or none that can be used."
+    if cases: return
+    if subjects:
+        raise InputError(f"{src}: all {len(subjects)} subjects are of the test split of meta.csv "
+                         "and lack classes, which a test needs; "
+                         "choose fewer classes (--classes), or take meta.csv away")
+    raise InputError(f"{src}: no subjects in it; expected s0000/ct.nii.gz and s0000/segmentations/, "
+                     "unpacked from the Zenodo file")
+
+
+# %%
+#| export
 def import_totalsegmentator(
     src, # the data set's folder, version 1 or 2: s0000/ct.nii.gz, s0000/segmentations/*.nii.gz, meta.csv
     out, # the challenge folder, new
     slicing: Slicing = Slicing(window="random", per_volume=2, min_body=90., size=256, spacing="fit"),
     classes: ClassMap|str|None = None, # some of the 54 classes, or a `class_names.json`; `None`: all
+    rename: dict|str|None = None, # one of the 54 → class name, or the path of such a JSON
     **work, # of `Work`: workers, skip_damaged, progress
 ) -> dict: # facts
     """Cut the data set into a challenge folder with the 54 classes.
@@ -228,15 +246,11 @@ def import_totalsegmentator(
     classes, splits = _checked_classes(classes), _meta_splits(src)
     subjects = [_subject_case(folder, classes, splits.get(folder.name)) for folder in _subjects(src)]
     cases = [case for case in subjects if case.split == "train" or case.known.all()]
-    if not cases and subjects:
-        raise InputError(f"{src}: all {len(subjects)} subjects are of the test split of meta.csv "
-                         "and lack classes, which a test needs; "
-                         "choose fewer classes (--classes), or take meta.csv away")
-    if not cases:
-        raise InputError(f"{src}: no subjects in it; expected s0000/ct.nii.gz and s0000/segmentations/, "
-                         "unpacked from the Zenodo file")
-    facts = write_volumes(cases, out, classes, slicing, work=Work(**work))
-    return facts | {"test_subjects_left_out": len(subjects) - len(cases)}
+    _check_found(subjects, cases, src)
+    renaming = read_renaming(rename, Path(out).name)
+    unused, renamed = unused_lines(renaming, classes.names), renamed_classes(classes, renaming)
+    facts = write_volumes(cases, out, classes, slicing, work=Work(**work), renamed=renamed)
+    return facts | unused | {"test_subjects_left_out": len(subjects) - len(cases)}
 
 
 # %%

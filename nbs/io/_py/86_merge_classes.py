@@ -21,7 +21,7 @@ import numpy as np
 from ctseg.core.anatomy import IGNORE, ClassMap, other_side, side_word
 from ctseg.core.files import InputError, did_you_mean, some_of
 from ctseg.core.unions import atoms_of, related_pairs, union_ids
-from ctseg.io.dicom_import import Renaming, class_name, same_spelling
+from ctseg.io.renaming import Renaming, same_spelling
 from ctseg.io.snomed import plain_name, snomed
 from ctseg.io.totalsegmentator import total_parts
 
@@ -82,44 +82,16 @@ for a, b in (
     print(a, "≠", b)
     assert meaning(a) != meaning(b)
 
-
 # %% [markdown]
 # No table can know all spellings: that `CT-Liver` is a liver, or that this clinic's `vessel` is a vessel of the liver. A renaming says so, in the
-# form of [`ctseg import dicom --rename`](78_dicom_import.ipynb): `{"CT-Liver": "liver"}`. Where two sources give the same name to different things, a
+# [form that every import has](44_renaming.ipynb): `{"CT-Liver": "liver"}`. Where two sources give the same name to different things, a
 # label may name its source: `{"clinic_b/vessel": "liver_vessels"}`.
-
-# %%
-#| export
-class SourceNames:
-    "The names of one source's classes after a renaming, and which lines of the renaming were used."
-    def __init__(self, source: str, rename: Mapping[str, str]):
-        self.prefix = f"{source}/"
-        own = {}
-        for line, name in rename.items():
-            if line.startswith(self.prefix):
-                own[line.removeprefix(self.prefix)] = name
-        self.tables = (own, rename)
-        self.used: set[str] = set()
-
-    def name(self, label: str) -> str:
-        "The name of a class; its label where the renaming does not speak of it."
-        for table, prefix in zip(self.tables, (self.prefix, "")):
-            name, spelled = Renaming(table).translate(label)
-            if not spelled and class_name(label) not in table: continue
-            self.used |= {prefix + line for line in table if self._speaks_of(line, label)}
-            return name
-        return label
-
-    def _speaks_of(self, line: str, label: str) -> bool:
-        "Is a line of the renaming about this label?"
-        return same_spelling(line) == same_spelling(label) or line == class_name(label)
-
 
 # %%
 rename = {"CT-Liver": "liver", "clinic_b/vessel": "liver_vessels"}
 for source in ("clinic_a", "clinic_b"):
-    names = SourceNames(source, rename)
-    print(source, [names.name(label) for label in ("ct liver", "vessel", "Spleen")])
+    renaming = Renaming(rename, source)
+    print(source, [renaming.kept(label) for label in ("ct liver", "vessel", "Spleen")])
 
 
 # %% [markdown]
@@ -412,11 +384,8 @@ def _lookup(classes: ClassMap, merged: list[str]) -> np.ndarray:
     return table
 
 
-def _check_used(rename: Mapping[str, str], names: list[SourceNames], labels: set[str]):
+def _check_used(rename: Mapping[str, str], used: set[str], labels: set[str]):
     "`InputError` for a line of the renaming that renames nothing."
-    used = set()
-    for one in names:
-        used |= one.used
     for line in rename:
         if line not in used:
             raise did_you_mean("label for --rename", line, sorted(labels))
@@ -432,18 +401,18 @@ def match_classes(
     "One list of classes for all sources. `InputError` for what contradicts."
     rename, unions = rename or {}, unions or {}
     names = MergedNames()
-    readers, declared = [], []
+    used, declared = set(), []
     merged, labels = {}, set()
     for source, classes in sources.items():
-        reader = SourceNames(source, rename)
-        new = {label: names.enter(source, label, reader.name(label)) for label in classes.names}
+        reader = Renaming(rename, source)
+        used |= reader.used(classes.names)
+        new = {label: names.enter(source, label, reader.kept(label)) for label in classes.names}
         merged[source] = list(new.values())
         labels |= set(new)
         for union, members in classes.union_table.items():
             new_members = [new[member] for member in members]
             declared.append(Declared(source, new[union], new_members))
-        readers.append(reader)
-    _check_used(rename, readers, labels)
+    _check_used(rename, used, labels)
     for union, members in unions.items():
         as_given = Declared("--unions", union, list(members))
         declared.append(_checked_members(as_given, names))

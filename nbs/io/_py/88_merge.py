@@ -28,12 +28,12 @@ from ctseg.data.annotations import read_classes
 from ctseg.data.challenge import read_challenge, write_challenge
 from ctseg.data.images import image_paths, png_header
 from ctseg.data.slices import SliceSet, known_after_resize
-from ctseg.io.dicom_import import read_renaming
 from ctseg.io.imported import imported_slicing, pixel_spacings
 from ctseg.io.index import read_index
 from ctseg.io.merge_classes import ClassPlan, match_classes
 from ctseg.io.merge_sizes import Frame, Stack, common_frame, framed, scaled_sizes
 from ctseg.io.outputs import index_seal, new_folder
+from ctseg.io.renaming import read_renaming
 
 # %%
 #| hide

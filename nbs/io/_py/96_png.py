@@ -25,6 +25,7 @@ from ctseg.io.mask_files import png_files
 from ctseg.io.mask_labels import Labelling, Labels, known_on_images, read_labels
 from ctseg.io.outputs import new_folder
 from ctseg.io.pixels import Grey, read_grey
+from ctseg.io.renaming import read_renaming, with_new_names
 from ctseg.io.value_names import column_of, read_table
 from ctseg.io.volumes import class_flags
 
@@ -198,6 +199,9 @@ def _matched(match: re.Match|None) -> str|None:
     group = 1 if match.re.groups else 0
     return match[group] or None
 
+
+# %%
+#| export
 def find_patients(stems: list[str], patients: str) -> list[str|None]:
     "The patient of each image by a table or a regular expression; `None` where there is none."
     if Path(patients).is_file() or patients.lower().endswith((".csv", ".json")):
@@ -226,6 +230,9 @@ def _groups_by_likeness(splits: dict[str, Placed]) -> dict[str, np.ndarray]:
         groups["test"] = groups["test"] + groups["train"].max() + 1
     return groups
 
+
+# %%
+#| export
 def groups_of(splits: dict[str, Placed], patients: str|None) -> dict[str, np.ndarray]: # split → int64 [N]
     "The group of each image, one number a patient; `InputError` for a training image without one."
     if patients is None: return _groups_by_likeness(splits)
@@ -300,6 +307,9 @@ def _share(cells: np.ndarray) -> float:
     "The share of cells that are true."
     return round(float(cells.mean()), 4)
 
+
+# %%
+#| export
 def _facts(train: SliceSet, labels: Labels, pictures: Pictures) -> dict:
     "What was imported."
     present = train.present & train.known
@@ -365,9 +375,10 @@ def import_png(
     out, # the challenge folder, new
     labelling: Labelling = Labelling(),
     pictures: Pictures = Pictures(),
+    rename: dict|str|None = None, # label → class name, or the path of such a JSON
 ) -> dict: # facts
     "Make a challenge folder of images and masks. Raises `InputError` before anything is written."
-    out = new_folder(out)
+    out, renaming = new_folder(out), read_renaming(rename, Path(out).name)
     splits = _read_splits(images, masks, pictures)
     groups = groups_of(splits, pictures.patients)
     placed = splits["train"]
@@ -376,10 +387,11 @@ def import_png(
     known = known_on_images(labels, labelling.annotated, masks)
     painted, examined, counts = _paint_all(placed, labels, known, labelling.overlap)
     train = SliceSet(placed.images, painted, examined, placed.names, groups["train"], labels.classes)
+    train, names = with_new_names(train, renaming, any_part=labelling.annotated == "present")
     with atomic_path(out) as tmp:
         tmp.mkdir()
         _write(tmp, train, splits, groups)
-    facts = _facts(train, labels, pictures) | counts
+    facts = _facts(train, labels, pictures) | counts | names
     if "test" in splits:
         facts["test"] = len(splits["test"].names)
     return facts

@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from scipy.special import expit, logit
 
 from ctseg.core.anatomy import ClassMap
 from ctseg.core.files import InputError, atomic_path, csv_cell
 from ctseg.data.slices import SliceSet
 from ctseg.data.splits import near_duplicates
 from ctseg.prediction.predictor import Predictor
-from ctseg.prediction.sureness import judged
+from ctseg.prediction.sureness import judge_of, judged
 
 # %%
 #| hide
@@ -61,6 +62,34 @@ dice = np.array([[.8, np.nan, .1]])
 loss = expected_loss(presence, dice, np.array([[True, True, False]]))
 print(loss.round(3))
 test_close(loss, [[.2, .2, 0]])
+
+
+# %% [markdown]
+# A young network never draws what it has seen on two slices, and gives it no chance anywhere. Then it would never ask for it, and never learn it. People have found the structure, though, on some share of the slices on which they looked. So the chances of a network that is not calibrated are shifted until their mean is that share.
+
+# %%
+#| export
+def found_rate(slices: SliceSet) -> np.ndarray: # f64 [C], between 0 and 1
+    "On which share of the slices where it was looked for a structure was found; one half of a slice more each way."
+    found = (slices.present & slices.known).sum(0)
+    return (found + 0.5)/(slices.known.sum(0) + 1)
+
+
+def with_mean(presence: np.ndarray, rate: np.ndarray) -> np.ndarray: # f32 [N,C]
+    "Chances [N,C], shifted on the scale of their logits until the mean of each structure is `rate` [C]."
+    logits = logit(presence.astype(float).clip(1e-6, 1 - 1e-6))
+    low, high = np.full(len(rate), -30.), np.full(len(rate), 30.)
+    for _ in range(50):
+        shift = (low + high)/2
+        too_high = expit(logits + shift).mean(0) > rate
+        low, high = np.where(too_high, low, shift), np.where(too_high, shift, high)
+    return expit(logits + shift).astype(np.float32)
+
+
+# %%
+young = np.array([[.02, .9], [.01, .8], [.01, .1]])
+print(with_mean(young, np.array([.1, .6])).round(3).tolist())
+test_close(with_mean(young, np.array([.1, .6])).mean(0), [.1, .6], eps=1e-5)
 
 
 # %% [markdown]
@@ -165,20 +194,32 @@ class Suggestions:
     expected_dice: np.ndarray # f32 [N,C]
 
 
-def suggest(predictor: Predictor, slices: SliceSet, count: int = 20, batch_size: int = 16) -> Suggestions:
-    "The slices to annotate next. `InputError` for other classes, or where nothing is left to look for."
+def _check_question(predictor: Predictor, slices: SliceSet, count: int):
+    "`InputError` for another folder's classes, or no slice asked for."
     if predictor.classes.names != slices.classes.names:
         raise InputError("the run knows other classes than the folder; "
                          "suggest with a run that was trained on it")
     if count < 1:
         raise InputError(f"count = {count}: expected 1 or more")
+
+
+# %%
+#| export
+def suggest(
+    predictor: Predictor, slices: SliceSet, count: int = 20, batch_size: int = 16,
+    among: np.ndarray|None = None, # bool [N]: slices that may be suggested; `None`: all
+) -> Suggestions:
+    "The slices to annotate next. `InputError` for other classes, or where nothing is left to look for."
+    _check_question(predictor, slices, count)
     cells = open_cells(slices)
-    rows = np.flatnonzero(cells.any(1))
+    rows = np.flatnonzero(cells.any(1) if among is None else cells.any(1) & among)
     if not len(rows):
         raise InputError("every structure was examined on every slice, or on a near-duplicate; "
                          "nothing is left to suggest")
     asked = slices[rows]
     sure = judged(predictor, asked, batch_size)
+    if not judge_of(predictor).calibrated:
+        sure["presence"] = with_mean(sure["presence"], found_rate(slices))
     loss = expected_loss(sure["presence"], sure["expected_dice"], cells[rows])
     alike = near_duplicates(slices.images)[rows]
     chosen = choose_slices(loss, slices.present.sum(0), asked.groups, alike, count)

@@ -56,8 +56,16 @@ class Student:
     def __init__(self, model: nn.Module, presence: bool = False): # it has a presence head, which is asked too
         self.model, self.presence = model, presence
         self.presence_logits: list[tuple[torch.Tensor, Batch]] = []  # of the last pass: [B, C] and the view
+        self.answers: list[tuple[Batch, torch.Tensor | list]] = []  # of the last pass: a view and its logits
 
     def __call__(self, *views: Batch, between: Callable | None = None) -> list:
+        "The logits [B, K, H, W] of each view, or a list of them where the supervision is deep."
+        logits = self.answer(*views, between=between)
+        self.answers = list(zip(views, logits))
+        return logits
+
+    def answer(self, *views: Batch, between: Callable | None = None) -> list:
+        "The same, without a note of it."
         image = torch.cat([v.image for v in views])
         sizes = [len(v) for v in views]
         options = {} if between is None else {"between": between}
@@ -210,11 +218,34 @@ print(gather_batch(toy_batch, replace(toy_batch, known=~toy_batch.known)).known.
 
 # %%
 #| export
-class ViewMaker(Contexts):
+class BatchReader(Contexts):
+    "Reads the batches of a step."
+    def read(self, ctx: StepContext, batch: Batch, purpose: str) -> Batch:
+        "A batch of one stream, augmented by the random numbers for `purpose`."
+        batch = self.method.read(ctx, batch, extra=purpose == "extra")
+        return self.setup.augment(batch, ctx.rng(purpose), ctx.classes)
+
+    def completed(self, ctx: StepContext, batch: Batch) -> Batch:
+        "A batch with what an earlier network fills in, if there is one."
+        if self.setup.complete is None:
+            return batch
+        return gather_batch(batch, self.setup.complete(batch[ctx.share]))
+
+
+# %%
+#| export
+class ViewMaker(BatchReader):
     "Makes what the network sees."
     @torch.no_grad()
     def make_views(self, index: torch.Tensor, step: int, pieces: int = 1) -> dict[str, Batch]:
         "The views of a step on the images `index`: augmented, for all processes together."
+        return self.views_and_truth(index, step, pieces)[0]
+
+    @torch.no_grad()
+    def views_and_truth(
+        self, index: torch.Tensor, step: int, pieces: int = 1,
+    ) -> tuple[dict[str, Batch], Batch | None]:
+        "The same; and the labelled batch before an earlier network completed it, None where none did."
         labelled, extra = self.streams
         share = slice(rank(), None, world())
         ctx = self.context(step, pieces, share, Student(self.learner.model))
@@ -222,15 +253,8 @@ class ViewMaker(Contexts):
         second = None
         if extra is not None:
             second = self.read(ctx, extra.batch(extra.index(step), step), "extra")
-        return self.method.views(ctx, first, second)
-
-    def read(self, ctx: StepContext, batch: Batch, purpose: str) -> Batch:
-        "A batch of one stream, augmented by the random numbers for `purpose`."
-        batch = self.method.read(ctx, batch, extra=purpose == "extra")
-        batch = self.setup.augment(batch, ctx.rng(purpose), ctx.classes)
-        if self.setup.complete is None or purpose == "extra":
-            return batch
-        return gather_batch(batch, self.setup.complete(batch[ctx.share]))
+        views = self.method.views(ctx, self.completed(ctx, first), second)
+        return views, first if self.setup.complete else None
 
 
 # %%
@@ -241,11 +265,29 @@ again = maker.make_views(torch.arange(8), step=0)["labelled"]
 assert torch.equal(again.image, views["labelled"].image)  # a function of the step
 
 
+# %% [markdown]
+# Where an [earlier network](../prediction/70_earlier.ipynb) fills in old classes, the truth would be one voice among many: a new structure that is on every fourth slice would weigh as much as each of the old ones, which are on most. So what people said counts once more by itself, on the same logits.
+
 # %%
 #| export
-class PieceLoss(ViewMaker):
+class TruthAlone(ViewMaker):
+    "The loss of what people said, where an earlier network has filled in more."
+    def truth_loss(self, student: Student, labelled: Batch | None, truth: Batch) -> torch.Tensor | float:
+        "That of the logits given for the view `labelled`; 0 if none were, or for a loss that knows no unknown."
+        for view, logits in student.answers if self.loss.reads_known else []:
+            if view is labelled:
+                return ViewLoss(self.loss)(logits, truth)
+        return 0.
+
+
+# %%
+#| export
+class PieceLoss(TruthAlone):
     "The loss of one piece of a batch."
-    def piece_loss(self, views: dict[str, Batch], step: int, piece: int, pieces: int) -> torch.Tensor:
+    def piece_loss(
+        self, views: dict[str, Batch], step: int, piece: int, pieces: int,
+        truth: Batch | None = None, # see `views_and_truth`
+    ) -> torch.Tensor:
         "The loss of one piece of the views, of this process."
         setup = self.setup
         share = slice(rank() + world()*piece, None, world()*pieces)
@@ -255,6 +297,8 @@ class PieceLoss(ViewMaker):
         with self.learner.acc.autocast():
             own = {name: view[share] for name, view in views.items()}
             loss = self.method.loss(ctx, own)
+            if truth is not None:
+                loss = loss + self.truth_loss(student, own.get("labelled"), truth[share])
             heads = student.presence_logits
             for present, view in heads:
                 of_head = presence_loss(present, view, self.loss.gather, self.loss.unions)
@@ -273,12 +317,12 @@ class Stepper(PieceLoss):
     def gradients(self, index: torch.Tensor, step: int, pieces: int = 1) -> tuple[float, float]:
         "Gradients of one batch, not yet used: the loss, and the gradient's norm before clipping."
         learner = self.learner
-        views = self.make_views(index, step, pieces)
+        views, truth = self.views_and_truth(index, step, pieces)
         total = 0.
         for piece in range(pieces):
             last = piece == pieces - 1
             with contextlib.nullcontext() if last else learner.acc.no_sync(learner.model):
-                loss = self.piece_loss(views, step, piece, pieces)
+                loss = self.piece_loss(views, step, piece, pieces, truth)
                 rows = [i for i in range(len(index)) if i//world() % pieces == piece]  # the last may be fewer
                 size = len(rows)/len(index)
                 learner.acc.backward(loss*size)
