@@ -15,12 +15,15 @@
 
 # %%
 #| export
+import tempfile
+import threading
+import weakref
 from pathlib import Path
 
 import numpy as np
 
 from ctseg.core.anatomy import IGNORE, ClassMap
-from ctseg.data.lazy import LazyPixels, ReadPixels, pack_seen, seen_values
+from ctseg.data.lazy import LazyPixels, pack_seen, seen_values
 from ctseg.data.mask_csv import check_values, whole_rows
 
 # %%
@@ -36,46 +39,107 @@ from ctseg.core.toys import toy_slices
 from ctseg.data.mask_csv import read_masks, write_masks
 
 
+# %% [markdown]
+# ## Pixels in a file
+#
+# The file has no name: it goes when the pixels are no longer used, or when the program ends, however it ends. Reading it block by block takes the memory of a block.
+
 # %%
 #| export
-def _write_parts(f, part: np.ndarray, first: int, count: int):
-    "Write pixels `first` … of every mask, uint8 [n,k], to their places in a file of masks of `count` pixels each."
-    for i, pixels in enumerate(part):
-        f.seek(i*count + first)
-        f.write(np.ascontiguousarray(pixels))
+class FilePixels:
+    "N slices of one size in a temporary file, written and read in parts; a `PixelSource`."
+    def __init__(self,
+        n: int,
+        size: tuple[int, int], # height and width
+        folder: str|Path|None = None, # where the file lies; `None`: where temporary files do
+    ):
+        self.shape = (n, *size)
+        self.seen: np.ndarray|None = None
+        self.count = size[0]*size[1]
+        self.lock = threading.Lock() # a thread may read ahead
+        self.file = tempfile.TemporaryFile(buffering=0, dir=folder)
+        weakref.finalize(self, self.file.close)
 
-def turn_table(
-    csv: Path, # a mask table
-    columns: list[str], # the names in its header
-    count: int, # pixels of an image
-    out: Path, # the file to write: mask after mask
-    room: int = 1 << 26, # bytes of memory to collect rows in
-):
-    "Write the masks of a table one after the other, uint8 [n,count]."
-    n = len(columns)
-    held = np.empty((n, max(1, min(count, room//n))), np.uint8)
-    start = end = 0  # the pixels that are held
-    with open(out, "wb", buffering=0) as f:
-        for first, block in whole_rows(csv, columns, count):
-            for row in range(0, len(block), held.shape[1]):
-                rows = block[row:row + held.shape[1]]
-                if first + row + len(rows) - start > held.shape[1]:
-                    _write_parts(f, held[:, :end - start], start, count)
-                    start = end
-                end = first + row + len(rows)
-                held[:, end - len(rows) - start:end - start] = rows.T
-        _write_parts(f, held[:, :end - start], start, count)
+    def write(self, first: int, pixels: np.ndarray):
+        "Write slices `first` …, uint8 [n,H,W]."
+        self._write_at(first*self.count, pixels)
+
+    def write_columns(self, start: int, part: np.ndarray):
+        "Write pixels `start` … of every slice, uint8 [N,k]."
+        for i, row in enumerate(part): self._write_at(i*self.count + start, row)
+
+    def _write_at(self, place: int, pixels: np.ndarray):
+        "Write all of it, though a call of the system may write less."
+        data = memoryview(np.ascontiguousarray(pixels)).cast("B")
+        with self.lock:
+            self.file.seek(place)
+            while data: data = data[self.file.write(data):]
+
+    def _read_at(self, place: int, out: np.ndarray):
+        "Fill an array of bytes from a place of the file; zeros where nothing was written."
+        with self.lock:
+            self.file.seek(place)
+            got = self.file.readinto(out)
+        out.reshape(-1)[got:] = 0
+
+    def read(self, rows: np.ndarray) -> np.ndarray:
+        "See `PixelSource.read`."
+        pixels = np.empty((len(rows), *self.shape[1:]), np.uint8)
+        for mask, row in zip(pixels, rows): self._read_at(int(row)*self.count, mask)
+        return pixels
+
+    def columns(self, rows: np.ndarray, first: int, last: int) -> np.ndarray:
+        "Pixels `first` … `last` of the slices at `rows`: uint8 [n,k]."
+        pixels = np.empty((len(rows), last - first), np.uint8)
+        for part, row in zip(pixels, rows): self._read_at(int(row)*self.count + first, part)
+        return pixels
 
 
 # %%
 masks = toy_slices(5, 16)[1].byte().numpy()
+file = FilePixels(6, (16, 16))
+file.write(1, masks[1:])
+file.write(0, masks[:1])
+test_eq(file.read(np.array([0, 4])), masks[[0, 4]])
+test_eq(file.columns(np.arange(2), 100, 103), masks[:2].reshape(2, -1)[:, 100:103])
+print("not written:", file.read(np.array([5])).max())
+
+
+# %% [markdown]
+# ## From the table to the file
+
+# %%
+#| export
+def turn_table(
+    csv: Path, # a mask table
+    columns: list[str], # the names in its header
+    out: FilePixels, # to be filled, a slice for each column
+    room: int = 1 << 26, # bytes of memory to collect rows in
+):
+    "Write the masks of a table one after the other."
+    n, count = len(columns), out.count
+    held = np.empty((n, max(1, min(count, room//n))), np.uint8)
+    start = end = 0  # the pixels that are held
+    for first, block in whole_rows(csv, columns, count):
+        for row in range(0, len(block), held.shape[1]):
+            rows = block[row:row + held.shape[1]]
+            if first + row + len(rows) - start > held.shape[1]:
+                out.write_columns(start, held[:, :end - start])
+                start = end
+            end = first + row + len(rows)
+            held[:, end - len(rows) - start:end - start] = rows.T
+    out.write_columns(start, held[:, :end - start])
+
+
+# %%
 names = [f"{i}.png" for i in range(5)]
 with tempfile.TemporaryDirectory() as d:
-    csv, file = Path(d)/"y.csv", Path(d)/"masks"
+    csv = Path(d)/"y.csv"
     write_masks(masks, names, csv)
     for room in (1, 5*7, 1 << 20):
-        turn_table(csv, names, 256, file, room)
-        test_eq(np.fromfile(file, np.uint8).reshape(masks.shape), masks)
+        file = FilePixels(5, (16, 16), d)
+        turn_table(csv, names, file, room)
+        test_eq(file.read(np.arange(5)), masks)
 
 
 # %% [markdown]
@@ -84,35 +148,28 @@ with tempfile.TemporaryDirectory() as d:
 
 # %%
 #| export
-def file_pixels(file: Path, n: int, size: tuple[int, int]) -> ReadPixels:
-    "Masks that lie in a file one after the other, each uint8 `size`."
-    count = size[0]*size[1]
-    def read(rows: np.ndarray) -> np.ndarray:
-        pixels = np.empty((len(rows), *size), np.uint8)
-        with open(file, "rb", buffering=0) as f:
-            for mask, row in zip(pixels, rows):
-                f.seek(int(row)*count)
-                f.readinto(mask)
-        return pixels
-    return ReadPixels(read, (n, *size))
+def know_values(source: FilePixels) -> np.ndarray: # bool [N,256]
+    "Read which values each slice holds, and keep it."
+    seen = seen_values(LazyPixels(source))
+    source.seen = pack_seen(seen)
+    return seen
 
 def spool_masks(
     csv: Path, # a truth in the challenge's form
     columns: list[str], # the names in its header
     size: tuple[int, int], # height and width of the images
     classes: ClassMap|int, # no value may be above this many classes, but 255
-    file: Path, # to keep the masks in; it must stay as long as they are used
+    folder: Path, # to keep the masks in
 ) -> LazyPixels: # uint8 [n,H,W]
     "The masks of a table, checked, in the memory of a few rows."
-    turn_table(csv, columns, size[0]*size[1], file)
-    source = file_pixels(file, len(columns), size)
-    seen = seen_values(LazyPixels(source))
+    source = FilePixels(len(columns), size, folder)
+    turn_table(csv, columns, source)
+    seen = know_values(source)
     C = classes if isinstance(classes, int) else len(classes)
     too_high = seen[:, C + 1:IGNORE].any(1)
     if too_high.any():
         i = int(too_high.argmax())
         check_values(csv, source.read(np.array([i])).reshape(1, -1), [columns[i]], classes, ignore=True)
-    source.seen = pack_seen(seen)
     drawn = seen[:, 1:].any(1)
     return LazyPixels(source, np.where(drawn, np.arange(len(drawn)), -1))
 
@@ -122,9 +179,9 @@ masks[3] = 0
 with tempfile.TemporaryDirectory() as d:
     csv = Path(d)/"y.csv"
     write_masks(masks, names, csv)
-    spooled = spool_masks(csv, names, (16, 16), 3, Path(d)/"masks")
+    spooled = spool_masks(csv, names, (16, 16), 3, Path(d))
     print(spooled, spooled.rows)
     test_eq(np.asarray(spooled), read_masks(csv, cache=False)[1])
-    def spool(size, classes): return spool_masks(csv, names, size, classes, Path(d)/"masks")
+    def spool(size, classes): return spool_masks(csv, names, size, classes, Path(d))
     test_fail(lambda: spool((16, 16), 2), contains="value 3, but there are 2")
     test_fail(lambda: spool((16, 17), 3), contains="256 rows, expected 272")

@@ -246,7 +246,7 @@ def _read_arrays(cache: bool) -> tuple[Callable, Callable]:
 def _open_files(spool: Path) -> tuple[Callable, Callable]:
     "How `open_challenge` reads them: images when they are asked for, masks by way of a file in `spool`."
     def masks_of(csv: Path, columns, images: LazyPixels, classes: ClassMap) -> LazyPixels:
-        masks = spool_masks(csv, columns, images.shape[1:], classes, spool/f"{csv.name}.masks")
+        masks = spool_masks(csv, columns, images.shape[1:], classes, spool)
         unlabelled = np.full(len(images) - len(columns), -1)
         return LazyPixels(masks.source, np.append(masks.rows, unlabelled))
     return open_images, masks_of
