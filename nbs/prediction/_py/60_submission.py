@@ -207,7 +207,7 @@ def progress_bar(shown: bool) -> Each:
 def label_facts(masks: np.ndarray, classes: int) -> dict[str, Any]:
     "How many of so many classes are drawn anywhere on masks uint8 [N, H, W], and how many masks are empty."
     used, empty = np.zeros(256, bool), 0
-    for block in blocks(masks, 1 << 20):  # they may lie in a file
+    for block in blocks(masks, 1 << 18):  # they may lie in a file
         seen = seen_values(block)
         used |= seen.any(0)
         empty += int((~seen[:, 1:].any(1)).sum())
