@@ -117,6 +117,11 @@ test_eq(set(KINDS), set(importers()))
 
 # %%
 #| export
+AS_STORE = typer.Option(
+    "--store",
+    help="write a store (an OUT such as data.zarr) in place of a challenge folder: for more slices than "
+         "memory holds",
+)
 KEY = typer.Option(
     help="write here, for yourself, which volume came from which file; it may name patients "
          "(nifti, dicom, nnunet)",
@@ -150,7 +155,7 @@ print("--rename", RENAME.help)
 def work_options(kind: str, takes, work: dict) -> dict:
     "How the work is to be done, for an importer that can be told; `InputError` for one that cannot."
     if "work" in takes: return work | {"progress": True}
-    return fitting_options(kind, (), {name: value or None for name, value in work.items()})
+    return fitting_options(kind, takes, {name: value or None for name, value in work.items()})
 
 
 # %%
@@ -173,7 +178,7 @@ def import_kind(
     if kind == "png":
         shared = {"window", "size", "classes", "annotated"}
         fitting_options(kind, shared, options | cut)
-        return kinds[kind](*places, **png_options(options | cut, only_png))
+        return kinds[kind](*places, **png_options(options | cut, only_png), **how)
     more = fitting_options(kind, takes, options | only_png) | how
     if cut["window"] and "," in cut["window"]:
         cut["window"] = parse_window(cut["window"])
@@ -193,7 +198,7 @@ test_fail(lambda: work_options("openkbp", (), {"workers": 2}), contains="--worke
 CUT = "window every per_volume size"  # the options, by what they are for
 SHARED = "classes test_share annotated rename gaps key"
 ONLY_PNG = "test patients order first overlap scale offset"
-WORK = "skip_damaged workers"
+WORK = "skip_damaged workers store"
 
 def grouped(given: dict) -> list[dict]:
     "The options of the command, in the four groups; flags and shares that say nothing become None."
@@ -219,6 +224,7 @@ def import_(
     gaps: Annotated[bool, GAPS] = False,
     skip_damaged: Annotated[bool, SKIP] = False,
     workers: Annotated[Optional[int], WORKERS] = None,
+    store: Annotated[bool, AS_STORE] = False,
     key: Annotated[Optional[Path], KEY] = None,
     test: Annotated[Optional[Path], TEST] = None,
     patients: Annotated[Optional[str], PATIENTS] = None,
@@ -228,10 +234,10 @@ def import_(
     scale: Annotated[Optional[float], SCALE] = None,
     offset: Annotated[Optional[float], OFFSET] = None,
 ):
-    "Make a challenge folder of volumes, or of images and masks; what nobody contoured stays unknown."
+    "Make a challenge folder, or a store, of volumes, or of images and masks; what nobody contoured stays unknown."
     facts = import_kind(kind, places, *grouped(locals()))
     print_facts({name: value for name, value in facts.items() if value not in ([], {})})
-    print(f"challenge folder: {places[-1]}")
+    print(f"{'store' if store else 'challenge folder'}: {places[-1]}")
 
 
 # %%

@@ -106,6 +106,37 @@ print("not written:", file.read(np.array([5])).max())
 
 
 # %% [markdown]
+# Masks and images that are gathered piece by piece are put into an array, or into lazy pixels that lie in a file, in the same way.
+
+# %%
+#| export
+def room_for(
+    n: int,
+    size: tuple[int, int], # height and width
+    folder: Path|None = None, # where a file is to hold them; `None`: in memory
+) -> np.ndarray|LazyPixels: # uint8 [n,H,W], all 0
+    "Room for slices that are to come."
+    if folder is None: return np.zeros((n, *size), np.uint8)
+    return LazyPixels(FilePixels(n, size, folder))
+
+def put_slices(pixels: np.ndarray|LazyPixels, first: int, block: np.ndarray):
+    "Put slices, uint8 [k,H,W], into the places `first` … of such room."
+    if isinstance(pixels, LazyPixels):
+        pixels.source.write(first, block)
+    else:
+        pixels[first:first + len(block)] = block
+
+
+# %%
+with tempfile.TemporaryDirectory() as d:
+    for folder in (None, d):
+        pixels = room_for(5, (16, 16), folder)
+        put_slices(pixels, 2, masks[2:])
+        print(type(pixels).__name__)
+        test_eq(pixels[1:4], np.concatenate([0*masks[:1], masks[2:4]]))
+
+
+# %% [markdown]
 # ## From the table to the file
 
 # %%

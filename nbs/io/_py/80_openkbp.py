@@ -24,8 +24,9 @@ from ctseg.core.tables import table_text
 from ctseg.data.images import natural_key
 from ctseg.io.canvas import place_on_squares
 from ctseg.io.cases import Case
-from ctseg.io.cutting import index_entry
+from ctseg.io.cutting import Work, index_entry
 from ctseg.io.folders import Split, image_line, write_splits, write_volumes
+from ctseg.io.into_store import check_store_place
 from ctseg.io.outputs import new_folder
 from ctseg.io.slicing import Slicing
 from ctseg.io.volumes import Volume, class_flags, combine, cut
@@ -397,8 +398,9 @@ def _empty_split(chosen: list[ChosenSlice], side: int) -> Split:
 
 # %%
 #| export
-def _import_like(patients: dict[int, Path], out, like) -> dict:
+def _import_like(patients: dict[int, Path], out, like, store: bool = False) -> dict:
     "Repeat a choice of slices."
+    if store: check_store_place(out)
     out, choice = new_folder(out), read_choice(like)
     missing = [patient for patient in choice.patients if patient not in patients]
     if missing:
@@ -412,7 +414,7 @@ def _import_like(patients: dict[int, Path], out, like) -> dict:
         volumes[f"pt_{patient}"] = index_entry(volume, slicing, patient) | {"scaled": [_SIDE, _SIDE]}
         for name, chosen in choice.splits.items():
             _fill(splits[name], chosen, volume, patient, slicing)
-    counts = write_splits(out, OPENKBP, volumes, splits)
+    counts = write_splits(out, OPENKBP, volumes, splits, store)
     n = len(choice.patients)
     return {"volumes": n, "patients": n, "classes": len(OPENKBP)} | counts | {"size": choice.size}
 
@@ -430,12 +432,13 @@ def import_openkbp(
     out, # the challenge folder, new
     slicing: Slicing = Slicing(window="random", per_volume=8, min_body=90.),
     like = None, # a JSON with a choice of slices to repeat; `None`: choose by `slicing`
+    store: bool = False, # write a store, not a challenge folder
 ) -> dict: # facts
     "Cut OpenKBP into a challenge folder with true partial labels, grouped by patient."
     patients = openkbp_patients(src)
-    if like is not None: return _import_like(patients, out, like)
+    if like is not None: return _import_like(patients, out, like, store)
     cases = [_case(number, folder) for number, folder in patients.items()]
-    return write_volumes(cases, out, OPENKBP, slicing)
+    return write_volumes(cases, out, OPENKBP, slicing, work=Work(store=store))
 
 
 # %%
