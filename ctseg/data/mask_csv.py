@@ -181,8 +181,10 @@ def _pixels_between(pixels: LazyPixels, first: int, last: int) -> np.ndarray:
         return part
     start = 0
     for block in blocks(pixels):
-        part[start:start + len(block)] = block.reshape(len(block), -1)[:, first:last]
-        start += len(block)
+        end = start + len(block)
+        whole = block.reshape(len(block), -1)
+        part[start:end] = whole[:, first:last]
+        start = end
     return part
 
 # %% ../../nbs/data/50_mask_csv.ipynb #250f0edb
@@ -191,17 +193,24 @@ ROOM = 1 << 25 # bytes of lazy masks that are held at once
 class PixelRows:
     "The rows of the table of some masks, uint8 [N,H,W], in memory or lazy."
     def __init__(self, masks, room: int|None = None): # None: `ROOM`
-        self.masks, self.count = masks, int(np.prod(masks.shape[1:]))
-        self.start, self.step = 0, max(1, (room or ROOM)//max(1, len(masks)))
-        lazy = isinstance(masks, LazyPixels)
-        self.part = np.zeros((len(masks), 0), np.uint8) if lazy else masks.reshape(len(masks), self.count)
+        n, height, width = masks.shape
+        self.masks = masks
+        self.count = height*width
+        self.start = 0 # of what is held
+        self.step = max(1, (room or ROOM)//n)
+        self.part = np.zeros((n, 0), np.uint8)
+        if not isinstance(masks, LazyPixels):
+            self.part = masks.reshape(n, self.count)
 
     def __call__(self, first: int, last: int) -> np.ndarray:
         "Rows `first` … `last`, uint8 [k,N]."
-        if first < self.start or last > self.start + self.part.shape[1]:
+        held = self.start + self.part.shape[1]
+        if first < self.start or last > held:
             end = min(self.count, max(last, first + self.step))
-            self.start, self.part = first, _pixels_between(self.masks, first, end)
-        return self.part[:, first - self.start:last - self.start].T
+            self.part = _pixels_between(self.masks, first, end)
+            self.start = first
+        here = slice(first - self.start, last - self.start)
+        return self.part[:, here].T
 
 # %% ../../nbs/data/50_mask_csv.ipynb #78cba395
 def write_masks(

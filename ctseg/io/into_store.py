@@ -7,6 +7,7 @@ __all__ = ['check_store_place', 'write_stored']
 
 # %% ../../nbs/io/58_into_store.ipynb #5a90c8ca
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,8 @@ def check_store_place(out: str|Path):
         raise InputError(f"{place}: exists already; choose another place, or remove it first")
 
 # %% ../../nbs/io/58_into_store.ipynb #30c56a03
-def _notes_of(index: dict, side: int, folder: Path, splits: dict[str, SliceSet]) -> dict[str, Any]:
-    "What a store keeps of how its slices were cut, from the index that lies in `folder`."
+def _notes_of(index: dict, side: int, folder: Path, splits: Iterable[str]) -> dict[str, Any]:
+    "What a store keeps of how its slices were cut, from the index in `folder`; `splits`: whose neighbours it knows."
     distances = {split: neighbour_mm(folder, split) for split in splits}
     return {"patients": True, "slicing": slicing_of(index, side), "neighbour_mm": distances}
 
@@ -43,5 +44,8 @@ def write_stored(
     with tempfile.TemporaryDirectory() as d:
         path = Path(d)/"index.json"
         write_json(index, path, indent=None)
-        notes = _notes_of(index, side, path.parent, splits)
-        write_store(splits, out, notes, places_of(path.parent, names), [path])
+        called = path.with_name("class_names.json")
+        next(iter(splits.values())).classes.to_json(called)
+        places = places_of(path.parent, names)
+        notes = _notes_of(index, side, path.parent, places)
+        write_store(splits, out, notes, places, [path, called])

@@ -226,14 +226,18 @@ def _facts(train: SliceSet, labels: Labels, pictures: Pictures) -> dict:
     }
 
 # %% ../../nbs/io/96_png.ipynb #f9316fcd
-def _with_test(train: SliceSet, splits: dict[str, Placed], groups: dict[str, np.ndarray]) -> dict[str, SliceSet]:
+def _with_test(
+    train: SliceSet, splits: dict[str, Placed], groups: dict[str, np.ndarray],
+) -> dict[str, SliceSet]:
     "The slices of both splits; nothing is known of the test."
     if "test" not in splits: return {"train": train}
     test = splits["test"]
     known = np.zeros((len(test.names), len(train.classes)), bool)
     masks = blank_like(test.images)
-    return {"train": train, "test": SliceSet(test.images, masks, known, test.names, groups["test"], train.classes)}
+    slices = SliceSet(test.images, masks, known, test.names, groups["test"], train.classes)
+    return {"train": train, "test": slices}
 
+# %% ../../nbs/io/96_png.ipynb #8be8fa28
 def _write(out: Path, slices: dict[str, SliceSet], splits: dict[str, Placed], store: bool):
     "The challenge folder, or the store, and where each image lies in it; whole or not at all."
     images = {name: placed.index() for name, placed in splits.items()}
@@ -245,7 +249,8 @@ def _write(out: Path, slices: dict[str, SliceSet], splits: dict[str, Placed], st
             return write_store(slices, out, notes, beside=[index])
         with atomic_path(out) as tmp:
             tmp.mkdir()
-            for split, those in slices.items(): write_challenge(those, tmp, split)
+            for split, those in slices.items():
+                write_challenge(those, tmp, split)
             shutil.copyfile(index, tmp/index.name)
 
 # %% ../../nbs/io/96_png.ipynb #31667afe

@@ -46,52 +46,69 @@ from ctseg.data.mask_csv import read_masks, write_masks
 
 # %%
 #| export
+class TemporaryBytes:
+    "A temporary file of a known size that is written and read in parts, by several threads."
+    def __init__(self, folder: str|Path|None): # where it lies; `None`: where temporary files do
+        self.lock = threading.Lock()
+        self.file = tempfile.TemporaryFile(buffering=0, dir=folder)
+        weakref.finalize(self, self.file.close)
+
+    def put(self, place: int, content: np.ndarray):
+        "Write all of it, though a call of the system may write less."
+        rest = memoryview(np.ascontiguousarray(content)).cast("B")
+        with self.lock:
+            self.file.seek(place)
+            while rest:
+                written = self.file.write(rest)
+                rest = rest[written:]
+
+    def get(self, place: int, out: np.ndarray):
+        "Fill an array of bytes; zeros where nothing was written."
+        with self.lock:
+            self.file.seek(place)
+            count = self.file.readinto(out)
+        flat = out.reshape(-1)
+        flat[count:] = 0
+
+
+# %%
+file = TemporaryBytes(None)
+file.put(2, np.array([7, 8], np.uint8))
+out = np.empty(6, np.uint8)
+file.get(0, out)
+print(out)
+
+
+# %%
+#| export
 class FilePixels:
     "N slices of one size in a temporary file, written and read in parts; a `PixelSource`."
     def __init__(self,
         n: int,
         size: tuple[int, int], # height and width
-        folder: str|Path|None = None, # where the file lies; `None`: where temporary files do
+        folder: str|Path|None = None, # see `TemporaryBytes`
     ):
         self.shape = (n, *size)
         self.seen: np.ndarray|None = None
         self.count = size[0]*size[1]
-        self.lock = threading.Lock() # a thread may read ahead
-        self.file = tempfile.TemporaryFile(buffering=0, dir=folder)
-        weakref.finalize(self, self.file.close)
+        self.bytes = TemporaryBytes(folder)
 
     def write(self, first: int, pixels: np.ndarray):
         "Write slices `first` …, uint8 [n,H,W]."
-        self._write_at(first*self.count, pixels)
-
-    def write_columns(self, start: int, part: np.ndarray):
-        "Write pixels `start` … of every slice, uint8 [N,k]."
-        for i, row in enumerate(part): self._write_at(i*self.count + start, row)
-
-    def _write_at(self, place: int, pixels: np.ndarray):
-        "Write all of it, though a call of the system may write less."
-        data = memoryview(np.ascontiguousarray(pixels)).cast("B")
-        with self.lock:
-            self.file.seek(place)
-            while data: data = data[self.file.write(data):]
-
-    def _read_at(self, place: int, out: np.ndarray):
-        "Fill an array of bytes from a place of the file; zeros where nothing was written."
-        with self.lock:
-            self.file.seek(place)
-            got = self.file.readinto(out)
-        out.reshape(-1)[got:] = 0
+        self.bytes.put(first*self.count, pixels)
 
     def read(self, rows: np.ndarray) -> np.ndarray:
         "See `PixelSource.read`."
         pixels = np.empty((len(rows), *self.shape[1:]), np.uint8)
-        for mask, row in zip(pixels, rows): self._read_at(int(row)*self.count, mask)
+        for mask, row in zip(pixels, rows):
+            self.bytes.get(int(row)*self.count, mask)
         return pixels
 
     def columns(self, rows: np.ndarray, first: int, last: int) -> np.ndarray:
         "Pixels `first` … `last` of the slices at `rows`: uint8 [n,k]."
         pixels = np.empty((len(rows), last - first), np.uint8)
-        for part, row in zip(pixels, rows): self._read_at(int(row)*self.count + first, part)
+        for part, row in zip(pixels, rows):
+            self.bytes.get(int(row)*self.count + first, part)
         return pixels
 
 
@@ -141,6 +158,11 @@ with tempfile.TemporaryDirectory() as d:
 
 # %%
 #| export
+def _put_columns(file: FilePixels, start: int, part: np.ndarray):
+    "Write pixels `start` … of every slice, uint8 [N,k]."
+    for i, row in enumerate(part):
+        file.bytes.put(i*file.count + start, row)
+
 def turn_table(
     csv: Path, # a mask table
     columns: list[str], # the names in its header
@@ -155,11 +177,11 @@ def turn_table(
         for row in range(0, len(block), held.shape[1]):
             rows = block[row:row + held.shape[1]]
             if first + row + len(rows) - start > held.shape[1]:
-                out.write_columns(start, held[:, :end - start])
+                _put_columns(out, start, held[:, :end - start])
                 start = end
             end = first + row + len(rows)
             held[:, end - len(rows) - start:end - start] = rows.T
-    out.write_columns(start, held[:, :end - start])
+    _put_columns(out, start, held[:, :end - start])
 
 
 # %%
@@ -185,6 +207,13 @@ def know_values(source: FilePixels) -> np.ndarray: # bool [N,256]
     source.seen = pack_seen(seen)
     return seen
 
+
+# %%
+print(np.flatnonzero(know_values(file).any(0)))
+
+
+# %%
+#| export
 def spool_masks(
     csv: Path, # a truth in the challenge's form
     columns: list[str], # the names in its header

@@ -136,7 +136,8 @@ def _import_slices(src: Path, out, annotated: str, store: bool = False) -> dict:
         write_store(splits, out, {"patients": True})
     else:
         with atomic_path(new_folder(out)) as root:
-            for split, slices in splits.items(): write_challenge(slices, root, split)
+            for split, slices in splits.items():
+                write_challenge(slices, root, split)
     counts = {split: len(slices) for split, slices in splits.items()}
     labelled = int(splits["train"].labelled.sum())
     return {"classes": len(splits["train"].classes), "labelled": labelled} | counts

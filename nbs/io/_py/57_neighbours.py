@@ -284,9 +284,11 @@ def places_of(
 
 def places_by_split(folder: str|Path) -> dict[str, dict[str, np.ndarray]]:
     "The same of all images of a challenge folder."
-    folders = {split: Path(folder)/f"{split}-images" for split in ("train", "test")}
-    there = {split: images for split, images in folders.items() if images.is_dir()}
-    return places_of(folder, {split: [path.name for path in image_paths(images)] for split, images in there.items()})
+    names = {}
+    for split in ("train", "test"):
+        images = Path(folder)/f"{split}-images"
+        if images.is_dir(): names[split] = [path.name for path in image_paths(images)]
+    return places_of(folder, names)
 
 
 # %%

@@ -15,6 +15,7 @@
 # %%
 #| export
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -62,12 +63,13 @@ test_fail(lambda: check_store_place(tempfile.gettempdir()), contains="exists alr
 
 # %% [markdown]
 # Where slices lie in their volumes is in the index. So the index is written first, and what a store keeps of it is read from there. It is kept
-# in the store as well, since predictions are put back onto their volumes by it.
+# in the store as well, with the names of the classes, since predictions are put back onto their volumes by it: `ctseg export nifti my_data.zarr
+# out --masks labels.zarr` takes one volume into memory at a time.
 
 # %%
 #| export
-def _notes_of(index: dict, side: int, folder: Path, splits: dict[str, SliceSet]) -> dict[str, Any]:
-    "What a store keeps of how its slices were cut, from the index that lies in `folder`."
+def _notes_of(index: dict, side: int, folder: Path, splits: Iterable[str]) -> dict[str, Any]:
+    "What a store keeps of how its slices were cut, from the index in `folder`; `splits`: whose neighbours it knows."
     distances = {split: neighbour_mm(folder, split) for split in splits}
     return {"patients": True, "slicing": slicing_of(index, side), "neighbour_mm": distances}
 
@@ -82,8 +84,11 @@ def write_stored(
     with tempfile.TemporaryDirectory() as d:
         path = Path(d)/"index.json"
         write_json(index, path, indent=None)
-        notes = _notes_of(index, side, path.parent, splits)
-        write_store(splits, out, notes, places_of(path.parent, names), [path])
+        called = path.with_name("class_names.json")
+        next(iter(splits.values())).classes.to_json(called)
+        places = places_of(path.parent, names)
+        notes = _notes_of(index, side, path.parent, places)
+        write_store(splits, out, notes, places, [path, called])
 
 
 # %%

@@ -328,13 +328,24 @@ def _facts(train: SliceSet, labels: Labels, pictures: Pictures) -> dict:
 
 # %%
 #| export
-def _with_test(train: SliceSet, splits: dict[str, Placed], groups: dict[str, np.ndarray]) -> dict[str, SliceSet]:
+def _with_test(
+    train: SliceSet, splits: dict[str, Placed], groups: dict[str, np.ndarray],
+) -> dict[str, SliceSet]:
     "The slices of both splits; nothing is known of the test."
     if "test" not in splits: return {"train": train}
     test = splits["test"]
     known = np.zeros((len(test.names), len(train.classes)), bool)
     masks = blank_like(test.images)
-    return {"train": train, "test": SliceSet(test.images, masks, known, test.names, groups["test"], train.classes)}
+    slices = SliceSet(test.images, masks, known, test.names, groups["test"], train.classes)
+    return {"train": train, "test": slices}
+
+
+# %%
+print(list(_with_test(SliceSet(placed.images, classes=["liver"]), {"train": placed}, {})))
+
+
+# %%
+#| export
 
 def _write(out: Path, slices: dict[str, SliceSet], splits: dict[str, Placed], store: bool):
     "The challenge folder, or the store, and where each image lies in it; whole or not at all."
@@ -347,7 +358,8 @@ def _write(out: Path, slices: dict[str, SliceSet], splits: dict[str, Placed], st
             return write_store(slices, out, notes, beside=[index])
         with atomic_path(out) as tmp:
             tmp.mkdir()
-            for split, those in slices.items(): write_challenge(those, tmp, split)
+            for split, those in slices.items():
+                write_challenge(those, tmp, split)
             shutil.copyfile(index, tmp/index.name)
 
 
