@@ -17,7 +17,6 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from skimage.io import imsave
 
 from ..core.anatomy import ClassMap
 from ..core.files import InputError, atomic_path, did_you_mean, read_json, write_json
@@ -230,6 +229,7 @@ def _sorted(slices: SliceSet) -> SliceSet:
 
 def _write_images(slices: SliceSet, folder: Path):
     "The images of a set as PNG files in a new folder."
+    from skimage.io import imsave  # slow, and only needed here
     folder.mkdir()
     for name, image in zip(slices.names, slices.images):
         imsave(folder/name, image, check_contrast=False)

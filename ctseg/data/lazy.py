@@ -79,6 +79,7 @@ def row_blocks(
     for first in range(0, n, count):
         yield np.arange(first, min(n, first + count))
 
+# %% ../../nbs/data/08_lazy.ipynb #8ffe963c
 def blocks(
     pixels, # uint8 [N,H,W], an array or lazy
     size: int = 1 << 23, # see `row_blocks`

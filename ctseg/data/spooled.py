@@ -84,6 +84,7 @@ def room_for(
     if folder is None: return np.zeros((n, *size), np.uint8)
     return LazyPixels(FilePixels(n, size, folder))
 
+# %% ../../nbs/data/52_spooled.ipynb #b2335175
 def put_slices(pixels: np.ndarray|LazyPixels, first: int, block: np.ndarray):
     "Put slices, uint8 [k,H,W], into the places `first` … of such room."
     if isinstance(pixels, LazyPixels):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Each', 'class_probabilities', 'to_size', 'in_precision', 'middle_channels', 'Member', 'batches',
-           'over_slices', 'on_device', 'predict_labels']
+           'put_in_file', 'over_slices', 'on_device', 'predict_labels']
 
 # %% ../../nbs/inference/20_loop.ipynb #a0ac715a
 import contextlib
@@ -128,7 +128,13 @@ def batches(
 # %% ../../nbs/inference/20_loop.ipynb #90bc238c
 _Name = TypeVar("_Name", bound=Hashable)
 
+def put_in_file(files: dict[_Name, FilePixels], name: _Name, count: int, index: np.ndarray, maps: np.ndarray):
+    "Put the maps uint8 `[B, H, W]` of the slices at `index`, of `count`, into the file of that name."
+    if name not in files:
+        files[name] = FilePixels(count, maps.shape[1:])
+    files[name].write(int(index[0]), maps)
 
+# %% ../../nbs/inference/20_loop.ipynb #108d24d1
 @torch.no_grad()
 def over_slices(
     slices: SliceSet | np.ndarray,
@@ -145,16 +151,14 @@ def over_slices(
     each, shared: see `batches`; if `shared`, every process gets the results of all.
     filed: names of results uint8 `[B, H, W]` that are collected in files; in memory where processes share the work.
     """
-    parts, files = [], {}
     if shared and world() > 1: filed = ()
+    files, parts = {}, []
     for index in batches(len(slices), batch_size, each, shared):
         part = slices[index]
         if isinstance(part, SliceSet): part = part.in_memory()
         results = {name: values.cpu() for name, values in step(part).items()}
         for name in filed:
-            maps = results.pop(name).numpy()
-            if name not in files: files[name] = FilePixels(len(slices), maps.shape[1:])
-            files[name].write(int(index[0]), maps)
+            put_in_file(files, name, len(slices), index, results.pop(name).numpy())
         parts.append(results)
     joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     if shared:

@@ -58,6 +58,7 @@ def _window_of(lines: dict[str, dict]) -> list[float] | str:
     (window,) = windows
     return [float(value) for value in window]
 
+# %% ../../nbs/io/55_imported.ipynb #f1643f15
 def indexed_split(index: dict) -> str:
     "The training split of an index, or the test where it has nothing else."
     splits = [name for name, lines in index["images"].items() if lines]
@@ -77,6 +78,7 @@ def slicing_of(
         "spacing": spacing,
     }
 
+# %% ../../nbs/io/55_imported.ipynb #b3d20f1f
 def imported_slicing(
     folder: str | Path, # a challenge folder, or a store of one
 ) -> dict | None: # orientation, window, size and spacing, as the fields of `Slicing`; None: no volumes

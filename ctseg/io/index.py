@@ -145,6 +145,7 @@ def _size_and_classes(folder, split: str, first: str) -> tuple[tuple[int, int], 
     path = Path(folder)/f"{split}-images"/first
     return read_pngs([path]).shape[1:], read_classes(folder)
 
+# %% ../../nbs/io/50_index.ipynb #16ecfffa
 def _stored_masks(place, names: list[str]) -> LazyPixels:
     "The label maps of a store; `InputError` unless they are of these images."
     slices = read_store(place, store_splits(place)[0])

@@ -33,6 +33,7 @@ def _notes_of(index: dict, side: int, folder: Path, splits: Iterable[str]) -> di
     distances = {split: neighbour_mm(folder, split) for split in splits}
     return {"patients": True, "slicing": slicing_of(index, side), "neighbour_mm": distances}
 
+# %% ../../nbs/io/58_into_store.ipynb #7075b6f2
 def write_stored(
     out: Path, # the store, a new folder
     splits: dict[str, SliceSet],

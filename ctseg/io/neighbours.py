@@ -173,7 +173,8 @@ def places_by_split(folder: str|Path) -> dict[str, dict[str, np.ndarray]]:
     names = {}
     for split in ("train", "test"):
         images = Path(folder)/f"{split}-images"
-        if images.is_dir(): names[split] = [path.name for path in image_paths(images)]
+        if images.is_dir():
+            names[split] = [path.name for path in image_paths(images)]
     return places_of(folder, names)
 
 # %% ../../nbs/io/57_neighbours.ipynb #166b098c

@@ -186,6 +186,7 @@ class Drawn:
     masks: np.ndarray
     teaches: np.ndarray
 
+# %% ../../nbs/methods/20_pseudo.ipynb #5c9cbcae
 def draw_cells(
     masks: np.ndarray,
     pseudo: PseudoLabels,

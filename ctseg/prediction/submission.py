@@ -169,6 +169,7 @@ def collected_labels(images: LazyPixels, folder: Path) -> Keeper:
     file = FilePixels(len(images), images.shape[1:], folder)
     return LazyPixels(file), lambda index, labels: file.write(int(index[0]), labels)
 
+# %% ../../nbs/prediction/60_submission.ipynb #ac8d9739
 @contextlib.contextmanager
 def submitted_labels(tmp: Path, names: list[str], images: LazyPixels, classes: ClassMap) -> Iterator[Keeper]:
     "Masks to be filled, which become a submission at `tmp` when the block ends."

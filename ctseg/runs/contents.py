@@ -15,10 +15,9 @@ import os
 import re
 import zipfile
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
 from ..core.anatomy import check_classes
 from ..core.files import InputError, atomic_path, refuse_special
@@ -26,6 +25,9 @@ from ..core.schema import Misfit, anything, fields, listed, mapped, number, text
 from ..core.tables import table_text
 from ..data.cache import array_header, array_shapes
 from ..data.lazy import LazyPixels, ReadPixels, blocks
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # %% ../../nbs/runs/14_contents.ipynb #9f5ff82d
 COUNT = number(0, whole=True)
@@ -120,7 +122,7 @@ def read_table(
     path: Path, # a CSV of a run folder
     numbers: dict[str, Range], # columns of numbers it must have, and their limits
     texts: tuple[str, ...] = (), # other columns it must have
-) -> pd.DataFrame | None: # None: there is no such file
+) -> "pd.DataFrame | None": # None: there is no such file
     "A table that a run has written; `InputError` for a damaged one."
     if not os.path.lexists(path): return None
     header, *rows = read_rows(path)
@@ -135,6 +137,7 @@ def read_table(
         if column in numbers or all(map(_NUMBER.fullmatch, cells)):
             limits = numbers.get(column, ANY)
             table[column] = as_numbers(cells, column, limits, path)
+    import pandas as pd  # slow, and only needed here
     return pd.DataFrame(table)
 
 # %% ../../nbs/runs/14_contents.ipynb #32644b57
@@ -168,7 +171,9 @@ def _read_packed(path: Path, rows: np.ndarray) -> np.ndarray:
         with f:
             for row in range(n):
                 content = f.read(height*width)
-                if row in rows: maps.append(np.frombuffer(content, np.uint8).reshape(height, width))
+                if row not in rows: continue
+                flat = np.frombuffer(content, np.uint8)
+                maps.append(flat.reshape(height, width))
             if f.read(1): raise ValueError("more than it says")
     return np.stack(maps)
 

@@ -21,7 +21,7 @@ import typer
 from ctseg.cli.console import app, print_facts
 from ctseg.cli.options import Annotations, Folder, begins
 from ctseg.cli.slices import (
-    EVERY, FIRST, OFFSET, ORDER, OVERLAP, PATIENTS, PER_VOLUME, PLACES, SCALE, TEST,
+    AS_STORE, EVERY, FIRST, OFFSET, ORDER, OVERLAP, PATIENTS, PER_VOLUME, PLACES, SCALE, TEST,
     fitting_options, png_options, where_to, without_none,
 )
 from ctseg.core.files import did_you_mean
@@ -117,11 +117,6 @@ test_eq(set(KINDS), set(importers()))
 
 # %%
 #| export
-AS_STORE = typer.Option(
-    "--store",
-    help="write a store (an OUT such as data.zarr) in place of a challenge folder: for more slices than "
-         "memory holds",
-)
 KEY = typer.Option(
     help="write here, for yourself, which volume came from which file; it may name patients "
          "(nifti, dicom, nnunet)",

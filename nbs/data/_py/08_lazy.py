@@ -122,6 +122,13 @@ def row_blocks(
     for first in range(0, n, count):
         yield np.arange(first, min(n, first + count))
 
+
+# %%
+print(*row_blocks((5, 2, 2), 8))
+
+
+# %%
+#| export
 def blocks(
     pixels, # uint8 [N,H,W], an array or lazy
     size: int = 1 << 23, # see `row_blocks`

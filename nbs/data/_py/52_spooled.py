@@ -136,6 +136,13 @@ def room_for(
     if folder is None: return np.zeros((n, *size), np.uint8)
     return LazyPixels(FilePixels(n, size, folder))
 
+
+# %%
+print(room_for(2, (3, 4)).shape, room_for(2, (3, 4), tempfile.gettempdir()))
+
+
+# %%
+#| export
 def put_slices(pixels: np.ndarray|LazyPixels, first: int, block: np.ndarray):
     "Put slices, uint8 [k,H,W], into the places `first` … of such room."
     if isinstance(pixels, LazyPixels):

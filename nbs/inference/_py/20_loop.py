@@ -221,11 +221,28 @@ def batches(
 # %%
 [index.tolist() for index in batches(10, 4)]
 
+# %% [markdown]
+# Label maps of many slices do not fit memory. They can be collected in a file.
+
 # %%
 #| export
 _Name = TypeVar("_Name", bound=Hashable)
 
+def put_in_file(files: dict[_Name, FilePixels], name: _Name, count: int, index: np.ndarray, maps: np.ndarray):
+    "Put the maps uint8 `[B, H, W]` of the slices at `index`, of `count`, into the file of that name."
+    if name not in files:
+        files[name] = FilePixels(count, maps.shape[1:])
+    files[name].write(int(index[0]), maps)
 
+
+# %%
+files = {}
+put_in_file(files, "labels", 3, np.array([1, 2]), np.ones((2, 4, 4), np.uint8))
+print(LazyPixels(files["labels"])[:].max((1, 2)))
+
+
+# %%
+#| export
 @torch.no_grad()
 def over_slices(
     slices: SliceSet | np.ndarray,
@@ -242,16 +259,14 @@ def over_slices(
     each, shared: see `batches`; if `shared`, every process gets the results of all.
     filed: names of results uint8 `[B, H, W]` that are collected in files; in memory where processes share the work.
     """
-    parts, files = [], {}
     if shared and world() > 1: filed = ()
+    files, parts = {}, []
     for index in batches(len(slices), batch_size, each, shared):
         part = slices[index]
         if isinstance(part, SliceSet): part = part.in_memory()
         results = {name: values.cpu() for name, values in step(part).items()}
         for name in filed:
-            maps = results.pop(name).numpy()
-            if name not in files: files[name] = FilePixels(len(slices), maps.shape[1:])
-            files[name].write(int(index[0]), maps)
+            put_in_file(files, name, len(slices), index, results.pop(name).numpy())
         parts.append(results)
     joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     if shared:

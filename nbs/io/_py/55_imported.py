@@ -110,6 +110,13 @@ def _window_of(lines: dict[str, dict]) -> list[float] | str:
     (window,) = windows
     return [float(value) for value in window]
 
+
+# %%
+print(_window_of(index["images"]["train"]))
+
+
+# %%
+#| export
 def indexed_split(index: dict) -> str:
     "The training split of an index, or the test where it has nothing else."
     splits = [name for name, lines in index["images"].items() if lines]
@@ -129,6 +136,13 @@ def slicing_of(
         "spacing": spacing,
     }
 
+
+# %%
+print(slicing_of(index, 64))
+
+
+# %%
+#| export
 def imported_slicing(
     folder: str | Path, # a challenge folder, or a store of one
 ) -> dict | None: # orientation, window, size and spacing, as the fields of `Slicing`; None: no volumes

@@ -30,6 +30,7 @@ from ctseg.io.neighbours import neighbour_mm, places_of
 import tempfile
 from pathlib import Path
 
+import numpy as np
 from fastcore.test import test_eq, test_fail
 
 from ctseg.data.sources import store_challenge
@@ -73,6 +74,15 @@ def _notes_of(index: dict, side: int, folder: Path, splits: Iterable[str]) -> di
     distances = {split: neighbour_mm(folder, split) for split in splits}
     return {"patients": True, "slicing": slicing_of(index, side), "neighbour_mm": distances}
 
+
+# %%
+entry = {"affine": np.eye(4).tolist(), "orientation": "SPL", "shape": [4, 4, 3], "scaled": [4, 4]}
+line = {"volume": "v000", "slice": 1, "window": [40, 400], "corner": [0, 0]}
+print(slicing_of({"volumes": {"v000": entry}, "images": {"train": {"0.png": line}}}, 4))
+
+
+# %%
+#| export
 def write_stored(
     out: Path, # the store, a new folder
     splits: dict[str, SliceSet],

@@ -365,6 +365,13 @@ class Drawn:
     masks: np.ndarray
     teaches: np.ndarray
 
+
+# %%
+[field.name for field in fields(Drawn)]
+
+
+# %%
+#| export
 def draw_cells(
     masks: np.ndarray,
     pseudo: PseudoLabels,

@@ -288,6 +288,15 @@ def collected_labels(images: LazyPixels, folder: Path) -> Keeper:
     file = FilePixels(len(images), images.shape[1:], folder)
     return LazyPixels(file), lambda index, labels: file.write(int(index[0]), labels)
 
+
+# %%
+collected, keep_labels = collected_labels(slices.images, folder)
+keep_labels(np.arange(2), masks[:2])
+print(collected, label_facts(collected, 3))
+
+
+# %%
+#| export
 @contextlib.contextmanager
 def submitted_labels(tmp: Path, names: list[str], images: LazyPixels, classes: ClassMap) -> Iterator[Keeper]:
     "Masks to be filled, which become a submission at `tmp` when the block ends."

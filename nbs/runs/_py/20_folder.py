@@ -17,10 +17,9 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 import torch
 
 from ctseg.core.files import (
@@ -41,6 +40,9 @@ from ctseg.runs.contents import HISTORY, SPEC, TIMINGS, read_pseudo, read_table
 from ctseg.runs.lock import NO_RUN, FileLock
 from ctseg.runs.old_recipe import as_before, is_old, nested
 from ctseg.runs.recipe import CHOICES, Recipe, recipe_dict, recipe_fields, recipe_from
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # %%
 #| hide
@@ -246,7 +248,7 @@ class RunFiles(RunPaths):
         path = self/"metrics.json"
         return fit_schema(read_json(path), mapped(anything), path, "not the metrics of a run")
 
-    def read_history(self) -> pd.DataFrame:
+    def read_history(self) -> "pd.DataFrame":
         "`history.csv` as a table."
         path = self/"history.csv"
         table = read_table(path, HISTORY, ("phase",))
