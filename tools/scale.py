@@ -64,6 +64,11 @@ def make_folder(count: int, folder: Path):
     images.mkdir(parents=True, exist_ok=True)
     for i, name in enumerate(made.names): Image.fromarray(made.image(i)).save(images/name, compress_level=1)
     n, s = min(count, ANNOTATED), made.sample
+    (folder/"masks").mkdir(exist_ok=True)
+    for i, name in enumerate(made.names[:n]): Image.fromarray(made.mask(i)).save(folder/"masks"/name)
+    (folder/"patients.csv").write_text("image,patient\n" + "".join(
+        f"{name},{group}\n" for name, group in zip(made.names, s.groups[made.original])
+    ))
     write_masks(np.stack([made.mask(i) for i in range(n)]), made.names[:n], folder/"data/y_train.csv")
     known = s.known[made.original]
     known[n:] = False
@@ -79,6 +84,17 @@ def make_folder(count: int, folder: Path):
         SliceSet(blank_like(labels), labels, everything, made.names, classes=s.classes),
         folder/"labels.zarr",
     )
+
+
+def submit(place: Path):
+    "Write the label maps of a store as a submission, as `ctseg predict --out s.csv` does at its end."
+    from ctseg.data.store import read_store
+    from ctseg.prediction.submission import collected_labels, write_submission
+    labels = read_store(place)
+    masks, keep = collected_labels(labels.masks, place.parent)
+    for first in range(0, len(labels), 16):
+        keep(range(first, first + 16), labels.masks[first:first + 16])
+    write_submission(masks, list(labels.names), place.parent/"s.csv")
 
 
 def time_steps(place: str, memory: str):
@@ -132,8 +148,8 @@ def typical_ms(text: str) -> dict:
     }
 
 
-def measure(count: int, work: Path) -> dict:
-    "Every command at one size."
+def measure(count: int, work: Path, only: list[str]) -> dict:
+    "Every command at one size, or some of them."
     folder = work/str(count)
     here = Path(__file__)
     if not (folder/"labels.zarr").exists():
@@ -142,18 +158,24 @@ def measure(count: int, work: Path) -> dict:
     store, out = folder/"store.zarr", folder/"out.txt"
     row: dict = {"slices": count}
     cli = ["-m", "ctseg"]
+    shutil.rmtree(folder/"imported.zarr", ignore_errors=True)
+    pictures = [folder/"data/train-images", folder/"masks", folder/"imported.zarr", "--store"]
     commands = {
+        "import": [*cli, "import", "png", *pictures, "--annotated", "all", "--patients", folder/"patients.csv"],
+        "submission": [here, "--submit", folder/"labels.zarr"],
         "store": [*cli, "store", folder/"data", "--out", store],
         "check": [*cli, "check", store],
         "fit": [here, "--steps", store, "--memory", "10MB"],
         "evaluate": [*cli, "evaluate", store, folder/"labels.zarr"],
     }
-    for name, words in commands.items():
+    for name in only or commands:
+        words = commands[name]
         if name == "store": shutil.rmtree(store, ignore_errors=True)
         seconds, peak, text = measured([*words, out])
         row[name] = {"seconds": seconds, "peak MB": peak}
         if name == "fit": row["steps"] = typical_ms(text)
         print(count, name, row[name], flush=True)
+    if only: return row
     sizes = [p.stat().st_size for p in store.rglob("*") if p.is_file()]
     row["store MB"], row["files"] = round(sum(sizes)/2**20, 1), len(sizes)
     if count <= ANNOTATED:
@@ -171,10 +193,13 @@ def main():
     parser.add_argument("counts", nargs="*", type=int)
     parser.add_argument("--work", type=Path, help="a folder for the slices; it is kept")
     parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--only", nargs="*", default=[], help="these commands; what is known of others stays")
+    parser.add_argument("--submit", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--steps", help=argparse.SUPPRESS)
     parser.add_argument("--memory", default="", help=argparse.SUPPRESS)
     parser.add_argument("--make", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.submit: return submit(args.submit)
     if args.steps: return time_steps(args.steps, args.memory)
     if args.make: return make_folder(args.make, args.work)
     # nothing large is imported in this process: a child's largest memory counts what it has before it
@@ -184,8 +209,9 @@ def main():
         "python": platform.python_version()
     }
     for count in args.counts:
-        row = measure(count, args.work)
         rows = json.loads(args.out.read_text())["rows"] if args.out.exists() else []
+        known = next((r for r in rows if r["slices"] == count), {})
+        row = (known if args.only else {}) | measure(count, args.work, args.only)
         rows = sorted([r for r in rows if r["slices"] != count] + [row], key=lambda r: r["slices"])
         args.out.write_text(json.dumps({"machine": machine, "versions": versions, "rows": rows}, indent=1))
 

@@ -17,7 +17,6 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from skimage.io import imsave
 
 from ..core.anatomy import ClassMap
 from ..core.files import InputError, atomic_path, did_you_mean, read_json, write_json
@@ -132,7 +131,7 @@ def _read_arrays(cache: bool) -> tuple[Callable, Callable]:
 def _open_files(spool: Path) -> tuple[Callable, Callable]:
     "How `open_challenge` reads them: images when they are asked for, masks by way of a file in `spool`."
     def masks_of(csv: Path, columns, images: LazyPixels, classes: ClassMap) -> LazyPixels:
-        masks = spool_masks(csv, columns, images.shape[1:], classes, spool/f"{csv.name}.masks")
+        masks = spool_masks(csv, columns, images.shape[1:], classes, spool)
         unlabelled = np.full(len(images) - len(columns), -1)
         return LazyPixels(masks.source, np.append(masks.rows, unlabelled))
     return open_images, masks_of
@@ -230,6 +229,7 @@ def _sorted(slices: SliceSet) -> SliceSet:
 
 def _write_images(slices: SliceSet, folder: Path):
     "The images of a set as PNG files in a new folder."
+    from skimage.io import imsave  # slow, and only needed here
     folder.mkdir()
     for name, image in zip(slices.names, slices.images):
         imsave(folder/name, image, check_contrast=False)

@@ -8,6 +8,7 @@ __all__ = ['read_slices', 'images_at', 'has_test', 'knows_patients', 'store_chal
 # %% ../../nbs/data/78_sources.ipynb #a5c7eda1
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,12 +68,13 @@ def store_challenge(
     notes: dict[str, Any]|None = None, # kept beside the slices
     scratch: str|Path|None = None, # where temporary masks lie; `None`: where temporary files do
     arrays: dict[str, dict[str, np.ndarray]]|None = None, # see `write_store`
+    beside: Sequence[Path] = (), # see `write_store`
 ) -> dict[str, SliceSet]: # the splits of the store
     "Write a challenge folder as a store, in the memory of some megabytes and of the index."
     splits = ["train", "test"] if has_test(folder) else ["train"]
     with tempfile.TemporaryDirectory(dir=scratch) as spool:
         slices = {split: open_challenge(folder, split, annotated, spool=Path(spool)) for split in splits}
-        write_store(slices, out, {"patients": knows_patients(folder)} | (notes or {}), arrays)
+        write_store(slices, out, {"patients": knows_patients(folder)} | (notes or {}), arrays, beside)
     return {split: read_store(out, split) for split in splits}
 
 # %% ../../nbs/data/78_sources.ipynb #2a56c42e

@@ -10,10 +10,6 @@ import warnings
 from dataclasses import replace
 
 import numpy as np
-import torch
-import torch.nn.functional as F
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from ..core.files import InputError
 from .lazy import kept_where
@@ -22,6 +18,8 @@ from .slices import SliceSet
 # %% ../../nbs/data/60_splits.ipynb #3a0fc066
 def _thumbnails(images: np.ndarray) -> np.ndarray:
     "16x16 thumbnails of uint8 [N,H,W], without their mean, of length 1 (an even image: 0): float32 [N,256]."
+    import torch  # slow, and only needed where no patients are told
+    import torch.nn.functional as F
     vectors = np.empty((len(images), 256), np.float32)
     for first in range(0, len(images), 256):
         part = slice(first, first + 256)
@@ -38,6 +36,8 @@ ROWS, COLUMNS, MANY_LINKS = 512, 8192, 1 << 20
 
 def _joined(group: np.ndarray, links: list[np.ndarray]) -> np.ndarray:
     "The groups [N], numbered in order of first appearance, after joining the two ends of each link [n,2]."
+    from scipy.sparse import coo_array  # as above
+    from scipy.sparse.csgraph import connected_components
     count = len(group)
     _, first, place = np.unique(group, return_index=True, return_inverse=True)
     first_of_group = first[place]

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['Each', 'class_probabilities', 'to_size', 'in_precision', 'middle_channels', 'Member', 'batches',
-           'over_slices', 'on_device', 'predict_labels']
+           'put_in_file', 'over_slices', 'on_device', 'predict_labels']
 
 # %% ../../nbs/inference/20_loop.ipynb #a0ac715a
 import contextlib
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -19,9 +19,11 @@ from torch import nn
 
 from ..core.device import DevicePlan
 from ..core.files import InputError
-from ..core.parallel import collect, own_share
+from ..core.parallel import collect, own_share, world
 from ..data.batches import Batch, SliceData
+from ..data.lazy import LazyPixels
 from ..data.slices import SliceSet
+from ..data.spooled import FilePixels
 from .rule import Rule, decide
 
 # %% ../../nbs/inference/20_loop.ipynb #6eee1461
@@ -126,7 +128,13 @@ def batches(
 # %% ../../nbs/inference/20_loop.ipynb #90bc238c
 _Name = TypeVar("_Name", bound=Hashable)
 
+def put_in_file(files: dict[_Name, FilePixels], name: _Name, count: int, index: np.ndarray, maps: np.ndarray):
+    "Put the maps uint8 `[B, H, W]` of the slices at `index`, of `count`, into the file of that name."
+    if name not in files:
+        files[name] = FilePixels(count, maps.shape[1:])
+    files[name].write(int(index[0]), maps)
 
+# %% ../../nbs/inference/20_loop.ipynb #108d24d1
 @torch.no_grad()
 def over_slices(
     slices: SliceSet | np.ndarray,
@@ -134,22 +142,29 @@ def over_slices(
     batch_size: int = 16,
     each: Each | None = None,
     shared: bool = False,
-) -> dict[_Name, np.ndarray]:
+    filed: Collection[str] = (),
+) -> dict[_Name, np.ndarray | LazyPixels]:
     """What `step` makes of each batch of `slices`, joined: an array `[N, …]` by name.
 
     slices: anything with a length that an array of positions indexes, such as a `SliceSet` or images `[N, H, W]`.
     step: function of a batch of them that returns tensors `[B, …]` by name, on any device.
     each, shared: see `batches`; if `shared`, every process gets the results of all.
+    filed: names of results uint8 `[B, H, W]` that are collected in files; in memory where processes share the work.
     """
-    parts = []
+    if shared and world() > 1: filed = ()
+    files, parts = {}, []
     for index in batches(len(slices), batch_size, each, shared):
         part = slices[index]
         if isinstance(part, SliceSet): part = part.in_memory()
-        parts.append({name: values.cpu() for name, values in step(part).items()})
+        results = {name: values.cpu() for name, values in step(part).items()}
+        for name in filed:
+            put_in_file(files, name, len(slices), index, results.pop(name).numpy())
+        parts.append(results)
     joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     if shared:
         joined = {name: collect(values, len(slices)) for name, values in joined.items()}
-    return {name: values.numpy() for name, values in joined.items()}
+    arrays = {name: values.numpy() for name, values in joined.items()}
+    return arrays | {name: LazyPixels(file) for name, file in files.items()}
 
 # %% ../../nbs/inference/20_loop.ipynb #2889326e
 def on_device(

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from skimage.measure import label as connected_components
 
 from .expected_dice import ExpectedDice, keep_expected
 
@@ -93,6 +92,7 @@ def label_certainty(
 # %% ../../nbs/inference/40_rule.ipynb #5513989e
 def drop_islands(label: torch.Tensor, least: int) -> torch.Tensor:
     "uint8 `[B, H, W]` without connected pieces (8 neighbours) of fewer than `least` pixels."
+    from skimage.measure import label as connected_components  # slow, and only needed here
     out = label.cpu().numpy().copy()
     for mask in out:
         pieces = np.asarray(connected_components(mask, background=0, connectivity=2))

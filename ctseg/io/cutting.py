@@ -198,6 +198,7 @@ class Work:
     workers: int|None = 1 # processes that cut volumes; `None`: as many as there are free processors
     skip_damaged: bool = False # leave out what is damaged, and list it among the facts
     progress: bool = False # show a bar in a terminal, and one line elsewhere
+    store: bool = False # write a store, not a challenge folder
     left_out: list[str] = field(default_factory=list) # what was left out so far, in words
 
     def __post_init__(self):

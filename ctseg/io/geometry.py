@@ -7,7 +7,6 @@ __all__ = ['slice_axes', 'as_slices', 'as_volume']
 
 # %% ../../nbs/io/10_geometry.ipynb #8a839b28
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 
 from ..core.files import InputError
 
@@ -28,6 +27,7 @@ def slice_axes(
         raise InputError(f"orientation {orientation!r}: expected three letters, "
                          "one of R/L, one of A/P, one of S/I, such as SPL")
     direction = affine[:3, :3]/np.linalg.norm(affine[:3, :3], axis=0)
+    from scipy.optimize import linear_sum_assignment  # slow, and only needed here
     array_axis = linear_sum_assignment(-np.abs(direction))[1]  # for right, front, up; each is given once
     axes, flips = [], []
     for letter in letters:

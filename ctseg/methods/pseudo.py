@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PseudoLabels', 'pairwise_dice', 'answers', 'pseudo_label', 'keep_images', 'accept_cells',
-           'not_asked', 'at_pixels', 'complete', 'check_truth_kept']
+           'not_asked', 'at_pixels', 'Drawn', 'draw_cells', 'complete', 'check_truth_kept']
 
 # %% ../../nbs/methods/20_pseudo.ipynb #fd19051e
 import warnings
@@ -17,6 +17,7 @@ from torch import nn
 
 from ..core.anatomy import IGNORE
 from ..core.files import did_you_mean
+from ..data.lazy import LazyPixels, ReadPixels, blocks, row_blocks, take
 from ..data.slices import SliceSet, present_classes
 from ..inference.confidence import image_confidence, mean_found, soft_dice_confidence, sum_by_class
 from ..inference.loop import Each, class_probabilities, on_device, over_slices, to_size
@@ -33,8 +34,8 @@ class PseudoLabels:
     largest probability anywhere on the image. agreement: f32 `[N, C]` of the teachers; NaN with a single one.
     scores: image confidences by name, f32 `[N]`.
     """
-    labels: np.ndarray
-    certainty: np.ndarray
+    labels: np.ndarray | LazyPixels
+    certainty: np.ndarray | LazyPixels
     sdc: np.ndarray
     peak: np.ndarray
     agreement: np.ndarray
@@ -48,8 +49,12 @@ class PseudoLabels:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def in_memory(self) -> "PseudoLabels":
+        "The same with its maps as arrays."
+        return replace(self, labels=np.asarray(self.labels), certainty=np.asarray(self.certainty))
+
     def __getitem__(self, index) -> "PseudoLabels":
-        arrays = [getattr(self, f.name)[index] for f in fields(self) if f.name != "scores"]
+        arrays = [take(getattr(self, f.name), index) for f in fields(self) if f.name != "scores"]
         return PseudoLabels(*arrays, {name: score[index] for name, score in self.scores.items()})
 
 # %% ../../nbs/methods/20_pseudo.ipynb #1b8cf84a
@@ -96,16 +101,17 @@ def pseudo_label(
 
     teachers: networks in evaluation, on `device`. loss: knows how their logits become probabilities. image_size:
     at which they work; None: the images' own. each: goes through the batches, and may stop; None: all in order.
-    Several processes share the work, and all get the whole.
+    Several processes share the work, and all get the whole. The maps of slices that are not in memory are not either.
     """
     size = slices.images.shape[1:]
+    maps = ("labels", "certainty") if isinstance(slices.images, LazyPixels) else ()
 
     def step(part: SliceSet) -> dict[str, torch.Tensor]:
         images = on_device(part, device, image_size).image
         probs = [class_probabilities(teacher, loss, images) for teacher in teachers]
         return answers([to_size(prob, size) for prob in probs], loss.activation)
 
-    arrays = over_slices(slices, step, batch_size, each, shared=True)
+    arrays = over_slices(slices, step, batch_size, each, shared=True, filed=maps)
     prefixed = [name for name in arrays if name.startswith("score ")]
     scores = {name.removeprefix("score "): arrays.pop(name) for name in prefixed}
     return PseudoLabels(**arrays, scores=scores)
@@ -173,37 +179,75 @@ def at_pixels(cells: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return out
 
 # %% ../../nbs/methods/20_pseudo.ipynb #ce3a153c
+@dataclass(frozen=True)
+class Drawn:
+    "Some slices with the accepted cells drawn in: labels drawn, masks, and where these may be believed; all `[n, H, W]`."
+    drawn: np.ndarray
+    masks: np.ndarray
+    teaches: np.ndarray
+
+# %% ../../nbs/methods/20_pseudo.ipynb #5c9cbcae
+def draw_cells(
+    masks: np.ndarray,
+    pseudo: PseudoLabels,
+    present: np.ndarray,
+    refused: np.ndarray,
+    pixel_confidence: float,
+) -> Drawn:
+    """Accepted cells drawn into masks uint8 `[n, H, W]`, which are in memory as the pseudo-labels are.
+
+    present: bool `[n, C]`, the accepted ones. refused: those that no teacher fills in.
+    """
+    free = masks == 0
+    accepted = at_pixels(present, pseudo.labels)
+    sure = pseudo.certainty >= round(255*pixel_confidence)
+    drawn = np.where(free & accepted & sure, pseudo.labels, 0)
+    # drawn where people looked for that class and saw none
+    denied = free & at_pixels(refused, pseudo.labels)
+    any_accepted = present.any(1)[:, None, None]
+    unsure = free & (~sure | denied) & (accepted | any_accepted)
+    return Drawn(drawn, np.where(drawn > 0, drawn, masks), ~unsure)
+
+# %% ../../nbs/methods/20_pseudo.ipynb #fdc61275
 def complete(
     slices: SliceSet,
     pseudo: PseudoLabels,
     present: np.ndarray,
     absent: np.ndarray,
     pixel_confidence: float = 0.8,
-) -> tuple[SliceSet, np.ndarray]:
-    """Truth completed by the accepted cells, and the pixels where these may be believed: bool `[N, H, W]`.
+) -> tuple[SliceSet, np.ndarray | LazyPixels]:
+    """Truth completed by the accepted cells, and the pixels where these may be believed: bool `[N, H, W]`, or lazy.
 
     slices: with whatever truth there is, which is never changed. present, absent: bool `[N, C]` from `accept_cells`.
     pixel_confidence: certainty below which a pixel says nothing about accepted cells.
     """
-    free = slices.masks == 0
-    accepted = at_pixels(present, pseudo.labels)
-    sure = pseudo.certainty >= round(255*pixel_confidence)
-    drawn = np.where(free & accepted & sure, pseudo.labels, 0)
-    # drawn where people looked for that class and saw none
-    denied = free & at_pixels(not_asked(slices), pseudo.labels)
-    any_accepted = present.any(1)[:, None, None]
-    unsure = free & (~sure | denied) & (accepted | any_accepted)
+    refused, shape = not_asked(slices), slices.masks.shape
+
+    def draw(rows) -> Drawn:
+        said = pseudo if rows is None else pseudo[rows].in_memory()
+        rows = slice(None) if rows is None else rows
+        return draw_cells(slices.masks[rows], said, present[rows], refused[rows], pixel_confidence)
+
+    if isinstance(pseudo.labels, LazyPixels):
+        found = [present_classes(draw(rows).drawn, present.shape[1]) for rows in row_blocks(shape)]
+        on_slice = np.concatenate(found)
+        masks = LazyPixels(ReadPixels(lambda rows: draw(rows).masks, shape))
+        teaches = LazyPixels(ReadPixels(lambda rows: draw(rows).teaches.astype(np.uint8), shape))
+    else:
+        all_drawn = draw(None)
+        on_slice = present_classes(all_drawn.drawn, present.shape[1])
+        masks, teaches = all_drawn.masks, all_drawn.teaches
     # a cell of which no pixel is sure stays unknown: empty and known would mean absent
-    present = present & present_classes(drawn, present.shape[1])
-    masks = np.where(drawn > 0, drawn, slices.masks)
-    return replace(slices, masks=masks, known=slices.known | present | absent), ~unsure
+    known = slices.known | present & on_slice | absent
+    return replace(slices, masks=masks, known=known), teaches
 
 # %% ../../nbs/methods/20_pseudo.ipynb #e6f076ab
 def check_truth_kept(before: SliceSet, after: SliceSet):
     "`AssertionError` unless every labelled pixel and every examined cell of `before` is unchanged in `after`."
-    labelled = before.masks > 0
-    if not np.array_equal(before.masks[labelled], after.masks[labelled]):
-        raise AssertionError("a labelled pixel was overwritten")
+    for old, new in zip(blocks(before.masks), blocks(after.masks)):
+        labelled = old > 0
+        if not np.array_equal(old[labelled], new[labelled]):
+            raise AssertionError("a labelled pixel was overwritten")
     if (before.known & ~after.known).any():
         raise AssertionError("an examined cell became unknown")
     if (before.known & ~before.present & after.present).any():

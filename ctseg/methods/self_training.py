@@ -17,6 +17,7 @@ from torch import nn
 from ..core.settings import setting
 from ..data.strong_views import strong_mix
 from ..data.batches import Batch
+from ..data.lazy import LazyPixels, take
 from ..data.slices import SliceSet
 from ..data.splits import grouped_folds
 from .pseudo import accept_cells, check_truth_kept, complete, not_asked, pseudo_label
@@ -79,9 +80,9 @@ class NoisyStudent(Method):
 # %% ../../nbs/methods/60_self_training.ipynb #58e4fa7d
 @dataclass(frozen=True)
 class Completed:
-    "Slices that teachers have completed, and where these are sure enough to be learnt from: bool `[N, H, W]`."
+    "Slices that teachers have completed, and where these are sure enough to be learnt from: bool `[N, H, W]`, or lazy."
     slices: SliceSet
-    teaches: np.ndarray
+    teaches: np.ndarray | LazyPixels
 
     def as_extra(self, reads_known: bool) -> dict:
         """The second stream of a `Phase`: the slices on which anything is known by now.
@@ -91,7 +92,7 @@ class Completed:
         use = self.slices.labelled if reads_known else self.slices.present.any(1)
         if not use.any():
             return {}
-        return {"extra": self.slices[use], "extra_pixel_weights": self.teaches[use]}
+        return {"extra": self.slices[use], "extra_pixel_weights": take(self.teaches, use)}
 
 # %% ../../nbs/methods/60_self_training.ipynb #0448ae5c
 class CellTeachers(Method):

@@ -8,15 +8,17 @@ __all__ = ['check_masks', 'Overlaps', 'pair_counts', 'without_ignored', 'union_c
            'class_rows', 'per_class', 'silent_classes']
 
 # %% ../../nbs/metrics/10_challenge.ipynb #a819054b
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import pandas as pd
 
 from ..core.anatomy import IGNORE, ClassMap
 from ..core.files import InputError
 from ..core.unions import Unions
 from ..data.slices import highest_label
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # %% ../../nbs/metrics/10_challenge.ipynb #8b5de504
 def check_masks(pred: np.ndarray, truth: np.ndarray, C: int) -> tuple[np.ndarray, np.ndarray]:
@@ -148,8 +150,9 @@ def _ratio(total: np.ndarray, n: np.ndarray) -> np.ndarray:
     "total/n, NaN where n is 0."
     return np.divide(total, n, out=np.full(np.shape(n), np.nan), where=n > 0)
 
-def rows_of(tally: dict[str, np.ndarray], classes: ClassMap) -> pd.DataFrame:
+def rows_of(tally: dict[str, np.ndarray], classes: ClassMap) -> "pd.DataFrame":
     "`per_class` of a tally."
+    import pandas as pd  # slow, and only needed here
     columns = dict(
         id=np.arange(1, len(classes) + 1),
         support=tally["support"],
@@ -169,7 +172,7 @@ def class_rows(
     counts: Overlaps,
     classes: ClassMap,
     known: np.ndarray | None = None, # bool [N,C]; None: everything was examined
-) -> pd.DataFrame: # a row a class, by name
+) -> "pd.DataFrame": # a row a class, by name
     "`per_class` of what `overlaps` has counted."
     return rows_of(class_tally(counts, known), classes)
 
@@ -179,7 +182,7 @@ def per_class(
     truth: np.ndarray, # the same shape
     classes: ClassMap,
     known: np.ndarray | None = None, # bool [N,C]; None: everything was examined
-) -> pd.DataFrame: # a row a class, by name
+) -> "pd.DataFrame": # a row a class, by name
     "What happens to each class: its score, how often it is there, invented, missed, silent; a row a class, by name."
     return class_rows(overlaps(pred, truth, len(classes), classes.unions), classes, known)
 

@@ -11,9 +11,9 @@ import os
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 
 from ..core.anatomy import ClassMap
 from ..core.files import InputError, read_json
@@ -24,6 +24,9 @@ from ..data.slices import present_classes
 from .bootstrap import bootstrap_mean
 from .challenge import Overlaps, class_rows, mean_dice, overlaps
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 # %% ../../nbs/metrics/50_evaluate.ipynb #9459af2a
 def plain_value(value):
     "A value for JSON: Python's types instead of NumPy's, None instead of NaN."
@@ -31,7 +34,7 @@ def plain_value(value):
     return None if isinstance(value, float) and math.isnan(value) else value
 
 # %% ../../nbs/metrics/50_evaluate.ipynb #e6a71ea9
-def class_records(rows: pd.DataFrame) -> list[dict]:
+def class_records(rows: "pd.DataFrame") -> list[dict]:
     "The rows of `per_class` as dictionaries of plain values."
     records = rows.reset_index().to_dict("records")
     return [{name: plain_value(value) for name, value in record.items()} for record in records]
@@ -39,7 +42,7 @@ def class_records(rows: pd.DataFrame) -> list[dict]:
 # %% ../../nbs/metrics/50_evaluate.ipynb #7ef7604a
 def told_facts(
     score: dict, # mean, low, high, level, groups
-    rows: pd.DataFrame, # from `class_rows`
+    rows: "pd.DataFrame", # from `class_rows`
     images: int,
     classes_scored: int,
     pessimistic: float | None = None, # the score with unknown as background; None: everything was examined
@@ -70,7 +73,7 @@ def told_facts(
 # %% ../../nbs/metrics/50_evaluate.ipynb #37d6a297
 def score_facts(
     counts: Overlaps,
-    rows: pd.DataFrame, # from `class_rows` of the same counts
+    rows: "pd.DataFrame", # from `class_rows` of the same counts
     known: np.ndarray | None = None, # bool [N,C]; None: everything was examined
     groups: np.ndarray | None = None, # [N] for the interval; None: every image by itself
     reps: int = 2000, # bootstrap draws

@@ -6,6 +6,7 @@
 __all__ = ['DoubleConv', 'UpConv', 'project', 'AttentionGate', 'AttentionUNet']
 
 # %% ../../nbs/models/30_attunet.ipynb #e6e98e1f
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -36,9 +37,9 @@ class UpConv(nn.Sequential):
             nn.BatchNorm2d(o),
             nn.ReLU(inplace=True),
         )
-        axis = torch.tensor([[0., 0, 1], [0, 1, 1], [1, 1, 0], [1, 0, 0]])
-        both = torch.kron(axis, axis).T.contiguous()
-        self.register_buffer("sums", both, persistent=False)  # [9, 16]
+        axis = np.array([[0, 0, 1], [0, 1, 1], [1, 1, 0], [1, 0, 0]], np.float32)
+        both = np.ascontiguousarray(np.kron(axis, axis).T)
+        self.register_buffer("sums", torch.from_numpy(both), persistent=False)  # [9, 16]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         "`[B, i, H, W]` -> `[B, o, 2H, 2W]`."

@@ -4,14 +4,12 @@
 
 # %% auto #0
 __all__ = ['LABEL_STORE', 'Keeper', 'check_written', 'write_submission', 'check_files', 'check_class_names',
-           'compare_classes', 'class_names_beside', 'label_file', 'progress_bar', 'label_facts',
-           'label_images', 'open_notes', 'submitted_labels', 'stored_labels', 'shown_images',
+           'compare_classes', 'class_names_beside', 'progress_bar', 'label_facts', 'label_images',
+           'open_notes', 'collected_labels', 'submitted_labels', 'stored_labels', 'shown_images',
            'check_fit', 'predict_folder']
 
 # %% ../../nbs/prediction/60_submission.ipynb #53085c53
 import contextlib
-import errno
-import math
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -25,11 +23,11 @@ from tqdm import tqdm
 from ..core.anatomy import ClassMap
 from ..core.files import InputError, atomic_path, refuse_folder
 from ..data.lazy import LazyPixels, blank_like, blocks, seen_values
-from ..data.mask_csv import check_names, write_masks
+from ..data.mask_csv import PixelRows, check_names, write_masks
 from ..data.mask_rows import iter_rows, read_header
 from ..data.slices import SliceSet
 from ..data.sources import has_test, images_at
-from ..data.spooled import file_pixels
+from ..data.spooled import FilePixels, know_values
 from ..data.stacks import Stacks
 from ..data.store import write_store
 from ..inference.loop import Each, batches
@@ -41,21 +39,21 @@ from .sureness import Note, write_sureness
 from .trained_slicing import other_distance
 
 # %% ../../nbs/prediction/60_submission.ipynb #27081a83
-def check_written(path: str | Path, names: list[str], masks: np.ndarray):
+def check_written(path: str | Path, names: list[str], masks: np.ndarray | LazyPixels):
     "Read a mask table back; `InputError` unless it is the challenge's form of exactly these masks uint8 [N, H, W]."
-    table = masks.reshape(len(masks), -1)
+    table = PixelRows(masks)
     check_names(read_header(path), names, path)
     end = 0
     for start, block in iter_rows(path, names):
         end = start + len(block)
-        if not np.array_equal(block, table[:, start:end].T):
+        if end > table.count or not np.array_equal(block, table(start, end)):
             problem = "other values than were predicted; a failing disk?"
             raise InputError(f"{path}, near row Pixel {start}: {problem}")
-    if end != table.shape[1]:
-        raise InputError(f"{path}: {end} rows, expected {table.shape[1]}, the number of pixels")
+    if end != table.count:
+        raise InputError(f"{path}: {end} rows, expected {table.count}, the number of pixels")
 
 # %% ../../nbs/prediction/60_submission.ipynb #663401b3
-def write_submission(masks: np.ndarray, names: list[str], path: str | Path):
+def write_submission(masks: np.ndarray | LazyPixels, names: list[str], path: str | Path):
     "The challenge's submission for masks uint8 [N, H, W] of images `names`: whole and read back, or not there."
     names = list(names)
     with atomic_path(path) as tmp:
@@ -104,22 +102,6 @@ def class_names_beside(images: str | Path) -> Path:
     folder = Path(os.path.abspath(images))  # not resolved: beside a link lie the files it belongs to
     return folder.parent/"class_names.json"
 
-# %% ../../nbs/prediction/60_submission.ipynb #b174f68d
-def label_file(
-    path: Path,
-    shape: tuple[int, ...],
-) -> np.ndarray: # uint8, all 0
-    "An array in a file; its room on the disk is taken at once, since a full disk under a mapped file kills the process."
-    allocate = getattr(os, "posix_fallocate", None)  # Windows has none
-    with open(path, "wb") as f:
-        f.truncate(math.prod(shape))
-        try:
-            if allocate: allocate(f.fileno(), 0, math.prod(shape))
-        except OSError as e:
-            if e.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # these two: a file system that cannot
-                raise
-    return np.memmap(path, np.uint8, "r+", shape=shape)
-
 # %% ../../nbs/prediction/60_submission.ipynb #bc83bd77
 def progress_bar(shown: bool) -> Each:
     "Goes through batches; if `shown`, with a bar in a terminal where it takes long."
@@ -132,7 +114,7 @@ def progress_bar(shown: bool) -> Each:
 def label_facts(masks: np.ndarray, classes: int) -> dict[str, Any]:
     "How many of so many classes are drawn anywhere on masks uint8 [N, H, W], and how many masks are empty."
     used, empty = np.zeros(256, bool), 0
-    for block in blocks(masks):  # they may lie in a file
+    for block in blocks(masks, 1 << 18):  # they may lie in a file
         seen = seen_values(block)
         used |= seen.any(0)
         empty += int((~seen[:, 1:].any(1)).sum())
@@ -182,19 +164,25 @@ def open_notes(
 # %% ../../nbs/prediction/60_submission.ipynb #d03c24b8
 Keeper = tuple[Any, Callable[[np.ndarray, np.ndarray], Any]]  # masks uint8 [N, H, W], and what fills them
 
+def collected_labels(images: LazyPixels, folder: Path) -> Keeper:
+    "Masks that lie in a temporary file in `folder`, and what takes numbers [B] and labels [B, H, W] in order."
+    file = FilePixels(len(images), images.shape[1:], folder)
+    return LazyPixels(file), lambda index, labels: file.write(int(index[0]), labels)
+
+# %% ../../nbs/prediction/60_submission.ipynb #ac8d9739
 @contextlib.contextmanager
 def submitted_labels(tmp: Path, names: list[str], images: LazyPixels, classes: ClassMap) -> Iterator[Keeper]:
     "Masks to be filled, which become a submission at `tmp` when the block ends."
-    masks = label_file(tmp.parent/"masks", images.shape)
-    yield masks, masks.__setitem__
+    masks, keep = collected_labels(images, tmp.parent)
+    yield masks, keep
     write_submission(masks, names, tmp)
 
 @contextlib.contextmanager
 def stored_labels(tmp: Path, names: list[str], images: LazyPixels, classes: ClassMap) -> Iterator[Keeper]:
     "The same as a store at `tmp`, whose images are blank."
-    masks = LazyPixels(file_pixels(tmp.parent/"masks", len(names), images.shape[1:]))
-    with open(tmp.parent/"masks", "wb") as f:
-        yield masks, lambda index, labels: f.write(np.ascontiguousarray(labels))
+    masks, keep = collected_labels(images, tmp.parent)
+    yield masks, keep
+    know_values(masks.source)
     write_store(SliceSet(blank_like(images), masks, "all", names, classes=classes), tmp)
 
 # %% ../../nbs/prediction/60_submission.ipynb #b2377a4b

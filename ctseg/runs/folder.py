@@ -17,10 +17,9 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 import torch
 
 from ctseg.core.files import (
@@ -42,6 +41,9 @@ from .lock import NO_RUN, FileLock
 from .old_recipe import as_before, is_old, nested
 from .recipe import CHOICES, Recipe, recipe_dict, recipe_fields, recipe_from
 from .sums import SUMS, check_sum
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # %% ../../nbs/runs/20_folder.ipynb #e21d0ef2
 def write_rows(rows: list[dict], path: str | Path) -> None:
@@ -163,7 +165,7 @@ class RunFiles(RunPaths):
         check_sum(path)
         return metrics
 
-    def read_history(self) -> pd.DataFrame:
+    def read_history(self) -> "pd.DataFrame":
         "`history.csv` as a table."
         path = self/"history.csv"
         table = read_table(path, HISTORY, ("phase",))

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from ..core.device import DevicePlan, pick_device
-from ..core.files import InputError, atomic_path
+from ..core.files import InputError
 from ..core.parallel import agree, must_be_alike, on_main, rank, world
 from ..core.schema import anything, fields, listed, number
 from ..data.augmentations import make_augment
@@ -27,7 +27,7 @@ from ..data.slices import SliceSet
 from ..losses.registry import make_loss
 from ..models.base import place
 from ..models.settings import make_model
-from .contents import COUNT
+from .contents import COUNT, write_pseudo
 from .folder import Run, write_rows
 from .network import working_size
 from .recipe import Recipe
@@ -83,8 +83,8 @@ class Notes:
         names, chosen = self.unlabelled.names, set(kept.names)
         write_rows(pseudo_rows(pseudo.scores, names, chosen), self.run/"pseudo_labels.csv")
         flags = np.array([n in chosen for n in names])
-        with atomic_path(self.run/"pseudo_labels.npz") as tmp:
-            np.savez_compressed(tmp, labels=pseudo.labels, kept=flags, names=np.array(names), **pseudo.scores)
+        arrays = {"labels": pseudo.labels, "kept": flags, "names": np.array(names)}
+        write_pseudo(arrays | pseudo.scores, self.run/"pseudo_labels.npz")
 
 # %% ../../nbs/runs/30_job.ipynb #6aadab72
 def completed_cells(before: SliceSet, after: SliceSet) -> list[dict[str, Any]]:

@@ -10,10 +10,11 @@ from helpers.folders import random_slices, told
 from ctseg.core.anatomy import ClassMap
 from ctseg.core.files import InputError
 from ctseg.data.challenge import read_challenge, write_challenge
+from ctseg.data import mask_csv
 from ctseg.data.lazy import LazyPixels, ReadPixels, blocks, kept_where, pack_seen, seen_values, take
 from ctseg.data.slices import SliceSet, present_classes
 from ctseg.data.sources import check_slices, has_test, read_slices, store_challenge
-from ctseg.data.spooled import spool_masks
+from ctseg.data.spooled import FilePixels, spool_masks
 from ctseg.data.splits import near_duplicates, select_labelled
 from ctseg.data.mask_csv import write_masks
 
@@ -156,8 +157,26 @@ def test_spooled_like_read(tmp_path):
     rng = np.random.default_rng(0)
     masks = rng.integers(0, 4, (7, 5, 9), np.uint8)
     write_masks(masks, [f"{i}.png" for i in range(7)], tmp_path/"y.csv")
-    spooled = spool_masks(tmp_path/"y.csv", [f"{i}.png" for i in range(7)], (5, 9), 3, tmp_path/"m")
+    spooled = spool_masks(tmp_path/"y.csv", [f"{i}.png" for i in range(7)], (5, 9), 3, tmp_path)
     assert np.array_equal(spooled[[6, 0, 6]], masks[[6, 0, 6]])
+    assert [p.name for p in tmp_path.iterdir()] == ["y.csv"]
+
+
+@pytest.mark.parametrize("room", [1, 20, 1000])
+def test_tables_of_lazy_masks(tmp_path, monkeypatch, room):
+    "The same bytes as of masks in memory: of a file, of another source, with empty masks, in any order."
+    monkeypatch.setattr(mask_csv, "ROOM", room)
+    masks = np.random.default_rng(0).integers(0, 4, (7, 5, 9), np.uint8)
+    file = FilePixels(7, (5, 9), tmp_path)
+    file.write(0, masks[:3])
+    file.write(3, masks[3:])
+    rows = np.array([6, -1, 2, 2])
+    wanted = masks[rows]
+    wanted[1] = 0
+    write_masks(wanted, list("abcd"), tmp_path/"y.csv")
+    for source in (file, ReadPixels(masks.__getitem__, masks.shape)):
+        write_masks(LazyPixels(source, rows), list("abcd"), tmp_path/"lazy.csv")
+        assert (tmp_path/"lazy.csv").read_bytes() == (tmp_path/"y.csv").read_bytes()
 
 
 def test_what_is_no_store(tmp_path, place, slices):

@@ -2,10 +2,12 @@
 import json
 
 import numpy as np
+import pytest
 from helpers.runs import apart, losses_of, together
 from helpers.toys import applicable, small, tiny, toy
 
 from ctseg.data.stacks import stacks_of
+from ctseg.data.store import write_store
 from ctseg.recipes.fit import fit
 from ctseg.recipes.table import get_recipe
 
@@ -29,12 +31,16 @@ def test_two_processes_learn_what_one_learns(tmp_path):
     recipes["attunet"] = small("masked", "tune_rule=no", "epochs=10")
     recipes["context"] = tiny("unimatch", "context=1", "epochs=6", "tune_rule=no")
     slices = toy()
+    pytest.importorskip("zarr")
+    write_store(slices, tmp_path/"toy.zarr")
+    recipes["store"] = recipes["masked"]  # trained on the store, streamed
     slices = slices.with_stacks(stacks_of(slices.images, np.zeros(24, int), np.arange(24), 1))
     for n in (1, 2):
         (tmp_path/str(n)).mkdir()
         together(n, losses_of, slices, recipes, tmp_path/str(n))
     one, two = (json.loads((tmp_path/n/"losses.json").read_text()) for n in "12")
     assert one.keys() == two.keys() == recipes.keys()
+    for losses in (one, two): assert losses["store"] == losses["masked"]  # bit for bit
     for name in one:
         assert one[name].keys() == two[name].keys()
         for phase in one[name]:

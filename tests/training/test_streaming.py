@@ -64,10 +64,15 @@ def test_same_as_in_memory(tmp_path, settings):
     assert result(second) == whole
 
 
-def test_a_method_with_pseudo_labels(tmp_path):
-    slices, name = toy(), "self-training"
-    whole = result(trained(slices, tmp_path/"memory", name=name))
-    assert result(trained(lazy(slices), tmp_path/"streamed", name=name, memory="1KB")) == whole
+@pytest.mark.parametrize("name", ["self-training", "teacher-student"])
+def test_a_method_with_pseudo_labels(tmp_path, name):
+    slices = toy()
+    runs = trained(slices, tmp_path/"memory", name=name), trained(lazy(slices), tmp_path/"s", name=name, memory="1KB")
+    assert result(runs[0]) == result(runs[1])
+    if name == "self-training": return
+    pseudo = [run.read_pseudo() for run in runs]
+    assert pseudo[0].keys() == pseudo[1].keys()
+    for key in pseudo[0]: assert np.array_equal(pseudo[0][key], pseudo[1][key])
 
 
 def test_resumes_exactly(tmp_path):

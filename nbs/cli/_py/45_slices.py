@@ -64,6 +64,11 @@ PLACES = typer.Argument(
          "with MASKS a folder or a CSV of run-length codes. A patients.json in SRC, {case: patient}, "
          "keeps the scans of a patient together (nifti)",
 )
+AS_STORE = typer.Option(
+    "--store",
+    help="write a store (an OUT such as data.zarr) in place of a challenge folder: for more slices than "
+         "memory holds",
+)
 EVERY = typer.Option(help="each n-th slice (volumes)")
 PER_VOLUME = typer.Option(help="at most so many slices of a volume")
 

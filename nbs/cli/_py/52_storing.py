@@ -50,7 +50,8 @@ def store(
     slicing = imported_slicing(data) if data.is_dir() else None
     arrays = places_by_split(data) if slicing else {}
     notes = {"slicing": slicing, "neighbour_mm": {split: neighbour_mm(data, split) for split in arrays}}
-    splits = store_challenge(data, out, annotated, notes, scratch, arrays)
+    beside = [data/name for name in ("index.json", "class_names.json")] if slicing else []
+    splits = store_challenge(data, out, annotated, notes, scratch, arrays, beside)
     print_facts({split: f"{len(s)} slices, {int(s.labelled.sum())} annotated" for split, s in splits.items()})
     print_facts({"store": store_place(out)})
 

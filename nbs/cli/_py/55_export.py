@@ -45,7 +45,8 @@ UNKNOWN = typer.Option(
 )
 AS_SLICES = typer.Option("--slices", help="PNG slices, also of a folder that was cut from volumes (nnunet)")
 MASKS = typer.Option(
-    help="the submission to put back onto the volumes (nifti, dicom-seg, rtstruct), or to encode (rle)",
+    help="the submission, or the store of label maps, to put back onto the volumes (nifti, dicom-seg, "
+         "rtstruct), or the submission to encode (rle)",
 )
 IMPORTED = typer.Option(help="the DICOM folder it was imported from (dicom-seg, rtstruct)")
 KEEP_PATIENT = typer.Option(

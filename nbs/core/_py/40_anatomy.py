@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Self
 
 import numpy as np
-from skimage.color import lab2rgb, rgb2lab
 
 from ctseg.core.files import InputError, did_you_mean, read_json, write_json
 from ctseg.core.unions import Unions, read_unions, union_ids, union_table
@@ -147,6 +146,7 @@ test_eq(lateral_pairs(["lateral_ventricle_left", "lateral_ventricle_right"]), ((
 #| export
 def candidate_colours() -> tuple[np.ndarray, np.ndarray]:
     "Candidates in CIELAB, float [K,2,3] (a darker and a lighter one), and which of them a screen can show, bool [K,2]."
+    from skimage.color import lab2rgb, rgb2lab  # slow, and only needed here and below
     hues = np.radians(np.arange(0, 360, 6))
     hue, chroma, light = np.meshgrid(hues, np.arange(32, 100, 12), np.arange(36, 80, 6), indexing="ij")
     darker = np.stack([light, chroma*np.cos(hue), chroma*np.sin(hue)], -1).reshape(-1, 3)
@@ -169,6 +169,7 @@ print(f"{len(lab)} pairs of colours, of which a screen can show {displayable.all
 #| export
 def choose_colours(n: int, pairs: Iterable[tuple[int, int]]) -> np.ndarray:
     "Colours for ids 0…n, uint8 [n+1,3], each as far as possible from those before it in CIELAB; partners share a hue."
+    from skimage.color import lab2rgb  # as above
     lab, displayable = candidate_colours()
     chosen = np.zeros((n + 1, 3))        # the background is black
     near = np.linalg.norm(lab, axis=-1)  # distance of each candidate to the nearest colour taken so far

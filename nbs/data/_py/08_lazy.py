@@ -112,15 +112,30 @@ def _read_rows(source: PixelSource, rows: np.ndarray) -> np.ndarray:
         pixels[len(distinct) - len(stored):] = source.read(stored)
     return pixels[places]
 
+def row_blocks(
+    shape: tuple[int, int, int], # N, height, width
+    size: int = 1 << 23, # bytes of a block, at most, but one slice at least
+) -> Iterator[np.ndarray]: # int64 [n]
+    "The numbers of all slices, block by block."
+    n, height, width = shape
+    count = max(1, size//max(1, height*width))
+    for first in range(0, n, count):
+        yield np.arange(first, min(n, first + count))
+
+
+# %%
+print(*row_blocks((5, 2, 2), 8))
+
+
+# %%
+#| export
 def blocks(
     pixels, # uint8 [N,H,W], an array or lazy
-    size: int = 1 << 23, # bytes of a block, at most, but one slice at least
+    size: int = 1 << 23, # see `row_blocks`
 ) -> Iterator[np.ndarray]: # uint8 [n,H,W]
     "All slices, block by block."
-    height, width = pixels.shape[1:]
-    count = max(1, size//max(1, height*width))
-    for first in range(0, len(pixels), count):
-        yield pixels[first:first + count]
+    for rows in row_blocks(pixels.shape, size):
+        yield pixels[rows[0]:rows[-1] + 1]
 
 
 # %% [markdown]

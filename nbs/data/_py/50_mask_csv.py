@@ -27,6 +27,7 @@ import numpy as np
 from ctseg.core.anatomy import IGNORE, ClassMap
 from ctseg.core.files import InputError, atomic_path
 from ctseg.data.cache import cached_array
+from ctseg.data.lazy import LazyPixels, blocks
 from ctseg.data.mask_rows import count_rows, iter_rows, read_header
 from ctseg.data.slices import highest_label
 
@@ -42,6 +43,7 @@ from fastcore.test import test_eq, test_fail
 
 from ctseg.core.files import InputError
 from ctseg.core.toys import toy_slices
+from ctseg.data.lazy import ReadPixels
 from ctseg.data.mask_csv import read_masks
 from ctseg.data.mask_rows import read_header
 
@@ -298,28 +300,86 @@ with tempfile.TemporaryDirectory() as d:
     test_eq(read_header(path), ["0.png"])
 
 
+# %% [markdown]
+# A row of the table has a pixel of every mask. Masks that are [read when they are asked for](08_lazy.ipynb) are read a part at a time: of each mask so
+# many pixels that the part fills some megabytes.
+
+# %%
+#| export
+def _pixels_between(pixels: LazyPixels, first: int, last: int) -> np.ndarray:
+    "Pixels `first` … `last` of lazy slices: uint8 [N,k]."
+    part = np.zeros((len(pixels), last - first), np.uint8)
+    columns = getattr(pixels.source, "columns", None)
+    if columns is not None: # a file, of which a part can be read
+        stored = pixels.rows >= 0
+        part[stored] = columns(pixels.rows[stored], first, last)
+        return part
+    start = 0
+    for block in blocks(pixels):
+        end = start + len(block)
+        whole = block.reshape(len(block), -1)
+        part[start:end] = whole[:, first:last]
+        start = end
+    return part
+
+
+# %%
+#| export
+ROOM = 1 << 25 # bytes of lazy masks that are held at once
+
+class PixelRows:
+    "The rows of the table of some masks, uint8 [N,H,W], in memory or lazy."
+    def __init__(self, masks, room: int|None = None): # None: `ROOM`
+        n, height, width = masks.shape
+        self.masks = masks
+        self.count = height*width
+        self.start = 0 # of what is held
+        self.step = max(1, (room or ROOM)//n)
+        self.part = np.zeros((n, 0), np.uint8)
+        if not isinstance(masks, LazyPixels):
+            self.part = masks.reshape(n, self.count)
+
+    def __call__(self, first: int, last: int) -> np.ndarray:
+        "Rows `first` … `last`, uint8 [k,N]."
+        held = self.start + self.part.shape[1]
+        if first < self.start or last > held:
+            end = min(self.count, max(last, first + self.step))
+            self.part = _pixels_between(self.masks, first, end)
+            self.start = first
+        here = slice(first - self.start, last - self.start)
+        return self.part[:, here].T
+
+
+# %%
+masks = toy_slices(6, 8)[1].byte().numpy()
+plain = PixelRows(masks)
+lazy = PixelRows(LazyPixels(ReadPixels(masks.__getitem__, masks.shape)), room=30)
+for first in (0, 3, 4, 60): test_eq(lazy(first, first + 4), plain(first, first + 4))
+
+
 # %%
 #| export
 def write_masks(
-    masks: np.ndarray, # uint8 [N,H,W]
+    masks: np.ndarray|LazyPixels, # uint8 [N,H,W]
     names: Sequence[str], # N image names
     path, # `.csv` or `.csv.gz`
 ):
     "Write masks uint8 [N,H,W] as the challenge does: a row a pixel, a column an image. Whole or not at all."
     path = Path(path)
-    masks = np.asarray(masks)
+    if not isinstance(masks, LazyPixels): masks = np.asarray(masks)
     if masks.dtype != np.uint8 or masks.ndim != 3:
         raise InputError(f"masks are {masks.dtype} {list(masks.shape)}; expected uint8 [N,H,W]")
     if len(names) != len(masks) or not len(names):
         raise InputError(f"{len(names)} names for {len(masks)} masks; expected one each")
-    table = masks.reshape(len(masks), -1)
+    table = PixelRows(masks)
     rows = max(1, min(512, 2**16//len(names)))  # at a time: memory does not grow with the number of images
     with atomic_path(path) as tmp, _create_csv(tmp) as f:
         header = io.StringIO()
         csvlib.writer(header, lineterminator="\n").writerow(["", *names])
         f.write(header.getvalue().encode())
-        for first in range(0, table.shape[1], rows):
-            f.write(_row_text(table[:, first:first + rows].T, first))
+        for first in range(0, table.count, rows):
+            block = table(first, min(first + rows, table.count))
+            f.write(_row_text(block, first))
 
 
 # %% [markdown]

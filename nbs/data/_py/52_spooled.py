@@ -15,12 +15,15 @@
 
 # %%
 #| export
+import tempfile
+import threading
+import weakref
 from pathlib import Path
 
 import numpy as np
 
 from ctseg.core.anatomy import IGNORE, ClassMap
-from ctseg.data.lazy import LazyPixels, ReadPixels, pack_seen, seen_values
+from ctseg.data.lazy import LazyPixels, pack_seen, seen_values
 from ctseg.data.mask_csv import check_values, whole_rows
 
 # %%
@@ -36,46 +39,167 @@ from ctseg.core.toys import toy_slices
 from ctseg.data.mask_csv import read_masks, write_masks
 
 
+# %% [markdown]
+# ## Pixels in a file
+#
+# The file has no name: it goes when the pixels are no longer used, or when the program ends, however it ends. Reading it block by block takes the memory of a block.
+
 # %%
 #| export
-def _write_parts(f, part: np.ndarray, first: int, count: int):
-    "Write pixels `first` … of every mask, uint8 [n,k], to their places in a file of masks of `count` pixels each."
-    for i, pixels in enumerate(part):
-        f.seek(i*count + first)
-        f.write(np.ascontiguousarray(pixels))
+class TemporaryBytes:
+    "A temporary file of a known size that is written and read in parts, by several threads."
+    def __init__(self, folder: str|Path|None): # where it lies; `None`: where temporary files do
+        self.lock = threading.Lock()
+        self.file = tempfile.TemporaryFile(buffering=0, dir=folder)
+        weakref.finalize(self, self.file.close)
 
-def turn_table(
-    csv: Path, # a mask table
-    columns: list[str], # the names in its header
-    count: int, # pixels of an image
-    out: Path, # the file to write: mask after mask
-    room: int = 1 << 26, # bytes of memory to collect rows in
-):
-    "Write the masks of a table one after the other, uint8 [n,count]."
-    n = len(columns)
-    held = np.empty((n, max(1, min(count, room//n))), np.uint8)
-    start = end = 0  # the pixels that are held
-    with open(out, "wb", buffering=0) as f:
-        for first, block in whole_rows(csv, columns, count):
-            for row in range(0, len(block), held.shape[1]):
-                rows = block[row:row + held.shape[1]]
-                if first + row + len(rows) - start > held.shape[1]:
-                    _write_parts(f, held[:, :end - start], start, count)
-                    start = end
-                end = first + row + len(rows)
-                held[:, end - len(rows) - start:end - start] = rows.T
-        _write_parts(f, held[:, :end - start], start, count)
+    def put(self, place: int, content: np.ndarray):
+        "Write all of it, though a call of the system may write less."
+        rest = memoryview(np.ascontiguousarray(content)).cast("B")
+        with self.lock:
+            self.file.seek(place)
+            while rest:
+                written = self.file.write(rest)
+                rest = rest[written:]
+
+    def get(self, place: int, out: np.ndarray):
+        "Fill an array of bytes; zeros where nothing was written."
+        with self.lock:
+            self.file.seek(place)
+            count = self.file.readinto(out)
+        flat = out.reshape(-1)
+        flat[count:] = 0
+
+
+# %%
+file = TemporaryBytes(None)
+file.put(2, np.array([7, 8], np.uint8))
+out = np.empty(6, np.uint8)
+file.get(0, out)
+print(out)
+
+
+# %%
+#| export
+class FilePixels:
+    "N slices of one size in a temporary file, written and read in parts; a `PixelSource`."
+    def __init__(self,
+        n: int,
+        size: tuple[int, int], # height and width
+        folder: str|Path|None = None, # see `TemporaryBytes`
+    ):
+        self.shape = (n, *size)
+        self.seen: np.ndarray|None = None
+        self.count = size[0]*size[1]
+        self.bytes = TemporaryBytes(folder)
+
+    def write(self, first: int, pixels: np.ndarray):
+        "Write slices `first` …, uint8 [n,H,W]."
+        self.bytes.put(first*self.count, pixels)
+
+    def read(self, rows: np.ndarray) -> np.ndarray:
+        "See `PixelSource.read`."
+        pixels = np.empty((len(rows), *self.shape[1:]), np.uint8)
+        for mask, row in zip(pixels, rows):
+            self.bytes.get(int(row)*self.count, mask)
+        return pixels
+
+    def columns(self, rows: np.ndarray, first: int, last: int) -> np.ndarray:
+        "Pixels `first` … `last` of the slices at `rows`: uint8 [n,k]."
+        pixels = np.empty((len(rows), last - first), np.uint8)
+        for part, row in zip(pixels, rows):
+            self.bytes.get(int(row)*self.count + first, part)
+        return pixels
 
 
 # %%
 masks = toy_slices(5, 16)[1].byte().numpy()
+file = FilePixels(6, (16, 16))
+file.write(1, masks[1:])
+file.write(0, masks[:1])
+test_eq(file.read(np.array([0, 4])), masks[[0, 4]])
+test_eq(file.columns(np.arange(2), 100, 103), masks[:2].reshape(2, -1)[:, 100:103])
+print("not written:", file.read(np.array([5])).max())
+
+
+# %% [markdown]
+# Masks and images that are gathered piece by piece are put into an array, or into lazy pixels that lie in a file, in the same way.
+
+# %%
+#| export
+def room_for(
+    n: int,
+    size: tuple[int, int], # height and width
+    folder: Path|None = None, # where a file is to hold them; `None`: in memory
+) -> np.ndarray|LazyPixels: # uint8 [n,H,W], all 0
+    "Room for slices that are to come."
+    if folder is None: return np.zeros((n, *size), np.uint8)
+    return LazyPixels(FilePixels(n, size, folder))
+
+
+# %%
+print(room_for(2, (3, 4)).shape, room_for(2, (3, 4), tempfile.gettempdir()))
+
+
+# %%
+#| export
+def put_slices(pixels: np.ndarray|LazyPixels, first: int, block: np.ndarray):
+    "Put slices, uint8 [k,H,W], into the places `first` … of such room."
+    if isinstance(pixels, LazyPixels):
+        pixels.source.write(first, block)
+    else:
+        pixels[first:first + len(block)] = block
+
+
+# %%
+with tempfile.TemporaryDirectory() as d:
+    for folder in (None, d):
+        pixels = room_for(5, (16, 16), folder)
+        put_slices(pixels, 2, masks[2:])
+        print(type(pixels).__name__)
+        test_eq(pixels[1:4], np.concatenate([0*masks[:1], masks[2:4]]))
+
+
+# %% [markdown]
+# ## From the table to the file
+
+# %%
+#| export
+def _put_columns(file: FilePixels, start: int, part: np.ndarray):
+    "Write pixels `start` … of every slice, uint8 [N,k]."
+    for i, row in enumerate(part):
+        file.bytes.put(i*file.count + start, row)
+
+def turn_table(
+    csv: Path, # a mask table
+    columns: list[str], # the names in its header
+    out: FilePixels, # to be filled, a slice for each column
+    room: int = 1 << 26, # bytes of memory to collect rows in
+):
+    "Write the masks of a table one after the other."
+    n, count = len(columns), out.count
+    held = np.empty((n, max(1, min(count, room//n))), np.uint8)
+    start = end = 0  # the pixels that are held
+    for first, block in whole_rows(csv, columns, count):
+        for row in range(0, len(block), held.shape[1]):
+            rows = block[row:row + held.shape[1]]
+            if first + row + len(rows) - start > held.shape[1]:
+                _put_columns(out, start, held[:, :end - start])
+                start = end
+            end = first + row + len(rows)
+            held[:, end - len(rows) - start:end - start] = rows.T
+    _put_columns(out, start, held[:, :end - start])
+
+
+# %%
 names = [f"{i}.png" for i in range(5)]
 with tempfile.TemporaryDirectory() as d:
-    csv, file = Path(d)/"y.csv", Path(d)/"masks"
+    csv = Path(d)/"y.csv"
     write_masks(masks, names, csv)
     for room in (1, 5*7, 1 << 20):
-        turn_table(csv, names, 256, file, room)
-        test_eq(np.fromfile(file, np.uint8).reshape(masks.shape), masks)
+        file = FilePixels(5, (16, 16), d)
+        turn_table(csv, names, file, room)
+        test_eq(file.read(np.arange(5)), masks)
 
 
 # %% [markdown]
@@ -84,35 +208,35 @@ with tempfile.TemporaryDirectory() as d:
 
 # %%
 #| export
-def file_pixels(file: Path, n: int, size: tuple[int, int]) -> ReadPixels:
-    "Masks that lie in a file one after the other, each uint8 `size`."
-    count = size[0]*size[1]
-    def read(rows: np.ndarray) -> np.ndarray:
-        pixels = np.empty((len(rows), *size), np.uint8)
-        with open(file, "rb", buffering=0) as f:
-            for mask, row in zip(pixels, rows):
-                f.seek(int(row)*count)
-                f.readinto(mask)
-        return pixels
-    return ReadPixels(read, (n, *size))
+def know_values(source: FilePixels) -> np.ndarray: # bool [N,256]
+    "Read which values each slice holds, and keep it."
+    seen = seen_values(LazyPixels(source))
+    source.seen = pack_seen(seen)
+    return seen
 
+
+# %%
+print(np.flatnonzero(know_values(file).any(0)))
+
+
+# %%
+#| export
 def spool_masks(
     csv: Path, # a truth in the challenge's form
     columns: list[str], # the names in its header
     size: tuple[int, int], # height and width of the images
     classes: ClassMap|int, # no value may be above this many classes, but 255
-    file: Path, # to keep the masks in; it must stay as long as they are used
+    folder: Path, # to keep the masks in
 ) -> LazyPixels: # uint8 [n,H,W]
     "The masks of a table, checked, in the memory of a few rows."
-    turn_table(csv, columns, size[0]*size[1], file)
-    source = file_pixels(file, len(columns), size)
-    seen = seen_values(LazyPixels(source))
+    source = FilePixels(len(columns), size, folder)
+    turn_table(csv, columns, source)
+    seen = know_values(source)
     C = classes if isinstance(classes, int) else len(classes)
     too_high = seen[:, C + 1:IGNORE].any(1)
     if too_high.any():
         i = int(too_high.argmax())
         check_values(csv, source.read(np.array([i])).reshape(1, -1), [columns[i]], classes, ignore=True)
-    source.seen = pack_seen(seen)
     drawn = seen[:, 1:].any(1)
     return LazyPixels(source, np.where(drawn, np.arange(len(drawn)), -1))
 
@@ -122,9 +246,9 @@ masks[3] = 0
 with tempfile.TemporaryDirectory() as d:
     csv = Path(d)/"y.csv"
     write_masks(masks, names, csv)
-    spooled = spool_masks(csv, names, (16, 16), 3, Path(d)/"masks")
+    spooled = spool_masks(csv, names, (16, 16), 3, Path(d))
     print(spooled, spooled.rows)
     test_eq(np.asarray(spooled), read_masks(csv, cache=False)[1])
-    def spool(size, classes): return spool_masks(csv, names, size, classes, Path(d)/"masks")
+    def spool(size, classes): return spool_masks(csv, names, size, classes, Path(d))
     test_fail(lambda: spool((16, 16), 2), contains="value 3, but there are 2")
     test_fail(lambda: spool((16, 17), 3), contains="256 rows, expected 272")

@@ -18,10 +18,6 @@ import warnings
 from dataclasses import replace
 
 import numpy as np
-import torch
-import torch.nn.functional as F
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from ctseg.core.files import InputError
 from ctseg.data.lazy import kept_where
@@ -53,6 +49,8 @@ from ctseg.data.slices import SliceSet
 #| export
 def _thumbnails(images: np.ndarray) -> np.ndarray:
     "16x16 thumbnails of uint8 [N,H,W], without their mean, of length 1 (an even image: 0): float32 [N,256]."
+    import torch  # slow, and only needed where no patients are told
+    import torch.nn.functional as F
     vectors = np.empty((len(images), 256), np.float32)
     for first in range(0, len(images), 256):
         part = slice(first, first + 256)
@@ -82,6 +80,8 @@ ROWS, COLUMNS, MANY_LINKS = 512, 8192, 1 << 20
 
 def _joined(group: np.ndarray, links: list[np.ndarray]) -> np.ndarray:
     "The groups [N], numbered in order of first appearance, after joining the two ends of each link [n,2]."
+    from scipy.sparse import coo_array  # as above
+    from scipy.sparse.csgraph import connected_components
     count = len(group)
     _, first, place = np.unique(group, return_index=True, return_inverse=True)
     first_of_group = first[place]

@@ -20,6 +20,7 @@
 #| export
 import os
 import re
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -196,6 +197,7 @@ def write_store(
     out: str|Path, # a folder that is not there yet, or an address
     notes: dict[str, Any]|None = None, # kept beside the slices, as JSON
     arrays: dict[str, dict[str, np.ndarray]]|None = None, # by split and name: further facts, a row a slice
+    beside: Sequence[Path] = (), # files to keep in the store, where it is a folder
 ):
     "Write slices, in memory or not, as a store; whole or not at all where it is a folder."
     zarr = import_zarr()
@@ -207,6 +209,7 @@ def write_store(
             raise InputError(f"{place}: exists already; choose another place, or remove it first")
         with atomic_path(place) as tmp:
             _write_splits(zarr.open_group(tmp, mode="w"), *content)
+            for path in beside: shutil.copyfile(path, tmp/path.name)
         return
     _write_splits(zarr.open_group(place, mode="w"), *content)
 

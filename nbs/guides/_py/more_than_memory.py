@@ -12,6 +12,7 @@
 # ```sh
 # pip install 'ctseg[store]'
 # ctseg store my_data --out my_data.zarr           # some megabytes of memory, whatever the size
+# ctseg import nifti scans my_data.zarr --store    # or at once, without a folder on the way
 # ctseg check my_data.zarr                         # reads everything once, and compares checksums
 # ctseg fit my_data.zarr --out runs/first --memory 4GB
 # ctseg predict runs/first --images my_data.zarr --out labels.zarr
@@ -25,9 +26,12 @@
 # * Masks need room on the disk while a store is made, uncompressed; `--scratch FOLDER` says where.
 # * Put a `patients.json` into a large folder. Without it, near-duplicates are found by comparing every slice with every other.
 #
-# What still grows with the slices: the index (a bit for each cell, 32 bytes and a name for each slice), and the memory of methods that label all
-# images between two phases (`teacher-student`, `self-training`): these keep label maps in memory. The default recipe does not.
-# `ctseg report`, `ctseg export` and `ctseg predict --out submission.csv` are made for data of the challenge's size.
+# What still grows with the slices is the index: a bit for each cell, 32 bytes and a name for each slice, and with methods that label all images between two
+# phases (`teacher-student`, `self-training`) a few numbers for each cell. Their label maps lie in temporary files (where `TMPDIR` says), on one process; several
+# processes keep them in memory. `ctseg predict --out submission.csv` and `ctseg export nifti my_data.zarr OUT --masks labels.zarr` read label maps a part at a time.
+# `ctseg report` holds the label maps of the slices that it scores.
+#
+# One training can be shared by [several cards and hosts](several_hosts.ipynb) over one store.
 #
 # [How time and memory grow](../benchmarks/store_scale.ipynb) has been measured up to 200,000 slices.
 #

@@ -9,7 +9,7 @@
 # %%
 #| export
 import contextlib
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -20,9 +20,11 @@ from torch import nn
 
 from ctseg.core.device import DevicePlan
 from ctseg.core.files import InputError
-from ctseg.core.parallel import collect, own_share
+from ctseg.core.parallel import collect, own_share, world
 from ctseg.data.batches import Batch, SliceData
+from ctseg.data.lazy import LazyPixels
 from ctseg.data.slices import SliceSet
+from ctseg.data.spooled import FilePixels
 from ctseg.inference.rule import Rule, decide
 
 # %%
@@ -219,11 +221,28 @@ def batches(
 # %%
 [index.tolist() for index in batches(10, 4)]
 
+# %% [markdown]
+# Label maps of many slices do not fit memory. They can be collected in a file.
+
 # %%
 #| export
 _Name = TypeVar("_Name", bound=Hashable)
 
+def put_in_file(files: dict[_Name, FilePixels], name: _Name, count: int, index: np.ndarray, maps: np.ndarray):
+    "Put the maps uint8 `[B, H, W]` of the slices at `index`, of `count`, into the file of that name."
+    if name not in files:
+        files[name] = FilePixels(count, maps.shape[1:])
+    files[name].write(int(index[0]), maps)
 
+
+# %%
+files = {}
+put_in_file(files, "labels", 3, np.array([1, 2]), np.ones((2, 4, 4), np.uint8))
+print(LazyPixels(files["labels"])[:].max((1, 2)))
+
+
+# %%
+#| export
 @torch.no_grad()
 def over_slices(
     slices: SliceSet | np.ndarray,
@@ -231,22 +250,29 @@ def over_slices(
     batch_size: int = 16,
     each: Each | None = None,
     shared: bool = False,
-) -> dict[_Name, np.ndarray]:
+    filed: Collection[str] = (),
+) -> dict[_Name, np.ndarray | LazyPixels]:
     """What `step` makes of each batch of `slices`, joined: an array `[N, …]` by name.
 
     slices: anything with a length that an array of positions indexes, such as a `SliceSet` or images `[N, H, W]`.
     step: function of a batch of them that returns tensors `[B, …]` by name, on any device.
     each, shared: see `batches`; if `shared`, every process gets the results of all.
+    filed: names of results uint8 `[B, H, W]` that are collected in files; in memory where processes share the work.
     """
-    parts = []
+    if shared and world() > 1: filed = ()
+    files, parts = {}, []
     for index in batches(len(slices), batch_size, each, shared):
         part = slices[index]
         if isinstance(part, SliceSet): part = part.in_memory()
-        parts.append({name: values.cpu() for name, values in step(part).items()})
+        results = {name: values.cpu() for name, values in step(part).items()}
+        for name in filed:
+            put_in_file(files, name, len(slices), index, results.pop(name).numpy())
+        parts.append(results)
     joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     if shared:
         joined = {name: collect(values, len(slices)) for name, values in joined.items()}
-    return {name: values.numpy() for name, values in joined.items()}
+    arrays = {name: values.numpy() for name, values in joined.items()}
+    return arrays | {name: LazyPixels(file) for name, file in files.items()}
 
 
 # %% [markdown]
@@ -263,6 +289,11 @@ def brightness_and_area(part):
 
 facts = over_slices(slices, brightness_and_area, batch_size=4)
 print({name: values.round().astype(int) for name, values in facts.items()})
+
+def doubled(part): return {"doubled": torch.from_numpy(part.masks*2)}
+in_a_file = over_slices(slices, doubled, batch_size=4, filed=["doubled"])["doubled"]
+print(in_a_file)
+test_eq(np.asarray(in_a_file), slices.masks*2)
 test_eq(facts["area"], (slices.masks > 0).sum((1, 2)))
 
 

@@ -12,8 +12,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.optimize import minimize
-from scipy.special import expit
 
 from ctseg.inference.confidence import soft_dice_confidence, sum_by_class
 
@@ -133,6 +131,7 @@ class Chance:
 
     def __call__(self, features: np.ndarray) -> np.ndarray:
         "Chances `[N, C]` for features `[2, N, C]`."
+        from scipy.special import expit  # slow, and only needed here and below
         return expit(self.centre + (np.moveaxis(features, 0, -1) - self.mean)@self.slopes)
 
 
@@ -149,6 +148,8 @@ def fit_chance(features: np.ndarray, present: np.ndarray) -> Chance:
     A standard normal prior on the slopes of the standardised features keeps them finite where a feature separates
     the two kinds.
     """
+    from scipy.optimize import minimize  # as above
+    from scipy.special import expit
     x = features.T.astype(float)
     y = present.astype(float)
     mean, spread = x.mean(0), x.std(0) + 1e-6

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from scipy.optimize import minimize_scalar
 from torch import nn
 
 from ctseg.core.anatomy import IGNORE
@@ -235,6 +234,7 @@ def fit_temperature(
     def nll(log_temperature):
         return known_nll(scale(logits, np.exp(log_temperature)), mask, known, activation, unions)
     limit = np.log(8)
+    from scipy.optimize import minimize_scalar  # slow, and only needed here
     best = minimize_scalar(nll, bounds=(-limit, limit), method="bounded", options={"xatol": 1e-3})
     return float(np.exp(best.x))
 

@@ -17,7 +17,9 @@ from ctseg.core.files import InputError, atomic_path, read_json
 from ctseg.data.challenge import write_challenge
 from ctseg.data.images import image_paths, read_pngs
 from ctseg.data.slices import SliceSet
+from ctseg.data.store import write_store
 from ctseg.integrations.nnunet_known import EXAMINED_FILE, ExaminedCases
+from ctseg.io.into_store import check_store_place
 from ctseg.io.label_names import dataset_classes, ignore_label
 from ctseg.io.nifti_import import import_nifti
 from ctseg.io.outputs import new_folder
@@ -126,16 +128,22 @@ test_eq(back.known, slices.known)
 
 # %%
 #| export
-def _import_slices(src: Path, out, annotated: str, renaming: Renaming = Renaming()) -> dict:
+def _import_slices(
+    src: Path, out, annotated: str, renaming: Renaming = Renaming(), store: bool = False
+) -> dict:
     "PNG slices as they are; facts."
+    if store: check_store_place(out)
     slices = read_slices(src, "Tr", annotated)
     train, facts = with_new_names(slices, renaming, any_part=annotated == "present")
     splits = {"train": train}
     if (src/"labelsTs").is_dir():
         splits["test"], _ = with_new_names(read_slices(src, "Ts", "all"), renaming)
-    with atomic_path(new_folder(out)) as root:
-        for split, slices in splits.items():
-            write_challenge(slices, root, split)
+    if store:
+        write_store(splits, out, {"patients": True})
+    else:
+        with atomic_path(new_folder(out)) as root:
+            for split, slices in splits.items():
+                write_challenge(slices, root, split)
     counts = {split: len(slices) for split, slices in splits.items()}
     labelled = int(splits["train"].labelled.sum())
     return {"classes": len(splits["train"].classes), "labelled": labelled} | counts | facts
@@ -166,7 +174,8 @@ def import_nnunet(
         raise InputError(f"{src}: files ending in {ending}; expected .nii.gz or .png")
     if slicing != Slicing() or test_share or key:
         raise InputError(f"{src}: slices, and no volumes; they are taken as they are, without options")
-    return _import_slices(Path(src), out, annotated, read_renaming(rename, Path(out).name))
+    renaming = read_renaming(rename, Path(out).name)
+    return _import_slices(Path(src), out, annotated, renaming, work.get("store", False))
 
 
 # %%

@@ -9,7 +9,6 @@
 # %%
 #| export
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 
 from ctseg.core.files import InputError
 
@@ -72,6 +71,7 @@ def slice_axes(
         raise InputError(f"orientation {orientation!r}: expected three letters, "
                          "one of R/L, one of A/P, one of S/I, such as SPL")
     direction = affine[:3, :3]/np.linalg.norm(affine[:3, :3], axis=0)
+    from scipy.optimize import linear_sum_assignment  # slow, and only needed here
     array_axis = linear_sum_assignment(-np.abs(direction))[1]  # for right, front, up; each is given once
     axes, flips = [], []
     for letter in letters:

@@ -19,10 +19,13 @@ import numpy as np
 from ctseg.core.anatomy import ClassMap
 from ctseg.core.files import InputError, atomic_path, csv_cell, printable, refuse_folder, write_json
 from ctseg.data.challenge import write_challenge
+from ctseg.data.lazy import LazyPixels
 from ctseg.data.slices import SliceSet
+from ctseg.data.spooled import know_values, put_slices, room_for
 from ctseg.io.canvas import place_on_squares
 from ctseg.io.cases import Case, check_test, name_cases, set_aside_test
 from ctseg.io.cutting import CutFile, Work, cut_cases, parts_folder
+from ctseg.io.into_store import check_store_place, write_stored
 from ctseg.io.outputs import index_seal, new_folder, output_name
 from ctseg.io.renaming import RenamedSlices, told_alone
 from ctseg.io.slicing import Slicing
@@ -65,16 +68,16 @@ print(f"{scan.hu.shape} voxels, from {scan.hu.min():.0f} to {scan.hu.max():.0f} 
 # ## From parts to a folder
 #
 # Each volume is loaded once, cut, and let go ([cutting](42_cutting.ipynb)). Its slices wait in a file until all volumes are cut, since only then is
-# the common size of the images known. Then the parts are pasted into the arrays of one split. These are files as well, looked into as if they
-# were in memory, so that an import needs no more memory for a thousand volumes than for ten.
+# the common size of the images known. Then the parts are pasted into the arrays of one split. These [lie in files as well](../data/52_spooled.ipynb),
+# so that an import needs no more memory for a thousand volumes than for ten.
 
 # %%
 #| export
 @dataclass
 class Split:
     "The arrays of a `SliceSet` and the lines of the index of its images."
-    images: np.ndarray # uint8 [N,H,W]
-    masks: np.ndarray # uint8 [N,H,W]
+    images: np.ndarray | LazyPixels # uint8 [N,H,W]
+    masks: np.ndarray | LazyPixels # uint8 [N,H,W]
     known: np.ndarray # bool [N,C]
     groups: np.ndarray # int64 [N]
     lines: dict[str, dict | None] # image name → its line; None: to come
@@ -82,15 +85,12 @@ class Split:
     @classmethod
     def empty(cls, n: int, side: int, C: int, folder: Path|None = None) -> "Split":
         "Arrays for n images of C classes, in memory or in files of a folder."
-        def pixels(name):
-            if folder is None or not n:
-                return np.zeros((n, side, side), np.uint8)
-            return np.memmap(folder/name, np.uint8, "w+", shape=(n, side, side))
-        images, masks = pixels("images"), pixels("masks")
+        images, masks = (room_for(n, (side, side), folder) for _ in range(2))
         return cls(images, masks, np.zeros((n, C), bool), np.zeros(n, np.int64), {})
 
     def slice_set(self, classes: ClassMap) -> SliceSet:
         "The images as a `SliceSet`."
+        if isinstance(self.masks, LazyPixels): know_values(self.masks.source)
         return SliceSet(self.images, self.masks, self.known, list(self.lines), self.groups, classes)
 
 
@@ -113,8 +113,8 @@ def _paste_case(split: Split, start: int, one: CutFile):
     part, case = one.load().part, one.case
     images, masks, corners = place_on_squares(part, split.images.shape[1])
     rows = slice(start, start + len(part.slices))
-    split.images[rows] = images
-    split.masks[rows] = masks
+    put_slices(split.images, start, images)
+    put_slices(split.masks, start, masks)
     split.known[rows] = one.known
     split.groups[rows] = case.patient
     one.entry["scaled"] = list(part.images.shape[1:])
@@ -128,7 +128,6 @@ def gather_split(
     folder: Path|None = None, # where the arrays are kept; `None`: in memory
 ) -> Split:
     "The arrays of a split."
-    if folder: folder.mkdir(exist_ok=True)
     split = Split.empty(sum(one.shape[0] for one in cut), side, C, folder)
     for one in cut: _paste_case(split, len(split.lines), one)
     return split
@@ -153,14 +152,18 @@ def write_splits(
     classes: ClassMap,
     volumes: dict[str, dict], # volume id → its entry
     splits: dict[str, Split],
+    store: bool = False, # write a store in place of a folder
 ) -> dict[str, int]: # split → number of images
-    "Write a challenge folder and its index, whole or not at all."
+    "Write a challenge folder, or a store, and its index, whole or not at all."
     images = {name: split.lines for name, split in splits.items()}
-    with atomic_path(out) as tmp:
-        for name, split in splits.items():
-            if split.lines: write_challenge(split.slice_set(classes), tmp, name)
-        index = {"version": 1, "seal": index_seal(volumes, images), "volumes": volumes, "images": images}
-        write_json(index, tmp/"index.json", indent=None)
+    index = {"version": 1, "seal": index_seal(volumes, images), "volumes": volumes, "images": images}
+    slices = {name: split.slice_set(classes) for name, split in splits.items() if split.lines}
+    if store:
+        write_stored(out, slices, index)
+    else:
+        with atomic_path(out) as tmp:
+            for name, those in slices.items(): write_challenge(those, tmp, name)
+            write_json(index, tmp/"index.json", indent=None)
     return {name: len(lines) for name, lines in images.items()}
 
 
@@ -278,17 +281,6 @@ def rename_splits(splits: dict[str, Split], renamed: RenamedSlices) -> dict:
 
 # %%
 #| export
-def _gathered(cut: list[CutFile], C: int, slicing: Slicing, out: Path) -> dict[str, Split]:
-    "The arrays of both splits, in files beside what was cut."
-    side, parts = _common_side(cut, slicing, out), _by_split(cut)
-    splits = {}
-    for name, those in parts.items():
-        splits[name] = gather_split(those, C, side, parts_folder(out)/name)
-    return splits
-
-
-# %%
-#| export
 def write_volumes(
     cases: list[Case],
     out, # the challenge folder, new
@@ -305,20 +297,22 @@ def write_volumes(
     for a folder in use, contradictory labels, a test annotated in part.
     """
     work = work or Work()
+    if work.store: check_store_place(out)
     out = _prepare(cases, out, slicing, test_share, key)
     cut = cut_cases(cases, out, classes, slicing, work)
     with contextlib.ExitStack() as stack:
         stack.callback(shutil.rmtree, parts_folder(out), ignore_errors=True)
         _check_left(cut, work, out)
         check_test([one.case for one in cut])
-        splits = _gathered(cut, len(classes), slicing, out)
+        side, splits = _common_side(cut, slicing, out), {}
+        for name, those in _by_split(cut).items():
+            splits[name] = gather_split(those, len(classes), side, parts_folder(out))
         facts = _facts(cut, classes, work)
-        entries = {one.case.id: one.entry for one in cut}
         if renamed: facts |= rename_splits(splits, renamed)
-        named = renamed.classes if renamed else classes
+        named, volumes = renamed.classes if renamed else classes, {one.case.id: one.entry for one in cut}
         with private_key([one.case for one in cut], key):
-            counts = write_splits(out, named, entries, splits)
-    return facts | counts | {"size": _common_side(cut, slicing, out)}
+            counts = write_splits(out, named, volumes, splits, work.store)
+    return facts | counts | {"size": side}
 
 
 # %% [markdown]

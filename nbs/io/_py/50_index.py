@@ -21,7 +21,9 @@ from ctseg.core.files import InputError, read_json
 from ctseg.core.schema import anything, fields, fit_schema, listed, mapped, maybe, number, text
 from ctseg.data.annotations import read_classes
 from ctseg.data.images import read_pngs
-from ctseg.data.mask_csv import read_masks
+from ctseg.data.lazy import LazyPixels, seen_values
+from ctseg.data.mask_csv import check_names, read_masks
+from ctseg.data.store import is_store, read_store, store_splits
 from ctseg.io.canvas import paste
 from ctseg.io.geometry import as_volume, slice_axes
 from ctseg.io.outputs import index_seal, output_name
@@ -194,14 +196,17 @@ print("exact on grids of", *[tuple(entry["shape"]) for entry in volumes.values()
 
 # %%
 #| export
-def _check_masks(masks: np.ndarray, images: int, size: tuple[int, int], classes: ClassMap, what: str, folder):
+def _check_masks(
+    masks: np.ndarray|LazyPixels, images: int, size: tuple[int, int], classes: ClassMap, what: str, folder,
+):
     "`InputError` unless there is a mask of the right size for each image, with classes that exist."
     if masks.shape[1:] != size:
         pixels = "x".join(map(str, masks.shape[1:]))
         raise InputError(f"masks of {pixels} pixels for images of {size[0]}x{size[1]} in {folder}; "
                          "predict these images")
-    if masks.max(initial=0) > len(classes):
-        raise InputError(f"masks with the value {masks.max()}, but {folder} has {len(classes)} classes; "
+    highest = int(np.flatnonzero(seen_values(masks).any(0)).max(initial=0))
+    if highest > len(classes):
+        raise InputError(f"masks with the value {highest}, but {folder} has {len(classes)} classes; "
                          "predict with a run that knows the same")
     if len(masks) != images:
         raise InputError(f"{len(masks)} masks for the {images} {what} images of {folder}; "
@@ -218,13 +223,33 @@ test_fail(lambda: _check_masks(s.masks + 5, *fits), contains="has 5 classes")
 
 # %%
 #| export
-def _read_submission(masks, lines: dict[str, dict], folder, split: str) -> np.ndarray:
+def _size_and_classes(folder, split: str, first: str) -> tuple[tuple[int, int], ClassMap]:
+    "The size of the images of a folder or a store, of which one is called `first`, and its classes."
+    if is_store(folder):
+        slices = read_store(folder, split)
+        return slices.images.shape[1:], slices.classes
+    path = Path(folder)/f"{split}-images"/first
+    return read_pngs([path]).shape[1:], read_classes(folder)
+
+
+# %%
+print(_size_and_classes(work/"torsos", "train", "0.png")[0])
+
+
+# %%
+#| export
+def _stored_masks(place, names: list[str]) -> LazyPixels:
+    "The label maps of a store; `InputError` unless they are of these images."
+    slices = read_store(place, store_splits(place)[0])
+    check_names(list(slices.names), names, place)
+    return slices.masks
+
+def _read_submission(masks, lines: dict[str, dict], folder, split: str) -> np.ndarray|LazyPixels:
     "The masks of a split, uint8 [N,H,W], read if they are a CSV, and checked."
-    first = Path(folder)/f"{split}-images"/next(iter(lines))
-    size = read_pngs([first]).shape[1:]
-    classes = read_classes(folder)
-    if not isinstance(masks, np.ndarray):
-        masks = read_masks(masks, list(lines), size, classes)[1]
+    names = list(lines)
+    size, classes = _size_and_classes(folder, split, names[0])
+    if isinstance(masks, (str, Path)):
+        masks = _stored_masks(masks, names) if is_store(masks) else read_masks(masks, names, size, classes)[1]
     _check_masks(masks, len(lines), size, classes, split, folder)
     return masks
 
@@ -250,8 +275,8 @@ class PredictedVolume(NamedTuple):
 # %%
 #| export
 def predicted_volumes(
-    masks, # a submission (CSV), or uint8 [N,H,W] in the order of the images
-    folder, # the challenge folder with its `index.json`
+    masks, # a submission (CSV), a store of label maps, or uint8 [N,H,W] in the order of the images
+    folder, # the challenge folder, or the store, with its `index.json`
     split: str, # the images that the masks belong to
     missing: int = 0, # value where there is no prediction
 ) -> Iterator[PredictedVolume]:

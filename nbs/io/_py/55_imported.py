@@ -110,21 +110,39 @@ def _window_of(lines: dict[str, dict]) -> list[float] | str:
     (window,) = windows
     return [float(value) for value in window]
 
-def _slicing_of(index: dict, folder: Path) -> dict:
-    "What an index says, as the fields of `Slicing`."
+
+# %%
+print(_window_of(index["images"]["train"]))
+
+
+# %%
+#| export
+def indexed_split(index: dict) -> str:
+    "The training split of an index, or the test where it has nothing else."
+    splits = [name for name, lines in index["images"].items() if lines]
+    return "train" if "train" in splits else splits[0]
+
+def slicing_of(
+    index: dict, # the content of an `index.json`
+    side: int, # of its images
+) -> dict: # orientation, window, size and spacing, as the fields of `Slicing`
+    "How the images of an index were cut from their volumes."
     entries = list(index["volumes"].values())
-    splits = {name: lines for name, lines in index["images"].items() if lines}
-    split = "train" if "train" in splits else next(iter(splits))
-    first = image_paths(folder/f"{split}-images")[:1]
-    side = read_pngs(first).shape[1]
     spacing = _spacing_of(entries, side)
     return {
         "orientation": entries[0]["orientation"],
-        "window": _window_of(splits[split]),
+        "window": _window_of(index["images"][indexed_split(index)]),
         "size": _size_of(entries, spacing, side),
         "spacing": spacing,
     }
 
+
+# %%
+print(slicing_of(index, 64))
+
+
+# %%
+#| export
 def imported_slicing(
     folder: str | Path, # a challenge folder, or a store of one
 ) -> dict | None: # orientation, window, size and spacing, as the fields of `Slicing`; None: no volumes
@@ -133,7 +151,9 @@ def imported_slicing(
     path = Path(folder)/"index.json"
     if not path.exists(): return None
     try:
-        return _slicing_of(read_json(path), Path(folder))
+        index = read_json(path)
+        first = image_paths(Path(folder)/f"{indexed_split(index)}-images")[:1]
+        return slicing_of(index, read_pngs(first).shape[1])
     except (AttributeError, IndexError, KeyError, StopIteration, TypeError, ValueError):
         raise InputError(f"{path}: not an index of volumes; import the volumes again") from None
 

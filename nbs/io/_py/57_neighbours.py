@@ -269,18 +269,27 @@ test_fail(lambda: place_stacks(few.images, far, 1, "few"), contains="0 of")
 
 # %%
 #| export
-def places_by_split(folder: str|Path) -> dict[str, dict[str, np.ndarray]]:
-    "What a store of a folder is to keep of where slices lie, by split; nothing where no index tells."
+def places_of(
+    folder: str|Path, # with an `index.json`
+    names: dict[str, list[str]], # of the images, by split
+) -> dict[str, dict[str, np.ndarray]]:
+    "What a store is to keep of where slices lie, by split; nothing where no index tells."
     found = {}
-    for split in ("train", "test"):
-        images = Path(folder)/f"{split}-images"
-        if not images.is_dir(): continue
-        names = [path.name for path in image_paths(images)]
+    for split, of_split in names.items():
         try:
-            found[split] = index_places(folder, split, names)._asdict()
+            found[split] = index_places(folder, split, of_split)._asdict()
         except InputError:  # then the store does not know either, and says so
             continue
     return found
+
+def places_by_split(folder: str|Path) -> dict[str, dict[str, np.ndarray]]:
+    "The same of all images of a challenge folder."
+    names = {}
+    for split in ("train", "test"):
+        images = Path(folder)/f"{split}-images"
+        if images.is_dir():
+            names[split] = [path.name for path in image_paths(images)]
+    return places_of(folder, names)
 
 
 # %%

@@ -484,7 +484,7 @@ def import_dicom(
     test_share: float = 0., # share of the patients set aside as a test; 1: all, as for a prediction
     gaps: bool = False, # take gaps that look like missing slices as they are
     key = None, # where to write the private table volume → source folder
-    **work, # of `Work`: workers, skip_damaged, progress
+    **work, # of `Work`: workers, skip_damaged, progress, store
 ) -> dict: # facts
     """Cut DICOM CT series into a challenge folder with an index.
 

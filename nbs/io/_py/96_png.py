@@ -9,6 +9,8 @@
 # %%
 #| export
 import re
+import shutil
+import tempfile
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +20,13 @@ import numpy as np
 from ctseg.core.files import InputError, atomic_path, read_json, write_json
 from ctseg.data.challenge import write_challenge
 from ctseg.data.images import image_paths, size_text
+from ctseg.data.lazy import LazyPixels, blank_like
 from ctseg.data.slices import SliceSet, known_after_resize
 from ctseg.data.splits import near_duplicates
+from ctseg.data.spooled import know_values, put_slices, room_for
+from ctseg.data.store import write_store
 from ctseg.io.canvas import paste
+from ctseg.io.into_store import check_store_place
 from ctseg.io.mask_files import png_files
 from ctseg.io.mask_labels import Labelling, Labels, known_on_images, read_labels
 from ctseg.io.outputs import new_folder
@@ -46,7 +52,8 @@ from ctseg.io.rle import encode
 
 # %% [markdown]
 # A competition gives a folder of images, masks in some form, and test images without masks. `import_png` makes a challenge folder of them,
-# which every command reads. Images keep their names, because a submission has to call them so.
+# which every command reads. Images keep their names, because a submission has to call them so. On the way images and masks lie in
+# [temporary files](../data/52_spooled.ipynb), so that memory holds one of each.
 
 # %%
 #| export
@@ -95,7 +102,7 @@ def _paths_by_stem(folder) -> dict[str, Path]:
 class Placed:
     "Images of one size, and where each lies on it."
     names: list[str]
-    images: np.ndarray # uint8 [N,H,W]
+    images: LazyPixels # uint8 [N,H,W], in a temporary file
     sizes: list[tuple[int, int]] # height and width before
     corners: list[tuple[int, int]] # row and column of each image's first pixel
 
@@ -115,35 +122,32 @@ class Placed:
 
 # %%
 #| export
-def _check_sizes(images: dict[Path, np.ndarray], side: int|None):
-    "`InputError` for an image that does not fit a square of this side, or, without one, differs from the first."
-    first, like = next(iter(images.items()))
-    for path, image in images.items():
-        if side and max(image.shape) > side:
-            expected = f"at most {side} a side"
-        elif not side and image.shape != like.shape:
-            expected = f"{size_text(like)} like {first.name}"
-        else:
-            continue
-        largest = max(max(each.shape) for each in images.values())
-        raise InputError(f"{path}: {size_text(image)} pixels, expected {expected}; "
-                         f"give at least --size {largest}: a margin of air makes all alike")
+def _misfit(path: Path, image: np.ndarray, paths: list[Path], pictures: Pictures) -> InputError:
+    "The error for an image larger than the square, or, without one, of another size than the first."
+    sizes = [read_grey(each, pictures.grey).shape for each in paths]
+    largest = max(map(max, sizes))
+    height, width = sizes[0]
+    expected = f"{height}x{width} like {paths[0].name}"
+    if pictures.size: expected = f"at most {pictures.size} a side"
+    return InputError(f"{path}: {size_text(image)} pixels, expected {expected}; "
+                      f"give at least --size {largest}: a margin of air makes all alike")
 
 def read_placed(folder, pictures: Pictures = Pictures()) -> Placed:
     "The images of a folder on canvases of one size; `InputError` for one that does not fit."
-    paths = _paths_by_stem(folder)
-    read = {path: read_grey(path, pictures.grey) for path in paths.values()}
-    _check_sizes(read, pictures.size)
-    sizes = [image.shape for image in read.values()]
-    canvas = (pictures.size, pictures.size) if pictures.size else sizes[0]
-    corners, images = [], []
-    for image in read.values():
+    found = _paths_by_stem(folder)
+    paths, side = list(found.values()), pictures.size
+    canvas = (side, side) if side else read_grey(paths[0], pictures.grey).shape
+    images = room_for(len(paths), canvas, Path(tempfile.gettempdir()))
+    sizes, corners = [], []
+    for i, path in enumerate(paths):
+        image = read_grey(path, pictures.grey)
         height, width = image.shape
-        corner = (canvas[0] - height)//2, (canvas[1] - width)//2
-        corners.append(corner)
-        images.append(paste(image[None], [corner], canvas, 0))
-    names = [f"{stem}.png" for stem in paths]
-    return Placed(names, np.concatenate(images), sizes, corners)
+        fits = max(height, width) <= side if side else image.shape == canvas
+        if not fits: raise _misfit(path, image, paths, pictures)
+        sizes.append(image.shape)
+        corners.append(((canvas[0] - height)//2, (canvas[1] - width)//2))
+        put_slices(images, i, paste(image[None], corners[-1:], canvas, 0))
+    return Placed([f"{stem}.png" for stem in found], images, sizes, corners)
 
 
 # %%
@@ -267,10 +271,10 @@ test_fail(
 #| export
 def _paint_all(
     placed: Placed, labels: Labels, known: dict, overlap: str,
-) -> tuple[np.ndarray, np.ndarray, Counter]:
+) -> tuple[LazyPixels, np.ndarray, Counter]:
     "The masks of the images, what is known on them bool [N,C], and what was counted on the way."
     N, C = len(placed.names), len(labels.classes)
-    masks = np.zeros_like(placed.images)
+    masks = room_for(N, placed.images.shape[1:], Path(tempfile.gettempdir()))
     examined = np.zeros((N, C), bool)
     counts = Counter()
     for i, name in enumerate(placed.names):
@@ -285,11 +289,13 @@ def _paint_all(
             odd = labels.classes.names[int(unasked.argmax())]
             raise InputError(f"image {stem}: pixels of {odd}, which annotated_labels.json does not name; "
                              "add it there, or remove the mask")
-        masks[i] = placed.place(i, painted)
-        (examined[i],) = known_after_resize(asked[None], present[None], masks[i:i + 1])
+        mask = placed.place(i, painted)[None]
+        put_slices(masks, i, mask)
+        (examined[i],) = known_after_resize(asked[None], present[None], mask)
         hidden = asked & ~examined[i]
         counts["hidden_cells"] += int(hidden.sum())
         counts["overlapping_pixels"] += overlapping
+    know_values(masks.source)
     return masks, examined, counts
 
 
@@ -332,18 +338,39 @@ def _facts(train: SliceSet, labels: Labels, pictures: Pictures) -> dict:
 
 # %%
 #| export
-def _write(folder: Path, train: SliceSet, splits: dict[str, Placed], groups: dict[str, np.ndarray]):
-    "The challenge folder and where each image lies in it."
-    write_challenge(train, folder, "train")
-    if "test" in splits:
-        test = splits["test"]
-        masks = np.zeros_like(test.images)
-        known = np.zeros((len(test.names), len(train.classes)), bool)
-        slices = SliceSet(test.images, masks, known, test.names, groups["test"], train.classes)
-        write_challenge(slices, folder, "test")
+def _with_test(
+    train: SliceSet, splits: dict[str, Placed], groups: dict[str, np.ndarray],
+) -> dict[str, SliceSet]:
+    "The slices of both splits; nothing is known of the test."
+    if "test" not in splits: return {"train": train}
+    test = splits["test"]
+    known = np.zeros((len(test.names), len(train.classes)), bool)
+    masks = blank_like(test.images)
+    slices = SliceSet(test.images, masks, known, test.names, groups["test"], train.classes)
+    return {"train": train, "test": slices}
+
+
+# %%
+print(list(_with_test(SliceSet(placed.images, classes=["liver"]), {"train": placed}, {})))
+
+
+# %%
+#| export
+
+def _write(out: Path, slices: dict[str, SliceSet], splits: dict[str, Placed], store: bool):
+    "The challenge folder, or the store, and where each image lies in it; whole or not at all."
     images = {name: placed.index() for name, placed in splits.items()}
-    index = {"version": 1, "images": images}
-    write_json(index, folder/"png_index.json", indent=None)
+    with tempfile.TemporaryDirectory() as d:
+        index = Path(d)/"png_index.json"
+        write_json({"version": 1, "images": images}, index, indent=None)
+        if store:
+            notes = {"patients": True, "slicing": None, "neighbour_mm": {}}
+            return write_store(slices, out, notes, beside=[index])
+        with atomic_path(out) as tmp:
+            tmp.mkdir()
+            for split, those in slices.items():
+                write_challenge(those, tmp, split)
+            shutil.copyfile(index, tmp/index.name)
 
 
 # %%
@@ -376,8 +403,10 @@ def import_png(
     labelling: Labelling = Labelling(),
     pictures: Pictures = Pictures(),
     rename: dict|str|None = None, # label → class name, or the path of such a JSON
+    store: bool = False, # write a store, not a challenge folder
 ) -> dict: # facts
     "Make a challenge folder of images and masks. Raises `InputError` before anything is written."
+    if store: check_store_place(out)
     out, renaming = new_folder(out), read_renaming(rename, Path(out).name)
     splits = _read_splits(images, masks, pictures)
     groups = groups_of(splits, pictures.patients)
@@ -388,9 +417,7 @@ def import_png(
     painted, examined, counts = _paint_all(placed, labels, known, labelling.overlap)
     train = SliceSet(placed.images, painted, examined, placed.names, groups["train"], labels.classes)
     train, names = with_new_names(train, renaming, any_part=labelling.annotated == "present")
-    with atomic_path(out) as tmp:
-        tmp.mkdir()
-        _write(tmp, train, splits, groups)
+    _write(out, _with_test(train, splits, groups), splits, store)
     facts = _facts(train, labels, pictures) | counts | names
     if "test" in splits:
         facts["test"] = len(splits["test"].names)

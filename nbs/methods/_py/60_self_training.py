@@ -18,6 +18,7 @@ from torch import nn
 from ctseg.core.settings import setting
 from ctseg.data.strong_views import strong_mix
 from ctseg.data.batches import Batch
+from ctseg.data.lazy import LazyPixels, take
 from ctseg.data.slices import SliceSet
 from ctseg.data.splits import grouped_folds
 from ctseg.methods.pseudo import accept_cells, check_truth_kept, complete, not_asked, pseudo_label
@@ -166,9 +167,9 @@ plt.show()
 #| export
 @dataclass(frozen=True)
 class Completed:
-    "Slices that teachers have completed, and where these are sure enough to be learnt from: bool `[N, H, W]`."
+    "Slices that teachers have completed, and where these are sure enough to be learnt from: bool `[N, H, W]`, or lazy."
     slices: SliceSet
-    teaches: np.ndarray
+    teaches: np.ndarray | LazyPixels
 
     def as_extra(self, reads_known: bool) -> dict:
         """The second stream of a `Phase`: the slices on which anything is known by now.
@@ -178,7 +179,7 @@ class Completed:
         use = self.slices.labelled if reads_known else self.slices.present.any(1)
         if not use.any():
             return {}
-        return {"extra": self.slices[use], "extra_pixel_weights": self.teaches[use]}
+        return {"extra": self.slices[use], "extra_pixel_weights": take(self.teaches, use)}
 
 
 # %%

@@ -10,15 +10,17 @@
 
 # %%
 #| export
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import pandas as pd
 
 from ctseg.core.anatomy import IGNORE, ClassMap
 from ctseg.core.files import InputError
 from ctseg.core.unions import Unions
 from ctseg.data.slices import highest_label
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # %%
 #| hide
@@ -347,8 +349,9 @@ def _ratio(total: np.ndarray, n: np.ndarray) -> np.ndarray:
     "total/n, NaN where n is 0."
     return np.divide(total, n, out=np.full(np.shape(n), np.nan), where=n > 0)
 
-def rows_of(tally: dict[str, np.ndarray], classes: ClassMap) -> pd.DataFrame:
+def rows_of(tally: dict[str, np.ndarray], classes: ClassMap) -> "pd.DataFrame":
     "`per_class` of a tally."
+    import pandas as pd  # slow, and only needed here
     columns = dict(
         id=np.arange(1, len(classes) + 1),
         support=tally["support"],
@@ -370,7 +373,7 @@ def class_rows(
     counts: Overlaps,
     classes: ClassMap,
     known: np.ndarray | None = None, # bool [N,C]; None: everything was examined
-) -> pd.DataFrame: # a row a class, by name
+) -> "pd.DataFrame": # a row a class, by name
     "`per_class` of what `overlaps` has counted."
     return rows_of(class_tally(counts, known), classes)
 
@@ -389,7 +392,7 @@ def per_class(
     truth: np.ndarray, # the same shape
     classes: ClassMap,
     known: np.ndarray | None = None, # bool [N,C]; None: everything was examined
-) -> pd.DataFrame: # a row a class, by name
+) -> "pd.DataFrame": # a row a class, by name
     "What happens to each class: its score, how often it is there, invented, missed, silent; a row a class, by name."
     return class_rows(overlaps(pred, truth, len(classes), classes.unions), classes, known)
 

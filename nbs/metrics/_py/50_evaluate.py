@@ -14,9 +14,9 @@ import os
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 
 from ctseg.core.anatomy import ClassMap
 from ctseg.core.files import InputError, read_json
@@ -27,6 +27,9 @@ from ctseg.data.slices import present_classes
 from ctseg.metrics.bootstrap import bootstrap_mean
 from ctseg.metrics.challenge import Overlaps, class_rows, mean_dice, overlaps
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 # %%
 #| hide
 import json
@@ -34,6 +37,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from fastcore.test import test_close, test_eq
 
 from ctseg.core.files import InputError, write_json
@@ -73,7 +77,7 @@ test_eq([plain_value(v) for v in (np.float64(.5), np.nan, np.int64(3), "liver")]
 
 # %%
 #| export
-def class_records(rows: pd.DataFrame) -> list[dict]:
+def class_records(rows: "pd.DataFrame") -> list[dict]:
     "The rows of `per_class` as dictionaries of plain values."
     records = rows.reset_index().to_dict("records")
     return [{name: plain_value(value) for name, value in record.items()} for record in records]
@@ -87,7 +91,7 @@ class_records(pd.DataFrame({"dice": [.5, np.nan]}, index=pd.Index(["liver", "spl
 #| export
 def told_facts(
     score: dict, # mean, low, high, level, groups
-    rows: pd.DataFrame, # from `class_rows`
+    rows: "pd.DataFrame", # from `class_rows`
     images: int,
     classes_scored: int,
     pessimistic: float | None = None, # the score with unknown as background; None: everything was examined
@@ -123,7 +127,7 @@ def told_facts(
 #| export
 def score_facts(
     counts: Overlaps,
-    rows: pd.DataFrame, # from `class_rows` of the same counts
+    rows: "pd.DataFrame", # from `class_rows` of the same counts
     known: np.ndarray | None = None, # bool [N,C]; None: everything was examined
     groups: np.ndarray | None = None, # [N] for the interval; None: every image by itself
     reps: int = 2000, # bootstrap draws

@@ -11,8 +11,6 @@
 # %%
 #| export
 import contextlib
-import errno
-import math
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -26,11 +24,11 @@ from tqdm import tqdm
 from ctseg.core.anatomy import ClassMap
 from ctseg.core.files import InputError, atomic_path, refuse_folder
 from ctseg.data.lazy import LazyPixels, blank_like, blocks, seen_values
-from ctseg.data.mask_csv import check_names, write_masks
+from ctseg.data.mask_csv import PixelRows, check_names, write_masks
 from ctseg.data.mask_rows import iter_rows, read_header
 from ctseg.data.slices import SliceSet
 from ctseg.data.sources import has_test, images_at
-from ctseg.data.spooled import file_pixels
+from ctseg.data.spooled import FilePixels, know_values
 from ctseg.data.stacks import Stacks
 from ctseg.data.store import write_store
 from ctseg.inference.loop import Each, batches
@@ -62,7 +60,7 @@ from ctseg.prediction.store import StoredProbabilities
 
 
 # %% [markdown]
-# In the challenge's table an image is a column and a pixel is a row. So the whole table has to be turned before its first line can be written. To need no more memory for more images, label maps go into a file that is mapped into memory. Images and probabilities exist a batch at a time only.
+# In the challenge's table an image is a column and a pixel is a row. So the whole table has to be turned before its first line can be written. To need no more memory for more images, label maps go into a file, which is read a part at a time. Images and probabilities exist a batch at a time only.
 #
 # The example is a "network" that needs no training: it calls dark, middle and bright pixels by three names.
 
@@ -89,18 +87,18 @@ for name, image in zip(slices.names, slices.images): imsave(folder/"images"/name
 
 # %%
 #| export
-def check_written(path: str | Path, names: list[str], masks: np.ndarray):
+def check_written(path: str | Path, names: list[str], masks: np.ndarray | LazyPixels):
     "Read a mask table back; `InputError` unless it is the challenge's form of exactly these masks uint8 [N, H, W]."
-    table = masks.reshape(len(masks), -1)
+    table = PixelRows(masks)
     check_names(read_header(path), names, path)
     end = 0
     for start, block in iter_rows(path, names):
         end = start + len(block)
-        if not np.array_equal(block, table[:, start:end].T):
+        if end > table.count or not np.array_equal(block, table(start, end)):
             problem = "other values than were predicted; a failing disk?"
             raise InputError(f"{path}, near row Pixel {start}: {problem}")
-    if end != table.shape[1]:
-        raise InputError(f"{path}: {end} rows, expected {table.shape[1]}, the number of pixels")
+    if end != table.count:
+        raise InputError(f"{path}: {end} rows, expected {table.count}, the number of pixels")
 
 
 # %%
@@ -115,7 +113,7 @@ except InputError as e: print(str(e).replace(keep.name, "…"))
 
 # %%
 #| export
-def write_submission(masks: np.ndarray, names: list[str], path: str | Path):
+def write_submission(masks: np.ndarray | LazyPixels, names: list[str], path: str | Path):
     "The challenge's submission for masks uint8 [N, H, W] of images `names`: whole and read back, or not there."
     names = list(names)
     with atomic_path(path) as tmp:
@@ -198,24 +196,6 @@ except InputError as e: print(str(e).replace(keep.name, "…"))
 
 # %%
 #| export
-def label_file(
-    path: Path,
-    shape: tuple[int, ...],
-) -> np.ndarray: # uint8, all 0
-    "An array in a file; its room on the disk is taken at once, since a full disk under a mapped file kills the process."
-    allocate = getattr(os, "posix_fallocate", None)  # Windows has none
-    with open(path, "wb") as f:
-        f.truncate(math.prod(shape))
-        try:
-            if allocate: allocate(f.fileno(), 0, math.prod(shape))
-        except OSError as e:
-            if e.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # these two: a file system that cannot
-                raise
-    return np.memmap(path, np.uint8, "r+", shape=shape)
-
-
-# %%
-#| export
 def progress_bar(shown: bool) -> Each:
     "Goes through batches; if `shown`, with a bar in a terminal where it takes long."
     disable = None if shown else True  # None: only a terminal gets a bar
@@ -227,7 +207,7 @@ def progress_bar(shown: bool) -> Each:
 def label_facts(masks: np.ndarray, classes: int) -> dict[str, Any]:
     "How many of so many classes are drawn anywhere on masks uint8 [N, H, W], and how many masks are empty."
     used, empty = np.zeros(256, bool), 0
-    for block in blocks(masks):  # they may lie in a file
+    for block in blocks(masks, 1 << 18):  # they may lie in a file
         seen = seen_values(block)
         used |= seen.any(0)
         empty += int((~seen[:, 1:].any(1)).sum())
@@ -235,15 +215,9 @@ def label_facts(masks: np.ndarray, classes: int) -> dict[str, Any]:
 
 
 # %%
-labels = label_file(folder/"labels", (3, 4, 5))
+labels = np.zeros((3, 4, 5), np.uint8)
 labels[1] = 3
-print(
-    type(labels).__name__,
-    labels.shape,
-    label_facts(labels, 3),
-    (folder/"labels").stat().st_size,
-    "bytes on disk",
-)
+print(label_facts(labels, 3))
 
 
 # %%
@@ -302,26 +276,40 @@ def open_notes(
 with open_notes(predictor, (32, 32)) as notes: print(notes)
 
 # %% [markdown]
-# At the end the labels are written in their final form: the challenge's table, or the masks of a [store](../data/74_store.ipynb). A store takes no more memory for many images
+# At the end the labels are written in their final form: the challenge's table, or the masks of a [store](../data/74_store.ipynb). Neither takes more memory for many images
 # than for few.
 
 # %%
 #| export
 Keeper = tuple[Any, Callable[[np.ndarray, np.ndarray], Any]]  # masks uint8 [N, H, W], and what fills them
 
+def collected_labels(images: LazyPixels, folder: Path) -> Keeper:
+    "Masks that lie in a temporary file in `folder`, and what takes numbers [B] and labels [B, H, W] in order."
+    file = FilePixels(len(images), images.shape[1:], folder)
+    return LazyPixels(file), lambda index, labels: file.write(int(index[0]), labels)
+
+
+# %%
+collected, keep_labels = collected_labels(slices.images, folder)
+keep_labels(np.arange(2), masks[:2])
+print(collected, label_facts(collected, 3))
+
+
+# %%
+#| export
 @contextlib.contextmanager
 def submitted_labels(tmp: Path, names: list[str], images: LazyPixels, classes: ClassMap) -> Iterator[Keeper]:
     "Masks to be filled, which become a submission at `tmp` when the block ends."
-    masks = label_file(tmp.parent/"masks", images.shape)
-    yield masks, masks.__setitem__
+    masks, keep = collected_labels(images, tmp.parent)
+    yield masks, keep
     write_submission(masks, names, tmp)
 
 @contextlib.contextmanager
 def stored_labels(tmp: Path, names: list[str], images: LazyPixels, classes: ClassMap) -> Iterator[Keeper]:
     "The same as a store at `tmp`, whose images are blank."
-    masks = LazyPixels(file_pixels(tmp.parent/"masks", len(names), images.shape[1:]))
-    with open(tmp.parent/"masks", "wb") as f:
-        yield masks, lambda index, labels: f.write(np.ascontiguousarray(labels))
+    masks, keep = collected_labels(images, tmp.parent)
+    yield masks, keep
+    know_values(masks.source)
     write_store(SliceSet(blank_like(images), masks, "all", names, classes=classes), tmp)
 
 

@@ -17,10 +17,9 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 import torch
 
 from ctseg.core.files import (
@@ -42,6 +41,9 @@ from ctseg.runs.lock import NO_RUN, FileLock
 from ctseg.runs.old_recipe import as_before, is_old, nested
 from ctseg.runs.recipe import CHOICES, Recipe, recipe_dict, recipe_fields, recipe_from
 from ctseg.runs.sums import SUMS, check_sum
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # %%
 #| hide
@@ -251,7 +253,7 @@ class RunFiles(RunPaths):
         check_sum(path)
         return metrics
 
-    def read_history(self) -> pd.DataFrame:
+    def read_history(self) -> "pd.DataFrame":
         "`history.csv` as a table."
         path = self/"history.csv"
         table = read_table(path, HISTORY, ("phase",))

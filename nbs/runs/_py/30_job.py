@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from ctseg.core.device import DevicePlan, pick_device
-from ctseg.core.files import InputError, atomic_path
+from ctseg.core.files import InputError
 from ctseg.core.parallel import agree, must_be_alike, on_main, rank, world
 from ctseg.core.schema import anything, fields, listed, number
 from ctseg.data.augmentations import make_augment
@@ -28,7 +28,7 @@ from ctseg.data.slices import SliceSet
 from ctseg.losses.registry import make_loss
 from ctseg.models.base import place
 from ctseg.models.settings import make_model
-from ctseg.runs.contents import COUNT
+from ctseg.runs.contents import COUNT, write_pseudo
 from ctseg.runs.folder import Run, write_rows
 from ctseg.runs.network import working_size
 from ctseg.runs.recipe import Recipe
@@ -111,8 +111,8 @@ class Notes:
         names, chosen = self.unlabelled.names, set(kept.names)
         write_rows(pseudo_rows(pseudo.scores, names, chosen), self.run/"pseudo_labels.csv")
         flags = np.array([n in chosen for n in names])
-        with atomic_path(self.run/"pseudo_labels.npz") as tmp:
-            np.savez_compressed(tmp, labels=pseudo.labels, kept=flags, names=np.array(names), **pseudo.scores)
+        arrays = {"labels": pseudo.labels, "kept": flags, "names": np.array(names)}
+        write_pseudo(arrays | pseudo.scores, self.run/"pseudo_labels.npz")
 
 
 # %%

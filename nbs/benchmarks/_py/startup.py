@@ -1,0 +1,39 @@
+# %% [markdown]
+# # How long until a command begins?
+#
+# > Processor time of a start, before and after parts are loaded only where they are needed.
+#
+# - skip_showdoc: true
+
+# %% [markdown]
+# **Question.** What does it cost to start a command, before it does what it is for?
+#
+# ANSWER
+#
+# ## How it was measured
+#
+# `python tools/startup.py --before CHECKOUT` runs each command in a process of its own, one thread, this checkout and another in turn. What counts is the processor time of the
+# process, user and system, the least of the repetitions; other work on the machine only adds to it. `fit` (recipe `ctseg`, `data_sample`, the Attention U-Net) ends at its first step.
+
+# %%
+import json
+from pathlib import Path
+
+import pandas as pd
+
+measured = json.loads(Path("results/startup.json").read_text())
+print(measured["versions"], measured["processor"], "before:", measured["before"])
+table = pd.DataFrame(measured["rows"]).T
+table["now/before"] = table["now"]/table["before"]
+table.round(2)
+
+# %% [markdown]
+# ## What is loaded later
+#
+# * `check` needed PyTorch for thumbnails that find near-duplicates. A folder that tells its patients needs none, so PyTorch, scikit-image and SciPy are loaded where they are used.
+# * `fit` loaded PyTorch's compiler, `torch._dynamo` with SymPy, though nothing was compiled. Three things asked for it: the estimate of memory on the meta device (a forward pass of a
+#   small image comes first now, and mostly settles it), the optimisers (they tell the compiler to leave them alone; now that is told without loading it), and accelerate (it looked for
+#   distributed tensors, which cannot be there before their module is).
+# * pandas is loaded where a table is made.
+#
+# What is left of `fit` is mostly `import torch` itself. Networks with a pretrained encoder load timm, timm loads torchvision, and torchvision loads the compiler; that stays.

@@ -1,0 +1,108 @@
+# %% [markdown]
+# # Where does the time of a training step go?
+#
+# > Network, optimiser, data, augmentation and bookkeeping: their shares of a step of the Attention U-Net and of a pretrained encoder's network.
+#
+# - skip_showdoc: true
+
+# %% [markdown]
+# **Question.** How much of a step is not the network's work?
+#
+# ANSWER
+#
+# ## How it was measured
+#
+# Recipe `marginal-log` on `data_sample`, one thread; processor time, the median over the steps without the first five. bfloat16 is what `precision=auto` takes on a
+# processor that multiplies it; the network's part is smaller then, and the others' shares are larger.
+
+# %%
+import contextlib
+import platform
+import tempfile
+import time
+import warnings
+from collections import defaultdict
+
+import pandas as pd
+import torch
+
+import ctseg
+from ctseg.core.device import pick_device
+from ctseg.runs.recipe import apply_settings
+from ctseg.training.ema import EMA
+from ctseg.training.loop import Snapshot, Trainer
+from ctseg.training.step import PieceLoss, ViewMaker
+
+torch.set_num_threads(1)
+print(f"Python {platform.python_version()}, torch {torch.__version__}, {pick_device('cpu')}")
+
+# %%
+spent = defaultdict(float)
+steps = []
+
+
+def timed(kind, name: str, part: str):
+    "Add the processor time of a method to that of a part, for as long as the context lasts."
+    plain = getattr(kind, name)
+    def spy(self, *args, **options):
+        begin = time.process_time()
+        result = plain(self, *args, **options)
+        spent[part] += time.process_time() - begin
+        return result
+    return kind, name, plain, spy
+
+
+def whole_step(self, index, plain=Trainer.step):
+    "A step, and what each part of it took."
+    spent.clear()
+    begin = time.process_time()
+    loss = plain(self, index)
+    steps.append(dict(spent) | {"step": time.process_time() - begin})
+    return loss
+
+
+PARTS = [
+    timed(ViewMaker, "make_views", "data and augmentation"),
+    timed(PieceLoss, "piece_loss", "forward and loss"),
+    timed(Snapshot, "__init__", "snapshot of the buffers"),
+    timed(EMA, "update", "running average"),
+]
+
+
+def shares(*settings: str) -> dict:
+    "Milliseconds of a step and its parts in the median."
+    steps.clear()
+    recipe = apply_settings(ctseg.get_recipe("marginal-log"), [*settings, "tune_rule=False"])
+    with contextlib.ExitStack() as stack:
+        for kind, name, plain, spy in PARTS:
+            setattr(kind, name, spy)
+            stack.callback(setattr, kind, name, plain)
+        Trainer.step, plain_step = whole_step, Trainer.step
+        stack.callback(setattr, Trainer, "step", plain_step)
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore")
+        ctseg.fit("../../data_sample", recipe, f"{folder}/run", device="cpu", progress=False)
+    table = 1000*pd.DataFrame(steps[5:]).median()
+    known = table.drop("step")
+    table["backward, optimiser and the rest"] = table["step"] - known.sum()
+    return table.to_dict()
+
+
+# %%
+NETWORKS = {
+    "attunet, 64 px, batch 16": ["batch_size=16", "epochs=2"],
+    "lite0, 128 px, batch 8": ["model=unet:tf_efficientnet_lite0", "pretrained=False", "image_size=128", "epochs=1"],
+}
+rows = {}
+for name, settings in NETWORKS.items():
+    for precision in ("fp32", "bf16"):
+        rows[f"{name}, {precision}"] = shares(*settings, f"precision={precision}")
+table = pd.DataFrame(rows).T
+table.round(1)
+
+# %%
+share = table.div(table["step"], axis=0)*100
+OURS = ["data and augmentation", "snapshot of the buffers"]
+share["data, augmentation, bookkeeping"] = share[OURS].sum(axis=1)
+share.drop(columns="step").round(1)
