@@ -185,11 +185,12 @@ def train(home: Path, what: str, seed: int, epochs: int, iterations: int, rate: 
     dataset = json.loads((prepared/"dataset.json").read_text())
     cpu = torch.device("cpu")
     trainer = short_trainer(name, epochs, iterations, rate, seed)(plans, "2d", "all", dataset, device=cpu)
-    trainer.run_training()
+    if not (Path(trainer.output_folder)/"checkpoint_final.pth").exists(): trainer.run_training()
     predictor = nnUNetPredictor(use_mirroring=False, device=cpu, allow_tqdm=False)
     trained = trainer.output_folder_base
     predictor.initialize_from_trained_model_folder(trained, ("all",), "checkpoint_final.pth")
     predicted = home/"predicted"/f"{what}_{seed}"
+    predicted.mkdir(parents=True, exist_ok=True)
     predictor.predict_from_files_sequential(str(home/"test"/"imagesTs"), str(predicted))
     rows = [(what, seed, *row) for row in score(home/"test"/"labelsTs", predicted)]
     out.parent.mkdir(exist_ok=True)

@@ -36,6 +36,10 @@ class Loader:
 
     def _finish(self): self.ended = True
 
+    def __next__(self):
+        batch = batch_of(*self.cases)
+        return batch | {"target": [torch.zeros_like(t) for t in batch["target"]]}
+
 
 class FakeTrainer:
     is_ddp = disable_checkpointing = False
@@ -67,6 +71,7 @@ class FakeTrainer:
     def _build_loss(self): return Scales(nn.CrossEntropyLoss())
     def on_train_start(self): self.dataloader_train, self.dataloader_val = self.get_dataloaders()
     def on_train_epoch_start(self): pass
+    def on_train_end(self): pass
     def on_validation_epoch_end(self, outputs): pass
 
     def get_dataloaders(self):

@@ -60,14 +60,15 @@ def test_which_cases_are_drawn(home, monkeypatch):
     assert [d.identifiers for d in started(Partial, home).datasets] == [["p1", "p2"], ["p5"]]
     monkeypatch.setenv("CTSEG_NNUNET", "epochs=4 warmup=0.5")
     trainer = started(Semi, home)
-    first = trainer.dataloader_train, trainer.dataloader_val
-    drawn = []
+    unlabelled = []
     for epoch in range(4):
         begin_epoch(trainer, epoch)
-        drawn.append(trainer.dataloader_train.cases)
-    assert drawn == [["p1", "p2"]]*2 + [["p1", "p2", "p3", "p4"]]*2
-    assert [loader.ended for loader in (*first, trainer.dataloader_train)] == [True, True, False]
-    assert trainer.dataloader_val.cases == ["p5"]
+        unlabelled.append(trainer.unlabelled_loader)
+    assert unlabelled[:2] == [None, None] and unlabelled[2] is unlabelled[3]
+    loaders = trainer.dataloader_train, trainer.dataloader_val, trainer.unlabelled_loader
+    assert [loader.cases for loader in loaders] == [["p1", "p2"], ["p5"], ["p3", "p4"]]
+    trainer.on_train_end()
+    assert [loader.ended for loader in loaders] == [False, False, True]  # nnU-Net ends its own
     written = json.loads((home.parent/"out"/"annotated_labels.json").read_text())
     assert written == EXAMINED
 
@@ -163,7 +164,7 @@ def test_a_resumed_training_goes_on_as_if_nothing_had_happened(home, monkeypatch
     second.load_checkpoint(str(tmp_path/"c.pth"))
     second.on_train_start()
     assert second.current_epoch == 2 and second.learnt.tolist() == [True, True, False]
-    assert second.dataloader_train.cases == ["p1", "p2", "p3", "p4"]
+    assert second.dataloader_train.cases == ["p1", "p2"]
     train(second, range(2, 4))
     for a, b in ((whole.network, second.network), (whole.teacher.model, second.teacher.model)):
         assert all(torch.equal(v, b.state_dict()[k]) for k, v in a.state_dict().items())
@@ -190,6 +191,30 @@ def unlabelled_batch():
     batch = batch_of("p3", "p4")
     batch["target"] = [torch.zeros_like(t) for t in batch["target"]]
     return batch
+
+
+def test_steps_on_unlabelled_cases_come_on_top(home, monkeypatch):
+    monkeypatch.setenv("CTSEG_NNUNET", "epochs=2 warmup=0.5 tau=0.5")
+    drawn, step = [], FakeTrainer.train_step
+
+    def noted(self, batch):
+        drawn.append(batch["keys"])
+        return step(self, batch)
+
+    monkeypatch.setattr(FakeTrainer, "train_step", noted)
+    taught(home, (5, 5, 5)).train_step(batch_of("p1", "p2"))
+    taught(home, (0, 0, 0)).train_step(batch_of("p1", "p2"))  # nothing is learnt, so nothing comes on top
+    assert drawn == [["p1", "p2"], ["p3", "p4"], ["p1", "p2"]]
+
+
+def test_without_unlabelled_cases(home, monkeypatch):
+    monkeypatch.setattr(FakeTrainer, "train_cases", ("p1", "p2"))
+    monkeypatch.setenv("CTSEG_NNUNET", "epochs=2 warmup=0.5 tau=0.5")
+    trainer = taught(home, (5, 5, 5))
+    assert trainer.unlabelled_loader is None
+    trainer.train_step(batch_of("p2"))
+    trainer.on_train_end()
+    assert trainer.teacher.steps == 1
 
 
 def test_the_teacher_is_asked_after_the_warm_up(home, monkeypatch):

@@ -120,26 +120,6 @@ test_fail(lambda: examined.of("p4"), contains="what was examined on p4")
 
 
 # %% [markdown]
-# ## The cases to train on
-#
-# Supervised training has no use for a case on which nothing was examined. Semi-supervised training has; but where such cases are many, chance would
-# rarely draw a labelled one. nnU-Net draws a case as often as it is listed. So the labelled ones are listed again until they make half of the list.
-
-# %%
-#| export
-def half_labelled(cases: list[str], labelled: list[str]) -> list[str]:
-    "All cases, the labelled ones as often as it takes for half of the list to be labelled."
-    unlabelled = len(cases) - len(labelled)
-    times = -(-unlabelled//len(labelled)) if labelled else 1
-    return sorted(cases + labelled*max(0, times - 1))
-
-
-# %%
-test_eq(half_labelled(["a", "b", "c", "d"], ["a"]), ["a", "a", "a", "b", "c", "d"])
-test_eq(half_labelled(["a", "b", "c"], ["a", "b"]), ["a", "b", "c"])
-
-
-# %% [markdown]
 # ## The loss
 #
 # nnU-Net calls its loss with logits and targets, at several resolutions one after the other (*deep supervision*). It says nothing of the cases. The batch

@@ -48,6 +48,24 @@ print(*sorted(path.name for path in home.iterdir()), sep="\n")
 
 # %%
 #| export
+class ToyLoader:
+    "Draws all its cases at once: a bright voxel, which is liver, and a dark one. Nothing is drawn on `p3`."
+    def __init__(self, cases: list[str]):
+        self.identifiers = cases
+
+    def __next__(self) -> dict:
+        "A batch as nnU-Net's."
+        target = [[[[int(case != "p3"), 0]]] for case in self.identifiers]
+        data = torch.tensor([1., 0.]).expand(len(target), 1, 1, 2)
+        return {"data": data, "target": torch.tensor(target), "keys": self.identifiers}
+
+
+# %%
+print(next(ToyLoader(["p1", "p3"]))["target"].tolist())
+
+
+# %%
+#| export
 class ToyCases:
     "The cases of nnU-Net's trainer, and what it says of itself."
     enable_deep_supervision = is_ddp = disable_checkpointing = False
@@ -71,12 +89,12 @@ class ToyCases:
         return [SimpleNamespace(identifiers=cases, load_case=load) for cases in (["p1", "p3"], ["p2"])]
 
     def get_dataloaders(self) -> tuple:
-        "In place of loaders, the data sets."
-        return tuple(self.get_tr_and_val_datasets())
+        "Loaders of both."
+        return tuple(ToyLoader(cases.identifiers) for cases in self.get_tr_and_val_datasets())
 
 
 # %%
-print([cases.identifiers for cases in ToyCases(home).get_dataloaders()])
+print([loader.identifiers for loader in ToyCases(home).get_dataloaders()])
 
 
 # %%
@@ -103,6 +121,8 @@ class ToyEngine(ToyCases):
         self.dataloader_train, self.dataloader_val = self.get_dataloaders()
 
     def on_train_epoch_start(self) -> None: "nnU-Net sets the learning rate here."
+
+    def on_train_end(self) -> None: "nnU-Net ends its loaders here."
 
     def on_validation_epoch_end(self, outputs: list[dict]) -> None: "nnU-Net logs scores here."
 

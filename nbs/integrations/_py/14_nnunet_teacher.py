@@ -15,7 +15,7 @@ from torch import nn
 
 from ctseg.core.parallel import gather_rows
 from ctseg.core.settings import setting
-from ctseg.integrations.nnunet_known import completed_target, half_labelled
+from ctseg.integrations.nnunet_known import completed_target
 from ctseg.integrations.nnunet_partial import PartialFiles, PartialSettings, gather_sums, load_any
 from ctseg.losses.partial import as_given
 from ctseg.training.ema import EMA
@@ -42,7 +42,7 @@ from ctseg.integrations.nnunet_toys import ToyTrainer, toy_dataset
 # Two rules keep it from [making things worse](../benchmarks/nnunet.ipynb):
 #
 # * A teacher that has not learnt a structure is sure of background where one is. So it is believed about a class only from a pseudo Dice of `min_dice` on. nnU-Net counts that after each epoch on held-out cases, and here only where the class was examined.
-# * Cases without labels are not drawn before the teacher is asked. Nothing would be learnt from them, and labelled ones would be drawn half as often.
+# * Cases without labels come on top. nnU-Net's own steps draw the labelled cases, as many in all as those of the supervised trainer. Once the teacher is asked, each is followed by one step on cases without labels. If they took the place of half of the draws, what is hardest would be learnt half as fast. So an epoch takes twice as long from then on.
 
 # %%
 #| export
@@ -97,6 +97,17 @@ print("labels", completed_batch(both, sure, known, 0.9)["target"][:, 0, 0].tolis
 
 # %%
 #| export
+def end_loader(loader) -> None:
+    "End the processes of one of nnU-Net's loaders, if it has any."
+    if hasattr(loader, "_finish"): loader._finish()
+
+
+# %%
+end_loader(None)
+
+
+# %%
+#| export
 def pseudo_dice(
     outputs: list[dict], # of the validation steps of an epoch
     device=torch.device("cpu"), # on which processes exchange their counts
@@ -117,9 +128,12 @@ print(pseudo_dice(steps).tolist())
 
 # %%
 #| export
-class AllDraws(PartialFiles):
-    "Which cases are drawn, before a teacher is asked and after."
+class UnlabelledDraws(PartialFiles):
+    "A loader of the cases without labels, made when the teacher is first asked."
     Settings = SemiSettings
+    draws_unlabelled = False # while that loader is made
+    unlabelled: list[str] # of the training cases
+    unlabelled_loader = None
 
     @property
     def asked(self) -> bool:
@@ -127,61 +141,47 @@ class AllDraws(PartialFiles):
         return self.current_epoch >= self.settings.warmup*self.num_epochs
 
     def training_cases(self, cases: list[str]) -> list[str]:
-        "Labelled cases; once the teacher is asked all, half of the draws labelled ones at least."
-        labelled = self.examined.labelled(cases)
-        return half_labelled(cases, labelled) if self.asked else labelled
+        "Labelled cases, or the others."
+        labelled = super().training_cases(cases)
+        self.unlabelled = sorted(set(cases) - set(labelled))
+        return self.unlabelled if self.draws_unlabelled else labelled
 
-
-# %%
-work = Path(tempfile.mkdtemp())
-home = toy_dataset(work)
-
-class Halves(AllDraws, ToyTrainer): "Only the cases."
-
-os.environ[VARIABLE] = "epochs=4 warmup=0.5"
-trainer = Halves(home)
-trainer.initialize()
-for trainer.current_epoch in range(4):
-    print(trainer.current_epoch, trainer.training_cases(["p1", "p3"]))
-
-
-# %% [markdown]
-# nnU-Net's loaders are made once, and draw in processes of their own. Where other cases are to be drawn, new ones take their place.
-
-# %%
-#| export
-class ChangingDraws(AllDraws):
-    "Loaders that draw what is to be drawn in an epoch."
-    drawn_asked: bool # what `asked` was when the loaders were made
-
-    def get_dataloaders(self) -> tuple:
-        "nnU-Net's, for this epoch."
-        self.drawn_asked = self.asked
-        return super().get_dataloaders()
+    def make_unlabelled_loader(self) -> None:
+        "nnU-Net's loader, of the cases without labels."
+        self.draws_unlabelled = True
+        self.unlabelled_loader, held_out = self.get_dataloaders()
+        self.draws_unlabelled = False
+        end_loader(held_out)
 
     def on_train_epoch_start(self) -> None:
-        "nnU-Net's; new loaders if other cases are to be drawn from now on."
-        if self.asked != self.drawn_asked:
-            for loader in (self.dataloader_train, self.dataloader_val):
-                getattr(loader, "_finish", list)()  # ends nnU-Net's processes, if there are any
-            self.dataloader_train, self.dataloader_val = self.get_dataloaders()
+        "nnU-Net's, and the loader if it is needed from now on."
+        if self.asked and self.unlabelled and self.unlabelled_loader is None: self.make_unlabelled_loader()
         super().on_train_epoch_start()
+
+    def on_train_end(self) -> None:
+        "nnU-Net's, and the end of the loader."
+        super().on_train_end()
+        end_loader(self.unlabelled_loader)
 
 
 # %%
-class Phases(ChangingDraws, ToyTrainer): "Says what is drawn."
+class Draws(UnlabelledDraws, ToyTrainer): "Says what is drawn."
 
-trainer = Phases(home)
+work = Path(tempfile.mkdtemp())
+home = toy_dataset(work)
+os.environ[VARIABLE] = "epochs=4 warmup=0.5"
+trainer = Draws(home)
 trainer.initialize()
 trainer.on_train_start()
 for trainer.current_epoch in range(4):
     trainer.on_train_epoch_start()
-    print(trainer.current_epoch, trainer.dataloader_train.identifiers)
+    extra = trainer.unlabelled_loader
+    print(trainer.current_epoch, trainer.dataloader_train.identifiers, extra and extra.identifiers)
 
 
 # %%
 #| export
-class Average(ChangingDraws):
+class Average(UnlabelledDraws):
     "A running average of the network."
     teacher: EMA | None = None
 
@@ -252,13 +252,19 @@ trainer.on_validation_epoch_end([dict(tp_hard=[2., 0], fp_hard=[1., 0], fn_hard=
 class AveragedTeacher(LearntClasses):
     "A running average that completes what nobody examined."
 
+    def completed(self, batch: dict) -> dict:
+        "A batch with the teacher's answers."
+        known = self.examined.batch(batch["keys"]).to(self.device)
+        learnt = self.learnt.to(self.device)
+        return completed_batch(batch, self.teacher.model, known, self.settings.tau, learnt)
+
     def train_step(self, batch: dict) -> dict:
-        "nnU-Net's step, on a completed batch once the teacher is asked."
-        if self.asked:
-            known = self.examined.batch(batch["keys"]).to(self.device)
-            learnt = self.learnt.to(self.device)
-            batch = completed_batch(batch, self.teacher.model, known, self.settings.tau, learnt)
-        return super().train_step(batch)
+        "nnU-Net's step on a completed batch, once the teacher is asked; then one on unlabelled cases."
+        if not (self.asked and self.learnt.any()): return super().train_step(batch)
+        result = super().train_step(self.completed(batch))
+        if self.unlabelled_loader is not None:
+            super().train_step(self.completed(next(self.unlabelled_loader)))
+        return result
 
 
 # %%
@@ -270,7 +276,7 @@ trainer.initialize()
 trainer.on_train_start()
 for trainer.current_epoch in range(4):
     trainer.on_train_epoch_start()
-    for step in range(25): trainer.train_step(both)
+    for step in range(25): trainer.train_step(next(trainer.dataloader_train))
     trainer.on_validation_epoch_end([dict(tp_hard=[2., 0], fp_hard=[1., 0], fn_hard=[0., 5])])
 prob = trainer.teacher.model(both["data"]).softmax(1)
 print(f"liver on the first voxel of the unlabelled case: {prob[1, 1, 0, 0].item():.2f}")
