@@ -128,12 +128,11 @@ print(pseudo_dice(steps).tolist())
 
 # %%
 #| export
-class UnlabelledDraws(PartialFiles):
-    "A loader of the cases without labels, made when the teacher is first asked."
+class TwoDraws(PartialFiles):
+    "Two draws: of labelled cases, and of the others."
     Settings = SemiSettings
     draws_unlabelled = False # while that loader is made
     unlabelled: list[str] # of the training cases
-    unlabelled_loader = None
 
     @property
     def asked(self) -> bool:
@@ -146,6 +145,24 @@ class UnlabelledDraws(PartialFiles):
         self.unlabelled = sorted(set(cases) - set(labelled))
         return self.unlabelled if self.draws_unlabelled else labelled
 
+
+# %%
+class Cases(TwoDraws, ToyTrainer): "Only the cases."
+
+work = Path(tempfile.mkdtemp())
+home = toy_dataset(work)
+os.environ[VARIABLE] = "epochs=4 warmup=0.5"
+trainer = Cases(home)
+trainer.initialize()
+print(trainer.training_cases(["p1", "p3"]), trainer.unlabelled)
+
+
+# %%
+#| export
+class UnlabelledDraws(TwoDraws):
+    "A loader of the cases without labels, made when the teacher is first asked."
+    unlabelled_loader = None
+
     def make_unlabelled_loader(self) -> None:
         "nnU-Net's loader, of the cases without labels."
         self.draws_unlabelled = True
@@ -155,7 +172,8 @@ class UnlabelledDraws(PartialFiles):
 
     def on_train_epoch_start(self) -> None:
         "nnU-Net's, and the loader if it is needed from now on."
-        if self.asked and self.unlabelled and self.unlabelled_loader is None: self.make_unlabelled_loader()
+        if self.asked and self.unlabelled and self.unlabelled_loader is None:
+            self.make_unlabelled_loader()
         super().on_train_epoch_start()
 
     def on_train_end(self) -> None:
@@ -167,9 +185,6 @@ class UnlabelledDraws(PartialFiles):
 # %%
 class Draws(UnlabelledDraws, ToyTrainer): "Says what is drawn."
 
-work = Path(tempfile.mkdtemp())
-home = toy_dataset(work)
-os.environ[VARIABLE] = "epochs=4 warmup=0.5"
 trainer = Draws(home)
 trainer.initialize()
 trainer.on_train_start()
@@ -229,6 +244,20 @@ class LearntClasses(Average):
         gather = gather_sums if self.is_ddp else as_given
         self.case_loss.tell(known, gather, self.learnt.to(known.device))
 
+
+# %%
+class Knows(LearntClasses, ToyTrainer): "What is learnt."
+
+trainer = Knows(home)
+trainer.initialize()
+print(trainer.learnt.tolist())
+
+
+# %%
+#| export
+class CountedClasses(LearntClasses):
+    "A class is learnt where the average finds it."
+
     def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
         "nnU-Net's; learnt is what the average finds where it was examined."
         super().on_validation_epoch_end(val_outputs)
@@ -239,7 +268,7 @@ class LearntClasses(Average):
 
 
 # %%
-class Learns(LearntClasses, ToyTrainer): "An average, and what it has learnt."
+class Learns(CountedClasses, ToyTrainer): "An average, and what it has learnt."
 
 os.environ[VARIABLE] = "warmup=0"
 trainer = Learns(home)
@@ -249,7 +278,7 @@ trainer.on_validation_epoch_end([dict(tp_hard=[2., 0], fp_hard=[1., 0], fn_hard=
 
 # %%
 #| export
-class AveragedTeacher(LearntClasses):
+class AveragedTeacher(CountedClasses):
     "A running average that completes what nobody examined."
 
     def completed(self, batch: dict) -> dict:
@@ -260,7 +289,8 @@ class AveragedTeacher(LearntClasses):
 
     def train_step(self, batch: dict) -> dict:
         "nnU-Net's step on a completed batch, once the teacher is asked; then one on unlabelled cases."
-        if not (self.asked and self.learnt.any()): return super().train_step(batch)
+        if not (self.asked and self.learnt.any()):
+            return super().train_step(batch)
         result = super().train_step(self.completed(batch))
         if self.unlabelled_loader is not None:
             super().train_step(self.completed(next(self.unlabelled_loader)))
