@@ -10,7 +10,9 @@ config = ConfigParser(delimiters=["="])
 config.read(root/"settings.ini", encoding="utf-8")
 cfg = config["DEFAULT"]
 extras = {k.removesuffix("_requirements"): v.split() for k, v in cfg.items() if k.endswith("_requirements")}
-extras["all"] = sorted({need for name, needs in extras.items() if name != "dev" for need in needs})
+# not in `all`: what develops ctseg, and the frameworks that ctseg is put into; their users have them, each with pins of its own
+apart = {"dev", "nnunet", "monai", "lightning"}
+extras["all"] = sorted({need for name, needs in extras.items() if name not in apart for need in needs})
 readme = root/"README.md"
 
 

@@ -1,20 +1,22 @@
 """A small comparison of nnU-Net with and without partial labels, on volumes made of the phantom.
 
-    python tools/nnunet_trial.py make RAW            RAW/Dataset501…503_phantom, RAW/test, RAW/trainers
+    python tools/nnunet_trial.py make HOME           HOME/raw/Dataset501…503_phantom, HOME/test
+    export nnUNet_raw=HOME/raw nnUNet_preprocessed=HOME/preprocessed nnUNet_results=HOME/results
     nnUNetv2_plan_and_preprocess -d 501 502 503 -c 2d
-    python tools/nnunet_trial.py plans PREPROCESSED  nnUNetPlansTiny.json beside each plan: a narrow network
-    nnUNet_extTrainer=RAW/trainers nnUNetv2_train 501 2d all -tr nnUNetTrainerPartialShort -p nnUNetPlansTiny
-    nnUNetv2_predict …                               RAW/test/imagesTs, into a folder
-    python tools/nnunet_trial.py score RAW/test/labelsTs PREDICTED
+    python tools/nnunet_trial.py plans HOME          nnUNetPlansTiny.json beside each plan: a narrow network
+    python tools/nnunet_trial.py train HOME          four trainings from each seed, the unfinished ones
+    python tools/nnunet_trial.py collect HOME --out nbs/benchmarks/results/nnunet.csv
 
 `nbs/benchmarks/nnunet.ipynb` says what came out.
 """
 import argparse
 import json
+import os
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import pandas as pd
 
 from ctseg.core.anatomy import RAIDIUM54
 from ctseg.phantom.anatomy import whole_body
@@ -25,22 +27,13 @@ from ctseg.phantom.scanner import scanner_noise
 CLASSES = ("liver", "spleen", "kidney_left", "kidney_right", "aorta", "stomach")
 SIZE, SLICES, FOV, LOW, HIGH = 64, 32, 380, 230, 470  # pixels, slices, mm
 
-TRAINERS = '''"Short trainings without augmentation, all of one length."
-from nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerNoDA import nnUNetTrainerNoDA
-
-from ctseg.integrations.nnunet_trainer import TRAINERS
-
-
-class Short(nnUNetTrainerNoDA):
-    def initialize(self):
-        self.num_epochs, self.num_iterations_per_epoch, self.num_val_iterations_per_epoch = 10, 120, 1
-        super().initialize()
-
-
-class nnUNetTrainerShort(Short): pass
-class nnUNetTrainerPartialShort(TRAINERS["nnUNetTrainerPartial"], Short): pass
-class nnUNetTrainerSemiShort(TRAINERS["nnUNetTrainerPartialSemi"], Short): pass
-'''
+TRAININGS = {  # data set, trainer of ctseg
+    "background": (502, None),
+    "ignore": (503, None),
+    "partial": (501, "nnUNetTrainerPartial"),
+    "semi": (501, "nnUNetTrainerPartialSemi"),
+}
+SCORES = ["training", "seed", "case", "class", "dice"]
 
 
 def volume(patient: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -90,10 +83,10 @@ def known_part(labels, examined: list[str]) -> np.ndarray:
     return labels*keep[labels]
 
 
-def make(raw: Path, labelled: int, unlabelled: int, test: int) -> None:
-    """Dataset501: as it is, with who examined what; 502: the same labels for nnU-Net's own trainer, labelled cases
-    only; 503: ignore where a class is unknown."""
-    roots = {n: raw/f"Dataset{n}_phantom" for n in (501, 502, 503)}
+def make(home: Path, labelled: int, unlabelled: int, test: int) -> None:
+    """Dataset501: as it is, with who examined what; 502: the same labels for nnU-Net's own trainer, without the
+    unlabelled cases; 503: ignore where a class is unknown."""
+    roots = {n: home/"raw"/f"Dataset{n}_phantom" for n in (501, 502, 503)}
     table = {}
     for case in range(labelled + unlabelled):
         hu, labels, affine = volume(case)
@@ -107,44 +100,140 @@ def make(raw: Path, labelled: int, unlabelled: int, test: int) -> None:
         whole = len(examined) == len(CLASSES)
         write_case(roots[503], name, hu, known if whole else unsure, affine, "Tr")
     for case in range(test):
-        write_case(raw/"test", f"test_{case:03}", *volume(1000 + case), "Ts")
+        write_case(home/"test", f"test_{case:03}", *volume(1000 + case), "Ts")
     describe(roots[501], labelled + unlabelled, False)
     describe(roots[502], labelled, False)
     describe(roots[503], labelled, True)
     (roots[501]/"annotated_labels.json").write_text(json.dumps(table, indent=1))
-    (raw/"trainers").mkdir()
-    (raw/"trainers"/"short.py").write_text(TRAINERS)
 
 
-def narrow(preprocessed: Path) -> None:
-    "Plans with a quarter of the width or less, and 8 slices a step."
-    for path in sorted(preprocessed.glob("*/nnUNetPlans.json")):
+def narrow(home: Path) -> None:
+    "Plans of four levels with one convolution each, a quarter of the width or less, and 6 slices a step."
+    widths = [8, 16, 32, 32]
+    for path in sorted((home/"preprocessed").glob("*/nnUNetPlans.json")):
         plans = json.loads(path.read_text())
         plans["plans_name"] = "nnUNetPlansTiny"
-        for name, configuration in plans["configurations"].items():
-            network = configuration.get("architecture", {}).get("arch_kwargs")
-            if network: network["features_per_stage"] = [8, 16, 32, 64, 64, 64, 64, 64][:network["n_stages"]]
-            if name == "2d": configuration["batch_size"] = 8
+        configuration = plans["configurations"]["2d"]
+        configuration["batch_size"] = 6
+        network = configuration["architecture"]["arch_kwargs"]
+        levels = len(widths)
+        network |= {"n_stages": levels, "features_per_stage": widths, "n_conv_per_stage": [1]*levels,
+                    "n_conv_per_stage_decoder": [1]*(levels - 1)}
+        for name in ("kernel_sizes", "strides"): network[name] = network[name][:levels]
+        plans["configurations"] = {"2d": configuration}
         path.with_name("nnUNetPlansTiny.json").write_text(json.dumps(plans, indent=1))
 
 
-def score(truth: Path, predicted: Path) -> list[float]:
-    "Mean Dice of each class over the cases of a folder."
+def short_trainer(name: str | None, epochs: int, iterations: int, rate: float, seed: int) -> type:
+    "A trainer without augmentation, with Adam, whose random numbers are fixed; cases are kept in memory."
+    import torch
+    from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
+    from nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerNoDA import nnUNetTrainerNoDA
+
+    from ctseg.integrations.nnunet_trainer import TRAINERS
+
+    class Short(nnUNetTrainerNoDA):
+        def initialize(self):
+            self.num_epochs, self.num_iterations_per_epoch = epochs, iterations
+            self.num_val_iterations_per_epoch = 6
+            np.random.seed(seed)
+            torch.manual_seed(seed)
+            super().initialize()
+            self.logger.plot_progress_png = lambda folder: None
+
+        def configure_optimizers(self):
+            optimizer = torch.optim.AdamW(self.network.parameters(), rate, weight_decay=3e-5, amsgrad=True)
+            return optimizer, PolyLRScheduler(optimizer, rate, epochs)
+
+        def get_tr_and_val_datasets(self):
+            datasets = super().get_tr_and_val_datasets()
+            for dataset in datasets: keep_in_memory(dataset)
+            return datasets
+
+        def plot_network_architecture(self): pass
+
+    parts = (TRAINERS[name], Short) if name else (Short,)
+    return type(name or "nnUNetTrainerNoDA", parts, {})  # a name that nnU-Net finds when it predicts
+
+
+def keep_in_memory(dataset) -> None:
+    "Read each case of nnU-Net once."
+    read, kept = dataset.load_case, {}
+
+    def load_case(case):
+        if case not in kept:
+            image, labels, *rest = read(case)
+            kept[case] = (image[:], labels[:], *rest)
+        return kept[case]
+
+    dataset.load_case = load_case
+
+
+def train(home: Path, what: str, seed: int, epochs: int, iterations: int, rate: float) -> None:
+    "One training, and the Dice of each class and test case that nnU-Net's prediction gets with it."
+    out = home/"scores"/f"{what}_{seed}.csv"
+    if out.exists(): return
+    for name in ("raw", "preprocessed"): os.environ[f"nnUNet_{name}"] = str(home/name)
+    os.environ["nnUNet_results"] = str(home/"results"/f"{what}_{seed}")
+    os.environ |= {"nnUNet_n_proc_DA": "0", "nnUNet_compile": "f"}
+    import torch
+    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+
+    number, name = TRAININGS[what]
+    prepared = home/"preprocessed"/f"Dataset{number}_phantom"
+    plans = json.loads((prepared/"nnUNetPlansTiny.json").read_text()) | {"continue_training": False}
+    dataset = json.loads((prepared/"dataset.json").read_text())
+    cpu = torch.device("cpu")
+    trainer = short_trainer(name, epochs, iterations, rate, seed)(plans, "2d", "all", dataset, device=cpu)
+    if not (Path(trainer.output_folder)/"checkpoint_final.pth").exists(): trainer.run_training()
+    predictor = nnUNetPredictor(use_mirroring=False, device=cpu, allow_tqdm=False)
+    trained = trainer.output_folder_base
+    predictor.initialize_from_trained_model_folder(trained, ("all",), "checkpoint_final.pth")
+    predicted = home/"predicted"/f"{what}_{seed}"
+    predicted.mkdir(parents=True, exist_ok=True)
+    predictor.predict_from_files_sequential(str(home/"test"/"imagesTs"), str(predicted))
+    rows = [(what, seed, *row) for row in score(home/"test"/"labelsTs", predicted)]
+    out.parent.mkdir(exist_ok=True)
+    pd.DataFrame(rows, columns=SCORES).round(4).to_csv(out, index=False)
+
+
+def score(truth: Path, predicted: Path) -> list[tuple]:
+    "Case, class and Dice over the cases of a folder."
     rows = []
     for path in sorted(truth.glob("*.nii.gz")):
         t, p = (np.asarray(nib.load(f).dataobj) for f in (path, predicted/path.name))
-        rows.append([2*((t == c) & (p == c)).sum()/max(1, (t == c).sum() + (p == c).sum())
-                     for c in range(1, len(CLASSES) + 1)])
-    return np.mean(rows, 0).tolist()
+        for c, name in enumerate(CLASSES, 1):
+            total = (t == c).sum() + (p == c).sum()
+            rows.append((path.name.split(".")[0], name, 2*((t == c) & (p == c)).sum()/max(1, total)))
+    return rows
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("make", "plans", "score"))
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("predicted", type=Path, nargs="?")
+def collect(home: Path, out: Path) -> None:
+    "The scores of all trainings in one table."
+    parts = [pd.read_csv(path) for path in sorted((home/"scores").glob("*.csv"))]
+    pd.concat(parts).to_csv(out, index=False)
+
+
+def main() -> None:
+    as_written = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=as_written)
+    parser.add_argument("what", choices=("make", "plans", "train", "collect"))
+    parser.add_argument("home", type=Path)
     parser.add_argument("--cases", type=int, nargs=3, default=(10, 10, 6), help="labelled, unlabelled, test")
+    parser.add_argument("--trainings", nargs="+", choices=TRAININGS, default=[*TRAININGS])
+    parser.add_argument("--seeds", type=int, nargs="+", default=(0, 1, 2))
+    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--iterations", type=int, default=75, help="steps an epoch")
+    parser.add_argument("--rate", type=float, default=3e-3, help="of Adam")
+    parser.add_argument("--out", type=Path, default=Path("nnunet.csv"))
     given = parser.parse_args()
-    if given.what == "make": make(given.folder, *given.cases)
-    elif given.what == "plans": narrow(given.folder)
-    else: print(json.dumps(dict(zip((*CLASSES,), score(given.folder, given.predicted)))))
+    if given.what == "make": make(given.home, *given.cases)
+    elif given.what == "plans": narrow(given.home)
+    elif given.what == "collect": collect(given.home, given.out)
+    else:
+        for seed in given.seeds:
+            for what in given.trainings:
+                train(given.home, what, seed, given.epochs, given.iterations, given.rate)
+
+
+if __name__ == "__main__": main()

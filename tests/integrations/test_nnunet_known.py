@@ -9,7 +9,7 @@ from helpers.volumes import one_line
 from ctseg.core.anatomy import ClassMap
 from ctseg.core.files import InputError
 from ctseg.integrations.nnunet_known import (
-    CaseLoss, ExaminedCases, completed_target, examined_file, examined_scores, half_labelled,
+    CaseLoss, ExaminedCases, completed_target, examined_file, examined_scores,
 )
 from ctseg.losses.registry import create_loss
 
@@ -52,15 +52,6 @@ def test_cases_by_name(tmp_path):
     examined.check_drawn("p1", [2])
     with pytest.raises(InputError) as e: examined.check_drawn("p2", [1])
     assert "liver" in one_line(e) and "p2" in one_line(e)
-
-
-@pytest.mark.parametrize("cases, labelled, listed", [
-    ("abcdef", "a", "aaaaabcdef"), ("abcd", "ab", "abcd"), ("abc", "abc", "abc"), ("abcde", "ab", "aabbcde"),
-])
-def test_half_of_the_draws_are_labelled(cases, labelled, listed):
-    drawn = half_labelled(list(cases), list(labelled))
-    assert "".join(drawn) == listed
-    assert 2*sum(case in labelled for case in drawn) >= len(drawn)
 
 
 @pytest.mark.parametrize("space", SPACES)

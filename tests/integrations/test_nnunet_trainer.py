@@ -9,10 +9,10 @@ from helpers.nnunet import FakeTrainer, batch_of, home_of
 from helpers.volumes import one_line
 
 from ctseg.core.files import InputError
+from ctseg.integrations.nnunet_partial import PartialFiles, PartialSettings, settings_from_environment
 from ctseg.integrations.nnunet_setup import FILE, set_up, trainer_folder
-from ctseg.integrations.nnunet_trainer import (
-    PartialFiles, PartialSettings, ScoredTeacher, SemiSettings, settings_from_environment, trainer_class,
-)
+from ctseg.integrations.nnunet_teacher import ScoredTeacher, SemiSettings
+from ctseg.integrations.nnunet_trainer import trainer_class
 
 EXAMINED = {"p1": [1, 2, 3], "p2": [1], "p3": [], "p4": [], "p5": [2], "p6": []}
 
@@ -51,9 +51,24 @@ def test_nnunets_length_unless_another_is_given(home, monkeypatch):
     assert lengths(started(Partial, home)) == (3, 3, 1)
 
 
-def test_which_cases_are_drawn(home):
+def begin_epoch(trainer, epoch):
+    trainer.current_epoch = epoch
+    trainer.on_train_epoch_start()
+
+
+def test_which_cases_are_drawn(home, monkeypatch):
     assert [d.identifiers for d in started(Partial, home).datasets] == [["p1", "p2"], ["p5"]]
-    assert [d.identifiers for d in started(Semi, home).datasets] == [["p1", "p2", "p3", "p4"], ["p5"]]
+    monkeypatch.setenv("CTSEG_NNUNET", "epochs=4 warmup=0.5")
+    trainer = started(Semi, home)
+    unlabelled = []
+    for epoch in range(4):
+        begin_epoch(trainer, epoch)
+        unlabelled.append(trainer.unlabelled_loader)
+    assert unlabelled[:2] == [None, None] and unlabelled[2] is unlabelled[3]
+    loaders = trainer.dataloader_train, trainer.dataloader_val, trainer.unlabelled_loader
+    assert [loader.cases for loader in loaders] == [["p1", "p2"], ["p5"], ["p3", "p4"]]
+    trainer.on_train_end()
+    assert [loader.ended for loader in loaders] == [False, False, True]  # nnU-Net ends its own
     written = json.loads((home.parent/"out"/"annotated_labels.json").read_text())
     assert written == EXAMINED
 
@@ -129,11 +144,18 @@ def test_checkpoints_name_the_class_that_builds_the_network(home, kind, tmp_path
 
 
 def test_a_resumed_training_goes_on_as_if_nothing_had_happened(home, monkeypatch, tmp_path):
-    monkeypatch.setenv("CTSEG_NNUNET", "epochs=1 iterations=8 warmup=0.25 tau=0.5 ema=0.9")
-    batches = [batch_of("p2", "p3", seed=i) for i in range(8)]
+    monkeypatch.setenv("CTSEG_NNUNET", "epochs=4 warmup=0.25 tau=0.5 ema=0.9")
+    batches = [[batch_of("p2", "p3", seed=2*e + i) for i in range(2)] for e in range(4)]
+
+    def train(trainer, epochs):
+        for epoch in epochs:
+            begin_epoch(trainer, epoch)
+            for batch in batches[epoch]: trainer.train_step(batch)
+            trainer.on_validation_epoch_end([counts(hits=(5, 5, epoch), missed=3)])
+
     whole, first = started(Semi, home), started(Semi, home)
-    for batch in batches: whole.train_step(batch)
-    for batch in batches[:4]: first.train_step(batch)
+    train(whole, range(4))
+    train(first, range(2))
     first.save_checkpoint(str(tmp_path/"c.pth"))
     average = first.teacher.model.state_dict()
     stored = torch.load(tmp_path/"c.pth", weights_only=False)["network_weights"]
@@ -141,20 +163,95 @@ def test_a_resumed_training_goes_on_as_if_nothing_had_happened(home, monkeypatch
     second = Semi(home)
     second.load_checkpoint(str(tmp_path/"c.pth"))
     second.on_train_start()
-    for batch in batches[4:]: second.train_step(batch)
+    assert second.current_epoch == 2 and second.learnt.tolist() == [True, True, False]
+    assert second.dataloader_train.cases == ["p1", "p2"]
+    train(second, range(2, 4))
     for a, b in ((whole.network, second.network), (whole.teacher.model, second.teacher.model)):
         assert all(torch.equal(v, b.state_dict()[k]) for k, v in a.state_dict().items())
 
 
-def test_the_teacher_is_asked_after_the_warm_up(home, monkeypatch):
-    monkeypatch.setenv("CTSEG_NNUNET", "epochs=1 iterations=4 warmup=0.5 tau=0.5")
+def counts(hits=(5, 5, 5), missed=2):
+    "What nnU-Net counts in a validation step."
+    hits = torch.tensor(hits)
+    return {"tp_hard": hits.numpy(), "fp_hard": (hits*0).numpy(), "fn_hard": (hits*0 + missed).numpy()}
+
+
+def taught(home, hits, sure_of=2):
+    "A trainer in its second epoch, with an average that is rather sure of one channel."
     trainer = started(Semi, home)
-    unlabelled, losses = batch_of("p3", "p4"), []
-    unlabelled["target"] = [torch.zeros_like(t) for t in unlabelled["target"]]
     for model in (trainer.network, trainer.teacher.model):
-        model.conv.bias.data += torch.tensor([0., 0, 2, 0])  # rather sure of the kidney
-    for step in range(4): losses.append(trainer.train_step(unlabelled)["loss"])
-    assert losses[:2] == [0, 0] and min(losses[2:]) > 0
+        model.conv.weight.data *= 0
+        model.conv.bias.data = torch.eye(4)[sure_of]*3
+    trainer.on_validation_epoch_end([counts(hits)])
+    begin_epoch(trainer, 1)
+    return trainer
+
+
+def unlabelled_batch():
+    batch = batch_of("p3", "p4")
+    batch["target"] = [torch.zeros_like(t) for t in batch["target"]]
+    return batch
+
+
+def test_steps_on_unlabelled_cases_come_on_top(home, monkeypatch):
+    monkeypatch.setenv("CTSEG_NNUNET", "epochs=2 warmup=0.5 tau=0.5")
+    drawn, step = [], FakeTrainer.train_step
+
+    def noted(self, batch):
+        drawn.append(batch["keys"])
+        return step(self, batch)
+
+    monkeypatch.setattr(FakeTrainer, "train_step", noted)
+    taught(home, (5, 5, 5)).train_step(batch_of("p1", "p2"))
+    taught(home, (0, 0, 0)).train_step(batch_of("p1", "p2"))  # nothing is learnt, so nothing comes on top
+    assert drawn == [["p1", "p2"], ["p3", "p4"], ["p1", "p2"]]
+
+
+def test_without_unlabelled_cases(home, monkeypatch):
+    monkeypatch.setattr(FakeTrainer, "train_cases", ("p1", "p2"))
+    monkeypatch.setenv("CTSEG_NNUNET", "epochs=2 warmup=0.5 tau=0.5")
+    trainer = taught(home, (5, 5, 5))
+    assert trainer.unlabelled_loader is None
+    trainer.train_step(batch_of("p2"))
+    trainer.on_train_end()
+    assert trainer.teacher.steps == 1
+
+
+def test_the_teacher_is_asked_after_the_warm_up(home, monkeypatch):
+    monkeypatch.setenv("CTSEG_NNUNET", "epochs=2 warmup=0.5 tau=0.5")
+    trainer = taught(home, (5, 5, 5))
+    assert trainer.train_step(unlabelled_batch())["loss"] > 0
+    trainer.current_epoch = 0
+    assert trainer.train_step(unlabelled_batch())["loss"] == 0
+
+
+@pytest.mark.parametrize("sure_of, hits, up, down", [
+    (0, (5, 5, 5), [0], [1, 2, 3]),
+    (0, (5, 5, 0), [0, 3], [1, 2]),  # the third class was not learnt: it may be there
+    (0, (0, 0, 0), [], []),
+    (2, (5, 5, 5), [2], [0, 1, 3]),
+    (2, (0, 5, 0), [2], [0, 1, 3]),  # what is one class is no other
+    (2, (5, 0, 5), [], []),
+])
+def test_the_teacher_is_believed_about_learnt_classes_only(home, monkeypatch, sure_of, hits, up, down):
+    monkeypatch.setenv("CTSEG_NNUNET", "epochs=2 warmup=0.5 tau=0.5")
+    trainer = taught(home, hits, sure_of)
+    before = trainer.network.conv.bias.detach().clone()
+    trainer.train_step(unlabelled_batch())
+    moved = trainer.network.conv.bias.detach() - before
+    assert (moved[up] > 0).all() and (moved[down] < 0).all()
+    assert moved.abs().max() < 1e-6 or up
+
+
+@pytest.mark.parametrize("hits, learnt", [((2, 2, 2), True), ((1, 1, 1), False), ((0, 0, 0), False)])
+def test_learnt_from_a_pseudo_dice_on(home, monkeypatch, hits, learnt):
+    monkeypatch.setenv("CTSEG_NNUNET", "min_dice=0.8")
+    trainer = started(Semi, home)
+    assert not trainer.learnt.any()
+    trainer.on_validation_epoch_end([counts(hits, missed=1), counts(hits, missed=0), counts((0, 0, 0), missed=1)])
+    assert trainer.learnt.tolist() == [learnt]*3
+    trainer.on_validation_epoch_end([counts((0, 0, 0), missed=0)])  # not seen in this epoch
+    assert not trainer.learnt.any()
 
 
 @pytest.mark.parametrize("kind", [Partial, Semi])

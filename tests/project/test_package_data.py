@@ -7,6 +7,7 @@ import zipfile
 from pathlib import Path, PurePosixPath
 
 import pytest
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parents[2]
 TOP = ("settings.ini", "setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "CHANGELOG.md",
@@ -44,3 +45,15 @@ def test_source_distribution_has_the_data(built):
     names = tarfile.open(next(built.glob("*.tar.gz"))).getnames()
     inside = {PurePosixPath(*PurePosixPath(name).parts[1:]).as_posix() for name in names}
     assert "ctseg/io/dicom_seg.py" in inside and not set(DATA) - inside
+
+
+def test_the_extra_all_leaves_frameworks_to_those_who_have_them(built):
+    wheel = zipfile.ZipFile(next(built.glob("*.whl")))
+    (metadata,) = [name for name in wheel.namelist() if name.endswith("METADATA")]
+    lines = wheel.read(metadata).decode().splitlines()
+    asked = [Requirement(line.partition(": ")[2]) for line in lines if line.startswith("Requires-Dist")]
+    names = {extra: {r.name for r in asked if r.marker and r.marker.evaluate({"extra": extra})}
+             for extra in ("all", "nnunet", "monai", "lightning", "dev", "volumes", "onnx")}
+    apart = names["nnunet"] | names["monai"] | names["lightning"] | {"pytest"}
+    assert len(apart) == 4 and not names["all"] & apart
+    assert names["volumes"] | names["onnx"] <= names["all"]

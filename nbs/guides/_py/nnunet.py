@@ -104,13 +104,14 @@ for case, names in read_json(root/"annotated_labels.json").items():
 # nnUNetv2_train 501 3d_fullres 0 -tr nnUNetTrainerPartial         # cases with labels
 # nnUNetv2_train 501 3d_fullres 0 -tr nnUNetTrainerPartialSemi     # all cases, and a teacher
 # nnUNetv2_train 501 3d_fullres 0 -tr nnUNetTrainerPartialSemi --c # go on
-# CTSEG_NNUNET="epochs=200 iterations=100" nnUNetv2_train …        # shorter; also tau, warmup, ema, log_dice
+# CTSEG_NNUNET="epochs=200 iterations=100" nnUNetv2_train …        # shorter; also tau, warmup, min_dice, ema, log_dice
 # ```
 #
 # Plans, preprocessing, patches, augmentation, deep supervision, optimiser, several GPUs and resuming are nnU-Net's. Ours are the loss, which cases are drawn, and what is counted:
 #
 # * **The loss** is the [marginal softmax with Dice](../losses/10_partial.ipynb): a zero may be background or any structure that nobody looked for on that case.
-# * **The teacher** of `nnUNetTrainerPartialSemi` is a running average of the network. After a warm-up it fills in what nobody examined, voxel by voxel, where it is sure (`tau`). The average is scored and predicts. [How](../integrations/14_nnunet_trainer.ipynb#a-teacher).
+# * **The teacher** of `nnUNetTrainerPartialSemi` is a running average of the network. The first half of the epochs (`warmup`) is supervised, as with the other trainer. From then on the average fills in what nobody examined, voxel by voxel, where it is sure (`tau`), and only about classes that it has learnt (a pseudo Dice of `min_dice`). Each step is then followed by one on cases without labels, so an epoch takes about twice as long. The average is scored and predicts. [How](../integrations/14_nnunet_teacher.ipynb).
+# * **From a supervised training**: `CTSEG_NNUNET="warmup=0" nnUNetv2_train … -tr nnUNetTrainerPartialSemi -pretrained_weights CHECKPOINT` begins with what `nnUNetTrainerPartial` has learnt. The teacher is asked after the first epoch.
 # * **Pseudo Dice** after each epoch and `validation/summary.json` at the end count a class on the cases where it was examined. `nnUNetv2_find_best_configuration` counts again on its own, and takes what was not examined for background.
 # * **Checkpoints** name nnU-Net's own trainer. So `nnUNetv2_predict` and exported models work where ctseg is not installed.
 #

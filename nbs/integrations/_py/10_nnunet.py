@@ -63,7 +63,7 @@ print(s)
 # %% [markdown]
 # There are three ways to hand this over. One is exact:
 #
-# - `"partial"`: the labels are as they are, and a file `annotated_labels.json` says who examined what. [Our trainers](14_nnunet_trainer.ipynb) read it. nnU-Net's own do
+# - `"partial"`: the labels are as they are, and a file `annotated_labels.json` says who examined what. [Our trainers](15_nnunet_trainer.ipynb) read it. nnU-Net's own do
 #   not, and would take unknown for background.
 #
 # For nnU-Net's own trainers unknown cells can only be approximated:

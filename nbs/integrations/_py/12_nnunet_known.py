@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from ctseg.core.anatomy import IGNORE, ClassMap
 from ctseg.core.files import InputError
@@ -119,26 +120,6 @@ test_fail(lambda: examined.of("p4"), contains="what was examined on p4")
 
 
 # %% [markdown]
-# ## The cases to train on
-#
-# Supervised training has no use for a case on which nothing was examined. Semi-supervised training has; but where such cases are many, chance would
-# rarely draw a labelled one. nnU-Net draws a case as often as it is listed. So the labelled ones are listed again until they make half of the list.
-
-# %%
-#| export
-def half_labelled(cases: list[str], labelled: list[str]) -> list[str]:
-    "All cases, the labelled ones as often as it takes for half of the list to be labelled."
-    unlabelled = len(cases) - len(labelled)
-    times = -(-unlabelled//len(labelled)) if labelled else 1
-    return sorted(cases + labelled*max(0, times - 1))
-
-
-# %%
-test_eq(half_labelled(["a", "b", "c", "d"], ["a"]), ["a", "a", "a", "b", "c", "d"])
-test_eq(half_labelled(["a", "b", "c"], ["a", "b"]), ["a", "b", "c"])
-
-
-# %% [markdown]
 # ## The loss
 #
 # nnU-Net calls its loss with logits and targets, at several resolutions one after the other (*deep supervision*). It says nothing of the cases. The batch
@@ -156,19 +137,25 @@ class CaseLoss(nn.Module):
         self.loss = loss
         self.ignore = ignore
         self.known: torch.Tensor | None = None
+        self.learnt: torch.Tensor | None = None
 
-    def tell(self, known: torch.Tensor, gather=as_given) -> None:
-        "Say what was examined on the cases of the next step, bool [B,C]; `gather`: as of a `PartialLoss`."
+    def tell(self, known: torch.Tensor, gather=as_given, learnt: torch.Tensor | None = None) -> None:
+        """Say what was examined on the cases of the next step, bool [B,C].
+
+        `gather`: as of a `PartialLoss`. `learnt`: the classes that a settled pixel is settled for, bool [C]; None: all.
+        """
         self.known = known
         self.loss.gather = gather
+        self.learnt = known.new_ones(known.shape[1]) if learnt is None else learnt
 
     def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        "The loss, a scalar. A second channel of the target is 1 where a pixel is settled for all classes."
+        "The loss, a scalar. A second channel of the target is 1 where a pixel is settled for the learnt classes."
         if self.known is None:
             raise InputError("CaseLoss: say first what is known of the cases")
         mask, known = target[:, 0].long(), self.known
         if target.shape[1] > 1:
-            known = known_map(known, mask.shape[1:]) | target[:, 1:].bool()
+            learnt = known_map(self.learnt[None], mask.shape[1:])
+            known = known_map(known, mask.shape[1:]) | (target[:, 1:].bool() & learnt)
         if self.ignore is not None:
             mask = mask.masked_fill(mask == self.ignore, IGNORE)
         return self.loss(logits, mask, known)
@@ -206,12 +193,18 @@ def completed_target(
     logits: torch.Tensor, # the teacher's, [B,C+1,…]
     known: torch.Tensor, # bool [B,C]
     tau: float, # certainty at which the teacher settles a voxel
-) -> torch.Tensor: # int16 [B,2,…]: labels; 1 where a voxel is settled for all classes
+    learnt: torch.Tensor | None = None, # bool [C], the classes that the teacher has learnt; None: all
+) -> torch.Tensor: # int16 [B,2,…]: labels; 1 where a voxel is settled for the learnt classes
     "The target with a sure teacher's answers where the truth says nothing; truth and ignored voxels stay."
     prob = logits.float().softmax(1)[:, 1:]
     truth = Batch(prob, target[:, 0].long(), known)
     whole = complete_batch(truth, prob, tau, "softmax")
-    return torch.stack([whole.mask, whole.known.all(1)], 1).to(torch.int16)
+    mask, settled = whole.mask, whole.known.all(1)
+    if learnt is not None:
+        said = F.pad(learnt, (1, 0), value=True)[mask.clamp(0, len(learnt))]
+        kept = said | (truth.mask != 0)
+        mask, settled = torch.where(kept, mask, 0), settled & kept
+    return torch.stack([mask, settled], 1).to(torch.int16)
 
 
 # %%
@@ -221,6 +214,25 @@ print("settled", completed[0, 1].flatten().tolist())
 test_eq(completed[0, 0].flatten().tolist(), [1, 0, 0, 2])
 doubtful = completed_target(target, logits/6, examined.batch(["p2"]), tau=0.9)
 test_eq(doubtful[0].flatten(1).tolist(), [[1, 0, 0, 0], [1, 0, 0, 0]])
+
+# %% [markdown]
+# A teacher that has not learnt the kidney is sure of background where one is. So of a class that it has not learnt it is not believed: neither that a voxel is of
+# that class, nor that it is not. Here the liver is learnt and the kidney is not. On the unlabelled `p3` the last voxel stays open, and a voxel of sure background is settled
+# for the liver alone.
+
+# %%
+learnt = torch.tensor([True, False])
+nothing, p3 = torch.zeros_like(target), examined.batch(["p3"])
+half = completed_target(nothing, logits, p3, tau=0.9, learnt=learnt)
+print("labels ", half[0, 0].flatten().tolist())
+print("settled", half[0, 1].flatten().tolist())
+test_eq(half[0, 0].flatten().tolist(), [1, 0, 0, 0])
+test_eq(half[0, 1].flatten().tolist(), [1, 1, 1, 0])
+kidney = torch.tensor([0., 0, 9]).view(1, 3, 1, 1, 1).expand(1, 3, 1, 1, 4)
+for said, expected in ((learnt, False), (torch.tensor([True, True]), True)):
+    loss.tell(p3, learnt=said)
+    wrong = torch.tensor([[0, 0, 0, 0], [0, 1, 1, 0]]).view(1, 2, 1, 1, 4)  # background, settled
+    test_eq(loss(kidney, wrong).item() > 1, expected)
 
 
 # %% [markdown]

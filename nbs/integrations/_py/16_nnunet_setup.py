@@ -26,7 +26,7 @@ from fastcore.test import test_eq, test_fail
 
 # %% [markdown]
 # nnU-Net looks for a trainer by the name of its class, in the modules of its own package and in the folders that the environment variable
-# `nnUNet_extTrainer` lists. So a small file goes there. It says where the [trainers](14_nnunet_trainer.ipynb) are, and imports them only when one of
+# `nnUNet_extTrainer` lists. So a small file goes there. It says where the [trainers](15_nnunet_trainer.ipynb) are, and imports them only when one of
 # them is asked for: whoever trains or predicts with another trainer notices nothing, even when this package is gone.
 
 # %%

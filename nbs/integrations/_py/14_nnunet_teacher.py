@@ -1,0 +1,391 @@
+# %% [markdown]
+# # A teacher for nnU-Net
+#
+# > What `nnUNetTrainerPartialSemi` adds: an averaged teacher that completes what nobody examined.
+
+# %%
+#| default_exp integrations.nnunet_teacher
+
+# %%
+#| export
+import contextlib
+
+import torch
+from torch import nn
+
+from ctseg.core.parallel import gather_rows
+from ctseg.core.settings import setting
+from ctseg.integrations.nnunet_known import completed_target
+from ctseg.integrations.nnunet_partial import PartialFiles, PartialSettings, gather_sums, load_any
+from ctseg.losses.partial import as_given
+from ctseg.training.ema import EMA
+
+# %%
+#| hide
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from fastcore.test import test_eq
+
+from ctseg.core.settings import describe
+from ctseg.integrations.nnunet_partial import VARIABLE
+from ctseg.integrations.nnunet_toys import ToyTrainer, toy_dataset
+
+
+# %% [markdown]
+# The semi-supervised trainer keeps a running average of the network. From the middle of the training on, the average looks at each batch before the student does, and
+# [completes](12_nnunet_known.ipynb#a-teachers-answers) the targets where the truth says nothing and it is sure: on unlabelled cases everywhere, on the others for the
+# classes that nobody looked for. Teacher and student see the same patch, as nnU-Net augmented it. The average is what is scored and what predicts.
+#
+# Two rules keep it from [making things worse](../benchmarks/nnunet.ipynb):
+#
+# * A teacher that has not learnt a structure is sure of background where one is. So it is believed about a class only from a pseudo Dice of `min_dice` on. nnU-Net counts that after each epoch on held-out cases, and here only where the class was examined.
+# * Cases without labels come on top. nnU-Net's own steps draw the labelled cases, as many in all as those of the supervised trainer. Once the teacher is asked, each is followed by one step on cases without labels. If they took the place of half of the draws, what is hardest would be learnt half as fast. So an epoch takes twice as long from then on.
+
+# %%
+#| export
+class SemiSettings(PartialSettings):
+    "Of `nnUNetTrainerPartialSemi`."
+    tau: float = setting(0.9, "certainty at which the teacher settles a voxel", low=0.5, high=1)
+    warmup: float = setting(0.5, "share of the epochs with labelled cases only, before the teacher is asked",
+                            low=0, high=1)
+    min_dice: float = setting(0.5, "pseudo Dice of the teacher from which it is believed about a class",
+                              low=0, high=1)
+    ema: float = setting(0.999, "decay of the average that teaches and predicts", low=0, high=1)
+
+
+# %%
+for info in describe(SemiSettings)[len(describe(PartialSettings)):]:
+    print(f"{info.name:10}{info.default!s:7}{info.meaning}")
+
+
+# %% [markdown]
+# Here the liver was examined on `p1`, and nothing on `p3`.
+
+# %%
+#| export
+def completed_batch(
+    batch: dict, # of nnU-Net: data, target, keys
+    teacher: nn.Module,
+    known: torch.Tensor, # bool [B,C]
+    tau: float, # certainty at which the teacher settles a voxel
+    learnt: torch.Tensor | None = None, # bool [C], the classes of which it is believed; None: all
+) -> dict:
+    "A batch whose targets, at each resolution, hold the teacher's sure answers where the truth says nothing."
+    data, targets = batch["data"].to(known.device, non_blocking=True), batch["target"]
+    on_card = torch.autocast("cuda", enabled=known.device.type == "cuda")
+    with torch.no_grad(), on_card: answers = teacher(data)
+    if torch.is_tensor(targets):
+        whole = completed_target(targets.to(known.device), answers, known, tau, learnt)
+    else:
+        pairs = zip(targets, answers)
+        whole = [completed_target(t.to(known.device), answer, known, tau, learnt) for t, answer in pairs]
+    return batch | {"data": data, "target": whole}
+
+
+# %%
+sure = nn.Conv2d(1, 3, 1)
+nn.init.constant_(sure.weight, 0)
+sure.bias.data = torch.tensor([0., 0, 9])  # kidney everywhere
+both = {"data": torch.tensor([[[[1., 0.]]], [[[1., 0.]]]]), "keys": ["p1", "p3"],
+        "target": torch.tensor([[[[1, 0]]], [[[0, 0]]]])}
+known = torch.tensor([[True, False], [False, False]])
+print("labels", completed_batch(both, sure, known, 0.9)["target"][:, 0, 0].tolist())
+
+
+# %%
+#| export
+def end_loader(loader) -> None:
+    "End the processes of one of nnU-Net's loaders, if it has any."
+    if hasattr(loader, "_finish"): loader._finish()
+
+
+# %%
+end_loader(None)
+
+
+# %%
+#| export
+def pseudo_dice(
+    outputs: list[dict], # of the validation steps of an epoch
+    device=torch.device("cpu"), # on which processes exchange their counts
+) -> torch.Tensor: # [C], NaN where nothing was drawn or found
+    "The Dice of each class over the validation steps of all processes, [C]."
+    totals = []
+    for name in ("tp_hard", "fp_hard", "fn_hard"):
+        totals.append(sum(torch.as_tensor(output[name]).float() for output in outputs))
+    counts = torch.stack(totals)[None].to(device)
+    hits, false, missed = gather_rows(counts).sum(0).cpu()
+    return 2*hits/(2*hits + false + missed)
+
+
+# %%
+steps = [dict(tp_hard=[3., 0, 0], fp_hard=[1., 2, 0], fn_hard=[1., 0, 0])]*2
+print(pseudo_dice(steps).tolist())
+
+
+# %%
+#| export
+class TwoDraws(PartialFiles):
+    "Two draws: of labelled cases, and of the others."
+    Settings = SemiSettings
+    draws_unlabelled = False # while that loader is made
+    unlabelled: list[str] # of the training cases
+
+    @property
+    def asked(self) -> bool:
+        "Whether the teacher is asked in this epoch."
+        return self.current_epoch >= self.settings.warmup*self.num_epochs
+
+    def training_cases(self, cases: list[str]) -> list[str]:
+        "Labelled cases, or the others."
+        labelled = super().training_cases(cases)
+        self.unlabelled = sorted(set(cases) - set(labelled))
+        return self.unlabelled if self.draws_unlabelled else labelled
+
+
+# %%
+class Cases(TwoDraws, ToyTrainer): "Only the cases."
+
+work = Path(tempfile.mkdtemp())
+home = toy_dataset(work)
+os.environ[VARIABLE] = "epochs=4 warmup=0.5"
+trainer = Cases(home)
+trainer.initialize()
+print(trainer.training_cases(["p1", "p3"]), trainer.unlabelled)
+
+
+# %%
+#| export
+class UnlabelledDraws(TwoDraws):
+    "A loader of the cases without labels, made when the teacher is first asked."
+    unlabelled_loader = None
+
+    def make_unlabelled_loader(self) -> None:
+        "nnU-Net's loader, of the cases without labels."
+        self.draws_unlabelled = True
+        self.unlabelled_loader, held_out = self.get_dataloaders()
+        self.draws_unlabelled = False
+        end_loader(held_out)
+
+    def on_train_epoch_start(self) -> None:
+        "nnU-Net's, and the loader if it is needed from now on."
+        if self.asked and self.unlabelled and self.unlabelled_loader is None:
+            self.make_unlabelled_loader()
+        super().on_train_epoch_start()
+
+    def on_train_end(self) -> None:
+        "nnU-Net's, and the end of the loader."
+        super().on_train_end()
+        end_loader(self.unlabelled_loader)
+
+
+# %%
+class Draws(UnlabelledDraws, ToyTrainer): "Says what is drawn."
+
+trainer = Draws(home)
+trainer.initialize()
+trainer.on_train_start()
+for trainer.current_epoch in range(4):
+    trainer.on_train_epoch_start()
+    extra = trainer.unlabelled_loader
+    print(trainer.current_epoch, trainer.dataloader_train.identifiers, extra and extra.identifiers)
+
+
+# %%
+#| export
+class Average(UnlabelledDraws):
+    "A running average of the network."
+    teacher: EMA | None = None
+
+    def bare_network(self) -> nn.Module:
+        "The network without what distributes or compiles it."
+        network = self.network.module if self.is_ddp else self.network
+        return getattr(network, "_orig_mod", network)
+
+    def on_train_start(self) -> None:
+        "nnU-Net's; a training that is not resumed begins with an average of its own."
+        super().on_train_start()
+        if self.teacher is None:
+            self.teacher = EMA(self.bare_network(), self.settings.ema)
+
+    def train_step(self, batch: dict) -> dict:
+        "nnU-Net's step; then the average follows."
+        result = super().train_step(batch)
+        self.teacher.update(self.bare_network())
+        return result
+
+
+# %%
+class Follows(Average, ToyTrainer): "An average, and no more."
+
+trainer = Follows(home)
+trainer.initialize()
+trainer.on_train_start()
+trainer.train_step(both)
+print(trainer.teacher.steps)
+
+
+# %%
+#| export
+class LearntClasses(Average):
+    "The classes about which the average is believed."
+    learnt: torch.Tensor # bool [C]
+
+    def initialize(self) -> None:
+        "nnU-Net's; nothing is learnt yet."
+        super().initialize()
+        self.learnt = torch.zeros(len(self.examined.classes), dtype=torch.bool)
+
+    def tell_loss(self, known: torch.Tensor) -> None:
+        "Tell the loss what is known of a batch, bool [B,C], and what the teacher has learnt."
+        gather = gather_sums if self.is_ddp else as_given
+        self.case_loss.tell(known, gather, self.learnt.to(known.device))
+
+
+# %%
+class Knows(LearntClasses, ToyTrainer): "What is learnt."
+
+trainer = Knows(home)
+trainer.initialize()
+print(trainer.learnt.tolist())
+
+
+# %%
+#| export
+class CountedClasses(LearntClasses):
+    "A class is learnt where the average finds it."
+
+    def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
+        "nnU-Net's; learnt is what the average finds where it was examined."
+        super().on_validation_epoch_end(val_outputs)
+        self.learnt = pseudo_dice(val_outputs, self.device) >= self.settings.min_dice
+        if not self.asked: return
+        names = [name for name, yes in zip(self.examined.classes.names, self.learnt) if yes]
+        self.print_to_log_file(f"the teacher is believed about: {', '.join(names) or 'no class'}")
+
+
+# %%
+class Learns(CountedClasses, ToyTrainer): "An average, and what it has learnt."
+
+os.environ[VARIABLE] = "warmup=0"
+trainer = Learns(home)
+trainer.initialize()
+trainer.on_validation_epoch_end([dict(tp_hard=[2., 0], fp_hard=[1., 0], fn_hard=[0., 5])])
+
+
+# %%
+#| export
+class AveragedTeacher(CountedClasses):
+    "A running average that completes what nobody examined."
+
+    def completed(self, batch: dict) -> dict:
+        "A batch with the teacher's answers."
+        known = self.examined.batch(batch["keys"]).to(self.device)
+        learnt = self.learnt.to(self.device)
+        return completed_batch(batch, self.teacher.model, known, self.settings.tau, learnt)
+
+    def train_step(self, batch: dict) -> dict:
+        "nnU-Net's step on a completed batch, once the teacher is asked; then one on unlabelled cases."
+        if not (self.asked and self.learnt.any()):
+            return super().train_step(batch)
+        result = super().train_step(self.completed(batch))
+        if self.unlabelled_loader is not None:
+            super().train_step(self.completed(next(self.unlabelled_loader)))
+        return result
+
+
+# %%
+class Semi(AveragedTeacher, ToyTrainer): "Steps, and what nnU-Net would count on held-out cases."
+
+os.environ[VARIABLE] = "epochs=4 warmup=0.5 tau=0.6 ema=0.9"
+trainer = Semi(home)
+trainer.initialize()
+trainer.on_train_start()
+for trainer.current_epoch in range(4):
+    trainer.on_train_epoch_start()
+    for step in range(25): trainer.train_step(next(trainer.dataloader_train))
+    trainer.on_validation_epoch_end([dict(tp_hard=[2., 0], fp_hard=[1., 0], fn_hard=[0., 5])])
+prob = trainer.teacher.model(both["data"]).softmax(1)
+print(f"liver on the first voxel of the unlabelled case: {prob[1, 1, 0, 0].item():.2f}")
+assert prob[1, 1, 0, 0] > 0.9
+
+
+# %% [markdown]
+# The checkpoint has the average where nnU-Net looks for weights, and the student beside it. Resumed, both are where they were.
+
+# %%
+#| export
+class KeptTeacher(AveragedTeacher):
+    "The average and the student in the checkpoint."
+
+    def for_prediction(self, checkpoint: dict) -> dict:
+        "nnU-Net's checkpoint with the average as its weights; the student's are kept to go on."
+        kept = {"student_weights": checkpoint["network_weights"], "teacher_steps": self.teacher.steps,
+                "teacher_learnt": self.learnt.tolist()}
+        kept["network_weights"] = self.teacher.model.state_dict()
+        return super().for_prediction(checkpoint | kept)
+
+    def load_checkpoint(self, filename_or_checkpoint) -> None:
+        "nnU-Net's state, the average and the student."
+        super().load_checkpoint(filename_or_checkpoint)
+        checkpoint = filename_or_checkpoint
+        if not isinstance(checkpoint, dict):
+            checkpoint = load_any(checkpoint, self.device)
+        self.teacher = EMA(self.bare_network(), self.settings.ema)
+        self.teacher.steps = checkpoint.get("teacher_steps", 0)
+        self.learnt = torch.tensor(checkpoint.get("teacher_learnt", self.learnt.tolist()))
+        student = checkpoint.get("student_weights", checkpoint["network_weights"])
+        self.bare_network().load_state_dict(student)
+
+
+# %%
+class Resumed(KeptTeacher, ToyTrainer): "Its checkpoint."
+
+old, new = Resumed(home), Resumed(home)
+for one in (old, new): one.initialize()
+old.teacher, old.learnt, old.network = trainer.teacher, trainer.learnt, trainer.network
+old.save_checkpoint(str(work/"checkpoint_latest.pth"))
+new.load_checkpoint(str(work/"checkpoint_latest.pth"))
+test_eq(new.network.weight.detach(), trainer.network.weight.detach())
+test_eq(new.teacher.model.weight, trainer.teacher.model.weight)
+test_eq(load_any(work/"checkpoint_latest.pth", "cpu")["network_weights"]["weight"], new.teacher.model.weight)
+print("after", new.teacher.steps, "steps,", new.learnt.tolist(), "learnt")
+del os.environ[VARIABLE]
+
+
+# %% [markdown]
+# Scored and used for the last predictions is the average.
+
+# %%
+#| export
+@contextlib.contextmanager
+def weights_of(network: nn.Module, other: nn.Module):
+    "Within the block `network` has the weights of `other`."
+    own = {name: weight.clone() for name, weight in network.state_dict().items()}
+    network.load_state_dict(other.state_dict())
+    try: yield
+    finally: network.load_state_dict(own)
+
+class ScoredTeacher(KeptTeacher):
+    "The average where nnU-Net scores and predicts."
+
+    def scored_network(self) -> nn.Module:
+        "The average."
+        return self.teacher.model
+
+    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
+        "Predictions of the average."
+        with weights_of(self.bare_network(), self.teacher.model):
+            super().perform_actual_validation(save_probabilities)
+
+
+# %%
+student, average = nn.Linear(1, 1), nn.Linear(1, 1)
+before = student.weight.item()
+with weights_of(student, average):
+    test_eq(student.weight.item(), average.weight.item())
+test_eq(student.weight.item(), before)
+shutil.rmtree(work)
