@@ -19,7 +19,7 @@ import typer
 from .console import app, print_facts
 from .options import Annotations, Folder, begins, refuse_replacing
 from ctseg.cli.slices import (
-    EVERY, FIRST, OFFSET, ORDER, OVERLAP, PATIENTS, PER_VOLUME, PLACES, SCALE, TEST,
+    AS_STORE, EVERY, FIRST, OFFSET, ORDER, OVERLAP, PATIENTS, PER_VOLUME, PLACES, SCALE, TEST,
     fitting_options, png_options, where_to, without_none,
 )
 from ..core.files import did_you_mean
@@ -108,7 +108,7 @@ WORKERS = typer.Option(
 def work_options(kind: str, takes, work: dict) -> dict:
     "How the work is to be done, for an importer that can be told; `InputError` for one that cannot."
     if "work" in takes: return work | {"progress": True}
-    return fitting_options(kind, (), {name: value or None for name, value in work.items()})
+    return fitting_options(kind, takes, {name: value or None for name, value in work.items()})
 
 # %% ../../nbs/cli/50_data.ipynb #a5e6f280
 def import_kind(
@@ -129,7 +129,7 @@ def import_kind(
     if kind == "png":
         shared = {"window", "size", "classes", "annotated", "rename"}
         fitting_options(kind, shared, options | cut)
-        return kinds[kind](*places, **png_options(options | cut, only_png), rename=options["rename"])
+        return kinds[kind](*places, **png_options(options | cut, only_png), rename=options["rename"], **how)
     more = fitting_options(kind, {*takes, "rename"}, options | only_png) | how
     if cut["window"] and "," in cut["window"]:
         cut["window"] = parse_window(cut["window"])
@@ -140,7 +140,7 @@ def import_kind(
 CUT = "window every per_volume size"  # the options, by what they are for
 SHARED = "classes test_share annotated rename gaps key"
 ONLY_PNG = "test patients order first overlap scale offset"
-WORK = "skip_damaged workers"
+WORK = "skip_damaged workers store"
 
 def grouped(given: dict) -> list[dict]:
     "The options of the command, in the four groups; flags and shares that say nothing become None."
@@ -164,6 +164,7 @@ def import_(
     gaps: Annotated[bool, GAPS] = False,
     skip_damaged: Annotated[bool, SKIP] = False,
     workers: Annotated[Optional[int], WORKERS] = None,
+    store: Annotated[bool, AS_STORE] = False,
     key: Annotated[Optional[Path], KEY] = None,
     test: Annotated[Optional[Path], TEST] = None,
     patients: Annotated[Optional[str], PATIENTS] = None,
@@ -173,11 +174,11 @@ def import_(
     scale: Annotated[Optional[float], SCALE] = None,
     offset: Annotated[Optional[float], OFFSET] = None,
 ):
-    "Make a challenge folder of volumes, or of images and masks; what nobody contoured stays unknown."
+    "Make a challenge folder, or a store, of volumes, or of images and masks; what nobody contoured stays unknown."
     refuse_replacing([key], [*places, classes, rename])
     facts = import_kind(kind, places, *grouped(locals()))
     print_facts({name: value for name, value in facts.items() if value not in ([], {})})
-    print_facts({"challenge folder": places[-1]})
+    print_facts({"store" if store else "challenge folder": places[-1]})
 
 # %% ../../nbs/cli/50_data.ipynb #c482e9b9
 WHOLE = typer.Option("--truth", help="also write y_train_full.csv: every contour of every training slice")

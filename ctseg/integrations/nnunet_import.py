@@ -15,7 +15,9 @@ from ..core.files import InputError, atomic_path, read_json
 from ..data.challenge import write_challenge
 from ..data.images import image_paths, read_pngs
 from ..data.slices import SliceSet
+from ..data.store import write_store
 from .nnunet_known import EXAMINED_FILE, ExaminedCases
+from ..io.into_store import check_store_place
 from ..io.label_names import dataset_classes, ignore_label
 from ..io.nifti_import import import_nifti
 from ..io.outputs import new_folder
@@ -69,16 +71,22 @@ def read_slices(
     return SliceSet(images, masks, known, names, np.arange(len(cases)), classes)
 
 # %% ../../nbs/integrations/18_nnunet_import.ipynb #d19a46d9
-def _import_slices(src: Path, out, annotated: str, renaming: Renaming = Renaming()) -> dict:
+def _import_slices(
+    src: Path, out, annotated: str, renaming: Renaming = Renaming(), store: bool = False
+) -> dict:
     "PNG slices as they are; facts."
+    if store: check_store_place(out)
     slices = read_slices(src, "Tr", annotated)
     train, facts = with_new_names(slices, renaming, any_part=annotated == "present")
     splits = {"train": train}
     if (src/"labelsTs").is_dir():
         splits["test"], _ = with_new_names(read_slices(src, "Ts", "all"), renaming)
-    with atomic_path(new_folder(out)) as root:
-        for split, slices in splits.items():
-            write_challenge(slices, root, split)
+    if store:
+        write_store(splits, out, {"patients": True})
+    else:
+        with atomic_path(new_folder(out)) as root:
+            for split, slices in splits.items():
+                write_challenge(slices, root, split)
     counts = {split: len(slices) for split, slices in splits.items()}
     labelled = int(splits["train"].labelled.sum())
     return {"classes": len(splits["train"].classes), "labelled": labelled} | counts | facts
@@ -103,4 +111,5 @@ def import_nnunet(
         raise InputError(f"{src}: files ending in {ending}; expected .nii.gz or .png")
     if slicing != Slicing() or test_share or key:
         raise InputError(f"{src}: slices, and no volumes; they are taken as they are, without options")
-    return _import_slices(Path(src), out, annotated, read_renaming(rename, Path(out).name))
+    renaming = read_renaming(rename, Path(out).name)
+    return _import_slices(Path(src), out, annotated, renaming, work.get("store", False))

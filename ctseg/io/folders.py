@@ -18,10 +18,13 @@ import numpy as np
 from ..core.anatomy import ClassMap
 from ..core.files import InputError, atomic_path, csv_cell, printable, refuse_folder, write_json
 from ..data.challenge import write_challenge
+from ..data.lazy import LazyPixels
 from ..data.slices import SliceSet
+from ..data.spooled import know_values, put_slices, room_for
 from .canvas import place_on_squares
 from .cases import Case, check_test, name_cases, set_aside_test
 from .cutting import CutFile, Work, cut_cases, parts_folder
+from .into_store import check_store_place, write_stored
 from .outputs import index_seal, new_folder, output_name
 from .renaming import RenamedSlices, told_alone
 from .slicing import Slicing
@@ -30,8 +33,8 @@ from .slicing import Slicing
 @dataclass
 class Split:
     "The arrays of a `SliceSet` and the lines of the index of its images."
-    images: np.ndarray # uint8 [N,H,W]
-    masks: np.ndarray # uint8 [N,H,W]
+    images: np.ndarray | LazyPixels # uint8 [N,H,W]
+    masks: np.ndarray | LazyPixels # uint8 [N,H,W]
     known: np.ndarray # bool [N,C]
     groups: np.ndarray # int64 [N]
     lines: dict[str, dict | None] # image name → its line; None: to come
@@ -39,15 +42,12 @@ class Split:
     @classmethod
     def empty(cls, n: int, side: int, C: int, folder: Path|None = None) -> "Split":
         "Arrays for n images of C classes, in memory or in files of a folder."
-        def pixels(name):
-            if folder is None or not n:
-                return np.zeros((n, side, side), np.uint8)
-            return np.memmap(folder/name, np.uint8, "w+", shape=(n, side, side))
-        images, masks = pixels("images"), pixels("masks")
+        images, masks = (room_for(n, (side, side), folder) for _ in range(2))
         return cls(images, masks, np.zeros((n, C), bool), np.zeros(n, np.int64), {})
 
     def slice_set(self, classes: ClassMap) -> SliceSet:
         "The images as a `SliceSet`."
+        if isinstance(self.masks, LazyPixels): know_values(self.masks.source)
         return SliceSet(self.images, self.masks, self.known, list(self.lines), self.groups, classes)
 
 # %% ../../nbs/io/45_folders.ipynb #5c6f63fa
@@ -61,8 +61,8 @@ def _paste_case(split: Split, start: int, one: CutFile):
     part, case = one.load().part, one.case
     images, masks, corners = place_on_squares(part, split.images.shape[1])
     rows = slice(start, start + len(part.slices))
-    split.images[rows] = images
-    split.masks[rows] = masks
+    put_slices(split.images, start, images)
+    put_slices(split.masks, start, masks)
     split.known[rows] = one.known
     split.groups[rows] = case.patient
     one.entry["scaled"] = list(part.images.shape[1:])
@@ -76,7 +76,6 @@ def gather_split(
     folder: Path|None = None, # where the arrays are kept; `None`: in memory
 ) -> Split:
     "The arrays of a split."
-    if folder: folder.mkdir(exist_ok=True)
     split = Split.empty(sum(one.shape[0] for one in cut), side, C, folder)
     for one in cut: _paste_case(split, len(split.lines), one)
     return split
@@ -87,14 +86,18 @@ def write_splits(
     classes: ClassMap,
     volumes: dict[str, dict], # volume id → its entry
     splits: dict[str, Split],
+    store: bool = False, # write a store in place of a folder
 ) -> dict[str, int]: # split → number of images
-    "Write a challenge folder and its index, whole or not at all."
+    "Write a challenge folder, or a store, and its index, whole or not at all."
     images = {name: split.lines for name, split in splits.items()}
-    with atomic_path(out) as tmp:
-        for name, split in splits.items():
-            if split.lines: write_challenge(split.slice_set(classes), tmp, name)
-        index = {"version": 1, "seal": index_seal(volumes, images), "volumes": volumes, "images": images}
-        write_json(index, tmp/"index.json", indent=None)
+    index = {"version": 1, "seal": index_seal(volumes, images), "volumes": volumes, "images": images}
+    slices = {name: split.slice_set(classes) for name, split in splits.items() if split.lines}
+    if store:
+        write_stored(out, slices, index)
+    else:
+        with atomic_path(out) as tmp:
+            for name, those in slices.items(): write_challenge(those, tmp, name)
+            write_json(index, tmp/"index.json", indent=None)
     return {name: len(lines) for name, lines in images.items()}
 
 # %% ../../nbs/io/45_folders.ipynb #b5759b03
@@ -172,15 +175,6 @@ def rename_splits(splits: dict[str, Split], renamed: RenamedSlices) -> dict:
     return {"classes": len(renamed.classes), "labelled": labelled} | told_alone(alone)
 
 # %% ../../nbs/io/45_folders.ipynb #42d1eaeb
-def _gathered(cut: list[CutFile], C: int, slicing: Slicing, out: Path) -> dict[str, Split]:
-    "The arrays of both splits, in files beside what was cut."
-    side, parts = _common_side(cut, slicing, out), _by_split(cut)
-    splits = {}
-    for name, those in parts.items():
-        splits[name] = gather_split(those, C, side, parts_folder(out)/name)
-    return splits
-
-# %% ../../nbs/io/45_folders.ipynb #8706aa2f
 def write_volumes(
     cases: list[Case],
     out, # the challenge folder, new
@@ -197,17 +191,19 @@ def write_volumes(
     for a folder in use, contradictory labels, a test annotated in part.
     """
     work = work or Work()
+    if work.store: check_store_place(out)
     out = _prepare(cases, out, slicing, test_share, key)
     cut = cut_cases(cases, out, classes, slicing, work)
     with contextlib.ExitStack() as stack:
         stack.callback(shutil.rmtree, parts_folder(out), ignore_errors=True)
         _check_left(cut, work, out)
         check_test([one.case for one in cut])
-        splits = _gathered(cut, len(classes), slicing, out)
+        side, splits = _common_side(cut, slicing, out), {}
+        for name, those in _by_split(cut).items():
+            splits[name] = gather_split(those, len(classes), side, parts_folder(out))
         facts = _facts(cut, classes, work)
-        entries = {one.case.id: one.entry for one in cut}
         if renamed: facts |= rename_splits(splits, renamed)
-        named = renamed.classes if renamed else classes
+        named, volumes = renamed.classes if renamed else classes, {one.case.id: one.entry for one in cut}
         with private_key([one.case for one in cut], key):
-            counts = write_splits(out, named, entries, splits)
-    return facts | counts | {"size": _common_side(cut, slicing, out)}
+            counts = write_splits(out, named, volumes, splits, work.store)
+    return facts | counts | {"size": side}

@@ -25,7 +25,9 @@ from ..core.unions import read_union_lists
 from ..data.annotations import read_classes
 from ..data.challenge import read_challenge, write_challenge
 from ..data.images import image_paths, png_header
+from ..data.lazy import LazyPixels
 from ..data.slices import SliceSet, known_after_resize
+from ..data.spooled import put_slices, room_for
 from .imported import imported_slicing, pixel_spacings
 from .index import read_index
 from .merge_classes import ClassPlan, match_classes
@@ -139,8 +141,8 @@ class SeenImages:
 @dataclass
 class Gathered:
     "A split of the merged folder, as it grows."
-    images: np.ndarray  # uint8 [N,H,W]
-    masks: np.ndarray  # uint8 [N,H,W]
+    images: np.ndarray | LazyPixels  # uint8 [N,H,W]
+    masks: np.ndarray | LazyPixels  # uint8 [N,H,W]
     known: np.ndarray  # bool [N,C]
     patients: list[str]
     origins: list[tuple[str, str]]  # source and name there of each image
@@ -149,16 +151,14 @@ class Gathered:
     def empty(cls, count: int, size: tuple[int, int], C: int, folder: Path) -> "Gathered":
         "Room for so many images, in files of a folder."
         folder.mkdir(parents=True)
-        shape = count, *size
-        images = np.memmap(folder/"images", np.uint8, "w+", shape=shape)
-        masks = np.memmap(folder/"masks", np.uint8, "w+", shape=shape)
+        images, masks = (room_for(count, size, folder) for _ in range(2))
         return cls(images, masks, np.zeros((count, C), bool), [], [])
 
     def add(self, source: str, s: SliceSet, patients: list[str]):
         "Put the slices of a source behind those that are there."
         rows = slice(len(self.origins), len(self.origins) + len(s))
-        self.images[rows] = s.images
-        self.masks[rows] = s.masks
+        put_slices(self.images, rows.start, s.images)
+        put_slices(self.masks, rows.start, s.masks)
         self.known[rows] = s.known
         self.patients += patients
         self.origins += [(source, name) for name in s.names]

@@ -318,7 +318,7 @@ def import_nifti(
     test_share: float = 0., # share of the patients set aside as a test
     keep_names: bool = False, # call volumes by their file names; only if these are no names of people
     key = None, # where to write the private table volume → source
-    **more, # rename, as for `import_dicom`; and those of `Work`: workers, skip_damaged, progress
+    **more, # rename, as for `import_dicom`; and those of `Work`: workers, skip_damaged, progress, store
 ) -> dict: # facts
     """Cut a folder of NIfTI volumes into a challenge folder with an index.
 

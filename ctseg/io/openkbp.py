@@ -23,8 +23,9 @@ from ..core.tables import table_text
 from ..data.images import natural_key
 from .canvas import place_on_squares
 from .cases import Case
-from .cutting import index_entry
+from .cutting import Work, index_entry
 from .folders import Split, image_line, rename_splits, write_splits, write_volumes
+from .into_store import check_store_place
 from .outputs import new_folder
 from .renaming import Renaming, RenamedSlices, read_renaming, renamed_classes, unused_lines
 from .slicing import Slicing
@@ -210,8 +211,9 @@ def _empty_split(chosen: list[ChosenSlice], side: int) -> Split:
     return split
 
 # %% ../../nbs/io/80_openkbp.ipynb #f5329cd4
-def _import_like(patients: dict[int, Path], out, like, renamed: RenamedSlices) -> dict:
+def _import_like(patients: dict[int, Path], out, like, renamed: RenamedSlices, store: bool = False) -> dict:
     "Repeat a choice of slices."
+    if store: check_store_place(out)
     out, choice = new_folder(out), read_choice(like)
     missing = [patient for patient in choice.patients if patient not in patients]
     if missing:
@@ -226,7 +228,7 @@ def _import_like(patients: dict[int, Path], out, like, renamed: RenamedSlices) -
         for name, chosen in choice.splits.items():
             _fill(splits[name], chosen, volume, patient, slicing)
     facts = rename_splits(splits, renamed)
-    facts |= write_splits(out, renamed.classes, volumes, splits)
+    facts |= write_splits(out, renamed.classes, volumes, splits, store)
     n = len(choice.patients)
     return {"volumes": n, "patients": n} | facts | {"size": choice.size}
 
@@ -237,12 +239,13 @@ def import_openkbp(
     slicing: Slicing = Slicing(window="random", per_volume=8, min_body=90.),
     like = None, # a JSON with a choice of slices to repeat; `None`: choose by `slicing`
     rename: dict|str|None = None, # one of the seven → class name, or the path of such a JSON
+    store: bool = False, # write a store, not a challenge folder
 ) -> dict: # facts
     "Cut OpenKBP into a challenge folder with true partial labels, grouped by patient."
     patients = openkbp_patients(src)
     renaming = read_renaming(rename, Path(out).name)
     unused, renamed = unused_lines(renaming, OPENKBP.names), renamed_classes(OPENKBP, renaming)
     if like is not None:
-        return _import_like(patients, out, like, renamed) | unused
+        return _import_like(patients, out, like, renamed, store) | unused
     cases = [_case(number, folder) for number, folder in patients.items()]
-    return write_volumes(cases, out, OPENKBP, slicing, renamed=renamed) | unused
+    return write_volumes(cases, out, OPENKBP, slicing, work=Work(store=store), renamed=renamed) | unused

@@ -7,6 +7,8 @@ __all__ = ['Pictures', 'Placed', 'read_placed', 'find_patients', 'groups_of', 'i
 
 # %% ../../nbs/io/96_png.ipynb #87347e2b
 import re
+import shutil
+import tempfile
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +18,13 @@ import numpy as np
 from ..core.files import InputError, atomic_path, read_json, write_json
 from ..data.challenge import write_challenge
 from ..data.images import image_paths, size_text
+from ..data.lazy import LazyPixels, blank_like
 from ..data.slices import SliceSet, known_after_resize
 from ..data.splits import near_duplicates
+from ..data.spooled import know_values, put_slices, room_for
+from ..data.store import write_store
 from .canvas import paste
+from .into_store import check_store_place
 from .mask_files import png_files
 from .mask_labels import Labelling, Labels, known_on_images, read_labels
 from .outputs import new_folder
@@ -58,7 +64,7 @@ def _paths_by_stem(folder) -> dict[str, Path]:
 class Placed:
     "Images of one size, and where each lies on it."
     names: list[str]
-    images: np.ndarray # uint8 [N,H,W]
+    images: LazyPixels # uint8 [N,H,W], in a temporary file
     sizes: list[tuple[int, int]] # height and width before
     corners: list[tuple[int, int]] # row and column of each image's first pixel
 
@@ -76,35 +82,32 @@ class Placed:
         return entries
 
 # %% ../../nbs/io/96_png.ipynb #bd96e713
-def _check_sizes(images: dict[Path, np.ndarray], side: int|None):
-    "`InputError` for an image that does not fit a square of this side, or, without one, differs from the first."
-    first, like = next(iter(images.items()))
-    for path, image in images.items():
-        if side and max(image.shape) > side:
-            expected = f"at most {side} a side"
-        elif not side and image.shape != like.shape:
-            expected = f"{size_text(like)} like {first.name}"
-        else:
-            continue
-        largest = max(max(each.shape) for each in images.values())
-        raise InputError(f"{path}: {size_text(image)} pixels, expected {expected}; "
-                         f"give at least --size {largest}: a margin of air makes all alike")
+def _misfit(path: Path, image: np.ndarray, paths: list[Path], pictures: Pictures) -> InputError:
+    "The error for an image larger than the square, or, without one, of another size than the first."
+    sizes = [read_grey(each, pictures.grey).shape for each in paths]
+    largest = max(map(max, sizes))
+    height, width = sizes[0]
+    expected = f"{height}x{width} like {paths[0].name}"
+    if pictures.size: expected = f"at most {pictures.size} a side"
+    return InputError(f"{path}: {size_text(image)} pixels, expected {expected}; "
+                      f"give at least --size {largest}: a margin of air makes all alike")
 
 def read_placed(folder, pictures: Pictures = Pictures()) -> Placed:
     "The images of a folder on canvases of one size; `InputError` for one that does not fit."
-    paths = _paths_by_stem(folder)
-    read = {path: read_grey(path, pictures.grey) for path in paths.values()}
-    _check_sizes(read, pictures.size)
-    sizes = [image.shape for image in read.values()]
-    canvas = (pictures.size, pictures.size) if pictures.size else sizes[0]
-    corners, images = [], []
-    for image in read.values():
+    found = _paths_by_stem(folder)
+    paths, side = list(found.values()), pictures.size
+    canvas = (side, side) if side else read_grey(paths[0], pictures.grey).shape
+    images = room_for(len(paths), canvas, Path(tempfile.gettempdir()))
+    sizes, corners = [], []
+    for i, path in enumerate(paths):
+        image = read_grey(path, pictures.grey)
         height, width = image.shape
-        corner = (canvas[0] - height)//2, (canvas[1] - width)//2
-        corners.append(corner)
-        images.append(paste(image[None], [corner], canvas, 0))
-    names = [f"{stem}.png" for stem in paths]
-    return Placed(names, np.concatenate(images), sizes, corners)
+        fits = max(height, width) <= side if side else image.shape == canvas
+        if not fits: raise _misfit(path, image, paths, pictures)
+        sizes.append(image.shape)
+        corners.append(((canvas[0] - height)//2, (canvas[1] - width)//2))
+        put_slices(images, i, paste(image[None], corners[-1:], canvas, 0))
+    return Placed([f"{stem}.png" for stem in found], images, sizes, corners)
 
 # %% ../../nbs/io/96_png.ipynb #340b056e
 _IMAGE_COLUMNS = ("image", "imageid", "id", "imagename", "filename", "file", "slice")
@@ -174,10 +177,10 @@ def groups_of(splits: dict[str, Placed], patients: str|None) -> dict[str, np.nda
 # %% ../../nbs/io/96_png.ipynb #44a15307
 def _paint_all(
     placed: Placed, labels: Labels, known: dict, overlap: str,
-) -> tuple[np.ndarray, np.ndarray, Counter]:
+) -> tuple[LazyPixels, np.ndarray, Counter]:
     "The masks of the images, what is known on them bool [N,C], and what was counted on the way."
     N, C = len(placed.names), len(labels.classes)
-    masks = np.zeros_like(placed.images)
+    masks = room_for(N, placed.images.shape[1:], Path(tempfile.gettempdir()))
     examined = np.zeros((N, C), bool)
     counts = Counter()
     for i, name in enumerate(placed.names):
@@ -192,11 +195,13 @@ def _paint_all(
             odd = labels.classes.names[int(unasked.argmax())]
             raise InputError(f"image {stem}: pixels of {odd}, which annotated_labels.json does not name; "
                              "add it there, or remove the mask")
-        masks[i] = placed.place(i, painted)
-        (examined[i],) = known_after_resize(asked[None], present[None], masks[i:i + 1])
+        mask = placed.place(i, painted)[None]
+        put_slices(masks, i, mask)
+        (examined[i],) = known_after_resize(asked[None], present[None], mask)
         hidden = asked & ~examined[i]
         counts["hidden_cells"] += int(hidden.sum())
         counts["overlapping_pixels"] += overlapping
+    know_values(masks.source)
     return masks, examined, counts
 
 # %% ../../nbs/io/96_png.ipynb #9b2c6fcc
@@ -225,18 +230,32 @@ def _facts(train: SliceSet, labels: Labels, pictures: Pictures) -> dict:
     }
 
 # %% ../../nbs/io/96_png.ipynb #f9316fcd
-def _write(folder: Path, train: SliceSet, splits: dict[str, Placed], groups: dict[str, np.ndarray]):
-    "The challenge folder and where each image lies in it."
-    write_challenge(train, folder, "train")
-    if "test" in splits:
-        test = splits["test"]
-        masks = np.zeros_like(test.images)
-        known = np.zeros((len(test.names), len(train.classes)), bool)
-        slices = SliceSet(test.images, masks, known, test.names, groups["test"], train.classes)
-        write_challenge(slices, folder, "test")
+def _with_test(
+    train: SliceSet, splits: dict[str, Placed], groups: dict[str, np.ndarray],
+) -> dict[str, SliceSet]:
+    "The slices of both splits; nothing is known of the test."
+    if "test" not in splits: return {"train": train}
+    test = splits["test"]
+    known = np.zeros((len(test.names), len(train.classes)), bool)
+    masks = blank_like(test.images)
+    slices = SliceSet(test.images, masks, known, test.names, groups["test"], train.classes)
+    return {"train": train, "test": slices}
+
+# %% ../../nbs/io/96_png.ipynb #205623ba
+def _write(out: Path, slices: dict[str, SliceSet], splits: dict[str, Placed], store: bool):
+    "The challenge folder, or the store, and where each image lies in it; whole or not at all."
     images = {name: placed.index() for name, placed in splits.items()}
-    index = {"version": 1, "images": images}
-    write_json(index, folder/"png_index.json", indent=None)
+    with tempfile.TemporaryDirectory() as d:
+        index = Path(d)/"png_index.json"
+        write_json({"version": 1, "images": images}, index, indent=None)
+        if store:
+            notes = {"patients": True, "slicing": None, "neighbour_mm": {}}
+            return write_store(slices, out, notes, beside=[index])
+        with atomic_path(out) as tmp:
+            tmp.mkdir()
+            for split, those in slices.items():
+                write_challenge(those, tmp, split)
+            shutil.copyfile(index, tmp/index.name)
 
 # %% ../../nbs/io/96_png.ipynb #31667afe
 def _read_splits(images, masks, pictures: Pictures) -> dict[str, Placed]:
@@ -261,8 +280,10 @@ def import_png(
     labelling: Labelling = Labelling(),
     pictures: Pictures = Pictures(),
     rename: dict|str|None = None, # label → class name, or the path of such a JSON
+    store: bool = False, # write a store, not a challenge folder
 ) -> dict: # facts
     "Make a challenge folder of images and masks. Raises `InputError` before anything is written."
+    if store: check_store_place(out)
     out, renaming = new_folder(out), read_renaming(rename, Path(out).name)
     splits = _read_splits(images, masks, pictures)
     groups = groups_of(splits, pictures.patients)
@@ -273,9 +294,7 @@ def import_png(
     painted, examined, counts = _paint_all(placed, labels, known, labelling.overlap)
     train = SliceSet(placed.images, painted, examined, placed.names, groups["train"], labels.classes)
     train, names = with_new_names(train, renaming, any_part=labelling.annotated == "present")
-    with atomic_path(out) as tmp:
-        tmp.mkdir()
-        _write(tmp, train, splits, groups)
+    _write(out, _with_test(train, splits, groups), splits, store)
     facts = _facts(train, labels, pictures) | counts | names
     if "test" in splits:
         facts["test"] = len(splits["test"].names)

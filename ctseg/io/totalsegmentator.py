@@ -135,7 +135,7 @@ def import_totalsegmentator(
     slicing: Slicing = Slicing(window="random", per_volume=2, min_body=90., size=256, spacing="fit"),
     classes: ClassMap|str|None = None, # some of the 54 classes, or a `class_names.json`; `None`: all
     rename: dict|str|None = None, # one of the 54 → class name, or the path of such a JSON
-    **work, # of `Work`: workers, skip_damaged, progress
+    **work, # of `Work`: workers, skip_damaged, progress, store
 ) -> dict: # facts
     """Cut the data set into a challenge folder with the 54 classes.
 

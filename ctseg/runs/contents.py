@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COUNT', 'SPEC', 'Range', 'ANY', 'POSITIVE', 'SHARE', 'HISTORY', 'TIMINGS', 'RELIABILITY',
            'REMEDY', 'class_table', 'sha256', 'damaged_file', 'read_rows', 'as_numbers',
-           'read_table', 'read_pseudo']
+           'read_table', 'write_pseudo', 'read_pseudo']
 
 # %% ../../nbs/runs/14_contents.ipynb #59c59f01
 import csv
@@ -13,18 +13,22 @@ import io
 import math
 import os
 import re
+import zipfile
 from pathlib import Path
-from typing import Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
 from ..core.anatomy import check_classes
-from ..core.files import InputError, refuse_special
+from ..core.files import InputError, atomic_path, refuse_special
 from ..core.schema import Misfit, anything, fields, listed, mapped, number, text
 from ..core.tables import table_text
-from ..data.cache import array_shapes
+from ..data.cache import array_header, array_shapes
+from ..data.lazy import LazyPixels, ReadPixels, blocks
 from .sums import check_sum
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # %% ../../nbs/runs/14_contents.ipynb #9f5ff82d
 COUNT = number(0, whole=True)
@@ -119,7 +123,7 @@ def read_table(
     path: Path, # a CSV of a run folder
     numbers: dict[str, Range], # columns of numbers it must have, and their limits
     texts: tuple[str, ...] = (), # other columns it must have
-) -> pd.DataFrame | None: # None: there is no such file
+) -> "pd.DataFrame | None": # None: there is no such file
     "A table that a run has written; `InputError` for a damaged one."
     if not os.path.lexists(path): return None
     header, *rows = read_rows(path)
@@ -135,12 +139,63 @@ def read_table(
             limits = numbers.get(column, ANY)
             table[column] = as_numbers(cells, column, limits, path)
     check_sum(path)
+    import pandas as pd  # slow, and only needed here
     return pd.DataFrame(table)
 
 # %% ../../nbs/runs/14_contents.ipynb #32644b57
+def write_pseudo(arrays: dict[str, np.ndarray|LazyPixels], path: Path):
+    "Write `pseudo_labels.npz`, whole or not at all; lazy label maps in the memory of a block."
+    with atomic_path(path) as tmp, zipfile.ZipFile(tmp, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as f:
+                if not isinstance(array, LazyPixels):
+                    np.lib.format.write_array(f, array, allow_pickle=False)
+                    continue
+                header = {"descr": "|u1", "fortran_order": False, "shape": array.shape}
+                np.lib.format.write_array_header_1_0(f, header)
+                for block in blocks(array): f.write(block.tobytes())
+
+# %% ../../nbs/runs/14_contents.ipynb #b39b6b88
+_NO_PSEUDO = "not what a teacher drew on these slices"
+
+def _open_labels(archive: zipfile.ZipFile) -> tuple[IO[bytes], tuple[int, int, int]]:
+    "The label maps in an open archive, and their shape."
+    f = archive.open("labels.npy")
+    shape, dtype = array_header(f)
+    if dtype != np.uint8 or len(shape) != 3: raise ValueError("no label maps")
+    return f, shape
+
+def _read_packed(path: Path, rows: np.ndarray) -> np.ndarray:
+    "Some label maps: the whole file is passed over, since it is compressed, and its checksum compared."
+    maps = []
+    with zipfile.ZipFile(path) as archive:
+        f, (n, height, width) = _open_labels(archive)
+        with f:
+            for row in range(n):
+                content = f.read(height*width)
+                if row not in rows: continue
+                flat = np.frombuffer(content, np.uint8)
+                maps.append(flat.reshape(height, width))
+            if f.read(1): raise ValueError("more than it says")
+    return np.stack(maps)
+
+# %% ../../nbs/runs/14_contents.ipynb #144d783f
+def _packed_labels(path: Path) -> LazyPixels:
+    "The label maps of `pseudo_labels.npz`, read when they are asked for; `InputError` if they are damaged by then."
+    def read(rows: np.ndarray) -> np.ndarray:
+        try:
+            return _read_packed(path, rows)
+        except Exception:  # each way of being damaged has its own
+            raise damaged_file(path, _NO_PSEUDO) from None
+    with zipfile.ZipFile(path) as archive:
+        f, shape = _open_labels(archive)
+        f.close()
+    return LazyPixels(ReadPixels(read, shape))
+
+# %% ../../nbs/runs/14_contents.ipynb #99f75a7a
 _PSEUDO_KINDS = {"labels": "u", "kept": "b", "names": "U"}  # of NumPy's types; all else are confidences
 
-def _fits_pseudo(pseudo: dict[str, np.ndarray]) -> bool:
+def _fits_pseudo(pseudo: dict[str, Any]) -> bool:
     "Are these arrays of pseudo-labels, an entry a slice, with finite confidences?"
     labels = pseudo["labels"]
     if labels.dtype != np.uint8 or labels.ndim != 3: return False
@@ -152,19 +207,20 @@ def _fits_pseudo(pseudo: dict[str, np.ndarray]) -> bool:
         if kind == "f" and not np.isfinite(array).all(): return False
     return True
 
-def read_pseudo(path: Path) -> dict[str, np.ndarray]:
-    "`pseudo_labels.npz`: `labels` uint8 [N, H, W], `kept` bool [N], `names` [N], and confidences [N] by name; `InputError` for another file."
+def read_pseudo(path: Path) -> dict[str, Any]:
+    "`pseudo_labels.npz`: `labels` uint8 [N, H, W], lazy, `kept` bool [N], `names` [N], and confidences [N] by name; `InputError` for another file."
     refuse_special(path)
     try:
         shapes = array_shapes(path)
         lengths = {shape[:1] for shape in shapes.values()}
         if len(lengths) != 1: raise ValueError("of different lengths")
         with np.load(path) as archive:
-            pseudo = {name: archive[name] for name in archive.files}
+            pseudo = {name: archive[name] for name in archive.files if name != "labels"}
+        pseudo["labels"] = _packed_labels(path)
         fits = _fits_pseudo(pseudo)
     except Exception:  # each way of being damaged has its own
         fits = False
     if not fits:
-        raise damaged_file(path, "not what a teacher drew on these slices")
+        raise damaged_file(path, _NO_PSEUDO)
     check_sum(path)
     return pseudo

@@ -326,8 +326,7 @@ def front(budget, name, words):
     return [budget, words, f"{d['a']:.3f}", f"{d['b']:.3f}", difference]
 
 
-lines = pd.DataFrame(
-    [front(*f) for f in FRONT], columns=["annotated slices", "trained with", "Dice", "reference", "difference"]
-)
+COLUMNS = ["annotated slices", "trained with", "Dice", "reference", "difference"]
+lines = pd.DataFrame([front(*f) for f in FRONT], columns=COLUMNS)
 lines.to_csv(RESULTS/"realct_front.csv", index=False)
 lines
