@@ -175,6 +175,12 @@ def rename_splits(splits: dict[str, Split], renamed: RenamedSlices) -> dict:
     return {"classes": len(renamed.classes), "labelled": labelled} | told_alone(alone)
 
 # %% ../../nbs/io/45_folders.ipynb #42d1eaeb
+def _gathered(cut: list[CutFile], C: int, slicing: Slicing, out: Path) -> dict[str, Split]:
+    "The arrays of both splits, in files beside what was cut."
+    side = _common_side(cut, slicing, out)
+    return {name: gather_split(those, C, side, parts_folder(out)) for name, those in _by_split(cut).items()}
+
+# %% ../../nbs/io/45_folders.ipynb #629ecd16
 def write_volumes(
     cases: list[Case],
     out, # the challenge folder, new
@@ -198,12 +204,10 @@ def write_volumes(
         stack.callback(shutil.rmtree, parts_folder(out), ignore_errors=True)
         _check_left(cut, work, out)
         check_test([one.case for one in cut])
-        side, splits = _common_side(cut, slicing, out), {}
-        for name, those in _by_split(cut).items():
-            splits[name] = gather_split(those, len(classes), side, parts_folder(out))
-        facts = _facts(cut, classes, work)
+        splits = _gathered(cut, len(classes), slicing, out)
+        facts = _facts(cut, classes, work) | {"size": _common_side(cut, slicing, out)}
         if renamed: facts |= rename_splits(splits, renamed)
         named, volumes = renamed.classes if renamed else classes, {one.case.id: one.entry for one in cut}
         with private_key([one.case for one in cut], key):
             counts = write_splits(out, named, volumes, splits, work.store)
-    return facts | counts | {"size": side}
+    return facts | counts

@@ -36,9 +36,9 @@ DEFAULT_RECIPE = "ctseg"
 OURS = [
     Recipe(
         "ctseg",
-        "supervised (`marginal-log`), then a phase with all images, half as long or, where few are annotated, "
-        "longer, in which a sure teacher fills in what nobody examined (UniMatch); the Attention U-Net, and "
-        "from 128 pixels on a pretrained encoder (extra `weights`)",
+        "supervised (`marginal-log`), then a phase with all images, half as long or, where few are "
+        "annotated, longer, in which a sure teacher fills in what nobody examined (UniMatch); the Attention "
+        "U-Net, and from 128 pixels on a pretrained encoder (extra `weights`)",
         method=SHORT, loss=LOG_DICE, model=BY_SIZE),
     Recipe(
         "ctseg-pretrained",

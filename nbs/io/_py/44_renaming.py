@@ -9,6 +9,7 @@
 # %%
 #| export
 import re
+import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +18,11 @@ import numpy as np
 
 from ctseg.core.anatomy import IGNORE, ClassMap
 from ctseg.core.files import InputError, did_you_mean, read_json
+from ctseg.data.lazy import LazyPixels, row_blocks
 from ctseg.data.slices import SliceSet
+from ctseg.data.spooled import know_values, put_slices, room_for
+
+Pixels = np.ndarray|LazyPixels # uint8 [N,H,W]
 
 # %%
 #| hide
@@ -259,11 +264,15 @@ class RenamedSlices(RenamedClasses):
         table[IGNORE] = IGNORE
         return table[mask]
 
-    def apply(self, masks: np.ndarray, known: np.ndarray) -> np.ndarray: # bool [N,C']
-        "Renumber masks uint8 [N,H,W] in place, on which bool [N,C] was examined; what is known then."
-        after = self.known(known)
-        for n in range(len(masks)):
-            masks[n] = self.mask(masks[n], after[n])
+    def apply(self, masks: Pixels, known: np.ndarray, room: Pixels|None = None) -> np.ndarray: # bool [N,C']
+        """Renumber masks uint8 [N,H,W], on which bool [N,C] was examined; what is known then.
+
+        The new masks are put into `room` (see `room_for`); `None`: in place of the old ones."""
+        after, room = self.known(known), masks if room is None else room
+        for rows in row_blocks(masks.shape):
+            first, last = rows[0], rows[-1] + 1
+            pairs = zip(np.asarray(masks[first:last]), after[first:last])
+            put_slices(room, first, np.stack([self.mask(mask, known) for mask, known in pairs]))
         return after
 
     def parts_alone(self, known: np.ndarray) -> int:
@@ -319,8 +328,10 @@ def with_new_names(slices: SliceSet, renaming: Renaming, any_part: bool = False)
     facts = unused_lines(renaming, slices.classes.names)
     renamed = renamed_classes(slices.classes, renaming, any_part)
     facts |= told_alone(renamed.parts_alone(slices.known))
-    masks = slices.masks.copy()
-    known = renamed.apply(masks, slices.known)
+    in_memory = isinstance(slices.masks, np.ndarray)
+    masks = room_for(len(slices), slices.masks.shape[1:], None if in_memory else Path(tempfile.gettempdir()))
+    known = renamed.apply(slices.masks, slices.known, masks)
+    if not in_memory: know_values(masks.source)
     return replace(slices, masks=masks, known=known, classes=renamed.classes), facts
 
 
