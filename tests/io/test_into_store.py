@@ -10,7 +10,7 @@ from helpers.volumes import TWO, save, volume
 from PIL import Image
 
 from ctseg.core.anatomy import ClassMap
-from ctseg.core.files import read_json
+from ctseg.core.files import read_json, write_json
 from ctseg.data.mask_csv import write_masks
 from ctseg.data.store import store_arrays, store_notes, store_splits
 from ctseg.io.cases import Case
@@ -46,8 +46,12 @@ def scans(tmp_path_factory):
     return root
 
 
-@pytest.mark.parametrize("options", [[], ["--window", "random"], ["--size", "8", "--test-share", "0.4", "--every", "2"]])
-def test_volumes(scans, tmp_path, options):
+RENAMED = ["--rename", "names.json"]
+
+@pytest.mark.parametrize("options", [RENAMED, ["--window", "random"], ["--size", "8", "--test-share", "0.4", "--every", "2"]])
+def test_volumes(scans, tmp_path, monkeypatch, options):
+    monkeypatch.chdir(tmp_path)
+    write_json({TWO.names[1]: "first", TWO.names[0]: "second"}, "names.json")
     words = ["import", "nifti", scans]
     code, out, err = ctseg(*words, tmp_path/"d.zarr", "--store", *options)
     assert code == 0 and "store: " in out, err
@@ -74,6 +78,8 @@ def test_pictures(tmp_path):
         Image.fromarray(rng.integers(0, 3, (6, 7), np.uint8)).save(path)
     words = ["import", "png", tmp_path/"images", tmp_path/"masks"]
     options = ["--test", tmp_path/"test", "--annotated", "all", "--size", "8", "--patients", r"(p\d)_"]
+    options += ["--rename", tmp_path/"names.json"]
+    write_json({"class_1": "b", "class_2": "a"}, tmp_path/"names.json")
     code, _, err = ctseg(*words, tmp_path/"d.zarr", "--store", *options)
     assert code == 0, err
     assert ctseg(*words, tmp_path/"folder", *options)[0] == 0

@@ -522,7 +522,7 @@ def import_nifti(
     test_share: float = 0., # share of the patients set aside as a test
     keep_names: bool = False, # call volumes by their file names; only if these are no names of people
     key = None, # where to write the private table volume → source
-    **more, # rename, as for `import_dicom`; and those of `Work`: workers, skip_damaged, progress, store
+    **work, # rename, as for `import_dicom`; and those of `Work`: workers, skip_damaged, progress, store
 ) -> dict: # facts
     """Cut a folder of NIfTI volumes into a challenge folder with an index.
 
@@ -531,14 +531,14 @@ def import_nifti(
     src = Path(src)
     _check_word(annotated)
     check_folder(src, "a folder of NIfTI volumes")
-    renaming = read_renaming(more.pop("rename", None), Path(out).name)
+    renaming = read_renaming(work.pop("rename", None), Path(out).name)
     found = _find_cases(src, classes, annotated, renaming)
     cases, renamed = found.cases, found.classes
     names = [case_name(Path(case.source)) for case in cases]
     read_patients(src/"patients.json", cases, names)
     if keep_names:
         for case, name in zip(cases, names): case.id = name
-    facts = write_volumes(cases, out, renamed.old, slicing, test_share, key, Work(**more), renamed)
+    facts = write_volumes(cases, out, renamed.old, slicing, test_share, key, Work(**work), renamed)
     return facts | found.facts | _passed_over(src)
 
 
