@@ -109,7 +109,7 @@ def source(request, tmp_path):
         if isinstance(rename, str): path = rename
         else: write(path, rename)
         options = dict.fromkeys("window every per_volume size classes test_share annotated rename gaps key "
-                                "test patients order first overlap scale offset skip_damaged workers".split())
+                                "test patients order first overlap scale offset skip_damaged workers store".split())
         options |= given | {"rename": path} | more
         facts = import_kind(kind, [*places, tmp_path/"out"], *grouped(options))
         return facts, read_challenge(tmp_path/"out")
