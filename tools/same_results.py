@@ -40,7 +40,7 @@ RECIPES = {  # name -> its spellings, the old one first
 COMMON = {"width": 8, "epochs": 10, "batch_size": 2, "lr": 0.01, "ema": 0.9, "image_size": 48,
           "precision": "fp32", "labelled": 9, "unlabelled": 8, "folds": 3, "fold": 0}
 OF_RECIPE = {  # low thresholds: networks this small are sure of little, and nothing would be filled in
-    "ctseg": {"tau": 0.5},
+    "ctseg": {"tau": 0.5, "unlabelled_passes": 0},  # as the recipe was when the base was made
     "seed-teacher-student": {"keep": 0.5},
     "seed-pretrain-finetune": {"keep": 0.5, "finetune_epochs": 1},
     "mean-teacher": {},
