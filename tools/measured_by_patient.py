@@ -82,7 +82,7 @@ def _sums(rows: pd.DataFrame, patients: list, names: list) -> tuple[np.ndarray, 
 
 
 def difference(a: pd.DataFrame, b: pd.DataFrame, reps: int = 2000) -> dict[str, float]:
-    "The difference a - b of the mean over classes and seeds, with an interval over patients; on the same draws."
+    "The difference a - b of the mean over classes and seeds, with an interval over patients."
     patients = sorted({*a.patient, *b.patient})
     names = sorted({*a["class"], *b["class"]})
     scores = [scores_of_sums(*_sums(rows, patients, names), reps, 0) for rows in (a, b)]

@@ -88,6 +88,9 @@ def test_of_a_predictor_with_known_answers():
         "other classes",
     )
     told(lambda: suggest(fixed(bright), slices[:2]), "nothing is left")
+    some = suggest(fixed(bright), slices, 2, among=np.arange(5) == 3)
+    assert some.slices.names == ("3.png",) and len(some.chosen) == 1
+    told(lambda: suggest(fixed(bright), slices, 2, among=np.zeros(5, bool)), "nothing is left")
     told(lambda: suggest(fixed(bright), slices, 0), "count = 0")
 
 
