@@ -31,7 +31,7 @@
 # Two hosts with four cards each; save it as `train.sh` and give it to `sbatch`:
 #
 # ```sh
-# #!/bin/bash
+# !/bin/bash
 # #SBATCH --nodes=2
 # #SBATCH --ntasks-per-node=1
 # #SBATCH --gpus-per-node=4

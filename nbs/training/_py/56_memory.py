@@ -95,7 +95,8 @@ def surely_fits(
     "Whether a training step needs far less than there is."
     try:
         with torch.random.fork_rng(devices=[]):
-            with torch.device("meta"): weights = 4*COPIES*count_parameters(build())
+            with torch.device("meta"):
+                weights = 4*COPIES*count_parameters(build())
             if FAR*weights > free: return False
             model = build()
         height, width = (min(side, SMALL) for side in size)
