@@ -69,6 +69,7 @@ def _read_rows(source: PixelSource, rows: np.ndarray) -> np.ndarray:
         pixels[len(distinct) - len(stored):] = source.read(stored)
     return pixels[places]
 
+# %% ../../nbs/data/08_lazy.ipynb #8e21bd3d
 def row_blocks(
     shape: tuple[int, int, int], # N, height, width
     size: int = 1 << 23, # bytes of a block, at most, but one slice at least

@@ -190,6 +190,7 @@ def _pixels_between(pixels: LazyPixels, first: int, last: int) -> np.ndarray:
 # %% ../../nbs/data/50_mask_csv.ipynb #250f0edb
 ROOM = 1 << 25 # bytes of lazy masks that are held at once
 
+# %% ../../nbs/data/50_mask_csv.ipynb #c2873f9c
 class PixelRows:
     "The rows of the table of some masks, uint8 [N,H,W], in memory or lazy."
     def __init__(self, masks, room: int|None = None): # None: `ROOM`

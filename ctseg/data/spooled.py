@@ -98,6 +98,7 @@ def _put_columns(file: FilePixels, start: int, part: np.ndarray):
     for i, row in enumerate(part):
         file.bytes.put(i*file.count + start, row)
 
+# %% ../../nbs/data/52_spooled.ipynb #08af5439
 def turn_table(
     csv: Path, # a mask table
     columns: list[str], # the names in its header

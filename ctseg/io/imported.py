@@ -64,6 +64,7 @@ def indexed_split(index: dict) -> str:
     splits = [name for name, lines in index["images"].items() if lines]
     return "train" if "train" in splits else splits[0]
 
+# %% ../../nbs/io/55_imported.ipynb #81ac88d9
 def slicing_of(
     index: dict, # the content of an `index.json`
     side: int, # of its images

@@ -152,6 +152,7 @@ def _stored_masks(place, names: list[str]) -> LazyPixels:
     check_names(list(slices.names), names, place)
     return slices.masks
 
+# %% ../../nbs/io/50_index.ipynb #f6d4c019
 def _read_submission(masks, lines: dict[str, dict], folder, split: str) -> np.ndarray|LazyPixels:
     "The masks of a split, uint8 [N,H,W], read if they are a CSV, and checked."
     names = list(lines)

@@ -168,6 +168,7 @@ def places_of(
             continue
     return found
 
+# %% ../../nbs/io/57_neighbours.ipynb #cdc28325
 def places_by_split(folder: str|Path) -> dict[str, dict[str, np.ndarray]]:
     "The same of all images of a challenge folder."
     names = {}

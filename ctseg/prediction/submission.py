@@ -111,6 +111,7 @@ def progress_bar(shown: bool) -> Each:
         return tqdm(items, "predict", unit="batch", delay=5, disable=disable)
     return each
 
+# %% ../../nbs/prediction/60_submission.ipynb #b62c1bc6
 def label_facts(masks: np.ndarray, classes: int) -> dict[str, Any]:
     "How many of so many classes are drawn anywhere on masks uint8 [N, H, W], and how many masks are empty."
     used, empty = np.zeros(256, bool), 0
@@ -177,6 +178,7 @@ def submitted_labels(tmp: Path, names: list[str], images: LazyPixels, classes: C
     yield masks, keep
     write_submission(masks, names, tmp)
 
+# %% ../../nbs/prediction/60_submission.ipynb #c23390fb
 @contextlib.contextmanager
 def stored_labels(tmp: Path, names: list[str], images: LazyPixels, classes: ClassMap) -> Iterator[Keeper]:
     "The same as a store at `tmp`, whose images are blank."

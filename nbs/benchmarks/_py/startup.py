@@ -8,7 +8,8 @@
 # %% [markdown]
 # **Question.** What does it cost to start a command, before it does what it is for?
 #
-# ANSWER
+# **Answer.** `ctseg check` of a folder that tells its patients takes a fifth of the processor time that it took. `fit` to its first step takes 0.6 of it and `predict` 0.75;
+# beyond `import torch`, which both need and which nobody here can shorten, that is 0.4 and 0.5. `--help` was quick already.
 #
 # ## How it was measured
 #

@@ -112,6 +112,12 @@ def _read_rows(source: PixelSource, rows: np.ndarray) -> np.ndarray:
         pixels[len(distinct) - len(stored):] = source.read(stored)
     return pixels[places]
 
+
+# %% [markdown]
+# What goes through all slices does so block by block.
+
+# %%
+#| export
 def row_blocks(
     shape: tuple[int, int, int], # N, height, width
     size: int = 1 << 23, # bytes of a block, at most, but one slice at least

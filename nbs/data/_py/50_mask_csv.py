@@ -327,6 +327,12 @@ def _pixels_between(pixels: LazyPixels, first: int, last: int) -> np.ndarray:
 #| export
 ROOM = 1 << 25 # bytes of lazy masks that are held at once
 
+
+# %% [markdown]
+# So the writer asks for some rows after the other:
+
+# %%
+#| export
 class PixelRows:
     "The rows of the table of some masks, uint8 [N,H,W], in memory or lazy."
     def __init__(self, masks, room: int|None = None): # None: `ROOM`

@@ -170,6 +170,12 @@ def _put_columns(file: FilePixels, start: int, part: np.ndarray):
     for i, row in enumerate(part):
         file.bytes.put(i*file.count + start, row)
 
+
+# %% [markdown]
+# Rows are collected until they fill the room, so that each write has many pixels.
+
+# %%
+#| export
 def turn_table(
     csv: Path, # a mask table
     columns: list[str], # the names in its header

@@ -244,6 +244,12 @@ def _read_arrays(cache: bool) -> tuple[Callable, Callable]:
         return masks
     return partial(read_images, cache=cache), masks_of
 
+
+# %% [markdown]
+# The other way keeps only what is asked for.
+
+# %%
+#| export
 def _open_files(spool: Path) -> tuple[Callable, Callable]:
     "How `open_challenge` reads them: images when they are asked for, masks by way of a file in `spool`."
     def masks_of(csv: Path, columns, images: LazyPixels, classes: ClassMap) -> LazyPixels:

@@ -244,6 +244,12 @@ def _stored_masks(place, names: list[str]) -> LazyPixels:
     check_names(list(slices.names), names, place)
     return slices.masks
 
+
+# %% [markdown]
+# A submission in the challenge's form is read as a whole, a store of label maps when a volume needs them.
+
+# %%
+#| export
 def _read_submission(masks, lines: dict[str, dict], folder, split: str) -> np.ndarray|LazyPixels:
     "The masks of a split, uint8 [N,H,W], read if they are a CSV, and checked."
     names = list(lines)

@@ -122,6 +122,12 @@ def indexed_split(index: dict) -> str:
     splits = [name for name, lines in index["images"].items() if lines]
     return "train" if "train" in splits else splits[0]
 
+
+# %% [markdown]
+# These together are the fields of `Slicing`:
+
+# %%
+#| export
 def slicing_of(
     index: dict, # the content of an `index.json`
     side: int, # of its images

@@ -282,6 +282,12 @@ def places_of(
             continue
     return found
 
+
+# %% [markdown]
+# The names of a challenge folder's images are those of its files.
+
+# %%
+#| export
 def places_by_split(folder: str|Path) -> dict[str, dict[str, np.ndarray]]:
     "The same of all images of a challenge folder."
     names = {}

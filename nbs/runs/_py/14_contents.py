@@ -235,6 +235,12 @@ def _open_labels(archive: zipfile.ZipFile) -> tuple[IO[bytes], tuple[int, int, i
     if dtype != np.uint8 or len(shape) != 3: raise ValueError("no label maps")
     return f, shape
 
+
+# %% [markdown]
+# Several maps are read in one pass.
+
+# %%
+#| export
 def _read_packed(path: Path, rows: np.ndarray) -> np.ndarray:
     "Some label maps: the whole file is passed over, since it is compressed, and its checksum compared."
     maps = []
