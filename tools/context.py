@@ -7,7 +7,7 @@ with 14 structures), imports them with a fixed window, and trains the same netwo
 `context` 0 and 1, on one thread. With `--openkbp`, a clone of ababier/open-kbp, it takes real scans instead:
 64 slices of each patient that follow each other, cut to 64 x 64 pixels, with a fixed window and all of the
 patient's contours: 32 patients of its training set, and 15 of its test set of whom every organ was contoured.
-What is kept is `nbs/benchmarks/results/context/EPOCHS-CONTEXT-sSEED.npz` (with `openkbp-` before it): the Dice
+What is kept is `nbs/benchmarks/results/context/EPOCHS-CONTEXT-sSEED.npz` (`openkbp-` before it): the Dice
 of every (test slice, class), by argmax and by the run's rule. A result that is there is not made again.
 """
 import argparse

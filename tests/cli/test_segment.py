@@ -267,6 +267,16 @@ def test_names_of_no_encoding_and_with_line_breaks(clinic, tmp_path):
     assert len(list(csv.DictReader(open(tmp_path/"out"/"volumes.csv", encoding="utf-8")))) == 4
 
 
+def test_two_patients_in_one_folder_are_told_apart(clinic, tmp_path):
+    (tmp_path/"src").mkdir()
+    for name in ("a", "b"):
+        write_series(tmp_path/name, *GRIDS["axial"], shape=(20, 18), PatientID=name)
+        for path in (tmp_path/name).iterdir(): path.rename(tmp_path/"src"/f"{name}{path.name}")
+    result = segment(clinic/"run", tmp_path/"src", tmp_path/"out", "nifti")
+    sources = [scan.source for scan in result.done]
+    assert ["aIM000.dcm" in sources[0], "bIM000.dcm" in sources[1]] == [True, True]
+
+
 def test_what_is_to_be_known_of_a_scan_is_told(clinic, tmp_path):
     save(HU.clip(-1000) + 1024, tmp_path/"src"/"p1.nii.gz")
     result = segment(clinic/"run", tmp_path/"src", tmp_path/"out")

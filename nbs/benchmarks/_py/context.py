@@ -120,7 +120,8 @@ for rule in ("argmax", "rule"):
     means = [round(bootstrap_mean(table, patients, reps=1)["mean"], 3) for table in (single, stacked)]
     seeds = " ".join(f"{difference:+.3f}" for difference in each)
     rows.append((rule, *means, round(d["difference"], 3), f"{d['low']:+.3f} … {d['high']:+.3f}", seeds))
-pd.DataFrame(rows, columns=["decision", "single", "with neighbours", "difference", "95 % over patients", "each seed"])
+columns = ["decision", "single", "with neighbours", "difference", "95 % over patients", "each seed"]
+pd.DataFrame(rows, columns=columns)
 
 # %%
 of_organ = {c: np.nanmean([file["argmax"] for file in files[c]], (0, 1)) for c in (0, 1)}

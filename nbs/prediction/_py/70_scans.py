@@ -17,7 +17,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ctseg.core.files import InputError, printable
-from ctseg.io.dicom import survey_heap
+from ctseg.data.images import natural_key
+from ctseg.io.dicom import LabelledSeries, survey_heap
+from ctseg.io.dicom_headers import path_without_patient
 from ctseg.io.dicom_heap import read_heap
 from ctseg.io.dicom_series import Series, series_notes
 from ctseg.io.nifti import case_name, nifti_files, read_scan
@@ -113,6 +115,13 @@ def _dicom_scan(series: Series, src: Path, shown: str, name: str) -> Scan:
 
 # %%
 #| export
+def _shown_series(one: LabelledSeries, src: Path, folder: str) -> str:
+    "One of several series in a folder, as a message may show it: its slices, and the first of its files."
+    series = one.series
+    file = min(series.paths, key=lambda path: natural_key(path.name))
+    name = path_without_patient(file, src, series.headers[0], patterns=series.patterns).split("/")[-1]
+    return f"{folder}, series of {len(series.paths)} slices with {name}"
+
 def add_dicom(found: Found, src: Path, gaps: bool, named: bool, orientation: str):
     "Add the CT series below a folder, what is damaged, and what was passed over."
     survey = survey_heap(read_heap(src), gaps, orientation, skip_damaged=True)
@@ -121,7 +130,7 @@ def add_dicom(found: Found, src: Path, gaps: bool, named: bool, orientation: str
         folder, header = one.series.paths[0].parent, one.series.headers[0]
         shown = str(folder.relative_to(src.parent)) if named else one.shown(src)
         if folders[folder] > 1:
-            shown = f"{shown}, series of {len(one.series.paths)} slices"
+            shown = _shown_series(one, src, shown)
         name = file_name(str(header.get("PatientID") or "")) if named else ""
         found.scans.append(_dicom_scan(one.series, src, shown, name))
     found.broken += [("", problem) for problem in survey.left_out]
