@@ -1,23 +1,27 @@
 """Kill trainings and commands at random moments, go on, and compare with what was never killed.
 
     python tools/kill.py --kills 500       half of them trainings by every recipe, half other commands
+    python tools/kill.py --kills 60 --results kills.jsonl     again and again: the kills add up in the file
 """
 import argparse
 import contextlib
 import io
+import json
 import os
 import random
 import sys
 import tempfile
 import time
 import warnings
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT/"tests"))
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from helpers.fuzz.kills import kill_commands
+from helpers.fuzz.kills import COMMANDS, kill_commands
 from helpers.fuzz.world import make_world, warm
 from helpers.processes import start
 from helpers.runs import contents, fit_quietly, kill_and_resume
@@ -26,27 +30,33 @@ from helpers.toys import tiny, toy
 from ctseg.recipes.table import RECIPES
 
 
-def kill_trainings(kills: int, rng: random.Random, folder: Path) -> tuple[int, int]:
-    "So many kills, shared out among the recipes; how many struck, and how many runs ended as another."
-    struck, differ = 0, 0
-    each = max(1, kills//len(RECIPES))
-    for name in RECIPES:
-        recipe, slices = tiny(name), toy()
-        whole, rounds, own, wrong = folder/f"{name}-whole", 0, 0, 0
-        begin = time.monotonic()
-        training = start(fit_quietly, slices, recipe, whole)
-        training.join()
-        seconds = time.monotonic() - begin
-        while own < each and rounds < each:
-            rounds += 1
-            cut = folder/f"{name}-{rounds}"
-            own += len(kill_and_resume(slices, recipe, cut, seconds, min(5, each - own), rng))
-            wrong += contents(cut) != contents(whole)
-        print(
-            f"{name:<28}{seconds:5.1f} s  {own} kills in {rounds} runs, {wrong} ended as another", flush=True
-        )
-        struck, differ = struck + own, differ + wrong
-    return struck, differ
+def kill_training(name: str, kills: int, rng: random.Random, folder: Path) -> Counter:
+    "So many kills of trainings by a recipe; how many struck, and how many runs ended as another."
+    recipe, slices = tiny(name), toy()
+    whole, counts = folder/f"{name}-whole", Counter()
+    begin = time.monotonic()
+    training = start(fit_quietly, slices, recipe, whole)
+    training.join()
+    seconds = time.monotonic() - begin
+    while counts["kills"] < kills and counts["runs"] < kills:
+        counts["runs"] += 1
+        cut, most = folder/f"{name}-{counts['runs']}", min(5, kills - counts["kills"])
+        counts["kills"] += len(kill_and_resume(slices, recipe, cut, seconds, most, rng))
+        counts["faults"] += contents(cut) != contents(whole)
+    return counts
+
+
+def rounds(kills: int, rng: random.Random, folder: Path) -> Iterator[tuple[str, str, Counter]]:
+    "What each recipe and each command came to."
+    for name in rng.sample(list(RECIPES), len(RECIPES)):
+        with contextlib.redirect_stderr(io.StringIO()):
+            counts = kill_training(name, max(1, kills//2//len(RECIPES)), rng, folder)
+        yield "training", name, counts
+    world = make_world(folder/"world")
+    warm(world)
+    for target in COMMANDS:
+        told = lambda line: print(line, flush=True)
+        yield "command", target.name, kill_commands(world, kills//2//len(COMMANDS), rng, told, [target])
 
 
 def main():
@@ -55,20 +65,26 @@ def main():
     )
     parser.add_argument("--kills", type=int, default=500)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--results", type=Path, help="a line for each recipe and command is added to this file")
     args = parser.parse_args()
     warnings.simplefilter("ignore")
-    rng = random.Random(args.seed)
+    before = args.results.read_text().splitlines() if args.results and args.results.exists() else []
+    rng = random.Random(f"{args.seed} {len(before)}")
+    lines = [json.loads(line) for line in before]
     with tempfile.TemporaryDirectory() as d:
         folder = Path(d).resolve()
         os.environ["CTSEG_CACHE"] = str(folder/"cache")
-        with contextlib.redirect_stderr(io.StringIO()):
-            struck, differ = kill_trainings(args.kills//2, rng, folder)
-        world = make_world(folder/"world")
-        warm(world)
-        counts = kill_commands(world, args.kills - args.kills//2, rng, lambda line: print(line, flush=True))
-    print(f"trainings: {struck} kills, {differ} runs ended as another; commands: {counts['kills']} kills "
-          f"({counts['too late']} came too late), {counts['faults']} with a fault")
-    sys.exit(bool(differ or counts["faults"]))
+        for kind, name, counts in rounds(args.kills, rng, folder):
+            lines.append({"kind": kind, "name": name} | counts)
+            if kind == "training": print(f"{name:<28}{dict(counts)}", flush=True)
+            if args.results:
+                with open(args.results, "a") as f: f.write(json.dumps(lines[-1]) + "\n")
+    faults = 0
+    for kind in ("training", "command"):
+        total = {what: sum(line.get(what, 0) for line in lines if line["kind"] == kind) for what in ("kills", "faults")}
+        faults += total["faults"]
+        print(f"{kind}s: {total['kills']} kills, {total['faults']} ended otherwise than what was never killed")
+    sys.exit(bool(faults))
 
 
 if __name__ == "__main__":

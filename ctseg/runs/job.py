@@ -32,7 +32,7 @@ from .folder import Run, write_rows
 from .network import working_size
 from .recipe import Recipe
 from .split import split_slices, unexamined_as_absent
-from ..training.checkpoints import Checkpoints, save_weights
+from ..training.checkpoints import Checkpoints, drop_steps, save_weights
 from ..training.curves import Watch
 from ..training.deadline import Deadline, Stopped
 from ..training.loop import Trainer
@@ -265,7 +265,8 @@ class Job(PhaseJob):
     def train(self, phase: Phase) -> nn.Module:
         "The averaged model of one phase: trained, or loaded if the phase has finished."
         model, earlier = self.make_model(), list(self.history)
-        state = Checkpoints(self.run/"checkpoints"/phase.name).final({"ema": model}, check_final)
+        checkpoints = Checkpoints(self.run/"checkpoints"/phase.name)
+        state = checkpoints.final({"ema": model}, check_final)
         folder = f"in {self.run.folder}: it must be on a disk of all of them"
         must_be_alike(state is not None, f"the processes do not see the same finished phases {folder}")
         if state is None:
@@ -277,6 +278,7 @@ class Job(PhaseJob):
         else:
             place(model, self.device, self.recipe.compute.channels_last).eval().requires_grad_(False)
             history, self.pieces = state["history"], max(self.pieces, state["pieces"])
+            if not rank(): drop_steps(checkpoints)
         self.history = earlier + history
         self.completed.append(phase.name)
         self.keep(model)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['State', 'Models', 'Use', 'save_weights', 'read_state', 'no_use', 'read_checkpoint',
-           'write_checkpoint', 'Checkpoints']
+           'write_checkpoint', 'Checkpoints', 'drop_steps']
 
 # %% ../../nbs/training/30_checkpoints.ipynb #ceb00f64
 import copy
@@ -111,3 +111,8 @@ class Checkpoints:
         path = self.folder/"final"
         if not os.path.lexists(path): return None
         return read_checkpoint(path, weights, "training this phase again", use)
+
+# %% ../../nbs/training/30_checkpoints.ipynb #9ac311af
+def drop_steps(checkpoints: Checkpoints) -> None:
+    "Delete the checkpoints of a finished phase that a kill at its end has left."
+    for old in checkpoints.saved(): remove(old)

@@ -1,6 +1,7 @@
 "Checkpoints: killed, damaged, hostile, on a full disk."
 import os
 import random
+import shutil
 import time
 
 import pytest
@@ -39,6 +40,16 @@ def test_a_kill_while_a_file_is_written_leaves_a_run_that_can_be_resumed(tmp_pat
             (run/"recipe.json").write_bytes((tmp_path/"whole"/"recipe.json").read_bytes())
         fit(slices, recipe, run, device="cpu", progress=False, resume=True)
         assert contents(run) == contents(tmp_path/"whole")
+
+
+def test_a_kill_at_the_end_of_a_phase_leaves_no_checkpoints_for_ever(tmp_path):
+    recipe, slices, run = small("masked", "model=tiny-for-tests"), toy(), tmp_path/"run"
+    fit(slices, recipe, run, device="cpu", progress=False)
+    whole, phase = contents(run), run/"checkpoints"/"supervised"
+    for name in ("step-0000002", "step-0000004"): shutil.copytree(phase/"final", phase/name)
+    for name in ("metrics.json", "checksums.json"): (run/name).unlink()
+    fit(slices, recipe, run, device="cpu", progress=False, resume=True)
+    assert contents(run) == whole
 
 
 @pytest.mark.parametrize("damage", ["model.safetensors", "ema.safetensors", "state.pt", None])

@@ -291,7 +291,6 @@ def _put_in_place(new: Path, path: Path, aside: Path) -> None:
 #| export
 def _put_back(path: Path, aside: Path) -> None:
     "Undo the first half of `_put_in_place` where the second did not happen."
-    # a name that is too long is none
     if os.path.exists(path) or not aside.exists(): return
     with contextlib.suppress(OSError): os.rename(aside, path)
 

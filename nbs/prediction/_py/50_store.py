@@ -84,7 +84,8 @@ def write_probabilities(
         yield add
         index = {"format": FORMAT, "size": [int(side) for side in size], "activation": activation}
         index |= {"classes": list(classes.names), "images": images}
-        z.writestr("index.json", json.dumps(index))
+        entry = zipfile.ZipInfo("index.json")  # without the time: the same file each time
+        z.writestr(entry, json.dumps(index), zipfile.ZIP_DEFLATED)
 
 
 # %%

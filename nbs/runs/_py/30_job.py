@@ -33,7 +33,7 @@ from ctseg.runs.folder import Run, write_rows
 from ctseg.runs.network import working_size
 from ctseg.runs.recipe import Recipe
 from ctseg.runs.split import split_slices, unexamined_as_absent
-from ctseg.training.checkpoints import Checkpoints, save_weights
+from ctseg.training.checkpoints import Checkpoints, drop_steps, save_weights
 from ctseg.training.curves import Watch
 from ctseg.training.deadline import Deadline, Stopped
 from ctseg.training.loop import Trainer
@@ -376,7 +376,8 @@ class Job(PhaseJob):
     def train(self, phase: Phase) -> nn.Module:
         "The averaged model of one phase: trained, or loaded if the phase has finished."
         model, earlier = self.make_model(), list(self.history)
-        state = Checkpoints(self.run/"checkpoints"/phase.name).final({"ema": model}, check_final)
+        checkpoints = Checkpoints(self.run/"checkpoints"/phase.name)
+        state = checkpoints.final({"ema": model}, check_final)
         folder = f"in {self.run.folder}: it must be on a disk of all of them"
         must_be_alike(state is not None, f"the processes do not see the same finished phases {folder}")
         if state is None:
@@ -388,6 +389,7 @@ class Job(PhaseJob):
         else:
             place(model, self.device, self.recipe.compute.channels_last).eval().requires_grad_(False)
             history, self.pieces = state["history"], max(self.pieces, state["pieces"])
+            if not rank(): drop_steps(checkpoints)
         self.history = earlier + history
         self.completed.append(phase.name)
         self.keep(model)

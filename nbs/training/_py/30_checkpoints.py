@@ -185,6 +185,22 @@ class Checkpoints:
         return read_checkpoint(path, weights, "training this phase again", use)
 
 
+# %% [markdown]
+# A kill between the two halves of `finish` leaves checkpoints beside the finished phase. Who goes on with the run deletes them.
+
+# %%
+#| export
+def drop_steps(checkpoints: Checkpoints) -> None:
+    "Delete the checkpoints of a finished phase that a kill at its end has left."
+    for old in checkpoints.saved(): remove(old)
+
+
+# %%
+with tempfile.TemporaryDirectory() as d:
+    for name in ("step-0000120", "final"): (Path(d)/name).mkdir()
+    drop_steps(Checkpoints(d))
+    test_eq([p.name for p in Path(d).iterdir()], ["final"])
+
 # %%
 with tempfile.TemporaryDirectory() as d:
     checkpoints = Checkpoints(d)

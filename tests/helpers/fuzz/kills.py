@@ -85,8 +85,10 @@ def written(folder: Path, before: set[str]) -> dict[str, bytes]:
 
 
 def visible(names) -> set[str]:
-    "The outermost names of what was written; what begins with a dot is no result yet."
-    return {n.split("/")[0] for n in names if not any(part.startswith(".") for part in n.split("/"))}
+    """The outermost names of what was written. What begins with a dot is no result yet, and `new.parts` is
+    what an import has cut so far, for the same command to go on with."""
+    shown = (n.split("/") for n in names if not any(part.startswith(".") for part in n.split("/")))
+    return {parts[0] for parts in shown if parts[0] != "new.parts"}
 
 
 class Killer:
