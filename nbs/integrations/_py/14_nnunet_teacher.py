@@ -39,7 +39,7 @@ from ctseg.integrations.nnunet_toys import ToyTrainer, toy_dataset
 # [completes](12_nnunet_known.ipynb#a-teachers-answers) the targets where the truth says nothing and it is sure: on unlabelled cases everywhere, on the others for the
 # classes that nobody looked for. Teacher and student see the same patch, as nnU-Net augmented it. The average is what is scored and what predicts.
 #
-# Two rules keep it from [making things worse](../benchmarks/nnunet.ipynb):
+# The trainer is experimental: in short trainings it was [worse than the supervised one](../benchmarks/nnunet.ipynb). Two rules make it less so:
 #
 # * A teacher that has not learnt a structure is sure of background where one is. So it is believed about a class only from a pseudo Dice of `min_dice` on. nnU-Net counts that after each epoch on held-out cases, and here only where the class was examined.
 # * Cases without labels come on top. nnU-Net's own steps draw the labelled cases, as many in all as those of the supervised trainer. Once the teacher is asked, each is followed by one step on cases without labels. If they took the place of half of the draws, what is hardest would be learnt half as fast. So an epoch takes twice as long from then on.
