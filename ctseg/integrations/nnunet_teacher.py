@@ -26,7 +26,7 @@ class SemiSettings(PartialSettings):
     tau: float = setting(0.9, "certainty at which the teacher settles a voxel", low=0.5, high=1)
     warmup: float = setting(0.5, "share of the epochs with labelled cases only, before the teacher is asked",
                             low=0, high=1)
-    min_dice: float = setting(0.5, "pseudo Dice of the teacher from which it is believed about a class",
+    min_dice: float = setting(0.8, "pseudo Dice of the teacher from which it is believed about a class",
                               low=0, high=1)
     ema: float = setting(0.999, "decay of the average that teaches and predicts", low=0, high=1)
 

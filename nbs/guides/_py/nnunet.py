@@ -102,7 +102,7 @@ for case, names in read_json(root/"annotated_labels.json").items():
 #
 # ```sh
 # nnUNetv2_train 501 3d_fullres 0 -tr nnUNetTrainerPartial         # cases with labels
-# nnUNetv2_train 501 3d_fullres 0 -tr nnUNetTrainerPartialSemi     # all cases, and a teacher
+# nnUNetv2_train 501 3d_fullres 0 -tr nnUNetTrainerPartialSemi     # all cases, and a teacher; experimental
 # nnUNetv2_train 501 3d_fullres 0 -tr nnUNetTrainerPartialSemi --c # go on
 # CTSEG_NNUNET="epochs=200 iterations=100" nnUNetv2_train …        # shorter; also tau, warmup, min_dice, ema, log_dice
 # ```
@@ -123,8 +123,8 @@ for case, names in read_json(root/"annotated_labels.json").items():
 # ## What was tried
 #
 # nnU-Net 2.8.1 in `2d` and `3d_fullres`, on one CPU: planned, trained, resumed with `--c`, and predicted with in an environment that cannot import ctseg. The tests of this package do the same with a small network where
-# nnU-Net is installed, and train the last stage of a cascade (versions 2.6.0 and 2.7.0 passed them in part). Not tried: a GPU, and several processes. There is a very small [comparison on the phantom](../benchmarks/nnunet.ipynb),
-# in which the semi-supervised trainer lost to the supervised one in as many steps, and none on real data.
+# nnU-Net is installed, and train the last stage of a cascade (versions 2.6.0 and 2.7.0 passed them in part). Not tried: a GPU, and several processes. Of a cascade the semi-supervised trainer's
+# 3d_lowres was trained for a few steps and predicted with, and its last stage trained, resumed and predicted with. On [phantoms](../benchmarks/nnunet.ipynb) the semi-supervised trainer was worse than the supervised one (mean Dice .38 against .44, three seeds): it is experimental, take `nnUNetTrainerPartial`. On real data nothing was measured.
 
 # %%
 #| hide
