@@ -187,7 +187,6 @@ def _put_in_place(new: Path, path: Path, aside: Path) -> None:
 # %% ../../nbs/core/10_files.ipynb #12a6e3c3
 def _put_back(path: Path, aside: Path) -> None:
     "Undo the first half of `_put_in_place` where the second did not happen."
-    # a name that is too long is none
     if os.path.exists(path) or not aside.exists(): return
     with contextlib.suppress(OSError): os.rename(aside, path)
 

@@ -92,7 +92,7 @@ def _misfit(path: Path, image: np.ndarray, paths: list[Path], pictures: Pictures
     return InputError(f"{path}: {size_text(image)} pixels, expected {expected}; "
                       f"give at least --size {largest}: a margin of air makes all alike")
 
-# %% ../../nbs/io/96_png.ipynb #24c18a5b
+# %% ../../nbs/io/96_png.ipynb #539995d1
 def read_placed(folder, pictures: Pictures = Pictures()) -> Placed:
     "The images of a folder on canvases of one size; `InputError` for one that does not fit."
     found = _paths_by_stem(folder)

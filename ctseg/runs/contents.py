@@ -165,7 +165,7 @@ def _open_labels(archive: zipfile.ZipFile) -> tuple[IO[bytes], tuple[int, int, i
     if dtype != np.uint8 or len(shape) != 3: raise ValueError("no label maps")
     return f, shape
 
-# %% ../../nbs/runs/14_contents.ipynb #f1a79a1c
+# %% ../../nbs/runs/14_contents.ipynb #f53b6d23
 def _read_packed(path: Path, rows: np.ndarray) -> np.ndarray:
     "Some label maps: the whole file is passed over, since it is compressed, and its checksum compared."
     maps = []
