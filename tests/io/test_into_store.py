@@ -97,7 +97,7 @@ def test_damage_leaves_no_store(scans, tmp_path):
 
 
 def test_memory_does_not_grow(tmp_path):
-    "Twice as many volumes: the index grows, pixels do not."
+    "More volumes: the index grows, pixels do not."
     shape = (64, 64, 100)
 
     def load():
@@ -111,5 +111,5 @@ def test_memory_does_not_grow(tmp_path):
             return tracemalloc.get_traced_memory()[1]
         finally:
             tracemalloc.stop()
-    few, many = peak(21), peak(42)  # the smaller one fills a block of 8 MB already
-    assert many - few < .2*21*2*np.prod(shape)
+    few, many = peak(42), peak(63)  # the smaller one fills two blocks of 8 MB already
+    assert many - few < .3*21*2*np.prod(shape)
