@@ -1,6 +1,5 @@
 "An import that writes a store: the same slices and facts as by way of a folder, and no trace of a failure."
 import os
-import tracemalloc
 
 import numpy as np
 import pytest
@@ -9,7 +8,6 @@ from helpers.folders import told, tree
 from helpers.volumes import TWO, save, volume
 from PIL import Image
 
-from ctseg.core.anatomy import ClassMap
 from ctseg.core.files import read_json, write_json
 from ctseg.data.mask_csv import write_masks
 from ctseg.data.store import store_arrays, store_notes, store_splits
@@ -18,7 +16,6 @@ from ctseg.io.cutting import Work
 from ctseg.io.folders import write_volumes
 from ctseg.io.neighbours import SlicePlaces
 from ctseg.io.slicing import Slicing
-from ctseg.io.volumes import Volume
 
 pytest.importorskip("zarr")
 from ctseg.data.store import read_store
@@ -100,22 +97,3 @@ def test_damage_leaves_no_store(scans, tmp_path):
     def cases(): return [Case("a", lambda: volume(0)), Case("b", lambda: volume(1, labels=True, known=np.array([True, False])))]
     told(lambda: write_volumes(cases(), tmp_path/"s", TWO, Slicing(), work=Work(store=True)), "examined")
     assert set(os.listdir(tmp_path)) <= {"cache"}
-
-
-def test_memory_does_not_grow(tmp_path):
-    "Twice as many volumes: the index grows, pixels do not."
-    shape = (64, 64, 100)
-
-    def load():
-        return Volume(np.full(shape, 40, np.float32), np.eye(4), np.ones(shape, np.uint8), np.ones(1, bool))
-
-    def peak(n):
-        tracemalloc.start()
-        try:
-            cases = [Case(f"c{i}", load) for i in range(n)]
-            write_volumes(cases, tmp_path/f"out{n}", ClassMap(("x",)), Slicing(), work=Work(store=True))
-            return tracemalloc.get_traced_memory()[1]
-        finally:
-            tracemalloc.stop()
-    few, many = peak(21), peak(42)  # the smaller one fills a block of 8 MB already
-    assert many - few < .2*21*2*np.prod(shape)

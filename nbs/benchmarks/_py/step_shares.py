@@ -8,7 +8,8 @@
 # %% [markdown]
 # **Question.** How much of a step is not the network's work?
 #
-# ANSWER
+# **Answer.** Little: data, augmentation and bookkeeping take 0.2 to 0.3 % of a step of the Attention U-Net at its full width, and 2 % with the light encoder. A narrower network makes
+# their share larger; that was not measured here.
 #
 # ## How it was measured
 #
@@ -92,7 +93,9 @@ def shares(*settings: str) -> dict:
 # %%
 NETWORKS = {
     "attunet, 64 px, batch 16": ["batch_size=16", "epochs=2"],
-    "lite0, 128 px, batch 8": ["model=unet:tf_efficientnet_lite0", "pretrained=False", "image_size=128", "epochs=1"],
+    "lite0, 128 px, batch 8": [
+        "model=unet:tf_efficientnet_lite0", "pretrained=False", "image_size=128", "epochs=1",
+    ],
 }
 rows = {}
 for name, settings in NETWORKS.items():
