@@ -32,7 +32,8 @@ present = {name: text for name, text in told.items() if name in set(found["train
 def dice_of(name):
     "Dice of a training, by seed: a table of cases and classes each."
     rows = found[found["training"] == name]
-    return {seed: part.pivot(index="case", columns="class", values="dice") for seed, part in rows.groupby("seed")}
+    tables = rows.groupby("seed")
+    return {seed: part.pivot(index="case", columns="class", values="dice") for seed, part in tables}
 
 
 # %% [markdown]
