@@ -32,7 +32,8 @@ present = {name: text for name, text in told.items() if name in set(found["train
 def dice_of(name):
     "Dice of a training, by seed: a table of cases and classes each."
     rows = found[found["training"] == name]
-    return {seed: part.pivot(index="case", columns="class", values="dice") for seed, part in rows.groupby("seed")}
+    tables = rows.groupby("seed")
+    return {seed: part.pivot(index="case", columns="class", values="dice") for seed, part in tables}
 
 
 # %% [markdown]
@@ -44,7 +45,8 @@ def row(name):
     by_seed, others = dice_of(name), dice_of("partial")
     score = bootstrap_mean(np.stack([*by_seed.values()]))
     shared = [seed for seed in by_seed if seed in others]
-    apart = paired_bootstrap(np.stack([by_seed[s] for s in shared]), np.stack([others[s] for s in shared]))
+    these, those = (np.stack([tables[seed] for seed in shared]) for tables in (by_seed, others))
+    apart = paired_bootstrap(these, those)
     difference = f"{apart['difference']:+.2f} ({apart['low']:+.2f} to {apart['high']:+.2f})"
     return {
         "training": present[name],
