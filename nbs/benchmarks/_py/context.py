@@ -102,7 +102,7 @@ pd.DataFrame(rows, columns=["slices", "number", "difference", "95 % over patient
 #
 # 47 patients of [OpenKBP](../io/80_openkbp.ipynb), with the contours of their clinics. Of each 64 slices that follow each other, downward from the topmost one with a contour, 2.5 to 3 mm
 # apart, cut to 64x64 pixels of 4 to 5 mm, with one window. 32 patients are learnt from with whatever was contoured on them; 15 on whom all
-# seven organs were contoured are scored. Networks, recipe and settings as above, 5 epochs of 112 steps, as many steps as 24 epochs of the phantom.
+# seven organs were contoured are scored. Networks, recipe and settings as above, 5 epochs of 104 steps, about as many as 24 epochs of the phantom.
 #
 # ```
 # python tools/context.py --data FOLDER --openkbp CLONE --epochs 5
