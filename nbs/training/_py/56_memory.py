@@ -35,7 +35,7 @@ from ctseg.models.zoo import create_model
 COPIES = 5  # of the weights
 
 def kept_values(
-    model: nn.Module, # best on the meta device, where tensors have shapes and no content
+    model: nn.Module, # on the meta device, where tensors have shapes and no content
     size: tuple[int, int], # height and width of the images
     channels: int = 1, # of its input
 ) -> int:
@@ -46,8 +46,7 @@ def kept_values(
     layers = [m for m in model.modules() if not list(m.children()) and list(m.parameters())]
     hooks = [layer.register_forward_hook(count) for layer in layers]
     with torch.no_grad():
-        device = next(model.parameters()).device
-        model.eval()(torch.zeros(1, channels, *size, device=device))
+        model.eval()(torch.empty(1, channels, *size, device="meta"))
     for hook in hooks: hook.remove()
     return sum(counts)
 
@@ -75,42 +74,6 @@ def least_bytes(
 for width in (8, 16, 4096):
     need = least_bytes(lambda: create_model("attunet", 1, 55, width=width), (256, 256), 8)
     print(f"width {width:4}: {need/2**30:.3g} GB")
-
-# %% [markdown]
-# For the meta device PyTorch loads its compiler, which takes longer than all else of a start. Mostly far more memory is free than a step needs, and
-# then a forward pass of a small image tells so in a moment.
-
-# %%
-#| export
-SMALL = 64 # pixels a side
-FAR = 4 # times as much as is needed, by rule of three, is enough beyond doubt
-
-def surely_fits(
-    build: Callable[[], nn.Module], # makes the network
-    size: tuple[int, int], # of the images it works at
-    images: int, # at a time
-    free: float, # bytes
-    channels: int = 1, # of the network's input
-) -> bool: # False: `least_bytes` must tell
-    "Whether a training step needs far less than there is."
-    try:
-        with torch.random.fork_rng(devices=[]):
-            with torch.device("meta"):
-                weights = 4*COPIES*count_parameters(build())
-            if FAR*weights > free: return False
-            model = build()
-        height, width = (min(side, SMALL) for side in size)
-        values = kept_values(model, (height, width), channels)
-    except Exception:  # see above
-        return False
-    share = height*width/(size[0]*size[1])
-    return FAR*(weights + 4*values*images/share) < free
-
-
-# %%
-def small_network(): return create_model("attunet", 1, 55, width=8)
-need = least_bytes(small_network, (256, 256), 8)
-print([surely_fits(small_network, (256, 256), 8, times*need) for times in (1, 3, 5)])
 
 # %% [markdown]
 # How much there is depends on the container too. A user says it as `4GB` or `500MB`.

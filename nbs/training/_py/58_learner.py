@@ -8,14 +8,12 @@
 
 # %%
 #| export
-import functools
 import math
-import sys
 import warnings
 from typing import Any
 
 import torch
-from accelerate import Accelerator, accelerator
+from accelerate import Accelerator
 from torch import nn
 
 from ctseg.core.parallel import synchronise
@@ -55,54 +53,10 @@ ax.set(xlabel="step", ylabel="share of the peak", title="Learning rate")
 plt.show()
 
 
-# %% [markdown]
-# PyTorch's optimisers load its compiler when they are made, only to tell it that it shall leave them alone. That takes a second of every start. Where nothing
-# is compiled they are told so themselves.
-
-# %%
-#| export
-def without_compiler():
-    "Let optimisers work without loading `torch._dynamo`; nothing changes where that is loaded already."
-    if "torch._dynamo" in sys.modules: return
-    for method in vars(torch.optim.Optimizer).values():
-        plain = getattr(method, "__wrapped__", None)
-        code = getattr(method, "__code__", None)
-        if plain is None or code is None: continue
-        if code.co_filename == torch._disable_dynamo.__code__.co_filename:
-            setattr(plain, "__dynamo_disable", plain)  # where PyTorch keeps it for the compiler
-
-
-# %% [markdown]
-# accelerate loads PyTorch's distributed tensors to see whether a network has any. Where they are not loaded, it has none.
-
-# %%
-#| export
-def without_distributed_tensors():
-    "Let accelerate prepare a network without loading `torch.distributed.tensor`."
-    ask = getattr(accelerator, "model_has_dtensor", None)
-    if ask is None or hasattr(ask, "__wrapped__"): return
-
-    @functools.wraps(ask)
-    def has_any(model: nn.Module) -> bool:
-        return "torch.distributed.tensor" in sys.modules and ask(model)
-    accelerator.model_has_dtensor = has_any
-
-
-# %%
-without_distributed_tensors()
-test_eq(accelerator.model_has_dtensor(nn.Linear(1, 1)), False)
-
-# %%
-without_compiler()
-one = torch.ones(1, requires_grad=True)
-torch.optim.AdamW([one], lr=.1).zero_grad()
-
-
 # %%
 #| export
 def make_optimiser(model: nn.Module, setup: Setup, lr: float | None = None) -> torch.optim.AdamW:
     "AdamW with peak rate `lr` (None: the schedule's); a pretrained encoder's own rate changes in proportion."
-    if not setup.compute.compile: without_compiler()
     schedule = setup.schedule
     encoder_lr = schedule.encoder_lr
     if lr is not None and schedule.lr: encoder_lr = encoder_lr*lr/schedule.lr
@@ -125,7 +79,6 @@ class Net:
     "A network on the device: `raw`, its running average `ema`, and `model`, wrapped for precision and processes."
     def __init__(self, model: nn.Module, setup: Setup, lr: float | None = None): # None: the schedule's
         compute = setup.compute
-        without_distributed_tensors()
         self.acc: Accelerator = make_accelerator(setup.plan)
         self.raw = synchronise(place(model, self.acc.device, compute.channels_last))
         if hasattr(self.raw, "deep_supervision"):
