@@ -49,7 +49,7 @@ from ..runs.sums import write_metrics
 from ..training.curves import plot_curves
 from ..training.deadline import Deadline, Stopped, read_duration
 from ..training.learner import make_optimiser
-from ..training.memory import check_memory, free_bytes, least_bytes, read_size, surely_fits
+from ..training.memory import check_memory, free_bytes, least_bytes, read_size
 from ..training.setup import make_accelerator
 from ..training.step import out_of_memory
 from ..training.trackers import Trackers, check_trackers
@@ -79,11 +79,9 @@ def refuse_too_large(job: Job) -> None:
     def build(): return make_model(recipe.model, channels, classes, job.image_size, True, shown)
     batch = -(-recipe.schedule.batch_size//(world()*recipe.compute.pieces))
     images = 1 if job.device.type == "cuda" else batch
-    free = free_bytes(job.device)
-    if surely_fits(build, size, images, free, shown): return
     need = least_bytes(build, size, images, job.plan.precision == "fp32", shown)
     what = f"{recipe.model.name} at {size[0]}x{size[1]} pixels, {images} at a time"
-    check_memory(need, free, what)
+    check_memory(need, free_bytes(job.device), what)
 
 # %% ../../nbs/recipes/20_fit.ipynb #e13a83f3
 def warn_of_split(job: Job) -> None:

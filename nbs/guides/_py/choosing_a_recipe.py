@@ -122,6 +122,6 @@ models[["name", "G multiply-adds", "M parameters", "of the default", "about"]].s
 # * **epochs**: 90 passes over the annotated slices is the default. If the held-out curve still rises at the end, double it before trying anything else.
 # * **image_size=128** costs a quarter and loses the small structures; fine for a first look.
 # * **batch_size**: as large as the card holds, up to 16; the loss adds up over the batch, and rare structures want company.
-# * **context=1** shows the network each slice of an imported volume with its two neighbours. It costs next to nothing. On volumes of the phantom it [lost 0.04 in a very short training and won 0.01 in one of twice the length](../benchmarks/context.ipynb), less than another seed changes; on real scans the same. Single slices have no neighbours, so it is for volumes alone.
+# * **context=1** shows the network each slice of an imported volume with its two neighbours. It costs next to nothing. On volumes of the phantom it [lost 0.04 in a very short training and won 0.01 in one of twice the length](../benchmarks/context.ipynb), less than another seed changes; on real scans it won 0.02, in two of three seeds. Single slices have no neighbours, so it is for volumes alone.
 # * **rare_power=0.5** if some structures are on very few slices and stay silent.
 # * **one seed is no result**: on [small data](../benchmarks/original_claim.ipynb) two seeds differ by more than most methods do. [Comparing two methods fairly](comparing_two_methods.ipynb).

@@ -124,7 +124,7 @@ for case, names in read_json(root/"annotated_labels.json").items():
 #
 # nnU-Net 2.8.1 in `2d` and `3d_fullres`, on one CPU: planned, trained, resumed with `--c`, and predicted with in an environment that cannot import ctseg. The tests of this package do the same with a small network where
 # nnU-Net is installed, and train the last stage of a cascade (versions 2.6.0 and 2.7.0 passed them in part). Not tried: a GPU, and several processes. Of a cascade the semi-supervised trainer's
-# 3d_lowres was trained for a few steps and predicted with, and its last stage trained, resumed and predicted with. On [phantoms](../benchmarks/nnunet.ipynb) the semi-supervised trainer was worse than the supervised one (mean Dice .38 against .44, three seeds): it is experimental, take `nnUNetTrainerPartial`. On real data nothing was measured.
+# 3d_lowres was trained for a few steps and predicted with, and its last stage trained, resumed and predicted with. On [phantoms](../benchmarks/nnunet.ipynb) the semi-supervised trainer was worse than the supervised one (mean Dice .42 against .44, three seeds): it is experimental, take `nnUNetTrainerPartial`. On real data nothing was measured.
 
 # %%
 #| hide
