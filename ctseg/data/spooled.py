@@ -87,10 +87,11 @@ def room_for(
 # %% ../../nbs/data/52_spooled.ipynb #b2335175
 def put_slices(pixels: np.ndarray|LazyPixels, first: int, block: np.ndarray):
     "Put slices, uint8 [k,H,W], into the places `first` … of such room."
-    if isinstance(pixels, LazyPixels):
-        pixels.source.write(first, block)
-    else:
+    if isinstance(pixels, np.ndarray):
         pixels[first:first + len(block)] = block
+    else:
+        assert isinstance(pixels.source, FilePixels), "others cannot be written"
+        pixels.source.write(first, block)
 
 # %% ../../nbs/data/52_spooled.ipynb #c184ed25
 def _put_columns(file: FilePixels, start: int, part: np.ndarray):

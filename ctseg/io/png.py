@@ -21,7 +21,7 @@ from ..data.images import image_paths, size_text
 from ..data.lazy import LazyPixels, blank_like
 from ..data.slices import SliceSet, known_after_resize
 from ..data.splits import near_duplicates
-from ..data.spooled import know_values, put_slices, room_for
+from ..data.spooled import FilePixels, know_values, put_slices, room_for
 from ..data.store import write_store
 from .canvas import paste
 from .into_store import check_store_place
@@ -181,7 +181,8 @@ def _paint_all(
 ) -> tuple[LazyPixels, np.ndarray, Counter]:
     "The masks of the images, what is known on them bool [N,C], and what was counted on the way."
     N, C = len(placed.names), len(labels.classes)
-    masks = room_for(N, placed.images.shape[1:], Path(tempfile.gettempdir()))
+    file = FilePixels(N, placed.images.shape[1:])
+    masks = LazyPixels(file)
     examined = np.zeros((N, C), bool)
     counts = Counter()
     for i, name in enumerate(placed.names):
@@ -202,7 +203,7 @@ def _paint_all(
         hidden = asked & ~examined[i]
         counts["hidden_cells"] += int(hidden.sum())
         counts["overlapping_pixels"] += overlapping
-    know_values(masks.source)
+    know_values(file)
     return masks, examined, counts
 
 # %% ../../nbs/io/96_png.ipynb #9b2c6fcc

@@ -84,7 +84,7 @@ decoders.style.format(
 # %% [markdown]
 # ## The recipe `ctseg`
 #
-# Both phases with 100 annotated slices. `ctseg-pretrained`: 50 epochs, then a second phase half as long. `ctseg-second`: 25 epochs, then a second phase of 40, one seed. A step of the second phase costs three to four supervised ones, and four times as many pixels make each of them dear: the Attention U-Net takes 360 such steps with batches of 16 in the same time, the pretrained network 275 with batches of 8.
+# Both phases with 100 annotated slices. `ctseg-pretrained`: 50 epochs, then a second phase half as long. `ctseg-second`: 25 epochs, then a second phase of 40, one seed. `ctseg-pretrained-second-3`: 50 epochs and a second phase three times as long, one seed; it brings about 0.01 here, where [the Attention U-Net gains 0.03](realct_semi.ipynb#a-longer-second-phase), for four times the time. A step of the second phase costs three to four supervised ones, and four times as many pixels make each of them dear: the Attention U-Net takes 360 such steps with batches of 16 in the same time, the pretrained network 275 with batches of 8.
 # The seconds of the Attention U-Net are those of the clock, beside a second run.
 
 # %%

@@ -145,10 +145,11 @@ print(room_for(2, (3, 4)).shape, room_for(2, (3, 4), tempfile.gettempdir()))
 #| export
 def put_slices(pixels: np.ndarray|LazyPixels, first: int, block: np.ndarray):
     "Put slices, uint8 [k,H,W], into the places `first` … of such room."
-    if isinstance(pixels, LazyPixels):
-        pixels.source.write(first, block)
-    else:
+    if isinstance(pixels, np.ndarray):
         pixels[first:first + len(block)] = block
+    else:
+        assert isinstance(pixels.source, FilePixels), "others cannot be written"
+        pixels.source.write(first, block)
 
 
 # %%

@@ -331,7 +331,7 @@ def with_new_names(slices: SliceSet, renaming: Renaming, any_part: bool = False)
     in_memory = isinstance(slices.masks, np.ndarray)
     masks = room_for(len(slices), slices.masks.shape[1:], None if in_memory else Path(tempfile.gettempdir()))
     known = renamed.apply(slices.masks, slices.known, masks)
-    if not in_memory: know_values(masks.source)
+    if isinstance(masks, LazyPixels): know_values(masks.source)
     return replace(slices, masks=masks, known=known, classes=renamed.classes), facts
 
 

@@ -23,7 +23,7 @@ from ctseg.data.images import image_paths, size_text
 from ctseg.data.lazy import LazyPixels, blank_like
 from ctseg.data.slices import SliceSet, known_after_resize
 from ctseg.data.splits import near_duplicates
-from ctseg.data.spooled import know_values, put_slices, room_for
+from ctseg.data.spooled import FilePixels, know_values, put_slices, room_for
 from ctseg.data.store import write_store
 from ctseg.io.canvas import paste
 from ctseg.io.into_store import check_store_place
@@ -280,7 +280,8 @@ def _paint_all(
 ) -> tuple[LazyPixels, np.ndarray, Counter]:
     "The masks of the images, what is known on them bool [N,C], and what was counted on the way."
     N, C = len(placed.names), len(labels.classes)
-    masks = room_for(N, placed.images.shape[1:], Path(tempfile.gettempdir()))
+    file = FilePixels(N, placed.images.shape[1:])
+    masks = LazyPixels(file)
     examined = np.zeros((N, C), bool)
     counts = Counter()
     for i, name in enumerate(placed.names):
@@ -301,7 +302,7 @@ def _paint_all(
         hidden = asked & ~examined[i]
         counts["hidden_cells"] += int(hidden.sum())
         counts["overlapping_pixels"] += overlapping
-    know_values(masks.source)
+    know_values(file)
     return masks, examined, counts
 
 
