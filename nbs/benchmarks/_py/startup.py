@@ -8,8 +8,8 @@
 # %% [markdown]
 # **Question.** What does it cost to start a command, before it does what it is for?
 #
-# **Answer.** `ctseg check` of a folder that tells its patients takes a fifth of the processor time that it took. `fit` to its first step takes 0.6 of it and `predict` 0.75;
-# beyond `import torch`, which both need and which nobody here can shorten, that is 0.4 and 0.5. `--help` was quick already.
+# **Answer.** `ctseg check` of a folder that tells its patients takes a sixth of the processor time that it took. `fit` to its first step takes 0.8 of it and `predict` 0.75;
+# beyond `import torch`, which both need and which nobody here can shorten, that is 0.7 and 0.5. `--help` was quick already.
 #
 # ## How it was measured
 #
@@ -32,9 +32,6 @@ table.round(2)
 # ## What is loaded later
 #
 # * `check` needed PyTorch for thumbnails that find near-duplicates. A folder that tells its patients needs none, so PyTorch, scikit-image and SciPy are loaded where they are used.
-# * `fit` loaded PyTorch's compiler, `torch._dynamo` with SymPy, though nothing was compiled. Three things asked for it: the estimate of memory on the meta device (a forward pass of a
-#   small image comes first now, and mostly settles it), the optimisers (they tell the compiler to leave them alone; now that is told without loading it), and accelerate (it looked for
-#   distributed tensors, which cannot be there before their module is).
 # * pandas is loaded where a table is made.
 #
-# What is left of `fit` is mostly `import torch` itself. Networks with a pretrained encoder load timm, timm loads torchvision, and torchvision loads the compiler; that stays.
+# What is left of `fit` is mostly `import torch` and PyTorch's compiler, `torch._dynamo` with SymPy. Nothing is compiled, but PyTorch's optimisers load it to tell it that it shall leave them alone. Half a second more could be saved by setting private attributes of PyTorch and accelerate; that was tried and taken out again, since nobody could rely on it.
