@@ -6,7 +6,7 @@
 __all__ = ['Measure', 'THRESHOLDS', 'GATES', 'ISLANDS', 'RESCUES', 'held_out_by', 'Part', 'out_of_fold',
            'run_members', 'examined_dice', 'structures_drawn', 'in_parts', 'rule_tables',
            'known_to_be_there', 'expected_rules', 'gated_rules', 'with_islands', 'with_rescue',
-           'complexity', 'RuleSearch', 'choose_rule']
+           'outlined_areas', 'smallest_area', 'complexity', 'RuleSearch', 'choose_rule']
 
 # %% ../../nbs/prediction/30_choose.ipynb #22c1f4f1
 import itertools
@@ -131,14 +131,25 @@ def gated_rules() -> list[Rule]:
     "Every threshold with every gate."
     return [Rule(threshold, gate) for threshold, gate in itertools.product(THRESHOLDS, GATES)]
 
-def with_islands(rule: Rule, area: int) -> list[Rule]:
-    "`rule` alone, and with each least size of an island, for slices of `area` pixels."
+def with_islands(rule: Rule, area: int, smallest: float = math.inf) -> list[Rule]:
+    "`rule` alone, and with each least size of an island up to `smallest`, for slices of `area` pixels."
     sizes = sorted({max(2, round(area*share)) for share in ISLANDS})
-    return [rule, *(replace(rule, island=size) for size in sizes)]
+    return [rule, *(replace(rule, island=size) for size in sizes if size <= smallest)]
 
 def with_rescue(rule: Rule) -> list[Rule]:
     "`rule` alone, and with each level from which an empty image is rescued."
     return [rule, *(replace(rule, rescue=level) for level in RESCUES)]
+
+# %% ../../nbs/prediction/30_choose.ipynb #d3603fd8
+def outlined_areas(slices: SliceSet) -> np.ndarray: # int64 [N,C]
+    "How many pixels of each class people outlined."
+    masks = np.asarray(slices.masks).reshape(len(slices), -1)
+    return np.stack([np.bincount(mask, minlength=256)[1:len(slices.classes) + 1] for mask in masks])
+
+def smallest_area(parts: list[Part]) -> float:
+    "The area of a small structure: the 5th percentile of the class where it is least; infinite without any."
+    areas = np.concatenate([outlined_areas(part.slices) for part in parts])
+    return min((float(np.percentile(area[area > 0], 5)) for area in areas.T if area.any()), default=math.inf)
 
 # %% ../../nbs/prediction/30_choose.ipynb #e60168cc
 def complexity(rule: Rule) -> tuple:
@@ -189,6 +200,6 @@ def choose_rule(
     search.score([*candidates, Rule()])
     rule = search.plainest(candidates)
     height, width = parts[0].slices.images.shape[1:]
-    rule = search.plainest(with_islands(rule, height*width))
+    rule = search.plainest(with_islands(rule, height*width, smallest_area(parts)))
     rule = search.plainest(with_rescue(rule))
     return rule, search.scores

@@ -8,7 +8,8 @@ import torch
 from ctseg.core.anatomy import ClassMap
 from ctseg.core.files import InputError
 from ctseg.inference.rule import Rule
-from ctseg.prediction.choose import RuleSearch, choose_rule, held_out_by, in_parts, out_of_fold
+from ctseg.prediction.choose import (
+    Part, RuleSearch, choose_rule, held_out_by, in_parts, out_of_fold, outlined_areas, smallest_area, with_islands)
 from ctseg.prediction.predictor import load_predictor
 from ctseg.prediction.saved import run_spec
 from ctseg.runs.split import split_slices
@@ -65,6 +66,22 @@ def test_islands_and_rescue_are_switched_on_where_they_help():
     timid = truth_as_probability(slices, sure=0.25)  # nothing reaches any threshold of the grid
     rule, scores = choose_rule(Script(slices, timid), slices)
     assert rule.rescue and scores[rule] > 0.3 > scores[Rule()] + 0.2
+
+
+def test_no_island_is_as_large_as_what_people_outline():
+    "At few pixels a thin organ is an island. Only some held-out slices have it, and others gain by islands."
+    slices = toy(24, labelled=24, every=True)
+    masks = np.where(slices.masks == 3, 0, slices.masks)
+    masks[:2, 15, 14:17] = 3  # three pixels
+    slices = replace(slices, masks=masks)
+    assert outlined_areas(slices)[:3, 2].tolist() == [3, 3, 0]
+    parts = [Part(None, slices)]
+    assert smallest_area(parts) == 3
+    assert {r.island for r in with_islands(Rule(), 64*64, 3)} == {0, 2}
+    assert {r.island for r in with_islands(Rule(), 64*64, 2)} == {0, 2}
+    assert {r.island for r in with_islands(Rule(), 64*64)} == {0, 2, 4, 8}
+    nothing = [Part(None, replace(slices, masks=0*masks))]
+    assert smallest_area(nothing) == float("inf")
 
 
 def test_the_plainest_within_the_margin_is_taken():
