@@ -144,12 +144,19 @@ def with_rescue(rule: Rule) -> list[Rule]:
 def outlined_areas(slices: SliceSet) -> np.ndarray: # int64 [N,C]
     "How many pixels of each class people outlined."
     masks = np.asarray(slices.masks).reshape(len(slices), -1)
-    return np.stack([np.bincount(mask, minlength=256)[1:len(slices.classes) + 1] for mask in masks])
+    last = len(slices.classes)
+    counts = [np.bincount(mask, minlength=256) for mask in masks]
+    return np.stack(counts)[:, 1:last + 1]
 
 def smallest_area(parts: list[Part]) -> float:
     "The area of a small structure: the 5th percentile of the class where it is least; infinite without any."
     areas = np.concatenate([outlined_areas(part.slices) for part in parts])
-    return min((float(np.percentile(area[area > 0], 5)) for area in areas.T if area.any()), default=math.inf)
+    small = [
+        np.percentile(of_class[of_class > 0], 5)
+        for of_class in areas.T
+        if of_class.any()
+    ]
+    return float(min(small, default=math.inf))
 
 # %% ../../nbs/prediction/30_choose.ipynb #e60168cc
 def complexity(rule: Rule) -> tuple:
