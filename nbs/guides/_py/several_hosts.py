@@ -28,10 +28,9 @@
 #
 # ## Slurm
 #
-# Two hosts with four cards each; save it as `train.sh` and give it to `sbatch`:
+# Two hosts with four cards each; save it as `train.sh`, below a first line `#!/bin/bash`, and give it to `sbatch`:
 #
 # ```sh
-# !/bin/bash
 # #SBATCH --nodes=2
 # #SBATCH --ntasks-per-node=1
 # #SBATCH --gpus-per-node=4
