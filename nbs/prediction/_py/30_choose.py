@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from ctseg.core.files import InputError
+from ctseg.data.lazy import blocks
 from ctseg.data.slices import SliceSet
 from ctseg.inference.expected_dice import drawn_structures, fit_expected_dice
 from ctseg.inference.loop import Each, over_slices
@@ -271,10 +272,12 @@ print(*with_islands(Rule(0.3), 256*256), *with_rescue(Rule(0.3)), sep=" | ")
 #| export
 def outlined_areas(slices: SliceSet) -> np.ndarray: # int64 [N,C]
     "How many pixels of each class people outlined."
-    masks = np.asarray(slices.masks).reshape(len(slices), -1)
     last = len(slices.classes)
-    counts = [np.bincount(mask, minlength=256) for mask in masks]
-    return np.stack(counts)[:, 1:last + 1]
+    areas = []
+    for masks in blocks(slices.masks):  # which may be larger than memory
+        for mask in masks:
+            areas.append(np.bincount(mask.ravel(), minlength=256)[1:last + 1])
+    return np.stack(areas)
 
 def smallest_area(parts: list[Part]) -> float:
     "The area of a small structure: the 5th percentile of the class where it is least; infinite without any."
