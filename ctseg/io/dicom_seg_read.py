@@ -16,9 +16,9 @@ import numpy as np
 
 from .dicom_headers import Misfit
 from .dicom_heap import frame_item, read_file
-from .dicom_series import Series
+from .dicom_series import Series, in_other_frame
 from .rtstruct import DrawnStructure
-from .seg_frames import Frame, frame_shape, in_other_space, read_frames, seg_kind, shared_groups
+from .seg_frames import Frame, frame_shape, read_frames, seg_kind, shared_groups
 from .seg_parts import check_length, segment_names
 from .volumes import import_volumes_package
 
@@ -112,7 +112,8 @@ def _reach(heights: np.ndarray, slice_heights: np.ndarray, header) -> float:
 # %% ../../nbs/io/77_dicom_seg_read.ipynb #15c0ebd2
 def _check_space(header, frames: list[Frame], series: Series):
     "`Misfit` for frames in another frame of reference, unless each names its slice."
-    if not in_other_space(header, series) or all(frame.claimed for frame in frames):
+    apart = in_other_frame(series, header.get("FrameOfReferenceUID"))
+    if not apart or all(frame.claimed for frame in frames):
         return
     raise Misfit("its SEG lies in another frame of reference than its series and does not say "
                  "on which slices it was drawn; export it again, on this series")
@@ -292,7 +293,7 @@ def read_segments(
                 masks[segment][..., k] |= placer.place(frame, drawn, k)
     notes = _notes(placer, lost, frames) + _off_slices(frames, taken, series)
     apart = slices_apart(taken)
-    notes += _doubts(in_other_space(header, series), apart)
+    notes += _doubts(in_other_frame(series, header.get("FrameOfReferenceUID")), apart)
     return Segments(_structures(masks, names, apart > 1), notes)
 
 # %% ../../nbs/io/77_dicom_seg_read.ipynb #253de353

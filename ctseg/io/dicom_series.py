@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['slices_of', 'slices_in', 'Stack', 'make_stack', 'check_duplicates', 'drift_angle', 'is_tilted',
-           'evenly_spaced', 'check_gaps', 'read_pixels', 'SliceHeaders', 'Series', 'make_series',
-           'series_notes']
+           'evenly_spaced', 'check_gaps', 'read_pixels', 'SliceHeaders', 'Series',
+           'in_other_frame', 'make_series', 'series_notes']
 
 # %% ../../nbs/io/72_dicom_series.ipynb #7ac90c7f
 import hashlib
@@ -296,6 +296,12 @@ class Series(_Geometry):
                 frames = _raw_pixels(file, file.shown(src))
             voxels[..., k] = _in_hounsfield(frames[file.frame], file.header)
         return voxels
+
+# %% ../../nbs/io/72_dicom_series.ipynb #32449912
+def in_other_frame(series: Series, uid) -> bool:
+    "Does a frame of reference, where both are told, differ from that of the series?"
+    own, other = (str(one or "") for one in (series.headers[0].get("FrameOfReferenceUID"), uid))
+    return bool(own and other and own != other)
 
 # %% ../../nbs/io/72_dicom_series.ipynb #8120b406
 def _locate(series: Series, points: np.ndarray) -> np.ndarray:

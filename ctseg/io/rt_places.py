@@ -9,7 +9,7 @@ __all__ = ['in_other_space', 'contour_notes']
 import numpy as np
 
 from .dicom_seg_read import off_slices_note
-from .dicom_series import Series
+from .dicom_series import Series, in_other_frame
 from .rtstruct import Region, off_plane
 
 # %% ../../nbs/io/77_rt_places.ipynb #9d0513de
@@ -34,15 +34,9 @@ def _most_off(series: Series) -> float:
     return .5*least + .01
 
 # %% ../../nbs/io/77_rt_places.ipynb #3eb1c6a2
-def _says_other_space(series: Series, region: Region) -> bool:
-    "Does a region name another frame of reference than the series?"
-    ours = str(series.headers[0].get("FrameOfReferenceUID") or "")
-    told = bool(ours and region.space)
-    return told and ours != region.space
-
 def in_other_space(series: Series, region: Region) -> bool:
     "Are the millimetres of a region counted in another frame of reference than those of the series?"
-    if not _says_other_space(series, region): return False
+    if not in_other_frame(series, region.space): return False
     off = _off_named(series, region)
     near = [mm <= _most_off(series) for mm in off]
     return sum(near) < len(region.rings)
@@ -78,7 +72,7 @@ def contour_notes(series: Series, regions: list[Region]) -> list[str]:
     off = max((off_plane(series, region) for region in regions), default=0.)
     notes = off_slices_note(off, series, "contours of its RTSTRUCT")
     notes += _astray_notes(series, regions)
-    if any(_says_other_space(series, region) for region in regions):
+    if any(in_other_frame(series, region.space) for region in regions):
         notes.append("its RTSTRUCT says that it lies in another frame of reference than the series; "
                      "its contours were put on the slices that they name")
     total = sum(len(region.rings) for region in regions)

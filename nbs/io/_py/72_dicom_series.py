@@ -463,6 +463,14 @@ class Series(_Geometry):
 
 # %%
 #| export
+def in_other_frame(series: Series, uid) -> bool:
+    "Does a frame of reference, where both are told, differ from that of the series?"
+    own, other = (str(one or "") for one in (series.headers[0].get("FrameOfReferenceUID"), uid))
+    return bool(own and other and own != other)
+
+
+# %%
+#| export
 def _locate(series: Series, points: np.ndarray) -> np.ndarray:
     "See `Series.locate`."
     origins = series.slice_origins()

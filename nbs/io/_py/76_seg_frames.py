@@ -14,7 +14,7 @@ import numpy as np
 
 from ctseg.io.dicom_headers import Misfit
 from ctseg.io.dicom_heap import frame_item
-from ctseg.io.dicom_series import Series
+from ctseg.io.dicom_series import Series, in_other_frame
 from ctseg.io.seg_parts import check_counts, segment_names
 from ctseg.io.volumes import import_volumes_package
 
@@ -180,14 +180,9 @@ def frame_shape(header) -> tuple[int, int]:
     "Columns and rows of a frame."
     return int(header.Columns), int(header.Rows)
 
-def in_other_space(header, series: Series) -> bool:
-    "Does a segmentation count its millimetres in another frame of reference than the series?"
-    ours, theirs = (str(one.get("FrameOfReferenceUID") or "") for one in (series.headers[0], header))
-    return bool(ours and theirs and ours != theirs)
-
 
 # %%
-print(seg_kind(seg), frame_shape(seg), in_other_space(seg, s))
+print(seg_kind(seg), frame_shape(seg), in_other_frame(s, seg.FrameOfReferenceUID))
 
 
 # %%

@@ -17,9 +17,9 @@ import numpy as np
 
 from ctseg.io.dicom_headers import Misfit
 from ctseg.io.dicom_heap import frame_item, read_file
-from ctseg.io.dicom_series import Series
+from ctseg.io.dicom_series import Series, in_other_frame
 from ctseg.io.rtstruct import DrawnStructure
-from ctseg.io.seg_frames import Frame, frame_shape, in_other_space, read_frames, seg_kind, shared_groups
+from ctseg.io.seg_frames import Frame, frame_shape, read_frames, seg_kind, shared_groups
 from ctseg.io.seg_parts import check_length, segment_names
 from ctseg.io.volumes import import_volumes_package
 
@@ -185,7 +185,8 @@ print(
 #| export
 def _check_space(header, frames: list[Frame], series: Series):
     "`Misfit` for frames in another frame of reference, unless each names its slice."
-    if not in_other_space(header, series) or all(frame.claimed for frame in frames):
+    apart = in_other_frame(series, header.get("FrameOfReferenceUID"))
+    if not apart or all(frame.claimed for frame in frames):
         return
     raise Misfit("its SEG lies in another frame of reference than its series and does not say "
                  "on which slices it was drawn; export it again, on this series")
@@ -417,7 +418,7 @@ def read_segments(
                 masks[segment][..., k] |= placer.place(frame, drawn, k)
     notes = _notes(placer, lost, frames) + _off_slices(frames, taken, series)
     apart = slices_apart(taken)
-    notes += _doubts(in_other_space(header, series), apart)
+    notes += _doubts(in_other_frame(series, header.get("FrameOfReferenceUID")), apart)
     return Segments(_structures(masks, names, apart > 1), notes)
 
 

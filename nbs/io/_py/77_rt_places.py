@@ -11,7 +11,7 @@
 import numpy as np
 
 from ctseg.io.dicom_seg_read import off_slices_note
-from ctseg.io.dicom_series import Series
+from ctseg.io.dicom_series import Series, in_other_frame
 from ctseg.io.rtstruct import Region, off_plane
 
 # %%
@@ -73,15 +73,9 @@ print(np.round(_off_named(s, liver), 2), np.round(_off_named(s, wrong), 2))
 
 # %%
 #| export
-def _says_other_space(series: Series, region: Region) -> bool:
-    "Does a region name another frame of reference than the series?"
-    ours = str(series.headers[0].get("FrameOfReferenceUID") or "")
-    told = bool(ours and region.space)
-    return told and ours != region.space
-
 def in_other_space(series: Series, region: Region) -> bool:
     "Are the millimetres of a region counted in another frame of reference than those of the series?"
-    if not _says_other_space(series, region): return False
+    if not in_other_frame(series, region.space): return False
     off = _off_named(series, region)
     near = [mm <= _most_off(series) for mm in off]
     return sum(near) < len(region.rings)
@@ -135,7 +129,7 @@ def contour_notes(series: Series, regions: list[Region]) -> list[str]:
     off = max((off_plane(series, region) for region in regions), default=0.)
     notes = off_slices_note(off, series, "contours of its RTSTRUCT")
     notes += _astray_notes(series, regions)
-    if any(_says_other_space(series, region) for region in regions):
+    if any(in_other_frame(series, region.space) for region in regions):
         notes.append("its RTSTRUCT says that it lies in another frame of reference than the series; "
                      "its contours were put on the slices that they name")
     total = sum(len(region.rings) for region in regions)
