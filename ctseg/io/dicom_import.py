@@ -18,7 +18,7 @@ from .cases import Case
 from .dicom import LabelledSeries, Survey, survey_dicom
 from .dicom_headers import DicomFile, label_errors
 from .dicom_heap import read_file
-from .dicom_seg_read import read_segments, segments_outside
+from .dicom_seg_read import read_segments, sort_segments
 from .cutting import Work, file_stamp
 from .dicom_series import series_notes
 from .folders import write_volumes
@@ -27,7 +27,6 @@ from ctseg.io.rtstruct import (
     DrawnStructure, draw_region, empty_names, leaves_plane, meets_volume, read_regions,
 )
 from .rt_places import contour_notes, in_other_space
-from .seg_parts import segment_names
 from .slicing import Slicing
 from .volumes import Volume, class_flags, combine
 
@@ -79,9 +78,10 @@ def _sort_regions(header, series, labels: Labels):
 
 def _sort_segments(header, series, labels: Labels):
     "Put the names of a SEG's segments where they belong."
-    outside = segments_outside(header, series)
-    for name in segment_names(header).values():
-        (labels.outside if name in outside else labels.inside).append(name)
+    names = sort_segments(header, series)
+    labels.inside += names.inside
+    labels.outside += names.outside
+    labels.empty += names.empty
 
 # %% ../../nbs/io/78_dicom_import.ipynb #6ed3531d
 def _labels_of(labelled: LabelledSeries, src: Path) -> Labels:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['slices_of_frames', 'Segments', 'read_segments', 'slices_apart', 'off_slices_note',
-           'segments_outside']
+           'SegmentNames', 'sort_segments']
 
 # %% ../../nbs/io/77_dicom_seg_read.ipynb #9529fed4
 from collections.abc import Callable, Iterator
@@ -263,6 +263,11 @@ class Segments:
     structures: list[DrawnStructure]
     notes: list[str] # what was done to make them fit, in words
 
+def _with_frames(frames: list[Frame], names: dict[int, str]) -> set[int]:
+    "The numbers of the segments that frames are of; all that are listed for a label map."
+    numbers = {frame.segment for frame in frames}
+    return set(names) if 0 in numbers else numbers
+
 # %% ../../nbs/io/77_dicom_seg_read.ipynb #6a2bc1df
 def read_segments(
     path: Path,
@@ -277,7 +282,8 @@ def read_segments(
     names = segment_names(header)
     frames = read_frames(header, series)
     taken = slices_of_frames(header, frames, series)
-    numbers = [number for number, name in names.items() if wanted is None or wanted(name)]
+    with_frames = _with_frames(frames, names)
+    numbers = [n for n, name in names.items() if n in with_frames and (wanted is None or wanted(name))]
     masks = {number: np.zeros(series.shape, bool) for number in numbers}
     placer = _Placer(series, frame_shape(header))
     lost = 0
@@ -363,14 +369,21 @@ def _notes(placer: _Placer, lost: int, frames: list[Frame]) -> list[str]:
     return notes
 
 # %% ../../nbs/io/77_dicom_seg_read.ipynb #4b9daffe
-def segments_outside(header, series: Series) -> set[str]:
-    "The names of segments that have frames, none of which lies on a slice."
-    names = segment_names(header)
+class SegmentNames(NamedTuple):
+    "The names of the segments of a SEG, by what is drawn of them."
+    inside: list[str]
+    outside: list[str] # they have frames, none of which lies on a slice
+    empty: list[str] # listed, and without a frame, as templates leave them
+
+def sort_segments(header, series: Series) -> SegmentNames:
+    "The names of segments, by whether anything of them is drawn on a series."
+    names, sorted_names = segment_names(header), SegmentNames([], [], [])
     frames = read_frames(header, series)
     taken = slices_of_frames(header, frames, series)
-    numbers = {frame.segment for frame in frames}
-    inside = {frame.segment for frame, slices in zip(frames, taken) if slices}
-    if 0 in inside: return set()  # a label map that meets the series
-    if 0 in numbers: return set(names.values())
-    outside = numbers - inside
-    return {names[number] for number in outside if number in names}
+    with_frames = _with_frames(frames, names)
+    inside = _with_frames([frame for frame, slices in zip(frames, taken) if slices], names)
+    for number, name in names.items():
+        place = sorted_names.inside if number in inside else sorted_names.outside
+        if number not in with_frames: place = sorted_names.empty
+        place.append(name)
+    return sorted_names

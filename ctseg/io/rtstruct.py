@@ -26,6 +26,7 @@ class Region(NamedTuple):
     exclusive: tuple[int, ...] = () # numbers of the rings that are to be combined by exclusive or
     named: tuple[str, ...] = () # for each ring the number of the slice that it says it was drawn on, or ""
     space: str = "" # the frame of reference in which its millimetres are counted, if it says so
+    lines: tuple[np.ndarray, ...] = () # contours that enclose nothing, float [n,3]: open ones, single points
 
 def _named_slice(contour) -> str:
     "The number of the only slice that a contour names, \"\" if none or several."
@@ -34,22 +35,24 @@ def _named_slice(contour) -> str:
 
 # %% ../../nbs/io/74_rtstruct.ipynb #e0960d9e
 def _read_rings(roi) -> Region:
-    "The closed contours of a region with at least three points, without its name."
-    rings, exclusive, named = [], [], []
+    "The contours of a region, without its name."
+    rings, exclusive, named, lines = [], [], [], []
     for contour in roi.get("ContourSequence", None) or []:
         told = contour.get("ContourGeometricType") or "CLOSED_PLANAR"
         kind = str(told).strip().upper()
         numbers = contour.get("ContourData") or []
-        if not kind.startswith("CLOSED"): continue
-        if len(numbers) < 9: continue
+        if len(numbers) < 3: continue
         points = np.array(numbers, float).reshape(-1, 3)
         if not np.isfinite(points).all():
             raise Misfit("its RTSTRUCT has a contour with points that are no numbers; export it again")
+        if not kind.startswith("CLOSED") or len(points) < 3:
+            lines.append(points)
+            continue
         if kind == _XOR:
             exclusive.append(len(rings))
         rings.append(points)
         named.append(_named_slice(contour))
-    return Region("", rings, tuple(exclusive), tuple(named))
+    return Region("", rings, tuple(exclusive), tuple(named), lines=tuple(lines))
 
 # %% ../../nbs/io/74_rtstruct.ipynb #c2aed4d1
 def _check_numbers(numbers: list):
@@ -220,6 +223,15 @@ def _fill(rings: list[_Ring], size: tuple[int, int]) -> np.ndarray:
     return area | exclusive
 
 # %% ../../nbs/io/74_rtstruct.ipynb #944a1763
+def _slices_met(series: Series, lines) -> set[int]:
+    "The slices that points of contours lie on."
+    met = set()
+    for points in lines:
+        numbers = series.locate(points)[:, 2]
+        met |= set(numbers[numbers >= 0].astype(int).tolist())
+    return met
+
+# %% ../../nbs/io/74_rtstruct.ipynb #23f17afa
 def draw_region(series: Series, region: Region) -> DrawnStructure:
     "The mask of a region on the grid of a series."
     columns, rows, depth = series.shape
@@ -229,6 +241,7 @@ def draw_region(series: Series, region: Region) -> DrawnStructure:
     for k, rings in near.items():
         mask[..., k] = _fill(rings, (columns, rows))
     if near:
-        first, last = min(near), max(near)
+        drawn_on = {*near, *_slices_met(series, region.lines)}
+        first, last = min(drawn_on), max(drawn_on)
         slices[first:last + 1] = True
     return DrawnStructure(region.name, mask, slices)

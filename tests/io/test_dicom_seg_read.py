@@ -244,6 +244,23 @@ def test_slices_between_frames_are_unknown(case, tmp_path):
     assert (read_challenge(tmp_path / "test", "test").known == s.known).all()
 
 
+def test_a_segment_without_frames_is_unknown(case, tmp_path):
+    "Listed as a template does: nobody says that it was looked for. A frame without a pixel says so."
+    series, labels, seg, path = case
+    labels[labels == 2] = 0
+    make_segmentation(series, labels, TWO, "v000").save_as(path)
+    listed = pydicom.dcmread(path)
+    listed.SegmentSequence = [*listed.SegmentSequence[:1], seg.SegmentSequence[1]]
+    listed.save_as(tmp_path / "src" / "seg.dcm")
+    facts = import_dicom(tmp_path / "src", tmp_path / "out", classes=TWO)
+    s = read_challenge(tmp_path / "out")
+    assert s.known[:, 0].all() and not s.known[:, 1].any() and len(facts["labels_empty"]) == 1
+    seg.PixelData = bytes(len(seg.PixelData))
+    seg.save_as(tmp_path / "src" / "seg.dcm")
+    import_dicom(tmp_path / "src", tmp_path / "looked", classes=TWO)
+    assert read_challenge(tmp_path / "looked").known.all()
+
+
 def test_two_objects_that_draw_one_structure_differently_are_told(case, tmp_path):
     series, labels, seg, path = case
     for name in ("a.dcm", "a copy.dcm"): seg.save_as(tmp_path / "src" / name)

@@ -132,6 +132,21 @@ def test_types_of_contours_in_other_spellings(tmp_path, kind):
     assert (read_challenge(tmp_path / "out").masks > 0).sum((1, 2)).tolist() == [0, 36, 0, 0, 0]
 
 
+def test_contours_that_enclose_nothing_leave_their_slices_unknown(tmp_path):
+    "Somebody saw the structure there, but an open contour, a point or a pair of points has no area."
+    flat_series(tmp_path / "src", 7)
+    pair = item(ContourGeometricType="CLOSED_PLANAR", ContourData=[2.0, 2.0, 10.0, 5.0, 5.0, 10.0])
+    point = item(ContourGeometricType="POINT", ContourData=[3.0, 3.0, 2.0])
+    up = item(ContourGeometricType="OPEN_NONPLANAR", ContourData=[3.0, 3.0, 8.0, 3.0, 3.0, 12.0])
+    rois = [("node", [box(4, 2.5, 8.5), box(8, 2.5, 8.5, "OPEN_PLANAR"), pair])]
+    write_rt(tmp_path / "src", [*rois, ("tube", [box(6, 9.5, 12.5), point, up])])
+    facts = import_dicom(tmp_path / "src", tmp_path / "out")
+    known = read_challenge(tmp_path / "out").known
+    assert known[:, 0].tolist() == [True, True, True, False, False, False, True]
+    assert known[:, 1].tolist() == [True, False, False, True, False, False, False]
+    assert len(facts["notes"]) == 1 and "4 contours" in facts["notes"][0]
+
+
 @pytest.mark.parametrize("value", ["nan", "inf"])
 def test_points_that_are_no_numbers(tmp_path, value):
     flat_series(tmp_path / "src")

@@ -58,6 +58,7 @@ class Region(NamedTuple):
     exclusive: tuple[int, ...] = () # numbers of the rings that are to be combined by exclusive or
     named: tuple[str, ...] = () # for each ring the number of the slice that it says it was drawn on, or ""
     space: str = "" # the frame of reference in which its millimetres are counted, if it says so
+    lines: tuple[np.ndarray, ...] = () # contours that enclose nothing, float [n,3]: open ones, single points
 
 def _named_slice(contour) -> str:
     "The number of the only slice that a contour names, \"\" if none or several."
@@ -68,22 +69,24 @@ def _named_slice(contour) -> str:
 # %%
 #| export
 def _read_rings(roi) -> Region:
-    "The closed contours of a region with at least three points, without its name."
-    rings, exclusive, named = [], [], []
+    "The contours of a region, without its name."
+    rings, exclusive, named, lines = [], [], [], []
     for contour in roi.get("ContourSequence", None) or []:
         told = contour.get("ContourGeometricType") or "CLOSED_PLANAR"
         kind = str(told).strip().upper()
         numbers = contour.get("ContourData") or []
-        if not kind.startswith("CLOSED"): continue
-        if len(numbers) < 9: continue
+        if len(numbers) < 3: continue
         points = np.array(numbers, float).reshape(-1, 3)
         if not np.isfinite(points).all():
             raise Misfit("its RTSTRUCT has a contour with points that are no numbers; export it again")
+        if not kind.startswith("CLOSED") or len(points) < 3:
+            lines.append(points)
+            continue
         if kind == _XOR:
             exclusive.append(len(rings))
         rings.append(points)
         named.append(_named_slice(contour))
-    return Region("", rings, tuple(exclusive), tuple(named))
+    return Region("", rings, tuple(exclusive), tuple(named), lines=tuple(lines))
 
 
 # %%
@@ -289,7 +292,8 @@ print({region.name: round(off_plane(s, region), 3) for region in (regions[0], lo
 
 # %% [markdown]
 # Many people contour every third slice and let their planning system fill in the rest. So a slice *between* the first and the last
-# contour that has none itself is *unknown* as well. Only beyond them the structure is absent.
+# contour that has none itself is *unknown* as well. Only beyond them the structure is absent. A contour that encloses nothing, an open line or a
+# single point, gives no pixels. But somebody saw the structure there, so its slices are unknown too.
 
 # %%
 #| export
@@ -338,6 +342,21 @@ def _fill(rings: list[_Ring], size: tuple[int, int]) -> np.ndarray:
 
 # %%
 #| export
+def _slices_met(series: Series, lines) -> set[int]:
+    "The slices that points of contours lie on."
+    met = set()
+    for points in lines:
+        numbers = series.locate(points)[:, 2]
+        met |= set(numbers[numbers >= 0].astype(int).tolist())
+    return met
+
+
+# %%
+print(_slices_met(s, regions[0].rings[:1]))
+
+
+# %%
+#| export
 def draw_region(series: Series, region: Region) -> DrawnStructure:
     "The mask of a region on the grid of a series."
     columns, rows, depth = series.shape
@@ -347,7 +366,8 @@ def draw_region(series: Series, region: Region) -> DrawnStructure:
     for k, rings in near.items():
         mask[..., k] = _fill(rings, (columns, rows))
     if near:
-        first, last = min(near), max(near)
+        drawn_on = {*near, *_slices_met(series, region.lines)}
+        first, last = min(drawn_on), max(drawn_on)
         slices[first:last + 1] = True
     return DrawnStructure(region.name, mask, slices)
 

@@ -386,6 +386,15 @@ class Segments:
     structures: list[DrawnStructure]
     notes: list[str] # what was done to make them fit, in words
 
+def _with_frames(frames: list[Frame], names: dict[int, str]) -> set[int]:
+    "The numbers of the segments that frames are of; all that are listed for a label map."
+    numbers = {frame.segment for frame in frames}
+    return set(names) if 0 in numbers else numbers
+
+
+# %% [markdown]
+# A segment that is listed and has no frame at all, as templates leave them, says nothing: its structure is *unknown*, as it is for a region of an
+# RTSTRUCT without contours. A frame without a pixel says that somebody looked.
 
 # %%
 #| export
@@ -402,7 +411,8 @@ def read_segments(
     names = segment_names(header)
     frames = read_frames(header, series)
     taken = slices_of_frames(header, frames, series)
-    numbers = [number for number, name in names.items() if wanted is None or wanted(name)]
+    with_frames = _with_frames(frames, names)
+    numbers = [n for n, name in names.items() if n in with_frames and (wanted is None or wanted(name))]
     masks = {number: np.zeros(series.shape, bool) for number in numbers}
     placer = _Placer(series, frame_shape(header))
     lost = 0
@@ -527,23 +537,30 @@ test_eq(read.notes, [])
 
 # %%
 #| export
-def segments_outside(header, series: Series) -> set[str]:
-    "The names of segments that have frames, none of which lies on a slice."
-    names = segment_names(header)
+class SegmentNames(NamedTuple):
+    "The names of the segments of a SEG, by what is drawn of them."
+    inside: list[str]
+    outside: list[str] # they have frames, none of which lies on a slice
+    empty: list[str] # listed, and without a frame, as templates leave them
+
+def sort_segments(header, series: Series) -> SegmentNames:
+    "The names of segments, by whether anything of them is drawn on a series."
+    names, sorted_names = segment_names(header), SegmentNames([], [], [])
     frames = read_frames(header, series)
     taken = slices_of_frames(header, frames, series)
-    numbers = {frame.segment for frame in frames}
-    inside = {frame.segment for frame, slices in zip(frames, taken) if slices}
-    if 0 in inside: return set()  # a label map that meets the series
-    if 0 in numbers: return set(names.values())
-    outside = numbers - inside
-    return {names[number] for number in outside if number in names}
+    with_frames = _with_frames(frames, names)
+    inside = _with_frames([frame for frame, slices in zip(frames, taken) if slices], names)
+    for number, name in names.items():
+        place = sorted_names.inside if number in inside else sorted_names.outside
+        if number not in with_frames: place = sorted_names.empty
+        place.append(name)
+    return sorted_names
 
 
 # %%
-print(segments_outside(seg, s))
+print(sort_segments(seg, s))
 for frame in seg.PerFrameFunctionalGroupsSequence:
     frame.PlanePositionSequence[0].ImagePositionPatient[2] += 900
     del frame.DerivationImageSequence
-print(segments_outside(seg, s))
+print(sort_segments(seg, s))
 shutil.rmtree(work)

@@ -116,6 +116,30 @@ print(_count_beyond(s, [liver, liver._replace(rings=[ring + [0, 0, 500] for ring
 
 # %%
 #| export
+def _left_out_notes(series: Series, regions: list[Region]) -> list[str]:
+    "What to tell of contours that are not drawn, or in part."
+    notes = []
+    total = sum(len(region.rings) for region in regions)
+    beyond, beside = _count_beyond(series, regions)
+    of_all = f"of {total} contours of its RTSTRUCT"
+    if beyond:
+        notes.append(f"{beyond} {of_all} lie beyond the slices and were left out")
+    if beside:
+        notes.append(f"{beside} {of_all} reach beyond the pixels of the slices")
+    lines = sum(len(region.lines) for region in regions)
+    if lines:
+        notes.append(f"{lines} contours of its RTSTRUCT enclose no area (open ones, or points) and were left "
+                     "out; where they lie their structures are unknown")
+    return notes
+
+
+# %%
+outside = [liver._replace(rings=[square + [0, 0, 900], square + [900, 0, 0]], lines=(square[:2],))]
+print(_left_out_notes(s, outside))
+
+
+# %%
+#| export
 def _astray_notes(series: Series, regions: list[Region]) -> list[str]:
     "What to tell of contours that lie off the slices they name."
     every = [mm for region in regions for mm in _off_named(series, region)]
@@ -132,14 +156,7 @@ def contour_notes(series: Series, regions: list[Region]) -> list[str]:
     if any(in_other_frame(series, region.space) for region in regions):
         notes.append("its RTSTRUCT says that it lies in another frame of reference than the series; "
                      "its contours were put on the slices that they name")
-    total = sum(len(region.rings) for region in regions)
-    beyond, beside = _count_beyond(series, regions)
-    of_all = f"of {total} contours of its RTSTRUCT"
-    if beyond:
-        notes.append(f"{beyond} {of_all} lie beyond the slices and were left out")
-    if beside:
-        notes.append(f"{beside} {of_all} reach beyond the pixels of the slices")
-    return notes
+    return notes + _left_out_notes(series, regions)
 
 
 # %%

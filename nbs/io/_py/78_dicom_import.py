@@ -20,7 +20,7 @@ from ctseg.io.cases import Case
 from ctseg.io.dicom import LabelledSeries, Survey, survey_dicom
 from ctseg.io.dicom_headers import DicomFile, label_errors
 from ctseg.io.dicom_heap import read_file
-from ctseg.io.dicom_seg_read import read_segments, segments_outside
+from ctseg.io.dicom_seg_read import read_segments, sort_segments
 from ctseg.io.cutting import Work, file_stamp
 from ctseg.io.dicom_series import series_notes
 from ctseg.io.folders import write_volumes
@@ -29,7 +29,6 @@ from ctseg.io.rtstruct import (
     DrawnStructure, draw_region, empty_names, leaves_plane, meets_volume, read_regions,
 )
 from ctseg.io.rt_places import contour_notes, in_other_space
-from ctseg.io.seg_parts import segment_names
 from ctseg.io.slicing import Slicing
 from ctseg.io.volumes import Volume, class_flags, combine
 
@@ -160,9 +159,10 @@ def _sort_regions(header, series, labels: Labels):
 
 def _sort_segments(header, series, labels: Labels):
     "Put the names of a SEG's segments where they belong."
-    outside = segments_outside(header, series)
-    for name in segment_names(header).values():
-        (labels.outside if name in outside else labels.inside).append(name)
+    names = sort_segments(header, series)
+    labels.inside += names.inside
+    labels.outside += names.outside
+    labels.empty += names.empty
 
 
 # %%
