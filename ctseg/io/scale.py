@@ -12,6 +12,14 @@ from ..core.files import InputError
 
 # %% ../../nbs/io/32_scale.ipynb #374ca331
 _LEAST_RANGE = 100  # HU, between the least and the greatest value of a scan
+_SOFT = -200, 300  # HU of fat, organs and vessels
+_LEAST_SOFT = .01  # share of the voxels of a scan, also of a hand in much air
+
+def _has_body(hu: np.ndarray) -> bool:
+    "Are some voxels like fat or soft tissue?"
+    low, high = _SOFT
+    soft = np.count_nonzero((hu > low) & (hu < high))
+    return soft >= _LEAST_SOFT*hu.size
 
 def scale_notes(
     hu: np.ndarray, # [I,J,K]
@@ -20,8 +28,8 @@ def scale_notes(
     "What to tell of a volume that is plainly not in Hounsfield units; nothing otherwise."
     if not hu.size: return ()
     low, high = float(hu.min()), float(hu.max())
-    if low < 0 and high - low >= _LEAST_RANGE: return ()
-    guess = "1024 may have been added to them" if low >= 0 else "they may have been scaled"
+    if low < 0 and high - low >= _LEAST_RANGE and _has_body(hu): return ()
+    guess = "1024 may have been added to them" if low >= 0 else "they may have been scaled or shifted"
     if low >= 0 and high <= 255: guess = "it may be a picture"
     return (f"{path}: plainly not in Hounsfield units, its values are {low:g} to {high:g} ({guess})",)
 

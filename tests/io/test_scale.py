@@ -19,6 +19,13 @@ LABELS = np.zeros(SHAPE, np.uint8)
 LABELS[4:9, 3:8, 1:4], LABELS[10:14, 3:8, 2:5] = 1, 2
 
 
+@pytest.mark.parametrize("shift, slope", [(-1024, 1), (-2048, 1), (-1024, 0.1), (1024, 1)])
+def test_a_wrong_slope_or_intercept_is_told(shift, slope):
+    body = np.where(LABELS > 0, NOISE + 40, NOISE - 1000).clip(-1024)
+    assert scale_notes(body, "scan") == ()
+    assert len(scale_notes(body * slope + shift, "scan")) == 1
+
+
 @pytest.mark.parametrize("dtype", [np.uint8, np.int64, np.float32])
 @pytest.mark.parametrize("name", ["c_by_anna", "reading 2", "c_final"])
 def test_a_label_map_under_any_name_is_no_scan(tmp_path, name, dtype):

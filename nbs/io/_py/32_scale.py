@@ -20,11 +20,20 @@ from ctseg.io.toy_scans import torso_scans
 
 # %% [markdown]
 # A window needs Hounsfield units, in which air is -1000, fat -100 and water 0. A volume in which nothing is below 0 has another scale: grey values of a
-# picture, or 1024 added. One whose values lie within 100 of each other holds no air, no bone and nothing between. Both are read as they are, and told.
+# picture, or 1024 added. One whose values lie within 100 of each other holds no air, no bone and nothing between. And where hardly a voxel is like fat
+# or soft tissue there is no body: 1024 was subtracted twice, or the slope is wrong. All are read as they are, and told.
 
 # %%
 #| export
 _LEAST_RANGE = 100  # HU, between the least and the greatest value of a scan
+_SOFT = -200, 300  # HU of fat, organs and vessels
+_LEAST_SOFT = .01  # share of the voxels of a scan, also of a hand in much air
+
+def _has_body(hu: np.ndarray) -> bool:
+    "Are some voxels like fat or soft tissue?"
+    low, high = _SOFT
+    soft = np.count_nonzero((hu > low) & (hu < high))
+    return soft >= _LEAST_SOFT*hu.size
 
 def scale_notes(
     hu: np.ndarray, # [I,J,K]
@@ -33,15 +42,15 @@ def scale_notes(
     "What to tell of a volume that is plainly not in Hounsfield units; nothing otherwise."
     if not hu.size: return ()
     low, high = float(hu.min()), float(hu.max())
-    if low < 0 and high - low >= _LEAST_RANGE: return ()
-    guess = "1024 may have been added to them" if low >= 0 else "they may have been scaled"
+    if low < 0 and high - low >= _LEAST_RANGE and _has_body(hu): return ()
+    guess = "1024 may have been added to them" if low >= 0 else "they may have been scaled or shifted"
     if low >= 0 and high <= 255: guess = "it may be a picture"
     return (f"{path}: plainly not in Hounsfield units, its values are {low:g} to {high:g} ({guess})",)
 
 
 # %%
 scan = torso_scans()["as NIfTI likes it"].hu
-for values in (scan, scan.clip(-1024) + 1024, scan/1000): print(scale_notes(values, "scan.nii"))
+for values in (scan, scan.clip(-1024) + 1024, scan/1000, scan - 1024): print(scale_notes(values, "scan.nii"))
 
 # %% [markdown]
 # ## A label map in the place of a scan
