@@ -95,10 +95,18 @@ def _joined(entries: list[Entry]) -> list[list[Entry]]:
 _PHASES = (
     "TemporalPositionIdentifier",
     "TemporalPositionIndex",
+    "StackID",
     "AcquisitionNumber",
+    "FrameAcquisitionNumber",
     "NominalPercentageOfCardiacPhase",
+    "NominalPercentageOfRespiratoryPhase",
     "TriggerTime",
     "AcquisitionTime",
+    "FrameAcquisitionDateTime",
+    "FrameReferenceDateTime",
+    "KVP", # two energies or two kernels in one series
+    "ConvolutionKernel",
+    "FrameType",
 )
 
 def _place(file: DicomFile) -> str:

@@ -96,18 +96,42 @@ def test_an_enhanced_ct_that_tells_another_number_of_frames(tmp_path, told):
         assert f"{told} frames" in one_line(e)
 
 
-def test_an_enhanced_ct_of_two_phases(tmp_path):
+PHASES = [
+    ("FrameContentSequence", "TemporalPositionIndex", [1, 2]),
+    ("FrameContentSequence", "StackID", ["a", "b"]),
+    ("CardiacSynchronizationSequence", "NominalPercentageOfCardiacPhase", [0.0, 50.0]),
+    ("FrameContentSequence", "FrameComments", ["nobody", "reads this"]),
+]
+
+
+@pytest.mark.parametrize("group, tag, values", PHASES)
+def test_an_enhanced_ct_of_two_phases(tmp_path, group, tag, values):
     write_series(tmp_path / "slices", *planes(2))
     files = list((tmp_path / "slices").iterdir())
     many, _ = make_enhanced(files, tmp_path / "src" / "one")
     groups = [*many.PerFrameFunctionalGroupsSequence] * 2
     many.PerFrameFunctionalGroupsSequence = [item(**{group[0].keyword: group[0].value}) for group in map(list, groups)]
-    for k, group in enumerate(many.PerFrameFunctionalGroupsSequence):
-        group.FrameContentSequence = [item(TemporalPositionIndex=1 + k // 2)]
+    for k, frame in enumerate(many.PerFrameFunctionalGroupsSequence):
+        setattr(frame, group, [item(**{tag: values[k // 2]})])
     many.NumberOfFrames, many.PixelData = 4, many.PixelData * 2
     many.save_as(tmp_path / "src" / "one")
+    if tag == "FrameComments":
+        with pytest.raises(InputError) as e: import_dicom(tmp_path / "src", tmp_path / "out", classes=TWO)
+        assert "frames 1 and 3 lie in one place" in one_line(e)
+        return
     facts = import_dicom(tmp_path / "src", tmp_path / "out", classes=TWO)
     assert (facts["volumes"], facts["patients"], facts["train"]) == (2, 1, 4)
+
+
+def test_an_enhanced_ct_in_another_unit(tmp_path):
+    "Its unit stands with the slope of its frames, not in its header. A broken table of contents says nothing."
+    write_series(tmp_path / "slices", *planes(3))
+    many, _ = make_enhanced((tmp_path / "slices").iterdir(), tmp_path / "src" / "one")
+    many.SharedFunctionalGroupsSequence[0].PixelValueTransformationSequence[0].RescaleType = "ED"
+    many.save_as(tmp_path / "src" / "one")
+    (tmp_path / "src" / "DICOMDIR").write_bytes(bytes(128) + b"DICM" + b"cut off")
+    with pytest.raises(InputError) as e: import_dicom(tmp_path / "src", tmp_path / "out", classes=TWO)
+    assert "not in Hounsfield units" in one_line(e)
 
 
 @pytest.mark.parametrize("length", [0, 100, None])

@@ -317,7 +317,8 @@ _NIFTI = (".nii", ".nii.gz")  # are read elsewhere, whatever is in them
 
 def _sort_in(path: Path, heap: Heap, order: int):
     "Put a file into a heap; one that may not be read counts as damaged."
-    if path.name.lower().endswith(_NIFTI): return
+    name = path.name.lower()
+    if name.endswith(_NIFTI) or name == "dicomdir": return
     try: ours = is_dicom(path)
     except OSError: return heap.damaged.append(path)
     if ours: return _look_at(path, heap, order)
@@ -371,12 +372,18 @@ test_fail(lambda: read_heap(clinic/"nowhere"), contains="no such folder")
 
 # %%
 #| export
-_OF_FRAMES = {  # functional group → the elements in it that place and scale a frame
+_OF_FRAMES = {  # functional group → the elements in it that place and scale a frame, or tell its phase
     "PlanePositionSequence": ("ImagePositionPatient",),
     "PlaneOrientationSequence": ("ImageOrientationPatient",),
     "PixelMeasuresSequence": ("PixelSpacing", "SliceThickness"),
-    "PixelValueTransformationSequence": ("RescaleSlope", "RescaleIntercept"),
-    "FrameContentSequence": ("TemporalPositionIndex",),
+    "PixelValueTransformationSequence": ("RescaleSlope", "RescaleIntercept", "RescaleType"),
+    "FrameContentSequence": (
+        "TemporalPositionIndex", "StackID", "FrameAcquisitionNumber", "FrameAcquisitionDateTime",
+        "FrameReferenceDateTime",
+    ),
+    "CardiacSynchronizationSequence": ("NominalPercentageOfCardiacPhase",),
+    "RespiratorySynchronizationSequence": ("NominalPercentageOfRespiratoryPhase",),
+    "CTImageFrameTypeSequence": ("FrameType",),
 }
 
 def frame_item(frame, shared, sequence: str):

@@ -150,10 +150,18 @@ print([len(group) for group in _joined(_without_copies(heap))], dict(heap.passed
 _PHASES = (
     "TemporalPositionIdentifier",
     "TemporalPositionIndex",
+    "StackID",
     "AcquisitionNumber",
+    "FrameAcquisitionNumber",
     "NominalPercentageOfCardiacPhase",
+    "NominalPercentageOfRespiratoryPhase",
     "TriggerTime",
     "AcquisitionTime",
+    "FrameAcquisitionDateTime",
+    "FrameReferenceDateTime",
+    "KVP", # two energies or two kernels in one series
+    "ConvolutionKernel",
+    "FrameType",
 )
 
 def _place(file: DicomFile) -> str:
