@@ -91,6 +91,8 @@ def parts_are_whole(png: bytes) -> bool:
     return True
 
 # %% ../../nbs/data/30_images.ipynb #56e6f0b1
+_ORIENTATION = 0x112 # the EXIF tag by which viewers turn an image
+
 def decode_png(
     path: Path, # checked by `png_bits`
     keep_indices: bool = False, # of an image with a palette give the indices, not the colours
@@ -102,6 +104,7 @@ def decode_png(
         if not parts_are_whole(png): raise ValueError("a checksum differs")
         with Image.open(io.BytesIO(png), formats=["PNG"]) as image:
             frames = getattr(image, "n_frames", 1)
+            turned = image.getexif().get(_ORIENTATION, 1) in range(2, 9)
             if image.mode == "P" and not keep_indices:
                 image = image.convert("RGBA" if "transparency" in image.info else "RGB")
             pixels = np.asarray(image)
@@ -110,6 +113,9 @@ def decode_png(
     if frames > 1:
         raise InputError(f"{path}: an animation of {frames} images, expected one; "
                          "save each as a file of its own")
+    if turned:
+        raise InputError(f"{path}: its EXIF data turn or mirror it, so it is shown otherwise than it is stored; "
+                         "save it as it is to be seen, without EXIF data")
     return pixels
 
 # %% ../../nbs/data/30_images.ipynb #9229bed9

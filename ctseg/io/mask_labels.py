@@ -16,7 +16,7 @@ import numpy as np
 
 from ..core.anatomy import ClassMap
 from ..core.files import InputError, did_you_mean, read_json
-from .mask_files import find_mask_files, values_in
+from .mask_files import check_palettes, find_mask_files, values_in
 from .pixels import check_size, read_values, two_values
 from .rle import Coding, decode
 from .rle_table import SINGLE, read_codes
@@ -104,6 +104,7 @@ def _draw_indexed(paths: dict[str, Path], ids: dict[int, int], image: str, size)
 # %% ../../nbs/io/95_mask_labels.ipynb #3b517b50
 def _indexed_labels(paths: dict[str, Path], labelling: Labelling, where) -> Labels:
     "The labels of indexed masks."
+    check_palettes(paths.values())
     names = foreground(labelling.names or values_in(paths.values()))
     if 0 in names:
         raise InputError(f"{labelling.classes}: calls the value 0 {names[0]}, but in a mask "
@@ -177,6 +178,7 @@ def read_labels(
         if files.indexed:
             return _indexed_labels(files.indexed, labelling, masks)
         found = _with_ids(files.single, labelling, masks)
+        check_palettes([path for of_image in found.masks.values() for path in of_image.values()], most=1)
         draw = functools.partial(_draw_files, found.masks)
         words = "a mask for each class"
     told = {image: sorted(of_image) for image, of_image in found.masks.items()}

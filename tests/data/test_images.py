@@ -74,6 +74,15 @@ def test_animations(path):
     told(lambda: read_pngs([path]), "an animation of 3 images", "expected one")
 
 
+@pytest.mark.parametrize("how, fits", [(0, True), (1, True), (3, False), (6, False)])
+def test_an_image_that_is_shown_turned(path, how, fits):
+    exif = Image.Exif()
+    exif[0x112] = how
+    Image.fromarray(random_image(6, 6)).save(path, exif=exif)
+    if fits: assert read_pngs([path]).shape == (1, 6, 6)
+    else: told(lambda: read_pngs([path]), "0.png", "EXIF")
+
+
 @pytest.mark.parametrize("end", [0, 4, 8, 20, 32, 40])
 def test_cut_anywhere(path, end):
     Image.fromarray(random_image(9, 7)).save(path)

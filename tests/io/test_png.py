@@ -526,6 +526,32 @@ def test_nothing_is_left_when_writing_fails(d, monkeypatch):
     assert set(d.iterdir()) == before
 
 
+def test_palettes_that_order_the_colours_anew_are_told(d):
+    "As programs with adaptive palettes write them: by number, classes would be exchanged in silence."
+    colours = np.array([[0, 0, 0], [255, 0, 0], [0, 255, 0]], np.uint8)
+    (d/"masks").mkdir()
+    for i in MASKED:
+        image = Image.fromarray((MASKS[i] + i) % 3)
+        image.putpalette(np.roll(colours, i, 0).ravel().tolist())
+        image.save(d/"masks"/f"{STEMS[i]}.png")
+    told(lambda: import_png(d/"images", d/"masks", d/"out", Labelling(annotated="all")), "another colour", STEMS[0])
+    for name, colour in zip(NAMES, colours[1:]):  # a colour for each class: the background decides
+        for i in MASKED:
+            image = Image.fromarray((MASKS[i] == 1).astype(np.uint8))
+            image.putpalette([0, 0, 0, *colour.tolist()])
+            (d/"single"/name).mkdir(parents=True, exist_ok=True)
+            image.save(d/"single"/name/f"{STEMS[i]}.png")
+    assert import_png(d/"images", d/"single", d/"fits", Labelling(overlap="smaller"))["classes"] == 2
+    image.putpalette([255, 255, 255, 0, 0, 0])
+    image.save(d/"single"/name/f"{STEMS[i]}.png")
+    told(lambda: import_png(d/"images", d/"single", d/"out", Labelling(overlap="smaller")), "value 0 has another")
+
+
+@pytest.mark.parametrize("code", ["1\t2", "1 2\n4 1", " 1  2\xa04 1 "])
+def test_any_space_may_stand_between_runs(code):
+    assert decode(code, (4, 4)).sum() in (2, 3)
+
+
 def test_a_palette_is_read_by_its_indices(tmp_path):
     palette(tmp_path/"m.png", MASKS[0])
     assert (read_values(tmp_path/"m.png") == MASKS[0]).all()

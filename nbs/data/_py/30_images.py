@@ -172,9 +172,10 @@ png = buffer.getvalue()
 flipped = png[:-20] + bytes([png[-20] ^ 1]) + png[-19:]
 test_eq([parts_are_whole(png), parts_are_whole(flipped)], [True, False])
 
-
 # %%
 #| export
+_ORIENTATION = 0x112 # the EXIF tag by which viewers turn an image
+
 def decode_png(
     path: Path, # checked by `png_bits`
     keep_indices: bool = False, # of an image with a palette give the indices, not the colours
@@ -186,6 +187,7 @@ def decode_png(
         if not parts_are_whole(png): raise ValueError("a checksum differs")
         with Image.open(io.BytesIO(png), formats=["PNG"]) as image:
             frames = getattr(image, "n_frames", 1)
+            turned = image.getexif().get(_ORIENTATION, 1) in range(2, 9)
             if image.mode == "P" and not keep_indices:
                 image = image.convert("RGBA" if "transparency" in image.info else "RGB")
             pixels = np.asarray(image)
@@ -194,6 +196,9 @@ def decode_png(
     if frames > 1:
         raise InputError(f"{path}: an animation of {frames} images, expected one; "
                          "save each as a file of its own")
+    if turned:
+        raise InputError(f"{path}: its EXIF data turn or mirror it, so it is shown otherwise than it is stored; "
+                         "save it as it is to be seen, without EXIF data")
     return pixels
 
 

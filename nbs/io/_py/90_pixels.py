@@ -153,6 +153,25 @@ test_fail(lambda: read_values(work/"mask.png"), contains="a mask of colours")
 
 # %%
 #| export
+def palette_of(path) -> bytes:
+    "The colours of a PNG's palette, three bytes each; none if it has no palette, or is no PNG."
+    with open(path, "rb") as file:
+        file.seek(8)
+        while len(head := file.read(8)) == 8:
+            length, kind = int.from_bytes(head[:4], "big"), head[4:]
+            if kind == b"PLTE": return file.read(min(length, 3*256))
+            if kind == b"IDAT": break
+            file.seek(length + 4, 1)
+    return b""
+
+
+# %%
+indexed.save(work/"mask.png")
+print(list(palette_of(work/"mask.png"))[:9], palette_of(work/"ct.png"))
+
+
+# %%
+#| export
 def two_values(path) -> np.ndarray: # bool [H,W]
     "A mask of one class: where its value is not 0. `InputError` for more than one such value."
     values = read_values(path)

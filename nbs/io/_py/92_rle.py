@@ -8,7 +8,6 @@
 
 # %%
 #| export
-import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -87,11 +86,11 @@ def parse_runs(code: str, where: str) -> np.ndarray: # int64 [runs,2]
     "Starts and lengths; `InputError` unless they are whole numbers, in pairs, rising and apart."
     code = code.strip()
     if code.lower() in EMPTY: return np.zeros((0, 2), np.int64)
-    if not re.fullmatch(r"[0-9 ]+", code):
-        odd = next(word for word in code.split() if not re.fullmatch(r"\d+", word, re.ASCII))
-        raise InputError(f"{where}: {odd[:20]!r} in a run-length code, expected whole numbers: "
-                         "start length start length …")
     words = code.split()
+    odd = [word for word in words if not (word.isascii() and word.isdigit())]
+    if odd:
+        raise InputError(f"{where}: {odd[0][:20]!r} in a run-length code, expected whole numbers: "
+                         "start length start length …")
     if len(words) % 2:
         raise InputError(f"{where}: {len(words)} numbers in a run-length code, expected pairs; "
                                         "is it cut off?")

@@ -16,7 +16,7 @@ import numpy as np
 
 from ctseg.core.files import InputError
 from ctseg.data.images import is_system_file, natural_key
-from ctseg.io.pixels import read_values
+from ctseg.io.pixels import palette_of, read_values
 
 # %%
 #| hide
@@ -133,7 +133,7 @@ def _enter(files: dict, key: str, path: Path):
 def _is_generic(suffix: str, tokens: Collection[str]) -> bool:
     "Does the one suffix of all masks say no more than that they are masks?"
     if suffix in tokens: return False
-    return suffix in ("", *_GENERIC)
+    return suffix.lower() in ("", *_GENERIC)
 
 def _by_name(paths: list[Path], stems: Collection[str], tokens: Collection[str], images) -> MaskFiles:
     "The masks of a folder without folders: indexed, or a class a suffix."
@@ -252,11 +252,45 @@ for names in (
 ):
     print(f"{' '.join(names):34} {layout(*names)}")
 
+
 # %% [markdown]
 # ## The values of indexed masks
 #
 # Where nobody says what the values mean, they are the classes themselves, called by number. That takes values that can be told apart. Those
 # of a mask that was a JPEG once lie around the true ones, in dozens.
+
+# %% [markdown]
+# A program that turns colours into a palette by itself orders the colours anew in each file. Then one value is another class in another mask. The
+# palettes tell: a value must have one colour in all masks. Of masks of one class only the background must.
+
+# %%
+#| export
+def check_palettes(
+    paths: Collection[Path],
+    most: int = 256, # so many values are compared
+):
+    "`InputError` for masks in whose palettes one value has two colours, so that it means nothing by itself."
+    longest, other = b"", None
+    for path in paths:
+        palette = palette_of(path)[:3*most]
+        common = min(len(palette), len(longest))
+        if palette[:common] != longest[:common]:
+            value = next(i for i in range(common) if palette[i] != longest[i])//3
+            raise InputError(f"{path}: the value {value} has another colour than in {other}, so values are no "
+                             "classes here; write one number for each colour in all masks "
+                             "(or take the palettes out, if the values are right)")
+        if len(palette) > len(longest): longest, other = palette, path
+
+
+# %%
+work = Path(tempfile.mkdtemp())
+for name, colours in {"1": [0, 0, 0, 255, 0, 0], "2": [0, 0, 0, 255, 0, 0, 0, 255, 0], "3": [255, 0, 0, 0, 0, 0]}.items():
+    image = Image.fromarray(np.eye(2, dtype=np.uint8))
+    image.putpalette(colours)
+    image.save(work/f"{name}.png")
+check_palettes([work/"1.png", work/"2.png"])
+try: check_palettes([work/"1.png", work/"3.png"])
+except InputError as e: print(str(e).replace(str(work), "…"))
 
 # %%
 #| export
@@ -286,7 +320,6 @@ def values_in(paths: Collection[Path]) -> dict[int, str]: # value → name
 
 
 # %%
-work = Path(tempfile.mkdtemp())
 for values in ([0, 255], [0, 1, 3], [0, 63, 127, 255], [0, 1, 2, 254, 255]):
     Image.fromarray(np.array([values], np.uint8)).save(work/"007.png")
     try: print(values, values_in([work/"007.png"]))
