@@ -85,8 +85,10 @@ def check_duplicates(stack: Stack, src: Path):
     k = int(steps.argmin())
     one, two = stack.images[k:k + 2]
     if one.path == two.path:
-        raise InputError(f"{two.shown(src)}: its frames {one.frame + 1} and {two.frame + 1} lie in one place, "
-                         "and nothing says which phase they are of; export each phase as a series of its own")
+        frames = f"its frames {one.frame + 1} and {two.frame + 1}"
+        raise InputError(f"{two.shown(src)}: {frames} lie in one place, "
+                         "and nothing says which phase they are of; "
+                         "export each phase as a series of its own")
     raise InputError(f"{two.shown(src)}: duplicate slice, in the same place as {one.shown(src)}; "
                      "remove one of them")
 

@@ -180,8 +180,8 @@ def check_palettes(
         common = min(len(palette), len(longest))
         if palette[:common] != longest[:common]:
             value = next(i for i in range(common) if palette[i] != longest[i])//3
-            raise InputError(f"{path}: the value {value} has another colour than in {other}, so values are no "
-                             "classes here; write one number for each colour in all masks "
+            raise InputError(f"{path}: the value {value} has another colour than in {other}, "
+                             "so values are no classes here; write one number for each colour in all masks "
                              "(or take the palettes out, if the values are right)")
         if len(palette) > len(longest): longest, other = palette, path
 

@@ -197,7 +197,7 @@ def decode_png(
         raise InputError(f"{path}: an animation of {frames} images, expected one; "
                          "save each as a file of its own")
     if turned:
-        raise InputError(f"{path}: its EXIF data turn or mirror it, so it is shown otherwise than it is stored; "
+        raise InputError(f"{path}: its EXIF data turn or mirror it, so it is shown otherwise than stored; "
                          "save it as it is to be seen, without EXIF data")
     return pixels
 

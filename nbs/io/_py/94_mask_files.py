@@ -254,12 +254,6 @@ for names in (
 
 
 # %% [markdown]
-# ## The values of indexed masks
-#
-# Where nobody says what the values mean, they are the classes themselves, called by number. That takes values that can be told apart. Those
-# of a mask that was a JPEG once lie around the true ones, in dozens.
-
-# %% [markdown]
 # A program that turns colours into a palette by itself orders the colours anew in each file. Then one value is another class in another mask. The
 # palettes tell: a value must have one colour in all masks. Of masks of one class only the background must.
 
@@ -276,21 +270,28 @@ def check_palettes(
         common = min(len(palette), len(longest))
         if palette[:common] != longest[:common]:
             value = next(i for i in range(common) if palette[i] != longest[i])//3
-            raise InputError(f"{path}: the value {value} has another colour than in {other}, so values are no "
-                             "classes here; write one number for each colour in all masks "
+            raise InputError(f"{path}: the value {value} has another colour than in {other}, "
+                             "so values are no classes here; write one number for each colour in all masks "
                              "(or take the palettes out, if the values are right)")
         if len(palette) > len(longest): longest, other = palette, path
 
 
 # %%
 work = Path(tempfile.mkdtemp())
-for name, colours in {"1": [0, 0, 0, 255, 0, 0], "2": [0, 0, 0, 255, 0, 0, 0, 255, 0], "3": [255, 0, 0, 0, 0, 0]}.items():
+black, red, green = [0, 0, 0], [255, 0, 0], [0, 255, 0]
+for name, colours in {"1": black + red, "2": black + red + green, "3": red + black}.items():
     image = Image.fromarray(np.eye(2, dtype=np.uint8))
     image.putpalette(colours)
     image.save(work/f"{name}.png")
 check_palettes([work/"1.png", work/"2.png"])
 try: check_palettes([work/"1.png", work/"3.png"])
 except InputError as e: print(str(e).replace(str(work), "…"))
+
+# %% [markdown]
+# ## The values of indexed masks
+#
+# Where nobody says what the values mean, they are the classes themselves, called by number. That takes values that can be told apart. Those
+# of a mask that was a JPEG once lie around the true ones, in dozens.
 
 # %%
 #| export
