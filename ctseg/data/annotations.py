@@ -13,6 +13,7 @@ import numpy as np
 
 from ..core.anatomy import RAIDIUM54, ClassMap
 from ..core.files import InputError, read_json
+from ..core.filetypes import instead_of
 from .slices import present_classes
 from .splits import near_duplicates
 
@@ -40,7 +41,8 @@ def read_annotated(
 ) -> np.ndarray: # bool [n,C]
     "`annotated_labels.json` as bool [n,C]: which classes were examined on each image."
     if not os.path.lexists(path):
-        raise InputError(f"{path}: no such file, so absent cannot be told from unknown; "
+        hint = instead_of(path.parent, path.name, archives=False)
+        raise InputError(f"{path}: no such file{hint}, so absent cannot be told from unknown; "
                          "choose annotated='present' (--annotated present: "
                          "only classes with pixels are known) "
                          "or annotated='all' (--annotated all: "

@@ -9,7 +9,6 @@ __all__ = ['TEST_EXAMINED', 'is_train_table', 'read_challenge', 'open_challenge'
 # %% ../../nbs/data/70_challenge.ipynb #2c3e4084
 import contextlib
 import os
-import re
 import warnings
 from collections import Counter
 from collections.abc import Callable
@@ -20,6 +19,7 @@ import numpy as np
 
 from ..core.anatomy import ClassMap
 from ..core.files import InputError, atomic_path, did_you_mean, read_json, write_json
+from ..core.filetypes import check_folder, instead_of
 from .annotations import check_examined, read_annotated, read_classes, read_groups
 from .images import natural_key, open_images, read_images, size_text
 from .lazy import LazyPixels, blank_like, seen_values, take
@@ -29,20 +29,6 @@ from .slices import SliceSet, present_classes
 from .spooled import spool_masks
 
 # %% ../../nbs/data/70_challenge.ipynb #4814a363
-_ARCHIVES = (".zip", ".tar", ".tgz", ".7z", ".rar")
-
-def _instead(folder: Path, name: str) -> str:
-    "What a folder holds in place of `name`, and what to do; \"\" if it holds nothing like it."
-    def letters(text: str) -> str: return re.sub(r"[\W_]", "", text.lower())
-    beside = sorted(folder.iterdir())
-    near = [path.name for path in beside if letters(path.name) == letters(name) != ""]
-    if near: return f" ({near[0]} is there: call it {name})"
-    deeper = sorted(folder.glob(f"*/{name}"))
-    if deeper: return f" (it lies in {deeper[0].parent.name}/: move it up)"
-    packed = [path.name for path in beside if path.suffix.lower() in _ARCHIVES]
-    return f" (unpack {packed[0]} first)" if packed else ""
-
-# %% ../../nbs/data/70_challenge.ipynb #bbf13d0b
 _SPLITS = ("train", "test")
 _ANNOTATED = ("json", "all", "present")
 
@@ -50,11 +36,10 @@ def _check_folder(folder: Path, split: str):
     "`InputError` unless the folder holds the images of a split."
     if split not in _SPLITS:
         raise did_you_mean("split", split, _SPLITS)
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder; expected one with {split}-images/ and y_{split}.csv")
+    check_folder(folder, f"one with {split}-images/ and y_{split}.csv")
     if not (folder/f"{split}-images").is_dir():
         problem = f"has no {split}-images/" if any(folder.iterdir()) else "is an empty folder"
-        raise InputError(f"{folder}: {problem}{_instead(folder, f'{split}-images')}; "
+        raise InputError(f"{folder}: {problem}{instead_of(folder, f'{split}-images')}; "
                          f"expected {split}-images/ and y_{split}.csv, as unpacked from the challenge")
 
 # %% ../../nbs/data/70_challenge.ipynb #6a168024
@@ -70,7 +55,7 @@ def _find_table(folder: Path, split: str) -> Path|None:
         tables = sorted([*folder.glob("label_*.csv"), *folder.glob("label_*.csv.gz")])
         if not tables:
             raise InputError(f"{folder}: no y_train.csv or y_train.csv.gz (nor label_*.csv); "
-                             f"put the table of masks there{_instead(folder, 'y_train.csv')}")
+                             f"put the table of masks there{instead_of(folder, 'y_train.csv')}")
     if len(tables) > 1:
         raise InputError(f"{folder}: both {tables[0].name} and {tables[1].name} exist; remove one of them")
     return tables[0] if tables else None

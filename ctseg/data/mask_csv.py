@@ -38,7 +38,7 @@ def check_names(
     extra = [name for name in columns if name not in known]
     missing = [name for name in expected if name not in present]
     if extra:
-        message = _other_file(extra[0], folder)
+        message = _other_file(extra[0], folder) or _other_spelling(extra[0], known)
         if not message:
             message = f"column {_first(extra)} belongs to no image; remove it, or add the image"
     elif missing:
@@ -56,6 +56,16 @@ def _first(names: list[str]) -> str:
     "The first name, and how many more there are."
     first, *others = names
     return f"{first} (and {len(others)} more)" if others else first
+
+def _bare(name: str) -> str:
+    "The name of an image without folder, ending, spaces and leading zeros."
+    last = name.replace("\\", "/").rpartition("/")[2]
+    return last.strip().lower().removesuffix(".png").lstrip("0")
+
+def _other_spelling(name: str, known: set[str]) -> str:
+    "What to do with a column that names an image in another way; \"\" if it names none, or several."
+    meant = [image for image in known if _bare(image) == _bare(name)]
+    return f"column {name.strip()} is to be called {meant[0]}, as its image" if len(meant) == 1 else ""
 
 def _other_file(name: str, folder) -> str:
     "What to do with an image that is in the folder, but not as `name`.png; \"\" if it is not."

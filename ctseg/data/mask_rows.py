@@ -18,6 +18,7 @@ import csv as csvlib
 import numpy as np
 
 from ..core.files import InputError, refuse_special
+from ..core.filetypes import content_of
 from ..core.tables import MAX_LINE, refuse_padding
 
 # %% ../../nbs/data/45_mask_rows.ipynb #79ebb10d
@@ -97,11 +98,23 @@ def _explain_rows(path: Path, raw: bytes, first: int, columns) -> InputError:
     return InputError(f"{path}, near row Pixel {first}: not a table of whole numbers; {remedy}")
 
 # %% ../../nbs/data/45_mask_rows.ipynb #d163b4f8
+def _check_content(path: Path):
+    "`InputError` for a file that is no CSV by its first bytes, or is packed without being called so."
+    content, packed = content_of(path), path.suffix == ".gz"
+    if content == "packed with gzip" and packed: return
+    if content == "packed with gzip":
+        raise InputError(f"{path}: packed with gzip; call it {path.name}.gz")
+    if content:
+        raise InputError(f"{path}: {content}; expected a CSV, as text in UTF-8")
+    if packed and path.is_file():
+        raise InputError(f"{path}: not packed with gzip; call it {path.stem}, or copy it again")
+
 @contextlib.contextmanager
 def open_csv(path: Path):
     "Open a `.csv` or `.csv.gz` for reading bytes; a missing or damaged file is told in one line."
     opener = gzip.open if path.suffix == ".gz" else open
     refuse_special(path)
+    _check_content(path)
     try:
         if path.suffix == ".gz": refuse_padding(path)
         with opener(path, "rb") as f:
@@ -121,12 +134,12 @@ MAX_NAME = 255  # characters, as many as a file's name may have
 def _first_line(f, path: Path) -> bytes:
     "The first line of an open table; `InputError` if it does not end, or ends as only old Macs write it."
     line = f.readline(MAX_LINE)
-    if b"\r" in line.rstrip(b"\r\n"):
-        raise InputError(f"{path}: its lines end with CR alone; write them with LF, or with CR LF")
     if len(line) == MAX_LINE and not line.endswith(b"\n"):
         raise _endless(path)
     if b"\0" in line:
         raise InputError(f"{path}: not a text file; expected a CSV with a column for each image")
+    if b"\r" in line.rstrip(b"\r\n"):
+        raise InputError(f"{path}: its lines end with CR alone; write them with LF, or with CR LF")
     return line
 
 def _endless(path: Path) -> InputError:
@@ -147,6 +160,9 @@ def read_header(path: Path) -> list[str]:
         raise InputError(f"{path}: the first line holds names that cannot be printed in a line; "
                          "write it again")
     if not names:
+        other = next((word for mark, word in ((b";", "semicolons"), (b"\t", "tabs")) if mark in line), "")
+        if other:
+            raise InputError(f"{path}: {other} between its cells, expected commas; write it with commas")
         raise InputError(f"{path}: the first line names no images; expected ',0.png,1.png,…'")
     if names[0].startswith("Pixel"):
         raise InputError(f"{path}: a row is an image, expected a column; turn the table (pandas: df.T)")

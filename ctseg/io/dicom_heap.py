@@ -14,11 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from ..core.filetypes import check_folder, content_of
 from .dicom_headers import DicomFile, Misfit, PatientNames
 from .volumes import import_volumes_package
-from ctseg.io.walk import (
-    check_folder, content_of, folders_below, foreign_kind, is_visible, visible_files,
-)
+from .walk import folders_below, foreign_kind, is_visible, visible_files
 
 # %% ../../nbs/io/71_dicom_heap.ipynb #dbc8b879
 def _starts_with_element(start: bytes) -> bool:

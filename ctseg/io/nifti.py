@@ -17,13 +17,14 @@ from pathlib import Path
 import numpy as np
 
 from ..core.files import InputError, atomic_path, refuse_special, write_json
+from ..core.filetypes import content_of
 from ..data.images import natural_key
 from .geometry import slice_axes
 from .index import predicted_volumes
 from .outputs import new_folder
 from .scale import check_scan, scale_notes
 from .volumes import import_volumes_package
-from .walk import content_of, is_visible
+from .walk import is_visible
 
 # %% ../../nbs/io/60_nifti.ipynb #7363ce5e
 def _problem(path, error: Exception) -> str:

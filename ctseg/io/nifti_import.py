@@ -14,6 +14,7 @@ import numpy as np
 
 from ..core.anatomy import IGNORE, RAIDIUM54, ClassMap
 from ..core.files import InputError, did_you_mean, read_json
+from ..core.filetypes import check_folder, content_of
 from ..data.images import natural_key
 from .cases import Case, read_patients
 from .cutting import Work, file_stamp
@@ -28,9 +29,7 @@ from ctseg.io.renaming import (
 )
 from .slicing import Slicing
 from .volumes import Volume, class_flags, combine
-from ctseg.io.walk import (
-    check_folder, content_of, folders_below, foreign_files, foreign_hint, visible_files,
-)
+from .walk import folders_below, foreign_files, foreign_hint, visible_files
 
 # %% ../../nbs/io/65_nifti_import.ipynb #71bec0ca
 def _ct_of(folder: Path, files: dict[str, Path]) -> Path:

@@ -15,6 +15,7 @@ import pandas as pd
 
 from ..core.anatomy import ClassMap, RAIDIUM54
 from ..core.files import InputError, did_you_mean
+from ..core.filetypes import check_folder
 from ..core.tables import table_text
 from ..data.images import natural_key
 from .cases import Case
@@ -111,8 +112,7 @@ def _subjects(src: Path) -> list[Path]:
 # %% ../../nbs/io/85_totalsegmentator.ipynb #fff04306
 def _with_subjects(src: Path) -> Path:
     "The folder that holds the subjects: the one given, or the only one in it, as an archive unpacks."
-    if not src.is_dir():
-        raise InputError(f"{src}: no such folder; expected the TotalSegmentator data set")
+    check_folder(src, "the TotalSegmentator data set")
     inner = [d for d in src.iterdir() if d.is_dir() and not d.name.startswith((".", "_"))]
     deeper = not _subjects(src) and len(inner) == 1 and _subjects(inner[0])
     return inner[0] if deeper else src

@@ -9,6 +9,7 @@ __all__ = ['BACKGROUND', 'read_table', 'plain', 'column_of', 'read_value_names',
 # %% ../../nbs/io/91_value_names.ipynb #7b71c44d
 import csv
 import io
+import itertools
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -20,8 +21,15 @@ from ..data.images import natural_key
 from ..data.mask_rows import open_csv
 
 # %% ../../nbs/io/91_value_names.ipynb #a41d812d
+def _delimiter(header: str) -> str:
+    "What stands between the cells: a comma, or what Excel writes in some countries."
+    return max(",;\t", key=header.count)
+
 def read_table(path) -> tuple[list[str], list[list[str]]]: # the first row, and the others
-    "A CSV of text: its header and its rows, each as long as the header. `InputError` for anything else."
+    """A CSV of text: its header and its rows, each as long as the header.
+
+    Commas, semicolons or tabs may stand between the cells. `InputError` for anything else.
+    """
     path = Path(path)
     if path.exists() and not path.is_file():
         raise InputError(f"{path}: not a file, expected a CSV")
@@ -29,8 +37,10 @@ def read_table(path) -> tuple[list[str], list[list[str]]]: # the first row, and 
     try:
         with open_csv(path) as raw:
             text = io.TextIOWrapper(raw, encoding="utf-8-sig", newline="")
-            lines = csv.reader(counted_lines(text, path), strict=True)
-            rows = [row for row in lines if row]
+            lines = counted_lines(text, path)
+            first = next(lines, "")
+            cells = csv.reader(itertools.chain([first], lines), delimiter=_delimiter(first), strict=True)
+            rows = [row for row in cells if row]
     except (UnicodeDecodeError, csv.Error) as e:
         raise InputError(f"{path}: not a readable CSV ({e}); write it again as UTF-8 text") from None
     if not rows:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ..core.files import InputError, printable
+from ..core.filetypes import check_folder
 from ..data.images import natural_key
 from ..io.dicom import LabelledSeries, survey_heap
 from ..io.dicom_headers import path_without_patient
@@ -21,7 +22,7 @@ from ..io.dicom_series import Series, series_notes
 from ..io.nifti import case_name, nifti_files, read_scan
 from ..io.nifti_layouts import is_label_folder, split_roles
 from ..io.volumes import Volume
-from ..io.walk import check_folder, folders_below, foreign_hint
+from ..io.walk import folders_below, foreign_hint
 
 # %% ../../nbs/prediction/70_scans.ipynb #b0e56dec
 @dataclass

@@ -33,6 +33,7 @@ from ctseg.core.files import (
     remove,
     write_json,
 )
+from ..core.filetypes import check_folder, instead_of
 from ..core.registry import Plugin, require_plugin
 from ..core.schema import anything, fit_schema, mapped
 from ..data.slices import SliceSet
@@ -147,6 +148,14 @@ class RunPaths:
     def begun(self) -> bool:
         "Is there a `recipe.json`?"
         return os.path.lexists(self/"recipe.json")
+
+    def check_begun(self) -> None:
+        "`InputError` unless there is a run, with what there is in its place."
+        if self.begun: return
+        if self.folder.exists():
+            check_folder(self.folder, "the folder of a run")
+        hint = instead_of(self.folder, "recipe.json")
+        raise InputError(f"{self.folder}: no run here (no recipe.json){hint}")
 
     @property
     def finished(self) -> bool:

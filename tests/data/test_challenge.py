@@ -122,14 +122,24 @@ BROKEN = {
         lambda d: (d/CSV).write_text((d/CSV).read_text().split("\n")[0] + "\n"),
         (CSV, "0 rows, expected 256"),
     ),
-    "empty table": (lambda d: (d/CSV).write_text(""), (CSV, "first line names no images")),
+    "empty table": (lambda d: (d/CSV).write_text(""), (CSV, "empty; expected a CSV")),
+    "web page": (lambda d: (d/CSV).write_text("<!DOCTYPE html>\n<body>403</body>"), (CSV, "a web page")),
+    "UTF-16": (lambda d: (d/CSV).write_bytes((d/CSV).read_text().encode("utf-16")), (CSV, "UTF-16")),
+    "gz called csv": (
+        lambda d: (d/CSV).write_bytes(gzip.compress((d/CSV).read_bytes())), (CSV, "call it y_train.csv.gz"),
+    ),
+    "gz in gz": (
+        lambda d: (zipped(d).write_bytes(gzip.compress(gzip.compress((d/CSV).read_bytes()))), (d/CSV).unlink()),
+        (CSV, "not a text file"),
+    ),
+    "tabs": (lambda d: edit(d/CSV, *[(",", "\t")]*N), (CSV, "tabs between its cells")),
     "not a text": (lambda d: (d/CSV).write_bytes(bytes(range(128, 256))), (CSV, "not a text file")),
     "semicolons": (
         lambda d: (d/CSV).write_text((d/CSV).read_text().replace(",", ";")),
-        (CSV, "first line names no images"),
+        (CSV, "semicolons between its cells"),
     ),
     # compression
-    "plain text called gz": (lambda d: (d/CSV).rename(zipped(d)), ("y_train.csv.gz", "damaged gzip")),
+    "plain text called gz": (lambda d: (d/CSV).rename(zipped(d)), ("y_train.csv.gz", "call it y_train.csv")),
     "cut gz": (
         lambda d: (zipped(d).write_bytes(gzip.compress((d/CSV).read_bytes())[:-20]), (d/CSV).unlink()),
         (CSV, "damaged gzip"),
@@ -232,11 +242,12 @@ BROKEN = {
             (d/"train-images").mkdir(),
             (d/"x").rename(d/"train-images/train-images"),
         ),
-        ("train-images", "move those in train-images/ up"),
+        ("train-images", "give the folder train-images/ in it"),
     ),
     "empty folder": (lambda d: (shutil.rmtree(d), d.mkdir()), ("data", "empty folder", "train-images/")),
     "no folder": (lambda d: shutil.rmtree(d), ("data", "no such folder")),
-    "a file for a folder": (lambda d: (shutil.rmtree(d), d.write_text("")), ("data", "no such folder")),
+    "a file for a folder": (lambda d: (shutil.rmtree(d), d.write_text("")), ("data", "a file; give the folder")),
+    "an archive for a folder": (lambda d: (shutil.rmtree(d), d.write_bytes(b"PK\3\4")), ("data", "unpack it")),
 }
 
 
@@ -342,7 +353,10 @@ def test_without_patients_near_duplicates(data):
 SUBMISSIONS = {
     "missing column": (lambda f: f.drop(columns="3.png"), ("no column for 3.png",)),
     "extra column": (lambda f: f.assign(**{"8.png": 0}), ("8.png", "belongs to no image")),
-    "other names": (lambda f: f.rename(columns=lambda n: n.replace(".png", "")), ("belongs to no image",)),
+    "other names": (lambda f: f.rename(columns=lambda n: n.replace(".png", "")), ("column 0 is to be called 0.png",)),
+    "paths": (lambda f: f.rename(columns=lambda n: "test\\images\\" + n), ("is to be called 0.png",)),
+    "leading zeros": (lambda f: f.rename(columns=lambda n: " 000" + n), ("column 0000.png is to be called 0.png",)),
+    "none of them": (lambda f: f.rename(columns=lambda n: "1" + n), ("column 10.png", "belongs to no image")),
     "order": (lambda f: f[sorted(f.columns, reverse=True)], ("column 1 is 7.png, expected 0.png",)),
     "too few rows": (lambda f: f[:-1], ("255 rows, expected 256",)),
     "too many rows": (lambda f: pd.concat([f, f[:1]]), ("submission.csv",)),
@@ -560,7 +574,7 @@ def test_a_folder_of_leavings_is_no_remedy(data):
     (data/"train-images/__MACOSX/0.png").write_bytes(b"\0\5\x16\7")
     told(lambda: read_challenge(data), "train-images", "no PNG images", "put the slices there")
     (data/"x").rename(data/"train-images/slices")
-    told(lambda: read_challenge(data), "move those in slices/ up")
+    told(lambda: read_challenge(data), "give the folder slices/ in it")
 
 
 @pytest.mark.parametrize("name", ["label_Hnl61pT.csv", "label_Hnl61pT.csv.gz"])
@@ -592,6 +606,10 @@ def test_the_sites_table_is_a_partial_truth(data):
         (lambda d: (d/"y_train.csv").rename(d/"Y_train.csv"), "call it y_train.csv"),
         (lambda d: (d/"y_train.csv").rename(d/"y.train.csv"), "call it y_train.csv"),
         (lambda d: (d/"y_train.csv").rename(d/"y_train.csv.zip"), "unpack y_train.csv.zip"),
+        (lambda d: (d/"y_train.csv").rename(d/"y_train (1).csv"), "(y_train (1).csv is there: call it y_train.csv)"),
+        (lambda d: (d/"y_train.csv").rename(d/"y_train - Kopie.csv.txt"), "call it y_train.csv"),
+        (lambda d: (d/"annotated_labels.json").rename(d/"annotated_labels (2).json"), "call it annotated_labels.json"),
+        (lambda d: [p.rename(p.with_suffix(".jpg")) for p in (d/"train-images").iterdir()], ".jpg and its like as PNG"),
     ],
 )
 def test_what_is_there_instead_is_told(tmp_path, change, says):

@@ -19,7 +19,7 @@ from ctseg.data.challenge import check_challenge, read_challenge
 from ctseg.data.mask_csv import write_masks
 from ctseg.io.mask_labels import Labelling
 from ctseg.io.pixels import Grey, read_values
-from ctseg.io.png import Pictures, import_png
+from ctseg.io.png import Pictures, find_patients, import_png
 from ctseg.io.rle import Coding, decode, encode
 from ctseg.io.rle_export import Sheet, export_rle
 from ctseg.io.rle_table import read_codes
@@ -267,6 +267,10 @@ def test_patients(d):
     import_png(d/"images", masks, d/"b", labelling, Pictures(patients=str(d/"who.csv")))
     assert read_challenge(d/"b").groups.tolist() == [0, 0, 0, 1, 1, 1]
     assert not any(b"Jane" in content for content in tree(d/"b").values() if content)
+    for mark in ";\t":  # Excel's, in many countries
+        (d/"who.csv").write_text((d/"who.csv").read_text().replace(",", mark))
+        assert find_patients(STEMS, str(d/"who.csv"))[::3] == ["Jane Doe 0", "Jane Doe 1"]
+        (d/"who.csv").write_text((d/"who.csv").read_text().replace(mark, ","))
     for patients, says in (
         (r"^(q\d+)", "no patient for the image p0_s0"),
         ("(", "no regular expression"),

@@ -6,6 +6,7 @@ import pytest
 from ctseg.core.files import InputError, read_json, write_json
 from ctseg.inference.expected_dice import ExpectedDice
 from ctseg.inference.rule import Rule
+from ctseg.models.base import read_weights
 from ctseg.prediction.predictor import load_predictor
 from ctseg.prediction.prepare import prepare
 from ctseg.prediction.saved import read_metrics, run_spec
@@ -83,7 +84,13 @@ def test_a_run_that_is_not_finished_has_no_metrics(tmp_path):
 
 def test_no_run_and_no_weights(tmp_path):
     with pytest.raises(InputError, match="no run here"): run_spec(Run(tmp_path))
+    (tmp_path/"run.zip").write_bytes(b"PK\3\4")
+    with pytest.raises(InputError, match="unpack it"): run_spec(Run(tmp_path/"run.zip"))
     run = fake_run(tmp_path/"run", toy())
+    with pytest.raises(InputError, match="it lies in run/"): run_spec(Run(tmp_path))
+    with pytest.raises(InputError, match="give the folder"): run_spec(Run(run/"recipe.json"))
+    run.weights.write_text("version https://git-lfs.github.com/spec/v1\nsize 1\n")
+    with pytest.raises(InputError, match="git lfs pull"): read_weights(run.weights)
     run.weights.unlink()
     with pytest.raises(InputError, match="has not finished a phase yet"): run_spec(run)
     assert run_spec(run, weights=False)["seed"] == read_json(run/"recipe.json")["seed"]

@@ -24,6 +24,7 @@ import numpy as np
 from PIL import Image
 
 from ctseg.core.files import InputError, refuse_special
+from ctseg.core.filetypes import PACKED, check_folder
 from ctseg.data.cache import cached_array, reading
 from ctseg.data.lazy import LazyPixels, ReadPixels
 
@@ -270,16 +271,16 @@ def is_system_file(path: Path) -> bool:
 for name in (".DS_Store", "._0.png", "__MACOSX", "desktop.ini", "Thumbs.db", "0.png"):
     print(f"{name:12}", "passed over" if is_system_file(Path(name)) else "read")
 
-
 # %%
 #| export
+OTHER_IMAGES = (".jpg", ".jpeg", ".jp2", ".webp", ".gif", ".bmp", ".tif", ".tiff") # endings, not read
+
 def image_paths(
     folder, # a folder of PNG files
 ) -> list[Path]: # in numeric order
     "The PNG files of a folder in numeric order; `InputError` where there are none."
     folder = Path(folder)
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder; expected a folder of PNG images")
+    check_folder(folder, "a folder of PNG images")
     content = [p for p in folder.iterdir() if not is_system_file(p)]
     paths = [p for p in content if p.suffix.lower() == ".png"]
     for path in paths:
@@ -287,9 +288,18 @@ def image_paths(
             raise InputError(f"{path}: a name that cannot be printed in a line, or is no UTF-8; rename it")
     if paths:
         return sorted(paths, key=lambda p: natural_key(p.name))
+    raise InputError(f"{folder}: no PNG images in it; {_where_they_are(content)}")
+
+def _where_they_are(content: list[Path]) -> str:
+    "What to do about a folder without PNG images, by what else is in it."
     inner = next((p for p in content if p.is_dir() and any(p.glob("*.png"))), None)
-    remedy = f"move those in {inner.name}/ up" if inner else "put the slices there, 0.png, 1.png, …"
-    raise InputError(f"{folder}: no PNG images in it; {remedy}")
+    if inner:
+        return f"give the folder {inner.name}/ in it, or move its images up"
+    others = [p for p in content if p.suffix.lower() in OTHER_IMAGES]
+    if others:
+        return f"write {others[0].name} and its like as PNG files, from the original"
+    packed = next((p for p in content if p.suffix.lower() in PACKED), None)
+    return f"unpack {packed.name} first" if packed else "put the slices there, 0.png, 1.png, …"
 
 
 # %%

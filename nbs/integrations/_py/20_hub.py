@@ -80,8 +80,7 @@ def shared_files(run: Run) -> dict[str, bytes | str]:
 #| export
 def check_shareable(run: Run) -> None:
     "`InputError` unless the run is whole: finished, with weights that can be read."
-    if not (run/"recipe.json").exists():
-        raise InputError(f"{run.folder}: no run here (no recipe.json)")
+    run.check_begun()
     if not run.finished:
         raise InputError(f"{run.folder}: not finished; continue it with `ctseg fit … --resume`")
     read_weights(run.weights)

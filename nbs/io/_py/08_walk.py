@@ -1,7 +1,7 @@
 # %% [markdown]
 # # Walking through folders
 #
-# > Every folder below a path once, and what a file is that is not what it should be.
+# > Every folder below a path once, and what was left lying there.
 
 # %%
 #| default_exp io.walk
@@ -12,16 +12,13 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from ctseg.core.files import InputError
+from ctseg.core.filetypes import PACKED
 from ctseg.data.images import natural_key
 
 # %%
 #| hide
-import gzip
 import shutil
 import tempfile
-
-from fastcore.test import test_eq, test_fail
 
 # %% [markdown]
 # People keep scans wherever there is room: in folders of folders, behind links, next to archives and files of other programs. Whoever
@@ -81,15 +78,15 @@ heap = work/"heap"
 print([str(d.relative_to(heap)) for d in folders_below(heap)], [p.name for p in visible_files(heap/"p10")])
 
 # %% [markdown]
-# ## What a file is
+# ## What was left lying
 #
-# Two questions. The *name* tells which files hold scans in a form that is not read here: archives, and volumes of other programs. The first
-# *bytes* tell what a file is that cannot be read: a web page in place of the download, an archive under another name.
+# The *name* tells which files hold scans in a form that is not read here: archives, and volumes of other programs. What a file is that cannot be
+# read, its first [bytes](../core/14_filetypes.ipynb) tell.
 
 # %%
 #| export
 _ENDINGS = {
-    "packed file": (".zip", ".gz", ".tgz", ".tar", ".7z", ".rar", ".bz2", ".xz", ".zst"),
+    "packed file": PACKED,
     "NRRD file": (".nrrd", ".nhdr"),
     "MetaImage file": (".mha", ".mhd"),
     "MGH file": (".mgh", ".mgz"),
@@ -105,63 +102,6 @@ def foreign_kind(name: str) -> str:
 
 # %%
 print([foreign_kind(name) for name in ("a.nii.gz", "A.ZIP", "a.tar.gz", "a.mha", "notes.txt")])
-
-# %%
-#| export
-_SIGNATURES = (  # offset, first bytes, what it is
-    (0, b"PK\3\4", "an archive (zip)"),
-    (0, b"7z\xbc\xaf", "an archive (7z)"),
-    (0, b"Rar!", "an archive (rar)"),
-    (257, b"ustar", "an archive (tar)"),
-    (0, b"BZh", "packed with bzip2"),
-    (0, b"\xfd7zXZ", "packed with xz"),
-    (0, b"\x1f\x8b", "packed with gzip"),
-    (128, b"DICM", "a DICOM file"),
-    (344, b"n+1\0", "a NIfTI that is not packed"),
-    (0, b"NRRD", "a NRRD file"),
-    (0, b"ObjectType", "a MetaImage file"),
-    (0, b"version https://git-lfs", "a pointer of Git LFS, whose content was not fetched (git lfs pull)"),
-    (0, b"<", "a web page"),
-)
-
-def content_of(path: Path) -> str:
-    "What the first bytes of a file say that it is; \"\" if they say nothing."
-    try:
-        with open(path, "rb") as f: start = f.read(512)
-    except OSError: return ""
-    if not start: return "empty"
-    return next((kind for at, mark, kind in _SIGNATURES if start[at:].startswith(mark)), "")
-
-
-# %%
-(work/"page").write_text("<html>403</html>")
-(work/"packed").write_bytes(gzip.compress(b"x"))
-(work/"empty").write_bytes(b"")
-print([content_of(work/name) for name in ("page", "packed", "empty", "nowhere")])
-
-
-# %% [markdown]
-# ## What is said of it
-#
-# An importer reads folders. Who gives an archive is told to unpack it; who gives a file, to give its folder.
-
-# %%
-#| export
-def check_folder(path: Path, expected: str):
-    "Raise `InputError` unless this is a folder; `expected` is what it should hold."
-    if path.is_dir(): return
-    if not path.exists():
-        raise InputError(f"{path}: no such folder; expected {expected}")
-    packed = foreign_kind(path.name) == "packed file" or content_of(path).startswith(("an archive", "packed"))
-    if packed and not path.name.lower().endswith(".nii.gz"):
-        raise InputError(f"{path}: an archive; unpack it and give the folder; expected {expected}")
-    raise InputError(f"{path}: a file; give the folder that it lies in; expected {expected}")
-
-
-# %%
-test_fail(lambda: check_folder(work/"nowhere", "scans"), contains="no such folder")
-test_fail(lambda: check_folder(heap/"p10"/"scans.zip", "scans"), contains="unpack it")
-test_fail(lambda: check_folder(work/"page", "scans"), contains="give the folder")
 
 
 # %%

@@ -18,13 +18,14 @@ from pathlib import Path
 import numpy as np
 
 from ctseg.core.files import InputError, atomic_path, refuse_special, write_json
+from ctseg.core.filetypes import content_of
 from ctseg.data.images import natural_key
 from ctseg.io.geometry import slice_axes
 from ctseg.io.index import predicted_volumes
 from ctseg.io.outputs import new_folder
 from ctseg.io.scale import check_scan, scale_notes
 from ctseg.io.volumes import import_volumes_package
-from ctseg.io.walk import content_of, is_visible
+from ctseg.io.walk import is_visible
 
 # %%
 #| hide

@@ -16,6 +16,7 @@ import numpy as np
 
 from ctseg.core.anatomy import IGNORE, RAIDIUM54, ClassMap
 from ctseg.core.files import InputError, did_you_mean, read_json
+from ctseg.core.filetypes import check_folder, content_of
 from ctseg.data.images import natural_key
 from ctseg.io.cases import Case, read_patients
 from ctseg.io.cutting import Work, file_stamp
@@ -30,9 +31,7 @@ from ctseg.io.renaming import (
 )
 from ctseg.io.slicing import Slicing
 from ctseg.io.volumes import Volume, class_flags, combine
-from ctseg.io.walk import (
-    check_folder, content_of, folders_below, foreign_files, foreign_hint, visible_files,
-)
+from ctseg.io.walk import folders_below, foreign_files, foreign_hint, visible_files
 
 # %%
 #| hide

@@ -15,11 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from ctseg.core.filetypes import check_folder, content_of
 from ctseg.io.dicom_headers import DicomFile, Misfit, PatientNames
 from ctseg.io.volumes import import_volumes_package
-from ctseg.io.walk import (
-    check_folder, content_of, folders_below, foreign_kind, is_visible, visible_files,
-)
+from ctseg.io.walk import folders_below, foreign_kind, is_visible, visible_files
 
 # %%
 #| hide

@@ -17,6 +17,7 @@ import pandas as pd
 
 from ctseg.core.anatomy import ClassMap, RAIDIUM54
 from ctseg.core.files import InputError, did_you_mean
+from ctseg.core.filetypes import check_folder
 from ctseg.core.tables import table_text
 from ctseg.data.images import natural_key
 from ctseg.io.cases import Case
@@ -204,8 +205,7 @@ def _subjects(src: Path) -> list[Path]:
 #| export
 def _with_subjects(src: Path) -> Path:
     "The folder that holds the subjects: the one given, or the only one in it, as an archive unpacks."
-    if not src.is_dir():
-        raise InputError(f"{src}: no such folder; expected the TotalSegmentator data set")
+    check_folder(src, "the TotalSegmentator data set")
     inner = [d for d in src.iterdir() if d.is_dir() and not d.name.startswith((".", "_"))]
     deeper = not _subjects(src) and len(inner) == 1 and _subjects(inner[0])
     return inner[0] if deeper else src

@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from ctseg.core.files import InputError
-from ctseg.data.images import is_system_file, natural_key
+from ctseg.core.filetypes import check_folder
+from ctseg.data.images import OTHER_IMAGES, is_system_file, natural_key
 from ctseg.io.pixels import palette_of, read_values
 
 # %%
@@ -37,7 +38,6 @@ from PIL import Image
 # %%
 #| export
 _GENERIC = ("mask", "masks", "seg", "segmentation", "label", "labels", "labelmap", "gt", "annotation")
-_OTHER_IMAGES = (".jpg", ".jpeg", ".jp2", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 _SEPARATORS = "_-. "
 
 @dataclass
@@ -60,7 +60,7 @@ def png_files(folder, what: str = "mask") -> list[Path]:
     for path in sorted(Path(folder).iterdir()):
         if not path.is_file() or is_system_file(path): continue
         ending = path.suffix.lower()
-        if ending in _OTHER_IMAGES:
+        if ending in OTHER_IMAGES:
             lossy = what == "mask" and ".jp" in ending
             why = "a JPEG does not keep the values of a mask" if lossy else f"{what}s are read as PNG"
             raise InputError(f"{path}: {why}; write PNG files from the original")
@@ -206,8 +206,7 @@ def find_mask_files(
 ) -> MaskFiles:
     "The masks of a folder by image and class. `InputError` for what fits no layout, or no image."
     folder = Path(folder)
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder; expected masks as PNG files, or a CSV of codes")
+    check_folder(folder, "masks as PNG files, or a CSV of codes")
     flat = png_files(folder)
     folders = _folders_with_masks(folder)
     if flat and folders:

@@ -17,6 +17,7 @@ import numpy as np
 
 from ctseg.core.anatomy import ClassMap
 from ctseg.core.files import InputError, atomic_path, did_you_mean, read_json, refuse_folder
+from ctseg.core.filetypes import check_folder
 from ctseg.data.annotations import read_classes
 from ctseg.data.images import image_paths, read_pngs
 from ctseg.data.mask_csv import read_masks
@@ -141,8 +142,7 @@ def read_predicted(
     "Label maps by image, each of the size its image had. `InputError` for maps that do not fit the folder."
     if folder is None: return _predicted_alone(Path(masks))
     folder = Path(folder)
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder; expected a challenge folder")
+    check_folder(folder, "a challenge folder")
     classes = read_classes(folder)
     places = _places(folder)
     names, maps = read_masks(masks, None, _image_size(folder), classes, cache=False)

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ctseg.core.files import InputError, refuse_special
+from ctseg.core.filetypes import content_of
 from ctseg.models.sealed import check_seal
 from ctseg.data.batches import class_in_mask
 
@@ -242,6 +243,11 @@ test_eq(count_parameters(nn.Conv2d(1, 55, 1)), 110)
 WRAPPERS = ("state_dict", "model", "module", "model_ema")  # under which other programs keep a state dict
 
 
+def _found(path: Path, error: Exception) -> str:
+    "What a file is in place of weights, if its first bytes tell; else the kind of the error."
+    content = content_of(path)
+    return content if content not in ("", "an archive (zip)") else type(error).__name__  # torch writes zip
+
 def _open_file(path: Path):
     "What a weights file holds; an `InputError` if it is damaged or of another kind."
     try:
@@ -252,12 +258,13 @@ def _open_file(path: Path):
         return torch.load(path, map_location="cpu", weights_only=True)
     except InputError:
         raise
-    except pickle.UnpicklingError:
+    except pickle.UnpicklingError as e:
         expected = "expected a state dict (or a .safetensors file)"
-        raise InputError(f"{path}: holds more than tensors, or is damaged; {expected}") from None
+        found = _found(path, e)
+        raise InputError(f"{path}: holds more than tensors, or is damaged ({found}); {expected}") from None
     except Exception as e:  # each format has its own way to say "damaged"
         problem = "cannot be read as weights, the file is damaged or of another kind"
-        raise InputError(f"{path}: {problem} ({type(e).__name__})") from None
+        raise InputError(f"{path}: {problem} ({_found(path, e)})") from None
 
 
 # %%

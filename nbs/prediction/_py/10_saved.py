@@ -54,8 +54,7 @@ def run_spec(
     weights: bool = True, # there must be weights to load
 ) -> dict[str, Any]: # recipe, seed, data, classes, image_shape and versions
     "The `recipe.json` of a run; `InputError` where there is no run, or no phase of it is finished."
-    if not run.begun:
-        raise InputError(f"{run.folder}: no run here (no recipe.json)")
+    run.check_begun()
     if weights and not run.weights.exists():
         remedy = "continue it with `ctseg fit … --resume`"
         raise InputError(f"{run.folder}: this run has not finished a phase yet; {remedy}")

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ctseg.core.files import InputError, printable
+from ctseg.core.filetypes import check_folder
 from ctseg.data.images import natural_key
 from ctseg.io.dicom import LabelledSeries, survey_heap
 from ctseg.io.dicom_headers import path_without_patient
@@ -25,7 +26,7 @@ from ctseg.io.dicom_series import Series, series_notes
 from ctseg.io.nifti import case_name, nifti_files, read_scan
 from ctseg.io.nifti_layouts import is_label_folder, split_roles
 from ctseg.io.volumes import Volume
-from ctseg.io.walk import check_folder, folders_below, foreign_hint
+from ctseg.io.walk import folders_below, foreign_hint
 
 # %%
 #| hide

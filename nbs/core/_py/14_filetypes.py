@@ -1,0 +1,140 @@
+# %% [markdown]
+# # What a file is
+#
+# > What lies in the place of a file that was expected, and what to do with it.
+#
+# - skip_showdoc: true
+
+# %%
+#| default_exp core.filetypes
+
+# %%
+#| export
+import re
+from pathlib import Path
+
+from ctseg.core.files import InputError
+
+# %%
+#| hide
+import gzip
+import shutil
+import tempfile
+
+from fastcore.test import test_eq, test_fail
+
+# %% [markdown]
+# Downloads come as archives, under other names, as a web page that says "forbidden", or as the pointer of Git LFS in place of the content. The
+# first bytes of a file tell what it is.
+
+# %%
+#| export
+_SIGNATURES = (  # offset, first bytes, what it is
+    (0, b"PK\3\4", "an archive (zip)"),
+    (0, b"7z\xbc\xaf", "an archive (7z)"),
+    (0, b"Rar!", "an archive (rar)"),
+    (257, b"ustar", "an archive (tar)"),
+    (0, b"BZh", "packed with bzip2"),
+    (0, b"\xfd7zXZ", "packed with xz"),
+    (0, b"\x1f\x8b", "packed with gzip"),
+    (128, b"DICM", "a DICOM file"),
+    (344, b"n+1\0", "a NIfTI that is not packed"),
+    (0, b"NRRD", "a NRRD file"),
+    (0, b"ObjectType", "a MetaImage file"),
+    (0, b"version https://git-lfs", "a pointer of Git LFS, whose content was not fetched (git lfs pull)"),
+    (0, b"<", "a web page"),
+    (0, b"PAR1", "a Parquet file"),
+    (0, b"\xff\xfe", "text in UTF-16"),
+    (0, b"\xfe\xff", "text in UTF-16"),
+)
+
+def content_of(path: Path) -> str:
+    "What the first bytes of a file say that it is; \"\" if they say nothing."
+    try:
+        with open(path, "rb") as f: start = f.read(512)
+    except OSError: return ""
+    if not start: return "empty"
+    return next((kind for at, mark, kind in _SIGNATURES if start[at:].startswith(mark)), "")
+
+
+# %%
+work = Path(tempfile.mkdtemp())
+(work/"page").write_text("<html>403</html>")
+(work/"packed").write_bytes(gzip.compress(b"x"))
+(work/"empty").write_bytes(b"")
+print([content_of(work/name) for name in ("page", "packed", "empty", "nowhere")])
+
+# %% [markdown]
+# ## A file in the place of a folder
+#
+# Who gives an archive is told to unpack it; who gives a file, to give its folder.
+
+# %%
+#| export
+ARCHIVES = (".zip", ".tgz", ".tar", ".tar.gz", ".7z", ".rar") # endings
+PACKED = (*ARCHIVES, ".gz", ".bz2", ".xz", ".zst") # or a single packed file
+
+def _is_archive(path: Path) -> bool:
+    "Is this packed, by its name or its content? A NIfTI may be, and is none."
+    name = path.name.lower()
+    if name.endswith(".nii.gz"): return False
+    return name.endswith(PACKED) or content_of(path).startswith(("an archive", "packed"))
+
+def check_folder(path: Path, expected: str):
+    "Raise `InputError` unless this is a folder; `expected` is what it should hold."
+    if path.is_dir(): return
+    if not path.exists():
+        raise InputError(f"{path}: no such folder; expected {expected}")
+    if _is_archive(path):
+        raise InputError(f"{path}: an archive; unpack it and give the folder; expected {expected}")
+    raise InputError(f"{path}: a file; give the folder that it lies in; expected {expected}")
+
+
+# %%
+(work/"scans.zip").write_bytes(b"PK\3\4")
+for name in ("nowhere", "scans.zip", "page"):
+    try: check_folder(work/name, "scans")
+    except InputError as e: print(str(e).replace(str(work), "…"))
+
+# %% [markdown]
+# ## Another name in the place of the expected one
+#
+# A browser calls a second download `y_train (1).csv`, Windows hides that a file is called `y_train.csv.txt`, and an archive unpacks into a folder
+# of its own.
+
+# %%
+#| export
+_COPY = r" ?\(\d+\)|[ _-]+(?:copy|kopie|copie)\b(?: \d+)?"
+
+def _letters(name: str) -> str:
+    "A name without what systems add to it, and without the marks that people choose differently."
+    plain = re.sub(_COPY, "", name.lower().removesuffix(".txt"))
+    return re.sub(r"[\W_]", "", plain)
+
+def instead_of(
+    folder: Path,
+    name: str, # of the file or folder that is missing
+    archives: bool = True, # it may lie in any archive beside
+) -> str:
+    "What a folder holds in place of `name`, and what to do, in brackets; \"\" if it holds nothing like it."
+    if not folder.is_dir(): return ""
+    beside = sorted(folder.iterdir())
+    near = [path.name for path in beside if _letters(path.name) == _letters(name) != ""]
+    if near: return f" ({near[0]} is there: call it {name})"
+    deeper = sorted(folder.glob(f"*/{name}"))
+    if deeper: return f" (it lies in {deeper[0].parent.name}/: move it up)"
+    packed = [path.name for path in beside if archives and path.name.lower().endswith(ARCHIVES)]
+    return f" (unpack {packed[0]} first)" if packed else ""
+
+
+# %%
+for name in ("y_train (1).csv", "annotated_labels.json.txt", "inner/recipe.json"):
+    (work/name).parent.mkdir(exist_ok=True)
+    (work/name).write_text("")
+for name in ("y_train.csv", "annotated_labels.json", "recipe.json", "train-images"):
+    print(f"no {name}{instead_of(work, name)}")
+test_eq(instead_of(work/"inner", "y_train.csv"), "")
+
+# %%
+#| hide
+shutil.rmtree(work)
