@@ -127,6 +127,21 @@ def _whole_labels(values: np.ndarray, path) -> np.ndarray:
     return whole.astype(np.uint8)
 
 # %% ../../nbs/io/60_nifti.ipynb #b9d70243
+def _turned_to(affine: np.ndarray, labels: np.ndarray, own: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    "Labels and their affine with the axes in the order and direction of another affine, if they can be had so."
+    steps = np.linalg.inv(affine[:3, :3]) @ own[:3, :3]  # of the labels, in voxels of the other grid
+    whole = steps.round()
+    one_each = (np.abs(whole).sum(0) == 1).all() and (np.abs(whole).sum(1) == 1).all()
+    if not one_each or np.abs(steps - whole).max() > .01 or (whole == np.eye(3)).all():
+        return labels, own
+    axes = np.abs(whole).argmax(0)
+    signs = whole[axes, np.arange(3)]
+    turn = np.column_stack([axes, signs])
+    orientations = import_volumes_package("nibabel.orientations")
+    moved = own @ orientations.inv_ornt_aff(turn, labels.shape)
+    return orientations.apply_orientation(labels, turn), moved
+
+# %% ../../nbs/io/60_nifti.ipynb #a3a948d9
 def read_label_map(
     path, # a label map, or the mask of one structure
     shape: tuple[int, int, int], # of its image
@@ -134,10 +149,10 @@ def read_label_map(
 ) -> np.ndarray: # uint8 [I,J,K]
     """Read labels.
 
-    Raises `InputError` unless they lie on the grid of their image and are whole numbers from 0 to 255,
-    within 0.001.
+    Raises `InputError` unless they lie on the grid of their image, in any order of its axes, and are whole
+    numbers from 0 to 255, within 0.001.
     """
-    labels, own_affine = read_nifti(path, None)
+    labels, own_affine = _turned_to(affine, *read_nifti(path, None))
     if labels.shape != tuple(shape):
         sizes = ["x".join(map(str, s)) for s in (labels.shape, shape)]
         raise InputError(f"{path}: {sizes[0]} voxels, its image has {sizes[1]}; resample it")

@@ -10,6 +10,7 @@ from helpers.volumes import GRID, HU, NAME, TWO, leaks, one_line, save, volume
 from ctseg.core.files import InputError
 from ctseg.data.challenge import read_challenge
 from ctseg.io.index import read_index
+from ctseg.io.nifti import read_label_map
 from ctseg.io.nifti_import import import_nifti
 
 
@@ -69,6 +70,25 @@ def test_bad_labels(tmp_path, labels, A, says):
     with pytest.raises(InputError) as e:
         import_nifti(tmp_path / "src", tmp_path / "out", classes=TWO, annotated="all")
     assert says in one_line(e)
+
+
+@pytest.mark.parametrize("axes", [(0, 1, 2), (1, 0, 2), (2, 0, 1)])
+@pytest.mark.parametrize("signs", [(1, 1, 1), (-1, 1, 1), (-1, -1, -1)])
+def test_labels_stored_in_another_order_of_the_same_grid(tmp_path, axes, signs):
+    "As programs that turn to RAS or LPS leave them. A mirrored affine alone is another place."
+    labels = np.random.default_rng(0).integers(0, 3, HU.shape).astype(np.uint8)
+    turn = np.zeros((4, 4))
+    turn[3, 3] = 1
+    for new, (old, sign) in enumerate(zip(axes, signs)):
+        turn[old, new] = sign
+        turn[old, 3] = HU.shape[old] - 1 if sign < 0 else 0
+    stored = labels.transpose(axes)[tuple(slice(None, None, sign) for sign in signs)]
+    save(stored, tmp_path / "labels.nii.gz", GRID @ turn)
+    assert (read_label_map(tmp_path / "labels.nii.gz", HU.shape, GRID) == labels).all()
+    if signs == (1, 1, 1): return
+    save(labels, tmp_path / "elsewhere.nii.gz", GRID @ np.diag([*signs, 1]))
+    with pytest.raises(InputError, match="affines differ"):
+        read_label_map(tmp_path / "elsewhere.nii.gz", HU.shape, GRID)
 
 
 def test_label_maps_and_what_was_examined(tmp_path):
