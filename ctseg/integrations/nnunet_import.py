@@ -12,6 +12,7 @@ import numpy as np
 
 from ..core.anatomy import IGNORE, ClassMap
 from ..core.files import InputError, atomic_path, read_json
+from ..core.filetypes import check_folder, instead_of
 from ..data.challenge import write_challenge
 from ..data.images import image_paths, read_pngs
 from ..data.slices import SliceSet
@@ -28,8 +29,10 @@ from ..io.slicing import Slicing
 def describe_dataset(src: Path) -> str:
     "The ending of the files of a raw data set. `InputError` for what is none, or has several channels."
     path = src/"dataset.json"
+    check_folder(src, "a raw data set of nnU-Net")
     if not path.is_file():
-        raise InputError(f"{src}: no raw data set of nnU-Net (no dataset.json)")
+        hint = instead_of(src, path.name)
+        raise InputError(f"{src}: no raw data set of nnU-Net (no dataset.json){hint}")
     text = read_json(path)
     if not isinstance(text, dict) or not isinstance(text.get("file_ending"), str):
         raise InputError(f"{path}: no description of nnU-Net v2 (file_ending is missing)")

@@ -26,7 +26,7 @@ from .renaming import Renaming, class_name, read_renaming, same_spelling, unused
 from ctseg.io.rtstruct import (
     DrawnStructure, draw_region, empty_names, leaves_plane, meets_volume, read_regions,
 )
-from .rt_places import contour_notes, in_other_space
+from .rt_places import contour_notes, in_other_space, rejected_notes
 from .slicing import Slicing
 from .volumes import Volume, class_flags, combine
 
@@ -111,10 +111,12 @@ def _drawn_structures(file: DicomFile, series, src: Path, wanted) -> _Drawn:
         if file.header.Modality != "RTSTRUCT":
             segments = read_segments(file.path, series, wanted)
             return _Drawn(segments.structures, [f"{file.shown(src)}: {note}" for note in segments.notes])
-        regions = [r for r in read_regions(read_file(file.path)) if r.rings and wanted(r.name)]
+        header = read_file(file.path)
+        regions = [r for r in read_regions(header) if r.rings and wanted(r.name)]
         usable = [region for region in regions if _is_usable(series, region)]
         drawn = [draw_region(series, region) for region in usable]
-        return _Drawn(drawn, [f"{file.shown(src)}: {note}" for note in contour_notes(series, usable)])
+        notes = rejected_notes(header) + contour_notes(series, usable)
+        return _Drawn(drawn, [f"{file.shown(src)}: {note}" for note in notes])
 
 # %% ../../nbs/io/78_dicom_import.ipynb #4e2c3418
 def _unite(structures: dict[str, DrawnStructure], name: str, structure: DrawnStructure):

@@ -19,6 +19,7 @@ import pandas as pd
 
 from ..core.anatomy import ClassMap
 from ..core.files import InputError, read_json, refuse_special
+from ..core.filetypes import check_folder
 from ..core.tables import table_text
 from ..data.images import natural_key
 from .canvas import place_on_squares
@@ -120,6 +121,7 @@ def openkbp_patients(
 ) -> dict[int, Path]: # patient number → folder
     "The patients of a clone. Raises `InputError` if there are none."
     src = Path(src)
+    check_folder(src, "a clone of ababier/open-kbp")
     root = src/"provided-data" if (src/"provided-data").is_dir() else src
     folders = sorted(root.glob("*-pats/pt_*"), key=lambda d: natural_key(d.name))
     numbered = {int(d.name[3:]): d for d in folders if d.is_dir() and d.name[3:].isdigit()}

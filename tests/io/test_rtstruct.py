@@ -169,6 +169,16 @@ def test_two_structures_of_one_number(tmp_path):
     assert "two structures of one number" in one_line(e)
 
 
+def test_a_rejected_structure_set_is_told(tmp_path):
+    flat_series(tmp_path / "src")
+    write_rt(tmp_path / "src", [("node", [box(2, 2.5, 8.5)])])
+    rt = pydicom.dcmread(tmp_path / "src" / "rt.dcm")
+    rt.ApprovalStatus = "REJECTED"
+    rt.save_as(tmp_path / "src" / "rt.dcm")
+    notes = import_dicom(tmp_path / "src", tmp_path / "out")["notes"]
+    assert len(notes) == 1 and "rejected" in notes[0]
+
+
 def test_structures_without_contours_are_told(tmp_path):
     flat_series(tmp_path / "src")
     write_rt(tmp_path / "src", [("node", [box(2, 2.5, 8.5)]), ("template", [])])

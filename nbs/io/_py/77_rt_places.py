@@ -116,6 +116,20 @@ print(_count_beyond(s, [liver, liver._replace(rings=[ring + [0, 0, 500] for ring
 
 # %%
 #| export
+def rejected_notes(header) -> list[str]:
+    "What to tell of a structure set that somebody has looked at and rejected."
+    status = str(header.get("ApprovalStatus") or "").strip().upper()
+    if status != "REJECTED": return []
+    return ["its RTSTRUCT is marked as rejected; its contours were taken all the same, "
+            "take it away if they are wrong"]
+
+
+# %%
+print([len(rejected_notes({"ApprovalStatus": status})) for status in ("APPROVED", "rejected ", None)])
+
+
+# %%
+#| export
 def _left_out_notes(series: Series, regions: list[Region]) -> list[str]:
     "What to tell of contours that are not drawn, or in part."
     notes = []

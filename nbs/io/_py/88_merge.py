@@ -23,6 +23,7 @@ from ctseg.core.anatomy import ClassMap
 from ctseg.core.files import (
     InputError, atomic_path, csv_cell, did_you_mean, read_json, safe_name, write_json,
 )
+from ctseg.core.filetypes import check_folder, instead_of
 from ctseg.core.unions import read_union_lists
 from ctseg.data.annotations import read_classes
 from ctseg.data.challenge import read_challenge, write_challenge
@@ -144,8 +145,10 @@ def find_sources(folders: list[Path]) -> list[Source]:
     "The folders as sources. `InputError` for what is no challenge folder."
     sources = []
     for name, folder in zip(source_names([folder.resolve() for folder in folders]), folders):
+        check_folder(folder, "a challenge folder")
         if not (folder/"train-images").is_dir():
-            raise InputError(f"{folder}: no train-images/ in it; expected a challenge folder")
+            hint = instead_of(folder, "train-images")
+            raise InputError(f"{folder}: no train-images/ in it{hint}; expected a challenge folder")
         splits = [split for split in ("train", "test") if (folder/f"{split}-images").is_dir()]
         stacks = {split: _stack(folder, split) for split in splits}
         sources.append(Source(name, folder, read_classes(folder), stacks))
