@@ -84,7 +84,7 @@ def find_sources(folders: list[Path]) -> list[Source]:
     "The folders as sources. `InputError` for what is no challenge folder."
     sources = []
     for name, folder in zip(source_names([folder.resolve() for folder in folders]), folders):
-        check_folder(folder, "a challenge folder")
+        check_folder(folder, "a challenge folder with train-images/")
         if not (folder/"train-images").is_dir():
             hint = instead_of(folder, "train-images")
             raise InputError(f"{folder}: no train-images/ in it{hint}; expected a challenge folder")
