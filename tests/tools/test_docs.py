@@ -125,6 +125,21 @@ def test_index_has_every_public_name(site, modules):
     assert len(places) > 100
 
 
+def test_names_of_the_package_itself_lead_to_where_they_are_defined(site):
+    import ctseg
+    listed = (site/"api.html").read_text().split("Names to import")[-1].split('id="ctseg-cli"')[0]
+    rows = re.findall(r"<td[^>]*>(?P<name>.*?)</td>\s*<td[^>]*>(?P<about>.*?)</td>", listed, re.S)
+    assert {plain(name) for name, _ in rows} >= set(ctseg.__all__)
+    assert [plain(name) for name, about in rows if "href" not in name or not plain(about).strip()] == []
+
+
+def test_long_code_of_a_benchmark_is_folded_and_what_it_found_is_not(site):
+    page = (site/"benchmarks"/"claims.html").read_text()
+    unfolded = re.sub(r"<details.*?</details>", "", page, flags=re.S)
+    assert "CLAIMS = [" in plain(page) and "CLAIMS = [" not in plain(unfolded)
+    assert "one seed: for it" in plain(unfolded)
+
+
 def test_repository_and_both_looks_are_at_hand(site):
     for page in site.rglob("*.html"):
         name, text = page.name, page.read_text()
