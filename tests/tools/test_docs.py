@@ -3,6 +3,8 @@ definitions in source order, code that is scrolled, an index of all names, a dar
 import ast
 import json
 import re
+import shutil
+import subprocess
 import sys
 from html import unescape
 from pathlib import Path
@@ -184,6 +186,30 @@ def test_search_finds_every_documented_name(site, headings):
     found = {r["href"] for r in json.loads((site/"search.json").read_text())}
     lost = {f"{p.relative_to(site)}#{m['anchor']}" for p, m in headings if m["level"] == "3"} - found
     assert not lost
+
+
+@pytest.mark.skipif(not shutil.which("node"), reason="the page's script needs something to run it")
+def test_search_answers_a_reader_by_a_guide_and_a_name_by_its_place(site):
+    wanted = {
+        "which recipe": "guides/choosing_a_recipe.html",
+        "several GPUs": "guides/several_hosts.html",
+        "own loss": "guides/your_own_method.html",
+        "licence": "index.html#cite-licence",
+        "SliceSet": "data/slices.html",
+        "soft_dice_confidence": "inference/confidence.html#soft_dice_confidence",
+    }
+    assert 'window.Fuse = class' in (site/"index.html").read_text()
+    script = re.sub(r"</?script>", "", (ROOT/"nbs"/"search.html").read_text())
+    ask = f"""
+        globalThis.window = {{}}
+        {script}
+        const fuse = new window.Fuse(JSON.parse(require("fs").readFileSync({json.dumps(str(site/"search.json"))})))
+        const first = (query) => fuse.search(query, {{ limit: 5 }})[0].item.href
+        console.log(JSON.stringify({json.dumps(list(wanted))}.map(first)))"""
+    done = subprocess.run(["node", "-e", ask], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for query, place, found in zip(wanted, wanted.values(), json.loads(done.stdout)):
+        assert found.startswith(place), f"{query}: {found}"
 
 
 def test_bodies_of_exported_code_are_on_the_pages(site, modules):
