@@ -201,7 +201,7 @@ def test_search_answers_a_reader_by_a_guide_and_a_name_by_its_place(site):
     assert 'window.Fuse = class' in (site/"index.html").read_text()
     script = re.sub(r"</?script>", "", (ROOT/"nbs"/"search.html").read_text())
     ask = f"""
-        globalThis.window = {{}}
+        globalThis.window = {{}};
         {script}
         const fuse = new window.Fuse(JSON.parse(require("fs").readFileSync({json.dumps(str(site/"search.json"))})))
         const first = (query) => fuse.search(query, {{ limit: 5 }})[0].item.href
