@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from .console import app, memory_errors, print_facts
-from .options import Annotations, BatchSize, Device, refuse_replacing
+from .options import Annotations, BatchSize, Device, Plugins, load_plugins, refuse_replacing
 
 # %% ../../nbs/cli/46_suggest.ipynb #e3470035
 TEACHERS = typer.Argument(
@@ -31,6 +31,7 @@ def suggest(
     annotated: Annotations = "json",
     device: Device = "auto",
     batch_size: BatchSize = 16,
+    plugin: Plugins = [],
 ):
     "List the slices that are most worth annotating next, and the structures to look for on them."
     from ctseg.core.files import InputError
@@ -38,6 +39,7 @@ def suggest(
     *runs, data = places
     if not runs:
         raise InputError("`ctseg suggest` takes RUN... DATA, but one place was given")
+    load_plugins(plugin)
     refuse_replacing([out, out.with_suffix(".html")], places)
     with memory_errors():
         facts = suggest_files(runs, data, out, count, annotated, device, batch_size)

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['MAX_MESSAGE', 'MOST_NAMES', 'DISK_ERRORS', 'MAX_TEXT', 'PART', 'printable', 'InputError',
            'some_of', 'did_you_mean', 'disk_errors', 'refuse_folder', 'refuse_special', 'remove',
-           'sweep', 'flush_to_disk', 'atomic_path', 'safe_name', 'output_path', 'parse_json',
-           'read_json', 'finite_only', 'write_json', 'json_checksum', 'csv_cell']
+           'sweep', 'flush_to_disk', 'atomic_path', 'safe_name', 'parse_json', 'read_json',
+           'finite_only', 'write_json', 'json_checksum', 'csv_cell']
 
 # %% ../../nbs/core/10_files.ipynb #f64fe586
 import contextlib
@@ -291,22 +291,6 @@ def safe_name(text: str, most: int = 80) -> str:
     name = re.sub(r"[^\w.-]+|\.{2,}", "_", name)
     name = name.encode()[:most].decode(errors="ignore").strip("._-")
     return f"_{name}" if not name or _RESERVED.fullmatch(name) else name
-
-# %% ../../nbs/core/10_files.ipynb #bec4a0c3
-def output_path(
-    folder: str | Path,
-    text: str, # from a file of somebody else
-    suffix: str = "", # e.g. ".nii.gz"
-    taken: Iterable[str] = (), # file names already given in this folder
-) -> Path:
-    "A file in `folder` named after an untrusted text; where the name is taken, with a number, upper and lower case being equal."
-    used = {name.casefold() for name in taken}
-    name, number = safe_name(text), 1
-    candidate = name + suffix
-    while candidate.casefold() in used:
-        number += 1
-        candidate = f"{name}-{number}{suffix}"
-    return Path(folder)/candidate
 
 # %% ../../nbs/core/10_files.ipynb #64c4834d
 def _unique(pairs: list[tuple]) -> dict:

@@ -110,24 +110,28 @@ def mirror(
     if axis not in MIRROR_AXES:
         raise did_you_mean("mirror axis", axis, MIRROR_AXES)
     dim, device = MIRROR_AXES[axis], batch.mask.device
-    swap = torch.from_numpy(classes.swap).to(device)  # int64 [C+1]
+    swap = torch.from_numpy(classes.swap).to(device)
     columns = swap[1:] - 1
     partner = torch.arange(IGNORE + 1, device=device)  # what is to be ignored stays so
     partner[:len(swap)] = swap
     where = torch.ones(len(batch), dtype=torch.bool, device=device) if where is None else where
+
     def choose(mirrored: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
         return torch.where(where.view(-1, *[1]*(before.ndim - 1)), mirrored, before)
-    mask = partner[batch.mask.flip(dim)]
-    known = batch.known.flip(dim) if batch.known.ndim == 4 else batch.known
-    weight = None if batch.weight is None else batch.weight.flip(dim)
-    if weight is not None and weight.shape[1] == len(classes):  # a column for each class
-        weight = weight[:, columns]
+
+    def of_partners(values: torch.Tensor) -> torch.Tensor:  # [B, C] or [B, C, H, W]
+        return (values.flip(dim) if values.ndim == 4 else values)[:, columns]
+
+    weight = batch.weight
+    if weight is not None:
+        by_class = weight.shape[1] == len(classes)
+        weight = choose(of_partners(weight) if by_class else weight.flip(dim), weight)
     return replace(
         batch,
         image=choose(batch.image.flip(dim), batch.image),
-        mask=choose(mask, batch.mask),
-        known=choose(known[:, columns], batch.known),
-        weight=None if weight is None else choose(weight, batch.weight),
+        mask=choose(partner[batch.mask.flip(dim)], batch.mask),
+        known=choose(of_partners(batch.known), batch.known),
+        weight=weight,
     )
 
 # %% ../../nbs/data/85_geometry.ipynb #c957b8ef

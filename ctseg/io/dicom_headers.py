@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['vr_of', 'path_without_patient', 'PatientNames', 'DicomFile', 'Misfit', 'label_errors',
-           'header_value', 'check_header', 'check_one_series']
+           'dicom_item', 'header_value', 'check_header', 'check_one_series']
 
 # %% ../../nbs/io/70_dicom_headers.ipynb #9ed52a80
 import contextlib
@@ -170,6 +170,13 @@ def label_errors(file: DicomFile, src: Path):
         raise InputError(f"{file.shown(src)}: its {file.header.Modality} does not fit "
                          f"the series or is damaged ({type(e).__name__}); export it again") from None
 
+# %% ../../nbs/io/70_dicom_headers.ipynb #0cf58944
+def dicom_item(**tags):
+    "An item of a DICOM sequence, with these tags."
+    item = import_volumes_package("pydicom").Dataset()
+    for tag, value in tags.items(): setattr(item, tag, value)
+    return item
+
 # %% ../../nbs/io/70_dicom_headers.ipynb #875e534e
 def header_value(header, tag: str, where: str):
     """The value of an element, `None` if it is empty.
@@ -216,10 +223,12 @@ def check_header(header, where: str):
     _check_present(header, where)
     for tag, count in _COUNTS.items():
         values = _numbers(header, tag)
-        positive = tag == "PixelSpacing"
+        expected = f"{count} {'numbers' if count > 1 else 'number'}"
         fits = len(values) == count and np.isfinite(values).all()
-        if not fits or (positive and values.min() <= 0):
-            expected = f"{count} {'positive ' if positive else ''}{'numbers' if count > 1 else 'number'}"
+        if tag == "PixelSpacing":
+            expected = f"{count} positive numbers"
+            fits = fits and values.min() > 0
+        if not fits:
             raise InputError(f"{where}: {tag} is {str(header.get(tag))[:60]!r}, expected {expected}; "
                              "export the series again")
     if not _numbers(header, "RescaleSlope").all():

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['slices_of', 'slices_in', 'Stack', 'make_stack', 'check_duplicates', 'drift_angle', 'is_tilted',
-           'evenly_spaced', 'check_gaps', 'read_pixels', 'SliceHeaders', 'Series',
-           'in_other_frame', 'make_series', 'series_notes']
+           'evenly_spaced', 'check_gaps', 'SliceHeaders', 'Series', 'in_other_frame',
+           'make_series', 'series_notes']
 
 # %% ../../nbs/io/72_dicom_series.ipynb #7ac90c7f
 import hashlib
@@ -194,15 +194,6 @@ def _in_hounsfield(raw: np.ndarray, header) -> np.ndarray:
     intercept = np.float32(header.RescaleIntercept)
     hu = raw*slope + intercept
     return hu.astype(np.float32).T
-
-# %% ../../nbs/io/72_dicom_series.ipynb #f151bdb4
-def read_pixels(file: DicomFile, shown: str) -> np.ndarray:
-    """One slice in Hounsfield units, float32 [columns, rows].
-
-    Raises `InputError` if its pixels cannot be decoded.
-    """
-    frames = _raw_pixels(file, shown)
-    return _in_hounsfield(frames[file.frame], file.header)
 
 # %% ../../nbs/io/72_dicom_series.ipynb #cb08cda0
 class SliceHeaders(Sequence):

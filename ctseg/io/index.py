@@ -54,19 +54,28 @@ INDEX = fields({"volumes": mapped(_VOLUME), "images": mapped(mapped(_LINE))}, {"
 MAX_VOXELS = 1 << 32
 
 # %% ../../nbs/io/50_index.ipynb #846f5482
+def _possible_grid(entry: dict) -> bool:
+    "Whether the grid of a volume can be: it has a depth and a size that fit to what else is said of it."
+    affine = np.array(entry["affine"], float)
+    flat = abs(np.linalg.det(affine[:3, :3])) < 1e-9
+    projective = affine[3].tolist() != [0, 0, 0, 1]
+    positions = entry.get("positions")
+    other_depth = positions is not None and len(positions) != entry["shape"][2]
+    return not (flat or projective or other_depth or math.prod(entry["shape"]) > MAX_VOXELS)
+
+
+def _slices_of(entry: dict) -> int:
+    "How many slices a volume has, along the axis that they were cut across."
+    axes, _ = slice_axes(np.array(entry["affine"], float), entry["orientation"])
+    return entry["shape"][axes[0]]
+
+# %% ../../nbs/io/50_index.ipynb #eb8bf85d
 def _check_places(volumes: dict[str, dict], images: dict[str, dict[str, dict]], path: Path):
     "`InputError` for a grid that cannot be, and for slices that are not in their volume or are given twice."
-    depth = {}
     for id, entry in volumes.items():
-        affine = np.array(entry["affine"], float)
-        flat = abs(np.linalg.det(affine[:3, :3])) < 1e-9
-        projective = affine[3].tolist() != [0, 0, 0, 1]
-        positions = entry.get("positions")
-        other_depth = positions is not None and len(positions) != entry["shape"][2]
-        if flat or projective or other_depth or math.prod(entry["shape"]) > MAX_VOXELS:
+        if not _possible_grid(entry):
             raise InputError(f"{path}: volume {id} has no grid that can be; import the volumes again")
-        axes, _ = slice_axes(affine, entry["orientation"])
-        depth[id] = entry["shape"][axes[0]]
+    depth = {id: _slices_of(entry) for id, entry in volumes.items()}
     for split, lines in images.items():
         seen = set()
         for name, line in lines.items():

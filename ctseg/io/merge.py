@@ -222,6 +222,13 @@ def gather(
     return gathered, rows
 
 # %% ../../nbs/io/88_merge.ipynb #8dc2b6f5
+def _prefixed_index(source: Source, split: str) -> tuple[dict, dict]:
+    "Volumes by id, and where each image lies, by its name; ids begin with the source's name."
+    volumes, images = read_index(source.folder, split)
+    lines = {name: line | {"volume": f"{source.name}-{line['volume']}"} for name, line in images.items()}
+    return {f"{source.name}-{id}": entry for id, entry in volumes.items()}, lines
+
+
 def merged_index(
     sources: list[Source],
     frame: Frame,
@@ -234,11 +241,9 @@ def merged_index(
     volumes, lines = {}, {}
     for source in sources:
         for split in source.stacks:
-            there, images = read_index(source.folder, split)
-            volumes |= {f"{source.name}-{id}": entry for id, entry in there.items()}
-            for name, line in images.items():
-                volume = f"{source.name}-{line['volume']}"
-                lines[source.name, split, name] = line | {"volume": volume}
+            own_volumes, own_lines = _prefixed_index(source, split)
+            volumes |= own_volumes
+            lines |= {(source.name, split, name): line for name, line in own_lines.items()}
     images = {}
     for split, one in gathered.items():
         of_split = [lines[source, split, name] for source, name in one.origins]

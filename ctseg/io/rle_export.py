@@ -120,10 +120,9 @@ def _rows(predicted: Predicted, sheet: Sheet) -> Iterator[list[str]]:
         codes = {name: predicted.code(image, id, sheet.coding) for id, name in enumerate(names, 1)}
         if sheet.form == "wide":
             yield [called, *codes.values()]
-        elif sheet.form == "joined":
-            for name, code in codes.items(): yield [f"{called}_{name}", code]
-        else:
-            for name, code in codes.items(): yield [called, name, code]
+            continue
+        for name, code in codes.items():
+            yield [f"{called}_{name}", code] if sheet.form == "joined" else [called, name, code]
 
 # %% ../../nbs/io/97_rle_export.ipynb #6b71386f
 def _asked(row: list[str], form: Form, predicted: Predicted) -> tuple[str|None, str]:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['HEAD_CLASSES', 'PATIENT', 'head', 'Planes', 'head_planes', 'clinic_planes', 'dicom_object',
-           'write_series', 'dicom_item', 'write_contours']
+           'write_series', 'write_contours']
 
 # %% ../../nbs/io/68_toy_dicom.ipynb #be0e67dc
 from dataclasses import dataclass
@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from ..core.anatomy import ClassMap
+from .dicom_headers import dicom_item
 from .toy_scans import paint_ellipsoids
 from .volumes import import_volumes_package
 
@@ -147,13 +148,6 @@ def write_series(
 # %% ../../nbs/io/68_toy_dicom.ipynb #ac143eb2
 _RT_STRUCTURE_SET = "1.2.840.10008.5.1.4.1.1.481.3"  # RT Structure Set Storage
 
-def dicom_item(**tags):
-    "An item of a DICOM sequence."
-    item = import_volumes_package("pydicom").Dataset()
-    for tag, value in tags.items(): setattr(item, tag, value)
-    return item
-
-# %% ../../nbs/io/68_toy_dicom.ipynb #1a298b82
 def _contour(header, ring: np.ndarray):
     "A closed polygon on the plane of a slice; `ring`: columns and rows, float [n,2]."
     columns, rows = np.reshape(header.ImageOrientationPatient, (2, 3))

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SelfTrainingSettings', 'mask_uncertain', 'NoisyStudent', 'Completed', 'CellTeachers',
-           'OutOfFold', 'SelfTraining']
+           'OutOfFold', 'train_teachers', 'SelfTraining']
 
 # %% ../../nbs/methods/60_self_training.ipynb #83258632
 from collections.abc import Generator
@@ -144,6 +144,23 @@ class OutOfFold(CellTeachers):
         return Completed(replace(slices, masks=masks, known=known), teaches)
 
 # %% ../../nbs/methods/60_self_training.ipynb #41b7b6c0
+def train_teachers(
+    job: JobLike,
+    fold: np.ndarray, # int [N], of the annotated slices
+    number: int, # of the round, from 1
+    extras: list[dict], # the second stream of each teacher
+    cutmix: float, # share of a teacher's images that get part of another, from the second round on
+) -> Generator[Phase, nn.Module, list[nn.Module]]:
+    "A teacher for each fold, which learns from the others; from the second round on with strong views."
+    teachers = []
+    for k, extra in enumerate(extras):
+        step = NoisyStudent(cutmix) if number > 1 else None
+        others = job.labelled[fold != k]
+        teacher = yield Phase(f"teacher-{number}-{k + 1}", others, method=step, **extra)
+        teachers.append(teacher.to(job.device))
+    return teachers
+
+# %% ../../nbs/methods/60_self_training.ipynb #0055ad53
 @register_method("self-training")
 class SelfTraining(OutOfFold):
     "Out-of-fold teachers, cells accepted by confidence, a noisy student, a fine-tune."
@@ -153,16 +170,11 @@ class SelfTraining(OutOfFold):
         labelled = job.labelled
         fold = grouped_folds(labelled, settings.teachers, seed=job.seed)
         extras: list[dict] = [{} for _ in range(settings.teachers)]  # second streams of the teachers
-        for n in range(settings.rounds):
-            teachers = []
-            for k in range(settings.teachers):
-                name = f"teacher-{n + 1}-{k + 1}"
-                step = NoisyStudent(settings.cutmix) if n else None
-                teacher = yield Phase(name, labelled[fold != k], method=step, **extras[k])
-                teachers.append(teacher.to(job.device))
-            if n + 1 < settings.rounds:
+        for number in range(1, settings.rounds + 1):
+            teachers = yield from train_teachers(job, fold, number, extras, settings.cutmix)
+            if number < settings.rounds:
                 filled = [self.fill_in(job, [teacher], job.unlabelled) for teacher in teachers]
-                extras = [f.as_extra(job.loss.reads_known) for f in filled]
+                extras = [slices.as_extra(job.loss.reads_known) for slices in filled]
         completed = self.out_of_fold(job, teachers, labelled, fold)
         job.note_completed(labelled, completed.slices)
         extra = self.fill_in(job, teachers, job.unlabelled).as_extra(job.loss.reads_known)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['check_masks', 'Overlaps', 'pair_counts', 'without_ignored', 'union_counts', 'overlaps',
            'dice_table', 'nan_mean', 'mean_dice', 'challenge_dice', 'class_tally', 'rows_of',
-           'class_rows', 'per_class', 'silent_classes']
+           'class_rows', 'per_class']
 
 # %% ../../nbs/metrics/10_challenge.ipynb #a819054b
 from typing import TYPE_CHECKING, NamedTuple
@@ -185,11 +185,3 @@ def per_class(
 ) -> "pd.DataFrame": # a row a class, by name
     "What happens to each class: its score, how often it is there, invented, missed, silent; a row a class, by name."
     return class_rows(overlaps(pred, truth, len(classes), classes.unions), classes, known)
-
-# %% ../../nbs/metrics/10_challenge.ipynb #56ffca9e
-def silent_classes(
-    pred: np.ndarray, truth: np.ndarray, classes: ClassMap, known: np.ndarray | None = None,
-) -> list[str]:
-    "Names of the classes that the examined images have and the prediction never does; arguments as of `per_class`."
-    rows = per_class(pred, truth, classes, known)
-    return list(rows.index[rows.silent])

@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['EarlierRun', 'earlier_run', 'same_names', 'with_rows', 'row_names', 'check_architecture',
-           'inherited_state', 'start_from', 'OldNetwork', 'old_network', 'Earlier',
-           'earlier_runs']
+           'inheritance_faults', 'inherited_state', 'start_from', 'OldNetwork', 'old_network',
+           'Earlier', 'earlier_runs']
 
 # %% ../../nbs/prediction/70_earlier.ipynb #cd85a170
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -101,6 +101,25 @@ def check_architecture(earlier: EarlierRun, recipe: Recipe) -> None:
         raise InputError(f"--init {earlier.name} and weights = {recipe.model.weights!r}: give one of the two")
 
 # %% ../../nbs/prediction/70_earlier.ipynb #826c1c93
+def inheritance_faults(
+    fresh: dict[str, torch.Tensor],
+    old: dict[str, torch.Tensor],
+    rows: Collection[str], # the layers whose rows are classes, so that their number may differ
+) -> list[str]: # a line for each tensor
+    "Why the tensors of an earlier run cannot take the place of fresh ones. Either may lack the presence head."
+    faults = []
+    for key in sorted({*fresh, *old}):
+        here, there = fresh.get(key), old.get(key)
+        if here is None or there is None:
+            if not key.startswith("presence."):
+                faults.append(f"{key} is only in {'the old one' if here is None else 'the new one'}")
+            continue
+        first = 1 if key in rows else 0
+        if here.shape[first:] != there.shape[first:]:
+            faults.append(f"{key} is {tuple(there.shape)}, here {tuple(here.shape)}")
+    return faults
+
+# %% ../../nbs/prediction/70_earlier.ipynb #24d08aa9
 def inherited_state(
     model: nn.Module, # with fresh weights
     old: dict[str, torch.Tensor], # the state dict of the earlier run
@@ -108,21 +127,14 @@ def inherited_state(
     name: str, # of the earlier run
 ) -> dict[str, torch.Tensor]:
     "The state dict of `model` with the old weights; `InputError` unless all but the rows of classes fit."
-    fresh, wrong = model.state_dict(), []
-    for key in sorted({*fresh, *old}):
-        here, there = fresh.get(key), old.get(key)
-        skip = 1 if key in rows else 0
-        if None in (here, there) and key.startswith("presence."):
-            continue  # a head that one of them may lack
-        if here is None or there is None:
-            wrong.append(f"{key} is only in {'the old one' if here is None else 'the new one'}")
-        elif here.shape[skip:] != there.shape[skip:]:
-            wrong.append(f"{key} is {tuple(there.shape)}, here {tuple(here.shape)}")
-        else:
-            fresh[key] = with_rows(here, there, rows[key]) if skip else there
-    if not wrong: return fresh
-    problem = f"a network of another architecture or setting ({first_few(wrong, 2)})"
-    raise InputError(f"--init {name}: {problem}; give the settings of that run's recipe.json")
+    fresh = model.state_dict()
+    wrong = inheritance_faults(fresh, old, rows)
+    if wrong:
+        problem = f"a network of another architecture or setting ({first_few(wrong, 2)})"
+        raise InputError(f"--init {name}: {problem}; give the settings of that run's recipe.json")
+    for key in fresh.keys() & old.keys():
+        fresh[key] = with_rows(fresh[key], old[key], rows[key]) if key in rows else old[key]
+    return fresh
 
 # %% ../../nbs/prediction/70_earlier.ipynb #3bf2264f
 def start_from(earlier: EarlierRun, classes: ClassMap) -> Callable[[nn.Module, nn.Module], None]:

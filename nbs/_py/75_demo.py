@@ -24,7 +24,7 @@ import numpy as np
 import pandas as pd
 
 from ctseg.core.files import InputError, atomic_path
-from ctseg.core.style import overlay
+from ctseg.core.style import class_legend, image_grid, overlay, show_image
 from ctseg.data.challenge import read_challenge
 from ctseg.data.slices import SliceSet
 from ctseg.metrics.challenge import challenge_dice, dice_table, per_class
@@ -59,16 +59,6 @@ from ctseg.data.toys import toy_set
 
 # %%
 #| export
-def name_colours(fig, classes, ids, columns: int = 4):
-    "Write which colour is which class below a figure, for the classes `ids` (1 … C)."
-    import matplotlib.pyplot as plt
-    patches = [plt.Rectangle((0, 0), 1, 1, color=classes.colours[i]/255) for i in ids]
-    names = [classes.names[i - 1].replace("_", " ") for i in ids]
-    fig.legend(patches, names, loc="outside lower center", ncols=columns, fontsize=8, frameon=False)
-
-
-# %%
-#| export
 def plot_predictions(
     slices: SliceSet,
     pred: np.ndarray|dict[str, np.ndarray], # uint8 [N, H, W]; or several, by the title of their column
@@ -77,31 +67,20 @@ def plot_predictions(
     titles=None, # a text for each slice [N]
 ):
     "Image, truth if there is one, and predictions side by side; a legend names the classes shown."
-    import matplotlib.pyplot as plt
     if not isinstance(pred, dict):
         pred = {"prediction": pred}
-    if order is None:
-        order = range(len(slices))
-    order = list(order)[:rows]
+    order = list(range(len(slices)) if order is None else order)[:rows]
     columns = {"truth": slices.masks, **pred} if slices.labelled.any() else pred
-    width, height = 2*(1 + len(columns)) + 0.4, 2.05*len(order) + 0.7
-    fig, axes = plt.subplots(len(order), 1 + len(columns), squeeze=False,
-                             figsize=(width, height), layout="constrained")
+    fig, axes = image_grid(len(order), 1 + len(columns), size=2.1)
     for row, i in zip(axes, order):
-        row[0].imshow(slices.images[i], cmap="gray", vmin=0, vmax=255)
+        show_image(row[0], slices.images[i])
         for ax, masks in zip(row[1:], columns.values()):
-            ax.imshow(overlay(slices.images[i], masks[i], slices.classes))
-        label = slices.names[i]
-        if titles is not None:
-            label += f"\n{titles[i]}"
-        row[0].set_ylabel(label, fontsize=8)
+            show_image(ax, overlay(slices.images[i], masks[i], slices.classes))
+        note = "" if titles is None else f"\n{titles[i]}"
+        row[0].set_ylabel(slices.names[i] + note, fontsize=8)
     for ax, title in zip(axes[0], ("image", *columns)):
         ax.set_title(title, fontsize=10)
-    for ax in axes.flat:
-        ax.set(xticks=[], yticks=[])
-    shown = np.unique([masks[order] for masks in columns.values()])
-    ids = [int(c) for c in shown if 0 < c <= len(slices.classes)]
-    name_colours(fig, slices.classes, ids)
+    class_legend(fig, slices.classes, np.stack([masks[order] for masks in columns.values()]))
     return fig
 
 
@@ -172,26 +151,20 @@ def plot_pseudo(
     scores: np.ndarray, # [N]
     kept: np.ndarray, # bool [N]
     columns: int = 7,
-    most: int = 28, # slices; of more, every n-th by confidence
 ):
-    "Pseudo-labels over their images, by falling score; those not kept are faded."
-    import matplotlib.pyplot as plt
+    "Pseudo-labels over their images, by falling score; those not kept are faded. Of more than 28 every n-th."
     order = np.argsort(-scores, kind="stable")
-    spread = np.linspace(0, len(order) - 1, min(most, len(order)))
+    spread = np.linspace(0, len(order) - 1, min(28, len(order)))
     order = order[spread.round().astype(int)]
-    rows = -(-len(order)//columns)
-    size = 1.5*columns, 1.75*rows + 0.9
-    fig, axes = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
-    for ax in axes.flat:
-        ax.axis("off")
+    fig, axes = image_grid(-(-len(order)//columns), columns, size=1.6)
     for ax, i in zip(axes.flat, order):
         picture = overlay(unlabelled.images[i], labels[i], unlabelled.classes)
-        ax.imshow(picture if kept[i] else (0.45*picture).astype(np.uint8))
+        show_image(ax, picture if kept[i] else (0.45*picture).astype(np.uint8))
         title = f"{scores[i]:.2f}" + ("" if kept[i] else ", rejected")
         ax.set_title(title, fontsize=8, color="0" if kept[i] else "C3")
     what = f"{len(order)} of {len(scores)} unlabelled slices"
     fig.suptitle(f"{what} as the teacher labels them, from the surest to the least sure", fontsize=10)
-    name_colours(fig, unlabelled.classes, [int(c) for c in np.unique(labels[order]) if c], columns)
+    class_legend(fig, unlabelled.classes, labels[order])
     return fig
 
 
@@ -384,11 +357,11 @@ FILES = ("predictions.png", "pseudo_labels.png", "curves.png", "report.html", "s
 
 # %%
 #| export
-def report_demo(run: Run, test: SliceSet, masks: dict[str, np.ndarray], most: int = 10):
+def report_demo(run: Run, test: SliceSet, masks: dict[str, np.ndarray]):
     "Print each organ's scores (of many, those on the most slices), both means, and where everything is."
     table = demo_table(test, masks)
     kept = run.read_pseudo()["kept"]
-    shown = table.sort_values("slices", ascending=False, kind="stable").head(most)
+    shown = table.sort_values("slices", ascending=False, kind="stable").head(10)
     print(shown.to_string(float_format="{:.2f}".format))
     score = {who: challenge_dice(pred, test.masks, len(test.classes)) for who, pred in masks.items()}
     scores = ", ".join(f"{who} {dice:.3f}" for who, dice in score.items())

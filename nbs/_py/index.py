@@ -90,16 +90,17 @@ Markdown(
 # | `run = ctseg.fit("my_data", out="runs/a")` | `ctseg fit my_data --out runs/a` |
 # | `masks = ctseg.load("runs/a").predict(images)` | `ctseg predict runs/a --images DIR --out masks.csv` |
 #
-# In a clone, `make demo` shows the whole job and `make test` runs every test and notebook.
+# In a clone, `make demo` shows the whole job; `make test` tests everything.
 #
 # ## Start here
 #
 # - **Kaggle or Colab**: [a notebook to push](kaggle/start_here/start_here.ipynb) or [open](https://colab.research.google.com/github/ctseg/ctseg/blob/main/nbs/kaggle/start_here/start_here.ipynb)
-# - **My challenge folder**: [format and commands](guides/your_challenge_folder.ipynb)
+# - **Ten minutes**: [a first run](tutorials/first_run.ipynb)
+# - **My challenge folder**: [format and commands](guides/your_challenge_folder.ipynb); [PNG or run-length codes](guides/another_competition.ipynb)
 # - **My DICOM**: [from series to SEG](tutorials/your_own_dicom.ipynb)
 # - **What `known` means**: [present, absent, unknown](explanations/three_states.ipynb)
-# - **My result**: [read the report](guides/reading_the_report.ipynb), [compare two methods](guides/comparing_two_methods.ipynb)
-# - **My own** [weights](guides/starting_from_weights.ipynb); [loss, network or method](guides/your_own_method.ipynb)
+# - **My result**: [read the report](guides/reading_the_report.ipynb), [compare two methods](guides/comparing_two_methods.ipynb), [troubleshooting](guides/when_it_goes_wrong.ipynb)
+# - **My own** [weights](guides/starting_from_weights.ipynb); [loss, network or method](guides/your_own_method.ipynb); [several GPUs](guides/several_hosts.ipynb)
 # - **How it is built**: [folders, contracts, every notebook](guides/how_it_is_built.ipynb)
 # - **All pages**: [the site](https://ctseg.github.io/ctseg)
 #
@@ -112,7 +113,7 @@ Markdown(
 # | unlabelled images | pseudo-labels, Mean Teacher, UniMatch, self-training | pretraining | no recipe | Mean Teacher, FixMatch, UniMatch v2 |
 # | choose it for | incomplete outlines, a small GPU | fully outlined volumes | building your own pipeline | microscopy |
 #
-# For fully annotated volumes take nnU-Net; partial labels also train inside [nnU-Net](guides/nnunet.ipynb), and [MONAI and Lightning](guides/monai.ipynb).
+# For fully annotated volumes take nnU-Net; its pipeline was not compared with ours, [its network](benchmarks/networks.ipynb) was. Partial labels also train inside [nnU-Net](guides/nnunet.ipynb), [MONAI and Lightning](guides/monai.ipynb).
 #
 # ## What was measured
 
@@ -128,9 +129,9 @@ table(list(measured[0]), [r.values() for r in measured])
 #
 # ## What it does not do
 #
-# - No 3D networks; slices are predicted one by one.
+# - No 3D networks; a slice sees its neighbours at most.
 # - No tool for scribbles; pixels that a mask leaves open can be ignored (255).
-# - No score on the challenge's hidden test set yet, and no full-size training on a GPU.
+# - No score on the challenge's hidden test set, no full-size training on a GPU.
 # - With many annotated slices the unlabelled ones add little.
 #
 # ::: {.callout-warning}

@@ -53,7 +53,7 @@ def test_predictions_are_named_and_nothing_is_clipped():
     assert [ax.get_title() for ax in fig.axes[:4]] == ["image", "truth", "teacher", "student"] and len(
         fig.axes
     ) == 8
-    assert [t.get_text() for t in fig.legends[0].get_texts()] == ["spinal cord", "mandible"]
+    assert [t.get_text() for t in fig.legends[0].get_texts()] == ["spinal_cord", "mandible"]
     fig.canvas.draw()
     texts = [t for ax in fig.axes for t in (ax.title, ax.yaxis.label, ax.xaxis.label)] + fig.legends[
         0

@@ -3,6 +3,8 @@ definitions in source order, code that is scrolled, an index of all names, a dar
 import ast
 import json
 import re
+import shutil
+import subprocess
 import sys
 from html import unescape
 from pathlib import Path
@@ -125,6 +127,21 @@ def test_index_has_every_public_name(site, modules):
     assert len(places) > 100
 
 
+def test_names_of_the_package_itself_lead_to_where_they_are_defined(site):
+    import ctseg
+    listed = (site/"api.html").read_text().split("Names to import")[-1].split('id="ctseg-cli"')[0]
+    rows = re.findall(r"<td[^>]*>(?P<name>.*?)</td>\s*<td[^>]*>(?P<about>.*?)</td>", listed, re.S)
+    assert {plain(name) for name, _ in rows} >= set(ctseg.__all__)
+    assert [plain(name) for name, about in rows if "href" not in name or not plain(about).strip()] == []
+
+
+def test_long_code_of_a_benchmark_is_folded_and_what_it_found_is_not(site):
+    page = (site/"benchmarks"/"claims.html").read_text()
+    unfolded = re.sub(r"<details.*?</details>", "", page, flags=re.S)
+    assert "CLAIMS = [" in plain(page) and "CLAIMS = [" not in plain(unfolded)
+    assert "one seed: for it" in plain(unfolded)
+
+
 def test_repository_and_both_looks_are_at_hand(site):
     for page in site.rglob("*.html"):
         name, text = page.name, page.read_text()
@@ -169,6 +186,30 @@ def test_search_finds_every_documented_name(site, headings):
     found = {r["href"] for r in json.loads((site/"search.json").read_text())}
     lost = {f"{p.relative_to(site)}#{m['anchor']}" for p, m in headings if m["level"] == "3"} - found
     assert not lost
+
+
+@pytest.mark.skipif(not shutil.which("node"), reason="the page's script needs something to run it")
+def test_search_answers_a_reader_by_a_guide_and_a_name_by_its_place(site):
+    wanted = {
+        "which recipe": "guides/choosing_a_recipe.html",
+        "several GPUs": "guides/several_hosts.html",
+        "own loss": "guides/your_own_method.html",
+        "licence": "index.html#cite-licence",
+        "SliceSet": "data/slices.html",
+        "soft_dice_confidence": "inference/confidence.html#soft_dice_confidence",
+    }
+    assert 'window.Fuse = class' in (site/"index.html").read_text()
+    script = re.sub(r"</?script>", "", (ROOT/"nbs"/"search.html").read_text())
+    ask = f"""
+        globalThis.window = {{}};
+        {script}
+        const fuse = new window.Fuse(JSON.parse(require("fs").readFileSync({json.dumps(str(site/"search.json"))})))
+        const first = (query) => fuse.search(query, {{ limit: 5 }})[0].item.href
+        console.log(JSON.stringify({json.dumps(list(wanted))}.map(first)))"""
+    done = subprocess.run(["node", "-e", ask], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for query, place, found in zip(wanted, wanted.values(), json.loads(done.stdout)):
+        assert found.startswith(place), f"{query}: {found}"
 
 
 def test_bodies_of_exported_code_are_on_the_pages(site, modules):

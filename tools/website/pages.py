@@ -23,6 +23,8 @@ DOCUMENTED_HERE = {"add_show_docs", "clean_show_doc", "exec_show_docs", "add_lin
 LINK = re.compile(r"(!?\[(?:[^\[\]]|\[[^\]]*\])*\]\([^)]*\))")
 NAME = re.compile(r"`([A-Za-z_][\w.]*)(\(\))?`")
 FENCE = re.compile(r"\s*(```|~~~)")
+EVIDENCE = "benchmarks/"  # the folder whose pages fold code that is longer than this many lines
+LONG_CODE = 8
 
 
 class Filter(FilterDefaults):
@@ -189,6 +191,14 @@ def folded(source: str, names: list[str]) -> str:
     return EXPORT.sub(f'#| code-fold: true\n#| code-summary: "{summary}"', source, count=1).lstrip()
 
 
+def fold_long(nb) -> None:
+    "Fold the code of a page of evidence: its reader came for what the code has found."
+    for cell in nb.cells:
+        if cell.cell_type != "code" or "#|" in cell.source or len(cell.source.splitlines()) <= LONG_CODE:
+            continue
+        cell.source = f'#| code-fold: true\n#| code-summary: "Code"\n{cell.source}'
+
+
 def reveal(nb, name: str | None, site: Site) -> None:
     "Put documentation before the exported cells of a notebook whose module is `name`, and fold their source."
     shown = {m[1] for c in nb.cells if c.cell_type == "code" and (m := SHOW_DOC.search(c.source))}
@@ -291,6 +301,8 @@ def stage_page(name: str, folder: Path, site: Site, package: str) -> None:
     module = module_of(nb, package)
     page = unnumbered(name).replace(".ipynb", ".html")
     reveal(nb, module, site)
+    if name.startswith(EVIDENCE):
+        fold_long(nb)
     Filter()(nb)
     part_headings(nb, site.modules.get(module))
     for cell in nb.cells:

@@ -197,9 +197,13 @@ def set_anchors(symbols: Iterable[Symbol]) -> None:
 
 
 def imports(tree: ast.Module, package: tuple[str, ...]) -> dict[str, tuple[str, str]]:
-    "What a module takes from others of its own package: name -> (module, name there)."
-    out = {}
-    for node in tree.body:
+    """What a module takes from others of its own package: name -> (module, name there).
+
+    Names that are loaded when they are first used stand under `if TYPE_CHECKING:`."""
+    out, nodes = {}, list(tree.body)
+    for node in nodes:
+        if isinstance(node, ast.If):
+            nodes += node.body
         if not isinstance(node, ast.ImportFrom):
             continue
         base = package[:len(package) - node.level + 1] if node.level else ()

@@ -8,7 +8,7 @@
 # %% [markdown]
 # **The question.** Some processors multiply bfloat16 themselves (AMX, AVX512-BF16). When is that faster, and does it cost accuracy?
 #
-# **The answer**, on a processor with AVX512-BF16 and without AMX: predicting is 1.5 to 2 times as fast. A training step is 1.4 to 2 times as fast with the Attention U-Net, more so the larger the images; a small encoder gains from 128 pixels on and loses up to a fifth below. The masks are the same on more than 99.5 % of all pixels, and the Dice moves by 0.003 at most, up or down. So [`precision=auto`](../core/50_device.ipynb) takes bfloat16 on such processors. The tables of [real CT](realct_semi.ipynb) were trained in it too.
+# **The answer**, on a processor with AVX512-BF16 and without AMX: predicting is 1.5 to 2.4 times as fast. A training step is 1.4 to 1.9 times as fast with the Attention U-Net, more so the larger the images; a small encoder gains from 128 pixels on and loses up to a fifth below. The masks are the same on more than 99.5 % of all pixels, and the Dice moves by 0.003 at most, up or down. So [`precision=auto`](../core/50_device.ipynb) takes bfloat16 on such processors. The tables of [real CT](realct_semi.ipynb) were trained in it too.
 
 # %%
 import contextlib

@@ -33,7 +33,8 @@ organs = [
 ]
 mean = found.pivot_table(index="network", columns="class", values="dice")
 print("seeds:", sorted(found.seed.unique().tolist()))
-mean.reindex(index=[name for name in order if name in mean.index], columns=organs).round(3).fillna("")
+shown = mean.reindex(index=[name for name in order if name in mean.index], columns=organs)
+shown.map(lambda dice: "" if pd.isna(dice) else f"{dice:.3f}")
 
 # %% [markdown]
 # `merged` is `ctseg merge` with the union; `merged-long` the same for three times the steps, as many epochs as a hospital's own; `ordinary` the same slices with left and right told apart everywhere; `background` the merged masks with every unexamined class taken for absent, and the parotids as an eighth class.

@@ -10,7 +10,7 @@
 #
 # **Answer.** The loss that says the same as MONAI's, `ce-dice`, takes 3.7 times less processor time and 0.28 of the extra memory; `marginal` and `masked`, which MONAI cannot express, 2.9 and 2.7
 # times less. The usual one-hot form, compiled by PyTorch into C++, is 1.7 times slower than `ce-dice`. **The memory does not stand in the way**: moving the bytes that must be moved takes a
-# sixteenth to a twenty-second of our losses' time here. What they spend is arithmetic in about a dozen passes over blocks that lie in the cache, one PyTorch operation each; a kernel that makes one
+# seventeenth to a twenty-second of our losses' time here. What they spend is arithmetic in about a dozen passes over blocks that lie in the cache, one PyTorch operation each; a kernel that makes one
 # pass could be several times faster, and we have none.
 #
 # ## How it was measured

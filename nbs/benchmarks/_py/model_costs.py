@@ -8,7 +8,7 @@
 # %% [markdown]
 # **Question.** How large is each network, and how much does it compute?
 #
-# **Answer.** The default, `attunet`, has 35 million parameters and takes the most arithmetic of all: 56 billion multiply-adds a slice. `unet:resnet34` has 24 million and takes a seventh of it.
+# **Answer.** `attunet`, the network of most recipes, has 35 million parameters and takes the most arithmetic of all: 56 billion multiply-adds a slice. `unet:resnet34` has 24 million and takes a seventh of it. `unet:tf_efficientnet_lite0`, which the recipe `ctseg` takes from 128 pixels on with a lighter decoder than here, is the cheapest.
 #
 # ## How it was measured
 #

@@ -102,4 +102,4 @@ assert (table["sizes"] == "any").all() and (table["largest difference"] < 1e-4).
 # %% [markdown]
 # ## What it does not say
 #
-# PyTorch in bfloat16, on processors with instructions for it, and OpenVINO were not measured here; `--engine auto` [measures](../inference/25_engine.ipynb) the latter on the first batch. Larger images shift the balance a little, and other processors more.
+# PyTorch in bfloat16, on processors with instructions for it, and OpenVINO (`--engine openvino`) were not measured here; `--engine auto` times PyTorch and OpenVINO [on the first batch](../inference/25_engine.ipynb) and takes the faster. Larger images shift the balance a little, and other processors more.

@@ -22,7 +22,7 @@
 # - **240 annotated** slices, the challenge's own share of two in five, 900 steps a phase;
 # - **100 annotated**, 440 steps a phase.
 #
-# The second phase of the default recipe, `ctseg`, is half as long, and comes on top. `log` (the recipe `masked-log`) and `ctseg-sigmoid` have a sigmoid for each structure, `marginal-log`, `ctseg` and the methods `marginal-…` a softmax, in which structures compete. `original-…` has the original's loss, and `original-teacher-student` is its method, whole. Rules were chosen with [one gate for all classes](decision_rule.ipynb); by the expected Dice, which `fit` chooses now, the default closes a share of 1.61. The intervals are over the test patients. `seeds` tells how many trainings stand behind a row: with one, it says how that one went.
+# The second phase of the default recipe, `ctseg`, was half as long here, and comes on top. (Today the recipe [makes it longer](realct_semi.ipynb#a-longer-second-phase) where few slices are annotated.) `log` (the recipe `masked-log`) and `ctseg-sigmoid` have a sigmoid for each structure, `marginal-log`, `ctseg` and the methods `marginal-…` a softmax, in which structures compete. `original-…` has the original's loss, and `original-teacher-student` is its method, whole. Rules were chosen with [one gate for all classes](decision_rule.ipynb); by the expected Dice, which `fit` chooses now, the default closes a share of 1.61. The intervals are over the test patients. `seeds` tells how many trainings stand behind a row: with one, it says how that one went.
 #
 # ```
 # ctseg phantom FOLDER --labelled 240 --unlabelled 360 --test 150 --size 128 --truth --seed 1

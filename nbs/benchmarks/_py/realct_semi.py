@@ -99,7 +99,7 @@ plt.show()
 # %% [markdown]
 # ## A longer second phase
 #
-# `ctseg-second-3` is `ctseg` with a second phase three times as long as the first instead of half as long: with 100 annotated slices each of the 1900 others is then seen fifteen times, not two or three. It takes three and a half times the processor time. On the test slices and on the annotated slices of other patients that the run left out:
+# `ctseg-second-3` is `ctseg` with a second phase three times as long as the first instead of half as long: with 100 annotated slices each of the 1900 others is then seen fifteen times, not two or three. The whole run takes three and a half times the processor time. On the test slices and on the annotated slices of other patients that the run left out:
 
 # %%
 LONG, SHORT = "ctseg-second-3", "ctseg"

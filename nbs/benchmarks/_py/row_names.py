@@ -26,7 +26,7 @@
 # | `longer` | the same with more supervised steps, as a control |
 # | `nopixel`, `image`, `zeros`, `fp32` | one choice changed: [what a labelled pixel says](../losses/10_partial.ipynb), the Dice per image, zeros as background, the precision |
 #
-# `ctseg` is the default recipe: `marginal-log`, then a second phase half as long with all slices. `ctseg-sigmoid` is the same with `masked-log`.
+# `ctseg` is the default recipe as it was when most tables were made: `marginal-log`, then a second phase half as long with all slices. `ctseg-second-3` has a second phase three times as long as the first, which the recipe now takes by itself where one slice in twenty is annotated. `ctseg-sigmoid` is `ctseg` with `masked-log`.
 #
 # ## Exactly
 #

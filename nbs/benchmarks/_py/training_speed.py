@@ -280,7 +280,7 @@ predictions.round(1)
 # ## What these runs say
 #
 # Our loop is about 1.4 times as fast with the Attention U-Net, with two thirds of the memory at batch 8, and about 1.25 times as fast with the ResNet-34 U-Net, which has eleven times as many parameters. We had aimed at 1.5 times and missed it: on one thread of a processor nearly all of a step is the network's own
-# convolutions, which are the same on both sides, and nnU-Net's trainer, whose augmentation is lean and whose step keeps no averaged model, is as fast as ours. 
+# convolutions, which are the same on both sides, and nnU-Net's trainer, whose augmentation is lean and whose step keeps no averaged model, is as fast as ours.
 #
 # ## What they do not say
 #

@@ -16,7 +16,7 @@ from typing import Annotated
 import typer
 
 from ctseg.cli.console import app, memory_errors, print_facts
-from ctseg.cli.options import Annotations, BatchSize, Device, refuse_replacing
+from ctseg.cli.options import Annotations, BatchSize, Device, Plugins, load_plugins, refuse_replacing
 
 # %%
 #| hide
@@ -51,6 +51,7 @@ def suggest(
     annotated: Annotations = "json",
     device: Device = "auto",
     batch_size: BatchSize = 16,
+    plugin: Plugins = [],
 ):
     "List the slices that are most worth annotating next, and the structures to look for on them."
     from ctseg.core.files import InputError
@@ -58,6 +59,7 @@ def suggest(
     *runs, data = places
     if not runs:
         raise InputError("`ctseg suggest` takes RUN... DATA, but one place was given")
+    load_plugins(plugin)
     refuse_replacing([out, out.with_suffix(".html")], places)
     with memory_errors():
         facts = suggest_files(runs, data, out, count, annotated, device, batch_size)

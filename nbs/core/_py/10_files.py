@@ -454,7 +454,7 @@ with tempfile.TemporaryDirectory() as d:
 # %% [markdown]
 # ## Names from elsewhere
 #
-# A patient's name, a structure's name or a series description may hold anything: a slash, two dots, a line break, 300 letters. Every file name made of such a text goes through `output_path`.
+# A patient's name, a structure's name or a series description may hold anything: a slash, two dots, a line break, 300 letters. A file name made of such a text goes through `safe_name`.
 
 # %%
 #| export
@@ -471,31 +471,6 @@ def safe_name(text: str, most: int = 80) -> str:
 # %%
 for text in ("Anna Müller", "../../etc/passwd", "a/b\\c:d\n", ".hidden", "", "NUL.txt", "x"*300):
     print(f"{text[:20]!r:26} {safe_name(text)[:20]}")
-
-
-# %%
-#| export
-def output_path(
-    folder: str | Path,
-    text: str, # from a file of somebody else
-    suffix: str = "", # e.g. ".nii.gz"
-    taken: Iterable[str] = (), # file names already given in this folder
-) -> Path:
-    "A file in `folder` named after an untrusted text; where the name is taken, with a number, upper and lower case being equal."
-    used = {name.casefold() for name in taken}
-    name, number = safe_name(text), 1
-    candidate = name + suffix
-    while candidate.casefold() in used:
-        number += 1
-        candidate = f"{name}-{number}{suffix}"
-    return Path(folder)/candidate
-
-
-# %%
-names = []
-for text in ("liver", "Liver", "liver?"): names.append(output_path("out", text, ".nii.gz", names).name)
-test_eq(names, ["liver.nii.gz", "Liver-2.nii.gz", "liver-3.nii.gz"])
-names
 
 
 # %% [markdown]

@@ -196,28 +196,43 @@ test_eq((highest_label(np.array([0, 3, IGNORE])), highest_label(np.array([IGNORE
 
 # %%
 #| export
-def _check_masks(slices: "SliceArrays"):
-    "`InputError` if a mask holds an id above C, or a pixel of a class that is not known on its image."
+def _check_ids(slices: "SliceArrays"):
+    "`InputError` if a mask holds an id above C."
+    C = len(slices.classes)
+    if highest_label(slices.masks) <= C: return
+    n = int(seen_values(slices.masks)[:, C + 1:IGNORE].any(1).argmax())
+    mask = slices.masks[n]
+    y, x = np.argwhere((mask > C) & (mask != IGNORE))[0]
+    raise InputError(f"mask of {slices.names[n]} holds {mask[y, x]} at ({y}, {x}); there are {C} classes")
+
+
+def _check_examined(slices: "SliceArrays"):
+    "`InputError` if a mask has pixels of a class that is not known on its image."
+    contradicted = np.argwhere(slices.present & ~slices.known)
+    if not len(contradicted): return
+    n, column = contradicted[0]
+    named = f"class {column + 1} ({slices.classes.name(column + 1)})"
+    raise InputError(f"mask of {slices.names[n]} has pixels of {named}, which known says was not examined")
+
+
+# %%
+#| export
+def _check_unions(slices: "SliceArrays"):
+    "`InputError` if a mask has pixels of a union although all of its members were examined."
     classes = slices.classes
-    if highest_label(slices.masks) > len(classes):
-        n = int(seen_values(slices.masks)[:, len(classes) + 1:IGNORE].any(1).argmax())
-        mask = slices.masks[n]
-        y, x = np.argwhere((mask > len(classes)) & (mask != IGNORE))[0]
-        value = mask[y, x]
-        raise InputError(f"mask of {slices.names[n]} holds {value} at ({y}, {x}); "
-                         f"there are {len(classes)} classes")
-    contradicted = slices.present & ~slices.known
-    if contradicted.any():
-        n, column = np.argwhere(contradicted)[0]
-        c = column + 1
-        raise InputError(f"mask of {slices.names[n]} has pixels of class {c} ({classes.name(c)}), "
-                         "which known says was not examined")
     for union, members in classes.unions:
         apart = slices.present[:, union - 1] & slices.known[:, [member - 1 for member in members]].all(1)
         if apart.any():
             where = slices.names[int(apart.argmax())]
             raise InputError(f"mask of {where} has pixels of the union {classes.name(union)}, "
                              "but known says that all of its members were examined; say which they are")
+
+
+def _check_masks(slices: "SliceArrays"):
+    "`InputError` if masks and `known` contradict the classes or each other."
+    _check_ids(slices)
+    _check_examined(slices)
+    _check_unions(slices)
 
 
 # %%

@@ -8,9 +8,9 @@
 #
 # | you have | run | why |
 # |---|---|---|
-# | **an hour** | `marginal-log` with `model=unet:resnet34` (`'.[zoo]'`) | one network with a pretrained encoder, a seventh of the default network's arithmetic. Entrants of the challenge report 0.61 for this network with a masked sigmoid loss and a presence head, without any unlabelled slice, in an hour of a T4 |
+# | **an hour** | `marginal-log` with `model=unet:resnet34` (`'.[zoo]'`) | one network with a pretrained encoder, a seventh of the Attention U-Net's arithmetic. Entrants of the challenge report 0.61 for this network with a masked sigmoid loss and a presence head, without any unlabelled slice, in an hour of a T4 |
 # | an hour, no internet | the same with `weights=FILE`, or `ctseg-1h` | the encoder's weights have to come from somewhere |
-# | **six hours**, most slices annotated | three to five folds of `marginal-log`, averaged: [on Kaggle](../kaggle/ensemble_submission/ensemble_submission.ipynb) with `recipe = "marginal-log"`, `members = 4` | the [most dependable gain](../benchmarks/realct_ensemble.ipynb) there is: averaging helped in all four ensembles measured. One rule for all members, chosen out of fold by `ctseg predict FOLDS… --tune DATA`, helped some of them and hurt others: compare it with `--rule argmax` |
+# | **six hours**, most slices annotated | three to five folds of `marginal-log`, averaged: [on Kaggle](../kaggle/ensemble_submission/ensemble_submission.ipynb) with `recipe = "marginal-log"`, `members = 4` | the [most dependable gain](../benchmarks/realct_ensemble.ipynb) there is: averaging helped in all four ensembles measured, decided by argmax. One rule for all members, chosen out of fold by `ctseg predict FOLDS… --tune DATA`, helped some of them and hurt others: compare it with `--rule argmax` |
 # | six hours, few slices annotated | `ctseg` | the [largest gain measured](../benchmarks/realct_semi.ipynb#a-longer-second-phase) for a single network: it uses slices without any outline, and the unexamined half of the others. Where few slices are annotated its second phase is by itself up to three times as long as the first; more time belongs there, not in a longer supervised phase |
 # | **thirty hours** (Kaggle's week) | one `ctseg-30h`; or two or three folds of `ctseg`, averaged | both of the above; not measured |
 # | a question of method | `original-attunet`, `original-teacher-student` against `marginal-log` at equal `epochs`, three seeds each | the original project's methods; teacher and student take two phases of such a length |
@@ -87,12 +87,12 @@ cost = {name: passes(apply_settings(recipe, small + EXTRA.get(recipe.method.name
 pd.Series(cost, name="supervised runs").sort_values().round(1).to_frame()
 
 # %% [markdown]
-# At equal `epochs` a semi-supervised recipe takes this many times a supervised run. (All were counted with the same `epochs`. `ctseg-30h` asks for 360 instead of 90, so its whole run costs four times what its row says. Where one slice in ten or twenty is annotated, `ctseg` makes its second phase up to six times longer, and takes up to 12 times a supervised run; `unlabelled_passes=0` leaves it short.) So there are two fair questions: is it better at equal *steps* (the method is better), and is it better at equal *time* (use it)? Ask the second by giving the supervised
+# At equal `epochs` a semi-supervised recipe takes this many times a supervised run. (All were counted with the same `epochs`. `ctseg-30h` asks for 360 instead of 90, so its whole run costs four times what its row says. Where few slices are annotated, `ctseg` makes its second phase up to three times as long as the first, where it is otherwise half as long, and the whole then takes up to 12 times a supervised run; `unlabelled_passes=0` leaves it short.) So there are two fair questions: is it better at equal *steps* (the method is better), and is it better at equal *time* (use it)? Ask the second by giving the supervised
 # recipe as many more `epochs`, or as many folds.
 #
 # ## What a network costs
 #
-# Multiply-adds of one 256×256 slice, for a training step three times as much. The default Attention U-Net of the original project is an expensive one at its full width. From random weights, with the same processor time for each, [no other network beat it](../benchmarks/networks.ipynb) on real CT at width 16; [with pretrained weights](../benchmarks/pretrained.ipynb)
+# Multiply-adds of one 256×256 slice, for a training step three times as much. `attunet`, the original project's Attention U-Net and that of most recipes, is an expensive one at its full width. (`ctseg` takes it for slices under 128 pixels.) From random weights, with the same processor time for each, [no other network beat it](../benchmarks/networks.ipynb) on real CT at width 16; [with pretrained weights](../benchmarks/pretrained.ipynb)
 # a light U-Net on enlarged slices is about even there, and [ahead on larger ones](../benchmarks/large_slices.ipynb).
 
 # %%
@@ -102,10 +102,10 @@ models = models.assign(
     **{
         "G multiply-adds": (models.multiply_adds/1e9).round(1),
         "M parameters": (models.parameters/1e6).round(1),
-        "of the default": (models.multiply_adds/models.multiply_adds[0]).round(2),
+        "of attunet": (models.multiply_adds/models.multiply_adds[0]).round(2),
     }
 )
-models[["name", "G multiply-adds", "M parameters", "of the default", "about"]].sort_values(
+models[["name", "G multiply-adds", "M parameters", "of attunet", "about"]].sort_values(
     "G multiply-adds"
 ).reset_index(drop=True)
 

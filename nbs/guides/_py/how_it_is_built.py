@@ -12,7 +12,7 @@
 # 2. `ls ctseg/methods` shows `pseudo.py` beside one file a method. Its notebook is [methods/20_pseudo](../methods/20_pseudo.ipynb).
 # 3. The functions of that page are `pseudo_label` (what teachers predict), `keep_images` (whole slices) and `accept_cells` (one structure on one slice).
 # 4. `keep_images` ranks the slices by their confidence and keeps the first `count`. `accept_cells` ranks the cells of each class and ends with the line asked for:
-#    `present[surest, c] = of_class[surest] >= cell_confidence`. The number in it is a setting of self-training, `--set cell_confidence=0.8`.
+#    `present[surest, c] = of_class[surest] >= cell_confidence`. The number in it is a setting of self-training, `--set cell_confidence=0.7`.
 #
 # The default recipe, `ctseg`, believes single pixels and not whole cells. Its method is UniMatch, so its line is in `methods/unimatch.py`: `settled_by_softmax` ends with
 # `settled = believed & (certainty >= needed)`, and `needed` comes from `--set tau=0.9`.
@@ -35,14 +35,14 @@
 # | `losses` | the definitions ([partial](../losses/10_partial.ipynb)), the same without one-hot tensors ([fused](../losses/20_fused.ipynb)), consistency | what to learn from known cells |
 # | `metrics` | the challenge's Dice, bounds for partial truth, surface distances, bootstrap | how to score |
 # | `models` | one notebook an architecture, pretrained encoders, the zoo | image to logits |
-# | `inference` | the only loop from slices to labels, views, the decision rule, calibration | what to make of a model's output; nothing of runs |
+# | `inference` | the only loop from slices to labels, engines (PyTorch, OpenVINO, ONNX Runtime), views, the decision rule, calibration | what to make of a model's output; nothing of runs |
 # | `training` | randomness, averaged weights, checkpoints, the method's contract, a step, the loop | the one loop; nothing of any particular method |
 # | `methods` | supervised, pseudo-labels, teacher and student, Mean Teacher, UniMatch, self-training | what a method adds to a step |
 # | `runs` | the recipe, the run folder (on disk or on the hub), its card, held-out slices, the job | a recipe at work in a folder |
 # | `prediction` | predictor, choice of the rule, submission, how sure it is, what a run takes over from an earlier one | runs to label maps and files |
 # | `recipes` | the table of recipes, `fit` | named choices, and one call that carries one out |
 # | `report` | figures of a run, pictures, the page | one page a run |
-# | `integrations` | nnU-Net (trainers, data sets), MONAI, the Hugging Face hub, ONNX | partial labels inside other people's tools |
+# | `integrations` | nnU-Net (trainers, data sets), MONAI and Lightning, the Hugging Face hub, ONNX | partial labels inside other people's tools |
 # | top | `demo`, `kaggle`, `cli` | what a user starts |
 #
 # ## What travels through them
@@ -50,7 +50,7 @@
 # | object | shapes | where |
 # |---|---|---|
 # | `SliceSet` | `images` uint8 [N, H, W] · `masks` uint8 [N, H, W], 0 where background **or unknown** · `known` bool [N, C] · `names` · `groups` int [N], patients or near-duplicates · `classes` | from files to the trainer |
-# | `Batch` | `image` float32 [B, 1, H, W] · `mask` int64 [B, H, W] · `known` bool [B, C], or [B, C, H, W] after mixing · `weight` float32 [B, 1 or C, H, W] or none · `index` int64 [B] | inside a step |
+# | `Batch` | `image` float32 [B, K, H, W], K = 1 or a slice with its neighbours · `mask` int64 [B, H, W] · `known` bool [B, C], or [B, C, H, W] after mixing · `weight` float32 [B, 1 or C, H, W] or none · `index` int64 [B] | inside a step |
 # | logits | [B, C, H, W] from networks with sigmoid outputs, [B, C+1, H, W] with softmax outputs, channel 0 the background; a list, fine to coarse, from deeply supervised ones in training | network to loss |
 #
 # C, H and W are never constants. One rule stands above all others: **unknown never turns into background by accident**. Every step that changes a mask says what becomes of `known`:
@@ -167,7 +167,7 @@ Markdown("\n\n".join(f"### {folder}\n\n{listed(paths)}" for folder, paths in sec
 # | **gate** | in a decision rule, the least peak that a class needs to be drawn on a slice at all |
 # | `cell_confidence`, `pixel_confidence` | in self-training, the least confidence of an accepted cell, and of a pixel in it |
 # | `second_phase` | of UniMatch: how long the phase with all images is, as a share of the first |
-# | `unlabelled_passes` | of UniMatch: that phase goes on until each unlabelled image was seen so often |
+# | `unlabelled_passes` | of UniMatch: that phase goes on until each unlabelled image was seen so often, up to three times the first phase |
 # | **decision rule** | how probabilities become labels: threshold, expected Dice, islands, rescue, or a gate; chosen on held-out slices |
 # | **expected Dice** | of a drawn structure: kept if its odds of being there exceed the class's usual Dice over the Dice to be expected of this outline |
 # | **argmax** | the plainest rule: the likeliest structure, or background |

@@ -11,7 +11,7 @@
 #
 # ```sh
 # pip install 'ctseg[store]'
-# ctseg store my_data --out my_data.zarr           # some megabytes of memory, whatever the size
+# ctseg store my_data --out my_data.zarr           # 0.35 GB of memory, and 0.3 GB more for 200,000 slices
 # ctseg import nifti scans my_data.zarr --store    # or at once, without a folder on the way
 # ctseg check my_data.zarr                         # reads everything once, and compares checksums
 # ctseg fit my_data.zarr --out runs/first --memory 4GB

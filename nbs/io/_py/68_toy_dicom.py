@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from ctseg.core.anatomy import ClassMap
+from ctseg.io.dicom_headers import dicom_item
 from ctseg.io.toy_scans import paint_ellipsoids
 from ctseg.io.volumes import import_volumes_package
 
@@ -235,19 +236,6 @@ test_eq(np.unique(truth), range(5))
 #| export
 _RT_STRUCTURE_SET = "1.2.840.10008.5.1.4.1.1.481.3"  # RT Structure Set Storage
 
-def dicom_item(**tags):
-    "An item of a DICOM sequence."
-    item = import_volumes_package("pydicom").Dataset()
-    for tag, value in tags.items(): setattr(item, tag, value)
-    return item
-
-
-# %%
-print(dicom_item(ROINumber=1, ROIName="Eye L"))
-
-
-# %%
-#| export
 def _contour(header, ring: np.ndarray):
     "A closed polygon on the plane of a slice; `ring`: columns and rows, float [n,2]."
     columns, rows = np.reshape(header.ImageOrientationPatient, (2, 3))

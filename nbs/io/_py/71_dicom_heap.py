@@ -393,6 +393,19 @@ def frame_item(frame, shared, sequence: str):
 
 # %%
 #| export
+def _frame_header(header, shared, frame, number: int):
+    "The header of a frame (1 … n) of an enhanced image: what holds for all frames, and what is its own."
+    own = import_volumes_package("pydicom").Dataset()
+    own.update({e.tag: e for e in header if e.VR != "SQ" and e.keyword != "NumberOfFrames"})
+    own.file_meta = header.file_meta
+    own.InstanceNumber = number
+    for sequence, tags in _OF_FRAMES.items():
+        item = frame_item(frame, shared, sequence)
+        given = [] if item is None else [tag for tag in tags if tag in item]
+        for tag in given: setattr(own, tag, item[tag].value)
+    return own
+
+
 def frame_headers(header) -> list:
     """A header for each frame of an enhanced image, as if it were a slice of its own.
 
@@ -404,19 +417,7 @@ def frame_headers(header) -> list:
     frames = int(header.get("NumberOfFrames") or 0)
     if frames != len(places):
         raise Misfit(f"it has {frames} frames and says of {len(places)} where they lie; export it again")
-    headers = []
-    for number, frame in enumerate(places):
-        one = pydicom.Dataset()
-        one.update({e.tag: e for e in header if e.VR != "SQ" and e.keyword != "NumberOfFrames"})
-        one.file_meta = header.file_meta
-        one.InstanceNumber = number + 1
-        for sequence, tags in _OF_FRAMES.items():
-            item = frame_item(frame, shared, sequence)
-            for tag in tags:
-                if item is not None and tag in item:
-                    setattr(one, tag, item[tag].value)
-        headers.append(one)
-    return headers
+    return [_frame_header(header, shared, frame, number) for number, frame in enumerate(places, 1)]
 
 
 # %%

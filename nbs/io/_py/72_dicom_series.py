@@ -327,18 +327,8 @@ def _in_hounsfield(raw: np.ndarray, header) -> np.ndarray:
 
 
 # %%
-#| export
-def read_pixels(file: DicomFile, shown: str) -> np.ndarray:
-    """One slice in Hounsfield units, float32 [columns, rows].
-
-    Raises `InputError` if its pixels cannot be decoded.
-    """
-    frames = _raw_pixels(file, shown)
-    return _in_hounsfield(frames[file.frame], file.header)
-
-
-# %%
-hu = read_pixels(stack.images[12], "IM")
+file = stack.images[12]
+hu = _in_hounsfield(_raw_pixels(file, "IM")[file.frame], file.header)
 print(hu.shape, hu.dtype, "HU", hu.min(), "to", hu.max())
 
 

@@ -14,6 +14,7 @@ from skimage.measure import find_contours
 from ctseg import __version__
 from ctseg.core.anatomy import ClassMap
 from ctseg.io.dicom_seg import export_to_series
+from ctseg.io.dicom_headers import dicom_item
 from ctseg.io.dicom_series import Series
 from ctseg.io.result_header import PATIENT_TAGS, check_referable, result_header
 from ctseg.io.snomed import snomed
@@ -106,15 +107,10 @@ print(_in_mm(s.headers[0], np.array([[0., 0], [1, 0]])), s.headers[0].ImagePosit
 
 # %%
 #| export
-def _item(**tags):
-    "An item of a DICOM sequence."
-    item = import_volumes_package("pydicom").Dataset()
-    for tag, value in tags.items(): setattr(item, tag, value)
-    return item
-
 def _image(header):
     "A reference to a slice."
-    return _item(ReferencedSOPClassUID=header.SOPClassUID, ReferencedSOPInstanceUID=header.SOPInstanceUID)
+    uids = header.SOPClassUID, header.SOPInstanceUID
+    return dicom_item(ReferencedSOPClassUID=uids[0], ReferencedSOPInstanceUID=uids[1])
 
 def _contours(headers: list, mask: np.ndarray) -> list:
     "The contours of a mask, bool [columns, rows, slices], each with the slice it was drawn on."
@@ -122,7 +118,7 @@ def _contours(headers: list, mask: np.ndarray) -> list:
     for k in np.flatnonzero(mask.any((0, 1))):
         header = headers[k]
         for ring in outlines_of(mask[:, :, k]):
-            contours.append(_item(
+            contours.append(dicom_item(
                 ContourImageSequence=[_image(header)],
                 ContourGeometricType="CLOSED_PLANAR",
                 NumberOfContourPoints=len(ring),
@@ -141,23 +137,23 @@ _STUDY_CLASS = "1.2.840.10008.3.1.2.3.1"  # what a reference to a study has as i
 def _frame_of_reference(headers: list):
     "The reference to all slices of a series."
     first = headers[0]
-    its_series = _item(SeriesInstanceUID=first.SeriesInstanceUID,
+    its_series = dicom_item(SeriesInstanceUID=first.SeriesInstanceUID,
                        ContourImageSequence=[_image(header) for header in headers])
-    study = _item(ReferencedSOPClassUID=_STUDY_CLASS, ReferencedSOPInstanceUID=first.StudyInstanceUID,
+    study = dicom_item(ReferencedSOPClassUID=_STUDY_CLASS, ReferencedSOPInstanceUID=first.StudyInstanceUID,
                   RTReferencedSeriesSequence=[its_series])
-    return _item(FrameOfReferenceUID=first.FrameOfReferenceUID, RTReferencedStudySequence=[study])
+    return dicom_item(FrameOfReferenceUID=first.FrameOfReferenceUID, RTReferencedStudySequence=[study])
 
 
 # %%
 #| export
 def _observation(number: int, name: str):
     "What is said of a structure beside its contours: its code, if there is one."
-    item = _item(ObservationNumber=number, ReferencedROINumber=number)
+    item = dicom_item(ObservationNumber=number, ReferencedROINumber=number)
     item.RTROIInterpretedType, item.ROIInterpreter = "", ""
     concept = snomed(name).structure
     if concept:
         item.RTROIInterpretedType = "ORGAN"
-        code = _item(CodeValue=concept.code, CodingSchemeDesignator="SCT", CodeMeaning=concept.meaning)
+        code = dicom_item(CodeValue=concept.code, CodingSchemeDesignator="SCT", CodeMeaning=concept.meaning)
         item.RTROIIdentificationCodeSequence = [code]
     return item
 
@@ -240,10 +236,10 @@ def make_rtstruct(
     for number, i in enumerate(ids, 1):
         name, colour = classes.name(i), [int(v) for v in classes.colours[i]]
         contours = _contours(headers, labels == i)
-        structures.append(_item(
+        structures.append(dicom_item(
             ROINumber=number, ReferencedFrameOfReferenceUID=frame.FrameOfReferenceUID,
             ROIName=name[:64], ROIGenerationAlgorithm="AUTOMATIC"))
-        drawn.append(_item(ROIDisplayColor=colour, ContourSequence=contours, ReferencedROINumber=number))
+        drawn.append(dicom_item(ROIDisplayColor=colour, ContourSequence=contours, ReferencedROINumber=number))
         observations.append(_observation(number, name))
     ds.ReferencedFrameOfReferenceSequence = [frame]
     ds.StructureSetROISequence, ds.ROIContourSequence = structures, drawn

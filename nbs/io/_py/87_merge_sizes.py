@@ -105,6 +105,27 @@ def _chosen(stacks: list[Stack], resize: str | None) -> str:
 
 # %%
 #| export
+def _largest(stacks: list[Stack], frame: Frame) -> tuple[int, int]:
+    "The size that holds the images of all stacks once they are scaled for a frame."
+    sizes = [scaled_sizes(stack, frame) for stack in stacks]
+    return tuple(np.concatenate(sizes).max(0).tolist())
+
+
+def _possible(frame: Frame) -> Frame:
+    "The frame; `InputError` if it has too many pixels."
+    height, width = frame.size
+    if height*width > MAX_PIXELS:
+        raise InputError(f"images of {height}x{width} pixels would be needed, more than 8192x8192; "
+                         "choose --resize fit, or put the folder with the larger pixels first")
+    return frame
+
+
+# %%
+print(_largest([Stack("a", 1, (64, 48), None), Stack("b", 1, (32, 80), None)], Frame((64, 48), "pad")))
+
+
+# %%
+#| export
 def common_frame(
     stacks: list[Stack], # of all splits of all sources
     resize: str | None = None, # one of RESIZE; None: none needed, or by millimetres
@@ -117,19 +138,13 @@ def common_frame(
     if size and resize is None: resize = "fit"
     how = _chosen(stacks, resize)
     mm = float(np.median(first.mm)) if how == "spacing" else None
-    needed = first.size
-    if how != "fit":
-        each = [scaled_sizes(stack, Frame(first.size, how, mm)) for stack in stacks]
-        needed = tuple(np.concatenate(each).max(0).tolist())
-    if size and how != "fit" and max(needed) > size:
+    if how == "fit":  # whatever their size, images are made to fit
+        return _possible(Frame((size, size) if size else first.size, how, mm))
+    needed = _largest(stacks, Frame(first.size, how, mm))
+    if size and max(needed) > size:
         raise InputError(f"--size {size} is too small: images need {needed[0]}x{needed[1]} pixels; "
                          "leave it out, or choose --resize fit")
-    frame = Frame((size, size) if size else needed, how, mm)
-    if frame.size[0]*frame.size[1] > MAX_PIXELS:
-        raise InputError(f"images of {frame.size[0]}x{frame.size[1]} pixels would be needed, "
-                         "more than 8192x8192; "
-                         "choose --resize fit, or put the folder with the larger pixels first")
-    return frame
+    return _possible(Frame((size, size) if size else needed, how, mm))
 
 
 # %%

@@ -190,22 +190,19 @@ def _with_ids(found: dict[str, dict], labelling: Labelling, where) -> _ById:
     "Image → token → mask, with class ids for tokens; `InputError` for a class twice on an image."
     tokens = set().union(*found.values())
     names = labelling.names or numbered(tokens)
-    if tokens == {SINGLE} and len(foreground(names)) == 1:
+    if tokens == {SINGLE} and len(foreground(names)) == 1:  # the one class needs no token
         names = foreground(names)
-        tokens = set(names.values())
-        (only,) = tokens
+        (only,) = tokens = set(names.values())
         found = {image: {only: masks[SINGLE]} for image, masks in found.items()}
     classes = class_map(names, labelling.classes or where)
     ids = token_ids(tokens, names, classes, where)
-    by_id = {}
-    for image, masks in found.items():
-        by_id[image] = {}
-        for token, mask in masks.items():
-            id = ids.get(token)
-            if id is None: continue
-            if id in by_id[image]:
-                raise InputError(f"{where}: image {image} has {classes.name(id)} twice; keep one")
-            by_id[image][id] = mask
+    by_id: dict[str, dict] = {image: {} for image in found}
+    named = [(image, ids[token], mask) for image, masks in found.items()
+             for token, mask in masks.items() if token in ids]
+    for image, id, mask in named:
+        if id in by_id[image]:
+            raise InputError(f"{where}: image {image} has {classes.name(id)} twice; keep one")
+        by_id[image][id] = mask
     return _ById(classes, by_id, sorted(tokens - set(ids)))
 
 

@@ -94,17 +94,17 @@ def surface_dice(
     if ignored.any():
         pred = np.where(ignored, IGNORE, pred)
     table = np.full((len(truth), C), np.nan)
-    for n, (p, t) in enumerate(zip(outlines(pred), outlines(truth))):
-        boxes = ndimage.find_objects(np.stack([p, t]), max_label=C)  # distances matter near a class only
+    for n, pair in enumerate(zip(outlines(pred), outlines(truth))):
+        lines = np.stack(pair)
+        boxes = ndimage.find_objects(lines, max_label=C)  # distances matter near a class only
         for c, box in enumerate(boxes, 1):
             if box is None:
                 continue
-            around = box[1:]
-            a, b = p[around] == c, t[around] == c
+            drawn, true = lines[:, *box[1:]] == c
             near = 0
-            if a.any() and b.any():
-                near = near_pixels(a, b, tolerance) + near_pixels(b, a, tolerance)
-            table[n, c - 1] = near/(a.sum() + b.sum())
+            if drawn.any() and true.any():
+                near = near_pixels(drawn, true, tolerance) + near_pixels(true, drawn, tolerance)
+            table[n, c - 1] = near/(drawn.sum() + true.sum())
     return table
 
 

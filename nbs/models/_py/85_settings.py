@@ -73,12 +73,15 @@ def model_settings(name: str) -> type[ModelSettings]:
 for name in ("attunet", "unet:resnet34"):
     print(name, [info.name for info in describe(model_settings(name))])
 
-
 # %% [markdown]
 # A setting that the network's constructor takes is passed on. A trained network fetches no weights.
 
 # %%
 #| export
+OF_THE_RECIPE = ("name", "fallback", "from_size")  # say which network it is, and nothing to the network
+OWN_CHOICE = {"width": 0, "weights": "", "norm": "batch"}  # what leaves the choice to the network
+
+
 def model_options(
     settings: ModelSettings,
     classes: int, # C, without background
@@ -88,18 +91,18 @@ def model_options(
     "The keywords for `create_model`."
     taken = model_keywords(settings.name)
     values = {info.name: getattr(settings, info.name) for info in describe(type(settings))}
-    for of_the_recipe in ("name", "fallback", "from_size"):
-        values.pop(of_the_recipe, None)
     values["presence"] = classes if settings.presence else 0
+    if image_size and "image_size" in taken:
+        values["image_size"] = image_size
+    if "pretrained" in values and (trained or settings.weights):
+        values["pretrained"] = False
     if trained: values["weights"] = ""
-    if values.get("norm") == "batch": del values["norm"]
-    options = {key: value for key, value in values.items() if value or key in taken}
-    if not settings.width: options.pop("width", None)
-    if not values["weights"]: options.pop("weights", None)
-    if "pretrained" in options:
-        options["pretrained"] = values["pretrained"] and not trained and not settings.weights
-    if image_size and "image_size" in taken: options["image_size"] = image_size
-    return options
+    # what is switched on reaches every network: one that does not know it refuses
+    return {
+        key: value for key, value in values.items()
+        if key not in OF_THE_RECIPE and not (key in OWN_CHOICE and value == OWN_CHOICE[key])
+        and (value or key in taken)
+    }
 
 
 # %%

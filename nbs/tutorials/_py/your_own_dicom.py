@@ -5,7 +5,7 @@
 
 # %% [markdown]
 # In a clinic contours are drawn for a purpose. For one patient the eyes mattered, for another the brain. Nobody draws everything, and most scans have no contours at all. `ctseg` is made for such a collection, and
-# this page takes one through the whole package. It needs the optional part: `pip install -e '.[volumes]'` in the clone.
+# this page takes one through the whole package. It needs the optional part: `pip install 'ctseg[volumes]'`, or in a clone `pip install -e '.[volumes]'`.
 #
 # - **What counts as known?** A structure with at least one contour in a patient's RTSTRUCT or SEG was *examined in that patient*. It is certainly **absent** on the slices above its last contour and below its first. A slice
 #   between two contours that has none itself may have been left for the planning system to fill in, so there the structure is **unknown**. A structure without any contour is unknown in the whole patient, and the network learns nothing about it there.
