@@ -17,7 +17,7 @@ import numpy as np
 from ctseg.core.anatomy import ClassMap
 from ctseg.core.files import InputError, atomic_path, csv_cell
 from ctseg.data.slices import SliceSet
-from ctseg.data.splits import near_duplicates
+from ctseg.data.splits import near_duplicates, thumbnails
 from ctseg.prediction.predictor import Predictor
 from ctseg.prediction.sureness import judged
 
@@ -27,43 +27,123 @@ import tempfile
 
 from fastcore.test import test_close, test_eq
 
-
 # %% [markdown]
 # `ctseg suggest RUN DATA --count 20` asks a trained network about every cell (slice, structure) that nobody examined. Three things make one worth a person's time:
 #
-# * **Uncertainty**: how much Dice would be lost there, as the network itself expects. Of a structure that it draws, one minus the [expected Dice](55_sureness.ipynb). Of one that it does not draw, the chance that the structure is there all the same.
+# * **Expected loss**: the chance that the structure is on the slice, times the Dice that would be lost if it is. The chance is judged by the network and by annotated slices that look alike.
 # * **Rarity**: the tenth slice with a parotid teaches more than the three hundredth.
 # * **Diversity**: one of several near-duplicates is enough, and a new patient comes before another slice of the same.
 #
 # [Measured](../benchmarks/suggesting.ipynb) on real CT, the first 150 slices of this list teach more than as many drawn at random, and after 200 it is level. It has a blind spot: of a structure that the network never draws it expects no loss, so it does not ask for it. Look for such a structure yourself.
 
 # %% [markdown]
+# ## What the network does not see
+#
+# A network that has not learnt a structure is no judge of it: it draws it nowhere, or anywhere. But slices at the same height of the body look alike, and show the same structures. So we ask the five annotated slices most like this one on which people looked for the structure: on how many did they find it? One more vote goes to the rate at which it is found anywhere.
+
+# %%
+#| export
+NEIGHBOURS = 5  # slices that are asked whether a structure is there
+
+def found_on_alike(
+    alike: np.ndarray, # f32 [N,M]: how much each slice resembles each annotated one
+    known: np.ndarray, # bool [M,C]: what people looked for
+    present: np.ndarray, # bool [M,C]: what they found
+) -> np.ndarray: # f32 [N,C]
+    "The chance that each structure is on each slice, by the annotated slices most like it."
+    chance = np.empty((len(alike), known.shape[1]), np.float32)
+    for c in range(known.shape[1]):
+        examined = np.flatnonzero(known[:, c])
+        found = present[examined, c]
+        rate = (found.sum() + .5)/(len(examined) + 1)
+        nearest = np.argsort(-alike[:, examined], axis=1, kind="stable")[:, :NEIGHBOURS]
+        chance[:, c] = (found[nearest].sum(1) + rate)/(nearest.shape[1] + 1)
+    return chance
+
+
+# %%
+alike, looked = np.array([[.9, .8, .1], [.1, .2, .9]]), np.ones((3, 1), bool)
+print(found_on_alike(alike, looked, np.array([[True], [True], [False]])).ravel().round(2))
+
+# %% [markdown]
+# With three annotated slices all of them are asked. With more, only the nearest are. How much two slices resemble each other is the correlation of their [thumbnails](../data/60_splits.ipynb), which does not see brightness and contrast.
+
+# %%
+#| export
+BLOCK = 512  # slices compared at a time
+
+def chance_by_neighbours(
+    slices: SliceSet,
+    rows: np.ndarray, # int [R]: positions of the slices that are asked about
+) -> np.ndarray: # f32 [R,C]
+    "The chance that each structure is on some of the slices, by the annotated ones that look like them."
+    small, annotated = thumbnails(slices.images), slices[slices.labelled]
+    of_annotated = small[slices.labelled].T
+    parts = [np.empty((0, len(slices.classes)), np.float32)]
+    for first in range(0, len(rows), BLOCK):
+        alike = small[rows[first:first + BLOCK]] @ of_annotated
+        parts.append(found_on_alike(alike, annotated.known, annotated.present))
+    return np.concatenate(parts)
+
+
+# %%
+rng = np.random.default_rng(0)
+bodies = rng.integers(0, 256, (2, 32, 32)).astype(np.uint8)
+masks = np.zeros((14, 32, 32), np.uint8)
+masks[:6, 8:12, 8:12] = 1  # a liver on each slice of the first body
+examined = np.arange(14)[:, None] < 12
+many = SliceSet(bodies[[0]*6 + [1]*6 + [0, 1]], masks, examined, classes=["liver"])
+print(chance_by_neighbours(many, np.array([12, 13])).ravel().round(2))
+
+
+# %% [markdown]
 # ## Expected loss
 #
-# A structure drawn with an expected Dice of 0.8 may lose 0.2. One that is not drawn, but is there with a chance of 0.2, may lose as much. A cell that somebody examined loses nothing.
+# Two judges give a chance, the network and the slices that look alike. Where the network draws a structure, both must say that it is there, or the drawing may be an invention: we take the root of the product. Where it draws none, either may know of one: we take the mean.
+
+# %%
+#| export
+def joint_chance(
+    by_network: np.ndarray, # f32 [N,C]
+    by_neighbours: np.ndarray, # f32 [N,C]
+    drawn: np.ndarray, # bool [N,C]
+) -> np.ndarray: # f32 [N,C]
+    "The chance that each structure is on each slice, by two judges."
+    both = np.sqrt(by_network*by_neighbours)
+    either = (by_network + by_neighbours)/2
+    return np.where(drawn, both, either)
+
+
+# %%
+network, neighbours = np.array([[.9, .9, .01]]), np.array([[.8, .1, .9]])
+print(joint_chance(network, neighbours, np.array([[True, True, False]])).round(2))
+
+
+# %% [markdown]
+# A structure teaches where it is. If it is there, one that is drawn with a Dice of 0.8 loses 0.2, and one that is not drawn loses everything. A cell that somebody examined loses nothing.
 
 # %%
 #| export
 def expected_loss(
-    presence: np.ndarray, # f32 [N,C]: chance that each structure is on each slice
-    expected_dice: np.ndarray, # f32 [N,C]; NaN where nothing is drawn
+    chance: np.ndarray, # f32 [N,C]: that each structure is on each slice
+    dice: np.ndarray, # f32 [N,C]: of what is drawn, if the structure is there; NaN where nothing is drawn
     open_cells: np.ndarray, # bool [N,C]: cells that nobody examined
 ) -> np.ndarray: # f32 [N,C], 0 … 1
     "The Dice that is expected to be lost in each cell that may be suggested; 0 in the others."
-    drawn = np.isfinite(expected_dice)
-    loss = np.where(drawn, 1 - np.nan_to_num(expected_dice), presence)
-    return np.where(open_cells, loss, 0).clip(0, 1)
+    missed = 1 - np.nan_to_num(dice)
+    return np.where(open_cells, chance*missed, 0).clip(0, 1)
 
 
 # %%
-presence = np.array([[.9, .2, .5]])
-dice = np.array([[.8, np.nan, .1]])
-loss = expected_loss(presence, dice, np.array([[True, True, False]]))
+chance, dice = np.array([[.5, .2, .9]]), np.array([[.8, np.nan, .1]])
+loss = expected_loss(chance, dice, np.array([[True, True, False]]))
 print(loss.round(3))
-test_close(loss, [[.2, .2, 0]])
+test_close(loss, [[.1, .2, 0]])
 
 
 # %% [markdown]
+# ## Open cells
+#
 # What was examined on a slice is known of its near-duplicates too. A union is never suggested; its members are, where they were not told apart.
 
 # %%
@@ -79,14 +159,14 @@ def open_cells(slices: SliceSet) -> np.ndarray: # bool [N,C]
 
 
 # %%
-rng = np.random.default_rng(0)
-two = rng.integers(0, 256, (2, 32, 32)).astype(np.uint8)
 known = np.array([[True], [False], [False]])
-pair = SliceSet(two[[0, 0, 1]], np.zeros((3, 32, 32), np.uint8), known, classes=["liver"])
+pair = SliceSet(bodies[[0, 0, 1]], np.zeros((3, 32, 32), np.uint8), known, classes=["liver"])
 print(open_cells(pair).ravel())
 
 # %% [markdown]
 # ## Choosing
+#
+# What a network has learnt of a structure grows about with the logarithm of the number of slices that show it. So the worth of one more falls as one over that number.
 #
 # The choice is greedy: the best slice first, then the best of what is left. What was chosen counts as annotated from then on. So a structure becomes less rare with each slice it is suggested on, a patient's further slices count half, a third, …, and near-duplicates not at all.
 
@@ -95,8 +175,8 @@ print(open_cells(pair).ravel())
 WORTH = 0.5  # a structure is suggested if its gain is at least this share of the best one's on its slice
 
 def rarity(counts: np.ndarray) -> np.ndarray:
-    "The weight of a structure, f32 [C], by the slices [C] it was found on: one over the root, 1 on average."
-    weight = 1/np.sqrt(1 + counts)
+    "The weight of a structure, f32 [C], by the slices [C] it was found on: one over their number, 1 on average."
+    weight = 1/(1 + counts)
     return weight/weight.mean()
 
 
@@ -176,6 +256,22 @@ def _check_question(predictor: Predictor, slices: SliceSet, count: int):
 
 # %%
 #| export
+def chances(
+    sure: dict[str, np.ndarray], # of the network, see `judged`
+    by_neighbours: np.ndarray, # f32 [N,C]
+) -> tuple[np.ndarray, np.ndarray]: # f32 [N,C] each
+    "The chance that each structure is there, and the Dice of what is drawn if it is; NaN where nothing is."
+    dice = sure["expected_dice"]/sure["presence"].clip(1e-6)
+    return joint_chance(sure["presence"], by_neighbours, np.isfinite(dice)), dice
+
+
+# %%
+sure = {"presence": np.array([[.9, .1]]), "expected_dice": np.array([[.72, np.nan]])}
+for values in chances(sure, np.array([[.4, .7]])): print(values.round(2))
+
+
+# %%
+#| export
 def suggest(
     predictor: Predictor, slices: SliceSet, count: int = 20, batch_size: int = 16,
     among: np.ndarray|None = None, # bool [N]: slices that may be suggested; `None`: all
@@ -189,11 +285,12 @@ def suggest(
                          "nothing is left to suggest")
     asked = slices[rows]
     sure = judged(predictor, asked, batch_size)
-    loss = expected_loss(sure["presence"], sure["expected_dice"], cells[rows])
+    chance, dice = chances(sure, chance_by_neighbours(slices, rows))
+    loss = expected_loss(chance, dice, cells[rows])
     alike = near_duplicates(slices.images)[rows]
     chosen = choose_slices(loss, slices.present.sum(0), asked.groups, alike, count)
     labels = sure["labels"][[one.position for one in chosen]]
-    return Suggestions(asked, chosen, labels, sure["presence"], sure["expected_dice"])
+    return Suggestions(asked, chosen, labels, chance, chance*dice)
 
 
 # %%
