@@ -12,8 +12,10 @@ from helpers.toys import small, toy
 from ctseg.core.anatomy import ClassMap
 from ctseg.data.challenge import write_challenge
 from ctseg.data.slices import SliceSet
+from ctseg.data.splits import thumbnails
 from ctseg.prediction.suggest import (
     chance_by_neighbours,
+    chances,
     choose_slices,
     expected_loss,
     open_cells,
@@ -27,10 +29,17 @@ def noise(n, size=32, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (n, size, size)).astype(np.uint8)
 
 
-def test_a_structure_teaches_where_it_is():
-    chance, dice = np.array([[.9, .3], [.2, 0]]), np.array([[.7, np.nan], [.5, np.nan]])
-    assert np.allclose(expected_loss(chance, dice, np.ones((2, 2), bool)), [[.27, .3], [.1, 0]])
-    assert not expected_loss(chance, dice, np.zeros((2, 2), bool)).any()
+def test_the_loss_of_what_is_drawn_and_of_what_is_not():
+    presence, dice = np.array([[.9, .3], [1, 0]]), np.array([[.7, np.nan], [1, np.nan]])
+    assert np.allclose(expected_loss(presence, dice, np.ones((2, 2), bool)), [[.3, .3], [0, 0]])
+    assert not expected_loss(presence, dice, np.zeros((2, 2), bool)).any()
+
+
+def test_two_judges_of_what_is_there():
+    "What is drawn where the neighbours have none is an invention: its Dice is expected to be low."
+    sure = {"presence": np.array([[.9, .9, .1]]), "expected_dice": np.array([[.72, .72, np.nan]])}
+    chance, dice = chances(sure, np.array([[.9, .1, .7]]))
+    assert np.allclose(chance, [[.9, .3, .4]]) and np.allclose(dice, [[.72, .24, np.nan]], equal_nan=True)
 
 
 def test_slices_that_look_alike_say_what_is_there():
@@ -40,10 +49,12 @@ def test_slices_that_look_alike_say_what_is_there():
     masks, known = np.zeros((14, 48, 48), np.uint8), np.zeros((14, 3), bool)
     masks[:6, 4:8, 4:8], masks[6:12, 4:8, 4:8] = 1, 2
     known[:12, :2] = True
-    chance = chance_by_neighbours(SliceSet(images, masks, known, classes=["a", "b", "c"]), np.array([13, 12]))
+    small = thumbnails(images)
+    slices = SliceSet(images, masks, known, classes=["a", "b", "c"])
+    chance = chance_by_neighbours(slices, small, np.array([13, 12]))
     assert np.allclose(chance, [[.5/6, 5.5/6, .5], [5.5/6, .5/6, .5]])
     nothing = SliceSet(images, masks*0, known & False, classes=["a", "b", "c"])
-    assert np.allclose(chance_by_neighbours(nothing, np.arange(3)), .5)
+    assert np.allclose(chance_by_neighbours(nothing, small, np.arange(3)), .5)
 
 
 def test_a_structure_that_is_never_drawn_is_asked_for():
@@ -78,24 +89,25 @@ def test_rare_before_common_and_then_in_turn():
     loss = np.full((6, 2), .5)
     loss[:3, 0] = loss[3:, 1] = 0
     each = np.arange(6)
-    first = choose_slices(loss, np.array([100, 3]), each, each, 1)[0]
+    first = choose_slices(loss, np.array([100, 3]), each, each, np.eye(6), 1)[0]
     assert first.classes == [2]
-    turns = [one.classes[0] for one in choose_slices(loss, np.array([0, 0]), each, each, 6)]
+    turns = [one.classes[0] for one in choose_slices(loss, np.array([0, 0]), each, each, np.eye(6), 6)]
     assert sorted(turns[:2]) == sorted(turns[2:4]) == [1, 2]
 
 
 def test_other_patients_first_and_duplicates_never():
     loss = np.array([[.9], [.8], [.5]])
     patients, alike = np.array([0, 0, 1]), np.array([0, 1, 2])
-    assert [one.position for one in choose_slices(loss, np.zeros(1), patients, alike, 3)] == [0, 2, 1]
-    assert [one.position for one in choose_slices(loss, np.zeros(1), patients, np.array([0, 0, 1]), 3)] == [
-        0,
-        2,
-    ]
+    def chosen(*how): return [one.position for one in choose_slices(loss, np.zeros(1), *how, 3)]
+    assert chosen(patients, alike, np.eye(3)) == [0, 2, 1]
+    assert chosen(patients, np.array([0, 0, 1]), np.eye(3)) == [0, 2]
+    other_patients, look_alike = np.arange(3), np.array([[1, 0], [1, 0], [0, 1]])
+    assert chosen(other_patients, alike, np.eye(3)) == [0, 1, 2]
+    assert chosen(other_patients, alike, look_alike) == [0, 2, 1]
 
 
 def test_structures_of_a_slice_are_those_worth_it():
-    one, = choose_slices(np.array([[.9, .8, .1]]), np.zeros(3), np.zeros(1), np.zeros(1), 5)
+    one, = choose_slices(np.array([[.9, .8, .1]]), np.zeros(3), np.zeros(1), np.zeros(1), np.eye(1), 5)
     assert one.classes == [1, 2] and one.gains == sorted(one.gains, reverse=True)
 
 

@@ -30,9 +30,9 @@ from fastcore.test import test_close, test_eq
 # %% [markdown]
 # `ctseg suggest RUN DATA --count 20` asks a trained network about every cell (slice, structure) that nobody examined. Three things make one worth a person's time:
 #
-# * **Expected loss**: the chance that the structure is on the slice, times the Dice that would be lost if it is. The chance is judged by the network and by annotated slices that look alike.
+# * **Expected loss**: how much Dice would be lost there. Of a structure that the network draws, one minus the [expected Dice](55_sureness.ipynb). Of one that it does not draw, the chance that the structure is there all the same. The chance is judged by the network and by annotated slices that look alike.
 # * **Rarity**: the tenth slice with a parotid teaches more than the three hundredth.
-# * **Diversity**: one of several near-duplicates is enough, and a new patient comes before another slice of the same.
+# * **Diversity**: one of several near-duplicates is enough, a new patient comes before another slice of the same, and a new height of the body before one that was just chosen.
 #
 # [Measured](../benchmarks/suggesting.ipynb) on real CT, the first 150 slices of this list teach more than as many drawn at random, and after 200 it is level. It has a blind spot: of a structure that the network never draws it expects no loss, so it does not ask for it. Look for such a structure yourself.
 
@@ -74,10 +74,11 @@ BLOCK = 512  # slices compared at a time
 
 def chance_by_neighbours(
     slices: SliceSet,
-    rows: np.ndarray, # int [R]: positions of the slices that are asked about
+    small: np.ndarray, # f32 [N,D]: their thumbnails
+    rows: np.ndarray, # int [R]: positions of those that are asked about
 ) -> np.ndarray: # f32 [R,C]
     "The chance that each structure is on some of the slices, by the annotated ones that look like them."
-    small, annotated = thumbnails(slices.images), slices[slices.labelled]
+    annotated = slices[slices.labelled]
     of_annotated = small[slices.labelled].T
     parts = [np.empty((0, len(slices.classes)), np.float32)]
     for first in range(0, len(rows), BLOCK):
@@ -93,7 +94,7 @@ masks = np.zeros((14, 32, 32), np.uint8)
 masks[:6, 8:12, 8:12] = 1  # a liver on each slice of the first body
 examined = np.arange(14)[:, None] < 12
 many = SliceSet(bodies[[0]*6 + [1]*6 + [0, 1]], masks, examined, classes=["liver"])
-print(chance_by_neighbours(many, np.array([12, 13])).ravel().round(2))
+print(chance_by_neighbours(many, thumbnails(many.images), np.array([12, 13])).ravel().round(2))
 
 
 # %% [markdown]
@@ -120,25 +121,26 @@ print(joint_chance(network, neighbours, np.array([[True, True, False]])).round(2
 
 
 # %% [markdown]
-# A structure teaches where it is. If it is there, one that is drawn with a Dice of 0.8 loses 0.2, and one that is not drawn loses everything. A cell that somebody examined loses nothing.
+# A structure drawn with an expected Dice of 0.8 may lose 0.2. One that is not drawn, but is there with a chance of 0.2, may lose as much. A cell that somebody examined loses nothing.
 
 # %%
 #| export
 def expected_loss(
     chance: np.ndarray, # f32 [N,C]: that each structure is on each slice
-    dice: np.ndarray, # f32 [N,C]: of what is drawn, if the structure is there; NaN where nothing is drawn
+    expected_dice: np.ndarray, # f32 [N,C]; NaN where nothing is drawn
     open_cells: np.ndarray, # bool [N,C]: cells that nobody examined
 ) -> np.ndarray: # f32 [N,C], 0 … 1
     "The Dice that is expected to be lost in each cell that may be suggested; 0 in the others."
-    missed = 1 - np.nan_to_num(dice)
-    return np.where(open_cells, chance*missed, 0).clip(0, 1)
+    drawn = np.isfinite(expected_dice)
+    loss = np.where(drawn, 1 - np.nan_to_num(expected_dice), chance)
+    return np.where(open_cells, loss, 0).clip(0, 1)
 
 
 # %%
-chance, dice = np.array([[.5, .2, .9]]), np.array([[.8, np.nan, .1]])
+chance, dice = np.array([[.9, .2, .5]]), np.array([[.8, np.nan, .1]])
 loss = expected_loss(chance, dice, np.array([[True, True, False]]))
 print(loss.round(3))
-test_close(loss, [[.1, .2, 0]])
+test_close(loss, [[.2, .2, 0]])
 
 
 # %% [markdown]
@@ -166,17 +168,16 @@ print(open_cells(pair).ravel())
 # %% [markdown]
 # ## Choosing
 #
-# What a network has learnt of a structure grows about with the logarithm of the number of slices that show it. So the worth of one more falls as one over that number.
-#
-# The choice is greedy: the best slice first, then the best of what is left. What was chosen counts as annotated from then on. So a structure becomes less rare with each slice it is suggested on, a patient's further slices count half, a third, …, and near-duplicates not at all.
+# The choice is greedy: the best slice first, then the best of what is left. What was chosen counts as annotated from then on. So a structure becomes less rare with each slice it is suggested on, a patient's further slices count half, a third, …, and near-duplicates not at all. Slices that look like chosen ones count less too: two thumbnails with a correlation of 0.9 share 0.2 of what they show, with 0.96 half.
 
 # %%
 #| export
 WORTH = 0.5  # a structure is suggested if its gain is at least this share of the best one's on its slice
+SHARPNESS = 16  # power of the correlation of two slices: what they share
 
 def rarity(counts: np.ndarray) -> np.ndarray:
-    "The weight of a structure, f32 [C], by the slices [C] it was found on: one over their number, 1 on average."
-    weight = 1/(1 + counts)
+    "The weight of a structure, f32 [C], by the slices [C] it was found on: one over the root, 1 on average."
+    weight = 1/np.sqrt(1 + counts)
     return weight/weight.mean()
 
 
@@ -200,15 +201,16 @@ def choose_slices(
     counts: np.ndarray, # [C]: annotated slices on which each structure was found
     patients: np.ndarray, # int [N]
     alike: np.ndarray, # int [N]: near-duplicates share a number
+    small: np.ndarray, # f32 [N,D]: their thumbnails, of length 1
     count: int,
 ) -> list[Suggestion]:
     "At most `count` slices, best first; none without an open cell."
     counts, chosen = counts.astype(float), []
-    free, seen = loss.any(1), np.zeros(len(loss))
+    free, seen, shown = loss.any(1), np.zeros(len(loss)), np.zeros(len(loss))
     while len(chosen) < count and free.any():
         gains = loss*rarity(counts)
         worth = np.where(gains >= WORTH*gains.max(1, keepdims=True), gains, 0)
-        score = np.where(free, worth.sum(1)/(1 + seen), -1)
+        score = np.where(free, worth.sum(1)/(1 + seen)/(1 + shown), -1)
         n = int(score.argmax())
         order = np.argsort(-worth[n], kind="stable")
         order = order[worth[n][order] > 0]
@@ -216,16 +218,18 @@ def choose_slices(
         counts[order] += loss[n][order]
         free &= alike != alike[n]
         seen += patients == patients[n]
+        shown += (small @ small[n]).clip(0)**SHARPNESS
     return chosen
 
 
 # %%
 loss = np.array([[.9, 0], [.8, 0], [0, .5], [.7, .6]])
-patients, alike = np.array([0, 0, 1, 2]), np.array([0, 1, 2, 3])
-for one in choose_slices(loss, np.array([5, 5]), patients, alike, 4):
+patients, alike, small = np.array([0, 0, 1, 2]), np.array([0, 1, 2, 3]), np.eye(4)
+for one in choose_slices(loss, np.array([5, 5]), patients, alike, small, 4):
     print(one.position, one.classes, round(one.gain, 2))
-test_eq([one.position for one in choose_slices(loss, np.array([5, 5]), patients, np.zeros(4), 4)], [3])
-test_eq(choose_slices(loss*0, np.array([5, 5]), patients, alike, 4), [])
+same = choose_slices(loss, np.array([5, 5]), patients, np.zeros(4), small, 4)
+test_eq([one.position for one in same], [3])
+test_eq(choose_slices(loss*0, np.array([5, 5]), patients, alike, small, 4), [])
 
 
 # %% [markdown]
@@ -260,9 +264,10 @@ def chances(
     sure: dict[str, np.ndarray], # of the network, see `judged`
     by_neighbours: np.ndarray, # f32 [N,C]
 ) -> tuple[np.ndarray, np.ndarray]: # f32 [N,C] each
-    "The chance that each structure is there, and the Dice of what is drawn if it is; NaN where nothing is."
-    dice = sure["expected_dice"]/sure["presence"].clip(1e-6)
-    return joint_chance(sure["presence"], by_neighbours, np.isfinite(dice)), dice
+    "The chance that each structure is there, and the Dice to expect; NaN where nothing is drawn."
+    if_there = sure["expected_dice"]/sure["presence"].clip(1e-6)
+    chance = joint_chance(sure["presence"], by_neighbours, np.isfinite(if_there))
+    return chance, chance*if_there
 
 
 # %%
@@ -285,12 +290,13 @@ def suggest(
                          "nothing is left to suggest")
     asked = slices[rows]
     sure = judged(predictor, asked, batch_size)
-    chance, dice = chances(sure, chance_by_neighbours(slices, rows))
-    loss = expected_loss(chance, dice, cells[rows])
+    small = thumbnails(slices.images)
+    chance, expected_dice = chances(sure, chance_by_neighbours(slices, small, rows))
+    loss = expected_loss(chance, expected_dice, cells[rows])
     alike = near_duplicates(slices.images)[rows]
-    chosen = choose_slices(loss, slices.present.sum(0), asked.groups, alike, count)
+    chosen = choose_slices(loss, slices.present.sum(0), asked.groups, alike, small[rows], count)
     labels = sure["labels"][[one.position for one in chosen]]
-    return Suggestions(asked, chosen, labels, chance, chance*dice)
+    return Suggestions(asked, chosen, labels, chance, expected_dice)
 
 
 # %%
