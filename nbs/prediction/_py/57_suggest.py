@@ -34,7 +34,7 @@ from fastcore.test import test_close, test_eq
 # * **Rarity**: the tenth slice with a parotid teaches more than the three hundredth.
 # * **Diversity**: one of several near-duplicates is enough, a new patient comes before another slice of the same, and a new height of the body before one that was just chosen.
 #
-# [Measured](../benchmarks/suggesting.ipynb) on real CT, the first 150 slices of this list teach more than as many drawn at random, and after 200 it is level. It has a blind spot: of a structure that the network never draws it expects no loss, so it does not ask for it. Look for such a structure yourself.
+# [Measured](../benchmarks/suggesting.ipynb) on real CT, the first fifty slices of this list teach more than as many drawn at random. A structure that very few annotated slices show may still be asked for less often than chance would: look for such a structure yourself.
 
 # %% [markdown]
 # ## What the network does not see
