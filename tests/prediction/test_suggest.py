@@ -15,7 +15,6 @@ from ctseg.data.slices import SliceSet
 from ctseg.data.splits import thumbnails
 from ctseg.prediction.suggest import (
     chance_by_neighbours,
-    chances,
     choose_slices,
     expected_loss,
     open_cells,
@@ -33,13 +32,6 @@ def test_the_loss_of_what_is_drawn_and_of_what_is_not():
     presence, dice = np.array([[.9, .3], [1, 0]]), np.array([[.7, np.nan], [1, np.nan]])
     assert np.allclose(expected_loss(presence, dice, np.ones((2, 2), bool)), [[.3, .3], [0, 0]])
     assert not expected_loss(presence, dice, np.zeros((2, 2), bool)).any()
-
-
-def test_two_judges_of_what_is_there():
-    "What is drawn where the neighbours have none is an invention: its Dice is expected to be low."
-    sure = {"presence": np.array([[.9, .9, .1]]), "expected_dice": np.array([[.72, .72, np.nan]])}
-    chance, dice = chances(sure, np.array([[.9, .1, .7]]))
-    assert np.allclose(chance, [[.9, .3, .4]]) and np.allclose(dice, [[.72, .24, np.nan]], equal_nan=True)
 
 
 def test_slices_that_look_alike_say_what_is_there():
@@ -89,25 +81,24 @@ def test_rare_before_common_and_then_in_turn():
     loss = np.full((6, 2), .5)
     loss[:3, 0] = loss[3:, 1] = 0
     each = np.arange(6)
-    first = choose_slices(loss, np.array([100, 3]), each, each, np.eye(6), 1)[0]
+    first = choose_slices(loss, np.array([100, 3]), each, each, 1)[0]
     assert first.classes == [2]
-    turns = [one.classes[0] for one in choose_slices(loss, np.array([0, 0]), each, each, np.eye(6), 6)]
+    turns = [one.classes[0] for one in choose_slices(loss, np.array([0, 0]), each, each, 6)]
     assert sorted(turns[:2]) == sorted(turns[2:4]) == [1, 2]
 
 
 def test_other_patients_first_and_duplicates_never():
     loss = np.array([[.9], [.8], [.5]])
     patients, alike = np.array([0, 0, 1]), np.array([0, 1, 2])
-    def chosen(*how): return [one.position for one in choose_slices(loss, np.zeros(1), *how, 3)]
-    assert chosen(patients, alike, np.eye(3)) == [0, 2, 1]
-    assert chosen(patients, np.array([0, 0, 1]), np.eye(3)) == [0, 2]
-    other_patients, look_alike = np.arange(3), np.array([[1, 0], [1, 0], [0, 1]])
-    assert chosen(other_patients, alike, np.eye(3)) == [0, 1, 2]
-    assert chosen(other_patients, alike, look_alike) == [0, 2, 1]
+    assert [one.position for one in choose_slices(loss, np.zeros(1), patients, alike, 3)] == [0, 2, 1]
+    assert [one.position for one in choose_slices(loss, np.zeros(1), patients, np.array([0, 0, 1]), 3)] == [
+        0,
+        2,
+    ]
 
 
 def test_structures_of_a_slice_are_those_worth_it():
-    one, = choose_slices(np.array([[.9, .8, .1]]), np.zeros(3), np.zeros(1), np.zeros(1), np.eye(1), 5)
+    one, = choose_slices(np.array([[.9, .8, .1]]), np.zeros(3), np.zeros(1), np.zeros(1), 5)
     assert one.classes == [1, 2] and one.gains == sorted(one.gains, reverse=True)
 
 

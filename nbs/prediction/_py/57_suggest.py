@@ -27,19 +27,45 @@ import tempfile
 
 from fastcore.test import test_close, test_eq
 
+
 # %% [markdown]
 # `ctseg suggest RUN DATA --count 20` asks a trained network about every cell (slice, structure) that nobody examined. Three things make one worth a person's time:
 #
-# * **Expected loss**: how much Dice would be lost there. Of a structure that the network draws, one minus the [expected Dice](55_sureness.ipynb). Of one that it does not draw, the chance that the structure is there all the same. The chance is judged by the network and by annotated slices that look alike.
+# * **Uncertainty**: how much Dice would be lost there, as the network itself expects. Of a structure that it draws, one minus the [expected Dice](55_sureness.ipynb). Of one that it does not draw, the chance that the structure is there all the same; of one that it draws nowhere, the chance by annotated slices that look alike.
 # * **Rarity**: the tenth slice with a parotid teaches more than the three hundredth.
-# * **Diversity**: one of several near-duplicates is enough, a new patient comes before another slice of the same, and a new height of the body before one that was just chosen.
+# * **Diversity**: one of several near-duplicates is enough, and a new patient comes before another slice of the same.
 #
-# [Measured](../benchmarks/suggesting.ipynb) on real CT, the first fifty slices of this list teach more than as many drawn at random. A structure that very few annotated slices show may still be asked for less often than chance would: look for such a structure yourself.
+# [Measured](../benchmarks/suggesting.ipynb) on real CT, the first 150 slices of a list like this teach more than as many drawn at random, and after 200 it is level. A structure that very few annotated slices show may be asked for less often than chance would: look for such a structure yourself.
+
+# %% [markdown]
+# ## Expected loss
+#
+# A structure drawn with an expected Dice of 0.8 may lose 0.2. One that is not drawn, but is there with a chance of 0.2, may lose as much. A cell that somebody examined loses nothing.
+
+# %%
+#| export
+def expected_loss(
+    presence: np.ndarray, # f32 [N,C]: chance that each structure is on each slice
+    expected_dice: np.ndarray, # f32 [N,C]; NaN where nothing is drawn
+    open_cells: np.ndarray, # bool [N,C]: cells that nobody examined
+) -> np.ndarray: # f32 [N,C], 0 … 1
+    "The Dice that is expected to be lost in each cell that may be suggested; 0 in the others."
+    drawn = np.isfinite(expected_dice)
+    loss = np.where(drawn, 1 - np.nan_to_num(expected_dice), presence)
+    return np.where(open_cells, loss, 0).clip(0, 1)
+
+
+# %%
+presence = np.array([[.9, .2, .5]])
+dice = np.array([[.8, np.nan, .1]])
+loss = expected_loss(presence, dice, np.array([[True, True, False]]))
+print(loss.round(3))
+test_close(loss, [[.2, .2, 0]])
 
 # %% [markdown]
 # ## What the network does not see
 #
-# A network that has not learnt a structure is no judge of it: it draws it nowhere, or anywhere. But slices at the same height of the body look alike, and show the same structures. So we ask the five annotated slices most like this one on which people looked for the structure: on how many did they find it? One more vote goes to the rate at which it is found anywhere.
+# A network that draws a structure on no slice at all is no judge of it, and would never ask for it. But slices at the same height of the body look alike, and show the same structures. So we ask the five annotated slices most like this one on which people looked for the structure: on how many did they find it? One more vote goes to the rate at which it is found anywhere.
 
 # %%
 #| export
@@ -98,52 +124,6 @@ print(chance_by_neighbours(many, thumbnails(many.images), np.array([12, 13])).ra
 
 
 # %% [markdown]
-# ## Expected loss
-#
-# Two judges give a chance, the network and the slices that look alike. Where the network draws a structure, both must say that it is there, or the drawing may be an invention: we take the root of the product. Where it draws none, either may know of one: we take the mean.
-
-# %%
-#| export
-def joint_chance(
-    by_network: np.ndarray, # f32 [N,C]
-    by_neighbours: np.ndarray, # f32 [N,C]
-    drawn: np.ndarray, # bool [N,C]
-) -> np.ndarray: # f32 [N,C]
-    "The chance that each structure is on each slice, by two judges."
-    both = np.sqrt(by_network*by_neighbours)
-    either = (by_network + by_neighbours)/2
-    return np.where(drawn, both, either)
-
-
-# %%
-network, neighbours = np.array([[.9, .9, .01]]), np.array([[.8, .1, .9]])
-print(joint_chance(network, neighbours, np.array([[True, True, False]])).round(2))
-
-
-# %% [markdown]
-# A structure drawn with an expected Dice of 0.8 may lose 0.2. One that is not drawn, but is there with a chance of 0.2, may lose as much. A cell that somebody examined loses nothing.
-
-# %%
-#| export
-def expected_loss(
-    chance: np.ndarray, # f32 [N,C]: that each structure is on each slice
-    expected_dice: np.ndarray, # f32 [N,C]; NaN where nothing is drawn
-    open_cells: np.ndarray, # bool [N,C]: cells that nobody examined
-) -> np.ndarray: # f32 [N,C], 0 … 1
-    "The Dice that is expected to be lost in each cell that may be suggested; 0 in the others."
-    drawn = np.isfinite(expected_dice)
-    loss = np.where(drawn, 1 - np.nan_to_num(expected_dice), chance)
-    return np.where(open_cells, loss, 0).clip(0, 1)
-
-
-# %%
-chance, dice = np.array([[.9, .2, .5]]), np.array([[.8, np.nan, .1]])
-loss = expected_loss(chance, dice, np.array([[True, True, False]]))
-print(loss.round(3))
-test_close(loss, [[.2, .2, 0]])
-
-
-# %% [markdown]
 # ## Open cells
 #
 # What was examined on a slice is known of its near-duplicates too. A union is never suggested; its members are, where they were not told apart.
@@ -168,12 +148,11 @@ print(open_cells(pair).ravel())
 # %% [markdown]
 # ## Choosing
 #
-# The choice is greedy: the best slice first, then the best of what is left. What was chosen counts as annotated from then on. So a structure becomes less rare with each slice it is suggested on, a patient's further slices count half, a third, …, and near-duplicates not at all. Slices that look like chosen ones count less too: two thumbnails with a correlation of 0.9 share 0.2 of what they show, with 0.96 half.
+# The choice is greedy: the best slice first, then the best of what is left. What was chosen counts as annotated from then on. So a structure becomes less rare with each slice it is suggested on, a patient's further slices count half, a third, …, and near-duplicates not at all.
 
 # %%
 #| export
 WORTH = 0.5  # a structure is suggested if its gain is at least this share of the best one's on its slice
-SHARPNESS = 16  # power of the correlation of two slices: what they share
 
 def rarity(counts: np.ndarray) -> np.ndarray:
     "The weight of a structure, f32 [C], by the slices [C] it was found on: one over the root, 1 on average."
@@ -201,16 +180,15 @@ def choose_slices(
     counts: np.ndarray, # [C]: annotated slices on which each structure was found
     patients: np.ndarray, # int [N]
     alike: np.ndarray, # int [N]: near-duplicates share a number
-    small: np.ndarray, # f32 [N,D]: their thumbnails, of length 1
     count: int,
 ) -> list[Suggestion]:
     "At most `count` slices, best first; none without an open cell."
     counts, chosen = counts.astype(float), []
-    free, seen, shown = loss.any(1), np.zeros(len(loss)), np.zeros(len(loss))
+    free, seen = loss.any(1), np.zeros(len(loss))
     while len(chosen) < count and free.any():
         gains = loss*rarity(counts)
         worth = np.where(gains >= WORTH*gains.max(1, keepdims=True), gains, 0)
-        score = np.where(free, worth.sum(1)/(1 + seen)/(1 + shown), -1)
+        score = np.where(free, worth.sum(1)/(1 + seen), -1)
         n = int(score.argmax())
         order = np.argsort(-worth[n], kind="stable")
         order = order[worth[n][order] > 0]
@@ -218,18 +196,16 @@ def choose_slices(
         counts[order] += loss[n][order]
         free &= alike != alike[n]
         seen += patients == patients[n]
-        shown += (small @ small[n]).clip(0)**SHARPNESS
     return chosen
 
 
 # %%
 loss = np.array([[.9, 0], [.8, 0], [0, .5], [.7, .6]])
-patients, alike, small = np.array([0, 0, 1, 2]), np.array([0, 1, 2, 3]), np.eye(4)
-for one in choose_slices(loss, np.array([5, 5]), patients, alike, small, 4):
+patients, alike = np.array([0, 0, 1, 2]), np.array([0, 1, 2, 3])
+for one in choose_slices(loss, np.array([5, 5]), patients, alike, 4):
     print(one.position, one.classes, round(one.gain, 2))
-same = choose_slices(loss, np.array([5, 5]), patients, np.zeros(4), small, 4)
-test_eq([one.position for one in same], [3])
-test_eq(choose_slices(loss*0, np.array([5, 5]), patients, alike, small, 4), [])
+test_eq([one.position for one in choose_slices(loss, np.array([5, 5]), patients, np.zeros(4), 4)], [3])
+test_eq(choose_slices(loss*0, np.array([5, 5]), patients, alike, 4), [])
 
 
 # %% [markdown]
@@ -260,23 +236,6 @@ def _check_question(predictor: Predictor, slices: SliceSet, count: int):
 
 # %%
 #| export
-def chances(
-    sure: dict[str, np.ndarray], # of the network, see `judged`
-    by_neighbours: np.ndarray, # f32 [N,C]
-) -> tuple[np.ndarray, np.ndarray]: # f32 [N,C] each
-    "The chance that each structure is there, and the Dice to expect; NaN where nothing is drawn."
-    if_there = sure["expected_dice"]/sure["presence"].clip(1e-6)
-    chance = joint_chance(sure["presence"], by_neighbours, np.isfinite(if_there))
-    return chance, chance*if_there
-
-
-# %%
-sure = {"presence": np.array([[.9, .1]]), "expected_dice": np.array([[.72, np.nan]])}
-for values in chances(sure, np.array([[.4, .7]])): print(values.round(2))
-
-
-# %%
-#| export
 def suggest(
     predictor: Predictor, slices: SliceSet, count: int = 20, batch_size: int = 16,
     among: np.ndarray|None = None, # bool [N]: slices that may be suggested; `None`: all
@@ -290,13 +249,14 @@ def suggest(
                          "nothing is left to suggest")
     asked = slices[rows]
     sure = judged(predictor, asked, batch_size)
-    small = thumbnails(slices.images)
-    chance, expected_dice = chances(sure, chance_by_neighbours(slices, small, rows))
-    loss = expected_loss(chance, expected_dice, cells[rows])
+    never = ~np.isfinite(sure["expected_dice"]).any(0)
+    by_others = chance_by_neighbours(slices, thumbnails(slices.images), rows)
+    presence = np.where(never, by_others, sure["presence"])
+    loss = expected_loss(presence, sure["expected_dice"], cells[rows])
     alike = near_duplicates(slices.images)[rows]
-    chosen = choose_slices(loss, slices.present.sum(0), asked.groups, alike, small[rows], count)
+    chosen = choose_slices(loss, slices.present.sum(0), asked.groups, alike, count)
     labels = sure["labels"][[one.position for one in chosen]]
-    return Suggestions(asked, chosen, labels, chance, expected_dice)
+    return Suggestions(asked, chosen, labels, presence, sure["expected_dice"])
 
 
 # %%
