@@ -2,14 +2,12 @@
 organs, test with truth).
 
 The annotated training slices are dealt to three hospitals by patient. Each hospital keeps the contours
-of other organs, under numbers and
-names of its own; one has outlined the two parotids as one. `ctseg merge` makes one folder of the three.
-Networks are then trained, all for
-as many steps: each hospital's own, the merged one, the same slices with ordinary partial labels (no
-union), and the merge read as
+of other organs, under numbers and names of its own; one has outlined the two parotids as one. `ctseg
+merge` makes one folder of the three. Networks are then trained, all for as many steps: each hospital's
+own, the merged one, the same slices with ordinary partial labels (no union), and the merge read as
 background; and the merged one once more for as many epochs as a hospital's own.
-`nbs/benchmarks/results/hospitals.csv` holds the Dice of
-each class on the test slices. A row that is there is not trained again.
+`nbs/benchmarks/results/hospitals.csv` holds the Dice of each class on the test slices, by patient. A row
+that is there is not measured again.
 """
 import argparse
 import tempfile
@@ -20,16 +18,14 @@ import numpy as np
 import pandas as pd
 
 from ctseg.core.anatomy import ClassMap
-from ctseg.core.files import atomic_path
 from ctseg.data.challenge import read_challenge, write_challenge
 from ctseg.data.slices import SliceSet
 from ctseg.io.merge import merge
-from ctseg.metrics.challenge import dice_table, nan_mean
 from ctseg.prediction.predictor import load_predictor
 from ctseg.recipes.fit import fit
 from ctseg.recipes.table import get_recipe
+from measured_by_patient import RESULTS, Results, dice_by_patient, mean_by_class
 
-RESULTS = Path(__file__).resolve().parent.parent/"nbs"/"benchmarks"/"results"/"hospitals.csv"
 HOSPITALS = {  # each one's names in the order of its numbers, and what they are of the seven
     "north": {"Brainstem": ["brainstem"], "SpinalCord": ["spinal_cord"], "Bone_Mandible": ["mandible"]},
     "south": {"Parotids": ["parotid_left", "parotid_right"], "esophagus": ["esophagus"],
@@ -131,27 +127,26 @@ def make_arms(data: Path, work: Path) -> list[Arm]:
     return arms[3:] + arms[:3]
 
 
-def scores(folder: Path, arm: Arm, test: SliceSet) -> dict[str, float]:
-    "Dice on the test slices of each class that a network has, and of the two parotids together."
-    predictor = load_predictor(folder, "cpu")
-    masks = predictor.predict(test.images)
-    names = list(test.classes.names)
-    table = np.zeros(256, np.uint8)
-    parotids = np.zeros(256, bool)
+def parotids_as_one(labels: np.ndarray, test: SliceSet) -> list[dict]:
+    "Rows of `dice_by_patient` for both parotids together; labels: bool [N,H,W]."
+    pair = [test.classes.id(f"parotid_{side}") for side in ("left", "right")]
+    both = np.isin(test.masks, pair).astype(np.uint8)
+    known = test.known[:, [id - 1 for id in pair]].all(1, keepdims=True)
+    one = ClassMap.from_names(["parotids"])
+    return dice_by_patient(labels.astype(np.uint8), replace(test, masks=both, known=known, classes=one))
+
+
+def scores(folder: Path, arm: Arm, test: SliceSet) -> list[dict]:
+    "Rows of `dice_by_patient` for each class that a network has, and for the two parotids together."
+    labels = load_predictor(folder, "cpu").predict(test.images)
+    table, parotids = np.zeros(256, np.uint8), np.zeros(256, bool)
     for name, members in arm.meanings.items():
         number = arm.slices.classes.id(name)
-        if len(members) == 1: table[number] = names.index(members[0]) + 1
+        if len(members) == 1: table[number] = test.classes.id(members[0])
         parotids[number] = members[0].startswith("parotid")
-    each = nan_mean(dice_table(table[masks], test.masks, len(names)), 0)
-    told = {member for members in arm.meanings.values() if len(members) == 1 for member in members}
-    found = {name: float(value) for name, value in zip(names, each) if name in told}
-    of_test = [test.classes.id(f"parotid_{side}") for side in ("left", "right")]
-    if parotids.any():
-        together = dice_table(
-            parotids[masks].astype(np.uint8), np.isin(test.masks, of_test).astype(np.uint8), 1
-        )
-        found["parotids"] = float(nan_mean(together, 0)[0])
-    return found
+    drawn = [test.classes.name(id) for id in np.unique(table[table > 0]).tolist()]
+    rows = [row for row in dice_by_patient(table[labels], test) if row["class"] in drawn]
+    return rows + parotids_as_one(parotids[labels], test) if parotids.any() else rows
 
 
 def organ_shares(arm: Arm, batch: int, draws: int = 4000) -> list[dict]:
@@ -184,38 +179,24 @@ def main():
     p.add_argument("--shares", action="store_true", help="only write what each class weighs in a step")
     p.add_argument("--only", nargs="+", default=[], help="names of networks")
     a = p.parse_args()
-    test = read_challenge(a.data, "test")
-    done = (
-        pd.read_csv(RESULTS)
-        if RESULTS.exists()
-        else pd.DataFrame(columns=["network", "seed", "class", "dice"])
-    )
+    test, results = read_challenge(a.data, "test"), Results("hospitals.csv")
     with tempfile.TemporaryDirectory() as work:
         arms = [arm for arm in make_arms(a.data, Path(work)) if not a.only or arm.name in a.only]
     if a.shares:
         some = [arm for arm in arms if arm.name in ("merged", *HOSPITALS)]
         table = [row for arm in some for row in organ_shares(arm, SETTINGS["batch_size"])]
-        pd.DataFrame(table).to_csv(RESULTS.with_name("hospitals_shares.csv"), index=False)
+        pd.DataFrame(table).to_csv(RESULTS/"hospitals_shares.csv", index=False)
         return
     for seed in a.seeds:
         for arm in arms:
-            if ((done.network == arm.name) & (done.seed == seed)).any(): continue
+            key = {"network": arm.name, "seed": seed}
+            if results.has(key): continue
             epochs = a.epochs*(3 if arm.name in (*HOSPITALS, "merged-long") else 1)
             recipe = get_recipe("marginal-log").change(width=a.width, epochs=epochs, fold=-1, **SETTINGS)
-            run = fit(
-                arm.slices,
-                recipe,
-                a.runs/f"{arm.name}-s{seed}",
-                seed,
-                resume=True,
-                device="cpu",
-                progress=False,
-            )
-            rows = [{"network": arm.name, "seed": seed, "class": name, "dice": round(value, 4)}
-                    for name, value in scores(run.folder, arm, test).items()]
-            done = pd.concat([done, pd.DataFrame(rows)], ignore_index=True)
-            with atomic_path(RESULTS) as tmp: done.to_csv(tmp, index=False)
-            print(arm.name, seed, {row["class"]: row["dice"] for row in rows}, flush=True)
+            out = a.runs/f"{arm.name}-s{seed}"
+            run = fit(arm.slices, recipe, out, seed, resume=True, device="cpu", progress=False)
+            results.add(key, scores(run.folder, arm, test))
+            print(key, mean_by_class(results.of(key)).round(3).to_dict(), flush=True)
 
 
 if __name__ == "__main__": main()

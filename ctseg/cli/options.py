@@ -54,8 +54,9 @@ def is_read(out: Path, place: Path) -> bool:
     "Is the file `out` that at `place`, or one that is read in the folder `place`?"
     if os.path.isfile(place): return out.samefile(place)
     if place.name.endswith("-images"): place = place.parent
-    inside = os.path.isdir(place) and out.resolve().is_relative_to(place.resolve())
-    return inside and bool(READ.fullmatch(out.name))
+    real = out.resolve()  # a link is another name for what it leads to
+    inside = os.path.isdir(place) and real.is_relative_to(place.resolve())
+    return inside and bool(READ.fullmatch(real.name))
 
 def refuse_replacing(outputs: Iterable[Optional[Path]], places: Iterable[str | Path | None]) -> None:
     "`InputError` for an output that would replace what the command reads."

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Source', 'source_names', 'find_sources', 'translated', 'patient_names', 'SeenImages',
            'Gathered', 'taught', 'taught_table', 'gather', 'merged_index', 'planned_classes',
-           'frame_of', 'merge_facts', 'merge']
+           'unnamed_notes', 'frame_of', 'merge_facts', 'merge']
 
 # %% ../../nbs/io/88_merge.ipynb #e1ef2212
 import hashlib
@@ -286,6 +286,13 @@ def planned_classes(sources: list[Source], rename, unions) -> ClassPlan:
     return match_classes(names, read_renaming(rename).table, table)
 
 
+def unnamed_notes(sources: list[Source]) -> list[str]:
+    "A note on each folder whose numbers nobody has given names."
+    bare = [source for source in sources if not os.path.lexists(source.folder/"class_names.json")]
+    return [f"{source.folder} has no class_names.json: its numbers are taken for the challenge's "
+            f"{len(source.classes)} structures" for source in bare]
+
+
 def _check_word(annotated: str | None):
     "`InputError` for a word about zeros that there is not."
     if annotated not in (None, "all", "present"):
@@ -306,16 +313,17 @@ def _check_examined_at_all(rows: list[dict], folders: list[Path]):
 
 # %% ../../nbs/io/88_merge.ipynb #82d32397
 def merge_facts(
-    plan: ClassPlan, frame: Frame, gathered: dict[str, Gathered], rows: list[dict], sources: int,
+    plan: ClassPlan, frame: Frame, gathered: dict[str, Gathered], rows: list[dict], sources: list[Source],
 ) -> dict:
     "What there is to tell of a merge."
+    notes = unnamed_notes(sources) + plan.notes
     facts = {
-        "sources": sources,
+        "sources": len(sources),
         "classes": len(plan.classes),
         "size": f"{frame.size[0]}x{frame.size[1]}",
     }
     facts |= {split: len(one.origins) for split, one in gathered.items()}
-    return facts | {"notes": plan.notes, "table": taught_table(rows, plan.classes)}
+    return facts | {"notes": notes, "table": taught_table(rows, plan.classes)}
 
 # %% ../../nbs/io/88_merge.ipynb #796b8ff4
 def merge(
@@ -343,4 +351,4 @@ def merge(
         _check_examined_at_all(rows, folders)
         tmp.mkdir()
         _write(tmp, gathered, rows, plan.classes, merged_index(sources, frame, gathered))
-    return merge_facts(plan, frame, gathered, rows, len(sources))
+    return merge_facts(plan, frame, gathered, rows, sources)

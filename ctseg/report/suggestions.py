@@ -74,7 +74,8 @@ def suggest_files(
     slices = with_neighbours(slices, data, "train", predictor.context)
     found = suggest(predictor, slices, count, batch_size)
     names = ", ".join(Path(run).name for run in runs)
+    page = suggestions_page(found, names)
+    write_page(page, out.with_suffix(".html"))  # first: the list is the sign that both are there
     write_suggestions(found, out)
-    write_page(suggestions_page(found, names), out.with_suffix(".html"))
     structures = sum(len(one.classes) for one in found.chosen)
     return {"slices": len(found.chosen), "structures on them": structures, "asked about": len(found.slices)}

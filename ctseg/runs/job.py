@@ -133,7 +133,7 @@ class JobBase:
             recipe.schedule, recipe.compute, make_augment(recipe.augment, slices.classes), self.split.holdout,
             working_size(recipe, slices.images.shape[1:]) or None, recipe.model.presence,
             recipe.data.rare_power, seed, self.plan, run/"checkpoints", options.deadline, progress,
-            options.complete, options.memory)
+            options.complete, options.memory, recipe.data.truth_weight)
         self.history: list[dict] = []
         self.completed: list[str] = []  # phases
         self.pieces = recipe.compute.pieces

@@ -195,7 +195,8 @@ class PieceLoss(TruthAlone):
             own = {name: view[share] for name, view in views.items()}
             loss = self.method.loss(ctx, own)
             if truth is not None:
-                loss = loss + self.truth_loss(student, own.get("labelled"), truth[share])
+                again = self.truth_loss(student, own.get("labelled"), truth[share])
+                loss = loss + setup.truth_weight*again
             heads = student.presence_logits
             for present, view in heads:
                 of_head = presence_loss(present, view, self.loss.gather, self.loss.unions)

@@ -26,6 +26,7 @@ def place(tmp_path, monkeypatch):
         Image.fromarray(np.zeros((4, 4), np.uint8)).save(tmp_path/"data"/name/"0.png")
     os.link(tmp_path/"sub.csv", tmp_path/"hard.csv")
     (tmp_path/"soft.csv").symlink_to("sub.csv")
+    (tmp_path/"names.csv").symlink_to("data/class_names.json")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -49,6 +50,8 @@ PREDICT = ("predict", "run", "--images", "data/test-images", "--out")
     (("import", "dicom", "scans", "new", "--key", "scans/IM0001"), "scans/IM0001"),
     (("import", "nifti", "scans", "new", "--classes", "names.json", "--key", "names.json"), "names.json"),
     (("suggest", "run", "data", "--out", "data/annotated_labels.json"), "data/annotated_labels.json"),
+    ((*PREDICT, "o.csv", "--confidence", "names.csv"), "data/class_names.json"),
+    (("suggest", "run", "data", "--out", "names.csv"), "data/class_names.json"),
 ])
 def test_inputs_are_never_replaced(place, command, lost):
     before = (place/lost).read_bytes()

@@ -278,6 +278,19 @@ def test_contradictory_classes(name, tmp_path):
     assert tree(tmp_path) == before
 
 
+def test_a_line_that_another_makes_useless_is_told(tmp_path):
+    folders = [folder(tmp_path/source, ["liver", "milt"], seed=i) for i, source in enumerate("ab")]
+    rename = {"a/milt": "spleen", "b/milt": "spleen", "milt": "kidney"}
+    told(lambda: merge(folders, tmp_path/"m", rename), "'milt'", "a folder's name")
+
+
+def test_numbers_without_names_are_noted(tmp_path):
+    folders = [folder(tmp_path/source, ["liver", "spleen"], seed=i) for i, source in enumerate("ab")]
+    (folders[1]/"class_names.json").unlink()
+    notes = merge(folders, tmp_path/"m")["notes"]
+    assert any(str(folders[1]) in note and "class_names.json" in note for note in notes)
+
+
 def test_unions_that_contradict_each_other(tmp_path):
     a = folder(tmp_path/"a", ["lung_left", "lung_right", "lungs"], LUNGS, seed=1)
     b = folder(tmp_path/"b", ["lung_left", "trachea", "lungs"], {"lungs": ["lung_left", "trachea"]}, seed=2)

@@ -162,6 +162,7 @@ def test_a_line_may_name_its_folder(source):
     ({"Lebr": "liver"}, ("renames nothing", "did you mean", "Leber")),
     ({"Leber": 3}, ("rename.json", "from labels to class names")),
     ({"Leber": " "}, ("rename.json", "from labels to class names")),
+    ({"Leber": "Background"}, ("rename.json", "is no class")),
     (["Leber", "liver"], ("rename.json", "from labels to class names")),
     ({"Leber": "li\nver"}, ("cannot be printed",)),
     ("nowhere.json", ("nowhere.json",)),

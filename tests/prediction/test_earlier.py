@@ -8,6 +8,7 @@ from helpers.fake_runs import CPU, fake_run
 from helpers.phases import phases
 from helpers.runs import contents
 from helpers.toys import make, tiny, toy
+from safetensors.torch import save_file
 
 from ctseg.core.anatomy import ClassMap
 from ctseg.core.files import InputError, read_json
@@ -115,7 +116,7 @@ def test_other_sizes_are_fine_and_other_networks_are_told(tmp_path):
                 fit(toy(), tiny("masked"), tmp_path/"no", device="cpu", progress=False, **{option: name})
 
 
-def network(told, prob, activation="softmax", reads_known=True, tau=0.9):
+def network(told, prob, activation="softmax", reads_known=True, tau=0.9, unions=()):
     "An old network that answers `prob` [C_old, H, W] for every image; told: its classes among the new ones."
     loss = create_loss("marginal" if activation == "softmax" else "masked")
     class Member:
@@ -123,7 +124,7 @@ def network(told, prob, activation="softmax", reads_known=True, tau=0.9):
     member = Member()
     member.loss = loss
     pairs = list(enumerate(np.flatnonzero(told)))
-    return OldNetwork(member, CPU, pairs, np.array(told), tau, reads_known)
+    return OldNetwork(member, CPU, pairs, np.array(told), tau, unions, reads_known)
 
 
 @pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
@@ -151,6 +152,31 @@ def test_a_loss_that_cannot_read_known_leaves_unsettled_pixels_out():
     prob = torch.tensor([[[.97, .01, .5]]])
     batch = Batch(torch.zeros(1, 1, 1, 3), torch.zeros(1, 1, 3).long(), torch.tensor([[False, True]]))
     assert network([True, False], prob, reads_known=False)(batch).weight.flatten().tolist() == [1, 1, 0]
+
+
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+def test_a_union_that_nobody_examined_denies_its_members_nothing(activation):
+    """Left, right, both of them, and a new class. The old network is unsure of the left one at the second
+    pixel; that it draws no unions does not say that there is none."""
+    both = ((3, (1, 2)),)
+    prob = torch.tensor([[[.97, .5, .01]], [[.01, .01, .01]], [[0., 0., 0.]]])
+    batch = Batch(torch.zeros(1, 1, 1, 3), torch.zeros(1, 1, 3).long(), torch.tensor([[False]*3 + [True]]))
+    done = network([True, True, True, False], prob, activation, unions=both)(batch)
+    assert done.mask.flatten().tolist() == [1, 0, 0] and done.known[0, 3].all()
+    assert not done.known[0, 2, 0, 1:].any() and done.known[0, 0, 0].tolist() == [True, False, True]
+    weighted = network([True, True, True, False], prob, activation, reads_known=False, unions=both)(batch)
+    assert weighted.weight.flatten().tolist() == [1, 0, 1]
+
+
+def test_weights_that_are_no_numbers_are_told(tmp_path):
+    run = fake_run(tmp_path/"old", toy())
+    weights = read_weights(run.weights)
+    weights["head.weight"][0] = torch.nan
+    save_file(weights, run.weights)
+    for option in ("init", "teacher"):
+        with pytest.raises(InputError, match="not finite") as e:
+            fit(toy(), tiny("masked"), tmp_path/"no", device="cpu", progress=False, **{option: run})
+        assert "\n" not in str(e.value) and not (tmp_path/"no").exists()
 
 
 def test_a_teacher_must_share_a_class_and_a_mirror(tmp_path):
@@ -216,7 +242,9 @@ def test_what_people_said_counts_once_more_by_itself(tmp_path, recipe):
     both = stepper.piece_loss(views, 0, 0, 1, truth)
     alone = stepper.piece_loss({"labelled": truth}, 0, 0, 1) if len(views) == 1 else None
     completed = stepper.piece_loss(views, 0, 0, 1)
+    half = replace(stepper, setup=replace(stepper.setup, truth_weight=0.5)).piece_loss(views, 0, 0, 1, truth)
     assert both > completed
+    torch.testing.assert_close(half, (both + completed)/2)
     if alone is not None: torch.testing.assert_close(both, completed + alone)
 
 

@@ -10,7 +10,7 @@
 #
 # **Answer.** Yes, on the mean of the classes; this is **one seed**. On the test slices the taught network has 0.49 on the parotids, where both folders at once give 0.45 and fine-tuning (`--init` alone) 0.48. On the five old organs it has 0.47, where the old network has 0.46 and fine-tuning 0.00: that one forgets everything. The target was that old organs lose at most 0.01 and new ones come within 0.03 of training on everything at once.
 #
-# Organ by organ it is not met: the spinal cord loses 0.08, while brainstem, larynx and mandible gain 0.04 to 0.06. And on the held-out training patients the old organs lose 0.04 in the mean. So the old network's answers keep the organs, not every hundredth of them. A lower threshold (`completion=0.7`) changes little.
+# Organ by organ it is not met: the spinal cord loses 0.08, while brainstem, larynx and mandible gain 0.04 to 0.06. And on the held-out training patients the old organs lose 0.04 in the mean. So the old network's answers keep the organs, not every hundredth of them. With a lower threshold (`completion`) the old organs lose less on these patients, 0.03 instead of 0.04, and the new ones are 0.01 lower: too little to choose by in one seed, so the default stays at 0.9.
 #
 # This measurement found a fault. What people said and what the old network fills in were one truth, and the parotids, seen on every fourth slice, weighed as much in it as each old organ: they were hardly learnt (0.08 and 0.00). Now what people said counts [once more by itself](../training/60_step.ipynb).
 #
@@ -37,6 +37,7 @@ new = ["parotid_left", "parotid_right"]
 names = {
     "old": "old network", "tuned": "--init alone", "taught, one loss": "--init --teacher, as it was",
     "taught": "--init --teacher", "taught, completion .7": "the same, completion=0.7",
+    "taught, completion .5": "the same, completion=0.5",
     "at once": "both folders at once",
 }
 found = found[found.network.isin(names)]

@@ -47,7 +47,7 @@ from ctseg.data.slices import SliceSet
 
 # %%
 #| export
-def _thumbnails(images: np.ndarray) -> np.ndarray:
+def thumbnails(images: np.ndarray) -> np.ndarray:
     "16x16 thumbnails of uint8 [N,H,W], without their mean, of length 1 (an even image: 0): float32 [N,256]."
     import torch  # slow, and only needed where no patients are told
     import torch.nn.functional as F
@@ -65,7 +65,7 @@ def _thumbnails(images: np.ndarray) -> np.ndarray:
 
 # %%
 toys = (255*toy_slices(6, 64)[0][:, 0]).byte().numpy()
-correlation = _thumbnails(toys) @ _thumbnails(toys).T
+correlation = thumbnails(toys) @ thumbnails(toys).T
 most_alike = np.sort(correlation, axis=1)[:, -2].max()  # of two bodies; the last is a body with itself
 print(f"six toy bodies correlate by {correlation.min():.2f} to {most_alike:.2f}")
 
@@ -104,15 +104,15 @@ def near_duplicates(
     threshold: float = .98, # correlation of 16x16 thumbnails above which two slices belong together
 ) -> np.ndarray: # int64 [N]: group numbers, 0 … in order of first appearance
     "The group, int64 [N], of each image: near-duplicates, and what is linked through them, share a number."
-    thumbnails = _thumbnails(images)
-    count = len(thumbnails)
+    small = thumbnails(images)
+    count = len(small)
     group = np.arange(count)
     links: list[np.ndarray] = []
     for top in range(0, count, ROWS):
-        rows = thumbnails[top:top + ROWS]
+        rows = small[top:top + ROWS]
         leftmost = top - top % COLUMNS  # a pair is compared once
         for left in range(leftmost, count, COLUMNS):
-            columns = thumbnails[left:left + COLUMNS]
+            columns = small[left:left + COLUMNS]
             correlation = rows @ columns.T
             found = np.argwhere(correlation > threshold) + [top, left]
             one, other = found.T

@@ -9,7 +9,7 @@
 # ```
 #
 # * `--init runs/old` starts from the old weights. The rows of the output layer follow the classes by *name*; rows of new classes are fresh. The images may have another size. The network must be the same one (`--set model=…`, `width=…` as in the old run's `recipe.json`); otherwise an error says what differs.
-# * `--teacher runs/old` lets the old network say where the old structures are: on each annotated slice it fills in what nobody examined, pixel by pixel, where its probability reaches `completion` (`--set completion=0.9`). What people examined is never changed. It says nothing about a new class, except that a pixel of an old class is not of a new one. What people said counts once more by itself, so that the many answers of the old network do not drown the new class.
+# * `--teacher runs/old` lets the old network say where the old structures are: on each annotated slice it fills in what nobody examined, pixel by pixel, where its probability reaches `completion` (`--set completion=0.9`). What people examined is never changed. It says nothing about a new class, except that a pixel of an old class is not of a new one. What people said counts once more by itself, so that the many answers of the old network do not drown the new class (`--set truth_weight=1`; less keeps the old classes closer, more learns the new ones faster).
 # * Either may be a name on the hub: `--init hf://owner/name`.
 # * `class_names.json` of the new folder lists *all* classes, old and new. `annotated_labels.json` says, as always, which were examined.
 #

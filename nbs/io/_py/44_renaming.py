@@ -160,9 +160,10 @@ for source in ("clinic_a", "clinic_b"):
     labels = ["ct liver", "vessel", "Spleen"]
     print(source, [renaming.kept(label) for label in labels], sorted(renaming.used(labels)))
 
-
 # %%
 #| export
+NO_CLASSES = ("background", "ignore", "unknown")  # what a mask says without a class
+
 def read_renaming(rename, source: str = "") -> Renaming:
     """A renaming from a dictionary or the path of a JSON; `None`: none.
 
@@ -178,11 +179,16 @@ def read_renaming(rename, source: str = "") -> Renaming:
     if not all(isinstance(text, str) and text.strip() for text in texts):
         example = '{"Parotis li": "parotid_left"}'
         raise InputError(f"{where}: expected an object from labels to class names, such as {example}")
+    for label, name in table.items():
+        if same_spelling(name) in NO_CLASSES:
+            raise InputError(f"{where}: {label!r} would become {name!r}, which is no class; "
+                             "give it a name of its own, and leave the class out later")
     return Renaming(table, source, where)
 
 
 # %%
 test_fail(lambda: read_renaming({"Parotis li": 3}), contains="from labels to class names")
+test_fail(lambda: read_renaming({"Couch": "Background"}), contains="is no class")
 test_eq(read_renaming(None).kept("Parotis li"), "Parotis li")
 
 

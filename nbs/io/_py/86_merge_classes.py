@@ -387,8 +387,11 @@ def _lookup(classes: ClassMap, merged: list[str]) -> np.ndarray:
 def _check_used(rename: Mapping[str, str], used: set[str], labels: set[str]):
     "`InputError` for a line of the renaming that renames nothing."
     for line in rename:
-        if line not in used:
-            raise did_you_mean("label for --rename", line, sorted(labels))
+        if line in used: continue
+        if line in labels:
+            why = "lines with a folder's name speak of that class wherever it is"
+            raise InputError(f"--rename: the line {line!r} renames nothing ({why}); leave it out")
+        raise did_you_mean("label for --rename", line, sorted(labels))
 
 
 # %%

@@ -448,6 +448,13 @@ def planned_classes(sources: list[Source], rename, unions) -> ClassPlan:
     return match_classes(names, read_renaming(rename).table, table)
 
 
+def unnamed_notes(sources: list[Source]) -> list[str]:
+    "A note on each folder whose numbers nobody has given names."
+    bare = [source for source in sources if not os.path.lexists(source.folder/"class_names.json")]
+    return [f"{source.folder} has no class_names.json: its numbers are taken for the challenge's "
+            f"{len(source.classes)} structures" for source in bare]
+
+
 def _check_word(annotated: str | None):
     "`InputError` for a word about zeros that there is not."
     if annotated not in (None, "all", "present"):
@@ -475,20 +482,22 @@ test_fail(lambda: _check_examined_at_all([], [a, b]), contains="nothing was exam
 # %%
 #| export
 def merge_facts(
-    plan: ClassPlan, frame: Frame, gathered: dict[str, Gathered], rows: list[dict], sources: int,
+    plan: ClassPlan, frame: Frame, gathered: dict[str, Gathered], rows: list[dict], sources: list[Source],
 ) -> dict:
     "What there is to tell of a merge."
+    notes = unnamed_notes(sources) + plan.notes
     facts = {
-        "sources": sources,
+        "sources": len(sources),
         "classes": len(plan.classes),
         "size": f"{frame.size[0]}x{frame.size[1]}",
     }
     facts |= {split: len(one.origins) for split, one in gathered.items()}
-    return facts | {"notes": plan.notes, "table": taught_table(rows, plan.classes)}
+    return facts | {"notes": notes, "table": taught_table(rows, plan.classes)}
 
 
 # %%
-print({name: value for name, value in merge_facts(plan, frame, gathered, rows, 2).items() if name != "table"})
+facts = merge_facts(plan, frame, gathered, rows, sources)
+print({name: value for name, value in facts.items() if name != "table"})
 
 
 # %%
@@ -518,7 +527,7 @@ def merge(
         _check_examined_at_all(rows, folders)
         tmp.mkdir()
         _write(tmp, gathered, rows, plan.classes, merged_index(sources, frame, gathered))
-    return merge_facts(plan, frame, gathered, rows, len(sources))
+    return merge_facts(plan, frame, gathered, rows, sources)
 
 
 # %%

@@ -29,20 +29,35 @@ from ctseg.data.toys import toy_set
 
 # %%
 #| export
-class DataSettings(Settings):
-    "What a run learns from."
+class SplitSettings(Settings):
+    "Which slices a run learns from."
     labelled: int = setting(
         0, "annotated images to use, held-out ones among them; the rest join the unlabelled; 0: all", low=0)
     unlabelled: int = setting(-1, "images without annotation to use, drawn by the seed; -1: all", low=-1)
     folds: int = setting(10, "the annotated images are cut into so many groups of patients", low=2)
     fold: int = setting(0, "and this group is held out; -1: none", low=-1)
     rare_power: float = setting(0.0, "0: images alike; 0.5: those with rare structures more often", low=0)
+
+
+# %%
+for name in ("labelled", "folds", "fold"): print(name, "=", getattr(SplitSettings(), name))
+
+
+# %% [markdown]
+# And what it sees of them:
+
+# %%
+#| export
+class DataSettings(SplitSettings):
+    "What a run learns from."
     image_size: int = setting(
         0, "pixels a side that the network works at; 0: the images' own; -1: 128 where both sides are "
         "shorter and the encoder is pretrained (a U-Net then decodes to half of it), else their own",
         low=-1, high=1 << 14)
     completion: float = setting(
         0.9, "certainty at which the network of --teacher settles a pixel", low=0.5, high=1)
+    truth_weight: float = setting(
+        1.0, "with --teacher: weight of what people said by itself, beside the completed masks", low=0)
     context: int = setting(
         0, "neighbouring slices that the network sees on each side, of volumes; 0: each slice alone",
         low=0, high=16)

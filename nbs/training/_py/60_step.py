@@ -266,7 +266,7 @@ assert torch.equal(again.image, views["labelled"].image)  # a function of the st
 
 
 # %% [markdown]
-# Where an [earlier network](../prediction/70_earlier.ipynb) fills in old classes, the truth would be one voice among many: a new structure that is on every fourth slice would weigh as much as each of the old ones, which are on most. So what people said counts once more by itself, on the same logits.
+# Where an [earlier network](../prediction/70_earlier.ipynb) fills in old classes, the truth would be one voice among many: a new structure that is on every fourth slice would weigh as much as each of the old ones, which are on most. So what people said counts once more by itself, on the same logits; `truth_weight` says how much.
 
 # %%
 #| export
@@ -298,7 +298,8 @@ class PieceLoss(TruthAlone):
             own = {name: view[share] for name, view in views.items()}
             loss = self.method.loss(ctx, own)
             if truth is not None:
-                loss = loss + self.truth_loss(student, own.get("labelled"), truth[share])
+                again = self.truth_loss(student, own.get("labelled"), truth[share])
+                loss = loss + setup.truth_weight*again
             heads = student.presence_logits
             for present, view in heads:
                 of_head = presence_loss(present, view, self.loss.gather, self.loss.unions)
