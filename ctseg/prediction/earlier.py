@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['EarlierRun', 'earlier_run', 'same_names', 'with_rows', 'row_names', 'check_architecture',
-           'inheritance_faults', 'inherited_state', 'start_from', 'OldNetwork', 'old_network',
-           'Earlier', 'earlier_runs']
+           'inheritance_faults', 'inherited_state', 'start_from', 'OldAnswers', 'OldNetwork',
+           'old_network', 'Earlier', 'earlier_runs']
 
 # %% ../../nbs/prediction/70_earlier.ipynb #cd85a170
 import hashlib
@@ -21,6 +21,7 @@ from torch import nn
 from ..core.anatomy import ClassMap
 from ..core.device import DevicePlan
 from ..core.files import InputError
+from ..core.unions import Unions
 from ..data.batches import Batch
 from ..losses.registry import make_loss
 from ..methods.unimatch import complete_batch
@@ -59,10 +60,13 @@ class EarlierRun:
 
 
 def earlier_run(name: str | Path | Run) -> EarlierRun:
-    "The run called `name`; `InputError` where there is none, or none with weights."
+    "The run called `name`; `InputError` where there is none, or none with sound weights."
     run = find_run(name)
     spec = run_spec(run)
     check_sum(run.weights, run.folder)
+    if not all(values.isfinite().all() for values in read_weights(run.weights).values()):
+        problem = "its weights are not finite, the training went wrong"
+        raise InputError(f"{run.folder}: {problem}; take another run, or train it again with a smaller lr")
     digest = hashlib.sha256(run.weights.read_bytes()).hexdigest()
     on_hub = isinstance(name, str) and name.startswith("hf:")
     return EarlierRun(run, name if on_hub else run.folder.name, spec, digest)
@@ -156,13 +160,14 @@ def start_from(earlier: EarlierRun, classes: ClassMap) -> Callable[[nn.Module, n
 
 # %% ../../nbs/prediction/70_earlier.ipynb #e71ab163
 @dataclass(frozen=True)
-class OldNetwork:
-    "Completes an annotated batch by the answers of an earlier network, as UniMatch does by those of its teacher."
+class OldAnswers:
+    "The answers of an earlier network about the classes that it shares with a new one."
     member: RunMember
     plan: DevicePlan
     pairs: list[tuple[int, int]]  # positions (old, new) of the classes that both have
     told: np.ndarray              # bool [C]: the new run's classes that the old network knows
     tau: float                    # certainty that settles a pixel
+    unions: Unions                # classes made of others, which no network draws
     reads_known: bool             # False: the loss takes unknown for background, and must not see such pixels
 
     def probabilities(self, image: torch.Tensor) -> torch.Tensor:
@@ -172,17 +177,21 @@ class OldNetwork:
         for old, new in self.pairs: out[:, new] = prob[:, old]
         return out.clone()
 
+# %% ../../nbs/prediction/70_earlier.ipynb #24c5ad73
+class OldNetwork(OldAnswers):
+    "Completes an annotated batch by the answers of an earlier network, as UniMatch does by those of its teacher."
     @torch.no_grad()
     def __call__(self, batch: Batch) -> Batch:
         "`batch` with `known` as a map bool [B, C, H, W]: what people said, and what the old network is sure of."
-        told = torch.from_numpy(self.told).to(batch.image.device)
+        told = torch.tensor(self.told, device=batch.image.device)
         prob = self.probabilities(batch.image)
-        done = complete_batch(batch, prob, self.tau, self.member.loss.activation, told)
+        done = complete_batch(batch, prob, self.tau, self.member.loss.activation, told, self.unions)
         if self.reads_known: return done
+        for union, _ in self.unions: told[union - 1] = False
         settled = (done.known | ~told[:, None, None]).all(1, keepdim=True).float()
         return replace(done, weight=settled if done.weight is None else settled*done.weight)
 
-# %% ../../nbs/prediction/70_earlier.ipynb #24c5ad73
+# %% ../../nbs/prediction/70_earlier.ipynb #034bf6be
 def old_network(earlier: EarlierRun, recipe: Recipe, classes: ClassMap, plan: DevicePlan) -> OldNetwork:
     "The network of an earlier run as the teacher of its classes; `InputError` if it knows none of `classes`."
     pairs = same_names(earlier.classes, list(classes.names))
@@ -201,7 +210,8 @@ def old_network(earlier: EarlierRun, recipe: Recipe, classes: ClassMap, plan: De
     told[[new for _, new in pairs]] = True
     member = load_member(earlier.run, earlier.spec, plan)
     reads_known = make_loss(recipe.loss).reads_known
-    return OldNetwork(member, plan, pairs, told, recipe.data.completion, reads_known)
+    tau, unions = recipe.data.completion, classes.unions
+    return OldNetwork(member, plan, pairs, told, tau, unions, reads_known)
 
 # %% ../../nbs/prediction/70_earlier.ipynb #270b89eb
 @dataclass(frozen=True)
