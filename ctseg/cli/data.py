@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['AGAINST', 'KINDS', 'KIND', 'SIZE', 'ZEROS', 'KEY', 'WINDOW', 'NAMES', 'TEST_SHARE', 'RENAME',
            'GAPS', 'SKIP', 'WORKERS', 'CUT', 'SHARED', 'ONLY_PNG', 'WORK', 'WHOLE', 'check',
-           'importers', 'work_options', 'import_kind', 'grouped', 'import_', 'phantom']
+           'importers', 'work_options', 'import_kind', 'named_classes', 'grouped', 'import_',
+           'phantom']
 
 # %% ../../nbs/cli/50_data.ipynb #c8df84f7
 import inspect
@@ -137,6 +138,14 @@ def import_kind(
     return kinds[kind](*places, slicing=slicing, **more)
 
 # %% ../../nbs/cli/50_data.ipynb #142b0e88
+def named_classes(path: Path):
+    "The classes of a run, if `path` is its folder; else the path as a text."
+    if not path.is_dir(): return str(path)
+    from ctseg.prediction.saved import run_classes, run_spec
+    from ctseg.runs.folder import Run
+    return run_classes(run_spec(Run(path), weights=False))
+
+# %% ../../nbs/cli/50_data.ipynb #da9b69e0
 CUT = "window every per_volume size"  # the options, by what they are for
 SHARED = "classes test_share annotated rename gaps key"
 ONLY_PNG = "test patients order first overlap scale offset"
@@ -145,7 +154,7 @@ WORK = "skip_damaged workers store"
 def grouped(given: dict) -> list[dict]:
     "The options of the command, in the four groups; flags and shares that say nothing become None."
     given = given | {name: given[name] or None for name in ("test_share", "gaps")}
-    given["classes"] = given["classes"] and str(given["classes"])
+    given["classes"] = given["classes"] and named_classes(given["classes"])
     return [{name: given[name] for name in names.split()} for names in (CUT, SHARED, ONLY_PNG, WORK)]
 
 # %% ../../nbs/cli/50_data.ipynb #811f7fa3

@@ -31,9 +31,7 @@ def run_spec(
     "The `recipe.json` of a run; `InputError` where there is no run, or no phase of it is finished."
     if not run.begun:
         raise InputError(f"{run.folder}: no run here (no recipe.json)")
-    if weights and not run.weights.exists():
-        remedy = "continue it with `ctseg fit … --resume`"
-        raise InputError(f"{run.folder}: this run has not finished a phase yet; {remedy}")
+    if weights: run.check_weights()
     check_finished(run.folder)
     return read_spec(run/"recipe.json")
 

@@ -101,8 +101,11 @@ class Checkpoints:
 
     def load(self, weights: Models, use: Use = no_use) -> State | None:
         "Load the newest checkpoint that is whole and of use; its state, or None."
-        for path in self.saved():
-            state = read_checkpoint(path, weights, "going back to the checkpoint before it", use)
+        paths = self.saved()
+        for path in paths:
+            earlier = "going back to the checkpoint before it"
+            remedy = "training this phase again" if path == paths[-1] else earlier
+            state = read_checkpoint(path, weights, remedy, use)
             if state is not None: return state
         return None
 

@@ -190,6 +190,21 @@ def import_kind(
 test_fail(lambda: import_kind("dicm", [], {}, {}, {}, {}), contains="did you mean dicom")
 test_fail(lambda: work_options("openkbp", (), {"workers": 2}), contains="--workers is not an option")
 
+
+# %%
+#| export
+def named_classes(path: Path):
+    "The classes of a run, if `path` is its folder; else the path as a text."
+    if not path.is_dir(): return str(path)
+    from ctseg.prediction.saved import run_classes, run_spec
+    from ctseg.runs.folder import Run
+    return run_classes(run_spec(Run(path), weights=False))
+
+
+# %%
+test_eq(named_classes(Path("class_names.json")), "class_names.json")
+test_fail(lambda: named_classes(Path("../cli")), contains="no run here")
+
 # %%
 #| export
 CUT = "window every per_volume size"  # the options, by what they are for
@@ -200,7 +215,7 @@ WORK = "skip_damaged workers store"
 def grouped(given: dict) -> list[dict]:
     "The options of the command, in the four groups; flags and shares that say nothing become None."
     given = given | {name: given[name] or None for name in ("test_share", "gaps")}
-    given["classes"] = given["classes"] and str(given["classes"])
+    given["classes"] = given["classes"] and named_classes(given["classes"])
     return [{name: given[name] for name in names.split()} for names in (CUT, SHARED, ONLY_PNG, WORK)]
 
 

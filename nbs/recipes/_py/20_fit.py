@@ -361,6 +361,17 @@ announce(toy_job, "", ["starting from first: liver, spleen"])
 
 # %%
 #| export
+def tell_prospect(run: Run) -> None:
+    "Say what `--resume` does if there is nothing to go on from."
+    if run.prospect: print(f"ctseg: {run.prospect}", file=sys.stderr, flush=True)
+
+
+# %%
+with contextlib.redirect_stderr(sys.stdout): tell_prospect(Run("nowhere"))
+
+
+# %%
+#| export
 def open_trackers(names: tuple[str, ...], run: Run, spec: dict[str, Any]) -> Trackers | None:
     "The trackers of a run, with the recipe as configuration; None in other processes, or without any."
     if rank() or not names: return None
@@ -486,6 +497,7 @@ def fit(
     with more.deadline() as deadline, memory_told(plan.name):
         make_accelerator(plan)  # connects the processes
         on_main(lambda: run.check_free(resume))
+        if resume and progress and not rank(): tell_prospect(run)
         try:
             if not run.finished: on_main(run.lock)
             slices = more.read(data, recipe.data.context)
@@ -493,7 +505,9 @@ def fit(
             source = check_job(job)
             spec = make_spec(job.recipe, slices, seed, plugins, facts) | how_cut(data, slices.context)
             on_main(lambda: start_run(run, spec, resume))
-            if run.finished: return run  # resumed after its end
+            if run.finished:  # resumed after its end
+                on_main(run.check_weights)
+                return run
             if progress and not rank():
                 announce(job, source, earlier.lines())
                 tell_of_groups(job, data)

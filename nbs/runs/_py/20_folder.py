@@ -253,6 +253,15 @@ class RunFiles(RunPaths):
         check_sum(path)
         return metrics
 
+    def check_weights(self) -> None:
+        "`InputError` where there are no weights to predict with."
+        if self.weights.exists(): return
+        if not self.finished:
+            remedy = "continue it with `ctseg fit … --resume`"
+            raise InputError(f"{self.folder}: this run has not finished a phase yet; {remedy}")
+        remedy = f"copy them again, or delete {self/'metrics.json'} and continue with `ctseg fit … --resume`"
+        raise InputError(f"{self.weights}: missing, though the run is finished; {remedy}")
+
     def read_history(self) -> "pd.DataFrame":
         "`history.csv` as a table."
         path = self/"history.csv"
@@ -296,6 +305,13 @@ class RunFolder(RunFiles):
         "Is there something that a start would lose: a checkpoint, or finished weights?"
         kept = [*(self/"checkpoints").glob("*/step-*"), *(self/"checkpoints").glob("*/final")]
         return bool(kept) or self.finished or self.weights.exists()
+
+    @property
+    def prospect(self) -> str:
+        "What `--resume` does other than to go on from a checkpoint, in words; '' where it goes on."
+        if self.finished: return f"the run in {self.folder} is finished: nothing to train"
+        if not self.begun: return f"no run in {self.folder} yet: starting one"
+        return "" if self.claimed else f"no checkpoint is left in {self.folder}: starting from the beginning"
 
     def others(self) -> list[Path]:
         "What is in the folder that no start of a run leaves there."
