@@ -15,7 +15,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from ..core.files import InputError
+from ..core.files import InputError, real_path
 
 # %% ../../nbs/cli/20_options.ipynb #93e4cf42
 Folder = Annotated[Path, typer.Argument(help="a challenge folder, or a store")]
@@ -51,10 +51,10 @@ READ = re.compile(
     r"|[^.]+|.+\.(png|nii|nii\.gz|dcm|ima|npz|pt|safetensors)", re.IGNORECASE)
 
 def is_read(out: Path, place: Path) -> bool:
-    "Is the file `out` that at `place`, or one that is read in the folder `place`?"
+    "Is the file `out`, a path without links, that at `place`, or one that is read in the folder `place`?"
     if os.path.isfile(place): return out.samefile(place)
     if place.name.endswith("-images"): place = place.parent
-    inside = os.path.isdir(place) and out.resolve().is_relative_to(place.resolve())
+    inside = os.path.isdir(place) and out.is_relative_to(real_path(place))
     return inside and bool(READ.fullmatch(out.name))
 
 def refuse_replacing(outputs: Iterable[Optional[Path]], places: Iterable[str | Path | None]) -> None:
@@ -62,7 +62,7 @@ def refuse_replacing(outputs: Iterable[Optional[Path]], places: Iterable[str | P
     given = [Path(place) for place in places if place]
     for out in outputs:
         if not out or not os.path.isfile(out): continue
-        if any(is_read(Path(out), place) for place in given):
+        if any(is_read(real_path(out), place) for place in given):
             raise InputError(f"{out}: this command reads it and would replace it; choose another name")
 
 # %% ../../nbs/cli/20_options.ipynb #c4bfb294

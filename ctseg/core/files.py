@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['MAX_MESSAGE', 'MOST_NAMES', 'DISK_ERRORS', 'MAX_TEXT', 'PART', 'printable', 'InputError',
-           'some_of', 'did_you_mean', 'disk_errors', 'refuse_folder', 'refuse_special', 'remove',
-           'sweep', 'flush_to_disk', 'atomic_path', 'safe_name', 'output_path', 'parse_json',
-           'read_json', 'finite_only', 'write_json', 'json_checksum', 'csv_cell']
+           'some_of', 'did_you_mean', 'disk_errors', 'refuse_folder', 'refuse_special',
+           'real_path', 'remove', 'sweep', 'flush_to_disk', 'atomic_path', 'safe_name',
+           'output_path', 'parse_json', 'read_json', 'finite_only', 'write_json', 'json_checksum',
+           'csv_cell']
 
 # %% ../../nbs/core/10_files.ipynb #f64fe586
 import contextlib
@@ -124,7 +125,7 @@ def refuse_special(path: str | Path, most: int | None = None) -> None:
     except OSError:
         return
     kind = _KINDS.get(stat.S_IFMT(state.st_mode))
-    if not kind and not state.st_size and _OF_SYSTEM.match(os.path.realpath(path)):
+    if not kind and not state.st_size and _OF_SYSTEM.match(str(real_path(path))):
         kind = "a file of the system"
     if kind:
         raise InputError(f"{path}: {kind}, expected a file; write its content to a file first")
@@ -144,9 +145,16 @@ def _is_stream(path: Path) -> bool:
     if _DESCRIPTOR.fullmatch(str(path)): return True
     return path.exists() and not path.is_file() and not path.is_dir()
 
+def real_path(path: str | Path) -> Path:
+    "The absolute path without links; of a link that leads to itself, the link. `Path.resolve` raises for it in some Pythons."
+    return Path(os.path.realpath(path))
+
 def _final_path(path: Path) -> Path:
-    "Where a write to `path` ends up: the target of a link, else `path` itself."
-    return Path(os.path.realpath(path)) if path.is_symlink() else path
+    "Where a write to `path` ends up: the target of a link, else `path` itself; `InputError` for a link that leads nowhere."
+    if not path.is_symlink(): return path
+    final = real_path(path)
+    if final.is_symlink(): raise InputError(f"cannot write {path}: it is a link that leads to itself")
+    return final
 
 # %% ../../nbs/core/10_files.ipynb #4de54380
 _PATIENCE = 3.  # seconds

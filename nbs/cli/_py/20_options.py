@@ -18,7 +18,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from ctseg.core.files import InputError
+from ctseg.core.files import InputError, real_path
 
 # %% [markdown]
 # An option is a type that carries its help text. Several commands take the same ones, so they are defined here, and the help of `--device` is the same everywhere.
@@ -70,10 +70,10 @@ READ = re.compile(
     r"|[^.]+|.+\.(png|nii|nii\.gz|dcm|ima|npz|pt|safetensors)", re.IGNORECASE)
 
 def is_read(out: Path, place: Path) -> bool:
-    "Is the file `out` that at `place`, or one that is read in the folder `place`?"
+    "Is the file `out`, a path without links, that at `place`, or one that is read in the folder `place`?"
     if os.path.isfile(place): return out.samefile(place)
     if place.name.endswith("-images"): place = place.parent
-    inside = os.path.isdir(place) and out.resolve().is_relative_to(place.resolve())
+    inside = os.path.isdir(place) and out.is_relative_to(real_path(place))
     return inside and bool(READ.fullmatch(out.name))
 
 def refuse_replacing(outputs: Iterable[Optional[Path]], places: Iterable[str | Path | None]) -> None:
@@ -81,7 +81,7 @@ def refuse_replacing(outputs: Iterable[Optional[Path]], places: Iterable[str | P
     given = [Path(place) for place in places if place]
     for out in outputs:
         if not out or not os.path.isfile(out): continue
-        if any(is_read(Path(out), place) for place in given):
+        if any(is_read(real_path(out), place) for place in given):
             raise InputError(f"{out}: this command reads it and would replace it; choose another name")
 
 
@@ -89,7 +89,8 @@ def refuse_replacing(outputs: Iterable[Optional[Path]], places: Iterable[str | P
 with tempfile.TemporaryDirectory() as d:
     for name in ("recipe.json", "submission.csv", "scores.csv"): (Path(d)/name).touch()
     refuse_replacing([Path(d)/"submission.csv", None], [d])
-    for out, place in (("recipe.json", ""), ("scores.csv", "scores.csv")):
+    (Path(d)/"link.csv").symlink_to("recipe.json")
+    for out, place in (("recipe.json", ""), ("scores.csv", "scores.csv"), ("link.csv", "")):
         try: refuse_replacing([Path(d)/out], [Path(d)/place])
         except InputError as e: print(str(e).replace(d, "run"))
 

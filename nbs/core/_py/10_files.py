@@ -187,7 +187,7 @@ def refuse_special(path: str | Path, most: int | None = None) -> None:
     except OSError:
         return
     kind = _KINDS.get(stat.S_IFMT(state.st_mode))
-    if not kind and not state.st_size and _OF_SYSTEM.match(os.path.realpath(path)):
+    if not kind and not state.st_size and _OF_SYSTEM.match(str(real_path(path))):
         kind = "a file of the system"
     if kind:
         raise InputError(f"{path}: {kind}, expected a file; write its content to a file first")
@@ -222,9 +222,16 @@ def _is_stream(path: Path) -> bool:
     if _DESCRIPTOR.fullmatch(str(path)): return True
     return path.exists() and not path.is_file() and not path.is_dir()
 
+def real_path(path: str | Path) -> Path:
+    "The absolute path without links; of a link that leads to itself, the link. `Path.resolve` raises for it in some Pythons."
+    return Path(os.path.realpath(path))
+
 def _final_path(path: Path) -> Path:
-    "Where a write to `path` ends up: the target of a link, else `path` itself."
-    return Path(os.path.realpath(path)) if path.is_symlink() else path
+    "Where a write to `path` ends up: the target of a link, else `path` itself; `InputError` for a link that leads nowhere."
+    if not path.is_symlink(): return path
+    final = real_path(path)
+    if final.is_symlink(): raise InputError(f"cannot write {path}: it is a link that leads to itself")
+    return final
 
 
 # %% [markdown]
@@ -235,6 +242,10 @@ with tempfile.TemporaryDirectory() as d:
     link = Path(d)/"latest.json"
     link.symlink_to("2024.json")
     test_eq(_final_path(link).name, "2024.json")
+    loop = Path(d)/"loop"
+    loop.symlink_to(loop)
+    try: _final_path(loop)
+    except InputError as e: print(str(e).replace(d, "…"))
     test_eq([_is_stream(Path(p)) for p in ("/dev/null", "/dev/stdout", d, link)], [True, True, False, False])
 
 # %%

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from ctseg.core.files import InputError
+from ctseg.core.files import InputError, real_path
 from ctseg.data.images import natural_key
 
 # %%
@@ -64,8 +64,8 @@ def folders_below(folder: Path) -> list[Path]:
     found, entered, waiting = [], set(), [folder]
     while waiting:
         here = waiting.pop()
-        if here.resolve() in entered: continue
-        entered.add(here.resolve())
+        if real_path(here) in entered: continue
+        entered.add(real_path(here))
         found.append(here)
         waiting += reversed(_inner_folders(here))
     return found

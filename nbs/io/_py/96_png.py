@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ctseg.core.files import InputError, atomic_path, read_json, write_json
+from ctseg.core.files import InputError, atomic_path, read_json, real_path, write_json
 from ctseg.data.challenge import write_challenge
 from ctseg.data.images import image_paths, size_text
 from ctseg.data.lazy import LazyPixels, blank_like
@@ -384,7 +384,7 @@ def _write(out: Path, slices: dict[str, SliceSet], splits: dict[str, Placed], st
 #| export
 def _read_splits(images, masks, pictures: Pictures) -> dict[str, Placed]:
     "The images of both splits, of one size."
-    if Path(images).resolve() == Path(masks).resolve():
+    if real_path(images) == real_path(masks):
         raise InputError(f"{images}: images and masks lie in one folder, "
                          "so a mask would be taken for an image; give each a folder")
     train = read_placed(images, pictures)
