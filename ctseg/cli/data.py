@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['AGAINST', 'KINDS', 'KIND', 'SIZE', 'ZEROS', 'KEY', 'WINDOW', 'NAMES', 'TEST_SHARE', 'RENAME',
            'GAPS', 'SKIP', 'WORKERS', 'CUT', 'SHARED', 'ONLY_PNG', 'WORK', 'WHOLE', 'check',
-           'importers', 'work_options', 'import_kind', 'named_classes', 'grouped', 'import_',
-           'phantom']
+           'importers', 'work_options', 'import_kind', 'grouped', 'import_', 'phantom']
 
 # %% ../../nbs/cli/50_data.ipynb #c8df84f7
 import inspect
@@ -18,7 +17,7 @@ from typing import Annotated, Optional
 import typer
 
 from .console import app, print_facts
-from .options import Annotations, Folder, begins, refuse_replacing
+from .options import Annotations, Folder, begins, named_classes, refuse_replacing
 from ctseg.cli.slices import (
     AS_STORE, EVERY, FIRST, OFFSET, ORDER, OVERLAP, PATIENTS, PER_VOLUME, PLACES, SCALE, TEST,
     fitting_options, png_options, where_to, without_none,
@@ -136,14 +135,6 @@ def import_kind(
         cut["window"] = parse_window(cut["window"])
     slicing = replace(takes["slicing"].default, **without_none(cut))
     return kinds[kind](*places, slicing=slicing, **more)
-
-# %% ../../nbs/cli/50_data.ipynb #142b0e88
-def named_classes(path: Path):
-    "The classes of a run, if `path` is its folder; else the path as a text."
-    if not path.is_dir(): return str(path)
-    from ctseg.prediction.saved import run_classes, run_spec
-    from ctseg.runs.folder import Run
-    return run_classes(run_spec(Run(path), weights=False))
 
 # %% ../../nbs/cli/50_data.ipynb #da9b69e0
 CUT = "window every per_volume size"  # the options, by what they are for

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['Folder', 'Device', 'Precision', 'Engine', 'BatchSize', 'Annotations', 'Plugins', 'READ',
-           'is_read', 'refuse_replacing', 'load_plugins', 'begins', 'device_plan']
+           'is_read', 'refuse_replacing', 'named_classes', 'load_plugins', 'begins',
+           'device_plan']
 
 # %% ../../nbs/cli/20_options.ipynb #e3563e39
 import os
@@ -64,6 +65,14 @@ def refuse_replacing(outputs: Iterable[Optional[Path]], places: Iterable[str | P
         if not out or not os.path.isfile(out): continue
         if any(is_read(real_path(out), place) for place in given):
             raise InputError(f"{out}: this command reads it and would replace it; choose another name")
+
+# %% ../../nbs/cli/20_options.ipynb #a9ab4519
+def named_classes(path: Path):
+    "The classes of a run, if `path` is its folder; else the path as a text."
+    if not path.is_dir(): return str(path)
+    from ctseg.prediction.saved import run_classes, run_spec
+    from ctseg.runs.folder import Run
+    return run_classes(run_spec(Run(path), weights=False))
 
 # %% ../../nbs/cli/20_options.ipynb #c4bfb294
 def load_plugins(paths: list[Path]) -> None:

@@ -16,7 +16,9 @@ from pathlib import Path
 import numpy as np
 
 from ..core.anatomy import ClassMap
-from ..core.files import InputError, atomic_path, csv_cell, printable, real_path, refuse_folder, write_json
+from ctseg.core.files import (
+    InputError, atomic_path, csv_cell, printable, real_path, refuse_folder, write_json,
+)
 from ..data.challenge import write_challenge
 from ..data.lazy import LazyPixels
 from ..data.slices import SliceSet

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Callback', 'check_job', 'refuse_too_large', 'warn_of_split', 'check_batches', 'save_curves',
            'held_out_facts', 'finish', 'finish_in_time', 'memory_told', 'carry_out', 'FitOptions',
-           'as_watchers', 'tell_of_groups', 'announce', 'tell_prospect', 'open_trackers',
+           'as_watchers', 'tell_of_groups', 'announce', 'look_into', 'open_trackers',
            'carry_out_watched', 'with_plugins', 'how_cut', 'refuse_lost_settings', 'make_job',
            'fit']
 
@@ -240,9 +240,11 @@ def announce(job: Job, source: str, earlier: Iterable[str] = ()) -> None:
         print(line, file=sys.stderr, flush=True)
 
 # %% ../../nbs/recipes/20_fit.ipynb #056db817
-def tell_prospect(run: Run) -> None:
-    "Say what `--resume` does if there is nothing to go on from."
-    if run.prospect: print(f"ctseg: {run.prospect}", file=sys.stderr, flush=True)
+def look_into(run: Run, resume: bool, tell: bool = True) -> None:
+    "`InputError` unless a run can start or go on in its folder; and say if there is nothing to go on from."
+    run.check_free(resume)
+    prospect = run.prospect if resume and tell else ""
+    if prospect: print(f"ctseg: {prospect}", file=sys.stderr, flush=True)
 
 # %% ../../nbs/recipes/20_fit.ipynb #e46f636f
 def open_trackers(names: tuple[str, ...], run: Run, spec: dict[str, Any]) -> Trackers | None:
@@ -334,8 +336,7 @@ def fit(
     plan, run = pick_device(device, recipe.compute.precision), Run(out)
     with more.deadline() as deadline, memory_told(plan.name):
         make_accelerator(plan)  # connects the processes
-        on_main(lambda: run.check_free(resume))
-        if resume and progress and not rank(): tell_prospect(run)
+        on_main(lambda: look_into(run, resume, progress))
         try:
             if not run.finished: on_main(run.lock)
             slices = more.read(data, recipe.data.context)
@@ -343,9 +344,7 @@ def fit(
             source = check_job(job)
             spec = make_spec(job.recipe, slices, seed, plugins, facts) | how_cut(data, slices.context)
             on_main(lambda: start_run(run, spec, resume))
-            if run.finished:  # resumed after its end
-                on_main(run.check_weights)
-                return run
+            if run.finished: return run  # resumed after its end
             if progress and not rank():
                 announce(job, source, earlier.lines())
                 tell_of_groups(job, data)

@@ -153,6 +153,15 @@ class RunPaths:
         "Has the run come to its end?"
         return os.path.lexists(self/"metrics.json")
 
+    def check_weights(self) -> None:
+        "`InputError` where there are no weights to predict with."
+        if self.weights.exists(): return
+        if not self.finished:
+            remedy = "continue it with `ctseg fit … --resume`"
+            raise InputError(f"{self.folder}: this run has not finished a phase yet; {remedy}")
+        remedy = f"copy them again, or delete {self/'metrics.json'} and continue with `ctseg fit … --resume`"
+        raise InputError(f"{self.weights}: missing, though the run is finished; {remedy}")
+
 # %% ../../nbs/runs/20_folder.ipynb #422702bc
 class RunFiles(RunPaths):
     "The files of a run, each checked where it is read."
@@ -164,15 +173,6 @@ class RunFiles(RunPaths):
         metrics = fit_schema(read_json(path), mapped(anything), path, "not the metrics of a run")
         check_sum(path)
         return metrics
-
-    def check_weights(self) -> None:
-        "`InputError` where there are no weights to predict with."
-        if self.weights.exists(): return
-        if not self.finished:
-            remedy = "continue it with `ctseg fit … --resume`"
-            raise InputError(f"{self.folder}: this run has not finished a phase yet; {remedy}")
-        remedy = f"copy them again, or delete {self/'metrics.json'} and continue with `ctseg fit … --resume`"
-        raise InputError(f"{self.weights}: missing, though the run is finished; {remedy}")
 
     def read_history(self) -> "pd.DataFrame":
         "`history.csv` as a table."
@@ -213,9 +213,11 @@ class RunFolder(RunFiles):
     @property
     def prospect(self) -> str:
         "What `--resume` does other than to go on from a checkpoint, in words; '' where it goes on."
-        if self.finished: return f"the run in {self.folder} is finished: nothing to train"
-        if not self.begun: return f"no run in {self.folder} yet: starting one"
-        return "" if self.claimed else f"no checkpoint is left in {self.folder}: starting from the beginning"
+        where = self.folder
+        if self.finished: return f"{where} is a finished run: nothing to train"
+        if not self.begun: return f"no run in {where} yet: starting one"
+        if self.claimed: return ""
+        return f"no checkpoint is left in {where}: starting from the beginning"
 
     def others(self) -> list[Path]:
         "What is in the folder that no start of a run leaves there."
@@ -276,6 +278,7 @@ def start_run(run: Run, spec: dict[str, Any], resume: bool = False) -> Run:
         if differs:
             remedy = "continue with the same, or choose another --out"
             raise InputError(f"{path}: this run was started with {differs}; {remedy}")
+        if run.finished: run.check_weights()
     else:
         versions = {"python": sys.version.split()[0], **{p: metadata.version(p) for p in VERSIONED}}
         write_json(spec_dict(spec) | {"versions": versions}, path)

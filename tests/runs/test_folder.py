@@ -50,7 +50,7 @@ def test_a_phase_that_was_lost_is_told_and_trained_again(finished, tmp_path):
 @pytest.mark.parametrize("lost, told", [
     ("checkpoints", "no checkpoint is left in .*: starting from the beginning"),
     ("recipe.json checkpoints history.csv", "no run in .* yet: starting one"),
-    ("", "is finished: nothing to train"),
+    ("", "finished run: nothing to train"),
 ])
 def test_what_resume_does_is_told(finished, tmp_path, lost, told):
     run = Run(shutil.copytree(finished[1], tmp_path/"run"))

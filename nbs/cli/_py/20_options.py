@@ -97,6 +97,21 @@ with tempfile.TemporaryDirectory() as d:
 
 # %%
 #| export
+def named_classes(path: Path):
+    "The classes of a run, if `path` is its folder; else the path as a text."
+    if not path.is_dir(): return str(path)
+    from ctseg.prediction.saved import run_classes, run_spec
+    from ctseg.runs.folder import Run
+    return run_classes(run_spec(Run(path), weights=False))
+
+
+# %%
+try: named_classes(Path("../cli"))
+except InputError as e: print(e)
+
+
+# %%
+#| export
 def load_plugins(paths: list[Path]) -> None:
     "Execute the plugin files that were given."
     if not paths:

@@ -19,7 +19,7 @@ from typing import Annotated, Optional
 import typer
 
 from ctseg.cli.console import app, print_facts
-from ctseg.cli.options import Annotations, Folder, begins, refuse_replacing
+from ctseg.cli.options import Annotations, Folder, begins, named_classes, refuse_replacing
 from ctseg.cli.slices import (
     AS_STORE, EVERY, FIRST, OFFSET, ORDER, OVERLAP, PATIENTS, PER_VOLUME, PLACES, SCALE, TEST,
     fitting_options, png_options, where_to, without_none,
@@ -189,21 +189,6 @@ def import_kind(
 # %%
 test_fail(lambda: import_kind("dicm", [], {}, {}, {}, {}), contains="did you mean dicom")
 test_fail(lambda: work_options("openkbp", (), {"workers": 2}), contains="--workers is not an option")
-
-
-# %%
-#| export
-def named_classes(path: Path):
-    "The classes of a run, if `path` is its folder; else the path as a text."
-    if not path.is_dir(): return str(path)
-    from ctseg.prediction.saved import run_classes, run_spec
-    from ctseg.runs.folder import Run
-    return run_classes(run_spec(Run(path), weights=False))
-
-
-# %%
-test_eq(named_classes(Path("class_names.json")), "class_names.json")
-test_fail(lambda: named_classes(Path("../cli")), contains="no run here")
 
 # %%
 #| export

@@ -52,7 +52,7 @@ from fastcore.test import test_eq
 
 # %%
 #| export
-MAX_MESSAGE = 1200  # characters
+_MAX_MESSAGE = 1200  # characters
 
 def printable(text: str) -> str:
     "`text` in one line that any terminal can show: what is no letter, sign or plain space is written as its number."
@@ -63,8 +63,8 @@ class InputError(ValueError):
     "A mistake in what the user gave: told in one line, without a traceback, exit status 2."
     def __str__(self) -> str:
         text = printable(super().__str__())
-        if len(text) <= MAX_MESSAGE: return text
-        return f"{text[:MAX_MESSAGE//2]} … {text[-MAX_MESSAGE//2:]}"
+        if len(text) <= _MAX_MESSAGE: return text
+        return f"{text[:_MAX_MESSAGE//2]} … {text[-_MAX_MESSAGE//2:]}"
 
 
 # %% [markdown]
@@ -230,8 +230,8 @@ def _final_path(path: Path) -> Path:
     "Where a write to `path` ends up: the target of a link, else `path` itself; `InputError` for a link that leads nowhere."
     if not path.is_symlink(): return path
     final = real_path(path)
-    if final.is_symlink(): raise InputError(f"cannot write {path}: it is a link that leads to itself")
-    return final
+    if not final.is_symlink(): return final
+    raise InputError(f"cannot write {path}: it is a link that leads to itself")
 
 
 # %% [markdown]

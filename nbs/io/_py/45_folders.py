@@ -17,7 +17,9 @@ from pathlib import Path
 import numpy as np
 
 from ctseg.core.anatomy import ClassMap
-from ctseg.core.files import InputError, atomic_path, csv_cell, printable, real_path, refuse_folder, write_json
+from ctseg.core.files import (
+    InputError, atomic_path, csv_cell, printable, real_path, refuse_folder, write_json,
+)
 from ctseg.data.challenge import write_challenge
 from ctseg.data.lazy import LazyPixels
 from ctseg.data.slices import SliceSet

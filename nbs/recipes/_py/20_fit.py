@@ -361,13 +361,15 @@ announce(toy_job, "", ["starting from first: liver, spleen"])
 
 # %%
 #| export
-def tell_prospect(run: Run) -> None:
-    "Say what `--resume` does if there is nothing to go on from."
-    if run.prospect: print(f"ctseg: {run.prospect}", file=sys.stderr, flush=True)
+def look_into(run: Run, resume: bool, tell: bool = True) -> None:
+    "`InputError` unless a run can start or go on in its folder; and say if there is nothing to go on from."
+    run.check_free(resume)
+    prospect = run.prospect if resume and tell else ""
+    if prospect: print(f"ctseg: {prospect}", file=sys.stderr, flush=True)
 
 
 # %%
-with contextlib.redirect_stderr(sys.stdout): tell_prospect(Run("nowhere"))
+with contextlib.redirect_stderr(sys.stdout): look_into(Run("nowhere"), resume=True)
 
 
 # %%
@@ -496,8 +498,7 @@ def fit(
     plan, run = pick_device(device, recipe.compute.precision), Run(out)
     with more.deadline() as deadline, memory_told(plan.name):
         make_accelerator(plan)  # connects the processes
-        on_main(lambda: run.check_free(resume))
-        if resume and progress and not rank(): tell_prospect(run)
+        on_main(lambda: look_into(run, resume, progress))
         try:
             if not run.finished: on_main(run.lock)
             slices = more.read(data, recipe.data.context)
@@ -505,9 +506,7 @@ def fit(
             source = check_job(job)
             spec = make_spec(job.recipe, slices, seed, plugins, facts) | how_cut(data, slices.context)
             on_main(lambda: start_run(run, spec, resume))
-            if run.finished:  # resumed after its end
-                on_main(run.check_weights)
-                return run
+            if run.finished: return run  # resumed after its end
             if progress and not rank():
                 announce(job, source, earlier.lines())
                 tell_of_groups(job, data)

@@ -370,11 +370,13 @@ check_final({"history": [{"epoch": 1, "dice": 0.5}], "pieces": 1})
 #| export
 def tell_if_lost(run: Run, phase: str) -> None:
     "Warn if `history.csv` tells of a phase of which nothing is kept; a damaged history is written again anyhow."
-    if any((run/"checkpoints"/phase).glob("[!.]*")) or not (run/"history.csv").exists(): return
+    kept = any((run/"checkpoints"/phase).glob("[!.]*"))
+    if kept or not (run/"history.csv").exists(): return
     with contextlib.suppress(InputError):
         epochs = int((run.read_history().phase == phase).sum())
+        if not epochs: return
         problem = f"{epochs} epochs of it are in history.csv, and no checkpoint is left"
-        if epochs: warnings.warn(f"{run.folder}: phase {phase} is trained again: {problem}")
+        warnings.warn(f"{run.folder}: phase {phase} is trained again: {problem}")
 
 
 # %%

@@ -123,12 +123,14 @@ with tempfile.TemporaryDirectory() as d, warnings.catch_warnings(record=True) as
     test_eq(read_checkpoint(Path(d), {"model": model}, "training again"), None)
 print(str(caught[0].message).replace(d, "…"))
 
-
 # %% [markdown]
 # The folder of a checkpoint is renamed into place when it is complete.
 
 # %%
 #| export
+EARLIER = "going back to the checkpoint before it"  # what is done instead of a damaged checkpoint
+AGAIN = "training this phase again"
+
 def write_checkpoint(path: Path, weights: Models, state: State) -> None:
     "Write the models and the state as one folder, whole or not at all."
     whole = io.BytesIO()
@@ -167,7 +169,7 @@ class Checkpoints:
         for old in self.saved()[self.keep:]: remove(old)
 
     def finish(self, weights: Models, state: State) -> None:
-        "Keep what later phases and predictions need, and delete the checkpoints."
+        "Keep what later phases and predictions need, no checkpoints."
         write_checkpoint(self.folder/"final", weights, state)
         for old in self.saved(): remove(old)
 
@@ -175,9 +177,7 @@ class Checkpoints:
         "Load the newest checkpoint that is whole and of use; its state, or None."
         paths = self.saved()
         for path in paths:
-            earlier = "going back to the checkpoint before it"
-            remedy = "training this phase again" if path == paths[-1] else earlier
-            state = read_checkpoint(path, weights, remedy, use)
+            state = read_checkpoint(path, weights, AGAIN if path == paths[-1] else EARLIER, use)
             if state is not None: return state
         return None
 
@@ -185,7 +185,7 @@ class Checkpoints:
         "Load a finished phase; its state, or None."
         path = self.folder/"final"
         if not os.path.lexists(path): return None
-        return read_checkpoint(path, weights, "training this phase again", use)
+        return read_checkpoint(path, weights, AGAIN, use)
 
 
 # %% [markdown]
