@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Callback', 'check_job', 'refuse_too_large', 'warn_of_split', 'check_batches', 'save_curves',
            'held_out_facts', 'finish', 'finish_in_time', 'memory_told', 'carry_out', 'FitOptions',
-           'as_watchers', 'tell_of_groups', 'announce', 'look_into', 'open_trackers',
+           'as_watchers', 'tell_of_groups', 'announce', 'enter', 'open_trackers',
            'carry_out_watched', 'with_plugins', 'how_cut', 'refuse_lost_settings', 'make_job',
            'fit']
 
@@ -240,7 +240,7 @@ def announce(job: Job, source: str, earlier: Iterable[str] = ()) -> None:
         print(line, file=sys.stderr, flush=True)
 
 # %% ../../nbs/recipes/20_fit.ipynb #056db817
-def look_into(run: Run, resume: bool, tell: bool = True) -> None:
+def enter(run: Run, resume: bool, tell: bool = True) -> None:
     "`InputError` unless a run can start or go on in its folder; and say if there is nothing to go on from."
     run.check_free(resume)
     prospect = run.prospect if resume and tell else ""
@@ -336,7 +336,7 @@ def fit(
     plan, run = pick_device(device, recipe.compute.precision), Run(out)
     with more.deadline() as deadline, memory_told(plan.name):
         make_accelerator(plan)  # connects the processes
-        on_main(lambda: look_into(run, resume, progress))
+        on_main(lambda: enter(run, resume, progress))
         try:
             if not run.finished: on_main(run.lock)
             slices = more.read(data, recipe.data.context)
@@ -344,7 +344,7 @@ def fit(
             source = check_job(job)
             spec = make_spec(job.recipe, slices, seed, plugins, facts) | how_cut(data, slices.context)
             on_main(lambda: start_run(run, spec, resume))
-            if run.finished: return run  # resumed after its end
+            if run.finished: return run
             if progress and not rank():
                 announce(job, source, earlier.lines())
                 tell_of_groups(job, data)

@@ -93,7 +93,7 @@ class Checkpoints:
         return sorted(self.folder.glob("step-*"), reverse=True)
 
     def save(self, step: int, weights: Models, state: State) -> None:
-        "Keep the models and the state after `step` steps, and delete the oldest checkpoint."
+        "Keep the models and the state after `step` steps; delete the oldest."
         write_checkpoint(self.folder/f"step-{step:07d}", weights, state)
         for old in self.saved()[self.keep:]: remove(old)
 

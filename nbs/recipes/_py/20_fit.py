@@ -361,7 +361,7 @@ announce(toy_job, "", ["starting from first: liver, spleen"])
 
 # %%
 #| export
-def look_into(run: Run, resume: bool, tell: bool = True) -> None:
+def enter(run: Run, resume: bool, tell: bool = True) -> None:
     "`InputError` unless a run can start or go on in its folder; and say if there is nothing to go on from."
     run.check_free(resume)
     prospect = run.prospect if resume and tell else ""
@@ -369,7 +369,7 @@ def look_into(run: Run, resume: bool, tell: bool = True) -> None:
 
 
 # %%
-with contextlib.redirect_stderr(sys.stdout): look_into(Run("nowhere"), resume=True)
+with contextlib.redirect_stderr(sys.stdout): enter(Run("nowhere"), resume=True)
 
 
 # %%
@@ -498,7 +498,7 @@ def fit(
     plan, run = pick_device(device, recipe.compute.precision), Run(out)
     with more.deadline() as deadline, memory_told(plan.name):
         make_accelerator(plan)  # connects the processes
-        on_main(lambda: look_into(run, resume, progress))
+        on_main(lambda: enter(run, resume, progress))
         try:
             if not run.finished: on_main(run.lock)
             slices = more.read(data, recipe.data.context)
@@ -506,7 +506,7 @@ def fit(
             source = check_job(job)
             spec = make_spec(job.recipe, slices, seed, plugins, facts) | how_cut(data, slices.context)
             on_main(lambda: start_run(run, spec, resume))
-            if run.finished: return run  # resumed after its end
+            if run.finished: return run
             if progress and not rank():
                 announce(job, source, earlier.lines())
                 tell_of_groups(job, data)
