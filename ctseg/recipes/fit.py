@@ -25,6 +25,7 @@ import numpy as np
 # %% ../../nbs/recipes/20_fit.ipynb #1f12a6e2
 from ..core.device import DevicePlan, pick_device
 from ..core.files import InputError, atomic_path
+from ..core.schema import check_whole
 from ..core.parallel import agree, main_first, on_main, rank, world
 from ..core.registry import Plugin, load_plugin
 from ..data.slices import SliceSet
@@ -58,6 +59,7 @@ from ..training.trackers import Trackers, check_trackers
 # %% ../../nbs/recipes/20_fit.ipynb #a7ad6ed4
 def check_job(job: Job) -> str: # where a pretrained encoder's weights come from; "" without one
     "`InputError` for what would stop the run later: the network, the method's conditions, how batches divide."
+    check_whole("seed", job.seed, 0, 2**63 - 1)
     check_batches(job.recipe)
     refuse_too_large(job)
     model = job.make_model()

@@ -35,7 +35,7 @@ Engine = Annotated[
     str,
     typer.Option(help="what computes: torch, openvino, onnx, or auto: the faster of the first two, measured"),
 ]
-BatchSize = Annotated[int, typer.Option(min=1, help="images at a time")]
+BatchSize = Annotated[int, typer.Option(min=1, max=1 << 16, help="images at a time")]
 Annotations = Annotated[
     str,
     typer.Option(

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from ctseg.core.files import InputError, atomic_path, read_json, real_path, write_json
+from ctseg.core.schema import LONGEST, check_whole
 from ctseg.data.challenge import write_challenge
 from ctseg.data.images import image_paths, size_text
 from ctseg.data.lazy import LazyPixels, blank_like
@@ -66,9 +67,7 @@ class Pictures:
     patients: str|None = None # a CSV or JSON, image → patient, or a regular expression; `None`: by likeness
 
     def __post_init__(self):
-        if self.size is None: return
-        if type(self.size) is not int or self.size < 1:
-            raise InputError(f"size {self.size!r}: expected a whole number from 1")
+        if self.size is not None: check_whole("size", self.size, high=LONGEST)
 
 
 # %%

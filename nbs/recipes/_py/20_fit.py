@@ -24,6 +24,7 @@ import numpy as np
 #| export
 from ctseg.core.device import DevicePlan, pick_device
 from ctseg.core.files import InputError, atomic_path
+from ctseg.core.schema import check_whole
 from ctseg.core.parallel import agree, main_first, on_main, rank, world
 from ctseg.core.registry import Plugin, load_plugin
 from ctseg.data.slices import SliceSet
@@ -84,6 +85,7 @@ from ctseg.runs.network import with_fallback
 #| export
 def check_job(job: Job) -> str: # where a pretrained encoder's weights come from; "" without one
     "`InputError` for what would stop the run later: the network, the method's conditions, how batches divide."
+    check_whole("seed", job.seed, 0, 2**63 - 1)
     check_batches(job.recipe)
     refuse_too_large(job)
     model = job.make_model()
