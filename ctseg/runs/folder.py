@@ -8,6 +8,7 @@ __all__ = ['VERSIONED', 'FREE', 'write_rows', 'make_spec', 'spec_dict', 'read_sp
            'RunFolder', 'Run', 'start_run']
 
 # %% ../../nbs/runs/20_folder.ipynb #97c7b375
+import contextlib
 import csv
 import os
 import shutil
@@ -278,7 +279,10 @@ def start_run(run: Run, spec: dict[str, Any], resume: bool = False) -> Run:
         if differs:
             remedy = "continue with the same, or choose another --out"
             raise InputError(f"{path}: this run was started with {differs}; {remedy}")
-        if run.finished: run.check_weights()
+        if run.finished:
+            run.check_weights()
+            for name in NO_RUN:  # of a kill after the last file
+                with contextlib.suppress(OSError): (run/name).unlink()
     else:
         versions = {"python": sys.version.split()[0], **{p: metadata.version(p) for p in VERSIONED}}
         write_json(spec_dict(spec) | {"versions": versions}, path)

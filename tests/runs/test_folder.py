@@ -59,6 +59,14 @@ def test_what_resume_does_is_told(finished, tmp_path, lost, told):
     assert re.search(told, run.prospect)
 
 
+def test_what_a_kill_after_the_last_file_leaves_goes(finished, tmp_path):
+    out = shutil.copytree(finished[1], tmp_path/"run")
+    for name in (".lock", ".owner"): (out/name).touch()
+    (out/".metrics.json.abc.part").mkdir()
+    resumed(finished, out)
+    assert contents(out) == contents(finished[1])
+
+
 def test_a_run_that_goes_on_says_nothing(finished, tmp_path):
     run = Run(shutil.copytree(finished[1], tmp_path/"run"))
     (run/"metrics.json").unlink()

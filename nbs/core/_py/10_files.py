@@ -427,7 +427,8 @@ def atomic_path(
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         sweep(path)
-        hold = Path(tempfile.mkdtemp(prefix=_hold_prefix(path), suffix=PART, dir=path.parent))
+        beside = os.path.abspath(path.parent)  # libraries take a leading ~ for somebody's home
+        hold = Path(tempfile.mkdtemp(prefix=_hold_prefix(path), suffix=PART, dir=beside))
         aside, lock = hold/".old", _lock_folder(hold)
         try:
             yield hold/path.name

@@ -8,6 +8,7 @@
 
 # %%
 #| export
+import contextlib
 import csv
 import os
 import shutil
@@ -389,7 +390,10 @@ def start_run(run: Run, spec: dict[str, Any], resume: bool = False) -> Run:
         if differs:
             remedy = "continue with the same, or choose another --out"
             raise InputError(f"{path}: this run was started with {differs}; {remedy}")
-        if run.finished: run.check_weights()
+        if run.finished:
+            run.check_weights()
+            for name in NO_RUN:  # of a kill after the last file
+                with contextlib.suppress(OSError): (run/name).unlink()
     else:
         versions = {"python": sys.version.split()[0], **{p: metadata.version(p) for p in VERSIONED}}
         write_json(spec_dict(spec) | {"versions": versions}, path)
