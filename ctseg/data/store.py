@@ -21,7 +21,9 @@ import numpy as np
 
 from ..core.anatomy import ClassMap
 from ..core.files import InputError, atomic_path, did_you_mean, refuse_special
-from ..core.schema import HOW_CUT, SPAN, anything, fields, fit_schema, listed, mapped, maybe, number, text
+from ctseg.core.schema import (
+    HOW_CUT, SPAN, anything, fields, fit_schema, listed, mapped, maybe, number, text,
+)
 from .lazy import LazyPixels, blocks, pack_seen, seen_values, take
 from .slices import SliceSet
 

@@ -30,7 +30,9 @@ import numpy as np
 
 from ctseg.core.anatomy import ClassMap
 from ctseg.core.files import InputError, atomic_path, did_you_mean, refuse_special
-from ctseg.core.schema import HOW_CUT, SPAN, anything, fields, fit_schema, listed, mapped, maybe, number, text
+from ctseg.core.schema import (
+    HOW_CUT, SPAN, anything, fields, fit_schema, listed, mapped, maybe, number, text,
+)
 from ctseg.data.lazy import LazyPixels, blocks, pack_seen, seen_values, take
 from ctseg.data.slices import SliceSet
 
