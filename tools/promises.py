@@ -119,23 +119,23 @@ def in_turn(name: str, work: Callable[[], Any], pairs: int) -> dict[str, Any]:
 
 def measure(folder: Path, pairs: int) -> Iterator[tuple[str, dict[str, Any]]]:
     "Training and prediction at 64 pixels, prediction at 256."
-    sample, settings = ROOT/"data_sample", ["epochs=2", "folds=4"]
+    sample, settings = ROOT/"data_sample", ["epochs=3", "width=16", "folds=4"]
     recipe, number = apply_settings(get_recipe("marginal-log"), settings), iter(range(100))
     def train(): fit(sample, recipe, folder/f"run{next(number)}", device="cpu", progress=False)
     fit(sample, recipe.change(epochs=1), folder/"run", device="cpu", progress=False)  # all is loaded
     def predict(source):
         predict_folder(prepare(folder/"run", "cpu"), source, folder/"masks.csv", None, 16, False, None)
     small = enlarged(sample/"train-images", folder/"small", 1, 300)
-    large = enlarged(sample/"train-images", folder/"large", 4, 40)
+    large = enlarged(sample/"train-images", folder/"large", 4, 60)
     yield "predict, 300 slices of 64 px", in_turn("predict 64", lambda: predict(small), pairs)
-    yield "predict, 40 slices of 256 px", in_turn("predict 256", lambda: predict(large), max(1, pairs - 1))
-    yield "fit, 2 epochs of 400 slices of 64 px", in_turn("fit 64", train, 1)
+    yield "predict, 60 slices of 256 px", in_turn("predict 256", lambda: predict(large), max(1, pairs - 1))
+    yield "fit, 3 epochs of 400 slices of 64 px", in_turn("fit 64", train, 1)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--pairs", type=int, default=2)
+    parser.add_argument("--pairs", type=int, default=3)
     args = parser.parse_args()
     torch.set_num_threads(1)
     facts = {"versions": f"Python {platform.python_version()}, torch {torch.__version__}", "threads": 1, "cases": {}}
