@@ -42,7 +42,10 @@ def kill_training(name: str, kills: int, rng: random.Random, folder: Path) -> Co
         counts["runs"] += 1
         cut, most = folder/f"{name}-{counts['runs']}", min(5, kills - counts["kills"])
         counts["kills"] += len(kill_and_resume(slices, recipe, cut, seconds, most, rng))
-        counts["faults"] += contents(cut) != contents(whole)
+        ended, alone = contents(cut), contents(whole)
+        other = sorted(file for file in ended.keys() | alone.keys() if ended.get(file) != alone.get(file))
+        counts["faults"] += bool(other)
+        if other: print(f"{name}: differs afterwards in {other}", flush=True)
     return counts
 
 

@@ -17,7 +17,7 @@ from typing import Annotated, Optional
 import typer
 
 from .console import app, print_facts
-from .options import Annotations, Folder, begins, refuse_replacing
+from .options import Annotations, Folder, begins, named_classes, refuse_replacing
 from ctseg.cli.slices import (
     AS_STORE, EVERY, FIRST, OFFSET, ORDER, OVERLAP, PATIENTS, PER_VOLUME, PLACES, SCALE, TEST,
     fitting_options, png_options, where_to, without_none,
@@ -136,7 +136,7 @@ def import_kind(
     slicing = replace(takes["slicing"].default, **without_none(cut))
     return kinds[kind](*places, slicing=slicing, **more)
 
-# %% ../../nbs/cli/50_data.ipynb #142b0e88
+# %% ../../nbs/cli/50_data.ipynb #da9b69e0
 CUT = "window every per_volume size"  # the options, by what they are for
 SHARED = "classes test_share annotated rename gaps key"
 ONLY_PNG = "test patients order first overlap scale offset"
@@ -145,7 +145,7 @@ WORK = "skip_damaged workers store"
 def grouped(given: dict) -> list[dict]:
     "The options of the command, in the four groups; flags and shares that say nothing become None."
     given = given | {name: given[name] or None for name in ("test_share", "gaps")}
-    given["classes"] = given["classes"] and str(given["classes"])
+    given["classes"] = given["classes"] and named_classes(given["classes"])
     return [{name: given[name] for name in names.split()} for names in (CUT, SHARED, ONLY_PNG, WORK)]
 
 # %% ../../nbs/cli/50_data.ipynb #811f7fa3

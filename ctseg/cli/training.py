@@ -9,7 +9,6 @@ __all__ = ['OPTIONS', 'RUN_FOLDER', 'RECIPE', 'SETTING', 'RESUME', 'TIME_LIMIT',
            'doctor']
 
 # %% ../../nbs/cli/30_training.ipynb #3bf5cc23
-import os
 import sys
 from pathlib import Path
 from typing import Annotated, Optional
@@ -97,8 +96,6 @@ def fit(
     refuse_options(set)
     load_plugins(plugin)
     chosen = apply_settings(get_recipe(recipe or DEFAULT_RECIPE), set)
-    if SPEAKS and resume and not os.path.exists(out/"recipe.json"):
-        print(f"ctseg: no run in {out} yet: starting one", file=sys.stderr)
     choices = dict(time_limit=time_limit, annotated=annotated, plugins=plugin)
     choices |= dict(init=init, teacher=teacher, log=log, memory=memory)
     try:

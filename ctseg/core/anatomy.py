@@ -116,23 +116,12 @@ def check_classes(names: tuple[str, ...], pairs: tuple[tuple[int, int], ...]) ->
         raise InputError(f"lateral pairs {pairs} must use ids 1 to {len(names)}, each at most once")
 
 # %% ../../nbs/core/40_anatomy.ipynb #bfab9a75
-def _class_table(path: Path):
-    "What a `class_names.json` holds, or what the `recipe.json` of a run folder says of its classes."
-    if not path.is_dir(): return read_json(path)
-    run = path/"recipe.json"
-    if not run.exists():
-        raise InputError(f"{path}: a folder without a run (no recipe.json); "
-                         "give a class_names.json or a run folder")
-    spec = read_json(run)
-    return spec.get("classes") if isinstance(spec, dict) else None
-
-# %% ../../nbs/core/40_anatomy.ipynb #2b5a6e17
 def read_class_names(path: str | Path) -> list[str]:
-    """The names in a `class_names.json`, in the order of their ids; or those of a run, by its folder.
+    """The names in a `class_names.json`, in the order of their ids.
 
     Raises `InputError` that names the file and what is wrong.
     """
-    table = _class_table(Path(path))
+    table = read_json(path)
     if not isinstance(table, dict) or not all(isinstance(name, str) for name in table.values()):
         example = '{"1": "liver", "2": "spleen"}'
         raise InputError(f"{path}: expected an object from ids to names, such as {example}")
@@ -191,7 +180,7 @@ class ClassFiles(ClassTable):
 
     @classmethod
     def from_json(cls, path: str | Path) -> Self:
-        "The classes of a `class_names.json`, with the unions of a `unions.json` beside it, or of a run folder."
+        "The classes of a `class_names.json`, with the unions of a `unions.json` beside it."
         names, beside = tuple(read_class_names(path)), Path(path).parent/"unions.json"
         unions = read_unions(beside, names) if beside.exists() else ()
         return cls(names, lateral_pairs(names), unions)

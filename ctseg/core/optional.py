@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['TORCHVISION_OPERATORS', 'declare_torchvision_operators', 'forget_package', 'import_timm',
-           'NotAtHand', 'NotInstalled', 'import_extra', 'import_zoo']
+           'NotAtHand', 'NotInstalled', 'stop_reports', 'import_extra', 'import_zoo']
 
 # %% ../../nbs/core/30_optional.ipynb #0c86b227
 import importlib
+import os
 import sys
 from types import ModuleType
 
@@ -52,13 +53,20 @@ class NotAtHand(InputError):
 class NotInstalled(NotAtHand, ImportError):
     "A package of an extra that is not installed, or that cannot be imported."
 
+# %% ../../nbs/core/30_optional.ipynb #a1ff5172
+def stop_reports() -> None:
+    "Keep ONNX Runtime and OpenVINO from reporting their use over the network."
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    sys.modules.setdefault("openvino_telemetry", None)  # not to be had: OpenVINO does without
 
+# %% ../../nbs/core/30_optional.ipynb #f56221a8
 def import_extra(
     module: str, # e.g. "monai.transforms"
     extra: str, # of this package, e.g. "monai"
     who: str, # what needs it
 ) -> ModuleType:
     "Import a module of the extra `ctseg[extra]`; if it is missing, a `NotInstalled` tells how to get it."
+    stop_reports()
     try:
         return importlib.import_module(module)
     except ImportError as e:

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from ..core.cache import own_cache
-from ..core.files import InputError, atomic_path, refuse_special
+from ..core.files import InputError, atomic_path, real_path, refuse_special
 
 # %% ../../nbs/data/25_cache.ipynb #e3590ef6
 @contextlib.contextmanager
@@ -36,7 +36,7 @@ def _stat(path: Path) -> tuple:
     "What changes when a file does: path, device, inode, size in bytes, and two times in nanoseconds."
     with reading(path):
         stat = path.stat()
-    return str(path.resolve()), stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
+    return str(real_path(path)), stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
 
 # %% ../../nbs/data/25_cache.ipynb #9e7b6d65
 def _hash_files(paths, sizes) -> str:

@@ -21,7 +21,9 @@ import numpy as np
 
 from ..core.anatomy import ClassMap
 from ..core.files import InputError, atomic_path, did_you_mean, refuse_special
-from ..core.schema import anything, fields, fit_schema, listed, mapped, number, text
+from ctseg.core.schema import (
+    HOW_CUT, SPAN, anything, fields, fit_schema, listed, mapped, maybe, number, text,
+)
 from .lazy import LazyPixels, blocks, pack_seen, seen_values, take
 from .slices import SliceSet
 
@@ -158,10 +160,12 @@ def write_store(
 # %% ../../nbs/data/74_store.ipynb #eb78568e
 MAKE_AGAIN = "make the store again"
 COUNT = number(0, whole=True)
-OF_CLASSES = fields({"names": listed(text), "pairs": listed(listed(COUNT, 2)), "unions": listed(anything)})
+_PAIR = listed(anything, 2)
+OF_CLASSES = fields({"names": listed(text), "pairs": listed(listed(COUNT, 2)), "unions": listed(_PAIR)})
 PARTS = fields({name: COUNT for name in PIXELS})
 OF_SPLIT = fields({"classes": OF_CLASSES, "parts": PARTS, "fingerprint": text})
-FACTS = fields({"splits": mapped(OF_SPLIT), "notes": mapped(anything)})
+_NOTES = fields({}, {"slicing": maybe(HOW_CUT), "neighbour_mm": mapped(SPAN)})
+FACTS = fields({"splits": mapped(OF_SPLIT), "notes": _NOTES})
 
 # %% ../../nbs/data/74_store.ipynb #757cd0d0
 SOME = 64 # rows that zarr is asked for at once: it takes much memory for each if they are scattered

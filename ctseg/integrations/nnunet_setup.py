@@ -11,7 +11,7 @@ import importlib.util
 import sys
 from pathlib import Path
 
-from ..core.files import InputError, atomic_path
+from ..core.files import InputError, atomic_path, real_path
 
 # %% ../../nbs/integrations/16_nnunet_setup.ipynb #bab5fff1
 FILE = "ctseg_trainers.py"
@@ -66,5 +66,5 @@ def set_up(arguments: list[str] | None = None) -> int: # exit status
         return 2
     print(f"{'removed' if given.undo else 'written'}: {path}")
     if given.folder and not given.undo:
-        print(f"now set nnUNet_extTrainer={given.folder.resolve()}")
+        print(f"now set nnUNet_extTrainer={real_path(given.folder)}")
     return 0

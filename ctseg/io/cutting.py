@@ -25,6 +25,7 @@ from tqdm import tqdm
 from .. import __version__
 from ..core.anatomy import IGNORE, ClassMap
 from ..core.files import InputError, atomic_path
+from ..core.schema import check_whole
 from ..core.threads import allowed_cpus
 from ..data.slices import known_after_resize, present_classes
 from .cases import Case
@@ -202,8 +203,7 @@ class Work:
     left_out: list[str] = field(default_factory=list) # what was left out so far, in words
 
     def __post_init__(self):
-        if self.workers is not None and (type(self.workers) is not int or self.workers < 1):
-            raise InputError(f"workers {self.workers!r}: expected a whole number from 1")
+        if self.workers is not None: check_whole("workers", self.workers)
 
     def processes(self, n: int) -> int:
         "How many processes cut n volumes."

@@ -16,7 +16,9 @@ from pathlib import Path
 import numpy as np
 
 from ..core.anatomy import ClassMap
-from ..core.files import InputError, atomic_path, csv_cell, printable, refuse_folder, write_json
+from ctseg.core.files import (
+    InputError, atomic_path, csv_cell, printable, real_path, refuse_folder, write_json,
+)
 from ..data.challenge import write_challenge
 from ..data.lazy import LazyPixels
 from ..data.slices import SliceSet
@@ -149,7 +151,7 @@ def _facts(cut: list[CutFile], classes: ClassMap, work: Work) -> dict:
 # %% ../../nbs/io/45_folders.ipynb #fd52d62f
 def _check_outputs(out: Path, key):
     "`InputError` for a key inside of the folder."
-    if key is not None and out.resolve() in Path(key).resolve().parents:
+    if key is not None and real_path(out) in real_path(key).parents:
         raise InputError(f"key {key} lies in {out}; it names patients, keep it elsewhere")
 
 # %% ../../nbs/io/45_folders.ipynb #8d298e11

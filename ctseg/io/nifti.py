@@ -57,7 +57,7 @@ def _load_image(path):
     refuse_special(path)
     if not Path(path).is_file(): raise InputError(f"{path}: no such file")
     try:
-        image = nib.load(path)
+        image = nib.load(os.path.abspath(path))  # or a leading ~ would be somebody's home
         voxels = _voxels_of(image, path) if isinstance(image, nib.Nifti1Image) else None
     except Exception as e:  # nibabel, gzip and zlib raise a dozen kinds for a damaged file
         raise InputError(f"{path}: not a readable NIfTI file ({_problem(path, e)}") from None
@@ -165,7 +165,7 @@ def read_label_map(
 # %% ../../nbs/io/60_nifti.ipynb #81b2fd0c
 def _affine_notes(path) -> tuple[str, ...]:
     "What to tell of a file whose two affines contradict each other."
-    image = import_volumes_package("nibabel").load(path)  # of which only the header is read
+    image = import_volumes_package("nibabel").load(os.path.abspath(path))  # of which only the header is read
     (sform, one), (qform, two) = image.header.get_sform(coded=True), image.header.get_qform(coded=True)
     if not one or not two: return ()
     distance = _distance_mm(image.shape[:3], sform, qform)

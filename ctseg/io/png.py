@@ -15,7 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..core.files import InputError, atomic_path, read_json, write_json
+from ..core.files import InputError, atomic_path, read_json, real_path, write_json
+from ..core.schema import LONGEST, check_whole
 from ..data.challenge import write_challenge
 from ..data.images import image_paths, size_text
 from ..data.lazy import LazyPixels, blank_like
@@ -43,9 +44,7 @@ class Pictures:
     patients: str|None = None # a CSV or JSON, image → patient, or a regular expression; `None`: by likeness
 
     def __post_init__(self):
-        if self.size is None: return
-        if type(self.size) is not int or self.size < 1:
-            raise InputError(f"size {self.size!r}: expected a whole number from 1")
+        if self.size is not None: check_whole("size", self.size, high=LONGEST)
 
 # %% ../../nbs/io/96_png.ipynb #82342619
 def _paths_by_stem(folder) -> dict[str, Path]:
@@ -262,7 +261,7 @@ def _write(out: Path, slices: dict[str, SliceSet], splits: dict[str, Placed], st
 # %% ../../nbs/io/96_png.ipynb #31667afe
 def _read_splits(images, masks, pictures: Pictures) -> dict[str, Placed]:
     "The images of both splits, of one size."
-    if Path(images).resolve() == Path(masks).resolve():
+    if real_path(images) == real_path(masks):
         raise InputError(f"{images}: images and masks lie in one folder, "
                          "so a mask would be taken for an image; give each a folder")
     train = read_placed(images, pictures)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..core.files import InputError, did_you_mean
+from ..core.schema import LONGEST, check_whole
 from .geometry import slice_axes
 
 # %% ../../nbs/io/20_slicing.ipynb #ed5d8f9d
@@ -61,8 +62,8 @@ class Slicing:
         _check_window(self.window)
         for name in ("every", "per_volume", "size"):
             value = getattr(self, name)
-            if value is not None and (type(value) is not int or value < 1):
-                raise InputError(f"{name} {value!r}: expected a whole number from 1")
+            if value is None: continue
+            check_whole(name, value, high=LONGEST if name == "size" else 2**31 - 1)
         _check_spacing(self.spacing, self.size)
 
     @property

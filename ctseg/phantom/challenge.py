@@ -19,6 +19,7 @@ import numpy as np
 
 from ..core.anatomy import RAIDIUM54
 from ..core.files import InputError, atomic_path
+from ..core.schema import LONGEST, check_whole
 from ..data.challenge import write_challenge
 from ..data.mask_csv import write_masks
 from ..data.slices import SliceSet
@@ -137,8 +138,8 @@ def phantom_slices(
 
     Raises `InputError` for less than 1 slice of 16x16.
     """
-    if n < 1 or size < 16:
-        raise InputError(f"a phantom of {n} slices of {size}x{size}; expected at least 1 slice of 16x16")
+    check_whole("slices", n)
+    check_whole("size", size, 16, LONGEST)
     images, masks, groups = [], [], []
     for number, slices in _all_patients(seed, first, size, workers):
         for image, mask in slices:
@@ -196,12 +197,9 @@ def hide_labels(
 def _check_request(folder: Path, counts: tuple[int, int, int], seed: int):
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} exists and is not empty; name a new folder")
-    if seed < 0:
-        raise InputError(f"seed = {seed}: expected at least 0")
-    labelled, unlabelled, test = counts
-    if min(counts) < 0:
-        request = f"{labelled} labelled, {unlabelled} unlabelled, {test} test slices"
-        raise InputError(f"{request}; none of these can be below 0")
+    check_whole("seed", seed, 0, 2**63 - 1)
+    for name, count in zip(("labelled", "unlabelled", "test"), counts):
+        check_whole(f"{name} slices", count, 0, 10**6)
     if not sum(counts):
         nothing = "a phantom of nothing: 0 labelled, 0 unlabelled and 0 test slices"
         raise InputError(f"{nothing}; ask for at least 1")

@@ -21,7 +21,7 @@ import torch
 from tqdm import tqdm
 
 from ..core.anatomy import ClassMap
-from ..core.files import InputError, atomic_path, refuse_folder
+from ..core.files import InputError, atomic_path, real_path, refuse_folder
 from ..data.lazy import LazyPixels, blank_like, blocks, seen_values
 from ..data.mask_csv import PixelRows, check_names, write_masks
 from ..data.mask_rows import iter_rows, read_header
@@ -73,9 +73,9 @@ def check_files(
         raise InputError(f"{out}: a submission is called something.csv or something.csv.gz{stored}")
     if str(out).endswith(LABEL_STORE) and Path(out).exists():
         raise InputError(f"{out}: exists already; choose another place, or remove it first")
-    given = [Path(path).resolve() for path in (out, *others) if path]
+    given = [real_path(path) for path in (out, *others) if path]
     for path in (out, *others):
-        if path and given.count(Path(path).resolve()) > 1:
+        if path and given.count(real_path(path)) > 1:
             raise InputError(f"{path}: the submission and what else is written need a file each")
         refuse_folder(path)
     return found

@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['Callback', 'check_job', 'refuse_too_large', 'warn_of_split', 'check_batches', 'save_curves',
            'held_out_facts', 'finish', 'finish_in_time', 'memory_told', 'carry_out', 'FitOptions',
-           'as_watchers', 'tell_of_groups', 'announce', 'open_trackers', 'carry_out_watched',
-           'with_plugins', 'how_cut', 'refuse_lost_settings', 'make_job', 'fit']
+           'as_watchers', 'tell_of_groups', 'announce', 'enter', 'open_trackers',
+           'carry_out_watched', 'with_plugins', 'how_cut', 'refuse_lost_settings', 'make_job',
+           'fit']
 
 # %% ../../nbs/recipes/20_fit.ipynb #aadf2952
 import contextlib
@@ -24,6 +25,7 @@ import numpy as np
 # %% ../../nbs/recipes/20_fit.ipynb #1f12a6e2
 from ..core.device import DevicePlan, pick_device
 from ..core.files import InputError, atomic_path
+from ..core.schema import check_whole
 from ..core.parallel import agree, main_first, on_main, rank, world
 from ..core.registry import Plugin, load_plugin
 from ..data.slices import SliceSet
@@ -57,6 +59,7 @@ from ..training.trackers import Trackers, check_trackers
 # %% ../../nbs/recipes/20_fit.ipynb #a7ad6ed4
 def check_job(job: Job) -> str: # where a pretrained encoder's weights come from; "" without one
     "`InputError` for what would stop the run later: the network, the method's conditions, how batches divide."
+    check_whole("seed", job.seed, 0, 2**63 - 1)
     check_batches(job.recipe)
     refuse_too_large(job)
     model = job.make_model()
@@ -238,6 +241,13 @@ def announce(job: Job, source: str, earlier: Iterable[str] = ()) -> None:
     for line in [*lines, *earlier]:
         print(line, file=sys.stderr, flush=True)
 
+# %% ../../nbs/recipes/20_fit.ipynb #056db817
+def enter(run: Run, resume: bool, tell: bool = True) -> None:
+    "`InputError` unless a run can start or go on in its folder; and say if there is nothing to go on from."
+    run.check_free(resume)
+    prospect = run.prospect if resume and tell else ""
+    if prospect: print(f"ctseg: {prospect}", file=sys.stderr, flush=True)
+
 # %% ../../nbs/recipes/20_fit.ipynb #e46f636f
 def open_trackers(names: tuple[str, ...], run: Run, spec: dict[str, Any]) -> Trackers | None:
     "The trackers of a run, with the recipe as configuration; None in other processes, or without any."
@@ -328,7 +338,7 @@ def fit(
     plan, run = pick_device(device, recipe.compute.precision), Run(out)
     with more.deadline() as deadline, memory_told(plan.name):
         make_accelerator(plan)  # connects the processes
-        on_main(lambda: run.check_free(resume))
+        on_main(lambda: enter(run, resume, progress))
         try:
             if not run.finished: on_main(run.lock)
             slices = more.read(data, recipe.data.context)
@@ -336,7 +346,7 @@ def fit(
             source = check_job(job)
             spec = make_spec(job.recipe, slices, seed, plugins, facts) | how_cut(data, slices.context)
             on_main(lambda: start_run(run, spec, resume))
-            if run.finished: return run  # resumed after its end
+            if run.finished: return run
             if progress and not rank():
                 announce(job, source, earlier.lines())
                 tell_of_groups(job, data)

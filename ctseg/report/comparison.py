@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..core.device import DevicePlan
-from ..core.files import InputError
+from ..core.files import InputError, real_path
 from ..data.slices import SliceSet
 from ..data.sources import read_slices
 from ..inference.rule import Rule
@@ -94,7 +94,7 @@ def score_facts(pred: np.ndarray, table: np.ndarray, slices: SliceSet) -> dict[s
 # %% ../../nbs/report/50_comparison.ipynb #08b25f2b
 def run_names(runs: list[Run]) -> list[str]:
     "The folders' names; of two that share one, as much of their paths as tells them apart."
-    paths = [run.folder.resolve() for run in runs]
+    paths = [real_path(run.folder) for run in runs]
 
     def name(path: Path) -> str:
         others = [f"/{p.as_posix()}" for p in paths if p != path]

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..core.files import InputError, csv_cell, did_you_mean
+from ..core.files import InputError, csv_cell, did_you_mean, real_path
 from ..data.slices import SliceSet
 from ..data.sources import read_slices
 from ..inference.calibration import plot_reliability
@@ -77,7 +77,7 @@ def recipe_facts(run: Run, spec: dict[str, Any]) -> dict[str, Any]:
     for name, value, default, _ in recipe_fields(recipe):
         fields.append({"name": name, "value": shown_value(value), "changed": value != default})
     return {
-        "run": run.folder.resolve().name,
+        "run": real_path(run.folder).name,
         "recipe_name": recipe.name,
         "about": recipe.about,
         "recipe": fields,

@@ -21,7 +21,9 @@ import numpy as np
 
 from ..core.anatomy import check_classes
 from ..core.files import InputError, atomic_path, refuse_special
-from ..core.schema import Misfit, anything, fields, listed, mapped, number, text
+from ctseg.core.schema import (
+    HOW_CUT, LONGEST, SPAN, Misfit, anything, fields, listed, mapped, maybe, number, text,
+)
 from ..core.tables import table_text
 from ..data.cache import array_header, array_shapes
 from ..data.lazy import LazyPixels, ReadPixels, blocks
@@ -56,12 +58,17 @@ SPEC = fields(
         "seed": COUNT,
         "data": fields({"fingerprint": text, "images": COUNT, "labelled": COUNT}),
         "classes": class_table,
-        "image_shape": listed(number(1, 1 << 14, whole=True), 2),
+        "image_shape": listed(number(1, LONGEST, whole=True), 2),
     },
     {
         "threads": number(1, 1 << 12, whole=True),
         "plugins": listed(fields({"name": text, "sha256": sha256})),
         "versions": mapped(text),
+        "unions": mapped(listed(text)),
+        "slicing": maybe(HOW_CUT),
+        "neighbour_mm": SPAN,
+        "init": fields({}, {"weights": text}),
+        "teacher": fields({}, {"weights": text}),
     },
 )
 

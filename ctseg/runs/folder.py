@@ -8,6 +8,7 @@ __all__ = ['VERSIONED', 'FREE', 'write_rows', 'make_spec', 'spec_dict', 'read_sp
            'RunFolder', 'Run', 'start_run']
 
 # %% ../../nbs/runs/20_folder.ipynb #97c7b375
+import contextlib
 import csv
 import os
 import shutil
@@ -162,6 +163,15 @@ class RunPaths:
         "Has the run come to its end?"
         return os.path.lexists(self/"metrics.json")
 
+    def check_weights(self) -> None:
+        "`InputError` where there are no weights to predict with."
+        if self.weights.exists(): return
+        if not self.finished:
+            remedy = "continue it with `ctseg fit … --resume`"
+            raise InputError(f"{self.folder}: this run has not finished a phase yet; {remedy}")
+        remedy = f"copy them again, or delete {self/'metrics.json'} and continue with `ctseg fit … --resume`"
+        raise InputError(f"{self.weights}: missing, though the run is finished; {remedy}")
+
 # %% ../../nbs/runs/20_folder.ipynb #422702bc
 class RunFiles(RunPaths):
     "The files of a run, each checked where it is read."
@@ -209,6 +219,15 @@ class RunFolder(RunFiles):
         "Is there something that a start would lose: a checkpoint, or finished weights?"
         kept = [*(self/"checkpoints").glob("*/step-*"), *(self/"checkpoints").glob("*/final")]
         return bool(kept) or self.finished or self.weights.exists()
+
+    @property
+    def prospect(self) -> str:
+        "What `--resume` does other than to go on from a checkpoint, in words; '' where it goes on."
+        where = self.folder
+        if self.finished: return f"{where} is a finished run: nothing to train"
+        if not self.begun: return f"no run in {where} yet: starting one"
+        if self.claimed: return ""
+        return f"no checkpoint is left in {where}: starting from the beginning"
 
     def others(self) -> list[Path]:
         "What is in the folder that no start of a run leaves there."
@@ -269,6 +288,10 @@ def start_run(run: Run, spec: dict[str, Any], resume: bool = False) -> Run:
         if differs:
             remedy = "continue with the same, or choose another --out"
             raise InputError(f"{path}: this run was started with {differs}; {remedy}")
+        if run.finished:
+            run.check_weights()
+            for name in NO_RUN:  # of a kill after the last file
+                with contextlib.suppress(OSError): (run/name).unlink()
     else:
         versions = {"python": sys.version.split()[0], **{p: metadata.version(p) for p in VERSIONED}}
         write_json(spec_dict(spec) | {"versions": versions}, path)

@@ -4,9 +4,11 @@
 
 # %% auto #0
 __all__ = ['pseudo_rows', 'timings_so_far', 'Notes', 'completed_cells', 'JobOptions', 'JobBase', 'JobData',
-           'reason_to_stop', 'MethodJob', 'WatchedJob', 'PhaseJob', 'check_final', 'Job']
+           'reason_to_stop', 'MethodJob', 'WatchedJob', 'PhaseJob', 'check_final', 'tell_if_lost',
+           'Job']
 
 # %% ../../nbs/runs/30_job.ipynb #af69fdc4
+import contextlib
 import time
 import warnings
 from collections.abc import Callable, Iterable
@@ -256,6 +258,17 @@ def check_final(state: dict[str, Any]) -> None:
     _FINAL(state)
 
 # %% ../../nbs/runs/30_job.ipynb #c825a136
+def tell_if_lost(run: Run, phase: str) -> None:
+    "Warn if `history.csv` tells of a phase of which nothing is kept; a damaged history is written again anyhow."
+    kept = any((run/"checkpoints"/phase).glob("[!.]*"))
+    if kept or not (run/"history.csv").exists(): return
+    with contextlib.suppress(InputError):
+        epochs = int((run.read_history().phase == phase).sum())
+        if not epochs: return
+        problem = f"{epochs} epochs of it are in history.csv, and no checkpoint is left"
+        warnings.warn(f"{run.folder}: phase {phase} is trained again: {problem}")
+
+# %% ../../nbs/runs/30_job.ipynb #3029f072
 class Job(PhaseJob):
     "A recipe at work on a set of slices."
     def carry_out(self) -> nn.Module:
@@ -270,6 +283,7 @@ class Job(PhaseJob):
         folder = f"in {self.run.folder}: it must be on a disk of all of them"
         must_be_alike(state is not None, f"the processes do not see the same finished phases {folder}")
         if state is None:
+            if not rank(): tell_if_lost(self.run, phase.name)
             if phase.init is not None:
                 model.load_state_dict(phase.init.state_dict())
             trainer = self.trainer(model, phase)

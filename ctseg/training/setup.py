@@ -15,6 +15,7 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from accelerate.state import AcceleratorState
 
+from ..core.files import InputError
 from ..core.device import PRECISIONS, DevicePlan, pick_device
 from ..core.settings import Settings, setting
 from ..data.augment import NO_AUGMENT
@@ -77,4 +78,8 @@ def make_accelerator(plan: DevicePlan) -> Accelerator:
         torch.cuda.set_device(plan.device)  # accelerate says "cuda", which is the current card
     patience = InitProcessGroupKwargs(timeout=timedelta(hours=2))  # process 0 may choose a rule for a while
     handlers = [patience, DistributedDataParallelKwargs(broadcast_buffers=False)]
-    return Accelerator(mixed_precision=mixed, cpu=plan.device.type == "cpu", kwargs_handlers=handlers)
+    try:
+        return Accelerator(mixed_precision=mixed, cpu=plan.device.type == "cpu", kwargs_handlers=handlers)
+    except ValueError as e:  # it reads the environment
+        remedy = "look at the variables ACCELERATE_… of the environment, and at what the launcher has set"
+        raise InputError(f"accelerate does not start: {e}; {remedy}") from None

@@ -26,7 +26,9 @@ def place(tmp_path, monkeypatch):
         Image.fromarray(np.zeros((4, 4), np.uint8)).save(tmp_path/"data"/name/"0.png")
     os.link(tmp_path/"sub.csv", tmp_path/"hard.csv")
     (tmp_path/"soft.csv").symlink_to("sub.csv")
+    (tmp_path/"recipe.csv").symlink_to("run/recipe.json")
     (tmp_path/"names.csv").symlink_to("data/class_names.json")
+    (tmp_path/"scan.csv").symlink_to(tmp_path/"scans"/"a.nii.gz")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -42,6 +44,9 @@ PREDICT = ("predict", "run", "--images", "data/test-images", "--out")
     ((*PREDICT, "data/y_train.csv.gz"), "data/y_train.csv.gz"),
     ((*PREDICT, "o.csv", "--probabilities", "run/recipe.json"), "run/recipe.json"),
     ((*PREDICT, "o.csv", "--confidence", "run/metrics.json"), "run/metrics.json"),
+    ((*PREDICT, "recipe.csv"), "run/recipe.json"),
+    (("export", "rle", "data", "names.csv", "--masks", "sub.csv"), "data/class_names.json"),
+    (("import", "nifti", "scans", "new", "--key", "scan.csv"), "scans/a.nii.gz"),
     (("report", "run", "--out", "run/checkpoints/model.safetensors"), "run/checkpoints/model.safetensors"),
     (("report", "run", "--data", "data", "--out", "data/class_names.json"), "data/class_names.json"),
     (("export", "rle", "data", "sub.csv", "--masks", "sub.csv"), "sub.csv"),

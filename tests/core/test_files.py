@@ -112,6 +112,14 @@ def test_a_link_stays_a_link(tmp_path):
     assert folder.is_symlink() and [p.name for p in (tmp_path/"elsewhere").iterdir()] == ["b.json"]
 
 
+def test_a_link_that_leads_to_itself_is_told(tmp_path):
+    loop = tmp_path/"loop"
+    loop.symlink_to("loop")
+    for path in (loop, loop/"a.json"):
+        with pytest.raises(files.InputError, match="loop"): files.write_json({}, path)
+    assert [p.name for p in tmp_path.iterdir()] == ["loop"] and loop.is_symlink()
+
+
 @pytest.mark.parametrize("folder", [False, True])
 def test_data_are_on_the_disk_before_the_name_and_the_name_after(tmp_path, monkeypatch, folder):
     events, sync, replace = [], os.fsync, os.replace

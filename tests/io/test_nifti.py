@@ -84,3 +84,16 @@ def test_a_sheared_volume_is_cut_in_its_own_plane_only(tmp_path):
     assert import_nifti(tmp_path/"src", tmp_path/"out", classes=TWO)["train"] == HU.shape[2]
     with pytest.raises(InputError, match="sheared"):
         import_nifti(tmp_path/"src", tmp_path/"across", Slicing(orientation="RSP"), TWO)
+
+
+def test_a_tilde_is_a_name_like_any_other(tmp_path, monkeypatch):
+    "Libraries take it for somebody's home; a path on the command line has been through the shell."
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path/"home"))
+    save(HU, tmp_path/"~"/"src"/"a.nii.gz")
+    import_nifti("~/src", "~/out", test_share=1.0, classes=TWO)
+    masks = np.zeros(read_challenge("~/out", "test").masks.shape, np.uint8)
+    write_masks(masks, list(read_index("~/out")[1]), "~/sub.csv")
+    export_nifti("~/sub.csv", "~/out", "~/back")
+    assert nib.load(tmp_path/"~"/"back"/"v000.nii.gz").shape == HU.shape
+    assert not (tmp_path/"home").exists()

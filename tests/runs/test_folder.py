@@ -1,9 +1,15 @@
 "A run folder goes on with the recipe it was started with."
+import re
+import shutil
+
 import pytest
+from helpers.runs import contents
 from helpers.toys import small, toy
 
-from ctseg.core.files import InputError
+from ctseg.core.files import InputError, remove
+from ctseg.prediction.saved import run_spec
 from ctseg.recipes.fit import fit
+from ctseg.runs.folder import Run
 
 
 def test_a_reworded_recipe_may_go_on(tmp_path):
@@ -19,3 +25,59 @@ def test_a_reworded_recipe_may_go_on(tmp_path):
     )
     with pytest.raises(InputError, match="started with lr"):
         fit(slices, recipe.change(lr=1.), tmp_path/"a", device="cpu", progress=False, resume=True)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("lost")/"run"
+    recipe = small("original-teacher-student", "epochs=1", "model=tiny-for-tests", "keep=0.5")
+    fit(toy(), recipe, folder, device="cpu", progress=False)
+    return recipe, folder
+
+
+def resumed(finished, out):
+    return fit(toy(), finished[0], out, device="cpu", progress=False, resume=True)
+
+
+def test_a_phase_that_was_lost_is_told_and_trained_again(finished, tmp_path):
+    out = shutil.copytree(finished[1], tmp_path/"run")
+    for name in ("metrics.json", "checksums.json"): (out/name).unlink()
+    shutil.rmtree(out/"checkpoints"/"teacher")
+    with pytest.warns(UserWarning, match="phase teacher is trained again: 1 epochs"): resumed(finished, out)
+    assert contents(out) == contents(finished[1])
+
+
+@pytest.mark.parametrize("lost, told", [
+    ("checkpoints", "no checkpoint is left in .*: starting from the beginning"),
+    ("recipe.json checkpoints history.csv", "no run in .* yet: starting one"),
+    ("", "finished run: nothing to train"),
+])
+def test_what_resume_does_is_told(finished, tmp_path, lost, told):
+    run = Run(shutil.copytree(finished[1], tmp_path/"run"))
+    if lost: (run/"metrics.json").unlink()
+    for name in lost.split(): remove(run/name)
+    assert re.search(told, run.prospect)
+
+
+def test_what_a_kill_after_the_last_file_leaves_goes(finished, tmp_path):
+    out = shutil.copytree(finished[1], tmp_path/"run")
+    for name in (".lock", ".owner"): (out/name).touch()
+    (out/".metrics.json.abc.part").mkdir()
+    resumed(finished, out)
+    assert contents(out) == contents(finished[1])
+
+
+def test_a_run_that_goes_on_says_nothing(finished, tmp_path):
+    run = Run(shutil.copytree(finished[1], tmp_path/"run"))
+    (run/"metrics.json").unlink()
+    assert run.prospect == ""
+
+
+def test_a_finished_run_without_weights_says_how_to_get_them(finished, tmp_path):
+    run = Run(shutil.copytree(finished[1], tmp_path/"run"))
+    run.weights.unlink()
+    for use in (lambda: run_spec(run), lambda: resumed(finished, run.folder)):
+        with pytest.raises(InputError, match="missing, though the run is finished.*delete .*metrics.json"): use()
+    (run/"metrics.json").unlink()
+    resumed(finished, run.folder)
+    assert contents(run.folder) == contents(finished[1])

@@ -113,8 +113,10 @@ def test_lost_metrics_are_told_and_written_again(run, whole):
 
 def test_a_changed_recipe_is_no_recipe_for_another_run(run, tmp_path):
     changed_json(run/"recipe.json", "recipe", "schedule", "lr")
-    code, _, err = ctseg("recipes", run/"recipe.json")
-    assert code == 2 and TOLD in err and len(err.strip().splitlines()) == 1
+    classes_of = ("import", "nifti", tmp_path, tmp_path/"new", "--classes", run.folder)
+    for command in [("recipes", run/"recipe.json"), classes_of]:
+        code, _, err = ctseg(*command)
+        assert code == 2 and TOLD in err and len(err.strip().splitlines()) == 1
 
 
 def test_calibrating_again_renews_the_sum(run):

@@ -18,7 +18,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from ctseg.core.files import InputError
+from ctseg.core.files import InputError, real_path
 
 # %% [markdown]
 # An option is a type that carries its help text. Several commands take the same ones, so they are defined here, and the help of `--device` is the same everywhere.
@@ -35,7 +35,7 @@ Engine = Annotated[
     str,
     typer.Option(help="what computes: torch, openvino, onnx, or auto: the faster of the first two, measured"),
 ]
-BatchSize = Annotated[int, typer.Option(min=1, help="images at a time")]
+BatchSize = Annotated[int, typer.Option(min=1, max=1 << 16, help="images at a time")]
 Annotations = Annotated[
     str,
     typer.Option(
@@ -70,19 +70,18 @@ READ = re.compile(
     r"|[^.]+|.+\.(png|nii|nii\.gz|dcm|ima|npz|pt|safetensors)", re.IGNORECASE)
 
 def is_read(out: Path, place: Path) -> bool:
-    "Is the file `out` that at `place`, or one that is read in the folder `place`?"
+    "Is the file `out`, a path without links, that at `place`, or one that is read in the folder `place`?"
     if os.path.isfile(place): return out.samefile(place)
     if place.name.endswith("-images"): place = place.parent
-    real = out.resolve()  # a link is another name for what it leads to
-    inside = os.path.isdir(place) and real.is_relative_to(place.resolve())
-    return inside and bool(READ.fullmatch(real.name))
+    inside = os.path.isdir(place) and out.is_relative_to(real_path(place))
+    return inside and bool(READ.fullmatch(out.name))
 
 def refuse_replacing(outputs: Iterable[Optional[Path]], places: Iterable[str | Path | None]) -> None:
     "`InputError` for an output that would replace what the command reads."
     given = [Path(place) for place in places if place]
     for out in outputs:
         if not out or not os.path.isfile(out): continue
-        if any(is_read(Path(out), place) for place in given):
+        if any(is_read(real_path(out), place) for place in given):
             raise InputError(f"{out}: this command reads it and would replace it; choose another name")
 
 
@@ -90,9 +89,25 @@ def refuse_replacing(outputs: Iterable[Optional[Path]], places: Iterable[str | P
 with tempfile.TemporaryDirectory() as d:
     for name in ("recipe.json", "submission.csv", "scores.csv"): (Path(d)/name).touch()
     refuse_replacing([Path(d)/"submission.csv", None], [d])
-    for out, place in (("recipe.json", ""), ("scores.csv", "scores.csv")):
+    (Path(d)/"link.csv").symlink_to("recipe.json")
+    for out, place in (("recipe.json", ""), ("scores.csv", "scores.csv"), ("link.csv", "")):
         try: refuse_replacing([Path(d)/out], [Path(d)/place])
         except InputError as e: print(str(e).replace(d, "run"))
+
+
+# %%
+#| export
+def named_classes(path: Path):
+    "The classes of a run, if `path` is its folder; else the path as a text."
+    if not path.is_dir(): return str(path)
+    from ctseg.prediction.saved import run_classes, run_spec
+    from ctseg.runs.folder import Run
+    return run_classes(run_spec(Run(path), weights=False))
+
+
+# %%
+try: named_classes(Path("../cli"))
+except InputError as e: print(e)
 
 
 # %%

@@ -10,7 +10,6 @@
 
 # %%
 #| export
-import os
 import sys
 from pathlib import Path
 from typing import Annotated, Optional
@@ -149,8 +148,6 @@ def fit(
     refuse_options(set)
     load_plugins(plugin)
     chosen = apply_settings(get_recipe(recipe or DEFAULT_RECIPE), set)
-    if SPEAKS and resume and not os.path.exists(out/"recipe.json"):
-        print(f"ctseg: no run in {out} yet: starting one", file=sys.stderr)
     choices = dict(time_limit=time_limit, annotated=annotated, plugins=plugin)
     choices |= dict(init=init, teacher=teacher, log=log, memory=memory)
     try:

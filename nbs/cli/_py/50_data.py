@@ -19,7 +19,7 @@ from typing import Annotated, Optional
 import typer
 
 from ctseg.cli.console import app, print_facts
-from ctseg.cli.options import Annotations, Folder, begins, refuse_replacing
+from ctseg.cli.options import Annotations, Folder, begins, named_classes, refuse_replacing
 from ctseg.cli.slices import (
     AS_STORE, EVERY, FIRST, OFFSET, ORDER, OVERLAP, PATIENTS, PER_VOLUME, PLACES, SCALE, TEST,
     fitting_options, png_options, where_to, without_none,
@@ -200,7 +200,7 @@ WORK = "skip_damaged workers store"
 def grouped(given: dict) -> list[dict]:
     "The options of the command, in the four groups; flags and shares that say nothing become None."
     given = given | {name: given[name] or None for name in ("test_share", "gaps")}
-    given["classes"] = given["classes"] and str(given["classes"])
+    given["classes"] = given["classes"] and named_classes(given["classes"])
     return [{name: given[name] for name in names.split()} for names in (CUT, SHARED, ONLY_PNG, WORK)]
 
 

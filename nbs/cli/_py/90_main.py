@@ -24,7 +24,7 @@ import ctseg
 # they enter their commands
 from ctseg.cli import data, evaluate, export, merge, prediction, segment, sharing, storing, suggest, training
 from ctseg.cli.console import SPEAKS, UsageError, app, clean_end, our_warnings, usage_line, write_any_letter
-from ctseg.core.files import InputError, printable
+from ctseg.core.files import InputError
 
 # %%
 #| hide
@@ -77,18 +77,40 @@ def first_survivor() -> bool:
 
 # %%
 #| export
+LIMITS = {
+    "can't start new thread": "the system gives no more threads or processes; `ulimit -u` says how many",
+    "failed to map segment": "out of memory",
+    "an't allocate memory": "out of memory",
+    "annot allocate memory": "out of memory",
+}
+
+
+def limit_reached(error: Exception) -> str:
+    "What the system did not give, in words; '' for another error."
+    if isinstance(error, MemoryError): return "out of memory"
+    if not isinstance(error, (RuntimeError, ImportError, OSError)): return ""
+    return next((told for words, told in LIMITS.items() if words in str(error)), "")
+
+
+# %%
+print(limit_reached(RuntimeError("can't start new thread")))
+test_eq(limit_reached(RuntimeError("sizes do not match")), "")
+
+
+# %%
+#| export
 def failure(error: Exception) -> int:
     "Tell in one line what went wrong, and return the exit status; an error of our own is raised again."
     if isinstance(error, UsageError):
         tell(usage_line(error, sys.argv[1:]))
-    elif isinstance(error, MemoryError):
-        tell("ctseg: out of memory", always=True)
     elif isinstance(error, InputError):
         if not getattr(error, "told", False):
             tell(f"ctseg: {error}", always=True)
+    elif reached := limit_reached(error):
+        tell(f"ctseg: {reached}", always=True)
     elif isinstance(error, OSError):  # a disk or a file, of which nothing has been told yet
         where = f"{error.filename}: " if error.filename else ""
-        tell(printable(f"ctseg: {where}{error.strerror or error}"), always=True)
+        tell(f"ctseg: {InputError(f'{where}{error.strerror or error}')}", always=True)
     elif lost_process(error):
         if first_survivor():
             tell("ctseg: another process of this run has ended; " + AGAIN, always=True)

@@ -52,7 +52,7 @@ from fastcore.test import test_eq
 
 # %%
 #| export
-MAX_MESSAGE = 1200  # characters
+_MAX_MESSAGE = 1200  # characters
 
 def printable(text: str) -> str:
     "`text` in one line that any terminal can show: what is no letter, sign or plain space is written as its number."
@@ -63,8 +63,8 @@ class InputError(ValueError):
     "A mistake in what the user gave: told in one line, without a traceback, exit status 2."
     def __str__(self) -> str:
         text = printable(super().__str__())
-        if len(text) <= MAX_MESSAGE: return text
-        return f"{text[:MAX_MESSAGE//2]} … {text[-MAX_MESSAGE//2:]}"
+        if len(text) <= _MAX_MESSAGE: return text
+        return f"{text[:_MAX_MESSAGE//2]} … {text[-_MAX_MESSAGE//2:]}"
 
 
 # %% [markdown]
@@ -187,7 +187,7 @@ def refuse_special(path: str | Path, most: int | None = None) -> None:
     except OSError:
         return
     kind = _KINDS.get(stat.S_IFMT(state.st_mode))
-    if not kind and not state.st_size and _OF_SYSTEM.match(os.path.realpath(path)):
+    if not kind and not state.st_size and _OF_SYSTEM.match(str(real_path(path))):
         kind = "a file of the system"
     if kind:
         raise InputError(f"{path}: {kind}, expected a file; write its content to a file first")
@@ -222,9 +222,16 @@ def _is_stream(path: Path) -> bool:
     if _DESCRIPTOR.fullmatch(str(path)): return True
     return path.exists() and not path.is_file() and not path.is_dir()
 
+def real_path(path: str | Path) -> Path:
+    "The absolute path without links; of a link that leads to itself, the link. `Path.resolve` raises for it in some Pythons."
+    return Path(os.path.realpath(path))
+
 def _final_path(path: Path) -> Path:
-    "Where a write to `path` ends up: the target of a link, else `path` itself."
-    return Path(os.path.realpath(path)) if path.is_symlink() else path
+    "Where a write to `path` ends up: the target of a link, else `path` itself; `InputError` for a link that leads nowhere."
+    if not path.is_symlink(): return path
+    final = real_path(path)
+    if not final.is_symlink(): return final
+    raise InputError(f"cannot write {path}: it is a link that leads to itself")
 
 
 # %% [markdown]
@@ -235,6 +242,10 @@ with tempfile.TemporaryDirectory() as d:
     link = Path(d)/"latest.json"
     link.symlink_to("2024.json")
     test_eq(_final_path(link).name, "2024.json")
+    loop = Path(d)/"loop"
+    loop.symlink_to(loop)
+    try: _final_path(loop)
+    except InputError as e: print(str(e).replace(d, "…"))
     test_eq([_is_stream(Path(p)) for p in ("/dev/null", "/dev/stdout", d, link)], [True, True, False, False])
 
 # %%
@@ -416,7 +427,8 @@ def atomic_path(
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         sweep(path)
-        hold = Path(tempfile.mkdtemp(prefix=_hold_prefix(path), suffix=PART, dir=path.parent))
+        beside = os.path.abspath(path.parent)  # libraries take a leading ~ for somebody's home
+        hold = Path(tempfile.mkdtemp(prefix=_hold_prefix(path), suffix=PART, dir=beside))
         aside, lock = hold/".old", _lock_folder(hold)
         try:
             yield hold/path.name

@@ -120,6 +120,13 @@ for schema, value in (
 
 # %%
 #| export
+def either(first: Schema, second: Schema) -> Schema:
+    "What one of two schemas expects; a misfit says what the second one does."
+    def check(value: Any) -> None:
+        try: first(value)
+        except Misfit: second(value)
+    return check
+
 def listed(item: Schema, length: int | None = None) -> Schema:
     "Lists of what `item` expects, of any `length` or of the given one."
     expected = "a list" if length is None else f"a list of {length}"
@@ -160,6 +167,25 @@ for wrong in ({"name": "p1"}, {"name": "p1", "ages": [61, "62"]}, {"name": "p1",
     try: PATIENT(wrong)
     except Misfit as e: print(e)
 
+# %% [markdown]
+# Runs and stores both keep how their images were cut from volumes.
+
+# %%
+#| export
+LONGEST = 1 << 14  # pixels of a side of an image
+HOW_CUT = fields({}, {  # how images were cut from volumes, as `Slicing` takes it and checks it again
+    "orientation": text,
+    "window": either(text, listed(number(), 2)),
+    "size": maybe(number(1, LONGEST, whole=True)),
+    "spacing": maybe(either(text, number(0))),
+})
+SPAN = maybe(listed(number(0), 2))  # least and largest distance of neighbours, in mm
+
+# %%
+HOW_CUT({"orientation": "SPL", "window": [40, 400], "size": None, "spacing": "fit"})
+try: HOW_CUT({"window": [40]})
+except Misfit as e: print(e)
+
 
 # %% [markdown]
 # ## Where a file is read
@@ -179,3 +205,22 @@ def fit_schema(value: Any, schema: Schema, path: str | Path, remedy: str) -> Any
 try: fit_schema({"name": "p1", "ages": [-1]}, PATIENT, "patients.json", "copy it again")
 except InputError as e: print(e)
 test_eq(fit_schema([1], listed(number()), "a.json", ""), [1])
+
+
+# %% [markdown]
+# ## What somebody typed
+#
+# A whole number that someone types has an end, too: one of thirty digits fits into no array, and is told before the work.
+
+# %%
+#| export
+def check_whole(name: str, value: Any, low: int = 1, high: int = 2**31 - 1) -> None:
+    "`InputError` unless `value`, called `name`, is a whole number from `low` to `high`."
+    if type(value) is int and low <= value <= high: return
+    raise InputError(f"{name} {value!r}: expected a whole number from {low} to {high}")
+
+
+# %%
+check_whole("size", 256)
+try: check_whole("size", 10**30, high=LONGEST)
+except InputError as e: print(e)

@@ -11,6 +11,7 @@
 # %%
 #| export
 import importlib
+import os
 import sys
 from types import ModuleType
 
@@ -87,12 +88,36 @@ class NotInstalled(NotAtHand, ImportError):
     "A package of an extra that is not installed, or that cannot be imported."
 
 
+# %% [markdown]
+# Two packages tell their makers over the network that they are used: ONNX Runtime when a session opens, OpenVINO when it is imported. `ctseg` asks for no
+# network by itself, so both are told not to. Who wants them to report sets `ORT_DISABLE_TELEMETRY=0`, or imports `openvino_telemetry` before.
+
+# %%
+#| export
+def stop_reports() -> None:
+    "Keep ONNX Runtime and OpenVINO from reporting their use over the network."
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    sys.modules.setdefault("openvino_telemetry", None)  # not to be had: OpenVINO does without
+
+
+# %%
+stop_reports()
+try: import openvino_telemetry
+except ImportError as e: print(type(e).__name__)
+
+
+# %% [markdown]
+# All packages of extras are imported in one way.
+
+# %%
+#| export
 def import_extra(
     module: str, # e.g. "monai.transforms"
     extra: str, # of this package, e.g. "monai"
     who: str, # what needs it
 ) -> ModuleType:
     "Import a module of the extra `ctseg[extra]`; if it is missing, a `NotInstalled` tells how to get it."
+    stop_reports()
     try:
         return importlib.import_module(module)
     except ImportError as e:

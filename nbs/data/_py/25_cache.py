@@ -28,7 +28,7 @@ from pathlib import Path
 import numpy as np
 
 from ctseg.core.cache import own_cache
-from ctseg.core.files import InputError, atomic_path, refuse_special
+from ctseg.core.files import InputError, atomic_path, real_path, refuse_special
 
 # %%
 #| hide
@@ -64,7 +64,7 @@ def _stat(path: Path) -> tuple:
     "What changes when a file does: path, device, inode, size in bytes, and two times in nanoseconds."
     with reading(path):
         stat = path.stat()
-    return str(path.resolve()), stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
+    return str(real_path(path)), stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
 
 
 # %% [markdown]

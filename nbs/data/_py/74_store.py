@@ -30,7 +30,9 @@ import numpy as np
 
 from ctseg.core.anatomy import ClassMap
 from ctseg.core.files import InputError, atomic_path, did_you_mean, refuse_special
-from ctseg.core.schema import anything, fields, fit_schema, listed, mapped, number, text
+from ctseg.core.schema import (
+    HOW_CUT, SPAN, anything, fields, fit_schema, listed, mapped, maybe, number, text,
+)
 from ctseg.data.lazy import LazyPixels, blocks, pack_seen, seen_values, take
 from ctseg.data.slices import SliceSet
 
@@ -224,10 +226,12 @@ def write_store(
 #| export
 MAKE_AGAIN = "make the store again"
 COUNT = number(0, whole=True)
-OF_CLASSES = fields({"names": listed(text), "pairs": listed(listed(COUNT, 2)), "unions": listed(anything)})
+_PAIR = listed(anything, 2)
+OF_CLASSES = fields({"names": listed(text), "pairs": listed(listed(COUNT, 2)), "unions": listed(_PAIR)})
 PARTS = fields({name: COUNT for name in PIXELS})
 OF_SPLIT = fields({"classes": OF_CLASSES, "parts": PARTS, "fingerprint": text})
-FACTS = fields({"splits": mapped(OF_SPLIT), "notes": mapped(anything)})
+_NOTES = fields({}, {"slicing": maybe(HOW_CUT), "neighbour_mm": mapped(SPAN)})
+FACTS = fields({"splits": mapped(OF_SPLIT), "notes": _NOTES})
 
 # %%
 fit_schema({"splits": {}, "notes": {}}, FACTS, "toys.zarr", MAKE_AGAIN)

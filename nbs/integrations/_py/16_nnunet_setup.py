@@ -13,7 +13,7 @@ import importlib.util
 import sys
 from pathlib import Path
 
-from ctseg.core.files import InputError, atomic_path
+from ctseg.core.files import InputError, atomic_path, real_path
 
 # %%
 #| hide
@@ -112,7 +112,7 @@ def set_up(arguments: list[str] | None = None) -> int: # exit status
         return 2
     print(f"{'removed' if given.undo else 'written'}: {path}")
     if given.folder and not given.undo:
-        print(f"now set nnUNet_extTrainer={given.folder.resolve()}")
+        print(f"now set nnUNet_extTrainer={real_path(given.folder)}")
     return 0
 
 

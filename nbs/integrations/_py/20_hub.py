@@ -12,7 +12,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ctseg.core.files import InputError, json_checksum, read_json
+from ctseg.core.files import InputError, json_checksum, read_json, real_path
 from ctseg.models.base import read_weights
 from ctseg.runs.card import write_card
 from ctseg.runs.folder import Run
@@ -69,7 +69,7 @@ def shared_files(run: Run) -> dict[str, bytes | str]:
     for name in SHARED:
         path = run/name
         if name in ("recipe.json", SUMS) or not path.exists(): continue
-        if not path.resolve().is_relative_to(run.folder.resolve()):
+        if not real_path(path).is_relative_to(real_path(run.folder)):
             raise InputError(f"{path}: a link to something outside of the run; copy the file itself into it")
         files[name] = str(path)
     files[SUMS] = shared_sums(run, files)

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ctseg.core.filetypes import PACKED
+from ctseg.core.files import real_path
 from ctseg.data.images import natural_key
 
 # %%
@@ -61,8 +62,8 @@ def folders_below(folder: Path) -> list[Path]:
     found, entered, waiting = [], set(), [folder]
     while waiting:
         here = waiting.pop()
-        if here.resolve() in entered: continue
-        entered.add(here.resolve())
+        if real_path(here) in entered: continue
+        entered.add(real_path(here))
         found.append(here)
         waiting += reversed(_inner_folders(here))
     return found

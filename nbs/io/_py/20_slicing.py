@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ctseg.core.files import InputError, did_you_mean
+from ctseg.core.schema import LONGEST, check_whole
 from ctseg.io.geometry import slice_axes
 
 # %%
@@ -116,8 +117,8 @@ class Slicing:
         _check_window(self.window)
         for name in ("every", "per_volume", "size"):
             value = getattr(self, name)
-            if value is not None and (type(value) is not int or value < 1):
-                raise InputError(f"{name} {value!r}: expected a whole number from 1")
+            if value is None: continue
+            check_whole(name, value, high=LONGEST if name == "size" else 2**31 - 1)
         _check_spacing(self.spacing, self.size)
 
     @property

@@ -26,6 +26,7 @@ from tqdm import tqdm
 from ctseg import __version__
 from ctseg.core.anatomy import IGNORE, ClassMap
 from ctseg.core.files import InputError, atomic_path
+from ctseg.core.schema import check_whole
 from ctseg.core.threads import allowed_cpus
 from ctseg.data.slices import known_after_resize, present_classes
 from ctseg.io.cases import Case
@@ -331,8 +332,7 @@ class Work:
     left_out: list[str] = field(default_factory=list) # what was left out so far, in words
 
     def __post_init__(self):
-        if self.workers is not None and (type(self.workers) is not int or self.workers < 1):
-            raise InputError(f"workers {self.workers!r}: expected a whole number from 1")
+        if self.workers is not None: check_whole("workers", self.workers)
 
     def processes(self, n: int) -> int:
         "How many processes cut n volumes."

@@ -17,7 +17,9 @@ from pathlib import Path
 import numpy as np
 
 from ctseg.core.anatomy import ClassMap
-from ctseg.core.files import InputError, atomic_path, csv_cell, printable, refuse_folder, write_json
+from ctseg.core.files import (
+    InputError, atomic_path, csv_cell, printable, real_path, refuse_folder, write_json,
+)
 from ctseg.data.challenge import write_challenge
 from ctseg.data.lazy import LazyPixels
 from ctseg.data.slices import SliceSet
@@ -244,7 +246,7 @@ def _facts(cut: list[CutFile], classes: ClassMap, work: Work) -> dict:
 #| export
 def _check_outputs(out: Path, key):
     "`InputError` for a key inside of the folder."
-    if key is not None and out.resolve() in Path(key).resolve().parents:
+    if key is not None and real_path(out) in real_path(key).parents:
         raise InputError(f"key {key} lies in {out}; it names patients, keep it elsewhere")
 
 

@@ -21,7 +21,7 @@ import pandas as pd
 
 from ctseg.core.anatomy import ClassMap
 from ctseg.core.files import (
-    InputError, atomic_path, csv_cell, did_you_mean, read_json, safe_name, write_json,
+    InputError, atomic_path, csv_cell, did_you_mean, read_json, real_path, safe_name, write_json,
 )
 from ctseg.core.filetypes import check_folder, instead_of
 from ctseg.core.unions import read_union_lists
@@ -125,11 +125,11 @@ def _check_folders(folders: list[Path], out: Path):
         raise InputError(f"{len(folders)} folders to merge, expected two or more")
     seen: dict[Path, Path] = {}
     for folder in folders:
-        real = folder.resolve()
+        real = real_path(folder)
         if real in seen:
             raise InputError(f"{folder} and {seen[real]} are one folder; give it once")
         seen[real] = folder
-        if real in [out.resolve(), *out.resolve().parents]:
+        if real in [real_path(out), *real_path(out).parents]:
             raise InputError(f"{out}: lies in {folder}, which is to be merged; choose another place")
 
 
@@ -144,7 +144,7 @@ for wrong in ([a], [a, b, a]):
 def find_sources(folders: list[Path]) -> list[Source]:
     "The folders as sources. `InputError` for what is no challenge folder."
     sources = []
-    for name, folder in zip(source_names([folder.resolve() for folder in folders]), folders):
+    for name, folder in zip(source_names([real_path(folder) for folder in folders]), folders):
         check_folder(folder, "a challenge folder with train-images/")
         if not (folder/"train-images").is_dir():
             hint = instead_of(folder, "train-images")

@@ -24,6 +24,7 @@ import numpy as np
 #| export
 from ctseg.core.device import DevicePlan, pick_device
 from ctseg.core.files import InputError, atomic_path
+from ctseg.core.schema import check_whole
 from ctseg.core.parallel import agree, main_first, on_main, rank, world
 from ctseg.core.registry import Plugin, load_plugin
 from ctseg.data.slices import SliceSet
@@ -84,6 +85,7 @@ from ctseg.runs.network import with_fallback
 #| export
 def check_job(job: Job) -> str: # where a pretrained encoder's weights come from; "" without one
     "`InputError` for what would stop the run later: the network, the method's conditions, how batches divide."
+    check_whole("seed", job.seed, 0, 2**63 - 1)
     check_batches(job.recipe)
     refuse_too_large(job)
     model = job.make_model()
@@ -361,6 +363,19 @@ announce(toy_job, "", ["starting from first: liver, spleen"])
 
 # %%
 #| export
+def enter(run: Run, resume: bool, tell: bool = True) -> None:
+    "`InputError` unless a run can start or go on in its folder; and say if there is nothing to go on from."
+    run.check_free(resume)
+    prospect = run.prospect if resume and tell else ""
+    if prospect: print(f"ctseg: {prospect}", file=sys.stderr, flush=True)
+
+
+# %%
+with contextlib.redirect_stderr(sys.stdout): enter(Run("nowhere"), resume=True)
+
+
+# %%
+#| export
 def open_trackers(names: tuple[str, ...], run: Run, spec: dict[str, Any]) -> Trackers | None:
     "The trackers of a run, with the recipe as configuration; None in other processes, or without any."
     if rank() or not names: return None
@@ -485,7 +500,7 @@ def fit(
     plan, run = pick_device(device, recipe.compute.precision), Run(out)
     with more.deadline() as deadline, memory_told(plan.name):
         make_accelerator(plan)  # connects the processes
-        on_main(lambda: run.check_free(resume))
+        on_main(lambda: enter(run, resume, progress))
         try:
             if not run.finished: on_main(run.lock)
             slices = more.read(data, recipe.data.context)
@@ -493,7 +508,7 @@ def fit(
             source = check_job(job)
             spec = make_spec(job.recipe, slices, seed, plugins, facts) | how_cut(data, slices.context)
             on_main(lambda: start_run(run, spec, resume))
-            if run.finished: return run  # resumed after its end
+            if run.finished: return run
             if progress and not rank():
                 announce(job, source, earlier.lines())
                 tell_of_groups(job, data)

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ctseg.core.files import InputError, csv_cell, did_you_mean
+from ctseg.core.files import InputError, csv_cell, did_you_mean, real_path
 from ctseg.data.slices import SliceSet
 from ctseg.data.sources import read_slices
 from ctseg.inference.calibration import plot_reliability
@@ -129,7 +129,7 @@ def recipe_facts(run: Run, spec: dict[str, Any]) -> dict[str, Any]:
     for name, value, default, _ in recipe_fields(recipe):
         fields.append({"name": name, "value": shown_value(value), "changed": value != default})
     return {
-        "run": run.folder.resolve().name,
+        "run": real_path(run.folder).name,
         "recipe_name": recipe.name,
         "about": recipe.about,
         "recipe": fields,

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from ctseg.core.device import DevicePlan
-from ctseg.core.files import InputError
+from ctseg.core.files import InputError, real_path
 from ctseg.data.slices import SliceSet
 from ctseg.data.sources import read_slices
 from ctseg.inference.rule import Rule
@@ -173,7 +173,7 @@ print(score_facts(pred, tables[0], common))
 #| export
 def run_names(runs: list[Run]) -> list[str]:
     "The folders' names; of two that share one, as much of their paths as tells them apart."
-    paths = [run.folder.resolve() for run in runs]
+    paths = [real_path(run.folder) for run in runs]
 
     def name(path: Path) -> str:
         others = [f"/{p.as_posix()}" for p in paths if p != path]

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from ctseg.core.files import InputError, read_json
+from ctseg.core.files import InputError, read_json, real_path
 from ctseg.core.registry import Plugin, is_loaded
 from ctseg.runs.folder import Run
 from ctseg.runs.sums import METRICS_FILE, SUMS
@@ -154,7 +154,7 @@ def from_cache(name: HubName) -> Fetch:
 def check_inside(path: Path, name: HubName) -> None:
     "`InputError` if a fetched file is a link to something outside of its repository's place in the cache."
     place = next((p for p in path.parents if p.name.startswith("models--")), path.parent)
-    if not path.resolve().is_relative_to(place.resolve()):
+    if not real_path(path).is_relative_to(real_path(place)):
         raise InputError(f"{name}: {path.name} in the cache is a link that leads out of it; delete {place}")
 
 

@@ -8,6 +8,7 @@
 
 # %%
 #| export
+import contextlib
 import time
 import warnings
 from collections.abc import Callable, Iterable
@@ -367,6 +368,28 @@ check_final({"history": [{"epoch": 1, "dice": 0.5}], "pieces": 1})
 
 # %%
 #| export
+def tell_if_lost(run: Run, phase: str) -> None:
+    "Warn if `history.csv` tells of a phase of which nothing is kept; a damaged history is written again anyhow."
+    kept = any((run/"checkpoints"/phase).glob("[!.]*"))
+    if kept or not (run/"history.csv").exists(): return
+    with contextlib.suppress(InputError):
+        epochs = int((run.read_history().phase == phase).sum())
+        if not epochs: return
+        problem = f"{epochs} epochs of it are in history.csv, and no checkpoint is left"
+        warnings.warn(f"{run.folder}: phase {phase} is trained again: {problem}")
+
+
+# %%
+with tempfile.TemporaryDirectory() as d, warnings.catch_warnings(record=True) as told:
+    warnings.simplefilter("always")
+    write_rows([{"phase": "supervised", "epoch": n} for n in (1, 2)], Path(d)/"history.csv")
+    tell_if_lost(Run(d), "supervised")
+    tell_if_lost(Run(d), "refine")
+print(*(str(w.message).replace(d, "…") for w in told))
+
+
+# %%
+#| export
 class Job(PhaseJob):
     "A recipe at work on a set of slices."
     def carry_out(self) -> nn.Module:
@@ -381,6 +404,7 @@ class Job(PhaseJob):
         folder = f"in {self.run.folder}: it must be on a disk of all of them"
         must_be_alike(state is not None, f"the processes do not see the same finished phases {folder}")
         if state is None:
+            if not rank(): tell_if_lost(self.run, phase.name)
             if phase.init is not None:
                 model.load_state_dict(phase.init.state_dict())
             trainer = self.trainer(model, phase)

@@ -123,12 +123,14 @@ with tempfile.TemporaryDirectory() as d, warnings.catch_warnings(record=True) as
     test_eq(read_checkpoint(Path(d), {"model": model}, "training again"), None)
 print(str(caught[0].message).replace(d, "…"))
 
-
 # %% [markdown]
 # The folder of a checkpoint is renamed into place when it is complete.
 
 # %%
 #| export
+EARLIER = "going back to the checkpoint before it"  # what is done instead of a damaged checkpoint
+AGAIN = "training this phase again"
+
 def write_checkpoint(path: Path, weights: Models, state: State) -> None:
     "Write the models and the state as one folder, whole or not at all."
     whole = io.BytesIO()
@@ -162,19 +164,20 @@ class Checkpoints:
         return sorted(self.folder.glob("step-*"), reverse=True)
 
     def save(self, step: int, weights: Models, state: State) -> None:
-        "Keep the models and the state after `step` steps, and delete the oldest checkpoint."
+        "Keep the models and the state after `step` steps; delete the oldest."
         write_checkpoint(self.folder/f"step-{step:07d}", weights, state)
         for old in self.saved()[self.keep:]: remove(old)
 
     def finish(self, weights: Models, state: State) -> None:
-        "Keep what later phases and predictions need, and delete the checkpoints."
+        "Keep what later phases and predictions need, no checkpoints."
         write_checkpoint(self.folder/"final", weights, state)
         for old in self.saved(): remove(old)
 
     def load(self, weights: Models, use: Use = no_use) -> State | None:
         "Load the newest checkpoint that is whole and of use; its state, or None."
-        for path in self.saved():
-            state = read_checkpoint(path, weights, "going back to the checkpoint before it", use)
+        paths = self.saved()
+        for path in paths:
+            state = read_checkpoint(path, weights, AGAIN if path == paths[-1] else EARLIER, use)
             if state is not None: return state
         return None
 
@@ -182,7 +185,7 @@ class Checkpoints:
         "Load a finished phase; its state, or None."
         path = self.folder/"final"
         if not os.path.lexists(path): return None
-        return read_checkpoint(path, weights, "training this phase again", use)
+        return read_checkpoint(path, weights, AGAIN, use)
 
 
 # %% [markdown]

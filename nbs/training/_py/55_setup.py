@@ -17,6 +17,7 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from accelerate.state import AcceleratorState
 
+from ctseg.core.files import InputError
 from ctseg.core.device import PRECISIONS, DevicePlan, pick_device
 from ctseg.core.settings import Settings, setting
 from ctseg.data.augment import NO_AUGMENT
@@ -123,7 +124,11 @@ def make_accelerator(plan: DevicePlan) -> Accelerator:
         torch.cuda.set_device(plan.device)  # accelerate says "cuda", which is the current card
     patience = InitProcessGroupKwargs(timeout=timedelta(hours=2))  # process 0 may choose a rule for a while
     handlers = [patience, DistributedDataParallelKwargs(broadcast_buffers=False)]
-    return Accelerator(mixed_precision=mixed, cpu=plan.device.type == "cpu", kwargs_handlers=handlers)
+    try:
+        return Accelerator(mixed_precision=mixed, cpu=plan.device.type == "cpu", kwargs_handlers=handlers)
+    except ValueError as e:  # it reads the environment
+        remedy = "look at the variables ACCELERATE_… of the environment, and at what the launcher has set"
+        raise InputError(f"accelerate does not start: {e}; {remedy}") from None
 
 
 # %%

@@ -131,7 +131,7 @@ class Killer:
                 found.append(f"half of {top}")
             # a command writes a folder only where there is none
             elif (folder/top).is_dir(): shutil.rmtree(folder/top)
-        for hold in folder.glob(".*.part"): os.utime(hold, (0, 0))  # as if a minute had passed
+        for hold in folder.rglob(".*.part"): os.utime(hold, (0, 0))  # as if a minute had passed
         if wait(start(folder, self.target), 120):
             return [*found, "fails afterwards: " + (folder/"stderr").read_text()[-200:]]
         again = written(folder, before)
