@@ -81,7 +81,7 @@ def make(count: int, folder: Path):
 
 
 def commands(folder: Path) -> dict[str, list]:
-    "Every command, in an order in which each finds what it reads. Those that begin with a blank are not measured."
+    "Every command, in an order in which each finds what it reads."
     pictures = [folder/"pictures/images", folder/"pictures/masks"]
     options = ["--annotated", "all", "--patients", folder/"pictures/patients.csv"]
     nifti = ["--annotated", "all", "--classes", folder/"classes.json"]
@@ -94,7 +94,7 @@ def commands(folder: Path) -> dict[str, list]:
         source, options = imports[kind]
         out = folder/"stores"/f"{kind}.zarr" if store else folder/"folders"/kind
         return [*CLI, "import", kind, *source, out, *options, *(["--store"] if store else [])]
-    data, run = folder/"folders/png", folder/"run"
+    data, store, run = folder/"folders/png", folder/"stores/png.zarr", folder/"run"
     first = {
         f"import {kind}{' --store' if store else ''}": imported(kind, store)
         for kind in ("png", "nifti", "dicom") for store in (False, True)
@@ -104,17 +104,26 @@ def commands(folder: Path) -> dict[str, list]:
         "import nnunet": imported("nnunet", False),
         "import nnunet --store": imported("nnunet", True),
         "merge": [*CLI, "merge", data, folder/"folders/nifti", "--out", folder/"folders/merged"],
-        "check": [*CLI, "check", data],
+        "check": [*CLI, "check", store],
         "export rle": [*CLI, "export", "rle", data/"y_train.csv", folder/"rle.csv"],
-        " fit": [*CLI, "fit", data, "--recipe", "marginal-log", "--out", run, *_set(TRAIN)],
-        "report": [*CLI, "report", run, "--data", data],
-        "suggest": [*CLI, "suggest", run, data, "--out", folder/"suggestions.csv"],
+        "fit": [*CLI, "fit", store, "--recipe", "marginal-log", "--out", run, *_set(TRAIN), "--memory", "10MB"],
+        "report": [*CLI, "report", run, "--data", store],
+        "suggest": [*CLI, "suggest", run, store, "--out", folder/"suggestions.csv"],
+        "near_duplicates": [Path(__file__), "--alike", store],
     }
 
 
 def _set(settings: list[str]) -> list[str]:
     "Settings as the command line takes them."
     return [word for setting in settings for word in ("--set", setting)]
+
+
+def group(store: Path):
+    "The groups of look-alike slices of a store."
+    from ctseg.data.splits import near_duplicates
+    from ctseg.data.store import read_store
+    groups = near_duplicates(read_store(store).images)
+    print(groups.max() + 1, "groups")
 
 
 def keep(count: int, name: str, seconds: float, peak: float, out: Path):
@@ -138,18 +147,20 @@ def measure(count: int, work: Path, only: list[str], results: Path):
     for name, words in commands(folder).items():
         if only and name not in only: continue
         seconds, peak, _ = measured([*words, out])
-        if not name.startswith(" "): keep(count, name, seconds, peak, results)
+        keep(count, name, seconds, peak, results)
         print(count, name, seconds, peak, flush=True)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("counts", nargs="*", type=int)
-    parser.add_argument("--work", type=Path, required=True, help="a folder for the slices; it is kept")
+    parser.add_argument("--work", type=Path, help="a folder for the slices; it is kept")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--only", nargs="*", default=[], help="these commands; what is known of others stays")
+    parser.add_argument("--alike", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--make", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.alike: return group(args.alike)
     if args.make: return make(args.make, args.work)
     for count in args.counts: measure(count, args.work, args.only, args.out)
 

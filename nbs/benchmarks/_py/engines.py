@@ -42,8 +42,8 @@ torch.set_num_threads(1)
 import_timm()
 packages = ("torch", "openvino", "onnxruntime")
 versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
-print(f"Python {platform.python_version()}, {versions}, {platform.machine()}")
-print("computes bfloat16:", computes_bf16())
+machine = f"Python {platform.python_version()}, {versions}, {platform.machine()};"
+print(machine, "computes bfloat16:", computes_bf16())
 
 # %%
 NETWORKS = {
