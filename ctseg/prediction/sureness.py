@@ -127,7 +127,9 @@ def judge_of(predictor: Predictor) -> Judge:
     return Judge(twin, saved[0].rule.expected, calibrated=True, same=False)
 
 # %% ../../nbs/prediction/55_sureness.ipynb #ba924eff
-def judged(predictor: Predictor, slices: SliceSet, batch_size: int = 16) -> dict[str, np.ndarray | LazyPixels]:
+def judged(
+    predictor: Predictor, slices: SliceSet, batch_size: int = 16,
+) -> dict[str, np.ndarray | LazyPixels]:
     """For each slice `labels` uint8 [N, H, W], and f32 [N, C] what `sureness` says of them.
 
     Labels of slices that are not in memory are not either."""

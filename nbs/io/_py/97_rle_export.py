@@ -279,7 +279,10 @@ def export_rle(
     lines = _filled(predicted, sheet) if sheet.like else _rows(predicted, sheet)
     with atomic_path(out) as tmp, open(tmp, "w", newline="", encoding="utf-8") as f:
         table = csv.writer(f, lineterminator="\n")
-        for rows, line in enumerate(lines): table.writerow(line)  # the header is none
+        rows = -1  # the header is none
+        for line in lines:
+            table.writerow(line)
+            rows += 1
     return {
         "images": len(predicted.masks),
         "classes": len(predicted.classes),

@@ -194,7 +194,9 @@ print("calibrated:", judge.calibrated)
 
 # %%
 #| export
-def judged(predictor: Predictor, slices: SliceSet, batch_size: int = 16) -> dict[str, np.ndarray | LazyPixels]:
+def judged(
+    predictor: Predictor, slices: SliceSet, batch_size: int = 16,
+) -> dict[str, np.ndarray | LazyPixels]:
     """For each slice `labels` uint8 [N, H, W], and f32 [N, C] what `sureness` says of them.
 
     Labels of slices that are not in memory are not either."""
