@@ -16,7 +16,7 @@ from .options import Annotations, BatchSize, Device, Plugins, load_plugins, refu
 
 # %% ../../nbs/cli/46_suggest.ipynb #e3470035
 TEACHERS = typer.Argument(
-    metavar="RUN... DATA", help="a run, or several to average, and the folder they learnt from",
+    metavar="RUN... DATA", help="a run, or several to average, and the folder or store they learnt from",
 )
 LIST = typer.Option(
     help="the list to write (.csv); a page with proposed outlines is written beside it (.html)",

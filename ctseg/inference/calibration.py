@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['PixelSample', 'sample_logits', 'logits_at', 'known_nll', 'divide', 'fit_temperature',
-           'known_pairs', 'reliability', 'fit_on', 'crosswise', 'calibrate', 'plot_reliability']
+           'known_pairs', 'reliability', 'fit_on', 'crosswise', 'likely_pairs', 'quality',
+           'calibrate', 'plot_reliability']
 
 # %% ../../nbs/inference/50_calibration.ipynb #7bfc7303
 from collections.abc import Callable
@@ -52,7 +53,7 @@ def sample_logits(
     plan: DevicePlan,
     pixels: int = 4096,
     batch_size: int = 16,
-    most: int = 2 ** 27,
+    most: int = 2**26,
 ) -> PixelSample:
     """Logits and truth of the same random pixels of held-out `slices`, at the size the network works at; on the CPU.
 
@@ -188,6 +189,23 @@ def crosswise(
     return out
 
 # %% ../../nbs/inference/50_calibration.ipynb #0563ddcd
+def likely_pairs(
+    loss: nn.Module, sample: PixelSample, logits: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    "The known (pixel, class) pairs of a probability of 0.01 or more, bool `[N, C, 1, P]`; for each, whether it is so."
+    prob = loss.probabilities(logits)
+    pairs = known_pairs(sample.mask, sample.known, loss.unions) & (prob >= 0.01)
+    ids = torch.arange(1, prob.shape[1] + 1)[:, None, None]
+    return pairs, (sample.mask[:, None] == ids)[pairs]
+
+def quality(
+    loss: nn.Module, sample: PixelSample, logits: torch.Tensor, pairs: torch.Tensor, hit: torch.Tensor,
+) -> tuple[list, float, float]:
+    "Of logits: the points of the diagram, the expected calibration error and the negative log-likelihood."
+    points, ece = reliability(loss.probabilities(logits)[pairs], hit)
+    return points, ece, known_nll(logits, sample.mask, sample.known, loss.activation, loss.unions)
+
+# %% ../../nbs/inference/50_calibration.ipynb #e39de3ac
 def calibrate(
     member: Member,
     slices: SliceSet,
@@ -205,16 +223,12 @@ def calibrate(
     sample = sample_logits(member, slices, plan, batch_size=batch_size)
     half = torch.from_numpy(np.isin(slices.groups, groups[::2]))
     before = logits_at(loss, sample)
+    pairs, hit = likely_pairs(loss, sample, before)
+    points, ece, nll = quality(loss, sample, before, pairs, hit)
+    del before  # as large as the sample
     after = crosswise(loss, sample, half)
-
-    prob = loss.probabilities(before)
-    pairs = known_pairs(sample.mask, sample.known, loss.unions) & (prob >= 0.01)
-    hit = (sample.mask[:, None] == torch.arange(1, prob.shape[1] + 1)[:, None, None])[pairs]
+    points_after, ece_after, nll_after = quality(loss, sample, after, pairs, hit)
     facts = {"temperature": round(fit_on(loss, sample), 4), "slices": len(slices), "pairs": int(pairs.sum())}
-    points, ece = reliability(prob[pairs], hit)
-    points_after, ece_after = reliability(loss.probabilities(after)[pairs], hit)
-    truth = sample.mask, sample.known, loss.activation, loss.unions
-    nll, nll_after = (known_nll(logits, *truth) for logits in (before, after))
     facts |= {"ece before": ece, "ece after": ece_after, "nll before": nll, "nll after": nll_after}
     return facts | {"points before": points, "points after": points_after}
 

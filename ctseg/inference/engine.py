@@ -117,7 +117,8 @@ def export_graph(
         axes[name] = {i: letter for i, letter in enumerate(letters) if letter in free}
     options = dict(input_names=["image"], output_names=list(outputs), dynamic_axes=axes)
     options |= dict(opset_version=OPSET, dynamo=False)
-    with torch.inference_mode(), quietly():
+    # whoever asks may compute in bfloat16; the file is in float32
+    with torch.inference_mode(), torch.autocast("cpu", enabled=False), quietly():
         torch.onnx.export(graph, (torch.rand(2, channels, *size),), str(path), **options)
 
 # %% ../../nbs/inference/25_engine.ipynb #1bb9b32d

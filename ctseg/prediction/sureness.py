@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 
 from ..core.files import atomic_path
+from ..data.lazy import LazyPixels
 from ..data.slices import SliceSet
 from ..inference.confidence import soft_dice_confidence, sum_by_class
 from ..inference.expected_dice import ExpectedDice, drawn_structures
@@ -126,8 +127,13 @@ def judge_of(predictor: Predictor) -> Judge:
     return Judge(twin, saved[0].rule.expected, calibrated=True, same=False)
 
 # %% ../../nbs/prediction/55_sureness.ipynb #ba924eff
-def judged(predictor: Predictor, slices: SliceSet, batch_size: int = 16) -> dict[str, np.ndarray]:
-    "For each slice `labels` uint8 [N, H, W], and f32 [N, C] what `sureness` says of them."
+def judged(
+    predictor: Predictor, slices: SliceSet, batch_size: int = 16,
+) -> dict[str, np.ndarray | LazyPixels]:
+    """For each slice `labels` uint8 [N, H, W], and f32 [N, C] what `sureness` says of them.
+
+    Labels of slices that are not in memory are not either."""
+    filed = ("labels",) if isinstance(slices.images, LazyPixels) else ()
     judge = judge_of(predictor)
     rule = predictor.rule_at(slices.images.shape[1:])
 
@@ -137,7 +143,7 @@ def judged(predictor: Predictor, slices: SliceSet, batch_size: int = 16) -> dict
         label = decide(prob, rule, predictor.activation)
         sure = judge(shown, prob, label)
         return {"labels": label} | sure
-    return over_slices(slices, step, batch_size)
+    return over_slices(slices, step, batch_size, filed=filed)
 
 # %% ../../nbs/prediction/55_sureness.ipynb #ad943a64
 COLUMNS = ("image", "class", "pixels", "presence", "expected_dice", "uncertain_edge", "calibrated")

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..core.anatomy import ClassMap
 from ..core.files import InputError
-from ..data.challenge import read_challenge
+from ..data.sources import read_slices
 from ..io.neighbours import with_neighbours
 from ..prediction.prepare import prepare
 from ..prediction.suggest import Suggestion, Suggestions, suggest, write_suggestions
@@ -58,7 +58,7 @@ def suggestions_page(
 # %% ../../nbs/report/70_suggestions.ipynb #d1049cae
 def suggest_files(
     runs: list[str], # run folders, whose probabilities are averaged
-    data: str | Path, # the challenge folder they were trained on
+    data: str | Path, # the challenge folder they were trained on, or a store
     out: str | Path, # the CSV to write; the page lies beside it, as .html
     count: int = 20,
     annotated: str = "json", # see `read_challenge`
@@ -70,7 +70,7 @@ def suggest_files(
     if out.suffix != ".csv":
         raise InputError(f"{out}: expected the name of a .csv; the page is written beside it as .html")
     predictor = prepare(runs, device)
-    slices = read_challenge(data, annotated=annotated)
+    slices = read_slices(data, annotated=annotated)
     slices = with_neighbours(slices, data, "train", predictor.context)
     found = suggest(predictor, slices, count, batch_size)
     names = ", ".join(Path(run).name for run in runs)

@@ -55,6 +55,20 @@ def test_engines_agree_with_torch(engine, network):
 
 
 @pytest.mark.parametrize("engine", ["openvino", "onnx"])
+def test_engines_answer_beside_bfloat16(engine):
+    "A graph is not recorded in the precision in which PyTorch computes around it."
+    if not available(engine): pytest.skip(f"{engine} is not installed")
+    plain, plan = member(width=8), pick_device("cpu", "bf16")
+    other = with_engine(plain, engine, plan)
+    x = torch.rand(3, 1, 32, 32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        expected, found = plain.probabilities(x, plan), other.probabilities(x, plan)
+    assert other.model.graphs[32, 32] is not None
+    assert (expected - found).abs().max() < 1e-2
+
+
+@pytest.mark.parametrize("engine", ["openvino", "onnx"])
 def test_batches_do_not_share_memory(engine):
     if not available(engine): pytest.skip(f"{engine} is not installed")
     plain = member(width=8)

@@ -12,7 +12,8 @@ from helpers.toys import small, toy
 from ctseg.core.anatomy import ClassMap
 from ctseg.data.challenge import write_challenge
 from ctseg.data.slices import SliceSet
-from ctseg.data.splits import thumbnails
+from ctseg.data.sources import store_challenge
+from ctseg.data.splits import near_duplicates, thumbnails
 from ctseg.prediction.suggest import (
     chance_by_neighbours,
     choose_slices,
@@ -21,7 +22,8 @@ from ctseg.prediction.suggest import (
     suggest,
 )
 from ctseg.recipes.fit import fit
-from ctseg.report.suggestions import suggestions_page
+from ctseg.report.page import report
+from ctseg.report.suggestions import suggest_files, suggestions_page
 
 
 def noise(n, size=32, seed=0):
@@ -68,7 +70,7 @@ def test_examined_cells_duplicates_and_unions_are_closed():
     images = noise(3)[[0, 1, 1, 2]]
     known = np.zeros((4, 3), bool)
     known[1, 0], known[3] = True, [False, False, True]
-    cells = open_cells(SliceSet(images, np.zeros_like(images), known, classes=classes))
+    cells = open_cells(SliceSet(images, np.zeros_like(images), known, classes=classes), near_duplicates(images))
     assert cells.tolist() == [
         [True, True, False],
         [False, True, False],
@@ -131,14 +133,21 @@ def test_of_a_predictor_with_known_answers():
     told(lambda: suggest(fixed(bright), slices, 0), "count = 0")
 
 
-def test_the_command(tmp_path):
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    "A folder with data and a run."
+    place, slices = tmp_path_factory.mktemp("suggest"), toy()
+    write_challenge(slices, place/"data")
+    fit(slices, small("marginal", "epochs=1"), place/"run", device="cpu", progress=False)
+    return place
+
+
+def test_the_command(place, tmp_path):
     slices = toy()
-    write_challenge(slices, tmp_path/"data")
-    fit(slices, small("marginal", "epochs=1"), tmp_path/"run", device="cpu", progress=False)
     code, out, err = ctseg(
         "suggest",
-        tmp_path/"run",
-        tmp_path/"data",
+        place/"run",
+        place/"data",
         "--count",
         4,
         "--out",
@@ -172,3 +181,14 @@ def test_list_and_page_are_written_both_or_neither(tmp_path):
 def test_wrong_commands_are_told_in_one_line(args, part):
     code, _, err = ctseg("suggest", *args)
     assert code == 2 and len(err.strip().splitlines()) == 1 and part in err
+
+
+def test_a_store_says_what_its_folder_says(place, tmp_path):
+    store_challenge(place/"data", tmp_path/"data.zarr")
+    pages = []
+    for data in (place/"data", tmp_path/"data.zarr"):
+        table = tmp_path/f"{data.name}.csv"
+        suggest_files([str(place/"run")], data, table, count=4, device="cpu")
+        page = report(place/"run", data, out=table.with_suffix(".report.html"), plan="cpu")
+        pages.append([table.read_text(), page.read_text()])
+    assert pages[0] == pages[1]

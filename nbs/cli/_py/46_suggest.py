@@ -36,7 +36,7 @@ runner = CliRunner()
 # %%
 #| export
 TEACHERS = typer.Argument(
-    metavar="RUN... DATA", help="a run, or several to average, and the folder they learnt from",
+    metavar="RUN... DATA", help="a run, or several to average, and the folder or store they learnt from",
 )
 LIST = typer.Option(
     help="the list to write (.csv); a page with proposed outlines is written beside it (.html)",

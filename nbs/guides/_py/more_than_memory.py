@@ -29,7 +29,7 @@
 # What still grows with the slices is the index: a bit for each cell, 32 bytes and a name for each slice, and with methods that label all images between two
 # phases (`teacher-student`, `self-training`) a few numbers for each cell. Their label maps lie in temporary files (where `TMPDIR` says), on one process; several
 # processes keep them in memory. `ctseg predict --out submission.csv` and `ctseg export nifti my_data.zarr OUT --masks labels.zarr` read label maps a part at a time.
-# `ctseg report` holds the label maps of the slices that it scores.
+# `ctseg report` and `ctseg suggest` take a store as well; the label maps that they look at lie in temporary files, too. `ctseg merge` and `ctseg export nnunet` read folders a few megabytes at a time.
 #
 # One training can be shared by [several cards and hosts](several_hosts.ipynb) over one store.
 #

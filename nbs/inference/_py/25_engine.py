@@ -51,7 +51,7 @@ from ctseg.models.zoo import create_model
 # | `onnx` | the extra `onnx` | float32 |
 # | `auto` | | whichever of the first two is faster here for this network, measured on the first batch |
 #
-# A GPU always computes with PyTorch. [How fast ONNX Runtime is](../benchmarks/onnx.ipynb) was measured for every network of the zoo.
+# A GPU always computes with PyTorch. Neither a compiled network nor its graph is kept for the next call: to make it takes about a second, less than the start of PyTorch. [How fast ONNX Runtime is](../benchmarks/onnx.ipynb) was measured for every network of the zoo.
 #
 # ## A network as a graph
 #
@@ -179,7 +179,8 @@ def export_graph(
         axes[name] = {i: letter for i, letter in enumerate(letters) if letter in free}
     options = dict(input_names=["image"], output_names=list(outputs), dynamic_axes=axes)
     options |= dict(opset_version=OPSET, dynamo=False)
-    with torch.inference_mode(), quietly():
+    # whoever asks may compute in bfloat16; the file is in float32
+    with torch.inference_mode(), torch.autocast("cpu", enabled=False), quietly():
         torch.onnx.export(graph, (torch.rand(2, channels, *size),), str(path), **options)
 
 
@@ -393,7 +394,7 @@ print(messages[0].message)
 # %% [markdown]
 # ## Which engine?
 #
-# `auto` tries OpenVINO, where it is installed, and keeps it if it is faster than PyTorch. It measures this, because it depends on the processor and on the network: on one processor OpenVINO was faster for an Attention U-Net, and *slower* for a U-Net with an EfficientNet encoder. Predictions of the two differ by rounding. If you need the same bytes from every machine, ask for `torch`.
+# `auto` tries OpenVINO, where it is installed, and keeps it if it is faster than PyTorch. It measures this, because it depends on the processor and on the network: on one processor OpenVINO was faster for an Attention U-Net, and *slower* for a U-Net with an EfficientNet encoder. Predictions of the two differ by rounding. If you need the same bytes from every machine, ask for `torch`, which is the default of both `predict` and `segment`; [a benchmark](../benchmarks/engines.ipynb) says why, and from how many images on another engine pays.
 
 # %%
 #| export

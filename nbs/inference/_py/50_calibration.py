@@ -90,7 +90,7 @@ def sample_logits(
     plan: DevicePlan,
     pixels: int = 4096,
     batch_size: int = 16,
-    most: int = 2 ** 27,
+    most: int = 2**26,
 ) -> PixelSample:
     """Logits and truth of the same random pixels of held-out `slices`, at the size the network works at; on the CPU.
 
@@ -350,6 +350,35 @@ print("logits", tuple(cool.shape))
 
 # %%
 #| export
+def likely_pairs(
+    loss: nn.Module, sample: PixelSample, logits: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    "The known (pixel, class) pairs of a probability of 0.01 or more, bool `[N, C, 1, P]`; for each, whether it is so."
+    prob = loss.probabilities(logits)
+    pairs = known_pairs(sample.mask, sample.known, loss.unions) & (prob >= 0.01)
+    ids = torch.arange(1, prob.shape[1] + 1)[:, None, None]
+    return pairs, (sample.mask[:, None] == ids)[pairs]
+
+def quality(
+    loss: nn.Module, sample: PixelSample, logits: torch.Tensor, pairs: torch.Tensor, hit: torch.Tensor,
+) -> tuple[list, float, float]:
+    "Of logits: the points of the diagram, the expected calibration error and the negative log-likelihood."
+    points, ece = reliability(loss.probabilities(logits)[pairs], hit)
+    return points, ece, known_nll(logits, sample.mask, sample.known, loss.activation, loss.unions)
+
+
+# %%
+toy_sample = PixelSample(
+    torch.tensor([[[[2., -2]]]]), torch.tensor([[[1, 0]]]), torch.tensor([[True]]),
+)
+toy_loss = create_loss("masked")
+toy_pairs, toy_hit = likely_pairs(toy_loss, toy_sample, toy_sample.logits)
+print(toy_pairs.flatten().tolist(), toy_hit.tolist())
+print(quality(toy_loss, toy_sample, toy_sample.logits, toy_pairs, toy_hit)[1:])
+
+
+# %%
+#| export
 def calibrate(
     member: Member,
     slices: SliceSet,
@@ -367,16 +396,12 @@ def calibrate(
     sample = sample_logits(member, slices, plan, batch_size=batch_size)
     half = torch.from_numpy(np.isin(slices.groups, groups[::2]))
     before = logits_at(loss, sample)
+    pairs, hit = likely_pairs(loss, sample, before)
+    points, ece, nll = quality(loss, sample, before, pairs, hit)
+    del before  # as large as the sample
     after = crosswise(loss, sample, half)
-
-    prob = loss.probabilities(before)
-    pairs = known_pairs(sample.mask, sample.known, loss.unions) & (prob >= 0.01)
-    hit = (sample.mask[:, None] == torch.arange(1, prob.shape[1] + 1)[:, None, None])[pairs]
+    points_after, ece_after, nll_after = quality(loss, sample, after, pairs, hit)
     facts = {"temperature": round(fit_on(loss, sample), 4), "slices": len(slices), "pairs": int(pairs.sum())}
-    points, ece = reliability(prob[pairs], hit)
-    points_after, ece_after = reliability(loss.probabilities(after)[pairs], hit)
-    truth = sample.mask, sample.known, loss.activation, loss.unions
-    nll, nll_after = (known_nll(logits, *truth) for logits in (before, after))
     facts |= {"ece before": ece, "ece after": ece_after, "nll before": nll, "nll after": nll_after}
     return facts | {"points before": points, "points after": points_after}
 

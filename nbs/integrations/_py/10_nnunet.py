@@ -9,13 +9,16 @@
 # %%
 #| export
 import sys
+import tempfile
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 
 from ctseg.core.anatomy import IGNORE, ClassMap
 from ctseg.core.files import InputError, atomic_path, did_you_mean, write_json
-from ctseg.data.challenge import read_challenge
+from ctseg.data.challenge import open_challenge
+from ctseg.data.lazy import seen_values
 from ctseg.data.slices import SliceSet
 from ctseg.data.splits import grouped_folds
 from ctseg.integrations.nnunet_known import EXAMINED_FILE
@@ -27,7 +30,6 @@ from ctseg.io.outputs import new_folder, output_name
 #| hide
 import os
 import shutil
-import tempfile
 
 import matplotlib.pyplot as plt
 from fastcore.test import test_eq, test_fail
@@ -90,10 +92,11 @@ def nnunet_labels(
     unknown: str, # partial, ignore or background
 ) -> np.ndarray: # uint8 [N,H,W]; C+1 is ignored
     "The label images: C+1 for pixels to be ignored; with `ignore` where one may be what nobody looked for."
-    unsure = slices.masks == IGNORE
+    masks = np.asarray(slices.masks)
+    unsure = masks == IGNORE
     if unknown == "ignore":
-        unsure |= (slices.masks == 0) & ~slices.known.all(1)[:, None, None]
-    return np.where(unsure, np.uint8(len(slices.classes) + 1), slices.masks)
+        unsure |= (masks == 0) & ~slices.known.all(1)[:, None, None]
+    return np.where(unsure, np.uint8(len(slices.classes) + 1), masks)
 
 
 # %%
@@ -122,9 +125,11 @@ def _check_names(names, folder: Path):
 
 # %%
 #| export
-def _check_labels(labels: np.ndarray, folder: Path):
-    "`InputError` for labels that nnU-Net cannot learn from."
-    if not (labels == 0).any():
+def _check_background(slices: SliceSet, unknown: str, folder: Path):
+    "`InputError` for slices without a pixel of background, from which nnU-Net cannot learn."
+    with_zeros = seen_values(slices.masks)[:, 0]
+    if unknown == "ignore": with_zeros &= slices.known.all(1)
+    if not with_zeros.any():
         raise InputError(f"{folder}: no image is fully known, so with unknown='ignore' there is no "
                          "background to learn from; choose unknown='partial' (--unknown partial) "
                          "for nnUNetTrainerPartial, which needs none, "
@@ -132,10 +137,8 @@ def _check_labels(labels: np.ndarray, folder: Path):
 
 
 # %%
-_check_labels(nnunet_labels(s, "ignore"), work)
-test_fail(
-    lambda: _check_labels(nnunet_labels(s[2:4], "ignore"), work), contains="no background to learn from"
-)
+_check_background(s, "ignore", work)
+test_fail(lambda: _check_background(s[2:4], "ignore", work), contains="no background to learn from")
 
 
 # %% [markdown]
@@ -150,34 +153,27 @@ def known_cases(slices: SliceSet, cases: list[NnunetCase]) -> np.ndarray: # bool
     "The classes that were examined on any slice of each case."
     return np.stack([slices.known[case.rows].any(0) for case in cases])
 
-def unsure_slices(slices: SliceSet, cases: list[NnunetCase]) -> np.ndarray: # bool [N]
-    "The slices on which a class was not examined that was examined elsewhere in their case."
-    unsure = np.zeros(len(slices), bool)
-    for case, known in zip(cases, known_cases(slices, cases)):
-        unsure[case.rows] = (known & ~slices.known[case.rows]).any(1)
-    return unsure
-
 
 # %%
 cases = [NnunetCase("a", [0, 2]), NnunetCase("b", [4, 5])]
-print(known_cases(s, cases).tolist(), unsure_slices(s, cases).tolist())
+print(known_cases(s, cases).tolist())
 
 
 # %%
 #| export
-def case_labels(slices: SliceSet, cases: list[NnunetCase], unknown: str) -> np.ndarray: # uint8 [N,H,W]
-    "The label images of all slices, as parts of their cases."
-    labels = nnunet_labels(slices, unknown)
+def case_labels(slices: SliceSet, case: NnunetCase, unknown: str) -> np.ndarray: # uint8 [n,H,W]
+    "The label images of a case; C+1 also where a class was not examined that was on another of its slices."
+    part = slices[case.rows]
+    labels = nnunet_labels(part, unknown)
     if unknown == "partial":
-        unsure = unsure_slices(slices, cases)[:, None, None] & (labels == 0)
-        labels = np.where(unsure, np.uint8(len(slices.classes) + 1), labels)
+        unsure = (part.known.any(0) & ~part.known).any(1)[:, None, None] & (labels == 0)
+        labels[unsure] = len(slices.classes) + 1
     return labels
 
 
-
 # %%
-test_eq(case_labels(s, cases, "partial")[2].max(), 3)
-test_eq(case_labels(s, cases, "partial")[4].max(), 0)
+test_eq(case_labels(s, cases[0], "partial").max((1, 2)), [2, 3])
+test_eq(case_labels(s, cases[1], "partial").max(), 0)
 
 # %%
 #| export
@@ -261,6 +257,18 @@ Copy splits_final.json to nnUNet_preprocessed/{name}/ after planning, if there i
 
 # %%
 #| export
+def _count_pixels(labels: np.ndarray, C: int) -> dict[str, int]:
+    "How many pixels are labelled, background and ignored."
+    background, ignored = int((labels == 0).sum()), int((labels > C).sum())
+    return {"labelled": labels.size - background - ignored, "background": background, "ignored": ignored}
+
+
+# %%
+print(_count_pixels(np.array([0, 1, 2, 3, 3]), 2))
+
+
+# %%
+#| export
 class _Writer:
     "Writes the cases of a split as nnU-Net has them."
     def __init__(self, root: Path, form: Form, ignore: int):
@@ -268,19 +276,25 @@ class _Writer:
         self.form = form
         self.ignore = ignore
 
-    def write(self, part: str, slices: SliceSet, cases: list[NnunetCase], labels: np.ndarray | None) -> None:
-        "`imagesTr` and `labelsTr`, or those of the test (part Ts); `labels` uint8 [N,H,W], or none."
+    def write(self, part: str, slices: SliceSet, cases: list[NnunetCase], unknown: str | None) -> Counter:
+        """`imagesTr` and `labelsTr`, or those of the test (part Ts); without labels where `unknown` is None.
+
+        How many pixels are labelled, background and ignored; one case is in memory at a time."""
         images, truths = self.root/f"images{part}", self.root/f"labels{part}"
         images.mkdir(parents=True)
-        if labels is not None: truths.mkdir()
+        if unknown: truths.mkdir()
+        pixels: Counter = Counter()
         for case in cases:
             self.form.write_image(str(images/f"{case.name}_0000"), slices.images[case.rows], case)
-            if labels is not None:
-                self.form.write_labels(str(truths/case.name), labels[case.rows], case, self.ignore)
+            if unknown is None: continue
+            labels = case_labels(slices, case, unknown)
+            self.form.write_labels(str(truths/case.name), labels, case, self.ignore)
+            pixels.update(_count_pixels(labels, len(slices.classes)))
+        return pixels
 
 
 # %%
-_Writer(work/"png", SliceForm(), 0).write("Tr", s, SliceForm().cases(s.names, "train"), s.masks)
+print(_Writer(work/"png", SliceForm(), 0).write("Tr", s, SliceForm().cases(s.names, "train"), "background"))
 test_eq(imread(work/"png"/"imagesTr"/"train_00000_0000.png"), s.images[0])
 
 
@@ -294,8 +308,7 @@ def _any_cropped(slices: SliceSet, cases: list[NnunetCase]) -> bool:
 def _write_test(writer: _Writer, slices: SliceSet) -> list[NnunetCase]:
     "Images of the test, and labels if it has any; its cases."
     cases = writer.form.cases(slices.names, "test")
-    labels = nnunet_labels(slices, "background") if slices.labelled.any() else None
-    writer.write("Ts", slices, cases, labels)
+    writer.write("Ts", slices, cases, "background" if slices.labelled.any() else None)
     return cases
 
 def _write_patients(root: Path, cases: list[NnunetCase]) -> None:
@@ -312,12 +325,12 @@ print(len(_write_test(_Writer(work/"test", SliceForm(), 0), s[:2])), "cases")
 # %%
 #| export
 def _write_training(
-    writer: _Writer, slices: SliceSet, cases: list[NnunetCase], labels: np.ndarray, unknown: str
-):
-    "Images, labels, folds, and who examined what."
+    writer: _Writer, slices: SliceSet, cases: list[NnunetCase], unknown: str
+) -> dict[str, float]:
+    "Images, labels, folds, and who examined what; the shares of the pixels."
     root, names = writer.root, np.array(slices.classes.names)
-    writer.write("Tr", slices, cases, labels)
-    some_ignored = bool((labels > len(names)).any()) or (writer.ignore and _any_cropped(slices, cases))
+    pixels = writer.write("Tr", slices, cases, unknown)
+    some_ignored = bool(pixels["ignored"]) or (writer.ignore and _any_cropped(slices, cases))
     ignores = unknown == "ignore" or some_ignored
     write_json(_dataset_json(slices.classes, ignores, len(cases), writer.form), root/"dataset.json")
     folds = _folds(slices, cases)
@@ -326,28 +339,17 @@ def _write_training(
         known = known_cases(slices, cases)
         examined = {case.name: names[cells].tolist() for case, cells in zip(cases, known)}
         write_json(examined, root/EXAMINED_FILE)
+    return {what: round(count/pixels.total(), 4) for what, count in pixels.items()}
 
-def _readme(slices: SliceSet, unknown: str, title: str, dropped: int) -> str:
+def _readme(known: np.ndarray, unknown: str, title: str, dropped: int) -> str: # known: bool [N,C]
     "What the data set is, for whoever finds it."
-    cells = float((~slices.known).mean())
+    cells = float((~known).mean())
     meaning = _MEANING[unknown]
     return _README.format(unknown=unknown, meaning=meaning, cells=cells, dropped=dropped, name=title)
 
 
 # %%
-print(_readme(s[:4], "ignore", "Dataset500_small", dropped=2))
-
-
-# %%
-#| export
-def _pixel_shares(masks: np.ndarray, labels: np.ndarray, C: int) -> dict[str, float]:
-    "Which shares of the pixels are labelled, background and ignored."
-    shares = {"labelled": (masks > 0) & (masks != IGNORE), "background": labels == 0, "ignored": labels > C}
-    return {what: round(float(where.mean()), 4) for what, where in shares.items()}
-
-
-# %%
-print(_pixel_shares(s.masks, nnunet_labels(s, "ignore"), 2))
+print(_readme(s.known[:4], "ignore", "Dataset500_small", dropped=2))
 
 
 # %%
@@ -374,21 +376,21 @@ def _kept(cases: list[NnunetCase], slices: SliceSet, unknown: str) -> list[Nnune
     if unknown == "partial": return cases
     return [case for case in cases if slices.labelled[case.rows].any()]
 
-def _read(folder: Path) -> dict[str, SliceSet]:
-    "The splits of a folder. `InputError` for one that nnU-Net cannot learn from."
-    slices = read_challenge(folder)
+def _open(folder: Path, spool: Path) -> dict[str, SliceSet]:
+    "The splits of a folder, pixels in files. `InputError` for one that nnU-Net cannot learn from."
+    slices = open_challenge(folder, spool=spool)
     _refuse_unions(slices.classes, folder)
     _check_names(slices.classes.names, folder)
     if not slices.labelled.any():
         raise InputError(f"{folder}: no labelled training images; nnU-Net needs some")
     splits = {"train": slices}
     if (folder/"test-images").is_dir():
-        splits["test"] = read_challenge(folder, "test")
+        splits["test"] = open_challenge(folder, "test", spool=spool)
     return splits
 
 
 # %%
-print({split: len(slices) for split, slices in _read(work/"data").items()})
+print({split: len(slices) for split, slices in _open(work/"data", work).items()})
 print(len(_kept(SliceForm().cases(s.names, "train"), s, "ignore")), "of 6 cases have labels")
 
 
@@ -397,18 +399,16 @@ print(len(_kept(SliceForm().cases(s.names, "train"), s, "ignore")), "of 6 cases 
 def _write_dataset(root: Path, form: Form, splits: dict[str, SliceSet], unknown: str, folder: Path) -> dict:
     "The data set; facts."
     slices = splits["train"]
-    C = len(slices.classes)
     cases = form.cases(slices.names, "train")
-    kept, labels = _kept(cases, slices, unknown), case_labels(slices, cases, unknown)
+    kept = _kept(cases, slices, unknown)
     rows = [row for case in kept for row in case.rows]
-    if unknown != "partial": _check_labels(labels[rows], folder)
-    writer = _Writer(root, form, 0 if unknown == "background" else C + 1)
-    _write_training(writer, slices, kept, labels, unknown)
+    if unknown != "partial": _check_background(slices[rows], unknown, folder)
+    writer = _Writer(root, form, 0 if unknown == "background" else len(slices.classes) + 1)
+    shares = _write_training(writer, slices, kept, unknown)
     tests = _write_test(writer, splits["test"]) if "test" in splits else []
     _write_patients(root, kept + tests)
     dropped = len(cases) - len(kept)
-    (root/"README.txt").write_text(_readme(slices[rows], unknown, root.name, dropped), encoding="utf-8")
-    shares = _pixel_shares(slices.masks[rows], labels[rows], C)
+    (root/"README.txt").write_text(_readme(slices.known[rows], unknown, root.name, dropped), encoding="utf-8")
     facts = {"train": len(kept), "left_out": dropped, "test": len(tests)}
     return facts | {"unknown": unknown, "pixels": shares}
 
@@ -433,11 +433,12 @@ def export_nnunet(
     """
     if unknown not in _MEANING:
         raise did_you_mean("value of unknown", unknown, list(_MEANING))
-    splits = _read(Path(folder))
-    form, form_name = choose_form(Path(folder), splits, as_slices)
-    title = output_name(f"Dataset{id:03}_{name}", "name")
-    with atomic_path(new_folder(Path(out)/title)) as root:
-        facts = _write_dataset(root, form, splits, unknown, Path(folder))
+    folder, title = Path(folder), output_name(f"Dataset{id:03}_{name}", "name")
+    with tempfile.TemporaryDirectory() as spool:
+        splits = _open(folder, Path(spool))
+        form, form_name = choose_form(folder, splits, as_slices)
+        with atomic_path(new_folder(Path(out)/title)) as root:
+            facts = _write_dataset(root, form, splits, unknown, folder)
     return {"dataset": title, "form": form_name} | facts
 
 

@@ -26,9 +26,9 @@ from ctseg.core.files import (
 from ctseg.core.filetypes import check_folder, instead_of
 from ctseg.core.unions import read_union_lists
 from ctseg.data.annotations import read_classes
-from ctseg.data.challenge import read_challenge, write_challenge
+from ctseg.data.challenge import open_challenge, write_challenge
 from ctseg.data.images import image_paths, png_header
-from ctseg.data.lazy import LazyPixels
+from ctseg.data.lazy import LazyPixels, row_blocks, take
 from ctseg.data.slices import SliceSet, known_after_resize
 from ctseg.data.spooled import put_slices, room_for
 from ctseg.io.imported import imported_slicing, pixel_spacings
@@ -47,6 +47,7 @@ from dataclasses import replace
 from fastcore.test import test_eq, test_fail
 
 from ctseg.core.style import class_legend, image_grid, overlay, show_image
+from ctseg.data.challenge import read_challenge
 from ctseg.data.toys import toy_set
 
 # %% [markdown]
@@ -167,11 +168,11 @@ for source in sources: print(source.name, source.classes, source.stacks["train"]
 
 # %%
 #| export
-def _read(source: Source, split: str, annotated: str | None) -> SliceSet:
-    "A split of a source. Its own `annotated_labels.json` speaks; `annotated` does where there is none."
+def _open(source: Source, split: str, annotated: str | None, spool: Path) -> SliceSet:
+    "A split of a source, pixels in files; `annotated` says what zeros mean where `annotated_labels.json` is missing."
     own = (source.folder/"annotated_labels.json").exists()
     how = "json" if own or annotated is None else annotated
-    return read_challenge(source.folder, split, how, cache=False)
+    return open_challenge(source.folder, split, how, spool=spool)
 
 
 def translated(s: SliceSet, ids: np.ndarray, sizes: np.ndarray, frame: Frame, classes: ClassMap) -> SliceSet:
@@ -191,7 +192,8 @@ plan = match_classes(names, unions={"lungs": ["lung_left", "lung_right"]})
 frame = common_frame([source.stacks["train"] for source in sources], "pad")
 of_b = sources[1]
 sizes = scaled_sizes(of_b.stacks["train"], frame)
-print(translated(_read(of_b, "train", None), plan.ids["clinic_b"], sizes, frame, plan.classes))
+there = _open(of_b, "train", None, work).in_memory()
+print(translated(there, plan.ids["clinic_b"], sizes, frame, plan.classes))
 
 
 # %% [markdown]
@@ -208,7 +210,7 @@ def patient_names(source: Source, split: str, s: SliceSet) -> list[str]:
 
 
 # %%
-print(patient_names(of_b, "train", _read(of_b, "train", None))[-3:])
+print(patient_names(of_b, "train", _open(of_b, "train", None, work).in_memory())[-3:])
 
 
 # %% [markdown]
@@ -276,10 +278,12 @@ class Gathered:
         self.patients += patients
         self.origins += [(source, name) for name in s.names]
 
-    def slice_set(self, classes: ClassMap) -> SliceSet:
-        "The images as a `SliceSet`, called 0.png, 1.png, …"
-        groups = np.unique(self.patients, return_inverse=True)[1].astype(np.int64)
-        return SliceSet(self.images, self.masks, self.known, None, groups, classes)
+    def slice_set(self, classes: ClassMap, first: int = 0) -> SliceSet:
+        "The images that are there, from number `first` on, as a `SliceSet`, called 0.png, 1.png, …"
+        rows = slice(first, len(self.origins))
+        groups = np.unique(self.patients[rows], return_inverse=True)[1].astype(np.int64)
+        return SliceSet(
+            take(self.images, rows), take(self.masks, rows), self.known[rows], None, groups, classes)
 
 
 # %%
@@ -318,8 +322,32 @@ def taught_table(rows: list[dict], classes: ClassMap) -> pd.DataFrame:
 
 
 # %%
-slices_of_b = translated(_read(of_b, "train", None), plan.ids["clinic_b"], sizes, frame, plan.classes)
+slices_of_b = translated(there, plan.ids["clinic_b"], sizes, frame, plan.classes)
 print(taught_table(list(taught("clinic_b", "train", slices_of_b, plan)), plan.classes))
+
+
+# %%
+#| export
+def framed_parts(
+    source: Source, split: str, s: SliceSet, plan: ClassPlan, frame: Frame, seen: SeenImages,
+) -> Iterator[tuple[SliceSet, list[str]]]: # some slices, and whose they are
+    "A split of a source part by part, in the merged numbers, on the common frame."
+    patients = patient_names(source, split, s)
+    sizes = scaled_sizes(source.stacks[split], frame)
+    largest = np.maximum(s.images.shape[1:], frame.size)
+    for rows in row_blocks((len(s), *largest.tolist())):
+        part = s[rows].in_memory()
+        seen.check(source, split, part)
+        try:
+            part = translated(part, plan.ids[source.name], sizes[rows], frame, plan.classes)
+        except InputError as e:
+            raise InputError(f"{source.folder}: {e}") from None
+        yield part, [patients[row] for row in rows]
+
+
+# %%
+parts = framed_parts(of_b, "train", _open(of_b, "train", None, work), plan, frame, SeenImages())
+print([(len(part), patients[0]) for part, patients in parts])
 
 
 # %%
@@ -329,24 +357,19 @@ def gather(
     annotated: str | None, # what zeros mean where a source has no `annotated_labels.json`
     folder: Path, # for the arrays, new
 ) -> tuple[dict[str, Gathered], list[dict]]: # split → its arrays; the rows of `taught`
-    "All sources in one array a split, one source in memory at a time."
+    "All sources in one array a split; some megabytes of a source are in memory at a time."
     gathered, rows, seen = {}, [], SeenImages()
     for split in ("train", "test"):
         count = sum(source.stacks[split].count for source in sources if split in source.stacks)
         if not count: continue
         gathered[split] = Gathered.empty(count, frame.size, len(plan.classes), folder/split)
     for source in sources:
-        for split, stack in source.stacks.items():
-            s = _read(source, split, annotated)
-            seen.check(source, split, s)
-            patients = patient_names(source, split, s)
-            sizes = scaled_sizes(stack, frame)
-            try:
-                s = translated(s, plan.ids[source.name], sizes, frame, plan.classes)
-            except InputError as e:
-                raise InputError(f"{source.folder}: {e}") from None
-            gathered[split].add(source.name, s, patients)
-            rows += taught(source.name, split, s, plan)
+        for split in source.stacks:
+            s = _open(source, split, annotated, folder)
+            first = len(gathered[split].origins)
+            for part, patients in framed_parts(source, split, s, plan, frame, seen):
+                gathered[split].add(source.name, part, patients)
+            rows += taught(source.name, split, gathered[split].slice_set(plan.classes, first), plan)
     return gathered, rows
 
 

@@ -275,13 +275,17 @@ def export_rle(
         raise InputError(f"{out}: a table of codes is called something.csv")
     refuse_folder(out)
     predicted = read_predicted(masks, folder)
-    header, *rows = _filled(predicted, sheet) if sheet.like else _rows(predicted, sheet)
+    lines = _filled(predicted, sheet) if sheet.like else _rows(predicted, sheet)
     with atomic_path(out) as tmp, open(tmp, "w", newline="", encoding="utf-8") as f:
-        csv.writer(f, lineterminator="\n").writerows([header, *rows])
+        table = csv.writer(f, lineterminator="\n")
+        rows = -1  # the header is none
+        for line in lines:
+            table.writerow(line)
+            rows += 1
     return {
         "images": len(predicted.masks),
         "classes": len(predicted.classes),
-        "rows": len(rows),
+        "rows": rows,
         "form": f"like {Path(sheet.like).name}" if sheet.like else sheet.form,
         "codes": str(sheet.coding),
     }

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 
 from ctseg.core.files import atomic_path
+from ctseg.data.lazy import LazyPixels
 from ctseg.data.slices import SliceSet
 from ctseg.inference.confidence import soft_dice_confidence, sum_by_class
 from ctseg.inference.expected_dice import ExpectedDice, drawn_structures
@@ -193,8 +194,13 @@ print("calibrated:", judge.calibrated)
 
 # %%
 #| export
-def judged(predictor: Predictor, slices: SliceSet, batch_size: int = 16) -> dict[str, np.ndarray]:
-    "For each slice `labels` uint8 [N, H, W], and f32 [N, C] what `sureness` says of them."
+def judged(
+    predictor: Predictor, slices: SliceSet, batch_size: int = 16,
+) -> dict[str, np.ndarray | LazyPixels]:
+    """For each slice `labels` uint8 [N, H, W], and f32 [N, C] what `sureness` says of them.
+
+    Labels of slices that are not in memory are not either."""
+    filed = ("labels",) if isinstance(slices.images, LazyPixels) else ()
     judge = judge_of(predictor)
     rule = predictor.rule_at(slices.images.shape[1:])
 
@@ -204,7 +210,7 @@ def judged(predictor: Predictor, slices: SliceSet, batch_size: int = 16) -> dict
         label = decide(prob, rule, predictor.activation)
         sure = judge(shown, prob, label)
         return {"labels": label} | sure
-    return over_slices(slices, step, batch_size)
+    return over_slices(slices, step, batch_size, filed=filed)
 
 
 # %%

@@ -14,7 +14,7 @@ import numpy as np
 
 from ctseg.core.anatomy import ClassMap
 from ctseg.core.files import InputError
-from ctseg.data.challenge import read_challenge
+from ctseg.data.sources import read_slices
 from ctseg.io.neighbours import with_neighbours
 from ctseg.prediction.prepare import prepare
 from ctseg.prediction.suggest import Suggestion, Suggestions, suggest, write_suggestions
@@ -87,7 +87,7 @@ print(len(page) > 5000, "not drawn" in page, "lung_right" in page)
 #| export
 def suggest_files(
     runs: list[str], # run folders, whose probabilities are averaged
-    data: str | Path, # the challenge folder they were trained on
+    data: str | Path, # the challenge folder they were trained on, or a store
     out: str | Path, # the CSV to write; the page lies beside it, as .html
     count: int = 20,
     annotated: str = "json", # see `read_challenge`
@@ -99,7 +99,7 @@ def suggest_files(
     if out.suffix != ".csv":
         raise InputError(f"{out}: expected the name of a .csv; the page is written beside it as .html")
     predictor = prepare(runs, device)
-    slices = read_challenge(data, annotated=annotated)
+    slices = read_slices(data, annotated=annotated)
     slices = with_neighbours(slices, data, "train", predictor.context)
     found = suggest(predictor, slices, count, batch_size)
     names = ", ".join(Path(run).name for run in runs)

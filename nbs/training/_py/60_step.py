@@ -74,6 +74,8 @@ class Student:
             self.presence_logits = list(zip(present.split(sizes), views))
         else:
             logits = self.model(image, **options)
+        if len(views) == 1:
+            return [logits]  # a part that is the whole would cost the gradient a copy
         if not isinstance(logits, list):
             return list(logits.split(sizes))
         by_size = [z.split(sizes) for z in logits]
