@@ -26,8 +26,7 @@ set_matplotlib_formats("jpeg", pil_kwargs={"quality": 65})  # grey noise: a quar
 
 
 # %% [markdown]
-# The [strong views](../data/93_strong_views.ipynb) of ctseg's own loop take slices of grey values between 0 and 1. nnU-Net's patches have two or three dimensions and one or more channels, and are normalised: zero is
-# the mean intensity and 1 a standard deviation. So the same ideas are written here for any number of dimensions, in these units.
+# The [strong views](../data/93_strong_views.ipynb) of ctseg's own loop take slices of grey values between 0 and 1. nnU-Net's patches have two or three dimensions and one or more channels, and are normalised: 0 is the mean intensity and 1 a standard deviation. So the same ideas are written here for any number of dimensions, in these units.
 #
 # ## Boxes
 
@@ -35,9 +34,32 @@ set_matplotlib_formats("jpeg", pil_kwargs={"quality": 65})  # grey noise: a quar
 #| export
 def draw(like: torch.Tensor, low: float, high: float, generator: torch.Generator) -> torch.Tensor:
     "A uniform number for each channel of each case of `like` [B,K,…]: [B,K,1,…]."
-    shape = [*like.shape[:2], *[1]*(like.ndim - 2)]
+    cases, channels, *space = like.shape
+    shape = [cases, channels]
+    for _ in space: shape.append(1)
     numbers = torch.rand(shape, generator=generator, device=generator.device)
-    return (low + (high - low)*numbers).to(like.device)
+    scaled = low + (high - low)*numbers
+    return scaled.to(like.device)
+
+def chance(like: torch.Tensor, share: float, generator: torch.Generator) -> torch.Tensor:
+    "True with a probability for each channel of each case, bool [B,K,1,…]."
+    return draw(like, 0, 1, generator) < share
+
+
+# %%
+image = torch.zeros(2, 1, 3, 4)
+print(draw(image, 2, 3, torch.Generator().manual_seed(0)).shape)
+
+
+# %%
+#| export
+def middles(like: torch.Tensor, axis: int) -> torch.Tensor:
+    "Where the middles of the voxels are along an axis, 0 to 1; broadcasts against `like`."
+    size = like.shape[axis]
+    place = torch.arange(size, device=like.device) + 0.5
+    place = place/size
+    for _ in like.shape[axis + 1:]: place = place[..., None]
+    return place
 
 def random_boxes(
     like: torch.Tensor, # [B,K,…]
@@ -45,15 +67,16 @@ def random_boxes(
     generator: torch.Generator,
 ) -> torch.Tensor: # bool, of the same shape
     "A box for each channel of each case."
-    sizes = like.shape[2:]
-    side = draw(like, *part, generator)**(1/len(sizes))
+    least, most = part
+    volume = draw(like, least, most, generator)
+    side = volume**(1/(like.ndim - 2))
     inside = torch.ones_like(like, dtype=torch.bool)
-    for axis, size in enumerate(sizes):
-        shape = [1]*like.ndim
-        shape[axis + 2] = size
-        place = (torch.arange(size, device=like.device) + 0.5).view(shape)/size
+    for axis in range(2, like.ndim):
         start = draw(like, 0, 1, generator)*(1 - side)
-        inside = inside & (place >= start) & (place < start + side)
+        place = middles(like, axis)
+        beyond_start = place >= start
+        before_end = place < start + side
+        inside = inside & beyond_start & before_end
     return inside
 
 
@@ -62,7 +85,7 @@ generator = torch.Generator().manual_seed(0)
 for size in ((64, 64), (16, 32, 32)):
     boxes = random_boxes(torch.zeros(500, 1, *size), (0.1, 0.4), generator)
     share = boxes.flatten(1).float().mean(1)
-    print(len(size), "dimensions, share of the patch:", *(f"{x:.2f}" for x in share.quantile(torch.tensor([0, .5, 1]))))
+    print(len(size), "dimensions, shares of the patch:", f"{share.min():.2f} to {share.max():.2f}")
     assert 0.05 < share.min() and share.max() < 0.5
 
 # %% [markdown]
@@ -77,15 +100,20 @@ REACH = 4 # voxels to either side
 def blurred(image: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor: # [B,K,…], [B,K,1,…] in voxels
     "Each channel with a Gaussian of its own; the border repeats."
     offset = torch.arange(-REACH, REACH + 1, device=image.device)
-    kernel = torch.exp(-offset**2/(2*sigma.reshape(-1, 1, 1)**2))
-    kernel = (kernel/kernel.sum(2, keepdim=True)).to(image.dtype)
+    variance = sigma.reshape(-1, 1, 1)**2
+    kernel = torch.exp(-offset**2/(2*variance))
+    kernel = kernel/kernel.sum(2, keepdim=True)
+    kernel = kernel.to(image.dtype)
     channels = len(kernel)
     for axis in range(2, image.ndim):
         last = image.movedim(axis, -1)
-        lines = last.reshape(channels, -1, last.shape[-1]).transpose(0, 1)
+        size = last.shape[-1]
+        lines = last.reshape(channels, -1, size).transpose(0, 1)
         lines = F.pad(lines, (REACH, REACH), mode="replicate")
-        lines = F.conv1d(lines, kernel, groups=channels).transpose(0, 1)
-        image = lines.reshape(last.shape).movedim(-1, axis)
+        lines = F.conv1d(lines, kernel, groups=channels)
+        lines = lines.transpose(0, 1)
+        soft = lines.reshape(last.shape)
+        image = soft.movedim(-1, axis)
     return image
 
 
@@ -105,18 +133,43 @@ print("left in the middle:", [round(x, 3) for x in spread[:, 0, 4, 4, 4].tolist(
 
 # %%
 #| export
+def space_of(image: torch.Tensor) -> tuple[int, ...]:
+    "The axes of an image [B,K,…] that lie in space."
+    return tuple(range(2, image.ndim))
+
+def factor(like: torch.Tensor, most: float, generator: torch.Generator) -> torch.Tensor:
+    "A number between 1/most and most for each channel of each case, [B,K,1,…]."
+    limit = math.log(most)
+    return draw(like, -limit, limit, generator).exp()
+
+def bent(image: torch.Tensor, gamma: torch.Tensor) -> torch.Tensor:
+    "The intensities of each channel bent by an exponent, between its own least and most."
+    low = image.amin(space_of(image), keepdim=True)
+    high = image.amax(space_of(image), keepdim=True)
+    span = (high - low).clamp(min=1e-6)
+    share = (image - low)/span
+    return share**gamma*span + low
+
+
+# %%
+line = torch.linspace(0, 4, 5).view(1, 1, 5)
+print(bent(line, torch.tensor(2.)).flatten().tolist())
+
+
+# %%
+#| export
 def recontrasted(image: torch.Tensor, generator: torch.Generator) -> torch.Tensor: # [B,K,…]
-    "Brightness by up to 0.4, contrast and gamma by factors of up to 1.5, noise of up to 0.1."
-    axes = tuple(range(2, image.ndim))
-    limit = math.log(1.5)
-    mean = image.mean(axes, keepdim=True)
-    image = (image - mean)*draw(image, -limit, limit, generator).exp() + mean
-    low = image.amin(axes, keepdim=True)
-    span = (image.amax(axes, keepdim=True) - low).clamp(min=1e-6)
-    image = ((image - low)/span)**draw(image, -limit, limit, generator).exp()*span + low
-    image = image + draw(image, -0.4, 0.4, generator)
-    noise = torch.randn(image.shape, generator=generator, device=generator.device).to(image)
-    return image + draw(image, 0, 0.1, generator)*noise
+    "Contrast and gamma by factors of up to 1.5, brightness by up to 0.4, noise of up to 0.1."
+    mean = image.mean(space_of(image), keepdim=True)
+    contrast = factor(image, 1.5, generator)
+    image = (image - mean)*contrast + mean
+    gamma = factor(image, 1.5, generator)
+    image = bent(image, gamma)
+    brightness = draw(image, -0.4, 0.4, generator)
+    image = image + brightness
+    noise = torch.randn(image.shape, generator=generator, device=generator.device)
+    strength = draw(image, 0, 0.1, generator)
+    return image + strength*noise.to(image)
 
 
 # %%
@@ -133,12 +186,15 @@ HOLES = 4 # boxes cut out, each with probability 1/2
 def ruined(image: torch.Tensor, generator: torch.Generator) -> torch.Tensor: # [B,K,…]
     "Patches of nnU-Net with their appearance ruined, not their geometry: contrast, blur, noise, holes."
     image = image.float()
-    soft = draw(image, 0, 1, generator) < 0.5
-    image = torch.where(soft, blurred(image, draw(image, 0.1, 2, generator)), image)
+    softened = chance(image, 0.5, generator)
+    sigma = draw(image, 0.1, 2, generator)
+    soft = blurred(image, sigma)
+    image = torch.where(softened, soft, image)
     image = recontrasted(image, generator)
-    mean = image.mean(tuple(range(2, image.ndim)), keepdim=True)
+    mean = image.mean(space_of(image), keepdim=True)
     for _ in range(HOLES):
-        hole = random_boxes(image, (0.005, 0.04), generator) & (draw(image, 0, 1, generator) < 0.5)
+        hole = random_boxes(image, (0.005, 0.04), generator)
+        hole = hole & chance(image, 0.5, generator)
         image = torch.where(hole, mean, image)
     return image
 
@@ -159,8 +215,9 @@ for ax, view, title in zip(panels, views, ("as it is", *["strong view"]*5)):
 #| export
 def mixed(a: torch.Tensor, b: torch.Tensor, box: torch.Tensor) -> torch.Tensor: # [B,K,…], bool [B,1,…]
     "`b` in the box, `a` elsewhere; the box has the finest resolution."
-    there = F.interpolate(box.float(), a.shape[2:], mode="nearest-exact") > 0
-    return torch.where(there, b, a)
+    size = a.shape[2:]
+    box = F.interpolate(box.float(), size, mode="nearest-exact")
+    return torch.where(box > 0, b, a)
 
 def strong_view(
     batch: dict, # of nnU-Net: data [B,K,…], target [B,L,…] or a list of them
@@ -170,15 +227,23 @@ def strong_view(
 ) -> dict:
     "What the student sees of a batch."
     data, target = batch["data"], batch["target"]
-    data = torch.cat([ruined(data[:, :channels], generator), data[:, channels:]], 1)
+    image, cascade = data[:, :channels], data[:, channels:]
+    data = torch.cat([ruined(image, generator), cascade], 1)
     one = data[:, :1]
-    box = random_boxes(one, (0.02, 0.4), generator) & (draw(one, 0, 1, generator) < cutmix)
-    order = torch.randperm(len(data), generator=generator, device=generator.device).to(data.device)
+    box = random_boxes(one, (0.02, 0.4), generator)
+    box = box & chance(one, cutmix, generator)
+    cases, device = len(data), generator.device
+    order = torch.randperm(cases, generator=generator, device=device)
+    order = order.to(data.device)
+
+    def mix(whole: torch.Tensor) -> torch.Tensor:
+        "With a box of another case."
+        return mixed(whole, whole[order], box)
     if torch.is_tensor(target):
-        target = mixed(target, target[order], box)
+        target = mix(target)
     else:
-        target = [mixed(t, t[order], box) for t in target]
-    return batch | {"data": mixed(data, data[order], box), "target": target}
+        target = [mix(t) for t in target]
+    return batch | {"data": mix(data), "target": target}
 
 
 # %%
