@@ -109,7 +109,7 @@ def completed_target(
     known: torch.Tensor, # bool [B,C]
     tau: float, # certainty at which the teacher settles a voxel
     learnt: torch.Tensor | None = None, # bool [C], the classes that the teacher has learnt; None: all
-) -> torch.Tensor: # int16 [B,1+C,…]: labels; 1 where a class is known
+) -> torch.Tensor: # uint8 [B,1+C,…]: labels; 1 where a class is known
     "The target with a sure teacher's answers where the truth says nothing; truth and ignored voxels stay."
     prob = logits.float().softmax(1)[:, 1:]
     truth = Batch(prob, target[:, 0].long(), known)
@@ -121,7 +121,7 @@ def completed_target(
         mask, settled = torch.where(kept, mask, 0), settled & kept[:, None]
         settled = settled & known_map(learnt[None], mask.shape[1:])
     now_known = known_map(known, mask.shape[1:]) | settled
-    return torch.cat([mask[:, None], now_known], 1).to(torch.int16)
+    return torch.cat([mask[:, None].to(torch.uint8), now_known], 1)
 
 # %% ../../nbs/integrations/12_nnunet_known.ipynb #bd828729
 def mean_score(rows: list[dict]) -> dict[str, float]:

@@ -99,6 +99,7 @@ shown
 # %%
 assert (table["sizes"] == "any").all() and (table["largest difference"] < 1e-4).all()
 
+
 # %% [markdown]
 # ## Which engine for `ctseg predict`?
 #
