@@ -8,7 +8,7 @@
 # %% [markdown]
 # **Question.** What does a run lose as an ONNX file, and is predicting through it faster?
 #
-# **Answer.** Nothing: every network takes any number of images of any size, and no probability differs by more than 1e-4. With one thread ONNX Runtime is 1.5 to 4.5 times as fast as PyTorch, so `ctseg predict --engine onnx` pays where a CPU predicts in float32.
+# **Answer.** Nothing: every network takes any number of images of any size, and no probability differs by more than 1e-4. With one thread ONNX Runtime is 1.6 to 4.6 times as fast as PyTorch in float32, and 1.2 to 1.6 times as fast as PyTorch in bfloat16. So on a CPU `ctseg predict --engine onnx` pays with either ([below](#which-engine-for-ctseg-predict)).
 #
 # ## How it was measured
 #
@@ -143,6 +143,8 @@ lines = [engine_row(name, size, **settings) for name, settings in CASES for size
 pd.DataFrame(lines).set_index(["network", "pixels"]).round(2)
 
 # %% [markdown]
+# **Which to take.** On a CPU `onnx`, if time matters: it is ahead at both sizes with both networks, least with large images where PyTorch has bfloat16, and answers in float32. `torch`, the default, if the answers are to be the same with and without the extra package, or on a GPU.
+#
 # ## What it does not say
 #
-# PyTorch in bfloat16, on processors with instructions for it, and OpenVINO were not measured here; `--engine auto` [measures](../inference/25_engine.ipynb) the latter on the first batch. Larger images shift the balance a little, and other processors more.
+# The machine was busy. Processor time is counted, but neighbours share its caches: in another round the four ratios to bfloat16 were 1.4 to 1.5. OpenVINO was not measured here; `--engine auto` [measures](../inference/25_engine.ipynb) it on the first batch. Several threads, processors with AMX, and other processors may shift the balance.

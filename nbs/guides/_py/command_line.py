@@ -18,7 +18,7 @@
 # * A run that was cut goes on with the same command and `--resume`. One that stopped in time, by `--time-limit`, SIGTERM or SIGHUP, ends with status 75.
 # * `--set KEY=VALUE` reaches every field of a [recipe](../recipes/20_fit.ipynb). `ctseg recipes NAME` lists the fields with their values and what they mean. `--recipe runs/first/recipe.json` takes the recipe of a run.
 # * `ctseg predict` decides by the rule that was chosen in training. `--rule argmax` leaves it out; `--tune FOLDER` chooses one anew, for all the runs together, and prints what it scores on the slices they held out.
-# * On a CPU `--engine onnx` (extra `onnx`) predicts faster, in `predict` and `segment`: [1.4 times and more](../benchmarks/onnx.ipynb) where PyTorch computes in bfloat16, 2 to 3 times where it does not. The default stays PyTorch, whose answers do not depend on another package. A GPU always computes with PyTorch.
+# * On a CPU `--engine onnx` (extra `onnx`) predicts faster, in `predict` and `segment`: [1.2 to 1.6 times](../benchmarks/onnx.ipynb#which-engine-for-ctseg-predict) where PyTorch computes in bfloat16, 1.6 to 3 times where it does not. The default stays PyTorch, whose answers do not depend on another package. A GPU always computes with PyTorch.
 # * A run is a folder, or a name on the hub: `ctseg predict hf://owner/name …`; `ctseg push` puts one there. [More](sharing_and_watching.ipynb), also of `--log` and `--confidence`.
 # * `ctseg merge A B --out C` makes one folder of several that outline other structures: [three hospitals](three_hospitals.ipynb).
 # * `ctseg suggest RUN DATA` lists [what to annotate next](../prediction/57_suggest.ipynb).
