@@ -122,7 +122,9 @@ for case, names in read_json(root/"annotated_labels.json").items():
 #
 # ## What was tried
 #
-# TRIED
+# nnU-Net 2.8.1 in `2d`, `3d_lowres`, `3d_fullres` and `3d_cascade_fullres`, on one CPU. `nnUNetv2_train` of 3d_lowres, then 3d_cascade_fullres, with either trainer: killed after epoch 49, continued by `--c` from epoch 50 to the end; `nnUNetv2_predict` with both stages, where ctseg cannot be imported. The tests of this package do much of this with a small network where nnU-Net is installed. Two processes on one CPU, through gloo in place of nnU-Net's NCCL, ended with the same weights and the same teacher. `nnUNetv2_train -num_gpus 2` itself refuses a CPU, and no GPU was tried.
+#
+# On [phantoms](../benchmarks/nnunet.ipynb), with ctseg's own loop on the same volumes beside it: `nnUNetTrainerPartial` is ahead of the ignore label. `nnUNetTrainerPartialSemi` is ahead of `nnUNetTrainerPartial` in trainings of 24 epochs, at equal epochs, and not in ones of 8, in which the teacher has learnt too little. Unlabelled cases themselves added nothing measurable there. On real data nothing was measured. Begin with `nnUNetTrainerPartial`.
 
 # %%
 #| hide
