@@ -91,11 +91,13 @@ classes[[*found["class"].unique()]].rename(index=NAMES).round(2)
 # 1440 steps. From epoch 12 on the teacher is believed about three to five of the six structures, later about five or six. The second half of `nnUNetTrainerPartialSemi` takes two batches a step, so 36 epochs of the supervised trainer stand beside it as well: about the same processor time.
 
 # %%
-wanted = [("ignore", 24), ("partial", 24), ("semi", 24), ("semi-labelled", 24), ("semi-weak", 24), ("partial", 36)]
+names = ("ignore", "partial", "semi", "semi-labelled", "semi-weak")
+wanted = [*((name, 24) for name in names), ("partial", 36)]
 table(wanted, 24)
 
 # %%
-classes = found[found["epochs"].isin([24, 36])].groupby(["training", "epochs", "class"])["dice"].mean().unstack()
+longer = found[found["epochs"].isin([24, 36])]
+classes = longer.groupby(["training", "epochs", "class"])["dice"].mean().unstack()
 classes[[*found["class"].unique()]].rename(index=NAMES).round(2)
 
 # %% [markdown]
