@@ -5,6 +5,7 @@
     nnUNetv2_plan_and_preprocess -d 501 502 503 -c 2d
     python tools/nnunet_trial.py plans HOME          nnUNetPlansTiny.json beside each plan: a narrow network
     python tools/nnunet_trial.py train HOME          four trainings from each seed, the unfinished ones
+    python tools/nnunet_trial.py own HOME            ctseg's own loop on the slices of the same volumes
     python tools/nnunet_trial.py collect HOME --out nbs/benchmarks/results/nnunet.csv
 
 `nbs/benchmarks/nnunet.ipynb` says what came out.
@@ -12,6 +13,7 @@
 import argparse
 import json
 import os
+import time
 from pathlib import Path
 
 import nibabel as nib
@@ -32,8 +34,13 @@ TRAININGS = {  # data set, trainer of ctseg
     "ignore": (503, None),
     "partial": (501, "nnUNetTrainerPartial"),
     "semi": (501, "nnUNetTrainerPartialSemi"),
+    "semi-labelled": (501, "nnUNetTrainerPartialSemi"),  # the cases without labels are left out
 }
-SCORES = ["training", "seed", "case", "class", "dice"]
+OWN = {  # recipe of ctseg, settings; about the processor time of 24 epochs of the two trainers
+    "own": ("marginal-log", ["model.width=8", "epochs=24"]),
+    "own-semi": ("ctseg", ["model.width=8", "epochs=16", "unlabelled_passes=0"]),
+}
+SCORES = ["case", "class", "dice"]
 
 
 def volume(patient: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -156,6 +163,13 @@ def short_trainer(name: str | None, epochs: int, iterations: int, rate: float, s
     return type(name or "nnUNetTrainerNoDA", parts, {})  # a name that nnU-Net finds when it predicts
 
 
+def without_unlabelled(kind: type) -> type:
+    "The same trainer, which never sees a case without labels."
+    def training_cases(self, cases):
+        return kind.training_cases(self, self.examined.labelled(cases))
+    return type(kind.__name__, (kind,), {"training_cases": training_cases})
+
+
 def keep_in_memory(dataset) -> None:
     "Read each case of nnU-Net once."
     read, kept = dataset.load_case, {}
@@ -171,10 +185,10 @@ def keep_in_memory(dataset) -> None:
 
 def train(home: Path, what: str, seed: int, epochs: int, iterations: int, rate: float) -> None:
     "One training, and the Dice of each class and test case that nnU-Net's prediction gets with it."
-    out = home/"scores"/f"{what}_{seed}.csv"
-    if out.exists(): return
+    run = f"{what}_{seed}_{epochs}"
+    if (home/"scores"/f"{run}.csv").exists(): return
     for name in ("raw", "preprocessed"): os.environ[f"nnUNet_{name}"] = str(home/name)
-    os.environ["nnUNet_results"] = str(home/"results"/f"{what}_{seed}")
+    os.environ["nnUNet_results"] = str(home/"results"/run)
     os.environ |= {"nnUNet_n_proc_DA": "0", "nnUNet_compile": "f"}
     import torch
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
@@ -184,24 +198,53 @@ def train(home: Path, what: str, seed: int, epochs: int, iterations: int, rate: 
     plans = json.loads((prepared/"nnUNetPlansTiny.json").read_text()) | {"continue_training": False}
     dataset = json.loads((prepared/"dataset.json").read_text())
     cpu = torch.device("cpu")
-    trainer = short_trainer(name, epochs, iterations, rate, seed)(plans, "2d", "all", dataset, device=cpu)
+    kind = short_trainer(name, epochs, iterations, rate, seed)
+    if what == "semi-labelled": kind = without_unlabelled(kind)
+    trainer = kind(plans, "2d", "all", dataset, device=cpu)
     if not (Path(trainer.output_folder)/"checkpoint_final.pth").exists(): trainer.run_training()
     predictor = nnUNetPredictor(use_mirroring=False, device=cpu, allow_tqdm=False)
     trained = trainer.output_folder_base
     predictor.initialize_from_trained_model_folder(trained, ("all",), "checkpoint_final.pth")
-    predicted = home/"predicted"/f"{what}_{seed}"
+    predicted = home/"predicted"/run
     predicted.mkdir(parents=True, exist_ok=True)
     predictor.predict_from_files_sequential(str(home/"test"/"imagesTs"), str(predicted))
-    rows = [(what, seed, *row) for row in score(home/"test"/"labelsTs", predicted)]
-    out.parent.mkdir(exist_ok=True)
-    pd.DataFrame(rows, columns=SCORES).round(4).to_csv(out, index=False)
+    write_scores(home, what, seed, epochs)
+
+
+def train_own(home: Path, what: str, seed: int) -> None:
+    "One training of ctseg's own loop on slices, and the Dice of its volumes."
+    import ctseg
+    from ctseg.integrations.nnunet_import import import_nnunet
+    from ctseg.recipes.table import get_recipe
+    from ctseg.runs.recipe import apply_settings
+    from ctseg.segmentation import segment
+
+    recipe = apply_settings(get_recipe(OWN[what][0]), OWN[what][1])
+    epochs = recipe.schedule.epochs
+    name = f"{what}_{seed}_{epochs}"
+    if (home/"scores"/f"{name}.csv").exists(): return
+    data = home/"own"
+    if not data.exists(): import_nnunet(home/"raw"/"Dataset501_phantom", data)
+    run = ctseg.fit(data, recipe, home/"results"/name, seed, device="cpu", progress=False)
+    segment(run.folder, home/"test"/"imagesTs", home/"predicted"/name, device="cpu")
+    write_scores(home, what, seed, epochs)
+
+
+def write_scores(home: Path, what: str, seed: int, epochs: int) -> None:
+    "The Dice of predicted volumes, and the processor time of the whole command."
+    name = f"{what}_{seed}_{epochs}"
+    table = pd.DataFrame(score(home/"test"/"labelsTs", home/"predicted"/name), columns=SCORES).round(4)
+    table = table.assign(training=what, seed=seed, epochs=epochs, seconds=round(time.process_time()))
+    (home/"scores").mkdir(exist_ok=True)
+    table.to_csv(home/"scores"/f"{name}.csv", index=False)
 
 
 def score(truth: Path, predicted: Path) -> list[tuple]:
     "Case, class and Dice over the cases of a folder."
     rows = []
     for path in sorted(truth.glob("*.nii.gz")):
-        t, p = (np.asarray(nib.load(f).dataobj) for f in (path, predicted/path.name))
+        (found,) = predicted.glob(path.name.replace(".nii.gz", "*.nii.gz"))
+        t, p = (np.asarray(nib.load(f).dataobj) for f in (path, found))
         for c, name in enumerate(CLASSES, 1):
             total = (t == c).sum() + (p == c).sum()
             rows.append((path.name.split(".")[0], name, 2*((t == c) & (p == c)).sum()/max(1, total)))
@@ -217,10 +260,11 @@ def collect(home: Path, out: Path) -> None:
 def main() -> None:
     as_written = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=as_written)
-    parser.add_argument("what", choices=("make", "plans", "train", "collect"))
+    parser.add_argument("what", choices=("make", "plans", "train", "own", "collect"))
     parser.add_argument("home", type=Path)
     parser.add_argument("--cases", type=int, nargs=3, default=(10, 10, 6), help="labelled, unlabelled, test")
     parser.add_argument("--trainings", nargs="+", choices=TRAININGS, default=[*TRAININGS])
+    parser.add_argument("--own", nargs="+", choices=OWN, default=[*OWN])
     parser.add_argument("--seeds", type=int, nargs="+", default=(0, 1, 2))
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--iterations", type=int, default=75, help="steps an epoch")
@@ -230,6 +274,9 @@ def main() -> None:
     if given.what == "make": make(given.home, *given.cases)
     elif given.what == "plans": narrow(given.home)
     elif given.what == "collect": collect(given.home, given.out)
+    elif given.what == "own":
+        for seed in given.seeds:
+            for what in given.own: train_own(given.home, what, seed)
     else:
         for seed in given.seeds:
             for what in given.trainings:

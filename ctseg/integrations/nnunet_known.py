@@ -86,25 +86,18 @@ class CaseLoss(nn.Module):
         self.loss = loss
         self.ignore = ignore
         self.known: torch.Tensor | None = None
-        self.learnt: torch.Tensor | None = None
 
-    def tell(self, known: torch.Tensor, gather=as_given, learnt: torch.Tensor | None = None) -> None:
-        """Say what was examined on the cases of the next step, bool [B,C].
-
-        `gather`: as of a `PartialLoss`. `learnt`: the classes that a settled pixel is settled for, bool [C]; None: all.
-        """
+    def tell(self, known: torch.Tensor, gather=as_given) -> None:
+        "Say what was examined on the cases of the next step, bool [B,C]. `gather`: as of a `PartialLoss`."
         self.known = known
         self.loss.gather = gather
-        self.learnt = known.new_ones(known.shape[1]) if learnt is None else learnt
 
     def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        "The loss, a scalar. A second channel of the target is 1 where a pixel is settled for the learnt classes."
+        "The loss, a scalar. Further channels of the target say voxel by voxel what is known of each class."
         if self.known is None:
             raise InputError("CaseLoss: say first what is known of the cases")
-        mask, known = target[:, 0].long(), self.known
-        if target.shape[1] > 1:
-            learnt = known_map(self.learnt[None], mask.shape[1:])
-            known = known_map(known, mask.shape[1:]) | (target[:, 1:].bool() & learnt)
+        mask = target[:, 0].long()
+        known = target[:, 1:].bool() if target.shape[1] > 1 else self.known
         if self.ignore is not None:
             mask = mask.masked_fill(mask == self.ignore, IGNORE)
         return self.loss(logits, mask, known)
@@ -116,17 +109,19 @@ def completed_target(
     known: torch.Tensor, # bool [B,C]
     tau: float, # certainty at which the teacher settles a voxel
     learnt: torch.Tensor | None = None, # bool [C], the classes that the teacher has learnt; None: all
-) -> torch.Tensor: # int16 [B,2,…]: labels; 1 where a voxel is settled for the learnt classes
+) -> torch.Tensor: # uint8 [B,1+C,…]: labels; 1 where a class is known
     "The target with a sure teacher's answers where the truth says nothing; truth and ignored voxels stay."
     prob = logits.float().softmax(1)[:, 1:]
     truth = Batch(prob, target[:, 0].long(), known)
     whole = complete_batch(truth, prob, tau, "softmax")
-    mask, settled = whole.mask, whole.known.all(1)
+    mask, settled = whole.mask, whole.known.all(1, keepdim=True)
     if learnt is not None:
         said = F.pad(learnt, (1, 0), value=True)[mask.clamp(0, len(learnt))]
         kept = said | (truth.mask != 0)
-        mask, settled = torch.where(kept, mask, 0), settled & kept
-    return torch.stack([mask, settled], 1).to(torch.int16)
+        mask, settled = torch.where(kept, mask, 0), settled & kept[:, None]
+        settled = settled & known_map(learnt[None], mask.shape[1:])
+    now_known = known_map(known, mask.shape[1:]) | settled
+    return torch.cat([mask[:, None].to(torch.uint8), now_known], 1)
 
 # %% ../../nbs/integrations/12_nnunet_known.ipynb #bd828729
 def mean_score(rows: list[dict]) -> dict[str, float]:

@@ -45,9 +45,9 @@ class FakeTrainer:
     is_ddp = disable_checkpointing = False
     enable_deep_supervision = True
     num_epochs, num_iterations_per_epoch, num_val_iterations_per_epoch = 1000, 250, 50
-    local_rank, fold, current_epoch = 0, 0, 0
+    local_rank, fold, current_epoch, grad_scaler = 0, 0, 0, None
     device = torch.device("cpu")
-    dataset_json = {"file_ending": ".nii.gz"}
+    dataset_json = {"file_ending": ".nii.gz", "channel_names": {"0": "CT"}}
     train_cases, val_cases = ("p1", "p2", "p3", "p4"), ("p5", "p6")
 
     def __init__(self, home: Path, ignore: int | None = None, regions: bool = False):

@@ -96,7 +96,8 @@ def test_a_teacher_completes_and_contradicts_nothing(space):
     target = torch.randint(0, 5, (3, 1, *space), generator=generator).to(torch.int16)  # 4: ignored
     known = torch.tensor([[True, False, False], [False]*3, [True]*3])
     target[1] = 0
-    mask, settled = completed_target(target, logits, known, 0.9).unbind(1)
+    mask, *each = completed_target(target, logits, known, 0.9).unbind(1)
+    settled = torch.stack(each).amin(0)
     given = target[:, 0] > 0
     assert torch.equal(mask[given], target[:, 0][given])  # truth and ignored voxels stay
     assert not (mask[0][~given[0]] == 1).any()            # examined and not found: it is not
@@ -104,13 +105,14 @@ def test_a_teacher_completes_and_contradicts_nothing(space):
     sure = logits[1].softmax(0).amax(0) >= 0.9            # nobody looked: the teacher's own answer
     assert torch.equal(settled[1].bool(), sure) and sure.any() and not sure.all()
     assert torch.equal(mask[1][sure].long(), logits[1].argmax(0)[sure]) and not mask[1][~sure].any()
+    assert each[0][0].all() and each[1][2].all()          # what was examined stays known everywhere
 
 
 def test_a_settled_voxel_is_asked_for_all_classes():
     logits = torch.zeros(1, 4, 1, 2, requires_grad=True)
     loss = CaseLoss(create_loss("marginal"))
     loss.tell(torch.zeros(1, 3, dtype=torch.bool))
-    loss(logits, torch.tensor([[[[0, 0]], [[1, 0]]]])).backward()
+    loss(logits, torch.tensor([[[[0, 0]], *[[[1, 0]]]*3]])).backward()
     pull = -logits.grad[0, :, 0]
     assert pull[0, 0] > 0 and (pull[1:, 0] < 0).all() and not pull[:, 1].any()
 

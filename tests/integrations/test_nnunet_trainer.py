@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.nnunet import FakeTrainer, batch_of, home_of
+from helpers.nnunet import FakeTrainer, Loader, batch_of, home_of
 from helpers.volumes import one_line
 
 from ctseg.core.files import InputError
@@ -60,13 +60,13 @@ def test_which_cases_are_drawn(home, monkeypatch):
     assert [d.identifiers for d in started(Partial, home).datasets] == [["p1", "p2"], ["p5"]]
     monkeypatch.setenv("CTSEG_NNUNET", "epochs=4 warmup=0.5")
     trainer = started(Semi, home)
-    unlabelled = []
+    incomplete = []
     for epoch in range(4):
         begin_epoch(trainer, epoch)
-        unlabelled.append(trainer.unlabelled_loader)
-    assert unlabelled[:2] == [None, None] and unlabelled[2] is unlabelled[3]
-    loaders = trainer.dataloader_train, trainer.dataloader_val, trainer.unlabelled_loader
-    assert [loader.cases for loader in loaders] == [["p1", "p2"], ["p5"], ["p3", "p4"]]
+        incomplete.append(trainer.incomplete_loader)
+    assert incomplete[:2] == [None, None] and incomplete[2] is incomplete[3]
+    loaders = trainer.dataloader_train, trainer.dataloader_val, trainer.incomplete_loader
+    assert [loader.cases for loader in loaders] == [["p1", "p2"], ["p5"], ["p2", "p3", "p4"]]
     trainer.on_train_end()
     assert [loader.ended for loader in loaders] == [False, False, True]  # nnU-Net ends its own
     written = json.loads((home.parent/"out"/"annotated_labels.json").read_text())
@@ -184,6 +184,7 @@ def taught(home, hits, sure_of=2):
         model.conv.bias.data = torch.eye(4)[sure_of]*3
     trainer.on_validation_epoch_end([counts(hits)])
     begin_epoch(trainer, 1)
+    trainer.incomplete_loader = trainer.incomplete_loader and Loader(["p3", "p4"])
     return trainer
 
 
@@ -193,36 +194,41 @@ def unlabelled_batch():
     return batch
 
 
-def test_steps_on_unlabelled_cases_come_on_top(home, monkeypatch):
+def test_one_step_learns_from_labelled_and_from_incomplete_cases(home, monkeypatch):
+    def learnt_bias(hits, weight):
+        monkeypatch.setenv("CTSEG_NNUNET", f"epochs=2 warmup=0.5 tau=0.5 ramp=0 consistency={weight}")
+        trainer = taught(home, hits)
+        trainer.train_step(batch_of("p1", "p2"))
+        assert trainer.teacher.steps == 1
+        return trainer.network.conv.bias.detach()
+
+    none, once, twice = (learnt_bias((5, 5, 5), weight) for weight in (0, 1, 2))
+    assert torch.equal(none, learnt_bias((0, 0, 0), 1))  # nothing is learnt, so nobody is asked
+    assert torch.allclose(twice - none, 2*(once - none), atol=1e-6) and (once != none).any()
+
+
+def test_the_student_sees_what_the_teacher_does_not(home, monkeypatch):
     monkeypatch.setenv("CTSEG_NNUNET", "epochs=2 warmup=0.5 tau=0.5")
-    drawn, step = [], FakeTrainer.train_step
-
-    def noted(self, batch):
-        drawn.append(batch["keys"])
-        return step(self, batch)
-
-    monkeypatch.setattr(FakeTrainer, "train_step", noted)
-    taught(home, (5, 5, 5)).train_step(batch_of("p1", "p2"))
-    taught(home, (0, 0, 0)).train_step(batch_of("p1", "p2"))  # nothing is learnt, so nothing comes on top
-    assert drawn == [["p1", "p2"], ["p3", "p4"], ["p1", "p2"]]
+    trainer, seen = taught(home, (5, 5, 5)), {}
+    for name, network in (("student", trainer.network), ("teacher", trainer.teacher.model)):
+        network.register_forward_pre_hook(lambda _, x, name=name: seen.setdefault(name, []).append(x[0]))
+    labelled, weak = batch_of("p1", "p2"), next(trainer.incomplete_loader)
+    trainer.train_step(labelled)
+    assert torch.equal(seen["teacher"][0], weak["data"]) and len(seen["teacher"]) == 1
+    assert torch.equal(seen["student"][1], labelled["data"])
+    assert not torch.isclose(seen["student"][0], weak["data"]).all() and len(seen["student"]) == 2
 
 
-def test_without_unlabelled_cases(home, monkeypatch):
-    monkeypatch.setattr(FakeTrainer, "train_cases", ("p1", "p2"))
+@pytest.mark.parametrize("complete, asked", [(("p1",), False), (("p1", "p2"), True)])
+def test_only_labelled_cases(home, monkeypatch, complete, asked):
+    "What nobody examined on labelled cases is completed too; where all was examined there is nothing to do."
+    monkeypatch.setattr(FakeTrainer, "train_cases", complete)
     monkeypatch.setenv("CTSEG_NNUNET", "epochs=2 warmup=0.5 tau=0.5")
     trainer = taught(home, (5, 5, 5))
-    assert trainer.unlabelled_loader is None
-    trainer.train_step(batch_of("p2"))
+    assert (trainer.incomplete_loader is not None) == asked
+    trainer.train_step(batch_of("p1"))
     trainer.on_train_end()
     assert trainer.teacher.steps == 1
-
-
-def test_the_teacher_is_asked_after_the_warm_up(home, monkeypatch):
-    monkeypatch.setenv("CTSEG_NNUNET", "epochs=2 warmup=0.5 tau=0.5")
-    trainer = taught(home, (5, 5, 5))
-    assert trainer.train_step(unlabelled_batch())["loss"] > 0
-    trainer.current_epoch = 0
-    assert trainer.train_step(unlabelled_batch())["loss"] == 0
 
 
 @pytest.mark.parametrize("sure_of, hits, up, down", [
@@ -234,7 +240,7 @@ def test_the_teacher_is_asked_after_the_warm_up(home, monkeypatch):
     (2, (5, 0, 5), [], []),
 ])
 def test_the_teacher_is_believed_about_learnt_classes_only(home, monkeypatch, sure_of, hits, up, down):
-    monkeypatch.setenv("CTSEG_NNUNET", "epochs=2 warmup=0.5 tau=0.5")
+    monkeypatch.setenv("CTSEG_NNUNET", "epochs=2 warmup=0.5 tau=0.5 ramp=0")
     trainer = taught(home, hits, sure_of)
     before = trainer.network.conv.bias.detach().clone()
     trainer.train_step(unlabelled_batch())

@@ -8,7 +8,7 @@
 # %% [markdown]
 # **Question.** What does a run lose as an ONNX file, and is predicting through it faster?
 #
-# **Answer.** Nothing: every network takes any number of images of any size, and no probability differs by more than 1e-4. With one thread ONNX Runtime is 1.5 to 4.5 times as fast as PyTorch, so `ctseg predict --engine onnx` pays where a CPU predicts in float32.
+# **Answer.** Nothing: every network takes any number of images of any size, and no probability differs by more than 1e-4. With one thread ONNX Runtime is 1.6 to 4.6 times as fast as PyTorch in float32, and 1.2 to 1.6 times as fast as PyTorch in bfloat16. So on a CPU `ctseg predict --engine onnx` pays with either ([below](#which-engine-for-ctseg-predict)).
 #
 # ## How it was measured
 #
@@ -26,7 +26,7 @@ import pandas as pd
 import torch
 
 from ctseg.core.anatomy import ClassMap
-from ctseg.core.device import pick_device
+from ctseg.core.device import computes_bf16, pick_device
 from ctseg.inference.engine import onnx_session
 from ctseg.inference.loop import Member
 from ctseg.integrations.onnx import PredictorGraph, apart_on_noise, write_checked
@@ -99,7 +99,52 @@ shown
 # %%
 assert (table["sizes"] == "any").all() and (table["largest difference"] < 1e-4).all()
 
+
 # %% [markdown]
+# ## Which engine for `ctseg predict`?
+#
+# `--engine torch`, the default, takes bfloat16 on processors that [multiply it themselves](cpu_precision.ipynb), float32 on others. `--engine onnx` always takes float32. Two networks, at a small and a large image size, as `ctseg predict` asks them: eight images at a time, probabilities included, in processor time of one thread; the three take turns, and the fastest of three rounds counts.
+
+# %%
+def engines(name, size, images=8, **settings):
+    "Predictors of the same network by engine, and images for them."
+    torch.manual_seed(0)
+    model = create_model(name, 1, len(CLASSES) + 1, **settings).eval()
+
+    def asked(precision, engine="torch"):
+        "A predictor."
+        plan = pick_device("cpu", precision)
+        return Predictor([Member(model, LOSS)], CLASSES, plan).by_engine(engine)
+
+    pictures = np.random.default_rng(0).integers(0, 256, (images, size, size), np.uint8)
+    return {
+        "PyTorch, float32": asked("fp32"),
+        "PyTorch, bfloat16": asked("bf16"),
+        "ONNX Runtime": asked("fp32", "onnx"),
+    }, pictures
+
+def engine_row(name, size, **settings):
+    "Images a second of each engine, and how much faster ONNX Runtime is."
+    predictors, pictures = engines(name, size, **settings)
+    asks = {engine: lambda p=p: p.probabilities(pictures) for engine, p in predictors.items()}
+    for ask in asks.values(): ask()  # compiled, and memory taken
+    seconds = least_seconds(asks)
+    line = {"network": name, "pixels": size}
+    line |= {f"{engine}, images/s": len(pictures)/s for engine, s in seconds.items()}
+    for other in ("float32", "bfloat16"):
+        line[f"ONNX to {other}"] = seconds[f"PyTorch, {other}"]/seconds["ONNX Runtime"]
+    return line
+
+
+# %%
+print("this processor multiplies bfloat16:", computes_bf16())
+CASES = [("attunet", {"width": 16}), ("unet:tf_efficientnet_lite0", {"pretrained": False})]
+lines = [engine_row(name, size, **settings) for name, settings in CASES for size in (64, 256)]
+pd.DataFrame(lines).set_index(["network", "pixels"]).round(2)
+
+# %% [markdown]
+# **Which to take.** On a CPU `onnx`, if time matters: it is ahead at both sizes with both networks, least with large images where PyTorch has bfloat16, and answers in float32. `torch`, the default, if the answers are to be the same with and without the extra package, or on a GPU.
+#
 # ## What it does not say
 #
-# PyTorch in bfloat16, on processors with instructions for it, and OpenVINO (`--engine openvino`) were not measured here; `--engine auto` times PyTorch and OpenVINO [on the first batch](../inference/25_engine.ipynb) and takes the faster. Larger images shift the balance a little, and other processors more.
+# The machine was busy. Processor time is counted, but neighbours share its caches: in another round the four ratios to bfloat16 were 1.4 to 1.5. OpenVINO was not measured here; `--engine auto` times PyTorch and OpenVINO [on the first batch](../inference/25_engine.ipynb) and takes the faster. Several threads, processors with AMX, and other processors may shift the balance.

@@ -102,15 +102,15 @@ for case, names in read_json(root/"annotated_labels.json").items():
 #
 # ```sh
 # nnUNetv2_train 501 3d_fullres 0 -tr nnUNetTrainerPartial         # cases with labels
-# nnUNetv2_train 501 3d_fullres 0 -tr nnUNetTrainerPartialSemi     # all cases, and a teacher; experimental
+# nnUNetv2_train 501 3d_fullres 0 -tr nnUNetTrainerPartialSemi     # all cases, and a teacher
 # nnUNetv2_train 501 3d_fullres 0 -tr nnUNetTrainerPartialSemi --c # go on
-# CTSEG_NNUNET="epochs=200 iterations=100" nnUNetv2_train …        # shorter; also tau, warmup, min_dice, ema, log_dice
+# CTSEG_NNUNET="epochs=200 iterations=100" nnUNetv2_train …        # shorter; also log_dice; Semi: warmup, tau, min_dice, …
 # ```
 #
 # Plans, preprocessing, patches, augmentation, deep supervision, optimiser, several GPUs and resuming are nnU-Net's. Ours are the loss, which cases are drawn, and what is counted:
 #
 # * **The loss** is the [marginal softmax with Dice](../losses/10_partial.ipynb): a zero may be background or any structure that nobody looked for on that case.
-# * **The teacher** of `nnUNetTrainerPartialSemi` is a running average of the network. The first half of the epochs (`warmup`) is supervised, as with the other trainer. From then on the average fills in what nobody examined, voxel by voxel, where it is sure (`tau`), and only about classes that it has learnt (a pseudo Dice of `min_dice`). Each step is then followed by one on cases without labels, so an epoch takes about twice as long. The average is scored and predicts. [How](../integrations/14_nnunet_teacher.ipynb).
+# * **The teacher** of `nnUNetTrainerPartialSemi` is a running average of the network. The first half of the epochs (`warmup`) is supervised, as with the other trainer. From then on each step also learns from cases on which something was not examined, unlabelled ones among them. The average fills in what nobody examined, voxel by voxel, where it is sure (`tau`), and only about classes that it has learnt (a pseudo Dice of `min_dice`). The student must find that in a strong view of the same patch: contrast, blur, noise, holes, a box of another case (`cutmix`). An epoch takes about twice as long from then on; memory is needed for the average, and a byte for each voxel and class of a batch. It is the average that is scored and predicts. [How](../integrations/14_nnunet_teacher.ipynb).
 # * **From a supervised training**: `CTSEG_NNUNET="warmup=0" nnUNetv2_train … -tr nnUNetTrainerPartialSemi -pretrained_weights CHECKPOINT` begins with what `nnUNetTrainerPartial` has learnt. The teacher is asked after the first epoch.
 # * **Pseudo Dice** after each epoch and `validation/summary.json` at the end count a class on the cases where it was examined. `nnUNetv2_find_best_configuration` counts again on its own, and takes what was not examined for background.
 # * **Checkpoints** name nnU-Net's own trainer. So `nnUNetv2_predict` and exported models work where ctseg is not installed.
@@ -122,9 +122,9 @@ for case, names in read_json(root/"annotated_labels.json").items():
 #
 # ## What was tried
 #
-# nnU-Net 2.8.1 in `2d` and `3d_fullres`, on one CPU: planned, trained, resumed with `--c`, and predicted with in an environment that cannot import ctseg. The tests of this package do the same with a small network where
-# nnU-Net is installed, and train the last stage of a cascade (versions 2.6.0 and 2.7.0 passed them in part). Not tried: a GPU, and several processes. Of a cascade the semi-supervised trainer's
-# 3d_lowres was trained for a few steps and predicted with, and its last stage trained, resumed and predicted with. On [phantoms](../benchmarks/nnunet.ipynb) the semi-supervised trainer was worse than the supervised one (mean Dice .42 against .44, three seeds): it is experimental, take `nnUNetTrainerPartial`. On real data nothing was measured.
+# nnU-Net 2.8.1 in `2d`, `3d_lowres`, `3d_fullres` and `3d_cascade_fullres`, on one CPU. `nnUNetv2_train` of 3d_lowres, then 3d_cascade_fullres, with either trainer: killed after epoch 49, continued by `--c` from epoch 50 to the end; `nnUNetv2_predict` with both stages, where ctseg cannot be imported. The tests of this package do much of this with a small network where nnU-Net is installed. Two processes on one CPU, through gloo in place of nnU-Net's NCCL, ended with the same weights and the same teacher. `nnUNetv2_train -num_gpus 2` itself refuses a CPU, and no GPU was tried.
+#
+# On [phantoms](../benchmarks/nnunet.ipynb), with ctseg's own loop on the same volumes beside it: `nnUNetTrainerPartial` is ahead of the ignore label. `nnUNetTrainerPartialSemi` is ahead of `nnUNetTrainerPartial` in trainings of 24 epochs, at equal epochs, and not in ones of 8, in which the teacher has learnt too little. Unlabelled cases themselves added nothing measurable there. On real data nothing was measured. Begin with `nnUNetTrainerPartial`.
 
 # %%
 #| hide

@@ -137,25 +137,18 @@ class CaseLoss(nn.Module):
         self.loss = loss
         self.ignore = ignore
         self.known: torch.Tensor | None = None
-        self.learnt: torch.Tensor | None = None
 
-    def tell(self, known: torch.Tensor, gather=as_given, learnt: torch.Tensor | None = None) -> None:
-        """Say what was examined on the cases of the next step, bool [B,C].
-
-        `gather`: as of a `PartialLoss`. `learnt`: the classes that a settled pixel is settled for, bool [C]; None: all.
-        """
+    def tell(self, known: torch.Tensor, gather=as_given) -> None:
+        "Say what was examined on the cases of the next step, bool [B,C]. `gather`: as of a `PartialLoss`."
         self.known = known
         self.loss.gather = gather
-        self.learnt = known.new_ones(known.shape[1]) if learnt is None else learnt
 
     def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        "The loss, a scalar. A second channel of the target is 1 where a pixel is settled for the learnt classes."
+        "The loss, a scalar. Further channels of the target say voxel by voxel what is known of each class."
         if self.known is None:
             raise InputError("CaseLoss: say first what is known of the cases")
-        mask, known = target[:, 0].long(), self.known
-        if target.shape[1] > 1:
-            learnt = known_map(self.learnt[None], mask.shape[1:])
-            known = known_map(known, mask.shape[1:]) | (target[:, 1:].bool() & learnt)
+        mask = target[:, 0].long()
+        known = target[:, 1:].bool() if target.shape[1] > 1 else self.known
         if self.ignore is not None:
             mask = mask.masked_fill(mask == self.ignore, IGNORE)
         return self.loss(logits, mask, known)
@@ -184,7 +177,7 @@ test_close(loss(logits, ignored), loss(logits[..., :3], target[..., :3]), 1e-6)
 # ## A teacher's answers
 #
 # Where the truth says nothing, an averaged teacher may, if it is sure ([how](../methods/50_unimatch.ipynb)). What it settles goes into the target
-# as a label, and a second channel says so.
+# as a label, and a further channel for each class says what is known of it now.
 
 # %%
 #| export
@@ -194,26 +187,28 @@ def completed_target(
     known: torch.Tensor, # bool [B,C]
     tau: float, # certainty at which the teacher settles a voxel
     learnt: torch.Tensor | None = None, # bool [C], the classes that the teacher has learnt; None: all
-) -> torch.Tensor: # int16 [B,2,…]: labels; 1 where a voxel is settled for the learnt classes
+) -> torch.Tensor: # uint8 [B,1+C,…]: labels; 1 where a class is known
     "The target with a sure teacher's answers where the truth says nothing; truth and ignored voxels stay."
     prob = logits.float().softmax(1)[:, 1:]
     truth = Batch(prob, target[:, 0].long(), known)
     whole = complete_batch(truth, prob, tau, "softmax")
-    mask, settled = whole.mask, whole.known.all(1)
+    mask, settled = whole.mask, whole.known.all(1, keepdim=True)
     if learnt is not None:
         said = F.pad(learnt, (1, 0), value=True)[mask.clamp(0, len(learnt))]
         kept = said | (truth.mask != 0)
-        mask, settled = torch.where(kept, mask, 0), settled & kept
-    return torch.stack([mask, settled], 1).to(torch.int16)
+        mask, settled = torch.where(kept, mask, 0), settled & kept[:, None]
+        settled = settled & known_map(learnt[None], mask.shape[1:])
+    now_known = known_map(known, mask.shape[1:]) | settled
+    return torch.cat([mask[:, None].to(torch.uint8), now_known], 1)
 
 
 # %%
 completed = completed_target(target, logits, examined.batch(["p2"]), tau=0.9)
 print("labels ", completed[0, 0].flatten().tolist())
-print("settled", completed[0, 1].flatten().tolist())
+print("known  ", completed[0, 1:].flatten(1).tolist())
 test_eq(completed[0, 0].flatten().tolist(), [1, 0, 0, 2])
 doubtful = completed_target(target, logits/6, examined.batch(["p2"]), tau=0.9)
-test_eq(doubtful[0].flatten(1).tolist(), [[1, 0, 0, 0], [1, 0, 0, 0]])
+test_eq(doubtful[0].flatten(1).tolist(), [[1, 0, 0, 0], [1, 1, 1, 1], [1, 0, 0, 0]])
 
 # %% [markdown]
 # A teacher that has not learnt the kidney is sure of background where one is. So of a class that it has not learnt it is not believed: neither that a voxel is of
@@ -225,14 +220,13 @@ learnt = torch.tensor([True, False])
 nothing, p3 = torch.zeros_like(target), examined.batch(["p3"])
 half = completed_target(nothing, logits, p3, tau=0.9, learnt=learnt)
 print("labels ", half[0, 0].flatten().tolist())
-print("settled", half[0, 1].flatten().tolist())
-test_eq(half[0, 0].flatten().tolist(), [1, 0, 0, 0])
-test_eq(half[0, 1].flatten().tolist(), [1, 1, 1, 0])
+print("known  ", half[0, 1:].flatten(1).tolist())
+test_eq(half[0].flatten(1).tolist(), [[1, 0, 0, 0], [1, 1, 1, 0], [0, 0, 0, 0]])
 kidney = torch.tensor([0., 0, 9]).view(1, 3, 1, 1, 1).expand(1, 3, 1, 1, 4)
-for said, expected in ((learnt, False), (torch.tensor([True, True]), True)):
-    loss.tell(p3, learnt=said)
-    wrong = torch.tensor([[0, 0, 0, 0], [0, 1, 1, 0]]).view(1, 2, 1, 1, 4)  # background, settled
-    test_eq(loss(kidney, wrong).item() > 1, expected)
+loss.tell(p3)
+for said in (False, True):
+    wrong = torch.tensor([[0]*4, [0, 1, 1, 0], [0, said, said, 0]]).view(1, 3, 1, 1, 4)  # background, settled
+    test_eq(loss(kidney, wrong).item() > 1, said)
 
 
 # %% [markdown]

@@ -71,7 +71,8 @@ class ToyCases:
     enable_deep_supervision = is_ddp = disable_checkpointing = False
     num_epochs, num_iterations_per_epoch, current_epoch = 1000, 250, 0
     device = torch.device("cpu")
-    local_rank, fold = 0, 0
+    local_rank, fold, grad_scaler = 0, 0, None
+    dataset_json = {"channel_names": {"0": "CT"}}
     label_manager = SimpleNamespace(has_regions=False, ignore_label=None)
 
     def __init__(self, home: Path):

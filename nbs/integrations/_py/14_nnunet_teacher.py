@@ -16,8 +16,9 @@ from torch import nn
 from ctseg.core.parallel import gather_rows
 from ctseg.core.settings import setting
 from ctseg.integrations.nnunet_known import completed_target
-from ctseg.integrations.nnunet_partial import PartialFiles, PartialSettings, gather_sums, load_any
-from ctseg.losses.partial import as_given
+from ctseg.integrations.nnunet_partial import PartialFiles, PartialSettings, load_any
+from ctseg.integrations.nnunet_views import strong_view
+from ctseg.methods.unknown import ramp_up
 from ctseg.training.ema import EMA
 
 # %%
@@ -35,14 +36,16 @@ from ctseg.integrations.nnunet_toys import ToyTrainer, toy_dataset
 
 
 # %% [markdown]
-# The semi-supervised trainer keeps a running average of the network. From the middle of the training on, the average looks at each batch before the student does, and
-# [completes](12_nnunet_known.ipynb#a-teachers-answers) the targets where the truth says nothing and it is sure: on unlabelled cases everywhere, on the others for the
-# classes that nobody looked for. Teacher and student see the same patch, as nnU-Net augmented it. The average is what is scored and what predicts.
+# The semi-supervised trainer keeps a running average of the network. The first half of the training is that of the supervised trainer. From then on each step learns from two batches of nnU-Net:
 #
-# The trainer is experimental: in short trainings it was [worse than the supervised one](../benchmarks/nnunet.ipynb). Two rules make it less so:
+# * labelled cases, exactly as before;
+# * cases on which something was not examined, unlabelled ones among them. The average looks at the patch as nnU-Net augmented it, and [completes](12_nnunet_known.ipynb#a-teachers-answers) the target where the truth says nothing and it is sure. The student sees a [strong view](13_nnunet_views.ipynb) of that patch, and learns the completed target.
 #
-# * A teacher that has not learnt a structure is sure of background where one is. So it is believed about a class only from a pseudo Dice of `min_dice` on. nnU-Net counts that after each epoch on held-out cases, and here only where the class was examined.
-# * Cases without labels come on top. nnU-Net's own steps draw the labelled cases, as many in all as those of the supervised trainer. Once the teacher is asked, each is followed by one step on cases without labels. If they took the place of half of the draws, what is hardest would be learnt half as fast. So an epoch takes twice as long from then on.
+# This is [UniMatch](../methods/50_unimatch.ipynb), on nnU-Net's engine. Its gradient is added to that of the labelled cases with a weight that rises, so one step of the optimiser serves both. The average is what is scored and what predicts.
+#
+# A teacher that has not learnt a structure is sure of background where one is. So it is believed about a class only from a pseudo Dice of `min_dice` on. nnU-Net counts that after each epoch on held-out cases, and here only where the class was examined.
+#
+# What it brought, and what it did not: [the comparison](../benchmarks/nnunet.ipynb).
 
 # %%
 #| export
@@ -54,11 +57,14 @@ class SemiSettings(PartialSettings):
     min_dice: float = setting(0.8, "pseudo Dice of the teacher from which it is believed about a class",
                               low=0, high=1)
     ema: float = setting(0.999, "decay of the average that teaches and predicts", low=0, high=1)
+    consistency: float = setting(1.0, "weight of what the teacher completes", low=0)
+    ramp: float = setting(0.1, "share of the epochs in which that weight rises", low=0, high=1)
+    cutmix: float = setting(0.5, "share of the strong views that get a box of another", low=0, high=1)
 
 
 # %%
 for info in describe(SemiSettings)[len(describe(PartialSettings)):]:
-    print(f"{info.name:10}{info.default!s:7}{info.meaning}")
+    print(f"{info.name:12}{info.default!s:7}{info.meaning}")
 
 
 # %% [markdown]
@@ -129,10 +135,10 @@ print(pseudo_dice(steps).tolist())
 # %%
 #| export
 class TwoDraws(PartialFiles):
-    "Two draws: of labelled cases, and of the others."
+    "Two draws: of labelled cases, and of those on which something was not examined."
     Settings = SemiSettings
-    draws_unlabelled = False # while that loader is made
-    unlabelled: list[str] # of the training cases
+    draws_incomplete = False # while that loader is made
+    incomplete: list[str] # of the training cases
 
     @property
     def asked(self) -> bool:
@@ -140,10 +146,9 @@ class TwoDraws(PartialFiles):
         return self.current_epoch >= self.settings.warmup*self.num_epochs
 
     def training_cases(self, cases: list[str]) -> list[str]:
-        "Labelled cases, or the others."
-        labelled = super().training_cases(cases)
-        self.unlabelled = sorted(set(cases) - set(labelled))
-        return self.unlabelled if self.draws_unlabelled else labelled
+        "Labelled cases, or the incomplete ones."
+        self.incomplete = [case for case in cases if not self.examined.of(case).all()]
+        return self.incomplete if self.draws_incomplete else super().training_cases(cases)
 
 
 # %%
@@ -154,49 +159,49 @@ home = toy_dataset(work)
 os.environ[VARIABLE] = "epochs=4 warmup=0.5"
 trainer = Cases(home)
 trainer.initialize()
-print(trainer.training_cases(["p1", "p3"]), trainer.unlabelled)
+print(trainer.training_cases(["p1", "p2", "p3"]), trainer.incomplete)
 
 
 # %%
 #| export
-class UnlabelledDraws(TwoDraws):
-    "A loader of the cases without labels, made when the teacher is first asked."
-    unlabelled_loader = None
+class IncompleteDraws(TwoDraws):
+    "A loader of the incomplete cases, made when the teacher is first asked."
+    incomplete_loader = None
 
-    def make_unlabelled_loader(self) -> None:
-        "nnU-Net's loader, of the cases without labels."
-        self.draws_unlabelled = True
-        self.unlabelled_loader, held_out = self.get_dataloaders()
-        self.draws_unlabelled = False
+    def make_incomplete_loader(self) -> None:
+        "nnU-Net's loader, of the incomplete cases."
+        self.draws_incomplete = True
+        self.incomplete_loader, held_out = self.get_dataloaders()
+        self.draws_incomplete = False
         end_loader(held_out)
 
     def on_train_epoch_start(self) -> None:
         "nnU-Net's, and the loader if it is needed from now on."
-        if self.asked and self.unlabelled and self.unlabelled_loader is None:
-            self.make_unlabelled_loader()
+        if self.asked and self.incomplete and self.incomplete_loader is None:
+            self.make_incomplete_loader()
         super().on_train_epoch_start()
 
     def on_train_end(self) -> None:
         "nnU-Net's, and the end of the loader."
         super().on_train_end()
-        end_loader(self.unlabelled_loader)
+        end_loader(self.incomplete_loader)
 
 
 # %%
-class Draws(UnlabelledDraws, ToyTrainer): "Says what is drawn."
+class Draws(IncompleteDraws, ToyTrainer): "Says what is drawn."
 
 trainer = Draws(home)
 trainer.initialize()
 trainer.on_train_start()
 for trainer.current_epoch in range(4):
     trainer.on_train_epoch_start()
-    extra = trainer.unlabelled_loader
+    extra = trainer.incomplete_loader
     print(trainer.current_epoch, trainer.dataloader_train.identifiers, extra and extra.identifiers)
 
 
 # %%
 #| export
-class Average(UnlabelledDraws):
+class Average(IncompleteDraws):
     "A running average of the network."
     teacher: EMA | None = None
 
@@ -239,11 +244,6 @@ class LearntClasses(Average):
         super().initialize()
         self.learnt = torch.zeros(len(self.examined.classes), dtype=torch.bool)
 
-    def tell_loss(self, known: torch.Tensor) -> None:
-        "Tell the loss what is known of a batch, bool [B,C], and what the teacher has learnt."
-        gather = gather_sums if self.is_ddp else as_given
-        self.case_loss.tell(known, gather, self.learnt.to(known.device))
-
 
 # %%
 class Knows(LearntClasses, ToyTrainer): "What is learnt."
@@ -276,10 +276,34 @@ trainer.initialize()
 trainer.on_validation_epoch_end([dict(tp_hard=[3., 0], fp_hard=[1., 0], fn_hard=[0., 5])])
 
 
+# %% [markdown]
+# nnU-Net's step begins by forgetting the gradients. Where a second batch has left its own, they are kept.
+
 # %%
 #| export
-class AveragedTeacher(CountedClasses):
-    "A running average that completes what nobody examined."
+@contextlib.contextmanager
+def kept_gradients(optimizer: torch.optim.Optimizer):
+    "Within the block `zero_grad` of the optimiser does nothing."
+    def nothing(set_to_none: bool = True) -> None: "Keep the gradients."
+    optimizer.zero_grad = nothing
+    try: yield
+    finally: del optimizer.zero_grad
+
+
+# %%
+weight = torch.ones(1, requires_grad=True)
+optimiser = torch.optim.SGD([weight], 0.1)
+weight.sum().backward()
+with kept_gradients(optimiser): optimiser.zero_grad()
+print(weight.grad)
+optimiser.zero_grad()
+test_eq(weight.grad, None)
+
+
+# %%
+#| export
+class StudentViews(CountedClasses):
+    "What the student sees of the incomplete cases, and how much that counts."
 
     def completed(self, batch: dict) -> dict:
         "A batch with the teacher's answers."
@@ -287,14 +311,56 @@ class AveragedTeacher(CountedClasses):
         learnt = self.learnt.to(self.device)
         return completed_batch(batch, self.teacher.model, known, self.settings.tau, learnt)
 
+    def student_view(self, batch: dict) -> dict:
+        "A strong view of a completed batch; the same for a step however often it is resumed."
+        seed = 256*self.teacher.steps + self.local_rank
+        generator = torch.Generator(self.device).manual_seed(seed)
+        channels = len(self.dataset_json["channel_names"])
+        return strong_view(self.completed(batch), channels, self.settings.cutmix, generator)
+
+    def consistency_weight(self) -> float:
+        "The weight of the completed cases in this step."
+        steps, settings = self.num_iterations_per_epoch, self.settings
+        done = self.current_epoch + self.teacher.steps%steps/steps - settings.warmup*self.num_epochs
+        rise = settings.ramp*self.num_epochs
+        return settings.consistency*ramp_up(round(done*steps), round(rise*steps))
+
+
+# %%
+class Sees(StudentViews, ToyTrainer): "Views and weights."
+
+os.environ[VARIABLE] = "epochs=10 iterations=4 warmup=0.5 ramp=0.2"
+trainer = Sees(home)
+trainer.initialize()
+trainer.on_train_start()
+weights = []
+for trainer.teacher.steps in range(20, 30):
+    trainer.current_epoch = trainer.teacher.steps//4
+    weights.append(round(trainer.consistency_weight(), 2))
+print(weights)
+
+
+# %%
+#| export
+class AveragedTeacher(StudentViews):
+    "A running average that completes what nobody examined."
+
+    def learn_completed(self, batch: dict) -> None:
+        "Add the gradient of incomplete cases, completed by the teacher."
+        view = self.student_view(batch)
+        self.tell_loss(self.examined.batch(batch["keys"]).to(self.device))
+        with torch.autocast(self.device.type, enabled=self.device.type == "cuda"):
+            loss = self.consistency_weight()*self.loss(self.network(view["data"]), view["target"])
+        if self.grad_scaler is not None: loss = self.grad_scaler.scale(loss)
+        loss.backward()
+
     def train_step(self, batch: dict) -> dict:
-        "nnU-Net's step on a completed batch, once the teacher is asked; then one on unlabelled cases."
-        if not (self.asked and self.learnt.any()):
+        "nnU-Net's step; once the teacher is asked, with the gradient of incomplete cases added."
+        if self.incomplete_loader is None or not self.learnt.any():
             return super().train_step(batch)
-        result = super().train_step(self.completed(batch))
-        if self.unlabelled_loader is not None:
-            super().train_step(self.completed(next(self.unlabelled_loader)))
-        return result
+        self.optimizer.zero_grad(set_to_none=True)
+        self.learn_completed(next(self.incomplete_loader))
+        with kept_gradients(self.optimizer): return super().train_step(batch)
 
 
 # %%

@@ -25,7 +25,7 @@ from fastcore.test import test_fail
 # | nnU-Net | here |
 # |---|---|
 # | its loss | [the same labels with what was examined](12_nnunet_known.ipynb), at each resolution |
-# | the cases it draws | those with labels; semi-supervised: further steps on the others |
+# | the cases it draws | those with labels; semi-supervised: beside them those on which something was not examined |
 # | pseudo Dice after an epoch, scores at the end | of examined classes only |
 # | weights in the checkpoint | semi-supervised: the average, which is the teacher too |
 # | the trainer's name in the checkpoint | nnU-Net's own, so that predicting needs nothing of this package |
