@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['Folder', 'Device', 'Precision', 'Engine', 'BatchSize', 'Annotations', 'Plugins', 'READ',
-           'is_read', 'refuse_replacing', 'load_plugins', 'begins', 'device_plan']
+           'is_read', 'refuse_replacing', 'named_classes', 'load_plugins', 'begins',
+           'device_plan']
 
 # %% ../../nbs/cli/20_options.ipynb #e3563e39
 import os
@@ -15,7 +16,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from ..core.files import InputError
+from ..core.files import InputError, real_path
 
 # %% ../../nbs/cli/20_options.ipynb #93e4cf42
 Folder = Annotated[Path, typer.Argument(help="a challenge folder, or a store")]
@@ -28,7 +29,7 @@ Engine = Annotated[
     str,
     typer.Option(help="what computes: torch, openvino, onnx, or auto: the faster of the first two, measured"),
 ]
-BatchSize = Annotated[int, typer.Option(min=1, help="images at a time")]
+BatchSize = Annotated[int, typer.Option(min=1, max=1 << 16, help="images at a time")]
 Annotations = Annotated[
     str,
     typer.Option(
@@ -51,20 +52,27 @@ READ = re.compile(
     r"|[^.]+|.+\.(png|nii|nii\.gz|dcm|ima|npz|pt|safetensors)", re.IGNORECASE)
 
 def is_read(out: Path, place: Path) -> bool:
-    "Is the file `out` that at `place`, or one that is read in the folder `place`?"
+    "Is the file `out`, a path without links, that at `place`, or one that is read in the folder `place`?"
     if os.path.isfile(place): return out.samefile(place)
     if place.name.endswith("-images"): place = place.parent
-    real = out.resolve()  # a link is another name for what it leads to
-    inside = os.path.isdir(place) and real.is_relative_to(place.resolve())
-    return inside and bool(READ.fullmatch(real.name))
+    inside = os.path.isdir(place) and out.is_relative_to(real_path(place))
+    return inside and bool(READ.fullmatch(out.name))
 
 def refuse_replacing(outputs: Iterable[Optional[Path]], places: Iterable[str | Path | None]) -> None:
     "`InputError` for an output that would replace what the command reads."
     given = [Path(place) for place in places if place]
     for out in outputs:
         if not out or not os.path.isfile(out): continue
-        if any(is_read(Path(out), place) for place in given):
+        if any(is_read(real_path(out), place) for place in given):
             raise InputError(f"{out}: this command reads it and would replace it; choose another name")
+
+# %% ../../nbs/cli/20_options.ipynb #d99c7265
+def named_classes(path: Path):
+    "The classes of a run, if `path` is its folder; else the path as a text."
+    if not path.is_dir(): return str(path)
+    from ctseg.prediction.saved import run_classes, run_spec
+    from ctseg.runs.folder import Run
+    return run_classes(run_spec(Run(path), weights=False))
 
 # %% ../../nbs/cli/20_options.ipynb #c4bfb294
 def load_plugins(paths: list[Path]) -> None:

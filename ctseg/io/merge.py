@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Source', 'source_names', 'find_sources', 'translated', 'patient_names', 'SeenImages',
-           'Gathered', 'taught', 'taught_table', 'gather', 'merged_index', 'planned_classes',
-           'unnamed_notes', 'frame_of', 'merge_facts', 'merge']
+           'Gathered', 'taught', 'taught_table', 'framed_parts', 'gather', 'merged_index',
+           'planned_classes', 'unnamed_notes', 'frame_of', 'merge_facts', 'merge']
 
 # %% ../../nbs/io/88_merge.ipynb #e1ef2212
 import hashlib
@@ -19,14 +19,14 @@ import pandas as pd
 
 from ..core.anatomy import ClassMap
 from ctseg.core.files import (
-    InputError, atomic_path, csv_cell, did_you_mean, read_json, safe_name, write_json,
+    InputError, atomic_path, csv_cell, did_you_mean, read_json, real_path, safe_name, write_json,
 )
 from ..core.filetypes import check_folder, instead_of
 from ..core.unions import read_union_lists
 from ..data.annotations import read_classes
-from ..data.challenge import read_challenge, write_challenge
+from ..data.challenge import open_challenge, write_challenge
 from ..data.images import image_paths, png_header
-from ..data.lazy import LazyPixels
+from ..data.lazy import LazyPixels, row_blocks, take
 from ..data.slices import SliceSet, known_after_resize
 from ..data.spooled import put_slices, room_for
 from .imported import imported_slicing, pixel_spacings
@@ -72,18 +72,18 @@ def _check_folders(folders: list[Path], out: Path):
         raise InputError(f"{len(folders)} folders to merge, expected two or more")
     seen: dict[Path, Path] = {}
     for folder in folders:
-        real = folder.resolve()
+        real = real_path(folder)
         if real in seen:
             raise InputError(f"{folder} and {seen[real]} are one folder; give it once")
         seen[real] = folder
-        if real in [out.resolve(), *out.resolve().parents]:
+        if real in [real_path(out), *real_path(out).parents]:
             raise InputError(f"{out}: lies in {folder}, which is to be merged; choose another place")
 
 # %% ../../nbs/io/88_merge.ipynb #f5d44c3f
 def find_sources(folders: list[Path]) -> list[Source]:
     "The folders as sources. `InputError` for what is no challenge folder."
     sources = []
-    for name, folder in zip(source_names([folder.resolve() for folder in folders]), folders):
+    for name, folder in zip(source_names([real_path(folder) for folder in folders]), folders):
         check_folder(folder, "a challenge folder with train-images/")
         if not (folder/"train-images").is_dir():
             hint = instead_of(folder, "train-images")
@@ -94,11 +94,11 @@ def find_sources(folders: list[Path]) -> list[Source]:
     return sources
 
 # %% ../../nbs/io/88_merge.ipynb #b5431305
-def _read(source: Source, split: str, annotated: str | None) -> SliceSet:
-    "A split of a source. Its own `annotated_labels.json` speaks; `annotated` does where there is none."
+def _open(source: Source, split: str, annotated: str | None, spool: Path) -> SliceSet:
+    "A split of a source, pixels in files; `annotated` says what zeros mean where `annotated_labels.json` is missing."
     own = (source.folder/"annotated_labels.json").exists()
     how = "json" if own or annotated is None else annotated
-    return read_challenge(source.folder, split, how, cache=False)
+    return open_challenge(source.folder, split, how, spool=spool)
 
 
 def translated(s: SliceSet, ids: np.ndarray, sizes: np.ndarray, frame: Frame, classes: ClassMap) -> SliceSet:
@@ -166,10 +166,12 @@ class Gathered:
         self.patients += patients
         self.origins += [(source, name) for name in s.names]
 
-    def slice_set(self, classes: ClassMap) -> SliceSet:
-        "The images as a `SliceSet`, called 0.png, 1.png, …"
-        groups = np.unique(self.patients, return_inverse=True)[1].astype(np.int64)
-        return SliceSet(self.images, self.masks, self.known, None, groups, classes)
+    def slice_set(self, classes: ClassMap, first: int = 0) -> SliceSet:
+        "The images that are there, from number `first` on, as a `SliceSet`, called 0.png, 1.png, …"
+        rows = slice(first, len(self.origins))
+        groups = np.unique(self.patients[rows], return_inverse=True)[1].astype(np.int64)
+        return SliceSet(
+            take(self.images, rows), take(self.masks, rows), self.known[rows], None, groups, classes)
 
 # %% ../../nbs/io/88_merge.ipynb #207d310d
 def taught(source: str, split: str, s: SliceSet, plan: ClassPlan) -> Iterator[dict]:
@@ -196,29 +198,41 @@ def taught_table(rows: list[dict], classes: ClassMap) -> pd.DataFrame:
     return wide.reindex(index=list(classes.names), columns=sources).fillna("")
 
 # %% ../../nbs/io/88_merge.ipynb #a10c6dab
+def framed_parts(
+    source: Source, split: str, s: SliceSet, plan: ClassPlan, frame: Frame, seen: SeenImages,
+) -> Iterator[tuple[SliceSet, list[str]]]: # some slices, and whose they are
+    "A split of a source part by part, in the merged numbers, on the common frame."
+    patients = patient_names(source, split, s)
+    sizes = scaled_sizes(source.stacks[split], frame)
+    largest = np.maximum(s.images.shape[1:], frame.size)
+    for rows in row_blocks((len(s), *largest.tolist())):
+        part = s[rows].in_memory()
+        seen.check(source, split, part)
+        try:
+            part = translated(part, plan.ids[source.name], sizes[rows], frame, plan.classes)
+        except InputError as e:
+            raise InputError(f"{source.folder}: {e}") from None
+        yield part, [patients[row] for row in rows]
+
+# %% ../../nbs/io/88_merge.ipynb #38ffe41c
 def gather(
     sources: list[Source], plan: ClassPlan, frame: Frame,
     annotated: str | None, # what zeros mean where a source has no `annotated_labels.json`
     folder: Path, # for the arrays, new
 ) -> tuple[dict[str, Gathered], list[dict]]: # split → its arrays; the rows of `taught`
-    "All sources in one array a split, one source in memory at a time."
+    "All sources in one array a split; some megabytes of a source are in memory at a time."
     gathered, rows, seen = {}, [], SeenImages()
     for split in ("train", "test"):
         count = sum(source.stacks[split].count for source in sources if split in source.stacks)
         if not count: continue
         gathered[split] = Gathered.empty(count, frame.size, len(plan.classes), folder/split)
     for source in sources:
-        for split, stack in source.stacks.items():
-            s = _read(source, split, annotated)
-            seen.check(source, split, s)
-            patients = patient_names(source, split, s)
-            sizes = scaled_sizes(stack, frame)
-            try:
-                s = translated(s, plan.ids[source.name], sizes, frame, plan.classes)
-            except InputError as e:
-                raise InputError(f"{source.folder}: {e}") from None
-            gathered[split].add(source.name, s, patients)
-            rows += taught(source.name, split, s, plan)
+        for split in source.stacks:
+            s = _open(source, split, annotated, folder)
+            first = len(gathered[split].origins)
+            for part, patients in framed_parts(source, split, s, plan, frame, seen):
+                gathered[split].add(source.name, part, patients)
+            rows += taught(source.name, split, gathered[split].slice_set(plan.classes, first), plan)
     return gathered, rows
 
 # %% ../../nbs/io/88_merge.ipynb #8dc2b6f5

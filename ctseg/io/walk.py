@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..core.filetypes import PACKED
+from ..core.files import real_path
 from ..data.images import natural_key
 
 # %% ../../nbs/io/08_walk.ipynb #c023af4e
@@ -33,8 +34,8 @@ def folders_below(folder: Path) -> list[Path]:
     found, entered, waiting = [], set(), [folder]
     while waiting:
         here = waiting.pop()
-        if here.resolve() in entered: continue
-        entered.add(here.resolve())
+        if real_path(here) in entered: continue
+        entered.add(real_path(here))
         found.append(here)
         waiting += reversed(_inner_folders(here))
     return found

@@ -30,9 +30,7 @@ def run_spec(
 ) -> dict[str, Any]: # recipe, seed, data, classes, image_shape and versions
     "The `recipe.json` of a run; `InputError` where there is no run, or no phase of it is finished."
     run.check_begun()
-    if weights and not run.weights.exists():
-        remedy = "continue it with `ctseg fit … --resume`"
-        raise InputError(f"{run.folder}: this run has not finished a phase yet; {remedy}")
+    if weights: run.check_weights()
     check_finished(run.folder)
     return read_spec(run/"recipe.json")
 

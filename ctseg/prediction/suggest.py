@@ -68,12 +68,11 @@ def chance_by_neighbours(
     return np.concatenate(parts)
 
 # %% ../../nbs/prediction/57_suggest.ipynb #de55bb08
-def open_cells(slices: SliceSet) -> np.ndarray: # bool [N,C]
-    "The cells worth a look: examined neither on the slice nor on a near-duplicate of it, and no unions."
-    group = near_duplicates(slices.images)
-    examined = np.zeros((int(group.max(initial=-1)) + 1, len(slices.classes)), bool)
-    np.logical_or.at(examined, group, slices.known)
-    found = ~examined[group]
+def open_cells(slices: SliceSet, alike: np.ndarray) -> np.ndarray: # bool [N,C]
+    "The cells worth a look: examined on none of the slices that are `alike` int [N], see `near_duplicates`; no unions."
+    examined = np.zeros((int(alike.max(initial=-1)) + 1, len(slices.classes)), bool)
+    np.logical_or.at(examined, alike, slices.known)
+    found = ~examined[alike]
     found[:, [u - 1 for u, _ in slices.classes.unions]] = False
     return found
 
@@ -144,7 +143,8 @@ def suggest(
 ) -> Suggestions:
     "The slices to annotate next. `InputError` for other classes, or where nothing is left to look for."
     _check_question(predictor, slices, count)
-    cells = open_cells(slices)
+    alike = near_duplicates(slices.images)
+    cells = open_cells(slices, alike)
     rows = np.flatnonzero(cells.any(1) if among is None else cells.any(1) & among)
     if not len(rows):
         raise InputError("every structure was examined on every slice, or on a near-duplicate; "
@@ -155,8 +155,7 @@ def suggest(
     by_others = chance_by_neighbours(slices, thumbnails(slices.images), rows)
     presence = np.where(never, by_others, sure["presence"])
     loss = expected_loss(presence, sure["expected_dice"], cells[rows])
-    alike = near_duplicates(slices.images)[rows]
-    chosen = choose_slices(loss, slices.present.sum(0), asked.groups, alike, count)
+    chosen = choose_slices(loss, slices.present.sum(0), asked.groups, alike[rows], count)
     labels = sure["labels"][[one.position for one in chosen]]
     return Suggestions(asked, chosen, labels, presence, sure["expected_dice"])
 

@@ -268,7 +268,7 @@ def tell_if_lost(run: Run, phase: str) -> None:
         problem = f"{epochs} epochs of it are in history.csv, and no checkpoint is left"
         warnings.warn(f"{run.folder}: phase {phase} is trained again: {problem}")
 
-# %% ../../nbs/runs/30_job.ipynb #3029f072
+# %% ../../nbs/runs/30_job.ipynb #e89d3957
 class Job(PhaseJob):
     "A recipe at work on a set of slices."
     def carry_out(self) -> nn.Module:
