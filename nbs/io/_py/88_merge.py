@@ -315,8 +315,9 @@ def taught(source: str, split: str, s: SliceSet, plan: ClassPlan) -> Iterator[di
 def taught_table(rows: list[dict], classes: ClassMap) -> pd.DataFrame:
     "Classes down, sources across: on how many training slices a class was examined (and found)."
     table = pd.DataFrame([row for row in rows if row["split"] == "train"])
-    cells = table.examined.astype(str) + " (" + table.found.astype(str) + ")"
-    wide = table.assign(cell=cells).pivot(index="class", columns="source", values="cell")
+    examined, found = table.examined.astype(str), table.found.astype(str)
+    table["cell"] = examined + " (" + found + ")"
+    wide = table.pivot(index="class", columns="source", values="cell")
     sources = list(dict.fromkeys(table.source))
     return wide.reindex(index=list(classes.names), columns=sources).fillna("")
 
@@ -390,8 +391,11 @@ print(taught_table(rows, plan.classes))
 def _prefixed_index(source: Source, split: str) -> tuple[dict, dict]:
     "Volumes by id, and where each image lies, by its name; ids begin with the source's name."
     volumes, images = read_index(source.folder, split)
-    lines = {name: line | {"volume": f"{source.name}-{line['volume']}"} for name, line in images.items()}
-    return {f"{source.name}-{id}": entry for id, entry in volumes.items()}, lines
+    prefix, lines = source.name, {}
+    for name, line in images.items():
+        lines[name] = line | {"volume": f"{prefix}-{line['volume']}"}
+    entries = {f"{prefix}-{id}": entry for id, entry in volumes.items()}
+    return entries, lines
 
 
 def merged_index(
