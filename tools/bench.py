@@ -71,7 +71,7 @@ def candidates(predictor, held) -> dict:
 
 def one(task):
     "Train, predict the test slices, keep the Dice table."
-    table, name, recipe, settings, seed, data, runs, threads = task
+    table, name, recipe, settings, seed, data, runs, threads, init = task
     import numpy as np, torch
     torch.set_num_threads(threads)
     from ctseg.data.challenge import read_challenge
@@ -90,7 +90,8 @@ def one(task):
     r = apply_settings(get_recipe(recipe), settings)
     train, test = read_challenge(data), read_challenge(data, "test")
     if name.startswith("full-"): train = fully_annotated(train, data)
-    run = fit(train, r, Path(runs)/table/f"{name}-s{seed}", seed, resume=True, device="auto", progress=False)
+    folder = Path(runs)/table/f"{name}-s{seed}"
+    run = fit(train, r, folder, seed, resume=True, device="auto", progress=False, init=init)
     seconds, processor = time.monotonic() - start, time.process_time() - processor
     # in one precision, whatever the processor has
     predictor = load_predictor(run.folder, pick_device("auto", "fp32"))
@@ -343,6 +344,8 @@ SEMI = [
     ("marginal-log", "marginal", ("log_dice=yes",)),  # the first phase of the next
     ("ctseg", "ctseg", HALF),
     ("ctseg-second-3", "ctseg", HALF + ("second_phase=3",)),  # what the recipe asks for now with 100 annotated
+    ("ctseg-presence", "ctseg", HALF + ("presence=0.3",)),  # a head that says which classes are there
+    ("marginal-from-phantom", "marginal-log", ()),  # with --init, see benchmarks/realct_semi
     ("marginal-mean-teacher", "mean-teacher", ()),
     ("marginal-teacher-student", "teacher-student", ()),
     ("marginal-pretrain-finetune", "seed-pretrain-finetune", SOFTMAX + SDC),
@@ -517,6 +520,7 @@ def main():
         dest="settings",
         help="for every row, after its own: precision=fp32 where the processor has no bf16",
     )
+    p.add_argument("--init", help="a run whose weights every row starts from: marginal-from-phantom needs one")
     p.add_argument("--jobs", type=int, default=2)
     p.add_argument("--threads", type=int, default=1, help="of each job")
     p.add_argument(
@@ -594,6 +598,7 @@ def main():
             a.data.resolve(),
             a.runs.resolve(),
             a.threads,
+            a.init,
         )
         for seed in a.seeds
         for name, recipe, settings in rows

@@ -112,9 +112,32 @@ longer = {
 for where, d in longer.items():
     print(f"{where:<24}{d['b']:.3f} to {d['a']:.3f}: {tell(**d)}")
 
-
 # %% [markdown]
 # A longer *supervised* training is worth nothing here (`log-longer` above), so whoever has more time should give it to the second phase. The recipe does so by itself where few slices are annotated: [`unlabelled_passes=15`](../methods/50_unimatch.ipynb#how-long-the-second-phase-is). The other rows of this page were made with `unlabelled_passes=0`.
+
+# %% [markdown]
+# ## Tried, without gain
+#
+# **A start from the phantom** (`marginal-from-phantom`): the supervised row, but from the weights of a network that had seen 1200 phantom slices, fully drawn, in strong augmentation. The phantom costs nothing and knows 54 structures, so one might hope for a network that already knows what a body is:
+#
+# ```
+# ctseg phantom phantom64 --labelled 1200 --unlabelled 0 --size 64 --test 50 --seed 5
+# ctseg fit phantom64 --out phantom-run --recipe marginal-log --set width=16 --set batch_size=16 \
+#     --set precision=bf16 --set epochs=14 --set augment=strong
+# python tools/bench.py semi100 --data FOLDER --only marginal-from-phantom --init phantom-run
+# ```
+#
+# **A presence head** (`ctseg-presence`, one seed): a second output that says which classes are on the slice, and mutes the others. It gained where all 800 slices are annotated ([ensembles](realct_ensemble.ipynb)). Of one hundred it learns to be too cautious: it invents half as much and misses twice as much.
+
+# %%
+for tried, beside in (("marginal-from-phantom", "marginal-log"), ("ctseg-presence", "ctseg")):
+    tried_on = {
+        "test, argmax": compare(runs[100], tried, beside, argmax),
+        "left out, rule chosen": compare_left_out(runs[100], tried, beside),
+    }
+    for where, d in tried_on.items():
+        print(f"{tried:<23}{where:<24}{d['b']:.3f} to {d['a']:.3f}: {tell(**d)}")
+
 
 # %% [markdown]
 # ## How many unlabelled slices?
