@@ -84,7 +84,7 @@ def data_section(spec: dict[str, Any]) -> str:
     annotated = f"{data['labelled']} of them annotated at least in part"
     text = f"{counted(data['images'], 'slice')} of {size} pixels, {annotated}."
     lines = [text, f"Fingerprint: `{data['fingerprint']}`, seed {spec['seed']}."]
-    for key, does in (("init", "started from the weights of"), ("teacher", "completed by the answers of")):
+    for key, does in (("init", "started from the weights of"), ("teacher", "taught by")):
         if key in spec:
             lines.append(f"The training was {does} {plain(spec[key]['run'])} (`{spec[key]['weights']}`).")
     return "\n".join(lines)

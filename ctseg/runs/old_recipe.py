@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RENAMED', 'OF_METHODS', 'OF_LOSSES_AND_NETWORKS', 'NOT_EVERYWHERE', 'ORIGINALS', 'LATER',
-           'OLD_NAMES', 'is_old', 'new_place', 'nested', 'as_before']
+           'GONE', 'OLD_NAMES', 'is_old', 'new_place', 'nested', 'as_before']
 
 # %% ../../nbs/runs/12_old_recipe.ipynb #4bb1a527
 from importlib import metadata
@@ -25,6 +25,7 @@ OF_LOSSES_AND_NETWORKS = "w_dice w_pixel reduction pixel_known log_dice pretrain
 NOT_EVERYWHERE = {*OF_METHODS.split(), *OF_LOSSES_AND_NETWORKS.split()}
 ORIGINALS = ("attunet", "teacher-student", "pretrain-finetune")
 LATER = {"model": {"statistics": "imagenet"}}  # settings that came later still, with what was done before
+GONE = {"data": ("completion",)}  # settings that are no more, and say nothing of a finished run
 OLD_NAMES = {f"seed-{name}": f"original-{name}" for name in ORIGINALS}  # of recipes
 
 # %% ../../nbs/runs/12_old_recipe.ipynb #aae7ea1b
@@ -76,4 +77,7 @@ def as_before(parts: dict[str, Any]) -> dict[str, Any]:
             before = {name: value for name, value in values.items() if name in settings}
             given = before | given
         completed[group] = dict(given)
+    for group, names in GONE.items():
+        if isinstance(completed.get(group), dict):
+            completed[group] = {name: value for name, value in completed[group].items() if name not in names}
     return completed

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from ctseg.core.anatomy import ClassMap
 from ctseg.core.files import InputError, read_json
-from ctseg.data.batches import Batch, known_map
+from ctseg.data.batches import Batch
 from ctseg.losses.registry import create_loss
 from ctseg.models.base import read_weights
 from ctseg.models.settings import make_model
@@ -20,6 +20,7 @@ from ctseg.prediction.earlier import OldNetwork, earlier_run, earlier_runs, old_
 from ctseg.prediction.predictor import load_predictor
 from ctseg.recipes.fit import fit
 from ctseg.runs.recipe import Recipe
+from ctseg.training.step import ViewLoss
 
 NAMES = list(toy().classes.names)  # lung_left, lung_right, bar
 
@@ -116,56 +117,50 @@ def test_other_sizes_are_fine_and_other_networks_are_told(tmp_path):
                 fit(toy(), tiny("masked"), tmp_path/"no", device="cpu", progress=False, **{option: name})
 
 
-def network(told, prob, activation="softmax", reads_known=True, tau=0.9, unions=()):
+def network(told, prob, unions=()):
     "An old network that answers `prob` [C_old, H, W] for every image; told: its classes among the new ones."
-    loss = create_loss("marginal" if activation == "softmax" else "masked")
     class Member:
         def probabilities(self, image, plan): return prob[None].expand(len(image), -1, -1, -1)
-    member = Member()
-    member.loss = loss
-    pairs = list(enumerate(np.flatnonzero(told)))
-    return OldNetwork(member, CPU, pairs, np.array(told), tau, unions, reads_known)
+    return OldNetwork(Member(), CPU, list(enumerate(np.flatnonzero(told))), np.array(told), unions)
 
 
-@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
-def test_sure_answers_fill_in_old_classes_and_nothing_else(activation):
-    """Two old classes (0, 2) and a new one (1). Pixels: sure of class 0, sure of background, unsure, drawn
-    by people, sure of class 0 where people saw none."""
-    prob = torch.tensor([[[.97, .01, .5, .97, .97]], [[.01, .01, .2, .01, .01]]])
+def test_it_is_asked_about_old_classes_that_nobody_examined():
+    """Two old classes (0, 2) and a new one (1); people looked for the new one on the first slice, for the
+    first old one on the second. Each has a pixel that people drew."""
     known = torch.tensor([[False, True, False], [True, False, False]])
-    mask = torch.tensor([[[0, 0, 0, 2, 0]], [[0, 0, 0, 1, 0]]])
-    done = network([True, False, True], prob, activation)(Batch(torch.zeros(2, 1, 1, 5), mask, known))
-    assert done.mask[:, 0].tolist() == [[1, 0, 0, 2, 1], [0, 0, 0, 1, 0]]
-    new = done.known[:, 1, 0].tolist()
-    assert new[0] == [True]*5  # people have looked for it
-    assert new[1][:3] == [False]*3 and new[1][4] is False  # the old network cannot tell
-    assert done.known[0, :, 0, 1].tolist() == [True]*3 and done.known[0, :, 0, 2].tolist() == [
-        False,
-        True,
-        False,
-    ]
-    assert done.known[1, 0].all() and done.known[:, :, 0, 3].all()
-    assert torch.equal(done.known[0, 2, 0], torch.tensor([True, True, False, True, True]))
+    mask = torch.tensor([[[0, 0, 2]], [[0, 0, 1]]])
+    old = network([True, False, True], torch.full((2, 1, 3), .3))
+    asked = old.asked(Batch(torch.zeros(2, 1, 1, 3), mask, known))
+    assert asked[0, :, 0].tolist() == [[True, True, False], [False]*3, [True, True, False]]
+    assert asked[1, :, 0].tolist() == [[False]*3, [False]*3, [True, True, False]]
+    answers = old.probabilities(torch.zeros(2, 1, 1, 3))
+    assert answers[:, 1].max() == 0 and torch.allclose(answers[:, [0, 2]], torch.tensor(.3))
 
 
-def test_a_loss_that_cannot_read_known_leaves_unsettled_pixels_out():
-    prob = torch.tensor([[[.97, .01, .5]]])
-    batch = Batch(torch.zeros(1, 1, 1, 3), torch.zeros(1, 1, 3).long(), torch.tensor([[False, True]]))
-    assert network([True, False], prob, reads_known=False)(batch).weight.flatten().tolist() == [1, 1, 0]
+def test_of_a_union_nothing_is_asked_and_of_its_members_where_nobody_examined_it():
+    both = ((3, (1, 2)),)
+    known = torch.tensor([[False]*3 + [True], [False, False, True, True]])
+    batch = Batch(torch.zeros(2, 1, 1, 1), torch.zeros(2, 1, 1).long(), known)
+    asked = network([True, True, True, False], torch.zeros(3, 1, 1), both).asked(batch)[..., 0, 0]
+    assert asked.tolist() == [[True, True, False, False], [False]*4]
 
 
 @pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
-def test_a_union_that_nobody_examined_denies_its_members_nothing(activation):
-    """Left, right, both of them, and a new class. The old network is unsure of the left one at the second
-    pixel; that it draws no unions does not say that there is none."""
-    both = ((3, (1, 2)),)
-    prob = torch.tensor([[[.97, .5, .01]], [[.01, .01, .01]], [[0., 0., 0.]]])
-    batch = Batch(torch.zeros(1, 1, 1, 3), torch.zeros(1, 1, 3).long(), torch.tensor([[False]*3 + [True]]))
-    done = network([True, True, True, False], prob, activation, unions=both)(batch)
-    assert done.mask.flatten().tolist() == [1, 0, 0] and done.known[0, 3].all()
-    assert not done.known[0, 2, 0, 1:].any() and done.known[0, 0, 0].tolist() == [True, False, True]
-    weighted = network([True, True, True, False], prob, activation, reads_known=False, unions=both)(batch)
-    assert weighted.weight.flatten().tolist() == [1, 0, 1]
+def test_a_network_that_answers_as_the_old_one_has_nothing_to_learn_of_it(activation):
+    "Also beside a union, whose logits say nothing; and the loss pushes any other answer towards the old one."
+    loss, both = create_loss("marginal" if activation == "softmax" else "masked"), ((3, (1, 2)),)
+    loss.unions = both
+    logits = torch.randn(2, loss.out_chans(4), 4, 4, generator=torch.Generator().manual_seed(0))
+    logits[:, loss.out_chans(4) - 4:][:, :2] += 2
+    logits.requires_grad_()
+    answers = loss.probabilities(logits).detach()
+    batch = Batch(torch.zeros(2, 1, 4, 4), torch.zeros(2, 4, 4).long(), torch.tensor([[False]*3 + [True]]*2))
+    for shift in (0., .2):
+        old = network([True, True, True, False], answers[0, :3], both)
+        logits.grad = None
+        other = (logits[:1] + shift*torch.arange(loss.out_chans(4)).view(1, -1, 1, 1))
+        old(other, batch[:1], ViewLoss(loss)).backward()
+        assert logits.grad.isfinite().all() and (logits.grad.abs().max() < 1e-6) == (shift == 0)
 
 
 def test_weights_that_are_no_numbers_are_told(tmp_path):
@@ -186,12 +181,14 @@ def test_a_teacher_must_share_a_class_and_a_mirror(tmp_path):
     assert "\n" not in str(e.value)
     with pytest.raises(InputError, match="mirrored"):
         old_network(old, tiny("masked", "mirror=vertical"), toy().classes, CPU)
+    with pytest.raises(InputError, match="for background; give --set loss="):
+        old_network(old, tiny("original-attunet"), toy().classes, CPU)
 
 
 @pytest.mark.parametrize("recipe", ["marginal-log", "unimatch"])
 def test_killed_and_resumed_it_ends_the_same(tmp_path, recipe):
     old, new = fake_run(tmp_path/"old", toy()), only(toy(seed=1), "heart")
-    settings = ["model=attunet", "width=4", "epochs=2", "completion=0.5"]
+    settings = ["model=attunet", "width=4", "epochs=2"]
     settings += ["supervised_first=false"] if recipe == "unimatch" else []
     how = dict(init=old, teacher=old, device="cpu", progress=False)
     whole = fit(new, tiny(recipe, *settings), tmp_path/"whole", **how)
@@ -220,37 +217,21 @@ def test_a_resumed_run_takes_over_the_same(tmp_path):
             fit(toy(), settings, tmp_path/"new", resume=True, device="cpu", progress=False, **other)
 
 
-def sure_of_background(batch):
-    "An earlier network that fills in: class 1 is nowhere."
-    known = known_map(batch.known, batch.mask.shape[1:]).clone()
-    known[:, 0] = True
-    return replace(batch, known=known)
-
-
 @pytest.mark.parametrize("recipe", ["marginal-log", "masked", "mean-teacher", "unimatch"])
-def test_what_people_said_counts_once_more_by_itself(tmp_path, recipe):
-    "On the logits of the labelled view, whatever the method: the difference is the loss of the truth alone."
-    slices = only(toy(), "lung_right")
+def test_it_teaches_beside_every_method(tmp_path, recipe):
+    "On the logits of the first view, which is the labelled one; the weight is a factor of its part."
+    slices = only(toy(), "lung_right").concat(toy(seed=1))
     trainer = next(iter(phases(tmp_path, recipe, "second_phase=1" if recipe == "unimatch" else "width=4",
                                slices=slices).values()))
-    stepper = trainer.stepper
-    plain, nothing = stepper.views_and_truth(torch.arange(4), 0)
-    assert nothing is None
-    stepper = replace(stepper, setup=replace(stepper.setup, complete=sure_of_background))
-    views, truth = stepper.views_and_truth(torch.arange(4), 0)
-    assert views["labelled"].known.ndim == 4 and torch.equal(truth.known, plain["labelled"].known)
-    both = stepper.piece_loss(views, 0, 0, 1, truth)
-    alone = stepper.piece_loss({"labelled": truth}, 0, 0, 1) if len(views) == 1 else None
-    completed = stepper.piece_loss(views, 0, 0, 1)
-    half = replace(stepper, setup=replace(stepper.setup, truth_weight=0.5)).piece_loss(views, 0, 0, 1, truth)
-    assert both > completed
-    torch.testing.assert_close(half, (both + completed)/2)
-    if alone is not None: torch.testing.assert_close(both, completed + alone)
-
-
-def test_a_loss_without_unknown_does_not_take_the_truth_for_background(tmp_path):
-    (trainer,) = phases(tmp_path, "original-attunet", slices=only(toy(), "lung_right")).values()
-    stepper = trainer.stepper
-    stepper = replace(stepper, setup=replace(stepper.setup, complete=sure_of_background))
-    views, truth = stepper.views_and_truth(torch.arange(4), 0)
-    assert torch.equal(stepper.piece_loss(views, 0, 0, 1, truth), stepper.piece_loss(views, 0, 0, 1))
+    stepper, size = trainer.stepper, slices.images.shape[1:]
+    old = network([True]*len(slices.classes), torch.full((len(slices.classes), *size), .2))
+    def loss_with(teach):
+        taught = replace(stepper, setup=replace(stepper.setup, teach=teach))
+        return taught.piece_loss(taught.make_views(torch.arange(4), 0), 0, 0, 1)
+    seen = []
+    def watched(logits, view, loss):
+        seen.append(torch.equal(view.image, stepper.make_views(torch.arange(4), 0)["labelled"].image))
+        return old(logits, view, loss)
+    plain, whole, half = loss_with(None), loss_with(watched), loss_with(replace(old, weight=.5))
+    assert seen == [True] and whole > plain
+    torch.testing.assert_close(half, (plain + whole)/2)

@@ -13,9 +13,8 @@ from ctseg.core.anatomy import ClassMap
 from ctseg.data.challenge import write_challenge
 from ctseg.data.slices import SliceSet
 from ctseg.data.sources import store_challenge
-from ctseg.data.splits import near_duplicates, thumbnails
+from ctseg.data.splits import near_duplicates
 from ctseg.prediction.suggest import (
-    chance_by_neighbours,
     choose_slices,
     expected_loss,
     open_cells,
@@ -34,35 +33,6 @@ def test_the_loss_of_what_is_drawn_and_of_what_is_not():
     presence, dice = np.array([[.9, .3], [1, 0]]), np.array([[.7, np.nan], [1, np.nan]])
     assert np.allclose(expected_loss(presence, dice, np.ones((2, 2), bool)), [[.3, .3], [0, 0]])
     assert not expected_loss(presence, dice, np.zeros((2, 2), bool)).any()
-
-
-def test_slices_that_look_alike_say_what_is_there():
-    "Two bodies in other windows; nobody looked for the third structure; a slice without annotation says nothing."
-    bodies, owner = noise(2, size=48), np.array([0]*6 + [1]*6 + [0, 1])
-    images = (bodies[owner]*np.linspace(.5, 1, 14)[:, None, None]).astype(np.uint8)
-    masks, known = np.zeros((14, 48, 48), np.uint8), np.zeros((14, 3), bool)
-    masks[:6, 4:8, 4:8], masks[6:12, 4:8, 4:8] = 1, 2
-    known[:12, :2] = True
-    small = thumbnails(images)
-    slices = SliceSet(images, masks, known, classes=["a", "b", "c"])
-    chance = chance_by_neighbours(slices, small, np.array([13, 12]))
-    assert np.allclose(chance, [[.5/6, 5.5/6, .5], [5.5/6, .5/6, .5]])
-    nothing = SliceSet(images, masks*0, known & False, classes=["a", "b", "c"])
-    assert np.allclose(chance_by_neighbours(nothing, small, np.arange(3)), .5)
-
-
-def test_a_structure_that_is_never_drawn_is_asked_for():
-    "The network draws neither; the slices that look like those with a structure come first."
-    rng = np.random.default_rng(0)
-    bodies, owner = noise(2, size=48), np.array([0, 1]*10)
-    jitter = rng.integers(0, 120, (20, 48, 48))
-    images = (bodies[owner]//2 + jitter).astype(np.uint8)
-    masks, known = np.zeros((20, 48, 48), np.uint8), np.zeros((20, 3), bool)
-    known[:10] = True
-    masks[:10:2, 4:8, 4:8] = 2
-    found = suggest(fixed(lambda x: bright(x)*0), SliceSet(images, masks, known, classes=DISCS), 5)
-    assert {found.slices.names[one.position] for one in found.chosen} == {f"{i}.png" for i in range(10, 20, 2)}
-    assert all(one.classes[0] == 2 for one in found.chosen)
 
 
 def test_examined_cells_duplicates_and_unions_are_closed():

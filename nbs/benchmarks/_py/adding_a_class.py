@@ -8,18 +8,20 @@
 # %% [markdown]
 # **Question.** A trained network knows five organs. A new folder has outlines of two others, the parotids, and of nothing else. Does `ctseg fit --init RUN --teacher RUN` ([guide](../guides/adding_a_class.ipynb)) learn the new ones and keep the old?
 #
-# **Answer.** Yes, on the mean of the classes; this is **one seed**. On the test slices the taught network has 0.49 on the parotids, where both folders at once give 0.45 and fine-tuning (`--init` alone) 0.48. On the five old organs it has 0.47, where the old network has 0.46 and fine-tuning 0.00: that one forgets everything. The target was that old organs lose at most 0.01 and new ones come within 0.03 of training on everything at once.
+# **Answer.** ANSWER
 #
-# Organ by organ it is not met: the spinal cord loses 0.08, while brainstem, larynx and mandible gain 0.04 to 0.06. And on the held-out training patients the old organs lose 0.04 in the mean. So the old network's answers keep the organs, not every hundredth of them. With a lower threshold (`completion`) the old organs lose less on these patients, 0.03 instead of 0.04, and the new ones are 0.01 lower: too little to choose by in one seed, so the default stays at 0.9.
+# The target was that old organs lose at most 0.01 and new ones come within 0.03 of training on everything at once.
 #
-# This measurement found a fault. What people said and what the old network fills in were one truth, and the parotids, seen on every fourth slice, weighed as much in it as each old organ: they were hardly learnt (0.08 and 0.00). Now what people said counts [once more by itself](../training/60_step.ipynb).
+# **Until now** the old network filled in labels where it was sure (0.9 and more), and what it was less sure of taught nothing. A small organ of which it is never quite sure then has its surroundings against it: with 1600 steps the spinal cord went from 0.68 to 0.00 in one of two such trainings. Now the new network gives [the same probabilities](../losses/35_distillation.ipynb).
 #
 # ## How it was measured
 #
-# The 96 patients with annotated training slices of the [real-CT benchmark](realct_supervised.ipynb) are divided: a fifth is held out, one half of the rest is the old folder with five organs examined (329 slices), the other half the new one with the two parotids (302 slices; a left parotid is on 61, a right one on 72). As in the benchmark, only some organs were examined on each slice. Attention U-Nets of width 8 with the recipe `marginal-log`, in bfloat16, on one thread: 1000 steps of eight slices for the old network, 600 for the new one, 1600 for the one that has both folders at once. Scored are 300 test slices of 15 other patients by argmax, with the challenge's Dice.
+# The 96 patients with annotated training slices of the [real-CT benchmark](realct_supervised.ipynb) are divided: a fifth is held out, one half of the rest is the old folder with five organs examined (329 slices), the other half the new one with the two parotids (302 slices; a left parotid is on 61, a right one on 72). As in the benchmark, only some organs were examined on each slice. Attention U-Nets of width 8 with the recipe `marginal-log`, in bfloat16, on one thread: 1000 steps of eight slices for the old network, which has never heard of parotids, 1600 for the new one, and 2600 for the one that has both folders at once. Scored are 300 test slices of 15 other patients by argmax, with the challenge's Dice. The numbers of slices are those of seed 0.
+#
+# 1600 steps are not too many. With 600 the parotids were not drawn at all in seed 1, in the former way and in this one.
 #
 # ```
-# python tools/adding.py --data FOLDER --seeds 0
+# python tools/adding.py --data FOLDER
 # ```
 
 # %%
@@ -35,9 +37,7 @@ found = pd.read_csv("results/adding_a_class.csv")
 organs = ["brainstem", "spinal_cord", "esophagus", "larynx", "mandible"]
 new = ["parotid_left", "parotid_right"]
 names = {
-    "old": "old network", "tuned": "--init alone", "taught, one loss": "--init --teacher, as it was",
-    "taught": "--init --teacher", "taught, completion .7": "the same, completion=0.7",
-    "taught, completion .5": "the same, completion=0.5",
+    "old": "old network", "tuned": "--init alone", "taught": "--init --teacher",
     "at once": "both folders at once",
 }
 found = found[found.network.isin(names)]
@@ -65,7 +65,7 @@ test = found[found.split == "test"]
 rows = []
 for network, other, those in (
     ("taught", "old", organs), ("taught", "at once", organs), ("taught", "at once", new),
-    ("taught", "taught, one loss", new), ("taught", "tuned", new),
+    ("taught", "tuned", new),
 ):
     pair = [test[(test.network == name) & test["class"].isin(those)] for name in (network, other)]
     first = {"of": names[network], "to": names[other], "classes": "old" if those is organs else "new"}
@@ -75,7 +75,7 @@ pd.DataFrame(rows).round(3)
 # %% [markdown]
 # ## The held-out patients
 #
-# Choices were made on these: a fifth of the training patients, partly annotated.
+# A fifth of the training patients, partly annotated.
 
 # %%
 scores("held-out").round(3)

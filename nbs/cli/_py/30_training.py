@@ -96,7 +96,7 @@ TIME_LIMIT = typer.Option(
 )
 SEED = typer.Option(help="another number gives other first weights, another order of slices and augmentation")
 INIT = typer.Option(help="start from the weights of this run (a folder, or hf://owner/name), by class name")
-TEACHER = typer.Option(help="a run whose confident predictions fill in the classes nobody examined here")
+TEACHER = typer.Option(help="a run that goes on teaching its classes where nobody examined them here")
 SAVED = "everything is saved, continue with the same command and --resume"
 MEMORY = typer.Option(
     help="most memory of the device for slices, such as 4GB; slices that need more are read while "

@@ -9,7 +9,7 @@
 # ```
 #
 # * `--init runs/old` starts from the old weights. The rows of the output layer follow the classes by *name*; rows of new classes are fresh. The images may have another size. The network must be the same one (`--set model=…`, `width=…` as in the old run's `recipe.json`); otherwise an error says what differs.
-# * `--teacher runs/old` lets the old network say where the old structures are: on each annotated slice it fills in what nobody examined, pixel by pixel, where its probability reaches `completion` (`--set completion=0.9`). What people examined is never changed. It says nothing about a new class, except that a pixel of an old class is not of a new one. What people said counts once more by itself, so that the many answers of the old network do not drown the new class (`--set truth_weight=1`; less keeps the old classes closer, more learns the new ones faster).
+# * `--teacher runs/old` keeps the old structures: wherever nobody looked for one of them, the new network is to [answer as the old one does](../losses/35_distillation.ipynb), with the same probabilities. What people examined is never asked. The old network says nothing about a new class, which may take pixels from the background as it sees it. `--set teacher_weight=1` says how much it counts beside what people said: more keeps the old structures closer, less learns the new ones faster.
 # * Either may be a name on the hub: `--init hf://owner/name`.
 # * `class_names.json` of the new folder lists *all* classes, old and new. `annotated_labels.json` says, as always, which were examined.
 #
@@ -80,7 +80,8 @@ keep.cleanup()
 #
 # ## What to know
 #
-# * The old network's mistakes are learnt again. Give it its best form: a student, the average of several seeds trained into one, more epochs. A network that is seldom sure settles little, and between what it has settled the new network may draw what it likes: lower `completion`, to 0.7 say, or train the old one longer.
+# * The old network's mistakes are learnt again. Give it its best form: a student, the average of several seeds trained into one, more epochs.
+# * Train as long as you would from nothing. The new class starts from a network that calls its place background, and after a few hundred steps it may not be drawn at all.
 # * The decision rule is chosen on the new folder's held-out slices, where only the new classes were examined. If old ones come out too small or too large, compare with `ctseg predict … --rule argmax`.
 # * Held-out scores are of the new classes alone. Score the old ones on slices where they were outlined: `ctseg evaluate`.
 # * If you still have the old folder, training on both at once is simpler.

@@ -1,7 +1,7 @@
 # %% [markdown]
 # # What a run takes over from an earlier one
 #
-# > Weights by the names of the classes, and a network's sure answers where nobody looked.
+# > Weights by the names of the classes, and a network's answers where nobody looked.
 
 # %%
 #| default_exp prediction.earlier
@@ -22,9 +22,11 @@ from ctseg.core.anatomy import ClassMap
 from ctseg.core.device import DevicePlan
 from ctseg.core.files import InputError
 from ctseg.core.unions import Unions
-from ctseg.data.batches import Batch
+from ctseg.data.batches import Batch, known_map
+from ctseg.losses.distillation import distillation_loss
 from ctseg.losses.registry import make_loss
-from ctseg.methods.unimatch import complete_batch
+from ctseg.losses.unions import without_unions
+from ctseg.methods.unknown import settled_by_unions
 from ctseg.models.base import first_few, read_weights
 from ctseg.prediction.predictor import RunMember, load_member
 from ctseg.prediction.saved import class_names, run_spec
@@ -34,6 +36,7 @@ from ctseg.runs.recipe import Recipe
 from ctseg.runs.source import find_run
 from ctseg.runs.sums import check_sum
 from ctseg.training.deadline import Deadline
+from ctseg.training.method import StepLoss
 
 # %%
 #| hide
@@ -54,7 +57,7 @@ from ctseg.training.checkpoints import save_weights
 # A network knows five structures; a new folder has outlines of two others. Two things help.
 #
 # * `ctseg fit new --init runs/old` starts from the old weights. The rows of the output layer belong to classes, so they are matched by the classes' *names*; rows of new classes are fresh.
-# * `--teacher runs/old` keeps the old classes alive. Nobody examined them in the new folder, so its slices say nothing about them, and a network that learns only the new ones [forgets the old](../guides/adding_a_class.ipynb). So the old network predicts every annotated batch. Where it is sure, pixel by pixel, we take its answer for the truth. What people examined is never changed.
+# * `--teacher runs/old` keeps the old classes alive. Nobody examined them in the new folder, so its slices say nothing about them, and a network that learns only the new ones [forgets the old](../guides/adding_a_class.ipynb). So the old network predicts every annotated batch too, and the new one is to answer as it does about the old classes. What people examined is never asked.
 #
 # The `class_names.json` of the new folder lists all classes, old and new.
 
@@ -230,20 +233,19 @@ print(same_names(list(slices.classes.names), list(order.names)))
 # %% [markdown]
 # ## A teacher of the old classes
 #
-# The old network completes each annotated batch: it fills in `known` for the classes that it knows, at the pixels where it is sure.
+# The old network is asked about the classes that it knows, wherever nobody has looked for them, and the new one shall [answer as it does](../losses/35_distillation.ipynb).
 
 # %%
 #| export
 @dataclass(frozen=True)
 class OldAnswers:
-    "The answers of an earlier network about the classes that it shares with a new one."
+    "What an earlier network says about the classes that it shares with a new one."
     member: RunMember
     plan: DevicePlan
     pairs: list[tuple[int, int]]  # positions (old, new) of the classes that both have
     told: np.ndarray              # bool [C]: the new run's classes that the old network knows
-    tau: float                    # certainty that settles a pixel
-    unions: Unions                # classes made of others, which no network draws
-    reads_known: bool             # False: the loss takes unknown for background, and must not see such pixels
+    unions: Unions = ()           # classes made of others, which no network draws
+    weight: float = 1.0           # of the loss
 
     def probabilities(self, image: torch.Tensor) -> torch.Tensor:
         "f32 [B, C, H, W] for images f32 [B, 1, H, W]: those of the old network, 0 for classes it does not know."
@@ -252,30 +254,31 @@ class OldAnswers:
         for old, new in self.pairs: out[:, new] = prob[:, old]
         return out.clone()
 
+    def asked(self, view: Batch) -> torch.Tensor:
+        "bool [B, C, H, W]: the old classes, where nobody has looked for them and no other structure was drawn."
+        told = torch.tensor(self.told, device=view.image.device)
+        known = settled_by_unions(known_map(view.known, view.mask.shape[1:]), self.unions)
+        return told[:, None, None] & ~known & (view.mask == 0)[:, None]
+
 
 # %%
 #| export
 class OldNetwork(OldAnswers):
-    "Completes an annotated batch by the answers of an earlier network, as UniMatch does by those of its teacher."
-    @torch.no_grad()
-    def __call__(self, batch: Batch) -> Batch:
-        "`batch` with `known` as a map bool [B, C, H, W]: what people said, and what the old network is sure of."
-        told = torch.tensor(self.told, device=batch.image.device)
-        prob = self.probabilities(batch.image)
-        done = complete_batch(batch, prob, self.tau, self.member.loss.activation, told, self.unions)
-        if self.reads_known: return done
-        for union, _ in self.unions: told[union - 1] = False
-        settled = (done.known | ~told[:, None, None]).all(1, keepdim=True).float()
-        return replace(done, weight=settled if done.weight is None else settled*done.weight)
+    "An earlier network as a teacher: `Setup.teach`."
+    def __call__(self, logits: torch.Tensor, view: Batch, loss: StepLoss) -> torch.Tensor:
+        "The weighted distance of logits [B, K, H, W], read as `loss` reads them, to the old network's answers."
+        with torch.no_grad():
+            prob, asked = self.probabilities(view.image), self.asked(view)
+        own = without_unions(logits, self.unions, loss.activation == "softmax")
+        return self.weight*distillation_loss(own, prob, asked, loss.activation, loss.gather)
 
 
 # %%
 #| export
-def old_network(earlier: EarlierRun, recipe: Recipe, classes: ClassMap, plan: DevicePlan) -> OldNetwork:
-    "The network of an earlier run as the teacher of its classes; `InputError` if it knows none of `classes`."
-    pairs = same_names(earlier.classes, list(classes.names))
+def check_teacher(earlier: EarlierRun, recipe: Recipe, classes: ClassMap) -> None:
+    "`InputError` for a teacher that knows none of `classes`, sees other images, or teaches a loss in vain."
     where = f"--teacher {earlier.name}"
-    if not pairs:
+    if not same_names(earlier.classes, list(classes.names)):
         problem = f"it knows none of the classes of this data ({first_few(list(classes.names))})"
         remedy = "list its classes in class_names.json too, under the same names"
         raise InputError(f"{where}: {problem}; {remedy}")
@@ -285,19 +288,28 @@ def old_network(earlier: EarlierRun, recipe: Recipe, classes: ClassMap, plan: De
     if earlier.context > recipe.data.context:
         problem = f"it sees {earlier.context} slices on each side, which these images do not show"
         raise InputError(f"{where}: {problem}; give --set context={earlier.context}")
+    if not make_loss(recipe.loss).reads_known:
+        problem = f"loss={recipe.loss.name} takes what nobody examined for background"
+        raise InputError(f"{where}: {problem}; give --set loss=marginal or loss=masked")
+
+
+# %%
+#| export
+def old_network(earlier: EarlierRun, recipe: Recipe, classes: ClassMap, plan: DevicePlan) -> OldNetwork:
+    "The network of an earlier run as the teacher of its classes; `InputError` for one that does not fit."
+    check_teacher(earlier, recipe, classes)
+    pairs = same_names(earlier.classes, list(classes.names))
     told = np.zeros(len(classes), bool)
     told[[new for _, new in pairs]] = True
     member = load_member(earlier.run, earlier.spec, plan)
-    reads_known = make_loss(recipe.loss).reads_known
-    tau, unions = recipe.data.completion, classes.unions
-    return OldNetwork(member, plan, pairs, told, tau, unions, reads_known)
+    return OldNetwork(member, plan, pairs, told, classes.unions, recipe.data.teacher_weight)
 
 
 # %%
 teacher = old_network(earlier_run(old_run), recipe, order, pick_device("cpu"))
 batch = Batch(torch.rand(2, 1, 32, 32), torch.zeros(2, 32, 32).long(), torch.zeros(2, 3).bool())
-print("the old network knows", teacher.told.tolist(), "and settles nothing about the new class:",
-      not teacher(batch).known[:, 1].any().item())
+print("the old network knows", teacher.told.tolist())
+print("and is not asked about the new class:", not teacher.asked(batch)[:, 1].any().item())
 
 
 # %% [markdown]

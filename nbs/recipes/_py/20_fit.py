@@ -283,7 +283,7 @@ class FitOptions:
     log: str | Iterable[str] = ()        # trackers of accelerate, see `check_trackers`
     callbacks: Iterable[Callback] = ()   # called after each epoch, see `as_watchers`
     init: str | Path | Run = ""          # a run to start from the weights of, by class name; empty: none
-    teacher: str | Path | Run = ""       # a run that fills in what nobody examined; empty: none
+    teacher: str | Path | Run = ""       # a run that teaches its classes where nobody examined them; empty: none
     memory: str = ""                     # most memory of the device for slices, e.g. "4GB"
 
     def deadline(self) -> Deadline:

@@ -36,6 +36,7 @@ OF_LOSSES_AND_NETWORKS = "w_dice w_pixel reduction pixel_known log_dice pretrain
 NOT_EVERYWHERE = {*OF_METHODS.split(), *OF_LOSSES_AND_NETWORKS.split()}
 ORIGINALS = ("attunet", "teacher-student", "pretrain-finetune")
 LATER = {"model": {"statistics": "imagenet"}}  # settings that came later still, with what was done before
+GONE = {"data": ("completion",)}  # settings that are no more, and say nothing of a finished run
 OLD_NAMES = {f"seed-{name}": f"original-{name}" for name in ORIGINALS}  # of recipes
 
 
@@ -100,13 +101,18 @@ def as_before(parts: dict[str, Any]) -> dict[str, Any]:
             before = {name: value for name, value in values.items() if name in settings}
             given = before | given
         completed[group] = dict(given)
+    for group, names in GONE.items():
+        if isinstance(completed.get(group), dict):
+            completed[group] = {name: value for name, value in completed[group].items() if name not in names}
     return completed
 
 
 # %%
 saved = recipe_dict(Recipe().change(model="unet:resnet34"))
 del saved["model"]["statistics"]
+saved["data"]["completion"] = 0.9
 print(as_before(saved)["model"]["statistics"], as_before(recipe_dict(Recipe()))["model"])
+assert as_before(saved)["data"] == recipe_dict(Recipe())["data"]
 
 # %%
 flat = {

@@ -54,10 +54,8 @@ class DataSettings(SplitSettings):
         0, "pixels a side that the network works at; 0: the images' own; -1: 128 where both sides are "
         "shorter and the encoder is pretrained (a U-Net then decodes to half of it), else their own",
         low=-1, high=1 << 14)
-    completion: float = setting(
-        0.9, "certainty at which the network of --teacher settles a pixel", low=0.5, high=1)
-    truth_weight: float = setting(
-        1.0, "with --teacher: weight of what people said by itself, beside the completed masks", low=0)
+    teacher_weight: float = setting(
+        1.0, "with --teacher: weight of answering as it does about classes that nobody examined", low=0)
     context: int = setting(
         0, "neighbouring slices that the network sees on each side, of volumes; 0: each slice alone",
         low=0, high=16)

@@ -151,7 +151,7 @@ class JobOptions:
     deadline: Deadline | None = None
     watchers: tuple[Callable[[list[dict]], None], ...] = ()  # called with the history after each epoch
     start: Callable[[nn.Module, nn.Module], None] | None = None  # start(model, loss): earlier weights
-    complete: Callable[[Batch], Batch] | None = None  # an earlier network fills in what nobody examined
+    teach: Callable | None = None  # see `Setup`: an earlier network teaches its classes
     told: np.ndarray | None = None  # bool [C]: the classes that this network knows
     memory: float | None = None  # see `Setup`
 
@@ -183,7 +183,7 @@ class JobBase:
             recipe.schedule, recipe.compute, make_augment(recipe.augment, slices.classes), self.split.holdout,
             working_size(recipe, slices.images.shape[1:]) or None, recipe.model.presence,
             recipe.data.rare_power, seed, self.plan, run/"checkpoints", options.deadline, progress,
-            options.complete, options.memory, recipe.data.truth_weight)
+            options.teach, options.memory)
         self.history: list[dict] = []
         self.completed: list[str] = []  # phases
         self.pieces = recipe.compute.pieces

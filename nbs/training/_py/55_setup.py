@@ -96,9 +96,8 @@ class Setup:
     folder: Path | None = None                # of checkpoints, with a folder for each phase; None keeps none
     deadline: Deadline | None = None
     progress: bool = True                     # show a bar
-    complete: Callable[[Batch], Batch] | None = None  # fills in what nobody examined on annotated slices
+    teach: Callable | None = None             # teach(logits, view, loss): a loss by an earlier network
     memory: float | None = None               # bytes of slices that may be on the device; None: a quarter
-    truth_weight: float = 1.0                 # of the loss of what people said alone, beside `complete`
 
 
 # %%

@@ -202,22 +202,6 @@ ctx = Contexts(*parts).context(0, pieces=1, share=slice(0, None, 1), student=Stu
 print(ctx.step, ctx.total, ctx.share, ctx.classes.names)
 
 
-# %% [markdown]
-# Where the network of an earlier run fills in what nobody examined (`setup.complete`), each process asks it about its own share of the annotated batch.
-
-# %%
-#| export
-def gather_batch(whole: Batch, local: Batch) -> Batch:
-    "`whole` with mask, known and weight of all processes' shares of it."
-    weight = None if local.weight is None else gather_rows(local.weight)
-    return replace(whole, mask=gather_rows(local.mask), known=gather_rows(local.known), weight=weight)
-
-
-# %%
-toy_batch = Batch(torch.zeros(2, 1, 4, 4), torch.zeros(2, 4, 4).long(), torch.zeros(2, 3).bool())
-print(gather_batch(toy_batch, replace(toy_batch, known=~toy_batch.known)).known.all().item())
-
-
 # %%
 #| export
 class BatchReader(Contexts):
@@ -227,12 +211,6 @@ class BatchReader(Contexts):
         batch = self.method.read(ctx, batch, extra=purpose == "extra")
         return self.setup.augment(batch, ctx.rng(purpose), ctx.classes)
 
-    def completed(self, ctx: StepContext, batch: Batch) -> Batch:
-        "A batch with what an earlier network fills in, if there is one."
-        if self.setup.complete is None:
-            return batch
-        return gather_batch(batch, self.setup.complete(batch[ctx.share]))
-
 
 # %%
 #| export
@@ -241,13 +219,6 @@ class ViewMaker(BatchReader):
     @torch.no_grad()
     def make_views(self, index: torch.Tensor, step: int, pieces: int = 1) -> dict[str, Batch]:
         "The views of a step on the images `index`: augmented, for all processes together."
-        return self.views_and_truth(index, step, pieces)[0]
-
-    @torch.no_grad()
-    def views_and_truth(
-        self, index: torch.Tensor, step: int, pieces: int = 1,
-    ) -> tuple[dict[str, Batch], Batch | None]:
-        "The same; and the labelled batch before an earlier network completed it, None where none did."
         labelled, extra = self.streams
         share = slice(rank(), None, world())
         ctx = self.context(step, pieces, share, Student(self.learner.model))
@@ -255,8 +226,7 @@ class ViewMaker(BatchReader):
         second = None
         if extra is not None:
             second = self.read(ctx, extra.batch(extra.index(step), step), "extra")
-        views = self.method.views(ctx, self.completed(ctx, first), second)
-        return views, first if self.setup.complete else None
+        return self.method.views(ctx, first, second)
 
 
 # %%
@@ -268,28 +238,13 @@ assert torch.equal(again.image, views["labelled"].image)  # a function of the st
 
 
 # %% [markdown]
-# Where an [earlier network](../prediction/70_earlier.ipynb) fills in old classes, the truth would be one voice among many: a new structure that is on every fourth slice would weigh as much as each of the old ones, which are on most. So what people said counts once more by itself, on the same logits; `truth_weight` says how much.
+# An [earlier network](../prediction/70_earlier.ipynb) may teach its classes beside the method (`setup.teach`): on the first view that the network answers, which every method shows it with the truth.
 
 # %%
 #| export
-class TruthAlone(ViewMaker):
-    "The loss of what people said, where an earlier network has filled in more."
-    def truth_loss(self, student: Student, labelled: Batch | None, truth: Batch) -> torch.Tensor | float:
-        "That of the logits given for the view `labelled`; 0 if none were, or for a loss that knows no unknown."
-        for view, logits in student.answers if self.loss.reads_known else []:
-            if view is labelled:
-                return ViewLoss(self.loss)(logits, truth)
-        return 0.
-
-
-# %%
-#| export
-class PieceLoss(TruthAlone):
+class PieceLoss(ViewMaker):
     "The loss of one piece of a batch."
-    def piece_loss(
-        self, views: dict[str, Batch], step: int, piece: int, pieces: int,
-        truth: Batch | None = None, # see `views_and_truth`
-    ) -> torch.Tensor:
+    def piece_loss(self, views: dict[str, Batch], step: int, piece: int, pieces: int) -> torch.Tensor:
         "The loss of one piece of the views, of this process."
         setup = self.setup
         share = slice(rank() + world()*piece, None, world()*pieces)
@@ -299,9 +254,9 @@ class PieceLoss(TruthAlone):
         with self.learner.acc.autocast():
             own = {name: view[share] for name, view in views.items()}
             loss = self.method.loss(ctx, own)
-            if truth is not None:
-                again = self.truth_loss(student, own.get("labelled"), truth[share])
-                loss = loss + setup.truth_weight*again
+            if setup.teach is not None:
+                view, logits = student.answers[0]
+                loss = loss + setup.teach(finest(logits), view, ctx.loss)
             heads = student.presence_logits
             for present, view in heads:
                 of_head = presence_loss(present, view, self.loss.gather, self.loss.unions)
@@ -320,12 +275,12 @@ class Stepper(PieceLoss):
     def gradients(self, index: torch.Tensor, step: int, pieces: int = 1) -> tuple[float, float]:
         "Gradients of one batch, not yet used: the loss, and the gradient's norm before clipping."
         learner = self.learner
-        views, truth = self.views_and_truth(index, step, pieces)
+        views = self.make_views(index, step, pieces)
         total = 0.
         for piece in range(pieces):
             last = piece == pieces - 1
             with contextlib.nullcontext() if last else learner.acc.no_sync(learner.model):
-                loss = self.piece_loss(views, step, piece, pieces, truth)
+                loss = self.piece_loss(views, step, piece, pieces)
                 rows = [i for i in range(len(index)) if i//world() % pieces == piece]  # the last may be fewer
                 size = len(rows)/len(index)
                 learner.acc.backward(loss*size)
