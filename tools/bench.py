@@ -520,7 +520,7 @@ def main():
         dest="settings",
         help="for every row, after its own: precision=fp32 where the processor has no bf16",
     )
-    p.add_argument("--init", help="a run whose weights every row starts from: marginal-from-phantom needs one")
+    p.add_argument("--init", default="", help="a run whose weights every row starts from: marginal-from-phantom needs one")
     p.add_argument("--jobs", type=int, default=2)
     p.add_argument("--threads", type=int, default=1, help="of each job")
     p.add_argument(

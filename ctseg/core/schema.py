@@ -141,4 +141,4 @@ def fit_schema(value: Any, schema: Schema, path: str | Path, remedy: str) -> Any
 def check_whole(name: str, value: Any, low: int = 1, high: int = 2**31 - 1) -> None:
     "`InputError` unless `value`, called `name`, is a whole number from `low` to `high`."
     if type(value) is int and low <= value <= high: return
-    raise InputError(f"{name} {value!r}: expected a whole number from {low} to {high}")
+    raise InputError(f"{name} = {value!r}: expected a whole number from {low} to {high}")

@@ -68,7 +68,7 @@ def test_a_folder(tmp_path):
 
 @pytest.mark.parametrize("ask, "
                          "says", [(dict(labelled=0, unlabelled=0, test=0), "nothing"), (dict(size=8), "from 16"), (dict(labelled=-1), "-1"),
-                                       (dict(examined=60), "60 classes"), (dict(seed=-1), "seed -1")])
+                                       (dict(examined=60), "60 classes"), (dict(seed=-1), "seed = -1")])
 def test_bad_requests_leave_nothing(tmp_path, ask, says):
     with pytest.raises(InputError, match=says):
         make_phantom(tmp_path/"x", **(dict(labelled=1, unlabelled=0, test=0, size=16) | ask))

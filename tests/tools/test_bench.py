@@ -38,6 +38,7 @@ def test_a_run_is_kept_once_with_all_that_the_notebooks_read(tmp_path, monkeypat
         ROOT/"data_sample",
         tmp_path/"runs",
         1,
+        "",
     )
     assert "masked-s0" in bench.one(task)
     test = read_challenge(ROOT/"data_sample", "test")

@@ -283,7 +283,7 @@ class FitOptions:
     log: str | Iterable[str] = ()        # trackers of accelerate, see `check_trackers`
     callbacks: Iterable[Callback] = ()   # called after each epoch, see `as_watchers`
     init: str | Path | Run = ""          # a run to start from the weights of, by class name; empty: none
-    teacher: str | Path | Run = ""       # a run that teaches its classes where nobody examined them; empty: none
+    teacher: str | Path | Run = ""       # a run that teaches its classes; empty: none
     memory: str = ""                     # most memory of the device for slices, e.g. "4GB"
 
     def deadline(self) -> Deadline:
@@ -363,15 +363,16 @@ announce(toy_job, "", ["starting from first: liver, spleen"])
 
 # %%
 #| export
-def enter(run: Run, resume: bool, tell: bool = True) -> None:
-    "`InputError` unless a run can start or go on in its folder; and say if there is nothing to go on from."
-    run.check_free(resume)
-    prospect = run.prospect if resume and tell else ""
+def enter(run: Run, resume: bool, tell: bool) -> str:
+    "`InputError` unless a run can start or go on in its folder; what to `tell` of it, see `Run.prospect`."
+    on_main(lambda: run.check_free(resume))
+    return run.prospect if resume and tell else ""
+
+
+def begin(run: Run, spec: dict[str, Any], resume: bool, prospect: str) -> None:
+    "Start a run in its folder, and tell its prospect."
+    start_run(run, spec, resume)
     if prospect: print(f"ctseg: {prospect}", file=sys.stderr, flush=True)
-
-
-# %%
-with contextlib.redirect_stderr(sys.stdout): enter(Run("nowhere"), resume=True)
 
 
 # %%
@@ -500,14 +501,14 @@ def fit(
     plan, run = pick_device(device, recipe.compute.precision), Run(out)
     with more.deadline() as deadline, memory_told(plan.name):
         make_accelerator(plan)  # connects the processes
-        on_main(lambda: enter(run, resume, progress))
+        prospect = enter(run, resume, progress)
         try:
             if not run.finished: on_main(run.lock)
             slices = more.read(data, recipe.data.context)
             job, earlier, facts = make_job(recipe, slices, run, seed, more, plan, deadline, progress)
             source = check_job(job)
             spec = make_spec(job.recipe, slices, seed, plugins, facts) | how_cut(data, slices.context)
-            on_main(lambda: start_run(run, spec, resume))
+            on_main(lambda: begin(run, spec, resume, prospect))
             if run.finished: return run
             if progress and not rank():
                 announce(job, source, earlier.lines())
