@@ -8,7 +8,7 @@
 # %% [markdown]
 # **Question.** A trained network knows five organs. A new folder has outlines of two others, the parotids, and of nothing else. Does `ctseg fit --init RUN --teacher RUN` ([guide](../guides/adding_a_class.ipynb)) learn the new ones and keep the old?
 #
-# **Answer.** ANSWER
+# **Answer.** Yes, in three seeds. On the test slices the taught network has 0.445 on the five old organs, where the old network has 0.436 and training on both folders at once 0.448; none of the five loses more than 0.002 in the mean of the seeds. On the parotids it has 0.53, both folders at once 0.46, and fine-tuning (`--init` alone) 0.57, which forgets all five old organs. On the held-out patients it is the same: 0.481 against 0.469, and brainstem loses 0.017.
 #
 # The target was that old organs lose at most 0.01 and new ones come within 0.03 of training on everything at once.
 #
