@@ -5,9 +5,8 @@ SRC is the real-CT benchmark, which anyone can cut from a clone of `ababier/open
     from ctseg.io.openkbp import import_openkbp
     import_openkbp("open-kbp", "SRC", like="nbs/benchmarks/realct_slices.json")
 
-Of its slices 160 annotated and 240 unlabelled ones go into OUT for training and 60 with their truth for
-the test, from as
-many patients as possible. The same SRC gives the same bytes. Files of OUT with other names, the README
+Of its slices 480 annotated and 720 unlabelled ones go into OUT for training and 60 with their truth for
+the test, from as many patients as possible. The same SRC gives the same bytes. Files of OUT with other names, the README
 and the licence, stay.
 """
 import argparse
@@ -20,7 +19,7 @@ from ctseg.data.slices import SliceSet
 from ctseg.data.challenge import read_challenge, write_challenge
 from ctseg.core.files import InputError
 
-COUNTS = {"annotated": 160, "unlabelled": 240, "test": 60}
+COUNTS = {"annotated": 480, "unlabelled": 720, "test": 60}
 
 
 def spread_over_patients(groups: np.ndarray, count: int, seed: int = 0) -> np.ndarray:

@@ -28,11 +28,11 @@ def test():
 
 def test_the_sample_is_what_its_readme_says(train, test):
     annotated, unlabelled = train[train.labelled], train[~train.labelled]
-    assert train.labelled.tolist() == [True]*160 + [False]*240
+    assert train.labelled.tolist() == [True]*480 + [False]*720
     assert train.images.shape[1:] == test.images.shape[1:] == (64, 64)
     assert len(train.classes) == 7 and test.known.all()
     assert set(annotated.known.sum(1)) == {3, 4}
-    assert (~annotated.present.any(1)).sum() == 11
+    assert (~annotated.present.any(1)).sum() == 46
     patients = [set(s.groups.tolist()) for s in (annotated, unlabelled, test)]
     assert [len(p) for p in patients] == [96, 146, 15]
     assert len(set.union(*patients)) == 257  # nobody is in two groups
@@ -41,8 +41,8 @@ def test_the_sample_is_what_its_readme_says(train, test):
     text = (SAMPLE/"README.md").read_text(encoding="utf-8")
     rows = [(len(s), len(p)) for s, p in zip((annotated, unlabelled, test), patients)]
     assert [tuple(map(int, r)) for r in re.findall(r"slices \| (\d+) \| (\d+)", text)] == rows
-    assert "460 head-and-neck CT slices of 257 patients, 64x64 pixels" in text
-    assert "On 11 of the annotated slices" in text
+    assert "1260 head-and-neck CT slices of 257 patients, 64x64 pixels" in text
+    assert "On 46 of the annotated slices" in text
 
 
 def test_left_and_right_are_where_the_readme_says(test):

@@ -22,7 +22,7 @@ def test_without_the_wheel_a_small_network_learns_and_one_line_says_so(monkeypat
     monkeypatch.setattr(demo.util, "find_spec", lambda name: name)
     assert demo.demo_settings() == demo.PRETRAINED and capsys.readouterr().err == ""
     # all are fields
-    for settings in demo.SMALL, demo.PRETRAINED, demo.EARLIER:
+    for settings in demo.SMALL, demo.PRETRAINED, *demo.EARLIER:
         apply_settings(get_recipe("teacher-student"), settings)
 
 
