@@ -187,6 +187,7 @@ def train(home: Path, what: str, seed: int, epochs: int, iterations: int, rate: 
     "One training, and the Dice of each class and test case that nnU-Net's prediction gets with it."
     run = f"{what}_{seed}_{epochs}"
     if (home/"scores"/f"{run}.csv").exists(): return
+    begin = time.process_time()
     for name in ("raw", "preprocessed"): os.environ[f"nnUNet_{name}"] = str(home/name)
     os.environ["nnUNet_results"] = str(home/"results"/run)
     os.environ |= {"nnUNet_n_proc_DA": "0", "nnUNet_compile": "f"}
@@ -208,7 +209,7 @@ def train(home: Path, what: str, seed: int, epochs: int, iterations: int, rate: 
     predicted = home/"predicted"/run
     predicted.mkdir(parents=True, exist_ok=True)
     predictor.predict_from_files_sequential(str(home/"test"/"imagesTs"), str(predicted))
-    write_scores(home, what, seed, epochs)
+    write_scores(home, what, seed, epochs, time.process_time() - begin)
 
 
 def train_own(home: Path, what: str, seed: int) -> None:
@@ -223,18 +224,19 @@ def train_own(home: Path, what: str, seed: int) -> None:
     epochs = recipe.schedule.epochs
     name = f"{what}_{seed}_{epochs}"
     if (home/"scores"/f"{name}.csv").exists(): return
+    begin = time.process_time()
     data = home/"own"
     if not data.exists(): import_nnunet(home/"raw"/"Dataset501_phantom", data)
     run = ctseg.fit(data, recipe, home/"results"/name, seed, device="cpu", progress=False)
     segment(run.folder, home/"test"/"imagesTs", home/"predicted"/name, device="cpu")
-    write_scores(home, what, seed, epochs)
+    write_scores(home, what, seed, epochs, time.process_time() - begin)
 
 
-def write_scores(home: Path, what: str, seed: int, epochs: int) -> None:
-    "The Dice of predicted volumes, and the processor time of the whole command."
+def write_scores(home: Path, what: str, seed: int, epochs: int, seconds: float) -> None:
+    "The Dice of predicted volumes, and the processor time of the training and its prediction."
     name = f"{what}_{seed}_{epochs}"
     table = pd.DataFrame(score(home/"test"/"labelsTs", home/"predicted"/name), columns=SCORES).round(4)
-    table = table.assign(training=what, seed=seed, epochs=epochs, seconds=round(time.process_time()))
+    table = table.assign(training=what, seed=seed, epochs=epochs, seconds=round(seconds))
     (home/"scores").mkdir(exist_ok=True)
     table.to_csv(home/"scores"/f"{name}.csv", index=False)
 
