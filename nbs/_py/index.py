@@ -26,7 +26,7 @@ from ctseg.metrics.challenge import dice_table
 #| hide
 # written by the benchmark notebooks; no number on this page is typed by hand
 RESULTS = Path("benchmarks/results")
-SHOWN = ("52.png", "1.png")  # test slices with four organs
+SHOWN = ("40.png", "25.png")  # two of the better test slices, with six of the seven organs
 
 
 def rows(name):
@@ -125,12 +125,12 @@ table(list(measured[0]), [r.values() for r in measured])
 # %% [markdown]
 # [OpenKBP](https://github.com/ababier/open-kbp) head-and-neck CT, 64×64, seven organs, 300 test slices of 15 other patients, small U-Nets trained on CPUs. Both Dice columns
 # average the same seeds; brackets: 95 % over patients. The reference is the original project's U-Net, which reads zeros as background.
-# [Which recipe to choose](guides/choosing_a_recipe.ipynb) · [with unlabelled slices](benchmarks/realct_semi.ipynb) · [ablations](benchmarks/ablations.ipynb) · [what held](benchmarks/claims.ipynb) · [REPORT.pdf](../REPORT.pdf)
+# [Which recipe to choose](guides/choosing_a_recipe.ipynb), [with unlabelled slices](benchmarks/realct_semi.ipynb), [ablations](benchmarks/ablations.ipynb), [what held](benchmarks/claims.ipynb), [REPORT.pdf](../REPORT.pdf)
 #
 # ## What it does not do
 #
 # - No 3D networks; a slice sees its neighbours at most.
-# - No tool for scribbles; pixels that a mask leaves open can be ignored (255).
+# - No scribbles; pixels that a mask leaves open can be ignored (255).
 # - No score on the challenge's hidden test set, no full-size training on a GPU.
 # - With many annotated slices the unlabelled ones add little.
 #
@@ -147,7 +147,7 @@ table(list(measured[0]), [r.values() for r in measured])
 # ```
 #
 # Code: Apache-2.0, [LICENSE](../LICENSE). `data_sample`: real CT from OpenKBP, [MIT](../data_sample/LICENSE). The challenge's files are not here.
-# [CONTRIBUTING](../CONTRIBUTING.md) · [CHANGELOG](../CHANGELOG.md)
+# [CONTRIBUTING](../CONTRIBUTING.md), [CHANGELOG](../CHANGELOG.md)
 #
 # It grew out of a course project by Guillaume Henon-Just and Emilie Pic (MVA, ENS Paris-Saclay) for the
 # [ENS/Raidium challenge](https://challengedata.ens.fr/participants/challenges/165/).

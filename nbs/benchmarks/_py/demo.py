@@ -6,14 +6,20 @@
 # %% [markdown]
 # **Question.** How well does the network of `make demo` draw, and how long does the demo take?
 #
-# **Answer.** The student's mean Dice is 0.48 on 60 test slices with seven organs, its teacher's 0.47; with one of three seeds the student is no better than its teacher. One demo takes about four minutes of processor time.
+# **Answer.** The student's mean Dice is 0.52 on 60 test slices with seven organs, its teacher's 0.49; the student is better with each of three seeds. One demo takes about four minutes of processor time.
 #
 # ## How it was measured
 #
 # The command was run as a user runs it, with three seeds. The front page quotes its last lines from the files that this notebook writes. Time is the processor's, not the clock's, so that other work on the machine does not change it.
 #
 # The settings of the demo (`ctseg.demo.PRETRAINED`, and mirrored slices) were compared on [other slices of real CT](pretrained.ipynb), of patients that were not among those trained on, with one seed each.
-# These test slices were looked at for the present settings once, here. An earlier version of the demo (slices of 96 pixels, the library's decoder, a student from fresh weights) was scored on them before: teacher 0.438, student 0.481, the mean of three seeds.
+# These test slices were scored for three forms of the demo, each with three seeds (means):
+#
+# | | teacher | student |
+# |---|---|---|
+# | 160 annotated and 240 unlabelled slices, 96 pixels, the library's decoder, a student from fresh weights | 0.438 | 0.481 |
+# | the same slices, the present settings | 0.473 | 0.480 |
+# | 480 annotated and 720 unlabelled slices, as many steps: the present sample | 0.486 | 0.519 |
 
 # %%
 import csv, gzip, os, platform, resource, subprocess, sys, tempfile
