@@ -33,7 +33,7 @@ RESULTS = Path("results")
 # %% [markdown]
 # ## Trials
 #
-# 119 annotated slices of 72 patients, the annotated part of `data_sample` without a quarter of its patients; `marginal-log`, mirrored slices, batches of 8, learning rate 2e-3. Scored on 187 annotated slices of the other 24 training patients of the benchmark, on the cells that are known there.
+# 119 annotated slices of 72 patients, the annotated part of `data_sample` as it was (a third of its slices), without a quarter of its patients; `marginal-log`, mirrored slices, batches of 8, learning rate 2e-3. Scored on 187 annotated slices of the other 24 training patients of the benchmark, on the cells that are known there.
 # **One seed each**, so differences under 0.02 say nothing. `mirrored`: the mean of the slice and its mirror image is predicted. `least peak 0.8`: a structure is drawn only if it reaches this probability somewhere. The last lines are students, trained with the 120 surest of 240 unlabelled slices of still other patients.
 
 # %%

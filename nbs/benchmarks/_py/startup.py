@@ -14,7 +14,7 @@
 # ## How it was measured
 #
 # `python tools/startup.py --before CHECKOUT` runs each command in a process of its own, one thread, this checkout and another in turn. What counts is the processor time of the
-# process, user and system, the least of the repetitions; other work on the machine only adds to it. `fit` (recipe `ctseg`, `data_sample`, the Attention U-Net) ends at its first step.
+# process, user and system, the least of the repetitions; other work on the machine only adds to it. `fit` (recipe `ctseg`, `data_sample` when it had 400 slices, the Attention U-Net) ends at its first step.
 
 # %%
 import json
