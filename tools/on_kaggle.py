@@ -230,11 +230,11 @@ TINY = ["width=8", "image_size=32", "batch_size=4", "folds=5", "lr=0.01"]
 # What a reader sees was made on the real CT of data_sample, in minutes of a processor.
 SMALL = ["width=16", "batch_size=8", "lr=0.003", "folds=5"]
 SHOWN = {
-    "start_here": dict(settings=[*SMALL, "epochs=40"]),
-    "supervised": dict(settings=[*SMALL, "epochs=60"]),
-    "teacher_student": dict(settings=[*SMALL, "epochs=40", "keep=0.5"]),
-    "self_training": dict(settings=[*SMALL, "epochs=30", "teachers=2", "finetune_epochs=10"]),
-    "ensemble_submission": dict(settings=[*SMALL, "epochs=30"], members=2),
+    "start_here": dict(settings=[*SMALL, "epochs=16"]),
+    "supervised": dict(settings=[*SMALL, "epochs=24"]),
+    "teacher_student": dict(settings=[*SMALL, "epochs=16", "keep=0.5"]),
+    "self_training": dict(settings=[*SMALL, "epochs=12", "teachers=2", "finetune_epochs=4"]),
+    "ensemble_submission": dict(settings=[*SMALL, "epochs=12"], members=2),
 }
 CUT_AT = "student"  # the host ends a session of `teacher_student` when two epochs of this phase are done
 
@@ -351,6 +351,9 @@ def outputs(root: Path) -> list[str]:
     ]
 
 
+BAR = re.compile(r"step/s|s/step")  # of a bar of progress; the second where a step takes seconds
+
+
 def keep_outputs(root: Path, name: str):
     """Take the executed cells' outputs over into the tracked notebook; papermill's own cell and its
     metadata stay out."""
@@ -362,7 +365,7 @@ def keep_outputs(root: Path, name: str):
     for c in nb.cells:
         # no bars: a page is read when they have long stopped
         if c.cell_type == "code":
-            c.outputs = [o for o in by_id[c.id].outputs if "step/s" not in "".join(o.get("text", ""))]
+            c.outputs = [o for o in by_id[c.id].outputs if not BAR.search("".join(o.get("text", "")))]
     write_nb(nb, path)
     subprocess.run([sys.executable, str(ROOT/"tools"/"nb.py"), "--no-run", str(path)], check=True)
 

@@ -16,7 +16,7 @@
 # * trains `members` more, each holding out **another part** of the annotated slices, one on each card at a time: runs that need not talk to each other use two cards perfectly,
 # * averages them all and writes the submission.
 #
-# **The outputs below.** They come from a rehearsal without a GPU: 400 real CT slices of head and neck (`data_sample`; 160 of them partly annotated, 64x64 pixels), small networks, minutes of one processor, in folders mounted as Kaggle mounts them and without network, with the finished runs of the other rehearsals attached. Progress lines were removed. What the full recipe reaches on a T4 has not been measured.
+# **The outputs below.** They come from a rehearsal without a GPU: 1200 real CT slices of head and neck (`data_sample`; 480 of them partly annotated, 64x64 pixels), small networks, minutes of one processor, in folders mounted as Kaggle mounts them and without network, with the finished runs of the other rehearsals attached. Progress lines were removed. What the full recipe reaches on a T4 has not been measured.
 
 # %% [markdown]
 # ## Before you start

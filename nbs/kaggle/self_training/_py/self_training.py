@@ -21,7 +21,7 @@
 #
 # What people outlined is never overwritten. The method takes `teachers + 1` trainings and a bit, four times the supervised one; on Kaggle that is the run that needs more than one session.
 #
-# **The outputs below.** They come from a rehearsal without a GPU: 400 real CT slices of head and neck (`data_sample`; 160 of them partly annotated, 64x64 pixels), a small network, two teachers, minutes of one processor, in folders mounted as Kaggle mounts them and without network. Progress lines were removed. With two short-lived teachers and 160 annotated slices it stays behind the supervised notebook; [what held](https://ctseg.github.io/ctseg/benchmarks/claims.html) says where it pays. What the full recipe reaches on a T4 has not been measured.
+# **The outputs below.** They come from a rehearsal without a GPU: 1200 real CT slices of head and neck (`data_sample`; 480 of them partly annotated, 64x64 pixels), a small network, two teachers, minutes of one processor, in folders mounted as Kaggle mounts them and without network. Progress lines were removed. With two short-lived teachers and 480 annotated slices it stays behind the supervised notebook; [what held](https://ctseg.github.io/ctseg/benchmarks/claims.html) says where it pays. What the full recipe reaches on a T4 has not been measured.
 
 # %% [markdown]
 # ## Before you start

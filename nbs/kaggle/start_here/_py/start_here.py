@@ -13,7 +13,7 @@
 # 2. Then all slices take part. An averaged copy of the network fills in what it is sure of, and the network must find the same on a distorted version of the slice.
 # 3. Held-out slices choose how sure the network must be before a structure is drawn.
 #
-# The outputs below come from a rehearsal without a GPU: 400 real CT slices of head and neck (`data_sample`, 160 of them partly annotated), a small network and a few minutes of one processor. Expect more from a T4 and the full recipe: the hours there have not been measured.
+# The outputs below come from a rehearsal without a GPU: 1200 real CT slices of head and neck (`data_sample`, 480 of them partly annotated), a small network and a few minutes of one processor. Expect more from a T4 and the full recipe: the hours there have not been measured.
 
 # %% [markdown]
 # ## Before you start

@@ -14,7 +14,7 @@
 # yes and no, `known`: was this structure looked for on this slice? The loss is silent wherever the answer is no. That is the whole difference to a U-Net tutorial, and teams of the challenge found it decisive
 # ([why](https://ctseg.github.io/ctseg/explanations/three_states.html)).
 #
-# **The outputs below.** They come from a rehearsal without a GPU: 400 real CT slices of head and neck (`data_sample`; 160 of them partly annotated, 64x64 pixels), a small network, two minutes of one processor, in folders mounted as Kaggle mounts them and without network. Progress lines were removed. What the full recipe reaches on a T4 has not been measured.
+# **The outputs below.** They come from a rehearsal without a GPU: 1200 real CT slices of head and neck (`data_sample`; 480 of them partly annotated, 64x64 pixels), a small network, two minutes of one processor, in folders mounted as Kaggle mounts them and without network. Progress lines were removed. What the full recipe reaches on a T4 has not been measured.
 
 # %% [markdown]
 # ## Before you start

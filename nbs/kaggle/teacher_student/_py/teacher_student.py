@@ -20,7 +20,7 @@
 # gained 0.01 of Dice this way. What it lost elsewhere was more: its loss read every unexamined structure as background. Here the loss leaves unknown alone (`loss=marginal`, with the logarithm of the Dice, which keeps rare structures from falling silent) and images are ranked by the Dice
 # they can be expected to have (`confidence=sdc`) instead of by the mean certainty of their pixels, which mostly measures how much empty background there is. To repeat the original as it was, set `recipe = "original-teacher-student"`.
 #
-# **The outputs below.** They come from a rehearsal without a GPU: 400 real CT slices of head and neck (`data_sample`; 160 of them partly annotated, 64x64 pixels), a small network, minutes of one processor, in folders mounted as Kaggle mounts them and without network; on purpose it was cut half-way and continued from its own output. Progress lines were removed. What the full recipe reaches on a T4 has not been measured.
+# **The outputs below.** They come from a rehearsal without a GPU: 1200 real CT slices of head and neck (`data_sample`; 480 of them partly annotated, 64x64 pixels), a small network, minutes of one processor, in folders mounted as Kaggle mounts them and without network; on purpose it was cut half-way and continued from its own output. Progress lines were removed. What the full recipe reaches on a T4 has not been measured.
 
 # %% [markdown]
 # ## Before you start
