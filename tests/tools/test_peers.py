@@ -1,0 +1,55 @@
+"What other libraries train on the same folder: a masked loss hears nothing of what nobody examined."
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT/"tools"))
+import peers
+
+pytestmark = pytest.mark.skipif(
+    not all(map(find_spec, ("monai", "segmentation_models_pytorch"))), reason="needs both libraries")
+
+KNOWN = torch.tensor([[True, False], [False, True]])
+
+
+def value_and_gradient(name: str, mask: torch.Tensor):
+    _, make_loss, softmax = peers.PEERS[name]
+    logits = torch.randn(2, 2 + softmax, 8, 8, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    loss = make_loss()(logits, mask, KNOWN)
+    return loss.detach(), torch.autograd.grad(loss, logits)[0]
+
+
+@pytest.mark.parametrize("library", ["monai", "smp"])
+def test_only_the_masked_form_leaves_unexamined_classes_alone(library):
+    mask = torch.zeros(2, 8, 8, dtype=torch.long)
+    mask[0, :4], mask[1, 4:] = 1, 2
+    doubtful = mask.clone()
+    doubtful[0, 6:], doubtful[1, :2] = 2, 1  # classes that nobody examined there
+    masked, gradient = value_and_gradient(f"{library}-masked", mask)
+    same, _ = value_and_gradient(f"{library}-masked", doubtful)
+    assert masked == same and masked > 0
+    assert (gradient[~KNOWN] == 0).all() and (gradient[KNOWN] != 0).any()
+    zeros, everywhere = value_and_gradient(f"{library}-zeros", mask)
+    assert (everywhere != 0).all()
+    assert zeros != value_and_gradient(f"{library}-zeros", doubtful)[0]
+
+
+def test_a_network_is_trained_for_so_much_time_and_its_scores_are_kept(toy_challenge, tmp_path):
+    train, test = toy_challenge
+    net, steps = peers.train("monai-zeros", train, seconds=0.5, seed=0)
+    assert steps > 0 and not net.training
+    masks = peers.predict(net, test.images, softmax=True)
+    dice = peers.keep(tmp_path/"monai-zeros-100-s0.npz", test, masks, {"steps": steps})
+    kept = np.load(tmp_path/"monai-zeros-100-s0.npz")
+    assert 0 <= dice <= 1 and kept["dice_argmax"].shape == (len(test), len(test.classes))
+
+
+@pytest.fixture
+def toy_challenge():
+    from ctseg.data.toys import toy_set
+    return toy_set(16, 16)[0], toy_set(6, 6)[0]
