@@ -255,11 +255,11 @@ def _unused_files(src: Path) -> list[str]:
     return sorted(str(path.relative_to(src)) for path in _all_nifti(src) - used)
 
 # %% ../../nbs/io/65_nifti_import.ipynb #3e45b3e0
-def _told_unused(src: Path, most: int = 5) -> list[str]:
+def _told_unused(src: Path) -> list[str]:
     "The first few of them, and how many there are."
     unused = _unused_files(src)
-    more = [f"… ({len(unused)} in all)"] if len(unused) > most else []
-    return unused[:most] + more
+    more = [f"… ({len(unused)} in all)"] if len(unused) > 5 else []
+    return unused[:5] + more
 
 # %% ../../nbs/io/65_nifti_import.ipynb #fb02980d
 def _refuse_empty(src: Path):

@@ -56,11 +56,12 @@ class Sums:
 # %% ../../nbs/metrics/55_stored.ipynb #721ca25e
 class Tally(Sums):
     "What these sums say."
-    def facts(self, reps: int = 2000, level: float = .95) -> dict:
+    def facts(self, reps: int = 2000) -> dict:
         "The `table` and the `facts` of `evaluate_files`."
         rows = rows_of(self.of_class, self.classes)
         sums, counts = self.sums[:, None]  # of one run
         scores = scores_of_sums(sums, counts, reps, seed=0)
+        level = .95
         score = mean_and_interval(scores, level)
         score |= dict(groups=self.sums.shape[1], level=level)
         scored = int((self.of_class["scored"] > 0).sum())

@@ -22,14 +22,14 @@ def unit(vector: np.ndarray) -> np.ndarray:
     return vector/np.linalg.norm(vector)
 
 # %% ../../nbs/phantom/72_chest.ipynb #198e658f
-def vessel_tree(rng: np.random.Generator, root, side: int, levels: int = 6) -> Chain:
+def vessel_tree(rng: np.random.Generator, root, side: int) -> Chain:
     "A random tree of capsules that branches from the `root` [3] of the lung on `side` (1 left, -1 right)."
     starts, ends, radii = [], [], []
     tips = []  # (place, direction, radius)
     for upwards in (.9, .2, -.6, -1.4):
         direction = unit(np.array([side*.8, .1, upwards]))
         tips.append((np.array(root, float), direction, 5.))
-    for level in range(levels):
+    for level in range(6):
         grown = []
         for place, direction, radius in tips:
             for _ in range(2 if level else 1):

@@ -27,10 +27,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # %% ../../nbs/report/20_pictures.ipynb #0c00c126
-def picture(image: np.ndarray, quality: int = 60) -> str:
+def picture(image: np.ndarray) -> str:
     "A grey image uint8 [H, W] as WebP in base64."
     f = io.BytesIO()
-    Image.fromarray(image).save(f, "WEBP", quality=quality, method=6)
+    Image.fromarray(image).save(f, "WEBP", quality=60, method=6)
     return base64.b64encode(f.getvalue()).decode()
 
 def pack(*masks: np.ndarray) -> str:

@@ -430,11 +430,11 @@ def _unused_files(src: Path) -> list[str]:
 
 # %%
 #| export
-def _told_unused(src: Path, most: int = 5) -> list[str]:
+def _told_unused(src: Path) -> list[str]:
     "The first few of them, and how many there are."
     unused = _unused_files(src)
-    more = [f"… ({len(unused)} in all)"] if len(unused) > most else []
-    return unused[:most] + more
+    more = [f"… ({len(unused)} in all)"] if len(unused) > 5 else []
+    return unused[:5] + more
 
 
 # %%

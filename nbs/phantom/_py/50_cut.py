@@ -74,9 +74,10 @@ hits = [Hit(None, 0, 8, 16, 24), Hit(None, 8, 24, 0, 24)]
 print(joint_window(hits))
 test_eq(hits[0].window, np.s_[0:8, 16:24])
 
-
 # %%
 #| export
+BLOCK = 8 # points of a plane along a side
+
 def block_boxes(points: np.ndarray, block: int) -> tuple[np.ndarray, np.ndarray]:
     "Lowest and highest coordinates [3, n, n] in each block of `block` x `block` points [3, size, size]."
     size = points.shape[-1]
@@ -92,7 +93,7 @@ def block_boxes(points: np.ndarray, block: int) -> tuple[np.ndarray, np.ndarray]
 
 # %%
 grid = np.stack([*np.meshgrid(np.arange(20.), np.arange(20.), indexing="ij"), np.zeros((20, 20))])
-low, high = block_boxes(grid, 8)
+low, high = block_boxes(grid, BLOCK)
 print("rows of the blocks:", list(zip(low[0, :, 0], high[0, :, 0])))
 test_eq(high[0, -1, 0], 19)  # the last block is smaller
 
@@ -108,7 +109,7 @@ def _span(met: np.ndarray, block: int) -> tuple[int, int]:
 
 # %%
 #| export
-def find_hits(boxes: Boxes, points: dict, block: int = 8) -> dict[int, list[Hit]]:
+def find_hits(boxes: Boxes, points: dict) -> dict[int, list[Hit]]:
     """The atoms that a plane can meet: number of a part -> hits of its atoms.
 
     `points` has the bent points [3, size, size] for each space, "bone" and "soft".
@@ -116,7 +117,7 @@ def find_hits(boxes: Boxes, points: dict, block: int = 8) -> dict[int, list[Hit]
     hits = {}
     spaces = {"bone": boxes.bony, "soft": ~boxes.bony}
     for space, in_space in spaces.items():
-        low, high = block_boxes(points[space], block)
+        low, high = block_boxes(points[space], BLOCK)
         highest = high.max((1, 2))
         lowest = low.min((1, 2))
         near = (boxes.low <= highest) & (boxes.high >= lowest)

@@ -63,14 +63,14 @@ test_eq(unit(np.array([3., 0, 4])), [.6, 0, .8])
 
 # %%
 #| export
-def vessel_tree(rng: np.random.Generator, root, side: int, levels: int = 6) -> Chain:
+def vessel_tree(rng: np.random.Generator, root, side: int) -> Chain:
     "A random tree of capsules that branches from the `root` [3] of the lung on `side` (1 left, -1 right)."
     starts, ends, radii = [], [], []
     tips = []  # (place, direction, radius)
     for upwards in (.9, .2, -.6, -1.4):
         direction = unit(np.array([side*.8, .1, upwards]))
         tips.append((np.array(root, float), direction, 5.))
-    for level in range(levels):
+    for level in range(6):
         grown = []
         for place, direction, radius in tips:
             for _ in range(2 if level else 1):

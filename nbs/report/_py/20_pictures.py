@@ -53,10 +53,10 @@ from ctseg.metrics.challenge import dice_table
 
 # %%
 #| export
-def picture(image: np.ndarray, quality: int = 60) -> str:
+def picture(image: np.ndarray) -> str:
     "A grey image uint8 [H, W] as WebP in base64."
     f = io.BytesIO()
-    Image.fromarray(image).save(f, "WEBP", quality=quality, method=6)
+    Image.fromarray(image).save(f, "WEBP", quality=60, method=6)
     return base64.b64encode(f.getvalue()).decode()
 
 def pack(*masks: np.ndarray) -> str:

@@ -242,7 +242,6 @@ def run_facts(run: Run, spec: dict[str, Any]) -> dict[str, Any]:
 facts = run_facts(run, spec)
 print(", ".join(facts))
 
-
 # %% [markdown]
 # ## The slices
 #
@@ -250,13 +249,15 @@ print(", ".join(facts))
 
 # %%
 #| export
-def class_intervals(slices: SliceSet, pred: np.ndarray, reps: int = 500) -> list[list[float | None]]:
+DRAWS = 500 # of the bootstrap, for each class: a page of 54 classes must not take long
+
+def class_intervals(slices: SliceSet, pred: np.ndarray) -> list[list[float | None]]:
     "The 95 % interval of each class's Dice over groups, for predictions uint8 [N, H, W]; None without a score."
     dice = dice_table(pred, slices.masks, len(slices.classes))
     table = np.where(slices.known, dice, np.nan)
     intervals = []
     for c in range(len(slices.classes)):
-        score = bootstrap_mean(table[:, [c]], slices.groups, reps)
+        score = bootstrap_mean(table[:, [c]], slices.groups, DRAWS)
         intervals.append([plain_value(score["low"]), plain_value(score["high"])])
     return intervals
 

@@ -90,19 +90,20 @@ def outlined(
 
 # %%
 #| export
+SHOWN = 8 # slices of a scan
+SIDE = 192 # of a slice, in pixels
+
 def montage(
     volume: Volume,
     labels: np.ndarray, # uint8 [I,J,K]
     slicing: Slicing, # its orientation and its window, which must be fixed
     classes: ClassMap,
-    most: int = 8, # slices
-    side: int = 192, # of a slice, in pixels
 ) -> np.ndarray: # uint8 [H,W,3]
     "Some slices of a volume beside each other, with outlines, from the first to the last."
     grey = as_slices(volume.hu, volume.affine, slicing.orientation)
     drawn = as_slices(labels, volume.affine, slicing.orientation)
-    chosen = slices_to_show(np.array([image.any() for image in drawn]), most)
-    size = _tile_size(grey.shape[1:], _pixel_mm(volume, slicing.orientation), side)
+    chosen = slices_to_show(np.array([image.any() for image in drawn]), SHOWN)
+    size = _tile_size(grey.shape[1:], _pixel_mm(volume, slicing.orientation), SIDE)
     tiles = [outlined(to_8bit(grey[z], *slicing.level_width), drawn[z], classes, size) for z in chosen]
     columns = min(4, len(tiles))
     blank = np.zeros_like(tiles[0])

@@ -28,22 +28,22 @@ from fastcore.test import test_eq
 
 from ctseg.data.toys import toy_set
 
-
 # %% [markdown]
 # [Which slices these are](../prediction/57_suggest.ipynb) is decided elsewhere; here they are shown. A picture has the slice as it is on the left, and on the right the outlines of the structures to look for, and of no others.
 
 # %%
 #| export
+LONGER_SIDE = 256 # of a picture, in pixels
+
 def thumbnail(
     image: np.ndarray, # uint8 [H,W]
     label: np.ndarray, # uint8 [H,W]
     ids: list[int], # of the structures to show
     classes: ClassMap,
-    side: int = 256, # of the longer side, in pixels
 ) -> np.ndarray: # uint8 [h,2w,3]
     "A slice twice: as it is, and with the outlines of some structures."
     shown = np.where(np.isin(label, ids), label, 0).astype(np.uint8)
-    scale = side/max(image.shape)
+    scale = LONGER_SIDE/max(image.shape)
     size = (round(image.shape[0]*scale), round(image.shape[1]*scale))
     pair = [outlined(image, mask, classes, size) for mask in (np.zeros_like(shown), shown)]
     return np.concatenate(pair, 1)
