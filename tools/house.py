@@ -29,6 +29,7 @@ DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 DENSEST = "the same in the densest module"
+UNUSED = "names imported and not used"
 
 AT_MOST = {
     "syntax nodes a code line": 7.5,
@@ -38,6 +39,7 @@ AT_MOST = {
     f"one-line compounds over {ONE_LINE} columns": 0,
     "lambdas bound to a name": 0,
     "private names taken by neighbours": 0,
+    UNUSED: 0,
     "functions with more than 8 parameters": 0,
     "longest module, lines": 450,
     "most public names in a module": 25,
@@ -137,6 +139,20 @@ def faults(module: Module) -> Iterator[tuple[str, int]]:
                     yield "private names taken by neighbours", node.lineno
         if isinstance(node, FUNCTIONS) and parameters(node) > 8 and "/cli" not in module.name:
             yield "functions with more than 8 parameters", node.lineno
+
+
+def unused_imports(module: Module) -> Iterator[int]:
+    "Lines of imports of a name that stands nowhere else, also in no text; `noqa` marks one that is wanted for its effect."
+    imports = [node for node in ast.walk(module.tree) if isinstance(node, (ast.Import, ast.ImportFrom))]
+    used = {node.id for node in ast.walk(module.tree) if isinstance(node, ast.Name)}
+    texts = (node.value for node in ast.walk(module.tree) if isinstance(node, ast.Constant))
+    words = {word for text in texts if isinstance(text, str) for word in re.findall(r"\w+", text)}
+    rows = module.source.splitlines()
+    for node in imports:
+        wanted = "noqa" in rows[node.lineno - 1]
+        for alias in () if wanted else node.names:
+            if (alias.asname or alias.name).split(".")[0] not in used | words:
+                yield node.lineno
 
 
 def exported_names(module: Module) -> int:
@@ -243,7 +259,8 @@ def measure(root: Path = ROOT) -> tuple[dict[str, float], dict[str, list[str]]]:
         names = module.public()
         public += len(names)
         documented += sum(ast.get_docstring(n) is not None for n in names)
-        for fault, line in faults(module):
+        unused = ((UNUSED, line) for line in unused_imports(module))
+        for fault, line in [*faults(module), *unused]:
             figures[fault] += 1
             places[fault].append(f"{module.name}:{line}")
     colours = state_colours(root)

@@ -48,7 +48,9 @@ def random_boxes(
         return uniform(n, low, high, generator, device).view(-1, 1, 1)
     h, w = size
     pixels = draw(*area)*h*w
-    shape = draw(math.log(FLATTEST), math.log(1/FLATTEST)).exp()
+    flat = math.log(FLATTEST)
+    tall = math.log(1/FLATTEST)
+    shape = draw(flat, tall).exp()
     lowest, highest = pixels/w**2, h**2/pixels  # no longer than a side: the area stays
     shape = torch.minimum(torch.maximum(shape, lowest), highest)
     height = (pixels*shape).sqrt().clamp(1, h)
@@ -79,8 +81,9 @@ def strong(
     blurred = gaussian_blur(image, sigma)
     image = torch.where(chance(.5), blurred, image)
     for _ in range(HOLES):
-        hole = random_boxes(n, image.shape[-2:], generator, area=(.005, .04), device=device)[:, None]
-        image = torch.where(hole & chance(.5), mean, image)
+        hole = random_boxes(n, image.shape[-2:], generator, area=(.005, .04), device=device)
+        cut = hole[:, None] & chance(.5)
+        image = torch.where(cut, mean, image)
     return photometric(image, generator, noise=noise)
 
 # %% ../../nbs/data/93_strong_views.ipynb #8f9476b1

@@ -22,7 +22,7 @@ from .dicom_seg_read import read_segments, sort_segments
 from .cutting import Work, file_stamp
 from .dicom_series import series_notes
 from .folders import write_volumes
-from .renaming import Renaming, class_name, read_renaming, same_spelling, unused_lines
+from .renaming import Renaming, read_renaming, same_spelling, unused_lines
 from ctseg.io.rtstruct import (
     DrawnStructure, draw_region, empty_names, leaves_plane, meets_volume, read_regions,
 )

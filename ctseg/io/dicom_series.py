@@ -17,7 +17,7 @@ import numpy as np
 
 from ..core.files import InputError
 from .dicom_headers import DicomFile, check_one_series
-from .dicom_heap import Heap, frame_headers, read_file, read_heap
+from .dicom_heap import Heap, frame_headers, read_file
 from .scale import scale_notes
 
 # %% ../../nbs/io/72_dicom_series.ipynb #cfeb9502

@@ -28,7 +28,7 @@ from .cutting import Work, index_entry
 from .folders import Split, image_line, rename_splits, write_splits, write_volumes
 from .into_store import check_store_place
 from .outputs import new_folder
-from .renaming import Renaming, RenamedSlices, read_renaming, renamed_classes, unused_lines
+from .renaming import RenamedSlices, read_renaming, renamed_classes, unused_lines
 from .slicing import Slicing
 from .volumes import Volume, class_flags, combine, cut
 

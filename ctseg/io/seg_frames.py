@@ -12,7 +12,7 @@ import numpy as np
 
 from .dicom_headers import Misfit
 from .dicom_heap import frame_item
-from .dicom_series import Series, in_other_frame
+from .dicom_series import Series
 from .seg_parts import check_counts, segment_names
 from .volumes import import_volumes_package
 

@@ -12,7 +12,6 @@ __all__ = ['Callback', 'check_job', 'refuse_too_large', 'warn_of_split', 'check_
 # %% ../../nbs/recipes/20_fit.ipynb #aadf2952
 import contextlib
 import math
-import os
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from ..core.files import InputError, csv_cell, did_you_mean, real_path
 from ..data.slices import SliceSet

@@ -11,14 +11,14 @@ import contextlib
 import math
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import nn
 
 from ..core.files import InputError
-from ..core.parallel import gather_rows, rank, world
+from ..core.parallel import rank, world
 from ..data.batches import Batch
 from ..inference.loop import class_probabilities
 from ..models.base import deep_supervised

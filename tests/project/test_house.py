@@ -30,6 +30,11 @@ def test_faults_are_found():
     assert sorted(counted) == sorted(house.AT_MOST.keys() & set(counted)) and len(counted) == 6
 
 
+def test_an_unused_import_is_found():
+    text = "import os\nimport re  # noqa: F401 for its effect\nfrom a import (\n    b,\n    c as d,\n)\nx: \"d\"\n"
+    assert list(house.unused_imports(house.Module("ctseg/x.py", text))) == [1, 3]
+
+
 def test_faults_of_cells_are_found():
     "Each fault once, in cells that are not exported either; strings, docstrings and directives are none."
     colour = min(house.state_colours())

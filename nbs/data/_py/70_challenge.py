@@ -48,7 +48,6 @@ from ctseg.data.spooled import spool_masks
 import json
 import os
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 
 from skimage.io import imsave

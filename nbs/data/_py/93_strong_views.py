@@ -34,7 +34,7 @@ import torch
 from fastcore.test import test_close, test_eq
 from matplotlib_inline.backend_inline import set_matplotlib_formats
 
-from ctseg.core.style import class_legend, image_grid, overlay, show_image, show_states, state_legend
+from ctseg.core.style import image_grid, overlay, show_image, show_states, state_legend
 from ctseg.core.toys import TOY_CLASSES, known_part, toy_slices
 from ctseg.data.batches import Batch
 from ctseg.data.geometry import affine_grid, mirror, warp
@@ -90,7 +90,9 @@ def random_boxes(
         return uniform(n, low, high, generator, device).view(-1, 1, 1)
     h, w = size
     pixels = draw(*area)*h*w
-    shape = draw(math.log(FLATTEST), math.log(1/FLATTEST)).exp()
+    flat = math.log(FLATTEST)
+    tall = math.log(1/FLATTEST)
+    shape = draw(flat, tall).exp()
     lowest, highest = pixels/w**2, h**2/pixels  # no longer than a side: the area stays
     shape = torch.minimum(torch.maximum(shape, lowest), highest)
     height = (pixels*shape).sqrt().clamp(1, h)
@@ -132,8 +134,9 @@ def strong(
     blurred = gaussian_blur(image, sigma)
     image = torch.where(chance(.5), blurred, image)
     for _ in range(HOLES):
-        hole = random_boxes(n, image.shape[-2:], generator, area=(.005, .04), device=device)[:, None]
-        image = torch.where(hole & chance(.5), mean, image)
+        hole = random_boxes(n, image.shape[-2:], generator, area=(.005, .04), device=device)
+        cut = hole[:, None] & chance(.5)
+        image = torch.where(cut, mean, image)
     return photometric(image, generator, noise=noise)
 
 

@@ -67,7 +67,6 @@ import json
 import re
 from pathlib import Path
 
-import pandas as pd
 from IPython.display import Markdown
 
 from ctseg.core.files import InputError

@@ -15,7 +15,6 @@ import torch.nn.functional as F
 
 # %%
 #| hide
-import matplotlib.pyplot as plt
 from fastcore.test import test_close, test_eq
 from matplotlib_inline.backend_inline import set_matplotlib_formats
 

@@ -35,7 +35,6 @@ import tempfile
 
 from fastcore.test import test_eq, test_fail
 
-from ctseg.core.files import write_json
 from ctseg.data.challenge import read_challenge
 from ctseg.data.toys import toy_set
 from ctseg.integrations.nnunet import export_nnunet

@@ -30,7 +30,7 @@ from ctseg.prediction.predictor import Predictor, load_predictor
 #| hide
 import tempfile
 
-from fastcore.test import test_close, test_eq
+from fastcore.test import test_close
 
 from ctseg.core.anatomy import ClassMap
 from ctseg.inference.engine import available

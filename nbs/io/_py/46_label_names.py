@@ -27,7 +27,7 @@ from ctseg.io.volumes import class_flags
 import shutil
 import tempfile
 
-from fastcore.test import test_eq, test_fail
+from fastcore.test import test_fail
 
 from ctseg.core.files import write_json
 from ctseg.io.toy_scans import TORSO_CLASSES

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ctseg.core.anatomy import IGNORE, RAIDIUM54, ClassMap
-from ctseg.core.files import InputError, did_you_mean, read_json
+from ctseg.core.files import InputError, did_you_mean
 from ctseg.core.filetypes import check_folder, content_of
 from ctseg.data.images import natural_key
 from ctseg.io.cases import Case, read_patients

@@ -17,7 +17,7 @@ import numpy as np
 
 from ctseg.core.files import InputError
 from ctseg.io.dicom_headers import DicomFile, check_one_series
-from ctseg.io.dicom_heap import Heap, frame_headers, read_file, read_heap
+from ctseg.io.dicom_heap import Heap, frame_headers, read_file
 from ctseg.io.scale import scale_notes
 
 # %%
@@ -29,6 +29,7 @@ import matplotlib.pyplot as plt
 from fastcore.test import test_close, test_eq, test_fail
 from matplotlib_inline.backend_inline import set_matplotlib_formats
 
+from ctseg.io.dicom_heap import read_heap
 from ctseg.io.toy_dicom import clinic_planes, write_series
 
 # %%

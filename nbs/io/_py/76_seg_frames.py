@@ -14,7 +14,7 @@ import numpy as np
 
 from ctseg.io.dicom_headers import Misfit
 from ctseg.io.dicom_heap import frame_item
-from ctseg.io.dicom_series import Series, in_other_frame
+from ctseg.io.dicom_series import Series
 from ctseg.io.seg_parts import check_counts, segment_names
 from ctseg.io.volumes import import_volumes_package
 
@@ -29,6 +29,7 @@ from fastcore.test import test_eq, test_fail
 from ctseg.io.dicom import read_series
 from ctseg.io.dicom_heap import read_file
 from ctseg.io.dicom_seg import make_segmentation
+from ctseg.io.dicom_series import in_other_frame
 from ctseg.io.toy_dicom import HEAD_CLASSES, clinic_planes, write_series
 
 # %% [markdown]

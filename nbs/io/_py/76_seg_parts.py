@@ -13,7 +13,7 @@ from ctseg.io.dicom_headers import Misfit
 # %%
 #| hide
 import pydicom
-from fastcore.test import test_eq, test_fail
+from fastcore.test import test_fail
 
 
 # %% [markdown]

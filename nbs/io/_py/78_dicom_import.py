@@ -24,7 +24,7 @@ from ctseg.io.dicom_seg_read import read_segments, sort_segments
 from ctseg.io.cutting import Work, file_stamp
 from ctseg.io.dicom_series import series_notes
 from ctseg.io.folders import write_volumes
-from ctseg.io.renaming import Renaming, class_name, read_renaming, same_spelling, unused_lines
+from ctseg.io.renaming import Renaming, read_renaming, same_spelling, unused_lines
 from ctseg.io.rtstruct import (
     DrawnStructure, draw_region, empty_names, leaves_plane, meets_volume, read_regions,
 )
@@ -48,6 +48,7 @@ from ctseg.core.style import class_legend, image_grid, overlay, show_image
 from ctseg.data.challenge import read_challenge
 from ctseg.data.mask_csv import write_masks
 from ctseg.io.dicom import read_series
+from ctseg.io.renaming import class_name
 from ctseg.io.dicom_seg import export_dicom_seg, make_segmentation
 from ctseg.io.geometry import as_slices
 from ctseg.io.index import read_index

@@ -29,7 +29,7 @@ from ctseg.io.cutting import Work, index_entry
 from ctseg.io.folders import Split, image_line, rename_splits, write_splits, write_volumes
 from ctseg.io.into_store import check_store_place
 from ctseg.io.outputs import new_folder
-from ctseg.io.renaming import Renaming, RenamedSlices, read_renaming, renamed_classes, unused_lines
+from ctseg.io.renaming import RenamedSlices, read_renaming, renamed_classes, unused_lines
 from ctseg.io.slicing import Slicing
 from ctseg.io.volumes import Volume, class_flags, combine, cut
 
@@ -44,6 +44,7 @@ from fastcore.test import test_eq, test_fail
 from ctseg.core.files import write_json
 from ctseg.core.style import class_legend, image_grid, overlay, show_image
 from ctseg.data.challenge import read_challenge
+from ctseg.io.renaming import Renaming
 
 # %% [markdown]
 # [OpenKBP](https://github.com/ababier/open-kbp) (Babier et al., [Medical Physics 48, 2021](https://doi.org/10.1002/mp.14845)) was

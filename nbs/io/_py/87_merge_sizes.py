@@ -21,7 +21,7 @@ from ctseg.io.volumes import resize_slices
 
 # %%
 #| hide
-from fastcore.test import test_eq, test_fail
+from fastcore.test import test_eq
 
 # %% [markdown]
 # Images of one size are left as they are. Of others somebody must say what a pixel of the one is beside a pixel of the other. Three

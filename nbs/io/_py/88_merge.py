@@ -42,7 +42,6 @@ from ctseg.io.renaming import read_renaming
 #| hide
 import shutil
 import tempfile
-from dataclasses import replace
 
 from fastcore.test import test_eq, test_fail
 

@@ -20,7 +20,7 @@ from ctseg.io.value_names import column_of, plain, read_table
 #| hide
 import tempfile
 
-from fastcore.test import test_eq, test_fail
+from fastcore.test import test_fail
 
 # %% [markdown]
 # | form | header | a row |

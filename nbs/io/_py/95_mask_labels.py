@@ -29,7 +29,7 @@ from ctseg.io.volumes import class_flags
 #| hide
 import tempfile
 
-from fastcore.test import test_eq, test_fail
+from fastcore.test import test_fail
 from PIL import Image
 
 from ctseg.core.files import write_json

@@ -16,8 +16,6 @@ from ctseg.core.unions import Unions, related_pairs
 
 # %%
 #| hide
-import math
-
 import torch
 from fastcore.test import test_close, test_eq
 

@@ -41,7 +41,6 @@ import numpy as np
 import torch
 from fastcore.test import test_eq
 
-from ctseg.core.device import pick_device
 from ctseg.core.files import InputError
 from ctseg.data.slices import SliceSet
 from ctseg.data.toys import toy_set

@@ -10,7 +10,6 @@
 #| export
 import contextlib
 import math
-import os
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from ctseg.core.files import InputError, csv_cell, did_you_mean, real_path
 from ctseg.data.slices import SliceSet

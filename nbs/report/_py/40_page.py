@@ -41,7 +41,6 @@ from html import escape
 from pathlib import Path
 
 import numpy as np
-from fastcore.test import test_eq
 from IPython.display import display
 
 from ctseg.core.anatomy import ClassMap

@@ -12,14 +12,14 @@ import contextlib
 import math
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import nn
 
 from ctseg.core.files import InputError
-from ctseg.core.parallel import gather_rows, rank, world
+from ctseg.core.parallel import rank, world
 from ctseg.data.batches import Batch
 from ctseg.inference.loop import class_probabilities
 from ctseg.models.base import deep_supervised

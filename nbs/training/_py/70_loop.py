@@ -41,7 +41,6 @@ from ctseg.training.streams import make_streams
 #| hide
 import tempfile
 import warnings
-from dataclasses import replace
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -57,7 +56,7 @@ from ctseg.training.curves import plot_curves
 from ctseg.training.deadline import Deadline
 from ctseg.training.ema import EMA
 from ctseg.training.randomness import derived_seed, generator
-from ctseg.training.setup import ComputeSettings, ScheduleSettings
+from ctseg.training.setup import ScheduleSettings
 
 # %% [markdown]
 # Semi-supervised codebases tend to have one training script a method, each with its own copy of the loop. Here there is **one loop**, and a [method](50_method.ipynb) says what it adds to a step. We write the loop three times. Only the last one is exported, but it is the second with the accidents of long runs taken care of.
