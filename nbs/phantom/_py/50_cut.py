@@ -129,8 +129,8 @@ def find_hits(boxes: Boxes, points: dict) -> dict[int, list[Hit]]:
             if not met.any():
                 continue
             met_rows, met_columns = met.any(1), met.any(0)
-            top, bottom = _span(met_rows, block)
-            left, right = _span(met_columns, block)
+            top, bottom = _span(met_rows, BLOCK)
+            left, right = _span(met_columns, BLOCK)
             hit = Hit(boxes.atoms[i], top, bottom, left, right)
             part = int(boxes.owner[i])
             hits.setdefault(part, []).append(hit)

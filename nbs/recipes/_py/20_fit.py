@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import numpy as np
 
@@ -275,7 +275,7 @@ Callback = Callable[[int, dict[str, Any], Path], Any]
 #| export
 @dataclass(frozen=True)
 class FitOptions:
-    "What is seldom given to `fit`."
+    "The options of `fit`: what is seldom given."
     time_limit: str = ""                 # stop in time before so much has passed, e.g. "8h30m"; empty: never
     annotated: str = "json"              # of a challenge folder: what was examined, see `read_challenge`
     plugins: Iterable[str | Path] = ()   # files that register methods, losses, networks, augmentations
@@ -298,6 +298,26 @@ class FitOptions:
         use = "is for reading a challenge folder, and these slices have been read"
         raise InputError(f"annotated={self.annotated!r} {use}; give it to read_challenge")
 
+
+# %% [markdown]
+# `fit` takes each of them as a keyword. An editor completes and checks them, since their types are declared:
+
+# %%
+#| export
+class FitKeywords(TypedDict, total=False):
+    "The keywords of `fit` that become `FitOptions`, which says what they mean."
+    time_limit: str
+    annotated: str
+    plugins: Iterable[str | Path]
+    log: str | Iterable[str]
+    callbacks: Iterable[Callback]
+    init: str | Path | Run
+    teacher: str | Path | Run
+    memory: str
+
+
+# %%
+test_eq(FitKeywords.__annotations__, FitOptions.__annotations__)
 
 # %%
 options = FitOptions(time_limit="8h30m", annotated="all")
@@ -491,9 +511,11 @@ def fit(
     resume: bool = False, # continue a run that was cut
     device: str = "auto",
     progress: bool = True,
-    **options, # see `FitOptions`: log, callbacks, init, teacher, …
+    **options: Unpack[FitKeywords],
 ) -> Run:
-    "Train by a recipe; the finished run. `InputError` for what must change, `Stopped` at the time limit."
+    """Train by a recipe; the finished run. `InputError` for what must change, `Stopped` at the time limit.
+
+    Seldom given, see `FitOptions`: time_limit, annotated, plugins, log, callbacks, init, teacher, memory."""
     more = FitOptions(**options)
     trackers = check_trackers(more.log)
     recipe, plugins = with_plugins(recipe, more.plugins)
