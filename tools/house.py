@@ -30,6 +30,7 @@ FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 DENSEST = "the same in the densest module"
 UNUSED = "names imported and not used"
+SHARED = "public names that two modules define"
 
 AT_MOST = {
     "syntax nodes a code line": 7.5,
@@ -40,6 +41,7 @@ AT_MOST = {
     "lambdas bound to a name": 0,
     "private names taken by neighbours": 0,
     UNUSED: 0,
+    SHARED: 0,
     "functions with more than 8 parameters": 0,
     "longest module, lines": 450,
     "most public names in a module": 25,
@@ -163,6 +165,16 @@ def exported_names(module: Module) -> int:
     return 0
 
 
+def names_of_two(every: list[Module]) -> Iterator[str]:
+    "Public functions and classes of one name in two modules; a command may be called as what it carries out."
+    homes: dict[str, list[str]] = {}
+    for module in every:
+        for node in [] if "/cli/" in module.name else module.tree.body:
+            if isinstance(node, (*FUNCTIONS, ast.ClassDef)) and not node.name.startswith("_"):
+                homes.setdefault(node.name, []).append(module.name)
+    yield from (f"{name} ({', '.join(found)})" for name, found in homes.items() if len(found) > 1)
+
+
 def code_cells(path: Path) -> list[str]:
     "The sources of a notebook's code cells; magics and shell lines, which are no Python, are blanked."
     found = json.loads(path.read_text(encoding="utf-8"))["cells"]
@@ -263,6 +275,8 @@ def measure(root: Path = ROOT) -> tuple[dict[str, float], dict[str, list[str]]]:
         for fault, line in [*faults(module), *unused]:
             figures[fault] += 1
             places[fault].append(f"{module.name}:{line}")
+    places[SHARED] = list(names_of_two(every))
+    figures[SHARED] = len(places[SHARED])
     colours = state_colours(root)
     for path in notebooks(root):
         own = set() if path.name == "45_style.ipynb" else colours

@@ -19,7 +19,7 @@ from ..data.images import natural_key
 from .cases import Case, read_patients
 from .cutting import Work, file_stamp
 from .folders import write_volumes
-from .label_names import dataset_classes, ignore_label, read_examined
+from .label_names import dataset_classes, ignore_label, read_examined_cases
 from .nifti import case_name, nifti_files, read_label_map, read_scan
 from ctseg.io.nifti_layouts import (
     find_layouts, images_and_labels, layout_folders, role_of, split_roles, structure_folder,
@@ -131,7 +131,7 @@ class _Examined:
     def table(self) -> dict[str, np.ndarray]:
         "Case → bool [C]."
         if not self.path.exists(): _refuse_unexamined(self.path, self.classes)
-        return read_examined(self.path, self.classes)
+        return read_examined_cases(self.path, self.classes)
 
     def known(self, case: str, labelled: bool) -> np.ndarray|None:
         "The classes examined on a case, bool [C]; `None`: those with voxels."

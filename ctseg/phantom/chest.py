@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from .body import Organ, Region
+from .body import BodyRegion, Organ
 from .cut import Cut
 from .painting import FAT
 from .patient import Patient
@@ -109,4 +109,4 @@ def heart(patient: Patient, rng: np.random.Generator) -> Iterator[Organ]:
         shift=0, growth=.06,
     )
 
-CHEST = [Region(3, lungs), Region(4, heart)]
+CHEST = [BodyRegion(3, lungs), BodyRegion(4, heart)]

@@ -14,7 +14,7 @@ import numpy as np
 from .body import Body, Boxes
 from .outline import belly_at
 from .patient import Patient
-from .shapes import Atom, as_float32, rotation, smooth_minimum, spread
+from .shapes import Atom, as_float32, over_image, rotation, smooth_minimum
 
 # %% ../../nbs/phantom/50_cut.ipynb #baa86d95
 class Hit(NamedTuple):
@@ -75,8 +75,8 @@ def find_hits(boxes: Boxes, points: dict) -> dict[int, list[Hit]]:
         lowest = low.min((1, 2))
         near = (boxes.low <= highest) & (boxes.high >= lowest)
         for i in np.flatnonzero(in_space & near.all(1)):
-            not_above = spread(boxes.low[i]) <= high
-            not_below = spread(boxes.high[i]) >= low
+            not_above = over_image(boxes.low[i]) <= high
+            not_below = over_image(boxes.high[i]) >= low
             both = not_above & not_below
             met = both.all(0)  # [n, n]: blocks
             if not met.any():
@@ -119,9 +119,9 @@ def plane_points(origin, row, column, spacing: float, size: int) -> np.ndarray:
     from_middle = np.arange(size) - size/2 + .5
     steps = as_float32(from_middle*spacing)
     along_row, along_column = as_float32(row), as_float32(column)
-    down = spread(along_row)*steps[:, None]
-    across = spread(along_column)*steps
-    middle = spread(as_float32(origin))
+    down = over_image(along_row)*steps[:, None]
+    across = over_image(along_column)*steps
+    middle = over_image(as_float32(origin))
     return middle + down + across
 
 # %% ../../nbs/phantom/50_cut.ipynb #5863af49
@@ -142,7 +142,7 @@ class Cut:
         self.spacing = spacing
         self.size = size
         world = plane_points(origin, row, column, spacing, size)
-        scale = spread(as_float32(patient.traits.scale))
+        scale = over_image(as_float32(patient.traits.scale))
         self.straight = world/scale  # not bent: as table and scanner are
         self.points = bent_points(patient, self.straight)
         self.noise = noise_at(patient, self.points["soft"])

@@ -244,13 +244,14 @@ def tell_of_groups(job: Job, data: Any) -> None:
     print(f"no patients.json: {rest}; several groups may be of one patient", file=sys.stderr, flush=True)
 
 # %% ../../nbs/recipes/20_fit.ipynb #9ca2e271
-def announce(job: Job, source: str, earlier: Iterable[str] = ()) -> None:
-    "Say on which device a run trains, from which weights an encoder starts, and what comes from earlier runs."
+def announce(job: Job, data: Any, source: str, earlier: Iterable[str] = ()) -> None:
+    "Say on which device a run trains, from which weights an encoder starts, what comes from earlier runs, and how few groups are held out."
     if rank(): return
     lines = [f"training on {job.where}: {job.recipe.model.name}"]  # a forgotten GPU is better seen now
     if source: lines.append(f"the encoder starts from {source}")
     for line in [*lines, *earlier]:
         print(line, file=sys.stderr, flush=True)
+    tell_of_groups(job, data)
 
 # %% ../../nbs/recipes/20_fit.ipynb #056db817
 def enter(run: Run, resume: bool, tell: bool) -> str:
@@ -365,9 +366,7 @@ def fit(
             spec = make_spec(job.recipe, slices, seed, plugins, facts) | how_cut(data, slices.context)
             on_main(lambda: begin(run, spec, resume, prospect))
             if run.finished: return run
-            if progress and not rank():
-                announce(job, source, earlier.lines())
-                tell_of_groups(job, data)
+            if progress: announce(job, data, source, earlier.lines())
             carry_out_watched(job, open_trackers(trackers, run, spec))
         finally: run.unlock()
     return run

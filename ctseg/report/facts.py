@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SPLITS', 'DRAWS', 'CELLS', 'scored_slices', 'shown_value', 'recipe_facts', 'phase_times',
            'training_facts', 'calibration_facts', 'held_out_scores', 'run_facts',
-           'class_intervals', 'mean_where', 'sure_facts', 'slice_facts', 'read_pseudo_labels',
-           'pseudo_fits', 'pseudo_sets', 'pseudo_facts']
+           'class_intervals', 'mean_where', 'sure_facts', 'prediction_facts',
+           'read_pseudo_labels', 'pseudo_fits', 'pseudo_sets', 'pseudo_facts']
 
 # %% ../../nbs/report/30_facts.ipynb #1cd3b3ec
 import os
@@ -27,8 +27,9 @@ from ..metrics.evaluate import evaluate, plain_value
 from ..prediction.choose import held_out_by
 from ..prediction.saved import SavedCalibration, class_names, read_metrics, run_spec
 from .confusion import confusion, heat_table, sides
-from .pictures import curves, kept_and_rejected, pack_slices, spread, svg
-from ..runs.contents import ANY, HISTORY, POSITIVE, RELIABILITY, SHARE, TIMINGS, damaged_file, read_table
+from .pictures import curves, kept_and_rejected, pack_slices, spread_over_ranks, svg
+from ..runs.contents import ANY, HISTORY, POSITIVE, RELIABILITY, SHARE, TIMINGS
+from ..runs.contents import damaged_file, read_run_table
 from ..runs.folder import Run
 from ..runs.recipe import recipe_fields
 
@@ -88,7 +89,7 @@ def recipe_facts(run: Run, spec: dict[str, Any]) -> dict[str, Any]:
 # %% ../../nbs/report/30_facts.ipynb #468288d2
 def phase_times(run: Run) -> list[dict[str, Any]] | None:
     "For each phase: epochs, minutes, the median seconds of an epoch, and where it ran; None without `timings.csv`."
-    timings = read_table(run/"timings.csv", TIMINGS, ("phase",))
+    timings = read_run_table(run/"timings.csv", TIMINGS, ("phase",))
     if timings is None: return None
     if "where" not in timings: timings["where"] = ""  # a run of an older ctseg
     rows = []
@@ -106,14 +107,14 @@ def phase_times(run: Run) -> list[dict[str, Any]] | None:
 # %% ../../nbs/report/30_facts.ipynb #0b217a13
 def training_facts(run: Run) -> dict[str, Any]:
     "Curves as SVG, and the times of the phases; None for what the run folder does not have."
-    history = read_table(run/"history.csv", HISTORY, ("phase",))
+    history = read_run_table(run/"history.csv", HISTORY, ("phase",))
     figure = None if history is None else curves(history)
     return {"curves": figure, "times": phase_times(run)}
 
 # %% ../../nbs/report/30_facts.ipynb #969c18a0
 def calibration_facts(run: Run, calibration: SavedCalibration | None) -> dict[str, Any]:
     "The temperature, and the reliability diagram as SVG; None for a run without."
-    points = read_table(run/"reliability.csv", RELIABILITY, ("when",))
+    points = read_run_table(run/"reliability.csv", RELIABILITY, ("when",))
     if calibration is None or points is None:
         return {"temperature": None, "reliability": None, "calibrated_on": None}
     facts = dict(calibration.facts)
@@ -178,7 +179,7 @@ def sure_facts(slices: SliceSet, sure: dict[str, np.ndarray]) -> list[dict[str, 
     return rows
 
 # %% ../../nbs/report/30_facts.ipynb #9ada9a19
-def slice_facts(
+def prediction_facts(
     slices: SliceSet,
     pred: np.ndarray,
     sure: dict[str, np.ndarray] | None = None,
@@ -225,7 +226,7 @@ def pseudo_sets(
     sets = []
     for kept, name in ((True, "pseudo-labels kept"), (False, "pseudo-labels rejected")):
         rows = np.flatnonzero(pseudo["kept"] == kept)
-        rows = rows[spread(score[rows], most)]
+        rows = rows[spread_over_ranks(score[rows], most)]
         if not len(rows): continue
         names = pseudo["names"][rows].tolist()
         shown = slices[[position[name] for name in names]]
@@ -245,11 +246,11 @@ def pseudo_facts(
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]: # facts; sets of slices
     "Pseudo-labels kept and rejected: numbers, a figure, and slices where the run keeps what the teacher drew."
     facts = {"pseudo": None, "cells": None}
-    cells = read_table(run/"pseudo_cells.csv", CELLS, ("class",))
+    cells = read_run_table(run/"pseudo_cells.csv", CELLS, ("class",))
     if cells is not None:
         facts["cells"] = cells.to_dict("records")
     score = getattr(spec["recipe"].method, "confidence", "sdc")
-    table = read_table(run/"pseudo_labels.csv", {"kept": SHARE, score: ANY}, ("image",))
+    table = read_run_table(run/"pseudo_labels.csv", {"kept": SHARE, score: ANY}, ("image",))
     if table is None: return facts, []
     sets = []
     pseudo = None if data is None else read_pseudo_labels(run, data)

@@ -15,7 +15,7 @@ from ..io.geometry import as_slices, slice_axes
 from ..io.slicing import Slicing, to_8bit
 from ..io.volumes import Volume
 from ..metrics.surface import outlines
-from .page import render
+from .page import fill_template
 from .pictures import picture
 
 # %% ../../nbs/report/60_scans.ipynb #f1af4676
@@ -98,4 +98,5 @@ def scans_page(
 ) -> str:
     "The page as HTML, complete in itself."
     ids = {name: i for i, name in enumerate(classes.names, 1)}
-    return render("scans.html", classes, scans=scans, model=model, notes=notes, failed=failed, loop_id=ids)
+    facts = dict(scans=scans, model=model, notes=notes, failed=failed)
+    return fill_template("scans.html", classes, loop_id=ids, **facts)

@@ -16,7 +16,7 @@ from ..data.sources import read_slices
 from ..io.neighbours import with_neighbours
 from ..prediction.prepare import prepare
 from ..prediction.suggest import Suggestion, Suggestions, suggest, write_suggestions
-from .page import render, write_page
+from .page import fill_template, write_page
 from .pictures import picture, rounded
 from .scans import outlined
 
@@ -54,7 +54,7 @@ def suggestions_page(
 ) -> str:
     "The page as HTML, complete in itself."
     slices = [slice_record(found, one, label) for one, label in zip(found.chosen, found.labels)]
-    return render("suggestions.html", found.slices.classes, slices=slices, model=model)
+    return fill_template("suggestions.html", found.slices.classes, slices=slices, model=model)
 
 # %% ../../nbs/report/70_suggestions.ipynb #d1049cae
 def suggest_files(

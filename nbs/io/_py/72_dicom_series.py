@@ -54,7 +54,7 @@ print(*sorted(d.name for d in clinic.iterdir()), sep=" · ")
 
 # %%
 #| export
-def slices_of(file: DicomFile) -> list[DicomFile]:
+def single_slices(file: DicomFile) -> list[DicomFile]:
     "A CT image as its slices: one, or the frames of an enhanced image."
     if not file.header.get("PerFrameFunctionalGroupsSequence"): return [file]
     headers = frame_headers(file.header)
@@ -65,7 +65,7 @@ def slices_in(heap: Heap, entries=None) -> list[DicomFile]:
     if entries is None: entries = heap.images
     slices = []
     for entry in entries:
-        slices += slices_of(heap.file(entry))
+        slices += single_slices(heap.file(entry))
     return slices
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from ctseg.phantom.body import Body, Boxes
 from ctseg.phantom.outline import belly_at
 from ctseg.phantom.patient import Patient
-from ctseg.phantom.shapes import Atom, as_float32, rotation, smooth_minimum, spread
+from ctseg.phantom.shapes import Atom, as_float32, over_image, rotation, smooth_minimum
 
 # %%
 #| hide
@@ -26,7 +26,7 @@ import numpy as np
 from fastcore.test import test_eq
 from matplotlib_inline.backend_inline import set_matplotlib_formats
 
-from ctseg.phantom.body import Organ, Region
+from ctseg.phantom.body import BodyRegion, Organ
 from ctseg.phantom.shapes import Ball, Tube
 
 # %%
@@ -122,8 +122,8 @@ def find_hits(boxes: Boxes, points: dict) -> dict[int, list[Hit]]:
         lowest = low.min((1, 2))
         near = (boxes.low <= highest) & (boxes.high >= lowest)
         for i in np.flatnonzero(in_space & near.all(1)):
-            not_above = spread(boxes.low[i]) <= high
-            not_below = spread(boxes.high[i]) >= low
+            not_above = over_image(boxes.low[i]) <= high
+            not_below = over_image(boxes.high[i]) >= low
             both = not_above & not_below
             met = both.all(0)  # [n, n]: blocks
             if not met.any():
@@ -144,7 +144,7 @@ def shapes(patient, rng):
     )
     yield Organ("aorta", "artery", [Tube([(5, 40, 250), (0, 30, 350), (10, 40, 450)], radius=12)])
 
-body = Body(3, [Region(2, shapes)])
+body = Body(3, [BodyRegion(2, shapes)])
 s = np.linspace(-120, 120, 64, dtype=np.float32)
 plane = np.stack([*np.meshgrid(s, s, indexing="ij"), np.full((64, 64), 350, np.float32)])
 hits = find_hits(body.boxes, {"bone": plane, "soft": plane})
@@ -205,9 +205,9 @@ def plane_points(origin, row, column, spacing: float, size: int) -> np.ndarray:
     from_middle = np.arange(size) - size/2 + .5
     steps = as_float32(from_middle*spacing)
     along_row, along_column = as_float32(row), as_float32(column)
-    down = spread(along_row)*steps[:, None]
-    across = spread(along_column)*steps
-    middle = spread(as_float32(origin))
+    down = over_image(along_row)*steps[:, None]
+    across = over_image(along_column)*steps
+    middle = over_image(as_float32(origin))
     return middle + down + across
 
 
@@ -242,7 +242,7 @@ class Cut:
         self.spacing = spacing
         self.size = size
         world = plane_points(origin, row, column, spacing, size)
-        scale = spread(as_float32(patient.traits.scale))
+        scale = over_image(as_float32(patient.traits.scale))
         self.straight = world/scale  # not bent: as table and scanner are
         self.points = bent_points(patient, self.straight)
         self.noise = noise_at(patient, self.points["soft"])

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from ctseg.phantom.body import Organ, Region
+from ctseg.phantom.body import BodyRegion, Organ
 from ctseg.phantom.cut import Cut
 from ctseg.phantom.painting import FAT
 from ctseg.phantom.patient import Patient
@@ -129,7 +129,7 @@ def lungs(patient: Patient, rng: np.random.Generator) -> Iterator[Organ]:
 
 
 # %%
-body = Body([1, 7], [*LIMBS, Region(3, lungs)])
+body = Body([1, 7], [*LIMBS, BodyRegion(3, lungs)])
 cuts = [("axial", (0, 4, z)) for z in (600, 500, 430)] + [
     ("coronal", (0, 0, 480)),
     ("coronal", (0, 40, 480)),
@@ -188,7 +188,7 @@ def heart(patient: Patient, rng: np.random.Generator) -> Iterator[Organ]:
         shift=0, growth=.06,
     )
 
-CHEST = [Region(3, lungs), Region(4, heart)]
+CHEST = [BodyRegion(3, lungs), BodyRegion(4, heart)]
 
 # %%
 cuts = [("axial", (0, 4, z)) for z in (640, 560, 530, 500, 465)] + [("coronal", (0, -20, 500))]

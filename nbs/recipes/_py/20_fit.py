@@ -367,17 +367,18 @@ except Stopped as e: print(e)
 
 # %%
 #| export
-def announce(job: Job, source: str, earlier: Iterable[str] = ()) -> None:
-    "Say on which device a run trains, from which weights an encoder starts, and what comes from earlier runs."
+def announce(job: Job, data: Any, source: str, earlier: Iterable[str] = ()) -> None:
+    "Say on which device a run trains, from which weights an encoder starts, what comes from earlier runs, and how few groups are held out."
     if rank(): return
     lines = [f"training on {job.where}: {job.recipe.model.name}"]  # a forgotten GPU is better seen now
     if source: lines.append(f"the encoder starts from {source}")
     for line in [*lines, *earlier]:
         print(line, file=sys.stderr, flush=True)
+    tell_of_groups(job, data)
 
 
 # %%
-announce(toy_job, "", ["starting from first: liver, spleen"])
+announce(toy_job, toy_job.slices, "", ["starting from first: liver, spleen"])
 
 
 # %%
@@ -531,9 +532,7 @@ def fit(
             spec = make_spec(job.recipe, slices, seed, plugins, facts) | how_cut(data, slices.context)
             on_main(lambda: begin(run, spec, resume, prospect))
             if run.finished: return run
-            if progress and not rank():
-                announce(job, source, earlier.lines())
-                tell_of_groups(job, data)
+            if progress: announce(job, data, source, earlier.lines())
             carry_out_watched(job, open_trackers(trackers, run, spec))
         finally: run.unlock()
     return run

@@ -19,7 +19,7 @@ from ctseg.io.geometry import as_slices, slice_axes
 from ctseg.io.slicing import Slicing, to_8bit
 from ctseg.io.volumes import Volume
 from ctseg.metrics.surface import outlines
-from ctseg.report.page import render
+from ctseg.report.page import fill_template
 from ctseg.report.pictures import picture
 
 # %%
@@ -146,7 +146,8 @@ def scans_page(
 ) -> str:
     "The page as HTML, complete in itself."
     ids = {name: i for i, name in enumerate(classes.names, 1)}
-    return render("scans.html", classes, scans=scans, model=model, notes=notes, failed=failed, loop_id=ids)
+    facts = dict(scans=scans, model=model, notes=notes, failed=failed)
+    return fill_template("scans.html", classes, loop_id=ids, **facts)
 
 
 # %%

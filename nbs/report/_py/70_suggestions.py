@@ -18,7 +18,7 @@ from ctseg.data.sources import read_slices
 from ctseg.io.neighbours import with_neighbours
 from ctseg.prediction.prepare import prepare
 from ctseg.prediction.suggest import Suggestion, Suggestions, suggest, write_suggestions
-from ctseg.report.page import render, write_page
+from ctseg.report.page import fill_template, write_page
 from ctseg.report.pictures import picture, rounded
 from ctseg.report.scans import outlined
 
@@ -73,7 +73,7 @@ def suggestions_page(
 ) -> str:
     "The page as HTML, complete in itself."
     slices = [slice_record(found, one, label) for one, label in zip(found.chosen, found.labels)]
-    return render("suggestions.html", found.slices.classes, slices=slices, model=model)
+    return fill_template("suggestions.html", found.slices.classes, slices=slices, model=model)
 
 
 # %%

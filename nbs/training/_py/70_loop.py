@@ -209,7 +209,7 @@ def bar_kind() -> type[tqdm]:
 
 # %%
 #| export
-def progress_bar(session: "Session") -> tqdm:
+def phase_bar(session: "Session") -> tqdm:
     "A bar over the steps of a phase, shown by process 0 where the setup wants one; in a log only after each epoch."
     silent = not session.setup.progress or rank() > 0
     first, name = session.progress.step, session.phase.name
@@ -433,7 +433,7 @@ class Trainer(TimedSession):
         "Train to the phase's end from wherever it stands; the averaged model. `Stopped` at the deadline."
         self.resume()
         progress, pace = self.progress, Pace()
-        with progress_bar(self) as bar:
+        with phase_bar(self) as bar:
             while progress.epoch < self.epochs:
                 for index in self.rest_of_epoch():
                     with pace.timed("step"):
