@@ -75,7 +75,7 @@ def colour_legend(
 
 # %% ../../nbs/core/45_style.ipynb #550404a5
 def class_colours(classes: ClassMap, masks: np.ndarray | None = None) -> dict:
-    "`{name: colour}` of all structures, or of those that the label maps `masks` hold."
+    "`{name: RGB [3] in 0…1}` of all structures, or of those that the label maps `masks`, of any shape, hold."
     ids = range(1, len(classes) + 1) if masks is None else np.setdiff1d(masks, [0, IGNORE])
     colours = {classes.name(i): classes.colours[i]/255 for i in ids}
     if masks is not None and (np.asarray(masks) == IGNORE).any():

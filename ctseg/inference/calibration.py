@@ -200,7 +200,7 @@ def likely_pairs(
 def quality(
     loss: nn.Module, sample: PixelSample, logits: torch.Tensor, pairs: torch.Tensor, hit: torch.Tensor,
 ) -> tuple[list, float, float]:
-    "Of logits: the points of the diagram, the expected calibration error and the negative log-likelihood."
+    "Of logits [N,K,1,P] of the sample: the points of the diagram, the expected calibration error, the negative log-likelihood."
     points, ece = reliability(loss.probabilities(logits)[pairs], hit)
     return points, ece, known_nll(logits, sample.mask, sample.known, loss.activation, loss.unions)
 

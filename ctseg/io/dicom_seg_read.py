@@ -269,6 +269,15 @@ def _with_frames(frames: list[FramePlace], names: dict[int, str]) -> set[int]:
     return set(names) if 0 in numbers else numbers
 
 # %% ../../nbs/io/77_dicom_seg_read.ipynb #6a2bc1df
+def _drawn_segments(
+    path: Path, header, frames: list[FramePlace],
+) -> Iterator[tuple[FramePlace, int, np.ndarray]]:
+    "Each frame with the number of each segment drawn on it and its pixels, bool [rows, columns]."
+    for frame, pixels in zip(frames, _decoded(path, header)):
+        for segment, drawn in _drawn(pixels, header, frame.segment).items():
+            yield frame, segment, drawn
+
+# %% ../../nbs/io/77_dicom_seg_read.ipynb #1d2e8260
 def read_segments(
     path: Path,
     series: Series,
@@ -287,16 +296,15 @@ def read_segments(
     masks = {number: np.zeros(series.shape, bool) for number in numbers}
     placer = _Placer(series, frame_shape(header))
     lost = 0
-    for frame, pixels in zip(frames, _decoded(path, header)):
+    for frame, segment, drawn in _drawn_segments(path, header, frames):
         slices = taken[frame.number]
-        for segment, drawn in _drawn(pixels, header, frame.segment).items():
-            if segment not in names:
-                raise Misfit(f"its SEG has pixels of a segment {segment}, which it does not list; "
-                             "export it again")
-            if segment not in masks: continue
-            if not slices and drawn.any(): lost += 1
-            for k in slices:
-                masks[segment][..., k] |= placer.place(frame, drawn, k)
+        if segment not in names:
+            raise Misfit(f"its SEG has pixels of a segment {segment}, which it does not list; "
+                         "export it again")
+        if segment not in masks: continue
+        if not slices and drawn.any(): lost += 1
+        for k in slices:
+            masks[segment][..., k] |= placer.place(frame, drawn, k)
     notes = _notes(placer, lost, frames) + _off_slices(frames, taken, series)
     apart = slices_apart(taken)
     notes += _doubts(in_other_frame(series, header.get("FrameOfReferenceUID")), apart)

@@ -126,7 +126,7 @@ def _tolerance(steps: np.ndarray) -> float:
     return max(.02*np.median(steps), .01)
 
 def evenly_spaced(steps: np.ndarray) -> bool:
-    "Are the steps from slice to slice, in mm, all alike?"
+    "Are the steps from slice to slice, float [K-1] in mm, all alike?"
     return not len(steps) or np.ptp(steps) <= _tolerance(steps)
 
 # %% ../../nbs/io/72_dicom_series.ipynb #5e6b8b9f

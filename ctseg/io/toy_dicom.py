@@ -34,7 +34,7 @@ _HEAD = [
 ]
 
 def head_at(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    "Hounsfield units and class ids of the head at x mm left, y mm back, z mm up."
+    "Hounsfield units and class ids of the head at points of any one shape: x mm left, y mm back, z mm up."
     return paint_ellipsoids(_HEAD, (x, y, z))
 
 # %% ../../nbs/io/68_toy_dicom.ipynb #40c4e734

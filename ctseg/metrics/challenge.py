@@ -151,7 +151,7 @@ def _ratio(total: np.ndarray, n: np.ndarray) -> np.ndarray:
     return np.divide(total, n, out=np.full(np.shape(n), np.nan), where=n > 0)
 
 def rows_of(tally: dict[str, np.ndarray], classes: ClassMap) -> "pd.DataFrame":
-    "`per_class` of a tally."
+    "`per_class` of a tally: figures by name, each [C]."
     import pandas as pd  # slow, and only needed here
     columns = dict(
         id=np.arange(1, len(classes) + 1),

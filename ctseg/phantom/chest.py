@@ -18,7 +18,7 @@ from .shapes import Chain, load_shapes
 
 # %% ../../nbs/phantom/72_chest.ipynb #a31db71e
 def unit(vector: np.ndarray) -> np.ndarray:
-    "The vector, scaled to length 1."
+    "The vector [3], scaled to length 1."
     return vector/np.linalg.norm(vector)
 
 # %% ../../nbs/phantom/72_chest.ipynb #198e658f

@@ -46,7 +46,7 @@ def at_height(name: str, z) -> np.ndarray:
 
 # %% ../../nbs/phantom/20_outline.ipynb #55055030
 def superellipse_distance(x, y, width, depth, power: float) -> np.ndarray:
-    "Distance in mm to |x/width|^power + |y/depth|^power = 1, to first order."
+    "Distance in mm of points (x, y), of any one shape, to |x/width|^power + |y/depth|^power = 1, to first order."
     u = np.abs(x)/width + 1e-4
     v = np.abs(y)/depth + 1e-4
     u_power = u**power

@@ -84,7 +84,7 @@ def scan_record(
     rows: list[dict], # from `class_rows_of`
     image: np.ndarray | None, # from `montage`; None: no picture
 ) -> dict:
-    "What the page says of a scan."
+    "What the template of the page reads of a scan."
     absent = [row["structure"] for row in rows if not row["slices"]]
     packed = None if image is None else picture(image)
     return {"name": name, "source": source, "about": about, "rows": rows, "absent": absent, "picture": packed}

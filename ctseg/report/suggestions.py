@@ -38,7 +38,7 @@ def thumbnail(
 
 # %% ../../nbs/report/70_suggestions.ipynb #b74fb637
 def slice_record(found: Suggestions, one: Suggestion, label: np.ndarray) -> dict:
-    "What the page says of a slice."
+    "What the template of the page reads of a slice, with the label map uint8 [H,W] predicted for it."
     rows = []
     for id, gain in zip(one.classes, one.gains):
         presence = float(found.presence[one.position, id - 1])

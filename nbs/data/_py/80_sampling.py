@@ -125,7 +125,7 @@ class EpochSampler:
         return epoch_order(self.n, self.seed, epoch, self.weights)
 
     def batches(self, epoch: int) -> list[torch.Tensor]:
-        "The batches of an epoch, this process's part of each, as int64 tensors."
+        "The batches of an epoch, this process's part of each: positions int64 [B]."
         even = -(-self.n//self.world)*self.world  # every process gets as many
         order = _at_length(self.order(epoch), max(even, self.batch_size))
         order = order[:len(self)*self.batch_size]

@@ -172,7 +172,7 @@ for name in ("whole", "thinned"):
 # %%
 #| export
 def hounsfield(grey: np.ndarray, level: float, width: float) -> np.ndarray: # int16, of the same shape
-    "Grey values of a window as Hounsfield units."
+    "Grey values uint8 of a window as Hounsfield units; `level` and `width` in HU."
     hu = level + (grey/255 - 0.5)*width
     return hu.round().astype(np.int16)
 

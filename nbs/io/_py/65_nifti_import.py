@@ -125,19 +125,19 @@ def case_folders(src: Path) -> dict[Path, CaseFolder]:
     "Cases that have a folder of their own. Raises `InputError` if it is not clear which file is the CT."
     if _is_one_case(src):
         raise InputError(f"{src}: is one case itself (it has segmentations/); give the folder above it")
-    folders = [d for d in src.iterdir() if d.is_dir() and not d.name.startswith(".")]
-    shared, cases = layout_folders(src), {}
-    for folder in sorted(folders, key=lambda d: natural_key(d.name)):
-        files = {} if folder.name in shared else nifti_files(folder)
-        if not files: continue
-        ct, inner = _ct_of(folder, files), structure_folder(folder)
-        structures = nifti_files(inner) if inner else {}
-        maps = {name: path for name, path in split_roles(files)[1].items() if path != ct}
-        if len(maps) > 1 or (maps and structures):
-            raise InputError(f"{folder}: {next(iter(maps.values())).name} and other labels of one image; "
-                             "keep one of them")
-        cases[folder] = CaseFolder(ct, structures, next(iter(maps.values()), None))
-    return cases
+    shared = layout_folders(src)
+    folders = [d for d in src.iterdir() if d.is_dir() and not d.name.startswith(".") and d.name not in shared]
+    found = {folder: nifti_files(folder) for folder in sorted(folders, key=lambda d: natural_key(d.name))}
+    return {folder: _case_of(folder, files) for folder, files in found.items() if files}
+
+def _case_of(folder: Path, files: dict[str, Path]) -> CaseFolder:
+    "The case that a folder of NIfTI files is: its CT, and a label map or a folder of structures at most."
+    ct, inner = _ct_of(folder, files), structure_folder(folder)
+    structures = nifti_files(inner) if inner else {}
+    maps = [path for path in split_roles(files)[1].values() if path != ct]
+    if len(maps) > 1 or (maps and structures):
+        raise InputError(f"{folder}: {maps[0].name} and other labels of one image; keep one of them")
+    return CaseFolder(ct, structures, maps[0] if maps else None)
 
 
 # %%

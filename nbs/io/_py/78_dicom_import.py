@@ -323,11 +323,12 @@ class _Source:
         every, outside, unusable = (_all_of(self.labels, name) for name in ("inside", "outside", "unusable"))
         ignored = [label for label in every if renaming.name(label) not in classes.names]
         astray = self.survey.astray
-        if ignored and len(ignored) == len(every):
+        if every and len(ignored) == len(every):
             _nothing_used(self.src, ignored, classes)
-        if outside and not every: _all_outside(self.src, outside)
-        if unusable and not every: _all_unusable(self.src, unusable)
-        if astray and not every: _all_astray(astray[0], self.src)
+        if not every:
+            if outside: _all_outside(self.src, outside)
+            if unusable: _all_unusable(self.src, unusable)
+            if astray: _all_astray(astray[0], self.src)
         drawn = {label for its in self.labels for label in [*its.inside, *its.outside, *its.empty]}
         return {
             **unused_lines(renaming, drawn),

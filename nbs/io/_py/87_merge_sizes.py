@@ -134,19 +134,20 @@ def common_frame(
     size: int | None = None, # side of the frame in pixels; None: as the method needs
 ) -> CommonFrame:
     "The frame for all images. `InputError` where it is too small, or where a choice is missing."
-    first = stacks[0]
-    alike = {stack.size for stack in stacks} == {(size, size) if size else first.size}
-    if alike and resize is None: return CommonFrame(first.size)
-    if size and resize is None: resize = "fit"
+    first, square = stacks[0], (size, size) if size else None
+    if resize is None:
+        if {stack.size for stack in stacks} == {square or first.size}:
+            return CommonFrame(first.size)
+        if square: resize = "fit"
     how = _chosen(stacks, resize)
     mm = float(np.median(first.mm)) if how == "spacing" else None
-    if how == "fit":  # whatever their size, images are made to fit
-        return _possible(CommonFrame((size, size) if size else first.size, how, mm))
-    needed = _largest(stacks, CommonFrame(first.size, how, mm))
-    if size and max(needed) > size:
-        raise InputError(f"--size {size} is too small: images need {needed[0]}x{needed[1]} pixels; "
-                         "leave it out, or choose --resize fit")
-    return _possible(CommonFrame((size, size) if size else needed, how, mm))
+    needed = first.size  # of "fit": whatever their size, images are made to fit
+    if how != "fit":
+        needed = _largest(stacks, CommonFrame(first.size, how, mm))
+        if square and max(needed) > size:
+            raise InputError(f"--size {size} is too small: images need {needed[0]}x{needed[1]} pixels; "
+                             "leave it out, or choose --resize fit")
+    return _possible(CommonFrame(square or needed, how, mm))
 
 
 # %%

@@ -86,7 +86,7 @@ class Pair:
 IGNORE = 255  # in a truth: a voxel that nobody looked at
 
 def spacing_of(affine: np.ndarray, case: str) -> tuple[float, float, float]:
-    "mm along each axis. Raises `InputError` for axes that are not at right angles, as after a tilted gantry."
+    "mm along each axis of an affine [4,4]; `InputError` for axes that are not at right angles, as after a tilted gantry."
     axes = affine[:3, :3]
     mm = np.linalg.norm(axes, axis=0)
     directions = axes/mm
@@ -100,7 +100,7 @@ def spacing_of(affine: np.ndarray, case: str) -> tuple[float, float, float]:
 # %%
 #| export
 def score_pair(pair: Pair, known: np.ndarray, tolerance: float) -> VolumeScores:
-    """Scores of a volume; voxels that are 255 in the truth count for neither.
+    """Scores of a volume, for the classes that are `known`, bool [C]; voxels of 255 in the truth count for neither.
 
     Raises `InputError` for a label that is no class, and a tolerance that is no distance.
     """

@@ -90,7 +90,7 @@ test_eq(at_height("fat", 250), 1)
 # %%
 #| export
 def superellipse_distance(x, y, width, depth, power: float) -> np.ndarray:
-    "Distance in mm to |x/width|^power + |y/depth|^power = 1, to first order."
+    "Distance in mm of points (x, y), of any one shape, to |x/width|^power + |y/depth|^power = 1, to first order."
     u = np.abs(x)/width + 1e-4
     v = np.abs(y)/depth + 1e-4
     u_power = u**power

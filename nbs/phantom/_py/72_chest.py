@@ -49,7 +49,7 @@ plt.rcParams.update({"figure.dpi": 90, "font.size": 8})
 # %%
 #| export
 def unit(vector: np.ndarray) -> np.ndarray:
-    "The vector, scaled to length 1."
+    "The vector [3], scaled to length 1."
     return vector/np.linalg.norm(vector)
 
 

@@ -328,7 +328,7 @@ print([(r["name"], r["support"], r["dice"] and round(r["dice"], 3)) for r in fac
 # %%
 #| export
 def read_pseudo_labels(run: Run, slices: SliceSet) -> dict[str, np.ndarray] | None:
-    "What the teacher drew on `slices`, if the run has kept it; `InputError` if it is damaged."
+    "What the teacher drew on `slices`, arrays by name, if the run has kept it; `InputError` if it is damaged."
     path = run/"pseudo_labels.npz"
     if not os.path.lexists(path): return None
     pseudo = run.read_pseudo()

@@ -57,7 +57,7 @@ test_eq(thumbnail(toys.images[0], truth[0], [1, 2], toys.classes).shape, (256, 5
 # %%
 #| export
 def slice_record(found: Suggestions, one: Suggestion, label: np.ndarray) -> dict:
-    "What the page says of a slice."
+    "What the template of the page reads of a slice, with the label map uint8 [H,W] predicted for it."
     rows = []
     for id, gain in zip(one.classes, one.gains):
         presence = float(found.presence[one.position, id - 1])

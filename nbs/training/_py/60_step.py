@@ -218,7 +218,7 @@ class ViewMaker(BatchReader):
     "Makes what the network sees."
     @torch.no_grad()
     def make_views(self, index: torch.Tensor, step: int, pieces: int = 1) -> dict[str, Batch]:
-        "The views of a step on the images `index`: augmented, for all processes together."
+        "The views of a step on the images `index`, int64 [B]: augmented, for all processes together."
         labelled, extra = self.streams
         share = slice(rank(), None, world())
         ctx = self.context(step, pieces, share, Student(self.learner.model))

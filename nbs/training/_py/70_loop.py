@@ -387,7 +387,7 @@ except Stopped as e: print(e)
 # %%
 #| export
 def gradients_in_memory(session: Session, index: torch.Tensor, snapshot: Snapshot) -> tuple[float, float]:
-    "Loss and norm of the gradient of a batch, in more pieces as long as memory runs out."
+    "Loss and norm of the gradient of the batch `index`, int64 [B], in more pieces as long as memory runs out."
     progress = session.progress
     while True:
         try:
