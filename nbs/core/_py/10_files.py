@@ -80,10 +80,10 @@ print(InputError("class 'liver\n\x1b[2J' is unknown"))
 #| export
 MOST_NAMES = 20  # of a list in a message
 
-def some_of(names: Iterable, most: int = MOST_NAMES, length: int = 60) -> str:
-    "Names for a message: all of them, or the first few of more than `most` and how many others there are, each cut to `length` characters."
+def some_of(names: Iterable, length: int = 60) -> str:
+    "Names for a message: all of them, or the first few of more than `MOST_NAMES` and how many others there are, each cut to `length` characters."
     every = list(map(str, names))
-    few = every if len(every) <= most else every[:most//2]
+    few = every if len(every) <= MOST_NAMES else every[:MOST_NAMES//2]
     shown = [name if len(name) <= length else f"{name[:length]}…" for name in few]
     others = len(every) - len(few)
     if others: shown.append(f"and {others} others")
@@ -503,11 +503,11 @@ with tempfile.TemporaryDirectory() as d:
 #| export
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # devices, on Windows
 
-def safe_name(text: str, most: int = 80) -> str:
-    "`text` as a file name of at most `most` bytes: letters, digits, `-`, `_` and inner dots; never empty, hidden or a path."
+def safe_name(text: str) -> str:
+    "`text` as a file name of at most 80 bytes: letters, digits, `-`, `_` and inner dots; never empty, hidden or a path."
     name = unicodedata.normalize("NFC", str(text))
     name = re.sub(r"[^\w.-]+|\.{2,}", "_", name)
-    name = name.encode()[:most].decode(errors="ignore").strip("._-")
+    name = name.encode()[:80].decode(errors="ignore").strip("._-")
     return f"_{name}" if not name or _RESERVED.fullmatch(name) else name
 
 

@@ -41,16 +41,17 @@ class Unexpected(Exception):
 
 Schema = Callable[[Any], None]
 
-
 # %%
 #| export
-def short(value: Any, most: int = 60) -> str:
+MOST_SHOWN = 60  # characters of a value
+
+def short(value: Any) -> str:
     "A value as an error shows it."
     if isinstance(value, (dict, list)):
         kind = "an object" if isinstance(value, dict) else "a list"
         return f"{kind} of {len(value)}"
-    shown = printable(json.dumps(value, default=repr)[:4*most])
-    return shown if len(shown) <= most else shown[:most] + "…"
+    shown = printable(json.dumps(value, default=repr)[:4*MOST_SHOWN])
+    return shown if len(shown) <= MOST_SHOWN else shown[:MOST_SHOWN] + "…"
 
 def within(key: Any, schema: Schema, value: Any) -> None:
     "Check a value that is found under `key`, and say so if it does not fit."
