@@ -25,7 +25,7 @@ set_matplotlib_formats("jpeg", pil_kwargs={"quality": 65})  # grey noise: a quar
 
 
 # %% [markdown]
-# The [strong views](../data/93_strong_views.ipynb) of ctseg's own loop take slices of grey values between 0 and 1. nnU-Net's patches have two or three dimensions and one or more channels, and are normalised: 0 is the mean intensity and 1 a standard deviation. So the same ideas are written here for any number of dimensions, in these units.
+# The [strong views](../data/93_strong_views.ipynb) of ctseg's own loop take slices of grey values between 0 and 1. nnU-Net's patches have two or three dimensions and one or more channels, and are normalised: 0 is the mean intensity and 1 a standard deviation. So the same ideas are written here for any number of dimensions, in these units. The two share no code: each draws its random numbers in an order of its own, and the results of trainings depend on every one of them.
 #
 # ## Boxes
 
