@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FORMATS', 'COLUMNS', 'SegmentOptions', 'check_formats', 'write_results', 'files_of_a_scan',
-           'Job', 'size_in_words', 'ScanResult', 'scan_notes', 'segment_scan', 'Segmented',
+           'SegmentJob', 'size_in_words', 'ScanResult', 'scan_notes', 'segment_scan', 'Segmented',
            'problem_of', 'write_summary', 'segment']
 
 # %% ../nbs/80_segmentation.ipynb #74f8839e
@@ -120,7 +120,7 @@ def files_of_a_scan(out: Path) -> Iterator[Path]:
 
 # %% ../nbs/80_segmentation.ipynb #d13997dd
 @dataclass
-class Job:
+class SegmentJob:
     "What all scans have in common."
     predictor: Predictor
     slicing: Slicing
@@ -162,14 +162,14 @@ class ScanResult:
         return kept | {"structures": self.rows}
 
 # %% ../nbs/80_segmentation.ipynb #8fea02dc
-def scan_notes(job: Job, scan: Scan, volume: Volume) -> tuple[str, ...]:
+def scan_notes(job: SegmentJob, scan: Scan, volume: Volume) -> tuple[str, ...]:
     "What is to be known of a scan: its own notes, and slices that are not as far apart as in training."
     step = round(step_mm(volume.affine, job.slicing.orientation, volume.positions), 2)
     told = other_distance(job.predictor, [step, step])
     return volume.notes + ((f"{scan.source}: {told}",) if told else ())
 
 # %% ../nbs/80_segmentation.ipynb #1589e15e
-def segment_scan(job: Job, scan: Scan, picture: bool) -> ScanResult:
+def segment_scan(job: SegmentJob, scan: Scan, picture: bool) -> ScanResult:
     "Open a scan, predict it, and write its files. Raises `InputError` for one that is no volume."
     formats, keep = _formats_of(scan, job.formats), job.options.keep_patient
     opened = scan.open()
@@ -218,7 +218,7 @@ def problem_of(error: Exception) -> str:
             "it is damaged, or ctseg has a fault: please report it")
 
 # %% ../nbs/80_segmentation.ipynb #0eb76089
-def _work_through(job: Job, scans: list[Scan], result: Segmented):
+def _work_through(job: SegmentJob, scans: list[Scan], result: Segmented):
     "Segment one scan after the other; what fails is noted."
     disable = None if job.options.progress else True  # None: only a terminal gets a bar
     for i, scan in enumerate(tqdm(scans, "segment", unit="scan", disable=disable)):
@@ -228,7 +228,7 @@ def _work_through(job: Job, scans: list[Scan], result: Segmented):
             result.failed.append((scan.source, problem_of(error)))
 
 # %% ../nbs/80_segmentation.ipynb #bf366a01
-def _add_notes(result: Segmented, job: Job):
+def _add_notes(result: Segmented, job: SegmentJob):
     "What is to be known of single scans, and of the results as a whole."
     for scan in result.done: result.notes += scan.notes
     seen = min((scan.seen for scan in result.done), default=1)
@@ -305,7 +305,7 @@ def segment(
     _refuse_impossible(found, wanted)
     existed = out.exists()
     out.mkdir(parents=True, exist_ok=True)
-    job = Job(predictor, slicing, wanted, given, out)
+    job = SegmentJob(predictor, slicing, wanted, given, out)
     result = Segmented(out, [], found.broken, found.passed_over, notes + found.notes)
     result.about = _about(predictor, slicing)
     try:

@@ -20,7 +20,7 @@ from ..core.anatomy import IGNORE, ClassMap
 from ..core.files import InputError, atomic_path
 from .cache import cached_array
 from .lazy import LazyPixels, blocks
-from .mask_rows import count_rows, iter_rows, read_header
+from .mask_rows import count_rows, iter_rows, read_image_names
 from .slices import highest_label
 
 # %% ../../nbs/data/50_mask_csv.ipynb #2a27944a
@@ -140,7 +140,7 @@ def read_masks(
 ) -> tuple[list[str], np.ndarray]:
     "Read a mask table: the image names, and masks uint8 [N,H,W]. `InputError` for anything unexpected."
     path = Path(csv)
-    columns = read_header(path)
+    columns = read_image_names(path)
     if names is not None:
         check_names(columns, names, path)
     rows = size[0]*size[1] if size and size[1] > 0 else None

@@ -26,7 +26,6 @@ from .loop import Member, on_device, over_slices
 from ..losses.registry import create_loss
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 # %% ../../nbs/inference/50_calibration.ipynb #b8d064e6
@@ -201,7 +200,7 @@ def likely_pairs(
 def quality(
     loss: nn.Module, sample: PixelSample, logits: torch.Tensor, pairs: torch.Tensor, hit: torch.Tensor,
 ) -> tuple[list, float, float]:
-    "Of logits: the points of the diagram, the expected calibration error and the negative log-likelihood."
+    "Of logits [N,K,1,P] of the sample: the points of the diagram, the expected calibration error, the negative log-likelihood."
     points, ece = reliability(loss.probabilities(logits)[pairs], hit)
     return points, ece, known_nll(logits, sample.mask, sample.known, loss.activation, loss.unions)
 
@@ -233,10 +232,10 @@ def calibrate(
     return facts | {"points before": points, "points after": points_after}
 
 # %% ../../nbs/inference/50_calibration.ipynb #078a61db
-def plot_reliability(calibration: dict, ax: "Axes | None" = None) -> "Figure":
+def plot_reliability(calibration: dict) -> "Figure":
     "The reliability diagram before and after, from what `calibrate` returned."
     import matplotlib.pyplot as plt  # slow, and only needed here
-    ax = ax or plt.subplots(figsize=(3.6, 3.4), layout="constrained")[1]
+    _, ax = plt.subplots(figsize=(3.6, 3.4), layout="constrained")
     ax.plot([0, 1], [0, 1], color="0.6", lw=1, ls=":")
     for when, colour in (("before", "C1"), ("after", "C0")):
         points = np.array(calibration[f"points {when}"]).reshape(-1, 3)  # maybe none

@@ -174,7 +174,7 @@ COMPILERS = {"openvino": compile_openvino, "onnx": compile_onnx}
 TOLERANCE = {"fp32": 1e-3, "bf16": 2e-2}  # mean difference of two probabilities that is no more than rounding
 
 def mean_difference(found: list[np.ndarray], expected: list[torch.Tensor]) -> float:
-    "The mean difference of the probabilities that two lists of logits stand for, of the worst pair; inf if shapes differ."
+    "The mean difference of the probabilities that two lists of logits, of any shapes, stand for; of the worst pair; inf if shapes differ."
     if [a.shape for a in found] != [tuple(t.shape) for t in expected]:
         return float("inf")
     pairs = zip(found, expected)
@@ -197,7 +197,7 @@ class EngineNetwork:
         return getattr(self.network, "presence", None)
 
     def by_torch(self, x: torch.Tensor) -> list[torch.Tensor]:
-        "The answers of PyTorch, as f32: logits, and presence logits where there is a head."
+        "The f32 answers of PyTorch: logits, and presence logits [B,C] if there is a head."
         with torch.inference_mode(), in_precision(self.plan):
             if self.presence is None:
                 return [self.network(x).float()]

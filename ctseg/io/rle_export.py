@@ -21,7 +21,7 @@ from ..data.images import image_paths, read_pngs
 from ..data.mask_csv import read_masks
 from .rle import Coding, encode
 from .rle_table import Form, find_form, image_of, split_joined
-from .value_names import foreground, read_table, read_value_names, token_ids
+from .value_names import foreground, read_text_table, read_value_names, token_ids
 
 # %% ../../nbs/io/97_rle_export.ipynb #4b5b75e3
 FORMS = {"long": ["id", "class", "rle"], "joined": ["ImageId_ClassId", "EncodedPixels"], "wide": ["id"]}
@@ -160,7 +160,7 @@ def _label_ids(rows, header: list[str], form: Form, predicted: Predicted, sheet:
 # %% ../../nbs/io/97_rle_export.ipynb #11d51489
 def _filled(predicted: Predicted, sheet: Sheet) -> Iterator[list[str]]:
     "The header and the rows of the sample, with codes; `InputError` for a row of which nothing is predicted."
-    header, rows = read_table(sheet.like)
+    header, rows = read_text_table(sheet.like)
     form = find_form(header, sheet.like)
     ids = _label_ids(rows, header, form, predicted, sheet)
     yield header

@@ -38,7 +38,7 @@ from ..core.filetypes import check_folder, instead_of
 from ..core.registry import Plugin, require_plugin
 from ..core.schema import anything, fit_schema, mapped
 from ..data.slices import SliceSet
-from .contents import HISTORY, SPEC, TIMINGS, read_pseudo, read_table
+from .contents import HISTORY, SPEC, TIMINGS, read_pseudo, read_run_table
 from .lock import NO_RUN, FileLock
 from .old_recipe import as_before, is_old, nested
 from .recipe import CHOICES, Recipe, recipe_dict, recipe_fields, recipe_from
@@ -187,13 +187,13 @@ class RunFiles(RunPaths):
     def read_history(self) -> "pd.DataFrame":
         "`history.csv` as a table."
         path = self/"history.csv"
-        table = read_table(path, HISTORY, ("phase",))
+        table = read_run_table(path, HISTORY, ("phase",))
         if table is None: raise InputError(f"{path}: no such file")
         return table
 
     def read_timings(self) -> list[dict[str, Any]]:
         "The rows of `timings.csv` so far."
-        table = read_table(self/"timings.csv", TIMINGS, ("phase", "where"))
+        table = read_run_table(self/"timings.csv", TIMINGS, ("phase", "where"))
         return [] if table is None else table.to_dict("records")
 
     def read_pseudo(self) -> dict[str, np.ndarray]:

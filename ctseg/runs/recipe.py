@@ -17,7 +17,7 @@ from typing import Any
 import ctseg.methods  # noqa: F401 registers the methods
 from ..core.files import InputError, did_you_mean
 from ..core.registry import Plugin, plugins_of
-from ..core.schema import Misfit, fields, text
+from ..core.schema import Unexpected, fields, text
 from ..core.settings import SettingInfo, Settings, carried_over, describe, parsed, setting
 from ..data.augmentations import AUGMENTATIONS, AugmentSettings, augment_settings
 from ..losses.registry import LOSSES, MaskedSettings
@@ -208,7 +208,7 @@ def recipe_from(parts: dict[str, Any]) -> Recipe:
     "The recipe that nested dictionaries describe; `InputError` for an unknown name or a value that does not fit."
     try:
         _PARTS(parts)
-    except Misfit as e:
+    except Unexpected as e:
         raise InputError(f"recipe: {e}") from None
     odd = parts.keys() - {"name", "about", *GROUPS}
     if odd:

@@ -67,11 +67,11 @@ def read_size(text: str) -> float:
 # %% ../../nbs/training/56_memory.ipynb #78a1a130
 GROUP = Path("/sys/fs/cgroup")  # of a container on Linux
 
-def group_bytes(group: Path = GROUP) -> float:
+def group_bytes() -> float:
     "What the limit of a container leaves to its processes; infinite without a limit."
     try:
-        limit, used = ((group/name).read_text().strip() for name in ("memory.max", "memory.current"))
-        statistics = dict(line.split() for line in (group/"memory.stat").read_text().splitlines())
+        limit, used = ((GROUP/name).read_text().strip() for name in ("memory.max", "memory.current"))
+        statistics = dict(line.split() for line in (GROUP/"memory.stat").read_text().splitlines())
         return int(limit) - int(used) + int(statistics.get("inactive_file", 0))
     except (OSError, ValueError):  # "max": no limit
         return float("inf")

@@ -216,7 +216,7 @@ print("half" in [path.name for path in (work/"one").iterdir()])
 # %%
 #| export
 @dataclass
-class Job:
+class SegmentJob:
     "What all scans have in common."
     predictor: Predictor
     slicing: Slicing
@@ -266,7 +266,7 @@ print(size_in_words(opened))
 
 # %%
 #| export
-def scan_notes(job: Job, scan: Scan, volume: Volume) -> tuple[str, ...]:
+def scan_notes(job: SegmentJob, scan: Scan, volume: Volume) -> tuple[str, ...]:
     "What is to be known of a scan: its own notes, and slices that are not as far apart as in training."
     step = round(step_mm(volume.affine, job.slicing.orientation, volume.positions), 2)
     told = other_distance(job.predictor, [step, step])
@@ -275,7 +275,7 @@ def scan_notes(job: Job, scan: Scan, volume: Volume) -> tuple[str, ...]:
 
 # %%
 #| export
-def segment_scan(job: Job, scan: Scan, picture: bool) -> ScanResult:
+def segment_scan(job: SegmentJob, scan: Scan, picture: bool) -> ScanResult:
     "Open a scan, predict it, and write its files. Raises `InputError` for one that is no volume."
     formats, keep = _formats_of(scan, job.formats), job.options.keep_patient
     opened = scan.open()
@@ -293,7 +293,7 @@ def segment_scan(job: Job, scan: Scan, picture: bool) -> ScanResult:
 
 
 # %%
-job = Job(predictor, Slicing(), ["nifti"], SegmentOptions(), work/"one")
+job = SegmentJob(predictor, Slicing(), ["nifti"], SegmentOptions(), work/"one")
 result = segment_scan(job, found.scans[-1], picture=False)
 print(result.files, result.size)
 for row in result.rows[:2]: print(row)
@@ -356,7 +356,7 @@ print(
 
 # %%
 #| export
-def _work_through(job: Job, scans: list[Scan], result: Segmented):
+def _work_through(job: SegmentJob, scans: list[Scan], result: Segmented):
     "Segment one scan after the other; what fails is noted."
     disable = None if job.options.progress else True  # None: only a terminal gets a bar
     for i, scan in enumerate(tqdm(scans, "segment", unit="scan", disable=disable)):
@@ -368,7 +368,7 @@ def _work_through(job: Job, scans: list[Scan], result: Segmented):
 
 # %%
 #| export
-def _add_notes(result: Segmented, job: Job):
+def _add_notes(result: Segmented, job: SegmentJob):
     "What is to be known of single scans, and of the results as a whole."
     for scan in result.done: result.notes += scan.notes
     seen = min((scan.seen for scan in result.done), default=1)
@@ -453,7 +453,7 @@ def segment(
     _refuse_impossible(found, wanted)
     existed = out.exists()
     out.mkdir(parents=True, exist_ok=True)
-    job = Job(predictor, slicing, wanted, given, out)
+    job = SegmentJob(predictor, slicing, wanted, given, out)
     result = Segmented(out, [], found.broken, found.passed_over, notes + found.notes)
     result.about = _about(predictor, slicing)
     try:

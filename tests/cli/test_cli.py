@@ -1,5 +1,5 @@
 "The command line as a user meets it: the whole job, and one clear line with exit status 2 for every mistake."
-import contextlib, errno, io, json, os, re, shutil, signal, subprocess, sys, time
+import errno, json, os, re, shutil, signal, subprocess, sys, time
 from dataclasses import fields
 from pathlib import Path
 from typing import get_type_hints
@@ -7,7 +7,6 @@ from typing import get_type_hints
 import numpy as np
 import pytest
 
-from ctseg.cli import main
 from ctseg.data.challenge import read_challenge
 from ctseg.core.files import InputError
 from ctseg.recipes.table import RECIPES, get_recipe

@@ -22,7 +22,6 @@ from ctseg.core.files import InputError
 
 # %%
 #| hide
-from fastcore.test import test_eq
 from typer.testing import CliRunner
 
 # %% [markdown]

@@ -21,7 +21,7 @@ import gzip
 import shutil
 import tempfile
 
-from fastcore.test import test_eq, test_fail
+from fastcore.test import test_eq
 
 # %% [markdown]
 # Downloads come as archives, under other names, as a web page that says "forbidden", or as the pointer of Git LFS in place of the content. The

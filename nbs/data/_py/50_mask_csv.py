@@ -28,7 +28,7 @@ from ctseg.core.anatomy import IGNORE, ClassMap
 from ctseg.core.files import InputError, atomic_path
 from ctseg.data.cache import cached_array
 from ctseg.data.lazy import LazyPixels, blocks
-from ctseg.data.mask_rows import count_rows, iter_rows, read_header
+from ctseg.data.mask_rows import count_rows, iter_rows, read_image_names
 from ctseg.data.slices import highest_label
 
 # %%
@@ -45,7 +45,7 @@ from ctseg.core.files import InputError
 from ctseg.core.toys import toy_slices
 from ctseg.data.lazy import ReadPixels
 from ctseg.data.mask_csv import read_masks
-from ctseg.data.mask_rows import read_header
+from ctseg.data.mask_rows import read_image_names
 
 # %%
 os.environ["CTSEG_CACHE"] = tempfile.mkdtemp()
@@ -226,7 +226,7 @@ def read_masks(
 ) -> tuple[list[str], np.ndarray]:
     "Read a mask table: the image names, and masks uint8 [N,H,W]. `InputError` for anything unexpected."
     path = Path(csv)
-    columns = read_header(path)
+    columns = read_image_names(path)
     if names is not None:
         check_names(columns, names, path)
     rows = size[0]*size[1] if size and size[1] > 0 else None
@@ -307,7 +307,7 @@ with tempfile.TemporaryDirectory() as d:
             f.write(b",0.png\nPixel 0,7\n")
         sizes.add(path.read_bytes())
     test_eq(len(sizes), 1)
-    test_eq(read_header(path), ["0.png"])
+    test_eq(read_image_names(path), ["0.png"])
 
 
 # %% [markdown]

@@ -34,7 +34,7 @@ from types import SimpleNamespace
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from fastcore.test import test_close, test_eq, test_fail
+from fastcore.test import test_eq, test_fail
 from torch import nn
 
 from ctseg.core.device import pick_device

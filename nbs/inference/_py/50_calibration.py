@@ -26,7 +26,6 @@ from ctseg.inference.loop import Member, on_device, over_slices
 from ctseg.losses.registry import create_loss
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 # %%
@@ -362,7 +361,7 @@ def likely_pairs(
 def quality(
     loss: nn.Module, sample: PixelSample, logits: torch.Tensor, pairs: torch.Tensor, hit: torch.Tensor,
 ) -> tuple[list, float, float]:
-    "Of logits: the points of the diagram, the expected calibration error and the negative log-likelihood."
+    "Of logits [N,K,1,P] of the sample: the points of the diagram, the expected calibration error, the negative log-likelihood."
     points, ece = reliability(loss.probabilities(logits)[pairs], hit)
     return points, ece, known_nll(logits, sample.mask, sample.known, loss.activation, loss.unions)
 
@@ -416,10 +415,10 @@ print({name: round(fresh[name], 3) for name in ("temperature", "ece before", "ec
 
 # %%
 #| export
-def plot_reliability(calibration: dict, ax: "Axes | None" = None) -> "Figure":
+def plot_reliability(calibration: dict) -> "Figure":
     "The reliability diagram before and after, from what `calibrate` returned."
     import matplotlib.pyplot as plt  # slow, and only needed here
-    ax = ax or plt.subplots(figsize=(3.6, 3.4), layout="constrained")[1]
+    _, ax = plt.subplots(figsize=(3.6, 3.4), layout="constrained")
     ax.plot([0, 1], [0, 1], color="0.6", lw=1, ls=":")
     for when, colour in (("before", "C1"), ("after", "C0")):
         points = np.array(calibration[f"points {when}"]).reshape(-1, 3)  # maybe none

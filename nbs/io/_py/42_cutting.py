@@ -32,7 +32,7 @@ from ctseg.data.slices import known_after_resize, present_classes
 from ctseg.io.cases import Case
 from ctseg.io.geometry import as_slices, slice_axes
 from ctseg.io.slicing import Slicing
-from ctseg.io.volumes import Part, Volume, cut
+from ctseg.io.volumes import Volume, VolumeSlices, cut
 
 # %%
 #| hide
@@ -118,7 +118,7 @@ test_fail(
 
 # %%
 #| export
-def _drawn_on_slices(volume: Volume, part: Part, C: int, orientation: str) -> np.ndarray:
+def _drawn_on_slices(volume: Volume, part: VolumeSlices, C: int, orientation: str) -> np.ndarray:
     "What was drawn on each slice of a part, before one structure hid another, bool [n,C]."
     if volume.drawn is None:
         labels = as_slices(volume.labels, volume.affine, orientation)
@@ -139,7 +139,7 @@ print(_drawn_on_slices(scan, part, 5, "SPL").astype(int))
 def known_by_slice(
     volume: Volume,
     known: np.ndarray, # bool [C], of the volume
-    part: Part,
+    part: VolumeSlices,
     slicing: Slicing,
 ) -> np.ndarray: # bool [n,C]
     "What is known on each slice: `known`, without what other structures or a coarser grid have hidden."
@@ -168,7 +168,7 @@ print(
 @dataclass
 class CutCase:
     "A case of which the slices are cut."
-    part: Part
+    part: VolumeSlices
     known: np.ndarray # bool [n,C]
     known_of_case: np.ndarray # bool [C]
     entry: dict # of the index
@@ -244,7 +244,7 @@ def load_cut(path: Path) -> tuple[CutCase, str]:
     with np.load(path) as file: arrays = dict(file)
     told = json.loads(str(arrays["told"]))
     windows = [tuple(window) for window in told["windows"]]
-    part = Part(arrays["images"], arrays["masks"], arrays["slices"], windows, arrays["centres"])
+    part = VolumeSlices(arrays["images"], arrays["masks"], arrays["slices"], windows, arrays["centres"])
     more = told["entry"], told["hidden_cells"], told["overlap"], told["notes"]
     return CutCase(part, arrays["known"], arrays["known_of_case"], *more), told["fingerprint"]
 

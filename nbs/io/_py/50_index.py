@@ -300,7 +300,6 @@ def predicted_volumes(
     masks, # a submission (CSV), a store of label maps, or uint8 [N,H,W] in the order of the images
     folder, # the challenge folder, or the store, with its `index.json`
     split: str, # the images that the masks belong to
-    missing: int = 0, # value where there is no prediction
 ) -> Iterator[PredictedVolume]:
     """The predicted labels of each volume, one volume at a time.
 
@@ -314,7 +313,7 @@ def predicted_volumes(
     ordered = list(lines.values())
     for id, images in images_of.items():
         lines_of_volume = [ordered[i] for i in images]
-        labels = restack(masks[images], volumes[id], lines_of_volume, missing)
+        labels = restack(masks[images], volumes[id], lines_of_volume)
         yield PredictedVolume(id, volumes[id], labels, len(images))
 
 

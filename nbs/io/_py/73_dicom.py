@@ -29,7 +29,7 @@ import shutil
 import tempfile
 
 import pydicom
-from fastcore.test import test_close, test_eq, test_fail
+from fastcore.test import test_fail
 
 from ctseg.io.toy_dicom import clinic_planes, head_planes, write_contours, write_series
 

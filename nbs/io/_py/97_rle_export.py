@@ -23,7 +23,7 @@ from ctseg.data.images import image_paths, read_pngs
 from ctseg.data.mask_csv import read_masks
 from ctseg.io.rle import Coding, encode
 from ctseg.io.rle_table import Form, find_form, image_of, split_joined
-from ctseg.io.value_names import foreground, read_table, read_value_names, token_ids
+from ctseg.io.value_names import foreground, read_text_table, read_value_names, token_ids
 
 # %%
 #| hide
@@ -238,7 +238,7 @@ print(
 #| export
 def _filled(predicted: Predicted, sheet: Sheet) -> Iterator[list[str]]:
     "The header and the rows of the sample, with codes; `InputError` for a row of which nothing is predicted."
-    header, rows = read_table(sheet.like)
+    header, rows = read_text_table(sheet.like)
     form = find_form(header, sheet.like)
     ids = _label_ids(rows, header, form, predicted, sheet)
     yield header

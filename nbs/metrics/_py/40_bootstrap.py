@@ -133,7 +133,7 @@ scores.round(3)
 # %%
 #| export
 def interval(values: np.ndarray, level: float) -> tuple[float, float]:
-    "The central interval that holds the share `level` of the values; NaN are left out."
+    "The central interval that holds the share `level` of the values, float [R]; NaN are left out."
     values = values[~np.isnan(values)]
     if not len(values): return np.nan, np.nan
     tails = (1 - level)/2, (1 + level)/2
@@ -181,7 +181,7 @@ def bootstrap_mean(
     return mean_and_interval(scores, level) | dict(groups=G, level=level, reps=reps)
 
 def mean_and_interval(scores: np.ndarray, level: float) -> dict[str, float]:
-    "mean, low and high of what `drawn_scores` gives."
+    "mean, low and high of what `drawn_scores` gives: the score and those of R draws, float [1 + R]."
     low, high = interval(scores[1:], level)
     return dict(mean=float(scores[0]), low=low, high=high)
 

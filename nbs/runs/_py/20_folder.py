@@ -38,7 +38,7 @@ from ctseg.core.filetypes import check_folder, instead_of
 from ctseg.core.registry import Plugin, require_plugin
 from ctseg.core.schema import anything, fit_schema, mapped
 from ctseg.data.slices import SliceSet
-from ctseg.runs.contents import HISTORY, SPEC, TIMINGS, read_pseudo, read_table
+from ctseg.runs.contents import HISTORY, SPEC, TIMINGS, read_pseudo, read_run_table
 from ctseg.runs.lock import NO_RUN, FileLock
 from ctseg.runs.old_recipe import as_before, is_old, nested
 from ctseg.runs.recipe import CHOICES, Recipe, recipe_dict, recipe_fields, recipe_from
@@ -275,13 +275,13 @@ class RunFiles(RunPaths):
     def read_history(self) -> "pd.DataFrame":
         "`history.csv` as a table."
         path = self/"history.csv"
-        table = read_table(path, HISTORY, ("phase",))
+        table = read_run_table(path, HISTORY, ("phase",))
         if table is None: raise InputError(f"{path}: no such file")
         return table
 
     def read_timings(self) -> list[dict[str, Any]]:
         "The rows of `timings.csv` so far."
-        table = read_table(self/"timings.csv", TIMINGS, ("phase", "where"))
+        table = read_run_table(self/"timings.csv", TIMINGS, ("phase", "where"))
         return [] if table is None else table.to_dict("records")
 
     def read_pseudo(self) -> dict[str, np.ndarray]:
