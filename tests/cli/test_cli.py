@@ -102,6 +102,11 @@ def test_two_runs_are_averaged_as_probabilities(run, tmp_path):
     (["export", "nifti", SAMPLE, "{new}"], "--masks"),
     (["export", "nnunet", SAMPLE, "{new}", "--unknown", "absent"], "there are: background, ignore, partial"),
     (["export", "nifti", SAMPLE, "{new}", "--masks", "x.csv", "--slices"], "--slices is not an option"),
+    *[(["export", kind, SAMPLE, "{new}", *option], f"{option[0]} is not an option of `ctseg export {kind}`") for kind, option in (
+        ("nnunet", ["--masks", "x.csv"]), ("nnunet", ["--split", "test"]), ("onnx", ["--unknown", "ignore"]),
+        ("rle", ["--keep-patient"]), ("nifti", ["--source", SAMPLE]))],
+    (["predict", "{run}", "--images", f"{SAMPLE}/test-images", "--out", "{new}.csv", "--annotated", "all"], "give that too"),
+    (["report", "{run}", "--annotated", "all"], "--annotated needs --data"),
     (["import", "openkbp", SAMPLE, "{new}", "--gaps"], "--gaps is not an option of `ctseg import openkbp`"),
     (["import", "nifti", SAMPLE, "{new}", "--annotated", "al"], "did you mean all"),
     (["phantom", "{new}", "--seed", "-1"], "seed = -1"),

@@ -66,7 +66,7 @@ CALIBRATED = typer.Option(
     help="divide logits by the runs' temperatures; "
          "a run has one if it held out at least two patients or groups",
 )
-TUNED_BY = typer.Option(help="of --tune: json, all or present, as in `ctseg fit`")
+TUNED_BY = typer.Option(help="of --tune: json (default), all or present, as in `ctseg fit`")
 
 # %%
 print("--rule", RULE.help)
@@ -89,7 +89,7 @@ def predict(
     calibrated: Annotated[bool, CALIBRATED] = False,
     device: Device = "auto",
     batch_size: BatchSize = 16,
-    annotated: Annotated[str, TUNED_BY] = "json",
+    annotated: Annotated[Optional[str], TUNED_BY] = None,
     precision: Precision = None,
     engine: Engine = "torch",
     plugin: Plugins = [],
@@ -98,13 +98,16 @@ def predict(
     load_plugins(plugin)
     from ctseg.prediction.prepare import prepare
     from ctseg.prediction.submission import check_files, predict_folder
+    if annotated and not tune:
+        raise InputError("--annotated says how --tune FOLDER is read; give that too")
     files = (out, probabilities, confidence)
     check_files(images, *files)
     refuse_replacing(files, [images, tune, *runs])
     rule_fields = dict(threshold=threshold, gate=gate)
     with memory_errors():
         plan = device_plan(device, precision)
-        predictor = prepare(runs, plan, tta, calibrated, tune, annotated, batch_size, rule, **rule_fields)
+        examined = annotated or "json"
+        predictor = prepare(runs, plan, tta, calibrated, tune, examined, batch_size, rule, **rule_fields)
         predictor = predictor.by_engine(engine)
         print_facts(predict_folder(predictor, images, out, probabilities, batch_size, True, confidence))
     for what, path in zip(WRITTEN, files):
@@ -160,14 +163,15 @@ PAGE = typer.Option(
 )
 COMPARED = typer.Argument(help="a run folder; or several, to compare them with the first")
 SHOWN = typer.Option(help="the folder they were trained on: its slices are scored and shown")
+EXAMINED_BY = typer.Option(help="of --data: json (default), all or present, as in `ctseg fit`")
 MOST = typer.Option(min=1, help="at most so many on the page of one run (default: 300)")
 
 
-def check_shown(runs: list[str], data: Optional[Path], split: Optional[str], slices: Optional[int]) -> None:
-    "`InputError` for options that need slices where none are shown."
-    for option, value in (("--split", split), ("--slices", slices)):
+def check_shown(runs: list[str], data: Optional[Path], slices: Optional[int], more: dict) -> None:
+    "`InputError` for options, `slices` and `more`, that need slices where none are shown."
+    for option, value in ({"slices": slices} | more).items():
         if value and not data:
-            raise InputError(f"{option} needs --data FOLDER: without it no slices are scored or shown")
+            raise InputError(f"--{option} needs --data FOLDER: without it no slices are scored or shown")
     if slices and len(runs) > 1:
         raise InputError("--slices is for the page of one run; a comparison shows no slices")
 
@@ -176,7 +180,7 @@ def check_shown(runs: list[str], data: Optional[Path], split: Optional[str], sli
 # Options that contradict each other are refused:
 
 # %%
-try: check_shown(["run"], None, "test", None)
+try: check_shown(["run"], None, None, {"split": "test"})
 except InputError as e: print(e)
 
 
@@ -189,7 +193,7 @@ def report(
     split: Annotated[Optional[str], SPLIT] = None,
     out: Annotated[Optional[Path], PAGE] = None,
     slices: Annotated[Optional[int], MOST] = None,
-    annotated: Annotations = "json",
+    annotated: Annotated[Optional[str], EXAMINED_BY] = None,
     device: Device = "auto",
     batch_size: BatchSize = 16,
     precision: Precision = None,
@@ -199,9 +203,9 @@ def report(
     load_plugins(plugin)
     from ctseg.report.comparison import report_comparison
     from ctseg.report.page import report
-    check_shown(runs, data, split, slices)
+    check_shown(runs, data, slices, {"split": split, "annotated": annotated})
     refuse_replacing([out], [data, *runs])
-    split = split or "held-out"
+    split, annotated = split or "held-out", annotated or "json"
     with memory_errors():
         plan = device_plan(device, precision)
         if len(runs) == 1:
