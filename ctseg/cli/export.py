@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['EXPORTS', 'EXPORTED', 'UNKNOWN', 'AS_SLICES', 'MASKS', 'OF_SPLIT', 'IMPORTED', 'KEEP_PATIENT',
            'ON_VOLUMES', 'ONLY_RLE', 'TAKES', 'check_export', 'export_volumes',
-           'export_for_programs', 'export_']
+           'export_for_programs', 'export_kind', 'export_']
 
 # %% ../../nbs/cli/55_export.ipynb #c0fbac16
 from pathlib import Path
@@ -84,6 +84,17 @@ def export_for_programs(kind: str, folder: Path, out: Path, unknown: str, as_sli
     return export_nnunet(folder, out, unknown, as_slices=as_slices)
 
 # %% ../../nbs/cli/55_export.ipynb #ce917445
+def export_kind(given: dict) -> Optional[dict]:
+    "Write one kind of export, by what was given to the command; facts."
+    kind, folder, out = (given[name] for name in ("kind", "folder", "out"))
+    if kind == "rle":
+        return write_rle(folder, given["masks"], out, {name: given[name] for name in ONLY_RLE.split()})
+    if kind in ON_VOLUMES:
+        dicom = given["source"], bool(given["keep_patient"])
+        return export_volumes(kind, given["masks"], folder, out, given["split"] or "test", dicom)
+    return export_for_programs(kind, folder, out, given["unknown"] or "ignore", bool(given["slices"]))
+
+# %% ../../nbs/cli/55_export.ipynb #fd489742
 @app.command("export")
 def export_(
     kind: Annotated[str, EXPORTED],
@@ -106,10 +117,4 @@ def export_(
     given = locals() | {"slices": slices or None, "keep_patient": keep_patient or None}
     check_export(kind, {name: given[name] for names in TAKES.values() for name in names.split()})
     refuse_replacing([out], [folder, masks, like, classes])
-    if kind == "rle":
-        facts = write_rle(folder, masks, out, {name: given[name] for name in ONLY_RLE.split()})
-    elif kind in ON_VOLUMES:
-        facts = export_volumes(kind, masks, folder, out, split or "test", (source, keep_patient))
-    else:
-        facts = export_for_programs(kind, folder, out, unknown or "ignore", slices)
-    print_facts((facts or {}) | {"written": out})
+    print_facts((export_kind(given) or {}) | {"written": out})

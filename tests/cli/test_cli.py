@@ -112,6 +112,8 @@ def test_two_runs_are_averaged_as_probabilities(run, tmp_path):
     (["phantom", "{new}", "--seed", "-1"], "seed = -1"),
     (["evaluate", f"{SAMPLE}/class_names.json/foo", "no.csv"], "class_names.json/foo: cannot be read"),
     (["predict", "{run}", "--images", f"{SAMPLE}/test-images", "--out", "{new}.csv", "--probabilities", "{new}.csv"], "a file each"),
+    (["predict", "{run}", "--images", f"{SAMPLE}/test-images", "--out", "{new}.csv", "--probabilities", "{new}.csv/x"], "a file each"),
+    (["fit", SAMPLE, "--out", "{new}", "--set", "lr=0.1", "--set", "schedule.lr=0.2"], "given twice"),
     (["fit", SAMPLE, "--out", "{new}" + "x"*300, *TINY], "name is too long"),
     (["fit", SAMPLE, "--out", "{new}", "--set", "seed=3"], "give --seed 3"),
     (["fit", SAMPLE, "--out", "{new}", "--set", "time_limit=1h"], "give --time-limit 1h"),

@@ -54,22 +54,38 @@ SURENESS = typer.Option(
          "and the uncertain share of its edge (.csv)",
 )
 RULE = typer.Option(help="saved: the one chosen in training; argmax: none, the most probable class")
-THRESHOLD = typer.Option(help="lowest probability of a foreground pixel, instead of the chosen rule's")
-GATE = typer.Option(
+Threshold = Annotated[Optional[float], typer.Option(
+    help="lowest probability of a foreground pixel, instead of the chosen rule's",
+)]
+Gate = Annotated[Optional[float], typer.Option(
     help="lowest peak probability of a class that is drawn on an image, instead of the chosen rule's",
-)
-TUNE = typer.Option(
+)]
+Tune = Annotated[Optional[Path], typer.Option(
     help="the folder the runs were trained on: choose one rule for all of them on the slices they held out",
-)
+)]
 CALIBRATED = typer.Option(
     "--calibrated",
     help="divide logits by the runs' temperatures; "
          "a run has one if it held out at least two patients or groups",
 )
-TUNED_BY = typer.Option(help="of --tune: json (default), all or present, as in `ctseg fit`")
+TunedBy = Annotated[Optional[str], typer.Option(
+    help="of --tune: json (default), all or present, as in `ctseg fit`",
+)]
+
+
+# %%
+#| export
+def examined_by(annotated: Optional[str], tune: Optional[Path]) -> str:
+    "How the folder `tune` tells what was examined; `InputError` where there is no such folder."
+    if annotated and not tune:
+        raise InputError("--annotated says how --tune FOLDER is read; give that too")
+    return annotated or "json"
+
 
 # %%
 print("--rule", RULE.help)
+try: examined_by("all", None)
+except InputError as e: print(e)
 
 
 # %%
@@ -83,13 +99,13 @@ def predict(
     probabilities: Annotated[Optional[Path], STORE] = None,
     confidence: Annotated[Optional[Path], SURENESS] = None,
     rule: Annotated[str, RULE] = "saved",
-    threshold: Annotated[Optional[float], THRESHOLD] = None,
-    gate: Annotated[Optional[float], GATE] = None,
-    tune: Annotated[Optional[Path], TUNE] = None,
+    threshold: Threshold = None,
+    gate: Gate = None,
+    tune: Tune = None,
     calibrated: Annotated[bool, CALIBRATED] = False,
     device: Device = "auto",
     batch_size: BatchSize = 16,
-    annotated: Annotated[Optional[str], TUNED_BY] = None,
+    annotated: TunedBy = None,
     precision: Precision = None,
     engine: Engine = "torch",
     plugin: Plugins = [],
@@ -98,20 +114,17 @@ def predict(
     load_plugins(plugin)
     from ctseg.prediction.prepare import prepare
     from ctseg.prediction.submission import check_files, predict_folder
-    if annotated and not tune:
-        raise InputError("--annotated says how --tune FOLDER is read; give that too")
+    examined = examined_by(annotated, tune)
     files = (out, probabilities, confidence)
     check_files(images, *files)
     refuse_replacing(files, [images, tune, *runs])
     rule_fields = dict(threshold=threshold, gate=gate)
     with memory_errors():
         plan = device_plan(device, precision)
-        examined = annotated or "json"
         predictor = prepare(runs, plan, tta, calibrated, tune, examined, batch_size, rule, **rule_fields)
         predictor = predictor.by_engine(engine)
         print_facts(predict_folder(predictor, images, out, probabilities, batch_size, True, confidence))
-    for what, path in zip(WRITTEN, files):
-        if path: print_facts({what: path})
+    print_facts({what: path for what, path in zip(WRITTEN, files) if path})
 
 
 # %% [markdown]

@@ -283,6 +283,8 @@ def apply_settings(recipe: Recipe, settings: Iterable[str]) -> Recipe:
     values = {}
     for key, text in texts.items():
         group, name = locate(recipe.groups(), key)
+        if f"{group}.{name}" in values:
+            raise InputError(f"--set {key}={text}: given twice, as {name} and as {group}.{name}")
         values[f"{group}.{name}"] = parsed(names_of(getattr(recipe, group))[name], text)
     return recipe.change(**values)
 
