@@ -34,6 +34,8 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
+from ctseg.core.folders import made_folder
+
 # %%
 #| hide
 import contextlib
@@ -288,10 +290,6 @@ if hasattr(os, "mkfifo"):
 #| export
 PART = ".part"  # how the names of unfinished files end
 
-def _missing_parents(path: Path) -> list[Path]:
-    "The folders above `path` that do not exist yet, the innermost first."
-    return [folder for folder in path.parents if not folder.exists()]
-
 def _put_in_place(new: Path, path: Path, aside: Path) -> None:
     "Rename `new` to `path`; a folder that is there already is moved to `aside` first."
     if new.is_dir() and path.is_dir(): os.replace(path, aside)
@@ -310,22 +308,6 @@ def remove(path: Path) -> None:
     if path.is_dir() and not path.is_symlink(): shutil.rmtree(path)
     else: path.unlink(missing_ok=True)
 
-def _remove_empty(folders: list[Path]) -> None:
-    "Remove the folders that are empty, the first one first, up to one that is not."
-    with contextlib.suppress(OSError):
-        for folder in folders: folder.rmdir()
-
-
-# %% [markdown]
-# Two folders had to be made for this file. They are removed again when nothing comes of it.
-
-# %%
-with tempfile.TemporaryDirectory() as d:
-    deep = Path(d)/"one"/"two"/"file.txt"
-    test_eq([folder.name for folder in _missing_parents(deep)], ["two", "one"])
-    deep.parent.mkdir(parents=True)
-    _remove_empty([deep.parent, deep.parent.parent])
-    test_eq(list(Path(d).iterdir()), [])
 
 
 # %% [markdown]
@@ -423,9 +405,7 @@ def atomic_path(
         with disk_errors(path), _with_reader(path): yield path
         return
     path = _final_path(path)
-    made = _missing_parents(path)
-    with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with disk_errors(path), made_folder(path.parent) as made:
         sweep(path)
         beside = os.path.abspath(path.parent)  # libraries take a leading ~ for somebody's home
         hold = Path(tempfile.mkdtemp(prefix=_hold_prefix(path), suffix=PART, dir=beside))
@@ -441,7 +421,6 @@ def atomic_path(
             _put_back(path, aside)
             only_copy = aside.exists() and not os.path.exists(path)
             if not only_copy: shutil.rmtree(hold, ignore_errors=True)
-            if not os.path.exists(path): _remove_empty(made)
             if lock is not None: os.close(lock)
 
 
