@@ -25,6 +25,7 @@ from tqdm import tqdm
 from .. import __version__
 from ..core.anatomy import IGNORE, ClassMap
 from ..core.files import InputError, atomic_path
+from ..core.folders import made_folder
 from ..core.schema import check_whole
 from ..core.threads import allowed_cpus
 from ..data.slices import known_after_resize, present_classes
@@ -273,13 +274,8 @@ def parts_folder(out: Path) -> Path:
     return folder
 
 # %% ../../nbs/io/42_cutting.ipynb #4e2777da
-def cut_cases(cases: list[Case], out: Path, classes: ClassMap, slicing: Slicing, work: Work) -> list[CutFile]:
-    """Cut each case into a file in the folder of parts; what the same import has cut before is kept.
-
-    Raises `InputError` for damaged volumes or contradictory labels, unless they are to be left out.
-    """
-    folder = parts_folder(out)
-    folder.mkdir(parents=True, exist_ok=True)
+def _cut_into(folder: Path, cases: list[Case], out: Path, classes: ClassMap, slicing: Slicing, work: Work):
+    "`cut_cases`, with the folder of parts that is there."
     (folder/_MARK).write_text(_MARK_TEXT)
     try: return _cut_all(cases, folder, work, classes, slicing)
     except BrokenProcessPool:
@@ -292,3 +288,15 @@ def cut_cases(cases: list[Case], out: Path, classes: ClassMap, slicing: Slicing,
             raise
         raise InputError(f"{problem} (or choose skip_damaged, --skip-damaged; "
                          f"{kept} volumes are cut already and kept in {folder.name})") from None
+
+
+
+# %% ../../nbs/io/42_cutting.ipynb #78c63918
+def cut_cases(cases: list[Case], out: Path, classes: ClassMap, slicing: Slicing, work: Work) -> list[CutFile]:
+    """Cut each case into a file in the folder of parts; what the same import has cut before is kept.
+
+    Raises `InputError` for damaged volumes or contradictory labels, unless they are to be left out.
+    """
+    folder = parts_folder(out)
+    with made_folder(folder):
+        return _cut_into(folder, cases, out, classes, slicing, work)

@@ -75,7 +75,8 @@ def check_files(
         raise InputError(f"{out}: exists already; choose another place, or remove it first")
     given = [real_path(path) for path in (out, *others) if path]
     for path in (out, *others):
-        if path and given.count(real_path(path)) > 1:
+        shared = path and sum(real_path(path) in (other, *other.parents) for other in given) > 1
+        if shared:
             raise InputError(f"{path}: the submission and what else is written need a file each")
         refuse_folder(path)
     return found

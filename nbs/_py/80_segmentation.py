@@ -13,7 +13,6 @@
 import contextlib
 import csv
 import os
-import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -26,6 +25,7 @@ from tqdm import tqdm
 from ctseg import __version__
 from ctseg.core.anatomy import ClassMap
 from ctseg.core.files import InputError, atomic_path, did_you_mean, some_of, write_json
+from ctseg.core.folders import made_folder
 from ctseg.io.dicom_seg import make_segmentation
 from ctseg.io.neighbours import step_mm
 from ctseg.io.nifti import save_labels
@@ -46,6 +46,8 @@ from ctseg.training.step import out_of_memory
 # %%
 #| hide
 from dataclasses import replace
+
+import shutil
 
 import nibabel as nib
 import torch
@@ -198,7 +200,8 @@ test_fail(lambda: _formats_of(replace(first, kind="nifti"), ["rtstruct"]), conta
 @contextlib.contextmanager
 def files_of_a_scan(out: Path) -> Iterator[Path]:
     "A folder to write into; its files move to `out` when the block ends well."
-    with tempfile.TemporaryDirectory(prefix=".", dir=out) as tmp:
+    beside = os.path.abspath(out)  # libraries take a leading ~ for somebody's home
+    with tempfile.TemporaryDirectory(prefix=".", dir=beside) as tmp:
         yield Path(tmp)
         for path in sorted(Path(tmp).iterdir()): os.replace(path, out/path.name)
 
@@ -422,10 +425,9 @@ def _refuse_impossible(found: Found, formats: list[str]):
     if found.scans and all(scan.kind == "nifti" for scan in found.scans):
         _formats_of(found.scans[0], formats)
 
-def _refuse_all_failed(result: Segmented, existed: bool):
-    "`InputError`, with nothing left behind, if no scan could be segmented."
+def _refuse_all_failed(result: Segmented):
+    "`InputError` if no scan could be segmented."
     if result.done: return
-    if not existed: shutil.rmtree(result.out, ignore_errors=True)
     source, problem = result.failed[0]
     first = problem if source in problem else f"{source}: {problem}"
     if len(result.failed) == 1: raise InputError(first)
@@ -451,18 +453,17 @@ def segment(
     slicing, notes = choose_slicing(trained_slicings(predictor), given.given)
     found = find_scans(paths, given.gaps, given.keep_patient, slicing.orientation)
     _refuse_impossible(found, wanted)
-    existed = out.exists()
-    out.mkdir(parents=True, exist_ok=True)
     job = SegmentJob(predictor, slicing, wanted, given, out)
     result = Segmented(out, [], found.broken, found.passed_over, notes + found.notes)
     result.about = _about(predictor, slicing)
-    try:
-        _work_through(job, found.scans, result)
-        _refuse_all_failed(result, existed)
-    finally:
-        if result.done:
-            _add_notes(result, job)
-            write_summary(result, predictor.classes)
+    with made_folder(out):
+        try:
+            _work_through(job, found.scans, result)
+            _refuse_all_failed(result)
+        finally:
+            if result.done:
+                _add_notes(result, job)
+                write_summary(result, predictor.classes)
     return result
 
 

@@ -6,7 +6,7 @@ import pytest
 from helpers.runs import contents
 from helpers.toys import small, toy
 
-from ctseg.core.files import InputError, remove
+from ctseg.core.files import InputError, read_json, remove, write_json
 from ctseg.prediction.saved import run_spec
 from ctseg.recipes.fit import fit
 from ctseg.runs.folder import Run
@@ -57,6 +57,17 @@ def test_what_resume_does_is_told(finished, tmp_path, lost, told):
     if lost: (run/"metrics.json").unlink()
     for name in lost.split(): remove(run/name)
     assert re.search(told, run.prospect)
+
+
+@pytest.mark.parametrize("teacher, goes_on", [({}, True), ({"teacher": {"weights": "0"*64}}, False)])
+def test_a_run_whose_teacher_filled_in_labels_is_not_continued(finished, tmp_path, teacher, goes_on):
+    run = Run(shutil.copytree(finished[1], tmp_path/"run"))
+    (run/"metrics.json").unlink()
+    spec = read_json(run/"recipe.json") | teacher
+    spec["recipe"]["data"]["completion"] = 0.9
+    write_json(spec, run/"recipe.json")
+    if goes_on: return run.check_free(resume=True)
+    with pytest.raises(InputError, match="teacher"): run.check_free(resume=True)
 
 
 def test_what_a_kill_after_the_last_file_leaves_goes(finished, tmp_path):

@@ -34,6 +34,8 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
+from ctseg.core.folders import made_folder
+
 # %%
 #| hide
 import contextlib
@@ -289,10 +291,6 @@ if hasattr(os, "mkfifo"):
 PART = ".part"  # how the names of unfinished files end
 _OLD = ".old"  # inside such a folder: the folder that is being replaced
 
-def _missing_parents(path: Path) -> list[Path]:
-    "The folders above `path` that do not exist yet, the innermost first."
-    return [folder for folder in path.parents if not folder.exists()]
-
 def _put_in_place(new: Path, path: Path, aside: Path) -> None:
     "Rename `new` to `path`; a folder that is there already is moved to `aside` first."
     if new.is_dir() and path.is_dir(): os.replace(path, aside)
@@ -311,22 +309,6 @@ def remove(path: Path) -> None:
     if path.is_dir() and not path.is_symlink(): shutil.rmtree(path)
     else: path.unlink(missing_ok=True)
 
-def _remove_empty(folders: list[Path]) -> None:
-    "Remove the folders that are empty, the first one first, up to one that is not."
-    with contextlib.suppress(OSError):
-        for folder in folders: folder.rmdir()
-
-
-# %% [markdown]
-# Two folders had to be made for this file. They are removed again when nothing comes of it.
-
-# %%
-with tempfile.TemporaryDirectory() as d:
-    deep = Path(d)/"one"/"two"/"file.txt"
-    test_eq([folder.name for folder in _missing_parents(deep)], ["two", "one"])
-    deep.parent.mkdir(parents=True)
-    _remove_empty([deep.parent, deep.parent.parent])
-    test_eq(list(Path(d).iterdir()), [])
 
 
 # %% [markdown]
@@ -412,20 +394,10 @@ with tempfile.TemporaryDirectory() as d:
 
 
 # %% [markdown]
-# Now the pieces are put together. What is made for a write is taken away again by who made it: first the temporary folder, then the folders above.
+# Now the pieces are put together. What is made for a write is taken away again by who made it: first the temporary folder, then the [folders](08_folders.ipynb) above.
 
 # %%
 #| export
-@contextlib.contextmanager
-def _with_parents(path: Path) -> Iterator[list[Path]]:
-    "Make the folders above `path`: the new ones, the innermost first. They go again if nothing comes to be at `path`."
-    made = _missing_parents(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield made
-    finally:
-        if not os.path.exists(path): _remove_empty(made)
-
 @contextlib.contextmanager
 def _folder_beside(path: Path) -> Iterator[Path]:
     "A temporary folder beside `path`, locked within the block. It stays only if it has the one copy of what was at `path`."
@@ -445,8 +417,9 @@ def _folder_beside(path: Path) -> Iterator[Path]:
 # %%
 with tempfile.TemporaryDirectory() as d:
     path = Path(d)/"new"/"a.txt"
-    with _with_parents(path) as made, _folder_beside(path) as hold:
+    with contextlib.suppress(InterruptedError), made_folder(path.parent) as made, _folder_beside(path) as hold:
         print([folder.name for folder in made], "and one that ends in", hold.suffix)
+        raise InterruptedError
     test_eq(list(Path(d).iterdir()), [])  # nothing came of it
 
 
@@ -455,7 +428,7 @@ with tempfile.TemporaryDirectory() as d:
 @contextlib.contextmanager
 def _replacing(path: Path, private: bool) -> Iterator[Path]:
     "A temporary path; what is there at the end of the block takes the place of `path`, on the disk and all at once."
-    with _with_parents(path) as made, _folder_beside(path) as hold:
+    with made_folder(path.parent) as made, _folder_beside(path) as hold:
         new = hold/path.name
         yield new
         if private: os.chmod(new, 0o600)

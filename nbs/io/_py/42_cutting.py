@@ -26,6 +26,7 @@ from tqdm import tqdm
 from ctseg import __version__
 from ctseg.core.anatomy import IGNORE, ClassMap
 from ctseg.core.files import InputError, atomic_path
+from ctseg.core.folders import made_folder
 from ctseg.core.schema import check_whole
 from ctseg.core.threads import allowed_cpus
 from ctseg.data.slices import known_after_resize, present_classes
@@ -422,13 +423,8 @@ test_fail(lambda: parts_folder(work/"taken"), contains="is in the way")
 
 # %%
 #| export
-def cut_cases(cases: list[Case], out: Path, classes: ClassMap, slicing: Slicing, work: Work) -> list[CutFile]:
-    """Cut each case into a file in the folder of parts; what the same import has cut before is kept.
-
-    Raises `InputError` for damaged volumes or contradictory labels, unless they are to be left out.
-    """
-    folder = parts_folder(out)
-    folder.mkdir(parents=True, exist_ok=True)
+def _cut_into(folder: Path, cases: list[Case], out: Path, classes: ClassMap, slicing: Slicing, work: Work):
+    "`cut_cases`, with the folder of parts that is there."
     (folder/_MARK).write_text(_MARK_TEXT)
     try: return _cut_all(cases, folder, work, classes, slicing)
     except BrokenProcessPool:
@@ -441,6 +437,19 @@ def cut_cases(cases: list[Case], out: Path, classes: ClassMap, slicing: Slicing,
             raise
         raise InputError(f"{problem} (or choose skip_damaged, --skip-damaged; "
                          f"{kept} volumes are cut already and kept in {folder.name})") from None
+
+
+
+# %%
+#| export
+def cut_cases(cases: list[Case], out: Path, classes: ClassMap, slicing: Slicing, work: Work) -> list[CutFile]:
+    """Cut each case into a file in the folder of parts; what the same import has cut before is kept.
+
+    Raises `InputError` for damaged volumes or contradictory labels, unless they are to be left out.
+    """
+    folder = parts_folder(out)
+    with made_folder(folder):
+        return _cut_into(folder, cases, out, classes, slicing, work)
 
 
 # %% [markdown]

@@ -296,14 +296,19 @@ print(RunFiles("runs/first"))
 # %%
 #| export
 def refuse_unfinished_old(run: RunFiles) -> None:
-    "`InputError` for an unfinished run of ctseg 0.1, whose checkpoints this version cannot continue."
+    """`InputError` for an unfinished run that this version cannot continue as it began.
+
+    Its checkpoints are those of ctseg 0.1, or a teacher filled in its labels, where teachers distil by now."""
     path = run/"recipe.json"
     spec = fit_schema(read_json(path), SPEC, path, "not the recipe of a run, or a damaged one")
-    if run.finished or not is_old(spec["recipe"]): return
+    data = spec["recipe"].get("data")
+    filled_in = "teacher" in spec and isinstance(data, dict) and "completion" in data
+    if run.finished or not (is_old(spec["recipe"]) or filled_in): return
     maker = spec.get("versions", {}).get("ctseg", "0.1.0")
-    problem = f"an unfinished run of ctseg {maker}, whose checkpoints this version cannot continue"
-    remedy = f"train again into another --out, or continue with ctseg {maker}"
-    raise InputError(f"{run.folder}: {problem}; {remedy}")
+    which = "teacher this version would use otherwise", "checkpoints this version cannot continue"
+    what = which[0] if filled_in else which[1]
+    remedy = "train again into another --out, or continue with the version that began it"
+    raise InputError(f"{run.folder}: an unfinished run of an earlier ctseg ({maker}), whose {what}; {remedy}")
 
 
 # %%
