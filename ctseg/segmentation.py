@@ -11,7 +11,6 @@ __all__ = ['FORMATS', 'COLUMNS', 'SegmentOptions', 'check_formats', 'write_resul
 import contextlib
 import csv
 import os
-import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -24,6 +23,7 @@ from tqdm import tqdm
 from . import __version__
 from .core.anatomy import ClassMap
 from .core.files import InputError, atomic_path, did_you_mean, some_of, write_json
+from .core.folders import made_folder
 from .io.dicom_seg import make_segmentation
 from .io.neighbours import step_mm
 from .io.nifti import save_labels
@@ -114,7 +114,8 @@ def write_results(
 @contextlib.contextmanager
 def files_of_a_scan(out: Path) -> Iterator[Path]:
     "A folder to write into; its files move to `out` when the block ends well."
-    with tempfile.TemporaryDirectory(prefix=".", dir=out) as tmp:
+    beside = os.path.abspath(out)  # libraries take a leading ~ for somebody's home
+    with tempfile.TemporaryDirectory(prefix=".", dir=beside) as tmp:
         yield Path(tmp)
         for path in sorted(Path(tmp).iterdir()): os.replace(path, out/path.name)
 
@@ -276,10 +277,9 @@ def _refuse_impossible(found: Found, formats: list[str]):
     if found.scans and all(scan.kind == "nifti" for scan in found.scans):
         _formats_of(found.scans[0], formats)
 
-def _refuse_all_failed(result: Segmented, existed: bool):
-    "`InputError`, with nothing left behind, if no scan could be segmented."
+def _refuse_all_failed(result: Segmented):
+    "`InputError` if no scan could be segmented."
     if result.done: return
-    if not existed: shutil.rmtree(result.out, ignore_errors=True)
     source, problem = result.failed[0]
     first = problem if source in problem else f"{source}: {problem}"
     if len(result.failed) == 1: raise InputError(first)
@@ -303,16 +303,15 @@ def segment(
     slicing, notes = choose_slicing(trained_slicings(predictor), given.given)
     found = find_scans(paths, given.gaps, given.keep_patient, slicing.orientation)
     _refuse_impossible(found, wanted)
-    existed = out.exists()
-    out.mkdir(parents=True, exist_ok=True)
     job = SegmentJob(predictor, slicing, wanted, given, out)
     result = Segmented(out, [], found.broken, found.passed_over, notes + found.notes)
     result.about = _about(predictor, slicing)
-    try:
-        _work_through(job, found.scans, result)
-        _refuse_all_failed(result, existed)
-    finally:
-        if result.done:
-            _add_notes(result, job)
-            write_summary(result, predictor.classes)
+    with made_folder(out):
+        try:
+            _work_through(job, found.scans, result)
+            _refuse_all_failed(result)
+        finally:
+            if result.done:
+                _add_notes(result, job)
+                write_summary(result, predictor.classes)
     return result

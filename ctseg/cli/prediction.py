@@ -58,7 +58,7 @@ def examined_by(annotated: Optional[str], tune: Optional[Path]) -> str:
         raise InputError("--annotated says how --tune FOLDER is read; give that too")
     return annotated or "json"
 
-# %% ../../nbs/cli/40_prediction.ipynb #f7f8ce3c
+# %% ../../nbs/cli/40_prediction.ipynb #741b3d15
 @app.command()
 def predict(
     runs: Annotated[list[str], RUNS],

@@ -33,6 +33,8 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
+from .folders import made_folder
+
 # %% ../../nbs/core/10_files.ipynb #77fdf6f9
 _MAX_MESSAGE = 1200  # characters
 
@@ -183,10 +185,6 @@ def _with_reader(path: Path) -> Iterator[Path]:
 PART = ".part"  # how the names of unfinished files end
 _OLD = ".old"  # inside such a folder: the folder that is being replaced
 
-def _missing_parents(path: Path) -> list[Path]:
-    "The folders above `path` that do not exist yet, the innermost first."
-    return [folder for folder in path.parents if not folder.exists()]
-
 def _put_in_place(new: Path, path: Path, aside: Path) -> None:
     "Rename `new` to `path`; a folder that is there already is moved to `aside` first."
     if new.is_dir() and path.is_dir(): os.replace(path, aside)
@@ -203,10 +201,7 @@ def remove(path: Path) -> None:
     if path.is_dir() and not path.is_symlink(): shutil.rmtree(path)
     else: path.unlink(missing_ok=True)
 
-def _remove_empty(folders: list[Path]) -> None:
-    "Remove the folders that are empty, the first one first, up to one that is not."
-    with contextlib.suppress(OSError):
-        for folder in folders: folder.rmdir()
+
 
 # %% ../../nbs/core/10_files.ipynb #e8fefde1
 def _lock_folder(folder: Path) -> int | None:
@@ -260,16 +255,6 @@ def _flush_one(path: Path) -> None:
 
 # %% ../../nbs/core/10_files.ipynb #97af23a6
 @contextlib.contextmanager
-def _with_parents(path: Path) -> Iterator[list[Path]]:
-    "Make the folders above `path`: the new ones, the innermost first. They go again if nothing comes to be at `path`."
-    made = _missing_parents(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield made
-    finally:
-        if not os.path.exists(path): _remove_empty(made)
-
-@contextlib.contextmanager
 def _folder_beside(path: Path) -> Iterator[Path]:
     "A temporary folder beside `path`, locked within the block. It stays only if it has the one copy of what was at `path`."
     sweep(path)
@@ -288,7 +273,7 @@ def _folder_beside(path: Path) -> Iterator[Path]:
 @contextlib.contextmanager
 def _replacing(path: Path, private: bool) -> Iterator[Path]:
     "A temporary path; what is there at the end of the block takes the place of `path`, on the disk and all at once."
-    with _with_parents(path) as made, _folder_beside(path) as hold:
+    with made_folder(path.parent) as made, _folder_beside(path) as hold:
         new = hold/path.name
         yield new
         if private: os.chmod(new, 0o600)

@@ -57,7 +57,7 @@ def is_system(real: Path) -> bool:
     "Is a path without links the root of all, or a place of the system? A drive of Windows is neither."
     return real in (Path("/"), Path("/dev")) or any(real.is_relative_to(place) for place in SYSTEM)
 
-# %% ../../nbs/core/14_filetypes.ipynb #f019f2d7
+# %% ../../nbs/core/14_filetypes.ipynb #8086a58f
 def check_folder(path: Path, expected: str):
     "Raise `InputError` unless this is a folder; `expected` is what it should hold."
     if is_system(real_path(path)):

@@ -291,7 +291,7 @@ def _cut_into(folder: Path, cases: list[Case], out: Path, classes: ClassMap, sli
 
 
 
-# %% ../../nbs/io/42_cutting.ipynb #78c63918
+# %% ../../nbs/io/42_cutting.ipynb #86f8a76e
 def cut_cases(cases: list[Case], out: Path, classes: ClassMap, slicing: Slicing, work: Work) -> list[CutFile]:
     """Cut each case into a file in the folder of parts; what the same import has cut before is kept.
 

@@ -79,7 +79,7 @@ def no_setting(what: str, key: str, valid: Iterable[str]) -> InputError:
         return InputError(f"unknown {what} {key!r}; {REPLACED[key]!r} has taken its place")
     return did_you_mean(what, key, valid)
 
-# %% ../../nbs/runs/10_recipe.ipynb #13dc1074
+# %% ../../nbs/runs/10_recipe.ipynb #da4b6414
 def unknown_setting(groups: dict[str, Settings], key: str) -> InputError:
     "The error for a setting that no group has; it names the choices that would have one of that name."
     for kind in [kind for kind in CHOICES if kind in groups]:

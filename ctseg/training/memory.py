@@ -85,7 +85,7 @@ def own_bytes() -> float:
     limit = process.rlimit(psutil.RLIMIT_AS)[0]
     return limit - process.memory_info().vms if limit != psutil.RLIM_INFINITY else float("inf")
 
-# %% ../../nbs/training/56_memory.ipynb #97111459
+# %% ../../nbs/training/56_memory.ipynb #de7d5ce8
 def free_bytes(device: torch.device) -> float:
     "The memory that is left on a device; on a CPU with what is swapped."
     if device.type == "cuda": return torch.cuda.mem_get_info(device)[0]
