@@ -15,7 +15,7 @@ import typer
 
 from .console import app, memory_errors, print_facts
 from .options import (
-    Annotations, BatchSize, Device, Engine, Plugins, Precision, device_plan, load_plugins, refuse_replacing)
+    BatchSize, Device, Engine, Plugins, Precision, device_plan, load_plugins, refuse_replacing)
 from ..core.files import InputError
 
 # %% ../../nbs/cli/40_prediction.ipynb #adb00716

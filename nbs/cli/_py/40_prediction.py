@@ -17,7 +17,7 @@ import typer
 
 from ctseg.cli.console import app, memory_errors, print_facts
 from ctseg.cli.options import (
-    Annotations, BatchSize, Device, Engine, Plugins, Precision, device_plan, load_plugins, refuse_replacing)
+    BatchSize, Device, Engine, Plugins, Precision, device_plan, load_plugins, refuse_replacing)
 from ctseg.core.files import InputError
 
 # %%

@@ -417,7 +417,8 @@ def _folder_beside(path: Path) -> Iterator[Path]:
 # %%
 with tempfile.TemporaryDirectory() as d:
     path = Path(d)/"new"/"a.txt"
-    with contextlib.suppress(InterruptedError), made_folder(path.parent) as made, _folder_beside(path) as hold:
+    failed = contextlib.suppress(InterruptedError)
+    with failed, made_folder(path.parent) as made, _folder_beside(path) as hold:
         print([folder.name for folder in made], "and one that ends in", hold.suffix)
         raise InterruptedError
     test_eq(list(Path(d).iterdir()), [])  # nothing came of it
