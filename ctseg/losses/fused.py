@@ -45,17 +45,20 @@ def label_channel(logits: torch.Tensor, target: Target) -> tuple[torch.Tensor, t
     return channel, weight
 
 # %% ../../nbs/losses/20_fused.ipynb #61f1477d
-def pixel_slices(logits: torch.Tensor) -> list[slice]:
-    "Slices of the pixel axis of `logits` [B,K,N]."
+def pixel_slices(
+    logits: torch.Tensor, # [B,K,N]
+    whole: int | None = None, # images of the batch, if these are a part of it
+) -> list[slice]:
+    "Slices of the pixel axis of logits; a part of a batch is cut as the batch is."
     B, K, N = logits.shape
     values = 2**18 if logits.device.type == "cpu" else 2**24
-    step = max(1, values//(B*K))
+    step = max(1, values//((whole or B)*K))
     return [slice(start, start + step) for start in range(0, N, step)]
 
 # %% ../../nbs/losses/20_fused.ipynb #927e275d
 def slices_of(logits: torch.Tensor, target: Target, dtype: torch.dtype) -> Iterator[tuple]:
     "For each slice of the pixels: the slice, the logits [B,K,n] as `dtype`, and their weights [B,K,1|n]."
-    for pixels in pixel_slices(logits):
+    for pixels in pixel_slices(logits, target.whole):
         yield pixels, logits[..., pixels].to(dtype), target.weights(dtype, pixels)
 
 def weighted_sum(values: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

@@ -26,11 +26,12 @@ def at(values: torch.Tensor, pixels: slice) -> torch.Tensor:
 @dataclass(frozen=True)
 class Target:
     "What a batch asks of a network with K channels at N pixels."
-    mask: torch.Tensor           # int64 [B,N], labels 0…C; bool [B,C,N] where they overlap
-    known: torch.Tensor          # bool [B,K,1] or [B,K,N]
-    weight: torch.Tensor | None  # [B,1,N] or [B,K,N], None: 1
-    pixel_known: bool            # a labelled pixel is known to be no other class
-    first: int                   # class of channel 0: 0 for softmax, 1 for sigmoid
+    mask: torch.Tensor # int64 [B,N], labels 0…C; bool [B,C,N] where they overlap
+    known: torch.Tensor # bool [B,K,1] or [B,K,N]
+    weight: torch.Tensor | None # [B,1,N] or [B,K,N], None: 1
+    pixel_known: bool # a labelled pixel is known to be no other class
+    first: int # class of channel 0: 0 for softmax, 1 for sigmoid
+    whole: int | None = None # images of the batch; None: these
 
     @property
     def overlapping(self) -> bool:
@@ -143,6 +144,7 @@ def as_target(
     pixel_known: bool = False, # a labelled pixel is known to be no other class
     softmax: bool = True, # channel 0 is background; else sigmoid
     unions: Unions = (), # classes made of others
+    whole: int | None = None, # see `Target`
 ) -> tuple[torch.Tensor, Target]: # logits [B,K,N]
     "Logits [B,K,N] and what is asked of them; `InputError` where shapes or labels do not fit."
     C = logits.shape[1] - softmax
@@ -161,5 +163,6 @@ def as_target(
         pixel_known = False  # `known` says it
     if softmax:
         known = torch.cat([torch.ones_like(known[:, :1]), known], 1)
-    target = Target(mask, known, weight, pixel_known and not overlapping, first=1 - softmax)
+    pixel_known = pixel_known and not overlapping
+    target = Target(mask, known, weight, pixel_known, 1 - softmax, whole)
     return logits, target
