@@ -160,7 +160,7 @@ def _read_table(path: Path, columns, rows: int|None) -> np.ndarray:
 
 # %%
 #| export
-def _image_size(path: Path, count: int, size) -> tuple[int, int]:
+def mask_size(path: Path, count: int, size) -> tuple[int, int]:
     "The height and width of masks of `count` pixels: `size` where it fits, else a square."
     side = math.isqrt(count)
     height, width = size or (side, side)
@@ -179,9 +179,9 @@ def _image_size(path: Path, count: int, size) -> tuple[int, int]:
 # Sixteen pixels are a square of four; fifteen are none.
 
 # %%
-test_eq(_image_size("y.csv", 16, None), (4, 4))
-test_eq(_image_size("y.csv", 15, (1, -1)), (1, 15))
-test_fail(lambda: _image_size("y.csv", 15, None), contains="no square image")
+test_eq(mask_size("y.csv", 16, None), (4, 4))
+test_eq(mask_size("y.csv", 15, (1, -1)), (1, 15))
+test_fail(lambda: mask_size("y.csv", 15, None), contains="no square image")
 
 
 # %% [markdown]
@@ -234,7 +234,7 @@ def read_masks(
         whole = kept.dtype == np.uint8 and kept.ndim == 2 and len(kept) == len(columns)
         return whole and rows in (None, kept.shape[1])
     table = cached_array("masks2", [path], lambda: _read_table(path, columns, rows), cache, fits)
-    height, width = _image_size(path, table.shape[1], size)
+    height, width = mask_size(path, table.shape[1], size)
     check_values(path, table, columns, classes, ignore)
     return columns, table.reshape(-1, height, width)
 

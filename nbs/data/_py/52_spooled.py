@@ -24,7 +24,8 @@ import numpy as np
 
 from ctseg.core.anatomy import IGNORE, ClassMap
 from ctseg.data.lazy import LazyPixels, pack_seen, seen_values
-from ctseg.data.mask_csv import check_values, whole_rows
+from ctseg.data.mask_csv import check_values, mask_size, whole_rows
+from ctseg.data.mask_rows import count_rows
 
 # %%
 #| hide
@@ -229,21 +230,23 @@ print(np.flatnonzero(know_values(file).any(0)))
 # %%
 #| export
 def spool_masks(
-    csv: Path, # a truth in the challenge's form
+    csv: Path, # masks in the challenge's form
     columns: list[str], # the names in its header
-    size: tuple[int, int], # height and width of the images
-    classes: ClassMap|int, # no value may be above this many classes, but 255
-    folder: Path, # to keep the masks in
+    size: tuple[int, int]|None = None, # height and width of the images; `None`: they are square
+    classes: ClassMap|int|None = None, # no value may be above this many classes; `None`: any
+    folder: Path|None = None, # to keep the masks in; `None`: where temporary files are
+    ignore: bool = True, # a truth: pixels of the value 255 are to be ignored
 ) -> LazyPixels: # uint8 [n,H,W]
-    "The masks of a table, checked, in the memory of a few rows."
+    "The masks of a table, checked as `read_masks` does, in the memory of a few rows."
+    size = size or mask_size(csv, count_rows(csv), None)
     source = FilePixels(len(columns), size, folder)
     turn_table(csv, columns, source)
     seen = know_values(source)
-    C = classes if isinstance(classes, int) else len(classes)
-    too_high = seen[:, C + 1:IGNORE].any(1)
+    C = IGNORE if classes is None else classes if isinstance(classes, int) else len(classes)
+    too_high = seen[:, C + 1:IGNORE if ignore else None].any(1)
     if too_high.any():
         i = int(too_high.argmax())
-        check_values(csv, source.read(np.array([i])).reshape(1, -1), [columns[i]], classes, ignore=True)
+        check_values(csv, source.read(np.array([i])).reshape(1, -1), [columns[i]], classes, ignore)
     drawn = seen[:, 1:].any(1)
     return LazyPixels(source, np.where(drawn, np.arange(len(drawn)), -1))
 
@@ -257,5 +260,6 @@ with tempfile.TemporaryDirectory() as d:
     print(spooled, spooled.rows)
     test_eq(np.asarray(spooled), read_masks(csv, cache=False)[1])
     def spool(size, classes): return spool_masks(csv, names, size, classes, Path(d))
+    test_eq(spool(None, None).shape, spooled.shape)
     test_fail(lambda: spool((16, 16), 2), contains="value 3, but there are 2")
     test_fail(lambda: spool((16, 17), 3), contains="256 rows, expected 272")
