@@ -76,7 +76,7 @@ def _image_size(folder: Path) -> tuple[int, int]|None:
             return read_pngs(image_paths(folder/name)[:1]).shape[1:]
     return None
 
-# %% ../../nbs/io/97_rle_export.ipynb #64e7a1e9
+# %% ../../nbs/io/97_rle_export.ipynb #8abb0485
 def _places(folder: Path) -> dict[str, Place]:
     "Image → its size and corner, from the index of an import; empty without one."
     path = folder/"png_index.json"

@@ -26,11 +26,12 @@ def at(values: torch.Tensor, pixels: slice) -> torch.Tensor:
 @dataclass(frozen=True)
 class Target:
     "What a batch asks of a network with K channels at N pixels."
-    mask: torch.Tensor           # int64 [B,N], labels 0…C; bool [B,C,N] where they overlap
-    known: torch.Tensor          # bool [B,K,1] or [B,K,N]
-    weight: torch.Tensor | None  # [B,1,N] or [B,K,N], None: 1
-    pixel_known: bool            # a labelled pixel is known to be no other class
-    first: int                   # class of channel 0: 0 for softmax, 1 for sigmoid
+    mask: torch.Tensor # int64 [B,N], labels 0…C; bool [B,C,N] where they overlap
+    known: torch.Tensor # bool [B,K,1] or [B,K,N]
+    weight: torch.Tensor | None # [B,1,N] or [B,K,N], None: 1
+    pixel_known: bool # a labelled pixel is known to be no other class
+    first: int # class of channel 0: 0 for softmax, 1 for sigmoid
+    whole: int | None = None # images of the batch; None: these
 
     @property
     def overlapping(self) -> bool:
@@ -167,6 +168,7 @@ def as_target(
     pixel_known: bool = False, # a labelled pixel is known to be no other class
     softmax: bool = True, # channel 0 is background; else sigmoid
     unions: Unions = (), # classes made of others
+    whole: int | None = None, # see `Target`
 ) -> tuple[torch.Tensor, Target]: # logits [B,K,N]
     "Logits [B,K,N] and what is asked of them; `InputError` where shapes or labels do not fit."
     C = logits.shape[1] - softmax
@@ -184,4 +186,4 @@ def as_target(
         known = torch.cat([background, known], 1)
     # with unions `known` says it; where structures overlap, a label excludes no other class
     pixel_known = pixel_known and not unions and not overlapping
-    return logits, Target(mask, known, weight, pixel_known, first=1 - softmax)
+    return logits, Target(mask, known, weight, pixel_known, 1 - softmax, whole)
