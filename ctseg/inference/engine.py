@@ -228,7 +228,7 @@ class CompiledNetwork(EngineNetwork):
         if graph is None: return None
         try:
             apart = mean_difference(graph(x.numpy()), self.by_torch(x))
-        except Exception as e:
+        except Exception as e:  # each engine has its own
             self.warn(size, f"fails ({type(e).__name__})")
             return None
         if apart <= TOLERANCE[self.plan.precision]: return graph

@@ -140,7 +140,7 @@ _FIRST_LOOK = [
 def _text_of(header, tag: str) -> str:
     "An element as text; \"\" if it is missing or malformed."
     try: return str(header.get(tag) or "")
-    except Exception: return ""
+    except Exception: return ""  # pydicom parses a value only now
 
 def _position_of(header) -> tuple[str, ...]:
     "Where an image lies, as written; empty if it does not say so."

@@ -157,7 +157,7 @@ class SessionState(Session):
         check_moments(state, self.learner.optimiser)
         try:
             self.go_on(state)
-        except Exception:
+        except Exception:  # whatever a damaged state leads to in an optimiser
             self.go_on(fresh)
             raise
 

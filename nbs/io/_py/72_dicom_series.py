@@ -305,7 +305,7 @@ def _raw_pixels(file: DicomFile, shown: str) -> np.ndarray:
     rows, columns = int(header.Rows), int(header.Columns)
     try:
         return read_file(file.path).pixel_array.reshape(-1, rows, columns)
-    except Exception as e:
+    except Exception as e:  # each decoder has errors of its own
         if syntax.is_encapsulated and "RLE" not in syntax.name:
             why = "no decoder for that is installed"
             if "missing dependencies" not in str(e):  # Pillow's decoder is there, and knows 8 bits of 12
