@@ -397,7 +397,9 @@ def _open_root(place: str|Path) -> tuple[Any, dict[str, Any]]:
     if version != FORMAT:
         problem = f"a store of another version of ctseg (format {version})"
         raise InputError(f"{place}: {problem}; {MAKE_AGAIN}")
-    return root, fit_schema(facts, FACTS, place, MAKE_AGAIN)
+    if not fit_schema(facts, FACTS, place, MAKE_AGAIN)["splits"]:
+        raise InputError(f"{place}: a store without slices; {MAKE_AGAIN}")
+    return root, facts
 
 def store_splits(place: str|Path) -> list[str]:
     "The splits that a store holds."
