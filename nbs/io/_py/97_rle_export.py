@@ -21,8 +21,7 @@ from ctseg.core.filetypes import check_folder
 from ctseg.data.annotations import read_classes
 from ctseg.data.images import image_paths, read_pngs
 from ctseg.data.lazy import LazyPixels, seen_values
-from ctseg.data.mask_rows import read_header
-from ctseg.data.spooled import spool_masks
+from ctseg.data.spooled import spooled_masks
 from ctseg.io.rle import Coding, encode
 from ctseg.io.rle_table import Form, find_form, image_of, split_joined
 from ctseg.io.value_names import foreground, read_text_table, read_value_names, token_ids
@@ -147,8 +146,7 @@ def _predicted_alone(masks: Path) -> Predicted:
     classes = None
     if (masks.parent/"class_names.json").exists():
         classes = read_classes(masks.parent)
-    names = read_header(masks)
-    maps = spool_masks(masks, names, None, classes, ignore=False)
+    names, maps = spooled_masks(masks, classes=classes)
     if classes is None:
         most = max(1, int(np.flatnonzero(seen_values(maps).any(0)).max()))
         classes = ClassMap.from_names([str(id) for id in range(1, most + 1)])
@@ -163,9 +161,7 @@ def read_predicted(
     folder = Path(folder)
     check_folder(folder, "a challenge folder")
     classes = read_classes(folder)
-    masks = Path(masks)
-    names = read_header(masks)
-    maps = spool_masks(masks, names, _image_size(folder), classes, ignore=False)
+    names, maps = spooled_masks(masks, None, _image_size(folder), classes)
     return Predicted(names, maps, classes, _places(folder))
 
 

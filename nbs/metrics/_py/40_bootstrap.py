@@ -108,7 +108,7 @@ def scores_of_sums(sums: np.ndarray, counts: np.ndarray, reps: int, seed: int) -
     "`drawn_scores` of what `group_sums` gives, [S,G,C] each; some draws at a time where groups are many."
     G = sums.shape[1]
     rng = np.random.default_rng(seed)
-    at_once = max(1, MOST//max(1, G))
+    at_once = max(1, MOST//(8*max(1, G)))  # several such arrays are in memory together
     scores = []
     first = np.ones((1, G))  # the tables as they are
     for done in range(0, max(1, reps), at_once):

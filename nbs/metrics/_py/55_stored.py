@@ -23,9 +23,10 @@ from ctseg.core.anatomy import ClassMap
 from ctseg.core.files import InputError
 from ctseg.data.images import size_text
 from ctseg.data.lazy import LazyPixels
-from ctseg.data.mask_csv import check_names, read_masks
+from ctseg.data.mask_csv import check_names
 from ctseg.data.mask_rows import read_image_names
 from ctseg.data.slices import SliceSet
+from ctseg.data.spooled import spooled_masks
 from ctseg.data.store import is_store, read_store, store_splits
 from ctseg.metrics.bootstrap import mean_and_interval, scores_of_sums, summed_by
 from ctseg.metrics.challenge import Overlaps, class_tally, nan_mean, overlaps, rows_of
@@ -123,7 +124,7 @@ def _predictions(place: str|Path, truth: SliceSet) -> tuple[list[str], np.ndarra
     "The names and label maps of a store, or of a submission for the slices of `truth`."
     if not is_store(place):
         size = truth.images.shape[1:]
-        return read_masks(place, size=size, classes=truth.classes, cache=False)
+        return spooled_masks(place, size=size, classes=truth.classes)
     stored = _first_split(place)
     if stored.classes.names != truth.classes.names:
         raise InputError(f"{place}: label maps of other classes than the truth's; take a run of its classes")
