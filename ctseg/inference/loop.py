@@ -77,7 +77,7 @@ def in_pieces(answer: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -
     if x.device.type != "cpu" or len(x) <= at_once: return answer(x)
     return torch.cat([answer(some) for some in x.split(at_once)])
 
-# %% ../../nbs/inference/20_loop.ipynb #0d69dc21
+# %% ../../nbs/inference/20_loop.ipynb #a431a6ec
 @dataclass(frozen=True)
 class Member:
     """One trained network, ready to be asked. It knows nothing of its run.

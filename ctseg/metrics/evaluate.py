@@ -156,7 +156,7 @@ def block_overlaps(pred: LazyPixels, truth: LazyPixels, classes: ClassMap) -> Ov
     counts = [np.concatenate(of_all) for of_all in zip(*parts)]
     return Overlaps(*counts)
 
-# %% ../../nbs/metrics/50_evaluate.ipynb #aba3ec80
+# %% ../../nbs/metrics/50_evaluate.ipynb #c4a95faa
 def evaluate_files(
     truth: str | Path, # the true masks, a CSV in the challenge's form
     prediction: str | Path, # a submission

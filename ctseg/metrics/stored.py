@@ -14,9 +14,10 @@ from ..core.anatomy import ClassMap
 from ..core.files import InputError
 from ..data.images import size_text
 from ..data.lazy import LazyPixels
-from ..data.mask_csv import check_names, read_masks
+from ..data.mask_csv import check_names
 from ..data.mask_rows import read_image_names
 from ..data.slices import SliceSet
+from ..data.spooled import spooled_masks
 from ..data.store import is_store, read_store, store_splits
 from .bootstrap import mean_and_interval, scores_of_sums, summed_by
 from .challenge import Overlaps, class_tally, nan_mean, overlaps, rows_of
@@ -87,7 +88,7 @@ def _predictions(place: str|Path, truth: SliceSet) -> tuple[list[str], np.ndarra
     "The names and label maps of a store, or of a submission for the slices of `truth`."
     if not is_store(place):
         size = truth.images.shape[1:]
-        return read_masks(place, size=size, classes=truth.classes, cache=False)
+        return spooled_masks(place, size=size, classes=truth.classes)
     stored = _first_split(place)
     if stored.classes.names != truth.classes.names:
         raise InputError(f"{place}: label maps of other classes than the truth's; take a run of its classes")
