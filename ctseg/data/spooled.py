@@ -18,7 +18,7 @@ import numpy as np
 from ..core.anatomy import IGNORE, ClassMap
 from .lazy import LazyPixels, pack_seen, seen_values
 from .mask_csv import check_names, check_values, mask_size, whole_rows
-from .mask_rows import count_rows, read_header
+from .mask_rows import count_rows, read_image_names
 
 # %% ../../nbs/data/52_spooled.ipynb #0099ca5a
 class TemporaryBytes:
@@ -161,6 +161,6 @@ def spooled_masks(
 ) -> tuple[list[str], LazyPixels]:
     "`read_masks` by way of a temporary file: the image names, and masks uint8 [N,H,W]."
     path = Path(csv)
-    columns = read_header(path)
+    columns = read_image_names(path)
     if names is not None: check_names(columns, names, path)
     return columns, spool_masks(path, columns, size, classes, None, ignore)

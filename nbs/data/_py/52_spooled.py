@@ -26,7 +26,7 @@ import numpy as np
 from ctseg.core.anatomy import IGNORE, ClassMap
 from ctseg.data.lazy import LazyPixels, pack_seen, seen_values
 from ctseg.data.mask_csv import check_names, check_values, mask_size, whole_rows
-from ctseg.data.mask_rows import count_rows, read_header
+from ctseg.data.mask_rows import count_rows, read_image_names
 
 # %%
 #| hide
@@ -280,7 +280,7 @@ def spooled_masks(
 ) -> tuple[list[str], LazyPixels]:
     "`read_masks` by way of a temporary file: the image names, and masks uint8 [N,H,W]."
     path = Path(csv)
-    columns = read_header(path)
+    columns = read_image_names(path)
     if names is not None: check_names(columns, names, path)
     return columns, spool_masks(path, columns, size, classes, None, ignore)
 
