@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['VERSIONED', 'FREE', 'write_rows', 'make_spec', 'spec_dict', 'read_spec', 'facts_of',
            'difference', 'run_in_words', 'RunPaths', 'RunFiles', 'refuse_unfinished_old',
-           'RunFolder', 'Run', 'start_run']
+           'RunFolder', 'is_text', 'Run', 'start_run']
 
 # %% ../../nbs/runs/20_folder.ipynb #97c7b375
 import contextlib
@@ -214,7 +214,7 @@ def refuse_unfinished_old(run: RunFiles) -> None:
     which = "teacher this version would use otherwise", "checkpoints this version cannot continue"
     what = which[0] if filled_in else which[1]
     remedy = "train again into another --out, or continue with the version that began it"
-    raise InputError(f"{run.folder}: an unfinished run of an earlier ctseg ({maker}), whose {what}; {remedy}")
+    raise InputError(f"{run.folder}: an unfinished run of ctseg {maker}, whose {what}; {remedy}")
 
 # %% ../../nbs/runs/20_folder.ipynb #2f45d3f8
 class RunFolder(RunFiles):
@@ -246,6 +246,13 @@ class RunFolder(RunFiles):
             if os.path.lexists(self/name): remove(self/name)
 
 # %% ../../nbs/runs/20_folder.ipynb #6c36a0fc
+def is_text(path: Path) -> bool:
+    "Is a path UTF-8? The library that reads weights takes no other."
+    try: str(path).encode()
+    except UnicodeEncodeError: return False
+    return True
+
+# %% ../../nbs/runs/20_folder.ipynb #e1b69ef3
 class Run(RunFolder):
     "A run folder that can be started, continued and locked."
     def __init__(self, folder: str | Path):
@@ -254,6 +261,8 @@ class Run(RunFolder):
 
     def check_free(self, resume: bool = False) -> None:
         "`InputError` unless a run can start in the folder, or with `resume` go on."
+        if not is_text(self.folder):
+            raise InputError(f"{self.folder}: no UTF-8, as the library of weights needs; choose another name")
         with disk_errors(self.folder):
             if os.path.lexists(self.folder) and not self.folder.is_dir():
                 raise InputError(f"{self.folder} is a file; choose another --out")

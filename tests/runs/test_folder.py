@@ -1,6 +1,7 @@
 "A run folder goes on with the recipe it was started with."
 import re
 import shutil
+import sys
 
 import pytest
 from helpers.runs import contents
@@ -92,3 +93,9 @@ def test_a_finished_run_without_weights_says_how_to_get_them(finished, tmp_path)
     (run/"metrics.json").unlink()
     resumed(finished, run.folder)
     assert contents(run.folder) == contents(finished[1])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names are bytes there")
+def test_a_name_that_the_weights_cannot_have_is_told_before_training(tmp_path):
+    with pytest.raises(InputError, match="no UTF-8"): resumed((small("masked"), None), tmp_path/"a\udcff")
+    assert not list(tmp_path.iterdir())

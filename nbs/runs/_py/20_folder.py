@@ -308,7 +308,7 @@ def refuse_unfinished_old(run: RunFiles) -> None:
     which = "teacher this version would use otherwise", "checkpoints this version cannot continue"
     what = which[0] if filled_in else which[1]
     remedy = "train again into another --out, or continue with the version that began it"
-    raise InputError(f"{run.folder}: an unfinished run of an earlier ctseg ({maker}), whose {what}; {remedy}")
+    raise InputError(f"{run.folder}: an unfinished run of ctseg {maker}, whose {what}; {remedy}")
 
 
 # %%
@@ -344,6 +344,19 @@ class RunFolder(RunFiles):
 
 # %%
 #| export
+def is_text(path: Path) -> bool:
+    "Is a path UTF-8? The library that reads weights takes no other."
+    try: str(path).encode()
+    except UnicodeEncodeError: return False
+    return True
+
+
+# %%
+test_eq([is_text(Path(name)) for name in ("größe", "gr\udcf6sse")], [True, False])
+
+
+# %%
+#| export
 class Run(RunFolder):
     "A run folder that can be started, continued and locked."
     def __init__(self, folder: str | Path):
@@ -352,6 +365,8 @@ class Run(RunFolder):
 
     def check_free(self, resume: bool = False) -> None:
         "`InputError` unless a run can start in the folder, or with `resume` go on."
+        if not is_text(self.folder):
+            raise InputError(f"{self.folder}: no UTF-8, as the library of weights needs; choose another name")
         with disk_errors(self.folder):
             if os.path.lexists(self.folder) and not self.folder.is_dir():
                 raise InputError(f"{self.folder} is a file; choose another --out")
