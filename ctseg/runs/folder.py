@@ -252,7 +252,7 @@ def is_text(path: Path) -> bool:
     except UnicodeEncodeError: return False
     return True
 
-# %% ../../nbs/runs/20_folder.ipynb #e1b69ef3
+# %% ../../nbs/runs/20_folder.ipynb #c0e4d984
 class Run(RunFolder):
     "A run folder that can be started, continued and locked."
     def __init__(self, folder: str | Path):
