@@ -21,7 +21,11 @@ help:
 setup: $(READY)
 
 # The lock holds every file by its hash, for the systems that its first line names; torch comes by constraints.txt,
-# because its builds differ. Other systems take what settings.ini allows.
+# because its builds differ. Other systems take what settings.ini allows. On Linux the usual index has torch with CUDA
+# (5.9 GB in all); where there is no NVIDIA GPU, PyTorch's index of CPU builds (2.1 GB) is asked too, if it answers.
+CPU_WHEELS ?= https://download.pytorch.org/whl/cpu
+NO_GPU = [ "$$(uname -s)" = Linux ] && ! command -v nvidia-smi > /dev/null
+ANSWERS = $(PY) -c 'import urllib.request; urllib.request.urlopen("$(CPU_WHEELS)/torch/", timeout=5)' 2> /dev/null
 $(READY): settings.ini setup.py pyproject.toml constraints.txt requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit("ctseg needs Python 3.11 or newer, this is " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
 	$(PYTHON) -m venv $(VENV)
@@ -30,7 +34,8 @@ $(READY): settings.ini setup.py pyproject.toml constraints.txt requirements.lock
 			$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements.lock;; \
 		*) echo "no lock for this system: versions as settings.ini allows them";; \
 	esac
-	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,volumes,zoo,weights,metrics,hub,onnx,openvino,store,monai,lightning]'
+	@more=""; if $(NO_GPU) && $(ANSWERS); then more="--extra-index-url $(CPU_WHEELS)"; fi; set -x; \
+	$(PY) -m pip install --quiet --disable-pip-version-check $$more -c constraints.txt -e '.[dev,volumes,zoo,weights,metrics,hub,onnx,openvino,store,monai,lightning]'
 	@touch $@
 
 demo: $(READY)

@@ -4,14 +4,13 @@
 
 # %% auto #0
 __all__ = ['FORMATS', 'COLUMNS', 'SegmentOptions', 'check_formats', 'write_results', 'files_of_a_scan',
-           'Job', 'size_in_words', 'ScanResult', 'scan_notes', 'segment_scan', 'Segmented',
+           'SegmentJob', 'size_in_words', 'ScanResult', 'scan_notes', 'segment_scan', 'Segmented',
            'problem_of', 'write_summary', 'segment']
 
 # %% ../nbs/80_segmentation.ipynb #74f8839e
 import contextlib
 import csv
 import os
-import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -24,6 +23,7 @@ from tqdm import tqdm
 from . import __version__
 from .core.anatomy import ClassMap
 from .core.files import InputError, atomic_path, did_you_mean, some_of, write_json
+from .core.folders import made_folder
 from .io.dicom_seg import make_segmentation
 from .io.neighbours import step_mm
 from .io.nifti import save_labels
@@ -114,13 +114,14 @@ def write_results(
 @contextlib.contextmanager
 def files_of_a_scan(out: Path) -> Iterator[Path]:
     "A folder to write into; its files move to `out` when the block ends well."
-    with tempfile.TemporaryDirectory(prefix=".", dir=out) as tmp:
+    beside = os.path.abspath(out)  # libraries take a leading ~ for somebody's home
+    with tempfile.TemporaryDirectory(prefix=".", dir=beside) as tmp:
         yield Path(tmp)
         for path in sorted(Path(tmp).iterdir()): os.replace(path, out/path.name)
 
 # %% ../nbs/80_segmentation.ipynb #d13997dd
 @dataclass
-class Job:
+class SegmentJob:
     "What all scans have in common."
     predictor: Predictor
     slicing: Slicing
@@ -162,14 +163,14 @@ class ScanResult:
         return kept | {"structures": self.rows}
 
 # %% ../nbs/80_segmentation.ipynb #8fea02dc
-def scan_notes(job: Job, scan: Scan, volume: Volume) -> tuple[str, ...]:
+def scan_notes(job: SegmentJob, scan: Scan, volume: Volume) -> tuple[str, ...]:
     "What is to be known of a scan: its own notes, and slices that are not as far apart as in training."
     step = round(step_mm(volume.affine, job.slicing.orientation, volume.positions), 2)
     told = other_distance(job.predictor, [step, step])
     return volume.notes + ((f"{scan.source}: {told}",) if told else ())
 
 # %% ../nbs/80_segmentation.ipynb #1589e15e
-def segment_scan(job: Job, scan: Scan, picture: bool) -> ScanResult:
+def segment_scan(job: SegmentJob, scan: Scan, picture: bool) -> ScanResult:
     "Open a scan, predict it, and write its files. Raises `InputError` for one that is no volume."
     formats, keep = _formats_of(scan, job.formats), job.options.keep_patient
     opened = scan.open()
@@ -218,7 +219,7 @@ def problem_of(error: Exception) -> str:
             "it is damaged, or ctseg has a fault: please report it")
 
 # %% ../nbs/80_segmentation.ipynb #0eb76089
-def _work_through(job: Job, scans: list[Scan], result: Segmented):
+def _work_through(job: SegmentJob, scans: list[Scan], result: Segmented):
     "Segment one scan after the other; what fails is noted."
     disable = None if job.options.progress else True  # None: only a terminal gets a bar
     for i, scan in enumerate(tqdm(scans, "segment", unit="scan", disable=disable)):
@@ -228,7 +229,7 @@ def _work_through(job: Job, scans: list[Scan], result: Segmented):
             result.failed.append((scan.source, problem_of(error)))
 
 # %% ../nbs/80_segmentation.ipynb #bf366a01
-def _add_notes(result: Segmented, job: Job):
+def _add_notes(result: Segmented, job: SegmentJob):
     "What is to be known of single scans, and of the results as a whole."
     for scan in result.done: result.notes += scan.notes
     seen = min((scan.seen for scan in result.done), default=1)
@@ -276,10 +277,9 @@ def _refuse_impossible(found: Found, formats: list[str]):
     if found.scans and all(scan.kind == "nifti" for scan in found.scans):
         _formats_of(found.scans[0], formats)
 
-def _refuse_all_failed(result: Segmented, existed: bool):
-    "`InputError`, with nothing left behind, if no scan could be segmented."
+def _refuse_all_failed(result: Segmented):
+    "`InputError` if no scan could be segmented."
     if result.done: return
-    if not existed: shutil.rmtree(result.out, ignore_errors=True)
     source, problem = result.failed[0]
     first = problem if source in problem else f"{source}: {problem}"
     if len(result.failed) == 1: raise InputError(first)
@@ -303,16 +303,15 @@ def segment(
     slicing, notes = choose_slicing(trained_slicings(predictor), given.given)
     found = find_scans(paths, given.gaps, given.keep_patient, slicing.orientation)
     _refuse_impossible(found, wanted)
-    existed = out.exists()
-    out.mkdir(parents=True, exist_ok=True)
-    job = Job(predictor, slicing, wanted, given, out)
+    job = SegmentJob(predictor, slicing, wanted, given, out)
     result = Segmented(out, [], found.broken, found.passed_over, notes + found.notes)
     result.about = _about(predictor, slicing)
-    try:
-        _work_through(job, found.scans, result)
-        _refuse_all_failed(result, existed)
-    finally:
-        if result.done:
-            _add_notes(result, job)
-            write_summary(result, predictor.classes)
+    with made_folder(out):
+        try:
+            _work_through(job, found.scans, result)
+            _refuse_all_failed(result)
+        finally:
+            if result.done:
+                _add_notes(result, job)
+                write_summary(result, predictor.classes)
     return result

@@ -10,7 +10,7 @@ the folder). The benchmark notebooks and REPORT.pdf compute everything they show
 that is there is not repeated; one that was cut is resumed. The tables
 are at the end of this file. `python tools/bench.py gpu --data DIR` measures a GPU instead (gpu.py).
 """
-import argparse, dataclasses, json, os, re, sys, time
+import argparse, dataclasses, json, re, sys, time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 

@@ -42,7 +42,7 @@ def phantom_volume(number: int):
     from ctseg.io.volumes import Volume
     from ctseg.phantom.anatomy import whole_body
     from ctseg.phantom.cut import view
-    from ctseg.phantom.painting import render
+    from ctseg.phantom.painting import paint_slice
     from ctseg.phantom.scanner import scanner_noise
     rng = np.random.default_rng([22, number])
     body = whole_body([22, number, 0])
@@ -51,7 +51,7 @@ def phantom_volume(number: int):
     for n, name in enumerate(STRUCTURES, 1): numbers[RAIDIUM54.id(name)] = n
     hu, labels = [], []
     for k in range(SLICES):
-        values, label = render(view(body, "axial", (0, 4, lowest + k*STEP), fov, SIDE))
+        values, label = paint_slice(view(body, "axial", (0, 4, lowest + k*STEP), fov, SIDE))
         hu.append(scanner_noise(values, rng))
         labels.append(numbers[label])
     pixel = fov/SIDE

@@ -9,8 +9,6 @@ system tells at its end.
 import argparse
 import json
 import shutil
-import sys
-import time
 from pathlib import Path
 
 from scale import ROOT, Jittered, measured

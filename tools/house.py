@@ -29,6 +29,8 @@ DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 DENSEST = "the same in the densest module"
+UNUSED = "names imported and not used"
+SHARED = "public names that two modules define"
 
 AT_MOST = {
     "syntax nodes a code line": 7.5,
@@ -38,6 +40,8 @@ AT_MOST = {
     f"one-line compounds over {ONE_LINE} columns": 0,
     "lambdas bound to a name": 0,
     "private names taken by neighbours": 0,
+    UNUSED: 0,
+    SHARED: 0,
     "functions with more than 8 parameters": 0,
     "longest module, lines": 450,
     "most public names in a module": 25,
@@ -139,12 +143,36 @@ def faults(module: Module) -> Iterator[tuple[str, int]]:
             yield "functions with more than 8 parameters", node.lineno
 
 
+def unused_imports(module: Module) -> Iterator[int]:
+    "Lines of imports of a name that stands nowhere else, also in no text; `noqa` marks one that is wanted for its effect."
+    imports = [node for node in ast.walk(module.tree) if isinstance(node, (ast.Import, ast.ImportFrom))]
+    used = {node.id for node in ast.walk(module.tree) if isinstance(node, ast.Name)}
+    texts = (node.value for node in ast.walk(module.tree) if isinstance(node, ast.Constant))
+    words = {word for text in texts if isinstance(text, str) for word in re.findall(r"\w+", text)}
+    rows = module.source.splitlines()
+    for node in imports:
+        wanted = "noqa" in rows[node.lineno - 1]
+        for alias in () if wanted else node.names:
+            if (alias.asname or alias.name).split(".")[0] not in used | words:
+                yield node.lineno
+
+
 def exported_names(module: Module) -> int:
     "How many names the module offers in `__all__`."
     for node in module.tree.body:
         if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "__all__":
             return len(ast.literal_eval(node.value))
     return 0
+
+
+def names_of_two(every: list[Module]) -> Iterator[str]:
+    "Public functions and classes of one name in two modules; a command may be called as what it carries out."
+    homes: dict[str, list[str]] = {}
+    for module in every:
+        for node in [] if "/cli/" in module.name else module.tree.body:
+            if isinstance(node, (*FUNCTIONS, ast.ClassDef)) and not node.name.startswith("_"):
+                homes.setdefault(node.name, []).append(module.name)
+    yield from (f"{name} ({', '.join(found)})" for name, found in homes.items() if len(found) > 1)
 
 
 def code_cells(path: Path) -> list[str]:
@@ -243,9 +271,12 @@ def measure(root: Path = ROOT) -> tuple[dict[str, float], dict[str, list[str]]]:
         names = module.public()
         public += len(names)
         documented += sum(ast.get_docstring(n) is not None for n in names)
-        for fault, line in faults(module):
+        unused = ((UNUSED, line) for line in unused_imports(module))
+        for fault, line in [*faults(module), *unused]:
             figures[fault] += 1
             places[fault].append(f"{module.name}:{line}")
+    places[SHARED] = list(names_of_two(every))
+    figures[SHARED] = len(places[SHARED])
     colours = state_colours(root)
     for path in notebooks(root):
         own = set() if path.name == "45_style.ipynb" else colours

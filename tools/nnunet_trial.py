@@ -23,7 +23,7 @@ import pandas as pd
 from ctseg.core.anatomy import RAIDIUM54
 from ctseg.phantom.anatomy import whole_body
 from ctseg.phantom.cut import view
-from ctseg.phantom.painting import render
+from ctseg.phantom.painting import paint_slice
 from ctseg.phantom.scanner import scanner_noise
 
 CLASSES = ("liver", "spleen", "kidney_left", "kidney_right", "aorta", "stomach")
@@ -52,7 +52,7 @@ def volume(patient: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         turn[RAIDIUM54.id(name)] = new
     hu, labels = [], []
     for z in np.linspace(LOW, HIGH, SLICES):
-        values, label = render(view(body, "axial", (0, 6, z), FOV, SIZE))
+        values, label = paint_slice(view(body, "axial", (0, 6, z), FOV, SIZE))
         hu.append(scanner_noise(values, rng))
         labels.append(turn[label])
     step = (HIGH - LOW)/(SLICES - 1)

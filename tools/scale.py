@@ -158,7 +158,6 @@ def measure(count: int, work: Path, only: list[str]) -> dict:
     store, out = folder/"store.zarr", folder/"out.txt"
     row: dict = {"slices": count}
     cli = ["-m", "ctseg"]
-    shutil.rmtree(folder/"imported.zarr", ignore_errors=True)
     pictures = [folder/"data/train-images", folder/"masks", folder/"imported.zarr", "--store"]
     commands = {
         "import": [*cli, "import", "png", *pictures, "--annotated", "all", "--patients", folder/"patients.csv"],
@@ -170,7 +169,8 @@ def measure(count: int, work: Path, only: list[str]) -> dict:
     }
     for name in only or commands:
         words = commands[name]
-        if name == "store": shutil.rmtree(store, ignore_errors=True)
+        made = {"store": store, "import": folder/"imported.zarr"}.get(name)
+        if made: shutil.rmtree(made, ignore_errors=True)
         seconds, peak, text = measured([*words, out])
         row[name] = {"seconds": seconds, "peak MB": peak}
         if name == "fit": row["steps"] = typical_ms(text)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PATHS', 'RESULTS', 'FORMAT', 'KEEP_PATIENT', 'CUT_WINDOW', 'CUT_SIZE', 'CUT_SPACING',
-           'TAKE_GAPS', 'SCAN_VIEWS', 'SOME_FAILED', 'runs_and_scans', 'spacing_of',
+           'TAKE_GAPS', 'SCAN_VIEWS', 'SOME_FAILED', 'runs_and_scans', 'wanted_spacing',
            'print_results', 'segment']
 
 # %% ../../nbs/cli/45_segment.ipynb #e2483315
@@ -55,7 +55,7 @@ TAKE_GAPS = typer.Option("--gaps", help="take a gap that looks like a missing sl
 SCAN_VIEWS = typer.Option("--tta", help="views of each slice to average")
 
 # %% ../../nbs/cli/45_segment.ipynb #00b85fce
-def spacing_of(text: Optional[str]):
+def wanted_spacing(text: Optional[str]):
     "mm per pixel, `fit`, or None; `InputError` for another text."
     if text in (None, "fit"): return text
     try: return float(text)
@@ -103,7 +103,7 @@ def segment(
 ):
     "Segment scans: DICOM or NIfTI in; SEG, RTSTRUCT or NIfTI out. Exit status 3: some scans could not be segmented."
     runs, scans = runs_and_scans(runs_then_scans)
-    cut = dict(gaps=gaps, window=window, size=size, spacing=spacing_of(spacing))
+    cut = dict(gaps=gaps, window=window, size=size, spacing=wanted_spacing(spacing))
     how = dict(keep_patient=keep_patient, device=device, batch_size=batch_size, views=tta, engine=engine)
     load_plugins(plugin)
     from ctseg.segmentation import segment

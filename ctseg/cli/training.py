@@ -96,10 +96,11 @@ def fit(
     refuse_options(set)
     load_plugins(plugin)
     chosen = apply_settings(get_recipe(recipe or DEFAULT_RECIPE), set)
-    choices = dict(time_limit=time_limit, annotated=annotated, plugins=plugin)
-    choices |= dict(init=init, teacher=teacher, log=log, memory=memory)
     try:
-        run = fit(data, chosen, out, seed, resume, device, **choices)
+        run = fit(
+            data, chosen, out, seed, resume, device, time_limit=time_limit, annotated=annotated,
+            plugins=plugin, init=init, teacher=teacher, log=log, memory=memory,
+        )
     except Stopped as e:
         if SPEAKS:
             print(f"ctseg: {e}; {SAVED}", file=sys.stderr)

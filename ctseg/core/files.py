@@ -33,6 +33,8 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
+from .folders import made_folder
+
 # %% ../../nbs/core/10_files.ipynb #77fdf6f9
 _MAX_MESSAGE = 1200  # characters
 
@@ -51,10 +53,10 @@ class InputError(ValueError):
 # %% ../../nbs/core/10_files.ipynb #bede8f6f
 MOST_NAMES = 20  # of a list in a message
 
-def some_of(names: Iterable, most: int = MOST_NAMES, length: int = 60) -> str:
-    "Names for a message: all of them, or the first few of more than `most` and how many others there are, each cut to `length` characters."
+def some_of(names: Iterable, length: int = 60) -> str:
+    "Names for a message: all of them, or the first few of more than `MOST_NAMES` and how many others there are, each cut to `length` characters."
     every = list(map(str, names))
-    few = every if len(every) <= most else every[:most//2]
+    few = every if len(every) <= MOST_NAMES else every[:MOST_NAMES//2]
     shown = [name if len(name) <= length else f"{name[:length]}…" for name in few]
     others = len(every) - len(few)
     if others: shown.append(f"and {others} others")
@@ -159,10 +161,10 @@ def _final_path(path: Path) -> Path:
 _PATIENCE = 3.  # seconds
 
 @contextlib.contextmanager
-def _with_reader(path: Path) -> Iterator[None]:
-    "Hold a named pipe open for writing within the block; `InputError` if nobody reads it. Other streams are left alone."
+def _with_reader(path: Path) -> Iterator[Path]:
+    "`path`, a stream, to be written to directly. A named pipe is held open within the block; `InputError` if nobody reads it."
     if not stat.S_ISFIFO(os.stat(path).st_mode) or _DESCRIPTOR.fullmatch(str(path)):
-        yield
+        yield path
         return
     end, descriptor = time.monotonic() + _PATIENCE, -1
     while descriptor < 0:
@@ -175,16 +177,13 @@ def _with_reader(path: Path) -> Iterator[None]:
                 raise InputError(f"cannot write {path}: {problem}") from None
             time.sleep(.02)
     try:
-        yield
+        yield path
     finally:
         os.close(descriptor)
 
 # %% ../../nbs/core/10_files.ipynb #d90ad34a
 PART = ".part"  # how the names of unfinished files end
-
-def _missing_parents(path: Path) -> list[Path]:
-    "The folders above `path` that do not exist yet, the innermost first."
-    return [folder for folder in path.parents if not folder.exists()]
+_OLD = ".old"  # inside such a folder: the folder that is being replaced
 
 def _put_in_place(new: Path, path: Path, aside: Path) -> None:
     "Rename `new` to `path`; a folder that is there already is moved to `aside` first."
@@ -202,10 +201,7 @@ def remove(path: Path) -> None:
     if path.is_dir() and not path.is_symlink(): shutil.rmtree(path)
     else: path.unlink(missing_ok=True)
 
-def _remove_empty(folders: list[Path]) -> None:
-    "Remove the folders that are empty, the first one first, up to one that is not."
-    with contextlib.suppress(OSError):
-        for folder in folders: folder.rmdir()
+
 
 # %% ../../nbs/core/10_files.ipynb #e8fefde1
 def _lock_folder(folder: Path) -> int | None:
@@ -231,7 +227,7 @@ def sweep(path: Path, older_than: float = 60.) -> None:
             if time.time() - left.stat().st_mtime < older_than: continue
             lock = _lock_folder(left)
             if lock is None: continue
-            _put_back(path, left/".old")
+            _put_back(path, left/_OLD)
             shutil.rmtree(left, ignore_errors=True)
             os.close(lock)
 
@@ -259,45 +255,52 @@ def _flush_one(path: Path) -> None:
 
 # %% ../../nbs/core/10_files.ipynb #97af23a6
 @contextlib.contextmanager
+def _folder_beside(path: Path) -> Iterator[Path]:
+    "A temporary folder beside `path`, locked within the block. It stays only if it has the one copy of what was at `path`."
+    sweep(path)
+    beside = os.path.abspath(path.parent)  # libraries take a leading ~ for somebody's home
+    hold = Path(tempfile.mkdtemp(prefix=_hold_prefix(path), suffix=PART, dir=beside))
+    lock = _lock_folder(hold)
+    try:
+        yield hold
+    finally:
+        _put_back(path, hold/_OLD)
+        only_copy = (hold/_OLD).exists() and not os.path.exists(path)
+        if not only_copy: shutil.rmtree(hold, ignore_errors=True)
+        if lock is not None: os.close(lock)
+
+# %% ../../nbs/core/10_files.ipynb #091961d2
+@contextlib.contextmanager
+def _replacing(path: Path, private: bool) -> Iterator[Path]:
+    "A temporary path; what is there at the end of the block takes the place of `path`, on the disk and all at once."
+    with made_folder(path.parent) as made, _folder_beside(path) as hold:
+        new = hold/path.name
+        yield new
+        if private: os.chmod(new, 0o600)
+        flush_to_disk(new)
+        _put_in_place(new, path, hold/_OLD)
+        for folder in (path, *made): _flush_one(folder.parent)
+
+@contextlib.contextmanager
 def atomic_path(
     path: str | Path, # the final path, a file or a folder
     private: bool = False, # nobody else may read it
 ) -> Iterator[Path]: # a temporary path beside it, with the same name
     "Write to the temporary path that is yielded; it takes the name `path` when the block ends well, and goes when it fails."
     path = Path(path)
-    if _is_stream(path):
-        with disk_errors(path), _with_reader(path): yield path
-        return
-    path = _final_path(path)
-    made = _missing_parents(path)
-    with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        sweep(path)
-        beside = os.path.abspath(path.parent)  # libraries take a leading ~ for somebody's home
-        hold = Path(tempfile.mkdtemp(prefix=_hold_prefix(path), suffix=PART, dir=beside))
-        aside, lock = hold/".old", _lock_folder(hold)
-        try:
-            yield hold/path.name
-            if private: os.chmod(hold/path.name, 0o600)
-            flush_to_disk(hold/path.name)
-            _put_in_place(hold/path.name, path, aside)
-            for folder in (path.parent, *(new.parent for new in made)):
-                _flush_one(folder)
-        finally:
-            _put_back(path, aside)
-            only_copy = aside.exists() and not os.path.exists(path)
-            if not only_copy: shutil.rmtree(hold, ignore_errors=True)
-            if not os.path.exists(path): _remove_empty(made)
-            if lock is not None: os.close(lock)
+    stream = _is_stream(path)
+    if not stream: path = _final_path(path)
+    write = _with_reader(path) if stream else _replacing(path, private)
+    with disk_errors(path), write as target: yield target
 
 # %% ../../nbs/core/10_files.ipynb #c26b32ca
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # devices, on Windows
 
-def safe_name(text: str, most: int = 80) -> str:
-    "`text` as a file name of at most `most` bytes: letters, digits, `-`, `_` and inner dots; never empty, hidden or a path."
+def safe_name(text: str) -> str:
+    "`text` as a file name of at most 80 bytes: letters, digits, `-`, `_` and inner dots; never empty, hidden or a path."
     name = unicodedata.normalize("NFC", str(text))
     name = re.sub(r"[^\w.-]+|\.{2,}", "_", name)
-    name = name.encode()[:most].decode(errors="ignore").strip("._-")
+    name = name.encode()[:80].decode(errors="ignore").strip("._-")
     return f"_{name}" if not name or _RESERVED.fullmatch(name) else name
 
 # %% ../../nbs/core/10_files.ipynb #64c4834d

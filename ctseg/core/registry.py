@@ -34,7 +34,7 @@ def load_entry_points() -> None:
         _imported.add(point.value)
         try:
             point.load()
-        except Exception as e:
+        except Exception as e:  # of anybody's code, for which ctseg must not fail to start
             problem = f"cannot be imported: {type(e).__name__}: {e}"
             warnings.warn(f"the plugin {point.name} ({point.value}) {problem}")
 

@@ -24,7 +24,7 @@ from .annotations import check_examined, read_annotated, read_classes, read_grou
 from .images import natural_key, open_images, read_images, size_text
 from .lazy import LazyPixels, blank_like, seen_values, take
 from .mask_csv import check_names, read_masks, write_masks
-from .mask_rows import read_header
+from .mask_rows import read_image_names
 from .slices import SliceSet, present_classes
 from .spooled import spool_masks
 
@@ -135,7 +135,7 @@ def _slices_of(folder: Path, split: str, annotated: str, images_of: Callable, ma
     masks = blank_like(images)
     known = np.zeros((len(names), len(classes)), bool)
     if csv is not None:
-        columns = read_header(csv)
+        columns = read_image_names(csv)
         labelled = len(columns) if split == "train" else len(names)  # images after these are unlabelled
         check_names(columns, names[:labelled], csv, names, folder/f"{split}-images")
         masks = masks_of(csv, columns, images, classes)
@@ -310,7 +310,7 @@ def check_submission(
     test_images = Path(folder)/"test-images"
     names, images = read_images(test_images)
     classes = read_classes(folder)
-    check_names(read_header(Path(csv)), names, csv, folder=test_images)
+    check_names(read_image_names(Path(csv)), names, csv, folder=test_images)
     masks = read_masks(csv, names, images.shape[1:], classes, cache=False)[1]
     present = present_classes(masks, len(classes))
     return {

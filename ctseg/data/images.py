@@ -109,7 +109,7 @@ def decode_png(
             if image.mode == "P" and not keep_indices:
                 image = image.convert("RGBA" if "transparency" in image.info else "RGB")
             pixels = np.asarray(image)
-    except Exception:
+    except Exception:  # Pillow raises a dozen kinds for damaged files
         raise InputError(f"{path}: not a readable image; it is damaged or no PNG, copy it again") from None
     if frames > 1:
         raise InputError(f"{path}: an animation of {frames} images, expected one; "

@@ -4,19 +4,21 @@
 
 # %% auto #0
 __all__ = ['TemporaryBytes', 'FilePixels', 'room_for', 'put_slices', 'turn_table', 'know_values',
-           'spool_masks']
+           'spool_masks', 'spooled_masks']
 
 # %% ../../nbs/data/52_spooled.ipynb #3c4ea272
 import tempfile
 import threading
 import weakref
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from ..core.anatomy import IGNORE, ClassMap
 from .lazy import LazyPixels, pack_seen, seen_values
-from .mask_csv import check_values, whole_rows
+from .mask_csv import check_names, check_values, mask_size, whole_rows
+from .mask_rows import count_rows, read_image_names
 
 # %% ../../nbs/data/52_spooled.ipynb #0099ca5a
 class TemporaryBytes:
@@ -129,20 +131,36 @@ def know_values(source: FilePixels) -> np.ndarray: # bool [N,256]
 
 # %% ../../nbs/data/52_spooled.ipynb #bfdae3ca
 def spool_masks(
-    csv: Path, # a truth in the challenge's form
+    csv: Path, # masks in the challenge's form
     columns: list[str], # the names in its header
-    size: tuple[int, int], # height and width of the images
-    classes: ClassMap|int, # no value may be above this many classes, but 255
-    folder: Path, # to keep the masks in
+    size: tuple[int, int]|None = None, # height and width, see `read_masks`
+    classes: ClassMap|int|None = None, # no value may be above this many classes; `None`: any
+    folder: Path|None = None, # to keep the masks in; `None`: where temporary files are
+    ignore: bool = True, # a truth: pixels of the value 255 are to be ignored
 ) -> LazyPixels: # uint8 [n,H,W]
-    "The masks of a table, checked, in the memory of a few rows."
+    "The masks of a table, checked as `read_masks` does, in the memory of a few rows."
+    if size is None or size[1] < 0: size = mask_size(csv, count_rows(csv), size)
     source = FilePixels(len(columns), size, folder)
     turn_table(csv, columns, source)
     seen = know_values(source)
-    C = classes if isinstance(classes, int) else len(classes)
-    too_high = seen[:, C + 1:IGNORE].any(1)
+    C = IGNORE if classes is None else classes if isinstance(classes, int) else len(classes)
+    too_high = seen[:, C + 1:IGNORE if ignore else None].any(1)
     if too_high.any():
         i = int(too_high.argmax())
-        check_values(csv, source.read(np.array([i])).reshape(1, -1), [columns[i]], classes, ignore=True)
+        check_values(csv, source.read(np.array([i])).reshape(1, -1), [columns[i]], classes, ignore)
     drawn = seen[:, 1:].any(1)
     return LazyPixels(source, np.where(drawn, np.arange(len(drawn)), -1))
+
+# %% ../../nbs/data/52_spooled.ipynb #455dc6ba
+def spooled_masks(
+    csv: str|Path, # masks in the challenge's form
+    names: Sequence[str]|None = None, # of the images that it must have, in order; `None`: those of the file
+    size: tuple[int, int]|None = None, # height and width; `None`: a square; (1, -1): all pixels in one row
+    classes: ClassMap|int|None = None, # no value may be above this many classes; `None`: any
+    ignore: bool = False, # a truth: pixels of the value 255 are to be ignored
+) -> tuple[list[str], LazyPixels]:
+    "`read_masks` by way of a temporary file: the image names, and masks uint8 [N,H,W]."
+    path = Path(csv)
+    columns = read_image_names(path)
+    if names is not None: check_names(columns, names, path)
+    return columns, spool_masks(path, columns, size, classes, None, ignore)

@@ -30,7 +30,7 @@ class Ahead:
         self.thread: ThreadPoolExecutor|None = None
 
     def expect(self, index: torch.Tensor):
-        "Begin to answer, if that has not been begun."
+        "Begin to read the rows `index`, int64 [B], if that has not been begun."
         key = index.numpy().tobytes()
         if key in self.waiting: return
         if self.thread is None:
@@ -83,7 +83,7 @@ class StreamedData:
         return _read(self.slices, i), weights
 
     def expect(self, index: torch.Tensor):
-        "Read the slices at `index` ahead of time."
+        "Read the slices at `index`, int64 [B], ahead of time."
         self.pixels.expect(torch.as_tensor(index, dtype=torch.int64))
 
     def batch(self, index) -> Batch:

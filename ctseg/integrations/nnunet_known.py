@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from ..core.anatomy import IGNORE, ClassMap
 from ..core.files import InputError
 from ..data.batches import Batch, known_map
-from ..io.label_names import read_examined
+from ..io.label_names import read_examined_cases
 from ..losses.partial import PartialLoss, as_given
 from ..methods.unimatch import complete_batch
 
@@ -49,7 +49,7 @@ class ExaminedCases:
     def __init__(self, path: Path, classes: ClassMap):
         self.path = path
         self.classes = classes
-        self.table = read_examined(path, classes)
+        self.table = read_examined_cases(path, classes)
 
     def of(self, case: str) -> np.ndarray: # bool [C]
         "The classes examined on a case; `InputError` for a case that the file does not have."

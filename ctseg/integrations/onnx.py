@@ -147,13 +147,12 @@ def write_checked(graph: PredictorGraph, file: Path, size: tuple[int, int]) -> s
 def export_onnx(
     runs: str | Path | list[str | Path], # one run folder, or several to average
     out: str | Path, # the file to write
-    calibrated: bool = False, # divide logits by the runs' temperatures
 ) -> dict: # facts
     "Write trained runs as one ONNX file, and compare what ONNX Runtime and PyTorch make of noise."
     out = Path(out)
     if out.suffix != ".onnx":
         raise InputError(f"{out}: expected a name that ends in .onnx")
-    predictor = load_predictor(runs, pick_device("cpu", "fp32"), calibrated=calibrated)
+    predictor = load_predictor(runs, pick_device("cpu", "fp32"))
     graph = PredictorGraph(predictor).eval()
     size = predictor.rule_size
     with atomic_path(out) as file:

@@ -9,7 +9,7 @@ __all__ = ['paste', 'square_corners', 'place_on_squares']
 import numpy as np
 
 from .slicing import to_8bit
-from .volumes import Part
+from .volumes import VolumeSlices
 
 # %% ../../nbs/io/35_canvas.ipynb #44114fc1
 def _overlap(corner: int, image_side: int, canvas_side: int) -> tuple[slice, slice]:
@@ -36,7 +36,7 @@ def paste(
 
 # %% ../../nbs/io/35_canvas.ipynb #102da96d
 def square_corners(
-    part: Part,
+    part: VolumeSlices,
     side: int, # of the square, in pixels
 ) -> np.ndarray: # int [n,2], row and column
     "Where on a square each slice's pixel (0, 0) goes."
@@ -47,7 +47,7 @@ def square_corners(
 
 # %% ../../nbs/io/35_canvas.ipynb #cbea976d
 def place_on_squares(
-    part: Part,
+    part: VolumeSlices,
     side: int, # of the squares, in pixels
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]: # images and masks uint8 [n,side,side], corners int [n,2]
     "The slices of a volume on squares. The margin of an image shows air through the slice's own window."

@@ -166,7 +166,7 @@ def label_errors(file: DicomFile, src: Path):
     except Misfit as e:
         raise InputError(f"{file.shown(src)}: {e}") from None
     except InputError: raise
-    except Exception as e:
+    except Exception as e:  # what pydicom and NumPy make of values that no standard allows
         raise InputError(f"{file.shown(src)}: its {file.header.Modality} does not fit "
                          f"the series or is damaged ({type(e).__name__}); export it again") from None
 
@@ -184,7 +184,7 @@ def header_value(header, tag: str, where: str):
     Raises `InputError` if it is malformed; pydicom parses it only now.
     """
     try: value = header.get(tag)
-    except Exception:
+    except Exception:  # each kind of value has errors of its own
         raise InputError(f"{where}: {tag} cannot be read, it is malformed; export the series again") from None
     return None if value == "" else value
 

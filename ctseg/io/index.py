@@ -20,7 +20,8 @@ from ..core.schema import anything, fields, fit_schema, listed, mapped, maybe, n
 from ..data.annotations import read_classes
 from ..data.images import read_pngs
 from ..data.lazy import LazyPixels, seen_values
-from ..data.mask_csv import check_names, read_masks
+from ..data.mask_csv import check_names
+from ..data.spooled import spooled_masks
 from ..data.store import is_store, read_store, store_splits
 from .canvas import paste
 from .geometry import as_volume, slice_axes
@@ -167,7 +168,8 @@ def _read_submission(masks, lines: dict[str, dict], folder, split: str) -> np.nd
     names = list(lines)
     size, classes = _size_and_classes(folder, split, names[0])
     if isinstance(masks, (str, Path)):
-        masks = _stored_masks(masks, names) if is_store(masks) else read_masks(masks, names, size, classes)[1]
+        if is_store(masks): masks = _stored_masks(masks, names)
+        else: _, masks = spooled_masks(masks, names, size, classes)
     _check_masks(masks, len(lines), size, classes, split, folder)
     return masks
 
@@ -184,7 +186,6 @@ def predicted_volumes(
     masks, # a submission (CSV), a store of label maps, or uint8 [N,H,W] in the order of the images
     folder, # the challenge folder, or the store, with its `index.json`
     split: str, # the images that the masks belong to
-    missing: int = 0, # value where there is no prediction
 ) -> Iterator[PredictedVolume]:
     """The predicted labels of each volume, one volume at a time.
 
@@ -198,5 +199,5 @@ def predicted_volumes(
     ordered = list(lines.values())
     for id, images in images_of.items():
         lines_of_volume = [ordered[i] for i in images]
-        labels = restack(masks[images], volumes[id], lines_of_volume, missing)
+        labels = restack(masks[images], volumes[id], lines_of_volume)
         yield PredictedVolume(id, volumes[id], labels, len(images))

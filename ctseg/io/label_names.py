@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['whole_number', 'numbered_classes', 'dataset_classes', 'ignore_label', 'table_classes',
-           'class_ids', 'read_examined']
+           'class_ids', 'read_examined_cases']
 
 # %% ../../nbs/io/46_label_names.ipynb #1e010171
 import io
@@ -139,7 +139,7 @@ def class_ids(names: list, classes: ClassMap, where: str) -> list[int]:
                              f"expected names, or numbers from 1 to {len(classes)}")
     return ids
 
-def read_examined(path: Path, classes: ClassMap) -> dict[str, np.ndarray]: # case → bool [C]
+def read_examined_cases(path: Path, classes: ClassMap) -> dict[str, np.ndarray]: # case → bool [C]
     "The classes examined on each case. Raises `InputError` for a file that does not say that."
     table = read_json(path)
     has_lists = isinstance(table, dict) and all(isinstance(names, list) for names in table.values())

@@ -32,7 +32,7 @@ from ..data.spooled import put_slices, room_for
 from .imported import imported_slicing, pixel_spacings
 from .index import read_index
 from .merge_classes import ClassPlan, match_classes
-from .merge_sizes import Frame, Stack, common_frame, framed, scaled_sizes
+from .merge_sizes import CommonFrame, SplitFacts, common_frame, framed, scaled_sizes
 from .outputs import index_seal, new_folder
 from .renaming import read_renaming
 
@@ -43,7 +43,7 @@ class Source:
     name: str  # unique among the sources
     folder: Path
     classes: ClassMap
-    stacks: dict[str, Stack]  # split → how many images of which size
+    stacks: dict[str, SplitFacts]  # split → how many images of which size
 
 
 def source_names(folders: list[Path]) -> list[str]:
@@ -57,14 +57,14 @@ def source_names(folders: list[Path]) -> list[str]:
         depth += 1
 
 # %% ../../nbs/io/88_merge.ipynb #fb54dec3
-def _stack(folder: Path, split: str) -> Stack:
+def _stack(folder: Path, split: str) -> SplitFacts:
     "Number, size and millimetres of a split's images. All have the size of the first: reading checks it."
     paths = image_paths(folder/f"{split}-images")
     mm = pixel_spacings(folder, split)
     if mm is not None and len(mm) != len(paths):
         raise InputError(f"{folder/'index.json'}: {len(mm)} images of {split}, but {len(paths)} are there; "
                          "import the volumes again")
-    return Stack(f"{folder/split}-images", len(paths), png_header(paths[0])[:2], mm)
+    return SplitFacts(f"{folder/split}-images", len(paths), png_header(paths[0])[:2], mm)
 
 def _check_folders(folders: list[Path], out: Path):
     "`InputError` for fewer than two folders, for one that is given twice, and for a place inside of one."
@@ -101,7 +101,9 @@ def _open(source: Source, split: str, annotated: str | None, spool: Path) -> Sli
     return open_challenge(source.folder, split, how, spool=spool)
 
 
-def translated(s: SliceSet, ids: np.ndarray, sizes: np.ndarray, frame: Frame, classes: ClassMap) -> SliceSet:
+def translated(
+    s: SliceSet, ids: np.ndarray, sizes: np.ndarray, frame: CommonFrame, classes: ClassMap,
+) -> SliceSet:
     "A source's slices in the merged numbers, on the common frame. `InputError` for what a union contradicts."
     known = np.zeros((len(s), len(classes)), bool)
     before = np.zeros_like(known)
@@ -200,7 +202,7 @@ def taught_table(rows: list[dict], classes: ClassMap) -> pd.DataFrame:
 
 # %% ../../nbs/io/88_merge.ipynb #a10c6dab
 def framed_parts(
-    source: Source, split: str, s: SliceSet, plan: ClassPlan, frame: Frame, seen: SeenImages,
+    source: Source, split: str, s: SliceSet, plan: ClassPlan, frame: CommonFrame, seen: SeenImages,
 ) -> Iterator[tuple[SliceSet, list[str]]]: # some slices, and whose they are
     "A split of a source part by part, in the merged numbers, on the common frame."
     patients = patient_names(source, split, s)
@@ -217,7 +219,7 @@ def framed_parts(
 
 # %% ../../nbs/io/88_merge.ipynb #38ffe41c
 def gather(
-    sources: list[Source], plan: ClassPlan, frame: Frame,
+    sources: list[Source], plan: ClassPlan, frame: CommonFrame,
     annotated: str | None, # what zeros mean where a source has no `annotated_labels.json`
     folder: Path, # for the arrays, new
 ) -> tuple[dict[str, Gathered], list[dict]]: # split → its arrays; the rows of `taught`
@@ -249,7 +251,7 @@ def _prefixed_index(source: Source, split: str) -> tuple[dict, dict]:
 
 def merged_index(
     sources: list[Source],
-    frame: Frame,
+    frame: CommonFrame,
     gathered: dict[str, Gathered], # the images by split
 ) -> dict | None:
     "The index of all volumes, whose names begin with the source's; `None` where there cannot be one."
@@ -317,7 +319,7 @@ def _check_word(annotated: str | None):
         raise did_you_mean("value of annotated", annotated, ("all", "present"))
 
 
-def frame_of(sources: list[Source], resize: str | None, size: int | None) -> Frame:
+def frame_of(sources: list[Source], resize: str | None, size: int | None) -> CommonFrame:
     "The frame for all images of all sources."
     stacks = [stack for source in sources for stack in source.stacks.values()]
     return common_frame(stacks, resize, size)
@@ -331,7 +333,8 @@ def _check_examined_at_all(rows: list[dict], folders: list[Path]):
 
 # %% ../../nbs/io/88_merge.ipynb #82d32397
 def merge_facts(
-    plan: ClassPlan, frame: Frame, gathered: dict[str, Gathered], rows: list[dict], sources: list[Source],
+    plan: ClassPlan, frame: CommonFrame, gathered: dict[str, Gathered], rows: list[dict],
+    sources: list[Source],
 ) -> dict:
     "What there is to tell of a merge."
     notes = unnamed_notes(sources) + plan.notes

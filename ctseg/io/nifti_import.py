@@ -13,13 +13,13 @@ from typing import NamedTuple
 import numpy as np
 
 from ..core.anatomy import IGNORE, RAIDIUM54, ClassMap
-from ..core.files import InputError, did_you_mean, read_json
+from ..core.files import InputError, did_you_mean
 from ..core.filetypes import check_folder, content_of
 from ..data.images import natural_key
 from .cases import Case, read_patients
 from .cutting import Work, file_stamp
 from .folders import write_volumes
-from .label_names import dataset_classes, ignore_label, read_examined
+from .label_names import dataset_classes, ignore_label, read_examined_cases
 from .nifti import case_name, nifti_files, read_label_map, read_scan
 from ctseg.io.nifti_layouts import (
     find_layouts, images_and_labels, layout_folders, role_of, split_roles, structure_folder,
@@ -63,19 +63,19 @@ def case_folders(src: Path) -> dict[Path, CaseFolder]:
     "Cases that have a folder of their own. Raises `InputError` if it is not clear which file is the CT."
     if _is_one_case(src):
         raise InputError(f"{src}: is one case itself (it has segmentations/); give the folder above it")
-    folders = [d for d in src.iterdir() if d.is_dir() and not d.name.startswith(".")]
-    shared, cases = layout_folders(src), {}
-    for folder in sorted(folders, key=lambda d: natural_key(d.name)):
-        files = {} if folder.name in shared else nifti_files(folder)
-        if not files: continue
-        ct, inner = _ct_of(folder, files), structure_folder(folder)
-        structures = nifti_files(inner) if inner else {}
-        maps = {name: path for name, path in split_roles(files)[1].items() if path != ct}
-        if len(maps) > 1 or (maps and structures):
-            raise InputError(f"{folder}: {next(iter(maps.values())).name} and other labels of one image; "
-                             "keep one of them")
-        cases[folder] = CaseFolder(ct, structures, next(iter(maps.values()), None))
-    return cases
+    shared = layout_folders(src)
+    folders = [d for d in src.iterdir() if d.is_dir() and not d.name.startswith(".") and d.name not in shared]
+    found = {folder: nifti_files(folder) for folder in sorted(folders, key=lambda d: natural_key(d.name))}
+    return {folder: _case_of(folder, files) for folder, files in found.items() if files}
+
+def _case_of(folder: Path, files: dict[str, Path]) -> CaseFolder:
+    "The case that a folder of NIfTI files is: its CT, and a label map or a folder of structures at most."
+    ct, inner = _ct_of(folder, files), structure_folder(folder)
+    structures = nifti_files(inner) if inner else {}
+    maps = [path for path in split_roles(files)[1].values() if path != ct]
+    if len(maps) > 1 or (maps and structures):
+        raise InputError(f"{folder}: {maps[0].name} and other labels of one image; keep one of them")
+    return CaseFolder(ct, structures, maps[0] if maps else None)
 
 # %% ../../nbs/io/65_nifti_import.ipynb #2d526793
 def _read_mask(path: Path, shape, affine: np.ndarray) -> np.ndarray: # bool [I,J,K]
@@ -131,7 +131,7 @@ class _Examined:
     def table(self) -> dict[str, np.ndarray]:
         "Case → bool [C]."
         if not self.path.exists(): _refuse_unexamined(self.path, self.classes)
-        return read_examined(self.path, self.classes)
+        return read_examined_cases(self.path, self.classes)
 
     def known(self, case: str, labelled: bool) -> np.ndarray|None:
         "The classes examined on a case, bool [C]; `None`: those with voxels."
@@ -255,11 +255,11 @@ def _unused_files(src: Path) -> list[str]:
     return sorted(str(path.relative_to(src)) for path in _all_nifti(src) - used)
 
 # %% ../../nbs/io/65_nifti_import.ipynb #3e45b3e0
-def _told_unused(src: Path, most: int = 5) -> list[str]:
+def _told_unused(src: Path) -> list[str]:
     "The first few of them, and how many there are."
     unused = _unused_files(src)
-    more = [f"… ({len(unused)} in all)"] if len(unused) > most else []
-    return unused[:most] + more
+    more = [f"… ({len(unused)} in all)"] if len(unused) > 5 else []
+    return unused[:5] + more
 
 # %% ../../nbs/io/65_nifti_import.ipynb #fb02980d
 def _refuse_empty(src: Path):

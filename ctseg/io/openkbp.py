@@ -25,10 +25,10 @@ from ..data.images import natural_key
 from .canvas import place_on_squares
 from .cases import Case
 from .cutting import Work, index_entry
-from .folders import Split, image_line, rename_splits, write_splits, write_volumes
+from .folders import SplitArrays, image_line, rename_splits, write_splits, write_volumes
 from .into_store import check_store_place
 from .outputs import new_folder
-from .renaming import Renaming, RenamedSlices, read_renaming, renamed_classes, unused_lines
+from .renaming import RenamedSlices, read_renaming, renamed_classes, unused_lines
 from .slicing import Slicing
 from .volumes import Volume, class_flags, combine, cut
 
@@ -192,7 +192,7 @@ def read_choice(path) -> Choice:
     return choice
 
 # %% ../../nbs/io/80_openkbp.ipynb #dcabff90
-def _fill(split: Split, chosen: list[ChosenSlice], volume: Volume, patient: int, slicing: Slicing):
+def _fill(split: SplitArrays, chosen: list[ChosenSlice], volume: Volume, patient: int, slicing: Slicing):
     "Cut the chosen slices of one patient into the arrays of a split."
     rows = [i for i, one in enumerate(chosen) if one.patient == patient]
     part = cut(volume, slicing, slices=[chosen[i].z for i in rows], windows=[chosen[i].window for i in rows])
@@ -206,9 +206,9 @@ def _fill(split: Split, chosen: list[ChosenSlice], volume: Volume, patient: int,
         split.lines[f"{i}.png"] = image_line(f"pt_{patient}", chosen[i].z, chosen[i].window, corner)
 
 # %% ../../nbs/io/80_openkbp.ipynb #47fc1840
-def _empty_split(chosen: list[ChosenSlice], side: int) -> Split:
+def _empty_split(chosen: list[ChosenSlice], side: int) -> SplitArrays:
     "Arrays for the chosen slices, whose images have their names in order."
-    split = Split.empty(len(chosen), side, len(OPENKBP))
+    split = SplitArrays.empty(len(chosen), side, len(OPENKBP))
     split.lines = dict.fromkeys(f"{i}.png" for i in range(len(chosen)))
     return split
 

@@ -27,11 +27,11 @@ from ..data.store import write_store
 from .canvas import paste
 from .into_store import check_store_place
 from .mask_files import png_files
-from .mask_labels import Labelling, Labels, known_on_images, read_labels
+from .mask_labels import Labelling, SourceMasks, known_on_images, read_labels
 from .outputs import new_folder
 from .pixels import Grey, read_grey
 from .renaming import read_renaming, with_new_names
-from .value_names import column_of, read_table
+from .value_names import column_of, read_text_table
 from .volumes import class_flags
 
 # %% ../../nbs/io/96_png.ipynb #3ca165fe
@@ -120,7 +120,7 @@ def _patient_table(path: Path) -> dict[str, str]:
         if not isinstance(table, dict):
             raise InputError(f'{path}: expected {{"image": "patient", …}}')
         return {image.removesuffix(".png"): str(patient) for image, patient in table.items()}
-    header, rows = read_table(path)
+    header, rows = read_text_table(path)
     image = column_of(header, _IMAGE_COLUMNS)
     patient = column_of(header, _PATIENT_COLUMNS)
     if image is None or patient is None:
@@ -176,7 +176,7 @@ def groups_of(splits: dict[str, Placed], patients: str|None) -> dict[str, np.nda
 
 # %% ../../nbs/io/96_png.ipynb #44a15307
 def _paint_all(
-    placed: Placed, labels: Labels, known: dict, overlap: str,
+    placed: Placed, labels: SourceMasks, known: dict, overlap: str,
 ) -> tuple[LazyPixels, np.ndarray, Counter]:
     "The masks of the images, what is known on them bool [N,C], and what was counted on the way."
     N, C = len(placed.names), len(labels.classes)
@@ -211,7 +211,7 @@ def _share(cells: np.ndarray) -> float:
     return round(float(cells.mean()), 4)
 
 # %% ../../nbs/io/96_png.ipynb #330f86f5
-def _facts(train: SliceSet, labels: Labels, pictures: Pictures) -> dict:
+def _facts(train: SliceSet, labels: SourceMasks, pictures: Pictures) -> dict:
     "What was imported."
     present = train.present & train.known
     patients = "not told: like images are kept together"

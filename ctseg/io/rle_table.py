@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..core.files import InputError, some_of
-from .value_names import column_of, plain, read_table
+from .value_names import column_of, letters_and_digits, read_text_table
 
 # %% ../../nbs/io/93_rle_table.ipynb #97a9fe43
 _IMAGE = ("imageid", "image", "id", "imgid", "img", "filename", "file", "imagename",
@@ -46,7 +46,7 @@ class Form:
 def find_form(header: list[str], path) -> Form:
     "The form of a table by the names of its columns; `InputError` if it cannot be told."
     image, code = column_of(header, _IMAGE), column_of(header, _CODE)
-    joined = next((i for i, name in enumerate(header) if _JOINED.fullmatch(plain(name))), None)
+    joined = next((i for i, name in enumerate(header) if _JOINED.fullmatch(letters_and_digits(name))), None)
     if joined is not None and code is not None:
         return Form(joined, code=code, joined=True)
     if image is None:
@@ -54,7 +54,7 @@ def find_form(header: list[str], path) -> Form:
                          "expected id,class,rle or id,liver,spleen,… or ImageId_ClassId,EncodedPixels")
     if code is not None:
         return Form(image, column_of(header, _LABEL), code)
-    wide = [i for i, name in enumerate(header) if i != image and plain(name) not in _NO_CLASS]
+    wide = [i for i, name in enumerate(header) if i != image and letters_and_digits(name) not in _NO_CLASS]
     if not wide or column_of(header, _LABEL) is not None:
         raise InputError(f"{path}: no column for the codes ({some_of(header)}); call it rle")
     return Form(image, wide=tuple(wide))
@@ -114,7 +114,7 @@ def read_codes(
     for a class that is there twice on an image, and for a row without a class.
     """
     path = Path(path)
-    header, rows = read_table(path)
+    header, rows = read_text_table(path)
     form = find_form(header, path)
     codes, strangers = {}, []
     for number, row in enumerate(rows, 2):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BODY_HU', 'Volume', 'class_flags', 'LabelMap', 'combine', 'scaled_size', 'resize_slices',
-           'body_centres', 'Part', 'cut', 'import_volumes_package']
+           'body_centres', 'VolumeSlices', 'cut', 'import_volumes_package']
 
 # %% ../../nbs/io/30_volumes.ipynb #b4ec7910
 import importlib
@@ -135,7 +135,7 @@ def body_centres(
 
 # %% ../../nbs/io/30_volumes.ipynb #ac5d92b2
 @dataclass
-class Part:
+class VolumeSlices:
     "The slices cut from one volume."
     images: np.ndarray # uint8 [n,h,w]
     masks: np.ndarray # uint8 [n,h,w]
@@ -167,7 +167,7 @@ def cut(
     salt: str = "", # volumes told apart by this draw different windows
     slices: list[int]|np.ndarray|None = None, # the numbers of the slices; `None`: as `slicing` says
     windows: list[tuple[float, float]]|None = None, # (level, width) of each; `None`: as `slicing` says
-) -> Part:
+) -> VolumeSlices:
     "Cut a volume into 8-bit slices and masks. Raises `InputError` for a cut across unevenly spaced slices."
     _check_cut(volume, slicing.orientation)
     rng = np.random.default_rng([slicing.seed, zlib.crc32(salt.encode())])
@@ -186,7 +186,7 @@ def cut(
     labels = np.zeros(volume.hu.shape, np.uint8) if volume.labels is None else volume.labels
     masks = as_slices(labels, volume.affine, slicing.orientation)[chosen]
     masks = resize_slices(masks, size, "mask")
-    return Part(images, masks, chosen, windows, body_centres(body[chosen], size))
+    return VolumeSlices(images, masks, chosen, windows, body_centres(body[chosen], size))
 
 # %% ../../nbs/io/30_volumes.ipynb #a0a99d6a
 def import_volumes_package(module: str):

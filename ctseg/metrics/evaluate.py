@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['plain_value', 'class_records', 'told_facts', 'score_facts', 'evaluate', 'read_examined',
-           'patients_of', 'examined_beside', 'evaluate_files']
+           'patients_of', 'examined_beside', 'block_overlaps', 'evaluate_files']
 
 # %% ../../nbs/metrics/50_evaluate.ipynb #5f365dd2
 import os
@@ -19,8 +19,9 @@ from ..core.anatomy import ClassMap
 from ..core.files import InputError, read_json
 from ..data.annotations import check_examined, check_patients, read_annotated, read_classes
 from ..data.challenge import TEST_EXAMINED, is_train_table
-from ..data.mask_csv import read_masks
+from ..data.lazy import LazyPixels, blocks
 from ..data.slices import present_classes
+from ..data.spooled import spooled_masks
 from .bootstrap import bootstrap_mean
 from .challenge import Overlaps, class_rows, mean_dice, overlaps
 
@@ -104,7 +105,7 @@ def evaluate(
 # %% ../../nbs/metrics/50_evaluate.ipynb #e2f96702
 def read_examined(
     path: Path, # `annotated_labels.json`
-    masks: np.ndarray, # uint8 [N,H,W]
+    masks: np.ndarray | LazyPixels, # uint8 [N,H,W]
     names: Sequence[str], # N file names
     classes: ClassMap,
     truth: Path, # the file of the masks
@@ -146,6 +147,16 @@ def examined_beside(truth: Path) -> Path | str:
     return beside if of_test and os.path.lexists(beside) else "all"
 
 # %% ../../nbs/metrics/50_evaluate.ipynb #d7890378
+def block_overlaps(pred: LazyPixels, truth: LazyPixels, classes: ClassMap) -> Overlaps:
+    "`overlaps` of label maps [N,H,W], some images at a time."
+    parts = [
+        overlaps(some, theirs, len(classes), classes.unions)
+        for some, theirs in zip(blocks(pred), blocks(truth))
+    ]
+    counts = [np.concatenate(of_all) for of_all in zip(*parts)]
+    return Overlaps(*counts)
+
+# %% ../../nbs/metrics/50_evaluate.ipynb #c4a95faa
 def evaluate_files(
     truth: str | Path, # the true masks, a CSV in the challenge's form
     prediction: str | Path, # a submission
@@ -155,8 +166,8 @@ def evaluate_files(
     "Score a submission against a truth file: the `table` of `per_class` and the `facts` of `evaluate`."
     truth = Path(truth)
     class_map = ClassMap.from_json(classes) if classes else read_classes(truth.parent)
-    names, true = read_masks(truth, classes=class_map, size=(1, -1), ignore=True)  # a Dice asks for no shape
-    _, predicted = read_masks(prediction, names=names, size=true.shape[1:], classes=class_map, cache=False)
+    names, true = spooled_masks(truth, None, (1, -1), class_map, ignore=True)  # a Dice asks for no shape
+    _, predicted = spooled_masks(prediction, names, true.shape[1:], class_map)
     if annotated is None:
         annotated = examined_beside(truth)
     if str(annotated) == "all":
@@ -165,6 +176,6 @@ def evaluate_files(
         known = present_classes(true, len(class_map))
     else:
         known = read_examined(Path(annotated), true, names, class_map, truth)
-    counts = overlaps(predicted, true, len(class_map), class_map.unions)
+    counts = block_overlaps(predicted, true, class_map)
     rows = class_rows(counts, class_map, known)
     return dict(table=rows, facts=score_facts(counts, rows, known, patients_of(truth, len(true))))

@@ -166,7 +166,6 @@ def first_few(items: list[str], show: int = 3) -> str:
 def load_weights(
     model: nn.Module, # changed in place
     weights: str | Path | dict, # a file, or a state dict
-    show: int = 3, # how many differences an error names
 ) -> nn.Module: # the same model
     "Load all weights or none. If names or shapes differ, an `InputError` names the first tensors that do."
     given = isinstance(weights, dict)
@@ -177,7 +176,7 @@ def load_weights(
     if wrong:
         source = "weights" if given else str(weights)
         expected = f"of another architecture or setting than {type(model).__name__}"
-        raise InputError(f"{source}: {expected}: {first_few(wrong, show)}")
+        raise InputError(f"{source}: {expected}: {first_few(wrong)}")
     model.load_state_dict(state)
     return model
 
@@ -236,9 +235,9 @@ def _one_hot(mask: torch.Tensor, channels: int) -> torch.Tensor:
 
 # %% ../../nbs/models/10_base.ipynb #7066eaa8
 @torch.no_grad()
-def settle_norms(model: nn.Module, images: torch.Tensor, passes: int = 20) -> None:
+def settle_norms(model: nn.Module, images: torch.Tensor) -> None:
     "Let the running averages of batch normalisation catch up: they lag behind thirty quick steps."
-    for _ in range(passes): model(images)
+    for _ in range(20): model(images)
 
 # %% ../../nbs/models/10_base.ipynb #1c487458
 def overfit(

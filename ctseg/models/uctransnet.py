@@ -94,9 +94,9 @@ def layer_norms(dims: tuple[int, ...]) -> nn.ModuleList:
     return nn.ModuleList(nn.LayerNorm(d, eps=1e-6) for d in dims)
 
 
-def feed_forward(dim: int, expand: int) -> nn.Sequential:
+def feed_forward(dim: int) -> nn.Sequential:
     "Two linear layers with a GELU between them: tokens [B, N, dim] -> [B, N, dim]."
-    wide = dim*expand
+    wide = 4*dim
     return nn.Sequential(
         nn.Linear(dim, wide),
         nn.GELU(),
@@ -107,13 +107,13 @@ def feed_forward(dim: int, expand: int) -> nn.Sequential:
 class ChannelLayer(nn.Module):
     "One layer of the channel transformer for the tokens of all levels."
 
-    def __init__(self, dims: tuple[int, ...], heads: int, dropout: float, expand: int = 4):
+    def __init__(self, dims: tuple[int, ...], heads: int, dropout: float):
         super().__init__()
         self.norm1 = layer_norms(dims)
         self.norm_joint = nn.LayerNorm(sum(dims), eps=1e-6)
         self.norm2 = layer_norms(dims)
         self.attention = ChannelAttention(dims, heads, dropout)
-        self.ffn = nn.ModuleList(feed_forward(d, expand) for d in dims)
+        self.ffn = nn.ModuleList(feed_forward(d) for d in dims)
 
     def forward(self, levels: list[Tensor]) -> list[Tensor]:
         "Tokens [B, N, dims[i]] of each level, of the same shapes."

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .body import Organ, Region
+from .body import BodyRegion, Organ
 from .cut import Cut
 from .painting import FAT, Grain
 from .patient import Patient
@@ -192,4 +192,4 @@ def deep_belly(patient: Patient, rng: np.random.Generator) -> Iterator[Organ]:
         within=(("cavity", 2),), roughness=2.5, shift=3,
     )
 
-ABDOMEN = [Region(5, upper_belly), Region(6, bowel), Region(7, deep_belly)]
+ABDOMEN = [BodyRegion(5, upper_belly), BodyRegion(6, bowel), BodyRegion(7, deep_belly)]

@@ -26,12 +26,12 @@ from ..data.slices import SliceSet
 from .anatomy import whole_body
 from .body import Body
 from .cut import view
-from .outline import read_table
-from .painting import render
+from .outline import phantom_table
+from .painting import paint_slice
 from .scanner import random_window, scanner_noise, to_grey
 
 # %% ../../nbs/phantom/90_challenge.ipynb #67a05507
-STUDIES = read_table("studies")  # share, heights and fields of view in mm
+STUDIES = phantom_table("studies")  # share, heights and fields of view in mm
 KINDS = ("axial", "coronal", "sagittal")
 KIND_SHARES = (.81, .125, .065)
 NORMALS = {"axial": np.array([0, 0, 1.]), "coronal": np.array([0, 1., 0]), "sagittal": np.array([1., 0, 0])}
@@ -94,7 +94,7 @@ def _take(body: Body, shot: Shot, size: int) -> tuple[np.ndarray, np.ndarray]:
     "Image and mask, uint8 [size, size], of one planned slice."
     fov = shot.fov*body.patient.traits.scale[0]
     cut = view(body, shot.kind, shot.at, fov, size, shot.tilt)
-    hu, label = render(cut)
+    hu, label = paint_slice(cut)
     hu = scanner_noise(hu, np.random.default_rng(shot.noise))
     if shot.kind != "axial":
         z = cut.straight[2]

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from .body import Organ, Region
+from .body import BodyRegion, Organ
 from .cut import Cut
 from .painting import FAT
 from .patient import Patient
@@ -18,18 +18,18 @@ from .shapes import Chain, load_shapes
 
 # %% ../../nbs/phantom/72_chest.ipynb #a31db71e
 def unit(vector: np.ndarray) -> np.ndarray:
-    "The vector, scaled to length 1."
+    "The vector [3], scaled to length 1."
     return vector/np.linalg.norm(vector)
 
 # %% ../../nbs/phantom/72_chest.ipynb #198e658f
-def vessel_tree(rng: np.random.Generator, root, side: int, levels: int = 6) -> Chain:
+def vessel_tree(rng: np.random.Generator, root, side: int) -> Chain:
     "A random tree of capsules that branches from the `root` [3] of the lung on `side` (1 left, -1 right)."
     starts, ends, radii = [], [], []
     tips = []  # (place, direction, radius)
     for upwards in (.9, .2, -.6, -1.4):
         direction = unit(np.array([side*.8, .1, upwards]))
         tips.append((np.array(root, float), direction, 5.))
-    for level in range(levels):
+    for level in range(6):
         grown = []
         for place, direction, radius in tips:
             for _ in range(2 if level else 1):
@@ -109,4 +109,4 @@ def heart(patient: Patient, rng: np.random.Generator) -> Iterator[Organ]:
         shift=0, growth=.06,
     )
 
-CHEST = [Region(3, lungs), Region(4, heart)]
+CHEST = [BodyRegion(3, lungs), BodyRegion(4, heart)]

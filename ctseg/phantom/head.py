@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from .body import Organ, Region
+from .body import BodyRegion, Organ
 from .cut import Cut
 from .outline import spine_y
 from .painting import FAT, MARROW
@@ -144,4 +144,4 @@ def face(patient: Patient, rng: np.random.Generator) -> Iterator[Organ]:
     yield from eyes_and_sinuses(shapes)
     yield from jaw_and_throat(shapes)
 
-HEAD_AND_NECK = [Region(14, head), Region(15, face)]
+HEAD_AND_NECK = [BodyRegion(14, head), BodyRegion(15, face)]

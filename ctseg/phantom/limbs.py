@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from .body import Organ, Region
+from .body import BodyRegion, Organ
 from .patient import Patient
 from .shapes import Tube, load_geometry, load_shapes
 
@@ -48,4 +48,4 @@ def limbs(patient: Patient, rng: np.random.Generator) -> Iterator[Organ]:
         **form,
     )
 
-LIMBS = [Region(2, limbs)]
+LIMBS = [BodyRegion(2, limbs)]

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from .body import Organ, Region
+from .body import BodyRegion, Organ
 from .outline import at_height, spine_y
 from .painting import FAT, FLESH
 from .patient import Patient
@@ -81,4 +81,4 @@ def muscles(patient: Patient, rng: np.random.Generator) -> Iterator[Organ]:
         **form,
     )
 
-MUSCLES = [Region(9, muscles)]
+MUSCLES = [BodyRegion(9, muscles)]

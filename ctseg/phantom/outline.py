@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TRUNK', 'CAVITY', 'HEAD', 'TRUNK_POWER', 'CAVITY_POWER', 'HEAD_POWER', 'VERTEBRAE', 'spine_y',
-           'spine_slope', 'read_table', 'at_height', 'superellipse_distance',
+           'spine_slope', 'phantom_table', 'at_height', 'superellipse_distance',
            'superellipse_point', 'every_millimetre', 'between_columns', 'Loft', 'belly_at',
            'bulged']
 
@@ -25,7 +25,7 @@ def _number(text: str) -> float | str:
     except ValueError:
         return text
 
-def read_table(name: str) -> list[dict]:
+def phantom_table(name: str) -> list[dict]:
     "The rows of the phantom's table `name`.csv: column -> number, or text where it is not a number."
     rows = []
     with (files("ctseg.phantom")/f"{name}.csv").open(encoding="utf-8") as file:
@@ -36,7 +36,7 @@ def read_table(name: str) -> list[dict]:
 # %% ../../nbs/phantom/20_outline.ipynb #3fe7ed6d
 @cache
 def _profile(name: str) -> tuple[list[float], list[float]]:
-    rows = [row for row in read_table("profiles") if row["profile"] == name]
+    rows = [row for row in phantom_table("profiles") if row["profile"] == name]
     return [row["z"] for row in rows], [row["value"] for row in rows]
 
 def at_height(name: str, z) -> np.ndarray:
@@ -46,7 +46,7 @@ def at_height(name: str, z) -> np.ndarray:
 
 # %% ../../nbs/phantom/20_outline.ipynb #55055030
 def superellipse_distance(x, y, width, depth, power: float) -> np.ndarray:
-    "Distance in mm to |x/width|^power + |y/depth|^power = 1, to first order."
+    "Distance in mm of points (x, y), of any one shape, to |x/width|^power + |y/depth|^power = 1, to first order."
     u = np.abs(x)/width + 1e-4
     v = np.abs(y)/depth + 1e-4
     u_power = u**power
@@ -119,7 +119,7 @@ class Loft:
 # %% ../../nbs/phantom/20_outline.ipynb #b362694d
 def _sections(outline: str) -> list[tuple]:
     sections = []
-    for name, *section in (row.values() for row in read_table("outlines")):
+    for name, *section in (row.values() for row in phantom_table("outlines")):
         if name == outline:
             sections.append(tuple(section))
     return sections
@@ -148,7 +148,7 @@ def bulged(sections: list[tuple], belly: float) -> list[tuple]:
     return wider
 
 # %% ../../nbs/phantom/20_outline.ipynb #0b18deb7
-_SPINE = [tuple(row.values()) for row in read_table("spine")]  # (bone, z, y) from below
+_SPINE = [tuple(row.values()) for row in phantom_table("spine")]  # (bone, z, y) from below
 VERTEBRAE = [place for place in _SPINE if place[0] != "sacrum"]  # L5 … L1, T12 … T1, C7 … C1
 
 _, _SPINE_Z, _SPINE_Y = zip(*_SPINE)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FAT', 'FLESH', 'MARROW', 'BONE', 'EVERYWHERE', 'above_diaphragm', 'fat_under_skin',
            'table_height', 'muscle_outline', 'draw_outlines', 'Grain', 'paint', 'table_distance',
-           'fat_sheets', 'paint_unlabelled', 'render']
+           'fat_sheets', 'paint_unlabelled', 'paint_slice']
 
 # %% ../../nbs/phantom/60_painting.ipynb #74aefe66
 from dataclasses import dataclass
@@ -184,7 +184,7 @@ def paint_unlabelled(cut: Cut, outlines: dict, hu: np.ndarray, edge: float) -> N
     paint(hu, EVERYWHERE, outlines["cavity"], fat, edge)
 
 # %% ../../nbs/phantom/60_painting.ipynb #691009d7
-def render(cut: Cut) -> tuple[np.ndarray, np.ndarray]:
+def paint_slice(cut: Cut) -> tuple[np.ndarray, np.ndarray]:
     "HU float32 [H, W] before any noise of a scanner, and labels uint8 [H, W]."
     edge = max(cut.spacing, 1.2)
     outlines = draw_outlines(cut)

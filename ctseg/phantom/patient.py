@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from .outline import CAVITY, CAVITY_POWER, HEAD, HEAD_POWER, TRUNK, TRUNK_POWER
-from .outline import Loft, bulged, read_table
-from .shapes import as_float32, dot, spread
+from .outline import Loft, bulged, phantom_table
+from .shapes import as_float32, dot, over_image
 
 # %% ../../nbs/phantom/30_patient.ipynb #0987fc35
 @dataclass(frozen=True)
@@ -48,11 +48,11 @@ class Traits:
 PHASES = ("plain", "arterial", "venous", "delayed")
 CONTRAST_TISSUES = {  # HU in each phase
     row["tissue"]: [row[phase] for phase in PHASES]
-    for row in read_table("contrast_tissues")
+    for row in phantom_table("contrast_tissues")
 }
 PLAIN_TISSUES = {  # HU of what takes up no contrast
     row["tissue"]: row["hu"]
-    for row in read_table("plain_tissues")
+    for row in phantom_table("plain_tissues")
 }
 
 def draw_tissues(rng: np.random.Generator, phase: int) -> dict[str, float]:
@@ -96,7 +96,7 @@ class Waves:
     def values(self, points: np.ndarray) -> np.ndarray:
         "Each wave at points [3, H, W]: [n, H, W], from -1 to 1."
         angles = np.stack([dot(direction, points) for direction in self.directions])
-        return np.cos(angles + spread(self.phases))
+        return np.cos(angles + over_image(self.phases))
 
 # %% ../../nbs/phantom/30_patient.ipynb #cfb09139
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ import numpy as np
 
 from ..core.anatomy import RAIDIUM54
 from ..core.style import class_legend, image_grid, overlay, show_image
-from .body import Body, Region
+from .body import Body, BodyRegion
 from .cut import view
-from .painting import render
+from .painting import paint_slice
 from .scanner import to_grey
 
 # %% ../../nbs/phantom/68_pictures.ipynb #4d221056
@@ -28,7 +28,7 @@ def cut_title(kind: str, at) -> str:
     return f"{kind}, {'xyz'[axis]} = {at[axis]:g}"
 
 # %% ../../nbs/phantom/68_pictures.ipynb #75ec8365
-def classes_of(regions: Sequence[Region]) -> list[int]:
+def classes_of(regions: Sequence[BodyRegion]) -> list[int]:
     "The ids of the classes in some regions."
     labels = {part.label for part in Body(0, regions).parts}
     return sorted(labels - {None, 0})
@@ -44,7 +44,7 @@ def show_cuts(body: Body, cuts: list[tuple], fov: float, columns: int = 6, size:
     fig, axes = image_grid(rows, columns, 7.6/columns)
     seen = []
     for ax, (kind, at) in zip(axes.flat, cuts):
-        hu, label = render(view(body, kind, at, fov, size))
+        hu, label = paint_slice(view(body, kind, at, fov, size))
         image = hang(to_grey(hu, *window))
         label = hang(np.where(np.isin(label, painted), label, 0))
         seen.append(label)

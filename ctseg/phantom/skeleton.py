@@ -14,15 +14,16 @@ from functools import cache
 
 import numpy as np
 
-from .body import Organ, Region
+from .body import BodyRegion, Organ
 from .limbs import arm_path
-from .outline import VERTEBRAE, Loft, at_height, read_table, spine_slope, spine_y
+from .outline import VERTEBRAE, Loft, at_height, phantom_table, spine_slope, spine_y
 from .painting import BONE, FAT, MARROW
 from .patient import Patient
-from .shapes import Ball, Sheet, Tube, load_shapes
+from .shapes import Ball, CurvedPlate, Tube, load_shapes
 
 # %% ../../nbs/phantom/80_skeleton.ipynb #d1609f57
-RIBS = read_table("ribs")  # z of the head, fall to the front (mm), angle where the bone ends (180: in front)
+# z of the head, fall to the front (mm), angle where the bone ends (180: in front)
+RIBS = phantom_table("ribs")
 
 def rib_path(cavity: Loft, z: float, fall: float, end_angle: float) -> list:
     "Points (x, y, z) of a left rib round the `cavity`, from the spine on."
@@ -48,7 +49,7 @@ def cartilage_end(cavity: Loft, number: int, seventh: np.ndarray) -> np.ndarray:
     return np.array([17, y, z])
 
 # %% ../../nbs/phantom/80_skeleton.ipynb #e06d2b91
-def breastbone(cavity: Loft) -> Sheet:
+def breastbone(cavity: Loft) -> CurvedPlate:
     "A plate in front of the `cavity`."
     left_and_right = np.array([[-1, 0, 0], [1, 0, 0]])
     rows = []
@@ -56,7 +57,7 @@ def breastbone(cavity: Loft) -> Sheet:
         middle = cavity.point(z, 180, 7)
         half_width = at_height("breastbone half-width", z)
         rows.append(middle + half_width*left_and_right)
-    return Sheet(rows, 5.)
+    return CurvedPlate(rows, 5.)
 
 # %% ../../nbs/phantom/80_skeleton.ipynb #7df4a1eb
 def ribs(patient: Patient, rng: np.random.Generator) -> Iterator[Organ]:
@@ -257,4 +258,9 @@ def limb_bones(patient: Patient, rng: np.random.Generator) -> Iterator[Organ]:
             shift=1, **form,
         )
 
-SKELETON = [Region(10, ribs), Region(11, spine), Region(12, shoulders), Region(13, limb_bones)]
+SKELETON = [
+    BodyRegion(10, ribs),
+    BodyRegion(11, spine),
+    BodyRegion(12, shoulders),
+    BodyRegion(13, limb_bones),
+]

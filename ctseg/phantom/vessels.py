@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from .body import Organ, Region
+from .body import BodyRegion, Organ
 from .painting import Grain
 from .patient import Patient
 from .shapes import load_shapes
@@ -34,4 +34,4 @@ def vessels(patient: Patient, rng: np.random.Generator) -> Iterator[Organ]:
     yield Organ(None, "artery", arch, **form)
     yield Organ(None, "vein", shapes["jugular_vein"], **both_sides)
 
-VESSELS = [Region(8, vessels)]
+VESSELS = [BodyRegion(8, vessels)]

@@ -10,7 +10,7 @@ __all__ = ['EarlierRun', 'earlier_run', 'same_names', 'with_rows', 'row_names', 
 # %% ../../nbs/prediction/70_earlier.ipynb #cd85a170
 import hashlib
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 

@@ -51,7 +51,6 @@ def load_member(
     spec: dict[str, Any], # its `recipe.json`, see `run_spec`
     plan: DevicePlan,
     temperature: float = 1.0, # the logits are divided by it
-    weights: Path | None = None, # other weights than the run's final ones
 ) -> RunMember:
     "The network of one run, ready to predict."
     recipe, classes = spec["recipe"], len(spec["classes"])
@@ -61,8 +60,8 @@ def load_member(
     loss.unions = unions
     channels = loss.out_chans(classes)
     model = make_model(recipe.model, channels, classes, size, trained=True, in_chans=recipe.data.channels)
-    load_weights(model, weights or run.weights)
-    if weights is None: check_sum(run.weights, run.folder)
+    load_weights(model, run.weights)
+    check_sum(run.weights, run.folder)
     model = place(model, plan.device).eval()
     trained_at = tuple(spec["image_shape"])
     context = recipe.data.context

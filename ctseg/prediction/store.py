@@ -90,7 +90,7 @@ def open_store(path: Path) -> tuple[zipfile.ZipFile, dict[str, Any]]:
 
 # %% ../../nbs/prediction/50_store.ipynb #3cb5feb1
 def read_image(archive: zipfile.ZipFile, name: str, shape: tuple[int, ...]) -> np.ndarray:
-    "The probabilities float16 of one image; raises for other things."
+    "The probabilities of one image, float16 of `shape`; `ValueError`, or what zip and NumPy raise, for a damaged one."
     entry = f"{name}.npy"
     with archive.open(entry) as f:
         if array_header(f) != (shape, np.float16): raise ValueError

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['LABEL_STORE', 'Keeper', 'check_written', 'write_submission', 'check_files', 'check_class_names',
-           'compare_classes', 'class_names_beside', 'progress_bar', 'label_facts', 'label_images',
-           'open_notes', 'collected_labels', 'submitted_labels', 'stored_labels', 'shown_images',
-           'check_fit', 'predict_folder']
+           'compare_classes', 'class_names_beside', 'batch_progress', 'label_facts',
+           'label_images', 'open_notes', 'collected_labels', 'submitted_labels', 'stored_labels',
+           'shown_images', 'check_fit', 'predict_folder']
 
 # %% ../../nbs/prediction/60_submission.ipynb #53085c53
 import contextlib
@@ -24,7 +24,7 @@ from ..core.anatomy import ClassMap
 from ..core.files import InputError, atomic_path, real_path, refuse_folder
 from ..data.lazy import LazyPixels, blank_like, blocks, seen_values
 from ..data.mask_csv import PixelRows, check_names, write_masks
-from ..data.mask_rows import iter_rows, read_header
+from ..data.mask_rows import iter_rows, read_image_names
 from ..data.slices import SliceSet
 from ..data.sources import has_test, images_at
 from ..data.spooled import FilePixels, know_values
@@ -42,7 +42,7 @@ from .trained_slicing import other_distance
 def check_written(path: str | Path, names: list[str], masks: np.ndarray | LazyPixels):
     "Read a mask table back; `InputError` unless it is the challenge's form of exactly these masks uint8 [N, H, W]."
     table = PixelRows(masks)
-    check_names(read_header(path), names, path)
+    check_names(read_image_names(path), names, path)
     end = 0
     for start, block in iter_rows(path, names):
         end = start + len(block)
@@ -75,7 +75,8 @@ def check_files(
         raise InputError(f"{out}: exists already; choose another place, or remove it first")
     given = [real_path(path) for path in (out, *others) if path]
     for path in (out, *others):
-        if path and given.count(real_path(path)) > 1:
+        shared = path and sum(real_path(path) in (other, *other.parents) for other in given) > 1
+        if shared:
             raise InputError(f"{path}: the submission and what else is written need a file each")
         refuse_folder(path)
     return found
@@ -103,7 +104,7 @@ def class_names_beside(images: str | Path) -> Path:
     return folder.parent/"class_names.json"
 
 # %% ../../nbs/prediction/60_submission.ipynb #bc83bd77
-def progress_bar(shown: bool) -> Each:
+def batch_progress(shown: bool) -> Each:
     "Goes through batches; if `shown`, with a bar in a terminal where it takes long."
     disable = None if shown else True  # None: only a terminal gets a bar
 
@@ -233,7 +234,7 @@ def predict_folder(
         tmp = stack.enter_context(atomic_path(out))
         notes = stack.enter_context(open_notes(predictor, size, probabilities, confidence))
         with write(tmp, names, pixels, predictor.classes) as (masks, keep):
-            label_images(predictor, names, shown, keep, batch_size, progress_bar(progress), notes)
+            label_images(predictor, names, shown, keep, batch_size, batch_progress(progress), notes)
         facts = label_facts(masks, len(predictor.classes))
     ensemble = {"images": len(names), "models": len(predictor.members), "views": predictor.views}
     ensemble["rule"] = str(predictor.rule_at(size))

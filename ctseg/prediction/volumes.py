@@ -21,7 +21,7 @@ from ..io.canvas import paste, place_on_squares
 from ..io.geometry import as_slices, as_volume
 from ..io.neighbours import slice_places
 from ..io.slicing import Slicing
-from ..io.volumes import Part, Volume, cut, resize_slices
+from ..io.volumes import Volume, VolumeSlices, cut, resize_slices
 from .predictor import Predictor, warn_of_size
 
 # %% ../../nbs/prediction/75_volumes.ipynb #b294373f
@@ -30,7 +30,7 @@ def cut_in_parts(
     slicing: Slicing, # with a fixed window; every slice is cut
     at_a_time: int = 16, # slices of a part
     beside: int = 0, # further slices before and after each part, where there are any
-) -> Iterator[Part]:
+) -> Iterator[VolumeSlices]:
     """The slices of a volume, some at a time, numbered as in the whole stack.
 
     Raises `InputError` for a window that is drawn at random, or a cut across unevenly spaced slices.
@@ -80,7 +80,7 @@ class LabelledVolume:
 
 # %% ../../nbs/prediction/75_volumes.ipynb #945feb5f
 def seen_slices(
-    part: Part,
+    part: VolumeSlices,
     images: np.ndarray, # uint8 [n,H,W], of this part
     corners: np.ndarray, # int [n,2], of these images
     places: np.ndarray, # int [Z], of all slices, see `slice_places`

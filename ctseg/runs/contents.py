@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COUNT', 'SPEC', 'Range', 'ANY', 'POSITIVE', 'SHARE', 'HISTORY', 'TIMINGS', 'RELIABILITY',
            'REMEDY', 'class_table', 'sha256', 'damaged_file', 'read_rows', 'as_numbers',
-           'read_table', 'write_pseudo', 'read_pseudo']
+           'read_run_table', 'write_pseudo', 'read_pseudo']
 
 # %% ../../nbs/runs/14_contents.ipynb #59c59f01
 import csv
@@ -22,7 +22,7 @@ import numpy as np
 from ..core.anatomy import check_classes
 from ..core.files import InputError, atomic_path, refuse_special
 from ctseg.core.schema import (
-    HOW_CUT, LONGEST, SPAN, Misfit, anything, fields, listed, mapped, maybe, number, text,
+    HOW_CUT, LONGEST, SPAN, Unexpected, anything, fields, listed, mapped, maybe, number, text,
 )
 from ..core.tables import table_text
 from ..data.cache import array_header, array_shapes
@@ -40,17 +40,17 @@ def class_table(value: Any) -> None:
     mapped(text)(value)
     ids = [str(id) for id in range(1, len(value) + 1)]
     if list(value) != ids:
-        raise Misfit(value, "one with the ids 1, 2, … in order")
+        raise Unexpected(value, "one with the ids 1, 2, … in order")
     try:
         check_classes(tuple(value.values()), ())
     except InputError as e:
-        raise Misfit(value, f"1 to 255 classes of different names ({e})") from None
+        raise Unexpected(value, f"1 to 255 classes of different names ({e})") from None
 
 # %% ../../nbs/runs/14_contents.ipynb #41749377
 def sha256(value: Any) -> None:
     "A hash, 64 hexadecimal digits."
     if not isinstance(value, str) or not re.fullmatch("[0-9a-f]{64}", value):
-        raise Misfit(value, "64 hexadecimal digits")
+        raise Unexpected(value, "64 hexadecimal digits")
 
 SPEC = fields(
     {
@@ -126,7 +126,7 @@ def as_numbers(cells: list[str], column: str, limits: Range, path: Path) -> np.n
     return np.array(values, np.float64)
 
 # %% ../../nbs/runs/14_contents.ipynb #90b53da6
-def read_table(
+def read_run_table(
     path: Path, # a CSV of a run folder
     numbers: dict[str, Range], # columns of numbers it must have, and their limits
     texts: tuple[str, ...] = (), # other columns it must have

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['VERSIONED', 'FREE', 'write_rows', 'make_spec', 'spec_dict', 'read_spec', 'facts_of',
            'difference', 'run_in_words', 'RunPaths', 'RunFiles', 'refuse_unfinished_old',
-           'RunFolder', 'Run', 'start_run']
+           'RunFolder', 'is_text', 'Run', 'start_run']
 
 # %% ../../nbs/runs/20_folder.ipynb #97c7b375
 import contextlib
@@ -38,7 +38,7 @@ from ..core.filetypes import check_folder, instead_of
 from ..core.registry import Plugin, require_plugin
 from ..core.schema import anything, fit_schema, mapped
 from ..data.slices import SliceSet
-from .contents import HISTORY, SPEC, TIMINGS, read_pseudo, read_table
+from .contents import HISTORY, SPEC, TIMINGS, read_pseudo, read_run_table
 from .lock import NO_RUN, FileLock
 from .old_recipe import as_before, is_old, nested
 from .recipe import CHOICES, Recipe, recipe_dict, recipe_fields, recipe_from
@@ -187,13 +187,13 @@ class RunFiles(RunPaths):
     def read_history(self) -> "pd.DataFrame":
         "`history.csv` as a table."
         path = self/"history.csv"
-        table = read_table(path, HISTORY, ("phase",))
+        table = read_run_table(path, HISTORY, ("phase",))
         if table is None: raise InputError(f"{path}: no such file")
         return table
 
     def read_timings(self) -> list[dict[str, Any]]:
         "The rows of `timings.csv` so far."
-        table = read_table(self/"timings.csv", TIMINGS, ("phase", "where"))
+        table = read_run_table(self/"timings.csv", TIMINGS, ("phase", "where"))
         return [] if table is None else table.to_dict("records")
 
     def read_pseudo(self) -> dict[str, np.ndarray]:
@@ -202,14 +202,19 @@ class RunFiles(RunPaths):
 
 # %% ../../nbs/runs/20_folder.ipynb #01e8602b
 def refuse_unfinished_old(run: RunFiles) -> None:
-    "`InputError` for an unfinished run of ctseg 0.1, whose checkpoints this version cannot continue."
+    """`InputError` for an unfinished run that this version cannot continue as it began.
+
+    Its checkpoints are those of ctseg 0.1, or a teacher filled in its labels, where teachers distil by now."""
     path = run/"recipe.json"
     spec = fit_schema(read_json(path), SPEC, path, "not the recipe of a run, or a damaged one")
-    if run.finished or not is_old(spec["recipe"]): return
+    data = spec["recipe"].get("data")
+    filled_in = "teacher" in spec and isinstance(data, dict) and "completion" in data
+    if run.finished or not (is_old(spec["recipe"]) or filled_in): return
     maker = spec.get("versions", {}).get("ctseg", "0.1.0")
-    problem = f"an unfinished run of ctseg {maker}, whose checkpoints this version cannot continue"
-    remedy = f"train again into another --out, or continue with ctseg {maker}"
-    raise InputError(f"{run.folder}: {problem}; {remedy}")
+    which = "teacher this version would use otherwise", "checkpoints this version cannot continue"
+    what = which[0] if filled_in else which[1]
+    remedy = "train again into another --out, or continue with the version that began it"
+    raise InputError(f"{run.folder}: an unfinished run of ctseg {maker}, whose {what}; {remedy}")
 
 # %% ../../nbs/runs/20_folder.ipynb #2f45d3f8
 class RunFolder(RunFiles):
@@ -241,6 +246,13 @@ class RunFolder(RunFiles):
             if os.path.lexists(self/name): remove(self/name)
 
 # %% ../../nbs/runs/20_folder.ipynb #6c36a0fc
+def is_text(path: Path) -> bool:
+    "Is a path UTF-8? The library that reads weights takes no other."
+    try: str(path).encode()
+    except UnicodeEncodeError: return False
+    return True
+
+# %% ../../nbs/runs/20_folder.ipynb #c0e4d984
 class Run(RunFolder):
     "A run folder that can be started, continued and locked."
     def __init__(self, folder: str | Path):
@@ -249,6 +261,8 @@ class Run(RunFolder):
 
     def check_free(self, resume: bool = False) -> None:
         "`InputError` unless a run can start in the folder, or with `resume` go on."
+        if not is_text(self.folder):
+            raise InputError(f"{self.folder}: no UTF-8, as the library of weights needs; choose another name")
         with disk_errors(self.folder):
             if os.path.lexists(self.folder) and not self.folder.is_dir():
                 raise InputError(f"{self.folder} is a file; choose another --out")

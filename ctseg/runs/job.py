@@ -24,7 +24,6 @@ from ..core.files import InputError
 from ..core.parallel import agree, must_be_alike, on_main, rank, world
 from ..core.schema import anything, fields, listed, number
 from ..data.augmentations import make_augment
-from ..data.batches import Batch
 from ..data.slices import SliceSet
 from ..losses.registry import make_loss
 from ..models.base import place

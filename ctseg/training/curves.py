@@ -11,7 +11,7 @@ import sys
 import numpy as np
 
 # %% ../../nbs/training/80_curves.ipynb #4ace4801
-def plot_curves(history, axes=None):
+def plot_curves(history):
     """Training loss over the epochs of all phases, and Dice beside it where slices were held out.
 
     `history` is a table (pandas) with the columns of `history.csv`. Returns the figure."""
@@ -19,10 +19,8 @@ def plot_curves(history, axes=None):
     panels = {"loss": "training loss"}
     if history.dice.notna().any():
         panels["dice"] = "Dice on the held-out slices (examined classes)"
-    if axes is None:
-        size = (4.5*len(panels), 3)
-        axes = plt.subplots(1, len(panels), figsize=size, layout="constrained", squeeze=False)[1]
-    axes = np.ravel(axes)
+    size = (4.5*len(panels), 3)
+    axes = plt.subplots(1, len(panels), figsize=size, layout="constrained", squeeze=False)[1][0]
     start = 0
     for phase, rows in history.groupby("phase", sort=False):
         epochs = start + np.arange(1, len(rows) + 1)

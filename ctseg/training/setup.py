@@ -19,7 +19,6 @@ from ..core.files import InputError
 from ..core.device import PRECISIONS, DevicePlan, pick_device
 from ..core.settings import Settings, setting
 from ..data.augment import NO_AUGMENT
-from ..data.batches import Batch
 from ..data.slices import SliceSet
 from .deadline import Deadline
 

@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 
-from ..core.schema import Misfit, anything, fields, listed, number, text
+from ..core.schema import Unexpected, anything, fields, listed, number, text
 
 # %% ../../nbs/training/45_states.ipynb #19bdc669
 def real(value: Any) -> None:
     "Numbers, NaN among them: a loss that was no number is noted as such."
-    if not isinstance(value, float): raise Misfit(value, "a number")
+    if not isinstance(value, float): raise Unexpected(value, "a number")
 
 COUNT = number(0, whole=True)
 _ROW = fields({

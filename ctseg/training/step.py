@@ -11,14 +11,14 @@ import contextlib
 import math
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import nn
 
 from ..core.files import InputError
-from ..core.parallel import gather_rows, rank, world
+from ..core.parallel import rank, world
 from ..data.batches import Batch
 from ..inference.loop import class_probabilities
 from ..models.base import deep_supervised
@@ -139,7 +139,7 @@ class ViewMaker(BatchReader):
     "Makes what the network sees."
     @torch.no_grad()
     def make_views(self, index: torch.Tensor, step: int, pieces: int = 1) -> dict[str, Batch]:
-        "The views of a step on the images `index`: augmented, for all processes together."
+        "The views of a step on the images `index`, int64 [B]: augmented, for all processes together."
         labelled, extra = self.streams
         share = slice(rank(), None, world())
         ctx = self.context(step, pieces, share, Student(self.learner.model))

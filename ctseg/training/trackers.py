@@ -117,7 +117,7 @@ class Trackers(TrackerState):
                 for step, row in enumerate(history[logged:], logged + 1):
                     tracker.log(points(row), step=step)
                 entry["logged"] = len(history)
-            except Exception as e:
+            except Exception as e:  # of a service elsewhere, for which no training is lost
                 del self.open[name]
                 reason = f"{type(e).__name__}: {e}"
                 warnings.warn(f"--log {name} has failed and is left out from here on ({reason})")

@@ -13,7 +13,6 @@
 import contextlib
 import csv
 import os
-import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -26,6 +25,7 @@ from tqdm import tqdm
 from ctseg import __version__
 from ctseg.core.anatomy import ClassMap
 from ctseg.core.files import InputError, atomic_path, did_you_mean, some_of, write_json
+from ctseg.core.folders import made_folder
 from ctseg.io.dicom_seg import make_segmentation
 from ctseg.io.neighbours import step_mm
 from ctseg.io.nifti import save_labels
@@ -46,6 +46,8 @@ from ctseg.training.step import out_of_memory
 # %%
 #| hide
 from dataclasses import replace
+
+import shutil
 
 import nibabel as nib
 import torch
@@ -198,7 +200,8 @@ test_fail(lambda: _formats_of(replace(first, kind="nifti"), ["rtstruct"]), conta
 @contextlib.contextmanager
 def files_of_a_scan(out: Path) -> Iterator[Path]:
     "A folder to write into; its files move to `out` when the block ends well."
-    with tempfile.TemporaryDirectory(prefix=".", dir=out) as tmp:
+    beside = os.path.abspath(out)  # libraries take a leading ~ for somebody's home
+    with tempfile.TemporaryDirectory(prefix=".", dir=beside) as tmp:
         yield Path(tmp)
         for path in sorted(Path(tmp).iterdir()): os.replace(path, out/path.name)
 
@@ -216,7 +219,7 @@ print("half" in [path.name for path in (work/"one").iterdir()])
 # %%
 #| export
 @dataclass
-class Job:
+class SegmentJob:
     "What all scans have in common."
     predictor: Predictor
     slicing: Slicing
@@ -266,7 +269,7 @@ print(size_in_words(opened))
 
 # %%
 #| export
-def scan_notes(job: Job, scan: Scan, volume: Volume) -> tuple[str, ...]:
+def scan_notes(job: SegmentJob, scan: Scan, volume: Volume) -> tuple[str, ...]:
     "What is to be known of a scan: its own notes, and slices that are not as far apart as in training."
     step = round(step_mm(volume.affine, job.slicing.orientation, volume.positions), 2)
     told = other_distance(job.predictor, [step, step])
@@ -275,7 +278,7 @@ def scan_notes(job: Job, scan: Scan, volume: Volume) -> tuple[str, ...]:
 
 # %%
 #| export
-def segment_scan(job: Job, scan: Scan, picture: bool) -> ScanResult:
+def segment_scan(job: SegmentJob, scan: Scan, picture: bool) -> ScanResult:
     "Open a scan, predict it, and write its files. Raises `InputError` for one that is no volume."
     formats, keep = _formats_of(scan, job.formats), job.options.keep_patient
     opened = scan.open()
@@ -293,7 +296,7 @@ def segment_scan(job: Job, scan: Scan, picture: bool) -> ScanResult:
 
 
 # %%
-job = Job(predictor, Slicing(), ["nifti"], SegmentOptions(), work/"one")
+job = SegmentJob(predictor, Slicing(), ["nifti"], SegmentOptions(), work/"one")
 result = segment_scan(job, found.scans[-1], picture=False)
 print(result.files, result.size)
 for row in result.rows[:2]: print(row)
@@ -356,7 +359,7 @@ print(
 
 # %%
 #| export
-def _work_through(job: Job, scans: list[Scan], result: Segmented):
+def _work_through(job: SegmentJob, scans: list[Scan], result: Segmented):
     "Segment one scan after the other; what fails is noted."
     disable = None if job.options.progress else True  # None: only a terminal gets a bar
     for i, scan in enumerate(tqdm(scans, "segment", unit="scan", disable=disable)):
@@ -368,7 +371,7 @@ def _work_through(job: Job, scans: list[Scan], result: Segmented):
 
 # %%
 #| export
-def _add_notes(result: Segmented, job: Job):
+def _add_notes(result: Segmented, job: SegmentJob):
     "What is to be known of single scans, and of the results as a whole."
     for scan in result.done: result.notes += scan.notes
     seen = min((scan.seen for scan in result.done), default=1)
@@ -422,10 +425,9 @@ def _refuse_impossible(found: Found, formats: list[str]):
     if found.scans and all(scan.kind == "nifti" for scan in found.scans):
         _formats_of(found.scans[0], formats)
 
-def _refuse_all_failed(result: Segmented, existed: bool):
-    "`InputError`, with nothing left behind, if no scan could be segmented."
+def _refuse_all_failed(result: Segmented):
+    "`InputError` if no scan could be segmented."
     if result.done: return
-    if not existed: shutil.rmtree(result.out, ignore_errors=True)
     source, problem = result.failed[0]
     first = problem if source in problem else f"{source}: {problem}"
     if len(result.failed) == 1: raise InputError(first)
@@ -451,18 +453,17 @@ def segment(
     slicing, notes = choose_slicing(trained_slicings(predictor), given.given)
     found = find_scans(paths, given.gaps, given.keep_patient, slicing.orientation)
     _refuse_impossible(found, wanted)
-    existed = out.exists()
-    out.mkdir(parents=True, exist_ok=True)
-    job = Job(predictor, slicing, wanted, given, out)
+    job = SegmentJob(predictor, slicing, wanted, given, out)
     result = Segmented(out, [], found.broken, found.passed_over, notes + found.notes)
     result.about = _about(predictor, slicing)
-    try:
-        _work_through(job, found.scans, result)
-        _refuse_all_failed(result, existed)
-    finally:
-        if result.done:
-            _add_notes(result, job)
-            write_summary(result, predictor.classes)
+    with made_folder(out):
+        try:
+            _work_through(job, found.scans, result)
+            _refuse_all_failed(result)
+        finally:
+            if result.done:
+                _add_notes(result, job)
+                write_summary(result, predictor.classes)
     return result
 
 

@@ -1,5 +1,5 @@
 "The command line as a user meets it: the whole job, and one clear line with exit status 2 for every mistake."
-import contextlib, errno, io, json, os, re, shutil, signal, subprocess, sys, time
+import errno, json, os, re, shutil, signal, subprocess, sys, time
 from dataclasses import fields
 from pathlib import Path
 from typing import get_type_hints
@@ -7,7 +7,6 @@ from typing import get_type_hints
 import numpy as np
 import pytest
 
-from ctseg.cli import main
 from ctseg.data.challenge import read_challenge
 from ctseg.core.files import InputError
 from ctseg.recipes.table import RECIPES, get_recipe
@@ -102,11 +101,18 @@ def test_two_runs_are_averaged_as_probabilities(run, tmp_path):
     (["export", "nifti", SAMPLE, "{new}"], "--masks"),
     (["export", "nnunet", SAMPLE, "{new}", "--unknown", "absent"], "there are: background, ignore, partial"),
     (["export", "nifti", SAMPLE, "{new}", "--masks", "x.csv", "--slices"], "--slices is not an option"),
+    *[(["export", kind, SAMPLE, "{new}", *option], f"{option[0]} is not an option of `ctseg export {kind}`") for kind, option in (
+        ("nnunet", ["--masks", "x.csv"]), ("nnunet", ["--split", "test"]), ("onnx", ["--unknown", "ignore"]),
+        ("rle", ["--keep-patient"]), ("nifti", ["--source", SAMPLE]))],
+    (["predict", "{run}", "--images", f"{SAMPLE}/test-images", "--out", "{new}.csv", "--annotated", "all"], "give that too"),
+    (["report", "{run}", "--annotated", "all"], "--annotated needs --data"),
     (["import", "openkbp", SAMPLE, "{new}", "--gaps"], "--gaps is not an option of `ctseg import openkbp`"),
     (["import", "nifti", SAMPLE, "{new}", "--annotated", "al"], "did you mean all"),
     (["phantom", "{new}", "--seed", "-1"], "seed = -1"),
     (["evaluate", f"{SAMPLE}/class_names.json/foo", "no.csv"], "class_names.json/foo: cannot be read"),
     (["predict", "{run}", "--images", f"{SAMPLE}/test-images", "--out", "{new}.csv", "--probabilities", "{new}.csv"], "a file each"),
+    (["predict", "{run}", "--images", f"{SAMPLE}/test-images", "--out", "{new}.csv", "--probabilities", "{new}.csv/x"], "a file each"),
+    (["fit", SAMPLE, "--out", "{new}", "--set", "lr=0.1", "--set", "schedule.lr=0.2"], "given twice"),
     (["fit", SAMPLE, "--out", "{new}" + "x"*300, *TINY], "name is too long"),
     (["fit", SAMPLE, "--out", "{new}", "--set", "seed=3"], "give --seed 3"),
     (["fit", SAMPLE, "--out", "{new}", "--set", "time_limit=1h"], "give --time-limit 1h"),

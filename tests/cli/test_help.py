@@ -10,6 +10,7 @@ import pytest
 import typer
 
 from ctseg.cli import app, main
+from ctseg.cli.console import UsageError
 
 ROOT = Path(__file__).resolve().parents[2]
 GROUP = typer.main.get_command(app)
@@ -110,6 +111,21 @@ def test_a_process_with_few_letters(tmp_path, env):
         and b"Traceback" not in p.stderr
         and len(p.stderr.splitlines()) == 1
     )
+
+
+OPTIONS = [(name, option) for name, command in GROUP.commands.items()
+           for option in command.params if option.param_type_name == "option" and option.name != "help"]
+
+
+@pytest.mark.parametrize("name, option", OPTIONS, ids=[f"{name} {option.opts[0]}" for name, option in OPTIONS])
+def test_an_option_of_one_value_is_given_once(name, option):
+    words = [option.opts[0], *([] if option.is_flag else ["2"])]
+    command = GROUP.commands[name]
+    def parse(words): return command.make_context(name, [*words, "x", "y"], resilient_parsing=False)
+    try: parse(words*2)
+    except UsageError as e: refused = "twice" in e.format_message()
+    else: refused = False
+    assert refused is not option.multiple
 
 
 def completed(line: str) -> list[str]:

@@ -295,3 +295,11 @@ def test_scans_that_no_result_can_refer_to(clinic, tmp_path, tag):
         ctseg("segment", clinic/"run", tmp_path/"src", "--out", tmp_path/"out", "--format", "nifti")[0]
         == 0
     )
+
+
+def test_what_cannot_be_segmented_leaves_no_folder_and_a_tilde_is_a_name(clinic, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    out = ctseg("segment", clinic/"run", clinic/"src"/"gap", "--out", "one/two", "--device", "cpu")
+    assert out[0] == 2 and not list(tmp_path.iterdir())
+    out = ctseg("segment", clinic/"run", clinic/"nii", "--out", "~root/two", "--device", "cpu")
+    assert out[0] == 0 and (tmp_path/"~root/two/p1.nii.gz").exists(), out

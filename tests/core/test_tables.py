@@ -8,7 +8,7 @@ import pytest
 
 from ctseg.core.files import InputError, atomic_path, did_you_mean, read_json, some_of
 from ctseg.core.tables import MAX_COLUMNS, MAX_LINES, counted_lines, refuse_padding, table_text
-from ctseg.data.mask_rows import count_rows, read_header
+from ctseg.data.mask_rows import count_rows, read_image_names
 
 
 def told(call, *parts, seconds=10., traced=True):
@@ -59,7 +59,7 @@ def test_a_packed_file_padded_with_zeros(tmp_path, size):
     path.write_bytes(gzip.compress(b",0.png\nPixel 0,0\n"))
     refuse_padding(path)
     os.truncate(path, size)
-    told(lambda: read_header(path), "y.csv.gz", "copy it again")
+    told(lambda: read_image_names(path), "y.csv.gz", "copy it again")
 
 
 def test_gigabytes_of_rows_in_a_small_file(tmp_path):

@@ -19,7 +19,7 @@ from ctseg.data.splits import near_duplicates, select_labelled
 from ctseg.data.mask_csv import write_masks
 
 pytest.importorskip("zarr")
-from ctseg.data.store import check_stored, chunk_sizes, read_store, store_notes, store_place, write_store
+from ctseg.data.store import chunk_sizes, read_store, store_notes, store_place, write_store
 
 FIELDS = ("images", "masks", "known", "groups", "present", "labelled", "ignored")
 

@@ -6,8 +6,10 @@ import torch
 from torch import nn
 
 from ctseg.core.anatomy import ClassMap
-from ctseg.inference.calibration import calibrate, fit_temperature, known_nll, reliability, sample_logits
+from ctseg.inference import pixel_sample
+from ctseg.inference.calibration import Diagram, calibrate, fit_temperature, known_nll
 from ctseg.inference.loop import Member
+from ctseg.inference.pixel_sample import PixelSample, parts_of, sample_logits
 from ctseg.data.slices import SliceSet
 from ctseg.core.device import pick_device
 from ctseg.losses.registry import create_loss
@@ -48,7 +50,7 @@ def test_what_calibration_brings_is_measured_on_others_than_it_was_fitted_on(nam
     mask = (torch.rand(odds.shape, generator=rng) < (odds/each(2.5, .5)).sigmoid())[:, 0].long()
     z = odds if name == "masked" else torch.cat([torch.zeros_like(odds), odds], 1)
     first, second, both = (
-        fit_temperature(z[s], mask[s], known[s], loss.activation) for s in (slice(4), slice(4, 8), slice(8))
+        fit_temperature(loss, PixelSample(z[s], mask[s], known[s])) for s in (slice(4), slice(4, 8), slice(8))
     )
     assert [first, second] == pytest.approx([2.5, .5], rel=.15)
 
@@ -62,10 +64,11 @@ def test_what_calibration_brings_is_measured_on_others_than_it_was_fitted_on(nam
 
     asked = loss.probabilities(z) >= .01
     for when, logits in [("before", z), ("after", crossed)]:
-        points, ece = reliability(loss.probabilities(logits)[asked], mask[:, None][asked] == 1)
-        assert found[f"ece {when}"] == pytest.approx(ece, abs=.005) and np.allclose(
-            np.array(found[f"points {when}"])[:, :2], np.array(points)[:, :2], atol=.02
-        )
+        diagram = Diagram()
+        diagram.add(loss.probabilities(logits)[asked], mask[:, None][asked] == 1)
+        assert found[f"ece {when}"] == pytest.approx(diagram.error(), abs=.005)
+        points = np.array(diagram.points())
+        assert np.allclose(np.array(found[f"points {when}"])[:, :2], points[:, :2], atol=.02)
 
 
 def test_what_nobody_examined_moves_no_figure():
@@ -92,25 +95,45 @@ def test_unknown_cells_say_nothing():
     known = torch.tensor([[True, True, False]]*6)
     loud = logits.clone()
     loud[:, 2][mask == 0] = 40.  # the unexamined class, at pixels of which nobody said anything
-    assert fit_temperature(logits, mask, known, "sigmoid") == fit_temperature(loud, mask, known, "sigmoid")
+    quiet, told = (fit_temperature(create_loss("masked"), PixelSample(z, mask, known)) for z in (logits, loud))
+    assert quiet == told
     assert known_nll(logits, mask, known, "sigmoid") != known_nll(loud, mask, known | True, "sigmoid")
 
 
 def test_reliability_is_its_definition():
     rng = np.random.default_rng(0)
     p, hit = torch.from_numpy(rng.random(5000)).float(), torch.from_numpy(rng.random(5000) < 0.4)
-    points, ece = reliability(p, hit, 10)
-    want = 0
-    for b in range(10):
-        m = (p*10).long().clamp(max=9) == b
+    diagram = Diagram()
+    for part in (slice(2000), slice(2000, 5000)): diagram.add(p[part], hit[part])
+    points, want = diagram.points(), 0
+    for b in range(15):
+        m = (p*15).long().clamp(max=14) == b
         want += m.float().mean()*abs(p[m].mean() - hit[m].float().mean())
-    assert abs(ece - want) < 1e-5 and len(points) == 10 and sum(k for *_, k in points) == 5000
+    assert abs(diagram.error() - want) < 1e-5 and len(points) == 15 and sum(k for *_, k in points) == 5000
 
 
 def test_calibration_takes_fewer_pixels_where_slices_and_classes_are_many():
     member, slices = Member(nn.Conv2d(1, 4, 1), create_loss("marginal")), toy()
     sizes = [
-        sample_logits(member, slices, pick_device("cpu"), most=most).logits.shape[-1]
+        sample_logits(member, slices, pick_device("cpu"), most=most).mask.shape[-1]
         for most in (2**27, 24*4*100, 1)
     ]
     assert sizes == [1024, 100, 64]  # all of 32x32; as many as fit; never fewer than 64
+
+
+@pytest.mark.parametrize("name, ignored", [("masked", 0), ("marginal", 40), ("marginal", 0)])
+def test_slices_in_parts_give_what_all_at_once_give(name, ignored, monkeypatch):
+    "To the last bit, though the logits are more than are cut into pixels at once."
+    g, C = torch.Generator().manual_seed(0), 12
+    loss = create_loss(name)
+    logits = torch.randn(40, loss.out_chans(C), 24, 24, generator=g)*3
+    mask = torch.randint(0, C + 1, (40, 24, 24), generator=g)
+    known = torch.rand(40, C, generator=g) < .6
+    examined = torch.cat([torch.ones(40, 1, dtype=torch.bool), known], 1)
+    mask[~examined.gather(1, mask.flatten(1)).view_as(mask)] = 0
+    mask[7].view(-1)[:ignored] = 255
+    whole = figures(logits, mask, known, loss)
+    monkeypatch.setattr(pixel_sample, "PART", 2**16)
+    assert figures(logits, mask, known, loss) == whole
+    sample = PixelSample(logits.flatten(2)[:, :, None], mask.flatten(1)[:, None], known)
+    assert len(list(parts_of(sample))) > 10

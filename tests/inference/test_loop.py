@@ -5,7 +5,7 @@ import torch
 from helpers.runs import share_the_work, together
 from torch import nn
 
-from ctseg.core.device import DevicePlan, pick_device
+from ctseg.core.device import DevicePlan
 from ctseg.inference.loop import Member, batches, over_slices, predict_labels
 from ctseg.losses.registry import create_loss
 
@@ -63,3 +63,19 @@ def test_labels_of_a_set_are_those_of_its_slices():
     with torch.no_grad(): logits = net(torch.from_numpy(slices.images)[:, None].float()/255)
     assert np.array_equal(labels, logits.argmax(1).numpy())
     assert predict_labels(net, slices, loss, "cpu", image_size=16).shape == (7, 16, 16)
+
+
+def test_a_network_on_a_cpu_is_given_few_images_at_a_time(monkeypatch):
+    "And the answers are those for all of them."
+    seen, net = [], nn.Conv2d(1, 3, 3, padding=1).double()
+    member, plan = Member(net, create_loss("masked")), pick_device("cpu")
+    images = torch.rand(5, 1, 32, 24)
+
+    def how(model, x):
+        seen.append(len(x))
+        return model(x.double())
+    whole = member.ask(images, plan, how)
+    monkeypatch.setattr("ctseg.inference.loop.AT_ONCE", 2*32*24)
+    assert torch.allclose(member.ask(images, plan, how), whole) and seen == [5, 2, 2, 1]
+    monkeypatch.setattr("ctseg.inference.loop.AT_ONCE", 1)  # less than an image
+    assert member.ask(images[:0], plan, how).shape == (0, 3, 32, 24) and member.ask(images, plan, how).shape[0] == 5

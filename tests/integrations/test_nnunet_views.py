@@ -2,7 +2,7 @@
 import pytest
 import torch
 
-from ctseg.integrations.nnunet_views import blurred, random_boxes, ruined, strong_view
+from ctseg.integrations.nnunet_views import blurred, random_patch_boxes, ruined, strong_view
 
 SPACES = [(24, 20), (6, 16, 20)]
 
@@ -48,7 +48,7 @@ def test_blur_against_a_plain_sum(space):
 
 
 def test_boxes_are_whole():
-    boxes = random_boxes(torch.zeros(50, 1, 12, 30), (0.1, 0.3), seeded())[:, 0]
+    boxes = random_patch_boxes(torch.zeros(50, 1, 12, 30), (0.1, 0.3), seeded())[:, 0]
     for box in boxes:
         rows, columns = box.any(1), box.any(0)
         assert torch.equal(box, rows[:, None] & columns) and box.any()

@@ -15,7 +15,6 @@ from helpers.dicom import (
     patch,
     planes,
     second_series,
-    shear,
     write_series,
 )
 from helpers.volumes import DAY, NAME, NUMBER, TWO, one_line

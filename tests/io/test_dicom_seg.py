@@ -1,7 +1,6 @@
 "Predictions as DICOM SEG: on their own series, with codes."
 
 import highdicom
-import numpy as np
 import pydicom
 import pytest
 from helpers.dicom import planes, write_series

@@ -6,7 +6,7 @@ import pytest
 from helpers.volumes import TWO, one_line
 
 from ctseg.core.files import InputError
-from ctseg.io.label_names import dataset_classes, ignore_label, read_examined, table_classes
+from ctseg.io.label_names import dataset_classes, ignore_label, read_examined_cases, table_classes
 from ctseg.metrics.label_folders import patients_of_cases
 
 
@@ -56,7 +56,7 @@ def test_the_label_to_ignore(tmp_path, labels, number):
 def test_what_was_examined_must_be_classes(tmp_path, names):
     (tmp_path / "annotated_labels.json").write_text(json.dumps({"p1": names}))
     with pytest.raises(InputError) as e:
-        read_examined(tmp_path / "annotated_labels.json", TWO)
+        read_examined_cases(tmp_path / "annotated_labels.json", TWO)
     one_line(e)
 
 

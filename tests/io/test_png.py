@@ -1,6 +1,7 @@
 """Other competitions' images and masks: every form gives the same slices, unknown stays unknown, and bad
 input is one line."""
 import json
+import os
 import re
 
 import numpy as np
@@ -559,3 +560,17 @@ def test_any_space_may_stand_between_runs(code):
 def test_a_palette_is_read_by_its_indices(tmp_path):
     palette(tmp_path/"m.png", MASKS[0])
     assert (read_values(tmp_path/"m.png") == MASKS[0]).all()
+
+
+@pytest.mark.parametrize("part", ["images", "masks"])
+@pytest.mark.parametrize("kind", ["pipe", "nowhere", "itself", "device"])
+def test_what_is_no_file_in_the_place_of_one_is_told(tmp_path, part, kind):
+    for folder in ("images", "masks"):
+        (tmp_path/folder).mkdir()
+        for i in range(2): Image.fromarray(np.eye(8, dtype=np.uint8)).save(tmp_path/folder/f"{i}.png")
+    path = tmp_path/part/"1.png"
+    path.unlink()
+    if kind == "pipe": os.mkfifo(path)
+    else: path.symlink_to({"nowhere": "gone", "itself": "1.png", "device": "/dev/zero"}[kind])
+    code, _, err = ctseg("import", "png", tmp_path/"images", tmp_path/"masks", tmp_path/"out", "--annotated", "all")
+    assert code == 2 and f"{part}/1.png" in err and not (tmp_path/"out").exists()

@@ -1,6 +1,7 @@
 "Folders are seen once, links followed; what is no scan is told with what to do."
 
 import gzip
+import os
 import shutil
 
 import pytest
@@ -39,6 +40,23 @@ READERS = {
     "import nifti": lambda path, out: import_nifti(path, out, annotated="all"),
     "segment": lambda path, out: find_scans([path]),
 }
+
+
+@pytest.mark.skipif(os.name != "posix", reason="drives instead of one root")
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("place", ["/", "/proc", "/sys/kernel", "/dev", "link"])
+def test_a_place_of_the_system_is_not_searched(tmp_path, reader, place):
+    (tmp_path / "link").symlink_to("/")
+    with pytest.raises(InputError, match="place of the system"): READERS[reader](tmp_path / place, tmp_path / "out")
+
+
+def test_links_to_the_system_are_not_followed_and_a_long_search_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr("ctseg.io.walk.MANY", 3)
+    for name in ("a", "b/c"): (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "a/link").symlink_to("/")
+    (tmp_path / "a/more").symlink_to("/proc")
+    with pytest.warns(UserWarning, match="still searching"): found = folders_below(tmp_path)
+    assert [str(d.relative_to(tmp_path)) for d in found] == [".", "a", "b", "b/c"]
 
 
 @pytest.mark.parametrize("reader", READERS)

@@ -9,7 +9,7 @@ from ctseg.phantom.chest import CHEST
 from ctseg.phantom.cut import view
 from ctseg.phantom.head import HEAD_AND_NECK
 from ctseg.phantom.limbs import LIMBS
-from ctseg.phantom.painting import render
+from ctseg.phantom.painting import paint_slice
 
 ID = {n: RAIDIUM54.id(n) for n in RAIDIUM54.names}
 
@@ -28,7 +28,7 @@ def test_every_class_occurs(world):
     missing = [n for n, seen in zip(RAIDIUM54.names, world.present.any(0)) if not seen]
     whole = whole_body(0)
     for y in range(-70, 100, 12):  # what 120 slices may lack, frontal cuts of one body must have
-        label = render(view(whole, "coronal", (0, y, 390), 1100, 256))[1]
+        label = paint_slice(view(whole, "coronal", (0, y, 390), 1100, 256))[1]
         missing = [n for n in missing if not (label == ID[n]).any()]
     assert not [n for n in missing if n != "gallbladder" or whole.patient.traits.has_gallbladder]
     assert world.present.any(0).sum() >= 50
@@ -38,7 +38,7 @@ def test_every_class_occurs(world):
 def test_left_is_left_and_a_mirror_is_a_vertical_flip(seed):
     body, seen = whole_body(seed), 0
     for kind, at in [("axial", (0, 4, z)) for z in (560, 330, 130, 90)] + [("coronal", (0, 20, 390))]:
-        label = render(view(body, kind, at, 460 if kind == "axial" else 1000, 128))[1]
+        label = paint_slice(view(body, kind, at, 460 if kind == "axial" else 1000, 128))[1]
         for left, right in RAIDIUM54.pairs:
             a, b = np.argwhere(label == left), np.argwhere(label == right)
             if len(a) < 12 or len(b) < 12: continue
@@ -46,7 +46,7 @@ def test_left_is_left_and_a_mirror_is_a_vertical_flip(seed):
             assert a[:, 0].mean() > b[:, 0].mean() + 2, RAIDIUM54.name(left)
             seen += 1
     assert seen > 20
-    label = render(view(body, "axial", (0, 4, 370), 400, 128))[1]
+    label = paint_slice(view(body, "axial", (0, 4, 370), 400, 128))[1]
     rows = {name: np.argwhere(label == ID[name])[:, 0].mean() for name in ("liver", "stomach")}
     assert rows["liver"] < 64 < rows["stomach"]  # and nothing else tells left from right
     spine = np.argwhere((label == ID["vertebrae_thoracic"]) | (label == ID["vertebrae_lumbar"]))
@@ -55,7 +55,7 @@ def test_left_is_left_and_a_mirror_is_a_vertical_flip(seed):
 
 
 def test_grey_values():
-    hu, label = render(view(whole_body(1), "axial", (0, 4, 520), 360, 128))
+    hu, label = paint_slice(view(whole_body(1), "axial", (0, 4, 520), 360, 128))
     median = {name: np.median(hu[label == ID[name]]) for name in ("lung_left", "rib_left", "autochthon_left")}
     assert median["lung_left"] < -700 and median["rib_left"] > 200 and 20 < median["autochthon_left"] < 90
     assert hu.min() >= -1100

@@ -13,7 +13,7 @@ from ctseg.core.anatomy import RAIDIUM54
 from ctseg.phantom import hide_labels, phantom_slices
 from ctseg.phantom.anatomy import whole_body
 from ctseg.phantom.cut import view
-from ctseg.phantom.painting import render
+from ctseg.phantom.painting import paint_slice
 
 KEPT = Path(__file__).with_name("golden.json")
 CUTS = [(seed, "coronal", (0, y, 390), 1100) for seed in (0, 3) for y in (-40, 10, 60)] + [
@@ -25,7 +25,7 @@ def areas() -> dict:
     "Pixels and mean HU of each class in each cut."
     seen = {}
     for seed, kind, at, fov in CUTS:
-        hu, label = render(view(whole_body(seed), kind, at, fov, 96))
+        hu, label = paint_slice(view(whole_body(seed), kind, at, fov, 96))
         for i in np.unique(label[label > 0]):
             seen[f"{RAIDIUM54.name(i)}, {kind} {at} of {seed}"] = [
                 int((label == i).sum()),

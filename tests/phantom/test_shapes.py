@@ -2,7 +2,7 @@
 import numpy as np
 import pytest
 
-from ctseg.phantom.shapes import Ball, Chain, Pose, Sheet, Tube, load_shapes, smooth_minimum
+from ctseg.phantom.shapes import Ball, Chain, CurvedPlate, Pose, Tube, load_shapes, smooth_minimum
 
 STILL = Pose(1, 1., np.zeros(3), np.zeros(3))
 SHAPES = [
@@ -10,7 +10,7 @@ SHAPES = [
     Ball((5, -3, 2), (20, 18, 9), (20, -30, 40), power=5),
     Tube([(-20, 0, 0, 6), (0, 15, 5, 9), (20, 0, -5, 3)]),
     Tube([(-20, 0, 0), (0, 15, 5), (20, 0, -5)], 8, flat=(1, 1.4, .8)),
-    Sheet([[(-20, -10, 0), (20, -10, 4)], [(-15, 5, 6), (0, 8, 3), (18, 6, 0)], [(0, 20, 0)]], [2, 3, 4]),
+    CurvedPlate([[(-20, -10, 0), (20, -10, 4)], [(-15, 5, 6), (0, 8, 3), (18, 6, 0)], [(0, 20, 0)]], [2, 3, 4]),
 ]
 TURNED = Pose(-1, 1.2, np.array([3., -2, 1]), np.array([1., 2, 3]))
 
@@ -53,7 +53,7 @@ def test_a_capsule_is_as_far_as_its_segment():
 
 def test_a_triangle_is_as_far_as_its_nearest_point():
     corners = np.array([(-10., -5, 0), (12, -8, 5), (3, 14, -4)])
-    plate, = Sheet([corners[:2], corners[2:]], 0.).atoms(STILL)
+    plate, = CurvedPlate([corners[:2], corners[2:]], 0.).atoms(STILL)
     u, v = np.meshgrid(np.linspace(0, 1, 121), np.linspace(0, 1, 121))
     u, v = u[u + v <= 1], v[u + v <= 1]
     dense = corners[0] + u[:, None]*(corners[1] - corners[0]) + v[:, None]*(corners[2] - corners[0])

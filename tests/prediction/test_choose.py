@@ -86,7 +86,7 @@ def test_no_island_is_as_large_as_what_people_outline():
 
 def test_the_plainest_within_the_margin_is_taken():
     search = RuleSearch(
-        [], margin=0.01, scores={Rule(): 0.5, Rule(0.3): 0.505, Rule(0.3, island=4): 0.7, Rule(0.6): np.nan}
+        [], scores={Rule(): 0.5, Rule(0.3): 0.501, Rule(0.3, island=4): 0.7, Rule(0.6): np.nan}
     )
     assert search.plainest([Rule(0.3), Rule()]) == Rule()
     assert search.plainest([Rule(0.3), Rule(0.3, island=4)]) == Rule(0.3, island=4)

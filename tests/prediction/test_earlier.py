@@ -16,8 +16,7 @@ from ctseg.data.batches import Batch
 from ctseg.losses.registry import create_loss
 from ctseg.models.base import read_weights
 from ctseg.models.settings import make_model
-from ctseg.prediction.earlier import OldNetwork, earlier_run, earlier_runs, old_network, start_from
-from ctseg.prediction.predictor import load_predictor
+from ctseg.prediction.earlier import OldNetwork, earlier_run, old_network, start_from
 from ctseg.recipes.fit import fit
 from ctseg.runs.recipe import Recipe
 from ctseg.training.step import ViewLoss

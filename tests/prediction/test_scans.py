@@ -1,7 +1,6 @@
 "What lies below a path: scans of any kind, found without keeping them, one broken among many told."
 import os
 
-import nibabel as nib
 import numpy as np
 import pytest
 from helpers.dicom import GRIDS, by_number, planes, write_series

@@ -13,7 +13,6 @@ from scipy.special import expit
 from ctseg.core.files import InputError
 from ctseg.data.challenge import write_challenge
 from ctseg.inference.expected_dice import ExpectedDice
-from ctseg.inference.rule import Rule, decide
 from ctseg.prediction.predictor import load_predictor
 from ctseg.prediction.submission import check_files
 from ctseg.prediction.sureness import COLUMNS, edge_pixels, judge_of, judged, sureness

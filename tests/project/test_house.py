@@ -30,6 +30,22 @@ def test_faults_are_found():
     assert sorted(counted) == sorted(house.AT_MOST.keys() & set(counted)) and len(counted) == 6
 
 
+def test_an_unused_import_is_found():
+    text = "import os\nimport re  # noqa: F401 for its effect\nfrom a import (\n    b,\n    c as d,\n)\nx: \"d\"\n"
+    assert list(house.unused_imports(house.Module("ctseg/x.py", text))) == [1, 3]
+
+
+def test_a_name_of_two_modules_is_found():
+    "Classes and functions; private names and commands are left out."
+    texts = {
+        "ctseg/io/a.py": "def read(): pass\ndef _own(): pass\nclass Part: pass\n",
+        "ctseg/io/b.py": "def read(): pass\ndef _own(): pass\ndef merge(): pass\n",
+        "ctseg/cli/c.py": "def merge(): pass\nclass Part: pass\n",
+    }
+    found = list(house.names_of_two([house.Module(name, text) for name, text in texts.items()]))
+    assert found == ["read (ctseg/io/a.py, ctseg/io/b.py)"]
+
+
 def test_faults_of_cells_are_found():
     "Each fault once, in cells that are not exported either; strings, docstrings and directives are none."
     colour = min(house.state_colours())

@@ -8,7 +8,7 @@ import pytest
 from ctseg.core.files import InputError
 from ctseg.data.challenge import read_challenge
 from ctseg.report.facts import phase_times, scored_slices, shown_value
-from ctseg.runs.contents import ANY, read_table
+from ctseg.runs.contents import ANY, read_run_table
 from ctseg.report.page import report
 from ctseg.runs.folder import Run
 
@@ -70,7 +70,7 @@ def test_what_is_not_there_is_left_out(world, full):
     page = report(full.folder, world/"data", plan=CPU).read_text()
     for id in ("curves", "calibration", "pseudo"):
         assert f'id="{id}"' not in page and f'href="#{id}"' not in page
-    assert read_table(full/"history.csv", {"loss": ANY}) is None
+    assert read_run_table(full/"history.csv", {"loss": ANY}) is None
 
 
 def test_times_of_a_phase(full):

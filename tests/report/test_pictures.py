@@ -9,7 +9,7 @@ import pytest
 from ctseg.core.anatomy import ClassMap
 from ctseg.data.slices import SliceSet
 from ctseg.phantom import phantom_slices
-from ctseg.report.pictures import pack_slices, safe_name, spread
+from ctseg.report.pictures import pack_slices, shown_name, spread_over_ranks
 
 
 def unpacked(masks: str, height: int, width: int) -> np.ndarray:
@@ -45,7 +45,7 @@ def test_cells_know_unknown_from_wrong():
 
 def test_a_sample_of_many_goes_from_worst_to_best():
     score = np.random.default_rng(0).permutation(1000)/1000
-    some = spread(score, 30)
+    some = spread_over_ranks(score, 30)
     assert len(some) == 30 and (np.diff(score[some]) > 0).all()
     assert score[some[0]] == 0 and score[some[-1]] == 0.999
 
@@ -55,7 +55,7 @@ def test_a_sample_of_many_goes_from_worst_to_best():
     ("Doe_Jane.png", "slice 5"), ("1950-05-01.png", "slice 5"), ("12.png\n", "slice 5"), ("sub/12.png", "slice 5"),
 ])
 def test_only_plain_numbers_are_shown_as_names(name, shown):
-    assert safe_name(name, 4) == shown
+    assert shown_name(name, 4) == shown
 
 
 def test_300_slices_of_the_challenges_size_are_less_than_5_mb():

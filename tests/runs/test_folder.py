@@ -1,12 +1,13 @@
 "A run folder goes on with the recipe it was started with."
 import re
 import shutil
+import sys
 
 import pytest
 from helpers.runs import contents
 from helpers.toys import small, toy
 
-from ctseg.core.files import InputError, remove
+from ctseg.core.files import InputError, read_json, remove, write_json
 from ctseg.prediction.saved import run_spec
 from ctseg.recipes.fit import fit
 from ctseg.runs.folder import Run
@@ -59,6 +60,17 @@ def test_what_resume_does_is_told(finished, tmp_path, lost, told):
     assert re.search(told, run.prospect)
 
 
+@pytest.mark.parametrize("teacher, goes_on", [({}, True), ({"teacher": {"weights": "0"*64}}, False)])
+def test_a_run_whose_teacher_filled_in_labels_is_not_continued(finished, tmp_path, teacher, goes_on):
+    run = Run(shutil.copytree(finished[1], tmp_path/"run"))
+    (run/"metrics.json").unlink()
+    spec = read_json(run/"recipe.json") | teacher
+    spec["recipe"]["data"]["completion"] = 0.9
+    write_json(spec, run/"recipe.json")
+    if goes_on: return run.check_free(resume=True)
+    with pytest.raises(InputError, match="teacher"): run.check_free(resume=True)
+
+
 def test_what_a_kill_after_the_last_file_leaves_goes(finished, tmp_path):
     out = shutil.copytree(finished[1], tmp_path/"run")
     for name in (".lock", ".owner"): (out/name).touch()
@@ -81,3 +93,9 @@ def test_a_finished_run_without_weights_says_how_to_get_them(finished, tmp_path)
     (run/"metrics.json").unlink()
     resumed(finished, run.folder)
     assert contents(run.folder) == contents(finished[1])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names are bytes there")
+def test_a_name_that_the_weights_cannot_have_is_told_before_training(tmp_path):
+    with pytest.raises(InputError, match="no UTF-8"): resumed((small("masked"), None), tmp_path/"a\udcff")
+    assert not list(tmp_path.iterdir())

@@ -118,13 +118,20 @@ def test_every_public_definition_has_a_heading(headings, modules):
 def test_index_has_every_public_name(site, modules):
     text = (site/"api.html").read_text()
     for module in modules.values():
-        part = re.search(rf'data-anchor-id="{module.name.replace(".", "-")}".*?(?=<h[23]|\Z)', text, re.S)
+        part = re.search(rf'<span id="{module.name.replace(".", "-")}">.*?</details>', text, re.S)
         assert part or not module.offered, f"{module.name} is not in the index"
         first = re.findall(r"<tr>\s*<td[^>]*>(.*?)</td>", part[0], re.S) if part else []
         rows = {plain(cell) for cell in first}
         assert rows == set(module.offered), f"{module.name}: {rows ^ set(module.offered)}"
     places = re.findall(r'<td[^>]*><a href="([\w/]+\.html#[^"]+)"><code>', text)
     assert len(places) > 100
+
+
+def test_every_module_of_the_index_is_a_line_that_opens(site):
+    text = (site/"api.html").read_text()
+    tables = text.count('<div class="names">')
+    closed = re.findall(r"<details>\s*<summary><code>ctseg\.[\w.]+</code> <span>[^<]+</span></summary>", text)
+    assert len(closed) > 100 and text.count("<details open>") + len(closed) == tables
 
 
 def test_names_of_the_package_itself_lead_to_where_they_are_defined(site):

@@ -125,3 +125,17 @@ for ignored in (False, True):  # as nohup does
 def test_a_lost_terminal_is_an_end_unless_somebody_wants_it_ignored():
     done = subprocess.run([sys.executable, "-c", TERMINAL], capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout.split() == ["'SIGHUP'", "''"], done.stderr
+
+
+RARE = [name for name in ("SIGUSR1", "SIGUSR2", "SIGXCPU", "SIGQUIT") if hasattr(signal, name)]
+
+@pytest.mark.parametrize("name", RARE)
+@pytest.mark.parametrize("used", [False, True])
+def test_a_signal_that_no_one_else_uses_is_an_end(name, used):
+    number, heard = getattr(signal, name), []
+    before = signal.signal(number, lambda *_: heard.append(name)) if used else signal.getsignal(number)
+    try:
+        with Deadline() as outer, Deadline() as inner:  # the console's and the run's
+            signal.raise_signal(number)
+    finally: signal.signal(number, before)
+    assert (inner.why(), outer.why(), heard) == (("", "", [name]) if used else (name, "", []))

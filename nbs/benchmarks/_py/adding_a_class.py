@@ -27,7 +27,6 @@
 # %%
 import sys
 
-import numpy as np
 import pandas as pd
 
 sys.path.insert(0, "../../tools")

@@ -17,7 +17,7 @@
 # 256x256, of which 800 hold up to nine discs of 54 classes.
 
 # %%
-import json, os, platform, statistics, subprocess, sys, tempfile
+import json, os, platform, subprocess, sys, tempfile
 from pathlib import Path
 
 import numpy as np

@@ -46,7 +46,7 @@ def data(channels):
 
 EVEN = ", blocks of 32 k pixels"
 
-def even_slices(logits):
+def even_slices(logits, whole=None):
     rows, pixels = logits.shape[0]*logits.shape[1], logits.shape[2]
     step = max(32, 2**18//rows//32*32)
     return [slice(start, start + step) for start in range(0, pixels, step)]

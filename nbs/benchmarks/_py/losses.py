@@ -21,7 +21,7 @@
 # what was resident before (so the gradient itself, as large as the logits, is in it), each in a process of its own.
 
 # %%
-import importlib.metadata, itertools, json, platform, subprocess, sys, time
+import importlib.metadata, itertools, platform, subprocess, sys, time
 
 import pandas as pd
 import torch

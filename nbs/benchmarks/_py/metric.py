@@ -20,7 +20,7 @@
 import platform, time
 import numpy as np
 import pandas as pd
-from ctseg.metrics.bootstrap import bootstrap_mean, paired_bootstrap
+from ctseg.metrics.bootstrap import paired_bootstrap
 from ctseg.metrics.challenge import dice_table
 from ctseg.metrics.surface import surface_dice
 

@@ -28,7 +28,6 @@ import numpy as np
 import pandas as pd
 
 from ctseg.metrics.challenge import dice_table, mean_dice
-from ctseg.metrics.bootstrap import paired_bootstrap
 from ctseg.phantom import phantom_slices
 
 # %%

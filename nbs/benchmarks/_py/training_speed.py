@@ -27,7 +27,7 @@
 # Same network, slices of 96x96 pixels, 54 classes, one thread. Time is **processor time**, since other work runs on this machine; the loops take turns, and the fastest step of each counts.
 
 # %%
-import contextlib, importlib.util, io, json, os, platform, subprocess, sys, tempfile, time, warnings
+import contextlib, importlib.util, io, json, os, platform, subprocess, sys, tempfile, time
 import multiprocessing as mp
 from pathlib import Path
 

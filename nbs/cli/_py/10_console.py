@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from ctseg.core.files import InputError, printable, read_json
 from ctseg.core.threads import set_threads
@@ -59,7 +59,39 @@ class WholeHelp(TyperGroup):
             formatter.write_dl(rows)
 
 
-app = typer.Typer(
+# %% [markdown]
+# An option that takes one value is given once. Given twice, one of the two would be lost without a word: `--teacher A --teacher B` would
+# learn from B alone. So a second one is refused, whatever the option and whether the two agree.
+
+# %%
+#| export
+UsageError = typer.BadParameter.__base__  # typer brings a click of its own, older ones use the package
+
+
+class OnceCommand(TyperCommand):
+    "A command that refuses an option given twice, unless it may be repeated."
+
+    def parse_args(self, ctx, args: list[str]) -> list[str]:
+        "The arguments that are left over; `UsageError` for an option given twice."
+        _, _, given = self.make_parser(ctx).parse_args(args=list(args))
+        once = [option for option in given if option.param_type_name == "option" and not option.multiple]
+        twice = next((option for i, option in enumerate(once) if option in once[:i]), None)
+        if twice is not None and not ctx.resilient_parsing:  # which completes what is being typed
+            raise UsageError(f"{twice.opts[0]} is given twice, expected once", ctx)
+        return super().parse_args(ctx, args)
+
+
+class Commands(typer.Typer):
+    "An application whose commands are `OnceCommand`s."
+
+    def command(self, name: str | None = None, **options) -> Callable:
+        "Enter a command, as typer does."
+        return super().command(name, **{"cls": OnceCommand} | options)
+
+
+# %%
+#| export
+app = Commands(
     name="ctseg",
     cls=WholeHelp,
     help="Learn to segment CT slices from partly labelled and unlabelled images.",
@@ -73,6 +105,17 @@ COMPUTES = ("predict", "segment", "report", "models", "doctor", "demo")
 
 # %%
 print(f"{app.info.name}: {app.info.help}")
+
+# %%
+example = Commands()
+
+@example.command()
+def train(teacher: str = "", plugin: list[str] = []):
+    print(teacher, plugin)
+
+example("--teacher A --plugin a.py --plugin b.py".split(), standalone_mode=False)
+try: example("--teacher A --teacher=B".split(), standalone_mode=False)
+except UsageError as e: print(e.format_message())
 
 
 # %% [markdown]
@@ -228,14 +271,12 @@ try: too_much()
 except InputError as e: print(e)
 else: raise AssertionError("no refusal")
 
+
 # %% [markdown]
 # A misspelt option is a mistake like any other, so typer's own three lines become one.
 
 # %%
 #| export
-UsageError = typer.BadParameter.__base__  # typer brings a click of its own, older ones use the package
-
-
 def value_of(option: str, words: list[str]) -> str:
     "The word after `option` (or after its =) on the command line; VALUE if there is none."
     for word, after in zip(words, [*words[1:], ""]):
@@ -297,7 +338,7 @@ print(usage_line(mistake, ["fit", "my_data", "--epochs", "5"]))
 #| export
 @contextlib.contextmanager
 def clean_end() -> Iterator[None]:
-    "SIGTERM and SIGHUP become an exit, on the way to which temporary files are removed."
+    "SIGTERM and the like become an exit, on the way to which temporary files are removed."
     def stop(number: int, _) -> None:
         hear_end(signal.SIG_IGN)  # a second one must not interrupt that
         raise SystemExit(128 + number)

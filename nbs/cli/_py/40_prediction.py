@@ -17,12 +17,11 @@ import typer
 
 from ctseg.cli.console import app, memory_errors, print_facts
 from ctseg.cli.options import (
-    Annotations, BatchSize, Device, Engine, Plugins, Precision, device_plan, load_plugins, refuse_replacing)
+    BatchSize, Device, Engine, Plugins, Precision, device_plan, load_plugins, refuse_replacing)
 from ctseg.core.files import InputError
 
 # %%
 #| hide
-from fastcore.test import test_eq
 from typer.testing import CliRunner
 
 # %% [markdown]
@@ -54,22 +53,38 @@ SURENESS = typer.Option(
          "and the uncertain share of its edge (.csv)",
 )
 RULE = typer.Option(help="saved: the one chosen in training; argmax: none, the most probable class")
-THRESHOLD = typer.Option(help="lowest probability of a foreground pixel, instead of the chosen rule's")
-GATE = typer.Option(
+Threshold = Annotated[Optional[float], typer.Option(
+    help="lowest probability of a foreground pixel, instead of the chosen rule's",
+)]
+Gate = Annotated[Optional[float], typer.Option(
     help="lowest peak probability of a class that is drawn on an image, instead of the chosen rule's",
-)
-TUNE = typer.Option(
+)]
+Tune = Annotated[Optional[Path], typer.Option(
     help="the folder the runs were trained on: choose one rule for all of them on the slices they held out",
-)
+)]
 CALIBRATED = typer.Option(
     "--calibrated",
     help="divide logits by the runs' temperatures; "
          "a run has one if it held out at least two patients or groups",
 )
-TUNED_BY = typer.Option(help="of --tune: json, all or present, as in `ctseg fit`")
+TunedBy = Annotated[Optional[str], typer.Option(
+    help="of --tune: json (default), all or present, as in `ctseg fit`",
+)]
+
+
+# %%
+#| export
+def examined_by(annotated: Optional[str], tune: Optional[Path]) -> str:
+    "How the folder `tune` tells what was examined; `InputError` where there is no such folder."
+    if annotated and not tune:
+        raise InputError("--annotated says how --tune FOLDER is read; give that too")
+    return annotated or "json"
+
 
 # %%
 print("--rule", RULE.help)
+try: examined_by("all", None)
+except InputError as e: print(e)
 
 
 # %%
@@ -83,13 +98,13 @@ def predict(
     probabilities: Annotated[Optional[Path], STORE] = None,
     confidence: Annotated[Optional[Path], SURENESS] = None,
     rule: Annotated[str, RULE] = "saved",
-    threshold: Annotated[Optional[float], THRESHOLD] = None,
-    gate: Annotated[Optional[float], GATE] = None,
-    tune: Annotated[Optional[Path], TUNE] = None,
+    threshold: Threshold = None,
+    gate: Gate = None,
+    tune: Tune = None,
     calibrated: Annotated[bool, CALIBRATED] = False,
     device: Device = "auto",
     batch_size: BatchSize = 16,
-    annotated: Annotated[str, TUNED_BY] = "json",
+    annotated: TunedBy = None,
     precision: Precision = None,
     engine: Engine = "torch",
     plugin: Plugins = [],
@@ -98,17 +113,17 @@ def predict(
     load_plugins(plugin)
     from ctseg.prediction.prepare import prepare
     from ctseg.prediction.submission import check_files, predict_folder
+    examined = examined_by(annotated, tune)
     files = (out, probabilities, confidence)
     check_files(images, *files)
     refuse_replacing(files, [images, tune, *runs])
     rule_fields = dict(threshold=threshold, gate=gate)
     with memory_errors():
         plan = device_plan(device, precision)
-        predictor = prepare(runs, plan, tta, calibrated, tune, annotated, batch_size, rule, **rule_fields)
+        predictor = prepare(runs, plan, tta, calibrated, tune, examined, batch_size, rule, **rule_fields)
         predictor = predictor.by_engine(engine)
         print_facts(predict_folder(predictor, images, out, probabilities, batch_size, True, confidence))
-    for what, path in zip(WRITTEN, files):
-        if path: print_facts({what: path})
+    print_facts({what: path for what, path in zip(WRITTEN, files) if path})
 
 
 # %% [markdown]
@@ -160,14 +175,15 @@ PAGE = typer.Option(
 )
 COMPARED = typer.Argument(help="a run folder; or several, to compare them with the first")
 SHOWN = typer.Option(help="the folder they were trained on: its slices are scored and shown")
+EXAMINED_BY = typer.Option(help="of --data: json (default), all or present, as in `ctseg fit`")
 MOST = typer.Option(min=1, help="at most so many on the page of one run (default: 300)")
 
 
-def check_shown(runs: list[str], data: Optional[Path], split: Optional[str], slices: Optional[int]) -> None:
-    "`InputError` for options that need slices where none are shown."
-    for option, value in (("--split", split), ("--slices", slices)):
+def check_shown(runs: list[str], data: Optional[Path], slices: Optional[int], more: dict) -> None:
+    "`InputError` for options, `slices` and `more`, that need slices where none are shown."
+    for option, value in ({"slices": slices} | more).items():
         if value and not data:
-            raise InputError(f"{option} needs --data FOLDER: without it no slices are scored or shown")
+            raise InputError(f"--{option} needs --data FOLDER: without it no slices are scored or shown")
     if slices and len(runs) > 1:
         raise InputError("--slices is for the page of one run; a comparison shows no slices")
 
@@ -176,7 +192,7 @@ def check_shown(runs: list[str], data: Optional[Path], split: Optional[str], sli
 # Options that contradict each other are refused:
 
 # %%
-try: check_shown(["run"], None, "test", None)
+try: check_shown(["run"], None, None, {"split": "test"})
 except InputError as e: print(e)
 
 
@@ -189,7 +205,7 @@ def report(
     split: Annotated[Optional[str], SPLIT] = None,
     out: Annotated[Optional[Path], PAGE] = None,
     slices: Annotated[Optional[int], MOST] = None,
-    annotated: Annotations = "json",
+    annotated: Annotated[Optional[str], EXAMINED_BY] = None,
     device: Device = "auto",
     batch_size: BatchSize = 16,
     precision: Precision = None,
@@ -199,9 +215,9 @@ def report(
     load_plugins(plugin)
     from ctseg.report.comparison import report_comparison
     from ctseg.report.page import report
-    check_shown(runs, data, split, slices)
+    check_shown(runs, data, slices, {"split": split, "annotated": annotated})
     refuse_replacing([out], [data, *runs])
-    split = split or "held-out"
+    split, annotated = split or "held-out", annotated or "json"
     with memory_errors():
         plan = device_plan(device, precision)
         if len(runs) == 1:

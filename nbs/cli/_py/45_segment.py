@@ -87,7 +87,7 @@ SCAN_VIEWS = typer.Option("--tta", help="views of each slice to average")
 
 # %%
 #| export
-def spacing_of(text: Optional[str]):
+def wanted_spacing(text: Optional[str]):
     "mm per pixel, `fit`, or None; `InputError` for another text."
     if text in (None, "fit"): return text
     try: return float(text)
@@ -99,9 +99,9 @@ def spacing_of(text: Optional[str]):
 # The three spellings, and a refusal:
 
 # %%
-print([spacing_of(text) for text in (None, "fit", "1.5")])
-test_eq([spacing_of(text) for text in (None, "fit", "1.5")], [None, "fit", 1.5])
-test_fail(lambda: spacing_of("wide"), contains="expected mm per pixel")
+print([wanted_spacing(text) for text in (None, "fit", "1.5")])
+test_eq([wanted_spacing(text) for text in (None, "fit", "1.5")], [None, "fit", 1.5])
+test_fail(lambda: wanted_spacing("wide"), contains="expected mm per pixel")
 
 
 # %%
@@ -150,7 +150,7 @@ def segment(
 ):
     "Segment scans: DICOM or NIfTI in; SEG, RTSTRUCT or NIfTI out. Exit status 3: some scans could not be segmented."
     runs, scans = runs_and_scans(runs_then_scans)
-    cut = dict(gaps=gaps, window=window, size=size, spacing=spacing_of(spacing))
+    cut = dict(gaps=gaps, window=window, size=size, spacing=wanted_spacing(spacing))
     how = dict(keep_patient=keep_patient, device=device, batch_size=batch_size, views=tta, engine=engine)
     load_plugins(plugin)
     from ctseg.segmentation import segment

@@ -22,7 +22,6 @@ from ctseg.core.files import InputError, did_you_mean
 
 # %%
 #| hide
-from fastcore.test import test_fail
 from typer.testing import CliRunner
 
 runner = CliRunner()
@@ -41,12 +40,15 @@ EXPORTS = ("nifti", "dicom-seg", "rtstruct", "nnunet", "rle", "onnx")
 EXPORTED = typer.Argument(help=", ".join(EXPORTS[:-1]) + f" or {EXPORTS[-1]}", autocompletion=begins(EXPORTS))
 UNKNOWN = typer.Option(
     help="what nobody looked for: partial (as it is, with annotated_labels.json for nnUNetTrainerPartial), "
-         "ignore, or background, which is false but runs (nnunet)",
+         "ignore (the default), or background, which is false but runs (nnunet)",
 )
 AS_SLICES = typer.Option("--slices", help="PNG slices, also of a folder that was cut from volumes (nnunet)")
 MASKS = typer.Option(
     help="the submission, or the store of label maps, to put back onto the volumes (nifti, dicom-seg, "
          "rtstruct), or the submission to encode (rle)",
+)
+OF_SPLIT = typer.Option(
+    help="the slices the submission is of: test (the default) or train (nifti, dicom-seg, rtstruct)",
 )
 IMPORTED = typer.Option(help="the DICOM folder it was imported from (dicom-seg, rtstruct)")
 KEEP_PATIENT = typer.Option(
@@ -59,16 +61,24 @@ print("--unknown", UNKNOWN.help)
 # %%
 #| export
 ON_VOLUMES = ("nifti", "dicom-seg", "rtstruct")
+ONLY_RLE = "like form ids order first classes"
+TAKES = {  # kind → its options
+    "nifti": "masks split",
+    "dicom-seg": "masks source split keep_patient",
+    "rtstruct": "masks source split keep_patient",
+    "nnunet": "unknown slices",
+    "rle": f"masks {ONLY_RLE}",
+    "onnx": "",
+}
 
-def check_export(kind: str, masks: Optional[Path], source: Optional[Path], only_rle: dict) -> None:
+def check_export(kind: str, given: dict) -> None: # option → what was given, None if nothing was
     "`InputError` for an unknown kind, and for options that are missing or belong to another kind."
     if kind not in EXPORTS:
         raise did_you_mean("kind of export", kind, EXPORTS)
-    if kind == "rle": return
-    fitting_options(kind, (), only_rle, "export")
-    if kind in ON_VOLUMES and masks is None:
+    fitting_options(kind, TAKES[kind].split(), given, "export")
+    if kind in ON_VOLUMES and given["masks"] is None:
         raise InputError(f"`ctseg export {kind}` needs --masks SUBMISSION.csv")
-    if kind in ("dicom-seg", "rtstruct") and source is None:
+    if kind in ("dicom-seg", "rtstruct") and given["source"] is None:
         raise InputError(f"`ctseg export {kind}` needs --source, the DICOM folder that was imported")
 
 
@@ -76,10 +86,9 @@ def check_export(kind: str, masks: Optional[Path], source: Optional[Path], only_
 # An option that belongs to another kind of export is refused:
 
 # %%
-test_fail(
-    lambda: check_export("nifti", Path("s.csv"), None, {"form": "wide"}),
-    contains="--form is not an option of `ctseg export nifti`",
-)
+for kind, given in (("nifti", {"form": "wide"}), ("onnx", {"split": "train"})):
+    try: check_export(kind, {"masks": None} | given)
+    except InputError as e: print(e)
 
 
 # %%
@@ -109,6 +118,19 @@ def export_for_programs(kind: str, folder: Path, out: Path, unknown: str, as_sli
 
 # %%
 #| export
+def export_kind(given: dict) -> Optional[dict]:
+    "Write one kind of export, by what was given to the command; facts."
+    kind, folder, out = (given[name] for name in ("kind", "folder", "out"))
+    if kind == "rle":
+        return write_rle(folder, given["masks"], out, {name: given[name] for name in ONLY_RLE.split()})
+    if kind in ON_VOLUMES:
+        dicom = given["source"], bool(given["keep_patient"])
+        return export_volumes(kind, given["masks"], folder, out, given["split"] or "test", dicom)
+    return export_for_programs(kind, folder, out, given["unknown"] or "ignore", bool(given["slices"]))
+
+
+# %%
+#| export
 @app.command("export")
 def export_(
     kind: Annotated[str, EXPORTED],
@@ -116,8 +138,8 @@ def export_(
     out: Annotated[Path, typer.Argument(help="the folder to write; for rle the CSV, for onnx the file")],
     masks: Annotated[Optional[Path], MASKS] = None,
     source: Annotated[Optional[Path], IMPORTED] = None,
-    split: Annotated[str, typer.Option(help="the slices the submission is of: test or train")] = "test",
-    unknown: Annotated[str, UNKNOWN] = "ignore",
+    split: Annotated[Optional[str], OF_SPLIT] = None,
+    unknown: Annotated[Optional[str], UNKNOWN] = None,
     slices: Annotated[bool, AS_SLICES] = False,
     keep_patient: Annotated[bool, KEEP_PATIENT] = False,
     like: Annotated[Optional[Path], LIKE] = None,
@@ -128,18 +150,10 @@ def export_(
     classes: Annotated[Optional[Path], VALUES] = None,
 ):
     "Put predictions back onto their volumes, or write what nnU-Net, a competition or another program reads."
-    only_rle = dict(like=like, form=form, ids=ids, order=order, first=first, classes=classes)
-    check_export(kind, masks, source, only_rle)
+    given = locals() | {"slices": slices or None, "keep_patient": keep_patient or None}
+    check_export(kind, {name: given[name] for names in TAKES.values() for name in names.split()})
     refuse_replacing([out], [folder, masks, like, classes])
-    if kind != "nnunet":
-        fitting_options(kind, (), {"slices": slices or None}, "export")
-    if kind == "rle":
-        facts = write_rle(folder, masks, out, only_rle)
-    elif kind in ON_VOLUMES:
-        facts = export_volumes(kind, masks, folder, out, split, (source, keep_patient))
-    else:
-        facts = export_for_programs(kind, folder, out, unknown, slices)
-    print_facts((facts or {}) | {"written": out})
+    print_facts((export_kind(given) or {}) | {"written": out})
 
 
 # %% [markdown]

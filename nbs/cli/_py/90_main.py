@@ -21,8 +21,9 @@ import psutil
 import typer
 
 import ctseg
-# they enter their commands
-from ctseg.cli import data, evaluate, export, merge, prediction, segment, sharing, storing, suggest, training
+from ctseg.cli import (  # noqa: F401 they enter their commands
+    data, evaluate, export, merge, prediction, segment, sharing, storing, suggest, training,
+)
 from ctseg.cli.console import SPEAKS, UsageError, app, clean_end, our_warnings, usage_line, write_any_letter
 from ctseg.core.files import InputError
 

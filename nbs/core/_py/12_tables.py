@@ -16,7 +16,6 @@ from ctseg.core.files import InputError, refuse_special
 
 # %%
 #| hide
-import contextlib
 import os
 import tempfile
 from pathlib import Path

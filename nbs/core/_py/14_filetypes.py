@@ -10,10 +10,11 @@
 
 # %%
 #| export
+import os
 import re
 from pathlib import Path
 
-from ctseg.core.files import InputError
+from ctseg.core.files import InputError, real_path
 
 # %%
 #| hide
@@ -21,7 +22,7 @@ import gzip
 import shutil
 import tempfile
 
-from fastcore.test import test_eq, test_fail
+from fastcore.test import test_eq
 
 # %% [markdown]
 # Downloads come as archives, under other names, as a web page that says "forbidden", or as the pointer of Git LFS in place of the content. The
@@ -49,7 +50,8 @@ _SIGNATURES = (  # offset, first bytes, what it is
 )
 
 def content_of(path: Path) -> str:
-    "What the first bytes of a file say that it is; \"\" if they say nothing."
+    "What the first bytes of a file say that it is; \"\" if they say nothing, and for what is no file."
+    if not os.path.isfile(path): return ""  # a pipe may be silent
     try:
         with open(path, "rb") as f: start = f.read(512)
     except OSError: return ""
@@ -67,7 +69,8 @@ print([content_of(work/name) for name in ("page", "packed", "empty", "nowhere")]
 # %% [markdown]
 # ## A file in the place of a folder
 #
-# Who gives an archive is told to unpack it; who gives a file, to give its folder.
+# Who gives an archive is told to unpack it; who gives a file, to give its folder. A search of the whole file system would take hours, and what
+# a system shows of itself as files (`/proc`) has no end: neither is a folder of data.
 
 # %%
 #| export
@@ -80,8 +83,23 @@ def _is_archive(path: Path) -> bool:
     if name.endswith(".nii.gz"): return False
     return name.endswith(PACKED) or content_of(path).startswith(("an archive", "packed"))
 
+SYSTEM = Path("/proc"), Path("/sys")
+
+def is_system(real: Path) -> bool:
+    "Is a path without links the root of all, or a place of the system? A drive of Windows is neither."
+    return real in (Path("/"), Path("/dev")) or any(real.is_relative_to(place) for place in SYSTEM)
+
+
+# %%
+print({place: is_system(Path(place)) for place in ("/", "/proc/1", "/dev/shm/data", "/home")})
+
+
+# %%
+#| export
 def check_folder(path: Path, expected: str):
     "Raise `InputError` unless this is a folder; `expected` is what it should hold."
+    if is_system(real_path(path)):
+        raise InputError(f"{path}: a place of the system, which is not searched; expected {expected}")
     if path.is_dir(): return
     if not path.exists():
         raise InputError(f"{path}: no such folder; expected {expected}")

@@ -21,7 +21,7 @@ from ctseg.core.files import InputError, did_you_mean
 #| hide
 from typing import Annotated
 
-from fastcore.test import test_eq, test_fail
+from fastcore.test import test_eq
 
 
 # %% [markdown]

@@ -24,11 +24,11 @@ from fastcore.test import test_eq
 # %% [markdown]
 # A run folder may have been copied from another machine, edited by hand, or hit by a failing disk. Whatever reads one of its files says with a schema what it expects. The rest of the package then relies on it.
 #
-# A schema is a function: it takes a value and raises `Misfit` for one that it does not expect.
+# A schema is a function: it takes a value and raises `Unexpected` for one that it does not expect.
 
 # %%
 #| export
-class Misfit(Exception):
+class Unexpected(Exception):
     "A value that a schema does not expect: where it is, from the inside out, and what was expected."
     def __init__(self, value: Any, expected: str):
         super().__init__(expected)
@@ -41,22 +41,23 @@ class Misfit(Exception):
 
 Schema = Callable[[Any], None]
 
-
 # %%
 #| export
-def short(value: Any, most: int = 60) -> str:
+MOST_SHOWN = 60  # characters of a value
+
+def short(value: Any) -> str:
     "A value as an error shows it."
     if isinstance(value, (dict, list)):
         kind = "an object" if isinstance(value, dict) else "a list"
         return f"{kind} of {len(value)}"
-    shown = printable(json.dumps(value, default=repr)[:4*most])
-    return shown if len(shown) <= most else shown[:most] + "…"
+    shown = printable(json.dumps(value, default=repr)[:4*MOST_SHOWN])
+    return shown if len(shown) <= MOST_SHOWN else shown[:MOST_SHOWN] + "…"
 
 def within(key: Any, schema: Schema, value: Any) -> None:
     "Check a value that is found under `key`, and say so if it does not fit."
     try:
         schema(value)
-    except Misfit as e:
+    except Unexpected as e:
         e.place.append(str(key)[:60])
         raise
 
@@ -78,7 +79,7 @@ def number(low: float = -math.inf, high: float = math.inf, whole: bool = False) 
     def check(value: Any) -> None:
         fits = isinstance(value, kinds) and not isinstance(value, bool)
         if not fits or not low <= value <= high or abs(value) >= 2**63:
-            raise Misfit(value, expected)
+            raise Unexpected(value, expected)
     return check
 
 
@@ -87,11 +88,11 @@ def number(low: float = -math.inf, high: float = math.inf, whole: bool = False) 
 def text(value: Any) -> None:
     "Texts that can be printed in a line."
     if not isinstance(value, str) or not value.isprintable() or len(value) > 1000:
-        raise Misfit(value, "a text of one line")
+        raise Unexpected(value, "a text of one line")
 
 def truth(value: Any) -> None:
     "True or false."
-    if not isinstance(value, bool): raise Misfit(value, "true or false")
+    if not isinstance(value, bool): raise Unexpected(value, "true or false")
 
 def anything(value: Any) -> None:
     "Whatever it is: nobody relies on it."
@@ -112,7 +113,7 @@ for schema, value in (
     (truth, 1),
 ):
     try: schema(value)
-    except Misfit as e: print(e)
+    except Unexpected as e: print(e)
 
 
 # %% [markdown]
@@ -124,7 +125,7 @@ def either(first: Schema, second: Schema) -> Schema:
     "What one of two schemas expects; a misfit says what the second one does."
     def check(value: Any) -> None:
         try: first(value)
-        except Misfit: second(value)
+        except Unexpected: second(value)
     return check
 
 def listed(item: Schema, length: int | None = None) -> Schema:
@@ -132,14 +133,14 @@ def listed(item: Schema, length: int | None = None) -> Schema:
     expected = "a list" if length is None else f"a list of {length}"
     def check(value: Any) -> None:
         if not isinstance(value, list) or length not in (None, len(value)):
-            raise Misfit(value, expected)
+            raise Unexpected(value, expected)
         for i, inner in enumerate(value): within(i, item, inner)
     return check
 
 def mapped(item: Schema) -> Schema:
     "Objects with any names, that hold what `item` expects."
     def check(value: Any) -> None:
-        if not isinstance(value, dict): raise Misfit(value, "an object")
+        if not isinstance(value, dict): raise Unexpected(value, "an object")
         for key, inner in value.items():
             within("its names", text, key)
             within(key, item, inner)
@@ -151,9 +152,9 @@ def mapped(item: Schema) -> Schema:
 def fields(required: dict[str, Schema], optional: dict[str, Schema] = {}) -> Schema:
     "Objects with these names; further ones belong to a newer version and are not looked at."
     def check(value: Any) -> None:
-        if not isinstance(value, dict): raise Misfit(value, "an object")
+        if not isinstance(value, dict): raise Unexpected(value, "an object")
         for key, schema in required.items():
-            if key not in value: raise Misfit(value, f"one with {key!r}")
+            if key not in value: raise Unexpected(value, f"one with {key!r}")
             within(key, schema, value[key])
         for key, schema in optional.items():
             if key in value: within(key, schema, value[key])
@@ -165,7 +166,7 @@ PATIENT = fields({"name": text, "ages": listed(number(0, 150))}, {"note": maybe(
 PATIENT({"name": "p1", "ages": [61, 62.5]})
 for wrong in ({"name": "p1"}, {"name": "p1", "ages": [61, "62"]}, {"name": "p1", "ages": [], "note": 3}, []):
     try: PATIENT(wrong)
-    except Misfit as e: print(e)
+    except Unexpected as e: print(e)
 
 # %% [markdown]
 # Runs and stores both keep how their images were cut from volumes.
@@ -184,7 +185,7 @@ SPAN = maybe(listed(number(0), 2))  # least and largest distance of neighbours, 
 # %%
 HOW_CUT({"orientation": "SPL", "window": [40, 400], "size": None, "spacing": "fit"})
 try: HOW_CUT({"window": [40]})
-except Misfit as e: print(e)
+except Unexpected as e: print(e)
 
 
 # %% [markdown]
@@ -196,7 +197,7 @@ def fit_schema(value: Any, schema: Schema, path: str | Path, remedy: str) -> Any
     "`value`, which was read from `path`; an `InputError` of one line, with the `remedy`, if the schema does not expect it."
     try:
         schema(value)
-    except Misfit as e:
+    except Unexpected as e:
         raise InputError(f"{path}: {e}; {remedy}") from None
     return value
 

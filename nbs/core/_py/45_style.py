@@ -139,7 +139,7 @@ plt.close(fig)
 # %%
 #| export
 def class_colours(classes: ClassMap, masks: np.ndarray | None = None) -> dict:
-    "`{name: colour}` of all structures, or of those that the label maps `masks` hold."
+    "`{name: RGB [3] in 0…1}` of all structures, or of those that the label maps `masks`, of any shape, hold."
     ids = range(1, len(classes) + 1) if masks is None else np.setdiff1d(masks, [0, IGNORE])
     colours = {classes.name(i): classes.colours[i]/255 for i in ids}
     if masks is not None and (np.asarray(masks) == IGNORE).any():
@@ -244,22 +244,22 @@ for c, (ax, name) in enumerate(zip(panels, classes.names), 1):
     show_states(ax, states_of(outlined == c, known), name, aspect="equal")
 state_legend(fig)
 
-
 # %% [markdown]
 # Over a slice the states become tints, so that one still sees the body.
 
 # %%
 #| export
+OPACITY = .6 # of the colour over the image
+
 def state_overlay(
     image: np.ndarray, # [H,W], 0 is black and 255 white
     states: np.ndarray, # uint8 [H,W] from `states_of`
-    opacity: float = .6, # of the colour
 ) -> np.ndarray: # uint8 [H,W,3]
     "The states of the pixels of one class in their colours over the grey image [H,W]: uint8 [H,W,3]."
     from matplotlib.colors import to_rgb
     colours = np.array([to_rgb(colour) for colour in STATE_COLOURS.values()])
     tint = 255*colours[states]
-    return ((1 - opacity)*grey_rgb(image) + opacity*tint).astype(np.uint8)
+    return ((1 - OPACITY)*grey_rgb(image) + OPACITY*tint).astype(np.uint8)
 
 
 # %%

@@ -315,7 +315,7 @@ def on_main(f: Callable[[], Result]) -> Result | None:
     if rank() == 0:
         try:
             result = f()
-        except Exception as e:
+        except Exception as e:  # the others wait, and must hear of whatever it is
             problem = e
     message = [f"{type(problem).__name__}: {problem}" if problem else None]
     dist.broadcast_object_list(message, device=sending_device())

@@ -27,7 +27,7 @@ from ctseg.core.files import MAX_TEXT, InputError, atomic_path, did_you_mean, re
 import os
 import tempfile
 
-from fastcore.test import test_eq, test_fail
+from fastcore.test import test_eq
 
 # %% [markdown]
 # A recipe is text, so it names its method, loss, network and augmentation. A registry finds the thing by its name. You can add a thing of your own in three ways: in a notebook, in a
@@ -55,7 +55,7 @@ def load_entry_points() -> None:
         _imported.add(point.value)
         try:
             point.load()
-        except Exception as e:
+        except Exception as e:  # of anybody's code, for which ctseg must not fail to start
             problem = f"cannot be imported: {type(e).__name__}: {e}"
             warnings.warn(f"the plugin {point.name} ({point.value}) {problem}")
 

@@ -249,7 +249,7 @@ test_fail(
 
 # %%
 #| export
-def read_header(path: Path) -> list[str]:
+def read_image_names(path: Path) -> list[str]:
     "The names of the images in the first line of a mask table."
     with open_csv(path) as f:
         line = _first_line(f, path)
@@ -282,7 +282,7 @@ with tempfile.TemporaryDirectory() as d:
     for text in (",0.png,1.png\n", ",Pixel 0,Pixel 1\n0.png,0,0\n", ",0.png,0.png\n", ""):
         path.write_text(text)
         try:
-            print("-", read_header(path))
+            print("-", read_image_names(path))
         except InputError as e:
             print("-", str(e).replace(d, "…"))
 
@@ -360,8 +360,9 @@ def iter_rows(
 with tempfile.TemporaryDirectory() as d:
     path = Path(d)/"y.csv"
     path.write_text(",0.png,1.png\nPixel 0,0,54\nPixel 1,7,0\n")
-    for first, block in iter_rows(path, read_header(path)):
+    for first, block in iter_rows(path, read_image_names(path)):
         print("from row", first, block.tolist())
     test_eq(count_rows(path), 2)
     path.write_text(path.read_text() + "Pixel 2,1\n")
-    test_fail(lambda: list(iter_rows(path, read_header(path))), contains="row Pixel 2: 1 values, expected 2")
+    names = read_image_names(path)
+    test_fail(lambda: list(iter_rows(path, names)), contains="row Pixel 2: 1 values, expected 2")

@@ -28,7 +28,7 @@ from ctseg.core.anatomy import IGNORE, ClassMap
 from ctseg.core.files import InputError, atomic_path
 from ctseg.data.cache import cached_array
 from ctseg.data.lazy import LazyPixels, blocks
-from ctseg.data.mask_rows import count_rows, iter_rows, read_header
+from ctseg.data.mask_rows import count_rows, iter_rows, read_image_names
 from ctseg.data.slices import highest_label
 
 # %%
@@ -45,7 +45,7 @@ from ctseg.core.files import InputError
 from ctseg.core.toys import toy_slices
 from ctseg.data.lazy import ReadPixels
 from ctseg.data.mask_csv import read_masks
-from ctseg.data.mask_rows import read_header
+from ctseg.data.mask_rows import read_image_names
 
 # %%
 os.environ["CTSEG_CACHE"] = tempfile.mkdtemp()
@@ -160,7 +160,7 @@ def _read_table(path: Path, columns, rows: int|None) -> np.ndarray:
 
 # %%
 #| export
-def _image_size(path: Path, count: int, size) -> tuple[int, int]:
+def mask_size(path: Path, count: int, size) -> tuple[int, int]:
     "The height and width of masks of `count` pixels: `size` where it fits, else a square."
     side = math.isqrt(count)
     height, width = size or (side, side)
@@ -179,9 +179,9 @@ def _image_size(path: Path, count: int, size) -> tuple[int, int]:
 # Sixteen pixels are a square of four; fifteen are none.
 
 # %%
-test_eq(_image_size("y.csv", 16, None), (4, 4))
-test_eq(_image_size("y.csv", 15, (1, -1)), (1, 15))
-test_fail(lambda: _image_size("y.csv", 15, None), contains="no square image")
+test_eq(mask_size("y.csv", 16, None), (4, 4))
+test_eq(mask_size("y.csv", 15, (1, -1)), (1, 15))
+test_fail(lambda: mask_size("y.csv", 15, None), contains="no square image")
 
 
 # %% [markdown]
@@ -226,7 +226,7 @@ def read_masks(
 ) -> tuple[list[str], np.ndarray]:
     "Read a mask table: the image names, and masks uint8 [N,H,W]. `InputError` for anything unexpected."
     path = Path(csv)
-    columns = read_header(path)
+    columns = read_image_names(path)
     if names is not None:
         check_names(columns, names, path)
     rows = size[0]*size[1] if size and size[1] > 0 else None
@@ -234,7 +234,7 @@ def read_masks(
         whole = kept.dtype == np.uint8 and kept.ndim == 2 and len(kept) == len(columns)
         return whole and rows in (None, kept.shape[1])
     table = cached_array("masks2", [path], lambda: _read_table(path, columns, rows), cache, fits)
-    height, width = _image_size(path, table.shape[1], size)
+    height, width = mask_size(path, table.shape[1], size)
     check_values(path, table, columns, classes, ignore)
     return columns, table.reshape(-1, height, width)
 
@@ -307,7 +307,7 @@ with tempfile.TemporaryDirectory() as d:
             f.write(b",0.png\nPixel 0,7\n")
         sizes.add(path.read_bytes())
     test_eq(len(sizes), 1)
-    test_eq(read_header(path), ["0.png"])
+    test_eq(read_image_names(path), ["0.png"])
 
 
 # %% [markdown]

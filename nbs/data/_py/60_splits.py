@@ -96,12 +96,12 @@ def _joined(group: np.ndarray, links: list[np.ndarray]) -> np.ndarray:
 # %%
 test_eq(_joined(np.array([0, 1, 0, 2, 3]), [np.array([[4, 1]])]), [0, 1, 0, 2, 1])
 
-
 # %%
 #| export
+ALIKE = .98 # correlation of thumbnails above which two slices belong together
+
 def near_duplicates(
     images: np.ndarray, # uint8 [N,H,W]
-    threshold: float = .98, # correlation of 16x16 thumbnails above which two slices belong together
 ) -> np.ndarray: # int64 [N]: group numbers, 0 … in order of first appearance
     "The group, int64 [N], of each image: near-duplicates, and what is linked through them, share a number."
     small = thumbnails(images)
@@ -114,7 +114,7 @@ def near_duplicates(
         for left in range(leftmost, count, COLUMNS):
             columns = small[left:left + COLUMNS]
             correlation = rows @ columns.T
-            found = np.argwhere(correlation > threshold) + [top, left]
+            found = np.argwhere(correlation > ALIKE) + [top, left]
             one, other = found.T
             apart = group[one] != group[other]
             links.append(found[apart])

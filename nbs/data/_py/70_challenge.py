@@ -39,7 +39,7 @@ from ctseg.data.annotations import check_examined, read_annotated, read_classes,
 from ctseg.data.images import natural_key, open_images, read_images, size_text
 from ctseg.data.lazy import LazyPixels, blank_like, seen_values, take
 from ctseg.data.mask_csv import check_names, read_masks, write_masks
-from ctseg.data.mask_rows import read_header
+from ctseg.data.mask_rows import read_image_names
 from ctseg.data.slices import SliceSet, present_classes
 from ctseg.data.spooled import spool_masks
 
@@ -48,7 +48,6 @@ from ctseg.data.spooled import spool_masks
 import json
 import os
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 
 from skimage.io import imsave
@@ -252,7 +251,7 @@ def _slices_of(folder: Path, split: str, annotated: str, images_of: Callable, ma
     masks = blank_like(images)
     known = np.zeros((len(names), len(classes)), bool)
     if csv is not None:
-        columns = read_header(csv)
+        columns = read_image_names(csv)
         labelled = len(columns) if split == "train" else len(names)  # images after these are unlabelled
         check_names(columns, names[:labelled], csv, names, folder/f"{split}-images")
         masks = masks_of(csv, columns, images, classes)
@@ -552,7 +551,7 @@ def check_submission(
     test_images = Path(folder)/"test-images"
     names, images = read_images(test_images)
     classes = read_classes(folder)
-    check_names(read_header(Path(csv)), names, csv, folder=test_images)
+    check_names(read_image_names(Path(csv)), names, csv, folder=test_images)
     masks = read_masks(csv, names, images.shape[1:], classes, cache=False)[1]
     present = present_classes(masks, len(classes))
     return {

@@ -319,7 +319,7 @@ def _read_index(root, split: str, where: str) -> dict[str, Any]:
         names = index["names"].tobytes().decode()
         index["names"] = names.split("\n")
         pixels = {name: group[name] for name in PIXELS}
-    except Exception as e:
+    except Exception as e:  # zarr and its codecs raise many kinds for damaged chunks
         problem = f"the index cannot be read ({type(e).__name__})"
         raise InputError(f"{where}: {problem}; {MAKE_AGAIN}") from None
     if not _fit_together(index, pixels):
@@ -388,7 +388,7 @@ def _open_root(place: str|Path) -> tuple[Any, dict[str, Any]]:
     try:
         root = zarr.open_group(place, mode="r")
         facts = dict(root.attrs).get("ctseg")
-    except Exception as e:
+    except Exception as e:  # of zarr, or of the file system a URL leads to
         raise InputError(f"{place}: no store can be opened there ({type(e).__name__})") from None
     if not isinstance(facts, dict):
         problem = "not a store of ctseg, or one that was not finished"
@@ -397,7 +397,9 @@ def _open_root(place: str|Path) -> tuple[Any, dict[str, Any]]:
     if version != FORMAT:
         problem = f"a store of another version of ctseg (format {version})"
         raise InputError(f"{place}: {problem}; {MAKE_AGAIN}")
-    return root, fit_schema(facts, FACTS, place, MAKE_AGAIN)
+    if not fit_schema(facts, FACTS, place, MAKE_AGAIN)["splits"]:
+        raise InputError(f"{place}: a store without slices; {MAKE_AGAIN}")
+    return root, facts
 
 def store_splits(place: str|Path) -> list[str]:
     "The splits that a store holds."
@@ -469,7 +471,7 @@ def store_arrays(
         group = root[split]
         arrays = {name: group[name][...] for name in names if name in group}
         slices = group["images"].shape[0]
-    except Exception as e:
+    except Exception as e:  # as above
         raise InputError(f"{place}, {split}: cannot be read ({type(e).__name__}); {MAKE_AGAIN}") from None
     fine = all(len(array) == slices and array.dtype == np.int64 for array in arrays.values())
     if not fine or len(arrays) not in (0, len(names)):

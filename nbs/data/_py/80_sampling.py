@@ -125,7 +125,7 @@ class EpochSampler:
         return epoch_order(self.n, self.seed, epoch, self.weights)
 
     def batches(self, epoch: int) -> list[torch.Tensor]:
-        "The batches of an epoch, this process's part of each, as int64 tensors."
+        "The batches of an epoch, this process's part of each: positions int64 [B]."
         even = -(-self.n//self.world)*self.world  # every process gets as many
         order = _at_length(self.order(epoch), max(even, self.batch_size))
         order = order[:len(self)*self.batch_size]
@@ -147,7 +147,6 @@ test_eq(together, [sorted(b.tolist()) for b in EpochSampler(10, 4).batches(1)])
 test_eq([len(b) for b in EpochSampler(3, 8).batches(0)], [8])
 test_fail(lambda: EpochSampler(10, 3, world=2), contains="must be a multiple of the 2 processes")
 
-
 # %% [markdown]
 # ## Rare classes
 #
@@ -158,10 +157,11 @@ test_fail(lambda: EpochSampler(10, 3, world=2), contains="must be a multiple of 
 
 # %%
 #| export
+HEAVIEST = 8. # no slice weighs more
+
 def rare_weights(
     slices: SliceSet,
     power: float = .5, # 0: all alike; 1: in inverse proportion to the frequency
-    cap: float = 8., # no slice weighs more
 ) -> np.ndarray: # float64 [N], at least 1
     "Sampling weights, float64 [N] of at least 1, that favour slices with rare classes."
     images = slices.present.sum(0)
@@ -169,7 +169,7 @@ def rare_weights(
         return np.ones(len(slices))
     median = np.median(images[images > 0])
     factor = (median/np.maximum(images, 1))**power
-    return (slices.present*factor).max(1).clip(1, cap)
+    return (slices.present*factor).max(1).clip(1, HEAVIEST)
 
 
 # %%

@@ -34,7 +34,7 @@ import torch
 from fastcore.test import test_close, test_eq
 from matplotlib_inline.backend_inline import set_matplotlib_formats
 
-from ctseg.core.style import class_legend, image_grid, overlay, show_image, show_states, state_legend
+from ctseg.core.style import image_grid, overlay, show_image, show_states, state_legend
 from ctseg.core.toys import TOY_CLASSES, known_part, toy_slices
 from ctseg.data.batches import Batch
 from ctseg.data.geometry import affine_grid, mirror, warp
@@ -71,18 +71,18 @@ test_close(gaussian_blur(flat, torch.tensor([.5, 2.])), flat)
 edge = (torch.arange(12) > 5).float().expand(2, 1, 12, 12)
 print([[round(x, 2) for x in row[0, 6].tolist()] for row in gaussian_blur(edge, torch.tensor([.5, 2.]))])
 
-
 # %% [markdown]
 # ## Rectangles
 
 # %%
 #| export
+FLATTEST = .3 # height to width, and width to height
+
 def random_boxes(
     n: int, # number of boxes
     size, # (H, W)
     generator: torch.Generator,
     area: tuple[float, float] = (.02, .4), # part of the image
-    ratio: tuple[float, float] = (.3, 1/.3), # height to width
     device="cpu",
 ) -> torch.Tensor: # bool [n,H,W]
     "A random rectangle for each image, wholly inside it: bool [n,H,W]."
@@ -90,7 +90,9 @@ def random_boxes(
         return uniform(n, low, high, generator, device).view(-1, 1, 1)
     h, w = size
     pixels = draw(*area)*h*w
-    shape = draw(math.log(ratio[0]), math.log(ratio[1])).exp()
+    flat = math.log(FLATTEST)
+    tall = math.log(1/FLATTEST)
+    shape = draw(flat, tall).exp()
     lowest, highest = pixels/w**2, h**2/pixels  # no longer than a side: the area stays
     shape = torch.minimum(torch.maximum(shape, lowest), highest)
     height = (pixels*shape).sqrt().clamp(1, h)
@@ -110,34 +112,31 @@ part = boxes.float().mean((1, 2))
 print(f"areas {part.min():.3f} to {part.max():.3f}, mean {part.mean():.3f}")
 assert .01 < part.min() and part.max() < .42 and abs(part.mean() - .21) < .01
 
-
 # %% [markdown]
 # ## The strong view of an image
 
 # %%
 #| export
+HOLES = 4 # rectangles cut out, each with probability 1/2
+
 def strong(
     image: torch.Tensor, # f32 [B,1,H,W] in 0…1
     generator: torch.Generator,
-    brightness: float = .2,
-    contrast: float = .5,
-    gamma: float = .5,
-    noise: float = .05,
-    blur: float = .5, # probability of blurring, sigma .1 to 2 pixels
-    holes: int = 4, # rectangles cut out, each with probability 1/2
+    noise: float = .05, # standard deviation, at most
 ) -> torch.Tensor: # the same shape, in 0…1
-    "Ruin the appearance of images [B,1,H,W], not the geometry: contrast, noise, blur, holes of mean grey."
+    "Ruin the appearance of images [B,1,H,W], not the geometry: contrast, blur (sigma at most 2), holes of mean grey, noise."
     n, device = len(image), image.device
     def chance(p: float) -> torch.Tensor:
         return uniform(n, 0, 1, generator, device) < p
     mean = image.mean((1, 2, 3), keepdim=True)
-    image = photometric(image, generator, brightness, contrast, gamma)
+    image = photometric(image, generator, brightness=.2, contrast=.5, gamma=.5)
     sigma = uniform(n, .1, 2, generator, device).flatten()
     blurred = gaussian_blur(image, sigma)
-    image = torch.where(chance(blur), blurred, image)
-    for _ in range(holes):
-        hole = random_boxes(n, image.shape[-2:], generator, area=(.005, .04), device=device)[:, None]
-        image = torch.where(hole & chance(.5), mean, image)
+    image = torch.where(chance(.5), blurred, image)
+    for _ in range(HOLES):
+        hole = random_boxes(n, image.shape[-2:], generator, area=(.005, .04), device=device)
+        cut = hole[:, None] & chance(.5)
+        image = torch.where(cut, mean, image)
     return photometric(image, generator, noise=noise)
 
 

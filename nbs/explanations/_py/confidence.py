@@ -16,7 +16,6 @@ import numpy as np
 import pandas as pd
 import torch
 from fastcore.test import test_close
-from pathlib import Path
 from scipy.stats import spearmanr
 from ctseg.inference.confidence import image_confidence, soft_dice_confidence
 

@@ -33,7 +33,7 @@
 # | `io` | volumes, NIfTI, DICOM, RTSTRUCT, DICOM SEG, OpenKBP, TotalSegmentator, several folders into one | other people's files, in and out |
 # | `phantom` | a body made of formulas, with 54 structures | a whole challenge folder from one seed |
 # | `losses` | the definitions ([partial](../losses/10_partial.ipynb)), the same without one-hot tensors ([fused](../losses/20_fused.ipynb)), consistency | what to learn from known cells |
-# | `metrics` | the challenge's Dice, bounds for partial truth, surface distances, bootstrap | how to score |
+# | `metrics` | the challenge's Dice, also for partial truth, surface distances, bootstrap | how to score |
 # | `models` | one notebook an architecture, pretrained encoders, the zoo | image to logits |
 # | `inference` | the only loop from slices to labels, engines (PyTorch, OpenVINO, ONNX Runtime), views, the decision rule, calibration | what to make of a model's output; nothing of runs |
 # | `training` | randomness, averaged weights, checkpoints, the method's contract, a step, the loop | the one loop; nothing of any particular method |
@@ -67,7 +67,6 @@ import json
 import re
 from pathlib import Path
 
-import pandas as pd
 from IPython.display import Markdown
 
 from ctseg.core.files import InputError

@@ -38,7 +38,7 @@ from ctseg.core.style import class_legend, image_grid, overlay, show_image
 from ctseg.data.slices import SliceSet
 from ctseg.phantom.anatomy import whole_body
 from ctseg.phantom.cut import view
-from ctseg.phantom.painting import render
+from ctseg.phantom.painting import paint_slice
 
 import_timm()  # Lightning imports torchvision, whose compiled half may be missing
 torch.set_num_threads(1)
@@ -61,7 +61,7 @@ def scan(seed):
     body, rng = whole_body(seed), np.random.default_rng(seed)
     low = rng.uniform(295, 315)
     cuts = [view(body, "axial", (0, 6, z), 360, SIZE) for z in np.linspace(low, low + 150, DEPTH)]
-    hu, found = map(np.stack, zip(*map(render, cuts)))
+    hu, found = map(np.stack, zip(*map(paint_slice, cuts)))
     hu = hu + rng.normal(0, 20, hu.shape)
     label = sum(np.uint8(i)*(found == RAIDIUM54.id(name)) for i, name in enumerate(CLASSES, 1))
     return ((hu + 160)/400).clip(0, 1).astype(np.float32)[None], label[None]

@@ -25,7 +25,7 @@ from IPython.display import display
 import ctseg
 from ctseg.data.toys import toy_set
 from ctseg.prediction.predictor import load_predictor
-from ctseg.report.facts import scored_slices, slice_facts
+from ctseg.report.facts import prediction_facts, scored_slices
 from ctseg.report.page import report
 
 slices, _ = toy_set(60, labelled=40, size=64)
@@ -67,7 +67,7 @@ display({"text/html": frame}, raw=True)
 # %%
 held_out = scored_slices(run, slices)
 prediction = load_predictor(run.folder, "cpu").predict(held_out.images)
-rows = pd.DataFrame(slice_facts(held_out, prediction)["rows"])
+rows = pd.DataFrame(prediction_facts(held_out, prediction)["rows"])
 rows[["name", "support", "dice", "dice_present", "absent", "invented", "missed"]].round(2)
 
 # %% [markdown]

@@ -62,7 +62,6 @@
 # those of one, but for the rounding of sums in another order. It has not been run over several hosts, nor with NCCL. How a batch is shared:
 
 # %%
-import numpy as np
 
 from ctseg.data.sampling import EpochSampler
 

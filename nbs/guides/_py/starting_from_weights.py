@@ -26,7 +26,6 @@
 import os
 import tempfile
 import warnings
-from pathlib import Path
 
 import ctseg
 from ctseg.core.files import InputError

@@ -57,7 +57,7 @@ from pathlib import Path
 import numpy as np
 
 from ctseg.core.anatomy import ClassMap
-from ctseg.data.challenge import check_challenge, read_challenge, write_challenge
+from ctseg.data.challenge import read_challenge, write_challenge
 from ctseg.data.slices import SliceSet
 
 # %%

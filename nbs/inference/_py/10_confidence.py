@@ -16,7 +16,7 @@ import torch
 #| hide
 import matplotlib.pyplot as plt
 import torch
-from fastcore.test import test_close, test_eq
+from fastcore.test import test_close
 
 # %% [markdown]
 # A trained network can annotate the slices that nobody annotated. Learning from its answers helps only if two questions are kept apart:

@@ -240,12 +240,13 @@ if available("onnx"):
     with torch.inference_mode(): expected = network(image)
     assert np.abs(answer(image.numpy())[0] - expected.numpy()).max() < 1e-4
 
-
 # %% [markdown]
-# OpenVINO reads the same file, and compiles it for this processor.
+# OpenVINO reads the same file, and compiles it for this processor. Images of 256 pixels or more are given one by one: a graph for just one is up to 1.9 times as fast there, and slower for small images ([measured](../benchmarks/engines.ipynb)).
 
 # %%
 #| export
+ALONE = 2**16  # pixels from which on an image is a batch of its own
+
 def compile_openvino(
     network: nn.Module, size: tuple[int, int], precision: str = "fp32", channels: int = 1,
 ) -> Answer:
@@ -253,6 +254,8 @@ def compile_openvino(
     openvino = import_engine("openvino", "openvino")
     core = openvino.Core()
     model = core.read_model(onnx_file(network, size, channels))
+    alone = size[0]*size[1] >= ALONE
+    if alone: model.reshape([1, channels, *size])
     wishes = {
         "INFERENCE_PRECISION_HINT": {"fp32": "f32"}.get(precision, precision),
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
@@ -263,8 +266,12 @@ def compile_openvino(
 
     def answer(x: np.ndarray) -> list[np.ndarray]:
         found = request.infer([x], share_inputs=True)
-        return [found[i] for i in outputs]
-    return answer
+        return [np.array(found[i]) for i in outputs]  # its memory is used again for the next images
+
+    def one_by_one(x: np.ndarray) -> list[np.ndarray]:
+        answers = [answer(image[None]) for image in x]
+        return [np.concatenate(of_all) for of_all in zip(*answers)]
+    return one_by_one if alone else answer
 
 
 # %%
@@ -283,7 +290,7 @@ COMPILERS = {"openvino": compile_openvino, "onnx": compile_onnx}
 TOLERANCE = {"fp32": 1e-3, "bf16": 2e-2}  # mean difference of two probabilities that is no more than rounding
 
 def mean_difference(found: list[np.ndarray], expected: list[torch.Tensor]) -> float:
-    "The mean difference of the probabilities that two lists of logits stand for, of the worst pair; inf if shapes differ."
+    "The mean difference of the probabilities that two lists of logits, of any shapes, stand for; of the worst pair; inf if shapes differ."
     if [a.shape for a in found] != [tuple(t.shape) for t in expected]:
         return float("inf")
     pairs = zip(found, expected)
@@ -308,7 +315,7 @@ class EngineNetwork:
         return getattr(self.network, "presence", None)
 
     def by_torch(self, x: torch.Tensor) -> list[torch.Tensor]:
-        "The answers of PyTorch, as f32: logits, and presence logits where there is a head."
+        "The f32 answers of PyTorch: logits, and presence logits [B,C] if there is a head."
         with torch.inference_mode(), in_precision(self.plan):
             if self.presence is None:
                 return [self.network(x).float()]
@@ -341,7 +348,7 @@ class CompiledNetwork(EngineNetwork):
         if graph is None: return None
         try:
             apart = mean_difference(graph(x.numpy()), self.by_torch(x))
-        except Exception as e:
+        except Exception as e:  # each engine has its own
             self.warn(size, f"fails ({type(e).__name__})")
             return None
         if apart <= TOLERANCE[self.plan.precision]: return graph
@@ -353,11 +360,7 @@ class CompiledNetwork(EngineNetwork):
         x, size = x.float().contiguous(), tuple(x.shape[-2:])
         if size not in self.graphs: self.graphs[size] = self.checked(x)
         graph = self.graphs[size]
-        # an engine may use its memory again for the next batch, so it is copied
-        if graph is None:
-            found = self.by_torch(x)
-        else:
-            found = [torch.from_numpy(np.array(a)) for a in graph(x.numpy())]
+        found = self.by_torch(x) if graph is None else list(map(torch.from_numpy, graph(x.numpy())))
         return tuple(found) if presence else found[0]
 
 

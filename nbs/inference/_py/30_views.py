@@ -22,7 +22,7 @@ from ctseg.core.files import InputError
 #| hide
 import matplotlib.pyplot as plt
 import torch
-from fastcore.test import test_close, test_eq, test_fail
+from fastcore.test import test_eq, test_fail
 
 from ctseg.core.anatomy import ClassMap
 from ctseg.core.toys import toy_slices

@@ -19,7 +19,7 @@ from ctseg.inference.expected_dice import ExpectedDice, keep_expected
 #| hide
 import matplotlib.pyplot as plt
 import torch
-from fastcore.test import test_close, test_eq
+from fastcore.test import test_eq
 
 from ctseg.core.toys import toy_slices
 

@@ -20,7 +20,7 @@ from ctseg.inference.confidence import soft_dice_confidence, sum_by_class
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from fastcore.test import test_close, test_eq
+from fastcore.test import test_close
 
 
 # %% [markdown]

@@ -8,8 +8,7 @@
 
 # %%
 #| export
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,14 +18,16 @@ from torch import nn
 from ctseg.core.anatomy import IGNORE
 from ctseg.core.device import DevicePlan
 from ctseg.core.unions import Unions
-from ctseg.losses.unions import told_by_label
 from ctseg.core.files import InputError
 from ctseg.data.slices import SliceSet
-from ctseg.inference.loop import Member, on_device, over_slices
+from ctseg.inference.loop import Member
+from ctseg.inference.pixel_sample import PixelSample, logits_at, parts_of, sample_logits
+from ctseg.losses.in_parts import loss_of_parts
+from ctseg.losses.partial import PartialLoss
 from ctseg.losses.registry import create_loss
+from ctseg.losses.unions import told_by_label
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 # %%
@@ -52,73 +53,7 @@ from ctseg.models.zoo import create_model
 # What is special here: **only what was examined can be checked**. A pixel stored as 0 says nothing about a class that nobody looked for. The pairs (pixel, class) that count are those of classes examined on the image, and those of pixels labelled as something else.
 
 # %% [markdown]
-# ## Held-out logits
-#
-# Neighbouring pixels tell nearly the same, so a few thousand of each slice are enough. They are kept as images of one row, which the losses take like any other.
-
-# %%
-#| export
-@dataclass(frozen=True)
-class PixelSample:
-    """Logits and truth of P random pixels of each of N held-out slices; indexing takes some of the slices.
-
-    logits: f32 `[N, K, 1, P]`. mask: int64 `[N, 1, P]`. known: bool `[N, C]`. presence_logits: f32 `[N, C]` of a
-    presence head, or None.
-    """
-    logits: torch.Tensor
-    mask: torch.Tensor
-    known: torch.Tensor
-    presence_logits: torch.Tensor | None = None
-
-    def __getitem__(self, rows) -> "PixelSample":
-        presence_logits = None if self.presence_logits is None else self.presence_logits[rows]
-        return PixelSample(self.logits[rows], self.mask[rows], self.known[rows], presence_logits)
-
-
-# %%
-pixels = PixelSample(
-    torch.randn(5, 2, 1, 100), torch.zeros(5, 1, 100, dtype=torch.int64), torch.ones(5, 2, dtype=torch.bool)
-)
-print("of five slices the first two:", tuple(pixels[:2].logits.shape))
-
-
-# %%
-#| export
-def sample_logits(
-    member: Member,
-    slices: SliceSet,
-    plan: DevicePlan,
-    pixels: int = 4096,
-    batch_size: int = 16,
-    most: int = 2**26,
-) -> PixelSample:
-    """Logits and truth of the same random pixels of held-out `slices`, at the size the network works at; on the CPU.
-
-    pixels: of each slice; fewer where all of them together would be more than `most` numbers, but at least 64.
-    """
-    has_head = getattr(member.model, "presence", None) is not None
-    rng = torch.Generator().manual_seed(0)
-
-    def step(part: SliceSet) -> dict[str, torch.Tensor]:
-        batch = on_device(part, plan.device, member.image_size)
-        logits = member.ask(batch.image, plan, lambda model, x: model(x)).flatten(2).cpu()
-        mask = batch.mask.flatten(1).cpu()
-        channels, area = logits.shape[1:]
-        count = min(pixels, max(64, most//(len(slices)*channels)))
-        chosen = torch.stack([torch.randperm(area, generator=rng)[:count] for _ in range(len(part))])
-        chosen_logits = logits.gather(2, chosen[:, None].expand(-1, channels, -1))[:, :, None]
-        sample = {"logits": chosen_logits, "mask": mask.gather(1, chosen)[:, None], "known": batch.known}
-        if has_head:
-            of_head = member.ask(batch.image, plan, lambda model, x: model(x, presence=True)[1])
-            sample["presence_logits"] = of_head
-        return sample
-
-    arrays = over_slices(slices, step, batch_size)
-    return PixelSample(**{name: torch.from_numpy(a) for name, a in arrays.items()})
-
-
-# %% [markdown]
-# A small network on ten noisy discs, which the last section trains. Here it is fresh; of each slice a hundred pixels are taken.
+# A small network on ten noisy discs, which the last section trains. Here it is fresh. Of each slice a [sample](48_pixel_sample.ipynb) of a hundred pixels is taken.
 
 # %%
 def noisy_discs(n=28, size=32, seed=0):
@@ -143,41 +78,7 @@ torch.manual_seed(0)
 plan, slices, dice_alone = pick_device("cpu"), noisy_discs(), create_loss("masked", w_bce=0)
 member = Member(create_model("attunet", 1, 2, width=8).eval(), dice_alone)
 sample = sample_logits(member, slices[:10], plan, pixels=100)
-print({name: tuple(t.shape) for name, t in vars(sample).items() if t is not None})
-
-
-# %% [markdown]
-# What a network answers at a temperature are its logits over the temperature, as probabilities. With a [presence head](../models/20_presence.ipynb) they are multiplied by the probability that the structure is on the slice at all. The product has logits too, and they are what is judged below.
-
-# %%
-#| export
-def logits_at(
-    loss: nn.Module,
-    sample: PixelSample,
-    temperature: float = 1.0,
-) -> torch.Tensor:
-    """The logits `[N, K, 1, P]` of the probabilities that the network gives at this temperature.
-
-    loss: knows how logits become probabilities. The probabilities are those of `class_probabilities`.
-    """
-    logits = sample.logits/temperature
-    if sample.presence_logits is None:
-        return logits
-    on_image = sample.presence_logits.sigmoid()[..., None, None]
-    prob = (loss.probabilities(logits)*on_image).clamp(1e-7, 1 - 1e-7)
-    if loss.activation == "sigmoid":
-        return prob.logit()
-    background = (1 - prob.sum(1, keepdim=True)).clamp(min=1e-7)
-    return torch.cat([background, prob], 1).log()
-
-
-# %%
-z, head = torch.tensor([0., 1., -2.]).view(1, 3, 1, 1), torch.tensor([[0., 2.]])
-for loss, logits in ((create_loss("marginal"), z), (create_loss("masked"), z[:, 1:])):
-    headed = PixelSample(logits, None, None, head)
-    want = loss.probabilities(logits/2)*head.sigmoid()[..., None, None]
-    test_close(loss.probabilities(logits_at(loss, headed, 2.)), want, eps=1e-6)
-print("with a presence head:", want.flatten())
+print(len(sample), "slices,", sample.mask.shape[-1], "pixels of each")
 
 
 # %% [markdown]
@@ -187,6 +88,13 @@ print("with a presence head:", want.flatten())
 
 # %%
 #| export
+def known_loss(activation: str, unions: Unions = ()) -> PartialLoss:
+    'The cross-entropy of what is known: the pixel term of the masked loss ("sigmoid") or the marginal one ("softmax").'
+    sigmoid = activation == "sigmoid"
+    loss = create_loss("masked", w_dice=0, w_bce=1) if sigmoid else create_loss("marginal", w_dice=0, w_ce=1)
+    loss.unions = unions
+    return loss
+
 def known_nll(
     logits: torch.Tensor,
     mask: torch.Tensor,
@@ -194,15 +102,12 @@ def known_nll(
     activation: str,
     unions: Unions = (),
 ) -> float:
-    """Mean negative log-likelihood of what is known, by the pixel terms of the masked and the marginal loss.
+    """Mean negative log-likelihood of what is known.
 
     logits: f32 `[N, K, 1, P]`. mask: int64 `[N, 1, P]`. known: bool `[N, C]`. activation: "sigmoid" or "softmax".
     """
-    sigmoid = activation == "sigmoid"
-    loss = create_loss("masked", w_dice=0, w_bce=1) if sigmoid else create_loss("marginal", w_dice=0, w_ce=1)
-    loss.unions = unions
     with torch.no_grad():
-        return loss(logits, mask, known).item()
+        return known_loss(activation, unions)(logits, mask, known).item()
 
 
 # %%
@@ -212,27 +117,42 @@ print("a sure answer that is right", round(known_nll(certain, said_so, examined,
       " and wrong", round(known_nll(-certain, said_so, examined, "sigmoid"), 3))
 
 
+# %% [markdown]
+# Of a [sample](48_pixel_sample.ipynb) the same is computed a few slices at a time.
+
 # %%
 #| export
-def divide(logits: torch.Tensor, temperature: float) -> torch.Tensor:
-    "Logits `[…]` divided by a temperature."
-    return logits/temperature
-
-
-def fit_temperature(
-    logits: torch.Tensor,
-    mask: torch.Tensor,
-    known: torch.Tensor,
-    activation: str,
-    scale: Callable = divide,
-    unions: Unions = (),
+def sample_nll(
+    loss: nn.Module, # of the network
+    sample: PixelSample,
+    temperatures: torch.Tensor, # f32 [N, 1, 1, 1], of each slice
 ) -> float:
-    """The temperature T in 1/8…8 for which `scale(logits, T)` are likeliest (Guo et al. 2017, section 4.2).
+    "`known_nll` of what a network answers at these temperatures, its presence head included."
+    parts = (
+        (logits_at(loss, part, temperatures[rows]), part.mask, part.known)
+        for rows, part in parts_of(sample)
+    )
+    return loss_of_parts(known_loss(loss.activation, loss.unions), parts, len(sample))
 
-    logits, mask, known, activation: as for `known_nll`. scale: what a temperature makes of logits.
+
+# %%
+every = sample.in_memory()
+test_eq(
+    sample_nll(dice_alone, sample, torch.ones(10, 1, 1, 1)),
+    known_nll(every.logits, every.mask, every.known, "sigmoid"),
+)
+
+
+# %%
+#| export
+def fit_temperature(loss: nn.Module, sample: PixelSample) -> float:
+    """The temperature T in 1/8…8 at which a network's answers are likeliest (Guo et al. 2017, section 4.2).
+
+    loss: of the network, see `logits_at`. sample: held-out pixels.
     """
     def nll(log_temperature):
-        return known_nll(scale(logits, np.exp(log_temperature)), mask, known, activation, unions)
+        temperatures = torch.full((len(sample), 1, 1, 1), np.exp(log_temperature))
+        return sample_nll(loss, sample, temperatures)
     limit = np.log(8)
     from scipy.optimize import minimize_scalar  # slow, and only needed here
     best = minimize_scalar(nll, bounds=(-limit, limit), method="bounded", options={"xatol": 1e-3})
@@ -251,13 +171,14 @@ drawn = torch.multinomial(true.softmax(1).movedim(1, -1).flatten(0, 2), 1, gener
 examined = known.gather(1, (drawn - 1).clamp(min=0)[:, 0]).reshape(drawn.shape)
 stored = torch.where((drawn == 0) | examined, drawn, 0)  # 0 is background
 for factor in (0.5, 1, 2.5):
-    t = fit_temperature(true*factor, stored, known, "softmax")
+    t = fit_temperature(create_loss("marginal"), PixelSample(true*factor, stored, known))
     print(f"exaggerated {factor:g} times: T = {t:.2f}")
     test_close(t, factor, eps=0.05*factor)
 
 single = true[:, 1:2]
 hit = (torch.rand(single.shape, generator=g) < single.sigmoid())[:, 0].long()
-test_close(fit_temperature(single*3, hit, known[:, :1], "sigmoid"), 3, eps=0.15)
+told = PixelSample(single*3, hit, known[:, :1])
+test_close(fit_temperature(create_loss("masked"), told), 3, eps=0.15)
 
 
 # %% [markdown]
@@ -277,27 +198,50 @@ def known_pairs(mask: torch.Tensor, known: torch.Tensor, unions: Unions = ()) ->
 # %%
 known_pairs(torch.tensor([[[0, 1]]]), torch.tensor([[True, False]]))[0, :, 0].int()
 
+# %%
+#| export
+BINS = 15
+
+def no_sums() -> torch.Tensor:
+    "A zero for each bin."
+    return torch.zeros(BINS, dtype=torch.float64)
+
+@dataclass
+class PairSums:
+    "The sums of a reliability diagram with bins of equal width; pairs are added a part at a time."
+    pairs: torch.Tensor = field(default_factory=no_sums) # float64 [BINS], as the others
+    said: torch.Tensor = field(default_factory=no_sums) # sum of the probabilities
+    was_so: torch.Tensor = field(default_factory=no_sums) # of how many it was so
+
+    def add(self, prob: torch.Tensor, hit: torch.Tensor):
+        "Add pairs: f32 `[M]`, what was said; bool `[M]`, whether it was so."
+        prob, hit = prob.cpu(), hit.cpu()  # not every device has float64
+        bin_of = (prob*BINS).long().clamp(max=BINS - 1)
+        for sums, values in ((self.pairs, torch.ones_like(prob)), (self.said, prob), (self.was_so, hit)):
+            sums.index_add_(0, bin_of, values.double())
+
+
+# %%
+sums = PairSums()
+for said in (.5, .45): sums.add(torch.tensor([said]), torch.tensor([True]))
+print("pairs by bin:", sums.pairs.long().tolist())
+
 
 # %%
 #| export
-def reliability(
-    prob: torch.Tensor,
-    hit: torch.Tensor,
-    bins: int = 15,
-) -> tuple[list[tuple[float, float, int]], float]:
-    """The points of a reliability diagram with bins of equal width, and the expected calibration error.
+class Diagram(PairSums):
+    "A reliability diagram, see `PairSums`."
+    def points(self) -> list[tuple[float, float, int]]:
+        "Of each bin with any pairs: the mean said, the share that was so, and the number of pairs."
+        count = self.pairs.clamp(min=1)
+        rows = zip((self.said/count).tolist(), (self.was_so/count).tolist(), self.pairs.long().tolist())
+        return [(round(said, 4), round(was_so, 4), n) for said, was_so, n in rows if n]
 
-    prob: f32 `[M]`, what was said. hit: bool `[M]`, whether it was so. A point is (mean said, share that was so,
-    pairs) of a bin that has any. Source: Guo et al. 2017, equation 3.
-    """
-    prob, hit = prob.cpu(), hit.cpu()  # not every device has float64
-    bin_of = (prob*bins).long().clamp(max=bins - 1)
-    count = torch.bincount(bin_of, minlength=bins)
-    said = torch.bincount(bin_of, prob.double(), minlength=bins)/count.clamp(min=1)
-    was_so = torch.bincount(bin_of, hit.double(), minlength=bins)/count.clamp(min=1)
-    ece = (count*(said - was_so).abs()).sum()/count.sum().clamp(min=1)
-    rows = zip(said.tolist(), was_so.tolist(), count.tolist())
-    return [(round(s, 4), round(w, 4), n) for s, w, n in rows if n], ece.item()
+    def error(self) -> float:
+        "The expected calibration error (Guo et al. 2017, equation 3)."
+        count = self.pairs.clamp(min=1)
+        distance = (self.said/count - self.was_so/count).abs()
+        return ((self.pairs*distance).sum()/self.pairs.sum().clamp(min=1)).item()
 
 
 # %% [markdown]
@@ -305,9 +249,10 @@ def reliability(
 
 # %%
 p = torch.tensor([0.1]*10 + [0.9]*10)
-points, ece = reliability(p, torch.tensor([True] + [False]*9 + [True]*7 + [False]*3), bins=5)
-test_eq(points, [(0.1, 0.1, 10), (0.9, 0.7, 10)])
-test_close(ece, 0.1, eps=1e-6)  # half of the pairs are off by 0.2
+diagram = Diagram()
+diagram.add(p, torch.tensor([True] + [False]*9 + [True]*7 + [False]*3))
+test_eq(diagram.points(), [(0.1, 0.1, 10), (0.9, 0.7, 10)])
+test_close(diagram.error(), 0.1, eps=1e-6)  # half of the pairs are off by 0.2
 
 
 # %% [markdown]
@@ -317,64 +262,54 @@ test_close(ece, 0.1, eps=1e-6)  # half of the pairs are off by 0.2
 
 # %%
 #| export
-def fit_on(loss: nn.Module, sample: PixelSample) -> float:
-    "The temperature of a network on held-out pixels, its presence head included."
-    def scale(logits, temperature):
-        return logits_at(loss, sample, temperature)
-    return fit_temperature(sample.logits, sample.mask, sample.known, loss.activation, scale, loss.unions)
-
-
-# %%
-print("a temperature for all slices", round(fit_on(dice_alone, sample), 2))
-
-
-# %%
-#| export
 def crosswise(
     loss: nn.Module,
     sample: PixelSample,
-    half: torch.Tensor,
+    half: np.ndarray, # bool [N]
 ) -> torch.Tensor:
-    "Logits `[N, K, 1, P]` of which each half of the slices (bool `[N]`) has the temperature of the other."
-    out = torch.empty_like(sample.logits)
+    "Temperatures f32 `[N, 1, 1, 1]`: each half of the slices has that of the other."
+    temperatures = torch.empty(len(sample), 1, 1, 1)
     for rows in (half, ~half):
-        out[rows] = logits_at(loss, sample[rows], fit_on(loss, sample[~rows]))
-    return out
+        temperatures[rows] = fit_temperature(loss, sample[~rows])
+    return temperatures
 
 
 # %%
-half = torch.arange(10) % 2 == 0
-cool = crosswise(dice_alone, sample, half)
-print("logits", tuple(cool.shape))
+half = np.arange(10) % 2 == 0
+print("of the two halves", crosswise(dice_alone, sample, half)[:2].flatten().numpy().round(2))
+print("for all slices", round(fit_temperature(dice_alone, sample), 2))
 
 
 # %%
 #| export
 def likely_pairs(
-    loss: nn.Module, sample: PixelSample, logits: torch.Tensor,
+    loss: nn.Module, part: PixelSample, prob: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     "The known (pixel, class) pairs of a probability of 0.01 or more, bool `[N, C, 1, P]`; for each, whether it is so."
-    prob = loss.probabilities(logits)
-    pairs = known_pairs(sample.mask, sample.known, loss.unions) & (prob >= 0.01)
+    pairs = known_pairs(part.mask, part.known, loss.unions) & (prob >= 0.01)
     ids = torch.arange(1, prob.shape[1] + 1)[:, None, None]
-    return pairs, (sample.mask[:, None] == ids)[pairs]
+    return pairs, (part.mask[:, None] == ids).masked_select(pairs)
 
-def quality(
-    loss: nn.Module, sample: PixelSample, logits: torch.Tensor, pairs: torch.Tensor, hit: torch.Tensor,
-) -> tuple[list, float, float]:
-    "Of logits: the points of the diagram, the expected calibration error and the negative log-likelihood."
-    points, ece = reliability(loss.probabilities(logits)[pairs], hit)
-    return points, ece, known_nll(logits, sample.mask, sample.known, loss.activation, loss.unions)
+def diagrams(
+    loss: nn.Module, sample: PixelSample, temperatures: torch.Tensor, # f32 [N, 1, 1, 1]
+) -> tuple[Diagram, Diagram]:
+    "The reliability of the likely pairs, without temperatures and with them."
+    before, after = Diagram(), Diagram()
+    for rows, part in parts_of(sample):
+        prob = loss.probabilities(logits_at(loss, part))
+        pairs, hit = likely_pairs(loss, part, prob)
+        before.add(prob.masked_select(pairs), hit)
+        cooled = loss.probabilities(logits_at(loss, part, temperatures[rows]))
+        after.add(cooled.masked_select(pairs), hit)
+    return before, after
 
 
 # %%
 toy_sample = PixelSample(
     torch.tensor([[[[2., -2]]]]), torch.tensor([[[1, 0]]]), torch.tensor([[True]]),
 )
-toy_loss = create_loss("masked")
-toy_pairs, toy_hit = likely_pairs(toy_loss, toy_sample, toy_sample.logits)
-print(toy_pairs.flatten().tolist(), toy_hit.tolist())
-print(quality(toy_loss, toy_sample, toy_sample.logits, toy_pairs, toy_hit)[1:])
+for diagram in diagrams(create_loss("masked"), toy_sample, torch.full((1, 1, 1, 1), 2.)):
+    print(diagram.points(), round(diagram.error(), 3))
 
 
 # %%
@@ -394,16 +329,14 @@ def calibrate(
     if len(groups) < 2:
         raise InputError("calibration needs held-out slices of at least two patients or groups")
     sample = sample_logits(member, slices, plan, batch_size=batch_size)
-    half = torch.from_numpy(np.isin(slices.groups, groups[::2]))
-    before = logits_at(loss, sample)
-    pairs, hit = likely_pairs(loss, sample, before)
-    points, ece, nll = quality(loss, sample, before, pairs, hit)
-    del before  # as large as the sample
-    after = crosswise(loss, sample, half)
-    points_after, ece_after, nll_after = quality(loss, sample, after, pairs, hit)
-    facts = {"temperature": round(fit_on(loss, sample), 4), "slices": len(slices), "pairs": int(pairs.sum())}
-    facts |= {"ece before": ece, "ece after": ece_after, "nll before": nll, "nll after": nll_after}
-    return facts | {"points before": points, "points after": points_after}
+    temperatures = crosswise(loss, sample, np.isin(slices.groups, groups[::2]))
+    before, after = diagrams(loss, sample, temperatures)
+    facts = {"temperature": round(fit_temperature(loss, sample), 4)}
+    facts |= {"slices": len(slices), "pairs": int(before.pairs.sum())}
+    facts |= {"ece before": before.error(), "ece after": after.error()}
+    facts["nll before"] = sample_nll(loss, sample, torch.ones_like(temperatures))
+    facts["nll after"] = sample_nll(loss, sample, temperatures)
+    return facts | {"points before": before.points(), "points after": after.points()}
 
 
 # %% [markdown]
@@ -416,10 +349,10 @@ print({name: round(fresh[name], 3) for name in ("temperature", "ece before", "ec
 
 # %%
 #| export
-def plot_reliability(calibration: dict, ax: "Axes | None" = None) -> "Figure":
+def plot_reliability(calibration: dict) -> "Figure":
     "The reliability diagram before and after, from what `calibrate` returned."
     import matplotlib.pyplot as plt  # slow, and only needed here
-    ax = ax or plt.subplots(figsize=(3.6, 3.4), layout="constrained")[1]
+    _, ax = plt.subplots(figsize=(3.6, 3.4), layout="constrained")
     ax.plot([0, 1], [0, 1], color="0.6", lw=1, ls=":")
     for when, colour in (("before", "C1"), ("after", "C0")):
         points = np.array(calibration[f"points {when}"]).reshape(-1, 3)  # maybe none

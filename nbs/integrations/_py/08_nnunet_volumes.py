@@ -68,7 +68,7 @@ def _why_not(lines: list[dict]) -> str: # "": they can
     windows = {tuple(line["window"]) for line in lines}
     return "has slices of several windows" if len(windows) > 1 else ""
 
-class Stack(NamedTuple):
+class VolumeStack(NamedTuple):
     "The slices of a volume."
     name: str
     rows: list[int] # places of its slices in the split, from the first to the last
@@ -82,7 +82,7 @@ print(_why_not([{"slice": z, "window": [40, 400]} for z in (0, 2, 5)]))
 
 # %%
 #| export
-def find_stacks(folder, names: list[str], split: str) -> list[Stack]:
+def find_stacks(folder, names: list[str], split: str) -> list[VolumeStack]:
     "The volumes of a split, slices in order. `NoVolumes` if some are none, `InputError` for a bad index."
     if not (Path(folder)/"index.json").exists():
         raise NoVolumes(f"{folder}: its slices were not cut from volumes (no index.json)")
@@ -93,7 +93,7 @@ def find_stacks(folder, names: list[str], split: str) -> list[Stack]:
     stacks = []
     for name, its in rows.items():
         its.sort(key=lambda row: lines[names[row]]["slice"])
-        stack = Stack(name, its, [lines[names[row]] for row in its], volumes[name])
+        stack = VolumeStack(name, its, [lines[names[row]] for row in its], volumes[name])
         reason = _why_not(stack.lines)
         if reason: raise NoVolumes(f"{folder}: volume {name} {reason}")
         stacks.append(stack)
@@ -124,7 +124,7 @@ print(told(cut_folder("windows", window="random")))
 #| export
 def stacked(
     pixels: np.ndarray, # [n,H,W], the slices of a stack, in its order
-    stack: Stack,
+    stack: VolumeStack,
     missing: int, # value where a slice was cropped
 ) -> np.ndarray: # [I,J,K], the axes of the scan
     "The pixels of a stack's slices as a volume."
@@ -132,7 +132,7 @@ def stacked(
     slices = paste(pixels, back, stack.entry["scaled"], missing)
     return as_volume(slices, np.array(stack.entry["affine"]), stack.entry["orientation"])
 
-def stacked_affine(stack: Stack) -> np.ndarray: # float [4,4]
+def stacked_affine(stack: VolumeStack) -> np.ndarray: # float [4,4]
     "Where the voxels of such a volume lie: the affine of the scan, with its own steps."
     affine = np.array(stack.entry["affine"], float)
     axes, flips = slice_axes(affine, stack.entry["orientation"])
@@ -172,7 +172,7 @@ for name in ("whole", "thinned"):
 # %%
 #| export
 def hounsfield(grey: np.ndarray, level: float, width: float) -> np.ndarray: # int16, of the same shape
-    "Grey values of a window as Hounsfield units."
+    "Grey values uint8 of a window as Hounsfield units; `level` and `width` in HU."
     hu = level + (grey/255 - 0.5)*width
     return hu.round().astype(np.int16)
 
@@ -198,7 +198,7 @@ class NnunetCase(NamedTuple):
     "A case of nnU-Net."
     name: str
     rows: list[int] # its slices, places in the split
-    stack: Stack | None = None # for volumes
+    stack: VolumeStack | None = None # for volumes
 
 class SliceForm:
     "A case a slice, as PNG."

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from ctseg.core.anatomy import IGNORE, ClassMap
 from ctseg.core.files import InputError
 from ctseg.data.batches import Batch, known_map
-from ctseg.io.label_names import read_examined
+from ctseg.io.label_names import read_examined_cases
 from ctseg.losses.partial import PartialLoss, as_given
 from ctseg.methods.unimatch import complete_batch
 
@@ -84,7 +84,7 @@ class ExaminedCases:
     def __init__(self, path: Path, classes: ClassMap):
         self.path = path
         self.classes = classes
-        self.table = read_examined(path, classes)
+        self.table = read_examined_cases(path, classes)
 
     def of(self, case: str) -> np.ndarray: # bool [C]
         "The classes examined on a case; `InputError` for a case that the file does not have."

@@ -15,7 +15,6 @@ import torch.nn.functional as F
 
 # %%
 #| hide
-import matplotlib.pyplot as plt
 from fastcore.test import test_close, test_eq
 from matplotlib_inline.backend_inline import set_matplotlib_formats
 
@@ -26,13 +25,13 @@ set_matplotlib_formats("jpeg", pil_kwargs={"quality": 65})  # grey noise: a quar
 
 
 # %% [markdown]
-# The [strong views](../data/93_strong_views.ipynb) of ctseg's own loop take slices of grey values between 0 and 1. nnU-Net's patches have two or three dimensions and one or more channels, and are normalised: 0 is the mean intensity and 1 a standard deviation. So the same ideas are written here for any number of dimensions, in these units.
+# The [strong views](../data/93_strong_views.ipynb) of ctseg's own loop take slices of grey values between 0 and 1. nnU-Net's patches have two or three dimensions and one or more channels, and are normalised: 0 is the mean intensity and 1 a standard deviation. So the same ideas are written here for any number of dimensions, in these units. The two share no code: each draws its random numbers in an order of its own, and the results of trainings depend on every one of them.
 #
 # ## Boxes
 
 # %%
 #| export
-def draw(like: torch.Tensor, low: float, high: float, generator: torch.Generator) -> torch.Tensor:
+def uniform_each(like: torch.Tensor, low: float, high: float, generator: torch.Generator) -> torch.Tensor:
     "A uniform number for each channel of each case of `like` [B,K,…]: [B,K,1,…]."
     cases, channels, *space = like.shape
     shape = [cases, channels]
@@ -43,12 +42,12 @@ def draw(like: torch.Tensor, low: float, high: float, generator: torch.Generator
 
 def chance(like: torch.Tensor, share: float, generator: torch.Generator) -> torch.Tensor:
     "True with a probability for each channel of each case, bool [B,K,1,…]."
-    return draw(like, 0, 1, generator) < share
+    return uniform_each(like, 0, 1, generator) < share
 
 
 # %%
 image = torch.zeros(2, 1, 3, 4)
-print(draw(image, 2, 3, torch.Generator().manual_seed(0)).shape)
+print(uniform_each(image, 2, 3, torch.Generator().manual_seed(0)).shape)
 
 
 # %%
@@ -61,18 +60,18 @@ def middles(like: torch.Tensor, axis: int) -> torch.Tensor:
     for _ in like.shape[axis + 1:]: place = place[..., None]
     return place
 
-def random_boxes(
+def random_patch_boxes(
     like: torch.Tensor, # [B,K,…]
     part: tuple[float, float], # of the patch, in volume: least and most
     generator: torch.Generator,
 ) -> torch.Tensor: # bool, of the same shape
     "A box for each channel of each case."
     least, most = part
-    volume = draw(like, least, most, generator)
+    volume = uniform_each(like, least, most, generator)
     side = volume**(1/(like.ndim - 2))
     inside = torch.ones_like(like, dtype=torch.bool)
     for axis in range(2, like.ndim):
-        start = draw(like, 0, 1, generator)*(1 - side)
+        start = uniform_each(like, 0, 1, generator)*(1 - side)
         place = middles(like, axis)
         beyond_start = place >= start
         before_end = place < start + side
@@ -83,7 +82,7 @@ def random_boxes(
 # %%
 generator = torch.Generator().manual_seed(0)
 for size in ((64, 64), (16, 32, 32)):
-    boxes = random_boxes(torch.zeros(500, 1, *size), (0.1, 0.4), generator)
+    boxes = random_patch_boxes(torch.zeros(500, 1, *size), (0.1, 0.4), generator)
     share = boxes.flatten(1).float().mean(1)
     print(len(size), "dimensions, shares of the patch:", f"{share.min():.2f} to {share.max():.2f}")
     assert 0.05 < share.min() and share.max() < 0.5
@@ -140,7 +139,7 @@ def space_of(image: torch.Tensor) -> tuple[int, ...]:
 def factor(like: torch.Tensor, most: float, generator: torch.Generator) -> torch.Tensor:
     "A number between 1/most and most for each channel of each case, [B,K,1,…]."
     limit = math.log(most)
-    return draw(like, -limit, limit, generator).exp()
+    return uniform_each(like, -limit, limit, generator).exp()
 
 def bent(image: torch.Tensor, gamma: torch.Tensor) -> torch.Tensor:
     "The intensities of each channel bent by an exponent, between its own least and most."
@@ -165,10 +164,10 @@ def recontrasted(image: torch.Tensor, generator: torch.Generator) -> torch.Tenso
     image = (image - mean)*contrast + mean
     gamma = factor(image, 1.5, generator)
     image = bent(image, gamma)
-    brightness = draw(image, -0.4, 0.4, generator)
+    brightness = uniform_each(image, -0.4, 0.4, generator)
     image = image + brightness
     noise = torch.randn(image.shape, generator=generator, device=generator.device)
-    strength = draw(image, 0, 0.1, generator)
+    strength = uniform_each(image, 0, 0.1, generator)
     return image + strength*noise.to(image)
 
 
@@ -187,13 +186,13 @@ def ruined(image: torch.Tensor, generator: torch.Generator) -> torch.Tensor: # [
     "Patches of nnU-Net with their appearance ruined, not their geometry: contrast, blur, noise, holes."
     image = image.float()
     softened = chance(image, 0.5, generator)
-    sigma = draw(image, 0.1, 2, generator)
+    sigma = uniform_each(image, 0.1, 2, generator)
     soft = blurred(image, sigma)
     image = torch.where(softened, soft, image)
     image = recontrasted(image, generator)
     mean = image.mean(space_of(image), keepdim=True)
     for _ in range(HOLES):
-        hole = random_boxes(image, (0.005, 0.04), generator)
+        hole = random_patch_boxes(image, (0.005, 0.04), generator)
         hole = hole & chance(image, 0.5, generator)
         image = torch.where(hole, mean, image)
     return image
@@ -230,7 +229,7 @@ def strong_view(
     image, cascade = data[:, :channels], data[:, channels:]
     data = torch.cat([ruined(image, generator), cascade], 1)
     one = data[:, :1]
-    box = random_boxes(one, (0.02, 0.4), generator)
+    box = random_patch_boxes(one, (0.02, 0.4), generator)
     box = box & chance(one, cutmix, generator)
     cases, device = len(data), generator.device
     order = torch.randperm(cases, generator=generator, device=device)

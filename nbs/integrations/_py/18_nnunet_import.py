@@ -35,7 +35,6 @@ import tempfile
 
 from fastcore.test import test_eq, test_fail
 
-from ctseg.core.files import write_json
 from ctseg.data.challenge import read_challenge
 from ctseg.data.toys import toy_set
 from ctseg.integrations.nnunet import export_nnunet
@@ -83,7 +82,7 @@ test_fail(lambda: describe_dataset(work/"data"), contains="no dataset.json")
 
 # %%
 #| export
-def examined_on(src: Path, classes: ClassMap, cases: list[str], annotated: str) -> np.ndarray | str:
+def examined_cells(src: Path, classes: ClassMap, cases: list[str], annotated: str) -> np.ndarray | str:
     "What was examined on the cases, bool [N,C], or the word that says it."
     if annotated != "json": return annotated
     path = src/EXAMINED_FILE
@@ -96,12 +95,12 @@ def examined_on(src: Path, classes: ClassMap, cases: list[str], annotated: str) 
 
 # %%
 classes = dataset_classes(raw/"dataset.json")
-print(examined_on(raw, classes, ["train_00000", "train_00005"], "json").tolist())
+print(examined_cells(raw, classes, ["train_00000", "train_00005"], "json").tolist())
 
 
 # %%
 #| export
-def read_slices(
+def read_raw_slices(
     src: Path, # a raw data set
     part: str, # Tr or Ts
     annotated: str = "json", # what a zero means: json, all or present
@@ -117,13 +116,13 @@ def read_slices(
         raise InputError(f"{missing[0]}: no such file; nnU-Net wants labels for every case")
     masks = read_pngs(truths, images.shape[1:])
     if ignore is not None: masks[masks == ignore] = IGNORE
-    known = examined_on(src, classes, cases, annotated)
+    known = examined_cells(src, classes, cases, annotated)
     names = [f"{case}.png" for case in cases]
     return SliceSet(images, masks, known, names, np.arange(len(cases)), classes)
 
 
 # %%
-back = read_slices(raw, "Tr")
+back = read_raw_slices(raw, "Tr")
 print(back)
 test_eq(back.masks, slices.masks)
 test_eq(back.known, slices.known)
@@ -136,11 +135,11 @@ def _import_slices(
 ) -> dict:
     "PNG slices as they are; facts."
     if store: check_store_place(out)
-    slices = read_slices(src, "Tr", annotated)
+    slices = read_raw_slices(src, "Tr", annotated)
     train, facts = with_new_names(slices, renaming, any_part=annotated == "present")
     splits = {"train": train}
     if (src/"labelsTs").is_dir():
-        splits["test"], _ = with_new_names(read_slices(src, "Ts", "all"), renaming)
+        splits["test"], _ = with_new_names(read_raw_slices(src, "Ts", "all"), renaming)
     if store:
         write_store(splits, out, {"patients": True})
     else:

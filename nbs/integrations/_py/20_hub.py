@@ -138,7 +138,7 @@ def push_to_hub(
     try:
         api.create_repo(repo, private=private, exist_ok=True)
         commit = api.create_commit(repo, operations, commit_message=message or "A run of ctseg")
-    except Exception as e:
+    except Exception as e:  # of the client, of the HTTP library below it, or of the network
         raise push_failure(HubName(repo), e) from e
     return str(getattr(commit, "commit_url", commit))
 

@@ -30,7 +30,7 @@ from ctseg.prediction.predictor import Predictor, load_predictor
 #| hide
 import tempfile
 
-from fastcore.test import test_close, test_eq
+from fastcore.test import test_close
 
 from ctseg.core.anatomy import ClassMap
 from ctseg.inference.engine import available
@@ -243,13 +243,12 @@ if available("onnx"):
 def export_onnx(
     runs: str | Path | list[str | Path], # one run folder, or several to average
     out: str | Path, # the file to write
-    calibrated: bool = False, # divide logits by the runs' temperatures
 ) -> dict: # facts
     "Write trained runs as one ONNX file, and compare what ONNX Runtime and PyTorch make of noise."
     out = Path(out)
     if out.suffix != ".onnx":
         raise InputError(f"{out}: expected a name that ends in .onnx")
-    predictor = load_predictor(runs, pick_device("cpu", "fp32"), calibrated=calibrated)
+    predictor = load_predictor(runs, pick_device("cpu", "fp32"))
     graph = PredictorGraph(predictor).eval()
     size = predictor.rule_size
     with atomic_path(out) as file:

@@ -8,11 +8,13 @@
 
 # %%
 #| export
+import os
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from ctseg.core.filetypes import PACKED
+from ctseg.core.filetypes import PACKED, is_system
 from ctseg.core.files import real_path
 from ctseg.data.images import natural_key
 
@@ -50,10 +52,18 @@ def is_visible(path: Path) -> bool:
 def _inner_folders(folder: Path) -> list[Path]:
     "The visible folders of a folder in natural order; none of one that may not be read."
     try:
-        inner = [path for path in folder.iterdir() if is_visible(path) and path.is_dir()]
+        inner = [path for path in folder.iterdir() if is_visible(path) and os.path.isdir(path)]
     except OSError: return []
     return sorted(inner, key=lambda path: natural_key(path.name))
 
+
+# %% [markdown]
+# Nothing is searched that is a [place of the system](../core/14_filetypes.ipynb), not even behind a link. A search through many folders says so on
+# its way.
+
+# %%
+#| export
+MANY = 10_000  # folders, after which a search tells how much it goes through
 def folders_below(folder: Path) -> list[Path]:
     """The folder and all visible ones below it, in natural order, links followed; each is there once.
 
@@ -62,16 +72,19 @@ def folders_below(folder: Path) -> list[Path]:
     found, entered, waiting = [], set(), [folder]
     while waiting:
         here = waiting.pop()
-        if real_path(here) in entered: continue
-        entered.add(real_path(here))
+        real = real_path(here)
+        if real in entered or is_system(real): continue
+        entered.add(real)
         found.append(here)
+        if len(found) == MANY:
+            warnings.warn(f"{folder}: more than {MANY:,} folders, still searching")
         waiting += reversed(_inner_folders(here))
     return found
 
 def visible_files(folder: Path) -> Iterator[Path]:
     "The files of a folder in natural order, without hidden ones, pipes and devices."
     for path in sorted(folder.iterdir(), key=lambda path: natural_key(path.name)):
-        if path.is_file() and is_visible(path): yield path
+        if os.path.isfile(path) and is_visible(path): yield path
 
 
 # %%

@@ -222,12 +222,12 @@ print(body_centres(body, (6, 8)).tolist(), "and in half as many pixels", body_ce
 
 
 # %% [markdown]
-# A `Part` is what cutting gives: the slices of one volume, before they are placed on a common square.
+# A `VolumeSlices` is what cutting gives: the slices of one volume, before they are placed on a common square.
 
 # %%
 #| export
 @dataclass
-class Part:
+class VolumeSlices:
     "The slices cut from one volume."
     images: np.ndarray # uint8 [n,h,w]
     masks: np.ndarray # uint8 [n,h,w]
@@ -266,7 +266,7 @@ def cut(
     salt: str = "", # volumes told apart by this draw different windows
     slices: list[int]|np.ndarray|None = None, # the numbers of the slices; `None`: as `slicing` says
     windows: list[tuple[float, float]]|None = None, # (level, width) of each; `None`: as `slicing` says
-) -> Part:
+) -> VolumeSlices:
     "Cut a volume into 8-bit slices and masks. Raises `InputError` for a cut across unevenly spaced slices."
     _check_cut(volume, slicing.orientation)
     rng = np.random.default_rng([slicing.seed, zlib.crc32(salt.encode())])
@@ -285,7 +285,7 @@ def cut(
     labels = np.zeros(volume.hu.shape, np.uint8) if volume.labels is None else volume.labels
     masks = as_slices(labels, volume.affine, slicing.orientation)[chosen]
     masks = resize_slices(masks, size, "mask")
-    return Part(images, masks, chosen, windows, body_centres(body[chosen], size))
+    return VolumeSlices(images, masks, chosen, windows, body_centres(body[chosen], size))
 
 
 # %%

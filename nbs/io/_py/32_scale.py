@@ -14,7 +14,7 @@ from ctseg.core.files import InputError
 
 # %%
 #| hide
-from fastcore.test import test_eq, test_fail
+from fastcore.test import test_fail
 
 from ctseg.io.toy_scans import torso_scans
 

@@ -11,7 +11,7 @@
 import numpy as np
 
 from ctseg.io.slicing import to_8bit
-from ctseg.io.volumes import Part
+from ctseg.io.volumes import VolumeSlices
 
 # %%
 #| hide
@@ -76,7 +76,7 @@ test_eq(paste(small, [(9, 0)], (4, 4), 0).max(), 0)
 # %%
 #| export
 def square_corners(
-    part: Part,
+    part: VolumeSlices,
     side: int, # of the square, in pixels
 ) -> np.ndarray: # int [n,2], row and column
     "Where on a square each slice's pixel (0, 0) goes."
@@ -96,7 +96,7 @@ for side in (128, 96, 64):
 # %%
 #| export
 def place_on_squares(
-    part: Part,
+    part: VolumeSlices,
     side: int, # of the squares, in pixels
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]: # images and masks uint8 [n,side,side], corners int [n,2]
     "The slices of a volume on squares. The margin of an image shows air through the slice's own window."

@@ -26,13 +26,14 @@ from tqdm import tqdm
 from ctseg import __version__
 from ctseg.core.anatomy import IGNORE, ClassMap
 from ctseg.core.files import InputError, atomic_path
+from ctseg.core.folders import made_folder
 from ctseg.core.schema import check_whole
 from ctseg.core.threads import allowed_cpus
 from ctseg.data.slices import known_after_resize, present_classes
 from ctseg.io.cases import Case
 from ctseg.io.geometry import as_slices, slice_axes
 from ctseg.io.slicing import Slicing
-from ctseg.io.volumes import Part, Volume, cut
+from ctseg.io.volumes import Volume, VolumeSlices, cut
 
 # %%
 #| hide
@@ -118,7 +119,7 @@ test_fail(
 
 # %%
 #| export
-def _drawn_on_slices(volume: Volume, part: Part, C: int, orientation: str) -> np.ndarray:
+def _drawn_on_slices(volume: Volume, part: VolumeSlices, C: int, orientation: str) -> np.ndarray:
     "What was drawn on each slice of a part, before one structure hid another, bool [n,C]."
     if volume.drawn is None:
         labels = as_slices(volume.labels, volume.affine, orientation)
@@ -139,7 +140,7 @@ print(_drawn_on_slices(scan, part, 5, "SPL").astype(int))
 def known_by_slice(
     volume: Volume,
     known: np.ndarray, # bool [C], of the volume
-    part: Part,
+    part: VolumeSlices,
     slicing: Slicing,
 ) -> np.ndarray: # bool [n,C]
     "What is known on each slice: `known`, without what other structures or a coarser grid have hidden."
@@ -168,7 +169,7 @@ print(
 @dataclass
 class CutCase:
     "A case of which the slices are cut."
-    part: Part
+    part: VolumeSlices
     known: np.ndarray # bool [n,C]
     known_of_case: np.ndarray # bool [C]
     entry: dict # of the index
@@ -244,7 +245,7 @@ def load_cut(path: Path) -> tuple[CutCase, str]:
     with np.load(path) as file: arrays = dict(file)
     told = json.loads(str(arrays["told"]))
     windows = [tuple(window) for window in told["windows"]]
-    part = Part(arrays["images"], arrays["masks"], arrays["slices"], windows, arrays["centres"])
+    part = VolumeSlices(arrays["images"], arrays["masks"], arrays["slices"], windows, arrays["centres"])
     more = told["entry"], told["hidden_cells"], told["overlap"], told["notes"]
     return CutCase(part, arrays["known"], arrays["known_of_case"], *more), told["fingerprint"]
 
@@ -422,13 +423,8 @@ test_fail(lambda: parts_folder(work/"taken"), contains="is in the way")
 
 # %%
 #| export
-def cut_cases(cases: list[Case], out: Path, classes: ClassMap, slicing: Slicing, work: Work) -> list[CutFile]:
-    """Cut each case into a file in the folder of parts; what the same import has cut before is kept.
-
-    Raises `InputError` for damaged volumes or contradictory labels, unless they are to be left out.
-    """
-    folder = parts_folder(out)
-    folder.mkdir(parents=True, exist_ok=True)
+def _cut_into(folder: Path, cases: list[Case], out: Path, classes: ClassMap, slicing: Slicing, work: Work):
+    "`cut_cases`, with the folder of parts that is there."
     (folder/_MARK).write_text(_MARK_TEXT)
     try: return _cut_all(cases, folder, work, classes, slicing)
     except BrokenProcessPool:
@@ -441,6 +437,19 @@ def cut_cases(cases: list[Case], out: Path, classes: ClassMap, slicing: Slicing,
             raise
         raise InputError(f"{problem} (or choose skip_damaged, --skip-damaged; "
                          f"{kept} volumes are cut already and kept in {folder.name})") from None
+
+
+
+# %%
+#| export
+def cut_cases(cases: list[Case], out: Path, classes: ClassMap, slicing: Slicing, work: Work) -> list[CutFile]:
+    """Cut each case into a file in the folder of parts; what the same import has cut before is kept.
+
+    Raises `InputError` for damaged volumes or contradictory labels, unless they are to be left out.
+    """
+    folder = parts_folder(out)
+    with made_folder(folder):
+        return _cut_into(folder, cases, out, classes, slicing, work)
 
 
 # %% [markdown]

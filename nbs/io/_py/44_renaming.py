@@ -282,7 +282,7 @@ class RenamedSlices(RenamedClasses):
         return after
 
     def parts_alone(self, known: np.ndarray) -> int:
-        "In how many cells a class was examined in part only, and so stays unknown."
+        "In how many cells of `known`, bool [N,C] of the source, a class was examined in part only, and so stays unknown."
         some = replace(self, any_part=True).known(known)
         return int((some & ~self.known(known)).sum())
 

@@ -76,7 +76,7 @@ print(f"{scan.hu.shape} voxels, from {scan.hu.min():.0f} to {scan.hu.max():.0f} 
 # %%
 #| export
 @dataclass
-class Split:
+class SplitArrays:
     "The arrays of a `SliceSet` and the lines of the index of its images."
     images: np.ndarray | LazyPixels # uint8 [N,H,W]
     masks: np.ndarray | LazyPixels # uint8 [N,H,W]
@@ -85,7 +85,7 @@ class Split:
     lines: dict[str, dict | None] # image name → its line; None: to come
 
     @classmethod
-    def empty(cls, n: int, side: int, C: int, folder: Path|None = None) -> "Split":
+    def empty(cls, n: int, side: int, C: int, folder: Path|None = None) -> "SplitArrays":
         "Arrays for n images of C classes, in memory or in files of a folder."
         images, masks = (room_for(n, (side, side), folder) for _ in range(2))
         return cls(images, masks, np.zeros((n, C), bool), np.zeros(n, np.int64), {})
@@ -104,13 +104,13 @@ def image_line(volume: str, z: int, window, corner) -> dict:
 
 
 # %%
-test_eq(Split.empty(2, 8, 3).known.shape, (2, 3))
+test_eq(SplitArrays.empty(2, 8, 3).known.shape, (2, 3))
 print(image_line("v000", 7, (40., 400.), (0, 13)))
 
 
 # %%
 #| export
-def _paste_case(split: Split, start: int, one: CutFile):
+def _paste_case(split: SplitArrays, start: int, one: CutFile):
     "Put the slices of a case into the arrays from image `start`."
     part, case = one.load().part, one.case
     images, masks, corners = place_on_squares(part, split.images.shape[1])
@@ -128,9 +128,9 @@ def gather_split(
     C: int, # number of classes
     side: int, # of the images
     folder: Path|None = None, # where the arrays are kept; `None`: in memory
-) -> Split:
+) -> SplitArrays:
     "The arrays of a split."
-    split = Split.empty(sum(one.shape[0] for one in cut), side, C, folder)
+    split = SplitArrays.empty(sum(one.shape[0] for one in cut), side, C, folder)
     for one in cut: _paste_case(split, len(split.lines), one)
     return split
 
@@ -153,7 +153,7 @@ def write_splits(
     out, # the challenge folder, new
     classes: ClassMap,
     volumes: dict[str, dict], # volume id → its entry
-    splits: dict[str, Split],
+    splits: dict[str, SplitArrays],
     store: bool = False, # write a store in place of a folder
 ) -> dict[str, int]: # split → number of images
     "Write a challenge folder, or a store, and its index, whole or not at all."
@@ -271,7 +271,7 @@ test_fail(lambda: _prepare([], work/"new", Slicing(), 0., None), contains="no vo
 
 # %%
 #| export
-def rename_splits(splits: dict[str, Split], renamed: RenamedSlices) -> dict:
+def rename_splits(splits: dict[str, SplitArrays], renamed: RenamedSlices) -> dict:
     "Give the masks of all splits the new numbers, in place; facts."
     alone = 0
     for split in splits.values():
@@ -283,7 +283,7 @@ def rename_splits(splits: dict[str, Split], renamed: RenamedSlices) -> dict:
 
 # %%
 #| export
-def _gathered(cut: list[CutFile], C: int, slicing: Slicing, out: Path) -> dict[str, Split]:
+def _gathered(cut: list[CutFile], C: int, slicing: Slicing, out: Path) -> dict[str, SplitArrays]:
     "The arrays of both splits, in files beside what was cut."
     side = _common_side(cut, slicing, out)
     return {name: gather_split(those, C, side, parts_folder(out)) for name, those in _by_split(cut).items()}

@@ -27,7 +27,7 @@ from ctseg.io.volumes import class_flags
 import shutil
 import tempfile
 
-from fastcore.test import test_eq, test_fail
+from fastcore.test import test_fail
 
 from ctseg.core.files import write_json
 from ctseg.io.toy_scans import TORSO_CLASSES
@@ -204,7 +204,7 @@ def class_ids(names: list, classes: ClassMap, where: str) -> list[int]:
                              f"expected names, or numbers from 1 to {len(classes)}")
     return ids
 
-def read_examined(path: Path, classes: ClassMap) -> dict[str, np.ndarray]: # case → bool [C]
+def read_examined_cases(path: Path, classes: ClassMap) -> dict[str, np.ndarray]: # case → bool [C]
     "The classes examined on each case. Raises `InputError` for a file that does not say that."
     table = read_json(path)
     has_lists = isinstance(table, dict) and all(isinstance(names, list) for names in table.values())
@@ -219,7 +219,7 @@ def read_examined(path: Path, classes: ClassMap) -> dict[str, np.ndarray]: # cas
 
 # %%
 write_json({"p1": ["liver", "vertebrae"], "p2": [], "p3": [1]}, work/"annotated_labels.json")
-print(read_examined(work/"annotated_labels.json", TORSO_CLASSES))
+print(read_examined_cases(work/"annotated_labels.json", TORSO_CLASSES))
 test_fail(lambda: class_ids([6], TORSO_CLASSES, "p1"), contains="6 is not a class")
 test_fail(lambda: class_ids([None], TORSO_CLASSES, "p1"), contains="None is not a class")
 test_fail(lambda: class_ids(["livr"], TORSO_CLASSES, "p1"), contains="p1: unknown class 'livr'")

@@ -22,7 +22,8 @@ from ctseg.core.schema import anything, fields, fit_schema, listed, mapped, mayb
 from ctseg.data.annotations import read_classes
 from ctseg.data.images import read_pngs
 from ctseg.data.lazy import LazyPixels, seen_values
-from ctseg.data.mask_csv import check_names, read_masks
+from ctseg.data.mask_csv import check_names
+from ctseg.data.spooled import spooled_masks
 from ctseg.data.store import is_store, read_store, store_splits
 from ctseg.io.canvas import paste
 from ctseg.io.geometry import as_volume, slice_axes
@@ -271,7 +272,8 @@ def _read_submission(masks, lines: dict[str, dict], folder, split: str) -> np.nd
     names = list(lines)
     size, classes = _size_and_classes(folder, split, names[0])
     if isinstance(masks, (str, Path)):
-        masks = _stored_masks(masks, names) if is_store(masks) else read_masks(masks, names, size, classes)[1]
+        if is_store(masks): masks = _stored_masks(masks, names)
+        else: _, masks = spooled_masks(masks, names, size, classes)
     _check_masks(masks, len(lines), size, classes, split, folder)
     return masks
 
@@ -300,7 +302,6 @@ def predicted_volumes(
     masks, # a submission (CSV), a store of label maps, or uint8 [N,H,W] in the order of the images
     folder, # the challenge folder, or the store, with its `index.json`
     split: str, # the images that the masks belong to
-    missing: int = 0, # value where there is no prediction
 ) -> Iterator[PredictedVolume]:
     """The predicted labels of each volume, one volume at a time.
 
@@ -314,7 +315,7 @@ def predicted_volumes(
     ordered = list(lines.values())
     for id, images in images_of.items():
         lines_of_volume = [ordered[i] for i in images]
-        labels = restack(masks[images], volumes[id], lines_of_volume, missing)
+        labels = restack(masks[images], volumes[id], lines_of_volume)
         yield PredictedVolume(id, volumes[id], labels, len(images))
 
 

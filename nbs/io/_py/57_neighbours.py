@@ -273,7 +273,7 @@ def places_of(
     folder: str|Path, # with an `index.json`
     names: dict[str, list[str]], # of the images, by split
 ) -> dict[str, dict[str, np.ndarray]]:
-    "What a store is to keep of where slices lie, by split; nothing where no index tells."
+    "Where slices lie in their volumes, for a store to keep: arrays [N] by field, by split; nothing where no index tells."
     found = {}
     for split, of_split in names.items():
         try:
@@ -289,7 +289,7 @@ def places_of(
 # %%
 #| export
 def places_by_split(folder: str|Path) -> dict[str, dict[str, np.ndarray]]:
-    "The same of all images of a challenge folder."
+    "`places_of` all images of a challenge folder."
     names = {}
     for split in ("train", "test"):
         images = Path(folder)/f"{split}-images"

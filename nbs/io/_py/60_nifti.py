@@ -396,14 +396,13 @@ def export_nifti(
     folder, # the challenge folder with its `index.json`
     out, # the folder for `v000.nii.gz`, …, new
     split: str = "test", # the images that the masks belong to
-    missing: int = 0, # value where there is no prediction
 ) -> dict[str, tuple[int, int]]: # volume → (slices with a prediction, slices of the volume)
     "Put predicted masks back onto the grids of their volumes, as NIfTI label maps."
     import_volumes_package("nibabel")
     out, facts = new_folder(out), {}
     with atomic_path(out) as tmp:
         tmp.mkdir()
-        for volume in predicted_volumes(masks, folder, split, missing):
+        for volume in predicted_volumes(masks, folder, split):
             entry, path = volume.entry, tmp/f"{volume.id}.nii.gz"
             save_labels(volume.labels, np.array(entry["affine"]), entry["positions"], path)
             axes, _ = slice_axes(np.array(volume.entry["affine"]), volume.entry["orientation"])

@@ -20,7 +20,7 @@ from ctseg.io.nifti import nifti_files
 import shutil
 import tempfile
 
-from fastcore.test import test_eq, test_fail
+from fastcore.test import test_fail
 
 # %% [markdown]
 # A label map is a volume like any other. Taken for a scan it would be a grey picture of its numbers, and nobody would be warned. So whatever is

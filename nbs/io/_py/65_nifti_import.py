@@ -15,13 +15,13 @@ from typing import NamedTuple
 import numpy as np
 
 from ctseg.core.anatomy import IGNORE, RAIDIUM54, ClassMap
-from ctseg.core.files import InputError, did_you_mean, read_json
+from ctseg.core.files import InputError, did_you_mean
 from ctseg.core.filetypes import check_folder, content_of
 from ctseg.data.images import natural_key
 from ctseg.io.cases import Case, read_patients
 from ctseg.io.cutting import Work, file_stamp
 from ctseg.io.folders import write_volumes
-from ctseg.io.label_names import dataset_classes, ignore_label, read_examined
+from ctseg.io.label_names import dataset_classes, ignore_label, read_examined_cases
 from ctseg.io.nifti import case_name, nifti_files, read_label_map, read_scan
 from ctseg.io.nifti_layouts import (
     find_layouts, images_and_labels, layout_folders, role_of, split_roles, structure_folder,
@@ -125,19 +125,19 @@ def case_folders(src: Path) -> dict[Path, CaseFolder]:
     "Cases that have a folder of their own. Raises `InputError` if it is not clear which file is the CT."
     if _is_one_case(src):
         raise InputError(f"{src}: is one case itself (it has segmentations/); give the folder above it")
-    folders = [d for d in src.iterdir() if d.is_dir() and not d.name.startswith(".")]
-    shared, cases = layout_folders(src), {}
-    for folder in sorted(folders, key=lambda d: natural_key(d.name)):
-        files = {} if folder.name in shared else nifti_files(folder)
-        if not files: continue
-        ct, inner = _ct_of(folder, files), structure_folder(folder)
-        structures = nifti_files(inner) if inner else {}
-        maps = {name: path for name, path in split_roles(files)[1].items() if path != ct}
-        if len(maps) > 1 or (maps and structures):
-            raise InputError(f"{folder}: {next(iter(maps.values())).name} and other labels of one image; "
-                             "keep one of them")
-        cases[folder] = CaseFolder(ct, structures, next(iter(maps.values()), None))
-    return cases
+    shared = layout_folders(src)
+    folders = [d for d in src.iterdir() if d.is_dir() and not d.name.startswith(".") and d.name not in shared]
+    found = {folder: nifti_files(folder) for folder in sorted(folders, key=lambda d: natural_key(d.name))}
+    return {folder: _case_of(folder, files) for folder, files in found.items() if files}
+
+def _case_of(folder: Path, files: dict[str, Path]) -> CaseFolder:
+    "The case that a folder of NIfTI files is: its CT, and a label map or a folder of structures at most."
+    ct, inner = _ct_of(folder, files), structure_folder(folder)
+    structures = nifti_files(inner) if inner else {}
+    maps = [path for path in split_roles(files)[1].values() if path != ct]
+    if len(maps) > 1 or (maps and structures):
+        raise InputError(f"{folder}: {maps[0].name} and other labels of one image; keep one of them")
+    return CaseFolder(ct, structures, maps[0] if maps else None)
 
 
 # %%
@@ -224,7 +224,7 @@ class _Examined:
     def table(self) -> dict[str, np.ndarray]:
         "Case → bool [C]."
         if not self.path.exists(): _refuse_unexamined(self.path, self.classes)
-        return read_examined(self.path, self.classes)
+        return read_examined_cases(self.path, self.classes)
 
     def known(self, case: str, labelled: bool) -> np.ndarray|None:
         "The classes examined on a case, bool [C]; `None`: those with voxels."
@@ -430,11 +430,11 @@ def _unused_files(src: Path) -> list[str]:
 
 # %%
 #| export
-def _told_unused(src: Path, most: int = 5) -> list[str]:
+def _told_unused(src: Path) -> list[str]:
     "The first few of them, and how many there are."
     unused = _unused_files(src)
-    more = [f"… ({len(unused)} in all)"] if len(unused) > most else []
-    return unused[:most] + more
+    more = [f"… ({len(unused)} in all)"] if len(unused) > 5 else []
+    return unused[:5] + more
 
 
 # %%

@@ -52,14 +52,14 @@ _HEAD = [
     ((-32, -72, -20), (15, 15, 15), 15, 4),
 ]
 
-def head(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    "Hounsfield units and class ids of the head at x mm left, y mm back, z mm up."
+def head_at(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    "Hounsfield units and class ids of the head at points of any one shape: x mm left, y mm back, z mm up."
     return paint_ellipsoids(_HEAD, (x, y, z))
 
 
 # %%
 across, down = np.mgrid[-110:110:2, -110:110:2]
-hu, label = head(32 + 0*across, across, -down)
+hu, label = head_at(32 + 0*across, across, -down)
 fig, ax = plt.subplots(figsize=(2.6, 2.6), layout="constrained")
 ax.imshow(hu.T, cmap="gray", vmin=-60, vmax=140, extent=(-110, 110, -110, 110))
 ax.set(title="through the left eye", xlabel="mm to the back", ylabel="mm up")
@@ -121,7 +121,7 @@ def clinic_planes() -> dict[str, Planes]:
 
 # %%
 fig, axes = plt.subplots(1, 4, figsize=(11, 3), layout="constrained")
-side = head(0*across, across, -down)[0]
+side = head_at(0*across, across, -down)[0]
 for ax, (name, planes) in zip(axes, clinic_planes().items()):
     ax.imshow(side.T, cmap="gray", vmin=-60, vmax=140, extent=(-110, 110, -110, 110))
     for first in planes.positions:
@@ -216,7 +216,7 @@ def write_series(
     for k, first in enumerate(planes.positions):
         along_rows = planes.rows[:, None, None]*row*spacing[0]
         points = first[:, None, None] + planes.columns[:, None, None]*column*spacing[1] + along_rows
-        hu, label = head(*points/size)
+        hu, label = head_at(*points/size)
         truth.append(label.T)
         ds = _ct_slice(planes, k, hu, spacing, uids | tags)
         ds.save_as(Path(folder)/f"IM{numbers[k]:04}", enforce_file_format=True)

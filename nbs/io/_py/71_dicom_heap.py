@@ -212,9 +212,9 @@ class Heap:
     damaged: list[Path] = field(default_factory=list)
     names: PatientNames = None
 
-    def file(self, entry: Entry, pixels: bool = False) -> DicomFile:
+    def file(self, entry: Entry) -> DicomFile:
         "The file with its header."
-        return DicomFile(entry.path, read_file(entry.path, pixels), self.names.patterns(entry.path))
+        return DicomFile(entry.path, read_file(entry.path, pixels=False), self.names.patterns(entry.path))
 
 
 # %%
@@ -229,7 +229,7 @@ _FIRST_LOOK = [
 def _text_of(header, tag: str) -> str:
     "An element as text; \"\" if it is missing or malformed."
     try: return str(header.get(tag) or "")
-    except Exception: return ""
+    except Exception: return ""  # pydicom parses a value only now
 
 def _position_of(header) -> tuple[str, ...]:
     "Where an image lies, as written; empty if it does not say so."

@@ -17,7 +17,7 @@ import numpy as np
 
 from ctseg.core.files import InputError
 from ctseg.io.dicom_headers import DicomFile, check_one_series
-from ctseg.io.dicom_heap import Heap, frame_headers, read_file, read_heap
+from ctseg.io.dicom_heap import Heap, frame_headers, read_file
 from ctseg.io.scale import scale_notes
 
 # %%
@@ -29,6 +29,7 @@ import matplotlib.pyplot as plt
 from fastcore.test import test_close, test_eq, test_fail
 from matplotlib_inline.backend_inline import set_matplotlib_formats
 
+from ctseg.io.dicom_heap import read_heap
 from ctseg.io.toy_dicom import clinic_planes, write_series
 
 # %%
@@ -53,7 +54,7 @@ print(*sorted(d.name for d in clinic.iterdir()), sep=" · ")
 
 # %%
 #| export
-def slices_of(file: DicomFile) -> list[DicomFile]:
+def single_slices(file: DicomFile) -> list[DicomFile]:
     "A CT image as its slices: one, or the frames of an enhanced image."
     if not file.header.get("PerFrameFunctionalGroupsSequence"): return [file]
     headers = frame_headers(file.header)
@@ -64,7 +65,7 @@ def slices_in(heap: Heap, entries=None) -> list[DicomFile]:
     if entries is None: entries = heap.images
     slices = []
     for entry in entries:
-        slices += slices_of(heap.file(entry))
+        slices += single_slices(heap.file(entry))
     return slices
 
 
@@ -218,7 +219,7 @@ def _tolerance(steps: np.ndarray) -> float:
     return max(.02*np.median(steps), .01)
 
 def evenly_spaced(steps: np.ndarray) -> bool:
-    "Are the steps from slice to slice, in mm, all alike?"
+    "Are the steps from slice to slice, float [K-1] in mm, all alike?"
     return not len(steps) or np.ptp(steps) <= _tolerance(steps)
 
 
@@ -304,7 +305,7 @@ def _raw_pixels(file: DicomFile, shown: str) -> np.ndarray:
     rows, columns = int(header.Rows), int(header.Columns)
     try:
         return read_file(file.path).pixel_array.reshape(-1, rows, columns)
-    except Exception as e:
+    except Exception as e:  # each decoder has errors of its own
         if syntax.is_encapsulated and "RLE" not in syntax.name:
             why = "no decoder for that is installed"
             if "missing dependencies" not in str(e):  # Pillow's decoder is there, and knows 8 bits of 12

@@ -29,7 +29,7 @@ import shutil
 import tempfile
 
 import pydicom
-from fastcore.test import test_close, test_eq, test_fail
+from fastcore.test import test_fail
 
 from ctseg.io.toy_dicom import clinic_planes, head_planes, write_contours, write_series
 
@@ -202,7 +202,7 @@ def plane_of(header) -> str:
     "The plane that an image is nearest to: axial, coronal or sagittal; \"\" if it cannot be told."
     try:
         columns, rows = np.array(header.get("ImageOrientationPatient"), float).reshape(2, 3)
-    except Exception: return ""
+    except Exception: return ""  # malformed, in any way
     normal = np.cross(columns, rows)
     return _PLANE_NAMES[int(np.abs(normal).argmax())] if normal.any() else ""
 
@@ -337,7 +337,8 @@ class _Surveyor:
         heap = self.heap
         try: files = slices_in(heap, entries)
         except Misfit as e: return self.fail(_misfit(heap, entries[0], e))
-        except Exception: return self.fail(_damage(heap, entries[0].path))
+        except Exception:  # one damaged series must not hide the others
+            return self.fail(_damage(heap, entries[0].path))
         for part in _without_surveys(files, heap.src, self.orientation, self.gaps):
             for phase in _by_phase(part): self._read_one(phase)
 
@@ -370,7 +371,7 @@ def _match(entry: Entry, surveyor: _Surveyor):
     try:
         file = heap.file(entry)
         about = find_about(references(file.header), [one.series for one in survey.series])
-    except Exception:
+    except Exception:  # likewise
         return surveyor.fail(_damage(heap, entry.path))
     slim = slim_label(file)
     for k in about: survey.series[k].labels.append(slim)

@@ -31,10 +31,10 @@ import shutil
 import tempfile
 
 import pydicom
-from fastcore.test import test_eq, test_fail
+from fastcore.test import test_fail
 
 from ctseg.io.dicom import read_series
-from ctseg.io.toy_dicom import HEAD_CLASSES, PATIENT, clinic_planes, head_planes, write_series
+from ctseg.io.toy_dicom import HEAD_CLASSES, PATIENT, clinic_planes, write_series
 
 # %% [markdown]
 # A **DICOM SEG** holds masks, frame by frame, with a reference to the slice each belongs to. Here the true classes of a toy series are

@@ -14,8 +14,8 @@ import numpy as np
 
 from ctseg.io.dicom_headers import Misfit
 from ctseg.io.dicom_heap import frame_item
-from ctseg.io.dicom_series import Series, in_other_frame
-from ctseg.io.seg_parts import check_counts, segment_names
+from ctseg.io.dicom_series import Series
+from ctseg.io.seg_parts import check_seg_counts, segment_names
 from ctseg.io.volumes import import_volumes_package
 
 # %%
@@ -29,6 +29,7 @@ from fastcore.test import test_eq, test_fail
 from ctseg.io.dicom import read_series
 from ctseg.io.dicom_heap import read_file
 from ctseg.io.dicom_seg import make_segmentation
+from ctseg.io.dicom_series import in_other_frame
 from ctseg.io.toy_dicom import HEAD_CLASSES, clinic_planes, write_series
 
 # %% [markdown]
@@ -46,7 +47,7 @@ print(segment_names(seg))
 
 # %%
 #| export
-class Frame(NamedTuple):
+class FramePlace(NamedTuple):
     "Where a frame lies; vectors as DICOM counts, left, back, up."
     number: int # in the file, from 0
     segment: int # 0: a label map, whose pixels are numbers of segments
@@ -187,11 +188,11 @@ print(seg_kind(seg), frame_shape(seg), in_other_frame(s, seg.FrameOfReferenceUID
 
 # %%
 #| export
-def read_frames(header, series: Series) -> list[Frame]:
+def read_frames(header, series: Series) -> list[FramePlace]:
     "Where the frames of a DICOM SEG lie. Raises `Misfit` if one does not say so."
     names = segment_names(header)
     kind = seg_kind(header)
-    check_counts(header)
+    check_seg_counts(header)
     shared, sources = shared_groups(header), Sources(series)
     same_size = frame_shape(header) == series.shape[:2]
     frames = []
@@ -203,7 +204,7 @@ def read_frames(header, series: Series) -> list[Frame]:
             below = _place_of_slice(series, claimed[0])
         origin, axes = _grid_of(frame, shared, below)
         segment = _segment_of(frame, shared, names, kind)
-        frames.append(Frame(number, segment, origin, axes, claimed, preserved))
+        frames.append(FramePlace(number, segment, origin, axes, claimed, preserved))
     return frames
 
 

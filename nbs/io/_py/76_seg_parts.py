@@ -13,7 +13,7 @@ from ctseg.io.dicom_headers import Misfit
 # %%
 #| hide
 import pydicom
-from fastcore.test import test_eq, test_fail
+from fastcore.test import test_fail
 
 
 # %% [markdown]
@@ -88,7 +88,7 @@ print(segment_names(seg))
 
 # %%
 #| export
-def check_counts(header):
+def check_seg_counts(header):
     "Raise `Misfit` for a SEG with frames of unknown place, without segments, or with two of one number."
     frames = int(header.get("NumberOfFrames") or 0)
     places = len(header.get("PerFrameFunctionalGroupsSequence") or [])
@@ -111,11 +111,11 @@ def check_length(header):
 
 
 # %%
-test_fail(lambda: check_counts(seg), contains="of 0 where they lie")
+test_fail(lambda: check_seg_counts(seg), contains="of 0 where they lie")
 seg.Rows = seg.Columns = seg.BitsAllocated = 8
 seg.PixelData = bytes(190)
 test_fail(lambda: check_length(seg), contains="expected 192")
 seg.PerFrameFunctionalGroupsSequence = [segment() for _ in range(3)]
-check_counts(seg)
+check_seg_counts(seg)
 seg.SegmentSequence[1].SegmentNumber = 4
-test_fail(lambda: check_counts(seg), contains="two segments of one number")
+test_fail(lambda: check_seg_counts(seg), contains="two segments of one number")

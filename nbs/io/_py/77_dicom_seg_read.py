@@ -19,7 +19,7 @@ from ctseg.io.dicom_headers import Misfit
 from ctseg.io.dicom_heap import frame_item, read_file
 from ctseg.io.dicom_series import Series, in_other_frame
 from ctseg.io.rtstruct import DrawnStructure
-from ctseg.io.seg_frames import Frame, frame_shape, read_frames, seg_kind, shared_groups
+from ctseg.io.seg_frames import FramePlace, frame_shape, read_frames, seg_kind, shared_groups
 from ctseg.io.seg_parts import check_length, segment_names
 from ctseg.io.volumes import import_volumes_package
 
@@ -101,7 +101,7 @@ def _corners(origin: np.ndarray, axes: np.ndarray, shape: tuple[int, int]) -> np
     order = np.lexsort(corners.round(2).T)
     return corners[order]
 
-def _beside(frame: Frame, shape: tuple[int, int], slices: _Slices, k: int) -> float:
+def _beside(frame: FramePlace, shape: tuple[int, int], slices: _Slices, k: int) -> float:
     "By how many mm a frame lies beside slice k, if both have one size; whichever way rows and columns run."
     ours = _corners(slices.origins[k], slices.axes, shape)
     theirs = _corners(frame.origin, frame.axes, shape)
@@ -128,7 +128,7 @@ def _most_beside(slices: _Slices) -> float:
     pixel = np.linalg.norm(slices.axes, axis=1)
     return _TOLERANCE*pixel.min() + .01
 
-def _check_claims(frame: Frame, shape: tuple[int, int], series: Series, slices: _Slices):
+def _check_claims(frame: FramePlace, shape: tuple[int, int], series: Series, slices: _Slices):
     "`Misfit` for a frame that claims to lie on a slice and lies elsewhere."
     claimed = frame.claimed
     if not claimed: return
@@ -183,7 +183,7 @@ print(
 
 # %%
 #| export
-def _check_space(header, frames: list[Frame], series: Series):
+def _check_space(header, frames: list[FramePlace], series: Series):
     "`Misfit` for frames in another frame of reference, unless each names its slice."
     apart = in_other_frame(series, header.get("FrameOfReferenceUID"))
     if not apart or all(frame.claimed for frame in frames):
@@ -198,7 +198,7 @@ _check_space(seg, frames, s)
 
 # %%
 #| export
-def slices_of_frames(header, frames: list[Frame], series: Series) -> list[list[int]]:
+def slices_of_frames(header, frames: list[FramePlace], series: Series) -> list[list[int]]:
     """For each frame the slices that take it; none if it lies off the volume or another frame is nearer.
 
     Raises `Misfit` for frames that are not parallel to the slices, or that contradict themselves.
@@ -262,7 +262,7 @@ class _Lookup(NamedTuple):
 
 # %%
 #| export
-def _lookup(frame: Frame, shape: tuple[int, int], series: Series, slices: _Slices, k: int) -> _Lookup:
+def _lookup(frame: FramePlace, shape: tuple[int, int], series: Series, slices: _Slices, k: int) -> _Lookup:
     "Where the pixels of slice k lie on a frame of `shape` (columns, rows)."
     columns, rows, _ = series.shape
     column, row = np.mgrid[:columns, :rows]
@@ -290,7 +290,7 @@ class _Placer:
     cropped: bool = False # something drawn lies beside the pixels of the series
     _lookups: dict = field(default_factory=dict)
 
-    def place(self, frame: Frame, pixels: np.ndarray, k: int) -> np.ndarray:
+    def place(self, frame: FramePlace, pixels: np.ndarray, k: int) -> np.ndarray:
         "A frame, bool [rows, columns], on slice k: bool [columns, rows]."
         lookup = self._lookup_on(k, frame)
         self.exact &= lookup.exact
@@ -302,7 +302,7 @@ class _Placer:
             self.cropped |= int(mask.sum()) < int(pixels.sum())
         return mask
 
-    def _lookup_on(self, k: int, frame: Frame) -> _Lookup:
+    def _lookup_on(self, k: int, frame: FramePlace) -> _Lookup:
         "The lookup of a frame on slice k; most frames of a file share a few."
         slices = _slices_of(self.series)
         offset = (frame.origin - slices.origins[k]).round(4)
@@ -386,7 +386,7 @@ class Segments:
     structures: list[DrawnStructure]
     notes: list[str] # what was done to make them fit, in words
 
-def _with_frames(frames: list[Frame], names: dict[int, str]) -> set[int]:
+def _with_frames(frames: list[FramePlace], names: dict[int, str]) -> set[int]:
     "The numbers of the segments that frames are of; all that are listed for a label map."
     numbers = {frame.segment for frame in frames}
     return set(names) if 0 in numbers else numbers
@@ -395,6 +395,17 @@ def _with_frames(frames: list[Frame], names: dict[int, str]) -> set[int]:
 # %% [markdown]
 # A segment that is listed and has no frame at all, as templates leave them, says nothing: its structure is *unknown*, as it is for a region of an
 # RTSTRUCT without contours. A frame without a pixel says that somebody looked.
+
+# %%
+#| export
+def _drawn_segments(
+    path: Path, header, frames: list[FramePlace],
+) -> Iterator[tuple[FramePlace, int, np.ndarray]]:
+    "Each frame with the number of each segment drawn on it and its pixels, bool [rows, columns]."
+    for frame, pixels in zip(frames, _decoded(path, header)):
+        for segment, drawn in _drawn(pixels, header, frame.segment).items():
+            yield frame, segment, drawn
+
 
 # %%
 #| export
@@ -416,16 +427,15 @@ def read_segments(
     masks = {number: np.zeros(series.shape, bool) for number in numbers}
     placer = _Placer(series, frame_shape(header))
     lost = 0
-    for frame, pixels in zip(frames, _decoded(path, header)):
+    for frame, segment, drawn in _drawn_segments(path, header, frames):
         slices = taken[frame.number]
-        for segment, drawn in _drawn(pixels, header, frame.segment).items():
-            if segment not in names:
-                raise Misfit(f"its SEG has pixels of a segment {segment}, which it does not list; "
-                             "export it again")
-            if segment not in masks: continue
-            if not slices and drawn.any(): lost += 1
-            for k in slices:
-                masks[segment][..., k] |= placer.place(frame, drawn, k)
+        if segment not in names:
+            raise Misfit(f"its SEG has pixels of a segment {segment}, which it does not list; "
+                         "export it again")
+        if segment not in masks: continue
+        if not slices and drawn.any(): lost += 1
+        for k in slices:
+            masks[segment][..., k] |= placer.place(frame, drawn, k)
     notes = _notes(placer, lost, frames) + _off_slices(frames, taken, series)
     apart = slices_apart(taken)
     notes += _doubts(in_other_frame(series, header.get("FrameOfReferenceUID")), apart)
@@ -490,7 +500,7 @@ def off_slices_note(mm: float, series: Series, what: str) -> list[str]:
     if mm <= max(.1, .1*least): return []
     return [f"{what} lie up to {mm:.1f} mm off the slices that they were put on"]
 
-def _off_slices(frames: list[Frame], taken: list[list[int]], series: Series) -> list[str]:
+def _off_slices(frames: list[FramePlace], taken: list[list[int]], series: Series) -> list[str]:
     "What to tell of frames that lie off the slices which took them."
     slices = _slices_of(series)
     most = 0.
@@ -508,7 +518,7 @@ print(off_slices_note(.01, s, "frames"), off_slices_note(1.3, s, "frames"))
 
 # %%
 #| export
-def _notes(placer: _Placer, lost: int, frames: list[Frame]) -> list[str]:
+def _notes(placer: _Placer, lost: int, frames: list[FramePlace]) -> list[str]:
     "What was done to make a segmentation fit, in words."
     notes = []
     if not placer.exact:

@@ -24,7 +24,7 @@ from ctseg.io.dicom_seg_read import read_segments, sort_segments
 from ctseg.io.cutting import Work, file_stamp
 from ctseg.io.dicom_series import series_notes
 from ctseg.io.folders import write_volumes
-from ctseg.io.renaming import Renaming, class_name, read_renaming, same_spelling, unused_lines
+from ctseg.io.renaming import Renaming, read_renaming, same_spelling, unused_lines
 from ctseg.io.rtstruct import (
     DrawnStructure, draw_region, empty_names, leaves_plane, meets_volume, read_regions,
 )
@@ -48,6 +48,7 @@ from ctseg.core.style import class_legend, image_grid, overlay, show_image
 from ctseg.data.challenge import read_challenge
 from ctseg.data.mask_csv import write_masks
 from ctseg.io.dicom import read_series
+from ctseg.io.renaming import class_name
 from ctseg.io.dicom_seg import export_dicom_seg, make_segmentation
 from ctseg.io.geometry import as_slices
 from ctseg.io.index import read_index
@@ -136,14 +137,14 @@ check_apart(["GTV+", "GTV-"], Renaming({"GTV+": "gtv", "GTV-": "gtv"}), None, "p
 # %%
 #| export
 @dataclass
-class Labels:
+class LabelNames:
     "The names of what label objects hold for a series."
     inside: list[str]
     outside: list[str] # drawn, but nothing of it meets the volume
     unusable: list[str] # with the reason
     empty: list[str] # listed, and nothing drawn
 
-def _sort_regions(header, series, labels: Labels):
+def _sort_regions(header, series, labels: LabelNames):
     "Put the names of an RTSTRUCT's regions where they belong."
     for region in read_regions(header):
         if not region.rings:
@@ -157,7 +158,7 @@ def _sort_regions(header, series, labels: Labels):
         else: labels.inside.append(region.name)
     labels.empty += empty_names(header)
 
-def _sort_segments(header, series, labels: Labels):
+def _sort_segments(header, series, labels: LabelNames):
     "Put the names of a SEG's segments where they belong."
     names = sort_segments(header, series)
     labels.inside += names.inside
@@ -167,9 +168,9 @@ def _sort_segments(header, series, labels: Labels):
 
 # %%
 #| export
-def _labels_of(labelled: LabelledSeries, src: Path) -> Labels:
+def _labels_of(labelled: LabelledSeries, src: Path) -> LabelNames:
     "The names of what was drawn on a series."
-    labels = Labels([], [], [], [])
+    labels = LabelNames([], [], [], [])
     for file in labelled.labels:
         sort = _sort_regions if file.header.Modality == "RTSTRUCT" else _sort_segments
         with label_errors(file, src):
@@ -303,7 +304,7 @@ print(dict(zip(HEAD_CLASSES.names, volume.known.tolist())), "voxels:", (volume.l
 
 # %%
 #| export
-def _all_of(labels: list[Labels], field: str) -> list[str]:
+def _all_of(labels: list[LabelNames], field: str) -> list[str]:
     "The names in a field of all labels, each once."
     return sorted({label.strip() for its in labels for label in getattr(its, field)})
 
@@ -315,18 +316,19 @@ class _Source:
     "What was found below a folder."
     src: Path
     survey: Survey
-    labels: list[Labels] # of each series
+    labels: list[LabelNames] # of each series
 
     def unused(self, renaming: Renaming, classes: ClassMap) -> dict:
         "Facts about what was drawn and is not used; `InputError` if nothing is used."
         every, outside, unusable = (_all_of(self.labels, name) for name in ("inside", "outside", "unusable"))
         ignored = [label for label in every if renaming.name(label) not in classes.names]
         astray = self.survey.astray
-        if ignored and len(ignored) == len(every):
+        if every and len(ignored) == len(every):
             _nothing_used(self.src, ignored, classes)
-        if outside and not every: _all_outside(self.src, outside)
-        if unusable and not every: _all_unusable(self.src, unusable)
-        if astray and not every: _all_astray(astray[0], self.src)
+        if not every:
+            if outside: _all_outside(self.src, outside)
+            if unusable: _all_unusable(self.src, unusable)
+            if astray: _all_astray(astray[0], self.src)
         drawn = {label for its in self.labels for label in [*its.inside, *its.outside, *its.empty]}
         return {
             **unused_lines(renaming, drawn),
@@ -379,7 +381,7 @@ def _all_astray(file: DicomFile, src: Path):
 
 
 # %%
-source = _Source(clinic, Survey([found]), [Labels(["Eye L", "PTV"], ["Foot"], [], [])])
+source = _Source(clinic, Survey([found]), [LabelNames(["Eye L", "PTV"], ["Foot"], [], [])])
 print(source.unused(Renaming({"Eye L": "eye_left"}), HEAD_CLASSES))
 test_fail(lambda: source.unused(Renaming(), HEAD_CLASSES), contains="none of the 2 labels drawn")
 
@@ -431,7 +433,9 @@ print(
 
 # %%
 #| export
-def _read_labels(survey: Survey, src: Path, renaming: Renaming, wanted, skip_damaged: bool) -> list[Labels]:
+def _read_labels(
+    survey: Survey, src: Path, renaming: Renaming, wanted, skip_damaged: bool,
+) -> list[LabelNames]:
     "The labels of each series. One whose labels are damaged or not to be told apart is left out, if that is wished."
     every, whole = [], []
     for one in survey.series:

@@ -26,10 +26,10 @@ from ctseg.data.images import natural_key
 from ctseg.io.canvas import place_on_squares
 from ctseg.io.cases import Case
 from ctseg.io.cutting import Work, index_entry
-from ctseg.io.folders import Split, image_line, rename_splits, write_splits, write_volumes
+from ctseg.io.folders import SplitArrays, image_line, rename_splits, write_splits, write_volumes
 from ctseg.io.into_store import check_store_place
 from ctseg.io.outputs import new_folder
-from ctseg.io.renaming import Renaming, RenamedSlices, read_renaming, renamed_classes, unused_lines
+from ctseg.io.renaming import RenamedSlices, read_renaming, renamed_classes, unused_lines
 from ctseg.io.slicing import Slicing
 from ctseg.io.volumes import Volume, class_flags, combine, cut
 
@@ -44,6 +44,7 @@ from fastcore.test import test_eq, test_fail
 from ctseg.core.files import write_json
 from ctseg.core.style import class_legend, image_grid, overlay, show_image
 from ctseg.data.challenge import read_challenge
+from ctseg.io.renaming import Renaming
 
 # %% [markdown]
 # [OpenKBP](https://github.com/ababier/open-kbp) (Babier et al., [Medical Physics 48, 2021](https://doi.org/10.1002/mp.14845)) was
@@ -368,7 +369,7 @@ print("patients", choice.patients, choice.splits["train"][1])
 
 # %%
 #| export
-def _fill(split: Split, chosen: list[ChosenSlice], volume: Volume, patient: int, slicing: Slicing):
+def _fill(split: SplitArrays, chosen: list[ChosenSlice], volume: Volume, patient: int, slicing: Slicing):
     "Cut the chosen slices of one patient into the arrays of a split."
     rows = [i for i, one in enumerate(chosen) if one.patient == patient]
     part = cut(volume, slicing, slices=[chosen[i].z for i in rows], windows=[chosen[i].window for i in rows])
@@ -384,7 +385,7 @@ def _fill(split: Split, chosen: list[ChosenSlice], volume: Volume, patient: int,
 
 # %%
 chosen = choice.splits["train"]
-split = Split.empty(len(chosen), 64, len(OPENKBP))
+split = SplitArrays.empty(len(chosen), 64, len(OPENKBP))
 split.lines = dict.fromkeys(f"{i}.png" for i in range(len(chosen)))
 _fill(split, chosen, v, 1, Slicing(size=64))
 print("filled:", [name for name, line in split.lines.items() if line], "known:", split.known.sum(1))
@@ -392,9 +393,9 @@ print("filled:", [name for name, line in split.lines.items() if line], "known:",
 
 # %%
 #| export
-def _empty_split(chosen: list[ChosenSlice], side: int) -> Split:
+def _empty_split(chosen: list[ChosenSlice], side: int) -> SplitArrays:
     "Arrays for the chosen slices, whose images have their names in order."
-    split = Split.empty(len(chosen), side, len(OPENKBP))
+    split = SplitArrays.empty(len(chosen), side, len(OPENKBP))
     split.lines = dict.fromkeys(f"{i}.png" for i in range(len(chosen)))
     return split
 

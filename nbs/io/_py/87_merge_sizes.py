@@ -21,7 +21,7 @@ from ctseg.io.volumes import resize_slices
 
 # %%
 #| hide
-from fastcore.test import test_eq, test_fail
+from fastcore.test import test_eq
 
 # %% [markdown]
 # Images of one size are left as they are. Of others somebody must say what a pixel of the one is beside a pixel of the other. Three
@@ -39,14 +39,14 @@ from fastcore.test import test_eq, test_fail
 #| export
 RESIZE = ("spacing", "fit", "pad")
 
-class Frame(NamedTuple):
+class CommonFrame(NamedTuple):
     "How the images of all sources come to one size."
     size: tuple[int, int]  # height and width
     how: str | None = None  # one of RESIZE; None: all have this size already
     mm: float | None = None  # of a pixel, with "spacing"
 
 
-class Stack(NamedTuple):
+class SplitFacts(NamedTuple):
     "What is known of a split's images before they are read."
     where: str
     count: int
@@ -54,7 +54,7 @@ class Stack(NamedTuple):
     mm: np.ndarray | None  # float [N,2]: of their pixels; None: not known
 
 
-def _listed(stacks: list[Stack]) -> str:
+def _listed(stacks: list[SplitFacts]) -> str:
     "The sizes of the images, each with the first place that has it."
     places = {stack.size: stack.where for stack in reversed(stacks)}
     listed = [f"{height}x{width} in {where}" for (height, width), where in places.items()]
@@ -62,7 +62,7 @@ def _listed(stacks: list[Stack]) -> str:
 
 
 # %%
-small, large = Stack("a", 3, (64, 64), None), Stack("b", 2, (96, 80), None)
+small, large = SplitFacts("a", 3, (64, 64), None), SplitFacts("b", 2, (96, 80), None)
 print(_listed([small, large]))
 
 
@@ -71,7 +71,7 @@ print(_listed([small, large]))
 
 # %%
 #| export
-def scaled_sizes(stack: Stack, frame: Frame) -> np.ndarray: # int [N,2]
+def scaled_sizes(stack: SplitFacts, frame: CommonFrame) -> np.ndarray: # int [N,2]
     "Height and width of each image of a stack before it is put into the frame."
     size = np.tile(np.array(stack.size), (stack.count, 1))
     if frame.how == "fit":
@@ -82,12 +82,13 @@ def scaled_sizes(stack: Stack, frame: Frame) -> np.ndarray: # int [N,2]
 
 
 # %%
-print(scaled_sizes(large, Frame((64, 64), "fit"))[0], scaled_sizes(large, Frame((96, 96), "pad"))[0])
+fit, pad = CommonFrame((64, 64), "fit"), CommonFrame((96, 96), "pad")
+print(scaled_sizes(large, fit)[0], scaled_sizes(large, pad)[0])
 
 
 # %%
 #| export
-def _chosen(stacks: list[Stack], resize: str | None) -> str:
+def _chosen(stacks: list[SplitFacts], resize: str | None) -> str:
     "How images of different sizes become one. `InputError` if nobody said so, or nobody can know."
     known = [stack for stack in stacks if stack.mm is not None]
     if resize is None and len(known) == len(stacks): return "spacing"
@@ -105,13 +106,13 @@ def _chosen(stacks: list[Stack], resize: str | None) -> str:
 
 # %%
 #| export
-def _largest(stacks: list[Stack], frame: Frame) -> tuple[int, int]:
+def _largest(stacks: list[SplitFacts], frame: CommonFrame) -> tuple[int, int]:
     "The size that holds the images of all stacks once they are scaled for a frame."
     sizes = [scaled_sizes(stack, frame) for stack in stacks]
     return tuple(np.concatenate(sizes).max(0).tolist())
 
 
-def _possible(frame: Frame) -> Frame:
+def _possible(frame: CommonFrame) -> CommonFrame:
     "The frame; `InputError` if it has too many pixels."
     height, width = frame.size
     if height*width > MAX_PIXELS:
@@ -121,30 +122,32 @@ def _possible(frame: Frame) -> Frame:
 
 
 # %%
-print(_largest([Stack("a", 1, (64, 48), None), Stack("b", 1, (32, 80), None)], Frame((64, 48), "pad")))
+upright, flat = SplitFacts("a", 1, (64, 48), None), SplitFacts("b", 1, (32, 80), None)
+print(_largest([upright, flat], CommonFrame((64, 48), "pad")))
 
 
 # %%
 #| export
 def common_frame(
-    stacks: list[Stack], # of all splits of all sources
+    stacks: list[SplitFacts], # of all splits of all sources
     resize: str | None = None, # one of RESIZE; None: none needed, or by millimetres
     size: int | None = None, # side of the frame in pixels; None: as the method needs
-) -> Frame:
+) -> CommonFrame:
     "The frame for all images. `InputError` where it is too small, or where a choice is missing."
-    first = stacks[0]
-    alike = {stack.size for stack in stacks} == {(size, size) if size else first.size}
-    if alike and resize is None: return Frame(first.size)
-    if size and resize is None: resize = "fit"
+    first, square = stacks[0], (size, size) if size else None
+    if resize is None:
+        if {stack.size for stack in stacks} == {square or first.size}:
+            return CommonFrame(first.size)
+        if square: resize = "fit"
     how = _chosen(stacks, resize)
     mm = float(np.median(first.mm)) if how == "spacing" else None
-    if how == "fit":  # whatever their size, images are made to fit
-        return _possible(Frame((size, size) if size else first.size, how, mm))
-    needed = _largest(stacks, Frame(first.size, how, mm))
-    if size and max(needed) > size:
-        raise InputError(f"--size {size} is too small: images need {needed[0]}x{needed[1]} pixels; "
-                         "leave it out, or choose --resize fit")
-    return _possible(Frame((size, size) if size else needed, how, mm))
+    needed = first.size  # of "fit": whatever their size, images are made to fit
+    if how != "fit":
+        needed = _largest(stacks, CommonFrame(first.size, how, mm))
+        if square and max(needed) > size:
+            raise InputError(f"--size {size} is too small: images need {needed[0]}x{needed[1]} pixels; "
+                             "leave it out, or choose --resize fit")
+    return _possible(CommonFrame(square or needed, how, mm))
 
 
 # %%
@@ -169,7 +172,7 @@ def framed(
     images: np.ndarray, # uint8 [N,h,w]
     masks: np.ndarray, # uint8 [N,h,w]
     sizes: np.ndarray, # int [N,2], see `scaled_sizes`
-    frame: Frame,
+    frame: CommonFrame,
 ) -> tuple[np.ndarray, np.ndarray]: # uint8 [N,H,W] each
     "Images and masks, resampled and in the middle of their frames."
     if frame.how is None: return images, masks
@@ -186,6 +189,6 @@ def framed(
 # %%
 bar = np.zeros((1, 4, 2), np.uint8)
 bar[0, 1:3] = 200
-image, mask = framed(bar, bar//200, np.array([[4, 2]]), Frame((4, 6), "pad"))
+image, mask = framed(bar, bar//200, np.array([[4, 2]]), CommonFrame((4, 6), "pad"))
 print(mask[0])
-test_eq(framed(bar, bar//200, np.array([[8, 4]]), Frame((8, 8), "fit"))[1].sum(), 16)
+test_eq(framed(bar, bar//200, np.array([[8, 4]]), CommonFrame((8, 8), "fit"))[1].sum(), 16)

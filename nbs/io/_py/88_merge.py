@@ -34,7 +34,7 @@ from ctseg.data.spooled import put_slices, room_for
 from ctseg.io.imported import imported_slicing, pixel_spacings
 from ctseg.io.index import read_index
 from ctseg.io.merge_classes import ClassPlan, match_classes
-from ctseg.io.merge_sizes import Frame, Stack, common_frame, framed, scaled_sizes
+from ctseg.io.merge_sizes import CommonFrame, SplitFacts, common_frame, framed, scaled_sizes
 from ctseg.io.outputs import index_seal, new_folder
 from ctseg.io.renaming import read_renaming
 
@@ -42,7 +42,6 @@ from ctseg.io.renaming import read_renaming
 #| hide
 import shutil
 import tempfile
-from dataclasses import replace
 
 from fastcore.test import test_eq, test_fail
 
@@ -90,7 +89,7 @@ class Source:
     name: str  # unique among the sources
     folder: Path
     classes: ClassMap
-    stacks: dict[str, Stack]  # split → how many images of which size
+    stacks: dict[str, SplitFacts]  # split → how many images of which size
 
 
 def source_names(folders: list[Path]) -> list[str]:
@@ -111,14 +110,14 @@ print(source_names([Path("north"), Path("south")]))
 
 # %%
 #| export
-def _stack(folder: Path, split: str) -> Stack:
+def _stack(folder: Path, split: str) -> SplitFacts:
     "Number, size and millimetres of a split's images. All have the size of the first: reading checks it."
     paths = image_paths(folder/f"{split}-images")
     mm = pixel_spacings(folder, split)
     if mm is not None and len(mm) != len(paths):
         raise InputError(f"{folder/'index.json'}: {len(mm)} images of {split}, but {len(paths)} are there; "
                          "import the volumes again")
-    return Stack(f"{folder/split}-images", len(paths), png_header(paths[0])[:2], mm)
+    return SplitFacts(f"{folder/split}-images", len(paths), png_header(paths[0])[:2], mm)
 
 def _check_folders(folders: list[Path], out: Path):
     "`InputError` for fewer than two folders, for one that is given twice, and for a place inside of one."
@@ -175,7 +174,9 @@ def _open(source: Source, split: str, annotated: str | None, spool: Path) -> Sli
     return open_challenge(source.folder, split, how, spool=spool)
 
 
-def translated(s: SliceSet, ids: np.ndarray, sizes: np.ndarray, frame: Frame, classes: ClassMap) -> SliceSet:
+def translated(
+    s: SliceSet, ids: np.ndarray, sizes: np.ndarray, frame: CommonFrame, classes: ClassMap,
+) -> SliceSet:
     "A source's slices in the merged numbers, on the common frame. `InputError` for what a union contradicts."
     known = np.zeros((len(s), len(classes)), bool)
     before = np.zeros_like(known)
@@ -330,7 +331,7 @@ print(taught_table(list(taught("clinic_b", "train", slices_of_b, plan)), plan.cl
 # %%
 #| export
 def framed_parts(
-    source: Source, split: str, s: SliceSet, plan: ClassPlan, frame: Frame, seen: SeenImages,
+    source: Source, split: str, s: SliceSet, plan: ClassPlan, frame: CommonFrame, seen: SeenImages,
 ) -> Iterator[tuple[SliceSet, list[str]]]: # some slices, and whose they are
     "A split of a source part by part, in the merged numbers, on the common frame."
     patients = patient_names(source, split, s)
@@ -354,7 +355,7 @@ print([(len(part), patients[0]) for part, patients in parts])
 # %%
 #| export
 def gather(
-    sources: list[Source], plan: ClassPlan, frame: Frame,
+    sources: list[Source], plan: ClassPlan, frame: CommonFrame,
     annotated: str | None, # what zeros mean where a source has no `annotated_labels.json`
     folder: Path, # for the arrays, new
 ) -> tuple[dict[str, Gathered], list[dict]]: # split → its arrays; the rows of `taught`
@@ -400,7 +401,7 @@ def _prefixed_index(source: Source, split: str) -> tuple[dict, dict]:
 
 def merged_index(
     sources: list[Source],
-    frame: Frame,
+    frame: CommonFrame,
     gathered: dict[str, Gathered], # the images by split
 ) -> dict | None:
     "The index of all volumes, whose names begin with the source's; `None` where there cannot be one."
@@ -488,7 +489,7 @@ def _check_word(annotated: str | None):
         raise did_you_mean("value of annotated", annotated, ("all", "present"))
 
 
-def frame_of(sources: list[Source], resize: str | None, size: int | None) -> Frame:
+def frame_of(sources: list[Source], resize: str | None, size: int | None) -> CommonFrame:
     "The frame for all images of all sources."
     stacks = [stack for source in sources for stack in source.stacks.values()]
     return common_frame(stacks, resize, size)
@@ -509,7 +510,8 @@ test_fail(lambda: _check_examined_at_all([], [a, b]), contains="nothing was exam
 # %%
 #| export
 def merge_facts(
-    plan: ClassPlan, frame: Frame, gathered: dict[str, Gathered], rows: list[dict], sources: list[Source],
+    plan: ClassPlan, frame: CommonFrame, gathered: dict[str, Gathered], rows: list[dict],
+    sources: list[Source],
 ) -> dict:
     "What there is to tell of a merge."
     notes = unnamed_notes(sources) + plan.notes

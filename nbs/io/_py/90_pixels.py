@@ -182,7 +182,7 @@ def two_values(path) -> np.ndarray: # bool [H,W]
     return values > 0
 
 def check_size(pixels: np.ndarray, size: tuple[int, int], path, like: str):
-    "`InputError` unless a mask has the height and width of its image."
+    "`InputError` unless a mask [H,W] has the height and width of its image."
     if pixels.shape != tuple(size):
         height, width = size
         raise InputError(f"{path}: {size_text(pixels)} pixels, but {like} has {height}x{width}; "

@@ -42,7 +42,7 @@ def _delimiter(header: str) -> str:
     "What stands between the cells: a comma, or what Excel writes in some countries."
     return max(",;\t", key=header.count)
 
-def read_table(path) -> tuple[list[str], list[list[str]]]: # the first row, and the others
+def read_text_table(path) -> tuple[list[str], list[list[str]]]: # the first row, and the others
     """A CSV of text: its header and its rows, each as long as the header.
 
     Commas, semicolons or tabs may stand between the cells. `InputError` for anything else.
@@ -74,9 +74,9 @@ def read_table(path) -> tuple[list[str], list[list[str]]]: # the first row, and 
 # %%
 work = Path(tempfile.mkdtemp())
 (work/"t.csv").write_text("value,name\n1,liver\n2,\"spleen, left\"\n")
-print(read_table(work/"t.csv"))
+print(read_text_table(work/"t.csv"))
 (work/"t.csv").write_text("value,name\n1,liver\n2")
-test_fail(lambda: read_table(work/"t.csv"), contains="row 3: 1 cells, but the header has 2")
+test_fail(lambda: read_text_table(work/"t.csv"), contains="row 3: 1 cells, but the header has 2")
 
 
 # %% [markdown]
@@ -86,13 +86,13 @@ test_fail(lambda: read_table(work/"t.csv"), contains="row 3: 1 cells, but the he
 
 # %%
 #| export
-def plain(name: str) -> str:
+def letters_and_digits(name: str) -> str:
     "A column's name in small letters and digits only."
     return re.sub(r"[^a-z0-9]", "", name.lower())
 
 def column_of(header: list[str], names: Iterable[str]) -> int|None:
     "The first column with one of these plain names; `None` if there is none."
-    plain_header = [plain(name) for name in header]
+    plain_header = [letters_and_digits(name) for name in header]
     for name in names:
         if name in plain_header: return plain_header.index(name)
     return None
@@ -126,7 +126,7 @@ def _columns(header: list[str], rows: list[list[str]], path: Path) -> tuple[int,
         numbers = all(_whole(row[column]) is not None for row in rows)
         kind = numeric if rows and numbers else textual
         kind.append(column)
-    names = [column for column in textual if plain(header[column]) in _NAME]
+    names = [column for column in textual if letters_and_digits(header[column]) in _NAME]
     if len(textual) == 1: names = textual
     if not numeric or not names:
         raise InputError(f"{path}: expected a CSV with a column of values and one of names, "
@@ -163,7 +163,7 @@ def read_value_names(path) -> dict[int, str]: # value → name, by value
     "The names of values from a JSON or CSV; `InputError` for what is no value or name, or is there twice."
     path = Path(path)
     if path.name.lower().endswith((".csv", ".csv.gz")):
-        header, rows = read_table(path)
+        header, rows = read_text_table(path)
         value, name = _columns(header, rows, path)
         pairs = [(row[value], row[name].strip()) for row in rows]
     else:
@@ -205,7 +205,7 @@ BACKGROUND = ("background", "bg", "none", "nothing", "unlabelled", "unlabeled")
 
 def foreground(names: dict[int, str]) -> dict[int, str]:
     "The values that are classes: without a background."
-    return {value: name for value, name in names.items() if plain(name) not in BACKGROUND}
+    return {value: name for value, name in names.items() if letters_and_digits(name) not in BACKGROUND}
 
 def class_map(names: dict[int, str], where) -> ClassMap:
     "The classes in the order of their values; `InputError` if there are none, or too many."

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ctseg.core.files import InputError
+from ctseg.core.files import InputError, refuse_special
 from ctseg.core.filetypes import check_folder
 from ctseg.data.images import OTHER_IMAGES, is_system_file, natural_key
 from ctseg.io.pixels import palette_of, read_values
@@ -58,13 +58,14 @@ def png_files(folder, what: str = "mask") -> list[Path]:
     "The PNG files of a folder; `InputError` for a `what` (mask or image) that is no PNG."
     files = []
     for path in sorted(Path(folder).iterdir()):
-        if not path.is_file() or is_system_file(path): continue
+        if path.is_dir() or is_system_file(path): continue
         ending = path.suffix.lower()
         if ending in OTHER_IMAGES:
             lossy = what == "mask" and ".jp" in ending
             why = "a JPEG does not keep the values of a mask" if lossy else f"{what}s are read as PNG"
             raise InputError(f"{path}: {why}; write PNG files from the original")
         if ending == ".png":
+            refuse_special(path)  # a link to nowhere is told by who reads it
             files.append(path)
     return files
 

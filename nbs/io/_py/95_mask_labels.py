@@ -29,7 +29,7 @@ from ctseg.io.volumes import class_flags
 #| hide
 import tempfile
 
-from fastcore.test import test_eq, test_fail
+from fastcore.test import test_fail
 from PIL import Image
 
 from ctseg.core.files import write_json
@@ -90,7 +90,7 @@ Drawn = Iterator[tuple[int, np.ndarray]] # class id and mask, bool [H,W]
 # %%
 #| export
 @dataclass
-class Labels:
+class SourceMasks:
     "The masks of a source."
     classes: ClassMap
     told: dict[str, list[int]|None] # image → class ids that were looked for; `None`: the source does not say
@@ -123,7 +123,7 @@ class Labels:
 # %%
 two = ClassMap.from_names(["liver", "spleen"])
 masks = [(1, np.array([[1, 1, 1, 0]], bool)), (2, np.array([[0, 0, 1, 1]], bool))]
-labels = Labels(two, {"007": [1, 2]}, lambda image, size: iter(masks), "example")
+labels = SourceMasks(two, {"007": [1, 2]}, lambda image, size: iter(masks), "example")
 print(labels.paint("007", (1, 4), "smaller"))
 test_fail(lambda: labels.paint("007", (1, 4), "refuse"), contains="liver and spleen claim 1 pixels both")
 
@@ -151,7 +151,7 @@ def _draw_indexed(paths: dict[str, Path], ids: dict[int, int], image: str, size)
 
 # %%
 #| export
-def _indexed_labels(paths: dict[str, Path], labelling: Labelling, where) -> Labels:
+def _indexed_labels(paths: dict[str, Path], labelling: Labelling, where) -> SourceMasks:
     "The labels of indexed masks."
     check_palettes(paths.values())
     names = foreground(labelling.names or values_in(paths.values()))
@@ -161,7 +161,7 @@ def _indexed_labels(paths: dict[str, Path], labelling: Labelling, where) -> Labe
     classes = class_map(names, labelling.classes or where)
     ids = {value: classes.id(name) for value, name in names.items()}
     draw = functools.partial(_draw_indexed, paths, ids)
-    return Labels(classes, dict.fromkeys(paths), draw, "indexed masks")
+    return SourceMasks(classes, dict.fromkeys(paths), draw, "indexed masks")
 
 
 # %%
@@ -243,7 +243,7 @@ def read_labels(
     stems: Collection[str], # the images there are, without endings
     images, # where they are, for messages
     labelling: Labelling = Labelling(),
-) -> Labels:
+) -> SourceMasks:
     "The masks of a folder or a table. Raises `InputError` for what fits no layout, no image or no class."
     masks = Path(masks)
     if masks.name.lower().endswith((".csv", ".csv.gz")):
@@ -261,7 +261,7 @@ def read_labels(
         draw = functools.partial(_draw_files, found.masks)
         words = "a mask for each class"
     told = {image: sorted(of_image) for image, of_image in found.masks.items()}
-    return Labels(found.classes, told, draw, words, tuple(found.ignored))
+    return SourceMasks(found.classes, told, draw, words, tuple(found.ignored))
 
 
 # %%
@@ -317,7 +317,7 @@ def _annotated_beside(masks) -> Path:
 
 # %%
 #| export
-def known_on_images(labels: Labels, annotated: str, masks) -> dict[str, np.ndarray|None]:
+def known_on_images(labels: SourceMasks, annotated: str, masks) -> dict[str, np.ndarray|None]:
     "Image → classes looked for, bool [C]; `None`: those drawn. Images without masks are not in it."
     C = len(labels.classes)
     path = _annotated_beside(masks)

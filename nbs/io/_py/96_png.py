@@ -29,11 +29,11 @@ from ctseg.data.store import write_store
 from ctseg.io.canvas import paste
 from ctseg.io.into_store import check_store_place
 from ctseg.io.mask_files import png_files
-from ctseg.io.mask_labels import Labelling, Labels, known_on_images, read_labels
+from ctseg.io.mask_labels import Labelling, SourceMasks, known_on_images, read_labels
 from ctseg.io.outputs import new_folder
 from ctseg.io.pixels import Grey, read_grey
 from ctseg.io.renaming import read_renaming, with_new_names
-from ctseg.io.value_names import column_of, read_table
+from ctseg.io.value_names import column_of, read_text_table
 from ctseg.io.volumes import class_flags
 
 # %%
@@ -188,7 +188,7 @@ def _patient_table(path: Path) -> dict[str, str]:
         if not isinstance(table, dict):
             raise InputError(f'{path}: expected {{"image": "patient", …}}')
         return {image.removesuffix(".png"): str(patient) for image, patient in table.items()}
-    header, rows = read_table(path)
+    header, rows = read_text_table(path)
     image = column_of(header, _IMAGE_COLUMNS)
     patient = column_of(header, _PATIENT_COLUMNS)
     if image is None or patient is None:
@@ -275,7 +275,7 @@ test_fail(
 # %%
 #| export
 def _paint_all(
-    placed: Placed, labels: Labels, known: dict, overlap: str,
+    placed: Placed, labels: SourceMasks, known: dict, overlap: str,
 ) -> tuple[LazyPixels, np.ndarray, Counter]:
     "The masks of the images, what is known on them bool [N,C], and what was counted on the way."
     N, C = len(placed.names), len(labels.classes)
@@ -308,7 +308,7 @@ def _paint_all(
 # %%
 two = ClassMap.from_names(["left", "heart"])
 whole = np.ones((32, 32), bool)
-labels = Labels(two, {"case0_0": [1, 2]}, lambda image, size: iter([(1, whole), (2, whole)]), "example")
+labels = SourceMasks(two, {"case0_0": [1, 2]}, lambda image, size: iter([(1, whole), (2, whole)]), "example")
 painted, examined, counts = _paint_all(placed, labels, {"case0_0": np.ones(2, bool)}, "smaller")
 print(np.unique(painted[0]), examined[0], dict(counts))
 
@@ -322,7 +322,7 @@ def _share(cells: np.ndarray) -> float:
 
 # %%
 #| export
-def _facts(train: SliceSet, labels: Labels, pictures: Pictures) -> dict:
+def _facts(train: SliceSet, labels: SourceMasks, pictures: Pictures) -> dict:
     "What was imported."
     present = train.present & train.known
     patients = "not told: like images are kept together"

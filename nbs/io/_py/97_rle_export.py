@@ -9,7 +9,7 @@
 # %%
 #| export
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,10 +20,11 @@ from ctseg.core.files import InputError, atomic_path, did_you_mean, read_json, r
 from ctseg.core.filetypes import check_folder
 from ctseg.data.annotations import read_classes
 from ctseg.data.images import image_paths, read_pngs
-from ctseg.data.mask_csv import read_masks
+from ctseg.data.lazy import LazyPixels, seen_values
+from ctseg.data.spooled import spooled_masks
 from ctseg.io.rle import Coding, encode
 from ctseg.io.rle_table import Form, find_form, image_of, split_joined
-from ctseg.io.value_names import foreground, read_table, read_value_names, token_ids
+from ctseg.io.value_names import foreground, read_text_table, read_value_names, token_ids
 
 # %%
 #| hide
@@ -68,7 +69,6 @@ class Sheet:
 for form, columns in FORMS.items(): print(f"{form:6} {columns}")
 test_fail(lambda: Sheet("lng"), contains="did you mean long")
 
-
 # %% [markdown]
 # ## The masks
 #
@@ -76,16 +76,34 @@ test_fail(lambda: Sheet("lng"), contains="did you mean long")
 
 # %%
 #| export
-@dataclass
-class Predicted:
-    "Label maps and what their numbers mean."
-    masks: dict[str, np.ndarray] # image without ending → uint8 [h,w]
-    classes: ClassMap
+Place = dict[str, Sequence[int]] # "size" and "corner" of an image on its canvas
 
-    def code(self, image: str, id: int, coding: Coding) -> str:
-        "The run-length code of a class on an image."
-        return encode(self.masks[image] == id, coding)
+class Predicted(Mapping):
+    "Label maps by image, uint8 [h,w], each read when it is asked for; and what their numbers mean."
+    def __init__(self,
+        names: list[str], # of the images
+        maps: LazyPixels, # uint8 [N,H,W]
+        classes: ClassMap,
+        places: dict[str, Place], # of the images that lie on a canvas, by name
+    ):
+        self.maps, self.classes, self.names, self.places = maps, classes, names, places
+        self.rows = {Path(name).stem: row for row, name in enumerate(names)}
 
+    def __len__(self) -> int: return len(self.rows)
+    def __iter__(self) -> Iterator[str]: return iter(self.rows)
+    def __contains__(self, image) -> bool: return image in self.rows
+
+    def __getitem__(self, image: str) -> np.ndarray:
+        number = self.rows[image]
+        mask = self.maps[number]
+        place = self.places.get(self.names[number], {"size": mask.shape, "corner": (0, 0)})
+        row, column = place["corner"]
+        height, width = place["size"]
+        return mask[row:row + height, column:column + width]
+
+
+# %%
+#| export
 def _image_size(folder: Path) -> tuple[int, int]|None:
     "Height and width of the images of a challenge folder."
     for name in ("test-images", "train-images"):
@@ -96,7 +114,7 @@ def _image_size(folder: Path) -> tuple[int, int]|None:
 
 # %%
 #| export
-def _places(folder: Path) -> dict[str, dict]:
+def _places(folder: Path) -> dict[str, Place]:
     "Image → its size and corner, from the index of an import; empty without one."
     path = folder/"png_index.json"
     if not path.exists(): return {}
@@ -128,12 +146,11 @@ def _predicted_alone(masks: Path) -> Predicted:
     classes = None
     if (masks.parent/"class_names.json").exists():
         classes = read_classes(masks.parent)
-    names, maps = read_masks(masks, classes=classes, cache=False)
+    names, maps = spooled_masks(masks, classes=classes)
     if classes is None:
-        most = max(1, int(maps.max()))
+        most = max(1, int(np.flatnonzero(seen_values(maps).any(0)).max()))
         classes = ClassMap.from_names([str(id) for id in range(1, most + 1)])
-    by_image = {Path(name).stem: mask for name, mask in zip(names, maps)}
-    return Predicted(by_image, classes)
+    return Predicted(names, maps, classes, {})
 
 def read_predicted(
     masks, # a submission: a CSV of label maps, as `ctseg predict` writes it
@@ -144,15 +161,8 @@ def read_predicted(
     folder = Path(folder)
     check_folder(folder, "a challenge folder")
     classes = read_classes(folder)
-    places = _places(folder)
-    names, maps = read_masks(masks, None, _image_size(folder), classes, cache=False)
-    cut = {}
-    for name, mask in zip(names, maps):
-        place = places.get(name, {"size": mask.shape, "corner": (0, 0)})
-        row, column = place["corner"]
-        height, width = place["size"]
-        cut[Path(name).stem] = mask[row:row + height, column:column + width]
-    return Predicted(cut, classes)
+    names, maps = spooled_masks(masks, None, _image_size(folder), classes)
+    return Predicted(names, maps, classes, _places(folder))
 
 
 # %%
@@ -162,8 +172,8 @@ maps[0, 3, 3] = 2
 write_masks(maps, ["007.png", "008.png"], work/"masks.csv")
 ClassMap.from_names(["liver", "spleen"]).to_json(work/"class_names.json")
 predicted = read_predicted(work/"masks.csv", work)
-print({image: mask.shape for image, mask in predicted.masks.items()}, predicted.classes)
-test_eq(read_predicted(work/"masks.csv").masks["007"], maps[0])
+print({image: mask.shape for image, mask in predicted.items()}, predicted.classes)
+test_eq(read_predicted(work/"masks.csv")["007"], maps[0])
 
 
 # %% [markdown]
@@ -177,9 +187,10 @@ def _rows(predicted: Predicted, sheet: Sheet) -> Iterator[list[str]]:
     header = list(FORMS[sheet.form])
     if sheet.form == "wide": header += names
     yield header
-    for image in predicted.masks:
+    for image in predicted:
         called = image if sheet.ids == "stem" else f"{image}.png"
-        codes = {name: predicted.code(image, id, sheet.coding) for id, name in enumerate(names, 1)}
+        mask = predicted[image]
+        codes = {name: encode(mask == id, sheet.coding) for id, name in enumerate(names, 1)}
         if sheet.form == "wide":
             yield [called, *codes.values()]
             continue
@@ -197,8 +208,8 @@ def _asked(row: list[str], form: Form, predicted: Predicted) -> tuple[str|None, 
     "The image and the class that a row of a sample asks for."
     cell = row[form.image]
     if form.joined:
-        return split_joined(cell, predicted.masks) or (None, "")
-    image = image_of(cell, predicted.masks)
+        return split_joined(cell, predicted) or (None, "")
+    image = image_of(cell, predicted)
     if form.label is None: return image, ""
     return image, row[form.label].strip()
 
@@ -238,7 +249,7 @@ print(
 #| export
 def _filled(predicted: Predicted, sheet: Sheet) -> Iterator[list[str]]:
     "The header and the rows of the sample, with codes; `InputError` for a row of which nothing is predicted."
-    header, rows = read_table(sheet.like)
+    header, rows = read_text_table(sheet.like)
     form = find_form(header, sheet.like)
     ids = _label_ids(rows, header, form, predicted, sheet)
     yield header
@@ -248,12 +259,13 @@ def _filled(predicted: Predicted, sheet: Sheet) -> Iterator[list[str]]:
             asked = row[form.image][:60]
             raise InputError(f"{sheet.like}, row {number}: nothing is predicted for {asked!r}; "
                              "predict all images that the sample names")
+        mask = predicted[image]
         if form.wide:
             for column in form.wide:
                 id = ids[header[column].strip()]
-                row[column] = predicted.code(image, id, sheet.coding)
+                row[column] = encode(mask == id, sheet.coding)
         else:
-            row[form.code] = predicted.code(image, ids[label], sheet.coding)
+            row[form.code] = encode(mask == ids[label], sheet.coding)
         yield row
 
 
@@ -283,7 +295,7 @@ def export_rle(
             table.writerow(line)
             rows += 1
     return {
-        "images": len(predicted.masks),
+        "images": len(predicted),
         "classes": len(predicted.classes),
         "rows": rows,
         "form": f"like {Path(sheet.like).name}" if sheet.like else sheet.form,

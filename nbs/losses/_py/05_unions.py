@@ -16,12 +16,10 @@ from ctseg.core.unions import Unions, related_pairs
 
 # %%
 #| hide
-import math
-
 import torch
 from fastcore.test import test_close, test_eq
 
-from ctseg.losses.unions import union_probabilities
+from ctseg.losses.unions import together
 
 # %% [markdown]
 # A [union](../core/38_unions.ipynb) is a class made of others. A network never draws one, so the channel of the union is free. A loss puts the joint logit of the members there, wherever the truth does not tell them apart. Then every loss and every formula of the next pages holds as it is.
@@ -32,10 +30,10 @@ from ctseg.losses.unions import union_probabilities
 # At one pixel a network gives the left lung 0.5, the right lung 0.3 and the heart 0.1. What does it say of *lungs*, which it has no channel of its own for?
 
 # %%
-lungs = ((3, (1, 2)),)  # class 3 is made of 1 and 2; the heart is class 4
-prob = torch.tensor([0.5, 0.3, 0.0, 0.1]).view(1, 4, 1)
-for softmax, kind in ((True, "softmax: the sum "), (False, "sigmoid: noisy-or")):
-    print(kind, round(union_probabilities(prob, lungs, softmax)[0, 2, 0].item(), 3))
+left, right = torch.tensor(0.5), torch.tensor(0.3)
+of_sum = together([left.log(), right.log()], softmax=True).exp()
+noisy_or = together([left.logit(), right.logit()], softmax=False).sigmoid()
+print(f"softmax: the sum, {of_sum:.2f}; sigmoid: noisy-or, {noisy_or:.2f}")
 
 
 # %% [markdown]
@@ -86,7 +84,7 @@ def told_by_label(
     "For which classes the label of each pixel says whether it is theirs: bool [B,C,…], or [B,1,…] without unions."
     labelled = (mask > 0)[:, None]
     if not unions: return labelled
-    told = labelled.repeat(1, C, *[1]*(mask.ndim - 1))
+    told = labelled.expand(-1, C, *mask.shape[1:]).clone()
     for a, b in related_pairs(unions):
         told[:, b - 1] &= mask != a
     return told
@@ -125,6 +123,11 @@ test_eq(
 
 # %%
 #| export
+def any_of(places: dict[int, torch.Tensor]) -> torch.Tensor:
+    "Where any of several maps is true: of bool [B,N] each, bool [B,N]."
+    return torch.stack(list(places.values())).any(0)
+
+
 def free_members(
     union: int,
     members: tuple[int, ...],
@@ -133,13 +136,15 @@ def free_members(
     taken: dict[int, torch.Tensor], # member → where it was moved into a smaller union, bool [B,N]
 ) -> dict[int, torch.Tensor]: # member → bool [B,N]
     "Where each member is moved into the channel of a union; at a pixel labelled with the union at least one is."
-    here = known[:, union - 1] | (mask == union)
-    nowhere = torch.zeros_like(mask, dtype=torch.bool)
-    open_ = {member: here & ~taken.get(member, nowhere) for member in members}
-    free = {member: open_[member] & ~known[:, member - 1] & (mask != member) for member in members}
-    any_free = torch.stack(list(free.values())).any(0)
-    contradicted = (mask == union) & ~any_free  # all members were examined: any of them, then
-    return {member: free[member] | (open_[member] & contradicted) for member in members}
+    named = known[:, union - 1] | (mask == union)
+    left, free = {}, {}
+    for member in members:
+        told_apart = known[:, member - 1] | (mask == member)
+        left[member] = named & ~taken[member] if member in taken else named
+        free[member] = left[member] & ~told_apart
+    # the label is the union, and no member is left to be it: the truth contradicts itself, so any may be
+    contradicted = (mask == union) & ~any_of(free)
+    return {member: free[member] | (left[member] & contradicted) for member in members}
 
 
 # %% [markdown]
@@ -161,20 +166,24 @@ def put_unions(
     softmax: bool, # else sigmoid; K is C + 1 or C
 ) -> tuple[torch.Tensor, torch.Tensor]: # logits [B,K,N]; bool [B,C,N]
     "Logits with members moved into the channels of unions, and bool [B,C,N]: which channels have a meaning there."
-    nothing = torch.finfo(logits.dtype).min/8
-    channels, first = list(logits.unbind(1)), 0 if softmax else 1
-    speaks = torch.ones(len(mask), known.shape[1], mask.shape[1], dtype=torch.bool, device=mask.device)
+    impossible = torch.finfo(logits.dtype).min/8
+    first = 0 if softmax else 1  # the class of channel 0
+    channels = list(logits.unbind(1))
+    size = len(mask), known.shape[1], mask.shape[1]
+    speaks = torch.ones(size, dtype=torch.bool, device=mask.device)
     taken: dict[int, torch.Tensor] = {}
     for union, members in unions:
-        free = free_members(union, members, mask, known, taken)
-        said = [torch.where(free[member], logits[:, member - first], nothing) for member in members]
-        any_free = torch.stack(list(free.values())).any(0)
-        channels[union - first] = torch.where(any_free, together(said, softmax), nothing)
-        speaks[:, union - 1] = any_free
+        moved = free_members(union, members, mask, known, taken)
+        occupied = any_of(moved)
+        parts = [torch.where(moved[member], logits[:, member - first], impossible) for member in members]
+        joint = together(parts, softmax)
+        channels[union - first] = torch.where(occupied, joint, impossible)
+        speaks[:, union - 1] = occupied
         for member in members:
-            taken[member] = free[member] | taken[member] if member in taken else free[member]
+            before = taken.get(member, moved[member])
+            taken[member] = before | moved[member]
     for member, elsewhere in taken.items():
-        channels[member - first] = torch.where(elsewhere, nothing, channels[member - first])
+        channels[member - first] = torch.where(elsewhere, impossible, channels[member - first])
         speaks[:, member - 1] = ~elsewhere
     return torch.stack(channels, 1), speaks
 
@@ -195,7 +204,7 @@ test_eq(speaks[0, :3].int().tolist(), [[0, 1, 0], [0, 0, 0], [1, 1, 1]])
 #
 # ## Probabilities
 #
-# A network does not draw unions: their channels have the probability 0, and `1 − sum` is background, as everywhere. If you want the probability of a union, `union_probabilities` computes it.
+# A network does not draw unions: their channels have the probability 0, and `1 − sum` is background, as everywhere. If you want the probability of a union, add up those of its members (softmax), or take their noisy-or (sigmoid).
 
 # %%
 #| export
@@ -206,18 +215,9 @@ def without_unions(logits: torch.Tensor, unions: Unions, softmax: bool) -> torch
     return logits.index_fill(1, torch.tensor(channels, device=logits.device), -torch.inf)
 
 
-def union_probabilities(prob: torch.Tensor, unions: Unions, softmax: bool) -> torch.Tensor:
-    "Probabilities of the classes [B,C,…] with those of the unions filled in: the sum (softmax) or the noisy-or (sigmoid)."
-    filled = prob.clone()
-    for union, members in unions:
-        of_members = prob[:, [member - 1 for member in members]]
-        filled[:, union - 1] = of_members.sum(1) if softmax else 1 - (1 - of_members).prod(1)
-    return filled
-
-
 # %% [markdown]
-# A network that knows nothing gives each of four channels a quarter, and the union the two quarters of its members.
+# A network that knows nothing gives each of four channels a quarter: background, left, right and heart.
 
 # %%
-p = without_unions(torch.zeros(1, 5, 1), lungs, softmax=True).softmax(1)[:, 1:]
-test_close(union_probabilities(p, lungs, softmax=True)[0, :, 0], torch.tensor([.25, .25, .5, .25]))
+p = without_unions(torch.zeros(1, 5, 1), lungs, softmax=True).softmax(1)
+test_close(p[0, :, 0], torch.tensor([.25, .25, .25, 0., .25]))

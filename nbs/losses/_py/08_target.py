@@ -74,11 +74,12 @@ test_eq(
 @dataclass(frozen=True)
 class Target:
     "What a batch asks of a network with K channels at N pixels."
-    mask: torch.Tensor           # int64 [B,N], labels 0…C; bool [B,C,N] where they overlap
-    known: torch.Tensor          # bool [B,K,1] or [B,K,N]
-    weight: torch.Tensor | None  # [B,1,N] or [B,K,N], None: 1
-    pixel_known: bool            # a labelled pixel is known to be no other class
-    first: int                   # class of channel 0: 0 for softmax, 1 for sigmoid
+    mask: torch.Tensor # int64 [B,N], labels 0…C; bool [B,C,N] where they overlap
+    known: torch.Tensor # bool [B,K,1] or [B,K,N]
+    weight: torch.Tensor | None # [B,1,N] or [B,K,N], None: 1
+    pixel_known: bool # a labelled pixel is known to be no other class
+    first: int # class of channel 0: 0 for softmax, 1 for sigmoid
+    whole: int | None = None # images of the batch; None: these
 
     @property
     def overlapping(self) -> bool:
@@ -160,20 +161,28 @@ test_eq(without_channel(torch.zeros(2, 1, 8, 8), logits).shape, (2, 8, 8))
 
 # %%
 #| export
+def check_mask_shape(logits: torch.Tensor, mask: torch.Tensor, C: int) -> None:
+    "`InputError` unless a mask is [B,…], or [B,C,…] for sigmoid outputs, as logits [B,K,…] of C classes ask."
+    B, K, *space = logits.shape
+    if mask.shape == (B, *space): return
+    remedy = ", as the logits"
+    if mask.shape == (B, C, *space):
+        if K == C: return
+        remedy = "; structures that overlap need sigmoid outputs, such as of the loss masked"
+    raise InputError(f"mask is {tuple(mask.shape)}, expected {(B, *space)}{remedy}")
+
+
 def check_shapes(
     logits: torch.Tensor, mask: torch.Tensor, known: torch.Tensor, weight: torch.Tensor | None, C: int,
 ) -> None:
     "`InputError` unless mask [B,…] or [B,C,…], known [B,C] or [B,C,…], weight [B,1|C,…] fit logits [B,K,…]."
     if logits.ndim < 3:
         raise InputError(f"logits are {tuple(logits.shape)}, expected [batch, channels, …] with pixels")
+    check_mask_shape(logits, mask, C)
     B, K, *space = logits.shape
-    overlapping = mask.shape == (B, C, *space)
-    if mask.shape != (B, *space) and not (overlapping and K == C):
-        reason = "; structures that overlap need sigmoid outputs, such as of the loss masked"
-        remedy = reason if overlapping else ", as the logits"
-        raise InputError(f"mask is {tuple(mask.shape)}, expected {(B, *space)}{remedy}")
-    if known.shape not in ((B, C), (B, C, *space)):
-        expected = f"{(B, C)} or {(B, C, *space)} for {K} output channels"
+    of_images, of_pixels = (B, C), (B, C, *space)
+    if known.shape not in (of_images, of_pixels):
+        expected = f"{of_images} or {of_pixels} for {K} output channels"
         raise InputError(f"known is {tuple(known.shape)}, expected {expected}")
     if weight is not None and weight.shape[1] != 1 and K != C:
         raise InputError("softmax takes one weight a pixel, [B,1,…]; say it with a map of known")
@@ -271,6 +280,24 @@ test_eq(told[0].int().tolist(), [[0, 0], [0, 0], [1, 1]])
 
 # %%
 #| export
+def flattened(
+    logits: torch.Tensor, # [B,K,…]
+    mask: torch.Tensor, # [B,…] or [B,C,…]
+    known: torch.Tensor, # [B,C] or [B,C,…]
+    weight: torch.Tensor | None, # [B,1|C,…]
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]: # mask, known, weight
+    "Mask int64 [B,N] or bool [B,C,N], known bool [B,C,1|N] and weight [B,1|C,N], with all pixels in one axis."
+    batch, _, *space = logits.shape
+    overlapping = mask.ndim == logits.ndim
+    mask = mask.bool().flatten(2) if overlapping else mask.long().flatten(1)
+    known = known.bool().reshape(batch, known.shape[1], -1)
+    if weight is not None:
+        weight = weight.expand(-1, -1, *space).flatten(2)
+    return mask, known, weight
+
+
+# %%
+#| export
 def as_target(
     logits: torch.Tensor, # [B,K,…]
     mask: torch.Tensor, # [B,…], [B,1,…] or [B,C,…]
@@ -279,6 +306,7 @@ def as_target(
     pixel_known: bool = False, # a labelled pixel is known to be no other class
     softmax: bool = True, # channel 0 is background; else sigmoid
     unions: Unions = (), # classes made of others
+    whole: int | None = None, # see `Target`
 ) -> tuple[torch.Tensor, Target]: # logits [B,K,N]
     "Logits [B,K,N] and what is asked of them; `InputError` where shapes or labels do not fit."
     C = logits.shape[1] - softmax
@@ -287,18 +315,16 @@ def as_target(
     overlapping = mask.ndim == logits.ndim
     if check_labels(mask, 1 if overlapping else C):
         mask, weight = without_ignored(mask, weight, sum_dtype(logits), overlapping)
-    mask = mask.bool().flatten(2) if overlapping else mask.long().flatten(1)
-    if weight is not None:
-        weight = weight.expand(-1, -1, *logits.shape[2:]).flatten(2)
-    known = known.bool().reshape(len(logits), C, -1)
+    mask, known, weight = flattened(logits, mask, known, weight)
     logits = logits.flatten(2)
     if unions:
         logits, known = with_unions(logits, mask, known, pixel_known, softmax, unions)
-        pixel_known = False  # `known` says it
     if softmax:
-        known = torch.cat([torch.ones_like(known[:, :1]), known], 1)
-    target = Target(mask, known, weight, pixel_known and not overlapping, first=1 - softmax)
-    return logits, target
+        background = torch.ones_like(known[:, :1])
+        known = torch.cat([background, known], 1)
+    # with unions `known` says it; where structures overlap, a label excludes no other class
+    pixel_known = pixel_known and not unions and not overlapping
+    return logits, Target(mask, known, weight, pixel_known, 1 - softmax, whole)
 
 
 # %% [markdown]

@@ -326,6 +326,7 @@ class PartialLoss(nn.Module):
     reads_known = True                   # False: unknown is taken for background
     gather = staticmethod(as_given)      # rows [b,…] of one process → those of all
     unions: Unions = ()                  # classes made of others, `ClassMap.unions`
+    whole: int | None = None             # images of the batch, where it is given in parts
 
     def out_chans(self, C: int) -> int:
         "The output channels K that a model needs for `C` classes."
@@ -365,7 +366,7 @@ class SigmoidLoss(PartialLoss):
 
     def batch_sums(self, logits, mask, known, weight=None, pixel_known=True, gamma=0.) -> Sums:
         "The sums [B,C] of all images in the batch, over all processes."
-        flat, target = as_target(logits, mask, known, weight, pixel_known, softmax=False, unions=self.unions)
+        flat, target = as_target(logits, mask, known, weight, pixel_known, False, self.unions, self.whole)
         predicted, overlap, true, cross_entropy, counted = self.pixel_sums(flat, target, gamma)
         rows = torch.stack((predicted, overlap, cross_entropy, counted, true), 1)
         predicted, overlap, cross_entropy, counted, true = self.gather(rows).unbind(1)
@@ -472,7 +473,7 @@ class SoftmaxLoss(PartialLoss):
         "The sums of a batch; without `known` every class counts as examined."
         if known is None:
             known = logits.new_ones(len(logits), logits.shape[1] - 1)
-        flat, target = as_target(logits, mask, known, weight, pixel_known, unions=self.unions)
+        flat, target = as_target(logits, mask, known, weight, pixel_known, True, self.unions, self.whole)
         anything_known = target.known[:, 1:].any(1) | (target.mask > 0)
         pixel_weight = anything_known.to(sum_dtype(logits))
         if target.weight is not None:

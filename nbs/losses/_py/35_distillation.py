@@ -91,17 +91,17 @@ test_close(sigmoid_answers(pair, unsure, asked).distance.item(), math.log(2), ep
 # %%
 #| export
 DRAWN = 0.5  # probability from which on the teacher draws a class
+EPS = 1e-5 # a class of no pixels has a Dice of 1
 
 
 def soft_dice_loss(
     overlap: torch.Tensor, # [B,C], of the two probabilities
     squares: torch.Tensor, # [B,C], of either
     drawn: torch.Tensor, # [B,C], pixels
-    eps: float = 1e-5,
 ) -> torch.Tensor: # scalar
     "Mean −ln Dice of the classes that the teacher draws in the batch; 0 if it draws none."
     present = drawn.sum(0) > 0
-    dice = (2*overlap.sum(0) + eps)/(squares.sum(0) + eps)
+    dice = (2*overlap.sum(0) + EPS)/(squares.sum(0) + EPS)
     return -torch.where(present, dice, 1).log().sum()/present.sum().clamp(min=1)
 
 

@@ -32,7 +32,7 @@ from dataclasses import replace
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from fastcore.test import test_close, test_eq
+from fastcore.test import test_eq
 from matplotlib.colors import to_rgb
 from matplotlib_inline.backend_inline import set_matplotlib_formats
 

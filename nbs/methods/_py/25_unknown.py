@@ -21,7 +21,7 @@ from ctseg.training.method import StepContext
 #| hide
 import matplotlib.pyplot as plt
 import torch
-from fastcore.test import test_close, test_eq
+from fastcore.test import test_eq
 
 
 # %% [markdown]

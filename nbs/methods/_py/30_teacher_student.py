@@ -28,13 +28,11 @@ from dataclasses import replace
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from fastcore.test import test_eq
 from matplotlib_inline.backend_inline import set_matplotlib_formats
 
 from ctseg.core.settings import describe
 from ctseg.core.style import class_legend, image_grid, show_image
 from ctseg.data.augment import MILD
-from ctseg.data.batches import SliceData
 from ctseg.data.toys import toy_set
 from ctseg.losses.registry import create_loss
 from ctseg.methods.in_memory import MemoryJob, toy_score

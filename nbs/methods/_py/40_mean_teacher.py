@@ -26,11 +26,10 @@ from ctseg.training.method import JobLike, Method, Phase, StepContext, register_
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from fastcore.test import test_eq
 from matplotlib_inline.backend_inline import set_matplotlib_formats
 
 from ctseg.core.settings import describe
-from ctseg.core.style import class_legend, image_grid, show_image
+from ctseg.core.style import image_grid, show_image
 from ctseg.data.augment import MILD
 from ctseg.data.batches import SliceData
 from ctseg.data.toys import toy_set

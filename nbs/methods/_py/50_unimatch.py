@@ -119,15 +119,13 @@ def complete_batch(
     prob: torch.Tensor,
     tau: float | torch.Tensor,
     activation: str,
-    told: torch.Tensor | None = None,
     unions: Unions = (),
 ) -> Batch:
     """Truth where people gave it, the teacher's answer where it is sure, unknown elsewhere.
 
     batch: weakly augmented, with whatever truth there is. prob: f32 `[B, C, H, W]`, the teacher's for it. tau: certainty
     needed; a number, or one for each class `[C]`. activation: "softmax" or "sigmoid". unions: classes made of others;
-    a teacher settles neither these nor the members of an examined one. told: bool `[C]`, the classes that the teacher
-    knows, None for all: of others it can only say that they are not where it draws. `known` of the result is bool `[B, C, H, W]`.
+    a teacher settles neither these nor the members of an examined one. `known` of the result is bool `[B, C, H, W]`.
     """
     classes, size = prob.shape[1], batch.mask.shape[1:]
     known = known_map(batch.known, size)
@@ -136,8 +134,6 @@ def complete_batch(
     settle = settled_by_softmax if activation == "softmax" else settled_by_sigmoid
     asked = settled_by_unions(known, unions)
     label, settled = settle(prob, asked, tau)
-    if told is not None:
-        settled = settled & (told[:, None, None] | (label > 0)[:, None])
     if unions:
         settled = settled & ~(asked & ~known)
     mask = torch.where(free, label, batch.mask)
@@ -164,7 +160,6 @@ for c in range(3):
 test_eq(completed.mask.flatten().tolist(), [2, 1, 0, 0])
 test_eq(completed.known[0].int()[:, 0].tolist(), [[1, 1, 0, 0], [1, 1, 1, 1], [1, 1, 0, 0]])
 
-
 # %% [markdown]
 # ## Thresholds by class
 #
@@ -172,20 +167,22 @@ test_eq(completed.known[0].int()[:, 0].tolist(), [[1, 1, 0, 0], [1, 1, 1, 1], [1
 
 # %%
 #| export
+DECAY = 0.99 # of the running means, at each batch
+
 class ClassThresholds:
     """Thresholds by class that follow how sure the teacher gets (after Zhang et al. 2021, arXiv 2110.08263).
 
     A running mean of each class's peak probability stands in the place of their count of confident predictions.
     """
-    def __init__(self, tau: float, decay: float = 0.99):
-        self.tau, self.decay = tau, decay
+    def __init__(self, tau: float):
+        self.tau = tau
         self.mean_peak: torch.Tensor | None = None  # f32 [C], from the first batch on
 
     def __call__(self, prob: torch.Tensor) -> torch.Tensor:
         "Take in the teacher's probabilities of a batch, f32 `[B, C, H, W]`; the thresholds f32 `[C]`."
         peak = gather_rows(prob.flatten(2).amax(2)).amax(0)  # of the images of all processes
         before = torch.zeros_like(peak) if self.mean_peak is None else self.mean_peak.to(peak.device)
-        self.mean_peak = before.lerp(peak, 1 - self.decay)
+        self.mean_peak = before.lerp(peak, 1 - DECAY)
         relative = self.mean_peak/self.mean_peak.max().clamp(min=1e-6)
         return (self.tau*relative).clamp(min=0.5)
 

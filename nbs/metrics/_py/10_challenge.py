@@ -153,7 +153,7 @@ pair_counts(pred[0], truth[0], 3).astype(int)  # rows: predicted as background, 
 
 # %%
 #| export
-def without_ignored(pred: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def counted_pixels(pred: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     "The pixels of an image [H,W] that are not to be ignored, as two rows [n]."
     counts = truth != IGNORE
     return pred[counts], truth[counts]
@@ -163,7 +163,7 @@ def without_ignored(pred: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np
 # The ignored pixel is left out on both sides.
 
 # %%
-test_eq(without_ignored(np.array([[1, 2]]), np.array([[1, IGNORE]])), ([1], [1]))
+test_eq(counted_pixels(np.array([[1, 2]]), np.array([[1, IGNORE]])), ([1], [1]))
 
 
 # %%
@@ -196,7 +196,7 @@ def overlaps(
     both, predicted, true = counts
     for n, (image_pred, image_truth) in enumerate(zip(pred, truth)):
         if ignored:
-            image_pred, image_truth = without_ignored(image_pred, image_truth)
+            image_pred, image_truth = counted_pixels(image_pred, image_truth)
         pairs = pair_counts(image_pred, image_truth, C)
         both[n] = pairs.diagonal()[1:]
         predicted[n] = pairs.sum(1)[1:]
@@ -350,7 +350,7 @@ def _ratio(total: np.ndarray, n: np.ndarray) -> np.ndarray:
     return np.divide(total, n, out=np.full(np.shape(n), np.nan), where=n > 0)
 
 def rows_of(tally: dict[str, np.ndarray], classes: ClassMap) -> "pd.DataFrame":
-    "`per_class` of a tally."
+    "`per_class` of a tally: figures by name, each [C]."
     import pandas as pd  # slow, and only needed here
     columns = dict(
         id=np.arange(1, len(classes) + 1),

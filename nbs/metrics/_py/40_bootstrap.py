@@ -108,7 +108,7 @@ def scores_of_sums(sums: np.ndarray, counts: np.ndarray, reps: int, seed: int) -
     "`drawn_scores` of what `group_sums` gives, [S,G,C] each; some draws at a time where groups are many."
     G = sums.shape[1]
     rng = np.random.default_rng(seed)
-    at_once = max(1, MOST//max(1, G))
+    at_once = max(1, MOST//(8*max(1, G)))  # several such arrays are in memory together
     scores = []
     first = np.ones((1, G))  # the tables as they are
     for done in range(0, max(1, reps), at_once):
@@ -133,7 +133,7 @@ scores.round(3)
 # %%
 #| export
 def interval(values: np.ndarray, level: float) -> tuple[float, float]:
-    "The central interval that holds the share `level` of the values; NaN are left out."
+    "The central interval that holds the share `level` of the values, float [R]; NaN are left out."
     values = values[~np.isnan(values)]
     if not len(values): return np.nan, np.nan
     tails = (1 - level)/2, (1 + level)/2
@@ -181,7 +181,7 @@ def bootstrap_mean(
     return mean_and_interval(scores, level) | dict(groups=G, level=level, reps=reps)
 
 def mean_and_interval(scores: np.ndarray, level: float) -> dict[str, float]:
-    "mean, low and high of what `drawn_scores` gives."
+    "mean, low and high of what `drawn_scores` gives: the score and those of R draws, float [1 + R]."
     low, high = interval(scores[1:], level)
     return dict(mean=float(scores[0]), low=low, high=high)
 

@@ -23,9 +23,10 @@ from ctseg.core.anatomy import ClassMap
 from ctseg.core.files import InputError
 from ctseg.data.images import size_text
 from ctseg.data.lazy import LazyPixels
-from ctseg.data.mask_csv import check_names, read_masks
-from ctseg.data.mask_rows import read_header
+from ctseg.data.mask_csv import check_names
+from ctseg.data.mask_rows import read_image_names
 from ctseg.data.slices import SliceSet
+from ctseg.data.spooled import spooled_masks
 from ctseg.data.store import is_store, read_store, store_splits
 from ctseg.metrics.bootstrap import mean_and_interval, scores_of_sums, summed_by
 from ctseg.metrics.challenge import Overlaps, class_tally, nan_mean, overlaps, rows_of
@@ -50,7 +51,7 @@ from ctseg.metrics.evaluate import evaluate
 
 # %%
 #| export
-class Sums:
+class RunningScores:
     "Sums over the slices that have been scored so far, and over those of each group."
     def __init__(self,
         classes: ClassMap,
@@ -83,13 +84,14 @@ class Sums:
 
 # %%
 #| export
-class Tally(Sums):
+class Tally(RunningScores):
     "What these sums say."
-    def facts(self, reps: int = 2000, level: float = .95) -> dict:
+    def facts(self, reps: int = 2000) -> dict:
         "The `table` and the `facts` of `evaluate_files`."
         rows = rows_of(self.of_class, self.classes)
         sums, counts = self.sums[:, None]  # of one run
         scores = scores_of_sums(sums, counts, reps, seed=0)
+        level = .95
         score = mean_and_interval(scores, level)
         score |= dict(groups=self.sums.shape[1], level=level)
         scored = int((self.of_class["scored"] > 0).sum())
@@ -122,7 +124,7 @@ def _predictions(place: str|Path, truth: SliceSet) -> tuple[list[str], np.ndarra
     "The names and label maps of a store, or of a submission for the slices of `truth`."
     if not is_store(place):
         size = truth.images.shape[1:]
-        return read_masks(place, size=size, classes=truth.classes, cache=False)
+        return spooled_masks(place, size=size, classes=truth.classes)
     stored = _first_split(place)
     if stored.classes.names != truth.classes.names:
         raise InputError(f"{place}: label maps of other classes than the truth's; take a run of its classes")
@@ -132,7 +134,7 @@ def _names_of(place: str|Path) -> list[str]:
     "The names of the slices that were predicted."
     if is_store(place):
         return list(_first_split(place).names)
-    return read_header(Path(place))
+    return read_image_names(Path(place))
 
 def split_of(truth: str|Path, names: list[str]) -> str:
     "The split of a store that has these slices; else the one that an error should speak of."

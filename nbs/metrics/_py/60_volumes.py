@@ -22,8 +22,7 @@ from ctseg.core.files import InputError
 
 # %%
 #| hide
-import matplotlib.pyplot as plt
-from fastcore.test import test_close, test_eq, test_fail
+from fastcore.test import test_close
 
 
 # %% [markdown]

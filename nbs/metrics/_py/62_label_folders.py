@@ -16,7 +16,7 @@ import numpy as np
 
 from ctseg.core.anatomy import ClassMap
 from ctseg.core.files import InputError, read_json
-from ctseg.io.label_names import dataset_classes, read_examined, table_classes
+from ctseg.io.label_names import dataset_classes, read_examined_cases, table_classes
 from ctseg.io.nifti import nifti_files
 from ctseg.io.walk import foreign_files, foreign_hint
 
@@ -136,7 +136,7 @@ def examined_on(
     if annotated in ("all", "present"): return None
     path = Path(annotated or folder/"annotated_labels.json")
     if annotated is None and not path.exists(): return None
-    known = read_examined(path, classes)
+    known = read_examined_cases(path, classes)
     for case in cases:
         if case not in known:
             raise InputError(f"{path}: does not say what was examined on {case}; add it, [] for nothing")

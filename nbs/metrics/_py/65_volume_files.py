@@ -86,7 +86,7 @@ class Pair:
 IGNORE = 255  # in a truth: a voxel that nobody looked at
 
 def spacing_of(affine: np.ndarray, case: str) -> tuple[float, float, float]:
-    "mm along each axis. Raises `InputError` for axes that are not at right angles, as after a tilted gantry."
+    "mm along each axis of an affine [4,4]; `InputError` for axes that are not at right angles, as after a tilted gantry."
     axes = affine[:3, :3]
     mm = np.linalg.norm(axes, axis=0)
     directions = axes/mm
@@ -100,7 +100,7 @@ def spacing_of(affine: np.ndarray, case: str) -> tuple[float, float, float]:
 # %%
 #| export
 def score_pair(pair: Pair, known: np.ndarray, tolerance: float) -> VolumeScores:
-    """Scores of a volume; voxels that are 255 in the truth count for neither.
+    """Scores of a volume, for the classes that are `known`, bool [C]; voxels of 255 in the truth count for neither.
 
     Raises `InputError` for a label that is no class, and a tolerance that is no distance.
     """
@@ -206,7 +206,7 @@ def _class_row(table: VolumeTable, c: int, groups: np.ndarray | None) -> dict:
         row[count] = int(np.nansum(table.of(count)[:, c]))
     return row
 
-def class_table(table: VolumeTable, groups: np.ndarray | None) -> pd.DataFrame:
+def class_summary(table: VolumeTable, groups: np.ndarray | None) -> pd.DataFrame:
     "A row a class: its cases, the mean of each measure, the interval of the Dice, how often it was missed or invented."
     rows = {name: _class_row(table, c, groups) for c, name in enumerate(table.classes.names)}
     return pd.DataFrame(rows).T.astype({"cases": int, "missed": int, "invented": int})
@@ -224,7 +224,7 @@ def table_facts(table: VolumeTable, groups: np.ndarray | None, tolerance: float)
         facts |= {"patients": score["groups"], "level": score["level"]}
     for count in ("missed", "invented"):
         facts[count] = int(np.nansum(table.of(count)))
-    by_class = class_table(table, groups).rename_axis("structure").reset_index()
+    by_class = class_summary(table, groups).rename_axis("structure").reset_index()
     facts["per_class"] = []
     for row in by_class.to_dict("records"):
         plain = {key: plain_value(value) for key, value in row.items()}
@@ -253,7 +253,7 @@ print(_numbered(matched_files(work/"truth", work/"pred")).names)
 #| export
 def _finished(table: VolumeTable, groups, tolerance: float) -> dict:
     "The result of an evaluation."
-    return {"table": class_table(table, groups), "facts": table_facts(table, groups, tolerance)}
+    return {"table": class_summary(table, groups), "facts": table_facts(table, groups, tolerance)}
 
 
 # %%
@@ -264,7 +264,7 @@ def evaluate_volumes(
     classes: str | Path | None = None, # `class_names.json` or a run; None: as the folders say
     annotated: str | None = None, # a JSON, "all" or "present"; None: the JSON beside the truth, else all
     tolerance: float = 2., # of the surface Dice, mm
-) -> dict: # "table": `class_table`; "facts": `table_facts`
+) -> dict: # "table": `class_summary`; "facts": `table_facts`
     "Score label maps in mm. Raises `InputError` for a missing case, another grid or other labels."
     truth, prediction = Path(truth), Path(prediction)
     files = matched_files(truth, prediction)

@@ -66,7 +66,7 @@ print(header[8:60])
 #| export
 CHUNK = 1 << 20  # bytes
 
-def read_header(f: BinaryIO) -> tuple[dict[str, Any], str | None, int] | None:
+def read_safetensors_header(f: BinaryIO) -> tuple[dict[str, Any], str | None, int] | None:
     "The entries of a safetensors header, its checksum if it has one, and where the file must end; None for another file."
     length = int.from_bytes(f.read(8), "little")
     if length > 16 << 20: return None  # who loads it tells
@@ -85,7 +85,7 @@ def read_header(f: BinaryIO) -> tuple[dict[str, Any], str | None, int] | None:
 def read_seal(path: str | Path) -> str | None:
     "The checksum that a weights file carries, not compared with its content; None if it carries none."
     with open(path, "rb") as f:
-        header = read_header(f)
+        header = read_safetensors_header(f)
     if header is None: return None
     _, note, _ = header
     return note
@@ -105,7 +105,7 @@ with tempfile.TemporaryDirectory() as d:
 def check_seal(path: str | Path) -> None:
     "Raise an `InputError` for a safetensors file whose content does not match its checksum."
     with open(path, "rb") as f:
-        header = read_header(f)
+        header = read_safetensors_header(f)
         if header is None: return
         entries, note, expected = header
         if note is None: return

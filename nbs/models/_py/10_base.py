@@ -343,7 +343,6 @@ print(first_few(["one", "two", "three", "four", "five"]))
 def load_weights(
     model: nn.Module, # changed in place
     weights: str | Path | dict, # a file, or a state dict
-    show: int = 3, # how many differences an error names
 ) -> nn.Module: # the same model
     "Load all weights or none. If names or shapes differ, an `InputError` names the first tensors that do."
     given = isinstance(weights, dict)
@@ -354,7 +353,7 @@ def load_weights(
     if wrong:
         source = "weights" if given else str(weights)
         expected = f"of another architecture or setting than {type(model).__name__}"
-        raise InputError(f"{source}: {expected}: {first_few(wrong, show)}")
+        raise InputError(f"{source}: {expected}: {first_few(wrong)}")
     model.load_state_dict(state)
     return model
 
@@ -487,9 +486,9 @@ test_eq(_dice(_one_hot(half_right, 2), _one_hot(torch.tensor([[[0, 1], [0, 1]]])
 # %%
 #| export
 @torch.no_grad()
-def settle_norms(model: nn.Module, images: torch.Tensor, passes: int = 20) -> None:
+def settle_norms(model: nn.Module, images: torch.Tensor) -> None:
     "Let the running averages of batch normalisation catch up: they lag behind thirty quick steps."
-    for _ in range(passes): model(images)
+    for _ in range(20): model(images)
 
 
 # %%

@@ -44,9 +44,9 @@ from ctseg.models.attunet import AttentionUNet
 class PresenceHead(nn.Module):
     "Logits [B, C] of 'is class c on this image?' from the deepest feature map."
 
-    def __init__(self, channels: int, classes: int, dropout: float = .2):
+    def __init__(self, channels: int, classes: int):
         super().__init__()
-        self.drop = nn.Dropout(dropout)
+        self.drop = nn.Dropout(.2)
         self.linear = nn.Linear(2*channels, classes)
 
     def forward(self, features: list[torch.Tensor]) -> torch.Tensor:
@@ -70,12 +70,11 @@ print("feature", (2, 8, 4, 4), "-> presence", tuple(head([torch.rand(2, 8, 4, 4)
 def with_presence(
     model: EncoderDecoder, # changed in place
     classes: int, # C, without background
-    dropout: float = .2, # on the pooled features
 ) -> EncoderDecoder: # the same model, with a `presence` head
     "Give `model` a presence head: `model(x, presence=True)` returns (logits, presence logits [B, C])."
     check_counts("presence head", classes=classes)
     device = next(model.parameters()).device
-    model.presence = PresenceHead(model.channels[-1], classes, dropout).to(device)
+    model.presence = PresenceHead(model.channels[-1], classes).to(device)
     return model
 
 

@@ -168,9 +168,9 @@ for reduce in (1, 4):
 class EnhancedMixFFN(nn.Module):
     "Feed-forward layer of a map [B, H, W, C] with a depthwise convolution inside (equation 4)."
 
-    def __init__(self, dim: int, expand: int = 4):
+    def __init__(self, dim: int):
         super().__init__()
-        wide = dim*expand
+        wide = 4*dim
         self.fc1 = nn.Linear(dim, wide)
         self.fc2 = nn.Linear(wide, dim)
         self.norm = nn.LayerNorm(wide)
@@ -217,12 +217,12 @@ test_eq(block(torch.rand(2, 16, 8, 32)).shape, (2, 16, 8, 32))
 class Stage(nn.Module):
     "Shrink a map with overlapping patches, then transform it: [B, H, W, i] -> [B, H/stride, W/stride, o]."
 
-    def __init__(self, i: int, o: int, stride: int, heads: int, reduce: int, depth: int = 2):
+    def __init__(self, i: int, o: int, stride: int, heads: int, reduce: int):
         super().__init__()
         kernel = 7 if stride == 4 else 3
         self.patch = nn.Conv2d(i, o, kernel, stride, kernel//2)
         self.norm_in = nn.LayerNorm(o)
-        blocks = [TransformerBlock(o, heads, reduce) for _ in range(depth)]
+        blocks = [TransformerBlock(o, heads, reduce) for _ in range(2)]
         self.blocks = nn.Sequential(*blocks)
         self.norm_out = nn.LayerNorm(o)
 
@@ -270,13 +270,14 @@ print("maps", [tuple(m.shape[1:]) for m in maps], "-> tokens", tuple(to_tokens(m
 # nothing gets lost or mixed up
 for m, back in zip(maps, sort_back(to_tokens(maps, 8), maps)): test_eq(m, back)
 
-
 # %%
 #| export
+TIMES = 1, 2, 5, 8 # the channels of each level, in those of the first
+
 class BridgeLayer(nn.Module):
     "Attention among the tokens of all levels, then a Mix-FFN for each level."
 
-    def __init__(self, width: int, times: tuple[int, ...] = (1, 2, 5, 8)):
+    def __init__(self, width: int):
         super().__init__()
         self.width = width
         self.norm1 = nn.LayerNorm(width)
@@ -285,11 +286,11 @@ class BridgeLayer(nn.Module):
         self.kv = nn.Linear(width, 2*width)
         self.out = nn.Linear(width, width)
         self.reduce = nn.ModuleList()
-        for t, r in zip(times, (8, 4, 2)):
+        for t, r in zip(TIMES, (8, 4, 2)):
             channels = width*t
             self.reduce.append(nn.Conv2d(channels, channels, r, r))
         self.norm2 = nn.LayerNorm(width)
-        self.ffn = nn.ModuleList(EnhancedMixFFN(width*t) for t in times)
+        self.ffn = nn.ModuleList(EnhancedMixFFN(width*t) for t in TIMES)
 
     def attention(self, maps: list[Tensor]) -> Tensor:
         "What attention adds to the tokens of normalised maps, out of the reduced levels: [B, N, width]."

@@ -27,7 +27,6 @@ from fastcore.test import test_eq
 from ctseg.core.toys import toy_slices
 from ctseg.models.base import count_parameters, overfit
 
-
 # %% [markdown]
 # [nnU-Net](https://doi.org/10.1038/s41592-020-01008-z) (Isensee et al. 2021) claims that a plain U-Net is enough if everything around it fits the data, and its record in challenges supports that. "Fits" means
 # *rules*: a few lines of arithmetic turn the size of the images into the depth of the network. This notebook states those rules for 2D images and builds the network with nnU-Net's own
@@ -49,17 +48,18 @@ from ctseg.models.base import count_parameters, overfit
 
 # %%
 #| export
+SHORTEST = 4 # no side of the deepest map is shorter than this
+
 def plan_2d(
     size: tuple[int, int], # height and width of the images
-    smallest: int = 4, # no side of the deepest map is shorter than this
 ) -> list[tuple[int, int]]: # strides of each level, the first (1, 1)
     "How nnU-Net's planner would shrink an image of this size, level by level."
     now, spacing, strides = list(size), [1, 1], [(1, 1)]
     while True:
-        long_enough = [i for i in (0, 1) if now[i] >= 2*smallest]
+        long_enough = [i for i in (0, 1) if now[i] >= 2*SHORTEST]
         # pixels that became long wait for the others
         axes = [i for i in long_enough if spacing[i] < 2*min(spacing[j] for j in long_enough)]
-        if not axes or (len(axes) == 1 and now[axes[0]] < 3*smallest):
+        if not axes or (len(axes) == 1 and now[axes[0]] < 3*SHORTEST):
             return strides
         strides.append(tuple(2 if i in axes else 1 for i in (0, 1)))
         for i in axes:

@@ -97,12 +97,13 @@ def model_options(
     if "pretrained" in values and (trained or settings.weights):
         values["pretrained"] = False
     if trained: values["weights"] = ""
-    # what is switched on reaches every network: one that does not know it refuses
-    return {
-        key: value for key, value in values.items()
-        if key not in OF_THE_RECIPE and not (key in OWN_CHOICE and value == OWN_CHOICE[key])
-        and (value or key in taken)
-    }
+
+    def passed(key: str) -> bool:
+        "Is it said to the network? What is switched on reaches each: one that does not know it refuses."
+        own_choice = key in OWN_CHOICE and values[key] == OWN_CHOICE[key]
+        if key in OF_THE_RECIPE or own_choice: return False
+        return bool(values[key]) or key in taken
+    return {key: value for key, value in values.items() if passed(key)}
 
 
 # %%

@@ -198,19 +198,18 @@ def step_cost(
 milliseconds, megabytes = step_cost(create_model("attunet", width=4), size=32, steps=1)
 assert milliseconds > 0 and (megabytes > 0 or megabytes != megabytes)
 
-
 # %% [markdown]
 # ## All about a network
 
 # %%
 #| export
+CHANNELS = 1, 55 # in and out, as for the challenge
+BATCH = 2
+
 def model_facts(
     name: str, # one of `list_models()`
     size: int = 256,
-    out_chans: int = 55,
-    in_chans: int = 1,
     device: str | torch.device = "cpu",
-    batch: int = 2,
     measure: bool = True, # also run training steps; large networks take seconds on a CPU
     **kw, # for `create_model`
 ) -> dict[str, object]:
@@ -218,12 +217,12 @@ def model_facts(
     if "pretrained" in model_keywords(name):
         kw = dict(pretrained=False) | kw  # the same network, without its download
     entry = model_entry(name)
-    model = create_model(name, in_chans, out_chans, **kw)
+    model = create_model(name, *CHANNELS, **kw)
     facts = dict(name=name, parameters=count_parameters(model))
-    facts |= dict(multiply_adds=multiply_adds(model, size, in_chans), size=size, device=str(device))
+    facts |= dict(multiply_adds=multiply_adds(model, size, CHANNELS[0]), size=size, device=str(device))
     if measure:
-        model = create_model(name, in_chans, out_chans, **kw)
-        facts["ms_per_image"], facts["peak_mb"] = step_cost(model, size, batch, in_chans, device)
+        model = create_model(name, *CHANNELS, **kw)
+        facts["ms_per_image"], facts["peak_mb"] = step_cost(model, size, BATCH, CHANNELS[0], device)
     return facts | dict(paper=entry.paper, about=entry.about)
 
 

@@ -55,7 +55,7 @@ def dot(vector: np.ndarray, points: np.ndarray) -> np.ndarray:
     x, y, z = vector
     return x*points[0] + y*points[1] + z*points[2]
 
-def spread(vector: np.ndarray) -> np.ndarray:
+def over_image(vector: np.ndarray) -> np.ndarray:
     "A vector [N] as [N, 1, 1], to go with arrays [N, H, W]."
     return vector[:, None, None]
 
@@ -82,9 +82,9 @@ test_eq(twice_y, 2*points[1])
 #| export
 def _in_unit_ball(points, centre, radii, axes):
     "Points [3, H, W] in the frame in which the shape is a unit ball."
-    offset = points - spread(centre)
+    offset = points - over_image(centre)
     along_axes = np.stack([dot(axis, offset) for axis in axes])
-    return along_axes/spread(radii)
+    return along_axes/over_image(radii)
 
 def ellipsoid_distance(points, centre, radii, axes) -> np.ndarray:
     """Distance in mm [H, W] to an ellipsoid with `centre` [3], `radii` [3] and unit vectors `axes` [3, 3].
@@ -93,7 +93,7 @@ def ellipsoid_distance(points, centre, radii, axes) -> np.ndarray:
     """
     unit = _in_unit_ball(points, centre, radii, axes)
     length = np.sqrt((unit*unit).sum(0)) + 1e-6
-    gradient = unit/spread(radii)
+    gradient = unit/over_image(radii)
     slope = np.sqrt((gradient**2).sum(0)) + 1e-6
     return length*(length - 1)/slope
 
@@ -165,9 +165,9 @@ def capsule_distance(points, start, along, radius, widening, flat) -> np.ndarray
 
     The segment is `radius` mm thick at its start and `radius + widening` at its end.
     """
-    offset = (points - spread(start))*spread(flat)
+    offset = (points - over_image(start))*over_image(flat)
     share = _share_along(along, offset)
-    from_axis = offset - spread(along)*share
+    from_axis = offset - over_image(along)*share
     to_axis = np.sqrt((from_axis*from_axis).sum(0))
     return to_axis - radius - widening*share
 
@@ -193,11 +193,11 @@ def triangle_distance(points, corners, thickness) -> np.ndarray:
     inside = True
     to_edge = np.inf  # squared
     for start, end in ((first, second), (second, third), (third, first)):
-        offset = points - spread(start)
+        offset = points - over_image(start)
         edge = end - start
         inwards = np.cross(normal, edge)
         inside = inside & (dot(inwards, offset) >= 0)
-        from_edge = offset - spread(edge)*_share_along(edge, offset)
+        from_edge = offset - over_image(edge)*_share_along(edge, offset)
         squared = (from_edge*from_edge).sum(0)
         to_edge = np.minimum(to_edge, squared)
     to_plane = np.abs(dot(normal, offset))  # from any corner it is the same
@@ -439,7 +439,7 @@ test_close(rib.points[0], (20, 60, 0))
 
 
 # %% [markdown]
-# A `Sheet` is a curved plate: rows of points, and triangles between neighbouring rows.
+# A `CurvedPlate` is a curved plate: rows of points, and triangles between neighbouring rows.
 
 # %%
 #| export
@@ -470,7 +470,7 @@ test_eq(len(triangles_between(row, longer_row)), 1 + 2)  # a triangle for each p
 
 # %%
 #| export
-class Sheet:
+class CurvedPlate:
     "A curved plate through rows of points."
     def __init__(self, rows, thickness):
         "`rows` of points (x, y, z), and the `thickness` to each side in mm, one for all or one a row."
@@ -495,11 +495,11 @@ class Sheet:
 # %%
 bowed = Tube([(-40, -30, 0, 4), (-10, 20, 0, 12), (20, 5, 0, 8), (40, 30, 0, 3)])
 oval = Tube([(-25, 0, 0), (25, 0, 0)], radius=16, flat=(1, 2.5, 1))
-wing = Sheet(
+wing = CurvedPlate(
     [[(-35, -30, 0), (30, -20, 0)], [(-20, 5, 0), (0, 10, 0), (35, 0, 0)], [(10, 35, 0)]], thickness=[1, 2, 4]
 )
 fig, axes = plt.subplots(1, 3, figsize=(6, 2.2), layout="constrained")
-for ax, shape, title in zip(axes, (bowed, oval, wing), ("Tube", "flat Tube", "Sheet")):
+for ax, shape, title in zip(axes, (bowed, oval, wing), ("Tube", "flat Tube", "CurvedPlate")):
     for atom in shape.atoms(still):
         ax.contour(points[0], points[1], atom.distance(points), [0], colors="0.7", linewidths=.6)
     ax.contour(points[0], points[1], union(shape, points), [0], colors="k")
@@ -512,7 +512,7 @@ for ax, shape, title in zip(axes, (bowed, oval, wing), ("Tube", "flat Tube", "Sh
 
 # %%
 #| export
-KINDS = {"ball": Ball, "tube": Tube, "sheet": Sheet}  # by the word `shape` in a TOML file
+KINDS = {"ball": Ball, "tube": Tube, "sheet": CurvedPlate}  # by the word `shape` in a TOML file
 
 @cache
 def load_geometry(region: str) -> dict[str, list[dict]]:

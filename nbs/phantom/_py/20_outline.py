@@ -46,7 +46,7 @@ def _number(text: str) -> float | str:
     except ValueError:
         return text
 
-def read_table(name: str) -> list[dict]:
+def phantom_table(name: str) -> list[dict]:
     "The rows of the phantom's table `name`.csv: column -> number, or text where it is not a number."
     rows = []
     with (files("ctseg.phantom")/f"{name}.csv").open(encoding="utf-8") as file:
@@ -56,7 +56,7 @@ def read_table(name: str) -> list[dict]:
 
 
 # %%
-rows = read_table("outlines")
+rows = phantom_table("outlines")
 print(rows[10])
 test_eq({row["outline"] for row in rows}, {"trunk", "cavity", "head"})
 
@@ -68,7 +68,7 @@ test_eq({row["outline"] for row in rows}, {"trunk", "cavity", "head"})
 #| export
 @cache
 def _profile(name: str) -> tuple[list[float], list[float]]:
-    rows = [row for row in read_table("profiles") if row["profile"] == name]
+    rows = [row for row in phantom_table("profiles") if row["profile"] == name]
     return [row["z"] for row in rows], [row["value"] for row in rows]
 
 def at_height(name: str, z) -> np.ndarray:
@@ -90,7 +90,7 @@ test_eq(at_height("fat", 250), 1)
 # %%
 #| export
 def superellipse_distance(x, y, width, depth, power: float) -> np.ndarray:
-    "Distance in mm to |x/width|^power + |y/depth|^power = 1, to first order."
+    "Distance in mm of points (x, y), of any one shape, to |x/width|^power + |y/depth|^power = 1, to first order."
     u = np.abs(x)/width + 1e-4
     v = np.abs(y)/depth + 1e-4
     u_power = u**power
@@ -208,7 +208,7 @@ assert barrel.distance(np.array([0, 0, 120], np.float32)[:, None, None]).item() 
 #| export
 def _sections(outline: str) -> list[tuple]:
     sections = []
-    for name, *section in (row.values() for row in read_table("outlines")):
+    for name, *section in (row.values() for row in phantom_table("outlines")):
         if name == outline:
             sections.append(tuple(section))
     return sections
@@ -254,7 +254,7 @@ assert round_[1] < flat[1] - 30
 
 # %%
 #| export
-_SPINE = [tuple(row.values()) for row in read_table("spine")]  # (bone, z, y) from below
+_SPINE = [tuple(row.values()) for row in phantom_table("spine")]  # (bone, z, y) from below
 VERTEBRAE = [place for place in _SPINE if place[0] != "sacrum"]  # L5 … L1, T12 … T1, C7 … C1
 
 _, _SPINE_Z, _SPINE_Y = zip(*_SPINE)

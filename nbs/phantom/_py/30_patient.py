@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ctseg.phantom.outline import CAVITY, CAVITY_POWER, HEAD, HEAD_POWER, TRUNK, TRUNK_POWER
-from ctseg.phantom.outline import Loft, bulged, read_table
-from ctseg.phantom.shapes import as_float32, dot, spread
+from ctseg.phantom.outline import Loft, bulged, phantom_table
+from ctseg.phantom.shapes import as_float32, dot, over_image
 
 # %%
 #| hide
@@ -26,7 +26,7 @@ import pandas as pd
 from fastcore.test import test_eq
 from matplotlib_inline.backend_inline import set_matplotlib_formats
 
-from ctseg.phantom.outline import read_table
+from ctseg.phantom.outline import phantom_table
 from ctseg.phantom.shapes import Ball, Pose
 
 # %%
@@ -99,11 +99,11 @@ assert .4 < np.mean([t.female for t in many]) < .6
 PHASES = ("plain", "arterial", "venous", "delayed")
 CONTRAST_TISSUES = {  # HU in each phase
     row["tissue"]: [row[phase] for phase in PHASES]
-    for row in read_table("contrast_tissues")
+    for row in phantom_table("contrast_tissues")
 }
 PLAIN_TISSUES = {  # HU of what takes up no contrast
     row["tissue"]: row["hu"]
-    for row in read_table("plain_tissues")
+    for row in phantom_table("plain_tissues")
 }
 
 def draw_tissues(rng: np.random.Generator, phase: int) -> dict[str, float]:
@@ -162,7 +162,7 @@ class Waves:
     def values(self, points: np.ndarray) -> np.ndarray:
         "Each wave at points [3, H, W]: [n, H, W], from -1 to 1."
         angles = np.stack([dot(direction, points) for direction in self.directions])
-        return np.cos(angles + spread(self.phases))
+        return np.cos(angles + over_image(self.phases))
 
 
 # %%

@@ -81,7 +81,7 @@ test_eq(blob.layers, [(0., "liver")])
 # %%
 #| export
 @dataclass(frozen=True)
-class Region:
+class BodyRegion:
     "Organs that are drawn together, from a random stream of their own."
     stream: int  # number of the stream: a change to one region leaves all others as they were
     organs: Callable[[Patient, np.random.Generator], Iterator[Organ]]
@@ -89,7 +89,7 @@ class Region:
 
 # %%
 #| export
-class Part:
+class BodyPart:
     "An organ in one patient, on one side of the body."
     def __init__(self, organ: Organ, pose: Pose):
         self.organ = organ
@@ -125,19 +125,19 @@ test_eq(part_label(blob, 1), RAIDIUM54.id("liver"))
 
 # %%
 #| export
-def place(organ: Organ, rng: np.random.Generator) -> list[Part]:
+def posed_parts(organ: Organ, rng: np.random.Generator) -> list[BodyPart]:
     "The organ in a random pose: one part, or a left and a right one in poses of their own."
     middle = np.mean([shape.points.mean(0) for shape in organ.shapes], 0)
     parts = []
     for side in (1, -1) if organ.pair else (1,):
         scale = float(np.exp(rng.normal(0, organ.growth)))
         pose = Pose(side, scale, rng.normal(0, organ.shift, 3), middle)
-        parts.append(Part(organ, pose))
+        parts.append(BodyPart(organ, pose))
     return parts
 
 
 # %%
-left, right = place(rib, np.random.default_rng(0))
+left, right = posed_parts(rib, np.random.default_rng(0))
 print(f"left rib from x = {left.atoms[0].low[0]:.0f} mm, right rib from x = {right.atoms[0].high[0]:.0f} mm")
 assert (left.atoms[0].low > 0).any() and right.atoms[0].high[0] < 0
 
@@ -146,7 +146,7 @@ assert (left.atoms[0].low > 0).any() and right.atoms[0].high[0] < 0
 #| export
 class Boxes:
     "The boxes of all atoms in one table, so that one comparison finds those that a plane can meet."
-    def __init__(self, parts: list[Part]):
+    def __init__(self, parts: list[BodyPart]):
         self.atoms = [atom for part in parts for atom in part.atoms]
         counts = [len(part.atoms) for part in parts]
         self.owner = np.repeat(np.arange(len(parts)), counts)  # [atoms]: number of the part
@@ -160,7 +160,7 @@ class Boxes:
 
 
 # %%
-two = [*place(rib, np.random.default_rng(0)), *place(blob, np.random.default_rng(1))]
+two = [*posed_parts(rib, np.random.default_rng(0)), *posed_parts(blob, np.random.default_rng(1))]
 boxes = Boxes(two)
 print(f"{len(two)} parts, {len(boxes.atoms)} atoms; of part number", np.unique(boxes.owner))
 assert (boxes.low < boxes.high).all() and not boxes.bony.any()
@@ -170,14 +170,14 @@ assert (boxes.low < boxes.high).all() and not boxes.bony.any()
 #| export
 class Body:
     "A patient with the parts of some regions, in painting order."
-    def __init__(self, seed: int | list[int], regions: Sequence[Region]):
+    def __init__(self, seed: int | list[int], regions: Sequence[BodyRegion]):
         "`regions` in painting order: later ones are painted over earlier ones."
         self.patient = Patient(seed)
-        self.parts: list[Part] = []
+        self.parts: list[BodyPart] = []
         for region in regions:
             rng = np.random.default_rng([*self.patient.seed, region.stream])
             for organ in region.organs(self.patient, rng):
-                self.parts += place(organ, rng)
+                self.parts += posed_parts(organ, rng)
         self.boxes = Boxes(self.parts)
 
 
@@ -188,7 +188,7 @@ def belly(patient, rng):
 def chest(patient, rng):
     yield rib
 
-whole = Body(4, [Region(2, belly), Region(3, chest)])
+whole = Body(4, [BodyRegion(2, belly), BodyRegion(3, chest)])
 print(f"{len(whole.parts)} parts, {len(whole.boxes.atoms)} atoms")
-part = Body(4, [Region(3, chest)])
+part = Body(4, [BodyRegion(3, chest)])
 test_eq(part.parts[0].atoms[0].low, whole.parts[1].atoms[0].low)  # without the liver, the ribs are the same

@@ -17,7 +17,7 @@ import numpy as np
 from ctseg.phantom.body import Body, Boxes
 from ctseg.phantom.outline import belly_at
 from ctseg.phantom.patient import Patient
-from ctseg.phantom.shapes import Atom, as_float32, rotation, smooth_minimum, spread
+from ctseg.phantom.shapes import Atom, as_float32, over_image, rotation, smooth_minimum
 
 # %%
 #| hide
@@ -26,7 +26,7 @@ import numpy as np
 from fastcore.test import test_eq
 from matplotlib_inline.backend_inline import set_matplotlib_formats
 
-from ctseg.phantom.body import Organ, Region
+from ctseg.phantom.body import BodyRegion, Organ
 from ctseg.phantom.shapes import Ball, Tube
 
 # %%
@@ -74,9 +74,10 @@ hits = [Hit(None, 0, 8, 16, 24), Hit(None, 8, 24, 0, 24)]
 print(joint_window(hits))
 test_eq(hits[0].window, np.s_[0:8, 16:24])
 
-
 # %%
 #| export
+BLOCK = 8 # points of a plane along a side
+
 def block_boxes(points: np.ndarray, block: int) -> tuple[np.ndarray, np.ndarray]:
     "Lowest and highest coordinates [3, n, n] in each block of `block` x `block` points [3, size, size]."
     size = points.shape[-1]
@@ -92,7 +93,7 @@ def block_boxes(points: np.ndarray, block: int) -> tuple[np.ndarray, np.ndarray]
 
 # %%
 grid = np.stack([*np.meshgrid(np.arange(20.), np.arange(20.), indexing="ij"), np.zeros((20, 20))])
-low, high = block_boxes(grid, 8)
+low, high = block_boxes(grid, BLOCK)
 print("rows of the blocks:", list(zip(low[0, :, 0], high[0, :, 0])))
 test_eq(high[0, -1, 0], 19)  # the last block is smaller
 
@@ -108,7 +109,7 @@ def _span(met: np.ndarray, block: int) -> tuple[int, int]:
 
 # %%
 #| export
-def find_hits(boxes: Boxes, points: dict, block: int = 8) -> dict[int, list[Hit]]:
+def find_hits(boxes: Boxes, points: dict) -> dict[int, list[Hit]]:
     """The atoms that a plane can meet: number of a part -> hits of its atoms.
 
     `points` has the bent points [3, size, size] for each space, "bone" and "soft".
@@ -116,20 +117,20 @@ def find_hits(boxes: Boxes, points: dict, block: int = 8) -> dict[int, list[Hit]
     hits = {}
     spaces = {"bone": boxes.bony, "soft": ~boxes.bony}
     for space, in_space in spaces.items():
-        low, high = block_boxes(points[space], block)
+        low, high = block_boxes(points[space], BLOCK)
         highest = high.max((1, 2))
         lowest = low.min((1, 2))
         near = (boxes.low <= highest) & (boxes.high >= lowest)
         for i in np.flatnonzero(in_space & near.all(1)):
-            not_above = spread(boxes.low[i]) <= high
-            not_below = spread(boxes.high[i]) >= low
+            not_above = over_image(boxes.low[i]) <= high
+            not_below = over_image(boxes.high[i]) >= low
             both = not_above & not_below
             met = both.all(0)  # [n, n]: blocks
             if not met.any():
                 continue
             met_rows, met_columns = met.any(1), met.any(0)
-            top, bottom = _span(met_rows, block)
-            left, right = _span(met_columns, block)
+            top, bottom = _span(met_rows, BLOCK)
+            left, right = _span(met_columns, BLOCK)
             hit = Hit(boxes.atoms[i], top, bottom, left, right)
             part = int(boxes.owner[i])
             hits.setdefault(part, []).append(hit)
@@ -143,7 +144,7 @@ def shapes(patient, rng):
     )
     yield Organ("aorta", "artery", [Tube([(5, 40, 250), (0, 30, 350), (10, 40, 450)], radius=12)])
 
-body = Body(3, [Region(2, shapes)])
+body = Body(3, [BodyRegion(2, shapes)])
 s = np.linspace(-120, 120, 64, dtype=np.float32)
 plane = np.stack([*np.meshgrid(s, s, indexing="ij"), np.full((64, 64), 350, np.float32)])
 hits = find_hits(body.boxes, {"bone": plane, "soft": plane})
@@ -204,9 +205,9 @@ def plane_points(origin, row, column, spacing: float, size: int) -> np.ndarray:
     from_middle = np.arange(size) - size/2 + .5
     steps = as_float32(from_middle*spacing)
     along_row, along_column = as_float32(row), as_float32(column)
-    down = spread(along_row)*steps[:, None]
-    across = spread(along_column)*steps
-    middle = spread(as_float32(origin))
+    down = over_image(along_row)*steps[:, None]
+    across = over_image(along_column)*steps
+    middle = over_image(as_float32(origin))
     return middle + down + across
 
 
@@ -241,7 +242,7 @@ class Cut:
         self.spacing = spacing
         self.size = size
         world = plane_points(origin, row, column, spacing, size)
-        scale = spread(as_float32(patient.traits.scale))
+        scale = over_image(as_float32(patient.traits.scale))
         self.straight = world/scale  # not bent: as table and scanner are
         self.points = bent_points(patient, self.straight)
         self.noise = noise_at(patient, self.points["soft"])

@@ -28,7 +28,7 @@ from matplotlib_inline.backend_inline import set_matplotlib_formats
 
 from ctseg.core.anatomy import RAIDIUM54
 from ctseg.core.style import image_grid, overlay, show_image
-from ctseg.phantom.body import Body, Organ, Region
+from ctseg.phantom.body import Body, BodyRegion, Organ
 from ctseg.phantom.cut import view
 from ctseg.phantom.scanner import to_grey
 from ctseg.phantom.shapes import Ball, Tube
@@ -41,7 +41,7 @@ plt.rcParams.update({"figure.dpi": 90, "font.size": 8})
 
 # %% [markdown]
 # A [cut](50_cut.ipynb) tells how far each point is from each organ. This page turns such distances into the two arrays of a slice: grey values in Hounsfield units (HU), and
-# labels. `render` at the end of the page does it all.
+# labels. `paint_slice` at the end of the page does it all.
 #
 # ## Outlines
 #
@@ -332,7 +332,7 @@ assert air.min() > -1001 and (air > 20).any()
 
 # %%
 #| export
-def render(cut: Cut) -> tuple[np.ndarray, np.ndarray]:
+def paint_slice(cut: Cut) -> tuple[np.ndarray, np.ndarray]:
     "HU float32 [H, W] before any noise of a scanner, and labels uint8 [H, W]."
     edge = max(cut.spacing, 1.2)
     outlines = draw_outlines(cut)
@@ -370,7 +370,7 @@ def two_organs(patient, rng):
     yield Organ("vertebrae_lumbar", BONE, [Ball((0, 32, 330), (24, 17, 40), power=5)], space="bone")
     yield Organ("aorta", "artery", [Tube([(5, 5, 280), (8, 10, 380)], radius=10)])
 
-hu, label = render(view(Body([1, 7], [Region(2, two_organs)]), "axial", (0, 4, 340), 400, 192))
+hu, label = paint_slice(view(Body([1, 7], [BodyRegion(2, two_organs)]), "axial", (0, 4, 340), 400, 192))
 grey = to_grey(hu, level=45, width=420)
 fig, axes = image_grid(1, 3, 2.2)
 show_image(axes[0, 0], grey, "challenge's frame")

@@ -23,7 +23,7 @@ from matplotlib_inline.backend_inline import set_matplotlib_formats
 from ctseg.core.style import image_grid, show_image
 from ctseg.phantom.anatomy import whole_body
 from ctseg.phantom.cut import view
-from ctseg.phantom.painting import render
+from ctseg.phantom.painting import paint_slice
 
 # %%
 #| hide
@@ -72,7 +72,7 @@ def scanner_noise(hu: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 # %%
-hu, label = render(view(whole_body([1, 7]), "axial", (0, 4, 340), 360, 192))
+hu, label = paint_slice(view(whole_body([1, 7]), "axial", (0, 4, 340), 360, 192))
 noisy = scanner_noise(hu, np.random.default_rng(3))
 difference = noisy - hu
 

@@ -16,9 +16,9 @@ import numpy as np
 
 from ctseg.core.anatomy import RAIDIUM54
 from ctseg.core.style import class_legend, image_grid, overlay, show_image
-from ctseg.phantom.body import Body, Region
+from ctseg.phantom.body import Body, BodyRegion
 from ctseg.phantom.cut import view
-from ctseg.phantom.painting import render
+from ctseg.phantom.painting import paint_slice
 from ctseg.phantom.scanner import to_grey
 
 # %%
@@ -59,7 +59,7 @@ test_eq(hang(np.array([[1, 2], [3, 4]])), [[2, 4], [1, 3]])
 
 # %%
 #| export
-def classes_of(regions: Sequence[Region]) -> list[int]:
+def classes_of(regions: Sequence[BodyRegion]) -> list[int]:
     "The ids of the classes in some regions."
     labels = {part.label for part in Body(0, regions).parts}
     return sorted(labels - {None, 0})
@@ -85,7 +85,7 @@ def show_cuts(body: Body, cuts: list[tuple], fov: float, columns: int = 6, size:
     fig, axes = image_grid(rows, columns, 7.6/columns)
     seen = []
     for ax, (kind, at) in zip(axes.flat, cuts):
-        hu, label = render(view(body, kind, at, fov, size))
+        hu, label = paint_slice(view(body, kind, at, fov, size))
         image = hang(to_grey(hu, *window))
         label = hang(np.where(np.isin(label, painted), label, 0))
         seen.append(label)

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from ctseg.phantom.body import Organ, Region
+from ctseg.phantom.body import BodyRegion, Organ
 from ctseg.phantom.patient import Patient
 from ctseg.phantom.shapes import Tube, load_geometry, load_shapes
 
@@ -82,7 +82,7 @@ def limbs(patient: Patient, rng: np.random.Generator) -> Iterator[Organ]:
         **form,
     )
 
-LIMBS = [Region(2, limbs)]
+LIMBS = [BodyRegion(2, limbs)]
 
 # %%
 cuts = [("axial", (0, 4, z)) for z in (720, 610, 480, 260, 90, -60)] + [

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from ctseg.phantom.body import Organ, Region
+from ctseg.phantom.body import BodyRegion, Organ
 from ctseg.phantom.cut import Cut
 from ctseg.phantom.painting import FAT
 from ctseg.phantom.patient import Patient
@@ -49,7 +49,7 @@ plt.rcParams.update({"figure.dpi": 90, "font.size": 8})
 # %%
 #| export
 def unit(vector: np.ndarray) -> np.ndarray:
-    "The vector, scaled to length 1."
+    "The vector [3], scaled to length 1."
     return vector/np.linalg.norm(vector)
 
 
@@ -63,14 +63,14 @@ test_eq(unit(np.array([3., 0, 4])), [.6, 0, .8])
 
 # %%
 #| export
-def vessel_tree(rng: np.random.Generator, root, side: int, levels: int = 6) -> Chain:
+def vessel_tree(rng: np.random.Generator, root, side: int) -> Chain:
     "A random tree of capsules that branches from the `root` [3] of the lung on `side` (1 left, -1 right)."
     starts, ends, radii = [], [], []
     tips = []  # (place, direction, radius)
     for upwards in (.9, .2, -.6, -1.4):
         direction = unit(np.array([side*.8, .1, upwards]))
         tips.append((np.array(root, float), direction, 5.))
-    for level in range(levels):
+    for level in range(6):
         grown = []
         for place, direction, radius in tips:
             for _ in range(2 if level else 1):
@@ -129,7 +129,7 @@ def lungs(patient: Patient, rng: np.random.Generator) -> Iterator[Organ]:
 
 
 # %%
-body = Body([1, 7], [*LIMBS, Region(3, lungs)])
+body = Body([1, 7], [*LIMBS, BodyRegion(3, lungs)])
 cuts = [("axial", (0, 4, z)) for z in (600, 500, 430)] + [
     ("coronal", (0, 0, 480)),
     ("coronal", (0, 40, 480)),
@@ -188,7 +188,7 @@ def heart(patient: Patient, rng: np.random.Generator) -> Iterator[Organ]:
         shift=0, growth=.06,
     )
 
-CHEST = [Region(3, lungs), Region(4, heart)]
+CHEST = [BodyRegion(3, lungs), BodyRegion(4, heart)]
 
 # %%
 cuts = [("axial", (0, 4, z)) for z in (640, 560, 530, 500, 465)] + [("coronal", (0, -20, 500))]

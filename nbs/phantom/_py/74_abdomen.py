@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ctseg.phantom.body import Organ, Region
+from ctseg.phantom.body import BodyRegion, Organ
 from ctseg.phantom.cut import Cut
 from ctseg.phantom.painting import FAT, Grain
 from ctseg.phantom.patient import Patient
@@ -141,10 +141,10 @@ cuts = [("axial", (0, 4, z)) for z in (425, 390, 350, 320)] + [
     ("coronal", (0, 20, 390)),
 ]
 _ = show_cuts(
-    Body([1, 7], [*LIMBS, *CHEST, Region(5, upper_belly)]),
+    Body([1, 7], [*LIMBS, *CHEST, BodyRegion(5, upper_belly)]),
     cuts,
     fov=340,
-    painted=classes_of([Region(5, upper_belly)]),
+    painted=classes_of([BodyRegion(5, upper_belly)]),
 )
 
 
@@ -239,9 +239,9 @@ def bowel(patient: Patient, rng: np.random.Generator) -> Iterator[Organ]:
 
 
 # %%
-regions = [*LIMBS, *CHEST, Region(5, upper_belly), Region(6, bowel)]
+regions = [*LIMBS, *CHEST, BodyRegion(5, upper_belly), BodyRegion(6, bowel)]
 cuts = [("axial", (0, 4, z)) for z in (340, 290, 250, 200, 120)] + [("coronal", (0, -40, 240))]
-_ = show_cuts(Body([1, 7], regions), cuts, fov=340, painted=classes_of([Region(6, bowel)]))
+_ = show_cuts(Body([1, 7], regions), cuts, fov=340, painted=classes_of([BodyRegion(6, bowel)]))
 
 
 # %% [markdown]
@@ -314,7 +314,7 @@ def deep_belly(patient: Patient, rng: np.random.Generator) -> Iterator[Organ]:
         within=(("cavity", 2),), roughness=2.5, shift=3,
     )
 
-ABDOMEN = [Region(5, upper_belly), Region(6, bowel), Region(7, deep_belly)]
+ABDOMEN = [BodyRegion(5, upper_belly), BodyRegion(6, bowel), BodyRegion(7, deep_belly)]
 
 # %%
 body = Body([1, 7], [*LIMBS, *CHEST, *ABDOMEN])
@@ -322,5 +322,5 @@ cuts = [("axial", (0, 4, z)) for z in (378, 330, 300, 85)] + [
     ("coronal", (0, 34, 330)),
     ("sagittal", (0, 4, 240)),
 ]
-show_cuts(body, cuts, fov=320, painted=classes_of([Region(7, deep_belly)]))
+show_cuts(body, cuts, fov=320, painted=classes_of([BodyRegion(7, deep_belly)]))
 test_eq(len({part.label for part in body.parts} - {None, 0}), 6 + 4 + 3 + 7)

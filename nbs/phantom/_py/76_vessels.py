@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from ctseg.phantom.body import Organ, Region
+from ctseg.phantom.body import BodyRegion, Organ
 from ctseg.phantom.painting import Grain
 from ctseg.phantom.patient import Patient
 from ctseg.phantom.shapes import load_shapes
@@ -63,7 +63,7 @@ def vessels(patient: Patient, rng: np.random.Generator) -> Iterator[Organ]:
     yield Organ(None, "artery", arch, **form)
     yield Organ(None, "vein", shapes["jugular_vein"], **both_sides)
 
-VESSELS = [Region(8, vessels)]
+VESSELS = [BodyRegion(8, vessels)]
 
 # %%
 fig, ax = plt.subplots(figsize=(3.2, 4.2), layout="constrained")

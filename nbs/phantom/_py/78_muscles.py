@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from ctseg.phantom.body import Organ, Region
+from ctseg.phantom.body import BodyRegion, Organ
 from ctseg.phantom.outline import at_height, spine_y
 from ctseg.phantom.painting import FAT, FLESH
 from ctseg.phantom.patient import Patient
@@ -123,7 +123,7 @@ def muscles(patient: Patient, rng: np.random.Generator) -> Iterator[Organ]:
         **form,
     )
 
-MUSCLES = [Region(9, muscles)]
+MUSCLES = [BodyRegion(9, muscles)]
 
 # %%
 body = Body([1, 7], [*LIMBS, *CHEST, *ABDOMEN, *VESSELS, *MUSCLES])

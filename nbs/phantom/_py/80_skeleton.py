@@ -16,12 +16,12 @@ from functools import cache
 
 import numpy as np
 
-from ctseg.phantom.body import Organ, Region
+from ctseg.phantom.body import BodyRegion, Organ
 from ctseg.phantom.limbs import arm_path
-from ctseg.phantom.outline import VERTEBRAE, Loft, at_height, read_table, spine_slope, spine_y
+from ctseg.phantom.outline import VERTEBRAE, Loft, at_height, phantom_table, spine_slope, spine_y
 from ctseg.phantom.painting import BONE, FAT, MARROW
 from ctseg.phantom.patient import Patient
-from ctseg.phantom.shapes import Ball, Sheet, Tube, load_shapes
+from ctseg.phantom.shapes import Ball, CurvedPlate, Tube, load_shapes
 
 # %%
 #| hide
@@ -57,7 +57,8 @@ BEFORE = [*LIMBS, *CHEST, *ABDOMEN, *VESSELS, *MUSCLES]
 
 # %%
 #| export
-RIBS = read_table("ribs")  # z of the head, fall to the front (mm), angle where the bone ends (180: in front)
+# z of the head, fall to the front (mm), angle where the bone ends (180: in front)
+RIBS = phantom_table("ribs")
 
 def rib_path(cavity: Loft, z: float, fall: float, end_angle: float) -> list:
     "Points (x, y, z) of a left rib round the `cavity`, from the spine on."
@@ -98,7 +99,7 @@ test_eq(len(RIBS), 12)
 
 # %%
 #| export
-def breastbone(cavity: Loft) -> Sheet:
+def breastbone(cavity: Loft) -> CurvedPlate:
     "A plate in front of the `cavity`."
     left_and_right = np.array([[-1, 0, 0], [1, 0, 0]])
     rows = []
@@ -106,7 +107,7 @@ def breastbone(cavity: Loft) -> Sheet:
         middle = cavity.point(z, 180, 7)
         half_width = at_height("breastbone half-width", z)
         rows.append(middle + half_width*left_and_right)
-    return Sheet(rows, 5.)
+    return CurvedPlate(rows, 5.)
 
 
 # %%
@@ -144,7 +145,7 @@ cuts = [("axial", (0, 4, z)) for z in (620, 540, 430)] + [
     ("sagittal", (90, 4, 500)),
 ]
 _ = show_cuts(
-    Body([1, 7], [*BEFORE, Region(10, ribs)]), cuts, fov=360, painted=classes_of([Region(10, ribs)])
+    Body([1, 7], [*BEFORE, BodyRegion(10, ribs)]), cuts, fov=360, painted=classes_of([BodyRegion(10, ribs)])
 )
 
 
@@ -314,10 +315,10 @@ cuts = [("axial", (0, 4, z)) for z in (690, 500, 298, 150)] + [
     ("sagittal", (0, 4, 400)),
 ]
 _ = show_cuts(
-    Body([1, 7], [*BEFORE, Region(10, ribs), Region(11, spine)]),
+    Body([1, 7], [*BEFORE, BodyRegion(10, ribs), BodyRegion(11, spine)]),
     cuts,
     fov=380,
-    painted=classes_of([Region(11, spine)]),
+    painted=classes_of([BodyRegion(11, spine)]),
 )
 
 
@@ -398,7 +399,12 @@ def limb_bones(patient: Patient, rng: np.random.Generator) -> Iterator[Organ]:
             shift=1, **form,
         )
 
-SKELETON = [Region(10, ribs), Region(11, spine), Region(12, shoulders), Region(13, limb_bones)]
+SKELETON = [
+    BodyRegion(10, ribs),
+    BodyRegion(11, spine),
+    BodyRegion(12, shoulders),
+    BodyRegion(13, limb_bones),
+]
 
 # %%
 body = Body([1, 7], [*BEFORE, *SKELETON])

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from ctseg.phantom.body import Organ, Region
+from ctseg.phantom.body import BodyRegion, Organ
 from ctseg.phantom.cut import Cut
 from ctseg.phantom.outline import spine_y
 from ctseg.phantom.painting import FAT, MARROW
@@ -100,11 +100,11 @@ cuts = [("axial", (0, 4, z)) for z in (880, 850, 820)] + [
     ("sagittal", (30, 4, 820)),
 ]
 _ = show_cuts(
-    Body([1, 7], [*BEFORE, Region(14, head)]),
+    Body([1, 7], [*BEFORE, BodyRegion(14, head)]),
     cuts,
     fov=240,
     window=(40, 160),
-    painted=classes_of([Region(14, head)]),
+    painted=classes_of([BodyRegion(14, head)]),
 )
 
 
@@ -213,7 +213,7 @@ def face(patient: Patient, rng: np.random.Generator) -> Iterator[Organ]:
     yield from eyes_and_sinuses(shapes)
     yield from jaw_and_throat(shapes)
 
-HEAD_AND_NECK = [Region(14, head), Region(15, face)]
+HEAD_AND_NECK = [BodyRegion(14, head), BodyRegion(15, face)]
 
 # %%
 cuts = [("axial", (0, 4, z)) for z in (825, 795, 770, 745, 715)] + [("sagittal", (25, 4, 790))]

@@ -28,7 +28,7 @@ from matplotlib_inline.backend_inline import set_matplotlib_formats
 
 from ctseg.core.anatomy import RAIDIUM54
 from ctseg.phantom.cut import view
-from ctseg.phantom.painting import render
+from ctseg.phantom.painting import paint_slice
 from ctseg.phantom.pictures import show_cuts
 
 # %%
@@ -72,7 +72,7 @@ _ = show_cuts(body, cuts, fov=1080, columns=4, size=224)
 # In the challenge's frame the patient lies with the back to the left and the right side on top. So the liver is in the upper half, and the spine on the left:
 
 # %%
-_, label = render(view(body, "axial", (0, 4, 340), 360, 256))
+_, label = paint_slice(view(body, "axial", (0, 4, 340), 360, 256))
 centre = {}
 for name in ("liver", "stomach", "kidney_left", "kidney_right", "vertebrae_lumbar"):
     centre[name] = np.argwhere(label == RAIDIUM54.id(name)).mean(0)
@@ -92,7 +92,7 @@ from ctseg.phantom.scanner import to_grey
 fig, axes = image_grid(1, 6, 1.27)
 seen = []
 for ax, seed in zip(axes[0], range(6)):
-    hu, label = render(view(whole_body(seed), "axial", (0, 4, 340), 380, 160))
+    hu, label = paint_slice(view(whole_body(seed), "axial", (0, 4, 340), 380, 160))
     seen.append(label)
     show_image(
         ax, overlay(hang(to_grey(hu, 45, 420)), hang(label), RAIDIUM54, opacity=.45), f"patient {seed}"

@@ -29,8 +29,8 @@ from ctseg.data.slices import SliceSet
 from ctseg.phantom.anatomy import whole_body
 from ctseg.phantom.body import Body
 from ctseg.phantom.cut import view
-from ctseg.phantom.outline import read_table
-from ctseg.phantom.painting import render
+from ctseg.phantom.outline import phantom_table
+from ctseg.phantom.painting import paint_slice
 from ctseg.phantom.scanner import random_window, scanner_noise, to_grey
 
 # %%
@@ -81,7 +81,7 @@ plt.rcParams.update({"figure.dpi": 90, "font.size": 8})
 
 # %%
 #| export
-STUDIES = read_table("studies")  # share, heights and fields of view in mm
+STUDIES = phantom_table("studies")  # share, heights and fields of view in mm
 KINDS = ("axial", "coronal", "sagittal")
 KIND_SHARES = (.81, .125, .065)
 NORMALS = {"axial": np.array([0, 0, 1.]), "coronal": np.array([0, 1., 0]), "sagittal": np.array([1., 0, 0])}
@@ -166,7 +166,7 @@ def _take(body: Body, shot: Shot, size: int) -> tuple[np.ndarray, np.ndarray]:
     "Image and mask, uint8 [size, size], of one planned slice."
     fov = shot.fov*body.patient.traits.scale[0]
     cut = view(body, shot.kind, shot.at, fov, size, shot.tilt)
-    hu, label = render(cut)
+    hu, label = paint_slice(cut)
     hu = scanner_noise(hu, np.random.default_rng(shot.noise))
     if shot.kind != "axial":
         z = cut.straight[2]

@@ -41,7 +41,6 @@ import numpy as np
 import torch
 from fastcore.test import test_eq
 
-from ctseg.core.device import pick_device
 from ctseg.core.files import InputError
 from ctseg.data.slices import SliceSet
 from ctseg.data.toys import toy_set
@@ -199,6 +198,7 @@ THRESHOLDS = (None, 0.3, 0.4, 0.5, 0.6)
 GATES = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 ISLANDS = (1/2000, 1/1000, 1/500)  # shares of the area of a slice
 RESCUES = (0.1, 0.2, 0.3)
+MARGIN = 0.002  # of the Dice: what is not better by more than this stays off
 
 # %%
 print(len(THRESHOLDS)*len(GATES), "rules with a gate")
@@ -316,7 +316,6 @@ print(*sorted([Rule(0.3, island=4), Rule(0.3), Rule(), Rule(gate=.5)], key=compl
 class RuleSearch:
     "Tries rules on held-out slices, and remembers what each scored."
     parts: list[Part]
-    margin: float = 0.002 # what is not better by more than this stays off
     each: Each | None = None # goes through the batches, and may stop; None: all in order
     batch_size: int = 16
     scores: dict[Rule, float] = field(default_factory=dict) # the challenge's Dice on the examined cells
@@ -337,7 +336,7 @@ class RuleSearch:
         "The plainest of `rules` within the margin of the best."
         self.score(rules)
         best = max(map(self.worth, rules))
-        return min((rule for rule in rules if self.worth(rule) >= best - self.margin), key=complexity)
+        return min((rule for rule in rules if self.worth(rule) >= best - MARGIN), key=complexity)
 
 
 # %%
@@ -352,13 +351,12 @@ def choose_rule(
     predictor: Predictor,
     held_out: SliceSet | list[Part], # slices that no member has trained on, or the parts of `out_of_fold`
     expected: bool = True, # keep structures by expected Dice; False: by one gate for all
-    margin: float = 0.002, # what is not better by more than this stays off
     each: Each | None = None, # goes through the batches, and may stop; None: all in order
     batch_size: int = 16,
 ) -> tuple[Rule, dict[Rule, float]]: # the rule, and the score of every rule tried, argmax among them
-    "The plainest rule within `margin` of the best on held-out slices."
+    "The plainest rule within `MARGIN` of the best on held-out slices."
     parts = in_parts(predictor, held_out)
-    search = RuleSearch(parts, margin, each, batch_size)
+    search = RuleSearch(parts, each, batch_size)
     candidates = expected_rules(parts, batch_size, each) if expected else gated_rules()
     search.score([*candidates, Rule()])
     rule = search.plainest(candidates)
@@ -379,7 +377,7 @@ for threshold in THRESHOLDS:
 ax.axhline(scores[rule], color="0.3", ls=":", label=f"chosen: {rule}")
 ax.set(xlabel="gate", ylabel="Dice, held-out cells", title="rules with a gate, and the chosen one")
 ax.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1, .5))
-assert scores[rule] >= scores[Rule()] - 0.002
+assert scores[rule] >= scores[Rule()] - MARGIN
 
 # %%
 #| hide

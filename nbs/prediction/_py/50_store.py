@@ -150,7 +150,7 @@ except ValueError: print(damaged("prob.zip"))
 # %%
 #| export
 def read_image(archive: zipfile.ZipFile, name: str, shape: tuple[int, ...]) -> np.ndarray:
-    "The probabilities float16 of one image; raises for other things."
+    "The probabilities of one image, float16 of `shape`; `ValueError`, or what zip and NumPy raise, for a damaged one."
     entry = f"{name}.npy"
     with archive.open(entry) as f:
         if array_header(f) != (shape, np.float16): raise ValueError

@@ -33,12 +33,11 @@ from ctseg.prediction.saved import SavedCalibration, read_metrics
 #| hide
 import tempfile
 
-from fastcore.test import test_close, test_eq
+from fastcore.test import test_close
 
 from ctseg.core.anatomy import ClassMap
 from ctseg.core.device import pick_device
 from ctseg.inference.loop import Member
-from ctseg.inference.rule import Rule
 from ctseg.losses.registry import create_loss
 from ctseg.models.zoo import create_model
 

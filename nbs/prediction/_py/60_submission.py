@@ -25,7 +25,7 @@ from ctseg.core.anatomy import ClassMap
 from ctseg.core.files import InputError, atomic_path, real_path, refuse_folder
 from ctseg.data.lazy import LazyPixels, blank_like, blocks, seen_values
 from ctseg.data.mask_csv import PixelRows, check_names, write_masks
-from ctseg.data.mask_rows import iter_rows, read_header
+from ctseg.data.mask_rows import iter_rows, read_image_names
 from ctseg.data.slices import SliceSet
 from ctseg.data.sources import has_test, images_at
 from ctseg.data.spooled import FilePixels, know_values
@@ -90,7 +90,7 @@ for name, image in zip(slices.names, slices.images): imsave(folder/"images"/name
 def check_written(path: str | Path, names: list[str], masks: np.ndarray | LazyPixels):
     "Read a mask table back; `InputError` unless it is the challenge's form of exactly these masks uint8 [N, H, W]."
     table = PixelRows(masks)
-    check_names(read_header(path), names, path)
+    check_names(read_image_names(path), names, path)
     end = 0
     for start, block in iter_rows(path, names):
         end = start + len(block)
@@ -146,7 +146,8 @@ def check_files(
         raise InputError(f"{out}: exists already; choose another place, or remove it first")
     given = [real_path(path) for path in (out, *others) if path]
     for path in (out, *others):
-        if path and given.count(real_path(path)) > 1:
+        shared = path and sum(real_path(path) in (other, *other.parents) for other in given) > 1
+        if shared:
             raise InputError(f"{path}: the submission and what else is written need a file each")
         refuse_folder(path)
     return found
@@ -196,7 +197,7 @@ except InputError as e: print(str(e).replace(keep.name, "…"))
 
 # %%
 #| export
-def progress_bar(shown: bool) -> Each:
+def batch_progress(shown: bool) -> Each:
     "Goes through batches; if `shown`, with a bar in a terminal where it takes long."
     disable = None if shown else True  # None: only a terminal gets a bar
 
@@ -379,7 +380,7 @@ def predict_folder(
         tmp = stack.enter_context(atomic_path(out))
         notes = stack.enter_context(open_notes(predictor, size, probabilities, confidence))
         with write(tmp, names, pixels, predictor.classes) as (masks, keep):
-            label_images(predictor, names, shown, keep, batch_size, progress_bar(progress), notes)
+            label_images(predictor, names, shown, keep, batch_size, batch_progress(progress), notes)
         facts = label_facts(masks, len(predictor.classes))
     ensemble = {"images": len(names), "models": len(predictor.members), "views": predictor.views}
     ensemble["rule"] = str(predictor.rule_at(size))

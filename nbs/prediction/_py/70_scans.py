@@ -34,7 +34,6 @@ import shutil
 import tempfile
 
 import nibabel as nib
-import numpy as np
 from fastcore.test import test_eq
 
 from ctseg.io.toy_dicom import clinic_planes, write_series

@@ -10,13 +10,12 @@
 #| export
 import contextlib
 import math
-import os
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import numpy as np
 
@@ -276,7 +275,7 @@ Callback = Callable[[int, dict[str, Any], Path], Any]
 #| export
 @dataclass(frozen=True)
 class FitOptions:
-    "What is seldom given to `fit`."
+    "The options of `fit`: what is seldom given."
     time_limit: str = ""                 # stop in time before so much has passed, e.g. "8h30m"; empty: never
     annotated: str = "json"              # of a challenge folder: what was examined, see `read_challenge`
     plugins: Iterable[str | Path] = ()   # files that register methods, losses, networks, augmentations
@@ -299,6 +298,26 @@ class FitOptions:
         use = "is for reading a challenge folder, and these slices have been read"
         raise InputError(f"annotated={self.annotated!r} {use}; give it to read_challenge")
 
+
+# %% [markdown]
+# `fit` takes each of them as a keyword. An editor completes and checks them, since their types are declared:
+
+# %%
+#| export
+class FitKeywords(TypedDict, total=False):
+    "The keywords of `fit` that become `FitOptions`, which says what they mean."
+    time_limit: str
+    annotated: str
+    plugins: Iterable[str | Path]
+    log: str | Iterable[str]
+    callbacks: Iterable[Callback]
+    init: str | Path | Run
+    teacher: str | Path | Run
+    memory: str
+
+
+# %%
+test_eq(FitKeywords.__annotations__, FitOptions.__annotations__)
 
 # %%
 options = FitOptions(time_limit="8h30m", annotated="all")
@@ -348,17 +367,18 @@ except Stopped as e: print(e)
 
 # %%
 #| export
-def announce(job: Job, source: str, earlier: Iterable[str] = ()) -> None:
-    "Say on which device a run trains, from which weights an encoder starts, and what comes from earlier runs."
+def announce(job: Job, data: Any, source: str, earlier: Iterable[str] = ()) -> None:
+    "Say on which device a run trains, from which weights an encoder starts, what comes from earlier runs, and how few groups are held out."
     if rank(): return
     lines = [f"training on {job.where}: {job.recipe.model.name}"]  # a forgotten GPU is better seen now
     if source: lines.append(f"the encoder starts from {source}")
     for line in [*lines, *earlier]:
         print(line, file=sys.stderr, flush=True)
+    tell_of_groups(job, data)
 
 
 # %%
-announce(toy_job, "", ["starting from first: liver, spleen"])
+announce(toy_job, toy_job.slices, "", ["starting from first: liver, spleen"])
 
 
 # %%
@@ -492,9 +512,11 @@ def fit(
     resume: bool = False, # continue a run that was cut
     device: str = "auto",
     progress: bool = True,
-    **options, # see `FitOptions`: log, callbacks, init, teacher, …
+    **options: Unpack[FitKeywords],
 ) -> Run:
-    "Train by a recipe; the finished run. `InputError` for what must change, `Stopped` at the time limit."
+    """Train by a recipe; the finished run. `InputError` for what must change, `Stopped` at the time limit.
+
+    Seldom given, see `FitOptions`: time_limit, annotated, plugins, log, callbacks, init, teacher, memory."""
     more = FitOptions(**options)
     trackers = check_trackers(more.log)
     recipe, plugins = with_plugins(recipe, more.plugins)
@@ -510,9 +532,7 @@ def fit(
             spec = make_spec(job.recipe, slices, seed, plugins, facts) | how_cut(data, slices.context)
             on_main(lambda: begin(run, spec, resume, prospect))
             if run.finished: return run
-            if progress and not rank():
-                announce(job, source, earlier.lines())
-                tell_of_groups(job, data)
+            if progress: announce(job, data, source, earlier.lines())
             carry_out_watched(job, open_trackers(trackers, run, spec))
         finally: run.unlock()
     return run

@@ -106,7 +106,6 @@ def sides(
 for r in sides(table, lungs):
     print(f"{r['name']}: {r['own']:.0%} called so, {r['other']:.0%} called {r['other_name']}")
 
-
 # %% [markdown]
 # ## A table that fits a page
 #
@@ -114,13 +113,14 @@ for r in sides(table, lungs):
 
 # %%
 #| export
+LEAST_SHARE = 0.01 # from which a structure that does not occur gets a column
+
 def heat_table(
     table: np.ndarray, # from `confusion`
-    least: float = 0.01, # share from which a structure that does not occur gets a column
 ) -> dict[str, list]: # columns: ids, background first; rows: (id, shares), one for each structure that occurs
     "The part of a confusion table that is worth showing."
     present = np.flatnonzero(~np.isnan(table[:, 0])) + 1
-    taken_for = (table[present - 1] >= least).any(0)
+    taken_for = (table[present - 1] >= LEAST_SHARE).any(0)
     columns = [0]
     columns += [c for c in range(1, table.shape[1]) if c in present or taken_for[c]]
     return {"columns": columns, "rows": [(int(i), table[i - 1, columns].tolist()) for i in present]}

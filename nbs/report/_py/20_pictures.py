@@ -53,10 +53,10 @@ from ctseg.metrics.challenge import dice_table
 
 # %%
 #| export
-def picture(image: np.ndarray, quality: int = 60) -> str:
+def picture(image: np.ndarray) -> str:
     "A grey image uint8 [H, W] as WebP in base64."
     f = io.BytesIO()
-    Image.fromarray(image).save(f, "WEBP", quality=quality, method=6)
+    Image.fromarray(image).save(f, "WEBP", quality=60, method=6)
     return base64.b64encode(f.getvalue()).decode()
 
 def pack(*masks: np.ndarray) -> str:
@@ -87,7 +87,7 @@ test_eq(np.frombuffer(zlib.decompress(base64.b64decode(packed)), np.uint8).resha
 
 # %%
 #| export
-def spread(score: np.ndarray, most: int) -> np.ndarray:
+def spread_over_ranks(score: np.ndarray, most: int) -> np.ndarray:
     "At most `most` positions, worst first, evenly over the ranks of `score` [N]; NaN comes last."
     order = np.argsort(score, kind="stable")
     if len(order) <= most: return order
@@ -96,19 +96,19 @@ def spread(score: np.ndarray, most: int) -> np.ndarray:
 
 
 # %%
-test_eq(spread(np.array([.5, .1, np.nan, .9, .2]), 3), [1, 0, 2])
-print(spread(np.arange(300), 7))
+test_eq(spread_over_ranks(np.array([.5, .1, np.nan, .9, .2]), 3), [1, 0, 2])
+print(spread_over_ranks(np.arange(300), 7))
 
 
 # %%
 #| export
-def safe_name(name: str, position: int) -> str:
+def shown_name(name: str, position: int) -> str:
     "The file's name if it is a plain number, else its place in the list."
     return name if re.fullmatch(r"\d{1,9}\.png", name) else f"slice {position + 1}"
 
 
 # %%
-print([safe_name(name, 3) for name in ("17.png", "Smith_John_1954.png", "12345678901234.png")])
+print([shown_name(name, 3) for name in ("17.png", "Smith_John_1954.png", "12345678901234.png")])
 
 
 # %% [markdown]
@@ -177,9 +177,9 @@ def pack_slices(
         dice = np.where(slices.known, 2*both/(predicted + true), np.nan)
     score = row_means(dice)
     packed = []
-    for n in spread(score, most):
+    for n in spread_over_ranks(score, most):
         packed.append({
-            "name": safe_name(slices.names[n], n),
+            "name": shown_name(slices.names[n], n),
             "image": picture(slices.images[n]),
             "masks": pack(slices.masks[n], pred[n]),
             "known": (np.flatnonzero(slices.known[n]) + 1).tolist(),

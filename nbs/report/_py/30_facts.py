@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from ctseg.core.files import InputError, csv_cell, did_you_mean, real_path
 from ctseg.data.slices import SliceSet
@@ -29,8 +28,9 @@ from ctseg.metrics.evaluate import evaluate, plain_value
 from ctseg.prediction.choose import held_out_by
 from ctseg.prediction.saved import SavedCalibration, class_names, read_metrics, run_spec
 from ctseg.report.confusion import confusion, heat_table, sides
-from ctseg.report.pictures import curves, kept_and_rejected, pack_slices, spread, svg
-from ctseg.runs.contents import ANY, HISTORY, POSITIVE, RELIABILITY, SHARE, TIMINGS, damaged_file, read_table
+from ctseg.report.pictures import curves, kept_and_rejected, pack_slices, spread_over_ranks, svg
+from ctseg.runs.contents import ANY, HISTORY, POSITIVE, RELIABILITY, SHARE, TIMINGS
+from ctseg.runs.contents import damaged_file, read_run_table
 from ctseg.runs.folder import Run
 from ctseg.runs.recipe import recipe_fields
 
@@ -155,7 +155,7 @@ test_eq(shown_value("/home/jane/encoder.safetensors"), "encoder.safetensors")
 #| export
 def phase_times(run: Run) -> list[dict[str, Any]] | None:
     "For each phase: epochs, minutes, the median seconds of an epoch, and where it ran; None without `timings.csv`."
-    timings = read_table(run/"timings.csv", TIMINGS, ("phase",))
+    timings = read_run_table(run/"timings.csv", TIMINGS, ("phase",))
     if timings is None: return None
     if "where" not in timings: timings["where"] = ""  # a run of an older ctseg
     rows = []
@@ -179,7 +179,7 @@ print([(t["phase"], t["epochs"]) for t in phase_times(run)])
 #| export
 def training_facts(run: Run) -> dict[str, Any]:
     "Curves as SVG, and the times of the phases; None for what the run folder does not have."
-    history = read_table(run/"history.csv", HISTORY, ("phase",))
+    history = read_run_table(run/"history.csv", HISTORY, ("phase",))
     figure = None if history is None else curves(history)
     return {"curves": figure, "times": phase_times(run)}
 
@@ -193,7 +193,7 @@ print(f"{len(facts['curves'])/1e3:.0f} kB of curves, {len(facts['times'])} phase
 #| export
 def calibration_facts(run: Run, calibration: SavedCalibration | None) -> dict[str, Any]:
     "The temperature, and the reliability diagram as SVG; None for a run without."
-    points = read_table(run/"reliability.csv", RELIABILITY, ("when",))
+    points = read_run_table(run/"reliability.csv", RELIABILITY, ("when",))
     if calibration is None or points is None:
         return {"temperature": None, "reliability": None, "calibrated_on": None}
     facts = dict(calibration.facts)
@@ -242,7 +242,6 @@ def run_facts(run: Run, spec: dict[str, Any]) -> dict[str, Any]:
 facts = run_facts(run, spec)
 print(", ".join(facts))
 
-
 # %% [markdown]
 # ## The slices
 #
@@ -250,13 +249,15 @@ print(", ".join(facts))
 
 # %%
 #| export
-def class_intervals(slices: SliceSet, pred: np.ndarray, reps: int = 500) -> list[list[float | None]]:
+DRAWS = 500 # of the bootstrap, for each class: a page of 54 classes must not take long
+
+def class_intervals(slices: SliceSet, pred: np.ndarray) -> list[list[float | None]]:
     "The 95 % interval of each class's Dice over groups, for predictions uint8 [N, H, W]; None without a score."
     dice = dice_table(pred, slices.masks, len(slices.classes))
     table = np.where(slices.known, dice, np.nan)
     intervals = []
     for c in range(len(slices.classes)):
-        score = bootstrap_mean(table[:, [c]], slices.groups, reps)
+        score = bootstrap_mean(table[:, [c]], slices.groups, DRAWS)
         intervals.append([plain_value(score["low"]), plain_value(score["high"])])
     return intervals
 
@@ -291,7 +292,7 @@ print(sure_facts(held_out, dict.fromkeys(("expected_dice", "uncertain_edge", "pr
 
 # %%
 #| export
-def slice_facts(
+def prediction_facts(
     slices: SliceSet,
     pred: np.ndarray,
     sure: dict[str, np.ndarray] | None = None,
@@ -312,7 +313,7 @@ def slice_facts(
 
 
 # %%
-facts = slice_facts(held_out, np.roll(held_out.masks, 2, axis=1))
+facts = prediction_facts(held_out, np.roll(held_out.masks, 2, axis=1))
 print(
     f"Dice {facts['score']['dice']:.3f} on {facts['score']['cells_examined']} cells of {len(held_out)} slices"
 )
@@ -327,7 +328,7 @@ print([(r["name"], r["support"], r["dice"] and round(r["dice"], 3)) for r in fac
 # %%
 #| export
 def read_pseudo_labels(run: Run, slices: SliceSet) -> dict[str, np.ndarray] | None:
-    "What the teacher drew on `slices`, if the run has kept it; `InputError` if it is damaged."
+    "What the teacher drew on `slices`, arrays by name, if the run has kept it; `InputError` if it is damaged."
     path = run/"pseudo_labels.npz"
     if not os.path.lexists(path): return None
     pseudo = run.read_pseudo()
@@ -361,7 +362,7 @@ def pseudo_sets(
     sets = []
     for kept, name in ((True, "pseudo-labels kept"), (False, "pseudo-labels rejected")):
         rows = np.flatnonzero(pseudo["kept"] == kept)
-        rows = rows[spread(score[rows], most)]
+        rows = rows[spread_over_ranks(score[rows], most)]
         if not len(rows): continue
         names = pseudo["names"][rows].tolist()
         shown = slices[[position[name] for name in names]]
@@ -390,11 +391,11 @@ def pseudo_facts(
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]: # facts; sets of slices
     "Pseudo-labels kept and rejected: numbers, a figure, and slices where the run keeps what the teacher drew."
     facts = {"pseudo": None, "cells": None}
-    cells = read_table(run/"pseudo_cells.csv", CELLS, ("class",))
+    cells = read_run_table(run/"pseudo_cells.csv", CELLS, ("class",))
     if cells is not None:
         facts["cells"] = cells.to_dict("records")
     score = getattr(spec["recipe"].method, "confidence", "sdc")
-    table = read_table(run/"pseudo_labels.csv", {"kept": SHARE, score: ANY}, ("image",))
+    table = read_run_table(run/"pseudo_labels.csv", {"kept": SHARE, score: ANY}, ("image",))
     if table is None: return facts, []
     sets = []
     pseudo = None if data is None else read_pseudo_labels(run, data)

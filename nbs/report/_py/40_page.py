@@ -28,7 +28,7 @@ from ctseg.io.neighbours import with_neighbours
 from ctseg.prediction.prepare import prepare
 from ctseg.prediction.saved import run_classes, run_spec
 from ctseg.prediction.sureness import judged
-from ctseg.report.facts import pseudo_facts, run_facts, scored_slices, slice_facts
+from ctseg.report.facts import prediction_facts, pseudo_facts, run_facts, scored_slices
 from ctseg.report.pictures import pack_slices
 from ctseg.runs.source import find_run, hub_name
 
@@ -41,7 +41,6 @@ from html import escape
 from pathlib import Path
 
 import numpy as np
-from fastcore.test import test_eq
 from IPython.display import display
 
 from ctseg.core.anatomy import ClassMap
@@ -118,7 +117,7 @@ def hex_colours(classes: ClassMap) -> list[str]:
     "The colours of background and classes, as `#rrggbb`."
     return ["#%02x%02x%02x" % tuple(colour) for colour in classes.colours]
 
-def render(template: str, classes: ClassMap, **facts: Any) -> str:
+def fill_template(template: str, classes: ClassMap, **facts: Any) -> str:
     "A page from a template such as `run.html`; everything is escaped except what is `Markup`."
     names = ["background", *classes.names]
     page = environment().get_template(template)
@@ -130,7 +129,7 @@ rude = ClassMap(["</script><b>liver", "spleen", "kidney"])
 empty = dict(
     records=[], scored_on="0 slices", groups=0, scored=[0], settings=[], by_argmax=True, held_out=True
 )
-page = render("comparison.html", rude, **empty)
+page = fill_template("comparison.html", rude, **empty)
 assert "<b>liver" not in page and "&lt;b&gt;liver" in page
 print(page[:page.index("<style>")])
 
@@ -212,7 +211,7 @@ def scored_facts(
     if split == "test": what = name = "test slices"
     room = max(1, most - sum(len(shown["slices"]) for shown in extra))
     sets = [{"name": name, "truth": True, "slices": pack_slices(slices, pred, room)}, *extra]
-    facts = slice_facts(slices, pred, sure)
+    facts = prediction_facts(slices, pred, sure)
     groups = len(np.unique(slices.groups))
     on = f"{len(slices)} {what}, of {groups} patients (or groups of related slices)"
     return facts | {"sets": page_data(sets, slices), "scored_on": on}
@@ -289,7 +288,7 @@ def report(
         facts |= scored_facts(slices, sure["labels"], split, most, sets, sure)
         facts |= rule_facts(predictor.rule, split)
     facts |= pseudo
-    page = render("run.html", run_classes(spec), places=sections(facts), **facts)
+    page = fill_template("run.html", run_classes(spec), places=sections(facts), **facts)
     return write_page(page, place)
 
 

@@ -27,7 +27,7 @@ from ctseg.prediction.predictor import Predictor, predict_masks
 from ctseg.prediction.prepare import prepare
 from ctseg.prediction.saved import run_spec
 from ctseg.report.facts import scored_slices
-from ctseg.report.page import page_place, render, write_page
+from ctseg.report.page import fill_template, page_place, write_page
 from ctseg.runs.folder import Run
 from ctseg.runs.source import find_run
 from ctseg.runs.recipe import recipe_differences
@@ -150,7 +150,7 @@ for key, value in difference_facts(second, first, common.groups).items():
 
 # %%
 #| export
-def score_facts(pred: np.ndarray, table: np.ndarray, slices: SliceSet) -> dict[str, Any]:
+def compared_facts(pred: np.ndarray, table: np.ndarray, slices: SliceSet) -> dict[str, Any]:
     "Score with interval, inventions, misses and the Dice of each class, for masks uint8 [N, H, W] with the scores [N, C]."
     score = bootstrap_mean(table, slices.groups)
     rows = per_class(pred, slices.masks, slices.classes, slices.known)
@@ -166,7 +166,7 @@ def score_facts(pred: np.ndarray, table: np.ndarray, slices: SliceSet) -> dict[s
 
 # %%
 pred, tables = score_tables(predictors[0], common)
-print(score_facts(pred, tables[0], common))
+print(compared_facts(pred, tables[0], common))
 
 
 # %%
@@ -208,7 +208,7 @@ def compare(
         first = first or tables
         record = {"run": name, "recipe": run_spec(run)["recipe"].name}
         record |= {"rule": str(predictor.rule), "chosen": predictor.rule != Rule()}
-        record |= score_facts(pred, tables[0], slices)
+        record |= compared_facts(pred, tables[0], slices)
         records.append(record | difference_facts(tables, first, slices.groups))
     return records
 
@@ -263,7 +263,7 @@ def comparison_page(
     for c in range(len(slices.classes)):
         if any(record["per_class"][c] is not None for record in records):
             scored.append(c)
-    return render(
+    return fill_template(
         "comparison.html", slices.classes, records=records, scored=scored, settings=different_settings(specs),
         scored_on=f"{len(slices)} {what}", groups=len(np.unique(slices.groups)),
         by_argmax=any(record["chosen"] for record in records), held_out=split == "held-out")

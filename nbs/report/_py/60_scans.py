@@ -19,7 +19,7 @@ from ctseg.io.geometry import as_slices, slice_axes
 from ctseg.io.slicing import Slicing, to_8bit
 from ctseg.io.volumes import Volume
 from ctseg.metrics.surface import outlines
-from ctseg.report.page import render
+from ctseg.report.page import fill_template
 from ctseg.report.pictures import picture
 
 # %%
@@ -90,19 +90,20 @@ def outlined(
 
 # %%
 #| export
+SHOWN = 8 # slices of a scan
+SIDE = 192 # of a slice, in pixels
+
 def montage(
     volume: Volume,
     labels: np.ndarray, # uint8 [I,J,K]
     slicing: Slicing, # its orientation and its window, which must be fixed
     classes: ClassMap,
-    most: int = 8, # slices
-    side: int = 192, # of a slice, in pixels
 ) -> np.ndarray: # uint8 [H,W,3]
     "Some slices of a volume beside each other, with outlines, from the first to the last."
     grey = as_slices(volume.hu, volume.affine, slicing.orientation)
     drawn = as_slices(labels, volume.affine, slicing.orientation)
-    chosen = slices_to_show(np.array([image.any() for image in drawn]), most)
-    size = _tile_size(grey.shape[1:], _pixel_mm(volume, slicing.orientation), side)
+    chosen = slices_to_show(np.array([image.any() for image in drawn]), SHOWN)
+    size = _tile_size(grey.shape[1:], _pixel_mm(volume, slicing.orientation), SIDE)
     tiles = [outlined(to_8bit(grey[z], *slicing.level_width), drawn[z], classes, size) for z in chosen]
     columns = min(4, len(tiles))
     blank = np.zeros_like(tiles[0])
@@ -131,7 +132,7 @@ def scan_record(
     rows: list[dict], # from `class_rows_of`
     image: np.ndarray | None, # from `montage`; None: no picture
 ) -> dict:
-    "What the page says of a scan."
+    "What the template of the page reads of a scan."
     absent = [row["structure"] for row in rows if not row["slices"]]
     packed = None if image is None else picture(image)
     return {"name": name, "source": source, "about": about, "rows": rows, "absent": absent, "picture": packed}
@@ -145,7 +146,8 @@ def scans_page(
 ) -> str:
     "The page as HTML, complete in itself."
     ids = {name: i for i, name in enumerate(classes.names, 1)}
-    return render("scans.html", classes, scans=scans, model=model, notes=notes, failed=failed, loop_id=ids)
+    facts = dict(scans=scans, model=model, notes=notes, failed=failed)
+    return fill_template("scans.html", classes, loop_id=ids, **facts)
 
 
 # %%

@@ -18,7 +18,7 @@ from ctseg.data.sources import read_slices
 from ctseg.io.neighbours import with_neighbours
 from ctseg.prediction.prepare import prepare
 from ctseg.prediction.suggest import Suggestion, Suggestions, suggest, write_suggestions
-from ctseg.report.page import render, write_page
+from ctseg.report.page import fill_template, write_page
 from ctseg.report.pictures import picture, rounded
 from ctseg.report.scans import outlined
 
@@ -28,22 +28,22 @@ from fastcore.test import test_eq
 
 from ctseg.data.toys import toy_set
 
-
 # %% [markdown]
 # [Which slices these are](../prediction/57_suggest.ipynb) is decided elsewhere; here they are shown. A picture has the slice as it is on the left, and on the right the outlines of the structures to look for, and of no others.
 
 # %%
 #| export
+LONGER_SIDE = 256 # of a picture, in pixels
+
 def thumbnail(
     image: np.ndarray, # uint8 [H,W]
     label: np.ndarray, # uint8 [H,W]
     ids: list[int], # of the structures to show
     classes: ClassMap,
-    side: int = 256, # of the longer side, in pixels
 ) -> np.ndarray: # uint8 [h,2w,3]
     "A slice twice: as it is, and with the outlines of some structures."
     shown = np.where(np.isin(label, ids), label, 0).astype(np.uint8)
-    scale = side/max(image.shape)
+    scale = LONGER_SIDE/max(image.shape)
     size = (round(image.shape[0]*scale), round(image.shape[1]*scale))
     pair = [outlined(image, mask, classes, size) for mask in (np.zeros_like(shown), shown)]
     return np.concatenate(pair, 1)
@@ -57,7 +57,7 @@ test_eq(thumbnail(toys.images[0], truth[0], [1, 2], toys.classes).shape, (256, 5
 # %%
 #| export
 def slice_record(found: Suggestions, one: Suggestion, label: np.ndarray) -> dict:
-    "What the page says of a slice."
+    "What the template of the page reads of a slice, with the label map uint8 [H,W] predicted for it."
     rows = []
     for id, gain in zip(one.classes, one.gains):
         presence = float(found.presence[one.position, id - 1])
@@ -73,7 +73,7 @@ def suggestions_page(
 ) -> str:
     "The page as HTML, complete in itself."
     slices = [slice_record(found, one, label) for one, label in zip(found.chosen, found.labels)]
-    return render("suggestions.html", found.slices.classes, slices=slices, model=model)
+    return fill_template("suggestions.html", found.slices.classes, slices=slices, model=model)
 
 
 # %%

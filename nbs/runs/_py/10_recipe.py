@@ -16,7 +16,7 @@ from typing import Any
 import ctseg.methods  # noqa: F401 registers the methods
 from ctseg.core.files import InputError, did_you_mean
 from ctseg.core.registry import Plugin, plugins_of
-from ctseg.core.schema import Misfit, fields, text
+from ctseg.core.schema import Unexpected, fields, text
 from ctseg.core.settings import SettingInfo, Settings, carried_over, describe, parsed, setting
 from ctseg.data.augmentations import AUGMENTATIONS, AugmentSettings, augment_settings
 from ctseg.losses.registry import LOSSES, MaskedSettings
@@ -100,6 +100,28 @@ def owners_of(kind: str, key: str) -> list[str]:
     return [name for name in REGISTRIES[kind] if key in names_of(CHOICES[kind](name)())]
 
 
+# %% [markdown]
+# Some settings had another name, or gave way to another one. Who still types the old name is told the new one.
+
+# %%
+#| export
+RENAMED = {
+    "warm": "supervised_first", "second": "second_phase",
+    "gate": "cell_confidence", "pixel": "pixel_confidence", "absent": "absent_peak",
+}
+REPLACED = RENAMED | {"completion": "teacher_weight"}
+
+def no_setting(what: str, key: str, valid: Iterable[str]) -> InputError:
+    "The error for a setting that is not among `valid` ones: its successor, or what looks alike."
+    if REPLACED.get(key) in valid:
+        return InputError(f"unknown {what} {key!r}; {REPLACED[key]!r} has taken its place")
+    return did_you_mean(what, key, valid)
+
+
+# %%
+print(no_setting("setting", "completion", ["teacher_weight"]))
+
+
 # %%
 #| export
 def unknown_setting(groups: dict[str, Settings], key: str) -> InputError:
@@ -110,7 +132,7 @@ def unknown_setting(groups: dict[str, Settings], key: str) -> InputError:
             problem = f"the {kind} {groups[kind].name} has none of that name, only {others}"
             return InputError(f"unknown setting {key!r}: {problem}")
     valid = [name for settings in groups.values() for name in names_of(settings)]
-    return did_you_mean("setting", key, valid)
+    return no_setting("setting", key, valid)
 
 
 # %%
@@ -128,7 +150,7 @@ def locate(groups: dict[str, Settings], key: str) -> tuple[str, str]:
             raise did_you_mean("group of settings", group, groups)
         valid = names_of(groups[group])
         if name not in valid:
-            raise did_you_mean(f"setting of {group}", name, valid)
+            raise no_setting(f"setting of {group}", name, valid)
         return group, name
     owners = [candidate for candidate, settings in groups.items() if key in names_of(settings)]
     if not owners:
@@ -261,6 +283,8 @@ def apply_settings(recipe: Recipe, settings: Iterable[str]) -> Recipe:
     values = {}
     for key, text in texts.items():
         group, name = locate(recipe.groups(), key)
+        if f"{group}.{name}" in values:
+            raise InputError(f"--set {key}={text}: given twice, as {name} and as {group}.{name}")
         values[f"{group}.{name}"] = parsed(names_of(getattr(recipe, group))[name], text)
     return recipe.change(**values)
 
@@ -318,7 +342,7 @@ def recipe_from(parts: dict[str, Any]) -> Recipe:
     "The recipe that nested dictionaries describe; `InputError` for an unknown name or a value that does not fit."
     try:
         _PARTS(parts)
-    except Misfit as e:
+    except Unexpected as e:
         raise InputError(f"recipe: {e}") from None
     odd = parts.keys() - {"name", "about", *GROUPS}
     if odd:

@@ -12,7 +12,7 @@ from importlib import metadata
 from typing import Any
 
 from ctseg.core.files import InputError
-from ctseg.runs.recipe import CHOICES, Recipe, chosen, names_of, recipe_dict
+from ctseg.runs.recipe import CHOICES, RENAMED, Recipe, chosen, names_of, recipe_dict
 
 # %%
 #| hide
@@ -25,10 +25,6 @@ from ctseg.runs.recipe import recipe_from
 
 # %%
 #| export
-RENAMED = {
-    "warm": "supervised_first", "second": "second_phase",
-    "gate": "cell_confidence", "pixel": "pixel_confidence", "absent": "absent_peak",
-}
 OF_METHODS = """
     unlabelled confidence keep consistency ramp perturb warm second second_lr tau views feature_dropout
     rebalance cutmix teachers rounds quota gate absent pixel finetune_epochs finetune_lr"""

@@ -22,7 +22,7 @@ import numpy as np
 from ctseg.core.anatomy import check_classes
 from ctseg.core.files import InputError, atomic_path, refuse_special
 from ctseg.core.schema import (
-    HOW_CUT, LONGEST, SPAN, Misfit, anything, fields, listed, mapped, maybe, number, text,
+    HOW_CUT, LONGEST, SPAN, Unexpected, anything, fields, listed, mapped, maybe, number, text,
 )
 from ctseg.core.tables import table_text
 from ctseg.data.cache import array_header, array_shapes
@@ -52,11 +52,11 @@ def class_table(value: Any) -> None:
     mapped(text)(value)
     ids = [str(id) for id in range(1, len(value) + 1)]
     if list(value) != ids:
-        raise Misfit(value, "one with the ids 1, 2, … in order")
+        raise Unexpected(value, "one with the ids 1, 2, … in order")
     try:
         check_classes(tuple(value.values()), ())
     except InputError as e:
-        raise Misfit(value, f"1 to 255 classes of different names ({e})") from None
+        raise Unexpected(value, f"1 to 255 classes of different names ({e})") from None
 
 
 # %%
@@ -64,7 +64,7 @@ def class_table(value: Any) -> None:
 def sha256(value: Any) -> None:
     "A hash, 64 hexadecimal digits."
     if not isinstance(value, str) or not re.fullmatch("[0-9a-f]{64}", value):
-        raise Misfit(value, "64 hexadecimal digits")
+        raise Unexpected(value, "64 hexadecimal digits")
 
 SPEC = fields(
     {
@@ -98,7 +98,7 @@ for wrong in (
     {"plugins": [{"name": "x.py", "sha256": "../../x"}]},
 ):
     try: SPEC(good | wrong)
-    except Misfit as e: print(e)
+    except Unexpected as e: print(e)
 
 # %% [markdown]
 # ## Tables
@@ -167,7 +167,7 @@ def as_numbers(cells: list[str], column: str, limits: Range, path: Path) -> np.n
 
 # %%
 #| export
-def read_table(
+def read_run_table(
     path: Path, # a CSV of a run folder
     numbers: dict[str, Range], # columns of numbers it must have, and their limits
     texts: tuple[str, ...] = (), # other columns it must have
@@ -195,9 +195,9 @@ def read_table(
 with tempfile.TemporaryDirectory() as d:
     path = Path(d)/"history.csv"
     path.write_text("phase,epoch,loss,dice\nfirst,1,0.5,\nfirst,2,0.25,0.5\n")
-    table = read_table(path, HISTORY, ("phase",))
+    table = read_run_table(path, HISTORY, ("phase",))
     print(table)
-    test_eq(read_table(Path(d)/"nothing.csv", {}), None)
+    test_eq(read_run_table(Path(d)/"nothing.csv", {}), None)
     for damaged in (
         "",
         "epoch,loss\n1,0.5\n",
@@ -205,7 +205,7 @@ with tempfile.TemporaryDirectory() as d:
         "phase,epoch,loss,dice\nfirst,1,0.5\n",
     ):
         path.write_text(damaged)
-        try: read_table(path, HISTORY)
+        try: read_run_table(path, HISTORY)
         except InputError as e: print(str(e).replace(d, "…").partition(";")[0])
 
 

@@ -22,6 +22,7 @@ except ImportError:  # Windows
     fcntl = None
 
 from ctseg.core.files import InputError, disk_errors
+from ctseg.core.folders import make_folder, remove_empty
 
 # %%
 #| hide
@@ -116,9 +117,7 @@ class FileLock:
         "`InputError` if another process holds the folder, which is made where it is missing. Once held, it stays so."
         if self.path is not None: return
         with disk_errors(folder):
-            missing = [f for f in (folder, *folder.parents) if not f.exists()]
-            folder.mkdir(parents=True, exist_ok=True)
-        self.made = missing
+            self.made = make_folder(folder)
         try:
             while self.file is None: self.file = lock_file(folder/LOCK)
         except BlockingIOError:
@@ -133,8 +132,7 @@ class FileLock:
         if self.path is None: return
         with contextlib.suppress(OSError): self.path.unlink()
         if self.file is not None: self.file.close()
-        with contextlib.suppress(OSError):
-            for folder in self.made: folder.rmdir()
+        remove_empty(self.made)
         self.file, self.path, self.made = None, None, []
 
 

@@ -38,7 +38,7 @@ from ctseg.core.filetypes import check_folder, instead_of
 from ctseg.core.registry import Plugin, require_plugin
 from ctseg.core.schema import anything, fit_schema, mapped
 from ctseg.data.slices import SliceSet
-from ctseg.runs.contents import HISTORY, SPEC, TIMINGS, read_pseudo, read_table
+from ctseg.runs.contents import HISTORY, SPEC, TIMINGS, read_pseudo, read_run_table
 from ctseg.runs.lock import NO_RUN, FileLock
 from ctseg.runs.old_recipe import as_before, is_old, nested
 from ctseg.runs.recipe import CHOICES, Recipe, recipe_dict, recipe_fields, recipe_from
@@ -275,13 +275,13 @@ class RunFiles(RunPaths):
     def read_history(self) -> "pd.DataFrame":
         "`history.csv` as a table."
         path = self/"history.csv"
-        table = read_table(path, HISTORY, ("phase",))
+        table = read_run_table(path, HISTORY, ("phase",))
         if table is None: raise InputError(f"{path}: no such file")
         return table
 
     def read_timings(self) -> list[dict[str, Any]]:
         "The rows of `timings.csv` so far."
-        table = read_table(self/"timings.csv", TIMINGS, ("phase", "where"))
+        table = read_run_table(self/"timings.csv", TIMINGS, ("phase", "where"))
         return [] if table is None else table.to_dict("records")
 
     def read_pseudo(self) -> dict[str, np.ndarray]:
@@ -296,14 +296,19 @@ print(RunFiles("runs/first"))
 # %%
 #| export
 def refuse_unfinished_old(run: RunFiles) -> None:
-    "`InputError` for an unfinished run of ctseg 0.1, whose checkpoints this version cannot continue."
+    """`InputError` for an unfinished run that this version cannot continue as it began.
+
+    Its checkpoints are those of ctseg 0.1, or a teacher filled in its labels, where teachers distil by now."""
     path = run/"recipe.json"
     spec = fit_schema(read_json(path), SPEC, path, "not the recipe of a run, or a damaged one")
-    if run.finished or not is_old(spec["recipe"]): return
+    data = spec["recipe"].get("data")
+    filled_in = "teacher" in spec and isinstance(data, dict) and "completion" in data
+    if run.finished or not (is_old(spec["recipe"]) or filled_in): return
     maker = spec.get("versions", {}).get("ctseg", "0.1.0")
-    problem = f"an unfinished run of ctseg {maker}, whose checkpoints this version cannot continue"
-    remedy = f"train again into another --out, or continue with ctseg {maker}"
-    raise InputError(f"{run.folder}: {problem}; {remedy}")
+    which = "teacher this version would use otherwise", "checkpoints this version cannot continue"
+    what = which[0] if filled_in else which[1]
+    remedy = "train again into another --out, or continue with the version that began it"
+    raise InputError(f"{run.folder}: an unfinished run of ctseg {maker}, whose {what}; {remedy}")
 
 
 # %%
@@ -339,6 +344,19 @@ class RunFolder(RunFiles):
 
 # %%
 #| export
+def is_text(path: Path) -> bool:
+    "Is a path UTF-8? The library that reads weights takes no other."
+    try: str(path).encode()
+    except UnicodeEncodeError: return False
+    return True
+
+
+# %%
+test_eq([is_text(Path(name)) for name in ("größe", "gr\udcf6sse")], [True, False])
+
+
+# %%
+#| export
 class Run(RunFolder):
     "A run folder that can be started, continued and locked."
     def __init__(self, folder: str | Path):
@@ -347,6 +365,8 @@ class Run(RunFolder):
 
     def check_free(self, resume: bool = False) -> None:
         "`InputError` unless a run can start in the folder, or with `resume` go on."
+        if not is_text(self.folder):
+            raise InputError(f"{self.folder}: no UTF-8, as the library of weights needs; choose another name")
         with disk_errors(self.folder):
             if os.path.lexists(self.folder) and not self.folder.is_dir():
                 raise InputError(f"{self.folder} is a file; choose another --out")

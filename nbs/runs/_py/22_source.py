@@ -164,7 +164,7 @@ def fetch_files(name: HubName, fetch: Fetch) -> dict[str, Path]:
     for file in SHARED:
         try:
             path = fetch(file)
-        except Exception as e:
+        except Exception as e:  # of the client, of the HTTP library below it, or of the network
             problem = f"{file} could not be fetched ({type(e).__name__}); try again"
             raise hub_failure(name, e) or InputError(f"{name}: {problem}") from None
         if path is None: continue

@@ -19,8 +19,6 @@ from ctseg.data.splits import grouped_folds, select_labelled
 
 # %%
 #| hide
-from fastcore.test import test_eq
-
 from ctseg.data.toys import toy_set
 
 

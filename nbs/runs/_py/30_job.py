@@ -24,7 +24,6 @@ from ctseg.core.files import InputError
 from ctseg.core.parallel import agree, must_be_alike, on_main, rank, world
 from ctseg.core.schema import anything, fields, listed, number
 from ctseg.data.augmentations import make_augment
-from ctseg.data.batches import Batch
 from ctseg.data.slices import SliceSet
 from ctseg.losses.registry import make_loss
 from ctseg.models.base import place
@@ -46,8 +45,6 @@ from ctseg.training.setup import ScheduleSettings, Setup
 #| hide
 import tempfile
 from pathlib import Path
-
-from fastcore.test import test_eq
 
 from ctseg.data.toys import toy_set
 from ctseg.runs.recipe import loss_settings

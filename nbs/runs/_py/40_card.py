@@ -56,7 +56,7 @@ print(WARNING)
 
 # %%
 #| export
-def plain(value: Any) -> str:
+def table_cell(value: Any) -> str:
     "A value as one cell of a Markdown table; of a path only the name."
     text = Path(value).name if isinstance(value, str) and ("/" in value or "\\" in value) else str(value)
     for mark in "\\|`<>[]":
@@ -67,7 +67,7 @@ def plain(value: Any) -> str:
 def table(columns: tuple[str, ...], rows: list[tuple]) -> str:
     "A table in Markdown."
     lines = [columns, ("---",)*len(columns), *rows]
-    return "\n".join("| " + " | ".join(map(plain, line)) + " |" for line in lines)
+    return "\n".join("| " + " | ".join(map(table_cell, line)) + " |" for line in lines)
 
 
 # %%
@@ -123,7 +123,8 @@ def data_section(spec: dict[str, Any]) -> str:
     lines = [text, f"Fingerprint: `{data['fingerprint']}`, seed {spec['seed']}."]
     for key, does in (("init", "started from the weights of"), ("teacher", "taught by")):
         if key in spec:
-            lines.append(f"The training was {does} {plain(spec[key]['run'])} (`{spec[key]['weights']}`).")
+            other = table_cell(spec[key]["run"])
+            lines.append(f"The training was {does} {other} (`{spec[key]['weights']}`).")
     return "\n".join(lines)
 
 
@@ -142,9 +143,9 @@ def recipe_section(spec: dict[str, Any]) -> str:
 def model_card(spec: dict[str, Any], metrics: dict[str, Any]) -> str:
     "The card of a run, as Markdown, from what `read_spec` and `metrics.json` say."
     recipe, names = spec["recipe"], spec["classes"]
-    about = f" ({plain(recipe.about)})" if recipe.about else ""
+    about = f" ({table_cell(recipe.about)})" if recipe.about else ""
     first = f"A network that outlines {counted(len(names), 'structure')} on CT slices."
-    recipe_name = plain(recipe.name)
+    recipe_name = table_cell(recipe.name)
     versions = ", ".join(f"{k} {v}" for k, v in spec.get("versions", {}).items())
     parts = {
         f"# {recipe_name}": f"{first} Trained by ctseg's recipe `{recipe_name}`{about}.\n\n{WARNING}",

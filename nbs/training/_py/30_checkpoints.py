@@ -148,16 +148,17 @@ with tempfile.TemporaryDirectory() as d:
     print(sorted(p.name for p in (Path(d)/"step-1").iterdir()))
     test_eq(read_checkpoint(Path(d)/"step-1", {"model": twin}, ""), {"step": 1})
 
-
 # %% [markdown]
 # `Checkpoints` are those of one phase. One earlier checkpoint is kept in case the newest turns out damaged.
 
 # %%
 #| export
+KEPT = 2 # checkpoints of a phase: the newest, and one before it
+
 class Checkpoints:
     "The checkpoints of a phase: `step-0000120/` has all that is needed after 120 steps, `final/` what remains."
-    def __init__(self, folder: str | Path, keep: int = 2):
-        self.folder, self.keep = Path(folder), keep
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
 
     def saved(self) -> list[Path]:
         "The folders of unfinished training, newest first."
@@ -166,7 +167,7 @@ class Checkpoints:
     def save(self, step: int, weights: Models, state: State) -> None:
         "Keep the models and the state after `step` steps; delete the oldest."
         write_checkpoint(self.folder/f"step-{step:07d}", weights, state)
-        for old in self.saved()[self.keep:]: remove(old)
+        for old in self.saved()[KEPT:]: remove(old)
 
     def finish(self, weights: Models, state: State) -> None:
         "Keep what later phases and predictions need, no checkpoints."

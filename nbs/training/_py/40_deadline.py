@@ -22,16 +22,24 @@ from ctseg.core.files import InputError
 #| hide
 from fastcore.test import test_eq
 
-
 # %% [markdown]
-# A cluster sends SIGTERM before it ends a session, and a terminal SIGHUP when it is closed or its connection is lost; under `nohup` that one is not heard. Kaggle just ends it. A run can therefore be given a limit, `--time-limit 8h30m`. It then stops by itself between two steps, while there is still time for a checkpoint.
+# A cluster sends SIGTERM before it ends a session, and a terminal SIGHUP when it is closed or its connection is lost; under `nohup` that one is not heard. A job of Slurm may ask for another one a while before its end (`--signal=USR1@120`), and a limit of processor time sends SIGXCPU. All of them are heard; SIGUSR1 and the rarer ones only where no one else listens, since a program that calls `fit` may use them for itself. Kaggle just ends it. A run can therefore be given a limit, `--time-limit 8h30m`. It then stops by itself between two steps, while there is still time for a checkpoint.
 
 # %%
 #| export
+ALWAYS = ("SIGTERM", "SIGHUP")
+UNUSED = ("SIGUSR1", "SIGUSR2", "SIGXCPU", "SIGQUIT", "SIGALRM", "SIGVTALRM", "SIGPROF")
+
+def is_heard(each: signal.Signals) -> bool:
+    "May a signal be heard: does whoever started this not want it ignored, and no one else use it?"
+    handler = signal.getsignal(each)
+    if each.name in ALWAYS: return handler != signal.SIG_IGN
+    return handler == signal.SIG_DFL or getattr(handler, "__module__", "").startswith("ctseg.")
+
 def end_signals() -> list[signal.Signals]:
-    "The signals that ask this process to end, but for those that whoever started it wants ignored."
-    named = [getattr(signal, name, None) for name in ("SIGTERM", "SIGHUP")]  # Windows has one of them
-    return [each for each in named if each and signal.getsignal(each) != signal.SIG_IGN]
+    "The signals that ask this process to end, as far as they may be heard."
+    named = [getattr(signal, name, None) for name in ALWAYS + UNUSED]  # Windows has one of them
+    return [each for each in named if each and is_heard(each)]
 
 def hear_end(handler: Callable) -> Callable[[], None]: # puts the former handlers back
     "Let `handler` have the signals of `end_signals`; only the main thread gets any."
@@ -44,6 +52,10 @@ def hear_end(handler: Callable) -> Callable[[], None]: # puts the former handler
 
 # %%
 test_eq(signal.SIGTERM in end_signals(), True)
+before = signal.signal(signal.SIGUSR1, lambda *_: None)  # as a program that queues jobs may
+test_eq([signal.SIGUSR1 in end_signals(), signal.SIGUSR2 in end_signals()], [False, True])
+signal.signal(signal.SIGUSR1, before)
+test_eq(signal.SIGUSR1 in end_signals(), True)
 
 
 # %%
@@ -74,7 +86,7 @@ except InputError as e: print(e)
 # %%
 #| export
 class Deadline:
-    "When to stop: a time limit comes near, or the host sends SIGTERM or SIGHUP, to which a `with` block listens."
+    "When to stop: a time limit comes near, or one of `end_signals` comes, to which a `with` block listens."
     def __init__(self, limit: float = math.inf): # seconds from now
         self.end = time.monotonic() + limit
         self.margin = min(60, 1 + 0.02*limit)

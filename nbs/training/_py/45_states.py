@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from ctseg.core.schema import Misfit, anything, fields, listed, number, text
+from ctseg.core.schema import Unexpected, anything, fields, listed, number, text
 
 # %%
 #| hide
@@ -26,7 +26,7 @@ from torch import nn
 #| export
 def real(value: Any) -> None:
     "Numbers, NaN among them: a loss that was no number is noted as such."
-    if not isinstance(value, float): raise Misfit(value, "a number")
+    if not isinstance(value, float): raise Unexpected(value, "a number")
 
 COUNT = number(0, whole=True)
 _ROW = fields({
@@ -82,7 +82,7 @@ state = {
 check_progress(state, epochs=2, steps=5)
 for wrong in ({"step": 7}, {"losses": [0.5, "x", 1.0]}, {"pieces": 0}):
     try: check_progress(state | wrong, 2, 5)
-    except (Misfit, ValueError) as e: print(e)
+    except (Unexpected, ValueError) as e: print(e)
 
 
 # %%

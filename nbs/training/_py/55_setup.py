@@ -21,7 +21,6 @@ from ctseg.core.files import InputError
 from ctseg.core.device import PRECISIONS, DevicePlan, pick_device
 from ctseg.core.settings import Settings, setting
 from ctseg.data.augment import NO_AUGMENT
-from ctseg.data.batches import Batch
 from ctseg.data.slices import SliceSet
 from ctseg.training.deadline import Deadline
 

@@ -33,6 +33,7 @@ from ctseg.models.zoo import create_model
 # %%
 #| export
 COPIES = 5  # of the weights
+AT_WORK = 64*2**20  # bytes for threads and libraries; Python waits for ever for a thread that cannot start
 
 def kept_values(
     model: nn.Module, # on the meta device, where tensors have shapes and no content
@@ -67,7 +68,7 @@ def least_bytes(
         values = kept_values(model.to("meta"), size, channels)
     except Exception:  # a network of a plugin may do anything; then the step itself will tell
         return 0
-    return 4*COPIES*count_parameters(model) + values*images*(4 if precise else 2)
+    return AT_WORK + 4*COPIES*count_parameters(model) + values*images*(4 if precise else 2)
 
 
 # %%
@@ -99,14 +100,24 @@ except InputError as e: print(e)
 #| export
 GROUP = Path("/sys/fs/cgroup")  # of a container on Linux
 
-def group_bytes(group: Path = GROUP) -> float:
+def group_bytes() -> float:
     "What the limit of a container leaves to its processes; infinite without a limit."
     try:
-        limit, used = ((group/name).read_text().strip() for name in ("memory.max", "memory.current"))
-        statistics = dict(line.split() for line in (group/"memory.stat").read_text().splitlines())
+        limit, used = ((GROUP/name).read_text().strip() for name in ("memory.max", "memory.current"))
+        statistics = dict(line.split() for line in (GROUP/"memory.stat").read_text().splitlines())
         return int(limit) - int(used) + int(statistics.get("inactive_file", 0))
     except (OSError, ValueError):  # "max": no limit
         return float("inf")
+
+
+# %%
+#| export
+def own_bytes() -> float:
+    "What a limit of this process (`ulimit -v`) leaves to it; infinite without a limit."
+    process = psutil.Process()
+    if not hasattr(process, "rlimit"): return float("inf")  # Linux has it
+    limit = process.rlimit(psutil.RLIMIT_AS)[0]
+    return limit - process.memory_info().vms if limit != psutil.RLIM_INFINITY else float("inf")
 
 
 # %%
@@ -115,7 +126,7 @@ def free_bytes(device: torch.device) -> float:
     "The memory that is left on a device; on a CPU with what is swapped."
     if device.type == "cuda": return torch.cuda.mem_get_info(device)[0]
     if device.type != "cpu": return float("inf")
-    return min(psutil.virtual_memory().available + psutil.swap_memory().free, group_bytes())
+    return min(psutil.virtual_memory().available + psutil.swap_memory().free, group_bytes(), own_bytes())
 
 def check_memory(need: float, free: float, what: str) -> None:
     "`InputError` if a step needs more than there is."

@@ -48,14 +48,14 @@ class Stream:
     def __len__(self) -> int: return len(self.sampler)  # batches an epoch
 
     def batches(self, epoch: int) -> list[torch.Tensor]:
-        "The batches of an epoch: the numbers of their slices, for all processes together."
+        "The batches of an epoch, int64 [B] each: numbers of slices, for all processes."
         if epoch not in self.orders:
             self.orders = {e: order for e, order in self.orders.items() if e == epoch - 1}
             self.orders[epoch] = self.sampler.batches(epoch)
         return self.orders[epoch]
 
     def index(self, step: int) -> torch.Tensor:
-        "The batch of one step, in an endless sequence of epochs."
+        "The batch of one step, int64 [B], in an endless sequence of epochs."
         epoch, place = divmod(step, len(self))
         return self.batches(epoch)[place]
 

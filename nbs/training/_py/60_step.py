@@ -12,14 +12,14 @@ import contextlib
 import math
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import nn
 
 from ctseg.core.files import InputError
-from ctseg.core.parallel import gather_rows, rank, world
+from ctseg.core.parallel import rank, world
 from ctseg.data.batches import Batch
 from ctseg.inference.loop import class_probabilities
 from ctseg.models.base import deep_supervised
@@ -218,7 +218,7 @@ class ViewMaker(BatchReader):
     "Makes what the network sees."
     @torch.no_grad()
     def make_views(self, index: torch.Tensor, step: int, pieces: int = 1) -> dict[str, Batch]:
-        "The views of a step on the images `index`: augmented, for all processes together."
+        "The views of a step on the images `index`, int64 [B]: augmented, for all processes together."
         labelled, extra = self.streams
         share = slice(rank(), None, world())
         ctx = self.context(step, pieces, share, Student(self.learner.model))

@@ -41,7 +41,6 @@ from ctseg.training.streams import make_streams
 #| hide
 import tempfile
 import warnings
-from dataclasses import replace
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -57,7 +56,7 @@ from ctseg.training.curves import plot_curves
 from ctseg.training.deadline import Deadline
 from ctseg.training.ema import EMA
 from ctseg.training.randomness import derived_seed, generator
-from ctseg.training.setup import ComputeSettings, ScheduleSettings
+from ctseg.training.setup import ScheduleSettings
 
 # %% [markdown]
 # Semi-supervised codebases tend to have one training script a method, each with its own copy of the loop. Here there is **one loop**, and a [method](50_method.ipynb) says what it adds to a step. We write the loop three times. Only the last one is exported, but it is the second with the accidents of long runs taken care of.
@@ -210,7 +209,7 @@ def bar_kind() -> type[tqdm]:
 
 # %%
 #| export
-def progress_bar(session: "Session") -> tqdm:
+def phase_bar(session: "Session") -> tqdm:
     "A bar over the steps of a phase, shown by process 0 where the setup wants one; in a log only after each epoch."
     silent = not session.setup.progress or rank() > 0
     first, name = session.progress.step, session.phase.name
@@ -305,7 +304,7 @@ class SessionState(Session):
         check_moments(state, self.learner.optimiser)
         try:
             self.go_on(state)
-        except Exception:
+        except Exception:  # whatever a damaged state leads to in an optimiser
             self.go_on(fresh)
             raise
 
@@ -388,7 +387,7 @@ except Stopped as e: print(e)
 # %%
 #| export
 def gradients_in_memory(session: Session, index: torch.Tensor, snapshot: Snapshot) -> tuple[float, float]:
-    "Loss and norm of the gradient of a batch, in more pieces as long as memory runs out."
+    "Loss and norm of the gradient of the batch `index`, int64 [B], in more pieces as long as memory runs out."
     progress = session.progress
     while True:
         try:
@@ -434,7 +433,7 @@ class Trainer(TimedSession):
         "Train to the phase's end from wherever it stands; the averaged model. `Stopped` at the deadline."
         self.resume()
         progress, pace = self.progress, Pace()
-        with progress_bar(self) as bar:
+        with phase_bar(self) as bar:
             while progress.epoch < self.epochs:
                 for index in self.rest_of_epoch():
                     with pace.timed("step"):

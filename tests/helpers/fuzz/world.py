@@ -40,7 +40,6 @@ def in_child(f, *args) -> int:
 
 def train(data: str, out: str, recipe: str, settings: list[str], epochs: int | None = None):
     "A run; with `epochs` it is killed after so many."
-    from ctseg.core.device import pick_device
     from ctseg.recipes.fit import fit
     from ctseg.recipes.table import get_recipe
     from ctseg.runs.recipe import apply_settings
@@ -56,7 +55,7 @@ def train(data: str, out: str, recipe: str, settings: list[str], epochs: int | N
 
 
 def nifti_source(folder: Path):
-    from helpers.volumes import GRID, save
+    from helpers.volumes import save
     rng = np.random.default_rng(0)
     for case in ("a", "b"):
         save(
