@@ -33,7 +33,7 @@ def read_text_table(path) -> tuple[list[str], list[list[str]]]: # the first row,
     path = Path(path)
     if path.exists() and not path.is_file():
         raise InputError(f"{path}: not a file, expected a CSV")
-    csv.field_size_limit(MAX_LINE)
+    usual = csv.field_size_limit(MAX_LINE)  # of the whole process
     try:
         with open_csv(path) as raw:
             text = io.TextIOWrapper(raw, encoding="utf-8-sig", newline="")
@@ -43,6 +43,8 @@ def read_text_table(path) -> tuple[list[str], list[list[str]]]: # the first row,
             rows = [row for row in cells if row]
     except (UnicodeDecodeError, csv.Error) as e:
         raise InputError(f"{path}: not a readable CSV ({e}); write it again as UTF-8 text") from None
+    finally:
+        csv.field_size_limit(usual)
     if not rows:
         raise InputError(f"{path}: is empty, expected a CSV with a header")
     header, *rows = rows

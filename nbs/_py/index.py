@@ -77,12 +77,12 @@ Markdown(
 # %% [markdown]
 # ## Install
 #
-# Python 3.11 or newer; no clone needed:
+# Python 3.11 or newer, no clone:
 #
 # ```sh
 # # without a GPU: --extra-index-url https://download.pytorch.org/whl/cpu (1.4 GB, else 5)
 # pip install "ctseg @ git+https://github.com/ctseg/ctseg"
-# # with DICOM, NIfTI and pretrained weights
+# # with DICOM, NIfTI, pretrained weights
 # pip install "ctseg[volumes,weights] @ git+https://github.com/ctseg/ctseg"
 # ```
 #
