@@ -5,7 +5,7 @@ import torch
 from helpers.runs import share_the_work, together
 from torch import nn
 
-from ctseg.core.device import DevicePlan
+from ctseg.core.device import DevicePlan, pick_device
 from ctseg.inference.loop import Member, batches, over_slices, predict_labels
 from ctseg.losses.registry import create_loss
 

@@ -324,7 +324,8 @@ class PartialLoss(nn.Module):
     The mask may be [B,1,…] too, as MONAI has it; for sigmoid outputs also [B,C,…], structures that overlap."""
     activation = "softmax"               # or "sigmoid"
     reads_known = True                   # False: unknown is taken for background
-    gather = staticmethod(as_given)      # rows [b,…] of one process → those of all
+    # rows [b,…] of one process → those of all
+    gather: Callable[[torch.Tensor], torch.Tensor] = staticmethod(as_given)
     unions: Unions = ()                  # classes made of others, `ClassMap.unions`
     whole: int | None = None             # images of the batch, where it is given in parts
 

@@ -378,7 +378,7 @@ def announce(job: Job, data: Any, source: str, earlier: Iterable[str] = ()) -> N
 
 
 # %%
-announce(toy_job, toy_job.slices, "", ["starting from first: liver, spleen"])
+announce(toy_job, toy_set(16, 12)[0], "", ["starting from first: liver, spleen"])
 
 
 # %%
