@@ -77,7 +77,7 @@ Markdown(
 # %% [markdown]
 # ## Install
 #
-# Python 3.11 or newer, no clone:
+# With Python 3.11 or newer:
 #
 # ```sh
 # # without a GPU: --extra-index-url https://download.pytorch.org/whl/cpu (1.4 GB, else 5)
