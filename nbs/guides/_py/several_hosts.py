@@ -1,5 +1,5 @@
 # %% [markdown]
-# # Several cards, several hosts
+# # Several GPUs, several hosts
 #
 # > One training on many processes, with the result of one process; and a batch file for Slurm.
 #
@@ -7,10 +7,10 @@
 
 # %% [markdown]
 # ```sh
-# torchrun --standalone --nproc_per_node=4 -m ctseg fit my_data --out runs/four --set batch_size=16   # four cards of one machine
+# torchrun --standalone --nproc_per_node=4 -m ctseg fit my_data --out runs/four --set batch_size=16   # four GPUs of one machine
 # ```
 #
-# `torchrun` starts a process for each card. `batch_size` is the number of slices that all processes learn from in one step together, and a multiple of their number. The processes
+# `torchrun` starts a process for each GPU. `batch_size` is the number of slices that all processes learn from in one step together, and a multiple of their number. The processes
 # train what one would train with the same `batch_size`: [losses, batch statistics and mixed images](../core/60_parallel.ipynb) are those of the whole batch.
 #
 # ## A store that all can reach
@@ -28,7 +28,7 @@
 #
 # ## Slurm
 #
-# Two hosts with four cards each; save it as `train.sh`, below a first line `#!/bin/bash`, and give it to `sbatch`:
+# Two hosts with four GPUs each; save it as `train.sh`, below a first line `#!/bin/bash`, and give it to `sbatch`:
 #
 # ```sh
 # #SBATCH --nodes=2
@@ -46,8 +46,8 @@
 #
 # * `srun` starts one `torchrun` a host, and each of these four processes. They meet at the first host, port 29500.
 # * `--resume` goes on from the last checkpoint, or begins where there is none, so the same file continues a job that was cut. Killed anywhere, the run ends as if it had not been.
-# * `--memory` is for each process: how much of the slices it may keep on its card. The rest is read while it computes.
-# * Without cards the processes compute on CPUs and speak through Gloo: leave out the line with `gpus`, and set `OMP_NUM_THREADS` to the cores of a host divided by `nproc_per_node`.
+# * `--memory` is for each process: how much of the slices it may keep on its GPU. The rest is read while it computes.
+# * Without GPUs the processes compute on CPUs and speak through Gloo: leave out the line with `gpus`, and set `OMP_NUM_THREADS` to the cores of a host divided by `nproc_per_node`.
 # * Predicting needs no such thing: give each host a part of the images.
 #
 # ## Tried without a cluster
