@@ -46,9 +46,9 @@ ARCHIVES = (".zip", ".tgz", ".tar", ".tar.gz", ".7z", ".rar") # endings
 PACKED = (*ARCHIVES, ".gz", ".bz2", ".xz", ".zst") # or a single packed file
 
 def _is_archive(path: Path) -> bool:
-    "Is this packed, by its name or its content? A NIfTI may be, and is none."
+    "Is this packed, by its name or its content? A NIfTI or a table may be, and is none."
     name = path.name.lower()
-    if name.endswith(".nii.gz"): return False
+    if name.endswith((".nii.gz", ".csv.gz")): return False  # read as they are
     return name.endswith(PACKED) or content_of(path).startswith(("an archive", "packed"))
 
 SYSTEM = Path("/proc"), Path("/sys")

@@ -263,6 +263,13 @@ def test_broken_folder(data, what):
     assert not data.is_dir() or tree(data) == before
 
 
+@pytest.mark.parametrize("name", ["y_train.csv.gz", "p1.nii.gz"])
+def test_a_table_of_the_folder_is_no_archive(tmp_path, name):
+    "It is read as it is, so nobody is asked to unpack it."
+    (tmp_path/name).write_bytes(b"\x1f\x8b")
+    told(lambda: read_challenge(tmp_path/name), name, "a file; give the folder that it lies in")
+
+
 TRUTH = {
     "extra test image": (
         lambda d: imsave(d/"test-images/8.png", random_image(SIZE, SIZE), check_contrast=False),

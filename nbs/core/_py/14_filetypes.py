@@ -78,9 +78,9 @@ ARCHIVES = (".zip", ".tgz", ".tar", ".tar.gz", ".7z", ".rar") # endings
 PACKED = (*ARCHIVES, ".gz", ".bz2", ".xz", ".zst") # or a single packed file
 
 def _is_archive(path: Path) -> bool:
-    "Is this packed, by its name or its content? A NIfTI may be, and is none."
+    "Is this packed, by its name or its content? A NIfTI or a table may be, and is none."
     name = path.name.lower()
-    if name.endswith(".nii.gz"): return False
+    if name.endswith((".nii.gz", ".csv.gz")): return False  # read as they are
     return name.endswith(PACKED) or content_of(path).startswith(("an archive", "packed"))
 
 SYSTEM = Path("/proc"), Path("/sys")
@@ -110,7 +110,8 @@ def check_folder(path: Path, expected: str):
 
 # %%
 (work/"scans.zip").write_bytes(b"PK\3\4")
-for name in ("nowhere", "scans.zip", "page"):
+(work/"y_train.csv.gz").write_bytes(b"\x1f\x8b")
+for name in ("nowhere", "scans.zip", "page", "y_train.csv.gz"):
     try: check_folder(work/name, "scans")
     except InputError as e: print(str(e).replace(str(work), "…"))
 

@@ -86,7 +86,7 @@ def _check_folder(folder: Path, split: str):
     "`InputError` unless the folder holds the images of a split."
     if split not in _SPLITS:
         raise did_you_mean("split", split, _SPLITS)
-    check_folder(folder, f"one with {split}-images/ and y_{split}.csv")
+    check_folder(folder, f"a folder with {split}-images/ and y_{split}.csv")
     if not (folder/f"{split}-images").is_dir():
         problem = f"has no {split}-images/" if any(folder.iterdir()) else "is an empty folder"
         raise InputError(f"{folder}: {problem}{instead_of(folder, f'{split}-images')}; "
