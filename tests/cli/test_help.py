@@ -84,7 +84,7 @@ def test_no_letter_is_too_many(through, encoding, tmp_path):
         ("check", ROOT/"data_sample"),
         ("export", "rle", data, f"{data}.csv", "--masks", data),
         ("phantom", tmp_path/"p", "--seed", "-1"),
-        ("demo", "--data", data),
+        ("demo", "--data", data, "--out", tmp_path/"demo"),
     ]
     for call in calls:
         code, out, err = through(*call, encoding=encoding)
