@@ -320,7 +320,7 @@ def first(a: int, # a number
 def second(): return first(1)'''
 
 
-USE = "Use `Box.open()`, `first`, `toy.Box` and [here](../core/01_box.ipynb#Box), `other`, [`LIMIT`](x)."
+USE = "Use `Box.open()`, `first()`, `toy.Box` and [here](../core/01_box.ipynb#Box), `other`, [`LIMIT`](x)."
 
 
 @pytest.fixture
@@ -372,7 +372,7 @@ def test_names_lead_to_their_places_from_any_folder(toy):
     out, _ = toy
     text = "\n".join(c.source for c in pages.read_nb(out/"data"/"use.ipynb").cells)
     assert "[`Box.open()`](../core/box.html#box.open)" in text
-    assert "[`first`](../core/box.html#first)" in text and "[`toy.Box`](../core/box.html#box)" in text
+    assert "[`first()`](../core/box.html#first)" in text and "[`toy.Box`](../core/box.html#box)" in text
     assert "[here](../core/box.ipynb#box)" in text
     assert " `other`, [`LIMIT`](x)" in text
 
@@ -383,6 +383,18 @@ def test_names_that_two_modules_share_need_their_long_form():
     assert pages.linked("`x` `a.x`", "c.html", site, None) == "`x` [`a.x`](a.html#x)"
     assert pages.linked("`x`", "b.html", site, "b") == "[`x`](#x)"
     assert pages.linked("```\n`a.x`\n```\n# `a.x`", "c.html", site, None) == "```\n`a.x`\n```\n# `a.x`"
+
+
+def test_a_word_is_a_name_only_where_its_module_is_at_hand():
+    "Defined or imported by the page's module, written as a call, or with its module; else it may be a key."
+    places = {"table": "a.html#table", "a.table": "a.html#table", "per_class": "a.html#per_class"}
+    module = symbols.Module("b", "b.py", "", {}, [], {"table": ("a", "table")})
+    site = pages.Site(Path(), {"b": module}, {}, places, "", "", {})
+    text = "`table` `table()` `a.table` `per_class`"
+    linked = "[`table()`](a.html#table) [`a.table`](a.html#table) [`per_class`](a.html#per_class)"
+    assert pages.linked(text, "c.html", site, "c") == f"`table` {linked}"
+    assert pages.linked("`table`", "a.html", site, "a") == "[`table`](#table)"
+    assert pages.linked("`table`", "b.html", site, "b") == "[`table`](a.html#table)"
 
 
 def test_a_method_patched_into_its_class_is_not_taken_for_something_else(tmp_path):

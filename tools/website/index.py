@@ -51,7 +51,7 @@ def re_exports(module: Module, site: Site) -> str:
         place = site.places.get(f"{origin}.{there}")
         symbol = site.modules[origin].symbols.get(there) if origin in site.modules else None
         target = f"[`{name}`]({place})" if place else f"`{name}`"
-        rows.append(f"| {target} | {about(symbol, site) if symbol else ''} |")
+        rows.append(f"| {target} | {about(symbol, origin, site) if symbol else ''} |")
     return module_line(module, "names defined elsewhere, offered here", table(rows), is_open=True)
 
 
@@ -76,7 +76,7 @@ def module_line(module: Module, about_it: str, content: list[str], is_open: bool
 def row(symbol: Symbol, module: Module, site: Site) -> str:
     "A public name with a link to its place, its first sentence, and the methods of a class."
     page = site.homes[module.name]
-    text = about(symbol, site)
+    text = about(symbol, module.name, site)
     methods = [f"[`{call_of(m)}`]({page}#{m.anchor})" for m in methods_of(symbol, module)]
     if methods:
         text += f"<br>{' '.join(methods)}"
@@ -89,9 +89,9 @@ def methods_of(symbol: Symbol, module: Module) -> list[Symbol]:
     return sorted((s for s in found if not s.name.split(".")[-1].startswith("_")), key=lambda s: s.line)
 
 
-def about(symbol: Symbol, site: Site) -> str:
-    "The first sentence about a name; of a value without a comment, its text."
+def about(symbol: Symbol, module: str, site: Site) -> str:
+    "The first sentence about a name of a module; of a value without a comment, its text."
     if symbol.summary or symbol.kind != "value":
-        return linked(symbol.summary, "api.html", site, None)
+        return linked(symbol.summary, "api.html", site, module)
     text = " ".join(symbol.header.split())
     return f"`{text if len(text) <= LONG else text[:LONG] + '…'}`"

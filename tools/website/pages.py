@@ -22,6 +22,7 @@ SHOW_DOC = re.compile(r"^show_doc\(\s*([\w.]+)", re.M)
 DOCUMENTED_HERE = {"add_show_docs", "clean_show_doc", "exec_show_docs", "add_links", "add_fold", "mv_exports"}
 LINK = re.compile(r"(!?\[(?:[^\[\]]|\[[^\]]*\])*\]\([^)]*\))")
 NAME = re.compile(r"`([A-Za-z_][\w.]*)(\(\))?`")
+WORD = re.compile(r"[a-z]+")  # `table` may be a key or a word; it is a name where its module is at hand
 FENCE = re.compile(r"\s*(```|~~~)")
 EVIDENCE = "benchmarks/"  # the folder whose pages fold code that is longer than this many lines
 LONG_CODE = 8
@@ -263,12 +264,22 @@ def linked(text: str, page: str, site: Site, module: str | None) -> str:
 
 def link_of(match: re.Match, page: str, site: Site, module: str | None) -> str:
     "A name in backticks as a link, if it is a public name. The page's own module comes first."
-    place = site.places.get(f"{module}.{match[1]}") or site.places.get(match[1])
+    name, call = match.groups()
+    place = place_in(module, name, site)
+    if place is None and (call or not WORD.fullmatch(name)):
+        place = site.places.get(name)
     if place is None:
         return match[0]
     target, _, anchor = place.partition("#")
     address = "" if target == page and anchor else relpath(target, str(Path(page).parent))
     return f"[{match[0]}]({address}{'#' + anchor if anchor else ''})"
+
+
+def place_in(module: str | None, name: str, site: Site) -> str | None:
+    "Where a name leads that a module defines or imports."
+    imported = site.modules[module].imported if module in site.modules else {}
+    origin, there = imported.get(name, (module, name))
+    return site.places.get(f"{origin}.{there}")
 
 
 def local(text: str, page: str, site: Site) -> str:
