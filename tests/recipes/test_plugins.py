@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers.command import ctseg_alone
 from helpers.toys import toy
 
 from ctseg.core.files import InputError
@@ -66,15 +67,14 @@ def method_of_the_guide() -> str:
 
 
 @pytest.fixture
-def command(tmp_path):
+def command(tmp_path, monkeypatch):
     """A function that runs `ctseg` in a process of its own, with a cache of its own: exit status, output,
     errors."""
     def run(*args, cache="cache"):
-        env = os.environ | {"PYTHONPATH": str(ROOT), "CTSEG_CACHE": str(tmp_path/cache)}
-        command = [sys.executable, "-m", "ctseg", *map(str, args)]
-        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
-        told = [line for line in done.stderr.splitlines() if line.startswith("ctseg:")]
-        return done.returncode, done.stdout, "\n".join(told)
+        monkeypatch.setenv("CTSEG_CACHE", str(tmp_path/cache))
+        status, out, err = ctseg_alone(tmp_path, *args)
+        told = [line for line in err.splitlines() if line.startswith("ctseg:")]
+        return status, out, "\n".join(told)
     return run
 
 
