@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from helpers.phases import loss_of, make_views, phases, starts_from
-from helpers.toys import small, toy
+from helpers.toys import small, tiny, toy
 
 from ctseg.data.toys import toy_set
 from ctseg.inference.loop import predict_labels
@@ -76,9 +76,8 @@ def test_a_student_with_perfect_pseudo_labels_beats_its_teacher(tmp_path):
     truth = replace(few, masks=whole, known=np.ones_like(few.known))
     unlabelled = truth[~few.labelled]
     test = toy(n=40, labelled=40, seed=2, size=24, every=True)
-    recipe = small(
+    recipe = tiny(
         "marginal",
-        "width=8",
         "epochs=80",
         "batch_size=4",
         "fold=-1",
@@ -94,7 +93,7 @@ def test_a_student_with_perfect_pseudo_labels_beats_its_teacher(tmp_path):
 
     def dice(model):
         return challenge_dice(predict_labels(model, test, job.loss, "cpu"), test.masks, 3)
-    assert dice(student) > dice(teacher) + 0.2
+    assert dice(student) > dice(teacher) + 0.15
 
 
 @pytest.mark.parametrize("name", ["original-teacher-student", "original-pretrain-finetune"])

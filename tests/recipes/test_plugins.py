@@ -144,7 +144,7 @@ def test_entropy_falls_where_it_has_a_weight(tmp_path):
     for weight in (0., 3.):
         recipe = get_recipe("marginal").change(
             method="entropy",
-            width=4,
+            model="tiny-for-tests",
             epochs=40,
             batch_size=4,
             fold=-1,
