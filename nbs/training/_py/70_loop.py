@@ -285,45 +285,43 @@ print(session.total, "steps,", len(session.rest_of_epoch()), "in this epoch;", s
 
 # %%
 #| export
-class SessionState(Session):
-    "A session with everything that its next step depends on."
-    @property
-    def state(self) -> State:
-        "Everything that the next step depends on, but the weights."
-        return asdict(self.progress) | learner_state(self.learner) | {"method": self.method.state_dict()}
+def session_state(session: Session) -> State:
+    "Everything that the next step depends on, but the weights."
+    method = {"method": session.method.state_dict()}
+    return asdict(session.progress) | learner_state(session.learner) | method
 
-    def go_on(self, state: State) -> None:
-        "Continue from a state; the weights have been loaded."
-        restore_progress(self.progress, state, self.setup.schedule.batch_size//world())
-        restore_learner(self.learner, state)
-        self.method.load_state_dict(state["method"])
+def restore_session(session: Session, state: State) -> None:
+    "Go on from what `session_state` gave; the weights have been loaded."
+    restore_progress(session.progress, state, session.setup.schedule.batch_size//world())
+    restore_learner(session.learner, state)
+    session.method.load_state_dict(state["method"])
 
-    def use(self, state: State, fresh: State) -> None:
-        "The same, if the state can be of this phase; else it stays as `fresh` says, and an error is raised."
-        check_progress(state, self.epochs, len(self.labelled))
-        check_moments(state, self.learner.optimiser)
-        try:
-            self.go_on(state)
-        except Exception:  # whatever a damaged state leads to in an optimiser
-            self.go_on(fresh)
-            raise
+def restore_checked(session: Session, state: State) -> None:
+    "The same, if the state can be of this phase; else the session stays as it is, and an error is raised."
+    before = copy.deepcopy(session_state(session))
+    check_progress(state, session.epochs, len(session.labelled))
+    check_moments(state, session.learner.optimiser)
+    try:
+        restore_session(session, state)
+    except Exception:  # whatever a damaged state leads to in an optimiser
+        restore_session(session, before)
+        raise
 
 
 # %%
 #| export
-class SavedSession(SessionState):
+class SavedSession(Session):
     "A session that is saved and found again."
     def save(self) -> None:
         "Keep everything that the next step depends on."
         if self.checkpoints is None or rank(): return
-        self.checkpoints.save(self.progress.step, self.learner.weights, self.state)
+        self.checkpoints.save(self.progress.step, self.learner.weights, session_state(self))
 
     def resume(self) -> None:
         "Continue from the newest whole checkpoint of this phase, if there is one."
-        fresh = copy.deepcopy(self.state)
         state = None
         if self.checkpoints:
-            state = self.checkpoints.load(self.learner.weights, lambda saved: self.use(saved, fresh))
+            state = self.checkpoints.load(self.learner.weights, lambda saved: restore_checked(self, saved))
         complaint = f"the processes do not see the same checkpoints in {self.setup.folder}"
         must_be_alike(state["step"] if state else -1, f"{complaint}: it must be on a disk of all of them")
 
