@@ -69,7 +69,7 @@ def pixel_bytes(slices: SliceSet, image_size: int | None = None) -> int:
 
 def stays_on_device(slices: SliceSet, setup: Setup, device: torch.device) -> bool:
     "Whether slices are kept on the device; else they are streamed to it."
-    own_size = setup.image_size in (None, *{side for side in slices.images.shape[1:]})
+    own_size = setup.image_size is None or slices.images.shape[1:] == (setup.image_size,)*2
     in_memory = not any(isinstance(pixels, LazyPixels) for pixels in (slices.images, slices.masks))
     if in_memory and own_size and torch.device(device).type == "cpu":
         return True
