@@ -15,6 +15,7 @@ from typing import Any
 from ..core.files import did_you_mean
 from ..core.registry import Registry
 from ..core.settings import Settings, describe, setting, settings_of
+from ..core.unions import Unions
 from .fused import CrossEntropyDiceLoss, DiceLoss, MarginalSoftmaxLoss, MaskedSigmoidLoss
 from .partial import PartialLoss
 
@@ -82,11 +83,16 @@ def create_loss(
     return build(**keywords)
 
 # %% ../../nbs/losses/40_registry.ipynb #f161fd0c
-def make_loss(settings: Settings) -> PartialLoss:
+def make_loss(
+    settings: Settings,
+    unions: Unions = (), # classes of the data that are made of others
+) -> PartialLoss:
     "The loss that a recipe's settings describe."
     entry = LOSSES.get(settings.name)
     keywords = {}
     for info in describe(type(settings)):
         keyword = entry.spelling.get(info.name, info.name)
         keywords[keyword] = getattr(settings, info.name)
-    return entry.build(**keywords)
+    loss = entry.build(**keywords)
+    loss.unions = unions
+    return loss

@@ -24,7 +24,8 @@ from ..data.batches import Batch, known_map
 from ..data.sampling import EpochSampler
 from ..losses.unions import told_by_label
 from .unknown import renormalised_over_unknown, risen, settled_by_unions
-from ..training.method import JobLike, Method, Phase, StepContext, register_method
+from ..training.method import (
+    JobLike, Method, Phase, StepContext, nothing_to_add, register_method)
 from ..training.setup import ScheduleSettings
 
 # %% ../../nbs/methods/50_unimatch.ipynb #bf60f08b
@@ -239,7 +240,7 @@ class UniMatch(UniMatchStep):
             return (yield Phase("unimatch", job.labelled, method=method, extra=job.unlabelled))
         start = yield Phase("supervised", job.labelled)
         if not unknown:
-            return job.nothing_to_add(start)
+            return nothing_to_add(start)
         if not self.settings.second_phase:
             return start
         epochs = second_epochs(self.settings, job.schedule, len(job.labelled), len(job.unlabelled))

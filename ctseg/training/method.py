@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['METHODS', 'Phase', 'StepLoss', 'StepContext', 'JobLike', 'NoSettings', 'Method', 'go_through',
-           'register_method']
+           'nothing_to_add', 'register_method']
 
 # %% ../../nbs/training/50_method.ipynb #b7521028
+import warnings
 from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
@@ -88,9 +89,6 @@ class JobLike(Protocol):
     def note_completed(self, before: SliceSet, after: SliceSet) -> None:
         "Keep how many cells of each class people gave and how many teachers added."
 
-    def nothing_to_add(self, model: nn.Module) -> nn.Module:
-        "Warn that there is nothing to learn from but the truth; returns `model`."
-
 # %% ../../nbs/training/50_method.ipynb #104829a4
 class NoSettings(Settings):
     "Settings of a method that has none."
@@ -143,6 +141,13 @@ def go_through(
         except StopIteration as end:
             return end.value
         model = train(phase)
+
+# %% ../../nbs/training/50_method.ipynb #e8b64657
+def nothing_to_add(model: nn.Module) -> nn.Module:
+    "Warn that a semi-supervised method has nothing beside the truth to learn from; returns `model`."
+    problem = "nothing beside the truth to learn from (no unlabelled images, or none that is kept)"
+    warnings.warn(f"{problem}: the supervised model is the result")
+    return model
 
 # %% ../../nbs/training/50_method.ipynb #fc592802
 METHODS = Registry("method")

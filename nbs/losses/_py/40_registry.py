@@ -18,6 +18,7 @@ from typing import Any
 from ctseg.core.files import did_you_mean
 from ctseg.core.registry import Registry
 from ctseg.core.settings import Settings, describe, setting, settings_of
+from ctseg.core.unions import Unions
 from ctseg.losses.fused import CrossEntropyDiceLoss, DiceLoss, MarginalSoftmaxLoss, MaskedSigmoidLoss
 from ctseg.losses.partial import PartialLoss
 
@@ -135,14 +136,19 @@ for name, keywords in (("marginl", {}), ("masked", dict(gamma=2.)), ("marginal",
 
 # %%
 #| export
-def make_loss(settings: Settings) -> PartialLoss:
+def make_loss(
+    settings: Settings,
+    unions: Unions = (), # classes of the data that are made of others
+) -> PartialLoss:
     "The loss that a recipe's settings describe."
     entry = LOSSES.get(settings.name)
     keywords = {}
     for info in describe(type(settings)):
         keyword = entry.spelling.get(info.name, info.name)
         keywords[keyword] = getattr(settings, info.name)
-    return entry.build(**keywords)
+    loss = entry.build(**keywords)
+    loss.unions = unions
+    return loss
 
 
 # %% [markdown]

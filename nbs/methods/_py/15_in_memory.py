@@ -8,7 +8,6 @@
 
 # %%
 #| export
-import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -98,8 +97,8 @@ print(MemorySetup(slices, loss, small_network, setup).schedule)
 
 # %%
 #| export
-class MemoryNotes(MemorySetup):
-    "What a method may tell a job; it is remembered in `notes`."
+class MemoryJob(MemorySetup):
+    "A method at work: its phases are trained one after the other; what it notes is remembered in `notes`."
     def in_time(self, what: str) -> Callable[[Iterable], Iterable] | None:
         "Nothing limits the time."
         return None
@@ -112,16 +111,6 @@ class MemoryNotes(MemorySetup):
         "Remember the annotated slices before and after teachers completed them."
         self.notes |= {"before": before, "after": after}
 
-    def nothing_to_add(self, model: nn.Module) -> nn.Module:
-        "Warn that the supervised model is the result; returns it."
-        warnings.warn("nothing beside the truth to learn from: the supervised model is the result")
-        return model
-
-
-# %%
-#| export
-class MemoryJob(MemoryNotes):
-    "A method at work: its phases are trained one after the other, and kept in `models`."
     def run(self, method: Method) -> nn.Module:
         "Train every phase of `method`; its final model."
         return go_through(method.phases(self), self.train)

@@ -19,7 +19,8 @@ from ctseg.data.slices import SliceSet
 from ctseg.inference.confidence import IMAGE_SCORES
 from ctseg.losses.consistency import consistency_loss
 from ctseg.methods.pseudo import keep_images, pseudo_label
-from ctseg.training.method import JobLike, Method, Phase, StepContext, register_method
+from ctseg.training.method import (
+    JobLike, Method, Phase, StepContext, nothing_to_add, register_method)
 
 # %%
 #| hide
@@ -156,7 +157,7 @@ class TeacherStudent(StudentStep):
         teacher = yield Phase("teacher", job.labelled)
         kept = label_unlabelled(job, teacher, self.settings)
         if not len(kept):
-            return job.nothing_to_add(teacher)
+            return nothing_to_add(teacher)
         settings = self.settings
         start = teacher if settings.from_teacher else None
         epochs = max(1, round(settings.student_phase*job.schedule.epochs))
@@ -238,7 +239,7 @@ class PretrainFinetune(Method):
         teacher = yield Phase("teacher", job.labelled)
         kept = label_unlabelled(job, teacher, self.settings)
         if not len(kept):
-            return job.nothing_to_add(teacher)
+            return nothing_to_add(teacher)
         batch_size = job.schedule.batch_size
         steps = max(1, len(job.labelled)//batch_size)*job.schedule.epochs
         epochs = max(1, round(steps/max(1, len(kept)//batch_size)))

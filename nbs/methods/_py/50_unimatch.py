@@ -24,7 +24,8 @@ from ctseg.data.batches import Batch, known_map
 from ctseg.data.sampling import EpochSampler
 from ctseg.losses.unions import told_by_label
 from ctseg.methods.unknown import renormalised_over_unknown, risen, settled_by_unions
-from ctseg.training.method import JobLike, Method, Phase, StepContext, register_method
+from ctseg.training.method import (
+    JobLike, Method, Phase, StepContext, nothing_to_add, register_method)
 from ctseg.training.setup import ScheduleSettings
 
 # %%
@@ -409,7 +410,7 @@ class UniMatch(UniMatchStep):
             return (yield Phase("unimatch", job.labelled, method=method, extra=job.unlabelled))
         start = yield Phase("supervised", job.labelled)
         if not unknown:
-            return job.nothing_to_add(start)
+            return nothing_to_add(start)
         if not self.settings.second_phase:
             return start
         epochs = second_epochs(self.settings, job.schedule, len(job.labelled), len(job.unlabelled))

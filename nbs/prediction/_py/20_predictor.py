@@ -104,18 +104,16 @@ def load_member(
 ) -> RunMember:
     "The network of one run, ready to predict."
     recipe, classes = spec["recipe"], len(spec["classes"])
-    unions = run_classes(spec).unions
     size, mirror = working_size(recipe, spec["image_shape"]) or None, recipe.augment.mirror or None
-    loss = make_loss(recipe.loss)
-    loss.unions = unions
-    channels = loss.out_chans(classes)
-    model = make_model(recipe.model, channels, classes, size, trained=True, in_chans=recipe.data.channels)
+    loss = make_loss(recipe.loss, run_classes(spec).unions)
+    out_chans, in_chans = loss.out_chans(classes), recipe.data.channels
+    model = make_model(recipe.model, out_chans, classes, size, trained=True, in_chans=in_chans)
     load_weights(model, run.weights)
     check_sum(run.weights, run.folder)
     model = place(model, plan.device).eval()
-    trained_at = tuple(spec["image_shape"])
-    context = recipe.data.context
-    return RunMember(model, loss, size, temperature, run, mirror, trained_at, context=context)
+    return RunMember(
+        model, loss, size, temperature, context=recipe.data.context,
+        run=run, mirror=mirror, trained_at=tuple(spec["image_shape"]))
 
 
 # %%

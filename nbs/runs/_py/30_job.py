@@ -171,16 +171,16 @@ class JobBase:
         self.options = options
         slices = slices.with_context(recipe.data.context)
         self.split = split_slices(slices, recipe.data, seed, options.told)
-        self.loss = make_loss(recipe.loss)
-        self.loss.unions = slices.classes.unions
+        self.loss = make_loss(recipe.loss, slices.classes.unions)
         self.method: Method = METHODS.get(recipe.method.name)(recipe.method)
         self.where = f"{self.plan}, {world()} processes" if world() > 1 else str(self.plan)
         self.notes = Notes(run, self.split.unlabelled, self.where, progress)
         self.setup = Setup(
-            recipe.schedule, recipe.compute, make_augment(recipe.augment, slices.classes), self.split.holdout,
-            working_size(recipe, slices.images.shape[1:]) or None, recipe.model.presence,
-            recipe.data.rare_power, seed, self.plan, run/"checkpoints", options.deadline, progress,
-            options.teach, options.memory)
+            schedule=recipe.schedule, compute=recipe.compute, seed=seed, plan=self.plan, progress=progress,
+            augment=make_augment(recipe.augment, slices.classes), holdout=self.split.holdout,
+            image_size=working_size(recipe, slices.images.shape[1:]) or None,
+            presence=recipe.model.presence, rare_power=recipe.data.rare_power, folder=run/"checkpoints",
+            deadline=options.deadline, teach=options.teach, memory=options.memory)
         self.history: list[dict] = []
         self.completed: list[str] = []  # phases
         self.pieces = recipe.compute.pieces
@@ -259,8 +259,8 @@ print([reason_to_stop([patience], [{}]*n) for n in (2, 3)])
 
 # %%
 #| export
-class MethodJob(JobData):
-    "What a method may tell a job."
+class NotedJob(JobData):
+    "What a method may tell a job, and what whoever watches is told."
     def in_time(self, what: str, together: bool = True) -> Callable[[Iterable], Iterable] | None:
         """What loops outside of training go through their batches with, to stop in time; None: nothing limits them.
 
@@ -268,12 +268,6 @@ class MethodJob(JobData):
         deadline = self.setup.deadline
         if deadline is None: return None
         return lambda items: deadline.each(items, what, agree if together else bool)
-
-    def nothing_to_add(self, model: nn.Module) -> nn.Module:
-        "Warn that a semi-supervised method has nothing beside the truth to learn from; returns `model`."
-        problem = "nothing beside the truth to learn from (no unlabelled images, or none that is kept)"
-        warnings.warn(f"{problem}: the supervised model is the result")
-        return model
 
     def note_pseudo(self, pseudo: Any, kept: SliceSet) -> None:
         "Keep what the teacher said of the unlabelled slices, and which of them are used."
@@ -284,19 +278,6 @@ class MethodJob(JobData):
         if not rank():
             write_rows(completed_cells(before, after), self.run/"pseudo_cells.csv")
 
-
-# %%
-with tempfile.TemporaryDirectory() as d:
-    job = MethodJob(toy_recipe, toy_set(24, 16)[0], Run(d), progress=False)
-    examined = replace(job.labelled, known=np.ones_like(job.labelled.known))
-    job.note_completed(job.labelled, examined)
-    print((Path(d)/"pseudo_cells.csv").read_text())
-
-
-# %%
-#| export
-class WatchedJob(MethodJob):
-    "A job that somebody may watch."
     def note_epoch(self, history: list[dict]) -> None:
         "Keep the history so far, and call the watchers; `Stopped` in every process if one of them wants that."
         if not rank(): self.notes.epoch(history)
@@ -307,7 +288,14 @@ class WatchedJob(MethodJob):
 
 
 # %%
-job = WatchedJob(
+with tempfile.TemporaryDirectory() as d:
+    job = NotedJob(toy_recipe, toy_set(24, 16)[0], Run(d), progress=False)
+    examined = replace(job.labelled, known=np.ones_like(job.labelled.known))
+    job.note_completed(job.labelled, examined)
+    print((Path(d)/"pseudo_cells.csv").read_text())
+
+# %%
+job = NotedJob(
     toy_recipe, toy_set(24, 16)[0], Run("nowhere"), progress=False, options=JobOptions(watchers=(patience,))
 )
 job.notes.epoch = print
@@ -317,16 +305,16 @@ except Stopped as e: print(e)
 
 # %%
 #| export
-class PhaseJob(WatchedJob):
+class PhaseJob(NotedJob):
     "A job that trains phases."
     def make_model(self) -> nn.Module:
         "A fresh model of the recipe, its weights a function of the seed."
         torch.manual_seed(derived_seed(self.seed, "weights"))
         classes = len(self.labelled.classes)
         start = self.options.start
-        out_chans, trained = self.loss.out_chans(classes), start is not None
-        channels = self.recipe.data.channels
-        model = make_model(self.recipe.model, out_chans, classes, self.image_size, trained, channels)
+        model = make_model(
+            self.recipe.model, self.loss.out_chans(classes), classes, self.image_size,
+            trained=start is not None, in_chans=self.recipe.data.channels)
         for head in getattr(model, "heads", [model.head]):
             self.loss.init_head(head, classes)
         if start: start(model, self.loss)

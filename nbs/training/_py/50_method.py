@@ -8,6 +8,7 @@
 
 # %%
 #| export
+import warnings
 from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
@@ -134,9 +135,6 @@ class JobLike(Protocol):
     def note_completed(self, before: SliceSet, after: SliceSet) -> None:
         "Keep how many cells of each class people gave and how many teachers added."
 
-    def nothing_to_add(self, model: nn.Module) -> nn.Module:
-        "Warn that there is nothing to learn from but the truth; returns `model`."
-
 
 # %% [markdown]
 # ## The base class
@@ -227,6 +225,25 @@ test_eq(
     go_through(two_phases(), lambda phase: f"network of {phase.name}"),
     "network of second, after network of first",
 )
+
+
+# %% [markdown]
+# A semi-supervised method may find that there is nothing but the truth to learn from. It then returns what it has, and says so.
+
+# %%
+#| export
+def nothing_to_add(model: nn.Module) -> nn.Module:
+    "Warn that a semi-supervised method has nothing beside the truth to learn from; returns `model`."
+    problem = "nothing beside the truth to learn from (no unlabelled images, or none that is kept)"
+    warnings.warn(f"{problem}: the supervised model is the result")
+    return model
+
+
+# %%
+with warnings.catch_warnings(record=True) as told:
+    warnings.simplefilter("always")
+    nothing_to_add(nn.Identity())
+print(told[0].message)
 
 # %% [markdown]
 # ## By name
