@@ -39,7 +39,7 @@ from .prediction.trained_slicing import choose_slicing, other_distance, trained_
 from .prediction.volumes import class_rows_of, label_volume
 from .report.page import write_page
 from .report.scans import montage, scan_record, scans_page
-from .training.step import out_of_memory
+from .training.memory import out_of_memory
 
 # %% ../nbs/80_segmentation.ipynb #a16ce338
 FORMATS = ("dicom-seg", "rtstruct", "nifti")
@@ -213,7 +213,7 @@ class Segmented:
 def problem_of(error: Exception) -> str:
     "What went wrong with a scan, in one line."
     if isinstance(error, InputError): return str(error)
-    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and out_of_memory(error)):
+    if out_of_memory(error):
         return "out of memory; take a smaller batch_size (--batch-size)"
     return (f"could not be read or written ({type(error).__name__}); "
             "it is damaged, or ctseg has a fault: please report it")

@@ -147,16 +147,10 @@ def write_any_letter() -> None:
             stream.reconfigure(errors="ctseg.nearest")
 
 # %% ../../nbs/cli/10_console.ipynb #1a60eec9
-@contextlib.contextmanager
-def memory_errors() -> Iterator[None]:
+def memory_errors() -> contextlib.AbstractContextManager:
     "Turn an out-of-memory error inside the block into an `InputError` with a remedy."
-    try:
-        yield
-    except (RuntimeError, MemoryError) as e:
-        from ctseg.training.step import out_of_memory
-        if not isinstance(e, MemoryError) and not out_of_memory(e):
-            raise
-        raise InputError("out of memory; take a smaller --batch-size, or --device cpu") from e
+    from ctseg.training.memory import memory_errors
+    return memory_errors("out of memory; take a smaller --batch-size, or --device cpu")
 
 # %% ../../nbs/cli/10_console.ipynb #e7ca88f6
 def value_of(option: str, words: list[str]) -> str:

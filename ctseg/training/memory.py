@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['COPIES', 'AT_WORK', 'SIZES', 'GROUP', 'kept_values', 'least_bytes', 'read_size', 'group_bytes',
-           'own_bytes', 'free_bytes', 'check_memory']
+           'own_bytes', 'free_bytes', 'check_memory', 'out_of_memory', 'memory_errors']
 
 # %% ../../nbs/training/56_memory.ipynb #8dca8bcb
+import contextlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -98,3 +99,18 @@ def check_memory(need: float, free: float, what: str) -> None:
     needed, left = (f"{size/2**30:.1f} GB" for size in (need, free))
     problem = f"a training step needs at least {needed}, and {left} of memory are free"
     raise InputError(f"{what}: {problem}; choose a smaller image_size, batch_size or width, or more pieces")
+
+# %% ../../nbs/training/56_memory.ipynb #6732fc96
+def out_of_memory(error: Exception) -> bool:
+    "Is this how Python, or PyTorch on a card or on a CPU, says so?"
+    if isinstance(error, MemoryError | torch.OutOfMemoryError): return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+
+@contextlib.contextmanager
+def memory_errors(problem: str) -> Iterator[None]:
+    "Memory that runs out inside the block becomes an `InputError` that says `problem`."
+    try:
+        yield
+    except (RuntimeError, MemoryError) as e:
+        if not out_of_memory(e): raise
+        raise InputError(problem) from e

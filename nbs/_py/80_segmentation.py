@@ -41,7 +41,7 @@ from ctseg.prediction.trained_slicing import choose_slicing, other_distance, tra
 from ctseg.prediction.volumes import class_rows_of, label_volume
 from ctseg.report.page import write_page
 from ctseg.report.scans import montage, scan_record, scans_page
-from ctseg.training.step import out_of_memory
+from ctseg.training.memory import out_of_memory
 
 # %%
 #| hide
@@ -341,7 +341,7 @@ print(Segmented(work, [result]).summary["scans"][0]["structures"][0])
 def problem_of(error: Exception) -> str:
     "What went wrong with a scan, in one line."
     if isinstance(error, InputError): return str(error)
-    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and out_of_memory(error)):
+    if out_of_memory(error):
         return "out of memory; take a smaller batch_size (--batch-size)"
     return (f"could not be read or written ({type(error).__name__}); "
             "it is damaged, or ctseg has a fault: please report it")

@@ -251,16 +251,10 @@ for encoding in ("ascii", "cp1252"):
 
 # %%
 #| export
-@contextlib.contextmanager
-def memory_errors() -> Iterator[None]:
+def memory_errors() -> contextlib.AbstractContextManager:
     "Turn an out-of-memory error inside the block into an `InputError` with a remedy."
-    try:
-        yield
-    except (RuntimeError, MemoryError) as e:
-        from ctseg.training.step import out_of_memory
-        if not isinstance(e, MemoryError) and not out_of_memory(e):
-            raise
-        raise InputError("out of memory; take a smaller --batch-size, or --device cpu") from e
+    from ctseg.training.memory import memory_errors
+    return memory_errors("out of memory; take a smaller --batch-size, or --device cpu")
 
 
 # %%

@@ -8,11 +8,10 @@
 
 # %%
 #| export
-import contextlib
 import math
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
@@ -49,9 +48,8 @@ from ctseg.runs.sums import write_metrics
 from ctseg.training.curves import plot_curves
 from ctseg.training.deadline import Deadline, Stopped, read_duration
 from ctseg.training.learner import make_optimiser
-from ctseg.training.memory import check_memory, free_bytes, least_bytes, read_size
+from ctseg.training.memory import check_memory, free_bytes, least_bytes, memory_errors, read_size
 from ctseg.training.setup import make_accelerator
-from ctseg.training.step import out_of_memory
 from ctseg.training.trackers import Trackers, check_trackers
 
 # %%
@@ -104,12 +102,13 @@ def refuse_too_large(job: Job) -> None:
     "`InputError` if a step cannot fit into memory. A card works off a batch image by image if it must."
     recipe, classes = job.recipe, len(job.labelled.classes)
     size = (job.image_size,)*2 if job.image_size else job.labelled.images.shape[1:]
-    channels = job.loss.out_chans(classes)
-    shown = recipe.data.channels
-    def build(): return make_model(recipe.model, channels, classes, job.image_size, True, shown)
+    out_chans, in_chans = job.loss.out_chans(classes), recipe.data.channels
+    def build():
+        return make_model(
+            recipe.model, out_chans, classes, job.image_size, trained=True, in_chans=in_chans)
     batch = -(-recipe.schedule.batch_size//(world()*recipe.compute.pieces))
     images = 1 if job.device.type == "cuda" else batch
-    need = least_bytes(build, size, images, job.plan.precision == "fp32", shown)
+    need = least_bytes(build, size, images, job.plan.precision == "fp32", in_chans)
     what = f"{recipe.model.name} at {size[0]}x{size[1]} pixels, {images} at a time"
     check_memory(need, free_bytes(job.device), what)
 
@@ -244,16 +243,6 @@ def finish_in_time(job: Job) -> str:
     except Stopped as e: return str(e)
     return ""
 
-@contextlib.contextmanager
-def memory_told(where: str) -> Iterator[None]:
-    "Memory that runs out becomes an `InputError`; a step has its own remedy, this is the data, a network, or a prediction."
-    try:
-        yield
-    except (RuntimeError, MemoryError) as e:
-        if not isinstance(e, MemoryError) and not out_of_memory(e): raise
-        remedy = "choose a smaller image_size, batch_size or width"
-        raise InputError(f"{where}: out of memory; {remedy}") from e
-
 def carry_out(job: Job) -> None:
     "All phases, then the end of the run; `Stopped` in every process if one had to stop."
     job.carry_out()
@@ -380,17 +369,14 @@ def announce(job: Job, data: Any, source: str, earlier: Iterable[str] = ()) -> N
 # %%
 announce(toy_job, toy_set(16, 12)[0], "", ["starting from first: liver, spleen"])
 
-
 # %%
 #| export
-def enter(run: Run, resume: bool, tell: bool) -> str:
-    "`InputError` unless a run can start or go on in its folder; what to `tell` of it, see `Run.prospect`."
-    on_main(lambda: run.check_free(resume))
-    return run.prospect if resume and tell else ""
+TOO_LARGE = "out of memory; choose a smaller image_size, batch_size or width"  # a step has its own remedy
 
 
-def begin(run: Run, spec: dict[str, Any], resume: bool, prospect: str) -> None:
-    "Start a run in its folder, and tell its prospect."
+def start_and_tell(run: Run, spec: dict[str, Any], resume: bool, tell: bool) -> None:
+    "`start_run`; with `tell`, then a line about what `resume` has found there, see `Run.prospect`."
+    prospect = run.prospect if resume and tell else ""
     start_run(run, spec, resume)
     if prospect: print(f"ctseg: {prospect}", file=sys.stderr, flush=True)
 
@@ -405,8 +391,9 @@ def open_trackers(names: tuple[str, ...], run: Run, spec: dict[str, Any]) -> Tra
     return Trackers(names, run.folder, facts | config)
 
 
-def carry_out_watched(job: Job, trackers: Trackers | None) -> None:
-    "`carry_out` with trackers, which are closed at its end."
+def carry_out_watched(job: Job, names: tuple[str, ...], spec: dict[str, Any]) -> None:
+    "`carry_out` with trackers by their names, which are closed at its end."
+    trackers = open_trackers(names, job.run, spec)
     if trackers is None: return carry_out(job)
     job.options = replace(job.options, watchers=(trackers, *job.options.watchers))
     try: carry_out(job)
@@ -505,7 +492,7 @@ def make_job(
 # %%
 #| export
 def fit(
-    data: SliceSet | str | Path, # the slices, or a challenge folder or store
+    data: SliceSet | str | Path, # slices, a challenge folder or a store
     recipe: Recipe | str = DEFAULT_RECIPE, # or its name, or the `recipe.json` of a run
     out: str | Path = "runs/run",
     seed: int = 0,
@@ -521,19 +508,19 @@ def fit(
     trackers = check_trackers(more.log)
     recipe, plugins = with_plugins(recipe, more.plugins)
     plan, run = pick_device(device, recipe.compute.precision), Run(out)
-    with more.deadline() as deadline, memory_told(plan.name):
+    with more.deadline() as deadline, memory_errors(f"{plan.name}: {TOO_LARGE}"):
         make_accelerator(plan)  # connects the processes
-        prospect = enter(run, resume, progress)
+        on_main(lambda: run.check_free(resume))
         try:
             if not run.finished: on_main(run.lock)
             slices = more.read(data, recipe.data.context)
             job, earlier, facts = make_job(recipe, slices, run, seed, more, plan, deadline, progress)
             source = check_job(job)
             spec = make_spec(job.recipe, slices, seed, plugins, facts) | how_cut(data, slices.context)
-            on_main(lambda: begin(run, spec, resume, prospect))
+            on_main(lambda: start_and_tell(run, spec, resume, progress))
             if run.finished: return run
             if progress: announce(job, data, source, earlier.lines())
-            carry_out_watched(job, open_trackers(trackers, run, spec))
+            carry_out_watched(job, trackers, spec)
         finally: run.unlock()
     return run
 

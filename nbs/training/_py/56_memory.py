@@ -8,8 +8,9 @@
 
 # %%
 #| export
+import contextlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -140,3 +141,34 @@ def check_memory(need: float, free: float, what: str) -> None:
 test_eq(free_bytes(torch.device("cpu")) > 0, True)
 try: check_memory(100*2**30, 16*2**30, "attunet at 1024x1024")
 except InputError as e: print(e)
+
+
+# %% [markdown]
+# ## When it runs out all the same
+#
+# Python, PyTorch on a card and PyTorch on a CPU each say it in their own way.
+
+# %%
+#| export
+def out_of_memory(error: Exception) -> bool:
+    "Is this how Python, or PyTorch on a card or on a CPU, says so?"
+    if isinstance(error, MemoryError | torch.OutOfMemoryError): return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+
+@contextlib.contextmanager
+def memory_errors(problem: str) -> Iterator[None]:
+    "Memory that runs out inside the block becomes an `InputError` that says `problem`."
+    try:
+        yield
+    except (RuntimeError, MemoryError) as e:
+        if not out_of_memory(e): raise
+        raise InputError(problem) from e
+
+
+# %%
+def fails(error):
+    with memory_errors("out of memory; take a smaller batch_size"): raise error
+
+for error in (MemoryError(), torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("shapes differ")):
+    try: fails(error)
+    except (InputError, RuntimeError) as e: print(type(e).__name__, e, sep=": ")

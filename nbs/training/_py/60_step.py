@@ -25,6 +25,7 @@ from ctseg.inference.loop import class_probabilities
 from ctseg.models.base import deep_supervised
 from ctseg.models.presence import presence_loss
 from ctseg.training.learner import Learner
+from ctseg.training.memory import out_of_memory
 from ctseg.training.method import Method, Phase, StepContext
 from ctseg.training.randomness import derived_seed, generator
 from ctseg.training.setup import Setup
@@ -166,7 +167,7 @@ print(view_loss.activation, view_loss(logits, batch).item())
 #
 # A batch is divided twice: among the processes and, if it does not fit into memory, among several *pieces* that each process works off one after the other while gradients add up. Pieces are not quite the whole: BatchNorm, the Dice over the batch, and the count of known pixels by which a cross-entropy is divided see one piece at a time. Processes do see the whole.
 #
-# Nothing is kept between steps. `Contexts` makes what the method reads, `ViewMaker` what the network sees, and `Stepper` goes through the pieces.
+# Nothing is kept between steps. `Contexts` makes what the method reads, `ViewMaker` what the network sees, `PieceLoss` its loss, and `Stepper` goes through the pieces.
 
 # %%
 #| export
@@ -204,18 +205,13 @@ print(ctx.step, ctx.total, ctx.share, ctx.classes.names)
 
 # %%
 #| export
-class BatchReader(Contexts):
-    "Reads the batches of a step."
+class ViewMaker(Contexts):
+    "Reads the batches of a step, and makes of them what the network sees."
     def read(self, ctx: StepContext, batch: Batch, purpose: str) -> Batch:
         "A batch of one stream, augmented by the random numbers for `purpose`."
         batch = self.method.read(ctx, batch, extra=purpose == "extra")
         return self.setup.augment(batch, ctx.rng(purpose), ctx.classes)
 
-
-# %%
-#| export
-class ViewMaker(BatchReader):
-    "Makes what the network sees."
     @torch.no_grad()
     def make_views(self, index: torch.Tensor, step: int, pieces: int = 1) -> dict[str, Batch]:
         "The views of a step on the images `index`, int64 [B]: augmented, for all processes together."
@@ -330,19 +326,6 @@ stepper.gradients(torch.arange(8), step=1)
 assert any((b != old).any() for b, old in zip(stepper.learner.raw.buffers(), before))
 snapshot.restore()
 test_eq(all(torch.equal(b, old) for b, old in zip(stepper.learner.raw.buffers(), before)), True)
-
-
-# %%
-#| export
-def out_of_memory(e: Exception) -> bool:
-    "Is this how PyTorch says so, on a card or on a CPU?"
-    return isinstance(e, torch.OutOfMemoryError) or "can't allocate memory" in str(e)
-
-
-# %%
-print(
-    out_of_memory(torch.OutOfMemoryError("CUDA out of memory")), out_of_memory(RuntimeError("shapes differ"))
-)
 
 
 # %%
