@@ -119,6 +119,9 @@ def main():
         sys.exit(2)
     for nb in paths: nb_export(nb)
     _build_modidx()
+    # matplotlib hooks into the first shell only, and then draws each figure once more: some layouts move by
+    # a pixel. With this shell for a first one, a notebook that runs alone draws as one that runs after others
+    if not args.no_run: CaptureShell()
     for nb in paths:
         notest = any((d/".notest").exists() for d in nb.parents if NBS in (d, *d.parents))
         if not args.no_run and (not notest or args.paths): run(nb)
