@@ -138,9 +138,9 @@ test_eq(len(near_duplicates(toys[:0])), 0)
 # %% [markdown]
 # ## Folds
 #
-# Folds for cross-validation have three wishes. A group stays whole (always). Each rare class should be in as many folds as possible: with
-# six positive images of a class, a random split easily leaves a fold with none, and its score says nothing about the class. And folds
-# should be of about one size.
+# Folds for cross-validation must keep each group whole. Two more things are desirable. Each rare class should be in as many folds as
+# possible: with six positive images of a class, a random split easily leaves a fold with none, and its score says nothing about the
+# class. And folds should be of about one size.
 #
 # A greedy scheme does it, *iterative stratification* ([Sechidis et al. 2011](https://doi.org/10.1007/978-3-642-23808-6_10)), here over
 # groups instead of images: take the class with the fewest positive images not yet placed; hand out its groups, largest first, each to the

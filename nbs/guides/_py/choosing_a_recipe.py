@@ -87,8 +87,12 @@ cost = {name: passes(apply_settings(recipe, small + EXTRA.get(recipe.method.name
 pd.Series(cost, name="supervised runs").sort_values().round(1).to_frame()
 
 # %% [markdown]
-# At equal `epochs` a semi-supervised recipe takes this many times a supervised run. (All were counted with the same `epochs`. `ctseg-30h` asks for 360 instead of 90, so its whole run costs four times what its row says. Where few slices are annotated, `ctseg` makes its second phase up to three times as long as the first, where it is otherwise half as long, and the whole then takes up to 12 times a supervised run; `unlabelled_passes=0` leaves it short.) So there are two fair questions: is it better at equal *steps* (the method is better), and is it better at equal *time* (use it)? Ask the second by giving the supervised
-# recipe as many more `epochs`, or as many folds.
+# All recipes were counted with the same `epochs`, so a row says how many times the work of a supervised run it takes. Two recipes do more than their row says:
+#
+# * `ctseg-30h` asks for 360 epochs instead of 90: four times its row.
+# * `ctseg` makes its second phase up to three times as long as the first where few slices are annotated, and half as long otherwise. The whole then takes up to 12 times a supervised run; `unlabelled_passes=0` keeps it short.
+#
+# So there are two fair questions. Is a method better at equal *steps*? Then it is the better method. Is it better at equal *time*? Then use it. For the second, give the supervised recipe as many more `epochs`, or as many folds.
 #
 # ## What a network costs
 #

@@ -4,7 +4,7 @@
 # > By symptom: what the cause mostly is, how to see it, and what helps.
 
 # %% [markdown]
-# Start with `ctseg doctor`, which tells what it finds of Python, torch, the card and the packages, and `ctseg check DATA`, which reads a folder as training will and says in one line what is wrong with it.
+# Start with two commands. `ctseg doctor` lists Python, torch, the card and the packages that it finds. `ctseg check DATA` reads a folder as training will, and says in one line what is wrong with it.
 #
 # ## Before the first step
 #
@@ -49,4 +49,4 @@
 # | left and right are confused | the pictures were mirrored without exchanging the names | `mirror` exchanges them for classes named `…_left` and `…_right`; which axis is left–right differs: `vertical` for the challenge's images, `horizontal` for imported volumes |
 # | the submission is refused | columns or rows differ | `ctseg check DATA --submission FILE` names the first difference |
 #
-# If none of this is it: the error is one line on purpose, and `history.csv`, `recipe.json` and the versions in it say everything about the run. They belong into a bug report.
+# If none of this helps, report it. A bug report needs the line of the error, what `ctseg doctor` prints, and the run's `recipe.json` and `history.csv`.

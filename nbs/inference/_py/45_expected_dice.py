@@ -99,7 +99,7 @@ def keep_expected(
 
 
 # %% [markdown]
-# The structure above has a peak of 0.8 and covers half of the image. With these estimates its odds are $\exp(\operatorname{logit} 0.8) = 4$, and its Dice is worth keeping for a class whose usual Dice is below $4\cdot 0.89$. Any class is. A bias of −3 makes it improbable: it is kept only where little is to be lost.
+# The structure above has a peak of 0.8 and covers half of the image. With these estimates its odds are $\exp(\operatorname{logit} 0.8) = 4$, and it is kept for a class whose usual Dice is below $4\cdot 0.89$, which every Dice is. A bias of −3 makes its presence improbable: then it is kept only for a class that has little to lose.
 
 # %%
 for bias, usual in [(0, 0.9), (-3, 0.9), (-3, 0.1)]:

@@ -230,7 +230,7 @@ test_fail(lambda: set_aside_test(cases, .9, seed=0), contains="only 2 of 3")
 
 
 # %% [markdown]
-# A source may have a test of its own. It is held to the same rule, if possible before hours are spent on loading.
+# A source may have a test of its own. The same rule holds for it, and is checked before anything is loaded wherever that is possible.
 
 # %%
 #| export

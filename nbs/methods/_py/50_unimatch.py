@@ -164,7 +164,7 @@ test_eq(completed.known[0].int()[:, 0].tolist(), [[1, 1, 0, 0], [1, 1, 1, 1], [1
 # %% [markdown]
 # ## Thresholds by class
 #
-# An option (`rebalance`), off by default: lower $\tau$ for the classes of which the teacher is less sure than of its surest. A class's bar is $\tau$ times its mean peak certainty relative to the surest class, after the idea of [FlexMatch](https://arxiv.org/abs/2110.08263), which counts confident predictions instead; never below one half.
+# The option `rebalance`, off by default, lowers $\tau$ for classes of which the teacher is less sure. Take a class's mean peak probability, divided by that of the surest class: its threshold is $\tau$ times this ratio, but never below one half. The idea is that of [FlexMatch](https://arxiv.org/abs/2110.08263), which counts confident predictions instead.
 
 # %%
 #| export
@@ -511,6 +511,6 @@ for name in ("masked", "marginal"):
     )
 
 # %% [markdown]
-# So a supervised phase comes first, and only then, from its weights and at a lower rate, the phase with all images. `supervised_first=False` starts cold, as the papers do. Without unlabelled slices the second phase has the unexamined structures of the annotated ones to complete; only where nothing at all is unknown is there none.
+# So a supervised phase comes first, and only then, from its weights and at a lower rate, the phase with all images. `supervised_first=False` starts cold, as the papers do. Without unlabelled slices the second phase completes the unexamined structures of the annotated ones. If nothing at all is unknown, there is no second phase.
 #
 # What it brought on real CT and on the phantom: [the tables](../benchmarks/realct_semi.ipynb), [the phantom's](../benchmarks/phantom_semi.ipynb), and what each part of the recipe `ctseg` is worth: [ablations](../benchmarks/ablations.ipynb).

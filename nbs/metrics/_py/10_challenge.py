@@ -277,7 +277,7 @@ test_eq(mean_dice(small), .25)                              # (.5 + 0)/2: the Na
 # %% [markdown]
 # ## The transposed trap
 #
-# The challenge's files have a *column* for each image. The function in its example notebook turns its tables before it loops over the rows. Arrays `[images, pixels]` are turned *out of* their right order by it, and nothing complains: it computes a Dice over the images for each **pixel position**. That number lies between 0 and 1 and rises during training, but it is not the metric.
+# The challenge's files have a *column* for each image, so the function in its example notebook transposes what it gets and loops over the rows. Arrays `[images, pixels]` have a row for each image already. Transposed, they give a Dice over the images for each **pixel position**, and nothing complains. That number lies between 0 and 1 and rises during training, but it is not the metric.
 
 # %%
 def as_in_the_example(truth_table, pred_table):

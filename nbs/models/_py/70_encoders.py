@@ -57,7 +57,7 @@ from ctseg.models.base import count_parameters, overfit
 #
 # `unet++`, `fpn` and `deeplabv3+` are decoders too. The table shows examples; any encoder that [timm](https://github.com/huggingface/pytorch-image-models) knows will do. The decoders are those of
 # [segmentation-models-pytorch](https://github.com/qubvel-org/segmentation_models.pytorch). This notebook fits both to the contract of [base](10_base.ipynb): one grey channel, any image size, encode and decode apart.
-# [Published weights](65_weights.ipynb) finds the numbers.
+# [Published weights](65_weights.ipynb) finds the files.
 
 # %% [markdown]
 # ## Which network?

@@ -51,7 +51,7 @@ from ctseg.models.zoo import create_model
 # | `presence` | the chance that the structure is on the slice. For a drawn one by the model that was fitted on held-out slices, from its peak probability and its area; otherwise the peak probability |
 # | `expected_dice` | the Dice to expect: the [Soft Dice Confidence](../inference/10_confidence.ipynb), times the chance that it is there at all (an invention scores 0). Empty where nothing is drawn |
 # | `uncertain_edge` | of the pixels at the edge of what is drawn, the share whose probability is below 0.75. Empty where nothing is drawn |
-# | `calibrated` | 1: by probabilities divided by the runs' temperatures, and the chance fitted for those; 0: as the network says, since a run was not calibrated |
+# | `calibrated` | 1: from calibrated probabilities (logits divided by the runs' temperatures), with a chance fitted for them; 0: from the network's own, because a run was not calibrated |
 #
 # A short list of slices to look at again is this table sorted by `expected_dice`.
 

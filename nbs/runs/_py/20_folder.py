@@ -66,7 +66,7 @@ from ctseg.data.toys import toy_set
 # | `history.csv` | a row an epoch |
 # | `checkpoints/PHASE/` | the newest two checkpoints; once the phase is over only `final/`, the averaged weights |
 # | `checkpoints/model.safetensors` | the model that predicts |
-# | `checksums.json` | what tells these files from those that an accident or an editor made of them |
+# | `checksums.json` | a hash of each of these files: a damaged or edited one is noticed |
 # | `metrics.json`, `curves.png` | written at the end: score, decision rule, calibration; the learning curves |
 # | `model_card.md` | what others must know of the network before they use it |
 # | `reliability.csv` | the points of the reliability diagram, where slices were held out |
@@ -165,7 +165,7 @@ with tempfile.TemporaryDirectory() as d:
     except InputError as e: print(str(e).replace(d, "…"))
 
 # %% [markdown]
-# A run goes on with the recipe it was started with. A different description does not make it another recipe, and neither does the memory of another GPU.
+# A run goes on with the recipe it was started with. Two things may change on the way: its description, and the number of pieces, because another GPU may have less memory.
 
 # %%
 #| export
