@@ -135,10 +135,11 @@ print(pseudo_dice(steps).tolist())
 # %%
 #| export
 class TwoDraws(PartialFiles):
-    "Two draws: of labelled cases, and of those on which something was not examined."
+    "Two draws: of labelled cases, and, once the teacher is asked, of incompletely examined ones."
     Settings = SemiSettings
-    draws_incomplete = False # while that loader is made
+    draws_incomplete = False # while their loader is made
     incomplete: list[str] # of the training cases
+    incomplete_loader = None
 
     @property
     def asked(self) -> bool:
@@ -149,24 +150,6 @@ class TwoDraws(PartialFiles):
         "Labelled cases, or the incomplete ones."
         self.incomplete = [case for case in cases if not self.examined.of(case).all()]
         return self.incomplete if self.draws_incomplete else super().training_cases(cases)
-
-
-# %%
-class Cases(TwoDraws, ToyTrainer): "Only the cases."
-
-work = Path(tempfile.mkdtemp())
-home = toy_dataset(work)
-os.environ[VARIABLE] = "epochs=4 warmup=0.5"
-trainer = Cases(home)
-trainer.initialize()
-print(trainer.training_cases(["p1", "p2", "p3"]), trainer.incomplete)
-
-
-# %%
-#| export
-class IncompleteDraws(TwoDraws):
-    "A loader of the incomplete cases, made when the teacher is first asked."
-    incomplete_loader = None
 
     def make_incomplete_loader(self) -> None:
         "nnU-Net's loader, of the incomplete cases."
@@ -188,10 +171,14 @@ class IncompleteDraws(TwoDraws):
 
 
 # %%
-class Draws(IncompleteDraws, ToyTrainer): "Says what is drawn."
+class Draws(TwoDraws, ToyTrainer): "Says what is drawn."
 
+work = Path(tempfile.mkdtemp())
+home = toy_dataset(work)
+os.environ[VARIABLE] = "epochs=4 warmup=0.5"
 trainer = Draws(home)
 trainer.initialize()
+print(trainer.training_cases(["p1", "p2", "p3"]), trainer.incomplete)
 trainer.on_train_start()
 for trainer.current_epoch in range(4):
     trainer.on_train_epoch_start()
@@ -201,7 +188,7 @@ for trainer.current_epoch in range(4):
 
 # %%
 #| export
-class Average(IncompleteDraws):
+class Average(TwoDraws):
     "A running average of the network."
     teacher: EMA | None = None
 
@@ -236,27 +223,13 @@ print(trainer.teacher.steps)
 # %%
 #| export
 class LearntClasses(Average):
-    "The classes about which the average is believed."
+    "The classes about which the average is believed: those that it finds where they were examined."
     learnt: torch.Tensor # bool [C]
 
     def initialize(self) -> None:
         "nnU-Net's; nothing is learnt yet."
         super().initialize()
         self.learnt = torch.zeros(len(self.examined.classes), dtype=torch.bool)
-
-
-# %%
-class Knows(LearntClasses, ToyTrainer): "What is learnt."
-
-trainer = Knows(home)
-trainer.initialize()
-print(trainer.learnt.tolist())
-
-
-# %%
-#| export
-class CountedClasses(LearntClasses):
-    "A class is learnt where the average finds it."
 
     def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
         "nnU-Net's; learnt is what the average finds where it was examined."
@@ -268,11 +241,12 @@ class CountedClasses(LearntClasses):
 
 
 # %%
-class Learns(CountedClasses, ToyTrainer): "An average, and what it has learnt."
+class Learns(LearntClasses, ToyTrainer): "An average, and what it has learnt."
 
 os.environ[VARIABLE] = "warmup=0"
 trainer = Learns(home)
 trainer.initialize()
+print(trainer.learnt.tolist())
 trainer.on_validation_epoch_end([dict(tp_hard=[3., 0], fp_hard=[1., 0], fn_hard=[0., 5])])
 
 
@@ -302,7 +276,7 @@ test_eq(weight.grad, None)
 
 # %%
 #| export
-class StudentViews(CountedClasses):
+class StudentViews(LearntClasses):
     "What the student sees of the incomplete cases, and how much that counts."
 
     def completed(self, batch: dict) -> dict:
