@@ -53,16 +53,16 @@ Use = Callable[[State], None]  # goes on from a state, and raises if that is imp
 def no_use(state: State) -> None:
     "Takes any state."
 
-def read_checkpoint(path: Path, weights: Models, remedy: str, use: Use = no_use) -> State | None:
+def read_checkpoint(path: Path, models: Models, remedy: str, use: Use = no_use) -> State | None:
     "Load the models of a checkpoint and `use` its other state; None with a warning that ends with `remedy` if it is damaged."
-    before = [copy.deepcopy(model.state_dict()) for model in weights.values()]
+    before = [copy.deepcopy(model.state_dict()) for model in models.values()]
     try:
         state = read_state(path/"state.pt")
-        for name, model in weights.items():
+        for name, model in models.items():
             load_weights(model, path/f"{name}.safetensors")
         use(state)
     except Exception as e:  # each way of being damaged has its own
-        for model, old in zip(weights.values(), before):
+        for model, old in zip(models.values(), before):
             model.load_state_dict(old)
         warnings.warn(f"{path} is damaged, or of another network ({type(e).__name__}); {remedy}")
         return None
@@ -72,13 +72,13 @@ def read_checkpoint(path: Path, weights: Models, remedy: str, use: Use = no_use)
 EARLIER = "going back to the checkpoint before it"  # what is done instead of a damaged checkpoint
 AGAIN = "training this phase again"
 
-def write_checkpoint(path: Path, weights: Models, state: State) -> None:
+def write_checkpoint(path: Path, models: Models, state: State) -> None:
     "Write the models and the state as one folder, whole or not at all."
     whole = io.BytesIO()
     torch.save(state, whole)
     with atomic_path(path) as tmp:
         tmp.mkdir()
-        for part, model in weights.items():
+        for part, model in models.items():
             save_weights(model, tmp/f"{part}.safetensors")
         (tmp/"state.pt").write_bytes(whole.getbuffer())
 
@@ -94,29 +94,29 @@ class Checkpoints:
         "The folders of unfinished training, newest first."
         return sorted(self.folder.glob("step-*"), reverse=True)
 
-    def save(self, step: int, weights: Models, state: State) -> None:
+    def save(self, step: int, models: Models, state: State) -> None:
         "Keep the models and the state after `step` steps; delete the oldest."
-        write_checkpoint(self.folder/f"step-{step:07d}", weights, state)
+        write_checkpoint(self.folder/f"step-{step:07d}", models, state)
         for old in self.saved()[KEPT:]: remove(old)
 
-    def finish(self, weights: Models, state: State) -> None:
+    def finish(self, models: Models, state: State) -> None:
         "Keep what later phases and predictions need, no checkpoints."
-        write_checkpoint(self.folder/"final", weights, state)
+        write_checkpoint(self.folder/"final", models, state)
         for old in self.saved(): remove(old)
 
-    def load(self, weights: Models, use: Use = no_use) -> State | None:
+    def load(self, models: Models, use: Use = no_use) -> State | None:
         "Load the newest checkpoint that is whole and of use; its state, or None."
         paths = self.saved()
         for path in paths:
-            state = read_checkpoint(path, weights, AGAIN if path == paths[-1] else EARLIER, use)
+            state = read_checkpoint(path, models, AGAIN if path == paths[-1] else EARLIER, use)
             if state is not None: return state
         return None
 
-    def final(self, weights: Models, use: Use = no_use) -> State | None:
+    def final(self, models: Models, use: Use = no_use) -> State | None:
         "Load a finished phase; its state, or None."
         path = self.folder/"final"
         if not os.path.lexists(path): return None
-        return read_checkpoint(path, weights, AGAIN, use)
+        return read_checkpoint(path, models, AGAIN, use)
 
 # %% ../../nbs/training/30_checkpoints.ipynb #9ac311af
 def drop_steps(checkpoints: Checkpoints) -> None:

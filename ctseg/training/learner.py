@@ -60,7 +60,7 @@ class Net:
             self.model, self.optimiser = self.acc.prepare(compiled, optimiser)
 
     @property
-    def weights(self) -> dict[str, nn.Module]:
+    def models(self) -> dict[str, nn.Module]:
         "What a checkpoint keeps: the network, and its average."
         return {"model": self.raw, "ema": self.ema.model}
 

@@ -166,13 +166,13 @@ class SavedSession(Session):
     def save(self) -> None:
         "Keep everything that the next step depends on."
         if self.checkpoints is None or rank(): return
-        self.checkpoints.save(self.progress.step, self.learner.weights, session_state(self))
+        self.checkpoints.save(self.progress.step, self.learner.models, session_state(self))
 
     def resume(self) -> None:
         "Continue from the newest whole checkpoint of this phase, if there is one."
         state = None
         if self.checkpoints:
-            state = self.checkpoints.load(self.learner.weights, lambda saved: restore_checked(self, saved))
+            state = self.checkpoints.load(self.learner.models, lambda saved: restore_checked(self, saved))
         complaint = f"the processes do not see the same checkpoints in {self.setup.folder}"
         must_be_alike(state["step"] if state else -1, f"{complaint}: it must be on a disk of all of them")
 

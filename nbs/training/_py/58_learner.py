@@ -92,7 +92,7 @@ class Net:
             self.model, self.optimiser = self.acc.prepare(compiled, optimiser)
 
     @property
-    def weights(self) -> dict[str, nn.Module]:
+    def models(self) -> dict[str, nn.Module]:
         "What a checkpoint keeps: the network, and its average."
         return {"model": self.raw, "ema": self.ema.model}
 
@@ -104,7 +104,7 @@ class Net:
 
 # %%
 net = Net(nn.Conv2d(1, 3, 3), Setup(ScheduleSettings(lr=0.01)))
-print(sorted(net.weights), net.peaks, net.acc.device)
+print(sorted(net.models), net.peaks, net.acc.device)
 
 
 # %% [markdown]
