@@ -108,7 +108,7 @@ class JobOptions:
     watchers: tuple[Callable[[list[dict]], None], ...] = ()  # called with the history after each epoch
     start: Callable[[nn.Module, nn.Module], None] | None = None  # start(model, loss): earlier weights
     teach: Callable | None = None  # see `Setup`: an earlier network teaches its classes
-    told: np.ndarray | None = None  # bool [C]: the classes that this network knows
+    taught: np.ndarray | None = None  # bool [C]: these classes
     memory: float | None = None  # see `Setup`
 
 # %% ../../nbs/runs/30_job.ipynb #f02ee9df
@@ -123,7 +123,7 @@ class JobBase:
         self.recipe, self.run, self.plan, self.seed = recipe, run, plan or pick_device(), seed
         self.options = options
         slices = slices.with_context(recipe.data.context)
-        self.split = split_slices(slices, recipe.data, seed, options.told)
+        self.split = split_slices(slices, recipe.data, seed, options.taught)
         self.loss = make_loss(recipe.loss, slices.classes.unions)
         self.method: Method = METHODS.get(recipe.method.name)(recipe.method)
         self.where = f"{self.plan}, {world()} processes" if world() > 1 else str(self.plan)
@@ -229,7 +229,7 @@ class PhaseJob(NotedJob):
     def trainer(self, model: nn.Module, phase: Phase) -> Trainer:
         "The trainer of one phase, set up as the recipe says."
         setup = replace(self.setup, compute=replace(self.recipe.compute, pieces=self.pieces))
-        phase = replace(phase, slices=unexamined_as_absent(phase.slices, self.options.told))
+        phase = replace(phase, slices=unexamined_as_absent(phase.slices, self.options.taught))
         return Trainer(model, self.loss, phase, setup)
 
     def keep(self, model: nn.Module) -> None:

@@ -52,11 +52,11 @@ class DataSettings(SplitSettings):
 # %% ../../nbs/runs/25_split.ipynb #8c5d474d
 def unexamined_as_absent(
     slices: SliceSet,
-    told: np.ndarray | None = None, # bool [C]: classes that an earlier network tells of; None: none
+    taught: np.ndarray | None = None, # bool [C]: classes that an earlier network teaches; None: none
 ) -> SliceSet:
     "The slices, with classes that were examined on none of them as absent from all that are annotated."
     never = ~slices.known.any(0)
-    if told is not None: never = never & ~told
+    if taught is not None: never = never & ~taught
     for union, members in slices.classes.unions:  # who examined the one did not deny the other
         never[union - 1] = False
         if slices.known[:, union - 1].any():
@@ -97,7 +97,7 @@ def split_slices(
     slices: SliceSet,
     settings: DataSettings,
     seed: int = 0,
-    told: np.ndarray | None = None, # see `unexamined_as_absent`
+    taught: np.ndarray | None = None, # see `unexamined_as_absent`
 ) -> Split:
     "Divide the slices of a data set; `InputError` where that is impossible."
     if not slices.labelled.any():
@@ -113,8 +113,8 @@ def split_slices(
         order = np.random.default_rng(seed).permutation(len(unlabelled))
         unlabelled = unlabelled[np.sort(order[:settings.unlabelled])]
     examined = learn.known.any(0)
-    if told is not None: examined = examined | told
+    if taught is not None: examined = examined | taught
     unexamined = [name for name, seen in zip(slices.classes.names, examined) if not seen]
     held_out = np.flatnonzero(slices.labelled)[out]
-    learn = unexamined_as_absent(learn, told)
+    learn = unexamined_as_absent(learn, taught)
     return Split(learn, holdout, unlabelled, held_out, int(theirs.sum()), unexamined)

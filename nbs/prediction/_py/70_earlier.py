@@ -243,22 +243,22 @@ class OldAnswers:
     member: RunMember
     plan: DevicePlan
     pairs: list[tuple[int, int]]  # positions (old, new) of the classes that both have
-    told: np.ndarray              # bool [C]: the new run's classes that the old network knows
+    taught: np.ndarray            # bool [C]: the new run's classes that the old network knows
     unions: Unions = ()           # classes made of others, which no network draws
     weight: float = 1.0           # of the loss
 
     def probabilities(self, image: torch.Tensor) -> torch.Tensor:
         "f32 [B, C, H, W] for images f32 [B, 1, H, W]: those of the old network, 0 for classes it does not know."
         prob = self.member.probabilities(image, self.plan)
-        out = prob.new_zeros(len(prob), len(self.told), *prob.shape[2:])
+        out = prob.new_zeros(len(prob), len(self.taught), *prob.shape[2:])
         for old, new in self.pairs: out[:, new] = prob[:, old]
         return out.clone()
 
     def asked(self, view: Batch) -> torch.Tensor:
         "bool [B, C, H, W]: the old classes, where nobody has looked for them and no other structure was drawn."
-        told = torch.tensor(self.told, device=view.image.device)
+        taught = torch.tensor(self.taught, device=view.image.device)
         known = settled_by_unions(known_map(view.known, view.mask.shape[1:]), self.unions)
-        return told[:, None, None] & ~known & (view.mask == 0)[:, None]
+        return taught[:, None, None] & ~known & (view.mask == 0)[:, None]
 
 
 # %%
@@ -299,16 +299,16 @@ def old_network(earlier: EarlierRun, recipe: Recipe, classes: ClassMap, plan: De
     "The network of an earlier run as the teacher of its classes; `InputError` for one that does not fit."
     check_teacher(earlier, recipe, classes)
     pairs = same_names(earlier.classes, list(classes.names))
-    told = np.zeros(len(classes), bool)
-    told[[new for _, new in pairs]] = True
+    taught = np.zeros(len(classes), bool)
+    taught[[new for _, new in pairs]] = True
     member = load_member(earlier.run, earlier.spec, plan)
-    return OldNetwork(member, plan, pairs, told, classes.unions, recipe.data.teacher_weight)
+    return OldNetwork(member, plan, pairs, taught, classes.unions, recipe.data.teacher_weight)
 
 
 # %%
 teacher = old_network(earlier_run(old_run), recipe, order, pick_device("cpu"))
 batch = Batch(torch.rand(2, 1, 32, 32), torch.zeros(2, 32, 32).long(), torch.zeros(2, 3).bool())
-print("the old network knows", teacher.told.tolist())
+print("the old network knows", teacher.taught.tolist())
 print("and is not asked about the new class:", not teacher.asked(batch)[:, 1].any().item())
 
 
@@ -330,8 +330,8 @@ class Earlier:
 
     def options(self, deadline: Deadline | None = None, watchers: tuple = ()) -> JobOptions:
         "The options of a job that starts from these runs."
-        told = self.network.told if self.network else None
-        return JobOptions(deadline, watchers, self.start, self.network, told)
+        taught = self.network.taught if self.network else None
+        return JobOptions(deadline, watchers, self.start, self.network, taught)
 
     def record(self) -> dict[str, dict[str, str]]:
         "What `recipe.json` keeps."
