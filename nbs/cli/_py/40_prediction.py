@@ -117,12 +117,13 @@ def predict(
     files = (out, probabilities, confidence)
     check_files(images, *files)
     refuse_replacing(files, [images, tune, *runs])
-    rule_fields = dict(threshold=threshold, gate=gate)
     with memory_errors():
-        plan = device_plan(device, precision)
-        predictor = prepare(runs, plan, tta, calibrated, tune, examined, batch_size, rule, **rule_fields)
+        predictor = prepare(
+            runs, device_plan(device, precision), tta, calibrated, tune, annotated=examined,
+            batch_size=batch_size, rule=rule, threshold=threshold, gate=gate)
         predictor = predictor.by_engine(engine)
-        print_facts(predict_folder(predictor, images, out, probabilities, batch_size, True, confidence))
+        print_facts(predict_folder(
+            predictor, images, out, probabilities, batch_size, progress=True, confidence=confidence))
     print_facts({what: path for what, path in zip(WRITTEN, files) if path})
 
 
@@ -220,8 +221,9 @@ def report(
     split, annotated = split or "held-out", annotated or "json"
     with memory_errors():
         plan = device_plan(device, precision)
+        records = []
         if len(runs) == 1:
-            page, records = report(runs[0], data, split, out, slices or 300, annotated, plan, batch_size), []
+            page = report(runs[0], data, split, out, slices or 300, annotated, plan, batch_size)
         else:
             page, records = report_comparison(runs, data, split, out, annotated, plan, batch_size)
     width = max([23, *(len(each["run"]) for each in records)]) + 1
