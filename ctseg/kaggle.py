@@ -118,7 +118,7 @@ def progress(run: Path) -> tuple[bool, int, str]:
     try: epochs = table_text(history).count("\n")
     except InputError: epochs = 0
     steps = [p.name for p in run.glob("checkpoints/*/step-*")]
-    return (run/"metrics.json").exists(), epochs, max(steps, default="")
+    return Run(run).finished, epochs, max(steps, default="")
 
 
 def find_runs(name: str = "*", finished: bool = False) -> list[Path]:
@@ -128,7 +128,7 @@ def find_runs(name: str = "*", finished: bool = False) -> list[Path]:
         run = Path(folder)
         if "recipe.json" not in files or not run.match(name):
             continue
-        if not finished or (run/"metrics.json").exists():
+        if not finished or Run(run).finished:
             runs.append(run)
     return sorted(sorted(runs, key=str), key=progress, reverse=True)
 
@@ -215,7 +215,7 @@ def fit_command(
         command += ["--set", setting]
     if seconds:
         command += ["--time-limit", f"{max(seconds, 1):.0f}s"]
-    if (Path(run)/"recipe.json").exists():
+    if Run(run).begun:
         command.append("--resume")
     return command
 
@@ -231,7 +231,7 @@ def train(
 ) -> bool: # whether the run is finished; if not, attach the output and go on in another session
     "Train, or go on training, in processes of its own."
     watch(fit_command(data, run, recipe, settings, seed, seconds, processes or workers()))
-    return (Run(run)/"metrics.json").exists()
+    return Run(run).finished
 
 # %% ../nbs/85_kaggle.ipynb #cc65f4ab
 class Fleet:
@@ -276,7 +276,7 @@ def train_each(
     fleet = Fleet(data, recipe, seed, seconds)
     with ThreadPoolExecutor(fleet.size) as pool:
         list(pool.map(fleet.train, runs.keys(), runs.values()))
-    finished = [Path(run) for run in runs if (Path(run)/"metrics.json").exists()]
+    finished = [Path(run) for run in runs if Run(run).finished]
     if fleet.failed and not finished:
         raise fleet.failed[0]
     return finished

@@ -276,7 +276,7 @@ def _may_write(out: Path, overwrite: bool, demos: tuple) -> Run:
         return run
     if not overwrite:
         raise InputError(f"{out} is not empty; add --overwrite, or choose another --out")
-    if not (out/"recipe.json").exists():
+    if not run.begun:
         raise InputError(f"{out} holds no run and is not overwritten; choose another --out")
     theirs = read_spec(out/"recipe.json")["recipe"]
     if not any(_is_demo(theirs, settings) for settings in demos):

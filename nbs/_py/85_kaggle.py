@@ -229,7 +229,7 @@ def progress(run: Path) -> tuple[bool, int, str]:
     try: epochs = table_text(history).count("\n")
     except InputError: epochs = 0
     steps = [p.name for p in run.glob("checkpoints/*/step-*")]
-    return (run/"metrics.json").exists(), epochs, max(steps, default="")
+    return Run(run).finished, epochs, max(steps, default="")
 
 
 def find_runs(name: str = "*", finished: bool = False) -> list[Path]:
@@ -239,7 +239,7 @@ def find_runs(name: str = "*", finished: bool = False) -> list[Path]:
         run = Path(folder)
         if "recipe.json" not in files or not run.match(name):
             continue
-        if not finished or (run/"metrics.json").exists():
+        if not finished or Run(run).finished:
             runs.append(run)
     return sorted(sorted(runs, key=str), key=progress, reverse=True)
 
@@ -370,7 +370,7 @@ def fit_command(
         command += ["--set", setting]
     if seconds:
         command += ["--time-limit", f"{max(seconds, 1):.0f}s"]
-    if (Path(run)/"recipe.json").exists():
+    if Run(run).begun:
         command.append("--resume")
     return command
 
@@ -392,7 +392,7 @@ def train(
 ) -> bool: # whether the run is finished; if not, attach the output and go on in another session
     "Train, or go on training, in processes of its own."
     watch(fit_command(data, run, recipe, settings, seed, seconds, processes or workers()))
-    return (Run(run)/"metrics.json").exists()
+    return Run(run).finished
 
 
 # %% [markdown]
@@ -451,7 +451,7 @@ def train_each(
     fleet = Fleet(data, recipe, seed, seconds)
     with ThreadPoolExecutor(fleet.size) as pool:
         list(pool.map(fleet.train, runs.keys(), runs.values()))
-    finished = [Path(run) for run in runs if (Path(run)/"metrics.json").exists()]
+    finished = [Path(run) for run in runs if Run(run).finished]
     if fleet.failed and not finished:
         raise fleet.failed[0]
     return finished

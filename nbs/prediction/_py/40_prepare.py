@@ -101,7 +101,7 @@ def calibrate_run(
     write_reliability(facts, run/"reliability.csv")
     facts = {name: value for name, value in facts.items() if not name.startswith("points ")}
     facts["rule"] = asdict(rule)
-    if (run/"metrics.json").exists():
+    if run.finished:
         write_metrics(run.read_metrics() | {"calibration": facts}, run.folder, ["reliability.csv"])
     return facts
 
@@ -189,7 +189,7 @@ for wrong in (("agmax", None, {}), ("argmax", "data", {}), ("saved", None, {"gat
 def warn_of_unfinished(predictor: Predictor):
     "A warning for each run that is not finished."
     for member in run_members(predictor):
-        if (member.run/"metrics.json").exists(): continue
+        if member.run.finished: continue
         problem = "these are the weights of a phase on the way, and no rule was chosen"
         remedy = "continue it with `ctseg fit … --resume`"
         warnings.warn(f"{member.run.folder} is not finished: {problem}; {remedy}")
