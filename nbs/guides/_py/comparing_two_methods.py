@@ -27,7 +27,7 @@
 #
 # ## Three seeds each, one interval
 #
-# Does longer training help? Here 4 epochs are held against 12, on toy slices of a body. Both are trained with three seeds and scored on slices of other patients, on which every structure
+# Does longer training help? Here 4 epochs are compared with 12, on toy slices of a body. Both are trained with three seeds and scored on slices of other patients, on which every structure
 # is known.
 
 # %%

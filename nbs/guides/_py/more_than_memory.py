@@ -22,14 +22,17 @@
 # * `--memory` says how much of the slices may be brought to the device. What is larger is read by a thread ahead of the step that needs it. Weights, history and metrics are the same to the last bit, and a run that was cut may be resumed with another `--memory`, or with the folder in place of the store.
 # * Without `--memory`, slices are loaded if they take a quarter of the free memory at most.
 # * `ctseg store --annotated present` decides what a zero means once and for all, as [`ctseg check`](your_challenge_folder.ipynb) would.
-# * A store may lie at an address that [fsspec](https://filesystem-spec.readthedocs.io) understands: `ctseg store my_data --out s3://bucket/my_data`. There it is not written whole or not at all, but it is taken for a store only when it is complete.
+# * A store may lie at an address that [fsspec](https://filesystem-spec.readthedocs.io) understands: `ctseg store my_data --out s3://bucket/my_data`. A store that breaks off there leaves its parts behind, but they are not taken for a store.
 # * Masks need room on the disk while a store is made, uncompressed; `--scratch FOLDER` says where.
 # * Put a `patients.json` into a large folder. Without it, near-duplicates are found by comparing every slice with every other.
 #
-# What still grows with the slices is the index: a bit for each cell, 32 bytes and a name for each slice, and with methods that label all images between two
-# phases (`teacher-student`, `self-training`) a few numbers for each cell. Their label maps lie in temporary files (where `TMPDIR` says), on one process; several
-# processes keep them in memory. `ctseg predict --out submission.csv` and `ctseg export nifti my_data.zarr OUT --masks labels.zarr` read label maps a part at a time.
-# `ctseg report` and `ctseg suggest` take a store as well; the label maps that they look at lie in temporary files, too. `ctseg merge` and `ctseg export nnunet` read folders a few megabytes at a time.
+# Two things still grow with the slices:
+#
+# * the index, with a bit for each cell, and 32 bytes and a name for each slice;
+# * methods that label all images between two phases (`teacher-student`, `self-training`): a few numbers for each cell. One process keeps their label maps in temporary files (where `TMPDIR` says), several processes in memory.
+#
+# `ctseg report` and `ctseg suggest` take a store as well, and keep their label maps in temporary files too. `ctseg predict --out submission.csv` and `ctseg export nifti my_data.zarr OUT --masks labels.zarr` read label maps a part at a time,
+# `ctseg merge` and `ctseg export nnunet` their folders.
 #
 # One training can be shared by [several cards and hosts](several_hosts.ipynb) over one store.
 #

@@ -18,7 +18,7 @@
 #
 # ## An encoder of your own
 #
-# Say that you trained a ResNet on unlabelled CT with a method of your choice. Here its place is taken by one with random numbers, because only the way in matters. Save the state dict under timm's
+# Say that you trained a ResNet on unlabelled CT with a method of your choice. Here one with random weights stands in for it, because this page only shows how to bring it in. Save the state dict under timm's
 # names. The classifier may be missing.
 
 # %%

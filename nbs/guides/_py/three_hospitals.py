@@ -186,7 +186,7 @@ rows = {"South's own": score(south), "the merged one": score(one)}
 pd.DataFrame(rows).T.round(2).fillna("")
 
 # %% [markdown]
-# One network knows the structures of all three. It tells left from right, though South's slices only said "parotids", because West's say which is which. On what South outlined itself, it draws the spinal cord better than South's own network, which never saw the other hospitals' cords, and the parotids as well.
+# One network knows the structures of all three. It tells left from right, though South's slices only said "parotids", because West's say which is which. On what South outlined itself, it draws the spinal cord better than South's own network, which never saw the other hospitals' cords, and the parotids about equally well.
 #
 # ## How sure is it?
 #
@@ -227,7 +227,7 @@ assert both.ignored.sum() and len(both) == len(annotated)
 keep.cleanup()
 
 # %% [markdown]
-# Nobody outlined the old structures on East's slices, and without `--teacher` all would be forgotten. With it they stay within 0.03 of what they were, the brainstem gains 0.05, and the left parotid loses 0.09: what East's slices do not show is not rehearsed ([measured](../benchmarks/adding_a_class.ipynb) with more). The larynx begins to be drawn, from 18 slices that show one. It takes its time: after a third of this training it was not drawn at all.
+# Nobody outlined the old structures on East's slices, and without `--teacher` all would be forgotten. With it most stay within 0.03 of what they were. The brainstem gains 0.05 and the left parotid loses 0.09: what East's slices do not show is not rehearsed ([measured](../benchmarks/adding_a_class.ipynb) with more). The larynx begins to be drawn, from 18 slices that show one. It takes its time: after a third of this training it was not drawn at all.
 #
 # ## The next hour
 #
