@@ -41,7 +41,8 @@ def check_settings(settings: list[str]) -> None:
     keys = [text.partition("=")[0] for text in settings]
     for i, (key, text) in enumerate(zip(keys, settings)):
         if key in keys[:i]:
-            raise InputError(f"--set {text}: {key} is given twice, first as --set {settings[keys.index(key)]}")
+            first = settings[keys.index(key)]
+            raise InputError(f"--set {text}: {key} is given twice, first as --set {first}")
         if key in OPTIONS:
             option = f"--{key.replace('_', '-')} {text.partition('=')[2]}"
             raise InputError(f"--set {text}: not a field of the recipe but an option; give {option}")

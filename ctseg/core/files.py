@@ -254,6 +254,14 @@ def _flush_one(path: Path) -> None:
         os.close(descriptor)
 
 # %% ../../nbs/core/10_files.ipynb #97af23a6
+def _clear(hold: Path, name: str) -> None:
+    "Remove a temporary folder; where no descriptor is left to list it, the file `name` in it and the empty folder."
+    shutil.rmtree(hold, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        (hold/name).unlink(missing_ok=True)
+        hold.rmdir()
+
+# %% ../../nbs/core/10_files.ipynb #fcd1c80a
 @contextlib.contextmanager
 def _folder_beside(path: Path) -> Iterator[Path]:
     "A temporary folder beside `path`, locked within the block. It stays only if it has the one copy of what was at `path`."
@@ -266,7 +274,7 @@ def _folder_beside(path: Path) -> Iterator[Path]:
     finally:
         _put_back(path, hold/_OLD)
         only_copy = (hold/_OLD).exists() and not os.path.exists(path)
-        if not only_copy: shutil.rmtree(hold, ignore_errors=True)
+        if not only_copy: _clear(hold, path.name)
         if lock is not None: os.close(lock)
 
 # %% ../../nbs/core/10_files.ipynb #091961d2

@@ -398,6 +398,16 @@ with tempfile.TemporaryDirectory() as d:
 
 # %%
 #| export
+def _clear(hold: Path, name: str) -> None:
+    "Remove a temporary folder; where no descriptor is left to list it, the file `name` in it and the empty folder."
+    shutil.rmtree(hold, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        (hold/name).unlink(missing_ok=True)
+        hold.rmdir()
+
+
+# %%
+#| export
 @contextlib.contextmanager
 def _folder_beside(path: Path) -> Iterator[Path]:
     "A temporary folder beside `path`, locked within the block. It stays only if it has the one copy of what was at `path`."
@@ -410,7 +420,7 @@ def _folder_beside(path: Path) -> Iterator[Path]:
     finally:
         _put_back(path, hold/_OLD)
         only_copy = (hold/_OLD).exists() and not os.path.exists(path)
-        if not only_copy: shutil.rmtree(hold, ignore_errors=True)
+        if not only_copy: _clear(hold, path.name)
         if lock is not None: os.close(lock)
 
 
