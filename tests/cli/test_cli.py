@@ -110,6 +110,10 @@ def test_two_runs_are_averaged_as_probabilities(run, tmp_path):
     (["import", "openkbp", SAMPLE, "{new}", "--gaps"], "--gaps is not an option of `ctseg import openkbp`"),
     (["import", "nifti", SAMPLE, "{new}", "--annotated", "al"], "did you mean all"),
     (["phantom", "{new}", "--seed", "-1"], "seed = -1"),
+    *[([*command, *more], "does not end in a name") for command, more in (
+        (["phantom", "{new}/.."], []), (["fit", SAMPLE, "--out", "{new}/.."], TINY))],
+    (["export", "rle", SAMPLE, "{new}.csv", "--masks", "x.csv", "--classes", "x.json"], "give --like"),
+    (["export", "rle", SAMPLE, "{new}.csv", "--masks", "x.csv", "--like", "x.csv", "--form", "wide"], "--form: --like"),
     (["evaluate", f"{SAMPLE}/class_names.json/foo", "no.csv"], "class_names.json/foo: cannot be read"),
     (["predict", "{run}", "--images", f"{SAMPLE}/test-images", "--out", "{new}.csv", "--probabilities", "{new}.csv"], "a file each"),
     (["predict", "{run}", "--images", f"{SAMPLE}/test-images", "--out", "{new}.csv", "--probabilities", "{new}.csv/x"], "a file each"),

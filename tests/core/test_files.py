@@ -39,7 +39,9 @@ def test_nothing_is_left_where_no_descriptor_is_left(tmp_path):
     try:
         with pytest.raises(InterruptedError), files.atomic_path(tmp_path/"a.csv") as new:
             new.write_text("half")
-            resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))  # nothing can be opened any more
+            free = os.open(tmp_path, os.O_RDONLY)
+            os.close(free)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (free, hard))  # nothing can be opened any more
             raise InterruptedError
     finally: resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert not list(tmp_path.iterdir())
