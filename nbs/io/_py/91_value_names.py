@@ -42,6 +42,13 @@ def _delimiter(header: str) -> str:
     "What stands between the cells: a comma, or what Excel writes in some countries."
     return max(",;\t", key=header.count)
 
+
+# %%
+test_eq(_delimiter("id;class;rle"), ";")
+
+
+# %%
+#| export
 def read_text_table(path) -> tuple[list[str], list[list[str]]]: # the first row, and the others
     """A CSV of text: its header and its rows, each as long as the header.
 
