@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['OPTIONS', 'RUN_FOLDER', 'RECIPE', 'SETTING', 'RESUME', 'TIME_LIMIT', 'SEED', 'INIT', 'TEACHER',
            'SAVED', 'MEMORY', 'LOG', 'SAMPLE', 'ONE_RECIPE', 'PLAIN', 'in_words',
-           'refuse_options', 'tell_result', 'fit', 'demo', 'setting_line', 'recipes', 'models',
+           'check_settings', 'tell_result', 'fit', 'demo', 'setting_line', 'recipes', 'models',
            'doctor']
 
 # %% ../../nbs/cli/30_training.ipynb #3bf5cc23
@@ -36,12 +36,15 @@ OPTIONS = ("seed", "device", "recipe", "out", "time_limit", "annotated", "plugin
            "memory")
 
 
-def refuse_options(settings: list[str]) -> None:
-    "`InputError` for a setting KEY=VALUE that is not a setting of the recipe but an option of the command."
-    for text in settings:
-        key, _, value = text.partition("=")
+def check_settings(settings: list[str]) -> None:
+    "`InputError` for a KEY=VALUE whose key is there before, or is not a setting but an option of the command."
+    keys = [text.partition("=")[0] for text in settings]
+    for i, (key, text) in enumerate(zip(keys, settings)):
+        if key in keys[:i]:
+            first = settings[keys.index(key)]
+            raise InputError(f"--set {text}: {key} is given twice, first as --set {first}")
         if key in OPTIONS:
-            option = f"--{key.replace('_', '-')} {value}"
+            option = f"--{key.replace('_', '-')} {text.partition('=')[2]}"
             raise InputError(f"--set {text}: not a field of the recipe but an option; give {option}")
 
 # %% ../../nbs/cli/30_training.ipynb #c27005d9
@@ -93,7 +96,7 @@ def fit(
     from ctseg.recipes.table import DEFAULT_RECIPE, get_recipe
     from ctseg.runs.recipe import apply_settings
     from ctseg.training.deadline import Stopped
-    refuse_options(set)
+    check_settings(set)
     load_plugins(plugin)
     chosen = apply_settings(get_recipe(recipe or DEFAULT_RECIPE), set)
     try:

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['MOST_NAMES', 'DISK_ERRORS', 'MAX_TEXT', 'PART', 'printable', 'InputError', 'some_of',
            'did_you_mean', 'disk_errors', 'refuse_folder', 'refuse_special', 'real_path',
-           'remove', 'sweep', 'flush_to_disk', 'atomic_path', 'safe_name', 'parse_json',
-           'read_json', 'finite_only', 'write_json', 'json_checksum', 'csv_cell']
+           'refuse_nameless', 'remove', 'sweep', 'flush_to_disk', 'atomic_path', 'safe_name',
+           'parse_json', 'read_json', 'finite_only', 'write_json', 'json_checksum', 'csv_cell']
 
 # %% ../../nbs/core/10_files.ipynb #f64fe586
 import contextlib
@@ -90,6 +90,7 @@ DISK_ERRORS = {
     errno.EEXIST: "a part of the path is a file, not a folder",
     errno.EISDIR: "it is a folder",
     errno.ENAMETOOLONG: "the name is too long",
+    errno.EFBIG: "it would be larger than a file may be here (`ulimit -f`)",
     errno.ESPIPE: "this kind of file needs a file on a disk, not a pipe",
     errno.EPIPE: "nobody reads the pipe any more",
 }
@@ -150,8 +151,14 @@ def real_path(path: str | Path) -> Path:
     "The absolute path without links; of a link that leads to itself, the link. `Path.resolve` raises for it in some Pythons."
     return Path(os.path.realpath(path))
 
+def refuse_nameless(path: Path) -> None:
+    "`InputError` for a path that ends in `..`: what it means changes while the folders above it are made."
+    if path.name == "..":
+        raise InputError(f"cannot write {path}: it does not end in a name; give one")
+
 def _final_path(path: Path) -> Path:
-    "Where a write to `path` ends up: the target of a link, else `path` itself; `InputError` for a link that leads nowhere."
+    "Where a write to `path` ends up: the target of a link, else `path` itself; `InputError` if that is no place."
+    refuse_nameless(path)
     if not path.is_symlink(): return path
     final = real_path(path)
     if not final.is_symlink(): return final
@@ -254,20 +261,31 @@ def _flush_one(path: Path) -> None:
         os.close(descriptor)
 
 # %% ../../nbs/core/10_files.ipynb #97af23a6
+def _clear(hold: Path) -> None:
+    "Remove a temporary folder as far as that goes, with one descriptor at a time: there may be no more of them."
+    for place, folders, files in os.walk(hold, topdown=False):
+        for path in (Path(place)/name for name in (*files, *folders)):
+            with contextlib.suppress(OSError):
+                if path.is_dir() and not path.is_symlink(): path.rmdir()
+                else: path.unlink()
+    with contextlib.suppress(OSError): hold.rmdir()
+
+# %% ../../nbs/core/10_files.ipynb #fcd1c80a
 @contextlib.contextmanager
 def _folder_beside(path: Path) -> Iterator[Path]:
     "A temporary folder beside `path`, locked within the block. It stays only if it has the one copy of what was at `path`."
     sweep(path)
     beside = os.path.abspath(path.parent)  # libraries take a leading ~ for somebody's home
     hold = Path(tempfile.mkdtemp(prefix=_hold_prefix(path), suffix=PART, dir=beside))
-    lock = _lock_folder(hold)
+    lock = None
     try:
+        lock = _lock_folder(hold)
         yield hold
     finally:
         _put_back(path, hold/_OLD)
         only_copy = (hold/_OLD).exists() and not os.path.exists(path)
-        if not only_copy: shutil.rmtree(hold, ignore_errors=True)
         if lock is not None: os.close(lock)
+        if not only_copy: _clear(hold)
 
 # %% ../../nbs/core/10_files.ipynb #091961d2
 @contextlib.contextmanager

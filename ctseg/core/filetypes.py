@@ -6,6 +6,7 @@
 __all__ = ['ARCHIVES', 'PACKED', 'SYSTEM', 'content_of', 'is_system', 'check_folder', 'instead_of']
 
 # %% ../../nbs/core/14_filetypes.ipynb #a1d66a38
+import errno
 import os
 import re
 from pathlib import Path
@@ -37,7 +38,10 @@ def content_of(path: Path) -> str:
     if not os.path.isfile(path): return ""  # a pipe may be silent
     try:
         with open(path, "rb") as f: start = f.read(512)
-    except OSError: return ""
+    except OSError as e:
+        if e.errno in (errno.EMFILE, errno.ENFILE):  # says nothing of this file
+            raise
+        return ""
     if not start: return "empty"
     return next((kind for at, mark, kind in _SIGNATURES if start[at:].startswith(mark)), "")
 

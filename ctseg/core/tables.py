@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['MAX_TABLE', 'MAX_LINES', 'MAX_COLUMNS', 'MAX_LINE', 'MOST_LINES', 'MOST_TEXT', 'table_problem',
-           'table_text', 'counted_lines', 'refuse_padding']
+           'table_text', 'counted_lines', 'refuse_repeated', 'once_each', 'refuse_padding']
 
 # %% ../../nbs/core/12_tables.ipynb #ffc15109
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from .files import InputError, refuse_special
@@ -69,6 +69,24 @@ def counted_lines(text, path: str | Path) -> Iterator[str]:
             raise InputError(f"{path}: more than {number - 1} lines or {MOST_TEXT >> 30} GB of text; "
                              "it is damaged, or another file")
         yield line
+
+# %% ../../nbs/core/12_tables.ipynb #b8fbd71d
+def refuse_repeated(header: Iterable[str], path: str | Path) -> None:
+    "`InputError` for two columns with one name."
+    seen = set()
+    for name in header:
+        if name and name in seen:
+            raise InputError(f"{path}: the column {name[:60]!r} is there twice; keep one of them")
+        seen.add(name)
+
+def once_each(pairs: Iterable[tuple[str, str]], path: str | Path) -> dict[str, str]:
+    "The pairs of names and values as a dictionary; `InputError` for a name with two values."
+    table: dict[str, str] = {}
+    for name, value in pairs:
+        if table.setdefault(name, value) != value:
+            raise InputError(f"{path}: {name[:60]!r} is there twice, "
+                             "with different values; keep the one that holds")
+    return table
 
 # %% ../../nbs/core/12_tables.ipynb #658510e7
 _LOOK = 1 << 20  # bytes

@@ -18,7 +18,7 @@ import pandas as pd
 
 from ..core.anatomy import ClassMap
 from ..core.files import InputError, read_json, some_of
-from ..core.tables import table_text
+from ..core.tables import refuse_repeated, table_text
 from .volumes import class_flags
 
 # %% ../../nbs/io/46_label_names.ipynb #4d359a8d
@@ -98,6 +98,7 @@ def _read_table(path: Path) -> pd.DataFrame:
     first = next(iter(text.splitlines()), "")
     marks = ("\t",) if path.suffix == ".tsv" else (",", ";", "\t")
     separator = max(marks, key=first.count)
+    refuse_repeated((name.strip().lower() for name in first.split(separator)), path)
     try:
         return pd.read_csv(io.StringIO(text), sep=separator, index_col=False)
     except ValueError as e:  # pandas' own are such

@@ -15,7 +15,7 @@ import numpy as np
 
 from ..core.files import InputError, refuse_special
 from ..core.filetypes import check_folder
-from ..data.images import OTHER_IMAGES, is_system_file, natural_key
+from ..data.images import MAX_BYTES, OTHER_IMAGES, is_system_file, natural_key
 from .pixels import palette_of, read_values
 
 # %% ../../nbs/io/94_mask_files.ipynb #fd524632
@@ -45,7 +45,7 @@ def png_files(folder, what: str = "mask") -> list[Path]:
             why = "a JPEG does not keep the values of a mask" if lossy else f"{what}s are read as PNG"
             raise InputError(f"{path}: {why}; write PNG files from the original")
         if ending == ".png":
-            refuse_special(path)  # a link to nowhere is told by who reads it
+            refuse_special(path, MAX_BYTES)  # a link to nowhere is told by who reads it
             files.append(path)
     return files
 

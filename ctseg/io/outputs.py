@@ -8,12 +8,13 @@ __all__ = ['new_folder', 'output_name', 'index_seal']
 # %% ../../nbs/io/38_outputs.ipynb #db648ada
 from pathlib import Path
 
-from ..core.files import InputError, json_checksum
+from ..core.files import InputError, json_checksum, refuse_nameless
 
 # %% ../../nbs/io/38_outputs.ipynb #b8066dee
 def new_folder(out) -> Path:
     "The path of an output folder. Raises `InputError` if it holds anything already."
     out = Path(out)
+    refuse_nameless(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out}: already exists and is not empty; choose a new folder")
     return out

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from ..core.files import InputError
-from ..data.images import decode_png, grey_only, png_bits, read_pngs, size_text
+from ..data.images import MOST_PARTS, decode_png, grey_only, png_bits, read_pngs, size_text
 from .slicing import WINDOWS, to_8bit
 
 # %% ../../nbs/io/90_pixels.ipynb #de7c7d8d
@@ -101,10 +101,11 @@ def palette_of(path) -> bytes:
     "The colours of a PNG's palette, three bytes each; none if it has no palette, or is no PNG."
     with open(path, "rb") as file:
         file.seek(8)
-        while len(head := file.read(8)) == 8:
+        for _ in range(MOST_PARTS):
+            head = file.read(8)
             length, kind = int.from_bytes(head[:4], "big"), head[4:]
             if kind == b"PLTE": return file.read(min(length, 3*256))
-            if kind == b"IDAT": break
+            if kind == b"IDAT" or not kind.isalpha(): break
             file.seek(length + 4, 1)
     return b""
 

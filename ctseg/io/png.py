@@ -17,6 +17,7 @@ import numpy as np
 
 from ..core.files import InputError, atomic_path, read_json, real_path, write_json
 from ..core.schema import LONGEST, check_whole
+from ..core.tables import once_each
 from ..data.challenge import write_challenge
 from ..data.images import image_paths, size_text
 from ..data.lazy import LazyPixels, blank_like
@@ -119,17 +120,14 @@ def _patient_table(path: Path) -> dict[str, str]:
         table = read_json(path)
         if not isinstance(table, dict):
             raise InputError(f'{path}: expected {{"image": "patient", …}}')
-        return {image.removesuffix(".png"): str(patient) for image, patient in table.items()}
+        pairs = ((image.removesuffix(".png"), str(patient)) for image, patient in table.items())
+        return once_each(pairs, path)
     header, rows = read_text_table(path)
     image = column_of(header, _IMAGE_COLUMNS)
     patient = column_of(header, _PATIENT_COLUMNS)
     if image is None or patient is None:
         raise InputError(f"{path}: expected a CSV with the columns image,patient")
-    table = {}
-    for row in rows:
-        stem = row[image].strip().removesuffix(".png")
-        table[stem] = row[patient].strip()
-    return table
+    return once_each(((row[image].strip().removesuffix(".png"), row[patient].strip()) for row in rows), path)
 
 # %% ../../nbs/io/96_png.ipynb #d3bbe08e
 def _matched(match: re.Match|None) -> str|None:

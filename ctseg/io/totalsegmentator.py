@@ -16,7 +16,7 @@ import pandas as pd
 from ..core.anatomy import ClassMap, RAIDIUM54
 from ..core.files import InputError, did_you_mean
 from ..core.filetypes import check_folder
-from ..core.tables import table_text
+from ..core.tables import once_each, refuse_repeated, table_text
 from ..data.images import natural_key
 from .cases import Case
 from .cutting import Work, file_stamp
@@ -73,9 +73,12 @@ def _meta_splits(src: Path) -> dict[str, str]:
     text = table_text(path, remedy)
     first = next(iter(text.splitlines()), "")
     separator = ";" if ";" in first else ","  # a spreadsheet may have saved it with commas
+    refuse_repeated(first.split(separator), path)
     try:
-        table = pd.read_csv(io.StringIO(text), sep=separator, dtype=str)
-        return dict(zip(table["image_id"], table["split"]))
+        table = pd.read_csv(io.StringIO(text), sep=separator, dtype=str, keep_default_na=False)
+        return once_each(zip(table["image_id"], table["split"]), path)
+    except InputError:
+        raise
     except (KeyError, ValueError):
         raise InputError(f"{path}: {remedy}") from None
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from ..core.anatomy import ClassMap
 from ..core.files import InputError, did_you_mean, read_json
-from ..core.tables import MAX_LINE, counted_lines
+from ..core.tables import MAX_LINE, counted_lines, refuse_repeated
 from ..data.images import natural_key
 from ..data.mask_rows import open_csv
 
@@ -25,6 +25,7 @@ def _delimiter(header: str) -> str:
     "What stands between the cells: a comma, or what Excel writes in some countries."
     return max(",;\t", key=header.count)
 
+# %% ../../nbs/io/91_value_names.ipynb #adc7c3e6
 def read_text_table(path) -> tuple[list[str], list[list[str]]]: # the first row, and the others
     """A CSV of text: its header and its rows, each as long as the header.
 
@@ -53,7 +54,9 @@ def read_text_table(path) -> tuple[list[str], list[list[str]]]: # the first row,
         if len(row) == expected: continue
         raise InputError(f"{path}, row {number}: {len(row)} cells, but the header has {expected}; "
                          "the file may be cut off")
-    return [name.strip() for name in header], rows
+    header = [name.strip() for name in header]
+    refuse_repeated(header, path)
+    return header, rows
 
 # %% ../../nbs/io/91_value_names.ipynb #c5576eb5
 def letters_and_digits(name: str) -> str:

@@ -10,6 +10,7 @@ __all__ = ['MOST_COUNT', 'WRAPPERS', 'pad_to', 'crop_to', 'EncoderDecoder', 'pla
 # %% ../../nbs/models/10_base.ipynb #1fba5be9
 import math
 import pickle
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -116,7 +117,8 @@ def _open_file(path: Path):
             from safetensors.torch import load_file
             check_seal(path)
             return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # of what is told in one line below
+            return torch.load(path, map_location="cpu", weights_only=True)
     except InputError:
         raise
     except pickle.UnpicklingError as e:
@@ -128,6 +130,11 @@ def _open_file(path: Path):
         raise InputError(f"{path}: {problem} ({_found(path, e)})") from None
 
 # %% ../../nbs/models/10_base.ipynb #fbf0e25f
+def _is_state(value: dict) -> bool:
+    "Does a dictionary hold tensors by their names, and nothing else?"
+    named = all(isinstance(name, str) for name in value)
+    return bool(value) and named and all(map(torch.is_tensor, value.values()))
+
 def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
     """Read a state dict, tensors by name, on the CPU: .safetensors, or anything `torch.save` wrote.
 
@@ -136,10 +143,11 @@ def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
     path = Path(path)
     refuse_special(path)
     if not path.is_file(): raise InputError(f"{path}: no such weights file")
-    state = _open_file(path)
-    while isinstance(state, dict) and not (state and all(map(torch.is_tensor, state.values()))):
+    state, depth = _open_file(path), 0
+    while isinstance(state, dict) and not _is_state(state):
         wrapped = [state[k] for k in WRAPPERS if isinstance(state.get(k), dict)]
-        if not wrapped:
+        depth += 1
+        if not wrapped or depth > len(WRAPPERS):  # a dictionary may hold itself
             entries = ", ".join(map(str, list(state)[:5]))
             raise InputError(f"{path}: no state dict in it; its entries are {entries}")
         state = wrapped[0]

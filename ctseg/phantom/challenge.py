@@ -23,6 +23,7 @@ from ..core.schema import LONGEST, check_whole
 from ..data.challenge import write_challenge
 from ..data.mask_csv import write_masks
 from ..data.slices import SliceSet
+from ..io.outputs import new_folder
 from .anatomy import whole_body
 from .body import Body
 from .cut import view
@@ -195,8 +196,7 @@ def hide_labels(
 
 # %% ../../nbs/phantom/90_challenge.ipynb #4e9961a5
 def _check_request(folder: Path, counts: tuple[int, int, int], seed: int):
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"{folder} exists and is not empty; name a new folder")
+    new_folder(folder)
     check_whole("seed", seed, 0, 2**63 - 1)
     for name, count in zip(("labelled", "unlabelled", "test"), counts):
         check_whole(f"{name} slices", count, 0, 10**6)

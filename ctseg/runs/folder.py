@@ -30,6 +30,7 @@ from ctseg.core.files import (
     csv_cell,
     disk_errors,
     read_json,
+    refuse_nameless,
     refuse_special,
     remove,
     write_json,
@@ -254,15 +255,16 @@ def is_text(path: Path) -> bool:
 
 # %% ../../nbs/runs/20_folder.ipynb #c0e4d984
 class Run(RunFolder):
-    "A run folder that can be started, continued and locked."
+    "A run folder to start, continue and lock."
     def __init__(self, folder: str | Path):
         super().__init__(folder)
         self.file_lock = FileLock()
 
     def check_free(self, resume: bool = False) -> None:
-        "`InputError` unless a run can start in the folder, or with `resume` go on."
+        "`InputError` unless a run can start here, or with `resume` go on."
         if not is_text(self.folder):
             raise InputError(f"{self.folder}: no UTF-8, as the library of weights needs; choose another name")
+        refuse_nameless(self.folder)
         with disk_errors(self.folder):
             if os.path.lexists(self.folder) and not self.folder.is_dir():
                 raise InputError(f"{self.folder} is a file; choose another --out")
@@ -276,7 +278,7 @@ class Run(RunFolder):
                 raise InputError(f"{self.folder} is not empty and holds no run; choose another --out")
 
     def lock(self) -> None:
-        "Until `unlock`, or the end of this process, no other may train in the folder."
+        "Until `unlock` or the end of this process, no other may train in the folder."
         self.file_lock.acquire(self.folder)
 
     def unlock(self) -> None:

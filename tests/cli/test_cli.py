@@ -15,7 +15,8 @@ from helpers.command import ctseg
 
 ROOT = Path(__file__).resolve().parents[2]
 SAMPLE = str(ROOT/"data_sample")
-TINY = [x for s in ("width=4", "epochs=1", "image_size=32", "fold=-1") for x in ("--set", s)]
+SIZE = [x for s in ("width=4", "image_size=32", "fold=-1") for x in ("--set", s)]
+TINY = [*SIZE, "--set", "epochs=1"]
 
 
 def test_the_installed_command():
@@ -109,10 +110,19 @@ def test_two_runs_are_averaged_as_probabilities(run, tmp_path):
     (["import", "openkbp", SAMPLE, "{new}", "--gaps"], "--gaps is not an option of `ctseg import openkbp`"),
     (["import", "nifti", SAMPLE, "{new}", "--annotated", "al"], "did you mean all"),
     (["phantom", "{new}", "--seed", "-1"], "seed = -1"),
+    *[([*command, *more], "does not end in a name") for command, more in (
+        (["phantom", "{new}/.."], []), (["fit", SAMPLE, "--out", "{new}/.."], TINY))],
+    (["export", "rle", SAMPLE, "{new}.csv", "--masks", "x.csv", "--classes", "x.json"], "give --like"),
+    (["export", "rle", SAMPLE, "{new}.csv", "--masks", "x.csv", "--like", "x.csv", "--form", "wide"], "--form: --like"),
     (["evaluate", f"{SAMPLE}/class_names.json/foo", "no.csv"], "class_names.json/foo: cannot be read"),
     (["predict", "{run}", "--images", f"{SAMPLE}/test-images", "--out", "{new}.csv", "--probabilities", "{new}.csv"], "a file each"),
     (["predict", "{run}", "--images", f"{SAMPLE}/test-images", "--out", "{new}.csv", "--probabilities", "{new}.csv/x"], "a file each"),
     (["fit", SAMPLE, "--out", "{new}", "--set", "lr=0.1", "--set", "schedule.lr=0.2"], "given twice"),
+    (["fit", SAMPLE, "--out", "{new}", "--set", "lr=0.1", "--set=lr=0.2"], "lr is given twice"),
+    (["fit", SAMPLE, "--out", "{new}", "--set", "model=attunet", "--set", "model=nnunet"], "model is given twice"),
+    (["fit", SAMPLE, "--out", "{new}", "--set", "lr=0.1", "--set", "lr=0.1"], "lr=0.1 is given twice"),
+    (["predict", "{run}", "{run}/", "--images", f"{SAMPLE}/test-images", "--out", "{new}.csv"], "given twice"),
+    (["report", "{run}", f"{SAMPLE}", "{run}/."], "given twice"),
     (["fit", SAMPLE, "--out", "{new}" + "x"*300, *TINY], "name is too long"),
     (["fit", SAMPLE, "--out", "{new}", "--set", "seed=3"], "give --seed 3"),
     (["fit", SAMPLE, "--out", "{new}", "--set", "time_limit=1h"], "give --time-limit 1h"),
@@ -129,7 +139,7 @@ def test_two_runs_are_averaged_as_probabilities(run, tmp_path):
     (["fit", SAMPLE, "--out", "{new}", "--frozen"], "no such option: --frozen; give --set frozen=VALUE (see"),
     (["predict", "{run}", "--images", SAMPLE, "--out", "{new}", "--epochs", "5"], "no such option: --epochs (see `ctseg predict --help`)"),
     (["fit", SAMPLE, "--out", "{new}", "--seed", "three"], "invalid value for '--seed'"),
-    (["report", "{run}", "{run}", "--slices", "0"], "invalid value for '--slices'"),
+    (["report", "{run}", "--slices", "0"], "invalid value for '--slices'"),
 ])
 def test_a_mistake_is_one_line_and_status_2(run, tmp_path, args, says):
     new = tmp_path/"new"
@@ -408,7 +418,7 @@ def test_a_stopped_run_has_its_status_and_a_new_one_says_so(tmp_path):
         "--resume",
         "--time-limit",
         "0.001s",
-        *TINY,
+        *SIZE,
         "--set",
         "epochs=50"
     )
@@ -425,7 +435,7 @@ def test_a_stopped_run_has_its_status_and_a_new_one_says_so(tmp_path):
         "--resume",
         "--time-limit",
         "0.001s",
-        *TINY,
+        *SIZE,
         "--set",
         "epochs=50"
     )
@@ -475,7 +485,7 @@ def test_sigterm_stops_a_training_with_everything_saved(tmp_path, monkeypatch, d
         real(self)
         os.kill(os.getpid(), signal.SIGTERM)
     monkeypatch.setattr(Trainer, "end_epoch", once)
-    code, _, err = ctseg("fit", SAMPLE, "--out", tmp_path/"a", *TINY, "--set", "epochs=50")
+    code, _, err = ctseg("fit", SAMPLE, "--out", tmp_path/"a", *SIZE, "--set", "epochs=50")
     assert code == 75 and "SIGTERM" in err and list((tmp_path/"a").glob("checkpoints/*/step-*"))
 
 

@@ -118,14 +118,14 @@ OPTIONS = [(name, option) for name, command in GROUP.commands.items()
 
 
 @pytest.mark.parametrize("name, option", OPTIONS, ids=[f"{name} {option.opts[0]}" for name, option in OPTIONS])
-def test_an_option_of_one_value_is_given_once(name, option):
-    words = [option.opts[0], *([] if option.is_flag else ["2"])]
-    command = GROUP.commands[name]
-    def parse(words): return command.make_context(name, [*words, "x", "y"], resilient_parsing=False)
-    try: parse(words*2)
-    except UsageError as e: refused = "twice" in e.format_message()
-    else: refused = False
-    assert refused is not option.multiple
+def test_an_option_of_one_value_is_given_once_and_another_with_each_value_once(name, option):
+    def words(value): return [option.opts[0], *([] if option.is_flag else [value])]
+    def refused(words):
+        try: GROUP.commands[name].make_context(name, [*words, "x", "y"], resilient_parsing=False)
+        except UsageError as e: return "twice" in e.format_message()
+        return False
+    assert refused(words("2")*2)
+    assert refused(words("2") + words("3")) is not option.multiple
 
 
 def completed(line: str) -> list[str]:

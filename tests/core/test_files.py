@@ -33,6 +33,20 @@ def test_a_folder_is_not_lost_between_two_renames(tmp_path, monkeypatch, error):
     assert len(calls) == 2 and tree(tmp_path) == before
 
 
+def test_nothing_is_left_where_no_descriptor_is_left(tmp_path):
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        with pytest.raises(InterruptedError), files.atomic_path(tmp_path/"a.csv") as new:
+            new.write_text("half")
+            free = os.open(tmp_path, os.O_RDONLY)
+            os.close(free)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (free, hard))  # nothing can be opened any more
+            raise InterruptedError
+    finally: resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert not list(tmp_path.iterdir())
+
+
 def test_json_has_no_infinity(tmp_path):
     files.write_json({"a": [float("inf"), -np.inf, np.float64("nan"), 1.5]}, tmp_path/"a.json")
     assert json.loads((tmp_path/"a.json").read_text(), parse_constant=lambda c: pytest.fail(c)) == {

@@ -134,6 +134,8 @@ def test_openkbp_structure_without_voxels_is_absent(tmp_path):
         (lambda d: (d / "ct.csv").write_text("version https://git-lfs\noid 5\n"), "expected the columns"),
         (lambda d: (d / "Brainstem.csv").write_text(",data\n2097152,\n"), "outside"),
         (lambda d: (d / "Brainstem.csv").write_text(",data\n-1,\n"), "outside"),
+        (lambda d: (d / "Brainstem.csv").write_text(",data\n7,\n9,\n7,\n"), "there twice"),
+        (lambda d: (d / "ct.csv").write_text(",data\n5,100\n5,200\n"), "there twice"),
         (lambda d: (d / "voxel_dimensions.csv").write_text("3.9\n3.9\n"), "three sizes"),
         (lambda d: shutil.rmtree(d), "no patients"),
     ],

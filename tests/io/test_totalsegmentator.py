@@ -86,10 +86,12 @@ def test_totalsegmentator_versions_and_errors(tmp_path):
         import_totalsegmentator(tmp_path / "empty", tmp_path / "out")
     assert "no subjects" in one_line(e)
     subject(tmp_path / "d/s0000", ["liver"])
-    (tmp_path / "d/meta.csv").write_text("a,b\n1,2\n")
-    with pytest.raises(InputError) as e:
-        import_totalsegmentator(tmp_path / "d", tmp_path / "out")
-    assert "meta.csv" in one_line(e)
+    twice = "image_id;split;split\ns0000;test;train\n", "image_id;split\ns0000;test\ns0000;train\n"
+    for text in ("a,b\n1,2\n", *twice):
+        (tmp_path / "d/meta.csv").write_text(text)
+        with pytest.raises(InputError) as e:
+            import_totalsegmentator(tmp_path / "d", tmp_path / "out")
+        assert "meta.csv" in one_line(e) and ("twice" in one_line(e)) == (text in twice)
     with pytest.raises(InputError) as e:
         import_totalsegmentator(tmp_path / "d", tmp_path / "out", classes=ClassMap.from_names(["livr"]))
     assert "liver" in one_line(e)

@@ -1,4 +1,7 @@
 "Files of weights, and logits at several sizes."
+import pickle
+import warnings
+
 import pytest
 import torch
 from helpers.networks import refused
@@ -31,6 +34,18 @@ def test_a_pickle_cannot_run_code(tmp_path):
         def __reduce__(self): return print, ("ran",)
     torch.save({"a": Evil()}, tmp_path/"evil.pth")
     with pytest.raises(InputError, match="more than tensors"): read_weights(tmp_path/"evil.pth")
+    (tmp_path/"plain.pth").write_bytes(pickle.dumps(Evil()))
+    with warnings.catch_warnings(action="error"), pytest.raises(InputError, match="more than tensors"):
+        read_weights(tmp_path/"plain.pth")
+
+
+@pytest.mark.parametrize("name", [1, "itself"])
+def test_what_is_no_state_dict_is_told(tmp_path, name):
+    "Names that are numbers; a dictionary that holds itself ended never."
+    state = {1: torch.zeros(1)}
+    if name == "itself": state["model"] = state
+    torch.save(state, tmp_path/"w.pth")
+    with pytest.raises(InputError, match="no state dict"): read_weights(tmp_path/"w.pth")
 
 
 def test_deep_supervision():

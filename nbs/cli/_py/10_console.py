@@ -61,23 +61,43 @@ class WholeHelp(TyperGroup):
 
 # %% [markdown]
 # An option that takes one value is given once. Given twice, one of the two would be lost without a word: `--teacher A --teacher B` would
-# learn from B alone. So a second one is refused, whatever the option and whether the two agree.
+# learn from B alone. So a second one is refused, whatever the option and whether the two agree. Where several values can be given, each
+# is another one: in `ctseg predict A B A` the run A would count twice in the average. A file or a folder is the same however it is written.
 
 # %%
 #| export
 UsageError = typer.BadParameter.__base__  # typer brings a click of its own, older ones use the package
 
 
+def first_repeated(values: Iterable) -> str:
+    "The first of several values that is there before, as a text or as the same file or folder; else empty."
+    seen = set()
+    for text in map(str, values):
+        same = os.path.realpath(text) if os.path.exists(text) else text
+        if same in seen: return text
+        seen.add(same)
+    return ""
+
+
+# %%
+test_eq(first_repeated(["a", "b"]), "")
+test_eq(first_repeated([".", "b", f"../{Path.cwd().name}"]), f"../{Path.cwd().name}")
+
+
+# %%
+#| export
 class OnceCommand(TyperCommand):
-    "A command that refuses an option given twice, unless it may be repeated."
+    "A command that refuses what is given twice: an option of one value, or one value of several."
 
     def parse_args(self, ctx, args: list[str]) -> list[str]:
-        "The arguments that are left over; `UsageError` for an option given twice."
-        _, _, given = self.make_parser(ctx).parse_args(args=list(args))
+        "The arguments that are left over; `UsageError` for what is given twice."
+        values, _, given = self.make_parser(ctx).parse_args(args=list(args))
         once = [option for option in given if option.param_type_name == "option" and not option.multiple]
-        twice = next((option for i, option in enumerate(once) if option in once[:i]), None)
-        if twice is not None and not ctx.resilient_parsing:  # which completes what is being typed
-            raise UsageError(f"{twice.opts[0]} is given twice, expected once", ctx)
+        twice = [option.opts[0] for i, option in enumerate(once) if option in once[:i]]
+        several = [value for value in values.values() if isinstance(value, (list, tuple))]
+        twice += filter(None, map(first_repeated, several))
+        if twice and not ctx.resilient_parsing:  # which completes what is being typed
+            raise UsageError(f"{twice[0]} is given twice, expected once", ctx)
         return super().parse_args(ctx, args)
 
 
@@ -114,8 +134,9 @@ def train(teacher: str = "", plugin: list[str] = []):
     print(teacher, plugin)
 
 example("--teacher A --plugin a.py --plugin b.py".split(), standalone_mode=False)
-try: example("--teacher A --teacher=B".split(), standalone_mode=False)
-except UsageError as e: print(e.format_message())
+for wrong in ("--teacher A --teacher=B", "--plugin a.py --plugin a.py"):
+    try: example(wrong.split(), standalone_mode=False)
+    except UsageError as e: print(e.format_message())
 
 
 # %% [markdown]

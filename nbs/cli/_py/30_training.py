@@ -62,7 +62,7 @@ def in_words(facts: dict) -> dict:
 in_words({"epochs": 90, "rule": {"threshold": 0.4, "gate": 0, "island": 0, "rescue": 0, "expected": None}})
 
 # %% [markdown]
-# `--set` is for the settings of the recipe. The seed, the device and the like are options of the command, and a line says so:
+# `--set` is for the settings of the recipe, each once. The seed, the device and the like are options of the command, and a line says so:
 
 # %%
 #| export
@@ -70,20 +70,24 @@ OPTIONS = ("seed", "device", "recipe", "out", "time_limit", "annotated", "plugin
            "memory")
 
 
-def refuse_options(settings: list[str]) -> None:
-    "`InputError` for a setting KEY=VALUE that is not a setting of the recipe but an option of the command."
-    for text in settings:
-        key, _, value = text.partition("=")
+def check_settings(settings: list[str]) -> None:
+    "`InputError` for a KEY=VALUE whose key is there before, or is not a setting but an option of the command."
+    keys = [text.partition("=")[0] for text in settings]
+    for i, (key, text) in enumerate(zip(keys, settings)):
+        if key in keys[:i]:
+            first = settings[keys.index(key)]
+            raise InputError(f"--set {text}: {key} is given twice, first as --set {first}")
         if key in OPTIONS:
-            option = f"--{key.replace('_', '-')} {value}"
+            option = f"--{key.replace('_', '-')} {text.partition('=')[2]}"
             raise InputError(f"--set {text}: not a field of the recipe but an option; give {option}")
 
 
 # %%
-refuse_options(["epochs=5"])
-try: refuse_options(["seed=1"])
-except InputError as e: print(e)
-test_fail(lambda: refuse_options(["seed=1"]), contains="give --seed 1")
+check_settings(["epochs=5", "lr=0.1"])
+for wrong in (["seed=1"], ["lr=0.1", "lr=0.2"]):
+    try: check_settings(wrong)
+    except InputError as e: print(e)
+test_fail(lambda: check_settings(["seed=1"]), contains="give --seed 1")
 
 # %%
 #| export
@@ -145,7 +149,7 @@ def fit(
     from ctseg.recipes.table import DEFAULT_RECIPE, get_recipe
     from ctseg.runs.recipe import apply_settings
     from ctseg.training.deadline import Stopped
-    refuse_options(set)
+    check_settings(set)
     load_plugins(plugin)
     chosen = apply_settings(get_recipe(recipe or DEFAULT_RECIPE), set)
     try:

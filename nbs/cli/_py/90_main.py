@@ -51,10 +51,19 @@ from fastcore.test import test_eq
 AGAIN = "see why above, then continue with the same command and --resume"
 
 
+def close_quietly(stream) -> None:
+    "What is still to be written to a stream that takes nothing any more goes nowhere, at the end of Python too."
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
 def tell(message: str, always: bool = False) -> None:
     "A line on standard error, from one of several processes; `always`: from each."
-    if SPEAKS or always:
+    if not SPEAKS and not always:
+        return
+    try:
         print(message, file=sys.stderr)
+    except OSError:  # a full disk: the exit status still tells
+        close_quietly(sys.stderr)
 
 
 # %%
@@ -171,7 +180,7 @@ def main() -> None:
         tell("\nctseg: interrupted")
         sys.exit(130)
     except BrokenPipeError:  # `ctseg … | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        close_quietly(sys.stdout)
     except Exception as e:
         sys.exit(failure(e))
 

@@ -9,7 +9,7 @@
 # %%
 #| export
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from ctseg.core.files import InputError, refuse_special
@@ -120,6 +120,40 @@ with tempfile.TemporaryDirectory() as d:
     path = Path(d)/"codes.csv"
     path.write_text("id,rle\na,1 3\n")
     with open(path) as f: print(list(counted_lines(f, path)))
+
+
+# %% [markdown]
+# ## Each thing once
+#
+# Of two columns with one name a reader takes one, and of two lines on one subject the last. Nobody is told which.
+
+# %%
+#| export
+def refuse_repeated(header: Iterable[str], path: str | Path) -> None:
+    "`InputError` for two columns with one name."
+    seen = set()
+    for name in header:
+        if name and name in seen:
+            raise InputError(f"{path}: the column {name[:60]!r} is there twice; keep one of them")
+        seen.add(name)
+
+def once_each(pairs: Iterable[tuple[str, str]], path: str | Path) -> dict[str, str]:
+    "The pairs of names and values as a dictionary; `InputError` for a name with two values."
+    table: dict[str, str] = {}
+    for name, value in pairs:
+        if table.setdefault(name, value) != value:
+            raise InputError(f"{path}: {name[:60]!r} is there twice, "
+                             "with different values; keep the one that holds")
+    return table
+
+
+# %%
+refuse_repeated(["id", "rle", "", ""], "codes.csv")
+test_eq(once_each([("7", "anna"), ("8", "ben"), ("7", "anna")], "patients.csv"), {"7": "anna", "8": "ben"})
+for wrong in (lambda: refuse_repeated(["id", "rle", "rle"], "codes.csv"),
+              lambda: once_each([("7", "anna"), ("7", "ben")], "patients.csv")):
+    try: wrong()
+    except InputError as e: print(e)
 
 # %% [markdown]
 # ## Packed with gzip

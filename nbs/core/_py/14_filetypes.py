@@ -10,6 +10,7 @@
 
 # %%
 #| export
+import errno
 import os
 import re
 from pathlib import Path
@@ -54,7 +55,10 @@ def content_of(path: Path) -> str:
     if not os.path.isfile(path): return ""  # a pipe may be silent
     try:
         with open(path, "rb") as f: start = f.read(512)
-    except OSError: return ""
+    except OSError as e:
+        if e.errno in (errno.EMFILE, errno.ENFILE):  # says nothing of this file
+            raise
+        return ""
     if not start: return "empty"
     return next((kind for at, mark, kind in _SIGNATURES if start[at:].startswith(mark)), "")
 

@@ -10,7 +10,7 @@
 #| export
 from pathlib import Path
 
-from ctseg.core.files import InputError, json_checksum
+from ctseg.core.files import InputError, json_checksum, refuse_nameless
 
 # %%
 #| hide
@@ -27,6 +27,7 @@ from fastcore.test import test_eq, test_fail
 def new_folder(out) -> Path:
     "The path of an output folder. Raises `InputError` if it holds anything already."
     out = Path(out)
+    refuse_nameless(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out}: already exists and is not empty; choose a new folder")
     return out

@@ -19,7 +19,7 @@ import pandas as pd
 
 from ctseg.core.anatomy import ClassMap
 from ctseg.core.files import InputError, read_json, some_of
-from ctseg.core.tables import table_text
+from ctseg.core.tables import refuse_repeated, table_text
 from ctseg.io.volumes import class_flags
 
 # %%
@@ -147,6 +147,7 @@ def _read_table(path: Path) -> pd.DataFrame:
     first = next(iter(text.splitlines()), "")
     marks = ("\t",) if path.suffix == ".tsv" else (",", ";", "\t")
     separator = max(marks, key=first.count)
+    refuse_repeated((name.strip().lower() for name in first.split(separator)), path)
     try:
         return pd.read_csv(io.StringIO(text), sep=separator, index_col=False)
     except ValueError as e:  # pandas' own are such

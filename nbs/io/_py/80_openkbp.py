@@ -140,6 +140,10 @@ def _sparse_table(path: Path) -> tuple[np.ndarray, pd.Series]:
     outside = voxels[(voxels < 0) | (voxels >= _SIDE**3)]
     if len(outside):
         raise InputError(f"{path}: voxel number {outside.max()} is outside the grid of {_SIDE} voxels a side")
+    named = np.zeros(_SIDE**3, bool)
+    named[voxels] = True
+    if named.sum() != len(voxels):
+        raise InputError(f"{path}: a voxel is there twice; clone the repository again")
     return voxels, table.data
 
 

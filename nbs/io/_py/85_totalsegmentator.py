@@ -18,7 +18,7 @@ import pandas as pd
 from ctseg.core.anatomy import ClassMap, RAIDIUM54
 from ctseg.core.files import InputError, did_you_mean
 from ctseg.core.filetypes import check_folder
-from ctseg.core.tables import table_text
+from ctseg.core.tables import once_each, refuse_repeated, table_text
 from ctseg.data.images import natural_key
 from ctseg.io.cases import Case
 from ctseg.io.cutting import Work, file_stamp
@@ -143,9 +143,12 @@ def _meta_splits(src: Path) -> dict[str, str]:
     text = table_text(path, remedy)
     first = next(iter(text.splitlines()), "")
     separator = ";" if ";" in first else ","  # a spreadsheet may have saved it with commas
+    refuse_repeated(first.split(separator), path)
     try:
-        table = pd.read_csv(io.StringIO(text), sep=separator, dtype=str)
-        return dict(zip(table["image_id"], table["split"]))
+        table = pd.read_csv(io.StringIO(text), sep=separator, dtype=str, keep_default_na=False)
+        return once_each(zip(table["image_id"], table["split"]), path)
+    except InputError:
+        raise
     except (KeyError, ValueError):
         raise InputError(f"{path}: {remedy}") from None
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from ctseg.core.anatomy import ClassMap
 from ctseg.core.files import InputError, did_you_mean, read_json
-from ctseg.core.tables import MAX_LINE, counted_lines
+from ctseg.core.tables import MAX_LINE, counted_lines, refuse_repeated
 from ctseg.data.images import natural_key
 from ctseg.data.mask_rows import open_csv
 
@@ -42,6 +42,13 @@ def _delimiter(header: str) -> str:
     "What stands between the cells: a comma, or what Excel writes in some countries."
     return max(",;\t", key=header.count)
 
+
+# %%
+test_eq(_delimiter("id;class;rle"), ";")
+
+
+# %%
+#| export
 def read_text_table(path) -> tuple[list[str], list[list[str]]]: # the first row, and the others
     """A CSV of text: its header and its rows, each as long as the header.
 
@@ -70,7 +77,9 @@ def read_text_table(path) -> tuple[list[str], list[list[str]]]: # the first row,
         if len(row) == expected: continue
         raise InputError(f"{path}, row {number}: {len(row)} cells, but the header has {expected}; "
                          "the file may be cut off")
-    return [name.strip() for name in header], rows
+    header = [name.strip() for name in header]
+    refuse_repeated(header, path)
+    return header, rows
 
 
 # %%

@@ -16,7 +16,7 @@ import numpy as np
 
 from ctseg.core.files import InputError, refuse_special
 from ctseg.core.filetypes import check_folder
-from ctseg.data.images import OTHER_IMAGES, is_system_file, natural_key
+from ctseg.data.images import MAX_BYTES, OTHER_IMAGES, is_system_file, natural_key
 from ctseg.io.pixels import palette_of, read_values
 
 # %%
@@ -65,7 +65,7 @@ def png_files(folder, what: str = "mask") -> list[Path]:
             why = "a JPEG does not keep the values of a mask" if lossy else f"{what}s are read as PNG"
             raise InputError(f"{path}: {why}; write PNG files from the original")
         if ending == ".png":
-            refuse_special(path)  # a link to nowhere is told by who reads it
+            refuse_special(path, MAX_BYTES)  # a link to nowhere is told by who reads it
             files.append(path)
     return files
 

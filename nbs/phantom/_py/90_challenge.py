@@ -26,6 +26,7 @@ from ctseg.core.schema import LONGEST, check_whole
 from ctseg.data.challenge import write_challenge
 from ctseg.data.mask_csv import write_masks
 from ctseg.data.slices import SliceSet
+from ctseg.io.outputs import new_folder
 from ctseg.phantom.anatomy import whole_body
 from ctseg.phantom.body import Body
 from ctseg.phantom.cut import view
@@ -341,8 +342,7 @@ state_legend(fig)
 # %%
 #| export
 def _check_request(folder: Path, counts: tuple[int, int, int], seed: int):
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"{folder} exists and is not empty; name a new folder")
+    new_folder(folder)
     check_whole("seed", seed, 0, 2**63 - 1)
     for name, count in zip(("labelled", "unlabelled", "test"), counts):
         check_whole(f"{name} slices", count, 0, 10**6)

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .mutations import ways
-from .world import SETTINGS
+from .world import EPOCHS, SETTINGS
 
 LIMIT = 20.  # seconds on a machine without other work
 MEMORY = 6 << 30  # bytes of addresses beyond those that the process has
@@ -68,14 +68,14 @@ TARGETS = [
     ),
     Target(
         "fit resume",
-        ("fit", "data", "--out", "unfinished", "--resume", "--recipe", "original-attunet", *SETTINGS),
+        ("fit", "data", "--out", "unfinished", "--resume", "--recipe", "original-attunet", *SETTINGS, EPOCHS),
         ("data", "unfinished"),
         ("unfinished/*", "unfinished/checkpoints/*/*/*"),
         ("unfinished",),
     ),
     Target(
         "fit resume done",
-        ("fit", "data", "--out", "run", "--resume", *SETTINGS),
+        ("fit", "data", "--out", "run", "--resume", *SETTINGS, EPOCHS),
         ("data", "run"),
         ("run/recipe.json", "run/metrics.json"),
         ("run",),

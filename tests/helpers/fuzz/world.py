@@ -14,7 +14,6 @@ SETTINGS = [
         f"--set={s}"
         for s in (
             "width=1",
-            "epochs=4",
             "batch_size=4",
             "image_size=32",
             "folds=3",
@@ -24,6 +23,7 @@ SETTINGS = [
         )
     ),
 ]
+EPOCHS = "--set=epochs=4"  # of the world's runs
 
 
 def in_child(f, *args) -> int:
@@ -144,7 +144,7 @@ def make_world(folder: Path, volumes: bool = True) -> Path:
         "unfinished": ("original-attunet", 3),
     }
     for name, (recipe, epochs) in runs.items():
-        if in_child(train, data, str(folder/name), recipe, SETTINGS, epochs):
+        if in_child(train, data, str(folder/name), recipe, [*SETTINGS, EPOCHS], epochs):
             raise RuntimeError(f"{recipe} cannot be trained")
     zero_masks(folder/"data", "test", folder/"sub.csv")
     if in_child(keep_probabilities, folder): raise RuntimeError("no probabilities")
