@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..core.allocator import memory_kept
 from ..core.device import DevicePlan
 from ..core.files import InputError
 from ..core.parallel import collect, own_share, world
@@ -145,6 +146,7 @@ def put_in_file(files: dict[_Name, FilePixels], name: _Name, count: int, index: 
     files[name].write(int(index[0]), maps)
 
 # %% ../../nbs/inference/20_loop.ipynb #108d24d1
+@memory_kept()
 @torch.no_grad()
 def over_slices(
     slices: SliceSet | np.ndarray,

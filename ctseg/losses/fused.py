@@ -94,6 +94,7 @@ def sigmoid_forward(
     label_logit = torch.empty_like(label_weight)
     predicted = cross_entropy = counted = 0
     for pixels, z, weight in slices_of(logits, target, label_weight.dtype):
+        z = z.contiguous()  # of short rows the last few values are computed one by one
         predicted = predicted + weighted_sum_(z.sigmoid(), weight)
         cross_entropy = cross_entropy + weighted_sum_(negative_loss(z, gamma), weight)
         counted = counted + weight.expand_as(z).sum(-1)
@@ -128,7 +129,7 @@ def sigmoid_backward(
     a, b = g_cross_entropy[..., None], g_predicted[..., None]
     gradient = torch.empty_like(logits)
     for pixels, z, weight in slices_of(logits, target, label_weight.dtype):
-        p = z.sigmoid()
+        p = z.contiguous().sigmoid()
         if gamma:
             part = a*negative_slope(z, gamma) + b*p*(1 - p)
         else:

@@ -7,7 +7,6 @@ __all__ = ['OCCUPIED', 'CHANNELS', 'BATCH', 'multiply_adds', 'process_bytes', 'P
            'model_facts']
 
 # %% ../../nbs/models/90_costs.ipynb #683e9393
-import ctypes
 import gc
 import threading
 import time
@@ -18,6 +17,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from ..core.allocator import return_freed
 from .base import EncoderDecoder, count_parameters
 from .zoo import create_model, model_entry, model_keywords
 
@@ -42,13 +42,6 @@ def process_bytes() -> int:
     "Bytes of memory that this process occupies. Linux only."
     return int(OCCUPIED.read_text().split()[1])*4096
 
-
-def _return_freed() -> None:
-    "Give freed memory back: what the process keeps for later would hide what comes."
-    gc.collect()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim: trim(0)
-
 # %% ../../nbs/models/90_costs.ipynb #c95a2a2a
 class PeakMemory:
     "Context: `.mb` is the peak of memory inside, beyond that in use at the start; NaN where it cannot be measured."
@@ -69,7 +62,8 @@ class PeakMemory:
             torch.cuda.reset_peak_memory_stats(self.device)
             self._start = torch.cuda.memory_allocated(self.device)
         elif OCCUPIED.exists():
-            _return_freed()
+            gc.collect()
+            return_freed()  # what the process keeps for later would hide what comes
             self._start = self._peak = process_bytes()
             self._thread = threading.Thread(target=self._watch, daemon=True)
             self._thread.start()

@@ -21,6 +21,7 @@ import torch
 from torch import nn
 from tqdm.std import tqdm
 
+from ..core.allocator import memory_kept, return_freed
 from ..core.files import InputError
 from ..core.parallel import agree, gather_rows, must_be_alike, on_main, rank, world
 from ..data.batches import SliceData
@@ -183,7 +184,8 @@ class SavedSession(Session):
         self.save()
 
     def finish(self) -> nn.Module:
-        "The averaged model; of the checkpoints only this remains."
+        "The averaged model; of the checkpoints only this remains, of the memory what is used."
+        return_freed()
         if self.checkpoints and not rank():
             self.checkpoints.finish({"ema": self.learner.ema.model}, asdict(self.progress))
         return self.learner.ema.model
@@ -230,6 +232,7 @@ def check_skips(session: Session, index: torch.Tensor, loss: float) -> None:
 # %% ../../nbs/training/70_loop.ipynb #0eec697b
 class Trainer(TimedSession):
     "Trains one model through one phase: the loop that every method shares."
+    @memory_kept()
     def fit(self, on_epoch: Callable[["Trainer"], None] | None = None) -> nn.Module:
         "Train to the phase's end from wherever it stands; the averaged model. `Stopped` at the deadline."
         self.resume()

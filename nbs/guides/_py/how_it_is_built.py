@@ -28,7 +28,7 @@
 #
 # | folder | what is in it | what it knows |
 # |---|---|---|
-# | `core` | files and errors, settings, registry, class names, device, threads, processes, figures | nothing of CT or learning |
+# | `core` | files and errors, settings, registry, class names, device, threads, memory, processes, figures | nothing of CT or learning |
 # | `data` | slices with three states, the challenge folder, CSV of masks, splits, sampling, augmentation | slices and what is known of them |
 # | `io` | volumes, NIfTI, DICOM, RTSTRUCT, DICOM SEG, OpenKBP, TotalSegmentator, several folders into one | other people's files, in and out |
 # | `phantom` | a body made of formulas, with 54 structures | a whole challenge folder from one seed |

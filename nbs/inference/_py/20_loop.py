@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ctseg.core.allocator import memory_kept
 from ctseg.core.device import DevicePlan
 from ctseg.core.files import InputError
 from ctseg.core.parallel import collect, own_share, world
@@ -219,7 +220,7 @@ print("size", tuple(prob.shape[2:]), " probabilities at temperature 2:", prob[0,
 # %% [markdown]
 # ## The loop
 #
-# A step gets a batch of slices and returns named tensors, a row a slice; the loop joins them. A [deadline](../training/40_deadline.ipynb) may stop it between two batches. If several processes share the work, each takes its share and all get the whole.
+# A step gets a batch of slices and returns named tensors, a row a slice; the loop joins them. A [deadline](../training/40_deadline.ipynb) may stop it between two batches. If several processes share the work, each takes its share and all get the whole. [Memory](../core/49_allocator.ipynb) that a batch frees is kept for the next one.
 
 # %%
 #| export
@@ -267,6 +268,7 @@ print(LazyPixels(files["labels"])[:].max((1, 2)))
 
 # %%
 #| export
+@memory_kept()
 @torch.no_grad()
 def over_slices(
     slices: SliceSet | np.ndarray,

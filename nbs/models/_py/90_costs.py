@@ -10,7 +10,6 @@
 
 # %%
 #| export
-import ctypes
 import gc
 import threading
 import time
@@ -21,6 +20,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from ctseg.core.allocator import return_freed
 from ctseg.models.base import EncoderDecoder, count_parameters
 from ctseg.models.zoo import create_model, model_entry, model_keywords
 
@@ -85,15 +85,7 @@ def process_bytes() -> int:
     return int(OCCUPIED.read_text().split()[1])*4096
 
 
-def _return_freed() -> None:
-    "Give freed memory back: what the process keeps for later would hide what comes."
-    gc.collect()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim: trim(0)
-
-
 # %%
-_return_freed()
 print("this system tells:", OCCUPIED.exists() and process_bytes() > 2**20)
 
 
@@ -118,7 +110,8 @@ class PeakMemory:
             torch.cuda.reset_peak_memory_stats(self.device)
             self._start = torch.cuda.memory_allocated(self.device)
         elif OCCUPIED.exists():
-            _return_freed()
+            gc.collect()
+            return_freed()  # what the process keeps for later would hide what comes
             self._start = self._peak = process_bytes()
             self._thread = threading.Thread(target=self._watch, daemon=True)
             self._thread.start()

@@ -21,6 +21,7 @@ import torch
 from torch import nn
 from tqdm.std import tqdm
 
+from ctseg.core.allocator import memory_kept, return_freed
 from ctseg.core.files import InputError
 from ctseg.core.parallel import agree, gather_rows, must_be_alike, on_main, rank, world
 from ctseg.data.batches import SliceData
@@ -332,7 +333,8 @@ class SavedSession(Session):
         self.save()
 
     def finish(self) -> nn.Module:
-        "The averaged model; of the checkpoints only this remains."
+        "The averaged model; of the checkpoints only this remains, of the memory what is used."
+        return_freed()
         if self.checkpoints and not rank():
             self.checkpoints.finish({"ema": self.learner.ema.model}, asdict(self.progress))
         return self.learner.ema.model
@@ -421,12 +423,13 @@ except InputError as e: print(e)
 # %% [markdown]
 # ### The page
 #
-# A step sets the learning rate, makes gradients in as many pieces as memory asks for, and uses them if they are finite. An epoch ends with a row of history and a checkpoint.
+# A step sets the learning rate, makes gradients in as many pieces as memory asks for, and uses them if they are finite. An epoch ends with a row of history and a checkpoint. [Memory](../core/49_allocator.ipynb) that a step frees is kept for the next one.
 
 # %%
 #| export
 class Trainer(TimedSession):
     "Trains one model through one phase: the loop that every method shares."
+    @memory_kept()
     def fit(self, on_epoch: Callable[["Trainer"], None] | None = None) -> nn.Module:
         "Train to the phase's end from wherever it stands; the averaged model. `Stopped` at the deadline."
         self.resume()
