@@ -43,7 +43,7 @@ from .table import DEFAULT_RECIPE, RECIPES, get_recipe
 from ..runs.card import write_card
 from ..runs.folder import Run, make_spec, start_run
 from ..runs.job import Job
-from ..runs.network import settled
+from ..runs.network import decide_network
 from ..runs.recipe import Recipe, names_of, recipe_fields, recipe_plugins, unknown_setting
 from ..runs.sums import write_metrics
 from ..training.curves import plot_curves
@@ -316,7 +316,7 @@ def make_job(
 ) -> tuple[Job, Earlier, dict]: # the job, what it takes from earlier runs, what recipe.json says of both
     "The job of a fit."
     given = recipe
-    recipe, facts = main_first(lambda: settled(given, run, slices.images.shape[1:]))
+    recipe, facts = main_first(lambda: decide_network(given, run, slices.images.shape[1:]))
     refuse_lost_settings(given, recipe, facts.get("replaced", ""))
     earlier = earlier_runs(more.init, more.teacher, recipe, slices.classes, plan)
     options = earlier.options(deadline, as_watchers(more.callbacks, run.folder))

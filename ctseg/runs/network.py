@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['SMALLEST', 'working_size', 'with_size', 'with_fallback', 'replaceable', 'fallback_of',
-           'too_small', 'network_at_hand', 'settled']
+           'too_small', 'network_at_hand', 'network_for', 'network_as_started', 'decide_network']
 
 # %% ../../nbs/runs/28_network.ipynb #0705034f
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from ..core.optional import NotAtHand
 from ..models.settings import EncoderSettings, make_model
@@ -74,25 +75,36 @@ def network_at_hand(recipe: Recipe) -> tuple[Recipe, str]:
     return recipe, ""
 
 # %% ../../nbs/runs/28_network.ipynb #c1386ec0
-def settled(
+def network_for(
     recipe: Recipe,
-    run: Run, # may have been started already
     shape: Sequence[int], # height and width of the images
-) -> tuple[Recipe, dict[str, str]]: # and what `recipe.json` is to say of a network that was replaced
-    "The recipe with everything decided: which network, and at which size. Missing weights are warned of."
-    path = run/"recipe.json"
-    if not path.exists():
-        told = too_small(recipe, shape)
-        if told:
-            recipe = with_fallback(recipe)
-        else:
-            recipe, told = network_at_hand(recipe)
-            if told: warnings.warn(told)
-        return with_size(recipe, working_size(recipe, shape)), {"replaced": told} if told else {}
+) -> tuple[Recipe, str]:
+    "The recipe with its network and size decided; and why it is another network, \"\": it is not. Missing weights are warned of."
+    why = too_small(recipe, shape)
+    if why:
+        recipe = with_fallback(recipe)
+    else:
+        recipe, why = network_at_hand(recipe)
+        if why: warnings.warn(why)
+    return with_size(recipe, working_size(recipe, shape)), why
+
+def network_as_started(recipe: Recipe, path: Path) -> Recipe: # path: `recipe.json` of the run
+    "The recipe with the network and the size that a run was started with."
     with warnings.catch_warnings():  # whoever continues the run warns of another plugin
         warnings.simplefilter("ignore")
         started = read_spec(path)["recipe"]
     if started.model.name == fallback_of(recipe):
         recipe = with_fallback(recipe)
     size = recipe.data.image_size if recipe.data.image_size >= 0 else started.data.image_size
-    return with_size(recipe, size), {}
+    return with_size(recipe, size)
+
+def decide_network(
+    recipe: Recipe,
+    run: Run, # may have been started already
+    shape: Sequence[int], # height and width of the images
+) -> tuple[Recipe, dict[str, str]]: # and what `recipe.json` is to say of a network that was replaced
+    "The recipe with everything decided: which network, and at which size."
+    path = run/"recipe.json"
+    if path.exists(): return network_as_started(recipe, path), {}
+    decided, why = network_for(recipe, shape)
+    return decided, {"replaced": why} if why else {}

@@ -222,7 +222,7 @@ def test_pages_lists_and_rules_know_the_neighbours(world, tmp_path):
     assert "context" in page
     facts = suggest_files([world/"run"], world/"data", tmp_path/"s.csv", count=3, device="cpu")
     assert facts["slices"] == 3
-    tuned = prepare([world/"run"], "cpu", tune=world/"data").tuned
+    tuned = prepare([world/"run"], "cpu", tune=world/"data").tuned_dice
     assert tuned["Dice out of fold, argmax"] >= 0
     runs = [Run(world/"run"), fake_run(tmp_path/"alone", read_slices(world/"data"), folds=2)]
     slices = common_slices(runs, world/"data", "test")

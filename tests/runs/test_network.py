@@ -14,7 +14,7 @@ from ctseg.prediction.predictor import load_predictor, predict_masks
 from ctseg.recipes.fit import fit
 from ctseg.recipes.table import RECIPES, get_recipe
 from ctseg.runs.folder import Run, make_spec, read_spec, spec_dict
-from ctseg.runs.network import network_at_hand, settled, working_size
+from ctseg.runs.network import decide_network, network_at_hand, working_size
 from ctseg.runs.recipe import apply_settings
 
 QUICK = ["width=4", "epochs=1", "batch_size=4", "fold=-1", "second_phase=0", "image_size=32"]
@@ -49,7 +49,7 @@ def test_small_images_are_enlarged_under_a_pretrained_encoder_only(shape, expect
     assert working_size(recipe, shape) == expected
     assert working_size(recipe.change(model="attunet"), shape) == 0
     # decoded at full resolution where that is finer
-    assert settled(recipe, Run("nowhere"), shape)[0].value("half") == (expected == 128)
+    assert decide_network(recipe, Run("nowhere"), shape)[0].value("half") == (expected == 128)
     assert (
         working_size(recipe.change(image_size=96), shape) == 96
         and working_size(recipe.change(image_size=0), shape) == 0
@@ -80,7 +80,7 @@ def test_the_default_takes_a_pretrained_encoder_where_images_are_large(shape, se
     recipe = apply_settings(get_recipe("ctseg"), ["width=8", *settings])
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # nothing is missing
-        recipe, facts = settled(recipe, Run("nowhere"), shape)
+        recipe, facts = decide_network(recipe, Run("nowhere"), shape)
     assert recipe.model.name == network
     assert recipe.model.width == 8  # whichever it is
     assert bool(facts) == (network == "attunet" and "model=attunet" not in settings)
@@ -107,7 +107,7 @@ def test_a_run_of_the_time_before_goes_on_with_its_network(tmp_path):
     before = get_recipe("ctseg").change(model="attunet", width=4)
     run = Run(tmp_path)
     write_json(spec_dict(make_spec(before, toy(), seed=0)), tmp_path/"recipe.json")
-    assert settled(get_recipe("ctseg").change(width=4), run, (256, 256))[0] == before
+    assert decide_network(get_recipe("ctseg").change(width=4), run, (256, 256))[0] == before
 
 
 @pytest.mark.parametrize("missing", ["no_weights", "no_library"])
@@ -152,7 +152,7 @@ def test_a_run_goes_on_with_the_network_it_was_started_with(no_weights, tmp_path
     started = read_spec(run/"recipe.json")["recipe"]
     assert started.data.image_size == 0
     monkeypatch.undo()
-    assert settled(recipe, Run(tmp_path/"run"), (32, 32)) == (started, {})
+    assert decide_network(recipe, Run(tmp_path/"run"), (32, 32)) == (started, {})
     again = fit(toy(), recipe, tmp_path/"run", device="cpu", progress=False, resume=True)
     assert again.finished
 

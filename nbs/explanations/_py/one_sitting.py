@@ -196,7 +196,7 @@ def taught(net, average):
     mask, known = complete(average, image, mask, known)
     return supervised(net, average) + marginal_loss(net(harder(image)), mask, known)
 
-completed = train(student, taught, 300, .005)
+completed = train(student, taught, 200, .005)
 show("a teacher completes", completed)
 
 
@@ -219,15 +219,15 @@ def taught_by_pieces(net, average):
     image, mask, known = cutmix(image, *complete(average, image, mask, known))
     return supervised(net, average) + marginal_loss(net(harder(image)), mask, known)
 
-show("CutMix", train(completed, taught_by_pieces, 300, .005))
+show("CutMix", train(completed, taught_by_pieces, 200, .005))
 
 # %% [markdown]
 # ## Was it only the longer training?
 #
-# A second phase must be compared with as many steps without it. So the network of step 2 goes on for the same 600 steps on its 24 slices.
+# A second phase must be compared with as many steps without it. So the network of step 2 goes on for the same 400 steps on its 24 slices.
 
 # %%
-score("step 2, as long as step 4", train(student, supervised, 600, .005))
+score("step 2, as long as step 4", train(student, supervised, 400, .005))
 fig, ax = plt.subplots(figsize=(7, 2), layout="constrained")
 bars = ax.barh(list(scores), list(scores.values()), color=["tab:blue"]*4 + ["0.75"])
 ax.bar_label(bars, fmt=" %.2f")

@@ -367,7 +367,7 @@ class RuledEnsemble(Ensemble):
     "An ensemble with a decision rule."
     rule: Rule = Rule()
     rule_size: tuple[int, int] | None = None # of the images the rule was chosen on; None: it fits any
-    tuned: dict[str, float] | None = None    # Dice out of fold, where the rule was chosen just now
+    tuned_dice: dict[str, float] | None = None  # Dice out of fold, where the rule was chosen just now
 
     def __repr__(self) -> str:
         names = [member.run.folder.name for member in self.members if isinstance(member, RunMember)]

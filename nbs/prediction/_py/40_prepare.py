@@ -140,7 +140,7 @@ print([m.temperature for m in calibrated_members(both, slices).members])
 
 # %%
 #| export
-def tuned(
+def with_tuned_rule(
     predictor: Predictor,
     slices: SliceSet, # what its runs were trained on
     calibrated: bool = False, # fit temperatures first
@@ -151,12 +151,12 @@ def tuned(
         predictor = calibrated_members(predictor, slices, batch_size)
     rule, scores = choose_rule(predictor, out_of_fold(predictor, slices), batch_size=batch_size)
     dice = {"Dice out of fold, argmax": scores[Rule()], "Dice out of fold, this rule": scores[rule]}
-    return replace(predictor, rule=rule, rule_size=slices.images.shape[1:], tuned=dice)
+    return replace(predictor, rule=rule, rule_size=slices.images.shape[1:], tuned_dice=dice)
 
 
 # %%
-both = tuned(both, slices)
-print(both.rule, {k: round(v, 3) for k, v in both.tuned.items()})
+both = with_tuned_rule(both, slices)
+print(both.rule, {k: round(v, 3) for k, v in both.tuned_dice.items()})
 
 # %% [markdown]
 # ## Everything at once
@@ -220,11 +220,11 @@ def prepare(
     if tune is not None:
         slices = tune if isinstance(tune, SliceSet) else read_slices(tune, annotated=annotated)
         slices = with_neighbours(slices, tune, "train", predictor.context)
-        predictor = tuned(predictor, slices, calibrated, batch_size)
+        predictor = with_tuned_rule(predictor, slices, calibrated, batch_size)
     base = Rule() if rule == "argmax" else predictor.rule
     overruled = {name: value for name, value in fields.items() if value is not None}
     if overruled:  # the score is of the rule as it was chosen
-        predictor = replace(predictor, tuned=None)
+        predictor = replace(predictor, tuned_dice=None)
     return replace(predictor, rule=replace(base, **overruled))
 
 
@@ -242,7 +242,7 @@ print(
     prepare(run, "cpu", threshold=0.3).rule,
 )
 test_eq(prepare(run, "cpu", rule="argmax").rule, Rule())
-test_eq(prepare(run, "cpu", tune=slices).rule, tuned(plain, slices).rule)
+test_eq(prepare(run, "cpu", tune=slices).rule, with_tuned_rule(plain, slices).rule)
 
 # %%
 #| hide

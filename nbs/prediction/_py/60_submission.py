@@ -384,7 +384,7 @@ def predict_folder(
         facts = label_facts(masks, len(predictor.classes))
     ensemble = {"images": len(names), "models": len(predictor.members), "views": predictor.views}
     ensemble["rule"] = str(predictor.rule_at(size))
-    return ensemble | (predictor.tuned or {}) | facts
+    return ensemble | (predictor.tuned_dice or {}) | facts
 
 
 # %%

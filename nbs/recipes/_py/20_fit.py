@@ -42,7 +42,7 @@ from ctseg.recipes.table import DEFAULT_RECIPE, RECIPES, get_recipe
 from ctseg.runs.card import write_card
 from ctseg.runs.folder import Run, make_spec, start_run
 from ctseg.runs.job import Job
-from ctseg.runs.network import settled
+from ctseg.runs.network import decide_network
 from ctseg.runs.recipe import Recipe, names_of, recipe_fields, recipe_plugins, unknown_setting
 from ctseg.runs.sums import write_metrics
 from ctseg.training.curves import plot_curves
@@ -479,7 +479,7 @@ def make_job(
 ) -> tuple[Job, Earlier, dict]: # the job, what it takes from earlier runs, what recipe.json says of both
     "The job of a fit."
     given = recipe
-    recipe, facts = main_first(lambda: settled(given, run, slices.images.shape[1:]))
+    recipe, facts = main_first(lambda: decide_network(given, run, slices.images.shape[1:]))
     refuse_lost_settings(given, recipe, facts.get("replaced", ""))
     earlier = earlier_runs(more.init, more.teacher, recipe, slices.classes, plan)
     options = earlier.options(deadline, as_watchers(more.callbacks, run.folder))

@@ -11,6 +11,7 @@
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from ctseg.core.optional import NotAtHand
 from ctseg.models.settings import EncoderSettings, make_model
@@ -20,7 +21,6 @@ from ctseg.runs.recipe import Recipe
 # %%
 #| hide
 import tempfile
-from pathlib import Path
 
 from fastcore.test import test_eq
 
@@ -149,39 +149,50 @@ test_eq(network_at_hand(nowhere)[0], with_fallback(nowhere))
 
 
 # %% [markdown]
-# Both are settled once, when the run starts, and written into its `recipe.json`, the reason too. A run that is continued goes on with what it has.
+# Both are decided once, when the run starts, and written into its `recipe.json`, the reason too. A run that is continued goes on with what it has.
 
 # %%
 #| export
-def settled(
+def network_for(
     recipe: Recipe,
-    run: Run, # may have been started already
     shape: Sequence[int], # height and width of the images
-) -> tuple[Recipe, dict[str, str]]: # and what `recipe.json` is to say of a network that was replaced
-    "The recipe with everything decided: which network, and at which size. Missing weights are warned of."
-    path = run/"recipe.json"
-    if not path.exists():
-        told = too_small(recipe, shape)
-        if told:
-            recipe = with_fallback(recipe)
-        else:
-            recipe, told = network_at_hand(recipe)
-            if told: warnings.warn(told)
-        return with_size(recipe, working_size(recipe, shape)), {"replaced": told} if told else {}
+) -> tuple[Recipe, str]:
+    "The recipe with its network and size decided; and why it is another network, \"\": it is not. Missing weights are warned of."
+    why = too_small(recipe, shape)
+    if why:
+        recipe = with_fallback(recipe)
+    else:
+        recipe, why = network_at_hand(recipe)
+        if why: warnings.warn(why)
+    return with_size(recipe, working_size(recipe, shape)), why
+
+def network_as_started(recipe: Recipe, path: Path) -> Recipe: # path: `recipe.json` of the run
+    "The recipe with the network and the size that a run was started with."
     with warnings.catch_warnings():  # whoever continues the run warns of another plugin
         warnings.simplefilter("ignore")
         started = read_spec(path)["recipe"]
     if started.model.name == fallback_of(recipe):
         recipe = with_fallback(recipe)
     size = recipe.data.image_size if recipe.data.image_size >= 0 else started.data.image_size
-    return with_size(recipe, size), {}
+    return with_size(recipe, size)
+
+def decide_network(
+    recipe: Recipe,
+    run: Run, # may have been started already
+    shape: Sequence[int], # height and width of the images
+) -> tuple[Recipe, dict[str, str]]: # and what `recipe.json` is to say of a network that was replaced
+    "The recipe with everything decided: which network, and at which size."
+    path = run/"recipe.json"
+    if path.exists(): return network_as_started(recipe, path), {}
+    decided, why = network_for(recipe, shape)
+    return decided, {"replaced": why} if why else {}
 
 
 # %%
 slices, _ = toy_set(8, 4, size=64)
 with tempfile.TemporaryDirectory() as d, warnings.catch_warnings(action="ignore"):
     run = Run(d)
-    first, facts = settled(nowhere, run, (64, 64))
+    first, facts = decide_network(nowhere, run, (64, 64))
     print(first.model, first.data, first.schedule.encoder_lr)
     write_json(spec_dict(make_spec(first, slices, seed=0)), Path(d)/"recipe.json")
-    test_eq(settled(nowhere, run, (64, 64)), (first, {}))
+    test_eq(decide_network(nowhere, run, (64, 64)), (first, {}))
