@@ -14,7 +14,6 @@ import codecs
 import contextlib
 import io
 import os
-import signal
 import sys
 import time
 import unicodedata

@@ -14,7 +14,6 @@ import codecs
 import contextlib
 import io
 import os
-import signal
 import sys
 import time
 import unicodedata
@@ -31,6 +30,7 @@ from ctseg.training.deadline import hear_end
 
 # %%
 #| hide
+import signal
 from types import SimpleNamespace
 
 from fastcore.test import test_eq
