@@ -7,6 +7,7 @@ __all__ = ['check_apart', 'LabelNames', 'load_series', 'import_dicom']
 
 # %% ../../nbs/io/78_dicom_import.ipynb #eaa5552b
 import functools
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from ..core.anatomy import ClassMap, RAIDIUM54
 from ..core.files import InputError, some_of
 from .cases import Case
 from .dicom import LabelledSeries, Survey, survey_dicom
-from .dicom_headers import DicomFile, label_errors
+from .dicom_headers import DicomFile, label_errors, tells_patient
 from .dicom_heap import read_file
 from .dicom_seg_read import read_segments, sort_segments
 from .cutting import Work, file_stamp
@@ -290,6 +291,17 @@ def _read_labels(
     return every
 
 # %% ../../nbs/io/78_dicom_import.ipynb #90b56296
+def _tell_names(survey: Survey, labels: list[LabelNames], renaming: Renaming):
+    "Warn of classes that are called after a patient. Whether Mr Lung's lung is one, only a human can say."
+    telling = set()
+    for one, its_labels in zip(survey.series, labels):
+        names = map(renaming.name, its_labels.inside)
+        telling |= {name for name in names if tells_patient(name, one.series.headers[0])}
+    if not telling: return
+    warnings.warn(f"{len(telling)} of the classes have a word or number in their names that the headers have "
+                  "for a patient; if it names somebody, translate it by rename (--rename) and import again")
+
+# %% ../../nbs/io/78_dicom_import.ipynb #393d3533
 def _find_source(
     src: Path,
     classes,
@@ -306,6 +318,7 @@ def _find_source(
         raise InputError(f"{src}: no series in it can be used; such as {survey.left_out[0]}")
     if classes is None:
         names = sorted({renaming.name(label) for its_labels in labels for label in its_labels.inside})
+        _tell_names(survey, labels, renaming)
         classes = ClassMap.from_names(names) if names else RAIDIUM54
     return _Source(src, survey, labels), classes
 

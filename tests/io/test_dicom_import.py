@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+import warnings
 
 import highdicom
 import nibabel as nib
@@ -241,3 +242,16 @@ def test_a_label_object_without_the_number_of_its_series(tmp_path):
     with pytest.raises(InputError) as e:
         import_dicom(tmp_path / "src", tmp_path / "out")
     assert "rt.dcm" in one_line(e)
+
+
+def test_a_structure_that_is_called_after_the_patient_is_told(tmp_path):
+    flat_series(tmp_path / "src")
+    write_rt(tmp_path / "src", [(f"GTV {NAME.split('^')[0]}", [box(2.0, 3, 9)]), ("liver", [box(2.0, 3, 9)])])
+    with pytest.warns(UserWarning, match="1 of the classes .*--rename") as told:
+        import_dicom(tmp_path / "src", tmp_path / "out")
+    assert not any(NAME.split("^")[0].lower() in str(each.message).lower() for each in told)
+    table = {f"GTV {NAME.split('^')[0]}": "gtv"}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".* of the classes")
+        import_dicom(tmp_path / "src", tmp_path / "renamed", rename=table)
+    assert not leaks(tmp_path / "renamed")

@@ -205,6 +205,10 @@ test_eq(
 
 # %%
 #| export
+def tells_patient(text: str, header) -> bool:
+    "Does a text hold what a header says of the patient: a name, a number, a day?"
+    return any(re.search(pattern, text, re.IGNORECASE) for pattern in _identifying(header))
+
 class PatientNames:
     "What the files below a source tell of their patients, folder by folder."
     def __init__(self, src: Path):

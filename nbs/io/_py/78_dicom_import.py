@@ -9,6 +9,7 @@
 # %%
 #| export
 import functools
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from ctseg.core.anatomy import ClassMap, RAIDIUM54
 from ctseg.core.files import InputError, some_of
 from ctseg.io.cases import Case
 from ctseg.io.dicom import LabelledSeries, Survey, survey_dicom
-from ctseg.io.dicom_headers import DicomFile, label_errors
+from ctseg.io.dicom_headers import DicomFile, label_errors, tells_patient
 from ctseg.io.dicom_heap import read_file
 from ctseg.io.dicom_seg_read import read_segments, sort_segments
 from ctseg.io.cutting import Work, file_stamp
@@ -454,6 +455,19 @@ def _read_labels(
 
 # %%
 #| export
+def _tell_names(survey: Survey, labels: list[LabelNames], renaming: Renaming):
+    "Warn of classes that are called after a patient. Whether Mr Lung's lung is one, only a human can say."
+    telling = set()
+    for one, its_labels in zip(survey.series, labels):
+        names = map(renaming.name, its_labels.inside)
+        telling |= {name for name in names if tells_patient(name, one.series.headers[0])}
+    if not telling: return
+    warnings.warn(f"{len(telling)} of the classes have a word or number in their names that the headers have "
+                  "for a patient; if it names somebody, translate it by rename (--rename) and import again")
+
+
+# %%
+#| export
 def _find_source(
     src: Path,
     classes,
@@ -470,6 +484,7 @@ def _find_source(
         raise InputError(f"{src}: no series in it can be used; such as {survey.left_out[0]}")
     if classes is None:
         names = sorted({renaming.name(label) for its_labels in labels for label in its_labels.inside})
+        _tell_names(survey, labels, renaming)
         classes = ClassMap.from_names(names) if names else RAIDIUM54
     return _Source(src, survey, labels), classes
 
