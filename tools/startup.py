@@ -42,6 +42,7 @@ def commands(work: Path) -> dict[str, list]:
         "ctseg fit data_sample, first step": fit,
         "ctseg predict, two images": predict,
         "import torch": ["-c", "import torch"],
+        "import torch and its compiler": ["-c", "import torch._dynamo"],
     }
 
 
@@ -56,13 +57,13 @@ def processor_seconds(words: list, checkout: Path) -> float:
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
-def prepare(work: Path):
-    "A small run, and two images to predict."
+def prepare(work: Path, checkout: Path):
+    "A small run of a checkout, and two images to predict."
     (work/"images").mkdir()
     for name in ("0.png", "1.png"):
         (work/"images"/name).write_bytes((ROOT/"data_sample/test-images"/name).read_bytes())
     words = ["-m", "ctseg", "fit", ROOT/"data_sample", "--recipe", "masked", "--out", work/"run", *FEW]
-    processor_seconds(words, ROOT)
+    processor_seconds(words, checkout)
     (work/"class_names.json").write_bytes((ROOT/"data_sample/class_names.json").read_bytes())
 
 
@@ -74,7 +75,7 @@ def main():
     rows = {}
     with tempfile.TemporaryDirectory() as d:
         work = Path(d)
-        prepare(work)
+        prepare(work, args.before.resolve())  # runs of an older version can be read by a newer one
         for name, words in commands(work).items():
             seconds = {"before": [], "now": []}
             for _ in range(args.times):

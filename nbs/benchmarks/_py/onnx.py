@@ -8,11 +8,11 @@
 # %% [markdown]
 # **Question.** What does a run lose as an ONNX file, and is predicting through it faster?
 #
-# **Answer.** Nothing: every network takes any number of images of any size, and no probability differs by more than 1e-4. With one thread ONNX Runtime is 1.6 to 4.6 times as fast as PyTorch in float32, and 1.2 to 1.6 times as fast as PyTorch in bfloat16. So on a CPU `ctseg predict --engine onnx` pays with either ([below](#which-engine-for-ctseg-predict)).
+# **Answer.** Nothing: every network takes any number of images of any size, and no probability differs by more than 1e-4. As `ctseg predict` asks them, with one thread, ONNX Runtime is 1.1 to 1.5 times as fast as PyTorch in float32. Where the processor computes bfloat16, PyTorch is as fast with images of 64 pixels and 1.5 times as fast with 256. So `ctseg predict --engine onnx` pays a little without bfloat16, and not with it ([below](#which-engine-for-ctseg-predict)).
 #
 # ## How it was measured
 #
-# Each network has its usual width, random weights and three classes, since neither the operations nor their speed depend on what was learnt. `ctseg export onnx` writes the file and tries it: at the size it was recorded on, and at one with other sides ([how](../integrations/20_onnx.ipynb)). Then both answer the same batch of two images of 96×96: PyTorch as `ctseg predict` asks it, and ONNX Runtime the exported file, decision rule included. One thread each; the least CPU time of three rounds, taking turns.
+# Each network has its usual width, random weights and three classes, since neither the operations nor their speed depend on what was learnt. `ctseg export onnx` writes the file and tries it: at the size it was recorded on, and at one with other sides ([how](../integrations/20_onnx.ipynb)). Then both answer the same batch of two images of 96×96: PyTorch in its usual memory layout (in channels-last, which `ctseg predict` takes, it is faster), and ONNX Runtime the exported file, decision rule included. One thread each; the least CPU time of three rounds, taking turns.
 
 # %%
 import platform
@@ -25,12 +25,14 @@ import onnxruntime
 import pandas as pd
 import torch
 
+from ctseg.core.allocator import memory_kept
 from ctseg.core.anatomy import ClassMap
 from ctseg.core.device import computes_bf16, pick_device
 from ctseg.inference.engine import onnx_session
 from ctseg.inference.loop import Member
 from ctseg.integrations.onnx import PredictorGraph, apart_on_noise, write_checked
 from ctseg.losses.registry import create_loss
+from ctseg.models.base import place
 from ctseg.models.zoo import create_model, list_models
 from ctseg.prediction.predictor import Predictor
 
@@ -109,7 +111,7 @@ assert (table["sizes"] == "any").all() and (table["largest difference"] < 1e-4).
 def engines(name, size, images=8, **settings):
     "Predictors of the same network by engine, and images for them."
     torch.manual_seed(0)
-    model = create_model(name, 1, len(CLASSES) + 1, **settings).eval()
+    model = place(create_model(name, 1, len(CLASSES) + 1, **settings), "cpu").eval()
 
     def asked(precision, engine="torch"):
         "A predictor."
@@ -128,7 +130,8 @@ def engine_row(name, size, **settings):
     predictors, pictures = engines(name, size, **settings)
     asks = {engine: lambda p=p: p.probabilities(pictures) for engine, p in predictors.items()}
     for ask in asks.values(): ask()  # compiled, and memory taken
-    seconds = least_seconds(asks)
+    with memory_kept():  # as prediction has it
+        seconds = least_seconds(asks)
     line = {"network": name, "pixels": size}
     line |= {f"{engine}, images/s": len(pictures)/s for engine, s in seconds.items()}
     for other in ("float32", "bfloat16"):
@@ -143,8 +146,8 @@ lines = [engine_row(name, size, **settings) for name, settings in CASES for size
 pd.DataFrame(lines).set_index(["network", "pixels"]).round(2)
 
 # %% [markdown]
-# **Which to take.** On a CPU `onnx`, if time matters: it is ahead at both sizes with both networks, least with large images where PyTorch has bfloat16, and answers in float32. `torch`, the default, if the answers are to be the same with and without the extra package, or on a GPU.
+# **Which to take.** On a CPU without bfloat16 `onnx` gains up to a third of the time, and [OpenVINO](engines.ipynb) as much. With bfloat16 `torch`, the default, is as fast or faster; OpenVINO in bfloat16 is ahead of it. An earlier version of this page had PyTorch in its usual memory layout and all images at once, and found ONNX Runtime ahead everywhere.
 #
 # ## What it does not say
 #
-# The machine was busy. Processor time is counted, but neighbours share its caches: in another round the four ratios to bfloat16 were 1.4 to 1.5. OpenVINO was not measured here; `--engine auto` times PyTorch and OpenVINO [on the first batch](../inference/25_engine.ipynb) and takes the faster. Several threads, processors with AMX, and other processors may shift the balance.
+# The machine was busy. Processor time is counted, but neighbours share its caches: ratios move by a tenth. OpenVINO was not measured here; `--engine auto` times PyTorch and OpenVINO [on the first batch](../inference/25_engine.ipynb) and takes the faster. Several threads, processors with AMX, and other processors may shift the balance.
