@@ -53,7 +53,7 @@ def first_repeated(values: Iterable) -> str:
         seen.add(same)
     return ""
 
-# %% ../../nbs/cli/10_console.ipynb #de938f5b
+# %% ../../nbs/cli/10_console.ipynb #cd6d49ad
 class OnceCommand(TyperCommand):
     "A command that refuses what is given twice: an option of one value, or one value of several."
 

@@ -301,7 +301,7 @@ def _tell_names(survey: Survey, labels: list[LabelNames], renaming: Renaming):
     warnings.warn(f"{len(telling)} of the classes have a word or number in their names that the headers have "
                   "for a patient; if it names somebody, translate it by rename (--rename) and import again")
 
-# %% ../../nbs/io/78_dicom_import.ipynb #393d3533
+# %% ../../nbs/io/78_dicom_import.ipynb #e28818e6
 def _find_source(
     src: Path,
     classes,
