@@ -114,7 +114,7 @@ Markdown(
 # | unlabelled images | pseudo-labels, Mean Teacher, UniMatch, self-training | pretraining | no recipe | Mean Teacher, FixMatch, UniMatch v2 |
 # | choose it for | incomplete outlines, a small GPU | fully outlined volumes | building your own pipeline | microscopy |
 #
-# For fully annotated volumes take nnU-Net; its pipeline was not compared with ours, [its network](benchmarks/networks.ipynb) was. Partial labels also train inside [nnU-Net](guides/nnunet.ipynb), [MONAI and Lightning](guides/monai.ipynb).
+# For fully annotated volumes take nnU-Net; its pipeline was compared [on partial labels](benchmarks/peers.ipynb) only, trained briefly. Partial labels also train inside [nnU-Net](guides/nnunet.ipynb), [MONAI and Lightning](guides/monai.ipynb).
 #
 # ## What was measured
 

@@ -29,7 +29,7 @@
 # | classes | softmax or sigmoid, overlapping ones, unions | softmax; no regions, no unions |
 # | resumed after a stop | to the last bit | from the last checkpoint, as nnU-Net does |
 #
-# Which one draws better was not measured: no full training of nnU-Net was held against ctseg's on the same data. (Its plain U-Net, in ctseg's loop and on small slices, [came close to the Attention U-Net](../benchmarks/networks.ipynb).) Take nnU-Net where structures are seen in three dimensions only, where you have it running, or for a challenge in volumes. Take ctseg's loop for slices, a small machine, or where
+# On a hundred partly annotated slices, trained for four minutes, [ctseg's loop is ahead](../benchmarks/peers.ipynb). Which one draws better after hours was not measured: no full training of nnU-Net was held against ctseg's on the same data. (Its plain U-Net, in ctseg's loop and on small slices, [came close to the Attention U-Net](../benchmarks/networks.ipynb).) Take nnU-Net where structures are seen in three dimensions only, where you have it running, or for a challenge in volumes. Take ctseg's loop for slices, a small machine, or where
 # you need what only it has.
 #
 # ## From your own data set of nnU-Net
