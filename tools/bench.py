@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT/"nbs"/"benchmarks"/"results"
 
 
-NOT_SHOWN = {"large"}  # tables on slices whose licence does not let us keep pictures of them
+NOT_SHOWN = {"large", "efficiency"}  # slices whose licence does not let us keep pictures; a page without pictures
 
 
 def fully_annotated(train, data: Path):
@@ -375,6 +375,7 @@ def phantom(epochs: int, full_epochs: int, keep: int):
         ("log", "masked", ("log_dice=yes",)),
         ("marginal-log", "marginal", ("log_dice=yes",)),
         ("full-seed-attunet", "seed-attunet", (f"epochs={full_epochs}",)),
+        ("full-marginal-log", "marginal", ("log_dice=yes", f"epochs={full_epochs}")),
         ("ctseg-sigmoid", "ctseg", HALF + ("loss=masked",)),
         ("ctseg", "ctseg", HALF),
         ("marginal-mean-teacher", "mean-teacher", ()),
@@ -431,7 +432,21 @@ DECODERS = [
 # Real slices of 256 pixels of seven sources, merged; as many steps for both, which cost about the same.
 LARGE = ("image_size=192", "epochs=20", "batch_size=8", "precision=bf16")
 
+# Ever more annotated slices: (slices, epochs of the first phase). 100 and 800 are in semi100 and semi800.
+BUDGETS = [(25, 600), (50, 300), (200, 77), (400, 57)]
+BY_BUDGET = [
+    ("original-attunet", "original-attunet", ()),
+    ("marginal-log", "marginal-log", ()),
+    ("ctseg-long", "ctseg", ()),  # the second phase as long as the recipe asks for
+    ("ctseg-half", "ctseg", HALF),
+]
+
 TABLES = {
+    "efficiency": [
+        (f"{name}-{slices}", recipe, BASE + (f"labelled={slices}", f"epochs={epochs}") + extra)
+        for name, recipe, extra in BY_BUDGET
+        for slices, epochs in BUDGETS
+    ],
     "large": [
         ("attunet", "marginal-log", ("width=16", *LARGE)),
         ("lite0", "marginal-log", ("model=unet:tf_efficientnet_lite0", "light=yes", "frozen_levels=2", *LARGE)),

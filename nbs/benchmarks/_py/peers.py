@@ -67,14 +67,16 @@ def of_row(name: str) -> dict:
     row = {"row": name, "seeds": len(scores), "Dice": np.mean(scores)}
     row |= {"invented": mean_count(name, False), "missed": mean_count(name, True)}
     for fact in ("steps", "processor_seconds"):
-        row[fact.replace("_", " ")] = np.mean([run["facts"].get(fact, np.nan) for run in runs[name].values()])
+        known = [run["facts"].get(fact, np.nan) for run in runs[name].values()]
+        row[fact.replace("_", " ")] = np.mean(known)
     if name in peers:
         more = compare(runs, "ctseg-short", name, argmax)
         row |= {"ctseg-short, more": more["difference"], "low": more["low"], "high": more["high"]}
     return row
 
 table = pd.DataFrame([of_row(name) for name in runs]).set_index("row")
-table.style.format(precision=3, na_rep="").format("{:.0f}", na_rep="", subset=["steps", "processor seconds", "invented", "missed"])
+WHOLE = ["steps", "processor seconds", "invented", "missed"]
+table.style.format(precision=3, na_rep="").format("{:.0f}", na_rep="", subset=WHOLE)
 
 # %% [markdown]
 # By class, the mean over the test slices that count:
