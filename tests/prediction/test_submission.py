@@ -152,7 +152,7 @@ def test_a_lack_of_memory_is_one_line(world, tmp_path, monkeypatch, error):
     run, data = world/"a", world/"data"
     for args in (["predict", run, "--images", data/"test-images", "--out", tmp_path/"s.csv"],
                  ["report", run, "--data", data, "--out", tmp_path/"r.html", "--batch-size", 2],
-                 ["report", run, run, "--data", data, "--out", tmp_path/"r.html"]):
+                 ["report", run, world/"b", "--data", data, "--split", "test", "--out", tmp_path/"r.html"]):
         code, _, err = ctseg(*args, "--device", "cpu")
         assert code == 2 and "Traceback" not in err
         assert err.endswith("ctseg: out of memory; take a smaller --batch-size, or --device cpu\n")
