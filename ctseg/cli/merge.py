@@ -11,7 +11,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from .console import app, print_facts
+from .console import app, print_facts, say
 
 # %% ../../nbs/cli/52_merge.ipynb #cebbd33c
 FOLDERS = typer.Argument(help="two or more challenge folders; the first one's names and pixel size are kept")
@@ -50,7 +50,8 @@ def merge(
     from ctseg.io.merge import merge as merge_folders
     facts = merge_folders(folders, out, rename, unions, resize, size, annotated)
     print("training slices on which a class was examined (and found):")
-    print(facts.pop("table").rename_axis(index=None, columns=None).to_string())
+    table = facts.pop("table").rename_axis(index=None, columns=None)
+    for line in table.to_string().splitlines(): say(line)
     for note in facts.pop("notes"):
         typer.echo(f"note: {note}", err=True)
     print_facts(facts)

@@ -14,7 +14,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from .console import app, memory_errors
+from .console import app, memory_errors, say
 from .options import BatchSize, Device, Engine, Plugins, load_plugins
 from ..core.files import InputError
 
@@ -68,18 +68,18 @@ def print_results(result) -> None:
     for scan in result.done:
         present = sum(row["slices"] > 0 for row in scan.rows)
         files = ", ".join(scan.files) or "no file, since nothing was found"
-        print(f"{scan.name}: {scan.source}, {present} structures: {files}")
+        say(f"{scan.name}: {scan.source}, {present} structures: {files}")
     if result.passed_over:
         kinds = [f"{n} {kind}{'s'*(n > 1)}" for kind, n in result.passed_over.items()]
-        print("passed over:", ", ".join(kinds))
+        say(f"passed over: {', '.join(kinds)}")
     for note in result.notes:
-        print(f"ctseg: {note}", file=sys.stderr)
+        say(f"ctseg: {note}", sys.stderr)
     for source, problem in result.failed:
         where = "" if source in problem else f"{source}: "
-        print(f"ctseg: not segmented: {where}{problem}", file=sys.stderr)
+        say(f"ctseg: not segmented: {where}{problem}", sys.stderr)
     print(f"segmented: {len(result.done)} of {len(result.done) + len(result.failed)}")
-    print(f"volumes: {result.out/'volumes.csv'}")
-    print(f"page: {result.out/'report.html'}")
+    say(f"volumes: {result.out/'volumes.csv'}")
+    say(f"page: {result.out/'report.html'}")
 
 # %% ../../nbs/cli/45_segment.ipynb #fd85601a
 SOME_FAILED = 3  # the exit status if some scans could not be segmented

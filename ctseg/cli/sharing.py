@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from .console import app
+from .console import app, say
 
 # %% ../../nbs/cli/45_sharing.ipynb #3ec58152
 SHARED_RUN = typer.Argument(help="a finished run folder")
@@ -29,5 +29,5 @@ def push(
 ):
     "Share a finished run on the Hugging Face hub: weights, recipe, figures and model card; no images, no names."
     from ctseg.integrations.hub import push_to_hub
-    print(f"on the hub: {push_to_hub(run, repository, private=not public, message=message)}")
-    print(f"load it with: ctseg.load(\"hf://{repository.removeprefix('hf://')}\")")
+    say(f"on the hub: {push_to_hub(run, repository, private=not public, message=message)}")
+    say(f"load it with: ctseg.load(\"hf://{repository.removeprefix('hf://')}\")")

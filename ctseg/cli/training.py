@@ -15,7 +15,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from .console import SPEAKS, app, choose_threads, print_facts
+from .console import SPEAKS, app, choose_threads, print_facts, say
 from .options import Annotations, Device, Folder, Plugins, load_plugins
 from ..core.files import InputError
 
@@ -106,7 +106,7 @@ def fit(
         )
     except Stopped as e:
         if SPEAKS:
-            print(f"ctseg: {e}; {SAVED}", file=sys.stderr)
+            say(f"ctseg: {e}; {SAVED}", sys.stderr)
         raise typer.Exit(75)
     if SPEAKS:
         tell_result(run)
@@ -153,12 +153,12 @@ def recipes(
     from ctseg.runs.recipe import recipe_fields
     if name is None:
         for recipe in RECIPES.values():
-            print(f"{recipe.name:<27}{recipe.about}{'  (default)' if recipe.name == DEFAULT_RECIPE else ''}")
+            say(f"{recipe.name:<27}{recipe.about}{'  (default)' if recipe.name == DEFAULT_RECIPE else ''}")
         return
     recipe = get_recipe(name)
-    print(f"{recipe.name}: {recipe.about}")
+    say(f"{recipe.name}: {recipe.about}")
     for field in recipe_fields(recipe):
-        print(setting_line(*field))
+        say(setting_line(*field))
 
 # %% ../../nbs/cli/30_training.ipynb #9aed5954
 PLAIN = typer.Option("--plain", help="do not measure training steps, which takes seconds for each model")

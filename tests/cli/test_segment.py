@@ -5,6 +5,8 @@ import json
 import os
 import shutil
 from dataclasses import asdict, replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -16,6 +18,7 @@ from helpers.fake_runs import fake_run
 from helpers.predictors import fixed
 from helpers.volumes import HU, NAME, NUMBER, TWO, leaks, one_line, save, volume
 
+from ctseg.cli.segment import print_results
 from ctseg.core.files import InputError, read_json, write_json
 from ctseg.data.challenge import read_challenge
 from ctseg.inference.rule import Rule
@@ -303,3 +306,13 @@ def test_what_cannot_be_segmented_leaves_no_folder_and_a_tilde_is_a_name(clinic,
     assert out[0] == 2 and not list(tmp_path.iterdir())
     out = ctseg("segment", clinic/"run", clinic/"nii", "--out", "~root/two", "--device", "cpu")
     assert out[0] == 0 and (tmp_path/"~root/two/p1.nii.gz").exists(), out
+
+
+def test_names_of_scans_and_folders_do_not_move_the_cursor(capsys):
+    odd = "\x1b[2Jx"
+    scan = SimpleNamespace(name=odd, source=odd, rows=[], files=[odd])
+    result = SimpleNamespace(
+        done=[scan], passed_over={odd: 2}, notes=[odd], failed=[(odd, "broken")], out=Path(odd))
+    print_results(result)
+    told = "".join(capsys.readouterr())
+    assert "\x1b" not in told and told.count("\\x1b[2Jx") == 8

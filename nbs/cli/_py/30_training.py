@@ -16,7 +16,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from ctseg.cli.console import SPEAKS, app, choose_threads, print_facts
+from ctseg.cli.console import SPEAKS, app, choose_threads, print_facts, say
 from ctseg.cli.options import Annotations, Device, Folder, Plugins, load_plugins
 from ctseg.core.files import InputError
 
@@ -159,7 +159,7 @@ def fit(
         )
     except Stopped as e:
         if SPEAKS:
-            print(f"ctseg: {e}; {SAVED}", file=sys.stderr)
+            say(f"ctseg: {e}; {SAVED}", sys.stderr)
         raise typer.Exit(75)
     if SPEAKS:
         tell_result(run)
@@ -236,12 +236,12 @@ def recipes(
     from ctseg.runs.recipe import recipe_fields
     if name is None:
         for recipe in RECIPES.values():
-            print(f"{recipe.name:<27}{recipe.about}{'  (default)' if recipe.name == DEFAULT_RECIPE else ''}")
+            say(f"{recipe.name:<27}{recipe.about}{'  (default)' if recipe.name == DEFAULT_RECIPE else ''}")
         return
     recipe = get_recipe(name)
-    print(f"{recipe.name}: {recipe.about}")
+    say(f"{recipe.name}: {recipe.about}")
     for field in recipe_fields(recipe):
-        print(setting_line(*field))
+        say(setting_line(*field))
 
 
 # %%

@@ -15,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from ctseg.cli.console import app
+from ctseg.cli.console import app, say
 
 # %%
 #| hide
@@ -47,8 +47,8 @@ def push(
 ):
     "Share a finished run on the Hugging Face hub: weights, recipe, figures and model card; no images, no names."
     from ctseg.integrations.hub import push_to_hub
-    print(f"on the hub: {push_to_hub(run, repository, private=not public, message=message)}")
-    print(f"load it with: ctseg.load(\"hf://{repository.removeprefix('hf://')}\")")
+    say(f"on the hub: {push_to_hub(run, repository, private=not public, message=message)}")
+    say(f"load it with: ctseg.load(\"hf://{repository.removeprefix('hf://')}\")")
 
 
 # %%

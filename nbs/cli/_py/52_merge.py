@@ -15,7 +15,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from ctseg.cli.console import app, print_facts
+from ctseg.cli.console import app, print_facts, say
 
 # %%
 #| hide
@@ -75,7 +75,8 @@ def merge(
     from ctseg.io.merge import merge as merge_folders
     facts = merge_folders(folders, out, rename, unions, resize, size, annotated)
     print("training slices on which a class was examined (and found):")
-    print(facts.pop("table").rename_axis(index=None, columns=None).to_string())
+    table = facts.pop("table").rename_axis(index=None, columns=None)
+    for line in table.to_string().splitlines(): say(line)
     for note in facts.pop("notes"):
         typer.echo(f"note: {note}", err=True)
     print_facts(facts)
