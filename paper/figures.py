@@ -308,6 +308,22 @@ def methods(tables):
     return fig
 
 
+def budgets(cells):
+    "Dice over the number of annotated slices: every training, and a line a row through their means."
+    if not cells: return None
+    fig, ax = plt.subplots(figsize=(COLUMN, 2.2), layout="constrained")
+    slices = sorted({c["slices"] for c in cells})
+    for row, colour in zip(("original-attunet", "marginal-log", "ctseg, short", "ctseg"), (SOFT, AMBER, GREEN, BLUE)):
+        mine = [c for c in cells if c["row"] == row]
+        ax.plot([c["slices"] for c in mine], [np.mean(c["scores"]) for c in mine], color=colour, lw=1.2, label=row)
+        for c in mine:
+            ax.plot([c["slices"]]*len(c["scores"]), c["scores"], "o", color=colour, ms=2.8, mew=0)
+    ax.set(xscale="log", xticks=slices, xticklabels=slices, xlabel="annotated slices", ylabel="Dice")
+    ax.minorticks_off()
+    ax.legend(fontsize=6.8, frameon=False)
+    return fig
+
+
 def draw(data: dict, results: Path, out: Path) -> dict[str, dict]:
     """Write every figure that there is something for into `out`; {name: its file, and whether it spans the
     page}."""
@@ -326,6 +342,7 @@ def draw(data: dict, results: Path, out: Path) -> dict[str, dict]:
             "curves": lambda: curves(results/"supervised", phases),
         }
     if data["transposed"]: made["two_metrics"] = lambda: two_metrics(data["transposed"])
+    made["budgets"] = lambda: budgets(data["beyond"]["budgets"])
     if semi: made["methods"] = lambda: methods(semi)
     files = {}
     # it has not got typst's font and measures with the next

@@ -64,6 +64,12 @@ NAMED = {
 PHASED = tuple(f"{p}-{m}" for p in PREFIX.values() for m in ("teacher-student", "pretrain-finetune"))
 # our loss with all images, of the rows with several seeds
 ALL_IMAGES = {"ctseg": "ctseg", "ctseg-sigmoid": "ctseg", "log-unimatch": "unimatch"}
+BY_BUDGET = {  # row: its name in the table efficiency, in semi100 and in semi800
+    "original-attunet": ("original-attunet", "seed-attunet", "seed-attunet"),
+    "marginal-log": ("marginal-log", "marginal-log", "marginal-log"),
+    "ctseg, short": ("ctseg-half", "ctseg", "ctseg"),
+    "ctseg": ("ctseg-long", "ctseg-second-3", "ctseg"),
+}
 SCORES = ("max", "entropy", "foreground", "sdc", "agreement")
 
 
@@ -366,6 +372,48 @@ def number(text):
     try: return float(text)
     except ValueError: return text
 
+def by_budget(results: Path) -> dict:
+    "The runs of each row of `BY_BUDGET` on ever more annotated slices: {(row, slices): {seed: run}}."
+    trained = {slices: load(results/f"semi{slices}") for slices in (100, 800)}
+    runs = {
+        (row, slices): trained[slices][name]
+        for row, names in BY_BUDGET.items()
+        for slices, name in zip(trained, names[1:])
+        if name in trained[slices]
+    }
+    rows = {names[0]: row for row, names in BY_BUDGET.items()}
+    for name, of_seed in load(results/"efficiency").items():
+        recipe, _, slices = name.rpartition("-")
+        runs[rows[recipe], int(slices)] = of_seed
+    return runs
+
+
+def peers(results: Path) -> list[dict]:
+    "Other libraries on one hundred annotated slices, by argmax, and what `ctseg` has more after as much time."
+    ours = load(results/"semi100").get("ctseg")
+    if not ours: return []
+    runs = {name.removesuffix("-100"): of_seed for name, of_seed in load(results/"peers").items()}
+    runs["ctseg"] = ours
+    mean = lambda name: float(np.mean([mean_dice(argmax(run)) for run in runs[name].values()]))
+    return [
+        {"name": name, "dice": mean(name), "more": compare(runs, "ctseg", name, argmax)}
+        for name in sorted(runs, key=mean)
+    ]
+
+
+def beyond(results: Path) -> dict:
+    "What lies beyond the original's comparison. Everything is decided by argmax."
+    scores = {key: [mean_dice(argmax(r)) for r in runs.values()] for key, runs in by_budget(results).items()}
+    cells = [{"row": row, "slices": slices, "scores": s} for (row, slices), s in sorted(scores.items())]
+    small = {"ctseg": load(results/"semi100").get("ctseg", {})} | load(results/"pretrained")
+    return {
+        "budgets": cells,
+        "peers": peers(results),
+        "pretrained": compare(small, "ctseg-pretrained", "ctseg", argmax),
+        "large": compare(load(results/"large"), "lite0", "attunet", argmax),
+    }
+
+
 def collect(results: Path = RESULTS) -> dict:
     "All of it."
     main, claim = supervised(results/"supervised"), results/"original_claim.json"
@@ -384,6 +432,7 @@ def collect(results: Path = RESULTS) -> dict:
             confidence=confidence(results/"confidence"),
             decisions=decisions(results/"decision"),
             second_opinion=decisions(results/"decision_other"),
+            beyond=beyond(results),
             claim=json.loads(claim.read_text()) if claim.exists() else None,
         )
     )

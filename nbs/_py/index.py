@@ -126,7 +126,7 @@ table(list(measured[0]), [r.values() for r in measured])
 # %% [markdown]
 # [OpenKBP](https://github.com/ababier/open-kbp) head-and-neck CT, 64×64, seven organs, 300 test slices of 15 other patients, small U-Nets trained on CPUs. Both Dice columns
 # average the same seeds; brackets: 95 % over patients. The reference is the original project's U-Net, which reads zeros as background.
-# [Which recipe to choose](guides/choosing_a_recipe.ipynb), [with unlabelled slices](benchmarks/realct_semi.ipynb), [ablations](benchmarks/ablations.ipynb), [what held](benchmarks/claims.ipynb), [REPORT.pdf](../REPORT.pdf)
+# [Which recipe to choose](guides/choosing_a_recipe.ipynb), [with unlabelled slices](benchmarks/realct_semi.ipynb), [label efficiency](benchmarks/label_efficiency.ipynb), [what held](benchmarks/claims.ipynb), [REPORT.pdf](../REPORT.pdf)
 #
 # ## What it does not do
 #
