@@ -65,7 +65,8 @@ for row, colour in COLOURS.items():
     ax.plot(at, [np.mean(scores[row, slices]) for slices in at], color=colour, label=row)
     for slices in at:
         ax.plot([slices]*len(scores[row, slices]), scores[row, slices], ".", color=colour, alpha=.5)
-ax.set(xscale="log", xticks=BUDGETS, xticklabels=BUDGETS, xlabel="annotated slices", ylabel="Dice, 15 other patients")
+ax.set(xscale="log", xticks=BUDGETS, xticklabels=BUDGETS)
+ax.set(xlabel="annotated slices", ylabel="Dice, 15 other patients")
 ax.minorticks_off()
 ax.legend(frameon=False)
 ax.spines[["top", "right"]].set_visible(False)
@@ -86,7 +87,8 @@ def worth(slices: int) -> dict:
     needed = np.exp(np.interp(reached, np.maximum.accumulate(supervised), np.log(BUDGETS)))
     of_cell = {row: runs[row, slices] for row in ("ctseg", "marginal-log")}
     more = compare(of_cell, "ctseg", "marginal-log", argmax)
-    told = {"annotated": slices, "ctseg": reached, "marginal-log needs": "> 800" if beyond else f"{needed:.0f}"}
+    told = {"annotated": slices, "ctseg": reached}
+    told["marginal-log needs"] = "> 800" if beyond else f"{needed:.0f}"
     told["as many times"] = "" if beyond else f"{needed/slices:.1f}"
     return told | {k: more[k] for k in ("difference", "low", "high", "seeds")}
 
