@@ -40,9 +40,9 @@ def suggest(
     if not runs:
         raise InputError("`ctseg suggest` takes RUN... DATA, but one place was given")
     load_plugins(plugin)
-    refuse_replacing([out, out.with_suffix(".html")], places)
+    page = out.parent/f"{out.stem}.html"
+    refuse_replacing([out, page], places)
     with memory_errors():
         facts = suggest_files(runs, data, out, count, annotated, device, batch_size)
     print_facts(facts)
-    print_facts({"list": out})
-    print_facts({"page": out.with_suffix('.html')})
+    print_facts({"list": out, "page": page})

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['vr_of', 'path_without_patient', 'tells_patient', 'PatientNames', 'DicomFile', 'Misfit',
-           'label_errors', 'dicom_item', 'header_value', 'check_header', 'check_one_series']
+           'label_errors', 'dicom_item', 'is_compressed', 'header_value', 'check_header',
+           'check_one_series']
 
 # %% ../../nbs/io/70_dicom_headers.ipynb #9ed52a80
 import contextlib
@@ -180,6 +181,12 @@ def dicom_item(**tags):
     item = import_volumes_package("pydicom").Dataset()
     for tag, value in tags.items(): setattr(item, tag, value)
     return item
+
+# %% ../../nbs/io/70_dicom_headers.ipynb #63bb2d74
+def is_compressed(header) -> bool:
+    "Are the pixels compressed? Not so of a file whose transfer syntax pydicom does not know."
+    try: return header.file_meta.TransferSyntaxUID.is_encapsulated
+    except ValueError: return False
 
 # %% ../../nbs/io/70_dicom_headers.ipynb #875e534e
 def header_value(header, tag: str, where: str):

@@ -262,3 +262,7 @@ def test_endless_files_of_the_system_are_told(tmp_path):
         with pytest.raises(InputError, match="a file of the system"): files.refuse_special(path)
     (tmp_path/"empty").touch()
     files.refuse_special(tmp_path/"empty")
+
+
+def test_a_path_with_a_nul_is_told():
+    with pytest.raises(InputError, match="NUL"): files.real_path("a\0b")

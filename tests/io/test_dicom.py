@@ -49,6 +49,8 @@ BAD = {
     "no spacing": (lambda f: edit(f[0], PixelSpacing=None), "PixelSpacing"),
     "no rescale": (lambda f: edit(f[0], RescaleSlope=None), "Hounsfield"),
     "cut off": (lambda f: f[3].write_bytes(f[3].read_bytes()[:-50]), "damaged or cut off"),
+    "a transfer syntax that nobody knows": (
+        lambda f: patch(f, b"1.2.840.10008.1.2.1\0", b"1.2.840.99999.1.2.1\0"), "cannot be read"),
     "cut off in the header": (lambda f: f[3].write_bytes(f[3].read_bytes()[:900]), ""),
     "multi-frame": (lambda f: edit(f[0], NumberOfFrames=4), "multi-frame"),
     "skewed axes": (

@@ -227,6 +227,7 @@ def _is_stream(path: Path) -> bool:
 
 def real_path(path: str | Path) -> Path:
     "The absolute path without links; of a link that leads to itself, the link. `Path.resolve` raises for it in some Pythons."
+    if "\0" in str(path): raise InputError(f"{path}: a path holds no NUL")
     return Path(os.path.realpath(path))
 
 def refuse_nameless(path: Path) -> None:

@@ -311,6 +311,21 @@ print(dicom_item(ROINumber=1, ROIName="Eye L"))
 
 # %%
 #| export
+def is_compressed(header) -> bool:
+    "Are the pixels compressed? Not so of a file whose transfer syntax pydicom does not know."
+    try: return header.file_meta.TransferSyntaxUID.is_encapsulated
+    except ValueError: return False
+
+
+# %%
+odd = pydicom.Dataset()
+odd.file_meta = pydicom.dataset.FileMetaDataset()
+odd.file_meta.TransferSyntaxUID = "1.2.3"
+print(is_compressed(odd))
+
+
+# %%
+#| export
 def header_value(header, tag: str, where: str):
     """The value of an element, `None` if it is empty.
 

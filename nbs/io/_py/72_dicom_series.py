@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from ctseg.core.files import InputError
-from ctseg.io.dicom_headers import DicomFile, check_one_series
+from ctseg.io.dicom_headers import DicomFile, check_one_series, is_compressed
 from ctseg.io.dicom_heap import Heap, frame_headers, read_file
 from ctseg.io.scale import scale_notes
 
@@ -306,7 +306,7 @@ def _raw_pixels(file: DicomFile, shown: str) -> np.ndarray:
     try:
         return read_file(file.path).pixel_array.reshape(-1, rows, columns)
     except Exception as e:  # each decoder has errors of its own
-        if syntax.is_encapsulated and "RLE" not in syntax.name:
+        if is_compressed(header) and "RLE" not in syntax.name:
             why = "no decoder for that is installed"
             if "missing dependencies" not in str(e):  # Pillow's decoder is there, and knows 8 bits of 12
                 why = "damaged, or of a kind that the installed decoders do not know"

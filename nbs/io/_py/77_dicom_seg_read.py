@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ctseg.io.dicom_headers import Misfit
+from ctseg.io.dicom_headers import Misfit, is_compressed
 from ctseg.io.dicom_heap import frame_item, read_file
 from ctseg.io.dicom_series import Series, in_other_frame
 from ctseg.io.rtstruct import DrawnStructure
@@ -347,7 +347,7 @@ def _unpacked(header) -> Iterator[np.ndarray]:
 def _decoded(path: Path, header) -> Iterator[np.ndarray]:
     "The frames of a segmentation in order, [rows, columns]."
     if not header.get("NumberOfFrames") or "PixelData" not in header: return
-    compressed = header.file_meta.TransferSyntaxUID.is_encapsulated
+    compressed = is_compressed(header)
     if not compressed: check_length(header)
     if int(header.BitsAllocated) == 1 and not compressed:
         yield from _unpacked(header)
