@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['UsageError', 'app', 'SPEAKS', 'COMPUTES', 'VERSION', 'NEAREST', 'TIDY', 'WholeHelp',
            'first_repeated', 'OnceCommand', 'Commands', 'choose_threads', 'show_version',
-           'before_commands', 'shown', 'say', 'print_facts', 'nearest_letters',
-           'write_any_letter', 'memory_errors', 'value_of', 'setting_meant', 'usage_line',
-           'clean_end', 'our_warnings']
+           'before_commands', 'shown', 'print_facts', 'nearest_letters', 'write_any_letter',
+           'memory_errors', 'value_of', 'setting_meant', 'usage_line', 'clean_end',
+           'our_warnings']
 
 # %% ../../nbs/cli/10_console.ipynb #d1dd2eef
 import codecs
@@ -19,7 +19,7 @@ import time
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, TextIO
+from typing import Annotated
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -123,11 +123,6 @@ def shown(value) -> str:
     if isinstance(value, list):
         return ", ".join(map(shown, value)) or "none"
     return f"{value:.4f}" if isinstance(value, float) else printable(str(value))
-
-
-def say(line: str, file: TextIO | None = None) -> None:
-    "Print a line that may hold the name of a file, or what one contains: no terminal is to obey it."
-    print(printable(line), file=file, flush=True)
 
 
 def print_facts(facts: dict, indent: str = "") -> None:

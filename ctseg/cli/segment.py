@@ -14,9 +14,9 @@ from typing import Annotated, Optional
 
 import typer
 
-from .console import app, memory_errors, say
+from .console import app, memory_errors
 from .options import BatchSize, Device, Engine, Plugins, load_plugins
-from ..core.files import InputError
+from ..core.files import InputError, say
 
 # %% ../../nbs/cli/45_segment.ipynb #684dc5c3
 def runs_and_scans(paths: list[str]) -> tuple[list[str], list[str]]:

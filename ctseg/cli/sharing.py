@@ -11,7 +11,8 @@ from typing import Annotated
 
 import typer
 
-from .console import app, say
+from .console import app
+from ..core.files import say
 
 # %% ../../nbs/cli/45_sharing.ipynb #3ec58152
 SHARED_RUN = typer.Argument(help="a finished run folder")

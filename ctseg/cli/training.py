@@ -15,9 +15,9 @@ from typing import Annotated, Optional
 
 import typer
 
-from .console import SPEAKS, app, choose_threads, print_facts, say
+from .console import SPEAKS, app, choose_threads, print_facts
 from .options import Annotations, Device, Folder, Plugins, load_plugins
-from ..core.files import InputError
+from ..core.files import InputError, say
 
 # %% ../../nbs/cli/30_training.ipynb #b85d76d1
 def in_words(facts: dict) -> dict:

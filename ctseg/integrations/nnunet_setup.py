@@ -11,7 +11,7 @@ import importlib.util
 import sys
 from pathlib import Path
 
-from ..core.files import InputError, atomic_path, real_path
+from ..core.files import InputError, atomic_path, real_path, say
 
 # %% ../../nbs/integrations/16_nnunet_setup.ipynb #bab5fff1
 FILE = "ctseg_trainers.py"
@@ -62,9 +62,9 @@ def set_up(arguments: list[str] | None = None) -> int: # exit status
     try:
         path = (remove_trainers if given.undo else add_trainers)(given.folder)
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}", sys.stderr)
         return 2
-    print(f"{'removed' if given.undo else 'written'}: {path}")
+    say(f"{'removed' if given.undo else 'written'}: {path}")
     if given.folder and not given.undo:
-        print(f"now set nnUNet_extTrainer={real_path(given.folder)}")
+        say(f"now set nnUNet_extTrainer={real_path(given.folder)}")
     return 0

@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ctseg.core.files import InputError, atomic_path
+from ctseg.core.files import InputError, atomic_path, say
 from ctseg.core.style import class_legend, image_grid, overlay, show_image
 from ctseg.data.challenge import read_challenge
 from ctseg.data.slices import SliceSet
@@ -311,7 +311,7 @@ def _sample(out: Path) -> tuple[Path, str]:
     data = out.parent/f"{out.name}_data"
     if all((data/f).exists() for f in ("y_train.csv", "y_test.csv")):  # drawn earlier
         return data, "vertical"
-    print(f"no sample here: drawing one into {data}")
+    say(f"no sample here: drawing one into {data}")
     make_phantom(data, labelled=480, unlabelled=720, test=60, size=96, seed=0)
     return data, "vertical"
 
@@ -366,7 +366,7 @@ def report_demo(run: Run, test: SliceSet, masks: dict[str, np.ndarray]):
     print(f"\nthe teacher labelled {len(kept)} slices; the student also learnt from the {kept.sum()} surest")
     print(f"mean Dice on {len(test)} test slices: {scores}")
     for name in FILES:
-        print(run/name)
+        say(str(run/name))
 
 
 # %% [markdown]

@@ -264,5 +264,10 @@ def test_endless_files_of_the_system_are_told(tmp_path):
     files.refuse_special(tmp_path/"empty")
 
 
+def test_a_line_that_is_said_cannot_steer_the_terminal(capsys):
+    files.say("wrote \x1b[2Jx\u202e\n", sys.stderr)
+    assert capsys.readouterr().err == "wrote \\x1b[2Jx\\u202e\\n\n"
+
+
 def test_a_path_with_a_nul_is_told():
     with pytest.raises(InputError, match="NUL"): files.real_path("a\0b")

@@ -19,7 +19,7 @@ import time
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, TextIO
+from typing import Annotated
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -203,11 +203,6 @@ def shown(value) -> str:
     if isinstance(value, list):
         return ", ".join(map(shown, value)) or "none"
     return f"{value:.4f}" if isinstance(value, float) else printable(str(value))
-
-
-def say(line: str, file: TextIO | None = None) -> None:
-    "Print a line that may hold the name of a file, or what one contains: no terminal is to obey it."
-    print(printable(line), file=file, flush=True)
 
 
 def print_facts(facts: dict, indent: str = "") -> None:

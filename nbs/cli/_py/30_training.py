@@ -16,9 +16,9 @@ from typing import Annotated, Optional
 
 import typer
 
-from ctseg.cli.console import SPEAKS, app, choose_threads, print_facts, say
+from ctseg.cli.console import SPEAKS, app, choose_threads, print_facts
 from ctseg.cli.options import Annotations, Device, Folder, Plugins, load_plugins
-from ctseg.core.files import InputError
+from ctseg.core.files import InputError, say
 
 # %%
 #| hide

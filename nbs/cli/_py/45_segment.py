@@ -16,9 +16,9 @@ from typing import Annotated, Optional
 
 import typer
 
-from ctseg.cli.console import app, memory_errors, say
+from ctseg.cli.console import app, memory_errors
 from ctseg.cli.options import BatchSize, Device, Engine, Plugins, load_plugins
-from ctseg.core.files import InputError
+from ctseg.core.files import InputError, say
 
 # %%
 #| hide

@@ -15,7 +15,8 @@ from typing import Annotated
 
 import typer
 
-from ctseg.cli.console import app, say
+from ctseg.cli.console import app
+from ctseg.core.files import say
 
 # %%
 #| hide

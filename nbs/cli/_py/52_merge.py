@@ -15,7 +15,8 @@ from typing import Annotated, Optional
 
 import typer
 
-from ctseg.cli.console import app, print_facts, say
+from ctseg.cli.console import app, print_facts
+from ctseg.core.files import say
 
 # %%
 #| hide

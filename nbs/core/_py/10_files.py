@@ -28,6 +28,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TextIO
 
 try:
     import fcntl
@@ -60,6 +61,10 @@ def printable(text: str) -> str:
     "`text` in one line that any terminal can show: what is no letter, sign or plain space is written as its number."
     if text.isprintable(): return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+def say(line: str, file: TextIO | None = None) -> None:
+    "Print a line that may hold the name of a file, or what one contains: no terminal is to obey it."
+    print(printable(line), file=file, flush=True)
 
 class InputError(ValueError):
     "A mistake in what the user gave: told in one line, without a traceback, exit status 2."

@@ -13,7 +13,7 @@ import importlib.util
 import sys
 from pathlib import Path
 
-from ctseg.core.files import InputError, atomic_path, real_path
+from ctseg.core.files import InputError, atomic_path, real_path, say
 
 # %%
 #| hide
@@ -108,11 +108,11 @@ def set_up(arguments: list[str] | None = None) -> int: # exit status
     try:
         path = (remove_trainers if given.undo else add_trainers)(given.folder)
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}", sys.stderr)
         return 2
-    print(f"{'removed' if given.undo else 'written'}: {path}")
+    say(f"{'removed' if given.undo else 'written'}: {path}")
     if given.folder and not given.undo:
-        print(f"now set nnUNet_extTrainer={real_path(given.folder)}")
+        say(f"now set nnUNet_extTrainer={real_path(given.folder)}")
     return 0
 
 

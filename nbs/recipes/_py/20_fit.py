@@ -21,7 +21,7 @@ import numpy as np
 # %%
 #| export
 from ctseg.core.device import DevicePlan, pick_device
-from ctseg.core.files import InputError, atomic_path
+from ctseg.core.files import InputError, atomic_path, say
 from ctseg.core.schema import check_whole
 from ctseg.core.parallel import agree, main_first, on_main, rank, world
 from ctseg.core.registry import Plugin, load_plugin
@@ -362,7 +362,7 @@ def announce(job: Job, data: Any, source: str, earlier: Iterable[str] = ()) -> N
     lines = [f"training on {job.where}: {job.recipe.model.name}"]  # a forgotten GPU is better seen now
     if source: lines.append(f"the encoder starts from {source}")
     for line in [*lines, *earlier]:
-        print(line, file=sys.stderr, flush=True)
+        say(line, sys.stderr)
     tell_of_groups(job, data)
 
 
@@ -378,7 +378,7 @@ def start_and_tell(run: Run, spec: dict[str, Any], resume: bool, tell: bool) -> 
     "`start_run`; with `tell`, then a line about what `resume` has found there, see `Run.prospect`."
     prospect = run.prospect if resume and tell else ""
     start_run(run, spec, resume)
-    if prospect: print(f"ctseg: {prospect}", file=sys.stderr, flush=True)
+    if prospect: say(f"ctseg: {prospect}", sys.stderr)
 
 
 # %%
