@@ -137,6 +137,7 @@ class JobBase:
         self.history: list[dict] = []
         self.completed: list[str] = []  # phases
         self.pieces = recipe.compute.pieces
+        self.prepared: nn.Module | None = None  # the network of the first phase, made to be looked at
 
 # %% ../../nbs/runs/30_job.ipynb #70b9de4d
 class JobData(JobBase):
@@ -226,6 +227,16 @@ class PhaseJob(NotedJob):
         if start: start(model, self.loss)
         return model
 
+    def prepare_model(self) -> nn.Module:
+        "The network of the next phase, to be looked at and not to be changed."
+        self.prepared = self.make_model()
+        return self.prepared
+
+    def next_model(self) -> nn.Module:
+        "The network of the next phase: the one that was prepared, else a fresh one, which has the same weights."
+        model, self.prepared = self.prepared, None
+        return self.make_model() if model is None else model
+
     def trainer(self, model: nn.Module, phase: Phase) -> Trainer:
         "The trainer of one phase, set up as the recipe says."
         setup = replace(self.setup, compute=replace(self.recipe.compute, pieces=self.pieces))
@@ -266,7 +277,7 @@ class Job(PhaseJob):
 
     def train(self, phase: Phase) -> nn.Module:
         "The averaged model of one phase: trained, or loaded if the phase has finished."
-        model, earlier = self.make_model(), list(self.history)
+        model, earlier = self.next_model(), list(self.history)
         checkpoints = Checkpoints(self.run/"checkpoints"/phase.name)
         state = checkpoints.final({"ema": model}, check_final)
         folder = f"in {self.run.folder}: it must be on a disk of all of them"

@@ -85,7 +85,7 @@ def check_job(job: Job) -> str: # where a pretrained encoder's weights come from
     check_whole("seed", job.seed, 0, 2**63 - 1)
     check_batches(job.recipe)
     refuse_too_large(job)
-    model = job.make_model()
+    model = job.prepare_model()
     make_optimiser(model, job.setup)
     compute = job.recipe.compute
     if compute.compile and not job.plan.can_compile:
