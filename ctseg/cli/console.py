@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['UsageError', 'app', 'SPEAKS', 'COMPUTES', 'VERSION', 'NEAREST', 'TIDY', 'WholeHelp',
-           'first_repeated', 'OnceCommand', 'Commands', 'choose_threads', 'show_version',
-           'before_commands', 'shown', 'print_facts', 'nearest_letters', 'write_any_letter',
-           'memory_errors', 'value_of', 'setting_meant', 'usage_line', 'clean_end',
-           'our_warnings']
+           'first_repeated', 'OnceCommand', 'Commands', 'choose_threads', 'loading',
+           'show_version', 'before_commands', 'shown', 'print_facts', 'nearest_letters',
+           'write_any_letter', 'memory_errors', 'value_of', 'setting_meant', 'usage_line',
+           'clean_end', 'our_warnings']
 
 # %% ../../nbs/cli/10_console.ipynb #d1dd2eef
 import codecs
@@ -25,6 +25,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from ..core.files import InputError, printable, read_json
+from ..core.loading import collector_rests
 from ..core.threads import set_threads
 from ..training.deadline import hear_end
 
@@ -98,6 +99,11 @@ def choose_threads(run: Path | None = None) -> None:
     number = spec.get("threads") if isinstance(spec, dict) else None
     valid = type(number) is int and 0 < number <= 4096
     set_threads(number=number if valid else None)
+
+# %% ../../nbs/cli/10_console.ipynb #704a93ce
+def loading() -> contextlib.AbstractContextManager[None]:
+    "The block in which a command imports its modules. A process in which torch is loaded already, such as a notebook, stays as it is."
+    return contextlib.nullcontext() if "torch" in sys.modules else collector_rests(freeze=True)
 
 # %% ../../nbs/cli/10_console.ipynb #57704d55
 def show_version(asked: bool) -> None:

@@ -13,7 +13,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from .console import app, memory_errors, print_facts
+from .console import app, loading, memory_errors, print_facts
 from .options import (
     BatchSize, Device, Engine, Plugins, Precision, device_plan, load_plugins, refuse_replacing)
 from ..core.files import InputError
@@ -81,8 +81,9 @@ def predict(
 ):
     "Write the submission for a folder of images."
     load_plugins(plugin)
-    from ctseg.prediction.prepare import prepare
-    from ctseg.prediction.submission import check_files, predict_folder
+    with loading():
+        from ctseg.prediction.prepare import prepare
+        from ctseg.prediction.submission import check_files, predict_folder
     examined = examined_by(annotated, tune)
     files = (out, probabilities, confidence)
     check_files(images, *files)
@@ -148,8 +149,9 @@ def report(
 ):
     "Write one self-contained page about a run, or one that compares several."
     load_plugins(plugin)
-    from ctseg.report.comparison import report_comparison
-    from ctseg.report.page import report
+    with loading():
+        from ctseg.report.comparison import report_comparison
+        from ctseg.report.page import report
     check_shown(runs, data, slices, {"split": split, "annotated": annotated})
     refuse_replacing([out], [data, *runs])
     split, annotated = split or "held-out", annotated or "json"

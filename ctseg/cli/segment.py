@@ -14,7 +14,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from .console import app, memory_errors
+from .console import app, loading, memory_errors
 from .options import BatchSize, Device, Engine, Plugins, load_plugins
 from ..core.files import InputError, say
 
@@ -106,7 +106,8 @@ def segment(
     cut = dict(gaps=gaps, window=window, size=size, spacing=wanted_spacing(spacing))
     how = dict(keep_patient=keep_patient, device=device, batch_size=batch_size, views=tta, engine=engine)
     load_plugins(plugin)
-    from ctseg.segmentation import segment
+    with loading():
+        from ctseg.segmentation import segment
     with memory_errors():
         result = segment(runs, scans, out, format, progress=True, **how, **cut)
     print_results(result)

@@ -15,7 +15,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from .console import SPEAKS, app, choose_threads, print_facts
+from .console import SPEAKS, app, choose_threads, loading, print_facts
 from .options import Annotations, Device, Folder, Plugins, load_plugins
 from ..core.files import InputError, say
 
@@ -92,10 +92,11 @@ def fit(
 ):
     "Train by a recipe. Exit status 75: stopped by the time limit or SIGTERM, to be continued with --resume."
     choose_threads(out if resume else None)
-    from ctseg.recipes.fit import fit
-    from ctseg.recipes.table import DEFAULT_RECIPE, get_recipe
-    from ctseg.runs.recipe import apply_settings
-    from ctseg.training.deadline import Stopped
+    with loading():
+        from ctseg.recipes.fit import fit
+        from ctseg.recipes.table import DEFAULT_RECIPE, get_recipe
+        from ctseg.runs.recipe import apply_settings
+        from ctseg.training.deadline import Stopped
     check_settings(set)
     load_plugins(plugin)
     chosen = apply_settings(get_recipe(recipe or DEFAULT_RECIPE), set)
@@ -125,8 +126,9 @@ def demo(
     seed: Annotated[int, SEED] = 0,
 ):
     "Train teacher and student, predict, score and draw on data_sample, in minutes on a CPU."
-    from ctseg.demo import run_demo
-    from ctseg.training.deadline import Stopped
+    with loading():
+        from ctseg.demo import run_demo
+        from ctseg.training.deadline import Stopped
     try:
         run_demo(out, data, overwrite, seed=seed)
     except Stopped:  # by SIGTERM; half a demo is none

@@ -25,6 +25,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from ctseg.core.files import InputError, printable, read_json
+from ctseg.core.loading import collector_rests
 from ctseg.core.threads import set_threads
 from ctseg.training.deadline import hear_end
 
@@ -164,6 +165,22 @@ before = torch.get_num_threads()
 choose_threads()
 print("unchanged:", torch.get_num_threads() == before)
 test_eq(torch.get_num_threads(), before)
+
+
+# %% [markdown]
+# Python's [collector rests](../core/47_loading.ipynb) while a command loads PyTorch and what needs it.
+
+# %%
+#| export
+def loading() -> contextlib.AbstractContextManager[None]:
+    "The block in which a command imports its modules. A process in which torch is loaded already, such as a notebook, stays as it is."
+    return contextlib.nullcontext() if "torch" in sys.modules else collector_rests(freeze=True)
+
+
+# %%
+import gc
+with loading():
+    print("the collector works:", gc.isenabled())  # torch is loaded
 
 
 # %%

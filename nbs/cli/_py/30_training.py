@@ -16,7 +16,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from ctseg.cli.console import SPEAKS, app, choose_threads, print_facts
+from ctseg.cli.console import SPEAKS, app, choose_threads, loading, print_facts
 from ctseg.cli.options import Annotations, Device, Folder, Plugins, load_plugins
 from ctseg.core.files import InputError, say
 
@@ -145,10 +145,11 @@ def fit(
 ):
     "Train by a recipe. Exit status 75: stopped by the time limit or SIGTERM, to be continued with --resume."
     choose_threads(out if resume else None)
-    from ctseg.recipes.fit import fit
-    from ctseg.recipes.table import DEFAULT_RECIPE, get_recipe
-    from ctseg.runs.recipe import apply_settings
-    from ctseg.training.deadline import Stopped
+    with loading():
+        from ctseg.recipes.fit import fit
+        from ctseg.recipes.table import DEFAULT_RECIPE, get_recipe
+        from ctseg.runs.recipe import apply_settings
+        from ctseg.training.deadline import Stopped
     check_settings(set)
     load_plugins(plugin)
     chosen = apply_settings(get_recipe(recipe or DEFAULT_RECIPE), set)
@@ -195,8 +196,9 @@ def demo(
     seed: Annotated[int, SEED] = 0,
 ):
     "Train teacher and student, predict, score and draw on data_sample, in minutes on a CPU."
-    from ctseg.demo import run_demo
-    from ctseg.training.deadline import Stopped
+    with loading():
+        from ctseg.demo import run_demo
+        from ctseg.training.deadline import Stopped
     try:
         run_demo(out, data, overwrite, seed=seed)
     except Stopped:  # by SIGTERM; half a demo is none

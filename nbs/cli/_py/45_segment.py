@@ -16,7 +16,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from ctseg.cli.console import app, memory_errors
+from ctseg.cli.console import app, loading, memory_errors
 from ctseg.cli.options import BatchSize, Device, Engine, Plugins, load_plugins
 from ctseg.core.files import InputError, say
 
@@ -153,7 +153,8 @@ def segment(
     cut = dict(gaps=gaps, window=window, size=size, spacing=wanted_spacing(spacing))
     how = dict(keep_patient=keep_patient, device=device, batch_size=batch_size, views=tta, engine=engine)
     load_plugins(plugin)
-    from ctseg.segmentation import segment
+    with loading():
+        from ctseg.segmentation import segment
     with memory_errors():
         result = segment(runs, scans, out, format, progress=True, **how, **cut)
     print_results(result)

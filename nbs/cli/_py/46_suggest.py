@@ -15,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from ctseg.cli.console import app, memory_errors, print_facts
+from ctseg.cli.console import app, loading, memory_errors, print_facts
 from ctseg.cli.options import Annotations, BatchSize, Device, Plugins, load_plugins, refuse_replacing
 
 # %%
@@ -54,8 +54,9 @@ def suggest(
     plugin: Plugins = [],
 ):
     "List the slices that are most worth annotating next, and the structures to look for on them."
-    from ctseg.core.files import InputError
-    from ctseg.report.suggestions import suggest_files
+    with loading():
+        from ctseg.core.files import InputError
+        from ctseg.report.suggestions import suggest_files
     *runs, data = places
     if not runs:
         raise InputError("`ctseg suggest` takes RUN... DATA, but one place was given")

@@ -22,6 +22,7 @@ import numpy as np
 #| export
 from ctseg.core.device import DevicePlan, pick_device
 from ctseg.core.files import InputError, atomic_path, say
+from ctseg.core.loading import collector_rests
 from ctseg.core.schema import check_whole
 from ctseg.core.parallel import agree, main_first, on_main, rank, world
 from ctseg.core.registry import Plugin, load_plugin
@@ -515,7 +516,8 @@ def fit(
             if not run.finished: on_main(run.lock)
             slices = more.read(data, recipe.data.context)
             job, earlier, facts = make_job(recipe, slices, run, seed, more, plan, deadline, progress)
-            source = check_job(job)
+            with collector_rests():  # PyTorch's optimisers load its compiler
+                source = check_job(job)
             spec = make_spec(job.recipe, slices, seed, plugins, facts) | how_cut(data, slices.context)
             on_main(lambda: start_and_tell(run, spec, resume, progress))
             if run.finished: return run
