@@ -84,7 +84,7 @@ class Registry:
         load_entry_points()
         return list(self.entries)
 
-    def __contains__(self, name: str) -> bool: return name in self.names()
+    def __contains__(self, name: str) -> bool: return name in self.entries or name in self.names()
     def __iter__(self) -> Iterator[str]: return iter(self.names())
 
 # %% ../../nbs/core/70_registry.ipynb #71b2e089
