@@ -32,11 +32,20 @@ def reading(path):
         raise InputError(f"{path}: cannot be read ({e.strerror})") from None
 
 # %% ../../nbs/data/25_cache.ipynb #34346f42
-def _stat(path: Path) -> tuple:
+def _stat(
+    path: Path,
+    folder: Path, # that it is in, without links
+) -> tuple:
     "What changes when a file does: path, device, inode, size in bytes, and two times in nanoseconds."
     with reading(path):
         stat = path.stat()
-    return str(real_path(path)), stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
+    real = real_path(path) if path.is_symlink() else folder/path.name
+    return str(real), stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
+
+def _stats(paths: list[Path]) -> list[tuple]:
+    "`_stat` of each file. Where a folder really is, is asked once."
+    folders = {folder: real_path(folder) for folder in {path.parent for path in paths}}
+    return [_stat(path, folders[path.parent]) for path in paths]
 
 # %% ../../nbs/data/25_cache.ipynb #9e7b6d65
 def _hash_files(paths, sizes) -> str:
@@ -52,7 +61,7 @@ def _hash_files(paths, sizes) -> str:
 # %% ../../nbs/data/25_cache.ipynb #b5a8d869
 def content_digest(paths: list[Path]) -> str:
     "A hash (32 hex digits) of the content of files, looked up if none has changed since it was computed."
-    stats = [_stat(p) for p in paths]
+    stats = _stats(paths)
     cache = own_cache("seen")
     if cache is None: return _hash_files(paths, [stat[3] for stat in stats])
     memo = cache/hashlib.sha256(repr(stats).encode()).hexdigest()[:32]

@@ -60,19 +60,35 @@ def reading(path):
 
 # %%
 #| export
-def _stat(path: Path) -> tuple:
+def _stat(
+    path: Path,
+    folder: Path, # that it is in, without links
+) -> tuple:
     "What changes when a file does: path, device, inode, size in bytes, and two times in nanoseconds."
     with reading(path):
         stat = path.stat()
-    return str(real_path(path)), stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
+    real = real_path(path) if path.is_symlink() else folder/path.name
+    return str(real), stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
+
+def _stats(paths: list[Path]) -> list[tuple]:
+    "`_stat` of each file. Where a folder really is, is asked once."
+    folders = {folder: real_path(folder) for folder in {path.parent for path in paths}}
+    return [_stat(path, folders[path.parent]) for path in paths]
 
 
 # %% [markdown]
-# The size is the fourth entry. A file that is missing is named:
+# The size is the fourth entry. A file that is missing is named, and a link is followed:
 
 # %%
-print("bytes of the list of classes:", _stat(Path("../../data_sample/class_names.json"))[3])
-test_fail(lambda: _stat(Path("no such file")), contains="cannot be read (No such file or directory)")
+names_file = Path("../../data_sample/class_names.json")
+stats = _stats([names_file])[0]
+print("bytes of the list of classes:", stats[3])
+test_fail(lambda: _stats([Path("no such file")]), contains="cannot be read (No such file or directory)")
+test_eq(stats[0], str(names_file.resolve()))
+with tempfile.TemporaryDirectory() as d:
+    link = Path(d)/"link"
+    link.symlink_to(names_file.resolve())
+    test_eq(_stats([link])[0], stats)
 
 
 # %%
@@ -95,7 +111,7 @@ def _hash_files(paths, sizes) -> str:
 #| export
 def content_digest(paths: list[Path]) -> str:
     "A hash (32 hex digits) of the content of files, looked up if none has changed since it was computed."
-    stats = [_stat(p) for p in paths]
+    stats = _stats(paths)
     cache = own_cache("seen")
     if cache is None: return _hash_files(paths, [stat[3] for stat in stats])
     memo = cache/hashlib.sha256(repr(stats).encode()).hexdigest()[:32]
