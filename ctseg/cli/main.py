@@ -14,7 +14,6 @@ import sys
 import warnings
 from pathlib import Path
 
-import psutil
 import typer
 
 import ctseg
@@ -52,6 +51,7 @@ def lost_process(error: Exception) -> bool:
 
 def first_survivor() -> bool:
     "Has this process the lowest rank of those on this machine that still live?"
+    import psutil
     ranks = []
     for process in psutil.Process(os.getppid()).children():
         with contextlib.suppress(psutil.Error, ValueError):

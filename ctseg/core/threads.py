@@ -10,8 +10,6 @@ import os
 from collections.abc import Callable, MutableMapping
 from pathlib import Path
 
-import psutil
-
 # %% ../../nbs/core/48_threads.ipynb #bfdc458a
 CGROUP = Path("/sys/fs/cgroup/cpu.max")  # processor time allowed in a period, and the period, in microseconds
 
@@ -34,6 +32,7 @@ def busy_cpus(
     seconds: float = 0.25, # to look for
 ) -> float: # in processors: 1.5 is one and a half of them
     "How much of our processors other processes use, in processors; our own process sleeps meanwhile."
+    import psutil
     percent = psutil.cpu_percent(seconds, percpu=True)
     return sum(percent[i] for i in allowed_cpus() if i < len(percent))/100
 
