@@ -6,6 +6,8 @@
 __all__ = ['slice_axes', 'as_slices', 'as_volume']
 
 # %% ../../nbs/io/10_geometry.ipynb #8a839b28
+from itertools import permutations
+
 import numpy as np
 
 from ..core.files import InputError
@@ -27,12 +29,13 @@ def slice_axes(
         raise InputError(f"orientation {orientation!r}: expected three letters, "
                          "one of R/L, one of A/P, one of S/I, such as SPL")
     direction = affine[:3, :3]/np.linalg.norm(affine[:3, :3], axis=0)
-    from scipy.optimize import linear_sum_assignment  # slow, and only needed here
-    array_axis = linear_sum_assignment(-np.abs(direction))[1]  # for right, front, up; each is given once
+    along = np.abs(direction)
+    def agreement(array_axes: tuple[int, ...]) -> float: return along[range(3), array_axes].sum()
+    array_axis = max(permutations(range(3)), key=agreement)  # for right, front, up; each is given once
     axes, flips = [], []
     for letter in letters:
         world = _WORLD_AXIS[letter]
-        axis = int(array_axis[world])
+        axis = array_axis[world]
         sign = 1 if letter in "RAS" else -1
         axes.append(axis)
         flips.append(bool(direction[world, axis]*sign < 0))
