@@ -7,7 +7,6 @@ __all__ = ['outlines', 'near_pixels', 'surface_dice']
 
 # %% ../../nbs/metrics/30_surface.ipynb #7e907d33
 import numpy as np
-from scipy import ndimage
 
 from ..core.anatomy import IGNORE
 from .challenge import check_masks
@@ -30,6 +29,7 @@ def outlines(masks: np.ndarray) -> np.ndarray:
 # %% ../../nbs/metrics/30_surface.ipynb #62e01212
 def near_pixels(a: np.ndarray, b: np.ndarray, tolerance: float) -> int:
     "How many pixels of the outline `a` are within the tolerance of the outline `b`, both bool [H,W]."
+    from scipy import ndimage  # slow, and only needed here and below
     distance = ndimage.distance_transform_edt(~b)
     return (distance[a] <= tolerance).sum()
 
@@ -41,6 +41,7 @@ def surface_dice(
     tolerance: float = 2., # in pixels
 ) -> np.ndarray: # float64 [N,C]; NaN if both are empty, 0 if one is
     "Normalised surface Dice, float64 [N,C]: the share of the outlines within `tolerance` pixels of each other."
+    from scipy import ndimage
     pred, truth = check_masks(pred, truth, C)
     ignored = truth == IGNORE
     if ignored.any():

@@ -15,7 +15,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 from markupsafe import Markup
 from PIL import Image
 
@@ -24,6 +23,7 @@ from ..metrics.challenge import overlaps
 from ..training.curves import plot_curves
 
 if TYPE_CHECKING:
+    import pandas as pd  # slow, and the functions get their tables
     from matplotlib.figure import Figure
 
 # %% ../../nbs/report/20_pictures.ipynb #0c00c126
@@ -123,12 +123,12 @@ def svg(fig: "Figure", salt: str) -> Markup:
     return Markup(re.sub(r' id="\w+_\d+"', "", text))
 
 # %% ../../nbs/report/20_pictures.ipynb #9687e769
-def curves(history: pd.DataFrame) -> Markup:
+def curves(history: "pd.DataFrame") -> Markup:
     "Loss, and Dice where slices were held out, over the epochs of a `history.csv`."
     return svg(plot_curves(history), "curves")
 
 # %% ../../nbs/report/20_pictures.ipynb #e151afd9
-def kept_and_rejected(table: pd.DataFrame, score: str) -> "Figure":
+def kept_and_rejected(table: "pd.DataFrame", score: str) -> "Figure":
     "How pseudo-labelled slices (columns `kept` and `score`) are spread over the score they were ranked by."
     import matplotlib.pyplot as plt  # slow, and only needed here
     fig, ax = plt.subplots(figsize=(6, 2.4), layout="constrained")

@@ -11,7 +11,6 @@
 # %%
 #| export
 import numpy as np
-from scipy import ndimage
 
 from ctseg.core.anatomy import IGNORE
 from ctseg.metrics.challenge import check_masks
@@ -68,6 +67,7 @@ for ax, mask, title in zip(axes, (square(2), outlines(square(2))), ("mask", "out
 #| export
 def near_pixels(a: np.ndarray, b: np.ndarray, tolerance: float) -> int:
     "How many pixels of the outline `a` are within the tolerance of the outline `b`, both bool [H,W]."
+    from scipy import ndimage  # slow, and only needed here and below
     distance = ndimage.distance_transform_edt(~b)
     return (distance[a] <= tolerance).sum()
 
@@ -89,6 +89,7 @@ def surface_dice(
     tolerance: float = 2., # in pixels
 ) -> np.ndarray: # float64 [N,C]; NaN if both are empty, 0 if one is
     "Normalised surface Dice, float64 [N,C]: the share of the outlines within `tolerance` pixels of each other."
+    from scipy import ndimage
     pred, truth = check_masks(pred, truth, C)
     ignored = truth == IGNORE
     if ignored.any():

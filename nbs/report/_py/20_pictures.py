@@ -18,7 +18,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 from markupsafe import Markup
 from PIL import Image
 
@@ -27,6 +26,7 @@ from ctseg.metrics.challenge import overlaps
 from ctseg.training.curves import plot_curves
 
 if TYPE_CHECKING:
+    import pandas as pd  # slow, and the functions get their tables
     from matplotlib.figure import Figure
 
 # %%
@@ -235,7 +235,7 @@ assert "currentColor" in text and "<metadata" not in text
 
 # %%
 #| export
-def curves(history: pd.DataFrame) -> Markup:
+def curves(history: "pd.DataFrame") -> Markup:
     "Loss, and Dice where slices were held out, over the epochs of a `history.csv`."
     return svg(plot_curves(history), "curves")
 
@@ -262,7 +262,7 @@ SVG(figure.replace("currentColor", "#333"))
 
 # %%
 #| export
-def kept_and_rejected(table: pd.DataFrame, score: str) -> "Figure":
+def kept_and_rejected(table: "pd.DataFrame", score: str) -> "Figure":
     "How pseudo-labelled slices (columns `kept` and `score`) are spread over the score they were ranked by."
     import matplotlib.pyplot as plt  # slow, and only needed here
     fig, ax = plt.subplots(figsize=(6, 2.4), layout="constrained")
