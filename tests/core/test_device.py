@@ -121,10 +121,11 @@ def test_mps_where_there_is_none(apple, built, why):
 
 def test_the_accelerator_follows_to_mps(apple, monkeypatch):
     "accelerate must not be told to take the CPU."
-    from accelerate import Accelerator
+    import accelerate
     from ctseg.training import setup
+    usual = accelerate.Accelerator
     told = {}
-    monkeypatch.setattr(setup, "Accelerator", lambda **how: told.update(how) or Accelerator(cpu=True))
+    monkeypatch.setattr(accelerate, "Accelerator", lambda **how: told.update(how) or usual(cpu=True))
     apple()
     setup.make_accelerator(device.pick_device("mps"))
     assert told["cpu"] is False and told["mixed_precision"] == "no"

@@ -12,10 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
-from accelerate.state import AcceleratorState
 
 from ctseg.core.files import InputError
 from ctseg.core.device import PRECISIONS, DevicePlan, pick_device
@@ -23,6 +22,9 @@ from ctseg.core.settings import Settings, setting
 from ctseg.data.augment import NO_AUGMENT
 from ctseg.data.slices import SliceSet
 from ctseg.training.deadline import Deadline
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator  # loaded where a training begins; predicting does without
 
 # %%
 #| hide
@@ -105,23 +107,29 @@ print(setup.schedule, setup.compute, setup.plan.precision)
 
 
 # %% [markdown]
-# Mixed precision, gradient scaling and the averaging of gradients over processes are the business of [accelerate](https://huggingface.co/docs/accelerate). It keeps one state a process, so another precision means starting it afresh. Buffers need no broadcasting, because [synchronised statistics](../core/60_parallel.ipynb) are equal anyway.
+# Mixed precision, gradient scaling and the averaging of gradients over processes are the business of [accelerate](https://huggingface.co/docs/accelerate). It keeps one state a process, so another precision means starting it afresh. It reads variables of the environment each time. Buffers need no broadcasting, because [synchronised statistics](../core/60_parallel.ipynb) are equal anyway.
 
 # %%
 #| export
-def make_accelerator(plan: DevicePlan) -> Accelerator:
+def end_other_state(plan: DevicePlan, mixed: str) -> None:
+    "Forget accelerate's state if it is of another device or precision; `mixed`: accelerate's word for the precision."
+    from accelerate.state import AcceleratorState, is_initialized
+    if not is_initialized(): return
+    running = AcceleratorState()
+    if running.mixed_precision != mixed or running.device.type != plan.device.type:
+        AcceleratorState._reset_state(True)
+
+def make_accelerator(plan: DevicePlan) -> "Accelerator":
     """An `Accelerator` for the planned device and precision; replaces one with other settings.
 
-    Started by torchrun, it connects the processes."""
+    Started by torchrun, it connects the processes. `InputError` for variables that it cannot use."""
+    from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
     mixed = {"fp32": "no"}.get(plan.precision, plan.precision)
-    if AcceleratorState._shared_state:
-        running = AcceleratorState()
-        if running.mixed_precision != mixed or running.device.type != plan.device.type:
-            AcceleratorState._reset_state(True)
     if plan.device.type == "cuda":
         torch.cuda.set_device(plan.device)  # accelerate says "cuda", which is the current card
     patience = InitProcessGroupKwargs(timeout=timedelta(hours=2))  # process 0 may choose a rule for a while
     handlers = [patience, DistributedDataParallelKwargs(broadcast_buffers=False)]
+    end_other_state(plan, mixed)
     try:
         return Accelerator(mixed_precision=mixed, cpu=plan.device.type == "cpu", kwargs_handlers=handlers)
     except ValueError as e:  # it reads the environment

@@ -13,7 +13,6 @@ import warnings
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch import nn
 
 from ctseg.core.parallel import synchronise
@@ -79,7 +78,7 @@ class Net:
     "A network on the device: `raw`, its running average `ema`, and `model`, wrapped for precision and processes."
     def __init__(self, model: nn.Module, setup: Setup, lr: float | None = None): # None: the schedule's
         compute = setup.compute
-        self.acc: Accelerator = make_accelerator(setup.plan)
+        self.acc = make_accelerator(setup.plan)
         self.raw = synchronise(place(model, self.acc.device, compute.channels_last))
         if hasattr(self.raw, "deep_supervision"):
             self.raw.deep_supervision = True  # in training it then answers at several sizes
