@@ -131,6 +131,16 @@ def test_the_accelerator_follows_to_mps(apple, monkeypatch):
     assert told["cpu"] is False and told["mixed_precision"] == "no"
 
 
+@pytest.mark.parametrize("name, value", [("ACCELERATE_USE_CPU", "banana"), ("ACCELERATE_USE_DEEPSPEED", "true")])
+def test_a_variable_that_accelerate_cannot_use_is_one_line_in_a_running_session_too(monkeypatch, name, value):
+    from ctseg.training.setup import make_accelerator
+    plan = device.pick_device("cpu", "fp32")
+    make_accelerator(plan)
+    monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match="accelerate does not start: .*; look at the variables ACCELERATE_"):
+        make_accelerator(plan)
+
+
 @pytest.fixture
 def processor(monkeypatch):
     "A processor that has these instructions, as torch tells of them; nothing is said in the environment."

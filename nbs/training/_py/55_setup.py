@@ -129,10 +129,10 @@ def make_accelerator(plan: DevicePlan) -> "Accelerator":
         torch.cuda.set_device(plan.device)  # accelerate says "cuda", which is the current card
     patience = InitProcessGroupKwargs(timeout=timedelta(hours=2))  # process 0 may choose a rule for a while
     handlers = [patience, DistributedDataParallelKwargs(broadcast_buffers=False)]
-    end_other_state(plan, mixed)
     try:
+        end_other_state(plan, mixed)
         return Accelerator(mixed_precision=mixed, cpu=plan.device.type == "cpu", kwargs_handlers=handlers)
-    except ValueError as e:  # it reads the environment
+    except (ValueError, ImportError) as e:  # of a word it does not know, or of DeepSpeed, which is not installed
         remedy = "look at the variables ACCELERATE_… of the environment, and at what the launcher has set"
         raise InputError(f"accelerate does not start: {e}; {remedy}") from None
 
