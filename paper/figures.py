@@ -50,7 +50,7 @@ STYLE = {
     "ytick.color": INK,
 }
 NAMES = {
-    "seed-attunet": "original: Dice only",
+    "original-attunet": "original: Dice only",
     "masked": "masked sigmoid",
     "marginal": "marginal softmax",
     "masked-log": "masked, log Dice",
@@ -61,7 +61,7 @@ NAMES = {
     "ce-dice-zeros": "CE + Dice, unknown = background",
 }
 # shown in detail, with their colours
-MAIN = {"seed-attunet": SOFT, "marginal": AMBER, "masked": BLUE, "masked-log": VIOLET}
+MAIN = {"original-attunet": SOFT, "marginal": AMBER, "masked": BLUE, "masked-log": VIOLET}
 METHODS = {
     "teacher-student": "teacher–student",
     "pretrain-finetune": "pretrain, fine-tune",
@@ -74,10 +74,10 @@ METHODS = {
     "ctseg-second-3": "then UniMatch, three times as long",
     "longer": "supervised, longer",
 }
-FROM = {"seed": ("Dice only", SOFT), "sigmoid": ("sigmoid", BLUE), "softmax": ("softmax", GREEN)}
+FROM = {"original": ("Dice only", SOFT), "sigmoid": ("sigmoid", BLUE), "softmax": ("softmax", GREEN)}
 PHASED = {
-    "seed-teacher-student": ("teacher, student; Dice only", AMBER),
-    "seed-pretrain-finetune": ("teacher, pretrain, fine-tune; Dice only", ACCENT),
+    "original-teacher-student": ("teacher, student; Dice only", AMBER),
+    "original-pretrain-finetune": ("teacher, pretrain, fine-tune; Dice only", ACCENT),
     "log-teacher-student": ("teacher, student; sigmoid", BLUE),
     "log-pretrain-finetune": ("teacher, pretrain, fine-tune; sigmoid", VIOLET),
     "marginal-teacher-student": ("teacher, student; softmax", GREEN),
@@ -207,7 +207,7 @@ def looks(results, folder):
         for a, masks in zip(line, columns.values()):
             show(a, d["images"][i][box], None if masks is None else masks[i][box], d["colours"])
     for a, name in zip(ax[0], columns):
-        a.set_title({"seed-attunet": "original", "masked-log": "log Dice"}.get(name, name), pad=3)
+        a.set_title({"original-attunet": "original", "masked-log": "log Dice"}.get(name, name), pad=3)
     return fig
 
 
@@ -244,7 +244,7 @@ def curves(supervised, semi):
     fig, ax = plt.subplots(
         1, 1 + bool(phased), figsize=(PAGE if phased else COLUMN, 1.75), layout="constrained", squeeze=False
     )
-    for n, c in ({**MAIN, "seed-attunet": ACCENT, "ce-dice-zeros": SOFT}).items():
+    for n, c in ({**MAIN, "original-attunet": ACCENT, "ce-dice-zeros": SOFT}).items():
         if n in have: curve(ax[0, 0], have[n], c, NAMES[n])
     ax[0, 0].set(xlabel="pass over the annotated slices", ylabel="Dice, held-out cells")
     for i, (n, (label, c)) in enumerate(PHASED.items()):

@@ -31,12 +31,12 @@ ABLATIONS = [
     ("marginal", "ce-dice-zeros", "unknown kept apart from background"),
 ]
 COMPARISONS = [
-    ("masked-log", "seed-attunet"),
-    ("masked", "seed-attunet"),
-    ("marginal", "seed-attunet"),
+    ("masked-log", "original-attunet"),
+    ("masked", "original-attunet"),
+    ("marginal", "original-attunet"),
     ("masked", "marginal"),
 ]
-RULED = ("masked-log", "masked", "marginal", "seed-attunet")  # whose decision rules are told
+RULED = ("masked-log", "masked", "marginal", "original-attunet")  # whose decision rules are told
 METHODS = (
     "supervised",
     "teacher-student",
@@ -51,8 +51,8 @@ METHODS = (
     "ctseg-second-3",
 )
 # the supervised row of each loss
-STARTS = {"seed": "seed-attunet", "sigmoid": "log", "softmax": "marginal-log"}
-PREFIX = {"seed": "seed", "sigmoid": "log", "softmax": "marginal"}
+STARTS = {"original": "original-attunet", "sigmoid": "log", "softmax": "marginal-log"}
+PREFIX = {"original": "original", "sigmoid": "log", "softmax": "marginal"}
 # the rows not called PREFIX-METHOD
 NAMED = {
     ("sigmoid", "ctseg"): "ctseg-sigmoid",
@@ -65,7 +65,7 @@ PHASED = tuple(f"{p}-{m}" for p in PREFIX.values() for m in ("teacher-student", 
 # our loss with all images, of the rows with several seeds
 ALL_IMAGES = {"ctseg": "ctseg", "ctseg-sigmoid": "ctseg", "log-unimatch": "unimatch"}
 BY_BUDGET = {  # row: its name in the table efficiency, in semi100 and in semi800
-    "original-attunet": ("original-attunet", "seed-attunet", "seed-attunet"),
+    "original-attunet": ("original-attunet", "original-attunet", "original-attunet"),
     "marginal-log": ("marginal-log", "marginal-log", "marginal-log"),
     "ctseg, short": ("ctseg-half", "ctseg", "ctseg"),
     "ctseg": ("ctseg-long", "ctseg-second-3", "ctseg"),
@@ -156,7 +156,7 @@ def line(runs, name, reference: str) -> dict:
         }
     )
 
-def table(runs: dict, reference=lambda name: "seed-attunet"):
+def table(runs: dict, reference=lambda name: "original-attunet"):
     "All recipes of a table, the best first. None if it is empty."
     if not runs: return None
     first = next(iter(next(iter(runs.values())).values()))
@@ -234,7 +234,7 @@ def phases(by_seed) -> list[dict]:
 
 def start_of(name) -> str:
     "Which loss a row of a semi-supervised table has, a key of `STARTS`."
-    if name.startswith("seed"): return "seed"
+    if name.startswith("original"): return "original"
     return (
         "softmax"
         if name.startswith("marginal") or (name.startswith("ctseg") and name != "ctseg-sigmoid")
@@ -269,7 +269,7 @@ def semi(folder: Path):
     return t | dict(
         by_argmax=[d for d in plain if d["seeds"] > 1],
         cells=[c for c in cells if any(c[k] for k in STARTS)],
-        loss=compare(runs, "log", "seed-attunet"),
+        loss=compare(runs, "log", "original-attunet"),
         phases=told,
         epochs=next(
             (v.split("=")[1] for v in reversed(t["rows"][0]["settings"]) if v.startswith("epochs=")), ""

@@ -319,14 +319,14 @@ BASE = ("width=16", "epochs=40", "batch_size=16", "precision=bf16")
 
 # The semi-supervised methods from two starting points, the original's loss and ours. One strong view and no
 # feature stream for UniMatch: 3 instead of 7 times a supervised step.
-SEED, OURS = ("loss=dice", "tune_rule=no"), ("loss=masked", "log_dice=yes", "tune_rule=yes")
+ORIGINAL, OURS = ("loss=dice", "tune_rule=no"), ("loss=masked", "log_dice=yes", "tune_rule=yes")
 SDC = ("confidence=sdc",)
 SOFTMAX = ("loss=marginal",) + OURS[1:]  # as the recipes are now
 ONE_VIEW, COLD = ("views=1", "feature_dropout=0"), ("supervised_first=no", "tau=0.95")
 # A second phase half as long as the first, however few slices are annotated, as the recipe once was.
 HALF = ("unlabelled_passes=0",)
 SEMI = [
-    ("seed-attunet", "seed-attunet", ()),
+    ("original-attunet", "original-attunet", ()),
     ("log", "masked", ("log_dice=yes",)),
     ("log-mean-teacher", "mean-teacher", OURS),
     (
@@ -348,17 +348,17 @@ SEMI = [
     ("marginal-from-phantom", "marginal-log", ()),  # with --init, see benchmarks/realct_semi
     ("marginal-mean-teacher", "mean-teacher", ()),
     ("marginal-teacher-student", "teacher-student", ()),
-    ("marginal-pretrain-finetune", "seed-pretrain-finetune", SOFTMAX + SDC),
+    ("marginal-pretrain-finetune", "original-pretrain-finetune", SOFTMAX + SDC),
     ("marginal-self-training", "self-training", ()),
     ("log-unimatch", "unimatch", OURS + ONE_VIEW + COLD),
     ("log-self-training", "self-training", OURS),
-    ("log-teacher-student", "seed-teacher-student", OURS + SDC),
-    ("log-pretrain-finetune", "seed-pretrain-finetune", OURS + SDC),
-    ("seed-teacher-student", "seed-teacher-student", ()),
-    ("seed-pretrain-finetune", "seed-pretrain-finetune", ()),
-    ("seed-mean-teacher", "mean-teacher", SEED),
-    ("seed-unimatch", "unimatch", SEED + ONE_VIEW + COLD),
-    ("seed-self-training", "self-training", SEED),
+    ("log-teacher-student", "original-teacher-student", OURS + SDC),
+    ("log-pretrain-finetune", "original-pretrain-finetune", OURS + SDC),
+    ("original-teacher-student", "original-teacher-student", ()),
+    ("original-pretrain-finetune", "original-pretrain-finetune", ()),
+    ("original-mean-teacher", "mean-teacher", ORIGINAL),
+    ("original-unimatch", "unimatch", ORIGINAL + ONE_VIEW + COLD),
+    ("original-self-training", "self-training", ORIGINAL),
 ]
 # Every network for as long as `attunet` trains: epochs out of the measured cost of a step.
 NETWORKS = [
@@ -371,22 +371,22 @@ NETWORKS = [
 # As many steps for all. The rows "full" have every contour, which `ctseg phantom --truth` keeps aside.
 def phantom(epochs: int, full_epochs: int, keep: int):
     rows = [
-        ("seed-attunet", "seed-attunet", ()),
+        ("original-attunet", "original-attunet", ()),
         ("log", "masked", ("log_dice=yes",)),
         ("marginal-log", "marginal", ("log_dice=yes",)),
-        ("full-seed-attunet", "seed-attunet", (f"epochs={full_epochs}",)),
+        ("full-original-attunet", "original-attunet", (f"epochs={full_epochs}",)),
         ("full-marginal-log", "marginal", ("log_dice=yes", f"epochs={full_epochs}")),
         ("ctseg-sigmoid", "ctseg", HALF + ("loss=masked",)),
         ("ctseg", "ctseg", HALF),
         ("marginal-mean-teacher", "mean-teacher", ()),
         ("marginal-teacher-student", "teacher-student", (f"keep={keep}",)),
-        ("marginal-pretrain-finetune", "seed-pretrain-finetune", SOFTMAX + SDC + (f"keep={keep}",)),
+        ("marginal-pretrain-finetune", "original-pretrain-finetune", SOFTMAX + SDC + (f"keep={keep}",)),
         ("marginal-self-training", "self-training", ()),
-        ("seed-teacher-student", "seed-teacher-student", (f"keep={keep}",)),
-        ("seed-pretrain-finetune", "seed-pretrain-finetune", (f"keep={keep}",)),
-        ("seed-mean-teacher", "mean-teacher", SEED),
-        ("seed-unimatch", "unimatch", SEED + ONE_VIEW + COLD),
-        ("seed-self-training", "self-training", SEED),
+        ("original-teacher-student", "original-teacher-student", (f"keep={keep}",)),
+        ("original-pretrain-finetune", "original-pretrain-finetune", (f"keep={keep}",)),
+        ("original-mean-teacher", "mean-teacher", ORIGINAL),
+        ("original-unimatch", "unimatch", ORIGINAL + ONE_VIEW + COLD),
+        ("original-self-training", "self-training", ORIGINAL),
     ]
     return [
         (name, recipe, ("width=16", f"epochs={epochs}", "batch_size=8", "precision=bf16") + extra)
@@ -415,7 +415,7 @@ ABLATION = [
     # of `log-self-training` and of `log-teacher-student`, in semi100
     ("no-quota", "self-training", OURS + ("quota=1", "precision=bf16")),
     ("two-rounds", "self-training", OURS + ("rounds=2", "precision=bf16")),
-    ("max-confidence", "seed-teacher-student", OURS + ("confidence=max", "precision=bf16")),
+    ("max-confidence", "original-teacher-student", OURS + ("confidence=max", "precision=bf16")),
 ]
 
 # Decoders over the same pretrained encoder, 100 annotated slices enlarged to 128, each for as long as the
@@ -477,7 +477,7 @@ TABLES = {
     "supervised": [
         (name, recipe, BASE + extra)
         for name, recipe, extra in [
-            ("seed-attunet", "seed-attunet", ()),
+            ("original-attunet", "original-attunet", ()),
             ("marginal", "marginal", ()),
             ("masked", "masked", ()),
             ("masked-log", "masked", ("log_dice=yes",)),

@@ -15,7 +15,7 @@
 # Every verdict is computed from the kept results of [partial labels](realct_supervised.ipynb), [unlabelled slices](realct_semi.ipynb) and [confidence](confidence.ipynb): *held* if the 95 % interval over the test patients is clear of zero on the claimed side **and** every training seed agrees, *the opposite* likewise on the other side, else *not seen*. One
 # seed gets no verdict: *one seed: for it* or *against it* gives only the sign of the difference. The confidences, which have no interval, are only *in this order*, *in part* (SDC better than `max`, but not both on their side of chance) or *not seen*. The network is small (width 16), the slices are 64×64, the organs seven: a claim that fails here may hold elsewhere.
 #
-# [What the rows are called](row_names.ipynb): `seed-…` are the recipes `original-…`.
+# [What the rows are called](row_names.ipynb).
 
 # %%
 import sys
@@ -36,7 +36,7 @@ CLAIMS = [
         "MultiTalent; marginal loss (Shi et al. 2021)",
         "supervised",
         "masked",
-        "seed-attunet",
+        "original-attunet",
     ),
     (
         "Cross-entropy that reads unknown as background is harmful",
@@ -49,7 +49,7 @@ CLAIMS = [
         "With zeros read as background, Dice alone beats Dice and cross-entropy",
         "the original; field practice",
         "supervised",
-        "seed-attunet",
+        "original-attunet",
         "ce-dice-zeros",
     ),
     (
@@ -78,8 +78,8 @@ CLAIMS = [
         "Teacher and student, as in the original",
         "the original, +.01",
         "semi100",
-        "seed-teacher-student",
-        "seed-attunet",
+        "original-teacher-student",
+        "original-attunet",
     ),
     (
         "Teacher and student with a better loss and confidence",
@@ -92,16 +92,16 @@ CLAIMS = [
         "Pretrain on pseudo-labels, fine-tune on truth, as in the original",
         "the original",
         "semi100",
-        "seed-pretrain-finetune",
-        "seed-attunet",
+        "original-pretrain-finetune",
+        "original-attunet",
     ),
     ("… with a better loss and confidence", "the same", "semi100", "log-pretrain-finetune", "log-fp32"),
     (
         "Mean Teacher helps the original's loss",
         "Tarvainen & Valpola 2017",
         "semi100",
-        "seed-mean-teacher",
-        "seed-attunet",
+        "original-mean-teacher",
+        "original-attunet",
     ),
     ("… and ours", "the same", "semi100", "log-mean-teacher", "log"),
     (
@@ -115,8 +115,8 @@ CLAIMS = [
         "Weak-to-strong consistency from the first step helps the original's loss",
         "UniMatch (Yang et al. 2023)",
         "semi100",
-        "seed-unimatch",
-        "seed-attunet",
+        "original-unimatch",
+        "original-attunet",
     ),
     ("… and ours", "the same", "semi100", "log-unimatch", "log"),
     (
@@ -144,31 +144,31 @@ CLAIMS = [
         "Out-of-fold self-training, cell by cell, helps the original's loss",
         "noisy student (Xie et al. 2020); FLARE22",
         "semi100",
-        "seed-self-training",
-        "seed-attunet",
+        "original-self-training",
+        "original-attunet",
     ),
     ("… and ours", "the same", "semi100", "log-self-training", "log"),
     (
         "Teacher and student, as in the original, 800 annotated",
         "the original, +.01",
         "semi800",
-        "seed-teacher-student",
-        "seed-attunet",
+        "original-teacher-student",
+        "original-attunet",
     ),
     (
         "Weak-to-strong consistency with the original's loss, 800 annotated",
         "UniMatch (Yang et al. 2023)",
         "semi800",
-        "seed-unimatch",
-        "seed-attunet",
+        "original-unimatch",
+        "original-attunet",
     ),
     ("… with ours", "the same", "semi800", "log-unimatch", "log"),
     (
         "Mean Teacher with the original's loss, 800 annotated",
         "Tarvainen & Valpola 2017",
         "semi800",
-        "seed-mean-teacher",
-        "seed-attunet",
+        "original-mean-teacher",
+        "original-attunet",
     ),
     ("… with ours, softmax", "the same", "semi800", "marginal-mean-teacher", "marginal-log"),
     (
@@ -182,16 +182,16 @@ CLAIMS = [
         "Pretrain on pseudo-labels, fine-tune on truth, as in the original, 800 annotated",
         "the original",
         "semi800",
-        "seed-pretrain-finetune",
-        "seed-attunet",
+        "original-pretrain-finetune",
+        "original-attunet",
     ),
     ("… with our softmax loss", "the same", "semi800", "marginal-pretrain-finetune", "marginal-log"),
     (
         "Teacher and student, as in the original, 54 structures (phantom)",
         "the original, +.01",
         "phantom240",
-        "seed-teacher-student",
-        "seed-attunet",
+        "original-teacher-student",
+        "original-attunet",
     ),
     ("Training twice as long adds to the default", "common", "semi800", "ctseg-longer", "ctseg"),
     (
@@ -213,15 +213,15 @@ CLAIMS = [
         "Weak-to-strong consistency with the original's loss, 54 structures (phantom)",
         "UniMatch (Yang et al. 2023)",
         "phantom240",
-        "seed-unimatch",
-        "seed-attunet",
+        "original-unimatch",
+        "original-attunet",
     ),
     (
         "Mean Teacher with the original's loss, 54 structures (phantom)",
         "Tarvainen & Valpola 2017",
         "phantom240",
-        "seed-mean-teacher",
-        "seed-attunet",
+        "original-mean-teacher",
+        "original-attunet",
     ),
 ]
 rows = []

@@ -16,11 +16,11 @@
 # of the [real-CT benchmark](realct_supervised.ipynb); three teachers of each kind that differ in their seed (with 100 annotated slices: also in the patients they saw). `one` is the first teacher alone, `mean` the average of the three probabilities.
 #
 # ```
-# python tools/bench.py supervised --data FOLDER --confidence --only seed-attunet masked marginal
-# python tools/bench.py semi100 --data FOLDER --confidence --only seed-attunet log
+# python tools/bench.py supervised --data FOLDER --confidence --only original-attunet masked marginal
+# python tools/bench.py semi100 --data FOLDER --confidence --only original-attunet log
 # ```
 #
-# [What the rows are called](row_names.ipynb): `seed-…` are the recipes `original-…`.
+# [What the rows are called](row_names.ipynb).
 
 # %%
 from pathlib import Path
@@ -106,7 +106,7 @@ plt.show()
 # It ranked slices by the largest probability of each pixel, averaged over **all** pixels. Nine pixels of ten are air or easy background: the score says how much there is to segment, hardly how well it was done. Each dot is a slice; its colour says how many structures were drawn on it.
 
 # %%
-name = "seed-attunet, 800"
+name = "original-attunet, 800"
 t = teachers[name]
 dice, scores = measure(t, "one")
 ok = np.isfinite(slice_dice(t["one_dice"]))

@@ -141,7 +141,7 @@ shown(second)
 # The numbers of [the original against the default](realct_semi.ipynb#the-default-against-the-original-whole) and of the [closed share](phantom_semi.ipynb) with the rule that `fit` chooses now. The original decides by argmax; it knew no rule.
 
 # %%
-ours, theirs = runs["semi800", "ctseg"], kept["semi800"]["seed-teacher-student"]
+ours, theirs = runs["semi800", "ctseg"], kept["semi800"]["original-teacher-student"]
 d = paired(
     [ours[s]["dice_expected"] for s in sorted(ours)],
     [theirs[s]["dice_argmax"] for s in sorted(ours)],
@@ -150,8 +150,8 @@ d = paired(
 print(f"real CT, 800 slices: ctseg {d['a']:.3f}, the original whole {d['b']:.3f}, {told(d)}")
 mine, low, high = (
     runs["phantom240", "ctseg"],
-    kept["phantom240"]["seed-attunet"],
-    kept["phantom240"]["full-seed-attunet"],
+    kept["phantom240"]["original-attunet"],
+    kept["phantom240"]["full-original-attunet"],
 )
 mean = lambda by_seed, rule: np.array([mean_dice(by_seed[s][rule]) for s in sorted(mine)])
 m, s, f = mean(mine, "dice_expected"), mean(low, "dice_argmax"), mean(high, "dice_argmax")

@@ -17,7 +17,7 @@
 #
 # All runs are those of [partial labels on real CT](realct_supervised.ipynb); this notebook trains nothing.
 #
-# [What the rows are called](row_names.ipynb): `seed-…` are the recipes `original-…`.
+# [What the rows are called](row_names.ipynb).
 
 # %%
 import json

@@ -31,7 +31,7 @@
 # python tools/bench.py phantom --data OTHER
 # ```
 #
-# [What the rows are called](row_names.ipynb): `seed-…` are the recipes `original-…`.
+# [What the rows are called](row_names.ipynb).
 
 # %%
 import sys
@@ -51,7 +51,7 @@ from ctseg.phantom import make_phantom
 
 RESULTS = Path("results")
 runs = {240: load(RESULTS/"phantom240"), 100: load(RESULTS/"phantom")}
-S, F = "seed-attunet", "full-seed-attunet"
+S, F = "original-attunet", "full-original-attunet"
 
 
 # %%

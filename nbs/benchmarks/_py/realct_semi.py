@@ -30,7 +30,7 @@
 #
 # Where a rule was chosen, it is a threshold and [one gate for all classes](decision_rule.ipynb), as `fit` chose it for these runs; what it chooses now is compared there. Numbers are computed by the functions that REPORT.pdf uses.
 #
-# [What the rows are called](row_names.ipynb): `seed-…` are the recipes `original-…`.
+# [What the rows are called](row_names.ipynb).
 
 # %%
 import sys
@@ -76,7 +76,7 @@ fig, axes = plt.subplots(1, 2, figsize=(11, 3.6), layout="constrained")
 for ax, budget in zip(axes, runs):
     rows = table[(table.labelled == budget) & table["minus supervised"].notna()].iloc[::-1]
     for y, (_, r) in enumerate(rows.iterrows()):
-        colour = {"seed": "tab:orange", "sigmoid": "tab:blue", "softmax": "tab:green"}[start_of(r.recipe)]
+        colour = {"original": "tab:orange", "sigmoid": "tab:blue", "softmax": "tab:green"}[start_of(r.recipe)]
         ax.plot([r.low, r.high], [y, y], color=colour, lw=2, alpha=1 if r["paired seeds"] > 2 else 0.4)
         ax.plot(r["minus supervised"], y, "o", color=colour)
     ax.axvline(0, color="0.6", lw=1)
@@ -307,7 +307,7 @@ def whole(mine, other):
     }
 
 pd.DataFrame(
-    [whole(m, n) for m in ("ctseg", "ctseg-sigmoid") for n in ("seed-teacher-student", "seed-attunet")]
+    [whole(m, n) for m in ("ctseg", "ctseg-sigmoid") for n in ("original-teacher-student", "original-attunet")]
 ).style.format(precision=3).hide(axis="index")
 
 # %% [markdown]
@@ -317,8 +317,8 @@ pd.DataFrame(
 
 # %%
 fig, axes = plt.subplots(1, 2, figsize=(10, 3.2), layout="constrained")
-budget = 800 if "seed-teacher-student" in runs[800] else 100
-for seed, r in sorted(runs[budget].get("seed-teacher-student", {}).items()):
+budget = 800 if "original-teacher-student" in runs[800] else 100
+for seed, r in sorted(runs[budget].get("original-teacher-student", {}).items()):
     h = pd.DataFrame(history(r)).astype({"loss": float, "dice": float})
     change = (h.phase == "teacher").sum()
     for ax, column in zip(axes, ("loss", "dice")):
@@ -338,14 +338,14 @@ table.round(4).to_csv(RESULTS/"realct_semi.csv", index=False)
 FRONT = [
     (100, "marginal-log", "known cells only (`marginal-log`)"),
     (100, "ctseg-second-3", "then all slices (`ctseg`, the default)"),
-    (100, "seed-teacher-student", "the original's teacher and student"),
+    (100, "original-teacher-student", "the original's teacher and student"),
     (800, "ctseg", "`ctseg`"),
-    (800, "seed-teacher-student", "the original's teacher and student"),
+    (800, "original-teacher-student", "the original's teacher and student"),
 ]
 
 
 def front(budget, name, words):
-    d = compare(runs[budget], name, "seed-attunet")
+    d = compare(runs[budget], name, "original-attunet")
     seeds = f"{d['seeds']} seed{'s' if d['seeds'] > 1 else ''}"
     difference = f"{d['difference']:+.3f} [{d['low']:+.3f}, {d['high']:+.3f}], {seeds}"
     return [budget, words, f"{d['a']:.3f}", f"{d['b']:.3f}", difference]

@@ -6,11 +6,11 @@
 # - skip_showdoc: true
 
 # %% [markdown]
-# A row's name says where a method starts and what it adds. Rows keep the name under which they were measured, so that tables, pictures and results files agree; some recipes were renamed since.
+# A row's name says where a method starts and what it adds. Tables, pictures and results files have the same names.
 #
 # | a name begins with | the loss |
 # |---|---|
-# | `seed-` | the original project's: Dice only, and zeros read as background. These recipes are called `original-…` today |
+# | `original-` | the original project's: Dice only, and zeros read as background |
 # | `masked`, `log` | a sigmoid for each structure; unknown cells have no loss. `log` adds the logarithm of the Dice (the recipe `masked-log`) |
 # | `marginal` | a softmax over all structures; background may be any unexamined one. `marginal-log` adds the logarithm of the Dice |
 # | `ce-dice` | cross-entropy and Dice, with zeros read as background |

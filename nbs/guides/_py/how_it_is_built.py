@@ -177,4 +177,4 @@ Markdown("\n\n".join(f"### {folder}\n\n{listed(paths)}" for folder, paths in sec
 # | **closed share** | (method − original) / (every contour − original): how much of what full annotation would bring is had without it |
 # | `log`, `log-…` | in tables: our sigmoid loss with the logarithm of the Dice (the recipe `masked-log`) |
 # | `marginal-…` | in tables: the same with our softmax loss (`marginal-log`) |
-# | `original-…` | recipes: the original project's loss or method. In the tables of benchmarks and as aliases they are still called `seed-…`, which has nothing to do with random seeds |
+# | `original-…` | recipes: the original project's loss or method. Earlier they were called `seed-…`, which had nothing to do with random seeds; those names still work |
