@@ -25,7 +25,7 @@ from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 
-from ctseg.core.files import InputError, atomic_path
+from ctseg.core.files import InputError, atomic_path, say
 from ctseg.core.tables import table_text
 from ctseg.data.images import is_system_file
 from ctseg.runs.folder import Run
@@ -153,7 +153,7 @@ def only_one(name: str, places: list[Path]) -> Path:
     "The one place of a piece, or the first of exact copies, which is told; `InputError` where there are two."
     places = sorted(places, key=str)
     if len(places) > 1 and len({content(place) for place in places}) == 1:
-        print(f"{name} is attached {len(places)} times, all alike; taken: {places[0]}")
+        say(f"{name} is attached {len(places)} times, all alike; taken: {places[0]}")
         return places[0]
     if len(places) > 1:
         both = f"{name} is attached twice, as {places[0]} and {places[1]}"
@@ -256,7 +256,7 @@ def carry_on(name: str = "run") -> Path:
         shutil.copytree(earlier[0], tmp, copy_function=shutil.copyfile)
         for p in [tmp, *tmp.rglob("*")]:  # what is mounted read-only may say so in its modes too
             p.chmod(0o755 if p.is_dir() else 0o644)
-    print(f"going on from {earlier[0]}")
+    say(f"going on from {earlier[0]}")
     return run
 
 
@@ -426,7 +426,7 @@ class Fleet:
                 watch(command, {"CUDA_VISIBLE_DEVICES": str(card)}, show)
         except InputError as e:
             self.failed.append(e)
-            print(f"{run}: {e}")
+            say(f"{run}: {e}")
         finally:
             self.cards.put(card)
 

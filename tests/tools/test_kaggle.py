@@ -207,3 +207,17 @@ def test_the_run_that_got_furthest_is_gone_on_with(tmp_path, monkeypatch):
         if finished: (run/"metrics.json").write_text("{}")
     assert [r.parent.name for r in kaggle.find_runs("run")] == ["d", "b", "e", "a", "c"]
     assert [r.parent.name for r in kaggle.find_runs("run", finished=True)] == ["d"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="such a name cannot be given there")
+def test_no_terminal_obeys_the_name_of_a_folder(tmp_path, monkeypatch, capsys):
+    from ctseg import kaggle
+    monkeypatch.setattr(kaggle, "kaggle_root", lambda: tmp_path)
+    odd = tmp_path/"input"/"\x1b[31mred"
+    (odd/"run").mkdir(parents=True)
+    (odd/"run"/"recipe.json").write_text("{}")
+    for name in ("a.csv", "b.csv"): (odd/name).write_text("1")
+    assert kaggle.only_one("y_train.csv", [odd/"a.csv", odd/"b.csv"]) == odd/"a.csv"
+    kaggle.carry_on("run")
+    told = capsys.readouterr().out
+    assert "\x1b" not in told and told.count(r"\x1b[31mred") == 2
