@@ -4,13 +4,16 @@
 
 # %% auto #0
 __all__ = ['picture', 'pack', 'spread_over_ranks', 'shown_name', 'rounded', 'cell_states', 'row_means',
-           'without_truth', 'pack_slices', 'svg', 'curves', 'kept_and_rejected']
+           'without_truth', 'pack_slices', 'without_epoch', 'svg', 'curves', 'kept_and_rejected']
 
 # %% ../../nbs/report/20_pictures.ipynb #d3fd5146
 import base64
+import contextlib
 import io
+import os
 import re
 import zlib
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -108,12 +111,21 @@ def pack_slices(
     return packed
 
 # %% ../../nbs/report/20_pictures.ipynb #c974af29
+@contextlib.contextmanager
+def without_epoch() -> Iterator[None]:
+    "Within the block matplotlib finds no `SOURCE_DATE_EPOCH`, of which it reads even a date that is not written."
+    epoch = os.environ.pop("SOURCE_DATE_EPOCH", None)
+    try:
+        yield
+    finally:
+        if epoch is not None: os.environ["SOURCE_DATE_EPOCH"] = epoch
+
 def svg(fig: "Figure", salt: str) -> Markup:
     "A matplotlib figure as SVG without metadata, in the colour of the text around it; `salt` seeds its ids."
     import matplotlib as mpl  # slow, and only needed here
     import matplotlib.pyplot as plt
     f = io.StringIO()
-    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": salt}):
+    with without_epoch(), mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": salt}):
         fig.savefig(f, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     plt.close(fig)
     text = f.getvalue()

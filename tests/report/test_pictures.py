@@ -1,5 +1,6 @@
 "Slices as the page wants them: exact masks, honest states, small, without names of people."
 import json
+import os
 import zlib
 from base64 import b64decode
 
@@ -9,7 +10,7 @@ import pytest
 from ctseg.core.anatomy import ClassMap
 from ctseg.data.slices import SliceSet
 from ctseg.phantom import phantom_slices
-from ctseg.report.pictures import pack_slices, shown_name, spread_over_ranks
+from ctseg.report.pictures import pack_slices, shown_name, spread_over_ranks, svg
 
 
 def unpacked(masks: str, height: int, width: int) -> np.ndarray:
@@ -71,3 +72,12 @@ def test_300_slices_of_the_challenges_size_are_less_than_5_mb():
     size = len(json.dumps(packed))
     print(f"{size/1e6:.2f} MB")
     assert size < 4.8e6  # what is not slices is less than 0.2 MB, see the notebook
+
+
+def test_a_figure_has_no_date_so_none_is_read(monkeypatch):
+    import matplotlib.pyplot as plt
+    plain = svg(plt.figure(), "salt")
+    for epoch in ("1e99", "99999999999999999999", "0"):
+        monkeypatch.setenv("SOURCE_DATE_EPOCH", epoch)
+        assert svg(plt.figure(), "salt") == plain
+        assert os.environ["SOURCE_DATE_EPOCH"] == epoch
