@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['pseudo_rows', 'timings_so_far', 'Notes', 'completed_cells', 'JobOptions', 'JobBase', 'JobData',
-           'reason_to_stop', 'NotedJob', 'PhaseJob', 'check_final', 'tell_if_lost', 'Job']
+           'reason_to_stop', 'NotedJob', 'ModelJob', 'PhaseJob', 'check_final', 'tell_if_lost',
+           'Job']
 
 # %% ../../nbs/runs/30_job.ipynb #af69fdc4
 import contextlib
@@ -137,7 +138,6 @@ class JobBase:
         self.history: list[dict] = []
         self.completed: list[str] = []  # phases
         self.pieces = recipe.compute.pieces
-        self.prepared: nn.Module | None = None  # the network of the first phase, made to be looked at
 
 # %% ../../nbs/runs/30_job.ipynb #70b9de4d
 class JobData(JobBase):
@@ -212,8 +212,10 @@ class NotedJob(JobData):
             raise Stopped(f"{reason or 'another process'}: stopped after {len(history)} epochs")
 
 # %% ../../nbs/runs/30_job.ipynb #bb92d848
-class PhaseJob(NotedJob):
-    "A job that trains phases."
+class ModelJob(NotedJob):
+    "A job that makes networks."
+    prepared: nn.Module | None = None  # the network of the next phase, made to be looked at
+
     def make_model(self) -> nn.Module:
         "A fresh model of the recipe, its weights a function of the seed."
         torch.manual_seed(derived_seed(self.seed, "weights"))
@@ -237,6 +239,9 @@ class PhaseJob(NotedJob):
         model, self.prepared = self.prepared, None
         return self.make_model() if model is None else model
 
+# %% ../../nbs/runs/30_job.ipynb #4c29de42
+class PhaseJob(ModelJob):
+    "A job that trains phases."
     def trainer(self, model: nn.Module, phase: Phase) -> Trainer:
         "The trainer of one phase, set up as the recipe says."
         setup = replace(self.setup, compute=replace(self.recipe.compute, pieces=self.pieces))

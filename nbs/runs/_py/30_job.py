@@ -184,7 +184,6 @@ class JobBase:
         self.history: list[dict] = []
         self.completed: list[str] = []  # phases
         self.pieces = recipe.compute.pieces
-        self.prepared: nn.Module | None = None  # the network of the first phase, made to be looked at
 
 
 # %%
@@ -306,8 +305,10 @@ except Stopped as e: print(e)
 
 # %%
 #| export
-class PhaseJob(NotedJob):
-    "A job that trains phases."
+class ModelJob(NotedJob):
+    "A job that makes networks."
+    prepared: nn.Module | None = None  # the network of the next phase, made to be looked at
+
     def make_model(self) -> nn.Module:
         "A fresh model of the recipe, its weights a function of the seed."
         torch.manual_seed(derived_seed(self.seed, "weights"))
@@ -331,6 +332,11 @@ class PhaseJob(NotedJob):
         model, self.prepared = self.prepared, None
         return self.make_model() if model is None else model
 
+
+# %%
+#| export
+class PhaseJob(ModelJob):
+    "A job that trains phases."
     def trainer(self, model: nn.Module, phase: Phase) -> Trainer:
         "The trainer of one phase, set up as the recipe says."
         setup = replace(self.setup, compute=replace(self.recipe.compute, pieces=self.pieces))
