@@ -81,6 +81,7 @@ from ctseg.runs.network import with_fallback
 
 # %%
 #| export
+@collector_rests()  # PyTorch's optimisers load its compiler
 def check_job(job: Job) -> str: # where a pretrained encoder's weights come from; "" without one
     "`InputError` for what would stop the run later: the network, the method's conditions, how batches divide."
     check_whole("seed", job.seed, 0, 2**63 - 1)
@@ -516,8 +517,7 @@ def fit(
             if not run.finished: on_main(run.lock)
             slices = more.read(data, recipe.data.context)
             job, earlier, facts = make_job(recipe, slices, run, seed, more, plan, deadline, progress)
-            with collector_rests():  # PyTorch's optimisers load its compiler
-                source = check_job(job)
+            source = check_job(job)
             spec = make_spec(job.recipe, slices, seed, plugins, facts) | how_cut(data, slices.context)
             on_main(lambda: start_and_tell(run, spec, resume, progress))
             if run.finished: return run
