@@ -73,6 +73,7 @@ def end_other_state(plan: DevicePlan, mixed: str) -> None:
     if running.mixed_precision != mixed or running.device.type != plan.device.type:
         AcceleratorState._reset_state(True)
 
+# %% ../../nbs/training/55_setup.ipynb #559be647
 def make_accelerator(plan: DevicePlan) -> "Accelerator":
     """An `Accelerator` for the planned device and precision; replaces one with other settings.
 
@@ -86,6 +87,6 @@ def make_accelerator(plan: DevicePlan) -> "Accelerator":
     try:
         end_other_state(plan, mixed)
         return Accelerator(mixed_precision=mixed, cpu=plan.device.type == "cpu", kwargs_handlers=handlers)
-    except (ValueError, ImportError) as e:  # of a word it does not know, or of DeepSpeed, which is not installed
+    except (ValueError, ImportError) as e:  # an unknown word, or DeepSpeed is missing
         remedy = "look at the variables ACCELERATE_… of the environment, and at what the launcher has set"
         raise InputError(f"accelerate does not start: {e}; {remedy}") from None

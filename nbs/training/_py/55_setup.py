@@ -119,6 +119,9 @@ def end_other_state(plan: DevicePlan, mixed: str) -> None:
     if running.mixed_precision != mixed or running.device.type != plan.device.type:
         AcceleratorState._reset_state(True)
 
+
+# %%
+#| export
 def make_accelerator(plan: DevicePlan) -> "Accelerator":
     """An `Accelerator` for the planned device and precision; replaces one with other settings.
 
@@ -132,7 +135,7 @@ def make_accelerator(plan: DevicePlan) -> "Accelerator":
     try:
         end_other_state(plan, mixed)
         return Accelerator(mixed_precision=mixed, cpu=plan.device.type == "cpu", kwargs_handlers=handlers)
-    except (ValueError, ImportError) as e:  # of a word it does not know, or of DeepSpeed, which is not installed
+    except (ValueError, ImportError) as e:  # an unknown word, or DeepSpeed is missing
         remedy = "look at the variables ACCELERATE_… of the environment, and at what the launcher has set"
         raise InputError(f"accelerate does not start: {e}; {remedy}") from None
 
