@@ -307,7 +307,7 @@ def whole(mine, other):
     }
 
 pd.DataFrame(
-    [whole(m, n) for m in ("ctseg", "ctseg-sigmoid") for n in ("original-teacher-student", "original-attunet")]
+    [whole(m, f"original-{n}") for m in ("ctseg", "ctseg-sigmoid") for n in ("teacher-student", "attunet")]
 ).style.format(precision=3).hide(axis="index")
 
 # %% [markdown]
