@@ -57,7 +57,7 @@ class SegmentOptions:
     device: str = "auto"
     batch_size: int = 16                          # slices at a time
     views: int = 1                                # of each slice, averaged, see `tta_views`
-    engine: str = "auto"                          # what computes, see `with_engine`: auto, torch, openvino, onnx
+    engine: str = "auto"                          # what computes: auto, torch, openvino or onnx
     progress: bool = False                        # show a bar in a terminal
     pictures: int = 100                           # scans with a picture on the page
 

@@ -145,13 +145,13 @@ def resize_bicubic(g, image, size, align_corners, scales):
 
 # %%
 #| export
-def ignore_log(*_):
+def _ignore_log(*_):
     "What the exporter prints of a graph that it cannot write, thousands of lines."
 
 @contextmanager
 def quietly():
     "Without the warnings of a tracer, which speak of decisions that are no part of our graphs, and its dumps."
-    with warnings.catch_warnings(), mock.patch.object(torch._C, "_jit_onnx_log", ignore_log, create=True):
+    with warnings.catch_warnings(), mock.patch.object(torch._C, "_jit_onnx_log", _ignore_log, create=True):
         warnings.simplefilter("ignore")
         yield
 
@@ -228,7 +228,11 @@ def onnx_session(model: Path | bytes) -> Answer:
     session = runtime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     return lambda x: session.run(None, {"image": np.ascontiguousarray(x)})
 
-def compile_onnx(network: nn.Module, shape: Shape, precision: str = "fp32") -> Answer:
+def compile_onnx(
+    network: nn.Module,
+    shape: Shape,
+    precision: str = "fp32",
+) -> Answer:
     "A network in evaluation, run by ONNX Runtime; it computes in float32 whatever the `precision`."
     return onnx_session(onnx_file(network, shape))
 
@@ -246,7 +250,11 @@ if available("onnx"):
 #| export
 AT_A_TIME = 2**16  # pixels that OpenVINO is given at once
 
-def ask_by_pieces(request, x: np.ndarray, piece: int) -> list[np.ndarray]:
+def _ask_by_pieces(
+    request,
+    x: np.ndarray,
+    piece: int,
+) -> list[np.ndarray]:
     """The answers of an OpenVINO request for `piece` images, for any number of images f32 `[B, K, H, W]`.
 
     Those that are maps come as the request has them, `[B, H, W, C]`.
@@ -254,26 +262,35 @@ def ask_by_pieces(request, x: np.ndarray, piece: int) -> list[np.ndarray]:
     empty = np.zeros((-len(x) % piece, *x.shape[1:]), x.dtype)
     filled = np.concatenate([x, empty])
     tensors = request.output_tensors
-    answers = [np.empty((len(filled), *tensor.shape[1:]), np.float32) for tensor in tensors]
+    answers = []
+    for tensor in tensors:
+        shape = (len(filled), *tensor.shape[1:])
+        answers.append(np.empty(shape, np.float32))
     for start in range(0, len(filled), piece):
-        request.infer([filled[start:start + piece]], share_inputs=True)
+        some = slice(start, start + piece)
+        request.infer([filled[some]], share_inputs=True)
         for answer, tensor in zip(answers, tensors):
-            answer[start:start + piece] = tensor.data  # whose memory is used again for the next images
+            answer[some] = tensor.data  # whose memory is used again for the next images
     return [answer[:len(x)] for answer in answers]
 
 
 # %%
 #| export
-def with_channels_last(openvino, model):
+def _with_channels_last(openvino, model):
     "An OpenVINO model that gives maps as `[B, H, W, C]` instead of `[B, C, H, W]`, which saves a copy."
     steps = openvino.preprocess.PrePostProcessor(model)
     for i, output in enumerate(model.outputs):
-        if len(output.partial_shape) != 4: continue
+        if len(output.partial_shape) != 4:
+            continue
         steps.output(i).model().set_layout(openvino.Layout("NCHW"))
         steps.output(i).tensor().set_layout(openvino.Layout("NHWC"))
     return steps.build()
 
-def compile_openvino(network: nn.Module, shape: Shape, precision: str = "fp32") -> Answer:
+def compile_openvino(
+    network: nn.Module,
+    shape: Shape,
+    precision: str = "fp32",
+) -> Answer:
     "A network in evaluation, compiled by OpenVINO with as many threads as torch has; `precision` is fp32 or bf16."
     openvino = import_engine("openvino", "openvino")
     core = openvino.Core()
@@ -286,11 +303,11 @@ def compile_openvino(network: nn.Module, shape: Shape, precision: str = "fp32") 
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         "PERFORMANCE_HINT": "LATENCY",
     }
-    compiled = core.compile_model(with_channels_last(openvino, model), "CPU", wishes)
+    compiled = core.compile_model(_with_channels_last(openvino, model), "CPU", wishes)
     request = compiled.create_infer_request()
 
     def answer(x: np.ndarray) -> list[np.ndarray]:
-        found = ask_by_pieces(request, x, piece)
+        found = _ask_by_pieces(request, x, piece)
         return [np.moveaxis(a, -1, 1) if a.ndim == 4 else a for a in found]
     return answer
 
@@ -313,12 +330,19 @@ COMPILERS = {"openvino": compile_openvino, "onnx": compile_onnx}
 TOLERANCE = 1e-3  # mean difference of two probabilities in float32 that is no more than rounding
 ROUNDING = 1.5  # how much of PyTorch's own rounding, in a shorter precision, is allowed beside it
 
-def mean_difference(found: list[np.ndarray], expected: list[torch.Tensor]) -> float:
+_Arrays = list[np.ndarray] | list[torch.Tensor]
+
+def mean_difference(found: _Arrays, expected: _Arrays) -> float:
     "The mean difference of the probabilities that two lists of logits, of any shapes, stand for; of the worst pair; inf if shapes differ."
-    if [a.shape for a in found] != [tuple(t.shape) for t in expected]:
+    if [tuple(a.shape) for a in found] != [tuple(b.shape) for b in expected]:
         return float("inf")
-    pairs = zip(found, expected)
-    return max((torch.from_numpy(a).sigmoid() - t.sigmoid()).abs().mean().item() for a, t in pairs)
+    pairs = [map(torch.as_tensor, pair) for pair in zip(found, expected)]
+    return max((a.sigmoid() - b.sigmoid()).abs().mean().item() for a, b in pairs)
+
+def _warn(engine: str, size: tuple[int, int], why: str):
+    "Say once why PyTorch answers instead."
+    height, width = size
+    warnings.warn(f"{engine} {why} for images of {height}x{width}; PyTorch answers instead")
 
 
 # %%
@@ -352,47 +376,45 @@ class EngineNetwork:
         except InputError:
             raise
         except Exception as e:  # each engine has its own way to say that it does not know an operation
-            self.warn(shape[-2:], f"cannot compile it ({type(e).__name__})")
+            _warn(self.engine, shape[-2:], f"cannot compile it ({type(e).__name__})")
             return None
-
-    def warn(self, size: tuple[int, int], why: str):
-        "Say once why PyTorch answers instead."
-        height, width = size
-        warnings.warn(f"{self.engine} {why} for images of {height}x{width}; PyTorch answers instead")
 
 
 # %%
 #| export
 class CompiledNetwork(EngineNetwork):
     "A network that another engine answers for; it is called as the network is."
-    def tolerance(self, x: torch.Tensor, exact: list[torch.Tensor]) -> float:
-        "How far an engine may be from the `exact` answers to `x`, as a mean difference of probabilities."
-        if self.plan.precision == "fp32": return TOLERANCE
-        rounded = [answer.numpy() for answer in self.by_torch(x)]
-        return TOLERANCE + ROUNDING*mean_difference(rounded, exact)
-
     def checked(self, x: torch.Tensor) -> Answer | None:
         "The graph for images like `x`, if it answers as PyTorch does."
         size = tuple(x.shape[-2:])
         graph = self.graph(tuple(x.shape))
-        if graph is None: return None
+        if graph is None:
+            return None
         try:
             found = graph(x.numpy())
         except Exception as e:  # each engine has its own
-            self.warn(size, f"fails ({type(e).__name__})")
+            _warn(self.engine, size, f"fails ({type(e).__name__})")
             return None
         exact = self.by_torch(x, exact=True)
+        rounded = exact if self.plan.precision == "fp32" else self.by_torch(x)
         apart = mean_difference(found, exact)
-        if apart <= self.tolerance(x, exact): return graph
-        self.warn(size, f"differs from PyTorch by {apart:.2g}")
+        allowed = TOLERANCE + ROUNDING*mean_difference(rounded, exact)
+        if apart <= allowed:
+            return graph
+        _warn(self.engine, size, f"differs from PyTorch by {apart:.2g}")
         return None
 
     def __call__(self, x: torch.Tensor, presence: bool = False):
         "Logits f32 `[B, out_chans, H, W]` for images f32 `[B, 1, H, W]`; with `presence` also those of the head."
-        x, size = x.float().contiguous(), tuple(x.shape[-2:])
-        if size not in self.graphs: self.graphs[size] = self.checked(x)
+        x = x.float().contiguous()
+        size = tuple(x.shape[-2:])
+        if size not in self.graphs:
+            self.graphs[size] = self.checked(x)
         graph = self.graphs[size]
-        found = self.by_torch(x) if graph is None else list(map(torch.from_numpy, graph(x.numpy())))
+        if graph is None:
+            found = self.by_torch(x)
+        else:
+            found = [torch.from_numpy(answer) for answer in graph(x.numpy())]
         return tuple(found) if presence else found[0]
 
 
@@ -439,7 +461,8 @@ def with_engine(member: Member, engine: str, plan: DevicePlan) -> Member:
     "A member whose network is answered by `engine`; `InputError` for an unknown or missing one, or a GPU."
     if engine not in ENGINES: raise did_you_mean("engine", engine, ENGINES)
     on_cpu = plan.device.type == "cpu"
-    if engine == "auto": engine = "openvino" if on_cpu and available("openvino") else "torch"
+    if engine == "auto":
+        engine = "openvino" if on_cpu and available("openvino") else "torch"
     if engine == "torch": return member
     if not on_cpu:
         raise InputError(f"engine {engine} computes on a CPU; add --device cpu, or leave out --engine")
@@ -448,7 +471,8 @@ def with_engine(member: Member, engine: str, plan: DevicePlan) -> Member:
 
 def engine_of(model: nn.Module | EngineNetwork) -> str:
     "What has answered for a member's model so far; at some sizes it can be PyTorch, and at others not."
-    if not isinstance(model, EngineNetwork): return "torch"
+    if not isinstance(model, EngineNetwork):
+        return "torch"
     used = {"torch" if graph is None else model.engine for graph in model.graphs.values()}
     return " and ".join(sorted(used)) or model.engine
 
