@@ -24,6 +24,7 @@ from . import __version__
 from .core.anatomy import ClassMap
 from .core.files import InputError, atomic_path, did_you_mean, some_of, write_json
 from .core.folders import made_folder
+from .inference.engine import engine_of
 from .io.dicom_seg import make_segmentation
 from .io.neighbours import step_mm
 from .io.nifti import save_labels
@@ -56,7 +57,7 @@ class SegmentOptions:
     device: str = "auto"
     batch_size: int = 16                          # slices at a time
     views: int = 1                                # of each slice, averaged, see `tta_views`
-    engine: str = "torch"                         # what computes: torch, openvino, onnx or auto
+    engine: str = "auto"                          # what computes: auto, torch, openvino or onnx
     progress: bool = False                        # show a bar in a terminal
     pictures: int = 100                           # scans with a picture on the page
 
@@ -195,7 +196,7 @@ class Segmented:
     failed: list[tuple[str, str]] = field(default_factory=list) # source, problem
     passed_over: Counter = field(default_factory=Counter) # what was no scan: kind of file → how many
     notes: list[str] = field(default_factory=list) # what a user must know of the results
-    about: dict = field(default_factory=dict) # runs, rule and slicing
+    about: dict = field(default_factory=dict) # runs, rule, engine, precision and slicing
 
     @property
     def table(self) -> list[dict]:
@@ -268,8 +269,10 @@ def _about(predictor: Predictor, slicing: Slicing) -> dict:
     "What made the results."
     members = [member for member in predictor.members if isinstance(member, RunMember) and member.run]
     runs = [member.run.folder.name for member in members]
+    engines = sorted({engine_of(member.model) for member in predictor.members})
+    computed = {"engine": " and ".join(engines), "precision": predictor.plan.precision}
     how = {name: asdict(slicing)[name] for name in ("orientation", "window", "size", "spacing")}
-    return {"ctseg": __version__, "runs": runs, "rule": str(predictor.rule), "slicing": how}
+    return {"ctseg": __version__, "runs": runs, "rule": str(predictor.rule), **computed, "slicing": how}
 
 # %% ../nbs/80_segmentation.ipynb #835a626e
 def _refuse_impossible(found: Found, formats: list[str]):
@@ -305,13 +308,13 @@ def segment(
     _refuse_impossible(found, wanted)
     job = SegmentJob(predictor, slicing, wanted, given, out)
     result = Segmented(out, [], found.broken, found.passed_over, notes + found.notes)
-    result.about = _about(predictor, slicing)
     with made_folder(out):
         try:
             _work_through(job, found.scans, result)
             _refuse_all_failed(result)
         finally:
             if result.done:
+                result.about = _about(predictor, slicing)  # only now it is known which engines answered
                 _add_notes(result, job)
                 write_summary(result, predictor.classes)
     return result

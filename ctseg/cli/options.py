@@ -27,7 +27,7 @@ Precision = Annotated[
 ]
 Engine = Annotated[
     str,
-    typer.Option(help="what computes: torch, openvino, onnx, or auto: the faster of the first two, measured"),
+    typer.Option(help="what computes: torch, openvino, onnx, or auto: openvino if a CPU has it, else torch"),
 ]
 BatchSize = Annotated[int, typer.Option(min=1, max=1 << 16, help="images at a time")]
 Annotations = Annotated[

@@ -17,7 +17,7 @@ from ..core.files import InputError, did_you_mean
 from ..core.registry import Registry
 from ..core.settings import Settings
 from .attunet import AttentionUNet
-from .base import EncoderDecoder, check_counts, load_weights
+from .base import EncoderDecoder, check_counts, depthwise_in_float32, load_weights
 from .encoders import DECODERS, EncoderNet
 from .missformer import MISSFormer
 from .nnunet import NNUNet, NNUNetResEnc
@@ -165,6 +165,6 @@ def create_model(
     _check_keywords(name, kw)
     reads_files = "weights" in model_keywords(name)  # as those with a pretrained encoder do
     if reads_files: kw["weights"] = weights
-    model = entry.build(in_chans, out_chans, **kw)
+    model = depthwise_in_float32(entry.build(in_chans, out_chans, **kw))
     if weights is not None and not reads_files: load_weights(model, weights)
     return with_presence(model, presence) if presence else model

@@ -26,6 +26,7 @@ from ctseg import __version__
 from ctseg.core.anatomy import ClassMap
 from ctseg.core.files import InputError, atomic_path, did_you_mean, some_of, write_json
 from ctseg.core.folders import made_folder
+from ctseg.inference.engine import engine_of
 from ctseg.io.dicom_seg import make_segmentation
 from ctseg.io.neighbours import step_mm
 from ctseg.io.nifti import save_labels
@@ -110,7 +111,7 @@ class SegmentOptions:
     device: str = "auto"
     batch_size: int = 16                          # slices at a time
     views: int = 1                                # of each slice, averaged, see `tta_views`
-    engine: str = "torch"                         # what computes: torch, openvino, onnx or auto
+    engine: str = "auto"                          # what computes: auto, torch, openvino or onnx
     progress: bool = False                        # show a bar in a terminal
     pictures: int = 100                           # scans with a picture on the page
 
@@ -317,7 +318,7 @@ class Segmented:
     failed: list[tuple[str, str]] = field(default_factory=list) # source, problem
     passed_over: Counter = field(default_factory=Counter) # what was no scan: kind of file → how many
     notes: list[str] = field(default_factory=list) # what a user must know of the results
-    about: dict = field(default_factory=dict) # runs, rule and slicing
+    about: dict = field(default_factory=dict) # runs, rule, engine, precision and slicing
 
     @property
     def table(self) -> list[dict]:
@@ -414,8 +415,10 @@ def _about(predictor: Predictor, slicing: Slicing) -> dict:
     "What made the results."
     members = [member for member in predictor.members if isinstance(member, RunMember) and member.run]
     runs = [member.run.folder.name for member in members]
+    engines = sorted({engine_of(member.model) for member in predictor.members})
+    computed = {"engine": " and ".join(engines), "precision": predictor.plan.precision}
     how = {name: asdict(slicing)[name] for name in ("orientation", "window", "size", "spacing")}
-    return {"ctseg": __version__, "runs": runs, "rule": str(predictor.rule), "slicing": how}
+    return {"ctseg": __version__, "runs": runs, "rule": str(predictor.rule), **computed, "slicing": how}
 
 
 # %%
@@ -455,13 +458,13 @@ def segment(
     _refuse_impossible(found, wanted)
     job = SegmentJob(predictor, slicing, wanted, given, out)
     result = Segmented(out, [], found.broken, found.passed_over, notes + found.notes)
-    result.about = _about(predictor, slicing)
     with made_folder(out):
         try:
             _work_through(job, found.scans, result)
             _refuse_all_failed(result)
         finally:
             if result.done:
+                result.about = _about(predictor, slicing)  # only now it is known which engines answered
                 _add_notes(result, job)
                 write_summary(result, predictor.classes)
     return result

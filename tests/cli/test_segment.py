@@ -109,6 +109,12 @@ def test_another_engine_draws_the_same(clinic, tmp_path):
         segment(clinic/"run", clinic/"nii"/"p1.nii.gz", tmp_path/engine, device="cpu", engine=engine)
         drawn.append(np.asarray(nib.load(next((tmp_path/engine).glob("*.nii.gz"))).dataobj))
     assert (drawn[0] == drawn[1]).mean() > .999 and drawn[0].any()
+    for times in ("first", "again"):  # by itself it takes OpenVINO, and the same voxels each time
+        segment(clinic/"run", clinic/"nii"/"p1.nii.gz", tmp_path/times, device="cpu")
+        found = np.asarray(nib.load(next((tmp_path/times).glob("*.nii.gz"))).dataobj)
+        assert np.array_equal(found, drawn[1])
+        assert json.loads((tmp_path/times/"volumes.json").read_text())["engine"] == "openvino"
+    assert json.loads((tmp_path/"torch"/"volumes.json").read_text())["engine"] == "torch"
     with pytest.raises(InputError, match="openvino"):  # the nearest name
         segment(clinic/"run", clinic/"nii"/"p1.nii.gz", tmp_path/"no", device="cpu", engine="openvin")
     assert not (tmp_path/"no").exists()

@@ -12,9 +12,9 @@ from ctseg.core.files import InputError
 from ctseg.inference.engine import (
     ENGINES,
     CompiledNetwork,
-    FasterNetwork,
     GraphNetwork,
     available,
+    engine_of,
     with_engine,
 )
 from ctseg.inference.loop import Member
@@ -42,7 +42,7 @@ def test_graph_pads_as_the_network_does(size):
     dict(width=8), dict(width=8, presence=3),
 ])
 def test_engines_agree_with_torch(engine, network, monkeypatch):
-    monkeypatch.setattr("ctseg.inference.engine.ALONE", 64*64)  # the larger images one by one
+    monkeypatch.setattr("ctseg.inference.engine.AT_A_TIME", 2*61*47)  # the first two at a time, the larger one by one
     if not available(engine): pytest.skip(f"{engine} is not installed")
     plain = member(**network)
     other = with_engine(plain, engine, FP32)
@@ -101,7 +101,7 @@ def test_a_frozen_size_is_found_out():
 class Elsewhere(CompiledNetwork):
     "An engine with a fault."
     fault = staticmethod(lambda x: 1/0)
-    def graph(self, size): return type(self).fault
+    def graph(self, shape): return type(self).fault
 
 
 @pytest.mark.parametrize("fault, word", [
@@ -119,16 +119,52 @@ def test_a_faulty_engine_is_not_believed(fault, word, monkeypatch):
     assert torch.allclose(found, plain.probabilities(x, FP32), atol=1e-6)
 
 
-def test_the_slower_engine_is_left(monkeypatch):
-    plain, x = member(width=8), torch.rand(2, 1, 32, 32)
-    answer = lambda x: [plain.model(torch.from_numpy(x)).detach().numpy()]
-    monkeypatch.setattr(FasterNetwork, "graph", lambda self, size: answer)
-    for times, kept in ([1., 2.], True), ([2., 1.], False):
-        clock = iter(times)
-        monkeypatch.setattr("ctseg.inference.engine.seconds", lambda run: next(clock))
-        network = FasterNetwork(plain.model, "openvino", FP32)
+@pytest.mark.parametrize("shift, kept", [(0, True), (.2, False)])
+def test_in_bfloat16_more_than_rounding_is_found_out(shift, kept, monkeypatch):
+    plain, plan, x = member(width=8), pick_device("cpu", "bf16"), torch.rand(2, 1, 32, 32)
+    exact = CompiledNetwork(plain.model, "openvino", FP32).by_torch(x)[0].numpy()
+    monkeypatch.setattr(Elsewhere, "fault", staticmethod(lambda x: [exact + np.float32(shift)]))
+    network = Elsewhere(plain.model, "openvino", plan)
+    with warnings.catch_warnings(record=True) as messages:
+        warnings.simplefilter("always")
         network(x)
-        assert (network.graphs[(32, 32)] is not None) == kept
+    assert (network.graphs[32, 32] is not None) == kept == (not messages)
+
+
+def test_auto_goes_by_no_clock(monkeypatch):
+    if not available("openvino"): pytest.skip("openvino is not installed")
+    for clock in ("time", "process_time", "perf_counter", "monotonic"):
+        monkeypatch.setattr(f"time.{clock}", lambda: pytest.fail("a clock was read"))
+    plain, x = member(width=8), torch.rand(5, 1, 32, 32)
+    by_rule, by_name = (with_engine(plain, engine, FP32) for engine in ("auto", "openvino"))
+    assert engine_of(plain.model) == "torch" and engine_of(by_rule.model) == "openvino"
+    assert torch.equal(by_rule.probabilities(x, FP32), by_name.probabilities(x, FP32))
+    assert engine_of(by_rule.model) == "openvino"
+
+
+def test_auto_leaves_what_openvino_cannot_do_to_torch(monkeypatch):
+    if not available("openvino"): pytest.skip("openvino is not installed")
+    plain, x = member(width=8), torch.rand(2, 1, 32, 32)
+    by_rule = with_engine(plain, "auto", FP32)
+    monkeypatch.setattr(CompiledNetwork, "graph", lambda self, shape: lambda x: 1/0)
+    with pytest.warns(UserWarning, match="openvino fails .*PyTorch answers instead"):
+        found = by_rule.probabilities(x, FP32)
+    assert torch.equal(found, plain.probabilities(x, FP32))
+    assert engine_of(by_rule.model) == "torch"
+
+
+@pytest.mark.parametrize("presence", [0, 3])
+def test_the_length_of_a_batch_changes_nothing(presence, monkeypatch):
+    "The last piece is filled up, so each image is computed as it is in a full one."
+    if not available("openvino"): pytest.skip("openvino is not installed")
+    monkeypatch.setattr("ctseg.inference.engine.AT_A_TIME", 4*32*32)
+    plain, x = member(width=8, **{"presence": presence} if presence else {}), torch.rand(9, 1, 32, 32)
+    other = with_engine(plain, "openvino", FP32)
+    whole = other.probabilities(x, FP32)
+    assert (whole - plain.probabilities(x, FP32)).abs().max() < 1e-4
+    for parts in (x.split(4), x.split(5), x.split(1)):
+        found = torch.cat([other.probabilities(part, FP32) for part in parts])
+        assert torch.equal(found, whole)
 
 
 def test_requests_that_cannot_be_met(monkeypatch):

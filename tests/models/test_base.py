@@ -1,4 +1,5 @@
 "Files of weights, and logits at several sizes."
+import copy
 import pickle
 import warnings
 
@@ -7,9 +8,10 @@ import torch
 from helpers.networks import refused
 from helpers.toys import make
 from safetensors.torch import save_file
+from torch import nn
 
 from ctseg.core.files import InputError
-from ctseg.models.base import deep_supervised, read_weights
+from ctseg.models.base import deep_supervised, depthwise_in_float32, read_weights
 
 
 def test_weights_of_another_network(tmp_path):
@@ -79,3 +81,27 @@ def test_coarse_sizes_teach_nobody_that_a_small_structure_is_absent():
     for small, known in seen:
         assert known == [bool((small == 1).any()), True, True] and (small[0, :, -1] == 3).all()
     assert [known[0] for _, known in seen] == [True, True, False, False, False]
+
+
+class SameSize(nn.Conv2d):
+    "A convolution with a forward of its own, as timm has."
+    def forward(self, x): return super().forward(x)[..., :4, :4]
+
+
+@pytest.mark.parametrize("kind", [nn.Conv2d, SameSize])
+def test_depthwise_convolutions_train_in_float32(kind):
+    torch.manual_seed(0)
+    net = depthwise_in_float32(nn.Sequential(kind(8, 8, 3, groups=8), nn.Conv2d(8, 2, 1)))
+    plain, x = copy.deepcopy(net), torch.rand(1, 8, 9, 9)
+    assert plain[0].forward.args[0] is plain[0] is not net[0]  # a copy computes with its own weights
+    assert "forward" not in vars(net[1]) and list(net.state_dict()) == list(plain.state_dict())
+    pickle.loads(pickle.dumps(plain))
+    del plain[0].forward
+    assert torch.equal(net(x), plain(x))
+    with torch.autocast("cpu", torch.bfloat16):
+        trained, usual = net[0](x), plain[0](x)
+        with torch.no_grad(): assert torch.equal(net(x), plain(x))  # prediction stays as it was
+    assert trained.dtype == usual.dtype == torch.bfloat16
+    assert torch.equal(trained, plain[0](x).bfloat16())
+    trained.float().sum().backward()
+    assert net[0].weight.grad.dtype == torch.float32 and net[0].weight.grad.abs().sum() > 0

@@ -8,9 +8,9 @@
 # %% [markdown]
 # **Question.** Is it worth the trouble to write losses without one-hot tensors?
 #
-# **Answer.** Yes. Values and gradients are the same, in a twelfth to a seventh of the time and with a fifth to two fifths of the extra memory, for volumes as for slices. MONAI's `DiceCELoss` takes three to four times as long and four times the memory. More than half of that time goes into memory that is asked of the system anew; with [memory that is kept](loss_bound.ipynb) it takes 1.4 to 1.8 times as long.
+# **Answer.** Yes. Values and gradients are the same, in a seventh to three tenths of the time and with a fifth to a third of the extra memory, for volumes as for slices. MONAI's `DiceCELoss` takes 1.5 to 1.9 times as long and four times the memory. A part of its time goes into memory that is asked of the system anew; [another page](loss_bound.ipynb) has both with memory that is kept, and says what stands in the way of more.
 #
-# The losses with sigmoid outputs have become faster since: `masked` takes 0.78 of the time given here.
+# That is on an Intel Xeon with AMX, which other programs shared. On an AMD EPYC the time was a twelfth to a seventh of that of the one-hot forms, and MONAI took 2.8 to 4.1 times as long.
 #
 # ## How it was measured
 #
@@ -23,13 +23,15 @@
 # what was resident before (so the gradient itself, as large as the logits, is in it), each in a process of its own.
 
 # %%
-import importlib.metadata, itertools, platform, subprocess, sys, time
+import importlib.metadata, itertools, subprocess, sys, time
 
 import pandas as pd
 import torch
 from torch.nn import functional as F
 
+from ctseg.core.device import describe_processor
 from ctseg.losses.registry import create_loss
+
 torch.set_num_threads(1)
 
 # %%
@@ -142,11 +144,7 @@ def memory(loss, *shape):
 # ## Against one-hot tensors, at 4 x 55 x 256 x 256, and in volumes at 1 x 55 x 4 x 256 x 256
 
 # %%
-cpu = next(
-    (line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")),
-    platform.processor(),
-)
-print(f"{cpu}, one thread; Python {platform.python_version()}, PyTorch {torch.__version__}{versions}")
+print(f"{describe_processor()}, one thread; PyTorch {torch.__version__}{versions}")
 rows = []
 for (name, plain), (batch, depth) in itertools.product(PAIRS.items(), ((4, 0), (1, 4))):
     loss, chans = create_loss(name), 54 + (name != "masked")

@@ -8,7 +8,7 @@
 # %% [markdown]
 # **Question.** Do our networks cost more time or memory than those of MONAI and nnU-Net?
 #
-# **Answer.** No. At about the same number of parameters our Attention U-Net takes 0.97 to 1.09 times the time of MONAI's for a training step, with three quarters of its memory, and our nnU-Net costs what nnU-Net's own network does.
+# **Answer.** No. At about the same number of parameters our Attention U-Net takes 0.98 to 1.02 times the time of MONAI's for a training step, with seven tenths of its memory, and our nnU-Net costs what nnU-Net's own network does. That is on an Intel Xeon with AMX, in float32; on an earlier processor the first was 0.97 to 1.09.
 #
 # ## How it was measured
 #
@@ -23,6 +23,7 @@ import importlib.util, subprocess, sys, time
 import pandas as pd
 import torch
 
+from ctseg.core.device import describe_processor
 from ctseg.models import create_model
 from ctseg.models.base import count_parameters
 from ctseg.core.optional import import_timm
@@ -32,6 +33,7 @@ from ctseg.models.costs import multiply_adds
 torch.set_num_threads(1)
 torch.manual_seed(0)
 import_timm()
+print(f"torch {torch.__version__}, one thread, {describe_processor()}")
 have = {m: importlib.util.find_spec(m) is not None for m in ("monai", "nnunetv2")}
 size, width, classes = 128, 32, 55
 

@@ -150,4 +150,4 @@ pd.DataFrame(lines).set_index(["network", "pixels"]).round(2)
 #
 # ## What it does not say
 #
-# The machine was busy. Processor time is counted, but neighbours share its caches: ratios move by a tenth. OpenVINO was not measured here; `--engine auto` times PyTorch and OpenVINO [on the first batch](../inference/25_engine.ipynb) and takes the faster. Several threads, processors with AMX, and other processors may shift the balance.
+# The machine was busy. Processor time is counted, but neighbours share its caches: ratios move by a tenth. OpenVINO was not measured here; [another page](engines.ipynb) has it, on a processor with AMX. This page was run on an AMD EPYC without AMX. Several threads and other processors may shift the balance.

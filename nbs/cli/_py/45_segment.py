@@ -145,7 +145,7 @@ def segment(
     tta: Annotated[int, SCAN_VIEWS] = 1,
     device: Device = "auto",
     batch_size: BatchSize = 16,
-    engine: Engine = "torch",
+    engine: Engine = "auto",
     plugin: Plugins = [],
 ):
     "Segment scans: DICOM or NIfTI in; SEG, RTSTRUCT or NIfTI out. Exit status 3: some scans could not be segmented."

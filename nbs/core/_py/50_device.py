@@ -10,6 +10,7 @@
 
 # %%
 #| export
+import contextlib
 import os
 import platform
 import re
@@ -17,6 +18,7 @@ import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import metadata
+from pathlib import Path
 
 import torch
 
@@ -53,6 +55,16 @@ def computes_bf16() -> bool:
 def _torch_says(question: str) -> bool:
     "An answer of `torch.cpu` about this processor; no where this torch does not know the question."
     return bool(getattr(torch.cpu, question, bool)())
+
+def describe_processor(cpuinfo: str | Path = "/proc/cpuinfo") -> str:
+    "The model of this processor and its instructions for bfloat16, as the benchmark pages print it."
+    model = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):  # only Linux has the file
+        facts = (line.partition(":") for line in Path(cpuinfo).read_text().splitlines())
+        model = next((value.strip() for key, _, value in facts if key.strip() == "model name"), model)
+    questions = {"AVX512-BF16": "_is_avx512_bf16_supported", "AMX": "_is_amx_tile_supported"}
+    instructions = [name for name, question in questions.items() if _torch_says(question)]
+    return f"{model}, {' and '.join(instructions) or 'no bfloat16'}"
 
 
 # %% [markdown]

@@ -81,7 +81,7 @@ for source, problem in result.failed: print(problem)
 # ## What is in the folder
 #
 # - `v000.seg.dcm`, `v000.rtstruct.dcm`, `v000.nii.gz`: the structures on the scan's own voxels. DICOM scans are numbered, NIfTI files keep their names.
-# - `volumes.csv` and `volumes.json`: for each structure its volume, on how many slices it is, how sure the runs are, and whether the scan cuts it off.
+# - `volumes.csv` and `volumes.json`: for each structure its volume, on how many slices it is, how sure the runs are, and whether the scan cuts it off. `volumes.json` also tells what computed: the runs, the [engine](../inference/25_engine.ipynb) and the precision.
 # - `report.html`: some slices of each scan with outlines, to look at before anything is used.
 
 # %%

@@ -12,7 +12,6 @@
 #| export
 import importlib.util
 import tempfile
-import time
 import warnings
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -42,14 +41,14 @@ from ctseg.models.zoo import create_model
 
 
 # %% [markdown]
-# PyTorch executes a network layer by layer. Other programs first read the whole graph, join layers, choose a memory layout for each, and then execute it. On a CPU this can be several times faster, and it can also be slower. Both happen with networks of this package, depending on the processor:
+# PyTorch executes a network layer by layer. Other programs first read the whole graph, join layers, choose a memory layout for each, and then execute it. On a CPU this is [up to three times as fast](../benchmarks/engines.ipynb):
 #
 # | engine | needs | computes |
 # |---|---|---|
 # | `torch` | nothing | float32 or bfloat16 |
 # | `openvino` | the extra `openvino` | float32 or bfloat16 |
 # | `onnx` | the extra `onnx` | float32 |
-# | `auto` | | whichever of the first two is faster here for this network, measured on the first batch |
+# | `auto` | | OpenVINO on a CPU where it is installed, else PyTorch |
 #
 # A GPU always computes with PyTorch. Neither a compiled network nor its graph is kept for the next call: to make it takes about a second, less than the start of PyTorch. [How fast ONNX Runtime is](../benchmarks/onnx.ipynb) was measured for every network of the zoo.
 #
@@ -146,13 +145,13 @@ def resize_bicubic(g, image, size, align_corners, scales):
 
 # %%
 #| export
-def ignore_log(*_):
+def _ignore_log(*_):
     "What the exporter prints of a graph that it cannot write, thousands of lines."
 
 @contextmanager
 def quietly():
     "Without the warnings of a tracer, which speak of decisions that are no part of our graphs, and its dumps."
-    with warnings.catch_warnings(), mock.patch.object(torch._C, "_jit_onnx_log", ignore_log, create=True):
+    with warnings.catch_warnings(), mock.patch.object(torch._C, "_jit_onnx_log", _ignore_log, create=True):
         warnings.simplefilter("ignore")
         yield
 
@@ -197,22 +196,24 @@ if available("onnx"):
         export_graph(Halved(), file, (16, 16), {"half": "BCHW"})
         print(f"{file.stat().st_size} bytes")
 
-
 # %%
 #| export
-def onnx_file(network: nn.Module, size: tuple[int, int], channels: int = 1) -> bytes:
-    "A network in evaluation as ONNX, for images of one height and width and any number of them."
+Shape = tuple[int, int, int, int]  # of a batch of images: B, channels, H, W
+
+def onnx_file(network: nn.Module, shape: Shape) -> bytes:
+    "A network in evaluation as ONNX, for any number of images of one height and width."
+    _, channels, *size = shape
     graph = GraphNetwork(network).eval()
     outputs = {"logits": "BCHW"} | ({"presence": "BC"} if graph.has_presence else {})
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder)/"network.onnx"
-        export_graph(graph, file, size, outputs, "B", channels)
+        export_graph(graph, file, tuple(size), outputs, "B", channels)
         return file.read_bytes()
 
 
 # %%
 if available("onnx"):
-    print(f"{len(onnx_file(network, (61, 47)))/1e3:.0f} kB")
+    print(f"{len(onnx_file(network, (2, 1, 61, 47)))/1e3:.0f} kB")
 
 
 # %%
@@ -228,73 +229,120 @@ def onnx_session(model: Path | bytes) -> Answer:
     return lambda x: session.run(None, {"image": np.ascontiguousarray(x)})
 
 def compile_onnx(
-    network: nn.Module, size: tuple[int, int], precision: str = "fp32", channels: int = 1,
+    network: nn.Module,
+    shape: Shape,
+    precision: str = "fp32",
 ) -> Answer:
     "A network in evaluation, run by ONNX Runtime; it computes in float32 whatever the `precision`."
-    return onnx_session(onnx_file(network, size, channels))
+    return onnx_session(onnx_file(network, shape))
 
 
 # %%
 if available("onnx"):
-    answer = compile_onnx(network, (61, 47))
+    answer = compile_onnx(network, (2, 1, 61, 47))
     with torch.inference_mode(): expected = network(image)
     assert np.abs(answer(image.numpy())[0] - expected.numpy()).max() < 1e-4
 
 # %% [markdown]
-# OpenVINO reads the same file, and compiles it for this processor. Images of 256 pixels or more are given one by one: a graph for just one is up to 1.9 times as fast there, and slower for small images ([measured](../benchmarks/engines.ipynb)).
+# OpenVINO reads the same file, and compiles it for this processor. It is [fastest](../benchmarks/engines.ipynb#how-many-images-at-a-time) with a graph for a fixed number of images, sixteen of 64 pixels or one of 256, and with logits whose channels come last in memory, as PyTorch has them. A batch of another length is asked piece by piece, and the last piece is filled up with black images.
 
 # %%
 #| export
-ALONE = 2**16  # pixels from which on an image is a batch of its own
+AT_A_TIME = 2**16  # pixels that OpenVINO is given at once
+
+def _ask_by_pieces(
+    request,
+    x: np.ndarray,
+    piece: int,
+) -> list[np.ndarray]:
+    """The answers of an OpenVINO request for `piece` images, for any number of images f32 `[B, K, H, W]`.
+
+    Those that are maps come as the request has them, `[B, H, W, C]`.
+    """
+    empty = np.zeros((-len(x) % piece, *x.shape[1:]), x.dtype)
+    filled = np.concatenate([x, empty])
+    tensors = request.output_tensors
+    answers = []
+    for tensor in tensors:
+        shape = (len(filled), *tensor.shape[1:])
+        answers.append(np.empty(shape, np.float32))
+    for start in range(0, len(filled), piece):
+        some = slice(start, start + piece)
+        request.infer([filled[some]], share_inputs=True)
+        for answer, tensor in zip(answers, tensors):
+            answer[some] = tensor.data  # whose memory is used again for the next images
+    return [answer[:len(x)] for answer in answers]
+
+
+# %%
+#| export
+def _with_channels_last(openvino, model):
+    "An OpenVINO model that gives maps as `[B, H, W, C]` instead of `[B, C, H, W]`, which saves a copy."
+    steps = openvino.preprocess.PrePostProcessor(model)
+    for i, output in enumerate(model.outputs):
+        if len(output.partial_shape) != 4:
+            continue
+        steps.output(i).model().set_layout(openvino.Layout("NCHW"))
+        steps.output(i).tensor().set_layout(openvino.Layout("NHWC"))
+    return steps.build()
 
 def compile_openvino(
-    network: nn.Module, size: tuple[int, int], precision: str = "fp32", channels: int = 1,
+    network: nn.Module,
+    shape: Shape,
+    precision: str = "fp32",
 ) -> Answer:
     "A network in evaluation, compiled by OpenVINO with as many threads as torch has; `precision` is fp32 or bf16."
     openvino = import_engine("openvino", "openvino")
     core = openvino.Core()
-    model = core.read_model(onnx_file(network, size, channels))
-    alone = size[0]*size[1] >= ALONE
-    if alone: model.reshape([1, channels, *size])
+    images, channels, height, width = shape
+    piece = min(images, max(1, AT_A_TIME//(height*width)))
+    model = core.read_model(onnx_file(network, shape))
+    model.reshape([piece, channels, height, width])
     wishes = {
         "INFERENCE_PRECISION_HINT": {"fp32": "f32"}.get(precision, precision),
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         "PERFORMANCE_HINT": "LATENCY",
     }
-    request = core.compile_model(model, "CPU", wishes).create_infer_request()
-    outputs = range(len(model.outputs))
+    compiled = core.compile_model(_with_channels_last(openvino, model), "CPU", wishes)
+    request = compiled.create_infer_request()
 
     def answer(x: np.ndarray) -> list[np.ndarray]:
-        found = request.infer([x], share_inputs=True)
-        return [np.array(found[i]) for i in outputs]  # its memory is used again for the next images
-
-    def one_by_one(x: np.ndarray) -> list[np.ndarray]:
-        answers = [answer(image[None]) for image in x]
-        return [np.concatenate(of_all) for of_all in zip(*answers)]
-    return one_by_one if alone else answer
+        found = _ask_by_pieces(request, x, piece)
+        return [np.moveaxis(a, -1, 1) if a.ndim == 4 else a for a in found]
+    return answer
 
 
 # %%
 if available("openvino"):
-    answer = compile_openvino(network, (61, 47))
+    answer = compile_openvino(network, (2, 1, 61, 47))
     assert np.abs(answer(image.numpy())[0] - expected.numpy()).max() < 1e-4
 
 # %% [markdown]
 # ## Checked against PyTorch
 #
 # A graph that was recorded on one size may be wrong at another: a transformer may have frozen its positions. Such a mistake gives no error, only a poor segmentation. So the first batch of each size is also given to PyTorch. An engine that disagrees there is not asked again at that size, and a warning says so.
+#
+# In bfloat16 PyTorch itself differs from float32. How much depends on the network, and a fixed tolerance that suits one lets another's mistakes through. So the engine may differ from PyTorch's float32 a little more than PyTorch's bfloat16 does. [Right graphs of the zoo](../benchmarks/engines.ipynb#every-network-of-the-zoo) are at 0.8 to 1.1 times that.
 
 # %%
 #| export
 COMPILERS = {"openvino": compile_openvino, "onnx": compile_onnx}
-TOLERANCE = {"fp32": 1e-3, "bf16": 2e-2}  # mean difference of two probabilities that is no more than rounding
+TOLERANCE = 1e-3  # mean difference of two probabilities in float32 that is no more than rounding
+ROUNDING = 1.5  # how much of PyTorch's own rounding, in a shorter precision, is allowed beside it
 
-def mean_difference(found: list[np.ndarray], expected: list[torch.Tensor]) -> float:
+_Arrays = list[np.ndarray] | list[torch.Tensor]
+
+def mean_difference(found: _Arrays, expected: _Arrays) -> float:
     "The mean difference of the probabilities that two lists of logits, of any shapes, stand for; of the worst pair; inf if shapes differ."
-    if [a.shape for a in found] != [tuple(t.shape) for t in expected]:
+    if [tuple(a.shape) for a in found] != [tuple(b.shape) for b in expected]:
         return float("inf")
-    pairs = zip(found, expected)
-    return max((torch.from_numpy(a).sigmoid() - t.sigmoid()).abs().mean().item() for a, t in pairs)
+    pairs = [map(torch.as_tensor, pair) for pair in zip(found, expected)]
+    return max((a.sigmoid() - b.sigmoid()).abs().mean().item() for a, b in pairs)
+
+def _warn(engine: str, size: tuple[int, int], why: str):
+    "Say once why PyTorch answers instead."
+    height, width = size
+    warnings.warn(f"{engine} {why} for images of {height}x{width}; PyTorch answers instead")
 
 
 # %%
@@ -305,36 +353,31 @@ class EngineNetwork:
     network: nn.Module
     engine: str
     plan: DevicePlan
-    # by size; None: PyTorch is better
+    # by size; None: PyTorch answers
     graphs: dict[tuple[int, int], Answer | None] = field(default_factory=dict)
-    channels: int = 1
 
     @property
     def presence(self) -> nn.Module | None:
         "The presence head of the network, if it has one."
         return getattr(self.network, "presence", None)
 
-    def by_torch(self, x: torch.Tensor) -> list[torch.Tensor]:
-        "The f32 answers of PyTorch: logits, and presence logits [B,C] if there is a head."
-        with torch.inference_mode(), in_precision(self.plan):
+    def by_torch(self, x: torch.Tensor, exact: bool = False) -> list[torch.Tensor]:
+        "The f32 answers of PyTorch, computed in f32 if `exact`: logits, and presence logits [B,C] if there is a head."
+        plan = replace(self.plan, precision="fp32") if exact else self.plan
+        with torch.inference_mode(), in_precision(plan):
             if self.presence is None:
                 return [self.network(x).float()]
             return [t.float() for t in self.network(x, presence=True)]
 
-    def graph(self, size: tuple[int, int]) -> Answer | None:
+    def graph(self, shape: Shape) -> Answer | None:
         "The compiled graph for images of a size; None where the engine cannot express the network."
         try:
-            return COMPILERS[self.engine](self.network, size, self.plan.precision, self.channels)
+            return COMPILERS[self.engine](self.network, shape, self.plan.precision)
         except InputError:
             raise
         except Exception as e:  # each engine has its own way to say that it does not know an operation
-            self.warn(size, f"cannot compile it ({type(e).__name__})")
+            _warn(self.engine, shape[-2:], f"cannot compile it ({type(e).__name__})")
             return None
-
-    def warn(self, size: tuple[int, int], why: str):
-        "Say once why PyTorch answers instead."
-        height, width = size
-        warnings.warn(f"{self.engine} {why} for images of {height}x{width}; PyTorch answers instead")
 
 
 # %%
@@ -344,23 +387,34 @@ class CompiledNetwork(EngineNetwork):
     def checked(self, x: torch.Tensor) -> Answer | None:
         "The graph for images like `x`, if it answers as PyTorch does."
         size = tuple(x.shape[-2:])
-        graph = self.graph(size)
-        if graph is None: return None
-        try:
-            apart = mean_difference(graph(x.numpy()), self.by_torch(x))
-        except Exception as e:  # each engine has its own
-            self.warn(size, f"fails ({type(e).__name__})")
+        graph = self.graph(tuple(x.shape))
+        if graph is None:
             return None
-        if apart <= TOLERANCE[self.plan.precision]: return graph
-        self.warn(size, f"differs from PyTorch by {apart:.2g}")
+        try:
+            found = graph(x.numpy())
+        except Exception as e:  # each engine has its own
+            _warn(self.engine, size, f"fails ({type(e).__name__})")
+            return None
+        exact = self.by_torch(x, exact=True)
+        rounded = exact if self.plan.precision == "fp32" else self.by_torch(x)
+        apart = mean_difference(found, exact)
+        allowed = TOLERANCE + ROUNDING*mean_difference(rounded, exact)
+        if apart <= allowed:
+            return graph
+        _warn(self.engine, size, f"differs from PyTorch by {apart:.2g}")
         return None
 
     def __call__(self, x: torch.Tensor, presence: bool = False):
         "Logits f32 `[B, out_chans, H, W]` for images f32 `[B, 1, H, W]`; with `presence` also those of the head."
-        x, size = x.float().contiguous(), tuple(x.shape[-2:])
-        if size not in self.graphs: self.graphs[size] = self.checked(x)
+        x = x.float().contiguous()
+        size = tuple(x.shape[-2:])
+        if size not in self.graphs:
+            self.graphs[size] = self.checked(x)
         graph = self.graphs[size]
-        found = self.by_torch(x) if graph is None else list(map(torch.from_numpy, graph(x.numpy())))
+        if graph is None:
+            found = self.by_torch(x)
+        else:
+            found = [torch.from_numpy(answer) for answer in graph(x.numpy())]
         return tuple(found) if presence else found[0]
 
 
@@ -386,7 +440,7 @@ for engine in COMPILERS:
 # %%
 class Frozen(CompiledNetwork):
     "An engine that has frozen a wrong answer."
-    def graph(self, size): return lambda x: [np.ones((len(x), 4, *size), np.float32)]
+    def graph(self, shape): return lambda x: [np.ones((len(x), 4, *shape[2:]), np.float32)]
 
 with warnings.catch_warnings(record=True) as messages:
     warnings.simplefilter("always")
@@ -397,46 +451,30 @@ print(messages[0].message)
 # %% [markdown]
 # ## Which engine?
 #
-# `auto` tries OpenVINO, where it is installed, and keeps it if it is faster than PyTorch. It measures this, because it depends on the processor and on the network: on one processor OpenVINO was faster for an Attention U-Net, and *slower* for a U-Net with an EfficientNet encoder. Predictions of the two differ by rounding. If you need the same bytes from every machine, ask for `torch`, which is the default of both `predict` and `segment`; [a benchmark](../benchmarks/engines.ipynb) says why, and from how many images on another engine pays.
+# `auto` is OpenVINO where it is installed, the device is a CPU, and the network can be compiled and answers the first batch as PyTorch does; otherwise PyTorch, and a warning says so unless OpenVINO is simply not there. No clock decides, so the same command gives the same files each time. `segment` takes `auto` by itself, and writes into `volumes.json` which engine answered; so do the Kaggle notebooks. `predict` and the Python functions take `torch` unless told otherwise: a submission's bytes then do not depend on what else is installed. Predictions of the two differ by rounding, and [a benchmark](../benchmarks/engines.ipynb) says how much faster OpenVINO is, and from how many images on it pays.
 
 # %%
 #| export
 ENGINES = ("auto", "torch", "openvino", "onnx")
 
-def seconds(run: Callable, times: int = 2) -> float:
-    "Processor seconds of the fastest of some runs; other programs on the machine do not count."
-    def once() -> float:
-        start = time.process_time()
-        run()
-        return time.process_time() - start
-    return min(once() for _ in range(times))
-
-@dataclass(eq=False)
-class FasterNetwork(CompiledNetwork):
-    "A compiled network that leaves the work to PyTorch at sizes where PyTorch is faster."
-    def checked(self, x: torch.Tensor) -> Answer | None:
-        "The graph for images like `x`, if it answers as PyTorch does, and faster."
-        graph = super().checked(x)
-        if graph is None: return None
-        compiled = seconds(lambda: graph(x.numpy()))
-        return graph if compiled < seconds(lambda: self.by_torch(x)) else None
-
-
-# %%
-#| export
 def with_engine(member: Member, engine: str, plan: DevicePlan) -> Member:
     "A member whose network is answered by `engine`; `InputError` for an unknown or missing one, or a GPU."
     if engine not in ENGINES: raise did_you_mean("engine", engine, ENGINES)
     on_cpu = plan.device.type == "cpu"
-    if engine == "torch" or engine == "auto" and not (on_cpu and available("openvino")):
-        return member
-    channels = 2*member.context + 1
+    if engine == "auto":
+        engine = "openvino" if on_cpu and available("openvino") else "torch"
+    if engine == "torch": return member
     if not on_cpu:
         raise InputError(f"engine {engine} computes on a CPU; add --device cpu, or leave out --engine")
-    if engine == "auto":
-        return replace(member, model=FasterNetwork(member.model, "openvino", plan, channels=channels))
     for name in PACKAGES[engine]: import_engine(name, engine)
-    return replace(member, model=CompiledNetwork(member.model, engine, plan, channels=channels))
+    return replace(member, model=CompiledNetwork(member.model, engine, plan))
+
+def engine_of(model: nn.Module | EngineNetwork) -> str:
+    "What has answered for a member's model so far; at some sizes it can be PyTorch, and at others not."
+    if not isinstance(model, EngineNetwork):
+        return "torch"
+    used = {"torch" if graph is None else model.engine for graph in model.graphs.values()}
+    return " and ".join(sorted(used)) or model.engine
 
 
 # %%
@@ -446,3 +484,4 @@ except InputError as e: print(e)
 if available("openvino"):
     either = with_engine(plain, "auto", plan)
     test_close(either.probabilities(image, plan), plain.probabilities(image, plan), eps=1e-4)
+    test_eq(engine_of(either.model), "openvino")

@@ -14,6 +14,7 @@ import math
 import pickle
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -195,6 +196,43 @@ def place(
 # %%
 conv = place(nn.Sequential(nn.Conv2d(1, 8, 3), nn.Conv2d(8, 8, 3)), "cpu")
 conv(torch.rand(2, 1, 9, 9)).is_contiguous(memory_format=torch.channels_last)
+
+
+# %% [markdown]
+# ## Depthwise convolutions in bfloat16
+#
+# Light encoders have convolutions that look at each channel by itself. On a CPU the backward pass of these in bfloat16 has no fast code in PyTorch: it takes half of a training step. In float32 it is fast, so they are computed in float32 while a network trains under autocast, and hand on what autocast would. A training step of the U-Net on EfficientNet-Lite0 then takes 0.6 to 0.7 of the time (96 pixels, an Intel Xeon with AMX). Prediction keeps to bfloat16.
+
+# %%
+#| export
+def _forward_depthwise(conv: nn.Conv2d, x: torch.Tensor) -> torch.Tensor:
+    "What a depthwise convolution makes of `x`; in float32 where a CPU trains under autocast."
+    forward = type(conv).forward
+    trains = torch.is_grad_enabled() and torch.is_autocast_enabled("cpu")
+    if not trains or x.device.type != "cpu":
+        return forward(conv, x)
+    with torch.autocast("cpu", enabled=False):
+        found = forward(conv, x.float())
+    return found.to(torch.get_autocast_dtype("cpu"))
+
+def depthwise_in_float32(model: nn.Module) -> nn.Module: # the same model
+    "Have the depthwise convolutions of a network computed in float32 while it trains on a CPU under autocast."
+    for module in model.modules():
+        if not isinstance(module, nn.Conv2d): continue
+        if module.groups == module.in_channels > 1:
+            module.forward = partial(_forward_depthwise, module)  # a copy of the network copies this too
+    return model
+
+
+# %%
+depthwise = depthwise_in_float32(nn.Conv2d(4, 4, 3, groups=4))
+pixels = torch.rand(2, 4, 8, 8)
+with torch.autocast("cpu", torch.bfloat16):
+    trained = depthwise(pixels)
+    with torch.inference_mode(): predicted = depthwise(pixels)
+print(trained.dtype, predicted.dtype)
+exact = depthwise(pixels)
+assert (trained - exact).abs().max() <= (predicted - exact).abs().max()
 
 # %% [markdown]
 # ## Counting

@@ -20,7 +20,7 @@ from ctseg.core.files import InputError, did_you_mean
 from ctseg.core.registry import Registry
 from ctseg.core.settings import Settings
 from ctseg.models.attunet import AttentionUNet
-from ctseg.models.base import EncoderDecoder, check_counts, load_weights
+from ctseg.models.base import EncoderDecoder, check_counts, depthwise_in_float32, load_weights
 from ctseg.models.encoders import DECODERS, EncoderNet
 from ctseg.models.missformer import MISSFormer
 from ctseg.models.nnunet import NNUNet, NNUNetResEnc
@@ -265,7 +265,7 @@ def create_model(
     _check_keywords(name, kw)
     reads_files = "weights" in model_keywords(name)  # as those with a pretrained encoder do
     if reads_files: kw["weights"] = weights
-    model = entry.build(in_chans, out_chans, **kw)
+    model = depthwise_in_float32(entry.build(in_chans, out_chans, **kw))
     if weights is not None and not reads_files: load_weights(model, weights)
     return with_presence(model, presence) if presence else model
 

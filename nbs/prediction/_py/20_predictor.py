@@ -488,7 +488,7 @@ def load_predictor(
     plan: DevicePlan | str | None = None, # or a device, in the runs' precision; None: the one at hand
     views: int = 1, # of each image, see `tta_views`
     calibrated: bool = False, # divide logits by the runs' temperatures; use the rule chosen for that
-    engine: str = "torch", # what computes: torch, openvino, onnx, or auto for the faster one
+    engine: str = "torch", # what computes: torch, openvino, onnx, or auto, see `with_engine`
 ) -> Predictor:
     "The trained models of runs, ready to predict; the rule is that of the first run that has one."
     if isinstance(runs, (str, Path, Run)): runs = [runs]

@@ -136,7 +136,7 @@ pd.DataFrame([facts(r) for r in ensemble])
 # %%
 if finished:
     names, images = read_images(data/"test-images")
-    each = [predict_masks(load_predictor(r), images) for r in ensemble]
+    each = [predict_masks(load_predictor(r, engine="auto"), images) for r in ensemble]
     C = len(slices.classes)
     between = pd.DataFrame(
         [[challenge_dice(a, b, C) for a in each] for b in each],
@@ -159,7 +159,7 @@ if finished:
         print(e, "| taking the rule of the first run")
         predictor = load_predictor(ensemble)
     print(predictor.rule)
-    masks = predict_masks(predictor, images)
+    masks = predict_masks(predictor.by_engine("auto"), images)
     write_submission(masks, names, "submission.csv")
     print(check_submission("submission.csv", data))
     # the challenge keeps it; a phantom and your own data may have one

@@ -143,7 +143,7 @@ if (run/"pseudo_cells.csv").exists():
 # %%
 if finished:
     names, images = read_images(data/"test-images")
-    masks = predict_masks(load_predictor(run), images)
+    masks = predict_masks(load_predictor(run, engine="auto"), images)
     write_submission(masks, names, "submission.csv")
     print(check_submission("submission.csv", data))
     # the challenge keeps it; a phantom and your own data may have one

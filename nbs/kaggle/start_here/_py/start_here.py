@@ -144,7 +144,7 @@ if (run/"history.csv").exists():
 # %%
 if finished:
     test = read_challenge(data, "test")
-    masks = predict_masks(load_predictor(run), test.images)
+    masks = predict_masks(load_predictor(run, engine="auto"), test.images)
     write_submission(masks, test.names, "submission.csv")
     print(check_submission("submission.csv", data))
     # the challenge keeps it; a phantom and your own data may have one
