@@ -31,6 +31,7 @@ from ctseg.data.challenge import read_challenge
 from ctseg.data.slices import SliceSet
 from ctseg.data.splits import select_labelled
 
+UNLABELLED = RESULTS.with_name("peers_unlabelled")
 TORCH_EM_BATCH = 4
 
 
@@ -249,7 +250,7 @@ def main():
     p.add_argument("--labelled", type=int, default=100)
     p.add_argument("--seconds", type=float, default=260, help="of a processor")
     p.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    p.add_argument("--out", type=Path, default=RESULTS, help="where the scores are kept")
+    p.add_argument("--out", type=Path, default=UNLABELLED, help="where the scores are kept")
     a = p.parse_args()
     torch.set_num_threads(1)
     everything, test = read_challenge(a.data), read_challenge(a.data, "test")
