@@ -190,13 +190,14 @@ def main():
     p.add_argument("--labelled", type=int, default=100)
     p.add_argument("--seconds", type=float, default=260, help="of a processor")
     p.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    p.add_argument("--out", type=Path, default=RESULTS, help="where the scores are kept")
     a = p.parse_args()
     torch.set_num_threads(1)
     everything, test = read_challenge(a.data), read_challenge(a.data, "test")
     for seed in a.seeds:
         slices = select_labelled(everything, a.labelled, seed)
         for name in a.names:
-            target = RESULTS/f"{name}-{a.labelled}-s{seed}.npz"
+            target = a.out/f"{name}-{a.labelled}-s{seed}.npz"
             if target.exists(): continue
             net, steps = train(name, slices, a.seconds, seed)
             masks = predict(net, test.images, softmax=PEERS[name][2])

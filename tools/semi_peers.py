@@ -1,0 +1,273 @@
+"""Train the Mean Teachers of other libraries, which learn from the unlabelled slices as well:
+
+    python tools/semi_peers.py torch-em-zeros torch-em-masked pymic-zeros pymic-released --data DIR --seconds 260
+
+The annotated slices, the processor time, the scoring and the files are those of tools/peers.py. Networks, losses,
+trainers and the views of unlabelled slices are the library's; sizes and weights are those of its own example
+(torch-em: probabilistic domain adaptation; PyMIC: semi-supervised ACDC). Neither mirrors here, since left and right
+organs are different classes.
+
+zeros: what nobody examined counts as background. masked: torch-em's `ApplyAndRemoveMask` leaves out of the supervised
+loss what nobody examined. pymic-zeros: PyMIC's trainer with its teacher's update repaired. pymic-released: as PyMIC
+0.6.2 is.
+"""
+import argparse
+import math
+import random
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from peers import BATCH, RATE, RESULTS, batch_of, keep, one_hot, predict, random_transforms
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from ctseg.core.optional import import_timm
+from ctseg.data.challenge import read_challenge
+from ctseg.data.slices import SliceSet
+from ctseg.data.splits import select_labelled
+
+UNLABELLED = RESULTS.with_name("peers_unlabelled")
+TORCH_EM_BATCH = 4
+
+
+class Budget:
+    "Processor time that a training may take; the rate of its optimizer falls to zero along a cosine meanwhile."
+
+    def __init__(self, seconds: float):
+        self.seconds, self.begin, self.steps = seconds, time.process_time(), 0
+
+    def next_step(self, optimizer: torch.optim.Optimizer) -> float | None:
+        "The share that is spent, or None when nothing is left for another step."
+        spent = (time.process_time() - self.begin)/self.seconds
+        if spent >= 1: return None
+        for group in optimizer.param_groups:
+            group["lr"] = RATE*0.5*(1 + math.cos(math.pi*spent))
+        self.steps += 1
+        return spent
+
+
+class Standardised(nn.Module):
+    "A network that gets each image with a mean of zero and a deviation of one, as both libraries show theirs."
+
+    def __init__(self, net: nn.Module):
+        super().__init__()
+        self.net = net
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.net(standardised(images))
+
+
+def standardised(images: torch.Tensor) -> torch.Tensor:
+    "Images [B,1,H,W] with a mean of zero and a deviation of one each."
+    deviation, mean = torch.std_mean(images, dim=(1, 2, 3), keepdim=True, correction=0)
+    return (images - mean)/(deviation + 1e-7)
+
+
+class Annotated(Dataset):
+    "Augmented images [1,H,W] and targets [C,H,W]; `masked` adds the channels that say what was examined."
+
+    def __init__(self, slices: SliceSet, masked: bool, seed: int):
+        self.slices, self.masked, self.transforms = slices, masked, random_transforms(seed)
+
+    def __len__(self): return len(self.slices)
+
+    def __getitem__(self, i: int) -> tuple[torch.Tensor, torch.Tensor]:
+        image, mask, known = batch_of(self.slices, [i], self.transforms)
+        target = one_hot(mask, len(self.slices.classes))
+        examined = known[:, :, None, None].expand_as(target).float()
+        if self.masked:
+            target = torch.cat([target, examined], 1)
+        return standardised(image)[0], target[0]
+
+
+class TwoViews(Dataset):
+    "Every image twice, for teacher and student, each with torch-em's weak augmentation: blur and noise."
+
+    def __init__(self, images: np.ndarray):
+        from torch_em.transform.raw import AdditiveGaussianNoise, GaussianBlur
+        self.images = standardised(torch.from_numpy(images[:, None]).float()/255)
+        self.effects = [GaussianBlur(), AdditiveGaussianNoise(scale=(0, 0.15), clip_kwargs=False)]
+
+    def __len__(self): return len(self.images)
+
+    def view(self, i: int) -> torch.Tensor:
+        image = self.images[i]
+        for effect in self.effects:
+            if random.random() < 0.25:
+                image = effect(image)
+        return torch.as_tensor(image, dtype=torch.float32)
+
+    def __getitem__(self, i: int) -> tuple[torch.Tensor, torch.Tensor]: return self.view(i), self.view(i)
+
+
+class UntilSpent:
+    "Random batches of indices, until the budget that it steps is spent; without one, for ever."
+
+    def __init__(self, count: int, seed: int, budget: Budget | None = None, optimizer=None):
+        self.count, self.size, self.rng = count, min(TORCH_EM_BATCH, count), np.random.default_rng(seed)
+        self.budget, self.optimizer = budget, optimizer
+
+    def __len__(self): return 10**6  # torch-em asks for a number of steps; the time ends them
+
+    def __iter__(self):
+        while self.budget is None or self.budget.next_step(self.optimizer) is not None:
+            yield self.rng.choice(self.count, self.size, replace=False)
+
+
+def train_torch_em(
+    slices: SliceSet, unlabelled: np.ndarray, seconds: float, seed: int, masked: bool,
+) -> tuple[nn.Module, int]:
+    "The teacher of torch-em's `MeanTeacherTrainer`, which its own evaluation takes, and the number of steps."
+    import_timm()  # torchvision, which both libraries need, must be imported as ctseg does
+    from torch_em import self_training
+    from torch_em.loss import DiceLoss
+    from torch_em.loss.wrapper import ApplyAndRemoveMask, LossWrapper
+    from torch_em.model import UNet2d
+    annotated, pairs = Annotated(slices, masked, seed), TwoViews(unlabelled)
+    net = UNet2d(in_channels=1, out_channels=len(slices.classes))
+    optimizer, sigmoid = torch.optim.AdamW(net.parameters(), RATE), nn.Sigmoid()
+    dice = LossWrapper(DiceLoss(), ApplyAndRemoveMask(masking_method="multiply")) if masked else DiceLoss()
+    loss = self_training.DefaultSelfTrainingLoss
+    budget = Budget(seconds)
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = self_training.MeanTeacherTrainer(
+            name="peer", save_root=folder, model=net, optimizer=optimizer, device="cpu", compile_model=False,
+            logger=None,
+            pseudo_labeler=self_training.DefaultPseudoLabeler(activation=sigmoid),
+            supervised_loss=loss(dice, sigmoid), unsupervised_loss=loss(activation=sigmoid),
+            supervised_loss_and_metric=self_training.DefaultSelfTrainingLossAndMetric(dice, dice, sigmoid),
+            supervised_train_loader=DataLoader(
+                annotated, batch_sampler=UntilSpent(len(annotated), seed, budget, optimizer)),
+            unsupervised_train_loader=DataLoader(pairs, batch_sampler=UntilSpent(len(pairs), seed + 1)),
+            supervised_val_loader=DataLoader(annotated, BATCH),  # it wants one; nothing is chosen by it
+        )
+        trainer.fit(epochs=1, progress=tqdm(disable=True))
+    return Standardised(trainer.teacher).eval(), budget.steps
+
+
+class PymicSlices(Dataset):
+    "Samples in PyMIC's form, with its random transforms; `masks` is None for unlabelled images."
+
+    def __init__(self, images: np.ndarray, masks: np.ndarray | None, names: list[str], settings: dict):
+        from pymic.transform.trans_dict import TransformDict
+        self.images, self.masks = images, masks
+        self.transforms = [TransformDict[name](settings) for name in names]
+
+    def __len__(self): return len(self.images)
+
+    def __getitem__(self, i: int) -> dict:
+        sample = {"image": self.images[i][None].astype(np.float32)}
+        if self.masks is not None:
+            sample["label"] = self.masks[i][None].astype(np.int32)
+        for transform in self.transforms:
+            sample = transform(sample)
+        return {key: sample[key] for key in ("image", "label_prob") if key in sample}
+
+
+def pymic_settings(shape: tuple[int, int], outputs: int, annotated: int, seed: int) -> dict:
+    "PyMIC's example for semi-supervised ACDC, with slices for stacks: 16 a batch are four stacks of four."
+    from pymic import TaskType
+    data = {
+        "tensor_type": "float", "task_type": TaskType.SEGMENTATION, "task": TaskType.SEGMENTATION,
+        "train_batch_size": min(BATCH, annotated), "train_batch_size_unlab": BATCH, "num_worker": 0,
+        "pad_output_size": [side*9//8 for side in shape], "randomcrop_output_size": list(shape),
+        "randomrotate_angle_range_d": [-15, 15], "normalizewithmeanstd_channels": [0],
+        "gammacorrection_channels": [0], "gammacorrection_gamma_min": 0.8, "gammacorrection_gamma_max": 1.2,
+        "labeltoprobability_class_num": outputs,
+    }
+    network = {
+        "net_type": "UNet", "dimension": 2, "class_num": outputs, "in_chns": 1, "up_mode": 2,
+        "feature_chns": [16, 32, 64, 128, 256], "dropout": [0.0, 0.0, 0.0, 0.5, 0.5],
+    }
+    training = {
+        "loss_type": ["DiceLoss", "CrossEntropyLoss"], "loss_weight": [0.5, 0.5], "optimizer": "Adam",
+        "learning_rate": RATE, "momentum": 0.9, "weight_decay": 1e-5, "lr_scheduler": None,
+        "iter_max": 30_000, "iter_valid": 1, "random_seed": seed,
+    }
+    consistency = {"regularize_w": 0.1, "ema_decay": 0.99, "rampup_start": 2_000, "rampup_end": 20_000}
+    return {"dataset": data, "network": network, "training": training, "semi_supervised_learning": consistency}
+
+
+def pymic_agent(settings: dict, repaired: bool):
+    "PyMIC's `SSLMeanTeacher`."
+    from pymic.net_run.semi_sup import SSLMeanTeacher
+
+    class Repaired(SSLMeanTeacher):
+        "PyMIC 0.6.2 multiplies the teacher's weights, and drops the sum with the student's that should follow."
+
+        def training(self):
+            scalars = super().training()
+            limit = self.config["semi_supervised_learning"]["ema_decay"]
+            decay = min(1 - 1/(self.glob_it + 1), limit)
+            for ours, theirs in zip(self.net_ema.parameters(), self.net.parameters(), strict=True):
+                ours.data.add_(theirs.data, alpha=1 - decay)
+            return scalars
+
+    return (Repaired if repaired else SSLMeanTeacher)(settings, "train")
+
+
+def train_pymic(
+    slices: SliceSet, unlabelled: np.ndarray, seconds: float, seed: int, repaired: bool,
+) -> tuple[nn.Module, int]:
+    "The student of PyMIC's trainer, which it saves, and the number of steps. Its loop over them wants a GPU."
+    import_timm()
+    settings = pymic_settings(unlabelled.shape[1:], len(slices.classes) + 1, len(slices), seed)
+    agent = pymic_agent(settings, repaired)
+    transforms = ["Pad", "RandomRotate", "RandomCrop", "NormalizeWithMeanStd", "GammaCorrection"]
+    annotated = PymicSlices(slices.images, slices.masks, [*transforms, "LabelToProbability"], settings["dataset"])
+    agent.set_datasets(annotated, None, None)
+    agent.train_set_unlab = PymicSlices(unlabelled, None, transforms, settings["dataset"])
+    agent.create_dataset()
+    agent.create_network()
+    agent.create_optimizer(agent.get_parameters_to_update())
+    agent.create_loss_calculator()
+    agent.device = torch.device("cpu")
+    agent.trainIter, agent.trainIter_unlab = iter(agent.train_loader), iter(agent.train_loader_unlab)
+    budget = Budget(seconds)
+    while (spent := budget.next_step(agent.optimizer)) is not None:
+        agent.glob_it = int(spent*settings["training"]["iter_max"])  # its ramp, in the time there is
+        agent.training()
+    return Standardised(agent.net).eval(), budget.steps
+
+
+PEERS: dict[str, tuple[Callable, bool, bool]] = {  # training, its form, whether the outputs are a softmax
+    "torch-em-zeros": (train_torch_em, False, False),
+    "torch-em-masked": (train_torch_em, True, False),
+    "pymic-zeros": (train_pymic, True, True),
+    "pymic-released": (train_pymic, False, True),
+}
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("names", nargs="+", choices=PEERS)
+    p.add_argument("--data", type=Path, required=True)
+    p.add_argument("--labelled", type=int, default=100)
+    p.add_argument("--seconds", type=float, default=260, help="of a processor")
+    p.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    p.add_argument("--out", type=Path, default=UNLABELLED, help="where the scores are kept")
+    a = p.parse_args()
+    torch.set_num_threads(1)
+    everything, test = read_challenge(a.data), read_challenge(a.data, "test")
+    for seed in a.seeds:
+        chosen = select_labelled(everything, a.labelled, seed)
+        annotated = chosen[np.flatnonzero(chosen.labelled)]
+        for name in a.names:
+            target = a.out/f"{name}-{a.labelled}-s{seed}.npz"
+            if target.exists(): continue
+            torch.manual_seed(seed)
+            random.seed(seed)
+            np.random.seed(seed)
+            train, form, softmax = PEERS[name]
+            net, steps = train(annotated, chosen.images[~chosen.labelled], a.seconds, seed, form)
+            masks = predict(net, test.images, softmax)
+            facts = dict(name=name, labelled=a.labelled, seed=seed, steps=steps, processor_seconds=a.seconds)
+            print(f"{target.stem}  {keep(target, test, masks, facts):.4f}  {steps} steps", flush=True)
+
+
+if __name__ == "__main__": main()
