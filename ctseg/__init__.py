@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 HOMES = {
-    "InputError": "ctseg.core.files",
+    "InputError": "ctseg.core.errors",
     "SliceSet": "ctseg.data.slices",
     "read_challenge": "ctseg.data.challenge",
     "write_challenge": "ctseg.data.challenge",
@@ -64,7 +64,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from ctseg.core.files import InputError
+    from ctseg.core.errors import InputError
     from ctseg.data.challenge import read_challenge, write_challenge
     from ctseg.data.slices import SliceSet
     from ctseg.integrations.hub import push_to_hub

@@ -17,7 +17,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .core.files import InputError, atomic_path, say
+from .core.atomic import atomic_path
+from .core.errors import InputError, say
 from .core.style import class_legend, image_grid, overlay, show_image
 from .data.challenge import read_challenge
 from .data.slices import SliceSet

@@ -23,7 +23,8 @@ from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 
-from .core.files import InputError, atomic_path, say
+from .core.atomic import atomic_path
+from .core.errors import InputError, say
 from .core.tables import table_text
 from .data.images import is_system_file
 from .runs.folder import Run

@@ -22,8 +22,10 @@ from tqdm import tqdm
 
 from . import __version__
 from .core.anatomy import ClassMap
-from .core.files import InputError, atomic_path, did_you_mean, some_of, write_json
+from .core.atomic import atomic_path
+from .core.errors import InputError, did_you_mean, some_of
 from .core.folders import made_folder
+from .core.json_files import write_json
 from .inference.engine import engine_of
 from .io.dicom_seg import make_segmentation
 from .io.neighbours import step_mm

@@ -47,7 +47,7 @@ def main():
     p.add_argument("--pages", type=Path, help="also write a PNG a page into this folder")
     a = p.parse_args()
     import figures, measured
-    from ctseg.core.files import atomic_path
+    from ctseg.core.atomic import atomic_path
     data = measured.collect()
     with tempfile.TemporaryDirectory() as d:
         drawn = figures.draw(data, measured.RESULTS, Path(d))

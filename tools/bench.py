@@ -76,7 +76,7 @@ def one(task):
     torch.set_num_threads(threads)
     from ctseg.data.challenge import read_challenge
     from ctseg.core.device import pick_device
-    from ctseg.core.files import atomic_path
+    from ctseg.core.atomic import atomic_path
     from ctseg.metrics.challenge import dice_table, mean_dice
     from ctseg.prediction.predictor import load_predictor, predict_masks
     from ctseg.runs.recipe import apply_settings
@@ -160,7 +160,7 @@ def confidences(table, name, seeds, data, runs):
     import numpy as np, torch
     from ctseg.data.challenge import read_challenge
     from ctseg.core.device import pick_device
-    from ctseg.core.files import atomic_path
+    from ctseg.core.atomic import atomic_path
     from ctseg.metrics.challenge import dice_table
     from ctseg.prediction.predictor import load_predictor
     from ctseg.methods.pseudo import pseudo_label
@@ -197,7 +197,7 @@ def decisions(table, name, seed, data, runs, test=None):
     import numpy as np, torch
     from ctseg.data.challenge import read_challenge
     from ctseg.core.device import pick_device
-    from ctseg.core.files import atomic_path
+    from ctseg.core.atomic import atomic_path
     from ctseg.metrics.challenge import dice_table, mean_dice
     from ctseg.inference.rule import Rule
     from ctseg.prediction.choose import choose_rule
@@ -270,7 +270,7 @@ def ensembles(table, name, seeds, data, runs):
     from ctseg.prediction.prepare import prepare
     from ctseg.data.challenge import read_challenge
     from ctseg.core.device import pick_device
-    from ctseg.core.files import atomic_path
+    from ctseg.core.atomic import atomic_path
     from ctseg.metrics.challenge import dice_table, mean_dice
     from ctseg.inference.rule import Rule
     from ctseg.prediction.predictor import predict_masks

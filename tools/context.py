@@ -100,7 +100,7 @@ def make_real_data(folder: Path, clone: Path):
 
 def measure(data: Path, runs: Path, epochs: int, context: int, seed: int, real: bool = False):
     "Train, score the test slices, keep the tables."
-    from ctseg.core.files import atomic_path
+    from ctseg.core.atomic import atomic_path
     from ctseg.data.sources import read_slices
     from ctseg.inference.rule import Rule
     from ctseg.io.neighbours import with_neighbours

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from ctseg.core.device import DevicePlan, pick_device
-from ctseg.core.files import write_json
+from ctseg.core.json_files import write_json
 from ctseg.data.augmentations import make_augment
 from ctseg.data.challenge import read_challenge
 from ctseg.losses.registry import make_loss

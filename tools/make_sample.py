@@ -17,7 +17,7 @@ import numpy as np
 
 from ctseg.data.slices import SliceSet
 from ctseg.data.challenge import read_challenge, write_challenge
-from ctseg.core.files import InputError
+from ctseg.core.errors import InputError
 
 COUNTS = {"annotated": 480, "unlabelled": 720, "test": 60}
 

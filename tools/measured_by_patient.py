@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ctseg.core.files import atomic_path
+from ctseg.core.atomic import atomic_path
 from ctseg.data.slices import SliceSet
 from ctseg.metrics.bootstrap import interval, scores_of_sums
 from ctseg.metrics.challenge import dice_table

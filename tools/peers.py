@@ -22,7 +22,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ctseg.core.files import atomic_path
+from ctseg.core.atomic import atomic_path
 from ctseg.core.optional import import_timm
 from ctseg.data.challenge import read_challenge
 from ctseg.data.slices import SliceSet

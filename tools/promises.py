@@ -25,7 +25,7 @@ sys.path.insert(0, str(ROOT))
 import torch
 from PIL import Image
 
-from ctseg.core import files
+from ctseg.core import atomic
 from ctseg.data import images
 from ctseg.models import sealed
 from ctseg.prediction.prepare import prepare
@@ -36,8 +36,8 @@ from ctseg.runs import sums
 from ctseg.runs.recipe import apply_settings
 
 CHECKS = {  # name: the module it lives in, what stands for it where there are no checks
-    "flush_to_disk": (files, lambda path: None),
-    "_flush_one": (files, lambda path: None),
+    "flush_to_disk": (atomic, lambda path: None),
+    "_flush_one": (atomic, lambda path: None),
     "check_seal": (sealed, lambda path: None),
     "check_sum": (sums, lambda path, run=None: None),
     "sums_of": (sums, lambda run, names=(): {}),

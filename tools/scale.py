@@ -55,7 +55,7 @@ def make_folder(count: int, folder: Path):
     off the truth."""
     import numpy as np
     from PIL import Image
-    from ctseg.core.files import write_json
+    from ctseg.core.json_files import write_json
     from ctseg.data.lazy import LazyPixels, ReadPixels, blank_like
     from ctseg.data.mask_csv import write_masks
     from ctseg.data.slices import SliceSet

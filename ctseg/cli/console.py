@@ -24,7 +24,8 @@ from typing import Annotated
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from ..core.files import InputError, printable, read_json
+from ..core.errors import InputError, printable
+from ..core.json_files import read_json
 from ..core.loading import collector_rests
 from ..core.threads import set_threads
 from ..training.deadline import hear_end

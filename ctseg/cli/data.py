@@ -22,7 +22,7 @@ from ctseg.cli.slices import (
     AS_STORE, EVERY, FIRST, OFFSET, ORDER, OVERLAP, PATIENTS, PER_VOLUME, PLACES, SCALE, TEST,
     fitting_options, png_options, where_to, without_none,
 )
-from ..core.files import did_you_mean
+from ..core.errors import did_you_mean
 
 # %% ../../nbs/cli/50_data.ipynb #26dc4610
 AGAINST = typer.Option(help="check this submission against the folder's test images")

@@ -14,7 +14,8 @@ import typer
 
 from .console import app, print_facts
 from .options import refuse_replacing
-from ..core.files import InputError, write_json
+from ..core.errors import InputError
+from ..core.json_files import write_json
 
 # %% ../../nbs/cli/48_evaluate.ipynb #e10c29d3
 EXAMINED = typer.Option(

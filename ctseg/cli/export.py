@@ -16,7 +16,7 @@ import typer
 from .console import app, print_facts
 from .options import begins, refuse_replacing
 from .slices import FIRST, FORM, GIVEN, IDS, LIKE, ORDER, VALUES, fitting_options, write_rle
-from ..core.files import InputError, did_you_mean
+from ..core.errors import InputError, did_you_mean
 
 # %% ../../nbs/cli/55_export.ipynb #7887b89c
 EXPORTS = ("nifti", "dicom-seg", "rtstruct", "nnunet", "rle", "onnx")

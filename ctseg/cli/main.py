@@ -21,7 +21,7 @@ from ctseg.cli import (  # noqa: F401 they enter their commands
     data, evaluate, export, merge, prediction, segment, sharing, storing, suggest, training,
 )
 from .console import SPEAKS, UsageError, app, clean_end, our_warnings, usage_line, write_any_letter
-from ..core.files import InputError
+from ..core.errors import InputError
 
 # %% ../../nbs/cli/90_main.ipynb #b05c2d5c
 AGAIN = "see why above, then continue with the same command and --resume"

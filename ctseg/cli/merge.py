@@ -12,7 +12,7 @@ from typing import Annotated, Optional
 import typer
 
 from .console import app, print_facts
-from ..core.files import say
+from ..core.errors import say
 
 # %% ../../nbs/cli/52_merge.ipynb #cebbd33c
 FOLDERS = typer.Argument(help="two or more challenge folders; the first one's names and pixel size are kept")

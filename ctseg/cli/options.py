@@ -16,7 +16,8 @@ from typing import Annotated, Optional
 
 import typer
 
-from ..core.files import InputError, real_path
+from ..core.errors import InputError
+from ..core.paths import real_path
 
 # %% ../../nbs/cli/20_options.ipynb #93e4cf42
 Folder = Annotated[Path, typer.Argument(help="a challenge folder, or a store")]

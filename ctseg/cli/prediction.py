@@ -16,7 +16,7 @@ import typer
 from .console import app, loading, memory_errors, print_facts
 from .options import (
     BatchSize, Device, Engine, Plugins, Precision, device_plan, load_plugins, refuse_replacing)
-from ..core.files import InputError
+from ..core.errors import InputError
 
 # %% ../../nbs/cli/40_prediction.ipynb #adb00716
 WRITTEN = ("submission", "probabilities", "confidence")

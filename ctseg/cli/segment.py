@@ -16,7 +16,7 @@ import typer
 
 from .console import app, loading, memory_errors
 from .options import BatchSize, Device, Engine, Plugins, load_plugins
-from ..core.files import InputError, say
+from ..core.errors import InputError, say
 
 # %% ../../nbs/cli/45_segment.ipynb #684dc5c3
 def runs_and_scans(paths: list[str]) -> tuple[list[str], list[str]]:

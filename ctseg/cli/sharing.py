@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from .console import app
-from ..core.files import say
+from ..core.errors import say
 
 # %% ../../nbs/cli/45_sharing.ipynb #3ec58152
 SHARED_RUN = typer.Argument(help="a finished run folder")

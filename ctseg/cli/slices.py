@@ -13,7 +13,7 @@ from typing import Optional
 
 import typer
 
-from ..core.files import InputError
+from ..core.errors import InputError
 
 # %% ../../nbs/cli/45_slices.ipynb #d05f8c23
 def without_none(options: dict) -> dict:

@@ -17,7 +17,7 @@ import typer
 
 from .console import SPEAKS, app, choose_threads, loading, print_facts
 from .options import Annotations, Device, Folder, Plugins, load_plugins
-from ..core.files import InputError, say
+from ..core.errors import InputError, say
 
 # %% ../../nbs/cli/30_training.ipynb #b85d76d1
 def in_words(facts: dict) -> dict:

@@ -19,7 +19,8 @@ from typing import Self
 
 import numpy as np
 
-from .files import InputError, did_you_mean, read_json, write_json
+from .errors import InputError, did_you_mean
+from .json_files import read_json, write_json
 from .unions import Unions, read_unions, union_ids, union_table
 
 # %% ../../nbs/core/40_anatomy.ipynb #35e112ce

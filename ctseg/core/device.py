@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-from .files import InputError, did_you_mean
+from .errors import InputError, did_you_mean
 from .threads import POLICIES, allowed_cpus, busy_cpus
 
 # %% ../../nbs/core/50_device.ipynb #0de22b53

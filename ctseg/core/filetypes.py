@@ -11,7 +11,8 @@ import os
 import re
 from pathlib import Path
 
-from .files import InputError, real_path
+from .errors import InputError
+from .paths import real_path
 
 # %% ../../nbs/core/14_filetypes.ipynb #bfd9c495
 _SIGNATURES = (  # offset, first bytes, what it is

@@ -14,7 +14,7 @@ from types import ModuleType
 
 import torch
 
-from .files import InputError
+from .errors import InputError
 
 # %% ../../nbs/core/30_optional.ipynb #c757a731
 TORCHVISION_OPERATORS = ("nms", "qnms")

@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from .files import InputError
+from .errors import InputError
 from .optional import import_timm
 
 # %% ../../nbs/core/60_parallel.ipynb #eb618b74

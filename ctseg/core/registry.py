@@ -19,8 +19,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from .atomic import atomic_path
 from .cache import own_cache
-from .files import MAX_TEXT, InputError, atomic_path, did_you_mean, refuse_special
+from .errors import InputError, did_you_mean
+from .paths import MAX_TEXT, refuse_special
 
 # %% ../../nbs/core/70_registry.ipynb #bb65d2b8
 ENTRY_POINTS = "ctseg.plugins"

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .files import InputError, printable
+from .errors import InputError, printable
 
 # %% ../../nbs/core/22_schema.ipynb #9bbdc313
 class Unexpected(Exception):

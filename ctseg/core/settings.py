@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar, dataclass_transform, get_type_hints
 
-from .files import InputError, did_you_mean
+from .errors import InputError, did_you_mean
 
 # %% ../../nbs/core/20_settings.ipynb #16785b6a
 def setting(

@@ -4,14 +4,16 @@
 
 # %% auto #0
 __all__ = ['MAX_TABLE', 'MAX_LINES', 'MAX_COLUMNS', 'MAX_LINE', 'MOST_LINES', 'MOST_TEXT', 'table_problem',
-           'table_text', 'counted_lines', 'refuse_repeated', 'once_each', 'refuse_padding']
+           'table_text', 'counted_lines', 'refuse_repeated', 'once_each', 'refuse_padding',
+           'csv_cell']
 
 # %% ../../nbs/core/12_tables.ipynb #ffc15109
 import itertools
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from .files import InputError, refuse_special
+from .errors import InputError
+from .paths import refuse_special
 
 # %% ../../nbs/core/12_tables.ipynb #91163ab1
 MAX_TABLE = 1 << 26  # bytes of a table that is read whole
@@ -97,3 +99,10 @@ def refuse_padding(path: str | Path) -> None:
         while block := f.read(_LOOK):
             if len(block) == _LOOK and block.count(0) == _LOOK:
                 raise InputError(f"{path}: damaged gzip file, it holds megabytes of zeros; copy it again")
+
+# %% ../../nbs/core/12_tables.ipynb #1aa3c831
+def csv_cell(value):
+    "`value` as a cell that no spreadsheet carries out: a text that could be a formula gets an apostrophe in front."
+    if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r"):
+        return f"'{value}"
+    return value

@@ -11,7 +11,8 @@ import itertools
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
-from .files import InputError, did_you_mean, read_json
+from .errors import InputError, did_you_mean
+from .json_files import read_json
 
 # %% ../../nbs/core/38_unions.ipynb #0f98a548
 Unions = tuple[tuple[int, tuple[int, ...]], ...]  # (id of a union, ids of its atoms), the smallest first

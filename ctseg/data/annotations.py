@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from ..core.anatomy import RAIDIUM54, ClassMap
-from ..core.files import InputError, read_json
+from ..core.errors import InputError
 from ..core.filetypes import instead_of
+from ..core.json_files import read_json
 from .slices import present_classes
 from .splits import near_duplicates
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from ..core.anatomy import ClassMap
-from ..core.files import InputError
+from ..core.errors import InputError
 from ..core.registry import Registry
 from ..core.settings import Settings, setting
 from .augment import MILD, NO_AUGMENT, STRONG, Augment

@@ -18,8 +18,10 @@ from pathlib import Path
 
 import numpy as np
 
+from ..core.atomic import atomic_path
 from ..core.cache import own_cache
-from ..core.files import InputError, atomic_path, real_path, refuse_special
+from ..core.errors import InputError
+from ..core.paths import real_path, refuse_special
 
 # %% ../../nbs/data/25_cache.ipynb #e3590ef6
 @contextlib.contextmanager

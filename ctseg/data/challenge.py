@@ -18,8 +18,10 @@ from pathlib import Path
 import numpy as np
 
 from ..core.anatomy import ClassMap
-from ..core.files import InputError, atomic_path, did_you_mean, read_json, write_json
+from ..core.atomic import atomic_path
+from ..core.errors import InputError, did_you_mean
 from ..core.filetypes import check_folder, instead_of
+from ..core.json_files import read_json, write_json
 from .annotations import check_examined, read_annotated, read_classes, read_groups
 from .images import natural_key, open_images, read_images, size_text
 from .lazy import LazyPixels, blank_like, seen_values, take

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from ..core.anatomy import IGNORE, ClassMap
-from ..core.files import InputError, did_you_mean
+from ..core.errors import InputError, did_you_mean
 from .batches import Batch, class_in_mask
 
 # %% ../../nbs/data/85_geometry.ipynb #3d337410

@@ -18,8 +18,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ..core.files import InputError, refuse_special
+from ..core.errors import InputError
 from ..core.filetypes import PACKED, check_folder
+from ..core.paths import refuse_special
 from .cache import cached_array, reading
 from .lazy import LazyPixels, ReadPixels
 

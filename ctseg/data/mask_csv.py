@@ -18,7 +18,8 @@ import csv as csvlib
 import numpy as np
 
 from ..core.anatomy import IGNORE, ClassMap
-from ..core.files import InputError, atomic_path
+from ..core.atomic import atomic_path
+from ..core.errors import InputError
 from .cache import cached_array
 from .lazy import LazyPixels, blocks
 from .mask_rows import count_rows, iter_rows, read_image_names

@@ -17,8 +17,9 @@ from pathlib import Path
 import csv as csvlib
 import numpy as np
 
-from ..core.files import InputError, refuse_special
+from ..core.errors import InputError
 from ..core.filetypes import content_of
+from ..core.paths import refuse_special
 from ..core.tables import MAX_LINE, refuse_padding
 
 # %% ../../nbs/data/45_mask_rows.ipynb #79ebb10d

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ..core.files import InputError
+from ..core.errors import InputError
 from .slices import SliceSet
 
 # %% ../../nbs/data/80_sampling.ipynb #9c1d67d4

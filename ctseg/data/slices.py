@@ -16,7 +16,7 @@ from typing import Self
 import numpy as np
 
 from ..core.anatomy import IGNORE, ClassMap
-from ..core.files import InputError, did_you_mean
+from ..core.errors import InputError, did_you_mean
 from .lazy import LazyPixels, blank_like, blocks, seen_values, take
 from .stacks import Stacks
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ..core.files import InputError
+from ..core.errors import InputError
 from .challenge import check_challenge, open_challenge, read_challenge, slice_facts
 from .images import open_images
 from .lazy import LazyPixels

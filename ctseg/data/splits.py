@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from ..core.files import InputError
+from ..core.errors import InputError
 from .lazy import kept_where
 from .slices import SliceSet
 

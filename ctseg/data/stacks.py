@@ -10,7 +10,7 @@ from typing import Self
 
 import numpy as np
 
-from ..core.files import InputError
+from ..core.errors import InputError
 
 # %% ../../nbs/data/09_stacks.ipynb #925c7ea6
 def _shown(side: int, step: int) -> tuple[slice, slice]:

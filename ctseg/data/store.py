@@ -20,7 +20,9 @@ from typing import Any
 import numpy as np
 
 from ..core.anatomy import ClassMap
-from ..core.files import InputError, atomic_path, did_you_mean, refuse_special
+from ..core.atomic import atomic_path
+from ..core.errors import InputError, did_you_mean
+from ..core.paths import refuse_special
 from ctseg.core.schema import (
     HOW_CUT, SPAN, anything, fields, fit_schema, listed, mapped, maybe, number, text,
 )

@@ -12,7 +12,7 @@ from dataclasses import replace
 import torch
 import torch.nn.functional as F
 
-from ..core.files import InputError
+from ..core.errors import InputError
 from .augment import photometric
 from .batches import Batch, known_map
 from .geometry import uniform

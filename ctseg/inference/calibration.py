@@ -17,8 +17,8 @@ from torch import nn
 
 from ..core.anatomy import IGNORE
 from ..core.device import DevicePlan
+from ..core.errors import InputError
 from ..core.unions import Unions
-from ..core.files import InputError
 from ..data.slices import SliceSet
 from .loop import Member
 from .pixel_sample import PixelSample, logits_at, parts_of, sample_logits

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..core.device import DevicePlan
-from ..core.files import InputError, did_you_mean
+from ..core.errors import InputError, did_you_mean
 from ..core.optional import import_extra
 from .loop import Member, in_precision
 

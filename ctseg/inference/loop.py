@@ -20,7 +20,7 @@ from torch import nn
 
 from ..core.allocator import memory_kept
 from ..core.device import DevicePlan
-from ..core.files import InputError
+from ..core.errors import InputError
 from ..core.parallel import collect, own_share, world
 from ..data.batches import Batch, SliceData
 from ..data.lazy import LazyPixels

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from ..core.anatomy import ClassMap
-from ..core.files import InputError
+from ..core.errors import InputError
 
 # %% ../../nbs/inference/30_views.ipynb #b29efb6c
 MIRROR_AXES = {"vertical": -2, "horizontal": -1}

@@ -11,7 +11,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ..core.files import InputError, json_checksum, read_json, real_path
+from ..core.errors import InputError
+from ..core.json_files import json_checksum, read_json
+from ..core.paths import real_path
 from ..models.base import read_weights
 from ..runs.card import write_card
 from ..runs.folder import Run

@@ -17,7 +17,7 @@ import torch
 from torch.nn.modules.loss import _Loss
 
 from ..core.anatomy import ClassMap
-from ..core.files import InputError, did_you_mean
+from ..core.errors import InputError, did_you_mean
 from ..core.optional import import_extra
 from .monai_labels import label_form, loss_behind, read_truth
 from ..losses.partial import PartialLoss

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from ..core.anatomy import IGNORE
-from ..core.files import InputError
+from ..core.errors import InputError
 from ..losses.fused import MarginalSoftmaxLoss
 from ..losses.partial import PartialLoss, dice_loss
 from ..losses.registry import create_loss

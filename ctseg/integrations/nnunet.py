@@ -14,7 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from ..core.anatomy import IGNORE, ClassMap
-from ..core.files import InputError, atomic_path, did_you_mean, write_json
+from ..core.atomic import atomic_path
+from ..core.errors import InputError, did_you_mean
+from ..core.json_files import write_json
 from ..data.challenge import open_challenge
 from ..data.lazy import seen_values
 from ..data.slices import SliceSet

@@ -11,8 +11,10 @@ from pathlib import Path
 import numpy as np
 
 from ..core.anatomy import IGNORE, ClassMap
-from ..core.files import InputError, atomic_path, read_json
+from ..core.atomic import atomic_path
+from ..core.errors import InputError
 from ..core.filetypes import check_folder, instead_of
+from ..core.json_files import read_json
 from ..data.challenge import write_challenge
 from ..data.images import image_paths, read_pngs
 from ..data.slices import SliceSet

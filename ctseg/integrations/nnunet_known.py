@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..core.anatomy import IGNORE, ClassMap
-from ..core.files import InputError
+from ..core.errors import InputError
 from ..data.batches import Batch, known_map
 from ..io.label_names import read_examined_cases
 from ..losses.partial import PartialLoss, as_given

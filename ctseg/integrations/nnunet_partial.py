@@ -16,7 +16,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..core.files import InputError, atomic_path, read_json, write_json
+from ..core.atomic import atomic_path
+from ..core.errors import InputError
+from ..core.json_files import read_json, write_json
 from ..core.parallel import gather_rows
 from ..core.settings import Settings, setting, with_text
 from ctseg.integrations.nnunet_known import (

@@ -11,7 +11,9 @@ import importlib.util
 import sys
 from pathlib import Path
 
-from ..core.files import InputError, atomic_path, real_path, say
+from ..core.atomic import atomic_path
+from ..core.errors import InputError, say
+from ..core.paths import real_path
 
 # %% ../../nbs/integrations/16_nnunet_setup.ipynb #bab5fff1
 FILE = "ctseg_trainers.py"

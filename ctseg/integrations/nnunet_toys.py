@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import torch
 from torch import nn
 
-from ..core.files import write_json
+from ..core.json_files import write_json
 from .nnunet_known import EXAMINED_FILE
 
 # %% ../../nbs/integrations/12_nnunet_toys.ipynb #48c457e5

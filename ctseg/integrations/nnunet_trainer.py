@@ -9,7 +9,7 @@ __all__ = ['TRAINERS', 'trainer_class']
 import functools
 import importlib
 
-from ..core.files import InputError, did_you_mean
+from ..core.errors import InputError, did_you_mean
 from .nnunet_partial import PartialFiles
 from .nnunet_teacher import ScoredTeacher
 

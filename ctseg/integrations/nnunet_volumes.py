@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from skimage.io import imsave
 
-from ..core.files import InputError
+from ..core.errors import InputError
 from ..io.canvas import paste
 from ..io.geometry import as_volume, slice_axes
 from ..io.index import read_index

@@ -17,8 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..core.atomic import atomic_path
 from ..core.device import pick_device
-from ..core.files import InputError, atomic_path
+from ..core.errors import InputError
 from ..inference.engine import GraphNetwork, export_graph, import_engine, onnx_session
 from ..inference.loop import Member, middle_channels
 from ..inference.rule import decide

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..core.files import InputError, did_you_mean, read_json
+from ..core.errors import InputError, did_you_mean
+from ..core.json_files import read_json
 from .volumes import Volume
 
 # %% ../../nbs/io/40_cases.ipynb #e153a195

@@ -24,7 +24,8 @@ from tqdm import tqdm
 
 from .. import __version__
 from ..core.anatomy import IGNORE, ClassMap
-from ..core.files import InputError, atomic_path
+from ..core.atomic import atomic_path
+from ..core.errors import InputError
 from ..core.folders import made_folder
 from ..core.schema import check_whole
 from ..core.threads import allowed_cpus

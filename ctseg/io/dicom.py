@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..core.files import InputError, some_of
+from ..core.errors import InputError, some_of
 from .dicom_headers import DicomFile, Misfit, path_without_patient
 from .dicom_heap import Entry, Heap, read_heap
 from .dicom_references import find_about, references, slim_label

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from ..core.files import InputError
+from ..core.errors import InputError
 from ..data.images import natural_key
 from .volumes import import_volumes_package
 from .walk import is_visible

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from ..core.anatomy import ClassMap, RAIDIUM54
-from ..core.files import InputError, some_of
+from ..core.errors import InputError, some_of
 from .cases import Case
 from .dicom import LabelledSeries, Survey, survey_dicom
 from .dicom_headers import DicomFile, label_errors, tells_patient

@@ -14,7 +14,8 @@ import numpy as np
 
 from .. import __version__
 from ..core.anatomy import ClassMap
-from ..core.files import InputError, atomic_path, printable
+from ..core.atomic import atomic_path
+from ..core.errors import InputError, printable
 from ..data.annotations import read_classes
 from .dicom import Series, find_series
 from .index import predicted_volumes

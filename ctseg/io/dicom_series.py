@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..core.files import InputError
+from ..core.errors import InputError
 from .dicom_headers import DicomFile, check_one_series, is_compressed
 from .dicom_heap import Heap, frame_headers, read_file
 from .scale import scale_notes

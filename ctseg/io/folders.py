@@ -16,9 +16,11 @@ from pathlib import Path
 import numpy as np
 
 from ..core.anatomy import ClassMap
-from ctseg.core.files import (
-    InputError, atomic_path, csv_cell, printable, real_path, refuse_folder, write_json,
-)
+from ..core.atomic import atomic_path
+from ..core.errors import InputError, printable
+from ..core.json_files import write_json
+from ..core.paths import real_path, refuse_folder
+from ..core.tables import csv_cell
 from ..data.challenge import write_challenge
 from ..data.lazy import LazyPixels
 from ..data.slices import SliceSet

@@ -10,7 +10,7 @@ from itertools import permutations
 
 import numpy as np
 
-from ..core.files import InputError
+from ..core.errors import InputError
 
 # %% ../../nbs/io/10_geometry.ipynb #41fee59c
 _WORLD_AXIS = {"R": 0, "L": 0, "A": 1, "P": 1, "S": 2, "I": 2}  # of the affine: right, front, up

@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..core.files import InputError, read_json
+from ..core.errors import InputError
+from ..core.json_files import read_json
 from ..data.images import image_paths, read_pngs
 from ..data.store import is_store, store_notes
 from .geometry import slice_axes

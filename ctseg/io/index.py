@@ -15,7 +15,8 @@ from typing import NamedTuple
 import numpy as np
 
 from ..core.anatomy import ClassMap
-from ..core.files import InputError, read_json
+from ..core.errors import InputError
+from ..core.json_files import read_json
 from ..core.schema import anything, fields, fit_schema, listed, mapped, maybe, number, text
 from ..data.annotations import read_classes
 from ..data.images import read_pngs

@@ -11,7 +11,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from ..core.files import InputError, write_json
+from ..core.errors import InputError
+from ..core.json_files import write_json
 from ..data.slices import SliceSet
 from ..data.store import import_zarr, store_place, write_store
 from .imported import slicing_of

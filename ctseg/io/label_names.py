@@ -17,7 +17,8 @@ import numpy as np
 import pandas as pd
 
 from ..core.anatomy import ClassMap
-from ..core.files import InputError, read_json, some_of
+from ..core.errors import InputError, some_of
+from ..core.json_files import read_json
 from ..core.tables import refuse_repeated, table_text
 from .volumes import class_flags
 

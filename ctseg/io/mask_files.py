@@ -13,8 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ..core.files import InputError, refuse_special
+from ..core.errors import InputError
 from ..core.filetypes import check_folder
+from ..core.paths import refuse_special
 from ..data.images import MAX_BYTES, OTHER_IMAGES, is_system_file, natural_key
 from .pixels import palette_of, read_values
 

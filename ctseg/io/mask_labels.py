@@ -15,7 +15,8 @@ from typing import NamedTuple
 import numpy as np
 
 from ..core.anatomy import ClassMap
-from ..core.files import InputError, did_you_mean, read_json
+from ..core.errors import InputError, did_you_mean
+from ..core.json_files import read_json
 from .mask_files import check_palettes, find_mask_files, values_in
 from .pixels import check_size, read_values, two_values
 from .rle import Coding, decode

@@ -18,10 +18,12 @@ import numpy as np
 import pandas as pd
 
 from ..core.anatomy import ClassMap
-from ctseg.core.files import (
-    InputError, atomic_path, csv_cell, did_you_mean, read_json, real_path, safe_name, write_json,
-)
+from ..core.atomic import atomic_path
+from ..core.errors import InputError, did_you_mean
 from ..core.filetypes import check_folder, instead_of
+from ..core.json_files import read_json, write_json
+from ..core.paths import real_path, safe_name
+from ..core.tables import csv_cell
 from ..core.unions import read_union_lists
 from ..data.annotations import read_classes
 from ..data.challenge import open_challenge, write_challenge

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..core.anatomy import IGNORE, ClassMap, other_side, side_word
-from ..core.files import InputError, did_you_mean, some_of
+from ..core.errors import InputError, did_you_mean, some_of
 from ..core.unions import atoms_of, related_pairs, union_ids
 from .renaming import Renaming, same_spelling
 from .snomed import plain_name, snomed

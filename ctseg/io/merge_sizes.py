@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..core.files import InputError, did_you_mean, some_of
+from ..core.errors import InputError, did_you_mean, some_of
 from ..data.images import MAX_PIXELS
 from .canvas import paste
 from .volumes import resize_slices

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..core.files import InputError
+from ..core.errors import InputError
 from ..data.images import image_paths
 from ..data.slices import SliceSet
 from ..data.stacks import Stacks, stacks_of

@@ -16,8 +16,11 @@ from pathlib import Path
 
 import numpy as np
 
-from ..core.files import InputError, atomic_path, refuse_special, write_json
+from ..core.atomic import atomic_path
+from ..core.errors import InputError
 from ..core.filetypes import content_of
+from ..core.json_files import write_json
+from ..core.paths import refuse_special
 from ..data.images import natural_key
 from .geometry import slice_axes
 from .index import predicted_volumes

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..core.anatomy import IGNORE, RAIDIUM54, ClassMap
-from ..core.files import InputError, did_you_mean
+from ..core.errors import InputError, did_you_mean
 from ..core.filetypes import check_folder, content_of
 from ..data.images import natural_key
 from .cases import Case, read_patients

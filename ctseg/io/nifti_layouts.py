@@ -12,7 +12,7 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from ..core.files import InputError
+from ..core.errors import InputError
 from .nifti import nifti_files
 
 # %% ../../nbs/io/62_nifti_layouts.ipynb #9797007f

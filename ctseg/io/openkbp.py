@@ -18,8 +18,10 @@ import numpy as np
 import pandas as pd
 
 from ..core.anatomy import ClassMap
-from ..core.files import InputError, read_json, refuse_special
+from ..core.errors import InputError
 from ..core.filetypes import check_folder
+from ..core.json_files import read_json
+from ..core.paths import refuse_special
 from ..core.tables import table_text
 from ..data.images import natural_key
 from .canvas import place_on_squares

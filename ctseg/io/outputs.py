@@ -8,7 +8,9 @@ __all__ = ['new_folder', 'output_name', 'index_seal']
 # %% ../../nbs/io/38_outputs.ipynb #db648ada
 from pathlib import Path
 
-from ..core.files import InputError, json_checksum, refuse_nameless
+from ..core.errors import InputError
+from ..core.json_files import json_checksum
+from ..core.paths import refuse_nameless
 
 # %% ../../nbs/io/38_outputs.ipynb #b8066dee
 def new_folder(out) -> Path:

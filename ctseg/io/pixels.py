@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..core.files import InputError
+from ..core.errors import InputError
 from ..data.images import MOST_PARTS, decode_png, grey_only, png_bits, read_pngs, size_text
 from .slicing import WINDOWS, to_8bit
 

@@ -15,7 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ..core.files import InputError, atomic_path, read_json, real_path, write_json
+from ..core.atomic import atomic_path
+from ..core.errors import InputError
+from ..core.json_files import read_json, write_json
+from ..core.paths import real_path
 from ..core.schema import LONGEST, check_whole
 from ..core.tables import once_each
 from ..data.challenge import write_challenge

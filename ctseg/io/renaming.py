@@ -17,7 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from ..core.anatomy import IGNORE, ClassMap
-from ..core.files import InputError, did_you_mean, read_json
+from ..core.errors import InputError, did_you_mean
+from ..core.json_files import read_json
 from ..data.lazy import LazyPixels, row_blocks
 from ..data.slices import SliceSet
 from ..data.spooled import know_values, put_slices, room_for

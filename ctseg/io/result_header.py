@@ -6,7 +6,7 @@
 __all__ = ['PATIENT_TAGS', 'result_header', 'check_referable']
 
 # %% ../../nbs/io/73_result_header.ipynb #b09ef50e
-from ..core.files import InputError
+from ..core.errors import InputError
 from .dicom_heap import ENHANCED_CT
 from .volumes import import_volumes_package
 

@@ -14,8 +14,11 @@ from pathlib import Path
 import numpy as np
 
 from ..core.anatomy import ClassMap
-from ..core.files import InputError, atomic_path, did_you_mean, read_json, refuse_folder
+from ..core.atomic import atomic_path
+from ..core.errors import InputError, did_you_mean
 from ..core.filetypes import check_folder
+from ..core.json_files import read_json
+from ..core.paths import refuse_folder
 from ..data.annotations import read_classes
 from ..data.images import image_paths, read_pngs
 from ..data.lazy import LazyPixels, seen_values

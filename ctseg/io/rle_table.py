@@ -12,7 +12,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..core.files import InputError, some_of
+from ..core.errors import InputError, some_of
 from .value_names import column_of, letters_and_digits, read_text_table
 
 # %% ../../nbs/io/93_rle_table.ipynb #97a9fe43

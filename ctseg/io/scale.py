@@ -8,7 +8,7 @@ __all__ = ['scale_notes', 'looks_like_labels', 'check_scan']
 # %% ../../nbs/io/32_scale.ipynb #2607b4d5
 import numpy as np
 
-from ..core.files import InputError
+from ..core.errors import InputError
 
 # %% ../../nbs/io/32_scale.ipynb #374ca331
 _LEAST_RANGE = 100  # HU, between the least and the greatest value of a scan

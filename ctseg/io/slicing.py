@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..core.files import InputError, did_you_mean
+from ..core.errors import InputError, did_you_mean
 from ..core.schema import LONGEST, check_whole
 from .geometry import slice_axes
 

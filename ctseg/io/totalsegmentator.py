@@ -14,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 
 from ..core.anatomy import ClassMap, RAIDIUM54
-from ..core.files import InputError, did_you_mean
+from ..core.errors import InputError, did_you_mean
 from ..core.filetypes import check_folder
 from ..core.tables import once_each, refuse_repeated, table_text
 from ..data.images import natural_key

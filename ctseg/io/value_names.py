@@ -15,7 +15,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ..core.anatomy import ClassMap
-from ..core.files import InputError, did_you_mean, read_json
+from ..core.errors import InputError, did_you_mean
+from ..core.json_files import read_json
 from ..core.tables import MAX_LINE, counted_lines, refuse_repeated
 from ..data.images import natural_key
 from ..data.mask_rows import open_csv

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ..core.files import InputError
+from ..core.errors import InputError
 from .geometry import as_slices, slice_axes
 from .slicing import Slicing, draw_window, to_8bit
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..core.filetypes import PACKED, is_system
-from ..core.files import real_path
+from ..core.paths import real_path
 from ..data.images import natural_key
 
 # %% ../../nbs/io/08_walk.ipynb #c023af4e

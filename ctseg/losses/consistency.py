@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch.nn import functional as F
 
-from ..core.files import did_you_mean
+from ..core.errors import did_you_mean
 from .partial import as_given
 
 # %% ../../nbs/losses/30_consistency.ipynb #1c99a9e5

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..core.files import did_you_mean
+from ..core.errors import did_you_mean
 from ..core.registry import Registry
 from ..core.settings import Settings, describe, setting, settings_of
 from ..core.unions import Unions

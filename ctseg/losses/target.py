@@ -13,7 +13,7 @@ import torch
 from torch.nn import functional as F
 
 from ..core.anatomy import IGNORE
-from ..core.files import InputError
+from ..core.errors import InputError
 from ..core.unions import Unions
 from .unions import put_unions, told_by_label
 

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from ..core.anatomy import IGNORE
-from ..core.files import did_you_mean
+from ..core.errors import did_you_mean
 from ..data.lazy import LazyPixels, ReadPixels, blocks, row_blocks, take
 from ..data.slices import SliceSet, present_classes
 from ..inference.confidence import image_confidence, mean_found, soft_dice_confidence, sum_by_class

@@ -9,7 +9,7 @@ __all__ = ['MOST', 'summed_by', 'group_sums', 'drawn_scores', 'scores_of_sums', 
 # %% ../../nbs/metrics/40_bootstrap.ipynb #37ab568b
 import numpy as np
 
-from ..core.files import InputError
+from ..core.errors import InputError
 from .challenge import nan_mean
 
 # %% ../../nbs/metrics/40_bootstrap.ipynb #f2e3b361

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from ..core.anatomy import IGNORE, ClassMap
-from ..core.files import InputError
+from ..core.errors import InputError
 from ..core.unions import Unions
 from ..data.slices import highest_label
 

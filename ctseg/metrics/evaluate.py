@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..core.anatomy import ClassMap
-from ..core.files import InputError, read_json
+from ..core.errors import InputError
+from ..core.json_files import read_json
 from ..data.annotations import check_examined, check_patients, read_annotated, read_classes
 from ..data.challenge import TEST_EXAMINED, is_train_table
 from ..data.lazy import LazyPixels, blocks

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from ..core.anatomy import ClassMap
-from ..core.files import InputError, read_json
+from ..core.errors import InputError
+from ..core.json_files import read_json
 from ..io.label_names import dataset_classes, read_examined_cases, table_classes
 from ..io.nifti import nifti_files
 from ..io.walk import foreign_files, foreign_hint

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from ..core.anatomy import ClassMap
-from ..core.files import InputError
+from ..core.errors import InputError
 from ..data.images import size_text
 from ..data.lazy import LazyPixels
 from ..data.mask_csv import check_names

@@ -16,7 +16,8 @@ import numpy as np
 import pandas as pd
 
 from ..core.anatomy import ClassMap
-from ..core.files import InputError, read_json
+from ..core.errors import InputError
+from ..core.json_files import read_json
 from ..data.annotations import read_annotated, read_classes
 from ..data.images import natural_key
 from ..io.geometry import slice_axes

@@ -14,7 +14,7 @@ from types import ModuleType
 import numpy as np
 from scipy import ndimage
 
-from ..core.files import InputError
+from ..core.errors import InputError
 
 # %% ../../nbs/metrics/60_volumes.ipynb #91ca4b49
 def import_surface_distance() -> ModuleType:

@@ -19,7 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..core.files import InputError, refuse_special
+from ..core.errors import InputError
+from ..core.paths import refuse_special
 from ..core.filetypes import content_of
 from .sealed import check_seal
 from ..data.batches import class_in_mask

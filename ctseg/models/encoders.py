@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..core.files import InputError, did_you_mean
+from ..core.errors import InputError, did_you_mean
 from ..core.optional import import_timm, import_zoo
 from .base import EncoderDecoder, check_counts, crop_to, load_weights, pad_to, read_weights
 from .weights import SEGMENTATION_MODELS, check_encoder_state

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core.files import InputError
+from ..core.errors import InputError
 from .base import EncoderDecoder, check_counts, crop_to, pad_to
 
 # %% ../../nbs/models/40_missformer.ipynb #d14befd8

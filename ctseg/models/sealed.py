@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 import torch
 from safetensors.torch import save as tensor_bytes
 
-from ..core.files import InputError
+from ..core.errors import InputError
 
 # %% ../../nbs/models/05_sealed.ipynb #8ef48a8e
 SEAL = "ctseg_crc32"  # the name of the note

@@ -18,7 +18,7 @@ from urllib.parse import urlparse
 
 import torch
 
-from ..core.files import InputError, did_you_mean
+from ..core.errors import InputError, did_you_mean
 from ..core.optional import NotAtHand, import_timm, import_zoo
 from .base import first_few, read_weights, shape_differences
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 
-from ..core.files import InputError, did_you_mean
+from ..core.errors import InputError, did_you_mean
 from ..core.registry import Registry
 from ..core.settings import Settings
 from .attunet import AttentionUNet

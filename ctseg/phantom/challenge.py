@@ -18,7 +18,8 @@ from typing import NamedTuple
 import numpy as np
 
 from ..core.anatomy import RAIDIUM54
-from ..core.files import InputError, atomic_path
+from ..core.atomic import atomic_path
+from ..core.errors import InputError
 from ..core.schema import LONGEST, check_whole
 from ..data.challenge import write_challenge
 from ..data.mask_csv import write_masks

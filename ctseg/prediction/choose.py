@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from ..core.files import InputError
+from ..core.errors import InputError
 from ..data.lazy import blocks
 from ..data.slices import SliceSet
 from ..inference.expected_dice import drawn_structures, fit_expected_dice

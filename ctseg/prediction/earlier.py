@@ -20,7 +20,7 @@ from torch import nn
 
 from ..core.anatomy import ClassMap
 from ..core.device import DevicePlan
-from ..core.files import InputError
+from ..core.errors import InputError
 from ..core.unions import Unions
 from ..data.batches import Batch, known_map
 from ..losses.distillation import distillation_loss

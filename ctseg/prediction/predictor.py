@@ -22,7 +22,7 @@ import torch
 
 from ..core.anatomy import ClassMap
 from ..core.device import DevicePlan, pick_device
-from ..core.files import InputError
+from ..core.errors import InputError
 from ..data.stacks import Stacks, stacks_of
 from ..inference.engine import with_engine
 from ..inference.loop import Member, over_slices

@@ -12,8 +12,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from ..core.atomic import atomic_path
 from ..core.device import DevicePlan
-from ..core.files import InputError, atomic_path, did_you_mean
+from ..core.errors import InputError, did_you_mean
 from ..data.slices import SliceSet
 from ..data.sources import read_slices
 from ..inference.calibration import calibrate

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from ..core.anatomy import ClassMap
-from ..core.files import InputError, read_json
+from ..core.errors import InputError
+from ..core.json_files import read_json
 from ..core.schema import fields, fit_schema, listed, mapped, maybe, number, short, text
 from ..inference.expected_dice import ExpectedDice
 from ..inference.rule import Rule, read_rule

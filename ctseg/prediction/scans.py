@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from ..core.files import InputError, printable
+from ..core.errors import InputError, printable
 from ..core.filetypes import check_folder
 from ..data.images import natural_key
 from ..io.dicom import LabelledSeries, survey_heap

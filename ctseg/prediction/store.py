@@ -17,7 +17,10 @@ from typing import Any
 import numpy as np
 
 from ..core.anatomy import ClassMap
-from ..core.files import MAX_TEXT, InputError, atomic_path, parse_json, refuse_special
+from ..core.atomic import atomic_path
+from ..core.errors import InputError
+from ..core.json_files import parse_json
+from ..core.paths import MAX_TEXT, refuse_special
 from ..core.schema import fields, listed, mapped, number, text
 from ..data.cache import array_header
 

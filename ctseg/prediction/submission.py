@@ -21,7 +21,9 @@ import torch
 from tqdm import tqdm
 
 from ..core.anatomy import ClassMap
-from ..core.files import InputError, atomic_path, real_path, refuse_folder
+from ..core.atomic import atomic_path
+from ..core.errors import InputError
+from ..core.paths import real_path, refuse_folder
 from ..data.lazy import LazyPixels, blank_like, blocks, seen_values
 from ..data.mask_csv import PixelRows, check_names, write_masks
 from ..data.mask_rows import iter_rows, read_image_names

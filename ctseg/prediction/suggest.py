@@ -14,7 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from ..core.anatomy import ClassMap
-from ..core.files import InputError, atomic_path, csv_cell
+from ..core.atomic import atomic_path
+from ..core.errors import InputError
+from ..core.tables import csv_cell
 from ..data.slices import SliceSet
 from ..data.splits import near_duplicates
 from .predictor import Predictor

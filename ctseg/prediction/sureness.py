@@ -18,7 +18,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ..core.files import atomic_path
+from ..core.atomic import atomic_path
 from ..data.lazy import LazyPixels
 from ..data.slices import SliceSet
 from ..inference.confidence import soft_dice_confidence, sum_by_class

@@ -8,7 +8,7 @@ __all__ = ['APART', 'trained_slicings', 'in_mm', 'other_distance', 'choose_slici
 # %% ../../nbs/prediction/72_trained_slicing.ipynb #ddbdefac
 from typing import Any
 
-from ..core.files import InputError
+from ..core.errors import InputError
 from ..io.slicing import Slicing
 from .predictor import Predictor, RunMember
 from .saved import run_spec

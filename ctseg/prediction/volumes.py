@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from ..core.files import InputError
+from ..core.errors import InputError
 from ..data.stacks import Stacks, stacks_of
 from ..inference.confidence import sum_by_class
 from ..inference.rule import decide

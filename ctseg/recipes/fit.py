@@ -22,7 +22,8 @@ import numpy as np
 
 # %% ../../nbs/recipes/20_fit.ipynb #1f12a6e2
 from ..core.device import DevicePlan, pick_device
-from ..core.files import InputError, atomic_path, say
+from ..core.atomic import atomic_path
+from ..core.errors import InputError, say
 from ..core.loading import collector_rests
 from ..core.schema import check_whole
 from ..core.parallel import agree, main_first, on_main, rank, world

@@ -10,7 +10,7 @@ __all__ = ['LOG_DICE', 'ONE_VIEW', 'SHORT', 'ORIGINAL', 'LITE', 'PRETRAINED', 'B
 from dataclasses import replace
 from pathlib import Path
 
-from ..core.files import did_you_mean
+from ..core.errors import did_you_mean
 from ..losses.registry import DiceSettings, MarginalSettings, MaskedSettings
 from ..methods.mean_teacher import MeanTeacherSettings
 from ..methods.self_training import SelfTrainingSettings

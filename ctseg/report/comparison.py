@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from ..core.device import DevicePlan
-from ..core.files import InputError, real_path
+from ..core.errors import InputError
+from ..core.paths import real_path
 from ..data.slices import SliceSet
 from ..data.sources import read_slices
 from ..inference.rule import Rule

@@ -16,7 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from ..core.files import InputError, csv_cell, did_you_mean, real_path
+from ..core.errors import InputError, did_you_mean
+from ..core.paths import real_path
+from ..core.tables import csv_cell
 from ..data.slices import SliceSet
 from ..data.sources import read_slices
 from ..inference.calibration import plot_reliability

@@ -16,8 +16,10 @@ import numpy as np
 from markupsafe import Markup
 
 from ..core.anatomy import ClassMap
+from ..core.atomic import atomic_path
 from ..core.device import DevicePlan
-from ..core.files import InputError, atomic_path, refuse_folder
+from ..core.errors import InputError
+from ..core.paths import refuse_folder
 from ..data.slices import SliceSet
 from ..data.sources import read_slices
 from ..inference.rule import Rule

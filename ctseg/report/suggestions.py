@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from ..core.anatomy import ClassMap
-from ..core.files import InputError
+from ..core.errors import InputError
 from ..data.sources import read_slices
 from ..io.neighbours import with_neighbours
 from ..prediction.prepare import prepare

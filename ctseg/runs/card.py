@@ -11,7 +11,7 @@ __all__ = ['HEADER', 'WARNING', 'LICENCE', 'USE', 'IN_VOLUMES', 'USE_OF_VOLUMES'
 from pathlib import Path
 from typing import Any
 
-from ..core.files import atomic_path
+from ..core.atomic import atomic_path
 from .folder import Run, read_spec
 from .recipe import recipe_fields
 

@@ -20,7 +20,9 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 
 from ..core.anatomy import check_classes
-from ..core.files import InputError, atomic_path, refuse_special
+from ..core.atomic import atomic_path
+from ..core.errors import InputError
+from ..core.paths import refuse_special
 from ctseg.core.schema import (
     HOW_CUT, LONGEST, SPAN, Unexpected, anything, fields, listed, mapped, maybe, number, text,
 )

@@ -23,21 +23,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ctseg.core.files import (
-    InputError,
-    PART,
-    atomic_path,
-    csv_cell,
-    disk_errors,
-    read_json,
-    refuse_nameless,
-    refuse_special,
-    remove,
-    write_json,
-)
+from ..core.atomic import PART, atomic_path, remove
+from ..core.errors import InputError
 from ..core.filetypes import check_folder, instead_of
+from ..core.json_files import read_json, write_json
+from ..core.paths import disk_errors, refuse_nameless, refuse_special
 from ..core.registry import Plugin, require_plugin
 from ..core.schema import anything, fit_schema, mapped
+from ..core.tables import csv_cell
 from ..data.slices import SliceSet
 from .contents import HISTORY, SPEC, TIMINGS, read_pseudo, read_run_table
 from .lock import NO_RUN, FileLock

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from ..core.device import DevicePlan, pick_device
-from ..core.files import InputError
+from ..core.errors import InputError
 from ..core.parallel import agree, must_be_alike, on_main, rank, world
 from ..core.schema import anything, fields, listed, number
 from ..data.augmentations import make_augment

@@ -19,8 +19,9 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
-from ..core.files import InputError, disk_errors
+from ..core.errors import InputError
 from ..core.folders import make_folder, remove_empty
+from ..core.paths import disk_errors
 
 # %% ../../nbs/runs/16_lock.ipynb #3a480ea8
 LOCK, OWNER = ".lock", ".owner"

@@ -10,7 +10,7 @@ __all__ = ['OF_METHODS', 'OF_LOSSES_AND_NETWORKS', 'NOT_EVERYWHERE', 'ORIGINALS'
 from importlib import metadata
 from typing import Any
 
-from ..core.files import InputError
+from ..core.errors import InputError
 from .recipe import CHOICES, RENAMED, Recipe, chosen, names_of, recipe_dict
 
 # %% ../../nbs/runs/12_old_recipe.ipynb #f3cbe713

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import ctseg.methods  # noqa: F401 registers the methods
-from ..core.files import InputError, did_you_mean
+from ..core.errors import InputError, did_you_mean
 from ..core.registry import Plugin, plugins_of
 from ..core.schema import Unexpected, fields, text
 from ..core.settings import SettingInfo, Settings, carried_over, describe, parsed, setting

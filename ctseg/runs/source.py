@@ -15,7 +15,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from ..core.files import InputError, read_json, real_path
+from ..core.errors import InputError
+from ..core.json_files import read_json
+from ..core.paths import real_path
 from ..core.registry import Plugin, is_loaded
 from .folder import Run
 from .sums import METRICS_FILE, SUMS

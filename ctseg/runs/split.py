@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..core.files import InputError
+from ..core.errors import InputError
 from ..core.settings import Settings, setting
 from ..data.slices import SliceSet
 from ..data.splits import grouped_folds, select_labelled

@@ -13,7 +13,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from ..core.files import InputError, json_checksum, read_json, write_json
+from ..core.errors import InputError
+from ..core.json_files import json_checksum, read_json, write_json
 from ..core.schema import fit_schema, mapped, text
 from ..models.sealed import CHUNK, read_seal
 

@@ -19,7 +19,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..core.files import atomic_path, refuse_special, remove
+from ..core.atomic import atomic_path, remove
+from ..core.paths import refuse_special
 from ..models.base import load_weights
 from ..models.sealed import seal
 

@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 
-from ..core.files import InputError
+from ..core.errors import InputError
 
 # %% ../../nbs/training/40_deadline.ipynb #2ea8513a
 ALWAYS = ("SIGTERM", "SIGHUP")

@@ -22,7 +22,7 @@ from torch import nn
 from tqdm.std import tqdm
 
 from ..core.allocator import memory_kept, return_freed
-from ..core.files import InputError
+from ..core.errors import InputError
 from ..core.parallel import agree, gather_rows, must_be_alike, on_main, rank, world
 from ..data.batches import SliceData
 from ..data.slices import SliceSet

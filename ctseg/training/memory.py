@@ -16,7 +16,7 @@ import psutil
 import torch
 from torch import nn
 
-from ..core.files import InputError
+from ..core.errors import InputError
 from ..models.base import count_parameters
 
 # %% ../../nbs/training/56_memory.ipynb #d2087565

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..core.files import InputError
 from ..core.device import PRECISIONS, DevicePlan, pick_device
+from ..core.errors import InputError
 from ..core.settings import Settings, setting
 from ..data.augment import NO_AUGMENT
 from ..data.slices import SliceSet

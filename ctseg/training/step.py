@@ -17,7 +17,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from ..core.files import InputError
+from ..core.errors import InputError
 from ..core.parallel import rank, world
 from ..data.batches import Batch
 from ..inference.loop import class_probabilities

@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from ..core.files import InputError
+from ..core.errors import InputError
 from ..core.parallel import world
 from ..data.batches import Batch, SliceData
 from ..data.lazy import LazyPixels

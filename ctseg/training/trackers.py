@@ -17,7 +17,8 @@ from typing import Any
 
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 
-from ..core.files import InputError, did_you_mean, read_json, write_json
+from ..core.errors import InputError, did_you_mean
+from ..core.json_files import read_json, write_json
 
 # %% ../../nbs/training/85_trackers.ipynb #0eaa0105
 def check_trackers(names: str | Iterable[str]) -> tuple[str, ...]:

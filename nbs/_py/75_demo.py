@@ -23,7 +23,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ctseg.core.files import InputError, atomic_path, say
+from ctseg.core.atomic import atomic_path
+from ctseg.core.errors import InputError, say
 from ctseg.core.style import class_legend, image_grid, overlay, show_image
 from ctseg.data.challenge import read_challenge
 from ctseg.data.slices import SliceSet

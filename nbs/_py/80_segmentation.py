@@ -24,8 +24,10 @@ from tqdm import tqdm
 
 from ctseg import __version__
 from ctseg.core.anatomy import ClassMap
-from ctseg.core.files import InputError, atomic_path, did_you_mean, some_of, write_json
+from ctseg.core.atomic import atomic_path
+from ctseg.core.errors import InputError, did_you_mean, some_of
 from ctseg.core.folders import made_folder
+from ctseg.core.json_files import write_json
 from ctseg.inference.engine import engine_of
 from ctseg.io.dicom_seg import make_segmentation
 from ctseg.io.neighbours import step_mm

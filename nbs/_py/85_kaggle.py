@@ -25,7 +25,8 @@ from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 
-from ctseg.core.files import InputError, atomic_path, say
+from ctseg.core.atomic import atomic_path
+from ctseg.core.errors import InputError, say
 from ctseg.core.tables import table_text
 from ctseg.data.images import is_system_file
 from ctseg.runs.folder import Run
@@ -43,7 +44,7 @@ from pathlib import Path
 
 from fastcore.test import test_eq
 
-from ctseg.core.files import InputError
+from ctseg.core.errors import InputError
 from ctseg.data.challenge import read_challenge
 from ctseg.runs.folder import Run
 

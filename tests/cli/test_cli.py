@@ -7,8 +7,8 @@ from typing import get_type_hints
 import numpy as np
 import pytest
 
+from ctseg.core.errors import InputError
 from ctseg.data.challenge import read_challenge
-from ctseg.core.files import InputError
 from ctseg.recipes.table import RECIPES, get_recipe
 
 from helpers.command import ctseg
@@ -151,15 +151,15 @@ def test_a_mistake_is_one_line_and_status_2(run, tmp_path, args, says):
 
 @pytest.mark.parametrize("number, words", [(errno.ENOSPC, "disk is full"), (errno.EROFS, "read-only")])
 def test_a_disk_that_fails_is_told_and_nothing_is_left(tmp_path, monkeypatch, number, words):
-    from ctseg.core import files
+    from ctseg.core import atomic
     from ctseg.prediction.submission import write_submission
-    real = files.os.replace
+    real = atomic.os.replace
 
     def fail(*a): raise OSError(number, "as if")
-    monkeypatch.setattr(files.os, "replace", fail)
+    monkeypatch.setattr(atomic.os, "replace", fail)
     with pytest.raises(InputError, match=words):
         write_submission(np.zeros((1, 4, 4), np.uint8), ["0.png"], tmp_path/"s.csv")
-    monkeypatch.setattr(files.os, "replace", real)
+    monkeypatch.setattr(atomic.os, "replace", real)
     assert not list(tmp_path.iterdir())
 
 
@@ -466,7 +466,7 @@ def deaf():
 
 def test_sigterm_leaves_nothing_half_written(tmp_path, monkeypatch, deaf):
     from ctseg import phantom
-    from ctseg.core.files import atomic_path
+    from ctseg.core.atomic import atomic_path
     def slow(out, *a, **k):
         with atomic_path(out) as tmp:
             tmp.mkdir()

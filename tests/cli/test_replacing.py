@@ -8,7 +8,7 @@ from helpers.command import ctseg
 from PIL import Image
 
 from ctseg.cli.options import refuse_replacing
-from ctseg.core.files import InputError
+from ctseg.core.errors import InputError
 
 
 @pytest.fixture

@@ -19,7 +19,8 @@ from helpers.predictors import fixed
 from helpers.volumes import HU, NAME, NUMBER, TWO, leaks, one_line, save, volume
 
 from ctseg.cli.segment import print_results
-from ctseg.core.files import InputError, read_json, write_json
+from ctseg.core.errors import InputError
+from ctseg.core.json_files import read_json, write_json
 from ctseg.data.challenge import read_challenge
 from ctseg.inference.rule import Rule
 from ctseg.io.dicom import read_series

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from ctseg.core import device
-from ctseg.core.files import InputError
+from ctseg.core.errors import InputError
 
 KAGGLE = ["sm_70", "sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120"]
 

@@ -1,7 +1,8 @@
 "Folders that are made for a file go again when nothing comes of it."
 import pytest
 
-from ctseg.core.files import InputError, atomic_path
+from ctseg.core.atomic import atomic_path
+from ctseg.core.errors import InputError
 from ctseg.core.folders import made_folder
 
 

@@ -6,7 +6,9 @@ import tracemalloc
 
 import pytest
 
-from ctseg.core.files import InputError, atomic_path, did_you_mean, read_json, some_of
+from ctseg.core.atomic import atomic_path
+from ctseg.core.errors import InputError, did_you_mean, some_of
+from ctseg.core.json_files import read_json
 from ctseg.core.tables import MAX_COLUMNS, MAX_LINES, counted_lines, refuse_padding, table_text
 from ctseg.data.mask_rows import count_rows, read_image_names
 

@@ -39,7 +39,7 @@ from PIL import Image
 from skimage.io import imsave
 
 from ctseg.core.anatomy import ClassMap
-from ctseg.core.files import InputError
+from ctseg.core.errors import InputError
 from ctseg.data import challenge
 from ctseg.data.challenge import check_challenge, check_submission, read_challenge, write_challenge
 from ctseg.data.mask_csv import write_masks
@@ -518,9 +518,9 @@ def test_disk_fails_while_a_folder_is_written(tmp_path, monkeypatch, function, c
 SCRIPT = """
 import os, subprocess, sys
 import numpy as np
+from ctseg.core.errors import InputError
 from ctseg.data.challenge import read_challenge, write_challenge
 from ctseg.data.mask_csv import write_masks
-from ctseg.core.files import InputError
 data, disk = sys.argv[1:]
 s = read_challenge(data)
 for options in ("size=16k", "ro"):

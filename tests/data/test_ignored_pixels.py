@@ -7,7 +7,7 @@ import torch
 from helpers.loss_cases import channels, loss_case
 
 from ctseg.core.anatomy import IGNORE, ClassMap
-from ctseg.core.files import InputError
+from ctseg.core.errors import InputError
 from ctseg.core.style import class_colours, overlay
 from ctseg.data.augment import STRONG
 from ctseg.data.batches import Batch, SliceData, class_in_mask

@@ -8,7 +8,7 @@ import pytest
 from helpers.folders import random_image, told
 from PIL import Image
 
-from ctseg.core.files import InputError
+from ctseg.core.errors import InputError
 from ctseg.data.images import decode_png, image_paths, natural_key, read_images, read_pngs
 
 

@@ -8,7 +8,7 @@ import pytest
 from helpers.folders import quick, told
 from hypothesis import given, settings, strategies as st
 
-from ctseg.core.files import InputError
+from ctseg.core.errors import InputError
 from ctseg.data import mask_rows
 from ctseg.data.mask_csv import read_masks, write_masks
 

@@ -12,8 +12,8 @@ sys.path.insert(0, str(ROOT/"tools"))
 
 from make_sample import choose_slices, make_sample, spread_over_patients
 
+from ctseg.core.errors import InputError
 from ctseg.data.challenge import read_challenge
-from ctseg.core.files import InputError
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import pytest
 from helpers.folders import random_slices, told
 
 from ctseg.core.anatomy import ClassMap
-from ctseg.core.files import InputError
+from ctseg.core.errors import InputError
 from ctseg.data.challenge import read_challenge, write_challenge
 from ctseg.data import mask_csv
 from ctseg.data.lazy import LazyPixels, ReadPixels, blocks, kept_where, pack_seen, seen_values, take

@@ -2,7 +2,7 @@
 from dataclasses import asdict, replace
 
 from ctseg.core.device import pick_device
-from ctseg.core.files import write_json
+from ctseg.core.json_files import write_json
 from ctseg.inference.rule import Rule
 from ctseg.runs.folder import Run, make_spec, start_run
 from ctseg.runs.job import Job

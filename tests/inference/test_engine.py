@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from ctseg.core.device import DevicePlan, pick_device
-from ctseg.core.files import InputError
+from ctseg.core.errors import InputError
 from ctseg.inference.engine import (
     ENGINES,
     CompiledNetwork,

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from ctseg.core.anatomy import ClassMap
-from ctseg.core.files import InputError
+from ctseg.core.errors import InputError
 from ctseg.inference.views import View, tta_views
 
 LR = ClassMap.from_names(["disc_left", "disc_right", "bar"])

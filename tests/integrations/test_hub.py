@@ -13,7 +13,8 @@ import pytest
 from helpers.toys import tiny, toy
 
 import ctseg
-from ctseg.core.files import InputError, read_json, write_json
+from ctseg.core.errors import InputError
+from ctseg.core.json_files import read_json, write_json
 from ctseg.integrations.hub import push_to_hub, shared_files
 from ctseg.recipes.fit import fit
 from ctseg.runs.folder import Run

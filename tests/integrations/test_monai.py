@@ -11,7 +11,7 @@ from monai.metrics import DiceMetric, HausdorffDistanceMetric, MeanIoU
 from monai.transforms import Compose, RandCropByPosNegLabeld, RandFlipd
 
 from ctseg.core.anatomy import ClassMap
-from ctseg.core.files import InputError
+from ctseg.core.errors import InputError
 from ctseg.integrations.monai import (
     KnownFromClasses,
     KnownFromClassesD,

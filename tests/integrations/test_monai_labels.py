@@ -6,7 +6,7 @@ import pytest
 import torch
 from helpers.loss_cases import loss_case
 
-from ctseg.core.files import InputError
+from ctseg.core.errors import InputError
 from ctseg.integrations.monai_labels import (
     BackgroundMarginalLoss,
     background_as_class,

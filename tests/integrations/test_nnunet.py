@@ -9,7 +9,7 @@ import pytest
 from helpers.volumes import GRID, HU, TWO, one_line, volume
 from skimage.io import imread
 
-from ctseg.core.files import InputError
+from ctseg.core.errors import InputError
 from ctseg.data.challenge import read_challenge, write_challenge
 from ctseg.data.slices import SliceSet
 from ctseg.integrations.nnunet import export_nnunet

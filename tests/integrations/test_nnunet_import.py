@@ -7,7 +7,7 @@ from helpers.volumes import one_line
 from skimage.io import imsave
 
 from ctseg.cli.data import import_kind
-from ctseg.core.files import InputError
+from ctseg.core.errors import InputError
 from ctseg.data.challenge import read_challenge
 from ctseg.integrations.nnunet_import import import_nnunet
 from ctseg.io.slicing import Slicing

@@ -7,7 +7,7 @@ import torch
 from helpers.volumes import one_line
 
 from ctseg.core.anatomy import ClassMap
-from ctseg.core.files import InputError
+from ctseg.core.errors import InputError
 from ctseg.integrations.nnunet_known import (
     CaseLoss, ExaminedCases, completed_target, examined_file, examined_scores,
 )

@@ -8,7 +8,7 @@ import torch
 from helpers.nnunet import FakeTrainer, Loader, batch_of, home_of
 from helpers.volumes import one_line
 
-from ctseg.core.files import InputError
+from ctseg.core.errors import InputError
 from ctseg.integrations.nnunet_partial import PartialFiles, PartialSettings, settings_from_environment
 from ctseg.integrations.nnunet_setup import FILE, set_up, trainer_folder
 from ctseg.integrations.nnunet_teacher import ScoredTeacher, SemiSettings

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 
 from helpers.command import ctseg
 
-from ctseg.core.files import InputError, write_json
+from ctseg.core.errors import InputError
+from ctseg.core.json_files import write_json
 from ctseg.prediction.predictor import load_predictor
 
 pytest.importorskip("onnx")

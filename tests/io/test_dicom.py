@@ -19,7 +19,7 @@ from helpers.dicom import (
 )
 from helpers.volumes import DAY, NAME, NUMBER, TWO, one_line
 
-from ctseg.core.files import InputError
+from ctseg.core.errors import InputError
 from ctseg.io.dicom import read_series
 from ctseg.io.dicom_headers import path_without_patient
 from ctseg.io.dicom_import import import_dicom

@@ -8,7 +8,7 @@ from helpers.dicom import box, by_number, flat_series, item, make_enhanced, plan
 from helpers.volumes import DAY, NAME, NUMBER, TWO, one_line, put_back
 
 from ctseg.core.anatomy import ClassMap
-from ctseg.core.files import InputError
+from ctseg.core.errors import InputError
 from ctseg.data.challenge import read_challenge
 from ctseg.io import dicom_heap
 from ctseg.io.dicom import read_series

@@ -14,7 +14,7 @@ from helpers.dicom import GRIDS, box, flat_series, planes, write_rt, write_serie
 from helpers.volumes import DAY, NAME, TWO, leaks, one_line, put_back
 
 from ctseg.core.anatomy import ClassMap
-from ctseg.core.files import InputError
+from ctseg.core.errors import InputError
 from ctseg.data.challenge import read_challenge
 from ctseg.data.mask_csv import write_masks
 from ctseg.io.dicom import read_series

@@ -7,7 +7,7 @@ from helpers.dicom import planes, write_series
 from helpers.volumes import HU, TWO, one_line, save
 
 from ctseg.core.anatomy import RAIDIUM54
-from ctseg.core.files import InputError
+from ctseg.core.errors import InputError
 from ctseg.data.challenge import read_challenge
 from ctseg.io.dicom_import import import_dicom
 from ctseg.io.dicom_seg import export_dicom_seg

@@ -9,7 +9,7 @@ from helpers.dicom import make_enhanced, planes, write_series
 from helpers.volumes import TWO, one_line
 from pydicom.pixels.utils import pack_bits
 
-from ctseg.core.files import InputError
+from ctseg.core.errors import InputError
 from ctseg.data.challenge import read_challenge
 from ctseg.io.dicom import read_series, survey_dicom
 from ctseg.io.dicom_headers import Misfit

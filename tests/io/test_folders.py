@@ -7,7 +7,7 @@ import pytest
 from helpers.volumes import TWO, affine_from, leaks, one_line, put_back, save, volume
 
 from ctseg.core.anatomy import ClassMap
-from ctseg.core.files import InputError
+from ctseg.core.errors import InputError
 from ctseg.data.challenge import read_challenge
 from ctseg.io.cases import Case
 from ctseg.io.folders import write_volumes

@@ -8,7 +8,7 @@ from helpers.folders import told, tree
 from helpers.volumes import TWO, save, volume
 from PIL import Image
 
-from ctseg.core.files import read_json, write_json
+from ctseg.core.json_files import read_json, write_json
 from ctseg.data.mask_csv import write_masks
 from ctseg.data.store import store_arrays, store_notes, store_splits
 from ctseg.io.cases import Case

@@ -5,7 +5,7 @@ import json
 import pytest
 from helpers.volumes import TWO, one_line
 
-from ctseg.core.files import InputError
+from ctseg.core.errors import InputError
 from ctseg.io.label_names import dataset_classes, ignore_label, read_examined_cases, table_classes
 from ctseg.metrics.label_folders import patients_of_cases
 

@@ -6,7 +6,7 @@ import pytest
 from helpers.folders import told
 
 from ctseg.core.anatomy import ClassMap
-from ctseg.core.files import read_json, write_json
+from ctseg.core.json_files import read_json, write_json
 from ctseg.data.challenge import write_challenge
 from ctseg.data.slices import SliceSet
 from ctseg.data.sources import read_slices, store_challenge

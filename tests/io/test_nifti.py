@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from helpers.volumes import GRID, HU, TWO, leaks, one_line, save, volume
 
-from ctseg.core.files import InputError
+from ctseg.core.errors import InputError
 from ctseg.data.challenge import read_challenge
 from ctseg.data.mask_csv import write_masks
 from ctseg.io.index import read_index

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from helpers.volumes import GRID, HU, NAME, TWO, leaks, one_line, save, volume
 
-from ctseg.core.files import InputError
+from ctseg.core.errors import InputError
 from ctseg.data.challenge import read_challenge
 from ctseg.io.index import read_index
 from ctseg.io.nifti import read_label_map

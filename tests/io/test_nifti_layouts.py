@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from helpers.volumes import TWO, one_line, save
 
-from ctseg.core.files import InputError
+from ctseg.core.errors import InputError
 from ctseg.data.challenge import read_challenge
 from ctseg.io.nifti_import import import_nifti
 from ctseg.io.nifti_layouts import role_of

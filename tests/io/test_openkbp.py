@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from helpers.volumes import one_line, put_back
 
-from ctseg.core.files import InputError
+from ctseg.core.errors import InputError
 from ctseg.data.challenge import read_challenge
 from ctseg.io.index import read_index
 from ctseg.io.openkbp import OPENKBP, OPENKBP_FILES, import_openkbp, read_openkbp

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from helpers.volumes import HU, TWO, one_line, save, volume
 
-from ctseg.core.files import InputError
+from ctseg.core.errors import InputError
 from ctseg.data.challenge import read_challenge
 from ctseg.integrations.nnunet import export_nnunet
 from ctseg.io.cases import Case

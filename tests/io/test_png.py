@@ -15,7 +15,7 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image
 
 from ctseg.core.anatomy import ClassMap
-from ctseg.core.files import InputError
+from ctseg.core.errors import InputError
 from ctseg.data.challenge import check_challenge, read_challenge
 from ctseg.data.mask_csv import write_masks
 from ctseg.data.images import parts_are_whole

@@ -8,7 +8,7 @@ from skimage.io import imsave
 
 from ctseg.cli.data import grouped, import_kind
 from ctseg.core.anatomy import ClassMap
-from ctseg.core.files import InputError
+from ctseg.core.errors import InputError
 from ctseg.data.challenge import read_challenge
 from ctseg.io.merge_classes import match_classes
 from ctseg.io.renaming import Renaming, read_renaming, renamed_classes

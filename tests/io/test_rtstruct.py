@@ -7,7 +7,7 @@ from helpers.dicom import GRIDS, box, flat_series, item, write_rt, write_series
 from helpers.volumes import TWO, one_line, put_back
 
 from ctseg.core.anatomy import ClassMap
-from ctseg.core.files import InputError
+from ctseg.core.errors import InputError
 from ctseg.data.challenge import read_challenge
 from ctseg.io.dicom_import import import_dicom
 from ctseg.io.slicing import Slicing

@@ -6,7 +6,7 @@ import pytest
 from helpers.dicom import planes, write_series
 from helpers.volumes import GRID, TWO, one_line, save
 
-from ctseg.core.files import InputError
+from ctseg.core.errors import InputError
 from ctseg.io.dicom_import import import_dicom
 from ctseg.io.nifti import read_nifti, read_scan
 from ctseg.io.nifti_import import import_nifti

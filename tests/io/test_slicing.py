@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from helpers.volumes import one_line
 
-from ctseg.core.files import InputError
+from ctseg.core.errors import InputError
 from ctseg.io.slicing import WINDOWS, Slicing, to_8bit
 
 

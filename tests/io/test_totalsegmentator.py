@@ -5,7 +5,7 @@ import pytest
 from helpers.volumes import one_line, save
 
 from ctseg.core.anatomy import RAIDIUM54, ClassMap
-from ctseg.core.files import InputError
+from ctseg.core.errors import InputError
 from ctseg.data.challenge import read_challenge
 from ctseg.io.index import read_index
 from ctseg.io.slicing import Slicing

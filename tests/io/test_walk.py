@@ -8,7 +8,7 @@ import pytest
 from helpers.dicom import flat_series
 from helpers.volumes import HU, one_line, save
 
-from ctseg.core.files import InputError
+from ctseg.core.errors import InputError
 from ctseg.io.dicom_import import import_dicom
 from ctseg.io.nifti_import import import_nifti
 from ctseg.io.walk import folders_below

@@ -4,7 +4,7 @@ import pytest
 import torch
 from helpers.loss_cases import channels, loss_case
 
-from ctseg.core.files import InputError
+from ctseg.core.errors import InputError
 from ctseg.data.batches import Batch
 from ctseg.losses.fused import CrossEntropyDiceLoss, DiceLoss, MarginalSoftmaxLoss, MaskedSigmoidLoss
 from ctseg.losses.partial import (

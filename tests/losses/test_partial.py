@@ -7,7 +7,7 @@ import torch
 from helpers.loss_cases import certain, channels, loss_case
 from torch.nn import functional as F
 
-from ctseg.core.files import InputError
+from ctseg.core.errors import InputError
 from ctseg.losses.partial import (
     PlainCrossEntropyDiceLoss,
     PlainDiceLoss,

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ctseg.core.anatomy import ClassMap
-from ctseg.core.files import InputError
+from ctseg.core.errors import InputError
 from ctseg.data.augmentations import AugmentSettings, make_augment
 from ctseg.data.batches import Batch, SliceData
 from ctseg.data.challenge import read_challenge, write_challenge

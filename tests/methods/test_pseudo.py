@@ -6,7 +6,7 @@ import pytest
 from helpers.toys import toy
 
 from ctseg.core.anatomy import ClassMap
-from ctseg.core.files import InputError
+from ctseg.core.errors import InputError
 from ctseg.data.slices import SliceSet
 from ctseg.methods.pseudo import (
     PseudoLabels,

@@ -8,7 +8,7 @@ import torch
 from helpers.phases import make_job, make_views, phases
 from helpers.toys import small, toy
 
-from ctseg.core.files import InputError
+from ctseg.core.errors import InputError
 from ctseg.methods.self_training import Completed, NoisyStudent, SelfTraining
 from ctseg.recipes.fit import fit
 from ctseg.runs.job import Job

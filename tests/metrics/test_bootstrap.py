@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings, strategies as st
 
-from ctseg.core.files import InputError
+from ctseg.core.errors import InputError
 from ctseg.metrics.bootstrap import bootstrap_mean, paired_bootstrap
 from ctseg.metrics.challenge import mean_dice
 

@@ -6,7 +6,7 @@ import pytest
 from helpers.metric_cases import cases, literal
 from hypothesis import given, settings
 
-from ctseg.core.files import InputError
+from ctseg.core.errors import InputError
 from ctseg.metrics.challenge import challenge_dice, dice_table, overlaps
 from ctseg.metrics.surface import surface_dice
 

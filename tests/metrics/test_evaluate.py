@@ -3,7 +3,8 @@ import numpy as np
 import pytest
 
 from ctseg.core.anatomy import ClassMap
-from ctseg.core.files import InputError, write_json
+from ctseg.core.errors import InputError
+from ctseg.core.json_files import write_json
 from ctseg.data.mask_csv import write_masks
 from ctseg.metrics import evaluate as module
 from ctseg.metrics.evaluate import evaluate, evaluate_files

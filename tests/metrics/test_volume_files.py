@@ -4,7 +4,8 @@ import pytest
 from helpers.command import ctseg
 from helpers.volumes import GRID, TWO, one_line, save, volume
 
-from ctseg.core.files import InputError, write_json
+from ctseg.core.errors import InputError
+from ctseg.core.json_files import write_json
 from ctseg.data.challenge import read_challenge
 from ctseg.data.mask_csv import write_masks
 from ctseg.io.nifti import export_nifti

@@ -10,7 +10,7 @@ from helpers.toys import make
 from safetensors.torch import save_file
 from torch import nn
 
-from ctseg.core.files import InputError
+from ctseg.core.errors import InputError
 from ctseg.models.base import deep_supervised, depthwise_in_float32, read_weights
 
 

@@ -5,7 +5,7 @@ from helpers.networks import refused
 from helpers.toys import make
 from safetensors.torch import save_file
 
-from ctseg.core.files import InputError
+from ctseg.core.errors import InputError
 from ctseg.core.optional import import_timm
 from ctseg.models import create_model
 from ctseg.models.encoders import param_groups

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from ctseg.core.anatomy import RAIDIUM54
-from ctseg.core.files import InputError
+from ctseg.core.errors import InputError
 from ctseg.data.challenge import read_challenge
 from ctseg.data.mask_csv import read_masks
 from ctseg.data.splits import near_duplicates

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ctseg.core.anatomy import ClassMap
-from ctseg.core.files import InputError
+from ctseg.core.errors import InputError
 from ctseg.inference.rule import Rule
 from ctseg.prediction.choose import (
     Part, RuleSearch, choose_rule, held_out_by, in_parts, out_of_fold, outlined_areas, smallest_area, with_islands)

@@ -11,7 +11,8 @@ from helpers.toys import make, tiny, toy
 from safetensors.torch import save_file
 
 from ctseg.core.anatomy import ClassMap
-from ctseg.core.files import InputError, read_json
+from ctseg.core.errors import InputError
+from ctseg.core.json_files import read_json
 from ctseg.data.batches import Batch
 from ctseg.losses.registry import create_loss
 from ctseg.models.base import read_weights

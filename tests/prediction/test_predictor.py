@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ctseg.core.anatomy import ClassMap
-from ctseg.core.files import InputError
+from ctseg.core.errors import InputError
 from ctseg.inference.rule import Rule
 from ctseg.prediction import predictor as module
 from ctseg.prediction.predictor import grey_images, load_predictor, predict_masks

@@ -5,7 +5,8 @@ import pandas as pd
 import pytest
 import torch
 
-from ctseg.core.files import InputError, read_json
+from ctseg.core.errors import InputError
+from ctseg.core.json_files import read_json
 from ctseg.data.mask_csv import read_masks
 from ctseg.inference.calibration import calibrate
 from ctseg.inference.rule import Rule, decide

@@ -3,7 +3,8 @@ from dataclasses import asdict
 
 import pytest
 
-from ctseg.core.files import InputError, read_json, write_json
+from ctseg.core.errors import InputError
+from ctseg.core.json_files import read_json, write_json
 from ctseg.inference.expected_dice import ExpectedDice
 from ctseg.inference.rule import Rule
 from ctseg.models.base import read_weights

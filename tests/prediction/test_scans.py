@@ -6,7 +6,7 @@ import pytest
 from helpers.dicom import GRIDS, by_number, planes, write_series
 from helpers.volumes import HU, SECRETS, one_line, save
 
-from ctseg.core.files import InputError
+from ctseg.core.errors import InputError
 from ctseg.io import dicom_heap
 from ctseg.prediction.scans import find_scans
 

@@ -5,7 +5,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from ctseg.core.files import InputError
+from ctseg.core.errors import InputError
 from ctseg.prediction.store import StoredProbabilities, write_probabilities
 
 from helpers.predictors import DISCS

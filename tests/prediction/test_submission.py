@@ -9,7 +9,7 @@ import torch
 
 from ctseg.cli import app
 from ctseg.core.anatomy import ClassMap
-from ctseg.core.files import InputError
+from ctseg.core.errors import InputError
 from ctseg.data.challenge import write_challenge
 from ctseg.data import mask_csv
 from ctseg.data.mask_csv import read_masks

@@ -10,7 +10,7 @@ from helpers.command import ctseg
 from helpers.toys import tiny, toy
 from scipy.special import expit
 
-from ctseg.core.files import InputError
+from ctseg.core.errors import InputError
 from ctseg.data.challenge import write_challenge
 from ctseg.inference.expected_dice import ExpectedDice
 from ctseg.prediction.predictor import load_predictor

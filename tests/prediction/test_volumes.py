@@ -7,7 +7,7 @@ import torch
 from helpers.predictors import bright, fixed
 from helpers.volumes import TWO, volume
 
-from ctseg.core.files import InputError
+from ctseg.core.errors import InputError
 from ctseg.inference.confidence import soft_dice_confidence
 from ctseg.io.slicing import Slicing
 from ctseg.io.volumes import cut

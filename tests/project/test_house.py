@@ -22,7 +22,7 @@ def test_faults_are_found():
     "A text with each fault once: what counts nothing would pass everything."
     wide = "x = [" + "1, "*40 + "]"
     text = (
-        f"from ctseg.core.files import _private\nf = lambda: 1; y = 2\n{wide}\ndef g(a, b, c, d, e, f, g, "
+        f"from ctseg.core.atomic import _private\nf = lambda: 1; y = 2\n{wide}\ndef g(a, b, c, d, e, f, g, "
         f"h, i): pass\n"
     )
     text += "if True: " + "z"*80 + "\n"

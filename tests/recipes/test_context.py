@@ -13,7 +13,7 @@ from helpers.toys import Tiny, make, tiny
 from helpers.volumes import TWO
 from safetensors.numpy import load_file
 
-from ctseg.core.files import read_json, write_json
+from ctseg.core.json_files import read_json, write_json
 from ctseg.data.sources import read_slices
 from ctseg.inference.loop import Member
 from ctseg.io.cases import Case

@@ -5,7 +5,7 @@ import pytest
 import torch
 from helpers.toys import small, tiny, toy
 
-from ctseg.core.files import InputError
+from ctseg.core.errors import InputError
 from ctseg.inference.rule import Rule
 from ctseg.prediction.predictor import load_predictor
 from ctseg.recipes.fit import fit

@@ -10,7 +10,7 @@ import pytest
 from helpers.command import ctseg_alone
 from helpers.toys import toy
 
-from ctseg.core.files import InputError
+from ctseg.core.errors import InputError
 from ctseg.core.registry import Plugin, kept_copy, load_plugin, require_plugin
 from ctseg.data.challenge import write_challenge
 

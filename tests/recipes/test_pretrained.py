@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from helpers.toys import small, toy
 
-from ctseg.core.files import InputError
+from ctseg.core.errors import InputError
 from ctseg.models import weights
 from ctseg.prediction.predictor import load_predictor, predict_masks
 from ctseg.recipes.fit import fit

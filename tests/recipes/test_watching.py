@@ -11,7 +11,7 @@ from helpers.phases import weights
 from helpers.runs import contents
 from helpers.toys import tiny, toy
 
-from ctseg.core.files import InputError
+from ctseg.core.errors import InputError
 from ctseg.recipes.fit import fit
 from ctseg.training import loop
 from ctseg.training.deadline import Stopped

@@ -4,7 +4,7 @@ import shutil
 import numpy as np
 import pytest
 
-from ctseg.core.files import InputError
+from ctseg.core.errors import InputError
 from ctseg.data.challenge import read_challenge
 from ctseg.inference.rule import Rule
 from ctseg.metrics.challenge import dice_table, mean_dice

@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ctseg.core.files import InputError
+from ctseg.core.errors import InputError
 from ctseg.data.challenge import read_challenge
 from ctseg.report.facts import phase_times, scored_slices, shown_value
 from ctseg.runs.contents import ANY, read_run_table

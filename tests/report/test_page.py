@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from ctseg.core.anatomy import ClassMap
-from ctseg.core.files import write_json
+from ctseg.core.json_files import write_json
 from ctseg.data.challenge import read_challenge, write_challenge
 from ctseg.metrics.challenge import dice_table
 from ctseg.prediction.choose import held_out_by

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from helpers.toys import toy
 
-from ctseg.core.files import InputError
+from ctseg.core.errors import InputError
 from ctseg.runs.split import DataSettings, split_slices
 
 

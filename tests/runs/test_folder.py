@@ -7,7 +7,9 @@ import pytest
 from helpers.runs import contents
 from helpers.toys import small, toy
 
-from ctseg.core.files import InputError, read_json, remove, write_json
+from ctseg.core.atomic import remove
+from ctseg.core.errors import InputError
+from ctseg.core.json_files import read_json, write_json
 from ctseg.prediction.saved import run_spec
 from ctseg.recipes.fit import fit
 from ctseg.runs.folder import Run

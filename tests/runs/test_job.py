@@ -7,7 +7,7 @@ from helpers.phases import weights
 from helpers.toys import small, toy
 
 from ctseg.core.anatomy import ClassMap
-from ctseg.core.files import InputError
+from ctseg.core.errors import InputError
 from ctseg.recipes.fit import fit
 from ctseg.runs.folder import Run
 from ctseg.runs.job import Job

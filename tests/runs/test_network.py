@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from helpers.toys import toy
 
-from ctseg.core.files import InputError, write_json
+from ctseg.core.errors import InputError
+from ctseg.core.json_files import write_json
 from ctseg.core.optional import import_timm
 from ctseg.models import encoders, weights
 from ctseg.prediction.predictor import load_predictor, predict_masks

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from ctseg.core.files import InputError
+from ctseg.core.errors import InputError
 from ctseg.runs.old_recipe import NOT_EVERYWHERE, is_old, nested, new_place
 from ctseg.runs.recipe import CHOICES, Recipe, chosen, recipe_dict, recipe_from
 

@@ -5,7 +5,7 @@ import pickle
 
 import pytest
 
-from ctseg.core.files import InputError
+from ctseg.core.errors import InputError
 from ctseg.core.settings import describe
 from ctseg.recipes.table import RECIPES, get_recipe
 from ctseg.runs.recipe import GROUPS, Recipe, apply_settings, locate, recipe_dict, recipe_fields, recipe_from

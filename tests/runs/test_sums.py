@@ -8,7 +8,8 @@ from helpers.command import ctseg
 from helpers.toys import small, toy
 from safetensors.torch import load_file, save_file
 
-from ctseg.core.files import InputError, read_json
+from ctseg.core.errors import InputError
+from ctseg.core.json_files import read_json
 from ctseg.models.base import read_weights
 from ctseg.models.sealed import seal
 from ctseg.prediction.prepare import calibrate_run

@@ -125,7 +125,7 @@ def test_a_session_is_cut_and_continued(tmp_path):
 
 def test_one_failed_member_leaves_the_others(tmp_path, capsys, monkeypatch):
     from ctseg import kaggle
-    from ctseg.core.files import InputError
+    from ctseg.core.errors import InputError
     def watch(command, *_):
         run = next(Path(x) for x in command if "fold-" in str(x))
         if run.name in bad: raise InputError("the training ended with status 2: no finite loss")
@@ -168,7 +168,7 @@ ctseg FAILED
                                            "defect", "[rank0]: RuntimeError: a defect"), ("Killed", "====")])
 def test_the_mistake_is_told_not_torchruns_page_about_it(before, told, capsys):
     from ctseg import kaggle
-    from ctseg.core.files import InputError
+    from ctseg.core.errors import InputError
     with pytest.raises(InputError) as e:
         kaggle.watch(
             [sys.executable, "-c", f"import sys; print({before + chr(10) + TORCHRUN!r}); sys.exit(1)"]

@@ -10,7 +10,8 @@ from helpers.processes import start
 from helpers.runs import contents, fit_quietly, kill_and_resume
 from helpers.toys import small, tiny, toy
 
-from ctseg.core.files import PART, InputError
+from ctseg.core.atomic import PART
+from ctseg.core.errors import InputError
 from ctseg.recipes.fit import fit
 from ctseg.training.loop import Trainer
 

@@ -8,7 +8,7 @@ import torch
 from helpers.runs import contents
 from helpers.toys import tiny, toy
 
-from ctseg.core.files import InputError
+from ctseg.core.errors import InputError
 from ctseg.data.augment import MILD
 from ctseg.losses.registry import create_loss
 from ctseg.models import create_model

@@ -3,7 +3,7 @@ import psutil
 import pytest
 from helpers.toys import small, toy
 
-from ctseg.core.files import InputError
+from ctseg.core.errors import InputError
 from ctseg.recipes.fit import fit
 
 

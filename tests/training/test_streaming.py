@@ -7,7 +7,7 @@ import torch
 from helpers.toys import tiny, toy
 from safetensors.numpy import load_file
 
-from ctseg.core.files import InputError
+from ctseg.core.errors import InputError
 from ctseg.data.batches import SliceData
 from ctseg.data.lazy import LazyPixels, ReadPixels, pack_seen, seen_values
 from ctseg.data.slices import SliceSet

@@ -40,7 +40,7 @@ class Site:
     "What every page needs to know of the others."
     nbs: Path
     modules: dict[str, Module]
-    homes: dict[str, str]  # module -> its page, relative to the site: `ctseg.core.files` -> `core/files.html`
+    homes: dict[str, str]  # module -> its page, relative to the site: `ctseg.core.errors` -> `core/errors.html`
     places: dict[str, str]  # public name, in every form that prose uses -> `page#anchor`
     repository: str  # where the files of the repository can be read: `https://…/blob/main`
     host: str  # the published address of the site, ending in a slash

@@ -36,8 +36,8 @@ class Symbol:
 @dataclass
 class Module:
     "A module of the package: its definitions in source order, and what it offers from elsewhere."
-    name: str  # `ctseg.core.files`
-    path: str  # `ctseg/core/files.py`
+    name: str  # `ctseg.core.errors`
+    path: str  # `ctseg/core/errors.py`
     doc: str
     symbols: dict[str, Symbol]  # every definition at the top level and every public method, by name
     offered: list[str]  # `__all__`, or the public definitions

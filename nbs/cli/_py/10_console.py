@@ -24,7 +24,8 @@ from typing import Annotated
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from ctseg.core.files import InputError, printable, read_json
+from ctseg.core.errors import InputError, printable
+from ctseg.core.json_files import read_json
 from ctseg.core.loading import collector_rests
 from ctseg.core.threads import set_threads
 from ctseg.training.deadline import hear_end

@@ -18,7 +18,8 @@ from typing import Annotated, Optional
 
 import typer
 
-from ctseg.core.files import InputError, real_path
+from ctseg.core.errors import InputError
+from ctseg.core.paths import real_path
 
 # %% [markdown]
 # An option is a type that carries its help text. Several commands take the same ones, so they are defined here, and the help of `--device` is the same everywhere.

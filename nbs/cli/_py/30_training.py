@@ -18,7 +18,7 @@ import typer
 
 from ctseg.cli.console import SPEAKS, app, choose_threads, loading, print_facts
 from ctseg.cli.options import Annotations, Device, Folder, Plugins, load_plugins
-from ctseg.core.files import InputError, say
+from ctseg.core.errors import InputError, say
 
 # %%
 #| hide

@@ -18,7 +18,7 @@ import typer
 from ctseg.cli.console import app, loading, memory_errors, print_facts
 from ctseg.cli.options import (
     BatchSize, Device, Engine, Plugins, Precision, device_plan, load_plugins, refuse_replacing)
-from ctseg.core.files import InputError
+from ctseg.core.errors import InputError
 
 # %%
 #| hide

@@ -18,7 +18,7 @@ import typer
 
 from ctseg.cli.console import app, loading, memory_errors
 from ctseg.cli.options import BatchSize, Device, Engine, Plugins, load_plugins
-from ctseg.core.files import InputError, say
+from ctseg.core.errors import InputError, say
 
 # %%
 #| hide

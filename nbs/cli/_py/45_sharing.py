@@ -16,7 +16,7 @@ from typing import Annotated
 import typer
 
 from ctseg.cli.console import app
-from ctseg.core.files import say
+from ctseg.core.errors import say
 
 # %%
 #| hide

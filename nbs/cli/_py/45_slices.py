@@ -15,7 +15,7 @@ from typing import Optional
 
 import typer
 
-from ctseg.core.files import InputError
+from ctseg.core.errors import InputError
 
 # %%
 #| hide

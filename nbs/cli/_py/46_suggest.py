@@ -55,7 +55,7 @@ def suggest(
 ):
     "List the slices that are most worth annotating next, and the structures to look for on them."
     with loading():
-        from ctseg.core.files import InputError
+        from ctseg.core.errors import InputError
         from ctseg.report.suggestions import suggest_files
     *runs, data = places
     if not runs:

@@ -17,7 +17,8 @@ import typer
 
 from ctseg.cli.console import app, print_facts
 from ctseg.cli.options import refuse_replacing
-from ctseg.core.files import InputError, write_json
+from ctseg.core.errors import InputError
+from ctseg.core.json_files import write_json
 
 # %%
 #| hide

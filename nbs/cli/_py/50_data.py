@@ -24,7 +24,7 @@ from ctseg.cli.slices import (
     AS_STORE, EVERY, FIRST, OFFSET, ORDER, OVERLAP, PATIENTS, PER_VOLUME, PLACES, SCALE, TEST,
     fitting_options, png_options, where_to, without_none,
 )
-from ctseg.core.files import did_you_mean
+from ctseg.core.errors import did_you_mean
 
 # %%
 #| hide

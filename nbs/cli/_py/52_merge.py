@@ -16,7 +16,7 @@ from typing import Annotated, Optional
 import typer
 
 from ctseg.cli.console import app, print_facts
-from ctseg.core.files import say
+from ctseg.core.errors import say
 
 # %%
 #| hide

@@ -18,7 +18,7 @@ import typer
 from ctseg.cli.console import app, print_facts
 from ctseg.cli.options import begins, refuse_replacing
 from ctseg.cli.slices import FIRST, FORM, GIVEN, IDS, LIKE, ORDER, VALUES, fitting_options, write_rle
-from ctseg.core.files import InputError, did_you_mean
+from ctseg.core.errors import InputError, did_you_mean
 
 # %%
 #| hide

@@ -24,7 +24,7 @@ from ctseg.cli import (  # noqa: F401 they enter their commands
     data, evaluate, export, merge, prediction, segment, sharing, storing, suggest, training,
 )
 from ctseg.cli.console import SPEAKS, UsageError, app, clean_end, our_warnings, usage_line, write_any_letter
-from ctseg.core.files import InputError
+from ctseg.core.errors import InputError
 
 # %%
 #| hide

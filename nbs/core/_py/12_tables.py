@@ -12,7 +12,8 @@ import itertools
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from ctseg.core.files import InputError, refuse_special
+from ctseg.core.errors import InputError
+from ctseg.core.paths import refuse_special
 
 # %%
 #| hide
@@ -180,3 +181,24 @@ with tempfile.TemporaryDirectory() as d:
     os.truncate(path, 1 << 40)
     try: refuse_padding(path)
     except InputError as e: print(str(e).replace(d, "…"))
+
+
+# %% [markdown]
+# ## Cells of a table
+#
+# A spreadsheet takes a cell that begins with `=` for a formula and carries it out. A name from somebody else's file must not be one.
+
+# %%
+#| export
+def csv_cell(value):
+    "`value` as a cell that no spreadsheet carries out: a text that could be a formula gets an apostrophe in front."
+    if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r"):
+        return f"'{value}"
+    return value
+
+
+# %% [markdown]
+# Texts that a spreadsheet would calculate get an apostrophe. Numbers and plain words stay as they are.
+
+# %%
+test_eq([csv_cell(v) for v in ("=1+1", "-", "liver", -1, "")], ["'=1+1", "'-", "liver", -1, ""])

@@ -15,7 +15,8 @@ import os
 import re
 from pathlib import Path
 
-from ctseg.core.files import InputError, real_path
+from ctseg.core.errors import InputError
+from ctseg.core.paths import real_path
 
 # %%
 #| hide

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ctseg.core.files import InputError, printable
+from ctseg.core.errors import InputError, printable
 
 # %%
 #| hide

@@ -17,13 +17,13 @@ from types import ModuleType
 
 import torch
 
-from ctseg.core.files import InputError
+from ctseg.core.errors import InputError
 
 # %%
 #| hide
 from fastcore.test import test_eq
 
-from ctseg.core.files import InputError
+from ctseg.core.errors import InputError
 
 # %% [markdown]
 # Some packages are heavy, and some are needed by few users. `ctseg` imports them only when they are needed. Where one is missing, the error says how to install it.

@@ -14,7 +14,8 @@ import itertools
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
-from ctseg.core.files import InputError, did_you_mean, read_json
+from ctseg.core.errors import InputError, did_you_mean
+from ctseg.core.json_files import read_json
 
 # %%
 #| hide

@@ -21,7 +21,8 @@ from typing import Self
 
 import numpy as np
 
-from ctseg.core.files import InputError, did_you_mean, read_json, write_json
+from ctseg.core.errors import InputError, did_you_mean
+from ctseg.core.json_files import read_json, write_json
 from ctseg.core.unions import Unions, read_unions, union_ids, union_table
 
 # %%
@@ -35,7 +36,8 @@ from fastcore.test import test_eq
 from matplotlib_inline.backend_inline import set_matplotlib_formats
 from skimage.color import rgb2lab
 
-from ctseg.core.files import InputError, write_json
+from ctseg.core.errors import InputError
+from ctseg.core.json_files import write_json
 set_matplotlib_formats("png")  # one pixel a point: a quarter of the bytes of the default
 
 # %% [markdown]

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import torch
 
-from ctseg.core.files import InputError, did_you_mean
+from ctseg.core.errors import InputError, did_you_mean
 from ctseg.core.threads import POLICIES, allowed_cpus, busy_cpus
 
 # %%
@@ -30,7 +30,7 @@ from ctseg.core.threads import POLICIES, allowed_cpus, busy_cpus
 import torch
 from fastcore.test import test_eq
 
-from ctseg.core.files import InputError
+from ctseg.core.errors import InputError
 
 
 # %% [markdown]

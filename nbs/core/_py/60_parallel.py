@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from ctseg.core.files import InputError
+from ctseg.core.errors import InputError
 from ctseg.core.optional import import_timm
 
 # %%

@@ -19,8 +19,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from ctseg.core.atomic import atomic_path
 from ctseg.core.cache import own_cache
-from ctseg.core.files import MAX_TEXT, InputError, atomic_path, did_you_mean, refuse_special
+from ctseg.core.errors import InputError, did_you_mean
+from ctseg.core.paths import MAX_TEXT, refuse_special
 
 # %%
 #| hide

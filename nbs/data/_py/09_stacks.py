@@ -23,7 +23,7 @@ from typing import Self
 
 import numpy as np
 
-from ctseg.core.files import InputError
+from ctseg.core.errors import InputError
 
 # %%
 #| hide

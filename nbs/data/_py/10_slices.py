@@ -37,7 +37,7 @@ from typing import Self
 import numpy as np
 
 from ctseg.core.anatomy import IGNORE, ClassMap
-from ctseg.core.files import InputError, did_you_mean
+from ctseg.core.errors import InputError, did_you_mean
 from ctseg.data.lazy import LazyPixels, blank_like, blocks, seen_values, take
 from ctseg.data.stacks import Stacks
 
@@ -49,7 +49,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from fastcore.test import test_eq, test_fail
 
-from ctseg.core.files import InputError
+from ctseg.core.errors import InputError
 from ctseg.core.style import (
     class_legend,
     image_grid,

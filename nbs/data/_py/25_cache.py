@@ -27,8 +27,10 @@ from pathlib import Path
 
 import numpy as np
 
+from ctseg.core.atomic import atomic_path
 from ctseg.core.cache import own_cache
-from ctseg.core.files import InputError, atomic_path, real_path, refuse_special
+from ctseg.core.errors import InputError
+from ctseg.core.paths import real_path, refuse_special
 
 # %%
 #| hide

@@ -23,8 +23,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ctseg.core.files import InputError, refuse_special
+from ctseg.core.errors import InputError
 from ctseg.core.filetypes import PACKED, check_folder
+from ctseg.core.paths import refuse_special
 from ctseg.data.cache import cached_array, reading
 from ctseg.data.lazy import LazyPixels, ReadPixels
 
@@ -38,7 +39,8 @@ from fastcore.test import test_eq, test_fail
 from PIL import Image
 from skimage.io import imsave
 
-from ctseg.core.files import InputError, refuse_special
+from ctseg.core.errors import InputError
+from ctseg.core.paths import refuse_special
 
 
 # %% [markdown]

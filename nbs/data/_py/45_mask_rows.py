@@ -27,8 +27,9 @@ from pathlib import Path
 import csv as csvlib
 import numpy as np
 
-from ctseg.core.files import InputError, refuse_special
+from ctseg.core.errors import InputError
 from ctseg.core.filetypes import content_of
+from ctseg.core.paths import refuse_special
 from ctseg.core.tables import MAX_LINE, refuse_padding
 
 # %%
@@ -40,7 +41,8 @@ from pathlib import Path
 import numpy as np
 from fastcore.test import test_eq, test_fail
 
-from ctseg.core.files import InputError, refuse_special
+from ctseg.core.errors import InputError
+from ctseg.core.paths import refuse_special
 
 
 # %% [markdown]

@@ -25,7 +25,8 @@ import csv as csvlib
 import numpy as np
 
 from ctseg.core.anatomy import IGNORE, ClassMap
-from ctseg.core.files import InputError, atomic_path
+from ctseg.core.atomic import atomic_path
+from ctseg.core.errors import InputError
 from ctseg.data.cache import cached_array
 from ctseg.data.lazy import LazyPixels, blocks
 from ctseg.data.mask_rows import count_rows, iter_rows, read_image_names
@@ -41,7 +42,7 @@ import numpy as np
 import pandas as pd
 from fastcore.test import test_eq, test_fail
 
-from ctseg.core.files import InputError
+from ctseg.core.errors import InputError
 from ctseg.core.toys import toy_slices
 from ctseg.data.lazy import ReadPixels
 from ctseg.data.mask_csv import read_masks

@@ -19,7 +19,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from ctseg.core.files import InputError
+from ctseg.core.errors import InputError
 from ctseg.data.lazy import kept_where
 from ctseg.data.slices import SliceSet
 

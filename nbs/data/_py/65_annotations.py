@@ -20,8 +20,9 @@ from pathlib import Path
 import numpy as np
 
 from ctseg.core.anatomy import RAIDIUM54, ClassMap
-from ctseg.core.files import InputError, read_json
+from ctseg.core.errors import InputError
 from ctseg.core.filetypes import instead_of
+from ctseg.core.json_files import read_json
 from ctseg.data.slices import present_classes
 from ctseg.data.splits import near_duplicates
 
@@ -35,7 +36,7 @@ import numpy as np
 from fastcore.test import test_eq, test_fail
 
 from ctseg.core.anatomy import ClassMap
-from ctseg.core.files import InputError
+from ctseg.core.errors import InputError
 
 
 # %% [markdown]

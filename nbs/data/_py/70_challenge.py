@@ -33,8 +33,10 @@ from pathlib import Path
 import numpy as np
 
 from ctseg.core.anatomy import ClassMap
-from ctseg.core.files import InputError, atomic_path, did_you_mean, read_json, write_json
+from ctseg.core.atomic import atomic_path
+from ctseg.core.errors import InputError, did_you_mean
 from ctseg.core.filetypes import check_folder, instead_of
+from ctseg.core.json_files import read_json, write_json
 from ctseg.data.annotations import check_examined, read_annotated, read_classes, read_groups
 from ctseg.data.images import natural_key, open_images, read_images, size_text
 from ctseg.data.lazy import LazyPixels, blank_like, seen_values, take
@@ -55,7 +57,7 @@ from skimage.io import imsave
 import numpy as np
 from fastcore.test import test_eq, test_fail
 
-from ctseg.core.files import InputError
+from ctseg.core.errors import InputError
 from ctseg.core.style import class_legend, image_grid, overlay, show_image
 from ctseg.data.challenge import read_challenge, write_challenge
 from ctseg.data.mask_csv import write_masks

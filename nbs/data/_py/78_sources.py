@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from ctseg.core.files import InputError
+from ctseg.core.errors import InputError
 from ctseg.data.challenge import check_challenge, open_challenge, read_challenge, slice_facts
 from ctseg.data.images import open_images
 from ctseg.data.lazy import LazyPixels

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ctseg.core.files import InputError
+from ctseg.core.errors import InputError
 from ctseg.data.slices import SliceSet
 
 # %%

@@ -31,7 +31,7 @@ import torch
 import torch.nn.functional as F
 
 from ctseg.core.anatomy import IGNORE, ClassMap
-from ctseg.core.files import InputError, did_you_mean
+from ctseg.core.errors import InputError, did_you_mean
 from ctseg.data.batches import Batch, class_in_mask
 
 # %%

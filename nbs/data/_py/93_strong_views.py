@@ -21,7 +21,7 @@ from dataclasses import replace
 import torch
 import torch.nn.functional as F
 
-from ctseg.core.files import InputError
+from ctseg.core.errors import InputError
 from ctseg.data.augment import photometric
 from ctseg.data.batches import Batch, known_map
 from ctseg.data.geometry import uniform

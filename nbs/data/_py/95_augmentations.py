@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from ctseg.core.anatomy import ClassMap
-from ctseg.core.files import InputError
+from ctseg.core.errors import InputError
 from ctseg.core.registry import Registry
 from ctseg.core.settings import Settings, setting
 from ctseg.data.augment import MILD, NO_AUGMENT, STRONG, Augment

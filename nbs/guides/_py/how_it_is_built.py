@@ -69,7 +69,7 @@ from pathlib import Path
 
 from IPython.display import Markdown
 
-from ctseg.core.files import InputError
+from ctseg.core.errors import InputError
 from ctseg.core.settings import describe
 from ctseg.methods.unimatch import UniMatchSettings
 from ctseg.recipes.table import get_recipe

@@ -51,7 +51,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ctseg.core.files import read_json
+from ctseg.core.json_files import read_json
 from ctseg.integrations.nnunet import export_nnunet
 from ctseg.io.cases import Case
 from ctseg.io.folders import write_volumes

@@ -28,7 +28,7 @@ import tempfile
 import warnings
 
 import ctseg
-from ctseg.core.files import InputError
+from ctseg.core.errors import InputError
 from ctseg.core.optional import import_timm
 from ctseg.data.toys import toy_set
 

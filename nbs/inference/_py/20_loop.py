@@ -20,7 +20,7 @@ from torch import nn
 
 from ctseg.core.allocator import memory_kept
 from ctseg.core.device import DevicePlan
-from ctseg.core.files import InputError
+from ctseg.core.errors import InputError
 from ctseg.core.parallel import collect, own_share, world
 from ctseg.data.batches import Batch, SliceData
 from ctseg.data.lazy import LazyPixels

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ctseg.core.device import DevicePlan
-from ctseg.core.files import InputError, did_you_mean
+from ctseg.core.errors import InputError, did_you_mean
 from ctseg.core.optional import import_extra
 from ctseg.inference.loop import Member, in_precision
 
@@ -35,7 +35,7 @@ import torch
 from fastcore.test import test_close, test_eq
 
 from ctseg.core.device import pick_device
-from ctseg.core.files import InputError
+from ctseg.core.errors import InputError
 from ctseg.losses.registry import create_loss
 from ctseg.models.zoo import create_model
 

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from ctseg.core.anatomy import ClassMap
-from ctseg.core.files import InputError
+from ctseg.core.errors import InputError
 
 # %%
 #| hide

@@ -17,8 +17,8 @@ from torch import nn
 
 from ctseg.core.anatomy import IGNORE
 from ctseg.core.device import DevicePlan
+from ctseg.core.errors import InputError
 from ctseg.core.unions import Unions
-from ctseg.core.files import InputError
 from ctseg.data.slices import SliceSet
 from ctseg.inference.loop import Member
 from ctseg.inference.pixel_sample import PixelSample, logits_at, parts_of, sample_logits

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from skimage.io import imsave
 
-from ctseg.core.files import InputError
+from ctseg.core.errors import InputError
 from ctseg.io.canvas import paste
 from ctseg.io.geometry import as_volume, slice_axes
 from ctseg.io.index import read_index

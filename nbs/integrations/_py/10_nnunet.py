@@ -16,7 +16,9 @@ from pathlib import Path
 import numpy as np
 
 from ctseg.core.anatomy import IGNORE, ClassMap
-from ctseg.core.files import InputError, atomic_path, did_you_mean, write_json
+from ctseg.core.atomic import atomic_path
+from ctseg.core.errors import InputError, did_you_mean
+from ctseg.core.json_files import write_json
 from ctseg.data.challenge import open_challenge
 from ctseg.data.lazy import seen_values
 from ctseg.data.slices import SliceSet
@@ -35,7 +37,7 @@ import matplotlib.pyplot as plt
 from fastcore.test import test_eq, test_fail
 from skimage.io import imread
 
-from ctseg.core.files import read_json
+from ctseg.core.json_files import read_json
 from ctseg.data.challenge import write_challenge
 from ctseg.io.volumes import class_flags
 

@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ctseg.core.anatomy import IGNORE, ClassMap
-from ctseg.core.files import InputError
+from ctseg.core.errors import InputError
 from ctseg.data.batches import Batch, known_map
 from ctseg.io.label_names import read_examined_cases
 from ctseg.losses.partial import PartialLoss, as_given
@@ -32,7 +32,7 @@ import tempfile
 
 from fastcore.test import test_close, test_eq, test_fail
 
-from ctseg.core.files import write_json
+from ctseg.core.json_files import write_json
 from ctseg.losses.registry import create_loss
 
 # %% [markdown]

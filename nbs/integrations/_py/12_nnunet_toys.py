@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import torch
 from torch import nn
 
-from ctseg.core.files import write_json
+from ctseg.core.json_files import write_json
 from ctseg.integrations.nnunet_known import EXAMINED_FILE
 
 # %%

@@ -16,7 +16,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from ctseg.core.files import InputError, atomic_path, read_json, write_json
+from ctseg.core.atomic import atomic_path
+from ctseg.core.errors import InputError
+from ctseg.core.json_files import read_json, write_json
 from ctseg.core.parallel import gather_rows
 from ctseg.core.settings import Settings, setting, with_text
 from ctseg.integrations.nnunet_known import (

@@ -11,7 +11,7 @@
 import functools
 import importlib
 
-from ctseg.core.files import InputError, did_you_mean
+from ctseg.core.errors import InputError, did_you_mean
 from ctseg.integrations.nnunet_partial import PartialFiles
 from ctseg.integrations.nnunet_teacher import ScoredTeacher
 

@@ -13,7 +13,9 @@ import importlib.util
 import sys
 from pathlib import Path
 
-from ctseg.core.files import InputError, atomic_path, real_path, say
+from ctseg.core.atomic import atomic_path
+from ctseg.core.errors import InputError, say
+from ctseg.core.paths import real_path
 
 # %%
 #| hide

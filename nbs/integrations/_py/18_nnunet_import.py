@@ -13,8 +13,10 @@ from pathlib import Path
 import numpy as np
 
 from ctseg.core.anatomy import IGNORE, ClassMap
-from ctseg.core.files import InputError, atomic_path, read_json
+from ctseg.core.atomic import atomic_path
+from ctseg.core.errors import InputError
 from ctseg.core.filetypes import check_folder, instead_of
+from ctseg.core.json_files import read_json
 from ctseg.data.challenge import write_challenge
 from ctseg.data.images import image_paths, read_pngs
 from ctseg.data.slices import SliceSet

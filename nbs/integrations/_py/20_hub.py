@@ -12,7 +12,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ctseg.core.files import InputError, json_checksum, read_json, real_path
+from ctseg.core.errors import InputError
+from ctseg.core.json_files import json_checksum, read_json
+from ctseg.core.paths import real_path
 from ctseg.models.base import read_weights
 from ctseg.runs.card import write_card
 from ctseg.runs.folder import Run

@@ -19,8 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ctseg.core.atomic import atomic_path
 from ctseg.core.device import pick_device
-from ctseg.core.files import InputError, atomic_path
+from ctseg.core.errors import InputError
 from ctseg.inference.engine import GraphNetwork, export_graph, import_engine, onnx_session
 from ctseg.inference.loop import Member, middle_channels
 from ctseg.inference.rule import decide

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 
 from ctseg.core.anatomy import IGNORE
-from ctseg.core.files import InputError
+from ctseg.core.errors import InputError
 from ctseg.losses.fused import MarginalSoftmaxLoss
 from ctseg.losses.partial import PartialLoss, dice_loss
 from ctseg.losses.registry import create_loss
@@ -28,7 +28,7 @@ from dataclasses import replace
 import torch
 from fastcore.test import test_close, test_eq
 
-from ctseg.core.files import InputError
+from ctseg.core.errors import InputError
 
 
 # %% [markdown]

@@ -19,7 +19,7 @@ import torch
 from torch.nn.modules.loss import _Loss
 
 from ctseg.core.anatomy import ClassMap
-from ctseg.core.files import InputError, did_you_mean
+from ctseg.core.errors import InputError, did_you_mean
 from ctseg.core.optional import import_extra
 from ctseg.integrations.monai_labels import label_form, loss_behind, read_truth
 from ctseg.losses.partial import PartialLoss
@@ -43,7 +43,7 @@ from monai.losses import DiceCELoss
 from monai.metrics import DiceMetric
 from monai.transforms import Compose, RandCropByPosNegLabeld
 
-from ctseg.core.files import InputError
+from ctseg.core.errors import InputError
 
 
 # %% [markdown]

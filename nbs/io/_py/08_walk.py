@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ctseg.core.filetypes import PACKED, is_system
-from ctseg.core.files import real_path
+from ctseg.core.paths import real_path
 from ctseg.data.images import natural_key
 
 # %%

@@ -12,7 +12,7 @@ from itertools import permutations
 
 import numpy as np
 
-from ctseg.core.files import InputError
+from ctseg.core.errors import InputError
 
 # %%
 #| hide

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ctseg.core.files import InputError
+from ctseg.core.errors import InputError
 from ctseg.io.geometry import as_slices, slice_axes
 from ctseg.io.slicing import Slicing, draw_window, to_8bit
 

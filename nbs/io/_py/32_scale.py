@@ -10,7 +10,7 @@
 #| export
 import numpy as np
 
-from ctseg.core.files import InputError
+from ctseg.core.errors import InputError
 
 # %%
 #| hide

@@ -10,7 +10,9 @@
 #| export
 from pathlib import Path
 
-from ctseg.core.files import InputError, json_checksum, refuse_nameless
+from ctseg.core.errors import InputError
+from ctseg.core.json_files import json_checksum
+from ctseg.core.paths import refuse_nameless
 
 # %%
 #| hide

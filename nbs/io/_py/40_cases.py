@@ -14,7 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ctseg.core.files import InputError, did_you_mean, read_json
+from ctseg.core.errors import InputError, did_you_mean
+from ctseg.core.json_files import read_json
 from ctseg.io.volumes import Volume
 
 # %%
@@ -23,7 +24,7 @@ import tempfile
 
 from fastcore.test import test_eq, test_fail
 
-from ctseg.core.files import write_json
+from ctseg.core.json_files import write_json
 
 
 # %% [markdown]

@@ -25,7 +25,8 @@ from tqdm import tqdm
 
 from ctseg import __version__
 from ctseg.core.anatomy import IGNORE, ClassMap
-from ctseg.core.files import InputError, atomic_path
+from ctseg.core.atomic import atomic_path
+from ctseg.core.errors import InputError
 from ctseg.core.folders import made_folder
 from ctseg.core.schema import check_whole
 from ctseg.core.threads import allowed_cpus

@@ -17,7 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from ctseg.core.anatomy import IGNORE, ClassMap
-from ctseg.core.files import InputError, did_you_mean, read_json
+from ctseg.core.errors import InputError, did_you_mean
+from ctseg.core.json_files import read_json
 from ctseg.data.lazy import LazyPixels, row_blocks
 from ctseg.data.slices import SliceSet
 from ctseg.data.spooled import know_values, put_slices, room_for

@@ -17,9 +17,11 @@ from pathlib import Path
 import numpy as np
 
 from ctseg.core.anatomy import ClassMap
-from ctseg.core.files import (
-    InputError, atomic_path, csv_cell, printable, real_path, refuse_folder, write_json,
-)
+from ctseg.core.atomic import atomic_path
+from ctseg.core.errors import InputError, printable
+from ctseg.core.json_files import write_json
+from ctseg.core.paths import real_path, refuse_folder
+from ctseg.core.tables import csv_cell
 from ctseg.data.challenge import write_challenge
 from ctseg.data.lazy import LazyPixels
 from ctseg.data.slices import SliceSet
@@ -41,7 +43,7 @@ from dataclasses import replace
 from fastcore.test import test_eq, test_fail
 from matplotlib_inline.backend_inline import set_matplotlib_formats
 
-from ctseg.core.files import read_json
+from ctseg.core.json_files import read_json
 from ctseg.core.style import class_legend, image_grid, overlay, show_image
 from ctseg.data.challenge import read_challenge
 from ctseg.io.toy_scans import TORSO_CLASSES, torso_scans

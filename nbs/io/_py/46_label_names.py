@@ -18,7 +18,8 @@ import numpy as np
 import pandas as pd
 
 from ctseg.core.anatomy import ClassMap
-from ctseg.core.files import InputError, read_json, some_of
+from ctseg.core.errors import InputError, some_of
+from ctseg.core.json_files import read_json
 from ctseg.core.tables import refuse_repeated, table_text
 from ctseg.io.volumes import class_flags
 
@@ -29,7 +30,7 @@ import tempfile
 
 from fastcore.test import test_fail
 
-from ctseg.core.files import write_json
+from ctseg.core.json_files import write_json
 from ctseg.io.toy_scans import TORSO_CLASSES
 
 

@@ -17,7 +17,8 @@ from typing import NamedTuple
 import numpy as np
 
 from ctseg.core.anatomy import ClassMap
-from ctseg.core.files import InputError, read_json
+from ctseg.core.errors import InputError
+from ctseg.core.json_files import read_json
 from ctseg.core.schema import anything, fields, fit_schema, listed, mapped, maybe, number, text
 from ctseg.data.annotations import read_classes
 from ctseg.data.images import read_pngs

@@ -13,7 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ctseg.core.files import InputError, read_json
+from ctseg.core.errors import InputError
+from ctseg.core.json_files import read_json
 from ctseg.data.images import image_paths, read_pngs
 from ctseg.data.store import is_store, store_notes
 from ctseg.io.geometry import slice_axes

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ctseg.core.files import InputError
+from ctseg.core.errors import InputError
 from ctseg.data.images import image_paths
 from ctseg.data.slices import SliceSet
 from ctseg.data.stacks import Stacks, stacks_of

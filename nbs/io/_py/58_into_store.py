@@ -19,7 +19,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from ctseg.core.files import InputError, write_json
+from ctseg.core.errors import InputError
+from ctseg.core.json_files import write_json
 from ctseg.data.slices import SliceSet
 from ctseg.data.store import import_zarr, store_place, write_store
 from ctseg.io.imported import slicing_of

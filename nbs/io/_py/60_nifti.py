@@ -17,8 +17,11 @@ from pathlib import Path
 
 import numpy as np
 
-from ctseg.core.files import InputError, atomic_path, refuse_special, write_json
+from ctseg.core.atomic import atomic_path
+from ctseg.core.errors import InputError
 from ctseg.core.filetypes import content_of
+from ctseg.core.json_files import write_json
+from ctseg.core.paths import refuse_special
 from ctseg.data.images import natural_key
 from ctseg.io.geometry import slice_axes
 from ctseg.io.index import predicted_volumes

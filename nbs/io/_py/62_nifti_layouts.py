@@ -12,7 +12,7 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from ctseg.core.files import InputError
+from ctseg.core.errors import InputError
 from ctseg.io.nifti import nifti_files
 
 # %%

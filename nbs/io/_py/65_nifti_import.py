@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ctseg.core.anatomy import IGNORE, RAIDIUM54, ClassMap
-from ctseg.core.files import InputError, did_you_mean
+from ctseg.core.errors import InputError, did_you_mean
 from ctseg.core.filetypes import check_folder, content_of
 from ctseg.data.images import natural_key
 from ctseg.io.cases import Case, read_patients
@@ -42,7 +42,7 @@ import tempfile
 import nibabel as nib
 from fastcore.test import test_eq, test_fail
 
-from ctseg.core.files import write_json
+from ctseg.core.json_files import write_json
 from ctseg.data.challenge import read_challenge
 from ctseg.io.toy_scans import TORSO_CLASSES, torso_scans
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from ctseg.core.files import InputError
+from ctseg.core.errors import InputError
 from ctseg.data.images import natural_key
 from ctseg.io.volumes import import_volumes_package
 from ctseg.io.walk import is_visible

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ctseg.core.files import InputError
+from ctseg.core.errors import InputError
 from ctseg.io.dicom_headers import DicomFile, check_one_series, is_compressed
 from ctseg.io.dicom_heap import Heap, frame_headers, read_file
 from ctseg.io.scale import scale_notes

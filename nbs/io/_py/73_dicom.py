@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ctseg.core.files import InputError, some_of
+from ctseg.core.errors import InputError, some_of
 from ctseg.io.dicom_headers import DicomFile, Misfit, path_without_patient
 from ctseg.io.dicom_heap import Entry, Heap, read_heap
 from ctseg.io.dicom_references import find_about, references, slim_label

@@ -8,7 +8,7 @@
 
 # %%
 #| export
-from ctseg.core.files import InputError
+from ctseg.core.errors import InputError
 from ctseg.io.dicom_heap import ENHANCED_CT
 from ctseg.io.volumes import import_volumes_package
 

@@ -16,7 +16,8 @@ import numpy as np
 
 from ctseg import __version__
 from ctseg.core.anatomy import ClassMap
-from ctseg.core.files import InputError, atomic_path, printable
+from ctseg.core.atomic import atomic_path
+from ctseg.core.errors import InputError, printable
 from ctseg.data.annotations import read_classes
 from ctseg.io.dicom import Series, find_series
 from ctseg.io.index import predicted_volumes

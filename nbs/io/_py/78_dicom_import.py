@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from ctseg.core.anatomy import ClassMap, RAIDIUM54
-from ctseg.core.files import InputError, some_of
+from ctseg.core.errors import InputError, some_of
 from ctseg.io.cases import Case
 from ctseg.io.dicom import LabelledSeries, Survey, survey_dicom
 from ctseg.io.dicom_headers import DicomFile, label_errors, tells_patient

@@ -19,8 +19,10 @@ import numpy as np
 import pandas as pd
 
 from ctseg.core.anatomy import ClassMap
-from ctseg.core.files import InputError, read_json, refuse_special
+from ctseg.core.errors import InputError
 from ctseg.core.filetypes import check_folder
+from ctseg.core.json_files import read_json
+from ctseg.core.paths import refuse_special
 from ctseg.core.tables import table_text
 from ctseg.data.images import natural_key
 from ctseg.io.canvas import place_on_squares
@@ -41,7 +43,7 @@ import tempfile
 
 from fastcore.test import test_eq, test_fail
 
-from ctseg.core.files import write_json
+from ctseg.core.json_files import write_json
 from ctseg.core.style import class_legend, image_grid, overlay, show_image
 from ctseg.data.challenge import read_challenge
 from ctseg.io.renaming import Renaming

@@ -16,7 +16,7 @@ from pathlib import Path
 import pandas as pd
 
 from ctseg.core.anatomy import ClassMap, RAIDIUM54
-from ctseg.core.files import InputError, did_you_mean
+from ctseg.core.errors import InputError, did_you_mean
 from ctseg.core.filetypes import check_folder
 from ctseg.core.tables import once_each, refuse_repeated, table_text
 from ctseg.data.images import natural_key

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ctseg.core.anatomy import IGNORE, ClassMap, other_side, side_word
-from ctseg.core.files import InputError, did_you_mean, some_of
+from ctseg.core.errors import InputError, did_you_mean, some_of
 from ctseg.core.unions import atoms_of, related_pairs, union_ids
 from ctseg.io.renaming import Renaming, same_spelling
 from ctseg.io.snomed import plain_name, snomed

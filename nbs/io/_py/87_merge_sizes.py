@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ctseg.core.files import InputError, did_you_mean, some_of
+from ctseg.core.errors import InputError, did_you_mean, some_of
 from ctseg.data.images import MAX_PIXELS
 from ctseg.io.canvas import paste
 from ctseg.io.volumes import resize_slices

@@ -20,10 +20,12 @@ import numpy as np
 import pandas as pd
 
 from ctseg.core.anatomy import ClassMap
-from ctseg.core.files import (
-    InputError, atomic_path, csv_cell, did_you_mean, read_json, real_path, safe_name, write_json,
-)
+from ctseg.core.atomic import atomic_path
+from ctseg.core.errors import InputError, did_you_mean
 from ctseg.core.filetypes import check_folder, instead_of
+from ctseg.core.json_files import read_json, write_json
+from ctseg.core.paths import real_path, safe_name
+from ctseg.core.tables import csv_cell
 from ctseg.core.unions import read_union_lists
 from ctseg.data.annotations import read_classes
 from ctseg.data.challenge import open_challenge, write_challenge

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ctseg.core.files import InputError
+from ctseg.core.errors import InputError
 from ctseg.data.images import MOST_PARTS, decode_png, grey_only, png_bits, read_pngs, size_text
 from ctseg.io.slicing import WINDOWS, to_8bit
 

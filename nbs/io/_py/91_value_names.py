@@ -16,7 +16,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ctseg.core.anatomy import ClassMap
-from ctseg.core.files import InputError, did_you_mean, read_json
+from ctseg.core.errors import InputError, did_you_mean
+from ctseg.core.json_files import read_json
 from ctseg.core.tables import MAX_LINE, counted_lines, refuse_repeated
 from ctseg.data.images import natural_key
 from ctseg.data.mask_rows import open_csv

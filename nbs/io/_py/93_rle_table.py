@@ -13,7 +13,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from ctseg.core.files import InputError, some_of
+from ctseg.core.errors import InputError, some_of
 from ctseg.io.value_names import column_of, letters_and_digits, read_text_table
 
 # %%

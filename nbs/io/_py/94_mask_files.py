@@ -14,8 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ctseg.core.files import InputError, refuse_special
+from ctseg.core.errors import InputError
 from ctseg.core.filetypes import check_folder
+from ctseg.core.paths import refuse_special
 from ctseg.data.images import MAX_BYTES, OTHER_IMAGES, is_system_file, natural_key
 from ctseg.io.pixels import palette_of, read_values
 

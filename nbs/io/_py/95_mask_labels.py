@@ -17,7 +17,8 @@ from typing import NamedTuple
 import numpy as np
 
 from ctseg.core.anatomy import ClassMap
-from ctseg.core.files import InputError, did_you_mean, read_json
+from ctseg.core.errors import InputError, did_you_mean
+from ctseg.core.json_files import read_json
 from ctseg.io.mask_files import check_palettes, find_mask_files, values_in
 from ctseg.io.pixels import check_size, read_values, two_values
 from ctseg.io.rle import Coding, decode
@@ -32,7 +33,7 @@ import tempfile
 from fastcore.test import test_fail
 from PIL import Image
 
-from ctseg.core.files import write_json
+from ctseg.core.json_files import write_json
 
 # %% [markdown]
 # Annotations of images come in two forms: mask files, one or several for each image, or a table of [run-length codes](93_rle_table.ipynb). This page reads both into label maps,

@@ -17,7 +17,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ctseg.core.files import InputError, atomic_path, read_json, real_path, write_json
+from ctseg.core.atomic import atomic_path
+from ctseg.core.errors import InputError
+from ctseg.core.json_files import read_json, write_json
+from ctseg.core.paths import real_path
 from ctseg.core.schema import LONGEST, check_whole
 from ctseg.core.tables import once_each
 from ctseg.data.challenge import write_challenge

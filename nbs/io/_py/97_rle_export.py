@@ -16,8 +16,11 @@ from pathlib import Path
 import numpy as np
 
 from ctseg.core.anatomy import ClassMap
-from ctseg.core.files import InputError, atomic_path, did_you_mean, read_json, refuse_folder
+from ctseg.core.atomic import atomic_path
+from ctseg.core.errors import InputError, did_you_mean
 from ctseg.core.filetypes import check_folder
+from ctseg.core.json_files import read_json
+from ctseg.core.paths import refuse_folder
 from ctseg.data.annotations import read_classes
 from ctseg.data.images import image_paths, read_pngs
 from ctseg.data.lazy import LazyPixels, seen_values
@@ -33,7 +36,7 @@ import tempfile
 
 from fastcore.test import test_eq, test_fail
 
-from ctseg.core.files import write_json
+from ctseg.core.json_files import write_json
 from ctseg.data.mask_csv import write_masks
 from ctseg.io.rle_table import read_codes
 from ctseg.io.rle import decode

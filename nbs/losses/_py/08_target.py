@@ -16,7 +16,7 @@ import torch
 from torch.nn import functional as F
 
 from ctseg.core.anatomy import IGNORE
-from ctseg.core.files import InputError
+from ctseg.core.errors import InputError
 from ctseg.core.unions import Unions
 from ctseg.losses.unions import put_unions, told_by_label
 
@@ -25,7 +25,7 @@ from ctseg.losses.unions import put_unions, told_by_label
 import torch
 from fastcore.test import test_close, test_eq
 
-from ctseg.core.files import InputError
+from ctseg.core.errors import InputError
 from ctseg.losses.target import as_target
 
 # %% [markdown]

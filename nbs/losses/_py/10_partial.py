@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ctseg.core.files import InputError, did_you_mean
+from ctseg.core.errors import InputError, did_you_mean
 from ctseg.core.unions import Unions
 from ctseg.losses.target import Target, as_target, sum_dtype
 from ctseg.losses.unions import without_unions

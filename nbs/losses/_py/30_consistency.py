@@ -15,7 +15,7 @@ from collections.abc import Callable
 import torch
 from torch.nn import functional as F
 
-from ctseg.core.files import did_you_mean
+from ctseg.core.errors import did_you_mean
 from ctseg.losses.partial import as_given
 
 # %%

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from ctseg.core.files import did_you_mean
+from ctseg.core.errors import did_you_mean
 from ctseg.core.registry import Registry
 from ctseg.core.settings import Settings, describe, setting, settings_of
 from ctseg.core.unions import Unions
@@ -26,7 +26,7 @@ from ctseg.losses.partial import PartialLoss
 #| hide
 from fastcore.test import test_eq
 
-from ctseg.core.files import InputError
+from ctseg.core.errors import InputError
 
 
 # %% [markdown]

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from ctseg.core.anatomy import IGNORE
-from ctseg.core.files import did_you_mean
+from ctseg.core.errors import did_you_mean
 from ctseg.data.lazy import LazyPixels, ReadPixels, blocks, row_blocks, take
 from ctseg.data.slices import SliceSet, present_classes
 from ctseg.inference.confidence import image_confidence, mean_found, soft_dice_confidence, sum_by_class

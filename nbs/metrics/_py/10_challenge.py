@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from ctseg.core.anatomy import IGNORE, ClassMap
-from ctseg.core.files import InputError
+from ctseg.core.errors import InputError
 from ctseg.core.unions import Unions
 from ctseg.data.slices import highest_label
 
@@ -29,7 +29,7 @@ import pandas as pd
 from fastcore.test import test_close, test_eq
 from matplotlib_inline.backend_inline import set_matplotlib_formats
 
-from ctseg.core.files import InputError
+from ctseg.core.errors import InputError
 from ctseg.core.style import plot_masks
 from ctseg.core.toys import toy_prediction, toy_world
 set_matplotlib_formats("jpeg", pil_kwargs=dict(quality=85))  # grey noise: a quarter of a PNG

@@ -12,7 +12,7 @@
 #| export
 import numpy as np
 
-from ctseg.core.files import InputError
+from ctseg.core.errors import InputError
 from ctseg.metrics.challenge import nan_mean
 
 # %%

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ctseg.core.anatomy import ClassMap
-from ctseg.core.files import InputError, read_json
+from ctseg.core.errors import InputError
+from ctseg.core.json_files import read_json
 from ctseg.data.annotations import check_examined, check_patients, read_annotated, read_classes
 from ctseg.data.challenge import TEST_EXAMINED, is_train_table
 from ctseg.data.lazy import LazyPixels, blocks
@@ -41,7 +42,8 @@ import numpy as np
 import pandas as pd
 from fastcore.test import test_eq
 
-from ctseg.core.files import InputError, write_json
+from ctseg.core.errors import InputError
+from ctseg.core.json_files import write_json
 from ctseg.core.toys import toy_prediction, toy_world
 from ctseg.data.mask_csv import write_masks
 from ctseg.metrics.evaluate import evaluate

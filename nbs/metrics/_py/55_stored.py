@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from ctseg.core.anatomy import ClassMap
-from ctseg.core.files import InputError
+from ctseg.core.errors import InputError
 from ctseg.data.images import size_text
 from ctseg.data.lazy import LazyPixels
 from ctseg.data.mask_csv import check_names

@@ -18,7 +18,7 @@ from types import ModuleType
 import numpy as np
 from scipy import ndimage
 
-from ctseg.core.files import InputError
+from ctseg.core.errors import InputError
 
 # %%
 #| hide

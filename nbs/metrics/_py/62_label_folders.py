@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from ctseg.core.anatomy import ClassMap
-from ctseg.core.files import InputError, read_json
+from ctseg.core.errors import InputError
+from ctseg.core.json_files import read_json
 from ctseg.io.label_names import dataset_classes, read_examined_cases, table_classes
 from ctseg.io.nifti import nifti_files
 from ctseg.io.walk import foreign_files, foreign_hint
@@ -27,7 +28,7 @@ import tempfile
 
 from fastcore.test import test_eq, test_fail
 
-from ctseg.core.files import write_json
+from ctseg.core.json_files import write_json
 from ctseg.io.toy_scans import TORSO_CLASSES
 
 # %% [markdown]

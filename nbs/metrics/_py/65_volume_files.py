@@ -19,7 +19,8 @@ import numpy as np
 import pandas as pd
 
 from ctseg.core.anatomy import ClassMap
-from ctseg.core.files import InputError, read_json
+from ctseg.core.errors import InputError
+from ctseg.core.json_files import read_json
 from ctseg.data.annotations import read_annotated, read_classes
 from ctseg.data.images import natural_key
 from ctseg.io.geometry import slice_axes

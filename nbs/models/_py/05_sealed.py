@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 import torch
 from safetensors.torch import save as tensor_bytes
 
-from ctseg.core.files import InputError
+from ctseg.core.errors import InputError
 
 # %%
 #| hide

@@ -21,7 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ctseg.core.files import InputError, refuse_special
+from ctseg.core.errors import InputError
+from ctseg.core.paths import refuse_special
 from ctseg.core.filetypes import content_of
 from ctseg.models.sealed import check_seal
 from ctseg.data.batches import class_in_mask
@@ -38,7 +39,7 @@ from fastcore.test import test_close, test_eq
 from safetensors.torch import save_file
 from torch import nn
 
-from ctseg.core.files import InputError
+from ctseg.core.errors import InputError
 from ctseg.core.toys import toy_slices
 
 

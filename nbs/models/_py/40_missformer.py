@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ctseg.core.files import InputError
+from ctseg.core.errors import InputError
 from ctseg.models.base import EncoderDecoder, check_counts, crop_to, pad_to
 
 # %%

@@ -20,7 +20,7 @@ from urllib.parse import urlparse
 
 import torch
 
-from ctseg.core.files import InputError, did_you_mean
+from ctseg.core.errors import InputError, did_you_mean
 from ctseg.core.optional import NotAtHand, import_timm, import_zoo
 from ctseg.models.base import first_few, read_weights, shape_differences
 
@@ -33,7 +33,7 @@ from huggingface_hub import constants
 from matplotlib_inline.backend_inline import set_matplotlib_formats
 from skimage import data, transform
 
-from ctseg.core.files import InputError
+from ctseg.core.errors import InputError
 from ctseg.core.optional import import_timm
 from ctseg.models.base import read_weights
 

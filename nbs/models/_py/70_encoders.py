@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ctseg.core.files import InputError, did_you_mean
+from ctseg.core.errors import InputError, did_you_mean
 from ctseg.core.optional import import_timm, import_zoo
 from ctseg.models.base import EncoderDecoder, check_counts, crop_to, load_weights, pad_to, read_weights
 from ctseg.models.weights import SEGMENTATION_MODELS, check_encoder_state
@@ -37,7 +37,7 @@ from fastcore.test import test_close, test_eq
 from huggingface_hub import constants
 from torch import nn
 
-from ctseg.core.files import InputError
+from ctseg.core.errors import InputError
 from ctseg.core.optional import import_timm
 from ctseg.core.toys import toy_slices
 from ctseg.models.base import count_parameters, overfit

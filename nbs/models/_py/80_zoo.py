@@ -16,7 +16,7 @@ from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 
-from ctseg.core.files import InputError, did_you_mean
+from ctseg.core.errors import InputError, did_you_mean
 from ctseg.core.registry import Registry
 from ctseg.core.settings import Settings
 from ctseg.models.attunet import AttentionUNet
@@ -34,7 +34,7 @@ import torch
 from fastcore.test import test_eq
 from torch import nn
 
-from ctseg.core.files import InputError
+from ctseg.core.errors import InputError
 from ctseg.models.base import EncoderDecoder
 
 

@@ -21,7 +21,8 @@ from typing import NamedTuple
 import numpy as np
 
 from ctseg.core.anatomy import RAIDIUM54
-from ctseg.core.files import InputError, atomic_path
+from ctseg.core.atomic import atomic_path
+from ctseg.core.errors import InputError
 from ctseg.core.schema import LONGEST, check_whole
 from ctseg.data.challenge import write_challenge
 from ctseg.data.mask_csv import write_masks

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from ctseg.core.anatomy import ClassMap
-from ctseg.core.files import InputError, read_json
+from ctseg.core.errors import InputError
+from ctseg.core.json_files import read_json
 from ctseg.core.schema import fields, fit_schema, listed, mapped, maybe, number, short, text
 from ctseg.inference.expected_dice import ExpectedDice
 from ctseg.inference.rule import Rule, read_rule
@@ -33,7 +34,8 @@ from pathlib import Path
 
 from fastcore.test import test_eq
 
-from ctseg.core.files import InputError, write_json
+from ctseg.core.errors import InputError
+from ctseg.core.json_files import write_json
 from ctseg.data.toys import toy_set
 from ctseg.inference.expected_dice import ExpectedDice
 from ctseg.inference.rule import Rule

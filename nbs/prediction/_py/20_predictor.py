@@ -22,7 +22,7 @@ import torch
 
 from ctseg.core.anatomy import ClassMap
 from ctseg.core.device import DevicePlan, pick_device
-from ctseg.core.files import InputError
+from ctseg.core.errors import InputError
 from ctseg.data.stacks import Stacks, stacks_of
 from ctseg.inference.engine import with_engine
 from ctseg.inference.loop import Member, over_slices
@@ -51,7 +51,7 @@ from torch import nn
 
 from ctseg.core.anatomy import ClassMap
 from ctseg.core.device import pick_device
-from ctseg.core.files import InputError
+from ctseg.core.errors import InputError
 from ctseg.core.style import plot_masks
 from ctseg.data.toys import toy_set
 from ctseg.inference.loop import Member

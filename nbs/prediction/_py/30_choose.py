@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from ctseg.core.files import InputError
+from ctseg.core.errors import InputError
 from ctseg.data.lazy import blocks
 from ctseg.data.slices import SliceSet
 from ctseg.inference.expected_dice import drawn_structures, fit_expected_dice
@@ -41,7 +41,7 @@ import numpy as np
 import torch
 from fastcore.test import test_eq
 
-from ctseg.core.files import InputError
+from ctseg.core.errors import InputError
 from ctseg.data.slices import SliceSet
 from ctseg.data.toys import toy_set
 from ctseg.inference.rule import Rule

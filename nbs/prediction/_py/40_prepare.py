@@ -15,8 +15,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from ctseg.core.atomic import atomic_path
 from ctseg.core.device import DevicePlan
-from ctseg.core.files import InputError, atomic_path, did_you_mean
+from ctseg.core.errors import InputError, did_you_mean
 from ctseg.data.slices import SliceSet
 from ctseg.data.sources import read_slices
 from ctseg.inference.calibration import calibrate
@@ -36,7 +37,8 @@ from pathlib import Path
 import pandas as pd
 from fastcore.test import test_close, test_eq
 
-from ctseg.core.files import InputError, read_json
+from ctseg.core.errors import InputError
+from ctseg.core.json_files import read_json
 from ctseg.data.toys import toy_set
 from ctseg.inference.rule import Rule
 from ctseg.prediction.choose import held_out_by

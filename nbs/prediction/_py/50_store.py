@@ -20,7 +20,10 @@ from typing import Any
 import numpy as np
 
 from ctseg.core.anatomy import ClassMap
-from ctseg.core.files import MAX_TEXT, InputError, atomic_path, parse_json, refuse_special
+from ctseg.core.atomic import atomic_path
+from ctseg.core.errors import InputError
+from ctseg.core.json_files import parse_json
+from ctseg.core.paths import MAX_TEXT, refuse_special
 from ctseg.core.schema import fields, listed, mapped, number, text
 from ctseg.data.cache import array_header
 
@@ -33,7 +36,7 @@ import numpy as np
 from fastcore.test import test_eq
 
 from ctseg.core.anatomy import ClassMap
-from ctseg.core.files import InputError
+from ctseg.core.errors import InputError
 from ctseg.data.toys import toy_set
 
 # %% [markdown]

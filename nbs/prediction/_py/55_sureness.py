@@ -19,7 +19,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ctseg.core.files import atomic_path
+from ctseg.core.atomic import atomic_path
 from ctseg.data.lazy import LazyPixels
 from ctseg.data.slices import SliceSet
 from ctseg.inference.confidence import soft_dice_confidence, sum_by_class

@@ -15,7 +15,9 @@ from pathlib import Path
 import numpy as np
 
 from ctseg.core.anatomy import ClassMap
-from ctseg.core.files import InputError, atomic_path, csv_cell
+from ctseg.core.atomic import atomic_path
+from ctseg.core.errors import InputError
+from ctseg.core.tables import csv_cell
 from ctseg.data.slices import SliceSet
 from ctseg.data.splits import near_duplicates
 from ctseg.prediction.predictor import Predictor

@@ -22,7 +22,9 @@ import torch
 from tqdm import tqdm
 
 from ctseg.core.anatomy import ClassMap
-from ctseg.core.files import InputError, atomic_path, real_path, refuse_folder
+from ctseg.core.atomic import atomic_path
+from ctseg.core.errors import InputError
+from ctseg.core.paths import real_path, refuse_folder
 from ctseg.data.lazy import LazyPixels, blank_like, blocks, seen_values
 from ctseg.data.mask_csv import PixelRows, check_names, write_masks
 from ctseg.data.mask_rows import iter_rows, read_image_names
@@ -51,7 +53,7 @@ from skimage.io import imsave
 from torch import nn
 
 from ctseg.core.device import pick_device
-from ctseg.core.files import InputError
+from ctseg.core.errors import InputError
 from ctseg.data.mask_csv import read_masks, write_masks
 from ctseg.data.toys import toy_set
 from ctseg.inference.loop import Member

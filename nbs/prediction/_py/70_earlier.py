@@ -20,7 +20,7 @@ from torch import nn
 
 from ctseg.core.anatomy import ClassMap
 from ctseg.core.device import DevicePlan
-from ctseg.core.files import InputError
+from ctseg.core.errors import InputError
 from ctseg.core.unions import Unions
 from ctseg.data.batches import Batch, known_map
 from ctseg.losses.distillation import distillation_loss

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from ctseg.core.files import InputError, printable
+from ctseg.core.errors import InputError, printable
 from ctseg.core.filetypes import check_folder
 from ctseg.data.images import natural_key
 from ctseg.io.dicom import LabelledSeries, survey_heap

@@ -12,7 +12,7 @@
 #| export
 from typing import Any
 
-from ctseg.core.files import InputError
+from ctseg.core.errors import InputError
 from ctseg.io.slicing import Slicing
 from ctseg.prediction.predictor import Predictor, RunMember
 from ctseg.prediction.saved import run_spec

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from ctseg.core.files import InputError
+from ctseg.core.errors import InputError
 from ctseg.data.stacks import Stacks, stacks_of
 from ctseg.inference.confidence import sum_by_class
 from ctseg.inference.rule import decide

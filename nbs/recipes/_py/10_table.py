@@ -11,7 +11,7 @@
 from dataclasses import replace
 from pathlib import Path
 
-from ctseg.core.files import did_you_mean
+from ctseg.core.errors import did_you_mean
 from ctseg.losses.registry import DiceSettings, MarginalSettings, MaskedSettings
 from ctseg.methods.mean_teacher import MeanTeacherSettings
 from ctseg.methods.self_training import SelfTrainingSettings
@@ -28,7 +28,7 @@ from ctseg.runs.split import DataSettings
 import pandas as pd
 from fastcore.test import test_eq
 
-from ctseg.core.files import InputError
+from ctseg.core.errors import InputError
 from ctseg.runs.recipe import recipe_fields
 
 # %% [markdown]

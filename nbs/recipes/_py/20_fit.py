@@ -21,7 +21,8 @@ import numpy as np
 # %%
 #| export
 from ctseg.core.device import DevicePlan, pick_device
-from ctseg.core.files import InputError, atomic_path, say
+from ctseg.core.atomic import atomic_path
+from ctseg.core.errors import InputError, say
 from ctseg.core.loading import collector_rests
 from ctseg.core.schema import check_whole
 from ctseg.core.parallel import agree, main_first, on_main, rank, world

@@ -17,7 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from ctseg.core.files import InputError, csv_cell, did_you_mean, real_path
+from ctseg.core.errors import InputError, did_you_mean
+from ctseg.core.paths import real_path
+from ctseg.core.tables import csv_cell
 from ctseg.data.slices import SliceSet
 from ctseg.data.sources import read_slices
 from ctseg.inference.calibration import plot_reliability
@@ -43,7 +45,7 @@ import numpy as np
 import pandas as pd
 from fastcore.test import test_eq
 
-from ctseg.core.files import InputError
+from ctseg.core.errors import InputError
 from ctseg.data.toys import toy_set
 from ctseg.prediction.saved import run_spec
 from ctseg.recipes.fit import fit

@@ -19,8 +19,10 @@ import numpy as np
 from markupsafe import Markup
 
 from ctseg.core.anatomy import ClassMap
+from ctseg.core.atomic import atomic_path
 from ctseg.core.device import DevicePlan
-from ctseg.core.files import InputError, atomic_path, refuse_folder
+from ctseg.core.errors import InputError
+from ctseg.core.paths import refuse_folder
 from ctseg.data.slices import SliceSet
 from ctseg.data.sources import read_slices
 from ctseg.inference.rule import Rule

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from ctseg.core.device import DevicePlan
-from ctseg.core.files import InputError, real_path
+from ctseg.core.errors import InputError
+from ctseg.core.paths import real_path
 from ctseg.data.slices import SliceSet
 from ctseg.data.sources import read_slices
 from ctseg.inference.rule import Rule
@@ -40,7 +41,7 @@ from pathlib import Path
 import pandas as pd
 from fastcore.test import test_eq
 
-from ctseg.core.files import InputError
+from ctseg.core.errors import InputError
 from ctseg.data.toys import toy_set
 from ctseg.metrics.challenge import mean_dice
 from ctseg.prediction.prepare import prepare

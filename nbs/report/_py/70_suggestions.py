@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from ctseg.core.anatomy import ClassMap
-from ctseg.core.files import InputError
+from ctseg.core.errors import InputError
 from ctseg.data.sources import read_slices
 from ctseg.io.neighbours import with_neighbours
 from ctseg.prediction.prepare import prepare

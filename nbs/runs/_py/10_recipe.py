@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import ctseg.methods  # noqa: F401 registers the methods
-from ctseg.core.files import InputError, did_you_mean
+from ctseg.core.errors import InputError, did_you_mean
 from ctseg.core.registry import Plugin, plugins_of
 from ctseg.core.schema import Unexpected, fields, text
 from ctseg.core.settings import SettingInfo, Settings, carried_over, describe, parsed, setting

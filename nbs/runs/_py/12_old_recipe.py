@@ -11,7 +11,7 @@
 from importlib import metadata
 from typing import Any
 
-from ctseg.core.files import InputError
+from ctseg.core.errors import InputError
 from ctseg.runs.recipe import CHOICES, RENAMED, Recipe, chosen, names_of, recipe_dict
 
 # %%

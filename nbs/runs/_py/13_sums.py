@@ -14,7 +14,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from ctseg.core.files import InputError, json_checksum, read_json, write_json
+from ctseg.core.errors import InputError
+from ctseg.core.json_files import json_checksum, read_json, write_json
 from ctseg.core.schema import fit_schema, mapped, text
 from ctseg.models.sealed import CHUNK, read_seal
 

@@ -21,8 +21,9 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
-from ctseg.core.files import InputError, disk_errors
+from ctseg.core.errors import InputError
 from ctseg.core.folders import make_folder, remove_empty
+from ctseg.core.paths import disk_errors
 
 # %%
 #| hide

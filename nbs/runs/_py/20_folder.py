@@ -23,21 +23,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ctseg.core.files import (
-    InputError,
-    PART,
-    atomic_path,
-    csv_cell,
-    disk_errors,
-    read_json,
-    refuse_nameless,
-    refuse_special,
-    remove,
-    write_json,
-)
+from ctseg.core.atomic import PART, atomic_path, remove
+from ctseg.core.errors import InputError
 from ctseg.core.filetypes import check_folder, instead_of
+from ctseg.core.json_files import read_json, write_json
+from ctseg.core.paths import disk_errors, refuse_nameless, refuse_special
 from ctseg.core.registry import Plugin, require_plugin
 from ctseg.core.schema import anything, fit_schema, mapped
+from ctseg.core.tables import csv_cell
 from ctseg.data.slices import SliceSet
 from ctseg.runs.contents import HISTORY, SPEC, TIMINGS, read_pseudo, read_run_table
 from ctseg.runs.lock import NO_RUN, FileLock

@@ -15,7 +15,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from ctseg.core.files import InputError, read_json, real_path
+from ctseg.core.errors import InputError
+from ctseg.core.json_files import read_json
+from ctseg.core.paths import real_path
 from ctseg.core.registry import Plugin, is_loaded
 from ctseg.runs.folder import Run
 from ctseg.runs.sums import METRICS_FILE, SUMS

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ctseg.core.files import InputError
+from ctseg.core.errors import InputError
 from ctseg.core.settings import Settings, setting
 from ctseg.data.slices import SliceSet
 from ctseg.data.splits import grouped_folds, select_labelled

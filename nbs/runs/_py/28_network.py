@@ -24,7 +24,7 @@ import tempfile
 
 from fastcore.test import test_eq
 
-from ctseg.core.files import write_json
+from ctseg.core.json_files import write_json
 from ctseg.data.toys import toy_set
 from ctseg.runs.folder import make_spec, spec_dict
 

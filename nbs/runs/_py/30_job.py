@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from ctseg.core.device import DevicePlan, pick_device
-from ctseg.core.files import InputError
+from ctseg.core.errors import InputError
 from ctseg.core.parallel import agree, must_be_alike, on_main, rank, world
 from ctseg.core.schema import anything, fields, listed, number
 from ctseg.data.augmentations import make_augment

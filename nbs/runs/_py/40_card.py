@@ -11,7 +11,7 @@
 from pathlib import Path
 from typing import Any
 
-from ctseg.core.files import atomic_path
+from ctseg.core.atomic import atomic_path
 from ctseg.runs.folder import Run, read_spec
 from ctseg.runs.recipe import recipe_fields
 

@@ -20,7 +20,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ctseg.core.files import atomic_path, refuse_special, remove
+from ctseg.core.atomic import atomic_path, remove
+from ctseg.core.paths import refuse_special
 from ctseg.models.base import load_weights
 from ctseg.models.sealed import seal
 
@@ -30,7 +31,7 @@ import tempfile
 
 from fastcore.test import test_eq
 
-from ctseg.core.files import InputError
+from ctseg.core.errors import InputError
 
 
 # %% [markdown]

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ctseg.core.files import InputError
 from ctseg.core.device import PRECISIONS, DevicePlan, pick_device
+from ctseg.core.errors import InputError
 from ctseg.core.settings import Settings, setting
 from ctseg.data.augment import NO_AUGMENT
 from ctseg.data.slices import SliceSet

@@ -17,7 +17,7 @@ import psutil
 import torch
 from torch import nn
 
-from ctseg.core.files import InputError
+from ctseg.core.errors import InputError
 from ctseg.models.base import count_parameters
 
 # %%

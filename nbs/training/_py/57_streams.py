@@ -13,7 +13,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from ctseg.core.files import InputError
+from ctseg.core.errors import InputError
 from ctseg.core.parallel import world
 from ctseg.data.batches import Batch, SliceData
 from ctseg.data.lazy import LazyPixels

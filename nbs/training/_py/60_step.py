@@ -18,7 +18,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from ctseg.core.files import InputError
+from ctseg.core.errors import InputError
 from ctseg.core.parallel import rank, world
 from ctseg.data.batches import Batch
 from ctseg.inference.loop import class_probabilities

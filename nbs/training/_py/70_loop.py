@@ -22,7 +22,7 @@ from torch import nn
 from tqdm.std import tqdm
 
 from ctseg.core.allocator import memory_kept, return_freed
-from ctseg.core.files import InputError
+from ctseg.core.errors import InputError
 from ctseg.core.parallel import agree, gather_rows, must_be_alike, on_main, rank, world
 from ctseg.data.batches import SliceData
 from ctseg.data.slices import SliceSet

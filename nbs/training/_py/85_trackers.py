@@ -19,7 +19,8 @@ from typing import Any
 
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 
-from ctseg.core.files import InputError, did_you_mean, read_json, write_json
+from ctseg.core.errors import InputError, did_you_mean
+from ctseg.core.json_files import read_json, write_json
 
 # %%
 #| hide

@@ -28,7 +28,7 @@ import pydicom
 from fastcore.test import test_eq
 from skimage.measure import find_contours
 
-from ctseg.core.files import InputError
+from ctseg.core.errors import InputError
 from ctseg.core.style import class_legend, image_grid, overlay, show_image
 from ctseg.core.style import show_states, state_legend, states_of
 from ctseg.data.challenge import read_challenge

@@ -1,7 +1,7 @@
 "A fuzzer in a process of its own: it forks for every trial, which the process of the tests must not do."
 from pathlib import Path
 
-from ctseg.core.files import InputError
+from ctseg.core.errors import InputError
 
 from .trials import TARGETS, Fuzzer, Result, Target
 from .world import make_world, warm

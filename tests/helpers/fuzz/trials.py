@@ -341,7 +341,7 @@ def child(folder: Path, target: Target, limited: bool):
 
 def carry_out(target: Target) -> int:
     from ctseg.cli import main
-    from ctseg.core.files import InputError
+    from ctseg.core.errors import InputError
     if target.call is None:
         main()
         return 0

@@ -80,7 +80,7 @@ from ctseg.prediction.prepare import prepare
 from ctseg.core.style import overlay
 from ctseg.data.challenge import check_submission, read_challenge
 from ctseg.data.images import read_images
-from ctseg.core.files import InputError
+from ctseg.core.errors import InputError
 from ctseg.kaggle import carry_on, find_challenge, find_runs, train_each
 from ctseg.metrics.challenge import challenge_dice
 from ctseg.metrics.evaluate import evaluate_files

@@ -1,0 +1,161 @@
+# %% [markdown]
+# # Paths
+#
+# > What cannot be read or written at a path is told before the work begins.
+#
+# - skip_showdoc: true
+
+# %%
+#| default_exp core.paths
+
+# %%
+#| export
+import contextlib
+import errno
+import os
+import re
+import stat
+import unicodedata
+from collections.abc import Iterator
+from pathlib import Path
+
+from ctseg.core.errors import InputError
+
+# %%
+#| hide
+import errno
+from pathlib import Path
+
+from fastcore.test import test_eq
+
+# %% [markdown]
+# A path comes from the user, and a name may come from a file of somebody else. What stands in the way is told in one line that names it.
+
+# %% [markdown]
+# ## A disk that refuses
+#
+# A disk that is full or read-only is the user's to mend. Such a failure becomes an `InputError` that names the file. Other failures stay what they are.
+
+# %%
+#| export
+DISK_ERRORS = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EROFS: "the disk is read-only",
+    errno.EACCES: "permission denied",
+    errno.EPERM: "permission denied",
+    errno.ENOTDIR: "a part of the path is a file, not a folder",
+    errno.EEXIST: "a part of the path is a file, not a folder",
+    errno.EISDIR: "it is a folder",
+    errno.ENAMETOOLONG: "the name is too long",
+    errno.EFBIG: "it would be larger than a file may be here (`ulimit -f`)",
+    errno.ESPIPE: "this kind of file needs a file on a disk, not a pipe",
+    errno.EPIPE: "nobody reads the pipe any more",
+}
+
+
+# %%
+#| export
+@contextlib.contextmanager
+def disk_errors(path: str | Path) -> Iterator[None]:
+    "Within the block, a failure of the disk becomes an `InputError` that names `path`."
+    try:
+        yield
+    except OSError as e:
+        if e.errno not in DISK_ERRORS: raise
+        raise InputError(f"cannot write {path}: {DISK_ERRORS[e.errno]}") from e
+
+def refuse_folder(path: str | Path | None) -> None:
+    "`InputError` if a file shall be written where a folder is. `atomic_path` says so too, but after the work."
+    if path and Path(path).is_dir():
+        raise InputError(f"cannot write {path}: it is a folder")
+
+
+# %%
+try:
+    with disk_errors("scores.csv"): raise OSError(errno.ENOSPC, "No space left on device")
+except InputError as e: print(e)
+
+# %% [markdown]
+# A pipe, a terminal or `/dev/zero` may never end. Where a file is expected, they are told before they are opened.
+
+# %%
+#| export
+MAX_TEXT = 1 << 28  # bytes of a file of text, such as JSON
+_KINDS = {
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFSOCK: "a socket",
+}
+_OF_SYSTEM = re.compile("/(proc|sys)/")  # their files say that they are empty, and some never end
+
+def refuse_special(path: str | Path, most: int | None = None) -> None:
+    "`InputError` for a pipe, a device or a socket, and for a file of more than `most` bytes. What is missing is not told here."
+    try:
+        state = os.stat(path)
+    except OSError:
+        return
+    kind = _KINDS.get(stat.S_IFMT(state.st_mode))
+    if not kind and not state.st_size and _OF_SYSTEM.match(str(real_path(path))):
+        kind = "a file of the system"
+    if kind:
+        raise InputError(f"{path}: {kind}, expected a file; write its content to a file first")
+    if most and state.st_size > most:
+        size = f"{_megabytes(state.st_size)}, more than {_megabytes(most)}"
+        raise InputError(f"{path}: {size}; it is damaged, or another file")
+
+def _megabytes(size: int) -> str:
+    "A number of bytes in words."
+    return f"{size/2**20:.3g} MB" if size < 2**30 else f"{size/2**30:.3g} GB"
+
+
+# %%
+try: refuse_special("/dev/zero")
+except InputError as e: print(e)
+
+
+# %% [markdown]
+# ## Where a path leads
+#
+# A link may lead to another file, and to itself. Two dots mean another folder as soon as one above them is made.
+
+# %%
+#| export
+def real_path(path: str | Path) -> Path:
+    "The absolute path without links; of a link that leads to itself, the link. `Path.resolve` raises for it in some Pythons."
+    if "\0" in str(path): raise InputError(f"{path}: a path holds no NUL")
+    return Path(os.path.realpath(path))
+
+def refuse_nameless(path: Path) -> None:
+    "`InputError` for a path that ends in `..`: what it means changes while the folders above it are made."
+    if path.name == "..":
+        raise InputError(f"cannot write {path}: it does not end in a name; give one")
+
+
+# %%
+test_eq(real_path("."), Path.cwd())
+for wrong in (lambda: real_path("a\0b"), lambda: refuse_nameless(Path("new/.."))):
+    try: wrong()
+    except InputError as e: print(e)
+
+# %% [markdown]
+# ## Names from elsewhere
+#
+# A patient's name, a structure's name or a series description may hold anything: a slash, two dots, a line break, 300 letters. A file name made of such a text goes through `safe_name`.
+
+# %%
+#| export
+_RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # devices, on Windows
+
+def safe_name(text: str) -> str:
+    "`text` as a file name of at most 80 bytes: letters, digits, `-`, `_` and inner dots; never empty, hidden or a path."
+    name = unicodedata.normalize("NFC", str(text))
+    name = re.sub(r"[^\w.-]+|\.{2,}", "_", name)
+    name = name.encode()[:80].decode(errors="ignore").strip("._-")
+    return f"_{name}" if not name or _RESERVED.fullmatch(name) else name
+
+
+# %%
+for text in ("Anna Müller", "../../etc/passwd", "a/b\\c:d\n", ".hidden", "", "NUL.txt", "x"*300):
+    print(f"{text[:20]!r:26} {safe_name(text)[:20]}")
