@@ -157,7 +157,7 @@ def test_half_precision(card, tmp_path, phantom):
     assert plain.loss[11] < .93*plain.loss[0]
     skipped = [r["skipped"] for r in half["large"]["history"]]
     assert (
-        skipped == sorted(skipped, reverse=True)
+        skipped[0] == 1
         and 0 < sum(skipped) < len(skipped)
         and not any(r["skipped"] for r in brain["large"]["history"])
     )
