@@ -86,6 +86,7 @@ def one(task):
     from ctseg.runs.job import Job
     target = RESULTS/table/f"{name}-s{seed}.npz"
     if target.exists(): return f"have {target.name}"
+    if table == "tried": import tried  # noqa: F401 registers its methods
     start, processor = time.monotonic(), time.process_time()
     r = apply_settings(get_recipe(recipe), settings)
     train, test = read_challenge(data), read_challenge(data, "test")
@@ -441,7 +442,20 @@ BY_BUDGET = [
     ("ctseg-half", "ctseg", HALF),
 ]
 
+# Changes of the second phase in its short form, the last three by the methods of tried.py.
+TRIED = [
+    ("base", ()),
+    ("tau-0.5", ("tau=0.5",)),
+    ("mirror", ("mirror=horizontal",)),
+    ("rare-boxes", ("method=unimatch-rare",)),
+    ("prototypes", ("method=unimatch-prototypes",)),
+    ("fold-teachers", ("method=unimatch-folds",)),
+]
+
 TABLES = {
+    "tried": [
+        (name, "ctseg", BASE + HALF + ("labelled=100", "epochs=120") + extra) for name, extra in TRIED
+    ],
     "efficiency": [
         (f"{name}-{slices}", recipe, BASE + (f"labelled={slices}", f"epochs={epochs}") + extra)
         for name, recipe, extra in BY_BUDGET
