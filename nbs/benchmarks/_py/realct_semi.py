@@ -130,6 +130,8 @@ for where, d in longer.items():
 # **A presence head** (`ctseg-presence`, one seed): a second output that says which classes are on the slice, and mutes the others. It gained where all 800 slices are annotated ([ensembles](realct_ensemble.ipynb)). Of one hundred it learns to be too cautious: it invents half as much and misses twice as much.
 #
 # **Two settings** of `ctseg`, once each (seed 0, the second phase half as long as the first; on other patients' annotated slices / on the test slices, argmax; .531 / .489 without them): slices enlarged to 96 pixels, at twice the time, .509 / .491; no CutMix .512 / .488. Enlarging gains in a supervised training ([ablations](ablations.ipynb)); after the second phase nothing of that is left.
+#
+# [Six more ideas](tried.ipynb) for the second phase, each once, have a page of their own.
 
 # %%
 for tried, beside in (("marginal-from-phantom", "marginal-log"), ("ctseg-presence", "ctseg")):
