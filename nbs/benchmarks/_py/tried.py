@@ -49,6 +49,8 @@ from ctseg.metrics.challenge import mean_dice
 runs = {name: of_seed[0] for name, of_seed in load(Path("results/tried")).items()}
 ROWS = ["base", "tau-0.5", "mirror", "rare-boxes", "prototypes", "fold-teachers"]
 
+PLACES = (("left out", "rest_argmax", "rest_groups"), ("test", "dice_argmax", "groups"))
+
 def gain(run: dict, what: str, groups: str) -> dict:
     "The difference to `base`, with a 95 % interval over patients."
     return paired_bootstrap(run[what][None], runs["base"][what][None], run[groups])
@@ -57,7 +59,7 @@ def of_row(name: str) -> dict:
     "Dice on the slices left out and on the test slices, and the difference to `base`."
     run = runs[name]
     row = {"row": name}
-    for title, what, groups in (("left out", "rest_argmax", "rest_groups"), ("test", "dice_argmax", "groups")):
+    for title, what, groups in PLACES:
         row[title] = mean_dice(run[what])
         more = gain(run, what, groups)
         told = "{difference:+.3f} [{low:+.3f}, {high:+.3f}]".format(**more)
@@ -69,15 +71,15 @@ table.style.format(precision=3).hide(axis="index")
 
 # %%
 fig, ax = plt.subplots(figsize=(6.5, 0.6 + 0.4*len(ROWS)), layout="constrained")
-SETS = (("left out", "rest_argmax", "rest_groups", "tab:blue", 0.12),
-        ("test", "dice_argmax", "groups", "tab:gray", -0.12))
+LOOKS = (("tab:blue", 0.12), ("tab:gray", -0.12))  # colour and place of the two
 for place, name in enumerate(reversed(ROWS[1:])):
-    for title, what, groups, colour, shift in SETS:
+    for (title, what, groups), (colour, shift) in zip(PLACES, LOOKS):
         more = gain(runs[name], what, groups)
         ax.plot([more["low"], more["high"]], [place + shift]*2, color=colour, lw=2)
         ax.plot(more["difference"], place + shift, "o", color=colour, label=title if place == 0 else None)
 ax.axvline(0, color="0.7", lw=1)
-ax.set(yticks=range(len(ROWS) - 1), yticklabels=ROWS[:0:-1], xlabel="Dice, difference to base (95 % over patients)")
+ax.set(yticks=range(len(ROWS) - 1), yticklabels=ROWS[:0:-1])
+ax.set_xlabel("Dice, difference to base (95 % over patients)")
 ax.spines[["top", "right"]].set_visible(False)
 ax.legend(frameon=False)
 plt.show()
@@ -93,8 +95,10 @@ def parts(name: str) -> dict:
     "Counts of a training, and its mean Dice where a structure is there and drawn."
     dice, there = argmax(runs[name]), runs[name]["truth"].astype(bool)
     found = there & (dice > 0)
-    return {"row": name, "invented": int((~there & (dice == 0)).sum()), "missed": int((there & (dice == 0)).sum()),
-            "Dice of the found": float(np.nanmean(np.where(found, dice, np.nan)))}
+    invented = int((~there & (dice == 0)).sum())
+    missed = int((there & (dice == 0)).sum())
+    of_found = float(np.nanmean(np.where(found, dice, np.nan)))
+    return {"row": name, "invented": invented, "missed": missed, "Dice of the found": of_found}
 
 pd.DataFrame([parts(name) for name in ROWS]).style.format(precision=3).hide(axis="index")
 
