@@ -22,3 +22,14 @@ def phantom(tmp_path_factory):
     folder = tmp_path_factory.mktemp("phantom")/"data"
     make_phantom(folder, labelled=10, unlabelled=14, test=8, size=64, seed=2500, empty=0.1)
     return folder
+
+
+@pytest.fixture
+def registries():
+    """What a notebook or a plugin registers, its own copies of the package's classes among it, is not for the
+    tests after it."""
+    from ctseg.runs.recipe import REGISTRIES
+    kept = [(registry, dict(registry.entries)) for registry in REGISTRIES.values()]
+    yield
+    for registry, entries in kept:
+        registry.entries = entries

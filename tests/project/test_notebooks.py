@@ -6,8 +6,6 @@ import pytest
 from nbdev.config import get_config
 from nbdev.test import test_nb as run_nb
 
-from ctseg.runs.recipe import REGISTRIES
-
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -19,16 +17,6 @@ def runs_here(path: Path) -> bool:
 
 
 NBS = sorted(p for p in (ROOT/"nbs").rglob("*.ipynb") if runs_here(p))
-
-
-@pytest.fixture
-def registries():
-    """What a notebook registers, its own copies of the package's classes among it, is not for the tests
-    after it."""
-    kept = [(registry, dict(registry.entries)) for registry in REGISTRIES.values()]
-    yield
-    for registry, entries in kept:
-        registry.entries = entries
 
 
 @pytest.mark.parametrize("path", NBS, ids=lambda p: p.stem)
