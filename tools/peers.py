@@ -14,7 +14,7 @@ import argparse
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -139,8 +139,8 @@ def batch_of(slices: SliceSet, index: np.ndarray, transforms) -> tuple[torch.Ten
     return image, mask, torch.from_numpy(slices.known[index])
 
 
-def train(name: str, slices: SliceSet, seconds: float, seed: int) -> tuple[nn.Module, int]:
-    "A peer's network after so much time of the processor, and the number of its steps."
+def train(name: str, slices: SliceSet, seconds: float, seed: int) -> tuple[nn.Module, int, bool]:
+    "A peer's network after so much time of the processor, the number of its steps, whether its outputs are a softmax."
     make, make_loss, softmax = PEERS[name]
     torch.manual_seed(seed)
     net, loss_of = make(len(slices.classes) + softmax).train(), make_loss()
@@ -150,7 +150,7 @@ def train(name: str, slices: SliceSet, seconds: float, seed: int) -> tuple[nn.Mo
     while True:
         for index in np.array_split(rng.permutation(labelled), max(1, len(labelled)//BATCH)):
             spent = (time.process_time() - begin)/seconds
-            if spent >= 1: return net.eval(), steps
+            if spent >= 1: return net.eval(), steps, softmax
             optimizer.param_groups[0]["lr"] = RATE*0.5*(1 + math.cos(math.pi*spent))
             image, mask, known = batch_of(slices, index, transforms)
             loss = loss_of(net(image), mask, known)
@@ -183,14 +183,15 @@ def keep(target: Path, test: SliceSet, masks: np.ndarray, facts: dict) -> float:
     return mean_dice(dice)
 
 
-def main():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("names", nargs="+", choices=PEERS)
+def main(description: str, names: Iterable[str], out: Path, train: Callable):
+    "Train each peer that is asked for with each seed, and keep its scores. `train` is called as that of this file is."
+    p = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("names", nargs="+", choices=names)
     p.add_argument("--data", type=Path, required=True)
     p.add_argument("--labelled", type=int, default=100)
     p.add_argument("--seconds", type=float, default=260, help="of a processor")
     p.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    p.add_argument("--out", type=Path, default=RESULTS, help="where the scores are kept")
+    p.add_argument("--out", type=Path, default=out, help="where the scores are kept")
     a = p.parse_args()
     torch.set_num_threads(1)
     everything, test = read_challenge(a.data), read_challenge(a.data, "test")
@@ -199,10 +200,10 @@ def main():
         for name in a.names:
             target = a.out/f"{name}-{a.labelled}-s{seed}.npz"
             if target.exists(): continue
-            net, steps = train(name, slices, a.seconds, seed)
-            masks = predict(net, test.images, softmax=PEERS[name][2])
+            net, steps, softmax = train(name, slices, a.seconds, seed)
+            masks = predict(net, test.images, softmax)
             facts = dict(name=name, labelled=a.labelled, seed=seed, steps=steps, processor_seconds=a.seconds)
             print(f"{target.stem}  {keep(target, test, masks, facts):.4f}  {steps} steps", flush=True)
 
 
-if __name__ == "__main__": main()
+if __name__ == "__main__": main(__doc__, PEERS, RESULTS, train)

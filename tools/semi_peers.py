@@ -11,25 +11,21 @@ zeros: what nobody examined counts as background. masked: torch-em's `ApplyAndRe
 loss what nobody examined. pymic-zeros: PyMIC's trainer with its teacher's update repaired. pymic-released: as PyMIC
 0.6.2 is.
 """
-import argparse
 import math
 import random
 import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import torch
-from peers import BATCH, RATE, RESULTS, batch_of, keep, one_hot, predict, random_transforms
+from peers import BATCH, RATE, RESULTS, batch_of, main, one_hot, random_transforms
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from ctseg.core.optional import import_timm
-from ctseg.data.challenge import read_challenge
 from ctseg.data.slices import SliceSet
-from ctseg.data.splits import select_labelled
 
 UNLABELLED = RESULTS.with_name("peers_unlabelled")
 TORCH_EM_BATCH = 4
@@ -243,31 +239,15 @@ PEERS: dict[str, tuple[Callable, bool, bool]] = {  # training, its form, whether
 }
 
 
-def main():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("names", nargs="+", choices=PEERS)
-    p.add_argument("--data", type=Path, required=True)
-    p.add_argument("--labelled", type=int, default=100)
-    p.add_argument("--seconds", type=float, default=260, help="of a processor")
-    p.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    p.add_argument("--out", type=Path, default=UNLABELLED, help="where the scores are kept")
-    a = p.parse_args()
-    torch.set_num_threads(1)
-    everything, test = read_challenge(a.data), read_challenge(a.data, "test")
-    for seed in a.seeds:
-        chosen = select_labelled(everything, a.labelled, seed)
-        annotated = chosen[np.flatnonzero(chosen.labelled)]
-        for name in a.names:
-            target = a.out/f"{name}-{a.labelled}-s{seed}.npz"
-            if target.exists(): continue
-            torch.manual_seed(seed)
-            random.seed(seed)
-            np.random.seed(seed)
-            train, form, softmax = PEERS[name]
-            net, steps = train(annotated, chosen.images[~chosen.labelled], a.seconds, seed, form)
-            masks = predict(net, test.images, softmax)
-            facts = dict(name=name, labelled=a.labelled, seed=seed, steps=steps, processor_seconds=a.seconds)
-            print(f"{target.stem}  {keep(target, test, masks, facts):.4f}  {steps} steps", flush=True)
+def train(name: str, slices: SliceSet, seconds: float, seed: int) -> tuple[nn.Module, int, bool]:
+    "A peer's network after so much time of the processor, the number of its steps, whether its outputs are a softmax."
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed)
+    train_peer, form, softmax = PEERS[name]
+    annotated = slices[np.flatnonzero(slices.labelled)]
+    net, steps = train_peer(annotated, slices.images[~slices.labelled], seconds, seed, form)
+    return net, steps, softmax
 
 
-if __name__ == "__main__": main()
+if __name__ == "__main__": main(__doc__, PEERS, UNLABELLED, train)
