@@ -140,7 +140,7 @@ def batch_of(slices: SliceSet, index: np.ndarray, transforms) -> tuple[torch.Ten
 
 
 def train(name: str, slices: SliceSet, seconds: float, seed: int) -> tuple[nn.Module, int, bool]:
-    "A peer's network after so much time of the processor, the number of its steps, whether its outputs are a softmax."
+    "A peer's network after so many seconds of the processor, its steps, whether its outputs are a softmax."
     make, make_loss, softmax = PEERS[name]
     torch.manual_seed(seed)
     net, loss_of = make(len(slices.classes) + softmax).train(), make_loss()
@@ -184,7 +184,7 @@ def keep(target: Path, test: SliceSet, masks: np.ndarray, facts: dict) -> float:
 
 
 def main(description: str, names: Iterable[str], out: Path, train: Callable):
-    "Train each peer that is asked for with each seed, and keep its scores. `train` is called as that of this file is."
+    "Train the peers that are asked for, with each seed, and keep their scores. `train` is as the one above."
     p = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("names", nargs="+", choices=names)
     p.add_argument("--data", type=Path, required=True)

@@ -2,20 +2,23 @@
 
     python tools/semi_peers.py torch-em-zeros torch-em-masked pymic-zeros pymic-released --data DIR --seconds 260
 
-The annotated slices, the processor time, the scoring and the files are those of tools/peers.py. Networks, losses,
-trainers and the views of unlabelled slices are the library's; sizes and weights are those of its own example
-(torch-em: probabilistic domain adaptation; PyMIC: semi-supervised ACDC). Neither mirrors here, since left and right
-organs are different classes.
+The annotated slices, the scoring and the files are those of tools/peers.py. Networks, losses, trainers and the
+views of unlabelled slices are the library's. Sizes and weights are those of its own example (torch-em:
+probabilistic domain adaptation; PyMIC: semi-supervised ACDC). What differs from the examples is said below.
+Neither mirrors here, since left and right organs are different classes.
 
-zeros: what nobody examined counts as background. masked: torch-em's `ApplyAndRemoveMask` leaves out of the supervised
-loss what nobody examined. pymic-zeros: PyMIC's trainer with its teacher's update repaired. pymic-released: as PyMIC
-0.6.2 is.
+zeros: what nobody examined counts as background; softmax outputs. masked: sigmoid outputs, and torch-em's
+`ApplyAndRemoveMask` leaves out of the supervised loss what nobody examined. pymic-zeros: PyMIC's trainer with
+its teacher's update repaired. pymic-released: as PyMIC 0.6.2 is.
+
+A second counts as a number of steps, `Peer.rate`, so that a slow processor does not shorten a training. The
+numbers are how many steps take as long as eleven of `monai-zeros`, which made so many a second there.
 """
 import math
 import random
 import tempfile
-import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -28,18 +31,19 @@ from ctseg.core.optional import import_timm
 from ctseg.data.slices import SliceSet
 
 UNLABELLED = RESULTS.with_name("peers_unlabelled")
-TORCH_EM_BATCH = 4
+EXAMPLE_BATCH = 4  # of annotated slices and of others, in the example of either library
+MOMENTUM = 0.99  # of torch-em's teacher: the default, 0.999, is the mean of the whole of a thousand steps
 
 
 class Budget:
-    "Processor time that a training may take; the rate of its optimizer falls to zero along a cosine meanwhile."
+    "Steps that a training may take; the rate of its optimizer falls to zero along a cosine meanwhile."
 
-    def __init__(self, seconds: float):
-        self.seconds, self.begin, self.steps = seconds, time.process_time(), 0
+    def __init__(self, limit: int):
+        self.limit, self.steps = limit, 0
 
     def next_step(self, optimizer: torch.optim.Optimizer) -> float | None:
         "The share that is spent, or None when nothing is left for another step."
-        spent = (time.process_time() - self.begin)/self.seconds
+        spent = self.steps/self.limit
         if spent >= 1: return None
         for group in optimizer.param_groups:
             group["lr"] = RATE*0.5*(1 + math.cos(math.pi*spent))
@@ -65,7 +69,10 @@ def standardised(images: torch.Tensor) -> torch.Tensor:
 
 
 class Annotated(Dataset):
-    "Augmented images [1,H,W] and targets [C,H,W]; `masked` adds the channels that say what was examined."
+    """Augmented images [1,H,W] and targets [C,H,W].
+
+    The background is the first class of these, unless `masked`: then the second half says what was examined.
+    """
 
     def __init__(self, slices: SliceSet, masked: bool, seed: int):
         self.slices, self.masked, self.transforms = slices, masked, random_transforms(seed)
@@ -75,9 +82,11 @@ class Annotated(Dataset):
     def __getitem__(self, i: int) -> tuple[torch.Tensor, torch.Tensor]:
         image, mask, known = batch_of(self.slices, [i], self.transforms)
         target = one_hot(mask, len(self.slices.classes))
-        examined = known[:, :, None, None].expand_as(target).float()
         if self.masked:
+            examined = known[:, :, None, None].expand_as(target).float()
             target = torch.cat([target, examined], 1)
+        else:
+            target = torch.cat([1 - target.sum(1, keepdim=True), target], 1)
         return standardised(image)[0], target[0]
 
 
@@ -105,10 +114,10 @@ class UntilSpent:
     "Random batches of indices, until the budget that it steps is spent; without one, for ever."
 
     def __init__(self, count: int, seed: int, budget: Budget | None = None, optimizer=None):
-        self.count, self.size, self.rng = count, min(TORCH_EM_BATCH, count), np.random.default_rng(seed)
+        self.count, self.size, self.rng = count, min(EXAMPLE_BATCH, count), np.random.default_rng(seed)
         self.budget, self.optimizer = budget, optimizer
 
-    def __len__(self): return 10**6  # torch-em asks for a number of steps; the time ends them
+    def __len__(self): return 10**6  # torch-em asks for a number of steps; the budget ends them
 
     def __iter__(self):
         while self.budget is None or self.budget.next_step(self.optimizer) is not None:
@@ -116,34 +125,42 @@ class UntilSpent:
 
 
 def train_torch_em(
-    slices: SliceSet, unlabelled: np.ndarray, seconds: float, seed: int, masked: bool,
-) -> tuple[nn.Module, int]:
-    "The teacher of torch-em's `MeanTeacherTrainer`, which its own evaluation takes, and the number of steps."
+    slices: SliceSet, unlabelled: np.ndarray, steps: int, seed: int, masked: bool,
+) -> nn.Module:
+    """The teacher of torch-em's `MeanTeacherTrainer`, which its own evaluation takes.
+
+    Its Dice has no gradient for a class that no slice of the batch shows, so nothing teaches absence. A softmax
+    with the background as one more class does, as in the semantic trainer of micro-sam, by the same authors.
+    Sigmoid outputs have their `BCEDiceLoss` instead.
+    """
     import_timm()  # torchvision, which both libraries need, must be imported as ctseg does
     from torch_em import self_training
-    from torch_em.loss import DiceLoss
+    from torch_em.loss.dice import BCEDiceLoss, DiceLoss
     from torch_em.loss.wrapper import ApplyAndRemoveMask, LossWrapper
     from torch_em.model import UNet2d
     annotated, pairs = Annotated(slices, masked, seed), TwoViews(unlabelled)
-    net = UNet2d(in_channels=1, out_channels=len(slices.classes))
-    optimizer, sigmoid = torch.optim.AdamW(net.parameters(), RATE), nn.Sigmoid()
-    dice = LossWrapper(DiceLoss(), ApplyAndRemoveMask(masking_method="multiply")) if masked else DiceLoss()
+    net = UNet2d(in_channels=1, out_channels=len(slices.classes) + (not masked))
+    optimizer, activation = torch.optim.AdamW(net.parameters(), RATE), nn.Softmax(1)
+    dice = DiceLoss()
+    if masked:
+        activation = nn.Sigmoid()
+        dice = LossWrapper(BCEDiceLoss(), ApplyAndRemoveMask(masking_method="multiply"))
     loss = self_training.DefaultSelfTrainingLoss
-    budget = Budget(seconds)
+    budget = Budget(steps)
     with tempfile.TemporaryDirectory() as folder:
         trainer = self_training.MeanTeacherTrainer(
             name="peer", save_root=folder, model=net, optimizer=optimizer, device="cpu", compile_model=False,
-            logger=None,
-            pseudo_labeler=self_training.DefaultPseudoLabeler(activation=sigmoid),
-            supervised_loss=loss(dice, sigmoid), unsupervised_loss=loss(activation=sigmoid),
-            supervised_loss_and_metric=self_training.DefaultSelfTrainingLossAndMetric(dice, dice, sigmoid),
+            logger=None, momentum=MOMENTUM,
+            pseudo_labeler=self_training.DefaultPseudoLabeler(activation=activation),
+            supervised_loss=loss(dice, activation), unsupervised_loss=loss(activation=activation),
+            supervised_loss_and_metric=self_training.DefaultSelfTrainingLossAndMetric(dice, dice, activation),
             supervised_train_loader=DataLoader(
                 annotated, batch_sampler=UntilSpent(len(annotated), seed, budget, optimizer)),
             unsupervised_train_loader=DataLoader(pairs, batch_sampler=UntilSpent(len(pairs), seed + 1)),
             supervised_val_loader=DataLoader(annotated, BATCH),  # it wants one; nothing is chosen by it
         )
         trainer.fit(epochs=1, progress=tqdm(disable=True))
-    return Standardised(trainer.teacher).eval(), budget.steps
+    return Standardised(trainer.teacher).eval()
 
 
 class PymicSlices(Dataset):
@@ -166,11 +183,16 @@ class PymicSlices(Dataset):
 
 
 def pymic_settings(shape: tuple[int, int], outputs: int, annotated: int, seed: int) -> dict:
-    "PyMIC's example for semi-supervised ACDC, with slices for stacks: 16 a batch are four stacks of four."
+    """PyMIC's example for semi-supervised ACDC, with slices for stacks.
+
+    Its loss is the Dice alone, as in PyMIC's examples with single slices. Of these pixels one in a hundred is
+    foreground: with the cross-entropy that the example adds, the network drew nothing for hundreds of steps.
+    """
     from pymic import TaskType
     data = {
         "tensor_type": "float", "task_type": TaskType.SEGMENTATION, "task": TaskType.SEGMENTATION,
-        "train_batch_size": min(BATCH, annotated), "train_batch_size_unlab": BATCH, "num_worker": 0,
+        "train_batch_size": min(EXAMPLE_BATCH, annotated), "train_batch_size_unlab": EXAMPLE_BATCH,
+        "num_worker": 0,
         "pad_output_size": [side*9//8 for side in shape], "randomcrop_output_size": list(shape),
         "randomrotate_angle_range_d": [-15, 15], "normalizewithmeanstd_channels": [0],
         "gammacorrection_channels": [0], "gammacorrection_gamma_min": 0.8, "gammacorrection_gamma_max": 1.2,
@@ -181,9 +203,8 @@ def pymic_settings(shape: tuple[int, int], outputs: int, annotated: int, seed: i
         "feature_chns": [16, 32, 64, 128, 256], "dropout": [0.0, 0.0, 0.0, 0.5, 0.5],
     }
     training = {
-        "loss_type": ["DiceLoss", "CrossEntropyLoss"], "loss_weight": [0.5, 0.5], "optimizer": "Adam",
-        "learning_rate": RATE, "momentum": 0.9, "weight_decay": 1e-5, "lr_scheduler": None,
-        "iter_max": 30_000, "iter_valid": 1, "random_seed": seed,
+        "loss_type": "DiceLoss", "optimizer": "Adam", "learning_rate": RATE, "momentum": 0.9,
+        "weight_decay": 1e-5, "lr_scheduler": None, "iter_max": 30_000, "iter_valid": 1, "random_seed": seed,
     }
     consistency = {"regularize_w": 0.1, "ema_decay": 0.99, "rampup_start": 2_000, "rampup_end": 20_000}
     return {"dataset": data, "network": network, "training": training, "semi_supervised_learning": consistency}
@@ -207,10 +228,8 @@ def pymic_agent(settings: dict, repaired: bool):
     return (Repaired if repaired else SSLMeanTeacher)(settings, "train")
 
 
-def train_pymic(
-    slices: SliceSet, unlabelled: np.ndarray, seconds: float, seed: int, repaired: bool,
-) -> tuple[nn.Module, int]:
-    "The student of PyMIC's trainer, which it saves, and the number of steps. Its loop over them wants a GPU."
+def train_pymic(slices: SliceSet, unlabelled: np.ndarray, steps: int, seed: int, repaired: bool) -> nn.Module:
+    "The student of PyMIC's trainer, which it saves. Its loop over the steps wants a GPU."
     import_timm()
     settings = pymic_settings(unlabelled.shape[1:], len(slices.classes) + 1, len(slices), seed)
     agent = pymic_agent(settings, repaired)
@@ -224,30 +243,39 @@ def train_pymic(
     agent.create_loss_calculator()
     agent.device = torch.device("cpu")
     agent.trainIter, agent.trainIter_unlab = iter(agent.train_loader), iter(agent.train_loader_unlab)
-    budget = Budget(seconds)
+    budget = Budget(steps)
     while (spent := budget.next_step(agent.optimizer)) is not None:
         agent.glob_it = int(spent*settings["training"]["iter_max"])  # its ramp, in the time there is
         agent.training()
-    return Standardised(agent.net).eval(), budget.steps
+    return Standardised(agent.net).eval()
 
 
-PEERS: dict[str, tuple[Callable, bool, bool]] = {  # training, its form, whether the outputs are a softmax
-    "torch-em-zeros": (train_torch_em, False, False),
-    "torch-em-masked": (train_torch_em, True, False),
-    "pymic-zeros": (train_pymic, True, True),
-    "pymic-released": (train_pymic, False, True),
+class Peer(NamedTuple):
+    "How a peer is trained."
+    train: Callable
+    form: bool  # its last argument
+    softmax: bool  # whether its outputs are
+    rate: float  # steps that count as a second
+
+
+PEERS = {
+    "torch-em-zeros": Peer(train_torch_em, False, True, rate=5.7),
+    "torch-em-masked": Peer(train_torch_em, True, False, rate=5.7),
+    "pymic-zeros": Peer(train_pymic, True, True, rate=10),
+    "pymic-released": Peer(train_pymic, False, True, rate=10),
 }
 
 
 def train(name: str, slices: SliceSet, seconds: float, seed: int) -> tuple[nn.Module, int, bool]:
-    "A peer's network after so much time of the processor, the number of its steps, whether its outputs are a softmax."
+    "A peer's network after the steps that `seconds` count for, their number, whether it has a softmax."
     torch.manual_seed(seed)
     random.seed(seed)
     np.random.seed(seed)
-    train_peer, form, softmax = PEERS[name]
+    peer = PEERS[name]
+    steps = max(1, round(seconds*peer.rate))
     annotated = slices[np.flatnonzero(slices.labelled)]
-    net, steps = train_peer(annotated, slices.images[~slices.labelled], seconds, seed, form)
-    return net, steps, softmax
+    net = peer.train(annotated, slices.images[~slices.labelled], steps, seed, peer.form)
+    return net, steps, peer.softmax
 
 
 if __name__ == "__main__": main(__doc__, PEERS, UNLABELLED, train)
