@@ -30,7 +30,6 @@ from tqdm import tqdm
 from ctseg.core.optional import import_timm
 from ctseg.data.slices import SliceSet
 
-UNLABELLED = RESULTS.with_name("peers_unlabelled")
 EXAMPLE_BATCH = 4  # of annotated slices and of others, in the example of either library
 MOMENTUM = 0.99  # of torch-em's teacher: the default, 0.999, is the mean of the whole of a thousand steps
 
@@ -278,4 +277,4 @@ def train(name: str, slices: SliceSet, seconds: float, seed: int) -> tuple[nn.Mo
     return net, steps, peer.softmax
 
 
-if __name__ == "__main__": main(__doc__, PEERS, UNLABELLED, train)
+if __name__ == "__main__": main(__doc__, PEERS, RESULTS, train)
