@@ -25,7 +25,10 @@ from .errors import InputError, did_you_mean
 from .threads import POLICIES, allowed_cpus, busy_cpus
 
 # %% ../../nbs/core/50_device.ipynb #0de22b53
-_BF16_QUESTIONS = {"AVX512-BF16": "_is_avx512_bf16_supported", "AMX": "_is_amx_tile_supported"}  # of `torch.cpu`
+_BF16_QUESTIONS = {  # to torch.cpu
+    "AVX512-BF16": "_is_avx512_bf16_supported",
+    "AMX": "_is_amx_tile_supported",
+}
 
 def bf16_instructions() -> list[str]:
     "The instructions for bfloat16 that this processor has; none where this torch does not know the question."

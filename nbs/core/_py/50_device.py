@@ -47,7 +47,10 @@ from ctseg.core.errors import InputError
 
 # %%
 #| export
-_BF16_QUESTIONS = {"AVX512-BF16": "_is_avx512_bf16_supported", "AMX": "_is_amx_tile_supported"}  # of `torch.cpu`
+_BF16_QUESTIONS = {  # to torch.cpu
+    "AVX512-BF16": "_is_avx512_bf16_supported",
+    "AMX": "_is_amx_tile_supported",
+}
 
 def bf16_instructions() -> list[str]:
     "The instructions for bfloat16 that this processor has; none where this torch does not know the question."
