@@ -35,7 +35,7 @@ from .io.rtstruct_write import make_rtstruct
 from .io.slicing import Slicing
 from .io.snomed import snomed
 from .io.volumes import Volume
-from .prediction.predictor import Predictor, RunMember
+from .prediction.predictor import Predictor, members_of_runs
 from .prediction.prepare import prepare
 from .prediction.scans import Found, OpenScan, Scan, find_scans
 from .prediction.trained_slicing import choose_slicing, other_distance, trained_slicings
@@ -269,8 +269,7 @@ def _prepared(runs, options: SegmentOptions) -> Predictor:
 
 def _about(predictor: Predictor, slicing: Slicing) -> dict:
     "What made the results."
-    members = [member for member in predictor.members if isinstance(member, RunMember) and member.run]
-    runs = [member.run.folder.name for member in members]
+    runs = [member.run.folder.name for member in members_of_runs(predictor.members)]
     engines = sorted({engine_of(member.model) for member in predictor.members})
     computed = {"engine": " and ".join(engines), "precision": predictor.plan.precision}
     how = {name: asdict(slicing)[name] for name in ("orientation", "window", "size", "spacing")}

@@ -5,20 +5,35 @@ Every run is `ctseg fit` by a recipe with settings and a seed; what is kept of i
 `nbs/benchmarks/results/TABLE/NAME-sSEED.npz`: the Dice of every (test slice, class)
 under several decision rules, from one set of probabilities, the same of the annotated slices that were
 left out (`labelled`), the learning curve, and the predicted masks of a few slices to look at (their
-images and truth lie in TABLE.npz beside
-the folder). The benchmark notebooks and REPORT.pdf compute everything they show from these files. A run
-that is there is not repeated; one that was cut is resumed. The tables
-are at the end of this file. `python tools/bench.py gpu --data DIR` measures a GPU instead (gpu.py).
+images and truth lie in TABLE.npz beside the folder). The benchmark notebooks and REPORT.pdf compute
+everything they show from these files. A run that is there is not repeated; one that was cut is resumed.
+The tables are those of bench_tables.py.
+`python tools/bench.py gpu --data DIR` measures a GPU instead (gpu.py).
 """
-import argparse, dataclasses, json, re, sys, time
+import argparse
+import dataclasses
+import json
+import re
+import sys
+import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+
+from bench_tables import TABLES
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT/"nbs"/"benchmarks"/"results"
 
 
-NOT_SHOWN = {"large", "efficiency"}  # slices whose licence does not let us keep pictures; a page without pictures
+# slices whose licence does not let us keep pictures; a page without pictures
+NOT_SHOWN = {"large", "efficiency"}
+
+
+def write_arrays(path: Path, **arrays):
+    "An .npz file, whole or not at all."
+    import numpy as np
+    from ctseg.core.atomic import atomic_path
+    with atomic_path(path) as tmp: np.savez_compressed(tmp, **arrays)
 
 
 def fully_annotated(train, data: Path):
@@ -60,12 +75,12 @@ def candidates(predictor, held) -> dict:
     if not len(held): return rules
     gated, scores = choose_rule(predictor, held, expected=False)
     grid = [Rule(t, g) for t in THRESHOLDS for g in GATES]
-    best = lambda keep: max((q for q in grid if keep(q)), key=scores.get)
-    rules |= {
-        "threshold": best(lambda q: q.gate == 0),
-        "gate": best(lambda q: q.threshold is None),
-        "both": best(lambda q: True),
+    kinds = {
+        "threshold": [rule for rule in grid if rule.gate == 0],
+        "gate": [rule for rule in grid if rule.threshold is None],
+        "both": grid,
     }
+    rules |= {kind: max(of_kind, key=scores.get) for kind, of_kind in kinds.items()}
     return rules | {"gated": gated if predictor.rule != Rule() else Rule(), "chosen": predictor.rule}
 
 
@@ -76,7 +91,6 @@ def one(task):
     torch.set_num_threads(threads)
     from ctseg.data.challenge import read_challenge
     from ctseg.core.device import pick_device
-    from ctseg.core.atomic import atomic_path
     from ctseg.metrics.challenge import dice_table, mean_dice
     from ctseg.prediction.predictor import load_predictor, predict_masks
     from ctseg.runs.recipe import apply_settings
@@ -118,15 +132,14 @@ def one(task):
     shown = np.linspace(0, len(test) - 1, 12).astype(int)
     looks = RESULTS/f"{table}.npz"
     if table not in NOT_SHOWN and not looks.exists():
-        with atomic_path(looks) as tmp:
-            np.savez_compressed(
-                tmp,
-                index=shown,
-                images=test.images[shown],
-                truth=test.masks[shown],
-                colours=test.classes.colours,
-                classes=np.array(test.classes.names),
-            )
+        write_arrays(
+            looks,
+            index=shown,
+            images=test.images[shown],
+            truth=test.masks[shown],
+            colours=test.classes.colours,
+            classes=np.array(test.classes.names),
+        )
     facts = dict(
         name=name,
         recipe=recipe,
@@ -138,19 +151,18 @@ def one(task):
         rules={k: dataclasses.asdict(v) for k, v in rules.items()},
         metrics=json.loads((run/"metrics.json").read_text()),
     )
-    with atomic_path(target) as tmp:
-        np.savez_compressed(
-            tmp,
-            **keep,
-            **areas,
-            truth=test.present,
-            groups=test.groups,
-            classes=np.array(test.classes.names),
-            facts=json.dumps(facts),
-            **({} if table in NOT_SHOWN else {"shown": final[shown]}),
-            transposed=mean_dice(by_pixel),
-            history=(run/"history.csv").read_text()
-        )
+    write_arrays(
+        target,
+        **keep,
+        **areas,
+        truth=test.present,
+        groups=test.groups,
+        classes=np.array(test.classes.names),
+        facts=json.dumps(facts),
+        **({} if table in NOT_SHOWN else {"shown": final[shown]}),
+        transposed=mean_dice(by_pixel),
+        history=(run/"history.csv").read_text(),
+    )
     means = {k: round(float(mean_dice(v)), 4) for k, v in keep.items() if not k.endswith("groups")}
     return f"{target.stem}  {means}  {seconds:.0f} s, {processor:.0f} s of a processor"
 
@@ -161,7 +173,6 @@ def confidences(table, name, seeds, data, runs):
     import numpy as np, torch
     from ctseg.data.challenge import read_challenge
     from ctseg.core.device import pick_device
-    from ctseg.core.atomic import atomic_path
     from ctseg.metrics.challenge import dice_table
     from ctseg.prediction.predictor import load_predictor
     from ctseg.methods.pseudo import pseudo_label
@@ -184,10 +195,8 @@ def confidences(table, name, seeds, data, runs):
             f"{kind}_dice": dice_table(p.labels, test.masks, len(test.classes)).astype(np.float32),
         }
     target = RESULTS/"confidence"/f"{table}-{name}.npz"
-    with atomic_path(target) as tmp:
-        np.savez_compressed(
-            tmp, **keep, groups=test.groups, classes=np.array(test.classes.names), seeds=np.array(seeds)
-        )
+    classes = np.array(test.classes.names)
+    write_arrays(target, **keep, groups=test.groups, classes=classes, seeds=np.array(seeds))
     return f"{target}"
 
 
@@ -198,7 +207,6 @@ def decisions(table, name, seed, data, runs, test=None):
     import numpy as np, torch
     from ctseg.data.challenge import read_challenge
     from ctseg.core.device import pick_device
-    from ctseg.core.atomic import atomic_path
     from ctseg.metrics.challenge import dice_table, mean_dice
     from ctseg.inference.rule import Rule
     from ctseg.prediction.choose import choose_rule
@@ -222,17 +230,15 @@ def decisions(table, name, seed, data, runs, test=None):
         for k, m in zip(rules, predict_masks(predictor, test.images, list(rules.values())))
     }
     target = RESULTS/("decision_other" if other else "decision")/f"{table}-{name}-s{seed}.npz"
-    with atomic_path(target) as tmp:
-        np.savez_compressed(
-            tmp,
-            **keep,
-            groups=test.groups,
-            truth=test.present,
-            classes=np.array(test.classes.names),
-            facts=json.dumps(
-                {"rules": {k: dataclasses.asdict(v) for k, v in rules.items()}, "held out": len(held)}
-            )
-        )
+    facts = {"rules": {k: dataclasses.asdict(v) for k, v in rules.items()}, "held out": len(held)}
+    write_arrays(
+        target,
+        **keep,
+        groups=test.groups,
+        truth=test.present,
+        classes=np.array(test.classes.names),
+        facts=json.dumps(facts),
+    )
     return f"{target.stem}  { {k: round(mean_dice(v), 4) for k, v in keep.items()} }"
 
 
@@ -271,7 +277,6 @@ def ensembles(table, name, seeds, data, runs):
     from ctseg.prediction.prepare import prepare
     from ctseg.data.challenge import read_challenge
     from ctseg.core.device import pick_device
-    from ctseg.core.atomic import atomic_path
     from ctseg.metrics.challenge import dice_table, mean_dice
     from ctseg.inference.rule import Rule
     from ctseg.prediction.predictor import predict_masks
@@ -285,13 +290,14 @@ def ensembles(table, name, seeds, data, runs):
         if (f/"metrics.json").exists()
     )
     if not folders: sys.exit(f"no finished run of {name} under {Path(runs)/table}; train the table first")
-    score = lambda masks: dice_table(masks, test.masks, len(test.classes)).astype(np.float32)
+    def score(masks): return dice_table(masks, test.masks, len(test.classes)).astype(np.float32)
     each = [prepare(f, plan) for f in folders]
     alone = [[score(m) for m in predict_masks(p, test.images, [Rule(), p.rule])] for p in each]
-    keep, facts = {
-        "dice_single": np.stack([a for a, _ in alone]),
-        "dice_single-rule": np.stack([b for _, b in alone]),
-    }, {"runs": [f.name for f in folders], "single-rule": [str(p.rule) for p in each]}
+    keep = {
+        "dice_single": np.stack([argmax for argmax, _ in alone]),
+        "dice_single-rule": np.stack([ruled for _, ruled in alone]),
+    }
+    facts = {"runs": [f.name for f in folders], "single-rule": [str(p.rule) for p in each]}
     for step, how in STEPS.items():
         p = prepare(
             folders,
@@ -304,232 +310,15 @@ def ensembles(table, name, seeds, data, runs):
         keep[f"dice_{step}"], facts[step] = score(predict_masks(p, test.images, [rule])[0]), str(rule)
         print(f"{name}  {step:<16}{mean_dice(keep[f'dice_{step}']):.4f}  {rule}", flush=True)
     target = RESULTS/"ensemble"/f"{table}-{name}.npz"
-    with atomic_path(target) as tmp:
-        np.savez_compressed(
-            tmp,
-            **keep,
-            groups=test.groups,
-            truth=test.present,
-            classes=np.array(test.classes.names),
-            facts=json.dumps(facts)
-        )
+    write_arrays(
+        target,
+        **keep,
+        groups=test.groups,
+        truth=test.present,
+        classes=np.array(test.classes.names),
+        facts=json.dumps(facts),
+    )
     return f"{target}"
-
-
-BASE = ("width=16", "epochs=40", "batch_size=16", "precision=bf16")
-
-# The semi-supervised methods from two starting points, the original's loss and ours. One strong view and no
-# feature stream for UniMatch: 3 instead of 7 times a supervised step.
-ORIGINAL, OURS = ("loss=dice", "tune_rule=no"), ("loss=masked", "log_dice=yes", "tune_rule=yes")
-SDC = ("confidence=sdc",)
-SOFTMAX = ("loss=marginal",) + OURS[1:]  # as the recipes are now
-ONE_VIEW, COLD = ("views=1", "feature_dropout=0"), ("supervised_first=no", "tau=0.95")
-# A second phase half as long as the first, however few slices are annotated, as the recipe once was.
-HALF = ("unlabelled_passes=0",)
-SEMI = [
-    ("original-attunet", "original-attunet", ()),
-    ("log", "masked", ("log_dice=yes",)),
-    ("log-mean-teacher", "mean-teacher", OURS),
-    (
-        "log-longer",
-        "unimatch",
-        OURS + ONE_VIEW + ("consistency=0",),
-    ),  # both phases of the next row, the second without the unlabelled images
-    ("log-warm-unimatch", "unimatch", OURS + ONE_VIEW),
-    ("ctseg-sigmoid", "ctseg", HALF + ("loss=masked",)),  # the same with a second phase half as long
-    (
-        "log-fp32",
-        "masked",
-        ("log_dice=yes", "precision=fp32"),
-    ),  # its first phase, where it was trained in fp32
-    ("marginal-log", "marginal", ("log_dice=yes",)),  # the first phase of the next
-    ("ctseg", "ctseg", HALF),
-    ("ctseg-second-3", "ctseg", HALF + ("second_phase=3",)),  # what the recipe asks for now with 100 annotated
-    ("ctseg-presence", "ctseg", HALF + ("presence=0.3",)),  # a head that says which classes are there
-    ("marginal-from-phantom", "marginal-log", ()),  # with --init, see benchmarks/realct_semi
-    ("marginal-mean-teacher", "mean-teacher", ()),
-    ("marginal-teacher-student", "teacher-student", ()),
-    ("marginal-pretrain-finetune", "original-pretrain-finetune", SOFTMAX + SDC),
-    ("marginal-self-training", "self-training", ()),
-    ("log-unimatch", "unimatch", OURS + ONE_VIEW + COLD),
-    ("log-self-training", "self-training", OURS),
-    ("log-teacher-student", "original-teacher-student", OURS + SDC),
-    ("log-pretrain-finetune", "original-pretrain-finetune", OURS + SDC),
-    ("original-teacher-student", "original-teacher-student", ()),
-    ("original-pretrain-finetune", "original-pretrain-finetune", ()),
-    ("original-mean-teacher", "mean-teacher", ORIGINAL),
-    ("original-unimatch", "unimatch", ORIGINAL + ONE_VIEW + COLD),
-    ("original-self-training", "self-training", ORIGINAL),
-]
-# Every network for as long as `attunet` trains: epochs out of the measured cost of a step.
-NETWORKS = [
-    ("missformer", ("model=missformer", "width=32", "epochs=27")),
-    ("uctransnet", ("model=uctransnet", "image_size=64", "epochs=23")),
-    ("nnunet", ("model=nnunet", "width=32", "image_size=64", "epochs=19")),
-    ("unet-resnet34", ("model=unet:resnet34", "width=0", "pretrained=no", "epochs=26")),
-    ("segformer-b0", ("model=segformer:mit_b0", "width=0", "pretrained=no", "epochs=49")),
-]
-# As many steps for all. The rows "full" have every contour, which `ctseg phantom --truth` keeps aside.
-def phantom(epochs: int, full_epochs: int, keep: int):
-    rows = [
-        ("original-attunet", "original-attunet", ()),
-        ("log", "masked", ("log_dice=yes",)),
-        ("marginal-log", "marginal", ("log_dice=yes",)),
-        ("full-original-attunet", "original-attunet", (f"epochs={full_epochs}",)),
-        ("full-marginal-log", "marginal", ("log_dice=yes", f"epochs={full_epochs}")),
-        ("ctseg-sigmoid", "ctseg", HALF + ("loss=masked",)),
-        ("ctseg", "ctseg", HALF),
-        ("marginal-mean-teacher", "mean-teacher", ()),
-        ("marginal-teacher-student", "teacher-student", (f"keep={keep}",)),
-        ("marginal-pretrain-finetune", "original-pretrain-finetune", SOFTMAX + SDC + (f"keep={keep}",)),
-        ("marginal-self-training", "self-training", ()),
-        ("original-teacher-student", "original-teacher-student", (f"keep={keep}",)),
-        ("original-pretrain-finetune", "original-pretrain-finetune", (f"keep={keep}",)),
-        ("original-mean-teacher", "mean-teacher", ORIGINAL),
-        ("original-unimatch", "unimatch", ORIGINAL + ONE_VIEW + COLD),
-        ("original-self-training", "self-training", ORIGINAL),
-    ]
-    return [
-        (name, recipe, ("width=16", f"epochs={epochs}", "batch_size=8", "precision=bf16") + extra)
-        for name, recipe, extra in rows
-    ]
-
-# One thing changed at a time: of `log-fp32` (supervised), of `ctseg-sigmoid` (both phases), which are in
-# the table semi100.
-LOG = ("log_dice=yes",)
-ABLATION = [
-    ("no-cutmix", "ctseg", HALF + ("loss=masked", "cutmix=0")),
-    ("ctseg-strong", "ctseg", HALF + ("loss=masked", "augment=strong")),
-    ("rare", "masked", LOG + ("rare_power=0.5",)),  # slices with rare classes shown more often
-    ("no-ema", "masked", LOG + ("ema=0",)),
-    ("mirror", "masked", LOG + ("mirror=horizontal",)),
-    ("augment-none", "masked", LOG + ("augment=none",)),
-    ("augment-strong", "masked", LOG + ("augment=strong",)),
-    ("size-96", "masked", LOG + ("image_size=96",)),
-    (
-        "labelled-only",
-        "ctseg",
-        HALF + ("unlabelled=0", "precision=bf16"),
-    # the second phase on the annotated slices alone, of which half of the cells are unknown; of `marginal-
-    # log` in semi100
-    ),
-    # of `log-self-training` and of `log-teacher-student`, in semi100
-    ("no-quota", "self-training", OURS + ("quota=1", "precision=bf16")),
-    ("two-rounds", "self-training", OURS + ("rounds=2", "precision=bf16")),
-    ("max-confidence", "original-teacher-student", OURS + ("confidence=max", "precision=bf16")),
-]
-
-# Decoders over the same pretrained encoder, 100 annotated slices enlarged to 128, each for as long as the
-# light U-Net: epochs out of the measured cost of a step.
-LITE = ("image_size=128", "frozen_levels=2", "batch_size=8", "precision=fp32", "labelled=100")
-DECODERS = [
-    ("unet-light", "unet", 36, ("light=yes", "half=yes")),
-    ("unet", "unet", 22, ()),
-    ("unet++", "unet++", 18, ()),
-    ("fpn", "fpn", 29, ()),
-    ("deeplabv3+", "deeplabv3+", 20, ()),
-]
-
-# Real slices of 256 pixels of seven sources, merged; as many steps for both, which cost about the same.
-LARGE = ("image_size=192", "epochs=20", "batch_size=8", "precision=bf16")
-
-# Ever more annotated slices: (slices, epochs of the first phase). 100 and 800 are in semi100 and semi800.
-BUDGETS = [(25, 600), (50, 300), (200, 77), (400, 57)]
-BY_BUDGET = [
-    ("original-attunet", "original-attunet", ()),
-    ("marginal-log", "marginal-log", ()),
-    ("ctseg-long", "ctseg", ()),  # the second phase as long as the recipe asks for
-    ("ctseg-half", "ctseg", HALF),
-]
-
-# Changes of the second phase in its short form, the last three by the methods of tried.py.
-TRIED = [
-    ("base", ()),
-    ("tau-0.5", ("tau=0.5",)),
-    ("mirror", ("mirror=horizontal",)),
-    ("rare-boxes", ("method=unimatch-rare",)),
-    ("prototypes", ("method=unimatch-prototypes",)),
-    ("fold-teachers", ("method=unimatch-folds",)),
-]
-
-TABLES = {
-    "tried": [
-        (name, "ctseg", BASE + HALF + ("labelled=100", "epochs=120") + extra) for name, extra in TRIED
-    ],
-    "efficiency": [
-        (f"{name}-{slices}", recipe, BASE + (f"labelled={slices}", f"epochs={epochs}") + extra)
-        for name, recipe, extra in BY_BUDGET
-        for slices, epochs in BUDGETS
-    ],
-    "large": [
-        ("attunet", "marginal-log", ("width=16", *LARGE)),
-        ("lite0", "marginal-log", ("model=unet:tf_efficientnet_lite0", "light=yes", "frozen_levels=2", *LARGE)),
-    ],
-    "pretrained": [
-        (name, "marginal-log", (f"model={decoder}:tf_efficientnet_lite0", f"epochs={epochs}", *LITE, *extra))
-        for name, decoder, epochs, extra in DECODERS
-    ]
-    + [
-        (
-            "ctseg-pretrained",
-            "ctseg-pretrained",
-            HALF + ("batch_size=8", "precision=fp32", "labelled=100", "epochs=50"),
-        ),
-        (
-            "ctseg-pretrained-second-3",
-            "ctseg-pretrained",
-            HALF
-            + ("batch_size=8", "precision=fp32", "labelled=100", "epochs=50", "second_phase=3"),
-        ),
-        (
-            "ctseg-second",
-            "ctseg-pretrained",
-            HALF
-            + ("batch_size=8", "precision=fp32", "labelled=100", "epochs=25", "second_phase=1.6"),
-        ),
-    ],  # most of the time for the second phase
-    "supervised": [
-        (name, recipe, BASE + extra)
-        for name, recipe, extra in [
-            ("original-attunet", "original-attunet", ()),
-            ("marginal", "marginal", ()),
-            ("masked", "masked", ()),
-            ("masked-log", "masked", ("log_dice=yes",)),
-            ("marginal-log", "marginal", ("log_dice=yes",)),
-            ("marginal-image", "marginal", ("reduction=image",)),
-            ("masked-image", "masked", ("reduction=image",)),
-            ("masked-nopixel", "masked", ("pixel_known=no",)),
-            ("ce-dice-zeros", "marginal", ("loss=ce-dice",)),
-        ]
-    ],
-    "semi100": [
-        (name, recipe, BASE + ("labelled=100", "epochs=120") + extra) for name, recipe, extra in SEMI
-    ],
-    "counts": [
-        (f"ctseg-u{n}", "ctseg", BASE + HALF + ("labelled=100", "epochs=120", "loss=masked", f"unlabelled={n}"))
-        for n in (300, 600, 1200)
-    ],  # the row of `ablation` with fewer unlabelled images
-    "semi800": [
-        (name, recipe, BASE + extra)
-        for name, recipe, extra in SEMI + [("ctseg-longer", "ctseg", HALF + ("epochs=80",))]
-    ],
-    "networks": [(name, "masked", BASE + ("log_dice=yes",) + extra) for name, extra in NETWORKS],
-    "phantom": phantom(
-        40, 7, 300
-    ),  # ctseg phantom FOLDER --labelled 100 --unlabelled 500 --test 150 --size 128 --truth
-    "phantom240": phantom(
-        30, 12, 240
-    ),  # ctseg phantom FOLDER --labelled 240 --unlabelled 360 --test 150 --size 128 --truth --seed 1
-    "ablation": [
-        (name, recipe, BASE + ("labelled=100", "epochs=120", "precision=fp32") + extra)
-        for name, recipe, extra in ABLATION
-    ],
-    "ensemble": [
-        (f"{name}-f{k}", "masked", BASE + ("log_dice=yes", "folds=5", f"fold={k}") + extra)
-        for name, extra in (("log", ()), ("presence", ("presence=0.3",)))
-        for k in range(5)
-    ],
-}
 
 
 def main():
@@ -549,16 +338,13 @@ def main():
         dest="settings",
         help="for every row, after its own: precision=fp32 where the processor has no bf16",
     )
-    p.add_argument("--init", default="", help="a run whose weights every row starts from: marginal-from-phantom needs one")
+    p.add_argument("--init", default="", help="a run that every row starts from: marginal-from-phantom needs one")
     p.add_argument("--jobs", type=int, default=2)
     p.add_argument("--threads", type=int, default=1, help="of each job")
     p.add_argument(
         "--confidence",
         action="store_true",
-        help=(
-            "do not train; write how sure the finished runs of each row are of each test slice, and how "
-            "right"
-        ),
+        help="do not train; write how sure the finished runs of a row are of each test slice, and how right",
     )
     p.add_argument(
         "--decisions",

@@ -37,7 +37,7 @@ from ctseg.io.rtstruct_write import make_rtstruct
 from ctseg.io.slicing import Slicing
 from ctseg.io.snomed import snomed
 from ctseg.io.volumes import Volume
-from ctseg.prediction.predictor import Predictor, RunMember
+from ctseg.prediction.predictor import Predictor, members_of_runs
 from ctseg.prediction.prepare import prepare
 from ctseg.prediction.scans import Found, OpenScan, Scan, find_scans
 from ctseg.prediction.trained_slicing import choose_slicing, other_distance, trained_slicings
@@ -415,8 +415,7 @@ def _prepared(runs, options: SegmentOptions) -> Predictor:
 
 def _about(predictor: Predictor, slicing: Slicing) -> dict:
     "What made the results."
-    members = [member for member in predictor.members if isinstance(member, RunMember) and member.run]
-    runs = [member.run.folder.name for member in members]
+    runs = [member.run.folder.name for member in members_of_runs(predictor.members)]
     engines = sorted({engine_of(member.model) for member in predictor.members})
     computed = {"engine": " and ".join(engines), "precision": predictor.plan.precision}
     how = {name: asdict(slicing)[name] for name in ("orientation", "window", "size", "spacing")}

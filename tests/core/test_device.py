@@ -13,15 +13,6 @@ KAGGLE = ["sm_70", "sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120"]
 def test_precision(capability, precision): assert device.pick_precision(capability) == precision
 
 
-def test_the_processor_is_named(tmp_path, monkeypatch):
-    facts, answer = tmp_path/"cpuinfo", {"_is_amx_tile_supported": True}.get
-    facts.write_text("processor : 0\nmodel name : Some CPU @ 2 GHz\n")
-    monkeypatch.setattr(device, "_torch_says", answer)
-    assert device.describe_processor(facts) == "Some CPU @ 2 GHz, AMX"
-    monkeypatch.setattr(device, "_torch_says", {}.get)
-    assert device.describe_processor(tmp_path/"none").endswith(", no bfloat16")
-
-
 @pytest.mark.parametrize("capability, archs, there", [
     ((6, 0), KAGGLE, False), ((7, 5), KAGGLE, True), ((8, 9), KAGGLE, True), ((12, 1), KAGGLE, True), ((7, 2), ["sm_75"], False),
     ((9, 0), ["sm_80", "compute_80"], True), ((7, 5), ["compute_80"], False), ((9, 0), ["sm_90a"], True), ((9, 0), ["gfx90a"], False),
@@ -158,6 +149,17 @@ def processor(monkeypatch):
         monkeypatch.setattr(device.torch.cpu, "_is_amx_tile_supported", lambda: amx)
         monkeypatch.setattr(device.torch.cpu, "_is_avx512_bf16_supported", lambda: avx512_bf16)
     return has
+
+
+def test_the_processor_is_named(processor, tmp_path):
+    facts = tmp_path/"cpuinfo"
+    facts.write_text("processor : 0\nmodel name : Some CPU @ 2 GHz\n")
+    processor(True, False)
+    assert device.describe_processor(facts) == "Some CPU @ 2 GHz, AMX"
+    processor(True, True)
+    assert device.describe_processor(facts) == "Some CPU @ 2 GHz, AVX512-BF16 and AMX"
+    processor(False, False)
+    assert device.describe_processor(tmp_path/"none") == f"{device.processor_name()}, no bfloat16"
 
 
 @pytest.mark.parametrize("amx, avx, precision", [

@@ -10,6 +10,7 @@ from ctseg.core.threads import allowed_cpus, cpu_share, free_threads, set_thread
 
 @pytest.mark.parametrize("cpus, share, busy, threads", [
     (2, np.inf, 0., None), (2, np.inf, .4, None), (2, np.inf, 1., 1), (2, np.inf, 2., 1), (8, np.inf, 3., 5), (16, 4., 0., 4), (1, np.inf, 1., 1),
+    (8, 2., 0., 2), (8, .5, 0., 1),
 ])
 def test_as_many_threads_as_free_processors(cpus, share, busy, threads):
     assert free_threads(cpus, share, busy) == threads

@@ -163,7 +163,7 @@ def test_a_resumed_training_goes_on_as_if_nothing_had_happened(home, monkeypatch
     second = Semi(home)
     second.load_checkpoint(str(tmp_path/"c.pth"))
     second.on_train_start()
-    assert second.current_epoch == 2 and second.learnt.tolist() == [True, True, False]
+    assert second.current_epoch == 2 and second.teacher.learnt.tolist() == [True, True, False]
     assert second.dataloader_train.cases == ["p1", "p2"]
     train(second, range(2, 4))
     for a, b in ((whole.network, second.network), (whole.teacher.model, second.teacher.model)):
@@ -253,11 +253,11 @@ def test_the_teacher_is_believed_about_learnt_classes_only(home, monkeypatch, su
 def test_learnt_from_a_pseudo_dice_on(home, monkeypatch, hits, learnt):
     monkeypatch.setenv("CTSEG_NNUNET", "min_dice=0.8")
     trainer = started(Semi, home)
-    assert not trainer.learnt.any()
+    assert not trainer.teacher.learnt.any()
     trainer.on_validation_epoch_end([counts(hits, missed=1), counts(hits, missed=0), counts((0, 0, 0), missed=1)])
-    assert trainer.learnt.tolist() == [learnt]*3
+    assert trainer.teacher.learnt.tolist() == [learnt]*3
     trainer.on_validation_epoch_end([counts((0, 0, 0), missed=0)])  # not seen in this epoch
-    assert not trainer.learnt.any()
+    assert not trainer.teacher.learnt.any()
 
 
 @pytest.mark.parametrize("kind", [Partial, Semi])

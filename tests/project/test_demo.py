@@ -1,4 +1,4 @@
-"The demo's choices: which network, which slices are shown; and how many threads a command takes."
+"The demo's choices: which network, which slices are shown."
 from dataclasses import replace
 
 import numpy as np
@@ -8,7 +8,6 @@ from matplotlib import pyplot as plt
 
 from ctseg import demo
 from ctseg.recipes.table import get_recipe
-from ctseg.core.threads import free_threads
 from ctseg.runs.recipe import apply_settings
 from ctseg.training.curves import plot_curves
 
@@ -82,12 +81,3 @@ def test_no_empty_panel_where_nothing_was_held_out():
     both = plot_curves(history.assign(dice=.5))
     assert len(both.axes) == 2 and len(both.axes[1].lines) == 3  # two phases and the line between them
     plt.close("all")
-
-
-@pytest.mark.parametrize("cpus, "
-                         "share, "
-                         "busy, "
-                         "threads", [(2, np.inf, 0., None), (2, np.inf, .4, None), (2, np.inf, 1., 1), (2, np.inf, 2., 1), (8, np.inf, 3., 5),
-                                                        (8, 2., 0., 2), (8, .5, 0., 1), (1, np.inf, 1., 1)])
-def test_as_many_threads_as_free_processors(cpus, share, busy, threads):
-    assert free_threads(cpus, share, busy) == threads

@@ -254,20 +254,11 @@ def test_an_installed_package_is_found_by_its_entry_point(command, data, tmp_pat
         "import sys; sys.path.insert(0, 'site'); from ctseg.losses.registry import create_loss; "
         "print(create_loss('quiet', volume=0.1).volume)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", runner],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    def run():
+        command = [sys.executable, "-c", runner]
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    done = run()
     assert done.stdout.strip() == "0.1", done.stderr
     shutil.rmtree(package)
-    done = subprocess.run(
-        [sys.executable, "-c", runner],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-    )
-    assert "unknown loss 'quiet'" in done.stderr
+    assert "unknown loss 'quiet'" in run().stderr

@@ -32,7 +32,6 @@ from fastcore.test import test_eq
 
 from ctseg.core.errors import InputError
 
-
 # %% [markdown]
 # A Kaggle T4, an old P100, an H100 in a cluster and a laptop without a GPU should all run the same notebook. What differs between them is decided here, from the **compute capability** of the card, and nowhere else:
 #
@@ -48,23 +47,30 @@ from ctseg.core.errors import InputError
 
 # %%
 #| export
+_BF16_QUESTIONS = {  # to torch.cpu
+    "AVX512-BF16": "_is_avx512_bf16_supported",
+    "AMX": "_is_amx_tile_supported",
+}
+
+def bf16_instructions() -> list[str]:
+    "The instructions for bfloat16 that this processor has; none where this torch does not know the question."
+    return [name for name, question in _BF16_QUESTIONS.items() if getattr(torch.cpu, question, bool)()]
+
 def computes_bf16() -> bool:
     "Does this processor multiply bfloat16 itself, with AMX or AVX512-BF16?"
-    return _torch_says("_is_amx_tile_supported") or _torch_says("_is_avx512_bf16_supported")
+    return bool(bf16_instructions())
 
-def _torch_says(question: str) -> bool:
-    "An answer of `torch.cpu` about this processor; no where this torch does not know the question."
-    return bool(getattr(torch.cpu, question, bool)())
+def processor_name() -> str:
+    "What the system calls this processor; at least its architecture."
+    return platform.processor() or platform.machine()
 
 def describe_processor(cpuinfo: str | Path = "/proc/cpuinfo") -> str:
     "The model of this processor and its instructions for bfloat16, as the benchmark pages print it."
-    model = platform.processor() or platform.machine()
+    model = processor_name()
     with contextlib.suppress(OSError):  # only Linux has the file
         facts = (line.partition(":") for line in Path(cpuinfo).read_text().splitlines())
         model = next((value.strip() for key, _, value in facts if key.strip() == "model name"), model)
-    questions = {"AVX512-BF16": "_is_avx512_bf16_supported", "AMX": "_is_amx_tile_supported"}
-    instructions = [name for name, question in questions.items() if _torch_says(question)]
-    return f"{model}, {' and '.join(instructions) or 'no bfloat16'}"
+    return f"{model}, {' and '.join(bf16_instructions()) or 'no bfloat16'}"
 
 
 # %% [markdown]
@@ -187,7 +193,7 @@ def plan_cpu(precision: str) -> DevicePlan:
     if precision == "fp16":
         raise InputError("precision fp16 needs a GPU; on a CPU use fp32 or bf16")
     if precision == "auto": precision = pick_precision(None)
-    return DevicePlan(torch.device("cpu"), precision, platform.processor() or platform.machine())
+    return DevicePlan(torch.device("cpu"), precision, processor_name())
 
 
 # %%
@@ -226,7 +232,7 @@ def plan_mps(precision: str) -> DevicePlan:
         raise InputError(f"device 'mps': torch {torch.__version__} cannot use it, {why}; use --device cpu")
     if precision not in ("auto", "fp32"):
         raise InputError(f"precision {precision} was never tried on mps; use fp32")
-    return DevicePlan(torch.device("mps"), "fp32", platform.processor() or platform.machine())
+    return DevicePlan(torch.device("mps"), "fp32", processor_name())
 
 
 # %%

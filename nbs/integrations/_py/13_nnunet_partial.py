@@ -32,6 +32,7 @@ from ctseg.losses.registry import create_loss
 #| hide
 import shutil
 import tempfile
+from types import SimpleNamespace
 
 from fastcore.test import test_eq, test_fail
 
@@ -81,11 +82,176 @@ test_fail(lambda: settings_from_environment(PartialSettings), contains="did you 
 del os.environ[VARIABLE]
 
 
+# %%
+#| export
+def given_lengths(settings: PartialSettings) -> dict[str, int]:
+    "The lengths of a training that were given, by nnU-Net's names for them; the others stay nnU-Net's own."
+    given, lengths = settings.changed(), {}
+    if "epochs" in given:
+        lengths["num_epochs"] = given["epochs"]
+    if "iterations" in given:
+        lengths["num_iterations_per_epoch"] = given["iterations"]
+        lengths["num_val_iterations_per_epoch"] = max(1, given["iterations"]//5)
+    return lengths
+
+
+# %%
+print(given_lengths(PartialSettings(iterations=10)))
+
+
 # %% [markdown]
 # ## Partial labels
 #
-# The class below stands in front of nnU-Net's trainer in the order of inheritance. It changes what goes into nnU-Net's methods and what comes out, and
-# copies none of them.
+# The classes below stand in front of nnU-Net's trainer in the order of inheritance. They change what goes into nnU-Net's methods and what comes out, and
+# copy none of them.
+
+# %%
+#| export
+def examined_dataset(home: Path, has_regions: bool) -> ExaminedCases:
+    "Who examined what on the cases of a preprocessed data set. `InputError` for one with nnU-Net's regions."
+    if has_regions:
+        raise InputError("nnU-Net's regions overlap, and these trainers take labels that do not; "
+                         "write dataset.json with one number for each class")
+    return ExaminedCases(examined_file(home.name, home), dataset_classes(home/"dataset.json"))
+
+def take_raw_folds(home: Path) -> None:
+    "Copy the folds that lie beside the raw data to a preprocessed data set, if it has no others yet."
+    *raw, kept = beside_raw(home.name, home, "splits_final.json")
+    if raw and raw[0].exists() and not kept.exists():
+        write_json(read_json(raw[0]), kept)
+
+
+# %%
+work = Path(tempfile.mkdtemp())
+home = toy_dataset(work)
+examined = examined_dataset(home, has_regions=False)
+print({case: known.tolist() for case, known in examined.table.items()})
+
+
+# %% [markdown]
+# A case without labels is not drawn, and not scored. A class that is drawn where nobody is said to have looked for it is a mistake, in the labels or in the file.
+
+# %%
+#| export
+def check_drawn_labels(dataset, examined: ExaminedCases) -> None:
+    "`InputError` for a case of a data set of nnU-Net with a class drawn that was not examined there."
+    for case in sorted(set(dataset.identifiers)):
+        places = dataset.load_case(case)[-1]["class_locations"]
+        drawn = [label for label in places if isinstance(label, int) and len(places[label])]
+        examined.check_drawn(case, drawn)
+
+
+# %%
+drawn = {"class_locations": {1: [], 2: [[0, 0]]}}
+unexpected = SimpleNamespace(identifiers=["p1"], load_case=lambda case: (case, drawn))
+test_fail(lambda: check_drawn_labels(unexpected, examined), contains="kidney is drawn on p1")
+
+# %%
+#| export
+Behind: Any = object  # nnU-Net's own trainer stands behind what follows, see `trainer_class`
+
+class LabelledDraws(Behind):
+    "Which cases nnU-Net draws: to be put in front of its trainer."
+    examined: ExaminedCases
+
+    def do_split(self) -> tuple[list[str], list[str]]:
+        "nnU-Net's folds; those that lie beside the raw data, if there are no others yet."
+        take_raw_folds(Path(self.preprocessed_dataset_folder_base))
+        return super().do_split()
+
+    def training_cases(self, cases: list[str]) -> list[str]:
+        "The cases to draw from: those on which anything was examined."
+        return self.examined.labelled(cases)
+
+    def get_tr_and_val_datasets(self) -> tuple:
+        "nnU-Net's data sets of a fold. `InputError` if no case of one of them was examined."
+        train, held_out = super().get_tr_and_val_datasets()
+        for dataset, part in ((train, "training"), (held_out, "validation")):
+            check_drawn_labels(dataset, self.examined)
+            labelled = self.examined.labelled(dataset.identifiers)
+            message = f"{len(labelled)} of {len(dataset.identifiers)} {part} cases have labels"
+            self.print_to_log_file(message)
+            if not labelled:
+                raise InputError(f"fold {self.fold}: {message}, some are needed; write a splits_final.json")
+        train.identifiers = self.training_cases(list(train.identifiers))
+        held_out.identifiers = self.examined.labelled(held_out.identifiers)
+        return train, held_out
+
+
+# %% [markdown]
+# [A stand-in](12_nnunet_toys.ipynb) for nnU-Net's trainer shows what is added.
+
+# %%
+class Draws(LabelledDraws, ToyTrainer): "Only the cases."
+
+trainer = Draws(home)
+trainer.examined = examined
+print([dataset.identifiers for dataset in trainer.get_tr_and_val_datasets()])
+
+
+# %% [markdown]
+# nnU-Net may train in several processes. Its loss then reads the sums of all of them.
+
+# %%
+#| export
+def gather_sums(rows: torch.Tensor) -> torch.Tensor: # [b,K] → [processes,K]
+    "The sums over the cases of each process: nnU-Net's processes may have different numbers of cases."
+    return gather_rows(rows.sum(0, keepdim=True))
+
+
+# %%
+test_eq(gather_sums(torch.tensor([[1., 2], [3, 4]])), torch.tensor([[4., 6]]))  # of the only process
+
+
+# %%
+#| export
+class PartialLabels(LabelledDraws):
+    "Settings, loss and steps."
+    Settings = PartialSettings
+    settings: Any  # of that kind, or of a trainer's own
+
+    def initialize(self) -> None:
+        "Settings and who examined what, then nnU-Net's own."
+        self.settings = settings_from_environment(self.Settings)
+        vars(self).update(given_lengths(self.settings))
+        home = Path(self.preprocessed_dataset_folder_base)
+        self.examined = examined_dataset(home, self.label_manager.has_regions)
+        self.print_to_log_file(f"who examined what: {self.examined.path}")
+        self.print_to_log_file(f"{type(self).__name__}: {self.settings}")
+        super().initialize()
+
+    def _build_loss(self) -> nn.Module:
+        "nnU-Net's weights of the resolutions, around a loss that reads what was examined."
+        resolutions = super()._build_loss()
+        marginal = create_loss("marginal", log_dice=self.settings.log_dice)
+        self.case_loss = CaseLoss(marginal, self.label_manager.ignore_label)
+        if not self.enable_deep_supervision: return self.case_loss
+        resolutions.loss = self.case_loss
+        return resolutions
+
+    def tell_loss(self, known: torch.Tensor) -> None:
+        "Tell the loss what is known of a batch, bool [B,C]."
+        self.case_loss.tell(known, gather_sums if self.is_ddp else as_given)
+
+    def train_step(self, batch: dict) -> dict:
+        "nnU-Net's step, with what is known of the cases of the batch."
+        self.tell_loss(self.examined.batch(batch["keys"]).to(self.device))
+        return super().train_step(batch)
+
+
+# %%
+class Partial(PartialLabels, ToyTrainer): "Nobody looked for the kidney on p1."
+
+trainer = Partial(home)
+trainer.initialize()
+batch = {"data": torch.tensor([[[[1., 0.]]]]), "target": torch.tensor([[[[1, 0]]]]), "keys": ["p1"]}
+for step in range(100): loss = trainer.train_step(batch)["loss"]
+print(f"loss {loss:.3f}: the second voxel may be background or kidney")
+assert loss < 0.2
+
+
+# %% [markdown]
+# ## Scores
 #
 # nnU-Net counts hits and misses of a validation batch over all its cases. Each case has unknown classes of its own. So the cases go through nnU-Net's step one by one.
 
@@ -120,155 +286,11 @@ counts = torch.tensor([3., 4.]).numpy()
 results = [dict(loss=1., tp_hard=counts, fp_hard=counts, fn_hard=counts)]*2
 print(add_cases(results, torch.tensor([[True, False], [True, True]]))["fp_hard"])
 
-# %%
-#| export
-Behind: Any = object  # nnU-Net's own trainer stands behind what follows, see `trainer_class`
-
-class ExaminedData(Behind):
-    "Who examined what on nnU-Net's cases: to be put in front of its trainer."
-
-    def read_examined(self) -> None:
-        "Read who examined what. `InputError` for a data set with regions."
-        if self.label_manager.has_regions:
-            raise InputError("nnU-Net's regions overlap, and these trainers take labels that do not; "
-                             "write dataset.json with one number for each class")
-        home = Path(self.preprocessed_dataset_folder_base)
-        classes = dataset_classes(home/"dataset.json")
-        self.examined = ExaminedCases(examined_file(home.name, home), classes)
-        self.print_to_log_file(f"who examined what: {self.examined.path}")
-
-    def do_split(self) -> tuple[list[str], list[str]]:
-        "nnU-Net's folds; those that lie beside the raw data, if there are no others yet."
-        home = Path(self.preprocessed_dataset_folder_base)
-        *raw, kept = beside_raw(home.name, home, "splits_final.json")
-        if raw and raw[0].exists() and not kept.exists():
-            write_json(read_json(raw[0]), kept)
-        return super().do_split()
-
-
-# %% [markdown]
-# [A stand-in](12_nnunet_toys.ipynb) for nnU-Net's trainer shows what is added.
-
-# %%
-work = Path(tempfile.mkdtemp())
-home = toy_dataset(work)
-
-class Reads(ExaminedData, ToyTrainer): "Only the file."
-
-trainer = Reads(home)
-trainer.read_examined()
-print({case: known.tolist() for case, known in trainer.examined.table.items()})
-
-
-# %% [markdown]
-# A case without labels is not drawn, and not scored. A class that is drawn where nobody is said to have looked for it is a mistake, in the labels or in the file.
 
 # %%
 #| export
-class LabelledDraws(ExaminedData):
-    "Which cases nnU-Net draws."
-
-    def training_cases(self, cases: list[str]) -> list[str]:
-        "The cases to draw from: those on which anything was examined."
-        return self.examined.labelled(cases)
-
-    def check_labels(self, dataset) -> None:
-        "`InputError` for a case with a class drawn that was not examined there."
-        for case in sorted(set(dataset.identifiers)):
-            places = dataset.load_case(case)[-1]["class_locations"]
-            drawn = [label for label in places if isinstance(label, int) and len(places[label])]
-            self.examined.check_drawn(case, drawn)
-
-    def get_tr_and_val_datasets(self) -> tuple:
-        "nnU-Net's data sets of a fold. `InputError` if no case of one of them was examined."
-        train, held_out = super().get_tr_and_val_datasets()
-        for dataset, part in ((train, "training"), (held_out, "validation")):
-            self.check_labels(dataset)
-            labelled = self.examined.labelled(dataset.identifiers)
-            message = f"{len(labelled)} of {len(dataset.identifiers)} {part} cases have labels"
-            self.print_to_log_file(message)
-            if not labelled:
-                raise InputError(f"fold {self.fold}: {message}, some are needed; write a splits_final.json")
-        train.identifiers = self.training_cases(list(train.identifiers))
-        held_out.identifiers = self.examined.labelled(held_out.identifiers)
-        return train, held_out
-
-
-# %%
-class Draws(LabelledDraws, ToyTrainer): "Only the cases."
-
-trainer = Draws(home)
-trainer.read_examined()
-print([dataset.identifiers for dataset in trainer.get_tr_and_val_datasets()])
-
-
-# %%
-#| export
-def gather_sums(rows: torch.Tensor) -> torch.Tensor: # [b,K] → [processes,K]
-    "The sums over the cases of each process: nnU-Net's processes may have different numbers of cases."
-    return gather_rows(rows.sum(0, keepdim=True))
-
-
-# %%
-test_eq(gather_sums(torch.tensor([[1., 2], [3, 4]])), torch.tensor([[4., 6]]))  # of the only process
-
-
-# %%
-#| export
-class PartialStart(LabelledDraws):
-    "Settings, who examined what, and the loss."
-    Settings = PartialSettings
-    settings: Any  # of that kind, or of a trainer's own
-
-    def initialize(self) -> None:
-        "Settings and who examined what, then nnU-Net's own."
-        self.settings = settings_from_environment(self.Settings)
-        given = self.settings.changed()
-        self.num_epochs = given.get("epochs", self.num_epochs)
-        if "iterations" in given:
-            self.num_iterations_per_epoch = given["iterations"]
-            self.num_val_iterations_per_epoch = max(1, given["iterations"]//5)
-        self.read_examined()
-        self.print_to_log_file(f"{type(self).__name__}: {self.settings}")
-        super().initialize()
-
-    def _build_loss(self) -> nn.Module:
-        "nnU-Net's weights of the resolutions, around a loss that reads what was examined."
-        resolutions = super()._build_loss()
-        marginal = create_loss("marginal", log_dice=self.settings.log_dice)
-        self.case_loss = CaseLoss(marginal, self.label_manager.ignore_label)
-        if not self.enable_deep_supervision: return self.case_loss
-        resolutions.loss = self.case_loss
-        return resolutions
-
-
-# %%
-class Starts(PartialStart, ToyTrainer): "Without a step."
-
-trainer = Starts(home)
-trainer.initialize()
-print(trainer.loss)
-
-
-# %%
-#| export
-class PartialLabels(PartialStart):
-    "Partial labels on nnU-Net's engine: to be put in front of its trainer."
-
-    def on_train_start(self) -> None:
-        "nnU-Net's, and a copy of who examined what beside its plans."
-        super().on_train_start()
-        if self.local_rank == 0:
-            write_json(read_json(self.examined.path), Path(self.output_folder_base)/EXAMINED_FILE)
-
-    def tell_loss(self, known: torch.Tensor) -> None:
-        "Tell the loss what is known of a batch, bool [B,C]."
-        self.case_loss.tell(known, gather_sums if self.is_ddp else as_given)
-
-    def train_step(self, batch: dict) -> dict:
-        "nnU-Net's step, with what is known of the cases of the batch."
-        self.tell_loss(self.examined.batch(batch["keys"]).to(self.device))
-        return super().train_step(batch)
+class PartialScores(PartialLabels):
+    "Scores of what was examined."
 
     def scored_network(self) -> nn.Module:
         "The network that is scored, without what distributes it: processes have different numbers of cases."
@@ -284,16 +306,17 @@ class PartialLabels(PartialStart):
         self.network = trained
         return add_cases(results, known)
 
-
-# %%
-class Partial(PartialLabels, ToyTrainer): "Nobody looked for the kidney on p1."
-
-trainer = Partial(home)
-trainer.initialize()
-batch = {"data": torch.tensor([[[[1., 0.]]]]), "target": torch.tensor([[[[1, 0]]]]), "keys": ["p1"]}
-for step in range(100): loss = trainer.train_step(batch)["loss"]
-print(f"loss {loss:.3f}: the second voxel may be background or kidney")
-assert loss < 0.2
+    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
+        "nnU-Net's predictions of the held-out cases, and the scores of what was examined."
+        super().perform_actual_validation(save_probabilities)
+        if self.local_rank != 0: return
+        path = Path(self.output_folder)/"validation"/"summary.json"
+        summary = json.loads(path.read_text())  # nnU-Net writes NaN
+        scores = examined_scores(summary, self.examined, self.dataset_json["file_ending"])
+        with atomic_path(path) as part:
+            part.write_text(json.dumps(scores, indent=4, sort_keys=True))
+        dice = scores["foreground_mean"]["Dice"]
+        self.print_to_log_file(f"Mean Validation Dice of what was examined: {dice:.4f}")
 
 
 # %% [markdown]
@@ -321,8 +344,14 @@ print(builder_name(trainer))
 
 # %%
 #| export
-class PartialFiles(PartialLabels):
-    "Checkpoints that nnU-Net predicts with alone, and scores of what was examined."
+class PartialFiles(PartialScores):
+    "Partial labels on nnU-Net's engine, and checkpoints that it predicts with alone."
+
+    def on_train_start(self) -> None:
+        "nnU-Net's, and a copy of who examined what beside its plans."
+        super().on_train_start()
+        if self.local_rank == 0:
+            write_json(read_json(self.examined.path), Path(self.output_folder_base)/EXAMINED_FILE)
 
     def for_prediction(self, checkpoint: dict) -> dict:
         "A checkpoint as nnU-Net can use it without this package."
@@ -335,18 +364,6 @@ class PartialFiles(PartialLabels):
         with atomic_path(filename) as part:
             super().save_checkpoint(str(part))
             torch.save(self.for_prediction(load_any(part, "cpu")), part)
-
-    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
-        "nnU-Net's predictions of the held-out cases, and the scores of what was examined."
-        super().perform_actual_validation(save_probabilities)
-        if self.local_rank != 0: return
-        path = Path(self.output_folder)/"validation"/"summary.json"
-        summary = json.loads(path.read_text())  # nnU-Net writes NaN
-        scores = examined_scores(summary, self.examined, self.dataset_json["file_ending"])
-        with atomic_path(path) as part:
-            part.write_text(json.dumps(scores, indent=4, sort_keys=True))
-        dice = scores["foreground_mean"]["Dice"]
-        self.print_to_log_file(f"Mean Validation Dice of what was examined: {dice:.4f}")
 
 
 # %%

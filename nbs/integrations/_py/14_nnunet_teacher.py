@@ -186,68 +186,144 @@ for trainer.current_epoch in range(4):
     print(trainer.current_epoch, trainer.dataloader_train.identifiers, extra and extra.identifiers)
 
 
+# %% [markdown]
+# ## The teacher
+#
+# A running average of the network, and the classes about which it is believed: those that it finds where they were examined.
+
 # %%
 #| export
-class Average(TwoDraws):
-    "A running average of the network."
-    teacher: EMA | None = None
+class EMATeacher(EMA):
+    "A running average of the network, asked about the classes that it has learnt."
+    def __init__(self, network: nn.Module, settings: SemiSettings, classes: int):
+        super().__init__(network, settings.ema)
+        self.settings = settings
+        self.learnt = torch.zeros(classes, dtype=torch.bool)  # bool [C]
 
-    def bare_network(self) -> nn.Module:
-        "The network without what distributes or compiles it."
-        network = self.network.module if self.is_ddp else self.network
-        return getattr(network, "_orig_mod", network)
+    def judge(self, outputs: list[dict], device: torch.device) -> None:
+        "Learnt is from now on what was found in an epoch's validation steps."
+        self.learnt = pseudo_dice(outputs, device) >= self.settings.min_dice
+
+    def student_view(self, batch: dict, known: torch.Tensor, channels: int, process: int = 0) -> dict:
+        """A strong view of nnU-Net's batch, completed; the same for a step however often it is resumed.
+
+        `known`: bool [B,C]. `channels`: of an image. `process`: of several that learn together."""
+        whole = completed_batch(batch, self.model, known, self.settings.tau, self.learnt.to(known.device))
+        generator = torch.Generator(known.device).manual_seed(256*self.steps + process)
+        return strong_view(whole, channels, self.settings.cutmix, generator)
+
+    def state(self) -> dict:
+        "What a checkpoint has to keep of it besides the weights."
+        return {"teacher_steps": self.steps, "teacher_learnt": self.learnt.tolist()}
+
+    def load_state(self, checkpoint: dict) -> None:
+        "Go on from what `state` gave, if a teacher was there."
+        self.steps = checkpoint.get("teacher_steps", 0)
+        self.learnt = torch.tensor(checkpoint.get("teacher_learnt", self.learnt.tolist()))
+
+
+# %%
+network = nn.Conv2d(1, 3, 1)
+teacher = EMATeacher(network, SemiSettings(), classes=2)
+teacher.judge([dict(tp_hard=[3., 0], fp_hard=[1., 0], fn_hard=[0., 5])], torch.device("cpu"))
+teacher.update(network)
+print(teacher.state())
+other = EMATeacher(network, SemiSettings(), classes=2)
+other.load_state(teacher.state())
+views = [one.student_view(both, known, channels=1)["data"] for one in (teacher, other)]
+assert torch.equal(*views)  # the same, resumed
+
+
+# %% [markdown]
+# The weight of what it completes rises from the end of the warm-up on: here in the sixth and seventh of ten epochs of four steps.
+
+# %%
+#| export
+def consistency_weight(
+    settings: SemiSettings,
+    epoch: float, # epochs and parts of one that are over
+    epochs: int, # of the whole training
+    steps: int, # of an epoch
+) -> float:
+    "How much the completed cases count in a step."
+    done = epoch - settings.warmup*epochs
+    rise = settings.ramp*epochs
+    return settings.consistency*ramp_up(round(done*steps), round(rise*steps))
+
+
+# %%
+halfway = SemiSettings(warmup=0.5, ramp=0.2)
+print([round(consistency_weight(halfway, step/4, 10, 4), 2) for step in range(20, 30)])
+
+
+# %% [markdown]
+# ## The trainer
+#
+# The checkpoint has the average where nnU-Net looks for weights, and the student beside it. Resumed, both are where they were.
+
+# %%
+#| export
+def bare_network(network: nn.Module) -> nn.Module:
+    "A network without what distributes or compiles it."
+    if isinstance(network, nn.parallel.DistributedDataParallel):
+        network = network.module
+    return getattr(network, "_orig_mod", network)
+
+
+# %%
+assert bare_network(network) is network
+
+
+# %%
+#| export
+class KeptTeacher(TwoDraws):
+    "A teacher beside the network, from the start and in the checkpoints."
+    teacher: EMATeacher | None = None
+
+    def new_teacher(self) -> EMATeacher:
+        "An average that begins with the weights of the network."
+        return EMATeacher(bare_network(self.network), self.settings, len(self.examined.classes))
 
     def on_train_start(self) -> None:
-        "nnU-Net's; a training that is not resumed begins with an average of its own."
+        "nnU-Net's; a training that is not resumed begins with a teacher of its own."
         super().on_train_start()
         if self.teacher is None:
-            self.teacher = EMA(self.bare_network(), self.settings.ema)
+            self.teacher = self.new_teacher()
 
-    def train_step(self, batch: dict) -> dict:
-        "nnU-Net's step; then the average follows."
-        result = super().train_step(batch)
-        self.teacher.update(self.bare_network())
-        return result
+    def for_prediction(self, checkpoint: dict) -> dict:
+        "nnU-Net's checkpoint with the average as its weights; the student's are kept to go on."
+        kept = {"student_weights": checkpoint["network_weights"], **self.teacher.state()}
+        kept["network_weights"] = self.teacher.model.state_dict()
+        return super().for_prediction(checkpoint | kept)
 
-
-# %%
-class Follows(Average, ToyTrainer): "An average, and no more."
-
-trainer = Follows(home)
-trainer.initialize()
-trainer.on_train_start()
-trainer.train_step(both)
-print(trainer.teacher.steps)
-
-
-# %%
-#| export
-class LearntClasses(Average):
-    "The classes about which the average is believed: those that it finds where they were examined."
-    learnt: torch.Tensor # bool [C]
-
-    def initialize(self) -> None:
-        "nnU-Net's; nothing is learnt yet."
-        super().initialize()
-        self.learnt = torch.zeros(len(self.examined.classes), dtype=torch.bool)
-
-    def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
-        "nnU-Net's; learnt is what the average finds where it was examined."
-        super().on_validation_epoch_end(val_outputs)
-        self.learnt = pseudo_dice(val_outputs, self.device) >= self.settings.min_dice
-        if not self.asked: return
-        names = [name for name, yes in zip(self.examined.classes.names, self.learnt) if yes]
-        self.print_to_log_file(f"the teacher is believed about: {', '.join(names) or 'no class'}")
+    def load_checkpoint(self, filename_or_checkpoint) -> None:
+        "nnU-Net's state, the average and the student."
+        super().load_checkpoint(filename_or_checkpoint)
+        checkpoint = filename_or_checkpoint
+        if not isinstance(checkpoint, dict):
+            checkpoint = load_any(checkpoint, self.device)
+        self.teacher = self.new_teacher()  # of the average, which is what nnU-Net has loaded
+        self.teacher.load_state(checkpoint)
+        student = checkpoint.get("student_weights", checkpoint["network_weights"])
+        bare_network(self.network).load_state_dict(student)
 
 
 # %%
-class Learns(LearntClasses, ToyTrainer): "An average, and what it has learnt."
+class Kept(KeptTeacher, ToyTrainer): "Its checkpoint."
 
 os.environ[VARIABLE] = "warmup=0"
-trainer = Learns(home)
-trainer.initialize()
-print(trainer.learnt.tolist())
-trainer.on_validation_epoch_end([dict(tp_hard=[3., 0], fp_hard=[1., 0], fn_hard=[0., 5])])
+old, new = Kept(home), Kept(home)
+for one in (old, new):
+    one.initialize()
+    one.on_train_start()
+old.teacher.load_state(teacher.state())
+old.network.weight.data += 1
+old.save_checkpoint(str(work/"checkpoint_latest.pth"))
+new.load_checkpoint(str(work/"checkpoint_latest.pth"))
+test_eq(new.network.weight.detach(), old.network.weight.detach())
+test_eq(new.teacher.model.weight, old.teacher.model.weight)
+test_eq(load_any(work/"checkpoint_latest.pth", "cpu")["network_weights"]["weight"], new.teacher.model.weight)
+print("after", new.teacher.steps, "step,", new.teacher.learnt.tolist(), "learnt")
 
 
 # %% [markdown]
@@ -276,124 +352,32 @@ test_eq(weight.grad, None)
 
 # %%
 #| export
-class StudentViews(LearntClasses):
-    "What the student sees of the incomplete cases, and how much that counts."
-
-    def completed(self, batch: dict) -> dict:
-        "A batch with the teacher's answers."
-        known = self.examined.batch(batch["keys"]).to(self.device)
-        learnt = self.learnt.to(self.device)
-        return completed_batch(batch, self.teacher.model, known, self.settings.tau, learnt)
-
-    def student_view(self, batch: dict) -> dict:
-        "A strong view of a completed batch; the same for a step however often it is resumed."
-        seed = 256*self.teacher.steps + self.local_rank
-        generator = torch.Generator(self.device).manual_seed(seed)
-        channels = len(self.dataset_json["channel_names"])
-        return strong_view(self.completed(batch), channels, self.settings.cutmix, generator)
-
-    def consistency_weight(self) -> float:
-        "The weight of the completed cases in this step."
-        steps, settings = self.num_iterations_per_epoch, self.settings
-        done = self.current_epoch + self.teacher.steps%steps/steps - settings.warmup*self.num_epochs
-        rise = settings.ramp*self.num_epochs
-        return settings.consistency*ramp_up(round(done*steps), round(rise*steps))
-
-
-# %%
-class Sees(StudentViews, ToyTrainer): "Views and weights."
-
-os.environ[VARIABLE] = "epochs=10 iterations=4 warmup=0.5 ramp=0.2"
-trainer = Sees(home)
-trainer.initialize()
-trainer.on_train_start()
-weights = []
-for trainer.teacher.steps in range(20, 30):
-    trainer.current_epoch = trainer.teacher.steps//4
-    weights.append(round(trainer.consistency_weight(), 2))
-print(weights)
-
-
-# %%
-#| export
-class AveragedTeacher(StudentViews):
+class AveragedTeacher(KeptTeacher):
     "A running average that completes what nobody examined."
 
     def learn_completed(self, batch: dict) -> None:
         "Add the gradient of incomplete cases, completed by the teacher."
-        view = self.student_view(batch)
-        self.tell_loss(self.examined.batch(batch["keys"]).to(self.device))
+        known, teacher = self.examined.batch(batch["keys"]).to(self.device), self.teacher
+        view = teacher.student_view(batch, known, len(self.dataset_json["channel_names"]), self.local_rank)
+        steps = self.num_iterations_per_epoch
+        epoch = self.current_epoch + teacher.steps%steps/steps
+        weight = consistency_weight(self.settings, epoch, self.num_epochs, steps)
+        self.tell_loss(known)
         with torch.autocast(self.device.type, enabled=self.device.type == "cuda"):
-            loss = self.consistency_weight()*self.loss(self.network(view["data"]), view["target"])
+            loss = weight*self.loss(self.network(view["data"]), view["target"])
         if self.grad_scaler is not None: loss = self.grad_scaler.scale(loss)
         loss.backward()
 
     def train_step(self, batch: dict) -> dict:
-        "nnU-Net's step; once the teacher is asked, with the gradient of incomplete cases added."
-        if self.incomplete_loader is None or not self.learnt.any():
-            return super().train_step(batch)
-        self.optimizer.zero_grad(set_to_none=True)
-        self.learn_completed(next(self.incomplete_loader))
-        with kept_gradients(self.optimizer): return super().train_step(batch)
-
-
-# %%
-class Semi(AveragedTeacher, ToyTrainer): "Steps, and what nnU-Net would count on held-out cases."
-
-os.environ[VARIABLE] = "epochs=4 warmup=0.5 tau=0.6 ema=0.9"
-trainer = Semi(home)
-trainer.initialize()
-trainer.on_train_start()
-for trainer.current_epoch in range(4):
-    trainer.on_train_epoch_start()
-    for step in range(25): trainer.train_step(next(trainer.dataloader_train))
-    trainer.on_validation_epoch_end([dict(tp_hard=[3., 0], fp_hard=[1., 0], fn_hard=[0., 5])])
-prob = trainer.teacher.model(both["data"]).softmax(1)
-print(f"liver on the first voxel of the unlabelled case: {prob[1, 1, 0, 0].item():.2f}")
-assert prob[1, 1, 0, 0] > 0.9
-
-
-# %% [markdown]
-# The checkpoint has the average where nnU-Net looks for weights, and the student beside it. Resumed, both are where they were.
-
-# %%
-#| export
-class KeptTeacher(AveragedTeacher):
-    "The average and the student in the checkpoint."
-
-    def for_prediction(self, checkpoint: dict) -> dict:
-        "nnU-Net's checkpoint with the average as its weights; the student's are kept to go on."
-        kept = {"student_weights": checkpoint["network_weights"], "teacher_steps": self.teacher.steps,
-                "teacher_learnt": self.learnt.tolist()}
-        kept["network_weights"] = self.teacher.model.state_dict()
-        return super().for_prediction(checkpoint | kept)
-
-    def load_checkpoint(self, filename_or_checkpoint) -> None:
-        "nnU-Net's state, the average and the student."
-        super().load_checkpoint(filename_or_checkpoint)
-        checkpoint = filename_or_checkpoint
-        if not isinstance(checkpoint, dict):
-            checkpoint = load_any(checkpoint, self.device)
-        self.teacher = EMA(self.bare_network(), self.settings.ema)
-        self.teacher.steps = checkpoint.get("teacher_steps", 0)
-        self.learnt = torch.tensor(checkpoint.get("teacher_learnt", self.learnt.tolist()))
-        student = checkpoint.get("student_weights", checkpoint["network_weights"])
-        self.bare_network().load_state_dict(student)
-
-
-# %%
-class Resumed(KeptTeacher, ToyTrainer): "Its checkpoint."
-
-old, new = Resumed(home), Resumed(home)
-for one in (old, new): one.initialize()
-old.teacher, old.learnt, old.network = trainer.teacher, trainer.learnt, trainer.network
-old.save_checkpoint(str(work/"checkpoint_latest.pth"))
-new.load_checkpoint(str(work/"checkpoint_latest.pth"))
-test_eq(new.network.weight.detach(), trainer.network.weight.detach())
-test_eq(new.teacher.model.weight, trainer.teacher.model.weight)
-test_eq(load_any(work/"checkpoint_latest.pth", "cpu")["network_weights"]["weight"], new.teacher.model.weight)
-print("after", new.teacher.steps, "steps,", new.learnt.tolist(), "learnt")
-del os.environ[VARIABLE]
+        "nnU-Net's step, with the gradient of incomplete cases once the teacher is asked; the average follows."
+        gradients = contextlib.nullcontext()
+        if self.incomplete_loader is not None and self.teacher.learnt.any():
+            self.optimizer.zero_grad(set_to_none=True)
+            self.learn_completed(next(self.incomplete_loader))
+            gradients = kept_gradients(self.optimizer)
+        with gradients: result = super().train_step(batch)
+        self.teacher.update(bare_network(self.network))
+        return result
 
 
 # %% [markdown]
@@ -409,18 +393,6 @@ def weights_of(network: nn.Module, other: nn.Module):
     try: yield
     finally: network.load_state_dict(own)
 
-class ScoredTeacher(KeptTeacher):
-    "The average where nnU-Net scores and predicts."
-
-    def scored_network(self) -> nn.Module:
-        "The average."
-        return self.teacher.model
-
-    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
-        "Predictions of the average."
-        with weights_of(self.bare_network(), self.teacher.model):
-            super().perform_actual_validation(save_probabilities)
-
 
 # %%
 student, average = nn.Linear(1, 1), nn.Linear(1, 1)
@@ -428,4 +400,44 @@ before = student.weight.item()
 with weights_of(student, average):
     test_eq(student.weight.item(), average.weight.item())
 test_eq(student.weight.item(), before)
+
+
+# %%
+#| export
+class ScoredTeacher(AveragedTeacher):
+    "The average where nnU-Net scores and predicts."
+
+    def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
+        "nnU-Net's; what it counted says what the teacher has learnt."
+        super().on_validation_epoch_end(val_outputs)
+        self.teacher.judge(val_outputs, self.device)
+        if not self.asked: return
+        names = [name for name, yes in zip(self.examined.classes.names, self.teacher.learnt) if yes]
+        self.print_to_log_file(f"the teacher is believed about: {', '.join(names) or 'no class'}")
+
+    def scored_network(self) -> nn.Module:
+        "The average."
+        return self.teacher.model
+
+    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
+        "Predictions of the average."
+        with weights_of(bare_network(self.network), self.teacher.model):
+            super().perform_actual_validation(save_probabilities)
+
+
+# %%
+class Semi(ScoredTeacher, ToyTrainer): "Steps, and what nnU-Net would count on held-out cases."
+
+os.environ[VARIABLE] = "epochs=4 warmup=0.5 tau=0.6 ema=0.9"
+trainer = Semi(home)
+trainer.initialize()
+trainer.on_train_start()
+for trainer.current_epoch in range(4):
+    trainer.on_train_epoch_start()
+    for step in range(25): trainer.train_step(next(trainer.dataloader_train))
+    trainer.on_validation_epoch_end([dict(tp_hard=[3., 0], fp_hard=[1., 0], fn_hard=[0., 5])])
+prob = trainer.teacher.model(both["data"]).softmax(1)
+print(f"liver on the first voxel of the unlabelled case: {prob[1, 1, 0, 0].item():.2f}")
+assert prob[1, 1, 0, 0] > 0.9
+del os.environ[VARIABLE]
 shutil.rmtree(work)

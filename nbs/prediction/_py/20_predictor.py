@@ -27,7 +27,7 @@ from ctseg.data.stacks import Stacks, stacks_of
 from ctseg.inference.engine import with_engine
 from ctseg.inference.loop import Member, over_slices
 from ctseg.inference.rule import Rule, decide
-from ctseg.inference.views import tta_views
+from ctseg.inference.views import View, tta_views
 from ctseg.losses.registry import make_loss
 from ctseg.models.settings import make_model
 from ctseg.models.base import load_weights, place
@@ -92,6 +92,10 @@ class RunMember(Member):
     run: Run | None = None
     mirror: str | None = None                  # the axis along which it has seen mirrored images, if any
     trained_at: tuple[int, int] | None = None  # height and width of the images it was trained on
+
+def members_of_runs(members: list[Member]) -> list[RunMember]:
+    "Those of the members whose weights come from a run folder."
+    return [member for member in members if isinstance(member, RunMember) and member.run]
 
 
 # %%
@@ -229,7 +233,7 @@ FULL_REMEDY = "its weights are damaged, or the training went wrong: train it aga
 def not_finite_error(members: list[Member], x: torch.Tensor, plan: DevicePlan) -> InputError:
     "The error for probabilities of images f32 [B, K, H, W] that are no numbers; it names the runs."
     bad = [member for member in members if not member.probabilities(x, plan).sum().isfinite()]
-    names = [str(member.run.folder) for member in bad or members if isinstance(member, RunMember)]
+    names = [str(member.run.folder) for member in members_of_runs(bad or members)]
     who = ", ".join(names) or "the model"
     remedy = FULL_REMEDY if plan.precision == "fp32" else HALF_REMEDY
     return InputError(f"{who}: the probabilities are not finite (in {plan.precision}); {remedy}")
@@ -242,13 +246,43 @@ print(str(not_finite_error([member, lost], x, pick_device("cpu"))).replace(keep.
 
 # %%
 #| export
+def unit_range(images: np.ndarray | Stacks, device: torch.device) -> torch.Tensor:
+    "f32 [B, K, H, W] in 0…1 on a device, of images uint8 [B, H, W] or [B, K, H, W]."
+    x = torch.from_numpy(np.ascontiguousarray(images)).to(device)
+    if x.ndim == 3: x = x[:, None]
+    return x.float()/255
+
+def mean_over_views(
+    members: list[Member],
+    x: torch.Tensor, # f32 [B, K, H, W] in 0…1
+    views: list[View],
+    plan: DevicePlan,
+    classes: ClassMap,
+) -> torch.Tensor: # f32 [B, C, H, W]
+    "The mean probabilities over members and views, each pixel over the views that see it."
+    total = weight = 0
+    for view in views:
+        mean = mean_probabilities(members, view.show(x), plan)
+        prob, seen = view.undo(mean, classes)
+        total, weight = total + prob, weight + seen
+    return torch.as_tensor(total/weight)
+
+
+# %%
+test_close(unit_range(slices.images[:2], torch.device("cpu")), x[:2], eps=1e-6)
+of_one_view = mean_over_views(members, x, tta_views(1), pick_device("cpu"), slices.classes)
+test_close(of_one_view, mean, eps=1e-6)
+
+
+# %%
+#| export
 @dataclass(repr=False)
-class Members:
-    "One or more models, and what they have in common."
+class Ensemble:
+    "Models whose probabilities are averaged, over models and over views."
     members: list[Member]
     classes: ClassMap
     plan: DevicePlan
-    views: int = 1  # of each image; 1: only the image itself, see `tta_views`
+    views: int = 1  # of each image, see `tta_views`
 
     @property
     def activation(self) -> str:
@@ -257,32 +291,20 @@ class Members:
 
     @property
     def mirror(self) -> str | None:
-        "The axis along which every member has seen mirrored images, if there is one."
+        "The axis along which every member has seen mirrored images, if any."
         return in_common([getattr(member, "mirror", None) for member in self.members])
 
     @property
     def context(self) -> int:
-        "How many neighbouring slices on each side are seen by the member that sees the most."
+        "The most neighbours on each side that a member sees."
         return max((member.context for member in self.members), default=0)
 
-
-# %%
-#| export
-class Ensemble(Members):
-    "One or more models whose probabilities are averaged, over models and over views."
     def probabilities(self, images: np.ndarray | Stacks) -> torch.Tensor:
         """f32 [B, C, H, W] for images uint8 [B, H, W], or with their neighbours [B, K, H, W].
 
         `InputError` if they are not finite, or for fewer neighbours than a member sees."""
-        x = torch.from_numpy(np.ascontiguousarray(images)).to(self.plan.device)
-        if x.ndim == 3: x = x[:, None]
-        x = x.float()/255
-        total = weight = 0
-        for view in tta_views(self.views, self.mirror):
-            mean = mean_probabilities(self.members, view.show(x), self.plan)
-            prob, seen = view.undo(mean, self.classes)
-            total, weight = total + prob, weight + seen
-        prob = torch.as_tensor(total/weight)
+        x = unit_range(images, self.plan.device)
+        prob = mean_over_views(self.members, x, tta_views(self.views, self.mirror), self.plan, self.classes)
         if prob.sum().isfinite(): return prob
         raise not_finite_error(self.members, x, self.plan)
 
@@ -315,14 +337,13 @@ except InputError as e: print(e)
 
 
 # %% [markdown]
-# A predictor is an ensemble with a [decision rule](../inference/40_rule.ipynb). The rule may drop islands of few pixels. How few depends on the size of the images, so the rule remembers the size it was chosen on.
+# A predictor is an ensemble with a [decision rule](../inference/40_rule.ipynb).
 
 # %%
 #| export
 def warn_of_size(members: list[Member], size: tuple[int, int]):
     "A warning if a network has learnt structures at another size, in pixels, than it will see them."
-    for member in members:
-        if not isinstance(member, RunMember) or member.run is None: continue
+    for member in members_of_runs(members):
         if member.image_size: continue
         if member.trained_at in (None, tuple(size)): continue
         learnt, given = ("x".join(map(str, shape)) for shape in (member.trained_at, size))
@@ -344,72 +365,78 @@ print(messages[0].message)
 
 # %%
 #| export
-def in_order(images: np.ndarray, context: int) -> Stacks:
-    "Consecutive slices of one volume, uint8 [N, H, W], each with its neighbours."
-    return stacks_of(images, np.zeros(len(images), int), np.arange(len(images)), context)
-
-def needs_volume(context: int) -> InputError:
-    "The error for single images, where a run sees neighbours."
+def seen_with_context(images: np.ndarray, context: int, volume: bool) -> np.ndarray | Stacks:
+    "Slices uint8 [N, H, W] as networks with a `context` see them. `InputError` if they are no `volume`, in order."
+    if not context: return images
+    if volume:
+        return stacks_of(images, np.zeros(len(images), int), np.arange(len(images)), context)
     problem = f"this run sees each slice with {context} on each side (context = {context})"
     remedy = "give all slices of one volume, from foot to head, with volume=True"
-    return InputError(f"images: {problem}; {remedy}")
+    raise InputError(f"images: {problem}; {remedy}")
 
 
 # %%
-print(in_order(np.zeros((4, 8, 8), np.uint8), 1).rows.tolist())
-print(needs_volume(1))
+four = np.zeros((4, 8, 8), np.uint8)
+print(seen_with_context(four, 1, volume=True).rows.tolist())
+try: seen_with_context(four, 1, volume=False)
+except InputError as e: print(e)
+
+
+# %% [markdown]
+# The rule may drop islands of few pixels. How few depends on the size of the images, so a predictor remembers the size its rule was chosen on.
+
+# %%
+#| export
+def rule_at_size(rule: Rule, chosen_at: tuple[int, int] | None, size: tuple[int, int]) -> Rule:
+    "A rule chosen on images of one size, for another: an island stays the same share of the area."
+    if not rule.island or chosen_at in (None, tuple(size)): return rule
+    island = rule.island*math.prod(size)/math.prod(chosen_at)
+    return replace(rule, island=max(1, round(island)))
+
+
+# %%
+test_eq(rule_at_size(Rule(island=40), (256, 256), (128, 128)), Rule(island=10))
 
 
 # %%
 #| export
 @dataclass(repr=False)
-class RuledEnsemble(Ensemble):
-    "An ensemble with a decision rule."
+class Predictor(Ensemble):
+    "An ensemble with a decision rule: images in, label maps out."
     rule: Rule = Rule()
-    rule_size: tuple[int, int] | None = None # of the images the rule was chosen on; None: it fits any
-    tuned_dice: dict[str, float] | None = None  # Dice out of fold, where the rule was chosen just now
+    rule_size: tuple[int, int] | None = None # it was chosen on; None: it fits any
+    tuned_dice: dict[str, float] | None = None  # out of fold, of a rule chosen just now
 
     def __repr__(self) -> str:
-        names = [member.run.folder.name for member in self.members if isinstance(member, RunMember)]
-        models = ", ".join(names) or f"{len(self.members)} models"
+        names = ", ".join(member.run.folder.name for member in members_of_runs(self.members))
+        models = names or f"{len(self.members)} models"
         views = f"{self.views} view{'s'*(self.views > 1)}"
         device = f"{self.plan.device} in {self.plan.precision}"
         return f"Predictor({models}: {len(self.classes)} classes, {views}, {self.rule}, {device})"
 
     def rule_at(self, size: tuple[int, int], rule: Rule | None = None) -> Rule:
-        "The rule (or another) for images of `size`: an island stays the same share of the area."
-        rule = rule or self.rule
-        if not rule.island or self.rule_size in (None, tuple(size)): return rule
-        island = rule.island*math.prod(size)/math.prod(self.rule_size)
-        return replace(rule, island=max(1, round(island)))
+        "The rule, or another, for images of `size`."
+        return rule_at_size(rule or self.rule, self.rule_size, size)
 
-
-# %%
-#| export
-class Predictor(RuledEnsemble):
-    "An ensemble with a decision rule: images in, label maps out."
     def predict(
         self,
-        images: np.ndarray, # uint8 [N, H, W], or [H, W] of one
+        images: np.ndarray, # uint8 [N, H, W], or [H, W]
         batch_size: int = 16,
-        volume: bool = False, # the images are all slices of one volume, in order
+        volume: bool = False, # they are all slices of one volume, in order
     ) -> np.ndarray: # uint8, of the same shape
-        """Label maps of images. Runs with a `context` see neighbours, and need `volume`.
+        """Label maps. Runs with a `context` see neighbours, and need `volume`, from foot to head.
 
-        Slices of a volume come in the order of an import, from foot to head. `InputError` for other images."""
+        `InputError` for other images."""
         images = grey_images(images)
         warn_of_size(self.members, images.shape[-2:])
-        if self.context and not volume: raise needs_volume(self.context)
-        stack = images if images.ndim == 3 else images[None]
-        shown = in_order(stack, self.context) if self.context else stack
-        masks = predict_masks(self, shown, batch_size=batch_size)
-        return masks if images.ndim == 3 else masks[0]
+        stack = images.reshape(-1, *images.shape[-2:])
+        masks = predict_masks(self, seen_with_context(stack, self.context, volume), batch_size=batch_size)
+        return masks.reshape(images.shape)
 
 
 # %%
 echoes = Predictor(two.members, sides, two.plan, rule=Rule(island=40), rule_size=(256, 256))
 print(echoes)
-test_eq(echoes.rule_at((128, 128)), Rule(island=10))
 
 
 # %% [markdown]

@@ -14,7 +14,7 @@ from typing import Any
 
 from ctseg.core.errors import InputError
 from ctseg.io.slicing import Slicing
-from ctseg.prediction.predictor import Predictor, RunMember
+from ctseg.prediction.predictor import Predictor, members_of_runs
 from ctseg.prediction.saved import run_spec
 
 # %%
@@ -30,9 +30,7 @@ from fastcore.test import test_eq, test_fail
 #| export
 def trained_slicings(predictor: Predictor) -> list[dict | None]:
     "What each run of a predictor says of how its images were cut."
-    members = [member for member in predictor.members if isinstance(member, RunMember)]
-    runs = [member.run for member in members if member.run is not None]
-    return [run_spec(run).get("slicing") for run in runs]
+    return [run_spec(member.run).get("slicing") for member in members_of_runs(predictor.members)]
 
 def _agreed(records: list[dict], given: dict[str, Any]) -> dict[str, Any]:
     "What the runs agree on; `InputError` where they differ in something that is not given."
@@ -71,9 +69,8 @@ def other_distance(
     mm: list[float] | None, # least and largest distance of neighbouring slices; None: nobody knows
 ) -> str: # "": about as in training, or nobody knows
     "What a user must know of slices that are further apart, or closer together, than those a run has seen."
-    for member in predictor.members:
-        if not member.context or not isinstance(member, RunMember) or member.run is None:
-            continue
+    for member in members_of_runs(predictor.members):
+        if not member.context: continue
         trained = run_spec(member.run).get("neighbour_mm")
         if not trained or not mm: continue
         (low, high), (least, most) = trained, mm
