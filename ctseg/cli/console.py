@@ -69,7 +69,8 @@ class OnceCommand(TyperCommand):
         values, _, given = self.make_parser(ctx).parse_args(args=list(args))
         empty = [param for param in given if is_empty(values[param.name])]
         if empty and not ctx.resilient_parsing:
-            raise UsageError(f"{empty[0].opts[0]} is given an empty value; is a variable of the shell not set?", ctx)
+            name = empty[0].opts[0]
+            raise UsageError(f"{name} is given an empty value; is a variable of the shell not set?", ctx)
         once = [option for option in given if option.param_type_name == "option" and not option.multiple]
         twice = [option.opts[0] for i, option in enumerate(once) if option in once[:i]]
         several = [value for value in values.values() if isinstance(value, (list, tuple))]

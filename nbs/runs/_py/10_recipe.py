@@ -110,7 +110,7 @@ RENAMED = {
     "gate": "cell_confidence", "pixel": "pixel_confidence", "absent": "absent_peak",
 }
 REPLACED = RENAMED | {"completion": "teacher_weight"}
-OPTIONS = ("seed", "device", "init", "teacher", "log", "resume", "memory", "time_limit", "annotated")  # of `fit`
+OPTIONS = ("seed", "device", "init", "teacher", "log", "resume", "memory", "time_limit", "annotated")
 
 def no_setting(what: str, key: str, valid: Iterable[str]) -> InputError:
     "The error for a setting that is not among `valid` ones: its successor, or what looks alike."
