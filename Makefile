@@ -28,6 +28,7 @@ NO_GPU = [ "$$(uname -s)" = Linux ] && ! command -v nvidia-smi > /dev/null
 ANSWERS = $(PY) -c 'import urllib.request; urllib.request.urlopen("$(CPU_WHEELS)/torch/", timeout=5)' 2> /dev/null
 $(READY): settings.ini setup.py pyproject.toml constraints.txt requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit("ctseg needs Python 3.11 or newer, this is " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
+	@echo "installing into $(VENV), once: 2.1 GB, or 5.9 GB with CUDA; nothing is printed meanwhile"
 	$(PYTHON) -m venv $(VENV)
 	@case "$$(uname -sm) $$($(PY) -c 'import sys; print(*sys.version_info[:2], sep=".")')" in \
 		"Linux x86_64 3.11"|"Linux x86_64 3.12"|"Linux x86_64 3.13") \

@@ -126,6 +126,8 @@ def read_class_names(path: str | Path) -> list[str]:
     if not isinstance(table, dict) or not all(isinstance(name, str) for name in table.values()):
         example = '{"1": "liver", "2": "spleen"}'
         raise InputError(f"{path}: expected an object from ids to names, such as {example}")
+    if str(table.get("0", "")).lower() == "background":
+        raise InputError(f"{path}: id '0' is the background, which is no class here; leave it out")
     ids = [str(i) for i in range(1, len(table) + 1)]
     odd = sorted(set(table) - set(ids))
     if odd:

@@ -53,7 +53,8 @@ def did_you_mean(
     "An error for an unknown name that shows the nearest valid ones; the caller raises it."
     valid = sorted(map(str, options))
     wanted = str(name)[:200]
-    near = difflib.get_close_matches(wanted, valid[:10_000], n=3, cutoff=0.5)
+    near = [option for option in valid if option.lower() == wanted.lower()]
+    near = near or difflib.get_close_matches(wanted, valid[:10_000], n=3, cutoff=0.5)
     hint = f"there are: {some_of(valid)}" if valid else "there is none"
     if near:
         hint = f"did you mean {' or '.join(near)}?"

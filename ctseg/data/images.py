@@ -186,14 +186,15 @@ def read_pngs(
 ) -> np.ndarray: # uint8 [N,H,W]
     "Read images of one size, uint8 [N,H,W]."
     first = _read_png(paths[0])
-    like = "the others" if size else paths[0].name
+    like = "the first image" if size else paths[0].name
     size = tuple(size or first.shape)
     images = np.empty((len(paths), *size), np.uint8)
     for i, path in enumerate(paths):
         image = first if i == 0 else _read_png(path)
         if image.shape != size:
             expected = "x".join(map(str, size))
-            raise InputError(f"{path}: {size_text(image)} pixels, expected {expected} like {like}; resize it")
+            raise InputError(f"{path}: {size_text(image)} pixels, expected {expected} as {like}; "
+                             "resize whichever differs from all others")
         images[i] = image
     return images
 

@@ -84,7 +84,8 @@ def _picture(header) -> str:
     kind = [str(value).upper() for value in header.get("ImageType") or []]
     if "LOCALIZER" in kind: return "scout"
     if "SCREEN SAVE" in kind: return "screen save"
-    if int(header.get("SamplesPerPixel") or 1) > 1: return "colour picture"
+    coloured = str(header.get("PhotometricInterpretation") or "").startswith("PALETTE")
+    if coloured or int(header.get("SamplesPerPixel") or 1) > 1: return "colour picture"
     return ""
 
 def _class_name(uid: str, modality: str) -> str:
@@ -132,7 +133,7 @@ class Heap:
 # %% ../../nbs/io/71_dicom_heap.ipynb #5a36fe64
 _FIRST_LOOK = [
     "SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID",
-    "Modality", "ImageType", "SamplesPerPixel", "ImagePositionPatient",
+    "Modality", "ImageType", "SamplesPerPixel", "PhotometricInterpretation", "ImagePositionPatient",
     "PatientName", "PatientID", "PatientBirthDate", "AccessionNumber", "StudyID",
     "StudyDate", "SeriesDate", "AcquisitionDate", "ContentDate",
 ]

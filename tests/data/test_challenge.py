@@ -122,6 +122,19 @@ BROKEN = {
         lambda d: (d/CSV).write_text((d/CSV).read_text().split("\n")[0] + "\n"),
         (CSV, "0 rows, expected 256"),
     ),
+    "no header": (
+        lambda d: (d/CSV).write_text((d/CSV).read_text().partition("\n")[2]), (CSV, "the first line names no images"),
+    ),
+    "Excel's line that names the separator": (
+        lambda d: (d/CSV).write_text("sep=,\n" + (d/CSV).read_text()), (CSV, "the first line names no images"),
+    ),
+    "Excel's empty row at the end": (
+        lambda d: (d/CSV).write_text((d/CSV).read_text() + ","*N + "\n"), (CSV, "line 258: an empty row; remove it"),
+    ),
+    "spaces after the commas": (
+        lambda d: (d/CSV).write_text((d/CSV).read_text().replace(",", ", ")),
+        (CSV, "column ' 0.png' is to be called '0.png'"),
+    ),
     "empty table": (lambda d: (d/CSV).write_text(""), (CSV, "empty; expected a CSV")),
     "web page": (lambda d: (d/CSV).write_text("<!DOCTYPE html>\n<body>403</body>"), (CSV, "a web page")),
     "UTF-16": (lambda d: (d/CSV).write_bytes((d/CSV).read_text().encode("utf-16")), (CSV, "UTF-16")),
@@ -153,6 +166,10 @@ BROKEN = {
     "image of another size": (
         save("4.png", random_image(SIZE, SIZE + 1)),
         ("4.png", "16x17", "expected 16x16"),
+    ),
+    "the first image of another size": (
+        save("0.png", random_image(SIZE, SIZE + 1)),
+        ("1.png: 16x16", "expected 16x17 as 0.png", "whichever differs"),
     ),
     "colours": (save("4.png", random_image(SIZE, SIZE, 3)), ("4.png", "channels differ")),
     "half transparent": (save("4.png", random_image(SIZE, SIZE, 4)), ("4.png", "channels differ")),
@@ -202,6 +219,10 @@ BROKEN = {
     "class id gap": (
         set_json("class_names.json", lambda x: {"1": "liver", "3": "spleen"}),
         ("class_names.json", "'3'", "without a gap"),
+    ),
+    "the background as a class": (
+        set_json("class_names.json", lambda x: {"0": "Background", **x}),
+        ("class_names.json", "'0' is the background", "leave it out"),
     ),
     "class names a list": (
         set_json("class_names.json", lambda x: [*x.values()]),
@@ -360,9 +381,9 @@ def test_without_patients_near_duplicates(data):
 SUBMISSIONS = {
     "missing column": (lambda f: f.drop(columns="3.png"), ("no column for 3.png",)),
     "extra column": (lambda f: f.assign(**{"8.png": 0}), ("8.png", "belongs to no image")),
-    "other names": (lambda f: f.rename(columns=lambda n: n.replace(".png", "")), ("column 0 is to be called 0.png",)),
-    "paths": (lambda f: f.rename(columns=lambda n: "test\\images\\" + n), ("is to be called 0.png",)),
-    "leading zeros": (lambda f: f.rename(columns=lambda n: " 000" + n), ("column 0000.png is to be called 0.png",)),
+    "other names": (lambda f: f.rename(columns=lambda n: n.replace(".png", "")), ("column '0' is to be called '0.png'",)),
+    "paths": (lambda f: f.rename(columns=lambda n: "test\\images\\" + n), ("is to be called '0.png'",)),
+    "leading zeros": (lambda f: f.rename(columns=lambda n: " 000" + n), ("column ' 0000.png' is to be called '0.png'",)),
     "none of them": (lambda f: f.rename(columns=lambda n: "1" + n), ("column 10.png", "belongs to no image")),
     "order": (lambda f: f[sorted(f.columns, reverse=True)], ("column 1 is 7.png, expected 0.png",)),
     "too few rows": (lambda f: f[:-1], ("255 rows, expected 256",)),
@@ -608,6 +629,14 @@ def test_the_sites_table_is_a_partial_truth(data):
     "change, says",
     [
         (lambda d: (d/"train-images").rename(d/"train_images"), "call it train-images"),
+        (
+            lambda d: (shutil.rmtree(d/"train-images"), (d/"train-images").write_text("")),
+            "(train-images is there, but is a file)",
+        ),
+        (
+            lambda d: (shutil.rmtree(d/"train-images"), (d/"train-images").symlink_to("gone")),
+            "(train-images is there, but is a link that leads nowhere)",
+        ),
         (lambda d: ((d/"train").mkdir(), (d/"train-images").rename(d/"train/train-images")), "train/: move it up"),
         (lambda d: (shutil.make_archive(d/"images", "zip", d/"train-images"), shutil.rmtree(d/"train-images")), "unpack images.zip"),
         (lambda d: (d/"y_train.csv").rename(d/"Y_train.csv"), "call it y_train.csv"),

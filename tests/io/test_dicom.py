@@ -7,6 +7,7 @@ import pydicom
 import pytest
 from helpers.dicom import (
     GRIDS,
+    by_number,
     compress,
     drop,
     edit,
@@ -33,6 +34,9 @@ BAD = {
         lambda f: edit(f[2], ImagePositionPatient=pydicom.dcmread(f[4]).ImagePositionPatient),
         "duplicate slice",
     ),
+    "an empty file in a slice's place": (lambda f: by_number(f)[3].write_bytes(b""), "(passed over: 1 unreadable file)"),
+    "a picture in a slice's place": (
+        lambda f: edit(by_number(f)[3], PhotometricInterpretation="PALETTE COLOR"), "(passed over: 1 colour picture)"),
     "a series torn in two": (second_series, "missing slice"),
     "a slice of someone else": (lambda f: edit(f[2], PatientID="someone else"), "missing slice"),
     "mixed orientation": (

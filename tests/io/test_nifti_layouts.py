@@ -64,6 +64,15 @@ def test_refused(tmp_path, names):
     assert not (tmp_path / "out").exists()
 
 
+def test_an_image_of_another_format_is_told(tmp_path):
+    save(HU, tmp_path / "src/images/p1.nii.gz", GRID)
+    (tmp_path / "src/images/p2.nrrd").write_bytes(b"NRRD0004")
+    save(LABELS, tmp_path / "src/labels/p2.nii.gz", GRID)
+    with pytest.raises(InputError) as e:
+        import_nifti(tmp_path / "src", tmp_path / "out", classes=TWO, annotated="all")
+    assert "(passed over: 1 NRRD file); convert to NIfTI" in one_line(e)
+
+
 def test_other_names_are_no_roles():
     for name in ("abdomen", "segal_01", "p1", "maskell", "contrast_2"):
         assert role_of(name) == (name, False)

@@ -47,8 +47,10 @@ def test_another_choice_keeps_what_was_changed_and_both_have():
 @pytest.mark.parametrize("settings, message", [
     (["tau=0.9"], "the method supervised has none of that name, only unimatch"), (["epochs=ten"], "epochs takes a whole number"),
     (["method.lr=1"], "unknown setting of method"), (["shedule.lr=1"], "did you mean schedule"), (["lr"], "expected KEY=VALUE"),
-    (["method=unimach"], "did you mean unimatch"), (["lr=nan"], "lr = nan: expected at least 0"), (["image_size=8"], "at least 16"),
+    (["method=unimach"], "did you mean unimatch"), (["lr=nan"], "lr = nan: expected a finite number, at least 0"), (["image_size=8"], "at least 16"),
     (["image_size=99999"], "expected -1 to 16384"), ([f"epochs={2**70}"], "fewer digits"), (["epochs=" + "9"*400], "fewer digits"),
+    (["seed=3"], "give it as --seed"), (["time_limit=1h"], "--time-limit"), (["EPOCHS=3"], "did you mean epochs?"),
+    (["lr=inf"], "a finite number"),
     (["completion=0.9"], "teacher_weight"), (["data.completion=0.9"], "teacher_weight"), (["method=self-training", "gate=0.7"], "cell_confidence"),
     (["mirror=up"], "mirror"), (["reduction=pixel"], "unknown reduction"), (["precision=fp8"], "unknown precision")])
 def test_mistakes_are_one_line(settings, message):

@@ -89,12 +89,21 @@ test_eq(first_repeated([".", "b", f"../{Path.cwd().name}"]), f"../{Path.cwd().na
 
 # %%
 #| export
+def is_empty(value) -> bool:
+    "Is a value of the command line, or one of several, the empty text? As a path it would be the folder at hand."
+    return "" in value if isinstance(value, (list, tuple)) else value == ""
+
+
 class OnceCommand(TyperCommand):
-    "A command that refuses what is given twice: an option of one value, or one value of several."
+    "A command that refuses what is given twice: an option of one value, or one value of several. It refuses an empty value too."
 
     def parse_args(self, ctx, args: list[str]) -> list[str]:
-        "The arguments that are left over; `UsageError` for what is given twice."
+        "The arguments that are left over; `UsageError` for what is given twice, or is empty."
         values, _, given = self.make_parser(ctx).parse_args(args=list(args))
+        empty = [param for param in given if is_empty(values[param.name])]
+        if empty and not ctx.resilient_parsing:
+            name = empty[0].opts[0]
+            raise UsageError(f"{name} is given an empty value; is a variable of the shell not set?", ctx)
         once = [option for option in given if option.param_type_name == "option" and not option.multiple]
         twice = [option.opts[0] for i, option in enumerate(once) if option in once[:i]]
         several = [value for value in values.values() if isinstance(value, (list, tuple))]

@@ -135,6 +135,11 @@ def _letters(name: str) -> str:
     plain = re.sub(_COPY, "", name.lower().removesuffix(".txt"))
     return re.sub(r"[\W_]", "", plain)
 
+def _kind(path: Path) -> str:
+    "A folder, a file, or a link to nothing."
+    if path.is_dir(): return "a folder"
+    return "a file" if path.exists() else "a link that leads nowhere"
+
 def instead_of(
     folder: Path,
     name: str, # of the file or folder that is missing
@@ -143,6 +148,7 @@ def instead_of(
     "What a folder holds in place of `name`, and what to do, in brackets; \"\" if it holds nothing like it."
     if not folder.is_dir(): return ""
     beside = sorted(folder.iterdir())
+    if folder/name in beside: return f" ({name} is there, but is {_kind(folder/name)})"
     near = [path.name for path in beside if _letters(path.name) == _letters(name) != ""]
     if near: return f" ({near[0]} is there: call it {name})"
     deeper = sorted(folder.glob(f"*/{name}"))

@@ -106,7 +106,8 @@ def checked(info: SettingInfo, value: Any) -> Any:
     too_low = info.low is not None and value < info.low
     too_high = info.high is not None and value > info.high
     if too_low or too_high or not math.isfinite(value):
-        raise InputError(f"{info.name} = {value}: expected {info.expected}")
+        kind = "" if math.isfinite(value) else "a finite number, "
+        raise InputError(f"{info.name} = {value}: expected {kind}{info.expected}")
     return value
 
 

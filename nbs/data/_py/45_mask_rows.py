@@ -144,6 +144,8 @@ def _defect(k: int, line: str, columns, remedy: str) -> str|None:
     if "\r" in line:
         return f"line {k + 2}: a CR in the middle of it; lines must end with LF, or with CR LF; {remedy}"
     label, *values = line.split(",")
+    if not any((label, *values)):
+        return f"line {k + 2}: an empty row; remove it"
     if label.strip('"') != f"Pixel {k}":
         return (f"line {k + 2}: row {label[:20]!r}, expected 'Pixel {k}'; "
                 "rows must be Pixel 0, 1, 2, … in order")
@@ -256,13 +258,13 @@ def read_image_names(path: Path) -> list[str]:
     with open_csv(path) as f:
         line = _first_line(f, path)
     try:
-        names = next(csvlib.reader([line.decode("utf-8-sig")]), [])[1:]
+        above, *names = next(csvlib.reader([line.decode("utf-8-sig")]), []) or [""]
     except (UnicodeDecodeError, csvlib.Error):
         raise InputError(f"{path}: not a text file; expected a CSV with a column for each image") from None
     if not all(map(str.isprintable, names)):
         raise InputError(f"{path}: the first line holds names that cannot be printed in a line; "
                          "write it again")
-    if not names:
+    if not any(names) or re.fullmatch(r"Pixel \d+", above):
         other = next((word for mark, word in ((b";", "semicolons"), (b"\t", "tabs")) if mark in line), "")
         if other:
             raise InputError(f"{path}: {other} between its cells, expected commas; write it with commas")

@@ -8,6 +8,7 @@
 
 # %%
 #| export
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -136,19 +137,22 @@ def _check_window(window):
     if isinstance(window, str):
         names = [*WINDOWS, "random"]
         if window not in names: raise did_you_mean("window", window, names)
-    elif len(window) != 2 or not window[1] > 0:
+    elif len(window) != 2 or not (math.isfinite(window[0]) and 0 < window[1] < math.inf):
         raise InputError(f"window {window}: expected (level, width) with a width above 0")
 
 
 # %%
 #| export
+SPACINGS = .01, 250. # mm per pixel: of a microscope's CT, and of a pixel as wide as a body
+
 def _check_spacing(spacing, size):
     "`InputError` unless it is `None`, mm per pixel, or \"fit\" with a size to fit into."
     if spacing == "fit" and size is None:
         raise InputError("spacing='fit' needs a size to fit into; give size, for instance 256")
     if spacing is None or spacing == "fit": return
-    if isinstance(spacing, str) or not spacing > 0:
-        raise InputError(f"spacing {spacing!r}: expected mm per pixel above 0, or 'fit'")
+    low, high = SPACINGS
+    if isinstance(spacing, str) or not low <= spacing <= high:
+        raise InputError(f"spacing {spacing!r}: expected {low} to {high} mm per pixel, or 'fit'")
 
 
 # %%

@@ -61,7 +61,9 @@ def _problem(path, error: Exception) -> str:
         return f"{content}; call it {misnamed[content, packed]})"
     if content and content not in ("packed with gzip", "a NIfTI that is not packed"):
         return f"{content}); put the NIfTI itself there"
-    return f"{type(error).__name__}); it is damaged or something else, copy it again"
+    kind = type(error).__name__
+    words = {"EOFError": "cut off", "BadGzipFile": "its checksum is wrong", "MemoryError": "too many voxels"}
+    return f"{words.get(kind, kind)}); it is damaged or something else, copy it again"
 
 
 # %%

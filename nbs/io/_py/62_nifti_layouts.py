@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from ctseg.core.errors import InputError
 from ctseg.io.nifti import nifti_files
+from ctseg.io.walk import foreign_files, foreign_hint
 
 # %%
 #| hide
@@ -111,10 +112,10 @@ for name in (
 
 # %%
 #| export
-def _owner(path: Path, candidates: list[str]) -> str:
+def _owner(path: Path, candidates: list[str], hint: str) -> str:
     "The only image that a label map can belong to; `InputError` for none, or several."
     if len(candidates) == 1: return candidates[0]
-    problem = "there is no image of that name"
+    problem = f"there is no image of that name{hint}"
     if candidates:
         problem = f"{len(candidates)} images could be its own"
     raise InputError(f"{path}: a label map, and {problem}; give both one name, or take it away")
@@ -122,6 +123,7 @@ def _owner(path: Path, candidates: list[str]) -> str:
 def pair_files(
     volumes: dict[str, Path], # case → image
     maps: dict[str, Path], # case → label map
+    hint: str = "", # what to say of a label map without an image
 ) -> dict[str, Path]: # case of the image → its label map
     "Put each label map to its image, by the same name or by what is left of it. Raises `InputError` if that fails."
     by_key: dict[str, list[str]] = {}
@@ -132,7 +134,7 @@ def pair_files(
     for name, path in maps.items():
         key = role_of(name).key
         candidates = by_key.get(key) or by_key.get(without_remarks(key), [])
-        owner = name if name in volumes else _owner(path, candidates)
+        owner = name if name in volumes else _owner(path, candidates, hint)
         if owner in paired:
             image, other = volumes[owner].name, paired[owner].name
             raise InputError(f"{path}: a second label map of {image}, beside {other}; remove one of them")
@@ -298,7 +300,8 @@ def images_and_labels(src: Path, layout: Layout) -> tuple[dict[str, Path], dict[
         maps = nifti_files(src/layout.labels)
     if layout.images.lower() in ("imagestr", "imagests"):
         check_channels(src/layout.images, volumes)
-    return volumes, pair_files(volumes, maps)
+    hint = foreign_hint(foreign_files(src/layout.images))
+    return volumes, pair_files(volumes, maps, hint)
 
 def check_channels(folder: Path, volumes: dict[str, Path]):
     "Raise `InputError` for several channels of one case. (Outside of nnU-Net _0001 may be a case's number.)"

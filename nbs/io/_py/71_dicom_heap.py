@@ -141,7 +141,8 @@ def _picture(header) -> str:
     kind = [str(value).upper() for value in header.get("ImageType") or []]
     if "LOCALIZER" in kind: return "scout"
     if "SCREEN SAVE" in kind: return "screen save"
-    if int(header.get("SamplesPerPixel") or 1) > 1: return "colour picture"
+    coloured = str(header.get("PhotometricInterpretation") or "").startswith("PALETTE")
+    if coloured or int(header.get("SamplesPerPixel") or 1) > 1: return "colour picture"
     return ""
 
 def _class_name(uid: str, modality: str) -> str:
@@ -221,7 +222,7 @@ class Heap:
 #| export
 _FIRST_LOOK = [
     "SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID",
-    "Modality", "ImageType", "SamplesPerPixel", "ImagePositionPatient",
+    "Modality", "ImageType", "SamplesPerPixel", "PhotometricInterpretation", "ImagePositionPatient",
     "PatientName", "PatientID", "PatientBirthDate", "AccessionNumber", "StudyID",
     "StudyDate", "SeriesDate", "AcquisitionDate", "ContentDate",
 ]

@@ -352,7 +352,8 @@ class _Surveyor:
         except InputError as problem:
             # a damaged file leaves a gap: one fault, not two
             told = {path.parent for path in self.heap.damaged}
-            if files[0].path.parent not in told: self.fail(problem)
+            if files[0].path.parent not in told:
+                self.fail(f"{problem}{foreign_hint(self.heap.passed_over)}")
         else: self.survey.series.append(LabelledSeries(series, []))
 
 

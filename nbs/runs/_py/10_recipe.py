@@ -110,11 +110,15 @@ RENAMED = {
     "gate": "cell_confidence", "pixel": "pixel_confidence", "absent": "absent_peak",
 }
 REPLACED = RENAMED | {"completion": "teacher_weight"}
+OPTIONS = ("seed", "device", "init", "teacher", "log", "resume", "memory", "time_limit", "annotated")
 
 def no_setting(what: str, key: str, valid: Iterable[str]) -> InputError:
     "The error for a setting that is not among `valid` ones: its successor, or what looks alike."
     if REPLACED.get(key) in valid:
         return InputError(f"unknown {what} {key!r}; {REPLACED[key]!r} has taken its place")
+    if key in OPTIONS:
+        option = "--" + key.replace("_", "-")
+        return InputError(f"unknown {what} {key!r}; it is no part of a recipe: give it as {option}")
     return did_you_mean(what, key, valid)
 
 
