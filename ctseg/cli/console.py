@@ -60,9 +60,9 @@ def is_empty(value) -> bool:
     "Is a value of the command line, or one of several, the empty text? As a path it would be the folder at hand."
     return "" in value if isinstance(value, (list, tuple)) else value == ""
 
-
+# %% ../../nbs/cli/10_console.ipynb #96c9a56d
 class OnceCommand(TyperCommand):
-    "A command that refuses what is given twice: an option of one value, or one value of several. It refuses an empty value too."
+    "A command that refuses what is given twice: an option of one value, or one value of several; an empty value too."
 
     def parse_args(self, ctx, args: list[str]) -> list[str]:
         "The arguments that are left over; `UsageError` for what is given twice, or is empty."

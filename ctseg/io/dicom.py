@@ -202,6 +202,11 @@ class Survey:
     left_out: list[str] = field(default_factory=list) # what is damaged, in words
 
 # %% ../../nbs/io/73_dicom.ipynb #6c1b5310
+def _hinted(problem: InputError, heap: Heap) -> str:
+    "What is wrong with a series, and what was passed over: a file that is empty may be the slice that is missing."
+    return f"{problem}{foreign_hint(heap.passed_over)}"
+
+# %% ../../nbs/io/73_dicom.ipynb #7521c8cf
 @dataclass
 class _Surveyor:
     "Reads the series of a heap one after the other."
@@ -227,7 +232,7 @@ class _Surveyor:
             for phase in _by_phase(part): self._read_one(phase)
 
     def _read_one(self, files: list[DicomFile]):
-        "Make a series of some slices, or note why it is left out."
+        "Make a series of slices, or note why not."
         unfit, src = _unfit(files, self.orientation), self.heap.src
         if unfit:
             self.survey.other_planes.append(f"{files[0].shown_folder(src)}: {len(files)} {unfit}")
@@ -236,8 +241,7 @@ class _Surveyor:
         except InputError as problem:
             # a damaged file leaves a gap: one fault, not two
             told = {path.parent for path in self.heap.damaged}
-            if files[0].path.parent not in told:
-                self.fail(f"{problem}{foreign_hint(self.heap.passed_over)}")
+            if files[0].path.parent not in told: self.fail(_hinted(problem, self.heap))
         else: self.survey.series.append(LabelledSeries(series, []))
 
 # %% ../../nbs/io/73_dicom.ipynb #7b530c30

@@ -94,8 +94,14 @@ def is_empty(value) -> bool:
     return "" in value if isinstance(value, (list, tuple)) else value == ""
 
 
+# %%
+print(is_empty(""), is_empty(["a", ""]), is_empty("a"), is_empty(None))
+
+
+# %%
+#| export
 class OnceCommand(TyperCommand):
-    "A command that refuses what is given twice: an option of one value, or one value of several. It refuses an empty value too."
+    "A command that refuses what is given twice: an option of one value, or one value of several; an empty value too."
 
     def parse_args(self, ctx, args: list[str]) -> list[str]:
         "The arguments that are left over; `UsageError` for what is given twice, or is empty."
