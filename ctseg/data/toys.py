@@ -18,8 +18,13 @@ def toy_set(
     size: int = 48, # height and width
     seed: int = 0,
     examined: int = 2, # structures that count as examined on each of them
+    second_scanner: bool = False, # slices without annotation have half the contrast, and are brighter
 ) -> tuple[SliceSet, np.ndarray]: # the slices, and the whole truth uint8 [n,size,size]
     "A noisy, partly annotated `toy_world`, and the whole truth uint8 [n,size,size] that nobody outlined."
     world = toy_world(n, size, seed, labelled, examined)
-    slices = SliceSet(world.images, world.masks, world.known, world.names, world.groups, world.classes)
+    images = world.images
+    if second_scanner:
+        weaker = (90 + .5*images[labelled:]).astype(np.uint8)
+        images = np.concatenate([images[:labelled], weaker])
+    slices = SliceSet(images, world.masks, world.known, world.names, world.groups, world.classes)
     return slices, world.truth

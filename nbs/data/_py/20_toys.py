@@ -33,10 +33,15 @@ def toy_set(
     size: int = 48, # height and width
     seed: int = 0,
     examined: int = 2, # structures that count as examined on each of them
+    second_scanner: bool = False, # slices without annotation have half the contrast, and are brighter
 ) -> tuple[SliceSet, np.ndarray]: # the slices, and the whole truth uint8 [n,size,size]
     "A noisy, partly annotated `toy_world`, and the whole truth uint8 [n,size,size] that nobody outlined."
     world = toy_world(n, size, seed, labelled, examined)
-    slices = SliceSet(world.images, world.masks, world.known, world.names, world.groups, world.classes)
+    images = world.images
+    if second_scanner:
+        weaker = (90 + .5*images[labelled:]).astype(np.uint8)
+        images = np.concatenate([images[:labelled], weaker])
+    slices = SliceSet(images, world.masks, world.known, world.names, world.groups, world.classes)
     return slices, world.truth
 
 
@@ -54,3 +59,14 @@ ax.set_yticks(range(3), toys.names)
 state_legend(fig)
 test_eq(toys.labelled, [True, True, False])
 assert not (toys.present & ~toys.known).any()
+
+# %% [markdown]
+# Where unlabelled slices are like the annotated ones, a small network learns little from them. They are worth most where they show what no annotated slice shows. `second_scanner` makes such a world: the annotations come from one scanner, the slices without annotation from another, whose pictures have half the contrast and are brighter.
+
+# %%
+two_scanners, same_truth = toy_set(3, 2, second_scanner=True)
+_ = plot_masks(two_scanners.images, {"truth": same_truth}, toys.classes, list(toys.names), size=1.7)
+test_eq(two_scanners.images[:2], toys.images[:2])
+test_eq(same_truth, truth)
+spread = [images[2].astype(float).std() for images in (toys.images, two_scanners.images)]
+assert .45 < spread[1]/spread[0] < .55

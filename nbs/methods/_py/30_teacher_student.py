@@ -168,35 +168,35 @@ class TeacherStudent(StudentStep):
 # %% [markdown]
 # ## A small run
 #
-# Toy bodies: ten annotated slices, on each of which two of three structures were looked for, and fifty that nobody annotated. (Their truth is known here, but not to the method.) Half of the fifty are kept. Teacher and student are judged on a hundred fresh slices.
+# Toy bodies: twenty-four annotated slices, on each of which two of three structures were looked for, and sixty from [another scanner](../data/20_toys.ipynb) that nobody annotated. (Their truth is known here, but not to the method.) Half of the sixty are kept. Teacher and student are judged on a hundred fresh slices of that scanner.
 
 # %%
-slices, truth = toy_set(60, 10, seed=1)
+slices, truth = toy_set(84, 24, second_scanner=True)
 loss = create_loss("marginal", log_dice=True)
-schedule = ScheduleSettings(epochs=60, batch_size=5, lr=1e-2)
+schedule = ScheduleSettings(epochs=40, batch_size=5, lr=1e-2)
 job = MemoryJob(
     slices,
     loss,
-    lambda: create_model("attunet", 1, 4, width=4),
+    lambda: create_model("attunet", 1, 4, width=8),
     Setup(schedule=schedule, augment=MILD, progress=False),
 )
 student = job.run(TeacherStudent(TeacherStudentSettings(keep=0.5)))
 teacher = job.models["teacher"]
-fresh, answer = toy_set(100, 0, seed=1)
+fresh, answer = toy_set(100, 0, seed=1, second_scanner=True)
 before, after = (toy_score(model, loss, fresh, answer) for model in (teacher, student))
 print(f"Dice on fresh slices: teacher {before:.3f}, student {after:.3f}")
-assert min(before, after) > 0.3  # which one ends higher depends, at this size, on how a processor rounds
+assert after > before
 
 # %% [markdown]
 # Three slices on their way: the one the teacher is surest of, the median, and the one it is least sure of. What is kept the student believes, and *all* of it: what the teacher missed is taught as absent.
 
 # %%
 pseudo, kept = job.notes["pseudo"], job.notes["kept"]
-unlabelled, hidden = job.unlabelled, truth[10:]
+unlabelled, hidden = job.unlabelled, truth[24:]
 surest_first = np.argsort(-pseudo.scores["sdc"])
 colour = slices.classes.colourise
 fig, axes = image_grid(3, 4, 1.9)
-for row, i in zip(axes, surest_first[[0, 25, -1]]):
+for row, i in zip(axes, surest_first[[0, 30, -1]]):
     wrong = pseudo.labels[i] != hidden[i]
     show_image(row[0], unlabelled.images[i], "slice")
     show_image(row[1], colour(hidden[i]), "truth, hidden")
@@ -248,11 +248,11 @@ class PretrainFinetune(Method):
 
 
 # %% [markdown]
-# The same toys: the pretrained network has seen no annotation by people, only the teacher's labels. The fine-tune here is as long as the teacher's training. On toys this small the variant stays behind its teacher: twenty-five slices of imperfect labels are a poor place to start from.
+# The same toys: the pretrained network has seen no annotation by people, only the teacher's labels. The fine-tune here is as long as the teacher's training. Here the fine-tune takes back a part of what pretraining brought: the annotated slices come from the other scanner.
 
 # %%
 job.models.clear()
-job.run(PretrainFinetune(PretrainFinetuneSettings(keep=0.5, finetune_epochs=60, finetune_lr=5e-3)))
+job.run(PretrainFinetune(PretrainFinetuneSettings(keep=0.5, finetune_epochs=40, finetune_lr=5e-3)))
 for name, model in job.models.items():
     print(f"{name:<10}{toy_score(model, loss, fresh, answer):.3f}")
 

@@ -175,24 +175,24 @@ class MeanTeacher(Method):
 # %% [markdown]
 # ## A small run
 #
-# Toy bodies: ten annotated slices, on each of which two of three structures were looked for, and thirty that nobody annotated. The same run with `consistency=0` is supervised learning. Both are judged on a hundred fresh slices.
+# Toy bodies: twenty-four annotated slices, on each of which two of three structures were looked for, and sixty from [another scanner](../data/20_toys.ipynb) that nobody annotated. A tenth of the usual weight is enough for so short a training. The same run with `consistency=0` is supervised learning. Both are judged on a hundred fresh slices of that scanner.
 
 # %%
-slices, truth = toy_set(40, 10)
+slices, truth = toy_set(84, 24, second_scanner=True)
 loss = create_loss("marginal", log_dice=True)
-schedule = ScheduleSettings(epochs=60, batch_size=5, lr=1e-2)
+schedule = ScheduleSettings(epochs=40, batch_size=5, lr=1e-2)
 job = MemoryJob(
     slices,
     loss,
-    lambda: create_model("attunet", 1, 4, width=4),
+    lambda: create_model("attunet", 1, 4, width=8),
     Setup(schedule=schedule, augment=MILD, progress=False),
 )
 alone = job.run(MeanTeacher(MeanTeacherSettings(consistency=0)))
-average = job.run(MeanTeacher(MeanTeacherSettings(ramp=0.3)))
-fresh, answer = toy_set(100, 0, seed=1)
+average = job.run(MeanTeacher(MeanTeacherSettings(consistency=0.1, ramp=0.3)))
+fresh, answer = toy_set(100, 0, seed=1, second_scanner=True)
 before, after = (toy_score(model, loss, fresh, answer) for model in (alone, average))
 print(f"Dice on fresh slices: supervised {before:.3f}, mean teacher {after:.3f}")
-assert min(before, after) > 0.3  # which one ends higher depends, at this size, on how a processor rounds
+assert after > before
 
 # %% [markdown]
 # What the term adds up, for one structure: the bright heart, on three slices. On the first it was looked for, so nothing is compared. On the second, people looked for other things; nobody annotated the third. The teacher sees the plain slice, the student the perturbed one. The last column is the squared difference where the truth says nothing.
@@ -201,7 +201,7 @@ assert min(before, after) > 0.3  # which one ends higher depends, at this size, 
 heart = 2
 examined = np.flatnonzero(slices.known[:, heart])[0]
 other = np.flatnonzero(slices.labelled & ~slices.known[:, heart])[0]
-batch = SliceData(slices, "cpu").batch([examined, other, 12])
+batch = SliceData(slices, "cpu").batch([examined, other, 24])
 perturbed = strong(batch.image, torch.Generator().manual_seed(1))
 with torch.no_grad():
     teacher_says, student_says = (loss.probabilities(average(x))[:, heart] for x in (batch.image, perturbed))
@@ -222,7 +222,7 @@ assert not where[0].any() and where[1:].any()
 # A network that agrees with itself need not be right: what the average has wrong, the student is asked to keep. A larger weight makes it worse, because a teacher that is still poor is then listened to more than the truth.
 
 # %%
-loud = job.run(MeanTeacher(MeanTeacherSettings(consistency=30, ramp=0)))
+loud = job.run(MeanTeacher(MeanTeacherSettings(consistency=3, ramp=0)))
 print(f"thirty times the weight from the first step on: {toy_score(loud, loss, fresh, answer):.3f}")
 
 # %% [markdown]

@@ -421,25 +421,25 @@ class UniMatch(UniMatchStep):
 # %% [markdown]
 # ## A small run
 #
-# Toy bodies: ten annotated slices, on each of which two of three structures were looked for, and fifty without annotation. One strong view and no feature stream, as in the recipe `ctseg`. The first phase learns from the annotations alone, the second from everything.
+# Toy bodies: twenty-four annotated slices, on each of which two of three structures were looked for, and sixty without annotation from [another scanner](../data/20_toys.ipynb), on which both phases are judged. One strong view and no feature stream, as in the recipe `ctseg`. The first phase learns from the annotations alone, the second from everything.
 
 # %%
-slices, truth = toy_set(60, 10, seed=10)
+slices, truth = toy_set(84, 24, second_scanner=True)
 loss = create_loss("marginal", log_dice=True)
-schedule = ScheduleSettings(epochs=60, batch_size=5, lr=1e-2)
+schedule = ScheduleSettings(epochs=40, batch_size=5, lr=1e-2)
 job = MemoryJob(
     slices,
     loss,
-    lambda: create_model("attunet", 1, 4, width=4),
+    lambda: create_model("attunet", 1, 4, width=8),
     Setup(schedule=schedule, augment=MILD, progress=False),
 )
 settings = UniMatchSettings(views=1, feature_dropout=0, second_lr=5e-3)
 last = job.run(UniMatch(settings))
 first = job.models["supervised"]
-fresh, answer = toy_set(100, 0, seed=1)
+fresh, answer = toy_set(100, 0, seed=1, second_scanner=True)
 before, after = (toy_score(model, loss, fresh, answer) for model in (first, last))
 print(f"Dice on fresh slices: after the first phase {before:.3f}, at the end {after:.3f}")
-assert min(before, after) > 0.3  # which one ends higher depends, at this size, on how a processor rounds
+assert after > before + 0.1
 
 # %% [markdown]
 # What the averaged network adds to the truth of three slices, on two of which people looked for something: after the first phase, and at the end. Light grey is unknown, black is settled as empty. After the first phase it is sure of little; at the end most is settled, and only the rims stay unknown. What people outlined has not moved.

@@ -318,16 +318,16 @@ class SelfTraining(OutOfFold):
 # %% [markdown]
 # ## A small run
 #
-# Toy bodies: twenty-four annotated slices, on each of which two of three structures were looked for, and thirty without annotation. Two teachers instead of the default three save time. First, what the teachers add to the annotated slices. The truth of the unexamined structures is known here, but not to them.
+# Toy bodies: twenty-four annotated slices, on each of which two of three structures were looked for, and sixty without annotation from [another scanner](../data/20_toys.ipynb). Two teachers instead of the default three save time. First, what the teachers add to the annotated slices. The truth of the unexamined structures is known here, but not to them.
 
 # %%
-slices, truth = toy_set(54, 24)
+slices, truth = toy_set(84, 24, second_scanner=True)
 loss = create_loss("marginal", log_dice=True)
-schedule = ScheduleSettings(epochs=48, batch_size=5, lr=1e-2)
+schedule = ScheduleSettings(epochs=40, batch_size=5, lr=1e-2)
 job = MemoryJob(
     slices,
     loss,
-    lambda: create_model("attunet", 1, 4, width=4),
+    lambda: create_model("attunet", 1, 4, width=8),
     Setup(schedule=schedule, augment=MILD, progress=False),
 )
 method = SelfTraining(
@@ -375,19 +375,18 @@ check_truth_kept(job.labelled, completed.slices)
 # On a hundred fresh slices, the teachers (each trained on half of the annotated slices) and the student:
 
 # %%
-fresh, answer = toy_set(100, 0, seed=1)
+fresh, answer = toy_set(100, 0, seed=1, second_scanner=True)
 of_teachers = [toy_score(teacher, loss, fresh, answer) for teacher in teachers]
 of_student = toy_score(student, loss, fresh, answer)
 print(
     "teachers", np.round(of_teachers, 3), f" their mean {np.mean(of_teachers):.3f}, student {of_student:.3f}"
 )
-# which one ends higher depends, at this size, on how a processor rounds
-assert min(of_student, *of_teachers) > 0.3
+assert of_student > np.mean(of_teachers)
 
 # %% [markdown]
 # ## Where it fails
 #
-# Each teacher has a part of the annotations, here a half. Where these are few and the task is easy, a network that learns from all of them, and from nothing else, is the better one:
+# Each teacher has a part of the annotations, here a half, and so a student has to make up for that first. Where unlabelled slices are like the annotated ones and the task is easy, a network that learns from all annotations, and from nothing else, can be the better one. With two scanners it is not:
 
 # %%
 supervised = job.run(Method())
