@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['UsageError', 'app', 'SPEAKS', 'COMPUTES', 'VERSION', 'NEAREST', 'TIDY', 'WholeHelp',
-           'first_repeated', 'is_empty', 'OnceCommand', 'Commands', 'choose_threads', 'loading',
+           'first_repeated', 'OnceCommand', 'Commands', 'choose_threads', 'loading',
            'show_version', 'before_commands', 'shown', 'print_facts', 'nearest_letters',
            'write_any_letter', 'memory_errors', 'value_of', 'setting_meant', 'usage_line',
            'clean_end', 'our_warnings']
@@ -56,7 +56,7 @@ def first_repeated(values: Iterable) -> str:
     return ""
 
 # %% ../../nbs/cli/10_console.ipynb #cd6d49ad
-def is_empty(value) -> bool:
+def _is_empty(value) -> bool:
     "Is a value of the command line, or one of several, the empty text? As a path it would be the folder at hand."
     return "" in value if isinstance(value, (list, tuple)) else value == ""
 
@@ -67,7 +67,7 @@ class OnceCommand(TyperCommand):
     def parse_args(self, ctx, args: list[str]) -> list[str]:
         "The arguments that are left over; `UsageError` for what is given twice, or is empty."
         values, _, given = self.make_parser(ctx).parse_args(args=list(args))
-        empty = [param for param in given if is_empty(values[param.name])]
+        empty = [param for param in given if _is_empty(values[param.name])]
         if empty and not ctx.resilient_parsing:
             name = empty[0].opts[0]
             raise UsageError(f"{name} is given an empty value; is a variable of the shell not set?", ctx)

@@ -95,7 +95,8 @@ def instead_of(
     "What a folder holds in place of `name`, and what to do, in brackets; \"\" if it holds nothing like it."
     if not folder.is_dir(): return ""
     beside = sorted(folder.iterdir())
-    if folder/name in beside: return f" ({name} is there, but is {_kind(folder/name)})"
+    if folder/name in beside:
+        return f" ({name} is there, but is {_kind(folder/name)})"
     near = [path.name for path in beside if _letters(path.name) == _letters(name) != ""]
     if near: return f" ({near[0]} is there: call it {name})"
     deeper = sorted(folder.glob(f"*/{name}"))

@@ -85,7 +85,8 @@ def _picture(header) -> str:
     if "LOCALIZER" in kind: return "scout"
     if "SCREEN SAVE" in kind: return "screen save"
     coloured = str(header.get("PhotometricInterpretation") or "").startswith("PALETTE")
-    if coloured or int(header.get("SamplesPerPixel") or 1) > 1: return "colour picture"
+    if coloured or int(header.get("SamplesPerPixel") or 1) > 1:
+        return "colour picture"
     return ""
 
 def _class_name(uid: str, modality: str) -> str:

@@ -89,13 +89,13 @@ test_eq(first_repeated([".", "b", f"../{Path.cwd().name}"]), f"../{Path.cwd().na
 
 # %%
 #| export
-def is_empty(value) -> bool:
+def _is_empty(value) -> bool:
     "Is a value of the command line, or one of several, the empty text? As a path it would be the folder at hand."
     return "" in value if isinstance(value, (list, tuple)) else value == ""
 
 
 # %%
-print(is_empty(""), is_empty(["a", ""]), is_empty("a"), is_empty(None))
+print(_is_empty(""), _is_empty(["a", ""]), _is_empty("a"), _is_empty(None))
 
 
 # %%
@@ -106,7 +106,7 @@ class OnceCommand(TyperCommand):
     def parse_args(self, ctx, args: list[str]) -> list[str]:
         "The arguments that are left over; `UsageError` for what is given twice, or is empty."
         values, _, given = self.make_parser(ctx).parse_args(args=list(args))
-        empty = [param for param in given if is_empty(values[param.name])]
+        empty = [param for param in given if _is_empty(values[param.name])]
         if empty and not ctx.resilient_parsing:
             name = empty[0].opts[0]
             raise UsageError(f"{name} is given an empty value; is a variable of the shell not set?", ctx)

@@ -359,7 +359,8 @@ class _Surveyor:
         except InputError as problem:
             # a damaged file leaves a gap: one fault, not two
             told = {path.parent for path in self.heap.damaged}
-            if files[0].path.parent not in told: self.fail(_hinted(problem, self.heap))
+            if files[0].path.parent not in told:
+                self.fail(_hinted(problem, self.heap))
         else: self.survey.series.append(LabelledSeries(series, []))
 
 

@@ -442,7 +442,7 @@ print(f"Dice on fresh slices: after the first phase {before:.3f}, at the end {af
 assert after > before + 0.1
 
 # %% [markdown]
-# What the averaged network adds to the truth of three slices, on two of which people looked for something: after the first phase, and at the end. Light grey is unknown, black is settled as empty. After the first phase it is sure of little; at the end most is settled, and only the rims stay unknown. What people outlined has not moved.
+# What the averaged network adds to the truth of three slices, on two of which people looked for something: after the first phase, and at the end. Light grey is unknown, black is settled as empty. On the annotated scanner both settle most, and only the rims stay unknown; what people outlined has not moved. On the other scanner the first phase is nearly blind. At the end the lung is found there, and so are two structures that this slice lacks: such inventions are what a [decision rule](../inference/40_rule.ipynb) is for.
 
 # %%
 some = [1, 4, 30]
