@@ -350,7 +350,7 @@ class _Surveyor:
             for phase in _by_phase(part): self._read_one(phase)
 
     def _read_one(self, files: list[DicomFile]):
-        "Make a series of slices, or note why not."
+        "Make a series, or note why not."
         unfit, src = _unfit(files, self.orientation), self.heap.src
         if unfit:
             self.survey.other_planes.append(f"{files[0].shown_folder(src)}: {len(files)} {unfit}")
@@ -359,8 +359,8 @@ class _Surveyor:
         except InputError as problem:
             # a damaged file leaves a gap: one fault, not two
             told = {path.parent for path in self.heap.damaged}
-            if files[0].path.parent not in told:
-                self.fail(_hinted(problem, self.heap))
+            if files[0].path.parent in told: return
+            self.fail(_hinted(problem, self.heap))
         else: self.survey.series.append(LabelledSeries(series, []))
 
 
