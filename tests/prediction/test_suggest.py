@@ -146,7 +146,7 @@ def test_list_and_page_are_written_both_or_neither(tmp_path):
 
 
 @pytest.mark.parametrize("args, part", [
-    (["run"], "takes RUN"), (["nothing", "data"], "nothing"), (["nothing", "data", "--out", "a.txt"], "a.txt"), (["nothing", "data", "--out", ""], ".csv"), (["a", "b", "--count", "0"], "count"),
+    (["run"], "takes RUN"), (["nothing", "data"], "nothing"), (["nothing", "data", "--out", "a.txt"], "a.txt"), (["nothing", "data", "--out", ""], "--out is given an empty value"), (["a", "b", "--count", "0"], "count"),
 ])
 def test_wrong_commands_are_told_in_one_line(args, part):
     code, _, err = ctseg("suggest", *args)
