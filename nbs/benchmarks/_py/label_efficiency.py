@@ -98,7 +98,7 @@ pd.DataFrame([worth(slices) for slices in BUDGETS]).style.format(precision=3).hi
 # %% [markdown]
 # ## What it costs
 #
-# Seconds of a processor, mean over trainings (where they were counted; other work ran beside them, which slows a processor down).
+# Seconds of a processor, mean over trainings (where they were counted; other work ran beside them, which slows a processor down). The second training of `ctseg` with 25 slices ran on a processor about half as fast: 2081 s, where the first took 1178.
 
 # %%
 def seconds(row: str, slices: int) -> float:
