@@ -178,6 +178,10 @@ def _replacing(path: Path, private: bool) -> Iterator[Path]:
         _put_in_place(new, path, hold/_OLD)
         for folder in (path, *made): _flush_one(folder.parent)
 
+def _asked_for(path: Path) -> Path:
+    "`path` as a user knows it: without the temporary folder of a write that this one is part of."
+    return Path(*[part for part in path.parts if not (part.startswith(".") and part.endswith(PART))])
+
 @contextlib.contextmanager
 def atomic_path(
     path: str | Path, # the final path, a file or a folder
@@ -188,4 +192,4 @@ def atomic_path(
     stream = _is_stream(path)
     if not stream: path = _final_path(path)
     write = _with_reader(path) if stream else _replacing(path, private)
-    with disk_errors(path), write as target: yield target
+    with disk_errors(_asked_for(path)), write as target: yield target

@@ -131,6 +131,13 @@ def test_a_disk_that_fails_at_the_very_end_is_told(tmp_path, monkeypatch):
     assert (tmp_path/"a.json").read_text() == "1" and len(list(tmp_path.iterdir())) == 1
 
 
+def test_a_full_disk_within_another_write_names_what_was_asked_for(tmp_path):
+    with pytest.raises(InputError) as told:
+        with atomic.atomic_path(tmp_path/"a.csv") as outer, atomic.atomic_path(outer):
+            raise OSError(errno.ENOSPC, "as if")
+    assert str(told.value) == f"cannot write {tmp_path/'a.csv'}: the disk is full"
+
+
 KILLED = """
 import os, signal, sys
 from ctseg.core.atomic import atomic_path
