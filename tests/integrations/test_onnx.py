@@ -1,4 +1,5 @@
 "Runs as ONNX files, asked by ONNX Runtime alone."
+import errno
 import json
 
 import numpy as np
@@ -143,6 +144,13 @@ class Exponential(torch.nn.Module):
 class Unsteady(torch.nn.Module):
     "Answers something else each time."
     def forward(self, x): return torch.cat([x]*4, 1)*torch.rand(1, 4, 1, 1)*9
+
+
+def test_a_full_disk_is_no_fault_of_the_network(tmp_path, monkeypatch):
+    def full(*_): raise OSError(errno.ENOSPC, "as if")
+    monkeypatch.setattr("ctseg.integrations.onnx.export_graph", full)
+    with pytest.raises(OSError, match="as if"):
+        write_checked(graph_of(Unsteady()), tmp_path/"a.onnx", (32, 32))
 
 
 @pytest.mark.parametrize("network", [Exponential(), Unsteady()])

@@ -199,7 +199,7 @@ def fault_of(graph: PredictorGraph, file: Path, sizes: list[tuple[int, int]], fr
     try:
         export_graph(graph, file, sizes[0], OUTPUTS, free, graph.channels)
         answer = onnx_session(file)
-    except InputError:
+    except (InputError, OSError):  # a full disk is no fault of the network
         raise
     except Exception as e:  # an operation without a form in ONNX, or one that the runtime does not know
         return f"{type(e).__name__}: {str(e).splitlines()[0][:200]}"
