@@ -62,6 +62,14 @@ def test_test_patients_are_whole_and_fully_known(tmp_path):
     assert "only 2 of 4" in one_line(e) and not (tmp_path / "out2").exists()
 
 
+@pytest.mark.parametrize("patients, share", [(1, .2), (2, .9)])
+def test_a_test_leaves_somebody_to_learn_from(tmp_path, patients, share):
+    cases = [Case(f"c{i}", lambda: volume(0), f"p{i}", np.ones(2, bool)) for i in range(patients)]
+    with pytest.raises(InputError) as e:
+        write_volumes(cases, tmp_path / "out", TWO, Slicing(), test_share=share)
+    assert "leaves none to learn from" in one_line(e) and not (tmp_path / "out").exists()
+
+
 def test_nothing_is_overwritten(tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("x")

@@ -216,6 +216,9 @@ def set_aside_test(
         raise InputError(f"test_share {share} means {wanted} patients, "
                          f"but only {len(testable)} of {total} have every class examined, "
                          "which a test needs; choose a smaller share or fewer classes")
+    if wanted == total and share < 1:
+        raise InputError(f"test_share {share} of {total} patients leaves none to learn from; "
+                         "choose a smaller share, or 1 for a test alone")
     order = np.random.default_rng(seed).permutation(len(testable))
     chosen = {testable[i] for i in order[:wanted]}
     for case in cases:
