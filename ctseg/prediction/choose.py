@@ -26,7 +26,7 @@ from ..inference.expected_dice import drawn_structures, fit_expected_dice
 from ..inference.loop import Each, over_slices
 from ..inference.rule import Rule, decide
 from ..metrics.challenge import dice_table, mean_dice
-from .predictor import Predictor, RunMember
+from .predictor import Predictor, RunMember, members_of_runs
 from .saved import run_spec
 from ..runs.folder import Run
 from ..runs.split import split_slices
@@ -62,8 +62,8 @@ def out_of_fold(predictor: Predictor, slices: SliceSet) -> list[Part]:
 
 def run_members(predictor: Predictor) -> list[RunMember]:
     "The members of `predictor`; `InputError` unless all of them come from run folders."
-    if all(isinstance(member, RunMember) and member.run for member in predictor.members):
-        return predictor.members
+    members = members_of_runs(predictor.members)
+    if len(members) == len(predictor.members): return members
     problem = "a model without a run folder: which slices it has seen is not known"
     raise InputError(f"{problem}; load it with load_predictor")
 

@@ -26,7 +26,7 @@ from ctseg.inference.expected_dice import drawn_structures, fit_expected_dice
 from ctseg.inference.loop import Each, over_slices
 from ctseg.inference.rule import Rule, decide
 from ctseg.metrics.challenge import dice_table, mean_dice
-from ctseg.prediction.predictor import Predictor, RunMember
+from ctseg.prediction.predictor import Predictor, RunMember, members_of_runs
 from ctseg.prediction.saved import run_spec
 from ctseg.runs.folder import Run
 from ctseg.runs.split import split_slices
@@ -113,8 +113,8 @@ def out_of_fold(predictor: Predictor, slices: SliceSet) -> list[Part]:
 
 def run_members(predictor: Predictor) -> list[RunMember]:
     "The members of `predictor`; `InputError` unless all of them come from run folders."
-    if all(isinstance(member, RunMember) and member.run for member in predictor.members):
-        return predictor.members
+    members = members_of_runs(predictor.members)
+    if len(members) == len(predictor.members): return members
     problem = "a model without a run folder: which slices it has seen is not known"
     raise InputError(f"{problem}; load it with load_predictor")
 
