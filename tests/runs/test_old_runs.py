@@ -3,19 +3,16 @@
 Runs and expected files were written at commit 7f454fd (see `fixtures/make_runs.py`), once and for all.
 Where a test fails, ctseg has changed what users get from the runs on their disks.
 """
-import contextlib
 import gzip
 import hashlib
-import io
 import json
 import re
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
 
-from ctseg.cli import main
+from helpers.command import ctseg
 
 RUNS = Path(__file__).resolve().parents[1]/"fixtures"/"runs"
 DATA, EXPECTED = RUNS/"challenge", RUNS/"expected"
@@ -23,19 +20,6 @@ FINISHED = ["ctseg", "seed-teacher-student", "self-training"]
 FACTS = json.loads((EXPECTED/"facts.json").read_text())
 OF_RUN = ("width", "epochs", "batch_size", "lr", "ema", "image_size", "folds", "precision", "augment")
 TOLERANCE = 1e-6
-
-
-def ctseg(*args) -> tuple[int, str, str]:
-    "The command in this process: exit status, standard output, standard error."
-    out, err, argv = io.StringIO(), io.StringIO(), sys.argv
-    sys.argv = ["ctseg", *map(str, args)]
-    try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            with pytest.raises(SystemExit) as stop:
-                main()
-    finally:
-        sys.argv = argv
-    return stop.value.code or 0, out.getvalue(), err.getvalue()
 
 
 def unpacked(path: Path) -> bytes:
