@@ -139,6 +139,12 @@ def batch_of(slices: SliceSet, index: np.ndarray, transforms) -> tuple[torch.Ten
     return image, mask, torch.from_numpy(slices.known[index])
 
 
+def set_rate(optimizer: torch.optim.Optimizer, spent: float):
+    "The learning rate after a share of a training: from `RATE` to zero along a cosine."
+    for group in optimizer.param_groups:
+        group["lr"] = RATE*0.5*(1 + math.cos(math.pi*spent))
+
+
 def train(name: str, slices: SliceSet, seconds: float, seed: int) -> tuple[nn.Module, int, bool]:
     "A peer's network after so many seconds of the processor, its steps, whether its outputs are a softmax."
     make, make_loss, softmax = PEERS[name]
@@ -151,7 +157,7 @@ def train(name: str, slices: SliceSet, seconds: float, seed: int) -> tuple[nn.Mo
         for index in np.array_split(rng.permutation(labelled), max(1, len(labelled)//BATCH)):
             spent = (time.process_time() - begin)/seconds
             if spent >= 1: return net.eval(), steps, softmax
-            optimizer.param_groups[0]["lr"] = RATE*0.5*(1 + math.cos(math.pi*spent))
+            set_rate(optimizer, spent)
             image, mask, known = batch_of(slices, index, transforms)
             loss = loss_of(net(image), mask, known)
             optimizer.zero_grad()

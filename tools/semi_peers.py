@@ -14,7 +14,6 @@ its teacher's update repaired. pymic-released: as PyMIC 0.6.2 is.
 A second counts as a number of steps, `Peer.rate`, so that a slow processor does not shorten a training. The
 numbers are how many steps take as long as eleven of `monai-zeros`, which made so many a second there.
 """
-import math
 import random
 import tempfile
 from collections.abc import Callable
@@ -22,7 +21,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from peers import BATCH, RATE, RESULTS, batch_of, main, one_hot, random_transforms
+from peers import BATCH, RATE, RESULTS, batch_of, main, one_hot, random_transforms, set_rate
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
@@ -44,8 +43,7 @@ class Budget:
         "The share that is spent, or None when nothing is left for another step."
         spent = self.steps/self.limit
         if spent >= 1: return None
-        for group in optimizer.param_groups:
-            group["lr"] = RATE*0.5*(1 + math.cos(math.pi*spent))
+        set_rate(optimizer, spent)
         self.steps += 1
         return spent
 
