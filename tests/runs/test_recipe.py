@@ -1,14 +1,18 @@
 "Nested recipes: settings by flat and dotted names, choices, and files."
 import copy
+import inspect
 import json
 import pickle
 
 import pytest
 
+from ctseg.cli import training as cli_training
 from ctseg.core.errors import InputError
 from ctseg.core.settings import describe
 from ctseg.recipes.table import RECIPES, get_recipe
-from ctseg.runs.recipe import GROUPS, Recipe, apply_settings, locate, recipe_dict, recipe_fields, recipe_from
+from ctseg.runs.recipe import (
+    GROUPS, OPTIONS, Recipe, apply_settings, locate, recipe_dict, recipe_fields, recipe_from,
+)
 
 
 def test_every_setting_of_every_recipe_says_what_it_means():
@@ -56,6 +60,11 @@ def test_another_choice_keeps_what_was_changed_and_both_have():
 def test_mistakes_are_one_line(settings, message):
     with pytest.raises(InputError, match=message) as e: apply_settings(Recipe(), settings)
     assert "\n" not in str(e.value)
+
+
+def test_what_is_called_an_option_is_one_of_fit():
+    options = inspect.signature(cli_training.fit).parameters
+    assert set(OPTIONS) <= set(options)
 
 
 def test_a_frozen_recipe_is_not_changed_by_its_copy():
