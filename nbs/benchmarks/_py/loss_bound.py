@@ -12,7 +12,7 @@
 #
 # More than half of that lead is memory that MONAI asks of the system anew in every step. Where [freed memory is kept](../core/49_allocator.ipynb), as in `ctseg`'s own training, everything is faster, MONAI's loss most, and the lead is 1.7, 1.4 and 1.1 (1.4 to 1.8 on the EPYC). The usual one-hot form, compiled by PyTorch into C++, is then as fast as `ce-dice`.
 #
-# **The bytes do not stand in the way**: moving those that must be moved takes a ninth to a fourteenth of our losses' time. What they spend is arithmetic in about a dozen passes over blocks that lie in the cache, one PyTorch operation each; a kernel that makes one pass could be several times faster, and we have none. Other sizes of block do not help: half of theirs takes 0.9 to 1.0 of the time here, a quarter 1.1 to 1.5, twice theirs 1.0 to 1.1.
+# **The bytes do not stand in the way**: moving those that must be moved takes a ninth to a fourteenth of our losses' time. What they spend is arithmetic in about a dozen passes over blocks that lie in the cache, one PyTorch operation each; a kernel that makes one pass could be several times faster, and we have none. Other sizes of block do not help: half of theirs takes 0.9 to 1.0 of the time here, a quarter 1.1 to 1.5, twice theirs 1.0 to 1.1. Nor does it help to write the weights as a product of what is known of an image and what is known of a pixel, so that sums over channels and pixels become matrix products: 0.9 to 1.1 of the time, in four losses, with memory kept and without.
 #
 # ## How it was measured
 #

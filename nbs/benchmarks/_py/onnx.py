@@ -8,7 +8,7 @@
 # %% [markdown]
 # **Question.** What does a run lose as an ONNX file, and is predicting through it faster?
 #
-# **Answer.** Nothing: every network takes any number of images of any size, and no probability differs by more than 1e-4. As `ctseg predict` asks them, with one thread, ONNX Runtime is 1.1 to 1.5 times as fast as PyTorch in float32. Where the processor computes bfloat16, PyTorch is as fast with images of 64 pixels and 1.5 times as fast with 256. So `ctseg predict --engine onnx` pays a little without bfloat16, and not with it ([below](#which-engine-for-ctseg-predict)).
+# **Answer.** Nothing: every network takes any number of images of any size, and no probability differs by more than 1e-4. As `ctseg predict` asks them, with one thread, ONNX Runtime is 1.5 to 1.7 times as fast as PyTorch in float32 with images of 64 pixels, and 1.0 to 1.1 times with 256. Where the processor computes bfloat16, PyTorch is as fast or faster: 0.9 to 1.5 times with 64 pixels, and 1.7 to 2 times with 256. So `ctseg predict --engine onnx` pays with small images and without bfloat16 ([below](#which-engine-for-ctseg-predict)).
 #
 # ## How it was measured
 #
@@ -146,8 +146,8 @@ lines = [engine_row(name, size, **settings) for name, settings in CASES for size
 pd.DataFrame(lines).set_index(["network", "pixels"]).round(2)
 
 # %% [markdown]
-# **Which to take.** On a CPU without bfloat16 `onnx` gains up to a third of the time, and [OpenVINO](engines.ipynb) as much. With bfloat16 `torch`, the default, is as fast or faster; OpenVINO in bfloat16 is ahead of it. An earlier version of this page had PyTorch in its usual memory layout and all images at once, and found ONNX Runtime ahead everywhere.
+# **Which to take.** On a CPU without bfloat16 `onnx` saves up to two fifths of the time with small images. With bfloat16 `torch`, the default, is as fast or faster. [OpenVINO](engines.ipynb) is ahead of both. An earlier version of this page had PyTorch in its usual memory layout and all images at once, and found ONNX Runtime ahead everywhere.
 #
 # ## What it does not say
 #
-# The machine was busy. Processor time is counted, but neighbours share its caches: ratios move by a tenth. OpenVINO was not measured here; [another page](engines.ipynb) has it, on a processor with AMX. This page was run on an AMD EPYC without AMX. Several threads and other processors may shift the balance.
+# The machine was busy. Processor time is counted, but neighbours share its caches: ratios move by a tenth. OpenVINO was not measured here; [another page](engines.ipynb) has it. This page was run on an Intel Xeon with AMX; on an AMD EPYC with bfloat16 but without AMX ONNX Runtime was 1.1 to 1.5 times as fast as PyTorch in float32, and 0.64 to 1.01 times as fast as in bfloat16. Several threads and other processors may shift the balance.

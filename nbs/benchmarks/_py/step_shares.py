@@ -8,13 +8,11 @@
 # %% [markdown]
 # **Question.** How much of a step is not the network's work?
 #
-# **Answer.** Little: data, augmentation and bookkeeping take 0.2 to 0.3 % of a step of the Attention U-Net at its full width, and 2 % with the light encoder. A narrower network makes
-# their share larger; that was not measured here.
+# **Answer.** Little: data, augmentation and bookkeeping take 0.2 to 0.3 % of a step of the Attention U-Net at its full width, and 2 to 3 % with the light encoder. A narrower network makes their share larger; that was not measured here.
 #
 # ## How it was measured
 #
-# Recipe `marginal-log` on `data_sample`, one thread; processor time, the median over the steps without the first five. bfloat16 is what `precision=auto` takes on a
-# processor that multiplies it; the network's part is smaller then, and the others' shares are larger.
+# Recipe `marginal-log` on `data_sample`, one thread of an Intel Xeon with AMX, beside other work; processor time, the median over the steps without the first five. bfloat16 is what `precision=auto` takes on a processor that multiplies it; the network's part is smaller then, and the others' shares are larger.
 
 # %%
 import contextlib

@@ -8,17 +8,17 @@
 # %% [markdown]
 # **Question.** Is our training loop faster than the usual one?
 #
-# **Answer.** Yes. On an Intel Xeon with AMX, as `ctseg` trains by itself, in bfloat16, a step is 2.4 to 2.8 times as fast as the usual loop in float32 with the Attention U-Net, and 1.3 to 1.55 times with the U-Net on EfficientNet-Lite0 that `ctseg` takes for large images. In equal precision:
+# **Answer.** Yes. On an Intel Xeon with AMX, as `ctseg` trains by itself, in bfloat16, a step is 2.2 to 2.3 times as fast as the usual loop in float32 with the Attention U-Net, and 1.75 to 1.9 times with the U-Net on EfficientNet-Lite0 that `ctseg` takes for large images. In equal precision:
 #
 # | | float32 | bfloat16 |
 # |---|---|---|
-# | Attention U-Net, batch 8, 16 | 1.26, 1.40 | 1.86, 1.78 |
-# | EfficientNet-Lite0 | 1.35, 1.71 | 1.22, 1.32 |
-# | ResNet-34, 24 million parameters | 1.11, 1.22 | 1.06, 1.50 |
+# | Attention U-Net, batch 8, 16 | 1.35, 1.41 | 1.57, 1.55 |
+# | EfficientNet-Lite0 | 1.33, 1.51 | 1.37, 1.73 |
+# | ResNet-34, 24 million parameters | 1.18, 1.18 | 1.29, 1.39 |
 #
-# We had aimed at 1.5, which is reached with the Attention U-Net in bfloat16 and missed elsewhere but for two cells. The network itself stands in the way: forward and backward alone, with no loss, data or optimiser, take most of our step, so 1.25 to 2.1 is the most that any loop could gain (the last column below). At batch 8 our loop takes 0.60 of the memory. With nnU-Net's network it is as fast as nnU-Net's trainer (1.02 times). The machine was busy, and ratios move by a tenth.
+# We had aimed at 1.5. That is reached with the Attention U-Net in bfloat16 and with EfficientNet-Lite0 at batch 16, and missed elsewhere. The network itself stands in the way: forward and backward alone, with no loss, data or optimiser, take most of our step, so 1.3 to 2.1 is the most that any loop could gain (the last column below). At batch 8 our loop takes 0.63 of the memory. With nnU-Net's network it is a little faster than nnU-Net's trainer (1.12 times).
 #
-# This run is from before [depthwise convolutions trained in float32](../models/10_base.ipynb#depthwise-convolutions-in-bfloat16), which takes a third off a bfloat16 step of EfficientNet-Lite0's network. On an earlier processor without AMX, and without kept memory, the table read 1.2 to 1.64, and 1.1 for nnU-Net.
+# The machine was busy, and ratios move by a tenth or more. An earlier run on this kind of machine read 1.86 and 1.78 for the Attention U-Net in bfloat16, 1.26 and 1.40 in float32, and 1.02 for nnU-Net. On a processor without AMX the table read 1.2 to 1.64.
 #
 # ## How it was measured
 #
