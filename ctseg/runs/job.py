@@ -206,7 +206,7 @@ class NotedJob(JobData):
     def note_epoch(self, history: list[dict]) -> None:
         "Keep the history so far, and call the watchers; `Stopped` in every process if one of them wants that."
         if not rank(): self.notes.epoch(history)
-        if not self.options.watchers: return
+        # asked also where this process has no watcher: trackers are open in process 0 only
         reason = on_main(lambda: reason_to_stop(self.options.watchers, history))
         if agree(bool(reason)):
             raise Stopped(f"{reason or 'another process'}: stopped after {len(history)} epochs")
