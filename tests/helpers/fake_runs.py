@@ -17,6 +17,6 @@ def fake_run(folder, slices, seed=0, rule=None, **recipe) -> Run:
     loaded."""
     recipe = Recipe("fake").change(**dict(model="attunet", width=4, folds=4, loss="masked") | recipe)
     run = start_run(Run(folder), make_spec(recipe, slices, seed))
-    save_weights(Job(recipe, slices, run, CPU, seed).make_model(), run.weights)
+    save_weights(Job(recipe, slices, run, CPU, seed).networks.make(), run.weights)
     if rule: write_json({"rule": asdict(replace(Rule(), **rule))}, run/"metrics.json")
     return run

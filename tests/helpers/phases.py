@@ -6,6 +6,7 @@ from safetensors.torch import load_file
 from ctseg.core.device import pick_device
 from ctseg.runs.folder import Run
 from ctseg.runs.job import Job
+from ctseg.runs.phases import Phases
 from ctseg.training.loop import Trainer
 from ctseg.training.randomness import generator
 
@@ -29,7 +30,7 @@ def phases(folder, name, *settings, slices=None) -> dict[str, Trainer]:
     job = make_job(folder, name, "fold=-1", "augment=none", *settings, slices=slices)
     with pytest.MonkeyPatch.context() as m:
         m.setattr(Trainer, "fit", fit)
-        job.carry_out()
+        Phases(job).carry_out()
     return seen
 
 

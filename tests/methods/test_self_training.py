@@ -11,7 +11,7 @@ from helpers.toys import small, toy
 from ctseg.core.errors import InputError
 from ctseg.methods.self_training import Completed, NoisyStudent, SelfTraining
 from ctseg.recipes.fit import fit
-from ctseg.runs.job import Job
+from ctseg.runs.phases import Phases
 from ctseg.training.method import Phase
 
 
@@ -39,7 +39,7 @@ def test_where_a_teacher_is_unsure_a_student_still_hears_what_people_examined(tm
 
 
 def test_teachers_never_saw_the_truth_they_complete(tmp_path, monkeypatch):
-    seen, train = {}, Job.train
+    seen, train = {}, Phases.train
 
     def spy_train(self, phase):
         seen[phase.name] = set(phase.slices.groups.tolist())
@@ -49,7 +49,7 @@ def test_teachers_never_saw_the_truth_they_complete(tmp_path, monkeypatch):
     def spy_fill_in(self, job, teachers, slices):
         filled.append((len(teachers), set(slices.groups.tolist()), slices.labelled.all()))
         return fill_in(self, job, teachers, slices)
-    monkeypatch.setattr(Job, "train", spy_train)
+    monkeypatch.setattr(Phases, "train", spy_train)
     monkeypatch.setattr(SelfTraining, "fill_in", spy_fill_in)
     fit(toy(), small("self-training", "rounds=2"), tmp_path/"run", device="cpu", progress=False)
     out_of_fold = [g for n, g, labelled in filled if labelled and n == 1]
@@ -94,7 +94,7 @@ def test_a_mirrored_slice_keeps_what_people_looked_for_on_its_own_side(tmp_path)
     sure = np.ones(completed.masks.shape, np.uint8)
     sure[:, :, :10] = 0  # at the left border only people are to be heard
     t = job.trainer(
-        job.make_model(), Phase("student", completed, NoisyStudent(0, examined), pixel_weights=sure)
+        job.networks.make(), Phase("student", completed, NoisyStudent(0, examined), pixel_weights=sure)
     )
     known = make_views(t, torch.arange(len(completed)))["labelled"].known
     plain = torch.ones(3, 32, 32, dtype=torch.bool)

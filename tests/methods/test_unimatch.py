@@ -92,7 +92,7 @@ def test_unknown_is_no_background_for_the_unlabelled_whatever_the_loss(tmp_path,
         Teacher, "__call__", lambda self, image, presence=False: torch.full((len(image), 3, 32, 32), half)
     )
     method = UniMatch(UniMatchSettings(feature_dropout=0, cutmix=0))
-    t = job.trainer(job.make_model(), Phase("unimatch", job.labelled, method, job.unlabelled))
+    t = job.trainer(job.networks.make(), Phase("unimatch", job.labelled, method, job.unlabelled))
     view = make_views(t)["strong 0"][4:]
     logits = torch.randn(4, job.loss.out_chans(3), 32, 32, requires_grad=True)
     job.loss(logits, view.mask, view.known, view.weight).backward()

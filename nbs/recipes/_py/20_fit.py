@@ -12,7 +12,7 @@ import math
 import sys
 import warnings
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
@@ -35,7 +35,6 @@ from ctseg.io.imported import imported_slicing
 from ctseg.io.neighbours import neighbour_mm, with_neighbours
 from ctseg.metrics.bootstrap import bootstrap_mean
 from ctseg.metrics.evaluate import plain_value
-from ctseg.models.settings import make_model
 from ctseg.prediction.choose import Part, choose_rule, rule_tables
 from ctseg.prediction.earlier import Earlier, earlier_runs
 from ctseg.prediction.predictor import Predictor, load_predictor
@@ -45,6 +44,8 @@ from ctseg.runs.card import write_card
 from ctseg.runs.folder import Run, make_spec, start_run
 from ctseg.runs.job import Job
 from ctseg.runs.network import decide_network
+from ctseg.runs.notes import Watcher, device_in_words
+from ctseg.runs.phases import Phases
 from ctseg.runs.recipe import Recipe, names_of, recipe_fields, recipe_plugins, unknown_setting
 from ctseg.runs.sums import write_metrics
 from ctseg.training.curves import plot_curves
@@ -88,7 +89,7 @@ def check_job(job: Job) -> str: # where a pretrained encoder's weights come from
     check_whole("seed", job.seed, 0, 2**63 - 1)
     check_batches(job.recipe)
     refuse_too_large(job)
-    model = job.prepare_model()
+    model = job.networks.prepare()
     make_optimiser(model, job.setup)
     compute = job.recipe.compute
     if compute.compile and not job.plan.can_compile:
@@ -103,15 +104,13 @@ def check_job(job: Job) -> str: # where a pretrained encoder's weights come from
 #| export
 def refuse_too_large(job: Job) -> None:
     "`InputError` if a step cannot fit into memory. A card works off a batch image by image if it must."
-    recipe, classes = job.recipe, len(job.labelled.classes)
+    recipe = job.recipe
     size = (job.image_size,)*2 if job.image_size else job.labelled.images.shape[1:]
-    out_chans, in_chans = job.loss.out_chans(classes), recipe.data.channels
     def build():
-        return make_model(
-            recipe.model, out_chans, classes, job.image_size, trained=True, in_chans=in_chans)
+        return job.networks.build(trained=True)
     batch = -(-recipe.schedule.batch_size//(world()*recipe.compute.pieces))
     images = 1 if job.device.type == "cuda" else batch
-    need = least_bytes(build, size, images, job.plan.precision == "fp32", in_chans)
+    need = least_bytes(build, size, images, job.plan.precision == "fp32", recipe.data.channels)
     what = f"{recipe.model.name} at {size[0]}x{size[1]} pixels, {images} at a time"
     check_memory(need, free_bytes(job.device), what)
 
@@ -210,13 +209,14 @@ print(facts["slices"], "slices,", facts["groups"], "groups,", list(facts["interv
 
 # %%
 #| export
-def finish(job: Job) -> None:
+def finish(phases: Phases) -> None:
     "Choose the rule, calibrate, write curves, card and `metrics.json`; `Stopped` if the deadline comes first."
-    facts: dict[str, Any] = {"phases": job.completed, "epochs": len(job.history)}
-    facts["dice held out, argmax"] = job.history[-1]["dice"]
+    job, history = phases.job, phases.history
+    facts: dict[str, Any] = {"phases": phases.completed, "epochs": len(history)}
+    facts["dice held out, argmax"] = history[-1]["dice"]
     rule, tune = Rule(gate=job.recipe.rule.least_peak), job.recipe.rule.tune_rule
     each = job.in_time("while the decision rule was chosen; all phases are trained", together=False)
-    batch_size = min(16, max(1, job.schedule.batch_size//job.pieces))  # what training had room for
+    batch_size = min(16, max(1, job.schedule.batch_size//phases.pieces))  # what training had room for
     rules = {"argmax": Rule()}
     predictor = load_predictor(job.run.folder, str(job.device)) if len(job.holdout) else None
     if tune and predictor:
@@ -240,16 +240,16 @@ print(finish.__doc__)
 
 # %%
 #| export
-def finish_in_time(job: Job) -> str:
+def finish_in_time(phases: Phases) -> str:
     "`finish`; the reason if the deadline came first."
-    try: finish(job)
+    try: finish(phases)
     except Stopped as e: return str(e)
     return ""
 
-def carry_out(job: Job) -> None:
+def carry_out(phases: Phases) -> None:
     "All phases, then the end of the run; `Stopped` in every process if one had to stop."
-    job.carry_out()
-    stopped = on_main(lambda: finish_in_time(job))
+    phases.carry_out()
+    stopped = on_main(lambda: finish_in_time(phases))
     if agree(bool(stopped)): raise Stopped(stopped or "another process stopped")
 
 
@@ -325,9 +325,9 @@ except InputError as e: print(e)
 
 # %%
 #| export
-def as_watchers(callbacks: Iterable[Callback], folder: Path) -> tuple[Callable[[list[dict]], None], ...]:
-    "Callbacks as a job calls them, with the history; a text that one of them returns becomes `Stopped`."
-    def watcher(callback: Callback) -> Callable[[list[dict]], None]:
+def as_watchers(callbacks: Iterable[Callback], folder: Path) -> tuple[Watcher, ...]:
+    "Callbacks as phases call them, with the history; a text that one of them returns becomes `Stopped`."
+    def watcher(callback: Callback) -> Watcher:
         def watch(history: list[dict]) -> None:
             answer = callback(len(history), dict(history[-1]), folder)
             if isinstance(answer, str) and answer:
@@ -362,7 +362,8 @@ except Stopped as e: print(e)
 def announce(job: Job, data: Any, source: str, earlier: Iterable[str] = ()) -> None:
     "Say on which device a run trains, from which weights an encoder starts, what comes from earlier runs, and how few groups are held out."
     if rank(): return
-    lines = [f"training on {job.where}: {job.recipe.model.name}"]  # a forgotten GPU is better seen now
+    # a forgotten GPU is better seen now
+    lines = [f"training on {device_in_words(job.plan)}: {job.recipe.model.name}"]
     if source: lines.append(f"the encoder starts from {source}")
     for line in [*lines, *earlier]:
         say(line, sys.stderr)
@@ -394,12 +395,14 @@ def open_trackers(names: tuple[str, ...], run: Run, spec: dict[str, Any]) -> Tra
     return Trackers(names, run.folder, facts | config)
 
 
-def carry_out_watched(job: Job, names: tuple[str, ...], spec: dict[str, Any]) -> None:
-    "`carry_out` with trackers by their names, which are closed at its end."
+def carry_out_watched(
+    job: Job, names: tuple[str, ...], spec: dict[str, Any], callbacks: Iterable[Callback] = (),
+) -> None:
+    "`carry_out` with callbacks, and with trackers by their names, which are closed at its end."
+    watchers = as_watchers(callbacks, job.run.folder)
     trackers = open_trackers(names, job.run, spec)
-    if trackers is None: return carry_out(job)
-    job.options = replace(job.options, watchers=(trackers, *job.options.watchers))
-    try: carry_out(job)
+    if trackers is None: return carry_out(Phases(job, watchers))
+    try: carry_out(Phases(job, (trackers, *watchers)))
     finally: trackers.finish()
 
 
@@ -485,9 +488,7 @@ def make_job(
     recipe, facts = main_first(lambda: decide_network(given, run, slices.images.shape[1:]))
     refuse_lost_settings(given, recipe, facts.get("replaced", ""))
     earlier = earlier_runs(more.init, more.teacher, recipe, slices.classes, plan)
-    options = earlier.options(deadline, as_watchers(more.callbacks, run.folder))
-    room = read_size(more.memory) if more.memory else None
-    options = replace(options, memory=room)
+    options = earlier.options(deadline, read_size(more.memory) if more.memory else None)
     job = Job(recipe, slices, run, plan, seed, progress, options)
     return job, earlier, earlier.record() | facts
 
@@ -496,10 +497,10 @@ def make_job(
 #| export
 def fit(
     data: SliceSet | str | Path, # slices, a challenge folder or a store
-    recipe: Recipe | str = DEFAULT_RECIPE, # or its name, or the `recipe.json` of a run
+    recipe: Recipe | str = DEFAULT_RECIPE, # or its name, or a run's `recipe.json`
     out: str | Path = "runs/run",
     seed: int = 0,
-    resume: bool = False, # continue a run that was cut
+    resume: bool = False, # continue one that was cut
     device: str = "auto",
     progress: bool = True,
     **options: Unpack[FitKeywords],
@@ -508,7 +509,7 @@ def fit(
 
     Seldom given, see `FitOptions`: time_limit, annotated, plugins, log, callbacks, init, teacher, memory."""
     more = FitOptions(**options)
-    trackers = check_trackers(more.log)
+    names = check_trackers(more.log)
     recipe, plugins = with_plugins(recipe, more.plugins)
     plan, run = pick_device(device, recipe.compute.precision), Run(out)
     with more.deadline() as deadline, memory_errors(f"{plan.name}: {TOO_LARGE}"):
@@ -523,7 +524,7 @@ def fit(
             on_main(lambda: start_and_tell(run, spec, resume, progress))
             if run.finished: return run
             if progress: announce(job, data, source, earlier.lines())
-            carry_out_watched(job, trackers, spec)
+            carry_out_watched(job, names, spec, more.callbacks)
         finally: run.unlock()
     return run
 
