@@ -16,7 +16,7 @@ from ..core.json_files import json_checksum, read_json
 from ..core.paths import real_path
 from ..models.base import read_weights
 from ..runs.card import write_card
-from ..runs.folder import Run
+from ..runs.folder import Run, check_begun
 from ..runs.source import SHARED, HubName, find_run, hub_failure, hub_name, import_hub
 from ..runs.sums import SUMMED, SUMS, check_sum, sums_of
 
@@ -54,7 +54,7 @@ def shared_files(run: Run) -> dict[str, bytes | str]:
 # %% ../../nbs/integrations/20_hub.ipynb #8e0f80a5
 def check_shareable(run: Run) -> None:
     "`InputError` unless the run is whole: finished, with weights that can be read."
-    run.check_begun()
+    check_begun(run)
     if not run.finished:
         raise InputError(f"{run.folder}: not finished; continue it with `ctseg fit … --resume`")
     read_weights(run.weights)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Watcher', 'pseudo_rows', 'write_pseudo_labels', 'completed_cells', 'device_in_words',
-           'timings_so_far', 'write_epoch', 'reason_to_stop', 'EpochNotes']
+           'read_timings', 'timings_so_far', 'write_epoch', 'reason_to_stop', 'EpochNotes']
 
 # %% ../../nbs/runs/29_notes.ipynb #2336940e
 import time
@@ -18,7 +18,7 @@ from ..core.device import DevicePlan
 from ..core.errors import InputError
 from ..core.parallel import agree, on_main, rank, world
 from ..data.slices import SliceSet
-from .contents import write_pseudo
+from .contents import TIMINGS, read_run_table, write_pseudo
 from .folder import Run, write_rows
 from ..training.curves import Watch
 from ..training.deadline import Stopped
@@ -47,8 +47,12 @@ def completed_cells(before: SliceSet, after: SliceSet) -> list[dict[str, Any]]:
     absent = before.known & ~before.present
     present_added = after.present & ~before.known
     absent_added = after.known & ~before.known & ~after.present
-    columns = {"present": before.present, "absent": absent, "present added": present_added,
-               "absent added": absent_added}
+    columns = {
+        "present": before.present,
+        "absent": absent,
+        "present added": present_added,
+        "absent added": absent_added,
+    }
     counts = {name: cells.sum(0) for name, cells in columns.items()}  # of each class
     rows = []
     for c, name in enumerate(before.classes.names):
@@ -61,10 +65,16 @@ def device_in_words(plan: DevicePlan) -> str:
     return f"{plan}, {world()} processes" if world() > 1 else str(plan)
 
 # %% ../../nbs/runs/29_notes.ipynb #17e3306c
+def read_timings(run: Run) -> list[dict[str, Any]]:
+    "The rows of `timings.csv` so far."
+    table = read_run_table(run/"timings.csv", TIMINGS, ("phase", "where"))
+    return [] if table is None else table.to_dict("records")
+
+
 def timings_so_far(run: Run) -> list[dict[str, Any]]:
-    "The rows of `timings.csv`; a damaged table is begun again, with a warning: no training stops for it."
+    "The same; a damaged table is begun again, with a warning: no training stops for it."
     try:
-        return run.read_timings()
+        return read_timings(run)
     except InputError as e:
         warnings.warn(f"{e}; its rows are lost")
         return []

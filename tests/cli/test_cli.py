@@ -500,6 +500,7 @@ QUICK = ("width=4", "image_size=32", "epochs=1", "fold=-1", "keep=8")
 def test_a_demo_replaces_a_demo_when_it_is_finished_and_no_training(tmp_path, monkeypatch, capsys):
     from ctseg import demo as module
     from ctseg.runs.folder import Run
+    from ctseg.runs.start import hold_run, release_run
     monkeypatch.setattr(module, "draw_demo", lambda *a: None)  # most of the time
     demo = lambda **kw: module.run_demo(tmp_path/"demo", SAMPLE, settings=QUICK, progress=False, **kw)
     left = lambda: [p.name for p in tmp_path.iterdir()]
@@ -515,9 +516,9 @@ def test_a_demo_replaces_a_demo_when_it_is_finished_and_no_training(tmp_path, mo
     assert (tmp_path/"demo"/"submission.csv").stat().st_mtime_ns > old and left() == ["demo"]
 
     busy = Run(tmp_path/"demo")
-    busy.lock()
+    hold_run(busy)
     with pytest.raises(InputError, match="another process is training in it"): demo(overwrite=True)
-    busy.unlock()
+    release_run(busy)
     path = tmp_path/"demo"/"recipe.json"
     spec = json.loads(path.read_text())
     spec["recipe"]["model"]["width"] = 48

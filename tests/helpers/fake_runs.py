@@ -4,9 +4,10 @@ from dataclasses import asdict, replace
 from ctseg.core.device import pick_device
 from ctseg.core.json_files import write_json
 from ctseg.inference.rule import Rule
-from ctseg.runs.folder import Run, make_spec, start_run
+from ctseg.runs.folder import Run, make_spec
 from ctseg.runs.job import Job
 from ctseg.runs.recipe import Recipe
+from ctseg.runs.start import start_run
 from ctseg.training.checkpoints import save_weights
 
 CPU = pick_device("cpu")

@@ -17,7 +17,7 @@ from ctseg.core.json_files import json_checksum, read_json
 from ctseg.core.paths import real_path
 from ctseg.models.base import read_weights
 from ctseg.runs.card import write_card
-from ctseg.runs.folder import Run
+from ctseg.runs.folder import Run, check_begun
 from ctseg.runs.source import SHARED, HubName, find_run, hub_failure, hub_name, import_hub
 from ctseg.runs.sums import SUMMED, SUMS, check_sum, sums_of
 
@@ -82,7 +82,7 @@ def shared_files(run: Run) -> dict[str, bytes | str]:
 #| export
 def check_shareable(run: Run) -> None:
     "`InputError` unless the run is whole: finished, with weights that can be read."
-    run.check_begun()
+    check_begun(run)
     if not run.finished:
         raise InputError(f"{run.folder}: not finished; continue it with `ctseg fit … --resume`")
     read_weights(run.weights)

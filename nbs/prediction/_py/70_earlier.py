@@ -48,8 +48,9 @@ from ctseg.core.device import pick_device
 from ctseg.data.toys import toy_set
 from ctseg.models.zoo import create_model
 from ctseg.recipes.table import get_recipe
-from ctseg.runs.folder import make_spec, start_run
+from ctseg.runs.folder import make_spec
 from ctseg.runs.job import Job
+from ctseg.runs.start import start_run
 from ctseg.training.checkpoints import save_weights
 
 

@@ -41,12 +41,13 @@ from ctseg.prediction.predictor import Predictor, load_predictor
 from ctseg.prediction.prepare import calibrate_run
 from ctseg.recipes.table import DEFAULT_RECIPE, RECIPES, get_recipe
 from ctseg.runs.card import write_card
-from ctseg.runs.folder import Run, make_spec, start_run
+from ctseg.runs.folder import Run, make_spec
 from ctseg.runs.job import Job
 from ctseg.runs.network import decide_network
 from ctseg.runs.notes import Watcher, device_in_words
 from ctseg.runs.phases import Phases
 from ctseg.runs.recipe import Recipe, names_of, recipe_fields, recipe_plugins, unknown_setting
+from ctseg.runs.start import check_free, held_run, prospect, start_run
 from ctseg.runs.sums import write_metrics
 from ctseg.training.curves import plot_curves
 from ctseg.training.deadline import Deadline, Stopped, read_duration
@@ -379,10 +380,10 @@ TOO_LARGE = "out of memory; choose a smaller image_size, batch_size or width"  #
 
 
 def start_and_tell(run: Run, spec: dict[str, Any], resume: bool, tell: bool) -> None:
-    "`start_run`; with `tell`, then a line about what `resume` has found there, see `Run.prospect`."
-    prospect = run.prospect if resume and tell else ""
+    "`start_run`; with `tell`, then a line about what `resume` has found there, see `prospect`."
+    found = prospect(run) if resume and tell else ""
     start_run(run, spec, resume)
-    if prospect: say(f"ctseg: {prospect}", sys.stderr)
+    if found: say(f"ctseg: {found}", sys.stderr)
 
 
 # %%
@@ -514,9 +515,8 @@ def fit(
     plan, run = pick_device(device, recipe.compute.precision), Run(out)
     with more.deadline() as deadline, memory_errors(f"{plan.name}: {TOO_LARGE}"):
         make_accelerator(plan)  # connects the processes
-        on_main(lambda: run.check_free(resume))
-        try:
-            if not run.finished: on_main(run.lock)
+        on_main(lambda: check_free(run, resume))
+        with held_run(run):
             slices = more.read(data, recipe.data.context)
             job, earlier, facts = make_job(recipe, slices, run, seed, more, plan, deadline, progress)
             source = check_job(job)
@@ -525,7 +525,6 @@ def fit(
             if run.finished: return run
             if progress: announce(job, data, source, earlier.lines())
             carry_out_watched(job, names, spec, more.callbacks)
-        finally: run.unlock()
     return run
 
 

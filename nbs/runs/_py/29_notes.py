@@ -19,7 +19,7 @@ from ctseg.core.device import DevicePlan
 from ctseg.core.errors import InputError
 from ctseg.core.parallel import agree, on_main, rank, world
 from ctseg.data.slices import SliceSet
-from ctseg.runs.contents import write_pseudo
+from ctseg.runs.contents import TIMINGS, read_run_table, write_pseudo
 from ctseg.runs.folder import Run, write_rows
 from ctseg.training.curves import Watch
 from ctseg.training.deadline import Stopped
@@ -87,8 +87,12 @@ def completed_cells(before: SliceSet, after: SliceSet) -> list[dict[str, Any]]:
     absent = before.known & ~before.present
     present_added = after.present & ~before.known
     absent_added = after.known & ~before.known & ~after.present
-    columns = {"present": before.present, "absent": absent, "present added": present_added,
-               "absent added": absent_added}
+    columns = {
+        "present": before.present,
+        "absent": absent,
+        "present added": present_added,
+        "absent added": absent_added,
+    }
     counts = {name: cells.sum(0) for name, cells in columns.items()}  # of each class
     rows = []
     for c, name in enumerate(before.classes.names):
@@ -120,10 +124,16 @@ print(device_in_words(pick_device("cpu", "fp32")))
 
 # %%
 #| export
+def read_timings(run: Run) -> list[dict[str, Any]]:
+    "The rows of `timings.csv` so far."
+    table = read_run_table(run/"timings.csv", TIMINGS, ("phase", "where"))
+    return [] if table is None else table.to_dict("records")
+
+
 def timings_so_far(run: Run) -> list[dict[str, Any]]:
-    "The rows of `timings.csv`; a damaged table is begun again, with a warning: no training stops for it."
+    "The same; a damaged table is begun again, with a warning: no training stops for it."
     try:
-        return run.read_timings()
+        return read_timings(run)
     except InputError as e:
         warnings.warn(f"{e}; its rows are lost")
         return []
