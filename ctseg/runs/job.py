@@ -18,7 +18,7 @@ from ..core.device import DevicePlan, pick_device
 from ..core.errors import InputError
 from ..core.parallel import agree, rank
 from ..data.augmentations import make_augment
-from ..data.slices import SliceSet
+from ..data.slices import SliceSet, with_context
 from ..losses.registry import make_loss
 from ..models.settings import make_model
 from .folder import Run, write_rows
@@ -99,7 +99,7 @@ class JobParts:
         if seed < 0: raise InputError(f"seed = {seed}: expected 0 or more")
         self.recipe, self.run, self.seed, self.taught = recipe, run, seed, options.taught
         self.plan = plan or pick_device()
-        slices = slices.with_context(recipe.data.context)
+        slices = with_context(slices, recipe.data.context)
         self.split = split_slices(slices, recipe.data, seed, options.taught)
         self.labelled, self.unlabelled = self.split.labelled, self.split.unlabelled
         self.holdout = self.split.holdout

@@ -351,7 +351,7 @@ print(
 #
 # Images and masks stay 8-bit, a fourth to an eighth of the memory. They are arrays, or [lazy pixels](08_lazy.ipynb) that lie in a
 # [store](74_store.ipynb) on a disk. `groups` says which slices are related and must not be torn apart by a
-# split. The fields come first, in a class of their own, and then what one does with them.
+# split. The fields come first, in a class of their own, then what can be asked about them, then the smaller and larger sets that one makes of a set.
 
 # %%
 #| export
@@ -439,8 +439,29 @@ test_fail(
 
 # %%
 #| export
+def content_hash(slices: SliceArrays) -> str:
+    "A hash of everything in the set, 32 hex digits, computed by reading it a block at a time."
+    header = (slices.images.shape, slices.names, slices.classes.names, slices.classes.pairs)
+    if slices.classes.unions:
+        header += (slices.classes.unions,)
+    digest = hashlib.sha256(repr(header).encode())
+    for pixels in (slices.images, slices.masks):
+        for block in blocks(pixels):
+            digest.update(np.ascontiguousarray(block))
+    for array in (slices.known, slices.groups):
+        digest.update(np.ascontiguousarray(array))
+    return digest.hexdigest()[:32]
+
+
+# %%
+same = [content_hash(SliceArrays(images, two, "all")) for images in (two, two.copy(), two + 1)]
+test_eq((same[0] == same[1], same[0] == same[2]), (True, False))
+
+
+# %%
+#| export
 class AnnotatedSlices(SliceArrays):
-    "What can be asked about each slice of a set."
+    "What can be asked about a set and each of its slices."
     @property
     def labelled(self) -> np.ndarray:
         "bool [N]: the slices on which at least one class was examined."
@@ -463,6 +484,11 @@ class AnnotatedSlices(SliceArrays):
         raise InputError(f"context = {context}: nobody looked up which slices lie beside these; "
                          "give the folder they were imported into, or see ctseg.io.neighbours")
 
+    def fingerprint(self) -> str:
+        "The hash of everything in the set; a set from a store remembers it."
+        remembered = vars(self).get("_fingerprint")
+        return remembered or content_hash(self)
+
 
 # %% [markdown]
 # A slice on which every pixel is to be ignored is labelled, and nothing is present on it.
@@ -480,66 +506,11 @@ seen_together = AnnotatedSlices(two, classes=["liver"], stacks=pair)
 print(seen_together.context, seen_together.seen(1), seen_together.seen(0).shape)
 test_fail(lambda: some.seen(1), contains="nobody looked up")
 
-
 # %%
 #| export
-class ComparableSlices(AnnotatedSlices):
-    "How sets are told apart, and brought into memory."
-    def in_memory(self) -> Self:
-        "The same slices as arrays; these slices themselves where they are."
-        if isinstance(self.images, np.ndarray) and isinstance(self.masks, np.ndarray):
-            return self
-        return replace(self, images=np.asarray(self.images), masks=np.asarray(self.masks))
+_ARRAYS = ("images", "masks", "known", "groups")  # with a row for each slice
 
-    def fingerprint(self) -> str:
-        "A hash of everything in the set, 32 hex digits; a set from a store remembers it."
-        remembered = vars(self).get("_fingerprint")
-        return remembered or self.content_hash()
-
-    def content_hash(self) -> str:
-        "The fingerprint, computed by reading everything, a block at a time."
-        header = (self.images.shape, self.names, self.classes.names, self.classes.pairs)
-        if self.classes.unions:
-            header += (self.classes.unions,)
-        digest = hashlib.sha256(repr(header).encode())
-        for pixels in (self.images, self.masks):
-            for block in blocks(pixels):
-                digest.update(np.ascontiguousarray(block))
-        for array in (self.known, self.groups):
-            digest.update(np.ascontiguousarray(array))
-        return digest.hexdigest()[:32]
-
-
-# %%
-same = [ComparableSlices(images, two, "all").fingerprint() for images in (two, two.copy(), two + 1)]
-test_eq((same[0] == same[1], same[0] == same[2]), (True, False))
-
-
-# %%
-#| export
-class SlicesInContext(ComparableSlices):
-    "How slices get the slices beside them."
-    def with_stacks(self, stacks: Stacks|None) -> Self:
-        "The same slices, with the same fingerprint, each seen in one of `stacks`."
-        _check_stacks(stacks, self.images)
-        new = copy.copy(self)
-        vars(new)["stacks"] = stacks
-        return new
-
-    def with_context(self, context: int) -> Self:
-        "The same slices, each seen with so many on each side; `InputError` where these are not known."
-        if context == self.context: return self
-        return self.with_stacks(self.seen(context) if context else None)
-
-
-# %%
-beside = SlicesInContext(two, classes=["liver"]).with_stacks(pair)
-test_eq((beside.context, beside.with_context(0).stacks), (1, None))
-
-
-# %%
-#| export
-class SliceSet(SlicesInContext):
+class SliceSet(AnnotatedSlices):
     """N slices of one size with what is known of them, checked when made (`InputError`) and frozen.
 
     Index it with ints, bools or a slice to get a smaller set. Compare two sets by `fingerprint()`."""
@@ -548,7 +519,7 @@ class SliceSet(SlicesInContext):
 
     def __getitem__(self, index) -> "SliceSet":
         index = np.arange(len(self))[index].reshape(-1)
-        parts = {name: take(getattr(self, name), index) for name in ("images", "masks", "known", "groups")}
+        parts = {name: take(getattr(self, name), index) for name in _ARRAYS}
         if self.stacks is not None:
             parts["stacks"] = self.stacks.take(index)
         return replace(self, **parts, names=[self.names[i] for i in index])
@@ -559,9 +530,14 @@ class SliceSet(SlicesInContext):
     def concat(self, other: "SliceSet") -> "SliceSet":
         "The slices of both, `other`'s last. Equal group numbers mean the same group."
         _check_joinable(self, other)
-        arrays = ("images", "masks", "known", "groups")
-        joined = {name: np.concatenate([getattr(self, name), getattr(other, name)]) for name in arrays}
+        joined = {name: np.concatenate([getattr(self, name), getattr(other, name)]) for name in _ARRAYS}
         return SliceSet(**joined, names=self.names + other.names, classes=self.classes)
+
+    def in_memory(self) -> Self:
+        "The same slices as arrays; these slices themselves where they are."
+        if isinstance(self.images, np.ndarray) and isinstance(self.masks, np.ndarray):
+            return self
+        return replace(self, images=np.asarray(self.images), masks=np.asarray(self.masks))
 
 
 # %% [markdown]
@@ -611,10 +587,33 @@ test_fail(lambda: SliceSet(images, truth), contains="absent cannot be told from 
 test_eq(toy[[2, 0]].names, ("2.png", "0.png"))
 test_eq(len(toy[toy.labelled]), 2)
 test_eq(len(toy[1]), 1)
-seen = toy.with_stacks(stacks_of(toy.images, np.zeros(3, int), np.arange(3), 2))[[2]]
-test_eq((seen.context, seen.with_context(1).context, seen.with_context(0).stacks), (2, 1, None))
-test_eq(seen.with_context(1).stacks[0], np.stack([toy.images[1], toy.images[2], 0*toy.images[0]]))
 both = toy[:2].concat(toy[2:])
 test_eq(both.fingerprint(), toy.fingerprint())
 assert toy[[1, 0]].fingerprint() != toy[[0, 1]].fingerprint()
 test_fail(lambda: toy.concat(whole), contains="other classes")
+
+
+# %% [markdown]
+# ## With their neighbours
+#
+# Two functions give slices the slices beside them. Neither changes what was annotated, so the fingerprint stays, and nothing is read again.
+
+# %%
+#| export
+def with_stacks(slices: SliceSet, stacks: Stacks|None) -> SliceSet:
+    "The same slices, with the same fingerprint, each seen in one of `stacks`."
+    _check_stacks(stacks, slices.images)
+    new = copy.copy(slices)
+    vars(new)["stacks"] = stacks
+    return new
+
+def with_context(slices: SliceSet, context: int) -> SliceSet:
+    "The same slices, each seen with so many on each side; `InputError` where these are not known."
+    if context == slices.context: return slices
+    return with_stacks(slices, slices.seen(context) if context else None)
+
+
+# %%
+seen = with_stacks(toy, stacks_of(toy.images, np.zeros(3, int), np.arange(3), 2))[[2]]
+test_eq((seen.context, with_context(seen, 1).context, with_context(seen, 0).stacks), (2, 1, None))
+test_eq(with_context(seen, 1).stacks[0], np.stack([toy.images[1], toy.images[2], 0*toy.images[0]]))

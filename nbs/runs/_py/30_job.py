@@ -20,7 +20,7 @@ from ctseg.core.device import DevicePlan, pick_device
 from ctseg.core.errors import InputError
 from ctseg.core.parallel import agree, rank
 from ctseg.data.augmentations import make_augment
-from ctseg.data.slices import SliceSet
+from ctseg.data.slices import SliceSet, with_context
 from ctseg.losses.registry import make_loss
 from ctseg.models.settings import make_model
 from ctseg.runs.folder import Run, write_rows
@@ -155,7 +155,7 @@ class JobParts:
         if seed < 0: raise InputError(f"seed = {seed}: expected 0 or more")
         self.recipe, self.run, self.seed, self.taught = recipe, run, seed, options.taught
         self.plan = plan or pick_device()
-        slices = slices.with_context(recipe.data.context)
+        slices = with_context(slices, recipe.data.context)
         self.split = split_slices(slices, recipe.data, seed, options.taught)
         self.labelled, self.unlabelled = self.split.labelled, self.split.unlabelled
         self.holdout = self.split.holdout
