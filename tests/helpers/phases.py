@@ -9,6 +9,8 @@ from ctseg.runs.job import Job
 from ctseg.runs.phases import Phases
 from ctseg.training.loop import Trainer
 from ctseg.training.randomness import generator
+from ctseg.training.step import make_views as step_views
+from ctseg.training.step import piece_loss
 
 from .toys import tiny, toy
 
@@ -41,12 +43,12 @@ def make_job(folder, name, *settings, slices=None) -> Job:
 
 def make_views(trainer, index=FOUR, step=0):
     "What the network would see in a step of a phase."
-    return trainer.stepper.make_views(index, step)
+    return step_views(trainer.stepper, index, step)
 
 
 def loss_of(trainer, views, step=0) -> torch.Tensor:
     "The loss of a step on given views."
-    return trainer.stepper.piece_loss(views, step, 0, 1)
+    return piece_loss(trainer.stepper, views, step)
 
 
 def starts_from(trainer, before) -> bool:

@@ -11,7 +11,7 @@ from ctseg.methods.unimatch import ClassThresholds, UniMatch, UniMatchSettings, 
 from ctseg.recipes.fit import fit
 from ctseg.training.method import Phase
 from ctseg.training.setup import ScheduleSettings
-from ctseg.training.step import Student, Teacher
+from ctseg.training.step import Student, Teacher, step_gradients
 
 
 def test_a_second_phase_has_its_own_length_and_rate(tmp_path):
@@ -72,7 +72,7 @@ def test_whole_channels_are_dropped_from_the_weak_view_alone(tmp_path, monkeypat
         asked.append((between, [len(v) for v in views]))
         return real(self, *views, between=between)
     monkeypatch.setattr(Student, "__call__", spy)
-    t.stepper.gradients(FOUR, 0)
+    step_gradients(t.stepper, FOUR, 0)
     (between, lengths), = asked
     out, = between([torch.ones(sum(lengths), 400, 2, 2)])
     rest, weak = out[:-lengths[-1]], out[-lengths[-1]:]
