@@ -118,11 +118,11 @@ def test_thresholds_follow_a_running_mean_and_outlive_a_checkpoint():
     method, mean = UniMatch(UniMatchSettings(rebalance=True)), torch.zeros(3)
     for _ in range(5):
         prob = torch.rand(2, 3, 4, 4, generator=g)
-        bars = method.thresholds(prob)
+        bars = method.complete.thresholds(prob)
         mean = .99*mean + .01*prob.amax((0, 2, 3))
         assert torch.allclose(bars, (.9*mean/mean.max()).clamp(min=.5))
     again = UniMatch(UniMatchSettings(rebalance=True))
     again.load_state_dict(method.state_dict())
-    assert torch.equal(again.thresholds(prob), method.thresholds(prob))
+    assert torch.equal(again.complete.thresholds(prob), method.complete.thresholds(prob))
     fresh = ClassThresholds(.9)
     assert fresh.mean_peak is None and UniMatch(UniMatchSettings()).state_dict() == {}
