@@ -9,7 +9,8 @@ from helpers.phases import make_job, make_views, phases
 from helpers.toys import small, toy
 
 from ctseg.core.errors import InputError
-from ctseg.methods.self_training import Completed, NoisyStudent, SelfTraining
+from ctseg.methods import self_training
+from ctseg.methods.self_training import Completed, NoisyStudent, fill_in_unseen
 from ctseg.recipes.fit import fit
 from ctseg.runs.phases import Phases
 from ctseg.training.method import Phase
@@ -44,13 +45,13 @@ def test_teachers_never_saw_the_truth_they_complete(tmp_path, monkeypatch):
     def spy_train(self, phase):
         seen[phase.name] = set(phase.slices.groups.tolist())
         return train(self, phase)
-    filled, fill_in = [], SelfTraining.fill_in
+    filled, fill_in = [], self_training.fill_in
 
-    def spy_fill_in(self, job, teachers, slices):
+    def spy_fill_in(job, teachers, slices, settings):
         filled.append((len(teachers), set(slices.groups.tolist()), slices.labelled.all()))
-        return fill_in(self, job, teachers, slices)
+        return fill_in(job, teachers, slices, settings)
     monkeypatch.setattr(Phases, "train", spy_train)
-    monkeypatch.setattr(SelfTraining, "fill_in", spy_fill_in)
+    monkeypatch.setattr(self_training, "fill_in", spy_fill_in)
     fit(toy(), small("self-training", "rounds=2"), tmp_path/"run", device="cpu", progress=False)
     out_of_fold = [g for n, g, labelled in filled if labelled and n == 1]
     assert len(out_of_fold) == 2
@@ -71,17 +72,14 @@ def test_a_teacher_cannot_call_absent_what_it_was_never_told_about(tmp_path, mon
     known[fold == 1, 0] = False  # so teacher 0, which learns from fold 1, knows nothing of class 1
     masks = np.where((slices.masks == 1) & (fold == 1)[:, None, None], 0, slices.masks)
     monkeypatch.setattr(
-        SelfTraining,
+        self_training,
         "fill_in",
-        lambda self, job, teachers, s: Completed(
+        lambda job, teachers, s, settings: Completed(
             replace(s, known=np.ones_like(s.known)), np.ones(s.masks.shape, bool)
         ),
     )
-    completed = (
-        SelfTraining(job.recipe.method)
-        .out_of_fold(job, [None, None], replace(slices, known=known, masks=masks), fold)
-        .slices
-    )
+    some = replace(slices, known=known, masks=masks)
+    completed = fill_in_unseen(job, [None, None], some, fold, job.recipe.method).slices
     np.testing.assert_array_equal(completed.known[fold == 0][:, 0], known[fold == 0][:, 0])
     assert completed.known[fold == 1].all() and completed.known[:, 1:].all()
 
