@@ -44,7 +44,7 @@ from ctseg.runs.recipe import loss_settings
 
 
 # %% [markdown]
-# Teacher and student, pretraining and fine-tuning, rounds of self-training: all are **phases in a row**, each a training of its own. A job holds what they share: the slices, the loss, the device, the folder, and where their networks come from. It does not change while it is at work; [the phases](35_phases.ipynb) remember how far they have come.
+# Teacher and student, pretraining and fine-tuning, rounds of self-training: all are **phases in a row**, each a training of its own. A job holds what they share: the slices, the loss, the device, the folder, and where their networks come from. How far they have come is remembered by [the phases](35_phases.ipynb).
 #
 # ## Networks
 #
