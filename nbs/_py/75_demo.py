@@ -86,6 +86,7 @@ def plot_predictions(
 
 
 # %%
+#| fig-alt: "Two toy slices in rows: image, truth, and the labels of a teacher and of a student, side by side"
 toy, truth = toy_set(6, labelled=6)
 plot_predictions(toy, {"teacher": np.roll(truth, 3, 1), "student": np.roll(truth, 1, 1)}, rows=2)
 plt.show()
@@ -170,6 +171,7 @@ def plot_pseudo(
 
 
 # %%
+#| fig-alt: "Six slices from the surest pseudo-label to the least sure; the first four are marked as kept"
 plot_pseudo(toy, truth, np.linspace(.9, .4, 6), np.arange(6) < 4, columns=6)
 plt.show()
 
@@ -380,6 +382,7 @@ masks = {who: read_masks(results/f"{name}.csv.gz", cache=False)[1] for who, name
 demo_table(test, masks).round(2)
 
 # %%
+#| fig-alt: "Real CT slices in rows: image, truth, teacher and student, with the Dice of each prediction"
 plot_medians(test, masks)
 plt.show()
 

@@ -144,6 +144,7 @@ table.style.format(precision=3, na_rep="").hide(axis="index")
 # `difference` is the choice's gain in Dice, [low, high] its 95 % interval over the test patients, `by seed` each training's own; `left out` is the gain on the left-out annotated slices. A choice *held* if the interval is clear of zero and every seed agrees. Pale in the figure: one training, which says little.
 
 # %%
+#| fig-alt: "Each choice's gain in Dice as a point with its interval, one row a choice, coloured by part"
 fig, ax = plt.subplots(figsize=(8, .32*len(table) + .8), layout="constrained")
 colours = dict(zip(table.part.unique(), ("C0", "C2", "C1", "C3", "C5", "C4")))
 for y, (_, r) in enumerate(table[::-1].iterrows()):

@@ -72,6 +72,7 @@ table.style.format(precision=3, na_rep="").format(
 ).hide(axis="index")
 
 # %%
+#| fig-alt: "Each method's difference to its supervised baseline with its interval, for 100 and 800 slices"
 fig, axes = plt.subplots(1, 2, figsize=(11, 3.6), layout="constrained")
 for ax, budget in zip(axes, runs):
     rows = table[(table.labelled == budget) & table["minus supervised"].notna()].iloc[::-1]
@@ -149,6 +150,7 @@ for tried, beside in (("marginal-from-phantom", "marginal-log"), ("ctseg-presenc
 # `ctseg-sigmoid` with 100 annotated slices and ever more of the others, as many steps for all. Without any, its second phase falls away and `log` is what is left; 1900 is all there are. Grey: one training each; the line follows seed 0, whose first phase is the same in all of them.
 
 # %%
+#| fig-alt: "Dice against the number of unlabelled slices, one dot a training, a line through seed 0"
 def dice(s): return [mean_dice(chosen(r)) for _, r in sorted(s.items())]
 
 fewer = load(RESULTS/"counts")  # named by the number
@@ -318,6 +320,7 @@ pd.DataFrame(
 # Teacher and student of `original-teacher-student`, as in the original's figure: training loss, and Dice of the held-out slices, one line a seed.
 
 # %%
+#| fig-alt: "Training loss and held-out Dice of teacher and then student against the epoch, one line a seed"
 fig, axes = plt.subplots(1, 2, figsize=(10, 3.2), layout="constrained")
 budget = 800 if "original-teacher-student" in runs[800] else 100
 for seed, r in sorted(runs[budget].get("original-teacher-student", {}).items()):

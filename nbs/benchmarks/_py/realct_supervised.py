@@ -91,6 +91,7 @@ main = pd.DataFrame([difference(a, b, f"{a} − {b}") for a, b in pairs if a in 
 main.round(3)
 
 # %%
+#| fig-alt: "Dice of each loss on other patients: a grey dot for each seed, a red mark for their mean"
 fig, ax = plt.subplots(figsize=(7, 0.42*len(table) + 1), layout="constrained")
 for y, name in enumerate(reversed(table.index)):
     scores = lines[name]["scores"]

@@ -190,6 +190,7 @@ def choose_colours(n: int, pairs: Iterable[tuple[int, int]]) -> np.ndarray:
 
 
 # %%
+#| fig-alt: "A strip of the background and five colours; the first two are a dark and a light one of one hue"
 colours = choose_colours(5, pairs=((1, 2),))
 fig, ax = plt.subplots(figsize=(5, 1), layout="constrained")
 ax.imshow(colours[None])
@@ -464,6 +465,7 @@ assert apart(RAIDIUM54.colours) > 12
 test_eq(len(np.unique(RAIDIUM54.colours, axis=0)), 55)
 
 # %%
+#| fig-alt: "The 54 structures of the challenge with their numbers and colours, in four columns"
 rows = 14
 fig, ax = plt.subplots(figsize=(11, 4.2), layout="constrained")
 for i, name in enumerate(RAIDIUM54.names):
@@ -480,6 +482,7 @@ plt.show()
 # No swap can mend one thing: the mirrored liver lies on the left, as in one person of ten thousand. That is why mirroring is never on by default.
 
 # %%
+#| fig-alt: "Two kidneys and a liver: as drawn, mirrored with wrong names, mirrored with names exchanged"
 left, right, liver = (RAIDIUM54.id(n) for n in ("kidney_left", "kidney_right", "liver"))
 mask = np.zeros((40, 40), np.uint8)
 mask[4:12, 20:28], mask[28:36, 18:26], mask[22:38, 4:16] = left, right, liver

@@ -317,6 +317,7 @@ with tempfile.TemporaryDirectory() as d:
 # The slices as they were read, with what was outlined. A missing structure is absent if it was examined, and else unknown.
 
 # %%
+#| fig-alt: "Four slices with the outlines as read; above each the structures that were examined"
 fig, (panels,) = image_grid(1, 4, size=2)
 for n, ax in enumerate(panels):
     examined = [name for name, known in zip(back.classes.names, back.known[n]) if known]

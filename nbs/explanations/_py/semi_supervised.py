@@ -59,6 +59,7 @@ certainty, answer = probability.max(1), probability.argmax(1)
 
 # %%
 #| echo: false
+#| fig-alt: "Three slices: truth, the teacher's certainty, its answers where sure, and where these are wrong"
 tau = 0.9
 wrong = (certainty >= tau) & (answer != hidden)
 some = np.argsort(-wrong.sum((1, 2)))[[2, 20, 60]]
@@ -93,6 +94,7 @@ plt.show()
 
 # %%
 #| echo: false
+#| fig-alt: "As the threshold rises, fewer structure pixels are found or taught as absent, more left unknown"
 inside = hidden > 0
 
 def fate(tau):

@@ -371,6 +371,7 @@ def predict_labels(
 # A "network" that looks at brightness alone: on a toy body the heart is bright.
 
 # %%
+#| fig-alt: "A toy slice, its truth, and the label of its bright heart as the network draws it"
 class Bright(nn.Module):
     "The logit of the third structure rises with the brightness of its neighbourhood; the others are never drawn."
     def forward(self, x):

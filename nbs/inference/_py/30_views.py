@@ -62,6 +62,7 @@ def turn(
 
 
 # %%
+#| fig-alt: "A toy slice, turned and enlarged, and turned back"
 image = toy_slices(1, 64)[0]
 there = turn(image, 20, 1.2)
 fig, axes = plt.subplots(1, 3, figsize=(6, 2.2), layout="constrained")

@@ -102,6 +102,7 @@ def nnunet_labels(
 
 
 # %%
+#| fig-alt: "Labels of two slices: unknown ignored, in grey, and unknown read as background"
 fig, axes = plt.subplots(1, 4, figsize=(8, 2.3), layout="constrained")
 colours = np.vstack([classes.colours, [[110, 110, 110]]])
 for ax, (unknown, i) in zip(axes, [("ignore", 0), ("ignore", 2), ("background", 0), ("background", 2)]):

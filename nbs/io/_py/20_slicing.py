@@ -80,6 +80,7 @@ def draw_window(rng: np.random.Generator) -> tuple[float, float]:
 
 
 # %%
+#| fig-alt: "One slice in four display windows: soft tissue, lung, bone and a random one"
 rng = np.random.default_rng(3)
 scan = torso_scans()["as NIfTI likes it"]
 middle = as_slices(scan.hu, scan.affine)[22]

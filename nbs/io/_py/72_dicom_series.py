@@ -565,6 +565,7 @@ leaning = make_series(slices_in(read_heap(clinic/"gantry tilt")), clinic)
 print("tilted:", s.tilted, leaning.tilted, leaning.positions.shape)
 
 # %%
+#| fig-alt: "A head from the side: squeezed as a block of numbers, and right where the slices say they are"
 fig, axes = plt.subplots(1, 2, figsize=(8.5, 3.6), layout="constrained")
 column = hu.shape[0]//2 - 5
 axes[0].imshow(hu[column].T, cmap="gray", vmin=-60, vmax=140, origin="lower", aspect="auto")

@@ -572,6 +572,7 @@ print((work/"both"/"sources.csv").read_text())
 # A slice of each clinic. On clinic B's the lungs are one class, and neither lung is denied.
 
 # %%
+#| fig-alt: "A slice of each of two clinics: one outlined two lungs, the other lungs as one class"
 both = read_challenge(work/"both")
 fig, (panels,) = image_grid(1, 2, size=2.6)
 for ax, n in zip(panels, (0, 12)):

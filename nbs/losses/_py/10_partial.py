@@ -55,6 +55,7 @@ torch.set_num_threads(1)  # sums in one order: the same outputs on every run
 # An annotator outlined the lungs on this slice. Nobody looked for the heart. The mask holds a 0 on the heart, the same 0 that stands for background.
 
 # %%
+#| fig-alt: "A slice: what is there, what the mask holds, and each structure's states; the heart is unknown"
 world = toy_world(1, size=48, missing=0, noise=.04)
 classes, C = world.classes, len(world.classes)
 known = np.array([[True, True, False]])        # lung_right, lung_left, heart
@@ -245,6 +246,7 @@ test_close(dice_loss(predicted, overlap, true, "batch", eps=0), 1 - 160/260)
 # One could score absent classes too, by adding a smoothing $\epsilon$ to the numerator: an empty prediction of an absent class is then perfect. Suppose the network gives an absent class the probability mass $S=\sum p$ on an image. Every pixel then gets the gradient $\epsilon/(S+\epsilon)^2$.
 
 # %%
+#| fig-alt: "The push on an absent class against its mass: with a large epsilon it outweighs the pull up"
 mass = torch.logspace(-2, 3, 200)
 fig, ax = plt.subplots(figsize=(6.5, 3.4), layout="constrained")
 for eps, colour in ((1., "tab:red"), (1e-2, "tab:orange"), (1e-5, "tab:olive")):
@@ -277,6 +279,7 @@ plt.show()
 # A class at Dice 0.9 hardly notices the factor $1/D$. For a class at 0.01 it is 100.
 
 # %%
+#| fig-alt: "The pull on a missed structure: with 1 − Dice it vanishes, with the logarithm it stays high"
 # the logit of all 100 pixels of a structure
 z = torch.linspace(-10, 5, 60, dtype=torch.float64, requires_grad=True)
 predicted, true = 100*z.sigmoid()[:, None], torch.full((60, 1), 100.)
@@ -610,6 +613,7 @@ test_close(PlainCrossEntropyDiceLoss(eps=0)(z, two_pixels), math.log(3) + .6)
 # Back to the slice at the top, with an undecided network. Each row shows one loss, each column one class. The bottom rows are where it matters: an ordinary loss pushes the heart down *on the heart*.
 
 # %%
+#| fig-alt: "Where four losses push each class: two that read unknown as background push the heart down"
 losses = {
     "masked sigmoid": PlainMaskedSigmoidLoss(),
     "marginal softmax": PlainMarginalSoftmaxLoss(),

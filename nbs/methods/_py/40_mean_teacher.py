@@ -114,6 +114,7 @@ def perturb_not(image: torch.Tensor, generator: torch.Generator) -> torch.Tensor
 PERTURB = {"noise": perturb_noise, "strong": strong, "none": perturb_not}
 
 # %%
+#| fig-alt: "One slice under three perturbations: noise, strong, and none"
 image = SliceData(toy_set(1)[0], "cpu").batch([0]).image
 fig, axes = image_grid(1, 3)
 for ax, (name, perturb) in zip(axes[0], PERTURB.items()):
@@ -198,6 +199,7 @@ assert after > before
 # What the term adds up, for one structure: the bright heart, on three slices. On the first it was looked for, so nothing is compared. On the second, people looked for other things; nobody annotated the third. The teacher sees the plain slice, the student the perturbed one. The last column is the squared difference where the truth says nothing.
 
 # %%
+#| fig-alt: "Three slices: plain, perturbed, both answers for the heart, their difference where it is unknown"
 heart = 2
 examined = np.flatnonzero(slices.known[:, heart])[0]
 other = np.flatnonzero(slices.labelled & ~slices.known[:, heart])[0]

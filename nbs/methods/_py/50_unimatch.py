@@ -445,6 +445,7 @@ assert after > before + 0.1
 # What the averaged network adds to the truth of three slices, on two of which people looked for something: after the first phase, and at the end. Light grey is unknown, black is settled as empty. On the annotated scanner both settle most, and only the rims stay unknown; what people outlined has not moved. On the other scanner the first phase is nearly blind. At the end the lung is found there, and so are two structures that this slice lacks: such inventions are what a [decision rule](../inference/40_rule.ipynb) is for.
 
 # %%
+#| fig-alt: "Three slices: truth, outlines, and what is settled after the first phase and at the end"
 some = [1, 4, 30]
 batch = SliceData(slices, "cpu").batch(some)
 colour = slices.classes.colourise
@@ -478,6 +479,7 @@ plt.show()
 # A strong view of such a batch, and its target: the picture is ruined and a rectangle comes from another slice, with what is known there.
 
 # %%
+#| fig-alt: "Three strong views with a pasted rectangle, above the targets that the student is given"
 with torch.no_grad():
     completed = complete_batch(batch, loss.probabilities(last(batch.image)), settings.tau, loss.activation)
 mixed = strong_mix(completed, torch.Generator().manual_seed(5), 1)

@@ -141,6 +141,7 @@ class NoisyStudent(Method):
 
 
 # %%
+#| fig-alt: "Two toy slices, and the two mixed ones that the student sees of them"
 gen = torch.Generator().manual_seed(0)
 batch = SliceData(toy_set(2, 2)[0], "cpu").batch([0, 1])
 mixed = NoisyStudent(1.0).views(SimpleNamespace(rng=lambda purpose: gen), batch, None)["labelled"]
@@ -349,6 +350,7 @@ assert rightly > 0.9*added.sum()
 # The three annotated slices to which most was added, each by the teacher that never saw it. Nothing that people drew has changed. Light grey is where the teacher is too unsure for its additions to teach.
 
 # %%
+#| fig-alt: "Three annotated slices: hidden truth, what was outlined, and the mask completed by a teacher"
 fold = grouped_folds(job.labelled, 2, seed=job.seed)
 teachers = [job.models[f"teacher-1-{k + 1}"] for k in range(2)]
 completed = method.out_of_fold(job, teachers, job.labelled, fold)

@@ -40,6 +40,7 @@ set_matplotlib_formats("jpeg", pil_kwargs=dict(quality=85))  # grey noise: a qua
 # The example is a [toy world](../core/80_toys.ipynb) and a model with typical faults. It draws the right lung one pixel off, invents left lungs that are absent, and never draws the heart.
 
 # %%
+#| fig-alt: "Three toy slices with truth and a faulty prediction: no heart, an invented left lung"
 world = toy_world(40, missing=.4, examined=3)
 classes, truth = world.classes, world.truth
 pred = toy_prediction(world)

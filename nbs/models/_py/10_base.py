@@ -585,6 +585,7 @@ def overfit(
 # `Tiny` sees a few pixels around each pixel, so it cannot tell them apart. The real networks must do better.
 
 # %%
+#| fig-alt: "Four slices with three organs each, and the falling loss of the smallest network"
 images, masks = toy_slices()
 torch.manual_seed(0)
 losses, dice = overfit(Tiny(1, 4), images, masks, steps=60, lr=.1)

@@ -575,6 +575,7 @@ for name, m in zip(["a", "b", "both"], [*alone, masks]):
 test_eq(predictor.predict(new.images[3]), masks[3])
 
 # %%
+#| fig-alt: "One slice with the labels of three rules: argmax, a threshold of 0.3, and of 0.9"
 rules = [Rule(), Rule(0.3), Rule(0.9)]
 by_rule = predict_masks(predictor, new.images, rules)
 worst = int((by_rule[0] != by_rule[2]).sum((1, 2)).argmax())

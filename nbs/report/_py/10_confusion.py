@@ -127,6 +127,7 @@ def heat_table(
 
 
 # %%
+#| fig-alt: "A table of two lungs by what their pixels were called, as shares of the pixels"
 heat = heat_table(table)
 test_eq(heat["columns"], [0, 1, 2])  # no heart, and nothing taken for one
 fig, ax = plt.subplots(figsize=(3.6, 1.8), layout="constrained")

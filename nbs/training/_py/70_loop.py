@@ -468,6 +468,7 @@ class Trainer(TimedSession):
 # Twenty slices of other patients are held out. Mild augmentation, thirty passes:
 
 # %%
+#| fig-alt: "Training loss and held-out Dice against the epoch, over thirty epochs"
 held_out, _ = toy_set(20, 20, seed=1)
 def trainer(folder=None, model=None, deadline=None, method=None, **schedule):
     settings = ScheduleSettings(**{"epochs": 3, "lr": 5e-3, "ema": 0.9, **schedule})

@@ -122,6 +122,7 @@ import_dicom("clinic", "heads", Slicing(window="soft"), HEAD_CLASSES, rename)
 # %%
 #| echo: false
 #| label: fig-known
+#| fig-alt: "States of four structures on the slices of nine patients; two patients are unknown throughout"
 slices = read_challenge("heads")
 fig, ax = plt.subplots(figsize=(9.5, 1.9), layout="constrained")
 show_states(ax, states_of(slices.present, slices.known).T)
@@ -263,6 +264,7 @@ def read_back(i):
 # %%
 #| echo: false
 #| label: fig-seg
+#| fig-alt: "Four slices of a new patient: the structures of the DICOM SEG above, the truth below"
 labels, true, hu = read_back(0)
 fig, axes = image_grid(2, 4)
 for column, k in zip(axes.T, (3, 5, 7, 10)):

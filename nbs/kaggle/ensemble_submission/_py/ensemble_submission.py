@@ -168,6 +168,7 @@ if finished:
         print(f"Dice on the test slices: {evaluate_files(truth, 'submission.csv')['facts']['dice']:.3f}")
 
 # %%
+#| fig-alt: "Three test slices: image, the ensemble's labels, and how many members disagree with them"
 if finished:
     order = np.argsort([-(m > 0).sum() for m in masks])[:3]
     fig, axes = plt.subplots(3, 3, figsize=(8, 8), layout="constrained")

@@ -120,6 +120,7 @@ print("finished" if finished else "not finished: attach this output to the next 
 # The teachers come first, each with its own held-out slices; then the student, then the fine-tune.
 
 # %%
+#| fig-alt: "Training loss and held-out Dice of the teachers, the student and the fine-tune, in a row"
 if (run/"history.csv").exists():
     plot_curves(Run(run).read_history())
     plt.show()
