@@ -25,7 +25,8 @@ RUNS = typer.Argument(
 )
 SUBMISSION = typer.Option(help="the submission to write (.csv or .csv.gz), or a store of label maps (.zarr)")
 VIEWS = typer.Option(
-    help="views of each image to average: turned, enlarged, and mirrored if the runs were trained so",
+    help="views of each image to average, 1 to 9, with mirrors 18: turned, enlarged, and "
+         "mirrored if the runs were trained so; takes as many times as long",
 )
 STORE = typer.Option(help="also keep the probabilities, as float16, in this file")
 SURENESS = typer.Option(
@@ -59,7 +60,7 @@ def examined_by(annotated: Optional[str], tune: Optional[Path]) -> str:
     return annotated or "json"
 
 # %% ../../nbs/cli/40_prediction.ipynb #741b3d15
-@app.command()
+@app.command(epilog="ctseg predict runs/first --images my_data/test-images --out submission.csv")
 def predict(
     runs: Annotated[list[str], RUNS],
     images: Annotated[Path, typer.Option(help="a folder of PNG slices, or a store")],
@@ -120,7 +121,10 @@ PAGE = typer.Option(
     help="the page to write; default: report.html, or comparison.html, in the first run's folder",
 )
 COMPARED = typer.Argument(help="a run folder; or several, to compare them with the first")
-SHOWN = typer.Option(help="the folder they were trained on: its slices are scored and shown")
+SHOWN = typer.Option(
+    help="the folder they were trained on: its slices are scored and shown; "
+         "left out: curves and settings only",
+)
 EXAMINED_BY = typer.Option(help="of --data: json (default), all or present, as in `ctseg fit`")
 MOST = typer.Option(min=1, help="at most so many on the page of one run (default: 300)")
 
@@ -134,7 +138,7 @@ def check_shown(runs: list[str], data: Optional[Path], slices: Optional[int], mo
         raise InputError("--slices is for the page of one run; a comparison shows no slices")
 
 # %% ../../nbs/cli/40_prediction.ipynb #de503c24
-@app.command()
+@app.command(epilog="ctseg report runs/first --data my_data")
 def report(
     runs: Annotated[list[str], COMPARED],
     data: Annotated[Optional[Path], SHOWN] = None,

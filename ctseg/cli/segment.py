@@ -85,7 +85,7 @@ def print_results(result) -> None:
 SOME_FAILED = 3  # the exit status if some scans could not be segmented
 
 # %% ../../nbs/cli/45_segment.ipynb #72ab8540
-@app.command()
+@app.command(epilog="ctseg segment runs/first scans --out results --format dicom-seg")
 def segment(
     runs_then_scans: Annotated[list[str], PATHS],
     out: Annotated[Path, RESULTS],

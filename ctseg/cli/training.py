@@ -49,8 +49,13 @@ def check_settings(settings: list[str]) -> None:
 
 # %% ../../nbs/cli/30_training.ipynb #c27005d9
 RUN_FOLDER = typer.Option(help="the run folder to write")
-RECIPE = typer.Option(help="left out: ctseg; see `ctseg recipes` for the others; or the recipe.json of a run")
-SETTING = typer.Option(help="KEY=VALUE for any setting of the recipe; may be repeated")
+RECIPE = typer.Option(
+    help="one of those that `ctseg recipes` lists, or the recipe.json of a run; left out: ctseg",
+)
+SETTING = typer.Option(
+    help="KEY=VALUE for any setting of the recipe, such as epochs=40; `ctseg recipes NAME` lists them with "
+         "their meanings; may be repeated",
+)
 RESUME = typer.Option("--resume", help="continue a run that was cut or stopped")
 TIME_LIMIT = typer.Option(
     help="stop, with everything saved, before this much time has passed, such as 8h30m or 90m",
@@ -73,7 +78,7 @@ def tell_result(run) -> None:
     print_facts({"run folder": run.folder})
 
 # %% ../../nbs/cli/30_training.ipynb #4c4e9522
-@app.command()
+@app.command(epilog="ctseg fit my_data --out runs/first --set epochs=40")
 def fit(
     data: Folder,
     out: Annotated[Path, RUN_FOLDER],
@@ -118,7 +123,7 @@ SAMPLE = typer.Option(
 )
 
 
-@app.command()
+@app.command(epilog="ctseg demo --out runs/demo")
 def demo(
     out: Annotated[Path, typer.Option(help="the folder to write")] = Path("runs/demo"),
     data: Annotated[Optional[Path], SAMPLE] = None,
@@ -146,7 +151,7 @@ def setting_line(key: str, value, default, meaning: str) -> str:
 ONE_RECIPE = typer.Argument(help="one of them, or the recipe.json of a run: list its fields")
 
 # %% ../../nbs/cli/30_training.ipynb #1ea24323
-@app.command()
+@app.command(epilog="ctseg recipes ctseg")
 def recipes(
     name: Annotated[Optional[str], ONE_RECIPE] = None,
 ):
@@ -166,7 +171,7 @@ def recipes(
 PLAIN = typer.Option("--plain", help="do not measure training steps, which takes seconds for each model")
 
 # %% ../../nbs/cli/30_training.ipynb #68f6311f
-@app.command()
+@app.command(epilog="ctseg models attunet unet:resnet34 --plain")
 def models(
     names: Annotated[Optional[list[str]], typer.Argument(help="which ones; default: all")] = None,
     plain: Annotated[bool, PLAIN] = False,
@@ -188,7 +193,7 @@ def models(
         print(line.format(name, *size, *cost, f["paper"]), flush=True)
 
 # %% ../../nbs/cli/30_training.ipynb #23eb158c
-@app.command()
+@app.command(epilog="ctseg doctor")
 def doctor():
     "Versions, devices, precision: what a bug report needs."
     from ctseg.core.device import doctor

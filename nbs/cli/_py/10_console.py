@@ -37,7 +37,6 @@ from types import SimpleNamespace
 
 from fastcore.test import test_eq
 
-
 # %% [markdown]
 # The pages of this folder define the command `ctseg`. A command only reads its options and calls a function, so a notebook can do the same with that function. To see how a
 # command is used, read the [guide to the command line](../guides/command_line.ipynb); to add a command, begin here.
@@ -46,12 +45,24 @@ from fastcore.test import test_eq
 # parses easily.
 #
 # Heavy imports wait until a command needs them, so `ctseg --help` answers at once. Its list of commands shows whole sentences, where typer
-# would cut them at the end of the line.
+# would cut them at the end of the line. It follows the way of the data: make a folder, train, predict, score, go on. The help of a command ends
+# with an example to copy.
 
 # %%
 #| export
+ORDER = """
+    demo import check merge store phantom fit recipes models predict segment evaluate report suggest
+    export push doctor
+""".split()
+
+
 class WholeHelp(TyperGroup):
-    "A group of commands whose help shows the whole first paragraph of each."
+    "A group of commands whose help shows the whole first paragraph of each, in the order of `ORDER`."
+
+    def list_commands(self, ctx) -> list[str]:
+        "The names of the commands; one that `ORDER` does not have comes last."
+        place = {name: i for i, name in enumerate(ORDER)}
+        return sorted(super().list_commands(ctx), key=lambda name: place.get(name, len(ORDER)))
 
     def format_commands(self, ctx, formatter) -> None:
         "Write the list of commands; a long text goes on in the next line."
@@ -101,7 +112,18 @@ print(_is_empty(""), _is_empty(["a", ""]), _is_empty("a"), _is_empty(None))
 # %%
 #| export
 class OnceCommand(TyperCommand):
-    "A command that refuses what is given twice: an option of one value, or one value of several; an empty value too."
+    """A command that refuses what is given twice: an option of one value, or one value of several.
+
+    It refuses an empty value too. Its `epilog` is an example, which the help shows as it is typed.
+    """
+
+    def format_epilog(self, ctx, formatter) -> None:
+        "Write the example; its lines are not filled."
+        if not self.epilog:
+            return
+        with formatter.section("Example"):
+            for line in self.epilog.splitlines():
+                formatter.write(f"{'':{formatter.current_indent}}{line}\n")
 
     def parse_args(self, ctx, args: list[str]) -> list[str]:
         "The arguments that are left over; `UsageError` for what is given twice, or is empty."

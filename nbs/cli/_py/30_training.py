@@ -92,8 +92,13 @@ test_fail(lambda: check_settings(["seed=1"]), contains="give --seed 1")
 # %%
 #| export
 RUN_FOLDER = typer.Option(help="the run folder to write")
-RECIPE = typer.Option(help="left out: ctseg; see `ctseg recipes` for the others; or the recipe.json of a run")
-SETTING = typer.Option(help="KEY=VALUE for any setting of the recipe; may be repeated")
+RECIPE = typer.Option(
+    help="one of those that `ctseg recipes` lists, or the recipe.json of a run; left out: ctseg",
+)
+SETTING = typer.Option(
+    help="KEY=VALUE for any setting of the recipe, such as epochs=40; `ctseg recipes NAME` lists them with "
+         "their meanings; may be repeated",
+)
 RESUME = typer.Option("--resume", help="continue a run that was cut or stopped")
 TIME_LIMIT = typer.Option(
     help="stop, with everything saved, before this much time has passed, such as 8h30m or 90m",
@@ -126,7 +131,7 @@ def tell_result(run) -> None:
 
 # %%
 #| export
-@app.command()
+@app.command(epilog="ctseg fit my_data --out runs/first --set epochs=40")
 def fit(
     data: Folder,
     out: Annotated[Path, RUN_FOLDER],
@@ -188,7 +193,7 @@ SAMPLE = typer.Option(
 )
 
 
-@app.command()
+@app.command(epilog="ctseg demo --out runs/demo")
 def demo(
     out: Annotated[Path, typer.Option(help="the folder to write")] = Path("runs/demo"),
     data: Annotated[Optional[Path], SAMPLE] = None,
@@ -229,7 +234,7 @@ ONE_RECIPE = typer.Argument(help="one of them, or the recipe.json of a run: list
 
 # %%
 #| export
-@app.command()
+@app.command(epilog="ctseg recipes ctseg")
 def recipes(
     name: Annotated[Optional[str], ONE_RECIPE] = None,
 ):
@@ -257,7 +262,7 @@ PLAIN = typer.Option("--plain", help="do not measure training steps, which takes
 
 # %%
 #| export
-@app.command()
+@app.command(epilog="ctseg models attunet unet:resnet34 --plain")
 def models(
     names: Annotated[Optional[list[str]], typer.Argument(help="which ones; default: all")] = None,
     plain: Annotated[bool, PLAIN] = False,
@@ -281,7 +286,7 @@ def models(
 
 # %%
 #| export
-@app.command()
+@app.command(epilog="ctseg doctor")
 def doctor():
     "Versions, devices, precision: what a bug report needs."
     from ctseg.core.device import doctor

@@ -132,7 +132,7 @@ SOME_FAILED = 3  # the exit status if some scans could not be segmented
 
 # %%
 #| export
-@app.command()
+@app.command(epilog="ctseg segment runs/first scans --out results --format dicom-seg")
 def segment(
     runs_then_scans: Annotated[list[str], PATHS],
     out: Annotated[Path, RESULTS],

@@ -59,6 +59,8 @@ def command_page(name, command):
             "",
             command.help or "",
             "",
+            f"```sh\n{command.epilog}\n```",
+            "",
             f"```\n{usage}\n```",
             "",
             "| | | default |",
@@ -67,14 +69,15 @@ def command_page(name, command):
             "",
         ]
         if rows
-        else [f"## ctseg {name}", "", command.help or "", ""]
+        else [f"## ctseg {name}", "", command.help or "", "", f"```sh\n{command.epilog}\n```", ""]
     )
 
 
 # %%
 #| echo: false
 #| output: asis
-Markdown("\n".join(command_page(name, c) for name, c in typer.main.get_command(app).commands.items()))
+group = typer.main.get_command(app)
+Markdown("\n".join(command_page(name, group.commands[name]) for name in group.list_commands(None)))
 
 # %% [markdown]
 # How the commands are made: [the notebook of the command line](../cli/90_main.ipynb).
