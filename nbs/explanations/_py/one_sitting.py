@@ -242,7 +242,7 @@ ax.set(xlabel="Dice of 100 fresh slices", xlim=(0, 1), ylim=(4.6, -.6))
 assert phases == sorted(phases) and control < phases[2]
 
 # %% [markdown]
-# No: more of the same brings little. With two other seeds it was so too, though the last step helped less. The toy was chosen to show the effect within a minute. A teacher can also be sure and *wrong*, above all with fewer annotated slices, and then its student becomes worse than the network of step 2. [How that happens](semi_supervised.ipynb) has its own page.
+# No: on its own slices the network stays where it was. With two other seeds more of the same brought little too, though the last step helped less. The toy was chosen to show the effect within a minute. A teacher can also be sure and *wrong*, above all with fewer annotated slices, and then its student becomes worse than the network of step 2. [How that happens](semi_supervised.ipynb) has its own page.
 #
 # ## The rooms
 #

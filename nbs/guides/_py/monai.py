@@ -7,7 +7,7 @@
 # You train volumes with [MONAI](https://monai.io), and not every structure was outlined on every scan. An ordinary loss reads the gaps as background, and the network learns not to find what is there. This page trains MONAI's 3-D U-Net on such volumes in both ways, then does the same in twenty lines of Lightning.
 #
 # ```sh
-# pip install 'ctseg[monai]'        # and 'ctseg[lightning]' for the last part
+# pip install "ctseg[monai,lightning] @ git+https://github.com/ctseg/ctseg"   # lightning: for the last part
 # ```
 #
 # | instead of | take | which |
