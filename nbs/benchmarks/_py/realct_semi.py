@@ -22,6 +22,8 @@
 #
 # Most runs are in bf16. Some were made on a processor that has none, in fp32: `ctseg-sigmoid` with 100 slices is compared with `log-fp32`, which is its own first phase, scored by itself; the others of them are marked below. No setting was tuned on these runs, with one exception: the warm start was added after the cold one had failed on seed 0 with our loss; it was then run on the other seeds without further change.
 #
+# [The same FOLDER](realct_supervised.ipynb#how-it-was-measured) serves for all of it:
+#
 # ```
 # python tools/bench.py semi100 --data FOLDER
 # python tools/bench.py counts --data FOLDER

@@ -15,9 +15,11 @@
 # **The data.** 64×64 slices of head-and-neck CT from OpenKBP (Babier et al. 2021): 800 slices of 96 patients with up to four of seven organs examined on each, 300 test slices of 15 other patients with all seven. **The networks.** Attention U-Net of width 16, 40 passes of
 # batches of 16 (1800 steps), a tenth of the patients held out for choosing the decision rule, three seeds, bfloat16 autocast (`--set precision=bf16`, 1.6 times faster than float32 on the processor used). The score is the challenge's.
 #
-# The runs are repeated by one command, which resumes where it was cut:
+# The slices are [cut again](../io/80_openkbp.ipynb), bit for bit, from a clone of the public data (first two lines). The runs are repeated by the last line, which resumes where it was cut:
 #
 # ```
+# git clone https://github.com/ababier/open-kbp
+# python -c "from ctseg.io.openkbp import import_openkbp as cut; cut('open-kbp', 'FOLDER', like='nbs/benchmarks/realct_slices.json')"
 # python tools/bench.py supervised --data FOLDER
 # ```
 #
