@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['WRITTEN', 'RUNS', 'SUBMISSION', 'VIEWS', 'STORE', 'SURENESS', 'RULE', 'Threshold', 'Gate',
-           'Tune', 'CALIBRATED', 'TunedBy', 'SPLIT', 'PAGE', 'COMPARED', 'SHOWN', 'EXAMINED_BY',
-           'MOST', 'examined_by', 'predict', 'comparison_line', 'check_shown', 'report']
+           'Tune', 'CALIBRATED', 'TunedBy', 'PREDICT', 'SPLIT', 'PAGE', 'COMPARED', 'SHOWN',
+           'EXAMINED_BY', 'MOST', 'examined_by', 'predict', 'comparison_line', 'check_shown',
+           'report']
 
 # %% ../../nbs/cli/40_prediction.ipynb #2c096a5c
 from pathlib import Path
@@ -59,8 +60,11 @@ def examined_by(annotated: Optional[str], tune: Optional[Path]) -> str:
         raise InputError("--annotated says how --tune FOLDER is read; give that too")
     return annotated or "json"
 
+# %% ../../nbs/cli/40_prediction.ipynb #0ba33df1
+PREDICT = "ctseg predict runs/first --images my_data/test-images --out submission.csv"
+
 # %% ../../nbs/cli/40_prediction.ipynb #741b3d15
-@app.command(epilog="ctseg predict runs/first --images my_data/test-images --out submission.csv")
+@app.command(epilog=PREDICT)
 def predict(
     runs: Annotated[list[str], RUNS],
     images: Annotated[Path, typer.Option(help="a folder of PNG slices, or a store")],

@@ -11,7 +11,7 @@ import pytest
 import typer
 
 from ctseg.cli import app, main
-from ctseg.cli.console import ORDER, UsageError
+from ctseg.cli.console import UsageError, WholeHelp
 
 ROOT = Path(__file__).resolve().parents[2]
 GROUP = typer.main.get_command(app)
@@ -66,9 +66,9 @@ def test_every_help_ends_with_an_example_that_is_understood(through, name):
 
 
 def test_commands_are_told_in_the_order_of_their_use(through):
-    assert set(ORDER) == set(GROUP.commands)
+    assert set(WholeHelp.ORDER) == set(GROUP.commands)
     text = through("--help")[1].decode()
-    places = [re.search(rf"^  {name} ", text, re.M).start() for name in ORDER]
+    places = [re.search(rf"^  {name} ", text, re.M).start() for name in WholeHelp.ORDER]
     assert places == sorted(places)
 
 

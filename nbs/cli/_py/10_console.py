@@ -37,6 +37,7 @@ from types import SimpleNamespace
 
 from fastcore.test import test_eq
 
+
 # %% [markdown]
 # The pages of this folder define the command `ctseg`. A command only reads its options and calls a function, so a notebook can do the same with that function. To see how a
 # command is used, read the [guide to the command line](../guides/command_line.ipynb); to add a command, begin here.
@@ -50,19 +51,17 @@ from fastcore.test import test_eq
 
 # %%
 #| export
-ORDER = """
-    demo import check merge store phantom fit recipes models predict segment evaluate report suggest
-    export push doctor
-""".split()
-
-
 class WholeHelp(TyperGroup):
     "A group of commands whose help shows the whole first paragraph of each, in the order of `ORDER`."
+    ORDER = """
+        demo import check merge store phantom fit recipes models predict segment evaluate report suggest
+        export push doctor
+    """.split()
 
     def list_commands(self, ctx) -> list[str]:
         "The names of the commands; one that `ORDER` does not have comes last."
-        place = {name: i for i, name in enumerate(ORDER)}
-        return sorted(super().list_commands(ctx), key=lambda name: place.get(name, len(ORDER)))
+        place = {name: i for i, name in enumerate(self.ORDER)}
+        return sorted(super().list_commands(ctx), key=lambda name: place.get(name, len(place)))
 
     def format_commands(self, ctx, formatter) -> None:
         "Write the list of commands; a long text goes on in the next line."
@@ -141,6 +140,12 @@ class OnceCommand(TyperCommand):
         return super().parse_args(ctx, args)
 
 
+# %%
+print(first_repeated(["runs/a", "runs/b", "runs/a"]), "would be refused: it is given twice")
+
+
+# %%
+#| export
 class Commands(typer.Typer):
     "An application whose commands are `OnceCommand`s."
 

@@ -87,10 +87,17 @@ print("--rule", RULE.help)
 try: examined_by("all", None)
 except InputError as e: print(e)
 
+# %%
+#| export
+PREDICT = "ctseg predict runs/first --images my_data/test-images --out submission.csv"
+
+# %%
+print(PREDICT)
+
 
 # %%
 #| export
-@app.command(epilog="ctseg predict runs/first --images my_data/test-images --out submission.csv")
+@app.command(epilog=PREDICT)
 def predict(
     runs: Annotated[list[str], RUNS],
     images: Annotated[Path, typer.Option(help="a folder of PNG slices, or a store")],
