@@ -82,7 +82,7 @@ def _other_file(name: str, folder) -> str:
 
 # %% ../../nbs/data/50_mask_csv.ipynb #f5e9d0a0
 def whole_rows(path: Path, columns, rows: int) -> Iterator[tuple[int, np.ndarray]]:
-    "The blocks of `iter_rows`, of a table that has just so many rows."
+    "First row and block, uint8 [rows,columns], as of `iter_rows`; `InputError` unless the table has `rows` rows."
     end = 0
     for first, block in iter_rows(path, columns):
         end = first + len(block)
@@ -119,7 +119,9 @@ def mask_size(path: Path, count: int, size) -> tuple[int, int]:
 
 # %% ../../nbs/data/50_mask_csv.ipynb #7689f1e0
 def check_values(path: Path, table: np.ndarray, columns, classes, ignore: bool):
-    "`InputError` if a value is above the number of classes (a `ClassMap`, a number, or `None`: any)."
+    """`InputError` for a value of `table`, uint8 [rows,columns], above the number of classes.
+
+    `classes` is a `ClassMap`, a number, or `None` (any value); with `ignore` 255 is allowed."""
     if classes is None:
         return
     C = classes if isinstance(classes, int) else len(classes)

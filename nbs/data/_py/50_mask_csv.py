@@ -139,7 +139,7 @@ for columns in (["0.png", "1.png"], [*images, "9.png"], ["0.png", "2.png", "1.pn
 # %%
 #| export
 def whole_rows(path: Path, columns, rows: int) -> Iterator[tuple[int, np.ndarray]]:
-    "The blocks of `iter_rows`, of a table that has just so many rows."
+    "First row and block, uint8 [rows,columns], as of `iter_rows`; `InputError` unless the table has `rows` rows."
     end = 0
     for first, block in iter_rows(path, columns):
         end = first + len(block)
@@ -193,7 +193,9 @@ test_fail(lambda: mask_size("y.csv", 15, None), contains="no square image")
 # %%
 #| export
 def check_values(path: Path, table: np.ndarray, columns, classes, ignore: bool):
-    "`InputError` if a value is above the number of classes (a `ClassMap`, a number, or `None`: any)."
+    """`InputError` for a value of `table`, uint8 [rows,columns], above the number of classes.
+
+    `classes` is a `ClassMap`, a number, or `None` (any value); with `ignore` 255 is allowed."""
     if classes is None:
         return
     C = classes if isinstance(classes, int) else len(classes)

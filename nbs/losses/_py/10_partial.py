@@ -307,7 +307,9 @@ test_close(-gradient, (1 - p)/(1 + p), 1e-8)  # by hand: D = 2p/(1 + p)
 # %%
 #| export
 def as_given(rows: torch.Tensor) -> torch.Tensor:
-    "The rows of the only process. Where there are several, the trainer sets `gather` to a function that joins all."
+    """The rows [b,…] of the only process.
+
+    Where there are several, the trainer sets `gather` to a function that joins the rows of all, [B,…]."""
     return rows
 
 
@@ -389,7 +391,7 @@ test_eq(sums.weight, torch.tensor([[2., 1.]]))
 # %%
 #| export
 class PlainMaskedSigmoidLoss(SigmoidLoss):
-    "Binary cross-entropy and Dice of each class over the pixels where it is known; no gradient elsewhere."
+    "Binary cross-entropy and Dice of each class where it is known; no gradient elsewhere."
     def __init__(self,
         w_dice: float = 1., # weight of the Dice term
         w_bce: float = .5, # weight of the cross-entropy
@@ -411,7 +413,7 @@ class PlainMaskedSigmoidLoss(SigmoidLoss):
         self.prior = prior
 
     def forward(self, logits, mask, known, weight=None) -> torch.Tensor:
-        "The loss, a scalar."
+        "A scalar; see `PartialLoss`."
         sums = self.batch_sums(logits, mask, known, weight, self.pixel_known, self.focal_gamma)
         pixel_loss = self.w_bce*sums.cross_entropy.sum()/sums.weight.sum().clamp(min=1e-12)
         return pixel_loss + self.w_dice*dice_loss(*sums[:3], self.reduction, self.eps, self.log_dice)
@@ -567,7 +569,7 @@ class PlainDiceLoss(SoftmaxLoss):
         self.eps = eps
 
     def forward(self, logits, mask, known=None, weight=None) -> torch.Tensor:
-        "The loss, a scalar."
+        "1 − the mean Dice of all channels, a scalar; logits [B,C+1,…], the rest as in `PartialLoss`."
         sums = self.batch_sums(logits, mask, None, weight)
         dice = 2*sums.overlap.sum(0)/(sums.predicted.sum(0) + sums.true.sum(0) + self.eps)
         return (1 - dice).mean()
@@ -595,7 +597,7 @@ class PlainCrossEntropyDiceLoss(SoftmaxLoss):
         self.eps = eps
 
     def forward(self, logits, mask, known=None, weight=None) -> torch.Tensor:
-        "The loss, a scalar."
+        "Cross-entropy and Dice, a scalar; logits [B,C+1,…], the rest as in `PartialLoss`."
         sums = self.batch_sums(logits, mask, None, weight)
         dice = dice_loss(*sums.without_background(), self.reduction, self.eps)
         return self.w_ce*sums.cross_entropy + self.w_dice*dice

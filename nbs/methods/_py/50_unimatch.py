@@ -337,7 +337,7 @@ print("views of a step:", list(StrongViews().views(ctx, batch, None)))
 class UniMatchStep(StrongViews):
     "All of these learn from the completed truth in one pass."
     def loss(self, ctx: StepContext, views: dict[str, Batch]) -> torch.Tensor:
-        "The loss of the labelled batch, plus the weighted loss of what the teacher completed."
+        "The loss of the annotated batch, plus the weighted loss of what the teacher completed; a scalar."
         if len(views) == 1:
             return super().loss(ctx, views)
         settings = self.settings

@@ -242,7 +242,7 @@ test_close(np.nan_to_num(table), np.nan_to_num(literal_table(pred, truth, 3)), 1
 # %%
 #| export
 def nan_mean(values: np.ndarray, axis: int) -> np.ndarray:
-    "The mean along an axis without the NaN; NaN where there is nothing else."
+    "The mean of an array of any shape along `axis`, leaving NaN out; NaN where there is nothing else."
     total = np.nansum(values, axis)
     count = (~np.isnan(values)).sum(axis)
     nothing = np.full(np.shape(count), np.nan)

@@ -219,7 +219,9 @@ test_eq((above.item(), beside.item()), (10, 6))
 # %%
 #| export
 def smooth_minimum(a, b, fillet: float) -> np.ndarray:
-    "Distance in mm to the union of two shapes, at distances `a` and `b`, with a fillet of about `fillet` mm."
+    """Distance in mm to the union of two shapes, from the distances `a` and `b`, arrays of one shape.
+
+    The crease is rounded by a fillet of about `fillet` mm (Quilez, smooth minimum, polynomial form)."""
     plain = np.minimum(a, b)
     if not fillet: return plain
     apart = np.abs(a - b)

@@ -86,7 +86,9 @@ class StepLoss(Protocol):
         "float32 [B, C, H, W], without the background, of the finest logits."
 
     def gather(self, sums: torch.Tensor) -> torch.Tensor:
-        "The rows of all processes: a term of a method's own must gather its sums before it divides them."
+        """Sums [b,…] of the images of this process, a row an image, as those of all processes, [B,…].
+
+        A term of a method's own must gather its sums before it divides them."""
 
 
 # %%
@@ -172,11 +174,13 @@ class Method:
         return batch
 
     def views(self, ctx: StepContext, labelled: Batch, extra: Batch | None) -> dict[str, Batch]:
-        "What the network sees of the two streams, both augmented; each view is a whole batch."
+        """What the network sees in a step, by name: here the annotated batch alone.
+
+        `labelled` and `extra` (None without unlabelled slices) are augmented; each view is a whole batch."""
         return {"labelled": labelled}
 
     def loss(self, ctx: StepContext, views: dict[str, Batch]) -> torch.Tensor:
-        "The loss of this share of the views, a scalar."
+        "The loss of this process's share of the views, a scalar; here the supervised one."
         logits, = ctx.student(views["labelled"])
         return ctx.loss(logits, views["labelled"])
 

@@ -135,7 +135,7 @@ print(tuple(probabilities.shape))
 # %%
 #| export
 def finest(logits: torch.Tensor | list[torch.Tensor]) -> torch.Tensor:
-    "The logits at full size."
+    "The logits [B,K,H,W] at full size: the first of a list, fine to coarse, or the only ones."
     return logits[0] if isinstance(logits, list) else logits
 
 class ViewLoss:
@@ -152,7 +152,7 @@ class ViewLoss:
         return self.loss.probabilities(finest(logits))
 
     def gather(self, sums: torch.Tensor) -> torch.Tensor:
-        "The rows of all processes."
+        "Sums [b,…] of the images of this process, a row an image, as those of all processes, [B,…]."
         return self.loss.gather(sums)
 
 
@@ -187,7 +187,7 @@ class Contexts:
         return generator(self.learner.acc.device, self.setup.seed, self.phase.name, step, purpose)
 
     def context(self, step: int, pieces: int, share: slice, student: Student) -> StepContext:
-        "What the method may read."
+        "What the method may read in step `step`; `share`: which rows of a batch are this process's."
         model = self.learner.ema.model if self.phase.teacher is None else self.phase.teacher
         teacher = Teacher(model, self.loss, self.learner.acc.autocast, pieces)
         loss = ViewLoss(self.loss)

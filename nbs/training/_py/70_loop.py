@@ -271,7 +271,7 @@ class Session:
         self.checkpoints = Checkpoints(setup.folder/phase.name) if setup.folder else None
 
     def rest_of_epoch(self) -> list[torch.Tensor]:
-        "The batches of this epoch that are still to come."
+        "The batches of this epoch that are still to come, each the indices of slices, int64 [B]."
         completed = self.progress.step - self.progress.epoch*len(self.labelled)
         return self.labelled.batches(self.progress.epoch)[completed:]
 
