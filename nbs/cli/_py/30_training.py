@@ -117,7 +117,7 @@ LOG = typer.Option(help="tensorboard, wandb, mlflow or another tracker of accele
 from ctseg.recipes.table import DEFAULT_RECIPE
 
 print(RECIPE.help)
-assert f"left out: {DEFAULT_RECIPE};" in RECIPE.help  # written by hand, to save the import of torch
+assert f"left out: {DEFAULT_RECIPE}" in RECIPE.help  # written by hand, to save the import of torch
 
 
 # %%
