@@ -50,7 +50,9 @@ from ctseg.metrics.challenge import mean_dice
 
 RESULTS = Path("results")
 runs = {budget: load(RESULTS/f"semi{budget}") for budget in (100, 800)}
-{b: {n: sorted(r) for n, r in t.items()} for b, t in runs.items()}
+for budget, by_name in runs.items():
+    trainings = sum(map(len, by_name.values()))
+    print(f"{budget} annotated slices: {trainings} trainings, the seeds of {len(by_name)} rows")
 
 
 # %% [markdown]

@@ -198,6 +198,7 @@ rules.round(3)
 # The tables above, as files:
 
 # %%
-table.reset_index(names="recipe").round(4).to_csv("results/supervised/summary.csv", index=False)
-pd.concat([main, done]).reset_index().round(4).to_csv("results/supervised/differences.csv", index=False)
-sorted(str(p) for p in Path("results").rglob("*.csv"))
+files = {"summary": table.reset_index(names="recipe"), "differences": pd.concat([main, done]).reset_index()}
+for name, rows in files.items():
+    rows.round(4).to_csv(f"results/supervised/{name}.csv", index=False)
+    print(f"results/supervised/{name}.csv")
