@@ -258,7 +258,7 @@ for claim, source, table, a, b in CLAIMS:
         )
 
 # %% [markdown]
-# The presence gate is a rule, not a training: the same probabilities decided with it and without.
+# The presence gate is a rule, not a training: the same probabilities decided with it and without. Its rows join the others.
 
 # %%
 for name in ("marginal", "masked", "masked-log"):
@@ -295,7 +295,7 @@ for d in decisions(RESULTS/"decision"):
         )
 
 # %% [markdown]
-# And the confidences, by area under the risk–coverage curve (lower is better), three teachers averaged:
+# So do those of the confidences, by area under the risk–coverage curve (lower is better), three teachers averaged. All rows together:
 
 # %%
 conf = RESULTS/"confidence_slices.csv"
