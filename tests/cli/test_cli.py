@@ -138,6 +138,8 @@ def test_two_runs_are_averaged_as_probabilities(run, tmp_path):
     (["fit"], "missing argument 'data' (see `ctseg fit --help`)"),
     (["fit", SAMPLE, "--out", "{new}", "--sede", "3"], "no such option: --sede (Possible options: --seed, --set) (see"),
     (["fit", SAMPLE, "--out", "{new}", "--epochs", "5"], "no such option: --epochs; give --set epochs=5 (see `ctseg fit --help`)"),
+    (["fit", SAMPLE, "--out", "{new}", "--learning-rate", "0.1"], "no such option: --learning-rate; did you mean --set lr=0.1 or"),
+    (["fit", SAMPLE, "--out", "{new}", "--gpus", "1"], "no such option: --gpus; did you mean --device? (see"),
     (["fit", SAMPLE, "--out", "{new}", "--batch-size=4"], "no such option: --batch-size; give --set batch_size=4 (see"),
     (["fit", SAMPLE, "--out", "{new}", "--frozen"], "no such option: --frozen; give --set frozen=VALUE (see"),
     (["predict", "{run}", "--images", SAMPLE, "--out", "{new}", "--epochs", "5"], "no such option: --epochs (see `ctseg predict --help`)"),

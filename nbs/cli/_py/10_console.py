@@ -337,13 +337,19 @@ def value_of(option: str, words: list[str]) -> str:
 
 
 def setting_meant(error, words: list[str]) -> str:
-    "The KEY=VALUE that an unknown option of `ctseg fit` means where a recipe has it; else empty."
+    "What to type in place of an unknown option of `ctseg fit` that a recipe has, or may have; else empty."
     option = getattr(error, "option_name", None)
     if not option or error.ctx is None or error.ctx.info_name != "fit":
         return ""
-    from ctseg.runs.recipe import is_setting
-    key = option.lstrip("-").replace("-", "_")
-    return f"{key}={value_of(option, words)}" if is_setting(key) else ""
+    from ctseg.core.meant import meant
+    from ctseg.recipes.table import DEFAULT_RECIPE, get_recipe
+    from ctseg.runs.recipe import all_meanings, is_setting
+    key, value = option.lstrip("-").replace("-", "_"), value_of(option, words)
+    if is_setting(key):
+        return f"give --set {key}={value}"
+    near = meant(key, all_meanings(get_recipe(DEFAULT_RECIPE).groups()))
+    typed = [name if name.startswith("--") else f"--set {name}={value}" for name in near]
+    return f"did you mean {' or '.join(typed)}?" if typed else ""
 
 
 # %% [markdown]
@@ -359,13 +365,13 @@ for line, value in {"fit --lr 0.1": "0.1", "fit --lr=0.1": "0.1", "fit --lr --re
 #| export
 def usage_line(error, words: Iterable[str] = ()) -> str:
     "A wrong command line, of these `words`, in one line; the whole help where nothing was typed at all."
-    text = error.format_message()
     if type(error).__name__ == "NoArgsIsHelpError":
-        return text
+        return error.format_message()
     command = error.ctx.command_path if error.ctx else "ctseg"
-    text = " ".join(text.split()).rstrip(".")
-    meant = setting_meant(error, list(words))
-    remedy = f"; give --set {meant}" if meant else ""
+    remedy = setting_meant(error, list(words))
+    if remedy:
+        error.possibilities, remedy = None, f"; {remedy}"  # those are like the letters only
+    text = " ".join(error.format_message().split()).rstrip(".")
     return f"ctseg: {text[:1].lower()}{text[1:]}{remedy} (see `{command} --help`)"
 
 

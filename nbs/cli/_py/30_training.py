@@ -61,24 +61,22 @@ def in_words(facts: dict) -> dict:
 # %%
 in_words({"epochs": 90, "rule": {"threshold": 0.4, "gate": 0, "island": 0, "rescue": 0, "expected": None}})
 
+
 # %% [markdown]
 # `--set` is for the settings of the recipe, each once. The seed, the device and the like are options of the command, and a line says so:
 
 # %%
 #| export
-OPTIONS = ("seed", "device", "recipe", "out", "time_limit", "annotated", "plugin", "log", "init", "teacher",
-           "memory")
-
-
 def check_settings(settings: list[str]) -> None:
     "`InputError` for a KEY=VALUE whose key is there before, or is not a setting but an option of the command."
+    from ctseg.runs.recipe import OPTIONS, as_option
     keys = [text.partition("=")[0] for text in settings]
     for i, (key, text) in enumerate(zip(keys, settings)):
         if key in keys[:i]:
             first = settings[keys.index(key)]
             raise InputError(f"--set {text}: {key} is given twice, first as --set {first}")
         if key in OPTIONS:
-            option = f"--{key.replace('_', '-')} {text.partition('=')[2]}"
+            option = f"{as_option(key)} {text.partition('=')[2]}"
             raise InputError(f"--set {text}: not a field of the recipe but an option; give {option}")
 
 

@@ -210,7 +210,7 @@ class UniMatchSettings(Settings):
     "Settings of the method `unimatch`."
     consistency: float = setting(1.0, "weight of what the teacher completes", low=0)
     ramp: float = setting(0.1, "share of the steps in which that weight rises", low=0, high=1)
-    tau: float = setting(0.9, "certainty of the teacher that settles a pixel", low=0.5, high=1)
+    tau: float = setting(0.9, "threshold: certainty of the teacher that settles a pixel", low=0.5, high=1)
     rebalance: bool = setting(False, "thresholds by class, lower where the teacher is less sure")
     views: int = setting(2, "strong views", low=1)
     cutmix: float = setting(0.5, "share of the strong views that get a rectangle of another", low=0, high=1)
