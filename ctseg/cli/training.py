@@ -33,7 +33,7 @@ def in_words(facts: dict) -> dict:
 # %% ../../nbs/cli/30_training.ipynb #2cb3f713
 def check_settings(settings: list[str]) -> None:
     "`InputError` for a KEY=VALUE whose key is there before, or is not a setting but an option of the command."
-    from ctseg.runs.recipe import OPTIONS, as_option
+    from ctseg.runs.options import OPTIONS, as_option
     keys = [text.partition("=")[0] for text in settings]
     for i, (key, text) in enumerate(zip(keys, settings)):
         if key in keys[:i]:

@@ -12,36 +12,66 @@ from collections.abc import Mapping
 
 # %% ../../nbs/core/04_meant.ipynb #5fad929c
 def words_of(text: str) -> list[str]:
-    "The words and numbers of a name or a sentence in small letters; a capital within a name begins another word."
-    return re.findall(r"[a-z]+|[0-9]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", text).lower())
+    "The words and numbers of a text in small letters; a capital within a name begins another word."
+    parted = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", text)
+    return re.findall(r"[a-z]+|[0-9]+", parted.lower())
 
 def likeness(word: str, other: str) -> float:
     "1 for the same word, 0.8 where one is the beginning of the other or both begin alike, else 0."
-    if word == other: return 1.
-    short, long = sorted((word, other), key=len)
-    begins = len(short) >= 3 and long.startswith(short)
-    return 0.8 if begins or (len(short) >= 5 and word[:5] == other[:5]) else 0.
+    if word == other:
+        return 1.
+    short = min(len(word), len(other))
+    alike = min(short, 5)  # so many letters at the beginning
+    if short >= 3 and word[:alike] == other[:alike]:
+        return 0.8
+    return 0.
 
 # %% ../../nbs/core/04_meant.ipynb #105aba55
 FILLING = {"num", "n", "nb", "no", "max", "min", "the", "of", "a", "to", "is", "use", "name", "default"}
 
 def _best(word: str, others: list[str]) -> float:
     "The greatest likeness of a word to one of several."
-    return max((likeness(word, other) for other in others), default=0.)
+    marks = [likeness(word, other) for other in others]
+    return max(marks, default=0.)
 
+def _mean(marks: list[float]) -> float:
+    "The mean; 0 of none."
+    return sum(marks)/max(1, len(marks))
+
+def _by_words(wanted: list[str], name: list[str], meaning: list[str]) -> float:
+    "How much of what is wanted is found in a name and its meaning, and of the name in what is wanted."
+    asked = [word for word in wanted if word not in FILLING]
+    asked = asked or wanted
+    found = []
+    for word in asked:
+        in_meaning = 0.75*_best(word, meaning)
+        found.append(max(_best(word, name), in_meaning))
+    named = [_best(part, asked) for part in name]
+    return 0.85*_mean(found) + 0.15*_mean(named)
+
+def _by_letters(wanted: str, name: str) -> float:
+    "How alike two names are in their letters; 0 for short and for different ones."
+    if len(wanted) < 4:
+        return 0.
+    ratio = difflib.SequenceMatcher(None, wanted, name).ratio()
+    return 0.8*ratio if ratio >= 0.8 else 0.
+
+# %% ../../nbs/core/04_meant.ipynb #9cffef44
 def nearness(wanted: str, name: str, meaning: str) -> float:
     "How likely `wanted` means the thing called `name`: from 0 to 1, more for the same letters or initials."
-    every, parts, about = words_of(wanted), words_of(name), words_of(meaning)
-    letters, own = "".join(every), "".join(parts)
-    if letters == own: return 3.
-    if len(letters) > 1 and letters == "".join(part[0] for part in parts): return 2.
-    asked = [word for word in every if word not in FILLING] or every
-    found = [max(_best(word, parts), 0.75*_best(word, about)) for word in asked]
-    named = [_best(part, asked) for part in parts]
-    by_words = 0.85*sum(found)/max(1, len(found)) + 0.15*sum(named)/max(1, len(named))
-    ratio = difflib.SequenceMatcher(None, letters, own).ratio()
-    by_letters = 0.8*ratio if ratio >= 0.8 and len(letters) >= 4 else 0.
-    return max(by_words, by_letters) - 0.002*len(about)  # of two alike the plainer one
+    words = words_of(wanted)
+    parts = words_of(name)
+    about = words_of(meaning)
+    letters = "".join(words)
+    own = "".join(parts)
+    initials = "".join(part[0] for part in parts)
+    if letters == own:
+        return 3.
+    if letters == initials and len(letters) > 1:
+        return 2.
+    plainness = -0.002*len(about)  # of two alike the plainer one
+    alike = max(_by_words(words, parts, about), _by_letters(letters, own))
+    return alike + plainness
 
 # %% ../../nbs/core/04_meant.ipynb #42c9afb9
 LEAST = 0.22  # nearness that is worth a mention
@@ -53,7 +83,10 @@ def meant(
     most: int = 3,
 ) -> list[str]: # the nearest first; empty if nothing is near
     "The names that somebody may have meant who typed another one."
-    marks = {name: nearness(wanted[:200], name, meaning) for name, meaning in meanings.items()}
-    nearest = sorted(marks, key=lambda name: (-marks[name], name))[:most]
-    least = max(LEAST, max(marks.values(), default=0.) - BESIDE)
-    return [name for name in nearest if marks[name] >= least]
+    marks = {}
+    for name in sorted(meanings):
+        marks[name] = nearness(wanted[:200], name, meanings[name])
+    nearest = sorted(marks, key=marks.get, reverse=True)
+    best = max(marks.values(), default=0.)
+    least = max(LEAST, best - BESIDE)
+    return [name for name in nearest[:most] if marks[name] >= least]

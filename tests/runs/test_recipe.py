@@ -10,8 +10,9 @@ from ctseg.cli import training as cli_training
 from ctseg.core.errors import InputError
 from ctseg.core.settings import describe
 from ctseg.recipes.table import RECIPES, get_recipe
+from ctseg.runs.options import OPTIONS
 from ctseg.runs.recipe import (
-    GROUPS, OPTIONS, Recipe, apply_settings, locate, recipe_dict, recipe_fields, recipe_from,
+    GROUPS, Recipe, apply_settings, locate, recipe_dict, recipe_fields, recipe_from,
 )
 
 

@@ -69,7 +69,7 @@ in_words({"epochs": 90, "rule": {"threshold": 0.4, "gate": 0, "island": 0, "resc
 #| export
 def check_settings(settings: list[str]) -> None:
     "`InputError` for a KEY=VALUE whose key is there before, or is not a setting but an option of the command."
-    from ctseg.runs.recipe import OPTIONS, as_option
+    from ctseg.runs.options import OPTIONS, as_option
     keys = [text.partition("=")[0] for text in settings]
     for i, (key, text) in enumerate(zip(keys, settings)):
         if key in keys[:i]:

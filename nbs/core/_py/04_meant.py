@@ -20,27 +20,33 @@ from fastcore.test import test_eq
 
 
 # %% [markdown]
-# Somebody types `learning_rate`, `bs`, `backbone` or `imgSize`, as another program calls it. The nearest spelling among our names is none of
-# these: it would answer `learning_rate` with `light`. Each of our names comes with a line that says what it means, though, and that line has
-# the usual words in it. So a name is compared word by word, with the other name and with its meaning.
+# Somebody types `learning_rate`, `bs`, `backbone` or `imgSize`, as another program calls it. By its letters `learning_rate` is nearest
+# to `light`, which is no help. But each of our names comes with a line that says what it means, in the usual words. So a name is
+# compared word by word, with our names and with their meanings.
 
 # %%
 #| export
 def words_of(text: str) -> list[str]:
-    "The words and numbers of a name or a sentence in small letters; a capital within a name begins another word."
-    return re.findall(r"[a-z]+|[0-9]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", text).lower())
+    "The words and numbers of a text in small letters; a capital within a name begins another word."
+    parted = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", text)
+    return re.findall(r"[a-z]+|[0-9]+", parted.lower())
 
 def likeness(word: str, other: str) -> float:
     "1 for the same word, 0.8 where one is the beginning of the other or both begin alike, else 0."
-    if word == other: return 1.
-    short, long = sorted((word, other), key=len)
-    begins = len(short) >= 3 and long.startswith(short)
-    return 0.8 if begins or (len(short) >= 5 and word[:5] == other[:5]) else 0.
+    if word == other:
+        return 1.
+    short = min(len(word), len(other))
+    alike = min(short, 5)  # so many letters at the beginning
+    if short >= 3 and word[:alike] == other[:alike]:
+        return 0.8
+    return 0.
 
 
 # %%
 test_eq(words_of("learningRate, max-lr"), ["learning", "rate", "max", "lr"])
-test_eq([likeness("epoch", "epochs"), likeness("arch", "architecture"), likeness("amp", "ramp")], [0.8, 0.8, 0])
+test_eq(likeness("epoch", "epochs"), 0.8)
+test_eq(likeness("arch", "architecture"), 0.8)
+test_eq(likeness("amp", "ramp"), 0)
 
 # %% [markdown]
 # A name counts for more than a meaning, the same letters or initials settle it, and a misspelling counts by its letters.
@@ -51,21 +57,49 @@ FILLING = {"num", "n", "nb", "no", "max", "min", "the", "of", "a", "to", "is", "
 
 def _best(word: str, others: list[str]) -> float:
     "The greatest likeness of a word to one of several."
-    return max((likeness(word, other) for other in others), default=0.)
+    marks = [likeness(word, other) for other in others]
+    return max(marks, default=0.)
 
+def _mean(marks: list[float]) -> float:
+    "The mean; 0 of none."
+    return sum(marks)/max(1, len(marks))
+
+def _by_words(wanted: list[str], name: list[str], meaning: list[str]) -> float:
+    "How much of what is wanted is found in a name and its meaning, and of the name in what is wanted."
+    asked = [word for word in wanted if word not in FILLING]
+    asked = asked or wanted
+    found = []
+    for word in asked:
+        in_meaning = 0.75*_best(word, meaning)
+        found.append(max(_best(word, name), in_meaning))
+    named = [_best(part, asked) for part in name]
+    return 0.85*_mean(found) + 0.15*_mean(named)
+
+def _by_letters(wanted: str, name: str) -> float:
+    "How alike two names are in their letters; 0 for short and for different ones."
+    if len(wanted) < 4:
+        return 0.
+    ratio = difflib.SequenceMatcher(None, wanted, name).ratio()
+    return 0.8*ratio if ratio >= 0.8 else 0.
+
+
+# %%
+#| export
 def nearness(wanted: str, name: str, meaning: str) -> float:
     "How likely `wanted` means the thing called `name`: from 0 to 1, more for the same letters or initials."
-    every, parts, about = words_of(wanted), words_of(name), words_of(meaning)
-    letters, own = "".join(every), "".join(parts)
-    if letters == own: return 3.
-    if len(letters) > 1 and letters == "".join(part[0] for part in parts): return 2.
-    asked = [word for word in every if word not in FILLING] or every
-    found = [max(_best(word, parts), 0.75*_best(word, about)) for word in asked]
-    named = [_best(part, asked) for part in parts]
-    by_words = 0.85*sum(found)/max(1, len(found)) + 0.15*sum(named)/max(1, len(named))
-    ratio = difflib.SequenceMatcher(None, letters, own).ratio()
-    by_letters = 0.8*ratio if ratio >= 0.8 and len(letters) >= 4 else 0.
-    return max(by_words, by_letters) - 0.002*len(about)  # of two alike the plainer one
+    words = words_of(wanted)
+    parts = words_of(name)
+    about = words_of(meaning)
+    letters = "".join(words)
+    own = "".join(parts)
+    initials = "".join(part[0] for part in parts)
+    if letters == own:
+        return 3.
+    if letters == initials and len(letters) > 1:
+        return 2.
+    plainness = -0.002*len(about)  # of two alike the plainer one
+    alike = max(_by_words(words, parts, about), _by_letters(letters, own))
+    return alike + plainness
 
 
 # %%
@@ -79,10 +113,13 @@ def meant(
     most: int = 3,
 ) -> list[str]: # the nearest first; empty if nothing is near
     "The names that somebody may have meant who typed another one."
-    marks = {name: nearness(wanted[:200], name, meaning) for name, meaning in meanings.items()}
-    nearest = sorted(marks, key=lambda name: (-marks[name], name))[:most]
-    least = max(LEAST, max(marks.values(), default=0.) - BESIDE)
-    return [name for name in nearest if marks[name] >= least]
+    marks = {}
+    for name in sorted(meanings):
+        marks[name] = nearness(wanted[:200], name, meanings[name])
+    nearest = sorted(marks, key=marks.get, reverse=True)
+    best = max(marks.values(), default=0.)
+    least = max(LEAST, best - BESIDE)
+    return [name for name in nearest[:most] if marks[name] >= least]
 
 
 # %%

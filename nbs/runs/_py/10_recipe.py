@@ -23,6 +23,7 @@ from ctseg.data.augmentations import AUGMENTATIONS, AugmentSettings, augment_set
 from ctseg.losses.registry import LOSSES, MaskedSettings
 from ctseg.models.settings import ModelSettings, model_settings
 from ctseg.models.zoo import MODELS
+from ctseg.runs.options import CHOSEN, OPTIONS, as_option
 from ctseg.runs.split import DataSettings
 from ctseg.training.method import METHODS
 from ctseg.training.setup import ComputeSettings, ScheduleSettings
@@ -60,12 +61,6 @@ CHOICES: dict[str, Callable[[str], type[Settings]]] = {
     "model": model_settings,
     "loss": loss_settings,
     "augment": augment_settings,
-}
-CHOSEN = {
-    "method": "the way of training, an algorithm or strategy",
-    "model": "the network: its architecture, backbone or encoder",
-    "loss": "the loss function, or criterion",
-    "augment": "the augmentation of images",
 }
 REGISTRIES = {
     "method": METHODS,
@@ -118,26 +113,8 @@ RENAMED = {
     "gate": "cell_confidence", "pixel": "pixel_confidence", "absent": "absent_peak",
 }
 REPLACED = RENAMED | {"completion": "teacher_weight"}
-OPTIONS = {  # of `ctseg fit`, and parameters of `fit`
-    "recipe": "a named choice of all settings",
-    "out": "the folder to write, the output, where all is saved",
-    "seed": "of all that is random",
-    "device": "cpu, cuda for a GPU, or mps",
-    "init": "start from the weights of a run, as from a checkpoint",
-    "teacher": "a run that goes on teaching its classes",
-    "log": "a logger, such as tensorboard or wandb",
-    "resume": "continue a run that was stopped",
-    "memory": "of the device, for slices",
-    "time_limit": "stop before this much time has passed",
-    "annotated": "which classes were examined",
-    "plugin": "a Python file of your own",
-}
 
-def as_option(name: str) -> str:
-    "A parameter as it is typed on the command line."
-    return "--" + name.replace("_", "-")
-
-def meanings_of(settings: Settings) -> dict[str, str]:
+def _meanings_of(settings: Settings) -> dict[str, str]:
     "What the settings of a group mean, by their names, with the valid texts."
     infos = names_of(settings)
     return {name: "; ".join([info.meaning, *(info.choices or ())]) for name, info in infos.items()}
@@ -147,7 +124,7 @@ def all_meanings(groups: Mapping[str, Settings]) -> dict[str, str]:
     meanings = {as_option(name): meaning for name, meaning in OPTIONS.items()}
     meanings |= {kind: CHOSEN[kind] for kind in CHOICES if kind in groups}
     for settings in groups.values():
-        meanings |= meanings_of(settings)
+        meanings |= _meanings_of(settings)
     return meanings
 
 
@@ -196,7 +173,7 @@ def locate(groups: dict[str, Settings], key: str) -> tuple[str, str]:
             elsewhere = [owner for owner, settings in groups.items() if name in names_of(settings)]
             if elsewhere:
                 raise InputError(f"unknown setting of {group} {name!r}; did you mean {elsewhere[0]}.{name}?")
-            raise no_setting(f"setting of {group}", name, meanings_of(groups[group]))
+            raise no_setting(f"setting of {group}", name, _meanings_of(groups[group]))
         return group, name
     owners = [candidate for candidate, settings in groups.items() if key in names_of(settings)]
     if not owners:

@@ -66,8 +66,9 @@ pd.DataFrame(
 #| export
 class ComputeSettings(Settings):
     "How the same computation is carried out on a machine."
-    precision: str = setting("auto", "of the arithmetic, mixed below fp32 as in AMP; auto: the device's own", choices=PRECISIONS)
-    pieces: int = setting(1, "parts that a batch is computed in, gradients accumulated, to save memory", low=1)
+    precision: str = setting(
+        "auto", "of the arithmetic, mixed below fp32 as in AMP; auto: the device's own", choices=PRECISIONS)
+    pieces: int = setting(1, "parts a batch is computed in, gradients accumulated, to save memory", low=1)
     channels_last: bool = setting(True, "memory layout of images, faster on most devices")
     compile: bool = setting(False, "torch.compile: slow to start, then faster")
 
