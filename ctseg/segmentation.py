@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from . import __version__
 from .core.anatomy import ClassMap
+from .core.arguments import checks_arguments, options_of
 from .core.atomic import atomic_path
 from .core.errors import InputError, did_you_mean, some_of
 from .core.folders import made_folder
@@ -43,6 +44,7 @@ from .prediction.trained_slicing import choose_slicing, other_distance, trained_
 from .prediction.volumes import class_rows_of, label_volume
 from .report.page import write_page
 from .report.scans import montage, scan_record, scans_page
+from .runs.folder import Run
 from .training.memory import out_of_memory
 
 # %% ../nbs/80_segmentation.ipynb #a16ce338
@@ -317,7 +319,7 @@ def _give_up_last(result: Segmented, error: InputError):
     result.failed.append((last.source, str(error)))
 
 def _write_tables_that_fit(result: Segmented, job: SegmentJob):
-    "Write the tables of as many scans as there is room for. `InputError` if there is none; then none is left."
+    "Write the tables of as many scans as there is room for; `InputError` if there is no room at all."
     notes = result.notes
     while result.done:
         result.about = _about(job.predictor, job.slicing)  # only now it is known which engines answered
@@ -332,8 +334,9 @@ def _write_tables_that_fit(result: Segmented, job: SegmentJob):
     raise full
 
 # %% ../nbs/80_segmentation.ipynb #f546f741
+@checks_arguments
 def segment(
-    runs: str | Path | list[str | Path] | Predictor, # one run or several, which are averaged
+    runs: str | Path | Run | list[str | Path | Run] | Predictor, # one run or several, which are averaged
     scans: str | Path | Iterable[str | Path], # NIfTI files, and folders with DICOM or NIfTI in or below them
     out: str | Path, # the folder to write, new
     formats: str | Sequence[str] | None = None, # dicom-seg, rtstruct, nifti; None: SEG for DICOM, else NIfTI
@@ -344,7 +347,8 @@ def segment(
     A broken scan does not end the rest, a full disk does: see `failed`.
     Raises `InputError` if none could be segmented.
     """
-    given, wanted, out = SegmentOptions(**options), check_formats(formats), new_folder(out)
+    given = options_of(SegmentOptions, options, "segment")
+    wanted, out = check_formats(formats), new_folder(out)
     paths = [scans] if isinstance(scans, (str, Path)) else list(scans)
     predictor = _prepared(runs, given)
     slicing, notes = choose_slicing(trained_slicings(predictor), given.given)

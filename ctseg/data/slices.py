@@ -16,6 +16,7 @@ from typing import Self
 import numpy as np
 
 from ..core.anatomy import IGNORE, ClassMap
+from ..core.arguments import check_argument, checks_arguments, shown_argument
 from ..core.errors import InputError, did_you_mean
 from .lazy import LazyPixels, blank_like, blocks, seen_values, take
 from .stacks import Stacks
@@ -39,16 +40,37 @@ def known_after_resize(
     return known & ~lost
 
 # %% ../../nbs/data/10_slices.ipynb #974a7a89
+_REMEDIES = {
+    "images": "grey values from 0 to 255, of an array; Hounsfield units need a window first",
+    "masks": "the number of a class in each pixel, 0 for none",
+    "known": "give np.asarray(known, bool), 'all' or 'present'",
+    "groups": "give np.asarray(groups, np.int64), a number for each patient",
+}
+
+def _is_array(array) -> bool:
+    "Is this an array whose pixels all count?"
+    return isinstance(array, np.ndarray|LazyPixels) and not isinstance(array, np.ma.MaskedArray)
+
 def _check_array(name: str, array, dtype, shape):
     "`InputError` unless a field of a `SliceSet` is an array of this type and shape."
-    is_array = isinstance(array, np.ndarray|LazyPixels)
+    is_array = _is_array(array)
     if is_array and array.dtype == dtype and array.shape == shape:
         return
-    given = type(array).__name__
-    if is_array:
-        given = f"{array.dtype} {list(array.shape)}"
-    expected = f"{np.dtype(dtype)} {list(shape)}"
+    given = f"{array.dtype} {list(array.shape)}" if is_array else shown_argument(array)
+    expected = f"{np.dtype(dtype)} {list(shape)}: {_REMEDIES[name]}"
     raise InputError(f"SliceSet.{name} is {given}; expected {expected}")
+
+# %% ../../nbs/data/10_slices.ipynb #a97ff48c
+def _check_images(images):
+    "`InputError` unless these are the images of a `SliceSet`, [N,H,W]."
+    shape = images.shape if _is_array(images) else ("N", "H", "W")
+    if len(shape) != 3:
+        remedy = "take out the axis of colours or channels"
+        if len(shape) == 2: remedy = "one image is images[None]"
+        raise InputError(f"SliceSet.images has {len(shape)} dimensions; expected 3: [N,H,W]; {remedy}")
+    _check_array("images", images, np.uint8, shape)
+    if 0 in shape[1:]:
+        raise InputError(f"SliceSet.images is {list(shape)}; expected images of at least one pixel")
 
 # %% ../../nbs/data/10_slices.ipynb #d2af7ece
 def highest_label(masks: np.ndarray) -> int:
@@ -100,6 +122,7 @@ def _check_masks(slices: "SliceArrays"):
 # %% ../../nbs/data/10_slices.ipynb #c141dc56
 def _check_stacks(stacks: Stacks|None, images):
     "`InputError` unless there is a stack of the right size for each of the images [N,H,W]."
+    check_argument("SliceSet.stacks", stacks, Stacks | None)
     if stacks is None or (len(stacks), *stacks.shape[2:]) == images.shape:
         return
     expected = f"one for each of the images {list(images.shape)}"
@@ -135,28 +158,35 @@ def _as_known(known, masks: np.ndarray, C: int) -> np.ndarray:
         return present_classes(masks, C)
     raise did_you_mean("value of known", known, ("all", "present"))
 
+# %% ../../nbs/data/10_slices.ipynb #a7d66b27
+def _as_names(names, n: int) -> tuple[str, ...]:
+    "The names of n images; if not given, `0.png`, `1.png`, …"
+    if names is None:
+        return tuple(f"{i}.png" for i in range(n))
+    check_argument("SliceSet.names", names, Sequence[str])
+    names = tuple(names)
+    check_argument("SliceSet.names", names, Sequence[str])  # a generator has been read now
+    if len(names) != n:
+        raise InputError(f"SliceSet.names has {len(names)} names; expected one for each of {n} images")
+    return names
+
 # %% ../../nbs/data/10_slices.ipynb #c5deef86
 def _complete(images, masks, known, names, groups, classes) -> dict:
     "The six fields of a `SliceSet`, checked, from what its caller gave."
+    _check_images(images)
     n = len(images)
     if masks is None:
         masks = blank_like(images)
         if known is None:
             C = len(_as_classes(classes, masks, known))
             known = np.zeros((n, C), bool)
-    shape = np.shape(images)
-    _check_array("images", images, np.uint8, shape)
-    _check_array("masks", masks, np.uint8, shape)
-    if len(shape) != 3:
-        raise InputError(f"SliceSet.images has {len(shape)} dimensions; expected 3: [N,H,W]")
+    _check_array("masks", masks, np.uint8, images.shape)
     classes = _as_classes(classes, masks, known)
     known = _as_known(known, masks, len(classes))
     _check_array("known", known, np.bool_, (n, len(classes)))
     groups = np.arange(n) if groups is None else groups
     _check_array("groups", groups, np.int64, (n,))
-    names = tuple(f"{i}.png" for i in range(n)) if names is None else tuple(names)
-    if len(names) != n:
-        raise InputError(f"SliceSet.names has {len(names)} names; expected one for each of {n} images")
+    names = _as_names(names, n)
     return dict(images=images, masks=masks, known=known, names=names, groups=groups, classes=classes)
 
 # %% ../../nbs/data/10_slices.ipynb #c4e88cf9
@@ -300,6 +330,7 @@ class SliceSet(SlicesInContext):
     def __repr__(self) -> str:
         return _describe(self)
 
+    @checks_arguments
     def concat(self, other: "SliceSet") -> "SliceSet":
         "The slices of both, `other`'s last. Equal group numbers mean the same group."
         _check_joinable(self, other)

@@ -11,6 +11,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ..core.arguments import checks_arguments
 from ..core.errors import InputError
 from ..core.json_files import json_checksum, read_json
 from ..core.paths import real_path
@@ -80,6 +81,7 @@ def push_failure(name: HubName, error: Exception) -> InputError:
     return hub_failure(name, error) or unreachable
 
 # %% ../../nbs/integrations/20_hub.ipynb #df0531fb
+@checks_arguments
 def push_to_hub(
     run: Run | str | Path, # a finished run
     repo_id: str, # owner/name

@@ -21,6 +21,7 @@ import torch
 from tqdm import tqdm
 
 from ..core.anatomy import ClassMap
+from ..core.arguments import checks_arguments
 from ..core.atomic import atomic_path
 from ..core.errors import InputError
 from ..core.paths import real_path, refuse_folder
@@ -55,6 +56,7 @@ def check_written(path: str | Path, names: list[str], masks: np.ndarray | LazyPi
         raise InputError(f"{path}: {end} rows, expected {table.count}, the number of pixels")
 
 # %% ../../nbs/prediction/60_submission.ipynb #663401b3
+@checks_arguments
 def write_submission(masks: np.ndarray | LazyPixels, names: list[str], path: str | Path):
     "The challenge's submission for masks uint8 [N, H, W] of images `names`: whole and read back, or not there."
     names = list(names)

@@ -21,6 +21,7 @@ from typing import Any, TypedDict, Unpack
 import numpy as np
 
 # %% ../../nbs/recipes/20_fit.ipynb #1f12a6e2
+from ..core.arguments import checks_arguments, options_of
 from ..core.device import DevicePlan, pick_device
 from ..core.atomic import atomic_path
 from ..core.errors import InputError, say
@@ -329,6 +330,7 @@ def make_job(
     return job, earlier, earlier.record() | facts
 
 # %% ../../nbs/recipes/20_fit.ipynb #a5f9a3f4
+@checks_arguments
 def fit(
     data: SliceSet | str | Path, # slices, a challenge folder or a store
     recipe: Recipe | str = DEFAULT_RECIPE, # or its name, or the `recipe.json` of a run
@@ -342,7 +344,7 @@ def fit(
     """Train by a recipe; the finished run. `InputError` for what must change, `Stopped` at the time limit.
 
     Seldom given, see `FitOptions`: time_limit, annotated, plugins, log, callbacks, init, teacher, memory."""
-    more = FitOptions(**options)
+    more = options_of(FitOptions, options, "fit")
     trackers = check_trackers(more.log)
     recipe, plugins = with_plugins(recipe, more.plugins)
     plan, run = pick_device(device, recipe.compute.precision), Run(out)

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from ..core.arguments import checks_arguments
 from ..core.atomic import PART, atomic_path, remove
 from ..core.errors import InputError
 from ..core.filetypes import check_folder, instead_of
@@ -249,6 +250,7 @@ def is_text(path: Path) -> bool:
 # %% ../../nbs/runs/20_folder.ipynb #c0e4d984
 class Run(RunFolder):
     "A run folder to start, continue and lock."
+    @checks_arguments
     def __init__(self, folder: str | Path):
         super().__init__(folder)
         self.file_lock = FileLock()

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import ctseg.methods  # noqa: F401 registers the methods
+from ..core.arguments import shown_argument
 from ..core.errors import InputError, did_you_mean
 from ..core.meant import meant
 from ..core.registry import Plugin, plugins_of
@@ -135,7 +136,7 @@ def locate(groups: dict[str, Settings], key: str) -> tuple[str, str]:
 def chosen(group: str, name: str, old: Settings | None = None) -> Settings:
     "The settings of what is called `name`; those of `old` that were changed are kept, where both have them."
     if not isinstance(name, str):
-        raise InputError(f"{group}: its name is {name!r}, expected a text")
+        raise InputError(f"{group} is {shown_argument(name)}; expected its name, or its settings")
     kind = CHOICES[group](name)
     names = [info.name for info in describe(kind)]
     given = {"name": name} if "name" in names else {}
@@ -195,6 +196,9 @@ def changed_recipe(recipe: Recipe, values: dict[str, Any]) -> Recipe:
             continue
         value = values[key]
         by_name = key in CHOICES and not isinstance(value, Settings)
+        if key in GROUPS and not by_name and not isinstance(value, Settings):
+            raise InputError(f"{key} is {shown_argument(value)}; expected its settings, "
+                             "or give each of them by its own name")
         given[key] = chosen(key, value, getattr(recipe, key)) if by_name else value
     recipe = dataclasses.replace(recipe, **given)
     by_group: dict[str, dict[str, Any]] = {}

@@ -17,6 +17,8 @@ import torch
 from torch import nn
 
 from ..core.anatomy import ClassMap
+from ..core.arguments import shown_argument
+from ..core.errors import InputError
 from ..core.registry import Registry
 from ..core.settings import Settings
 from ..data.batches import Batch
@@ -155,6 +157,8 @@ METHODS = Registry("method")
 def register_method(name: str) -> Callable[[type[Method]], type[Method]]:
     "A decorator for a subclass of `Method`: recipes find it by `name`, or by its settings."
     def enter(cls: type[Method]) -> type[Method]:
+        if not (isinstance(cls, type) and issubclass(cls, Method)):
+            raise InputError(f"the method {name!r} is {shown_argument(cls)}; expected a subclass of Method")
         METHODS.register(name)(cls)
         others = vars(cls.Settings).get("name", name) != name  # settings that another method has already
         if cls.Settings is NoSettings or others:

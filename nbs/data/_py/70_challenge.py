@@ -33,6 +33,7 @@ from pathlib import Path
 import numpy as np
 
 from ctseg.core.anatomy import ClassMap
+from ctseg.core.arguments import checks_arguments
 from ctseg.core.atomic import atomic_path
 from ctseg.core.errors import InputError, did_you_mean
 from ctseg.core.filetypes import check_folder, instead_of
@@ -266,8 +267,9 @@ def _slices_of(folder: Path, split: str, annotated: str, images_of: Callable, ma
 
 # %%
 #| export
+@checks_arguments
 def read_challenge(
-    folder, # a challenge folder
+    folder: str | Path, # a challenge folder
     split: str = "train", # train or test
     annotated: str = "json", # json, all or present: where to learn what was examined (train only)
     cache: bool = True, # keep the arrays, by content
@@ -444,9 +446,10 @@ test_eq(_examined_file(toys, "test"), TEST_EXAMINED)
 
 # %%
 #| export
+@checks_arguments
 def write_challenge(
     slices: SliceSet,
-    folder, # created if needed; the other split in it is kept
+    folder: str | Path, # created if needed; the other split in it is kept
     split: str = "train", # train or test
     compress: bool = False, # write `.csv.gz`
 ):

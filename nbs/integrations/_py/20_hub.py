@@ -12,6 +12,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ctseg.core.arguments import checks_arguments
 from ctseg.core.errors import InputError
 from ctseg.core.json_files import json_checksum, read_json
 from ctseg.core.paths import real_path
@@ -122,6 +123,7 @@ print(push_failure(HubName("ada/liver"), ConnectionError("no route")))
 
 # %%
 #| export
+@checks_arguments
 def push_to_hub(
     run: Run | str | Path, # a finished run
     repo_id: str, # owner/name

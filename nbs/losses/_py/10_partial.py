@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from ctseg.core.errors import InputError, did_you_mean
 from ctseg.core.unions import Unions
-from ctseg.losses.target import Target, as_target, sum_dtype
+from ctseg.losses.target import Target, as_target, check_tensors, sum_dtype
 from ctseg.losses.unions import without_unions
 
 # %%
@@ -472,6 +472,7 @@ class SoftmaxLoss(PartialLoss):
 
     def batch_sums(self, logits, mask, known=None, weight=None, pixel_known=False) -> ClassSums:
         "The sums of a batch; without `known` every class counts as examined."
+        check_tensors(logits=logits)
         if known is None:
             known = logits.new_ones(len(logits), logits.shape[1] - 1)
         flat, target = as_target(logits, mask, known, weight, pixel_known, True, self.unions, self.whole)
@@ -518,6 +519,7 @@ class PlainMarginalSoftmaxLoss(SoftmaxLoss):
 
     def forward(self, logits, mask, known, weight=None) -> torch.Tensor:
         "The loss, a scalar."
+        check_tensors(known=known)  # left out it would count as everything
         sums = self.batch_sums(logits, mask, known, weight, self.pixel_known)
         dice = dice_loss(*sums.without_background(), self.reduction, self.eps, self.log_dice)
         return self.w_ce*sums.cross_entropy + self.w_dice*dice

@@ -22,6 +22,7 @@ import torch
 from tqdm import tqdm
 
 from ctseg.core.anatomy import ClassMap
+from ctseg.core.arguments import checks_arguments
 from ctseg.core.atomic import atomic_path
 from ctseg.core.errors import InputError
 from ctseg.core.paths import real_path, refuse_folder
@@ -115,6 +116,7 @@ except InputError as e: print(str(e).replace(keep.name, "…"))
 
 # %%
 #| export
+@checks_arguments
 def write_submission(masks: np.ndarray | LazyPixels, names: list[str], path: str | Path):
     "The challenge's submission for masks uint8 [N, H, W] of images `names`: whole and read back, or not there."
     names = list(names)

@@ -20,6 +20,7 @@ import numpy as np
 
 # %%
 #| export
+from ctseg.core.arguments import checks_arguments, options_of
 from ctseg.core.device import DevicePlan, pick_device
 from ctseg.core.atomic import atomic_path
 from ctseg.core.errors import InputError, say
@@ -494,6 +495,7 @@ def make_job(
 
 # %%
 #| export
+@checks_arguments
 def fit(
     data: SliceSet | str | Path, # slices, a challenge folder or a store
     recipe: Recipe | str = DEFAULT_RECIPE, # or its name, or the `recipe.json` of a run
@@ -507,7 +509,7 @@ def fit(
     """Train by a recipe; the finished run. `InputError` for what must change, `Stopped` at the time limit.
 
     Seldom given, see `FitOptions`: time_limit, annotated, plugins, log, callbacks, init, teacher, memory."""
-    more = FitOptions(**options)
+    more = options_of(FitOptions, options, "fit")
     trackers = check_trackers(more.log)
     recipe, plugins = with_plugins(recipe, more.plugins)
     plan, run = pick_device(device, recipe.compute.precision), Run(out)

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from ctseg.core.arguments import checks_arguments
 from ctseg.core.atomic import PART, atomic_path, remove
 from ctseg.core.errors import InputError
 from ctseg.core.filetypes import check_folder, instead_of
@@ -353,6 +354,7 @@ test_eq([is_text(Path(name)) for name in ("größe", "gr\udcf6sse")], [True, Fal
 #| export
 class Run(RunFolder):
     "A run folder to start, continue and lock."
+    @checks_arguments
     def __init__(self, folder: str | Path):
         super().__init__(folder)
         self.file_lock = FileLock()

@@ -18,6 +18,8 @@ import torch
 from torch import nn
 
 from ctseg.core.anatomy import ClassMap
+from ctseg.core.arguments import shown_argument
+from ctseg.core.errors import InputError
 from ctseg.core.registry import Registry
 from ctseg.core.settings import Settings
 from ctseg.data.batches import Batch
@@ -257,6 +259,8 @@ METHODS = Registry("method")
 def register_method(name: str) -> Callable[[type[Method]], type[Method]]:
     "A decorator for a subclass of `Method`: recipes find it by `name`, or by its settings."
     def enter(cls: type[Method]) -> type[Method]:
+        if not (isinstance(cls, type) and issubclass(cls, Method)):
+            raise InputError(f"the method {name!r} is {shown_argument(cls)}; expected a subclass of Method")
         METHODS.register(name)(cls)
         others = vars(cls.Settings).get("name", name) != name  # settings that another method has already
         if cls.Settings is NoSettings or others:
