@@ -85,7 +85,7 @@ def check_mask_shape(logits: torch.Tensor, mask: torch.Tensor, C: int) -> None:
         remedy = "; structures that overlap need sigmoid outputs, such as of the loss masked"
     raise InputError(f"mask is {tuple(mask.shape)}, expected {(B, *space)}{remedy}")
 
-
+# %% ../../nbs/losses/08_target.ipynb #cd9c7e68
 def check_tensors(**given) -> None:
     "`InputError` unless all that is given is a tensor."
     for name, value in given.items():

@@ -5,16 +5,16 @@
 # %% auto #0
 __all__ = ['Callback', 'TOO_LARGE', 'check_job', 'refuse_too_large', 'warn_of_split', 'check_batches',
            'save_curves', 'held_out_facts', 'finish', 'finish_in_time', 'carry_out', 'FitOptions',
-           'FitKeywords', 'as_watchers', 'tell_of_groups', 'announce', 'start_and_tell',
-           'open_trackers', 'carry_out_watched', 'with_plugins', 'how_cut',
+           'read_options', 'FitKeywords', 'as_watchers', 'tell_of_groups', 'announce',
+           'start_and_tell', 'open_trackers', 'carry_out_watched', 'with_plugins', 'how_cut',
            'refuse_lost_settings', 'make_job', 'fit']
 
 # %% ../../nbs/recipes/20_fit.ipynb #aadf2952
 import math
 import sys
 import warnings
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
@@ -47,7 +47,7 @@ from ..runs.card import write_card
 from ..runs.folder import Run, make_spec, start_run
 from ..runs.job import Job
 from ..runs.network import decide_network
-from ..runs.recipe import Recipe, names_of, recipe_fields, recipe_plugins, unknown_setting
+from ..runs.recipe import Recipe, is_setting, names_of, recipe_fields, recipe_plugins, unknown_setting
 from ..runs.sums import write_metrics
 from ..training.curves import plot_curves
 from ..training.deadline import Deadline, Stopped, read_duration
@@ -203,6 +203,17 @@ class FitOptions:
         use = "is for reading a challenge folder, and these slices have been read"
         raise InputError(f"annotated={self.annotated!r} {use}; give it to read_challenge")
 
+# %% ../../nbs/recipes/20_fit.ipynb #03778772
+def read_options(options: Mapping[str, Any], recipe: Recipe | str) -> FitOptions:
+    "The options of `fit`; `InputError` for an unknown one, and for a setting of the recipe."
+    known = {field.name for field in fields(FitOptions)}
+    setting = next((name for name in options if name not in known and is_setting(name)), "")
+    if setting:
+        name = recipe.name if isinstance(recipe, Recipe) else recipe
+        remedy = f"get_recipe({name!r}).change({setting}={options[setting]!r})"
+        raise InputError(f"fit: {setting} is a setting of the recipe; give recipe={remedy}")
+    return options_of(FitOptions, options, "fit")
+
 # %% ../../nbs/recipes/20_fit.ipynb #3ac0bd7b
 class FitKeywords(TypedDict, total=False):
     "The keywords of `fit` that become `FitOptions`, which says what they mean."
@@ -333,7 +344,7 @@ def make_job(
 @checks_arguments
 def fit(
     data: SliceSet | str | Path, # slices, a challenge folder or a store
-    recipe: Recipe | str = DEFAULT_RECIPE, # or its name, or the `recipe.json` of a run
+    recipe: Recipe | str = DEFAULT_RECIPE, # or its name, or its file
     out: str | Path = "runs/run",
     seed: int = 0,
     resume: bool = False, # continue a run that was cut
@@ -344,7 +355,7 @@ def fit(
     """Train by a recipe; the finished run. `InputError` for what must change, `Stopped` at the time limit.
 
     Seldom given, see `FitOptions`: time_limit, annotated, plugins, log, callbacks, init, teacher, memory."""
-    more = options_of(FitOptions, options, "fit")
+    more = read_options(options, recipe)
     trackers = check_trackers(more.log)
     recipe, plugins = with_plugins(recipe, more.plugins)
     plan, run = pick_device(device, recipe.compute.precision), Run(out)

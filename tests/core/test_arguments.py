@@ -57,6 +57,7 @@ def test_what_is_no_path(wrong, tmp_path, monkeypatch):
     ({"callbacks": print}, "fit: callbacks is builtin_function_or_method"), ({"callbacks": [3]}, "each a function"), ({"log": None}, "fit: log is None"),
     ({"plugins": "mine.py"}, "fit: plugins is str 'mine.py'; expected several, each a path"), ({"init": 3}, "fit: init is int 3"),
     ({"seeds": 3}, "unknown option of fit 'seeds'"),
+    ({"lr": 0.1}, "fit: lr is a setting of the recipe; give recipe=get_recipe('marginal').change(lr=0.1)"),
 ])
 def test_arguments_of_fit(given, told, tmp_path):
     empty = slices()[[]]

@@ -173,6 +173,8 @@ def check_mask_shape(logits: torch.Tensor, mask: torch.Tensor, C: int) -> None:
     raise InputError(f"mask is {tuple(mask.shape)}, expected {(B, *space)}{remedy}")
 
 
+# %%
+#| export
 def check_tensors(**given) -> None:
     "`InputError` unless all that is given is a tensor."
     for name, value in given.items():

@@ -426,7 +426,7 @@ class Predictor(Ensemble):
     @checks_arguments
     def predict(
         self,
-        images: Any, # an array or what becomes one, uint8 [N, H, W] or [H, W]
+        images: Any, # uint8 [N, H, W] or [H, W]: arrays, lists
         batch_size: int = 16,
         volume: bool = False, # they are all slices of one volume, in order
     ) -> np.ndarray: # uint8, of the same shape

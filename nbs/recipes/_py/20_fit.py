@@ -11,8 +11,8 @@
 import math
 import sys
 import warnings
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
@@ -46,7 +46,7 @@ from ctseg.runs.card import write_card
 from ctseg.runs.folder import Run, make_spec, start_run
 from ctseg.runs.job import Job
 from ctseg.runs.network import decide_network
-from ctseg.runs.recipe import Recipe, names_of, recipe_fields, recipe_plugins, unknown_setting
+from ctseg.runs.recipe import Recipe, is_setting, names_of, recipe_fields, recipe_plugins, unknown_setting
 from ctseg.runs.sums import write_metrics
 from ctseg.training.curves import plot_curves
 from ctseg.training.deadline import Deadline, Stopped, read_duration
@@ -295,6 +295,28 @@ class FitOptions:
 # %% [markdown]
 # `fit` takes each of them as a keyword. An editor completes and checks them, since their types are declared:
 
+# %% [markdown]
+# A setting of the recipe is no option of `fit`; a line says where it goes.
+
+# %%
+#| export
+def read_options(options: Mapping[str, Any], recipe: Recipe | str) -> FitOptions:
+    "The options of `fit`; `InputError` for an unknown one, and for a setting of the recipe."
+    known = {field.name for field in fields(FitOptions)}
+    setting = next((name for name in options if name not in known and is_setting(name)), "")
+    if setting:
+        name = recipe.name if isinstance(recipe, Recipe) else recipe
+        remedy = f"get_recipe({name!r}).change({setting}={options[setting]!r})"
+        raise InputError(f"fit: {setting} is a setting of the recipe; give recipe={remedy}")
+    return options_of(FitOptions, options, "fit")
+
+
+# %%
+for wrong in ({"lr": 0.1}, {"time_limits": "1h"}):
+    try: read_options(wrong, "marginal")
+    except InputError as e: print(e)
+
+
 # %%
 #| export
 class FitKeywords(TypedDict, total=False):
@@ -498,7 +520,7 @@ def make_job(
 @checks_arguments
 def fit(
     data: SliceSet | str | Path, # slices, a challenge folder or a store
-    recipe: Recipe | str = DEFAULT_RECIPE, # or its name, or the `recipe.json` of a run
+    recipe: Recipe | str = DEFAULT_RECIPE, # or its name, or its file
     out: str | Path = "runs/run",
     seed: int = 0,
     resume: bool = False, # continue a run that was cut
@@ -509,7 +531,7 @@ def fit(
     """Train by a recipe; the finished run. `InputError` for what must change, `Stopped` at the time limit.
 
     Seldom given, see `FitOptions`: time_limit, annotated, plugins, log, callbacks, init, teacher, memory."""
-    more = options_of(FitOptions, options, "fit")
+    more = read_options(options, recipe)
     trackers = check_trackers(more.log)
     recipe, plugins = with_plugins(recipe, more.plugins)
     plan, run = pick_device(device, recipe.compute.precision), Run(out)
