@@ -43,6 +43,9 @@ def check_names(
         message = _other_file(extra[0], folder) or _other_spelling(extra[0], known)
         if not message:
             message = f"column {_first(extra)} belongs to no image; remove it, or add the image"
+            if not extra[0].strip() or extra[0].startswith("Unnamed"):  # pandas calls it so
+                at = list(columns).index(extra[0]) + 2
+                message = f"column {at} is called {extra[0]!r}; was an index written twice?"
     elif missing:
         message = f"no column for {_first(missing)}; add it"
     else:

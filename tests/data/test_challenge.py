@@ -131,6 +131,13 @@ BROKEN = {
     "Excel's empty row at the end": (
         lambda d: (d/CSV).write_text((d/CSV).read_text() + ","*N + "\n"), (CSV, "line 258: an empty row; remove it"),
     ),
+    "an index written twice": (
+        lambda d: pd.read_csv(d/CSV, dtype=str).to_csv(d/CSV), (CSV, "column 2 is called 'Unnamed: 0'"),
+    ),
+    "a comma at the end of each line": (
+        lambda d: (d/CSV).write_text((d/CSV).read_text().replace("\n", ",\n")), (CSV, "column 14 is called ''"),
+    ),
+    "marks of a merge": (lambda d: (d/CSV).write_text("<<<<<<< HEAD\n" + (d/CSV).read_text()), (CSV, "a merge that was not solved")),
     "spaces after the commas": (
         lambda d: (d/CSV).write_text((d/CSV).read_text().replace(",", ", ")),
         (CSV, "column ' 0.png' is to be called '0.png'"),
@@ -172,7 +179,7 @@ BROKEN = {
         ("1.png: 16x16", "expected 16x17 as 0.png", "whichever differs"),
     ),
     "colours": (save("4.png", random_image(SIZE, SIZE, 3)), ("4.png", "channels differ")),
-    "half transparent": (save("4.png", random_image(SIZE, SIZE, 4)), ("4.png", "channels differ")),
+    "half transparent": (save("4.png", random_image(SIZE, SIZE, 4)), ("4.png", "transparent pixels")),
     "16 bit": (
         save("4.png", random_image(SIZE, SIZE, top=60000, dtype=np.uint16)),
         ("4.png", "16-bit", "8 bits"),

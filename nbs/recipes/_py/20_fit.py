@@ -523,7 +523,7 @@ def fit(
     recipe: Recipe | str = DEFAULT_RECIPE, # or its name, or its file
     out: str | Path = "runs/run",
     seed: int = 0,
-    resume: bool = False, # continue one that was cut
+    resume: bool = False, # go on with a cut run
     device: str = "auto",
     progress: bool = True,
     **options: Unpack[FitKeywords],
