@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['MAX_PIXELS', 'MAX_BYTES', 'PIXEL_PARTS', 'MOST_PARTS', 'SYSTEM_FILES', 'OTHER_IMAGES',
            'natural_key', 'size_text', 'no_png', 'png_header', 'png_bits', 'parts_are_whole',
-           'decode_png', 'grey_only', 'is_system_file', 'image_paths', 'read_pngs', 'read_images',
-           'open_images']
+           'decode_png', 'grey_only', 'is_system_file', 'image_paths', 'other_images',
+           'read_pngs', 'read_images', 'open_images']
 
 # %% ../../nbs/data/30_images.ipynb #0bedab11
 import io
@@ -177,6 +177,11 @@ def image_paths(
         return sorted(paths, key=lambda p: natural_key(p.name))
     raise InputError(f"{folder}: no PNG images in it; {_where_they_are(content)}")
 
+def other_images(folder: str | Path) -> list[str]:
+    "The names of the images in a folder that are no PNG files, and are not read."
+    return sorted(p.name for p in Path(folder).iterdir() if p.suffix.lower() in OTHER_IMAGES)
+
+# %% ../../nbs/data/30_images.ipynb #96a08a7c
 def _where_they_are(content: list[Path]) -> str:
     "What to do about a folder without PNG images, by what else is in it."
     inner = next((p for p in content if p.is_dir() and any(p.glob("*.png"))), None)

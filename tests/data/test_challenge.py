@@ -131,6 +131,9 @@ BROKEN = {
     "Excel's empty row at the end": (
         lambda d: (d/CSV).write_text((d/CSV).read_text() + ","*N + "\n"), (CSV, "line 258: an empty row; remove it"),
     ),
+    "letters coded in another way": (
+        lambda d: (edit(d/CSV, ("4.png", "\u00e4.png")), (d/IMG).rename((d/IMG).with_name("a\u0308.png"))), (CSV, "NFC or NFD"),
+    ),
     "an index written twice": (
         lambda d: pd.read_csv(d/CSV, dtype=str).to_csv(d/CSV), (CSV, "column 2 is called 'Unnamed: 0'"),
     ),

@@ -304,6 +304,13 @@ def image_paths(
         return sorted(paths, key=lambda p: natural_key(p.name))
     raise InputError(f"{folder}: no PNG images in it; {_where_they_are(content)}")
 
+def other_images(folder: str | Path) -> list[str]:
+    "The names of the images in a folder that are no PNG files, and are not read."
+    return sorted(p.name for p in Path(folder).iterdir() if p.suffix.lower() in OTHER_IMAGES)
+
+
+# %%
+#| export
 def _where_they_are(content: list[Path]) -> str:
     "What to do about a folder without PNG images, by what else is in it."
     inner = next((p for p in content if p.is_dir() and any(p.glob("*.png"))), None)

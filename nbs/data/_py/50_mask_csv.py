@@ -18,6 +18,7 @@ import contextlib
 import gzip
 import io
 import math
+import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -105,14 +106,18 @@ def _first(names: list[str]) -> str:
 
 def _bare(name: str) -> str:
     "The name of an image without folder, ending, spaces and leading zeros."
-    last = name.replace("\\", "/").rpartition("/")[2]
+    last = unicodedata.normalize("NFC", name).replace("\\", "/").rpartition("/")[2]
     stem = last.strip().lower().removesuffix(".png")
     return stem.lstrip("0") or stem[-1:]  # an image may be called 0
 
 def _other_spelling(name: str, known: set[str]) -> str:
     "What to do with a column that names an image in another way; \"\" if it names none, or several."
     meant = [image for image in known if _bare(image) == _bare(name)]
-    return f"column {name!r} is to be called {meant[0]!r}, as its image" if len(meant) == 1 else ""
+    if len(meant) != 1:
+        return ""
+    same = unicodedata.normalize("NFC", name) == unicodedata.normalize("NFC", meant[0])
+    how = "in the same coding of its letters (NFC or NFD)" if same else "as its image"
+    return f"column {name!r} is to be called {meant[0]!r}, {how}"
 
 def _other_file(name: str, folder) -> str:
     "What to do with an image that is in the folder, but not as `name`.png; \"\" if it is not."

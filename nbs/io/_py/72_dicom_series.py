@@ -289,12 +289,28 @@ uneven = make_stack(slices_in(read_heap(clinic/"oblique, unevenly spaced")), cli
 check_gaps(uneven, clinic)  # an honest change of spacing
 print("steps in mm:", uneven.steps[[0, 8, 9, 13, 14, 22]].round(3))
 
-
 # %% [markdown]
 # ## Pixels
 #
 # The pixels come last. A compressed file needs a decoder that may not be installed, and a file may be cut off; both are told. Each
 # slice is rescaled to Hounsfield units with its own slope and intercept.
+
+# %%
+#| export
+_PLAIN = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2") # neither compressed nor deflated
+
+def check_room(file: DicomFile, src: Path):
+    "`InputError` for a file that is shorter than the pixels its header tells of; they may need too much memory."
+    header = file.header
+    if header.file_meta.TransferSyntaxUID not in _PLAIN: return
+    bits = int(header.get("BitsAllocated") or 8)
+    pixels = int(header.Rows)*int(header.Columns)*bits//8
+    size = file.path.stat().st_size
+    if pixels > size:
+        needed = f"{header.Rows}x{header.Columns} pixels need {pixels} bytes"
+        raise InputError(f"{file.shown(src)}: {needed}, the file has {size}; "
+                         "it is damaged or cut off, copy it again")
+
 
 # %%
 #| export
@@ -449,6 +465,7 @@ class Series(_Geometry):
 
     def read_voxels(self, src: Path) -> np.ndarray:
         "Voxels in Hounsfield units, float32 [columns, rows, slices]; messages name files below `src`."
+        check_room(next(self.headers.files(self.patterns)), src)
         voxels = np.empty(self.shape, np.float32)
         frames, path = None, None
         for k, file in enumerate(self.headers.files(self.patterns)):
