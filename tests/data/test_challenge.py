@@ -47,6 +47,12 @@ from ctseg.data.slices import SliceSet
 from ctseg.metrics.evaluate import evaluate_files
 
 
+def test_test_images_that_lead_nowhere_are_no_folder_without_a_test(data):
+    shutil.rmtree(data/"test-images", ignore_errors=True)
+    (data/"test-images").symlink_to("nowhere")
+    told(lambda: check_challenge(data), "test-images is there, but is a link that leads nowhere")
+
+
 BROKEN = {
     # images against columns
     "missing image": (lambda d: (d/"train-images/3.png").unlink(), (CSV, "3.png", "belongs to no image")),

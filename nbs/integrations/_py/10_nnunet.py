@@ -8,6 +8,7 @@
 
 # %%
 #| export
+import os
 import sys
 import tempfile
 from collections import Counter
@@ -386,7 +387,7 @@ def _open(folder: Path, spool: Path) -> dict[str, SliceSet]:
     if not slices.labelled.any():
         raise InputError(f"{folder}: no labelled training images; nnU-Net needs some")
     splits = {"train": slices}
-    if (folder/"test-images").is_dir():
+    if os.path.lexists(folder/"test-images"):
         splits["test"] = open_challenge(folder, "test", spool=spool)
     return splits
 
