@@ -378,11 +378,13 @@ def test_what_cannot_be_segmented_leaves_no_folder_and_a_tilde_is_a_name(clinic,
     assert out[0] == 0 and (tmp_path/"~root/two/p1.nii.gz").exists(), out
 
 
-def test_names_of_scans_and_folders_do_not_move_the_cursor(capsys):
+def test_names_of_scans_and_folders_do_not_move_the_cursor(capsys, tmp_path, monkeypatch):
     odd = "\x1b[2Jx"
+    monkeypatch.chdir(tmp_path)
+    Path(odd).touch()
     scan = SimpleNamespace(name=odd, source=odd, rows=[], files=[odd])
     result = SimpleNamespace(
-        done=[scan], passed_over={odd: 2}, notes=[odd], failed=[(odd, "broken")], out=Path(odd))
+        done=[scan], passed_over={odd: 2}, notes=[odd], failed=[(odd, "broken")], out=Path(odd), page=Path(odd))
     print_results(result)
     told = "".join(capsys.readouterr())
     assert "\x1b" not in told and told.count("\\x1b[2Jx") == 8
