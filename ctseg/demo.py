@@ -33,6 +33,7 @@ from .recipes.table import get_recipe
 from .report.page import report
 from .runs.folder import Run, read_spec
 from .runs.recipe import Recipe, apply_settings
+from .runs.start import hold_run, release_run
 
 # %% ../nbs/75_demo.ipynb #4fbee772
 def plot_predictions(
@@ -170,7 +171,7 @@ def run_demo(
             write_submission(masks["student"], test.names, run/"submission.csv")
             draw_demo(run, train, test, masks)
         report(out, test, "test")
-    finally: earlier.unlock()
+    finally: release_run(earlier)
     report_demo(Run(out), test, masks)
     print(f"{time.monotonic() - start:.0f} s in all")
 
@@ -208,7 +209,7 @@ def _may_write(out: Path, overwrite: bool, demos: tuple) -> Run:
     theirs = read_spec(out/"recipe.json")["recipe"]
     if not any(_is_demo(theirs, settings) for settings in demos):
         raise InputError(f"{out} holds a run that is no demo and is not overwritten; choose another --out")
-    run.lock()
+    hold_run(run)
     return run
 
 # %% ../nbs/75_demo.ipynb #fa2e93db

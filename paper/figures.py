@@ -60,8 +60,17 @@ NAMES = {
     "masked-nopixel": "masked, no per-pixel known",
     "ce-dice-zeros": "CE + Dice, unknown = background",
 }
-# shown in detail, with their colours
-MAIN = {"original-attunet": SOFT, "marginal": AMBER, "masked": BLUE, "masked-log": VIOLET}
+# one colour a supervised recipe, in every figure
+COLOURS = {
+    "original-attunet": ACCENT,
+    "marginal": AMBER,
+    "marginal-image": "#d9a15a",
+    "masked": BLUE,
+    "masked-nopixel": "#7fb8c4",
+    "masked-log": VIOLET,
+    "ce-dice-zeros": SOFT,
+}
+MAIN = ("original-attunet", "marginal", "masked", "masked-log")  # shown in detail
 METHODS = {
     "teacher-student": "teacher–student",
     "pretrain-finetune": "pretrain, fine-tune",
@@ -158,7 +167,7 @@ def by_class(t):
     fig, ax = plt.subplots(figsize=(COLUMN, 1.75), layout="constrained")
     for k, n in enumerate(names):
         x = np.arange(len(order)) + (k - (len(names) - 1)/2)*.84/len(names)
-        ax.bar(x, np.array(by[n])[order], .78/len(names), color=MAIN[n], label=NAMES[n])
+        ax.bar(x, np.array(by[n])[order], .78/len(names), color=COLOURS[n], label=NAMES[n])
     short = (
         lambda c: c.replace("_", " ").replace("spinal ", "").replace(" right", " r.").replace(" left", " l.")
     )
@@ -242,10 +251,10 @@ def curves(supervised, semi):
     }
     have, phased = kept(supervised), {n: r for n, r in (kept(semi) if semi else {}).items() if n in PHASED}
     fig, ax = plt.subplots(
-        1, 1 + bool(phased), figsize=(PAGE if phased else COLUMN, 1.75), layout="constrained", squeeze=False
+        1, 1 + bool(phased), figsize=(PAGE if phased else COLUMN, 2.1), layout="constrained", squeeze=False
     )
-    for n, c in ({**MAIN, "original-attunet": ACCENT, "ce-dice-zeros": SOFT}).items():
-        if n in have: curve(ax[0, 0], have[n], c, NAMES[n])
+    for n in (*MAIN, "ce-dice-zeros"):
+        if n in have: curve(ax[0, 0], have[n], COLOURS[n], NAMES[n])
     ax[0, 0].set(xlabel="pass over the annotated slices", ylabel="Dice, held-out cells")
     for i, (n, (label, c)) in enumerate(PHASED.items()):
         if n in phased:
@@ -255,26 +264,22 @@ def curves(supervised, semi):
     for a in ax[0]:
         a.set_ylim(0, a.get_ylim()[1]*(1 if a is ax[0, 0] else 1.12))
         a.legend(
-            loc="lower right",
+            loc="upper center",
+            bbox_to_anchor=(.5, -.24),
+            ncols=2,
             handlelength=1.2,
             labelspacing=.15,
+            columnspacing=1,
             fontsize=6.8,
-            frameon=True,
-            facecolor="white",
-            edgecolor="none",
-            framealpha=.85,
         )
     return fig
 
 def two_metrics(rows):
     "The right and the transposed number of every run."
     fig, ax = plt.subplots(figsize=(COLUMN, 1.9), layout="constrained")
-    for n, c in zip(
-        dict.fromkeys(r["recipe"] for r in rows),
-        (AMBER, GREEN, BLUE, INK, VIOLET, SOFT, ACCENT, "#3d8bd4", "#d46a9f")*2,
-    ):
+    for n in dict.fromkeys(r["recipe"] for r in rows):
         points = [(r["right"], r["transposed"]) for r in rows if r["recipe"] == n]
-        ax.plot(*zip(*points), "o", ms=3.5, mew=0, color=c, label=NAMES.get(n, n))
+        ax.plot(*zip(*points), "o", ms=3.5, mew=0, color=COLOURS.get(n, INK), label=NAMES.get(n, n))
     low, high = min(r["transposed"] for r in rows) - .02, max(r["right"] for r in rows) + .02
     ax.plot([low, high], [low, high], color="0.75", lw=.7, zorder=0)
     ax.set(xlabel="the challenge's metric", ylabel="transposed", xlim=(low, high))
@@ -313,7 +318,7 @@ def budgets(cells):
     if not cells: return None
     fig, ax = plt.subplots(figsize=(COLUMN, 2.2), layout="constrained")
     slices = sorted({c["slices"] for c in cells})
-    for row, colour in zip(("original-attunet", "marginal-log", "ctseg, short", "ctseg"), (SOFT, AMBER, GREEN, BLUE)):
+    for row, colour in zip(("original-attunet", "marginal-log", "ctseg, short", "ctseg"), (ACCENT, AMBER, GREEN, BLUE)):
         mine = [c for c in cells if c["row"] == row]
         ax.plot([c["slices"] for c in mine], [np.mean(c["scores"]) for c in mine], color=colour, lw=1.2, label=row)
         for c in mine:

@@ -11,12 +11,12 @@ The tables are those of bench_tables.py.
 `python tools/bench.py gpu --data DIR` measures a GPU instead (gpu.py).
 """
 import argparse
-import dataclasses
 import json
 import re
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from bench_tables import TABLES
@@ -47,22 +47,46 @@ def fully_annotated(train, data: Path):
     )
 
 
-def on_left_out(train, recipe, seed, predict):
-    """Dice tables [annotated slices, classes] of what `predict` makes of the slices of patients whose
-    annotation the setting `labelled` leaves out: choices are made on these, so that the test slices only
-    judge. NaN where nothing is known."""
+def on_test(test, masks: dict) -> dict:
+    "Dice of each (test slice, class) by the rule that drew the masks; NaN where nothing is known."
+    import numpy as np
+    from ctseg.metrics.challenge import dice_table
+    keep = {}
+    for rule, drawn in masks.items():
+        table = dice_table(drawn, test.masks, len(test.classes))
+        keep[f"dice_{rule}"] = np.where(test.known, table, np.nan).astype(np.float32)
+    return keep
+
+
+def areas(masks: dict, classes: int) -> dict:
+    "Pixels of each (slice, class) by rule."
+    import numpy as np
+    keep = {}
+    for rule, drawn in masks.items():
+        counts = [np.bincount(mask.ravel(), minlength=classes + 1)[1:] for mask in drawn]
+        keep[f"area_{rule}"] = np.stack(counts).astype(np.int32)
+    return keep
+
+
+def on_left_out(train, labelled, seed, predictor, rules) -> dict:
+    """Dice of each (annotated slice, class) whose patient the setting `labelled` leaves out, by argmax and by
+    the chosen rule: choices are made on these, so that the test slices only judge. NaN where nothing is
+    known."""
     import numpy as np
     from ctseg.data.splits import select_labelled
     from ctseg.metrics.challenge import dice_table
-    kept = select_labelled(train, recipe.value("labelled"), seed).labelled
+    from ctseg.prediction.predictor import predict_masks
+    kept = select_labelled(train, labelled, seed).labelled
     rest = np.flatnonzero(train.labelled & ~np.isin(train.groups, train.groups[kept]))  # of other patients
-    at, tables = np.searchsorted(np.flatnonzero(train.labelled), rest), []
-    for masks in predict(train.images[rest]):
-        tables.append(np.full((train.labelled.sum(), len(train.classes)), np.nan, np.float32))
-        tables[-1][at] = np.where(
-            train.known[rest], dice_table(masks, train.masks[rest], len(train.classes)), np.nan
-        )
-    return tables
+    at = np.searchsorted(np.flatnonzero(train.labelled), rest)
+    some = {rule: rules[rule] for rule in ("argmax", "chosen") if rule in rules}
+    keep = {"rest_groups": train.groups[train.labelled]}
+    for rule, drawn in zip(some, predict_masks(predictor, train.images[rest], list(some.values()))):
+        table = np.full((train.labelled.sum(), len(train.classes)), np.nan, np.float32)
+        found = dice_table(drawn, train.masks[rest], len(train.classes))
+        table[at] = np.where(train.known[rest], found, np.nan)
+        keep[f"rest_{rule}"] = table
+    return keep
 
 
 def candidates(predictor, held) -> dict:
@@ -84,87 +108,117 @@ def candidates(predictor, held) -> dict:
     return rules | {"gated": gated if predictor.rule != Rule() else Rule(), "chosen": predictor.rule}
 
 
-def one(task):
-    "Train, predict the test slices, keep the Dice table."
-    table, name, recipe, settings, seed, data, runs, threads, init = task
-    import numpy as np, torch
-    torch.set_num_threads(threads)
-    from ctseg.data.challenge import read_challenge
-    from ctseg.core.device import pick_device
-    from ctseg.metrics.challenge import dice_table, mean_dice
-    from ctseg.prediction.predictor import load_predictor, predict_masks
-    from ctseg.runs.recipe import apply_settings
+@dataclass(frozen=True)
+class Task:
+    "A row of a table with one seed, and where to work on it."
+    table: str
+    name: str
+    recipe: str
+    settings: tuple[str, ...]
+    seed: int
+    data: Path
+    runs: Path
+    threads: int = 1
+    init: str = ""  # a run to start from
+
+    @property
+    def folder(self) -> Path:
+        "Of the run."
+        return Path(self.runs)/self.table/f"{self.name}-s{self.seed}"
+
+    @property
+    def target(self) -> Path:
+        "What is kept of it."
+        return RESULTS/self.table/f"{self.name}-s{self.seed}.npz"
+
+
+def trained(task: Task, train):
+    "The finished run."
     from ctseg.recipes.fit import fit
     from ctseg.recipes.table import get_recipe
+    from ctseg.runs.recipe import apply_settings
+    recipe = apply_settings(get_recipe(task.recipe), task.settings)
+    return fit(train, recipe, task.folder, task.seed, resume=True, device="auto", progress=False, init=task.init)
+
+
+def keep_looks(table: str, test, shown):
+    "Images and truth of the test slices that are to be looked at, once for all runs of a table."
+    import numpy as np
+    looks = RESULTS/f"{table}.npz"
+    if looks.exists(): return
+    write_arrays(
+        looks,
+        index=shown,
+        images=test.images[shown],
+        truth=test.masks[shown],
+        colours=test.classes.colours,
+        classes=np.array(test.classes.names),
+    )
+
+
+def by_position(drawn, test) -> float:
+    "Mean Dice as the original's training loop scored: of each pixel's place, over the images."
+    from ctseg.metrics.challenge import dice_table, mean_dice
+    columns = (masks.reshape(len(masks), -1).T[:, None] for masks in (drawn, test.masks))
+    return mean_dice(dice_table(*columns, len(test.classes)))
+
+
+def one(task: Task) -> str:
+    "Train, predict the test slices, keep the Dice table."
+    if task.target.exists(): return f"have {task.target.name}"
+    import numpy as np, torch
+    from ctseg.core.device import pick_device
+    from ctseg.data.challenge import read_challenge
+    from ctseg.metrics.challenge import mean_dice
+    from ctseg.prediction.predictor import load_predictor, predict_masks
     from ctseg.prediction.saved import run_spec
     from ctseg.runs.job import Job
-    target = RESULTS/table/f"{name}-s{seed}.npz"
-    if target.exists(): return f"have {target.name}"
-    if table == "tried": import tried  # noqa: F401 registers its methods
+    torch.set_num_threads(task.threads)
+    if task.table == "tried": import tried  # noqa: F401 registers its methods
     start, processor = time.monotonic(), time.process_time()
-    r = apply_settings(get_recipe(recipe), settings)
-    train, test = read_challenge(data), read_challenge(data, "test")
-    if name.startswith("full-"): train = fully_annotated(train, data)
-    folder = Path(runs)/table/f"{name}-s{seed}"
-    run = fit(train, r, folder, seed, resume=True, device="auto", progress=False, init=init)
+    train, test = read_challenge(task.data), read_challenge(task.data, "test")
+    if task.name.startswith("full-"): train = fully_annotated(train, task.data)
+    run = trained(task, train)
     seconds, processor = time.monotonic() - start, time.process_time() - processor
     # in one precision, whatever the processor has
     predictor = load_predictor(run.folder, pick_device("auto", "fp32"))
-    r = run_spec(run)["recipe"]  # with what was decided when it started
-    rules = candidates(predictor, Job(r, train, run, predictor.plan, seed).holdout)
-    masks = predict_masks(predictor, test.images, list(rules.values()))
-    C = len(test.classes)
-    def on_test(m): return np.where(test.known, dice_table(m, test.masks, C), np.nan).astype(np.float32)
-    keep = {f"dice_{k}": on_test(m) for k, m in zip(rules, masks)}
-    areas = {
-        f"area_{k}": np.stack([np.bincount(x.ravel(), minlength=C + 1)[1:] for x in m]).astype(np.int32)
-        for k, m in zip(rules, masks)
-    }
-    if r.value("labelled"):
-        some = {k: rules[k] for k in ("argmax", "chosen") if k in rules}
-        tables = on_left_out(
-            train, r, seed, lambda images: predict_masks(predictor, images, list(some.values()))
-        )
-        keep |= {f"rest_{k}": t for k, t in zip(some, tables)} | {"rest_groups": train.groups[train.labelled]}
-    final = masks[list(rules).index("chosen" if "chosen" in rules else "argmax")]
-    # as the original's training loop scored: each pixel's place over the images
-    by_pixel = dice_table(*(m.reshape(len(m), -1).T[:, None] for m in (final, test.masks)), C)
-    shown = np.linspace(0, len(test) - 1, 12).astype(int)
-    looks = RESULTS/f"{table}.npz"
-    if table not in NOT_SHOWN and not looks.exists():
-        write_arrays(
-            looks,
-            index=shown,
-            images=test.images[shown],
-            truth=test.masks[shown],
-            colours=test.classes.colours,
-            classes=np.array(test.classes.names),
-        )
+    recipe = run_spec(run)["recipe"]  # with what was decided when it started
+    rules = candidates(predictor, Job(recipe, train, run, predictor.plan, task.seed).holdout)
+    masks = dict(zip(rules, predict_masks(predictor, test.images, list(rules.values()))))
+    scores = on_test(test, masks)
+    labelled = recipe.value("labelled")
+    if labelled: scores |= on_left_out(train, labelled, task.seed, predictor, rules)
+    final = masks["chosen" if "chosen" in masks else "argmax"]
+    looks = {}
+    if task.table not in NOT_SHOWN:
+        shown = np.linspace(0, len(test) - 1, 12).astype(int)
+        keep_looks(task.table, test, shown)
+        looks = {"shown": final[shown]}
     facts = dict(
-        name=name,
-        recipe=recipe,
-        settings=list(settings),
-        seed=seed,
+        name=task.name,
+        recipe=task.recipe,
+        settings=list(task.settings),
+        seed=task.seed,
         seconds=round(seconds),
         processor_seconds=round(processor),
         epochs=len(run.read_history()),
-        rules={k: dataclasses.asdict(v) for k, v in rules.items()},
+        rules={name: asdict(rule) for name, rule in rules.items()},
         metrics=json.loads((run/"metrics.json").read_text()),
     )
     write_arrays(
-        target,
-        **keep,
-        **areas,
+        task.target,
+        **scores,
+        **areas(masks, len(test.classes)),
+        **looks,
         truth=test.present,
         groups=test.groups,
         classes=np.array(test.classes.names),
         facts=json.dumps(facts),
-        **({} if table in NOT_SHOWN else {"shown": final[shown]}),
-        transposed=mean_dice(by_pixel),
+        transposed=by_position(final, test),
         history=(run/"history.csv").read_text(),
     )
-    means = {k: round(float(mean_dice(v)), 4) for k, v in keep.items() if not k.endswith("groups")}
-    return f"{target.stem}  {means}  {seconds:.0f} s, {processor:.0f} s of a processor"
+    means = {k: round(float(mean_dice(v)), 4) for k, v in scores.items() if not k.endswith("groups")}
+    return f"{task.target.stem}  {means}  {seconds:.0f} s, {processor:.0f} s of a processor"
 
 
 def confidences(table, name, seeds, data, runs):
@@ -230,7 +284,7 @@ def decisions(table, name, seed, data, runs, test=None):
         for k, m in zip(rules, predict_masks(predictor, test.images, list(rules.values())))
     }
     target = RESULTS/("decision_other" if other else "decision")/f"{table}-{name}-s{seed}.npz"
-    facts = {"rules": {k: dataclasses.asdict(v) for k, v in rules.items()}, "held out": len(held)}
+    facts = {"rules": {k: asdict(v) for k, v in rules.items()}, "held out": len(held)}
     write_arrays(
         target,
         **keep,
@@ -404,7 +458,7 @@ def main():
                 print(f.result(), flush=True)
         return
     tasks = [
-        (
+        Task(
             a.table,
             name,
             recipe,

@@ -108,6 +108,7 @@ def measure(data: Path, runs: Path, epochs: int, context: int, seed: int, real: 
     from ctseg.prediction.predictor import load_predictor, predict_masks
     from ctseg.recipes.fit import fit
     from ctseg.recipes.table import get_recipe
+    from ctseg.runs.notes import read_timings
     target = RESULTS/f"{'openkbp-'*real}{epochs}-{context}-s{seed}.npz"
     if target.exists(): return
     recipe = get_recipe("marginal-log").change(context=context, epochs=epochs, **SETTINGS)
@@ -130,7 +131,7 @@ def measure(data: Path, runs: Path, epochs: int, context: int, seed: int, real: 
 
 def run_seconds(run) -> float:
     "How long the epochs of a run took."
-    return sum(row["seconds"] for row in run.read_timings())
+    return sum(row["seconds"] for row in read_timings(run))
 
 
 if __name__ == "__main__":

@@ -74,6 +74,7 @@ def render(proc: Path, site: Path, builder: str = "smalldocs") -> bool:
     shutil.move(proc/SITE.name, site)
     finish.drop_fonts(site)
     finish.name_foreign_images(site)
+    finish.widen_figures(site)
     return ok
 
 

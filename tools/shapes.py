@@ -20,7 +20,7 @@ from ctseg.inference.rule import Rule
 from ctseg.metrics.challenge import dice_table, mean_dice
 from ctseg.prediction.predictor import load_predictor, predict_masks
 from ctseg.prediction.saved import run_spec
-from ctseg.runs.folder import RunFolder
+from ctseg.runs.folder import Run
 
 RESULTS = Path(__file__).resolve().parent.parent/"nbs"/"benchmarks"/"results"
 FEATURES = 5
@@ -74,7 +74,7 @@ def main():
     parser.add_argument("--data", type=Path, required=True, help="a challenge folder whose test slices have truth")
     options = parser.parse_args()
     train, test = read_challenge(options.data), read_challenge(options.data, "test")
-    spec = run_spec(RunFolder(options.run))
+    spec = run_spec(Run(options.run))
     learnt_from = select_labelled(train, spec["recipe"].value("labelled"), spec["seed"]).labelled
     others = train.labelled & ~np.isin(train.groups, train.groups[learnt_from])
     predictor = load_predictor(options.run, pick_device("auto", "fp32"))

@@ -58,7 +58,7 @@ class RareBoxes(UniMatch):
         "As UniMatch, with other boxes."
         if not self.settings.consistency:
             return {"labelled": labelled}
-        completed = self.completed(ctx, labelled.concat(extra))
+        completed = self.complete(ctx, labelled.concat(extra))
         rng = ctx.rng("view 0")
         ruined = replace(completed, image=strong(completed.image, rng))
         order = torch.randperm(len(ruined), generator=rng)

@@ -32,7 +32,16 @@ from ..training.deadline import hear_end
 
 # %% ../../nbs/cli/10_console.ipynb #c32e4215
 class WholeHelp(TyperGroup):
-    "A group of commands whose help shows the whole first paragraph of each."
+    "A group of commands whose help shows the whole first paragraph of each, in the order of `ORDER`."
+    ORDER = """
+        demo import check merge store phantom fit recipes models predict segment evaluate report suggest
+        export push doctor
+    """.split()
+
+    def list_commands(self, ctx) -> list[str]:
+        "The names of the commands; one that `ORDER` does not have comes last."
+        place = {name: i for i, name in enumerate(self.ORDER)}
+        return sorted(super().list_commands(ctx), key=lambda name: place.get(name, len(place)))
 
     def format_commands(self, ctx, formatter) -> None:
         "Write the list of commands; a long text goes on in the next line."
@@ -62,7 +71,18 @@ def _is_empty(value) -> bool:
 
 # %% ../../nbs/cli/10_console.ipynb #96c9a56d
 class OnceCommand(TyperCommand):
-    "A command that refuses what is given twice: an option of one value, or one value of several; an empty value too."
+    """A command that refuses what is given twice: an option of one value, or one value of several.
+
+    It refuses an empty value too. Its `epilog` is an example, which the help shows as it is typed.
+    """
+
+    def format_epilog(self, ctx, formatter) -> None:
+        "Write the example; its lines are not filled."
+        if not self.epilog:
+            return
+        with formatter.section("Example"):
+            for line in self.epilog.splitlines():
+                formatter.write(f"{'':{formatter.current_indent}}{line}\n")
 
     def parse_args(self, ctx, args: list[str]) -> list[str]:
         "The arguments that are left over; `UsageError` for what is given twice, or is empty."
@@ -79,7 +99,7 @@ class OnceCommand(TyperCommand):
             raise UsageError(f"{twice[0]} is given twice, expected once", ctx)
         return super().parse_args(ctx, args)
 
-
+# %% ../../nbs/cli/10_console.ipynb #7ac54412
 class Commands(typer.Typer):
     "An application whose commands are `OnceCommand`s."
 
@@ -193,24 +213,30 @@ def value_of(option: str, words: list[str]) -> str:
 
 
 def setting_meant(error, words: list[str]) -> str:
-    "The KEY=VALUE that an unknown option of `ctseg fit` means where a recipe has it; else empty."
+    "What to type in place of an unknown option of `ctseg fit` that a recipe has, or may have; else empty."
     option = getattr(error, "option_name", None)
     if not option or error.ctx is None or error.ctx.info_name != "fit":
         return ""
-    from ctseg.runs.recipe import is_setting
-    key = option.lstrip("-").replace("-", "_")
-    return f"{key}={value_of(option, words)}" if is_setting(key) else ""
+    from ctseg.core.meant import meant
+    from ctseg.recipes.table import DEFAULT_RECIPE, get_recipe
+    from ctseg.runs.recipe import all_meanings, is_setting
+    key, value = option.lstrip("-").replace("-", "_"), value_of(option, words)
+    if is_setting(key):
+        return f"give --set {key}={value}"
+    near = meant(key, all_meanings(get_recipe(DEFAULT_RECIPE).groups()))
+    typed = [name if name.startswith("--") else f"--set {name}={value}" for name in near]
+    return f"did you mean {' or '.join(typed)}?" if typed else ""
 
 # %% ../../nbs/cli/10_console.ipynb #7699781f
 def usage_line(error, words: Iterable[str] = ()) -> str:
     "A wrong command line, of these `words`, in one line; the whole help where nothing was typed at all."
-    text = error.format_message()
     if type(error).__name__ == "NoArgsIsHelpError":
-        return text
+        return error.format_message()
     command = error.ctx.command_path if error.ctx else "ctseg"
-    text = " ".join(text.split()).rstrip(".")
-    meant = setting_meant(error, list(words))
-    remedy = f"; give --set {meant}" if meant else ""
+    remedy = setting_meant(error, list(words))
+    if remedy:
+        error.possibilities, remedy = None, f"; {remedy}"  # those are like the letters only
+    text = " ".join(error.format_message().split()).rstrip(".")
     return f"ctseg: {text[:1].lower()}{text[1:]}{remedy} (see `{command} --help`)"
 
 # %% ../../nbs/cli/10_console.ipynb #7b08c98c

@@ -29,7 +29,10 @@ CLASSES = typer.Option(
 TRUTH = typer.Argument(help="the truth: the challenge's CSV, a folder of NIfTI label maps, or a store")
 SCORED = typer.Argument(help="a submission, NIfTI files of the same names in a folder, or a store")
 IN_MM = typer.Option("--mm", help="of CSV: score whole volumes in mm, where the folder was made from volumes")
-TOLERANCE = typer.Option(min=0.0, metavar="MM", help="of the surface Dice, in mm (folders, --mm)")
+TOLERANCE = typer.Option(
+    min=0.0, metavar="MM",
+    help="how far off a surface may be to count as right, in the surface Dice; left out: 2 (folders, --mm)",
+)
 
 # %% ../../nbs/cli/48_evaluate.ipynb #529da3fe
 def volume_result(truth: Path, prediction: Path, annotated, classes, tolerance: float) -> dict:
@@ -66,7 +69,7 @@ def evaluation(
     return evaluate_files(truth, prediction, annotated, classes)
 
 # %% ../../nbs/cli/48_evaluate.ipynb #a912b7e8
-@app.command()
+@app.command(epilog="ctseg evaluate my_data/y_test.csv submission.csv")
 def evaluate(
     truth: Annotated[Path, TRUTH],
     prediction: Annotated[Path, SCORED],

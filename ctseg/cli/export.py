@@ -95,7 +95,7 @@ def export_kind(given: dict) -> Optional[dict]:
     return export_for_programs(kind, folder, out, given["unknown"] or "ignore", bool(given["slices"]))
 
 # %% ../../nbs/cli/55_export.ipynb #fd489742
-@app.command("export")
+@app.command("export", epilog="ctseg export dicom-seg my_data results --masks submission.csv --source scans")
 def export_(
     kind: Annotated[str, EXPORTED],
     folder: Annotated[Path, GIVEN],

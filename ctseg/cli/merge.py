@@ -37,7 +37,7 @@ ZEROS_THERE = typer.Option(
 )
 
 # %% ../../nbs/cli/52_merge.ipynb #2d2f1670
-@app.command()
+@app.command(epilog="ctseg merge north south --out both --resize spacing")
 def merge(
     folders: Annotated[list[Path], FOLDERS],
     out: Annotated[Path, MERGED],

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['WRITTEN', 'RUNS', 'SUBMISSION', 'VIEWS', 'STORE', 'SURENESS', 'RULE', 'Threshold', 'Gate',
-           'Tune', 'CALIBRATED', 'TunedBy', 'SPLIT', 'PAGE', 'COMPARED', 'SHOWN', 'EXAMINED_BY',
-           'MOST', 'examined_by', 'predict', 'comparison_line', 'check_shown', 'report']
+           'Tune', 'CALIBRATED', 'TunedBy', 'PREDICT', 'SPLIT', 'PAGE', 'COMPARED', 'SHOWN',
+           'EXAMINED_BY', 'MOST', 'examined_by', 'predict', 'comparison_line', 'check_shown',
+           'report']
 
 # %% ../../nbs/cli/40_prediction.ipynb #2c096a5c
 from pathlib import Path
@@ -25,7 +26,8 @@ RUNS = typer.Argument(
 )
 SUBMISSION = typer.Option(help="the submission to write (.csv or .csv.gz), or a store of label maps (.zarr)")
 VIEWS = typer.Option(
-    help="views of each image to average: turned, enlarged, and mirrored if the runs were trained so",
+    help="views of each image to average, 1 to 9, with mirrors 18: turned, enlarged, and "
+         "mirrored if the runs were trained so; takes as many times as long",
 )
 STORE = typer.Option(help="also keep the probabilities, as float16, in this file")
 SURENESS = typer.Option(
@@ -58,8 +60,11 @@ def examined_by(annotated: Optional[str], tune: Optional[Path]) -> str:
         raise InputError("--annotated says how --tune FOLDER is read; give that too")
     return annotated or "json"
 
+# %% ../../nbs/cli/40_prediction.ipynb #0ba33df1
+PREDICT = "ctseg predict runs/first --images my_data/test-images --out submission.csv"
+
 # %% ../../nbs/cli/40_prediction.ipynb #741b3d15
-@app.command()
+@app.command(epilog=PREDICT)
 def predict(
     runs: Annotated[list[str], RUNS],
     images: Annotated[Path, typer.Option(help="a folder of PNG slices, or a store")],
@@ -120,7 +125,10 @@ PAGE = typer.Option(
     help="the page to write; default: report.html, or comparison.html, in the first run's folder",
 )
 COMPARED = typer.Argument(help="a run folder; or several, to compare them with the first")
-SHOWN = typer.Option(help="the folder they were trained on: its slices are scored and shown")
+SHOWN = typer.Option(
+    help="the folder they were trained on: its slices are scored and shown; "
+         "left out: curves and settings only",
+)
 EXAMINED_BY = typer.Option(help="of --data: json (default), all or present, as in `ctseg fit`")
 MOST = typer.Option(min=1, help="at most so many on the page of one run (default: 300)")
 
@@ -134,7 +142,7 @@ def check_shown(runs: list[str], data: Optional[Path], slices: Optional[int], mo
         raise InputError("--slices is for the page of one run; a comparison shows no slices")
 
 # %% ../../nbs/cli/40_prediction.ipynb #de503c24
-@app.command()
+@app.command(epilog="ctseg report runs/first --data my_data")
 def report(
     runs: Annotated[list[str], COMPARED],
     data: Annotated[Optional[Path], SHOWN] = None,

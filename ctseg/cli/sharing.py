@@ -18,10 +18,10 @@ from ..core.errors import say
 SHARED_RUN = typer.Argument(help="a finished run folder")
 REPOSITORY = typer.Argument(help="where on the hub: owner/name")
 PUBLIC = typer.Option("--public", help="everybody may see it, if it is new; left out: only its owner")
-MESSAGE = typer.Option(help="message of the commit on the hub")
+MESSAGE = typer.Option(help="message of the commit on the hub; left out: a plain one")
 
 
-@app.command()
+@app.command(epilog="ctseg push runs/first ada/liver")
 def push(
     run: Annotated[Path, SHARED_RUN],
     repository: Annotated[str, REPOSITORY],

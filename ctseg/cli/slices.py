@@ -41,22 +41,27 @@ AS_STORE = typer.Option(
     help="write a store (an OUT such as data.zarr) in place of a challenge folder: for more slices than "
          "memory holds",
 )
-EVERY = typer.Option(help="each n-th slice (volumes)")
-PER_VOLUME = typer.Option(help="at most so many slices of a volume")
+EVERY = typer.Option(help="take each n-th slice; left out: each (volumes)")
+PER_VOLUME = typer.Option(
+    help="at most so many slices of a volume, drawn at random; left out: all (nifti, dicom, nnunet), "
+         "8 (openkbp) or 2 (totalsegmentator)",
+)
 
 # %% ../../nbs/cli/45_slices.ipynb #25ee9a2a
 TEST = typer.Option(help="images to predict, which become test-images/ (png)")
 PATIENTS = typer.Option(
     help="a CSV or JSON, image to patient, or a regular expression whose bracket is the patient "
-         "in a file name (png)",
+         "in a file name; left out: near-duplicates count as one patient (png)",
 )
 ORDER = typer.Option(help="of run-length codes: column (down the columns, the default) or row (png, rle)")
 FIRST = typer.Option(
     help="of run-length codes: the number of the first pixel, 1 (the default) or 0 (png, rle)",
 )
-OVERLAP = typer.Option(help="where two masks claim a pixel: refuse, or smaller: the smaller one wins (png)")
-SCALE = typer.Option(help="Hounsfield units a step of a 16-bit value (png)")
-OFFSET = typer.Option(help="Hounsfield units at the 16-bit value 0, often -1024 (png)")
+OVERLAP = typer.Option(
+    help="where two masks claim a pixel: refuse (the default), or smaller: the smaller one wins (png)",
+)
+SCALE = typer.Option(help="Hounsfield units a step of a 16-bit value; left out: 1 (png)")
+OFFSET = typer.Option(help="Hounsfield units at the 16-bit value 0, often -1024; left out: 0 (png)")
 
 # %% ../../nbs/cli/45_slices.ipynb #54c868be
 def png_options(shared: dict, only: dict) -> dict:
@@ -84,8 +89,11 @@ GIVEN = typer.Argument(
     help="a challenge folder; or the submission itself, of square images (rle); or a run folder (onnx)",
 )
 LIKE = typer.Option(help="a sample submission, whose columns, rows and order are kept (rle)")
-FORM = typer.Option(help="long: id,class,rle; joined: id_class,rle; wide: a column for each class (rle)")
-IDS = typer.Option(help="images called by stem, 007, or by name, 007.png (rle)")
+FORM = typer.Option(
+    help="without --like: long (id,class,rle; the default), joined (id_class,rle) or wide (a column for each "
+         "class) (rle)",
+)
+IDS = typer.Option(help="images called by stem, 007 (the default), or by name, 007.png (rle)")
 VALUES = typer.Option(help="a JSON or CSV of the values by which the sample calls classes (rle)")
 
 # %% ../../nbs/cli/45_slices.ipynb #677aee75

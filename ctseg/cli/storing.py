@@ -17,10 +17,12 @@ from .options import Annotations
 # %% ../../nbs/cli/52_storing.ipynb #a87bf5d1
 FOLDER = typer.Argument(help="a challenge folder")
 STORE = typer.Option(help="the store to write: a new folder, or an address such as s3://bucket/name")
-SCRATCH = typer.Option(help="a folder with room for all masks, uncompressed, for a while")
+SCRATCH = typer.Option(
+    help="a folder with room for all masks, uncompressed, for a while; left out: where TMPDIR says",
+)
 
 
-@app.command()
+@app.command(epilog="ctseg store my_data --out my_data.zarr")
 def store(
     data: Annotated[Path, FOLDER],
     out: Annotated[Path, STORE],

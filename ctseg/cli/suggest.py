@@ -23,7 +23,7 @@ LIST = typer.Option(
 )
 
 
-@app.command()
+@app.command(epilog="ctseg suggest runs/first my_data --count 10")
 def suggest(
     places: Annotated[list[str], TEACHERS],
     count: Annotated[int, typer.Option(min=1, help="slices to suggest")] = 20,

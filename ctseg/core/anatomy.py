@@ -19,6 +19,7 @@ from typing import Self
 
 import numpy as np
 
+from .arguments import check_argument, shown_argument
 from .errors import InputError, did_you_mean
 from .json_files import read_json, write_json
 from .unions import Unions, read_unions, union_ids, union_table
@@ -171,14 +172,29 @@ class ClassTable:
         return self.names.index(name) + 1
 
 # %% ../../nbs/core/40_anatomy.ipynb #51a6e646
+def _in_order(names: Iterable[str]) -> tuple[str, ...]:
+    "Names of classes as they were given; `InputError` for a single text, and for what keeps no order."
+    if isinstance(names, (set, frozenset)):
+        raise InputError(f"classes is {shown_argument(names)}, which has no order; expected a list of names")
+    numbers = list(names.values()) if isinstance(names, Mapping) else []
+    numbered = any(isinstance(number, int) for number in numbers)
+    if numbered and numbers != [*range(1, len(numbers) + 1)]:
+        raise InputError(f"classes is {shown_argument(names)}, whose numbers are not 1, 2, … in order; "
+                         "expected a list of names, that of class 1 first")
+    check_argument("classes", names, Iterable[str])
+    names = tuple(names)
+    check_argument("classes", names, Iterable[str])
+    return names
+
+# %% ../../nbs/core/40_anatomy.ipynb #666eceaa
 class ClassFiles(ClassTable):
     "Classes that are read and written."
     @classmethod
     def from_names(
         cls, names: Iterable[str], unions: Mapping[str, Iterable[str]] | None = None, # union → its members
     ) -> Self:
-        "A class map; lateral pairs are inferred from the names."
-        names = tuple(names)
+        "A class map; lateral pairs are inferred from the names. `InputError` for what has no order."
+        names = _in_order(names)
         return cls(names, lateral_pairs(names), union_ids(unions or {}, names))
 
     @classmethod

@@ -155,7 +155,10 @@ def _folder_beside(path: Path) -> Iterator[Path]:
     "A temporary folder beside `path`, locked within the block. It stays only if it has the one copy of what was at `path`."
     sweep(path)
     beside = os.path.abspath(path.parent)  # libraries take a leading ~ for somebody's home
-    hold = Path(tempfile.mkdtemp(prefix=_hold_prefix(path), suffix=PART, dir=beside))
+    try:
+        hold = Path(tempfile.mkdtemp(prefix=_hold_prefix(path), suffix=PART, dir=beside))
+    except FileNotFoundError:
+        raise InputError(f"cannot write {path}: no file can be made there; choose another folder") from None
     lock = None
     try:
         lock = _lock_folder(hold)

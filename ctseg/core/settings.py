@@ -55,6 +55,8 @@ class SettingInfo:
 # %% ../../nbs/core/20_settings.ipynb #92683454
 def typed(info: SettingInfo, value: Any) -> Any:
     "`value` as it is, or a whole number as float where a number is expected; `InputError` for another type."
+    if type(value).__module__ == "numpy" and getattr(value, "shape", None) == ():
+        value = value.item()  # NumPy's numbers, as a notebook computes them
     if info.type is float and type(value) is int:
         return float(value)
     if type(value) is info.type:

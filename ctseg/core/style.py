@@ -83,7 +83,7 @@ def class_colours(classes: ClassMap, masks: np.ndarray | None = None) -> dict:
     return colours
 
 def class_legend(fig, classes: ClassMap, masks: np.ndarray | None = None) -> None:
-    "A legend of the structures' colours below the panels; with `masks`, of those they hold."
+    "A legend of the structures' colours below the panels; with `masks`, ids of any shape, of those in them."
     colour_legend(fig, class_colours(classes, masks))
 
 # %% ../../nbs/core/45_style.ipynb #834b4660

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from ..core.anatomy import ClassMap
+from ..core.arguments import checks_arguments
 from ..core.atomic import atomic_path
 from ..core.errors import InputError, did_you_mean
 from ..core.filetypes import check_folder, instead_of
@@ -148,8 +149,9 @@ def _slices_of(folder: Path, split: str, annotated: str, images_of: Callable, ma
     return SliceSet(images, masks, known, names, read_groups(folder, split, images), classes)
 
 # %% ../../nbs/data/70_challenge.ipynb #c3c33753
+@checks_arguments
 def read_challenge(
-    folder, # a challenge folder
+    folder: str | Path, # a challenge folder
     split: str = "train", # train or test
     annotated: str = "json", # json, all or present: where to learn what was examined (train only)
     cache: bool = True, # keep the arrays, by content
@@ -235,9 +237,10 @@ def _remove_old(folder: Path, split: str, written: set):
         if name not in written: (folder/name).unlink(missing_ok=True)
 
 # %% ../../nbs/data/70_challenge.ipynb #79661f5d
+@checks_arguments
 def write_challenge(
     slices: SliceSet,
-    folder, # created if needed; the other split in it is kept
+    folder: str | Path, # created if needed; the other split in it is kept
     split: str = "train", # train or test
     compress: bool = False, # write `.csv.gz`
 ):
@@ -294,7 +297,7 @@ def check_challenge(
     classes = len(read_classes(folder))
     train = read_challenge(folder, "train", annotated)
     facts = {"classes": classes, "train": slice_facts(train)}
-    if not (folder/"test-images").exists():
+    if not os.path.lexists(folder/"test-images"):  # a link to nowhere is told below
         return facts
     test = read_challenge(folder, "test")
     sizes = [size_text(part.images) for part in (train, test)]

@@ -11,6 +11,7 @@ import contextlib
 import gzip
 import io
 import math
+import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -43,6 +44,9 @@ def check_names(
         message = _other_file(extra[0], folder) or _other_spelling(extra[0], known)
         if not message:
             message = f"column {_first(extra)} belongs to no image; remove it, or add the image"
+            if not extra[0].strip() or extra[0].startswith("Unnamed"):  # pandas calls it so
+                at = list(columns).index(extra[0]) + 2
+                message = f"column {at} is called {extra[0]!r}; was an index written twice?"
     elif missing:
         message = f"no column for {_first(missing)}; add it"
     else:
@@ -61,14 +65,18 @@ def _first(names: list[str]) -> str:
 
 def _bare(name: str) -> str:
     "The name of an image without folder, ending, spaces and leading zeros."
-    last = name.replace("\\", "/").rpartition("/")[2]
+    last = unicodedata.normalize("NFC", name).replace("\\", "/").rpartition("/")[2]
     stem = last.strip().lower().removesuffix(".png")
     return stem.lstrip("0") or stem[-1:]  # an image may be called 0
 
 def _other_spelling(name: str, known: set[str]) -> str:
     "What to do with a column that names an image in another way; \"\" if it names none, or several."
     meant = [image for image in known if _bare(image) == _bare(name)]
-    return f"column {name!r} is to be called {meant[0]!r}, as its image" if len(meant) == 1 else ""
+    if len(meant) != 1:
+        return ""
+    same = unicodedata.normalize("NFC", name) == unicodedata.normalize("NFC", meant[0])
+    how = "in the same coding of its letters (NFC or NFD)" if same else "as its image"
+    return f"column {name!r} is to be called {meant[0]!r}, {how}"
 
 def _other_file(name: str, folder) -> str:
     "What to do with an image that is in the folder, but not as `name`.png; \"\" if it is not."
@@ -82,7 +90,7 @@ def _other_file(name: str, folder) -> str:
 
 # %% ../../nbs/data/50_mask_csv.ipynb #f5e9d0a0
 def whole_rows(path: Path, columns, rows: int) -> Iterator[tuple[int, np.ndarray]]:
-    "The blocks of `iter_rows`, of a table that has just so many rows."
+    "First row and block, uint8 [rows,columns], as of `iter_rows`; `InputError` unless the table has `rows` rows."
     end = 0
     for first, block in iter_rows(path, columns):
         end = first + len(block)
@@ -119,7 +127,9 @@ def mask_size(path: Path, count: int, size) -> tuple[int, int]:
 
 # %% ../../nbs/data/50_mask_csv.ipynb #7689f1e0
 def check_values(path: Path, table: np.ndarray, columns, classes, ignore: bool):
-    "`InputError` if a value is above the number of classes (a `ClassMap`, a number, or `None`: any)."
+    """`InputError` for a value of `table`, uint8 [rows,columns], above the number of classes.
+
+    `classes` is a `ClassMap`, a number, or `None` (any value); with `ignore` 255 is allowed."""
     if classes is None:
         return
     C = classes if isinstance(classes, int) else len(classes)

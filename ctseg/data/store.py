@@ -27,7 +27,7 @@ from ctseg.core.schema import (
     HOW_CUT, SPAN, anything, fields, fit_schema, listed, mapped, maybe, number, text,
 )
 from .lazy import LazyPixels, blocks, pack_seen, seen_values, take
-from .slices import SliceSet
+from .slices import SliceSet, content_hash
 
 # %% ../../nbs/data/74_store.ipynb #83099058
 def import_zarr() -> ModuleType:
@@ -133,7 +133,7 @@ def _write_splits(root, splits: dict[str, SliceSet], notes: dict[str, Any], arra
         parts = {pixels: group[pixels].nchunks_initialized for pixels in PIXELS}
         facts: dict[str, Any] = {"classes": classes, "parts": parts}
         stored = _read_split(root, name, facts, f"{name} of the store")
-        facts["fingerprint"] = stored.content_hash()
+        facts["fingerprint"] = content_hash(stored)
         facts_of_splits[name] = facts
     root.attrs["ctseg"] = {"format": FORMAT, "splits": facts_of_splits, "notes": notes}
 
@@ -356,7 +356,7 @@ def store_arrays(
 # %% ../../nbs/data/74_store.ipynb #25f8b4e9
 def check_stored(slices: SliceSet, where: str|Path):
     "`InputError` unless all that a split of a store holds is what was written; in the memory of a block."
-    if slices.content_hash() != slices.fingerprint():
+    if content_hash(slices) != slices.fingerprint():
         raise InputError(f"{where}: its content is not what was written; {MAKE_AGAIN}")
     first = 0
     for block in blocks(slices.masks):

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..core.allocator import memory_kept
+from ..core.arguments import check_argument
 from ..core.device import DevicePlan
 from ..core.errors import InputError
 from ..core.parallel import collect, own_share, world
@@ -132,6 +133,9 @@ def batches(
     count: how many slices there are. each: goes through the batches, and may stop; None: all of them in order.
     shared: only this process's share of them, as `own_share` divides them.
     """
+    check_argument("batch_size", batch_size, int)
+    if batch_size < 1:
+        raise InputError(f"batch_size = {batch_size}: expected at least 1")
     share = own_share(count) if shared else torch.arange(count)
     for index in (each or iter)(share.split(batch_size)):
         yield index.numpy()

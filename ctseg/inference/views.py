@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from ..core.anatomy import ClassMap
+from ..core.arguments import check_argument
 from ..core.errors import InputError
 
 # %% ../../nbs/inference/30_views.ipynb #b29efb6c
@@ -87,6 +88,7 @@ def tta_views(n: int, mirror: str | None = None) -> list[View]:
 
     There are 9 views, with a mirror 18; `InputError` for any other number.
     """
+    check_argument("views", n, int)
     mirrors = [None, mirror] if mirror else [None]
     views = [View(degrees, zoom, axis) for degrees, zoom in TURNS for axis in mirrors]
     if 1 <= n <= len(views):

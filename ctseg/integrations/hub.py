@@ -11,12 +11,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ..core.arguments import checks_arguments
 from ..core.errors import InputError
 from ..core.json_files import json_checksum, read_json
 from ..core.paths import real_path
 from ..models.base import read_weights
 from ..runs.card import write_card
-from ..runs.folder import Run
+from ..runs.folder import Run, check_begun
 from ..runs.source import SHARED, HubName, find_run, hub_failure, hub_name, import_hub
 from ..runs.sums import SUMMED, SUMS, check_sum, sums_of
 
@@ -54,7 +55,7 @@ def shared_files(run: Run) -> dict[str, bytes | str]:
 # %% ../../nbs/integrations/20_hub.ipynb #8e0f80a5
 def check_shareable(run: Run) -> None:
     "`InputError` unless the run is whole: finished, with weights that can be read."
-    run.check_begun()
+    check_begun(run)
     if not run.finished:
         raise InputError(f"{run.folder}: not finished; continue it with `ctseg fit … --resume`")
     read_weights(run.weights)
@@ -80,6 +81,7 @@ def push_failure(name: HubName, error: Exception) -> InputError:
     return hub_failure(name, error) or unreachable
 
 # %% ../../nbs/integrations/20_hub.ipynb #df0531fb
+@checks_arguments
 def push_to_hub(
     run: Run | str | Path, # a finished run
     repo_id: str, # owner/name

@@ -47,7 +47,7 @@ def background_as_class(
 class BackgroundMarginalLoss(MarginalSoftmaxLoss):
     "The marginal loss with a Dice of background too, over the images on which every class is known."
     def forward(self, logits, mask, known, weight=None) -> torch.Tensor:
-        "The loss, a scalar."
+        "Marginal cross-entropy and Dice, a scalar; logits [B,C+1,…], the rest as in `PartialLoss`."
         sums = self.batch_sums(logits, mask, known, weight, self.pixel_known)
         complete = self.gather(known.flatten(1).all(1).to(sums.true))
         counts = torch.ones_like(sums.true)

@@ -6,6 +6,7 @@
 __all__ = ['Form', 'nnunet_labels', 'known_cases', 'case_labels', 'choose_form', 'export_nnunet']
 
 # %% ../../nbs/integrations/10_nnunet.ipynb #4e6aa228
+import os
 import sys
 import tempfile
 from collections import Counter
@@ -227,7 +228,7 @@ def _open(folder: Path, spool: Path) -> dict[str, SliceSet]:
     if not slices.labelled.any():
         raise InputError(f"{folder}: no labelled training images; nnU-Net needs some")
     splits = {"train": slices}
-    if (folder/"test-images").is_dir():
+    if os.path.lexists(folder/"test-images"):
         splits["test"] = open_challenge(folder, "test", spool=spool)
     return splits
 

@@ -20,7 +20,8 @@ from torch import nn
 from ..core.atomic import atomic_path
 from ..core.device import pick_device
 from ..core.errors import InputError
-from ..inference.engine import GraphNetwork, export_graph, import_engine, onnx_session
+from ..inference.engine import import_engine, onnx_session
+from ..inference.graph import GraphNetwork, export_graph
 from ..inference.loop import Member, middle_channels
 from ..inference.rule import decide
 from ..prediction.predictor import Predictor, load_predictor

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['vr_of', 'path_without_patient', 'tells_patient', 'PatientNames', 'DicomFile', 'Misfit',
-           'label_errors', 'dicom_item', 'is_compressed', 'header_value', 'check_header',
-           'check_one_series']
+           'label_errors', 'dicom_item', 'is_compressed', 'syntax_problem', 'header_value',
+           'check_header', 'check_one_series']
 
 # %% ../../nbs/io/70_dicom_headers.ipynb #9ed52a80
 import contextlib
@@ -187,6 +187,17 @@ def is_compressed(header) -> bool:
     "Are the pixels compressed? Not so of a file whose transfer syntax pydicom does not know."
     try: return header.file_meta.TransferSyntaxUID.is_encapsulated
     except ValueError: return False
+
+def syntax_problem(header) -> str:
+    "Why nothing reads the pixels of a file, and what to do; empty if a decoder does, or would if it were installed."
+    syntax = header.file_meta.TransferSyntaxUID
+    try:
+        import_volumes_package("pydicom.pixels").get_decoder(syntax)
+    except NotImplementedError:
+        named = f"{syntax.name} ({syntax})" if syntax.name != syntax else str(syntax)[:64]
+        return (f"its pixels are in the transfer syntax {named}, which pydicom cannot decode; "
+                "convert it to Explicit VR Little Endian (`gdcmconv --raw IN OUT`), or export it so")
+    return ""
 
 # %% ../../nbs/io/70_dicom_headers.ipynb #875e534e
 def header_value(header, tag: str, where: str):

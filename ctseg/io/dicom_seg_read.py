@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .dicom_headers import Misfit, is_compressed
+from .dicom_headers import Misfit, is_compressed, syntax_problem
 from .dicom_heap import frame_item, read_file
 from .dicom_series import Series, in_other_frame
 from .rtstruct import DrawnStructure
@@ -238,6 +238,8 @@ def _decoded(path: Path, header) -> Iterator[np.ndarray]:
     if not compressed: check_length(header)
     if int(header.BitsAllocated) == 1 and not compressed:
         yield from _unpacked(header)
+    elif problem := syntax_problem(header):
+        raise Misfit(problem)
     elif getattr(header, "preamble", None):
         pixels = import_volumes_package("pydicom.pixels")
         yield from pixels.iter_pixels(path, raw=True)

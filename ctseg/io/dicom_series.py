@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['single_slices', 'slices_in', 'Stack', 'make_stack', 'check_duplicates', 'drift_angle',
-           'is_tilted', 'evenly_spaced', 'check_gaps', 'SliceHeaders', 'Series', 'in_other_frame',
-           'make_series', 'series_notes']
+           'is_tilted', 'evenly_spaced', 'check_gaps', 'check_room', 'SliceHeaders', 'Series',
+           'in_other_frame', 'make_series', 'series_notes']
 
 # %% ../../nbs/io/72_dicom_series.ipynb #7ac90c7f
 import hashlib
@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from ..core.errors import InputError
-from .dicom_headers import DicomFile, check_one_series, is_compressed
+from .dicom_headers import DicomFile, check_one_series, is_compressed, syntax_problem
 from .dicom_heap import Heap, frame_headers, read_file
 from .scale import scale_notes
 
@@ -169,6 +169,21 @@ def check_gaps(stack: Stack, src: Path):
                      "export the series again, or choose gaps=True (--gaps) to take the spacing as it is")
 
 # %% ../../nbs/io/72_dicom_series.ipynb #0fc62786
+_PLAIN = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2") # neither compressed nor deflated
+
+def check_room(file: DicomFile, src: Path):
+    "`InputError` for a file that is shorter than the pixels its header tells of; they may need too much memory."
+    header = file.header
+    if header.file_meta.TransferSyntaxUID not in _PLAIN: return
+    bits = int(header.get("BitsAllocated") or 8)
+    pixels = int(header.Rows)*int(header.Columns)*bits//8
+    size = file.path.stat().st_size
+    if pixels > size:
+        needed = f"{header.Rows}x{header.Columns} pixels need {pixels} bytes"
+        raise InputError(f"{file.shown(src)}: {needed}, the file has {size}; "
+                         "it is damaged or cut off, copy it again")
+
+# %% ../../nbs/io/72_dicom_series.ipynb #5636bb3d
 def _raw_pixels(file: DicomFile, shown: str) -> np.ndarray:
     "The stored values of a file, [frames, rows, columns]; `InputError` if they cannot be decoded."
     header = file.header
@@ -177,6 +192,8 @@ def _raw_pixels(file: DicomFile, shown: str) -> np.ndarray:
     try:
         return read_file(file.path).pixel_array.reshape(-1, rows, columns)
     except Exception as e:  # each decoder has errors of its own
+        problem = syntax_problem(header)
+        if problem: raise InputError(f"{shown}: {problem}") from None
         if is_compressed(header) and "RLE" not in syntax.name:
             why = "no decoder for that is installed"
             if "missing dependencies" not in str(e):  # Pillow's decoder is there, and knows 8 bits of 12
@@ -284,6 +301,7 @@ class Series(_Geometry):
 
     def read_voxels(self, src: Path) -> np.ndarray:
         "Voxels in Hounsfield units, float32 [columns, rows, slices]; messages name files below `src`."
+        check_room(next(self.headers.files(self.patterns)), src)
         voxels = np.empty(self.shape, np.float32)
         frames, path = None, None
         for k, file in enumerate(self.headers.files(self.patterns)):

@@ -56,7 +56,7 @@ class SplitArrays:
 
 # %% ../../nbs/io/45_folders.ipynb #5c6f63fa
 def image_line(volume: str, z: int, window, corner) -> dict:
-    "What the index says of an image."
+    "What `index.json` says of an image: its volume, slice, window (level, width in HU) and corner (row, column)."
     return {"volume": volume, "slice": int(z), "window": list(window), "corner": np.asarray(corner).tolist()}
 
 # %% ../../nbs/io/45_folders.ipynb #69903cc8

@@ -322,7 +322,7 @@ def _check_word(annotated: str | None):
 
 
 def frame_of(sources: list[Source], resize: str | None, size: int | None) -> CommonFrame:
-    "The frame for all images of all sources."
+    "The frame that holds all images of all sources."
     stacks = [stack for source in sources for stack in source.stacks.values()]
     return common_frame(stacks, resize, size)
 
@@ -338,7 +338,7 @@ def merge_facts(
     plan: ClassPlan, frame: CommonFrame, gathered: dict[str, Gathered], rows: list[dict],
     sources: list[Source],
 ) -> dict:
-    "What there is to tell of a merge."
+    "What there is to tell of a merge, as plain values: counts, size, and a table of who examined what."
     notes = unnamed_notes(sources) + plan.notes
     facts = {
         "sources": len(sources),

@@ -17,7 +17,7 @@ import numpy as np
 
 from ..core.errors import InputError
 from ..data.images import image_paths
-from ..data.slices import SliceSet
+from ..data.slices import SliceSet, with_context, with_stacks
 from ..data.stacks import Stacks, stacks_of
 from ..data.store import is_store, store_arrays, store_notes
 from .geometry import slice_axes
@@ -195,7 +195,7 @@ def with_neighbours(
 ) -> SliceSet:
     "The same slices, with those beside them. `InputError` where these are not known."
     if not context or isinstance(place, SliceSet):
-        return slices.with_context(context)
+        return with_context(slices, context)
     if is_store(place):
         places = stored_places(place, split)
     else:
@@ -203,7 +203,7 @@ def with_neighbours(
     patients = np.stack([places.volume, slices.groups], 1)
     _, of_patient = np.unique(patients, axis=0, return_inverse=True)  # never those of another group
     places = places._replace(volume=of_patient.reshape(-1))
-    return slices.with_stacks(place_stacks(slices.images, places, context, place))
+    return with_stacks(slices, place_stacks(slices.images, places, context, place))
 
 # %% ../../nbs/io/57_neighbours.ipynb #428a6217
 def place_and_split(images: str|Path) -> tuple[Path, str]:

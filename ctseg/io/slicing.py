@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..core.arguments import check_argument
 from ..core.errors import InputError, did_you_mean
 from ..core.schema import LONGEST, check_whole
 from .geometry import slice_axes
@@ -80,7 +81,9 @@ def _check_window(window):
     if isinstance(window, str):
         names = [*WINDOWS, "random"]
         if window not in names: raise did_you_mean("window", window, names)
-    elif len(window) != 2 or not (math.isfinite(window[0]) and 0 < window[1] < math.inf):
+        return
+    check_argument("window", window, tuple[float, ...] | list[float])
+    if len(window) != 2 or not (math.isfinite(window[0]) and 0 < window[1] < math.inf):
         raise InputError(f"window {window}: expected (level, width) with a width above 0")
 
 # %% ../../nbs/io/20_slicing.ipynb #7785601b

@@ -69,13 +69,15 @@ def weighted_sum_(values: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 
 # %% ../../nbs/losses/20_fused.ipynb #fdb2d661
 def negative_loss(logit: torch.Tensor, gamma: float) -> torch.Tensor:
-    "Cross-entropy of a negative, focal if `gamma` > 0; `negative_loss(-logit)` is that of a positive."
+    """Cross-entropy of a negative, of the logits' shape; `negative_loss(-logit)` is that of a positive.
+
+    With `gamma` > 0 it is focal (Lin et al. 2017, equation 4)."""
     if not gamma:
         return F.softplus(logit)
     return F.softplus(logit) * logit.sigmoid()**gamma
 
 def negative_slope(logit: torch.Tensor, gamma: float) -> torch.Tensor:
-    "The derivative of `negative_loss`."
+    "The derivative of `negative_loss` by the logit, of its shape."
     p = logit.sigmoid()
     if not gamma:
         return p

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from ..core.errors import InputError, did_you_mean
 from ..core.unions import Unions
-from .target import Target, as_target, sum_dtype
+from .target import Target, as_target, check_tensors, sum_dtype
 from .unions import without_unions
 
 # %% ../../nbs/losses/10_partial.ipynb #d35eccab
@@ -103,7 +103,9 @@ def dice_loss(
 
 # %% ../../nbs/losses/10_partial.ipynb #c244194a
 def as_given(rows: torch.Tensor) -> torch.Tensor:
-    "The rows of the only process. Where there are several, the trainer sets `gather` to a function that joins all."
+    """The rows [b,…] of the only process.
+
+    Where there are several, the trainer sets `gather` to a function that joins the rows of all, [B,…]."""
     return rows
 
 # %% ../../nbs/losses/10_partial.ipynb #393fa7c5
@@ -147,7 +149,7 @@ class SigmoidLoss(PartialLoss):
 
 # %% ../../nbs/losses/10_partial.ipynb #703567ac
 class PlainMaskedSigmoidLoss(SigmoidLoss):
-    "Binary cross-entropy and Dice of each class over the pixels where it is known; no gradient elsewhere."
+    "Binary cross-entropy and Dice of each class where it is known; no gradient elsewhere."
     def __init__(self,
         w_dice: float = 1., # weight of the Dice term
         w_bce: float = .5, # weight of the cross-entropy
@@ -169,7 +171,7 @@ class PlainMaskedSigmoidLoss(SigmoidLoss):
         self.prior = prior
 
     def forward(self, logits, mask, known, weight=None) -> torch.Tensor:
-        "The loss, a scalar."
+        "A scalar; see `PartialLoss`."
         sums = self.batch_sums(logits, mask, known, weight, self.pixel_known, self.focal_gamma)
         pixel_loss = self.w_bce*sums.cross_entropy.sum()/sums.weight.sum().clamp(min=1e-12)
         return pixel_loss + self.w_dice*dice_loss(*sums[:3], self.reduction, self.eps, self.log_dice)
@@ -197,6 +199,7 @@ class SoftmaxLoss(PartialLoss):
 
     def batch_sums(self, logits, mask, known=None, weight=None, pixel_known=False) -> ClassSums:
         "The sums of a batch; without `known` every class counts as examined."
+        check_tensors(logits=logits)
         if known is None:
             known = logits.new_ones(len(logits), logits.shape[1] - 1)
         flat, target = as_target(logits, mask, known, weight, pixel_known, True, self.unions, self.whole)
@@ -231,7 +234,8 @@ class PlainMarginalSoftmaxLoss(SoftmaxLoss):
         self.eps = eps
 
     def forward(self, logits, mask, known, weight=None) -> torch.Tensor:
-        "The loss, a scalar."
+        "Marginal cross-entropy and Dice, a scalar; logits [B,C+1,…], the rest as in `PartialLoss`."
+        check_tensors(known=known)  # left out it would count as everything
         sums = self.batch_sums(logits, mask, known, weight, self.pixel_known)
         dice = dice_loss(*sums.without_background(), self.reduction, self.eps, self.log_dice)
         return self.w_ce*sums.cross_entropy + self.w_dice*dice
@@ -246,7 +250,7 @@ class PlainDiceLoss(SoftmaxLoss):
         self.eps = eps
 
     def forward(self, logits, mask, known=None, weight=None) -> torch.Tensor:
-        "The loss, a scalar."
+        "1 − the mean Dice of all channels, a scalar; logits [B,C+1,…], the rest as in `PartialLoss`."
         sums = self.batch_sums(logits, mask, None, weight)
         dice = 2*sums.overlap.sum(0)/(sums.predicted.sum(0) + sums.true.sum(0) + self.eps)
         return (1 - dice).mean()
@@ -264,7 +268,7 @@ class PlainCrossEntropyDiceLoss(SoftmaxLoss):
         self.eps = eps
 
     def forward(self, logits, mask, known=None, weight=None) -> torch.Tensor:
-        "The loss, a scalar."
+        "Cross-entropy and Dice, a scalar; logits [B,C+1,…], the rest as in `PartialLoss`."
         sums = self.batch_sums(logits, mask, None, weight)
         dice = dice_loss(*sums.without_background(), self.reduction, self.eps)
         return self.w_ce*sums.cross_entropy + self.w_dice*dice

@@ -9,12 +9,13 @@ __all__ = ['LOSSES', 'LossEntry', 'register_loss', 'DiceSettings', 'CrossEntropy
 # %% ../../nbs/losses/40_registry.ipynb #ba7b2f87
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from ..core.arguments import checks_arguments
 from ..core.errors import did_you_mean
 from ..core.registry import Registry
-from ..core.settings import Settings, describe, setting, settings_of
+from ..core.settings import Settings, checked, describe, setting, settings_of
 from ..core.unions import Unions
 from .fused import CrossEntropyDiceLoss, DiceLoss, MarginalSoftmaxLoss, MaskedSigmoidLoss
 from .partial import PartialLoss
@@ -70,6 +71,16 @@ register_loss("masked", MaskedSettings, w_pixel="w_bce")(MaskedSigmoidLoss)
 register_loss("marginal", MarginalSettings, w_pixel="w_ce")(MarginalSoftmaxLoss)
 
 # %% ../../nbs/losses/40_registry.ipynb #3bcf93be
+def _checked_keywords(entry: LossEntry, keywords: dict[str, Any]) -> dict[str, Any]:
+    "Those of the keywords that are settings, each one checked as it is in a recipe."
+    valid = {}
+    for info in describe(entry.Settings):
+        keyword = entry.spelling.get(info.name, info.name)
+        if keyword in keywords:
+            valid[keyword] = checked(replace(info, name=keyword), keywords[keyword])
+    return valid
+
+@checks_arguments
 def create_loss(
     name: str, # "dice", "ce-dice", "masked", "marginal", or a registered one
     **keywords, # of that loss
@@ -80,7 +91,7 @@ def create_loss(
     for keyword in keywords:
         if keyword not in valid:
             raise did_you_mean(f"option of the loss {name!r}", keyword, valid)
-    return build(**keywords)
+    return build(**keywords | _checked_keywords(LOSSES.get(name), keywords))
 
 # %% ../../nbs/losses/40_registry.ipynb #f161fd0c
 def make_loss(

@@ -48,7 +48,7 @@ def perturb_noise(image: torch.Tensor, generator: torch.Generator) -> torch.Tens
 
 
 def perturb_not(image: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    "`image` as it is."
+    "Images f32 [B,K,H,W] as they are: the control among the perturbations."
     return image
 
 
@@ -72,7 +72,7 @@ class MeanTeacher(Method):
         return (yield Phase("mean-teacher", job.labelled, method=self, extra=job.unlabelled))
 
     def views(self, ctx: StepContext, labelled: Batch, extra: Batch | None) -> dict[str, Batch]:
-        "Labelled; plain; perturbed."
+        "Annotated; all, plain; all, perturbed."
         if not self.settings.consistency:
             return {"labelled": labelled}
         plain = labelled.concat(extra)
@@ -80,7 +80,7 @@ class MeanTeacher(Method):
         return {"labelled": labelled, "plain": plain, "perturbed": replace(plain, image=image)}
 
     def loss(self, ctx: StepContext, views: dict[str, Batch]) -> torch.Tensor:
-        "The supervised loss, plus the weighted disagreement."
+        "The supervised loss, plus the weighted disagreement; a scalar."
         if "plain" not in views:
             return super().loss(ctx, views)
         labelled, plain, perturbed = views.values()

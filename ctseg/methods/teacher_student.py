@@ -71,7 +71,7 @@ class StudentStep(Method):
         return {"labelled": labelled} if extra is None else {"labelled": labelled, "kept": extra}
 
     def loss(self, ctx: StepContext, views: dict[str, Batch]) -> torch.Tensor:
-        "The loss of both together, plus the distance to the teacher on the kept ones."
+        "The loss of annotated and kept slices together, plus the distance to the teacher on the kept; a scalar."
         if "kept" not in views:
             return super().loss(ctx, views)
         labelled, kept = views["labelled"], views["kept"]

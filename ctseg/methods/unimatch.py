@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['DECAY', 'LONGEST_SECOND', 'settled_by_softmax', 'settled_by_sigmoid', 'complete_batch',
-           'ClassThresholds', 'UniMatchSettings', 'channel_dropout', 'Completion', 'StrongViews',
-           'UniMatchStep', 'second_epochs', 'UniMatch']
+           'ClassThresholds', 'UniMatchSettings', 'channel_dropout', 'Completer',
+           'completed_views', 'view_losses', 'completed_loss', 'UniMatchStep', 'second_epochs',
+           'UniMatch']
 
 # %% ../../nbs/methods/50_unimatch.ipynb #634c01e7
 import math
@@ -110,7 +111,7 @@ class UniMatchSettings(Settings):
     "Settings of the method `unimatch`."
     consistency: float = setting(1.0, "weight of what the teacher completes", low=0)
     ramp: float = setting(0.1, "share of the steps in which that weight rises", low=0, high=1)
-    tau: float = setting(0.9, "certainty of the teacher that settles a pixel", low=0.5, high=1)
+    tau: float = setting(0.9, "threshold: certainty of the teacher that settles a pixel", low=0.5, high=1)
     rebalance: bool = setting(False, "thresholds by class, lower where the teacher is less sure")
     views: int = setting(2, "strong views", low=1)
     cutmix: float = setting(0.5, "share of the strong views that get a rectangle of another", low=0, high=1)
@@ -147,19 +148,17 @@ def channel_dropout(
     return between
 
 # %% ../../nbs/methods/50_unimatch.ipynb #5c936e67
-class Completion(Method):
-    "A method whose teacher completes the truth of a batch, by thresholds that a checkpoint keeps."
-    Settings = UniMatchSettings
+class Completer:
+    "Has the teacher complete the truth of batches, by thresholds that a checkpoint keeps."
+    def __init__(self, settings: UniMatchSettings):
+        self.tau = settings.tau
+        self.thresholds = ClassThresholds(settings.tau) if settings.rebalance else None
 
-    def __init__(self, settings: UniMatchSettings | None = None):
-        super().__init__(settings)
-        self.thresholds = ClassThresholds(self.settings.tau) if self.settings.rebalance else None
-
-    def completed(self, ctx: StepContext, both: Batch) -> Batch:
+    def __call__(self, ctx: StepContext, both: Batch) -> Batch:
         "A batch whose truth the teacher has completed; with several processes each asks it about its own share."
         local = both[ctx.share]
         prob = ctx.teacher(local.image, presence=True)
-        tau = self.thresholds(prob) if self.thresholds else self.settings.tau
+        tau = self.thresholds(prob) if self.thresholds else self.tau
         local = complete_batch(local, prob, tau, ctx.loss.activation, unions=ctx.classes.unions)
         completed = replace(both, mask=gather_rows(local.mask), known=gather_rows(local.known))
         if ctx.loss.reads_known:
@@ -178,39 +177,59 @@ class Completion(Method):
             self.thresholds.mean_peak = state["mean_peak"]
 
 # %% ../../nbs/methods/50_unimatch.ipynb #247fda2a
-class StrongViews(Completion):
-    "A method whose network sees strong views of a batch, and a stream that loses features, with completed truth."
-    def views(self, ctx: StepContext, labelled: Batch, extra: Batch | None) -> dict[str, Batch]:
-        "Labelled; both streams with completed truth, strong and weak."
-        settings = self.settings
-        if not settings.consistency:
-            return {"labelled": labelled}
-        completed = self.completed(ctx, labelled.concat(extra))
-        views = {"labelled": labelled}
-        for k in range(settings.views):
-            views[f"strong {k}"] = strong_mix(completed, ctx.rng(f"view {k}"), settings.cutmix)
-        return views | {"weak": completed} if settings.feature_dropout else views
+def completed_views(ctx: StepContext, completed: Batch, settings: UniMatchSettings) -> dict[str, Batch]:
+    "What is seen of a batch with completed truth: strong views, and a weak one where features are dropped."
+    views = {}
+    for k in range(settings.views):
+        views[f"strong {k}"] = strong_mix(completed, ctx.rng(f"view {k}"), settings.cutmix)
+    return views | {"weak": completed} if settings.feature_dropout else views
 
 # %% ../../nbs/methods/50_unimatch.ipynb #c0f0e7ab
-class UniMatchStep(StrongViews):
-    "All of these learn from the completed truth in one pass."
+def view_losses(ctx: StepContext, views: dict[str, Batch], dropped: float) -> dict[str, torch.Tensor]:
+    "The loss of each view, by its name, from one pass; the weak view loses this share of its channels."
+    between = None
+    if "weak" in views:
+        between = channel_dropout(len(views["weak"]), ctx.share, dropped, ctx.rng("features"))
+    logits = ctx.student(*views.values(), between=between)
+    return {name: ctx.loss(of_view, view) for (name, view), of_view in zip(views.items(), logits)}
+
+def completed_loss(losses: dict[str, torch.Tensor]) -> torch.Tensor:
+    "Their mean, where the weak view counts as much as all strong ones."
+    strong = torch.stack([loss for name, loss in losses.items() if name.startswith("strong")]).mean()
+    return (strong + losses["weak"])/2 if "weak" in losses else strong
+
+# %% ../../nbs/methods/50_unimatch.ipynb #142784b3
+class UniMatchStep(Method):
+    "What UniMatch does in a step."
+    Settings = UniMatchSettings
+
+    def __init__(self, settings: UniMatchSettings | None = None):
+        super().__init__(settings)
+        self.complete = Completer(self.settings)
+
+    def views(self, ctx: StepContext, labelled: Batch, extra: Batch | None) -> dict[str, Batch]:
+        "Labelled; both streams with completed truth, strong and weak."
+        if not self.settings.consistency:
+            return {"labelled": labelled}
+        completed = self.complete(ctx, labelled.concat(extra))
+        return {"labelled": labelled} | completed_views(ctx, completed, self.settings)
+
     def loss(self, ctx: StepContext, views: dict[str, Batch]) -> torch.Tensor:
-        "The loss of the labelled batch, plus the weighted loss of what the teacher completed."
+        "The loss of the annotated batch, plus the weighted loss of what the teacher completed; a scalar."
         if len(views) == 1:
             return super().loss(ctx, views)
         settings = self.settings
-        between = None
-        if "weak" in views:
-            rng = ctx.rng("features")
-            between = channel_dropout(len(views["weak"]), ctx.share, settings.feature_dropout, rng)
-        all_logits = ctx.student(*views.values(), between=between)
-        named = zip(views, all_logits, views.values())
-        losses = {name: ctx.loss(logits, view) for name, logits, view in named}
-        completed = torch.stack([losses[f"strong {k}"] for k in range(settings.views)]).mean()
-        if "weak" in views:
-            completed = (completed + losses["weak"])/2
+        losses = view_losses(ctx, views, settings.feature_dropout)
         weight = risen(settings.consistency, settings.ramp, ctx)
-        return losses["labelled"] + weight*completed
+        return losses["labelled"] + weight*completed_loss(losses)
+
+    def state_dict(self) -> dict[str, Any]:
+        "What the thresholds by class have seen."
+        return self.complete.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        "Go on from what `state_dict` gave."
+        self.complete.load_state_dict(state)
 
 # %% ../../nbs/methods/50_unimatch.ipynb #74f0d999
 LONGEST_SECOND = 3  # times the first phase

@@ -111,7 +111,7 @@ def dice_table(
 
 # %% ../../nbs/metrics/10_challenge.ipynb #d702c309
 def nan_mean(values: np.ndarray, axis: int) -> np.ndarray:
-    "The mean along an axis without the NaN; NaN where there is nothing else."
+    "The mean of an array of any shape along `axis`, leaving NaN out; NaN where there is nothing else."
     total = np.nansum(values, axis)
     count = (~np.isnan(values)).sum(axis)
     nothing = np.full(np.shape(count), np.nan)

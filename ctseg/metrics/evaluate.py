@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..core.anatomy import ClassMap
+from ..core.arguments import checks_arguments
 from ..core.errors import InputError
 from ..core.json_files import read_json
 from ..data.annotations import check_examined, check_patients, read_annotated, read_classes
@@ -158,6 +159,7 @@ def block_overlaps(pred: LazyPixels, truth: LazyPixels, classes: ClassMap) -> Ov
     return Overlaps(*counts)
 
 # %% ../../nbs/metrics/50_evaluate.ipynb #c4a95faa
+@checks_arguments
 def evaluate_files(
     truth: str | Path, # the true masks, a CSV in the challenge's form
     prediction: str | Path, # a submission

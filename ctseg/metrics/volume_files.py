@@ -16,7 +16,9 @@ import numpy as np
 import pandas as pd
 
 from ..core.anatomy import ClassMap
+from ..core.arguments import checks_arguments
 from ..core.errors import InputError
+from ..core.filetypes import check_folder
 from ..core.json_files import read_json
 from ..data.annotations import read_annotated, read_classes
 from ..data.images import natural_key
@@ -170,6 +172,7 @@ def _finished(table: VolumeTable, groups, tolerance: float) -> dict:
     return {"table": class_summary(table, groups), "facts": table_facts(table, groups, tolerance)}
 
 # %% ../../nbs/metrics/65_volume_files.ipynb #f3b9d908
+@checks_arguments
 def evaluate_volumes(
     truth: str | Path, # a folder of NIfTI label maps
     prediction: str | Path, # a folder with files of the same names
@@ -179,6 +182,8 @@ def evaluate_volumes(
 ) -> dict: # "table": `class_summary`; "facts": `table_facts`
     "Score label maps in mm. Raises `InputError` for a missing case, another grid or other labels."
     truth, prediction = Path(truth), Path(prediction)
+    for folder in (truth, prediction):
+        check_folder(folder, "a folder of NIfTI label maps")
     files = matched_files(truth, prediction)
     if classes: named = ClassMap.from_json(classes)
     else: named = label_names(truth) or label_names(prediction)

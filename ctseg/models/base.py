@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..core.arguments import agrees
 from ..core.errors import InputError
 from ..core.paths import refuse_special
 from ..core.filetypes import content_of
@@ -111,7 +112,7 @@ MOST_COUNT = 1 << 20  # channels, or pixels along a side
 def check_counts(what: str, **counts: int) -> None:
     "Raise an `InputError` about `what` unless every one of `counts` is a whole number of at least 1, and no absurd one."
     for name, value in counts.items():
-        whole = isinstance(value, int) and not isinstance(value, bool)
+        whole = agrees(value, int)
         if not whole or value < 1:
             raise InputError(f"{what}: {name} is {value!r}, expected a whole number of at least 1")
         if value > MOST_COUNT:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 
+from ..core.arguments import checks_arguments
 from ..core.errors import InputError, did_you_mean
 from ..core.registry import Registry
 from ..core.settings import Settings
@@ -151,6 +152,7 @@ def _check_keywords(name: str, given: dict[str, object]) -> None:
         raise did_you_mean(f"{name} keyword", keyword, [*taken, "presence"])
 
 # %% ../../nbs/models/80_zoo.ipynb #7b72c2a6
+@checks_arguments
 def create_model(
     name: str, # one of `list_models()`, or DECODER:ENCODER
     in_chans: int = 1, # channels of the image

@@ -100,7 +100,9 @@ def triangle_distance(points, corners, thickness) -> np.ndarray:
 
 # %% ../../nbs/phantom/10_shapes.ipynb #72f4065a
 def smooth_minimum(a, b, fillet: float) -> np.ndarray:
-    "Distance in mm to the union of two shapes, at distances `a` and `b`, with a fillet of about `fillet` mm."
+    """Distance in mm to the union of two shapes, from the distances `a` and `b`, arrays of one shape.
+
+    The crease is rounded by a fillet of about `fillet` mm (Quilez, smooth minimum, polynomial form)."""
     plain = np.minimum(a, b)
     if not fillet: return plain
     apart = np.abs(a - b)

@@ -233,10 +233,10 @@ class Earlier:
     network: OldNetwork | None = None
     classes: ClassMap | None = None
 
-    def options(self, deadline: Deadline | None = None, watchers: tuple = ()) -> JobOptions:
+    def options(self, deadline: Deadline | None = None, memory: float | None = None) -> JobOptions:
         "The options of a job that starts from these runs."
         taught = self.network.taught if self.network else None
-        return JobOptions(deadline, watchers, self.start, self.network, taught)
+        return JobOptions(deadline, self.start, self.network, taught, memory)
 
     def record(self) -> dict[str, dict[str, str]]:
         "What `recipe.json` keeps."

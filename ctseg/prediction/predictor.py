@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from ..core.anatomy import ClassMap
+from ..core.arguments import checks_arguments
 from ..core.device import DevicePlan, pick_device
 from ..core.errors import InputError
 from ..data.stacks import Stacks, stacks_of
@@ -127,7 +128,11 @@ def not_finite_error(members: list[Member], x: torch.Tensor, plan: DevicePlan) -
 # %% ../../nbs/prediction/20_predictor.ipynb #1ebef8df
 def unit_range(images: np.ndarray | Stacks, device: torch.device) -> torch.Tensor:
     "f32 [B, K, H, W] in 0…1 on a device, of images uint8 [B, H, W] or [B, K, H, W]."
-    x = torch.from_numpy(np.ascontiguousarray(images)).to(device)
+    array = np.ascontiguousarray(images)
+    if array.dtype != np.uint8 or array.ndim not in (3, 4):
+        given = f"{array.dtype} {list(array.shape)}"
+        raise InputError(f"images: {given}; expected uint8 [B, H, W] or [B, K, H, W]")
+    x = torch.from_numpy(array).to(device)
     if x.ndim == 3: x = x[:, None]
     return x.float()/255
 
@@ -230,9 +235,10 @@ class Predictor(Ensemble):
         "The rule, or another, for images of `size`."
         return rule_at_size(rule or self.rule, self.rule_size, size)
 
+    @checks_arguments
     def predict(
         self,
-        images: np.ndarray, # uint8 [N, H, W], or [H, W]
+        images: Any, # uint8 [N, H, W] or [H, W]: arrays, lists
         batch_size: int = 16,
         volume: bool = False, # they are all slices of one volume, in order
     ) -> np.ndarray: # uint8, of the same shape
@@ -282,8 +288,9 @@ def temperatures_and_rules(runs: list[Run], metrics: list, calibrated: bool) -> 
     return temperatures, [calibration.rule for calibration in calibrations]
 
 # %% ../../nbs/prediction/20_predictor.ipynb #1634f820
+@checks_arguments
 def load_predictor(
-    runs: str | Path | list[str | Path], # one or several: folders, or names on the hub (hf://owner/name)
+    runs: str | Path | Run | list[str | Path | Run], # folders, or names on the hub (hf://owner/name)
     plan: DevicePlan | str | None = None, # or a device, in the runs' precision; None: the one at hand
     views: int = 1, # of each image, see `tta_views`
     calibrated: bool = False, # divide logits by the runs' temperatures; use the rule chosen for that
@@ -292,6 +299,8 @@ def load_predictor(
     "The trained models of runs, ready to predict; the rule is that of the first run that has one."
     if isinstance(runs, (str, Path, Run)): runs = [runs]
     runs = [find_run(run) for run in runs]
+    if not runs:
+        raise InputError("load_predictor: runs is empty; give the folder of a run, or several")
     specs = [run_spec(run) for run in runs]
     if not isinstance(plan, DevicePlan):
         plan = plan_as_trained(specs, plan or "auto")

@@ -19,7 +19,7 @@ from ..core.json_files import read_json
 from ..core.schema import fields, fit_schema, listed, mapped, maybe, number, short, text
 from ..inference.expected_dice import ExpectedDice
 from ..inference.rule import Rule, read_rule
-from ..runs.folder import Run, read_spec
+from ..runs.folder import Run, check_begun, check_weights, read_spec
 from ..runs.sums import check_finished, check_sum
 
 # %% ../../nbs/prediction/10_saved.ipynb #91712ede
@@ -30,8 +30,8 @@ def run_spec(
     weights: bool = True, # there must be weights to load
 ) -> dict[str, Any]: # recipe, seed, data, classes, image_shape and versions
     "The `recipe.json` of a run; `InputError` where there is no run, or no phase of it is finished."
-    run.check_begun()
-    if weights: run.check_weights()
+    check_begun(run)
+    if weights: check_weights(run)
     check_finished(run.folder)
     return read_spec(run/"recipe.json")
 

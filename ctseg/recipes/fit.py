@@ -5,22 +5,23 @@
 # %% auto #0
 __all__ = ['Callback', 'TOO_LARGE', 'check_job', 'refuse_too_large', 'warn_of_split', 'check_batches',
            'save_curves', 'held_out_facts', 'finish', 'finish_in_time', 'carry_out', 'FitOptions',
-           'FitKeywords', 'as_watchers', 'tell_of_groups', 'announce', 'start_and_tell',
-           'open_trackers', 'carry_out_watched', 'with_plugins', 'how_cut',
+           'read_options', 'FitKeywords', 'as_watchers', 'tell_of_groups', 'announce',
+           'start_and_tell', 'open_trackers', 'carry_out_watched', 'with_plugins', 'how_cut',
            'refuse_lost_settings', 'make_job', 'fit']
 
 # %% ../../nbs/recipes/20_fit.ipynb #aadf2952
 import math
 import sys
 import warnings
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
 import numpy as np
 
 # %% ../../nbs/recipes/20_fit.ipynb #1f12a6e2
+from ..core.arguments import checks_arguments, options_of
 from ..core.device import DevicePlan, pick_device
 from ..core.atomic import atomic_path
 from ..core.errors import InputError, say
@@ -36,17 +37,19 @@ from ..io.imported import imported_slicing
 from ..io.neighbours import neighbour_mm, with_neighbours
 from ..metrics.bootstrap import bootstrap_mean
 from ..metrics.evaluate import plain_value
-from ..models.settings import make_model
 from ..prediction.choose import Part, choose_rule, rule_tables
 from ..prediction.earlier import Earlier, earlier_runs
 from ..prediction.predictor import Predictor, load_predictor
 from ..prediction.prepare import calibrate_run
 from .table import DEFAULT_RECIPE, RECIPES, get_recipe
 from ..runs.card import write_card
-from ..runs.folder import Run, make_spec, start_run
+from ..runs.folder import Run, make_spec
 from ..runs.job import Job
 from ..runs.network import decide_network
-from ..runs.recipe import Recipe, names_of, recipe_fields, recipe_plugins, unknown_setting
+from ..runs.notes import Watcher, device_in_words
+from ..runs.phases import Phases
+from ..runs.recipe import Recipe, is_setting, names_of, recipe_fields, recipe_plugins, unknown_setting
+from ..runs.start import check_free, held_run, prospect, start_run
 from ..runs.sums import write_metrics
 from ..training.curves import plot_curves
 from ..training.deadline import Deadline, Stopped, read_duration
@@ -62,7 +65,7 @@ def check_job(job: Job) -> str: # where a pretrained encoder's weights come from
     check_whole("seed", job.seed, 0, 2**63 - 1)
     check_batches(job.recipe)
     refuse_too_large(job)
-    model = job.prepare_model()
+    model = job.networks.prepare()
     make_optimiser(model, job.setup)
     compute = job.recipe.compute
     if compute.compile and not job.plan.can_compile:
@@ -75,15 +78,13 @@ def check_job(job: Job) -> str: # where a pretrained encoder's weights come from
 # %% ../../nbs/recipes/20_fit.ipynb #75544252
 def refuse_too_large(job: Job) -> None:
     "`InputError` if a step cannot fit into memory. A card works off a batch image by image if it must."
-    recipe, classes = job.recipe, len(job.labelled.classes)
+    recipe = job.recipe
     size = (job.image_size,)*2 if job.image_size else job.labelled.images.shape[1:]
-    out_chans, in_chans = job.loss.out_chans(classes), recipe.data.channels
     def build():
-        return make_model(
-            recipe.model, out_chans, classes, job.image_size, trained=True, in_chans=in_chans)
+        return job.networks.build(trained=True)
     batch = -(-recipe.schedule.batch_size//(world()*recipe.compute.pieces))
     images = 1 if job.device.type == "cuda" else batch
-    need = least_bytes(build, size, images, job.plan.precision == "fp32", in_chans)
+    need = least_bytes(build, size, images, job.plan.precision == "fp32", recipe.data.channels)
     what = f"{recipe.model.name} at {size[0]}x{size[1]} pixels, {images} at a time"
     check_memory(need, free_bytes(job.device), what)
 
@@ -137,13 +138,14 @@ def held_out_facts(
     return {"slices": len(held_out), "groups": groups, "level": 0.95, "intervals": intervals}
 
 # %% ../../nbs/recipes/20_fit.ipynb #c2163131
-def finish(job: Job) -> None:
+def finish(phases: Phases) -> None:
     "Choose the rule, calibrate, write curves, card and `metrics.json`; `Stopped` if the deadline comes first."
-    facts: dict[str, Any] = {"phases": job.completed, "epochs": len(job.history)}
-    facts["dice held out, argmax"] = job.history[-1]["dice"]
+    job, history = phases.job, phases.history
+    facts: dict[str, Any] = {"phases": phases.completed, "epochs": len(history)}
+    facts["dice held out, argmax"] = history[-1]["dice"]
     rule, tune = Rule(gate=job.recipe.rule.least_peak), job.recipe.rule.tune_rule
     each = job.in_time("while the decision rule was chosen; all phases are trained", together=False)
-    batch_size = min(16, max(1, job.schedule.batch_size//job.pieces))  # what training had room for
+    batch_size = min(16, max(1, job.schedule.batch_size//phases.pieces))  # what training had room for
     rules = {"argmax": Rule()}
     predictor = load_predictor(job.run.folder, str(job.device)) if len(job.holdout) else None
     if tune and predictor:
@@ -161,16 +163,16 @@ def finish(job: Job) -> None:
     write_metrics(facts | {"rule": asdict(rule)}, job.run.folder)
 
 # %% ../../nbs/recipes/20_fit.ipynb #b9c1c593
-def finish_in_time(job: Job) -> str:
+def finish_in_time(phases: Phases) -> str:
     "`finish`; the reason if the deadline came first."
-    try: finish(job)
+    try: finish(phases)
     except Stopped as e: return str(e)
     return ""
 
-def carry_out(job: Job) -> None:
+def carry_out(phases: Phases) -> None:
     "All phases, then the end of the run; `Stopped` in every process if one had to stop."
-    job.carry_out()
-    stopped = on_main(lambda: finish_in_time(job))
+    phases.carry_out()
+    stopped = on_main(lambda: finish_in_time(phases))
     if agree(bool(stopped)): raise Stopped(stopped or "another process stopped")
 
 # %% ../../nbs/recipes/20_fit.ipynb #81b697f2
@@ -202,6 +204,17 @@ class FitOptions:
         use = "is for reading a challenge folder, and these slices have been read"
         raise InputError(f"annotated={self.annotated!r} {use}; give it to read_challenge")
 
+# %% ../../nbs/recipes/20_fit.ipynb #c9086d2a
+def read_options(options: Mapping[str, Any], recipe: Recipe | str) -> FitOptions:
+    "The options of `fit`; `InputError` for an unknown one, and for a setting of the recipe."
+    known = {field.name for field in fields(FitOptions)}
+    setting = next((name for name in options if name not in known and is_setting(name)), "")
+    if setting:
+        name = recipe.name if isinstance(recipe, Recipe) else recipe
+        remedy = f"get_recipe({name!r}).change({setting}={options[setting]!r})"
+        raise InputError(f"fit: {setting} is a setting of the recipe; give recipe={remedy}")
+    return options_of(FitOptions, options, "fit")
+
 # %% ../../nbs/recipes/20_fit.ipynb #3ac0bd7b
 class FitKeywords(TypedDict, total=False):
     "The keywords of `fit` that become `FitOptions`, which says what they mean."
@@ -215,9 +228,9 @@ class FitKeywords(TypedDict, total=False):
     memory: str
 
 # %% ../../nbs/recipes/20_fit.ipynb #6d91d441
-def as_watchers(callbacks: Iterable[Callback], folder: Path) -> tuple[Callable[[list[dict]], None], ...]:
-    "Callbacks as a job calls them, with the history; a text that one of them returns becomes `Stopped`."
-    def watcher(callback: Callback) -> Callable[[list[dict]], None]:
+def as_watchers(callbacks: Iterable[Callback], folder: Path) -> tuple[Watcher, ...]:
+    "Callbacks as phases call them, with the history; a text that one of them returns becomes `Stopped`."
+    def watcher(callback: Callback) -> Watcher:
         def watch(history: list[dict]) -> None:
             answer = callback(len(history), dict(history[-1]), folder)
             if isinstance(answer, str) and answer:
@@ -239,7 +252,8 @@ def tell_of_groups(job: Job, data: Any) -> None:
 def announce(job: Job, data: Any, source: str, earlier: Iterable[str] = ()) -> None:
     "Say on which device a run trains, from which weights an encoder starts, what comes from earlier runs, and how few groups are held out."
     if rank(): return
-    lines = [f"training on {job.where}: {job.recipe.model.name}"]  # a forgotten GPU is better seen now
+    # a forgotten GPU is better seen now
+    lines = [f"training on {device_in_words(job.plan)}: {job.recipe.model.name}"]
     if source: lines.append(f"the encoder starts from {source}")
     for line in [*lines, *earlier]:
         say(line, sys.stderr)
@@ -250,10 +264,10 @@ TOO_LARGE = "out of memory; choose a smaller image_size, batch_size or width"  #
 
 
 def start_and_tell(run: Run, spec: dict[str, Any], resume: bool, tell: bool) -> None:
-    "`start_run`; with `tell`, then a line about what `resume` has found there, see `Run.prospect`."
-    prospect = run.prospect if resume and tell else ""
+    "`start_run`; with `tell`, then a line about what `resume` has found there, see `prospect`."
+    found = prospect(run) if resume and tell else ""
     start_run(run, spec, resume)
-    if prospect: say(f"ctseg: {prospect}", sys.stderr)
+    if found: say(f"ctseg: {found}", sys.stderr)
 
 # %% ../../nbs/recipes/20_fit.ipynb #e46f636f
 def open_trackers(names: tuple[str, ...], run: Run, spec: dict[str, Any]) -> Trackers | None:
@@ -264,12 +278,14 @@ def open_trackers(names: tuple[str, ...], run: Run, spec: dict[str, Any]) -> Tra
     return Trackers(names, run.folder, facts | config)
 
 
-def carry_out_watched(job: Job, names: tuple[str, ...], spec: dict[str, Any]) -> None:
-    "`carry_out` with trackers by their names, which are closed at its end."
+def carry_out_watched(
+    job: Job, names: tuple[str, ...], spec: dict[str, Any], callbacks: Iterable[Callback] = (),
+) -> None:
+    "`carry_out` with callbacks, and with trackers by their names, which are closed at its end."
+    watchers = as_watchers(callbacks, job.run.folder)
     trackers = open_trackers(names, job.run, spec)
-    if trackers is None: return carry_out(job)
-    job.options = replace(job.options, watchers=(trackers, *job.options.watchers))
-    try: carry_out(job)
+    if trackers is None: return carry_out(Phases(job, watchers))
+    try: carry_out(Phases(job, (trackers, *watchers)))
     finally: trackers.finish()
 
 # %% ../../nbs/recipes/20_fit.ipynb #e1f4d3c3
@@ -322,19 +338,18 @@ def make_job(
     recipe, facts = main_first(lambda: decide_network(given, run, slices.images.shape[1:]))
     refuse_lost_settings(given, recipe, facts.get("replaced", ""))
     earlier = earlier_runs(more.init, more.teacher, recipe, slices.classes, plan)
-    options = earlier.options(deadline, as_watchers(more.callbacks, run.folder))
-    room = read_size(more.memory) if more.memory else None
-    options = replace(options, memory=room)
+    options = earlier.options(deadline, read_size(more.memory) if more.memory else None)
     job = Job(recipe, slices, run, plan, seed, progress, options)
     return job, earlier, earlier.record() | facts
 
 # %% ../../nbs/recipes/20_fit.ipynb #a5f9a3f4
+@checks_arguments
 def fit(
     data: SliceSet | str | Path, # slices, a challenge folder or a store
-    recipe: Recipe | str = DEFAULT_RECIPE, # or its name, or the `recipe.json` of a run
+    recipe: Recipe | str = DEFAULT_RECIPE, # or its name, or a run's `recipe.json`
     out: str | Path = "runs/run",
     seed: int = 0,
-    resume: bool = False, # continue a run that was cut
+    resume: bool = False, # go on with a cut run
     device: str = "auto",
     progress: bool = True,
     **options: Unpack[FitKeywords],
@@ -342,15 +357,14 @@ def fit(
     """Train by a recipe; the finished run. `InputError` for what must change, `Stopped` at the time limit.
 
     Seldom given, see `FitOptions`: time_limit, annotated, plugins, log, callbacks, init, teacher, memory."""
-    more = FitOptions(**options)
-    trackers = check_trackers(more.log)
+    more = read_options(options, recipe)
+    names = check_trackers(more.log)
     recipe, plugins = with_plugins(recipe, more.plugins)
     plan, run = pick_device(device, recipe.compute.precision), Run(out)
     with more.deadline() as deadline, memory_errors(f"{plan.name}: {TOO_LARGE}"):
         make_accelerator(plan)  # connects the processes
-        on_main(lambda: run.check_free(resume))
-        try:
-            if not run.finished: on_main(run.lock)
+        on_main(lambda: check_free(run, resume))
+        with held_run(run):
             slices = more.read(data, recipe.data.context)
             job, earlier, facts = make_job(recipe, slices, run, seed, more, plan, deadline, progress)
             source = check_job(job)
@@ -358,6 +372,5 @@ def fit(
             on_main(lambda: start_and_tell(run, spec, resume, progress))
             if run.finished: return run
             if progress: announce(job, data, source, earlier.lines())
-            carry_out_watched(job, trackers, spec)
-        finally: run.unlock()
+            carry_out_watched(job, names, spec, more.callbacks)
     return run

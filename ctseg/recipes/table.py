@@ -10,6 +10,7 @@ __all__ = ['LOG_DICE', 'ONE_VIEW', 'SHORT', 'ORIGINAL', 'LITE', 'PRETRAINED', 'B
 from dataclasses import replace
 from pathlib import Path
 
+from ..core.arguments import checks_arguments
 from ..core.errors import did_you_mean
 from ..losses.registry import DiceSettings, MarginalSettings, MaskedSettings
 from ..methods.mean_teacher import MeanTeacherSettings
@@ -105,9 +106,10 @@ SEMI_SUPERVISED = [
 RECIPES = {recipe.name: recipe for recipe in [*OURS, *BASELINES, *SEMI_SUPERVISED]}
 
 # %% ../../nbs/recipes/10_table.ipynb #82299696
-def get_recipe(name: str) -> Recipe:
+@checks_arguments
+def get_recipe(name: str | Path) -> Recipe:
     "The recipe called `name`, or that of a run, by the path of its `recipe.json`; an unknown name shows the nearest ones."
     if str(name).endswith(".json"): return read_spec(Path(name))["recipe"]
-    name = OLD_NAMES.get(name, name)
+    name = OLD_NAMES.get(str(name), str(name))
     if name not in RECIPES: raise did_you_mean("recipe", name, RECIPES)
     return RECIPES[name]

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from ..core.arguments import checks_arguments
 from ..core.errors import InputError
 from ..core.json_files import read_json
 from ..core.paths import real_path
@@ -167,6 +168,7 @@ def fetch_run(name: HubName) -> Path:
     return files["recipe.json"].parent
 
 # %% ../../nbs/runs/22_source.ipynb #9c8935d5
+@checks_arguments
 def find_run(name: str | Path | Run) -> Run:
     "The run that is meant: that of a folder, or of a repository on the hub, whose files are then in the cache."
     if isinstance(name, Run): return name

@@ -21,8 +21,8 @@ class SplitSettings(Settings):
     labelled: int = setting(
         0, "annotated images to use, held-out ones among them; the rest join the unlabelled; 0: all", low=0)
     unlabelled: int = setting(-1, "images without annotation to use, drawn by the seed; -1: all", low=-1)
-    folds: int = setting(10, "the annotated images are cut into so many groups of patients", low=2)
-    fold: int = setting(0, "and this group is held out; -1: none", low=-1)
+    folds: int = setting(10, "groups of patients that the annotated images are split into", low=2)
+    fold: int = setting(0, "the group that is held out for validation; -1: none", low=-1)
     rare_power: float = setting(0.0, "0: images alike; 0.5: those with rare structures more often", low=0)
 
 # %% ../../nbs/runs/25_split.ipynb #fab50589

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['HISTORY', 'Progress', 'restore_progress', 'last_epoch', 'bar_kind', 'phase_bar',
            'held_out_dice', 'Session', 'session_state', 'restore_session', 'restore_checked',
-           'SavedSession', 'TimedSession', 'gradients_in_memory', 'check_skips', 'Trainer']
+           'SavedSession', 'stop_in_time', 'gradients_in_memory', 'check_skips', 'Trainer']
 
 # %% ../../nbs/training/70_loop.ipynb #10b9f1e9
 import importlib.util
@@ -35,7 +35,7 @@ from .learner import Learner, learner_state, lr_factor, restore_learner
 from .method import Method, Phase
 from .setup import Setup
 from .states import check_moments, check_progress
-from .step import Snapshot, Stepper, more_pieces
+from .step import Snapshot, Stepper, more_pieces, step_gradients
 from .streams import make_streams
 
 # %% ../../nbs/training/70_loop.ipynb #5b8c06dd
@@ -134,7 +134,7 @@ class Session:
         self.checkpoints = Checkpoints(setup.folder/phase.name) if setup.folder else None
 
     def rest_of_epoch(self) -> list[torch.Tensor]:
-        "The batches of this epoch that are still to come."
+        "The batches of this epoch that are still to come, each the indices of slices, int64 [B]."
         completed = self.progress.step - self.progress.epoch*len(self.labelled)
         return self.labelled.batches(self.progress.epoch)[completed:]
 
@@ -191,18 +191,16 @@ class SavedSession(Session):
         return self.learner.ema.model
 
 # %% ../../nbs/training/70_loop.ipynb #99aaa3c1
-class TimedSession(SavedSession):
-    "A session that stops in time."
-    def stop_in_time(self, need: float) -> None:
-        "Save and raise `Stopped` if any process has reason to; `need`: seconds of the next step and epoch."
-        if self.setup.deadline is None: return
-        why = self.setup.deadline.why(need)
-        if not agree(bool(why)): return
-        on_main(self.save)  # the others wait: a launcher kills what is left when the first process has ended
-        progress = self.progress
-        where = f"in phase {self.phase.name}, epoch {progress.epoch + 1} of {self.epochs}"
-        after = f"after {progress.step} of {self.total} steps"
-        raise Stopped(f"{why or 'another process'}: stopped {where}, {after}")
+def stop_in_time(session: SavedSession, need: float) -> None:
+    "Save and raise `Stopped` if any process has reason to; `need`: seconds of the next step and epoch."
+    if session.setup.deadline is None: return
+    why = session.setup.deadline.why(need)
+    if not agree(bool(why)): return
+    on_main(session.save)  # the others wait: a launcher kills what is left when the first process has ended
+    progress = session.progress
+    where = f"in phase {session.phase.name}, epoch {progress.epoch + 1} of {session.epochs}"
+    after = f"after {progress.step} of {session.total} steps"
+    raise Stopped(f"{why or 'another process'}: stopped {where}, {after}")
 
 # %% ../../nbs/training/70_loop.ipynb #7440863c
 def gradients_in_memory(session: Session, index: torch.Tensor, snapshot: Snapshot) -> tuple[float, float]:
@@ -210,7 +208,7 @@ def gradients_in_memory(session: Session, index: torch.Tensor, snapshot: Snapsho
     progress = session.progress
     while True:
         try:
-            return session.stepper.gradients(index, progress.step, progress.pieces)
+            return step_gradients(session.stepper, index, progress.step, progress.pieces)
         except RuntimeError as e:
             pieces = more_pieces(e, session.stepper, index, progress.pieces)
         snapshot.restore()
@@ -230,7 +228,7 @@ def check_skips(session: Session, index: torch.Tensor, loss: float) -> None:
     raise InputError(f"{session.phase.name}, step {step}: {problem}; {remedy}")
 
 # %% ../../nbs/training/70_loop.ipynb #0eec697b
-class Trainer(TimedSession):
+class Trainer(SavedSession):
     "Trains one model through one phase: the loop that every method shares."
     @memory_kept()
     def fit(self, on_epoch: Callable[["Trainer"], None] | None = None) -> nn.Module:
@@ -243,7 +241,7 @@ class Trainer(TimedSession):
                     with pace.timed("step"):
                         progress.losses.append(self.step(index))
                     bar.update()
-                    self.stop_in_time(pace.need)
+                    stop_in_time(self, pace.need)
                 with pace.timed("epoch"):
                     self.end_epoch()
                 bar.set_postfix(last_epoch(progress, self.epochs))

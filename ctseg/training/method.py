@@ -17,6 +17,8 @@ import torch
 from torch import nn
 
 from ..core.anatomy import ClassMap
+from ..core.arguments import shown_argument
+from ..core.errors import InputError
 from ..core.registry import Registry
 from ..core.settings import Settings
 from ..data.batches import Batch
@@ -53,7 +55,9 @@ class StepLoss(Protocol):
         "float32 [B, C, H, W], without the background, of the finest logits."
 
     def gather(self, sums: torch.Tensor) -> torch.Tensor:
-        "The rows of all processes: a term of a method's own must gather its sums before it divides them."
+        """Sums [b,…] of the images of this process, a row an image, as those of all processes, [B,…].
+
+        A term of a method's own must gather its sums before it divides them."""
 
 # %% ../../nbs/training/50_method.ipynb #9115246d
 @dataclass(frozen=True)
@@ -113,11 +117,13 @@ class Method:
         return batch
 
     def views(self, ctx: StepContext, labelled: Batch, extra: Batch | None) -> dict[str, Batch]:
-        "What the network sees of the two streams, both augmented; each view is a whole batch."
+        """What the network sees in a step, by name: here the annotated batch alone.
+
+        `labelled` and `extra` (None without unlabelled slices) are augmented; each view is a whole batch."""
         return {"labelled": labelled}
 
     def loss(self, ctx: StepContext, views: dict[str, Batch]) -> torch.Tensor:
-        "The loss of this share of the views, a scalar."
+        "The loss of this process's share of the views, a scalar; here the supervised one."
         logits, = ctx.student(views["labelled"])
         return ctx.loss(logits, views["labelled"])
 
@@ -155,6 +161,8 @@ METHODS = Registry("method")
 def register_method(name: str) -> Callable[[type[Method]], type[Method]]:
     "A decorator for a subclass of `Method`: recipes find it by `name`, or by its settings."
     def enter(cls: type[Method]) -> type[Method]:
+        if not (isinstance(cls, type) and issubclass(cls, Method)):
+            raise InputError(f"the method {name!r} is {shown_argument(cls)}; expected a subclass of Method")
         METHODS.register(name)(cls)
         others = vars(cls.Settings).get("name", name) != name  # settings that another method has already
         if cls.Settings is NoSettings or others:

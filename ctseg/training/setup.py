@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 # %% ../../nbs/training/55_setup.ipynb #2a7351ee
 class ScheduleSettings(Settings):
     "How long and how fast a network learns."
-    epochs: int = setting(90, "passes over the annotated images, in each phase", low=1)
+    epochs: int = setting(90, "passes over the annotated images, not iterations, in each phase", low=1)
     batch_size: int = setting(8, "images a step, of all processes together", low=1)
     lr: float = setting(2e-3, "peak learning rate", low=0)
     encoder_lr: float = setting(0.0, "peak rate of a pretrained encoder; 0: as the rest", low=0)
-    weight_decay: float = setting(1e-2, "of AdamW", low=0)
+    weight_decay: float = setting(1e-2, "of the optimizer, AdamW", low=0)
     warmup: float = setting(0.1, "share of the steps in which the rate rises", low=0, high=1)
     clip: float = setting(1.0, "largest gradient norm; 0: any", low=0)
     ema: float = setting(0.99, "decay of the averaged weights", low=0, high=1)
@@ -40,8 +40,9 @@ class ScheduleSettings(Settings):
 # %% ../../nbs/training/55_setup.ipynb #3ca0199e
 class ComputeSettings(Settings):
     "How the same computation is carried out on a machine."
-    precision: str = setting("auto", "of the arithmetic; auto: the device's own", choices=PRECISIONS)
-    pieces: int = setting(1, "passes that a batch is worked off in, to save memory", low=1)
+    precision: str = setting(
+        "auto", "of the arithmetic, mixed below fp32 as in AMP; auto: the device's own", choices=PRECISIONS)
+    pieces: int = setting(1, "parts a batch is computed in, gradients accumulated, to save memory", low=1)
     channels_last: bool = setting(True, "memory layout of images, faster on most devices")
     compile: bool = setting(False, "torch.compile: slow to start, then faster")
 

@@ -39,6 +39,7 @@ from ctseg.recipes.table import get_recipe
 from ctseg.report.page import report
 from ctseg.runs.folder import Run, read_spec
 from ctseg.runs.recipe import Recipe, apply_settings
+from ctseg.runs.start import hold_run, release_run
 
 # %%
 #| hide
@@ -86,6 +87,7 @@ def plot_predictions(
 
 
 # %%
+#| fig-alt: "Two toy slices in rows: image, truth, and the labels of a teacher and of a student, side by side"
 toy, truth = toy_set(6, labelled=6)
 plot_predictions(toy, {"teacher": np.roll(truth, 3, 1), "student": np.roll(truth, 1, 1)}, rows=2)
 plt.show()
@@ -170,6 +172,7 @@ def plot_pseudo(
 
 
 # %%
+#| fig-alt: "Six slices from the surest pseudo-label to the least sure; the first four are marked as kept"
 plot_pseudo(toy, truth, np.linspace(.9, .4, 6), np.arange(6) < 4, columns=6)
 plt.show()
 
@@ -240,7 +243,7 @@ def run_demo(
             write_submission(masks["student"], test.names, run/"submission.csv")
             draw_demo(run, train, test, masks)
         report(out, test, "test")
-    finally: earlier.unlock()
+    finally: release_run(earlier)
     report_demo(Run(out), test, masks)
     print(f"{time.monotonic() - start:.0f} s in all")
 
@@ -282,7 +285,7 @@ def _may_write(out: Path, overwrite: bool, demos: tuple) -> Run:
     theirs = read_spec(out/"recipe.json")["recipe"]
     if not any(_is_demo(theirs, settings) for settings in demos):
         raise InputError(f"{out} holds a run that is no demo and is not overwritten; choose another --out")
-    run.lock()
+    hold_run(run)
     return run
 
 
@@ -380,6 +383,7 @@ masks = {who: read_masks(results/f"{name}.csv.gz", cache=False)[1] for who, name
 demo_table(test, masks).round(2)
 
 # %%
+#| fig-alt: "Real CT slices in rows: image, truth, teacher and student, with the Dice of each prediction"
 plot_medians(test, masks)
 plt.show()
 

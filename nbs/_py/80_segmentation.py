@@ -24,10 +24,12 @@ from tqdm import tqdm
 
 from ctseg import __version__
 from ctseg.core.anatomy import ClassMap
+from ctseg.core.arguments import checks_arguments, options_of
 from ctseg.core.atomic import atomic_path
 from ctseg.core.errors import InputError, did_you_mean, some_of
 from ctseg.core.folders import made_folder
 from ctseg.core.json_files import write_json
+from ctseg.core.paths import disk_errors, disk_full
 from ctseg.inference.engine import engine_of
 from ctseg.io.dicom_seg import make_segmentation
 from ctseg.io.neighbours import step_mm
@@ -44,6 +46,7 @@ from ctseg.prediction.trained_slicing import choose_slicing, other_distance, tra
 from ctseg.prediction.volumes import class_rows_of, label_volume
 from ctseg.report.page import write_page
 from ctseg.report.scans import montage, scan_record, scans_page
+from ctseg.runs.folder import Run
 from ctseg.training.memory import out_of_memory
 
 # %%
@@ -286,7 +289,7 @@ def segment_scan(job: SegmentJob, scan: Scan, picture: bool) -> ScanResult:
     formats, keep = _formats_of(scan, job.formats), job.options.keep_patient
     opened = scan.open()
     predicted = label_volume(job.predictor, opened.volume, job.slicing, job.options.batch_size)
-    with files_of_a_scan(job.out) as folder:
+    with disk_errors(job.out), files_of_a_scan(job.out) as folder:
         files = write_results(opened, predicted.labels, job.classes, folder, scan.name, formats, keep)
     rows = class_rows_of(predicted, opened.volume, job.slicing, list(job.classes.names))
     image = None
@@ -308,7 +311,7 @@ for row in result.rows[:2]: print(row)
 # %% [markdown]
 # ## All of them
 #
-# A broken scan is noted, and the next one begins. What an unexpected error says is not repeated, since it may quote the patient's name.
+# A broken scan is noted, and the next one begins. After a full disk none does: each would be computed in vain. What an unexpected error says is not repeated, since it may quote the patient's name.
 
 # %%
 #| export
@@ -321,6 +324,11 @@ class Segmented:
     passed_over: Counter = field(default_factory=Counter) # what was no scan: kind of file → how many
     notes: list[str] = field(default_factory=list) # what a user must know of the results
     about: dict = field(default_factory=dict) # runs, rule, engine, precision and slicing
+
+    @property
+    def page(self) -> Path:
+        "The page, missing if the disk had no room for it."
+        return self.out/"report.html"
 
     @property
     def table(self) -> list[dict]:
@@ -370,39 +378,53 @@ def _work_through(job: SegmentJob, scans: list[Scan], result: Segmented):
             result.done.append(segment_scan(job, scan, i < job.options.pictures))
         except Exception as error:  # of other people's files and libraries, of any kind
             result.failed.append((scan.source, problem_of(error)))
+            if disk_full(error):
+                result.failed += [(later.source, problem_of(error)) for later in scans[i + 1:]]
+                return
 
 
 # %%
 #| export
-def _add_notes(result: Segmented, job: SegmentJob):
+def _notes_of(result: Segmented, job: SegmentJob) -> list[str]:
     "What is to be known of single scans, and of the results as a whole."
-    for scan in result.done: result.notes += scan.notes
+    notes = [note for scan in result.done for note in scan.notes]
     seen = min((scan.seen for scan in result.done), default=1)
     if seen < 1:
-        result.notes.append(f"slices were cropped to {job.slicing.size} pixels: up to {1 - seen:.0%} "
-                            "of their area was not looked at, and is background in the results")
+        notes.append(f"slices were cropped to {job.slicing.size} pixels: up to {1 - seen:.0%} "
+                     "of their area was not looked at, and is background in the results")
     private = [name for name in job.classes.names if snomed(name).structure is None]
     if private and any(name.endswith(".dcm") for scan in result.done for name in scan.files):
-        result.notes.append(f"without a SNOMED CT code, written under a private one: {some_of(private)}")
+        notes.append(f"without a SNOMED CT code, written under a private one: {some_of(private)}")
     if len(result.done) > job.options.pictures:
-        result.notes.append(f"the page shows pictures of the first {job.options.pictures} scans")
+        notes.append(f"the page shows pictures of the first {job.options.pictures} scans")
+    return notes
 
 
 # %%
 #| export
 COLUMNS = ("scan", "source", "structure", "ml", "slices", "confidence", "cut_off")
 
-def write_summary(result: Segmented, classes: ClassMap):
-    "Write `volumes.csv`, `volumes.json`, `class_names.json` and `report.html`."
+TABLES = ("volumes.csv", "volumes.json", "class_names.json")
+
+def write_tables(result: Segmented, classes: ClassMap):
+    "Write the `TABLES`."
     with atomic_path(result.out/"volumes.csv") as tmp, open(tmp, "w", newline="", encoding="utf-8") as f:
         rows = csv.DictWriter(f, COLUMNS, lineterminator="\n")
         rows.writeheader()
         rows.writerows(result.table)
     write_json(result.summary, result.out/"volumes.json")
     classes.to_json(result.out/"class_names.json")
+
+def write_report(result: Segmented, classes: ClassMap):
+    "Write `report.html`. A full disk is noted: the page only repeats what the tables say."
     pages = [scan.page for scan in result.done]
     model = f"{', '.join(result.about['runs']) or 'a model'} (ctseg {__version__})"
-    write_page(scans_page(pages, classes, model, result.notes, result.failed), result.out/"report.html")
+    page = scans_page(pages, classes, model, result.notes, result.failed)
+    try:
+        write_page(page, result.page)
+    except InputError as error:
+        if not disk_full(error): raise
+        result.notes.append(str(error))
 
 
 # %%
@@ -438,10 +460,38 @@ def _refuse_all_failed(result: Segmented):
     raise InputError(f"none of {len(result.failed)} scans could be segmented; the first: {first}")
 
 
+# %% [markdown]
+# A folder with results always has the tables that go with them. Where a full disk has no room for these, the last scan gives up its files.
+
 # %%
 #| export
+def _give_up_last(result: Segmented, error: InputError):
+    "Remove the files of the last scan, and say why it is not there."
+    last = result.done.pop()
+    for name in last.files: (result.out/name).unlink()
+    result.failed.append((last.source, str(error)))
+
+def _write_tables_that_fit(result: Segmented, job: SegmentJob):
+    "Write the tables of as many scans as there is room for; `InputError` if there is no room at all."
+    notes = result.notes
+    while result.done:
+        result.about = _about(job.predictor, job.slicing)  # only now it is known which engines answered
+        result.notes = notes + _notes_of(result, job)
+        try:
+            return write_tables(result, job.classes)
+        except InputError as error:
+            if not disk_full(error): raise
+            _give_up_last(result, error)
+            full = error
+    for name in TABLES: (result.out/name).unlink(missing_ok=True)
+    raise full
+
+
+# %%
+#| export
+@checks_arguments
 def segment(
-    runs: str | Path | list[str | Path] | Predictor, # one run or several, which are averaged
+    runs: str | Path | Run | list[str | Path | Run] | Predictor, # one run or several, which are averaged
     scans: str | Path | Iterable[str | Path], # NIfTI files, and folders with DICOM or NIfTI in or below them
     out: str | Path, # the folder to write, new
     formats: str | Sequence[str] | None = None, # dicom-seg, rtstruct, nifti; None: SEG for DICOM, else NIfTI
@@ -449,9 +499,11 @@ def segment(
 ) -> Segmented:
     """Segment scans of any number, one at a time, onto their own grids.
 
-    A broken scan does not end the rest: see `failed`. Raises `InputError` if none could be segmented.
+    A broken scan does not end the rest, a full disk does: see `failed`.
+    Raises `InputError` if none could be segmented.
     """
-    given, wanted, out = SegmentOptions(**options), check_formats(formats), new_folder(out)
+    given = options_of(SegmentOptions, options, "segment")
+    wanted, out = check_formats(formats), new_folder(out)
     paths = [scans] if isinstance(scans, (str, Path)) else list(scans)
     predictor = _prepared(runs, given)
     slicing, notes = choose_slicing(trained_slicings(predictor), given.given)
@@ -465,9 +517,8 @@ def segment(
             _refuse_all_failed(result)
         finally:
             if result.done:
-                result.about = _about(predictor, slicing)  # only now it is known which engines answered
-                _add_notes(result, job)
-                write_summary(result, predictor.classes)
+                _write_tables_that_fit(result, job)
+                write_report(result, job.classes)
     return result
 
 

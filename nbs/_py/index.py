@@ -80,7 +80,7 @@ Markdown(
 # With Python 3.11 or newer:
 #
 # ```sh
-# # without a GPU: --extra-index-url https://download.pytorch.org/whl/cpu (1.4 GB, else 5)
+# # no GPU: add --extra-index-url https://download.pytorch.org/whl/cpu (1.4 GB, not 5)
 # pip install "ctseg @ git+https://github.com/ctseg/ctseg"
 # # with DICOM, NIfTI, pretrained weights
 # pip install "ctseg[volumes,weights] @ git+https://github.com/ctseg/ctseg"

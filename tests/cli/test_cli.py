@@ -138,6 +138,8 @@ def test_two_runs_are_averaged_as_probabilities(run, tmp_path):
     (["fit"], "missing argument 'data' (see `ctseg fit --help`)"),
     (["fit", SAMPLE, "--out", "{new}", "--sede", "3"], "no such option: --sede (Possible options: --seed, --set) (see"),
     (["fit", SAMPLE, "--out", "{new}", "--epochs", "5"], "no such option: --epochs; give --set epochs=5 (see `ctseg fit --help`)"),
+    (["fit", SAMPLE, "--out", "{new}", "--learning-rate", "0.1"], "no such option: --learning-rate; did you mean --set lr=0.1 or"),
+    (["fit", SAMPLE, "--out", "{new}", "--gpus", "1"], "no such option: --gpus; did you mean --device? (see"),
     (["fit", SAMPLE, "--out", "{new}", "--batch-size=4"], "no such option: --batch-size; give --set batch_size=4 (see"),
     (["fit", SAMPLE, "--out", "{new}", "--frozen"], "no such option: --frozen; give --set frozen=VALUE (see"),
     (["predict", "{run}", "--images", SAMPLE, "--out", "{new}", "--epochs", "5"], "no such option: --epochs (see `ctseg predict --help`)"),
@@ -500,6 +502,7 @@ QUICK = ("width=4", "image_size=32", "epochs=1", "fold=-1", "keep=8")
 def test_a_demo_replaces_a_demo_when_it_is_finished_and_no_training(tmp_path, monkeypatch, capsys):
     from ctseg import demo as module
     from ctseg.runs.folder import Run
+    from ctseg.runs.start import hold_run, release_run
     monkeypatch.setattr(module, "draw_demo", lambda *a: None)  # most of the time
     demo = lambda **kw: module.run_demo(tmp_path/"demo", SAMPLE, settings=QUICK, progress=False, **kw)
     left = lambda: [p.name for p in tmp_path.iterdir()]
@@ -515,9 +518,9 @@ def test_a_demo_replaces_a_demo_when_it_is_finished_and_no_training(tmp_path, mo
     assert (tmp_path/"demo"/"submission.csv").stat().st_mtime_ns > old and left() == ["demo"]
 
     busy = Run(tmp_path/"demo")
-    busy.lock()
+    hold_run(busy)
     with pytest.raises(InputError, match="another process is training in it"): demo(overwrite=True)
-    busy.unlock()
+    release_run(busy)
     path = tmp_path/"demo"/"recipe.json"
     spec = json.loads(path.read_text())
     spec["recipe"]["model"]["width"] = 48

@@ -2,6 +2,7 @@
 import io
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 import typer
 
 from ctseg.cli import app, main
-from ctseg.cli.console import UsageError
+from ctseg.cli.console import UsageError, WholeHelp
 
 ROOT = Path(__file__).resolve().parents[2]
 GROUP = typer.main.get_command(app)
@@ -55,6 +56,23 @@ def test_help_is_whole(through, name, columns):
 
 
 @pytest.mark.parametrize("name", list(GROUP.commands))
+def test_every_help_ends_with_an_example_that_is_understood(through, name):
+    example = GROUP.commands[name].epilog
+    told = through(name, "--help")[1].decode().rstrip().splitlines()
+    assert [line.strip() for line in told[-2:]] == ["Example:", example]
+    program, command, *args = shlex.split(example)
+    assert (program, command) == ("ctseg", name)
+    GROUP.commands[name].make_context(name, args)
+
+
+def test_commands_are_told_in_the_order_of_their_use(through):
+    assert set(WholeHelp.ORDER) == set(GROUP.commands)
+    text = through("--help")[1].decode()
+    places = [re.search(rf"^  {name} ", text, re.M).start() for name in WholeHelp.ORDER]
+    assert places == sorted(places)
+
+
+@pytest.mark.parametrize("name", list(GROUP.commands))
 def test_every_argument_and_option_says_what_it_is(name):
     silent = [p.name for p in GROUP.commands[name].params if not getattr(p, "help", None)]
     assert not silent and GROUP.commands[name].help
@@ -62,7 +80,7 @@ def test_every_argument_and_option_says_what_it_is(name):
 
 def test_the_default_recipe_is_named(through):
     from ctseg.recipes.table import DEFAULT_RECIPE
-    assert f"left out: {DEFAULT_RECIPE};" in words(through("fit", "--help")[1].decode())
+    assert f"left out: {DEFAULT_RECIPE} " in words(through("fit", "--help")[1].decode())
 
 
 @pytest.mark.parametrize("encoding", ["cp1252", "ascii"])
@@ -143,7 +161,7 @@ def completed(line: str) -> list[str]:
 
 
 def test_completion_in_bash():
-    assert completed("ctseg re") == ["report", "recipes"]
+    assert completed("ctseg re") == ["recipes", "report"]
     assert completed("ctseg fit --re") == ["--recipe", "--resume"]
     assert completed("ctseg import n") == ["nifti", "nnunet"] and completed("ctseg export ") == [
         "nifti",

@@ -1,6 +1,7 @@
 """From scans to segmentations: the same voxels as the long way round, whatever is broken beside them, and
 no patient."""
 import csv
+import errno
 import json
 import os
 import shutil
@@ -19,8 +20,10 @@ from helpers.predictors import fixed
 from helpers.volumes import HU, NAME, NUMBER, TWO, leaks, one_line, save, volume
 
 from ctseg.cli.segment import print_results
+from ctseg.core import json_files
 from ctseg.core.errors import InputError
 from ctseg.core.json_files import read_json, write_json
+from ctseg.core.paths import disk_errors
 from ctseg.data.challenge import read_challenge
 from ctseg.inference.rule import Rule
 from ctseg.io.dicom import read_series
@@ -34,7 +37,8 @@ from ctseg.io.rtstruct_write import make_rtstruct
 from ctseg.io.slicing import Slicing
 from ctseg.prediction.predictor import load_predictor
 from ctseg.prediction.submission import predict_folder
-from ctseg.segmentation import segment
+from ctseg.prediction.volumes import label_volume
+from ctseg.segmentation import TABLES, segment
 
 
 def annotated(slices):
@@ -67,6 +71,65 @@ def clinic(tmp_path_factory):
         )
     )
     return base
+
+
+def full_at(monkeypatch, name):
+    "A disk that is full when the file of this name is put in its place."
+    real = os.replace
+
+    def replace(new, path):
+        if Path(path).name == name: raise OSError(errno.ENOSPC, "No space left on device")
+        return real(new, path)
+
+    monkeypatch.setattr(os, "replace", replace)
+
+
+def three_scans(base):
+    for name in ("a", "b", "c"): save(HU, base/"in"/f"{name}.nii.gz")
+    return base/"in"
+
+
+def test_a_full_disk_ends_the_work_and_what_is_there_is_told(clinic, tmp_path, monkeypatch):
+    "The scans after it would be computed in vain."
+    scans, opened = three_scans(tmp_path), []
+    monkeypatch.setattr("ctseg.segmentation.label_volume", lambda *args: opened.append(1) or label_volume(*args))
+    full_at(monkeypatch, "b.nii.gz")
+    result = segment(clinic/"run", scans, tmp_path/"out")
+    assert [scan.name for scan in result.done] == ["a"] and len(opened) == 2
+    assert [problem for _, problem in result.failed] == [f"cannot write {tmp_path/'out'}: the disk is full"]*2
+    assert {path.name for path in (tmp_path/"out").iterdir()} == {"a.nii.gz", *TABLES, "report.html"}
+    assert {row["scan"] for row in csv.DictReader(open(tmp_path/"out"/"volumes.csv"))} == {"a"}
+
+
+def test_results_never_lie_without_their_table(clinic, tmp_path, monkeypatch):
+    scans, real, tries = three_scans(tmp_path), json_files.write_json, []
+
+    def write_json(value, path):
+        if path.name == "volumes.json" and len(value["scans"]) > room:
+            tries.append(1)
+            with disk_errors(path): raise OSError(errno.ENOSPC, "No space left on device")
+        real(value, path)
+
+    monkeypatch.setattr("ctseg.segmentation.write_json", write_json)
+    room = 1
+    result = segment(clinic/"run", scans, tmp_path/"out")
+    assert [scan.name for scan in result.done] == ["a"] and len(result.failed) == len(tries) == 2
+    assert {path.name for path in (tmp_path/"out").glob("*.nii.gz")} == {"a.nii.gz"}
+    assert {row["scan"] for row in csv.DictReader(open(tmp_path/"out"/"volumes.csv"))} == {"a"}
+    room = 0
+    with pytest.raises(InputError, match="volumes.json: the disk is full"):
+        segment(clinic/"run", scans, tmp_path/"none")
+    assert not (tmp_path/"none").exists()
+
+
+def test_a_page_without_room_is_noted(clinic, tmp_path, monkeypatch, capsys):
+    def write_page(page, path):
+        with disk_errors(path): raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("ctseg.segmentation.write_page", write_page)
+    result = segment(clinic/"run", three_scans(tmp_path), tmp_path/"out")
+    print_results(result)
+    assert len(result.done) == 3 and "report.html: the disk is full" in capsys.readouterr().err
 
 
 def frames(path, series):
@@ -315,11 +378,13 @@ def test_what_cannot_be_segmented_leaves_no_folder_and_a_tilde_is_a_name(clinic,
     assert out[0] == 0 and (tmp_path/"~root/two/p1.nii.gz").exists(), out
 
 
-def test_names_of_scans_and_folders_do_not_move_the_cursor(capsys):
+def test_names_of_scans_and_folders_do_not_move_the_cursor(capsys, tmp_path, monkeypatch):
     odd = "\x1b[2Jx"
+    monkeypatch.chdir(tmp_path)
+    Path(odd).touch()
     scan = SimpleNamespace(name=odd, source=odd, rows=[], files=[odd])
     result = SimpleNamespace(
-        done=[scan], passed_over={odd: 2}, notes=[odd], failed=[(odd, "broken")], out=Path(odd))
+        done=[scan], passed_over={odd: 2}, notes=[odd], failed=[(odd, "broken")], out=Path(odd), page=Path(odd))
     print_results(result)
     told = "".join(capsys.readouterr())
     assert "\x1b" not in told and told.count("\\x1b[2Jx") == 8

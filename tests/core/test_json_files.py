@@ -19,7 +19,9 @@ def test_json_has_no_infinity(tmp_path):
     ("["*50_000 + "]"*50_000, "nested too deeply"),
     ('{"a": ' + "7"*5000 + "}", "too many digits"),
     ('{"a": 1,\n oops}', "line 2: not valid JSON"),
-    (b'{"a": "\xff"}', "not UTF-8"),
+    (b'{"a": "\xff"}', "not UTF-8 text, expected a JSON file; save it in UTF-8"),
+    ('{"a": 1}'.encode("utf-16"), "text in UTF-16"), ("", "empty"), ("<html>403</html>", "a web page"), ("<<<<<<< HEAD\n{}", "git"),
+    ("{'a': 1}", "names and texts stand in double quotes"), ('{"a": 1,}', "no comma after the last item"),
 ])
 def test_json_that_cannot_be_read(tmp_path, text, words):
     path = tmp_path/"a.json"

@@ -47,6 +47,12 @@ from ctseg.data.slices import SliceSet
 from ctseg.metrics.evaluate import evaluate_files
 
 
+def test_test_images_that_lead_nowhere_are_no_folder_without_a_test(data):
+    shutil.rmtree(data/"test-images", ignore_errors=True)
+    (data/"test-images").symlink_to("nowhere")
+    told(lambda: check_challenge(data), "test-images is there, but is a link that leads nowhere")
+
+
 BROKEN = {
     # images against columns
     "missing image": (lambda d: (d/"train-images/3.png").unlink(), (CSV, "3.png", "belongs to no image")),
@@ -131,6 +137,16 @@ BROKEN = {
     "Excel's empty row at the end": (
         lambda d: (d/CSV).write_text((d/CSV).read_text() + ","*N + "\n"), (CSV, "line 258: an empty row; remove it"),
     ),
+    "letters coded in another way": (
+        lambda d: (edit(d/CSV, ("4.png", "\u00e4.png")), (d/IMG).rename((d/IMG).with_name("a\u0308.png"))), (CSV, "NFC or NFD"),
+    ),
+    "an index written twice": (
+        lambda d: pd.read_csv(d/CSV, dtype=str).to_csv(d/CSV), (CSV, "column 2 is called 'Unnamed: 0'"),
+    ),
+    "a comma at the end of each line": (
+        lambda d: (d/CSV).write_text((d/CSV).read_text().replace("\n", ",\n")), (CSV, "column 14 is called ''"),
+    ),
+    "marks of a merge": (lambda d: (d/CSV).write_text("<<<<<<< HEAD\n" + (d/CSV).read_text()), (CSV, "a merge that was not solved")),
     "spaces after the commas": (
         lambda d: (d/CSV).write_text((d/CSV).read_text().replace(",", ", ")),
         (CSV, "column ' 0.png' is to be called '0.png'"),
@@ -172,7 +188,7 @@ BROKEN = {
         ("1.png: 16x16", "expected 16x17 as 0.png", "whichever differs"),
     ),
     "colours": (save("4.png", random_image(SIZE, SIZE, 3)), ("4.png", "channels differ")),
-    "half transparent": (save("4.png", random_image(SIZE, SIZE, 4)), ("4.png", "channels differ")),
+    "half transparent": (save("4.png", random_image(SIZE, SIZE, 4)), ("4.png", "transparent pixels")),
     "16 bit": (
         save("4.png", random_image(SIZE, SIZE, top=60000, dtype=np.uint16)),
         ("4.png", "16-bit", "8 bits"),

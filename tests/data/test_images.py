@@ -1,4 +1,5 @@
 "A PNG is a PNG: what a file holds is told by its bytes, and only the decoder for PNG ever sees it."
+import gzip
 import struct
 import warnings
 import zlib
@@ -81,6 +82,24 @@ def test_an_image_that_is_shown_turned(path, how, fits):
     Image.fromarray(random_image(6, 6)).save(path, exif=exif)
     if fits: assert read_pngs([path]).shape == (1, 6, 6)
     else: told(lambda: read_pngs([path]), "0.png", "EXIF")
+
+
+@pytest.mark.parametrize("content, kind", [
+    (b"version https://git-lfs.github.com/spec/v1\n", "a pointer of Git LFS"), (b"<html>403</html>", "a web page"), (b"", "empty"),
+    (gzip.compress(b"png"), "packed with gzip"), (bytes(128) + b"DICM", "a DICOM file"), (b"\x93NUMPY" + bytes(40), "a NumPy array")])
+def test_what_an_image_is_that_is_none(path, content, kind):
+    path.write_bytes(content)
+    told(lambda: read_pngs([path]), "not a readable image", f"{kind}", "expected a PNG")
+
+
+@pytest.mark.parametrize("mode", ["LA", "RGBA"])
+def test_an_image_may_have_an_opaque_alpha_channel_only(path, mode):
+    image = Image.fromarray(random_image(6, 6))
+    for alpha, fits in ((255, True), (254, False)):
+        image.putalpha(alpha)
+        image.convert(mode).save(path)
+        if fits: assert read_pngs([path]).shape == (1, 6, 6)
+        else: told(lambda: read_pngs([path]), "transparent pixels", "flatten it")
 
 
 @pytest.mark.parametrize("end", [0, 4, 8, 20, 32, 40])

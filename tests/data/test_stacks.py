@@ -10,6 +10,7 @@ from ctseg.data.augment import MILD, STRONG, Augment
 from ctseg.data.batches import Batch, SliceData
 from ctseg.data.geometry import mirror
 from ctseg.data.lazy import LazyPixels, ReadPixels
+from ctseg.data.slices import with_context, with_stacks
 from ctseg.data.stacks import Stacks, stacks_of
 from ctseg.data.streamed import StreamedData
 from ctseg.data.strong_views import cutmix, strong
@@ -71,7 +72,7 @@ def test_a_neighbour_that_is_cropped_away_is_black(corner):
 def stacked(slices, context=1, order=None):
     "The slices as if they were one volume."
     places = np.arange(len(slices)) if order is None else order
-    return slices.with_stacks(stacks_of(slices.images, np.zeros(len(slices), int), places, context))
+    return with_stacks(slices, stacks_of(slices.images, np.zeros(len(slices), int), places, context))
 
 
 @pytest.mark.parametrize("context", [1, 2])
@@ -79,7 +80,7 @@ def test_chosen_streamed_and_lazy_slices_show_the_same(context):
     slices = random_slices()
     whole, some = stacked(slices, context), [7, 2, 11, 2]
     lazy = LazyPixels(ReadPixels(lambda rows: slices.images[rows], slices.images.shape))
-    read = slices.with_stacks(Stacks(lazy, whole.stacks.rows, whole.stacks.shifts))
+    read = with_stacks(slices, Stacks(lazy, whole.stacks.rows, whole.stacks.shifts))
     expected = np.zeros((4, 2*context + 1, 16, 16), np.uint8)
     for out, n in zip(expected, some):
         for channel, m in enumerate(range(n - context, n + context + 1)):
@@ -106,10 +107,10 @@ def test_what_is_known_and_the_fingerprint_stay():
 
 def test_what_nobody_looked_up_is_told():
     slices = random_slices()
-    told(lambda: slices.with_context(1), "context = 1")
-    told(lambda: stacked(slices).with_context(2), "context = 2")
+    told(lambda: with_context(slices, 1), "context = 1")
+    told(lambda: with_context(stacked(slices), 2), "context = 2")
     told(lambda: stacked(slices).concat(slices), "neighbours")
-    told(lambda: slices.with_stacks(stacked(slices[:3]).stacks), "one for each")
+    told(lambda: with_stacks(slices, stacked(slices[:3]).stacks), "one for each")
 
 
 def three_alike(n=6) -> Batch:

@@ -12,7 +12,7 @@ from ctseg.core.errors import InputError
 from ctseg.data.challenge import read_challenge, write_challenge
 from ctseg.data import mask_csv
 from ctseg.data.lazy import LazyPixels, ReadPixels, blocks, kept_where, pack_seen, seen_values, take
-from ctseg.data.slices import SliceSet, present_classes
+from ctseg.data.slices import SliceSet, content_hash, present_classes
 from ctseg.data.sources import check_slices, has_test, read_slices, store_challenge
 from ctseg.data.spooled import FilePixels, spool_masks
 from ctseg.data.splits import near_duplicates, select_labelled
@@ -26,7 +26,7 @@ FIELDS = ("images", "masks", "known", "groups", "present", "labelled", "ignored"
 
 def alike(a: SliceSet, b: SliceSet):
     for field in FIELDS: assert np.array_equal(getattr(a, field), getattr(b, field)), field
-    assert a.names == b.names and a.classes == b.classes and a.content_hash() == b.content_hash()
+    assert a.names == b.names and a.classes == b.classes and content_hash(a) == content_hash(b)
 
 
 def with_ignored(slices: SliceSet) -> SliceSet:

@@ -86,11 +86,11 @@ def drop(files, k, numbers=True):
         renumber([f for f in files if f.exists()])
 
 
-def compress(files):
+def compress(files, syntax=JPEGLosslessSV1):
     for f in files:
         ds = pydicom.dcmread(f)
         ds.PixelData = pydicom.encaps.encapsulate([b"\xff\xd8 nothing "])
-        ds["PixelData"].VR, ds.file_meta.TransferSyntaxUID = "OB", JPEGLosslessSV1
+        ds["PixelData"].VR, ds.file_meta.TransferSyntaxUID = "OB", syntax
         ds.save_as(f)
 
 

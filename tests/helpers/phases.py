@@ -6,8 +6,11 @@ from safetensors.torch import load_file
 from ctseg.core.device import pick_device
 from ctseg.runs.folder import Run
 from ctseg.runs.job import Job
+from ctseg.runs.phases import Phases
 from ctseg.training.loop import Trainer
 from ctseg.training.randomness import generator
+from ctseg.training.step import make_views as step_views
+from ctseg.training.step import piece_loss
 
 from .toys import tiny, toy
 
@@ -29,7 +32,7 @@ def phases(folder, name, *settings, slices=None) -> dict[str, Trainer]:
     job = make_job(folder, name, "fold=-1", "augment=none", *settings, slices=slices)
     with pytest.MonkeyPatch.context() as m:
         m.setattr(Trainer, "fit", fit)
-        job.carry_out()
+        Phases(job).carry_out()
     return seen
 
 
@@ -40,12 +43,12 @@ def make_job(folder, name, *settings, slices=None) -> Job:
 
 def make_views(trainer, index=FOUR, step=0):
     "What the network would see in a step of a phase."
-    return trainer.stepper.make_views(index, step)
+    return step_views(trainer.stepper, index, step)
 
 
 def loss_of(trainer, views, step=0) -> torch.Tensor:
     "The loss of a step on given views."
-    return trainer.stepper.piece_loss(views, step, 0, 1)
+    return piece_loss(trainer.stepper, views, step)
 
 
 def starts_from(trainer, before) -> bool:

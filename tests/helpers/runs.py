@@ -17,7 +17,8 @@ from ctseg.recipes import fit as fitting
 from ctseg.recipes.fit import fit
 from ctseg.recipes.table import get_recipe
 from ctseg.runs.folder import Run
-from ctseg.runs.job import Job
+from ctseg.runs.job import Networks
+from ctseg.runs.notes import EpochNotes
 from ctseg.runs.recipe import apply_settings
 from ctseg.training.loop import Trainer
 from ctseg.training.setup import make_accelerator
@@ -79,8 +80,8 @@ def losses_of(slices, recipes, out):
     normalisation), Adam makes a whole step of the rounding, and in float32 any other order of a sum is
     visible after some steps, with one process as with several."""
     real, seen, batch = Trainer.step, {}, SliceData.batch
-    make = Job.make_model
-    Job.make_model = lambda self: make(self).double()
+    make = Networks.make
+    Networks.make = lambda self: make(self).double()
     # each process draws its own inside the network; everything else must agree
     nn.Dropout.forward = lambda self, x: x
     def wide(self, index):
@@ -132,14 +133,14 @@ def cut(data, out, settings, after, device):
     """Fit `marginal-log`, or go on with it, cut as by a kill when it has `after` epochs (0: never); the
     epochs so far, and whether the run is finished."""
     class Cut(Exception): pass
-    note = Job.note_epoch
+    note = EpochNotes.note
     def note_and_cut(self, history):
         note(self, history)
         if len(history) == after: raise Cut
-    Job.note_epoch = note_and_cut
+    EpochNotes.note = note_and_cut
     try: fit(data, apply_settings(get_recipe("marginal-log"), settings), out, device=device, progress=False, resume=True)
     except Cut: pass
-    finally: Job.note_epoch = note
+    finally: EpochNotes.note = note
     return Run(out).read_history().epoch.tolist(), (out/"metrics.json").exists()
 
 

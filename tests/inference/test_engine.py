@@ -12,11 +12,11 @@ from ctseg.core.errors import InputError
 from ctseg.inference.engine import (
     ENGINES,
     CompiledNetwork,
-    GraphNetwork,
     available,
     engine_of,
     with_engine,
 )
+from ctseg.inference.graph import GraphNetwork
 from ctseg.inference.loop import Member
 from ctseg.losses.registry import create_loss
 from ctseg.models.zoo import create_model

@@ -18,7 +18,8 @@ runtime = pytest.importorskip("onnxruntime")
 from ctseg.core.anatomy import ClassMap
 from ctseg.core.device import pick_device
 from ctseg.data.toys import toy_set
-from ctseg.inference.engine import export_graph, onnx_session
+from ctseg.inference.engine import onnx_session
+from ctseg.inference.graph import export_graph
 from ctseg.inference.loop import Member
 from ctseg.integrations.onnx import OUTPUTS, PredictorGraph, apart_on_noise, export_onnx, write_checked
 from ctseg.losses.registry import create_loss

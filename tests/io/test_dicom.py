@@ -19,6 +19,7 @@ from helpers.dicom import (
     write_series,
 )
 from helpers.volumes import DAY, NAME, NUMBER, TWO, one_line
+from pydicom.uid import MPEG2MPML
 
 from ctseg.core.errors import InputError
 from ctseg.io.dicom import read_series
@@ -54,7 +55,12 @@ BAD = {
     "no rescale": (lambda f: edit(f[0], RescaleSlope=None), "Hounsfield"),
     "cut off": (lambda f: f[3].write_bytes(f[3].read_bytes()[:-50]), "damaged or cut off"),
     "a transfer syntax that nobody knows": (
-        lambda f: patch(f, b"1.2.840.10008.1.2.1\0", b"1.2.840.99999.1.2.1\0"), "cannot be read"),
+        lambda f: patch(f, b"1.2.840.10008.1.2.1\0", b"1.2.840.99999.1.2.1\0"),
+        "in the transfer syntax 1.2.840.99999.1.2.1, which pydicom cannot decode; convert it"),
+    "no number of the series": (lambda f: [edit(x, SeriesInstanceUID=None) for x in f], "SeriesInstanceUID is missing"),
+    "a header of a huge image": (
+        lambda f: [edit(x, Rows=60000, Columns=60000) for x in f], "60000x60000 pixels need 7200000000 bytes, the file has"),
+    "a film": (lambda f: compress(f, MPEG2MPML), "in the transfer syntax MPEG2 Main Profile / Main Level (1.2.840"),
     "cut off in the header": (lambda f: f[3].write_bytes(f[3].read_bytes()[:900]), ""),
     "multi-frame": (lambda f: edit(f[0], NumberOfFrames=4), "multi-frame"),
     "skewed axes": (

@@ -7,7 +7,9 @@ import pydicom
 import pytest
 from helpers.dicom import make_enhanced, planes, write_series
 from helpers.volumes import TWO, one_line
+from pydicom.encaps import encapsulate
 from pydicom.pixels.utils import pack_bits
+from pydicom.uid import MPEG2MPML
 
 from ctseg.core.errors import InputError
 from ctseg.data.challenge import read_challenge
@@ -292,6 +294,19 @@ def no_segments(seg):
 
 def unknown_segment(seg):
     seg.PerFrameFunctionalGroupsSequence[0].SegmentIdentificationSequence[0].ReferencedSegmentNumber = 9
+
+
+def film(seg):
+    seg.BitsAllocated, seg.file_meta.TransferSyntaxUID = 8, MPEG2MPML
+    seg.PixelData = encapsulate([b"frame"])
+
+
+def test_a_seg_in_a_syntax_that_nothing_decodes_is_told(case, tmp_path):
+    *_, seg, path = case
+    film(seg)
+    seg.save_as(tmp_path / "src" / "seg.dcm")
+    with pytest.raises(InputError, match=r"seg\.dcm: its pixels are in the transfer syntax MPEG2 Main"):
+        import_dicom(tmp_path / "src", tmp_path / "out")
 
 
 @pytest.mark.parametrize("spoil", [fewer_places, other_rows, cut_off, one_number, no_segments, unknown_segment])

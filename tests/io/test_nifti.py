@@ -97,3 +97,16 @@ def test_a_tilde_is_a_name_like_any_other(tmp_path, monkeypatch):
     export_nifti("~/sub.csv", "~/out", "~/back")
     assert nib.load(tmp_path/"~"/"back"/"v000.nii.gz").shape == HU.shape
     assert not (tmp_path/"home").exists()
+
+
+def test_tiny_voxels_are_of_another_unit(tmp_path):
+    save(HU, tmp_path / "src/c.nii.gz", GRID * [[1e-3], [1e-3], [1e-3], [1]])  # metres, say
+    with pytest.raises(InputError, match="seems to be in another unit"):
+        import_nifti(tmp_path / "src", tmp_path / "out")
+
+
+@pytest.mark.parametrize("target", ["nowhere.nii.gz", "c.nii.gz"])
+def test_a_link_without_an_end_is_told(tmp_path, target):
+    (tmp_path / "c.nii.gz").symlink_to(target)
+    with pytest.raises(InputError, match="a link that leads nowhere"):
+        read_nifti(tmp_path / "c.nii.gz")

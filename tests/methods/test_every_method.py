@@ -11,6 +11,7 @@ from helpers.toys import small, toy
 from ctseg.recipes.fit import fit
 from ctseg.runs.folder import Run
 from ctseg.runs.job import Job
+from ctseg.runs.phases import Phases
 from ctseg.training.loop import Trainer
 from ctseg.training.method import Phase
 
@@ -57,7 +58,7 @@ def test_without_unlabelled_images_a_method_is_its_supervised_form(tmp_path, nam
         run = fit(slices, recipe, tmp_path/"semi", device="cpu", progress=False)
     phase = run.read_history().phase.iloc[0]
     job = Job(recipe, slices, Run(tmp_path/"sup"), seed=0, progress=False)
-    job.train(Phase(phase, job.labelled))  # the same name, so the same random numbers
+    Phases(job).train(Phase(phase, job.labelled))  # the same name, so the same random numbers
     assert torch.equal(weights(run), weights(job.run))
 
 

@@ -84,7 +84,7 @@ def test_consistency_leaves_a_presence_head_unasked_on_both_sides(tmp_path, monk
     answer alone, the two could never agree."""
     settings = {"mean-teacher": ["perturb=none"], "teacher-student": ["keep=4"]}[name]
     job = make_job(tmp_path, name, "presence=1", "loss=masked", *settings)
-    model = job.make_model()
+    model = job.networks.make()
     torch.nn.init.constant_(model.presence.linear.bias, -3.)  # presence far from 1
     asked, real = [], Teacher.__call__
 

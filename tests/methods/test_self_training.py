@@ -9,9 +9,10 @@ from helpers.phases import make_job, make_views, phases
 from helpers.toys import small, toy
 
 from ctseg.core.errors import InputError
-from ctseg.methods.self_training import Completed, NoisyStudent, SelfTraining
+from ctseg.methods import self_training
+from ctseg.methods.self_training import Completed, NoisyStudent, fill_in_unseen
 from ctseg.recipes.fit import fit
-from ctseg.runs.job import Job
+from ctseg.runs.phases import Phases
 from ctseg.training.method import Phase
 
 
@@ -39,18 +40,18 @@ def test_where_a_teacher_is_unsure_a_student_still_hears_what_people_examined(tm
 
 
 def test_teachers_never_saw_the_truth_they_complete(tmp_path, monkeypatch):
-    seen, train = {}, Job.train
+    seen, train = {}, Phases.train
 
     def spy_train(self, phase):
         seen[phase.name] = set(phase.slices.groups.tolist())
         return train(self, phase)
-    filled, fill_in = [], SelfTraining.fill_in
+    filled, fill_in = [], self_training.fill_in
 
-    def spy_fill_in(self, job, teachers, slices):
+    def spy_fill_in(job, teachers, slices, settings):
         filled.append((len(teachers), set(slices.groups.tolist()), slices.labelled.all()))
-        return fill_in(self, job, teachers, slices)
-    monkeypatch.setattr(Job, "train", spy_train)
-    monkeypatch.setattr(SelfTraining, "fill_in", spy_fill_in)
+        return fill_in(job, teachers, slices, settings)
+    monkeypatch.setattr(Phases, "train", spy_train)
+    monkeypatch.setattr(self_training, "fill_in", spy_fill_in)
     fit(toy(), small("self-training", "rounds=2"), tmp_path/"run", device="cpu", progress=False)
     out_of_fold = [g for n, g, labelled in filled if labelled and n == 1]
     assert len(out_of_fold) == 2
@@ -71,17 +72,14 @@ def test_a_teacher_cannot_call_absent_what_it_was_never_told_about(tmp_path, mon
     known[fold == 1, 0] = False  # so teacher 0, which learns from fold 1, knows nothing of class 1
     masks = np.where((slices.masks == 1) & (fold == 1)[:, None, None], 0, slices.masks)
     monkeypatch.setattr(
-        SelfTraining,
+        self_training,
         "fill_in",
-        lambda self, job, teachers, s: Completed(
+        lambda job, teachers, s, settings: Completed(
             replace(s, known=np.ones_like(s.known)), np.ones(s.masks.shape, bool)
         ),
     )
-    completed = (
-        SelfTraining(job.recipe.method)
-        .out_of_fold(job, [None, None], replace(slices, known=known, masks=masks), fold)
-        .slices
-    )
+    some = replace(slices, known=known, masks=masks)
+    completed = fill_in_unseen(job, [None, None], some, fold, job.recipe.method).slices
     np.testing.assert_array_equal(completed.known[fold == 0][:, 0], known[fold == 0][:, 0])
     assert completed.known[fold == 1].all() and completed.known[:, 1:].all()
 
@@ -94,7 +92,7 @@ def test_a_mirrored_slice_keeps_what_people_looked_for_on_its_own_side(tmp_path)
     sure = np.ones(completed.masks.shape, np.uint8)
     sure[:, :, :10] = 0  # at the left border only people are to be heard
     t = job.trainer(
-        job.make_model(), Phase("student", completed, NoisyStudent(0, examined), pixel_weights=sure)
+        job.networks.make(), Phase("student", completed, NoisyStudent(0, examined), pixel_weights=sure)
     )
     known = make_views(t, torch.arange(len(completed)))["labelled"].known
     plain = torch.ones(3, 32, 32, dtype=torch.bool)

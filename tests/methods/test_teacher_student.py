@@ -15,6 +15,7 @@ from ctseg.metrics.challenge import challenge_dice
 from ctseg.recipes.fit import fit
 from ctseg.runs.folder import Run
 from ctseg.runs.job import Job
+from ctseg.runs.phases import Phases
 from ctseg.training.method import Phase
 
 
@@ -87,9 +88,10 @@ def test_a_student_with_perfect_pseudo_labels_beats_its_teacher(tmp_path):
         "log_dice=yes",
     )
     job = Job(recipe, few, Run(tmp_path/"run"), progress=False)
-    teacher = job.train(Phase("teacher", job.labelled))
+    both = Phases(job)
+    teacher = both.train(Phase("teacher", job.labelled))
     method = TeacherStudent(TeacherStudentSettings(consistency=0))
-    student = job.train(Phase("student", job.labelled, method, unlabelled, teacher))
+    student = both.train(Phase("student", job.labelled, method, unlabelled, teacher))
 
     def dice(model):
         return challenge_dice(predict_labels(model, test, job.loss, "cpu"), test.masks, 3)

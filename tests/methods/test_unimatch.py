@@ -11,7 +11,7 @@ from ctseg.methods.unimatch import ClassThresholds, UniMatch, UniMatchSettings, 
 from ctseg.recipes.fit import fit
 from ctseg.training.method import Phase
 from ctseg.training.setup import ScheduleSettings
-from ctseg.training.step import Student, Teacher
+from ctseg.training.step import Student, Teacher, step_gradients
 
 
 def test_a_second_phase_has_its_own_length_and_rate(tmp_path):
@@ -72,7 +72,7 @@ def test_whole_channels_are_dropped_from_the_weak_view_alone(tmp_path, monkeypat
         asked.append((between, [len(v) for v in views]))
         return real(self, *views, between=between)
     monkeypatch.setattr(Student, "__call__", spy)
-    t.stepper.gradients(FOUR, 0)
+    step_gradients(t.stepper, FOUR, 0)
     (between, lengths), = asked
     out, = between([torch.ones(sum(lengths), 400, 2, 2)])
     rest, weak = out[:-lengths[-1]], out[-lengths[-1]:]
@@ -92,7 +92,7 @@ def test_unknown_is_no_background_for_the_unlabelled_whatever_the_loss(tmp_path,
         Teacher, "__call__", lambda self, image, presence=False: torch.full((len(image), 3, 32, 32), half)
     )
     method = UniMatch(UniMatchSettings(feature_dropout=0, cutmix=0))
-    t = job.trainer(job.make_model(), Phase("unimatch", job.labelled, method, job.unlabelled))
+    t = job.trainer(job.networks.make(), Phase("unimatch", job.labelled, method, job.unlabelled))
     view = make_views(t)["strong 0"][4:]
     logits = torch.randn(4, job.loss.out_chans(3), 32, 32, requires_grad=True)
     job.loss(logits, view.mask, view.known, view.weight).backward()
@@ -118,11 +118,11 @@ def test_thresholds_follow_a_running_mean_and_outlive_a_checkpoint():
     method, mean = UniMatch(UniMatchSettings(rebalance=True)), torch.zeros(3)
     for _ in range(5):
         prob = torch.rand(2, 3, 4, 4, generator=g)
-        bars = method.thresholds(prob)
+        bars = method.complete.thresholds(prob)
         mean = .99*mean + .01*prob.amax((0, 2, 3))
         assert torch.allclose(bars, (.9*mean/mean.max()).clamp(min=.5))
     again = UniMatch(UniMatchSettings(rebalance=True))
     again.load_state_dict(method.state_dict())
-    assert torch.equal(again.thresholds(prob), method.thresholds(prob))
+    assert torch.equal(again.complete.thresholds(prob), method.complete.thresholds(prob))
     fresh = ClassThresholds(.9)
     assert fresh.mean_peak is None and UniMatch(UniMatchSettings()).state_dict() == {}

@@ -20,7 +20,7 @@ from ctseg.models.settings import make_model
 from ctseg.prediction.earlier import OldNetwork, earlier_run, old_network, start_from
 from ctseg.recipes.fit import fit
 from ctseg.runs.recipe import Recipe
-from ctseg.training.step import ViewLoss
+from ctseg.training.step import ViewLoss, make_views, piece_loss
 
 NAMES = list(toy().classes.names)  # lung_left, lung_right, bar
 
@@ -227,10 +227,10 @@ def test_it_teaches_beside_every_method(tmp_path, recipe):
     old = network([True]*len(slices.classes), torch.full((len(slices.classes), *size), .2))
     def loss_with(teach):
         taught = replace(stepper, setup=replace(stepper.setup, teach=teach))
-        return taught.piece_loss(taught.make_views(torch.arange(4), 0), 0, 0, 1)
+        return piece_loss(taught, make_views(taught, torch.arange(4), 0), 0)
     seen = []
     def watched(logits, view, loss):
-        seen.append(torch.equal(view.image, stepper.make_views(torch.arange(4), 0)["labelled"].image))
+        seen.append(torch.equal(view.image, make_views(stepper, torch.arange(4), 0)["labelled"].image))
         return old(logits, view, loss)
     plain, whole, half = loss_with(None), loss_with(watched), loss_with(replace(old, weight=.5))
     assert seen == [True] and whole > plain

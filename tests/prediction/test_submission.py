@@ -81,6 +81,14 @@ def test_the_rule_fits_the_size_of_the_images(tmp_path):
     assert facts["rule"] == "argmax, island 16" and facts["empty images"] == 1
 
 
+def test_images_that_are_no_png_are_told(tmp_path):
+    folder = write_pngs(tmp_path/"images", np.zeros((2, 8, 8), np.uint8))
+    (folder/"2.jpg").write_bytes(b"jpeg")
+    with pytest.warns(UserWarning, match="not predicted, since they are no PNG: 2.jpg"):
+        facts = predict_folder(fixed(bright), folder, tmp_path/"s.csv")
+    assert facts["images"] == 2
+
+
 # ---- what goes wrong on the way
 
 @pytest.mark.parametrize("edit", [

@@ -14,6 +14,7 @@ from helpers.volumes import TWO
 from safetensors.numpy import load_file
 
 from ctseg.core.json_files import read_json, write_json
+from ctseg.data.slices import with_context
 from ctseg.data.sources import read_slices
 from ctseg.inference.loop import Member
 from ctseg.io.cases import Case
@@ -227,7 +228,7 @@ def test_pages_lists_and_rules_know_the_neighbours(world, tmp_path):
     runs = [Run(world/"run"), fake_run(tmp_path/"alone", read_slices(world/"data"), folds=2)]
     slices = common_slices(runs, world/"data", "test")
     assert slices.context == 1 and len(compare(runs, slices, "cpu")) == 2
-    told(lambda: compare(runs, slices.with_context(0), "cpu"), "context = 1")
+    told(lambda: compare(runs, with_context(slices, 0), "cpu"), "context = 1")
 
 
 @pytest.mark.parametrize("name", ["attunet", "nnunet", "uctransnet", "unet:resnet18"])

@@ -13,7 +13,7 @@ from ctseg.recipes.fit import fit
 
 def test_memory_that_fails_outside_of_a_step_is_told(tmp_path, monkeypatch):
     def fails(self): raise torch.OutOfMemoryError("fake")
-    monkeypatch.setattr("ctseg.runs.job.Job.carry_out", fails)
+    monkeypatch.setattr("ctseg.runs.phases.Phases.carry_out", fails)
     with pytest.raises(InputError, match="out of memory; choose a smaller image_size"):
         fit(toy(), tiny("masked", "fold=-1"), tmp_path/"run", device="cpu", progress=False)
 

@@ -137,6 +137,7 @@ def test_entropy_falls_where_it_has_a_weight(tmp_path):
     from ctseg.recipes.table import get_recipe
     from ctseg.runs.folder import Run
     from ctseg.runs.job import Job
+    from ctseg.runs.phases import Phases
     import torch
     (tmp_path/"my_method.py").write_text(method_of_the_guide())
     load_plugin(tmp_path/"my_method.py")
@@ -154,7 +155,7 @@ def test_entropy_falls_where_it_has_a_weight(tmp_path):
             weight=weight,
         )
         job = Job(recipe, toy(), Run(tmp_path/str(weight)), pick_device("cpu"), progress=False)
-        model = job.carry_out()
+        model = Phases(job).carry_out()
         x = torch.from_numpy(job.unlabelled.images)[:, None]/255
         with torch.no_grad(): p = class_probabilities(model, job.loss, x).clamp(1e-6, 1 - 1e-6)
         entropy[weight] = -(p*p.log() + (1 - p)*(1 - p).log()).mean().item()

@@ -1,15 +1,14 @@
 "Trackers and callbacks see each epoch once, also of a run that was cut, and change nothing."
+import json
 import random
-import sys
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from accelerate import tracking
 from helpers.phases import weights
-from helpers.runs import contents
+from helpers.runs import contents, together
 from helpers.toys import tiny, toy
+from helpers.trackers import Memory, enter_memory, fit_tracked
 
 from ctseg.core.errors import InputError
 from ctseg.recipes.fit import fit
@@ -21,22 +20,10 @@ def run(out, **more):
     return fit(toy(), tiny("mean-teacher", "epochs=3"), out, device="cpu", progress=False, **more)
 
 
-class Memory(tracking.GeneralTracker):
-    "A tracker that remembers."
-    name, requires_logging_directory, seen = "memory", False, []
-    tracker = None
-    def __init__(self, run_name): super().__init__()
-    def start(self): self.seen.append("start")
-    def store_init_configuration(self, values): self.seen.append(values)
-    def log(self, values, step=None): self.seen.append((step, values))
-    def finish(self): self.seen.append("finish")
-
-
 @pytest.fixture
 def memory(monkeypatch):
     "The tracker `memory`, as if its package were installed; what it has seen."
-    monkeypatch.setitem(tracking.LOGGER_TYPE_TO_CLASS, "memory", Memory)
-    monkeypatch.setitem(sys.modules, "memory", SimpleNamespace(__spec__=SimpleNamespace()))
+    enter_memory(monkeypatch)
     monkeypatch.setattr(Memory, "seen", [])
     return Memory.seen
 
@@ -78,6 +65,12 @@ def test_a_tracker_that_fails_later_does_not_end_the_training(tmp_path, memory, 
     with pytest.warns(UserWarning, match="--log memory has failed") as told:
         done = run(tmp_path/"run", log="memory")
     assert len(told) == 1 and torch.equal(weights(done), weights(plain))
+
+
+def test_of_several_processes_one_logs_and_all_go_on(tmp_path):
+    together(2, fit_tracked, toy(), tiny("masked", "epochs=2"), tmp_path/"run")
+    assert (tmp_path/"run"/"metrics.json").exists()
+    assert json.loads((tmp_path/"run"/"trackers.json").read_text())["memory"]["logged"] == 2
 
 
 @pytest.mark.parametrize("name, "

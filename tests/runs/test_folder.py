@@ -13,6 +13,7 @@ from ctseg.core.json_files import read_json, write_json
 from ctseg.prediction.saved import run_spec
 from ctseg.recipes.fit import fit
 from ctseg.runs.folder import Run
+from ctseg.runs.start import check_free, prospect
 
 
 def test_a_reworded_recipe_may_go_on(tmp_path):
@@ -59,7 +60,7 @@ def test_what_resume_does_is_told(finished, tmp_path, lost, told):
     run = Run(shutil.copytree(finished[1], tmp_path/"run"))
     if lost: (run/"metrics.json").unlink()
     for name in lost.split(): remove(run/name)
-    assert re.search(told, run.prospect)
+    assert re.search(told, prospect(run))
 
 
 @pytest.mark.parametrize("teacher, goes_on", [({}, True), ({"teacher": {"weights": "0"*64}}, False)])
@@ -69,8 +70,8 @@ def test_a_run_whose_teacher_filled_in_labels_is_not_continued(finished, tmp_pat
     spec = read_json(run/"recipe.json") | teacher
     spec["recipe"]["data"]["completion"] = 0.9
     write_json(spec, run/"recipe.json")
-    if goes_on: return run.check_free(resume=True)
-    with pytest.raises(InputError, match="teacher"): run.check_free(resume=True)
+    if goes_on: return check_free(run, resume=True)
+    with pytest.raises(InputError, match="teacher"): check_free(run, resume=True)
 
 
 def test_what_a_kill_after_the_last_file_leaves_goes(finished, tmp_path):
@@ -84,7 +85,7 @@ def test_what_a_kill_after_the_last_file_leaves_goes(finished, tmp_path):
 def test_a_run_that_goes_on_says_nothing(finished, tmp_path):
     run = Run(shutil.copytree(finished[1], tmp_path/"run"))
     (run/"metrics.json").unlink()
-    assert run.prospect == ""
+    assert prospect(run) == ""
 
 
 def test_a_finished_run_without_weights_says_how_to_get_them(finished, tmp_path):

@@ -11,6 +11,7 @@ from ctseg.core.errors import InputError
 from ctseg.recipes.fit import fit
 from ctseg.runs.folder import Run
 from ctseg.runs.job import Job
+from ctseg.runs.phases import Phases
 from ctseg.training.method import Phase
 
 
@@ -31,6 +32,6 @@ def test_a_finished_run_that_is_looked_into_stays_what_it_is(tmp_path):
     run = fit(toy(), recipe, tmp_path/"a", device="cpu", progress=False)
     before = weights(run), (run/"history.csv").read_text()
     job = Job(recipe, toy(), run, progress=False)
-    teacher = job.train(Phase("teacher", job.labelled))
+    teacher = Phases(job).train(Phase("teacher", job.labelled))
     assert (run/"history.csv").read_text() == before[1] and torch.equal(weights(run), before[0])
     assert not torch.equal(torch.cat([v.flatten().float() for v in teacher.state_dict().values()]), before[0])

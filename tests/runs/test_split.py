@@ -13,6 +13,7 @@ from ctseg.prediction.choose import held_out_by
 from ctseg.recipes.fit import check_job, fit
 from ctseg.runs.folder import Run
 from ctseg.runs.job import Job
+from ctseg.runs.phases import Phases
 from ctseg.training.method import Phase
 
 CPU = pick_device("cpu")
@@ -59,7 +60,7 @@ def test_what_nobody_looked_for_is_never_drawn(tmp_path, c):
     slices = unexamined(toy(n=16, labelled=16, size=24, every=True), c)
     recipe = small("marginal-log", "epochs=15", "fold=-1", "augment=none", "lr=0.01", "ema=0.8")
     job = Job(recipe, slices, Run(tmp_path), CPU, progress=False)
-    model = job.train(Phase("supervised", job.labelled))
+    model = Phases(job).train(Phase("supervised", job.labelled))
     assert not (predict_labels(model, slices, job.loss, "cpu") == c + 1).any()
 
 

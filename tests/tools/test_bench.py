@@ -31,7 +31,7 @@ def test_every_row_of_every_table_is_a_recipe(registries):
 
 def test_a_run_is_kept_once_with_all_that_the_notebooks_read(tmp_path, monkeypatch):
     monkeypatch.setattr(bench, "RESULTS", tmp_path/"results")
-    task = (
+    task = bench.Task(
         "toy",
         "masked",
         "masked",

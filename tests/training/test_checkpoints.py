@@ -13,7 +13,7 @@ from helpers.toys import small, tiny, toy
 from ctseg.core.atomic import PART
 from ctseg.core.errors import InputError
 from ctseg.recipes.fit import fit
-from ctseg.training.loop import Trainer
+from ctseg.training import loop
 
 
 @pytest.mark.parametrize("name", ["unimatch", "self-training"])
@@ -59,10 +59,10 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, damage):
     whole = fit(slices, recipe, tmp_path/"whole", device="cpu", progress=False)
     run = tmp_path/"cut"
 
-    def cut(self, need):
-        if self.progress.step > 4: raise KeyboardInterrupt
+    def cut(session, need):
+        if session.progress.step > 4: raise KeyboardInterrupt
     with pytest.raises(KeyboardInterrupt), pytest.MonkeyPatch.context() as m:
-        m.setattr(Trainer, "stop_in_time", cut)
+        m.setattr(loop, "stop_in_time", cut)
         fit(slices, recipe, run, device="cpu", progress=False)
     newest = max((run/"checkpoints"/"supervised").glob("step-*"))
     assert newest.name == "step-0000004"
@@ -78,9 +78,9 @@ def test_the_only_checkpoint_damaged_is_a_fresh_start(tmp_path, damage):
     whole = fit(slices, recipe, tmp_path/"whole", device="cpu", progress=False)
     with pytest.raises(KeyboardInterrupt), pytest.MonkeyPatch.context() as m:
         m.setattr(
-            Trainer,
+            loop,
             "stop_in_time",
-            lambda self, need: (_ for _ in ()).throw(KeyboardInterrupt) if self.progress.step > 2 else None,
+            lambda session, need: (_ for _ in ()).throw(KeyboardInterrupt) if session.progress.step > 2 else None,
         )
         fit(slices, recipe, tmp_path/"cut", device="cpu", progress=False)
     only, = (tmp_path/"cut"/"checkpoints"/"supervised").glob("step-*")

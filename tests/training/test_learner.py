@@ -17,7 +17,7 @@ def test_the_loop_trains_every_output_of_a_deeply_supervised_network(tmp_path):
     for name in ("mean-teacher", "original-teacher-student", "masked"):
         recipe = small(name, "model=nnunet", "image_size=16", "epochs=1")
         job = Job(recipe, toy(), Run(tmp_path/name), progress=False)
-        t = job.trainer(job.make_model(), Phase("x", job.labelled))
+        t = job.trainer(job.networks.make(), Phase("x", job.labelled))
         before = [p.clone() for p in t.learner.raw.decoder.seg_layers.parameters()]
         # each size starts at the prior
         if job.loss.activation == "sigmoid":
@@ -66,12 +66,12 @@ def test_an_encoder_may_learn_more_gently_or_not_at_all():
     common = ["model=unet:resnet18", "width=0", "pretrained=no", "image_size=32"]
     for settings, moves in [(["frozen=yes"], False), (["encoder_lr=0.0001"], True)]:
         job = Job(small("masked", *common, *settings), toy(), Run("nowhere"), progress=False)
-        t = job.trainer(job.make_model(), Phase("x", job.labelled))
+        t = job.trainer(job.networks.make(), Phase("x", job.labelled))
         if moves:
             assert sorted(t.learner.peaks) == [0.0001, 0.002]
             # a fine-tune at a tenth of the rate
             assert np.allclose(
-                sorted(job.trainer(job.make_model(), Phase("y", job.labelled, lr=2e-4)).learner.peaks),
+                sorted(job.trainer(job.networks.make(), Phase("y", job.labelled, lr=2e-4)).learner.peaks),
                 [0.00001, 0.0002],
             )
         before = [p.clone() for p in t.learner.raw.encoder.parameters()]

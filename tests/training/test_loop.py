@@ -17,6 +17,7 @@ from ctseg.training.deadline import Stopped
 from ctseg.training.loop import Trainer
 from ctseg.training.method import Method, Phase
 from ctseg.training.setup import ComputeSettings, ScheduleSettings, Setup
+from ctseg.training.step import step_gradients
 
 
 def trainer(model=None, method=None, pieces=1, **schedule):
@@ -82,7 +83,7 @@ def test_pieces_add_up_to_the_whole_where_nothing_depends_on_the_batch():
         model = torch.nn.Conv2d(1, 3, 3, padding=1)
         loss, slices = create_loss("masked", reduction="image", w_dice=0.), toy(n=24, labelled=24, every=True)
         t = Trainer(model, loss, Phase("train", slices), Setup(ScheduleSettings(epochs=1), progress=False))
-        norms.append(t.stepper.gradients(t.labelled.batches(0)[0], step=0, pieces=pieces))
+        norms.append(step_gradients(t.stepper, t.labelled.batches(0)[0], step=0, pieces=pieces))
     assert np.allclose(norms, norms[0], rtol=1e-6)
 
 

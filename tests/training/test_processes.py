@@ -6,6 +6,7 @@ import pytest
 from helpers.runs import apart, losses_of, together
 from helpers.toys import applicable, small, tiny, toy
 
+from ctseg.data.slices import with_stacks
 from ctseg.data.stacks import stacks_of
 from ctseg.data.store import write_store
 from ctseg.recipes.fit import fit
@@ -34,7 +35,7 @@ def test_two_processes_learn_what_one_learns(tmp_path):
     pytest.importorskip("zarr")
     write_store(slices, tmp_path/"toy.zarr")
     recipes["store"] = recipes["masked"]  # trained on the store, streamed
-    slices = slices.with_stacks(stacks_of(slices.images, np.zeros(24, int), np.arange(24), 1))
+    slices = with_stacks(slices, stacks_of(slices.images, np.zeros(24, int), np.arange(24), 1))
     for n in (1, 2):
         (tmp_path/str(n)).mkdir()
         together(n, losses_of, slices, recipes, tmp_path/str(n))

@@ -1,10 +1,15 @@
-"What is done to the finished pages: nothing is fetched from elsewhere, and no link leads nowhere."
+"""What is done to the finished pages: nothing is fetched from elsewhere, no link leads nowhere, and a phone
+shows figures that can be read."""
+import base64
+import io
 import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
+
+from PIL import Image
 
 KATEX = "0.16.11"
 CDN = re.compile(r"https://cdn\.jsdelivr\.net/npm/katex@[\d.]+/dist")
@@ -34,6 +39,41 @@ def name_foreign_images(site: Path) -> None:
             path.write_text(FOREIGN_IMAGE.sub(text, page))
 
 
+PICTURE = re.compile(r'<img\b(?P<attributes>[^>]*?)\bsrc="(?P<source>[^"]+)"')
+READABLE = 75  # pixels for an inch of a figure: a text of 8 points is then 8 pixels high
+PHONE = 400  # up to so many a figure is shown as a whole, in the 350 that a phone has
+
+
+def widen_figures(site: Path) -> None:
+    "Tell the style sheet how wide a figure must be for its text to be read; a phone scrolls to the rest."
+    for path in site.rglob("*.html"):
+        page = path.read_text()
+        wide = PICTURE.sub(lambda image: widened(image, path.parent), page)
+        if wide != page:
+            path.write_text(wide)
+
+
+def widened(image: re.Match, folder: Path) -> str:
+    "The start of an `img` tag, with its width on a phone if that is more than a phone has."
+    shown = round(READABLE*inches_across(image["source"], folder))
+    if shown <= PHONE:
+        return image[0]
+    return f'<img class="wide" style="--readable: {shown}px"{image["attributes"]}src="{image["source"]}"'
+
+
+def inches_across(source: str, folder: Path) -> float:
+    "How wide matplotlib drew a picture, which lies in the page itself or in a file; 0 for drawings (SVG)."
+    if source.startswith("data:"):
+        kind, _, text = source.partition(";base64,")
+        picture = io.BytesIO(base64.b64decode(text))
+    else:
+        kind, picture = source, folder/unquote(source)
+    if not kind.endswith(("png", "jpeg", "jpg")) or (isinstance(picture, Path) and not picture.exists()):
+        return 0
+    with Image.open(picture) as image:
+        return float(image.width/image.info.get("dpi", (200, 200))[0])
+
+
 def vendor_katex(site: Path, cache: Path) -> bool:
     "Serve KaTeX from the site itself, if npm can bring it (kept in `cache`). True if it is served so."
     dist = cache/"node_modules"/"katex"/"dist"
@@ -54,11 +94,12 @@ def vendor_katex(site: Path, cache: Path) -> bool:
 
 
 class Links(HTMLParser):
-    "The ids of a page, what it links to, and what it fetches to be shown."
+    "The ids of a page, what it links to, what it fetches to be shown, and its pictures without a text."
 
     def __init__(self, text: str):
         super().__init__()
         self.ids, self.links, self.fetched, self.twice = set(), set(), set(), set()
+        self.unnamed = 0
         self.feed(text)
 
     def handle_starttag(self, tag, attrs):
@@ -71,6 +112,8 @@ class Links(HTMLParser):
             self.ids.add(name)
         if tag == "a" and found.get("name"):
             self.ids.add(found["name"])
+        if tag == "img" and not found.get("alt"):
+            self.unnamed += 1
         targets = [found[k] for k in ("href", "src") if found.get(k)]
         here = {t for t in targets if not t.startswith(("data:", "javascript:"))}
         self.links |= here
@@ -105,6 +148,13 @@ def trouble(link: str, page: Path, found: dict[Path, Links]) -> str | None:
     if parts.fragment and target in found and unquote(parts.fragment) not in found[target].ids | {"", "top"}:
         return f"{link}: no such place on that page"
     return None
+
+
+def unnamed_pictures(site: Path) -> dict[str, int]:
+    "How many pictures without a text (`fig-alt`) a page has; pages without any are left out."
+    paths = sorted(site.rglob("*.html"))
+    pages = {path.relative_to(site).as_posix(): Links(path.read_text()) for path in paths}
+    return {name: page.unnamed for name, page in pages.items() if page.unnamed}
 
 
 def fetched_elsewhere(site: Path) -> list[str]:

@@ -18,6 +18,8 @@
 # The loss was taken apart with **800** annotated slices. The rest was taken apart with **100**, where a choice has more room to matter and a training takes minutes. That leaves 700 annotated slices of other patients whose outlines no training saw:
 # choices are made on *those* (`left out`, scored where something is known), and the test slices only judge.
 #
+# [How FOLDER is made](realct_supervised.ipynb#how-it-was-measured).
+#
 # ```
 # python tools/bench.py supervised --data FOLDER
 # python tools/bench.py semi100 --data FOLDER
@@ -26,6 +28,7 @@
 
 # %%
 import sys
+import textwrap
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -144,6 +147,7 @@ table.style.format(precision=3, na_rep="").hide(axis="index")
 # `difference` is the choice's gain in Dice, [low, high] its 95 % interval over the test patients, `by seed` each training's own; `left out` is the gain on the left-out annotated slices. A choice *held* if the interval is clear of zero and every seed agrees. Pale in the figure: one training, which says little.
 
 # %%
+#| fig-alt: "Each choice's gain in Dice as a point with its interval, one row a choice, coloured by part"
 fig, ax = plt.subplots(figsize=(8, .32*len(table) + .8), layout="constrained")
 colours = dict(zip(table.part.unique(), ("C0", "C2", "C1", "C3", "C5", "C4")))
 for y, (_, r) in enumerate(table[::-1].iterrows()):
@@ -153,16 +157,18 @@ for y, (_, r) in enumerate(table[::-1].iterrows()):
 ax.axvline(0, color=".6", lw=1)
 ax.set(
     yticks=range(len(table)),
-    yticklabels=table.choice[::-1],
+    yticklabels=[textwrap.fill(choice, 54) for choice in table.choice[::-1]],
     xlabel="gain in Dice, 15 other patients (95 % over patients)",
 )
 ax.spines[["top", "right"]].set_visible(False)
-ax.legend(
+ax.tick_params(axis="y", labelsize=8)
+fig.legend(
     [plt.Line2D([], [], color=c, lw=2) for c in colours.values()],
     colours,
     frameon=False,
     fontsize=8,
-    loc="lower right",
+    ncols=3,
+    loc="outside lower center",
 )
 plt.show()
 

@@ -87,6 +87,7 @@ whole = pd.DataFrame(rows).set_index(["of", "teacher", ""]).sort_index()
 whole.drop(columns="slices").style.format(precision=3, na_rep="")
 
 # %%
+#| fig-alt: "Risk against the share of slices kept, one panel a teacher, one line a confidence score"
 fig, axes = plt.subplots(1, len(teachers), figsize=(3.1*len(teachers), 3), layout="constrained", sharey=True)
 for ax, (name, t) in zip(np.atleast_1d(axes), teachers.items()):
     dice, scores = measure(t, "mean")
@@ -106,6 +107,7 @@ plt.show()
 # It ranked slices by the largest probability of each pixel, averaged over **all** pixels. Nine pixels of ten are air or easy background: the score says how much there is to segment, hardly how well it was done. Each dot is a slice; its colour says how many structures were drawn on it.
 
 # %%
+#| fig-alt: "Dice of each slice against the mean maximum, which falls with it, and Soft Dice Confidence"
 name = "original-attunet, 800"
 t = teachers[name]
 dice, scores = measure(t, "one")

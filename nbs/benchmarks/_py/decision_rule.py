@@ -96,6 +96,7 @@ pd.DataFrame([counts(k) for k in runs]).style.format(precision=0).hide(axis="ind
 # By class, on the phantom: the default's score with the gate and with the expected Dice, means over seeds.
 
 # %%
+#| fig-alt: "Dice of each class by the gate and by expected Dice; most points lie on or above the diagonal"
 some = list(runs["phantom240", "ctseg"].values())
 gate, expected = (np.mean([np.nanmean(r[f"dice_{k}"], 0) for r in some], 0) for k in ("gated", "expected"))
 fig, ax = plt.subplots(figsize=(4, 4), layout="constrained")

@@ -126,6 +126,7 @@ print((RESULTS/"demo.txt").read_text(encoding="utf-8"))
 # Four test slices with most organs, image, truth, teacher and student of the first seed.
 
 # %%
+#| fig-alt: "Four head-and-neck slices in rows: image, truth, teacher and student with their Dice"
 drawn = {who: read_masks(RESULTS/name, cache=False)[1]
          for who, name in (("teacher", "demo_teacher.csv.gz"), ("student", "demo_submission.csv.gz"))}
 kept = {who: challenge_dice(pred, test.masks, len(test.classes)) for who, pred in drawn.items()}

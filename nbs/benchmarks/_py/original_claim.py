@@ -98,6 +98,7 @@ print(f"so a 95 % interval is about ±{1.96*by_slice.mean():.3f}, or ±{1.96*by_
 # Called with arrays `[images, pixels]`, the challenge's example function computes, for every *position in the frame*, a Dice over the images, and averages over positions. `tools/bench.py` keeps that number of every run beside the right one.
 
 # %%
+#| fig-alt: "The transposed metric against the challenge's, one dot a run; all dots lie below the diagonal"
 both = pd.DataFrame(
     [
         {"recipe": n, "seed": s, "right": mean_dice(chosen(r)), "transposed": float(r["transposed"])}

@@ -95,6 +95,7 @@ tables = {
 pd.concat({TITLES[n]: t for n, t in tables.items()}).round(4)
 
 # %%
+#| fig-alt: "The difference to a single run by argmax after each step, with intervals, one panel a recipe"
 fig, axes = plt.subplots(
     len(tables), 1, figsize=(7, 0.5 + 2.3*len(tables)), layout="constrained", squeeze=False
 )

@@ -22,6 +22,8 @@
 #
 # Most runs are in bf16. Some were made on a processor that has none, in fp32: `ctseg-sigmoid` with 100 slices is compared with `log-fp32`, which is its own first phase, scored by itself; the others of them are marked below. No setting was tuned on these runs, with one exception: the warm start was added after the cold one had failed on seed 0 with our loss; it was then run on the other seeds without further change.
 #
+# [The same FOLDER](realct_supervised.ipynb#how-it-was-measured) serves for all of it:
+#
 # ```
 # python tools/bench.py semi100 --data FOLDER
 # python tools/bench.py counts --data FOLDER
@@ -48,7 +50,9 @@ from ctseg.metrics.challenge import mean_dice
 
 RESULTS = Path("results")
 runs = {budget: load(RESULTS/f"semi{budget}") for budget in (100, 800)}
-{b: {n: sorted(r) for n, r in t.items()} for b, t in runs.items()}
+for budget, by_name in runs.items():
+    trainings = sum(map(len, by_name.values()))
+    print(f"{budget} annotated slices: {trainings} trainings, the seeds of {len(by_name)} rows")
 
 
 # %% [markdown]
@@ -72,6 +76,7 @@ table.style.format(precision=3, na_rep="").format(
 ).hide(axis="index")
 
 # %%
+#| fig-alt: "Each method's difference to its supervised baseline with its interval, for 100 and 800 slices"
 fig, axes = plt.subplots(1, 2, figsize=(11, 3.6), layout="constrained")
 for ax, budget in zip(axes, runs):
     rows = table[(table.labelled == budget) & table["minus supervised"].notna()].iloc[::-1]
@@ -149,6 +154,7 @@ for tried, beside in (("marginal-from-phantom", "marginal-log"), ("ctseg-presenc
 # `ctseg-sigmoid` with 100 annotated slices and ever more of the others, as many steps for all. Without any, its second phase falls away and `log` is what is left; 1900 is all there are. Grey: one training each; the line follows seed 0, whose first phase is the same in all of them.
 
 # %%
+#| fig-alt: "Dice against the number of unlabelled slices, one dot a training, a line through seed 0"
 def dice(s): return [mean_dice(chosen(r)) for _, r in sorted(s.items())]
 
 fewer = load(RESULTS/"counts")  # named by the number
@@ -318,6 +324,7 @@ pd.DataFrame(
 # Teacher and student of `original-teacher-student`, as in the original's figure: training loss, and Dice of the held-out slices, one line a seed.
 
 # %%
+#| fig-alt: "Training loss and held-out Dice of teacher and then student against the epoch, one line a seed"
 fig, axes = plt.subplots(1, 2, figsize=(10, 3.2), layout="constrained")
 budget = 800 if "original-teacher-student" in runs[800] else 100
 for seed, r in sorted(runs[budget].get("original-teacher-student", {}).items()):

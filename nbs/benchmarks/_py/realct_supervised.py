@@ -15,9 +15,11 @@
 # **The data.** 64×64 slices of head-and-neck CT from OpenKBP (Babier et al. 2021): 800 slices of 96 patients with up to four of seven organs examined on each, 300 test slices of 15 other patients with all seven. **The networks.** Attention U-Net of width 16, 40 passes of
 # batches of 16 (1800 steps), a tenth of the patients held out for choosing the decision rule, three seeds, bfloat16 autocast (`--set precision=bf16`, 1.6 times faster than float32 on the processor used). The score is the challenge's.
 #
-# The runs are repeated by one command, which resumes where it was cut:
+# The slices are [cut again](../io/80_openkbp.ipynb), bit for bit, from a clone of the public data (first two lines). The runs are repeated by the last line, which resumes where it was cut:
 #
 # ```
+# git clone https://github.com/ababier/open-kbp
+# python -c "from ctseg.io.openkbp import import_openkbp as cut; cut('open-kbp', 'FOLDER', like='nbs/benchmarks/realct_slices.json')"
 # python tools/bench.py supervised --data FOLDER
 # ```
 #
@@ -91,6 +93,7 @@ main = pd.DataFrame([difference(a, b, f"{a} − {b}") for a, b in pairs if a in 
 main.round(3)
 
 # %%
+#| fig-alt: "Dice of each loss on other patients: a grey dot for each seed, a red mark for their mean"
 fig, ax = plt.subplots(figsize=(7, 0.42*len(table) + 1), layout="constrained")
 for y, name in enumerate(reversed(table.index)):
     scores = lines[name]["scores"]
@@ -195,6 +198,7 @@ rules.round(3)
 # The tables above, as files:
 
 # %%
-table.reset_index(names="recipe").round(4).to_csv("results/supervised/summary.csv", index=False)
-pd.concat([main, done]).reset_index().round(4).to_csv("results/supervised/differences.csv", index=False)
-sorted(str(p) for p in Path("results").rglob("*.csv"))
+files = {"summary": table.reset_index(names="recipe"), "differences": pd.concat([main, done]).reset_index()}
+for name, rows in files.items():
+    rows.round(4).to_csv(f"results/supervised/{name}.csv", index=False)
+    print(f"results/supervised/{name}.csv")

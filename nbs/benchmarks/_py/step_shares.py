@@ -28,9 +28,9 @@ import torch
 import ctseg
 from ctseg.core.device import pick_device
 from ctseg.runs.recipe import apply_settings
+from ctseg.training import step as step_module
 from ctseg.training.ema import EMA
 from ctseg.training.loop import Snapshot, Trainer
-from ctseg.training.step import PieceLoss, ViewMaker
 
 torch.set_num_threads(1)
 print(f"Python {platform.python_version()}, torch {torch.__version__}, {pick_device('cpu')}")
@@ -41,11 +41,11 @@ steps = []
 
 
 def timed(kind, name: str, part: str):
-    "Add the processor time of a method to that of a part, for as long as the context lasts."
+    "Add the processor time of a method or function to that of a part, for as long as the context lasts."
     plain = getattr(kind, name)
-    def spy(self, *args, **options):
+    def spy(*args, **options):
         begin = time.process_time()
-        result = plain(self, *args, **options)
+        result = plain(*args, **options)
         spent[part] += time.process_time() - begin
         return result
     return kind, name, plain, spy
@@ -61,8 +61,8 @@ def whole_step(self, index, plain=Trainer.step):
 
 
 PARTS = [
-    timed(ViewMaker, "make_views", "data and augmentation"),
-    timed(PieceLoss, "piece_loss", "forward and loss"),
+    timed(step_module, "make_views", "data and augmentation"),
+    timed(step_module, "piece_loss", "forward and loss"),
     timed(Snapshot, "__init__", "snapshot of the buffers"),
     timed(EMA, "update", "running average"),
 ]

@@ -45,6 +45,7 @@ table = [
 pd.DataFrame(table).set_index("slices").T
 
 # %%
+#| fig-alt: "Largest memory and time of five commands against the slices; the arrays alone would need more"
 fig, (left, right) = plt.subplots(1, 2, figsize=(9, 3), layout="constrained")
 sizes = [row["slices"] for row in rows]
 for name in COMMANDS:

@@ -70,6 +70,7 @@ table = pd.DataFrame([of_row(name) for name in ROWS])
 table.style.format(precision=3).hide(axis="index")
 
 # %%
+#| fig-alt: "Each idea's difference to the base in Dice with its interval, on two groups of patients"
 fig, ax = plt.subplots(figsize=(6.5, 0.6 + 0.4*len(ROWS)), layout="constrained")
 LOOKS = (("tab:blue", 0.12), ("tab:gray", -0.12))  # colour and place of the two
 for place, name in enumerate(reversed(ROWS[1:])):

@@ -61,24 +61,22 @@ def in_words(facts: dict) -> dict:
 # %%
 in_words({"epochs": 90, "rule": {"threshold": 0.4, "gate": 0, "island": 0, "rescue": 0, "expected": None}})
 
+
 # %% [markdown]
 # `--set` is for the settings of the recipe, each once. The seed, the device and the like are options of the command, and a line says so:
 
 # %%
 #| export
-OPTIONS = ("seed", "device", "recipe", "out", "time_limit", "annotated", "plugin", "log", "init", "teacher",
-           "memory")
-
-
 def check_settings(settings: list[str]) -> None:
     "`InputError` for a KEY=VALUE whose key is there before, or is not a setting but an option of the command."
+    from ctseg.runs.options import OPTIONS, as_option
     keys = [text.partition("=")[0] for text in settings]
     for i, (key, text) in enumerate(zip(keys, settings)):
         if key in keys[:i]:
             first = settings[keys.index(key)]
             raise InputError(f"--set {text}: {key} is given twice, first as --set {first}")
         if key in OPTIONS:
-            option = f"--{key.replace('_', '-')} {text.partition('=')[2]}"
+            option = f"{as_option(key)} {text.partition('=')[2]}"
             raise InputError(f"--set {text}: not a field of the recipe but an option; give {option}")
 
 
@@ -92,8 +90,13 @@ test_fail(lambda: check_settings(["seed=1"]), contains="give --seed 1")
 # %%
 #| export
 RUN_FOLDER = typer.Option(help="the run folder to write")
-RECIPE = typer.Option(help="left out: ctseg; see `ctseg recipes` for the others; or the recipe.json of a run")
-SETTING = typer.Option(help="KEY=VALUE for any setting of the recipe; may be repeated")
+RECIPE = typer.Option(
+    help="one of those that `ctseg recipes` lists, or the recipe.json of a run; left out: ctseg",
+)
+SETTING = typer.Option(
+    help="KEY=VALUE for any setting of the recipe, such as epochs=40; `ctseg recipes NAME` lists them with "
+         "their meanings; may be repeated",
+)
 RESUME = typer.Option("--resume", help="continue a run that was cut or stopped")
 TIME_LIMIT = typer.Option(
     help="stop, with everything saved, before this much time has passed, such as 8h30m or 90m",
@@ -112,7 +115,7 @@ LOG = typer.Option(help="tensorboard, wandb, mlflow or another tracker of accele
 from ctseg.recipes.table import DEFAULT_RECIPE
 
 print(RECIPE.help)
-assert f"left out: {DEFAULT_RECIPE};" in RECIPE.help  # written by hand, to save the import of torch
+assert f"left out: {DEFAULT_RECIPE}" in RECIPE.help  # written by hand, to save the import of torch
 
 
 # %%
@@ -126,7 +129,7 @@ def tell_result(run) -> None:
 
 # %%
 #| export
-@app.command()
+@app.command(epilog="ctseg fit my_data --out runs/first --set epochs=40")
 def fit(
     data: Folder,
     out: Annotated[Path, RUN_FOLDER],
@@ -188,7 +191,7 @@ SAMPLE = typer.Option(
 )
 
 
-@app.command()
+@app.command(epilog="ctseg demo --out runs/demo")
 def demo(
     out: Annotated[Path, typer.Option(help="the folder to write")] = Path("runs/demo"),
     data: Annotated[Optional[Path], SAMPLE] = None,
@@ -229,7 +232,7 @@ ONE_RECIPE = typer.Argument(help="one of them, or the recipe.json of a run: list
 
 # %%
 #| export
-@app.command()
+@app.command(epilog="ctseg recipes ctseg")
 def recipes(
     name: Annotated[Optional[str], ONE_RECIPE] = None,
 ):
@@ -257,7 +260,7 @@ PLAIN = typer.Option("--plain", help="do not measure training steps, which takes
 
 # %%
 #| export
-@app.command()
+@app.command(epilog="ctseg models attunet unet:resnet34 --plain")
 def models(
     names: Annotated[Optional[list[str]], typer.Argument(help="which ones; default: all")] = None,
     plain: Annotated[bool, PLAIN] = False,
@@ -281,7 +284,7 @@ def models(
 
 # %%
 #| export
-@app.command()
+@app.command(epilog="ctseg doctor")
 def doctor():
     "Versions, devices, precision: what a bug report needs."
     from ctseg.core.device import doctor

@@ -45,7 +45,8 @@ RUNS = typer.Argument(
 )
 SUBMISSION = typer.Option(help="the submission to write (.csv or .csv.gz), or a store of label maps (.zarr)")
 VIEWS = typer.Option(
-    help="views of each image to average: turned, enlarged, and mirrored if the runs were trained so",
+    help="views of each image to average, 1 to 9, with mirrors 18: turned, enlarged, and "
+         "mirrored if the runs were trained so; takes as many times as long",
 )
 STORE = typer.Option(help="also keep the probabilities, as float16, in this file")
 SURENESS = typer.Option(
@@ -86,10 +87,17 @@ print("--rule", RULE.help)
 try: examined_by("all", None)
 except InputError as e: print(e)
 
+# %%
+#| export
+PREDICT = "ctseg predict runs/first --images my_data/test-images --out submission.csv"
+
+# %%
+print(PREDICT)
+
 
 # %%
 #| export
-@app.command()
+@app.command(epilog=PREDICT)
 def predict(
     runs: Annotated[list[str], RUNS],
     images: Annotated[Path, typer.Option(help="a folder of PNG slices, or a store")],
@@ -176,7 +184,10 @@ PAGE = typer.Option(
     help="the page to write; default: report.html, or comparison.html, in the first run's folder",
 )
 COMPARED = typer.Argument(help="a run folder; or several, to compare them with the first")
-SHOWN = typer.Option(help="the folder they were trained on: its slices are scored and shown")
+SHOWN = typer.Option(
+    help="the folder they were trained on: its slices are scored and shown; "
+         "left out: curves and settings only",
+)
 EXAMINED_BY = typer.Option(help="of --data: json (default), all or present, as in `ctseg fit`")
 MOST = typer.Option(min=1, help="at most so many on the page of one run (default: 300)")
 
@@ -200,7 +211,7 @@ except InputError as e: print(e)
 
 # %%
 #| export
-@app.command()
+@app.command(epilog="ctseg report runs/first --data my_data")
 def report(
     runs: Annotated[list[str], COMPARED],
     data: Annotated[Optional[Path], SHOWN] = None,

@@ -122,17 +122,17 @@ def print_results(result) -> None:
         say(f"ctseg: not segmented: {where}{problem}", sys.stderr)
     print(f"segmented: {len(result.done)} of {len(result.done) + len(result.failed)}")
     say(f"volumes: {result.out/'volumes.csv'}")
-    say(f"page: {result.out/'report.html'}")
+    if result.page.exists(): say(f"page: {result.page}")
 
 
 # %%
 #| export
-SOME_FAILED = 3  # the exit status if some scans could not be segmented
+SOME_FAILED = 3  # the exit status if some scans could not be segmented, or the page not written
 
 
 # %%
 #| export
-@app.command()
+@app.command(epilog="ctseg segment runs/first scans --out results --format dicom-seg")
 def segment(
     runs_then_scans: Annotated[list[str], PATHS],
     out: Annotated[Path, RESULTS],
@@ -158,7 +158,7 @@ def segment(
     with memory_errors():
         result = segment(runs, scans, out, format, progress=True, **how, **cut)
     print_results(result)
-    if result.failed: raise typer.Exit(SOME_FAILED)
+    if result.failed or not result.page.exists(): raise typer.Exit(SOME_FAILED)
 
 
 # %% [markdown]

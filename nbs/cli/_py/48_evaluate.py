@@ -48,7 +48,10 @@ CLASSES = typer.Option(
 TRUTH = typer.Argument(help="the truth: the challenge's CSV, a folder of NIfTI label maps, or a store")
 SCORED = typer.Argument(help="a submission, NIfTI files of the same names in a folder, or a store")
 IN_MM = typer.Option("--mm", help="of CSV: score whole volumes in mm, where the folder was made from volumes")
-TOLERANCE = typer.Option(min=0.0, metavar="MM", help="of the surface Dice, in mm (folders, --mm)")
+TOLERANCE = typer.Option(
+    min=0.0, metavar="MM",
+    help="how far off a surface may be to count as right, in the surface Dice; left out: 2 (folders, --mm)",
+)
 
 # %%
 print("--mm", IN_MM.help)
@@ -105,7 +108,7 @@ except InputError as e: print(e)
 # %%
 #| export
 
-@app.command()
+@app.command(epilog="ctseg evaluate my_data/y_test.csv submission.csv")
 def evaluate(
     truth: Annotated[Path, TRUTH],
     prediction: Annotated[Path, SCORED],

@@ -45,7 +45,7 @@ from typer.testing import CliRunner
 AGAINST = typer.Option(help="check this submission against the folder's test images")
 
 
-@app.command()
+@app.command(epilog="ctseg check my_data")
 def check(
     data: Folder,
     submission: Annotated[Optional[Path], AGAINST] = None,
@@ -104,12 +104,14 @@ KIND = typer.Argument(
     help="openkbp, nifti, dicom, totalsegmentator, png or nnunet", autocompletion=begins(KINDS)
 )
 SIZE = typer.Option(
-    help="side of the images in pixels: of larger slices the part around the body is kept "
-         "(openkbp, nifti, dicom, nnunet), or they are shrunk (totalsegmentator), or refused (png)",
+    help="side of the square images in pixels: of larger slices the part around the body is kept "
+         "(openkbp, nifti, dicom, nnunet; left out: the longest side of any slice), or they are shrunk "
+         "(totalsegmentator; left out: 256), or refused (png; left out: as the images are)",
 )
 ZEROS = typer.Option(
-    help="what a zero of a mask, or a missing one, means: json, all (everything was looked for) "
-         "or present (nifti, png, nnunet)",
+    help="what a zero of a mask, or a missing one, means: json (the default: annotated_labels.json, or "
+         "what was outlined, tells), all (everything was looked for) or present (only what has pixels was) "
+         "(nifti, png, nnunet)",
 )
 
 # %%
@@ -122,14 +124,15 @@ KEY = typer.Option(
          "(nifti, dicom, nnunet)",
 )
 WINDOW = typer.Option(
-    help="display window: soft, lung, bone, wide, or LEVEL,WIDTH such as 40,400; random for volumes; "
-         "for 16-bit images only (png)",
+    help="which Hounsfield units become grey: soft, lung, bone, wide, or LEVEL,WIDTH such as 40,400, or of "
+         "volumes random, another for each slice; left out: soft (nifti, dicom, nnunet) or random (openkbp, "
+         "totalsegmentator); of png for 16-bit images only",
 )
 NAMES = typer.Option(
     help="class_names.json, or the folder of a run that knows them (nifti, dicom, totalsegmentator); "
          "or a JSON or CSV of values and names (png)",
 )
-TEST_SHARE = typer.Option(help="share of the patients set aside as a test (nifti, dicom, nnunet)")
+TEST_SHARE = typer.Option(help="share of the patients set aside as a test, 0 to 1 (nifti, dicom, nnunet)")
 RENAME = typer.Option(
     help="a JSON, {label of a structure: name of its class}; OUT/label is for one of several folders",
 )
@@ -206,7 +209,7 @@ def grouped(given: dict) -> list[dict]:
 
 # %%
 #| export
-@app.command("import")
+@app.command("import", epilog="ctseg import dicom scans my_data --rename names.json")
 def import_(
     kind: Annotated[str, KIND],
     places: Annotated[list[Path], PLACES],
@@ -251,7 +254,7 @@ print(runner.invoke(app, ["import", "dicm", "scans", "out"]).exception)
 WHOLE = typer.Option("--truth", help="also write y_train_full.csv: every contour of every training slice")
 
 
-@app.command()
+@app.command(epilog="ctseg phantom my_phantom --labelled 80 --unlabelled 120 --test 50")
 def phantom(
     out: Annotated[Path, typer.Argument(help="the challenge folder to write")],
     labelled: Annotated[int, typer.Option(help="annotated training slices")] = 800,

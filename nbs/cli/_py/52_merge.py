@@ -62,7 +62,7 @@ print(RESIZE.help)
 
 # %%
 #| export
-@app.command()
+@app.command(epilog="ctseg merge north south --out both --resize spacing")
 def merge(
     folders: Annotated[list[Path], FOLDERS],
     out: Annotated[Path, MERGED],

@@ -131,7 +131,7 @@ def export_kind(given: dict) -> Optional[dict]:
 
 # %%
 #| export
-@app.command("export")
+@app.command("export", epilog="ctseg export dicom-seg my_data results --masks submission.csv --source scans")
 def export_(
     kind: Annotated[str, EXPORTED],
     folder: Annotated[Path, GIVEN],

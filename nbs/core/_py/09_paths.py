@@ -65,6 +65,11 @@ def disk_errors(path: str | Path) -> Iterator[None]:
         if e.errno not in DISK_ERRORS: raise
         raise InputError(f"cannot write {path}: {DISK_ERRORS[e.errno]}") from e
 
+def disk_full(error: BaseException) -> bool:
+    "Does an error, as it is or as `disk_errors` tells it, say that a disk takes no more?"
+    causes = (error, error.__cause__)
+    return any(isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT) for e in causes)
+
 def refuse_folder(path: str | Path | None) -> None:
     "`InputError` if a file shall be written where a folder is. `atomic_path` says so too, but after the work."
     if path and Path(path).is_dir():
@@ -74,7 +79,7 @@ def refuse_folder(path: str | Path | None) -> None:
 # %%
 try:
     with disk_errors("scores.csv"): raise OSError(errno.ENOSPC, "No space left on device")
-except InputError as e: print(e)
+except InputError as e: print(e, disk_full(e))
 
 # %% [markdown]
 # A pipe, a terminal or `/dev/zero` may never end. Where a file is expected, they are told before they are opened.

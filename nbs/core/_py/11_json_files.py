@@ -19,6 +19,7 @@ from pathlib import Path
 
 from ctseg.core.atomic import atomic_path
 from ctseg.core.errors import InputError
+from ctseg.core.filetypes import content_of
 from ctseg.core.paths import MAX_TEXT, refuse_special
 
 # %%
@@ -80,6 +81,8 @@ def read_json(path: str | Path):
     refuse_special(path, MAX_TEXT)
     try:
         data = path.read_bytes()
+        other = content_of(path)
+        if other: raise ValueError(other)
         if b"\0" in data: raise ValueError("it holds zero bytes")
         return parse_json(data.decode("utf-8-sig"))  # some editors begin with a byte-order mark
     except FileNotFoundError:
@@ -91,9 +94,10 @@ def read_json(path: str | Path):
     except UnicodeEncodeError:
         raise InputError(f"{path}: holds half a letter") from None
     except UnicodeDecodeError:
-        raise InputError(f"{path}: not UTF-8 text, expected a JSON file") from None
+        raise InputError(f"{path}: not UTF-8 text, expected a JSON file; save it in UTF-8") from None
     except json.JSONDecodeError as e:
-        raise InputError(f"{path}, line {e.lineno}: not valid JSON ({e.msg})") from None
+        remedy = "names and texts stand in double quotes, and no comma after the last item"
+        raise InputError(f"{path}, line {e.lineno}: not valid JSON ({e.msg}); {remedy}") from None
     except RecursionError:
         raise InputError(f"{path}: nested too deeply, expected a JSON file of a few levels") from None
     except ValueError as e:  # Python refuses to convert thousands of digits, in many words

@@ -21,6 +21,7 @@ from typing import Self
 
 import numpy as np
 
+from ctseg.core.arguments import check_argument, shown_argument
 from ctseg.core.errors import InputError, did_you_mean
 from ctseg.core.json_files import read_json, write_json
 from ctseg.core.unions import Unions, read_unions, union_ids, union_table
@@ -190,6 +191,7 @@ def choose_colours(n: int, pairs: Iterable[tuple[int, int]]) -> np.ndarray:
 
 
 # %%
+#| fig-alt: "A strip of the background and five colours; the first two are a dark and a light one of one hue"
 colours = choose_colours(5, pairs=((1, 2),))
 fig, ax = plt.subplots(figsize=(5, 1), layout="constrained")
 ax.imshow(colours[None])
@@ -316,14 +318,37 @@ table
 
 # %%
 #| export
+def _in_order(names: Iterable[str]) -> tuple[str, ...]:
+    "Names of classes as they were given; `InputError` for a single text, and for what keeps no order."
+    if isinstance(names, (set, frozenset)):
+        raise InputError(f"classes is {shown_argument(names)}, which has no order; expected a list of names")
+    numbers = list(names.values()) if isinstance(names, Mapping) else []
+    numbered = any(isinstance(number, int) for number in numbers)
+    if numbered and numbers != [*range(1, len(numbers) + 1)]:
+        raise InputError(f"classes is {shown_argument(names)}, whose numbers are not 1, 2, … in order; "
+                         "expected a list of names, that of class 1 first")
+    check_argument("classes", names, Iterable[str])
+    names = tuple(names)
+    check_argument("classes", names, Iterable[str])
+    return names
+
+
+# %%
+for wrong in ({"liver", "spleen"}, {"liver": 2, "spleen": 1}, "liver", [1, 2]):
+    try: _in_order(wrong)
+    except InputError as e: print(str(e).replace(str(wrong), "…"))
+
+
+# %%
+#| export
 class ClassFiles(ClassTable):
     "Classes that are read and written."
     @classmethod
     def from_names(
         cls, names: Iterable[str], unions: Mapping[str, Iterable[str]] | None = None, # union → its members
     ) -> Self:
-        "A class map; lateral pairs are inferred from the names."
-        names = tuple(names)
+        "A class map; lateral pairs are inferred from the names. `InputError` for what has no order."
+        names = _in_order(names)
         return cls(names, lateral_pairs(names), union_ids(unions or {}, names))
 
     @classmethod
@@ -464,6 +489,7 @@ assert apart(RAIDIUM54.colours) > 12
 test_eq(len(np.unique(RAIDIUM54.colours, axis=0)), 55)
 
 # %%
+#| fig-alt: "The 54 structures of the challenge with their numbers and colours, in four columns"
 rows = 14
 fig, ax = plt.subplots(figsize=(11, 4.2), layout="constrained")
 for i, name in enumerate(RAIDIUM54.names):
@@ -480,6 +506,7 @@ plt.show()
 # No swap can mend one thing: the mirrored liver lies on the left, as in one person of ten thousand. That is why mirroring is never on by default.
 
 # %%
+#| fig-alt: "Two kidneys and a liver: as drawn, mirrored with wrong names, mirrored with names exchanged"
 left, right, liver = (RAIDIUM54.id(n) for n in ("kidney_left", "kidney_right", "liver"))
 mask = np.zeros((40, 40), np.uint8)
 mask[4:12, 20:28], mask[28:36, 18:26], mask[22:38, 4:16] = left, right, liver

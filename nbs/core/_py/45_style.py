@@ -106,6 +106,7 @@ def show_image(
 
 
 # %%
+#| fig-alt: "One panel with a ramp of grey values"
 fig, axes = image_grid(1, 1, size=1.5)
 show_image(axes[0, 0], image, "grey values")
 
@@ -147,11 +148,12 @@ def class_colours(classes: ClassMap, masks: np.ndarray | None = None) -> dict:
     return colours
 
 def class_legend(fig, classes: ClassMap, masks: np.ndarray | None = None) -> None:
-    "A legend of the structures' colours below the panels; with `masks`, of those they hold."
+    "A legend of the structures' colours below the panels; with `masks`, ids of any shape, of those in them."
     colour_legend(fig, class_colours(classes, masks))
 
 
 # %%
+#| fig-alt: "A grey ramp, a mask of two lungs and a heart, and the mask over the ramp, with one legend"
 fig, (panels,) = image_grid(1, 3)
 show_image(panels[0], image, "slice")
 show_image(panels[1], classes.colourise(mask), "mask")
@@ -185,6 +187,7 @@ def plot_masks(
 
 
 # %%
+#| fig-alt: "A grey ramp, then truth and a prediction four pixels off laid over it"
 shifted = np.roll(mask, 4, axis=1)
 _ = plot_masks(image[None], {"truth": mask[None], "prediction": shifted[None]}, classes, ["0.png"])
 
@@ -237,6 +240,7 @@ def state_legend(fig) -> None:
 
 
 # %%
+#| fig-alt: "Each lung is present on absent ground; the heart is unknown, but absent on the lungs"
 fig, (panels,) = image_grid(1, 3)
 for c, (ax, name) in enumerate(zip(panels, classes.names), 1):
     outlined = np.where(mask == 3, 0, mask)  # nobody looked for the heart
@@ -263,6 +267,7 @@ def state_overlay(
 
 
 # %%
+#| fig-alt: "The same grey ramp tinted three times: unknown, absent and present"
 fig, (panels,) = image_grid(1, 3)
 for state, ax in enumerate(panels):
     everywhere = np.full(image.shape, state, np.uint8)

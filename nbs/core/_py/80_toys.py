@@ -86,6 +86,7 @@ def toy_slices(
 
 
 # %%
+#| fig-alt: "Four toy bodies above their masks: two dark lungs and a bright heart in each"
 images, masks = toy_slices(4)
 fig, axes = image_grid(2, 4, size=1.3)
 for column, image, mask in zip(axes.T, images[:, 0], masks):
@@ -180,6 +181,7 @@ def toy_world(
 # Four slices, of which two are annotated. Compare the second and the third row: where nobody looked, a structure is missing in the mask although it is in the picture.
 
 # %%
+#| fig-alt: "Four toy slices with their truth and their masks; the masks lack what was not examined"
 world = toy_world(4, labelled=2, seed=3)
 fig, axes = image_grid(3, 4, size=1.3)
 for i, column in enumerate(axes.T):
@@ -218,6 +220,7 @@ def toy_prediction(world: ToyWorld) -> np.ndarray:
 
 
 # %%
+#| fig-alt: "Three toy slices with truth and prediction: the right lung is shifted, the heart never drawn"
 world = toy_world(8, seed=3, examined=3)
 prediction = toy_prediction(world)
 plot_masks(

@@ -37,6 +37,7 @@ from typing import Self
 import numpy as np
 
 from ctseg.core.anatomy import IGNORE, ClassMap
+from ctseg.core.arguments import check_argument, checks_arguments, shown_argument
 from ctseg.core.errors import InputError, did_you_mean
 from ctseg.data.lazy import LazyPixels, blank_like, blocks, seen_values, take
 from ctseg.data.stacks import Stacks
@@ -140,7 +141,6 @@ both_known = np.array([[True, True]])
 half = spot[:, ::2, ::2]
 test_eq(known_after_resize(both_known, present_classes(spot, 2), half), [[False, True]])
 
-
 # %% [markdown]
 # ## What a set must fulfil
 #
@@ -153,16 +153,39 @@ test_eq(known_after_resize(both_known, present_classes(spot, 2), half), [[False,
 
 # %%
 #| export
+_REMEDIES = {
+    "images": "grey values from 0 to 255, of an array; Hounsfield units need a window first",
+    "masks": "the number of a class in each pixel, 0 for none",
+    "known": "give np.asarray(known, bool), 'all' or 'present'",
+    "groups": "give np.asarray(groups, np.int64), a number for each patient",
+}
+
+def _is_array(array) -> bool:
+    "Is this an array whose pixels all count?"
+    return isinstance(array, np.ndarray|LazyPixels) and not isinstance(array, np.ma.MaskedArray)
+
 def _check_array(name: str, array, dtype, shape):
     "`InputError` unless a field of a `SliceSet` is an array of this type and shape."
-    is_array = isinstance(array, np.ndarray|LazyPixels)
+    is_array = _is_array(array)
     if is_array and array.dtype == dtype and array.shape == shape:
         return
-    given = type(array).__name__
-    if is_array:
-        given = f"{array.dtype} {list(array.shape)}"
-    expected = f"{np.dtype(dtype)} {list(shape)}"
+    given = f"{array.dtype} {list(array.shape)}" if is_array else shown_argument(array)
+    expected = f"{np.dtype(dtype)} {list(shape)}: {_REMEDIES[name]}"
     raise InputError(f"SliceSet.{name} is {given}; expected {expected}")
+
+
+# %%
+#| export
+def _check_images(images):
+    "`InputError` unless these are the images of a `SliceSet`, [N,H,W]."
+    shape = images.shape if _is_array(images) else ("N", "H", "W")
+    if len(shape) != 3:
+        remedy = "take out the axis of colours or channels"
+        if len(shape) == 2: remedy = "one image is images[None]"
+        raise InputError(f"SliceSet.images has {len(shape)} dimensions; expected 3: [N,H,W]; {remedy}")
+    _check_array("images", images, np.uint8, shape)
+    if 0 in shape[1:]:
+        raise InputError(f"SliceSet.images is {list(shape)}; expected images of at least one pixel")
 
 
 # %% [markdown]
@@ -239,6 +262,7 @@ def _check_masks(slices: "SliceArrays"):
 #| export
 def _check_stacks(stacks: Stacks|None, images):
     "`InputError` unless there is a stack of the right size for each of the images [N,H,W]."
+    check_argument("SliceSet.stacks", stacks, Stacks | None)
     if stacks is None or (len(stacks), *stacks.shape[2:]) == images.shape:
         return
     expected = f"one for each of the images {list(images.shape)}"
@@ -306,6 +330,25 @@ test_eq(_as_known("present", two, 3), present_classes(two, 3))
 test_fail(lambda: _as_known("al", two, 3), contains="did you mean all")
 
 
+# %%
+#| export
+def _as_names(names, n: int) -> tuple[str, ...]:
+    "The names of n images; if not given, `0.png`, `1.png`, …"
+    if names is None:
+        return tuple(f"{i}.png" for i in range(n))
+    check_argument("SliceSet.names", names, Sequence[str])
+    names = tuple(names)
+    check_argument("SliceSet.names", names, Sequence[str])  # a generator has been read now
+    if len(names) != n:
+        raise InputError(f"SliceSet.names has {len(names)} names; expected one for each of {n} images")
+    return names
+
+
+# %%
+test_fail(lambda: _as_names("ab", 2), contains="expected several, each a text")
+test_fail(lambda: _as_names(["a.png", 3], 2), contains="expected several, each a text")
+
+
 # %% [markdown]
 # With these, six complete and checked fields are made of whatever was given.
 
@@ -313,25 +356,20 @@ test_fail(lambda: _as_known("al", two, 3), contains="did you mean all")
 #| export
 def _complete(images, masks, known, names, groups, classes) -> dict:
     "The six fields of a `SliceSet`, checked, from what its caller gave."
+    _check_images(images)
     n = len(images)
     if masks is None:
         masks = blank_like(images)
         if known is None:
             C = len(_as_classes(classes, masks, known))
             known = np.zeros((n, C), bool)
-    shape = np.shape(images)
-    _check_array("images", images, np.uint8, shape)
-    _check_array("masks", masks, np.uint8, shape)
-    if len(shape) != 3:
-        raise InputError(f"SliceSet.images has {len(shape)} dimensions; expected 3: [N,H,W]")
+    _check_array("masks", masks, np.uint8, images.shape)
     classes = _as_classes(classes, masks, known)
     known = _as_known(known, masks, len(classes))
     _check_array("known", known, np.bool_, (n, len(classes)))
     groups = np.arange(n) if groups is None else groups
     _check_array("groups", groups, np.int64, (n,))
-    names = tuple(f"{i}.png" for i in range(n)) if names is None else tuple(names)
-    if len(names) != n:
-        raise InputError(f"SliceSet.names has {len(names)} names; expected one for each of {n} images")
+    names = _as_names(names, n)
     return dict(images=images, masks=masks, known=known, names=names, groups=groups, classes=classes)
 
 
@@ -351,7 +389,7 @@ print(
 #
 # Images and masks stay 8-bit, a fourth to an eighth of the memory. They are arrays, or [lazy pixels](08_lazy.ipynb) that lie in a
 # [store](74_store.ipynb) on a disk. `groups` says which slices are related and must not be torn apart by a
-# split. The fields come first, in a class of their own, and then what one does with them.
+# split. The fields come first, in a class of their own, then what can be asked about them, then the smaller and larger sets that one makes of a set.
 
 # %%
 #| export
@@ -439,8 +477,29 @@ test_fail(
 
 # %%
 #| export
+def content_hash(slices: SliceArrays) -> str:
+    "A hash of everything in the set, 32 hex digits, computed by reading it a block at a time."
+    header = (slices.images.shape, slices.names, slices.classes.names, slices.classes.pairs)
+    if slices.classes.unions:
+        header += (slices.classes.unions,)
+    digest = hashlib.sha256(repr(header).encode())
+    for pixels in (slices.images, slices.masks):
+        for block in blocks(pixels):
+            digest.update(np.ascontiguousarray(block))
+    for array in (slices.known, slices.groups):
+        digest.update(np.ascontiguousarray(array))
+    return digest.hexdigest()[:32]
+
+
+# %%
+same = [content_hash(SliceArrays(images, two, "all")) for images in (two, two.copy(), two + 1)]
+test_eq((same[0] == same[1], same[0] == same[2]), (True, False))
+
+
+# %%
+#| export
 class AnnotatedSlices(SliceArrays):
-    "What can be asked about each slice of a set."
+    "What can be asked about a set and each of its slices."
     @property
     def labelled(self) -> np.ndarray:
         "bool [N]: the slices on which at least one class was examined."
@@ -463,6 +522,11 @@ class AnnotatedSlices(SliceArrays):
         raise InputError(f"context = {context}: nobody looked up which slices lie beside these; "
                          "give the folder they were imported into, or see ctseg.io.neighbours")
 
+    def fingerprint(self) -> str:
+        "The hash of everything in the set; a set from a store remembers it."
+        remembered = vars(self).get("_fingerprint")
+        return remembered or content_hash(self)
+
 
 # %% [markdown]
 # A slice on which every pixel is to be ignored is labelled, and nothing is present on it.
@@ -480,66 +544,11 @@ seen_together = AnnotatedSlices(two, classes=["liver"], stacks=pair)
 print(seen_together.context, seen_together.seen(1), seen_together.seen(0).shape)
 test_fail(lambda: some.seen(1), contains="nobody looked up")
 
-
 # %%
 #| export
-class ComparableSlices(AnnotatedSlices):
-    "How sets are told apart, and brought into memory."
-    def in_memory(self) -> Self:
-        "The same slices as arrays; these slices themselves where they are."
-        if isinstance(self.images, np.ndarray) and isinstance(self.masks, np.ndarray):
-            return self
-        return replace(self, images=np.asarray(self.images), masks=np.asarray(self.masks))
+_ARRAYS = ("images", "masks", "known", "groups")  # with a row for each slice
 
-    def fingerprint(self) -> str:
-        "A hash of everything in the set, 32 hex digits; a set from a store remembers it."
-        remembered = vars(self).get("_fingerprint")
-        return remembered or self.content_hash()
-
-    def content_hash(self) -> str:
-        "The fingerprint, computed by reading everything, a block at a time."
-        header = (self.images.shape, self.names, self.classes.names, self.classes.pairs)
-        if self.classes.unions:
-            header += (self.classes.unions,)
-        digest = hashlib.sha256(repr(header).encode())
-        for pixels in (self.images, self.masks):
-            for block in blocks(pixels):
-                digest.update(np.ascontiguousarray(block))
-        for array in (self.known, self.groups):
-            digest.update(np.ascontiguousarray(array))
-        return digest.hexdigest()[:32]
-
-
-# %%
-same = [ComparableSlices(images, two, "all").fingerprint() for images in (two, two.copy(), two + 1)]
-test_eq((same[0] == same[1], same[0] == same[2]), (True, False))
-
-
-# %%
-#| export
-class SlicesInContext(ComparableSlices):
-    "How slices get the slices beside them."
-    def with_stacks(self, stacks: Stacks|None) -> Self:
-        "The same slices, with the same fingerprint, each seen in one of `stacks`."
-        _check_stacks(stacks, self.images)
-        new = copy.copy(self)
-        vars(new)["stacks"] = stacks
-        return new
-
-    def with_context(self, context: int) -> Self:
-        "The same slices, each seen with so many on each side; `InputError` where these are not known."
-        if context == self.context: return self
-        return self.with_stacks(self.seen(context) if context else None)
-
-
-# %%
-beside = SlicesInContext(two, classes=["liver"]).with_stacks(pair)
-test_eq((beside.context, beside.with_context(0).stacks), (1, None))
-
-
-# %%
-#| export
-class SliceSet(SlicesInContext):
+class SliceSet(AnnotatedSlices):
     """N slices of one size with what is known of them, checked when made (`InputError`) and frozen.
 
     Index it with ints, bools or a slice to get a smaller set. Compare two sets by `fingerprint()`."""
@@ -548,7 +557,7 @@ class SliceSet(SlicesInContext):
 
     def __getitem__(self, index) -> "SliceSet":
         index = np.arange(len(self))[index].reshape(-1)
-        parts = {name: take(getattr(self, name), index) for name in ("images", "masks", "known", "groups")}
+        parts = {name: take(getattr(self, name), index) for name in _ARRAYS}
         if self.stacks is not None:
             parts["stacks"] = self.stacks.take(index)
         return replace(self, **parts, names=[self.names[i] for i in index])
@@ -556,12 +565,18 @@ class SliceSet(SlicesInContext):
     def __repr__(self) -> str:
         return _describe(self)
 
+    @checks_arguments
     def concat(self, other: "SliceSet") -> "SliceSet":
         "The slices of both, `other`'s last. Equal group numbers mean the same group."
         _check_joinable(self, other)
-        arrays = ("images", "masks", "known", "groups")
-        joined = {name: np.concatenate([getattr(self, name), getattr(other, name)]) for name in arrays}
+        joined = {name: np.concatenate([getattr(self, name), getattr(other, name)]) for name in _ARRAYS}
         return SliceSet(**joined, names=self.names + other.names, classes=self.classes)
+
+    def in_memory(self) -> Self:
+        "The same slices as arrays; these slices themselves where they are."
+        if isinstance(self.images, np.ndarray) and isinstance(self.masks, np.ndarray):
+            return self
+        return replace(self, images=np.asarray(self.images), masks=np.asarray(self.masks))
 
 
 # %% [markdown]
@@ -611,10 +626,33 @@ test_fail(lambda: SliceSet(images, truth), contains="absent cannot be told from 
 test_eq(toy[[2, 0]].names, ("2.png", "0.png"))
 test_eq(len(toy[toy.labelled]), 2)
 test_eq(len(toy[1]), 1)
-seen = toy.with_stacks(stacks_of(toy.images, np.zeros(3, int), np.arange(3), 2))[[2]]
-test_eq((seen.context, seen.with_context(1).context, seen.with_context(0).stacks), (2, 1, None))
-test_eq(seen.with_context(1).stacks[0], np.stack([toy.images[1], toy.images[2], 0*toy.images[0]]))
 both = toy[:2].concat(toy[2:])
 test_eq(both.fingerprint(), toy.fingerprint())
 assert toy[[1, 0]].fingerprint() != toy[[0, 1]].fingerprint()
 test_fail(lambda: toy.concat(whole), contains="other classes")
+
+
+# %% [markdown]
+# ## With their neighbours
+#
+# Two functions give slices the slices beside them. Neither changes what was annotated, so the fingerprint stays, and nothing is read again.
+
+# %%
+#| export
+def with_stacks(slices: SliceSet, stacks: Stacks|None) -> SliceSet:
+    "The same slices, with the same fingerprint, each seen in one of `stacks`."
+    _check_stacks(stacks, slices.images)
+    new = copy.copy(slices)
+    vars(new)["stacks"] = stacks
+    return new
+
+def with_context(slices: SliceSet, context: int) -> SliceSet:
+    "The same slices, each seen with so many on each side; `InputError` where these are not known."
+    if context == slices.context: return slices
+    return with_stacks(slices, slices.seen(context) if context else None)
+
+
+# %%
+seen = with_stacks(toy, stacks_of(toy.images, np.zeros(3, int), np.arange(3), 2))[[2]]
+test_eq((seen.context, with_context(seen, 1).context, with_context(seen, 0).stacks), (2, 1, None))
+test_eq(with_context(seen, 1).stacks[0], np.stack([toy.images[1], toy.images[2], 0*toy.images[0]]))

@@ -30,7 +30,7 @@ import torch
 from fastcore.test import test_close, test_eq
 
 from ctseg.data.batches import SliceData
-from ctseg.data.slices import SliceSet
+from ctseg.data.slices import SliceSet, with_context
 from ctseg.data.stacks import stacks_of
 from ctseg.data.toys import toy_set
 
@@ -220,7 +220,7 @@ three = np.arange(3, dtype=np.uint8)[:, None, None]*np.ones((1, 4, 4), np.uint8)
 in_order = stacks_of(three, np.zeros(3, int), np.arange(3), 1)
 beside = SliceSet(three, classes=["liver"], stacks=in_order)[1:]
 print(ImagesOnDevice(beside, "cpu", None).channels.tolist())
-test_eq(ImagesOnDevice(beside.with_context(0), "cpu", None).channels, None)
+test_eq(ImagesOnDevice(with_context(beside, 0), "cpu", None).channels, None)
 
 
 # %%

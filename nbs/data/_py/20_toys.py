@@ -46,12 +46,14 @@ def toy_set(
 
 
 # %%
+#| fig-alt: "Three noisy toy slices with their truth and with what was outlined of it"
 toys, truth = toy_set(3, 2)
 _ = plot_masks(
     toys.images, {"truth": truth, "outlined": toys.masks}, toys.classes, list(toys.names), size=1.7
 )
 
 # %%
+#| fig-alt: "A table of three slices and three structures in the colours present, absent and unknown"
 fig, ax = plt.subplots(figsize=(4.5, 1.8), layout="constrained")
 show_states(ax, states_of(toys.present, toys.known), "what is known of each class on each slice")
 ax.set_xticks(range(3), toys.classes.names)
@@ -64,6 +66,7 @@ assert not (toys.present & ~toys.known).any()
 # Where unlabelled slices are like the annotated ones, a small network learns little from them. They are worth most where they show what no annotated slice shows. `second_scanner` makes such a world: the annotations come from one scanner, the slices without annotation from another, whose pictures have half the contrast and are brighter.
 
 # %%
+#| fig-alt: "Three toy slices with their truth; the third, of the second scanner, is brighter and flatter"
 two_scanners, same_truth = toy_set(3, 2, second_scanner=True)
 _ = plot_masks(two_scanners.images, {"truth": same_truth}, toys.classes, list(toys.names), size=1.7)
 test_eq(two_scanners.images[:2], toys.images[:2])

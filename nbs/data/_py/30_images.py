@@ -24,7 +24,7 @@ import numpy as np
 from PIL import Image
 
 from ctseg.core.errors import InputError
-from ctseg.core.filetypes import PACKED, check_folder
+from ctseg.core.filetypes import PACKED, check_folder, content_of
 from ctseg.core.paths import refuse_special
 from ctseg.data.cache import cached_array, reading
 from ctseg.data.lazy import LazyPixels, ReadPixels
@@ -103,6 +103,12 @@ MAX_BYTES = 1 << 28  # of a file
 
 # %%
 #| export
+def no_png(path: Path) -> InputError:
+    "The error for a file that is no PNG: what it is instead, or that it is damaged."
+    other = content_of(path)
+    problem = f"{other}, expected a PNG" if other else "it is damaged or no PNG, copy it again"
+    return InputError(f"{path}: not a readable image; {problem}")
+
 def png_header(path: Path) -> tuple[int, int, int]:
     "Height, width and bits a sample of a PNG, from its first bytes; `InputError` for a file that is none."
     with reading(path), open(path, "rb") as f:
@@ -112,7 +118,7 @@ def png_header(path: Path) -> tuple[int, int, int]:
         raise InputError(f"{path}: a {other} file under the name of a PNG; "
                          "convert it, renaming is not enough")
     if len(start) < 33 or not start.startswith(_PNG_SIGNATURE) or start[12:16] != b"IHDR":
-        raise InputError(f"{path}: not a readable image; it is damaged or no PNG, copy it again")
+        raise no_png(path)
     width, height, bits, _ = struct.unpack(">IIBB", start[16:26])
     return height, width, bits
 
@@ -198,7 +204,7 @@ def decode_png(
                 image = image.convert("RGBA" if "transparency" in image.info else "RGB")
             pixels = np.asarray(image)
     except Exception:  # Pillow raises a dozen kinds for damaged files
-        raise InputError(f"{path}: not a readable image; it is damaged or no PNG, copy it again") from None
+        raise no_png(path) from None
     if frames > 1:
         raise InputError(f"{path}: an animation of {frames} images, expected one; "
                          "save each as a file of its own")
@@ -230,7 +236,10 @@ def grey_only(image: np.ndarray, path: Path) -> np.ndarray:
     "uint8 [H,W] of [H,W,channels] whose colours are equal; an opaque alpha channel is dropped."
     if image.ndim == 2:
         return image
-    if image.shape[-1] in (2, 4) and (image[..., -1] == 255).all():
+    if image.shape[-1] in (2, 4):
+        if (image[..., -1] < 255).any():
+            raise InputError(f"{path}: an image with transparent pixels, expected grayscale; "
+                             "flatten it and convert it to 8-bit grey")
         image = image[..., :-1]
     if image.shape[-1] not in (1, 3) or (image != image[..., :1]).any():
         raise InputError(f"{path}: a colour image whose channels differ, expected grayscale; "
@@ -295,6 +304,13 @@ def image_paths(
         return sorted(paths, key=lambda p: natural_key(p.name))
     raise InputError(f"{folder}: no PNG images in it; {_where_they_are(content)}")
 
+def other_images(folder: str | Path) -> list[str]:
+    "The names of the images in a folder that are no PNG files, and are not read."
+    return sorted(p.name for p in Path(folder).iterdir() if p.suffix.lower() in OTHER_IMAGES)
+
+
+# %%
+#| export
 def _where_they_are(content: list[Path]) -> str:
     "What to do about a folder without PNG images, by what else is in it."
     inner = next((p for p in content if p.is_dir() and any(p.glob("*.png"))), None)

@@ -269,6 +269,7 @@ for g in np.unique(patient):
     test_eq(len(np.unique(fold[patient == g])), 1)
 
 # %%
+#| fig-alt: "Folds in which a class can be judged: grouped folds reach what is possible, random ones less"
 fig, ax = plt.subplots(figsize=(8, 2.8), layout="constrained")
 order = np.argsort(many.present.sum(0), kind="stable")
 ax.bar(range(20), possible[order], color=STATE_COLOURS["unknown"], label="possible")

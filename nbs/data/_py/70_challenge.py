@@ -33,6 +33,7 @@ from pathlib import Path
 import numpy as np
 
 from ctseg.core.anatomy import ClassMap
+from ctseg.core.arguments import checks_arguments
 from ctseg.core.atomic import atomic_path
 from ctseg.core.errors import InputError, did_you_mean
 from ctseg.core.filetypes import check_folder, instead_of
@@ -266,8 +267,9 @@ def _slices_of(folder: Path, split: str, annotated: str, images_of: Callable, ma
 
 # %%
 #| export
+@checks_arguments
 def read_challenge(
-    folder, # a challenge folder
+    folder: str | Path, # a challenge folder
     split: str = "train", # train or test
     annotated: str = "json", # json, all or present: where to learn what was examined (train only)
     cache: bool = True, # keep the arrays, by content
@@ -317,6 +319,7 @@ with tempfile.TemporaryDirectory() as d:
 # The slices as they were read, with what was outlined. A missing structure is absent if it was examined, and else unknown.
 
 # %%
+#| fig-alt: "Four slices with the outlines as read; above each the structures that were examined"
 fig, (panels,) = image_grid(1, 4, size=2)
 for n, ax in enumerate(panels):
     examined = [name for name, known in zip(back.classes.names, back.known[n]) if known]
@@ -444,9 +447,10 @@ test_eq(_examined_file(toys, "test"), TEST_EXAMINED)
 
 # %%
 #| export
+@checks_arguments
 def write_challenge(
     slices: SliceSet,
-    folder, # created if needed; the other split in it is kept
+    folder: str | Path, # created if needed; the other split in it is kept
     split: str = "train", # train or test
     compress: bool = False, # write `.csv.gz`
 ):
@@ -533,7 +537,7 @@ def check_challenge(
     classes = len(read_classes(folder))
     train = read_challenge(folder, "train", annotated)
     facts = {"classes": classes, "train": slice_facts(train)}
-    if not (folder/"test-images").exists():
+    if not os.path.lexists(folder/"test-images"):  # a link to nowhere is told below
         return facts
     test = read_challenge(folder, "test")
     sizes = [size_text(part.images) for part in (train, test)]

@@ -78,7 +78,7 @@ def images_at(
 def has_test(place: str|Path) -> bool:
     "Whether there is a test split."
     if is_store(place): return "test" in store_splits(place)
-    return (Path(place)/"test-images").is_dir()
+    return os.path.lexists(Path(place)/"test-images")
 
 def knows_patients(place: str|Path) -> bool:
     "Whether the groups of the slices are patients, and not near-duplicates."

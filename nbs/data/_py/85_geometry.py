@@ -83,6 +83,7 @@ def show(ax, batch, row=0, title=""):
 
 
 # %%
+#| fig-alt: "Two simple slices with outlines: all three structures examined, and only the heart"
 classes = ClassMap.from_names(["lung_right", "lung_left", "heart"])
 batch = example()
 fig, (panels,) = image_grid(1, 2)
@@ -243,6 +244,7 @@ def warp(
 
 
 # %%
+#| fig-alt: "A slice as it is and in four warped forms; the outlines turn and stretch with it"
 generator = torch.Generator().manual_seed(2)
 fig, (panels,) = image_grid(1, 5, size=1.9)
 show(panels[0], batch, 0, "as it is")
@@ -313,6 +315,7 @@ def mirror(
 
 
 # %%
+#| fig-alt: "A slice with the right lung outlined and its mirror image, where the outline is the left lung"
 one_lung = replace(
     batch, mask=torch.where(batch.mask == 2, 0, batch.mask), known=torch.tensor([[1, 0, 1], [1, 0, 1]]).bool()
 )

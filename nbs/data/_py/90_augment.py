@@ -48,6 +48,7 @@ def show(ax, batch, row=0, title=""):
 # The example is two slices of a chest. The first was examined for both lungs and the heart, the second only for the heart.
 
 # %%
+#| fig-alt: "Two chest slices with outlines: all three structures examined, and only the heart"
 image, truth = toy_slices(2, 96)
 known = torch.tensor([[True, True, True], [False, False, True]])
 mask = torch.from_numpy(known_part(truth.numpy(), known.numpy()))
@@ -109,6 +110,7 @@ def photometric(
 
 
 # %%
+#| fig-alt: "A slice as it is and changed in brightness, contrast, gamma and noise"
 generator = torch.Generator().manual_seed(0)
 fig, (panels,) = image_grid(1, 5, size=1.9)
 show_image(panels[0], 255*batch.image[0, 0].numpy(), "as it is")
@@ -180,6 +182,7 @@ for part in ("image", "mask", "known"):
     assert getattr(same, part).data_ptr() != getattr(batch, part).data_ptr()
 
 # %%
+#| fig-alt: "Five mild and five strong augmentations of a chest slice, with the outlines moved along"
 generator = torch.Generator().manual_seed(1)
 fig, axes = image_grid(2, 5, size=1.8)
 views = {"MILD": MILD, "STRONG, half of them mirrored": STRONG.with_mirror("horizontal")}

@@ -141,6 +141,7 @@ def strong(
 
 
 # %%
+#| fig-alt: "A slice as it is and five strong views of it: other contrast, blur, noise"
 image, truth = toy_slices(2, 96)
 known = torch.tensor([[True, True, True], [False, False, True]])
 mask = torch.from_numpy(known_part(truth.numpy(), known.numpy()))
@@ -192,6 +193,7 @@ def cutmix(
 
 
 # %%
+#| fig-alt: "Two mixed slices; beside each, where its structures are present, absent and unknown after CutMix"
 flipped = batch[[1, 0]]
 mixed = cutmix(batch, flipped, torch.Generator().manual_seed(9))
 fig, axes = image_grid(2, 4, size=1.9)

@@ -74,6 +74,7 @@ test_close(-P.grad, ((2*T - D)/(P.sum() + T.sum())).detach(), eps=1e-7)
 # %%
 #| echo: false
 #| label: fig-push
+#| fig-alt: "The push of three losses on a pixel that nobody judged, and on one that is certainly absent"
 kinds = {
     "cross-entropy, zeros as background": (CrossEntropyDiceLoss(w_dice=0.), "#c92a2a"),
     "Dice only, zeros as background": (DiceLoss(), "#e8590c"),

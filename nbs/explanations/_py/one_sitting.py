@@ -37,6 +37,7 @@ known |= (masks > 0)[:, None]  # a pixel of the heart is no lung
 
 # %%
 #| code-fold: true
+#| fig-alt: "Six toy slices: the truth above, below the masks, in which only one examined organ is outlined"
 def draw(images, masks):
     "Six slices in a row for each `{label: masks}`; returns the figure and its panels."
     fig, axes = image_grid(len(masks), 6, size=1.2)
@@ -131,6 +132,7 @@ def batch(n):
 # One loss serves the whole page. For a pixel that somebody outlined it asks for that organ. For a zero it asks for background *or any organ that was not examined*, and it leaves open which. This is called the **marginal** loss, because it sums over the open answers. A Dice term over the known pixels helps small organs. First the mistake: `naive` calls everything known, so every zero means background.
 
 # %%
+#| fig-alt: "Six test slices: truth, and below it empty predictions of the network that read 0 as background"
 def marginal_loss(logits, mask, known):
     "Logits [B,4,H,W] against a mask [B,H,W], asking only what `known` [B,3,H,W] allows."
     log_p = logits.log_softmax(1)
@@ -161,6 +163,7 @@ show("zero is background", train(start, naive, 200, .01))
 # One word changes: the loss gets the true `known`.
 
 # %%
+#| fig-alt: "Six test slices with truth and prediction; most organs are drawn once unknown is respected"
 def supervised(net, average):
     image, mask, known = batch(ANNOTATED)
     return marginal_loss(net(image), mask, known)
@@ -177,6 +180,7 @@ show("unknown is respected", student)
 # A student that sees what its teacher sees would learn nothing new. So the teacher gets the plain slice, and the student gets it with another contrast and more noise.
 
 # %%
+#| fig-alt: "Six test slices with truth and prediction after a teacher has completed the masks"
 @torch.no_grad()
 def complete(teacher, image, mask, known):
     "The mask and `known`, completed where people are silent and the teacher is sure."
@@ -206,6 +210,7 @@ show("a teacher completes", completed)
 # The student's slices become harder still: a square of each is replaced by the same square of another. The completed mask and `known` are cut in the same way, which is why `known` has a value for each pixel.
 
 # %%
+#| fig-alt: "Six test slices with truth and prediction after training with CutMix; they nearly agree"
 def cutmix(*tensors, side=16):
     "Put a square of each slice's neighbour in the batch into all tensors [B,...,H,W]."
     y, x = torch.randint(tensors[0].shape[-1] - side + 1, (2,)).tolist()
@@ -227,6 +232,7 @@ show("CutMix", train(completed, taught_by_pieces, 200, .005))
 # A second phase must be compared with as many steps without it. So the network of step 2 goes on for the same 400 steps on its 24 slices.
 
 # %%
+#| fig-alt: "Bars of the Dice: each step ends higher; longer training alone stays where step 2 was"
 score("step 2, as long as step 4", train(student, supervised, 400, .005))
 fig, ax = plt.subplots(figsize=(7, 2), layout="constrained")
 bars = ax.barh(list(scores), list(scores.values()), color=["tab:blue"]*4 + ["0.75"])
@@ -236,7 +242,7 @@ ax.set(xlabel="Dice of 100 fresh slices", xlim=(0, 1), ylim=(4.6, -.6))
 assert phases == sorted(phases) and control < phases[2]
 
 # %% [markdown]
-# No: more of the same brings little. With two other seeds it was so too, though the last step helped less. The toy was chosen to show the effect within a minute. A teacher can also be sure and *wrong*, above all with fewer annotated slices, and then its student becomes worse than the network of step 2. [How that happens](semi_supervised.ipynb) has its own page.
+# No: on its own slices the network stays where it was. With two other seeds more of the same brought little too, though the last step helped less. The toy was chosen to show the effect within a minute. A teacher can also be sure and *wrong*, above all with fewer annotated slices, and then its student becomes worse than the network of step 2. [How that happens](semi_supervised.ipynb) has its own page.
 #
 # ## The rooms
 #

@@ -59,6 +59,7 @@ certainty, answer = probability.max(1), probability.argmax(1)
 
 # %%
 #| echo: false
+#| fig-alt: "Three slices: truth, the teacher's certainty, its answers where sure, and where these are wrong"
 tau = 0.9
 wrong = (certainty >= tau) & (answer != hidden)
 some = np.argsort(-wrong.sum((1, 2)))[[2, 20, 60]]
@@ -93,6 +94,7 @@ plt.show()
 
 # %%
 #| echo: false
+#| fig-alt: "As the threshold rises, fewer structure pixels are found or taught as absent, more left unknown"
 inside = hidden > 0
 
 def fate(tau):
@@ -152,4 +154,4 @@ print(f"with a certainty of 0.9: found {found:.0%}, another structure {other:.1%
 # They share three safeguards. **Truth is never overwritten**: where people looked, their answer stands. **What is not believed stays unknown**, so the losses skip it. **Every gain is measured** against the same network trained on the same annotated slices *without* the others. This is repeated with several seeds, because the luck of
 # one training is larger than most gains.
 #
-# [With few annotated slices](../benchmarks/realct_semi.ipynb) some methods help clearly, with many they help a little, and several do not help. The benchmark says which. Choose [a loss that leaves the unknown alone](../benchmarks/realct_supervised.ipynb) first, because it brings more.
+# [With few annotated slices](../benchmarks/realct_semi.ipynb) some methods help clearly and several do not. With many no clear gain was found. The benchmark says which. Choose [a loss that leaves the unknown alone](../benchmarks/realct_supervised.ipynb) first, because it brings more.

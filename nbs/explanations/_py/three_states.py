@@ -52,6 +52,7 @@ test_eq(states[three, liver], [2, 1, 0])
 # %%
 #| echo: false
 #| label: fig-one-structure
+#| fig-alt: "Three slices tinted by the liver's state: outlined and absent elsewhere, absent, unknown"
 titles = [
     "present: every pixel\nhas an answer",
     "absent: every pixel\nis a certain no",
@@ -85,6 +86,7 @@ for n in three:
 # %%
 #| echo: false
 #| label: fig-cells
+#| fig-alt: "All cells of the phantom, slices by structures: a few present, more absent, most unknown"
 fig, ax = plt.subplots(figsize=(9.5, 3.6), layout="constrained")
 shares = [f"{(states == number).mean():.0%} {name}" for number, name in enumerate(STATE_COLOURS)]
 show_states(ax, states, "All cells: " + ", ".join(reversed(shares)))
@@ -158,6 +160,7 @@ def bars(ax, loss, z, label, title):
 # %%
 #| echo: false
 #| label: fig-push
+#| fig-alt: "Bars of the push on each output by three losses; only the naive one pushes the unknown liver down"
 fig, axes = plt.subplots(1, 3, figsize=(10.5, 2.9), layout="constrained")
 for ax, (title, (loss, z)) in zip(axes, losses.items()):
     bars(ax, loss, z, label=0, title=title)
@@ -183,6 +186,7 @@ assert (z.grad[:, 0] == 0).all() and (z.grad[:, 1:] != 0).all()
 # %%
 #| echo: false
 #| label: fig-pixel
+#| fig-alt: "Bars of the push on each output without and with pixel_known; with it the liver is pushed down"
 fig, axes = plt.subplots(1, 2, figsize=(7.2, 2.9), layout="constrained")
 for ax, on in zip(axes, (False, True)):
     loss = MaskedSigmoidLoss(w_dice=0., w_bce=1., pixel_known=on)

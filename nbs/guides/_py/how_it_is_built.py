@@ -38,7 +38,7 @@
 # | `inference` | the only loop from slices to labels, engines (PyTorch, OpenVINO, ONNX Runtime), views, the decision rule, calibration | what to make of a model's output; nothing of runs |
 # | `training` | randomness, averaged weights, checkpoints, the method's contract, a step, the loop | the one loop; nothing of any particular method |
 # | `methods` | supervised, pseudo-labels, teacher and student, Mean Teacher, UniMatch, self-training | what a method adds to a step |
-# | `runs` | the recipe, the run folder (on disk or on the hub), its card, held-out slices, the job | a recipe at work in a folder |
+# | `runs` | the recipe, the run folder (on disk or on the hub) and its start, its card, held-out slices, the job and its phases | a recipe at work in a folder |
 # | `prediction` | predictor, choice of the rule, submission, how sure it is, what a run takes over from an earlier one | runs to label maps and files |
 # | `recipes` | the table of recipes, `fit` | named choices, and one call that carries one out |
 # | `report` | figures of a run, pictures, the page | one page a run |

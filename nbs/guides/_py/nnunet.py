@@ -5,7 +5,7 @@
 
 # %% [markdown]
 # ```sh
-# pip install 'ctseg[nnunet,volumes]'
+# pip install "ctseg[nnunet,volumes] @ git+https://github.com/ctseg/ctseg"
 # python -m ctseg.integrations.nnunet              # once: nnU-Net finds the trainers; --undo takes it back
 # nnUNetv2_plan_and_preprocess -d 501
 # nnUNetv2_train 501 3d_fullres 0 -tr nnUNetTrainerPartial

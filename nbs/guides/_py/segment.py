@@ -90,6 +90,7 @@ pd.DataFrame(result.table)[["scan", "structure", "ml", "slices", "confidence", "
 # %%
 #| echo: false
 #| label: fig-report
+#| fig-alt: "Some slices of a scan with the outlines of skull and brain, as the report shows them"
 import base64, io
 page = result.done[0].page
 plt.figure(figsize=(8, 4), layout="constrained")

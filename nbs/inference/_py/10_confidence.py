@@ -86,6 +86,7 @@ def soft_dice_confidence(prob: torch.Tensor, label: torch.Tensor) -> torch.Tenso
 # Two answers with the same label, four pixels in a corner. The first is sure inside and silent outside. The second spreads two fifths of its probability outside the label. By hand: $2\cdot 3.6/(3.6+4)$ and $2\cdot 2.4/(4.0+4)$.
 
 # %%
+#| fig-alt: "Two maps of probabilities with the same label: the sure one scores higher than the vague one"
 sure, vague = torch.zeros(2, 4, 4)
 sure[:2, :2] = 0.9
 vague[:2, :2], vague[2:, :2] = 0.6, 0.4

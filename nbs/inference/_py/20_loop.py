@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ctseg.core.allocator import memory_kept
+from ctseg.core.arguments import check_argument
 from ctseg.core.device import DevicePlan
 from ctseg.core.errors import InputError
 from ctseg.core.parallel import collect, own_share, world
@@ -238,6 +239,9 @@ def batches(
     count: how many slices there are. each: goes through the batches, and may stop; None: all of them in order.
     shared: only this process's share of them, as `own_share` divides them.
     """
+    check_argument("batch_size", batch_size, int)
+    if batch_size < 1:
+        raise InputError(f"batch_size = {batch_size}: expected at least 1")
     share = own_share(count) if shared else torch.arange(count)
     for index in (each or iter)(share.split(batch_size)):
         yield index.numpy()
@@ -371,6 +375,7 @@ def predict_labels(
 # A "network" that looks at brightness alone: on a toy body the heart is bright.
 
 # %%
+#| fig-alt: "A toy slice, its truth, and the label of its bright heart as the network draws it"
 class Bright(nn.Module):
     "The logit of the third structure rises with the brightness of its neighbourhood; the others are never drawn."
     def forward(self, x):

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from ctseg.core.anatomy import ClassMap
+from ctseg.core.arguments import check_argument
 from ctseg.core.errors import InputError
 
 # %%
@@ -62,6 +63,7 @@ def turn(
 
 
 # %%
+#| fig-alt: "A toy slice, turned and enlarged, and turned back"
 image = toy_slices(1, 64)[0]
 there = turn(image, 20, 1.2)
 fig, axes = plt.subplots(1, 3, figsize=(6, 2.2), layout="constrained")
@@ -148,6 +150,7 @@ def tta_views(n: int, mirror: str | None = None) -> list[View]:
 
     There are 9 views, with a mirror 18; `InputError` for any other number.
     """
+    check_argument("views", n, int)
     mirrors = [None, mirror] if mirror else [None]
     views = [View(degrees, zoom, axis) for degrees, zoom in TURNS for axis in mirrors]
     if 1 <= n <= len(views):

@@ -257,6 +257,7 @@ test_eq(decide(row, Rule(threshold=0.95, rescue=0.95), "softmax").max(), 0)
 # The same on a toy body without its heart. The "network" below knows both lungs, is unsure at their rims, and sees a faint heart where there is none. Argmax draws that heart; a gate leaves it out.
 
 # %%
+#| fig-alt: "A slice without a heart, its truth, argmax with an invented heart, and a gate that leaves it out"
 image, truth = toy_slices(1, 64, seed=3)
 image[(truth == 3)[:, None]] = 0.5
 truth = torch.where(truth == 3, 0, truth)

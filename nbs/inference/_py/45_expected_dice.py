@@ -205,6 +205,7 @@ def usual_dice(
 # We simulate two classes on twenty thousand slices, with known chances and Dice. *Large* is drawn well, and mostly where it is. *Rare* is drawn badly, and mostly where it is not. The blue curve is the score with a gate on the chance alone, the orange line the score with the rule above:
 
 # %%
+#| fig-alt: "The score against a gate, for a large and a rare class; the expected-Dice rule lies above it"
 rng = np.random.default_rng(0)
 chance = np.stack([rng.beta(3, 1, 20000), rng.beta(0.6, 2, 20000)], 1)
 dice = np.stack([rng.beta(12, 2, 20000), rng.beta(1, 3, 20000)], 1)

@@ -8,6 +8,7 @@
 
 # %%
 #| export
+import os
 import sys
 import tempfile
 from collections import Counter
@@ -102,6 +103,7 @@ def nnunet_labels(
 
 
 # %%
+#| fig-alt: "Labels of two slices: unknown ignored, in grey, and unknown read as background"
 fig, axes = plt.subplots(1, 4, figsize=(8, 2.3), layout="constrained")
 colours = np.vstack([classes.colours, [[110, 110, 110]]])
 for ax, (unknown, i) in zip(axes, [("ignore", 0), ("ignore", 2), ("background", 0), ("background", 2)]):
@@ -386,7 +388,7 @@ def _open(folder: Path, spool: Path) -> dict[str, SliceSet]:
     if not slices.labelled.any():
         raise InputError(f"{folder}: no labelled training images; nnU-Net needs some")
     splits = {"train": slices}
-    if (folder/"test-images").is_dir():
+    if os.path.lexists(folder/"test-images"):
         splits["test"] = open_challenge(folder, "test", spool=spool)
     return splits
 

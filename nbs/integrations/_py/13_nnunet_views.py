@@ -199,6 +199,7 @@ def ruined(image: torch.Tensor, generator: torch.Generator) -> torch.Tensor: # [
 
 
 # %%
+#| fig-alt: "A slice as it is and five strong views of it: contrast, blur, noise, holes"
 slices, _ = toy_slices(1, 96)
 normal = (slices - slices.mean())/slices.std()
 fig, (panels,) = image_grid(1, 6, size=1.7)

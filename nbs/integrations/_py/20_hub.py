@@ -12,12 +12,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ctseg.core.arguments import checks_arguments
 from ctseg.core.errors import InputError
 from ctseg.core.json_files import json_checksum, read_json
 from ctseg.core.paths import real_path
 from ctseg.models.base import read_weights
 from ctseg.runs.card import write_card
-from ctseg.runs.folder import Run
+from ctseg.runs.folder import Run, check_begun
 from ctseg.runs.source import SHARED, HubName, find_run, hub_failure, hub_name, import_hub
 from ctseg.runs.sums import SUMMED, SUMS, check_sum, sums_of
 
@@ -82,7 +83,7 @@ def shared_files(run: Run) -> dict[str, bytes | str]:
 #| export
 def check_shareable(run: Run) -> None:
     "`InputError` unless the run is whole: finished, with weights that can be read."
-    run.check_begun()
+    check_begun(run)
     if not run.finished:
         raise InputError(f"{run.folder}: not finished; continue it with `ctseg fit … --resume`")
     read_weights(run.weights)
@@ -122,6 +123,7 @@ print(push_failure(HubName("ada/liver"), ConnectionError("no route")))
 
 # %%
 #| export
+@checks_arguments
 def push_to_hub(
     run: Run | str | Path, # a finished run
     repo_id: str, # owner/name

@@ -22,7 +22,8 @@ from torch import nn
 from ctseg.core.atomic import atomic_path
 from ctseg.core.device import pick_device
 from ctseg.core.errors import InputError
-from ctseg.inference.engine import GraphNetwork, export_graph, import_engine, onnx_session
+from ctseg.inference.engine import import_engine, onnx_session
+from ctseg.inference.graph import GraphNetwork, export_graph
 from ctseg.inference.loop import Member, middle_channels
 from ctseg.inference.rule import decide
 from ctseg.prediction.predictor import Predictor, load_predictor

@@ -348,7 +348,9 @@ def prepare_partial_batch(
     non_blocking: bool = False,
     **kwargs, # of `Tensor.to`
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    "For `prepare_batch` of MONAI's engines: image, and label with `known`, on a device."
+    """For `prepare_batch` of MONAI's engines: image, and label with `known`, on a device.
+
+    `InputError` for a batch without label or `known`."""
     image, label = _engines.default_prepare_batch(batchdata, device, non_blocking, **kwargs)
     if label is None or "known" not in batchdata:
         raise InputError("the batch has no 'label' or no 'known', which says what was examined")

@@ -71,6 +71,7 @@ def paint_ellipsoids(
 
 
 # %%
+#| fig-alt: "A slice through a toy torso with its organs, in millimetres to the right and to the front"
 x, y = np.meshgrid(np.arange(160, -160, -2.), np.arange(110, -110, -2.))
 hu, label = paint_ellipsoids(_TORSO, (x, y, 0*x))
 fig, ax = plt.subplots(figsize=(4, 2.8), layout="constrained")
@@ -164,6 +165,7 @@ for name, v in scans.items():
     print(f"{name:27}", v.hu.shape, "mm:", np.linalg.norm(v.affine[:3, :3], axis=0).round(2))
 
 # %%
+#| fig-alt: "The labels of one slice of three scans: two look alike, the oblique one is turned"
 fig, axes = plt.subplots(1, 3, figsize=(9, 2.8), layout="constrained")
 for ax, (name, v) in zip(axes, scans.items()):
     stack = as_slices(v.labels, v.affine)

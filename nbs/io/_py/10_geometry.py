@@ -35,6 +35,7 @@ set_matplotlib_formats("jpeg", pil_kwargs=dict(quality=85))  # grey noise: a qua
 # is an axial slice. This notebook asks the affine instead.
 
 # %%
+#| fig-alt: "One slice a[:, :, k] of three scans: turned, not axial at all, and askew"
 scans = torso_scans()
 fig, axes = plt.subplots(1, 3, figsize=(9, 2.8), layout="constrained")
 for ax, (name, v) in zip(axes, scans.items()):
@@ -129,6 +130,7 @@ def as_volume(
 
 
 # %%
+#| fig-alt: "The same slice of three scans, cut by the affine: each stands upright, right and left marked"
 fig, axes = plt.subplots(1, 3, figsize=(9, 2.8), layout="constrained")
 for ax, (name, v) in zip(axes, scans.items()):
     stack = as_slices(v.hu, v.affine)

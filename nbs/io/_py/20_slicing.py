@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ctseg.core.arguments import check_argument
 from ctseg.core.errors import InputError, did_you_mean
 from ctseg.core.schema import LONGEST, check_whole
 from ctseg.io.geometry import slice_axes
@@ -80,6 +81,7 @@ def draw_window(rng: np.random.Generator) -> tuple[float, float]:
 
 
 # %%
+#| fig-alt: "One slice in four display windows: soft tissue, lung, bone and a random one"
 rng = np.random.default_rng(3)
 scan = torso_scans()["as NIfTI likes it"]
 middle = as_slices(scan.hu, scan.affine)[22]
@@ -137,7 +139,9 @@ def _check_window(window):
     if isinstance(window, str):
         names = [*WINDOWS, "random"]
         if window not in names: raise did_you_mean("window", window, names)
-    elif len(window) != 2 or not (math.isfinite(window[0]) and 0 < window[1] < math.inf):
+        return
+    check_argument("window", window, tuple[float, ...] | list[float])
+    if len(window) != 2 or not (math.isfinite(window[0]) and 0 < window[1] < math.inf):
         raise InputError(f"window {window}: expected (level, width) with a width above 0")
 
 

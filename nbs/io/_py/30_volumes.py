@@ -289,6 +289,7 @@ def cut(
 
 
 # %%
+#| fig-alt: "Five slices of a scan, each in another window, with the organs overlaid"
 part = cut(scan, Slicing(window="random", every=8))
 fig, axes = image_grid(1, 5)
 for ax, image, mask, z, (level, width) in zip(axes[0], part.images, part.masks, part.slices, part.windows):

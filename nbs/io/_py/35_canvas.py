@@ -108,6 +108,7 @@ def place_on_squares(
 
 
 # %%
+#| fig-alt: "A slice on squares of three sides: with a margin, just fitting, and cut around the body"
 fig, axes = plt.subplots(1, 3, figsize=(7, 2.5), layout="constrained")
 for ax, side in zip(axes, (128, 96, 64)):
     images, masks, corners = place_on_squares(part, side)

@@ -101,7 +101,7 @@ class SplitArrays:
 # %%
 #| export
 def image_line(volume: str, z: int, window, corner) -> dict:
-    "What the index says of an image."
+    "What `index.json` says of an image: its volume, slice, window (level, width in HU) and corner (row, column)."
     return {"volume": volume, "slice": int(z), "window": list(window), "corner": np.asarray(corner).tolist()}
 
 
@@ -342,6 +342,7 @@ index = read_json(work/"torsos"/"index.json")
 print({k: v for k, v in index["volumes"]["v001"].items() if k != "affine"})
 
 # %%
+#| fig-alt: "Five slices of three imported scans with their outlines and the number of known structures"
 s = read_challenge(work/"torsos")
 fig, axes = image_grid(1, 5)
 for ax, i in zip(axes[0], [16, 23, 60, 66, 115]):

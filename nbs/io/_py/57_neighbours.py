@@ -23,7 +23,7 @@ import numpy as np
 
 from ctseg.core.errors import InputError
 from ctseg.data.images import image_paths
-from ctseg.data.slices import SliceSet
+from ctseg.data.slices import SliceSet, with_context, with_stacks
 from ctseg.data.stacks import Stacks, stacks_of
 from ctseg.data.store import is_store, store_arrays, store_notes
 from ctseg.io.geometry import slice_axes
@@ -324,7 +324,7 @@ def with_neighbours(
 ) -> SliceSet:
     "The same slices, with those beside them. `InputError` where these are not known."
     if not context or isinstance(place, SliceSet):
-        return slices.with_context(context)
+        return with_context(slices, context)
     if is_store(place):
         places = stored_places(place, split)
     else:
@@ -332,7 +332,7 @@ def with_neighbours(
     patients = np.stack([places.volume, slices.groups], 1)
     _, of_patient = np.unique(patients, axis=0, return_inverse=True)  # never those of another group
     places = places._replace(volume=of_patient.reshape(-1))
-    return slices.with_stacks(place_stacks(slices.images, places, context, place))
+    return with_stacks(slices, place_stacks(slices.images, places, context, place))
 
 
 # %%

@@ -87,7 +87,9 @@ def _load_image(path):
     "A NIfTI image and its voxels; `InputError` for a file that is damaged or no NIfTI."
     nib = import_volumes_package("nibabel")
     refuse_special(path)
-    if not Path(path).is_file(): raise InputError(f"{path}: no such file")
+    if not Path(path).is_file():
+        problem = "a link that leads nowhere" if Path(path).is_symlink() else "no such file"
+        raise InputError(f"{path}: {problem}")
     try:
         image = nib.load(os.path.abspath(path))  # or a leading ~ would be somebody's home
         voxels = _voxels_of(image, path) if isinstance(image, nib.Nifti1Image) else None
@@ -117,9 +119,9 @@ def _check_affine(image, path):
         raise InputError(f"{path}: has no affine (sform and qform codes are 0), "
                          "so left and right cannot be told; export it again with one")
     affine = image.affine
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
-        raise InputError(f"{path}: its affine cannot be inverted; export it again")
     mm = np.linalg.norm(affine[:3, :3], axis=0)
+    if not np.isfinite(mm).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9*mm.prod() or not mm.all():
+        raise InputError(f"{path}: its affine cannot be inverted; export it again")
     if mm.min() < _LEAST_MM or mm.max() > _MOST_MM:
         sides = " x ".join(f"{side:.3g}" for side in mm)
         raise InputError(f"{path}: voxels of {sides} mm; its affine seems to be in another unit, "

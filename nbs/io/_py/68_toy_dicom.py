@@ -58,6 +58,7 @@ def head_at(x: np.ndarray, y: np.ndarray, z: np.ndarray) -> tuple[np.ndarray, np
 
 
 # %%
+#| fig-alt: "A cut through the left eye of the toy head, in millimetres to the back and up"
 across, down = np.mgrid[-110:110:2, -110:110:2]
 hu, label = head_at(32 + 0*across, across, -down)
 fig, ax = plt.subplots(figsize=(2.6, 2.6), layout="constrained")
@@ -120,6 +121,7 @@ def clinic_planes() -> dict[str, Planes]:
 
 
 # %%
+#| fig-alt: "Four heads from the side with the lines of their slices: axial, oblique, uneven, tilted gantry"
 fig, axes = plt.subplots(1, 4, figsize=(11, 3), layout="constrained")
 side = head_at(0*across, across, -down)[0]
 for ax, (name, planes) in zip(axes, clinic_planes().items()):

@@ -316,12 +316,23 @@ def is_compressed(header) -> bool:
     try: return header.file_meta.TransferSyntaxUID.is_encapsulated
     except ValueError: return False
 
+def syntax_problem(header) -> str:
+    "Why nothing reads the pixels of a file, and what to do; empty if a decoder does, or would if it were installed."
+    syntax = header.file_meta.TransferSyntaxUID
+    try:
+        import_volumes_package("pydicom.pixels").get_decoder(syntax)
+    except NotImplementedError:
+        named = f"{syntax.name} ({syntax})" if syntax.name != syntax else str(syntax)[:64]
+        return (f"its pixels are in the transfer syntax {named}, which pydicom cannot decode; "
+                "convert it to Explicit VR Little Endian (`gdcmconv --raw IN OUT`), or export it so")
+    return ""
+
 
 # %%
 odd = pydicom.Dataset()
 odd.file_meta = pydicom.dataset.FileMetaDataset()
 odd.file_meta.TransferSyntaxUID = "1.2.3"
-print(is_compressed(odd))
+print(is_compressed(odd), syntax_problem(odd))
 
 
 # %%

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from ctseg.core.errors import InputError
-from ctseg.io.dicom_headers import DicomFile, check_one_series, is_compressed
+from ctseg.io.dicom_headers import DicomFile, check_one_series, is_compressed, syntax_problem
 from ctseg.io.dicom_heap import Heap, frame_headers, read_file
 from ctseg.io.scale import scale_notes
 
@@ -289,12 +289,28 @@ uneven = make_stack(slices_in(read_heap(clinic/"oblique, unevenly spaced")), cli
 check_gaps(uneven, clinic)  # an honest change of spacing
 print("steps in mm:", uneven.steps[[0, 8, 9, 13, 14, 22]].round(3))
 
-
 # %% [markdown]
 # ## Pixels
 #
 # The pixels come last. A compressed file needs a decoder that may not be installed, and a file may be cut off; both are told. Each
 # slice is rescaled to Hounsfield units with its own slope and intercept.
+
+# %%
+#| export
+_PLAIN = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2") # neither compressed nor deflated
+
+def check_room(file: DicomFile, src: Path):
+    "`InputError` for a file that is shorter than the pixels its header tells of; they may need too much memory."
+    header = file.header
+    if header.file_meta.TransferSyntaxUID not in _PLAIN: return
+    bits = int(header.get("BitsAllocated") or 8)
+    pixels = int(header.Rows)*int(header.Columns)*bits//8
+    size = file.path.stat().st_size
+    if pixels > size:
+        needed = f"{header.Rows}x{header.Columns} pixels need {pixels} bytes"
+        raise InputError(f"{file.shown(src)}: {needed}, the file has {size}; "
+                         "it is damaged or cut off, copy it again")
+
 
 # %%
 #| export
@@ -306,6 +322,8 @@ def _raw_pixels(file: DicomFile, shown: str) -> np.ndarray:
     try:
         return read_file(file.path).pixel_array.reshape(-1, rows, columns)
     except Exception as e:  # each decoder has errors of its own
+        problem = syntax_problem(header)
+        if problem: raise InputError(f"{shown}: {problem}") from None
         if is_compressed(header) and "RLE" not in syntax.name:
             why = "no decoder for that is installed"
             if "missing dependencies" not in str(e):  # Pillow's decoder is there, and knows 8 bits of 12
@@ -447,6 +465,7 @@ class Series(_Geometry):
 
     def read_voxels(self, src: Path) -> np.ndarray:
         "Voxels in Hounsfield units, float32 [columns, rows, slices]; messages name files below `src`."
+        check_room(next(self.headers.files(self.patterns)), src)
         voxels = np.empty(self.shape, np.float32)
         frames, path = None, None
         for k, file in enumerate(self.headers.files(self.patterns)):
@@ -565,6 +584,7 @@ leaning = make_series(slices_in(read_heap(clinic/"gantry tilt")), clinic)
 print("tilted:", s.tilted, leaning.tilted, leaning.positions.shape)
 
 # %%
+#| fig-alt: "A head from the side: squeezed as a block of numbers, and right where the slices say they are"
 fig, axes = plt.subplots(1, 2, figsize=(8.5, 3.6), layout="constrained")
 column = hu.shape[0]//2 - 5
 axes[0].imshow(hu[column].T, cmap="gray", vmin=-60, vmax=140, origin="lower", aspect="auto")

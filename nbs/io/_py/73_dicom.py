@@ -17,7 +17,7 @@ import numpy as np
 
 from ctseg.core.errors import InputError, some_of
 from ctseg.io.dicom_headers import DicomFile, Misfit, path_without_patient
-from ctseg.io.dicom_heap import Entry, Heap, read_heap
+from ctseg.io.dicom_heap import Entry, Heap, read_file, read_heap
 from ctseg.io.dicom_references import find_about, references, slim_label
 from ctseg.io.dicom_series import Series, make_series, slices_in
 from ctseg.io.geometry import slice_axes
@@ -70,10 +70,21 @@ def _misfit(heap: Heap, entry: Entry, problem: Misfit) -> str:
     "What is said of a file whose parts contradict each other."
     return f"{heap.names.shown(entry.path)}: {problem}"
 
+def _lacks_series(path: Path) -> bool:
+    "Is this a DICOM file that is whole but for the number of its series?"
+    try:
+        header = read_file(path, pixels=False, tags=["SeriesInstanceUID", "Rows"])
+        return "Rows" in header and not header.get("SeriesInstanceUID")
+    except Exception:  # a damaged file
+        return False
+
 def _damage(heap: Heap, path: Path) -> str:
     "What is said of a damaged file, and of one that may not be read."
     if not os.access(path, os.R_OK):
         return f"{heap.names.shown(path)}: may not be read; change its permissions"
+    if _lacks_series(path):
+        return (f"{heap.names.shown(path)}: SeriesInstanceUID is missing, so nobody can tell which slices "
+                "belong together; export the series again")
     return f"{heap.names.shown(path)}: a damaged DICOM file; copy it again"
 
 def _no_images(heap: Heap) -> InputError:

@@ -391,6 +391,7 @@ clear = abs(radius - 20.2) > .3  # away from the polygon's corners
 test_eq(ring.mask[..., 10].T[clear], ((radius < 20.1) & (radius > 12.2))[clear])
 
 # %%
+#| fig-alt: "One slice with a ring-shaped structure overlaid: its hole is left free"
 fig, ax = plt.subplots(figsize=(2.6, 2.8), layout="constrained")
 ax.imshow(to_8bit(hu[..., 10].T, 40, 200), cmap="gray")
 ax.imshow(ring.mask[..., 10].T[..., None]*np.uint8([230, 160, 60, 140]))

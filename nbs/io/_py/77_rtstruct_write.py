@@ -76,6 +76,7 @@ def outlines_of(
 
 
 # %%
+#| fig-alt: "A mask with a hole and the two closed lines that outline it"
 mask = np.zeros((9, 8), bool)
 mask[1:8, 1:7] = True
 mask[3:5, 3:5] = False

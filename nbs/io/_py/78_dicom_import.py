@@ -529,6 +529,7 @@ train = read_challenge(work/"heads")
 print({g: train.known[train.groups == g].any(0).tolist() for g in np.unique(train.groups)})
 
 # %%
+#| fig-alt: "Five imported slices of toy heads with their outlines and the names of their volumes"
 fig, axes = image_grid(1, 5)
 for ax, i in zip(axes[0], [7, 14, 24 + 10, 48 + 11, 48 + 18]):
     line = read_index(work/"heads", "train")[1][f"{i}.png"]

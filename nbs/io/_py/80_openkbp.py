@@ -463,6 +463,7 @@ print(train, {f"pt_{g}": int((train.groups == g).sum()) for g in np.unique(train
 
 
 # %%
+#| fig-alt: "Five slices of made-up patients in OpenKBP's form, with outlines and the number of known organs"
 def first(s, patient, name):
     "The first slice of a patient that shows a class."
     return s, int(np.argmax((s.groups == patient) & s.present[:, OPENKBP.id(name) - 1]))

@@ -492,7 +492,7 @@ def _check_word(annotated: str | None):
 
 
 def frame_of(sources: list[Source], resize: str | None, size: int | None) -> CommonFrame:
-    "The frame for all images of all sources."
+    "The frame that holds all images of all sources."
     stacks = [stack for source in sources for stack in source.stacks.values()]
     return common_frame(stacks, resize, size)
 
@@ -515,7 +515,7 @@ def merge_facts(
     plan: ClassPlan, frame: CommonFrame, gathered: dict[str, Gathered], rows: list[dict],
     sources: list[Source],
 ) -> dict:
-    "What there is to tell of a merge."
+    "What there is to tell of a merge, as plain values: counts, size, and a table of who examined what."
     notes = unnamed_notes(sources) + plan.notes
     facts = {
         "sources": len(sources),
@@ -572,6 +572,7 @@ print((work/"both"/"sources.csv").read_text())
 # A slice of each clinic. On clinic B's the lungs are one class, and neither lung is denied.
 
 # %%
+#| fig-alt: "A slice of each of two clinics: one outlined two lungs, the other lungs as one class"
 both = read_challenge(work/"both")
 fig, (panels,) = image_grid(1, 2, size=2.6)
 for ax, n in zip(panels, (0, 12)):

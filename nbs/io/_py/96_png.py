@@ -448,6 +448,7 @@ for i in range(4):
         test_eq(s.masks[i] == s.classes.id(name), masks[i] == c)
 
 # %%
+#| fig-alt: "Five imported slices with their outlines; above each the structures that were looked for"
 fig, axes = image_grid(1, 5)
 for ax, i in zip(axes[0], [0, 1, 2, 4, 5]):
     examined = [name for name, known in zip(s.classes.names, s.known[i]) if known]

@@ -16,6 +16,7 @@ import torch
 from torch.nn import functional as F
 
 from ctseg.core.anatomy import IGNORE
+from ctseg.core.arguments import shown_argument
 from ctseg.core.errors import InputError
 from ctseg.core.unions import Unions
 from ctseg.losses.unions import put_unions, told_by_label
@@ -172,6 +173,14 @@ def check_mask_shape(logits: torch.Tensor, mask: torch.Tensor, C: int) -> None:
     raise InputError(f"mask is {tuple(mask.shape)}, expected {(B, *space)}{remedy}")
 
 
+# %%
+#| export
+def check_tensors(**given) -> None:
+    "`InputError` unless all that is given is a tensor."
+    for name, value in given.items():
+        if not isinstance(value, torch.Tensor):
+            raise InputError(f"{name} is {shown_argument(value)}; expected a tensor, see torch.as_tensor")
+
 def check_shapes(
     logits: torch.Tensor, mask: torch.Tensor, known: torch.Tensor, weight: torch.Tensor | None, C: int,
 ) -> None:
@@ -309,6 +318,7 @@ def as_target(
     whole: int | None = None, # see `Target`
 ) -> tuple[torch.Tensor, Target]: # logits [B,K,N]
     "Logits [B,K,N] and what is asked of them; `InputError` where shapes or labels do not fit."
+    check_tensors(logits=logits, mask=mask, known=known)
     C = logits.shape[1] - softmax
     mask = without_channel(mask, logits)
     check_shapes(logits, mask, known, weight, C)

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from ctseg.core.errors import InputError, did_you_mean
 from ctseg.core.unions import Unions
-from ctseg.losses.target import Target, as_target, sum_dtype
+from ctseg.losses.target import Target, as_target, check_tensors, sum_dtype
 from ctseg.losses.unions import without_unions
 
 # %%
@@ -55,6 +55,7 @@ torch.set_num_threads(1)  # sums in one order: the same outputs on every run
 # An annotator outlined the lungs on this slice. Nobody looked for the heart. The mask holds a 0 on the heart, the same 0 that stands for background.
 
 # %%
+#| fig-alt: "A slice: what is there, what the mask holds, and each structure's states; the heart is unknown"
 world = toy_world(1, size=48, missing=0, noise=.04)
 classes, C = world.classes, len(world.classes)
 known = np.array([[True, True, False]])        # lung_right, lung_left, heart
@@ -245,6 +246,7 @@ test_close(dice_loss(predicted, overlap, true, "batch", eps=0), 1 - 160/260)
 # One could score absent classes too, by adding a smoothing $\epsilon$ to the numerator: an empty prediction of an absent class is then perfect. Suppose the network gives an absent class the probability mass $S=\sum p$ on an image. Every pixel then gets the gradient $\epsilon/(S+\epsilon)^2$.
 
 # %%
+#| fig-alt: "The push on an absent class against its mass: with a large epsilon it outweighs the pull up"
 mass = torch.logspace(-2, 3, 200)
 fig, ax = plt.subplots(figsize=(6.5, 3.4), layout="constrained")
 for eps, colour in ((1., "tab:red"), (1e-2, "tab:orange"), (1e-5, "tab:olive")):
@@ -277,6 +279,7 @@ plt.show()
 # A class at Dice 0.9 hardly notices the factor $1/D$. For a class at 0.01 it is 100.
 
 # %%
+#| fig-alt: "The pull on a missed structure: with 1 − Dice it vanishes, with the logarithm it stays high"
 # the logit of all 100 pixels of a structure
 z = torch.linspace(-10, 5, 60, dtype=torch.float64, requires_grad=True)
 predicted, true = 100*z.sigmoid()[:, None], torch.full((60, 1), 100.)
@@ -304,7 +307,9 @@ test_close(-gradient, (1 - p)/(1 + p), 1e-8)  # by hand: D = 2p/(1 + p)
 # %%
 #| export
 def as_given(rows: torch.Tensor) -> torch.Tensor:
-    "The rows of the only process. Where there are several, the trainer sets `gather` to a function that joins all."
+    """The rows [b,…] of the only process.
+
+    Where there are several, the trainer sets `gather` to a function that joins the rows of all, [B,…]."""
     return rows
 
 
@@ -386,7 +391,7 @@ test_eq(sums.weight, torch.tensor([[2., 1.]]))
 # %%
 #| export
 class PlainMaskedSigmoidLoss(SigmoidLoss):
-    "Binary cross-entropy and Dice of each class over the pixels where it is known; no gradient elsewhere."
+    "Binary cross-entropy and Dice of each class where it is known; no gradient elsewhere."
     def __init__(self,
         w_dice: float = 1., # weight of the Dice term
         w_bce: float = .5, # weight of the cross-entropy
@@ -408,7 +413,7 @@ class PlainMaskedSigmoidLoss(SigmoidLoss):
         self.prior = prior
 
     def forward(self, logits, mask, known, weight=None) -> torch.Tensor:
-        "The loss, a scalar."
+        "A scalar; see `PartialLoss`."
         sums = self.batch_sums(logits, mask, known, weight, self.pixel_known, self.focal_gamma)
         pixel_loss = self.w_bce*sums.cross_entropy.sum()/sums.weight.sum().clamp(min=1e-12)
         return pixel_loss + self.w_dice*dice_loss(*sums[:3], self.reduction, self.eps, self.log_dice)
@@ -472,6 +477,7 @@ class SoftmaxLoss(PartialLoss):
 
     def batch_sums(self, logits, mask, known=None, weight=None, pixel_known=False) -> ClassSums:
         "The sums of a batch; without `known` every class counts as examined."
+        check_tensors(logits=logits)
         if known is None:
             known = logits.new_ones(len(logits), logits.shape[1] - 1)
         flat, target = as_target(logits, mask, known, weight, pixel_known, True, self.unions, self.whole)
@@ -517,7 +523,8 @@ class PlainMarginalSoftmaxLoss(SoftmaxLoss):
         self.eps = eps
 
     def forward(self, logits, mask, known, weight=None) -> torch.Tensor:
-        "The loss, a scalar."
+        "Marginal cross-entropy and Dice, a scalar; logits [B,C+1,…], the rest as in `PartialLoss`."
+        check_tensors(known=known)  # left out it would count as everything
         sums = self.batch_sums(logits, mask, known, weight, self.pixel_known)
         dice = dice_loss(*sums.without_background(), self.reduction, self.eps, self.log_dice)
         return self.w_ce*sums.cross_entropy + self.w_dice*dice
@@ -564,7 +571,7 @@ class PlainDiceLoss(SoftmaxLoss):
         self.eps = eps
 
     def forward(self, logits, mask, known=None, weight=None) -> torch.Tensor:
-        "The loss, a scalar."
+        "1 − the mean Dice of all channels, a scalar; logits [B,C+1,…], the rest as in `PartialLoss`."
         sums = self.batch_sums(logits, mask, None, weight)
         dice = 2*sums.overlap.sum(0)/(sums.predicted.sum(0) + sums.true.sum(0) + self.eps)
         return (1 - dice).mean()
@@ -592,7 +599,7 @@ class PlainCrossEntropyDiceLoss(SoftmaxLoss):
         self.eps = eps
 
     def forward(self, logits, mask, known=None, weight=None) -> torch.Tensor:
-        "The loss, a scalar."
+        "Cross-entropy and Dice, a scalar; logits [B,C+1,…], the rest as in `PartialLoss`."
         sums = self.batch_sums(logits, mask, None, weight)
         dice = dice_loss(*sums.without_background(), self.reduction, self.eps)
         return self.w_ce*sums.cross_entropy + self.w_dice*dice
@@ -610,6 +617,7 @@ test_close(PlainCrossEntropyDiceLoss(eps=0)(z, two_pixels), math.log(3) + .6)
 # Back to the slice at the top, with an undecided network. Each row shows one loss, each column one class. The bottom rows are where it matters: an ordinary loss pushes the heart down *on the heart*.
 
 # %%
+#| fig-alt: "Where four losses push each class: two that read unknown as background push the heart down"
 losses = {
     "masked sigmoid": PlainMaskedSigmoidLoss(),
     "marginal softmax": PlainMarginalSoftmaxLoss(),

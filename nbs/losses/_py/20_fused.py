@@ -150,13 +150,15 @@ test_eq(weighted_sum_(torch.ones(1, 2, 3), torch.tensor([[[2.], [0.]]])), torch.
 # %%
 #| export
 def negative_loss(logit: torch.Tensor, gamma: float) -> torch.Tensor:
-    "Cross-entropy of a negative, focal if `gamma` > 0; `negative_loss(-logit)` is that of a positive."
+    """Cross-entropy of a negative, of the logits' shape; `negative_loss(-logit)` is that of a positive.
+
+    With `gamma` > 0 it is focal (Lin et al. 2017, equation 4)."""
     if not gamma:
         return F.softplus(logit)
     return F.softplus(logit) * logit.sigmoid()**gamma
 
 def negative_slope(logit: torch.Tensor, gamma: float) -> torch.Tensor:
-    "The derivative of `negative_loss`."
+    "The derivative of `negative_loss` by the logit, of its shape."
     p = logit.sigmoid()
     if not gamma:
         return p

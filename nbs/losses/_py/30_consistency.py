@@ -52,6 +52,7 @@ def pixel_distance(
 
 
 # %%
+#| fig-alt: "Three distances between teacher and student against the student's probability"
 share = torch.linspace(0, 1, 50)
 # two channels; the teacher is sure of the first
 student = torch.stack([share, 1 - share])[None]

@@ -141,6 +141,7 @@ def distillation_loss(
 # It is lowest where the two agree. A new class may take from the background; what it takes from an old class costs:
 
 # %%
+#| fig-alt: "The distillation loss against a shift of a logit: a new class costs less than an old one"
 torch.manual_seed(0)
 mine = torch.randn(2, 4, 8, 8, requires_grad=True)
 same = mine.detach().softmax(1)[:, 1:]

@@ -12,12 +12,13 @@
 #| export
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from ctseg.core.arguments import checks_arguments
 from ctseg.core.errors import did_you_mean
 from ctseg.core.registry import Registry
-from ctseg.core.settings import Settings, describe, setting, settings_of
+from ctseg.core.settings import Settings, checked, describe, setting, settings_of
 from ctseg.core.unions import Unions
 from ctseg.losses.fused import CrossEntropyDiceLoss, DiceLoss, MarginalSoftmaxLoss, MaskedSigmoidLoss
 from ctseg.losses.partial import PartialLoss
@@ -113,6 +114,16 @@ LOSSES.names()
 
 # %%
 #| export
+def _checked_keywords(entry: LossEntry, keywords: dict[str, Any]) -> dict[str, Any]:
+    "Those of the keywords that are settings, each one checked as it is in a recipe."
+    valid = {}
+    for info in describe(entry.Settings):
+        keyword = entry.spelling.get(info.name, info.name)
+        if keyword in keywords:
+            valid[keyword] = checked(replace(info, name=keyword), keywords[keyword])
+    return valid
+
+@checks_arguments
 def create_loss(
     name: str, # "dice", "ce-dice", "masked", "marginal", or a registered one
     **keywords, # of that loss
@@ -123,7 +134,7 @@ def create_loss(
     for keyword in keywords:
         if keyword not in valid:
             raise did_you_mean(f"option of the loss {name!r}", keyword, valid)
-    return build(**keywords)
+    return build(**keywords | _checked_keywords(LOSSES.get(name), keywords))
 
 
 # %%

@@ -35,7 +35,7 @@ from ctseg.training.setup import ScheduleSettings, Setup
 
 
 # %% [markdown]
-# A method is a class whose `phases` say what is trained, one phase after the other. A [job](../runs/30_job.ipynb) of a real run trains them, keeps checkpoints and can be continued. Here is a small one that keeps everything in memory. The pages of this folder use it to show each method on toy bodies in seconds.
+# A method is a class whose `phases` say what is trained, one phase after the other. A real run [trains them](../runs/35_phases.ipynb), keeps checkpoints and can be continued. Here is a small one that keeps everything in memory. The pages of this folder use it to show each method on toy bodies in seconds.
 
 # %%
 #| export

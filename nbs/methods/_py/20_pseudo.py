@@ -191,6 +191,7 @@ def pseudo_label(
 # The teacher labels fifty slices that nobody annotated. One of them, with what it says and how sure it is of each pixel:
 
 # %%
+#| fig-alt: "A slice, its hidden truth, the teacher's labels, and the certainty of each pixel"
 unlabelled, hidden = slices[10:], truth[10:]
 pseudo = pseudo_label([teacher], unlabelled, loss)
 i = np.argsort(pseudo.scores["sdc"])[25]
@@ -208,6 +209,7 @@ plt.show()
 # Is a surer cell a better one? Over all cells that the teacher found, its confidence against the Dice that the hidden truth gives them:
 
 # %%
+#| fig-alt: "True Dice against Soft Dice Confidence, one dot a structure on a slice; both rise together"
 dice = dice_table(pseudo.labels, hidden, 3)
 fig, ax = plt.subplots(figsize=(4.2, 3), layout="constrained")
 for c, name in enumerate(slices.classes.names):
@@ -446,6 +448,7 @@ def complete(
 # One slice on its way, on which people had looked for the heart only: what they outlined, what the teacher says, which cells are accepted, and the completed slice. Light grey is where nothing is learnt of the accepted structures.
 
 # %%
+#| fig-alt: "A slice, its outlined heart, the teacher's labels, the completed mask, and the hidden truth"
 examined = np.array([[False, False, True]])
 one = replace(unlabelled[[i]], masks=np.where(hidden[[i]] == 3, 3, 0).astype(np.uint8), known=examined)
 said = pseudo[[i]]

@@ -136,6 +136,7 @@ def risen(weight: float, share: float, ctx: StepContext) -> float:
 
 
 # %%
+#| fig-alt: "The weight's share against the step: it rises slowly, then steeply, to 1 at step 80"
 fig, ax = plt.subplots(figsize=(4.5, 2), layout="constrained")
 ax.plot([ramp_up(step, 80) for step in range(120)])
 ax.set(xlabel="step", ylabel="share of the weight", title="A ramp of 80 steps")

@@ -133,7 +133,7 @@ class StudentStep(Method):
         return {"labelled": labelled} if extra is None else {"labelled": labelled, "kept": extra}
 
     def loss(self, ctx: StepContext, views: dict[str, Batch]) -> torch.Tensor:
-        "The loss of both together, plus the distance to the teacher on the kept ones."
+        "The loss of annotated and kept slices together, plus the distance to the teacher on the kept; a scalar."
         if "kept" not in views:
             return super().loss(ctx, views)
         labelled, kept = views["labelled"], views["kept"]
@@ -191,6 +191,7 @@ assert after > before
 # Three slices on their way: the one the teacher is surest of, the median, and the one it is least sure of. What is kept the student believes, and *all* of it: what the teacher missed is taught as absent.
 
 # %%
+#| fig-alt: "Three slices by confidence: image, hidden truth, the teacher's labels, and its wrong pixels"
 pseudo, kept = job.notes["pseudo"], job.notes["kept"]
 unlabelled, hidden = job.unlabelled, truth[24:]
 surest_first = np.argsort(-pseudo.scores["sdc"])

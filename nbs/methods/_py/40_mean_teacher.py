@@ -107,13 +107,14 @@ def perturb_noise(image: torch.Tensor, generator: torch.Generator) -> torch.Tens
 
 
 def perturb_not(image: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    "`image` as it is."
+    "Images f32 [B,K,H,W] as they are: the control among the perturbations."
     return image
 
 
 PERTURB = {"noise": perturb_noise, "strong": strong, "none": perturb_not}
 
 # %%
+#| fig-alt: "One slice under three perturbations: noise, strong, and none"
 image = SliceData(toy_set(1)[0], "cpu").batch([0]).image
 fig, axes = image_grid(1, 3)
 for ax, (name, perturb) in zip(axes[0], PERTURB.items()):
@@ -150,7 +151,7 @@ class MeanTeacher(Method):
         return (yield Phase("mean-teacher", job.labelled, method=self, extra=job.unlabelled))
 
     def views(self, ctx: StepContext, labelled: Batch, extra: Batch | None) -> dict[str, Batch]:
-        "Labelled; plain; perturbed."
+        "Annotated; all, plain; all, perturbed."
         if not self.settings.consistency:
             return {"labelled": labelled}
         plain = labelled.concat(extra)
@@ -158,7 +159,7 @@ class MeanTeacher(Method):
         return {"labelled": labelled, "plain": plain, "perturbed": replace(plain, image=image)}
 
     def loss(self, ctx: StepContext, views: dict[str, Batch]) -> torch.Tensor:
-        "The supervised loss, plus the weighted disagreement."
+        "The supervised loss, plus the weighted disagreement; a scalar."
         if "plain" not in views:
             return super().loss(ctx, views)
         labelled, plain, perturbed = views.values()
@@ -198,6 +199,7 @@ assert after > before
 # What the term adds up, for one structure: the bright heart, on three slices. On the first it was looked for, so nothing is compared. On the second, people looked for other things; nobody annotated the third. The teacher sees the plain slice, the student the perturbed one. The last column is the squared difference where the truth says nothing.
 
 # %%
+#| fig-alt: "Three slices: plain, perturbed, both answers for the heart, their difference where it is unknown"
 heart = 2
 examined = np.flatnonzero(slices.known[:, heart])[0]
 other = np.flatnonzero(slices.labelled & ~slices.known[:, heart])[0]

@@ -210,7 +210,7 @@ class UniMatchSettings(Settings):
     "Settings of the method `unimatch`."
     consistency: float = setting(1.0, "weight of what the teacher completes", low=0)
     ramp: float = setting(0.1, "share of the steps in which that weight rises", low=0, high=1)
-    tau: float = setting(0.9, "certainty of the teacher that settles a pixel", low=0.5, high=1)
+    tau: float = setting(0.9, "threshold: certainty of the teacher that settles a pixel", low=0.5, high=1)
     rebalance: bool = setting(False, "thresholds by class, lower where the teacher is less sure")
     views: int = setting(2, "strong views", low=1)
     cutmix: float = setting(0.5, "share of the strong views that get a rectangle of another", low=0, high=1)
@@ -263,19 +263,17 @@ print("image 2", features[1].flatten().tolist())
 
 # %%
 #| export
-class Completion(Method):
-    "A method whose teacher completes the truth of a batch, by thresholds that a checkpoint keeps."
-    Settings = UniMatchSettings
+class Completer:
+    "Has the teacher complete the truth of batches, by thresholds that a checkpoint keeps."
+    def __init__(self, settings: UniMatchSettings):
+        self.tau = settings.tau
+        self.thresholds = ClassThresholds(settings.tau) if settings.rebalance else None
 
-    def __init__(self, settings: UniMatchSettings | None = None):
-        super().__init__(settings)
-        self.thresholds = ClassThresholds(self.settings.tau) if self.settings.rebalance else None
-
-    def completed(self, ctx: StepContext, both: Batch) -> Batch:
+    def __call__(self, ctx: StepContext, both: Batch) -> Batch:
         "A batch whose truth the teacher has completed; with several processes each asks it about its own share."
         local = both[ctx.share]
         prob = ctx.teacher(local.image, presence=True)
-        tau = self.thresholds(prob) if self.thresholds else self.settings.tau
+        tau = self.thresholds(prob) if self.thresholds else self.tau
         local = complete_batch(local, prob, tau, ctx.loss.activation, unions=ctx.classes.unions)
         completed = replace(both, mask=gather_rows(local.mask), known=gather_rows(local.known))
         if ctx.loss.reads_known:
@@ -305,54 +303,86 @@ ctx = SimpleNamespace(
     loss=create_loss("marginal"),
     classes=SimpleNamespace(unions=()),
 )
-done = Completion().completed(ctx, b)
+done = Completer(UniMatchSettings())(ctx, b)
 print("mask", done.mask.flatten().tolist(), " all known:", done.known.all().item())
 
 
+# %% [markdown]
+# Strong views learn from the completed truth, and a weak one whose features lose channels on the way.
+
 # %%
 #| export
-class StrongViews(Completion):
-    "A method whose network sees strong views of a batch, and a stream that loses features, with completed truth."
+def completed_views(ctx: StepContext, completed: Batch, settings: UniMatchSettings) -> dict[str, Batch]:
+    "What is seen of a batch with completed truth: strong views, and a weak one where features are dropped."
+    views = {}
+    for k in range(settings.views):
+        views[f"strong {k}"] = strong_mix(completed, ctx.rng(f"view {k}"), settings.cutmix)
+    return views | {"weak": completed} if settings.feature_dropout else views
+
+
+# %%
+ctx.rng = lambda purpose: torch.Generator().manual_seed(0)
+batch = SliceData(toy_set(4, 2)[0], "cpu").batch([0, 1])
+print(list(completed_views(ctx, batch, UniMatchSettings())))
+
+
+# %%
+#| export
+def view_losses(ctx: StepContext, views: dict[str, Batch], dropped: float) -> dict[str, torch.Tensor]:
+    "The loss of each view, by its name, from one pass; the weak view loses this share of its channels."
+    between = None
+    if "weak" in views:
+        between = channel_dropout(len(views["weak"]), ctx.share, dropped, ctx.rng("features"))
+    logits = ctx.student(*views.values(), between=between)
+    return {name: ctx.loss(of_view, view) for (name, view), of_view in zip(views.items(), logits)}
+
+def completed_loss(losses: dict[str, torch.Tensor]) -> torch.Tensor:
+    "Their mean, where the weak view counts as much as all strong ones."
+    strong = torch.stack([loss for name, loss in losses.items() if name.startswith("strong")]).mean()
+    return (strong + losses["weak"])/2 if "weak" in losses else strong
+
+
+# %%
+losses = {"strong 0": torch.tensor(1.), "strong 1": torch.tensor(2.), "weak": torch.tensor(3.)}
+print(completed_loss(losses).item())
+
+
+# %% [markdown]
+# A step puts these together.
+
+# %%
+#| export
+class UniMatchStep(Method):
+    "What UniMatch does in a step."
+    Settings = UniMatchSettings
+
+    def __init__(self, settings: UniMatchSettings | None = None):
+        super().__init__(settings)
+        self.complete = Completer(self.settings)
+
     def views(self, ctx: StepContext, labelled: Batch, extra: Batch | None) -> dict[str, Batch]:
         "Labelled; both streams with completed truth, strong and weak."
-        settings = self.settings
-        if not settings.consistency:
+        if not self.settings.consistency:
             return {"labelled": labelled}
-        completed = self.completed(ctx, labelled.concat(extra))
-        views = {"labelled": labelled}
-        for k in range(settings.views):
-            views[f"strong {k}"] = strong_mix(completed, ctx.rng(f"view {k}"), settings.cutmix)
-        return views | {"weak": completed} if settings.feature_dropout else views
+        completed = self.complete(ctx, labelled.concat(extra))
+        return {"labelled": labelled} | completed_views(ctx, completed, self.settings)
 
-
-# %%
-batch = SliceData(toy_set(4, 2)[0], "cpu").batch([0, 1])
-ctx.teacher = lambda image, presence: torch.full((len(image), 3, 48, 48), .25)
-ctx.rng = lambda purpose: torch.Generator().manual_seed(0)
-print("views of a step:", list(StrongViews().views(ctx, batch, None)))
-
-
-# %%
-#| export
-class UniMatchStep(StrongViews):
-    "All of these learn from the completed truth in one pass."
     def loss(self, ctx: StepContext, views: dict[str, Batch]) -> torch.Tensor:
-        "The loss of the labelled batch, plus the weighted loss of what the teacher completed."
+        "The loss of the annotated batch, plus the weighted loss of what the teacher completed; a scalar."
         if len(views) == 1:
             return super().loss(ctx, views)
         settings = self.settings
-        between = None
-        if "weak" in views:
-            rng = ctx.rng("features")
-            between = channel_dropout(len(views["weak"]), ctx.share, settings.feature_dropout, rng)
-        all_logits = ctx.student(*views.values(), between=between)
-        named = zip(views, all_logits, views.values())
-        losses = {name: ctx.loss(logits, view) for name, logits, view in named}
-        completed = torch.stack([losses[f"strong {k}"] for k in range(settings.views)]).mean()
-        if "weak" in views:
-            completed = (completed + losses["weak"])/2
+        losses = view_losses(ctx, views, settings.feature_dropout)
         weight = risen(settings.consistency, settings.ramp, ctx)
-        return losses["labelled"] + weight*completed
+        return losses["labelled"] + weight*completed_loss(losses)
+
+    def state_dict(self) -> dict[str, Any]:
+        "What the thresholds by class have seen."
+        return self.complete.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        "Go on from what `state_dict` gave."
+        self.complete.load_state_dict(state)
 
 
 # %% [markdown]
@@ -362,9 +392,11 @@ class UniMatchStep(StrongViews):
 torch.manual_seed(0)
 step = UniMatchStep()
 network = create_model("attunet", 1, 4, width=4)
+ctx.teacher = lambda image, presence: torch.full((len(image), 3, 48, 48), .25)
 ctx.step, ctx.total, ctx.loss = 50, 100, ViewLoss(create_loss("marginal"))
 ctx.student = Student(network)
-print(f"loss {step.loss(ctx, step.views(ctx, batch, None)).item():.2f}")
+views = step.views(ctx, batch, None)
+print(f"views {list(views)}, loss {step.loss(ctx, views).item():.2f}")
 
 # %% [markdown]
 # ## How long the second phase is
@@ -445,6 +477,7 @@ assert after > before + 0.1
 # What the averaged network adds to the truth of three slices, on two of which people looked for something: after the first phase, and at the end. Light grey is unknown, black is settled as empty. On the annotated scanner both settle most, and only the rims stay unknown; what people outlined has not moved. On the other scanner the first phase is nearly blind. At the end the lung is found there, and so are two structures that this slice lacks: such inventions are what a [decision rule](../inference/40_rule.ipynb) is for.
 
 # %%
+#| fig-alt: "Three slices: truth, outlines, and what is settled after the first phase and at the end"
 some = [1, 4, 30]
 batch = SliceData(slices, "cpu").batch(some)
 colour = slices.classes.colourise
@@ -478,6 +511,7 @@ plt.show()
 # A strong view of such a batch, and its target: the picture is ruined and a rectangle comes from another slice, with what is known there.
 
 # %%
+#| fig-alt: "Three strong views with a pasted rectangle, above the targets that the student is given"
 with torch.no_grad():
     completed = complete_batch(batch, loss.probabilities(last(batch.image)), settings.tau, loss.activation)
 mixed = strong_mix(completed, torch.Generator().manual_seed(5), 1)

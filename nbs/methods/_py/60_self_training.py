@@ -141,6 +141,7 @@ class NoisyStudent(Method):
 
 
 # %%
+#| fig-alt: "Two toy slices, and the two mixed ones that the student sees of them"
 gen = torch.Generator().manual_seed(0)
 batch = SliceData(toy_set(2, 2)[0], "cpu").batch([0, 1])
 mixed = NoisyStudent(1.0).views(SimpleNamespace(rng=lambda purpose: gen), batch, None)["labelled"]
@@ -190,32 +191,23 @@ print({name: len(value) for name, value in everywhere.as_extra(reads_known=True)
 
 # %%
 #| export
-class CellTeachers(Method):
-    "A method whose teachers fill in cells of which they are sure."
-    Settings = SelfTrainingSettings
-
-    def check(self, job: JobLike) -> None:
-        "`InputError` where there are fewer groups of annotated slices than teachers."
-        grouped_folds(job.labelled, self.settings.teachers)
-
-    def fill_in(
-        self,
-        job: JobLike,
-        teachers: list[nn.Module],
-        slices: SliceSet,
-    ) -> Completed:
-        "`slices` completed by the mean of `teachers`."
-        settings = self.settings
-        if not len(slices):
-            return Completed(slices, np.ones(slices.masks.shape, bool))
-        each = job.in_time("while teachers labelled; their training is saved")
-        batch_size = job.schedule.batch_size
-        pseudo = pseudo_label(teachers, slices, job.loss, job.device, job.image_size, batch_size, each)
-        limits = settings.quota, settings.cell_confidence, settings.absent_peak
-        present, absent = accept_cells(pseudo, not_asked(slices), *limits)
-        completed, teaches = complete(slices, pseudo, present, absent, settings.pixel_confidence)
-        check_truth_kept(slices, completed)
-        return Completed(completed, teaches)
+def fill_in(
+    job: JobLike,
+    teachers: list[nn.Module],
+    slices: SliceSet,
+    settings: SelfTrainingSettings,
+) -> Completed:
+    "`slices` with the cells filled in of which the mean of `teachers` is sure."
+    if not len(slices):
+        return Completed(slices, np.ones(slices.masks.shape, bool))
+    each = job.in_time("while teachers labelled; their training is saved")
+    batch_size = job.schedule.batch_size
+    pseudo = pseudo_label(teachers, slices, job.loss, job.device, job.image_size, batch_size, each)
+    limits = settings.quota, settings.cell_confidence, settings.absent_peak
+    present, absent = accept_cells(pseudo, not_asked(slices), *limits)
+    completed, teaches = complete(slices, pseudo, present, absent, settings.pixel_confidence)
+    check_truth_kept(slices, completed)
+    return Completed(completed, teaches)
 
 
 # %% [markdown]
@@ -235,39 +227,38 @@ job = SimpleNamespace(
     schedule=ScheduleSettings(),
     in_time=lambda what: None,
 )
-filled = CellTeachers(SelfTrainingSettings(absent_peak=0)).fill_in(job, [Undecided()], outlined)
+never_absent = SelfTrainingSettings(absent_peak=0)
+filled = fill_in(job, [Undecided()], outlined, never_absent)
 test_eq(filled.slices.known, outlined.known)
 test_eq(filled.slices.masks, outlined.masks)
 
 
 # %%
 #| export
-class OutOfFold(CellTeachers):
-    "A method whose teachers each complete the annotated slices that they never saw."
-    def out_of_fold(
-        self,
-        job: JobLike,
-        teachers: list[nn.Module],
-        slices: SliceSet,
-        fold: np.ndarray,
-    ) -> Completed:
-        "`slices`, in their order, each completed by the one teacher that never saw it (teacher k did not see fold k)."
-        masks, known = np.array(slices.masks), slices.known.copy()
-        teaches = np.ones(slices.masks.shape, bool)
-        for k, teacher in enumerate(teachers):
-            unseen = np.flatnonzero(fold == k)
-            told_of = slices[fold != k].known.any(0)  # what it was never told about it cannot call absent
-            filled = self.fill_in(job, [teacher], slices[unseen])
-            masks[unseen], teaches[unseen] = filled.slices.masks, filled.teaches
-            known[unseen] = slices.known[unseen] | (filled.slices.known & told_of)
-        return Completed(replace(slices, masks=masks, known=known), teaches)
+def fill_in_unseen(
+    job: JobLike,
+    teachers: list[nn.Module],
+    slices: SliceSet,
+    fold: np.ndarray,
+    settings: SelfTrainingSettings,
+) -> Completed:
+    """`slices`, in their order, each completed by the one teacher that never saw it.
+
+    `fold`, int [N], says which: teacher k did not see the slices of fold k."""
+    masks, known = np.array(slices.masks), slices.known.copy()
+    teaches = np.ones(slices.masks.shape, bool)
+    for k, teacher in enumerate(teachers):
+        unseen = np.flatnonzero(fold == k)
+        told_of = slices[fold != k].known.any(0)  # what it was never told about it cannot call absent
+        filled = fill_in(job, [teacher], slices[unseen], settings)
+        masks[unseen], teaches[unseen] = filled.slices.masks, filled.teaches
+        known[unseen] = slices.known[unseen] | (filled.slices.known & told_of)
+    return Completed(replace(slices, masks=masks, known=known), teaches)
 
 
 # %%
 fold = np.array([0, 0, 1, 1])
-everyone = OutOfFold(SelfTrainingSettings(absent_peak=0)).out_of_fold(
-    job, [Undecided(), Undecided()], outlined[:4], fold
-)
+everyone = fill_in_unseen(job, [Undecided(), Undecided()], outlined[:4], fold, never_absent)
 print("slices", everyone.slices.names, " pixels that teach:", f"{everyone.teaches.mean():.0%}")
 
 
@@ -293,22 +284,27 @@ def train_teachers(
 # %%
 #| export
 @register_method("self-training")
-class SelfTraining(OutOfFold):
+class SelfTraining(Method):
     "Out-of-fold teachers, cells accepted by confidence, a noisy student, a fine-tune."
+    Settings = SelfTrainingSettings
+
+    def check(self, job: JobLike) -> None:
+        "`InputError` where there are fewer groups of annotated slices than teachers."
+        grouped_folds(job.labelled, self.settings.teachers)
+
     def phases(self, job: JobLike) -> Generator[Phase, nn.Module, nn.Module]:
         "The teachers of each round, the student, the fine-tune."
-        settings = self.settings
-        labelled = job.labelled
+        settings, labelled = self.settings, job.labelled
         fold = grouped_folds(labelled, settings.teachers, seed=job.seed)
         extras: list[dict] = [{} for _ in range(settings.teachers)]  # second streams of the teachers
         for number in range(1, settings.rounds + 1):
             teachers = yield from train_teachers(job, fold, number, extras, settings.cutmix)
             if number < settings.rounds:
-                filled = [self.fill_in(job, [teacher], job.unlabelled) for teacher in teachers]
+                filled = [fill_in(job, [teacher], job.unlabelled, settings) for teacher in teachers]
                 extras = [slices.as_extra(job.loss.reads_known) for slices in filled]
-        completed = self.out_of_fold(job, teachers, labelled, fold)
+        completed = fill_in_unseen(job, teachers, labelled, fold, settings)
         job.note_completed(labelled, completed.slices)
-        extra = self.fill_in(job, teachers, job.unlabelled).as_extra(job.loss.reads_known)
+        extra = fill_in(job, teachers, job.unlabelled, settings).as_extra(job.loss.reads_known)
         noisy = NoisyStudent(settings.cutmix, labelled.known)
         student = yield Phase("student", completed.slices, method=noisy,
                               pixel_weights=completed.teaches, **extra)
@@ -349,9 +345,10 @@ assert rightly > 0.9*added.sum()
 # The three annotated slices to which most was added, each by the teacher that never saw it. Nothing that people drew has changed. Light grey is where the teacher is too unsure for its additions to teach.
 
 # %%
+#| fig-alt: "Three annotated slices: hidden truth, what was outlined, and the mask completed by a teacher"
 fold = grouped_folds(job.labelled, 2, seed=job.seed)
 teachers = [job.models[f"teacher-1-{k + 1}"] for k in range(2)]
-completed = method.out_of_fold(job, teachers, job.labelled, fold)
+completed = fill_in_unseen(job, teachers, job.labelled, fold, method.settings)
 pixels_added = (completed.slices.masks != job.labelled.masks).sum((1, 2))
 colour = slices.classes.colourise
 fig, axes = image_grid(3, 4, 1.9)

@@ -40,6 +40,7 @@ set_matplotlib_formats("jpeg", pil_kwargs=dict(quality=85))  # grey noise: a qua
 # The example is a [toy world](../core/80_toys.ipynb) and a model with typical faults. It draws the right lung one pixel off, invents left lungs that are absent, and never draws the heart.
 
 # %%
+#| fig-alt: "Three toy slices with truth and a faulty prediction: no heart, an invented left lung"
 world = toy_world(40, missing=.4, examined=3)
 classes, truth = world.classes, world.truth
 pred = toy_prediction(world)
@@ -241,7 +242,7 @@ test_close(np.nan_to_num(table), np.nan_to_num(literal_table(pred, truth, 3)), 1
 # %%
 #| export
 def nan_mean(values: np.ndarray, axis: int) -> np.ndarray:
-    "The mean along an axis without the NaN; NaN where there is nothing else."
+    "The mean of an array of any shape along `axis`, leaving NaN out; NaN where there is nothing else."
     total = np.nansum(values, axis)
     count = (~np.isnan(values)).sum(axis)
     nothing = np.full(np.shape(count), np.nan)

@@ -51,6 +51,7 @@ def outlines(masks: np.ndarray) -> np.ndarray:
 
 
 # %%
+#| fig-alt: "A square mask, and the pixels of its outline"
 def square(x, size=10):
     "A square whose left edge is column x, uint8 [1,20,20]."
     return np.pad(np.ones((1, size, size), np.uint8), ((0, 0), (5, 15 - size), (x, 20 - size - x)))

@@ -233,6 +233,7 @@ def paired_bootstrap(
 # A rival keeps quiet on every second slice where the model invents a left lung. Apart, the two intervals overlap. Paired, the sign of the difference is clear.
 
 # %%
+#| fig-alt: "Two intervals that overlap, and the interval of their difference, clear of zero"
 rival = pred.copy()
 invented = (pred == 2).any((1, 2)) & ~(truth == 2).any((1, 2))
 for i in np.flatnonzero(invented)[::2]: rival[i][pred[i] == 2] = 0

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ctseg.core.anatomy import ClassMap
+from ctseg.core.arguments import checks_arguments
 from ctseg.core.errors import InputError
 from ctseg.core.json_files import read_json
 from ctseg.data.annotations import check_examined, check_patients, read_annotated, read_classes
@@ -297,6 +298,7 @@ def block_overlaps(pred: LazyPixels, truth: LazyPixels, classes: ClassMap) -> Ov
 
 # %%
 #| export
+@checks_arguments
 def evaluate_files(
     truth: str | Path, # the true masks, a CSV in the challenge's form
     prediction: str | Path, # a submission

@@ -19,7 +19,9 @@ import numpy as np
 import pandas as pd
 
 from ctseg.core.anatomy import ClassMap
+from ctseg.core.arguments import checks_arguments
 from ctseg.core.errors import InputError
+from ctseg.core.filetypes import check_folder
 from ctseg.core.json_files import read_json
 from ctseg.data.annotations import read_annotated, read_classes
 from ctseg.data.images import natural_key
@@ -259,6 +261,7 @@ def _finished(table: VolumeTable, groups, tolerance: float) -> dict:
 
 # %%
 #| export
+@checks_arguments
 def evaluate_volumes(
     truth: str | Path, # a folder of NIfTI label maps
     prediction: str | Path, # a folder with files of the same names
@@ -268,6 +271,8 @@ def evaluate_volumes(
 ) -> dict: # "table": `class_summary`; "facts": `table_facts`
     "Score label maps in mm. Raises `InputError` for a missing case, another grid or other labels."
     truth, prediction = Path(truth), Path(prediction)
+    for folder in (truth, prediction):
+        check_folder(folder, "a folder of NIfTI label maps")
     files = matched_files(truth, prediction)
     if classes: named = ClassMap.from_json(classes)
     else: named = label_names(truth) or label_names(prediction)

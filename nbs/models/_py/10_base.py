@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ctseg.core.arguments import agrees
 from ctseg.core.errors import InputError
 from ctseg.core.paths import refuse_special
 from ctseg.core.filetypes import content_of
@@ -247,7 +248,7 @@ MOST_COUNT = 1 << 20  # channels, or pixels along a side
 def check_counts(what: str, **counts: int) -> None:
     "Raise an `InputError` about `what` unless every one of `counts` is a whole number of at least 1, and no absurd one."
     for name, value in counts.items():
-        whole = isinstance(value, int) and not isinstance(value, bool)
+        whole = agrees(value, int)
         if not whole or value < 1:
             raise InputError(f"{what}: {name} is {value!r}, expected a whole number of at least 1")
         if value > MOST_COUNT:
@@ -585,6 +586,7 @@ def overfit(
 # `Tiny` sees a few pixels around each pixel, so it cannot tell them apart. The real networks must do better.
 
 # %%
+#| fig-alt: "Four slices with three organs each, and the falling loss of the smallest network"
 images, masks = toy_slices()
 torch.manual_seed(0)
 losses, dice = overfit(Tiny(1, 4), images, masks, steps=60, lr=.1)

@@ -34,7 +34,8 @@ from ctseg.models.base import count_parameters, overfit
 # is learned from the segmentation alone. This was the best network of the original project. Most recipes take it, and the default, `ctseg`, does for slices under 128 pixels.
 
 # %%
-#| hide
+#| echo: false
+#| fig-alt: "The Attention U-Net: five encoder levels, four decoder levels, a gate on each skip"
 fig, ax = plt.subplots(figsize=(8.5, 3.6))
 box = dict(ha="center", va="center", fontsize=9)
 for k in range(5):
@@ -277,6 +278,7 @@ assert dice.min() > .9
 
 
 # %%
+#| fig-alt: "Two slices, their four gates from deep to shallow, and the prediction"
 def gates(model, x):
     "The attention of each gate, from deep to shallow, caught by hooks while the image passes."
     maps = []

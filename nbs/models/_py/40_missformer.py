@@ -37,7 +37,8 @@ from ctseg.models.base import count_parameters, overfit
 # It is trained from scratch; no ImageNet weights are involved.
 
 # %%
-#| hide
+#| echo: false
+#| fig-alt: "MISSFormer: blocks at four levels, joined by a context bridge of tokens, and blocks back up"
 fig, ax = plt.subplots(figsize=(9, 3.5))
 txt = dict(ha="center", va="center", fontsize=9)
 for k, c in enumerate("1 2 5 8".split()):
@@ -534,6 +535,7 @@ print(f"{count_parameters(MISSFormer(1, 55)):,} parameters for 1 -> 55 channels"
 # surroundings, although the deepest level could tell it more. A pixel of the transformer already sees all of the image.
 
 # %%
+#| fig-alt: "What an output pixel looks at: its surroundings in the Attention U-Net, all of it in MISSFormer"
 def field(model, size=128, n=8):
     "Mean absolute gradient of the logits at the centre, over random images."
     torch.manual_seed(0)

@@ -41,7 +41,8 @@ set_matplotlib_formats("jpeg", pil_kwargs=dict(quality=80))  # grey maps: a quar
 # With channels as tokens the attention matrix has the same size for every image.
 
 # %%
-#| hide
+#| echo: false
+#| fig-alt: "UCTransNet: a U-Net whose skips pass a transformer over channels, then a choice of channels"
 fig, ax = plt.subplots(figsize=(9, 3.4))
 txt = dict(ha="center", va="center", fontsize=9)
 for k, (c, o) in enumerate([(64, 64), (128, 64), (256, 128), (512, 256), (512, None)]):
@@ -462,6 +463,7 @@ assert dice.min() > .9
 
 
 # %%
+#| fig-alt: "Channel attention of four levels: how much each channel attends to the channels of every level"
 def channel_maps(model, x):
     "The channel attention of the last layer for each level, averaged over batch and heads."
     maps, att = [], model.bridge.layers[-1].attention

@@ -74,7 +74,8 @@ test_eq(plan_2d((256, 256)), [(1, 1)] + [(2, 2)]*6)     # as in nnU-Net's publis
 test_eq(plan_2d((512, 512)), [(1, 1)] + [(2, 2)]*7)
 
 # %%
-#| hide
+#| echo: false
+#| fig-alt: "The seven levels planned for 256 by 256 pixels, with their sides and channels"
 fig, ax = plt.subplots(figsize=(8, 2.6))
 for k, (w, side) in enumerate(zip((32, 64, 128, 256, 512, 512, 512), (256, 128, 64, 32, 16, 8, 4))):
     h = .35 + .28*(side/256)**.5*4

@@ -189,6 +189,7 @@ test_eq(sorted(ours), sorted(plain_network("tf_efficientnet_lite0").state_dict()
 # If they are the right numbers in the right places, timm's network now recognises a cat and a cup of coffee:
 
 # %%
+#| fig-alt: "Two photographs, of a cat and of coffee, with the class that the network names for each"
 def square(photo):
     "The middle of a photograph, 224x224, as a batch of one in 0…1."
     side = min(photo.shape[:2])

@@ -714,6 +714,7 @@ for name, lr in (("unet:resnet18", .01), ("segformer:mit_b0", .003)):
     print(name, "Dice: left {:.2f}, right {:.2f}, bright {:.2f}".format(*dice))
 
 # %%
+#| fig-alt: "Falling loss against the step for two networks of the zoo"
 fig, ax = plt.subplots(figsize=(4.5, 2.6), layout="constrained")
 for name, losses in curves.items(): ax.plot(losses, label=name)
 ax.set(title="Four slices learnt by heart", xlabel="step", ylabel="loss")

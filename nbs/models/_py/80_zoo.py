@@ -16,6 +16,7 @@ from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 
+from ctseg.core.arguments import checks_arguments
 from ctseg.core.errors import InputError, did_you_mean
 from ctseg.core.registry import Registry
 from ctseg.core.settings import Settings
@@ -251,6 +252,7 @@ except InputError as e: print(e)
 
 # %%
 #| export
+@checks_arguments
 def create_model(
     name: str, # one of `list_models()`, or DECODER:ENCODER
     in_chans: int = 1, # channels of the image

@@ -219,7 +219,9 @@ test_eq((above.item(), beside.item()), (10, 6))
 # %%
 #| export
 def smooth_minimum(a, b, fillet: float) -> np.ndarray:
-    "Distance in mm to the union of two shapes, at distances `a` and `b`, with a fillet of about `fillet` mm."
+    """Distance in mm to the union of two shapes, from the distances `a` and `b`, arrays of one shape.
+
+    The crease is rounded by a fillet of about `fillet` mm (Quilez, smooth minimum, polynomial form)."""
     plain = np.minimum(a, b)
     if not fillet: return plain
     apart = np.abs(a - b)
@@ -228,6 +230,7 @@ def smooth_minimum(a, b, fillet: float) -> np.ndarray:
 
 
 # %%
+#| fig-alt: "Distances to an ellipsoid, a capsule, a triangle, and two shapes joined with a fillet"
 ball = ellipsoid_distance(points, vector(-12, 8, 0), vector(26, 16, 20), upright)
 capsule = capsule_distance(points, vector(-5, 0, 0), vector(35, -28, 0), 12., -6., vector(1, 1, 1))
 plate = triangle_distance(points, np.array([(-30, 30, 5), (35, 30, -5), (20, -20, 10)], np.float32), 4.)
@@ -493,6 +496,7 @@ class CurvedPlate:
 
 
 # %%
+#| fig-alt: "Outlines of a bowed tube, a flat tube and a curved plate, with the atoms they are made of"
 bowed = Tube([(-40, -30, 0, 4), (-10, 20, 0, 12), (20, 5, 0, 8), (40, 30, 0, 3)])
 oval = Tube([(-25, 0, 0), (25, 0, 0)], radius=16, flat=(1, 2.5, 1))
 wing = CurvedPlate(

@@ -262,6 +262,7 @@ spine_y = PchipInterpolator(_SPINE_Z, _SPINE_Y)  # y in mm of the spine at heigh
 spine_slope = spine_y.derivative()               # dy/dz
 
 # %%
+#| fig-alt: "Outlines of trunk, cavity and head from the front and from the left, with the spine"
 z = np.arange(-100, 940, 4, dtype=np.float32)[:, None]
 across = np.linspace(-190, 190, 96, dtype=np.float32)
 planes = {

@@ -79,6 +79,7 @@ class Traits:
 
 
 # %%
+#| fig-alt: "Belly against fat under the skin, one mark for each of 500 women and men"
 many = [Traits.draw(np.random.default_rng(seed)) for seed in range(500)]
 fig, ax = plt.subplots(figsize=(3.4, 2.4), layout="constrained")
 for female, label, marker in ((True, "women", "o"), (False, "men", "^")):
@@ -166,6 +167,7 @@ class Waves:
 
 
 # %%
+#| fig-alt: "Noise in four sizes of grain, from 70 to 9 millimetres"
 s = np.linspace(-120, 120, 120, dtype=np.float32)
 plane = np.stack([*np.meshgrid(s, s), np.zeros((120, 120), np.float32)])
 fig, axes = plt.subplots(1, 4, figsize=(7, 2), layout="constrained")
@@ -204,6 +206,7 @@ class Warp:
 
 
 # %%
+#| fig-alt: "A ball before and after the warp of four patients: each becomes another rounded shape"
 ball, = Ball((0, 0, 0), (90, 60, 60)).atoms(Pose(1, 1., np.zeros(3), np.zeros(3)))
 fig, axes = plt.subplots(1, 4, figsize=(7, 2), layout="constrained")
 for ax, seed in zip(axes, range(4)):

@@ -307,6 +307,7 @@ def view(body: Body, kind: str, at, fov: float, size: int, tilt=(0, 0)) -> Cut:
 
 
 # %%
+#| fig-alt: "Liver and aorta in an axial, a coronal and a sagittal cut, with the windows of their parts"
 cuts = {kind: view(body, kind, (-20, 10, 350), 300, 96) for kind in VIEWS}
 fig, axes = plt.subplots(1, 3, figsize=(6, 2.2), layout="constrained")
 labels = {

@@ -159,6 +159,7 @@ def draw_outlines(cut: Cut) -> dict[str, np.ndarray]:
 
 
 # %%
+#| fig-alt: "Outlines of skin, muscles, cavity and borders in an axial, a coronal and a sagittal cut"
 cuts = {
     "axial, z = 330": view(body, "axial", (0, 4, 330), 420, 128),
     "coronal": view(body, "coronal", (0, 4, 400), 1100, 128),
@@ -358,6 +359,7 @@ def paint_slice(cut: Cut) -> tuple[np.ndarray, np.ndarray]:
 
 
 # %%
+#| fig-alt: "A painted slice in the challenge's frame, in the radiologist's, and with its labels"
 def two_organs(patient, rng):
     yield Organ(
         "liver",

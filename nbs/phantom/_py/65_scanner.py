@@ -72,6 +72,7 @@ def scanner_noise(hu: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 # %%
+#| fig-alt: "A slice from the formula, the same scanned, and the difference: noise with streaks"
 hu, label = paint_slice(view(whole_body([1, 7]), "axial", (0, 4, 340), 360, 192))
 noisy = scanner_noise(hu, np.random.default_rng(3))
 difference = noisy - hu
@@ -149,6 +150,7 @@ def to_grey(hu: np.ndarray, level: float, width: float) -> np.ndarray:
 
 
 # %%
+#| fig-alt: "One slice in four display windows: soft tissue, lung, bone and a narrow one"
 fig, axes = image_grid(1, 4, 2)
 for ax, title, window in zip(
     axes[0], ("soft tissue", "lung", "bone", "narrow"), ((45, 400), (-550, 1400), (380, 1700), (90, 180))

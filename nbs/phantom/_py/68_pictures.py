@@ -95,5 +95,6 @@ def show_cuts(body: Body, cuts: list[tuple], fov: float, columns: int = 6, size:
 
 
 # %%
+#| fig-alt: "Three cuts through a body of limbs alone: axial, coronal and sagittal"
 cuts = [("axial", (0, 4, 610)), ("coronal", (0, 10, 400)), ("sagittal", (0, 4, 400))]
 _ = show_cuts(Body([1, 7], LIMBS), cuts, fov=900, columns=3)

@@ -85,6 +85,7 @@ def limbs(patient: Patient, rng: np.random.Generator) -> Iterator[Organ]:
 LIMBS = [BodyRegion(2, limbs)]
 
 # %%
+#| fig-alt: "Eight cuts through arms and legs: six axial, one coronal, one sagittal"
 cuts = [("axial", (0, 4, z)) for z in (720, 610, 480, 260, 90, -60)] + [
     ("coronal", (0, 10, 400)),
     ("sagittal", (0, 4, 400)),

@@ -85,6 +85,7 @@ def vessel_tree(rng: np.random.Generator, root, side: int) -> Chain:
 
 
 # %%
+#| fig-alt: "The twigs of the left lung's vessels from the front, branching outwards"
 tree = vessel_tree(np.random.default_rng(0), (36, 18, 532), side=1)
 fig, ax = plt.subplots(figsize=(3, 2.4), layout="constrained")
 for start, end, radius in zip(tree.points[:tree.count], tree.points[tree.count:], tree.start_radii):
@@ -129,6 +130,7 @@ def lungs(patient: Patient, rng: np.random.Generator) -> Iterator[Organ]:
 
 
 # %%
+#| fig-alt: "Six cuts through the lungs in a lung window"
 body = Body([1, 7], [*LIMBS, BodyRegion(3, lungs)])
 cuts = [("axial", (0, 4, z)) for z in (600, 500, 430)] + [
     ("coronal", (0, 0, 480)),
@@ -191,6 +193,7 @@ def heart(patient: Patient, rng: np.random.Generator) -> Iterator[Organ]:
 CHEST = [BodyRegion(3, lungs), BodyRegion(4, heart)]
 
 # %%
+#| fig-alt: "Six cuts through the chest: heart, airway, gullet and the large vessels, with their labels"
 cuts = [("axial", (0, 4, z)) for z in (640, 560, 530, 500, 465)] + [("coronal", (0, -20, 500))]
 body = Body([1, 7], [*LIMBS, *CHEST])
 show_cuts(body, cuts, fov=360)

@@ -136,6 +136,7 @@ def upper_belly(patient: Patient, rng: np.random.Generator) -> Iterator[Organ]:
 
 
 # %%
+#| fig-alt: "Six cuts through the upper belly with liver, spleen, stomach and gallbladder labelled"
 cuts = [("axial", (0, 4, z)) for z in (425, 390, 350, 320)] + [
     ("coronal", (0, -20, 390)),
     ("coronal", (0, 20, 390)),
@@ -239,6 +240,7 @@ def bowel(patient: Patient, rng: np.random.Generator) -> Iterator[Organ]:
 
 
 # %%
+#| fig-alt: "Six cuts through the belly with small bowel and colon labelled"
 regions = [*LIMBS, *CHEST, BodyRegion(5, upper_belly), BodyRegion(6, bowel)]
 cuts = [("axial", (0, 4, z)) for z in (340, 290, 250, 200, 120)] + [("coronal", (0, -40, 240))]
 _ = show_cuts(Body([1, 7], regions), cuts, fov=340, painted=classes_of([BodyRegion(6, bowel)]))
@@ -317,6 +319,7 @@ def deep_belly(patient: Patient, rng: np.random.Generator) -> Iterator[Organ]:
 ABDOMEN = [BodyRegion(5, upper_belly), BodyRegion(6, bowel), BodyRegion(7, deep_belly)]
 
 # %%
+#| fig-alt: "Six cuts with kidneys, adrenal glands, pancreas, bladder and pelvic organs labelled"
 body = Body([1, 7], [*LIMBS, *CHEST, *ABDOMEN])
 cuts = [("axial", (0, 4, z)) for z in (378, 330, 300, 85)] + [
     ("coronal", (0, 34, 330)),

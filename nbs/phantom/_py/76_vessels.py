@@ -66,6 +66,7 @@ def vessels(patient: Patient, rng: np.random.Generator) -> Iterator[Organ]:
 VESSELS = [BodyRegion(8, vessels)]
 
 # %%
+#| fig-alt: "Arteries in red and veins in blue from the front; pale ones have no class"
 fig, ax = plt.subplots(figsize=(3.2, 4.2), layout="constrained")
 for organ in vessels(None, np.random.default_rng(0)):
     for tube in organ.shapes:
@@ -86,6 +87,7 @@ ax.invert_xaxis()
 ax.legend(loc="center left", bbox_to_anchor=(1, .5), fontsize=7)
 
 # %%
+#| fig-alt: "Six axial cuts with the vessels labelled"
 body = Body([1, 7], [*LIMBS, *CHEST, *ABDOMEN, *VESSELS])
 cuts = [("axial", (0, 4, z)) for z in (620, 560, 500, 310, 230, 100)]
 show_cuts(body, cuts, fov=320, painted=classes_of(VESSELS))

@@ -126,6 +126,7 @@ def muscles(patient: Patient, rng: np.random.Generator) -> Iterator[Organ]:
 MUSCLES = [BodyRegion(9, muscles)]
 
 # %%
+#| fig-alt: "Six cuts with the muscles of back, hip and buttocks labelled"
 body = Body([1, 7], [*LIMBS, *CHEST, *ABDOMEN, *VESSELS, *MUSCLES])
 cuts = [("axial", (0, 4, z)) for z in (560, 280, 190, 130, 80)] + [("coronal", (0, 40, 200))]
 show_cuts(body, cuts, fov=400, painted=classes_of(MUSCLES))

@@ -87,6 +87,7 @@ def cartilage_end(cavity: Loft, number: int, seventh: np.ndarray) -> np.ndarray:
 
 
 # %%
+#| fig-alt: "The paths of twelve left ribs seen from the left, falling from back to front"
 cavity = Patient([1, 7]).cavity
 fig, ax = plt.subplots(figsize=(3.4, 2.8), layout="constrained")
 for rib, colour in zip(RIBS, plt.cm.viridis(np.linspace(0, .9, 12))):
@@ -139,6 +140,7 @@ def ribs(patient: Patient, rng: np.random.Generator) -> Iterator[Organ]:
 
 
 # %%
+#| fig-alt: "Six cuts with the ribs labelled"
 cuts = [("axial", (0, 4, z)) for z in (620, 540, 430)] + [
     ("coronal", (0, -60, 500)),
     ("coronal", (0, 30, 500)),
@@ -238,6 +240,7 @@ def vertebra(number: int) -> tuple[list, Ball]:
 
 
 # %%
+#| fig-alt: "Three vertebrae from above: L4, T7 and C4, each smaller than the one before"
 still = Pose(1, 1., np.zeros(3), np.zeros(3))
 fig, axes = plt.subplots(1, 3, figsize=(5.4, 2), layout="constrained")
 for ax, number in zip(axes, (1, 10, 20)):
@@ -310,6 +313,7 @@ def spine(patient: Patient, rng: np.random.Generator) -> Iterator[Organ]:
 
 
 # %%
+#| fig-alt: "Six cuts with the vertebrae labelled"
 cuts = [("axial", (0, 4, z)) for z in (690, 500, 298, 150)] + [
     ("coronal", (0, 45, 400)),
     ("sagittal", (0, 4, 400)),
@@ -407,6 +411,7 @@ SKELETON = [
 ]
 
 # %%
+#| fig-alt: "Six cuts with shoulder blades, hips and the bones of the limbs labelled"
 body = Body([1, 7], [*BEFORE, *SKELETON])
 cuts = [("axial", (0, 4, z)) for z in (640, 590, 190, 150, 80)] + [("coronal", (0, 10, 100))]
 show_cuts(body, cuts, fov=440, painted=classes_of(SKELETON[2:]))

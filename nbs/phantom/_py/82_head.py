@@ -94,6 +94,7 @@ def head(patient: Patient, rng: np.random.Generator) -> Iterator[Organ]:
 
 
 # %%
+#| fig-alt: "Six cuts through skull and brain, brain and face labelled"
 cuts = [("axial", (0, 4, z)) for z in (880, 850, 820)] + [
     ("coronal", (0, 0, 820)),
     ("sagittal", (3, 4, 820)),
@@ -216,6 +217,7 @@ def face(patient: Patient, rng: np.random.Generator) -> Iterator[Organ]:
 HEAD_AND_NECK = [BodyRegion(14, head), BodyRegion(15, face)]
 
 # %%
+#| fig-alt: "Six cuts through face and throat, with the classes of the head labelled"
 cuts = [("axial", (0, 4, z)) for z in (825, 795, 770, 745, 715)] + [("sagittal", (25, 4, 790))]
 body = Body([1, 7], [*BEFORE, *HEAD_AND_NECK])
 show_cuts(body, cuts, fov=240, painted=classes_of(HEAD_AND_NECK))

@@ -63,6 +63,7 @@ test_eq(labels, set(range(1, 55)))
 # The whole patient from the front and from the side:
 
 # %%
+#| fig-alt: "The whole patient in four coronal and four sagittal cuts, all classes coloured"
 cuts = [("coronal", (0, y, 390)) for y in (-40, 0, 30, 60)] + [
     ("sagittal", (x, 4, 390)) for x in (-60, 0, 30, 90)
 ]
@@ -85,6 +86,7 @@ assert centre["vertebrae_lumbar"][1] < 128
 # Every patient is different. The same cut through six of them:
 
 # %%
+#| fig-alt: "The same axial cut through six patients, all classes coloured; no two are alike"
 from ctseg.core.style import class_legend, image_grid, overlay, show_image
 from ctseg.phantom.pictures import hang
 from ctseg.phantom.scanner import to_grey

@@ -250,6 +250,7 @@ def phantom_slices(
 
 
 # %%
+#| fig-alt: "Twenty-four phantom slices of different heights, directions and windows"
 slices = phantom_slices(24, size=128, seed=5)
 print(slices)
 fig, axes = image_grid(3, 8, 1)
@@ -307,6 +308,7 @@ def hide_labels(
 
 
 # %%
+#| fig-alt: "A phantom slice, its full truth, and the half of it that annotators outlined"
 partial = hide_labels(slices)
 i = int(slices.present.sum(1).argmax())
 fig, axes = image_grid(1, 3, 2)
@@ -327,6 +329,7 @@ assert not (partial.present & ~partial.known).any()                           # 
 test_eq(partial.masks[partial.masks > 0], slices.masks[partial.masks > 0])    # and is true
 
 # %%
+#| fig-alt: "States of all cells: every one known in the truth, half of them unknown as annotated"
 fig, axes = plt.subplots(1, 2, figsize=(7, 2.2), layout="constrained")
 show_states(axes[0], states_of(slices.present, slices.known), "truth: every cell known")
 show_states(axes[1], states_of(partial.present, partial.known), "as annotated: half of the cells")

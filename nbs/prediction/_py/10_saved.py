@@ -21,7 +21,7 @@ from ctseg.core.json_files import read_json
 from ctseg.core.schema import fields, fit_schema, listed, mapped, maybe, number, short, text
 from ctseg.inference.expected_dice import ExpectedDice
 from ctseg.inference.rule import Rule, read_rule
-from ctseg.runs.folder import Run, read_spec
+from ctseg.runs.folder import Run, check_begun, check_weights, read_spec
 from ctseg.runs.sums import check_finished, check_sum
 
 # %%
@@ -40,7 +40,8 @@ from ctseg.data.toys import toy_set
 from ctseg.inference.expected_dice import ExpectedDice
 from ctseg.inference.rule import Rule
 from ctseg.recipes.table import get_recipe
-from ctseg.runs.folder import Run, make_spec, start_run
+from ctseg.runs.folder import make_spec
+from ctseg.runs.start import start_run
 
 # %% [markdown]
 # A run folder travels: it is copied, mailed, edited by hand, truncated by a full disk. So we check its files once, here, and the rest of the package works with what the checks return.
@@ -56,8 +57,8 @@ def run_spec(
     weights: bool = True, # there must be weights to load
 ) -> dict[str, Any]: # recipe, seed, data, classes, image_shape and versions
     "The `recipe.json` of a run; `InputError` where there is no run, or no phase of it is finished."
-    run.check_begun()
-    if weights: run.check_weights()
+    check_begun(run)
+    if weights: check_weights(run)
     check_finished(run.folder)
     return read_spec(run/"recipe.json")
 

@@ -367,6 +367,7 @@ def choose_rule(
 
 
 # %%
+#| fig-alt: "Held-out Dice against the gate for several thresholds; a dotted line marks the chosen rule"
 rule, scores = choose_rule(ensemble, parts)
 print(f"{len(scores)} rules tried; chosen: {rule}; Dice {scores[rule]:.3f}, by argmax {scores[Rule()]:.3f}")
 gated, by_gate = choose_rule(ensemble, parts, expected=False)

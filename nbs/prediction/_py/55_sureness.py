@@ -223,7 +223,7 @@ Note = Callable[[list[str], np.ndarray, torch.Tensor, torch.Tensor], None]  # na
 
 
 def table_rows(judge: Judge, names: list[str], columns: dict[str, torch.Tensor]) -> Iterator[list[Any]]:
-    "The rows of some images, in the order of `COLUMNS`."
+    "A row an image and class, in the order of `COLUMNS`; `columns`: name → tensor [images,C]."
     for n, image in enumerate(names):
         for c, name in enumerate(judge.predictor.classes.names):
             row: list[Any] = [image, name, int(columns["pixels"][n, c])]

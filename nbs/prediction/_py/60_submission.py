@@ -22,9 +22,11 @@ import torch
 from tqdm import tqdm
 
 from ctseg.core.anatomy import ClassMap
+from ctseg.core.arguments import checks_arguments
 from ctseg.core.atomic import atomic_path
-from ctseg.core.errors import InputError
+from ctseg.core.errors import InputError, some_of
 from ctseg.core.paths import real_path, refuse_folder
+from ctseg.data.images import other_images
 from ctseg.data.lazy import LazyPixels, blank_like, blocks, seen_values
 from ctseg.data.mask_csv import PixelRows, check_names, write_masks
 from ctseg.data.mask_rows import iter_rows, read_image_names
@@ -115,6 +117,7 @@ except InputError as e: print(str(e).replace(keep.name, "…"))
 
 # %%
 #| export
+@checks_arguments
 def write_submission(masks: np.ndarray | LazyPixels, names: list[str], path: str | Path):
     "The challenge's submission for masks uint8 [N, H, W] of images `names`: whole and read back, or not there."
     names = list(names)
@@ -163,6 +166,12 @@ for images, out in ((folder/"images", folder/"masks.txt"), (folder, folder/"s.cs
 
 # %%
 #| export
+def warn_of_others(images: str | Path):
+    "A warning if a folder holds images that are no PNG files: nothing is predicted for them."
+    others = other_images(images)
+    if others:
+        warnings.warn(f"{images}: not predicted, since they are no PNG: {some_of(others)}")
+
 def check_class_names(classes: ClassMap, path: Path):
     "`InputError` if a `class_names.json` (at `path`, if there is one) names other structures than `classes`."
     if not path.exists(): return
@@ -374,6 +383,7 @@ def predict_folder(
 ) -> dict[str, Any]: # facts for people
     "Write the submission for a folder of images of any number."
     names, pixels, slices = check_files(images, out, probabilities, confidence)
+    if slices is None: warn_of_others(images)
     size = pixels.shape[1:]
     check_fit(predictor, images, size, slices)
     shown = shown_images(predictor, images, names, pixels, slices)

@@ -48,8 +48,9 @@ from ctseg.core.device import pick_device
 from ctseg.data.toys import toy_set
 from ctseg.models.zoo import create_model
 from ctseg.recipes.table import get_recipe
-from ctseg.runs.folder import make_spec, start_run
+from ctseg.runs.folder import make_spec
 from ctseg.runs.job import Job
+from ctseg.runs.start import start_run
 from ctseg.training.checkpoints import save_weights
 
 
@@ -220,7 +221,7 @@ slices, _ = toy_set(16, 12)
 recipe = get_recipe("masked").change(width=4, folds=4)
 old_run = start_run(Run(Path(keep.name)/"old"), make_spec(recipe, slices, 0))
 old_job = Job(recipe, slices, old_run, pick_device("cpu"), progress=False)
-old_model = old_job.make_model()
+old_model = old_job.networks.make()
 save_weights(old_model, old_run.weights)
 
 order = ClassMap.from_names([slices.classes.names[2], "thyroid", slices.classes.names[0]])
@@ -328,10 +329,10 @@ class Earlier:
     network: OldNetwork | None = None
     classes: ClassMap | None = None
 
-    def options(self, deadline: Deadline | None = None, watchers: tuple = ()) -> JobOptions:
+    def options(self, deadline: Deadline | None = None, memory: float | None = None) -> JobOptions:
         "The options of a job that starts from these runs."
         taught = self.network.taught if self.network else None
-        return JobOptions(deadline, watchers, self.start, self.network, taught)
+        return JobOptions(deadline, self.start, self.network, taught, memory)
 
     def record(self) -> dict[str, dict[str, str]]:
         "What `recipe.json` keeps."

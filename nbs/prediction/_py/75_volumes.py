@@ -210,6 +210,7 @@ def label_volume(
 
 
 # %%
+#| fig-alt: "One slice of three scans: the truth above, the predicted labels below"
 done = {name: label_volume(predictor, scan, Slicing()) for name, scan in scans.items()}
 fig, axes = image_grid(2, 3)
 for col, (name, scan) in zip(axes.T, scans.items()):

@@ -11,6 +11,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+from ctseg.core.arguments import checks_arguments
 from ctseg.core.errors import did_you_mean
 from ctseg.losses.registry import DiceSettings, MarginalSettings, MaskedSettings
 from ctseg.methods.mean_teacher import MeanTeacherSettings
@@ -142,10 +143,11 @@ pd.DataFrame(
 
 # %%
 #| export
-def get_recipe(name: str) -> Recipe:
+@checks_arguments
+def get_recipe(name: str | Path) -> Recipe:
     "The recipe called `name`, or that of a run, by the path of its `recipe.json`; an unknown name shows the nearest ones."
     if str(name).endswith(".json"): return read_spec(Path(name))["recipe"]
-    name = OLD_NAMES.get(name, name)
+    name = OLD_NAMES.get(str(name), str(name))
     if name not in RECIPES: raise did_you_mean("recipe", name, RECIPES)
     return RECIPES[name]
 

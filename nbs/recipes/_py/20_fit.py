@@ -11,8 +11,8 @@
 import math
 import sys
 import warnings
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
@@ -20,6 +20,7 @@ import numpy as np
 
 # %%
 #| export
+from ctseg.core.arguments import checks_arguments, options_of
 from ctseg.core.device import DevicePlan, pick_device
 from ctseg.core.atomic import atomic_path
 from ctseg.core.errors import InputError, say
@@ -35,17 +36,19 @@ from ctseg.io.imported import imported_slicing
 from ctseg.io.neighbours import neighbour_mm, with_neighbours
 from ctseg.metrics.bootstrap import bootstrap_mean
 from ctseg.metrics.evaluate import plain_value
-from ctseg.models.settings import make_model
 from ctseg.prediction.choose import Part, choose_rule, rule_tables
 from ctseg.prediction.earlier import Earlier, earlier_runs
 from ctseg.prediction.predictor import Predictor, load_predictor
 from ctseg.prediction.prepare import calibrate_run
 from ctseg.recipes.table import DEFAULT_RECIPE, RECIPES, get_recipe
 from ctseg.runs.card import write_card
-from ctseg.runs.folder import Run, make_spec, start_run
+from ctseg.runs.folder import Run, make_spec
 from ctseg.runs.job import Job
 from ctseg.runs.network import decide_network
-from ctseg.runs.recipe import Recipe, names_of, recipe_fields, recipe_plugins, unknown_setting
+from ctseg.runs.notes import Watcher, device_in_words
+from ctseg.runs.phases import Phases
+from ctseg.runs.recipe import Recipe, is_setting, names_of, recipe_fields, recipe_plugins, unknown_setting
+from ctseg.runs.start import check_free, held_run, prospect, start_run
 from ctseg.runs.sums import write_metrics
 from ctseg.training.curves import plot_curves
 from ctseg.training.deadline import Deadline, Stopped, read_duration
@@ -88,7 +91,7 @@ def check_job(job: Job) -> str: # where a pretrained encoder's weights come from
     check_whole("seed", job.seed, 0, 2**63 - 1)
     check_batches(job.recipe)
     refuse_too_large(job)
-    model = job.prepare_model()
+    model = job.networks.prepare()
     make_optimiser(model, job.setup)
     compute = job.recipe.compute
     if compute.compile and not job.plan.can_compile:
@@ -103,15 +106,13 @@ def check_job(job: Job) -> str: # where a pretrained encoder's weights come from
 #| export
 def refuse_too_large(job: Job) -> None:
     "`InputError` if a step cannot fit into memory. A card works off a batch image by image if it must."
-    recipe, classes = job.recipe, len(job.labelled.classes)
+    recipe = job.recipe
     size = (job.image_size,)*2 if job.image_size else job.labelled.images.shape[1:]
-    out_chans, in_chans = job.loss.out_chans(classes), recipe.data.channels
     def build():
-        return make_model(
-            recipe.model, out_chans, classes, job.image_size, trained=True, in_chans=in_chans)
+        return job.networks.build(trained=True)
     batch = -(-recipe.schedule.batch_size//(world()*recipe.compute.pieces))
     images = 1 if job.device.type == "cuda" else batch
-    need = least_bytes(build, size, images, job.plan.precision == "fp32", in_chans)
+    need = least_bytes(build, size, images, job.plan.precision == "fp32", recipe.data.channels)
     what = f"{recipe.model.name} at {size[0]}x{size[1]} pixels, {images} at a time"
     check_memory(need, free_bytes(job.device), what)
 
@@ -210,13 +211,14 @@ print(facts["slices"], "slices,", facts["groups"], "groups,", list(facts["interv
 
 # %%
 #| export
-def finish(job: Job) -> None:
+def finish(phases: Phases) -> None:
     "Choose the rule, calibrate, write curves, card and `metrics.json`; `Stopped` if the deadline comes first."
-    facts: dict[str, Any] = {"phases": job.completed, "epochs": len(job.history)}
-    facts["dice held out, argmax"] = job.history[-1]["dice"]
+    job, history = phases.job, phases.history
+    facts: dict[str, Any] = {"phases": phases.completed, "epochs": len(history)}
+    facts["dice held out, argmax"] = history[-1]["dice"]
     rule, tune = Rule(gate=job.recipe.rule.least_peak), job.recipe.rule.tune_rule
     each = job.in_time("while the decision rule was chosen; all phases are trained", together=False)
-    batch_size = min(16, max(1, job.schedule.batch_size//job.pieces))  # what training had room for
+    batch_size = min(16, max(1, job.schedule.batch_size//phases.pieces))  # what training had room for
     rules = {"argmax": Rule()}
     predictor = load_predictor(job.run.folder, str(job.device)) if len(job.holdout) else None
     if tune and predictor:
@@ -240,16 +242,16 @@ print(finish.__doc__)
 
 # %%
 #| export
-def finish_in_time(job: Job) -> str:
+def finish_in_time(phases: Phases) -> str:
     "`finish`; the reason if the deadline came first."
-    try: finish(job)
+    try: finish(phases)
     except Stopped as e: return str(e)
     return ""
 
-def carry_out(job: Job) -> None:
+def carry_out(phases: Phases) -> None:
     "All phases, then the end of the run; `Stopped` in every process if one had to stop."
-    job.carry_out()
-    stopped = on_main(lambda: finish_in_time(job))
+    phases.carry_out()
+    stopped = on_main(lambda: finish_in_time(phases))
     if agree(bool(stopped)): raise Stopped(stopped or "another process stopped")
 
 
@@ -294,6 +296,28 @@ class FitOptions:
 # %% [markdown]
 # `fit` takes each of them as a keyword. An editor completes and checks them, since their types are declared:
 
+# %% [markdown]
+# A setting of the recipe is no option of `fit`; a line says where it goes.
+
+# %%
+#| export
+def read_options(options: Mapping[str, Any], recipe: Recipe | str) -> FitOptions:
+    "The options of `fit`; `InputError` for an unknown one, and for a setting of the recipe."
+    known = {field.name for field in fields(FitOptions)}
+    setting = next((name for name in options if name not in known and is_setting(name)), "")
+    if setting:
+        name = recipe.name if isinstance(recipe, Recipe) else recipe
+        remedy = f"get_recipe({name!r}).change({setting}={options[setting]!r})"
+        raise InputError(f"fit: {setting} is a setting of the recipe; give recipe={remedy}")
+    return options_of(FitOptions, options, "fit")
+
+
+# %%
+for wrong in ({"lr": 0.1}, {"time_limits": "1h"}):
+    try: read_options(wrong, "marginal")
+    except InputError as e: print(e)
+
+
 # %%
 #| export
 class FitKeywords(TypedDict, total=False):
@@ -325,9 +349,9 @@ except InputError as e: print(e)
 
 # %%
 #| export
-def as_watchers(callbacks: Iterable[Callback], folder: Path) -> tuple[Callable[[list[dict]], None], ...]:
-    "Callbacks as a job calls them, with the history; a text that one of them returns becomes `Stopped`."
-    def watcher(callback: Callback) -> Callable[[list[dict]], None]:
+def as_watchers(callbacks: Iterable[Callback], folder: Path) -> tuple[Watcher, ...]:
+    "Callbacks as phases call them, with the history; a text that one of them returns becomes `Stopped`."
+    def watcher(callback: Callback) -> Watcher:
         def watch(history: list[dict]) -> None:
             answer = callback(len(history), dict(history[-1]), folder)
             if isinstance(answer, str) and answer:
@@ -362,7 +386,8 @@ except Stopped as e: print(e)
 def announce(job: Job, data: Any, source: str, earlier: Iterable[str] = ()) -> None:
     "Say on which device a run trains, from which weights an encoder starts, what comes from earlier runs, and how few groups are held out."
     if rank(): return
-    lines = [f"training on {job.where}: {job.recipe.model.name}"]  # a forgotten GPU is better seen now
+    # a forgotten GPU is better seen now
+    lines = [f"training on {device_in_words(job.plan)}: {job.recipe.model.name}"]
     if source: lines.append(f"the encoder starts from {source}")
     for line in [*lines, *earlier]:
         say(line, sys.stderr)
@@ -378,10 +403,10 @@ TOO_LARGE = "out of memory; choose a smaller image_size, batch_size or width"  #
 
 
 def start_and_tell(run: Run, spec: dict[str, Any], resume: bool, tell: bool) -> None:
-    "`start_run`; with `tell`, then a line about what `resume` has found there, see `Run.prospect`."
-    prospect = run.prospect if resume and tell else ""
+    "`start_run`; with `tell`, then a line about what `resume` has found there, see `prospect`."
+    found = prospect(run) if resume and tell else ""
     start_run(run, spec, resume)
-    if prospect: say(f"ctseg: {prospect}", sys.stderr)
+    if found: say(f"ctseg: {found}", sys.stderr)
 
 
 # %%
@@ -394,12 +419,14 @@ def open_trackers(names: tuple[str, ...], run: Run, spec: dict[str, Any]) -> Tra
     return Trackers(names, run.folder, facts | config)
 
 
-def carry_out_watched(job: Job, names: tuple[str, ...], spec: dict[str, Any]) -> None:
-    "`carry_out` with trackers by their names, which are closed at its end."
+def carry_out_watched(
+    job: Job, names: tuple[str, ...], spec: dict[str, Any], callbacks: Iterable[Callback] = (),
+) -> None:
+    "`carry_out` with callbacks, and with trackers by their names, which are closed at its end."
+    watchers = as_watchers(callbacks, job.run.folder)
     trackers = open_trackers(names, job.run, spec)
-    if trackers is None: return carry_out(job)
-    job.options = replace(job.options, watchers=(trackers, *job.options.watchers))
-    try: carry_out(job)
+    if trackers is None: return carry_out(Phases(job, watchers))
+    try: carry_out(Phases(job, (trackers, *watchers)))
     finally: trackers.finish()
 
 
@@ -485,21 +512,20 @@ def make_job(
     recipe, facts = main_first(lambda: decide_network(given, run, slices.images.shape[1:]))
     refuse_lost_settings(given, recipe, facts.get("replaced", ""))
     earlier = earlier_runs(more.init, more.teacher, recipe, slices.classes, plan)
-    options = earlier.options(deadline, as_watchers(more.callbacks, run.folder))
-    room = read_size(more.memory) if more.memory else None
-    options = replace(options, memory=room)
+    options = earlier.options(deadline, read_size(more.memory) if more.memory else None)
     job = Job(recipe, slices, run, plan, seed, progress, options)
     return job, earlier, earlier.record() | facts
 
 
 # %%
 #| export
+@checks_arguments
 def fit(
     data: SliceSet | str | Path, # slices, a challenge folder or a store
-    recipe: Recipe | str = DEFAULT_RECIPE, # or its name, or the `recipe.json` of a run
+    recipe: Recipe | str = DEFAULT_RECIPE, # or its name, or a run's `recipe.json`
     out: str | Path = "runs/run",
     seed: int = 0,
-    resume: bool = False, # continue a run that was cut
+    resume: bool = False, # go on with a cut run
     device: str = "auto",
     progress: bool = True,
     **options: Unpack[FitKeywords],
@@ -507,15 +533,14 @@ def fit(
     """Train by a recipe; the finished run. `InputError` for what must change, `Stopped` at the time limit.
 
     Seldom given, see `FitOptions`: time_limit, annotated, plugins, log, callbacks, init, teacher, memory."""
-    more = FitOptions(**options)
-    trackers = check_trackers(more.log)
+    more = read_options(options, recipe)
+    names = check_trackers(more.log)
     recipe, plugins = with_plugins(recipe, more.plugins)
     plan, run = pick_device(device, recipe.compute.precision), Run(out)
     with more.deadline() as deadline, memory_errors(f"{plan.name}: {TOO_LARGE}"):
         make_accelerator(plan)  # connects the processes
-        on_main(lambda: run.check_free(resume))
-        try:
-            if not run.finished: on_main(run.lock)
+        on_main(lambda: check_free(run, resume))
+        with held_run(run):
             slices = more.read(data, recipe.data.context)
             job, earlier, facts = make_job(recipe, slices, run, seed, more, plan, deadline, progress)
             source = check_job(job)
@@ -523,8 +548,7 @@ def fit(
             on_main(lambda: start_and_tell(run, spec, resume, progress))
             if run.finished: return run
             if progress: announce(job, data, source, earlier.lines())
-            carry_out_watched(job, trackers, spec)
-        finally: run.unlock()
+            carry_out_watched(job, names, spec, more.callbacks)
     return run
 
 

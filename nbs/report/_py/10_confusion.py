@@ -127,12 +127,14 @@ def heat_table(
 
 
 # %%
+#| fig-alt: "A table of two lungs by what their pixels were called, as shares of the pixels"
 heat = heat_table(table)
 test_eq(heat["columns"], [0, 1, 2])  # no heart, and nothing taken for one
-fig, ax = plt.subplots(figsize=(3.6, 1.8), layout="constrained")
-ax.imshow([shares for _, shares in heat["rows"]], cmap="GnBu", vmin=0, vmax=1)
+fig, ax = plt.subplots(figsize=(5, 2), layout="constrained")
+ax.imshow([shares for _, shares in heat["rows"]], cmap="GnBu", vmin=0, vmax=1, aspect="auto")
 ax.set_xticks(range(3), ["background", *lungs.names[:2]])
 ax.set_yticks(range(2), [lungs.name(i) for i, _ in heat["rows"]])
 ax.set(title="share of the pixels", xlabel="called")
 for y, (_, shares) in enumerate(heat["rows"]):
-    for x, share in enumerate(shares): ax.text(x, y, f"{share:.0%}", ha="center", va="center")
+    for x, share in enumerate(shares):
+        ax.text(x, y, f"{share:.0%}", ha="center", va="center", color="w" if share > .5 else "k")

@@ -68,6 +68,7 @@ def pack(*masks: np.ndarray) -> str:
 
 
 # %%
+#| fig-alt: "A toy slice as raw pixels and as compressed text: they look the same"
 slices, truth = toy_set(24, labelled=24, size=64)
 i = 3
 small, packed = picture(slices.images[i]), pack(truth[i], np.roll(truth[i], 3))
@@ -253,6 +254,7 @@ def curves(history: "pd.DataFrame") -> Markup:
 
 
 # %%
+#| fig-alt: "Loss and held-out Dice against the epoch, as the report draws them"
 epoch = np.arange(1, 21)
 history = pd.DataFrame(
     {
@@ -288,5 +290,6 @@ def kept_and_rejected(table: "pd.DataFrame", score: str) -> "Figure":
 
 
 # %%
+#| fig-alt: "A histogram of confidences, with the kept slices above a threshold in another colour"
 confidence = np.random.default_rng(0).beta(4, 2, 200)
 fig = kept_and_rejected(pd.DataFrame({"sdc": confidence, "kept": (confidence > .7).astype(int)}), "sdc")

@@ -113,6 +113,7 @@ def montage(
 
 
 # %%
+#| fig-alt: "A row of slices of a toy scan with the outlines of its organs"
 scan = torso_scans()["axes permuted and reversed"]
 fig, ax = plt.subplots(figsize=(8, 3), layout="constrained")
 ax.imshow(montage(scan, scan.labels, Slicing(), TORSO_CLASSES))

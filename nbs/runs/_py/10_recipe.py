@@ -9,12 +9,14 @@
 # %%
 #| export
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import ctseg.methods  # noqa: F401 registers the methods
+from ctseg.core.arguments import shown_argument
 from ctseg.core.errors import InputError, did_you_mean
+from ctseg.core.meant import meant
 from ctseg.core.registry import Plugin, plugins_of
 from ctseg.core.schema import Unexpected, fields, text
 from ctseg.core.settings import SettingInfo, Settings, carried_over, describe, parsed, setting
@@ -22,6 +24,7 @@ from ctseg.data.augmentations import AUGMENTATIONS, AugmentSettings, augment_set
 from ctseg.losses.registry import LOSSES, MaskedSettings
 from ctseg.models.settings import ModelSettings, model_settings
 from ctseg.models.zoo import MODELS
+from ctseg.runs.options import CHOSEN, OPTIONS, as_option
 from ctseg.runs.split import DataSettings
 from ctseg.training.method import METHODS
 from ctseg.training.setup import ComputeSettings, ScheduleSettings
@@ -101,7 +104,8 @@ def owners_of(kind: str, key: str) -> list[str]:
 
 
 # %% [markdown]
-# Some settings had another name, or gave way to another one. Who still types the old name is told the new one.
+# Some settings had another name, or gave way to another one. Who still types the old name is told the new one. Who brings the name of
+# another program is told [what it may mean here](../core/04_meant.ipynb), by the declared meanings.
 
 # %%
 #| export
@@ -110,24 +114,37 @@ RENAMED = {
     "gate": "cell_confidence", "pixel": "pixel_confidence", "absent": "absent_peak",
 }
 REPLACED = RENAMED | {"completion": "teacher_weight"}
-OPTIONS = ("seed", "device", "init", "teacher", "log", "resume", "memory", "time_limit", "annotated")
 
-def no_setting(what: str, key: str, valid: Iterable[str]) -> InputError:
-    "The error for a setting that is not among `valid` ones: its successor, or what looks alike."
-    if REPLACED.get(key) in valid:
-        return InputError(f"unknown {what} {key!r}; {REPLACED[key]!r} has taken its place")
-    if key in OPTIONS:
-        option = "--" + key.replace("_", "-")
-        return InputError(f"unknown {what} {key!r}; it is no part of a recipe: give it as {option}")
-    return did_you_mean(what, key, valid)
+def _meanings_of(settings: Settings) -> dict[str, str]:
+    "What the settings of a group mean, by their names, with the valid texts."
+    infos = names_of(settings)
+    return {name: "; ".join([info.meaning, *(info.choices or ())]) for name, info in infos.items()}
+
+def all_meanings(groups: Mapping[str, Settings]) -> dict[str, str]:
+    "What each option, each choice and each setting of some groups means, by its name."
+    meanings = {as_option(name): meaning for name, meaning in OPTIONS.items()}
+    meanings |= {kind: CHOSEN[kind] for kind in CHOICES if kind in groups}
+    for settings in groups.values():
+        meanings |= _meanings_of(settings)
+    return meanings
 
 
-# %%
-print(no_setting("setting", "completion", ["teacher_weight"]))
-
+# %% [markdown]
+# The message shows of each name what it means, up to the first semicolon.
 
 # %%
 #| export
+def no_setting(what: str, key: str, meanings: Mapping[str, str]) -> InputError:
+    "The error for a setting that is not among those with `meanings`: its successor, or what may be meant."
+    if REPLACED.get(key) in meanings:
+        return InputError(f"unknown {what} {key!r}; {REPLACED[key]!r} has taken its place")
+    if key in OPTIONS:
+        problem = f"it is no part of a recipe: give it as {as_option(key)}"
+        return InputError(f"unknown {what} {key!r}; {problem}")
+    near = [f"{name} ({meanings[name].partition(';')[0]})" for name in meant(key, meanings)]
+    hint = f"did you mean {' or '.join(near)}?" if near else "`ctseg recipes NAME` lists all, none is like it"
+    return InputError(f"unknown {what} {key[:200]!r}; {hint}")
+
 def unknown_setting(groups: dict[str, Settings], key: str) -> InputError:
     "The error for a setting that no group has; it names the choices that would have one of that name."
     for kind in [kind for kind in CHOICES if kind in groups]:
@@ -135,13 +152,14 @@ def unknown_setting(groups: dict[str, Settings], key: str) -> InputError:
         if others:
             problem = f"the {kind} {groups[kind].name} has none of that name, only {others}"
             return InputError(f"unknown setting {key!r}: {problem}")
-    valid = [name for settings in groups.values() for name in names_of(settings)]
-    return no_setting("setting", key, valid)
+    return no_setting("setting", key, all_meanings(groups))
 
 
 # %%
 print(list(names_of(ModelSettings())), owners_of("loss", "log_dice"))
 print(unknown_setting({"model": ModelSettings()}, "frozen"))
+for foreign in ("completion", "learning_rate", "bs", "backbone", "gpus", "momentum"):
+    print(unknown_setting(Recipe().groups(), foreign))
 
 
 # %%
@@ -152,9 +170,11 @@ def locate(groups: dict[str, Settings], key: str) -> tuple[str, str]:
     if dot:
         if group not in groups:
             raise did_you_mean("group of settings", group, groups)
-        valid = names_of(groups[group])
-        if name not in valid:
-            raise no_setting(f"setting of {group}", name, valid)
+        if name not in names_of(groups[group]):
+            elsewhere = [owner for owner, settings in groups.items() if name in names_of(settings)]
+            if elsewhere:
+                raise InputError(f"unknown setting of {group} {name!r}; did you mean {elsewhere[0]}.{name}?")
+            raise no_setting(f"setting of {group}", name, _meanings_of(groups[group]))
         return group, name
     owners = [candidate for candidate, settings in groups.items() if key in names_of(settings)]
     if not owners:
@@ -178,7 +198,7 @@ for wrong in ("lrate", "loss.epochs", "los.log_dice"):
 def chosen(group: str, name: str, old: Settings | None = None) -> Settings:
     "The settings of what is called `name`; those of `old` that were changed are kept, where both have them."
     if not isinstance(name, str):
-        raise InputError(f"{group}: its name is {name!r}, expected a text")
+        raise InputError(f"{group} is {shown_argument(name)}; expected its name, or its settings")
     kind = CHOICES[group](name)
     names = [info.name for info in describe(kind)]
     given = {"name": name} if "name" in names else {}
@@ -249,6 +269,9 @@ def changed_recipe(recipe: Recipe, values: dict[str, Any]) -> Recipe:
             continue
         value = values[key]
         by_name = key in CHOICES and not isinstance(value, Settings)
+        if key in GROUPS and not by_name and not isinstance(value, Settings):
+            raise InputError(f"{key} is {shown_argument(value)}; expected its settings, "
+                             "or give each of them by its own name")
         given[key] = chosen(key, value, getattr(recipe, key)) if by_name else value
     recipe = dataclasses.replace(recipe, **given)
     by_group: dict[str, dict[str, Any]] = {}
@@ -383,7 +406,8 @@ def recipe_fields(recipe: Recipe) -> list[tuple[str, Any, Any, str]]: # GROUP.NA
     for group, settings in recipe.groups().items():
         if group in CHOICES:
             names = ", ".join(REGISTRIES[group].names())
-            rows.append((group, settings.name, getattr(Recipe, group).name, f"one of: {names}"))
+            meaning = f"{CHOSEN[group]}, one of: {names}"
+            rows.append((group, settings.name, getattr(Recipe, group).name, meaning))
         for name, info in names_of(settings).items():
             rows.append((f"{group}.{name}", getattr(settings, name), info.default, info.meaning))
     return rows

@@ -8,35 +8,30 @@
 
 # %%
 #| export
-import contextlib
 import csv
 import os
-import shutil
-import sys
-import warnings
 from collections.abc import Iterable
 from dataclasses import asdict
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from ctseg.core.atomic import PART, atomic_path, remove
+from ctseg.core.arguments import checks_arguments
+from ctseg.core.atomic import atomic_path
 from ctseg.core.errors import InputError
 from ctseg.core.filetypes import check_folder, instead_of
-from ctseg.core.json_files import read_json, write_json
-from ctseg.core.paths import disk_errors, refuse_nameless, refuse_special
+from ctseg.core.json_files import read_json
 from ctseg.core.registry import Plugin, require_plugin
 from ctseg.core.schema import anything, fit_schema, mapped
 from ctseg.core.tables import csv_cell
 from ctseg.data.slices import SliceSet
-from ctseg.runs.contents import HISTORY, SPEC, TIMINGS, read_pseudo, read_run_table
-from ctseg.runs.lock import NO_RUN, FileLock
+from ctseg.runs.contents import HISTORY, SPEC, read_pseudo, read_run_table
+from ctseg.runs.lock import FileLock
 from ctseg.runs.old_recipe import as_before, is_old, nested
 from ctseg.runs.recipe import CHOICES, Recipe, recipe_dict, recipe_fields, recipe_from
-from ctseg.runs.sums import SUMS, check_sum
+from ctseg.runs.sums import check_sum
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -48,6 +43,7 @@ import tempfile
 import pandas as pd
 from fastcore.test import test_eq
 
+from ctseg.core.json_files import write_json
 from ctseg.data.toys import toy_set
 
 
@@ -86,6 +82,7 @@ with tempfile.TemporaryDirectory() as d:
     write_rows([{"epoch": 1, "loss": 0.5}, {"epoch": 2, "loss": 0.4, "dice": 0.8}], Path(d)/"rows.csv")
     print((Path(d)/"rows.csv").read_text())
 
+
 # %% [markdown]
 # ## The recipe of a run
 #
@@ -93,8 +90,6 @@ with tempfile.TemporaryDirectory() as d:
 
 # %%
 #| export
-VERSIONED = ("ctseg", "torch", "timm", "numpy", "accelerate")
-
 def make_spec(
     recipe: Recipe,
     slices: SliceSet,
@@ -201,7 +196,7 @@ test_eq(difference(spec, spec | {"recipe": Recipe(about="in other words").change
 
 # %%
 #| export
-def run_in_words(run: "RunFiles") -> str:
+def run_in_words(run: "Run") -> str:
     "Recipe, epochs, and how far the run has come."
     if not run.begun: return "empty"
     spec = fit_schema(read_json(run/"recipe.json"), SPEC, run/"recipe.json", "not the recipe of a run")
@@ -215,10 +210,15 @@ def run_in_words(run: "RunFiles") -> str:
 
 # %%
 #| export
-class RunPaths:
-    "Where the files of a run are."
-    def __init__(self, folder: str | Path): self.folder = Path(folder)
+class Run:
+    "A run folder: where its files are, each checked where it is read."
+    @checks_arguments
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        self.lock = FileLock()  # see `hold_run`
+
     def __truediv__(self, name: str) -> Path: return self.folder/name
+    def __repr__(self) -> str: return f"Run({str(self.folder)!r}: {run_in_words(self)})"
 
     @property
     def weights(self) -> Path:
@@ -230,34 +230,10 @@ class RunPaths:
         "Is there a `recipe.json`?"
         return os.path.lexists(self/"recipe.json")
 
-    def check_begun(self) -> None:
-        "`InputError` unless there is a run, with what there is in its place."
-        if self.begun: return
-        if self.folder.exists():
-            check_folder(self.folder, "the folder of a run")
-        hint = instead_of(self.folder, "recipe.json")
-        raise InputError(f"{self.folder}: no run here (no recipe.json){hint}")
-
     @property
     def finished(self) -> bool:
         "Has the run come to its end?"
         return os.path.lexists(self/"metrics.json")
-
-    def check_weights(self) -> None:
-        "`InputError` where there are no weights to predict with."
-        if self.weights.exists(): return
-        if not self.finished:
-            remedy = "continue it with `ctseg fit … --resume`"
-            raise InputError(f"{self.folder}: this run has not finished a phase yet; {remedy}")
-        remedy = f"copy them again, or delete {self/'metrics.json'} and continue with `ctseg fit … --resume`"
-        raise InputError(f"{self.weights}: missing, though the run is finished; {remedy}")
-
-
-# %%
-#| export
-class RunFiles(RunPaths):
-    "The files of a run, each checked where it is read."
-    def __repr__(self) -> str: return f"Run({str(self.folder)!r}: {run_in_words(self)})"
 
     def read_metrics(self) -> dict[str, Any]:
         "All of `metrics.json`; `ctseg.prediction.saved` checks rule and calibration in it."
@@ -273,170 +249,37 @@ class RunFiles(RunPaths):
         if table is None: raise InputError(f"{path}: no such file")
         return table
 
-    def read_timings(self) -> list[dict[str, Any]]:
-        "The rows of `timings.csv` so far."
-        table = read_run_table(self/"timings.csv", TIMINGS, ("phase", "where"))
-        return [] if table is None else table.to_dict("records")
-
     def read_pseudo(self) -> dict[str, np.ndarray]:
         "What a teacher said: `labels` uint8 [N, H, W], `kept` bool [N], `names`, and confidences [N] by name."
         return read_pseudo(self/"pseudo_labels.npz")
 
 
 # %%
-print(RunFiles("runs/first"))
+print(Run("runs/first"))
 
 
 # %%
 #| export
-def refuse_unfinished_old(run: RunFiles) -> None:
-    """`InputError` for an unfinished run that this version cannot continue as it began.
+def check_begun(run: Run) -> None:
+    "`InputError` unless there is a run, with what there is in its place."
+    if run.begun: return
+    if run.folder.exists():
+        check_folder(run.folder, "the folder of a run")
+    hint = instead_of(run.folder, "recipe.json")
+    raise InputError(f"{run.folder}: no run here (no recipe.json){hint}")
 
-    Its checkpoints are those of ctseg 0.1, or a teacher filled in its labels, where teachers distil by now."""
-    path = run/"recipe.json"
-    spec = fit_schema(read_json(path), SPEC, path, "not the recipe of a run, or a damaged one")
-    data = spec["recipe"].get("data")
-    filled_in = "teacher" in spec and isinstance(data, dict) and "completion" in data
-    if run.finished or not (is_old(spec["recipe"]) or filled_in): return
-    maker = spec.get("versions", {}).get("ctseg", "0.1.0")
-    which = "teacher this version would use otherwise", "checkpoints this version cannot continue"
-    what = which[0] if filled_in else which[1]
-    remedy = "train again into another --out, or continue with the version that began it"
-    raise InputError(f"{run.folder}: an unfinished run of ctseg {maker}, whose {what}; {remedy}")
-
-
-# %%
-#| export
-class RunFolder(RunFiles):
-    "A run folder, and what a start may find in it."
-    @property
-    def claimed(self) -> bool:
-        "Is there something that a start would lose: a checkpoint, or finished weights?"
-        kept = [*(self/"checkpoints").glob("*/step-*"), *(self/"checkpoints").glob("*/final")]
-        return bool(kept) or self.finished or self.weights.exists()
-
-    @property
-    def prospect(self) -> str:
-        "What `--resume` does other than to go on from a checkpoint, in words; '' where it goes on."
-        where = self.folder
-        if self.finished: return f"{where} is a finished run: nothing to train"
-        if not self.begun: return f"no run in {where} yet: starting one"
-        if self.claimed: return ""
-        return f"no checkpoint is left in {where}: starting from the beginning"
-
-    def others(self) -> list[Path]:
-        "What is in the folder that no start of a run leaves there."
-        inside = self.folder.iterdir() if self.folder.is_dir() else ()
-        return [p for p in inside if p.name not in NO_RUN and not p.name.endswith(PART)]
-
-    def clear(self) -> None:
-        "Remove what a start has left that kept nothing: a name is claimed by a checkpoint, not by a failure."
-        if self.claimed: return
-        for name in ("recipe.json", "history.csv", "timings.csv", "checkpoints", "tensorboard"):
-            if os.path.lexists(self/name): remove(self/name)
-
-
-# %%
-#| export
-def is_text(path: Path) -> bool:
-    "Is a path UTF-8? The library that reads weights takes no other."
-    try: str(path).encode()
-    except UnicodeEncodeError: return False
-    return True
-
-
-# %%
-test_eq([is_text(Path(name)) for name in ("größe", "gr\udcf6sse")], [True, False])
-
-
-# %%
-#| export
-class Run(RunFolder):
-    "A run folder to start, continue and lock."
-    def __init__(self, folder: str | Path):
-        super().__init__(folder)
-        self.file_lock = FileLock()
-
-    def check_free(self, resume: bool = False) -> None:
-        "`InputError` unless a run can start here, or with `resume` go on."
-        if not is_text(self.folder):
-            raise InputError(f"{self.folder}: no UTF-8, as the library of weights needs; choose another name")
-        refuse_nameless(self.folder)
-        with disk_errors(self.folder):
-            if os.path.lexists(self.folder) and not self.folder.is_dir():
-                raise InputError(f"{self.folder} is a file; choose another --out")
-            if self.begun and self.claimed:
-                if not resume:
-                    remedy = "add --resume to continue it or choose another --out"
-                    raise InputError(f"{self.folder} already holds a run; {remedy}")
-                refuse_unfinished_old(self)
-                for path in self.folder.iterdir(): refuse_special(path)
-            elif not self.begun and any(self.others()):
-                raise InputError(f"{self.folder} is not empty and holds no run; choose another --out")
-
-    def lock(self) -> None:
-        "Until `unlock` or the end of this process, no other may train in the folder."
-        self.file_lock.acquire(self.folder)
-
-    def unlock(self) -> None:
-        "Let others train in the folder. A start that kept nothing leaves nothing."
-        if self.file_lock.path is None: return
-        self.clear()
-        self.file_lock.release()
-
-
-# %%
-with tempfile.TemporaryDirectory() as d:
-    Run(d).check_free()
-    (Path(d)/"notes.txt").write_text("mine")
-    try: Run(d).check_free()
-    except InputError as e: print(str(e).replace(d, "…"))
-
-
-# %% [markdown]
-# `start_run` takes the lock, then writes the recipe or compares it with the one that is there. A start that failed before its first checkpoint, for want of memory perhaps, has lost nothing: its name is free again.
-
-# %%
-#| export
-def start_run(run: Run, spec: dict[str, Any], resume: bool = False) -> Run:
-    "Start the folder with what `make_spec` gives, or check that it holds the same run, which may then be continued."
-    run.check_free(resume)  # once more: reading the data took a while
-    if not run.finished: run.lock()
-    run.check_free(resume)  # and once more: another process may have been faster
-    run.clear()
+def check_weights(run: Run) -> None:
+    "`InputError` where there are no weights to predict with."
+    if run.weights.exists(): return
     if not run.finished:
-        (run/SUMS).unlink(missing_ok=True)  # of an end that will be written again
-    path = run/"recipe.json"
-    if run.begun:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of another version of a plugin; the comparison tells it
-            differs = difference(read_spec(path), spec)
-        if differs:
-            remedy = "continue with the same, or choose another --out"
-            raise InputError(f"{path}: this run was started with {differs}; {remedy}")
-        if run.finished:
-            run.check_weights()
-            for name in NO_RUN:  # of a kill after the last file
-                with contextlib.suppress(OSError): (run/name).unlink()
-    else:
-        versions = {"python": sys.version.split()[0], **{p: metadata.version(p) for p in VERSIONED}}
-        write_json(spec_dict(spec) | {"versions": versions}, path)
-    for pattern in (f".*{PART}", f"checkpoints/.*{PART}", f"checkpoints/*/.*{PART}"):
-        for left in run.folder.glob(pattern):  # files that were being written when the run was killed
-            shutil.rmtree(left, ignore_errors=True)
-    return run
+        remedy = "continue it with `ctseg fit … --resume`"
+        raise InputError(f"{run.folder}: this run has not finished a phase yet; {remedy}")
+    remedy = f"copy them again, or delete {run/'metrics.json'} and continue with `ctseg fit … --resume`"
+    raise InputError(f"{run.weights}: missing, though the run is finished; {remedy}")
 
 
 # %%
 with tempfile.TemporaryDirectory() as d:
-    run = start_run(Run(Path(d)/"first"), make_spec(Recipe("toy"), toys, seed=0))
-    print(str(run).replace(d, "…"))
-    (run/"checkpoints"/"supervised"/"step-0000010").mkdir(parents=True)
-    run.unlock()
-    start_run(Run(run.folder), make_spec(Recipe("toy"), toys, seed=0), resume=True).unlock()
-    for attempt in (
-        lambda: Run(run.folder).check_free(),
-        lambda: start_run(Run(run.folder), make_spec(Recipe("toy"), toys, seed=1), True),
-    ):
-        try: attempt()
+    for check in (check_begun, check_weights):
+        try: check(Run(d))
         except InputError as e: print(str(e).replace(d, "…"))

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from ctseg.core.arguments import checks_arguments
 from ctseg.core.errors import InputError
 from ctseg.core.json_files import read_json
 from ctseg.core.paths import real_path
@@ -215,6 +216,7 @@ def fetch_run(name: HubName) -> Path:
 
 # %%
 #| export
+@checks_arguments
 def find_run(name: str | Path | Run) -> Run:
     "The run that is meant: that of a folder, or of a repository on the hub, whose files are then in the cache."
     if isinstance(name, Run): return name

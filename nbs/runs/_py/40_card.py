@@ -20,8 +20,9 @@ from ctseg.runs.recipe import recipe_fields
 import tempfile
 
 from ctseg.data.toys import toy_set
-from ctseg.runs.folder import make_spec, start_run
+from ctseg.runs.folder import make_spec
 from ctseg.runs.recipe import Recipe
+from ctseg.runs.start import start_run
 
 # %% [markdown]
 # A network on its own says nothing of what it was trained on, how far it can be trusted, or who may use it. The card says so, from the files of the run alone: recipe, metrics, classes, fingerprint of the data, versions. Names of images and patients are not among them.

@@ -54,6 +54,7 @@ class EMA:
 # A weight that jumps about, and its average:
 
 # %%
+#| fig-alt: "A weight that jumps from step to step, and its smooth average"
 net = nn.Linear(1, 1, bias=False)
 ema, weights, averages = EMA(net, decay=0.95), [], []
 rng = np.random.default_rng(0)

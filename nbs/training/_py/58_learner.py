@@ -46,6 +46,7 @@ def lr_factor(
 
 
 # %%
+#| fig-alt: "The learning rate against the step: a short rise, then half a cosine down to zero"
 fig, ax = plt.subplots(figsize=(5, 1.8), layout="constrained")
 ax.plot([lr_factor(step, 200) for step in range(200)])
 ax.set(xlabel="step", ylabel="share of the peak", title="Learning rate")

@@ -135,7 +135,7 @@ print(tuple(probabilities.shape))
 # %%
 #| export
 def finest(logits: torch.Tensor | list[torch.Tensor]) -> torch.Tensor:
-    "The logits at full size."
+    "The logits [B,K,H,W] at full size: the first of a list, fine to coarse, or the only ones."
     return logits[0] if isinstance(logits, list) else logits
 
 class ViewLoss:
@@ -152,7 +152,7 @@ class ViewLoss:
         return self.loss.probabilities(finest(logits))
 
     def gather(self, sums: torch.Tensor) -> torch.Tensor:
-        "The rows of all processes."
+        "Sums [b,…] of the images of this process, a row an image, as those of all processes, [B,…]."
         return self.loss.gather(sums)
 
 
@@ -167,13 +167,13 @@ print(view_loss.activation, view_loss(logits, batch).item())
 #
 # A batch is divided twice: among the processes and, if it does not fit into memory, among several *pieces* that each process works off one after the other while gradients add up. Pieces are not quite the whole: BatchNorm, the Dice over the batch, and the count of known pixels by which a cross-entropy is divided see one piece at a time. Processes do see the whole.
 #
-# Nothing is kept between steps. `Contexts` makes what the method reads, `ViewMaker` what the network sees, `PieceLoss` its loss, and `Stepper` goes through the pieces.
+# Nothing is kept between steps: every function takes a `Stepper`, which does not change during a phase, and the number of the step. `make_views` makes what the network sees, `piece_loss` its loss, and `step_gradients` goes through the pieces.
 
 # %%
 #| export
 @dataclass(frozen=True)
-class Contexts:
-    "Makes the context that a method reads in each step of a phase."
+class Stepper:
+    "What the steps of a phase are made of, and the context that the method reads in each."
     learner: Learner
     method: Method
     loss: nn.Module  # a `PartialLoss`
@@ -187,7 +187,7 @@ class Contexts:
         return generator(self.learner.acc.device, self.setup.seed, self.phase.name, step, purpose)
 
     def context(self, step: int, pieces: int, share: slice, student: Student) -> StepContext:
-        "What the method may read."
+        "What the method may read in step `step`; `share`: which rows of a batch are this process's."
         model = self.learner.ema.model if self.phase.teacher is None else self.phase.teacher
         teacher = Teacher(model, self.loss, self.learner.acc.autocast, pieces)
         loss = ViewLoss(self.loss)
@@ -199,37 +199,34 @@ class Contexts:
 # %%
 learner = Learner(toy_model(), setup)
 parts = (learner, Method(), loss_fn, (labelled, extra), phase, setup, 100)
-ctx = Contexts(*parts).context(0, pieces=1, share=slice(0, None, 1), student=Student(learner.model))
+stepper = Stepper(*parts)
+ctx = stepper.context(0, pieces=1, share=slice(0, None, 1), student=Student(learner.model))
 print(ctx.step, ctx.total, ctx.share, ctx.classes.names)
 
 
 # %%
 #| export
-class ViewMaker(Contexts):
-    "Reads the batches of a step, and makes of them what the network sees."
-    def read(self, ctx: StepContext, batch: Batch, purpose: str) -> Batch:
-        "A batch of one stream, augmented by the random numbers for `purpose`."
-        batch = self.method.read(ctx, batch, extra=purpose == "extra")
-        return self.setup.augment(batch, ctx.rng(purpose), ctx.classes)
+@torch.no_grad()
+def make_views(stepper: Stepper, index: torch.Tensor, step: int, pieces: int = 1) -> dict[str, Batch]:
+    "The views of a step on the images `index`, int64 [B]: augmented, for all processes together."
+    method, (labelled, extra) = stepper.method, stepper.streams
+    share = slice(rank(), None, world())
+    ctx = stepper.context(step, pieces, share, Student(stepper.learner.model))
 
-    @torch.no_grad()
-    def make_views(self, index: torch.Tensor, step: int, pieces: int = 1) -> dict[str, Batch]:
-        "The views of a step on the images `index`, int64 [B]: augmented, for all processes together."
-        labelled, extra = self.streams
-        share = slice(rank(), None, world())
-        ctx = self.context(step, pieces, share, Student(self.learner.model))
-        first = self.read(ctx, labelled.batch(index, step), "augment")
-        second = None
-        if extra is not None:
-            second = self.read(ctx, extra.batch(extra.index(step), step), "extra")
-        return self.method.views(ctx, first, second)
+    def augmented(batch: Batch, purpose: str) -> Batch:
+        return stepper.setup.augment(batch, ctx.rng(purpose), ctx.classes)
+    first = augmented(method.read(ctx, labelled.batch(index, step)), "augment")
+    second = None
+    if extra is not None:
+        batch = extra.batch(extra.index(step), step)
+        second = augmented(method.read(ctx, batch, extra=True), "extra")
+    return method.views(ctx, first, second)
 
 
 # %%
-maker = ViewMaker(*parts)
-views = maker.make_views(torch.arange(8), step=0)
+views = make_views(stepper, torch.arange(8), step=0)
 print({name: tuple(view.image.shape) for name, view in views.items()})
-again = maker.make_views(torch.arange(8), step=0)["labelled"]
+again = make_views(stepper, torch.arange(8), step=0)["labelled"]
 assert torch.equal(again.image, views["labelled"].image)  # a function of the step
 
 
@@ -238,60 +235,59 @@ assert torch.equal(again.image, views["labelled"].image)  # a function of the st
 
 # %%
 #| export
-class PieceLoss(ViewMaker):
-    "The loss of one piece of a batch."
-    def piece_loss(self, views: dict[str, Batch], step: int, piece: int, pieces: int) -> torch.Tensor:
-        "The loss of one piece of the views, of this process."
-        setup = self.setup
-        share = slice(rank() + world()*piece, None, world()*pieces)
-        torch.manual_seed(derived_seed(setup.seed, self.phase.name, step, rank(), piece))  # dropout
-        student = Student(self.learner.model, bool(setup.presence))
-        ctx = self.context(step, pieces, share, student)
-        with self.learner.acc.autocast():
-            own = {name: view[share] for name, view in views.items()}
-            loss = self.method.loss(ctx, own)
-            if setup.teach is not None:
-                view, logits = student.answers[0]
-                loss = loss + setup.teach(finest(logits), view, ctx.loss)
-            heads = student.presence_logits
-            for present, view in heads:
-                of_head = presence_loss(present, view, self.loss.gather, self.loss.unions)
-                loss = loss + setup.presence/len(heads)*of_head
-        return loss
+def piece_loss(
+    stepper: Stepper, views: dict[str, Batch], step: int, piece: int = 0, pieces: int = 1,
+) -> torch.Tensor:
+    "The loss of piece `piece` (of `pieces`) of this process's share of the views, a scalar with its graph."
+    setup, loss_fn = stepper.setup, stepper.loss
+    share = slice(rank() + world()*piece, None, world()*pieces)
+    torch.manual_seed(derived_seed(setup.seed, stepper.phase.name, step, rank(), piece))  # dropout
+    student = Student(stepper.learner.model, bool(setup.presence))
+    ctx = stepper.context(step, pieces, share, student)
+    with stepper.learner.acc.autocast():
+        own = {name: view[share] for name, view in views.items()}
+        loss = stepper.method.loss(ctx, own)
+        if setup.teach is not None:
+            view, logits = student.answers[0]
+            loss = loss + setup.teach(finest(logits), view, ctx.loss)
+        heads = student.presence_logits
+        for present, view in heads:
+            of_head = presence_loss(present, view, loss_fn.gather, loss_fn.unions)
+            loss = loss + setup.presence/len(heads)*of_head
+    return loss
 
 
 # %%
-print([round(PieceLoss(*parts).piece_loss(views, 0, piece, pieces=2).item(), 4) for piece in (0, 1)])
+print([round(piece_loss(stepper, views, 0, piece, pieces=2).item(), 4) for piece in (0, 1)])
 
 
 # %%
 #| export
-class Stepper(PieceLoss):
-    "Makes the gradients of one batch after another."
-    def gradients(self, index: torch.Tensor, step: int, pieces: int = 1) -> tuple[float, float]:
-        "Gradients of one batch, not yet used: the loss, and the gradient's norm before clipping."
-        learner = self.learner
-        views = self.make_views(index, step, pieces)
-        total = 0.
-        for piece in range(pieces):
-            last = piece == pieces - 1
-            with contextlib.nullcontext() if last else learner.acc.no_sync(learner.model):
-                loss = self.piece_loss(views, step, piece, pieces)
-                rows = [i for i in range(len(index)) if i//world() % pieces == piece]  # the last may be fewer
-                size = len(rows)/len(index)
-                learner.acc.backward(loss*size)
-            total = total + loss.detach()*size
-        most = self.setup.schedule.clip or math.inf
-        norm = learner.acc.clip_grad_norm_(learner.model.parameters(), most)
-        total = torch.as_tensor(total)
-        loss, norm = torch.stack([total.float(), norm.float()]).tolist()  # one wait for the card
-        return loss, norm
+def step_gradients(stepper: Stepper, index: torch.Tensor, step: int, pieces: int = 1) -> tuple[float, float]:
+    """Put the gradients of the slices `index`, int64 [B], into the parameters; no optimiser step yet.
+
+    Returns the loss and the norm of the gradient before clipping."""
+    learner = stepper.learner
+    views = make_views(stepper, index, step, pieces)
+    total = 0.
+    for piece in range(pieces):
+        last = piece == pieces - 1
+        with contextlib.nullcontext() if last else learner.acc.no_sync(learner.model):
+            loss = piece_loss(stepper, views, step, piece, pieces)
+            rows = [i for i in range(len(index)) if i//world() % pieces == piece]  # the last may be fewer
+            size = len(rows)/len(index)
+            learner.acc.backward(loss*size)
+        total = total + loss.detach()*size
+    most = stepper.setup.schedule.clip or math.inf
+    norm = learner.acc.clip_grad_norm_(learner.model.parameters(), most)
+    total = torch.as_tensor(total)
+    loss, norm = torch.stack([total.float(), norm.float()]).tolist()  # one wait for the card
+    return loss, norm
 
 
 # %%
-stepper = Stepper(*parts)
 for pieces in (1, 2):
-    loss, norm = stepper.gradients(torch.arange(8), step=0, pieces=pieces)
+    loss, norm = step_gradients(stepper, torch.arange(8), step=0, pieces=pieces)
     stepper.learner.optimiser.zero_grad()
     print(f"{pieces} pieces: loss {loss:.4f}, norm of the gradient {norm:.2f}")
 
@@ -322,7 +318,7 @@ class Snapshot:
 # %%
 snapshot = Snapshot(stepper.learner, stepper.method)
 before = [b.clone() for b in stepper.learner.raw.buffers()]
-stepper.gradients(torch.arange(8), step=1)
+step_gradients(stepper, torch.arange(8), step=1)
 assert any((b != old).any() for b, old in zip(stepper.learner.raw.buffers(), before))
 snapshot.restore()
 test_eq(all(torch.equal(b, old) for b, old in zip(stepper.learner.raw.buffers(), before)), True)

@@ -35,7 +35,7 @@ from ctseg.training.learner import Learner, learner_state, lr_factor, restore_le
 from ctseg.training.method import Method, Phase
 from ctseg.training.setup import Setup
 from ctseg.training.states import check_moments, check_progress
-from ctseg.training.step import Snapshot, Stepper, more_pieces
+from ctseg.training.step import Snapshot, Stepper, more_pieces, step_gradients
 from ctseg.training.streams import make_streams
 
 # %%
@@ -271,7 +271,7 @@ class Session:
         self.checkpoints = Checkpoints(setup.folder/phase.name) if setup.folder else None
 
     def rest_of_epoch(self) -> list[torch.Tensor]:
-        "The batches of this epoch that are still to come."
+        "The batches of this epoch that are still to come, each the indices of slices, int64 [B]."
         completed = self.progress.step - self.progress.epoch*len(self.labelled)
         return self.labelled.batches(self.progress.epoch)[completed:]
 
@@ -356,18 +356,16 @@ print(again.progress.history)
 
 # %%
 #| export
-class TimedSession(SavedSession):
-    "A session that stops in time."
-    def stop_in_time(self, need: float) -> None:
-        "Save and raise `Stopped` if any process has reason to; `need`: seconds of the next step and epoch."
-        if self.setup.deadline is None: return
-        why = self.setup.deadline.why(need)
-        if not agree(bool(why)): return
-        on_main(self.save)  # the others wait: a launcher kills what is left when the first process has ended
-        progress = self.progress
-        where = f"in phase {self.phase.name}, epoch {progress.epoch + 1} of {self.epochs}"
-        after = f"after {progress.step} of {self.total} steps"
-        raise Stopped(f"{why or 'another process'}: stopped {where}, {after}")
+def stop_in_time(session: SavedSession, need: float) -> None:
+    "Save and raise `Stopped` if any process has reason to; `need`: seconds of the next step and epoch."
+    if session.setup.deadline is None: return
+    why = session.setup.deadline.why(need)
+    if not agree(bool(why)): return
+    on_main(session.save)  # the others wait: a launcher kills what is left when the first process has ended
+    progress = session.progress
+    where = f"in phase {session.phase.name}, epoch {progress.epoch + 1} of {session.epochs}"
+    after = f"after {progress.step} of {session.total} steps"
+    raise Stopped(f"{why or 'another process'}: stopped {where}, {after}")
 
 
 # %%
@@ -376,8 +374,7 @@ class SigTerm(Deadline):
     def why(self, need=0): return "SIGTERM"
 
 phase = Phase("supervised", labelled)
-try:
-    TimedSession(toy_model(), loss_fn, phase, Setup(deadline=SigTerm())).stop_in_time(need=1)
+try: stop_in_time(SavedSession(toy_model(), loss_fn, phase, Setup(deadline=SigTerm())), need=1)
 except Stopped as e: print(e)
 
 
@@ -391,7 +388,7 @@ def gradients_in_memory(session: Session, index: torch.Tensor, snapshot: Snapsho
     progress = session.progress
     while True:
         try:
-            return session.stepper.gradients(index, progress.step, progress.pieces)
+            return step_gradients(session.stepper, index, progress.step, progress.pieces)
         except RuntimeError as e:
             pieces = more_pieces(e, session.stepper, index, progress.pieces)
         snapshot.restore()
@@ -427,7 +424,7 @@ except InputError as e: print(e)
 
 # %%
 #| export
-class Trainer(TimedSession):
+class Trainer(SavedSession):
     "Trains one model through one phase: the loop that every method shares."
     @memory_kept()
     def fit(self, on_epoch: Callable[["Trainer"], None] | None = None) -> nn.Module:
@@ -440,7 +437,7 @@ class Trainer(TimedSession):
                     with pace.timed("step"):
                         progress.losses.append(self.step(index))
                     bar.update()
-                    self.stop_in_time(pace.need)
+                    stop_in_time(self, pace.need)
                 with pace.timed("epoch"):
                     self.end_epoch()
                 bar.set_postfix(last_epoch(progress, self.epochs))
@@ -468,6 +465,7 @@ class Trainer(TimedSession):
 # Twenty slices of other patients are held out. Mild augmentation, thirty passes:
 
 # %%
+#| fig-alt: "Training loss and held-out Dice against the epoch, over thirty epochs"
 held_out, _ = toy_set(20, 20, seed=1)
 def trainer(folder=None, model=None, deadline=None, method=None, **schedule):
     settings = ScheduleSettings(**{"epochs": 3, "lr": 5e-3, "ema": 0.9, **schedule})

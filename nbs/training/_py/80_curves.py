@@ -49,6 +49,7 @@ def plot_curves(history):
 
 
 # %%
+#| fig-alt: "Loss on the left and Dice on the right over two phases, a dotted line between them"
 def toy_history(phase, epochs, first_step, start):
     falling = np.exp(-np.arange(epochs)/4)
     return [

@@ -87,6 +87,7 @@ print(f"structure pixels of the annotated slices: {there}, outlined: {outlined}"
 # %%
 #| echo: false
 #| label: fig-annotators
+#| fig-alt: "Five slices: above what is there, below what was outlined, with the groups asked for"
 fullest = (truth[:50] > 0).mean((1, 2)).argsort()[::-1][:5]
 fig, axes = image_grid(2, 5, size=1.9)
 for column, i in zip(axes.T, fullest):
@@ -141,6 +142,7 @@ sorted(p.name for p in run.folder.iterdir())
 # %%
 #| echo: false
 #| label: fig-curves
+#| fig-alt: "Training loss, which falls, and the Dice of held-out slices, which rises, against the epoch"
 plt.figure(figsize=(7, 4))
 plt.imshow(plt.imread(run/"curves.png"))
 plt.axis("off")
@@ -171,6 +173,7 @@ assert result["facts"]["dice"] > 0.2
 # %%
 #| echo: false
 #| label: fig-prediction
+#| fig-alt: "The best, the middle and the worst test slice: image, truth and prediction, with the Dice"
 cells = dice_table(prediction, test.masks, C)  # NaN where a structure is neither there nor drawn
 scored = np.flatnonzero(np.isfinite(cells).any(1))
 score = np.nanmean(cells[scored], axis=1)

@@ -5,7 +5,7 @@
 
 # %% [markdown]
 # In a clinic contours are drawn for a purpose. For one patient the eyes mattered, for another the brain. Nobody draws everything, and most scans have no contours at all. `ctseg` is made for such a collection, and
-# this page takes one through the whole package. It needs the optional part: `pip install 'ctseg[volumes]'`, or in a clone `pip install -e '.[volumes]'`.
+# this page takes one through the whole package. It needs the extra `volumes`: `pip install "ctseg[volumes] @ git+https://github.com/ctseg/ctseg"`, or in a clone `pip install -e '.[volumes]'`.
 #
 # - **What counts as known?** A structure with at least one contour in a patient's RTSTRUCT or SEG was *examined in that patient*. It is certainly **absent** on the slices above its last contour and below its first. A slice
 #   between two contours that has none itself may have been left for the planning system to fill in, so there the structure is **unknown**. A structure without any contour is unknown in the whole patient, and the network learns nothing about it there.
@@ -109,7 +109,8 @@ for folder in sorted(Path("clinic").iterdir())[:3]:
 # %% [markdown]
 # ## 1. Import
 #
-# The clinic's spelling is translated by `rename`; without it, `Auge li` would become a class `auge_li`. The class list says which structures you want and in which order. Without it you get every structure found.
+# The clinic's spelling is translated by `rename`; without it, `Auge li` would become a class `auge_li`. The class list says which structures you want and in which order. Without it you get every structure found. So if you do not know how your clinic spells, import once without either: the
+# `class_names.json` of the result lists all names.
 # The window (level 40, width 400 by default) says which Hounsfield units become grey.
 
 # %%
@@ -122,6 +123,7 @@ import_dicom("clinic", "heads", Slicing(window="soft"), HEAD_CLASSES, rename)
 # %%
 #| echo: false
 #| label: fig-known
+#| fig-alt: "States of four structures on the slices of nine patients; two patients are unknown throughout"
 slices = read_challenge("heads")
 fig, ax = plt.subplots(figsize=(9.5, 1.9), layout="constrained")
 show_states(ax, states_of(slices.present, slices.known).T)
@@ -171,7 +173,9 @@ assert not Path("nowhere").exists()
 # ## 2. Train
 #
 # `masked-log` is a supervised recipe with one yes-or-no question for each structure. Here it is shrunk to a toy, which takes half a minute on a processor. Patients are kept whole: the held-out ones, which serve for the curve and the decision rule, share no slice with the others. Each eye is outlined on six or seven of 126 slices,
-# so `rare_power` shows the network the slices with rare structures more often.
+# so `rare_power` shows the network the slices with rare structures more often. With your own data leave all these settings out. In a terminal the training is then
+#
+#     ctseg fit heads --out runs/heads
 
 # %%
 settings = ["width=8", "epochs=22", "lr=0.006", "folds=7", "batch_size=7", "image_size=32", "rare_power=0.7"]
@@ -263,6 +267,7 @@ def read_back(i):
 # %%
 #| echo: false
 #| label: fig-seg
+#| fig-alt: "Four slices of a new patient: the structures of the DICOM SEG above, the truth below"
 labels, true, hu = read_back(0)
 fig, axes = image_grid(2, 4)
 for column, k in zip(axes.T, (3, 5, 7, 10)):

@@ -21,7 +21,7 @@
 # %% [markdown]
 # ## Before you start
 #
-# 1. **Two data sets**, both under *Add Input* at the right: `ctseg-wheel` (from `make kaggle`; the package) and the challenge's files (`train-images`, `test-images`, `y_train.csv`, `annotated_labels.json`;
+# 1. **Two data sets**, both under *Add Input* at the right: `ctseg-wheel` (the package; [three commands](https://ctseg.github.io/ctseg/guides/your_challenge_folder.html#on-kaggle) put it there) and the challenge's files (`train-images`, `test-images`, `y_train.csv`, `annotated_labels.json`;
 #    as they come from the organisers or zipped, in one data set or in several).
 #    Add the outputs of the other notebooks, if you have any.
 # 2. **Accelerator**: *GPU T4 x2*. Both cards are used. **Internet**: off.
@@ -168,6 +168,7 @@ if finished:
         print(f"Dice on the test slices: {evaluate_files(truth, 'submission.csv')['facts']['dice']:.3f}")
 
 # %%
+#| fig-alt: "Three test slices: image, the ensemble's labels, and how many members disagree with them"
 if finished:
     order = np.argsort([-(m > 0).sum() for m in masks])[:3]
     fig, axes = plt.subplots(3, 3, figsize=(8, 8), layout="constrained")

@@ -18,7 +18,7 @@
 # %% [markdown]
 # ## Before you start
 #
-# 1. **Two data sets**, both under *Add Input* at the right: `ctseg-wheel` (from `make kaggle`; the package) and the challenge's files (`train-images`, `test-images`, `y_train.csv`, `annotated_labels.json`;
+# 1. **Two data sets**, both under *Add Input* at the right: `ctseg-wheel` (the package; [three commands](https://ctseg.github.io/ctseg/guides/your_challenge_folder.html#on-kaggle) put it there) and the challenge's files (`train-images`, `test-images`, `y_train.csv`, `annotated_labels.json`;
 #    as they come from the organisers or zipped, in one data set or in several).
 # 2. **Accelerator**: *GPU T4 x2*. Both cards are used. **Internet**: off.
 # 3. *Save Version → Save & Run All*. The notebook stops itself before Kaggle would.
@@ -100,6 +100,7 @@ print({state: f"{cell.mean():.1%} of all cells (slice, structure)" for state, ce
 # Three annotated slices. In the middle what was outlined; at the right, how many structures were looked for and found, looked for and not there, or not looked for at all.
 
 # %%
+#| fig-alt: "Three annotated slices with their outlines, and bars of present, absent and unknown structures"
 show = np.flatnonzero(slices.labelled)[:3]
 fig, axes = plt.subplots(3, 3, figsize=(8, 7.5), layout="constrained")
 for row, n in zip(axes, show):
@@ -132,6 +133,7 @@ print("finished" if finished else "not finished: attach this output to the next 
 # The loss should fall; the Dice of the held-out slices should rise, quickly at first, for the large organs, and slowly for a long time after. If it is still rising at the end, add `epochs`.
 
 # %%
+#| fig-alt: "Training loss and held-out Dice against the epoch, with a line between the two phases"
 if (run/"history.csv").exists():
     plot_curves(Run(run).read_history())
     plt.show()
@@ -156,6 +158,7 @@ if finished:
 # Look at what will be uploaded: image, truth where there is one, and prediction. Even without it a picture shows coarse mistakes: organs on the wrong side, islands, whole slices left empty.
 
 # %%
+#| fig-alt: "Three test slices: image, truth and prediction"
 if finished:
     order = np.argsort([-(m > 0).sum() for m in masks])
     plot_predictions(test, masks, order, rows=3)

@@ -25,7 +25,7 @@
 # %% [markdown]
 # ## Before you start
 #
-# 1. **Two data sets**, both under *Add Input* at the right: `ctseg-wheel` (from `make kaggle`; the package) and the challenge's files (`train-images`, `test-images`, `y_train.csv`, `annotated_labels.json`;
+# 1. **Two data sets**, both under *Add Input* at the right: `ctseg-wheel` (the package; [three commands](https://ctseg.github.io/ctseg/guides/your_challenge_folder.html#on-kaggle) put it there) and the challenge's files (`train-images`, `test-images`, `y_train.csv`, `annotated_labels.json`;
 #    as they come from the organisers or zipped, in one data set or in several).
 # 2. **Accelerator**: *GPU T4 x2*. Both cards are used. **Internet**: off.
 # 3. *Save Version → Save & Run All*. The notebook stops itself before Kaggle would.
@@ -119,6 +119,7 @@ print("finished" if finished else "not finished: attach this output to the next 
 # The dotted line is where the student begins. Compare the ends of the two Dice curves: that is the gain, on a tenth of the annotated slices; a difference of a hundredth is within what another `seed` would change.
 
 # %%
+#| fig-alt: "Training loss and held-out Dice of the teacher and, after a dotted line, of the student"
 if (run/"history.csv").exists():
     plot_curves(Run(run).read_history())
     plt.show()
