@@ -76,6 +76,7 @@ toy = SliceSet(images, known_part(truth, known), known, classes=["lung_right", "
 toy
 
 # %%
+#| fig-alt: "Three toy slices with their masks: all examined, only the heart examined, never annotated"
 fig, (panels,) = image_grid(1, 3)
 for n, (ax, title) in enumerate(
     zip(panels, ("all three examined", "only the heart examined", "never annotated"))
@@ -84,6 +85,7 @@ for n, (ax, title) in enumerate(
 class_legend(fig, toy.classes)
 
 # %%
+#| fig-alt: "A table of three slices and three classes: each cell is present, absent or unknown"
 fig, ax = plt.subplots(figsize=(4.5, 1.8), layout="constrained")
 show_states(ax, states_of(toy.present, toy.known), "what is known of each class on each slice")
 ax.set_xticks(range(3), toy.classes.names)
