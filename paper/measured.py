@@ -362,11 +362,11 @@ def terms(t) -> dict:
 
 
 def plain(x):
-    "Only what JSON knows; floats to 6 digits, so that the last bit of a sum does not matter."
+    "Only what JSON knows; floats to 9 digits, so that the last bit of a sum does not matter."
     if isinstance(x, dict): return {k: plain(v) for k, v in x.items()}
     if isinstance(x, (list, tuple)): return [plain(v) for v in x]
     if isinstance(x, (bool, int, str)) or x is None: return x
-    return None if np.isnan(x) else round(float(x), 6)
+    return None if np.isnan(x) else round(float(x), 9)
 
 def number(text):
     try: return float(text)
