@@ -458,7 +458,8 @@ def test_slices_that_were_read_are_not_read_in_another_way(tmp_path):
     slices = read_challenge(SAMPLE)
     with pytest.raises(InputError, match="give it to read_challenge"):
         fit(slices, out=tmp_path/"a", annotated="all")
-    with pytest.raises(TypeError): fit(slices, out=tmp_path/"a", anotated="all")
+    with pytest.raises(InputError, match="did you mean annotated"):
+        fit(slices, out=tmp_path/"a", anotated="all")
 
 
 @pytest.fixture
