@@ -12,18 +12,18 @@
 #
 # ## How it was measured
 #
-# **The peers** are built as their own tutorials build them, each in two forms. **zeros**: softmax outputs, and what nobody examined counts as background; that is what a label map says if nothing else does. **masked**: sigmoid outputs, and the user leaves the classes that nobody examined on a slice out of the loss, by hand.
+# **The peers** are built as their own tutorials build them, most in two forms. **zeros**: softmax outputs, and what nobody examined counts as background; that is what a label map says if nothing else does. **masked**: sigmoid outputs, and the user leaves the classes that nobody examined on a slice out of the loss, by hand.
 #
 # | peer | network | loss |
 # |---|---|---|
 # | `monai-zeros` | MONAI's residual U-Net, 16 to 256 channels | its `DiceCELoss`, softmax |
 # | `monai-masked` | the same | its `DiceCELoss`, sigmoid, class by class where examined |
-# | `smp-zeros` | the U-Net of segmentation-models-pytorch on an EfficientNet-Lite0 with ImageNet weights | its `DiceLoss` and `SoftCrossEntropyLoss` |
-# | `smp-masked` | the same | its `DiceLoss` and binary cross-entropy, where examined |
+# | `smp-zeros` | the U-Net of segmentation-models-pytorch on an EfficientNet-Lite0 with ImageNet weights | its Dice loss and `SoftCrossEntropyLoss` |
+# | `smp-masked` | the same | its Dice loss and binary cross-entropy, where examined |
 # | `nnunet-zeros` | nnU-Net's `2d` configuration as it plans it: 32 to 256 channels, patches of 48×48, four a step | its own, softmax |
 # | `nnunet-partial` | the same | that of [ctseg's trainer for nnU-Net](../guides/nnunet.ipynb), `nnUNetTrainerPartial` |
-# | `torch-em-zeros` | torch-em's `UNet2d` and its mean as a teacher | its `DiceLoss`, and agreement with the teacher on all images |
-# | `pymic-zeros` | PyMIC's `UNet2D` and its mean as a teacher | its `DiceLoss`, and agreement with the teacher on all images |
+# | `torch-em-zeros` | torch-em's `UNet2d` and its mean as a teacher | its Dice loss, and agreement with the teacher on all images |
+# | `pymic-zeros` | PyMIC's `UNet2D` and its mean as a teacher | its Dice loss, and agreement with the teacher on all images |
 #
 # With its ignore label nnU-Net cannot train here: it wants slices on which every class was examined, and there is none. It brings its own augmentation, optimiser and sliding windows. It does not mirror, since left and right parotid are two classes, and is trained for 34 epochs of 100 steps, which take about as long.
 #
@@ -111,7 +111,7 @@ pd.DataFrame(by_class, index=classes).T.style.format(precision=2)
 #
 # A first attempt ended at .061 of Dice on the test slices (torch-em, unknown left out, 865 steps) and at .011 (PyMIC, zeros, 521 steps). Our settings were the reason:
 #
-# - **torch-em's `DiceLoss` has no gradient for a class that no slice of the batch shows.** With sigmoid outputs nothing teaches where a structure is absent. The first attempt drew 1430 structures that are not there, and had .20 where they are. A softmax with the background as one more class teaches absence; the authors' own semantic trainer, in micro-sam, does it so. Where the unknown is left out there is no such class, and the script takes their `BCEDiceLoss`.
+# - **torch-em's Dice loss has no gradient for a class that no slice of the batch shows.** With sigmoid outputs nothing teaches where a structure is absent. The first attempt drew 1430 structures that are not there, and had .20 where they are. A softmax with the background as one more class teaches absence; the authors' own semantic trainer, in micro-sam, does it so. Where the unknown is left out there is no such class, and the script takes their `BCEDiceLoss`.
 # - **PyMIC's example adds the cross-entropy to the Dice.** Fewer than one pixel in a hundred is foreground here, and with the cross-entropy the network draws next to nothing for hundreds of steps. PyMIC's supervised examples `2d_ACDC` and `2d_JSRT` have the Dice alone, and so has the script now.
 # - **The teacher of torch-em lagged.** Its default momentum of .999 is meant for the 75,000 steps of its example. Of a thousand steps it is the mean of all, the first ones too. The script has .99, as PyMIC.
 # - **The steps were too few.** A processor second is worth less on a busy machine. The script now counts steps instead: as many as take as long as those of `monai-zeros`, which are 1482 for torch-em and 2600 for PyMIC.
