@@ -20,7 +20,7 @@ from .dicom_heap import Entry, Heap, read_file, read_heap
 from .dicom_references import find_about, references, slim_label
 from .dicom_series import Series, make_series, slices_in
 from .geometry import slice_axes
-from .walk import foreign_hint
+from .walk import foreign_hint, instead_of_scans
 
 # %% ../../nbs/io/73_dicom.ipynb #7f84abdd
 def read_series(
@@ -71,7 +71,7 @@ def _damage(heap: Heap, path: Path) -> str:
 
 def _no_images(heap: Heap) -> InputError:
     "What is said of a heap without a CT image."
-    hint = foreign_hint(heap.passed_over)
+    hint = instead_of_scans(heap.src, heap.passed_over)
     return InputError(f"{heap.src}: no DICOM CT images in it or in its folders{hint}")
 
 # %% ../../nbs/io/73_dicom.ipynb #c3943545

@@ -29,7 +29,7 @@ from ctseg.io.renaming import (
 )
 from .slicing import Slicing
 from .volumes import Volume, class_flags, combine
-from .walk import folders_below, foreign_files, foreign_hint, visible_files
+from .walk import folders_below, foreign_files, instead_of_scans, visible_files
 
 # %% ../../nbs/io/65_nifti_import.ipynb #71bec0ca
 def _ct_of(folder: Path, files: dict[str, Path]) -> Path:
@@ -264,7 +264,7 @@ def _told_unused(src: Path) -> list[str]:
 # %% ../../nbs/io/65_nifti_import.ipynb #fb02980d
 def _refuse_empty(src: Path):
     "Tell that nothing was found where volumes are looked for, and what is there instead."
-    deeper, hint = _unused_files(src), foreign_hint(foreign_files(src))
+    deeper, hint = _unused_files(src), instead_of_scans(src, foreign_files(src))
     if deeper:
         raise InputError(f"{src}: {len(deeper)} NIfTI files in it, but not where volumes are looked for, "
                          f"such as {deeper[0]}; "

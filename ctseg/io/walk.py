@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MANY', 'is_visible', 'folders_below', 'visible_files', 'foreign_kind', 'foreign_files',
-           'foreign_hint']
+           'foreign_hint', 'instead_of_scans']
 
 # %% ../../nbs/io/08_walk.ipynb #be3fe46b
 import os
@@ -62,10 +62,12 @@ _ENDINGS = {
     "pair of .hdr and .img": (".hdr",),
 }
 
+_PACKED_TABLES = (".csv.gz", ".json.gz", ".txt.gz")
+
 def foreign_kind(name: str) -> str:
     "What a file that may hold scans and is not read is, by its name; \"\" for any other."
     low = name.lower()
-    if low.endswith(".nii.gz"): return ""
+    if low.endswith((".nii.gz", *_PACKED_TABLES)): return ""
     return next((kind for kind, endings in _ENDINGS.items() if low.endswith(endings)), "")
 
 # %% ../../nbs/io/08_walk.ipynb #2cbda4ab
@@ -83,3 +85,10 @@ def foreign_hint(passed_over: Counter) -> str:
     if any(passed_over[kind] for kind in _ENDINGS if kind != "packed file"):
         todo.append("convert to NIfTI")
     return f" (passed over: {counts})" + "".join(f"; {what}" for what in todo)
+
+# %% ../../nbs/io/08_walk.ipynb #79796905
+def instead_of_scans(folder: Path, passed_over: Counter) -> str:
+    "What a message says of a folder without scans: that it holds slices, or what was passed over."
+    if any((folder/f"{split}-images").is_dir() for split in ("train", "test")):
+        return "; it is a challenge folder of slices, which `ctseg fit` and `ctseg predict` read"
+    return foreign_hint(passed_over)

@@ -22,7 +22,7 @@ from ..io.dicom_series import Series, series_notes
 from ..io.nifti import case_name, nifti_files, read_scan
 from ..io.nifti_layouts import is_label_folder, split_roles
 from ..io.volumes import Volume
-from ..io.walk import folders_below, foreign_hint
+from ..io.walk import folders_below, instead_of_scans
 
 # %% ../../nbs/prediction/70_scans.ipynb #b0e56dec
 @dataclass
@@ -167,8 +167,8 @@ def find_scans(
     orientation: str = "SPL", # of the slicing: DICOM series in another plane are left out
 ) -> Found:
     "All scans below some paths. Raises `InputError` for a path that does not exist, or where none has any scan."
-    found = Found()
-    for path in map(Path, paths):
+    found, paths = Found(), [Path(path) for path in paths]
+    for path in paths:
         if path.is_dir():
             add_dicom(found, path, gaps, named, orientation)
             for folder in folders_below(path): add_nifti(found, folder)
@@ -176,7 +176,8 @@ def find_scans(
             found.scans.append(_nifti_scan(path, case_name(path)))
         else: check_folder(path, "a folder with DICOM or NIfTI in it, or a NIfTI file")
     if not found.scans and not found.broken:
-        hint = "".join(f" ({note})" for note in found.notes) + foreign_hint(found.passed_over)
+        hint = "".join(f" ({note})" for note in found.notes)
+        hint += "".join(dict.fromkeys(instead_of_scans(path, found.passed_over) for path in paths))
         raise InputError(f"{', '.join(map(str, paths))}: no CT series and no NIfTI volume in it{hint}")
     found.scans = _by_path(_distinct(found.scans))
     return found

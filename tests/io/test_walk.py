@@ -75,6 +75,15 @@ def test_a_path_that_is_no_folder(tmp_path, reader, name, remedy):
 
 
 @pytest.mark.parametrize("reader", READERS)
+def test_a_challenge_folder_is_no_folder_of_scans(tmp_path, reader):
+    src = tmp_path/"src"
+    (src/"test-images").mkdir(parents=True)
+    (src/"y_test.csv.gz").write_bytes(b"x")  # no packed scans
+    with pytest.raises(InputError) as e: READERS[reader](src, tmp_path/"out")
+    assert "a challenge folder of slices" in one_line(e) and "passed over" not in str(e.value)
+
+
+@pytest.mark.parametrize("reader", READERS)
 @pytest.mark.parametrize(
     "name, kind",
     [("a.zip", "packed file"), ("a.TAR.GZ", "packed file"), ("a.nrrd", "NRRD"), ("a.mha", "MetaImage"), ("a.hdr", ".hdr"), ("a.mgz", "MGH")],

@@ -107,10 +107,12 @@ _ENDINGS = {
     "pair of .hdr and .img": (".hdr",),
 }
 
+_PACKED_TABLES = (".csv.gz", ".json.gz", ".txt.gz")
+
 def foreign_kind(name: str) -> str:
     "What a file that may hold scans and is not read is, by its name; \"\" for any other."
     low = name.lower()
-    if low.endswith(".nii.gz"): return ""
+    if low.endswith((".nii.gz", *_PACKED_TABLES)): return ""
     return next((kind for kind, endings in _ENDINGS.items() if low.endswith(endings)), "")
 
 
@@ -138,6 +140,23 @@ def foreign_hint(passed_over: Counter) -> str:
 
 # %%
 print(foreign_hint(foreign_files(heap)))
+
+
+# %% [markdown]
+# A folder of slices is no folder of scans. Whoever gives one is told which commands read it.
+
+# %%
+#| export
+def instead_of_scans(folder: Path, passed_over: Counter) -> str:
+    "What a message says of a folder without scans: that it holds slices, or what was passed over."
+    if any((folder/f"{split}-images").is_dir() for split in ("train", "test")):
+        return "; it is a challenge folder of slices, which `ctseg fit` and `ctseg predict` read"
+    return foreign_hint(passed_over)
+
+
+# %%
+(heap/"test-images").mkdir()
+print(instead_of_scans(heap, foreign_files(heap)))
 
 # %%
 #| hide

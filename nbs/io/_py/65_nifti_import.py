@@ -31,7 +31,7 @@ from ctseg.io.renaming import (
 )
 from ctseg.io.slicing import Slicing
 from ctseg.io.volumes import Volume, class_flags, combine
-from ctseg.io.walk import folders_below, foreign_files, foreign_hint, visible_files
+from ctseg.io.walk import folders_below, foreign_files, instead_of_scans, visible_files
 
 # %%
 #| hide
@@ -448,7 +448,7 @@ shutil.rmtree(nnunet/"old")
 #| export
 def _refuse_empty(src: Path):
     "Tell that nothing was found where volumes are looked for, and what is there instead."
-    deeper, hint = _unused_files(src), foreign_hint(foreign_files(src))
+    deeper, hint = _unused_files(src), instead_of_scans(src, foreign_files(src))
     if deeper:
         raise InputError(f"{src}: {len(deeper)} NIfTI files in it, but not where volumes are looked for, "
                          f"such as {deeper[0]}; "

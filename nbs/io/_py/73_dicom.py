@@ -21,7 +21,7 @@ from ctseg.io.dicom_heap import Entry, Heap, read_file, read_heap
 from ctseg.io.dicom_references import find_about, references, slim_label
 from ctseg.io.dicom_series import Series, make_series, slices_in
 from ctseg.io.geometry import slice_axes
-from ctseg.io.walk import foreign_hint
+from ctseg.io.walk import foreign_hint, instead_of_scans
 
 # %%
 #| hide
@@ -89,7 +89,7 @@ def _damage(heap: Heap, path: Path) -> str:
 
 def _no_images(heap: Heap) -> InputError:
     "What is said of a heap without a CT image."
-    hint = foreign_hint(heap.passed_over)
+    hint = instead_of_scans(heap.src, heap.passed_over)
     return InputError(f"{heap.src}: no DICOM CT images in it or in its folders{hint}")
 
 
