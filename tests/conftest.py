@@ -14,6 +14,11 @@ settings.register_profile("same", derandomize=True)
 settings.load_profile("same")
 
 
+def pytest_make_parametrize_id(config, val, argname):
+    """Bytes are named by their argument: packed ones hold the time, and two workers must collect the same names."""
+    return argname if isinstance(val, bytes) else None
+
+
 @pytest.fixture(scope="session")
 def phantom(tmp_path_factory):
     """A small challenge folder of 54 structures: 24 training slices, 10 of them annotated, and 8 test

@@ -100,6 +100,11 @@ def test_a_folder_imports_only_from_those_above(folder):
     assert paths and not wrong
 
 
+def test_packed_bytes_name_no_test(request):
+    "They hold the time: two workers would collect tests of other names, and pytest stops."
+    assert not [test.nodeid for test in request.session.items if r"\x1f\x8b" in test.nodeid]
+
+
 def test_folders_are_alike():
     "Package, notebooks and tests have the same folders."
     kept = {p.name for p in (ROOT/"ctseg").iterdir() if p.is_dir() and not p.name.startswith("_")}
