@@ -97,6 +97,7 @@ def main() -> None:
     p.add_argument("--epochs", type=int, default=34)
     p.add_argument("--iterations", type=int, default=100, help="steps an epoch")
     p.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    p.add_argument("--out", type=Path, default=peers.RESULTS, help="where the scores are kept")
     a = p.parse_args()
     torch.set_num_threads(1)
     import_timm()  # torchvision, which nnU-Net needs, must be imported as ctseg does
@@ -107,7 +108,7 @@ def main() -> None:
         kept = select_labelled(everything, a.labelled, seed)
         slices = kept[np.flatnonzero(kept.labelled)]
         for name in a.names:
-            target = peers.RESULTS/f"nnunet-{name}-{a.labelled}-s{seed}.npz"
+            target = a.out/f"nnunet-{name}-{a.labelled}-s{seed}.npz"
             if target.exists(): continue
             number = 600 + 10*seed + [*UNKNOWN].index(name)
             prepared = prepare(name, slices, a.work, number)

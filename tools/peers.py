@@ -15,6 +15,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,7 @@ from ctseg.core.optional import import_timm
 from ctseg.data.challenge import read_challenge
 from ctseg.data.slices import SliceSet
 from ctseg.data.splits import select_labelled
+from ctseg.io.volumes import resize_slices
 from ctseg.metrics.challenge import dice_table, mean_dice
 from ctseg.models.weights import published_weights
 
@@ -166,12 +168,20 @@ def train(name: str, slices: SliceSet, seconds: float, seed: int) -> tuple[nn.Mo
             steps += 1
 
 
+def of_size(slices: SliceSet, size: int | None) -> SliceSet:
+    "The slices with so many pixels a side; None: as they are."
+    if size is None: return slices
+    images = resize_slices(slices.images, (size, size), "image")
+    return replace(slices, images=images, masks=resize_slices(slices.masks, (size, size), "mask"))
+
+
 @torch.no_grad()
-def predict(net: nn.Module, images: np.ndarray, softmax: bool) -> np.ndarray:
-    "Masks uint8 [N,H,W]: argmax, or of sigmoid outputs the likeliest class above one half."
+def predict(net: nn.Module, images: np.ndarray, softmax: bool, size: tuple[int, int]) -> np.ndarray:
+    "Masks uint8 [N,*size]: argmax, or of sigmoid outputs the likeliest class above one half."
     masks = []
     for part in np.array_split(images, math.ceil(len(images)/50)):
         logits = net(torch.from_numpy(part[:, None]).float()/255)
+        logits = F.interpolate(logits, size, mode="bilinear", align_corners=False)
         highest, label = logits.sigmoid().max(1)
         label = logits.argmax(1) if softmax else torch.where(highest > 0.5, label + 1, 0)
         masks.append(label.numpy().astype(np.uint8))
@@ -196,18 +206,20 @@ def main(description: str, names: Iterable[str], out: Path, train: Callable):
     p.add_argument("--data", type=Path, required=True)
     p.add_argument("--labelled", type=int, default=100)
     p.add_argument("--seconds", type=float, default=260, help="of a processor")
+    p.add_argument("--size", type=int, help="pixels a side that the networks see; their own if not given")
     p.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     p.add_argument("--out", type=Path, default=out, help="where the scores are kept")
     a = p.parse_args()
     torch.set_num_threads(1)
     everything, test = read_challenge(a.data), read_challenge(a.data, "test")
     for seed in a.seeds:
-        slices = select_labelled(everything, a.labelled, seed)
+        slices = of_size(select_labelled(everything, a.labelled, seed), a.size)
         for name in a.names:
             target = a.out/f"{name}-{a.labelled}-s{seed}.npz"
             if target.exists(): continue
             net, steps, softmax = train(name, slices, a.seconds, seed)
-            masks = predict(net, test.images, softmax)
+            images = of_size(test, a.size).images
+            masks = predict(net, images, softmax, test.images.shape[1:])
             facts = dict(name=name, labelled=a.labelled, seed=seed, steps=steps, processor_seconds=a.seconds)
             print(f"{target.stem}  {keep(target, test, masks, facts):.4f}  {steps} steps", flush=True)
 
