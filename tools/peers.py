@@ -9,14 +9,18 @@ slice and class in the form of tools/bench.py; what is there is not trained agai
 zeros: what nobody examined counts as background, as a label map without more says; softmax outputs.
 masked: sigmoid outputs, and the classes that nobody examined on a slice are left out of the loss, which
 either library leaves to its user.
+
+A second counts as a number of steps, `Peer.rate`, so that a busy machine does not shorten a training. On slices
+of more than 64 pixels a step takes longer: say `--steps`.
 """
 import argparse
 import json
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -106,11 +110,19 @@ def smp_masked():
     return loss
 
 
-PEERS: dict[str, tuple[Callable, Callable, bool]] = {  # network, loss, whether its outputs are a softmax
-    "monai-zeros": (monai_network, monai_zeros, True),
-    "monai-masked": (monai_network, monai_masked, False),
-    "smp-zeros": (smp_network, smp_zeros, True),
-    "smp-masked": (smp_network, smp_masked, False),
+class Peer(NamedTuple):
+    "How a peer is trained."
+    network: Callable[[int], nn.Module]
+    loss: Callable[[], Callable]
+    softmax: bool  # whether its outputs are
+    rate: float  # steps that count as a second, at 64 pixels: as many as it made where it was first trained
+
+
+PEERS = {
+    "monai-zeros": Peer(monai_network, monai_zeros, True, rate=11),
+    "monai-masked": Peer(monai_network, monai_masked, False, rate=10.8),
+    "smp-zeros": Peer(smp_network, smp_zeros, True, rate=3.5),
+    "smp-masked": Peer(smp_network, smp_masked, False, rate=3.5),
 }
 
 
@@ -141,31 +153,38 @@ def batch_of(slices: SliceSet, index: np.ndarray, transforms) -> tuple[torch.Ten
     return image, mask, torch.from_numpy(slices.known[index])
 
 
-def set_rate(optimizer: torch.optim.Optimizer, spent: float):
-    "The learning rate after a share of a training: from `RATE` to zero along a cosine."
-    for group in optimizer.param_groups:
-        group["lr"] = RATE*0.5*(1 + math.cos(math.pi*spent))
+class Budget:
+    "Steps that a training may take; the rate of its optimizer falls from `RATE` to zero along a cosine meanwhile."
+
+    def __init__(self, limit: int):
+        self.limit, self.steps = limit, 0
+
+    def next_step(self, optimizer: torch.optim.Optimizer) -> float | None:
+        "The share that is spent, or None when nothing is left for another step."
+        spent = self.steps/self.limit
+        if spent >= 1: return None
+        for group in optimizer.param_groups:
+            group["lr"] = RATE*0.5*(1 + math.cos(math.pi*spent))
+        self.steps += 1
+        return spent
 
 
-def train(name: str, slices: SliceSet, seconds: float, seed: int) -> tuple[nn.Module, int, bool]:
-    "A peer's network after so many seconds of the processor, its steps, whether its outputs are a softmax."
-    make, make_loss, softmax = PEERS[name]
+def train(name: str, slices: SliceSet, steps: int, seed: int) -> nn.Module:
+    "A peer's network after so many steps."
+    peer = PEERS[name]
     torch.manual_seed(seed)
-    net, loss_of = make(len(slices.classes) + softmax).train(), make_loss()
+    net, loss_of = peer.network(len(slices.classes) + peer.softmax).train(), peer.loss()
     transforms, rng = random_transforms(seed), np.random.default_rng(seed)
     optimizer = torch.optim.AdamW(net.parameters(), RATE, weight_decay=1e-2)
-    labelled, begin, steps = np.flatnonzero(slices.labelled), time.process_time(), 0
+    labelled, budget = np.flatnonzero(slices.labelled), Budget(steps)
     while True:
         for index in np.array_split(rng.permutation(labelled), max(1, len(labelled)//BATCH)):
-            spent = (time.process_time() - begin)/seconds
-            if spent >= 1: return net.eval(), steps, softmax
-            set_rate(optimizer, spent)
+            if budget.next_step(optimizer) is None: return net.eval()
             image, mask, known = batch_of(slices, index, transforms)
             loss = loss_of(net(image), mask, known)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            steps += 1
 
 
 def of_size(slices: SliceSet, size: int | None) -> SliceSet:
@@ -199,13 +218,14 @@ def keep(target: Path, test: SliceSet, masks: np.ndarray, facts: dict) -> float:
     return mean_dice(dice)
 
 
-def main(description: str, names: Iterable[str], out: Path, train: Callable):
-    "Train the peers that are asked for, with each seed, and keep their scores. `train` is as the one above."
+def main(description: str, peers: dict, out: Path, train: Callable):
+    "Train the `peers` that are asked for, with each seed, and keep their scores. `train` is as the one above."
     p = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("names", nargs="+", choices=names)
+    p.add_argument("names", nargs="+", choices=peers)
     p.add_argument("--data", type=Path, required=True)
     p.add_argument("--labelled", type=int, default=100)
-    p.add_argument("--seconds", type=float, default=260, help="of a processor")
+    p.add_argument("--seconds", type=float, default=260, help="of a processor, counted in steps")
+    p.add_argument("--steps", type=int, help="so many, whatever time they take")
     p.add_argument("--size", type=int, help="pixels a side that the networks see; their own if not given")
     p.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     p.add_argument("--out", type=Path, default=out, help="where the scores are kept")
@@ -217,10 +237,12 @@ def main(description: str, names: Iterable[str], out: Path, train: Callable):
         for name in a.names:
             target = a.out/f"{name}-{a.labelled}-s{seed}.npz"
             if target.exists(): continue
-            net, steps, softmax = train(name, slices, a.seconds, seed)
+            steps, begin = a.steps or max(1, round(a.seconds*peers[name].rate)), time.process_time()
+            net = train(name, slices, steps, seed)
+            seconds = round(time.process_time() - begin) if a.steps else a.seconds
             images = of_size(test, a.size).images
-            masks = predict(net, images, softmax, test.images.shape[1:])
-            facts = dict(name=name, labelled=a.labelled, seed=seed, steps=steps, processor_seconds=a.seconds)
+            masks = predict(net, images, peers[name].softmax, test.images.shape[1:])
+            facts = dict(name=name, labelled=a.labelled, seed=seed, steps=steps, processor_seconds=seconds)
             print(f"{target.stem}  {keep(target, test, masks, facts):.4f}  {steps} steps", flush=True)
 
 

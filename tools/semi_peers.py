@@ -11,8 +11,7 @@ zeros: what nobody examined counts as background; softmax outputs. masked: sigmo
 `ApplyAndRemoveMask` leaves out of the supervised loss what nobody examined. pymic-zeros: PyMIC's trainer with
 its teacher's update repaired. pymic-released: as PyMIC 0.6.2 is.
 
-A second counts as a number of steps, `Peer.rate`, so that a slow processor does not shorten a training. The
-numbers are how many steps take as long as eleven of `monai-zeros`, which made so many a second there.
+The steps that count as a second are those that take as long as eleven of `monai-zeros`, on one machine.
 """
 import random
 import tempfile
@@ -21,7 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from peers import BATCH, RATE, RESULTS, batch_of, main, one_hot, random_transforms, set_rate
+from peers import BATCH, RATE, RESULTS, Budget, batch_of, main, one_hot, random_transforms
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
@@ -31,21 +30,6 @@ from ctseg.data.slices import SliceSet
 
 EXAMPLE_BATCH = 4  # of annotated slices and of others, in the example of either library
 MOMENTUM = 0.99  # of torch-em's teacher: the default, 0.999, is the mean of the whole of a thousand steps
-
-
-class Budget:
-    "Steps that a training may take; the rate of its optimizer falls to zero along a cosine meanwhile."
-
-    def __init__(self, limit: int):
-        self.limit, self.steps = limit, 0
-
-    def next_step(self, optimizer: torch.optim.Optimizer) -> float | None:
-        "The share that is spent, or None when nothing is left for another step."
-        spent = self.steps/self.limit
-        if spent >= 1: return None
-        set_rate(optimizer, spent)
-        self.steps += 1
-        return spent
 
 
 class Standardised(nn.Module):
@@ -253,7 +237,7 @@ class Peer(NamedTuple):
     train: Callable
     form: bool  # its last argument
     softmax: bool  # whether its outputs are
-    rate: float  # steps that count as a second
+    rate: float  # steps that count as a second, at 64 pixels
 
 
 PEERS = {
@@ -264,16 +248,14 @@ PEERS = {
 }
 
 
-def train(name: str, slices: SliceSet, seconds: float, seed: int) -> tuple[nn.Module, int, bool]:
-    "A peer's network after the steps that `seconds` count for, their number, whether it has a softmax."
+def train(name: str, slices: SliceSet, steps: int, seed: int) -> nn.Module:
+    "A peer's network after so many steps."
     torch.manual_seed(seed)
     random.seed(seed)
     np.random.seed(seed)
     peer = PEERS[name]
-    steps = max(1, round(seconds*peer.rate))
     annotated = slices[np.flatnonzero(slices.labelled)]
-    net = peer.train(annotated, slices.images[~slices.labelled], steps, seed, peer.form)
-    return net, steps, peer.softmax
+    return peer.train(annotated, slices.images[~slices.labelled], steps, seed, peer.form)
 
 
 if __name__ == "__main__": main(__doc__, PEERS, RESULTS, train)

@@ -1,4 +1,5 @@
 "Mean Teachers of other libraries: what is ours around them, and what they learn from where they are installed."
+import json
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -8,7 +9,9 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parents[2]
+SAMPLE = ROOT/"data_sample"
 sys.path.insert(0, str(ROOT/"tools"))
+import peers
 import semi_peers
 
 from ctseg.core.optional import import_timm
@@ -37,14 +40,34 @@ def test_batches_end_with_the_budget_and_repeat_no_slice():
     assert len(next(iter(semi_peers.UntilSpent(3, 0)))) == 3  # fewer slices than a batch wants
 
 
-def test_seconds_are_steps_of_the_peer_on_the_annotated_slices(monkeypatch):
+def test_a_peer_learns_from_the_annotated_slices_and_gets_the_others(monkeypatch):
     slices, calls = toy_set(32, 12, size=32)[0], []
     peer = semi_peers.Peer(lambda *args: calls.append(args), False, True, rate=2.5)
     monkeypatch.setitem(semi_peers.PEERS, "torch-em-zeros", peer)
-    assert semi_peers.train("torch-em-zeros", slices, 4, 7) == (None, 10, True)
+    semi_peers.train("torch-em-zeros", slices, 10, 7)
     (annotated, unlabelled, *rest), = calls
     assert annotated.labelled.all() and len(annotated) == 12 and len(unlabelled) == 20
     assert rest == [10, 7, False]
+
+
+@pytest.mark.parametrize("asked, steps", [(["--seconds", "4"], 10), (["--steps", "3"], 3)])
+def test_seconds_are_counted_in_steps(tmp_path, monkeypatch, asked, steps):
+    made = []
+
+    def train(name, slices, steps, seed):
+        made.append((name, steps, len(slices), slices.images.shape[1:]))
+        return peers.monai_network(len(slices.classes) + 1).eval()
+    monkeypatch.setattr(peers, "monai_network", lambda outputs: torch.nn.Conv2d(1, outputs, 1))
+    toys = {"x": peers.Peer(peers.monai_network, None, True, rate=2.5)}
+    options = ["x", "--data", str(SAMPLE), "--labelled", "20", "--size", "32", "--seeds", "5", *asked]
+    monkeypatch.setattr(sys, "argv", ["peers.py", *options, "--out", str(tmp_path)])
+    for _ in range(2):  # what is there is not trained again
+        peers.main("a description", toys, tmp_path/"unused", train)
+    assert made == [("x", steps, made[0][2], (32, 32))]
+    with np.load(tmp_path/"x-20-s5.npz") as kept:
+        facts = json.loads(str(kept["facts"]))
+        assert facts["steps"] == steps and facts["labelled"] == 20
+        assert kept["dice_argmax"].shape == kept["truth"].shape
 
 
 def test_images_are_standardised_one_by_one():
