@@ -66,10 +66,6 @@ class ExaminedCases:
         "The cases on which anything was examined."
         return [case for case in cases if self.of(case).any()]
 
-    def incomplete(self, cases: Iterable[str]) -> list[str]:
-        "The cases on which something was not examined."
-        return [case for case in cases if not self.of(case).all()]
-
     def check_drawn(self, case: str, drawn: Iterable[int]) -> None:
         "`InputError` for a class that is drawn on a case, and was not examined there."
         known = self.of(case)

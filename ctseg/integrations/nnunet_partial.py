@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['VARIABLE', 'Behind', 'PartialSettings', 'settings_from_environment', 'given_lengths',
-           'examined_dataset', 'take_raw_folds', 'prepare', 'check_drawn_labels', 'check_part',
-           'new_case_loss', 'gather_sums', 'tell_loss', 'PartialTraining', 'one_case',
-           'add_cases', 'undistributed', 'network_of', 'case_by_case', 'score_examined',
-           'builder_name', 'load_any', 'PartialTrainer']
+           'examined_dataset', 'take_raw_folds', 'prepare_trainer', 'check_drawn_labels',
+           'check_part', 'new_case_loss', 'gather_sums', 'tell_loss', 'PartialTraining',
+           'one_case', 'add_cases', 'undistributed', 'network_of', 'case_by_case',
+           'score_examined', 'builder_name', 'load_any', 'PartialTrainer']
 
 # %% ../../nbs/integrations/13_nnunet_partial.ipynb #af346c4d
 import contextlib
@@ -78,7 +78,7 @@ def take_raw_folds(home: Path) -> None:
     if raw and raw[0].exists() and not kept.exists():
         write_json(read_json(raw[0]), kept)
 
-def prepare(trainer) -> None:
+def prepare_trainer(trainer) -> None:
     "Give a trainer its settings, who examined what on its data set, and the folds beside the raw data."
     trainer.settings = settings_from_environment(trainer.Settings)
     vars(trainer).update(given_lengths(trainer.settings))
@@ -133,7 +133,7 @@ class PartialTraining(Behind):
 
     def initialize(self) -> None:
         "Settings and who examined what, then nnU-Net's own."
-        prepare(self)
+        prepare_trainer(self)
         super().initialize()
 
     def drawn_cases(self) -> list[str]:

@@ -122,7 +122,7 @@ def take_raw_folds(home: Path) -> None:
     if raw and raw[0].exists() and not kept.exists():
         write_json(read_json(raw[0]), kept)
 
-def prepare(trainer) -> None:
+def prepare_trainer(trainer) -> None:
     "Give a trainer its settings, who examined what on its data set, and the folds beside the raw data."
     trainer.settings = settings_from_environment(trainer.Settings)
     vars(trainer).update(given_lengths(trainer.settings))
@@ -205,7 +205,7 @@ class PartialTraining(Behind):
 
     def initialize(self) -> None:
         "Settings and who examined what, then nnU-Net's own."
-        prepare(self)
+        prepare_trainer(self)
         super().initialize()
 
     def drawn_cases(self) -> list[str]:

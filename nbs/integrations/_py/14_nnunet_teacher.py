@@ -205,6 +205,10 @@ def is_asked(trainer) -> bool:
     "Whether the teacher of a trainer is asked in this epoch."
     return trainer.current_epoch >= trainer.settings.warmup*trainer.num_epochs
 
+def incomplete_cases(trainer) -> list[str]:
+    "The training cases of a trainer on which something was not examined."
+    return [case for case in trainer.fold_cases if not trainer.examined.of(case).all()]
+
 def new_incomplete_loader(trainer):
     "nnU-Net's loader of the training cases on which something was not examined."
     trainer.draws_incomplete = True
@@ -311,8 +315,7 @@ class SemiTraining(PartialTrainer):
 
     def drawn_cases(self) -> list[str]:
         "Labelled cases, or the incomplete ones."
-        if self.draws_incomplete: return self.examined.incomplete(self.fold_cases)
-        return super().drawn_cases()
+        return incomplete_cases(self) if self.draws_incomplete else super().drawn_cases()
 
     def on_train_start(self) -> None:
         "nnU-Net's; a training that is not resumed begins with a teacher of its own."
@@ -321,7 +324,7 @@ class SemiTraining(PartialTrainer):
 
     def on_train_epoch_start(self) -> None:
         "nnU-Net's, and the second loader if it is needed from now on."
-        needed = is_asked(self) and self.examined.incomplete(self.fold_cases)
+        needed = is_asked(self) and incomplete_cases(self)
         if needed and self.incomplete_loader is None:
             self.incomplete_loader = new_incomplete_loader(self)
         super().on_train_epoch_start()
@@ -333,7 +336,8 @@ class SemiTraining(PartialTrainer):
 
     def train_step(self, batch: dict) -> dict:
         "nnU-Net's, on both batches; the average follows."
-        with completed_first(self): result = super().train_step(batch)
+        with completed_first(self):
+            result = super().train_step(batch)
         self.teacher.update(bare_network(self.network))
         return result
 
@@ -382,13 +386,15 @@ class SemiTrainer(SemiTraining):
 
     def validation_step(self, batch: dict) -> dict:
         "What the average finds."
-        with network_of(self, self.teacher.model): return super().validation_step(batch)
+        with network_of(self, self.teacher.model):
+            return super().validation_step(batch)
 
     def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
         "nnU-Net's; what it counted says what the teacher has learnt."
         super().on_validation_epoch_end(val_outputs)
         self.teacher.judge(val_outputs, self.device)
-        if is_asked(self): self.print_to_log_file(f"the teacher is believed about: {believed(self)}")
+        if is_asked(self):
+            self.print_to_log_file(f"the teacher is believed about: {believed(self)}")
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         "Predictions of the average."
