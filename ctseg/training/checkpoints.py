@@ -95,7 +95,7 @@ class Checkpoints:
         return sorted(self.folder.glob("step-*"), reverse=True)
 
     def save(self, step: int, models: Models, state: State) -> None:
-        "Keep the models and the state after `step` steps; delete the oldest."
+        "Keep the state after `step` steps; delete the oldest."
         write_checkpoint(self.folder/f"step-{step:07d}", models, state)
         self.drop_steps(KEPT)
 
