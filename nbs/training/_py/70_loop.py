@@ -429,7 +429,7 @@ class Trainer(Session):
     "Trains one model through one phase: the loop that every method shares."
     @memory_kept()
     def fit(self, on_epoch: Callable[["Trainer"], None] | None = None) -> nn.Module:
-        "Train to the phase's end from wherever it stands; the averaged model. `Stopped` at the deadline."
+        "Train to the phase's end from where it stands; the averaged model. `Stopped` at the deadline."
         resume_session(self)
         progress, pace = self.progress, Pace()
         with phase_bar(self) as bar:
