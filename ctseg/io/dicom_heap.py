@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from ..core.filetypes import check_folder, content_of
+from ..core.filetypes import called_nifti, check_folder, content_of
 from .dicom_headers import DicomFile, Misfit, PatientNames
 from .volumes import import_volumes_package
 from .walk import folders_below, foreign_kind, is_visible, visible_files
@@ -198,12 +198,10 @@ def _other_kind(path: Path) -> str:
     return "packed file" if packed else "unreadable file"
 
 # %% ../../nbs/io/71_dicom_heap.ipynb #681f68ff
-_NIFTI = (".nii", ".nii.gz")  # are read elsewhere, whatever is in them
-
 def _sort_in(path: Path, heap: Heap, order: int):
     "Put a file into a heap; one that may not be read counts as damaged."
-    name = path.name.lower()
-    if name.endswith(_NIFTI) or name == "dicomdir": return
+    read_elsewhere = called_nifti(path)  # whatever is in it
+    if read_elsewhere or path.name.lower() == "dicomdir": return
     try: ours = is_dicom(path)
     except OSError: return heap.damaged.append(path)
     if ours: return _look_at(path, heap, order)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from ctseg.core.filetypes import check_folder, content_of
+from ctseg.core.filetypes import called_nifti, check_folder, content_of
 from ctseg.io.dicom_headers import DicomFile, Misfit, PatientNames
 from ctseg.io.volumes import import_volumes_package
 from ctseg.io.walk import folders_below, foreign_kind, is_visible, visible_files
@@ -312,14 +312,13 @@ names = ("page.dcm", "notes.txt", "a.zip", "README", "IM0099")
 test_eq([_other_kind(clinic/"axial"/name) for name in names],
         ["unreadable file", "", "packed file", "", "unreadable file"])
 
+
 # %%
 #| export
-_NIFTI = (".nii", ".nii.gz")  # are read elsewhere, whatever is in them
-
 def _sort_in(path: Path, heap: Heap, order: int):
     "Put a file into a heap; one that may not be read counts as damaged."
-    name = path.name.lower()
-    if name.endswith(_NIFTI) or name == "dicomdir": return
+    read_elsewhere = called_nifti(path)  # whatever is in it
+    if read_elsewhere or path.name.lower() == "dicomdir": return
     try: ours = is_dicom(path)
     except OSError: return heap.damaged.append(path)
     if ours: return _look_at(path, heap, order)
