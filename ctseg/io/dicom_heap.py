@@ -38,7 +38,8 @@ def has_preamble(path: Path) -> bool:
 
 def is_dicom(path: Path) -> bool:
     "Is this a DICOM file, with its preamble or without?"
-    return has_preamble(path) or _starts_with_element(_start_of(path))
+    start = _start_of(path)
+    return start[128:] == b"DICM" or _starts_with_element(start)
 
 # %% ../../nbs/io/71_dicom_heap.ipynb #73ee54d0
 def _complete_meta(ds):
@@ -51,11 +52,11 @@ def _complete_meta(ds):
     ds.file_meta.TransferSyntaxUID = uid.ImplicitVRLittleEndian if implicit else explicit_syntax
 
 def _mend_kinds(ds):
-    "Elements whose kind of value no standard knows, after a flipped bit perhaps, take the kind that belongs to their tag."
+    "Elements of a kind of value that no standard knows, after a flipped bit perhaps, are of the kind of their tag."
     known = set(import_volumes_package("pydicom.valuerep").VR)
     for element in list(ds.values()):  # not parsed yet
         if element.VR is not None and element.VR not in known:
-            ds[element.tag] = element._replace(VR="UN")
+            ds[element.tag] = element._replace(VR="UN")  # pydicom then looks the tag up
 
 def read_file(path: Path, pixels: bool = True, tags: list[str]|None = None):
     "A DICOM data set, also of a file without a preamble. `tags`: only these elements."

@@ -39,7 +39,8 @@ def _problem(path, error: Exception) -> tuple[str, str]:
         return "it may not be read", "change its permissions"
     content, called_packed = content_of(path), str(path).lower().endswith(".gz")
     if content == _PLAIN and called_packed: return content, "call it .nii"
-    if content == _PACKED and not called_packed: return content, "call it .nii.gz"
+    if content == _PACKED and not called_packed:
+        return content, "call it .nii.gz"
     if content not in ("", _PLAIN, _PACKED):
         return content, "put the NIfTI itself there"
     kind = type(error).__name__
