@@ -16,21 +16,20 @@
 # %%
 #| export
 OPTIONS = {
-    "recipe": "a named choice of all settings; `ctseg recipes` lists them; or the recipe.json of a run; "
+    "recipe": "a named choice of all settings: one that `ctseg recipes` lists, or the recipe.json of a run; "
               "left out: ctseg",
-    "out": "the run folder to write, the output, where all is saved",
-    "seed": "of all that is random; another number gives other first weights, another order of slices "
-            "and augmentation",
+    "out": "the run folder to write: the output, where all is saved",
+    "seed": "the start of all that is random; another number gives other first weights, another order of "
+            "slices and augmentation",
     "device": "auto, cpu, cuda for a GPU, cuda:N, or mps (Apple)",
-    "init": "start from the weights of a run, as from a checkpoint; by class name; "
+    "init": "start from the weights of a run, as from a checkpoint, by class name; "
             "a folder, or hf://owner/name",
-    "teacher": "a run that goes on teaching its classes; where nobody examined them here",
-    "log": "a logger, such as tensorboard or wandb; mlflow, or another tracker of accelerate; "
-           "may be repeated",
+    "teacher": "a run that goes on teaching its classes where nobody examined them here",
+    "log": "a logger: tensorboard, wandb, mlflow or another tracker of accelerate; may be repeated",
     "resume": "continue a run that was cut or stopped",
     "memory": "most memory of the device for slices, such as 4GB; slices that need more are read while "
               "training; left out: a quarter of its free memory",
-    "time_limit": "stop before this much time has passed, such as 8h30m or 90m; with everything saved",
+    "time_limit": "stop, with everything saved, before this much time has passed, such as 8h30m or 90m",
     "annotated": "which classes were examined; json: as annotated_labels.json says; all: every class; "
                  "present: only classes with pixels",
     "plugin": "a Python file of your own; it registers a method, loss, network or augmentation, and is "
