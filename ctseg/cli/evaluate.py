@@ -15,6 +15,7 @@ import typer
 from .console import app, print_facts
 from .options import refuse_replacing
 from ..core.errors import InputError
+from ..core.filetypes import called_nifti
 from ..core.json_files import write_json
 
 # %% ../../nbs/cli/48_evaluate.ipynb #e10c29d3
@@ -59,7 +60,7 @@ def evaluation(
             raise InputError("a store knows its classes and no mm; leave out --classes, --mm and --tolerance")
         return evaluate_stored(truth, prediction, annotated and str(annotated))
     for path in (truth, prediction):
-        if path.name.lower().endswith((".nii", ".nii.gz")):
+        if called_nifti(path):
             raise InputError(f"{path}: a single NIfTI file; give the folders that the files of both lie in")
     if mm or truth.is_dir() or prediction.is_dir():
         return volume_result(truth, prediction, annotated, classes, 2.0 if tolerance is None else tolerance)

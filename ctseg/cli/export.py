@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['EXPORTS', 'EXPORTED', 'UNKNOWN', 'AS_SLICES', 'MASKS', 'OF_SPLIT', 'IMPORTED', 'KEEP_PATIENT',
-           'ON_VOLUMES', 'ONLY_RLE', 'TAKES', 'check_export', 'export_volumes',
-           'export_for_programs', 'export_kind', 'export_']
+           'ON_VOLUMES', 'ONLY_RLE', 'TAKES', 'check_export', 'export_onto_volumes',
+           'export_kind', 'export_']
 
 # %% ../../nbs/cli/55_export.ipynb #c0fbac16
 from pathlib import Path
@@ -61,38 +61,31 @@ def check_export(kind: str, given: dict) -> None: # option → what was given, N
         raise InputError(f"`ctseg export {kind}` needs --source, the DICOM folder that was imported")
 
 # %% ../../nbs/cli/55_export.ipynb #ea9ffc9c
-def export_volumes(
-    kind: str, masks: Path, folder: Path, out: Path, split: str, dicom: tuple
-) -> Optional[dict]:
-    "Put a submission back onto the volumes it was cut from; `dicom`: their source, and whether to keep the patient."
-    if kind == "nifti":
+def export_onto_volumes(given: dict) -> Optional[dict]:
+    "Put a submission back onto the volumes it was cut from, by what was given to the command; facts."
+    masks, folder, out, split = given["masks"], given["folder"], given["out"], given["split"] or "test"
+    if given["kind"] == "nifti":
         from ctseg.io.nifti import export_nifti
         return export_nifti(masks, folder, out, split)
-    source, keep_patient = dicom
-    if kind == "dicom-seg":
-        from ctseg.io.dicom_seg import export_dicom_seg
-        return export_dicom_seg(masks, folder, source, out, split, keep_patient)
-    from ctseg.io.rtstruct_write import export_rtstruct
-    return export_rtstruct(masks, folder, source, out, split, keep_patient)
-
-def export_for_programs(kind: str, folder: Path, out: Path, unknown: str, as_slices: bool) -> dict:
-    "Write what another program reads; `unknown` and `as_slices`: for nnU-Net."
-    if kind == "onnx":
-        from ctseg.integrations.onnx import export_onnx
-        return export_onnx(folder, out)
-    from ctseg.integrations.nnunet import export_nnunet
-    return export_nnunet(folder, out, unknown, as_slices=as_slices)
+    if given["kind"] == "dicom-seg":
+        from ctseg.io.dicom_seg import export_dicom_seg as export
+    else:
+        from ctseg.io.rtstruct_write import export_rtstruct as export
+    return export(masks, folder, given["source"], out, split, bool(given["keep_patient"]))
 
 # %% ../../nbs/cli/55_export.ipynb #ce917445
 def export_kind(given: dict) -> Optional[dict]:
     "Write one kind of export, by what was given to the command; facts."
-    kind, folder, out = (given[name] for name in ("kind", "folder", "out"))
+    kind, folder, out = given["kind"], given["folder"], given["out"]
+    if kind in ON_VOLUMES:
+        return export_onto_volumes(given)
     if kind == "rle":
         return write_rle(folder, given["masks"], out, {name: given[name] for name in ONLY_RLE.split()})
-    if kind in ON_VOLUMES:
-        dicom = given["source"], bool(given["keep_patient"])
-        return export_volumes(kind, given["masks"], folder, out, given["split"] or "test", dicom)
-    return export_for_programs(kind, folder, out, given["unknown"] or "ignore", bool(given["slices"]))
+    if kind == "onnx":
+        from ctseg.integrations.onnx import export_onnx
+        return export_onnx(folder, out)
+    from ctseg.integrations.nnunet import export_nnunet
+    return export_nnunet(folder, out, given["unknown"] or "ignore", as_slices=bool(given["slices"]))
 
 # %% ../../nbs/cli/55_export.ipynb #fd489742
 @app.command("export", epilog="ctseg export dicom-seg my_data results --masks submission.csv --source scans")

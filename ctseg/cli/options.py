@@ -18,10 +18,11 @@ import typer
 
 from ..core.errors import InputError
 from ..core.paths import real_path
+from ..runs.options import OPTIONS
 
 # %% ../../nbs/cli/20_options.ipynb #93e4cf42
 Folder = Annotated[Path, typer.Argument(help="a challenge folder, or a store")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N, or mps (Apple)")]
+Device = Annotated[str, typer.Option(help=OPTIONS["device"])]
 Precision = Annotated[
     Optional[str],
     typer.Option(help="fp32, fp16, bf16, or auto for the device's own; left out: as the runs were trained"),
@@ -31,20 +32,8 @@ Engine = Annotated[
     typer.Option(help="what computes: torch, openvino, onnx, or auto: openvino if a CPU has it, else torch"),
 ]
 BatchSize = Annotated[int, typer.Option(min=1, max=1 << 16, help="images at a time")]
-Annotations = Annotated[
-    str,
-    typer.Option(
-        help="json: read annotated_labels.json; all: every class was examined; "
-             "present: only classes with pixels were",
-    ),
-]
-Plugins = Annotated[
-    list[Path],
-    typer.Option(
-        help="a Python file that registers a method, loss, network or augmentation of your own; "
-             "it is executed; may be repeated",
-    ),
-]
+Annotations = Annotated[str, typer.Option(help=OPTIONS["annotated"])]
+Plugins = Annotated[list[Path], typer.Option(help=OPTIONS["plugin"])]
 
 # %% ../../nbs/cli/20_options.ipynb #31db4112
 READ = re.compile(

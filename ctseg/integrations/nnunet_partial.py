@@ -4,13 +4,16 @@
 
 # %% auto #0
 __all__ = ['VARIABLE', 'Behind', 'PartialSettings', 'settings_from_environment', 'given_lengths',
-           'examined_dataset', 'take_raw_folds', 'check_drawn_labels', 'LabelledDraws',
-           'gather_sums', 'PartialLabels', 'one_case', 'add_cases', 'PartialScores',
-           'builder_name', 'load_any', 'PartialFiles']
+           'examined_dataset', 'take_raw_folds', 'prepare_trainer', 'check_drawn_labels',
+           'check_part', 'new_case_loss', 'gather_sums', 'tell_loss', 'PartialTraining',
+           'one_case', 'add_cases', 'undistributed', 'network_of', 'case_by_case',
+           'score_examined', 'builder_name', 'load_any', 'PartialTrainer']
 
 # %% ../../nbs/integrations/13_nnunet_partial.ipynb #af346c4d
+import contextlib
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +78,16 @@ def take_raw_folds(home: Path) -> None:
     if raw and raw[0].exists() and not kept.exists():
         write_json(read_json(raw[0]), kept)
 
+def prepare_trainer(trainer) -> None:
+    "Give a trainer its settings, who examined what on its data set, and the folds beside the raw data."
+    trainer.settings = settings_from_environment(trainer.Settings)
+    vars(trainer).update(given_lengths(trainer.settings))
+    home = Path(trainer.preprocessed_dataset_folder_base)
+    take_raw_folds(home)
+    trainer.examined = examined_dataset(home, trainer.label_manager.has_regions)
+    trainer.print_to_log_file(f"who examined what: {trainer.examined.path}")
+    trainer.print_to_log_file(f"{type(trainer).__name__}: {trainer.settings}")
+
 # %% ../../nbs/integrations/13_nnunet_partial.ipynb #cf4e0e16
 def check_drawn_labels(dataset, examined: ExaminedCases) -> None:
     "`InputError` for a case of a data set of nnU-Net with a class drawn that was not examined there."
@@ -83,73 +96,71 @@ def check_drawn_labels(dataset, examined: ExaminedCases) -> None:
         drawn = [label for label in places if isinstance(label, int) and len(places[label])]
         examined.check_drawn(case, drawn)
 
+def check_part(trainer, dataset, part: str) -> None:
+    "Log how many cases of a part of a fold have labels; `InputError` if none has, or if they contradict the file."
+    check_drawn_labels(dataset, trainer.examined)
+    labelled = trainer.examined.labelled(dataset.identifiers)
+    message = f"{len(labelled)} of {len(dataset.identifiers)} {part} cases have labels"
+    trainer.print_to_log_file(message)
+    if not labelled:
+        raise InputError(f"fold {trainer.fold}: {message}, some are needed; write a splits_final.json")
+
 # %% ../../nbs/integrations/13_nnunet_partial.ipynb #1b2b9efd
-Behind: Any = object  # nnU-Net's own trainer stands behind what follows, see `trainer_class`
+Behind: Any = object  # nnU-Net's own trainer stands behind the classes below, see `trainer_class`
 
-class LabelledDraws(Behind):
-    "Which cases nnU-Net draws: to be put in front of its trainer."
-    examined: ExaminedCases
+def new_case_loss(trainer) -> CaseLoss:
+    "The loss of a trainer at one resolution."
+    marginal = create_loss("marginal", log_dice=trainer.settings.log_dice)
+    return CaseLoss(marginal, trainer.label_manager.ignore_label)
 
-    def do_split(self) -> tuple[list[str], list[str]]:
-        "nnU-Net's folds; those that lie beside the raw data, if there are no others yet."
-        take_raw_folds(Path(self.preprocessed_dataset_folder_base))
-        return super().do_split()
-
-    def training_cases(self, cases: list[str]) -> list[str]:
-        "The cases to draw from: those on which anything was examined."
-        return self.examined.labelled(cases)
-
-    def get_tr_and_val_datasets(self) -> tuple:
-        "nnU-Net's data sets of a fold. `InputError` if no case of one of them was examined."
-        train, held_out = super().get_tr_and_val_datasets()
-        for dataset, part in ((train, "training"), (held_out, "validation")):
-            check_drawn_labels(dataset, self.examined)
-            labelled = self.examined.labelled(dataset.identifiers)
-            message = f"{len(labelled)} of {len(dataset.identifiers)} {part} cases have labels"
-            self.print_to_log_file(message)
-            if not labelled:
-                raise InputError(f"fold {self.fold}: {message}, some are needed; write a splits_final.json")
-        train.identifiers = self.training_cases(list(train.identifiers))
-        held_out.identifiers = self.examined.labelled(held_out.identifiers)
-        return train, held_out
-
-# %% ../../nbs/integrations/13_nnunet_partial.ipynb #e499d473
 def gather_sums(rows: torch.Tensor) -> torch.Tensor: # [b,K] → [processes,K]
     "The sums over the cases of each process: nnU-Net's processes may have different numbers of cases."
     return gather_rows(rows.sum(0, keepdim=True))
 
+def tell_loss(trainer, cases: list[str]) -> torch.Tensor: # bool [B,C]
+    "Tell the loss of a trainer what is known of the cases of its next step; that."
+    known = trainer.examined.batch(cases).to(trainer.device)
+    trainer.case_loss.tell(known, gather_sums if trainer.is_ddp else as_given)
+    return known
+
 # %% ../../nbs/integrations/13_nnunet_partial.ipynb #8435d23a
-class PartialLabels(LabelledDraws):
-    "Settings, loss and steps."
+class PartialTraining(Behind):
+    "nnU-Net's trainer, learning what was examined."
     Settings = PartialSettings
-    settings: Any  # of that kind, or of a trainer's own
+    settings: Any  # of that class
+    examined: ExaminedCases
+    fold_cases: list[str]  # of the training, with and without labels
 
     def initialize(self) -> None:
         "Settings and who examined what, then nnU-Net's own."
-        self.settings = settings_from_environment(self.Settings)
-        vars(self).update(given_lengths(self.settings))
-        home = Path(self.preprocessed_dataset_folder_base)
-        self.examined = examined_dataset(home, self.label_manager.has_regions)
-        self.print_to_log_file(f"who examined what: {self.examined.path}")
-        self.print_to_log_file(f"{type(self).__name__}: {self.settings}")
+        prepare_trainer(self)
         super().initialize()
 
+    def drawn_cases(self) -> list[str]:
+        "The cases to draw from: those on which anything was examined."
+        return self.examined.labelled(self.fold_cases)
+
+    def get_tr_and_val_datasets(self) -> tuple:
+        "nnU-Net's data sets of a fold, without the cases that have no labels."
+        train, held_out = super().get_tr_and_val_datasets()
+        check_part(self, train, "training")
+        check_part(self, held_out, "validation")
+        self.fold_cases = list(train.identifiers)
+        train.identifiers = self.drawn_cases()
+        held_out.identifiers = self.examined.labelled(held_out.identifiers)
+        return train, held_out
+
     def _build_loss(self) -> nn.Module:
-        "nnU-Net's weights of the resolutions, around a loss that reads what was examined."
+        "nnU-Net's weights of the resolutions, around our loss of each."
         resolutions = super()._build_loss()
-        marginal = create_loss("marginal", log_dice=self.settings.log_dice)
-        self.case_loss = CaseLoss(marginal, self.label_manager.ignore_label)
+        self.case_loss = new_case_loss(self)
         if not self.enable_deep_supervision: return self.case_loss
         resolutions.loss = self.case_loss
         return resolutions
 
-    def tell_loss(self, known: torch.Tensor) -> None:
-        "Tell the loss what is known of a batch, bool [B,C]."
-        self.case_loss.tell(known, gather_sums if self.is_ddp else as_given)
-
     def train_step(self, batch: dict) -> dict:
         "nnU-Net's step, with what is known of the cases of the batch."
-        self.tell_loss(self.examined.batch(batch["keys"]).to(self.device))
+        tell_loss(self, batch["keys"])
         return super().train_step(batch)
 
 # %% ../../nbs/integrations/13_nnunet_partial.ipynb #f0494379
@@ -170,34 +181,38 @@ def add_cases(results: list[dict], known: torch.Tensor) -> dict: # bool [B,C]
     return summed
 
 # %% ../../nbs/integrations/13_nnunet_partial.ipynb #bd3b7b56
-class PartialScores(PartialLabels):
-    "Scores of what was examined."
+def undistributed(network: nn.Module) -> nn.Module:
+    "A network without what distributes it over processes."
+    return network.module if isinstance(network, nn.parallel.DistributedDataParallel) else network
 
-    def scored_network(self) -> nn.Module:
-        "The network that is scored, without what distributes it: processes have different numbers of cases."
-        return self.network.module if self.is_ddp else self.network
+@contextlib.contextmanager
+def network_of(trainer, network: nn.Module):
+    "Within the block a trainer has another network."
+    trained, trainer.network = trainer.network, network
+    try: yield
+    finally: trainer.network = trained
 
-    def validation_step(self, batch: dict) -> dict:
-        "nnU-Net's step case by case; unknown classes are not counted."
-        known, results = self.examined.batch(batch["keys"]), []
-        trained, self.network = self.network, self.scored_network()
+# %% ../../nbs/integrations/13_nnunet_partial.ipynb #3d5fb3bd
+def case_by_case(trainer, step: Callable[[dict], dict], batch: dict) -> dict:
+    "What nnU-Net's validation step counts on the cases of a batch, each alone, where classes were examined."
+    known, results = trainer.examined.batch(batch["keys"]), []
+    with network_of(trainer, undistributed(trainer.network)):
         for i in range(len(known)):
-            self.case_loss.tell(known[i:i + 1].to(self.device))
-            results.append(super().validation_step(one_case(batch, i)))
-        self.network = trained
-        return add_cases(results, known)
+            trainer.case_loss.tell(known[i:i + 1].to(trainer.device))
+            results.append(step(one_case(batch, i)))
+    return add_cases(results, known)
 
-    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
-        "nnU-Net's predictions of the held-out cases, and the scores of what was examined."
-        super().perform_actual_validation(save_probabilities)
-        if self.local_rank != 0: return
-        path = Path(self.output_folder)/"validation"/"summary.json"
-        summary = json.loads(path.read_text())  # nnU-Net writes NaN
-        scores = examined_scores(summary, self.examined, self.dataset_json["file_ending"])
-        with atomic_path(path) as part:
-            part.write_text(json.dumps(scores, indent=4, sort_keys=True))
-        dice = scores["foreground_mean"]["Dice"]
-        self.print_to_log_file(f"Mean Validation Dice of what was examined: {dice:.4f}")
+def score_examined(trainer) -> None:
+    "Replace the scores of the held-out cases that nnU-Net has written by those of what was examined."
+    path = Path(trainer.output_folder)/"validation"/"summary.json"
+    summary = json.loads(path.read_text())  # nnU-Net writes NaN
+    scores = examined_scores(summary, trainer.examined, trainer.dataset_json["file_ending"])
+    with atomic_path(path) as part:
+        part.write_text(json.dumps(scores, indent=4, sort_keys=True))
+    dice = scores["foreground_mean"]["Dice"]
+    trainer.print_to_log_file(f"Mean Validation Dice of what was examined: {dice:.4f}")
+
+
 
 # %% ../../nbs/integrations/13_nnunet_partial.ipynb #dc2c7d71
 def builder_name(trainer) -> str:
@@ -211,21 +226,30 @@ def load_any(path, device) -> dict:
     return torch.load(path, map_location=device, weights_only=False)
 
 # %% ../../nbs/integrations/13_nnunet_partial.ipynb #d70b116d
-class PartialFiles(PartialScores):
-    "Partial labels on nnU-Net's engine, and checkpoints that it predicts with alone."
+class PartialTrainer(PartialTraining):
+    "Partial labels on nnU-Net's engine, scores of what was examined, and checkpoints that nnU-Net predicts with."
+
+    def validation_step(self, batch: dict) -> dict:
+        "nnU-Net's step case by case; unknown classes are not counted."
+        return case_by_case(self, super().validation_step, batch)
+
+    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
+        "nnU-Net's predictions of the held-out cases, and the scores of what was examined."
+        super().perform_actual_validation(save_probabilities)
+        if self.local_rank == 0: score_examined(self)
 
     def on_train_start(self) -> None:
         "nnU-Net's, and a copy of who examined what beside its plans."
         super().on_train_start()
-        if self.local_rank == 0:
-            write_json(read_json(self.examined.path), Path(self.output_folder_base)/EXAMINED_FILE)
+        if self.local_rank != 0: return
+        write_json(read_json(self.examined.path), Path(self.output_folder_base)/EXAMINED_FILE)
 
     def for_prediction(self, checkpoint: dict) -> dict:
         "A checkpoint as nnU-Net can use it without this package."
         return checkpoint | {"trainer_name": builder_name(self), "ctseg_trainer": type(self).__name__}
 
     def save_checkpoint(self, filename: str) -> None:
-        "nnU-Net's checkpoint, changed for prediction; the file is whole or not there."
+        "nnU-Net's, changed for prediction; the file is whole or not there."
         if self.local_rank != 0 or self.disable_checkpointing:
             return super().save_checkpoint(filename)
         with atomic_path(filename) as part:

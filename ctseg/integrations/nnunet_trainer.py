@@ -10,11 +10,11 @@ import functools
 import importlib
 
 from ..core.errors import InputError, did_you_mean
-from .nnunet_partial import PartialFiles
-from .nnunet_teacher import ScoredTeacher
+from .nnunet_partial import PartialTrainer
+from .nnunet_teacher import SemiTrainer
 
 # %% ../../nbs/integrations/15_nnunet_trainer.ipynb #db1033d1
-TRAINERS = {"nnUNetTrainerPartial": PartialFiles, "nnUNetTrainerPartialSemi": ScoredTeacher}
+TRAINERS = {"nnUNetTrainerPartial": PartialTrainer, "nnUNetTrainerPartialSemi": SemiTrainer}
 
 @functools.cache
 def trainer_class(name: str) -> type:

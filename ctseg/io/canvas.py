@@ -8,17 +8,11 @@ __all__ = ['paste', 'square_corners', 'place_on_squares']
 # %% ../../nbs/io/35_canvas.ipynb #fbed5056
 import numpy as np
 
+from ..data.stacks import common_part
 from .slicing import to_8bit
 from .volumes import VolumeSlices
 
 # %% ../../nbs/io/35_canvas.ipynb #44114fc1
-def _overlap(corner: int, image_side: int, canvas_side: int) -> tuple[slice, slice]:
-    "Where along one axis an image lies on the canvas, and which part of the image that is."
-    start, stop = max(0, corner), min(canvas_side, corner + image_side)
-    stop = max(start, stop)
-    return slice(start, stop), slice(start - corner, stop - corner)
-
-# %% ../../nbs/io/35_canvas.ipynb #5f06d965
 def paste(
     stack: np.ndarray, # slices [n,h,w]
     corners, # int [n,2]: row and column of each slice's pixel (0, 0) on its canvas; may lie outside
@@ -29,8 +23,8 @@ def paste(
     canvases = np.empty((len(stack), *size), stack.dtype)
     canvases[:] = np.reshape(fill, (-1, 1, 1))
     for canvas, image, (row, column) in zip(canvases, stack, corners):
-        to_rows, from_rows = _overlap(row, image.shape[0], size[0])
-        to_columns, from_columns = _overlap(column, image.shape[1], size[1])
+        to_rows, from_rows = common_part(row, image.shape[0], size[0])
+        to_columns, from_columns = common_part(column, image.shape[1], size[1])
         canvas[to_rows, to_columns] = image[from_rows, from_columns]
     return canvases
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from ..core.filetypes import check_folder, content_of
+from ..core.filetypes import called_nifti, check_folder, content_of
 from .dicom_headers import DicomFile, Misfit, PatientNames
 from .volumes import import_volumes_package
 from .walk import folders_below, foreign_kind, is_visible, visible_files
@@ -38,7 +38,8 @@ def has_preamble(path: Path) -> bool:
 
 def is_dicom(path: Path) -> bool:
     "Is this a DICOM file, with its preamble or without?"
-    return has_preamble(path) or _starts_with_element(_start_of(path))
+    start = _start_of(path)
+    return start[128:] == b"DICM" or _starts_with_element(start)
 
 # %% ../../nbs/io/71_dicom_heap.ipynb #73ee54d0
 def _complete_meta(ds):
@@ -51,11 +52,11 @@ def _complete_meta(ds):
     ds.file_meta.TransferSyntaxUID = uid.ImplicitVRLittleEndian if implicit else explicit_syntax
 
 def _mend_kinds(ds):
-    "Elements whose kind of value no standard knows, after a flipped bit perhaps, take the kind that belongs to their tag."
+    "Elements of a kind of value that no standard knows, after a flipped bit perhaps, are of the kind of their tag."
     known = set(import_volumes_package("pydicom.valuerep").VR)
     for element in list(ds.values()):  # not parsed yet
         if element.VR is not None and element.VR not in known:
-            ds[element.tag] = element._replace(VR="UN")
+            ds[element.tag] = element._replace(VR="UN")  # pydicom then looks the tag up
 
 def read_file(path: Path, pixels: bool = True, tags: list[str]|None = None):
     "A DICOM data set, also of a file without a preamble. `tags`: only these elements."
@@ -198,12 +199,10 @@ def _other_kind(path: Path) -> str:
     return "packed file" if packed else "unreadable file"
 
 # %% ../../nbs/io/71_dicom_heap.ipynb #681f68ff
-_NIFTI = (".nii", ".nii.gz")  # are read elsewhere, whatever is in them
-
 def _sort_in(path: Path, heap: Heap, order: int):
     "Put a file into a heap; one that may not be read counts as damaged."
-    name = path.name.lower()
-    if name.endswith(_NIFTI) or name == "dicomdir": return
+    read_elsewhere = called_nifti(path)  # whatever is in it
+    if read_elsewhere or path.name.lower() == "dicomdir": return
     try: ours = is_dicom(path)
     except OSError: return heap.damaged.append(path)
     if ours: return _look_at(path, heap, order)

@@ -29,7 +29,7 @@ from .canvas import place_on_squares
 from .cases import Case, check_test, name_cases, set_aside_test
 from .cutting import CutFile, Work, cut_cases, parts_folder
 from .into_store import check_store_place, write_stored
-from .outputs import index_seal, new_folder, output_name
+from .outputs import new_folder, output_name, sealed_index
 from .renaming import RenamedSlices, told_alone
 from .slicing import Slicing
 
@@ -94,7 +94,7 @@ def write_splits(
 ) -> dict[str, int]: # split → number of images
     "Write a challenge folder, or a store, and its index, whole or not at all."
     images = {name: split.lines for name, split in splits.items()}
-    index = {"version": 1, "seal": index_seal(volumes, images), "volumes": volumes, "images": images}
+    index = sealed_index(volumes, images)
     slices = {name: split.slice_set(classes) for name, split in splits.items() if split.lines}
     if store:
         write_stored(out, slices, index)

@@ -16,7 +16,7 @@ import numpy as np
 
 from ..core.anatomy import ClassMap
 from ..core.errors import InputError, did_you_mean
-from ..core.json_files import read_json
+from .label_names import read_examined_cases
 from .mask_files import check_palettes, find_mask_files, values_in
 from .pixels import check_size, read_values, two_values
 from .rle import Coding, decode
@@ -185,19 +185,8 @@ def read_labels(
 # %% ../../nbs/io/95_mask_labels.ipynb #ff7b3a22
 def _read_examined(path: Path, classes: ClassMap) -> dict[str, np.ndarray]:
     "Image → classes examined, bool [C], from an `annotated_labels.json` beside the masks."
-    table = read_json(path)
-    if not isinstance(table, dict) or not all(isinstance(names, list) for names in table.values()):
-        raise InputError(f'{path}: expected {{"image": ["{classes.names[0]}", …], …}}')
-    examined = {}
-    for image, names in table.items():
-        ids = [classes.id(name) if isinstance(name, str) else name for name in names]
-        for id in ids:
-            if type(id) is int and 1 <= id <= len(classes): continue
-            raise InputError(f"{path}, {image}: {id!r} is not a class from 1 to {len(classes)}")
-        examined[image.removesuffix(".png")] = class_flags(ids, len(classes))
-    return examined
-
-
+    examined = read_examined_cases(path, classes)
+    return {image.removesuffix(".png"): known for image, known in examined.items()}
 
 # %% ../../nbs/io/95_mask_labels.ipynb #21a7f51d
 def _annotated_beside(masks) -> Path:

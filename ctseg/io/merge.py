@@ -35,7 +35,7 @@ from .imported import imported_slicing, pixel_spacings
 from .index import read_index
 from .merge_classes import ClassPlan, match_classes
 from .merge_sizes import CommonFrame, SplitFacts, common_frame, framed, scaled_sizes
-from .outputs import index_seal, new_folder
+from .outputs import new_folder, sealed_index
 from .renaming import read_renaming
 
 # %% ../../nbs/io/88_merge.ipynb #57d4630e
@@ -270,8 +270,7 @@ def merged_index(
     for split, one in gathered.items():
         of_split = [lines[source, split, name] for source, name in one.origins]
         images[split] = {f"{i}.png": line for i, line in enumerate(of_split)}
-    seal = index_seal(volumes, images)
-    return {"version": 1, "seal": seal, "volumes": volumes, "images": images}
+    return sealed_index(volumes, images)
 
 # %% ../../nbs/io/88_merge.ipynb #21a19957
 def _write_table(rows: list[dict], path: Path):

@@ -18,7 +18,7 @@ import numpy as np
 
 from ..core.atomic import atomic_path
 from ..core.errors import InputError
-from ..core.filetypes import content_of
+from ..core.filetypes import called_nifti, content_of
 from ..core.json_files import write_json
 from ..core.paths import refuse_special
 from ..data.images import natural_key
@@ -30,19 +30,21 @@ from .volumes import import_volumes_package
 from .walk import is_visible
 
 # %% ../../nbs/io/60_nifti.ipynb #7363ce5e
-def _problem(path, error: Exception) -> str:
-    "The rest of a message: what a file is in place of a NIfTI, and what to do."
+_PLAIN, _PACKED = "a NIfTI that is not packed", "packed with gzip"  # as `content_of` says it
+_KINDS = {"EOFError": "cut off", "BadGzipFile": "its checksum is wrong", "MemoryError": "too many voxels"}
+
+def _problem(path, error: Exception) -> tuple[str, str]:
+    "What a file is in place of a NIfTI, and what to do."
     if not os.access(path, os.R_OK):
-        return "it may not be read); change its permissions"
-    content, packed = content_of(path), str(path).lower().endswith(".gz")
-    misnamed = {("a NIfTI that is not packed", True): ".nii", ("packed with gzip", False): ".nii.gz"}
-    if (content, packed) in misnamed:
-        return f"{content}; call it {misnamed[content, packed]})"
-    if content and content not in ("packed with gzip", "a NIfTI that is not packed"):
-        return f"{content}); put the NIfTI itself there"
+        return "it may not be read", "change its permissions"
+    content, called_packed = content_of(path), str(path).lower().endswith(".gz")
+    if content == _PLAIN and called_packed: return content, "call it .nii"
+    if content == _PACKED and not called_packed:
+        return content, "call it .nii.gz"
+    if content not in ("", _PLAIN, _PACKED):
+        return content, "put the NIfTI itself there"
     kind = type(error).__name__
-    words = {"EOFError": "cut off", "BadGzipFile": "its checksum is wrong", "MemoryError": "too many voxels"}
-    return f"{words.get(kind, kind)}); it is damaged or something else, copy it again"
+    return _KINDS.get(kind, kind), "it is damaged or something else, copy it again"
 
 # %% ../../nbs/io/60_nifti.ipynb #a8300d9d
 def _voxels_of(image, path) -> np.ndarray:
@@ -67,7 +69,8 @@ def _load_image(path):
         image = nib.load(os.path.abspath(path))  # or a leading ~ would be somebody's home
         voxels = _voxels_of(image, path) if isinstance(image, nib.Nifti1Image) else None
     except Exception as e:  # nibabel, gzip and zlib raise a dozen kinds for a damaged file
-        raise InputError(f"{path}: not a readable NIfTI file ({_problem(path, e)}") from None
+        problem, remedy = _problem(path, e)
+        raise InputError(f"{path}: not a readable NIfTI file ({problem}); {remedy}") from None
     if voxels is None:
         raise InputError(f"{path}: not a NIfTI file; expected .nii or .nii.gz")
     return image, voxels
@@ -194,7 +197,7 @@ def case_name(path: Path) -> str:
 # %% ../../nbs/io/60_nifti.ipynb #a43f19db
 def _is_nifti(path: Path) -> bool:
     "Is this something visible with the ending of a NIfTI? A link to nowhere or a pipe is told by who reads it."
-    return not path.is_dir() and is_visible(path) and path.name.lower().endswith((".nii", ".nii.gz"))
+    return not path.is_dir() and is_visible(path) and called_nifti(path)
 
 # %% ../../nbs/io/60_nifti.ipynb #2ab7bf99
 def nifti_files(folder: Path, strict: bool = True) -> dict[str, Path]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from .dicom_seg_read import off_slices_note
 from .dicom_series import Series, in_other_frame
-from .rtstruct import Region, off_plane
+from .rtstruct import Region, half_step, off_plane
 
 # %% ../../nbs/io/77_rt_places.ipynb #9d0513de
 def _off_named(series: Series, region: Region) -> list[float]:
@@ -26,19 +26,13 @@ def _off_named(series: Series, region: Region) -> list[float]:
         off.append(abs(float(middle - place)))
     return off
 
-def _most_off(series: Series) -> float:
-    "Half the least step between slices, mm, and a little."
-    heights = series.slice_origins() @ series.normal
-    steps = np.abs(np.diff(heights))
-    least = steps.min(initial=2.)
-    return .5*least + .01
-
 # %% ../../nbs/io/77_rt_places.ipynb #3eb1c6a2
 def in_other_space(series: Series, region: Region) -> bool:
     "Are the millimetres of a region counted in another frame of reference than those of the series?"
     if not in_other_frame(series, region.space): return False
     off = _off_named(series, region)
-    near = [mm <= _most_off(series) for mm in off]
+    most = half_step(series)
+    near = [mm <= most for mm in off]
     return sum(near) < len(region.rings)
 
 # %% ../../nbs/io/77_rt_places.ipynb #77b4830c
@@ -87,7 +81,8 @@ def _left_out_notes(series: Series, regions: list[Region]) -> list[str]:
 def _astray_notes(series: Series, regions: list[Region]) -> list[str]:
     "What to tell of contours that lie off the slices they name."
     every = [mm for region in regions for mm in _off_named(series, region)]
-    astray = [mm for mm in every if mm > _most_off(series)]
+    most = half_step(series)
+    astray = [mm for mm in every if mm > most]
     if not astray: return []
     return [f"{len(astray)} contours of its RTSTRUCT lie up to {max(astray):.1f} mm off the slices "
             "that they name; they were put where their points are"]

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['check_masks', 'Overlaps', 'pair_counts', 'counted_pixels', 'union_counts', 'overlaps',
-           'dice_table', 'nan_mean', 'mean_dice', 'challenge_dice', 'class_tally', 'rows_of',
-           'class_rows', 'per_class']
+           'dice_table', 'nan_mean', 'mean_dice', 'challenge_dice', 'examined_dice',
+           'class_tally', 'rows_of', 'class_rows', 'per_class']
 
 # %% ../../nbs/metrics/10_challenge.ipynb #a819054b
 from typing import TYPE_CHECKING, NamedTuple
@@ -15,7 +15,7 @@ import numpy as np
 from ..core.anatomy import IGNORE, ClassMap
 from ..core.errors import InputError
 from ..core.unions import Unions
-from ..data.slices import highest_label
+from ..data.slices import SliceSet, highest_label
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -126,6 +126,12 @@ def mean_dice(
 def challenge_dice(pred: np.ndarray, truth: np.ndarray, C: int) -> float:
     "The challenge's score of predicted masks uint8 [N,H,W] against the true ones."
     return mean_dice(dice_table(pred, truth, C))
+
+# %% ../../nbs/metrics/10_challenge.ipynb #8460dcd9
+def examined_dice(pred: np.ndarray, slices: SliceSet) -> np.ndarray: # float64 [N,C]
+    "`dice_table` of predicted masks uint8 [N,H,W] for slices, [N,C]; NaN too in cells that nobody examined."
+    table = dice_table(pred, slices.masks, len(slices.classes), slices.classes.unions)
+    return np.where(slices.known, table, np.nan)
 
 # %% ../../nbs/metrics/10_challenge.ipynb #7b219fa7
 def class_tally(

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Measure', 'THRESHOLDS', 'GATES', 'ISLANDS', 'RESCUES', 'MARGIN', 'held_out_by', 'Part',
-           'out_of_fold', 'run_members', 'examined_dice', 'structures_drawn', 'in_parts',
+           'out_of_fold', 'run_members', 'label_dice', 'structures_drawn', 'in_parts',
            'rule_tables', 'known_to_be_there', 'expected_rules', 'gated_rules', 'with_islands',
            'with_rescue', 'outlined_areas', 'smallest_area', 'complexity', 'RuleSearch',
            'choose_rule']
@@ -25,7 +25,7 @@ from ..data.slices import SliceSet
 from ..inference.expected_dice import drawn_structures, fit_expected_dice
 from ..inference.loop import Each, over_slices
 from ..inference.rule import Rule, decide
-from ..metrics.challenge import dice_table, mean_dice
+from ..metrics.challenge import examined_dice, mean_dice
 from .predictor import Predictor, RunMember, members_of_runs
 from .saved import run_spec
 from ..runs.folder import Run
@@ -70,10 +70,9 @@ def run_members(predictor: Predictor) -> list[RunMember]:
 # %% ../../nbs/prediction/30_choose.ipynb #e42d387b
 Measure = Callable[[torch.Tensor, torch.Tensor, SliceSet], torch.Tensor]
 
-def examined_dice(label: torch.Tensor, prob: torch.Tensor, slices: SliceSet) -> torch.Tensor:
-    "The challenge's Dice f32 [B, C] of labels [B, H, W]; NaN for cells that nobody examined."
-    dice = dice_table(label.cpu().numpy(), slices.masks, len(slices.classes), slices.classes.unions)
-    return torch.from_numpy(np.where(slices.known, dice, np.nan).astype(np.float32))
+def label_dice(label: torch.Tensor, prob: torch.Tensor, slices: SliceSet) -> torch.Tensor:
+    "`examined_dice` of labels [B, H, W], f32 [B, C]."
+    return torch.from_numpy(examined_dice(label.cpu().numpy(), slices)).float()
 
 def structures_drawn(label: torch.Tensor, prob: torch.Tensor, slices: SliceSet) -> torch.Tensor:
     "What the expected Dice is estimated from, f32 [B, 3, C], see `drawn_structures`."
@@ -89,7 +88,7 @@ def rule_tables(
     rules: list[Rule],
     batch_size: int = 16,
     each: Each | None = None, # goes through the batches, and may stop; None: simply
-    measure: Measure = examined_dice, # of labels [B, H, W], probabilities [B, C, H, W] and the slices: [B, …]
+    measure: Measure = label_dice, # of labels [B, H, W], probabilities [B, C, H, W] and the slices: [B, …]
 ) -> np.ndarray: # [R, N, …]
     "What `measure` says of each rule and slice; needs the memory of one batch."
     tables = []

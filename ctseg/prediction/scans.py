@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ..core.errors import InputError, printable
-from ..core.filetypes import check_folder
+from ..core.filetypes import called_nifti, check_folder
 from ..data.images import natural_key
 from ..io.dicom import LabelledSeries, survey_heap
 from ..io.dicom_headers import path_without_patient
@@ -172,7 +172,7 @@ def find_scans(
         if path.is_dir():
             add_dicom(found, path, gaps, named, orientation)
             for folder in folders_below(path): add_nifti(found, folder)
-        elif path.name.lower().endswith((".nii", ".nii.gz")) and path.is_file():
+        elif called_nifti(path) and path.is_file():
             found.scans.append(_nifti_scan(path, case_name(path)))
         else: check_folder(path, "a folder with DICOM or NIfTI in it, or a NIfTI file")
     if not found.scans and not found.broken:

@@ -16,15 +16,13 @@ from ..core.device import DevicePlan
 from ..core.errors import InputError
 from ..core.paths import real_path
 from ..data.slices import SliceSet
-from ..data.sources import read_slices
 from ..inference.rule import Rule
-from ..io.neighbours import with_neighbours
 from ..metrics.bootstrap import bootstrap_mean, paired_bootstrap
-from ..metrics.challenge import dice_table, mean_dice, per_class
+from ..metrics.challenge import examined_dice, mean_dice, per_class
 from ..prediction.predictor import Predictor, predict_masks
 from ..prediction.prepare import prepare
 from ..prediction.saved import run_spec
-from .facts import scored_slices
+from .facts import read_split, scored_slices
 from .page import fill_template, page_place, write_page
 from ..runs.folder import Run
 from ..runs.source import find_run
@@ -38,11 +36,8 @@ def common_slices(
     annotated: str = "json", # of a folder, see `read_challenge`
 ) -> SliceSet:
     "The slices with truth that none of the runs has trained on."
-    slices = data
-    if not isinstance(data, SliceSet):
-        images = "test" if split == "test" else "train"
-        context = max(run_spec(run)["recipe"].data.context for run in runs)
-        slices = with_neighbours(read_slices(data, images, annotated), data, images, context)
+    context = max(run_spec(run)["recipe"].data.context for run in runs)
+    slices = read_split(data, split, annotated, context)
     candidates = [scored_slices(run, slices, split, annotated) for run in runs]
     names = set.intersection(*(set(part.names) for part in candidates))
     if not names:
@@ -59,11 +54,7 @@ def score_tables(
     "Masks by the predictor's rule, and the Dice of each cell by that rule and by argmax; NaN where nobody examined."
     shown = slices.seen(predictor.context)
     masks = predict_masks(predictor, shown, [predictor.rule, Rule()], batch_size)
-    tables = []
-    for pred in masks:
-        dice = dice_table(pred, slices.masks, len(slices.classes), slices.classes.unions)
-        tables.append(np.where(slices.known, dice, np.nan))
-    return masks[0], tables
+    return masks[0], [examined_dice(pred, slices) for pred in masks]
 
 # %% ../../nbs/report/50_comparison.ipynb #891cafd0
 def difference_facts(tables: list[np.ndarray], first: list[np.ndarray], groups: np.ndarray) -> dict[str, Any]:

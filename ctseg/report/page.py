@@ -21,13 +21,11 @@ from ..core.device import DevicePlan
 from ..core.errors import InputError
 from ..core.paths import refuse_folder
 from ..data.slices import SliceSet
-from ..data.sources import read_slices
 from ..inference.rule import Rule
-from ..io.neighbours import with_neighbours
 from ..prediction.prepare import prepare
 from ..prediction.saved import run_classes, run_spec
 from ..prediction.sureness import judged
-from .facts import prediction_facts, pseudo_facts, run_facts, scored_slices
+from .facts import prediction_facts, pseudo_facts, read_split, run_facts, scored_slices
 from .pictures import pack_slices
 from ..runs.source import find_run, hub_name
 
@@ -85,9 +83,9 @@ def training_slices(
     data: str | Path | SliceSet, split: str, annotated: str, context: int = 0,
 ) -> SliceSet | None:
     "The slices of the data that runs are trained on, with so many neighbours; None where a folder holds a test alone."
-    if isinstance(data, SliceSet): return data
-    if split == "test" and not (Path(data)/"train-images").is_dir(): return None
-    return with_neighbours(read_slices(data, "train", annotated), data, "train", context)
+    test_alone = not isinstance(data, SliceSet) and not (Path(data)/"train-images").is_dir()
+    if split == "test" and test_alone: return None
+    return read_split(data, "held-out", annotated, context)
 
 # %% ../../nbs/report/40_page.ipynb #f1fe7957
 def scored_facts(

@@ -7,18 +7,24 @@ __all__ = ['OPTIONS', 'CHOSEN', 'as_option']
 
 # %% ../../nbs/runs/08_options.ipynb #3a47ac4a
 OPTIONS = {
-    "recipe": "a named choice of all settings",
-    "out": "the folder to write, the output, where all is saved",
-    "seed": "of all that is random",
-    "device": "cpu, cuda for a GPU, or mps",
-    "init": "start from the weights of a run, as from a checkpoint",
-    "teacher": "a run that goes on teaching its classes",
-    "log": "a logger, such as tensorboard or wandb",
-    "resume": "continue a run that was stopped",
-    "memory": "of the device, for slices",
-    "time_limit": "stop before this much time has passed",
-    "annotated": "which classes were examined",
-    "plugin": "a Python file of your own",
+    "recipe": "a named choice of all settings: one that `ctseg recipes` lists, or the recipe.json of a run; "
+              "left out: ctseg",
+    "out": "the run folder to write: the output, where all is saved",
+    "seed": "the start of all that is random; another number gives other first weights, another order of "
+            "slices and augmentation",
+    "device": "auto, cpu, cuda for a GPU, cuda:N, or mps (Apple)",
+    "init": "start from the weights of a run, as from a checkpoint, by class name; "
+            "a folder, or hf://owner/name",
+    "teacher": "a run that goes on teaching its classes where nobody examined them here",
+    "log": "a logger: tensorboard, wandb, mlflow or another tracker of accelerate; may be repeated",
+    "resume": "continue a run that was cut or stopped",
+    "memory": "most memory of the device for slices, such as 4GB; slices that need more are read while "
+              "training; left out: a quarter of its free memory",
+    "time_limit": "stop, with everything saved, before this much time has passed, such as 8h30m or 90m",
+    "annotated": "which classes were examined; json: as annotated_labels.json says; all: every class; "
+                 "present: only classes with pixels",
+    "plugin": "a Python file of your own; it registers a method, loss, network or augmentation, and is "
+              "executed; may be repeated",
 }
 
 def as_option(name: str) -> str:

@@ -21,7 +21,7 @@ from .contents import COUNT
 from .folder import Run, write_rows
 from .job import Job
 from .notes import EpochNotes, Watcher, device_in_words
-from ..training.checkpoints import Checkpoints, drop_steps, save_weights
+from ..training.checkpoints import Checkpoints, save_weights
 from ..training.method import Phase, go_through
 
 # %% ../../nbs/runs/35_phases.ipynb #a6e71c8f
@@ -55,7 +55,7 @@ def load_finished(model: nn.Module, job: Job, phase: str) -> dict[str, Any] | No
         if not rank(): tell_if_lost(run, phase)
         return None
     place(model, job.device, job.recipe.compute.channels_last).eval().requires_grad_(False)
-    if not rank(): drop_steps(checkpoints)
+    if not rank(): checkpoints.drop_steps()
     return state
 
 

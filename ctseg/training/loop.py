@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['HISTORY', 'Progress', 'restore_progress', 'last_epoch', 'bar_kind', 'phase_bar',
            'held_out_dice', 'Session', 'session_state', 'restore_session', 'restore_checked',
-           'SavedSession', 'stop_in_time', 'gradients_in_memory', 'check_skips', 'Trainer']
+           'save_session', 'resume_session', 'end_epoch', 'finish_phase', 'stop_in_time',
+           'gradients_in_memory', 'check_skips', 'Trainer']
 
 # %% ../../nbs/training/70_loop.ipynb #10b9f1e9
 import importlib.util
@@ -162,41 +163,42 @@ def restore_checked(session: Session, state: State) -> None:
         raise
 
 # %% ../../nbs/training/70_loop.ipynb #a4e16d80
-class SavedSession(Session):
-    "A session that is saved and found again."
-    def save(self) -> None:
-        "Keep everything that the next step depends on."
-        if self.checkpoints is None or rank(): return
-        self.checkpoints.save(self.progress.step, self.learner.models, session_state(self))
+def save_session(session: Session) -> None:
+    "Keep everything that the next step depends on."
+    if session.checkpoints is None or rank(): return
+    session.checkpoints.save(session.progress.step, session.learner.models, session_state(session))
 
-    def resume(self) -> None:
-        "Continue from the newest whole checkpoint of this phase, if there is one."
-        state = None
-        if self.checkpoints:
-            state = self.checkpoints.load(self.learner.models, lambda saved: restore_checked(self, saved))
-        complaint = f"the processes do not see the same checkpoints in {self.setup.folder}"
-        must_be_alike(state["step"] if state else -1, f"{complaint}: it must be on a disk of all of them")
+def resume_session(session: Session) -> None:
+    "Continue from the newest whole checkpoint of this phase, if there is one."
+    state = None
+    if session.checkpoints:
+        models = session.learner.models
+        state = session.checkpoints.load(models, lambda saved: restore_checked(session, saved))
+    complaint = f"the processes do not see the same checkpoints in {session.setup.folder}"
+    must_be_alike(state["step"] if state else -1, f"{complaint}: it must be on a disk of all of them")
 
-    def end_epoch(self) -> None:
-        "Score, add a row to the history, keep a checkpoint."
-        dice = held_out_dice(self.learner, self.loss, self.setup)
-        self.progress.end_epoch(phase=self.phase.name, lr=self.learner.rate, dice=dice)
-        self.save()
+def end_epoch(session: Session) -> None:
+    "Score, add a row to the history, keep a checkpoint."
+    dice = held_out_dice(session.learner, session.loss, session.setup)
+    session.progress.end_epoch(phase=session.phase.name, lr=session.learner.rate, dice=dice)
+    save_session(session)
 
-    def finish(self) -> nn.Module:
-        "The averaged model; of the checkpoints only this remains, of the memory what is used."
-        return_freed()
-        if self.checkpoints and not rank():
-            self.checkpoints.finish({"ema": self.learner.ema.model}, asdict(self.progress))
-        return self.learner.ema.model
+def finish_phase(session: Session) -> nn.Module:
+    "The averaged model; of the checkpoints only this remains, of the memory what is used."
+    return_freed()
+    average = session.learner.ema.model
+    if session.checkpoints and not rank():
+        session.checkpoints.finish({"ema": average}, asdict(session.progress))
+    return average
 
 # %% ../../nbs/training/70_loop.ipynb #99aaa3c1
-def stop_in_time(session: SavedSession, need: float) -> None:
+def stop_in_time(session: Session, need: float) -> None:
     "Save and raise `Stopped` if any process has reason to; `need`: seconds of the next step and epoch."
     if session.setup.deadline is None: return
     why = session.setup.deadline.why(need)
     if not agree(bool(why)): return
-    on_main(session.save)  # the others wait: a launcher kills what is left when the first process has ended
+    # the others wait: a launcher kills what is left when the first process has ended
+    on_main(lambda: save_session(session))
     progress = session.progress
     where = f"in phase {session.phase.name}, epoch {progress.epoch + 1} of {session.epochs}"
     after = f"after {progress.step} of {session.total} steps"
@@ -228,12 +230,12 @@ def check_skips(session: Session, index: torch.Tensor, loss: float) -> None:
     raise InputError(f"{session.phase.name}, step {step}: {problem}; {remedy}")
 
 # %% ../../nbs/training/70_loop.ipynb #0eec697b
-class Trainer(SavedSession):
+class Trainer(Session):
     "Trains one model through one phase: the loop that every method shares."
     @memory_kept()
     def fit(self, on_epoch: Callable[["Trainer"], None] | None = None) -> nn.Module:
-        "Train to the phase's end from wherever it stands; the averaged model. `Stopped` at the deadline."
-        self.resume()
+        "Train to the phase's end from where it stands; the averaged model. `Stopped` at the deadline."
+        resume_session(self)
         progress, pace = self.progress, Pace()
         with phase_bar(self) as bar:
             while progress.epoch < self.epochs:
@@ -243,10 +245,10 @@ class Trainer(SavedSession):
                     bar.update()
                     stop_in_time(self, pace.need)
                 with pace.timed("epoch"):
-                    self.end_epoch()
+                    end_epoch(self)
                 bar.set_postfix(last_epoch(progress, self.epochs))
                 if on_epoch: on_epoch(self)
-        return self.finish()
+        return finish_phase(self)
 
     def step(self, index: torch.Tensor) -> float:
         "One optimiser step on the images `index`; the loss, or NaN where the step had to be skipped."

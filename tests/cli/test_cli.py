@@ -485,12 +485,12 @@ def test_sigterm_leaves_nothing_half_written(tmp_path, monkeypatch, deaf):
 
 
 def test_sigterm_stops_a_training_with_everything_saved(tmp_path, monkeypatch, deaf):
-    from ctseg.training.loop import Trainer
-    real = Trainer.end_epoch
-    def once(self):
-        real(self)
+    from ctseg.training import loop
+    real = loop.end_epoch
+    def once(session):
+        real(session)
         os.kill(os.getpid(), signal.SIGTERM)
-    monkeypatch.setattr(Trainer, "end_epoch", once)
+    monkeypatch.setattr(loop, "end_epoch", once)
     code, _, err = ctseg("fit", SAMPLE, "--out", tmp_path/"a", *SIZE, "--set", "epochs=50")
     assert code == 75 and "SIGTERM" in err and list((tmp_path/"a").glob("checkpoints/*/step-*"))
 

@@ -9,16 +9,16 @@ from helpers.nnunet import FakeTrainer, Loader, batch_of, home_of
 from helpers.volumes import one_line
 
 from ctseg.core.errors import InputError
-from ctseg.integrations.nnunet_partial import PartialFiles, PartialSettings, settings_from_environment
+from ctseg.integrations.nnunet_partial import PartialSettings, PartialTrainer, settings_from_environment
 from ctseg.integrations.nnunet_setup import FILE, set_up, trainer_folder
-from ctseg.integrations.nnunet_teacher import ScoredTeacher, SemiSettings
+from ctseg.integrations.nnunet_teacher import SemiSettings, SemiTrainer
 from ctseg.integrations.nnunet_trainer import trainer_class
 
 EXAMINED = {"p1": [1, 2, 3], "p2": [1], "p3": [], "p4": [], "p5": [2], "p6": []}
 
 
-class Partial(PartialFiles, FakeTrainer): "Supervised."
-class Semi(ScoredTeacher, FakeTrainer): "Semi-supervised."
+class Partial(PartialTrainer, FakeTrainer): "Supervised."
+class Semi(SemiTrainer, FakeTrainer): "Semi-supervised."
 
 
 @pytest.fixture

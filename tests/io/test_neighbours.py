@@ -11,7 +11,7 @@ from ctseg.data.challenge import write_challenge
 from ctseg.data.slices import SliceSet
 from ctseg.data.sources import read_slices, store_challenge
 from ctseg.io.neighbours import places_by_split, slice_places, with_neighbours
-from ctseg.io.outputs import index_seal
+from ctseg.io.outputs import sealed_index
 
 LIVER = ClassMap.from_names(["liver"])
 
@@ -37,7 +37,7 @@ def folder_of(path, lines, groups=None, positions=None, depth=12):
 
 
 def save_index(path, volumes, images):
-    write_json({"version": 1, "seal": index_seal(volumes, images), "volumes": volumes, "images": images}, path/"index.json")
+    write_json(sealed_index(volumes, images), path/"index.json")
 
 
 def greys(place, context=1) -> list[list[int]]:

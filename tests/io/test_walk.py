@@ -136,4 +136,4 @@ def test_a_wrong_ending_is_told_with_the_right_one(tmp_path, right, wrong):
     shutil.move(tmp_path / "src" / right, tmp_path / "src" / wrong)
     with pytest.raises(InputError) as e:
         import_nifti(tmp_path / "src", tmp_path / "out")
-    assert f"call it {right[1:]})" in one_line(e)
+    assert one_line(e).endswith(f"); call it {right[1:]}")

@@ -12,7 +12,7 @@ from ctseg.recipes.fit import fit
 from ctseg.runs.folder import Run
 from ctseg.runs.job import Job
 from ctseg.runs.phases import Phases
-from ctseg.training.loop import Trainer
+from ctseg.training import loop
 from ctseg.training.method import Phase
 
 SEMI = ["original-teacher-student", "original-pretrain-finetune", "mean-teacher", "unimatch", "self-training"]
@@ -24,11 +24,11 @@ def test_a_run_cut_in_any_phase_ends_as_the_whole_one(tmp_path, monkeypatch, nam
     if name.startswith("original") and loss == "masked": pytest.skip("the original has one loss")
     recipe = small(name) if name.startswith("original") else small(name, f"loss={loss}")
     whole = fit(toy(), recipe, tmp_path/"whole", device="cpu", progress=False)
-    ends, real = [], Trainer.end_epoch
+    ends, real = [], loop.end_epoch
 
-    def cut(self):
-        real(self)
-        ends.append(self.phase.name)
+    def cut(session):
+        real(session)
+        ends.append(session.phase.name)
         if len(ends) == at: raise KeyboardInterrupt
     total = len(whole.read_history())
     times = pd.read_csv(whole/"timings.csv")
@@ -39,10 +39,10 @@ def test_a_run_cut_in_any_phase_ends_as_the_whole_one(tmp_path, monkeypatch, nam
     )
     for at in {1, total//2, total - 1}:
         ends.clear()
-        monkeypatch.setattr(Trainer, "end_epoch", cut)
+        monkeypatch.setattr(loop, "end_epoch", cut)
         with pytest.raises(KeyboardInterrupt):
             fit(toy(), recipe, tmp_path/f"cut{at}", device="cpu", progress=False)
-        monkeypatch.setattr(Trainer, "end_epoch", real)
+        monkeypatch.setattr(loop, "end_epoch", real)
         again = fit(toy(), recipe, tmp_path/f"cut{at}", device="cpu", progress=False, resume=True)
         assert torch.equal(weights(again), weights(whole))
         assert (again/"history.csv").read_text() == (whole/"history.csv").read_text()

@@ -5,9 +5,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from ctseg.core.anatomy import ClassMap
 from ctseg.core.errors import InputError
 from ctseg.data.challenge import read_challenge
-from ctseg.report.facts import phase_times, scored_slices, shown_value
+from ctseg.data.slices import SliceSet
+from ctseg.report.facts import phase_times, prediction_facts, scored_slices, shown_value
 from ctseg.runs.contents import ANY, read_run_table
 from ctseg.report.page import report
 from ctseg.runs.folder import Run
@@ -95,3 +97,13 @@ def test_slices_that_are_scored(world):
     with pytest.raises(InputError, match="knows other classes"): scored_slices(Run(world/"other"), data)
     with pytest.raises(InputError, match="held out no slices"): scored_slices(Run(world/"none"), data)
     with pytest.raises(InputError, match="no truth here"): scored_slices(run, world/"secret", "test")
+
+
+def test_the_interval_of_a_union_counts_its_members():
+    classes = ClassMap.from_names(["lungs", "lung_left", "lung_right"], {"lungs": ["lung_left", "lung_right"]})
+    truth = np.zeros((4, 8, 8), np.uint8)
+    truth[:, 2:6, 2:6] = 1
+    known = np.tile([True, False, False], (4, 1))
+    slices = SliceSet(np.zeros_like(truth), truth, known, classes=classes)
+    row = prediction_facts(slices, truth*2)["rows"][0]  # as left lungs
+    assert row["name"] == "lungs" and row["dice"] == 1 and row["interval"] == [1, 1]

@@ -13,6 +13,7 @@ from ctseg.data.augment import MILD
 from ctseg.losses.registry import create_loss
 from ctseg.models import create_model
 from ctseg.recipes.fit import fit
+from ctseg.training import loop
 from ctseg.training.deadline import Stopped
 from ctseg.training.loop import Trainer
 from ctseg.training.method import Method, Phase
@@ -132,12 +133,12 @@ def test_too_many_such_steps_end_the_run_and_name_the_images():
 
 def fit_some(tmp_path, epochs, *settings):
     "A run that is cut when so many epochs are done."
-    real = Trainer.end_epoch
-    def cut(self):
-        real(self)
-        if self.progress.epoch == epochs: raise Stopped("cut")
+    real = loop.end_epoch
+    def cut(session):
+        real(session)
+        if session.progress.epoch == epochs: raise Stopped("cut")
     with pytest.MonkeyPatch.context() as m:
-        m.setattr(Trainer, "end_epoch", cut)
+        m.setattr(loop, "end_epoch", cut)
         fit(
             toy(),
             tiny("masked", "fold=-1", "epochs=3", *settings),

@@ -20,14 +20,15 @@ import typer
 
 from ctseg.core.errors import InputError
 from ctseg.core.paths import real_path
+from ctseg.runs.options import OPTIONS
 
 # %% [markdown]
-# An option is a type that carries its help text. Several commands take the same ones, so they are defined here, and the help of `--device` is the same everywhere.
+# An option is a type that carries its help text. Several commands take the same ones, so they are defined here, and the help of `--device` is the same everywhere. What `ctseg fit` takes is [told once](../runs/08_options.ipynb), for its help and for its errors.
 
 # %%
 #| export
 Folder = Annotated[Path, typer.Argument(help="a challenge folder, or a store")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N, or mps (Apple)")]
+Device = Annotated[str, typer.Option(help=OPTIONS["device"])]
 Precision = Annotated[
     Optional[str],
     typer.Option(help="fp32, fp16, bf16, or auto for the device's own; left out: as the runs were trained"),
@@ -37,20 +38,8 @@ Engine = Annotated[
     typer.Option(help="what computes: torch, openvino, onnx, or auto: openvino if a CPU has it, else torch"),
 ]
 BatchSize = Annotated[int, typer.Option(min=1, max=1 << 16, help="images at a time")]
-Annotations = Annotated[
-    str,
-    typer.Option(
-        help="json: read annotated_labels.json; all: every class was examined; "
-             "present: only classes with pixels were",
-    ),
-]
-Plugins = Annotated[
-    list[Path],
-    typer.Option(
-        help="a Python file that registers a method, loss, network or augmentation of your own; "
-             "it is executed; may be repeated",
-    ),
-]
+Annotations = Annotated[str, typer.Option(help=OPTIONS["annotated"])]
+Plugins = Annotated[list[Path], typer.Option(help=OPTIONS["plugin"])]
 
 # %%
 import tempfile

@@ -12,13 +12,14 @@
 #| export
 import sys
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Any, Optional
 
 import typer
 
 from ctseg.cli.console import SPEAKS, app, choose_threads, loading, print_facts
 from ctseg.cli.options import Annotations, Device, Folder, Plugins, load_plugins
 from ctseg.core.errors import InputError, say
+from ctseg.runs.options import OPTIONS, as_option
 
 # %%
 #| hide
@@ -69,7 +70,6 @@ in_words({"epochs": 90, "rule": {"threshold": 0.4, "gate": 0, "island": 0, "resc
 #| export
 def check_settings(settings: list[str]) -> None:
     "`InputError` for a KEY=VALUE whose key is there before, or is not a setting but an option of the command."
-    from ctseg.runs.options import OPTIONS, as_option
     keys = [text.partition("=")[0] for text in settings]
     for i, (key, text) in enumerate(zip(keys, settings)):
         if key in keys[:i]:
@@ -89,33 +89,23 @@ test_fail(lambda: check_settings(["seed=1"]), contains="give --seed 1")
 
 # %%
 #| export
-RUN_FOLDER = typer.Option(help="the run folder to write")
-RECIPE = typer.Option(
-    help="one of those that `ctseg recipes` lists, or the recipe.json of a run; left out: ctseg",
-)
 SETTING = typer.Option(
     help="KEY=VALUE for any setting of the recipe, such as epochs=40; `ctseg recipes NAME` lists them with "
          "their meanings; may be repeated",
 )
-RESUME = typer.Option("--resume", help="continue a run that was cut or stopped")
-TIME_LIMIT = typer.Option(
-    help="stop, with everything saved, before this much time has passed, such as 8h30m or 90m",
-)
-SEED = typer.Option(help="another number gives other first weights, another order of slices and augmentation")
-INIT = typer.Option(help="start from the weights of this run (a folder, or hf://owner/name), by class name")
-TEACHER = typer.Option(help="a run that goes on teaching its classes where nobody examined them here")
+RESUME = typer.Option("--resume", help=OPTIONS["resume"])
 SAVED = "everything is saved, continue with the same command and --resume"
-MEMORY = typer.Option(
-    help="most memory of the device for slices, such as 4GB; slices that need more are read while "
-         "training; left out: a quarter of its free memory",
-)
-LOG = typer.Option(help="tensorboard, wandb, mlflow or another tracker of accelerate; may be repeated")
+
+def option_of_fit(name: str) -> Any:
+    "An option as `OPTIONS` tells it."
+    return typer.Option(help=OPTIONS[name])
+
 
 # %%
 from ctseg.recipes.table import DEFAULT_RECIPE
 
-print(RECIPE.help)
-assert f"left out: {DEFAULT_RECIPE}" in RECIPE.help  # written by hand, to save the import of torch
+print(OPTIONS["recipe"])
+assert f"left out: {DEFAULT_RECIPE}" in OPTIONS["recipe"]  # written by hand, to save the import of torch
 
 
 # %%
@@ -132,17 +122,17 @@ def tell_result(run) -> None:
 @app.command(epilog="ctseg fit my_data --out runs/first --set epochs=40")
 def fit(
     data: Folder,
-    out: Annotated[Path, RUN_FOLDER],
-    recipe: Annotated[str, RECIPE] = "",
+    out: Annotated[Path, option_of_fit("out")],
+    recipe: Annotated[str, option_of_fit("recipe")] = "",
     set: Annotated[list[str], SETTING] = [],
     plugin: Plugins = [],
-    seed: Annotated[int, SEED] = 0,
-    init: Annotated[str, INIT] = "",
-    teacher: Annotated[str, TEACHER] = "",
-    log: Annotated[list[str], LOG] = [],
+    seed: Annotated[int, option_of_fit("seed")] = 0,
+    init: Annotated[str, option_of_fit("init")] = "",
+    teacher: Annotated[str, option_of_fit("teacher")] = "",
+    log: Annotated[list[str], option_of_fit("log")] = [],
     resume: Annotated[bool, RESUME] = False,
-    time_limit: Annotated[str, TIME_LIMIT] = "",
-    memory: Annotated[str, MEMORY] = "",
+    time_limit: Annotated[str, option_of_fit("time_limit")] = "",
+    memory: Annotated[str, option_of_fit("memory")] = "",
     device: Device = "auto",
     annotated: Annotations = "json",
 ):
@@ -196,7 +186,7 @@ def demo(
     out: Annotated[Path, typer.Option(help="the folder to write")] = Path("runs/demo"),
     data: Annotated[Optional[Path], SAMPLE] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace an earlier demo")] = False,
-    seed: Annotated[int, SEED] = 0,
+    seed: Annotated[int, option_of_fit("seed")] = 0,
 ):
     "Train teacher and student, predict, score and draw on data_sample, in minutes on a CPU."
     with loading():

@@ -18,6 +18,7 @@ import typer
 from ctseg.cli.console import app, print_facts
 from ctseg.cli.options import refuse_replacing
 from ctseg.core.errors import InputError
+from ctseg.core.filetypes import called_nifti
 from ctseg.core.json_files import write_json
 
 # %%
@@ -85,7 +86,7 @@ def evaluation(
             raise InputError("a store knows its classes and no mm; leave out --classes, --mm and --tolerance")
         return evaluate_stored(truth, prediction, annotated and str(annotated))
     for path in (truth, prediction):
-        if path.name.lower().endswith((".nii", ".nii.gz")):
+        if called_nifti(path):
             raise InputError(f"{path}: a single NIfTI file; give the folders that the files of both lie in")
     if mm or truth.is_dir() or prediction.is_dir():
         return volume_result(truth, prediction, annotated, classes, 2.0 if tolerance is None else tolerance)

@@ -86,6 +86,10 @@ print([content_of(work/name) for name in ("page", "packed", "empty", "nowhere")]
 ARCHIVES = (".zip", ".tgz", ".tar", ".tar.gz", ".7z", ".rar") # endings
 PACKED = (*ARCHIVES, ".gz", ".bz2", ".xz", ".zst") # or a single packed file
 
+def called_nifti(path: Path) -> bool:
+    "Is a file called as a NIfTI, packed or not?"
+    return path.name.lower().endswith((".nii", ".nii.gz"))
+
 def _is_archive(path: Path) -> bool:
     "Is this packed, by its name or its content? A NIfTI or a table may be, and is none."
     name = path.name.lower()

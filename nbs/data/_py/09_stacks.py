@@ -42,20 +42,23 @@ from ctseg.data.stacks import Stacks, stacks_of
 
 # %%
 #| export
-def _shown(side: int, step: int) -> tuple[slice, slice]:
-    "Where along one axis a moved image lies in the frame, and which part of it that is."
-    start = min(side, max(0, step))
-    stop = max(start, min(side, side + step))
-    return slice(start, stop), slice(start - step, stop - step)
+def common_part(
+    corner: int, # where on the canvas the image begins; may lie outside
+    image_side: int,
+    canvas_side: int,
+) -> tuple[slice, slice]: # of the canvas, of the image
+    "Where along one axis an image lies on a canvas, and which part of the image that is."
+    start, stop = max(0, corner), min(canvas_side, corner + image_side)
+    stop = max(start, stop)
+    return slice(start, stop), slice(start - corner, stop - corner)
 
 def moved(image: np.ndarray, rows: int, columns: int) -> np.ndarray:
     "An image [H,W] moved down and to the right by so many pixels; black where nothing was."
     height, width = image.shape
-    to_rows, from_rows = _shown(height, rows)
-    to_columns, from_columns = _shown(width, columns)
+    to_rows, from_rows = common_part(rows, height, height)
+    to_columns, from_columns = common_part(columns, width, width)
     out = np.zeros_like(image)
-    if out[to_rows, to_columns].size:
-        out[to_rows, to_columns] = image[from_rows, from_columns]
+    out[to_rows, to_columns] = image[from_rows, from_columns]
     return out
 
 
@@ -63,33 +66,7 @@ def moved(image: np.ndarray, rows: int, columns: int) -> np.ndarray:
 square = np.arange(1, 10, dtype=np.uint8).reshape(3, 3)
 print(moved(square, 1, -1))
 test_eq(moved(square, 0, 0), square)
-test_eq(moved(square, 5, 0).any(), False)
-
-
-# %%
-#| export
-class StackRows:
-    "Which images make up each of N stacks of K channels."
-    def __init__(self,
-        images, # uint8 [M,H,W], an array or lazy: all that may be a neighbour
-        rows: np.ndarray, # int64 [N,K], K odd: numbers of images, the slice itself in the middle; -1: none
-        shifts: np.ndarray, # int64 [N,K,2]: how far each is moved down and to the right, in pixels
-    ):
-        self.images, self.rows, self.shifts = images, rows, shifts
-
-    @property
-    def shape(self) -> tuple[int, int, int, int]:
-        "N, channels, height, width."
-        height, width = self.images.shape[1:]
-        return (*self.rows.shape, height, width)
-
-    @property
-    def context(self) -> int:
-        "How many slices there are on each side of the middle one."
-        return self.rows.shape[1]//2
-
-    def __len__(self) -> int:
-        return len(self.rows)
+for gone in ((5, 0), (-5, 1), (0, 4), (-3, -4)): assert not moved(square, *gone).any()
 
 
 # %% [markdown]
@@ -120,24 +97,61 @@ print(read_moved(grey, np.array([[2, 0, 0], [1, 0, 1]])).tolist())
 
 # %%
 #| export
-class DistinctRows(StackRows):
-    "The images that some stacks need, each once."
-    def needed(self) -> tuple[np.ndarray, np.ndarray]: # int64 [m,3], see `read_moved`; int64 [N,K]
-        "Which images these are; and which of them each channel is, m for none."
-        missing = self.rows < 0
-        shifts = np.where(missing[..., None], 0, self.shifts)
-        rows = np.where(missing, -1, self.rows)
-        keys = np.concatenate([rows[..., None], shifts], 2)
-        keys = keys.reshape(-1, 3)
-        needed, numbers = np.unique(keys, axis=0, return_inverse=True)
-        numbers = numbers.reshape(rows.shape)
-        if missing.any():  # it comes first
-            needed = needed[1:]
-            numbers = numbers - 1
-        return needed, np.where(missing, len(needed), numbers)
+def distinct_images(
+    rows: np.ndarray, # int64 [N,K], see `StackRows`
+    shifts: np.ndarray, # int64 [N,K,2]
+) -> tuple[np.ndarray, np.ndarray]: # int64 [m,3], see `read_moved`; int64 [N,K]
+    "The images that some stacks need, each once; and which of them each channel is, m for none."
+    missing = rows < 0
+    shifts = np.where(missing[..., None], 0, shifts)
+    rows = np.where(missing, -1, rows)
+    keys = np.concatenate([rows[..., None], shifts], 2)
+    keys = keys.reshape(-1, 3)
+    needed, numbers = np.unique(keys, axis=0, return_inverse=True)
+    numbers = numbers.reshape(rows.shape)
+    if missing.any():  # it comes first
+        needed = needed[1:]
+        numbers = numbers - 1
+    return needed, np.where(missing, len(needed), numbers)
+
+
+# %%
+needed, numbers = distinct_images(np.array([[-1, 0, 1], [0, 1, 2]]), np.zeros((2, 3, 2), int))
+test_eq(needed[:, 0], [0, 1, 2])
+test_eq(numbers, [[3, 0, 1], [0, 1, 2]])
+
+
+# %%
+#| export
+class StackRows:
+    "Which images make up each of N stacks of K channels."
+    def __init__(self,
+        images, # uint8 [M,H,W], an array or lazy: all that may be a neighbour
+        rows: np.ndarray, # int64 [N,K], K odd: numbers of images, the slice itself in the middle; -1: none
+        shifts: np.ndarray, # int64 [N,K,2]: how far each is moved down and to the right, in pixels
+    ):
+        self.images, self.rows, self.shifts = images, rows, shifts
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        "N, channels, height, width."
+        height, width = self.images.shape[1:]
+        return (*self.rows.shape, height, width)
+
+    @property
+    def context(self) -> int:
+        "How many slices there are on each side of the middle one."
+        return self.rows.shape[1]//2
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def needed(self) -> tuple[np.ndarray, np.ndarray]: # int64 [m,3], int64 [N,K]
+        "See `distinct_images`."
+        return distinct_images(self.rows, self.shifts)
 
     def distinct(self) -> tuple[np.ndarray, np.ndarray]: # uint8 [m+1,H,W], int64 [N,K]
-        "These images, and a black one at the end; and which of them each channel is."
+        "The images that the stacks need, a black one at the end; and which of them each channel is."
         needed, numbers = self.needed()
         return read_moved(self.images, needed), numbers
 
@@ -150,14 +164,14 @@ images = grey
 rows = np.array([[-1, 0, 1], [0, 1, 2]])
 shifts = np.zeros((2, 3, 2), int)
 shifts[0, 2] = 1, 0
-pixels, numbers = DistinctRows(images, rows, shifts).distinct()
+pixels, numbers = StackRows(images, rows, shifts).distinct()
 print(pixels[:, :, 0].tolist(), numbers.tolist())
 test_eq(pixels[-1].any(), False)
 
 
 # %%
 #| export
-class Stacks(DistinctRows):
+class Stacks(StackRows):
     "uint8 [N,K,H,W], read by indexing its first axis; `take` chooses stacks without reading."
     def take(self, index) -> Self:
         "Some of the stacks."

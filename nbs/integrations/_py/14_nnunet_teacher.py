@@ -9,6 +9,7 @@
 # %%
 #| export
 import contextlib
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,7 +17,9 @@ from torch import nn
 from ctseg.core.parallel import gather_rows
 from ctseg.core.settings import setting
 from ctseg.integrations.nnunet_known import completed_target
-from ctseg.integrations.nnunet_partial import PartialFiles, PartialSettings, load_any
+from ctseg.integrations.nnunet_partial import (
+    PartialSettings, PartialTrainer, load_any, network_of, tell_loss, undistributed,
+)
 from ctseg.integrations.nnunet_views import strong_view
 from ctseg.methods.unknown import ramp_up
 from ctseg.training.ema import EMA
@@ -103,17 +106,6 @@ print("labels", completed_batch(both, sure, known, 0.9)["target"][:, 0, 0].tolis
 
 # %%
 #| export
-def end_loader(loader) -> None:
-    "End the processes of one of nnU-Net's loaders, if it has any."
-    if hasattr(loader, "_finish"): loader._finish()
-
-
-# %%
-end_loader(None)
-
-
-# %%
-#| export
 def pseudo_dice(
     outputs: list[dict], # of the validation steps of an epoch
     device=torch.device("cpu"), # on which processes exchange their counts
@@ -130,60 +122,6 @@ def pseudo_dice(
 # %%
 steps = [dict(tp_hard=[3., 0, 0], fp_hard=[1., 2, 0], fn_hard=[1., 0, 0])]*2
 print(pseudo_dice(steps).tolist())
-
-
-# %%
-#| export
-class TwoDraws(PartialFiles):
-    "Two draws: of labelled cases, and, once the teacher is asked, of incompletely examined ones."
-    Settings = SemiSettings
-    draws_incomplete = False # while their loader is made
-    incomplete: list[str] # of the training cases
-    incomplete_loader = None
-
-    @property
-    def asked(self) -> bool:
-        "Whether the teacher is asked in this epoch."
-        return self.current_epoch >= self.settings.warmup*self.num_epochs
-
-    def training_cases(self, cases: list[str]) -> list[str]:
-        "Labelled cases, or the incomplete ones."
-        self.incomplete = [case for case in cases if not self.examined.of(case).all()]
-        return self.incomplete if self.draws_incomplete else super().training_cases(cases)
-
-    def make_incomplete_loader(self) -> None:
-        "nnU-Net's loader, of the incomplete cases."
-        self.draws_incomplete = True
-        self.incomplete_loader, held_out = self.get_dataloaders()
-        self.draws_incomplete = False
-        end_loader(held_out)
-
-    def on_train_epoch_start(self) -> None:
-        "nnU-Net's, and the loader if it is needed from now on."
-        if self.asked and self.incomplete and self.incomplete_loader is None:
-            self.make_incomplete_loader()
-        super().on_train_epoch_start()
-
-    def on_train_end(self) -> None:
-        "nnU-Net's, and the end of the loader."
-        super().on_train_end()
-        end_loader(self.incomplete_loader)
-
-
-# %%
-class Draws(TwoDraws, ToyTrainer): "Says what is drawn."
-
-work = Path(tempfile.mkdtemp())
-home = toy_dataset(work)
-os.environ[VARIABLE] = "epochs=4 warmup=0.5"
-trainer = Draws(home)
-trainer.initialize()
-print(trainer.training_cases(["p1", "p2", "p3"]), trainer.incomplete)
-trainer.on_train_start()
-for trainer.current_epoch in range(4):
-    trainer.on_train_epoch_start()
-    extra = trainer.incomplete_loader
-    print(trainer.current_epoch, trainer.dataloader_train.identifiers, extra and extra.identifiers)
 
 
 # %% [markdown]
@@ -259,71 +197,62 @@ print([round(consistency_weight(halfway, step/4, 10, 4), 2) for step in range(20
 # %% [markdown]
 # ## The trainer
 #
-# The checkpoint has the average where nnU-Net looks for weights, and the student beside it. Resumed, both are where they were.
+# From nnU-Net it has two loaders: of labelled cases, and, once the teacher is asked, of incompletely examined ones.
+
+# %%
+#| export
+def is_asked(trainer) -> bool:
+    "Whether the teacher of a trainer is asked in this epoch."
+    return trainer.current_epoch >= trainer.settings.warmup*trainer.num_epochs
+
+def incomplete_cases(trainer) -> list[str]:
+    "The training cases of a trainer on which something was not examined."
+    return [case for case in trainer.fold_cases if not trainer.examined.of(case).all()]
+
+def new_incomplete_loader(trainer):
+    "nnU-Net's loader of the training cases on which something was not examined."
+    trainer.draws_incomplete = True
+    loader, held_out = trainer.get_dataloaders()
+    trainer.draws_incomplete = False
+    end_loader(held_out)
+    return loader
+
+def end_loader(loader) -> None:
+    "End the processes of one of nnU-Net's loaders, if it has any."
+    if hasattr(loader, "_finish"): loader._finish()
+
+
+# %%
+end_loader(None)
+
 
 # %%
 #| export
 def bare_network(network: nn.Module) -> nn.Module:
     "A network without what distributes or compiles it."
-    if isinstance(network, nn.parallel.DistributedDataParallel):
-        network = network.module
-    return getattr(network, "_orig_mod", network)
+    return getattr(undistributed(network), "_orig_mod", undistributed(network))
+
+def new_teacher(trainer) -> EMATeacher:
+    "An average that begins with the weights of a trainer's network."
+    return EMATeacher(bare_network(trainer.network), trainer.settings, len(trainer.examined.classes))
+
+def resume_teacher(trainer, checkpoint: dict | str) -> None:
+    "Take up the average, which nnU-Net has loaded as a trainer's network, and then the student."
+    if not isinstance(checkpoint, dict):
+        checkpoint = load_any(checkpoint, trainer.device)
+    trainer.teacher = new_teacher(trainer)
+    trainer.teacher.load_state(checkpoint)
+    student = checkpoint.get("student_weights", checkpoint["network_weights"])
+    bare_network(trainer.network).load_state_dict(student)
+
+def believed(trainer) -> str:
+    "The names of the classes about which a trainer's teacher is believed."
+    pairs = zip(trainer.examined.classes.names, trainer.teacher.learnt)
+    return ", ".join(name for name, learnt in pairs if learnt) or "no class"
 
 
 # %%
 assert bare_network(network) is network
-
-
-# %%
-#| export
-class KeptTeacher(TwoDraws):
-    "A teacher beside the network, from the start and in the checkpoints."
-    teacher: EMATeacher | None = None
-
-    def new_teacher(self) -> EMATeacher:
-        "An average that begins with the weights of the network."
-        return EMATeacher(bare_network(self.network), self.settings, len(self.examined.classes))
-
-    def on_train_start(self) -> None:
-        "nnU-Net's; a training that is not resumed begins with a teacher of its own."
-        super().on_train_start()
-        if self.teacher is None:
-            self.teacher = self.new_teacher()
-
-    def for_prediction(self, checkpoint: dict) -> dict:
-        "nnU-Net's checkpoint with the average as its weights; the student's are kept to go on."
-        kept = {"student_weights": checkpoint["network_weights"], **self.teacher.state()}
-        kept["network_weights"] = self.teacher.model.state_dict()
-        return super().for_prediction(checkpoint | kept)
-
-    def load_checkpoint(self, filename_or_checkpoint) -> None:
-        "nnU-Net's state, the average and the student."
-        super().load_checkpoint(filename_or_checkpoint)
-        checkpoint = filename_or_checkpoint
-        if not isinstance(checkpoint, dict):
-            checkpoint = load_any(checkpoint, self.device)
-        self.teacher = self.new_teacher()  # of the average, which is what nnU-Net has loaded
-        self.teacher.load_state(checkpoint)
-        student = checkpoint.get("student_weights", checkpoint["network_weights"])
-        bare_network(self.network).load_state_dict(student)
-
-
-# %%
-class Kept(KeptTeacher, ToyTrainer): "Its checkpoint."
-
-os.environ[VARIABLE] = "warmup=0"
-old, new = Kept(home), Kept(home)
-for one in (old, new):
-    one.initialize()
-    one.on_train_start()
-old.teacher.load_state(teacher.state())
-old.network.weight.data += 1
-old.save_checkpoint(str(work/"checkpoint_latest.pth"))
-new.load_checkpoint(str(work/"checkpoint_latest.pth"))
-test_eq(new.network.weight.detach(), old.network.weight.detach())
-test_eq(new.teacher.model.weight, old.teacher.model.weight)
-test_eq(load_any(work/"checkpoint_latest.pth", "cpu")["network_weights"]["weight"], new.teacher.model.weight)
-print("after", new.teacher.steps, "step,", new.teacher.learnt.tolist(), "learnt")
 
 
 # %% [markdown]
@@ -352,36 +281,84 @@ test_eq(weight.grad, None)
 
 # %%
 #| export
-class AveragedTeacher(KeptTeacher):
-    "A running average that completes what nobody examined."
+def learn_completed(trainer, batch: dict) -> None:
+    "Add the gradient of incomplete cases, completed by the teacher of a trainer."
+    teacher, device = trainer.teacher, trainer.device
+    known = tell_loss(trainer, batch["keys"])
+    channels = len(trainer.dataset_json["channel_names"])
+    view = teacher.student_view(batch, known, channels, trainer.local_rank)
+    steps = trainer.num_iterations_per_epoch
+    epoch = trainer.current_epoch + teacher.steps%steps/steps
+    weight = consistency_weight(trainer.settings, epoch, trainer.num_epochs, steps)
+    with torch.autocast(device.type, enabled=device.type == "cuda"):
+        loss = weight*trainer.loss(trainer.network(view["data"]), view["target"])
+    if trainer.grad_scaler is not None: loss = trainer.grad_scaler.scale(loss)
+    loss.backward()
 
-    def learn_completed(self, batch: dict) -> None:
-        "Add the gradient of incomplete cases, completed by the teacher."
-        known, teacher = self.examined.batch(batch["keys"]).to(self.device), self.teacher
-        view = teacher.student_view(batch, known, len(self.dataset_json["channel_names"]), self.local_rank)
-        steps = self.num_iterations_per_epoch
-        epoch = self.current_epoch + teacher.steps%steps/steps
-        weight = consistency_weight(self.settings, epoch, self.num_epochs, steps)
-        self.tell_loss(known)
-        with torch.autocast(self.device.type, enabled=self.device.type == "cuda"):
-            loss = weight*self.loss(self.network(view["data"]), view["target"])
-        if self.grad_scaler is not None: loss = self.grad_scaler.scale(loss)
-        loss.backward()
+def completed_first(trainer) -> contextlib.AbstractContextManager:
+    "A block for nnU-Net's step, which goes on from the gradient of incomplete cases if the teacher has learnt any class."
+    if trainer.incomplete_loader is None or not trainer.teacher.learnt.any():
+        return contextlib.nullcontext()
+    trainer.optimizer.zero_grad(set_to_none=True)
+    learn_completed(trainer, next(trainer.incomplete_loader))
+    return kept_gradients(trainer.optimizer)
+
+
+# %%
+#| export
+class SemiTraining(PartialTrainer):
+    "The same, learning from incompletely examined cases too, once a teacher completes them."
+    Settings = SemiSettings
+    teacher: EMATeacher | None = None
+    incomplete_loader: Any = None # nnU-Net's
+    draws_incomplete = False # while it is made
+
+    def drawn_cases(self) -> list[str]:
+        "Labelled cases, or the incomplete ones."
+        return incomplete_cases(self) if self.draws_incomplete else super().drawn_cases()
+
+    def on_train_start(self) -> None:
+        "nnU-Net's; a training that is not resumed begins with a teacher of its own."
+        super().on_train_start()
+        if self.teacher is None: self.teacher = new_teacher(self)
+
+    def on_train_epoch_start(self) -> None:
+        "nnU-Net's, and the second loader if it is needed from now on."
+        needed = is_asked(self) and incomplete_cases(self)
+        if needed and self.incomplete_loader is None:
+            self.incomplete_loader = new_incomplete_loader(self)
+        super().on_train_epoch_start()
+
+    def on_train_end(self) -> None:
+        "nnU-Net's, and the end of the loader."
+        super().on_train_end()
+        end_loader(self.incomplete_loader)
 
     def train_step(self, batch: dict) -> dict:
-        "nnU-Net's step, with the gradient of incomplete cases once the teacher is asked; the average follows."
-        gradients = contextlib.nullcontext()
-        if self.incomplete_loader is not None and self.teacher.learnt.any():
-            self.optimizer.zero_grad(set_to_none=True)
-            self.learn_completed(next(self.incomplete_loader))
-            gradients = kept_gradients(self.optimizer)
-        with gradients: result = super().train_step(batch)
+        "nnU-Net's, on both batches; the average follows."
+        with completed_first(self):
+            result = super().train_step(batch)
         self.teacher.update(bare_network(self.network))
         return result
 
 
+# %%
+class Draws(SemiTraining, ToyTrainer): "Says what is drawn."
+
+work = Path(tempfile.mkdtemp())
+home = toy_dataset(work)
+os.environ[VARIABLE] = "epochs=4 warmup=0.5"
+trainer = Draws(home)
+trainer.initialize()
+trainer.on_train_start()
+for trainer.current_epoch in range(4):
+    trainer.on_train_epoch_start()
+    extra = trainer.incomplete_loader
+    print(trainer.current_epoch, trainer.dataloader_train.identifiers, extra and extra.identifiers)
+
+
 # %% [markdown]
-# Scored and used for the last predictions is the average.
+# The average stands where nnU-Net scores, predicts and looks for weights. The checkpoint has the student beside it. Resumed, both are where they were.
 
 # %%
 #| export
@@ -404,30 +381,56 @@ test_eq(student.weight.item(), before)
 
 # %%
 #| export
-class ScoredTeacher(AveragedTeacher):
-    "The average where nnU-Net scores and predicts."
+class SemiTrainer(SemiTraining):
+    "Partial labels on nnU-Net's engine, and an average that completes what nobody examined, and predicts."
+
+    def validation_step(self, batch: dict) -> dict:
+        "What the average finds."
+        with network_of(self, self.teacher.model):
+            return super().validation_step(batch)
 
     def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
         "nnU-Net's; what it counted says what the teacher has learnt."
         super().on_validation_epoch_end(val_outputs)
         self.teacher.judge(val_outputs, self.device)
-        if not self.asked: return
-        names = [name for name, yes in zip(self.examined.classes.names, self.teacher.learnt) if yes]
-        self.print_to_log_file(f"the teacher is believed about: {', '.join(names) or 'no class'}")
-
-    def scored_network(self) -> nn.Module:
-        "The average."
-        return self.teacher.model
+        if is_asked(self):
+            self.print_to_log_file(f"the teacher is believed about: {believed(self)}")
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         "Predictions of the average."
         with weights_of(bare_network(self.network), self.teacher.model):
             super().perform_actual_validation(save_probabilities)
 
+    def for_prediction(self, checkpoint: dict) -> dict:
+        "nnU-Net's checkpoint with the average as its weights; the student's are kept to go on."
+        kept = {"student_weights": checkpoint["network_weights"], **self.teacher.state()}
+        kept["network_weights"] = self.teacher.model.state_dict()
+        return super().for_prediction(checkpoint | kept)
+
+    def load_checkpoint(self, filename_or_checkpoint) -> None:
+        "nnU-Net's state, the average and the student."
+        super().load_checkpoint(filename_or_checkpoint)
+        resume_teacher(self, filename_or_checkpoint)
+
 
 # %%
-class Semi(ScoredTeacher, ToyTrainer): "Steps, and what nnU-Net would count on held-out cases."
+class Semi(SemiTrainer, ToyTrainer): "Its checkpoint; then steps, and what nnU-Net would count on held-out cases."
 
+os.environ[VARIABLE] = "warmup=0"
+old, new = Semi(home), Semi(home)
+for one in (old, new):
+    one.initialize()
+    one.on_train_start()
+old.teacher.load_state(teacher.state())
+old.network.weight.data += 1
+old.save_checkpoint(str(work/"checkpoint_latest.pth"))
+new.load_checkpoint(str(work/"checkpoint_latest.pth"))
+test_eq(new.network.weight.detach(), old.network.weight.detach())
+test_eq(new.teacher.model.weight, old.teacher.model.weight)
+test_eq(load_any(work/"checkpoint_latest.pth", "cpu")["network_weights"]["weight"], new.teacher.model.weight)
+print("after", new.teacher.steps, "step,", new.teacher.learnt.tolist(), "learnt")
+
+# %%
 os.environ[VARIABLE] = "epochs=4 warmup=0.5 tau=0.6 ema=0.9"
 trainer = Semi(home)
 trainer.initialize()

@@ -12,8 +12,8 @@ import functools
 import importlib
 
 from ctseg.core.errors import InputError, did_you_mean
-from ctseg.integrations.nnunet_partial import PartialFiles
-from ctseg.integrations.nnunet_teacher import ScoredTeacher
+from ctseg.integrations.nnunet_partial import PartialTrainer
+from ctseg.integrations.nnunet_teacher import SemiTrainer
 
 # %%
 #| hide
@@ -37,7 +37,7 @@ from fastcore.test import test_fail
 
 # %%
 #| export
-TRAINERS = {"nnUNetTrainerPartial": PartialFiles, "nnUNetTrainerPartialSemi": ScoredTeacher}
+TRAINERS = {"nnUNetTrainerPartial": PartialTrainer, "nnUNetTrainerPartialSemi": SemiTrainer}
 
 @functools.cache
 def trainer_class(name: str) -> type:

@@ -10,6 +10,7 @@
 #| export
 import numpy as np
 
+from ctseg.data.stacks import common_part
 from ctseg.io.slicing import to_8bit
 from ctseg.io.volumes import VolumeSlices
 
@@ -34,19 +35,6 @@ set_matplotlib_formats("jpeg", pil_kwargs=dict(quality=85))  # grey noise: a qua
 
 # %%
 #| export
-def _overlap(corner: int, image_side: int, canvas_side: int) -> tuple[slice, slice]:
-    "Where along one axis an image lies on the canvas, and which part of the image that is."
-    start, stop = max(0, corner), min(canvas_side, corner + image_side)
-    stop = max(start, stop)
-    return slice(start, stop), slice(start - corner, stop - corner)
-
-
-# %%
-print(_overlap(-2, 10, 6), _overlap(1, 3, 6))
-
-
-# %%
-#| export
 def paste(
     stack: np.ndarray, # slices [n,h,w]
     corners, # int [n,2]: row and column of each slice's pixel (0, 0) on its canvas; may lie outside
@@ -57,8 +45,8 @@ def paste(
     canvases = np.empty((len(stack), *size), stack.dtype)
     canvases[:] = np.reshape(fill, (-1, 1, 1))
     for canvas, image, (row, column) in zip(canvases, stack, corners):
-        to_rows, from_rows = _overlap(row, image.shape[0], size[0])
-        to_columns, from_columns = _overlap(column, image.shape[1], size[1])
+        to_rows, from_rows = common_part(row, image.shape[0], size[0])
+        to_columns, from_columns = common_part(column, image.shape[1], size[1])
         canvas[to_rows, to_columns] = image[from_rows, from_columns]
     return canvases
 

@@ -79,6 +79,13 @@ def index_seal(volumes: dict[str, dict], images: dict[str, dict[str, dict]]) -> 
     "A CRC-32 of the content of an `index.json`, whatever the order of its names."
     return json_checksum([volumes, images])
 
+def sealed_index(
+    volumes: dict[str, dict], # volume id → its entry
+    images: dict[str, dict[str, dict]], # split → image name → its line
+) -> dict:
+    "What an `index.json` holds."
+    return {"version": 1, "seal": index_seal(volumes, images), "volumes": volumes, "images": images}
+
 
 # %%
 print(index_seal({"v000": {"shape": [2, 3, 4]}}, {"test": {}}))

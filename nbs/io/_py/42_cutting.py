@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from hashlib import sha256
 from multiprocessing import get_all_start_methods, get_context
 from pathlib import Path
@@ -168,15 +168,19 @@ print(
 # %%
 #| export
 @dataclass
-class CutCase:
-    "A case of which the slices are cut."
-    part: VolumeSlices
+class CutFacts:
+    "What is told of a case whose n slices are cut."
     known: np.ndarray # bool [n,C]
     known_of_case: np.ndarray # bool [C]
     entry: dict # of the index
     hidden_cells: int # (slice, class) cells that are unknown because something hides them
     overlap: int # voxels that two structures claim
     notes: list[str] # what whoever imports it should know
+
+@dataclass
+class CutCase(CutFacts):
+    "The same with the slices."
+    part: VolumeSlices
 
 
 # %%
@@ -190,7 +194,7 @@ def cut_case(case: Case, classes: ClassMap, slicing: Slicing) -> CutCase:
     known = known_by_slice(volume, case.known, part, slicing)
     hidden = int((case.known & ~known).sum())
     entry = index_entry(volume, slicing, case.patient)
-    return CutCase(part, known, case.known, entry, hidden, volume.overlap, list(volume.notes))
+    return CutCase(known, case.known, entry, hidden, volume.overlap, list(volume.notes), part)
 
 
 # %%
@@ -227,14 +231,17 @@ assert _fingerprint(case, TORSO_CLASSES, Slicing()) != _fingerprint(case, TORSO_
 
 # %%
 #| export
-_ARRAYS = ("images", "masks", "slices", "centres")
+_ARRAYS = ("images", "masks", "slices", "centres")  # of the slices
+_KNOWN = ("known", "known_of_case")  # arrays too; the other facts are plain values
+_FACTS = ("entry", "notes", "hidden_cells", "overlap")
 
 def save_cut(cutting: CutCase, path: Path, fingerprint: str):
     "Write a cut volume into a file, whole or not at all."
-    told = {name: getattr(cutting, name) for name in ("entry", "notes", "hidden_cells", "overlap")}
+    told = {name: getattr(cutting, name) for name in _FACTS}
     told |= dict(fingerprint=fingerprint, windows=cutting.part.windows)
     arrays = {name: getattr(cutting.part, name) for name in _ARRAYS}
-    arrays |= dict(known=cutting.known, known_of_case=cutting.known_of_case, told=np.array(json.dumps(told)))
+    arrays |= {name: getattr(cutting, name) for name in _KNOWN}
+    arrays["told"] = np.array(json.dumps(told))
     with atomic_path(path) as tmp, open(tmp, "wb") as f:
         np.savez_compressed(f, **arrays)
 
@@ -247,8 +254,8 @@ def load_cut(path: Path) -> tuple[CutCase, str]:
     told = json.loads(str(arrays["told"]))
     windows = [tuple(window) for window in told["windows"]]
     part = VolumeSlices(arrays["images"], arrays["masks"], arrays["slices"], windows, arrays["centres"])
-    more = told["entry"], told["hidden_cells"], told["overlap"], told["notes"]
-    return CutCase(part, arrays["known"], arrays["known_of_case"], *more), told["fingerprint"]
+    facts = {name: told[name] for name in _FACTS} | {name: arrays[name] for name in _KNOWN}
+    return CutCase(**facts, part=part), told["fingerprint"]
 
 
 # %%
@@ -264,16 +271,10 @@ test_eq((back.entry, back.part.windows, fingerprint), (cutting.entry, cutting.pa
 # %%
 #| export
 @dataclass
-class CutFile:
-    "A volume of which the slices are in a file."
+class CutFile(CutFacts):
+    "The same with the slices in a file."
     path: Path
     shape: tuple[int, int, int] # slices, height, width
-    known: np.ndarray # bool [n,C]
-    known_of_case: np.ndarray # bool [C]
-    entry: dict # of the index
-    hidden_cells: int
-    overlap: int
-    notes: list[str]
     case: Case|None = None
 
     def load(self) -> CutCase:
@@ -282,8 +283,8 @@ class CutFile:
 
 def _as_file(path: Path, cutting: CutCase) -> CutFile:
     "What is kept in memory of a cut volume."
-    facts = cutting.entry, cutting.hidden_cells, cutting.overlap, cutting.notes
-    return CutFile(path, cutting.part.images.shape, cutting.known, cutting.known_of_case, *facts)
+    facts = {f.name: getattr(cutting, f.name) for f in fields(CutFacts)}
+    return CutFile(**facts, path=path, shape=cutting.part.images.shape)
 
 
 # %%

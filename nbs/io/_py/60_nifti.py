@@ -19,7 +19,7 @@ import numpy as np
 
 from ctseg.core.atomic import atomic_path
 from ctseg.core.errors import InputError
-from ctseg.core.filetypes import content_of
+from ctseg.core.filetypes import called_nifti, content_of
 from ctseg.core.json_files import write_json
 from ctseg.core.paths import refuse_special
 from ctseg.data.images import natural_key
@@ -44,26 +44,27 @@ from ctseg.io.folders import write_volumes
 from ctseg.io.slicing import Slicing
 from ctseg.io.toy_scans import TORSO_CLASSES, torso_scans
 
-
 # %% [markdown]
 # [NIfTI](https://nifti.nimh.nih.gov/nifti-1) files hold the affine in their header, in the very convention used here. A file can be
 # damaged, a series of volumes, or without any affine. Each of these is told before it becomes a wrong picture.
 
 # %%
 #| export
-def _problem(path, error: Exception) -> str:
-    "The rest of a message: what a file is in place of a NIfTI, and what to do."
+_PLAIN, _PACKED = "a NIfTI that is not packed", "packed with gzip"  # as `content_of` says it
+_KINDS = {"EOFError": "cut off", "BadGzipFile": "its checksum is wrong", "MemoryError": "too many voxels"}
+
+def _problem(path, error: Exception) -> tuple[str, str]:
+    "What a file is in place of a NIfTI, and what to do."
     if not os.access(path, os.R_OK):
-        return "it may not be read); change its permissions"
-    content, packed = content_of(path), str(path).lower().endswith(".gz")
-    misnamed = {("a NIfTI that is not packed", True): ".nii", ("packed with gzip", False): ".nii.gz"}
-    if (content, packed) in misnamed:
-        return f"{content}; call it {misnamed[content, packed]})"
-    if content and content not in ("packed with gzip", "a NIfTI that is not packed"):
-        return f"{content}); put the NIfTI itself there"
+        return "it may not be read", "change its permissions"
+    content, called_packed = content_of(path), str(path).lower().endswith(".gz")
+    if content == _PLAIN and called_packed: return content, "call it .nii"
+    if content == _PACKED and not called_packed:
+        return content, "call it .nii.gz"
+    if content not in ("", _PLAIN, _PACKED):
+        return content, "put the NIfTI itself there"
     kind = type(error).__name__
-    words = {"EOFError": "cut off", "BadGzipFile": "its checksum is wrong", "MemoryError": "too many voxels"}
-    return f"{words.get(kind, kind)}); it is damaged or something else, copy it again"
+    return _KINDS.get(kind, kind), "it is damaged or something else, copy it again"
 
 
 # %%
@@ -94,7 +95,8 @@ def _load_image(path):
         image = nib.load(os.path.abspath(path))  # or a leading ~ would be somebody's home
         voxels = _voxels_of(image, path) if isinstance(image, nib.Nifti1Image) else None
     except Exception as e:  # nibabel, gzip and zlib raise a dozen kinds for a damaged file
-        raise InputError(f"{path}: not a readable NIfTI file ({_problem(path, e)}") from None
+        problem, remedy = _problem(path, e)
+        raise InputError(f"{path}: not a readable NIfTI file ({problem}); {remedy}") from None
     if voxels is None:
         raise InputError(f"{path}: not a NIfTI file; expected .nii or .nii.gz")
     return image, voxels
@@ -331,7 +333,7 @@ print([case_name(Path(n)) for n in ("p1.nii.gz", "p1_0000.NII", "s0001_0002.nii"
 #| export
 def _is_nifti(path: Path) -> bool:
     "Is this something visible with the ending of a NIfTI? A link to nowhere or a pipe is told by who reads it."
-    return not path.is_dir() and is_visible(path) and path.name.lower().endswith((".nii", ".nii.gz"))
+    return not path.is_dir() and is_visible(path) and called_nifti(path)
 
 
 # %%

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from ctseg.core.filetypes import check_folder, content_of
+from ctseg.core.filetypes import called_nifti, check_folder, content_of
 from ctseg.io.dicom_headers import DicomFile, Misfit, PatientNames
 from ctseg.io.volumes import import_volumes_package
 from ctseg.io.walk import folders_below, foreign_kind, is_visible, visible_files
@@ -69,7 +69,8 @@ def has_preamble(path: Path) -> bool:
 
 def is_dicom(path: Path) -> bool:
     "Is this a DICOM file, with its preamble or without?"
-    return has_preamble(path) or _starts_with_element(_start_of(path))
+    start = _start_of(path)
+    return start[128:] == b"DICM" or _starts_with_element(start)
 
 
 # %%
@@ -91,11 +92,11 @@ def _complete_meta(ds):
     ds.file_meta.TransferSyntaxUID = uid.ImplicitVRLittleEndian if implicit else explicit_syntax
 
 def _mend_kinds(ds):
-    "Elements whose kind of value no standard knows, after a flipped bit perhaps, take the kind that belongs to their tag."
+    "Elements of a kind of value that no standard knows, after a flipped bit perhaps, are of the kind of their tag."
     known = set(import_volumes_package("pydicom.valuerep").VR)
     for element in list(ds.values()):  # not parsed yet
         if element.VR is not None and element.VR not in known:
-            ds[element.tag] = element._replace(VR="UN")
+            ds[element.tag] = element._replace(VR="UN")  # pydicom then looks the tag up
 
 def read_file(path: Path, pixels: bool = True, tags: list[str]|None = None):
     "A DICOM data set, also of a file without a preamble. `tags`: only these elements."
@@ -312,14 +313,13 @@ names = ("page.dcm", "notes.txt", "a.zip", "README", "IM0099")
 test_eq([_other_kind(clinic/"axial"/name) for name in names],
         ["unreadable file", "", "packed file", "", "unreadable file"])
 
+
 # %%
 #| export
-_NIFTI = (".nii", ".nii.gz")  # are read elsewhere, whatever is in them
-
 def _sort_in(path: Path, heap: Heap, order: int):
     "Put a file into a heap; one that may not be read counts as damaged."
-    name = path.name.lower()
-    if name.endswith(_NIFTI) or name == "dicomdir": return
+    read_elsewhere = called_nifti(path)  # whatever is in it
+    if read_elsewhere or path.name.lower() == "dicomdir": return
     try: ours = is_dicom(path)
     except OSError: return heap.damaged.append(path)
     if ours: return _look_at(path, heap, order)

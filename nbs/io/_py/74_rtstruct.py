@@ -254,11 +254,15 @@ print({region.name: meets_volume(s, region) for region in (regions[0], above, be
 
 # %%
 #| export
-def leaves_plane(series: Series, region: Region) -> bool:
-    "Does a ring of a region leave the plane of the slices, by more than half the least step?"
+def half_step(series: Series) -> float:
+    "Half the least step between slices, mm, and a little; of a single slice 1 mm."
     heights = series.slice_origins() @ series.normal
     steps = np.abs(np.diff(heights))
-    most = .5*steps.min(initial=2.) + .01
+    return .5*steps.min(initial=2.) + .01
+
+def leaves_plane(series: Series, region: Region) -> bool:
+    "Does a ring of a region leave the plane of the slices, by more than half the least step?"
+    most = half_step(series)
     for points in region.rings:
         ring_heights = points*[-1, -1, 1] @ series.normal
         if np.ptp(ring_heights) > most: return True

@@ -12,7 +12,7 @@ import numpy as np
 
 from ctseg.io.dicom_seg_read import off_slices_note
 from ctseg.io.dicom_series import Series, in_other_frame
-from ctseg.io.rtstruct import Region, off_plane
+from ctseg.io.rtstruct import Region, half_step, off_plane
 
 # %%
 #| hide
@@ -54,13 +54,6 @@ def _off_named(series: Series, region: Region) -> list[float]:
         off.append(abs(float(middle - place)))
     return off
 
-def _most_off(series: Series) -> float:
-    "Half the least step between slices, mm, and a little."
-    heights = series.slice_origins() @ series.normal
-    steps = np.abs(np.diff(heights))
-    least = steps.min(initial=2.)
-    return .5*least + .01
-
 
 # %%
 wrong = liver._replace(named=(s.uids[5], s.uids[9]))
@@ -77,7 +70,8 @@ def in_other_space(series: Series, region: Region) -> bool:
     "Are the millimetres of a region counted in another frame of reference than those of the series?"
     if not in_other_frame(series, region.space): return False
     off = _off_named(series, region)
-    near = [mm <= _most_off(series) for mm in off]
+    most = half_step(series)
+    near = [mm <= most for mm in off]
     return sum(near) < len(region.rings)
 
 
@@ -157,7 +151,8 @@ print(_left_out_notes(s, outside))
 def _astray_notes(series: Series, regions: list[Region]) -> list[str]:
     "What to tell of contours that lie off the slices they name."
     every = [mm for region in regions for mm in _off_named(series, region)]
-    astray = [mm for mm in every if mm > _most_off(series)]
+    most = half_step(series)
+    astray = [mm for mm in every if mm > most]
     if not astray: return []
     return [f"{len(astray)} contours of its RTSTRUCT lie up to {max(astray):.1f} mm off the slices "
             "that they name; they were put where their points are"]

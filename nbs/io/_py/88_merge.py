@@ -37,7 +37,7 @@ from ctseg.io.imported import imported_slicing, pixel_spacings
 from ctseg.io.index import read_index
 from ctseg.io.merge_classes import ClassPlan, match_classes
 from ctseg.io.merge_sizes import CommonFrame, SplitFacts, common_frame, framed, scaled_sizes
-from ctseg.io.outputs import index_seal, new_folder
+from ctseg.io.outputs import new_folder, sealed_index
 from ctseg.io.renaming import read_renaming
 
 # %%
@@ -420,8 +420,7 @@ def merged_index(
     for split, one in gathered.items():
         of_split = [lines[source, split, name] for source, name in one.origins]
         images[split] = {f"{i}.png": line for i, line in enumerate(of_split)}
-    seal = index_seal(volumes, images)
-    return {"version": 1, "seal": seal, "volumes": volumes, "images": images}
+    return sealed_index(volumes, images)
 
 
 # %%

@@ -93,7 +93,7 @@ def parse_runs(code: str, where: str) -> np.ndarray: # int64 [runs,2]
                          "start length start length …")
     if len(words) % 2:
         raise InputError(f"{where}: {len(words)} numbers in a run-length code, expected pairs; "
-                                        "is it cut off?")
+                         "is it cut off?")
     if max(map(len, words)) > 12:
         raise InputError(f"{where}: a number of more than 12 digits in a run-length code")
     runs = np.array(words, np.int64).reshape(-1, 2)

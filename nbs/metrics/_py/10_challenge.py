@@ -17,7 +17,7 @@ import numpy as np
 from ctseg.core.anatomy import IGNORE, ClassMap
 from ctseg.core.errors import InputError
 from ctseg.core.unions import Unions
-from ctseg.data.slices import highest_label
+from ctseg.data.slices import SliceSet, highest_label
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -273,6 +273,23 @@ small = dice_table(p, t, 2)
 test_eq(small[0], [.5, 0.])                                 # 2·1/(2+2) and 0/(0+1)
 assert np.isnan(small[1, 0]) and small[1, 1] == 0           # empty in both; invented
 test_eq(mean_dice(small), .25)                              # (.5 + 0)/2: the NaN is neither 0 nor 1
+
+
+# %% [markdown]
+# Of slices that are partly examined only the examined cells are scored.
+
+# %%
+#| export
+def examined_dice(pred: np.ndarray, slices: SliceSet) -> np.ndarray: # float64 [N,C]
+    "`dice_table` of predicted masks uint8 [N,H,W] for slices, [N,C]; NaN too in cells that nobody examined."
+    table = dice_table(pred, slices.masks, len(slices.classes), slices.classes.unions)
+    return np.where(slices.known, table, np.nan)
+
+
+# %%
+half_known = SliceSet(np.zeros_like(t), t, np.array([[True, True], [False, False]]))
+test_eq(examined_dice(p, half_known)[0], small[0])
+assert np.isnan(examined_dice(p, half_known)[1]).all()      # the invention is not counted: nobody looked
 
 
 # %% [markdown]

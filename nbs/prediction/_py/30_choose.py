@@ -25,7 +25,7 @@ from ctseg.data.slices import SliceSet
 from ctseg.inference.expected_dice import drawn_structures, fit_expected_dice
 from ctseg.inference.loop import Each, over_slices
 from ctseg.inference.rule import Rule, decide
-from ctseg.metrics.challenge import dice_table, mean_dice
+from ctseg.metrics.challenge import examined_dice, mean_dice
 from ctseg.prediction.predictor import Predictor, RunMember, members_of_runs
 from ctseg.prediction.saved import run_spec
 from ctseg.runs.folder import Run
@@ -137,10 +137,9 @@ for predictor, part in out_of_fold(ensemble, slices):
 #| export
 Measure = Callable[[torch.Tensor, torch.Tensor, SliceSet], torch.Tensor]
 
-def examined_dice(label: torch.Tensor, prob: torch.Tensor, slices: SliceSet) -> torch.Tensor:
-    "The challenge's Dice f32 [B, C] of labels [B, H, W]; NaN for cells that nobody examined."
-    dice = dice_table(label.cpu().numpy(), slices.masks, len(slices.classes), slices.classes.unions)
-    return torch.from_numpy(np.where(slices.known, dice, np.nan).astype(np.float32))
+def label_dice(label: torch.Tensor, prob: torch.Tensor, slices: SliceSet) -> torch.Tensor:
+    "`examined_dice` of labels [B, H, W], f32 [B, C]."
+    return torch.from_numpy(examined_dice(label.cpu().numpy(), slices)).float()
 
 def structures_drawn(label: torch.Tensor, prob: torch.Tensor, slices: SliceSet) -> torch.Tensor:
     "What the expected Dice is estimated from, f32 [B, 3, C], see `drawn_structures`."
@@ -150,7 +149,7 @@ def structures_drawn(label: torch.Tensor, prob: torch.Tensor, slices: SliceSet) 
 # %%
 part = slices[:4]
 label = torch.from_numpy(np.roll(part.masks, 1, 1))
-print(examined_dice(label, None, part).numpy().round(2))
+print(label_dice(label, None, part).numpy().round(2))
 
 
 # %%
@@ -164,7 +163,7 @@ def rule_tables(
     rules: list[Rule],
     batch_size: int = 16,
     each: Each | None = None, # goes through the batches, and may stop; None: simply
-    measure: Measure = examined_dice, # of labels [B, H, W], probabilities [B, C, H, W] and the slices: [B, …]
+    measure: Measure = label_dice, # of labels [B, H, W], probabilities [B, C, H, W] and the slices: [B, …]
 ) -> np.ndarray: # [R, N, …]
     "What `measure` says of each rule and slice; needs the memory of one batch."
     tables = []

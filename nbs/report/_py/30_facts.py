@@ -25,7 +25,7 @@ from ctseg.data.sources import read_slices
 from ctseg.inference.calibration import plot_reliability
 from ctseg.io.neighbours import with_neighbours
 from ctseg.metrics.bootstrap import bootstrap_mean
-from ctseg.metrics.challenge import dice_table
+from ctseg.metrics.challenge import examined_dice
 from ctseg.metrics.evaluate import evaluate, plain_value
 from ctseg.prediction.choose import held_out_by
 from ctseg.prediction.saved import SavedCalibration, class_names, read_metrics, run_spec
@@ -74,6 +74,21 @@ spec = run_spec(run)
 #| export
 SPLITS = ("held-out", "test")
 
+def read_split(
+    data: str | Path | SliceSet, # a folder or a store; slices are given back as they are
+    split: str, # of `SPLITS`: held-out slices are among those of the training
+    annotated: str = "json", # of a folder, see `read_challenge`
+    context: int = 0, # neighbours on each side
+) -> SliceSet:
+    "The slices among which those of a split are."
+    if isinstance(data, SliceSet): return data
+    images = "test" if split == "test" else "train"
+    return with_neighbours(read_slices(data, images, annotated), data, images, context)
+
+
+# %%
+assert read_split(slices, "held-out") is slices
+
 
 # %%
 #| export
@@ -86,13 +101,9 @@ def scored_slices(
     "The slices with truth that a run may be judged by."
     if split not in SPLITS:
         raise did_you_mean("split", split, SPLITS)
-    if isinstance(data, SliceSet):
-        slices = data
-    else:
-        images = "test" if split == "test" else "train"
-        context = run_spec(run)["recipe"].data.context
-        slices = with_neighbours(read_slices(data, images, annotated), data, images, context)
-    if list(slices.classes.names) != class_names(run_spec(run)):
+    spec = run_spec(run)
+    slices = read_split(data, split, annotated, spec["recipe"].data.context)
+    if list(slices.classes.names) != class_names(spec):
         raise InputError(f"{run.folder}: knows other classes than the data it is to be scored on")
     if split == "held-out":
         slices = slices[held_out_by(run, slices)]
@@ -255,8 +266,7 @@ DRAWS = 500 # of the bootstrap, for each class: a page of 54 classes must not ta
 
 def class_intervals(slices: SliceSet, pred: np.ndarray) -> list[list[float | None]]:
     "The 95 % interval of each class's Dice over groups, for predictions uint8 [N, H, W]; None without a score."
-    dice = dice_table(pred, slices.masks, len(slices.classes))
-    table = np.where(slices.known, dice, np.nan)
+    table = examined_dice(pred, slices)
     intervals = []
     for c in range(len(slices.classes)):
         score = bootstrap_mean(table[:, [c]], slices.groups, DRAWS)

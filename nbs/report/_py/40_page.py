@@ -24,13 +24,11 @@ from ctseg.core.device import DevicePlan
 from ctseg.core.errors import InputError
 from ctseg.core.paths import refuse_folder
 from ctseg.data.slices import SliceSet
-from ctseg.data.sources import read_slices
 from ctseg.inference.rule import Rule
-from ctseg.io.neighbours import with_neighbours
 from ctseg.prediction.prepare import prepare
 from ctseg.prediction.saved import run_classes, run_spec
 from ctseg.prediction.sureness import judged
-from ctseg.report.facts import prediction_facts, pseudo_facts, run_facts, scored_slices
+from ctseg.report.facts import prediction_facts, pseudo_facts, read_split, run_facts, scored_slices
 from ctseg.report.pictures import pack_slices
 from ctseg.runs.source import find_run, hub_name
 
@@ -193,9 +191,9 @@ def training_slices(
     data: str | Path | SliceSet, split: str, annotated: str, context: int = 0,
 ) -> SliceSet | None:
     "The slices of the data that runs are trained on, with so many neighbours; None where a folder holds a test alone."
-    if isinstance(data, SliceSet): return data
-    if split == "test" and not (Path(data)/"train-images").is_dir(): return None
-    return with_neighbours(read_slices(data, "train", annotated), data, "train", context)
+    test_alone = not isinstance(data, SliceSet) and not (Path(data)/"train-images").is_dir()
+    if split == "test" and test_alone: return None
+    return read_split(data, "held-out", annotated, context)
 
 
 # %%

@@ -19,15 +19,13 @@ from ctseg.core.device import DevicePlan
 from ctseg.core.errors import InputError
 from ctseg.core.paths import real_path
 from ctseg.data.slices import SliceSet
-from ctseg.data.sources import read_slices
 from ctseg.inference.rule import Rule
-from ctseg.io.neighbours import with_neighbours
 from ctseg.metrics.bootstrap import bootstrap_mean, paired_bootstrap
-from ctseg.metrics.challenge import dice_table, mean_dice, per_class
+from ctseg.metrics.challenge import examined_dice, mean_dice, per_class
 from ctseg.prediction.predictor import Predictor, predict_masks
 from ctseg.prediction.prepare import prepare
 from ctseg.prediction.saved import run_spec
-from ctseg.report.facts import scored_slices
+from ctseg.report.facts import read_split, scored_slices
 from ctseg.report.page import fill_template, page_place, write_page
 from ctseg.runs.folder import Run
 from ctseg.runs.source import find_run
@@ -78,11 +76,8 @@ def common_slices(
     annotated: str = "json", # of a folder, see `read_challenge`
 ) -> SliceSet:
     "The slices with truth that none of the runs has trained on."
-    slices = data
-    if not isinstance(data, SliceSet):
-        images = "test" if split == "test" else "train"
-        context = max(run_spec(run)["recipe"].data.context for run in runs)
-        slices = with_neighbours(read_slices(data, images, annotated), data, images, context)
+    context = max(run_spec(run)["recipe"].data.context for run in runs)
+    slices = read_split(data, split, annotated, context)
     candidates = [scored_slices(run, slices, split, annotated) for run in runs]
     names = set.intersection(*(set(part.names) for part in candidates))
     if not names:
@@ -111,11 +106,7 @@ def score_tables(
     "Masks by the predictor's rule, and the Dice of each cell by that rule and by argmax; NaN where nobody examined."
     shown = slices.seen(predictor.context)
     masks = predict_masks(predictor, shown, [predictor.rule, Rule()], batch_size)
-    tables = []
-    for pred in masks:
-        dice = dice_table(pred, slices.masks, len(slices.classes), slices.classes.unions)
-        tables.append(np.where(slices.known, dice, np.nan))
-    return masks[0], tables
+    return masks[0], [examined_dice(pred, slices) for pred in masks]
 
 
 # %%

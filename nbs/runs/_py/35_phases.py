@@ -23,7 +23,7 @@ from ctseg.runs.contents import COUNT
 from ctseg.runs.folder import Run, write_rows
 from ctseg.runs.job import Job
 from ctseg.runs.notes import EpochNotes, Watcher, device_in_words
-from ctseg.training.checkpoints import Checkpoints, drop_steps, save_weights
+from ctseg.training.checkpoints import Checkpoints, save_weights
 from ctseg.training.method import Phase, go_through
 
 # %%
@@ -92,7 +92,7 @@ def load_finished(model: nn.Module, job: Job, phase: str) -> dict[str, Any] | No
         if not rank(): tell_if_lost(run, phase)
         return None
     place(model, job.device, job.recipe.compute.channels_last).eval().requires_grad_(False)
-    if not rank(): drop_steps(checkpoints)
+    if not rank(): checkpoints.drop_steps()
     return state
 
 

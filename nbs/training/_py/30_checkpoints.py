@@ -131,6 +131,7 @@ print(str(caught[0].message).replace(d, "…"))
 #| export
 EARLIER = "going back to the checkpoint before it"  # what is done instead of a damaged checkpoint
 AGAIN = "training this phase again"
+KEPT = 2  # checkpoints of a phase: the newest, and one before it
 
 def write_checkpoint(path: Path, models: Models, state: State) -> None:
     "Write the models and the state as one folder, whole or not at all."
@@ -149,31 +150,34 @@ with tempfile.TemporaryDirectory() as d:
     print(sorted(p.name for p in (Path(d)/"step-1").iterdir()))
     test_eq(read_checkpoint(Path(d)/"step-1", {"model": twin}, ""), {"step": 1})
 
+
 # %% [markdown]
 # `Checkpoints` are those of one phase. One earlier checkpoint is kept in case the newest turns out damaged.
 
 # %%
 #| export
-KEPT = 2 # checkpoints of a phase: the newest, and one before it
-
 class Checkpoints:
     "The checkpoints of a phase: `step-0000120/` has all that is needed after 120 steps, `final/` what remains."
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
 
     def saved(self) -> list[Path]:
-        "The folders of unfinished training, newest first."
+        "The unfinished training, newest first."
         return sorted(self.folder.glob("step-*"), reverse=True)
 
     def save(self, step: int, models: Models, state: State) -> None:
-        "Keep the models and the state after `step` steps; delete the oldest."
+        "Keep the state after `step` steps; delete the oldest."
         write_checkpoint(self.folder/f"step-{step:07d}", models, state)
-        for old in self.saved()[KEPT:]: remove(old)
+        self.drop_steps(KEPT)
 
     def finish(self, models: Models, state: State) -> None:
-        "Keep what later phases and predictions need, no checkpoints."
+        "Keep what later phases and predictions need."
         write_checkpoint(self.folder/"final", models, state)
-        for old in self.saved(): remove(old)
+        self.drop_steps()
+
+    def drop_steps(self, kept: int = 0) -> None:
+        "Delete the checkpoints of unfinished training but the newest."
+        for old in self.saved()[kept:]: remove(old)
 
     def load(self, models: Models, use: Use = no_use) -> State | None:
         "Load the newest checkpoint that is whole and of use; its state, or None."
@@ -186,24 +190,16 @@ class Checkpoints:
     def final(self, models: Models, use: Use = no_use) -> State | None:
         "Load a finished phase; its state, or None."
         path = self.folder/"final"
-        if not os.path.lexists(path): return None
-        return read_checkpoint(path, models, AGAIN, use)
+        return read_checkpoint(path, models, AGAIN, use) if os.path.lexists(path) else None
 
 
 # %% [markdown]
 # A kill between the two halves of `finish` leaves checkpoints beside the finished phase. Who goes on with the run deletes them.
 
 # %%
-#| export
-def drop_steps(checkpoints: Checkpoints) -> None:
-    "Delete the checkpoints of a finished phase that a kill at its end has left."
-    for old in checkpoints.saved(): remove(old)
-
-
-# %%
 with tempfile.TemporaryDirectory() as d:
     for name in ("step-0000120", "final"): (Path(d)/name).mkdir()
-    drop_steps(Checkpoints(d))
+    Checkpoints(d).drop_steps()
     test_eq([p.name for p in Path(d).iterdir()], ["final"])
 
 # %%

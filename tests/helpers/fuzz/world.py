@@ -43,13 +43,13 @@ def train(data: str, out: str, recipe: str, settings: list[str], epochs: int | N
     from ctseg.recipes.fit import fit
     from ctseg.recipes.table import get_recipe
     from ctseg.runs.recipe import apply_settings
-    from ctseg.training.loop import Trainer
+    from ctseg.training import loop
     if epochs:
-        whole = Trainer.end_epoch
-        def end_epoch(self):
-            whole(self)
-            if self.progress.epoch == epochs: os._exit(0)
-        Trainer.end_epoch = end_epoch
+        whole = loop.end_epoch
+        def end_epoch(session):
+            whole(session)
+            if session.progress.epoch == epochs: os._exit(0)
+        loop.end_epoch = end_epoch
     chosen = [s.removeprefix("--set=") for s in settings if s.startswith("--set=")]
     fit(data, apply_settings(get_recipe(recipe), chosen), out, device="cpu", progress=False)
 
