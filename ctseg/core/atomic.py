@@ -22,12 +22,13 @@ from pathlib import Path
 
 try:
     import fcntl
+    import resource
 except ImportError:  # Windows
-    fcntl = None
+    fcntl = resource = None
 
 from .errors import InputError
 from .folders import made_folder
-from .paths import disk_errors, real_path, refuse_nameless
+from .paths import disk_errors, real_path, refuse_loop, refuse_nameless
 
 # %% ../../nbs/core/10_atomic.ipynb #77fdf6f9
 _DESCRIPTOR = re.compile(r"/dev/(stdin|stdout|stderr|fd/\d+)|/proc/.+/fd/\d+")  # open files of any kind
@@ -40,10 +41,8 @@ def _is_stream(path: Path) -> bool:
 def _final_path(path: Path) -> Path:
     "Where a write to `path` ends up: the target of a link, else `path` itself; `InputError` if that is no place."
     refuse_nameless(path)
-    if not path.is_symlink(): return path
-    final = real_path(path)
-    if not final.is_symlink(): return final
-    raise InputError(f"cannot write {path}: it is a link that leads to itself")
+    refuse_loop(path)
+    return real_path(path) if path.is_symlink() else path
 
 # %% ../../nbs/core/10_atomic.ipynb #4de54380
 _PATIENCE = 3.  # seconds
@@ -122,9 +121,20 @@ def flush_to_disk(path: Path) -> None:
     "Wait until a file, or a folder with all it holds, is on the disk; folders only where the system can do that."
     if path.is_dir():
         inside = [p for p in path.rglob("*") if not p.is_symlink()]
-        with ThreadPoolExecutor(16) as pool:  # a disk takes many at once
-            list(pool.map(_flush_one, inside))  # raises what went wrong
+        _flush_all(inside)
     _flush_one(path)
+
+def _flush_all(paths: list[Path]) -> None:
+    "Many at once, as a disk takes them; one after the other where memory is limited."
+    if _memory_is_limited():  # Python may wait for ever for a thread that finds no room
+        for path in paths: _flush_one(path)
+        return
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(_flush_one, paths))  # raises what went wrong
+
+def _memory_is_limited() -> bool:
+    "Is there a limit of this process (`ulimit -v`)? Each thread reserves some 100 MB of it."
+    return resource is not None and resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY
 
 def _flush_one(path: Path) -> None:
     "Wait until one file, or the names in one folder, are on the disk."

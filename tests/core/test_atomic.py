@@ -213,3 +213,15 @@ def test_killed_writers_of_long_names_are_swept(tmp_path):
     assert left.exists()
     with atomic.atomic_path(tmp_path/name) as tmp: tmp.write_text("x")
     assert not left.exists()
+
+
+def test_a_folder_is_flushed_without_threads_where_memory_is_limited(tmp_path, monkeypatch):
+    if atomic.resource is None: pytest.skip("no such limits here")
+    flushed = []
+    monkeypatch.setattr(atomic.resource, "getrlimit", lambda kind: (1 << 30, 1 << 30))
+    monkeypatch.setattr(atomic, "ThreadPoolExecutor", None)
+    monkeypatch.setattr(atomic, "_flush_one", flushed.append)
+    with atomic.atomic_path(tmp_path/"new") as tmp:
+        tmp.mkdir()
+        (tmp/"a").touch()
+    assert "a" in [path.name for path in flushed]
