@@ -27,7 +27,7 @@ from .core.atomic import atomic_path
 from .core.errors import InputError, did_you_mean, some_of
 from .core.folders import made_folder
 from .core.json_files import write_json
-from .core.paths import disk_errors, disk_full
+from .core.paths import disk_errors, disk_full, refuse_inside
 from .inference.engine import engine_of
 from .io.dicom_seg import make_segmentation
 from .io.neighbours import step_mm
@@ -350,6 +350,7 @@ def segment(
     given = options_of(SegmentOptions, options, "segment")
     wanted, out = check_formats(formats), new_folder(out)
     paths = [scans] if isinstance(scans, (str, Path)) else list(scans)
+    refuse_inside(out, paths)
     predictor = _prepared(runs, given)
     slicing, notes = choose_slicing(trained_slicings(predictor), given.given)
     found = find_scans(paths, given.gaps, given.keep_patient, slicing.orientation)

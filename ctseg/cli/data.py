@@ -23,6 +23,7 @@ from ctseg.cli.slices import (
     fitting_options, png_options, where_to, without_none,
 )
 from ..core.errors import did_you_mean
+from ..core.paths import refuse_inside
 
 # %% ../../nbs/cli/50_data.ipynb #26dc4610
 AGAINST = typer.Option(help="check this submission against the folder's test images")
@@ -179,6 +180,7 @@ def import_(
 ):
     "Make a challenge folder, or a store, of volumes, or of images and masks; what nobody contoured stays unknown."
     refuse_replacing([key], [*places, classes, rename])
+    refuse_inside(places[-1], [*places[:-1], test])
     facts = import_kind(kind, places, *grouped(locals()))
     print_facts({name: value for name, value in facts.items() if value not in ([], {})})
     print_facts({"store" if store else "challenge folder": places[-1]})

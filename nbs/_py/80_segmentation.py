@@ -29,7 +29,7 @@ from ctseg.core.atomic import atomic_path
 from ctseg.core.errors import InputError, did_you_mean, some_of
 from ctseg.core.folders import made_folder
 from ctseg.core.json_files import write_json
-from ctseg.core.paths import disk_errors, disk_full
+from ctseg.core.paths import disk_errors, disk_full, refuse_inside
 from ctseg.inference.engine import engine_of
 from ctseg.io.dicom_seg import make_segmentation
 from ctseg.io.neighbours import step_mm
@@ -505,6 +505,7 @@ def segment(
     given = options_of(SegmentOptions, options, "segment")
     wanted, out = check_formats(formats), new_folder(out)
     paths = [scans] if isinstance(scans, (str, Path)) else list(scans)
+    refuse_inside(out, paths)
     predictor = _prepared(runs, given)
     slicing, notes = choose_slicing(trained_slicings(predictor), given.given)
     found = find_scans(paths, given.gaps, given.keep_patient, slicing.orientation)

@@ -25,6 +25,7 @@ from ctseg.cli.slices import (
     fitting_options, png_options, where_to, without_none,
 )
 from ctseg.core.errors import did_you_mean
+from ctseg.core.paths import refuse_inside
 
 # %%
 #| hide
@@ -236,6 +237,7 @@ def import_(
 ):
     "Make a challenge folder, or a store, of volumes, or of images and masks; what nobody contoured stays unknown."
     refuse_replacing([key], [*places, classes, rename])
+    refuse_inside(places[-1], [*places[:-1], test])
     facts = import_kind(kind, places, *grouped(locals()))
     print_facts({name: value for name, value in facts.items() if value not in ([], {})})
     print_facts({"store" if store else "challenge folder": places[-1]})
