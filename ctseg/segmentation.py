@@ -25,7 +25,7 @@ from .core.anatomy import ClassMap
 from .core.arguments import checks_arguments, options_of
 from .core.atomic import atomic_path
 from .core.errors import InputError, did_you_mean, some_of
-from .core.folders import made_folder
+from .core.folders import alone_in
 from .core.json_files import write_json
 from .core.paths import disk_errors, disk_full, refuse_inside
 from .inference.engine import engine_of
@@ -357,7 +357,8 @@ def segment(
     _refuse_impossible(found, wanted)
     job = SegmentJob(predictor, slicing, wanted, given, out)
     result = Segmented(out, [], found.broken, found.passed_over, notes + found.notes)
-    with made_folder(out):
+    with alone_in(out, out):
+        new_folder(out)  # once more: another command may have been faster
         try:
             _work_through(job, found.scans, result)
             _refuse_all_failed(result)

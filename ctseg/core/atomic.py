@@ -21,13 +21,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 try:
-    import fcntl
     import resource
 except ImportError:  # Windows
-    fcntl = resource = None
+    resource = None
 
 from .errors import InputError
-from .folders import made_folder
+from .folders import lock_folder, made_folder
 from .paths import disk_errors, real_path, refuse_loop, refuse_nameless
 
 # %% ../../nbs/core/10_atomic.ipynb #77fdf6f9
@@ -77,6 +76,16 @@ def _put_in_place(new: Path, path: Path, aside: Path) -> None:
     if new.is_dir() and path.is_dir(): os.replace(path, aside)
     os.replace(new, path)
 
+def _put_new(new: Path, path: Path) -> None:
+    "Rename a folder to `path`, where nothing is, or an empty folder; `InputError` for anything else."
+    with contextlib.suppress(OSError): path.rmdir()
+    try:
+        if path.exists(): raise FileExistsError
+        os.rename(new, path)
+    except OSError as e:
+        if not path.exists(): raise
+        raise InputError(f"{path}: another command has written it meanwhile; choose another name") from e
+
 # %% ../../nbs/core/10_atomic.ipynb #12a6e3c3
 def _put_back(path: Path, aside: Path) -> None:
     "Undo the first half of `_put_in_place` where the second did not happen."
@@ -89,17 +98,6 @@ def remove(path: Path) -> None:
     else: path.unlink(missing_ok=True)
 
 # %% ../../nbs/core/10_atomic.ipynb #e8fefde1
-def _lock_folder(folder: Path) -> int | None:
-    "A descriptor that locks the folder until it is closed; None if another process holds the lock, or none can be had."
-    if fcntl is None: return None
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(descriptor)
-        return None
-    return descriptor
-
 def _hold_prefix(path: Path) -> str:
     "How the names of temporary folders beside `path` begin; short enough for any name that the disk takes."
     name = os.fsencode(path.name)
@@ -110,7 +108,7 @@ def sweep(path: Path, older_than: float = 60.) -> None:
     for left in path.parent.glob(f"{glob.escape(_hold_prefix(path))}*{PART}"):
         with contextlib.suppress(OSError):
             if time.time() - left.stat().st_mtime < older_than: continue
-            lock = _lock_folder(left)
+            lock = lock_folder(left)
             if lock is None: continue
             _put_back(path, left/_OLD)
             shutil.rmtree(left, ignore_errors=True)
@@ -171,7 +169,7 @@ def _folder_beside(path: Path) -> Iterator[Path]:
         raise InputError(f"cannot write {path}: no file can be made there; choose another folder") from None
     lock = None
     try:
-        lock = _lock_folder(hold)
+        lock = lock_folder(hold)
         yield hold
     finally:
         _put_back(path, hold/_OLD)
@@ -181,14 +179,15 @@ def _folder_beside(path: Path) -> Iterator[Path]:
 
 # %% ../../nbs/core/10_atomic.ipynb #091961d2
 @contextlib.contextmanager
-def _replacing(path: Path, private: bool) -> Iterator[Path]:
+def _replacing(path: Path, private: bool, new_only: bool) -> Iterator[Path]:
     "A temporary path; what is there at the end of the block takes the place of `path`, on the disk and all at once."
     with made_folder(path.parent) as made, _folder_beside(path) as hold:
         new = hold/path.name
         yield new
         if private: os.chmod(new, 0o600)
         flush_to_disk(new)
-        _put_in_place(new, path, hold/_OLD)
+        if new_only: _put_new(new, path)
+        else: _put_in_place(new, path, hold/_OLD)
         for folder in (path, *made): _flush_one(folder.parent)
 
 def _asked_for(path: Path) -> Path:
@@ -199,10 +198,11 @@ def _asked_for(path: Path) -> Path:
 def atomic_path(
     path: str | Path, # the final path, a file or a folder
     private: bool = False, # nobody else may read it
+    new: bool = False, # a folder: `InputError` if something has come to its place meanwhile
 ) -> Iterator[Path]: # a temporary path beside it, with the same name
     "Write to the temporary path that is yielded; it takes the name `path` when the block ends well, and goes when it fails."
     path = Path(path)
     stream = _is_stream(path)
     if not stream: path = _final_path(path)
-    write = _with_reader(path) if stream else _replacing(path, private)
+    write = _with_reader(path) if stream else _replacing(path, private, new)
     with disk_errors(_asked_for(path)), write as target: yield target

@@ -152,7 +152,7 @@ def write_store(
     content = splits, notes or {}, arrays or {}
     if isinstance(place, Path):
         refuse_existing(place)
-        with atomic_path(place) as tmp:
+        with atomic_path(place, new=True) as tmp:
             _write_splits(zarr.open_group(tmp, mode="w"), *content)
             for path in beside: shutil.copyfile(path, tmp/path.name)
         return

@@ -368,7 +368,7 @@ def merge(
     sources = find_sources(folders)
     plan = planned_classes(sources, rename, unions)
     frame = frame_of(sources, resize, size)
-    with atomic_path(out) as tmp:
+    with atomic_path(out, new=True) as tmp:
         gathered, rows = gather(sources, plan, frame, annotated, tmp.parent/"arrays")
         _check_examined_at_all(rows, folders)
         tmp.mkdir()

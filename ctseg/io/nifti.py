@@ -248,7 +248,7 @@ def export_nifti(
     "Put predicted masks back onto the grids of their volumes, as NIfTI label maps."
     import_volumes_package("nibabel")
     out, facts = new_folder(out), {}
-    with atomic_path(out) as tmp:
+    with atomic_path(out, new=True) as tmp:
         tmp.mkdir()
         for volume in predicted_volumes(masks, folder, split):
             entry, path = volume.entry, tmp/f"{volume.id}.nii.gz"

@@ -27,7 +27,7 @@ from ctseg.core.anatomy import ClassMap
 from ctseg.core.arguments import checks_arguments, options_of
 from ctseg.core.atomic import atomic_path
 from ctseg.core.errors import InputError, did_you_mean, some_of
-from ctseg.core.folders import made_folder
+from ctseg.core.folders import alone_in
 from ctseg.core.json_files import write_json
 from ctseg.core.paths import disk_errors, disk_full, refuse_inside
 from ctseg.inference.engine import engine_of
@@ -512,7 +512,8 @@ def segment(
     _refuse_impossible(found, wanted)
     job = SegmentJob(predictor, slicing, wanted, given, out)
     result = Segmented(out, [], found.broken, found.passed_over, notes + found.notes)
-    with made_folder(out):
+    with alone_in(out, out):
+        new_folder(out)  # once more: another command may have been faster
         try:
             _work_through(job, found.scans, result)
             _refuse_all_failed(result)

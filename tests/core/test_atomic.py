@@ -225,3 +225,22 @@ def test_a_folder_is_flushed_without_threads_where_memory_is_limited(tmp_path, m
         tmp.mkdir()
         (tmp/"a").touch()
     assert "a" in [path.name for path in flushed]
+
+
+@pytest.mark.parametrize("rival", ["folder", "file"])
+def test_a_folder_that_came_meanwhile_is_not_replaced(tmp_path, rival):
+    "Two commands with one output: the first one to end wins, and the other is told."
+    with pytest.raises(InputError, match="another command has written it meanwhile"), atomic.atomic_path(tmp_path/"out", new=True) as tmp:
+        tmp.mkdir()
+        (tmp/"mine").touch()
+        if rival == "folder": (tmp_path/"out").mkdir()
+        (tmp_path/"out"/"theirs" if rival == "folder" else tmp_path/"out").touch()
+    assert [path.name for path in tmp_path.rglob("*")] == ["out", "theirs"][:1 + (rival == "folder")]
+
+
+def test_an_empty_folder_is_filled(tmp_path):
+    (tmp_path/"out").mkdir()
+    with atomic.atomic_path(tmp_path/"out", new=True) as tmp:
+        tmp.mkdir()
+        (tmp/"mine").touch()
+    assert [path.name for path in tmp_path.rglob("*")] == ["out", "mine"]

@@ -375,7 +375,7 @@ def _write(out: Path, slices: dict[str, SliceSet], splits: dict[str, Placed], st
         if store:
             notes = {"patients": True, "slicing": None, "neighbour_mm": {}}
             return write_store(slices, out, notes, beside=[index])
-        with atomic_path(out) as tmp:
+        with atomic_path(out, new=True) as tmp:
             tmp.mkdir()
             for split, those in slices.items():
                 write_challenge(those, tmp, split)
