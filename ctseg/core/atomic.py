@@ -148,8 +148,17 @@ def _flush_one(path: Path) -> None:
         os.close(descriptor)
 
 # %% ../../nbs/core/10_atomic.ipynb #97af23a6
+_TRIES = 5
+
 def _clear(hold: Path) -> None:
-    "Remove a temporary folder as far as that goes, with one descriptor at a time: there may be no more of them."
+    "Remove a temporary folder as far as that goes. A library that was interrupted may still write into it for a moment."
+    for attempt in range(_TRIES):
+        if attempt: time.sleep(.1)
+        _remove_inside(hold)
+        if not hold.exists(): return
+
+def _remove_inside(hold: Path) -> None:
+    "Remove a folder and what is in it, with one descriptor at a time: there may be no more of them."
     for place, folders, files in os.walk(hold, topdown=False):
         for path in (Path(place)/name for name in (*files, *folders)):
             with contextlib.suppress(OSError):

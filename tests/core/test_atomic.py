@@ -244,3 +244,23 @@ def test_an_empty_folder_is_filled(tmp_path):
         tmp.mkdir()
         (tmp/"mine").touch()
     assert [path.name for path in tmp_path.rglob("*")] == ["out", "mine"]
+
+
+def test_what_a_library_still_writes_goes_too(tmp_path):
+    "As zarr does, whose threads go on for a moment after an interruption."
+    stop, began = threading.Event(), threading.Event()
+    def write(folder):
+        for i in range(20):
+            if stop.wait(.01): return
+            if folder.parent.is_dir():
+                folder.mkdir(exist_ok=True)
+                (folder/f"{i}").touch()
+            began.set()
+    with pytest.raises(KeyboardInterrupt), atomic.atomic_path(tmp_path/"out") as tmp:
+        writer = threading.Thread(target=write, args=(tmp,))
+        writer.start()
+        began.wait()
+        raise KeyboardInterrupt
+    stop.set()
+    writer.join()
+    assert not list(tmp_path.iterdir())

@@ -232,14 +232,22 @@ with tempfile.TemporaryDirectory() as d:
     flush_to_disk(Path(d))
     test_eq((Path(d)/"a.txt").read_text(), "kept")
 
-
 # %% [markdown]
 # Now the pieces are put together. What is made for a write is taken away again by who made it: first the temporary folder, then the [folders](08_folders.ipynb) above.
 
 # %%
 #| export
+_TRIES = 5
+
 def _clear(hold: Path) -> None:
-    "Remove a temporary folder as far as that goes, with one descriptor at a time: there may be no more of them."
+    "Remove a temporary folder as far as that goes. A library that was interrupted may still write into it for a moment."
+    for attempt in range(_TRIES):
+        if attempt: time.sleep(.1)
+        _remove_inside(hold)
+        if not hold.exists(): return
+
+def _remove_inside(hold: Path) -> None:
+    "Remove a folder and what is in it, with one descriptor at a time: there may be no more of them."
     for place, folders, files in os.walk(hold, topdown=False):
         for path in (Path(place)/name for name in (*files, *folders)):
             with contextlib.suppress(OSError):
