@@ -18,6 +18,7 @@ import contextlib
 import gzip
 import io
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -392,6 +393,9 @@ def write_masks(
         raise InputError(f"masks are {masks.dtype} {list(masks.shape)}; expected uint8 [N,H,W]")
     if len(names) != len(masks) or not len(names):
         raise InputError(f"{len(names)} names for {len(masks)} masks; expected one each")
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise InputError(f"two images are called {twice[0]}; expected a name of its own for each")
     table = PixelRows(masks)
     rows = max(1, min(512, 2**16//len(names)))  # at a time: memory does not grow with the number of images
     with atomic_path(path) as tmp, _create_csv(tmp) as f:
