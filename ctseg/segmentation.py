@@ -28,6 +28,7 @@ from .core.errors import InputError, did_you_mean, some_of
 from .core.folders import alone_in
 from .core.json_files import write_json
 from .core.paths import disk_errors, disk_full, refuse_inside
+from .core.schema import check_whole
 from .inference.engine import engine_of
 from .io.dicom_seg import make_segmentation
 from .io.neighbours import step_mm
@@ -67,6 +68,8 @@ class SegmentOptions:
     pictures: int = 100                           # scans with a picture on the page
 
     def __post_init__(self):
+        check_whole("batch_size", self.batch_size)
+        check_whole("pictures", self.pictures, 0)
         Slicing(**self.given)
         if self.window == "random":
             raise InputError("window 'random': scans need a fixed window, such as soft, lung or bone")
@@ -350,6 +353,7 @@ def segment(
     given = options_of(SegmentOptions, options, "segment")
     wanted, out = check_formats(formats), new_folder(out)
     paths = [scans] if isinstance(scans, (str, Path)) else list(scans)
+    if not paths: raise InputError("segment: no scans were given; give NIfTI files, or folders of DICOM or NIfTI")
     refuse_inside(out, paths)
     predictor = _prepared(runs, given)
     slicing, notes = choose_slicing(trained_slicings(predictor), given.given)
