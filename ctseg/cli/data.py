@@ -127,7 +127,8 @@ def import_kind(
     kinds = importers()
     if kind not in kinds:
         raise did_you_mean("kind of data", kind, kinds)
-    places = where_to(kind, places)
+    *read, out = places = where_to(kind, places)
+    refuse_inside(out, [*read, only_png["test"]])
     takes = inspect.signature(kinds[kind]).parameters
     how = work_options(kind, takes, work)
     if kind == "png":
@@ -180,7 +181,6 @@ def import_(
 ):
     "Make a challenge folder, or a store, of volumes, or of images and masks; what nobody contoured stays unknown."
     refuse_replacing([key], [*places, classes, rename])
-    refuse_inside(places[-1], [*places[:-1], test])
     facts = import_kind(kind, places, *grouped(locals()))
     print_facts({name: value for name, value in facts.items() if value not in ([], {})})
     print_facts({"store" if store else "challenge folder": places[-1]})

@@ -57,8 +57,9 @@ def has_test(place: str|Path) -> bool:
     if is_store(place): return "test" in store_splits(place)
     return os.path.lexists(Path(place)/"test-images")
 
-def refuse_among_slices(out: str|Path, place: str|Path):
+def refuse_among_slices(out: str|Path, place: SliceSet|str|Path|None):
     "`InputError` for a run folder in a store, or among the images of a challenge folder; beside them it may lie."
+    if not isinstance(place, (str, Path)): return
     images = [Path(place)/f"{split}-images" for split in ("train", "test")]
     refuse_inside(out, [place] if is_store(place) else images)
 

@@ -191,22 +191,22 @@ def write_volumes(
     classes: ClassMap,
     slicing: Slicing,
     test_share: float = 0., # share of the patients set aside as a test
-    key = None, # where to write the table volume → source, outside `out`; `None`: nowhere
+    key = None, # where to write the table volume → source; `None`: nowhere
     work: Work|None = None, # how many processes, what to do with damaged volumes
     renamed: RenamedSlices|None = None, # the names to write
 ) -> dict: # facts about what was written
     """Cut volumes into a challenge folder with an `index.json`. Each volume is loaded once and let go.
 
-    What is cut waits in a folder `OUT.parts` until all is. `InputError` before anything is written:
+    What is cut waits in `OUT.parts` until all is. `InputError` before anything is written:
     for a folder in use, contradictory labels, a test annotated in part.
     """
     work = work or Work()
     if work.store: check_store_place(out)
     out = _prepare(cases, out, slicing, test_share, key)
     with contextlib.ExitStack() as stack:
-        folder = stack.enter_context(held_parts(out))
+        parts = stack.enter_context(held_parts(out))
         cut = cut_cases(cases, out, classes, slicing, work)
-        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        stack.callback(shutil.rmtree, parts, ignore_errors=True)
         _check_left(cut, work, out)
         check_test([one.case for one in cut])
         splits = _gathered(cut, len(classes), slicing, out)

@@ -81,8 +81,9 @@ def _refuse_strangers(strangers: list[Path], stems: Collection[str], images):
     remedy = "add the images, or take these masks out"
     meant = spelt_otherwise(first.stem, stems)
     if meant:
-        letters = ", and in the same coding of their letters (NFC or NFD)" if same_letters(first.stem, meant) else ""
-        remedy = f"{meant}.png is there: give both one name{letters}"
+        remedy = f"{meant}.png is there: give both one name"
+    if meant and same_letters(first.stem, meant):
+        remedy += ", and in the same coding of their letters (NFC or NFD)"
     raise InputError(f"{first}: there is no image for it in {images}{more}; {remedy}")
 
 

@@ -232,7 +232,7 @@ def run_demo(
     """
     out, start = Path(out), time.monotonic()
     settings = demo_settings() if settings is None else settings
-    if data: refuse_among_slices(out, data)
+    refuse_among_slices(out, data)
     earlier = _may_write(out, overwrite, (settings, PRETRAINED, SMALL, *EARLIER))
     try:
         folder, mirror = (Path(data), "") if data else _sample(out)

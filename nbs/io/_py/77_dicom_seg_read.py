@@ -429,7 +429,7 @@ def read_segments(
     with_frames = _with_frames(frames, names)
     numbers = [n for n, name in names.items() if n in with_frames and (wanted is None or wanted(name))]
     masks = {number: np.zeros(series.shape, bool) for number in numbers}
-    held = {number: np.zeros(series.shape[-1], bool) for number in numbers} # slices that are not without it
+    held = {number: np.zeros(series.shape[-1], bool) for number in numbers}
     placer = _Placer(series, frame_shape(header))
     lost = 0
     for frame, segment, drawn, faint in _drawn_segments(path, header, frames):

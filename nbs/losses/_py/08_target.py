@@ -212,7 +212,8 @@ def check_known(known: torch.Tensor) -> None:
     odd = (known != 0) & (known != 1)
     if odd.any():
         value = known[odd][0].item()
-        raise InputError(f"known holds {value:g}, expected true or false; how much a pixel counts is said by weight")
+        remedy = "how much a pixel counts is said by weight"
+        raise InputError(f"known holds {value:g}, expected true or false; {remedy}")
 
 
 # %%

@@ -536,7 +536,7 @@ def fit(
     more = read_options(options, recipe)
     names = check_trackers(more.log)
     recipe, plugins = with_plugins(recipe, more.plugins)
-    if not isinstance(data, SliceSet): refuse_among_slices(out, data)
+    refuse_among_slices(out, data)
     plan, run = pick_device(device, recipe.compute.precision), Run(out)
     with more.deadline() as deadline, memory_errors(f"{plan.name}: {TOO_LARGE}"):
         make_accelerator(plan)  # connects the processes
