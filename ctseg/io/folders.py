@@ -192,7 +192,7 @@ def write_volumes(
     slicing: Slicing,
     test_share: float = 0., # share of the patients set aside as a test
     key = None, # where to write the table volume → source; `None`: nowhere
-    work: Work|None = None, # how many processes, what to do with damaged volumes
+    work: Work|None = None, # how many processes, what of damaged volumes
     renamed: RenamedSlices|None = None, # the names to write
 ) -> dict: # facts about what was written
     """Cut volumes into a challenge folder with an `index.json`. Each volume is loaded once and let go.

@@ -118,7 +118,7 @@ class SegmentOptions:
     batch_size: int = 16                          # slices at a time
     views: int = 1                                # of each slice, averaged, see `tta_views`
     engine: str = "auto"                          # what computes: auto, torch, openvino or onnx
-    progress: bool = False                        # show a bar in a terminal
+    progress: bool = False                        # show a bar
     pictures: int = 100                           # scans with a picture on the page
 
     def __post_init__(self):
